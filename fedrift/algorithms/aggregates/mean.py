@@ -1,0 +1,75 @@
+"""The weighted mean of what the clients send, and the frame of every other way to make one change of many.
+
+An aggregate turns the changes of a cohort, ``[C, ...]``, into the change of each model, ``[M, ...]``. It
+is a value of an algorithm, ``FedProx(mu=0.1, aggregate=Median())``, so that each rule is written once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ...optimizers import Optimizer
+from ...tree import Tree, wide
+from ...values import Report, Server
+
+
+@dataclass(frozen=True)
+class Mean:
+    """sum_k p_k delta_k with p_k = weight_k / sum of the weights (McMahan et al. 2017, arXiv:1602.05629)."""
+
+    def frozen(self, leaves: Collection[str], round: int) -> frozenset[str]:
+        """The leaves that nobody trains in this round."""
+        return frozenset()
+
+    def begin(self, params: Tree) -> Tree:
+        """What lies under the adapters at first, ``[M, ...]``."""
+        return Tree()
+
+    def combine(self, server: Server, report: Report) -> Tree:
+        """The change of each model, ``[M, ...]``; zeros where none took part."""
+        return average(report.delta, report)
+
+    def rebase(self, before: Server, after: Server, report: Report) -> Server:
+        """Once the params have moved: what else the server changes."""
+        return after
+
+    def refusals(self, server: Optimizer, leaves: Collection[str]) -> list[str]:
+        """Why this makes no sense with this server optimiser or these trained leaves."""
+        return []
+
+
+def average(tree: Tree, report: Report) -> Tree:
+    """Mean over the clients of each model by weight, ``[C, ...] -> [M, ...]``; zeros where none took part."""
+    mass = pool(Tree(_=report.weight), report)["_"]
+    return pool(tree * report.weight, report) / mass.clamp_min(1e-12)
+
+
+def pool(tree: Tree, report: Report) -> Tree:
+    """Sum over the clients of each model, ``[C, ...] -> [M, ...]``, in client order and in float64."""
+    models = len(report.population)
+
+    def add(leaf: Tensor) -> Tensor:
+        total = wide(leaf).new_zeros(models, *leaf.shape[1:])
+        return total.index_add(0, report.group, wide(leaf)).to(leaf.dtype)
+
+    return tree.map(add)
+
+
+def heard(report: Report) -> Tensor:
+    """Which models were trained by anybody, ``[M]`` bool."""
+    return torch.zeros(len(report.population), device=report.group.device).index_add(
+        0, report.group, (report.weight > 0).float()) > 0
+
+
+def by_model(report: Report) -> list[tuple[int, Tensor]]:
+    """Each model that was trained, with the rows ``[.]`` of the clients whose work counts."""
+    rows = [(model, ((report.group == model) & (report.weight > 0)).nonzero().flatten())
+            for model in range(len(report.population))]
+    return [(model, mine) for model, mine in rows if len(mine)]
+
+
+__all__ = ["Mean", "average", "by_model", "heard", "pool"]

@@ -1,0 +1,167 @@
+"""`Source`: how an experiment names its corpus; `load_corpus`: the one way in for all of them."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import numpy as np
+from annotated_types import Ge, Interval
+
+from ..errors import UserError, unknown
+from .bbc import read_bbc
+from .clean import Document, documents, gathered, of_half, unique
+from .corpus import Corpus
+from .files import missing, read_path
+from .halves import READ_BY_POCKET
+from .hub import read_hub
+from .named import NAMED
+from .rows import Rows
+from .split import dealt, limited
+from .tables import SUFFIXES
+
+HALVES = ("all", "pretraining", "unseen")
+HUB_ID = re.compile(r"([\w.-]+/[\w.-]+)(?::([\w.-]+))?")
+
+
+@dataclass(frozen=True)
+class Source:
+    """How a corpus is named in an experiment; in YAML ``corpus: bbc`` is ``Source(name="bbc")``.
+
+    ``name`` is a named corpus, else a local file or folder (see ``files.py``), else a Hugging Face data set
+    id, with its configuration behind a colon where it has several: ``owner/name:configuration``.
+    """
+
+    name: str
+    text: str = "text"  # column names of files and hub data sets (named corpora know their own)
+    label: str = "label"  # "" takes no labels
+    limit: Annotated[int, Ge(1)] | None = None  # at most so many documents, splits and labels in proportion
+    domains: tuple[str, ...] = ()  # only these domains
+    validation: Annotated[float, Interval(ge=0, lt=1)] = 0.1  # shares of train, for want of own splits
+    test: Annotated[float, Interval(ge=0, lt=1)] = 0.1
+    split_seed: int = 0
+    content: str = ""  # Corpus.content of what was loaded, once it was: a changed file is another experiment
+
+
+def load_corpus(source: Source, *, data: Path | None = None, half: str = "all") -> Corpus:
+    """The documents of ``source``, clean and split.
+
+    ``data`` is the folder of local copies of named corpora (default: the environment's FEDRIFT_DATA).
+    ``half`` keeps of the corpora that ``pocket`` was pretrained on only the train documents it has read
+    ("pretraining") or has not ("unseen"); see ``halves.py``. Raises UserError for whatever cannot be loaded,
+    and if ``source.content`` is given and the data has changed since.
+    """
+    if half not in HALVES:
+        raise unknown("half", half, HALVES)
+    if source.validation + source.test >= 1:
+        raise UserError(
+            f"corpus.validation {source.validation} and corpus.test {source.test} leave nothing to train on"
+        )
+    if half == "pretraining" and family(source.name) not in READ_BY_POCKET:
+        raise UserError(
+            f"no document of {source.name!r} is known to be in the pretraining half: that is made of "
+            f"{', '.join(sorted(READ_BY_POCKET))}"
+        )
+    named = NAMED.get(source.name)
+    counts: Counter[str] = Counter()
+    found = documents(read(source, data_folder(data)), counts, lines=bool(named and named.lines))
+    if named and named.domains:
+        found = gathered(found, dict(named.domains), counts)
+    if half != "all" and family(source.name) in READ_BY_POCKET:
+        found = of_half(found, half, counts)
+    found = unique(found, counts)
+    if source.domains:
+        found = only(found, source, counts)
+    if source.limit is not None:
+        counts["beyond the limit"] = max(0, len(found) - source.limit)
+        found = limited(found, source.limit, source.split_seed)
+    if not found:
+        left_out = ", ".join(f"{count:,} {why}" for why, count in counts.items() if count)
+        raise UserError(
+            f"corpus {source.name!r} holds no usable document (left out: {left_out or 'nothing'})"
+        )
+    corpus = assembled(source, found, counts)
+    if source.content and source.content != corpus.content:
+        raise UserError(
+            f"corpus {source.name!r} is not what it was: wanted content {source.content[:12]}, the data now "
+            f"has {corpus.content[:12]}. Bring the old files back, or start a new run"
+        )
+    return corpus
+
+
+def data_folder(data: Path | None) -> Path | None:
+    """The folder of local copies: as given, else as FEDRIFT_DATA says, else none."""
+    said = data or os.environ.get("FEDRIFT_DATA")
+    return Path(said).expanduser() if said else None
+
+
+def read(source: Source, data: Path | None) -> Rows:
+    """The rows of a named corpus, a local path or a hub data set, in this order."""
+    named = NAMED.get(source.name)
+    if named:
+        original = named.of or source.name
+        if data and (data / original).is_dir():
+            return read_path(data / original)
+        if original == "bbc":
+            return read_bbc()
+        if named.hub:
+            return read_hub(named.hub, named.configs, named.text, named.label)
+        raise UserError(
+            f"corpus {source.name!r} has no sure hub id and is read from a local folder only: put "
+            f"train.parquet and test.parquet (columns text, label, source) in a folder {original}/ and name "
+            f"the folder above it with FEDRIFT_DATA, which is "
+            f"{f'{str(data)!r} and has no such folder' if data else 'not set'}"
+        )
+    path = Path(source.name).expanduser()
+    if path.exists():
+        return read_path(path, source.text, source.label)
+    if source.name.startswith((".", "/", "~")) or path.suffix.lower() in (*SUFFIXES, ".txt"):
+        raise missing(path)
+    hub = HUB_ID.fullmatch(source.name)
+    if hub:
+        return read_hub(hub[1], (hub[2],) if hub[2] else (), source.text, source.label)
+    error = unknown("corpus", source.name, NAMED)
+    raise UserError(f"{error}. Or give a local file or folder, or a Hugging Face data set id as owner/name")
+
+
+def family(name: str) -> str:
+    """The named corpus that these texts are known to come from, by name, hub id or folder; "" if unknown."""
+    if name in NAMED:
+        return NAMED[name].of or name
+    path = Path(name).expanduser()
+    if path.exists():
+        path = path.resolve()
+        return next((known for known in (path.stem, path.name, path.parent.name) if known in NAMED), "")
+    hub_ids = {named.hub.lower(): known for known, named in NAMED.items() if named.hub and not named.of}
+    return hub_ids.get(name.partition(":")[0].lower(), "")
+
+
+def only(found: list[Document], source: Source, counts: Counter[str]) -> list[Document]:
+    """The documents of the domains that were asked for; UserError if one of them does not exist."""
+    known = {d.label for d in found if d.label is not None}
+    for domain in source.domains:
+        if domain not in known:
+            raise unknown(f"domain of {source.name}", domain, known)
+    kept = [d for d in found if d.label in source.domains]
+    counts["other domain"] += len(found) - len(kept)
+    return kept
+
+
+def assembled(source: Source, found: list[Document], counts: Counter[str]) -> Corpus:
+    """Documents as the arrays of a `Corpus`."""
+    domains = tuple(sorted({d.label for d in found if d.label is not None}))
+    index = {domain: number for number, domain in enumerate(domains)}
+    return Corpus(
+        name=source.name,
+        text=np.array([d.text for d in found], dtype=object),
+        label=np.array([-1 if d.label is None else index[d.label] for d in found], dtype=np.int64),
+        domains=domains,
+        source=np.array([d.source for d in found], dtype=object),
+        split=dealt(found, validation=source.validation, test=source.test, seed=source.split_seed),
+        size=np.array([len(d.text.split()) for d in found], dtype=np.int64),
+        cleaned={why: count for why, count in counts.items() if count},
+    )

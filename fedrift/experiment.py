@@ -1,0 +1,150 @@
+"""An experiment: everything that can change a result, and an id made of just that."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass
+from hashlib import sha256
+from itertools import product
+from math import cos, pi
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from annotated_types import Ge, Gt, Interval, Le
+
+from . import algorithms, optimizers, partition
+from .algorithms import FedAvg
+from .config import Rooms, canonical, edit, override, read, write
+from .corpus import Source
+from .errors import UserError
+from .fleet.simulated import Weighting
+from .models import tune
+from .models.tune import Lora, Tune
+from .optimizers import AdamW, Optimizer
+from .partition import Partitioner, TopicMix
+
+ROOMS = Rooms({FedAvg: algorithms, Optimizer: optimizers, Partitioner: partition, Tune: tune})
+Share = Annotated[float, Gt(0), Le(1)]
+Count = Annotated[int, Ge(1)]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How the training goes. ``steps`` local steps a round for every client or, with ``epochs``, as many as its
+    data makes. ``schedule`` moves the clients' learning rate from round to round, never inside one."""
+
+    rounds: Annotated[int, Ge(0)] = 30
+    participation: Share = 1.0
+    steps: Count = 5
+    epochs: Annotated[float, Gt(0)] | None = None
+    batch: Count = 4
+    seq_len: Annotated[int, Interval(ge=8, le=8192)] = 64
+    optimizer: Optimizer = AdamW()
+    clip: Annotated[float, Gt(0)] | None = 1.0
+    schedule: Literal["constant", "cosine"] = "constant"
+    weighting: Weighting = "tokens"
+
+    def cohort(self, clients: int) -> int:
+        """How many of the clients take part in a round."""
+        count = round(self.participation * clients)
+        if count < 1:
+            raise UserError(f"plan.participation: {self.participation} of {clients} clients rounds to no client; "
+                            f"the least that takes one is {0.5 / clients + 0.005:.2f}")
+        return count
+
+    def factor(self, round: int) -> float:
+        """What the learning rate is multiplied by in a round."""
+        return 1.0 if self.schedule == "constant" else 0.5 * (1 + cos(pi * round / max(self.rounds, 1)))
+
+
+@dataclass(frozen=True)
+class Evaluate:
+    """What is measured on, when. ``blocks`` of each domain every ``every`` rounds, ``final`` of each at the end;
+    ``own`` blocks of each client of the cohort for its loss before and after aggregation."""
+
+    split: Literal["validation", "test"] = "test"
+    every: Count = 1
+    blocks: Count = 6
+    own: Annotated[int, Ge(0)] = 2
+    final: Annotated[int, Ge(0)] = 40
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """One run. Device, paths, threads and the like are a ``Runtime``'s and not part of it."""
+
+    corpus: Source
+    model: str = "pocket"
+    tune: Tune = Lora()
+    partition: Partitioner = TopicMix()
+    algorithm: FedAvg = FedAvg()
+    plan: Plan = Plan()
+    evaluate: Evaluate = Evaluate()
+    seed: int = 0
+    model_content: str = ""  # of a local folder; filled when resolved, so that changed weights are another experiment
+
+    @property
+    def id(self) -> str:
+        """12 hex digits of what can change a result."""
+        return sha256(json.dumps(canonical(self), sort_keys=True).encode()).hexdigest()[:12]
+
+    @property
+    def name(self) -> str:
+        """A short name for tables and legends."""
+        return (f"{type(self.algorithm).__name__} {self.corpus.name} {type(self.partition).__name__} "
+                f"{self.partition.severity:g} seed {self.seed}")
+
+    def written(self) -> dict[str, Any]:
+        """The whole experiment as plain YAML, defaults included."""
+        said: dict[str, Any] = write(self, ROOMS)
+        return said
+
+
+def parse(said: dict[str, Any], overrides: Iterable[str] = ()) -> Experiment:
+    """An experiment from plain YAML and ``a.b=c`` overrides; what cannot work together is refused."""
+    for text in overrides:
+        path, sign, value = text.partition("=")
+        if not sign or not path:
+            raise UserError(f"{text!r}: an override is written path=value, e.g. partition.severity=0.5")
+        said = override(said, path.strip(), parse_yaml(value, text))
+    experiment: Experiment = read(Experiment, said, ROOMS)
+    experiment.plan.cohort(experiment.partition.clients)
+    return experiment
+
+
+def parse_yaml(text: str, where: str) -> Any:
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise UserError(f"{where} is not YAML: {error}") from None
+
+
+def load_experiment(path: Path, overrides: Iterable[str] = ()) -> Experiment:
+    """The experiment in a YAML file."""
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+    except UnicodeDecodeError:
+        raise UserError(f"{path} is not a text file; an experiment is YAML, e.g. experiments/demo.yaml") from None
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror or error}") from None
+    said = parse_yaml(text, str(path))
+    if not isinstance(said, dict):
+        raise UserError(f"{path} holds no experiment: wanted keys and values such as `corpus: bbc`, "
+                        f"got {'nothing' if said is None else type(said).__name__}")
+    return parse(said, overrides)
+
+
+def twin(experiment: Experiment) -> Experiment:
+    """The same experiment dealt IID: what is not in it too, heterogeneity did not cause."""
+    iid: Experiment = edit(experiment, {"partition__severity": 0.0})
+    return iid
+
+
+def grid(base: Experiment, **axes: Iterable[Any]) -> list[Experiment]:
+    """Every combination: ``grid(e, partition__severity=[0, 1], seed=range(3))``."""
+    return [edit(base, dict(zip(axes, values, strict=True))) for values in product(*axes.values())]
+
+
+__all__ = ["ROOMS", "Evaluate", "Experiment", "Plan", "edit", "grid", "load_experiment", "parse", "twin"]

@@ -1,0 +1,35 @@
+"""What the round loop needs of those who train: simulated here, real machines elsewhere."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from typing import Protocol
+
+from torch import Tensor
+
+from ..tree import Tree
+from ..values import Local, Report, State
+
+
+class Rule(Protocol):
+    """The client half of an algorithm (``algorithms.FedAvg`` says what each hook is)."""
+
+    def frozen(self, leaves: Collection[str], round: int) -> frozenset[str]: ...
+    def start(self, params: Tree, memory: Tree) -> Tree: ...
+    def correct(self, grad: Tree, at: Local) -> Tree: ...
+    def settle(self, params: Tree, at: Local) -> Tree: ...
+    def note(self, grad: Tree, at: Local, ours: Tensor) -> Local: ...
+    def finish(self, at: Local) -> Tree: ...
+    def aside(self) -> Rule | None: ...
+    def remember(self, at: Local) -> Tree: ...
+
+
+class Fleet(Protocol):
+    """N clients that can be asked to train."""
+
+    @property
+    def size(self) -> int: ...
+
+    def train(self, state: State, algorithm: Rule, cohort: Tensor) -> Report:
+        """One round of local training by the clients ``cohort [C]``."""
+        ...

@@ -1,0 +1,82 @@
+"""A language model that C clients wear at once, and the two things asked of it: loss and gradient, and evaluation."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..errors import UserError
+from ..tree import Tree
+from .head import token_losses
+from .tune import Tune
+from .worn import Outfit
+
+
+class StackedModel:
+    """A frozen causal language model whose trained parts are given with every call, stacked along C.
+
+    It is an ``Objective``: ``model(params [C, ...], batch)`` is each client's mean loss ``[C]`` in nats
+    per token. ``batch["tokens"] [C, B, T]`` holds token ids, ``batch["keep"] [C, B, T]`` is false on
+    padding; the label of a position is the token after it, so the first of a block is only context.
+    """
+
+    def __init__(self, network: nn.Module, tune: Tune) -> None:
+        network.eval().requires_grad_(False)
+        self.network, self.tune = network, tune
+        self.outfit = Outfit()
+        self.modules = tune.modules(network)
+        self.head = network.get_output_embeddings()  # type: ignore[operator]
+        embedding = network.get_input_embeddings()  # type: ignore[operator]
+        owner = embedding if self.head.weight is embedding.weight else self.head  # a tied head is the embedding's
+        self.head_leaf = next((f"{path}.weight" for path, module in self.modules.items()
+                               if module is owner and f"{path}.weight" in self.template()), None)
+        for path, module in self.modules.items():
+            network.set_submodule(path, tune.wear(module, path, self.outfit))
+        self._check_head()
+
+    def template(self, seed: int = 0) -> Tree:
+        """The trained parts as they begin, ``[1, ...]``; only adapters depend on the seed."""
+        return self.tune.params(self.modules, seed)
+
+    @property
+    def device(self) -> torch.device:
+        return self.head.weight.device  # type: ignore[no-any-return]
+
+    def __call__(self, params: Tree, batch: dict[str, Tensor]) -> Tensor:
+        total, count = self.sums(params, batch["tokens"], batch["keep"])
+        return total.sum(1) / count.sum(1).clamp_min(1)
+
+    def sums(self, params: Tree, tokens: Tensor, keep: Tensor) -> tuple[Tensor, Tensor]:
+        """Summed loss (nats) and predicted tokens of every sequence, both ``[C, B]``."""
+        hidden = self.hidden(params, tokens)[:, :, :-1]  # [C, B, T-1, H]
+        target, counted = tokens[:, :, 1:], keep[:, :, 1:]
+        if self.head_leaf is not None:
+            logits = torch.einsum("cbth,cvh->cbtv", hidden, params[self.head_leaf])
+            losses = F.cross_entropy(logits.flatten(0, 2), target.flatten(), reduction="none").view(target.shape)
+            losses = losses * counted
+        elif bool(counted.all()):
+            losses = token_losses(hidden.flatten(0, 2), self.head.weight, target.flatten()).view(target.shape)
+        else:
+            losses = hidden.new_zeros(target.shape).masked_scatter(
+                counted, token_losses(hidden[counted], self.head.weight, target[counted]))
+        return losses.sum(2), counted.sum(2)
+
+    def hidden(self, params: Tree, tokens: Tensor) -> Tensor:
+        """The last hidden states of every position, ``[C, B, T] -> [C, B, T, H]``."""
+        self.outfit.leaves, self.outfit.rows = params, tokens.shape[0] * tokens.shape[1]
+        try:
+            states = self.network.base_model(input_ids=tokens.flatten(0, 1), use_cache=False).last_hidden_state  # type: ignore[operator]
+        finally:
+            self.outfit.leaves = Tree()
+        return states.view(*tokens.shape, -1)  # type: ignore[no-any-return]
+
+    def _check_head(self) -> None:
+        """Our head is one matrix product; a network that does more to its logits must not be judged by it."""
+        tokens = torch.arange(12, device=self.device).view(1, 2, 6)
+        with torch.no_grad():
+            total, _ = self.sums(self.template(), tokens, torch.ones_like(tokens, dtype=torch.bool))
+            theirs = self.network(input_ids=tokens[0], labels=tokens[0], use_cache=False).loss
+        if not torch.allclose(total.sum() / 10, theirs.to(total), rtol=1e-3):
+            raise UserError(f"{type(self.network).__name__} computes its logits in a way that fedrift does not know "
+                            f"(loss {theirs.item():.4f}, ours {total.sum().item() / 10:.4f}); please report the model")

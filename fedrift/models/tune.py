@@ -1,0 +1,144 @@
+"""What is trained: adapters, the last blocks, or everything. Each says which leaves a network's tree gets.
+
+A leaf is named by the module it belongs to. Leaves lead with one axis more than the network's own
+weights, the client's: C for a cohort, M for a server's models.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Annotated, Protocol
+
+import torch
+from annotated_types import Ge, Gt
+from torch import nn
+
+from ..errors import UserError, unknown
+from ..streams import torch_stream
+from ..tree import Tree
+from .worn import Lora as LoraModule
+from .worn import Outfit, Own, shape_of
+
+# What "auto" means, by architecture: the query and value projections, as PEFT has it.
+AUTO = {"gpt2": ("c_attn",)}
+AUTO_ELSE = ("q_proj", "v_proj")
+
+
+class Tune(Protocol):
+    """``modules``: which modules are trained, by path; ``params``: their first tree ``[1, ...]``; ``wear``: the module
+    that takes the place of one of them and reads its trained part from an outfit."""
+
+    def modules(self, network: nn.Module) -> dict[str, nn.Module]: ...
+    def params(self, modules: dict[str, nn.Module], seed: int) -> Tree: ...
+    def wear(self, module: nn.Module, path: str, outfit: Outfit) -> nn.Module: ...
+
+
+@dataclass(frozen=True)
+class Lora:
+    """Low-rank adapters: W + (alpha / rank) B A, with A ``[R, I]`` random and the same for all clients, B ``[O, R]`` zero.
+
+    Hu et al., "LoRA: Low-Rank Adaptation of Large Language Models", ICLR 2022, arXiv:2106.09685.
+    ``targets``: endings of module names; ``auto`` is the query and value projections, ``all`` every
+    linear map of the blocks. There is no dropout: a stacked step equals a lone one.
+    """
+
+    rank: Annotated[int, Ge(1)] = 8
+    alpha: Annotated[float, Gt(0)] = 16.0
+    targets: tuple[str, ...] = ("auto",)
+
+    @property
+    def scale(self) -> float:
+        return self.alpha / self.rank
+
+    def modules(self, network: nn.Module) -> dict[str, nn.Module]:
+        """The modules that get an adapter, by path."""
+        linear = {path: module for path, module in network.named_modules()
+                  if shape_of(module) and module is not network.get_output_embeddings()}  # type: ignore[operator]
+        if self.targets == ("all",):
+            return linear
+        endings = self.targets
+        if endings == ("auto",):
+            endings = AUTO.get(network.config.model_type, AUTO_ELSE)  # type: ignore[union-attr,arg-type]
+        ends = sorted({path.rsplit(".", 1)[-1] for path in linear})
+        for ending in endings:
+            if ending not in ends and ending not in linear:
+                raise unknown("module to adapt", ending, [*ends, "auto", "all"])
+        return {path: module for path, module in linear.items()
+                if path in endings or path.rsplit(".", 1)[-1] in endings}
+
+    def params(self, modules: dict[str, nn.Module], seed: int) -> Tree:
+        tree = Tree()
+        for path, module in modules.items():
+            wide, tall = shape_of(module)  # type: ignore[misc]
+            like = next(module.parameters())
+            first = torch.empty(1, self.rank, wide)
+            bound = math.sqrt(1 / wide)  # kaiming_uniform with a = sqrt(5), as PEFT begins
+            first.uniform_(-bound, bound, generator=torch_stream(seed, "adapters", path))
+            tree[f"{path}.A"] = first.to(like)  # [1, R, I]
+            tree[f"{path}.B"] = torch.zeros(1, tall, self.rank).to(like)  # [1, O, R]
+        return tree
+
+    def wear(self, module: nn.Module, path: str, outfit: Outfit) -> nn.Module:
+        return LoraModule(module, path, outfit, self.scale)
+
+
+@dataclass(frozen=True)
+class LastK:
+    """The last ``blocks`` transformer blocks, all their weights; what lies below stays frozen and keeps no gradients."""
+
+    blocks: Annotated[int, Ge(1)] = 1
+
+    def modules(self, network: nn.Module) -> dict[str, nn.Module]:
+        path, stack = blocks_of(network)
+        if self.blocks > len(stack):
+            raise UserError(f"tune.blocks: {self.blocks} asked for, but the network has {len(stack)} blocks")
+        prefixes = tuple(f"{path}.{number}." for number in range(len(stack) - self.blocks, len(stack)))
+        return {name: module for name, module in owners(network).items() if name.startswith(prefixes)}
+
+    def params(self, modules: dict[str, nn.Module], seed: int) -> Tree:
+        return weights(modules)
+
+    def wear(self, module: nn.Module, path: str, outfit: Outfit) -> nn.Module:
+        return Own.of(module, path, outfit)
+
+
+@dataclass(frozen=True)
+class Full:
+    """Every weight of the network; tied ones once."""
+
+    def modules(self, network: nn.Module) -> dict[str, nn.Module]:
+        return owners(network)
+
+    def params(self, modules: dict[str, nn.Module], seed: int) -> Tree:
+        return weights(modules)
+
+    def wear(self, module: nn.Module, path: str, outfit: Outfit) -> nn.Module:
+        return Own.of(module, path, outfit)
+
+
+def owners(network: nn.Module) -> dict[str, nn.Module]:
+    """The modules that hold weights themselves, by path; the head not when it is tied to the embedding."""
+    head = network.get_output_embeddings()  # type: ignore[operator]
+    tied = head.weight is network.get_input_embeddings().weight  # type: ignore[operator]
+    return {path: module for path, module in network.named_modules()
+            if any(True for _ in module.parameters(recurse=False)) and not (tied and module is head)}
+
+
+def weights(modules: dict[str, nn.Module]) -> Tree:
+    """The modules' own weights as a tree ``[1, ...]``."""
+    return Tree({f"{path}.{name}": leaf.detach().clone()[None] for path, module in modules.items()
+                 for name, leaf in module.named_parameters(recurse=False)})
+
+
+def blocks_of(network: nn.Module) -> tuple[str, nn.ModuleList]:
+    """Path and list of the transformer blocks: the longest list of modules."""
+    lists = [(path, module) for path, module in network.named_modules() if isinstance(module, nn.ModuleList)]
+    if not lists:
+        raise UserError(f"{type(network).__name__} has no list of blocks: use tune: {{is: Full}} or {{is: Lora}}")
+    return max(lists, key=lambda item: len(item[1]))
+
+
+
+
+__all__ = ["Full", "LastK", "Lora", "Tune"]

@@ -1,0 +1,138 @@
+"""Update rules as pure functions on trees; they serve the clients and the server alike.
+
+On a server the "gradient" is the negative mean update (Reddi et al., "Adaptive Federated
+Optimization", ICLR 2021, arXiv:2003.00295, Algorithm 2), so ``Sgd(1.0)`` there is FedAvg.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated, ClassVar, Protocol
+
+import torch
+from annotated_types import Ge, Gt, Interval, Lt
+
+from .tree import Tree
+
+Rate = Annotated[float, Gt(0)]
+Decay = Annotated[float, Ge(0), Lt(1)]
+
+
+class Optimizer(Protocol):
+    """``init`` gives the moments of fresh params; ``step`` the next params and moments."""
+
+    @property
+    def lr(self) -> float: ...
+    def init(self, params: Tree) -> Tree: ...
+    def step(self, params: Tree, grad: Tree, moments: Tree) -> tuple[Tree, Tree]: ...
+
+
+@dataclass(frozen=True)
+class Sgd:
+    """Gradient descent; with momentum, Polyak's heavy ball: v <- momentum v + (1 - dampening) g, w <- w - lr v.
+
+    As a server rule with momentum it is FedAvgM (Hsu et al. 2019, arXiv:1909.06335).
+    Weight decay is the L2 term added to the gradient, as in ``torch.optim.SGD``.
+    """
+
+    lr: Rate = 0.1
+    momentum: Decay = 0.0
+    dampening: Annotated[float, Interval(ge=0, le=1)] = 0.0
+    weight_decay: Annotated[float, Ge(0)] = 0.0
+
+    def init(self, params: Tree) -> Tree:
+        return params.zeros() if self.momentum else Tree()
+
+    def step(self, params: Tree, grad: Tree, moments: Tree) -> tuple[Tree, Tree]:
+        if self.weight_decay:
+            grad = grad + self.weight_decay * params
+        if self.momentum:
+            grad = moments = self.momentum * moments + (1 - self.dampening) * grad
+        return params - self.lr * grad, moments
+
+
+@dataclass(frozen=True)
+class AdamW:
+    """Adam with bias correction and decoupled weight decay, as ``torch.optim.AdamW`` (Loshchilov & Hutter 2019).
+
+    The rule is element-wise, so on stacked leaves it is each client's own optimiser.
+    """
+
+    adaptive: ClassVar[bool] = True  # rescales the gradient coordinate by coordinate
+    lr: Rate = 1e-3
+    betas: tuple[Decay, Decay] = (0.9, 0.999)
+    eps: Rate = 1e-8
+    weight_decay: Annotated[float, Ge(0)] = 0.0
+
+    def init(self, params: Tree) -> Tree:
+        rows = len(next(iter(params.values())))
+        count = torch.zeros(rows, dtype=torch.float64, device=next(iter(params.values())).device)
+        return Tree({"count": count, **named("m", params.zeros()), **named("v", params.zeros())})
+
+    def step(self, params: Tree, grad: Tree, moments: Tree) -> tuple[Tree, Tree]:
+        (one, two), count = self.betas, moments["count"] + 1
+        first = one * part("m", moments) + (1 - one) * grad
+        second = two * part("v", moments) + (1 - two) * (grad * grad)
+        scale = self.lr / (1 - one**count)  # [C]: rows that were held still count their own steps
+        root = (second.map(torch.sqrt) / (1 - two**count).sqrt()) + self.eps
+        params = params * (1 - self.lr * self.weight_decay) - (first / root) * scale
+        return params, Tree({"count": count, **named("m", first), **named("v", second)})
+
+
+@dataclass(frozen=True)
+class Adam:
+    """FedAdam on a server: m <- b1 m + (1 - b1) g, v <- b2 v + (1 - b2) g^2, w <- w - lr m / (sqrt v + tau).
+
+    Reddi et al., ICLR 2021, arXiv:2003.00295, Algorithm 2: no bias correction, m_-1 = 0, v_-1 = tau^2.
+    It is g, the negative mean change, that is squared, not m.
+    """
+
+    adaptive: ClassVar[bool] = True
+    lr: Rate = 0.01
+    betas: tuple[Decay, Decay] = (0.9, 0.99)
+    tau: Rate = 1e-3
+
+    def init(self, params: Tree) -> Tree:
+        floor = params.map(lambda leaf: torch.full_like(leaf, self.tau**2))
+        return Tree({**named("m", params.zeros()), **named("v", floor)})
+
+    def step(self, params: Tree, grad: Tree, moments: Tree) -> tuple[Tree, Tree]:
+        first = self.betas[0] * part("m", moments) + (1 - self.betas[0]) * grad
+        second = self.second(part("v", moments), grad * grad)
+        params = params - self.lr * (first / (second.map(torch.sqrt) + self.tau))
+        return params, Tree({**named("m", first), **named("v", second)})
+
+    def second(self, v: Tree, square: Tree) -> Tree:
+        return self.betas[1] * v + (1 - self.betas[1]) * square
+
+
+@dataclass(frozen=True)
+class Yogi(Adam):
+    """FedYogi: v <- v - (1 - b2) g^2 sign(v - g^2); as ``Adam`` otherwise. v moves by at most (1 - b2) g^2."""
+
+    def second(self, v: Tree, square: Tree) -> Tree:
+        return v - (1 - self.betas[1]) * (square * (v - square).map(torch.sign))
+
+
+@dataclass(frozen=True)
+class Adagrad(Adam):
+    """FedAdagrad: v <- v + g^2; as ``Adam`` otherwise. The paper takes b1 = 0; b2 is not used."""
+
+    betas: tuple[Decay, Decay] = (0.0, 0.0)
+
+    def second(self, v: Tree, square: Tree) -> Tree:
+        return v + square
+
+
+def named(prefix: str, tree: Tree) -> dict[str, torch.Tensor]:
+    """The leaves of a tree under ``<prefix>.<name>``, to be kept with others in one tree."""
+    return {f"{prefix}.{name}": leaf for name, leaf in tree.items()}
+
+
+def part(prefix: str, tree: Tree) -> Tree:
+    """What ``named`` put under this prefix."""
+    start = prefix + "."
+    return Tree({name[len(start):]: leaf for name, leaf in tree.items() if name.startswith(start)})
+
+
+__all__ = ["Adagrad", "Adam", "AdamW", "Optimizer", "Sgd", "Yogi"]

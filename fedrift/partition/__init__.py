@@ -1,0 +1,14 @@
+"""Every way to deal a corpus to clients. In an experiment ``{is: Name}`` is a class named in ``__all__``."""
+
+from .composed import Composed
+from .dirichlet import Dirichlet
+from .k_domains import KDomains
+from .length import Length
+from .partition import Partition as Partition
+from .partition import Partitioner as Partitioner
+from .partition import Rewrite as Rewrite
+from .quantity import Quantity
+from .token_tilt import TokenTilt
+from .topic_mix import TopicMix
+
+__all__ = ["Composed", "Dirichlet", "KDomains", "Length", "Quantity", "TokenTilt", "TopicMix"]

@@ -1,0 +1,79 @@
+"""Held-out text, the same for every run on a corpus: which blocks, of which domain, and whose.
+
+Blocks are packed domain by domain from documents in canonical order drawn by the corpus's own split
+seed, so that no partition, severity, algorithm or seed of the study changes what is measured on.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from ..corpus.blocks import Blocks, pack
+from ..corpus.corpus import Corpus
+from ..corpus.tokens import Tokens
+from ..seeds import numpy_stream
+
+
+@dataclass(frozen=True, eq=False)
+class HeldOut:
+    """E blocks of held-out text of J domains, and how N clients' own data is mixed of the domains."""
+
+    blocks: Blocks  # [E, T]
+    domain: np.ndarray  # [E] index into names
+    names: tuple[str, ...]  # J
+    mix: np.ndarray  # [N, J] training tokens of each client in each domain
+
+    def first(self, per_domain: int) -> HeldOut:
+        """At most so many blocks of each domain."""
+        rank = np.concatenate([np.arange(count) for count in np.bincount(self.domain, minlength=len(self.names))])
+        rows = rank < per_domain
+        return HeldOut(Blocks(self.blocks.tokens[rows], self.blocks.keep[rows]), self.domain[rows], self.names, self.mix)
+
+    def own(self, client: int, count: int) -> np.ndarray:
+        """About ``count`` blocks mixed as the client's own data is; fixed for the client, ``[own]``."""
+        share = self.mix[client] / max(self.mix[client].sum(), 1)
+        wanted = np.floor(share * count).astype(int)
+        for domain in np.argsort(-(share * count - wanted), kind="stable")[:count - wanted.sum()]:
+            wanted[domain] += 1  # largest remainders
+        picks = []
+        for domain, number in enumerate(wanted):
+            rows = np.flatnonzero(self.domain == domain)
+            picks.append(np.roll(rows, -client * int(number))[:number])  # other clients of the domain read on
+        return np.sort(np.concatenate(picks))
+
+
+def hold_out(corpus: Corpus, tokens: Tokens, split: int, length: int, most: int, seed: int, mix: np.ndarray) -> HeldOut:
+    """At most ``most`` blocks of ``length`` tokens of each domain, from the documents of one split.
+
+    ``mix [N, J]`` has a column for every domain of the corpus and, if there are documents without a label, one more.
+    """
+    names = domain_names(corpus)
+    label = np.where(corpus.label < 0, len(corpus.domains), corpus.label)
+    parts, domain = [], []
+    for number, name in enumerate(names):
+        rows = np.flatnonzero((corpus.split == split) & (label == number))
+        rows = numpy_stream(seed, "held out", name).permutation(rows)
+        enough = int(np.searchsorted(np.cumsum(tokens.lengths[rows]), most * length)) + 1
+        blocks = pack(tokens, rows[:enough], length)
+        whole = slice(0, min(most, len(blocks)))
+        parts.append(Blocks(blocks.tokens[whole], blocks.keep[whole]))
+        domain.append(np.full(len(parts[-1].tokens), number))
+    return HeldOut(Blocks(np.concatenate([part.tokens for part in parts]), np.concatenate([part.keep for part in parts])),
+                   np.concatenate(domain), names, mix)
+
+
+def domain_names(corpus: Corpus) -> tuple[str, ...]:
+    """The corpus's domains, and a last one for documents without a label, if there are any."""
+    unlabelled = bool((corpus.label < 0).any())
+    if not corpus.domains:
+        return ("all",)
+    return (*corpus.domains, "unlabelled") if unlabelled else corpus.domains
+
+
+def token_table(corpus: Corpus, rows: list[np.ndarray]) -> np.ndarray:
+    """Tokens that each client holds of each domain, ``[N, J]``; ``rows`` index the whole corpus."""
+    width = len(domain_names(corpus))
+    label = np.where(corpus.label < 0, len(corpus.domains), corpus.label)
+    return np.stack([np.bincount(label[held], weights=corpus.size[held], minlength=width) for held in rows])

@@ -1,0 +1,122 @@
+"""What a run leaves behind as numbers: tidy records, and the trajectory that they draw."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
+
+from fedrift.errors import UserError, nearest
+
+
+class Record(NamedTuple):
+    """One number of one round; ``domain`` is "" and ``client`` is -1 where they do not apply."""
+
+    round: int
+    metric: str
+    domain: str
+    client: int
+    value: float
+
+
+@dataclass(frozen=True, eq=False)
+class Trajectory:
+    """A run's records as curves and tables; of rows that say the same thing the last one counts.
+
+    Missing is NaN. ``seen`` tells a number that was never written from one that was written as NaN.
+    A name that the run does not have raises UserError and lists those that it has.
+    """
+
+    records: Sequence[Record]
+
+    @cached_property
+    def rounds(self) -> np.ndarray:
+        """Every round that has a record, ascending, [rounds] int64."""
+        return np.unique(np.array([record.round for record in self.records], dtype=np.int64))
+
+    @cached_property
+    def metrics(self) -> tuple[str, ...]:
+        return tuple(sorted({record.metric for record in self.records}))
+
+    @cached_property
+    def domains(self) -> tuple[str, ...]:
+        return tuple(sorted({record.domain for record in self.records} - {""}))
+
+    @cached_property
+    def clients(self) -> tuple[int, ...]:
+        """Numbers 0 to N - 1, N being one above the highest client that has a record."""
+        return tuple(range(max((record.client for record in self.records), default=-1) + 1))
+
+    def curve(self, metric: str, domain: str = "") -> np.ndarray:
+        """A metric of the federation, or of one domain, [rounds] float64 aligned with ``rounds``."""
+        return self._series(metric, domain)[0].copy()
+
+    def seen(self, metric: str, domain: str = "") -> np.ndarray:
+        """In which rounds ``curve`` has a written number, be it NaN, [rounds] bool."""
+        return self._series(metric, domain)[1].copy()
+
+    def table(self, metric: str) -> np.ndarray:
+        """A metric of every client, [rounds, N] float64: column k is client k."""
+        of_metric = self._of(metric)
+        clients = [client for domain, client in of_metric if domain == "" and client >= 0]
+        if not clients:
+            raise UserError(f"{metric!r} is not recorded by client in this run; curve({metric!r}) has it")
+        table = np.full((len(self.rounds), len(self.clients)), np.nan)
+        for client in clients:
+            table[:, client] = of_metric["", client][0]
+        return table
+
+    def has(self, metric: str, domain: str = "") -> bool:
+        """Whether ``curve(metric, domain)`` would answer."""
+        return (domain, -1) in self._all.get(metric, {})
+
+    def has_table(self, metric: str) -> bool:
+        """Whether ``table(metric)`` would answer."""
+        return any(domain == "" and client >= 0 for domain, client in self._all.get(metric, {}))
+
+    def domains_of(self, metric: str) -> tuple[str, ...]:
+        """The domains for which ``curve(metric, domain)`` would answer, sorted."""
+        return tuple(sorted(domain for domain, client in self._all.get(metric, {}) if domain and client < 0))
+
+    def frame(self) -> pd.DataFrame:
+        """One row a number: round, metric, domain, client, value, in the order of writing."""
+        latest = {record[:4]: record for record in self.records}
+        frame = pd.DataFrame(list(latest.values()), columns=list(Record._fields))
+        return frame.astype({"round": "int64", "client": "int64", "value": "float64"})
+
+    @cached_property
+    def _all(self) -> dict[str, dict[tuple[str, int], tuple[np.ndarray, np.ndarray]]]:
+        """metric -> (domain, client) -> values and whether each was written, both [rounds]."""
+        place = {int(number): index for index, number in enumerate(self.rounds)}
+        every: dict[str, dict[tuple[str, int], tuple[np.ndarray, np.ndarray]]] = {}
+        for record in self.records:
+            series = every.setdefault(record.metric, {})
+            key = record.domain, record.client
+            if key not in series:
+                series[key] = np.full(len(place), np.nan), np.zeros(len(place), dtype=bool)
+            values, seen = series[key]
+            values[place[record.round]], seen[place[record.round]] = record.value, True
+        return every
+
+    def _of(self, metric: str) -> dict[tuple[str, int], tuple[np.ndarray, np.ndarray]]:
+        if metric not in self._all:
+            raise UserError(f"no metric {metric!r} in this run;{_hint(metric, self.metrics)}")
+        return self._all[metric]
+
+    def _series(self, metric: str, domain: str) -> tuple[np.ndarray, np.ndarray]:
+        of_metric = self._of(metric)
+        if (domain, -1) in of_metric:
+            return of_metric[domain, -1]
+        if domain:
+            raise UserError(f"no {metric!r} of domain {domain!r};{_hint(domain, self.domains_of(metric))}")
+        raise UserError(f"{metric!r} has no one number for the federation; by client: table({metric!r}), "
+                        f"by domain: {list(self.domains_of(metric))}")
+
+
+def _hint(name: str, known: tuple[str, ...]) -> str:
+    near = nearest(name, known)
+    return (f" did you mean {near!r}?" if near else "") + f" it has {list(known)}"

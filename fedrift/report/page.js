@@ -1,0 +1,25 @@
+// Draws every chart into its place, in the colours of the reader's light or dark setting.
+const specs = JSON.parse(document.getElementById("specs").textContent);
+const dark = matchMedia("(prefers-color-scheme: dark)");
+
+function theme() {
+  const style = getComputedStyle(document.documentElement);
+  const ink = style.getPropertyValue("--ink"), quiet = style.getPropertyValue("--quiet");
+  const line = style.getPropertyValue("--line");
+  return {
+    background: "transparent", font: "system-ui, sans-serif", view: { stroke: null },
+    axis: { labelColor: quiet, titleColor: quiet, gridColor: line, domainColor: line, tickColor: line,
+            labelFontSize: 12, titleFontSize: 12, titleFontWeight: "normal" },
+    title: { color: ink },
+  };
+}
+
+function draw() {
+  for (const [name, spec] of Object.entries(specs)) {
+    vegaEmbed(document.getElementById(name), spec, { actions: false, renderer: "svg", config: theme(),
+      tooltip: { theme: dark.matches ? "dark" : "light" } });
+  }
+}
+
+draw();
+dark.addEventListener("change", draw);

@@ -1,0 +1,57 @@
+"""The round loop: a generator of rounds that owns nothing.
+
+No file, no print, no model, no early stop: whoever iterates decides what to store, show and when
+to end. ``State`` is a value, so a run that resumes is a run that was never interrupted.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from .algorithms.fedavg import FedAvg
+from .fleet.fleet import Fleet
+from .seeds import number, numpy_stream
+from .tree import Tree
+from .values import Regroup, Round, State
+
+
+def begin(algorithm: FedAvg, params: Tree, size: int) -> State:
+    """Round 0, from one set of params ``[1, ...]``: each group of clients gets its copy."""
+    group = algorithm.groups(size)
+    models = params.rows(torch.zeros(int(group.max()) + 1, dtype=torch.long))
+    memory = algorithm.memory(params.to(torch.device("cpu")))
+    return State(0, algorithm.begin(models), memory.rows(torch.zeros(size, dtype=torch.long)), group)
+
+
+def stay(done: Round) -> State:
+    """No mitigation: everybody goes on sharing the model they share."""
+    return done.after
+
+
+def rounds(state: State, fleet: Fleet, algorithm: FedAvg, *, until: int, cohort: int, seed: int,
+           regroup: Regroup = stay) -> Iterator[Round]:
+    """Yield round after round, from ``state`` up to and including ``until``."""
+    while state.round < until:
+        who = sample(fleet.size, cohort, seed, state.round)
+        report = replace(fleet.train(state, algorithm, who), draw=number(seed, "server", state.round))
+        after = replace(state, round=state.round + 1, server=algorithm.absorb(state.server, report),
+                        memory=state.memory.put(who, report.memory))
+        done = Round(state, after, who, report)
+        done = replace(done, after=regroup(done))
+        yield done
+        state = done.after
+
+
+def sample(size: int, count: int, seed: int, round: int) -> Tensor:
+    """``count`` of the clients, without replacement, ascending ``[C]``.
+
+    Only seed and round decide, so that all algorithms see the same cohorts.
+    """
+    if not 1 <= count <= size:
+        raise ValueError(f"a cohort takes 1 to {size} clients, not {count}")
+    drawn = numpy_stream(seed, "cohort", round).permutation(size)[:count]
+    return torch.from_numpy(drawn).sort().values

@@ -1,0 +1,129 @@
+"""From an experiment to all that its rounds need: fleet, first state, probes. The one place where text meets algorithms."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from hashlib import sha256
+from typing import Any
+
+import numpy as np
+
+from .corpus import TEST, TRAIN, VALIDATION, Blocks, Corpus, Tokens, pack, tokenise
+from .errors import UserError
+from .experiment import Experiment
+from .fleet import SimulatedFleet
+from .fleet.batches import TextBatches
+from .fleet.micro import micro_cohort
+from .models.presets import fingerprint
+from .models.stacked import StackedModel
+from .partition import Partition, Rewrite
+from .probes import Losses, Probe, hold_out, local_training, token_table, update_geometry
+from .rounds import begin
+from .runtime import Runtime
+from .seeds import numpy_stream
+from .stock import Stock
+from .values import State
+
+SPLITS = {"validation": VALIDATION, "test": TEST}
+
+
+@dataclass(frozen=True, eq=False)
+class Setting:
+    """What the rounds of one experiment run on."""
+
+    fleet: SimulatedFleet
+    state: State  # of round 0
+    cohort: int
+    probes: tuple[Probe, ...]
+    losses: Losses
+    final: Losses | None
+    table: dict[str, Any]  # tokens of each client in each domain, for people
+    caveats: list[str]
+    engine: dict[str, Any]  # choices that must be the same for a run to resume as the same run
+
+
+def resolve(experiment: Experiment, stock: Stock) -> Experiment:
+    """The experiment with the contents of its corpus and model in it, so that changed files are another experiment."""
+    corpus = stock.corpus(replace(experiment.corpus, content=""), experiment.model)
+    if experiment.corpus.content not in ("", corpus.content):
+        raise UserError(f"the corpus {experiment.corpus.name!r} has changed: the experiment was made with content "
+                        f"{experiment.corpus.content[:12]}, here is {corpus.content[:12]}. Bring the old files back, or "
+                        "leave corpus.content out to begin anew.")
+    return replace(experiment, corpus=replace(experiment.corpus, content=corpus.content),
+                   model_content=fingerprint(experiment.model))
+
+
+def dealt(experiment: Experiment, corpus: Corpus) -> Partition:
+    """The training documents dealt to the clients; rows index the whole corpus."""
+    train = np.flatnonzero(corpus.split == TRAIN)
+    partition = experiment.partition(corpus.take(train), numpy_stream(experiment.seed, "partition"))
+    return replace(partition, rows=tuple(train[rows] for rows in partition.rows))
+
+
+def prepare(experiment: Experiment, stock: Stock, engine: dict[str, Any] | None = None) -> Setting:
+    """Everything loaded, dealt, packed and stacked. ``engine``: the choices of an earlier start, to be kept."""
+    runtime, plan = stock.runtime, experiment.plan
+    runtime.begin()
+    words = stock.corpus(replace(experiment.corpus, content=""), experiment.model)
+    language = stock.language_model(experiment.model, experiment.tune)
+    if plan.seq_len > language.window:
+        raise UserError(f"plan.seq_len: {plan.seq_len} tokens, but {experiment.model} takes {language.window} at most")
+    tokens = stock.tokens(words, experiment.model, experiment.tune)
+    corpus = words.sized(tokens.lengths)
+    model = stock.stacked(experiment.model, experiment.tune)
+
+    partition = dealt(experiment, corpus)
+    parts, cohort, steps = experiment.algorithm.enroll(
+        list(partition.rows), plan.cohort(experiment.partition.clients), plan.steps)
+    blocks = client_blocks(experiment, corpus, tokens, partition, parts, language.tokenizer, runtime)
+    template = model.template(experiment.seed).to(runtime.torch_device())
+    said = experiment.algorithm.refusals(plan.optimizer, plan.weighting, list(template))
+    if said:
+        raise UserError("\n".join(said))
+
+    batches = TextBatches(blocks, plan.batch, experiment.seed, steps, plan.epochs, runtime.torch_device())
+    engine = engine or {"micro": runtime.micro or micro_cohort(
+        model.network, cohort, plan.batch, plan.seq_len, runtime.torch_device())}
+    fleet = SimulatedFleet(len(parts), model, batches, plan.optimizer, plan.clip, plan.weighting, plan.factor,
+                           engine["micro"])
+    probes, losses, final = measuring(experiment, corpus, tokens, parts, model)
+    return Setting(fleet, begin(experiment.algorithm, template, fleet.size), cohort, probes, losses, final,
+                   {"domains": list(losses.held_out.names), "tokens": losses.held_out.mix.astype(int).tolist()},
+                   experiment.algorithm.caveats(plan.optimizer, plan.weighting), engine)
+
+
+def measuring(experiment: Experiment, corpus: Corpus, tokens: Tokens, parts: list[np.ndarray],
+              model: StackedModel) -> tuple[tuple[Probe, ...], Losses, Losses | None]:
+    """The probes of every round, the losses among them, and the larger evaluation of the end."""
+    said, plan = experiment.evaluate, experiment.plan
+    held = hold_out(corpus, tokens, SPLITS[said.split], plan.seq_len, max(said.blocks, said.final),
+                    experiment.corpus.split_seed, token_table(corpus, parts))
+    if not len(held.blocks):
+        raise UserError(f"corpus {corpus.name!r} has no {said.split} documents to measure on: "
+                        f"raise corpus.{said.split} (the share held out)")
+    losses = Losses(model, held.first(said.blocks), said.own, said.every, plan.rounds)
+    final = Losses(model, held, prefix="final.", own=0) if said.final else None
+    return (local_training, update_geometry, losses), losses, final
+
+
+def client_blocks(experiment: Experiment, corpus: Corpus, tokens: Tokens, partition: Partition, parts: list[np.ndarray],
+                  tokenizer: Any, runtime: Runtime) -> tuple[Blocks, ...]:
+    """Each client's documents, in an order of its own, packed into blocks; rewritten first where the regime says so."""
+    length, every = experiment.plan.seq_len, []
+    same = len(parts) == len(partition.rows)  # an anchor may have enrolled others: nobody's rewrites then
+    for client, rows in enumerate(parts):
+        rows = numpy_stream(experiment.seed, "pack", client).permutation(rows)
+        rewrite = partition.rewrite[client] if partition.rewrite and same else None
+        if rewrite is None:
+            every.append(pack(tokens, rows, length))
+        else:
+            own = tokenise(rewritten(corpus.take(rows), rewrite), tokenizer, cache=runtime.cache / "tokens")
+            every.append(pack(own, np.arange(len(own)), length))
+    return tuple(every)
+
+
+def rewritten(corpus: Corpus, rewrite: Rewrite) -> Corpus:
+    """The corpus with every text rewritten, by itself and the hash of what it was."""
+    texts = np.empty(len(corpus), dtype=object)
+    texts[:] = [rewrite(text, sha256(text.encode()).hexdigest()) for text in corpus.text]
+    return replace(corpus, text=texts)

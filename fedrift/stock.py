@@ -1,0 +1,48 @@
+"""What runs share: corpora, models and tokens are loaded once and lent to every run that needs them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from .corpus import Corpus, Source, Tokens, load_corpus, tokenise
+from .models.load import LanguageModel, load_model
+from .models.presets import PRESETS
+from .models.stacked import StackedModel
+from .models.tune import Tune
+from .runtime import Runtime
+
+
+@dataclass(frozen=True)
+class Stock:
+    """Loaded things by name. One network can wear one kind of trained parts; another kind loads it again."""
+
+    runtime: Runtime = field(default_factory=Runtime)
+    kept: dict[tuple[Any, ...], Any] = field(default_factory=dict, repr=False)
+
+    def corpus(self, source: Source, model: str) -> Corpus:
+        """The documents; for ``pocket`` without those that it was pretrained on."""
+        half = "unseen" if model == PRESETS["pocket"].name else "all"
+        return self._keep(("corpus", source, half), lambda: load_corpus(source, data=self.runtime.data, half=half))
+
+    def language_model(self, name: str, tune: Tune) -> LanguageModel:
+        return self._keep(("model", name, tune), lambda: load_model(name, cache=self.runtime.cache, say=self.runtime.say))
+
+    def stacked(self, name: str, tune: Tune) -> StackedModel:
+        """The model, ready to be worn by many clients."""
+        def make() -> StackedModel:
+            network = self.language_model(name, tune).network
+            return StackedModel(network.to(self.runtime.torch_device()), tune)  # type: ignore[arg-type]
+        return self._keep(("stacked", name, tune), make)
+
+    def tokens(self, corpus: Corpus, name: str, tune: Tune) -> Tokens:
+        """The corpus in the model's tokens."""
+        tokenizer = self.language_model(name, tune).tokenizer
+        cache: Path = self.runtime.cache / "tokens"
+        return self._keep(("tokens", corpus.content, name), lambda: tokenise(corpus, tokenizer, cache=cache))
+
+    def _keep(self, key: tuple[Any, ...], make: Any) -> Any:
+        if key not in self.kept:
+            self.kept[key] = make()
+        return self.kept[key]

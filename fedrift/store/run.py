@@ -1,0 +1,193 @@
+"""One run's folder: what was asked, what came of it round by round, and where to go on.
+
+    runs/<id>/experiment.json     the experiment, resolved
+              environment.json    versions, platform, device, threads, the engine's choices
+              records.jsonl       [round, metric, domain, client, value] a line; append-only
+              timings.jsonl       seconds by phase; apart, as they differ from one day to another
+              events.jsonl        {round, kind, message, client}
+              state.safetensors   the last state, whole or not at all (``fedrift.store.tensors``)
+              finished.json       the summary; there once the run is over
+              failed.json         why it stopped; gone when it resumes
+
+Rows are written before the state: a crash between them leaves rows that ``rewind`` drops.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from fedrift.errors import UserError
+from fedrift.records import Record, Trajectory
+from fedrift.store import lines
+from fedrift.store.files import write_whole
+
+PATIENCE = 1.0  # seconds for a reader's glance at the lock to pass
+
+
+@dataclass(frozen=True)
+class Run:
+    """The run ``id`` under ``root``, whether it is there yet or not."""
+
+    root: Path
+    id: str
+
+    @property
+    def folder(self) -> Path:
+        return Path(self.root) / self.id
+
+    @property
+    def state_path(self) -> Path:
+        """Where ``save_state`` and ``load_state`` of ``fedrift.store.tensors`` find this run's state."""
+        return self.folder / "state.safetensors"
+
+    # Whole files
+
+    def write_json(self, name: str, value: Any) -> None:
+        """Write ``<name>.json``, whole or not at all."""
+        try:
+            text = json.dumps(value, indent=2, ensure_ascii=False, default=_plain)
+        except TypeError as error:
+            raise UserError(f"{name}.json of run {self.id} would hold what is not JSON: {error}") from error
+        write_whole(self.folder / f"{name}.json", text.encode() + b"\n")
+
+    def read_json(self, name: str) -> Any:
+        """What ``<name>.json`` holds."""
+        path = self.folder / f"{name}.json"
+        try:
+            return json.loads(path.read_bytes())
+        except FileNotFoundError:
+            raise UserError(f"run {self.id} has no {path.name} in {self.folder}") from None
+        except ValueError as error:
+            raise UserError(f"{path} is not JSON ({error}); remove its folder to begin it again") from error
+
+    @property
+    def experiment(self) -> dict[str, Any]:
+        return dict(self.read_json("experiment"))
+
+    @property
+    def environment(self) -> dict[str, Any]:
+        """What ``settle`` wrote; empty before that."""
+        return dict(self.read_json("environment")) if (self.folder / "environment.json").exists() else {}
+
+    # Rows
+
+    def append(self, records: Iterable[Record]) -> None:
+        """Add records, all of them or none."""
+        lines.append(self.folder / "records.jsonl", map(_row, records))
+
+    def event(self, round: int, kind: str, message: str, client: int = -1) -> None:
+        """Note something that happened and is no number."""
+        said = {"round": int(round), "kind": kind, "message": message, "client": int(client)}
+        lines.append(self.folder / "events.jsonl", [lines.write_object(said)])
+
+    def timing(self, round: int, **seconds: float) -> None:
+        """Note the seconds of each phase of a round: ``timing(3, train=4.1, evaluate=0.5, store=0.1)``."""
+        took = {phase: float(value) for phase, value in seconds.items()}
+        lines.append(self.folder / "timings.jsonl", [lines.write_object({"round": int(round), **took})])
+
+    def records(self) -> list[Record]:
+        """All records, in the order of writing."""
+        path = self.folder / "records.jsonl"
+        return [_record(row, path) for row in lines.read(path)]
+
+    def trajectory(self) -> Trajectory:
+        return Trajectory(tuple(self.records()))
+
+    def events(self) -> list[dict[str, Any]]:
+        return lines.read(self.folder / "events.jsonl")
+
+    def timings(self) -> list[dict[str, Any]]:
+        return lines.read(self.folder / "timings.jsonl")
+
+    def rewind(self, round: int) -> int:
+        """Drop every row after ``round``, to resume from a state of that round; how many records went.
+
+        ``rewind(-1)`` drops them all, for a run that has no state yet.
+        """
+        dropped = lines.keep(self.folder / "records.jsonl", lambda row: row[0] <= round)
+        for name in ("timings.jsonl", "events.jsonl"):
+            lines.keep(self.folder / name, lambda row: row["round"] <= round)
+        (self.folder / "failed.json").unlink(missing_ok=True)
+        return dropped
+
+    # The end
+
+    @property
+    def finished(self) -> bool:
+        return (self.folder / "finished.json").exists()
+
+    def finish(self, summary: dict[str, Any]) -> None:
+        """Say that the run is over, and what came of it."""
+        self.write_json("finished", summary)
+        (self.folder / "failed.json").unlink(missing_ok=True)
+
+    def fail(self, round: int, message: str) -> None:
+        """Say that the run stopped and why; it can still be resumed."""
+        self.write_json("failed", {"round": int(round), "message": message})
+
+    @property
+    def status(self) -> str:
+        """``missing``, ``finished``, ``running``, ``failed`` or ``unfinished``."""
+        if not (self.folder / "experiment.json").exists():
+            return "missing"
+        if self.finished:
+            return "finished"
+        if self._held():
+            return "running"
+        return "failed" if (self.folder / "failed.json").exists() else "unfinished"
+
+    @contextmanager
+    def lock(self) -> Iterator[None]:
+        """Be the only process that writes this run; the system lets go however the process ends."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(self.folder / "lock")
+        try:
+            lock.acquire(timeout=PATIENCE)
+        except Timeout:
+            raise UserError(f"run {self.id} is being written by another process ({self.folder}); "
+                            f"wait for it, or stop it: the run then resumes where it was") from None
+        try:
+            yield
+        finally:
+            lock.release()
+
+    def _held(self) -> bool:
+        path = self.folder / "lock"
+        if not path.exists():
+            return False
+        try:
+            with FileLock(path, timeout=0):
+                return False
+        except Timeout:
+            return True
+        except OSError:  # a folder that may only be read: nobody can be writing there either
+            return False
+
+
+def _row(record: Record) -> str:
+    round, metric, domain, client, value = record
+    said = json.dumps([int(round), metric, domain, int(client)], ensure_ascii=False)
+    return f"{said[:-1]}, {lines.write_number(float(value))}]"
+
+
+def _record(row: Any, path: Path) -> Record:
+    if not isinstance(row, list) or len(row) != len(Record._fields):
+        raise UserError(f"{path} holds {row!r}, which is no record {list(Record._fields)}")
+    round, metric, domain, client, value = row
+    return Record(round, metric, domain, client, float("nan") if value is None else float(value))
+
+
+def _plain(value: Any) -> Any:
+    """Numbers and arrays of numpy as their Python selves."""
+    if hasattr(value, "tolist"):
+        return value.tolist()
+    if isinstance(value, Path):
+        return str(value)
+    raise TypeError(f"{type(value).__name__} {value!r}")

@@ -1,0 +1,81 @@
+"""FedDyn: the server's h is the mean of the clients' g, the optimum is exact, and the path is the known one."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import pytest
+
+from fedrift.algorithms import FedDyn
+from fedrift.algorithms.fedavg import pool
+from fedrift.optimizers import AdamW, Sgd
+from tests.quadratics import Q2, clients, path, train
+
+EXACT = [-0.7, 0.05, 0.425, 0.6125, 0.70625]
+
+
+def drift(algorithm, cohort: int) -> float:
+    """The largest |h - mean_k g_k| in 20 rounds."""
+    group = clients((1, 4, 2, 3, 5), (0, 1, -2, 3, 7), 6)
+    done = train(algorithm, group, until=20, cohort=cohort, optimizer=Sgd(0.05))
+    return max((d.after.server.moments["x"][0] - d.after.memory["x"].mean(0)).abs().max().item() for d in done)
+
+
+def test_with_solved_local_problems_it_takes_the_papers_path():
+    assert path(train(FedDyn(alpha=1.0), Q2(150), until=5)) == pytest.approx(EXACT, abs=1e-9)
+
+
+def test_a_small_alpha_overshoots_at_first():
+    assert path(train(FedDyn(alpha=0.1), Q2(150), until=1))[0] == pytest.approx(-3.45, abs=0.01)
+
+
+@pytest.mark.parametrize(("alpha", "lr", "needed"), [(0.1, 0.1, 250), (1.0, 0.1, 27), (10.0, 0.05, 66)])
+def test_a_few_local_steps_are_enough_for_the_exact_optimum(alpha, lr, needed):
+    done = train(FedDyn(alpha=alpha), Q2(), until=needed, optimizer=Sgd(lr))
+    assert abs(path(done)[-1] - 0.8) < 1e-6 < abs(path(done)[-2] - 0.8)
+
+
+def test_at_the_optimum_the_memories_are_the_gradients():
+    last = train(FedDyn(alpha=1.0), Q2(), until=60)[-1].after
+    assert last.memory["x"].flatten().tolist() == pytest.approx([0.8, -0.8], abs=1e-9)
+    assert last.server.moments["x"].item() == pytest.approx(0, abs=1e-9)
+
+
+@pytest.mark.parametrize("cohort", [1, 2, 5])
+def test_h_is_the_mean_of_the_clients_memories_whoever_takes_part(cohort):
+    assert drift(FedDyn(alpha=1.0), cohort) < 1e-12
+
+
+def test_one_of_two_clients_a_round_still_reaches_the_optimum():
+    assert path(train(FedDyn(alpha=1.0), Q2(), until=150, cohort=1))[-1] == pytest.approx(0.8, abs=1e-5)
+
+
+def test_combinations_without_meaning_are_refused():
+    assert FedDyn().refusals(AdamW(), "uniform", ["x"]) and FedDyn(server=Sgd(0.5)).refusals(Sgd(), "uniform", ["x"])
+    assert FedDyn().refusals(Sgd(), "uniform", ["x"]) == []
+    assert FedDyn().caveats(Sgd(), "tokens") and not FedDyn().caveats(Sgd(), "uniform")
+
+
+@dataclass(frozen=True)
+class DividedByCohort(FedDyn):
+    def absorb(self, server, report):
+        extra = pool(report.news, report) / len(report.weight) - pool(report.news, report) / report.population
+        return super().absorb(replace(server, moments=server.moments + extra), report)
+
+
+@dataclass(frozen=True)
+class SignFlipped(FedDyn):
+    def correct(self, grad, at):
+        return grad + at.memory + self.alpha * (at.params - at.start)
+
+
+@dataclass(frozen=True)
+class ForgetsThePull(FedDyn):
+    def correct(self, grad, at):
+        return grad - at.memory
+
+
+@pytest.mark.parametrize("bug", [DividedByCohort, SignFlipped, ForgetsThePull])
+def test_planted_bugs_are_seen(bug):
+    x = path(train(bug(alpha=1.0), Q2(150), until=5))
+    assert x != pytest.approx(EXACT, abs=1e-6) or drift(bug(alpha=1.0), cohort=2) > 1e-6

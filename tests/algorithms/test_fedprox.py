@@ -1,0 +1,68 @@
+"""FedProx against its closed forms and the bugs that public implementations have."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from fedrift.algorithms import FedAvg, FedProx
+from fedrift.optimizers import AdamW, Sgd
+from fedrift.tree import Tree
+from tests.quadratics import Q2, local, path, train
+
+
+@pytest.mark.parametrize(("mu", "fixed_point", "rate"), [
+    (0.1, 0.6080669772, 0.20188), (1.0, 0.6416687560, 0.37723), (5.0, 0.7272935260, 0.69445),
+    (10.0, 0.7586014871, 0.81170)])
+def test_fedprox_trades_bias_for_speed(mu, fixed_point, rate):
+    x = path(train(FedProx(mu=mu), Q2(), until=150))
+    assert x[-1] == pytest.approx(fixed_point, abs=1e-9)
+    assert (x[1] - fixed_point) / (x[0] - fixed_point) == pytest.approx(rate, abs=1e-4)
+
+
+def test_a_large_mu_with_a_fixed_learning_rate_diverges_in_the_loss_form_only():
+    assert abs(path(train(FedProx(mu=100.0), Q2(), until=3))[-1]) > 1e6
+    still = train(FedProx(mu=1e6, form="decoupled"), Q2(), until=1)[0]
+    assert still.report.delta["x"].abs().max().item() < 1e-3
+
+
+def test_the_decoupled_form_solves_the_proximal_step_exactly():
+    """y <- (y - lr g + lr mu w) / (1 + lr mu); its fixed point is that of the proximal objective."""
+    y, w, lr, mu = 2.0, 5.0, 0.1, 3.0
+    at = local(Tree(x=torch.tensor([[y]])), Tree(x=torch.tensor([[w]])), lr)
+    stepped = Tree(x=torch.tensor([[y - lr * 4.0]]))
+    assert FedProx(mu=mu, form="decoupled").settle(stepped, at)["x"].item() == pytest.approx(
+        (y - lr * 4.0 + lr * mu * w) / (1 + lr * mu))
+
+
+@pytest.mark.parametrize("form", ["loss", "decoupled"])
+@pytest.mark.parametrize("optimizer", [Sgd(0.05, momentum=0.5), AdamW(0.01)])
+def test_mu_zero_is_fedavg_bit_for_bit(form, optimizer):
+    plain = train(FedAvg(), Q2(), until=5, optimizer=optimizer, clip=0.7)
+    prox = train(FedProx(mu=0.0, form=form), Q2(), until=5, optimizer=optimizer, clip=0.7)
+    assert path(plain) == path(prox)
+
+
+def test_the_pull_is_the_gradient_of_the_squared_distance():
+    y = torch.tensor([[2.0, -1.0]], dtype=torch.float64, requires_grad=True)
+    w = torch.tensor([[0.5, 0.5]], dtype=torch.float64)
+    (0.3 / 2 * (y - w).pow(2).sum()).backward()
+    at = local(Tree(x=y.detach()), Tree(x=w))
+    assert torch.allclose(FedProx(mu=0.3).correct(Tree(x=torch.zeros_like(w)), at)["x"], y.grad)
+
+
+def test_the_first_local_step_is_fedavgs_and_the_anchor_is_what_was_received():
+    one = [train(algorithm, Q2(1), until=4) for algorithm in (FedAvg(), FedProx(mu=2.0))]
+    assert path(one[0]) == path(one[1])  # y = w at the only step: no pull
+    for done in train(FedProx(mu=2.0), Q2(3), until=3):
+        x, lr, mu = done.before.server.params["x"][0, 0].item(), 0.1, 2.0
+        for a, b, moved in zip((1, 4), (0, 1), done.report.delta["x"][:, 0].tolist(), strict=True):
+            y = x
+            for _ in range(3):
+                y -= lr * (a * (y - b) + mu * (y - x))
+            assert moved == pytest.approx(y - x, abs=1e-12)
+
+
+def test_fedprox_says_that_mu_is_not_comparable_under_adam():
+    assert FedProx().caveats(AdamW(), "tokens") and not FedProx().caveats(Sgd(), "tokens")
+    assert not FedProx(form="decoupled").caveats(AdamW(), "tokens")

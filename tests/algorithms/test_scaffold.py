@@ -1,0 +1,135 @@
+"""SCAFFOLD: the paper's invariant, its closed-form numbers, and the classic bugs, which must be seen."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import pytest
+import torch
+
+from fedrift.algorithms import FedAvg, Scaffold
+from fedrift.algorithms.fedavg import pool
+from fedrift.optimizers import AdamW, Sgd
+from tests.quadratics import Q2, clients, path, train
+
+ITERATES = [1.3837893354, 0.6699790781, 0.6283130012, 0.6922771306, 0.7443112481, 0.7737159831]
+
+
+def rounds_to(x: list[float], goal: float, within: float = 1e-6) -> int:
+    return next(number for number, at in enumerate(x, 1) if abs(at - goal) < within)
+
+
+def drift_of_the_controls(algorithm, cohort: int) -> float:
+    """The largest |c - mean_k c_k| in 30 rounds with ``cohort`` of 5 clients."""
+    group = clients((1, 4, 2, 3, 5), (0, 1, -2, 3, 7), 6)
+    done = train(algorithm, group, until=30, cohort=cohort, optimizer=Sgd(0.05))
+    return max((d.after.server.shared["x"][0] - d.after.memory["x"].mean(0)).abs().max().item() for d in done)
+
+
+def test_the_first_round_is_fedavg_bit_for_bit():
+    assert path(train(Scaffold(), Q2(), until=1)) == path(train(FedAvg(), Q2(), until=1))
+
+
+@pytest.mark.parametrize("cohort", [1, 2, 5])
+def test_the_server_control_is_the_mean_of_the_clients_whoever_takes_part(cohort):
+    assert drift_of_the_controls(Scaffold(), cohort) < 1e-12
+
+
+def test_scaffold_takes_the_known_path_to_the_optimum():
+    done = train(Scaffold(), Q2(), until=60)
+    assert path(done)[:6] == pytest.approx(ITERATES, abs=1e-9)
+    assert rounds_to(path(done), 0.8) == 18
+    assert done[-1].after.memory["x"].flatten().tolist() == pytest.approx([0.8, -0.8], abs=1e-9)
+    assert done[-1].after.server.shared["x"].item() == pytest.approx(0, abs=1e-9)
+
+
+def test_one_of_two_clients_a_round_still_reaches_the_optimum():
+    assert path(train(Scaffold(), Q2(), until=120, cohort=1))[-1] == pytest.approx(0.8, abs=1e-6)
+
+
+def test_identical_clients_make_it_fedavg():
+    expected = [1.4294967296, 1.0461168602, 1.0049517602, 1.0005316912, 1.0000570899]
+    assert path(train(Scaffold(), clients((2, 2), (1, 1)), until=5)) == pytest.approx(expected, abs=1e-9)
+
+
+@pytest.mark.parametrize(("steps", "gap", "needed"), [
+    (2, 1.0, 65), (2, 10.0, 66), (2, 100.0, 69), (10, 1.0, 18), (10, 10.0, 24), (10, 100.0, 28)])
+def test_on_the_lower_bound_pair_heterogeneity_hardly_slows_it(steps, gap, needed):
+    pair = clients((2, 0), (0, 0), steps, slope=(gap, -gap))
+    assert rounds_to(path(train(Scaffold(), pair, until=90, x=1.0)), 0.0) == needed
+
+
+def test_the_memory_is_option_two_of_the_paper_under_sgd():
+    """c_k+ = c_k - c + (w - y) / (K lr), with K counted in steps really taken and lr the one really used."""
+    schedule = lambda round: 1 / (1 + round)  # noqa: E731
+    group = clients((1, 4, 2), (0, 1, 3), (4, 9, 2))
+    for done in train(Scaffold(), group, until=6, cohort=2, schedule=schedule):
+        lr = 0.1 * schedule(done.before.round)
+        old = done.before.memory["x"][done.cohort]
+        steps = done.report.steps[:, None]
+        displaced = old - done.before.server.shared["x"] - done.report.delta["x"] / (steps * lr)
+        assert torch.allclose(done.report.memory["x"], displaced, atol=1e-10)
+
+
+def test_heavy_ball_and_adam_clients_stay_sound():
+    """With the displacement over K lr heavy ball diverges; with mean raw gradients it finds the optimum."""
+    ball = train(Scaffold(), Q2(), until=150, optimizer=Sgd(0.02, momentum=0.9))
+    assert path(ball)[-1] == pytest.approx(0.8, abs=1e-8)
+    adam = path(train(Scaffold(), Q2(5), until=120, x=0.6, optimizer=AdamW(0.003)))[-1]
+    plain = path(train(FedAvg(), Q2(5), until=120, x=0.6, optimizer=AdamW(0.003)))[-1]
+    assert abs(adam - 0.8) < 0.02 < abs(plain - 0.8)
+
+
+def test_a_client_that_never_took_part_begins_at_zero():
+    for done in train(Scaffold(), clients((1, 4, 2, 3), (0, 1, -2, 3)), until=3, cohort=1):
+        absent = torch.ones(4, dtype=torch.bool).index_fill(0, done.cohort, False)
+        assert torch.equal(done.after.memory["x"][absent], done.before.memory["x"][absent])
+    assert (train(Scaffold(), Q2(), until=1)[0].before.memory["x"] == 0).all()
+
+
+def test_it_says_where_it_is_unsound():
+    assert Scaffold().caveats(AdamW(), "uniform")
+    assert any("uniform" in said for said in Scaffold().caveats(Sgd(), "tokens"))
+    assert Scaffold().caveats(Sgd(), "uniform") == []
+
+
+# The bugs of public implementations, planted: each must break the invariant or miss the optimum.
+
+@dataclass(frozen=True)
+class SignFlipped(Scaffold):
+    def correct(self, grad, at):
+        return grad + at.memory - at.shared
+
+
+@dataclass(frozen=True)
+class DividedByCohort(Scaffold):
+    def absorb(self, server, report):
+        shared = server.shared + pool(report.news, report) / len(report.weight)
+        return replace(super().absorb(server, report), shared=shared)
+
+
+@dataclass(frozen=True)
+class WrongStepCount(Scaffold):
+    def remember(self, at):
+        return at.memory - at.shared + (at.start - at.params) / (5 * at.lr)  # K is 10 or 6
+
+
+@dataclass(frozen=True)
+class NeverRemembered(Scaffold):
+    def remember(self, at):
+        return at.start.zeros()  # FL-bench: c_k never comes back
+
+
+@dataclass(frozen=True)
+class StartsAtTheWeights(Scaffold):
+    def shared(self, params):
+        return params
+
+    def memory(self, params):
+        return params.zeros()
+
+
+@pytest.mark.parametrize("bug", [SignFlipped, DividedByCohort, WrongStepCount, NeverRemembered, StartsAtTheWeights])
+def test_planted_bugs_are_seen(bug):
+    x = path(train(bug(), Q2(), until=6))
+    assert x != pytest.approx(ITERATES, abs=1e-6) or drift_of_the_controls(bug(), cohort=2) > 1e-6

@@ -1,0 +1,73 @@
+"""The order in which clients read their blocks, and what a stacked batch holds."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+from fedrift.corpus.blocks import Blocks
+from fedrift.fleet.batches import TextBatches
+
+
+def blocks_of(count: int, client: int, length: int = 4) -> Blocks:
+    """Blocks whose every token says whose they are and which: 100 * client + number."""
+    tokens = np.repeat(100 * client + np.arange(count)[:, None], length, axis=1)
+    keep = np.ones_like(tokens, dtype=bool)
+    if count:
+        keep[-1, 2:] = False
+    return Blocks(tokens, keep)
+
+
+def batches(counts, **options) -> TextBatches:
+    return TextBatches(tuple(blocks_of(count, client) for client, count in enumerate(counts)), seed=3, **options)
+
+
+def seen(reader: TextBatches, round: int, cohort: list[int], client: int) -> list[int]:
+    row, read = cohort.index(client), []
+    for batch in reader(round, torch.tensor(cohort)):
+        if row in batch["rows"].tolist():
+            at = batch["rows"].tolist().index(row)
+            read += [block[0] for block in batch["tokens"][at].tolist()][: int(batch["examples"][at])]
+    return read
+
+
+def test_a_client_reads_the_same_whoever_else_takes_part():
+    reader = batches((9, 7, 8), size=2, steps=5)
+    alone = seen(reader, 4, [1], 1)
+    assert alone == seen(reader, 4, [0, 1], 1) == seen(reader, 4, [0, 1, 2], 1) == seen(reader, 4, [1, 2], 1)
+    assert alone != seen(reader, 5, [1], 1)
+    assert all(block // 100 == 1 for block in alone)
+
+
+def test_every_block_is_read_before_any_comes_again():
+    read = seen(batches((5,), size=2, steps=5), 0, [0], 0)
+    assert sorted(read[:5]) == sorted(read[5:]) == list(range(5))
+
+
+def test_an_epoch_reads_every_block_once_and_clients_stop_when_they_are_done():
+    reader = batches((5, 2, 0), size=2, epochs=1.0)
+    steps = list(reader(0, torch.arange(3)))
+    assert [batch["rows"].tolist() for batch in steps] == [[0, 1], [0], [0]]
+    assert sorted(seen(reader, 0, [0, 1, 2], 0)) == list(range(5))
+    assert steps[-1]["tokens"].shape[1] == 1  # the last batch holds the one block left
+
+
+def test_half_an_epoch_reads_half_the_blocks():
+    assert len(seen(batches((8,), size=2, epochs=0.5), 0, [0], 0)) == 4
+
+
+def test_weight_counts_the_predicted_tokens_only():
+    (batch,) = batches((1,), size=1, steps=1)(0, torch.tensor([0]))
+    assert batch["keep"].tolist() == [[[True, True, False, False]]]
+    assert batch["weight"].tolist() == [1]  # of the two tokens kept the first is context
+
+
+def test_what_fills_up_a_batch_teaches_nothing():
+    (first, *_) = batches((4, 1), size=3, epochs=1.0)(0, torch.arange(2))
+    assert first["examples"].tolist() == [3, 1]
+    assert not first["keep"][1, 1:].any()
+
+
+def test_a_fleet_without_blocks_takes_no_step():
+    assert list(batches((0, 0), size=2, epochs=1.0)(0, torch.arange(2))) == []
+    assert list(batches((0, 0), size=2, steps=3)(0, torch.arange(2))) == []

@@ -1,0 +1,126 @@
+"""A small federation for the laws: five clients fit linear maps with low-rank adapters, a bias and a leaf that nothing uses.
+
+Client k: mean squared error of X (W0 + s (base + B A))^T + h against Y_k. It is small enough to run
+hundreds of times and has all that an algorithm may meet: adapters, plain leaves, idle leaves.
+"""
+
+from __future__ import annotations
+
+import io
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+import fedrift.algorithms
+from fedrift import optimizers
+from fedrift.algorithms import FedAvg, aggregates
+from fedrift.fleet import SimulatedFleet
+from fedrift.optimizers import Optimizer, Sgd
+from fedrift.rounds import begin, rounds
+from fedrift.streams import torch_stream
+from fedrift.tree import Tree
+from fedrift.values import Round, State
+
+SIZE, RANK, INPUTS, OUTPUTS, ROWS, SCALE = 5, 2, 3, 4, 6, 2.0
+SERVERS = [Sgd(1.0, momentum=0.9), optimizers.Adam(0.05), optimizers.Yogi(0.05), optimizers.Adagrad(0.05)]
+
+SUBJECTS = {
+    **{name: getattr(fedrift.algorithms, name)() for name in fedrift.algorithms.__all__},
+    **{f"FedAvg-{type(server).__name__}": FedAvg(server=server) for server in SERVERS},
+    **{f"FedAvg-{name}": FedAvg(aggregate=getattr(aggregates, name)()) for name in aggregates.__all__},
+}
+
+
+def loss(params: Tree, batch: dict[str, Tensor]) -> Tensor:
+    """``[C]``"""
+    weight = params["m.B"] @ params["m.A"]
+    if "m.base" in params:
+        weight = weight + params["m.base"]
+    guess = batch["x"] @ (batch["w"] + SCALE * weight).mT + params["h"].unsqueeze(1)
+    idle = 0 * params["idle"].flatten(1).sum(1)
+    return (guess - batch["y"]).square().flatten(1).mean(1) + idle
+
+
+def params(dtype: torch.dtype = torch.float64) -> Tree:
+    draw = torch_stream(0, "params")
+    return Tree({"m.A": torch.randn(1, RANK, INPUTS, generator=draw, dtype=torch.float64).to(dtype),
+                 "m.B": torch.zeros(1, OUTPUTS, RANK, dtype=dtype), "h": torch.zeros(1, OUTPUTS, dtype=dtype),
+                 "idle": torch.ones(1, 2, 2, dtype=dtype)})
+
+
+@dataclass(frozen=True, eq=False)
+class Data:
+    """N clients' regressions; ``steps`` and ``weight`` a client, ``[N]``. Every step has inputs of its own."""
+
+    x: Tensor  # [N, S, B, I]
+    y: Tensor  # [N, S, B, O]
+    w: Tensor  # [O, I]
+    steps: tuple[int, ...]
+    weight: tuple[float, ...]
+
+    def __call__(self, round: int, cohort: Tensor):
+        count = torch.tensor(self.steps)[cohort]
+        for step in range(int(count.max())):
+            rows = (count > step).nonzero().flatten()
+            who = cohort[rows]
+            yield {"rows": rows, "x": self.x[who, step], "y": self.y[who, step], "w": self.w.expand(len(who), -1, -1),
+                   "weight": torch.tensor(self.weight)[who]}
+
+    def of(self, order: list[int]) -> Data:
+        return replace(self, x=self.x[order], y=self.y[order], steps=tuple(self.steps[k] for k in order),
+                       weight=tuple(self.weight[k] for k in order))
+
+    def edit(self, client: int, factor: float) -> Data:
+        """The same, but for one client's targets, which are multiplied."""
+        scale = torch.ones(len(self.y), 1, 1, 1, dtype=self.y.dtype)
+        scale[client] = factor
+        return replace(self, y=self.y * scale)
+
+
+def data(steps: tuple[int, ...] = (3,) * SIZE, weight: tuple[float, ...] = (4.0, 1.0, 2.0, 3.0, 2.0),
+         dtype: torch.dtype = torch.float64, same: bool = False) -> Data:
+    draw = torch_stream(0, "data")
+    own = torch.randn(SIZE, OUTPUTS, INPUTS, generator=draw, dtype=torch.float64)
+    x = torch.randn(SIZE, 1 if same else 3, ROWS, INPUTS, generator=draw, dtype=torch.float64).expand(-1, 3, -1, -1)
+    y = torch.einsum("nsbi,noi->nsbo", x, own) + 1
+    made = Data(x.to(dtype), y.to(dtype), torch.zeros(OUTPUTS, INPUTS, dtype=dtype), steps, weight)
+    return replace(made, x=made.x[[0] * len(steps)], y=made.y[[0] * len(steps)]) if same else made
+
+
+def train(algorithm: FedAvg, deal: Data, *, until: int = 3, cohort: int | None = None, state: State | None = None,
+          optimizer: Optimizer = Sgd(0.05), **options) -> list[Round]:
+    size = len(deal.steps)
+    fleet = SimulatedFleet(size, loss, deal, optimizer, **options)
+    state = state or begin(algorithm, params(deal.x.dtype), size)
+    return list(rounds(state, fleet, algorithm, until=until, cohort=cohort or size, seed=3))
+
+
+def tensors(state: State) -> dict[str, Tensor]:
+    """Everything a state holds, by name."""
+    server = state.server
+    trees = {"params": server.params, "shared": server.shared, "moments": server.moments, "base": server.base,
+             "memory": state.memory}
+    return {f"{kind}/{name}": leaf for kind, tree in trees.items() for name, leaf in tree.items()} | {"group": state.group}
+
+
+def apart(one: State, other: State) -> float:
+    """The largest difference between two states; NaN counts as infinite."""
+    here, there = tensors(one), tensors(other)
+    assert here.keys() == there.keys()
+    gaps = [(leaf.double() - there[name].double()).abs().nan_to_num(torch.inf).max().item() for name, leaf in here.items()]
+    return max(gaps)
+
+
+def same(one: State, other: State) -> bool:
+    """Bit for bit."""
+    here, there = tensors(one), tensors(other)
+    return here.keys() == there.keys() and all(torch.equal(leaf, there[name]) for name, leaf in here.items())
+
+
+def through_a_file(state: State) -> State:
+    """Written and read again."""
+    box = io.BytesIO()
+    torch.save(state, box)
+    box.seek(0)
+    return torch.load(box, weights_only=False)

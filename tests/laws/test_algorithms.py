@@ -1,0 +1,139 @@
+"""The laws that every exported algorithm obeys, whatever it does."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from fedrift.algorithms import FedAvg, aggregates
+from fedrift.optimizers import AdamW, Sgd
+from fedrift.rounds import begin
+from fedrift.tree import Tree
+from fedrift.values import Round
+
+from .federation import SIZE, SUBJECTS, apart, data, params, same, tensors, through_a_file, train
+
+RAGGED = (3, 1, 2, 3, 2)
+
+
+@pytest.fixture(params=list(SUBJECTS))
+def name(request) -> str:
+    return request.param
+
+
+@pytest.fixture
+def algorithm(name) -> FedAvg:
+    return SUBJECTS[name]
+
+
+def quiet(algorithm: FedAvg) -> FedAvg:
+    """The algorithm without the noise that it adds on purpose."""
+    if isinstance(algorithm.aggregate, aggregates.Private):
+        return replace(algorithm, aggregate=replace(algorithm.aggregate, noise=0.0))
+    return algorithm
+
+
+def worn(done: Round, algorithm: FedAvg) -> Tree:
+    """What each client uses after the round, ``[N, ...]``, and what lies under it."""
+    state = done.after
+    mine = algorithm.wear(state.server.params.rows(state.group), state.memory)
+    under = state.server.base.rows(state.group)
+    return Tree({**mine, **under})
+
+
+def test_a_resumed_run_is_the_unbroken_run_bit_for_bit(algorithm):
+    unbroken = train(algorithm, data(), until=4, cohort=3, optimizer=AdamW(0.01))
+    again = train(algorithm, data(), until=4, cohort=3, optimizer=AdamW(0.01), state=through_a_file(unbroken[1].after))
+    assert same(unbroken[-1].after, again[-1].after)
+
+
+@pytest.mark.parametrize("micro", [1, 2])
+def test_stacked_clients_train_as_they_would_one_by_one(algorithm, micro):
+    whole = train(algorithm, data(RAGGED), until=2, clip=1.0)
+    parts = train(algorithm, data(RAGGED), until=2, clip=1.0, micro=micro)
+    assert apart(whole[-1].after, parts[-1].after) < 1e-10
+
+
+def test_in_single_precision_it_is_the_same_run_up_to_rounding(algorithm):
+    double = train(algorithm, data(RAGGED), until=2)[-1].after
+    single = train(algorithm, data(RAGGED, dtype=torch.float32), until=2, micro=2)[-1].after
+    assert all(leaf.dtype == torch.float32 for leaf in single.server.params.values())
+    assert apart(double, single) < 2e-3 * (1 + max(leaf.abs().max().item() for leaf in tensors(double).values()))
+
+
+@pytest.mark.parametrize(("steps", "weight"), [((3,) * 5, (4.0, 0.0, 2.0, 3.0, 2.0)), ((3, 0, 3, 3, 3), (4.0, 1.0, 2.0, 3.0, 2.0))],
+                         ids=["trains on nothing that counts", "has no data"])
+def test_a_client_without_weight_changes_nothing_and_is_not_changed(algorithm, steps, weight):
+    plain = train(algorithm, data(steps, weight), until=2)
+    wild = train(algorithm, data(steps, weight).edit(1, 50.0), until=2)
+    assert same(plain[-1].after, wild[-1].after)
+    assert not plain[-1].report.failed.any()
+    first = plain[0].before.memory
+    assert all(torch.equal(leaf[1], first[name][1]) for name, leaf in plain[-1].after.memory.items())
+
+
+def test_a_client_that_returns_nan_is_recorded_and_counts_as_absent(algorithm):
+    broken = train(algorithm, data().edit(1, torch.nan), until=2)
+    absent = train(algorithm, data((3, 0, 3, 3, 3)), until=2)
+    for done in broken:
+        assert done.report.failed.tolist() == [False, True, False, False, False]
+        assert done.report.weight[1] == 0 and done.report.delta.finite().all() and done.report.gradient.finite().all()
+    assert same(broken[-1].after, absent[-1].after)
+
+
+def test_a_round_without_survivors_changes_nothing(algorithm):
+    lost = data()
+    for client in range(SIZE):
+        lost = lost.edit(client, torch.inf)
+    before = train(algorithm, data(), until=1)[-1].after
+    done = train(algorithm, lost, until=2, state=before)[-1]
+    assert done.report.failed.all()
+    assert same(replace(before, round=2), done.after)
+
+
+def test_the_order_of_the_clients_does_not_matter(name, algorithm):
+    order = [3, 0, 4, 2, 1]
+    here = worn(train(algorithm, data(RAGGED), until=2)[-1], algorithm)
+    there = worn(train(algorithm, data(RAGGED).of(order), until=2)[-1], algorithm)
+    assert all(torch.allclose(leaf[order], there[leaf_name], atol=1e-9) for leaf_name, leaf in here.items())
+
+
+def test_a_leaf_that_no_client_moves_stays(algorithm):
+    assert torch.equal(train(quiet(algorithm), data(), until=2)[-1].after.server.params["idle"][:1], params()["idle"])
+
+
+def test_identical_clients_are_one_client(algorithm):
+    algorithm = quiet(algorithm)
+    many = worn(train(algorithm, data(same=True, weight=(1.0,) * SIZE), until=2)[-1], algorithm)
+    one = worn(train(algorithm, data((3,), (1.0,), same=True), until=2)[-1], algorithm)
+    for name, leaf in one.items():
+        assert torch.allclose(many[name], leaf.expand_as(many[name]), atol=1e-9), name
+
+
+def test_what_was_sent_may_be_overwritten_without_touching_what_was_kept(algorithm):
+    done = train(algorithm, data(), until=1)[0]
+    kept = {name: leaf.clone() for name, leaf in tensors(done.after).items()}
+    for tree in (done.report.delta, done.report.memory, done.report.news, done.report.gradient):
+        for leaf in tree.values():
+            leaf.fill_(torch.nan)
+    for vector in (done.report.weight, done.report.steps, done.report.loss):
+        vector.fill_(torch.nan)
+    assert all(torch.equal(leaf, kept[name]) for name, leaf in tensors(done.after).items())
+
+
+def test_a_model_whose_clients_sat_out_stays_as_it_is(algorithm):
+    """Two models; in the second round only the clients of the first are there."""
+    group = torch.tensor([0, 0, 1, 1, 1])
+    state = begin(algorithm, params(), SIZE)
+    state = replace(state, group=group, server=algorithm.begin(params().rows(torch.tensor([0, 0]))))
+    state = train(algorithm, data(), until=1, state=state)[-1].after
+    done = train(algorithm, data((3, 3, 0, 0, 0)), until=2, state=state)[-1]
+    for kind in ("params", "moments", "shared", "base"):
+        for name, leaf in getattr(done.after.server, kind).items():
+            assert torch.equal(leaf[1], getattr(state.server, kind)[name][1]), (kind, name)
+
+
+def test_every_algorithm_is_accepted_with_plain_clients(algorithm):
+    assert algorithm.refusals(Sgd(0.05), "uniform", params().keys()) == []

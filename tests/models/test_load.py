@@ -1,0 +1,213 @@
+"""Models from folders and, where there is none, from a hub that cannot be reached."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import (
+    AutoTokenizer,
+    BertConfig,
+    BertForMaskedLM,
+    LlamaModel,
+    PreTrainedTokenizerBase,
+    T5Config,
+    T5ForConditionalGeneration,
+)
+
+import fedrift.models.pocket
+from fedrift.errors import UserError
+from fedrift.models.load import LanguageModel, load_model
+from fedrift.models.pocket import PARTS, pocket_folder
+from fedrift.models.presets import PRESETS
+from tests.models.tiny import KINDS, WINDOW, plain_tokenizer, random_model
+
+REAL = {"gpt2": "gpt2", "qwen2": "qwen2", "llama": "llama2-tinyllama"}     # folders of real tokenizers
+
+
+def keep(model: LanguageModel, folder: Path) -> Path:
+    model.network.save_pretrained(folder)
+    model.tokenizer.save_pretrained(folder)
+    return folder
+
+
+def load(folder: Path, dtype: str = "float32") -> LanguageModel:
+    return load_model(str(folder), cache=folder / "no-cache-needed", dtype=dtype)
+
+
+def edit(path: Path, **changes: object) -> None:
+    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+
+
+@pytest.fixture
+def llama(tmp_path: Path) -> Path:
+    return keep(random_model("llama"), tmp_path / "llama")
+
+
+def test_a_tiny_model_is_its_seed_and_moves_no_other_draw():
+    torch.manual_seed(1)
+    before = torch.rand(1)
+    torch.manual_seed(1)
+    one, same, other = (random_model("llama", seed=seed).network.lm_head.weight for seed in (0, 0, 1))
+    assert torch.equal(one, same) and not torch.equal(one, other) and torch.equal(torch.rand(1), before)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_folder_gives_back_the_same_model(kind, tmp_path):
+    model = random_model(kind, seed=3)
+    back = load(keep(model, tmp_path))
+    ids = torch.arange(24).view(2, 12)
+    assert torch.equal(back.network(ids).logits, model.network(ids).logits)
+    assert type(back.network) is type(model.network) and back.window == WINDOW
+    assert back.tokenizer("w3 w1 w4").input_ids == [3, 1, 4]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_loaded_model_is_frozen_evaluating_without_cache_in_float32_with_sdpa(kind, tmp_path):
+    network = load(keep(random_model(kind, dtype=torch.float16), tmp_path)).network
+    assert not network.training and not network.config.use_cache
+    assert network.config._attn_implementation == "sdpa"
+    assert {parameter.dtype for parameter in network.parameters()} == {torch.float32}
+    assert not any(parameter.requires_grad for parameter in network.parameters())
+
+
+def test_another_dtype_is_had_by_asking_and_a_wrong_one_is_refused(llama):
+    assert load(llama, "float64").network.dtype == torch.float64
+    with pytest.raises(UserError, match="no dtype 'flaot32': did you mean 'float32'"):
+        load(llama, "flaot32")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_real_tokenizers_pass_through_a_folder_with_their_architecture(kind, tmp_path, shared_data):
+    folder = shared_data.parent / "tokenizers" / REAL[kind]
+    tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    assert isinstance(tokenizer, PreTrainedTokenizerBase)
+    back = load(keep(random_model(kind, tokenizer), tmp_path))
+    text = "Der Prozeß — naïve café, 3.14 \U0001f642\n\n  def f(x):\treturn x\n"
+    ids = back.tokenizer(text).input_ids
+    assert ids == tokenizer(text).input_ids
+    assert back.tokenizer.decode(ids, skip_special_tokens=True).strip() == text.strip()
+    assert back.tokenizer.eos_token_id == tokenizer.eos_token_id and back.tokenizer.pad_token_id is not None
+    rows = max(tokenizer.get_vocab().values()) + 1
+    assert back.network(torch.tensor([ids])).logits.shape == (1, len(ids), rows)
+
+
+def test_a_missing_pad_token_becomes_the_end_token_and_one_that_is_there_stays(tmp_path):
+    tokenizer = plain_tokenizer(20)
+    assert load(keep(random_model("gpt2", tokenizer), tmp_path / "without")).tokenizer.pad_token == "<end>"
+    tokenizer.pad_token = "w7"
+    assert load(keep(random_model("gpt2", tokenizer), tmp_path / "with")).tokenizer.pad_token == "w7"
+
+
+def test_a_folder_that_holds_no_model_is_told_what_is_wanted_and_what_is_there(tmp_path):
+    (tmp_path / "holiday.txt").write_text("sun")
+    with pytest.raises(UserError, match="(?s)cannot read config.json .*Wanted there: .*; it has holiday.txt"):
+        load(tmp_path)
+
+
+@pytest.mark.parametrize(("gone", "told"), [
+    ("model.safetensors", "cannot read the weights"),
+    ("config.json", "cannot read config.json"),
+])
+def test_a_folder_without_a_part_is_told_which(llama, gone, told):
+    (llama / gone).unlink()
+    with pytest.raises(UserError, match=told):
+        load(llama)
+
+
+def test_a_folder_without_tokenizer_is_told(llama):
+    for path in llama.glob("tokenizer*"):
+        path.unlink()
+    with pytest.raises(UserError, match="cannot read the tokenizer"):
+        load(llama)
+
+
+def test_weights_cut_off_are_refused(llama):
+    weights = llama / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:3000])
+    with pytest.raises(UserError, match="cannot read the weights"):
+        load(llama)
+
+
+def test_weights_of_another_shape_than_the_config_says_are_refused(llama):
+    edit(llama / "config.json", intermediate_size=64)
+    with pytest.raises(UserError, match="cannot read the weights"):
+        load(llama)
+
+
+def test_a_model_without_its_head_is_refused_rather_than_given_a_random_one(tmp_path):
+    model = random_model("llama")
+    keep(model, tmp_path)
+    LlamaModel(model.network.config).save_pretrained(tmp_path)
+    with pytest.raises(UserError, match="holds LlamaModel, which is not .* wanted LlamaForCausalLM"):
+        load(tmp_path)
+    edit(tmp_path / "config.json", architectures=["LlamaForCausalLM"])
+    with pytest.raises(UserError, match="lack 1 of the model's tensors, lm_head.weight among them"):
+        load(tmp_path)
+
+
+def test_an_encoder_and_an_encoder_decoder_are_refused(tmp_path):
+    bert = BertConfig(vocab_size=9, hidden_size=8, intermediate_size=8, num_hidden_layers=1,
+                      num_attention_heads=2)
+    BertForMaskedLM(bert).save_pretrained(tmp_path / "bert")
+    with pytest.raises(UserError, match="holds BertForMaskedLM, which is not a causal language model"):
+        load(tmp_path / "bert")
+    t5 = T5Config(vocab_size=9, d_model=8, d_kv=4, d_ff=8, num_layers=1, num_heads=2)
+    T5ForConditionalGeneration(t5).save_pretrained(tmp_path / "t5")
+    with pytest.raises(UserError, match="holds T5ForConditionalGeneration, which is not"):
+        load(tmp_path / "t5")
+
+
+def test_a_tokenizer_with_more_ids_than_the_embedding_has_rows_is_refused(llama):
+    plain_tokenizer(98).save_pretrained(llama)
+    with pytest.raises(UserError, match="ids up to 97, the model's embedding has 97 rows"):
+        load(llama)
+
+
+def test_a_tokenizer_without_an_end_token_is_refused(llama):
+    tokenizer = plain_tokenizer(97)
+    tokenizer.eos_token = None
+    tokenizer.save_pretrained(llama)
+    with pytest.raises(UserError, match="names no end token"):
+        load(llama)
+
+
+@pytest.mark.parametrize("name", ["distilgpt2", "somebody/some-model"])
+def test_without_a_hub_the_way_out_is_told(name, tmp_path):
+    code = ("import sys\nfrom pathlib import Path\nfrom fedrift.errors import UserError\n"
+            "from fedrift.models.load import load_model\n"
+            "try:\n    load_model(sys.argv[1], cache=Path(sys.argv[2]))\n"
+            "except UserError as error:\n    print(error)\n")
+    done = subprocess.run([sys.executable, "-c", code, name, str(tmp_path)], check=True, capture_output=True,
+                          text=True, env={**os.environ, "HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path)})
+    hub = PRESETS[name].hub if name in PRESETS else name
+    assert done.stdout.startswith(f"model {hub!r} must come from the model hub, which cannot be reached")
+    assert "model: path/to/folder" in done.stdout and "model: pocket" in done.stdout
+
+
+POCKET = Path(fedrift.models.pocket.__file__).with_name("pocket")
+
+
+def test_a_copy_without_pockets_weights_says_so(monkeypatch, tmp_path):
+    monkeypatch.setattr(fedrift.models.pocket, "__file__", str(tmp_path / "pocket.py"))
+    with pytest.raises(UserError, match="lacks config.json, model.safetensors"):
+        load_model("pocket", cache=tmp_path)
+
+
+@pytest.mark.skipif(not (POCKET / "model.safetensors").exists(), reason="pocket is still being pretrained")
+def test_pocket_comes_with_the_package_and_is_what_its_preset_says(tmp_path):
+    model = load_model("pocket", cache=tmp_path)
+    assert model.network.num_parameters() == PRESETS["pocket"].parameters and model.window == 512
+    assert model.network.dtype == torch.float32
+    assert sum((POCKET / part).stat().st_size for part in PARTS) < 9e6
+    assert (POCKET / "model.safetensors").stat().st_size < 8e6
+    assert len(model.tokenizer) == model.network.config.vocab_size
+    assert pocket_folder() == POCKET and not list(tmp_path.iterdir())
+    assert "FILL" not in (POCKET / "README.md").read_text()
+
+

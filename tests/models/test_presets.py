@@ -1,0 +1,102 @@
+"""What a model's name means."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from fedrift.errors import UserError
+from fedrift.models.presets import PRESETS, fingerprint, locate
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A folder that looks like a model's from outside."""
+    made = tmp_path / "model"
+    made.mkdir()
+    for name in ("config.json", "tokenizer.json", "model.safetensors", "README.md"):
+        (made / name).write_text(f"{name} of the first day")
+    return made
+
+
+def test_the_presets_are_told_without_torch_or_transformers():
+    code = ("import sys, fedrift.models.presets as presets; presets.fingerprint('pocket');"
+            "print(sorted({'torch', 'transformers'} & set(sys.modules)))")
+    done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_every_preset_is_named_by_its_key_and_only_the_packaged_one_has_no_hub_id():
+    assert all(name == preset.name for name, preset in PRESETS.items())
+    assert [preset.name for preset in PRESETS.values() if not preset.hub] == ["pocket"]
+    assert {preset.origin for preset in PRESETS.values()} == {"package", "pip", "hub"}
+
+
+def test_a_name_is_a_preset_a_folder_or_a_hub_id(folder, monkeypatch):
+    monkeypatch.chdir(folder.parent)
+    assert locate("distilgpt2") is PRESETS["distilgpt2"]
+    assert locate("model") == Path("model")
+    assert locate(str(folder)) == folder
+    assert locate("somebody/some-model") == "somebody/some-model"
+
+
+def test_a_preset_wins_over_a_folder_of_its_name_unless_a_path_is_said(tmp_path, monkeypatch):
+    (tmp_path / "pocket").mkdir()
+    monkeypatch.chdir(tmp_path)
+    assert locate("pocket") is PRESETS["pocket"]
+    assert locate("./pocket") == Path("pocket")
+
+
+@pytest.mark.parametrize(("name", "told"), [
+    ("pockt", "did you mean 'pocket'"),
+    ("qwen-0.5B", "did you mean 'qwen-0.5b'"),
+    ("", "no model ''"),
+    ("./nowhere", "no folder './nowhere'"),
+    ("/no/such/place", "no folder"),
+    ("owner/", "no model"),
+    ("a/b/c", "no folder"),
+])
+def test_a_name_that_is_nothing_is_refused_with_what_there_is(name, told):
+    with pytest.raises(UserError, match=told):
+        locate(name)
+
+
+def test_a_file_is_refused_for_a_folder(folder):
+    with pytest.raises(UserError, match="is a file; wanted the folder"):
+        locate(str(folder / "model.safetensors"))
+
+
+def test_presets_and_hub_ids_have_no_fingerprint():
+    assert fingerprint("pocket") == fingerprint("smollm2-135m") == fingerprint("somebody/some-model") == ""
+
+
+@pytest.mark.parametrize("changed", ["config.json", "tokenizer.json", "model.safetensors"])
+def test_a_folder_whose_files_changed_has_another_fingerprint(folder, changed):
+    before = fingerprint(str(folder))
+    assert len(before) == 64 and before == fingerprint(str(folder))
+    (folder / changed).write_text("of the second day")
+    assert fingerprint(str(folder)) != before
+
+
+def test_where_a_folder_lies_and_its_readme_do_not_matter_to_the_fingerprint(folder):
+    before = fingerprint(str(folder))
+    (folder / "README.md").write_text("other words")
+    assert fingerprint(str(folder.rename(folder.with_name("moved")))) == before
+
+
+def test_moving_bytes_from_one_file_to_the_next_changes_the_fingerprint(folder):
+    for name, text in (("a.safetensors", "xy"), ("b.safetensors", "z")):
+        (folder / name).write_text(text)
+    before = fingerprint(str(folder))
+    (folder / "a.safetensors").write_text("x")
+    (folder / "b.safetensors").write_text("yz")
+    assert fingerprint(str(folder)) != before
+
+
+def test_a_folder_without_weights_has_no_fingerprint(folder):
+    (folder / "model.safetensors").unlink()
+    with pytest.raises(UserError, match=r"no weights in .*it has README.md, config.json, tokenizer.json"):
+        fingerprint(str(folder))

@@ -1,0 +1,141 @@
+"""The stacked forward pass against plain transformers and PEFT, one client at a time."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+
+from fedrift.errors import UserError
+from fedrift.fleet.simulated import value_and_gradient
+from fedrift.models.stacked import StackedModel
+from fedrift.models.tune import Full, LastK, Lora
+from fedrift.tree import Tree
+from tests.models.networks import KINDS, batch, network
+
+TUNES = [Lora(rank=3, alpha=5.0), Lora(rank=2, targets=("all",)), LastK(1), LastK(2), Full()]
+
+
+def worn(kind: str, tune, clients: int = 3, dtype=torch.float64) -> tuple[StackedModel, Tree]:
+    """A stacked model and params that differ from client to client."""
+    model = StackedModel(network(kind, dtype), tune)
+    draw = torch.Generator().manual_seed(1)
+    rows = model.template().rows(torch.zeros(clients, dtype=torch.long))
+    return model, rows.map(lambda leaf: leaf + 0.1 * torch.randn(leaf.shape, generator=draw, dtype=torch.float64).to(leaf))
+
+
+def reference(kind: str, params: Tree, row: int, tune, data: dict, dtype=torch.float64):
+    """Loss and gradients of one client by transformers alone (and PEFT for adapters)."""
+    plain = network(kind, dtype)
+    labels = data["tokens"][row].masked_fill(~data["keep"][row], -100)
+    if isinstance(tune, Lora):
+        modules = list(tune.modules(plain))
+        plain = get_peft_model(plain, LoraConfig(r=tune.rank, lora_alpha=tune.alpha, target_modules=modules))
+        leaves = {name.replace("base_model.model.", "").replace(".lora_", ".").replace(".default.weight", ""): leaf
+                  for name, leaf in plain.named_parameters() if "lora_" in name}
+    else:
+        leaves = {name: leaf for name, leaf in plain.named_parameters() if name in params}
+        plain.requires_grad_(True)
+    assert leaves.keys() == params.keys()
+    with torch.no_grad():
+        for name, leaf in leaves.items():
+            leaf.copy_(params[name][row])
+    loss = own_loss(plain.eval(), data["tokens"][row], labels)
+    return loss, dict(zip(leaves, torch.autograd.grad(loss, list(leaves.values())), strict=True))
+
+
+def own_loss(plain, tokens, labels):
+    """The loss in the network's own precision (transformers would cast the logits to float32)."""
+    logits = plain(input_ids=tokens).logits[:, :-1]
+    return torch.nn.functional.cross_entropy(logits.flatten(0, 1), labels[:, 1:].flatten(), ignore_index=-100)
+
+
+@pytest.mark.parametrize("tune", TUNES, ids=repr)
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_client_gets_the_loss_and_gradient_of_plain_transformers(kind, tune):
+    model, params = worn(kind, tune)
+    data = batch(3)
+    # transformers' RMSNorm computes in float32 whatever it is given; our trained norms do not.
+    close = 1e-10 if isinstance(tune, Lora) or kind == "gpt2" else 2e-6
+    loss, grad = value_and_gradient(model, params, data, torch.arange(3))
+    for row in range(3):
+        expected, slopes = reference(kind, params, row, tune, data)
+        assert loss[row].item() == pytest.approx(expected.item(), rel=close)
+        for name, slope in slopes.items():
+            assert torch.allclose(grad[name][row], slope, atol=close), name
+
+
+@pytest.mark.parametrize("tune", TUNES, ids=repr)
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-10), (torch.float32, 1e-5)])
+def test_stacked_is_one_by_one(tune, dtype, tolerance):
+    model, params = worn("llama", tune, clients=4, dtype=dtype)
+    data = batch(4)
+    loss, grad = value_and_gradient(model, params, data, torch.arange(4))
+    for row in range(4):
+        alone = {name: part[row:row + 1] for name, part in data.items()}
+        own_loss, own_grad = value_and_gradient(model, params.rows(slice(row, row + 1)), alone, torch.arange(1))
+        assert torch.allclose(loss[row], own_loss[0], rtol=tolerance)
+        for name in grad:
+            scale = grad[name][row].abs().max()
+            assert (grad[name][row] - own_grad[name][0]).abs().max() <= tolerance * scale + 1e-12, name
+
+
+def test_clients_at_rest_are_not_computed_and_have_no_gradient():
+    model, params = worn("llama", Lora(rank=2))
+    rows, data = torch.tensor([0, 2]), batch(2)
+    loss, grad = value_and_gradient(model, params, data, rows)
+    assert loss.shape == (2,)
+    assert all((leaf[1] == 0).all() and (leaf[0] != 0).any() for leaf in grad.values())
+
+
+def test_fresh_adapters_leave_the_network_as_it_was():
+    plain, data = network("llama"), batch(1)
+    model = StackedModel(copy.deepcopy(plain), Lora())
+    expected = own_loss(plain, data["tokens"][0], data["tokens"][0].masked_fill(~data["keep"][0], -100))
+    assert model(model.template(), data)[0].item() == pytest.approx(expected.item(), rel=1e-12)
+    assert torch.equal(model.network(input_ids=data["tokens"][0]).logits, plain(input_ids=data["tokens"][0]).logits)
+
+
+def test_what_is_frozen_has_no_leaf_and_stays_bit_for_bit():
+    model, params = worn("llama", LastK(1))
+    assert all(name.startswith("model.layers.2.") for name in params)
+    before = {name: leaf.clone() for name, leaf in model.network.named_parameters()}
+    value_and_gradient(model, params, batch(3), torch.arange(3))
+    assert all(torch.equal(before[name], leaf) and leaf.grad is None for name, leaf in model.network.named_parameters())
+
+
+def test_a_padded_position_teaches_nothing():
+    model, params = worn("llama", Lora())
+    data = batch(3)
+    altered = {**data, "tokens": data["tokens"].clone()}
+    altered["tokens"][0, -1, 6:] = 9  # behind the padding mask
+    assert torch.equal(model(params, data), model(params, altered))
+    ends = {**data, "keep": torch.ones_like(data["keep"])}
+    assert not torch.equal(model(params, data)[0], model(params, ends)[0])
+
+
+def test_a_uniform_network_has_the_perplexity_of_its_vocabulary():
+    plain = network("untied")
+    with torch.no_grad():
+        plain.lm_head.weight.zero_()
+    model = StackedModel(plain, Lora())
+    assert model(model.template(), batch(1))[0].exp().item() == pytest.approx(61)
+
+
+def test_all_clients_and_rounds_begin_with_the_same_adapters():
+    one, two = (StackedModel(network("llama"), Lora()).template(3) for _ in range(2))
+    other = StackedModel(network("llama"), Lora()).template(4)
+    assert all(torch.equal(one[name], two[name]) for name in one)
+    assert any(not torch.equal(one[name], other[name]) for name in one)
+
+
+def test_an_unknown_target_gets_the_nearest_name():
+    with pytest.raises(UserError, match="did you mean 'q_proj'"):
+        StackedModel(network("llama"), Lora(targets=("q_prj",)))
+
+
+def test_too_many_blocks_are_refused():
+    with pytest.raises(UserError, match="has 3 blocks"):
+        StackedModel(network("llama"), LastK(4))

@@ -1,0 +1,123 @@
+"""What holds for every partitioner that the package exports."""
+
+from __future__ import annotations
+
+from dataclasses import fields, is_dataclass, replace
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import fedrift.partition as room
+from fedrift.errors import UserError
+from fedrift.seeds import numpy_stream
+
+from .corpora import corpora, corpus, topical
+
+EVERY = [getattr(room, name) for name in room.__all__]
+every = pytest.mark.parametrize("kind", EVERY, ids=lambda kind: kind.__name__)
+SEVERITIES = (0.0, 0.25, 0.5, 0.75, 1.0)
+
+
+def dealt(partitioner, documents, seed=0):
+    return partitioner(documents, numpy_stream(seed, "partition"))
+
+
+def joined(partition):
+    return np.sort(np.concatenate(partition.rows))
+
+
+@every
+def test_it_is_a_frozen_value_with_a_dial(kind):
+    assert is_dataclass(kind) and kind.__dataclass_params__.frozen
+    assert {"clients", "severity"} <= {f.name for f in fields(kind)}
+    assert kind() == kind(clients=10, severity=1.0) and hash(kind()) == hash(kind())
+
+
+@every
+@given(documents=corpora(), severity=st.floats(0, 1), share=st.floats(0.01, 1), seed=st.integers(0, 99))
+@settings(max_examples=60, deadline=None, derandomize=True)
+def test_every_document_goes_to_one_client_and_every_client_has_one(kind, documents, severity, share, seed):
+    clients = max(1, int(share * len(documents)))
+    partition = dealt(kind(clients, severity), documents, seed)
+    assert len(partition) == clients and len(partition.rewrite) in (0, clients)
+    assert np.array_equal(joined(partition), np.arange(len(documents)))
+    assert min(len(rows) for rows in partition.rows) >= 1
+    assert all(np.all(np.diff(rows) > 0) for rows in partition.rows)
+
+
+@every
+def test_the_same_pool_is_dealt_at_every_severity(kind):
+    documents = topical(count=3)
+    pools = [joined(dealt(kind(7, severity), documents)) for severity in SEVERITIES]
+    assert all(np.array_equal(pool, pools[0]) for pool in pools)
+
+
+@every
+def test_the_same_stream_deals_the_same(kind):
+    documents = topical(documents=100)
+    one, two, other = (dealt(kind(5, 0.5), documents, seed).owner(100) for seed in (3, 3, 4))
+    assert np.array_equal(one, two)
+    assert not np.array_equal(one, other)
+
+
+@every
+def test_the_order_of_the_file_does_not_matter(kind):
+    documents = topical(documents=80)
+    order = np.random.default_rng(1).permutation(80)
+    again = corpus(list(documents.text[order]), documents.label[order])
+    one, two = dealt(kind(4, 0.7), documents), dealt(kind(4, 0.7), again)
+    assert all(set(documents.text[a]) == set(again.text[b]) for a, b in zip(one.rows, two.rows, strict=True))
+
+
+@every
+def test_chance_decides_and_not_the_place_in_the_corpus(kind):
+    documents = topical(documents=600)
+    places = [rows.mean() / 600 for rows in dealt(kind(2, 0.0), documents).rows]
+    assert np.abs(np.array(places) - 0.5).max() < 0.06
+
+
+@every
+def test_more_clients_than_documents_are_refused_with_a_way_out(kind):
+    with pytest.raises(UserError, match="9 clients .* 8 documents .* at most 8"):
+        dealt(kind(9), topical(documents=8))
+
+
+@every
+def test_as_many_clients_as_documents_get_one_each(kind):
+    assert [len(rows) for rows in dealt(kind(8), topical(documents=8)).rows] == [1] * 8
+
+
+@every
+def test_one_client_holds_everything(kind):
+    assert len(dealt(kind(1), topical(documents=50)).rows[0]) == 50
+
+
+@every
+def test_severity_0_is_the_corpus_in_small(kind):
+    """Budgets and topics of the clients depart from the pool's by no more than a deal by pure chance."""
+    documents = topical(documents=800, count=4)
+    partition = dealt(kind(8, 0.0), documents)
+    budgets = partition.budgets(documents)
+    assert np.abs(budgets - budgets.mean()).max() <= 1.5 * documents.size.max()
+    counts = np.array([np.bincount(documents.label[rows], minlength=4) for rows in partition.rows])
+    wanted = counts.sum(1, keepdims=True) * counts.sum(0) / counts.sum()
+    assert ((counts - wanted) ** 2 / wanted).sum() < 38.9  # chi-square, 21 degrees of freedom, p = 0.01
+
+
+@every
+def test_the_same_stream_gives_a_client_the_same_mix_of_another_split(kind):
+    """Train and test documents dealt by equal streams: a client is tested on what it trains on."""
+    train, test = topical(documents=3000, seed=1), topical(documents=3000, seed=2)
+    mixes = []
+    for documents in (train, test):
+        partition = dealt(kind(6, 0.8), documents)
+        table = [np.bincount(documents.label[rows], documents.size[rows], 4) for rows in partition.rows]
+        mixes.append(np.array(table) / documents.size.sum())
+    assert np.abs(mixes[0] - mixes[1]).sum() < 0.1
+
+
+@every
+def test_the_twin_is_the_same_object_at_severity_0(kind):
+    assert replace(kind(3), severity=0.0) == kind(3, 0.0)

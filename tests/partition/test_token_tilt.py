@@ -1,0 +1,111 @@
+"""Deals that tilt the frequencies of words."""
+
+from __future__ import annotations
+
+from itertools import product
+
+import numpy as np
+import pytest
+
+from fedrift.partition import TokenTilt
+from fedrift.partition.token_tilt import choose, normal, tilts
+from fedrift.partition.words import count_words
+from fedrift.seeds import numpy_stream
+
+from .corpora import corpus, topical
+
+
+def deal(partitioner, documents, seed=0):
+    return partitioner(documents, numpy_stream(seed, "partition"))
+
+
+def mixed(documents=600, seed=0):
+    """Documents without topics: words of one Zipf distribution."""
+    rng = np.random.default_rng(seed)
+    words = [" ".join(f"w{r}" for r in np.minimum(rng.zipf(1.3, 40), 300)) for _ in range(documents)]
+    return corpus([f"{i} {text}" for i, text in enumerate(words)], np.full(documents, -1))
+
+
+def gap(documents, severity, seed=0, directions=1):
+    """Mean phi of the even clients less that of the odd ones, in standard deviations."""
+    key = numpy_stream(seed, "partition").bytes(16)
+    phi = tilts(count_words(documents.text), directions, key)[:, 0]
+    sides = [phi[rows].mean() for rows in deal(TokenTilt(4, severity, directions), documents, seed).rows]
+    return (sides[0] - sides[1] + sides[2 * directions % 4] - sides[(2 * directions + 1) % 4]) / 2
+
+
+def test_the_tilt_grows_with_the_dial():
+    documents = mixed()
+    found = [gap(documents, s) for s in (0, 0.2, 0.4, 0.6, 0.8, 1.0)]
+    assert abs(found[0]) < 0.2 and found[-1] > 1.4
+    assert np.diff(found).min() > -1e-9
+
+
+def test_at_severity_1_the_sides_do_not_overlap():
+    documents = mixed()
+    phi = tilts(count_words(documents.text), 1, numpy_stream(0, "partition").bytes(16))[:, 0]
+    rows = deal(TokenTilt(2, 1.0), documents).rows
+    assert phi[rows[0]].min() >= phi[rows[1]].max()
+
+
+@pytest.mark.parametrize("clients, directions", [(2, 1), (5, 1), (7, 2), (3, 4), (8, 4)])
+@pytest.mark.parametrize("severity", [0.0, 0.5, 1.0])
+def test_budgets_are_equal_whatever_the_tilt(clients, directions, severity):
+    documents = topical(400)
+    budgets = deal(TokenTilt(clients, severity, directions), documents).budgets(documents)
+    assert np.abs(budgets - budgets.mean()).max() <= 2 * documents.size.max()
+
+
+def test_documents_change_sides_only_once_as_severity_grows():
+    documents = mixed()
+    sides = np.array([deal(TokenTilt(2, s), documents).owner(600) for s in np.linspace(0, 1, 21)])
+    assert (np.abs(np.diff(sides, axis=0)).sum(axis=0) > 1).mean() < 0.02
+
+
+def test_a_word_pulls_the_same_way_in_train_and_test():
+    key = b"k" * 16
+    train, test = mixed(seed=1), mixed(seed=2)
+    assert np.array_equal(normal("w3", 3, key), normal("w3", 3, key))
+    phi = {name: tilts(count_words(docs.text), 1, key) for name, docs in (("a", train), ("b", test))}
+    presence = {
+        name: np.array(["w3 " in text for text in docs.text]) for name, docs in (("a", train), ("b", test))
+    }
+    pull = [phi[name][presence[name]].mean() - phi[name][~presence[name]].mean() for name in "ab"]
+    assert np.sign(pull[0]) == np.sign(pull[1])
+
+
+def test_the_pull_of_words_is_standard_normal():
+    drawn = np.array([normal(f"word{i}", 2, b"key") for i in range(5000)])
+    assert np.abs(drawn.mean(0)).max() < 0.05 and np.abs(drawn.std(0) - 1).max() < 0.03
+    assert abs(np.corrcoef(drawn.T)[0, 1]) < 0.05
+
+
+def test_function_words_and_rare_words_do_not_pull():
+    key = b"k" * 16
+    texts = ["cat the"] * 5 + ["cat of the rare"] + ["dog"] * 5
+    phi = tilts(count_words(texts), 1, key)[:, 0]
+    raw = {word: normal(word, 1, key)[0] for word in ("cat", "dog")}
+    values = np.array([raw["cat"] / 2] * 5 + [raw["cat"] / 4] + [raw["dog"]] * 5)
+    assert np.allclose(phi, (values - values.mean()) / values.std())
+
+
+def test_prices_find_the_best_assignment_of_small_problems():
+    """Against every assignment of nine equal documents to three sides of three."""
+    rng = np.random.default_rng(0)
+    every = np.array(
+        [a for a in product(range(3), repeat=9) if np.bincount(a, minlength=3).tolist() == [3, 3, 3]]
+    )
+    for _ in range(5):
+        score = rng.normal(size=(9, 3))
+        side = choose(score, np.ones(9), np.full(3, 3.0), sweeps=50)
+        best = score[np.arange(9), every].sum(axis=1).max()
+        if np.bincount(side, minlength=3).tolist() == [3, 3, 3]:
+            assert np.isclose(score[np.arange(9), side].sum(), best)
+        else:
+            assert np.bincount(side, minlength=3).max() <= 4
+
+
+@pytest.mark.parametrize("text", ["", "...", "🎉🎉", "日本語の文章です", "a a a"])
+def test_any_text_can_be_tilted(text):
+    documents = corpus([f"{text} {i}" for i in range(12)], np.full(12, -1))
+    assert sum(len(rows) for rows in deal(TokenTilt(3, 0.7), documents).rows) == 12

@@ -1,0 +1,171 @@
+"""The three deals by topic: their extremes, their dials and what they refuse."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+
+from fedrift.errors import UserError
+from fedrift.partition import Dirichlet, KDomains, TopicMix
+from fedrift.partition.dirichlet import alpha, dirichlet
+from fedrift.seeds import numpy_stream
+
+from .corpora import corpora, corpus, topical
+
+
+def table_of(partitioner, documents, seed=0):
+    """Tokens by client and topic, [N, T]."""
+    partition = partitioner(documents, numpy_stream(seed, "partition"))
+    count = len(documents.domains)
+    return np.array([np.bincount(documents.label[r], documents.size[r], count) for r in partition.rows])
+
+
+def divergence(table):
+    """Generalised Jensen-Shannon divergence of the rows in bits, over log2 min(N, T)."""
+    weight = table.sum(1) / table.sum()
+    mixes = table / table.sum(1, keepdims=True)
+    entropy = lambda p: -np.where(p > 0, p * np.log2(np.maximum(p, 1e-300)), 0).sum(-1)  # noqa: E731
+    return (entropy(weight @ mixes) - weight @ entropy(mixes)) / np.log2(min(table.shape))
+
+
+def lopsided(seed=0):
+    """Four topics of 300, 150, 100 and 50 documents."""
+    rng = np.random.default_rng(seed)
+    label = np.repeat(np.arange(4), [300, 150, 100, 50])
+    return corpus([f"document {i}" for i in range(600)], label, size=rng.integers(5, 80, 600))
+
+
+@pytest.mark.parametrize("kind", [TopicMix, Dirichlet, KDomains])
+@pytest.mark.parametrize("documents", [topical(800), lopsided()], ids=["even", "lopsided"])
+@pytest.mark.parametrize("clients", [4, 8, 10])
+def test_measured_severity_grows_with_the_dial(kind, documents, clients):
+    found = [divergence(table_of(kind(clients, s), documents)) for s in np.linspace(0, 1, 9)]
+    assert found[0] < 0.01 and found[-1] > 0.2
+    assert np.diff(found).min() > -0.01
+
+
+def test_at_severity_1_client_k_holds_topic_k_mod_t_alone():
+    for documents in (topical(400), lopsided()):
+        for clients in (4, 5, 8, 11):
+            table = table_of(TopicMix(clients, 1.0), documents)
+            assert np.array_equal((table > 0).argmax(1), np.arange(clients) % 4)
+            assert ((table > 0).sum(1) == 1).all()
+            assert np.isclose(divergence(table) * 2, -(lambda p: p @ np.log2(p))(table.sum(0) / table.sum()))
+
+
+def test_fewer_clients_than_topics_share_them_out():
+    table = table_of(TopicMix(2, 1.0), topical(400, count=5))
+    assert [np.flatnonzero(row).tolist() for row in table] == [[0, 2, 4], [1, 3]]
+
+
+@pytest.mark.parametrize(
+    "severity, expected", [(0.25, 0.0599), (0.5, 0.2256), (0.75, 0.5033), (0.9, 0.7484), (1, 1)]
+)
+def test_the_mix_dial_has_the_divergence_of_the_books(severity, expected):
+    """science.md B.1, N = 8, T = 4, topics of one size."""
+    assert abs(divergence(table_of(TopicMix(8, severity), topical(4000))) - expected) < 0.004
+
+
+@pytest.mark.parametrize("budgets", ["domain", "equal", "trimmed"])
+def test_budgets_and_pool_are_the_same_at_every_severity(budgets):
+    documents = lopsided()
+    found, pools = [], []
+    for severity in (0.0, 0.3, 0.7, 1.0):
+        partition = TopicMix(6, severity, budgets)(documents, numpy_stream(0, "partition"))
+        found.append(partition.budgets(documents))
+        pools.append(np.sort(np.concatenate(partition.rows)))
+    assert np.abs(np.array(found) - found[0]).max() <= 2 * documents.size.max()
+    assert all(np.array_equal(pool, pools[0]) for pool in pools)
+    if budgets != "domain":
+        assert np.ptp(found[0]) <= 2 * documents.size.max()
+
+
+def test_trimmed_leaves_out_and_is_pure_where_equal_fills_up():
+    documents = lopsided()
+    trimmed, equal = (
+        table_of(TopicMix(4, 1.0, "trimmed"), documents),
+        table_of(TopicMix(4, 1.0, "equal"), documents),
+    )
+    assert ((trimmed > 0).sum(1) == 1).all() and trimmed.sum() < documents.size.sum()
+    assert ((equal > 0).sum(1) > 1).any() and equal.sum() == documents.size.sum()
+    smallest = documents.size[documents.label == 3].sum()
+    assert np.abs(trimmed.sum(1) - smallest).max() <= 80
+
+
+@pytest.mark.parametrize("counts", [[300, 150, 100, 50], [103, 100, 100, 97]])
+def test_equal_budgets_fill_up_no_more_than_they_must(counts):
+    label = np.repeat(np.arange(4), counts)
+    size = np.random.default_rng(0).integers(5, 80, len(label))
+    documents = corpus([f"document {i}" for i in range(len(label))], label, size=size)
+    equal = table_of(TopicMix(4, 1.0, "equal"), documents)
+    columns, budget = equal.sum(0), equal.sum() / 4
+    assert np.trace(equal) >= np.minimum(columns, budget).sum() - 4 * 80
+
+
+@given(documents=corpora())
+@settings(max_examples=60, deadline=None, derandomize=True)
+def test_trimming_deals_no_document_twice_in_any_corpus(documents):
+    partition = TopicMix(2, 1.0, "trimmed")(documents, numpy_stream(0, "partition"))
+    rows = np.concatenate(partition.rows)
+    assert len(np.unique(rows)) == len(rows)
+
+
+def test_dirichlet_budgets_are_equal_however_wild_the_draw():
+    documents = lopsided()
+    for severity in (0.0, 0.5, 1.0):
+        assert np.ptp(table_of(Dirichlet(10, severity), documents).sum(1)) <= 2 * documents.size.max()
+
+
+def test_dirichlet_alpha_is_the_one_that_papers_quote():
+    assert [round(Dirichlet(3, s).alpha, 6) for s in (0.5, 0.75, 1.0)] == [1.0, 0.1, 0.01]
+    assert np.isinf(alpha(0.0)) and round(alpha(1e-9), 3) == 100
+
+
+def test_dirichlet_by_inversion_has_the_moments_of_the_distribution():
+    concentration = np.array([0.2, 0.5, 3.0])
+    drawn = dirichlet(concentration, np.random.default_rng(0).random((40_000, 3)))
+    mean = concentration / concentration.sum()
+    assert np.allclose(drawn.sum(1), 1)
+    assert np.allclose(drawn.mean(0), mean, atol=0.01)
+    assert np.allclose(drawn.var(0), mean * (1 - mean) / (concentration.sum() + 1), atol=0.005)
+
+
+def test_dirichlet_is_finite_where_gamma_variables_underflow():
+    drawn = dirichlet(np.full(4, 1e-3), np.random.default_rng(0).random((1000, 4)))
+    assert np.isfinite(drawn).all() and np.allclose(drawn.sum(1), 1) and drawn.max(1).mean() > 0.99
+
+
+@pytest.mark.parametrize(
+    "clients, severity, each", [(8, 0, 4), (8, 1 / 3, 3), (8, 2 / 3, 2), (8, 1, 1), (6, 2 / 3, 2)]
+)
+def test_k_domains_are_k_domains_with_equal_holders(clients, severity, each):
+    table = table_of(KDomains(clients, severity), topical(800))
+    assert ((table > 0).sum(1) == each).all()
+    assert ((table > 0).sum(0) == clients * each / 4).all()
+    assert np.ptp(table.sum(1)) < 0.1 * table.sum() / clients
+
+
+def test_k_domains_at_severity_1_hold_as_few_as_hold_all():
+    assert ((table_of(KDomains(2, 1.0), topical(400, count=5)) > 0).sum(1) <= 3).all()
+    assert ((table_of(KDomains(7, 1.0), topical(400, count=4)) > 0).sum(1) == 1).all()
+
+
+def test_k_domains_budgets_stay_where_the_topics_divide_the_clients():
+    documents = lopsided()
+    found = np.array([table_of(KDomains(8, s), documents).sum(1) for s in (0, 1 / 3, 2 / 3, 1)])
+    assert np.abs(found - found[0]).max() <= 2 * documents.size.max()
+
+
+@pytest.mark.parametrize("kind", [TopicMix, Dirichlet, KDomains])
+def test_a_corpus_without_labels_or_with_one_topic_is_refused_with_the_way_out(kind):
+    texts = [f"t{i}" for i in range(20)]
+    with pytest.raises(UserError, match=r"20 of the 20 documents .* clusters"):
+        kind(4)(corpus(texts, np.full(20, -1)), numpy_stream(0))
+    with pytest.raises(UserError, match="at least 2 topics, but corpus 'small' has 1: topic0"):
+        kind(4)(corpus(texts, np.zeros(20)), numpy_stream(0))
+
+
+def test_a_domain_without_documents_is_no_topic():
+    documents = corpus([f"t{i}" for i in range(20)], np.arange(20) % 2 * 2, domains=("a", "b", "c"))
+    assert table_of(TopicMix(2, 1.0), documents).tolist() == [[10, 0, 0], [0, 0, 10]]

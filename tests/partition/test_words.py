@@ -1,0 +1,36 @@
+"""Counting words."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from fedrift.partition.function_words import FUNCTION_WORDS
+from fedrift.partition.words import count_words, split
+
+
+def test_words_are_letters_and_digits_with_apostrophes_inside():
+    assert split("Don't stop: 3 'quoted' e-mails, o’clock_x!") == [
+        "don't", "stop", "3", "quoted", "e", "mails", "o’clock", "x"
+    ]  # fmt: skip
+    assert split("Привет, мир! 😀") == ["привет", "мир"]
+    assert split("") == split("...😀") == []
+
+
+def test_counts_are_those_of_each_document():
+    words = count_words(["a b a", "", "b c"])
+    assert words.vocabulary == ("a", "b", "c")
+    assert words.counts.toarray().tolist() == [[2, 1, 0], [0, 0, 0], [0, 1, 1]]
+    assert words.total.tolist() == [2, 2, 1]
+
+
+def test_no_texts_have_no_words():
+    assert count_words([]).counts.shape == (0, 0)
+    assert count_words([""]).total.tolist() == []
+
+
+def test_function_words_are_closed_classes_only():
+    assert {"the", "of", "they", "would", "don't"} <= FUNCTION_WORDS
+    assert not {"house", "good", "go", "market"} & FUNCTION_WORDS
+    assert 150 < len(FUNCTION_WORDS) < 300
+    assert all(split(word) == [word] for word in FUNCTION_WORDS if word != "n't")
+    assert np.all([word == word.lower() for word in FUNCTION_WORDS])

@@ -1,0 +1,117 @@
+"""Losses on held-out text, with a model whose loss on every token is known."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from fedrift.algorithms import FedAvg, LocalOnly
+from fedrift.corpus.blocks import Blocks
+from fedrift.probes.held_out import HeldOut
+from fedrift.probes.loss import Losses
+from fedrift.rounds import begin
+from fedrift.tree import Tree
+from tests.quadratics import clients, train
+
+
+class Priced:
+    """A "language model" that charges x for a token of domain 0 and x + 1 for one of domain 1; it counts its calls."""
+
+    def __init__(self):
+        self.calls = 0
+
+    def sums(self, params, tokens, keep):
+        self.calls += 1
+        price = params["x"].view(-1, 1, 1) + (tokens >= 100)
+        counted = keep[:, :, 1:]
+        return (price[:, :, 1:] * counted).sum(2), counted.sum(2)
+
+
+def held_out(mix=((30, 10), (10, 30), (0, 0))) -> HeldOut:
+    tokens = np.array([[0] * 5] * 3 + [[100] * 5] * 4)
+    keep = np.ones_like(tokens, dtype=bool)
+    keep[-1, 2:] = False  # a padded block
+    return HeldOut(Blocks(tokens, keep), np.array([0] * 3 + [1] * 4), ("sport", "tech"), np.array(mix, dtype=float))
+
+
+def state_of(x: list[float], algorithm=FedAvg()):
+    group = clients([1] * 3, [0] * 3)
+    state = begin(algorithm, Tree(x=torch.tensor([[x[0]]], dtype=torch.float64)), group.size)
+    params = Tree(x=torch.tensor(x, dtype=torch.float64)[:, None])
+    return replace(state, server=replace(state.server, params=params))
+
+
+def test_losses_are_means_over_tokens_by_domain_client_and_pool():
+    reading = Losses(Priced(), held_out()).of(state_of([2.0]))
+    assert reading["loss", "sport"] == pytest.approx(2.0)
+    assert reading["loss", "tech"] == pytest.approx(3.0)
+    assert reading["loss"][:2].tolist() == pytest.approx([2.25, 2.75])
+    assert math.isnan(reading["loss"][2])  # a client without data
+    assert reading["loss", ""] == pytest.approx(2.5)
+    assert reading["perplexity", ""] == pytest.approx(math.exp(2.5))
+    assert reading["loss.macro"] == pytest.approx(2.5)
+
+
+def test_the_pool_counts_by_tokens_and_the_macro_mean_does_not():
+    reading = Losses(Priced(), held_out(((90, 0), (0, 10), (0, 0)))).of(state_of([2.0]))
+    assert reading["loss", ""] == pytest.approx(2.1)
+    assert reading["loss.macro"] == pytest.approx(2.5)
+
+
+def test_every_client_is_judged_by_the_model_it_shares():
+    reading = Losses(Priced(), held_out(((10, 0), (10, 0), (0, 20)))).of(state_of([1.0, 5.0, 7.0], LocalOnly()))
+    assert reading["loss"].tolist() == pytest.approx([1.0, 5.0, 8.0])
+    assert reading["loss", "sport"] == pytest.approx(3.0)
+
+
+def test_a_domain_that_nobody_holds_has_no_number():
+    reading = Losses(Priced(), held_out(((10, 0), (10, 0), (5, 0)))).of(state_of([1.0]))
+    assert ("loss", "tech") not in reading
+    assert reading["loss.macro"] == pytest.approx(1.0)
+
+
+def test_before_and_after_are_measured_on_the_same_blocks():
+    group = clients((1, 4, 2), (0, 1, 3))
+    probe = Losses(Priced(), held_out(((10, 0), (0, 10), (5, 5))), own=2)
+    done = train(FedAvg(), group, until=1)[0]
+    reading = probe(done)
+    local, after = done.local["x"].flatten(), done.after.server.params["x"].item()
+    assert reading["loss.before"].tolist() == pytest.approx([local[0], local[1] + 1, local[2] + 0.5])
+    assert reading["loss.after"].tolist() == pytest.approx([after, after + 1, after + 0.5])
+
+
+def test_a_model_that_has_not_changed_is_not_evaluated_again():
+    judge = Priced()
+    probe = Losses(judge, held_out(), own=0)
+    probe.of(state_of([1.0]))
+    before = judge.calls
+    probe.of(state_of([1.0]))
+    assert judge.calls == before
+    assert probe.of(state_of([1.5]))["loss", "sport"] == pytest.approx(1.5)
+
+
+def test_rounds_between_evaluations_say_nothing_but_the_last_always_does():
+    done = train(FedAvg(), clients((1, 4, 2), (0, 1, 3)), until=5)
+    probe = Losses(Priced(), held_out(), every=3, last=5)
+    assert [bool(probe(round)) for round in done] == [False, False, True, False, True]
+
+
+def test_a_model_that_diverged_is_nan_and_no_error():
+    assert math.isnan(Losses(Priced(), held_out()).of(state_of([math.nan]))["loss", ""])
+
+
+def test_chunks_change_nothing():
+    whole, parts = Losses(Priced(), held_out()), Losses(Priced(), held_out(), chunk=10)
+    assert whole.of(state_of([2.0]))["loss", ""] == parts.of(state_of([2.0]))["loss", ""]
+
+
+def test_ones_own_blocks_follow_ones_own_mix_and_fewer_blocks_are_a_part_of_more():
+    held = held_out(((30, 10), (0, 1), (1, 1)))
+    assert held.domain[held.own(0, 4)].tolist() == [0, 0, 0, 1]
+    assert set(held.domain[held.own(1, 3)]) == {1}
+    assert len(held.first(2).blocks) == 4
+    assert held.first(2).own(1, 2).tolist() != []

@@ -1,0 +1,94 @@
+"""Clients whose losses are quadratics: everything about them is known in closed form.
+
+Client k minimises a_k/2 (x - b_k)^2, coordinate by coordinate. ``Q2`` is science's testbed:
+a = (1, 4), b = (0, 1), optimum of the mean 0.8.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from fedrift.fleet import SimulatedFleet
+from fedrift.optimizers import Optimizer, Sgd
+from fedrift.rounds import begin, rounds
+from fedrift.tree import Tree
+from fedrift.values import Local, Round, State
+
+DOUBLE = torch.float64
+
+
+def loss(params: Tree, batch: dict[str, Tensor]) -> Tensor:
+    """``[C]``; b shifts the minimum, ``slope`` adds a linear term."""
+    x = params["x"]
+    value = batch["a"] / 2 * (x - batch["b"]) ** 2 + batch["slope"] * x
+    return value.flatten(1).sum(1)
+
+
+@dataclass(frozen=True, eq=False)
+class Clients:
+    """N quadratic clients, each taking ``steps[k]`` full-batch steps a round; ``[N, width]`` inside."""
+
+    a: Tensor
+    b: Tensor
+    steps: tuple[int, ...]
+    slope: Tensor
+    weight: Tensor
+
+    def __call__(self, round: int, cohort: Tensor):
+        count = torch.tensor(self.steps)[cohort]
+        for step in range(int(count.max())):
+            rows = (count > step).nonzero().flatten()
+            who = cohort[rows]
+            yield {"rows": rows, "a": self.a[who], "b": self.b[who], "slope": self.slope[who],
+                   "weight": self.weight[who]}
+
+    @property
+    def size(self) -> int:
+        return len(self.a)
+
+
+def clients(a, b, steps: int | tuple[int, ...] = 10, slope=None, weight=None) -> Clients:
+    a, b = (torch.tensor(v, dtype=DOUBLE).view(len(a), -1) for v in (a, b))
+    size = len(a)
+    return Clients(a, b, (steps,) * size if isinstance(steps, int) else steps,
+                   torch.zeros_like(a) if slope is None else torch.tensor(slope, dtype=DOUBLE).view(size, -1),
+                   torch.ones(size, dtype=DOUBLE) if weight is None else torch.tensor(weight, dtype=DOUBLE))
+
+
+def fleet_of(group: Clients, optimizer: Optimizer = Sgd(0.1), **options) -> SimulatedFleet:
+    return SimulatedFleet(group.size, loss, group, optimizer, **options)
+
+
+def params(x: float, width: int = 1, dtype=DOUBLE) -> Tree:
+    return Tree(x=torch.full((1, width), x, dtype=dtype))
+
+
+def train(algorithm, group: Clients, *, until: int, x: float = 5.0, cohort: int | None = None, seed: int = 0,
+          optimizer: Optimizer = Sgd(0.1), state: State | None = None, **options) -> list[Round]:
+    fleet = fleet_of(group, optimizer, **options)
+    state = state or begin(algorithm, params(x, group.a.shape[1]), fleet.size)
+    return list(rounds(state, fleet, algorithm, until=until, cohort=cohort or fleet.size, seed=seed))
+
+
+def path(done: list[Round]) -> list[float]:
+    """The server's x after every round."""
+    return [round.after.server.params["x"][0, 0].item() for round in done]
+
+
+def local(params: Tree, start: Tree, lr: float = 0.1) -> Local:
+    """A client in the middle of its steps, with nothing but where it is and where it began."""
+    none = torch.zeros(len(next(iter(params.values()))))
+    return Local(params, start, Tree(), Tree(), Tree(), steps=none, loss=none, weight=none, lr=lr)
+
+
+def fixed_point(algorithm, group: Clients, lr: float) -> float:
+    """Where a memoryless algorithm on quadratics ends, clients counting alike: a round is x <- m x + c."""
+    c, sum_ = (path(train(algorithm, group, until=1, x=x, optimizer=Sgd(lr), weighting="uniform"))[0] for x in (0.0, 1.0))
+    return c / (1 - (sum_ - c))
+
+
+def Q2(steps: int = 10) -> Clients:
+    return clients((1, 4), (0, 1), steps)

@@ -1,0 +1,36 @@
+"""Small runs to be shown."""
+
+from __future__ import annotations
+
+import math
+
+from fedrift.records import Record, Trajectory
+from fedrift.report import Exhibit
+
+DOMAINS = ("business", "sport")
+
+
+def trajectory(rounds: int = 8, clients: int = 2, lift: float = 0.0, bad: int | None = None) -> Trajectory:
+    """Falling losses; from round ``bad`` on they are not numbers."""
+    records = []
+    for round in range(rounds):
+        loss = math.nan if bad is not None and round >= bad else 5.0 - 0.05 * round + lift
+        records.append(Record(round, "loss", "", -1, loss))
+        records += [Record(round, "loss", domain, -1, loss + 0.1) for domain in DOMAINS]
+        for client in range(clients):
+            records.append(Record(round, "loss", "", client, loss))
+            if round and client != round % clients:
+                records += [Record(round, "loss.before", "", client, loss - 0.1),
+                            Record(round, "update.norm", "", client, 1 / round),
+                            Record(round, "update.cosine", "", client, 0.5)]
+        if round:
+            records += [Record(round, "update.consensus", "", -1, 0.6),
+                        Record(round, "update.divergence", "", -1, 1.2)]
+    return Trajectory(records)
+
+
+def exhibit(name: str = "FedAvg", **said) -> Exhibit:
+    table = {"domains": list(DOMAINS), "tokens": [[900, 0], [0, 1200]]}
+    experiment = {"corpus": {"name": "bbc"}, "plan": {"rounds": 8}, "partition_table": table}
+    whole = Exhibit(name, experiment, trajectory(), trajectory(lift=-0.1), "finished", {"python": "3.11"})
+    return whole._replace(**said)

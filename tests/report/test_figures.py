@@ -1,0 +1,100 @@
+"""Figures: every chart is a valid specification, and what is drawn is what was recorded."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import vl_convert
+
+from fedrift.errors import UserError
+from fedrift.records import Record, Trajectory
+from fedrift.report import figures, save_figure
+from fedrift.report.rows import ceiling, client_rows, curve_rows, mean_rows, off_scale, spread_rows
+
+from .runs import exhibit, trajectory
+
+
+def test_a_saved_figure_is_an_image_with_the_runs_named(tmp_path):
+    chart = figures.loss_figure([exhibit("FedAvg, isolated")])
+    svg = save_figure(chart, tmp_path / "loss.svg").read_text()
+    assert svg.startswith("<svg")
+    assert "FedAvg, isolated" in svg and "IID twin" in svg and "nats per token" in svg
+    assert save_figure(chart, tmp_path / "loss.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_figure_of_another_kind_is_refused(tmp_path):
+    with pytest.raises(UserError, match=r"\.svg or \.png, not as 'loss.gif'"):
+        save_figure(figures.loss_figure([exhibit()]), tmp_path / "loss.gif")
+
+
+@pytest.mark.parametrize("chart", [
+    figures.curves(curve_rows([exhibit()], "loss"), {"FedAvg": "#000"}, width=200),
+    figures.curves(curve_rows([exhibit(trajectory=trajectory(bad=2))], "loss"), {"FedAvg": "#000"}, width=99),
+    figures.curves(mean_rows([exhibit()], "update.norm"), {"FedAvg": "#000"}, loss=False, width=200),
+    figures.stages(client_rows(trajectory(), 0), width=200),
+    figures.spread(spread_rows(trajectory(clients=20)), width=200),
+    figures.heat_map(["a", "b"], [[1, 0], [0, 2], [3, 3]], width=200),
+], ids=["curves", "diverged", "updates", "stages", "spread", "heat map"])
+def test_every_chart_can_be_drawn(chart):
+    assert vl_convert.vegalite_to_svg(chart.to_dict()).startswith("<svg")
+
+
+def test_rounds_without_an_evaluation_have_no_row():
+    run = Trajectory([Record(0, "loss", "", -1, 5.0), Record(3, "update.consensus", "", -1, 0.5)])
+    assert [row["round"] for row in curve_rows([exhibit(trajectory=run, twin=None)], "loss")] == [0]
+
+
+def test_the_mean_is_over_the_clients_that_took_part():
+    run = Trajectory([Record(1, "update.norm", "", 0, 1.0), Record(1, "update.norm", "", 1, 3.0),
+                      Record(2, "update.norm", "", 1, 5.0)])
+    rows = mean_rows([exhibit(trajectory=run, twin=None)], "update.norm")
+    assert [row["value"] for row in rows] == [2.0, 5.0]
+
+
+def test_a_band_reaches_from_the_lowest_to_the_highest_client():
+    run = Trajectory([Record(0, "loss", "", client, value) for client, value in enumerate([1.0, 2.0, 9.0])])
+    assert [(row["low"], row["value"], row["high"]) for row in spread_rows(run)] == [(1.0, 2.0, 9.0)]
+
+
+def test_a_loss_twice_as_high_as_the_highest_start_leaves_the_scale_and_is_marked_once():
+    rows = [{"run": "a", "arm": "run", "round": round, "value": value}
+            for round, value in enumerate([5.0, 4.0, 11.0, 1e30, None, 4.0])]
+    assert ceiling(rows) == 10.0
+    inside, marks = off_scale(rows, 10.0)
+    assert [row["value"] for row in inside] == [5.0, 4.0, None, None, None, 4.0]
+    assert [row["round"] for row in marks] == [2]
+
+
+def test_losses_within_the_scale_have_no_ceiling():
+    assert ceiling([{"run": "a", "arm": "run", "round": 0, "value": 5.0}]) is None and ceiling([]) is None
+
+
+def test_updates_that_explode_are_drawn_on_a_logarithmic_scale():
+    rows = [{"run": "a", "arm": "run", "round": round, "value": value}
+            for round, value in enumerate([1.0, 1.0, 1.0, 1e6])]
+    drawn = figures.curves(rows, {"a": "#000"}, loss=False).to_dict()
+    assert drawn["layer"][0]["encoding"]["y"]["scale"]["type"] == "log"
+
+
+def test_the_colours_are_told_apart_by_the_colour_blind():
+    """Distances in CIELAB after Viénot et al. (1999) for red and green blindness; 10 is clearly visible."""
+    simulated = {
+        "red": np.array([[0.1124, 0.8876, 0], [0.1124, 0.8876, 0], [0.0040, -0.0040, 1]]),
+        "green": np.array([[0.2928, 0.7073, 0], [0.2928, 0.7073, 0], [-0.0223, 0.0223, 1]]),
+    }
+    colours = [np.array([int(hue[i:i + 2], 16) / 255 for i in (1, 3, 5)]) for hue in figures.OKABE_ITO]
+    for seen in simulated.values():
+        points = [lab(seen @ linear(colour)) for colour in colours]
+        distances = [np.linalg.norm(a - b) for i, a in enumerate(points) for b in points[:i]]
+        assert min(distances) > 10
+
+
+def linear(colour: np.ndarray) -> np.ndarray:
+    return np.where(colour <= 0.04045, colour / 12.92, ((colour + 0.055) / 1.055) ** 2.4)
+
+
+def lab(rgb: np.ndarray) -> np.ndarray:
+    to_xyz = np.array([[0.4124, 0.3576, 0.1805], [0.2126, 0.7152, 0.0722], [0.0193, 0.1192, 0.9505]])
+    ratio = np.clip(to_xyz @ np.clip(rgb, 0, 1) / [0.9505, 1.0, 1.089], 1e-9, None)
+    root = np.where(ratio > 0.008856, np.cbrt(ratio), 7.787 * ratio + 16 / 116)
+    return np.array([116 * root[1] - 16, 500 * (root[0] - root[1]), 200 * (root[1] - root[2])])

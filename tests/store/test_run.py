@@ -1,0 +1,254 @@
+"""A run's folder: what goes in comes out, whatever happens in between."""
+
+from __future__ import annotations
+
+import errno
+import json
+import math
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fedrift.errors import UserError
+from fedrift.records import Record
+from fedrift.store import Run, describe, files, lines, settle
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Run:
+    run = Run(tmp_path / "runs", "abc123")
+    run.write_json("experiment", {"seed": 0})
+    return run
+
+
+def loss(round: int, value: float) -> Record:
+    return Record(round, "loss", "", -1, value)
+
+
+@given(st.floats(width=64))
+def test_every_float_reads_back_as_the_same_bits(value):
+    back = json.loads(lines.write_number(value))
+    if math.isnan(value):
+        assert back is None
+    else:
+        assert np.float64(back).tobytes() == np.float64(value).tobytes()
+
+
+def test_records_read_back_as_they_were_written(run):
+    records = [Record(3, "loss", "ärzte", -1, 0.1 + 0.2), Record(3, "loss.before", "", 7, float("nan")),
+               Record(3, "loss", "", -1, float("inf")), Record(np.int64(4), "loss", "", -1, np.float32(0.1))]
+    run.append(records)
+    back = run.records()
+    assert back[0] == records[0] and back[2] == records[2]
+    assert math.isnan(back[1].value) and back[1][:4] == records[1][:4]
+    assert back[3] == (4, "loss", "", -1, float(np.float32(0.1)))
+    assert run.trajectory().rounds.tolist() == [3, 4]
+
+
+def test_every_line_is_plain_json_for_other_readers(run):
+    run.append([loss(0, float("nan")), loss(0, float("inf"))])
+    run.timing(0, train=float("nan"))
+
+    def refuse(token: str) -> None:
+        raise AssertionError(token)
+
+    for path in run.folder.glob("*.jsonl"):
+        for line in path.read_text().splitlines():
+            json.loads(line, parse_constant=refuse)
+
+
+def test_an_unfinished_last_line_is_dropped_and_what_is_added_next_stands_alone(run):
+    run.append([loss(0, 5.0), loss(1, 4.0)])
+    path = run.folder / "records.jsonl"
+    path.write_bytes(path.read_bytes()[:-5])
+    assert run.records() == [loss(0, 5.0)]
+    run.append([loss(1, 4.5)])
+    assert run.records() == [loss(0, 5.0), loss(1, 4.5)]
+
+
+def test_a_file_of_nothing_but_an_unfinished_line_is_empty(run):
+    (run.folder / "records.jsonl").write_bytes(b'[0, "lo')
+    assert run.records() == []
+    run.append([loss(0, 1.0)])
+    assert run.records() == [loss(0, 1.0)]
+
+
+def test_a_finished_line_that_is_no_record_is_named(run):
+    run.append([loss(0, 5.0)])
+    path = run.folder / "records.jsonl"
+    path.write_bytes(path.read_bytes() + b"garbage\n")
+    with pytest.raises(UserError, match="line 2 is not JSON"):
+        run.records()
+    path.write_bytes(b"[1, 2]\n")
+    with pytest.raises(UserError, match="is no record"):
+        run.records()
+
+
+def test_rewinding_drops_the_rows_after_a_round_and_leaves_the_others_byte_for_byte(run):
+    run.append([loss(0, 5.0), loss(1, 4.1)])
+    kept = (run.folder / "records.jsonl").read_bytes()
+    run.append([loss(2, 4.0)])
+    for round in (1, 2):
+        run.timing(round, train=1.0)
+        run.event(round, "nan", "client 3 gave no number", client=3)
+    assert run.rewind(1) == 1
+    assert (run.folder / "records.jsonl").read_bytes() == kept
+    assert [row["round"] for row in run.timings() + run.events()] == [1, 1]
+    assert run.rewind(1) == 0
+
+
+def test_rewinding_removes_an_unfinished_line_and_a_run_without_a_state_begins_anew(run):
+    run.append([loss(0, 5.0)])
+    path = run.folder / "records.jsonl"
+    whole = path.read_bytes()
+    path.write_bytes(whole + b"[1,")
+    run.rewind(0)
+    assert path.read_bytes() == whole
+    run.rewind(-1)
+    assert path.read_bytes() == b"" and run.records() == []
+
+
+def test_a_resumed_run_has_the_same_records_byte_for_byte(tmp_path):
+    unbroken, broken = Run(tmp_path, "a"), Run(tmp_path, "b")
+    for round in range(5):
+        unbroken.append([loss(round, 5 - 0.1 * round)])
+    for round in range(4):
+        broken.append([loss(round, 5 - 0.1 * round)])
+        broken.timing(round, train=0.123 * round)
+    path = broken.folder / "records.jsonl"
+    path.write_bytes(path.read_bytes()[:-2])
+    broken.rewind(1)
+    for round in range(2, 5):
+        broken.append([loss(round, 5 - 0.1 * round)])
+    assert path.read_bytes() == (unbroken.folder / "records.jsonl").read_bytes()
+
+
+def test_a_timing_and_an_event_read_back(run):
+    run.timing(3, train=4.25, evaluate=0.5, store=0.125)
+    run.event(3, "not finite", "left out", client=2)
+    assert run.timings() == [{"round": 3, "train": 4.25, "evaluate": 0.5, "store": 0.125}]
+    assert run.events() == [{"round": 3, "kind": "not finite", "message": "left out", "client": 2}]
+
+
+def test_the_status_follows_the_run(tmp_path):
+    run = Run(tmp_path, "x")
+    assert run.status == "missing" and not run.folder.exists()
+    run.write_json("experiment", {})
+    assert run.status == "unfinished"
+    with run.lock():
+        assert run.status == "running"
+    run.fail(3, "killed by the test")
+    assert run.status == "failed"
+    run.rewind(2)
+    assert run.status == "unfinished"
+    run.finish({"loss": 4.2})
+    assert run.finished and run.status == "finished" and run.read_json("finished") == {"loss": 4.2}
+
+
+def test_a_file_that_is_not_there_or_broken_is_named(run):
+    with pytest.raises(UserError, match="has no finished.json"):
+        run.read_json("finished")
+    (run.folder / "experiment.json").write_text("{")
+    with pytest.raises(UserError, match=r"experiment.json is not JSON"):
+        run.read_json("experiment")
+    with pytest.raises(UserError, match="object"):
+        run.write_json("experiment", {"model": object()})
+
+
+def test_numbers_of_numpy_are_written_as_numbers(run):
+    run.write_json("finished", {"loss": np.float32(0.5), "sizes": np.arange(3), "where": Path("a")})
+    assert run.read_json("finished") == {"loss": 0.5, "sizes": [0, 1, 2], "where": "a"}
+
+
+@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EDQUOT])
+def test_a_full_disk_leaves_every_row_and_says_what_was_needed(run, monkeypatch, code):
+    run.append([loss(0, 5.0)])
+    before = (run.folder / "records.jsonl").read_bytes()
+    write = os.write
+
+    def half(handle: int, content: bytes) -> int:
+        write(handle, content[: len(content) // 2])
+        raise OSError(code, "no room")
+
+    monkeypatch.setattr(os, "write", half)
+    with pytest.raises(UserError, match=r"disk is full: .*records\.jsonl needs \d+ bytes and .* are free in"):
+        run.append([loss(1, 4.0)])
+    monkeypatch.undo()
+    assert (run.folder / "records.jsonl").read_bytes() == before
+    run.append([loss(1, 4.0)])
+    assert len(run.records()) == 2
+
+
+def test_a_full_disk_leaves_the_file_that_was_to_be_replaced(run, monkeypatch):
+    run.write_json("environment", {"python": "3"})
+
+    def full(path: Path) -> None:
+        raise OSError(errno.ENOSPC, "no room")
+
+    monkeypatch.setattr(files, "flush", full)
+    with pytest.raises(UserError, match="disk is full"):
+        run.write_json("environment", {"python": "4"})
+    assert run.environment == {"python": "3"}
+    assert sorted(path.name for path in run.folder.iterdir()) == ["environment.json", "experiment.json"]
+
+
+def test_other_mistakes_of_the_system_are_not_taken_for_a_full_disk(run, monkeypatch):
+    def refuse(*_: object) -> None:
+        raise PermissionError(errno.EACCES, "no")
+
+    monkeypatch.setattr(os, "replace", refuse)
+    with pytest.raises(PermissionError):
+        run.write_json("environment", {})
+
+
+HOLD = """
+import sys, time
+from pathlib import Path
+from fedrift.store import Run
+with Run(Path(sys.argv[1]), sys.argv[2]).lock():
+    print("held", flush=True)
+    time.sleep(60)
+"""
+
+
+def test_two_processes_never_write_the_same_run_and_a_killed_one_lets_go(run):
+    other = subprocess.Popen([sys.executable, "-c", HOLD, str(run.root), run.id], stdout=subprocess.PIPE)
+    try:
+        assert other.stdout is not None and other.stdout.readline() == b"held\n"
+        assert run.status == "running"
+        with pytest.raises(UserError, match="another process"), run.lock():
+            pass
+    finally:
+        other.kill()
+        other.communicate()
+    assert run.status == "unfinished"
+    with run.lock():
+        run.append([loss(0, 1.0)])
+
+
+def test_looking_at_a_run_does_not_take_it_from_who_wants_to_write(run):
+    with run.lock():
+        assert run.status == "running"
+    assert run.status == "unfinished"
+    with run.lock():
+        pass
+
+
+def test_the_environment_of_the_first_start_stays_and_later_ones_are_compared(run):
+    first = describe("cpu", 2, {"stack": 4})
+    assert settle(run, first) == []
+    assert settle(run, describe("cpu", 2, {"stack": 4})) == []
+    assert settle(run, describe("cpu", 1, {"stack": 4})) == ["threads was 2 and is 1"]
+    assert run.environment["threads"] == 2 and run.environment["packages"]["numpy"] == np.__version__
+
+
+def test_other_engine_choices_refuse_to_resume(run):
+    settle(run, describe("cpu", 2, {"stack": 4, "dtype": "float32"}))
+    with pytest.raises(UserError, match="stack was 4 and is 8"):
+        settle(run, describe("cpu", 2, {"stack": 8, "dtype": "float32"}))

@@ -1,0 +1,97 @@
+"""The update rules against the papers' numbers and torch's own."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import pytest
+import torch
+
+from fedrift.algorithms import FedAvg
+from fedrift.optimizers import Adagrad, Adam, AdamW, Sgd, Yogi
+from fedrift.tree import Tree
+from tests.quadratics import Q2, path, train
+
+DELTAS = (1.0, 0.5, -0.25)
+KNOWN = {
+    Sgd(0.1, momentum=0.9): (0.1, 0.24, 0.341),
+    Adagrad(0.1, betas=(0.9, 0.0)): (0.009990005, 0.0225007907, 0.0313091016),
+    Adam(0.1): (0.0990050489, 0.2236048965, 0.3117476533),
+    Yogi(0.1): (0.0990049999, 0.2231098153, 0.3105036776),
+}
+
+
+def walk(rule) -> list[float]:
+    """Where a server at 0 goes when the mean changes are ``DELTAS``."""
+    x = Tree(x=torch.zeros(1, 1, dtype=torch.float64))
+    moments, seen = rule.init(x), []
+    for delta in DELTAS:
+        x, moments = rule.step(x, Tree(x=torch.full((1, 1), -delta, dtype=torch.float64)), moments)
+        seen.append(x["x"].item())
+    return seen
+
+
+@pytest.mark.parametrize("rule", KNOWN, ids=lambda rule: type(rule).__name__)
+def test_server_rules_take_the_known_path(rule):
+    assert walk(rule) == pytest.approx(KNOWN[rule], abs=1e-9)
+
+
+def test_fedavgm_without_momentum_is_fedavg_bit_for_bit():
+    assert path(train(FedAvg(server=Sgd(1.0, momentum=0.0)), Q2(), until=5)) == path(train(FedAvg(), Q2(), until=5))
+
+
+def test_the_defaults_are_the_papers():
+    assert (Adam().betas, Adam().tau, Yogi().betas, Adagrad().betas[0]) == ((0.9, 0.99), 1e-3, (0.9, 0.99), 0.0)
+
+
+@pytest.mark.parametrize(("ours", "theirs"), [
+    (Sgd(0.05, momentum=0.9, dampening=0.3, weight_decay=0.1), lambda p: torch.optim.SGD(
+        p, 0.05, momentum=0.9, dampening=0.3, weight_decay=0.1)),
+    (AdamW(0.05, weight_decay=0.1), lambda p: torch.optim.AdamW(p, 0.05, weight_decay=0.1))])
+def test_client_rules_are_torchs(ours, theirs):
+    x = Tree(x=torch.linspace(-1, 2, 6, dtype=torch.float64).view(2, 3))
+    leaf = x["x"].clone().requires_grad_()
+    judge, moments = theirs([leaf]), ours.init(x)
+    for step in range(6):
+        leaf.grad = torch.sin(leaf.detach() * 3 + step)
+        x, moments = ours.step(x, Tree(x=torch.sin(x["x"] * 3 + step)), moments)
+        judge.step()
+        if step == 0 and isinstance(ours, Sgd):
+            leaf_state = judge.state[leaf]["momentum_buffer"]  # torch's first step is not dampened; ours always is
+            leaf_state.mul_(1 - ours.dampening)
+            with torch.no_grad():
+                leaf.copy_(x["x"])
+    assert torch.allclose(x["x"], leaf.detach(), atol=1e-12)
+
+
+# Public implementations' bugs, planted.
+
+@dataclass(frozen=True)
+class SquaresTheMomentum(Adam):
+    def step(self, params, grad, moments):
+        first = self.betas[0] * moments["m.x"] + (1 - self.betas[0]) * grad["x"]
+        second = self.betas[1] * moments["v.x"] + (1 - self.betas[1]) * first**2
+        return params - Tree(x=self.lr * first / (second.sqrt() + self.tau)), Tree({"m.x": first, "v.x": second})
+
+
+@dataclass(frozen=True)
+class StartsAtZero(Adam):
+    def init(self, params):
+        return super().init(params) * 0
+
+
+@dataclass(frozen=True)
+class CorrectsTheBias(Adam):
+    def init(self, params):
+        return Tree({**super().init(params), "t.x": params["x"] * 0})
+
+    def step(self, params, grad, moments):
+        t = int(moments["t.x"].max()) + 1
+        stepped, new = super().step(params, grad, moments)
+        first, second = new["m.x"] / (1 - self.betas[0] ** t), new["v.x"] / (1 - self.betas[1] ** t)
+        return params - Tree(x=self.lr * first / (second.sqrt() + self.tau)), Tree({**new, "t.x": moments["t.x"] + 1})
+
+
+@pytest.mark.parametrize("bug", [SquaresTheMomentum, StartsAtZero, CorrectsTheBias])
+def test_planted_bugs_are_seen(bug):
+    assert walk(bug(0.1)) != pytest.approx(KNOWN[Adam(0.1)], abs=1e-9)
