@@ -126,14 +126,18 @@ def keep(run: Run, state: State) -> None:
     """Store all that a run is between two rounds."""
     trees: dict[str, Any] = {f"server.{f.name}": getattr(state.server, f.name) for f in fields(Server)}
     tensors = {f"{part}/{name}": leaf for part, tree in {**trees, "memory": state.memory}.items() for name, leaf in tree.items()}
-    save_state(run.state_path, {**tensors, "group": state.group}, {"round": state.round})
+    tensors["group"] = state.group
+    save_state(run.state_path, tensors, {"round": state.round, "leaves": list(tensors)})
 
 
 def restored(run: Run, setting: Setting) -> State | None:
     """The state that was stored last, None if none was."""
     if not run.state_path.exists():
         return None
-    tensors, said = load_state(run.state_path)
+    stored, said = load_state(run.state_path)
+    # In the order they were in, for sums over leaves; and cloned: numbers read from a file may lie at odd addresses,
+    # where matrix products round differently.
+    tensors = {name: stored[name].clone() for name in said["leaves"]}
     device = next(iter(setting.state.server.params.values())).device
 
     def tree(part: str) -> Tree:

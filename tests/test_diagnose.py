@@ -60,6 +60,12 @@ def test_an_unfinished_run_is_held_against_the_same_rounds_of_its_twin():
     assert judged.gap == pytest.approx(0) and judged.grade == "none"
 
 
+def test_the_gap_is_between_the_means_of_the_last_five_shared_evaluations():
+    twin = np.full(8, 4.0)
+    run = twin + [0, 0, 0, 0.01, 0.02, 0.03, 0.04, 0.4]
+    assert verdict(trajectory(run), trajectory(twin)).gap == pytest.approx(0.1)
+
+
 def test_a_better_run_than_the_twin_is_no_finding():
     judged = verdict(trajectory(falling() - 0.2), trajectory(falling()))
     assert judged.grade == "none" and "0.200 below the IID twin (-18.1% perplexity)" in judged.sentence
@@ -97,7 +103,7 @@ def test_a_swing_that_is_tiny_in_nats_is_no_finding_whatever_its_ratio():
 
 
 def test_swing_is_measured_on_the_same_rounds_of_both():
-    zigzag = np.array([4.0, 4.1] * 10)
+    zigzag = np.array([4.0, 4.1] * 5 + [4.0] * 10)
     judged = verdict(trajectory(zigzag[:10], a=zigzag[:10]), trajectory(zigzag, a=zigzag))
     assert judged.swing_ratio == pytest.approx(1)
 

@@ -87,7 +87,7 @@ class CorrectsTheBias(Adam):
 
     def step(self, params, grad, moments):
         t = int(moments["t.x"].max()) + 1
-        stepped, new = super().step(params, grad, moments)
+        _, new = super().step(params, grad, moments)
         first, second = new["m.x"] / (1 - self.betas[0] ** t), new["v.x"] / (1 - self.betas[1] ** t)
         return params - Tree(x=self.lr * first / (second.sqrt() + self.tau)), Tree({**new, "t.x": moments["t.x"] + 1})
 

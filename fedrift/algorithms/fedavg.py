@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from torch import Tensor
@@ -30,6 +30,8 @@ from .aggregates.mean import Mean, average, heard, pool
 class FedAvg:
     """The frame of every algorithm: its fields are the hyperparameters, its methods the hooks."""
 
+    rescales: ClassVar[bool] = False  # whether the server changes the clients' changes before it aggregates them
+    personal: ClassVar[bool] = False  # whether clients wear models of their own
     server: Optimizer = Sgd(1.0)
     aggregate: Mean = Mean()
 
@@ -61,7 +63,7 @@ class FedAvg:
 
     def refusals(self, optimizer: Optimizer, weighting: str, leaves: Collection[str]) -> list[str]:
         """Why this combination makes no sense; a run with any reason is not begun."""
-        return self.aggregate.refusals(self.server, leaves)
+        return self.aggregate.refusals(self, leaves)
 
     # On the clients.
 

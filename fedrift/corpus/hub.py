@@ -76,7 +76,7 @@ def download(name: str, config: str | None) -> Any:
         raise UserError(
             f"data set {name!r} could not be had from the hub ({type(error).__name__}: {error}). Ways out: "
             f"check the spelling (no local file or folder of that name was found either) and the network; or "
-            f"put its files (train.parquet, test.parquet or .csv, .jsonl, with the columns text and label) in "
-            f"a folder and give that folder as corpus; or, for a corpus that fedrift knows by name, put a "
+            f"put its files (train.parquet, test.parquet or .csv, .jsonl, with columns text and label) in a "
+            f"folder and give that folder as corpus; or, for a corpus that fedrift knows by name, put a "
             f"folder of that name in the one that FEDRIFT_DATA names"
         ) from error

@@ -173,7 +173,7 @@ def joined(reports: list[Report]) -> Report:
             return parts[0]
         if isinstance(parts[0], Tree):
             return Tree({leaf: torch.cat([part[leaf] for part in parts]) for leaf in parts[0]})
-        return torch.cat(parts)
+        return torch.cat(parts)  # type: ignore[arg-type]
 
     return Report(**{f.name: join(f.name) for f in fields(Report)})  # type: ignore[arg-type]
 

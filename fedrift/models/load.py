@@ -109,8 +109,8 @@ def open_model(name: str, where: Path | str, dtype: torch.dtype) -> LanguageMode
             raise UserError(f"the weights in {where} lack {len(missing)} of the model's tensors, "
                             f"{', '.join(missing[:3])} among them: they would be random")
         with told("the tokenizer", where):
-            # tokenizer.json, where there is one, is the tokenizer. For some architectures (Qwen2) AutoTokenizer
-            # would build the family's own from parts and split words otherwise than the file.
+            # tokenizer.json, where there is one, is the tokenizer. For Qwen2 and others AutoTokenizer would
+            # build the family's own from parts, and split words otherwise than the file.
             whole = has_file(where, "tokenizer.json", local_files_only=isinstance(where, Path))
             tokenizer = (PreTrainedTokenizerFast if whole else AutoTokenizer).from_pretrained(where, **local)
     check_tokenizer(tokenizer, network.get_input_embeddings().weight.shape[0], where)

@@ -8,7 +8,23 @@ from .partition import Partition as Partition
 from .partition import Partitioner as Partitioner
 from .partition import Rewrite as Rewrite
 from .quantity import Quantity
+from .stopword_drop import StopwordDrop
+from .style import Style
+from .substitute import Substitute
 from .token_tilt import TokenTilt
 from .topic_mix import TopicMix
+from .truncate import Truncate
 
-__all__ = ["Composed", "Dirichlet", "KDomains", "Length", "Quantity", "TokenTilt", "TopicMix"]
+__all__ = [
+    "Composed",
+    "Dirichlet",
+    "KDomains",
+    "Length",
+    "Quantity",
+    "StopwordDrop",
+    "Style",
+    "Substitute",
+    "TokenTilt",
+    "TopicMix",
+    "Truncate",
+]

@@ -13,7 +13,7 @@ FUNCTION_WORDS = frozenset(
     though whereas whether than as when where why how once about above across after against along among
     around at before behind below beneath beside besides between beyond by despite down during except
     from in inside into like near of off on onto out outside over past per through throughout to toward
-    towards under underneath up upon via with within without not n't never ever also too very just only
+    towards under underneath up upon via with within without not never ever also too very just only
     even still again then there here now i'm you're he's she's it's we're they're i've you've we've
     they've i'd you'd he'd she'd we'd they'd i'll you'll he'll she'll we'll they'll isn't aren't wasn't
     weren't don't doesn't didn't haven't hasn't hadn't can't couldn't won't wouldn't shan't shouldn't

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from hashlib import sha256
 from typing import Annotated, Protocol, TypeAlias
 
 import numpy as np
@@ -61,6 +62,11 @@ class Partitioner(Protocol):
     @property
     def severity(self) -> float: ...
     def __call__(self, corpus: Corpus, rng: np.random.Generator) -> Partition: ...
+
+
+def document_id(text: str) -> str:
+    """The name of a document: sha256 hex of its text before any rewriting."""
+    return sha256(text.encode()).hexdigest()
 
 
 def weights(corpus: Corpus, clients: int) -> np.ndarray:

@@ -29,13 +29,15 @@ SHARPNESS = 2.0  # lambda at severity 0.5, in standard deviations of phi
 class TokenTilt:
     """Severity 0: chance alone. Severity 1: each client holds one end of a direction. Budgets are equal.
 
-    Client k takes side k mod P of P = 2 x ``directions`` (one direction: even clients against odd ones). z_v is
-    N(0, 1) for content words that the corpus has at least five times, and 0 for all others; it hangs on the word
-    alone, so that train and test documents are tilted alike. lambda = 2 s / (1 - s) in standard deviations of
-    phi. A document keeps its random numbers at every severity (the soft choice is an argmax over Gumbel noise).
+    Client k takes side k mod P of P = 2 x ``directions`` (one direction: even clients against odd ones). z_v
+    is N(0, 1) for content words that the corpus has at least five times, and 0 for all others; it hangs on
+    the word alone, so that train and test documents are tilted alike. lambda = 2 s / (1 - s) in standard
+    deviations of phi. A document keeps its random numbers at every severity (the soft choice is an argmax
+    over Gumbel noise).
 
-    Whole documents can be tilted only so far: 10 clients of AG News with 5 directions reach 0.10 bits of token
-    divergence above chance at severity 1, with one direction 0.025. Read the measured severity, not the dial.
+    Whole documents can be tilted only so far: 10 clients of AG News with 5 directions reach 0.10 bits of
+    token divergence above chance at severity 1, with one direction 0.025. Read the measured severity, not the
+    dial.
     """
 
     clients: Clients = 10

@@ -21,5 +21,14 @@ function draw() {
   }
 }
 
+// Charts follow the window; a scroll bar that comes later changes their width without changing the window's.
+let width = 0;
+new ResizeObserver(([{ contentRect }]) => {
+  if (contentRect.width !== width) {
+    width = contentRect.width;
+    dispatchEvent(new Event("resize"));
+  }
+}).observe(document.querySelector("main"));
+
 draw();
 dark.addEventListener("change", draw);

@@ -37,7 +37,8 @@ def test_the_learning_rate_of_the_round_is_the_one_it_divides_by():
 
 
 def test_q_fedavg_is_refused_under_adam():
-    assert QFedAvg().refusals(AdamW(), "tokens", ["x"]) and not QFedAvg().refusals(Sgd(), "tokens", ["x"])
+    assert QFedAvg().refusals(AdamW(), "tokens", ["x"])
+    assert not QFedAvg().refusals(Sgd(), "tokens", ["x"])
 
 
 def test_afl_equalises_the_losses_at_two_thirds():
@@ -63,7 +64,9 @@ def test_afl_takes_the_papers_steps():
 def test_the_threshold_projects_onto_the_simplex():
     mu = torch.tensor([3.0, -1.0, 0.5, 2.5], dtype=torch.float64)
     share = (mu - threshold(mu)).clamp_min(0)
-    assert share.sum().item() == pytest.approx(4) and share[1] == 0 and share[0] - share[3] == pytest.approx(0.5)
+    assert share.sum().item() == pytest.approx(4)
+    assert share[1] == 0
+    assert share[0] - share[3] == pytest.approx(0.5)
 
 
 @dataclass(frozen=True)

@@ -51,7 +51,8 @@ def test_krum_scores_the_nearest_neighbours():
     x = Tree(x=torch.tensor([[0.0], [1.0], [3.0], [7.0], [100.0]]))
     square = distances(x)
     assert square[0].tolist() == [0, 1, 9, 49, 10000]
-    assert best(square, liars=1, keep=1).tolist() == [1] and best(square, liars=1, keep=3).tolist() == [1, 0, 2]
+    assert best(square, liars=1, keep=1).tolist() == [1]
+    assert best(square, liars=1, keep=3).tolist() == [1, 0, 2]
     assert change(Krum(1, keep=2), 0.0, 1.0, 3.0, 7.0, 100.0) == pytest.approx([0.5])
 
 
@@ -88,7 +89,8 @@ def test_the_noise_has_the_size_it_says_and_comes_from_the_round():
     server = Server(Tree(x=torch.zeros(1, 20000, dtype=torch.float64)), Tree(), Tree())
     rule = Private(clip=2.0, noise=3.0)
     first, again = rule.combine(server, told)["x"], rule.combine(server, told)["x"]
-    assert first.std().item() == pytest.approx(2.0 * 3.0 / 4, rel=0.02) and torch.equal(first, again)
+    assert first.std().item() == pytest.approx(2.0 * 3.0 / 4, rel=0.02)
+    assert torch.equal(first, again)
     assert not torch.equal(first, rule.combine(server, replace(told, draw=8))["x"])
 
 
@@ -96,7 +98,8 @@ def test_two_rounds_and_two_seeds_have_different_noise():
     private = FedAvg(aggregate=Private(clip=1.0, noise=1.0))
     still = clients((0, 0), (0, 0), 1)
     one, two = path(train(private, still, until=2, x=0.0)), path(train(private, still, until=2, x=0.0, seed=1))
-    assert one[0] != two[0] and one[1] - one[0] != pytest.approx(one[0])
+    assert one[0] != two[0]
+    assert one[1] - one[0] != pytest.approx(one[0])
 
 
 @dataclass(frozen=True)

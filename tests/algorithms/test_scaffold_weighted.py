@@ -26,7 +26,8 @@ def test_it_finds_the_optimum_of_the_token_weighted_objective():
 def test_uniform_controls_with_weighted_means_end_elsewhere_on_the_way_and_are_warned_of():
     plain, scaled = train(Scaffold(), skewed(), until=8), train(ScaffoldWeighted(), skewed(), until=8)
     assert abs(path(scaled)[-1] - GOAL) < abs(path(plain)[-1] - GOAL)
-    assert Scaffold().caveats(Sgd(), "tokens") and not ScaffoldWeighted().caveats(Sgd(), "tokens")
+    assert Scaffold().caveats(Sgd(), "tokens")
+    assert not ScaffoldWeighted().caveats(Sgd(), "tokens")
 
 
 def test_with_equal_weights_it_is_scaffold():

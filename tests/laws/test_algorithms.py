@@ -79,7 +79,9 @@ def test_a_client_that_returns_nan_is_recorded_and_counts_as_absent(algorithm):
     absent = train(algorithm, data((3, 0, 3, 3, 3)), until=2)
     for done in broken:
         assert done.report.failed.tolist() == [False, True, False, False, False]
-        assert done.report.weight[1] == 0 and done.report.delta.finite().all() and done.report.gradient.finite().all()
+        assert done.report.weight[1] == 0
+        assert done.report.delta.finite().all()
+        assert done.report.gradient.finite().all()
     assert same(broken[-1].after, absent[-1].after)
 
 

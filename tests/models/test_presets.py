@@ -76,7 +76,8 @@ def test_presets_and_hub_ids_have_no_fingerprint():
 @pytest.mark.parametrize("changed", ["config.json", "tokenizer.json", "model.safetensors"])
 def test_a_folder_whose_files_changed_has_another_fingerprint(folder, changed):
     before = fingerprint(str(folder))
-    assert len(before) == 64 and before == fingerprint(str(folder))
+    assert len(before) == 64
+    assert before == fingerprint(str(folder))
     (folder / changed).write_text("of the second day")
     assert fingerprint(str(folder)) != before
 

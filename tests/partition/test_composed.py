@@ -45,6 +45,12 @@ def test_without_quantity_it_is_the_topic_mix():
     assert np.abs(composed - table_of(TopicMix(8, 0.6), documents)).max() <= 3 * documents.size.max()
 
 
+def test_small_and_large_clients_are_equally_one_sided():
+    table = table_of(Composed(8, 0.6, quantity=0.6), topical(4000))
+    share = table[np.arange(8), np.arange(8) % 4] / table.sum(1)
+    assert np.abs(share[:4] - share[4:]).max() < 0.03  # clients k and k + 4 have one topic and two sizes
+
+
 def test_without_topic_every_client_keeps_the_pools_mix():
     table = table_of(Composed(6, 1.0, topic=0.0, quantity=0.4), topical(3000))
     large = table[table.sum(1) > 3000]

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from itertools import product
-
 import numpy as np
 import pytest
 
@@ -89,20 +87,23 @@ def test_function_words_and_rare_words_do_not_pull():
     assert np.allclose(phi, (values - values.mean()) / values.std())
 
 
-def test_prices_find_the_best_assignment_of_small_problems():
-    """Against every assignment of nine equal documents to three sides of three."""
-    rng = np.random.default_rng(0)
-    every = np.array(
-        [a for a in product(range(3), repeat=9) if np.bincount(a, minlength=3).tolist() == [3, 3, 3]]
-    )
-    for _ in range(5):
-        score = rng.normal(size=(9, 3))
-        side = choose(score, np.ones(9), np.full(3, 3.0), sweeps=50)
-        best = score[np.arange(9), every].sum(axis=1).max()
-        if np.bincount(side, minlength=3).tolist() == [3, 3, 3]:
-            assert np.isclose(score[np.arange(9), side].sum(), best)
-        else:
-            assert np.bincount(side, minlength=3).max() <= 4
+@pytest.mark.parametrize("clients, directions", [(5, 1), (3, 2), (8, 3)])
+def test_prices_fill_every_side_to_its_capacity_and_nobody_would_gain_by_swapping(clients, directions):
+    rng = np.random.default_rng(clients)
+    score, size = rng.normal(size=(400, 2 * directions)), rng.integers(1, 20, 400).astype(float)
+    capacity = rng.dirichlet(np.full(2 * directions, 5.0)) * size.sum()
+    side = choose(score, size, capacity)
+    assert np.abs(np.bincount(side, size, 2 * directions) - capacity).max() <= 40
+    got = score[np.arange(400), side]
+    gain = score[:, side].T  # [other, document]: what a document would have at another's side
+    assert (gain + gain.T <= got[:, None] + got[None, :] + 1e-9).all()
+
+
+def test_sides_with_more_clients_have_more_room():
+    documents = mixed()
+    phi = tilts(count_words(documents.text), 1, numpy_stream(0, "partition").bytes(16))[:, 0]
+    rows = deal(TokenTilt(5, 1.0), documents).rows
+    assert min(phi[rows[k]].min() for k in (0, 2, 4)) >= max(phi[rows[k]].max() for k in (1, 3))
 
 
 @pytest.mark.parametrize("text", ["", "...", "🎉🎉", "日本語の文章です", "a a a"])

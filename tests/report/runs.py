@@ -23,7 +23,7 @@ def trajectory(rounds: int = 8, clients: int = 2, lift: float = 0.0, bad: int | 
                 records += [Record(round, "loss.before", "", client, loss - 0.1),
                             Record(round, "update.norm", "", client, 1 / round),
                             Record(round, "update.cosine", "", client, 0.5)]
-        if round:
+        if round and clients:
             records += [Record(round, "update.consensus", "", -1, 0.6),
                         Record(round, "update.divergence", "", -1, 1.2)]
     return Trajectory(records)
@@ -34,3 +34,9 @@ def exhibit(name: str = "FedAvg", **said) -> Exhibit:
     experiment = {"corpus": {"name": "bbc"}, "plan": {"rounds": 8}, "partition_table": table}
     whole = Exhibit(name, experiment, trajectory(), trajectory(lift=-0.1), "finished", {"python": "3.11"})
     return whole._replace(**said)
+
+
+def light(name: str = "FedAvg", **said) -> Exhibit:
+    """An exhibit of two charts, for what does not depend on how many there are."""
+    losses = Trajectory([record for record in trajectory(clients=0).records if not record.domain])
+    return exhibit(name, **({"trajectory": losses, "twin": None} | said))

@@ -10,7 +10,7 @@ import pytest
 from fedrift.records import Trajectory
 from fedrift.report import write_report
 
-from .runs import exhibit, trajectory
+from .runs import exhibit, light, trajectory
 
 
 def page(tmp_path, *exhibits) -> str:
@@ -42,7 +42,7 @@ def test_the_page_needs_nothing_beside_it(tmp_path):
 
 
 def test_the_drawing_script_stands_once_however_many_charts_there_are(tmp_path):
-    one, three = page(tmp_path / "a", exhibit()), page(tmp_path / "b", *(exhibit(name) for name in "abc"))
+    one, three = page(tmp_path / "a", light()), page(tmp_path / "b", *(light(name) for name in "abc"))
     assert one.count("window.vegaEmbed =") + one.count("window.vegaEmbed=") == 1
     assert len(three) - len(one) < 200_000
 
@@ -96,23 +96,23 @@ def test_a_diverged_run_gives_a_page_that_says_so_and_marks_where(tmp_path):
     assert "diverged" in text and "not a finite number in round 4" in text
     assert "A cross at the upper edge" in text
     assert '"cross"' in json.dumps(specs(html)["chart-0"])
-    assert "A cross at the upper edge" not in prose(page(tmp_path, exhibit()))
+    assert "A cross at the upper edge" not in prose(page(tmp_path, light()))
 
 
 def test_names_from_outside_cannot_become_part_of_the_page(tmp_path):
     evil = "</script><script>alert(1)</script>"
-    html = page(tmp_path, exhibit(evil, environment={"note": evil}))
+    html = page(tmp_path, light(evil, environment={"note": evil}))
     assert "<script>alert" not in html
     assert specs(html)["chart-0"]
 
 
 def test_runs_of_one_name_are_told_apart(tmp_path):
-    text = prose(page(tmp_path, exhibit(), exhibit()))
+    text = prose(page(tmp_path, light(), light()))
     assert "FedAvg (2)" in text
 
 
 def test_runs_that_were_dealt_the_same_share_one_partition_figure(tmp_path):
-    assert prose(page(tmp_path, exhibit("a"), exhibit("b"))).count("training tokens by client") == 1
+    assert prose(page(tmp_path, light("a"), light("b"))).count("training tokens by client") == 1
 
 
 def test_many_clients_become_one_band(tmp_path):
@@ -122,13 +122,13 @@ def test_many_clients_become_one_band(tmp_path):
 
 @pytest.mark.parametrize(("out", "path"), [("folder", "folder/index.html"), ("a/page.html", "a/page.html")])
 def test_the_page_goes_to_a_folder_or_a_file(tmp_path, out, path):
-    assert write_report([exhibit()], tmp_path / out) == tmp_path / path
+    assert write_report([light()], tmp_path / out) == tmp_path / path
     assert (tmp_path / path).exists()
 
 
 def test_a_plain_tuple_is_as_good_as_an_exhibit(tmp_path):
-    assert write_report([tuple(exhibit())], tmp_path).exists()
+    assert write_report([tuple(light())], tmp_path).exists()
 
 
 def test_the_same_runs_give_the_same_page(tmp_path):
-    assert page(tmp_path / "a", exhibit()) == page(tmp_path / "b", exhibit())
+    assert page(tmp_path / "a", light()) == page(tmp_path / "b", light())

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -15,6 +16,18 @@ from torch import Tensor
 from ...optimizers import Optimizer
 from ...tree import Tree, wide
 from ...values import Report, Server
+
+
+class Frame(Protocol):
+    """What an aggregate may ask of the algorithm it serves."""
+
+    @property
+    def server(self) -> Optimizer: ...
+    @property
+    def rescales(self) -> bool: ...
+    @property
+    def personal(self) -> bool: ...
+    def memory(self, params: Tree) -> Tree: ...
 
 
 @dataclass(frozen=True)
@@ -37,8 +50,8 @@ class Mean:
         """Once the params have moved: what else the server changes."""
         return after
 
-    def refusals(self, server: Optimizer, leaves: Collection[str]) -> list[str]:
-        """Why this makes no sense with this server optimiser or these trained leaves."""
+    def refusals(self, algorithm: Frame, leaves: Collection[str]) -> list[str]:
+        """Why this makes no sense with what the algorithm does or these trained leaves."""
         return []
 
 
@@ -59,6 +72,15 @@ def pool(tree: Tree, report: Report) -> Tree:
     return tree.map(add)
 
 
+def forgets(rule: Mean, algorithm: Frame, leaves: Collection[str]) -> list[str]:
+    """The refusal of memories that look like the params, by an aggregate that changes what the params mean."""
+    kept = algorithm.memory(Tree({name: torch.zeros(1, 1, 1) for name in leaves}))
+    if not any(name.endswith(tuple(leaves)) for name in kept):
+        return []
+    return [f"{type(rule).__name__} changes what A and B mean from round to round, and {type(algorithm).__name__} keeps "
+            "memories in their terms; use Mean, FFA or FedEx with it"]
+
+
 def heard(report: Report) -> Tensor:
     """Which models were trained by anybody, ``[M]`` bool."""
     return torch.zeros(len(report.population), device=report.group.device).index_add(
@@ -72,4 +94,4 @@ def by_model(report: Report) -> list[tuple[int, Tensor]]:
     return [(model, mine) for model, mine in rows if len(mine)]
 
 
-__all__ = ["Mean", "average", "by_model", "heard", "pool"]
+__all__ = ["Frame", "Mean", "average", "by_model", "forgets", "heard", "pool"]

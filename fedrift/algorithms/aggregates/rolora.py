@@ -1,0 +1,27 @@
+"""RoLoRA: one round trains B with A still, the next A with B still, and each is averaged exactly.
+
+Chen, Guo, Ju, Dalal, Zhu & Khisti, "Robust Federated Finetuning of LLMs via Alternating Optimization of LoRA", 2025,
+arXiv:2502.01755 (RoLoRA). The first round trains B: while B is zero, A has no gradient.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import dataclass
+
+from .factors import modules, needs_adapters
+from .mean import Frame, Mean, forgets
+
+
+@dataclass(frozen=True)
+class RoLoRA(Mean):
+
+    def frozen(self, leaves: Collection[str], round: int) -> frozenset[str]:
+        still = "A" if round % 2 == 0 else "B"
+        return frozenset(f"{module}.{still}" for module in modules(leaves))
+
+    def refusals(self, algorithm: Frame, leaves: Collection[str]) -> list[str]:
+        said = needs_adapters(self, leaves) + forgets(self, algorithm, leaves)
+        if getattr(algorithm.server, "momentum", 0) or getattr(algorithm.server, "betas", (0,))[0]:
+            said.append(f"RoLoRA holds one factor still in every round, and the momentum of {algorithm.server} would move it")
+        return said

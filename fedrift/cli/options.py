@@ -1,0 +1,35 @@
+"""Arguments and options that several commands have."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from ..runtime import Runtime
+
+File = Annotated[Path, typer.Argument(help="The experiment's YAML file.", metavar="EXPERIMENT.yaml")]
+Overrides = Annotated[list[str] | None, typer.Argument(
+    help="Changes to it: `partition.severity=0.5`, `algorithm=FedProx`, `algorithm.mu=0.1`.", metavar="[a.b=c]...")]
+Root = Annotated[Path, typer.Option("--runs", help="The folder that holds the runs.")]
+Data = Annotated[Path | None, typer.Option(
+    "--data", envvar="FEDRIFT_DATA", help="Local corpora by name: DATA/<corpus>/train.parquet, test.parquet ...")]
+Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda or mps.")]
+Threads = Annotated[int | None, typer.Option("--threads", min=1, help="Processor threads; torch's own choice if not said.")]
+Micro = Annotated[int | None, typer.Option(
+    "--micro", min=1, help="Clients in one forward pass; chosen by memory if not said. Changes rounding only.")]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON, for scripts.")]
+Names = Annotated[list[str], typer.Argument(help="Ids of runs (their first letters do), or folders.", metavar="RUN...")]
+
+ROOT = Path("runs")
+
+
+def runtime(root: Path, data: Path | None = None, device: str = "auto", threads: int | None = None,
+            micro: int | None = None) -> Runtime:
+    """Where and with what to compute; what takes long says so on the screen."""
+    from ..runtime import Runtime
+
+    return Runtime(root=root, data=data, device=device, threads=threads, micro=micro,
+                   say=lambda message: typer.echo(message, err=True))

@@ -1,0 +1,90 @@
+"""Commands that compute: run, demo, validate."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from .options import ROOT, Data, Device, File, Micro, Overrides, Root, Threads, runtime
+
+if TYPE_CHECKING:
+    from ..experiment import Experiment
+    from ..runtime import Runtime
+    from ..store import Run
+
+Twin = Annotated[bool, typer.Option("--twin/--no-twin", help="Run its IID twin too, and compare.")]
+
+
+def run(file: File, overrides: Overrides = None, twin: Twin = False, root: Root = ROOT, data: Data = None,
+        device: Device = "auto", threads: Threads = None, micro: Micro = None) -> None:
+    """Run an experiment, or go on with it; a finished one is only shown.
+
+    `fedrift run experiments/demo.yaml algorithm=Scaffold partition.severity=0.5 seed=3 --twin`
+    """
+    from ..experiment import load_experiment
+    from ..experiment import twin as iid
+
+    experiment = load_experiment(file, overrides or ())
+    wanted = [experiment, iid(experiment)] if twin else [experiment]
+    runs = carry_out_all(wanted, runtime(root, data, device, threads, micro))
+    from .screen import summary, verdicts
+
+    if twin:
+        verdicts([(runs[0], runs[1])])
+    else:
+        summary(runs[0])
+
+
+def demo(out: Annotated[Path, typer.Option("--out", help="Where the HTML page goes.")] = Path("demo-report"),
+         root: Root = ROOT, data: Data = None, threads: Threads = None) -> None:
+    """The whole way: FedAvg, FedProx and SCAFFOLD on BBC News, one topic a client, each beside its IID twin."""
+    from .. import algorithms
+    from ..experiment import edit, load_experiment
+    from ..experiment import twin as iid
+
+    base = load_experiment(experiments() / "demo.yaml")
+    skewed = [edit(base, {"algorithm": algorithm})
+              for algorithm in (algorithms.FedAvg(), algorithms.FedProx(mu=0.1), algorithms.Scaffold())]
+    typer.echo("BBC News on the language model `pocket`: one topic a client, and the same documents dealt IID.")
+    runs = carry_out_all([one for each in skewed for one in (each, iid(each))], runtime(root, data, "cpu", threads))
+    from ..report import write_report
+    from .screen import exhibit, verdicts
+
+    pairs = list(zip(runs[::2], runs[1::2], strict=True))
+    verdicts(pairs)
+    page = write_report([exhibit(run, twin) for run, twin in pairs], out)
+    typer.echo(f"\nruns   {root.resolve()}\nreport {page.resolve()}")
+
+
+def validate(file: File, overrides: Overrides = None) -> None:
+    """Check an experiment without running it; prints it whole, with all defaults, and its id."""
+    import yaml
+
+    from ..experiment import load_experiment
+
+    experiment = load_experiment(file, overrides or ())
+    typer.echo(yaml.safe_dump(experiment.written(), sort_keys=False, allow_unicode=True).rstrip())
+    typer.echo(f"# valid; id {experiment.id} before the corpus's content is known")
+
+
+def carry_out_all(experiments: list[Experiment], where: Runtime) -> list[Run]:
+    """Each in turn, under one progress bar; what they share is loaded once."""
+    from ..run import carry_out
+    from ..stock import Stock
+    from .screen import Bar
+
+    stock = Stock(where)
+    with Bar(sum(experiment.plan.rounds for experiment in experiments)) as bar:
+        return [carry_out(experiment, stock, bar.of(experiment.name)) for experiment in experiments]
+
+
+def experiments() -> Path:
+    """The experiments that come with fedrift: beside the package in a checkout, inside it when installed."""
+    package = Path(__file__).resolve().parents[1]
+    inside = package / "experiments"
+    return inside if inside.is_dir() else package.parent / "experiments"
+
+
+COMMANDS = [run, demo, validate]

@@ -1,0 +1,95 @@
+"""What runs look like on a terminal: a progress bar, a summary, a table of verdicts."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
+
+from ..diagnose import verdict
+from ..report import Exhibit
+from ..store import Run
+
+if TYPE_CHECKING:
+    from ..run import Progress as Told
+    from ..run import Watch
+
+
+class Bar:
+    """A progress bar over the rounds of several runs."""
+
+    def __init__(self, rounds: int) -> None:
+        self.progress = Progress(TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
+                                 TimeRemainingColumn(), console=Console(stderr=True))
+        self.task = self.progress.add_task("loading", total=rounds)
+        self.done, self.within = 0, 0
+
+    def __enter__(self) -> Bar:
+        self.progress.start()
+        return self
+
+    def __exit__(self, *what: object) -> None:
+        self.progress.stop()
+
+    def of(self, name: str) -> Watch:
+        """The watch of the next run; what was finished before counts at once."""
+        self.done, self.within = self.done + self.within, 0
+
+        def watch(told: Told) -> None:
+            self.within = told.round
+            loss = "" if math.isnan(told.loss) else f"  loss {told.loss:.3f}"
+            self.progress.update(self.task, completed=self.done + told.round, description=f"{name}{loss}")
+
+        self.progress.update(self.task, completed=self.done, description=name)
+        return watch
+
+
+def exhibit(run: Run, twin: Run | None = None) -> Exhibit:
+    """A run as the report shows it."""
+    said = run.experiment
+    return Exhibit(title(run), said, run.trajectory(), twin.trajectory() if twin else None, run.status, run.environment)
+
+
+def title(run: Run) -> str:
+    """A short name: algorithm, regime and severity."""
+    said = run.experiment
+    return f"{said['algorithm']['is']} · {said['partition']['is']} {said['partition'].get('severity', 0):g}"
+
+
+def summary(run: Run) -> None:
+    """One run in a few lines."""
+    screen, said = Console(highlight=False), verdict(run.trajectory())
+    screen.print(f"[bold]{title(run)}[/]  run {run.id}  {run.status}")
+    screen.print(said.sentence)
+    if run.finished:
+        end = run.read_json("finished")
+        seconds = end["seconds"]
+        screen.print(f"final loss {end['final_loss']:.3f} nats per token on the larger test set; "
+                     f"{end['train_tokens']:,.0f} tokens trained in {seconds['train']:.0f} s, "
+                     f"evaluated in {seconds['evaluate'] + seconds['final']:.0f} s")
+    screen.print(f"[dim]{run.folder}[/]", soft_wrap=True)
+
+
+def verdicts(pairs: list[tuple[Run, Run]]) -> None:
+    """Runs beside their IID twins, and what to think of each."""
+    table = Table(title="Each run beside its IID twin (loss in nats per token, mean of the last 5 evaluations)")
+    for name, justify in (("run", "left"), ("algorithm", "left"), ("start", "right"), ("end", "right"), ("twin's end", "right"),
+                          ("gap", "right"), ("worst domain", "left"), ("swing vs twin", "right"), ("failure", "left")):
+        table.add_column(name, justify=justify)  # type: ignore[arg-type]
+    screen, sentences = Console(highlight=False), []
+    for run, twin in pairs:
+        said = verdict(run.trajectory(), twin.trajectory())
+        table.add_row(run.id, run.experiment["algorithm"]["is"], *(number(value) for value in (
+            said.start, said.end, said.end - said.gap, said.gap)), f"{said.worst_domain} {said.worst_gap:+.3f}",
+            f"{said.swing_ratio:.1f}x", said.grade)
+        sentences.append(f"[bold]{run.experiment['algorithm']['is']}[/]: {said.sentence}")
+    screen.print(table)
+    for sentence in sentences:
+        screen.print(sentence)
+
+
+def number(value: float) -> str:
+    return "" if math.isnan(value) else f"{value:.3f}"

@@ -1,0 +1,222 @@
+"""Adapters: what separate means lose, and that each repair loses nothing (or as little as its rank allows)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import pytest
+import torch
+from torch import Tensor
+
+from fedrift.algorithms import FedAvg, FedDyn, FedNova, FedProx, Scaffold
+from fedrift.algorithms.aggregates import FFA, FedEx, FLoRA, Mean, Median, Private, RoLoRA, Svd
+from fedrift.algorithms.aggregates.svd import cut
+from fedrift.optimizers import Adam, AdamW, Sgd
+from fedrift.probes.adapters import aggregation_error
+from fedrift.tree import Tree
+from fedrift.values import Report, Round, Server, State
+from tests.laws.federation import data, train
+
+WEIGHT = (4.0, 1.0, 2.0, 3.0, 2.0)
+SHARE = torch.tensor(WEIGHT, dtype=torch.float64) / sum(WEIGHT)
+
+
+def ideal(done: Round) -> Tensor:
+    """sum_k p_k B_k A_k, the plain way, ``[O, I]``."""
+    share = done.report.weight / done.report.weight.sum()
+    return torch.einsum("c,cor,cri->oi", share, done.local["m.B"], done.local["m.A"])
+
+
+def weight(server: Server) -> Tensor:
+    """What the module computes with, below its scale: base + B A."""
+    base = server.base["m.base"][0] if server.base else 0
+    return base + server.params["m.B"][0] @ server.params["m.A"][0]
+
+
+def by_hand(ups: Tensor, downs: Tensor, share: Tensor, before: tuple[Tensor, Tensor] | None = None) -> Round:
+    """A round in which the clients ended at these factors, ``[C, O, R]`` and ``[C, R, I]``."""
+    up, down = before or (ups[0] * 0, downs[0] * 0)
+    start = Tree({"m.A": down.unsqueeze(0), "m.B": up.unsqueeze(0)})
+    size = len(ups)
+    none, group = torch.ones(size, dtype=torch.float64), torch.zeros(size, dtype=torch.long)
+    report = Report(Tree({"m.A": downs - down, "m.B": ups - up}), Tree(), Tree(), Tree(), share, none, torch.zeros(size, 2),
+                    none, torch.zeros(size, dtype=torch.bool), group, torch.tensor([size]), none)
+    state = State(0, Server(start, Tree(), Tree()), Tree(), group)
+    return Round(state, state, torch.arange(size), report)
+
+
+def factors(size: int, seed: int = 0) -> tuple[Tensor, Tensor]:
+    draw = torch.Generator().manual_seed(seed)
+    return (torch.randn(size, 6, 2, generator=draw, dtype=torch.float64),
+            torch.randn(size, 2, 5, generator=draw, dtype=torch.float64))
+
+
+def test_the_error_is_the_covariance_of_the_factors():
+    ups, downs = factors(5)
+    done = by_hand(ups, downs, SHARE)
+    mean_up, mean_down = (SHARE.view(-1, 1, 1) * ups).sum(0), (SHARE.view(-1, 1, 1) * downs).sum(0)
+    lost = ideal(done) - mean_up @ mean_down
+    said = aggregation_error(done)
+    assert said["adapters.error"] == pytest.approx((lost.norm() / ideal(done).norm()).item(), abs=1e-12)
+
+
+def test_the_error_of_the_hand_case():
+    """B1 = e1, A1 = e1^T, B2 = e2, A2 = e2^T, p = 1/2: E = [[1, -1], [-1, 1]] / 4, M = diag(1, 1) / 2."""
+    eye = torch.eye(2, dtype=torch.float64)
+    done = by_hand(eye.unsqueeze(2), eye.unsqueeze(1), torch.full((2,), 0.5, dtype=torch.float64))
+    assert aggregation_error(done)["adapters.error"] == pytest.approx(0.70710678, abs=1e-8)
+
+
+def test_the_error_of_the_round_is_measured_against_its_change():
+    ups, downs = factors(5)
+    before = (ups[0] + 1, downs[0] - 1)
+    done = by_hand(ups, downs, SHARE, before)
+    lost = aggregation_error(done)["adapters.error"] * ideal(done).norm()
+    assert aggregation_error(done)["adapters.error.update"] == pytest.approx(
+        (lost / (ideal(done) - before[0] @ before[1]).norm()).item(), abs=1e-12)
+
+
+def test_the_same_product_in_another_basis_costs_dearly():
+    up, down = (leaf[0] for leaf in factors(1))
+    turn = torch.linalg.qr(torch.randn(2, 2, generator=torch.Generator().manual_seed(3), dtype=torch.float64))[0]
+    done = by_hand(torch.stack([up, up @ turn]), torch.stack([down, turn.mT @ down]), torch.full((2,), 0.5, dtype=torch.float64))
+    assert torch.allclose(ideal(done), up @ down)
+    assert aggregation_error(done)["adapters.error"] > 0.1
+
+
+@pytest.mark.parametrize("aggregate", [FFA(), FFA(Median()), RoLoRA()])
+def test_with_one_factor_still_there_is_no_error(aggregate):
+    for done in train(FedAvg(aggregate=aggregate), data(), until=4, optimizer=AdamW(0.05, weight_decay=0.1)):
+        assert aggregation_error(done)["adapters.error"] < 1e-12
+    assert aggregation_error(train(FedAvg(), data(), until=2, optimizer=AdamW(0.05))[-1])["adapters.error"] > 1e-3
+
+
+def test_the_first_single_step_has_no_error_because_a_has_no_gradient():
+    assert aggregation_error(train(FedAvg(), data((1,) * 5), until=1)[0])["adapters.error"] < 1e-12
+
+
+@pytest.mark.parametrize("aggregate", [FFA(), FedEx(), FLoRA(), RoLoRA()])
+@pytest.mark.parametrize("micro", [None, 2])
+def test_exact_aggregates_end_at_the_ideal_mean_in_every_round(aggregate, micro):
+    base = 0
+    for done in train(FedAvg(aggregate=aggregate), data(weight=WEIGHT), until=4, cohort=4, micro=micro):
+        below = done.before.server.base["m.base"][0] if done.before.server.base else base
+        assert torch.allclose(weight(done.after.server), below + ideal(done), atol=1e-12)
+
+
+def test_separate_means_do_not():
+    done = train(FedAvg(), data(weight=WEIGHT), until=3)[-1]
+    assert (weight(done.after.server) - ideal(done)).norm() > 1e-3 * ideal(done).norm()
+
+
+def test_the_best_adapter_loses_the_tail_of_the_singular_values_and_no_more():
+    ups, downs = factors(5)
+    done = by_hand(ups, downs, SHARE)
+    change = Svd().combine(done.before.server, done.report)
+    got = (done.before.server.params["m.B"] + change["m.B"])[0] @ (done.before.server.params["m.A"] + change["m.A"])[0]
+    tail = torch.linalg.svdvals(ideal(done))[2:]
+    assert (ideal(done) - got).norm().item() == pytest.approx(tail.square().sum().sqrt().item(), abs=1e-10)
+    u, s, vt = torch.linalg.svd(ideal(done))
+    assert torch.allclose(got, u[:, :2] * s[:2] @ vt[:2], atol=1e-10)
+
+
+def test_a_direction_that_carries_nothing_can_still_learn():
+    up, down = cut(torch.zeros(6, 4, dtype=torch.float64), torch.randn(4, 5, dtype=torch.float64), 2)
+    assert (up == 0).all()
+    assert (down.norm(dim=1) > 0.9).all()
+
+
+@pytest.mark.parametrize("aggregate", [Mean(), FFA(), FedEx(), RoLoRA(), Svd()])
+def test_a_single_client_gets_back_what_it_sent(aggregate):
+    done = train(FedAvg(aggregate=aggregate), data((3,), (1.0,)), until=1)[0]
+    assert torch.allclose(weight(done.after.server), ideal(done), atol=1e-12)
+
+
+def test_flora_begins_anew_with_the_same_a_for_all_and_another_in_every_round():
+    done = train(FedAvg(aggregate=FLoRA()), data(), until=2)
+    first, second = (d.after.server.params["m.A"] for d in done)
+    assert not torch.allclose(first, second)
+    assert all((d.after.server.params["m.B"] == 0).all() for d in done)
+    assert all(d.after.server.params["m.A"].abs().max() <= 3**-0.5 for d in done)
+
+
+def test_ffa_keeps_a_and_rolora_alternates():
+    run = train(FedAvg(aggregate=FFA()), data(), until=3, optimizer=AdamW(0.05, weight_decay=0.5))
+    assert torch.equal(run[-1].after.server.params["m.A"], run[0].before.server.params["m.A"])
+    for number, done in enumerate(train(FedAvg(aggregate=RoLoRA()), data(), until=4, optimizer=AdamW(0.05))):
+        still, moved = ("m.A", "m.B") if number % 2 == 0 else ("m.B", "m.A")
+        assert (done.report.delta[still] == 0).all()
+        assert (done.report.delta[moved] != 0).any()
+
+
+def test_ffa_under_privacy_adds_no_noise_to_the_frozen_factor():
+    done = train(FedAvg(aggregate=FFA(Private(clip=0.1, noise=1.0))), data(), until=2)[-1].after.server.params
+    assert torch.equal(done["m.A"], train(FedAvg(), data(), until=1)[0].before.server.params["m.A"])
+    assert (done["m.B"] != 0).all()
+
+
+def test_scaffold_and_ffa_go_together():
+    for done in train(Scaffold(aggregate=FFA()), data(), until=4, cohort=3):
+        assert (done.after.memory["m.A"] == 0).all()
+        assert torch.allclose(done.after.server.shared["m.B"][0], done.after.memory["m.B"].mean(0), atol=1e-12)
+
+
+LEAVES = ["m.A", "m.B", "h"]
+
+
+@pytest.mark.parametrize("algorithm", [
+    Scaffold(aggregate=FLoRA()), Scaffold(aggregate=Svd()), FedDyn(aggregate=RoLoRA()), FedNova(aggregate=FedEx()),
+    FedAvg(aggregate=FedEx(), server=Adam()), FedAvg(aggregate=RoLoRA(), server=Sgd(1.0, momentum=0.9))],
+    ids=lambda a: f"{type(a).__name__}-{type(a.aggregate).__name__}")
+def test_combinations_without_meaning_are_refused(algorithm):
+    assert algorithm.refusals(Sgd(0.1), "uniform", LEAVES)
+
+
+@pytest.mark.parametrize("algorithm", [Scaffold(aggregate=FFA()), Scaffold(aggregate=FedEx()), FedProx(aggregate=FLoRA()),
+                                       FedAvg(aggregate=FFA(Private()), server=Adam()), FedNova(aggregate=RoLoRA())])
+def test_combinations_with_meaning_are_not(algorithm):
+    assert algorithm.refusals(Sgd(0.1), "uniform", LEAVES) == []
+
+
+@pytest.mark.parametrize("aggregate", [FFA(), FedEx(), FLoRA(), RoLoRA(), Svd()])
+def test_aggregates_of_adapters_ask_for_adapters(aggregate):
+    assert any("Lora" in said for said in FedAvg(aggregate=aggregate).refusals(Sgd(0.1), "uniform", ["h.7.weight"]))
+
+
+# The bugs of public implementations, planted.
+
+@dataclass(frozen=True)
+class Transposed(FedEx):  # FedEx-LoRA's own code on nn.Linear; only square modules let it pass
+    def rebase(self, before, after, report):
+        right = super().rebase(before, after, report)
+        return replace(right, base=right.base.map(lambda leaf: leaf.mT.reshape(leaf.shape)))
+
+
+@dataclass(frozen=True)
+class UnweightedMeans(FedEx):  # FedLLM-Factory: weighted products, plain means
+    def combine(self, server, report):
+        return super().combine(server, replace(report, weight=(report.weight > 0).double()))
+
+    def rebase(self, before, after, report):
+        weighted = replace(after, params=before.params + Mean().combine(before, report))
+        return replace(super().rebase(before, weighted, report), params=after.params)
+
+
+@dataclass(frozen=True)
+class WeightsBothFactors(FLoRA):
+    def rebase(self, before, after, report):
+        share = report.weight / report.weight.sum()
+        end = before.params.rows(report.group) + report.delta
+        return super().rebase(before, after, replace(report, delta=end * share - before.params.rows(report.group)))
+
+
+@dataclass(frozen=True)
+class ForgetsTheResidue(FedEx):
+    def rebase(self, before, after, report):
+        return after
+
+
+@pytest.mark.parametrize("bug", [Transposed, UnweightedMeans, WeightsBothFactors, ForgetsTheResidue])
+def test_planted_bugs_are_seen(bug):
+    done = train(FedAvg(aggregate=bug()), data(weight=WEIGHT), until=1)[0]
+    assert not torch.allclose(weight(done.after.server), ideal(done), atol=1e-6)

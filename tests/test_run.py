@@ -1,0 +1,240 @@
+"""Whole runs in a small world: stored, resumed, found finished, and equal to what a plain training loop does."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+
+import pytest
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model, set_peft_model_state_dict
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM
+
+from fedrift.algorithms import FedAvg, FedProx, LocalOnly, Scaffold, ZeroShot
+from fedrift.errors import UserError
+from fedrift.experiment import edit, twin
+from fedrift.run import carry_out
+from fedrift.setting import prepare, resolve
+from fedrift.store.tensors import load_state
+from tests.worlds import corpus_file, experiment, stock
+
+
+def outcome(run) -> tuple[bytes, dict]:
+    """What must be the same of two equal runs: every record, and the last state."""
+    return (run.folder / "records.jsonl").read_bytes(), load_state(run.state_path)[0]
+
+
+def assert_equal(one, two) -> None:
+    (records, state), (others, other) = outcome(one), outcome(two)
+    assert records == others
+    assert state.keys() == other.keys()
+    assert all(torch.equal(state[name], other[name]) for name in state)
+
+
+class Killed(Exception):
+    pass
+
+
+def killed_at(round: int):
+    def watch(progress):
+        if progress.round == round:
+            raise Killed
+    return watch
+
+
+def test_a_run_stores_what_was_asked_what_came_and_where_to_go_on(tmp_path):
+    run = carry_out(experiment(tmp_path), stock(tmp_path))
+    assert run.status == "finished"
+    assert run.experiment["plan"]["clip"] == 1.0  # defaults too
+    assert run.environment["packages"]["torch"] == torch.__version__.split("+")[0] or run.environment["packages"]["torch"]
+    trajectory = run.trajectory()
+    assert trajectory.rounds.tolist() == [0, 1, 2, 3, 4]
+    assert trajectory.curve("loss")[-1] < trajectory.curve("loss")[0]
+    assert trajectory.domains_of("loss") == ("food", "sport", "tech")
+    assert trajectory.table("loss").shape == (5, 3)
+    assert trajectory.has_table("loss.before")
+    assert math.isfinite(run.read_json("finished")["final_loss"])
+    assert len(run.timings()) == 5  # four rounds and the end
+    assert trajectory.frame().groupby("metric").size()["update.norm"] == 8  # two of three clients, four rounds
+
+
+@pytest.mark.parametrize("algorithm", [FedAvg(), FedProx(mu=0.1), Scaffold(), LocalOnly()], ids=lambda a: type(a).__name__)
+@pytest.mark.parametrize("tune", ["{is: Lora, rank: 2}", "{is: LastK, blocks: 1}", "Full"])
+def test_a_run_that_was_interrupted_resumes_bit_for_bit(tmp_path, algorithm, tune):
+    asked = edit(experiment(tmp_path, f"tune={tune}"), {"algorithm": algorithm})
+    unbroken = carry_out(asked, replace_root(tmp_path, "unbroken"))
+    for round in (0, 1, 3):
+        with pytest.raises(Killed):
+            carry_out(asked, replace_root(tmp_path, "broken"), killed_at(round))
+    broken = carry_out(asked, replace_root(tmp_path, "broken"))
+    assert_equal(unbroken, broken)
+    assert broken.trajectory().curve("loss")[-1] < broken.trajectory().curve("loss")[0]
+
+
+def replace_root(folder, name):
+    there = stock(folder)
+    return replace(there, runtime=replace(there.runtime, root=folder / name), kept={})
+
+
+def test_a_process_killed_by_the_system_resumes_bit_for_bit(tmp_path):
+    asked = experiment(tmp_path, "plan.rounds=30")
+    code = ("import sys; from pathlib import Path; from tests.worlds import experiment, stock; from fedrift.run import carry_out;"
+            "folder = Path(sys.argv[1]); carry_out(experiment(folder, 'plan.rounds=30'), stock(folder))")
+    process = subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], env={**os.environ, "PYTHONPATH": os.getcwd()})
+    there = stock(tmp_path)
+    timings = there.runtime.root / resolve(asked, there).id / "timings.jsonl"
+    deadline = time.time() + 120
+    while not (timings.exists() and timings.read_bytes().count(b"\n") >= 3):
+        assert process.poll() is None, "it ended before it could be killed"
+        assert time.time() < deadline
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    broken = carry_out(asked, there)
+    assert_equal(carry_out(asked, replace_root(tmp_path, "unbroken")), broken)
+
+
+def test_a_finished_run_is_not_run_again(tmp_path):
+    asked, there = experiment(tmp_path), stock(tmp_path)
+    first = carry_out(asked, there)
+    before = {path: path.stat().st_mtime_ns for path in first.folder.rglob("*")}
+    again = carry_out(asked, there, killed_at(0))
+    assert again.folder == first.folder
+    assert {path: path.stat().st_mtime_ns for path in first.folder.rglob("*")} == before
+
+
+def test_a_changed_corpus_is_another_experiment_and_an_old_one_is_not_mistaken_for_it(tmp_path):
+    asked = experiment(tmp_path)
+    before = resolve(asked, stock(tmp_path))
+    corpus_file(tmp_path / "corpus.csv", per_topic=50)
+    assert resolve(asked, stock(tmp_path)).id != before.id
+    with pytest.raises(UserError, match="has changed"):
+        resolve(before, stock(tmp_path))
+
+
+def test_micro_cohorts_change_rounding_only(tmp_path):
+    asked = experiment(tmp_path, "plan.participation=1.0")
+    whole = carry_out(asked, replace(replace_root(tmp_path, "whole"), runtime=stock(tmp_path, micro=3).runtime))
+    parts = carry_out(asked, replace_root_micro(tmp_path, 1))
+    assert whole.environment["engine"] == {"micro": 3}
+    assert parts.trajectory().curve("loss") == pytest.approx(whole.trajectory().curve("loss"), abs=1e-5)
+
+
+def replace_root_micro(folder, micro):
+    there = stock(folder, micro=micro)
+    return replace(there, runtime=replace(there.runtime, root=folder / f"micro-{micro}"), kept={})
+
+
+def test_a_run_keeps_its_micro_cohorts_when_it_resumes(tmp_path):
+    asked = experiment(tmp_path)
+    with pytest.raises(Killed):
+        carry_out(asked, stock(tmp_path, micro=1), killed_at(2))
+    assert carry_out(asked, stock(tmp_path)).environment["engine"] == {"micro": 1}
+
+
+def test_a_diverging_run_ends_and_says_so(tmp_path):
+    run = carry_out(experiment(tmp_path, "plan.optimizer.lr=1e30", "plan.clip=null"), stock(tmp_path))
+    assert run.status == "finished"
+    assert any(event["kind"] == "client failed" for event in run.events())
+    assert (run.trajectory().table("failed") == 1).any()
+
+
+def test_scaffold_says_where_it_is_unsound_in_the_run_itself(tmp_path):
+    run = carry_out(edit(experiment(tmp_path), {"algorithm": Scaffold()}), stock(tmp_path))
+    assert any(event["kind"] == "caveat" and "uniform" in event["message"] for event in run.events())
+
+
+def test_zero_shot_is_the_pretrained_model_in_every_round(tmp_path):
+    run = carry_out(edit(experiment(tmp_path), {"algorithm": ZeroShot()}), stock(tmp_path))
+    assert len(set(run.trajectory().curve("loss").tolist())) == 1
+
+
+def test_severity_moves_documents_and_not_what_is_measured_on(tmp_path):
+    there = stock(tmp_path)
+    skewed, iid = (prepare(resolve(e, there), there) for e in (experiment(tmp_path), twin(experiment(tmp_path))))
+    assert (skewed.losses.held_out.blocks.tokens == iid.losses.held_out.blocks.tokens).all()
+    assert sum(map(sum, skewed.table["tokens"])) == sum(map(sum, iid.table["tokens"]))
+    assert [sum(cell > 0 for cell in row) for row in skewed.table["tokens"]] == [1, 1, 1]
+
+
+@pytest.mark.parametrize("kind", ["llama", "gpt2"])
+def test_stored_adapters_are_worn_by_peft_with_the_same_logits(tmp_path, kind):
+    asked, there = experiment(tmp_path, "tune.targets=[all]", kind=kind), stock(tmp_path)
+    run = carry_out(asked, there)
+    base = AutoModelForCausalLM.from_pretrained(tmp_path / f"model-{kind}")
+    theirs = PeftModel.from_pretrained(base, run.folder / "model").eval()
+    setting = prepare(resolve(asked, there), there)
+    tensors, _ = load_state(run.state_path)
+    params = type(setting.state.server.params)(
+        {name.removeprefix("server.params/"): leaf for name, leaf in tensors.items() if name.startswith("server.params/")})
+    tokens = torch.arange(2, 34).view(1, 2, 16)
+    ours = setting.losses.model.hidden(params, tokens)[0] @ setting.losses.model.head.weight.T
+    logits = theirs(input_ids=tokens[0]).logits
+    assert torch.allclose(ours, logits, atol=1e-5)
+    assert not torch.allclose(logits, AutoModelForCausalLM.from_pretrained(tmp_path / f"model-{kind}")(tokens[0]).logits, atol=1e-4)
+
+
+@pytest.mark.parametrize("tune", ["{is: LastK, blocks: 1}", "Full"])
+@pytest.mark.parametrize("kind", ["llama", "gpt2", "qwen2"])
+def test_a_stored_network_is_loaded_by_transformers_with_the_same_loss(tmp_path, tune, kind):
+    asked, there = experiment(tmp_path, f"tune={tune}", kind=kind), stock(tmp_path)
+    run = carry_out(asked, there)
+    theirs = AutoModelForCausalLM.from_pretrained(run.folder / "model")
+    held = prepare(resolve(asked, there), there).losses.held_out.blocks
+    tokens, keep = torch.from_numpy(held.tokens), torch.from_numpy(held.keep)
+    expected = run.trajectory().curve("loss.macro")[-1]
+    per_domain = [theirs(input_ids=tokens[rows], labels=tokens[rows].masked_fill(~keep[rows], -100)).loss.item()
+                  for rows in torch.arange(9).view(3, 3)]
+    assert sum(per_domain) / 3 == pytest.approx(expected, abs=2e-4)
+
+
+@pytest.mark.parametrize("optimizer", ["{is: Sgd, lr: 0.5, momentum: 0.9}", "{is: AdamW, lr: 0.01, weight_decay: 0.1}"])
+def test_one_client_with_all_data_is_a_plain_pytorch_and_peft_loop(tmp_path, optimizer):
+    """Same batches, same adapters at the start: the losses of every step agree to 1e-4."""
+    asked = experiment(tmp_path, "partition.clients=1", "partition.severity=0", "plan.participation=1", "plan.rounds=6",
+                       "plan.steps=1", f"plan.optimizer={optimizer}", "plan.clip=0.5")
+    asked = edit(asked, {"plan__optimizer__momentum": 0.0}) if "Sgd" in optimizer else asked
+    there = stock(tmp_path)
+    setting = prepare(resolve(asked, there), there)
+    ours = carry_out(edit(asked, {"plan__steps": 12, "plan__rounds": 1}), there).trajectory()
+
+    base = AutoModelForCausalLM.from_pretrained(tmp_path / "model-llama")
+    model = get_peft_model(base, LoraConfig(r=8, lora_alpha=16, target_modules=["q_proj", "v_proj"]))
+    start = setting.losses.model.template(asked.seed)
+    set_peft_model_state_dict(model, {
+        "base_model.model." + name.replace(".A", ".lora_A.weight").replace(".B", ".lora_B.weight"): leaf[0]
+        for name, leaf in start.items()})
+    trained = [leaf for leaf in model.parameters() if leaf.requires_grad]
+    kind = torch.optim.SGD(trained, lr=0.5) if "Sgd" in optimizer else torch.optim.AdamW(trained, lr=0.01, weight_decay=0.1)
+    losses = []
+    long = replace(setting.fleet.batches, steps=12)
+    for batch in long(0, torch.tensor([0])):
+        tokens, keep = batch["tokens"][0], batch["keep"][0]
+        loss = model(input_ids=tokens, labels=tokens.masked_fill(~keep, -100)).loss
+        kind.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(trained, 0.5)
+        kind.step()
+        losses.append((loss.item(), int(keep[:, 1:].sum())))
+    mean = sum(loss * count for loss, count in losses) / sum(count for _, count in losses)
+    assert ours.table("train.loss.start")[1, 0] == pytest.approx(losses[0][0], abs=1e-4)
+    assert ours.table("train.loss")[1, 0] == pytest.approx(mean, abs=1e-4)
+    stored = load_file(there.runtime.root / resolve(edit(asked, {"plan__steps": 12, "plan__rounds": 1}), there).id
+                       / "model" / "adapter_model.safetensors")
+    theirs = {name.replace(".default", ""): leaf for name, leaf in model.named_parameters() if "lora_" in name}
+    assert stored.keys() == theirs.keys()
+    assert all(torch.allclose(stored[name], theirs[name], atol=1e-5) for name in stored)
+
+
+def test_records_hold_no_time_and_json_only(tmp_path):
+    run = carry_out(experiment(tmp_path), stock(tmp_path))
+    rows = [json.loads(line) for line in (run.folder / "records.jsonl").read_text().splitlines()]
+    assert all(len(row) == 5 for row in rows)
+    assert not any(path.suffix in (".pt", ".pkl", ".bin") for path in run.folder.rglob("*"))

@@ -1,0 +1,75 @@
+"""A small world to run whole experiments in: a tiny model with a tokenizer of its own, and a corpus of three topics."""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+
+import numpy as np
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import PreTrainedTokenizerFast
+
+from fedrift.experiment import Experiment, parse
+from fedrift.runtime import Runtime
+from fedrift.stock import Stock
+from tests.models.tiny import random_model
+
+WORDS = {
+    "sport": "the team won a match and the coach praised every player after the late goal".split(),
+    "tech": "the new chip runs software faster while engineers test code on every device".split(),
+    "food": "cook the onion with butter then add salt and serve warm bread with soup".split(),
+}
+
+
+def documents(per_topic: int = 60, seed: int = 0) -> list[tuple[str, str]]:
+    """(text, label): sentences that only use the words of their topic."""
+    draw = np.random.default_rng(seed)
+    return [(" ".join(draw.choice(words, size=int(draw.integers(12, 40)))) + ".", topic)
+            for topic, words in WORDS.items() for _ in range(per_topic)]
+
+
+def byte_tokenizer(vocabulary: int = 320) -> PreTrainedTokenizerFast:
+    bpe = Tokenizer(models.BPE())
+    bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    bpe.decoder = decoders.ByteLevel()
+    bpe.train_from_iterator([text for text, _ in documents(20)], trainers.BpeTrainer(
+        vocab_size=vocabulary, special_tokens=["<end>", "<pad>"], show_progress=False,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet()))
+    return PreTrainedTokenizerFast(tokenizer_object=bpe, bos_token="<end>", eos_token="<end>", pad_token="<pad>")
+
+
+def model_folder(folder: Path, kind: str = "llama") -> Path:
+    """A tiny random model, saved as any local model is."""
+    language = random_model(kind, byte_tokenizer())
+    language.network.save_pretrained(folder)
+    language.tokenizer.save_pretrained(folder)
+    return folder
+
+
+def corpus_file(path: Path, per_topic: int = 60) -> Path:
+    with path.open("w", newline="", encoding="utf-8") as file:
+        rows = csv.writer(file)
+        rows.writerow(["text", "label"])
+        rows.writerows(documents(per_topic))
+    return path
+
+
+def experiment(folder: Path, *overrides: str, kind: str = "llama") -> Experiment:
+    """Three clients of one topic each, four rounds of two steps; everything lies in ``folder``."""
+    model, corpus = folder / f"model-{kind}", folder / "corpus.csv"
+    if not model.exists():
+        model_folder(model, kind)
+    if not corpus.exists():
+        corpus_file(corpus)
+    said = {
+        "corpus": str(corpus), "model": str(model),
+        "partition": {"is": "TopicMix", "clients": 3, "severity": 1.0},
+        "plan": {"rounds": 4, "participation": 0.67, "steps": 2, "batch": 2, "seq_len": 16,
+                 "optimizer": {"is": "Sgd", "lr": 0.5}},
+        "evaluate": {"blocks": 3, "own": 2, "final": 6},
+    }
+    return parse(said, overrides)
+
+
+def stock(folder: Path, **options) -> Stock:
+    return Stock(Runtime(root=folder / "runs", cache=folder / "cache", device="cpu", **options))
