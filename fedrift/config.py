@@ -47,7 +47,7 @@ def _read(kind: Any, said: Any, rooms: Rooms, where: str, wrong: list[str], defa
     choices = rooms.choices(kind)
     if choices is not None:
         name = said if isinstance(said, str) else said.get("is") if isinstance(said, Mapping) else None
-        if name is None and default is not MISSING:
+        if name is None and isinstance(said, Mapping) and default is not MISSING:
             name = type(default).__name__  # {mu: 0.1} changes the default, whichever class that is
         if name not in choices:
             wrong.append(f"{where}: {_unknown(where, name, choices)}")

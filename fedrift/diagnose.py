@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from fedrift.records import Trajectory
+from .records import Trajectory
 
 LAST = 5  # evaluations whose mean is the end, never the best one: the usual final statistic, fixed in advance
 SHORTEST = 5  # evaluations before anything but a non-finite loss is judged

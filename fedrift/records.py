@@ -10,7 +10,7 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
-from fedrift.errors import UserError, nearest
+from .errors import UserError, nearest
 
 
 class Record(NamedTuple):

@@ -21,7 +21,7 @@ class Server:
     params: Tree  # [M, ...]
     shared: Tree  # [M, ...] sent to the clients with the params (SCAFFOLD's c); empty for most
     moments: Tree  # [M, ...] of the server's optimiser; stays on the server
-    base: Tree = field(default_factory=Tree)  # "<module>.base" [M, O, I]: what was merged under the adapters, before their scale
+    base: Tree = field(default_factory=Tree)  # "<module>.base" [M, O, I], merged under the adapters, below their scale
 
     @property
     def models(self) -> int:

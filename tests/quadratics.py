@@ -86,7 +86,10 @@ def local(params: Tree, start: Tree, lr: float = 0.1) -> Local:
 
 def fixed_point(algorithm, group: Clients, lr: float) -> float:
     """Where a memoryless algorithm on quadratics ends, clients counting alike: a round is x <- m x + c."""
-    c, sum_ = (path(train(algorithm, group, until=1, x=x, optimizer=Sgd(lr), weighting="uniform"))[0] for x in (0.0, 1.0))
+    def after(x: float) -> float:
+        return path(train(algorithm, group, until=1, x=x, optimizer=Sgd(lr), weighting="uniform"))[0]
+
+    c, sum_ = after(0.0), after(1.0)
     return c / (1 - (sum_ - c))
 
 

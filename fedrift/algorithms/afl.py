@@ -50,7 +50,7 @@ class AFL(FedAvg):
         return replace(after, shared=Tree(theta=theta))
 
     def caveats(self, optimizer: Optimizer, weighting: str) -> list[str]:
-        return ["AFL weighs clients by their losses, not by their sizes, and is AFL only if all take part in every round"]
+        return ["AFL weighs clients by their losses, not by their sizes, and needs all of them in every round"]
 
 
 def weight(memory: Tree, shared: Tree) -> Tensor:
@@ -68,4 +68,4 @@ def threshold(mu: Tensor) -> Tensor:
 
 def _one(params: Tree) -> Tensor:
     leaf = next(iter(params.values()))
-    return torch.ones(len(leaf), 1, dtype=torch.float64 if leaf.device.type != "mps" else leaf.dtype, device=leaf.device)
+    return torch.ones(len(leaf), 1, dtype=leaf.dtype, device=leaf.device)

@@ -110,7 +110,8 @@ class FedAvg:
         descent = -self.aggregate.combine(server, report)
         params, moments = self.server.step(server.params, descent, server.moments)
         trained = heard(report)  # a model nobody trained stays, moments and all
-        after = replace(server, params=params.where(trained, server.params), moments=moments.where(trained, server.moments))
+        after = replace(server, params=params.where(trained, server.params),
+                        moments=moments.where(trained, server.moments))
         return self.aggregate.rebase(server, after, report)
 
 

@@ -57,5 +57,5 @@ class FedDyn(FedAvg):
             said.append("FedDyn's memory is the gradient only if the clients follow it unscaled; under an adaptive "
                         "optimiser the tilt never settles: use Sgd, or Scaffold, which stays a gradient")
         if self.server != Sgd(1.0):
-            said.append(f"FedDyn's server step is its own (mean - h/alpha); server={self.server} would not be used: leave it out")
+            said.append(f"FedDyn's server step is its own; server={self.server} would not be used: leave it out")
         return said

@@ -37,8 +37,8 @@ class FedNova(FedAvg):
     def refusals(self, optimizer: Optimizer, weighting: str, leaves: Collection[str]) -> list[str]:
         said = super().refusals(optimizer, weighting, leaves)
         if is_adaptive(optimizer):
-            return [*said, "FedNova divides by the length of the local path in learning rates, which an adaptive client "
-                           "optimiser does not have; use Sgd, with momentum if you like"]
+            return [*said, "FedNova divides by the length of the local path in learning rates, which an adaptive "
+                           "client optimiser does not have; use Sgd, with momentum if you like"]
         momentum = getattr(optimizer, "momentum", 0.0)
         if momentum != self.momentum:
             said.append(f"FedNova must know the clients' momentum: they have {momentum}, it was told {self.momentum}; "

@@ -43,6 +43,6 @@ class QFedAvg(FedAvg):
     def refusals(self, optimizer: Optimizer, weighting: str, leaves: Collection[str]) -> list[str]:
         said = super().refusals(optimizer, weighting, leaves)
         if is_adaptive(optimizer):
-            said.append("q-FedAvg takes (w - y) / lr for a gradient, to bound its step; under an adaptive optimiser it is "
-                        "none: use Sgd")
+            said.append("q-FedAvg takes (w - y) / lr for a gradient, to bound its step; under an adaptive optimiser "
+                        "it is none: use Sgd")
         return said

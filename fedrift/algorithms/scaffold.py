@@ -46,8 +46,8 @@ class Scaffold(FedAvg):
         said = []
         if is_adaptive(optimizer):
             said.append("SCAFFOLD under AdamW is 'SCAFFOLD-style': the correction is added to the gradient before "
-                        "Adam normalises it, so the fixed point is off by O(lr) and no theory covers it; use Sgd for the paper's")
+                        "Adam normalises it, so the fixed point is off by O(lr) and no theory covers it; use Sgd")
         if weighting != "uniform":
-            said.append(f"SCAFFOLD is derived for a uniform mean; weighting={weighting!r} keeps it only while all clients "
-                        "train equally many, and blew up in trials on skewed sizes; use weighting: uniform")
+            said.append(f"SCAFFOLD is derived for a uniform mean; weighting={weighting!r} keeps it only while all "
+                        "clients train equally many, and blew up in trials on skewed sizes; use weighting: uniform")
         return said

@@ -45,7 +45,7 @@ def doctor() -> None:
     import torch
 
     from .. import __version__
-    from ..experiment import Lora
+    from ..models.tune import Lora
     from ..runtime import Runtime
     from ..stock import Stock
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import psutil
 import torch
 from torch import nn
@@ -22,7 +24,7 @@ def micro_cohort(network: nn.Module, cohort: int, batch: int, length: int, devic
 
 def bytes_per_token(network: nn.Module) -> int:
     """Activations that a training step keeps for one token, about: what a block's maps read and write, in float32."""
-    config = network.config
+    config: Any = network.config
     width = config.hidden_size
     inner = getattr(config, "intermediate_size", None) or 4 * width
     return int(4 * config.num_hidden_layers * (14 * width + 5 * inner))

@@ -62,7 +62,7 @@ class SimulatedFleet:
 
     def train(self, state: State, algorithm: Rule, cohort: Tensor) -> Report:
         """One round of local training, ``cohort [C] -> Report``."""
-        parts = cohort.split(self.micro or len(cohort))
+        parts = cohort.split(self.micro or len(cohort))  # type: ignore[no-untyped-call]
         return joined([self._train(state, algorithm, part) for part in parts])
 
     def _train(self, state: State, algorithm: Rule, cohort: Tensor) -> Report:
@@ -170,10 +170,10 @@ def joined(reports: list[Report]) -> Report:
     def join(name: str) -> Tree | Tensor | int:
         parts = [getattr(part, name) for part in reports]
         if name in ("population", "draw"):
-            return parts[0]
+            return parts[0]  # type: ignore[no-any-return]
         if isinstance(parts[0], Tree):
             return Tree({leaf: torch.cat([part[leaf] for part in parts]) for leaf in parts[0]})
-        return torch.cat(parts)  # type: ignore[arg-type]
+        return torch.cat(parts)
 
     return Report(**{f.name: join(f.name) for f in fields(Report)})  # type: ignore[arg-type]
 

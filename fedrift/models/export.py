@@ -23,7 +23,7 @@ def save_model(folder: Path, model: StackedModel, tune: Tune, name: str, server:
     """
     for number in range(server.models):
         place = folder / str(number) if server.models > 1 else folder
-        params = server.params.rows(number).to(torch.device("cpu"))
+        params = server.params.map(lambda leaf: leaf[number]).to(torch.device("cpu"))  # noqa: B023
         place.mkdir(parents=True, exist_ok=True)
         if isinstance(tune, Lora):
             save_adapters(place, params, tune, name, model)

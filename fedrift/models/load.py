@@ -25,10 +25,10 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 from transformers.utils import logging
 from transformers.utils.hub import has_file
 
-from fedrift.errors import UserError, unknown
-from fedrift.models.pocket import pocket_folder
-from fedrift.models.presets import Preset, listing, locate
-from fedrift.models.smollm2 import smollm2_folder
+from ..errors import UserError, unknown
+from .pocket import pocket_folder
+from .presets import Preset, listing, locate
+from .smollm2 import smollm2_folder
 
 DTYPES = {name: getattr(torch, name) for name in ("float32", "bfloat16", "float16", "float64")}
 PARTS = "config.json, the weights (*.safetensors), tokenizer.json and tokenizer_config.json"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from fedrift.errors import UserError
+from ..errors import UserError
 
 PARTS = ("config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json")
 

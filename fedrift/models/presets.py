@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from fedrift.errors import UserError, unknown
+from ..errors import UserError, unknown
 
 
 @dataclass(frozen=True)

@@ -26,7 +26,7 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from fedrift.errors import UserError
+from ..errors import UserError
 
 Say = Callable[[str], None]
 Convert = Callable[[Path, Path], None]      # from the checked file to a folder of config, weights, tokenizer

@@ -101,7 +101,7 @@ class OwnNorm(Own):
 
     def __init__(self, base: nn.Module, path: str, outfit: Outfit) -> None:
         super().__init__(base, path, outfit)
-        self.eps = getattr(base, "eps", getattr(base, "variance_epsilon", None))
+        self.eps: float = getattr(base, "eps", getattr(base, "variance_epsilon", 1e-6))
         probe = torch.linspace(-2, 3, 4 * base.weight.numel()).view(4, -1).to(base.weight)  # type: ignore[operator,union-attr,arg-type]
         ours = self.plain(probe) * base.weight + (base.bias if self.has_bias else 0)  # type: ignore[operator]
         if not torch.allclose(ours, base(probe), rtol=1e-4, atol=1e-5):

@@ -20,7 +20,7 @@ from .margins import deal, even, totals
 from .partition import Partition, Rewrite, document_id, weights
 from .sites import site
 
-SAMPLE = 1000  # documents that are rewritten to learn how much texts shrink
+SAMPLE = 300  # documents that are rewritten to learn how much texts shrink
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ def deal_rewriting(
     everybody: bool,
     key: bytes,
 ) -> Partition:
-    """Every client the corpus in small; client k rewrites by ``variants[k]``, or all alike by a blend of them."""
+    """Every client the corpus in small; client k rewrites by ``variants[k]``, or all by a blend of them."""
     clients = len(variants)
     size = weights(corpus, clients)
     group = corpus.label + 1  # documents without a label are a group of their own

@@ -1,4 +1,4 @@
-"""Where a rewrite strikes: every place in a text has one number in [0, 1), and is rewritten where that is below s.
+"""Where a rewrite strikes: a place in a text has a number in [0, 1) and is rewritten where that is below s.
 
 So what severity 0.3 rewrites, severity 0.6 rewrites too, whatever the order of documents.
 """

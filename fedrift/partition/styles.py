@@ -19,30 +19,33 @@ Rule = Callable[
 
 CONTRACTED = {
     "do not": "don't", "does not": "doesn't", "did not": "didn't", "is not": "isn't", "are not": "aren't",
-    "was not": "wasn't", "were not": "weren't", "has not": "hasn't", "have not": "haven't", "had not": "hadn't",
-    "can not": "can't", "cannot": "can't", "could not": "couldn't", "will not": "won't", "would not": "wouldn't",
-    "should not": "shouldn't", "i am": "i'm", "you are": "you're", "we are": "we're", "they are": "they're",
-    "it is": "it's", "he is": "he's", "she is": "she's", "that is": "that's", "there is": "there's",
-    "i have": "i've", "you have": "you've", "we have": "we've", "they have": "they've", "i will": "i'll",
-    "you will": "you'll", "he will": "he'll", "she will": "she'll", "we will": "we'll", "they will": "they'll",
+    "was not": "wasn't", "were not": "weren't", "has not": "hasn't", "have not": "haven't",
+    "had not": "hadn't", "can not": "can't", "cannot": "can't", "could not": "couldn't",
+    "will not": "won't", "would not": "wouldn't", "should not": "shouldn't", "i am": "i'm",
+    "you are": "you're", "we are": "we're", "they are": "they're", "it is": "it's", "he is": "he's",
+    "she is": "she's", "that is": "that's", "there is": "there's", "i have": "i've", "you have": "you've",
+    "we have": "we've", "they have": "they've", "i will": "i'll", "you will": "you'll",
+    "he will": "he'll", "she will": "she'll", "we will": "we'll", "they will": "they'll",
 }  # fmt: skip
 SLANG = {
     "going to": "gonna", "want to": "wanna", "wants to": "wanna", "got to": "gotta", "have to": "hafta",
-    "has to": "hasta", "kind of": "kinda", "sort of": "sorta", "out of": "outta", "because": "cuz", "you": "u",
-    "your": "ur", "are": "r", "and": "n", "with": "w/", "without": "w/o", "before": "b4", "though": "tho",
-    "although": "tho", "through": "thru", "about": "bout", "them": "em", "very": "hella", "yes": "yeah",
-    "so": "sooo", "no": "nooo", "too": "tooo", "for": "4", "to": "2", "please": "pls", "thanks": "thx",
-    "tonight": "2nite", "really": "rly", "what": "wut", "the": "da", "that": "dat", "this": "dis",
+    "has to": "hasta", "kind of": "kinda", "sort of": "sorta", "out of": "outta", "because": "cuz",
+    "you": "u", "your": "ur", "are": "r", "and": "n", "with": "w/", "without": "w/o", "before": "b4",
+    "though": "tho", "although": "tho", "through": "thru", "about": "bout", "them": "em", "very": "hella",
+    "yes": "yeah", "so": "sooo", "no": "nooo", "too": "tooo", "for": "4", "to": "2", "please": "pls",
+    "thanks": "thx", "tonight": "2nite", "really": "rly", "what": "wut", "the": "da", "that": "dat",
+    "this": "dis",
 }  # fmt: skip
 FORMAL = {
     "but": "nevertheless", "also": "additionally", "because": "owing to the fact that", "so": "therefore",
     "very": "exceedingly", "before": "prior to", "after": "subsequent to", "if": "in the event that",
-    "about": "concerning", "while": "whilst", "now": "at present", "like": "such as", "too": "excessively",
-    "until": "until such time as", "though": "notwithstanding that", "although": "notwithstanding that",
-    "yeah": "yes", "nah": "no", "pls": "please", "thx": "thanks", "u": "you", "ur": "your", "cuz": "because",
-    "gonna": "going to", "wanna": "want to", "gotta": "have to", "kinda": "kind of", "sorta": "sort of",
-    "dunno": "do not know", "tho": "though", "thru": "through", "lol": "", "lmao": "", "omg": "",
-    "won't": "will not", "can't": "cannot", "shan't": "shall not", "let's": "let us",
+    "about": "concerning", "while": "whilst", "now": "at present", "like": "such as",
+    "too": "excessively", "until": "until such time as", "though": "notwithstanding that",
+    "although": "notwithstanding that", "yeah": "yes", "nah": "no", "pls": "please", "thx": "thanks",
+    "u": "you", "ur": "your", "cuz": "because", "gonna": "going to", "wanna": "want to",
+    "gotta": "have to", "kinda": "kind of", "sorta": "sort of", "dunno": "do not know", "tho": "though",
+    "thru": "through", "lol": "", "lmao": "", "omg": "", "won't": "will not", "can't": "cannot",
+    "shan't": "shall not", "let's": "let us",
 } | {short: long for long, short in CONTRACTED.items() if long != "can not"}  # fmt: skip
 CASUAL = CONTRACTED | SLANG
 FILLERS = ("lol ", "like, ", "ok so ", "ngl ", "yo ", "tbh ")

@@ -37,7 +37,8 @@ def aggregation_error(done: Round) -> Reading:
             moved = square(torch.cat([share * ups, -up.unsqueeze(0)]), torch.cat([downs, down.unsqueeze(0)]))
             sums += torch.stack([apart, whole, moved]).cpu().double()
     apart, whole, moved = sums.clamp_min(0).sqrt().tolist()
-    return {name: apart / size for name, size in (("adapters.error", whole), ("adapters.error.update", moved)) if size > 0}
+    sizes = {"adapters.error": whole, "adapters.error.update": moved}
+    return {name: apart / size for name, size in sizes.items() if size > 0}
 
 
 def square(ups: Tensor, downs: Tensor) -> Tensor:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any, NamedTuple
 
-from fedrift.records import Trajectory
+from ..records import Trajectory
 
 
 class Exhibit(NamedTuple):

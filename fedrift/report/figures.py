@@ -14,10 +14,10 @@ from typing import Any, Literal
 import altair as alt
 import vl_convert
 
-from fedrift.errors import UserError
-from fedrift.report.exhibit import Exhibit
-from fedrift.report.rows import AFTER, BEFORE, RUN, TWIN, Row, ceiling, curve_rows, off_scale
-from fedrift.store.files import write_whole
+from ..errors import UserError
+from ..store.files import write_whole
+from .exhibit import Exhibit
+from .rows import AFTER, BEFORE, RUN, TWIN, Row, ceiling, curve_rows, off_scale
 
 OKABE_ITO = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 DASHES: dict[str, list[int]] = {RUN: [1, 0], TWIN: [5, 4]}

@@ -12,12 +12,12 @@ import vl_convert
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from fedrift import __version__
-from fedrift.report import figures
-from fedrift.report.exhibit import Exhibit, distinct
-from fedrift.report.rows import Row, ceiling, client_rows, curve_rows, mean_rows, off_scale, span, spread_rows
-from fedrift.report.tables import as_yaml, verdict_line
-from fedrift.store.files import write_whole
+from .. import __version__
+from ..store.files import write_whole
+from . import figures
+from .exhibit import Exhibit, distinct
+from .rows import Row, ceiling, client_rows, curve_rows, mean_rows, off_scale, span, spread_rows
+from .tables import as_yaml, verdict_line
 
 MANY = 12  # clients; above, their panels become one band
 UPDATES = (  # metric, by client, panel title

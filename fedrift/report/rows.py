@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from fedrift.records import Trajectory
-from fedrift.report.exhibit import Exhibit
+from ..records import Trajectory
+from .exhibit import Exhibit
 
 Row = dict[str, Any]
 RUN, TWIN = "run", "IID twin"

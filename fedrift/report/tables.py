@@ -7,8 +7,8 @@ from typing import Any, NamedTuple
 
 import yaml
 
-from fedrift.diagnose import SHORTEST, Verdict, verdict
-from fedrift.report.exhibit import Exhibit
+from ..diagnose import SHORTEST, Verdict, verdict
+from .exhibit import Exhibit
 
 
 class Line(NamedTuple):

@@ -7,8 +7,8 @@ import platform
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
-from fedrift.errors import UserError
-from fedrift.store.run import Run
+from ..errors import UserError
+from .run import Run
 
 PACKAGES = ("fedrift", "torch", "transformers", "tokenizers", "peft", "datasets", "safetensors", "numpy")
 

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from fedrift.errors import UserError
+from ..errors import UserError
 
 FULL = {errno.ENOSPC, errno.EDQUOT}
 

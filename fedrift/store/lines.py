@@ -13,8 +13,8 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
-from fedrift.errors import UserError
-from fedrift.store.files import flush, full_disk_told, write_whole
+from ..errors import UserError
+from .files import flush, full_disk_told, write_whole
 
 
 def write_number(value: float) -> str:

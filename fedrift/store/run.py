@@ -23,10 +23,10 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from fedrift.errors import UserError
-from fedrift.records import Record, Trajectory
-from fedrift.store import lines
-from fedrift.store.files import write_whole
+from ..errors import UserError
+from ..records import Record, Trajectory
+from . import lines
+from .files import write_whole
 
 PATIENCE = 1.0  # seconds for a reader's glance at the lock to pass
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from fedrift.errors import UserError, unknown
-from fedrift.store.run import Run
+from ..errors import UserError, unknown
+from .run import Run
 
 
 def list_runs(root: Path) -> list[Run]:

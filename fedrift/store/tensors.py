@@ -11,8 +11,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from fedrift.errors import UserError
-from fedrift.store.files import replacing
+from ..errors import UserError
+from .files import replacing
 
 HEADER = 128  # bytes of name, shape and place that a leaf takes beside its numbers, about
 

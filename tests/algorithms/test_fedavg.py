@@ -16,7 +16,8 @@ from tests.quadratics import Q2, clients, path, train
 @pytest.mark.parametrize(("steps", "fixed_point"), [
     (1, 0.8), (2, 0.7710843373), (5, 0.6925023465), (10, 0.6041260077), (50, 0.5012917726)])
 def test_fedavg_ends_where_the_closed_form_says(steps, fixed_point):
-    assert path(train(FedAvg(), Q2(steps), until=120 if steps < 10 else 20))[-1] == pytest.approx(fixed_point, abs=1e-10)
+    x = path(train(FedAvg(), Q2(steps), until=120 if steps < 10 else 20))
+    assert x[-1] == pytest.approx(fixed_point, abs=1e-10)
 
 
 def test_fedavg_takes_the_known_path():
@@ -28,7 +29,8 @@ def test_fedavg_takes_the_known_path():
                                                  (0.2, 0.5283664)])
 def test_the_bias_of_fedavg_grows_with_the_learning_rate(lr, fixed_point):
     """Started at the fixed point it stays there, and from beside it comes nearer by the known rate."""
-    assert path(train(FedAvg(), Q2(), until=1, x=fixed_point, optimizer=Sgd(lr)))[0] == pytest.approx(fixed_point, abs=1e-7)
+    stays = path(train(FedAvg(), Q2(), until=1, x=fixed_point, optimizer=Sgd(lr)))[0]
+    assert stays == pytest.approx(fixed_point, abs=1e-7)
     rate = ((1 - lr) ** 10 + (1 - 4 * lr) ** 10) / 2
     nearer = path(train(FedAvg(), Q2(), until=1, x=fixed_point + 1, optimizer=Sgd(lr)))[0]
     assert nearer - fixed_point == pytest.approx(rate, abs=1e-6)

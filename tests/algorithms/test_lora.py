@@ -39,8 +39,10 @@ def by_hand(ups: Tensor, downs: Tensor, share: Tensor, before: tuple[Tensor, Ten
     start = Tree({"m.A": down.unsqueeze(0), "m.B": up.unsqueeze(0)})
     size = len(ups)
     none, group = torch.ones(size, dtype=torch.float64), torch.zeros(size, dtype=torch.long)
-    report = Report(Tree({"m.A": downs - down, "m.B": ups - up}), Tree(), Tree(), Tree(), share, none, torch.zeros(size, 2),
-                    none, torch.zeros(size, dtype=torch.bool), group, torch.tensor([size]), none)
+    delta = Tree({"m.A": downs - down, "m.B": ups - up})
+    sound = torch.zeros(size, dtype=torch.bool)
+    report = Report(delta, Tree(), Tree(), Tree(), share, none, torch.zeros(size, 2), none, sound, group,
+                    torch.tensor([size]), none)
     state = State(0, Server(start, Tree(), Tree()), Tree(), group)
     return Round(state, state, torch.arange(size), report)
 
@@ -79,7 +81,8 @@ def test_the_error_of_the_round_is_measured_against_its_change():
 def test_the_same_product_in_another_basis_costs_dearly():
     up, down = (leaf[0] for leaf in factors(1))
     turn = torch.linalg.qr(torch.randn(2, 2, generator=torch.Generator().manual_seed(3), dtype=torch.float64))[0]
-    done = by_hand(torch.stack([up, up @ turn]), torch.stack([down, turn.mT @ down]), torch.full((2,), 0.5, dtype=torch.float64))
+    half = torch.full((2,), 0.5, dtype=torch.float64)
+    done = by_hand(torch.stack([up, up @ turn]), torch.stack([down, turn.mT @ down]), half)
     assert torch.allclose(ideal(done), up @ down)
     assert aggregation_error(done)["adapters.error"] > 0.1
 
@@ -172,8 +175,9 @@ def test_combinations_without_meaning_are_refused(algorithm):
     assert algorithm.refusals(Sgd(0.1), "uniform", LEAVES)
 
 
-@pytest.mark.parametrize("algorithm", [Scaffold(aggregate=FFA()), Scaffold(aggregate=FedEx()), FedProx(aggregate=FLoRA()),
-                                       FedAvg(aggregate=FFA(Private()), server=Adam()), FedNova(aggregate=RoLoRA())])
+@pytest.mark.parametrize("algorithm", [Scaffold(aggregate=FFA()), Scaffold(aggregate=FedEx()),
+                                       FedProx(aggregate=FLoRA()), FedNova(aggregate=RoLoRA()),
+                                       FedAvg(aggregate=FFA(Private()), server=Adam())])
 def test_combinations_with_meaning_are_not(algorithm):
     assert algorithm.refusals(Sgd(0.1), "uniform", LEAVES) == []
 

@@ -21,13 +21,16 @@ def report(*values: float, weight=None, group=None) -> Report:
     size = len(x)
     group = torch.zeros(size, dtype=torch.long) if group is None else torch.tensor(group)
     ones = torch.ones(size, dtype=torch.float64)
-    return Report(Tree(x=x), Tree(), Tree(), Tree(x=x), ones if weight is None else torch.tensor(weight, dtype=torch.float64),
-                  ones, torch.zeros(size, 2), ones, torch.zeros(size, dtype=torch.bool), group, group.bincount(), ones)
+    weight = ones if weight is None else torch.tensor(weight, dtype=torch.float64)
+    sound = torch.zeros(size, dtype=torch.bool)
+    return Report(Tree(x=x), Tree(), Tree(), Tree(x=x), weight, ones, torch.zeros(size, 2), ones, sound, group,
+                  group.bincount(), ones)
 
 
 def change(rule: Mean, *values, **options) -> list[float]:
     told = report(*values, **options)
-    server = Server(Tree(x=torch.zeros(len(told.population), told.delta["x"].shape[1], dtype=torch.float64)), Tree(), Tree())
+    start = torch.zeros(len(told.population), told.delta["x"].shape[1], dtype=torch.float64)
+    server = Server(Tree(x=start), Tree(), Tree())
     return rule.combine(server, told)["x"].flatten().tolist()
 
 

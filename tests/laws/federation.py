@@ -1,4 +1,4 @@
-"""A small federation for the laws: five clients fit linear maps with low-rank adapters, a bias and a leaf that nothing uses.
+"""A small federation for the laws: five clients fit linear maps with adapters, a bias and an idle leaf.
 
 Client k: mean squared error of X (W0 + s (base + B A))^T + h against Y_k. It is small enough to run
 hundreds of times and has all that an algorithm may meet: adapters, plain leaves, idle leaves.
@@ -101,15 +101,16 @@ def tensors(state: State) -> dict[str, Tensor]:
     server = state.server
     trees = {"params": server.params, "shared": server.shared, "moments": server.moments, "base": server.base,
              "memory": state.memory}
-    return {f"{kind}/{name}": leaf for kind, tree in trees.items() for name, leaf in tree.items()} | {"group": state.group}
+    found = {f"{kind}/{name}": leaf for kind, tree in trees.items() for name, leaf in tree.items()}
+    return {**found, "group": state.group}
 
 
 def apart(one: State, other: State) -> float:
     """The largest difference between two states; NaN counts as infinite."""
     here, there = tensors(one), tensors(other)
     assert here.keys() == there.keys()
-    gaps = [(leaf.double() - there[name].double()).abs().nan_to_num(torch.inf).max().item() for name, leaf in here.items()]
-    return max(gaps)
+    gaps = [(leaf.double() - there[name].double()).abs() for name, leaf in here.items()]
+    return max(gap.nan_to_num(torch.inf).max().item() for gap in gaps)
 
 
 def same(one: State, other: State) -> bool:

@@ -26,11 +26,11 @@ class Products(Mean):
     def refusals(self, algorithm: Frame, leaves: Collection[str]) -> list[str]:
         said, ours = needs_adapters(self, leaves), type(self).__name__
         if algorithm.server != Sgd(1.0):
-            said.append(f"{ours} sets the adapters to what the clients' products say; a server optimiser would move them "
-                        f"elsewhere: use server=Sgd(1.0), not {algorithm.server}")
+            said.append(f"{ours} sets the adapters to what the clients' products say; a server optimiser would move "
+                        f"them elsewhere: use server=Sgd(1.0), not {algorithm.server}")
         if algorithm.rescales:
-            said.append(f"{ours} multiplies the clients' factors, and {type(algorithm).__name__} rescales the changes "
-                        "before they are aggregated, which changes their products otherwise than it means: use Mean or FFA")
+            said.append(f"{ours} multiplies the clients' factors, and {type(algorithm).__name__} rescales the "
+                        "changes before they are aggregated, which does not scale their products: use Mean or FFA")
         return said
 
 
@@ -46,7 +46,7 @@ def modules(leaves: Collection[str]) -> list[str]:
 
 
 def products(server: Server, report: Report, module: str) -> Iterator[tuple[int, Tensor, Tensor]]:
-    """For each model that was trained, sum_k p_k B_k A_k as two factors: ``[O, nR]`` with the weights in it, ``[nR, I]``."""
+    """For each model that was trained, sum_k p_k B_k A_k as two factors, ``[O, nR]`` (with the p_k) and ``[nR, I]``."""
     rows = report.group
     down = wide(server.params[module + ".A"])[rows] + wide(report.delta[module + ".A"])  # [C, R, I]
     up = wide(server.params[module + ".B"])[rows] + wide(report.delta[module + ".B"])  # [C, O, R]
@@ -57,8 +57,8 @@ def products(server: Server, report: Report, module: str) -> Iterator[tuple[int,
 
 def no_base(params: Tree) -> Tree:
     """Nothing under the adapters yet, ``<module>.base [M, O, I]``."""
-    shape = {module: (*params[module + ".B"].shape[:2], params[module + ".A"].shape[2]) for module in modules(params.keys())}
-    return Tree({f"{module}.base": params[module + ".B"].new_zeros(size) for module, size in shape.items()})
+    pairs = {module: (params[module + ".B"], params[module + ".A"]) for module in modules(params.keys())}
+    return Tree({f"{module}.base": up.new_zeros(*up.shape[:2], down.shape[2]) for module, (up, down) in pairs.items()})
 
 
 def lifted(base: Tree, module: str, model: int, more: Tensor) -> Tensor:

@@ -41,7 +41,8 @@ class Krum(Mean):
 def distances(tree: Tree) -> Tensor:
     """Squared distances between rows over all leaves, ``[C, ...] -> [C, C]``."""
     flat = [wide(leaf).flatten(1) for leaf in tree.values()]
-    return torch.stack([torch.cdist(leaf, leaf, compute_mode="donot_use_mm_for_euclid_dist") ** 2 for leaf in flat]).sum(0)
+    exact = "donot_use_mm_for_euclid_dist"
+    return torch.stack([torch.cdist(leaf, leaf, compute_mode=exact) ** 2 for leaf in flat]).sum(0)
 
 
 def best(square: Tensor, liars: int, keep: int) -> Tensor:

@@ -77,8 +77,8 @@ def forgets(rule: Mean, algorithm: Frame, leaves: Collection[str]) -> list[str]:
     kept = algorithm.memory(Tree({name: torch.zeros(1, 1, 1) for name in leaves}))
     if not any(name.endswith(tuple(leaves)) for name in kept):
         return []
-    return [f"{type(rule).__name__} changes what A and B mean from round to round, and {type(algorithm).__name__} keeps "
-            "memories in their terms; use Mean, FFA or FedEx with it"]
+    return [f"{type(rule).__name__} changes what A and B mean from round to round, and {type(algorithm).__name__} "
+            "keeps memories in their terms; use Mean, FFA or FedEx with it"]
 
 
 def heard(report: Report) -> Tensor:

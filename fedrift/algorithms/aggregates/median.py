@@ -24,7 +24,7 @@ class Median(Mean):
 
 
 def sorted_middle(report: Report, drop: Callable[[int], int]) -> Tree:
-    """In every coordinate the mean of the clients in the middle, ``drop(n)`` of n left out at each end; ``[M, ...]``."""
+    """By coordinate, the mean of the clients in the middle, ``drop(n)`` of n left out at each end, ``[M, ...]``."""
     rows = by_model(report)
 
     def middle(leaf: Tensor) -> Tensor:

@@ -30,7 +30,8 @@ class Svd(Products):
             for model, tall, flat in products(server, report, module):
                 tall, flat = cut(tall, flat, down.shape[1])
                 up[model], down[model] = tall.to(up), flat.to(down)
-            change[module + ".A"], change[module + ".B"] = down - server.params[module + ".A"], up - server.params[module + ".B"]
+            change[module + ".A"] = down - server.params[module + ".A"]
+            change[module + ".B"] = up - server.params[module + ".B"]
         return change
 
     def refusals(self, algorithm: Frame, leaves: Collection[str]) -> list[str]:
@@ -38,7 +39,7 @@ class Svd(Products):
 
 
 def cut(up: Tensor, down: Tensor, rank: int) -> tuple[Tensor, Tensor]:
-    """The best ``[O, R]``, ``[R, I]`` for ``up [O, n] @ down [n, I]``; signs fixed, so that client order does not matter.
+    """The best ``[O, R]``, ``[R, I]`` for ``up [O, n] @ down [n, I]``; signs fixed, so that no order matters.
 
     A direction that carries nothing keeps a row in A (its B is zero): with both zero it could never learn.
     """

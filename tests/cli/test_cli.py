@@ -1,0 +1,107 @@
+"""The command line as a person uses it."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import pytest
+import yaml
+
+from fedrift.cli.app import main
+from tests.worlds import experiment
+
+
+def fedrift(capsys, monkeypatch, *words: str) -> tuple[int, str, str]:
+    """Exit code, what was printed, what was complained of."""
+    monkeypatch.setattr(sys, "argv", ["fedrift", *words])
+    monkeypatch.setenv("COLUMNS", "200")
+    with pytest.raises(SystemExit) as ended:
+        main()
+    out, err = capsys.readouterr()
+    return ended.value.code or 0, out, err
+
+
+@pytest.fixture
+def world(tmp_path, monkeypatch):
+    """A folder with an experiment in it, and the working folder of the test."""
+    said = experiment(tmp_path).written()
+    (tmp_path / "e.yaml").write_text(yaml.safe_dump(said))
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("FEDRIFT_CACHE", str(tmp_path / "cache"))
+    return tmp_path
+
+
+def test_help_answers_without_torch():
+    code = "import sys; sys.argv = ['fedrift', '--help']\nfrom fedrift.cli import main\ntry: main()\nexcept SystemExit: pass\n" \
+           "heavy = {'torch', 'transformers', 'pandas', 'datasets', 'peft', 'altair'} & set(sys.modules)\nassert not heavy, heavy"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "demo" in done.stdout
+
+
+def test_every_command_explains_itself(capsys, monkeypatch):
+    for command in ("run", "demo", "validate", "runs", "show", "report", "models", "corpora", "doctor"):
+        code, out, _ = fedrift(capsys, monkeypatch, command, "--help")
+        assert code == 0
+        assert len(out.splitlines()) > 5
+
+
+def test_from_an_experiment_to_a_page(world, capsys, monkeypatch):
+    code, out, _ = fedrift(capsys, monkeypatch, "run", "e.yaml", "--twin", "--device", "cpu")
+    assert code == 0
+    assert "beside its IID twin" in out
+    code, out, _ = fedrift(capsys, monkeypatch, "runs", "--json")
+    found = json.loads(out)
+    assert [run["status"] for run in found] == ["finished", "finished"]
+    skewed = next(run["id"] for run in found if run["experiment"]["partition"]["severity"] == 1)
+    code, out, _ = fedrift(capsys, monkeypatch, "show", skewed[:6])
+    assert code == 0
+    assert "sport" in out
+    code, out, _ = fedrift(capsys, monkeypatch, "show", skewed, "--json")
+    assert {row["metric"] for row in json.loads(out)["records"]} >= {"loss", "update.norm"}
+    code, out, _ = fedrift(capsys, monkeypatch, "report", skewed, "--out", "page")
+    page = (world / "page" / "index.html").read_text()
+    assert "twin" in page
+    assert "https://cdn" not in page
+
+
+def test_a_mistake_is_one_message_and_exit_code_2(world, capsys, monkeypatch):
+    for words, told in [
+        (("run", "e.yaml", "partition.severity=1.5"), "partition.severity"),
+        (("run", "e.yaml", "plan.participation=0.1"), "rounds to no client"),
+        (("run", "e.yaml", "corpus.name=nosuch"), "no corpus 'nosuch'"),
+        (("run", "e.yaml", "model=pockt"), "did you mean 'pocket'"),
+        (("run", "none.yaml"), "none.yaml"),
+        (("show", "abc"), "no run 'abc'"),
+        (("run", "e.yaml", "partition.clients=500"), "500 clients"),
+        (("run", "e.yaml", "plan.seq_len=4000"), "takes 64 at most"),
+        (("run", "e.yaml", "--device", "cuda:9"), "is not here"),
+    ]:
+        code, _, err = fedrift(capsys, monkeypatch, *words)
+        assert code == 2, words
+        assert told in err, err
+        assert "Traceback" not in err
+
+
+def test_a_bad_corpus_is_told_and_nothing_is_stored(world, capsys, monkeypatch):
+    for name, content, told in [("empty.csv", b"", "empty"), ("binary.csv", bytes(range(256)) * 9, ""), ("other.csv", b"a,b\n1,2\n", "text")]:
+        (world / name).write_bytes(content)
+        code, _, err = fedrift(capsys, monkeypatch, "run", "e.yaml", f"corpus.name={name}", "corpus.content=''")
+        assert code == 2
+        assert told in err
+    assert not list((world / "runs").glob("*"))
+
+
+def test_validate_prints_the_whole_experiment_and_runs_nothing(world, capsys, monkeypatch):
+    code, out, _ = fedrift(capsys, monkeypatch, "validate", "e.yaml", "algorithm=Scaffold")
+    assert code == 0
+    assert yaml.safe_load(out)["algorithm"]["is"] == "Scaffold"
+    assert not (world / "runs").exists()
+
+
+def test_models_and_corpora_are_listed(capsys, monkeypatch):
+    assert "pocket" in fedrift(capsys, monkeypatch, "models")[1]
+    assert "bbc" in fedrift(capsys, monkeypatch, "corpora")[1]
+    assert json.loads(fedrift(capsys, monkeypatch, "models", "--json")[1])[0]["name"] == "pocket"

@@ -1,0 +1,56 @@
+"""The judge: fedrift passes, every planted bug is seen, and others can be asked."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import pytest
+
+from fedrift.conform import OURS, PLANTED, PROBLEMS, Problem, Unsupported, score, table
+from fedrift.conform.reference import REFERENCES
+
+
+@pytest.mark.parametrize("subject", OURS, ids=lambda s: s.algorithm)
+def test_our_algorithms_are_the_papers(subject):
+    verdicts = score(subject)
+    assert verdicts
+    assert all(v.holds for v in verdicts), [v for v in verdicts if not v.holds]
+
+
+@pytest.mark.parametrize("subject", PLANTED, ids=lambda s: f"{s.algorithm}-{s.name}")
+def test_every_planted_bug_is_seen(subject):
+    assert any(v.holds is False for v in score(subject))
+
+
+def test_every_reference_has_a_problem_and_every_problem_a_reference():
+    assert {p.algorithm for p in PROBLEMS} == set(REFERENCES) == {s.algorithm for s in OURS}
+
+
+def test_the_references_know_the_published_numbers():
+    paths = {p.algorithm: REFERENCES[p.algorithm](p) for p in reversed(PROBLEMS) if p.name == "two clients"}
+    assert paths["fedavg"][:3] == pytest.approx([1.3837893354, 0.7424090671, 0.6286522408])
+    assert paths["scaffold"][:6] == pytest.approx(
+        [1.3837893354, 0.6699790781, 0.6283130012, 0.6922771306, 0.7443112481, 0.7737159831])
+
+
+@dataclass(frozen=True)
+class Mine:
+    name: str = "mine"
+    version: str = "1"
+    algorithm: str = "fedavg"
+    error: type[Exception] | None = None
+
+    def run(self, problem: Problem) -> list[float]:
+        if self.error:
+            raise self.error("no such thing")
+        return [math.nan] * len(problem.cohorts)
+
+
+def test_a_subject_may_pass_fail_crash_or_decline():
+    assert {v.holds for v in score(Mine())} == {False}
+    assert all("ZeroDivisionError" in v.said and v.holds is False for v in score(Mine(error=ZeroDivisionError)))
+    assert {v.holds for v in score(Mine(error=Unsupported))} == {None}
+    assert table(score(Mine())).count("**wrong**") == len(score(Mine()))
+    with pytest.raises(KeyError, match="fedprox"):
+        score(Mine(algorithm="fedmagic"))

@@ -1,0 +1,241 @@
+"""Clients that rewrite their texts: substitution, deletion, truncation, style, and their controls."""
+
+from __future__ import annotations
+
+import pickle
+
+import numpy as np
+import pytest
+from sklearn.feature_extraction.text import TfidfVectorizer
+from sklearn.linear_model import LogisticRegression
+
+from fedrift.partition import StopwordDrop, Style, Substitute, Truncate
+from fedrift.partition.function_words import FUNCTION_WORDS
+from fedrift.partition.partition import document_id
+from fedrift.partition.styles import CASUAL, FILLERS, FORMAL, STYLES, Restyle
+from fedrift.partition.substitute import pairs
+from fedrift.partition.words import count_words, split
+from fedrift.seeds import numpy_stream
+
+from .corpora import SCRIPTS, corpus
+
+REWRITING = [StopwordDrop, Style, Substitute, Truncate]
+every = pytest.mark.parametrize("kind", REWRITING, ids=lambda kind: kind.__name__)
+NOUNS = "doctor market river teacher engine garden window bottle singer village".split()
+VERBS = "watched painted carried followed opened visited noticed cleaned".split()
+
+
+def stories(documents=300, seed=0):
+    """English sentences with function words, contractions, capitals and commas."""
+    rng = np.random.default_rng(seed)
+
+    def sentence():
+        one, two, three = rng.choice(NOUNS, 3)
+        verb, other = rng.choice(VERBS, 2)
+        name = rng.choice(["Anna", "Boris", "Clara"])
+        return rng.choice(
+            [
+                f"The {one} {verb} the {two}, and the {three} was going to be {other} by {name}.",
+                f"It is clear that {name} {verb} a {one} because they do not want to be {other}.",
+                f"But the {one} didn't see {name}, who {verb} very {two} things with the {three}.",
+                f"He said the {one} is {other}, but also painting and reading about the {two}.",
+            ]
+        )
+
+    texts = [
+        " ".join([f"Story {i}."] + [sentence() for _ in range(rng.integers(3, 12))]) for i in range(documents)
+    ]
+    return corpus(texts, np.arange(documents) % 3)
+
+
+def deal(partitioner, documents, seed=0):
+    return partitioner(documents, numpy_stream(seed, "partition"))
+
+
+def written(partition, documents):
+    """The texts as each client writes them."""
+    rewrite = partition.rewrite or (None,) * len(partition)
+    return [
+        [r(documents.text[d], document_id(documents.text[d])) if r else documents.text[d] for d in rows]
+        for r, rows in zip(rewrite, partition.rows, strict=True)
+    ]
+
+
+def changed(one, two):
+    """Which words of a text differ, for rewrites that keep the number of words."""
+    return {i for i, (a, b) in enumerate(zip(split(one), split(two), strict=True)) if a != b}
+
+
+@every
+def test_severity_0_rewrites_nothing(kind):
+    assert deal(kind(6, 0.0), stories(60)).rewrite == ()
+
+
+@every
+@pytest.mark.parametrize("everybody", [False, True])
+@pytest.mark.parametrize("severity", [0.3, 1.0])
+def test_a_rewrite_is_pure_bears_any_text_and_travels(kind, everybody, severity):
+    rewrites = deal(kind(6, severity, everybody=everybody), stories(60)).rewrite
+    assert len(rewrites) == 6 and any(rewrites)
+    for rewrite in filter(None, rewrites):
+        again = pickle.loads(pickle.dumps(rewrite))
+        for text in ("", " ", "…", "the", "THE of and", "a", *SCRIPTS, *stories(5).text):
+            said = rewrite(text, document_id(text))
+            assert isinstance(said, str) and bool(said.strip()) >= bool(text.strip())
+            assert said == rewrite(text, document_id(text)) == again(text, document_id(text))
+
+
+@every
+def test_refill_gives_all_clients_equally_many_words_after_rewriting(kind):
+    documents = stories(900)
+    words = [
+        sum(len(t.split()) for t in texts) for texts in written(deal(kind(6, 1.0), documents), documents)
+    ]
+    assert np.ptp(words) < 0.1 * np.mean(words)
+
+
+@every
+def test_without_refill_clients_have_equally_many_words_before_rewriting(kind):
+    documents = stories(300)
+    partition = deal(kind(6, 1.0, refill=False), documents)
+    assert np.ptp(partition.budgets(documents)) <= 2 * documents.size.max()
+
+
+@every
+def test_the_control_gives_everybody_one_distribution_and_changes_the_pool_as_much(kind):
+    documents = stories(900)
+    same = kind(6, 1.0, refill=False)
+    arms = [
+        written(deal(kind(6, 1.0, refill=False, everybody=e), documents), documents) for e in (False, True)
+    ]
+    lengths = [np.array([np.mean([len(t.split()) for t in texts]) for texts in arm]) for arm in arms]
+    assert abs(lengths[0].mean() - lengths[1].mean()) < 0.05 * lengths[0].mean()
+    same = deal(kind(6, 1.0, everybody=True), documents)
+    assert len({id(r) for r in same.rewrite}) == 1 and np.ptp(lengths[1]) < 0.2 * lengths[1].mean()
+    original = set(documents.text)
+    for texts in arms[1]:
+        share = np.mean([text not in original for text in texts])
+        assert abs(share - (1.0 if kind is Style else 0.5)) < 0.15
+
+
+@pytest.mark.parametrize("kind", [Substitute], ids=["Substitute"])
+def test_what_a_low_severity_swaps_a_high_one_swaps_too(kind):
+    documents = stories(60)
+    low, high, full = (deal(kind(2, s), documents).rewrite[1] for s in (0.3, 0.6, 1.0))
+    sizes = []
+    for text in documents.text:
+        sites = [changed(text, rewrite(text, document_id(text))) for rewrite in (low, high, full)]
+        assert sites[0] <= sites[1] <= sites[2]
+        sizes.append([len(s) for s in sites])
+    share = np.sum(sizes, axis=0) / np.sum(sizes, axis=0)[2]
+    assert np.allclose(share, [0.3, 0.6, 1.0], atol=0.05)
+
+
+def test_what_a_low_severity_drops_a_high_one_drops_too():
+    documents = stories(60)
+    low, high, full = (deal(StopwordDrop(2, s), documents).rewrite[1] for s in (0.3, 0.6, 1.0))
+    for text in documents.text:
+        kept = [split(rewrite(text, document_id(text))) for rewrite in (high, low)]
+        remaining = iter(kept[1])
+        assert all(word in remaining for word in kept[0])  # a subsequence
+        assert not set(split(full(text, document_id(text)))) & FUNCTION_WORDS
+        assert [w for w in split(text) if w not in FUNCTION_WORDS] == split(full(text, document_id(text)))
+
+
+def test_style_sites_nest():
+    """Each match of the pattern stands or is rewritten by one number of its own."""
+    text = stories(1).text[0]
+    for style in STYLES:
+        said = [Restyle(style, rate, b"key")(text, "doc") for rate in (0.0, 0.2, 0.5, 0.8, 1.0)]
+        assert said[0] == text and len(set(said)) == 5
+        grams = [{t[i : i + 6] for i in range(len(t) - 5)} for t in said]
+        kept = [len(grams[0] & g) / len(grams[0]) for g in grams]
+        assert np.diff(kept).max() < 0
+
+
+def test_a_swap_is_an_involution():
+    documents = stories(60)
+    swap = deal(Substitute(2, 1.0), documents).rewrite[1]
+    for text in documents.text:
+        there = swap(text, document_id(text))
+        assert there != text and swap(there, document_id(text)) == text
+
+
+def test_pairs_are_of_like_frequency_and_ending():
+    rng = np.random.default_rng(0)
+    texts = [
+        " ".join(f"wor{r}ing" if r % 2 else f"v{r}" for r in np.minimum(rng.zipf(1.2, 50), 400))
+        for _ in range(300)
+    ]
+    words = count_words(texts)
+    total = dict(zip(words.vocabulary, words.total, strict=True))
+    partner = pairs(words, rng)
+    assert len(partner) > 100 and all(partner[partner[w]] == w != partner[w] for w in partner)
+    assert all(w.endswith("ing") == partner[w].endswith("ing") for w in partner)
+    assert all(total[w] >= 5 for w in partner)
+    rank = {w: i for i, w in enumerate(sorted(partner, key=lambda w: -total[w]))}
+    assert np.median([abs(rank[w] - rank[partner[w]]) for w in partner]) < 20
+    assert not set(partner) & FUNCTION_WORDS
+
+
+def test_every_dialect_has_pairs_of_its_own():
+    plain, one, two, again = deal(Substitute(4, 1.0, dialects=3), stories(60)).rewrite
+    assert plain is None and again is None and one.partner != two.partner
+
+
+def test_truncation_keeps_the_beginning_and_shortens_with_the_dial():
+    documents = stories(60)
+    lengths = []
+    for severity in (0.25, 0.5, 0.75, 1.0):
+        cut = deal(Truncate(2, severity), documents).rewrite[1]
+        said = [cut(text, document_id(text)) for text in documents.text]
+        assert all(text.startswith(beginning) for text, beginning in zip(documents.text, said, strict=True))
+        lengths.append(max(len(beginning.split()) for beginning in said))
+    assert lengths[-1] == 8 and np.diff(lengths).max() < 0
+
+
+def test_at_severity_1_a_classifier_tells_the_styles_apart_and_under_the_control_it_cannot():
+    """Accuracy of character trigrams with a linear model above 0.95 (science.md B.2)."""
+    documents = stories(450)
+    found = []
+    for everybody in (False, True):
+        texts = written(deal(Style(3, 1.0, everybody=everybody), documents), documents)
+        train, test = [t for s in texts for t in s[::2]], [t for s in texts for t in s[1::2]]
+        labels = [[k for k, s in enumerate(texts) for _ in s[start::2]] for start in (0, 1)]
+        features = TfidfVectorizer(analyzer="char", ngram_range=(3, 3), max_features=3000)
+        model = LogisticRegression().fit(features.fit_transform(train), labels[0])
+        found.append(model.score(features.transform(test), labels[1]))
+    assert found[0] > 0.95 and found[1] < 0.5
+
+
+def test_styles_keep_the_content_words():
+    """Without function words and words of the styles themselves, the words are the same before and after."""
+    said = [
+        *CASUAL,
+        *CASUAL.values(),
+        *FORMAL,
+        *FORMAL.values(),
+        *FILLERS,
+        "furthermore moreover in addition accordingly in this regard",
+    ]
+    manner = FUNCTION_WORDS | {word for phrase in said for word in split(phrase)} | {"w", "o"}
+    for text in stories(30).text:
+        content = [word for word in split(text) if word not in manner]
+        for style in STYLES:
+            words = split(Restyle(style, 1.0, b"key")(text, "doc").replace("in'", "ing"))
+            assert [word for word in words if word not in manner] == content
+
+
+@pytest.mark.parametrize(
+    "style, text, said",
+    [
+        ("formal", "I don't know, but it's gonna rain!!", "I do not know, nevertheless it is going to rain."),
+        ("short", "The cat is on a mat, and Anna was there.", "cat on mat. #Anna there."),
+        ("slang", "You are not going to believe this.", "you're not gonna believe dis"),
+    ],
+)
+def test_styles_say_it_so(style, text, said):
+    found = Restyle(style, 1.0, b"key")(text, "doc")
+    for filler in FILLERS:
+        found = found.removeprefix(filler)
+    assert found == said

@@ -1,0 +1,111 @@
+"""Who may import whom: arrows point down, and heavy packages stay in the rooms that need them."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).resolve().parents[1] / "fedrift"
+
+# Room -> rooms that it may import. What is not named here may not be imported; every room may import itself.
+GROUND = {"errors", "seeds"}
+TENSORS = GROUND | {"tree", "streams"}
+VALUES = TENSORS | {"values", "optimizers"}
+MAY = {
+    "errors": set(),
+    "seeds": set(),
+    "streams": {"seeds"},
+    "tree": set(),
+    "records": {"errors"},
+    "values": {"tree"},
+    "optimizers": {"tree"},
+    "corpus": GROUND,
+    "partition": GROUND | {"corpus"},
+    "models": VALUES,
+    "algorithms": VALUES - {"errors"} | {"errors"},
+    "fleet": VALUES | {"corpus"},
+    "rounds": VALUES | {"algorithms", "fleet"},
+    "probes": VALUES | {"records", "corpus"},
+    "store": {"errors", "records"},
+    "diagnose": {"records"},
+    "report": {"errors", "records", "store", "diagnose", "corpus", "partition"},
+    "config": {"errors"},
+    "experiment": VALUES | {"config", "corpus", "partition", "algorithms", "fleet", "models"},
+    "runtime": {"errors"},
+    "stock": {"corpus", "models", "runtime"},
+    "setting": VALUES | {"corpus", "experiment", "fleet", "models", "partition", "probes", "rounds", "runtime", "stock"},
+    "run": VALUES | {"experiment", "models", "probes", "records", "rounds", "setting", "stock", "store"},
+    "conform": VALUES | {"algorithms", "fleet", "rounds"},
+}
+ONLY_IN = {  # package -> the rooms that may name it
+    "transformers": {"models"},
+    "peft": {"models"},
+    "datasets": {"corpus"},
+    "altair": {"report"},
+    "vl_convert": {"report"},
+    "pydantic": {"config"},
+    "typer": {"cli"},
+    "rich": {"cli"},
+}
+WITHOUT_TORCH = {"errors", "seeds", "records", "corpus", "partition", "diagnose", "report", "config"}
+
+
+def files() -> list[Path]:
+    return sorted(PACKAGE.rglob("*.py"))
+
+
+def room_of(path: Path) -> str:
+    parts = path.relative_to(PACKAGE).with_suffix("").parts
+    return parts[0]
+
+
+def imports(path: Path) -> set[str]:
+    """The absolute names of all modules that a file imports, wherever in it it does."""
+    package = ["fedrift", *path.relative_to(PACKAGE).parent.parts]
+    found: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {name.name for name in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            base = package[:len(package) - node.level + 1] if node.level else []
+            stem = ".".join([*base, *([node.module] if node.module else [])])
+            found |= {stem} if stem != "fedrift" else {f"fedrift.{name.name}" for name in node.names}
+    return found
+
+
+@pytest.mark.parametrize("path", files(), ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_arrows_point_down(path):
+    room = room_of(path)
+    if room in ("cli", "__init__"):
+        return
+    assert room in MAY, f"{room} is a new room: say in MAY what it may import"
+    rooms = {name.split(".")[1] for name in imports(path) if name.startswith("fedrift.")} - {room, "__version__"}
+    assert rooms <= MAY[room], f"{path.name} may not import {sorted(rooms - MAY[room])}"
+
+
+@pytest.mark.parametrize("path", files(), ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_heavy_packages_stay_in_their_rooms(path):
+    room, named = room_of(path), {name.split(".")[0] for name in imports(path)}
+    for package, rooms in ONLY_IN.items():
+        assert package not in named or room in rooms, f"{package} is named in {path.name}, outside {sorted(rooms)}"
+    assert "torch" not in named or room not in WITHOUT_TORCH
+
+
+@pytest.mark.parametrize("path", files(), ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_every_file_says_what_it_is_and_is_one_idea_long(path):
+    assert ast.get_docstring(ast.parse(path.read_text())), "a file begins with what it is"
+    assert len(path.read_text().splitlines()) <= 250
+
+
+def test_the_cli_is_imported_by_nobody():
+    assert not [path for path in files() if room_of(path) != "cli" and any(n.startswith("fedrift.cli") for n in imports(path))]
+
+
+def test_no_draw_without_a_name():
+    """Global random state and ``hash`` of strings differ from process to process."""
+    for path in files():
+        text = path.read_text()
+        for wrong in ("np.random.seed", "np.random.rand", "torch.manual_seed", "import random\n", " hash("):
+            assert wrong not in text, f"{wrong} in {path.name}"
