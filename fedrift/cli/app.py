@@ -9,7 +9,7 @@ import typer
 
 from .. import __version__
 from ..errors import UserError
-from . import looking, running, telling
+from . import dealing, looking, running, telling
 
 app = typer.Typer(
     name="fedrift", no_args_is_help=True, add_completion=False, rich_markup_mode="markdown",
@@ -39,6 +39,7 @@ def options(
 for room in (running, looking, telling):
     for command in room.COMMANDS:
         app.command()(command)
+app.add_typer(dealing.app)
 
 
 def main() -> None:

@@ -40,7 +40,8 @@ def judged(subject: Subject, problem: Problem) -> Verdict:
     scale = TOLERANCE * max(1.0, *(abs(x) for x in expected), abs(problem.x))
 
     def verdict(holds: bool | None, round: int, found: float, said: str) -> Verdict:
-        return Verdict(subject.name, subject.version, problem.algorithm, problem.name, holds, expected[round], found, said)
+        return Verdict(subject.name, subject.version, problem.algorithm, problem.name, holds, expected[round], found,
+                       said)
 
     try:
         path = subject.run(problem)
@@ -64,7 +65,7 @@ def scoreboard(subjects: Iterable[Subject]) -> list[Verdict]:
 def table(verdicts: Iterable[Verdict]) -> str:
     """A scoreboard as Markdown."""
     sign = {True: "right", False: "**wrong**", None: "not asked"}
-    rows = [f"| {v.subject} {v.version} | {v.algorithm} | {v.problem} | {sign[v.holds]} | {v.expected:.6f} | {v.found:.6f} | {v.said} |"
-            for v in verdicts]
+    rows = [f"| {v.subject} {v.version} | {v.algorithm} | {v.problem} | {sign[v.holds]} | {v.expected:.6f} "
+            f"| {v.found:.6f} | {v.said} |" for v in verdicts]
     return "\n".join(["| implementation | algorithm | problem | verdict | expected | found | what was said |",
                       "|---|---|---|---|---|---|---|", *rows])

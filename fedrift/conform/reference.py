@@ -4,6 +4,8 @@ Nothing is shared with ``fedrift.algorithms``, and nothing is clever. Sources st
 Each function answers a problem with the server's x after every round.
 """
 
+# The functions given to ``local`` and ``mean`` are called before their loop goes on.
+# ruff: noqa: B023
 from __future__ import annotations
 
 import math
@@ -197,9 +199,8 @@ def krum(p: Problem) -> list[float]:
     return combined(p, rule)
 
 
-REFERENCES: dict[str, Callable[[Problem], list[float]]] = {
-    "fedavg": fedavg, "fedsgd": fedsgd, "fedprox": fedprox, "scaffold": scaffold, "fedavgm": fedavgm, "fedadam": fedadam,
-    "fedyogi": fedyogi, "fedadagrad": fedadagrad, "fednova": fednova, "feddyn": feddyn, "qfedavg": qfedavg, "afl": afl,
-    "median": median, "trimmed_mean": trimmed_mean, "krum": krum}
+REFERENCES: dict[str, Callable[[Problem], list[float]]] = {rule.__name__: rule for rule in (
+    fedavg, fedsgd, fedprox, scaffold, fedavgm, fedadam, fedyogi, fedadagrad, fednova, feddyn, qfedavg, afl, median,
+    trimmed_mean, krum)}
 
 __all__ = ["REFERENCES"]

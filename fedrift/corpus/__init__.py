@@ -4,6 +4,7 @@ from .blocks import Blocks, pack
 from .corpus import TEST, TRAIN, VALIDATION, Corpus
 from .halves import pretraining_half
 from .listing import Listing, corpora
+from .sandbox import Sandbox
 from .source import Source, load_corpus
 from .tokens import Tokens, tokenise
 
@@ -14,6 +15,7 @@ __all__ = [
     "Blocks",
     "Corpus",
     "Listing",
+    "Sandbox",
     "Source",
     "Tokens",
     "corpora",

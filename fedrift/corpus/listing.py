@@ -13,6 +13,7 @@ from .bbc import PACKAGE, bbc_files
 from .clean import is_heading, label_name
 from .files import table_files
 from .named import NAMED, Named
+from .sandbox import Sandbox
 from .source import data_folder
 from .tables import read_table
 
@@ -37,6 +38,8 @@ def listing(name: str, named: Named, data: Path | None) -> Listing:
     folder = data / (named.of or name) if data else None
     if folder and folder.is_dir():
         return Listing(name, named.description, count(folder, named), "local folder", named.terms)
+    if name == "sandbox":
+        return Listing(name, named.description, Sandbox().documents, "made by fedrift", named.terms)
     if name == "bbc":
         documents = len(bbc_files()) or None
         origin = f"package {PACKAGE}" + ("" if documents else " (not installed)")

@@ -86,6 +86,7 @@ NAMED = {
     "reddit_posts": Named("Reddit posts of 2013, 10 equal topics", "PDDL (public domain)"),
     "stackexchange": Named("questions and answers of 8 Stack Exchange sites", "CC BY-SA"),
     "stackoverflow_titles": Named("Stack Overflow question titles, 20 tags, very short", "not stated"),
+    "sandbox": Named("a made-up language of known entropy, 4 domains unless corpus.sandbox says otherwise", "none"),
     "medquad": Named("medical questions and answers of NIH sites, 15 question types", "CC BY 4.0"),
 }
 NAMED["reddit_topics"] = chosen(

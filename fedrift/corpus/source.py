@@ -21,6 +21,7 @@ from .halves import READ_BY_POCKET
 from .hub import read_hub
 from .named import NAMED
 from .rows import Rows
+from .sandbox import Sandbox, sandbox_rows
 from .split import dealt, limited
 from .tables import SUFFIXES
 
@@ -44,6 +45,7 @@ class Source:
     validation: Annotated[float, Interval(ge=0, lt=1)] = 0.1  # shares of train, for want of own splits
     test: Annotated[float, Interval(ge=0, lt=1)] = 0.1
     split_seed: int = 0
+    sandbox: Sandbox = Sandbox()  # the dials of the made-up corpus ``sandbox``, and of no other
     content: str = ""  # Corpus.content of what was loaded, once it was: a changed file is another experiment
 
 
@@ -66,6 +68,9 @@ def load_corpus(source: Source, *, data: Path | None = None, half: str = "all") 
             f"no document of {source.name!r} is known to be in the pretraining half: that is made of "
             f"{', '.join(sorted(READ_BY_POCKET))}"
         )
+    if source.sandbox != Sandbox() and source.name != "sandbox":
+        raise UserError(f"corpus.sandbox sets the dials of the corpus 'sandbox', not of {source.name!r}: leave it out, "
+                        "or say corpus.name=sandbox")
     named = NAMED.get(source.name)
     counts: Counter[str] = Counter()
     found = documents(read(source, data_folder(data)), counts, lines=bool(named and named.lines))
@@ -102,6 +107,8 @@ def data_folder(data: Path | None) -> Path | None:
 def read(source: Source, data: Path | None) -> Rows:
     """The rows of a named corpus, a local path or a hub data set, in this order."""
     named = NAMED.get(source.name)
+    if source.name == "sandbox":
+        return sandbox_rows(source.sandbox)
     if named:
         original = named.of or source.name
         if data and (data / original).is_dir():

@@ -30,11 +30,11 @@ def generalised_jsd(table: Table) -> float:
     share = np.asarray(table.sum(axis=1)).ravel()
     held = share > 0
     pooled = entropy(np.asarray(table.sum(axis=0)).reshape(1, -1))[0]
-    return float(pooled - (share[held] / share.sum()) @ entropy(table[held]))
+    return float(pooled - (np.ones(held.sum())/held.sum()) @ entropy(table[held]))
 
 
 def normalised_jsd(table: Table) -> float:
-    """``generalised_jsd`` over its most, log2 min(N, V): in [0, 1]; 0 where there is one row or one column."""
+    """``generalised_jsd`` over its most, log2 min(N, V): in [0, 1]; 0 where either is one."""
     least = min(int((np.asarray(table.sum(axis=axis)).ravel() > 0).sum()) for axis in (0, 1))
     return generalised_jsd(table) / np.log2(least) if least > 1 else 0.0
 

@@ -6,7 +6,8 @@ import numpy as np
 from scipy.linalg import sqrtm
 from scipy.spatial.distance import cdist, pdist
 
-SAMPLE = 400  # documents of a client, and of the others, that are compared
+SAMPLE = 200  # documents of a client, and of the others, that are compared
+LEAST = 10  # a client of fewer is not compared
 
 
 def mmd2(one: np.ndarray, two: np.ndarray, width: float | None = None) -> float:
@@ -62,21 +63,22 @@ def principal(vectors: np.ndarray, dimensions: int) -> np.ndarray:
 
 
 def distances(
-    vectors: np.ndarray, owner: np.ndarray, clients: int, rng: np.random.Generator
+    vectors: np.ndarray, owner: np.ndarray, ask: np.ndarray, rng: np.random.Generator
 ) -> dict[str, float]:
     """Mean over the clients of MMD^2 and Frechet distance between a client's documents and the others'.
 
-    At most ``SAMPLE`` documents each; Frechet in at most 32 principal axes and a fifth of a client's
-    documents.
+    ``vectors`` [D, E] in principal axes, ``owner`` [D], ``ask`` [N] how many documents of each client to
+    compare with as many others. Both distances depend on sample sizes, so compare only numbers of one
+    ``ask``. Frechet looks at no more axes than a fifth of the smallest sample of ten documents or more;
+    smaller clients are left out.
     """
-    found: dict[str, list[float]] = {"embedding.mmd2": [], "embedding.frechet": []}
-    for client in range(clients):
+    asked = np.flatnonzero(ask >= LEAST)
+    found = np.full((len(asked), 2), np.nan)
+    axes = min(32, int(ask[asked].min(initial=5 * 32)) // 5)
+    for row, client in enumerate(asked):
         own, others = (np.flatnonzero((owner == client) == side) for side in (True, False))
-        one, two = (vectors[rng.permutation(rows)[:SAMPLE]] for rows in (own, others))
-        found["embedding.mmd2"].append(mmd2(one, two))
-        axes = max(1, min(32, len(one) // 5, len(two) // 5))
-        found["embedding.frechet"].append(frechet(one[:, :axes], two[:, :axes]))
-    return {
-        name: float(np.nanmean(values)) if np.isfinite(values).any() else float("nan")
-        for name, values in found.items()
-    }
+        one, two = (vectors[rng.permutation(rows)[: ask[client]]] for rows in (own, others))
+        found[row] = mmd2(one, two), frechet(one[:, :axes], two[:, :axes])
+    known = np.isfinite(found).all(axis=1)
+    mean = found[known].mean(axis=0) if known.any() else np.full(2, np.nan)
+    return {"embedding.mmd2": float(mean[0]), "embedding.frechet": float(mean[1])}

@@ -23,7 +23,7 @@ class Measured:
 
     @property
     def beyond(self) -> bool:
-        """More than three standard deviations beyond chance, to the side of heterogeneity; False without a null.
+        """More than three standard deviations beyond chance, to the heterogeneous side; False without a null.
 
         Vocabularies are the less shared the more clients differ; all other numbers grow.
         """

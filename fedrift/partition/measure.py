@@ -9,7 +9,7 @@ from scipy.sparse import csr_array
 
 from ..corpus.corpus import Corpus
 from . import divergence as apart
-from .embeddings import distances, principal
+from .embeddings import SAMPLE, distances, principal
 from .heterogeneity import Heterogeneity, Measured
 from .identification import identification
 from .margins import cut
@@ -44,7 +44,8 @@ def measure(
     words = count_words(written(dealt, partition, owner))
     size = words.counts.sum(axis=1) if partition.rewrite else dealt.size.astype(np.float64)
     size = np.maximum(size, 1.0)
-    look = _measures(dealt, size, words, clients, None if vectors is None else vectors[rows])
+    ask = np.minimum(np.bincount(owner, minlength=clients), SAMPLE)
+    look = _measures(dealt, size, words, ask, None if vectors is None else vectors[rows])
 
     budgets = np.bincount(owner, weights=size, minlength=clients)
     found = look(owner, rng)
@@ -80,9 +81,10 @@ Look = Callable[[np.ndarray, np.random.Generator], dict[str, float]]
 
 
 def _measures(
-    dealt: Corpus, size: np.ndarray, words: Words, clients: int, vectors: np.ndarray | None
+    dealt: Corpus, size: np.ndarray, words: Words, ask: np.ndarray, vectors: np.ndarray | None
 ) -> Look:
     """The numbers of a deal, as a function of who owns which document, [D]."""
+    clients = len(ask)
     asked = np.arange(len(size))[:: max(1, -(-len(size) // ASKED))]
     few = words.counts[asked][:, leading(words)]
     longer = np.minimum((np.argsort(np.argsort(size, kind="stable")) * LENGTHS) // len(size), LENGTHS - 1)
@@ -104,7 +106,7 @@ def _measures(
             found["vocabulary.coverage"] = float(apart.off_diagonal(apart.coverage(counts)).mean())
             found["identification"] = identification(few, owner[asked], clients, rng)
             if axes is not None:
-                found |= distances(axes, owner, clients, rng)
+                found |= distances(axes, owner, ask, rng)
         return found
 
     return look

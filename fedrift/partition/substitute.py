@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Annotated
 
@@ -22,7 +22,8 @@ from .rewriting import deal_rewriting
 from .sites import site
 from .words import WORD, Words, count_words
 
-NEIGHBOURS = 10  # words are paired within so many of like ending and next in frequency
+NEIGHBOURS = 10  # words are paired within so many of like ending and next in frequency ...
+RATIO = 1.5  # ... of which the most frequent is at most so many times as frequent as the least
 ENDINGS = ("ing", "ed", "ly", "er", "est", "s")
 
 
@@ -79,6 +80,7 @@ def like(pattern: str, word: str) -> str:
 def pairs(words: Words, rng: np.random.Generator) -> dict[str, str]:
     """A random involution on content words: each has a partner of like ending and frequency, or none."""
     total = words.total
+    count = dict(zip(words.vocabulary, total, strict=True))
     alike: defaultdict[str, list[str]] = defaultdict(list)
     for v in np.lexsort((words.vocabulary, -total)):
         word = words.vocabulary[v]
@@ -86,12 +88,20 @@ def pairs(words: Words, rng: np.random.Generator) -> dict[str, str]:
             alike[ending(word)].append(word)
     partner: dict[str, str] = {}
     for _, found in sorted(alike.items()):
-        for start in range(0, len(found), NEIGHBOURS):
-            near = found[start : start + NEIGHBOURS]
+        for near in neighbourhoods(found, [count[word] for word in found]):
             mixed = [near[i] for i in rng.permutation(len(near))]
             for one, two in zip(mixed[::2], mixed[1::2], strict=False):
                 partner[one], partner[two] = two, one
     return partner
+
+
+def neighbourhoods(words: list[str], counts: list[float]) -> Iterator[list[str]]:
+    """Cut a list in order of frequency into runs of at most ``NEIGHBOURS`` words within ``RATIO``."""
+    start = 0
+    for end in range(1, len(words) + 1):
+        if end == len(words) or end - start == NEIGHBOURS or counts[start] > RATIO * counts[end]:
+            yield words[start:end]
+            start = end
 
 
 def ending(word: str) -> str:

@@ -10,7 +10,7 @@ from fedrift.algorithms.aggregates import Private
 
 pytest.importorskip("dp_accounting", reason="needs the extra: pip install fedrift[privacy]")
 
-from fedrift.algorithms.privacy import epsilon  # noqa: E402
+from fedrift.algorithms.privacy import epsilon
 
 SETTING = {"rounds": 50, "cohort": 10, "size": 1000, "delta": 1e-4}
 

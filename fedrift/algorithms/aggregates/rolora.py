@@ -23,5 +23,5 @@ class RoLoRA(Mean):
     def refusals(self, algorithm: Frame, leaves: Collection[str]) -> list[str]:
         said = needs_adapters(self, leaves) + forgets(self, algorithm, leaves)
         if getattr(algorithm.server, "momentum", 0) or getattr(algorithm.server, "betas", (0,))[0]:
-            said.append(f"RoLoRA holds one factor still in a round, and the momentum of {algorithm.server} would move it")
+            said.append(f"RoLoRA holds one factor still; the momentum of {algorithm.server} would move it")
         return said

@@ -13,6 +13,7 @@ from bisect import bisect
 from collections.abc import Collection, Mapping, Sequence
 from functools import cached_property
 from itertools import accumulate
+from math import log, prod
 
 import numpy as np
 
@@ -54,7 +55,8 @@ class Grammar:
 
     def draw(self, start: str, rng: np.random.Generator) -> list[str]:
         """The words of one sentence."""
-        words, waiting, numbers = [], [start], iter(())
+        words: list[str] = []
+        waiting, numbers = [start], iter(list[float]())
         while waiting:
             symbol = waiting.pop()
             choices = self.rules.get(symbol)
@@ -64,8 +66,8 @@ class Grammar:
             if len(choices) == 1:
                 waiting.extend(reversed(choices[0][1]))
                 continue
-            number = next(numbers, None)
-            if number is None:
+            number = next(numbers, -1.0)
+            if number < 0:
                 numbers = iter(rng.random(DRAWS).tolist())
                 number = next(numbers)
             chosen = min(bisect(self._ends[symbol], number), len(choices) - 1)
@@ -74,7 +76,8 @@ class Grammar:
 
     def entropy(self, start: str) -> float:
         """Nats of one derivation."""
-        return self._sum(start, {symbol: -sum(p * np.log(p) for p, _ in choices) for symbol, choices in self.rules.items()})
+        return self._sum(start, {symbol: -sum(p * log(p) for p, _ in choices)
+                                 for symbol, choices in self.rules.items()})
 
     def words(self, start: str) -> float:
         """How many words a sentence has on average, full stops included."""
@@ -83,11 +86,16 @@ class Grammar:
 
     def without(self, start: str, symbols: Collection[str]) -> float:
         """The probability of a derivation in which none of ``symbols`` occurs."""
+        ends: dict[str, float] = {}  # by choices of words alone
+        goes_on: dict[str, list[Choice]] = {}
+        for symbol, choices in self.rules.items():
+            goes_on[symbol] = [choice for choice in choices if any(part in self.rules for part in choice[1])]
+            ends[symbol] = sum(p for p, said in choices if not any(part in self.rules or part in symbols for part in said))
         chance = dict.fromkeys(self.rules, 0.0)
         for _ in range(ROUNDS):
-            step = {symbol: 0.0 if symbol in symbols else sum(
-                p * float(np.prod([0.0 if part in symbols else chance.get(part, 1.0) for part in said]))
-                for p, said in choices) for symbol, choices in self.rules.items()}
+            step = {symbol: 0.0 if symbol in symbols else ends[symbol] + sum(
+                p * prod(chance.get(part, float(part not in symbols)) for part in said)
+                for p, said in goes_on[symbol]) for symbol in self.rules}
             if all(abs(step[symbol] - chance[symbol]) < 1e-16 for symbol in chance):
                 break
             chance = step

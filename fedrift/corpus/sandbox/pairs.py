@@ -114,9 +114,9 @@ def word_order(draw: Draw, n: str, m: str) -> tuple[Words, Words]:
 
 
 def argument(draw: Draw, n: str, m: str) -> tuple[Words, Words]:
-    subject, object = draw.phrase(n), draw.phrase(m)
-    return ((*subject, draw.form("transitive", n), *object, "."),
-            (*subject, draw.form("intransitive", n), *object, "."))
+    subject, target = draw.phrase(n), draw.phrase(m)
+    return ((*subject, draw.form("transitive", n), *target, "."),
+            (*subject, draw.form("intransitive", n), *target, "."))
 
 
 PHENOMENA: dict[str, Callable[[Draw, str, str], tuple[Words, Words]]] = {
@@ -155,7 +155,7 @@ def minimal_pairs(language: Language, phenomenon: str, count: int, *, domain: in
     draw = Draw(lexicon, numpy_stream(seed, "sandbox", "pairs", phenomenon, -1 if domain is None else domain))
     templates = [(n, m) for n in NUMBERS for m in (NUMBERS if phenomenon in WITH_SECOND else NUMBERS[:1])]
     found: dict[tuple[str, str], Pair] = {}
-    for tried in range(TRIES * count):
+    for _ in range(TRIES * count):
         if len(found) == count:
             break
         n, m = templates[len(found) % len(templates)]
@@ -163,8 +163,8 @@ def minimal_pairs(language: Language, phenomenon: str, count: int, *, domain: in
         if tokens is None or tokens(good) == tokens(bad):
             name = f"{phenomenon}, {n} {m}" if phenomenon in WITH_SECOND else f"{phenomenon}, {n}"
             found.setdefault((good, bad), Pair(phenomenon, name, good, bad))
-        del tried
     if len(found) < count:
-        raise UserError(f"only {len(found)} of {count} pairs of {phenomenon!r} could be made"
-                        f"{' with equally many tokens' if tokens else ''}: ask for fewer, or raise corpus.sandbox.words")
+        matched = " with equally many tokens" if tokens else ""
+        raise UserError(f"only {len(found)} of {count} pairs of {phenomenon!r} could be made{matched}: ask for fewer, "
+                        "or raise corpus.sandbox.words")
     return list(found.values())

@@ -88,16 +88,16 @@ def nats(language: Language, text: str, domain: int | None = None, weights: Sequ
     """-log P(text) of a whole document in a domain, or (None) in the mixture; infinite if it is not in the language."""
     sentences = parsed(text)
     stop, count = 1 / language.sandbox.sentences, len(sentences)
-    length = np.log(stop) + ((count - 1) * np.log1p(-stop) if count > 1 else 0.0)
+    with np.errstate(divide="ignore"):
+        prior = np.log(shares(language, weights))
+        length = np.log(stop) + ((count - 1) * np.log1p(-stop) if count > 1 else 0.0)
 
     def log_likelihood(d: int) -> float:
         chances = [probability(language.grammars[d], START, words) for words in sentences]
         return float(length + sum(map(np.log, chances))) if chances and min(chances) > 0 else -np.inf
 
-    with np.errstate(divide="ignore"):
-        if domain is not None:
-            return -log_likelihood(domain)
-        prior = np.log(shares(language, weights))
+    if domain is not None:
+        return -log_likelihood(domain)
     return -float(logsumexp([p + log_likelihood(d) for d, p in enumerate(prior)]))
 
 

@@ -1,0 +1,127 @@
+"""What the page and the terminal show of a partition: the report of its heterogeneity, words and samples."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from ..corpus import Corpus
+from ..partition import Partition
+from ..partition.heterogeneity import Heterogeneity, Measured
+from ..partition.measure import measure, pooled, written
+from ..partition.partition import document_id
+from ..partition.telling import telling_words
+from ..partition.words import count_words
+from ..seeds import numpy_stream
+
+SAMPLES = 2  # documents of each client
+LENGTH = 320  # characters of each
+TITLES = {  # of the numbers of a report: what it is called, what it means
+    "token.jsd": ("word divergence", "Jensen-Shannon, bits: 0 if all clients use the same words equally often, "
+                                     "log2 N if none in common"),
+    "label.jsd": ("domain divergence", "Jensen-Shannon as a share of the most there can be: 1 is one domain a client"),
+    "label.distance": ("domain distance", "total variation between a client's domains and the pool's, mean over tokens"),
+    "length.jsd": ("length divergence", "Jensen-Shannon of document lengths, as a share of the most there can be"),
+    "vocabulary.jaccard": ("vocabulary in common", "words two clients share, of all that either has"),
+    "vocabulary.coverage": ("vocabulary covered", "share of a client's text in words that another client has twice"),
+    "identification": ("client identified", "how often naive Bayes tells the client of a document from its words"),
+    "embedding.mmd2": ("embedding MMD²", "kernel distance of a client's documents from the others'"),
+    "embedding.frechet": ("embedding Fréchet", "distance of fitted Gaussians, a client's against the others'"),
+    "budget.variation": ("budget variation", "standard deviation of the clients' budgets over their mean"),
+}
+
+
+class Sample(NamedTuple):
+    """The beginning of a document, as its client writes it; ``found`` is the original where they differ."""
+
+    domain: str
+    text: str
+    found: str
+
+
+class Sheet(NamedTuple):
+    """A partition, ready to be shown."""
+
+    title: str
+    said: dict[str, Any]  # the data side of the experiment, as plain YAML
+    seed: int
+    unit: str
+    note: str
+    documents: int
+    left_out: int
+    measured: Heterogeneity
+    words: list[list[tuple[str, float]]]  # N times up to ten words, each with its z
+    samples: list[list[Sample]]  # N times two
+
+    def plain(self) -> dict[str, Any]:
+        """Everything as JSON."""
+        return {
+            "title": self.title, "experiment": self.said, "unit": self.unit, "note": self.note,
+            "documents_in_pool": self.documents, "left_out": self.left_out, **self.measured.plain(),
+            "characteristic": [[{"word": word, "z": round(z, 3)} for word, z in words] for words in self.words],
+            "samples": [[sample._asdict() for sample in client] for client in self.samples],
+        }
+
+
+def sheet(corpus: Corpus, partition: Partition, said: dict[str, Any], *, unit: str, note: str = "",
+          resplits: int = 20) -> Sheet:
+    """Measure a partition of ``corpus`` and pick what to show; ``said`` has a corpus, a partition and a seed."""
+    seed, regime = int(said.get("seed", 0)), said["partition"]
+    rows = np.sort(np.concatenate(partition.rows))
+    owner, dealt = partition.owner(len(corpus))[rows], corpus.take(rows)
+    counted = count_words(written(dealt, partition, owner))
+    title = f"{said['corpus']['name']} dealt to {len(partition)} clients by {regime['is']}, severity {regime['severity']:g}"
+    if partition.rewrite:
+        unit = "words"  # as written: that is what `measure` counts then
+    return Sheet(title, said, seed, unit, note, len(corpus), len(corpus) - len(rows),
+                 measure(corpus, partition, numpy_stream(seed, "heterogeneity"), resplits=resplits),
+                 telling_words(pooled(counted.counts, owner, len(partition)), counted.vocabulary),
+                 [samples(corpus, partition, client, seed) for client in range(len(partition))])
+
+
+def samples(corpus: Corpus, partition: Partition, client: int, seed: int) -> list[Sample]:
+    """The beginnings of some documents of a client, drawn by chance."""
+    rewrite = partition.rewrite[client] if partition.rewrite else None
+    drawn = numpy_stream(seed, "heterogeneity", "samples", client).permutation(partition.rows[client])[:SAMPLES]
+    shown = []
+    for row in drawn:
+        found, label = str(corpus.text[row]), corpus.label[row]
+        text = found if rewrite is None else rewrite(found, document_id(found))
+        shown.append(Sample(corpus.domains[label] if label >= 0 else "", beginning(text),
+                            beginning(found) if text != found else ""))
+    return shown
+
+
+def beginning(text: str, length: int = LENGTH) -> str:
+    """The first words of a text, with three dots where it goes on."""
+    flat = " ".join(text.split())
+    if len(flat) <= length:
+        return flat
+    cut = flat[:length].rsplit(" ", 1)[0]
+    return cut + " …"
+
+
+def verdict(measured: Heterogeneity) -> str:
+    """One sentence: how many numbers chance does not explain, and how well a document tells its client."""
+    judged = [number for number in measured.numbers if np.isfinite(number.null)]
+    if not judged:
+        return "Nothing to compare with chance."
+    beyond = sum(number.beyond for number in judged)
+    much = "None of the" if not beyond else "All" if beyond == len(judged) else f"{beyond} of the"
+    says = f"{much} {len(judged)} numbers {'lies' if beyond < 2 else 'lie'} beyond what chance gives"
+    told = next((number for number in judged if number.name == "identification"), None)
+    if told is None:
+        return says + "."
+    return (f"{says}; from its words alone a document's client is named right {told.value:.0%} of the time "
+            f"({told.null:.0%} by chance).")
+
+
+def line(number: Measured) -> tuple[str, str, str, str, str]:
+    """A number as its title, meaning, value, what chance gives, and how far beyond that it lies."""
+    title, meaning = TITLES.get(number.name, (number.name, ""))
+    if np.isnan(number.null):
+        return title, meaning, f"{number.value:.3f}", "–", "–"
+    z = f"{number.z:+.1f}" if abs(number.z) < 1000 else f"{number.z:+.0f}"
+    return (title, meaning, f"{number.value:.3f}", f"{number.null:.3f} ± {number.deviation:.3f}",
+            z if np.isfinite(number.z) else "–")

@@ -1,0 +1,57 @@
+"""Dials in common units, and the tables of the books."""
+
+from __future__ import annotations
+
+import pytest
+
+from fedrift.errors import UserError
+from fedrift.partition import Dirichlet, KDomains, TokenTilt, TopicMix
+from fedrift.partition.calibrate import calibrate, label_severity, token_severity
+from fedrift.partition.tables import reproduce
+from fedrift.seeds import numpy_stream
+
+from .corpora import topical
+
+
+def stream():
+    return numpy_stream(0, "partition")
+
+
+@pytest.mark.parametrize("target", [0.1, 0.3, 0.5])
+def test_two_regimes_at_equal_measured_severity(target):
+    documents = topical(2000)
+    for kind in (TopicMix, Dirichlet):
+        found = calibrate(kind(8), documents, target, stream)
+        assert isinstance(found, kind) and found.clients == 8
+        assert abs(label_severity(documents, found(documents, stream())) - target) <= 0.01
+
+
+def test_words_are_a_common_unit_of_regimes_with_and_without_labels():
+    documents = topical(600)
+    target = 0.5 * token_severity(documents, TokenTilt(4, 1.0)(documents, stream()))
+    for kind in (TopicMix, TokenTilt):
+        found = calibrate(kind(4), documents, target, stream, severity=token_severity, close=0.005)
+        assert abs(token_severity(documents, found(documents, stream())) - target) <= 0.005
+
+
+def test_token_severity_is_0_for_chance_and_grows_with_the_dial():
+    documents = topical(600)
+    found = [token_severity(documents, TopicMix(4, s)(documents, stream())) for s in (0, 0.5, 1)]
+    assert abs(found[0]) < 0.02 < found[1] < found[2] <= 1
+
+
+def test_a_target_out_of_reach_is_refused_with_what_can_be_reached():
+    documents = topical(400)
+    with pytest.raises(
+        UserError,
+        match=r"KDomains cannot .* 0\.300 .* 0\.00\d at severity 0, 0\.999 at 1, .* nearest 0\.2",
+    ):
+        calibrate(KDomains(8), documents, 0.3, stream)
+    with pytest.raises(UserError, match="TokenTilt cannot be set to measure 0.900"):
+        calibrate(TokenTilt(4), documents, 0.9, stream, severity=token_severity)
+
+
+def test_the_tables_of_the_books_are_reproduced():
+    rows = reproduce(draws=1000)
+    assert {row.table for row in rows} == {"mix", "dirichlet", "tilt"} and len(rows) == 5 + 24 + 5
+    assert [row for row in rows if not row.agrees] == []

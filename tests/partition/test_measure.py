@@ -1,0 +1,147 @@
+"""The heterogeneity report: null bands, what each regime moves, and the numbers behind figures."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+
+import fedrift.partition as room
+from fedrift.partition import (
+    Dirichlet,
+    Length,
+    Partition,
+    Quantity,
+    StopwordDrop,
+    Style,
+    Substitute,
+    TokenTilt,
+    TopicMix,
+)  # fmt: skip
+from fedrift.partition.embeddings import frechet, mmd2, mmd_p_value, principal
+from fedrift.partition.identification import identification
+from fedrift.partition.measure import measure
+from fedrift.partition.words import count_words
+from fedrift.seeds import numpy_stream
+
+from .corpora import corpus, topical
+from .test_rewriting import stories
+
+
+def report(partitioner, documents, seed=0, **more):
+    partition = partitioner(documents, numpy_stream(seed, "partition"))
+    return measure(documents, partition, numpy_stream(seed, "measure"), resplits=8, **more)
+
+
+@pytest.mark.parametrize("name", room.__all__)
+def test_severity_0_is_not_beyond_chance(name):
+    documents = topical(500)
+    vectors = np.eye(4)[documents.label] + numpy_stream(0).normal(0, 0.3, (500, 4))
+    found = report(getattr(room, name)(5, 0.0), documents, vectors=vectors)
+    assert not [
+        m.name for m in found.numbers if m.value > m.null + 5 * m.deviation and m.value - m.null > 0.01
+    ]
+
+
+@pytest.mark.parametrize(
+    "partitioner, moved",
+    [
+        (TopicMix(4), ["token.jsd", "label.jsd", "label.distance", "vocabulary.coverage", "identification"]),
+        (Dirichlet(4, 0.8), ["token.jsd", "label.jsd", "label.distance", "identification"]),
+        (Length(4), ["length.jsd"]),
+        (TokenTilt(4), ["token.jsd"]),
+        (Style(3), ["token.jsd", "vocabulary.coverage", "identification"]),
+        (StopwordDrop(4), ["token.jsd"]),
+    ],
+    ids=lambda value: type(value).__name__ if not isinstance(value, list) else "",
+)
+def test_each_regime_moves_the_numbers_that_it_is_about(partitioner, moved):
+    documents = stories(400) if isinstance(partitioner, (Style, StopwordDrop)) else topical(400)
+    found = report(partitioner, documents)
+    assert [name for name in moved if not found[name].beyond] == []
+
+
+def test_substitution_moves_no_word_frequencies_and_style_no_topics():
+    assert not report(Substitute(4), topical(600))["token.jsd"].beyond
+    assert not report(Style(3), stories(400))["label.jsd"].beyond
+
+
+def test_quantity_shows_in_the_budgets():
+    found = report(Quantity(4, 1.0), topical(300))
+    assert found["budget.variation"].value > 1 and np.isnan(found["budget.variation"].null)
+    assert not found["budget.variation"].beyond
+
+
+def test_tables_are_those_of_the_partition():
+    documents = topical(200)
+    partition = TopicMix(4)(documents, numpy_stream(0, "partition"))
+    found = measure(documents, partition, numpy_stream(0), resplits=2)
+    assert np.array_equal(found.budgets, partition.budgets(documents))
+    assert np.array_equal(found.table, np.diag(found.budgets))
+    assert found.documents.tolist() == [50] * 4
+    assert np.allclose(found.pairwise, found.pairwise.T) and (np.diag(found.pairwise) == 0).all()
+    for client, words in enumerate(found.characteristic):
+        assert len(words) == 10 and all(word.startswith(f"t{client}w") for word in words[:5])
+
+
+def test_a_report_is_json():
+    found = report(TopicMix(3), topical(60)).plain()
+    assert json.loads(json.dumps(found, allow_nan=False))["clients"] == 3
+    assert found["numbers"]["budget.variation"]["null"] is None
+
+
+def test_an_unknown_number_says_which_there_are():
+    with pytest.raises(KeyError, match="no number 'jsd'.*token.jsd"):
+        report(TopicMix(3), topical(60))["jsd"]
+
+
+def test_documents_left_out_count_for_nothing():
+    documents = topical(120)
+    half = Partition(tuple(np.arange(k, 60, 3) for k in range(3)))
+    again = Partition(half.rows)
+    one = measure(documents, half, numpy_stream(0), resplits=3)
+    two = measure(documents.take(np.arange(60)), again, numpy_stream(0), resplits=3)
+    assert [m.value for m in one.numbers] == [m.value for m in two.numbers]
+
+
+@pytest.mark.parametrize("clients", [1, 2, 12])
+def test_any_corpus_can_be_measured(clients):
+    texts = ["", "😀", "日本語", "a", "the", "...", *(f"word {i}" for i in range(6))]
+    documents = corpus(texts, np.full(12, -1))
+    found = report(Length(clients, 1.0), documents, vectors=np.zeros((12, 3)))
+    assert found.clients == clients
+
+
+def test_identification_is_chance_for_chance_and_sure_for_words_of_ones_own():
+    rng = np.random.default_rng(0)
+    owner = np.repeat([0, 1, 2], [300, 200, 100])
+    own = count_words([f"mine{k} common" for k in owner]).counts
+    alike = count_words([" ".join(rng.choice(list("abcdefgh"), 5)) for _ in owner]).counts
+    assert identification(own, owner, 3, rng) == 1
+    assert abs(identification(alike, owner, 3, rng) - 1 / 3) < 0.08
+
+
+def test_mmd_is_unbiased_and_finds_a_shift():
+    rng = np.random.default_rng(0)
+    alike = [mmd2(rng.normal(size=(30, 3)), rng.normal(size=(30, 3))) for _ in range(60)]
+    assert abs(np.mean(alike)) < 3 * np.std(alike) / np.sqrt(60)
+    one, two = rng.normal(size=(60, 3)), rng.normal(size=(60, 3)) + 1
+    assert mmd2(one, two) > 0.05
+    assert mmd_p_value(one, two, rng, 99) == 0.01 < 0.1 < mmd_p_value(one[:30], one[30:], rng, 99)
+
+
+def test_frechet_of_gaussians_is_the_formula():
+    """Diagonal case: |m1 - m2|^2 + sum (s1 - s2)^2."""
+    rng = np.random.default_rng(0)
+    one = rng.normal(size=(200_000, 2)) * [1, 2] + [0, 1]
+    two = rng.normal(size=(200_000, 2)) * [3, 2] + [1, 1]
+    assert abs(frechet(one, two) - (1 + 4)) < 0.1
+    assert frechet(one, one) < 1e-6
+
+
+def test_principal_axes_are_in_order_of_spread_and_keep_distances():
+    vectors = np.random.default_rng(0).normal(size=(50, 4)) * [1, 5, 2, 3]
+    found = principal(vectors, 4)
+    assert (np.diff(found.std(axis=0)) < 0).all()
+    assert np.isclose(np.linalg.norm(found[0] - found[1]), np.linalg.norm(vectors[0] - vectors[1]))
