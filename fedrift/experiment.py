@@ -15,7 +15,8 @@ import yaml
 from annotated_types import Ge, Gt, Interval, Le
 
 from . import algorithms, optimizers, partition
-from .algorithms import FedAvg
+from .algorithms import FedAvg, aggregates
+from .algorithms.aggregates import Mean
 from .config import Rooms, canonical, edit, override, read, write
 from .corpus import Source
 from .errors import UserError
@@ -25,7 +26,7 @@ from .models.tune import Lora, Tune
 from .optimizers import AdamW, Optimizer
 from .partition import Partitioner, TopicMix
 
-ROOMS = Rooms({FedAvg: algorithms, Optimizer: optimizers, Partitioner: partition, Tune: tune})
+ROOMS = Rooms({FedAvg: algorithms, Mean: aggregates, Optimizer: optimizers, Partitioner: partition, Tune: tune})
 Share = Annotated[float, Gt(0), Le(1)]
 Count = Annotated[int, Ge(1)]
 

@@ -96,7 +96,7 @@ def observe(done: Round, setting: Setting) -> list[Record]:
 def finish(experiment: Experiment, run: Run, setting: Setting, state: State, stock: Stock) -> None:
     """The larger evaluation, the models, and the word that the run is over."""
     begun = perf_counter()
-    rows = recorded(setting.final.of(state), state.round, [], setting.fleet.size) if setting.final else []
+    rows = recorded(setting.final.at_the_end(state), state.round, [], setting.fleet.size) if setting.final else []
     run.append(rows)
     save_model(run.folder / "model", setting.losses.model, experiment.tune, experiment.model, state.server)  # type: ignore[arg-type]
     run.timing(state.round, final=perf_counter() - begun)

@@ -101,8 +101,9 @@ def measuring(experiment: Experiment, corpus: Corpus, tokens: Tokens, parts: lis
     if not len(held.blocks):
         raise UserError(f"corpus {corpus.name!r} has no {said.split} documents to measure on: "
                         f"raise corpus.{said.split} (the share held out)")
-    losses = Losses(model, held.first(said.blocks), said.own, said.every, plan.rounds)
-    final = Losses(model, held, prefix="final.", own=0) if said.final else None
+    wear = experiment.algorithm.wear if experiment.algorithm.personal else None
+    losses = Losses(model, held.first(said.blocks), said.own, said.every, plan.rounds, wear)
+    final = Losses(model, held, said.final, wear=wear, prefix="final.") if said.final else None
     return (local_training, update_geometry, losses), losses, final
 
 

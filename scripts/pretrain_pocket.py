@@ -2,7 +2,7 @@
 
     python scripts/pretrain_pocket.py --data ../shared/data --out pocket-build
 
-The half is chosen by document hash (`fedrift.corpus.halves`), so that the other half of every
+The half is chosen by document hash (`fedrift.corpus.pretraining_half`), so that the other half of every
 corpus stays unseen for studies. BBC, AG News and tweets are never read. Everything is seeded;
 the same data, torch version and thread count give the same weights. Killed, it resumes from
 its last checkpoint. On two CPU cores it trains about 6,000 tokens a second.
@@ -11,7 +11,6 @@ its last checkpoint. On two CPU cores it trains about 6,000 tokens a second.
 from __future__ import annotations
 
 import argparse
-import hashlib
 import json
 import math
 import time
@@ -22,6 +21,8 @@ import pandas as pd
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+from fedrift.corpus import pretraining_half
 
 # Corpus -> (train file, how often its documents are read in one pass). MedQuAD's answers share
 # boiler-plate and count half; encyclopaedic prose, the scarcest, is read more often.
@@ -39,11 +40,6 @@ SHAPE = dict(
     tie_word_embeddings=True, rope_theta=10000.0,
 )  # 3.80 M parameters
 END, PAD = "<|endoftext|>", "<|pad|>"
-
-
-def pretraining_half(text: str) -> bool:
-    """Whether a document belongs to the half that `pocket` is pretrained on."""
-    return hashlib.sha256(text.strip().encode()).digest()[0] % 2 == 0
 
 
 def documents(data: Path, corpus: str) -> list[str]:

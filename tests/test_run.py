@@ -17,6 +17,7 @@ from peft import LoraConfig, PeftModel, get_peft_model, set_peft_model_state_dic
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
+from fedrift import algorithms
 from fedrift.algorithms import FedAvg, FedProx, LocalOnly, Scaffold, ZeroShot
 from fedrift.errors import UserError
 from fedrift.experiment import edit, twin
@@ -231,6 +232,33 @@ def test_one_client_with_all_data_is_a_plain_pytorch_and_peft_loop(tmp_path, opt
     theirs = {name.replace(".default", ""): leaf for name, leaf in model.named_parameters() if "lora_" in name}
     assert stored.keys() == theirs.keys()
     assert all(torch.allclose(stored[name], theirs[name], atol=1e-5) for name in stored)
+
+
+@pytest.mark.parametrize("kind", ["llama", "gpt2"])
+def test_what_was_merged_under_the_adapters_is_in_the_stored_model(tmp_path, kind):
+    asked, there = experiment(tmp_path, "algorithm.aggregate=FedEx", kind=kind), stock(tmp_path)
+    run = carry_out(asked, there)
+    theirs = AutoModelForCausalLM.from_pretrained(run.folder / "model")
+    held = prepare(resolve(asked, there), there).losses.held_out.blocks
+    tokens, keep = torch.from_numpy(held.tokens), torch.from_numpy(held.keep)
+    losses = [theirs(input_ids=tokens[rows], labels=tokens[rows].masked_fill(~keep[rows], -100)).loss.item()
+              for rows in torch.arange(9).view(3, 3)]
+    assert sum(losses) / 3 == pytest.approx(run.trajectory().curve("loss.macro")[-1], abs=2e-4)
+
+
+def test_clients_with_models_of_their_own_are_judged_by_those(tmp_path):
+    run = carry_out(experiment(tmp_path, "algorithm.is=Ditto"), stock(tmp_path))
+    assert run.trajectory().has_table("loss.worn")
+    assert (run.trajectory().table("final.loss.worn")[-1] > 0).all()
+
+
+@pytest.mark.parametrize("name", algorithms.__all__)
+def test_every_algorithm_runs_and_resumes(tmp_path, name):
+    asked = experiment(tmp_path, f"algorithm.is={name}", "plan.weighting=uniform")
+    unbroken = carry_out(asked, replace_root(tmp_path, "unbroken"))
+    with pytest.raises(Killed):
+        carry_out(asked, replace_root(tmp_path, "broken"), killed_at(2))
+    assert_equal(unbroken, carry_out(asked, replace_root(tmp_path, "broken")))
 
 
 def test_records_hold_no_time_and_json_only(tmp_path):

@@ -28,12 +28,16 @@ def show(
 
     `fedrift partition show experiments/demo.yaml partition.severity=0.5`
     """
+    from functools import partial
+
     from ..report.partition_page import write_partition_page
     from ..report.sheet import sheet
+    from ..seeds import numpy_stream
     from .deals import carry_out, read_deal
 
     dealt = carry_out(read_deal(file, overrides or ()), data)
-    shown = sheet(dealt.corpus, dealt.partition, dealt.deal.written(), unit=dealt.unit, note=dealt.note)
+    shown = sheet(dealt.corpus, dealt.partition, dealt.deal.written(), partial(numpy_stream, dealt.deal.seed),
+                  unit=dealt.unit, note=dealt.note)
     page = None if as_json and out is None else write_partition_page(shown, out or Path("partition.html"))
     if as_json:
         typer.echo(json.dumps(shown.plain(), ensure_ascii=False))

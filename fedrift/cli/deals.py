@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -30,12 +30,14 @@ class Deal:
 
     corpus: Source
     model: str = "pocket"
-    partition: Partitioner = field(default_factory=TopicMix)
+    partition: Partitioner = TopicMix()
     seed: int = 0
 
     def written(self) -> dict[str, Any]:
-        """Everything as plain YAML, defaults included."""
+        """Everything that has a say, as plain YAML, defaults included."""
         said: dict[str, Any] = write(self, ROOMS)
+        if self.corpus.name != "sandbox":
+            del said["corpus"]["sandbox"]
         return said
 
 
@@ -53,22 +55,30 @@ class Dealt:
 def read_deal(path: Path, overrides: Iterable[str] = ()) -> Deal:
     """The data side of the experiment in a YAML file; other keys are left to ``fedrift validate``."""
     try:
-        said = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise UserError(f"cannot read {path} as YAML: {error}") from None
+        said = plain(path.read_text(encoding="utf-8"), str(path))
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"cannot read {path}: {error}") from None
     if not isinstance(said, dict):
         raise UserError(f"{path} holds no experiment: wanted keys and values such as `corpus: bbc`")
     for text in overrides:
         place, sign, value = text.partition("=")
         if not sign or not place:
             raise UserError(f"{text!r}: an override is written path=value, e.g. partition.severity=0.5")
-        said = override(said, place.strip(), yaml.safe_load(value))
-    own = set(Deal.__dataclass_fields__)
+        said = override(said, place.strip(), plain(value, text))
+    own = [field.name for field in fields(Deal)]
     for key in said:
         if key not in own and key not in ELSEWHERE:
             raise unknown("key of an experiment", str(key), [*own, *ELSEWHERE])
     deal: Deal = read(Deal, {key: value for key, value in said.items() if key in own}, ROOMS)
     return deal
+
+
+def plain(text: str, where: str) -> Any:
+    """YAML as plain values."""
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise UserError(f"{where} is not YAML: {error}") from None
 
 
 def carry_out(deal: Deal, data: Path | None = None) -> Dealt:
@@ -80,7 +90,6 @@ def carry_out(deal: Deal, data: Path | None = None) -> Dealt:
     if file is not None:
         corpus = corpus.sized(token_lengths(corpus, file))
     dealt = deal.partition(corpus, numpy_stream(deal.seed, "partition"))
-    deal = replace(deal, corpus=replace(deal.corpus, content=""))
     return Dealt(deal, corpus, dealt, "words" if file is None else "tokens", note)
 
 

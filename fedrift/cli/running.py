@@ -75,9 +75,12 @@ def carry_out_all(experiments: list[Experiment], where: Runtime) -> list[Run]:
     from ..stock import Stock
     from .screen import Bar
 
-    stock = Stock(where)
+    stock, runs = Stock(where), []
     with Bar(sum(experiment.plan.rounds for experiment in experiments)) as bar:
-        return [carry_out(experiment, stock, bar.of(experiment.name)) for experiment in experiments]
+        for experiment in experiments:
+            runs.append(carry_out(experiment, stock, bar.of(experiment.name)))
+            bar.over(experiment.plan.rounds)
+    return runs
 
 
 def experiments() -> Path:

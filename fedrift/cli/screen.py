@@ -25,7 +25,7 @@ class Bar:
         self.progress = Progress(TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
                                  TimeRemainingColumn(), console=Console(stderr=True))
         self.task = self.progress.add_task("loading", total=rounds)
-        self.done, self.within = 0, 0
+        self.done = 0
 
     def __enter__(self) -> Bar:
         self.progress.start()
@@ -35,16 +35,18 @@ class Bar:
         self.progress.stop()
 
     def of(self, name: str) -> Watch:
-        """The watch of the next run; what was finished before counts at once."""
-        self.done, self.within = self.done + self.within, 0
-
+        """The watch of one run."""
         def watch(told: Told) -> None:
-            self.within = told.round
             loss = "" if math.isnan(told.loss) else f"  loss {told.loss:.3f}"
             self.progress.update(self.task, completed=self.done + told.round, description=f"{name}{loss}")
 
-        self.progress.update(self.task, completed=self.done, description=name)
+        self.progress.update(self.task, description=name)
         return watch
+
+    def over(self, rounds: int) -> None:
+        """A run is over, or was before: its rounds count."""
+        self.done += rounds
+        self.progress.update(self.task, completed=self.done)
 
 
 def exhibit(run: Run, twin: Run | None = None) -> Exhibit:

@@ -30,7 +30,7 @@ def generalised_jsd(table: Table) -> float:
     share = np.asarray(table.sum(axis=1)).ravel()
     held = share > 0
     pooled = entropy(np.asarray(table.sum(axis=0)).reshape(1, -1))[0]
-    return float(pooled - (np.ones(held.sum())/held.sum()) @ entropy(table[held]))
+    return float(pooled - (share[held] / share.sum()) @ entropy(table[held]))
 
 
 def normalised_jsd(table: Table) -> float:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -34,8 +34,8 @@ class Losses:
     over the domains, each counting the same. ``perplexity`` is exp(loss), everywhere.
 
     Before and after aggregation, on the same few blocks of each client's own mixture: ``loss.before``
-    (the model it has just trained) and ``loss.after`` (the model it will receive), both ``[C]``.
-    Only models that have changed are evaluated again.
+    (the model it has just trained) and ``loss.after`` (the model it will receive), both ``[C]``; where clients
+    keep a model of their own (``wear``), ``loss.worn``. Only models that have changed are evaluated again.
     """
 
     model: Judge
@@ -43,6 +43,7 @@ class Losses:
     own: int = 4  # blocks of each client for before and after; 0: neither
     every: int = 1  # rounds
     last: int | None = None  # the run's last round: evaluated whatever ``every`` says
+    wear: Callable[[Tree, Tree], Tree] | None = None  # (shared params, memory) -> the model a client uses
     prefix: str = ""
     chunk: int = 8192  # tokens in one forward pass
     seen: dict[int, tuple[Tree, Tensor]] = field(default_factory=dict, repr=False)
@@ -70,24 +71,44 @@ class Losses:
         reading["loss.macro"] = domain[mix.sum(0) > 0].mean()
         return named(reading, self.prefix)
 
+    def at_the_end(self, state: State) -> Reading:
+        """Losses of the server's models and, where clients keep models of their own, of each of those, ``[N]``."""
+        everybody = torch.arange(len(state.group))
+        return self.of(state) | (named({"loss.worn": self.worn(state, everybody)}, self.prefix) if self.wear else {})
+
     def before_and_after(self, done: Round) -> Reading:
         """The cohort's own blocks under their own models and under the one they get back, ``[C]``."""
-        local, after = done.local, self.by_block(done.after)
-        counts = torch.from_numpy(self.held_out.blocks.keep[:, 1:].sum(1))
+        groups, after = done.before.group[done.cohort], self.by_block(done.after)
         before, now = [], []
-        for row, client in enumerate(done.cohort.tolist()):
-            blocks = torch.from_numpy(self.held_out.own(client, self.own))
-            if not len(blocks):
-                before.append(torch.nan)
-                now.append(torch.nan)
-                continue
-            sums = self.sums(local.rows(slice(row, row + 1)), blocks.numpy())
-            total = counts[blocks].sum()
-            before.append((sums[0].sum() / total).item())
-            now.append((after[done.after.group[client], blocks].sum() / total).item())
+        for row, (client, blocks, tokens) in enumerate(self.owners(done.cohort)):
+            local = done.local.rows(slice(row, row + 1))
+            under = done.before.server.under(groups[row:row + 1])
+            before.append(self.sums(Tree({**local, **under}), blocks).sum().item() / tokens)
+            now.append(after[done.after.group[client], torch.from_numpy(blocks)].sum().item() / tokens)
         reading: Reading = {"loss.before": torch.tensor(before, dtype=torch.float64),
                             "loss.after": torch.tensor(now, dtype=torch.float64)}
+        if self.wear:
+            reading["loss.worn"] = self.worn(done.after, done.cohort)
         return named(reading, self.prefix)
+
+    def worn(self, state: State, clients: Tensor) -> Tensor:
+        """Loss of clients on their own blocks under the models that they use, ``[len(clients)]``."""
+        assert self.wear is not None
+        losses = []
+        for client, blocks, tokens in self.owners(clients):
+            one = torch.tensor([client])
+            group = state.group[one]
+            shared = state.server.params.rows(group)
+            memory = state.memory.rows(one).to(next(iter(shared.values())).device)
+            model = Tree({**self.wear(shared, memory), **state.server.under(group)})
+            losses.append(self.sums(model, blocks).sum().item() / tokens)
+        return torch.tensor(losses, dtype=torch.float64)
+
+    def owners(self, clients: Tensor) -> Iterator[tuple[int, np.ndarray, float]]:
+        """Each client, its own blocks, and the tokens that they predict (NaN if it has none)."""
+        for client in clients.tolist():
+            blocks = self.held_out.own(client, max(self.own, 1))
+            yield client, blocks, float(self.held_out.blocks.keep[blocks, 1:].sum()) or float("nan")
 
     def by_domain(self, sums: Tensor) -> Tensor:
         """Mean loss of each model on each domain, ``[M, E] -> [M, J]``; NaN where a domain has no blocks."""
@@ -101,7 +122,8 @@ class Losses:
         """Summed loss of every model on every block, ``[M, E]`` float64; kept for models that have not changed."""
         rows = []
         for number in range(state.server.models):
-            params = state.server.params.rows(slice(number, number + 1))
+            one = torch.tensor([number])
+            params = Tree({**state.server.params.rows(one), **state.server.under(one)})
             kept = self.seen.get(number)
             if kept is None or not same(kept[0], params):
                 kept = self.seen[number] = params, self.sums(params, np.arange(len(self.held_out.blocks)))
@@ -117,7 +139,7 @@ class Losses:
             tokens = torch.from_numpy(self.held_out.blocks.tokens[rows])[None].to(device)
             keep = torch.from_numpy(self.held_out.blocks.keep[rows])[None].to(device)
             parts.append(self.model.sums(params, tokens, keep)[0].double().cpu())
-        return torch.cat(parts, 1)
+        return torch.cat(parts, 1) if parts else torch.zeros(1, 0, dtype=torch.float64)
 
     def chunks(self, blocks: np.ndarray) -> Iterator[np.ndarray]:
         step = max(1, self.chunk // self.held_out.blocks.tokens.shape[1])

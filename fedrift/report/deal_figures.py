@@ -20,7 +20,7 @@ def divergence(pairwise: np.ndarray, *, width: Width = "container") -> Chart:
             for one in range(count) for other in range(count) if one != other]
     most = max((row["bits"] for row in rows), default=0.0)
     step = 30 if count <= LABELLED else 18 if count <= 30 else max(4, 540 // count)
-    axis = alt.Axis(labelOverlap=True, titleAngle=0, labelAngle=0)
+    axis = alt.Axis(labelOverlap="greedy", labelSeparation=8, labelAngle=0)
     base = alt.Chart(alt.InlineData(values=rows)).encode(
         x=alt.X("other:O", title="client", axis=axis),
         y=alt.Y("one:O", title="client", axis=alt.Axis(labelOverlap=True, titleAngle=0, titleAlign="right")))

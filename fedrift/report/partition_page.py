@@ -41,7 +41,7 @@ def render(sheet: Sheet) -> str:
         lines=[(*line(number), number.beyond) for number in measured.numbers],
         holding=holding(sheet), words=words(sheet), chance=deal_figures.CHANCE,
         samples=list(enumerate(sheet.samples))[:SHOWN], more=max(0, measured.clients - SHOWN),
-        total=int(round(measured.budgets.sum())), place=place, specs=specs, bundle=bundle())
+        total=float(measured.budgets.sum()), place=place, specs=specs, bundle=bundle())
 
 
 def holding(sheet: Sheet) -> list[Panel]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -13,7 +14,8 @@ from ..partition.measure import measure, pooled, written
 from ..partition.partition import document_id
 from ..partition.telling import telling_words
 from ..partition.words import count_words
-from ..seeds import numpy_stream
+
+Stream = Callable[..., np.random.Generator]  # of a purpose, as ``partial(numpy_stream, seed)``
 
 SAMPLES = 2  # documents of each client
 LENGTH = 320  # characters of each
@@ -21,7 +23,7 @@ TITLES = {  # of the numbers of a report: what it is called, what it means
     "token.jsd": ("word divergence", "Jensen-Shannon, bits: 0 if all clients use the same words equally often, "
                                      "log2 N if none in common"),
     "label.jsd": ("domain divergence", "Jensen-Shannon as a share of the most there can be: 1 is one domain a client"),
-    "label.distance": ("domain distance", "total variation between a client's domains and the pool's, mean over tokens"),
+    "label.distance": ("domain distance", "total variation of a client's domains from the pool's, mean over tokens"),
     "length.jsd": ("length divergence", "Jensen-Shannon of document lengths, as a share of the most there can be"),
     "vocabulary.jaccard": ("vocabulary in common", "words two clients share, of all that either has"),
     "vocabulary.coverage": ("vocabulary covered", "share of a client's text in words that another client has twice"),
@@ -64,26 +66,27 @@ class Sheet(NamedTuple):
         }
 
 
-def sheet(corpus: Corpus, partition: Partition, said: dict[str, Any], *, unit: str, note: str = "",
+def sheet(corpus: Corpus, partition: Partition, said: dict[str, Any], stream: Stream, *, unit: str, note: str = "",
           resplits: int = 20) -> Sheet:
     """Measure a partition of ``corpus`` and pick what to show; ``said`` has a corpus, a partition and a seed."""
-    seed, regime = int(said.get("seed", 0)), said["partition"]
+    regime = said["partition"]
     rows = np.sort(np.concatenate(partition.rows))
     owner, dealt = partition.owner(len(corpus))[rows], corpus.take(rows)
     counted = count_words(written(dealt, partition, owner))
-    title = f"{said['corpus']['name']} dealt to {len(partition)} clients by {regime['is']}, severity {regime['severity']:g}"
+    title = (f"{said['corpus']['name']} dealt to {len(partition)} clients by {regime['is']}, "
+             f"severity {regime['severity']:g}")
     if partition.rewrite:
         unit = "words"  # as written: that is what `measure` counts then
-    return Sheet(title, said, seed, unit, note, len(corpus), len(corpus) - len(rows),
-                 measure(corpus, partition, numpy_stream(seed, "heterogeneity"), resplits=resplits),
+    return Sheet(title, said, int(said["seed"]), unit, note, len(corpus), len(corpus) - len(rows),
+                 measure(corpus, partition, stream("heterogeneity"), resplits=resplits),
                  telling_words(pooled(counted.counts, owner, len(partition)), counted.vocabulary),
-                 [samples(corpus, partition, client, seed) for client in range(len(partition))])
+                 [samples(corpus, partition, client, stream) for client in range(len(partition))])
 
 
-def samples(corpus: Corpus, partition: Partition, client: int, seed: int) -> list[Sample]:
+def samples(corpus: Corpus, partition: Partition, client: int, stream: Stream) -> list[Sample]:
     """The beginnings of some documents of a client, drawn by chance."""
     rewrite = partition.rewrite[client] if partition.rewrite else None
-    drawn = numpy_stream(seed, "heterogeneity", "samples", client).permutation(partition.rows[client])[:SAMPLES]
+    drawn = stream("heterogeneity", "samples", client).permutation(partition.rows[client])[:SAMPLES]
     shown = []
     for row in drawn:
         found, label = str(corpus.text[row]), corpus.label[row]

@@ -9,7 +9,14 @@ import pytest
 
 from fedrift.corpus import Source, load_corpus
 from fedrift.corpus.sandbox import (
-    Sandbox, conflict, corpus_nats, document, domain_floor, language, mixture_floor, nats,
+    Sandbox,
+    conflict,
+    corpus_nats,
+    document,
+    domain_floor,
+    language,
+    mixture_floor,
+    nats,
 )
 from fedrift.corpus.sandbox.grammar import derivations
 from fedrift.corpus.sandbox.language import START
@@ -17,7 +24,8 @@ from fedrift.corpus.sandbox.text import parsed
 from fedrift.errors import UserError
 from fedrift.seeds import numpy_stream
 
-MIXED = Sandbox(domains=4, overlap=0.9, concept=0.05, styles=("plain", "slang", "formal", "short"), words=20, sentences=2)
+STYLES = ("plain", "slang", "formal", "short")
+MIXED = Sandbox(domains=4, overlap=0.9, concept=0.05, styles=STYLES, words=20, sentences=2)
 SHORT = Sandbox(domains=3, overlap=0.95, concept=0.1, styles=("plain", "slang"), words=20, sentences=1)
 
 

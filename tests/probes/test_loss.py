@@ -79,7 +79,7 @@ def test_before_and_after_are_measured_on_the_same_blocks():
     probe = Losses(Priced(), held_out(((10, 0), (0, 10), (5, 5))), own=2)
     done = train(FedAvg(), group, until=1)[0]
     reading = probe(done)
-    local, after = done.local["x"].flatten(), done.after.server.params["x"].item()
+    local, after = done.local["x"].flatten().tolist(), done.after.server.params["x"].item()
     assert reading["loss.before"].tolist() == pytest.approx([local[0], local[1] + 1, local[2] + 0.5])
     assert reading["loss.after"].tolist() == pytest.approx([after, after + 1, after + 0.5])
 

@@ -90,7 +90,8 @@ class Grammar:
         goes_on: dict[str, list[Choice]] = {}
         for symbol, choices in self.rules.items():
             goes_on[symbol] = [choice for choice in choices if any(part in self.rules for part in choice[1])]
-            ends[symbol] = sum(p for p, said in choices if not any(part in self.rules or part in symbols for part in said))
+            ends[symbol] = sum(p for p, said in choices if not any(part in self.rules or part in symbols
+                                                                   for part in said))
         chance = dict.fromkeys(self.rules, 0.0)
         for _ in range(ROUNDS):
             step = {symbol: 0.0 if symbol in symbols else ends[symbol] + sum(

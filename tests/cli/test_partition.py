@@ -1,0 +1,150 @@
+"""``fedrift partition``: the same deal as a run's, told without torch, and written so that others can read it."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from dataclasses import fields
+from hashlib import sha256
+
+import numpy as np
+import pytest
+import yaml
+from typer.testing import CliRunner
+
+from fedrift.cli.app import app
+from fedrift.cli.deals import ELSEWHERE, Deal, carry_out, read_deal
+from fedrift.errors import UserError
+from fedrift.experiment import Experiment
+from fedrift.setting import dealt
+from tests import worlds
+
+
+@pytest.fixture
+def sandbox(tmp_path):
+    """An experiment on a small sandbox, three clients of one domain each."""
+    file = tmp_path / "e.yaml"
+    said = {"corpus": {"name": "sandbox", "sandbox": {"domains": 3, "documents": 150, "words": 15, "overlap": 0.2}},
+            "partition": {"is": "TopicMix", "clients": 3}, "algorithm": "FedProx", "plan": {"rounds": 2}}
+    file.write_text(yaml.safe_dump(said))
+    return file
+
+
+def run(*arguments) -> str:
+    done = CliRunner().invoke(app, ["partition", *map(str, arguments)])
+    if done.exception:
+        raise done.exception
+    return done.stdout
+
+
+def test_it_deals_what_a_run_deals(tmp_path):
+    experiment = worlds.experiment(tmp_path)
+    file = tmp_path / "e.yaml"
+    file.write_text(yaml.safe_dump(experiment.written()))
+    stock = worlds.stock(tmp_path)
+    words = stock.corpus(experiment.corpus, experiment.model)
+    tokens = stock.tokens(words, experiment.model, experiment.tune)
+    corpus = words.sized(tokens.lengths)
+    wanted = [set(corpus.text[rows]) for rows in dealt(experiment, corpus).rows]
+    found = carry_out(read_deal(file))
+    assert found.unit == "tokens" and not found.note
+    assert [set(found.corpus.text[rows]) for rows in found.partition.rows] == wanted
+    size = dict(zip(corpus.text, corpus.size))
+    assert all(size[text] == count for text, count in zip(found.corpus.text, found.corpus.size))
+
+
+def test_it_knows_every_key_of_an_experiment(sandbox):
+    assert {field.name for field in fields(Deal)} | set(ELSEWHERE) == {field.name for field in fields(Experiment)}
+    with pytest.raises(UserError, match="did you mean 'partition'"):
+        read_deal(sandbox, ["partitoin.severity=0"])
+    with pytest.raises(UserError, match=r"partition.severity"):
+        read_deal(sandbox, ["partition.severity=2"])
+    with pytest.raises(UserError, match="path=value"):
+        read_deal(sandbox, ["partition"])
+
+
+def test_show_needs_no_torch(sandbox, tmp_path):
+    show = ["partition", "show", str(sandbox), "--out", str(tmp_path / "p.html")]
+    code = (f"import sys; from fedrift.cli.app import app; app({show}, standalone_mode=False); "
+            "assert 'torch' not in sys.modules and 'transformers' not in sys.modules")
+    subprocess.run([sys.executable, "-c", code], check=True, stdout=subprocess.DEVNULL)
+    assert (tmp_path / "p.html").stat().st_size > 10_000
+
+
+def test_show_as_json_is_whole_and_draws_no_page(sandbox, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    told = json.loads(run("show", sandbox, "--json", "partition.severity=0.5"))
+    assert told["experiment"]["partition"]["severity"] == 0.5
+    assert told["clients"] == 3 and len(told["characteristic"]) == 3 and len(told["pairwise"]) == 3
+    assert told["numbers"]["label.jsd"]["value"] > told["numbers"]["label.jsd"]["null"]
+    assert {"domain", "text", "found"} == set(told["samples"][0][0])
+    assert not list(tmp_path.glob("*.html"))
+
+
+def test_show_prints_the_numbers_and_says_where_the_page_is(sandbox, tmp_path):
+    said = run("show", sandbox, "--out", tmp_path / "p.html")
+    for part in ("TopicMix, severity 1", "word divergence", "by chance", "domain0", "bits", "p.html"):
+        assert part in said, part
+
+
+def test_words_and_not_tokens_are_counted_and_owned_up_to_where_there_is_no_tokenizer(sandbox):
+    told = json.loads(run("show", sandbox, "--json", "model=somebody/nothing-of-that-name"))
+    assert told["unit"] == "words" and "counted in words" in told["note"]
+
+
+def test_export_is_read_back_by_datasets_client_by_client(sandbox, tmp_path):
+    from datasets import load_dataset
+
+    out = tmp_path / "clients"
+    assert "3 clients" in run("export", sandbox, "--out", out)
+    told = json.loads((out / "partition.json").read_text())
+    done = carry_out(read_deal(sandbox))
+    for client, listed in enumerate(told["clients"]):
+        found = load_dataset(str(out), listed["name"], cache_dir=str(tmp_path / "cache"))["train"]
+        assert found.column_names == ["text", "label", "source"]
+        assert set(found["label"]) == {f"domain{client}"}
+        assert [sha256(text.encode()).hexdigest() for text in found["text"]] == listed["ids"]
+        assert sorted(found["text"]) == sorted(done.corpus.text[done.partition.rows[client]])
+        assert sha256((out / listed["file"]).read_bytes()).hexdigest() == listed["sha256"]
+    assert told["experiment"]["seed"] == 0 and told["left_out"] == 0
+    ids = [one for client in told["clients"] for one in client["ids"]]
+    assert len(ids) == len(set(ids)) == told["documents"]
+
+
+def test_export_writes_texts_as_their_clients_do_and_names_them_as_they_were(sandbox, tmp_path):
+    import pyarrow.parquet as pq
+
+    out = tmp_path / "clients"
+    run("export", sandbox, "--out", out, "partition={is: Truncate, clients: 2, shortest: 3}")
+    told = json.loads((out / "partition.json").read_text())
+    cut = pq.read_table(out / "client1" / "train.parquet").column("text").to_pylist()
+    assert max(len(text.split()) for text in cut) == 3
+    found = carry_out(read_deal(sandbox, ["partition={is: Truncate, clients: 2, shortest: 3}"]))
+    own = found.corpus.text[found.partition.rows[1]]
+    assert told["clients"][1]["ids"] == [sha256(text.encode()).hexdigest() for text in own]
+    assert [client["rewritten"] for client in told["clients"]] == [False, True]
+
+
+def test_the_same_deal_has_the_same_hash_and_another_seed_another(sandbox, tmp_path):
+    def content(name: str, *overrides: str) -> str:
+        run("export", sandbox, "--out", tmp_path / name, *overrides)
+        return json.loads((tmp_path / name / "partition.json").read_text())["content"]
+
+    deal = "partition.severity=0"
+    assert content("a", deal) == content("b", deal) != content("c", deal, "seed=1")
+
+
+def test_export_never_writes_into_a_folder_that_holds_something(sandbox, tmp_path):
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.txt").write_text("42")
+    with pytest.raises(UserError, match="not empty"):
+        run("export", sandbox, "--out", tmp_path / "mine")
+    assert [path.name for path in (tmp_path / "mine").iterdir()] == ["thesis.txt"]
+
+
+def test_documents_that_a_regime_leaves_out_are_counted(sandbox, tmp_path):
+    assert np.isfinite(json.loads(run("show", sandbox, "--json", "partition.budgets=trimmed"))["left_out"])
+    run("export", sandbox, "--out", tmp_path / "t", "partition.budgets=trimmed", "partition.clients=2")
+    told = json.loads((tmp_path / "t" / "partition.json").read_text())
+    assert sum(client["documents"] for client in told["clients"]) + told["left_out"] == told["documents"]

@@ -1,0 +1,26 @@
+"""How many clients share a forward pass."""
+
+from __future__ import annotations
+
+import torch
+
+from fedrift.fleet import micro
+from tests.models.networks import network
+
+
+def test_a_cohort_is_cut_where_memory_ends(monkeypatch):
+    plain, cpu = network("llama"), torch.device("cpu")
+    need = 4 * 16 * micro.bytes_per_token(plain)
+    monkeypatch.setattr(micro, "free_memory", lambda device: need * 6)
+    assert micro.micro_cohort(plain, 10, 4, 16, cpu) == 3  # half of the free memory holds three clients
+    monkeypatch.setattr(micro, "free_memory", lambda device: need // 100)
+    assert micro.micro_cohort(plain, 10, 4, 16, cpu) == 1
+    monkeypatch.setattr(micro, "free_memory", lambda device: need * 1000)
+    assert micro.micro_cohort(plain, 10, 4, 16, cpu) == 10
+
+
+def test_on_a_cpu_a_pass_stays_in_the_cache(monkeypatch):
+    monkeypatch.setattr(micro, "free_memory", lambda device: 1 << 50)
+    assert micro.micro_cohort(network("llama"), 10, 8, 128, torch.device("cpu")) == 4
+    assert micro.micro_cohort(network("llama"), 10, 8, 128, torch.device("cuda")) == 10
+    assert micro.micro_cohort(network("gpt2"), 10, 100, 128, torch.device("cpu")) == 1

@@ -1,0 +1,105 @@
+"""The page of a partition: whole, alone, and readable whatever the partition is like."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from functools import partial
+
+import numpy as np
+import pytest
+
+from fedrift.corpus import Source, load_corpus
+from fedrift.corpus.sandbox import Sandbox
+from fedrift.partition import Quantity, Style, TopicMix
+from fedrift.report.partition_page import SHOWN, render, write_partition_page
+from fedrift.report.sheet import Sheet, beginning, line, sheet, verdict
+from fedrift.seeds import numpy_stream
+
+from .test_page import prose, specs
+
+
+@pytest.fixture(scope="module")
+def corpus():
+    return load_corpus(Source("sandbox", sandbox=Sandbox(domains=3, documents=240, words=15, overlap=0.3))).train
+
+
+def shown(corpus, partitioner, **said) -> Sheet:
+    dealt = partitioner(corpus, numpy_stream(0, "partition"))
+    told = {"corpus": {"name": corpus.name}, "partition": {"is": type(partitioner).__name__, **vars(partitioner)},
+            "seed": 0}
+    return sheet(corpus, dealt, told, partial(numpy_stream, 0), unit="words", resplits=5, **said)
+
+
+def test_the_page_needs_nothing_beside_it_and_draws_every_figure(corpus, tmp_path):
+    page = write_partition_page(shown(corpus, TopicMix(3)), tmp_path)
+    html = page.read_text()
+    assert page == tmp_path / "index.html"
+    assert "<script src" not in html and "http-equiv" not in html and "<link" not in html
+    # who holds what, who differs, and the words of three clients
+    assert list(specs(html)) == [f"chart-{number}" for number in range(5)]
+    assert all(f'id="chart-{number}"' in html for number in range(5))
+
+
+def test_it_says_first_what_the_clients_are_like_and_last_how_they_were_dealt(corpus):
+    text = prose(render(shown(corpus, TopicMix(3))))
+    words = ("TopicMix, severity 1", "beyond what chance gives", "How different", "word divergence", "Who holds what",
+             "client 0, 100% domain0", "What they read", "The deal", "severity: 1.0")
+    order = [text.index(word) for word in words]
+    assert order == sorted(order)
+
+
+def test_a_deal_by_chance_is_called_so(corpus):
+    iid, skewed = (shown(corpus, TopicMix(3, severity)) for severity in (0.0, 1.0))
+    assert "None of the 7 numbers lies beyond" in verdict(iid.measured)
+    assert verdict(skewed.measured).startswith(("6 of the 7", "All 7"))
+    assert "beyond chance</span>" not in render(iid) and "beyond chance</span>" in render(skewed)
+
+
+def test_rewritten_samples_stand_beside_what_they_were(corpus):
+    page = shown(corpus, Style(2, styles=("plain", "slang")))
+    assert page.unit == "words"
+    plain, slang = page.samples
+    assert not any(sample.found for sample in plain) and all(sample.found for sample in slang)
+    assert "as found" in render(page)
+
+
+def test_a_corpus_without_labels_shows_budgets_instead_of_domains(corpus):
+    bare = replace(corpus, label=np.full(len(corpus), -1), domains=())
+    html = render(shown(bare, Quantity(4, 0.6)))
+    assert "words by client" in prose(html) and "client and domain" not in prose(html)
+    assert "domain divergence" not in prose(html)
+    assert len(specs(html)) >= 2
+
+
+def test_many_clients_are_shown_in_part_and_the_page_says_so(corpus):
+    text = prose(render(shown(corpus, Quantity(SHOWN + 6, 0.0))))
+    assert "6 more clients are not shown" in text and f"client {SHOWN + 5}" not in text
+
+
+def test_one_client_is_no_comparison(corpus):
+    html = render(shown(corpus, Quantity(1)))
+    assert "divergence of two clients" not in html and len(specs(html)) == 1
+
+
+def test_texts_from_outside_cannot_become_part_of_the_page(corpus):
+    page = shown(corpus, TopicMix(3))
+    evil = page.samples[0][0]._replace(text="</script><script>alert(1)</script>")
+    html = render(page._replace(samples=[[evil]], words=[[("</script><b>", 9.0)]], title="<i>x"))
+    assert "<script>alert" not in html and "</script><b>" not in html and "<i>x" not in html
+
+
+def test_everything_is_plain_json(corpus):
+    told = json.loads(json.dumps(shown(corpus, TopicMix(3)).plain(), allow_nan=False))
+    assert told["documents_in_pool"] == len(corpus) and told["numbers"]["budget.variation"]["null"] is None
+
+
+def test_numbers_without_a_null_have_dashes(corpus):
+    measured = shown(corpus, TopicMix(3)).measured
+    assert line(measured["budget.variation"])[3:] == ("–", "–")
+    assert "±" in line(measured["token.jsd"])[3]
+
+
+def test_a_beginning_ends_between_words():
+    assert beginning("one two three", 9) == "one two …"
+    assert beginning("one\n\n two", 9) == "one two"
