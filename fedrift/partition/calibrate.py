@@ -45,7 +45,7 @@ def token_severity(corpus: Corpus, partition: Partition) -> float:
     chance[mixed] = cut(size[mixed], np.bincount(owner, weights=size, minlength=clients))
     found, null = (generalised_jsd(pooled(counts, who, clients)) for who in (owner, chance))
     most = np.log2(clients) if clients > 1 else 1.0
-    return float(found / max(most, 1e-12))
+    return float((found - null) / max(most - null, 1e-12))
 
 
 def calibrate(

@@ -13,7 +13,7 @@ Table = np.ndarray | csr_array
 
 def entropy(table: Table) -> np.ndarray:
     """Shannon entropy of each row's distribution in bits, [N]; NaN for an empty row."""
-    sparse = csr_array(table, dtype=np.float64)
+    sparse: csr_array = csr_array(table).astype(np.float64)
     mass = np.asarray(sparse.sum(axis=1)).ravel()
     each = csr_array((_xlogx(sparse.data), sparse.indices, sparse.indptr), shape=sparse.shape)
     with np.errstate(invalid="ignore", divide="ignore"):

@@ -82,7 +82,7 @@ def pairs(words: Words, rng: np.random.Generator) -> dict[str, str]:
     total = words.total
     count = dict(zip(words.vocabulary, total, strict=True))
     alike: defaultdict[str, list[str]] = defaultdict(list)
-    for v in np.lexsort((words.vocabulary, -total)):
+    for v in np.lexsort((np.array(words.vocabulary), -total)):
         word = words.vocabulary[v]
         if total[v] >= 5 and len(word) > 1 and word not in FUNCTION_WORDS:
             alike[ending(word)].append(word)

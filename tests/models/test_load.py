@@ -207,7 +207,6 @@ def test_a_copy_without_pockets_weights_says_so(monkeypatch, tmp_path):
         load_model("pocket", cache=tmp_path)
 
 
-@pytest.mark.skipif(not (POCKET / "model.safetensors").exists(), reason="pocket is still being pretrained")
 def test_pocket_comes_with_the_package_and_is_what_its_preset_says(tmp_path):
     model = load_model("pocket", cache=tmp_path)
     assert model.network.num_parameters() == PRESETS["pocket"].parameters

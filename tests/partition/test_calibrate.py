@@ -47,7 +47,7 @@ def test_a_target_out_of_reach_is_refused_with_what_can_be_reached():
         match=r"KDomains cannot .* 0\.300 .* 0\.00\d at severity 0, 0\.999 at 1, .* nearest 0\.2",
     ):
         calibrate(KDomains(8), documents, 0.3, stream)
-    with pytest.raises(UserError, match="TokenTilt cannot be set to measure 0.900"):
+    with pytest.raises(UserError, match=r"TokenTilt cannot be set to measure 0\.900"):
         calibrate(TokenTilt(4), documents, 0.9, stream, severity=token_severity)
 
 

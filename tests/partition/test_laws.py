@@ -80,7 +80,7 @@ def test_chance_decides_and_not_the_place_in_the_corpus(kind):
 
 @every
 def test_more_clients_than_documents_are_refused_with_a_way_out(kind):
-    with pytest.raises(UserError, match="9 clients .* 8 documents .* at most 8"):
+    with pytest.raises(UserError, match=r"9 clients .* 8 documents .* at most 8"):
         dealt(kind(9), topical(documents=8))
 
 

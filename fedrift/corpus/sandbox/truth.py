@@ -73,7 +73,7 @@ def found(language: Language, domain: int, share: np.ndarray) -> float:
 
 def silent(sentence: float, many: float) -> float:
     """The chance that no sentence of a document says something, if one says nothing with chance ``sentence``."""
-    return sentence ** many
+    return sentence / (many - (many - 1) * sentence)
 
 
 def shares(language: Language, weights: Sequence[float] | None) -> np.ndarray:
