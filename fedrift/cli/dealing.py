@@ -60,6 +60,8 @@ def export(file: File, overrides: Overrides = None,
     dealt = carry_out(read_deal(file, overrides or ()), data)
     listed = write(dealt.corpus, dealt.partition, out, {"experiment": dealt.deal.written(), "unit": dealt.unit})
     typer.echo(f"{len(dealt.partition)} clients in {out.resolve()}, listed in {listed.name}")
+    if dealt.note:
+        typer.echo(dealt.note, err=True)
 
 
 def on_screen(shown: Sheet) -> None:

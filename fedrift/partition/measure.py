@@ -142,14 +142,12 @@ def leading(words: Words) -> np.ndarray:
     return np.sort(np.argsort(-words.total, kind="stable")[:LEADING])
 
 
-def characteristic(
-    counts: csr_array, vocabulary: tuple[str, ...], many: int = 10
-) -> tuple[tuple[str, ...], ...]:
+def characteristic(counts: csr_array, vocabulary: tuple[str, ...]) -> tuple[tuple[str, ...], ...]:
     """The words that tell most of each client: the largest terms of its divergence from the pool.
 
     The term of word v is q_k(v) log2(q_k(v) / p(v)).
     """
-    pool = counts.sum(axis=0) / max(counts.sum(), 1.0)
+    pool = np.asarray(counts.sum(axis=0)) / max(float(counts.sum()), 1.0)
     found = []
     for client in range(counts.shape[0]):
         start, end = counts.indptr[client : client + 2]

@@ -14,6 +14,7 @@ from fedrift.corpus.sandbox import Sandbox, document, language
 from fedrift.corpus.sandbox.language import START
 from fedrift.corpus.sandbox.text import parsed, spelled
 from fedrift.errors import UserError
+from fedrift.experiment import parse
 from fedrift.seeds import numpy_stream
 
 SMALL = Sandbox(domains=3, documents=90, words=20)
@@ -55,6 +56,15 @@ def test_a_source_without_dials_keeps_the_id_it_had():
     assert canonical(Source("sandbox", sandbox=Sandbox())) == {"is": "Source", "name": "sandbox"}
     assert canonical(Source("sandbox", sandbox=SMALL))["sandbox"] == {
         "is": "Sandbox", "domains": 3, "documents": 90, "words": 20}
+
+
+def test_its_dials_are_turned_in_yaml_and_on_the_command_line_and_checked_at_the_door():
+    said = {"corpus": "sandbox"}
+    assert parse(said, ["corpus.sandbox.overlap=0.25"]).corpus.sandbox == Sandbox(overlap=0.25)
+    for wrong, told in (("overlp=1", "did you mean 'overlap'"), ("overlap=2", "less than or equal to 1"),
+                        ("styles=[posh]", "posh")):
+        with pytest.raises(UserError, match=told):
+            parse(said, [f"corpus.sandbox.{wrong}"])
 
 
 def test_dials_on_another_corpus_are_refused():

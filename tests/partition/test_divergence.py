@@ -31,8 +31,9 @@ def test_jsd_of_two_equal_rows_is_scipys_distance_squared():
 
 
 def test_jsd_weighs_clients_by_their_counts():
-    table = np.array([[30.0, 0], [0, 10]])
-    assert np.isclose(apart.generalised_jsd(table), nats([0.75, 0.25], base=2))
+    table = np.array([[30.0, 30], [0, 20]])
+    expected = nats([3, 5], base=2) - 0.75 * 1.0
+    assert np.isclose(apart.generalised_jsd(table), expected)
 
 
 def test_jsd_is_0_for_one_distribution_and_1_for_clients_of_their_own():
@@ -50,11 +51,11 @@ def test_total_variation_by_hand():
 
 
 def test_jaccard_and_coverage_by_hand():
-    table = csr_array(np.array([[4.0, 1, 0], [2.0, 0, 3], [0, 0, 0]]))
-    assert np.allclose(apart.jaccard(table)[:2, :2], [[1, 1 / 3], [1 / 3, 1]])
+    table = csr_array(np.array([[4.0, 1, 0], [2.0, 1, 3], [0, 0, 0]]))
+    assert np.allclose(apart.jaccard(table)[:2, :2], [[1, 2 / 3], [2 / 3, 1]])
     found = apart.coverage(table)
-    assert found[0, 1] == pytest.approx(4 / 5)  # client 1 has the first word twice, the second never
-    assert found[1, 0] == pytest.approx(2 / 5)
+    assert found[0, 1] == pytest.approx(4 / 5)  # of the second word client 1 has only one
+    assert found[1, 0] == pytest.approx(2 / 6)
     assert found[2, 0] == 0 and np.isfinite(found).all()
 
 

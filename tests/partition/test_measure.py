@@ -18,6 +18,7 @@ from fedrift.partition import (
     Substitute,
     TokenTilt,
     TopicMix,
+    Truncate,
 )  # fmt: skip
 from fedrift.partition.embeddings import frechet, mmd2, mmd_p_value, principal
 from fedrift.partition.identification import identification
@@ -73,6 +74,19 @@ def test_quantity_shows_in_the_budgets():
     assert not found["budget.variation"].beyond
 
 
+def test_the_null_of_unequal_clients_is_of_unequal_clients():
+    found = report(Quantity(4, 1.0), topical(400))["token.jsd"]
+    assert abs(found.value - found.null) < 5 * found.deviation
+
+
+def test_budgets_of_rewriting_clients_are_in_words_as_written():
+    documents = stories(400)
+    found = report(Truncate(4), documents)
+    assert found["budget.variation"].value < 0.1
+    assert np.ptp(found.words) < 0.15 * found.words.mean()
+    assert found.documents.max() > 2 * found.documents.min()
+
+
 def test_tables_are_those_of_the_partition():
     documents = topical(200)
     partition = TopicMix(4)(documents, numpy_stream(0, "partition"))
@@ -92,7 +106,7 @@ def test_a_report_is_json():
 
 
 def test_an_unknown_number_says_which_there_are():
-    with pytest.raises(KeyError, match="no number 'jsd'.*token.jsd"):
+    with pytest.raises(KeyError, match=r"no number 'jsd'.*token.jsd"):
         report(TopicMix(3), topical(60))["jsd"]
 
 

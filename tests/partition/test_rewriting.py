@@ -134,6 +134,13 @@ def test_what_a_low_severity_swaps_a_high_one_swaps_too(kind):
 def test_what_a_low_severity_drops_a_high_one_drops_too():
     documents = stories(60)
     low, high, full = (deal(StopwordDrop(2, s), documents).rewrite[1] for s in (0.3, 0.6, 1.0))
+    lengths = [
+        sum(len(split(r(t, document_id(t)))) if r else len(split(t)) for t in documents.text)
+        for r in (None, low, high, full)
+    ]
+    assert np.allclose(
+        (lengths[0] - np.array(lengths)) / (lengths[0] - lengths[3]), [0, 0.3, 0.6, 1], atol=0.05
+    )
     for text in documents.text:
         kept = [split(rewrite(text, document_id(text))) for rewrite in (high, low)]
         remaining = iter(kept[1])
@@ -175,6 +182,12 @@ def test_pairs_are_of_like_frequency_and_ending():
     assert all(total[w] >= 5 for w in partner)
     assert all(1 / 1.5 <= total[w] / total[partner[w]] <= 1.5 for w in partner)
     assert not set(partner) & FUNCTION_WORDS
+
+
+def test_single_letters_have_no_partner():
+    """A capital X could stand for x or for xx in capitals, so the swap could not be undone."""
+    words = count_words(["x y z k xx yy zz kk"] * 9)
+    assert set(pairs(words, np.random.default_rng(0))) == {"xx", "yy", "zz", "kk"}
 
 
 def test_every_dialect_has_pairs_of_its_own():

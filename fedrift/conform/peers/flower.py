@@ -82,7 +82,7 @@ def packed(x: float) -> Parameters:
     return ndarrays_to_parameters([np.array([x])])
 
 
-class Proxy(ClientProxy):
+class Proxy(ClientProxy):  # type: ignore[misc]
     """A client that has answered already."""
 
     get_properties = get_parameters = fit = evaluate = reconnect = None  # type: ignore[assignment]
