@@ -55,7 +55,7 @@ def demo(out: Annotated[Path, typer.Option("--out", help="Where the HTML page go
     pairs = list(zip(runs[::2], runs[1::2], strict=True))
     verdicts(pairs)
     page = write_report([exhibit(run, twin) for run, twin in pairs], out)
-    typer.echo(f"\nruns   {root.resolve()}\nreport {page.resolve()}")
+    typer.echo(f"runs   {root.resolve()}\nreport {page.resolve()}")
 
 
 def validate(file: File, overrides: Overrides = None) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
+from rich.box import SIMPLE
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
@@ -77,20 +78,22 @@ def summary(run: Run) -> None:
 
 def verdicts(pairs: list[tuple[Run, Run]]) -> None:
     """Runs beside their IID twins, and what to think of each."""
-    table = Table(title="Each run beside its IID twin (loss in nats per token, mean of the last 5 evaluations)")
-    for name, justify in (("run", "left"), ("algorithm", "left"), ("start", "right"), ("end", "right"), ("twin's end", "right"),
-                          ("gap", "right"), ("worst domain", "left"), ("swing vs twin", "right"), ("failure", "left")):
-        table.add_column(name, justify=justify)  # type: ignore[arg-type]
+    table = Table(title="Beside the IID twin: loss in nats per token, mean of the last 5 evaluations", box=SIMPLE)
+    for name in ("algorithm", "end", "gap", "worst domain", "swing", "failure", "run"):
+        table.add_column(name, justify="right" if name in ("end", "gap", "swing") else "left", no_wrap=True)
     screen, sentences = Console(highlight=False), []
     for run, twin in pairs:
-        said = verdict(run.trajectory(), twin.trajectory())
-        table.add_row(run.id, run.experiment["algorithm"]["is"], *(number(value) for value in (
-            said.start, said.end, said.end - said.gap, said.gap)), f"{said.worst_domain} {said.worst_gap:+.3f}",
-            f"{said.swing_ratio:.1f}x", said.grade)
-        sentences.append(f"[bold]{run.experiment['algorithm']['is']}[/]: {said.sentence}")
+        said, name = verdict(run.trajectory(), twin.trajectory()), run.experiment["algorithm"]["is"]
+        table.add_row(name, number(said.end), signed(said.gap), f"{said.worst_domain} {signed(said.worst_gap)}",
+                      "" if math.isnan(said.swing_ratio) else f"{said.swing_ratio:.1f}x", said.grade, run.id[:6])
+        sentences.append(f"[bold]{name}[/]: {said.sentence}")
     screen.print(table)
     for sentence in sentences:
-        screen.print(sentence)
+        screen.print(sentence + "\n")
+
+
+def signed(value: float) -> str:
+    return "" if math.isnan(value) else f"{value:+.3f}"
 
 
 def number(value: float) -> str:

@@ -37,10 +37,15 @@ def mean_rows(exhibits: Iterable[Exhibit], metric: str) -> list[Row]:
     return rows
 
 
+def stages_of(run: Trajectory) -> tuple[tuple[str, str], ...]:
+    """Which metrics are before and after averaging: both on the same blocks where the run has that."""
+    return ("loss.before", BEFORE), ("loss.after" if run.has_table("loss.after") else "loss", AFTER)
+
+
 def client_rows(run: Trajectory, client: int) -> list[Row]:
     """One client's loss on its own distribution before and after averaging."""
     rows = []
-    for metric, stage in (("loss.before", BEFORE), ("loss", AFTER)):
+    for metric, stage in stages_of(run):
         if run.has_table(metric):
             values = run.table(metric)[:, client]
             seen = ~np.isnan(values)
@@ -51,7 +56,7 @@ def client_rows(run: Trajectory, client: int) -> list[Row]:
 def spread_rows(run: Trajectory) -> list[Row]:
     """All clients' losses before and after averaging as median, lowest and highest of each round."""
     rows: list[Row] = []
-    for metric, stage in (("loss.before", BEFORE), ("loss", AFTER)):
+    for metric, stage in stages_of(run):
         if not run.has_table(metric):
             continue
         table = run.table(metric)

@@ -98,3 +98,9 @@ def lab(rgb: np.ndarray) -> np.ndarray:
     ratio = np.clip(to_xyz @ np.clip(rgb, 0, 1) / [0.9505, 1.0, 1.089], 1e-9, None)
     root = np.where(ratio > 0.008856, np.cbrt(ratio), 7.787 * ratio + 16 / 116)
     return np.array([116 * root[1] - 16, 500 * (root[0] - root[1]), 200 * (root[1] - root[2])])
+
+
+def test_before_and_after_averaging_are_drawn_from_the_same_blocks():
+    """``loss`` of a client is measured on other blocks than ``loss.before``: a gap between the two says nothing."""
+    run = Trajectory([Record(1, "loss", "", 0, 9.0), Record(1, "loss.before", "", 0, 4.0), Record(1, "loss.after", "", 0, 5.0)])
+    assert sorted(row["value"] for row in client_rows(run, 0)) == [4.0, 5.0]
