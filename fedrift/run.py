@@ -125,7 +125,8 @@ def last_loss(rows: list[Record], metric: str = "loss") -> float:
 def keep(run: Run, state: State) -> None:
     """Store all that a run is between two rounds."""
     trees: dict[str, Any] = {f"server.{f.name}": getattr(state.server, f.name) for f in fields(Server)}
-    tensors = {f"{part}/{name}": leaf for part, tree in {**trees, "memory": state.memory}.items() for name, leaf in tree.items()}
+    tensors = {f"{part}/{name}": leaf for part, tree in {**trees, "memory": state.memory}.items()
+               for name, leaf in tree.items()}
     tensors["group"] = state.group
     save_state(run.state_path, tensors, {"round": state.round, "leaves": list(tensors)})
 

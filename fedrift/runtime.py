@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,12 +9,7 @@ from pathlib import Path
 import torch
 
 from .errors import UserError
-
-
-def cache_folder() -> Path:
-    """Where fetched models and tokenised corpora are kept: ``FEDRIFT_CACHE``, else the user's cache."""
-    said = os.environ.get("FEDRIFT_CACHE")
-    return Path(said).expanduser() if said else Path.home() / ".cache" / "fedrift"
+from .folders import cache_folder
 
 
 @dataclass(frozen=True)
@@ -40,7 +34,8 @@ class Runtime:
             return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
         there = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
         if not there.get(self.device.split(":")[0], False):
-            raise UserError(f"device {self.device!r} is not here; there are auto, {', '.join(d for d, ok in there.items() if ok)}")
+            has = ", ".join(["auto", *(device for device, ok in there.items() if ok)])
+            raise UserError(f"device {self.device!r} is not here; there are {has}")
         return torch.device(self.device)
 
     def begin(self) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from fedrift.algorithms import FedProx, Scaffold
@@ -110,7 +112,8 @@ def test_the_learning_rate_goes_down_the_cosine_by_round():
 
 
 @pytest.mark.parametrize(("content", "told"), [
-    (b"", "holds no experiment"), (b"- a\n- b", "holds no experiment"), (b"corpus: [", "is not YAML"), (b"\xff\xfe\x00", "not a text file")])
+    (b"", "holds no experiment"), (b"- a\n- b", "holds no experiment"), (b"corpus: [", "is not YAML"),
+    (b"\xff\xfe\x00", "not a text file")])
 def test_a_file_that_is_no_experiment_says_so(tmp_path, content, told):
     path = tmp_path / "e.yaml"
     path.write_bytes(content)
@@ -123,6 +126,9 @@ def test_a_missing_file_says_so(tmp_path):
         load_experiment(tmp_path / "none.yaml")
 
 
-@pytest.mark.parametrize("path", sorted(__import__("pathlib").Path("experiments").glob("*.yaml")), ids=lambda path: path.name)
+EXPERIMENTS = Path(__file__).resolve().parents[1] / "experiments"
+
+
+@pytest.mark.parametrize("path", sorted(EXPERIMENTS.glob("*.yaml")), ids=lambda path: path.name)
 def test_every_experiment_that_comes_with_fedrift_is_valid(path):
     assert isinstance(load_experiment(path), Experiment)

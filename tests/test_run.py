@@ -54,7 +54,7 @@ def test_a_run_stores_what_was_asked_what_came_and_where_to_go_on(tmp_path):
     run = carry_out(experiment(tmp_path), stock(tmp_path))
     assert run.status == "finished"
     assert run.experiment["plan"]["clip"] == 1.0  # defaults too
-    assert run.environment["packages"]["torch"] == torch.__version__.split("+")[0] or run.environment["packages"]["torch"]
+    assert torch.__version__.startswith(run.environment["packages"]["torch"].split("+")[0])
     trajectory = run.trajectory()
     assert trajectory.rounds.tolist() == [0, 1, 2, 3, 4]
     assert trajectory.curve("loss")[-1] < trajectory.curve("loss")[0]
@@ -86,8 +86,9 @@ def replace_root(folder, name):
 
 def test_a_process_killed_by_the_system_resumes_bit_for_bit(tmp_path):
     asked = experiment(tmp_path, "plan.rounds=30")
-    code = ("import sys; from pathlib import Path; from tests.worlds import experiment, stock; from fedrift.run import carry_out;"
-            "folder = Path(sys.argv[1]); carry_out(experiment(folder, 'plan.rounds=30'), stock(folder))")
+    code = ("import sys; from pathlib import Path; from tests.worlds import experiment, stock;"
+            "from fedrift.run import carry_out; folder = Path(sys.argv[1]);"
+            "carry_out(experiment(folder, 'plan.rounds=30'), stock(folder))")
     process = subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], env={**os.environ, "PYTHONPATH": os.getcwd()})
     there = stock(tmp_path)
     timings = there.runtime.root / resolve(asked, there).id / "timings.jsonl"
@@ -179,7 +180,8 @@ def test_stored_adapters_are_worn_by_peft_with_the_same_logits(tmp_path, kind):
     ours = setting.losses.model.hidden(params, tokens)[0] @ setting.losses.model.head.weight.T
     logits = theirs(input_ids=tokens[0]).logits
     assert torch.allclose(ours, logits, atol=1e-5)
-    assert not torch.allclose(logits, AutoModelForCausalLM.from_pretrained(tmp_path / f"model-{kind}")(tokens[0]).logits, atol=1e-4)
+    untrained = AutoModelForCausalLM.from_pretrained(tmp_path / f"model-{kind}")
+    assert not torch.allclose(logits, untrained(tokens[0]).logits, atol=1e-4)
 
 
 @pytest.mark.parametrize("tune", ["{is: LastK, blocks: 1}", "Full"])

@@ -52,7 +52,7 @@ def merged(params: Tree, under: Tree, tune: Lora, model: StackedModel) -> Tree:
     adapters alone are not the model."""
     weights = Tree()
     for path, module in model.modules.items():
-        weight: Tensor = module.weight.detach().cpu()  # type: ignore[assignment,union-attr]
+        weight = module.get_parameter("weight").detach().cpu()
         change = tune.scale * (under[f"{path}.base"] + params[f"{path}.B"] @ params[f"{path}.A"])
         weights[f"{path}.weight"] = weight + (change.T if is_transposed(module) else change)
     return weights

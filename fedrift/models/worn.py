@@ -89,10 +89,7 @@ class OwnLinear(Own):
         weight = self.leaf("weight")  # [C, O, I]; Conv1D: [C, I, O]
         matrix = weight if isinstance(self.base, Conv1D) else weight.mT
         rows = x.reshape(len(weight), -1, x.shape[-1])  # [C, B*T, I]
-        if self.has_bias:
-            y = torch.baddbmm(self.leaf("bias").unsqueeze(1), rows, matrix)
-        else:
-            y = torch.bmm(rows, matrix)
+        y = torch.baddbmm(self.leaf("bias").unsqueeze(1), rows, matrix) if self.has_bias else torch.bmm(rows, matrix)
         return y.view(*x.shape[:-1], y.shape[-1])
 
 
@@ -105,7 +102,8 @@ class OwnNorm(Own):
         probe = torch.linspace(-2, 3, 4 * base.weight.numel()).view(4, -1).to(base.weight)  # type: ignore[operator,union-attr,arg-type]
         ours = self.plain(probe) * base.weight + (base.bias if self.has_bias else 0)  # type: ignore[operator]
         if not torch.allclose(ours, base(probe), rtol=1e-4, atol=1e-5):
-            raise UserError(f"cannot train {path}: {type(base).__name__} is neither LayerNorm nor RMSNorm; use tune: {{is: Lora}}")
+            raise UserError(f"cannot train {path}: {type(base).__name__} is neither LayerNorm nor RMSNorm; "
+                            "use tune: {is: Lora}")
 
     def plain(self, x: Tensor) -> Tensor:
         if isinstance(self.base, nn.LayerNorm):

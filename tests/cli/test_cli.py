@@ -51,7 +51,7 @@ def test_every_command_explains_itself(capsys, monkeypatch):
 def test_from_an_experiment_to_a_page(world, capsys, monkeypatch):
     code, out, _ = fedrift(capsys, monkeypatch, "run", "e.yaml", "--twin", "--device", "cpu")
     assert code == 0
-    assert "beside its IID twin" in out
+    assert "Beside the IID twin" in out
     code, out, _ = fedrift(capsys, monkeypatch, "runs", "--json")
     found = json.loads(out)
     assert [run["status"] for run in found] == ["finished", "finished"]
@@ -86,7 +86,8 @@ def test_a_mistake_is_one_message_and_exit_code_2(world, capsys, monkeypatch):
 
 
 def test_a_bad_corpus_is_told_and_nothing_is_stored(world, capsys, monkeypatch):
-    for name, content, told in [("empty.csv", b"", "empty"), ("binary.csv", bytes(range(256)) * 9, ""), ("other.csv", b"a,b\n1,2\n", "text")]:
+    bad = [("empty.csv", b"", "empty"), ("binary.csv", bytes(range(256)) * 9, ""), ("other.csv", b"a,b\n1,2\n", "text")]
+    for name, content, told in bad:
         (world / name).write_bytes(content)
         code, _, err = fedrift(capsys, monkeypatch, "run", "e.yaml", f"corpus.name={name}", "corpus.content=''")
         assert code == 2

@@ -152,7 +152,7 @@ def test_the_status_follows_the_run(tmp_path):
 
 
 def test_a_file_that_is_not_there_or_broken_is_named(run):
-    with pytest.raises(UserError, match="has no finished.json"):
+    with pytest.raises(UserError, match=r"has no finished\.json"):
         run.read_json("finished")
     (run.folder / "experiment.json").write_text("{")
     with pytest.raises(UserError, match=r"experiment.json is not JSON"):
