@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import fields, replace
+from pathlib import Path
 from time import perf_counter
 from typing import Any, NamedTuple
 
 import torch
 
+from .errors import UserError
 from .experiment import Experiment
 from .models.export import save_model
 from .probes import recorded
@@ -42,7 +44,7 @@ def carry_out(experiment: Experiment, stock: Stock | None = None, watch: Watch =
     """
     stock = stock or Stock()
     experiment = resolve(experiment, stock)
-    run = Run(stock.runtime.root, experiment.id)
+    run = Run(writable(stock.runtime.root), experiment.id)
     if run.finished:
         return run
     with run.lock():
@@ -52,6 +54,15 @@ def carry_out(experiment: Experiment, stock: Stock | None = None, watch: Watch =
             run.fail(int(run.trajectory().rounds.max(initial=0)), f"{type(error).__name__}: {error}")
             raise
     return run
+
+
+def writable(root: Path) -> Path:
+    """The folder of the runs, made if it is not there."""
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"runs cannot be kept in {root}: {error.strerror}; name another folder (--runs)") from error
+    return root
 
 
 def _carry_out(experiment: Experiment, run: Run, stock: Stock, watch: Watch) -> None:
@@ -96,8 +107,10 @@ def observe(done: Round, setting: Setting) -> list[Record]:
 def finish(experiment: Experiment, run: Run, setting: Setting, state: State, stock: Stock) -> None:
     """The larger evaluation, the models, and the word that the run is over."""
     begun = perf_counter()
-    rows = recorded(setting.final.at_the_end(state), state.round, [], setting.fleet.size) if setting.final else []
-    run.append(rows)
+    rows = [row for row in run.records() if row.metric.startswith("final.")]  # there already if it was killed below
+    if setting.final and not rows:
+        rows = recorded(setting.final.at_the_end(state), state.round, [], setting.fleet.size)
+        run.append(rows)
     save_model(run.folder / "model", setting.losses.model, experiment.tune, experiment.model, state.server)  # type: ignore[arg-type]
     run.timing(state.round, final=perf_counter() - begun)
     timings = run.timings()

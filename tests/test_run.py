@@ -103,6 +103,26 @@ def test_a_process_killed_by_the_system_resumes_bit_for_bit(tmp_path):
     assert_equal(carry_out(asked, replace_root(tmp_path, "unbroken")), broken)
 
 
+def test_a_run_killed_at_its_very_end_resumes_bit_for_bit(tmp_path, monkeypatch):
+    asked = experiment(tmp_path)
+    unbroken = carry_out(asked, replace_root(tmp_path, "unbroken"))
+
+    def full_disk(*what):
+        raise Killed
+
+    with monkeypatch.context() as broken:
+        broken.setattr("fedrift.run.save_model", full_disk)
+        with pytest.raises(Killed):
+            carry_out(asked, replace_root(tmp_path, "broken"))
+    assert_equal(unbroken, carry_out(asked, replace_root(tmp_path, "broken")))
+
+
+def test_no_rounds_are_an_evaluation_of_the_pretrained_model(tmp_path):
+    run = carry_out(experiment(tmp_path, "plan.rounds=0"), stock(tmp_path))
+    assert run.trajectory().rounds.tolist() == [0]
+    assert math.isfinite(run.read_json("finished")["final_loss"])
+
+
 def test_a_finished_run_is_not_run_again(tmp_path):
     asked, there = experiment(tmp_path), stock(tmp_path)
     first = carry_out(asked, there)

@@ -13,6 +13,7 @@ from .options import ROOT, Json, Names, Root
 
 def runs(root: Root = ROOT, as_json: Json = False) -> None:
     """List the runs, the oldest first."""
+    from rich.box import SIMPLE
     from rich.console import Console
     from rich.table import Table
 
@@ -27,9 +28,9 @@ def runs(root: Root = ROOT, as_json: Json = False) -> None:
     if not found:
         typer.echo(f"no runs in {root.resolve()}; `fedrift demo` makes six")
         return
-    table = Table()
+    table = Table(box=SIMPLE)
     for name in ("id", "run", "corpus", "model", "seed", "rounds", "status"):
-        table.add_column(name)
+        table.add_column(name, no_wrap=name in ("id", "run", "status"))
     for run in found:
         said, trajectory = run.experiment, run.trajectory()
         reached = int(trajectory.rounds.max(initial=0))

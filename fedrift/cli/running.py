@@ -76,10 +76,14 @@ def carry_out_all(experiments: list[Experiment], where: Runtime) -> list[Run]:
     from .screen import Bar
 
     stock, runs = Stock(where), []
-    with Bar(sum(experiment.plan.rounds for experiment in experiments)) as bar:
-        for experiment in experiments:
-            runs.append(carry_out(experiment, stock, bar.of(experiment.name)))
-            bar.over(experiment.plan.rounds)
+    try:
+        with Bar(sum(experiment.plan.rounds for experiment in experiments)) as bar:
+            for experiment in experiments:
+                runs.append(carry_out(experiment, stock, bar.of(experiment.name)))
+                bar.over(experiment.plan.rounds)
+    except KeyboardInterrupt:
+        typer.echo("stopped; the same command goes on from here", err=True)
+        raise
     return runs
 
 

@@ -74,6 +74,7 @@ def test_a_mistake_is_one_message_and_exit_code_2(world, capsys, monkeypatch):
         (("run", "e.yaml", "corpus.name=nosuch"), "no corpus 'nosuch'"),
         (("run", "e.yaml", "model=pockt"), "did you mean 'pocket'"),
         (("run", "none.yaml"), "none.yaml"),
+        (("run", "e.yaml", "--runs", "e.yaml/inside"), "runs cannot be kept"),
         (("show", "abc"), "no run 'abc'"),
         (("run", "e.yaml", "partition.clients=500"), "500 clients"),
         (("run", "e.yaml", "plan.seq_len=4000"), "takes 64 at most"),
