@@ -29,8 +29,9 @@ class StackedModel:
         self.head = network.get_output_embeddings()  # type: ignore[operator]
         embedding = network.get_input_embeddings()  # type: ignore[operator]
         owner = embedding if self.head.weight is embedding.weight else self.head  # a tied head is the embedding's
+        leaves = self.template().keys()
         self.head_leaf = next((f"{path}.weight" for path, module in self.modules.items()
-                               if module is owner and f"{path}.weight" in self.template()), None)
+                               if module is owner and f"{path}.weight" in leaves), None)
         for path, module in self.modules.items():
             network.set_submodule(path, tune.wear(module, path, self.outfit))
         self._check_head()

@@ -67,3 +67,21 @@ def test_fedprox_says_that_mu_is_not_comparable_under_adam():
     assert FedProx().caveats(AdamW(), "tokens")
     assert not FedProx().caveats(Sgd(), "tokens")
     assert not FedProx(form="decoupled").caveats(AdamW(), "tokens")
+
+
+@pytest.mark.parametrize(("mu", "fixed_point"), [
+    (0.1, 0.5176470588), (1.0, 0.6153846154), (5.0, 0.7272727273), (10.0, 0.7586206897), (100.0, 0.7952755906)])
+def test_solved_exactly_it_ends_nearer_the_optimum_the_slower_it_goes(mu, fixed_point):
+    """x = [sum p a b / (a + mu)] / [sum p a / (a + mu)], approached at the rate sum p mu / (a + mu)."""
+    def after(x: float) -> float:
+        return path(train(FedProx(mu=mu, form="decoupled"), Q2(400), until=1, x=x, optimizer=Sgd(0.1)))[0]
+
+    assert after(fixed_point) == pytest.approx(fixed_point, abs=1e-9)
+    assert after(fixed_point + 1) - fixed_point == pytest.approx((mu / (1 + mu) + mu / (4 + mu)) / 2, abs=1e-9)
+
+
+@pytest.mark.parametrize(("mu", "reach"), [(10.0, 1.142857), (1e2, 0.153846), (1e4, 0.00159936), (1e6, 1.6e-5)])
+def test_a_growing_mu_keeps_the_clients_at_home(mu, reach):
+    """The farthest client moves a |x - b| / (a + mu) from x = 5, here 16 / (4 + mu)."""
+    moved = train(FedProx(mu=mu, form="decoupled"), Q2(400), until=1)[0].report.delta["x"].abs().max().item()
+    assert moved == pytest.approx(reach, rel=1e-5)

@@ -129,7 +129,16 @@ class StartsAtTheWeights(Scaffold):
         return params.zeros()
 
 
-@pytest.mark.parametrize("bug", [SignFlipped, DividedByCohort, WrongStepCount, NeverRemembered, StartsAtTheWeights])
+@dataclass(frozen=True)
+class UpdatedTooEarly(Scaffold):
+    """The server moves c twice, once before the clients read it."""
+
+    def absorb(self, server, report):
+        once = super().absorb(server, report)
+        return replace(once, shared=once.shared + pool(report.news, report) / report.population)
+
+
+@pytest.mark.parametrize("bug", [UpdatedTooEarly, SignFlipped, DividedByCohort, WrongStepCount, NeverRemembered, StartsAtTheWeights])
 def test_planted_bugs_are_seen(bug):
     x = path(train(bug(), Q2(), until=6))
     assert x != pytest.approx(ITERATES, abs=1e-6) or drift_of_the_controls(bug(), cohort=2) > 1e-6
