@@ -4,7 +4,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test check lint types slow install clean pocket
+.PHONY: demo test check lint types slow install clean pocket conform conform-native bench tables bench-partition
 
 demo: $(VENV)/.ready
 	$(BIN)/fedrift demo
@@ -28,6 +28,26 @@ slow: $(VENV)/.ready
 # Pretrain the embedded model again (about an hour on two cores): make pocket DATA=folder/of/corpora
 pocket: $(VENV)/.ready
 	$(BIN)/python scripts/pretrain_pocket.py --data $(DATA) --out pocket-build
+
+# The papers' results, expected against found: about four minutes on one core; docs/conformance.md holds what came.
+conform: $(VENV)/.ready
+	$(BIN)/fedrift conform published
+
+# FedProx's synthetic data with its sizes as drawn.
+conform-native: $(VENV)/.ready
+	$(BIN)/fedrift conform native
+
+# The tables that the regimes are held to, dealt again: expected against found.
+tables: $(VENV)/.ready
+	$(BIN)/fedrift partition tables
+
+# 100,000 documents into 100 clients; on a machine that does nothing else. Writes benchmarks/results/partition.json.
+bench-partition: $(VENV)/.ready
+	$(BIN)/python benchmarks/partition.py
+
+# A round of ours beside a plain transformers + peft loop, on an idle machine.
+bench: $(VENV)/.ready
+	$(BIN)/python benchmarks/loop.py
 
 install: $(VENV)/.ready
 

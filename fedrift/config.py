@@ -6,11 +6,13 @@ A class that can stand in a place is named by ``is``: ``algorithm: {is: FedProx,
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import MISSING, Field, fields, is_dataclass, replace
+from pathlib import Path
 from types import ModuleType
 from typing import Any, get_args, get_origin, get_type_hints
 
+import yaml
 from pydantic import TypeAdapter, ValidationError
 
 from .errors import UserError, nearest, unknown
@@ -110,6 +112,39 @@ def write(value: Any, rooms: Rooms) -> Any:
     if isinstance(value, (list, tuple)):
         return [write(part, rooms) for part in value]
     return value
+
+
+def parse_yaml(text: str, where: str) -> Any:
+    """YAML as plain values."""
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise UserError(f"{where} is not YAML: {error}") from None
+
+
+def load_yaml(path: Path) -> dict[str, Any]:
+    """The keys and values of a YAML file, which have to be there."""
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+    except UnicodeDecodeError:
+        raise UserError(f"{path} is not a text file; an experiment is YAML, e.g. experiments/demo.yaml") from None
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror or error}") from None
+    said = parse_yaml(text, str(path))
+    if not isinstance(said, dict):
+        raise UserError(f"{path} holds no experiment: wanted keys and values such as `corpus: bbc`, "
+                        f"got {'nothing' if said is None else type(said).__name__}")
+    return said
+
+
+def overridden(said: dict[str, Any], overrides: Iterable[str]) -> dict[str, Any]:
+    """The YAML ``said`` with ``a.b=c`` overrides, each value YAML itself."""
+    for text in overrides:
+        path, sign, value = text.partition("=")
+        if not sign or not path:
+            raise UserError(f"{text!r}: an override is written path=value, e.g. partition.severity=0.5")
+        said = override(said, path.strip(), parse_yaml(value, text))
+    return said
 
 
 def canonical(value: Any) -> Any:

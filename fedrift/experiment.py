@@ -11,16 +11,16 @@ from math import cos, pi
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import yaml
 from annotated_types import Ge, Gt, Interval, Le
 
 from . import algorithms, optimizers, partition
 from .algorithms import FedAvg, aggregates
 from .algorithms.aggregates import Mean
-from .config import Rooms, canonical, edit, override, read, write
+from .config import Rooms, canonical, edit, load_yaml, overridden, read, write
 from .corpus import Source
 from .errors import UserError
 from .fleet.simulated import Weighting
+from .fleet.stragglers import Late
 from .models import tune
 from .models.tune import Lora, Tune
 from .optimizers import AdamW, Optimizer
@@ -34,7 +34,8 @@ Count = Annotated[int, Ge(1)]
 @dataclass(frozen=True)
 class Plan:
     """How the training goes. ``steps`` local steps a round for every client or, with ``epochs``, as many as its
-    data makes. ``schedule`` moves the clients' learning rate from round to round, never inside one."""
+    data makes. ``schedule`` moves the clients' learning rate from round to round, never inside one. ``stragglers`` is
+    the share of clients that do not finish a round's steps; ``late`` keeps the steps they did, or drops them."""
 
     rounds: Annotated[int, Ge(0)] = 30
     participation: Share = 1.0
@@ -46,6 +47,8 @@ class Plan:
     clip: Annotated[float, Gt(0)] | None = 1.0
     schedule: Literal["constant", "cosine"] = "constant"
     weighting: Weighting = "tokens"
+    stragglers: Annotated[float, Interval(ge=0, le=1)] = 0.0
+    late: Late = "partial"
 
     def cohort(self, clients: int) -> int:
         """How many of the clients take part in a round."""
@@ -99,42 +102,19 @@ class Experiment:
 
     def written(self) -> dict[str, Any]:
         """The whole experiment as plain YAML, defaults included."""
-        said: dict[str, Any] = write(self, ROOMS)
-        return said
+        return {**write(self, ROOMS), "corpus": self.corpus.written()}
 
 
 def parse(said: dict[str, Any], overrides: Iterable[str] = ()) -> Experiment:
     """An experiment from plain YAML and ``a.b=c`` overrides; what cannot work together is refused."""
-    for text in overrides:
-        path, sign, value = text.partition("=")
-        if not sign or not path:
-            raise UserError(f"{text!r}: an override is written path=value, e.g. partition.severity=0.5")
-        said = override(said, path.strip(), parse_yaml(value, text))
-    experiment: Experiment = read(Experiment, said, ROOMS)
+    experiment: Experiment = read(Experiment, overridden(said, overrides), ROOMS)
     experiment.plan.cohort(experiment.partition.clients)
     return experiment
 
 
-def parse_yaml(text: str, where: str) -> Any:
-    try:
-        return yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise UserError(f"{where} is not YAML: {error}") from None
-
-
 def load_experiment(path: Path, overrides: Iterable[str] = ()) -> Experiment:
     """The experiment in a YAML file."""
-    try:
-        text = Path(path).read_text(encoding="utf-8")
-    except UnicodeDecodeError:
-        raise UserError(f"{path} is not a text file; an experiment is YAML, e.g. experiments/demo.yaml") from None
-    except OSError as error:
-        raise UserError(f"cannot read {path}: {error.strerror or error}") from None
-    said = parse_yaml(text, str(path))
-    if not isinstance(said, dict):
-        raise UserError(f"{path} holds no experiment: wanted keys and values such as `corpus: bbc`, "
-                        f"got {'nothing' if said is None else type(said).__name__}")
-    return parse(said, overrides)
+    return parse(load_yaml(path), overrides)
 
 
 def twin(experiment: Experiment) -> Experiment:

@@ -3,25 +3,33 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import partial
 from hashlib import sha256
 from typing import Any
 
 import numpy as np
+import torch
 
+from .algorithms import FedAvg
 from .corpus import TEST, TRAIN, VALIDATION, Blocks, Corpus, Tokens, pack, tokenise
 from .errors import UserError
 from .experiment import Experiment
 from .fleet import SimulatedFleet
 from .fleet.batches import TextBatches
 from .fleet.micro import micro_cohort
+from .fleet.represent import mean_states
+from .fleet.stragglers import StragglingBatches
 from .models.presets import fingerprint
 from .models.stacked import StackedModel
+from .models.tune import Lora
 from .partition import Partition, Rewrite
-from .probes import Losses, Probe, hold_out, local_training, token_table, update_geometry
+from .probes import Losses, Probe, Reading, aggregation_error, hold_out, local_training, token_table, update_geometry
+from .probes.dissimilarity import dissimilarity, mean_gradient
 from .rounds import begin
 from .runtime import Runtime
 from .seeds import numpy_stream
 from .stock import Stock
+from .tree import Tree
 from .values import State
 
 SPLITS = {"validation": VALIDATION, "test": TEST}
@@ -81,15 +89,22 @@ def prepare(experiment: Experiment, stock: Stock, engine: dict[str, Any] | None 
     if said:
         raise UserError("\n".join(said))
 
-    batches = TextBatches(blocks, plan.batch, experiment.seed, steps, plan.epochs, runtime.torch_device())
+    batches = reading(experiment, blocks, steps, len(parts) == len(partition.rows), runtime)
     engine = engine or {"micro": runtime.micro or micro_cohort(
         model.network, cohort, plan.batch, plan.seq_len, runtime.torch_device())}
     fleet = SimulatedFleet(len(parts), model, batches, plan.optimizer, plan.clip, plan.weighting, plan.factor,
-                           engine["micro"])
+                           engine["micro"], partial(mean_states, model.hidden))
     probes, losses, final = measuring(experiment, corpus, tokens, parts, model)
     return Setting(fleet, begin(experiment.algorithm, template, fleet.size), cohort, probes, losses, final,
                    {"domains": list(losses.held_out.names), "tokens": losses.held_out.mix.astype(int).tolist()},
                    experiment.algorithm.caveats(plan.optimizer, plan.weighting), engine)
+
+
+def reading(experiment: Experiment, blocks: tuple[Blocks, ...], steps: int, same: bool, runtime: Runtime) -> TextBatches:
+    """What clients train on. Where an anchor enrolled others than the clients dealt, nobody straggles."""
+    plan = experiment.plan
+    every = (blocks, plan.batch, experiment.seed, steps, plan.epochs, runtime.torch_device())
+    return StragglingBatches(*every, plan.stragglers, plan.late) if plan.stragglers and same else TextBatches(*every)
 
 
 def measuring(experiment: Experiment, corpus: Corpus, tokens: Tokens, parts: list[np.ndarray],
@@ -104,7 +119,34 @@ def measuring(experiment: Experiment, corpus: Corpus, tokens: Tokens, parts: lis
     wear = experiment.algorithm.wear if experiment.algorithm.personal else None
     losses = Losses(model, held.first(said.blocks), said.own, said.every, plan.rounds, wear)
     final = Losses(model, held, said.final, wear=wear, prefix="final.") if said.final else None
-    return (local_training, update_geometry, losses), losses, final
+    adapters = (aggregation_error,) if isinstance(experiment.tune, Lora) else ()
+    return (local_training, update_geometry, *adapters, losses), losses, final
+
+
+def gradients(experiment: Experiment, stock: Stock, blocks: int = 32) -> Reading:
+    """Dissimilarity of the clients' gradients at the first weights, over two halves of up to ``blocks`` / 2 blocks each.
+
+    Clients of fewer than two blocks are left out. Whatever the algorithm, all begin at the same weights.
+    """
+    setting = prepare(replace(experiment, algorithm=FedAvg()), stock)
+    batches: Any = setting.fleet.batches
+    order = [numpy_stream(experiment.seed, "gradients", client).permutation(len(own))[:blocks // 2 * 2]
+             for client, own in enumerate(batches.blocks)]
+    there = [client for client, rows in enumerate(order) if len(rows) > 1]
+    if not there:
+        raise UserError("no client has two blocks of text: gradients cannot be compared; lower plan.seq_len or the "
+                        "number of clients")
+    halves = []
+    for half in range(2):
+        found = []
+        for client in there:
+            own = order[client][half:len(order[client]) // 2 * 2:2]
+            probe = [batches.batch([(client, own[first:first + batches.size])], torch.zeros(1, dtype=torch.long))
+                     for first in range(0, len(own), batches.size)]
+            found.append(mean_gradient(setting.fleet.objective, setting.state.server.params, probe))
+        halves.append(Tree({name: torch.cat([each[name] for each in found]) for name in found[0]}))
+    share = torch.tensor(np.asarray(setting.table["tokens"], dtype=float).sum(axis=1)[there])
+    return dissimilarity(halves[0], halves[1], share)
 
 
 def client_blocks(experiment: Experiment, corpus: Corpus, tokens: Tokens, partition: Partition, parts: list[np.ndarray],

@@ -24,7 +24,8 @@ class Stock:
     def corpus(self, source: Source, model: str) -> Corpus:
         """The documents; for ``pocket`` without those that it was pretrained on."""
         half = "unseen" if model == PRESETS["pocket"].name else "all"
-        return self._keep(("corpus", source, half), lambda: load_corpus(source, data=self.runtime.data, half=half))
+        return self._keep(("corpus", source, half), lambda: load_corpus(
+            source, data=self.runtime.data, half=half, cache=self.runtime.cache / "vectors"))
 
     def language_model(self, name: str, tune: Tune) -> LanguageModel:
         return self._keep(("model", name, tune), lambda: load_model(name, cache=self.runtime.cache, say=self.runtime.say))

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
+import yaml
 
 from fedrift.algorithms import FedProx, Scaffold
 from fedrift.errors import UserError
@@ -77,6 +80,18 @@ def test_what_is_written_down_is_read_back_the_same(said):
     again = parse(experiment.written())
     assert again == experiment
     assert again.id == experiment.id
+
+
+def test_the_dials_of_the_sandbox_are_written_where_they_are_turned_and_nowhere_else():
+    assert "sandbox" not in parse({"corpus": "bbc"}).written()["corpus"]
+    turned = parse({"corpus": {"name": "sandbox", "sandbox": {"overlap": 0.2, "styles": ["plain", "slang"]}}})
+    assert turned.written()["corpus"]["sandbox"]["overlap"] == 0.2
+    assert parse(yaml.safe_load(yaml.safe_dump(turned.written()))) == turned
+
+
+def test_reading_yaml_needs_no_torch():
+    code = "import sys; import fedrift.config, fedrift.cli.deals; assert 'torch' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True)
 
 
 def test_the_id_is_of_what_can_change_a_result_and_defaults_are_not_said():

@@ -293,13 +293,67 @@ def test_clients_with_models_of_their_own_are_judged_by_those(tmp_path):
     assert (run.trajectory().table("final.loss.worn")[-1] > 0).all()
 
 
+TUNES = ["{is: Lora, rank: 2}", "{is: LastK, blocks: 1}", "Full"]
+
+
+def pair(folder, name: str, tune: str, *more: str):
+    """An algorithm with what is trained. FedPer keeps its queries: what is shared learns whatever is tuned."""
+    own = ["algorithm.own=['*q_proj*']"] if name == "FedPer" else []
+    return experiment(folder, f"algorithm.is={name}", f"tune={tune}", "plan.weighting=uniform", *own, *more)
+
+
+@pytest.mark.parametrize("tune", TUNES)
 @pytest.mark.parametrize("name", algorithms.__all__)
-def test_every_algorithm_runs_and_resumes(tmp_path, name):
-    asked = experiment(tmp_path, f"algorithm.is={name}", "plan.weighting=uniform")
+def test_every_algorithm_trains_whatever_is_tuned_and_resumes(tmp_path, name, tune):
+    asked = pair(tmp_path, name, tune, "plan.rounds=2", "plan.optimizer.lr=0.2", "evaluate.final=0")
+    unbroken = carry_out(asked, replace_root(tmp_path, "unbroken"))
+    with pytest.raises(Killed):
+        carry_out(asked, replace_root(tmp_path, "broken"), killed_at(1))
+    assert_equal(unbroken, carry_out(asked, replace_root(tmp_path, "broken")))
+    loss = unbroken.trajectory().curve("loss")
+    assert loss[-1] == loss[0] if name == "ZeroShot" else loss[-1] < loss[0]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("tune", ["{is: Lora, rank: 4}", "{is: LastK, blocks: 1}", "Full"])
+@pytest.mark.parametrize("name", algorithms.__all__)
+def test_every_algorithm_trains_the_pocket_model(tmp_path, name, tune):
+    asked = pair(tmp_path, name, tune, "plan.rounds=3", "model=pocket", "plan.seq_len=32", "plan.optimizer.lr=0.1",
+                 "evaluate.final=0")
+    with pytest.raises(Killed):
+        carry_out(asked, replace_root(tmp_path, "broken"), killed_at(2))
+    unbroken, broken = (carry_out(asked, replace_root(tmp_path, where)) for where in ("unbroken", "broken"))
+    assert_equal(unbroken, broken)
+    loss = unbroken.trajectory().curve("loss")
+    assert loss[-1] == loss[0] if name == "ZeroShot" else loss[-1] < loss[0]
+
+
+def test_stragglers_work_is_kept_or_dropped(tmp_path):
+    every = ("plan.participation=1", "plan.steps=4", "plan.rounds=3")
+    whole, kept, dropped, gone = (carry_out(experiment(tmp_path, *every, *more), replace_root(tmp_path, f"{number}")).trajectory()
+                                  for number, more in enumerate((
+                                      (), ("plan.stragglers=0.5",), ("plan.stragglers=0.5", "plan.late=drop"),
+                                      ("plan.stragglers=1", "plan.late=drop"))))
+    steps = kept.table("train.steps")[1:]
+    assert (whole.table("train.steps")[1:] == 4).all()
+    assert set(steps.flatten()) <= {1, 2, 3, 4} and (steps < 4).any() and (steps == 4).any()
+    assert ((dropped.table("train.steps")[1:] == 0) == (steps < 4)).all()
+    assert len(set(gone.curve("loss").tolist())) == 1
+    assert not any((run.table("failed") == 1).any() for run in (kept, dropped, gone))
+
+
+def test_stragglers_are_met_again_by_a_run_that_resumes(tmp_path):
+    asked = experiment(tmp_path, "plan.participation=1", "plan.epochs=1", "plan.stragglers=0.7", "algorithm.is=Scaffold",
+                       "plan.weighting=uniform")
     unbroken = carry_out(asked, replace_root(tmp_path, "unbroken"))
     with pytest.raises(Killed):
         carry_out(asked, replace_root(tmp_path, "broken"), killed_at(2))
     assert_equal(unbroken, carry_out(asked, replace_root(tmp_path, "broken")))
+
+
+def test_nobody_straggles_in_the_one_pool_of_all_data(tmp_path):
+    asked = experiment(tmp_path, "algorithm.is=Centralised", "plan.stragglers=1", "plan.rounds=2")
+    assert (carry_out(asked, stock(tmp_path)).trajectory().table("train.steps")[1:, 0] == 4).all()  # two clients' two
 
 
 def test_records_hold_no_time_and_json_only(tmp_path):

@@ -10,10 +10,28 @@ from .fedper import FedPer
 from .fedprox import FedProx
 from .fedsgd import FedSGD
 from .fine_tuned import FineTuned
+from .moon import MOON
 from .pfedme import PFedMe
 from .qfedavg import QFedAvg
 from .scaffold import Scaffold
 from .scaffold_weighted import ScaffoldWeighted
 
-__all__ = ["AFL", "Centralised", "Ditto", "FedAvg", "FedDyn", "FedNova", "FedPer", "FedProx", "FedSGD", "FineTuned",
-           "LocalOnly", "PFedMe", "QFedAvg", "Scaffold", "ScaffoldWeighted", "ZeroShot"]
+__all__ = [
+           "AFL",
+           "MOON",
+           "Centralised",
+           "Ditto",
+           "FedAvg",
+           "FedDyn",
+           "FedNova",
+           "FedPer",
+           "FedProx",
+           "FedSGD",
+           "FineTuned",
+           "LocalOnly",
+           "PFedMe",
+           "QFedAvg",
+           "Scaffold",
+           "ScaffoldWeighted",
+           "ZeroShot",
+]

@@ -13,7 +13,7 @@ FedAvgM, ``FedAvg(server=Adam(0.01))`` FedAdam, ``FedAvg(aggregate=Median())`` t
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
@@ -24,6 +24,8 @@ from ..optimizers import Optimizer, Sgd
 from ..tree import Tree
 from ..values import Local, Report, Server, same_group
 from .aggregates.mean import Mean, average, heard, pool
+
+See = Callable[[Tree], tuple[Tensor, Tensor]]  # params [A, ...] -> (z [A, B, H], counts [A, B])
 
 
 @dataclass(frozen=True)
@@ -75,6 +77,13 @@ class FedAvg:
         """Where a client begins, from the model it received."""
         return params
 
+    def penalty(self) -> Callable[[Local, See], Tensor] | None:
+        """What to minimise beside the loss, ``(at, see) -> [A]``; ``see`` is how a model represents the batch at hand.
+
+        ``at.params`` are the leaves to differentiate. What can be said as a gradient belongs in ``correct``.
+        """
+        return None
+
     def correct(self, grad: Tree, at: Local) -> Tree:
         """At every local step: the gradient to follow (it is clipped after this)."""
         return grad
@@ -120,4 +129,4 @@ def is_adaptive(optimizer: Any) -> bool:
     return bool(getattr(optimizer, "adaptive", False))
 
 
-__all__ = ["FedAvg", "average", "heard", "is_adaptive", "pool"]
+__all__ = ["FedAvg", "See", "average", "heard", "is_adaptive", "pool"]

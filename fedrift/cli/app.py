@@ -9,7 +9,7 @@ import typer
 
 from .. import __version__
 from ..errors import UserError
-from . import dealing, looking, running, telling
+from . import dealing, judging, looking, running, telling
 
 app = typer.Typer(
     name="fedrift", no_args_is_help=True, add_completion=False, rich_markup_mode="markdown",
@@ -36,20 +36,17 @@ def options(
     pass
 
 
-for room in (running, looking, telling):
+for room in (running, looking, judging, telling):
     for command in room.COMMANDS:
         app.command()(command)
 app.add_typer(dealing.app)
 
 
 def main() -> None:
-    """Entry point: a user's mistake is one message and exit code 2, an interrupt says how to go on."""
+    """Entry point: a user's mistake is one message and exit code 2."""
     try:
         app()
     except UserError as error:
         typer.secho("fedrift: ", fg="red", bold=True, nl=False, err=True)
         typer.echo(str(error), err=True)
         sys.exit(2)
-    except KeyboardInterrupt:
-        typer.echo("\nstopped; the same command goes on from here", err=True)
-        sys.exit(130)

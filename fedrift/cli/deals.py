@@ -3,25 +3,29 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import yaml
 
 from .. import partition as regimes
-from ..config import Rooms, override, read, write
+from ..config import Rooms, load_yaml, overridden, read, write
 from ..corpus import TRAIN, Corpus, Source, load_corpus
-from ..errors import UserError, unknown
+from ..corpus.encode import Encoder, embed
+from ..errors import unknown
+from ..folders import cache_folder
 from ..models import pocket
 from ..models.presets import PRESETS, Preset, locate
 from ..partition import Partition, Partitioner, TopicMix
+from ..partition.tallies import written
+from ..report.sheet import Slope
 from ..seeds import numpy_stream
 
 ROOMS = Rooms({Partitioner: regimes})
 ELSEWHERE = ("tune", "algorithm", "plan", "evaluate", "model_content")  # keys of an experiment that deal nothing
 BATCH = 1000
+EMBEDDED = 5000  # documents whose embeddings are compared
 
 
 @dataclass(frozen=True)
@@ -35,10 +39,7 @@ class Deal:
 
     def written(self) -> dict[str, Any]:
         """Everything that has a say, as plain YAML, defaults included."""
-        said: dict[str, Any] = write(self, ROOMS)
-        if self.corpus.name != "sandbox":
-            del said["corpus"]["sandbox"]
-        return said
+        return {**write(self, ROOMS), "corpus": self.corpus.written()}
 
 
 @dataclass(frozen=True, eq=False)
@@ -54,17 +55,7 @@ class Dealt:
 
 def read_deal(path: Path, overrides: Iterable[str] = ()) -> Deal:
     """The data side of the experiment in a YAML file; other keys are left to ``fedrift validate``."""
-    try:
-        said = plain(path.read_text(encoding="utf-8"), str(path))
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"cannot read {path}: {error}") from None
-    if not isinstance(said, dict):
-        raise UserError(f"{path} holds no experiment: wanted keys and values such as `corpus: bbc`")
-    for text in overrides:
-        place, sign, value = text.partition("=")
-        if not sign or not place:
-            raise UserError(f"{text!r}: an override is written path=value, e.g. partition.severity=0.5")
-        said = override(said, place.strip(), plain(value, text))
+    said = overridden(load_yaml(path), overrides)
     own = [field.name for field in fields(Deal)]
     for key in said:
         if key not in own and key not in ELSEWHERE:
@@ -73,24 +64,47 @@ def read_deal(path: Path, overrides: Iterable[str] = ()) -> Deal:
     return deal
 
 
-def plain(text: str, where: str) -> Any:
-    """YAML as plain values."""
-    try:
-        return yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise UserError(f"{where} is not YAML: {error}") from None
-
-
 def carry_out(deal: Deal, data: Path | None = None) -> Dealt:
     """Load and deal the training documents, as a run of the experiment would."""
     half = "unseen" if deal.model == PRESETS["pocket"].name else "all"
-    corpus = load_corpus(deal.corpus, data=data, half=half)
+    corpus = load_corpus(deal.corpus, data=data, half=half, cache=cache_folder() / "vectors")
     corpus = corpus.take(np.flatnonzero(corpus.split == TRAIN))
     file, note = tokenizer_file(deal.model)
     if file is not None:
         corpus = corpus.sized(token_lengths(corpus, file))
     dealt = deal.partition(corpus, numpy_stream(deal.seed, "partition"))
     return Dealt(deal, corpus, dealt, "words" if file is None else "tokens", note)
+
+
+def vectors_of(done: Dealt, encoder: Encoder) -> np.ndarray:
+    """The documents as their owners write them in the encoder's vectors, [D, E]; NaN beyond 5,000, chosen by chance."""
+    owner = done.partition.owner(len(done.corpus))
+    rows = numpy_stream(done.deal.seed, "heterogeneity", "embedded").permutation(np.flatnonzero(owner >= 0))[:EMBEDDED]
+    rows = np.sort(rows)
+    texts = written(done.corpus.take(rows), done.partition, owner[rows])
+    found = embed(texts, encoder, cache=cache_folder() / "vectors")
+    vectors = np.full((len(done.corpus), found.shape[1]), np.nan)
+    vectors[rows] = found
+    return vectors
+
+
+def slopes_of(file: Path, overrides: Iterable[str], data: Path | None) -> tuple[Slope, ...]:
+    """Gradient dissimilarity at the first weights, here and dealt IID: of what is trained and, where adapters that
+    begin at zero are, of the last block's own weights too. The one part of a partition's report that loads the model.
+    """
+    from ..experiment import load_experiment, twin
+    from ..models.tune import LastK, Lora
+    from ..runtime import Runtime
+    from ..setting import gradients
+    from ..stock import Stock
+
+    experiment, stock = load_experiment(file, overrides), Stock(Runtime(data=data))
+    told = {"trained": experiment.tune, **({"last block": LastK()} if isinstance(experiment.tune, Lora) else {})}
+    found: list[Slope] = []
+    for parts, tune in told.items():
+        here, iid = (gradients(replace(e, tune=tune), stock) for e in (experiment, twin(experiment)))
+        found += [Slope(parts, str(name), float(here[name]), float(iid[name])) for name in here]
+    return tuple(found)
 
 
 def tokenizer_file(model: str) -> tuple[Path | None, str]:

@@ -75,6 +75,8 @@ PROBLEMS: tuple[Problem, ...] = (
     conflict("scaffold", "only the last client's change that counts"),
     empty("scaffold", "a division by no steps"),
     pair("fedavgm", "a damped mean for heavy ball", options={"momentum": 0.9, "server_lr": 0.5}),
+    replace(pair("fedavgm", "a first change that is lost", options={"momentum": 0.9, "server_lr": 1.0}),
+            name="two clients, a server rate of 1"),
     pair("fedadam", MOMENTS, options=ADAPTIVE),
     sized("fedadam", "a uniform mean", options=ADAPTIVE),
     pair("fedyogi", MOMENTS, options=ADAPTIVE, rounds=10),

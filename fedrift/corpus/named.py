@@ -21,6 +21,7 @@ class Named:
     label: str = "label"
     lines: bool = False  # WikiText's form: blank lines and headings are no documents
     of: str = ""  # a selection from this other named corpus
+    parts: tuple[tuple[str, str], ...] = ()  # domain -> another named corpus: several as one
     domains: tuple[tuple[str, str], ...] = ()  # label -> domain; documents of other labels are left out
 
 
@@ -107,4 +108,15 @@ NAMED["newsgroups_topics"] = chosen(
     tech="comp.graphics comp.os.ms-windows.misc comp.sys.ibm.pc.hardware comp.sys.mac.hardware "
     "comp.windows.x sci.electronics sci.crypt",
     health="sci.med",
+)
+NAMED["styles"] = Named(
+    "real corpora as styles: encyclopaedia, news, Q&A, Reddit, tweets, equally many documents of each; topics differ too",
+    "those of wikitext2, ag_news, stackexchange, reddit_comments and tweets",
+    parts=(
+        ("encyclopaedia", "wikitext2"),
+        ("news", "ag_news"),
+        ("questions", "stackexchange"),
+        ("reddit", "reddit_comments"),
+        ("tweets", "tweets"),
+    ),
 )

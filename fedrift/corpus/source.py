@@ -5,17 +5,20 @@ from __future__ import annotations
 import os
 import re
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import numpy as np
 from annotated_types import Ge, Interval
 
 from ..errors import UserError, unknown
+from ..seeds import numpy_stream
 from .bbc import read_bbc
 from .clean import Document, documents, gathered, of_half, unique
+from .clusters import by_cluster
 from .corpus import Corpus
+from .encode import Encoder, embed
 from .files import missing, read_path
 from .halves import READ_BY_POCKET
 from .hub import read_hub
@@ -24,6 +27,7 @@ from .rows import Rows
 from .sandbox import Sandbox, sandbox_rows
 from .split import dealt, limited
 from .tables import SUFFIXES
+from .together import together
 
 HALVES = ("all", "pretraining", "unseen")
 HUB_ID = re.compile(r"([\w.-]+/[\w.-]+)(?::([\w.-]+))?")
@@ -45,17 +49,29 @@ class Source:
     validation: Annotated[float, Interval(ge=0, lt=1)] = 0.1  # shares of train, for want of own splits
     test: Annotated[float, Interval(ge=0, lt=1)] = 0.1
     split_seed: int = 0
+    clusters: Annotated[int, Ge(2)] | None = None  # so many topics found by clustering take the place of the labels
+    encoder: Encoder | None = None  # in whose vectors; lsa if not said
     sandbox: Sandbox = Sandbox()  # the dials of the made-up corpus ``sandbox``, and of no other
     content: str = ""  # Corpus.content of what was loaded, once it was: a changed file is another experiment
 
+    def written(self) -> dict[str, Any]:
+        """All keys as plain values; without the dials of the sandbox where they stand at their default."""
+        said = asdict(self)
+        said["domains"] = list(self.domains)
+        if self.sandbox == Sandbox():
+            del said["sandbox"]
+        else:
+            said["sandbox"]["styles"] = list(self.sandbox.styles)
+        return said
 
-def load_corpus(source: Source, *, data: Path | None = None, half: str = "all") -> Corpus:
+
+def load_corpus(source: Source, *, data: Path | None = None, half: str = "all", cache: Path | None = None) -> Corpus:
     """The documents of ``source``, clean and split.
 
     ``data`` is the folder of local copies of named corpora (default: the environment's FEDRIFT_DATA).
     ``half`` keeps of the corpora that ``pocket`` was pretrained on only the train documents it has read
-    ("pretraining") or has not ("unseen"); see ``halves.py``. Raises UserError for whatever cannot be loaded,
-    and if ``source.content`` is given and the data has changed since.
+    ("pretraining") or has not ("unseen"); see ``halves.py``. ``cache`` is a folder for embeddings.
+    Raises UserError for whatever cannot be loaded, and if ``source.content`` is given and the data has changed since.
     """
     if half not in HALVES:
         raise unknown("half", half, HALVES)
@@ -71,13 +87,11 @@ def load_corpus(source: Source, *, data: Path | None = None, half: str = "all") 
     if source.sandbox != Sandbox() and source.name != "sandbox":
         raise UserError(f"corpus.sandbox sets the dials of the corpus 'sandbox', not of {source.name!r}: leave it out, "
                         "or say corpus.name=sandbox")
-    named = NAMED.get(source.name)
+    if source.encoder and source.clusters is None:
+        raise UserError("corpus.encoder says in whose vectors clusters are found: say how many with corpus.clusters=8, "
+                        "or leave it out")
     counts: Counter[str] = Counter()
-    found = documents(read(source, data_folder(data)), counts, lines=bool(named and named.lines))
-    if named and named.domains:
-        found = gathered(found, dict(named.domains), counts)
-    if half != "all" and family(source.name) in READ_BY_POCKET:
-        found = of_half(found, half, counts)
+    found = usable(source, data_folder(data), half, counts)
     found = unique(found, counts)
     if source.domains:
         found = only(found, source, counts)
@@ -90,12 +104,29 @@ def load_corpus(source: Source, *, data: Path | None = None, half: str = "all") 
             f"corpus {source.name!r} holds no usable document (left out: {left_out or 'nothing'})"
         )
     corpus = assembled(source, found, counts)
+    if source.clusters is not None:
+        vectors = embed(corpus.text.tolist(), source.encoder or "lsa", cache=cache)
+        corpus = by_cluster(corpus, vectors, source.clusters, numpy_stream(source.split_seed, "corpus", "clusters"))
     if source.content and source.content != corpus.content:
         raise UserError(
             f"corpus {source.name!r} is not what it was: wanted content {source.content[:12]}, the data now "
             f"has {corpus.content[:12]}. Bring the old files back, or start a new run"
         )
     return corpus
+
+
+def usable(source: Source, data: Path | None, half: str, counts: Counter[str]) -> list[Document]:
+    """Tidy documents of the corpus's own domains and of one half."""
+    named = NAMED.get(source.name)
+    if named and named.parts:
+        parts = {domain: usable(replace(source, name=part), data, half, counts) for domain, part in named.parts}
+        return together(parts, counts, validation=source.validation, test=source.test, seed=source.split_seed)
+    found = documents(read(source, data), counts, lines=bool(named and named.lines))
+    if named and named.domains:
+        found = gathered(found, dict(named.domains), counts)
+    if half != "all" and family(source.name) in READ_BY_POCKET:
+        found = of_half(found, half, counts)
+    return found
 
 
 def data_folder(data: Path | None) -> Path | None:

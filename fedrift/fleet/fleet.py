@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from typing import Protocol
 
 from torch import Tensor
@@ -10,12 +10,19 @@ from torch import Tensor
 from ..tree import Tree
 from ..values import Local, Report, State
 
+See = Callable[[Tree], tuple[Tensor, Tensor]]
+"""``params [A, ...] -> (z [A, B, H], counts [A, B])``: how a model represents the batch at hand, and which of it is there."""
+
+Penalty = Callable[[Local, See], Tensor]
+"""``(at [A], see) -> [A]``: what clients minimise beside their loss. ``at`` holds the clients at work, A of C."""
+
 
 class Rule(Protocol):
     """The client half of an algorithm (``algorithms.FedAvg`` says what each hook is)."""
 
     def frozen(self, leaves: Collection[str], round: int) -> frozenset[str]: ...
     def start(self, params: Tree, memory: Tree) -> Tree: ...
+    def penalty(self) -> Penalty | None: ...
     def correct(self, grad: Tree, at: Local) -> Tree: ...
     def settle(self, params: Tree, at: Local) -> Tree: ...
     def note(self, grad: Tree, at: Local, ours: Tensor) -> Local: ...

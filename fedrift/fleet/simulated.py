@@ -7,17 +7,18 @@ of the sum of their losses gives each its own gradient: no process, no copy of t
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Set
+from collections.abc import Callable, Iterable, Set
 from dataclasses import dataclass, fields, replace
 from typing import Literal, Protocol
 
 import torch
 from torch import Tensor
 
+from ..errors import UserError
 from ..optimizers import Optimizer
 from ..tree import Tree
 from ..values import Local, Objective, Report, State
-from .fleet import Rule
+from .fleet import Penalty, Rule
 
 Weighting = Literal["tokens", "examples", "uniform"]
 
@@ -33,10 +34,17 @@ class Batches(Protocol):
     def __call__(self, round: int, cohort: Tensor) -> Iterable[dict[str, Tensor]]: ...
 
 
+Represent = Callable[[Tree, dict[str, Tensor]], tuple[Tensor, Tensor]]
+"""``(params [A, ...], batch) -> (z [A, B, H], counts [A, B])``; ``represent.mean_states`` is that of language models."""
+
+
 class Schedule(Protocol):
     """``round -> factor`` on the learning rate, constant within a round."""
 
     def __call__(self, round: int) -> float: ...
+
+
+Regulariser = Callable[[Tree, Tree], Tensor]  # (leaves [A, ...], what lies under them) -> [A]
 
 
 def constant(round: int) -> float:
@@ -48,7 +56,8 @@ class SimulatedFleet:
     """N clients that share one machine.
 
     ``clip``: each client's gradient is scaled down to this length at every step. ``micro``: at most
-    so many clients in one forward pass; the results differ by rounding only.
+    so many clients in one forward pass; the results differ by rounding only. ``represent``: how models see a
+    batch, for algorithms that compare representations.
     """
 
     size: int
@@ -59,6 +68,7 @@ class SimulatedFleet:
     weighting: Weighting = "tokens"
     schedule: Schedule = constant
     micro: int | None = None
+    represent: Represent | None = None
 
     def train(self, state: State, algorithm: Rule, cohort: Tensor) -> Report:
         """One round of local training, ``cohort [C] -> Report``."""
@@ -86,11 +96,12 @@ class SimulatedFleet:
         at = Local(algorithm.start(start, memory), start, server.shared.rows(group), memory, gradient=start.zeros(),
                    steps=zero, loss=zero * torch.nan, weight=zero, lr=optimizer.lr)
         moments = optimizer.init(start)
-        frozen = algorithm.frozen(start.keys(), state.round)
+        frozen, penalty = algorithm.frozen(start.keys(), state.round), algorithm.penalty()
         tokens, examples, total = zero, zero, zero
         for batch in self.batches(state.round, cohort):
             rows = batch.pop("rows", torch.arange(len(cohort)))
-            loss, grad = value_and_gradient(self.objective, at.params, batch, rows, frozen, under)
+            more = penalty and self._penalised(penalty, at, batch, rows)
+            loss, grad = value_and_gradient(self.objective, at.params, batch, rows, frozen, under, more)
             ours = torch.zeros(len(cohort), dtype=torch.bool).index_fill(0, rows, True)
             steps = at.steps + ours
             share = (1 / steps.clamp_min(1)) * ours
@@ -112,13 +123,24 @@ class SimulatedFleet:
             at, moments = algorithm.note(grad, replace(at, params=stepped), ours), moved
         return at, tokens, torch.stack([at.loss, total / tokens.clamp_min(1e-12)], 1)
 
+    def _penalised(self, penalty: Penalty, at: Local, batch: dict[str, Tensor], rows: Tensor) -> Regulariser:
+        """The penalty on this batch, of the clients at ``rows``, as a function of their leaves and what is under."""
+        represent = self.represent
+        if represent is None:
+            raise UserError("this algorithm compares representations, and the fleet has none: give it represent=...")
+        here = replace(at, start=at.start.rows(rows), memory=at.memory.rows(rows))
+        return lambda leaves, under: penalty(
+            replace(here, params=leaves), lambda params: represent(Tree({**params, **under}), batch))
+
 
 def value_and_gradient(objective: Objective, params: Tree, batch: dict[str, Tensor], rows: Tensor,
-                       frozen: Set[str] = frozenset(), under: Tree | None = None) -> tuple[Tensor, Tree]:
+                       frozen: Set[str] = frozenset(), under: Tree | None = None,
+                       more: Regulariser | None = None) -> tuple[Tensor, Tree]:
     """Loss ``[A]`` and gradient ``[C, ...]`` of the clients at ``rows [A]``; the gradient of the others is zero.
 
     Rows do not touch, so one backward pass of the sum gives all of them. Those at rest cost nothing,
-    nor do ``frozen`` leaves, whose gradient is zero. ``under``: what lies under the adapters.
+    nor do ``frozen`` leaves, whose gradient is zero. ``under``: what lies under the adapters. ``more [A]`` is
+    added to what is differentiated, not to the loss that is told.
     """
     size = len(next(iter(params.values())))
     some = len(rows) < size
@@ -127,7 +149,8 @@ def value_and_gradient(objective: Objective, params: Tree, batch: dict[str, Tens
     if under:
         under = under.map(lambda leaf: leaf[rows] if some and len(leaf) == size else leaf)
     loss = objective(Tree({**leaves, **under}) if under else leaves, batch)
-    found = dict(zip(free, torch.autograd.grad(loss.sum(), list(free.values())), strict=True))
+    goal = loss + more(leaves, under or Tree()) if more else loss
+    found = dict(zip(free, torch.autograd.grad(goal.sum(), list(free.values())), strict=True))
     grad = leaves.map(torch.zeros_like) if frozen else Tree(found)
     if frozen:
         grad = Tree({**grad, **found})

@@ -1,5 +1,6 @@
 """Every way to deal a corpus to clients. In an experiment ``{is: Name}`` is a class named in ``__all__``."""
 
+from .calibrated import Calibrated
 from .composed import Composed
 from .dirichlet import Dirichlet
 from .k_domains import KDomains
@@ -16,6 +17,7 @@ from .topic_mix import TopicMix
 from .truncate import Truncate
 
 __all__ = [
+    "Calibrated",
     "Composed",
     "Dirichlet",
     "KDomains",

@@ -13,8 +13,8 @@ from ..errors import UserError
 from ..seeds import numpy_stream
 from .divergence import generalised_jsd, normalised_jsd
 from .margins import cut
-from .measure import label_table, pooled, written
 from .partition import Partition, Partitioner, weights
+from .tallies import label_table, pooled, written
 from .words import count_words
 
 AnyPartitioner = TypeVar("AnyPartitioner", bound=Partitioner)
@@ -57,11 +57,13 @@ def calibrate(
     severity: Severity = label_severity,
     close: float = 0.01,
     trials: int = 30,
+    nearest: bool = False,
 ) -> AnyPartitioner:
     """The same regime with the dial where ``severity`` measures ``target``, within ``close``; by bisection.
 
     ``stream`` gives a fresh generator of one name at each call, so that only the dial changes from trial to
-    trial. A target that the regime does not reach, or steps over, is refused with what it can measure.
+    trial. A target that the regime does not reach, or steps over, is refused with what it can measure;
+    ``nearest`` takes the nearest dial instead.
     """
     changeable: Any = partitioner
 
@@ -71,13 +73,17 @@ def calibrate(
 
     low, high = 0.0, 1.0
     tried = [at(low), at(high)]
-    for _ in range(trials):
+    within = tried[0][1] - close <= target <= tried[1][1] + close
+    for _ in range(trials if within else 0):
         best, found = min(tried, key=lambda trial: abs(trial[1] - target))
         if abs(found - target) <= close:
             return best
         middle = (low + high) / 2
         tried.append(at(middle))
         low, high = (middle, high) if tried[-1][1] < target else (low, middle)
+    best, found = min(tried, key=lambda trial: abs(trial[1] - target))
+    if nearest or abs(found - target) <= close:
+        return best
     raise UserError(
         f"{type(partitioner).__name__} cannot be set to measure {target:.3f} on corpus {corpus.name!r}: it "
         f"measures {tried[0][1]:.3f} at severity 0, {tried[1][1]:.3f} at 1, and at the nearest {found:.3f} "

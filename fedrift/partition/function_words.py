@@ -20,3 +20,12 @@ FUNCTION_WORDS = frozenset(
     mustn't mightn't that's there's what's who's
     """.split()
 )
+
+# What corpora put in place of names and addresses: a mark of the corpus, and no word of its texts.
+MASKS = frozenset("user http https url name religion www com org html amp".split())
+SHORTEST = 4  # letters of a content word
+
+
+def is_content(word: str) -> bool:
+    """Whether a word (in small letters) may tell a topic: letters only, four or more, no function word, no mask."""
+    return len(word) >= SHORTEST and word.isalpha() and word not in FUNCTION_WORDS and word not in MASKS

@@ -10,10 +10,12 @@ from scipy.sparse import csr_array
 from ..corpus.corpus import Corpus
 from . import divergence as apart
 from .embeddings import SAMPLE, distances, principal
+from .function_words import FUNCTION_WORDS, is_content
 from .heterogeneity import Heterogeneity, Measured
 from .identification import identification
 from .margins import cut
-from .partition import Partition, document_id
+from .partition import Partition
+from .tallies import label_table, pooled, written
 from .words import Words, count_words
 
 RESPLITS = 20  # IID re-splits behind a null band
@@ -31,7 +33,7 @@ def measure(
     vectors: np.ndarray | None = None,
     resplits: int = RESPLITS,
 ) -> Heterogeneity:
-    """Measure a partition of ``corpus``, with ``vectors`` [D, E] if its documents have frozen embeddings.
+    """Measure a partition of ``corpus``, with ``vectors`` [D, E] if its documents have embeddings; NaN: it has none.
 
     The null of a number are ``resplits`` random deals of the same documents, as their owners write them, in
     the same budgets. Documents that the partition leaves out count for nothing. Budgets are in the corpus's
@@ -44,8 +46,10 @@ def measure(
     words = count_words(written(dealt, partition, owner))
     size = words.counts.sum(axis=1) if partition.rewrite else dealt.size.astype(np.float64)
     size = np.maximum(size, 1.0)
-    ask = np.minimum(np.bincount(owner, minlength=clients), SAMPLE)
-    look = _measures(dealt, size, words, ask, None if vectors is None else vectors[rows])
+    known = slice(None) if vectors is None else np.isfinite(vectors[rows, 0])
+    ask = np.minimum(np.bincount(owner[known], minlength=clients), SAMPLE)
+    found_words = count_words(dealt.text) if partition.rewrite else words
+    look = _measures(dealt, size, words, found_words, ask, None if vectors is None else vectors[rows])
 
     budgets = np.bincount(owner, weights=size, minlength=clients)
     found = look(owner, rng)
@@ -81,14 +85,17 @@ Look = Callable[[np.ndarray, np.random.Generator], dict[str, float]]
 
 
 def _measures(
-    dealt: Corpus, size: np.ndarray, words: Words, ask: np.ndarray, vectors: np.ndarray | None
+    dealt: Corpus, size: np.ndarray, words: Words, as_found: Words, ask: np.ndarray, vectors: np.ndarray | None
 ) -> Look:
     """The numbers of a deal, as a function of who owns which document, [D]."""
     clients = len(ask)
     asked = np.arange(len(size))[:: max(1, -(-len(size) // ASKED))]
     few = words.counts[asked][:, leading(words)]
+    content = as_found.counts[asked][:, [v for v in leading(as_found) if is_content(as_found.vocabulary[v])]]
+    manner = words.counts[asked][:, [v for v in leading(words) if words.vocabulary[v] in FUNCTION_WORDS]]
     longer = np.minimum((np.argsort(np.argsort(size, kind="stable")) * LENGTHS) // len(size), LENGTHS - 1)
-    axes = None if vectors is None else principal(vectors, vectors.shape[1])
+    there = np.flatnonzero(np.isfinite(vectors[:, 0])) if vectors is not None else np.empty(0, dtype=np.int64)
+    axes = None if vectors is None or not len(there) else principal(vectors[there], vectors.shape[1])
 
     def look(owner: np.ndarray, rng: np.random.Generator) -> dict[str, float]:
         counts = pooled(words.counts, owner, clients)
@@ -105,36 +112,14 @@ def _measures(
             found["vocabulary.jaccard"] = float(apart.off_diagonal(apart.jaccard(counts)).mean())
             found["vocabulary.coverage"] = float(apart.off_diagonal(apart.coverage(counts)).mean())
             found["identification"] = identification(few, owner[asked], clients, rng)
+            for name, some in (("content", content), ("manner", manner)):
+                if some.shape[1]:
+                    found[f"identification.{name}"] = identification(some, owner[asked], clients, rng)
             if axes is not None:
-                found |= distances(axes, owner, ask, rng)
+                found |= distances(axes, owner[there], ask, rng)
         return found
 
     return look
-
-
-def written(dealt: Corpus, partition: Partition, owner: np.ndarray) -> list[str]:
-    """The texts as their owners write them."""
-    if not partition.rewrite:
-        return list(dealt.text)
-    rewrites = [partition.rewrite[client] for client in owner]
-    return [
-        text if r is None else r(text, document_id(text))
-        for text, r in zip(dealt.text, rewrites, strict=True)
-    ]
-
-
-def label_table(corpus: Corpus, size: np.ndarray, owner: np.ndarray, clients: int) -> np.ndarray:
-    """Tokens of each client and domain, [N, T]; documents without a label are left out."""
-    table = np.zeros((clients, len(corpus.domains)))
-    known = corpus.label >= 0
-    np.add.at(table, (owner[known], corpus.label[known]), size[known])
-    return table
-
-
-def pooled(counts: csr_array, owner: np.ndarray, clients: int) -> csr_array:
-    """Word counts of each client, [N, V]."""
-    documents = np.arange(len(owner))
-    return csr_array((np.ones(len(owner)), (owner, documents)), shape=(clients, len(owner))) @ counts
 
 
 def leading(words: Words) -> np.ndarray:

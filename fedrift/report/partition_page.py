@@ -11,7 +11,7 @@ from .. import __version__
 from ..store.files import write_whole
 from . import deal_figures, figures
 from .page import Panel, _templates, bundle
-from .sheet import Sheet, line, verdict
+from .sheet import TITLES, Sheet, line, plain_number, verdict
 from .tables import as_yaml
 
 SHOWN = 24  # clients whose words and samples are shown
@@ -37,7 +37,7 @@ def render(sheet: Sheet) -> str:
 
     measured = sheet.measured
     return _templates().get_template("partition_page.html").render(
-        version=__version__, sheet=sheet, verdict=verdict(measured), as_yaml=as_yaml,
+        version=__version__, sheet=sheet, verdict=verdict(measured), as_yaml=as_yaml, titles=TITLES, number=plain_number,
         lines=[(*line(number), number.beyond) for number in measured.numbers],
         holding=holding(sheet), words=words(sheet), chance=deal_figures.CHANCE,
         samples=list(enumerate(sheet.samples))[:SHOWN], more=max(0, measured.clients - SHOWN),

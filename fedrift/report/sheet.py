@@ -10,8 +10,9 @@ import numpy as np
 from ..corpus import Corpus
 from ..partition import Partition
 from ..partition.heterogeneity import Heterogeneity, Measured
-from ..partition.measure import measure, pooled, written
+from ..partition.measure import measure
 from ..partition.partition import document_id
+from ..partition.tallies import pooled, written
 from ..partition.telling import telling_words
 from ..partition.words import count_words
 
@@ -28,8 +29,16 @@ TITLES = {  # of the numbers of a report: what it is called, what it means
     "vocabulary.jaccard": ("vocabulary in common", "words two clients share, of all that either has"),
     "vocabulary.coverage": ("vocabulary covered", "share of a client's text in words that another client has twice"),
     "identification": ("client identified", "how often naive Bayes tells the client of a document from its words"),
+    "identification.content": ("… by what it is about",
+                               "the same from content words alone, before any rewriting: topic, not manner"),
+    "identification.manner": ("… by how it is written",
+                              "the same from function words alone, as written: manner, though topics differ in them too"),
     "embedding.mmd2": ("embedding MMD²", "kernel distance of a client's documents from the others'"),
     "embedding.frechet": ("embedding Fréchet", "distance of fitted Gaussians, a client's against the others'"),
+    "gradient.G2": ("gradient spread G²", "mean squared distance of a client's gradient from the mean gradient"),
+    "gradient.B2": ("gradient dissimilarity B²", "1 + G² over the squared mean gradient: 1 if all clients agree"),
+    "gradient.diversity": ("gradient diversity", "squared gradients over the squared sum: 1/N if all clients agree"),
+    "gradient.cosine": ("gradient cosine", "mean over pairs of clients: 1 if all agree, 0 if unrelated"),
     "budget.variation": ("budget variation", "standard deviation of the clients' budgets over their mean"),
 }
 
@@ -40,6 +49,15 @@ class Sample(NamedTuple):
     domain: str
     text: str
     found: str
+
+
+class Slope(NamedTuple):
+    """One number of the clients' gradients at the first weights, beside the same of the IID twin."""
+
+    parts: str  # which weights the gradients are of
+    name: str
+    value: float
+    twin: float
 
 
 class Sheet(NamedTuple):
@@ -55,6 +73,8 @@ class Sheet(NamedTuple):
     measured: Heterogeneity
     words: list[list[tuple[str, float]]]  # N times up to ten words, each with its z
     samples: list[list[Sample]]  # N times two
+    encoder: str = ""  # in whose vectors embeddings are compared; "" if in none
+    slopes: tuple[Slope, ...] = ()  # of the clients' gradients at the first weights, if they were asked for
 
     def plain(self) -> dict[str, Any]:
         """Everything as JSON."""
@@ -62,25 +82,34 @@ class Sheet(NamedTuple):
             "title": self.title, "experiment": self.said, "unit": self.unit, "note": self.note,
             "documents_in_pool": self.documents, "left_out": self.left_out, **self.measured.plain(),
             "characteristic": [[{"word": word, "z": round(z, 3)} for word, z in words] for words in self.words],
+            "encoder": self.encoder,
+            "gradients": [slope._asdict() | {key: number if np.isfinite(number) else None for key, number in
+                                             (("value", slope.value), ("twin", slope.twin))} for slope in self.slopes],
             "samples": [[sample._asdict() for sample in client] for client in self.samples],
         }
 
 
 def sheet(corpus: Corpus, partition: Partition, said: dict[str, Any], stream: Stream, *, unit: str, note: str = "",
-          resplits: int = 20) -> Sheet:
+          resplits: int = 20, vectors: np.ndarray | None = None, encoder: str = "",
+          slopes: tuple[Slope, ...] = ()) -> Sheet:
     """Measure a partition of ``corpus`` and pick what to show; ``said`` has a corpus, a partition and a seed."""
     regime = said["partition"]
     rows = np.sort(np.concatenate(partition.rows))
     owner, dealt = partition.owner(len(corpus))[rows], corpus.take(rows)
     counted = count_words(written(dealt, partition, owner))
-    title = (f"{said['corpus']['name']} dealt to {len(partition)} clients by {regime['is']}, "
+    title = (f"{said['corpus']['name']} dealt to {len(partition)} clients by {called(regime)}, "
              f"severity {regime['severity']:g}")
     if partition.rewrite:
         unit = "words"  # as written: that is what `measure` counts then
     return Sheet(title, said, int(said["seed"]), unit, note, len(corpus), len(corpus) - len(rows),
-                 measure(corpus, partition, stream("heterogeneity"), resplits=resplits),
+                 measure(corpus, partition, stream("heterogeneity"), resplits=resplits, vectors=vectors),
                  telling_words(pooled(counted.counts, owner, len(partition)), counted.vocabulary),
-                 [samples(corpus, partition, client, stream) for client in range(len(partition))])
+                 [samples(corpus, partition, client, stream) for client in range(len(partition))], encoder, slopes)
+
+
+def called(regime: dict[str, Any]) -> str:
+    """A regime by name, with the one inside it."""
+    return f"{regime['is']} of {called(regime['of'])}" if "of" in regime else str(regime["is"])
 
 
 def samples(corpus: Corpus, partition: Partition, client: int, stream: Stream) -> list[Sample]:
@@ -128,3 +157,8 @@ def line(number: Measured) -> tuple[str, str, str, str, str]:
     z = f"{number.z:+.1f}" if abs(number.z) < 1000 else f"{number.z:+.0f}"
     return (title, meaning, f"{number.value:.3f}", f"{number.null:.3f} ± {number.deviation:.3f}",
             z if np.isfinite(number.z) else "–")
+
+
+def plain_number(value: float) -> str:
+    """Three digits, or a dash for what is missing."""
+    return "–" if np.isnan(value) else f"{value:.3g}"

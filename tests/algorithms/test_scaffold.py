@@ -138,7 +138,8 @@ class UpdatedTooEarly(Scaffold):
         return replace(once, shared=once.shared + pool(report.news, report) / report.population)
 
 
-@pytest.mark.parametrize("bug", [UpdatedTooEarly, SignFlipped, DividedByCohort, WrongStepCount, NeverRemembered, StartsAtTheWeights])
+@pytest.mark.parametrize("bug", [
+    UpdatedTooEarly, SignFlipped, DividedByCohort, WrongStepCount, NeverRemembered, StartsAtTheWeights])
 def test_planted_bugs_are_seen(bug):
     x = path(train(bug(), Q2(), until=6))
     assert x != pytest.approx(ITERATES, abs=1e-6) or drift_of_the_controls(bug(), cohort=2) > 1e-6

@@ -42,7 +42,7 @@ def test_help_answers_without_torch():
 
 
 def test_every_command_explains_itself(capsys, monkeypatch):
-    for command in ("run", "demo", "validate", "runs", "show", "report", "models", "corpora", "doctor"):
+    for command in ("run", "demo", "validate", "runs", "show", "report", "conform", "models", "corpora", "doctor"):
         code, out, _ = fedrift(capsys, monkeypatch, command, "--help")
         assert code == 0
         assert len(out.splitlines()) > 5
@@ -107,3 +107,41 @@ def test_models_and_corpora_are_listed(capsys, monkeypatch):
     assert "pocket" in fedrift(capsys, monkeypatch, "models")[1]
     assert "bbc" in fedrift(capsys, monkeypatch, "corpora")[1]
     assert json.loads(fedrift(capsys, monkeypatch, "models", "--json")[1])[0]["name"] == "pocket"
+
+
+def test_conform_judges_whoever_is_named(capsys, monkeypatch, tmp_path):
+    (tmp_path / "mine.py").write_text(
+        "from dataclasses import dataclass\n\n\n@dataclass(frozen=True)\nclass Mine:\n    name: str = 'mine'\n"
+        "    version: str = '7'\n    algorithm: str = 'fedsgd'\n    off: float = 0.0\n\n    def run(self, p):\n"
+        "        x, seen = p.x, []\n        for cohort in p.cohorts:\n"
+        "            mass = sum(p.count(k) for k in cohort)\n"
+        "            x -= p.lr * sum(p.count(k) * p.gradient(k, x) for k in cohort) / mass + self.off\n"
+        "            seen.append(x)\n        return seen\n\n\nRIGHT, BOTH = Mine(), [Mine(), Mine(off=1.0)]\n")
+    monkeypatch.chdir(tmp_path)
+    code, out, _ = fedrift(capsys, monkeypatch, "conform", "--subject", "mine.py:RIGHT")
+    assert code == 0
+    assert "2 of 2 verdicts are right" in out
+    code, out, _ = fedrift(capsys, monkeypatch, "conform", "--subject", "mine.py:BOTH", "--json")
+    assert code == 1
+    assert [v["holds"] for v in json.loads(out)["verdicts"]] == [True, True, False, False]
+
+
+@pytest.mark.parametrize(("words", "said"), [
+    (["--subject", "mine"], "MODULE:NAME|package.module:NAME"),
+    (["--subject", "no.such.module:X"], "cannot load"),
+    (["--subject", "fedrift.conform.planted:PLANTD"], "did you mean 'PLANTED'"),
+    (["--subject", "fedrift.conform.problems:PROBLEMS"], "is no subject"),
+    (["quick", "--subject", "fedrift.conform:OURS"], "leave it out"),
+    (["quickly"], "quick"),
+])
+def test_conform_says_what_it_was_not_given(capsys, monkeypatch, words, said):
+    code, _, err = fedrift(capsys, monkeypatch, "conform", *words)
+    assert code == 2
+    assert any(part in err for part in said.split("|"))
+
+
+def test_conform_prints_the_scoreboard_and_the_planted_bugs(capsys, monkeypatch):
+    code, out, _ = fedrift(capsys, monkeypatch, "conform", "--markdown")
+    assert code == 0
+    assert "**wrong**" not in out and "**nothing**" not in out
+    assert out.count("| scaffold |") > 5

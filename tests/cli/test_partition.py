@@ -21,6 +21,12 @@ from fedrift.setting import dealt
 from tests import worlds
 
 
+@pytest.fixture(autouse=True)
+def cache(tmp_path, monkeypatch):
+    """Nothing is left in the user's cache."""
+    monkeypatch.setenv("FEDRIFT_CACHE", str(tmp_path / "cache"))
+
+
 @pytest.fixture
 def sandbox(tmp_path):
     """An experiment on a small sandbox, three clients of one domain each."""
@@ -82,6 +88,36 @@ def test_show_as_json_is_whole_and_draws_no_page(sandbox, tmp_path, monkeypatch)
     assert not list(tmp_path.glob("*.html"))
 
 
+def test_show_compares_embeddings_in_the_vectors_asked_for(sandbox, tmp_path):
+    told = json.loads(run("show", sandbox, "--json"))
+    assert told["encoder"] == "lsa" and list((tmp_path / "cache" / "vectors").iterdir())
+    for name in ("embedding.mmd2", "embedding.frechet"):
+        number = told["numbers"][name]
+        assert number["value"] > number["null"] + 3 * number["deviation"]
+    none = json.loads(run("show", sandbox, "--json", "--encoder", "none"))
+    assert none["encoder"] == "" and "embedding.mmd2" not in none["numbers"]
+    for name, number in none["numbers"].items():
+        assert number["value"] == told["numbers"][name]["value"]
+    iid = json.loads(run("show", sandbox, "--json", "partition.severity=0"))["numbers"]["embedding.mmd2"]
+    assert abs(iid["value"] - iid["null"]) < 4 * iid["deviation"]
+    with pytest.raises(UserError, match="no encoder 'lsi': did you mean 'lsa'"):
+        run("show", sandbox, "--encoder", "lsi")
+
+
+def test_show_compares_gradients_of_the_model_that_a_run_begins_with(tmp_path):
+    file = tmp_path / "e.yaml"
+    file.write_text(yaml.safe_dump(worlds.experiment(tmp_path).written()))
+    told = json.loads(run("show", file, "--json", "--gradients"))["gradients"]
+    found = {(one["parts"], one["name"]): one for one in told}
+    assert {parts for parts, _ in found} == {"trained", "last block"} and len(found) == 8
+    for parts in ("trained", "last block"):
+        spread, ratio = found[parts, "gradient.G2"], found[parts, "gradient.B2"]
+        assert spread["value"] > 3 * abs(spread["twin"])
+        assert ratio["value"] > 1.2 and ratio["value"] > ratio["twin"]
+    run("show", file, "--gradients", "--out", tmp_path / "g.html")
+    assert "How differently they pull at the first weights" in (tmp_path / "g.html").read_text()
+
+
 def test_show_prints_the_numbers_and_says_where_the_page_is(sandbox, tmp_path):
     said = run("show", sandbox, "--out", tmp_path / "p.html")
     for part in ("TopicMix, severity 1", "word divergence", "by chance", "domain0", "bits", "p.html"):
@@ -124,6 +160,18 @@ def test_export_writes_texts_as_their_clients_do_and_names_them_as_they_were(san
     own = found.corpus.text[found.partition.rows[1]]
     assert told["clients"][1]["ids"] == [sha256(text.encode()).hexdigest() for text in own]
     assert [client["rewritten"] for client in told["clients"]] == [False, True]
+
+
+def test_tables_say_what_is_expected_and_found_and_fail_when_they_differ(monkeypatch):
+    from fedrift.partition import tables
+
+    told = json.loads(run("tables", "--draws", "300", "--json"))
+    assert len(told) == 34 and all(row["agrees"] for row in told)
+    said = run("tables", "--draws", "300")
+    assert "34 of 34 agree" in said and "0.0599" in said
+    monkeypatch.setitem(tables.MIX, 0.25, 0.1)
+    done = CliRunner().invoke(app, ["partition", "tables", "--draws", "300"])
+    assert done.exit_code == 1 and "differs" in done.stdout and "33 of 34" in done.stdout
 
 
 def test_the_same_deal_has_the_same_hash_and_another_seed_another(sandbox, tmp_path):

@@ -34,12 +34,22 @@ SUBJECTS = {
 
 def loss(params: Tree, batch: dict[str, Tensor]) -> Tensor:
     """``[C]``"""
+    idle = 0 * params["idle"].flatten(1).sum(1)
+    return (guess(params, batch) - batch["y"]).square().flatten(1).mean(1) + idle
+
+
+def guess(params: Tree, batch: dict[str, Tensor]) -> Tensor:
+    """``[C, B, O]``"""
     weight = params["m.B"] @ params["m.A"]
     if "m.base" in params:
         weight = weight + params["m.base"]
-    guess = batch["x"] @ (batch["w"] + SCALE * weight).mT + params["h"].unsqueeze(1)
-    idle = 0 * params["idle"].flatten(1).sum(1)
-    return (guess - batch["y"]).square().flatten(1).mean(1) + idle
+    return batch["x"] @ (batch["w"] + SCALE * weight).mT + params["h"].unsqueeze(1)
+
+
+def represent(params: Tree, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+    """``z [C, B, O + 1]``, never zero; all of a batch is there."""
+    z = torch.nn.functional.pad(guess(params, batch), (0, 1), value=1.0)
+    return z, torch.ones(z.shape[:2], dtype=torch.bool)
 
 
 def params(dtype: torch.dtype = torch.float64) -> Tree:
@@ -91,7 +101,7 @@ def data(steps: tuple[int, ...] = (3,) * SIZE, weight: tuple[float, ...] = (4.0,
 def train(algorithm: FedAvg, deal: Data, *, until: int = 3, cohort: int | None = None, state: State | None = None,
           optimizer: Optimizer = Sgd(0.05), **options) -> list[Round]:
     size = len(deal.steps)
-    fleet = SimulatedFleet(size, loss, deal, optimizer, **options)
+    fleet = SimulatedFleet(size, loss, deal, optimizer, represent=represent, **options)
     state = state or begin(algorithm, params(deal.x.dtype), size)
     return list(rounds(state, fleet, algorithm, until=until, cohort=cohort or size, seed=3))
 

@@ -21,6 +21,7 @@ from fedrift.partition import (
     Truncate,
 )  # fmt: skip
 from fedrift.partition.embeddings import frechet, mmd2, mmd_p_value, principal
+from fedrift.partition.function_words import is_content
 from fedrift.partition.identification import identification
 from fedrift.partition.measure import measure
 from fedrift.partition.words import count_words
@@ -159,3 +160,31 @@ def test_principal_axes_are_in_order_of_spread_and_keep_distances():
     found = principal(vectors, 4)
     assert (np.diff(found.std(axis=0)) < 0).all()
     assert np.isclose(np.linalg.norm(found[0] - found[1]), np.linalg.norm(vectors[0] - vectors[1]))
+
+
+def test_documents_without_a_vector_are_not_compared():
+    documents = topical(400)
+    vectors = np.eye(4)[documents.label] + numpy_stream(0).normal(0, 0.3, (400, 4))
+    vectors[::2] = np.nan
+    found = report(TopicMix(4), documents, vectors=vectors)
+    assert found["embedding.mmd2"].beyond and found["embedding.frechet"].beyond
+    alike = report(TopicMix(4, 0.0), documents, vectors=vectors)
+    assert not alike["embedding.mmd2"].beyond
+
+
+def test_topic_and_manner_are_told_apart():
+    """Topics tell clients by content words alone; a style put on like documents by function words alone."""
+    documents = topical(400)
+    letters = str.maketrans("0123456789", "abcdefghij")  # words with digits in them are no content words
+    topic = report(TopicMix(4), corpus([text.translate(letters) for text in documents.text], documents.label))
+    assert topic["identification.content"].beyond
+    documents = stories(400)
+    style = report(Style(3), documents)
+    assert style["identification.manner"].beyond and not style["identification.content"].beyond
+    found = identification(count_words(documents.text).counts, np.arange(400) % 3, 3, np.random.default_rng(0))
+    assert abs(found - 1 / 3) < 0.1
+
+
+def test_content_words_are_no_function_words_and_no_masks():
+    words = ["market", "the", "won't", "user", "http", "tv", "2004", "économie", "бюджет"]
+    assert [word for word in words if is_content(word)] == ["market", "économie", "бюджет"]

@@ -160,7 +160,7 @@ def test_k_domains_budgets_stay_where_the_topics_divide_the_clients():
 @pytest.mark.parametrize("kind", [TopicMix, Dirichlet, KDomains])
 def test_a_corpus_without_labels_or_with_one_topic_is_refused_with_the_way_out(kind):
     texts = [f"t{i}" for i in range(20)]
-    with pytest.raises(UserError, match=r"20 of the 20 documents .* clusters"):
+    with pytest.raises(UserError, match=r"20 of the 20 documents .*corpus\.clusters"):
         kind(4)(corpus(texts, np.full(20, -1)), numpy_stream(0))
     with pytest.raises(UserError, match="at least 2 topics, but corpus 'small' has 1: topic0"):
         kind(4)(corpus(texts, np.zeros(20)), numpy_stream(0))

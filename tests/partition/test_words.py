@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import numpy as np
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from fedrift.partition.function_words import FUNCTION_WORDS
-from fedrift.partition.words import count_words, split
+from fedrift.partition.words import WORD, count_words, split
 
 
 def test_words_are_letters_and_digits_with_apostrophes_inside():
@@ -34,3 +36,15 @@ def test_function_words_are_closed_classes_only():
     assert 150 < len(FUNCTION_WORDS) < 300
     assert all(split(word) == [word] for word in FUNCTION_WORDS)
     assert np.all([word == word.lower() for word in FUNCTION_WORDS])
+
+
+@given(st.text(alphabet=st.sampled_from("aZ09'_ .-\n\t’é"), max_size=30))
+@settings(max_examples=2000, deadline=None, derandomize=True)
+def test_the_quick_way_is_the_pattern(text):
+    assert split(text) == WORD.findall(text.lower())
+
+
+@given(st.text(alphabet=st.characters(max_codepoint=127), max_size=40))
+@settings(max_examples=1000, deadline=None, derandomize=True)
+def test_the_quick_way_is_the_pattern_for_all_of_ascii(text):
+    assert split(text) == WORD.findall(text.lower())

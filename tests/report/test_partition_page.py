@@ -13,7 +13,7 @@ from fedrift.corpus import Source, load_corpus
 from fedrift.corpus.sandbox import Sandbox
 from fedrift.partition import Quantity, Style, TopicMix
 from fedrift.report.partition_page import SHOWN, render, write_partition_page
-from fedrift.report.sheet import Sheet, beginning, line, sheet, verdict
+from fedrift.report.sheet import Sheet, beginning, called, line, sheet, verdict
 from fedrift.seeds import numpy_stream
 
 from .test_page import prose, specs
@@ -51,9 +51,14 @@ def test_it_says_first_what_the_clients_are_like_and_last_how_they_were_dealt(co
 
 def test_a_deal_by_chance_is_called_so(corpus):
     iid, skewed = (shown(corpus, TopicMix(3, severity)) for severity in (0.0, 1.0))
-    assert "None of the 7 numbers lies beyond" in verdict(iid.measured)
-    assert verdict(skewed.measured).startswith(("6 of the 7", "All 7"))
+    assert "None of the 9 numbers lies beyond" in verdict(iid.measured)
+    assert verdict(skewed.measured).startswith(("7 of the 9", "8 of the 9", "All 9"))
     assert "beyond chance</span>" not in render(iid) and "beyond chance</span>" in render(skewed)
+
+
+def test_a_regime_inside_a_regime_is_named():
+    assert called({"is": "Calibrated", "of": {"is": "Dirichlet"}}) == "Calibrated of Dirichlet"
+    assert called({"is": "TopicMix"}) == "TopicMix"
 
 
 def test_rewritten_samples_stand_beside_what_they_were(corpus):

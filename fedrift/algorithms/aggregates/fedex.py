@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from dataclasses import dataclass, replace
+from typing import ClassVar
 
 from ...tree import Tree, wide
 from ...values import Report, Server
@@ -19,6 +20,7 @@ from .mean import Frame
 
 @dataclass(frozen=True)
 class FedEx(Products):
+    lifts: ClassVar[bool] = True
 
     def begin(self, params: Tree) -> Tree:
         return no_base(params)

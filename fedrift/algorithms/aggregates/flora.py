@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Collection
 from dataclasses import dataclass, replace
+from typing import ClassVar
 
 import torch
 
@@ -22,6 +23,7 @@ from .mean import Frame, forgets
 
 @dataclass(frozen=True)
 class FLoRA(Products):
+    lifts: ClassVar[bool] = True
 
     def begin(self, params: Tree) -> Tree:
         return no_base(params)

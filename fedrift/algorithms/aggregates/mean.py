@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from dataclasses import dataclass
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 import torch
 from torch import Tensor
@@ -33,6 +33,8 @@ class Frame(Protocol):
 @dataclass(frozen=True)
 class Mean:
     """sum_k p_k delta_k with p_k = weight_k / sum of the weights (McMahan et al. 2017, arXiv:1602.05629)."""
+
+    lifts: ClassVar[bool] = False  # whether it moves what lies under the adapters
 
     def frozen(self, leaves: Collection[str], round: int) -> frozenset[str]:
         """The leaves that nobody trains in this round."""

@@ -5,12 +5,11 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from fedrift.corpus.clusters import by_cluster
 from fedrift.errors import UserError
 from fedrift.partition import TopicMix
-from fedrift.partition.clusters import by_cluster
 from fedrift.seeds import numpy_stream
-
-from .corpora import corpus
+from tests.partition.corpora import corpus
 
 
 def blobs():

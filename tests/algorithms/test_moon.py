@@ -1,0 +1,151 @@
+"""MOON: the equation, its gradient, what it leaves alone, and what padding may not do."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+
+import pytest
+import torch
+
+from fedrift.algorithms import MOON, FedAvg
+from fedrift.algorithms.aggregates import FedEx
+from fedrift.errors import UserError
+from fedrift.fleet import SimulatedFleet
+from fedrift.fleet.represent import mean_states
+from fedrift.fleet.simulated import value_and_gradient
+from fedrift.optimizers import Sgd
+from fedrift.rounds import begin
+from fedrift.run import carry_out
+from fedrift.tree import Tree
+from fedrift.values import Local
+from tests.laws.federation import data, same, train
+from tests.worlds import experiment, stock
+
+
+def local(y: list[list[float]], w: list[list[float]], last: list[list[float]]) -> Local:
+    """A cohort whose params are its representations."""
+    def tree(rows):
+        return Tree(z=torch.tensor(rows, dtype=torch.float64))
+
+    none = torch.zeros(len(y), dtype=torch.float64)
+    return Local(tree(y), tree(w), Tree(), tree(last), Tree(), none, none, none, 0.1)
+
+
+def see(params: Tree):
+    """One sequence a client, seen as the params themselves."""
+    return params["z"].unsqueeze(1), torch.ones(len(params["z"]), 1, dtype=torch.bool)
+
+
+def test_the_contrast_is_the_papers_equation():
+    at = local([[1.0, 0.0], [1.0, 1.0]], [[1.0, 0.0], [0.0, 2.0]], [[0.0, 3.0], [5.0, 0.0]])
+    found = MOON(mu=2.0, temperature=0.5).contrast(at, see)
+    near, far = math.exp(1 / 0.5), math.exp(0 / 0.5)
+    assert found[0].item() == pytest.approx(2 * -math.log(near / (near + far)))  # 2 * 0.126928
+    assert found[1].item() == pytest.approx(2 * math.log(2))  # as near to the one as to the other
+
+
+def test_its_gradient_is_the_closed_form():
+    """d/dz softplus((sim(z, p) - sim(z, g)) / T) = sigmoid(.) / T (sim'(z, p) - sim'(z, g))."""
+    at = local([[1.0, 2.0, -1.0]], [[0.5, 1.0, 1.0]], [[2.0, -1.0, 0.3]])
+    z, g, p = (tree["z"][0] for tree in (at.params, at.start, at.memory))
+    leaf = at.params["z"].requires_grad_()
+    (found,) = torch.autograd.grad(MOON(mu=3.0).contrast(at, see).sum(), leaf)
+
+    def cosine(other):
+        return z @ other / (z.norm() * other.norm())
+
+    def slope(other):
+        return other / (z.norm() * other.norm()) - cosine(other) * z / z.norm() ** 2
+
+    gap = (cosine(p) - cosine(g)) / 0.5
+    assert torch.allclose(found[0], (3.0 / 0.5 * torch.sigmoid(gap) * (slope(p) - slope(g))).detach())
+
+
+def test_steps_go_towards_the_received_and_away_from_the_last():
+    at = local([[1.0, 1.0]], [[1.0, 0.0]], [[0.0, 1.0]])
+    leaf = at.params["z"].requires_grad_()
+    (grad,) = torch.autograd.grad(MOON().contrast(at, see).sum(), leaf)
+    assert -grad[0, 0] > 0 > -grad[0, 1]
+
+
+def test_sequences_that_are_not_there_do_not_count():
+    at = local([[1.0, 0.0]], [[1.0, 0.0]], [[0.0, 3.0]])
+
+    def half(params):
+        z, counts = see(params)
+        return torch.cat([z, 0 * z], 1), torch.cat([counts, ~counts], 1)
+
+    assert torch.equal(MOON().contrast(at, half), MOON().contrast(at, see))
+
+
+def test_mu_zero_is_fedavg_bit_for_bit():
+    plain, moon = train(FedAvg(), data())[-1].after, train(MOON(mu=0.0), data())[-1].after
+    assert same(replace(moon, memory=Tree()), plain)
+    assert MOON(mu=0.0).penalty() is None  # and costs what FedAvg costs
+
+
+def test_the_first_round_is_fedavgs_and_later_ones_are_not():
+    plain, moon = train(FedAvg(), data()), train(MOON(), data())
+    assert all(torch.allclose(leaf, plain[0].after.server.params[name]) for name, leaf in moon[0].after.server.params.items())
+    assert not torch.allclose(moon[2].after.server.params["m.B"], plain[2].after.server.params["m.B"])
+
+
+def test_its_memory_is_the_clients_own_last_model():
+    done = train(MOON(), data(), cohort=2)[-1]
+    local_models = done.before.server.params.rows(done.before.group[done.cohort]) + done.report.delta
+    kept = done.after.memory.rows(done.cohort)
+    assert all(torch.allclose(leaf, local_models[name]) for name, leaf in kept.items())
+
+
+@dataclass(frozen=True)
+class Told(MOON):
+    """A penalty that is huge, and would be seen in a loss that holds it."""
+
+    def contrast(self, at, see):
+        return 1e6 + super().contrast(at, see)
+
+
+def test_the_loss_that_is_told_is_the_tasks():
+    plain, moon = train(MOON(), data()), train(Told(), data())
+    assert torch.equal(plain[-1].report.loss, moon[-1].report.loss)
+    params = Tree(x=torch.tensor([[3.0]]))
+    loss, grad = value_and_gradient(lambda p, b: p["x"][:, 0] ** 2, params, {}, torch.arange(1),
+                                    more=lambda leaves, under: 5 * leaves["x"][:, 0])
+    assert (loss.item(), grad["x"].item()) == (9.0, 11.0)
+
+
+def test_a_fleet_without_representations_is_told_so():
+    fleet = SimulatedFleet(1, lambda p, b: p["x"][:, 0], lambda r, c: [{}], Sgd(0.1))
+    with pytest.raises(UserError, match="represent"):
+        fleet.train(begin(MOON(), Tree(x=torch.ones(1, 1)), 1), MOON(), torch.tensor([0]))
+
+
+def test_it_is_refused_over_weights_that_move():
+    (reason,) = MOON(aggregate=FedEx()).refusals(Sgd(0.1), "tokens", ["m.A", "m.B"])
+    assert "FedEx" in reason
+
+
+def test_padding_is_no_part_of_a_representation():
+    draw = torch.Generator().manual_seed(0)
+    states = torch.randn(2, 3, 5, 4, generator=draw)
+    keep = torch.ones(2, 3, 5, dtype=torch.bool)
+    keep[0, 1, 2:] = False
+    keep[1, 2] = False
+    wild = states.masked_fill(~keep.unsqueeze(3), 1e6)
+    z, counts = mean_states(lambda params, tokens: wild, Tree(), {"tokens": torch.zeros(2, 3, 5), "keep": keep})
+    assert torch.allclose(z[0, 0], states[0, 0].mean(0))
+    assert torch.allclose(z[0, 1], states[0, 1, :2].mean(0))
+    assert counts.tolist() == [[True] * 3, [True, True, False]]
+    assert not z[1, 2].any()
+
+
+def test_a_language_model_trains_with_it_stacked_as_alone(tmp_path):
+    """With batches that are filled up, one sequence short."""
+    asked = experiment(tmp_path, "algorithm.is=MOON", "plan.epochs=1", "plan.batch=3", "plan.rounds=3", "plan.participation=1")
+    together = carry_out(asked, stock(tmp_path, micro=3)).trajectory()
+    (tmp_path / "runs").rename(tmp_path / "before")
+    alone = carry_out(asked, stock(tmp_path, micro=1)).trajectory()
+    assert together.curve("loss")[-1] < together.curve("loss")[0]
+    assert not (together.table("failed") == 1).any()
+    assert alone.curve("loss") == pytest.approx(together.curve("loss"), abs=1e-5)

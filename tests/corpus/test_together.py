@@ -1,0 +1,86 @@
+"""Several corpora as one, each a domain."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from fedrift.corpus import TEST, TRAIN, VALIDATION, Source, load_corpus
+from fedrift.corpus.halves import READ_BY_POCKET, pretraining_half
+from fedrift.corpus.listing import corpora
+from fedrift.corpus.named import NAMED
+from fedrift.errors import UserError
+
+STYLES = dict(NAMED["styles"].parts)
+
+
+@pytest.fixture
+def data(tmp_path):
+    """Made-up copies of the five corpora, of different sizes; one has a validation split of its own."""
+    for size, (domain, name) in enumerate(STYLES.items(), 2):
+        for split, count in (("train", 40 * size), ("test", 10 * size), ("validation", 8 * (name == "tweets"))):
+            if count:
+                texts = [f"{domain} {split} text {i}" for i in range(count)] + ["the same in all"]
+                (tmp_path / name).mkdir(exist_ok=True)
+                pd.DataFrame({"text": texts, "label": "x", "source": name}).to_parquet(tmp_path / name / f"{split}.parquet")
+    return tmp_path
+
+
+def count(corpus) -> np.ndarray:
+    """Documents of each split and domain, [3, T]."""
+    return np.array([np.bincount(corpus.label[corpus.split == split], minlength=len(corpus.domains))
+                     for split in (TRAIN, VALIDATION, TEST)])
+
+
+def test_styles_are_corpora_and_equally_many_documents_of_each_in_every_split(data):
+    corpus = load_corpus(Source("styles"), data=data)
+    assert corpus.domains == tuple(sorted(STYLES))
+    own = corpus.take(corpus.text != "the same in all")
+    assert all(text.split()[0] == corpus.domains[label] for text, label in zip(own.text, own.label, strict=True))
+    assert (count(corpus).min(1) == count(corpus).max(1)).all() and (count(corpus).min(1) > 0).all()
+    assert len(set(corpus.text)) == len(corpus)
+    assert corpus.cleaned["more than the smallest part has"] > 0
+
+
+def test_each_part_keeps_its_own_splits_and_a_text_in_two_parts_is_in_one(data):
+    corpus = load_corpus(Source("styles"), data=data)
+    for split, name in ((TRAIN, "train"), (TEST, "test")):
+        own = {text.split()[1] for text in corpus.text[corpus.split == split] if text != "the same in all"}
+        assert own <= {name, "train"} if split == TRAIN else own == {name}
+    assert (corpus.text == "the same in all").sum() <= 1
+
+
+def test_the_seed_draws_the_documents_and_the_limit_keeps_the_balance(data):
+    one, two, other = (load_corpus(Source("styles", split_seed=seed), data=data) for seed in (0, 0, 1))
+    assert one.content == two.content != other.content
+    few = load_corpus(Source("styles", limit=60), data=data)
+    assert len(few) == 60 and np.ptp(count(few), axis=1).max() <= 1
+
+
+def test_what_pocket_has_read_is_left_out_part_by_part(data):
+    corpus = load_corpus(Source("styles"), data=data, half="unseen")
+    for domain, name in STYLES.items():
+        rows = (corpus.label == corpus.domains.index(domain)) & (corpus.split == TRAIN)
+        read = sum(pretraining_half(text) for text in corpus.text[rows])
+        assert (read == 0) == (name in READ_BY_POCKET) and rows.any()
+
+
+def test_a_part_that_is_not_there_says_how_to_bring_it(data):
+    (data / "stackexchange" / "train.parquet").rename(data / "elsewhere")
+    (data / "stackexchange" / "test.parquet").unlink()
+    (data / "stackexchange").rmdir()
+    with pytest.raises(UserError, match="'stackexchange' has no sure hub id"):
+        load_corpus(Source("styles"), data=data)
+
+
+def test_a_style_can_be_left_out_and_the_list_says_what_it_is_made_of(data):
+    corpus = load_corpus(Source("styles", domains=("news", "tweets")), data=data)
+    assert corpus.domains == ("news", "tweets")
+    assert "ag_news" in next(one.origin for one in corpora(data) if one.name == "styles")
+
+
+def test_real_styles_are_equally_large(shared_data):
+    corpus = load_corpus(Source("styles"), data=shared_data, half="unseen")
+    found = count(corpus)
+    assert (found.min(1) == found.max(1)).all() and found[TRAIN, 0] > 2000 and found[TEST, 0] > 300

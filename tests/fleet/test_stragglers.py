@@ -1,0 +1,76 @@
+"""Stragglers do the first of their steps, the same ones whether their work is kept or dropped."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+from fedrift.fleet.stragglers import StragglingBatches
+
+from .test_batches import blocks_of
+
+CLIENTS = 40
+
+
+def reader(share: float, late="partial", steps: int = 6, seed: int = 3, **options) -> StragglingBatches:
+    blocks = tuple(blocks_of(5, client) for client in range(CLIENTS))
+    return StragglingBatches(blocks, size=2, seed=seed, steps=steps, share=share, late=late, **options)
+
+
+def taken(batches: StragglingBatches, round: int = 0) -> np.ndarray:
+    """Steps of every client, ``[N]``."""
+    count = np.zeros(CLIENTS, dtype=int)
+    for batch in batches(round, torch.arange(CLIENTS)):
+        count[batch["rows"].numpy()] += 1
+    return count
+
+
+def test_nobody_straggles_at_share_0_and_everybody_at_1():
+    assert (taken(reader(0.0)) == 6).all()
+    assert (taken(reader(1.0)) < 6).all()
+
+
+def test_a_share_of_the_clients_does_one_to_all_but_one_of_the_steps_evenly():
+    steps = np.concatenate([taken(reader(0.9), round) for round in range(50)])
+    assert abs((steps < 6).mean() - 0.9) < 0.03
+    late = steps[steps < 6]
+    assert set(late) == {1, 2, 3, 4, 5}
+    assert np.abs(np.bincount(late, minlength=6)[1:] / len(late) - 0.2).max() < 0.04
+
+
+def test_who_straggles_depends_on_seed_client_and_round_only():
+    first = taken(reader(0.5))
+    assert (first == taken(reader(0.5))).all()
+    assert (first != taken(reader(0.5), round=1)).any()
+    assert (first != taken(reader(0.5, seed=4))).any()
+    alone = sum(1 for _ in reader(0.5)(0, torch.tensor([7])))
+    assert alone == first[7]
+
+
+def test_dropped_are_just_those_whose_partial_work_would_be_kept():
+    kept, dropped = taken(reader(0.5)), taken(reader(0.5, "drop"))
+    assert ((kept < 6) == (dropped == 0)).all()
+    assert (dropped[kept == 6] == 6).all()
+
+
+def test_a_straggler_does_the_steps_that_it_would_have_done():
+    whole, part = reader(0.0), reader(1.0)
+    for client in range(CLIENTS):
+        done = part.order(client, 2)
+        assert len(done) % 2 == 0 and 0 < len(done) < 12
+        assert (done == whole.order(client, 2)[:len(done)]).all()
+
+
+def test_epochs_are_cut_short_too():
+    whole, part = taken(reader(0.0, epochs=2.0)), taken(reader(1.0, epochs=2.0))
+    assert (whole == 5).all()
+    assert ((part >= 1) & (part < 5)).all()
+
+
+def test_a_single_step_is_done_or_dropped():
+    assert (taken(reader(1.0, steps=1)) == 1).all()
+    assert (taken(reader(1.0, "drop", steps=1)) == 0).all()
+
+
+def test_a_client_without_data_or_steps_stays_so():
+    assert (taken(reader(1.0, steps=0)) == 0).all()
