@@ -51,7 +51,8 @@ def carry_out(experiment: Experiment, stock: Stock | None = None, watch: Watch =
         try:
             _carry_out(experiment, run, stock, watch)
         except Exception as error:
-            run.fail(int(run.trajectory().rounds.max(initial=0)), f"{type(error).__name__}: {error}")
+            if (run.folder / "experiment.json").exists():  # before that nothing has begun that could have failed
+                run.fail(int(run.trajectory().rounds.max(initial=0)), f"{type(error).__name__}: {error}")
             raise
     return run
 

@@ -17,6 +17,7 @@ from peft import LoraConfig, PeftModel, get_peft_model, set_peft_model_state_dic
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
+import fedrift.run
 from fedrift import algorithms
 from fedrift.algorithms import FedAvg, FedProx, LocalOnly, Scaffold, ZeroShot
 from fedrift.errors import UserError
@@ -101,6 +102,23 @@ def test_a_process_killed_by_the_system_resumes_bit_for_bit(tmp_path):
     process.wait()
     broken = carry_out(asked, there)
     assert_equal(carry_out(asked, replace_root(tmp_path, "unbroken")), broken)
+
+
+def test_a_run_killed_between_its_rows_and_its_state_repeats_the_round(tmp_path, monkeypatch):
+    asked = experiment(tmp_path)
+    unbroken = carry_out(asked, replace_root(tmp_path, "unbroken"))
+    keep = fedrift.run.keep
+
+    def killed(run, state):
+        if state.round == 2:
+            raise Killed
+        keep(run, state)
+
+    with monkeypatch.context() as broken:
+        broken.setattr("fedrift.run.keep", killed)
+        with pytest.raises(Killed):
+            carry_out(asked, replace_root(tmp_path, "broken"))
+    assert_equal(unbroken, carry_out(asked, replace_root(tmp_path, "broken")))
 
 
 def test_a_run_killed_at_its_very_end_resumes_bit_for_bit(tmp_path, monkeypatch):

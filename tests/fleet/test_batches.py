@@ -71,3 +71,10 @@ def test_what_fills_up_a_batch_teaches_nothing():
 def test_a_fleet_without_blocks_takes_no_step():
     assert list(batches((0, 0), size=2, epochs=1.0)(0, torch.arange(2))) == []
     assert list(batches((0, 0), size=2, steps=3)(0, torch.arange(2))) == []
+
+
+def test_clients_of_one_size_read_in_orders_of_their_own():
+    reader = batches((9, 9), size=3, steps=3)
+    one, two = ([block % 100 for block in seen(reader, 0, [0, 1], client)] for client in (0, 1))
+    assert sorted(one) == sorted(two)
+    assert one != two

@@ -115,3 +115,24 @@ def test_ones_own_blocks_follow_ones_own_mix_and_fewer_blocks_are_a_part_of_more
     assert set(held.domain[held.own(1, 3)]) == {1}
     assert len(held.first(2).blocks) == 4
     assert held.first(2).own(1, 2).tolist() != []
+
+
+def test_two_clients_of_one_domain_are_not_judged_by_the_same_few_blocks():
+    held = held_out(((10, 0), (10, 0), (0, 1)))
+    assert held.own(0, 1).tolist() != held.own(1, 1).tolist()
+
+
+def test_what_lay_under_the_adapters_when_a_client_trained_is_what_its_model_is_judged_on():
+    """The server may have merged something since: that belongs to the model after aggregation."""
+
+    class Lifted(Priced):
+        def sums(self, params, tokens, keep):
+            total, count = super().sums(params, tokens, keep)
+            return total + params["m.base"].view(-1, 1) * count, count
+
+    done = train(FedAvg(), clients((1, 4, 2), (0, 1, 3)), until=1)[0]
+    before, after = (replace(state, server=replace(state.server, base=Tree({"m.base": torch.full((1, 1, 1), lift).double()})))
+                     for state, lift in ((done.before, 100.0), (done.after, 200.0)))
+    reading = Losses(Lifted(), held_out(((10, 0), (10, 0), (10, 0))), own=2)(replace(done, before=before, after=after))
+    assert reading["loss.before"].tolist() == pytest.approx((100 + done.local["x"].flatten()).tolist())
+    assert reading["loss.after"].tolist() == pytest.approx([200 + done.after.server.params["x"].item()] * 3)

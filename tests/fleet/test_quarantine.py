@@ -1,0 +1,25 @@
+"""A client whose loss is finite and whose update is not: caught by the update, not by the loss."""
+
+from __future__ import annotations
+
+import torch
+
+from fedrift.algorithms import FedAvg
+from fedrift.fleet import SimulatedFleet
+from fedrift.optimizers import Sgd
+from fedrift.rounds import begin, rounds
+from fedrift.tree import Tree
+
+
+def test_an_infinite_gradient_at_a_finite_loss_is_left_out_of_the_mean():
+    """The slope of sqrt(x) at 0 is infinite; the loss there is 0."""
+    shift = torch.tensor([1.0, 0.0])
+
+    def loss(params, batch):
+        return (params["x"][:, 0] - batch["shift"]).sqrt()
+
+    fleet = SimulatedFleet(2, loss, lambda round, cohort: iter([{"shift": shift[cohort]}]), Sgd(0.5))
+    (done,) = rounds(begin(FedAvg(), Tree(x=torch.ones(1, 1)), 2), fleet, FedAvg(), until=1, cohort=2, seed=0)
+    assert done.report.loss.isfinite().all()
+    assert done.report.failed.tolist() == [True, False]
+    assert done.after.server.params["x"].item() == 0.75  # the sound client's step alone
