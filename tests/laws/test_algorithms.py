@@ -93,7 +93,8 @@ def test_a_round_without_survivors_changes_nothing(algorithm):
     before = train(algorithm, data(), until=1)[-1].after
     done = train(algorithm, lost, until=2, state=before)[-1]
     assert done.report.failed.all()
-    assert same(replace(before, round=2), done.after)
+    assert same(replace(before, round=2, moved=done.after.moved), done.after)
+    assert not any(leaf.any() for leaf in done.after.moved.values())
 
 
 def test_the_order_of_the_clients_does_not_matter(name, algorithm):
