@@ -33,7 +33,11 @@ class Rooms:
 
     def named(self, value: Any) -> bool:
         """Whether a value's class is chosen by name, so that writing it down must say which."""
-        return any(type(value) in (self.choices(kind) or {}).values() for kind in self.rooms)
+        return self.named_class(type(value))
+
+    def named_class(self, wanted: type) -> bool:
+        """Whether a class is one that may be chosen by name."""
+        return any(wanted in (self.choices(kind) or {}).values() for kind in self.rooms)
 
 
 def read(kind: Any, said: Any, rooms: Rooms, where: str = "") -> Any:
@@ -62,6 +66,8 @@ def _read(kind: Any, said: Any, rooms: Rooms, where: str, wrong: list[str], defa
         if not isinstance(said, Mapping):
             wrong.append(f"{where}: wanted {kind.__name__} as keys and values, got {said!r}")
             return None
+        if said.get("is") == kind.__name__ and rooms.named_class(kind):  # as it is written where others may stand
+            said = {key: value for key, value in said.items() if key != "is"}
         return _fields(kind, said, rooms, where, wrong)
     inner = get_args(kind)
     if get_origin(kind) is tuple and inner and rooms.choices(inner[0]) is not None:

@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal
 
 from annotated_types import Ge, Gt, Interval, Le
 
-from . import algorithms, optimizers, partition
+from . import algorithms, mitigation, optimizers, partition
 from .algorithms import FedAvg, aggregates
 from .algorithms.aggregates import Mean
 from .config import Rooms, canonical, edit, load_yaml, overridden, read, write
@@ -21,14 +21,19 @@ from .corpus import Source
 from .errors import UserError
 from .fleet.simulated import Weighting
 from .fleet.stragglers import Late
+from .mitigation import Vanilla
 from .models import tune
 from .models.tune import Lora, Tune
 from .optimizers import AdamW, Optimizer
 from .partition import Partitioner, TopicMix
+from .partition.partition import called
 
-ROOMS = Rooms({FedAvg: algorithms, Mean: aggregates, Optimizer: optimizers, Partitioner: partition, Tune: tune})
+ROOMS = Rooms({FedAvg: algorithms, Mean: aggregates, Optimizer: optimizers, Partitioner: partition, Tune: tune,
+               Vanilla: mitigation})
 Share = Annotated[float, Gt(0), Le(1)]
 Count = Annotated[int, Ge(1)]
+Group = Literal["language", "updates", "fairness", "cost", "hidden", "attention", "barriers", "adapters", "general", "syntax",
+                "text"]
 
 
 @dataclass(frozen=True)
@@ -66,13 +71,21 @@ class Plan:
 @dataclass(frozen=True)
 class Evaluate:
     """What is measured on, when. ``blocks`` of each domain every ``every`` rounds, ``final`` of each at the end;
-    ``own`` blocks of each client of the cohort for its loss before and after aggregation."""
+    ``own`` blocks of each client of the cohort for its loss before and after aggregation.
+
+    ``panel``: which groups of probes look beside the losses (``docs/probes.md``). Those that cost look every ``deep``
+    rounds; None: as often as keeps all that is measured within ``budget``, the share of a run that it may take.
+    ``general``: the corpus of the panel's general text; the first that is at hand, if none is named."""
 
     split: Literal["validation", "test"] = "test"
     every: Count = 1
     blocks: Count = 6
     own: Annotated[int, Ge(0)] = 2
     final: Annotated[int, Ge(0)] = 40
+    panel: tuple[Group, ...] = ("language", "updates", "fairness", "cost")
+    deep: Count | None = None
+    budget: Annotated[float, Interval(gt=0, lt=1)] = 0.2
+    general: str = ""
 
 
 @dataclass(frozen=True)
@@ -87,6 +100,7 @@ class Experiment:
     plan: Plan = Plan()
     evaluate: Evaluate = Evaluate()
     seed: int = 0
+    mitigation: Vanilla = Vanilla()
     model_content: str = ""  # of a local folder; filled when resolved, so that changed weights are another experiment
 
     @property
@@ -97,7 +111,8 @@ class Experiment:
     @property
     def name(self) -> str:
         """A short name for tables and legends."""
-        return (f"{type(self.algorithm).__name__} {self.corpus.name} {type(self.partition).__name__} "
+        groups = "" if self.mitigation == Vanilla() else f" {type(self.mitigation).__name__}"
+        return (f"{type(self.algorithm).__name__}{groups} {self.corpus.name} {called(self.partition)} "
                 f"{self.partition.severity:g} seed {self.seed}")
 
     def written(self) -> dict[str, Any]:

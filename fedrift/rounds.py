@@ -16,7 +16,7 @@ from .algorithms.fedavg import FedAvg
 from .fleet.fleet import Fleet
 from .seeds import number, numpy_stream
 from .tree import Tree
-from .values import Regroup, Round, State
+from .values import Draw, Regroup, Report, Round, State
 
 
 def begin(algorithm: FedAvg, params: Tree, size: int) -> State:
@@ -27,24 +27,35 @@ def begin(algorithm: FedAvg, params: Tree, size: int) -> State:
     return State(0, algorithm.begin(models), memory.rows(torch.zeros(size, dtype=torch.long)), group)
 
 
+def anybody(state: State, count: int, seed: int) -> Tensor:
+    """A cohort of the whole fleet, whoever shares which model, ``[C]``."""
+    return sample(len(state.group), count, seed, state.round)
+
+
 def stay(done: Round) -> State:
     """No mitigation: everybody goes on sharing the model they share."""
     return done.after
 
 
 def rounds(state: State, fleet: Fleet, algorithm: FedAvg, *, until: int, cohort: int, seed: int,
-           regroup: Regroup = stay) -> Iterator[Round]:
+           regroup: Regroup = stay, draw: Draw = anybody) -> Iterator[Round]:
     """Yield round after round, from ``state`` up to and including ``until``."""
     while state.round < until:
-        who = sample(fleet.size, cohort, seed, state.round)
+        who = draw(state, cohort, seed)
         report = replace(fleet.train(state, algorithm, who), draw=number(seed, "server", state.round))
         server = algorithm.absorb(state.server, report)
         after = replace(state, round=state.round + 1, server=server, memory=state.memory.put(who, report.memory),
-                        moved=server.params - state.server.params)
+                        moved=server.params - state.server.params, last=counted(state, who, report))
         done = Round(state, after, who, report)
         done = replace(done, after=regroup(done))
         yield done
         state = done.after
+
+
+def counted(state: State, who: Tensor, report: Report) -> Tensor:
+    """The last round in which each client's report counted, this one included, ``[N]``."""
+    last = state.last if len(state.last) else torch.zeros_like(state.group, device="cpu")
+    return last.index_fill(0, who[~report.failed], state.round + 1)
 
 
 def sample(size: int, count: int, seed: int, round: int) -> Tensor:

@@ -12,8 +12,9 @@ import torch
 
 from .errors import UserError
 from .experiment import Experiment
+from .fleet import Fleet
 from .models.export import save_model
-from .probes import recorded
+from .probes import Past, over, recorded, told
 from .records import Record
 from .rounds import rounds
 from .setting import Setting, prepare, resolve
@@ -22,6 +23,8 @@ from .store import Run, describe, settle
 from .store.tensors import load_state, save_state
 from .tree import Tree
 from .values import Round, Server, State
+
+SHORT = 10.0  # seconds of training; below, nothing is worth saving
 
 
 class Progress(NamedTuple):
@@ -34,9 +37,12 @@ class Progress(NamedTuple):
 
 
 Watch = Callable[[Progress], None]
+Recruit = Callable[[Experiment, Setting, Run], Fleet]
+"""Who trains, where that is not this machine: the fleet in place of the setting's own."""
 
 
-def carry_out(experiment: Experiment, stock: Stock | None = None, watch: Watch = lambda progress: None) -> Run:
+def carry_out(experiment: Experiment, stock: Stock | None = None, watch: Watch = lambda progress: None,
+              recruit: Recruit | None = None) -> Run:
     """Run an experiment to its end, from where it stands; a finished run is returned as it is.
 
     Killed at any moment, it goes on from the last stored round when asked again, bit for bit as if nothing
@@ -49,7 +55,7 @@ def carry_out(experiment: Experiment, stock: Stock | None = None, watch: Watch =
         return run
     with run.lock():
         try:
-            _carry_out(experiment, run, stock, watch)
+            _carry_out(experiment, run, stock, watch, recruit)
         except Exception as error:
             if (run.folder / "experiment.json").exists():  # before that nothing has begun that could have failed
                 run.fail(int(run.trajectory().rounds.max(initial=0)), f"{type(error).__name__}: {error}")
@@ -66,43 +72,84 @@ def writable(root: Path) -> Path:
     return root
 
 
-def _carry_out(experiment: Experiment, run: Run, stock: Stock, watch: Watch) -> None:
+def _carry_out(experiment: Experiment, run: Run, stock: Stock, watch: Watch, recruit: Recruit | None) -> None:
     plan, algorithm = experiment.plan, experiment.algorithm
-    setting = prepare(experiment, stock, run.environment.get("engine"))
+    setting = prepare(experiment, stock, run.environment.get("engine"), worn=recruit is None or "memory" in algorithm.tells)
     run.write_json("experiment", {**experiment.written(), "id": experiment.id, "partition_table": setting.table})
-    changed = settle(run, describe(str(stock.runtime.torch_device()), torch.get_num_threads(), setting.engine))
+    engine = {name: choice for name, choice in setting.engine.items() if name != "fleet"}
+    if recruit:
+        engine["fleet"] = "flower"  # half of what such a run remembers is elsewhere: it cannot go on without
+    changed = settle(run, describe(str(stock.runtime.torch_device()), torch.get_num_threads(), engine))
     state = restored(run, setting)
     run.rewind(state.round if state else -1)
+    past = Past()
     if state is None:
         state = setting.state
         for caveat in setting.caveats:
             run.event(0, "caveat", caveat)
-        run.append(recorded(setting.losses.of(state), 0, [], setting.fleet.size))
+        reading, looks = setting.panel.first(setting.work.worn(state), past)
+        reading |= setting.grouping.of(state) if setting.grouping else {}
+        run.append(recorded(reading, 0, [], setting.fleet.size))
+        decided(run, setting)
+        run.timing(0, **named(looks))
         keep(run, state)
+    setting.work.told.clear()  # what a run that resumes decided at its beginning is written down
     for difference in changed:
         run.event(state.round, "resumed elsewhere", difference)
+    past.note(run.records())
     watch(Progress(run.id, state.round, plan.rounds, last_loss(run.records())))
 
-    loop = rounds(state, setting.fleet, algorithm, until=plan.rounds, cohort=setting.cohort, seed=experiment.seed)
+    fleet = recruit(experiment, setting, run) if recruit else setting.fleet
+    work = setting.work
+    loop = rounds(state, work.fleet(fleet), algorithm, until=plan.rounds, cohort=setting.cohort, seed=experiment.seed,
+                  regroup=work.regroup, draw=work.draw)
     for done, spent in timed(loop):
         begun = perf_counter()
-        rows = observe(done, setting)
+        rows, looks = observe(done, setting, past)
         measured = perf_counter()
         state = done.after
-        for client in done.cohort[done.report.failed].tolist():
-            run.event(state.round, "client failed", "non-finite numbers: left out of the mean, its memory kept", client)
+        for client, kind, why in remarks(done):
+            run.event(state.round, kind, why, client)
         run.append(rows)
+        decided(run, setting)
         if state.round % stock.runtime.checkpoint == 0 or state.round == plan.rounds:
             keep(run, state)  # rows first, state second: a crash between them repeats the round
-        run.timing(state.round, train=spent, evaluate=measured - begun, store=perf_counter() - measured)
+        run.timing(state.round, train=spent, evaluate=measured - begun, store=perf_counter() - measured, **named(looks))
         watch(Progress(run.id, state.round, plan.rounds, last_loss(rows)))
     finish(experiment, run, setting, state, stock)
 
 
-def observe(done: Round, setting: Setting) -> list[Record]:
-    """What all probes see in a round."""
-    cohort = done.cohort.tolist()
-    return [row for probe in setting.probes for row in recorded(probe(done), done.after.round, cohort, setting.fleet.size)]
+def observe(done: Round, setting: Setting, past: Past) -> tuple[list[Record], dict[str, float]]:
+    """What the panel sees in a round, noted in the ``past`` of the next, and the seconds of each look."""
+    reading, looks = setting.panel(setting.work.seen(done), past)
+    reading |= setting.grouping(done) if setting.grouping else {}
+    rows = recorded(reading, done.after.round, done.cohort.tolist(), setting.fleet.size)
+    past.note(rows)
+    return rows, looks
+
+
+def remarks(done: Round) -> Iterator[tuple[int, str, str]]:
+    """What is to be said of single clients: number, kind, and in words."""
+    for row, client in enumerate(done.cohort.tolist()):
+        why = done.report.why[row] if done.report.why else ""
+        if done.report.failed[row]:
+            yield client, "client failed", why or "non-finite numbers: left out of the mean, its memory kept"
+        elif why:
+            yield client, "client", why
+
+
+def decided(run: Run, setting: Setting) -> None:
+    """Write down what the mitigation has decided since: an event each, and the whole of it in mitigation.json."""
+    for round, decision in setting.work.told:
+        earlier = run.read_json("mitigation") if (run.folder / "mitigation.json").exists() else []
+        run.write_json("mitigation", [*(said for said in earlier if said["round"] < round), decision.said(round)])
+        run.event(round, "mitigation", decision.sentence())
+    setting.work.told.clear()
+
+
+def named(looks: dict[str, float]) -> dict[str, float]:
+    """The seconds of each look, as the timings call them."""
+    return {f"probe.{name}": seconds for name, seconds in looks.items()}
 
 
 def finish(experiment: Experiment, run: Run, setting: Setting, state: State, stock: Stock) -> None:
@@ -110,15 +157,19 @@ def finish(experiment: Experiment, run: Run, setting: Setting, state: State, sto
     begun = perf_counter()
     rows = [row for row in run.records() if row.metric.startswith("final.")]  # there already if it was killed below
     if setting.final and not rows:
-        rows = recorded(setting.final.at_the_end(state), state.round, [], setting.fleet.size)
+        rows = recorded(setting.final.at_the_end(setting.work.worn(state)), state.round, [], setting.fleet.size)
         run.append(rows)
     save_model(run.folder / "model", setting.losses.model, experiment.tune, experiment.model, state.server)  # type: ignore[arg-type]
     run.timing(state.round, final=perf_counter() - begun)
     timings = run.timings()
     spent = {phase: sum(row.get(phase, 0.0) for row in timings) for phase in ("train", "evaluate", "store", "final")}
     tokens = sum(row.value for row in run.records() if row.metric == "train.tokens")
+    panel = told(timings, setting.panel)
+    warning = over(panel, spent["train"], setting.panel)
+    if warning and spent["train"] > SHORT:
+        run.event(state.round, "panel over budget", warning)
     run.finish({"rounds": state.round, "loss": last_loss(run.records()), "final_loss": last_loss(rows, "final.loss"),
-                "seconds": spent, "train_tokens": tokens, "caveats": setting.caveats})
+                "seconds": spent, "panel": panel, "train_tokens": tokens, "caveats": setting.caveats})
 
 
 def timed(loop: Iterator[Round]) -> Iterator[tuple[Round, float]]:
@@ -139,9 +190,10 @@ def last_loss(rows: list[Record], metric: str = "loss") -> float:
 def keep(run: Run, state: State) -> None:
     """Store all that a run is between two rounds."""
     trees: dict[str, Any] = {f"server.{f.name}": getattr(state.server, f.name) for f in fields(Server)}
-    tensors = {f"{part}/{name}": leaf for part, tree in {**trees, "memory": state.memory, "moved": state.moved}.items()
+    tensors = {f"{part}/{name}": leaf for part, tree in {**trees, "memory": state.memory, "moved": state.moved,
+                                                           "mitigation": state.mitigation}.items()
                for name, leaf in tree.items()}
-    tensors["group"] = state.group
+    tensors["group"], tensors["last"] = state.group, state.last
     save_state(run.state_path, tensors, {"round": state.round, "leaves": list(tensors)})
 
 
@@ -160,4 +212,5 @@ def restored(run: Run, setting: Setting) -> State | None:
         return Tree({name[len(start):]: leaf for name, leaf in tensors.items() if name.startswith(start)})
 
     server = replace(setting.state.server, **{f.name: tree(f"server.{f.name}").to(device) for f in fields(Server)})
-    return State(said["round"], server, tree("memory"), tensors["group"], tree("moved").to(device))
+    return State(said["round"], server, tree("memory"), tensors["group"], tree("moved").to(device), tree("mitigation"),
+                 tensors.get("last", setting.state.last))

@@ -2,20 +2,33 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from time import perf_counter
+from typing import Any, Literal
 
 import torch
 
 from .errors import UserError
 from .folders import cache_folder
 
+Dtype = Literal["auto", "float32", "bfloat16"]
+ARITHMETIC = {"dtype": "float32", "tf32": False, "compiled": False}
+WORTH = 1.5  # bfloat16 rounds 2^16 times coarser: it must be that much faster
+
 
 @dataclass(frozen=True)
 class Runtime:
     """``root`` holds the runs, ``data`` local corpora by name. ``micro`` clients train in one forward pass (None:
-    as many as memory and the processor's cache like). ``checkpoint``: the state is stored every so many rounds."""
+    as many as memory and the processor's cache like). ``checkpoint``: the state is stored every so many rounds.
+
+    ``dtype``: what the frozen base computes in; ``auto`` is float32 on CPUs and what is faster on GPUs. Adapters, gradients
+    and the server are float32 whatever it is. ``tf32``: coarser float32 products on NVIDIA GPUs. ``deterministic``: kernels
+    that give the same bits twice, where there are any. ``compiled``: torch.compile for every block: slow to start, then
+    faster. ``canary``: compute a step again on the CPU first and compare (None: on Apple's GPU).
+    """
 
     root: Path = Path("runs")
     cache: Path = field(default_factory=cache_folder)
@@ -24,6 +37,11 @@ class Runtime:
     threads: int | None = None
     micro: int | None = None
     checkpoint: int = 1
+    dtype: Dtype = "auto"
+    tf32: bool = False
+    deterministic: bool = True
+    compiled: bool = False
+    canary: bool | None = None
     say: Callable[[str], None] = lambda message: None
 
     def torch_device(self) -> torch.device:
@@ -38,7 +56,39 @@ class Runtime:
             raise UserError(f"device {self.device!r} is not here; there are {has}")
         return torch.device(self.device)
 
+    def engine(self) -> dict[str, Any]:
+        """The choices of arithmetic that must be the same for a run to resume as the same run, but for defaults."""
+        device = self.torch_device()
+        dtype = self.dtype
+        if dtype == "auto":
+            dtype = "float32" if device.type == "cpu" or speed_up(device) < WORTH else "bfloat16"
+        said = {"dtype": dtype, "tf32": self.tf32, "compiled": self.compiled}
+        return {name: choice for name, choice in said.items() if choice != ARITHMETIC[name]}
+
+    def watched(self) -> bool:
+        """Whether the canary is to be asked."""
+        return self.torch_device().type == "mps" if self.canary is None else self.canary
+
     def begin(self) -> None:
         """Settle what torch keeps per process."""
         if self.threads is not None:
             torch.set_num_threads(self.threads)
+        if self.torch_device().type == "cuda":
+            torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = self.tf32
+            if self.deterministic:
+                os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS gives the same bits twice only with it
+            torch.use_deterministic_algorithms(self.deterministic, warn_only=True)
+
+
+def speed_up(device: torch.device, side: int = 1024) -> float:
+    """How many times faster a device multiplies matrices in bfloat16 than in float32; the best of some trials each."""
+    took = {}
+    for dtype in (torch.float32, torch.bfloat16):
+        one = torch.ones(side, side, dtype=dtype, device=device)
+        trials = []
+        for _ in range(5):
+            begun = perf_counter()
+            (one @ one)[0, 0].item()  # waits for the device
+            trials.append(perf_counter() - begun)
+        took[dtype] = min(trials)
+    return took[torch.float32] / took[torch.bfloat16]

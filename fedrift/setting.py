@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from hashlib import sha256
@@ -11,28 +12,33 @@ import numpy as np
 import torch
 
 from .algorithms import FedAvg
-from .corpus import TEST, TRAIN, VALIDATION, Blocks, Corpus, Tokens, pack, tokenise
+from .corpus import TRAIN, Blocks, Corpus, Tokens, pack, tokenise
+from .corpus.encode import embed
 from .errors import UserError
 from .experiment import Experiment
 from .fleet import SimulatedFleet
 from .fleet.batches import TextBatches
+from .fleet.choice import losses_of
 from .fleet.micro import micro_cohort
 from .fleet.represent import mean_states
 from .fleet.stragglers import StragglingBatches
+from .measuring import measuring
+from .mitigation import Vanilla
+from .mitigation.decision import Ground
+from .mitigation.work import Work
+from .models.canary import replay
 from .models.presets import fingerprint
-from .models.stacked import StackedModel
-from .models.tune import Lora
+from .models.states import States
+from .models.tune import Tune
 from .partition import Partition, Rewrite
-from .probes import Losses, Probe, Reading, aggregation_error, hold_out, local_training, token_table, update_geometry
+from .probes import Look, Losses, Panel, Reading
 from .probes.dissimilarity import dissimilarity, mean_gradient
-from .rounds import begin
-from .runtime import Runtime
+from .probes.grouping import Grouping
+from .runtime import ARITHMETIC, Runtime
 from .seeds import numpy_stream
 from .stock import Stock
 from .tree import Tree
 from .values import State
-
-SPLITS = {"validation": VALIDATION, "test": TEST}
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,12 +48,14 @@ class Setting:
     fleet: SimulatedFleet
     state: State  # of round 0
     cohort: int
-    probes: tuple[Probe, ...]
+    panel: Panel
     losses: Losses
     final: Losses | None
     table: dict[str, Any]  # tokens of each client in each domain, for people
     caveats: list[str]
     engine: dict[str, Any]  # choices that must be the same for a run to resume as the same run
+    work: Work  # the mitigation
+    grouping: Grouping | None  # what sees who shares a model with whom, where that is not plain
 
 
 def resolve(experiment: Experiment, stock: Stock) -> Experiment:
@@ -68,36 +76,82 @@ def dealt(experiment: Experiment, corpus: Corpus) -> Partition:
     return replace(partition, rows=tuple(train[rows] for rows in partition.rows))
 
 
-def prepare(experiment: Experiment, stock: Stock, engine: dict[str, Any] | None = None) -> Setting:
-    """Everything loaded, dealt, packed and stacked. ``engine``: the choices of an earlier start, to be kept."""
+def prepare(experiment: Experiment, stock: Stock, engine: dict[str, Any] | None = None, worn: bool = True) -> Setting:
+    """Everything loaded, dealt, packed and stacked. ``engine``: the choices of an earlier start, to be kept.
+    ``worn``: whether what clients keep can be looked at here, so that models of their own are judged."""
     runtime, plan = stock.runtime, experiment.plan
     runtime.begin()
+    made = experiment.model, experiment.tune
     words = stock.corpus(replace(experiment.corpus, content=""), experiment.model)
-    language = stock.language_model(experiment.model, experiment.tune)
+    language = stock.language_model(*made)
     if plan.seq_len > language.window:
         raise UserError(f"plan.seq_len: {plan.seq_len} tokens, but {experiment.model} takes {language.window} at most")
-    tokens = stock.tokens(words, experiment.model, experiment.tune)
+    tokens = stock.tokens(words, *made)
     corpus = words.sized(tokens.lengths)
-    model = stock.stacked(experiment.model, experiment.tune)
+    model = stock.stacked(*made)
 
     partition = dealt(experiment, corpus)
     parts, cohort, steps = experiment.algorithm.enroll(
         list(partition.rows), plan.cohort(experiment.partition.clients), plan.steps)
     blocks = client_blocks(experiment, corpus, tokens, partition, parts, language.tokenizer, runtime)
     template = model.template(experiment.seed).to(runtime.torch_device())
+    mitigation = experiment.mitigation
     said = experiment.algorithm.refusals(plan.optimizer, plan.weighting, list(template))
+    said += mitigation.refusals(experiment.algorithm, list(template))
+    if mitigation != Vanilla() and len(parts) != len(partition.rows):
+        said.append(f"{type(experiment.algorithm).__name__} has no clients to group: leave the mitigation out")
     if said:
         raise UserError("\n".join(said))
 
     batches = reading(experiment, blocks, steps, len(parts) == len(partition.rows), runtime)
-    engine = engine or {"micro": runtime.micro or micro_cohort(
-        model.network, cohort, plan.batch, plan.seq_len, runtime.torch_device())}
+    most = len(parts) if mitigation.everybody else cohort
+    passes = 2 if experiment.algorithm.penalty() else 1  # of a step that are kept for its backward pass
+    engine = {"micro": runtime.micro or micro_cohort(
+        model.network, most, plan.batch, plan.seq_len, runtime.torch_device(), passes),
+              **{name: choice for name, choice in (engine or {}).items() if name not in ARITHMETIC}, **stock.engine}
+    if runtime.watched():
+        listen(stock, made, template, next(iter(batches(0, torch.zeros(1, dtype=torch.long)))))
     fleet = SimulatedFleet(len(parts), model, batches, plan.optimizer, plan.clip, plan.weighting, plan.factor,
                            engine["micro"], partial(mean_states, model.hidden))
-    probes, losses, final = measuring(experiment, corpus, tokens, parts, model)
-    return Setting(fleet, begin(experiment.algorithm, template, fleet.size), cohort, probes, losses, final,
-                   {"domains": list(losses.held_out.names), "tokens": losses.held_out.mix.astype(int).tolist()},
-                   experiment.algorithm.caveats(plan.optimizer, plan.weighting), engine)
+    seen = measuring(experiment, stock, corpus, tokens, parts, model, template, cohort, steps, engine.get("deep"),
+                     worn)
+    if any(look.when == "deep" for look in seen.panel.looks if isinstance(look, Look)):
+        engine = {**engine, "deep": seen.panel.deep}
+    held = seen.losses.held_out
+    ground = ground_of(experiment, stock, corpus, partition, fleet, held.mix)
+    work = Work(mitigation, ground, experiment.algorithm)
+    return Setting(fleet, work.begin(template), cohort, seen.panel, seen.losses, seen.final,
+                   {"domains": list(held.names), "tokens": held.mix.astype(int).tolist()},
+                   experiment.algorithm.caveats(plan.optimizer, plan.weighting) + mitigation.caveats() + seen.caveats,
+                   engine, work, Grouping(ground.domain) if mitigation != Vanilla() else None)
+
+
+def ground_of(experiment: Experiment, stock: Stock, corpus: Corpus, partition: Partition, fleet: SimulatedFleet,
+              mix: np.ndarray) -> Ground:
+    """What a mitigation may look at: the clients' training documents as they have them, frozen encoders, losses."""
+    def texts(client: int) -> list[str]:
+        own, rewrite = corpus.take(partition.rows[client]), partition.rewrite[client] if partition.rewrite else None
+        return list((rewritten(own, rewrite) if rewrite else own).text)
+
+    def embedded(texts: Sequence[str], encoder: str) -> np.ndarray:
+        if encoder != "states":
+            return embed(texts, encoder, cache=stock.runtime.cache / "vectors")
+        language = stock.language_model(experiment.model, experiment.tune)
+        name = f"states {experiment.model} {fingerprint(experiment.model)} {stock.engine.get('dtype', 'float32')}"
+        states = States(name, language.network, language.tokenizer, language.window)
+        return embed(texts, states, cache=stock.runtime.cache / "vectors")
+
+    domain = mix.argmax(axis=1) if corpus.domains else np.full(len(mix), -1)
+    return Ground(fleet.size, experiment.seed, texts, embedded, partial(losses_of, fleet),
+                  np.where((domain < len(corpus.domains)) & (mix.sum(axis=1) > 0), domain, -1))
+
+
+def listen(stock: Stock, made: tuple[str, Tune], params: Tree, batch: dict[str, torch.Tensor]) -> None:
+    """Ask the canary whether this device computes a step of this model rightly."""
+    plain = Stock(replace(stock.runtime, device="cpu", dtype="float32", compiled=False)).stacked(*made)
+    batch.pop("rows", None)
+    replay(stock.stacked(*made), plain, params, batch).check(
+        stock.engine.get("dtype", "float32"), str(stock.runtime.torch_device()))
 
 
 def reading(experiment: Experiment, blocks: tuple[Blocks, ...], steps: int, same: bool, runtime: Runtime) -> TextBatches:
@@ -107,30 +161,18 @@ def reading(experiment: Experiment, blocks: tuple[Blocks, ...], steps: int, same
     return StragglingBatches(*every, plan.stragglers, plan.late) if plan.stragglers and same else TextBatches(*every)
 
 
-def measuring(experiment: Experiment, corpus: Corpus, tokens: Tokens, parts: list[np.ndarray],
-              model: StackedModel) -> tuple[tuple[Probe, ...], Losses, Losses | None]:
-    """The probes of every round, the losses among them, and the larger evaluation of the end."""
-    said, plan = experiment.evaluate, experiment.plan
-    held = hold_out(corpus, tokens, SPLITS[said.split], plan.seq_len, max(said.blocks, said.final),
-                    experiment.corpus.split_seed, token_table(corpus, parts))
-    if not len(held.blocks):
-        raise UserError(f"corpus {corpus.name!r} has no {said.split} documents to measure on: "
-                        f"raise corpus.{said.split} (the share held out)")
-    wear = experiment.algorithm.wear if experiment.algorithm.personal else None
-    losses = Losses(model, held.first(said.blocks), said.own, said.every, plan.rounds, wear)
-    final = Losses(model, held, said.final, wear=wear, prefix="final.") if said.final else None
-    adapters = (aggregation_error,) if isinstance(experiment.tune, Lora) else ()
-    return (local_training, update_geometry, *adapters, losses), losses, final
-
-
-def gradients(experiment: Experiment, stock: Stock, blocks: int = 32) -> Reading:
+def gradients(experiment: Experiment, stock: Stock, blocks: int = 32, deal: int | None = None) -> Reading:
     """Dissimilarity of the clients' gradients at the first weights, over two halves of up to ``blocks`` / 2 blocks each.
 
-    Clients of fewer than two blocks are left out. Whatever the algorithm, all begin at the same weights.
+    Clients of fewer than two blocks are left out. Whatever the algorithm, all begin at the same weights, those of the
+    experiment's seed; ``deal`` is another seed to deal by.
     """
-    setting = prepare(replace(experiment, algorithm=FedAvg()), stock)
+    dealt_by = replace(experiment, algorithm=FedAvg(), mitigation=Vanilla(), seed=experiment.seed if deal is None else deal)
+    setting = prepare(dealt_by, stock)
+    model: Any = setting.fleet.objective
+    params = model.template(experiment.seed).to(stock.runtime.torch_device())
     batches: Any = setting.fleet.batches
-    order = [numpy_stream(experiment.seed, "gradients", client).permutation(len(own))[:blocks // 2 * 2]
+    order = [numpy_stream(dealt_by.seed, "gradients", client).permutation(len(own))[:blocks // 2 * 2]
              for client, own in enumerate(batches.blocks)]
     there = [client for client, rows in enumerate(order) if len(rows) > 1]
     if not there:
@@ -143,7 +185,7 @@ def gradients(experiment: Experiment, stock: Stock, blocks: int = 32) -> Reading
             own = order[client][half:len(order[client]) // 2 * 2:2]
             probe = [batches.batch([(client, own[first:first + batches.size])], torch.zeros(1, dtype=torch.long))
                      for first in range(0, len(own), batches.size)]
-            found.append(mean_gradient(setting.fleet.objective, setting.state.server.params, probe))
+            found.append(mean_gradient(model, params, probe))
         halves.append(Tree({name: torch.cat([each[name] for each in found]) for name in found[0]}))
     share = torch.tensor(np.asarray(setting.table["tokens"], dtype=float).sum(axis=1)[there])
     return dissimilarity(halves[0], halves[1], share)

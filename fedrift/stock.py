@@ -27,14 +27,26 @@ class Stock:
         return self._keep(("corpus", source, half), lambda: load_corpus(
             source, data=self.runtime.data, half=half, cache=self.runtime.cache / "vectors"))
 
+    @property
+    def engine(self) -> dict[str, Any]:
+        """The runtime's choices of arithmetic; made once, as some are made by trying."""
+        return self._keep(("engine",), self.runtime.engine)  # type: ignore[no-any-return]
+
     def language_model(self, name: str, tune: Tune) -> LanguageModel:
-        return self._keep(("model", name, tune), lambda: load_model(name, cache=self.runtime.cache, say=self.runtime.say))
+        dtype = self.engine.get("dtype", "float32")
+        return self._keep(("model", name, tune), lambda: load_model(
+            name, cache=self.runtime.cache, dtype=dtype, base=tune.base, say=self.runtime.say))
 
     def stacked(self, name: str, tune: Tune) -> StackedModel:
         """The model, ready to be worn by many clients."""
         def make() -> StackedModel:
             network = self.language_model(name, tune).network
-            return StackedModel(network.to(self.runtime.torch_device()), tune)  # type: ignore[arg-type]
+            if tune.base != "nf4":  # four-bit weights are packed where they were read
+                network = network.to(self.runtime.torch_device())  # type: ignore[arg-type]
+            model = StackedModel(network, tune)
+            if self.runtime.compiled:
+                model.compile()
+            return model
         return self._keep(("stacked", name, tune), make)
 
     def tokens(self, corpus: Corpus, name: str, tune: Tune) -> Tokens:

@@ -67,6 +67,14 @@ class Report:
     population: Tensor  # [M] clients that share each model, sampled or not
     lr: Tensor  # [C] learning rate of the local steps
     draw: int = 0  # what the server's own draws of this round are made from; the round loop says it
+    share: Tensor | None = None  # [C, M] how much of each client is each model's, where it is not all its group's
+    why: tuple[str, ...] = ()  # [C] what is to be said of each client, above all why it failed; () if nothing of any
+    wire: Tensor | None = None  # [C, 2] bytes that travelled to each client and back, where they did
+
+
+def nobody() -> Tensor:
+    """Of a fleet whose clients are not known yet, ``[0]``."""
+    return torch.zeros(0, dtype=torch.long)
 
 
 @dataclass(frozen=True, eq=False)
@@ -78,6 +86,8 @@ class State:
     memory: Tree  # [N, ...] what each client keeps; zeros for one that never took part
     group: Tensor  # [N] which model each client shares
     moved: Tree = field(default_factory=Tree)  # [M, ...] what the last round changed of the server's params; empty before round 1
+    mitigation: Tree = field(default_factory=Tree)  # what the mitigation remembers; each leaf has axes of its own
+    last: Tensor = field(default_factory=nobody)  # [N] the last round in which each client's report counted; 0: none yet
 
 
 @dataclass(frozen=True, eq=False)
@@ -100,6 +110,9 @@ Objective = Callable[[Tree, dict[str, Tensor]], Tensor]
 
 Regroup = Callable[[Round], State]
 """A mitigation between two rounds: who shares a model with whom from now on."""
+
+Draw = Callable[[State, int, int], Tensor]
+"""``(state, count, seed) -> [C]``: which clients take part in the coming round, ascending."""
 
 
 def same_group(size: int) -> Tensor:

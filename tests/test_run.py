@@ -63,7 +63,7 @@ def test_a_run_stores_what_was_asked_what_came_and_where_to_go_on(tmp_path):
     assert trajectory.table("loss").shape == (5, 3)
     assert trajectory.has_table("loss.before")
     assert math.isfinite(run.read_json("finished")["final_loss"])
-    assert len(run.timings()) == 5  # four rounds and the end
+    assert len(run.timings()) == 6  # the start, four rounds and the end
     assert trajectory.frame().groupby("metric").size()["update.norm"] == 8  # two of three clients, four rounds
 
 

@@ -28,6 +28,7 @@ from .fedavg import FedAvg
 @dataclass(frozen=True)
 class AFL(FedAvg):
     rescales: ClassVar[bool] = True
+    tells: ClassVar[frozenset[str]] = frozenset({"memory"})
     rate: Annotated[float, Gt(0)] = 0.1
 
     def shared(self, params: Tree) -> Tree:
@@ -48,6 +49,12 @@ class AFL(FedAvg):
         for model, mine in by_model(report):
             theta[model] = threshold(mu[mine])
         return replace(after, shared=Tree(theta=theta))
+
+    def regroup(self, server: Server, memory: Tree, group: Tensor) -> Server:
+        theta, mu = server.shared["theta"].clone(), memory["mu"][:, 0].to(server.shared["theta"])
+        for model in group.unique().tolist():
+            theta[model] = threshold(mu[(group == model).to(mu.device)])
+        return replace(server, shared=Tree(theta=theta))
 
     def caveats(self, optimizer: Optimizer, weighting: str) -> list[str]:
         return ["AFL weighs clients by their losses, not by their sizes, and needs all of them in every round"]

@@ -20,11 +20,12 @@ from typing import Any, ClassVar
 import numpy as np
 from torch import Tensor
 
-from ..optimizers import Optimizer, Sgd
+from ..optimizers import Optimizer, Sgd, part
 from ..tree import Tree
-from ..values import Local, Report, Server, same_group
-from .aggregates.mean import Mean, average, heard, pool
+from ..values import Local, Report, Round, Server, same_group
+from .aggregates.mean import Mean, average, heard, members, pool
 
+Evidence = dict[str | tuple[str, str], Tensor | float]  # as a probe's reading
 See = Callable[[Tree], tuple[Tensor, Tensor]]  # params [A, ...] -> (z [A, B, H], counts [A, B])
 
 
@@ -33,6 +34,7 @@ class FedAvg:
     """The frame of every algorithm: its fields are the hyperparameters, its methods the hooks."""
 
     rescales: ClassVar[bool] = False  # whether the server changes the clients' changes before it aggregates them
+    tells: ClassVar[frozenset[str]] = frozenset()  # what the server reads beside the changes: "memory", "gradient"
     personal: ClassVar[bool] = False  # whether clients wear models of their own
     server: Optimizer = Sgd(1.0)
     aggregate: Mean = Mean()
@@ -123,10 +125,26 @@ class FedAvg:
                         moments=moments.where(trained, server.moments))
         return self.aggregate.rebase(server, after, report)
 
+    def evidence(self, done: Round) -> Evidence:
+        """What only the algorithm knows of a round, for the record: ``server.momentum``, the length of the server's momentum
+        (of several models, the mean over the clients of the one that each shares)."""
+        moments = done.after.server.moments
+        velocity = moments if moments.keys() == done.after.server.params.keys() else part("m", moments)
+        return {"server.momentum": shared_by(velocity.norm(), done)} if velocity else {}
+
+    def regroup(self, server: Server, memory: Tree, group: Tensor) -> Server:
+        """When clients ``[N]`` change the models that they share: what must be told from ``memory [N, ...]`` anew."""
+        return server
+
+
+def shared_by(values: Tensor, done: Round) -> Tensor:
+    """Of a number of each model ``[M]``: the mean over the clients of the model that each shares."""
+    return values.cpu()[done.after.group.cpu()].mean()
+
 
 def is_adaptive(optimizer: Any) -> bool:
     """Whether a rule rescales the gradient coordinate by coordinate, so that adding to it means something else."""
     return bool(getattr(optimizer, "adaptive", False))
 
 
-__all__ = ["FedAvg", "See", "average", "heard", "is_adaptive", "pool"]
+__all__ = ["Evidence", "FedAvg", "See", "average", "heard", "is_adaptive", "members", "pool", "shared_by"]

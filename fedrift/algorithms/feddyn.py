@@ -16,16 +16,18 @@ from dataclasses import dataclass, replace
 from typing import Annotated, ClassVar
 
 from annotated_types import Gt
+from torch import Tensor
 
 from ..optimizers import Optimizer, Sgd
 from ..tree import Tree
-from ..values import Local, Report, Server
-from .fedavg import FedAvg, is_adaptive, pool
+from ..values import Local, Report, Round, Server
+from .fedavg import Evidence, FedAvg, is_adaptive, members, pool, shared_by
 
 
 @dataclass(frozen=True)
 class FedDyn(FedAvg):
     rescales: ClassVar[bool] = True
+    tells: ClassVar[frozenset[str]] = frozenset({"memory"})
     alpha: Annotated[float, Gt(0)] = 0.1
 
     def begin(self, params: Tree) -> Server:
@@ -46,6 +48,13 @@ class FedDyn(FedAvg):
         drawn = replace(report, weight=even.weight, delta=report.delta - (h / self.alpha).rows(report.group))
         after = FedAvg(Sgd(1.0), self.aggregate).absorb(replace(server, moments=Tree()), drawn)
         return replace(after, moments=h)
+
+    def evidence(self, done: Round) -> Evidence:
+        """``server.correction``: |h| / alpha, how far the server goes beyond the mean of its clients."""
+        return {"server.correction": shared_by(done.after.server.moments.norm() / self.alpha, done)}
+
+    def regroup(self, server: Server, memory: Tree, group: Tensor) -> Server:  # h = mean_k g_k, over the new members
+        return replace(server, moments=members(memory, group, server.moments))
 
     def caveats(self, optimizer: Optimizer, weighting: str) -> list[str]:
         return ["FedDyn takes a uniform mean over the cohort; "

@@ -21,6 +21,7 @@ from .fedavg import FedAvg
 @dataclass(frozen=True)
 class FedSGD(FedAvg):
     rescales: ClassVar[bool] = True
+    tells: ClassVar[frozenset[str]] = frozenset({"gradient"})
     server: Optimizer = Sgd(0.1)
 
     def settle(self, params: Tree, at: Local) -> Tree:

@@ -16,15 +16,20 @@ every round, whoever takes part.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import ClassVar
+
+import torch
+from torch import Tensor
 
 from ..optimizers import Optimizer
 from ..tree import Tree
-from ..values import Local, Report, Server
-from .fedavg import FedAvg, is_adaptive, pool
+from ..values import Local, Report, Round, Server
+from .fedavg import Evidence, FedAvg, is_adaptive, members, pool
 
 
 @dataclass(frozen=True)
 class Scaffold(FedAvg):
+    tells: ClassVar[frozenset[str]] = frozenset({"memory"})
 
     def shared(self, params: Tree) -> Tree:  # c
         return params.zeros()
@@ -42,6 +47,12 @@ class Scaffold(FedAvg):
         shared = server.shared + pool(report.news, report) / report.population.clamp_min(1)
         return replace(super().absorb(server, report), shared=shared)
 
+    def evidence(self, done: Round) -> Evidence:
+        return super().evidence(done) | told(done, done.before.memory, done.after.memory, done.after.server.shared)
+
+    def regroup(self, server: Server, memory: Tree, group: Tensor) -> Server:  # c = mean_k c_k, over the new members
+        return replace(server, shared=members(memory, group, server.shared))
+
     def caveats(self, optimizer: Optimizer, weighting: str) -> list[str]:
         said = []
         if is_adaptive(optimizer):
@@ -51,3 +62,22 @@ class Scaffold(FedAvg):
             said.append(f"SCAFFOLD is derived for a uniform mean; weighting={weighting!r} keeps it only while all "
                         "clients train equally many, and blew up in trials on skewed sizes; use weighting: uniform")
         return said
+
+
+def told(done: Round, before: Tree, after: Tree, shared: Tree) -> Evidence:
+    """How old the controls are. ``before`` and ``after [N, ...]`` are c_k as the round began and ended, ``shared [M, ...]`` is c.
+
+    ``control.age [C]``: rounds since the client last took part; ``control.staleness [C]``: |c_k - g_k| / |g_k|, g_k its mean
+    gradient of this round; both NaN for one that never had. ``control.imbalance``: |c - mean_k c_k| / |c| over the members of
+    each model; above rounding it is a mistake, and no phenomenon.
+    """
+    gradient = done.report.gradient.to(torch.device("cpu"))
+    size = gradient.norm()
+    last = done.before.last[done.cohort] if len(done.before.last) else torch.zeros(len(done.cohort))
+    known = (last > 0) & ~done.report.failed & (size > 0)
+    stale = (before.rows(done.cohort) - gradient).norm() / size
+    off = (shared - members(after, done.after.group.cpu(), shared)).norm().square().sum().sqrt()
+    length = shared.norm().square().sum().sqrt()
+    return {"control.age": torch.where(known, (done.after.round - last).double(), torch.nan),
+            "control.staleness": torch.where(known, stale, torch.nan),
+            "control.imbalance": off / length.clamp_min(1e-12)}

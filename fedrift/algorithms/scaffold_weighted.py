@@ -17,9 +17,9 @@ import torch
 
 from ..optimizers import Optimizer, named, part
 from ..tree import Tree
-from ..values import Local, Report, Server
-from .fedavg import pool
-from .scaffold import Scaffold
+from ..values import Local, Report, Round, Server
+from .fedavg import Evidence, pool
+from .scaffold import Scaffold, told
 
 
 @dataclass(frozen=True)
@@ -46,6 +46,12 @@ class ScaffoldWeighted(Scaffold):
     def absorb(self, server: Server, report: Report) -> Server:
         after = super(Scaffold, self).absorb(server, report)
         return replace(after, shared=server.shared + pool(report.news, report) / report.population.clamp_min(1))
+
+    def evidence(self, done: Round) -> Evidence:
+        kept, weight = part("u", done.before.memory), done.before.memory["weight"][:, 0]
+        controls = kept / weight.clamp_min(1e-12)  # c_k = u_k / n_k
+        said = told(done, controls, part("u", done.after.memory), part("u", done.after.server.shared))
+        return super(Scaffold, self).evidence(done) | said
 
     def caveats(self, optimizer: Optimizer, weighting: str) -> list[str]:
         return super().caveats(optimizer, "uniform")

@@ -135,11 +135,12 @@ def on_screen(shown: Sheet) -> None:
     screen.print(numbers)
 
     if shown.slopes:
-        slopes = Table(title="How differently they pull at the first weights")
+        slopes = Table(title="How differently they pull at the first weights (chance: 5 IID deals)")
         for name in ("number", "weights", "here", "dealt IID"):
             slopes.add_column(name, justify="left" if name == "number" else "right")
         for slope in shown.slopes:
-            slopes.add_row(TITLES[slope.name][0], slope.parts, plain_number(slope.value), plain_number(slope.twin))
+            slopes.add_row(TITLES[slope.name][0], slope.parts, plain_number(slope.value),
+                           f"{plain_number(slope.twin)} ± {plain_number(slope.deviation)}")
         screen.print(slopes)
 
     clients = range(min(measured.clients, MOST))

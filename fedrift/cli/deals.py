@@ -20,12 +20,13 @@ from ..models.presets import PRESETS, Preset, locate
 from ..partition import Partition, Partitioner, TopicMix
 from ..partition.tallies import written
 from ..report.sheet import Slope
-from ..seeds import numpy_stream
+from ..seeds import number, numpy_stream
 
 ROOMS = Rooms({Partitioner: regimes})
-ELSEWHERE = ("tune", "algorithm", "plan", "evaluate", "model_content")  # keys of an experiment that deal nothing
+ELSEWHERE = ("tune", "algorithm", "plan", "evaluate", "mitigation", "model_content")  # keys of an experiment that deal nothing
 BATCH = 1000
 EMBEDDED = 5000  # documents whose embeddings are compared
+CHANCE = 5  # IID deals behind the band of a gradient's number: each is a pass over every client's text
 
 
 @dataclass(frozen=True)
@@ -89,8 +90,9 @@ def vectors_of(done: Dealt, encoder: Encoder) -> np.ndarray:
 
 
 def slopes_of(file: Path, overrides: Iterable[str], data: Path | None) -> tuple[Slope, ...]:
-    """Gradient dissimilarity at the first weights, here and dealt IID: of what is trained and, where adapters that
-    begin at zero are, of the last block's own weights too. The one part of a partition's report that loads the model.
+    """Gradient dissimilarity at the first weights, here and in five IID deals of the same documents: of what is trained
+    and, where adapters that begin at zero are, of the last block's own weights too. The one part of a partition's report
+    that loads the model.
     """
     from ..experiment import load_experiment, twin
     from ..models.tune import LastK, Lora
@@ -102,8 +104,12 @@ def slopes_of(file: Path, overrides: Iterable[str], data: Path | None) -> tuple[
     told = {"trained": experiment.tune, **({"last block": LastK()} if isinstance(experiment.tune, Lora) else {})}
     found: list[Slope] = []
     for parts, tune in told.items():
-        here, iid = (gradients(replace(e, tune=tune), stock) for e in (experiment, twin(experiment)))
-        found += [Slope(parts, str(name), float(here[name]), float(iid[name])) for name in here]
+        asked, iid = replace(experiment, tune=tune), replace(twin(experiment), tune=tune)
+        here = gradients(asked, stock)
+        chance = [gradients(iid, stock, deal=number(experiment.seed, "gradients", "chance", deal)) for deal in range(CHANCE)]
+        for name in here:
+            null = np.array([float(one[name]) for one in chance])
+            found.append(Slope(parts, str(name), float(here[name]), float(null.mean()), float(null.std(ddof=1))))
     return tuple(found)
 
 

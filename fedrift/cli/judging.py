@@ -52,7 +52,7 @@ def conform(what: What = "scoreboard", subject: Subjects = None, markdown: Markd
             typer.echo(outcome.table(outcomes))
         else:
             expected_and_found(outcomes)
-        fails = not all(o.holds for o in outcomes)
+        fails = any(o.fails for o in outcomes)
     if fails:
         raise typer.Exit(1)
 
@@ -68,8 +68,10 @@ def on_screen(verdicts: list[Verdict]) -> None:
 
 
 def expected_and_found(outcomes: list[Outcome]) -> None:
+    from ..conform.outcome import sign
+
     drawn("test", "what", "expected", "found", "", rows=[
-        (o.test, o.what, o.expected, o.found, "holds" if o.holds else "FAILS") for o in outcomes])
+        (o.test, o.what, o.expected, o.found, sign(o)) for o in outcomes])
 
 
 def drawn(*columns: str, rows: list[tuple[str, ...]]) -> None:

@@ -20,6 +20,10 @@ Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda or mps.")
 Threads = Annotated[int | None, typer.Option("--threads", min=1, help="Processor threads; torch's own choice if not said.")]
 Micro = Annotated[int | None, typer.Option(
     "--micro", min=1, help="Clients in one forward pass; chosen by memory if not said. Changes rounding only.")]
+Dtype = Annotated[str, typer.Option("--dtype", help="What the frozen base computes in: auto, float32 or bfloat16.")]
+Compiled = Annotated[bool, typer.Option("--compile", help="Compile every block first: a minute, then faster steps.")]
+Canary = Annotated[bool | None, typer.Option(
+    "--canary/--no-canary", help="Compute a step again on the CPU and compare, first; on Apple's GPU if not said.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON, for scripts.")]
 Names = Annotated[list[str], typer.Argument(help="Ids of runs (their first letters do), or folders.", metavar="RUN...")]
 
@@ -27,9 +31,16 @@ ROOT = Path("runs")
 
 
 def runtime(root: Path, data: Path | None = None, device: str = "auto", threads: int | None = None,
-            micro: int | None = None) -> Runtime:
+            micro: int | None = None, dtype: str = "auto", compiled: bool = False, canary: bool | None = None) -> Runtime:
     """Where and with what to compute; what takes long says so on the screen."""
+    from typing import get_args
+
+    from ..errors import unknown
+    from ..runtime import Dtype as Dtypes
     from ..runtime import Runtime
 
-    return Runtime(root=root, data=data, device=device, threads=threads, micro=micro,
+    if dtype not in get_args(Dtypes):
+        raise unknown("--dtype", dtype, get_args(Dtypes))
+    return Runtime(root=root, data=data, device=device, threads=threads, micro=micro, compiled=compiled, canary=canary,
+                   dtype=dtype,  # type: ignore[arg-type]
                    say=lambda message: typer.echo(message, err=True))

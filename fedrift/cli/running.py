@@ -7,10 +7,13 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from .options import ROOT, Data, Device, File, Micro, Overrides, Root, Threads, runtime
+from .deploying import apart
+from .options import ROOT, Canary, Compiled, Data, Device, Dtype, File, Micro, Overrides, Root, Threads, runtime
 
 if TYPE_CHECKING:
     from ..experiment import Experiment
+    from ..flower.terms import Terms
+    from ..run import Watch
     from ..runtime import Runtime
     from ..store import Run
 
@@ -18,17 +21,22 @@ Twin = Annotated[bool, typer.Option("--twin/--no-twin", help="Run its IID twin t
 
 
 def run(file: File, overrides: Overrides = None, twin: Twin = False, root: Root = ROOT, data: Data = None,
-        device: Device = "auto", threads: Threads = None, micro: Micro = None) -> None:
+        device: Device = "auto", threads: Threads = None, micro: Micro = None, dtype: Dtype = "auto",
+        compiled: Compiled = False, canary: Canary = None) -> None:
     """Run an experiment, or go on with it; a finished one is only shown.
 
     `fedrift run experiments/demo.yaml algorithm=Scaffold partition.severity=0.5 seed=3 --twin`
+
+    `fleet=flower` runs the same experiment over Flower's simulation; `fedrift deploy` over real machines.
     """
     from ..experiment import load_experiment
     from ..experiment import twin as iid
 
-    experiment = load_experiment(file, overrides or ())
+    rest, fleet, terms = apart(overrides)
+    experiment = load_experiment(file, rest)
     wanted = [experiment, iid(experiment)] if twin else [experiment]
-    runs = carry_out_all(wanted, runtime(root, data, device, threads, micro))
+    where = runtime(root, data, device, threads, micro, dtype, compiled, canary)
+    runs = carry_out_all(wanted, where, terms if fleet == "flower" else None)
     from .screen import summary, verdicts
 
     if twin:
@@ -69,12 +77,20 @@ def validate(file: File, overrides: Overrides = None) -> None:
     typer.echo(f"# valid; id {experiment.id} before the corpus's content is known")
 
 
-def carry_out_all(experiments: list[Experiment], where: Runtime) -> list[Run]:
-    """Each in turn, under one progress bar; what they share is loaded once."""
+def carry_out_all(experiments: list[Experiment], where: Runtime, terms: Terms | None = None) -> list[Run]:
+    """Each in turn, under one progress bar; what they share is loaded once. ``terms``: over Flower, on these."""
     from ..run import carry_out
     from ..stock import Stock
     from .screen import Bar
 
+    if terms:
+        from ..flower import wanted
+
+        wanted()
+        from ..flower.launch import simulate
+
+        def carry_out(experiment: Experiment, stock: Stock, watch: Watch) -> Run:  # type: ignore[misc]
+            return simulate(experiment, stock, terms, watch)
     stock, runs = Stock(where), []
     try:
         with Bar(sum(experiment.plan.rounds for experiment in experiments)) as bar:

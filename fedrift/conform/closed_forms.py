@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 
-from ..algorithms import AFL, FedAvg, FedNova, QFedAvg, Scaffold
+from ..algorithms import AFL, Ditto, FedAvg, FedNova, QFedAvg, Scaffold
 from ..optimizers import named, part
 from ..seeds import numpy_stream
 from ..tree import Tree
@@ -83,6 +83,14 @@ def fairness() -> Iterable[Outcome]:
     yield near("AT-6", "AFL ends at the minimax", 2 / 3, answer(AFL(rate=0.2), q2((1, 1), 300, x=0.7))[-1], 1e-4)
 
 
+def own_models() -> Iterable[Outcome]:
+    """Ditto on ``q2``: (a b + lam w) / (a + lam) around w = 0.8, where one step a round leads FedAvg."""
+    for lam, points in ((0.0, (0.0, 1.0)), (1.0, (0.4, 0.96)), (5.0, (0.6666667, 0.8888889))):
+        for client, point in enumerate(points):
+            asked = replace(q2((1, 1), 250), algorithm="ditto", asks=client)
+            yield near("Ditto", f"where it ends, lam={lam:g}, client {client}", point, answer(Ditto(lam=lam), asked)[-1])
+
+
 @dataclass(frozen=True)
 class OptionOne(Scaffold):
     """SCAFFOLD's Option I, c_k+ = g_k(w), as a negative control: it goes stale where Option II does not."""
@@ -122,4 +130,4 @@ def heavy_sampling(rounds: int = 150) -> Iterable[Outcome]:
 
 def closed_forms() -> list[Outcome]:
     """AT-2 and AT-4 to AT-7: seconds."""
-    return [*lower_bound(), *fixed_rate(), *unequal_steps(), *fairness(), *heavy_sampling()]
+    return [*lower_bound(), *fixed_rate(), *unequal_steps(), *fairness(), *own_models(), *heavy_sampling()]

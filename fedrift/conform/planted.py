@@ -10,6 +10,7 @@ from ..optimizers import Adam, Sgd, named, part
 from ..tree import Tree
 from ..values import Local, Report, Server
 from .ours import Ours, betas
+from .planted_own import PLANTED_OWN
 
 
 @dataclass(frozen=True)
@@ -126,6 +127,7 @@ PLANTED = (
     Ours("feddyn", lambda o, lr: DynByCohort(alpha=o["alpha"]), "h divided by the cohort"),
     Ours("qfedavg", lambda o, lr: WeightsOnly(q=o["q"]), "weights without the bound"),
     Ours("afl", lambda o, lr: NeverProjected(rate=o["rate"]), "no projection"),
+    *PLANTED_OWN,
 )
 
 __all__ = ["PLANTED"]

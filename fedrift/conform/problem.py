@@ -6,12 +6,31 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Protocol
 
+Matrix = tuple[tuple[float, ...], ...]
+
+
+@dataclass(frozen=True)
+class Adapters:
+    """A module of which only an adapter is trained, W = scale (base + B A), base = 0 at first.
+
+    Client k minimises a_k/2 |W - T_k|^2, and what is asked is u^T W v: the module's answer to v along u.
+    """
+
+    up: Matrix  # B [O, R]
+    down: Matrix  # A [R, I]
+    targets: tuple[Matrix, ...]  # T_k [O, I], one a client
+    u: tuple[float, ...]  # [O]
+    v: tuple[float, ...]  # [I]
+    scale: float = 2.0
+
 
 @dataclass(frozen=True)
 class Problem:
     """Client k minimises a_k/2 (x - b_k)^2 + slope_k x by full-batch gradient steps, from the server's x.
 
     ``options`` are the hyperparameters by the names of ``reference``. ``catches``: which errors it was made to show.
+    ``asks``: the client whose own model is the answer, -1 the server's. With ``adapters`` there is no x: the clients
+    train the factors of ``Adapters``, and the answer is that of the module.
     """
 
     name: str
@@ -26,6 +45,8 @@ class Problem:
     slope: tuple[float, ...] = ()
     weight: tuple[float, ...] = ()  # n_k, examples; all alike if empty
     options: Mapping[str, float] = field(default_factory=dict)
+    asks: int = -1
+    adapters: Adapters | None = None
 
     @property
     def size(self) -> int:
@@ -52,8 +73,8 @@ class Unsupported(Exception):
 class Subject(Protocol):
     """An implementation to judge: fedrift's, another framework's, yours.
 
-    ``run`` answers a problem of the algorithm ``algorithm`` with the server's x after every round, or
-    raises ``Unsupported`` with the reason.
+    ``run`` answers a problem of the algorithm ``algorithm`` with x after every round (the server's, or that of the
+    client the problem asks for), or raises ``Unsupported`` with the reason.
     """
 
     @property

@@ -22,6 +22,10 @@ from .synthetic import DEVICES, Deal, Stragglers, World, cohort, deal, first_par
 ALPHAS = {"IID": None, "(0,0)": 0.0, "(.5,.5)": 0.5, "(1,1)": 1.0}
 
 
+# An expectation of an earlier script's five seeds, not of the paper, whose figure shows losses.
+ACCURACY = "20 seeds of the authors' generator give +1.0 points (standard error 0.35), 14 of them positive"
+
+
 @dataclass(frozen=True, eq=False)
 class Curves:
     """What a federation showed, each ``[rounds, M]``."""
@@ -65,16 +69,16 @@ def synthetic_results(seeds: int = 3, rounds: int = 100,
     rules = FedAvg(), FedProx(mu=1.0), Scaffold()
     plain, prox, scaffold = (carry_out(rule, worlds, dealt, rounds, say) for rule in rules)
     iid, one = rows["IID"], rows["(1,1)"]
-    mean = plain.dissimilarity.mean(0)
+    mean = plain.last("dissimilarity")
     grows = np.stack([mean[rows[name]] for name in ALPHAS])
-    yield every("AT-1 i", "dissimilarity from IID over (0,0), (.5,.5) to (1,1), means", "grows", grows.mean(1),
+    yield every("AT-1 i", "dissimilarity from IID over (0,0), (.5,.5) to (1,1), last 20 rounds, means", "grows", grows.mean(1),
                 lambda v: np.diff(v) > 0)
     gap = prox.loss[-1, iid] - plain.loss[-1, iid]
     yield every("AT-1 ii", "IID: final loss, FedProx mu=1 - FedAvg", "> 0.15", gap, lambda v: v > 0.15)
     yield every("AT-1 iii", "(1,1): upward moves, FedAvg - FedProx mu=1", "> 0.1", plain.up()[one] - prox.up()[one],
                 lambda v: v > 0.1)
     yield every("AT-1 iv", "(1,1): accuracy, FedProx mu=1 - FedAvg", ">= 0",
-                prox.last("accuracy")[one] - plain.last("accuracy")[one], lambda v: v >= 0)
+                prox.last("accuracy")[one] - plain.last("accuracy")[one], lambda v: v >= 0, ACCURACY)
     late = worlds[one]
     kept, dropped = (deal(late, Stragglers, keep=keep) for keep in (True, False))
     drop, work, both = (carry_out(rule, late, data, rounds, say).last("accuracy") for rule, data in (

@@ -37,7 +37,10 @@ def corpora(data: Path | None = None) -> list[Listing]:
 def listing(name: str, named: Named, data: Path | None) -> Listing:
     if named.parts:
         made_of = ", ".join(part for _, part in named.parts)
-        return Listing(name, named.description, None, f"made of {made_of}", named.terms)
+        counts = [listing(part, NAMED[part], data).documents for _, part in named.parts]
+        known = [count for count in counts if count is not None]
+        equal = len(known) * min(known) if len(known) == len(counts) else None  # as many of each as of the smallest
+        return Listing(name, named.description, equal, f"made of {made_of}", named.terms)
     folder = data / (named.of or name) if data else None
     if folder and folder.is_dir():
         return Listing(name, named.description, count(folder, named), "local folder", named.terms)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 from torch import Tensor
 
@@ -19,6 +19,8 @@ Penalty = Callable[[Local, See], Tensor]
 
 class Rule(Protocol):
     """The client half of an algorithm (``algorithms.FedAvg`` says what each hook is)."""
+
+    tells: ClassVar[frozenset[str]]
 
     def frozen(self, leaves: Collection[str], round: int) -> frozenset[str]: ...
     def start(self, params: Tree, memory: Tree) -> Tree: ...

@@ -14,10 +14,14 @@ CPU_TOKENS = 4096
 ROOM = 0.5  # of the free memory
 
 
-def micro_cohort(network: nn.Module, cohort: int, batch: int, length: int, device: torch.device) -> int:
-    """Clients for one pass of ``batch`` sequences of ``length`` tokens each; at least 1, at most the cohort."""
+def micro_cohort(network: nn.Module, cohort: int, batch: int, length: int, device: torch.device, passes: int = 1) -> int:
+    """Clients for one pass of ``batch`` sequences of ``length`` tokens each; at least 1, at most the cohort.
+
+    ``passes``: how many forward passes of a step are kept for one backward pass: 2 where an algorithm compares
+    representations (MOON) beside the loss. Passes without a gradient keep nothing.
+    """
     tokens = batch * length
-    fits = int(ROOM * free_memory(device) // (tokens * bytes_per_token(network)))
+    fits = int(ROOM * free_memory(device) // (passes * tokens * bytes_per_token(network)))
     warm = CPU_TOKENS // tokens if device.type == "cpu" else cohort
     return max(1, min(cohort, fits, max(1, warm)))
 

@@ -190,9 +190,9 @@ def joined(reports: list[Report]) -> Report:
     if len(reports) == 1:
         return reports[0]
 
-    def join(name: str) -> Tree | Tensor | int:
+    def join(name: str) -> Tree | Tensor | int | tuple[str, ...] | None:
         parts = [getattr(part, name) for part in reports]
-        if name in ("population", "draw"):
+        if name in ("population", "draw", "share", "why", "wire"):
             return parts[0]  # type: ignore[no-any-return]
         if isinstance(parts[0], Tree):
             return Tree({leaf: torch.cat([part[leaf] for part in parts]) for leaf in parts[0]})

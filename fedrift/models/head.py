@@ -25,14 +25,14 @@ class FrozenHead(torch.autograd.Function):
         want = ctx.needs_input_grad[0]
         losses, slopes = [], []
         for part, words in zip(hidden.split(rows), target.split(rows), strict=True):
-            logits = part @ weight.T  # [rows, V]
+            logits = widened(part @ weight.T)  # [rows, V]
             aim = logits.gather(1, words[:, None]).squeeze(1)
             top = logits.amax(1, keepdim=True)
             power = logits.sub_(top).exp_()
             total = power.sum(1)
             losses.append(total.log() + top.squeeze(1) - aim)
             if want:
-                slopes.append((power @ weight).div_(total[:, None]).sub_(weight[words]))
+                slopes.append((power.to(weight.dtype) @ weight).div_(total[:, None]).sub_(weight[words]))
         if want:
             ctx.save_for_backward(torch.cat(slopes))
         return torch.cat(losses) if losses else hidden.new_zeros(0)
@@ -41,7 +41,12 @@ class FrozenHead(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:  # type: ignore[override]
         (slope,) = ctx.saved_tensors
-        return slope * grad[:, None], None, None
+        return slope * grad[:, None].to(slope.dtype), None, None
+
+
+def widened(logits: Tensor) -> Tensor:
+    """Logits as float32 where they came in fewer bits: a sum of exponentials over a vocabulary needs them."""
+    return logits.float() if logits.dtype in (torch.bfloat16, torch.float16) else logits
 
 
 def token_losses(hidden: Tensor, weight: Tensor, target: Tensor) -> Tensor:

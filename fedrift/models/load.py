@@ -28,6 +28,7 @@ from transformers.utils.hub import has_file
 from ..errors import UserError, unknown
 from .pocket import pocket_folder
 from .presets import Preset, listing, locate
+from .quantised import Base, check_installed, loading, quantised
 from .smollm2 import smollm2_folder
 
 DTYPES = {name: getattr(torch, name) for name in ("float32", "bfloat16", "float16", "float64")}
@@ -46,7 +47,7 @@ class LanguageModel:
     window: int
 
 
-def load_model(name: str, *, cache: Path, dtype: str = "float32",
+def load_model(name: str, *, cache: Path, dtype: str = "float32", base: Base = "dense",
                say: Callable[[str], None] = lambda message: None) -> LanguageModel:
     """Load a model by the name of a preset, a local folder or a hub id.
 
@@ -56,7 +57,8 @@ def load_model(name: str, *, cache: Path, dtype: str = "float32",
     """
     if dtype not in DTYPES:
         raise unknown("dtype", dtype, DTYPES)
-    return open_model(name, files(locate(name), cache, say), DTYPES[dtype])
+    check_installed(base)
+    return open_model(name, files(locate(name), cache, say), DTYPES[dtype], base)
 
 
 def files(found: Preset | Path | str, cache: Path, say: Callable[[str], None]) -> Path | str:
@@ -93,7 +95,7 @@ def ask_hub(hub: str, say: Callable[[str], None]) -> None:
             "needs no hub: `model: pocket`, `model: smollm2-135m`") from error
 
 
-def open_model(name: str, where: Path | str, dtype: torch.dtype) -> LanguageModel:
+def open_model(name: str, where: Path | str, dtype: torch.dtype, base: Base = "dense") -> LanguageModel:
     """Read network and tokenizer from a folder or, for a ``str``, the hub, and check that they fit."""
     local: dict[str, Any] = {"local_files_only": isinstance(where, Path), "trust_remote_code": False}
     with quiet():
@@ -103,7 +105,7 @@ def open_model(name: str, where: Path | str, dtype: torch.dtype) -> LanguageMode
         with told("the weights", where):
             # Attention is left to transformers: sdpa wherever the architecture has it.
             loaded: Any = AutoModelForCausalLM.from_pretrained(
-                where, config=config, dtype=dtype, output_loading_info=True, **local)
+                where, config=config, dtype=dtype, output_loading_info=True, **loading(base, dtype), **local)
         network, report = loaded
         if missing := sorted(report["missing_keys"]):
             raise UserError(f"the weights in {where} lack {len(missing)} of the model's tensors, "
@@ -120,7 +122,7 @@ def open_model(name: str, where: Path | str, dtype: torch.dtype) -> LanguageMode
     network.requires_grad_(False).eval()
     # An architecture without position limit (ALiBi, state space) names none: its tokenizer's is all there is.
     window = getattr(config.get_text_config(), "max_position_embeddings", None) or tokenizer.model_max_length
-    return LanguageModel(name, network, tokenizer, int(window))
+    return LanguageModel(name, quantised(network, base), tokenizer, int(window))
 
 
 def check_causal(kind: str, architectures: list[str], where: Path | str) -> None:

@@ -8,8 +8,8 @@ from torch import Tensor, nn
 
 from ..errors import UserError
 from ..tree import Tree
-from .head import token_losses
-from .tune import Tune
+from .head import token_losses, widened
+from .tune import Tune, blocks_of
 from .worn import Outfit
 
 
@@ -36,6 +36,11 @@ class StackedModel:
             network.set_submodule(path, tune.wear(module, path, self.outfit))
         self._check_head()
 
+    def compile(self) -> None:
+        """Compile every block, once for each shape: worth its minute on long runs."""
+        for block in blocks_of(self.network)[1]:
+            block.compile()
+
     def template(self, seed: int = 0) -> Tree:
         """The trained parts as they begin, ``[1, ...]``; only adapters depend on the seed."""
         return self.tune.params(self.modules, seed)
@@ -50,18 +55,23 @@ class StackedModel:
 
     def sums(self, params: Tree, tokens: Tensor, keep: Tensor) -> tuple[Tensor, Tensor]:
         """Summed loss (nats) and predicted tokens of every sequence, both ``[C, B]``."""
+        losses, counted = self.positions(params, tokens, keep)
+        return losses.sum(2), counted.sum(2)
+
+    def positions(self, params: Tree, tokens: Tensor, keep: Tensor) -> tuple[Tensor, Tensor]:
+        """Loss (nats) of every token after the first, 0 on padding, and which are predicted, both ``[C, B, T-1]``."""
         hidden = self.hidden(params, tokens)[:, :, :-1]  # [C, B, T-1, H]
         target, counted = tokens[:, :, 1:], keep[:, :, 1:]
         if self.head_leaf is not None:
-            logits = torch.einsum("cbth,cvh->cbtv", hidden, params[self.head_leaf])
+            logits = widened(torch.einsum("cbth,cvh->cbtv", hidden, params[self.head_leaf].to(hidden.dtype)))
             losses = F.cross_entropy(logits.flatten(0, 2), target.flatten(), reduction="none").view(target.shape)
             losses = losses * counted
         elif bool(counted.all()):
             losses = token_losses(hidden.flatten(0, 2), self.head.weight, target.flatten()).view(target.shape)
         else:
-            losses = hidden.new_zeros(target.shape).masked_scatter(
-                counted, token_losses(hidden[counted], self.head.weight, target[counted]))
-        return losses.sum(2), counted.sum(2)
+            found = token_losses(hidden[counted], self.head.weight, target[counted])
+            losses = found.new_zeros(target.shape).masked_scatter(counted, found)
+        return losses, counted
 
     def hidden(self, params: Tree, tokens: Tensor) -> Tensor:
         """The last hidden states of every position, ``[C, B, T] -> [C, B, T, H]``."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Annotated, Protocol
+from typing import Annotated, ClassVar, Protocol
 
 import torch
 from annotated_types import Ge, Gt
@@ -17,6 +17,7 @@ from torch import nn
 from ..errors import UserError, unknown
 from ..streams import torch_stream
 from ..tree import Tree
+from .quantised import Base
 from .worn import Lora as LoraModule
 from .worn import Outfit, Own, shape_of
 
@@ -27,8 +28,10 @@ AUTO_ELSE = ("q_proj", "v_proj")
 
 class Tune(Protocol):
     """``modules``: which modules are trained, by path; ``params``: their first tree ``[1, ...]``; ``wear``: the module
-    that takes the place of one of them and reads its trained part from an outfit."""
+    that takes the place of one of them and reads its trained part from an outfit; ``base``: how the frozen weights are kept."""
 
+    @property
+    def base(self) -> Base: ...
     def modules(self, network: nn.Module) -> dict[str, nn.Module]: ...
     def params(self, modules: dict[str, nn.Module], seed: int) -> Tree: ...
     def wear(self, module: nn.Module, path: str, outfit: Outfit) -> nn.Module: ...
@@ -40,12 +43,14 @@ class Lora:
 
     Hu et al., "LoRA: Low-Rank Adaptation of Large Language Models", ICLR 2022, arXiv:2106.09685.
     ``targets``: endings of module names; ``auto`` is the query and value projections, ``all`` every
-    linear map of the blocks. There is no dropout: a stacked step equals a lone one.
+    linear map of the blocks. There is no dropout: a stacked step equals a lone one. ``base``: the frozen weights as they
+    are (dense), or in 4 bits (nf4) or 8 (int8); adapters stay in full precision.
     """
 
     rank: Annotated[int, Ge(1)] = 8
     alpha: Annotated[float, Gt(0)] = 16.0
     targets: tuple[str, ...] = ("auto",)
+    base: Base = "dense"
 
     @property
     def scale(self) -> float:
@@ -71,7 +76,7 @@ class Lora:
         tree = Tree()
         for path, module in modules.items():
             wide, tall = shape_of(module)  # type: ignore[misc]
-            like = next(module.parameters())
+            like = master(next(module.parameters()))
             first = torch.empty(1, self.rank, wide)
             bound = math.sqrt(1 / wide)  # kaiming_uniform with a = sqrt(5), as PEFT begins
             first.uniform_(-bound, bound, generator=torch_stream(seed, "adapters", path))
@@ -87,6 +92,7 @@ class Lora:
 class LastK:
     """The last ``blocks`` transformer blocks, all their weights; what lies below stays frozen and keeps no gradients."""
 
+    base: ClassVar[Base] = "dense"
     blocks: Annotated[int, Ge(1)] = 1
 
     def modules(self, network: nn.Module) -> dict[str, nn.Module]:
@@ -106,6 +112,8 @@ class LastK:
 @dataclass(frozen=True)
 class Full:
     """Every weight of the network; tied ones once."""
+
+    base: ClassVar[Base] = "dense"
 
     def modules(self, network: nn.Module) -> dict[str, nn.Module]:
         return owners(network)
@@ -127,8 +135,17 @@ def owners(network: nn.Module) -> dict[str, nn.Module]:
 
 def weights(modules: dict[str, nn.Module]) -> Tree:
     """The modules' own weights as a tree ``[1, ...]``."""
-    return Tree({f"{path}.{name}": leaf.detach().clone()[None] for path, module in modules.items()
+    return Tree({f"{path}.{name}": leaf.detach().to(master(leaf), copy=True)[None] for path, module in modules.items()
                  for name, leaf in module.named_parameters(recurse=False)})
+
+
+def master(leaf: torch.Tensor) -> torch.Tensor:
+    """What trained weights are kept like: on the leaf's device, in single precision at least, whatever it is stored in.
+
+    Steps of training are smaller than bfloat16's spacing: they would be lost.
+    """
+    wide = leaf.dtype if leaf.dtype in (torch.float32, torch.float64) else torch.float32
+    return torch.empty(0, dtype=wide, device=leaf.device)
 
 
 def blocks_of(network: nn.Module) -> tuple[str, nn.ModuleList]:
@@ -137,8 +154,6 @@ def blocks_of(network: nn.Module) -> tuple[str, nn.ModuleList]:
     if not lists:
         raise UserError(f"{type(network).__name__} has no list of blocks: use tune: {{is: Full}} or {{is: Lora}}")
     return max(lists, key=lambda item: len(item[1]))
-
-
 
 
 __all__ = ["Full", "LastK", "Lora", "Tune"]

@@ -45,12 +45,12 @@ class Lora(nn.Module):
         y = self.base(x)
         if not self.outfit.leaves:
             return y
-        down, up = self.outfit.leaves[f"{self.path}.A"], self.outfit.leaves[f"{self.path}.B"]
+        down, up = (self.outfit.leaves[f"{self.path}.{name}"].to(x.dtype) for name in "AB")  # kept in full precision
         rows = x.reshape(len(down), -1, x.shape[-1])  # [C, B*T, I]
         low = torch.bmm(rows, down.mT)  # [C, B*T, R]
         under = self.outfit.leaves.get(f"{self.path}.base")  # [1 or C, O, I]: merged under the adapters by the server
         if under is not None:
-            y = y + self.scale * torch.matmul(rows, under.mT).view_as(y)
+            y = y + self.scale * torch.matmul(rows, under.mT.to(x.dtype)).view_as(y)
         return torch.baddbmm(y.view(len(down), -1, y.shape[-1]), low, up.mT, alpha=self.scale).view_as(y)
 
 
@@ -75,7 +75,7 @@ class Own(nn.Module):
                         "use tune: {is: Lora}, which adapts linear maps of any network")
 
     def leaf(self, name: str) -> Tensor:
-        return self.outfit.leaves[f"{self.path}.{name}"]
+        return self.outfit.leaves[f"{self.path}.{name}"].to(self.base.weight.dtype)  # type: ignore[arg-type]
 
     def forward(self, x: Tensor) -> Tensor:
         return self.worn(x) if self.outfit.leaves else self.base(x)

@@ -11,7 +11,7 @@ import numpy as np
 from ..corpus.corpus import Corpus
 from ..errors import UserError
 from .calibrate import calibrate, label_severity, token_severity
-from .partition import Clients, Partition, Partitioner, Severity
+from .partition import Clients, Partition, Partitioner, Severity, called
 from .topic_mix import TopicMix
 
 MEASURES = {"domains": label_severity, "words": token_severity}
@@ -32,6 +32,11 @@ class Calibrated:
     of: Partitioner = TopicMix()
     unit: Literal["domains", "words"] = "domains"
     otherwise: Literal["refuse", "nearest"] = "refuse"
+
+    @property
+    def inner(self) -> str:
+        """What is calibrated."""
+        return called(self.of)
 
     def __call__(self, corpus: Corpus, rng: np.random.Generator) -> Partition:
         return self.found(corpus, rng)(corpus, rng)

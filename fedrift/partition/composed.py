@@ -33,6 +33,11 @@ class Composed:
     by: Literal["mix", "dirichlet"] = "mix"
     floor: Annotated[float, Interval(ge=0, le=1)] = 0.02
 
+    @property
+    def inner(self) -> str:
+        """How much of what is composed."""
+        return f"{self.by} {self.topic:g} quantity {self.quantity:g}"
+
     def __call__(self, corpus: Corpus, rng: np.random.Generator) -> Partition:
         size = weights(corpus, self.clients)
         group, names = topics(corpus)

@@ -64,6 +64,11 @@ class Partitioner(Protocol):
     def __call__(self, corpus: Corpus, rng: np.random.Generator) -> Partition: ...
 
 
+def called(partitioner: Partitioner) -> str:
+    """A regime's name for tables: its class, with what is inside where it is made of another (its ``inner``)."""
+    return " ".join([type(partitioner).__name__, *filter(None, [getattr(partitioner, "inner", "")])])
+
+
 def document_id(text: str) -> str:
     """The name of a document: sha256 hex of its text before any rewriting."""
     return sha256(text.encode()).hexdigest()

@@ -82,9 +82,10 @@ def pairs(words: Words, rng: np.random.Generator) -> dict[str, str]:
     total = words.total
     count = dict(zip(words.vocabulary, total, strict=True))
     alike: defaultdict[str, list[str]] = defaultdict(list)
-    for v in np.lexsort((np.array(words.vocabulary), -total)):
+    often = np.flatnonzero(total >= 5)
+    for v in often[np.lexsort((np.array([words.vocabulary[v] for v in often], dtype=str), -total[often]))]:
         word = words.vocabulary[v]
-        if total[v] >= 5 and len(word) > 1 and word not in FUNCTION_WORDS:
+        if len(word) > 1 and word not in FUNCTION_WORDS:
             alike[ending(word)].append(word)
     partner: dict[str, str] = {}
     for _, found in sorted(alike.items()):

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import math
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -19,8 +20,12 @@ from .probe import Reading
 class Judge(Protocol):
     """A stacked model as evaluation needs it."""
 
+    def positions(self, params: Tree, tokens: Tensor, keep: Tensor) -> tuple[Tensor, Tensor]:
+        """Loss of every token after the first, and which of them count, both ``[C, B, T-1]``."""
+        ...
+
     def sums(self, params: Tree, tokens: Tensor, keep: Tensor) -> tuple[Tensor, Tensor]:
-        """Summed loss and predicted tokens of every sequence, both ``[M, E]``."""
+        """Summed loss and predicted tokens of every sequence, both ``[C, B]``."""
         ...
 
 
@@ -31,7 +36,8 @@ class Losses:
     ``loss`` of a domain: the mean over its held-out tokens. Of a client: the mean over the domains by the
     client's own training tokens, under the model that it shares. Of the federation: the mean over all
     clients by their tokens, which for a single model is the mixture of the pool. ``loss.macro``: the mean
-    over the domains, each counting the same. ``perplexity`` is exp(loss), everywhere.
+    over the domains, each counting the same. ``perplexity`` is exp(loss), everywhere. With the domains' bytes
+    per token, ``bits``: loss in bits per byte of text, which tokenisers of another kind can be compared by.
 
     Before and after aggregation, on the same few blocks of each client's own mixture: ``loss.before``
     (the model it has just trained) and ``loss.after`` (the model it will receive), both ``[C]``; where clients
@@ -45,6 +51,7 @@ class Losses:
     last: int | None = None  # the run's last round: evaluated whatever ``every`` says
     wear: Callable[[Tree, Tree], Tree] | None = None  # (shared params, memory) -> the model a client uses
     prefix: str = ""
+    bytes: np.ndarray | None = None  # [J] bytes of text per token of a domain
     chunk: int = 8192  # tokens in one forward pass
     seen: dict[int, tuple[Tree, Tensor]] = field(default_factory=dict, repr=False)
 
@@ -56,6 +63,11 @@ class Losses:
         if self.own:
             reading |= self.before_and_after(done)
         return reading
+
+    def forward(self, cohort: int) -> float:
+        """Tokens that one look sends forward, about: every block once, and the cohort's own blocks."""
+        blocks, length = self.held_out.blocks.tokens.shape
+        return float((blocks + cohort * self.own) * length)
 
     def of(self, state: State) -> Reading:
         """Losses of the server's models."""
@@ -69,6 +81,11 @@ class Losses:
             if not name or mix[:, self.held_out.names.index(name)].any():
                 reading["loss", name], reading["perplexity", name] = value, value.exp()
         reading["loss.macro"] = domain[mix.sum(0) > 0].mean()
+        if self.bytes is not None:
+            size = torch.from_numpy(self.bytes) * math.log(2)
+            reading["bits", ""] = total.sum() / (mix * size).sum()
+            reading |= {("bits", name): reading["loss", name] / float(size[number])
+                        for number, name in enumerate(self.held_out.names) if ("loss", name) in reading}
         return named(reading, self.prefix)
 
     def at_the_end(self, state: State) -> Reading:
@@ -78,15 +95,12 @@ class Losses:
 
     def before_and_after(self, done: Round) -> Reading:
         """The cohort's own blocks under their own models and under the one they get back, ``[C]``."""
-        groups, after = done.before.group[done.cohort], self.by_block(done.after)
-        before, now = [], []
-        for row, (client, blocks, tokens) in enumerate(self.owners(done.cohort)):
-            local = done.local.rows(slice(row, row + 1))
-            under = done.before.server.under(groups[row:row + 1])
-            before.append(self.sums(Tree({**local, **under}), blocks).sum().item() / tokens)
-            now.append(after[done.after.group[client], torch.from_numpy(blocks)].sum().item() / tokens)
-        reading: Reading = {"loss.before": torch.tensor(before, dtype=torch.float64),
-                            "loss.after": torch.tensor(now, dtype=torch.float64)}
+        mine = self.owned(done.cohort)
+        after = self.by_block(done.after)[done.after.group[done.cohort]]  # [C, E]
+        under = done.before.server.under(done.before.group[done.cohort])
+        before = self.means(Tree({**done.local, **under}), mine)
+        now = torch.stack([row[torch.from_numpy(blocks)].sum() for row, blocks in zip(after, mine, strict=True)])
+        reading: Reading = {"loss.before": before, "loss.after": now / self.predicted(mine)}
         if self.wear:
             reading["loss.worn"] = self.worn(done.after, done.cohort)
         return named(reading, self.prefix)
@@ -95,20 +109,34 @@ class Losses:
         """Loss of clients on their own blocks under the models that they use, ``[len(clients)]``."""
         assert self.wear is not None
         losses = []
-        for client, blocks, tokens in self.owners(clients):
-            one = torch.tensor([client])
-            group = state.group[one]
+        for some in clients.split(self.together(max(self.own, 1))):  # type: ignore[no-untyped-call]
+            group = state.group[some]
             shared = state.server.params.rows(group)
-            memory = state.memory.rows(one).to(next(iter(shared.values())).device)
-            model = Tree({**self.wear(shared, memory), **state.server.under(group)})
-            losses.append(self.sums(model, blocks).sum().item() / tokens)
-        return torch.tensor(losses, dtype=torch.float64)
+            memory = state.memory.rows(some).to(next(iter(shared.values())).device)
+            losses.append(self.means(Tree({**self.wear(shared, memory), **state.server.under(group)}), self.owned(some)))
+        return torch.cat(losses)
 
-    def owners(self, clients: Tensor) -> Iterator[tuple[int, np.ndarray, float]]:
-        """Each client, its own blocks, and the tokens that they predict (NaN if it has none)."""
-        for client in clients.tolist():
-            blocks = self.held_out.own(client, max(self.own, 1))
-            yield client, blocks, float(self.held_out.blocks.keep[blocks, 1:].sum()) or float("nan")
+    def owned(self, clients: Tensor) -> list[np.ndarray]:
+        """The blocks of each client's own mixture."""
+        return [self.held_out.own(client, max(self.own, 1)) for client in clients.tolist()]
+
+    def predicted(self, mine: list[np.ndarray]) -> Tensor:
+        """Tokens that some blocks of each client predict, ``[C]``; NaN where there are none."""
+        counts = [float(self.held_out.blocks.keep[blocks, 1:].sum()) or math.nan for blocks in mine]
+        return torch.tensor(counts, dtype=torch.float64)
+
+    def means(self, params: Tree, mine: list[np.ndarray]) -> Tensor:
+        """Mean loss of each of C models ``[C, ...]`` on blocks of its own, ``[C]``; several models in one pass."""
+        width = max(map(len, mine), default=0)
+        rows = np.stack([np.pad(blocks, (0, width - len(blocks)), constant_values=-1) for blocks in mine])  # [C, K]
+        step = self.together(width)
+        parts = [self.positions(part(params, slice(first, first + step)), rows[first:first + step])
+                 for first in range(0, len(rows), step)]
+        return torch.cat(parts).double().sum((1, 2)) / self.predicted(mine)
+
+    def together(self, blocks: int) -> int:
+        """How many clients go into one pass with so many blocks each."""
+        return max(1, self.chunk // max(1, blocks * self.held_out.blocks.tokens.shape[1]))
 
     def by_domain(self, sums: Tensor) -> Tensor:
         """Mean loss of each model on each domain, ``[M, E] -> [M, J]``; NaN where a domain has no blocks."""
@@ -119,32 +147,44 @@ class Losses:
         return total / counts.new_zeros(width).index_add(0, domain, counts)
 
     def by_block(self, state: State) -> Tensor:
-        """Summed loss of every model on every block, ``[M, E]`` float64; kept for models that have not changed."""
+        """Summed loss of every model on every block, ``[M, E]`` float64."""
+        return self.by_position(state).sum(2).double()
+
+    def by_position(self, state: State) -> Tensor:
+        """Loss of every model on every token after the first of a block, ``[M, E, T-1]``; kept for models that have not
+        changed."""
+        every = np.arange(len(self.held_out.blocks))[None]
         rows = []
         for number in range(state.server.models):
             one = torch.tensor([number])
             params = Tree({**state.server.params.rows(one), **state.server.under(one)})
             kept = self.seen.get(number)
             if kept is None or not same(kept[0], params):
-                kept = self.seen[number] = params, self.sums(params, np.arange(len(self.held_out.blocks)))
+                kept = self.seen[number] = params, self.positions(params, every)
             rows.append(kept[1])
         return torch.cat(rows)
 
     @torch.no_grad()
-    def sums(self, params: Tree, blocks: np.ndarray) -> Tensor:
-        """Summed loss of one model on some blocks, ``[1, len(blocks)]`` float64 on the CPU."""
-        device = next(iter(params.values())).device
-        parts = []
-        for rows in self.chunks(blocks):
-            tokens = torch.from_numpy(self.held_out.blocks.tokens[rows])[None].to(device)
-            keep = torch.from_numpy(self.held_out.blocks.keep[rows])[None].to(device)
-            parts.append(self.model.sums(params, tokens, keep)[0].double().cpu())
-        return torch.cat(parts, 1) if parts else torch.zeros(1, 0, dtype=torch.float64)
+    def positions(self, params: Tree, rows: np.ndarray) -> Tensor:
+        """Loss of every token after the first, of models ``[C, ...]`` on blocks ``rows [C, K]``, ``[C, K, T-1]`` on the CPU.
 
-    def chunks(self, blocks: np.ndarray) -> Iterator[np.ndarray]:
-        step = max(1, self.chunk // self.held_out.blocks.tokens.shape[1])
-        for start in range(0, len(blocks), step):
-            yield blocks[start:start + step]
+        Row -1 names no block; its losses are zero.
+        """
+        blocks, device = self.held_out.blocks, next(iter(params.values())).device
+        step = max(1, self.chunk // (blocks.tokens.shape[1] * len(rows)))
+        parts = []
+        for first in range(0, rows.shape[1], step):
+            some = rows[:, first:first + step]
+            keep = blocks.keep[some] & (some >= 0)[:, :, None]
+            losses, _ = self.model.positions(params, torch.from_numpy(blocks.tokens[some]).to(device),
+                                             torch.from_numpy(keep).to(device))
+            parts.append(losses.cpu())
+        return torch.cat(parts, 1) if parts else torch.zeros(len(rows), 0, blocks.tokens.shape[1] - 1)
+
+
+def part(params: Tree, rows: slice) -> Tree:
+    """Some clients' rows; what leads with 1 is everybody's."""
+    return params.map(lambda leaf: leaf if len(leaf) == 1 else leaf[rows])
 
 
 def named(reading: Reading, prefix: str) -> Reading:

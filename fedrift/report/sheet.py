@@ -52,12 +52,13 @@ class Sample(NamedTuple):
 
 
 class Slope(NamedTuple):
-    """One number of the clients' gradients at the first weights, beside the same of the IID twin."""
+    """One number of the clients' gradients at the first weights, beside the mean and deviation of a few IID deals."""
 
     parts: str  # which weights the gradients are of
     name: str
     value: float
     twin: float
+    deviation: float = float("nan")
 
 
 class Sheet(NamedTuple):
@@ -83,8 +84,8 @@ class Sheet(NamedTuple):
             "documents_in_pool": self.documents, "left_out": self.left_out, **self.measured.plain(),
             "characteristic": [[{"word": word, "z": round(z, 3)} for word, z in words] for words in self.words],
             "encoder": self.encoder,
-            "gradients": [slope._asdict() | {key: number if np.isfinite(number) else None for key, number in
-                                             (("value", slope.value), ("twin", slope.twin))} for slope in self.slopes],
+            "gradients": [slope._asdict() | {name: number if np.isfinite(number := getattr(slope, name)) else None
+                                             for name in ("value", "twin", "deviation")} for slope in self.slopes],
             "samples": [[sample._asdict() for sample in client] for client in self.samples],
         }
 

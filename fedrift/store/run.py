@@ -3,6 +3,7 @@
     runs/<id>/experiment.json     the experiment, resolved
               environment.json    versions, platform, device, threads, the engine's choices
               records.jsonl       [round, metric, domain, client, value] a line; append-only
+              records.parquet     the same for queries, made at the end; all there is of a run from an archive
               timings.jsonl       seconds by phase; apart, as they differ from one day to another
               events.jsonl        {round, kind, message, client}
               state.safetensors   the last state, whole or not at all (``fedrift.store.tensors``)
@@ -27,6 +28,7 @@ from ..errors import UserError
 from ..records import Record, Trajectory
 from . import lines
 from .files import write_whole
+from .parquet import parquet_path, read_parquet, stale, write_parquet
 
 PATIENCE = 1.0  # seconds for a reader's glance at the lock to pass
 
@@ -95,6 +97,8 @@ class Run:
     def records(self) -> list[Record]:
         """All records, in the order of writing."""
         path = self.folder / "records.jsonl"
+        if not path.exists() and parquet_path(self.folder).exists():
+            return read_parquet(self.folder)
         return [_record(row, path) for row in lines.read(path)]
 
     def trajectory(self) -> Trajectory:
@@ -125,6 +129,8 @@ class Run:
 
     def finish(self, summary: dict[str, Any]) -> None:
         """Say that the run is over, and what came of it."""
+        if stale(self.folder):
+            write_parquet(self.folder)
         self.write_json("finished", summary)
         (self.folder / "failed.json").unlink(missing_ok=True)
 

@@ -113,6 +113,7 @@ def test_show_compares_gradients_of_the_model_that_a_run_begins_with(tmp_path):
     for parts in ("trained", "last block"):
         spread, ratio = found[parts, "gradient.G2"], found[parts, "gradient.B2"]
         assert spread["value"] > 3 * abs(spread["twin"])
+        assert 0 < spread["deviation"] < spread["value"]
         assert ratio["value"] > 1.2 and ratio["value"] > ratio["twin"]
     run("show", file, "--gradients", "--out", tmp_path / "g.html")
     assert "How differently they pull at the first weights" in (tmp_path / "g.html").read_text()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pytest
 
@@ -32,6 +32,31 @@ def test_the_references_know_the_published_numbers():
     assert paths["fedavg"][:3] == pytest.approx([1.3837893354, 0.7424090671, 0.6286522408])
     assert paths["scaffold"][:6] == pytest.approx(
         [1.3837893354, 0.6699790781, 0.6283130012, 0.6922771306, 0.7443112481, 0.7737159831])
+
+
+def test_adapters_are_asked_in_a_module_that_is_not_square_and_with_unequal_weights():
+    """Otherwise a transposed residue and plain means would pass."""
+    for problem in PROBLEMS:
+        if problem.adapters:
+            rows, columns = len(problem.adapters.up), len(problem.adapters.down[0])
+            assert rows != columns
+            assert len(set(problem.weight)) == problem.size
+            assert all(len(target) == rows and len(target[0]) == columns for target in problem.adapters.targets)
+
+
+def test_exact_aggregates_agree_on_the_first_round_and_separate_means_do_not():
+    """What FedEx, FLoRA and SVD (of enough rank) give is sum_k p_k B_k A_k."""
+    first = {p.algorithm: REFERENCES[p.algorithm](p)[0] for p in reversed(PROBLEMS) if p.adapters and p.asks < 0}
+    assert first["fedex"] == pytest.approx(first["flora"], abs=1e-12)
+    assert abs(first["lora"] - first["fedex"]) > 1e-3
+
+
+def test_an_own_model_is_asked_by_its_client():
+    asked = [p for p in PROBLEMS if p.asks >= 0]
+    assert {p.algorithm for p in asked} == {"ditto", "fine_tuned", "pfedme", "fedper"}
+    for problem in asked:
+        others = {REFERENCES[problem.algorithm](replace(problem, asks=k))[-1] for k in range(problem.size)}
+        assert len(others) == problem.size
 
 
 @dataclass(frozen=True)

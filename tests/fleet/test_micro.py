@@ -13,6 +13,7 @@ def test_a_cohort_is_cut_where_memory_ends(monkeypatch):
     need = 4 * 16 * micro.bytes_per_token(plain)
     monkeypatch.setattr(micro, "free_memory", lambda device: need * 6)
     assert micro.micro_cohort(plain, 10, 4, 16, cpu) == 3  # half of the free memory holds three clients
+    assert micro.micro_cohort(plain, 10, 4, 16, cpu, passes=2) == 1  # MOON keeps a second pass of the same sequences
     monkeypatch.setattr(micro, "free_memory", lambda device: need // 100)
     assert micro.micro_cohort(plain, 10, 4, 16, cpu) == 1
     monkeypatch.setattr(micro, "free_memory", lambda device: need * 1000)

@@ -83,7 +83,9 @@ def test_a_client_that_returns_nan_is_recorded_and_counts_as_absent(algorithm):
         assert done.report.weight[1] == 0
         assert done.report.delta.finite().all()
         assert done.report.gradient.finite().all()
-    assert same(broken[-1].after, absent[-1].after)
+    # A penalty's exponentials are of a pass with five clients here and four there: a vector register's and its rest's may
+    # round differently, so with one the two runs are the same up to rounding.
+    assert same(broken[-1].after, absent[-1].after) or (algorithm.penalty() and apart(broken[-1].after, absent[-1].after) < 1e-12)
 
 
 def test_a_round_without_survivors_changes_nothing(algorithm):

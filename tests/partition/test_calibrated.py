@@ -11,6 +11,7 @@ from fedrift.errors import UserError
 from fedrift.experiment import parse, twin
 from fedrift.partition import Calibrated, Composed, Dirichlet, KDomains, Length, Quantity, Style, TokenTilt, TopicMix
 from fedrift.partition.calibrate import label_severity, token_severity
+from fedrift.partition.partition import called
 from fedrift.seeds import numpy_stream
 
 from .corpora import topical
@@ -23,6 +24,12 @@ def stream():
 
 def said(partition):
     return parse({"corpus": "bbc", "partition": partition}).partition
+
+
+def test_a_name_says_what_is_calibrated_or_composed():
+    assert called(Calibrated(of=Dirichlet())) == "Calibrated Dirichlet"
+    assert called(Calibrated(of=Composed(topic=0.5))) == "Calibrated Composed mix 0.5 quantity 0.5"
+    assert called(TopicMix()) == "TopicMix"
 
 
 def test_a_regime_inside_a_regime_is_read_and_written_back():

@@ -48,3 +48,14 @@ def test_the_quick_way_is_the_pattern(text):
 @settings(max_examples=1000, deadline=None, derandomize=True)
 def test_the_quick_way_is_the_pattern_for_all_of_ascii(text):
     assert split(text) == WORD.findall(text.lower())
+
+
+@given(st.lists(st.text(alphabet=st.sampled_from("aZ09'_ .-\n\t’éß\x00\x1c\u2028İ"), max_size=30), max_size=8))
+@settings(max_examples=500, deadline=None, derandomize=True)
+def test_words_are_counted_as_one_by_one_and_numbered_as_they_come(texts):
+    found = count_words(texts)
+    each = [WORD.findall(text.lower()) for text in texts]
+    assert found.vocabulary == tuple(dict.fromkeys(word for words in each for word in words))
+    assert found.counts.shape == (len(texts), len(found.vocabulary))
+    for row, words in zip(found.counts.toarray(), each, strict=True):
+        assert {word: n for word, n in zip(found.vocabulary, row, strict=True) if n} == {w: words.count(w) for w in words}

@@ -24,11 +24,11 @@ class Priced:
     def __init__(self):
         self.calls = 0
 
-    def sums(self, params, tokens, keep):
+    def positions(self, params, tokens, keep):
         self.calls += 1
         price = params["x"].view(-1, 1, 1) + (tokens >= 100)
         counted = keep[:, :, 1:]
-        return (price[:, :, 1:] * counted).sum(2), counted.sum(2)
+        return price[:, :, 1:] * counted, counted
 
 
 def held_out(mix=((30, 10), (10, 30), (0, 0))) -> HeldOut:
@@ -126,9 +126,9 @@ def test_what_lay_under_the_adapters_when_a_client_trained_is_what_its_model_is_
     """The server may have merged something since: that belongs to the model after aggregation."""
 
     class Lifted(Priced):
-        def sums(self, params, tokens, keep):
-            total, count = super().sums(params, tokens, keep)
-            return total + params["m.base"].view(-1, 1) * count, count
+        def positions(self, params, tokens, keep):
+            losses, counted = super().positions(params, tokens, keep)
+            return losses + params["m.base"].view(-1, 1, 1) * counted, counted
 
     done = train(FedAvg(), clients((1, 4, 2), (0, 1, 3)), until=1)[0]
     before, after = (replace(state, server=replace(state.server, base=Tree({"m.base": torch.full((1, 1, 1), lift).double()})))

@@ -64,14 +64,32 @@ def average(tree: Tree, report: Report) -> Tree:
 
 
 def pool(tree: Tree, report: Report) -> Tree:
-    """Sum over the clients of each model, ``[C, ...] -> [M, ...]``, in client order and in float64."""
+    """Sum over the clients of each model, ``[C, ...] -> [M, ...]``, in client order and in float64.
+
+    Where clients belong to several models in part, each counts with its share of every one.
+    """
     models = len(report.population)
+    if report.share is not None:
+        share = report.share.to(report.weight)  # [C, M]
+        return tree.map(lambda leaf: torch.einsum("cm,c...->m...", wide(share), wide(leaf)).to(leaf.dtype))
 
     def add(leaf: Tensor) -> Tensor:
         total = wide(leaf).new_zeros(models, *leaf.shape[1:])
         return total.index_add(0, report.group, wide(leaf)).to(leaf.dtype)
 
     return tree.map(add)
+
+
+def members(memory: Tree, group: Tensor, like: Tree) -> Tree:
+    """The mean memory of those who share each model, ``[N, ...] -> [M, ...]``; zeros where nobody does. ``like``: [M, ...]."""
+    models = len(next(iter(like.values())))
+    count = group.bincount(minlength=models).clamp_min(1)
+
+    def mean(leaf: Tensor, there: Tensor) -> Tensor:
+        total = wide(leaf).new_zeros(models, *leaf.shape[1:]).index_add(0, group.to(leaf.device), wide(leaf))
+        return (total / count.to(leaf.device).view(-1, *[1] * (leaf.ndim - 1))).to(there)
+
+    return memory.map(mean, like)
 
 
 def forgets(rule: Mean, algorithm: Frame, leaves: Collection[str]) -> list[str]:
@@ -85,6 +103,8 @@ def forgets(rule: Mean, algorithm: Frame, leaves: Collection[str]) -> list[str]:
 
 def heard(report: Report) -> Tensor:
     """Which models were trained by anybody, ``[M]`` bool."""
+    if report.share is not None:
+        return ((report.weight > 0).unsqueeze(1) & (report.share.to(report.weight) > 0)).any(0)
     return torch.zeros(len(report.population), device=report.group.device).index_add(
         0, report.group, (report.weight > 0).float()) > 0
 
@@ -96,4 +116,4 @@ def by_model(report: Report) -> list[tuple[int, Tensor]]:
     return [(model, mine) for model, mine in rows if len(mine)]
 
 
-__all__ = ["Frame", "Mean", "average", "by_model", "forgets", "heard", "pool"]
+__all__ = ["Frame", "Mean", "average", "by_model", "forgets", "heard", "members", "pool"]

@@ -1,8 +1,4 @@
-"""The papers' lines in plain numbers, one client after the other: what every implementation is compared with.
-
-Nothing is shared with ``fedrift.algorithms``, and nothing is clever. Sources stand in the modules there.
-Each function answers a problem with the server's x after every round.
-"""
+"""One model for all, in plain numbers: each function answers a problem with the server's x after every round."""
 
 # The functions given to ``local`` and ``mean`` are called before their loop goes on.
 # ruff: noqa: B023
@@ -11,7 +7,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 
-from .problem import Problem
+from ..problem import Problem
 
 Correction = Callable[[float, float], float]  # (y, gradient) -> the direction to follow
 
@@ -199,8 +195,8 @@ def krum(p: Problem) -> list[float]:
     return combined(p, rule)
 
 
-REFERENCES: dict[str, Callable[[Problem], list[float]]] = {rule.__name__: rule for rule in (
+RULES: dict[str, Callable[[Problem], list[float]]] = {rule.__name__: rule for rule in (
     fedavg, fedsgd, fedprox, scaffold, fedavgm, fedadam, fedyogi, fedadagrad, fednova, feddyn, qfedavg, afl, median,
     trimmed_mean, krum)}
 
-__all__ = ["REFERENCES"]
+__all__ = ["RULES", "local", "mean", "present"]

@@ -1,0 +1,69 @@
+"""A store of many synthetic runs, and how long questions to it take: ``python benchmarks/store.py [runs] [rounds] [clients]``.
+
+What counts is the second call: the first also makes the Parquet files where they are missing. Nothing is trained.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import tempfile
+from pathlib import Path
+from time import perf_counter
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from fedrift.store import sql
+
+METRICS = ("loss", "loss.before", "loss.after", "update.norm", "update.cosine", "train.loss", "weight", "failed")
+DOMAINS = ("", "business", "entertainment", "politics", "sport", "tech")
+QUESTIONS = {
+    "end loss by algorithm and severity": 'SELECT algorithm, "partition.severity", avg(final_loss) FROM runs GROUP BY ALL',
+    "loss curves, mean over seeds": """SELECT algorithm, "partition.severity", round, avg(value)
+        FROM records JOIN runs USING (run) WHERE metric = 'loss' AND domain = '' AND client = -1 GROUP BY ALL""",
+    "worst client of the last round": """SELECT algorithm, max(value) FROM records JOIN runs USING (run)
+        WHERE metric = 'loss' AND client >= 0 AND round = 100 GROUP BY ALL""",
+    "every number once": "SELECT metric, count(*), avg(value) FROM records GROUP BY ALL",
+}
+
+
+def make(root: Path, runs: int, rounds: int, clients: int) -> int:
+    """Runs with every client's numbers in every round; how many rows in all."""
+    draw = np.random.default_rng(0)
+    keys = [(round, metric, "", client) for round in range(1, rounds + 1) for metric in METRICS for client in range(clients)]
+    keys += [(round, "loss", domain, -1) for round in range(rounds + 1) for domain in DOMAINS]
+    keys.sort(key=lambda key: key[0])
+    names = pa.dictionary(pa.int32(), pa.string())
+    fixed = {"round": pa.array([key[0] for key in keys], pa.int32()), "metric": pa.array([key[1] for key in keys]).cast(names),
+             "domain": pa.array([key[2] for key in keys]).cast(names), "client": pa.array([key[3] for key in keys], pa.int32())}
+    for number in range(runs):
+        folder = root / f"{number:012x}"
+        folder.mkdir(parents=True)
+        said = {"corpus": {"name": "bbc"}, "model": "pocket", "algorithm": {"is": ("FedAvg", "FedProx", "Scaffold")[number % 3]},
+                "partition": {"is": "TopicMix", "clients": clients, "severity": (0.0, 0.5, 1.0)[number // 3 % 3]},
+                "plan": {"rounds": rounds, "optimizer": {"is": "Sgd", "lr": 1.0}}, "seed": number // 9, "id": folder.name}
+        (folder / "experiment.json").write_text(json.dumps(said))
+        (folder / "finished.json").write_text(json.dumps(
+            {"rounds": rounds, "loss": 4.0, "final_loss": float(draw.normal(4)), "train_tokens": 1e6, "seconds": {"train": 9.0}}))
+        table = pa.table({"run": pa.array([folder.name] * len(keys)).cast(names), **fixed, "value": draw.normal(4, 1, len(keys))})
+        pq.write_table(table, folder / "records.parquet", compression="zstd")
+    return runs * len(keys)
+
+
+def main(runs: int = 500, rounds: int = 100, clients: int = 20) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        root = Path(folder)
+        rows = make(root, runs, rounds, clients)
+        size = sum(path.stat().st_size for path in root.rglob("*.parquet"))
+        print(f"{runs} runs, {rows:,} rows, {size / 1e6:.0f} MB of Parquet")
+        sql(root, "SELECT 1")
+        for name, question in QUESTIONS.items():
+            begun = perf_counter()
+            answer = sql(root, question)
+            print(f"{perf_counter() - begun:6.2f} s  {name} ({len(answer)} rows)")
+
+
+if __name__ == "__main__":
+    main(*map(int, sys.argv[1:]))

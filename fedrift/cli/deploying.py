@@ -1,0 +1,109 @@
+"""Commands beyond one machine: deploy, and ``fleet=flower`` of ``run``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from .options import ROOT, Data, Device, File, Overrides, Root, Threads, runtime
+
+if TYPE_CHECKING:
+    from ..flower.terms import Terms
+
+CERTIFICATES = ("ca.crt", "server.pem", "server.key")
+FLEETS = ("simulated", "flower")
+Address = Annotated[str, typer.Option("--address", metavar="HOST:PORT", help="Where the server machine's SuperLink listens.")]
+Own = Annotated[list[str] | None, typer.Option(
+    "--own", metavar="CLIENT=FOLDER", help="The folder of a client's own documents, on its machine. May be said more than once.")]
+Certificates = Annotated[Path | None, typer.Option(
+    "--certificates", help="A folder with ca.crt, server.pem and server.key: TLS. Nothing is encrypted without it.")]
+Keys = Annotated[Path | None, typer.Option(
+    "--keys", help="A folder with client-0, client-0.pub ...: only nodes that hold a registered key join. Needs --certificates.")]
+Out = Annotated[Path, typer.Option("--out", help="Where the app, Flower's configuration and the logs go.")]
+Run = Annotated[bool, typer.Option("--run", help="Run all of it on this machine, on loopback, to the end.")]
+
+
+def deploy(file: File, overrides: Overrides = None, address: Address = "127.0.0.1:9191", own: Own = None,
+           certificates: Certificates = None, keys: Keys = None, out: Out = Path("deployment"), run: Run = False,
+           root: Root = ROOT, data: Data = None, device: Device = "auto", threads: Threads = None) -> None:
+    """Say what to type on which machine to run an experiment over Flower, one client a machine; `--run`: do it here.
+
+    `fedrift deploy my.yaml --address 10.0.0.5:9191 --own 0=/home/ann/texts --own 1=/home/bob/texts`
+    """
+    from ..experiment import load_experiment
+    from ..flower import wanted
+    from ..setting import resolve
+    from ..stock import Stock
+
+    wanted()
+    rest, _, terms = apart(overrides)
+    from ..flower import commands as flower
+    from ..flower.launch import configured
+    from ..flower.launch import deploy as here
+
+    where = runtime(root, data, device, threads)
+    stock, folders = Stock(where), owned(own)
+    experiment = load_experiment(file, rest)
+    if run:
+        from .screen import Bar, summary
+
+        with Bar(experiment.plan.rounds) as bar:
+            done = here(experiment, stock, terms, out, bar.of(experiment.name), folders)
+        summary(done)
+        return
+    experiment = resolve(experiment, stock)
+    tls = flower.Tls(*(certificates.resolve() / name for name in CERTIFICATES)) if certificates else None
+    host, _, port = address.rpartition(":")
+    config = {key: value for key, value in configured(where, terms).items() if key != "cwd"}
+    app = flower.write_app(out.resolve() / "app", experiment.written(), config)
+    flower.write_connection(out.resolve() / "flwr", address, tls)
+    everywhere = "export " + " ".join(f"{name}={value}" for name, value in flower.ENVIRONMENT.items())
+    said = ["# On every machine, first:", everywhere, "", "# On the server machine, each in a terminal of its own:",
+            f"export FLWR_HOME={out.resolve() / 'flwr'}", str(flower.superlink(host, int(port), tls, authenticate=bool(keys)))]
+    clients = range(experiment.partition.clients)
+    if keys:
+        said += [str(flower.register(str(keys / f"client-{client}.pub"))) for client in clients]
+    for client in clients:
+        key = str(keys / f"client-{client}") if keys else ""
+        said += ["", f"# On the machine of client {client}:",
+                 str(flower.supernode(client, address, 9194 + client, tls, data=folders.get(client, ""), key=key))]
+    said += ["", "# On the server machine, when the clients are there:", f"{flower.submit(app)} --stream", "",
+             "# What comes of it:", f"fedrift show {experiment.id[:6]} --runs {root.resolve()}"]
+    typer.echo("\n".join(said))
+
+
+def owned(said: list[str] | None) -> dict[int, str]:
+    """``0=/folder`` as {0: "/folder"}."""
+    from ..errors import UserError
+
+    found = {}
+    for text in said or ():
+        client, _, folder = text.partition("=")
+        if not client.isdigit() or not folder:
+            raise UserError(f"--own {text!r}: wanted CLIENT=FOLDER, e.g. --own 0=/home/ann/texts")
+        found[int(client)] = folder
+    return found
+
+
+def apart(overrides: list[str] | None) -> tuple[list[str], str, Terms]:
+    """The overrides of the experiment, and apart from them the fleet and its terms: they are no part of the experiment.
+
+    ``fleet=flower fleet.least=2 fleet.patience=600``
+    """
+    from ..config import Rooms, parse_yaml, read
+    from ..errors import unknown
+    from ..flower.terms import Terms
+
+    rest = [text for text in overrides or () if not text.startswith(("fleet=", "fleet."))]
+    said = dict(text.partition("=")[::2] for text in overrides or () if text not in rest)
+    fleet = said.pop("fleet", "simulated").strip()
+    if fleet not in FLEETS:
+        raise unknown("fleet", fleet, FLEETS)
+    asked = {key.removeprefix("fleet."): parse_yaml(value, key) for key, value in said.items()}
+    terms: Terms = read(Terms, asked, Rooms({}), "fleet")
+    return rest, fleet, terms
+
+
+COMMANDS = [deploy]

@@ -1,0 +1,157 @@
+"""Commands that judge runs: diagnose, calibrate."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+
+from .options import ROOT, Data, Device, Json, Names, Root, Threads, runtime
+
+if TYPE_CHECKING:
+    from ..diagnose import Judgement
+    from ..diagnose.cases import Group
+
+FailOn = Annotated[Literal["suspected", "confirmed"] | None, typer.Option(
+    "--fail-on", help="Exit with 1 if anything is found of this grade or a graver one.")]
+Twins = Annotated[bool, typer.Option("--twin", help="Run the IID twins that are not there yet.")]
+
+
+def diagnose(names: Names, twin: Twins = False, fail_on: FailOn = None, root: Root = ROOT, as_json: Json = False,
+             data: Data = None, device: Device = "auto", threads: Threads = None) -> None:
+    """Say what broke, since when, for whom, and whether the skew did it.
+
+    Runs that differ only in their seed are judged together. Each is held against its IID twin; a pooled run, everybody alone,
+    FedSGD, other learning rates and other numbers of local steps are used where they are among the runs. One or two seeds raise a
+    suspicion; three can confirm one.
+
+    `fedrift diagnose 5c35 77e0 a01b --twin --fail-on confirmed`
+    """
+    from ..diagnose import diagnose as judge
+    from ..diagnose.cases import grouped
+    from ..diagnose.telling import plain
+    from ..store import find_run, list_runs
+    from .screen import title
+
+    chosen = [find_run(root, name) for name in names]
+    groups = grouped(chosen, list_runs(root))
+    if twin and run_twins(groups, root, data, device, threads):
+        groups = grouped(chosen, list_runs(root))
+    every = []
+    for group in groups:
+        judgements = judge(group.cases)
+        every += judgements
+        said = {"runs": [run.id for run in group.runs], "twins": [each.id if each else None for each in group.twins],
+                "thresholds": dict(thresholds()), "judgements": plain(judgements)}
+        for run in group.runs:
+            run.write_json("findings", said)
+        if as_json:
+            typer.echo(json.dumps(said))
+        else:
+            on_screen(group, f"{title(group.runs[0])}", judgements)
+    grave = {"suspected": ("suspected", "confirmed"), "confirmed": ("confirmed",)}
+    if fail_on and any(judgement.grade in grave[fail_on] for judgement in every):
+        raise typer.Exit(1)
+
+
+def run_twins(groups: list[Group], root: Path, data: Path | None, device: str, threads: int | None) -> int:
+    """Run the twins that are missing; how many that were."""
+    from ..diagnose.cases import NOT_ASKED
+    from ..experiment import parse
+    from ..experiment import twin as iid
+    from .running import carry_out_all
+
+    lone = [run.experiment for group in groups for run, twin in zip(group.runs, group.twins, strict=True) if twin is None]
+    asked = [parse({key: value for key, value in said.items() if key not in NOT_ASKED}) for said in lone]
+    wanted = [iid(experiment) for experiment in asked if experiment.partition.severity > 0]
+    if wanted:
+        carry_out_all(wanted, runtime(root, data, device, threads))
+    return len(wanted)
+
+
+def thresholds() -> dict[str, str]:
+    """Which thresholds judged."""
+    from ..detectors.finding import read_limits
+
+    limits = read_limits()
+    return {"version": str(limits["version"]), "date": str(limits["date"])}
+
+
+def on_screen(group: Group, name: str, judgements: list[Judgement]) -> None:
+    """What was found first, then what was looked for in vain, then what was not measured."""
+    from rich.box import SIMPLE
+    from rich.console import Console
+    from rich.table import Table
+
+    screen = Console(highlight=False)
+    seeds = ", ".join(str(run.experiment["seed"]) for run in group.runs)
+    twins = sum(twin is not None for twin in group.twins)
+    screen.print(f"[bold]{name}[/]  seeds {seeds}; {twins} of {len(group.runs)} with an IID twin")
+    found = [judgement for judgement in judgements if judgement.grade in ("suspected", "confirmed")]
+    if found:
+        table = Table(box=SIMPLE)
+        for column in ("failure", "grade", "since", "clients", "where", "strength"):
+            table.add_column(column, justify="right" if column in ("since", "strength") else "left")
+        for each in found:
+            since = "" if each.since is None else str(each.since)
+            table.add_row(each.failure, each.grade, since, few(each.clients), few(each.where), f"{each.strength:.1f}x")
+        screen.print(table)
+        for each in found:
+            screen.print(f"[bold]{each.failure}[/]: {each.sentence}\n")
+    else:
+        screen.print("Nothing found. One look is no certificate: effects smaller than these would have been missed.")
+    silent = [judgement for judgement in judgements if judgement.grade == "none"]
+    if silent:
+        screen.print("Looked for and not found, with the smallest effect that would have been called:")
+        for each in silent:
+            screen.print(f"  {each.failure} ({each.detectable:.3g} {each.unit})")
+    missing = [judgement for judgement in judgements if judgement.grade == "not measured"]
+    if missing:
+        screen.print("Not measured:")
+        for each in missing:
+            screen.print(f"  {each.failure}: needs {each.needs}")
+    if not twins:
+        screen.print("Without IID twins nothing can be laid on the skew; `--twin` runs them.")
+
+
+def few(names: tuple[int, ...] | tuple[str, ...]) -> str:
+    """The first of many."""
+    return ", ".join(map(str, names[:4])) + (" ..." if len(names) > 4 else "")
+
+
+def calibrate(
+    quick: Annotated[bool, typer.Option("--quick", help="Five seeds of healthy runs in place of twenty.")] = False,
+    tune: Annotated[bool, typer.Option("--tune", help="Only false alarms, on the seeds that thresholds may be set by.")] = False,
+    out: Annotated[Path | None, typer.Option("--out", help="A folder for calibration.json and calibration.md.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Are the detectors right? Runs healthy and planted collections: false alarms with their interval, recall, lead in rounds.
+
+    Minutes. Exits with 1 if a planted failure is missed, or something is confirmed that was not planted.
+
+    `fedrift calibrate --out docs`
+    """
+    from ..calibrate.healthy import COLLECTIONS
+    from ..calibrate.page import markdown, plain
+    from ..calibrate.plants import PLANTS
+    from ..calibrate.score import REPORT, TUNE, false_alarms, recall
+
+    def say(said: str) -> None:
+        typer.echo(said, err=True)
+
+    seeds = TUNE if tune else REPORT
+    alarms = false_alarms(COLLECTIONS, seeds[:5] if quick else seeds, say)
+    recalls = [] if tune else recall(PLANTS, say=say)
+    numbers = plain(alarms, recalls)
+    if out is not None:
+        out.mkdir(parents=True, exist_ok=True)
+        (out / "calibration.json").write_text(json.dumps(numbers, indent=1) + "\n")
+        (out / "calibration.md").write_text(markdown(numbers))
+    typer.echo(json.dumps(numbers) if as_json else markdown(numbers))
+    if any(each.grade != "confirmed" or each.off_target for each in recalls):
+        raise typer.Exit(1)
+
+
+COMMANDS = [diagnose, calibrate]

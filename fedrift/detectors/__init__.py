@@ -1,0 +1,35 @@
+"""Detectors: what a run shows of one failure mode, beside its IID twin. One file each, one import line here.
+
+A detector is a function of a ``Case`` that returns at least one ``Finding``; it reads records only. Its thresholds are in
+``thresholds.yaml`` and nowhere else. Where a number that it needs is missing, its grade is "not measured".
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from .absence import forgetting_absent
+from .aggregation import aggregation
+from .collapse import collapse
+from .divergence import divergence
+from .drift import drift
+from .finding import Case, Finding
+from .forgetting import forgetting_pretrained, forgetting_syntax
+from .gap import gap
+from .left_out import left_out
+from .oscillation import oscillation
+from .overshoot import overshoot
+from .staleness import staleness
+from .stall import stall
+from .unfairness import unfairness
+
+Detector = Callable[[Case], list[Finding]]
+
+__all__ = ["aggregation", "collapse", "divergence", "drift", "forgetting_absent", "forgetting_pretrained", "forgetting_syntax",
+           "gap", "left_out", "oscillation", "overshoot", "staleness", "stall", "unfairness"]
+ALL: tuple[Detector, ...] = tuple(globals()[name] for name in __all__)
+
+
+def findings(case: Case) -> list[Finding]:
+    """What every detector says of one run."""
+    return [finding for detector in ALL for finding in detector(case)]

@@ -1,0 +1,91 @@
+"""Readings of trajectories that several detectors share: what was evaluated, ends, swings, slopes."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+from scipy import stats
+
+from ..records import Trajectory
+
+Pair = tuple[np.ndarray, np.ndarray]
+
+
+def evaluated(run: Trajectory | None, metric: str = "loss", domain: str = "") -> Pair:
+    """The rounds in which a metric of the federation was written, and its values; one written as NaN stays."""
+    if run is None or not run.has(metric, domain):
+        return np.zeros(0, dtype=np.int64), np.zeros(0)
+    seen = run.seen(metric, domain)
+    return run.rounds[seen], run.curve(metric, domain)[seen]
+
+
+def together(run: Trajectory, twin: Trajectory | None, metric: str = "loss",
+             domain: str = "") -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The rounds that both have, and both curves there."""
+    (ours, mine), (theirs, other) = evaluated(run, metric, domain), evaluated(twin, metric, domain)
+    both = np.intersect1d(ours, theirs)
+    return both, mine[np.searchsorted(ours, both)], other[np.searchsorted(theirs, both)]
+
+
+def end_gap(run: Trajectory, twin: Trajectory | None, domain: str = "", last: int = 5) -> float:
+    """Mean loss of the last evaluations that both have, above the twin's; NaN where there are none.
+
+    Which rounds those are the global loss says, for domains too.
+    """
+    both = together(run, twin)[0][-last:]
+    if twin is None or not len(both) or not (run.has("loss", domain) and twin.has("loss", domain)):
+        return math.nan
+    ours, theirs = np.searchsorted(run.rounds, both), np.searchsorted(twin.rounds, both)
+    return float(run.curve("loss", domain)[ours].mean() - twin.curve("loss", domain)[theirs].mean())
+
+
+def chance(values: np.ndarray, tests: int = 1, level: float = 0.95) -> float:
+    """How far above 0 the mean of a few differences may lie by chance: t times their standard error, for so many looks.
+
+    0 where there are fewer than three, which tell nothing of their scatter.
+    """
+    values = values[np.isfinite(values)]
+    if len(values) < 3:
+        return 0.0
+    return float(stats.t.ppf(1 - (1 - level) / max(tests, 1), len(values) - 1) * values.std(ddof=1) / np.sqrt(len(values)))
+
+
+def swing(run: Trajectory | None, rounds: np.ndarray) -> float:
+    """How much a domain's loss moves between evaluations beside its way, in the second half of ``rounds``; NaN without any.
+
+    The mean absolute change less the net change, over the domains: a loss that only falls does not swing, however fast. The
+    rounds are given, so that a run and its twin are measured on the same ones.
+    """
+    if run is None or not run.has("loss"):
+        return math.nan
+    late = np.isin(run.rounds, rounds[len(rounds) // 2:])
+    found = []
+    for domain in run.domains_of("loss"):
+        change = np.diff(run.curve("loss", domain)[late])
+        change = change[np.isfinite(change)]
+        found += [(np.abs(change).sum() - abs(change.sum())) / len(change)] if len(change) else []
+    return float(np.mean(found)) if found else math.nan
+
+
+def table(run: Trajectory | None, metric: str) -> np.ndarray:
+    """A metric by client, ``[rounds, N]``; no rounds where it is not recorded so."""
+    return run.table(metric) if run is not None and run.has_table(metric) else np.zeros((0, 0))
+
+
+def last_layer(run: Trajectory, metric: str) -> str:
+    """The last layer that a metric speaks of ("layer 03"); "" if it speaks of none."""
+    layers = [domain for domain in run.domains_of(metric) if domain.startswith("layer") and "head" not in domain]
+    return layers[-1] if layers else ""
+
+
+def until(run: Trajectory | None, round: int) -> Trajectory | None:
+    """The run as it stood after a round."""
+    if run is None:
+        return None
+    return Trajectory(tuple(record for record in run.records if record.round <= round))
+
+
+def percent(gap: float) -> float:
+    """A difference of losses in nats as per cent of perplexity."""
+    return math.inf if gap > 700 else 100 * math.expm1(gap)

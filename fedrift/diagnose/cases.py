@@ -1,0 +1,115 @@
+"""Cases from stored runs: which belong together, which is whose IID twin, and which anchors are there.
+
+Runs belong together if they differ in nothing but the seed. An anchor is a stored run of the same seed that differs in just the
+one thing that makes it an anchor.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from ..detectors.curves import evaluated
+from ..detectors.finding import Case, Facts
+from ..records import Trajectory
+from ..store import Run
+
+NOT_ASKED = ("id", "partition_table")  # stored beside what was asked
+COMPARABLE = ("split", "blocks", "final")  # of what is evaluated: losses on other blocks are other losses
+ANCHORS = ("Centralised", "LocalOnly", "FedSGD")  # algorithms, by name
+
+
+@dataclass(frozen=True, eq=False)
+class Group:
+    """Runs of one experiment over its seeds, and what each can be judged by."""
+
+    runs: tuple[Run, ...]
+    twins: tuple[Run | None, ...]
+    cases: tuple[Case, ...]
+
+
+def grouped(chosen: Sequence[Run], known: Iterable[Run]) -> list[Group]:
+    """The chosen runs by experiment, in order of seed, each with its twin and anchors among all the known ones."""
+    shelf = Shelf.of([*known, *chosen])
+    groups: dict[str, list[Run]] = {}
+    for run in {run.id: run for run in chosen}.values():
+        groups.setdefault(name(run.experiment, drop=("seed",)), []).append(run)
+    made = []
+    for runs in groups.values():
+        runs.sort(key=lambda run: run.experiment["seed"])
+        twins = [shelf.twin(run) for run in runs]
+        made.append(Group(tuple(runs), tuple(twins), tuple(shelf.case(run, twin) for run, twin in zip(runs, twins, strict=True))))
+    return made
+
+
+@dataclass(frozen=True, eq=False)
+class Shelf:
+    """Stored runs, by what was asked of them."""
+
+    runs: tuple[tuple[Run, dict[str, Any]], ...]
+
+    @staticmethod
+    def of(runs: Iterable[Run]) -> Shelf:
+        return Shelf(tuple((run, run.experiment) for run in {run.folder: run for run in runs}.values()))
+
+    def twin(self, run: Run) -> Run | None:
+        """The same experiment dealt IID; None if it is not there, or the run is dealt IID itself."""
+        asked = run.experiment
+        if asked["partition"].get("severity") == 0:
+            return None
+        wanted = name(asked, drop=("partition.severity",))
+        return next((other for other, said in self.runs
+                     if said["partition"].get("severity") == 0 and name(said, drop=("partition.severity",)) == wanted), None)
+
+    def case(self, run: Run, twin: Run | None) -> Case:
+        asked, mine = run.experiment, run.trajectory()
+        central, local, fedsgd = (self.anchor(asked, kind) if asked["algorithm"]["is"] != kind else None for kind in ANCHORS)
+        return Case(mine, twin.trajectory() if twin else None, central, local, fedsgd, self.best(run, asked),
+                    self.ladder(run, asked), facts(asked), int(asked["seed"]))
+
+    def anchor(self, asked: dict[str, Any], kind: str) -> Trajectory | None:
+        """The same with another algorithm, as skewed or, if that was not run, IID (what is pooled is the same)."""
+        for drop in (("algorithm",), ("algorithm", "partition.severity")) if kind == "Centralised" else (("algorithm",),):
+            wanted = name(asked, drop)
+            for other, said in self.runs:
+                if said["algorithm"]["is"] == kind and name(said, drop) == wanted:
+                    return other.trajectory()
+        return None
+
+    def ladder(self, run: Run, asked: dict[str, Any]) -> dict[int, Trajectory]:
+        """The same with other numbers of local steps."""
+        wanted = name(asked, drop=("plan.steps",))
+        return {int(said["plan"]["steps"]): other.trajectory() for other, said in self.runs
+                if other.id != run.id and name(said, drop=("plan.steps",)) == wanted}
+
+    def best(self, run: Run, asked: dict[str, Any]) -> Trajectory | None:
+        """The one of lowest end loss among those that differ in the clients' learning rate; None if there are no others."""
+        wanted = name(asked, drop=("plan.optimizer.lr",))
+        others = [other.trajectory() for other, said in self.runs
+                  if other.id != run.id and name(said, drop=("plan.optimizer.lr",)) == wanted]
+        ends = [float(loss[-5:].mean()) if len(loss := evaluated(other)[1]) else math.inf for other in others]
+        ends = [end if math.isfinite(end) else math.inf for end in ends]
+        return others[ends.index(min(ends))] if ends and math.isfinite(min(ends)) else None
+
+
+def name(asked: dict[str, Any], drop: Iterable[str]) -> str:
+    """What was asked, without some of it, as text to compare by."""
+    kept = json.loads(json.dumps({key: value for key, value in asked.items() if key not in NOT_ASKED}))
+    kept["evaluate"] = {key: value for key, value in kept.get("evaluate", {}).items() if key in COMPARABLE}
+    for path in drop:
+        *parts, last = path.split(".")
+        place = kept
+        for part in parts:
+            place = place.get(part) or {}
+        place.pop(last, None)
+    return json.dumps(kept, sort_keys=True)
+
+
+def facts(asked: dict[str, Any]) -> Facts:
+    """What the experiment says that detectors ask for."""
+    table = asked.get("partition_table", {})
+    tokens = tuple(tuple(float(value) for value in row) for row in table.get("tokens", ()))
+    return Facts(0 if asked["plan"].get("epochs") else int(asked["plan"]["steps"]), tuple(table.get("domains", ())), tokens)

@@ -1,0 +1,114 @@
+"""What has to be typed where: the commands of a federation over Flower, and the folder of the app that they run.
+
+The app is two lines that name ``fedrift.flower``, and the experiment: every machine has fedrift installed, so no code
+but these two lines travels. Runtime installation of dependencies is off, and so is Flower's telemetry.
+"""
+
+from __future__ import annotations
+
+import json
+import shlex
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+CONNECTION = "fedrift"  # the name of the SuperLink in Flower's configuration
+ENVIRONMENT = {"FLWR_TELEMETRY_ENABLED": "0"}
+PYPROJECT = """\
+[project]
+name = "fedrift-run"
+version = "1.0.0"
+description = "A fedrift experiment over Flower"
+license = {{ file = "LICENSE" }}
+dependencies = ["flwr>=1.41,<2"]
+
+[tool.flwr.app]
+publisher = "fedrift"
+fab-format-version = 1
+flwr-version-target = "1.41.0"
+
+[tool.flwr.app.components]
+serverapp = "fedrift.flower.server:app"
+clientapp = "fedrift.flower.node:app"
+
+[tool.flwr.app.config]
+{config}
+"""
+
+
+@dataclass(frozen=True)
+class Tls:
+    """Files of a certificate authority and of the SuperLink's certificate."""
+
+    authority: Path
+    certificate: Path
+    key: Path
+
+
+@dataclass(frozen=True)
+class Command:
+    """A command, and who types it."""
+
+    where: str
+    words: tuple[str, ...]
+
+    def __str__(self) -> str:
+        return shlex.join(self.words)
+
+
+def write_app(folder: Path, experiment: Mapping[str, Any], config: Mapping[str, str | int | float | bool]) -> Path:
+    """The folder that ``flwr run`` takes. ``experiment``: as ``Experiment.written`` gives it; ``config``: what server and nodes
+    read."""
+    folder.mkdir(parents=True, exist_ok=True)
+    said = {"experiment": json.dumps(experiment), **config}
+    lines = "\n".join(f"{key} = {json.dumps(value)}" for key, value in said.items())  # such JSON values are TOML
+    (folder / "pyproject.toml").write_text(PYPROJECT.format(config=lines))
+    (folder / "LICENSE").write_text("Apache-2.0\n")
+    return folder
+
+
+def write_connection(home: Path, address: str, tls: Tls | None = None) -> Path:
+    """Flower's configuration in ``FLWR_HOME``: where the SuperLink is."""
+    home.mkdir(parents=True, exist_ok=True)
+    secured = f'root-certificates = "{tls.authority}"' if tls else "insecure = true"
+    path = home / "config.toml"
+    path.write_text(f'[superlink]\ndefault = "{CONNECTION}"\n\n[superlink.{CONNECTION}]\naddress = "{address}"\n{secured}\n')
+    return path
+
+
+def superlink(host: str, port: int, tls: Tls | None = None, *, authenticate: bool = False, simulation: bool = False,
+              database: Path | None = None) -> Command:
+    """The server machine's meeting point."""
+    secured = (("--ssl-ca-certfile", str(tls.authority), "--ssl-certfile", str(tls.certificate), "--ssl-keyfile", str(tls.key))
+               if tls else ("--insecure",))
+    return Command("server", (
+        "flower-superlink", *secured, "--host", host, "--port", str(port), "--disable-runtime-dependency-installation",
+        *(("--enable-supernode-auth",) if authenticate else ()), *(("--simulation",) if simulation else ()),
+        *(("--database", str(database)) if database else ())))
+
+
+def supernode(client: int, address: str, port: int, tls: Tls | None = None, *, data: str = "", keeps: str = "", key: str = "",
+              more: Mapping[str, str] | None = None) -> Command:
+    """A client's machine. ``data``: the folder of its documents; ``key``: its private key, where nodes are authenticated."""
+    folders = {name: f'"{value}"' for name, value in (("data", data), ("keeps", keeps)) if value}
+    said = {"client": str(client), **folders, **(more or {})}
+    secured = ("--root-certificates", str(tls.authority)) if tls else ("--insecure",)
+    return Command(f"client {client}", (
+        "flower-supernode", *secured, "--superlink", address, "--host", "127.0.0.1", "--port", str(port),
+        *(("--auth-supernode-private-key", key) if key else ()), "--node-config", " ".join(f"{k}={v}" for k, v in said.items())))
+
+
+def register(public: str) -> Command:
+    """Let a node's key in, on the server machine."""
+    return Command("server", ("flwr", "supernode", "register", public, CONNECTION))
+
+
+def submit(app: Path, clients: int | None = None) -> Command:
+    """Start the run; ``clients``: simulated nodes, one processor each."""
+    simulated = f"num-supernodes={clients} client-resources-num-cpus=1 init-args-num-cpus=1"
+    return Command("server", ("flwr", "run", str(app), CONNECTION, *(("--federation-config", simulated) if clients else ())))
+
+
+__all__ = ["CONNECTION", "ENVIRONMENT", "Command", "Tls", "register", "submit", "superlink", "supernode", "write_app",
+           "write_connection"]

@@ -1,0 +1,87 @@
+"""Which client lives on which node: asked of the nodes themselves, once each, and again when nodes come and go."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+from flwr.app import Message, MessageType
+
+from .asking import collect
+from .wire import Refused, said, write
+
+SILENT = "it did not say who it is"
+
+
+class Found(NamedTuple):
+    """Of the clients that were called: the nodes of those that are there, and why the others are not."""
+
+    found: dict[int, int]
+    missing: dict[int, str]
+
+
+@dataclass(frozen=True, eq=False)
+class Roll:
+    """What is known of the nodes so far: their clients, or why a node is none."""
+
+    known: dict[int, int | str] = field(default_factory=dict)  # node -> client, or why not
+    wait: float = 0.0  # seconds to wait, once, for nodes that are not there yet
+    own: set[int] = field(default_factory=set)  # clients that train on documents of their own, until that was told
+    waited: list[bool] = field(default_factory=list)
+
+    def call(self, fleet: Any, clients: Iterable[int]) -> Found:
+        """Where the clients are now. Nodes not asked before are asked who they are."""
+        wanted = set(clients)
+        if not wanted <= set(self.known.values()):  # whoever did not say who it is may be the one that is missed
+            for node in [node for node, client in self.known.items() if client == SILENT]:
+                del self.known[node]
+        end = time.monotonic() + (0 if self.waited else self.wait)
+        while True:
+            here = sorted(fleet.grid.get_node_ids())
+            found = self.claimed(fleet, here)
+            if wanted <= found.keys() or time.monotonic() >= end:
+                break
+            time.sleep(fleet.pause)
+        self.waited.append(True)
+        odd = [f"node {node}: {why}" for node in here if isinstance(why := self.known.get(node), str)]
+        nobody = "no node says that it is this client" + (f" ({'; '.join(odd)})" if odd else "")
+        return Found({client: found[client] for client in sorted(wanted & found.keys())},
+                     dict.fromkeys(sorted(wanted - found.keys()), nobody))
+
+    def claimed(self, fleet: Any, here: list[int]) -> dict[int, int]:
+        """client -> node, of the nodes that are there."""
+        if fleet.plain:  # plain clients have no numbers: theirs is their place among the nodes
+            return dict(enumerate(here))
+        new = {node: Message(write({}, {"id": fleet.experiment}), node, MessageType.QUERY, ttl=fleet.patience)
+               for node in here if node not in self.known}
+        self.known.update(dict.fromkeys(new, SILENT))
+        for node, reply in collect(fleet.grid, new, fleet.patience, fleet.pause):
+            self.known[node] = client = who(reply, fleet.experiment, fleet.size)
+            if isinstance(client, int) and said(reply.content).get("own"):
+                self.own.add(client)
+        found: dict[int, int] = {}
+        for node, client in self.known.items():  # in the order of meeting them: a node that came back takes its place again
+            if isinstance(client, int) and node in here:
+                found[client] = node
+        return found
+
+
+def who(reply: Message, experiment: str, size: int) -> int | str:
+    """The client that a node says it is, or why it is none of ours."""
+    if reply.has_error():
+        return (reply.error.reason or f"error {reply.error.code}").splitlines()[0]
+    try:
+        told = said(reply.content)
+    except Refused as error:
+        return str(error)
+    client = told.get("client")
+    if told.get("id") != experiment:
+        return f"it was set up for experiment {str(told.get('id'))[:12]!r}, this is {experiment!r}"
+    if not isinstance(client, int) or isinstance(client, bool) or not 0 <= client < size:
+        return f"it says that it is client {str(client)[:12]!r}; there are clients 0 to {size - 1}"
+    return client
+
+
+__all__ = ["Found", "Roll"]

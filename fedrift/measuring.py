@@ -1,0 +1,91 @@
+"""From an experiment to all that measures it: the held-out text, the losses, and the panel of probes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from .corpus import TEST, VALIDATION, Blocks, Corpus, Tokens, pack, tokenise
+from .corpus.general import general_corpus
+from .errors import UserError, unknown
+from .experiment import Experiment
+from .models.presets import PRESETS
+from .models.stacked import StackedModel
+from .models.tune import Lora
+from .probes import (
+    GROUPS,
+    After,
+    Bench,
+    Look,
+    Losses,
+    Panel,
+    aggregation_error,
+    bytes_per_token,
+    hold_out,
+    local_training,
+    period,
+    token_table,
+    update_geometry,
+)
+from .stock import Stock
+from .tree import Tree
+
+SPLITS = {"validation": VALIDATION, "test": TEST}
+GENERAL = 4096  # tokens of general text
+
+
+@dataclass(frozen=True, eq=False)
+class Measuring:
+    """What looks at every round, the losses among it, and the larger evaluation of the end."""
+
+    panel: Panel
+    losses: Losses
+    final: Losses | None
+    caveats: list[str]
+
+
+def measuring(experiment: Experiment, stock: Stock, corpus: Corpus, tokens: Tokens, parts: list[np.ndarray],
+              model: StackedModel, start: Tree, cohort: int, steps: int, deep: int | None = None, worn: bool = True) -> Measuring:
+    """``parts``: the rows that each client trains on; ``start [1, ...]`` w_0; ``deep``: the period of an earlier start."""
+    said, plan = experiment.evaluate, experiment.plan
+    held = hold_out(corpus, tokens, SPLITS[said.split], plan.seq_len, max(said.blocks, said.final),
+                    experiment.corpus.split_seed, token_table(corpus, parts))
+    if not len(held.blocks):
+        raise UserError(f"corpus {corpus.name!r} has no {said.split} documents to measure on: "
+                        f"raise corpus.{said.split} (the share held out)")
+    wear = experiment.algorithm.wear if experiment.algorithm.personal and worn else None
+    tokenizer, few = stock.language_model(experiment.model, experiment.tune).tokenizer, held.first(said.blocks)
+    sizes = [bytes_per_token(blocks, tokenizer) if "language" in said.panel else None for blocks in (few, held)]
+    losses = Losses(model, few, said.own, said.every, plan.rounds, wear, bytes=sizes[0])
+    final = Losses(model, held, said.final, wear=wear, prefix="final.", bytes=sizes[1]) if said.final else None
+    bench = Bench(model, tokenizer, start, held, losses, experiment.corpus.split_seed, cohort, corpus, tuple(parts),
+                  experiment.algorithm, general_text(experiment, stock, corpus, tokenizer) if "general" in said.panel else None,
+                  experiment.corpus.sandbox if experiment.corpus.name == "sandbox" else None)
+    looks: list[Look | After] = [Look("training", local_training), Look("updates", update_geometry)]
+    if isinstance(experiment.tune, Lora):
+        looks.append(Look("adapters", aggregation_error))
+    looks.append(Look("losses", losses, said.every, losses.forward(cohort)))
+    for name in dict.fromkeys(said.panel):
+        if name not in GROUPS:
+            raise unknown("group of probes", name, GROUPS)
+        looks += GROUPS[name](bench)
+    own = plan.batch * plan.seq_len * steps if plan.epochs is None else plan.epochs * held.mix.sum() / len(parts)
+    deep = said.deep or deep or period(looks, cohort * float(own), plan.rounds, said.budget)
+    caveats = [] if bench.general or "general" not in said.panel else [
+        "general text is not looked at, for there is none: name a corpus that no client trains on with evaluate.general, or "
+        f"give a local copy of wikitext2 (the folder above it is named by FEDRIFT_DATA) for {experiment.model} to be asked about"]
+    return Measuring(Panel(tuple(looks), plan.rounds, deep, said.budget), losses, final, caveats)
+
+
+def general_text(experiment: Experiment, stock: Stock, corpus: Corpus, tokenizer: Any) -> Blocks | None:
+    """Some text that is in no client's pool, in blocks as long as the held-out ones; None where there is none."""
+    found = general_corpus(corpus, experiment.evaluate.general, pocket=experiment.model == PRESETS["pocket"].name,
+                           data=stock.runtime.data)
+    if found is None:
+        return None
+    length = experiment.plan.seq_len
+    blocks = pack(tokenise(found, tokenizer, cache=stock.runtime.cache / "tokens"), np.arange(len(found)), length)
+    most = max(1, GENERAL // length)
+    return Blocks(blocks.tokens[:most], blocks.keep[:most])

@@ -1,0 +1,119 @@
+"""What the final model writes: held-out text continued, beside how it went on. Secondary evidence, never a main claim.
+
+Scores of continuations are low and noisy whatever the model: there are many good ways on. BLEU by sacrebleu (Post, WMT 2018,
+arXiv:1804.08771; its signature is stored with the run), ROUGE F1 with stemming by rouge-score (Lin, 2004; Google's
+implementation).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from ..models.generate import continued
+from ..tree import Tree
+from ..values import Round
+from .bench import Bench
+from .held_out import HeldOut
+from .panel import After, Look
+from .probe import Reading
+
+PROMPT = 32  # tokens, and as many of the continuation; half a block where blocks are shorter
+ROUGE = ("rouge1", "rouge2", "rougeL")
+
+
+@dataclass(frozen=True, eq=False)
+class Continuations:
+    """``text.bleu`` (0 to 100), ``text.rouge1``, ``text.rouge2``, ``text.rougeL`` (0 to 1, means over prompts);
+    ``text.distinct2``: different pairs of words among all pairs; ``text.repetition``: share of four-word runs that stood in the
+    same continuation before.
+
+    Prompts are the first tokens of every whole held-out block, references what follows there; greedy, without an end.
+    Each domain is continued by the model that most of its training tokens share.
+    """
+
+    model: Any
+    tokenizer: Any
+    held_out: HeldOut
+    chunk: int = 8192
+
+    def __call__(self, done: Round) -> Reading:
+        half, state = prompt_length(self.held_out), done.after
+        whole = self.held_out.blocks.keep[:, :2 * half].all(1)
+        every: list[tuple[str, str]] = []
+        reading: Reading = {}
+        for number, name in enumerate(self.held_out.names):
+            rows = np.flatnonzero(whole & (self.held_out.domain == number))
+            if not len(rows):
+                continue
+            holders = np.bincount(state.group.cpu().numpy(), self.held_out.mix[:, number], state.server.models)
+            one = torch.tensor([int(holders.argmax())])
+            params = Tree({**state.server.params.rows(one), **state.server.under(one)})
+            pairs = self.written(params, self.held_out.blocks.tokens[rows, :2 * half], half)
+            reading |= {(metric, name): value for metric, value in scores(pairs).items()}
+            every += pairs
+        return reading | ({(metric, ""): value for metric, value in scores(every).items()} if every else {})
+
+    def written(self, params: Tree, tokens: np.ndarray, half: int) -> list[tuple[str, str]]:
+        """(continuation, reference) of each row ``[E, 2 half]``."""
+        device = next(iter(params.values())).device
+        prompts = torch.from_numpy(tokens[:, :half]).to(device).split(max(1, self.chunk // (2 * half)))  # type: ignore[no-untyped-call]
+        found = torch.cat([continued(self.model, params, part, half) for part in prompts]).tolist()
+        plain = {"skip_special_tokens": True, "clean_up_tokenization_spaces": False}
+        ours, theirs = (self.tokenizer.batch_decode(rows, **plain) for rows in (found, tokens[:, half:].tolist()))
+        return list(zip(ours, theirs, strict=True))
+
+
+def prompt_length(held_out: HeldOut) -> int:
+    return int(min(PROMPT, held_out.blocks.tokens.shape[1] // 2))
+
+
+def scores(pairs: Sequence[tuple[str, str]]) -> dict[str, float]:
+    """All numbers about some (continuation, reference)."""
+    from rouge_score.rouge_scorer import RougeScorer  # both are a second to load, and few runs ask for them
+
+    scorer = RougeScorer(list(ROUGE), use_stemmer=True)
+    found = [scorer.score(reference, ours) for ours, reference in pairs]
+    words = [ours.split() for ours, _ in pairs]
+    return {"text.bleu": bleu().corpus_score([ours for ours, _ in pairs], [[theirs for _, theirs in pairs]]).score,
+            **{f"text.{name}": float(np.mean([score[name].fmeasure for score in found])) for name in ROUGE},
+            "text.distinct2": distinct(words, 2), "text.repetition": repetition(words, 4)}
+
+
+def bleu() -> Any:
+    from sacrebleu.metrics.bleu import BLEU
+
+    return BLEU()
+
+
+def signature() -> str:
+    """How sacrebleu counts, in its own words."""
+    metric = bleu()
+    metric.corpus_score(["a"], [["a"]])
+    return f"BLEU {metric.get_signature()}"
+
+
+def runs(words: Sequence[str], length: int) -> list[tuple[str, ...]]:
+    return [tuple(words[first:first + length]) for first in range(len(words) - length + 1)]
+
+
+def distinct(texts: Sequence[Sequence[str]], length: int) -> float:
+    """Different runs of words among all runs, over all texts (Li et al., NAACL 2016, arXiv:1510.03055); NaN without any."""
+    every = [run for words in texts for run in runs(words, length)]
+    return len(set(every)) / len(every) if every else float("nan")
+
+
+def repetition(texts: Sequence[Sequence[str]], length: int) -> float:
+    """Runs of words that stood in the same text before, among all runs; NaN without any."""
+    found = [runs(words, length) for words in texts]
+    total = sum(map(len, found))
+    return sum(len(every) - len(set(every)) for every in found) / total if total else float("nan")
+
+
+def looks(bench: Bench) -> list[Look | After]:
+    tokens = len(bench.held_out.blocks) * 2.0 * prompt_length(bench.held_out)
+    return [Look("text", Continuations(bench.model, bench.tokenizer, bench.held_out, bench.chunk), "last", tokens, signature())]

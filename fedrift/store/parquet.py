@@ -1,0 +1,60 @@
+"""A run's records as one Parquet file: a fraction of the size, and readable by the column.
+
+``records.jsonl`` is what a run is resumed from and stays the truth; ``records.parquet`` is made from it, at the run's end
+or when somebody asks, and holds of rows that say the same thing the last one.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from ..records import Record
+from . import lines
+from .files import replacing
+
+COLUMNS = ("run", "round", "metric", "domain", "client", "value")
+
+
+def parquet_path(folder: Path) -> Path:
+    return folder / "records.parquet"
+
+
+def stale(folder: Path) -> bool:
+    """Whether there are rows that the Parquet file does not have."""
+    rows, made = folder / "records.jsonl", parquet_path(folder)
+    if not rows.exists():
+        return False
+    return not made.exists() or made.stat().st_mtime_ns < rows.stat().st_mtime_ns
+
+
+def write_parquet(folder: Path) -> Path:
+    """Make ``records.parquet`` of a run's folder; the same rows always give the same bytes."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    latest: dict[tuple[object, ...], float | None] = {}
+    for row in lines.read(folder / "records.jsonl"):
+        latest[tuple(row[:4])] = row[4]
+    of = list(zip(*latest, strict=True)) if latest else [(), (), (), ()]
+    names = pa.dictionary(pa.int32(), pa.string())
+    table = pa.table({
+        "run": pa.array([folder.name] * len(latest), pa.string()).cast(names),
+        "round": pa.array(of[0], pa.int32()),
+        "metric": pa.array(of[1], pa.string()).cast(names),
+        "domain": pa.array(of[2], pa.string()).cast(names),
+        "client": pa.array(of[3], pa.int32()),
+        "value": pa.array([float("nan") if value is None else float(value) for value in latest.values()], pa.float64()),
+    })
+    path = parquet_path(folder)
+    with replacing(path, table.nbytes) as part:
+        pq.write_table(table, part, compression="zstd")
+    return path
+
+
+def read_parquet(folder: Path) -> list[Record]:
+    """The records of a run's Parquet file, in the order of writing."""
+    import pyarrow.parquet as pq
+
+    table = pq.read_table(parquet_path(folder), columns=list(COLUMNS[1:]))
+    columns = [table[name].to_pylist() for name in COLUMNS[1:]]
+    return [Record(*row) for row in zip(*columns, strict=True)]

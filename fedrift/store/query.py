@@ -1,0 +1,110 @@
+"""All runs as three tables for SQL: ``records``, ``runs`` and ``findings``; DuckDB answers, nothing is copied.
+
+    records(run, round, metric, domain, client, value)                     one row a number
+    runs(run, status, rounds, loss, final_loss, train_tokens, seconds, failure, <the experiment, a column a path>)
+    findings(run, detector, grade, since, strength, sentence, ...)         what detectors left beside the runs
+
+A path of the experiment is a column of that name: ``"partition.severity"``, in double quotes; a class is ``algorithm``.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..errors import UserError
+from .parquet import parquet_path, stale, write_parquet
+from .run import Run
+from .shelf import list_runs
+
+if TYPE_CHECKING:
+    import duckdb
+    import pandas as pd
+
+EMPTY = "SELECT ''::VARCHAR run, 0 round, '' metric, '' domain, 0 client, 0.0::DOUBLE AS value WHERE false"
+FINDINGS = {"run": "str", "detector": "str", "grade": "str", "since": "float64", "strength": "float64", "sentence": "str"}
+
+
+def sql(root: Path, query: str) -> pd.DataFrame:
+    """The answer to a query over all runs under ``root``."""
+    import duckdb
+
+    with connected(root) as connection:
+        try:
+            return connection.execute(query).df()
+        except duckdb.Error as error:
+            raise UserError(f"{str(error).strip()}\nThe tables are records, runs and findings; `fedrift sql \"DESCRIBE runs\"` "
+                            "lists the columns of one") from None
+
+
+def connected(root: Path, runs: Iterable[Run] | None = None) -> duckdb.DuckDBPyConnection:
+    """A connection with the three tables. Parquet files are made where they are missing or older than the rows."""
+    import duckdb
+
+    every = list(list_runs(root) if runs is None else runs)
+    files = [str(path) for run in every if (path := fresh(run)) is not None]
+    connection = duckdb.connect()
+    if files:
+        connection.read_parquet(files).create_view("records")  # type: ignore[arg-type]
+    else:
+        connection.execute(f"CREATE VIEW records AS {EMPTY}")
+    connection.register("runs", runs_frame(every))
+    connection.register("findings", findings_frame(every))
+    return connection
+
+
+def fresh(run: Run) -> Path | None:
+    """The run's Parquet file, made or made again if it must be; None where there are no rows yet."""
+    path = parquet_path(run.folder)
+    if stale(run.folder):
+        write_parquet(run.folder)
+    return path if path.exists() else None
+
+
+def runs_frame(runs: Iterable[Run]) -> pd.DataFrame:
+    """One row a run: its status, how it ended, and its experiment flattened."""
+    import pandas as pd
+
+    rows = []
+    for run in runs:
+        said = {key: value for key, value in run.experiment.items() if key not in ("id", "partition_table")}
+        end = run.read_json("finished") if run.finished else {}
+        status = "finished" if end else run.status
+        failure = run.read_json("failed")["message"] if status == "failed" else ""
+        rows.append({"run": run.id, "status": status, "rounds": end.get("rounds"), "loss": end.get("loss"),
+                     "final_loss": end.get("final_loss"), "train_tokens": end.get("train_tokens"),
+                     "seconds": sum((end.get("seconds") or {}).values()) if end else None, "failure": failure, **flat(said)})
+    return pd.DataFrame(rows) if rows else pd.DataFrame({"run": pd.Series(dtype="str"), "status": pd.Series(dtype="str")})
+
+
+def findings_frame(runs: Iterable[Run]) -> pd.DataFrame:
+    """One row a finding, of ``findings.json`` beside each run."""
+    import pandas as pd
+
+    rows: list[dict[str, Any]] = []
+    for run in runs:
+        path = run.folder / "findings.json"
+        if not path.exists():
+            continue
+        said = json.loads(path.read_bytes())
+        found = said.get("findings", []) if isinstance(said, dict) else said
+        rows += [{"run": run.id, **{key: value if isinstance(value, (str, int, float, bool)) or value is None
+                                    else json.dumps(value) for key, value in each.items()}} for each in found]
+    if not rows:
+        return pd.DataFrame({name: pd.Series(dtype=kind) for name, kind in FINDINGS.items()})
+    frame = pd.DataFrame(rows)
+    return frame.reindex(columns=[*FINDINGS, *(name for name in frame.columns if name not in FINDINGS)])
+
+
+def flat(said: Mapping[str, Any], at: str = "") -> dict[str, Any]:
+    """Nested keys as dotted paths; a class under ``is`` is its parent's own value; lists are JSON."""
+    found: dict[str, Any] = {}
+    for key, value in said.items():
+        path = at if key == "is" and at else f"{at}.{key}" if at else key
+        if isinstance(value, Mapping):
+            found |= flat(value, path)
+        else:
+            found[path] = json.dumps(value) if isinstance(value, (list, tuple)) else value
+    return found

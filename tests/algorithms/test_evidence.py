@@ -1,0 +1,71 @@
+"""What algorithms tell of themselves: the age of controls, the length of momentum, FedDyn's correction."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from fedrift.algorithms import FedAvg, FedDyn, FedProx, Scaffold, ScaffoldWeighted
+from fedrift.algorithms.aggregates.mean import average
+from fedrift.optimizers import Adam, Sgd
+from tests.laws.federation import SIZE, SUBJECTS, data, train
+
+
+@pytest.mark.parametrize("algorithm", [Scaffold(), ScaffoldWeighted()], ids=lambda one: type(one).__name__)
+def test_controls_say_how_old_and_how_stale_they_are(algorithm):
+    done = train(algorithm, data(), until=6, cohort=2)
+    last = torch.zeros(SIZE)
+    for each in done:
+        said = algorithm.evidence(each)
+        for row, client in enumerate(each.cohort.tolist()):
+            age, stale = said["control.age"][row].item(), said["control.staleness"][row].item()
+            if last[client] == 0:
+                assert age != age and stale != stale  # nothing to be old
+                continue
+            assert age == each.after.round - last[client]
+            earlier = done[int(last[client]) - 1]
+            kept = earlier.report.gradient.rows((earlier.cohort == client).nonzero()[0])  # c_k is the gradient of then
+            now = each.report.gradient.rows(torch.tensor([row]))
+            assert stale == pytest.approx(((kept - now).norm() / now.norm()).item(), rel=1e-9)
+        last[each.cohort] = each.after.round
+        assert said["control.imbalance"] < 1e-12
+    assert (last > 0).sum() > 2
+
+
+def test_a_server_control_that_is_off_is_seen():
+    """Divided by the cohort and not by the fleet: c is 5/2 of the mean."""
+    done = train(Scaffold(), data(), until=1, cohort=2)[0]
+    wrong = replace(done.after, server=replace(done.after.server, shared=done.after.server.shared * (SIZE / 2)))
+    assert Scaffold().evidence(replace(done, after=wrong))["control.imbalance"].item() == pytest.approx(0.6)
+
+
+def test_the_servers_momentum_is_the_sum_of_its_steps():
+    algorithm = FedAvg(server=Sgd(1.0, momentum=0.5))
+    one, two = train(algorithm, data(), until=2)
+    gradient = -average(two.report.delta, two.report)
+    velocity = -0.5 * one.after.moved + gradient  # heavy ball: v <- 0.5 v + g, and the first v is the first step
+    assert algorithm.evidence(two)["server.momentum"].item() == pytest.approx(velocity.norm().item())
+    adaptive = FedAvg(server=Adam(0.05))
+    done = train(adaptive, data(), until=1)[0]
+    first = sum((leaf**2).sum() for name, leaf in done.after.server.moments.items() if name.startswith("m.")) ** 0.5
+    assert adaptive.evidence(done)["server.momentum"].item() == pytest.approx(float(first))
+
+
+def test_feddyns_correction_is_h_over_alpha():
+    done = train(FedDyn(alpha=0.5), data(), until=2)[-1]
+    h = done.after.memory.map(lambda leaf: leaf.mean(0, keepdim=True)).norm() / 0.5
+    assert FedDyn(alpha=0.5).evidence(done)["server.correction"].item() == pytest.approx(h.item())
+
+
+def test_those_without_a_memory_have_nothing_to_tell():
+    assert FedAvg().evidence(train(FedAvg(), data(), until=1)[0]) == {}
+    assert FedProx().evidence(train(FedProx(), data(), until=1)[0]) == {}
+
+
+@pytest.mark.parametrize("name", list(SUBJECTS))
+def test_every_algorithm_can_be_asked(name):
+    done = train(SUBJECTS[name], data(), until=2)[-1]
+    for value in SUBJECTS[name].evidence(done).values():
+        assert torch.as_tensor(value).shape in {(), (len(done.cohort),)}

@@ -1,0 +1,105 @@
+"""`fedrift diagnose` and `fedrift calibrate`, as a user has them."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from typer.testing import CliRunner
+
+from fedrift.cli.app import app
+from fedrift.diagnose.cases import grouped
+from fedrift.experiment import edit, twin
+from fedrift.records import Record
+from fedrift.run import carry_out
+from fedrift.store import Run, list_runs
+from tests import worlds
+
+
+def stored(root, identity, losses, **changes):
+    """A run on disk with nothing in it but a loss."""
+    made = Run(root, identity)
+    asked = {"corpus": {"name": "c"}, "model": "m", "partition": {"is": "TopicMix", "clients": 2, "severity": 1.0},
+             "algorithm": {"is": "FedAvg"}, "plan": {"steps": 5, "epochs": None, "optimizer": {"is": "Sgd", "lr": 0.1}},
+             "evaluate": {"split": "test", "panel": ["language"]}, "seed": 0}
+    for path, value in changes.items():
+        *parts, last = path.split("__")
+        place = asked
+        for part in parts:
+            place = place[part]
+        place[last] = value
+    made.write_json("experiment", {**asked, "id": identity, "partition_table": {"domains": ["a"], "tokens": [[1], [1]]}})
+    made.append(Record(k, "loss", "", -1, value) for k, value in enumerate(losses))
+    return made
+
+
+@pytest.fixture
+def shelf(tmp_path):
+    down = [5.0, 4.5, 4.2, 4.1, 4.05, 4.0, 4.0, 4.0, 4.0, 4.0]
+    for seed in range(3):
+        stored(tmp_path, f"a{seed}", [value + 0.2 + seed / 100 for value in down], seed=seed)
+        stored(tmp_path, f"t{seed}", down, seed=seed, partition__severity=0.0, evaluate={"split": "test", "panel": []})
+        stored(tmp_path, f"c{seed}", down, seed=seed, partition__severity=0.0, algorithm={"is": "Centralised"})
+        stored(tmp_path, f"k{seed}", down, seed=seed, plan__steps=50)
+        stored(tmp_path, f"b{seed}", [value - 0.1 for value in down], seed=seed, plan__optimizer={"is": "Sgd", "lr": 0.3})
+    return tmp_path
+
+
+def call(*arguments):
+    return CliRunner().invoke(app, list(map(str, arguments)))
+
+
+def test_runs_that_differ_in_the_seed_are_one_group_with_their_twins_and_anchors(shelf):
+    runs = [run for run in list_runs(shelf) if run.id.startswith("a")]
+    group, = grouped(runs, list_runs(shelf))
+    assert [run.id for run in group.runs] == ["a0", "a1", "a2"] and [run.id for run in group.twins] == ["t0", "t1", "t2"]
+    case = group.cases[1]
+    assert case.central is not None and case.best is not None and list(case.ladder) == [50] and case.local is None
+    assert case.facts.domains == ("a",) and case.facts.steps == 5
+
+
+def test_a_run_dealt_iid_is_nobodys_skewed_run(shelf):
+    group, = grouped([run for run in list_runs(shelf) if run.id == "t0"], list_runs(shelf))
+    assert group.twins == (None,)
+
+
+def test_diagnose_confirms_over_three_seeds_and_keeps_what_it_found(shelf):
+    done = call("diagnose", "a0", "a1", "a2", "--runs", shelf)
+    assert done.exit_code == 0 and "loss gap" in done.output and "confirmed" in done.output
+    assert "Not measured" in done.output and "Looked for and not found" in done.output
+    kept = json.loads((shelf / "a1" / "findings.json").read_text())
+    assert kept["runs"] == ["a0", "a1", "a2"] and kept["judgements"][0]["grade"] == "confirmed" and kept["thresholds"]["version"]
+
+
+def test_one_seed_is_suspected_and_fail_on_says_so_with_its_exit_code(shelf):
+    assert call("diagnose", "a0", "--runs", shelf, "--fail-on", "suspected").exit_code == 1
+    assert call("diagnose", "a0", "--runs", shelf, "--fail-on", "confirmed").exit_code == 0
+    assert call("diagnose", "a0", "a1", "a2", "--runs", shelf, "--fail-on", "confirmed").exit_code == 1
+
+
+def test_json_is_one_line_a_group(shelf):
+    done = call("diagnose", "a0", "k0", "--runs", shelf, "--json")
+    every = [json.loads(line) for line in done.stdout.splitlines()]
+    assert [each["runs"] for each in every] == [["a0"], ["k0"]]
+    assert {judgement["grade"] for judgement in every[0]["judgements"]} >= {"suspected", "none", "not measured"}
+
+
+def test_nothing_found_is_an_ordinary_answer(shelf):
+    done = call("diagnose", "t0", "--runs", shelf)
+    assert done.exit_code == 0 and "Nothing found" in done.output and "--twin" in done.output
+
+
+def test_a_real_run_finds_its_twin_and_what_the_panel_recorded(tmp_path):
+    stock = worlds.stock(tmp_path)
+    experiment = edit(worlds.experiment(tmp_path), {"plan__rounds": 6})
+    run, other = carry_out(experiment, stock), carry_out(twin(experiment), stock)
+    group, = grouped([run], list_runs(tmp_path / "runs"))
+    assert group.twins[0].id == other.id
+    done = call("diagnose", run.id, "--runs", tmp_path / "runs", "--json")
+    said = {judgement["failure"]: judgement["grade"] for judgement in json.loads(done.stdout)["judgements"]}
+    assert said["divergence"] == "none" and said["client drift"] != "not measured" and said["loss gap"] != "not measured"
+
+
+def test_help_teaches_by_an_example():
+    assert "--fail-on confirmed" in call("diagnose", "--help").output
+    assert "--out docs" in call("calibrate", "--help").output

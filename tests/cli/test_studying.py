@@ -1,0 +1,78 @@
+"""Studies, queries and comparisons as a person uses them."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import yaml
+
+from tests.cli.test_cli import fedrift
+from tests.study.small import TUNED, said
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    """A folder with a study in it."""
+    folder = tmp_path_factory.mktemp("studying")
+    whole = said(folder, seeds=1, hypotheses=[{"is": "Greater", "name": "H1", "metric": "loss", "contrast": "twin",
+                                               "of": {"partition.severity": 1.0}}], **TUNED)
+    (folder / "e.yaml").write_text(yaml.safe_dump(whole["base"]))
+    (folder / "s.yaml").write_text(yaml.safe_dump({**whole, "base": "e.yaml"}))
+    return folder
+
+
+@pytest.fixture
+def here(place, monkeypatch):
+    monkeypatch.chdir(place)
+    monkeypatch.setenv("FEDRIFT_CACHE", str(place / "cache"))
+    return place
+
+
+def test_a_dry_run_lists_designs_and_cost_and_runs_nothing(here, capsys, monkeypatch):
+    code, out, _ = fedrift(capsys, monkeypatch, "study", "s.yaml", "--dry-run", "--no-probe", "design={is: OneFactor}")
+    assert code == 0
+    assert "main: 3 cells" in out
+    assert "tuning is not done" in out
+    assert "tokens to train on" in out
+    code, out, _ = fedrift(capsys, monkeypatch, "study", "s.yaml", "--dry-run", "--no-probe", "--json")
+    got = json.loads(out)
+    assert not got["ids_final"]
+    assert got["cost"]["runs"] == 4 + 4 + 2
+    assert not list((here / "runs").glob("*/experiment.json"))
+
+
+def test_from_a_study_to_an_answer(here, capsys, monkeypatch):
+    code, out, err = fedrift(capsys, monkeypatch, "study", "s.yaml", "--device", "cpu", "--threads", "1", "executor=local")
+    assert code == 0, err
+    assert "6 finished, 0 failed" in out
+    assert "tuned algorithm=FedAvg" in out
+    code, out, _ = fedrift(capsys, monkeypatch, "sql", "SELECT algorithm, count(*) n FROM runs GROUP BY 1 ORDER BY 1", "--json")
+    assert json.loads(out) == [{"algorithm": "FedAvg", "n": 5}, {"algorithm": "FedProx", "n": 5}]
+    query = 'SELECT run FROM runs WHERE "partition.severity" = 1 ORDER BY run'
+    code, out, _ = fedrift(capsys, monkeypatch, "sql", query, "--json")
+    one, other = (row["run"] for row in json.loads(out)[:2])
+    code, out, _ = fedrift(capsys, monkeypatch, "compare", one, other, "--json")
+    got = json.loads(out)
+    assert "algorithm" in got["asked"] or "plan.optimizer.lr" in got["asked"] or "seed" in got["asked"]
+    assert "loss" in {each["metric"] for each in got["came"]}
+    code, out, _ = fedrift(capsys, monkeypatch, "compare", one, one)
+    assert "asked: the same" in out
+    code, out, _ = fedrift(capsys, monkeypatch, "export", "tiny", "--out", "t.zip")
+    assert code == 0
+    code, out, _ = fedrift(capsys, monkeypatch, "import", "t.zip", "--runs", "there")
+    assert "study tiny" in out
+
+
+def test_mistakes_are_told(here, capsys, monkeypatch):
+    for words, told in [
+        (("study", "s.yaml", "executor=locl"), "did you mean 'Local'"),
+        (("study", "s.yaml", "executor=processes", "executor.workers=-1"), "executor.workers"),
+        (("study", "s.yaml", "seeds=0"), "seeds"),
+        (("study", "s.yaml", "factors.algorithm=[FedAvgg, FedProx]"), "did you mean 'FedAvg'"),
+        (("sql", "SELEC 1"), "records, runs and findings"),
+        (("export", "nothing"), "nothing"),
+    ]:
+        code, _, err = fedrift(capsys, monkeypatch, *words)
+        assert code == 2, words
+        assert told in err, (words, err)

@@ -1,0 +1,27 @@
+"""Trajectories made by hand, for detectors to look at."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from fedrift.records import Record, Trajectory
+
+NAN = float("nan")
+
+
+def run(clients: Mapping[str, Sequence[Sequence[float]]] | None = None, start: int = 0, **curves: Sequence[float]) -> Trajectory:
+    """``loss=[...]`` is the federation's curve, ``loss__sport=[...]`` a domain's, ``clients={"loss": [[...]]}`` [rounds][N]."""
+    records = []
+    for name, values in curves.items():
+        metric, _, domain = name.partition("__")
+        metric, domain = metric.replace("_", "."), domain.replace("_", " ")
+        records += [Record(start + k, metric, domain, -1, float(v)) for k, v in enumerate(values)]
+    for metric, rows in (clients or {}).items():
+        records += [Record(start + k, metric, "", c, float(v)) for k, row in enumerate(rows) for c, v in enumerate(row)]
+    return Trajectory(tuple(records))
+
+
+def falling(rounds: int = 40, first: float = 5.0, last: float = 4.0) -> np.ndarray:
+    return last + (first - last) * 0.9 ** np.arange(rounds)

@@ -1,0 +1,59 @@
+"""What is to be typed, and the fleet's own words among an experiment's overrides."""
+
+from __future__ import annotations
+
+import shlex
+import tomllib
+
+import pytest
+from typer.testing import CliRunner
+
+from fedrift.cli.app import app
+from fedrift.cli.deploying import apart, owned
+from fedrift.errors import UserError
+from fedrift.experiment import parse
+from fedrift.flower.commands import Tls, superlink, supernode, write_app, write_connection
+
+
+def test_the_fleet_is_no_part_of_the_experiment():
+    rest, fleet, terms = apart(["seed=3", "fleet=flower", "fleet.least=2", "fleet.patience=60", "algorithm=Scaffold"])
+    assert (rest, fleet, terms.least, terms.patience) == (["seed=3", "algorithm=Scaffold"], "flower", 2, 60)
+    assert apart(None)[1] == "simulated"
+
+
+@pytest.mark.parametrize("said, why", [("fleet=flowers", "did you mean 'flower'"), ("fleet.leest=2", "did you mean 'least'"),
+                                       ("fleet.least=0", "greater than or equal to 1")])
+def test_a_fleet_that_there_is_not_is_refused(said, why):
+    with pytest.raises(UserError, match=why):
+        apart([said])
+
+
+def test_the_app_is_toml_that_holds_the_experiment_and_names_fedrift(tmp_path):
+    written = parse({"corpus": "bbc", "plan": {"rounds": 3}}).written()
+    folder = write_app(tmp_path / "app", written, {"runs": 'a "quoted" folder', "least": 2, "plain": False})
+    said = tomllib.loads((folder / "pyproject.toml").read_text())["tool"]["flwr"]["app"]
+    assert parse(__import__("json").loads(said["config"]["experiment"])).plan.rounds == 3
+    assert said["config"]["runs"] == 'a "quoted" folder' and said["config"]["plain"] is False
+    assert said["components"] == {"serverapp": "fedrift.flower.server:app", "clientapp": "fedrift.flower.node:app"}
+    tomllib.loads(write_connection(tmp_path / "home", "10.0.0.5:9191").read_text())
+
+
+def test_tls_and_authentication_are_flowers_own_options(tmp_path):
+    tls = Tls(tmp_path / "ca.crt", tmp_path / "server.pem", tmp_path / "server.key")
+    link = superlink("0.0.0.0", 9191, tls, authenticate=True).words
+    node = supernode(1, "h:9191", 9195, tls, key="k", data="/a b").words
+    assert "--insecure" not in link + node and "--enable-supernode-auth" in link
+    assert node[node.index("--root-certificates") + 1] == str(tls.authority)
+    assert node[node.index("--node-config") + 1] == 'client=1 data="/a b"'
+    assert shlex.split(str(supernode(1, "h:9191", 9195, data="/a b")))[-1] == 'client=1 data="/a b"'
+
+
+def test_own_folders_are_said_by_client():
+    assert owned(["0=/a", "1=/b=c"]) == {0: "/a", 1: "/b=c"}
+    with pytest.raises(UserError, match="CLIENT=FOLDER"):
+        owned(["/a"])
+
+
+def test_deploy_says_what_it_does():
+    said = CliRunner().invoke(app, ["deploy", "--help"])
+    assert said.exit_code == 0 and "--run" in said.output

@@ -1,0 +1,327 @@
+"""Whatever a client answers, or does not: the round ends with the others, the record says why, and nothing is corrupted."""
+
+from __future__ import annotations
+
+import io
+import json
+import pickle
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from flwr.app import Array, ArrayRecord, ConfigRecord, Error, Message, RecordDict
+from safetensors.torch import load, save
+
+import fedrift.flower
+from fedrift.algorithms import Ditto, FedAvg, QFedAvg, Scaffold
+from fedrift.errors import UserError
+from fedrift.flower.memory import recall
+from fedrift.rounds import begin
+from fedrift.run import remarks
+from fedrift.tree import Tree
+from tests.flower.loopback import NODE, Loopback, nodes, over_flower
+from tests.laws.federation import data, params, same, train
+
+BAD = 1  # the client that misbehaves
+
+
+def edited(answer: Message, trees=lambda leaves: leaves, **told) -> Message:
+    """The answer with other tensors, or with other words."""
+    content = answer.content
+    leaves = trees(load(content["fedrift"]["trees"].data))
+    said = {**json.loads(content["said"]["json"]), **told}
+    return with_block(answer, save(leaves), said)
+
+
+def with_block(answer: Message, block: bytes, said=None, stype="safetensors", dtype="safetensors", shape=None) -> Message:
+    said = said or json.loads(answer.content["said"]["json"])
+    array = Array(dtype=dtype, shape=shape or (len(block),), stype=stype, data=block)
+    answer.content = RecordDict({"fedrift": ArrayRecord({"trees": array}), "said": ConfigRecord({"json": json.dumps(said)})})
+    return answer
+
+
+def block(answer: Message) -> bytes:
+    return answer.content["fedrift"]["trees"].data
+
+
+def bomb(answer: Message) -> Message:
+    """A header that promises 8 TB."""
+    header = json.dumps({"delta/h": {"dtype": "F64", "shape": [1, 10**12], "data_offsets": [0, 8 * 10**12]}}).encode()
+    return with_block(answer, len(header).to_bytes(8, "little") + header + b"0" * 64)
+
+
+class Evil:
+    """Leaves a file where it is unpickled."""
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+
+    def __reduce__(self):
+        return open, (self.path, "w")
+
+
+def error(answer: Message) -> Message:
+    broken = Message(Error(code=3, reason="ClientApp raised"), reply_to=answer)
+    broken.metadata.__dict__["_reply_to_message_id"] = answer.metadata.reply_to_message_id
+    return broken
+
+
+FAULTS = {
+    "non-finite": (lambda a: edited(a, lambda t: {**t, "delta/h": t["delta/h"] * torch.nan}), "non-finite"),
+    "infinite news": (lambda a: edited(a, lambda t: {**t, "news/h": t["news/h"] + torch.inf}), "non-finite"),
+    "NaN weight": (lambda a: edited(a, weight=float("nan")), "non-finite"),
+    "negative weight": (lambda a: edited(a, weight=-1.0), "weight must be a number of at least 0"),
+    "infinite weight": (lambda a: edited(a, weight=float("inf")), "weight must be"),
+    "weight in words": (lambda a: edited(a, weight="all of it"), "weight must be"),
+    "wrong shape": (lambda a: edited(a, lambda t: {**t, "delta/h": t["delta/h"][:, :2].contiguous()}), "must be float64 [1, 4]"),
+    "wrong type": (lambda a: edited(a, lambda t: {**t, "delta/h": t["delta/h"].half()}), "is float16"),
+    "a leaf too few": (lambda a: edited(a, lambda t: {k: v for k, v in t.items() if k != "delta/h"}), "other names"),
+    "a leaf too many": (lambda a: edited(a, lambda t: {**t, "delta/x": torch.zeros(1)}), "other names"),
+    "too large": (lambda a: with_block(a, block(a) + b"0" * 10**7), "at most were agreed"),
+    "truncated": (lambda a: with_block(a, block(a)[:-7]), "cannot be read"),
+    "no bytes": (lambda a: with_block(a, b""), "cannot be read"),
+    "promises 8 TB": (bomb, "cannot be read"),
+    "another version": (lambda a: edited(a, wire=99), "version 99"),
+    "another client's": (lambda a: edited(a, client=2), "it is from client 2"),
+    "an older round's": (lambda a: edited(a, round=-1), "answers round -1"),
+    "no JSON": (lambda a: words(a, "{{{"), "not JSON"),
+    "a long story": (lambda a: words(a, json.dumps({"wire": 1, "story": "x" * 10**5})), "are read"),
+    "no object": (lambda a: words(a, "[1]"), "no JSON object"),
+    "nothing": (lambda a: emptied(a), "says nothing"),
+    "an error": (error, "ClientApp raised"),
+    "another kind": (lambda a: with_block(a, pickle.dumps(1), stype="pickle"), "no tensors as safetensors"),
+}
+
+
+def words(answer: Message, text: str) -> Message:
+    answer.content["said"] = ConfigRecord({"json": text})
+    return answer
+
+
+def emptied(answer: Message) -> Message:
+    answer.content = RecordDict()
+    return answer
+
+
+def in_round(round: int, fault, client: int = BAD):
+    """Client ``client``'s answer of one round goes wrong on its way."""
+    def meddle(sent: Message, answer: Message):
+        mine = sent.metadata.dst_node_id == NODE + client and sent.metadata.group_id == str(round)
+        return list(fault(answer)) if mine else [answer]
+    return meddle
+
+
+def invariant(state) -> None:
+    """c = mean c_k."""
+    for name, c in state.server.shared.items():
+        assert torch.allclose(c[0], state.memory[name].mean(0), atol=1e-12)
+
+
+def on_nodes(algorithm, keeps: Path, state) -> Tree:
+    """What the nodes hold, as of the last round of each that the server counted, ``[N, ...]``."""
+    first = state.memory.rows(slice(0, 1)).zeros()
+    each = [recall(keeps / "0" / f"client-{k}.safetensors", first, int(state.last[k])) for k in range(len(state.group))]
+    return Tree({name: torch.cat([tree[name] for tree in each]) for name in first})
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_client_that_answers_wrongly_counts_as_absent_for_that_round(fault, tmp_path):
+    meddle, why = FAULTS[fault]
+    deal = data()
+    grid = Loopback(nodes(deal, Scaffold(), tmp_path), in_round(1, lambda answer: [meddle(answer)]))
+    over = over_flower(Scaffold(), deal, tmp_path, grid=grid, until=4)
+    assert [done.report.failed.tolist() for done in over] == [[k == BAD and round == 1 for k in range(5)] for round in range(4)]
+    assert [(client, kind) for client, kind, _ in remarks(over[1])] == [(BAD, "client failed")]
+    assert why in over[1].report.why[BAD]
+    invariant(over[-1].after)
+    held = on_nodes(Scaffold(), tmp_path, over[-1].after)
+    assert all(torch.allclose(leaf, over[-1].after.memory[name], atol=1e-12) for name, leaf in held.items())
+    assert over[-1].after.last.tolist() == [4, 4, 4, 4, 4] and over[1].after.last.tolist() == [2, 1, 2, 2, 2]
+
+
+@pytest.mark.parametrize("algorithm", [FedAvg(), Scaffold(), QFedAvg()], ids=repr)
+def test_the_round_is_the_one_in_which_it_was_not_there(algorithm, tmp_path):
+    """The same as a client whose numbers broke on one machine."""
+    deal = data()
+    silent = Loopback(nodes(deal, algorithm, tmp_path / "one"), lambda sent, answer: [
+        *([] if sent.metadata.dst_node_id == NODE + BAD else [answer])])
+    over = over_flower(algorithm, deal, tmp_path, grid=silent, until=3)
+    here = train(algorithm, deal.edit(BAD, torch.nan), until=3)
+    assert all(done.report.why[BAD] == "no answer within 0.05 seconds" for done in over)
+    for name, leaf in here[-1].after.server.params.items():
+        assert torch.allclose(over[-1].after.server.params[name], leaf, atol=1e-12)
+
+
+def test_an_answer_that_comes_twice_counts_once(tmp_path):
+    deal = data()
+    twice = Loopback(nodes(deal, Scaffold(), tmp_path / "one"), lambda sent, answer: [answer, answer])
+    over = over_flower(Scaffold(), deal, tmp_path, grid=twice)
+    plain = over_flower(Scaffold(), deal, tmp_path / "two")
+    assert same(over[-1].after, plain[-1].after)
+
+
+def test_a_late_answer_is_never_looked_at(tmp_path):
+    deal, late = data(), []
+
+    def meddle(sent, answer):
+        if sent.metadata.dst_node_id != NODE + BAD:
+            return [answer]
+        late.append(answer)
+        return late[:-1]  # the answer of the round before
+
+    over = over_flower(Scaffold(), deal, tmp_path, grid=Loopback(nodes(deal, Scaffold(), tmp_path), meddle), until=4)
+    assert all(done.report.failed.tolist() == [False, True, False, False, False] for done in over)
+    invariant(over[-1].after)
+
+
+def test_an_old_answer_to_a_new_question_is_refused(tmp_path):
+    deal, kept = data(), []
+
+    def meddle(sent, answer):
+        kept.append(answer.content) if sent.metadata.dst_node_id == NODE + BAD else None
+        if len(kept) == 2 and sent.metadata.dst_node_id == NODE + BAD:
+            answer.content = kept[0]
+        return [answer]
+
+    over = over_flower(Scaffold(), deal, tmp_path, grid=Loopback(nodes(deal, Scaffold(), tmp_path), meddle), until=3)
+    assert "answers round 0, and round 1 was asked" in over[1].report.why[BAD]
+    invariant(over[-1].after)
+
+
+def test_fewer_answers_than_the_least_end_the_run_and_change_nothing(tmp_path):
+    deal = data()
+    grid = Loopback(nodes(deal, Scaffold(), tmp_path))
+    over = over_flower(Scaffold(), deal, tmp_path, grid=grid, until=2, least=4)
+    grid.silent = {NODE, NODE + 1}
+    with pytest.raises(UserError, match=r"round 3: 3 of 5 clients .* at least 4 must .*client 0: no answer"):
+        over_flower(Scaffold(), deal, tmp_path, grid=grid, until=4, least=4, state=over[-1].after)
+    grid.silent = set()
+    rest = over_flower(Scaffold(), deal, tmp_path, grid=grid, until=4, least=4, state=over[-1].after)
+    assert same(rest[-1].after, over_flower(Scaffold(), deal, tmp_path / "unbroken", until=4)[-1].after)
+
+
+@pytest.mark.parametrize("algorithm", [Scaffold(), Ditto()], ids=repr)
+def test_a_server_that_restarts_repeats_the_round_that_it_had_not_stored(algorithm, tmp_path):
+    """Its clients have moved on, and go back."""
+    deal = data()
+    grid = Loopback(nodes(deal, algorithm, tmp_path / "one"))
+    whole = over_flower(algorithm, deal, tmp_path, until=5, grid=Loopback(nodes(deal, algorithm, tmp_path / "two")))
+    broken = over_flower(algorithm, deal, tmp_path, until=3, grid=grid)
+    again = over_flower(algorithm, deal, tmp_path, until=5, grid=grid, state=broken[-1].before)
+    assert same(again[-1].after, whole[-1].after)
+    first = whole[0].before.memory.rows(slice(0, 1))
+    one, two = (recall(tmp_path / run / "0" / "client-3.safetensors", first, 5) for run in ("one", "two"))
+    assert all(torch.equal(leaf, two[name]) for name, leaf in one.items())
+
+
+def test_a_client_that_lost_its_memory_gets_back_what_the_server_was_told(tmp_path):
+    deal = data()
+    grid = Loopback(nodes(deal, Scaffold(), tmp_path / "one"))
+    first = over_flower(Scaffold(), deal, tmp_path, until=2, grid=grid)
+    (tmp_path / "one" / "0" / "client-1.safetensors").unlink()
+    rest = over_flower(Scaffold(), deal, tmp_path, until=4, grid=grid, state=first[-1].after)
+    assert not rest[0].report.failed.any() and "got it back" in rest[0].report.why[1]
+    assert next(iter(remarks(rest[0])))[:2] == (1, "client")
+    whole = over_flower(Scaffold(), deal, tmp_path / "two", until=4)
+    for name, leaf in whole[-1].after.server.params.items():
+        assert torch.allclose(rest[-1].after.server.params[name], leaf, atol=1e-12)
+    invariant(rest[-1].after)
+
+
+def test_a_client_that_lost_what_nobody_else_knew_begins_anew(tmp_path):
+    deal = data()
+    grid = Loopback(nodes(deal, Ditto(), tmp_path / "one"))
+    first = over_flower(Ditto(), deal, tmp_path, until=2, grid=grid)
+    (tmp_path / "one" / "0" / "client-1.safetensors").write_bytes(b"not a state")
+    rest = over_flower(Ditto(), deal, tmp_path, until=3, grid=grid, state=first[-1].after)
+    assert not rest[0].report.failed.any() and "began anew" in rest[0].report.why[1]
+
+
+def test_what_was_kept_for_another_life_of_the_run_does_not_count(tmp_path):
+    deal = data()
+    over_flower(Scaffold(), deal, tmp_path, until=3)
+    again = over_flower(Scaffold(), deal, tmp_path, until=3, life="1")
+    assert same(again[-1].after, over_flower(Scaffold(), deal, tmp_path / "fresh", until=3)[-1].after)
+
+
+def test_a_node_of_another_experiment_and_a_client_that_is_not_there_are_named(tmp_path):
+    deal = data()
+    apps = nodes(deal, FedAvg(), tmp_path)
+    stranger = nodes(deal, FedAvg(), tmp_path)[NODE + 2][0]
+    del apps[NODE + 2], apps[NODE + 4]
+    apps[7] = (lambda message, context: stranger_says(stranger(message, context)), apps[NODE][1])
+    over = over_flower(FedAvg(), deal, tmp_path, grid=Loopback(apps), until=1)[-1]
+    assert over.report.failed.tolist() == [False, False, True, False, True]
+    assert "no node says that it is this client (node 7: it was set up for experiment 'ffff'" in over.report.why[4]
+
+
+def stranger_says(answer: Message) -> Message:
+    answer.content["said"] = ConfigRecord({"json": json.dumps({"wire": 1, "client": 2, "id": "ffff"})})
+    return answer
+
+
+def test_a_node_that_comes_back_under_another_number_takes_its_place_again(tmp_path):
+    deal = data()
+    grid = Loopback(nodes(deal, Scaffold(), tmp_path))
+    first = over_flower(Scaffold(), deal, tmp_path, until=2, grid=grid)
+    grid.apps[5000] = grid.apps.pop(NODE + 1)
+    rest = over_flower(Scaffold(), deal, tmp_path, until=4, grid=grid, state=first[-1].after)
+    assert same(rest[-1].after, over_flower(Scaffold(), deal, tmp_path / "two", until=4)[-1].after)
+
+
+def test_a_pickle_is_never_opened(tmp_path):
+    deal, trace = data(), tmp_path / "evil"
+    evil = pickle.dumps(Evil(str(trace)))
+    numpy_evil = io.BytesIO()
+    np.save(numpy_evil, np.array([Evil(str(trace))], dtype=object), allow_pickle=True)
+    for stype, content in (("safetensors", evil), ("pickle", evil), ("numpy.ndarray", numpy_evil.getvalue())):
+        grid = Loopback(nodes(deal, FedAvg(), tmp_path), in_round(
+            0, lambda answer, s=stype, c=content: [with_block(answer, c, stype=s)]))
+        assert over_flower(FedAvg(), deal, tmp_path, grid=grid, until=1)[0].report.failed[BAD]
+    assert not trace.exists()
+    room = Path(fedrift.flower.__file__).parent
+    for path in room.glob("*.py"):
+        for wrong in ("import pickle", "torch.load", "np.load", "allow_pickle", "eval("):
+            assert wrong not in path.read_text(), f"{wrong} in {path.name}"
+
+
+def test_bytes_that_travel_are_counted(tmp_path):
+    deal = data(dtype=torch.float32)
+    done = over_flower(Scaffold(), deal, tmp_path, until=1)[0]
+    numbers = sum(leaf[0].nbytes for leaf in params(torch.float32).values())
+    down, up = done.report.wire.double().unbind(1)
+    for way in (down, up):  # the model and c; its change and that of c_k
+        assert (way >= 2 * numbers).all() and (way < 2 * numbers + 1500).all()
+    plain = over_flower(FedAvg(), deal, tmp_path, until=1)[0]
+    assert (plain.report.wire[:, 1] < up).all()
+    told = over_flower(FedAvg(), deal, tmp_path, until=1, gradients=True)[0]
+    assert torch.allclose(told.report.gradient["h"], train(FedAvg(), deal, until=1)[0].report.gradient["h"], atol=1e-6)
+    assert plain.report.gradient["h"].isnan().all()
+
+
+def test_a_client_does_not_train_for_somebody_else(tmp_path):
+    """A message for another experiment, or another client, or one that is not what was agreed, is answered by why not."""
+    deal = data()
+    grid = Loopback(nodes(deal, FedAvg(), tmp_path))
+    real = grid.push_messages
+
+    def spoiled(messages):
+        for message in messages:
+            if message.metadata.message_type == "train" and message.metadata.dst_node_id == NODE + BAD:
+                said = json.loads(message.content["said"]["json"])
+                message.content["said"] = ConfigRecord({"json": json.dumps({**said, **lie})})
+        return real(messages)
+
+    grid.push_messages = spoiled
+    for lie, why in (({"id": "ffff"}, "the client refused: this is id"), ({"client": 0}, "this is client 1"),  # noqa: B007
+                     ({"life": "../../x"}, "which round"), ({"wire": 2}, "version 2"), ({"counted": 9}, "which round")):
+        done = over_flower(FedAvg(), deal, tmp_path, grid=grid, until=1)[0]
+        assert why in done.report.why[BAD]
+
+
+def test_states_of_before_there_were_fleets_elsewhere_can_go_on(tmp_path):
+    deal = data()
+    old = replace(begin(Scaffold(), params(), 5), last=torch.zeros(0, dtype=torch.long))
+    assert over_flower(Scaffold(), deal, tmp_path, until=1, state=old)[0].after.last.tolist() == [1] * 5

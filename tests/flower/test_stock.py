@@ -1,0 +1,138 @@
+"""Flower's own parts fit ours: its strategies drive our clients, our server drives clients written as its documentation shows."""
+
+from __future__ import annotations
+
+import io
+from collections import OrderedDict
+
+import numpy as np
+import pytest
+import torch
+from flwr.app import Array, ArrayRecord, Context, Message, MetricRecord, RecordDict
+from flwr.clientapp import ClientApp
+from flwr.serverapp.strategy import FedAdam as FlowerAdam
+from flwr.serverapp.strategy import FedAvg as FlowerAvg
+
+from fedrift.algorithms import FedAvg, FedProx, Scaffold
+from fedrift.errors import UserError
+from fedrift.optimizers import Adam
+from fedrift.tree import Tree
+from tests.flower.loopback import NODE, Loopback, nodes, over_flower
+from tests.laws.federation import data, loss, params, train
+
+
+class Net(torch.nn.Module):
+    """The federation's model as a user of Flower would write it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        for name, leaf in params(torch.float32).items():
+            self.register_parameter(name.replace(".", "_"), torch.nn.Parameter(leaf[0]))
+
+
+def plain_client(deal) -> ClientApp:
+    """As Flower's documentation writes a ClientApp: load the arrays, train, answer with arrays and metrics."""
+    app = ClientApp()
+
+    @app.train()
+    def train(msg: Message, context: Context) -> Message:
+        partition = context.node_config["partition-id"]
+        model = Net()
+        state = msg.content["arrays"].to_torch_state_dict()
+        model.load_state_dict({name.replace(".", "_"): leaf for name, leaf in state.items()})
+        optimizer = torch.optim.SGD(model.parameters(), lr=msg.content["config"]["lr"])
+        total = 0.0
+        for batch in deal(0, torch.tensor([partition])):
+            optimizer.zero_grad()
+            named = Tree({name: model.get_parameter(name.replace(".", "_")).unsqueeze(0) for name in state})
+            value = loss(named, batch).sum()
+            value.backward()
+            optimizer.step()
+            total += value.item()
+        end = OrderedDict((name, model.get_parameter(name.replace(".", "_")).detach()) for name in state)
+        metrics = MetricRecord({"train_loss": total / 3, "num-examples": int(3 * deal.weight[partition])})
+        return Message(RecordDict({"arrays": ArrayRecord(end), "metrics": metrics}), reply_to=msg)
+
+    return app
+
+
+def plain_nodes(deal):
+    app = plain_client(deal)
+    return {NODE + k: (app, Context(1, NODE + k, {"partition-id": k, "num-partitions": 5}, RecordDict(), {})) for k in range(5)}
+
+
+@pytest.mark.parametrize("strategy, ours", [
+    (FlowerAvg, FedAvg()), (FlowerAvg, FedProx(mu=0.1)), (FlowerAdam, FedAvg(server=Adam(0.05, (0.9, 0.99), 1e-3)))], ids=str)
+def test_an_unmodified_strategy_drives_our_clients(strategy, ours, tmp_path):
+    deal = data(dtype=torch.float32)
+    known = {"eta": 0.05, "beta_1": 0.9, "beta_2": 0.99, "tau": 1e-3} if strategy is FlowerAdam else {}
+    grid = Loopback(nodes(deal, ours, tmp_path))
+    first = ArrayRecord({name: Array(leaf[0].numpy()) for name, leaf in params(torch.float32).items()})
+    result = strategy(fraction_evaluate=0.0, min_available_nodes=5, **known).start(grid, first, num_rounds=3)
+    here = train(ours, deal, until=3)[-1].after.server.params
+    for name, leaf in here.items() if strategy is FlowerAvg else ():  # Flower's FedAdam begins at v = 0 and corrects its bias
+        found = torch.from_numpy(result.arrays[name].numpy()).to(leaf)
+        assert torch.allclose(found, leaf[0], atol=1e-5), name
+    assert result.train_metrics_clientapp[3]["train_loss"] < result.train_metrics_clientapp[1]["train_loss"]
+
+
+def test_a_strategy_that_sends_a_model_only_cannot_drive_scaffold(tmp_path):
+    grid = Loopback(nodes(data(dtype=torch.float32), Scaffold(), tmp_path))
+    first = ArrayRecord({name: Array(leaf[0].numpy()) for name, leaf in params(torch.float32).items()})
+    result = FlowerAvg(fraction_evaluate=0.0, min_available_nodes=5).start(grid, first, num_rounds=1)
+    assert not result.arrays
+
+
+def test_our_server_drives_a_plain_flower_client(tmp_path):
+    deal = data(dtype=torch.float32)
+    over = over_flower(FedAvg(), deal, tmp_path, grid=Loopback(plain_nodes(deal)), plain=True, lr=lambda round: 0.05)
+    here = train(FedAvg(), deal)
+    for name, leaf in here[-1].after.server.params.items():
+        assert torch.allclose(over[-1].after.server.params[name], leaf, atol=1e-5)
+    assert torch.equal(over[-1].report.weight, here[-1].report.weight)
+    assert torch.allclose(over[-1].report.loss[:, 1], here[-1].report.loss.mean(1), atol=1)  # its own mean loss is told
+
+
+def test_our_server_with_plain_clients_has_the_servers_optimisers(tmp_path):
+    deal, algorithm = data(dtype=torch.float32), FedAvg(server=Adam(0.05))
+    over = over_flower(algorithm, deal, tmp_path, grid=Loopback(plain_nodes(deal)), plain=True, lr=lambda round: 0.05)
+    here = train(algorithm, deal)
+    for name, leaf in here[-1].after.server.params.items():
+        assert torch.allclose(over[-1].after.server.params[name], leaf, atol=1e-5)
+
+
+def test_plain_clients_cannot_run_scaffold(tmp_path):
+    deal = data(dtype=torch.float32)
+    with pytest.raises(UserError, match="Scaffold needs more"):
+        over_flower(Scaffold(), deal, tmp_path, grid=Loopback(plain_nodes(deal)), plain=True)
+
+
+def promising(shape: tuple[int, ...]) -> bytes:
+    """Numpy's header for a shape, and nearly nothing behind it."""
+    stream = io.BytesIO()
+    np.lib.format.write_array_header_1_0(stream, {"descr": "<f4", "fortran_order": False, "shape": shape})
+    return stream.getvalue() + b"0" * 16
+
+
+LIES = {
+    "8 TB": lambda data: promising((2 * 10**12,)),
+    "truncated": lambda data: data[:-3],
+    "too large": lambda data: data + b"0" * 10**6,
+    "no array": lambda data: b"x" * len(data),
+}
+
+
+@pytest.mark.parametrize("lie", LIES)
+def test_what_a_plain_client_sends_is_measured_before_it_is_believed(lie, tmp_path):
+    deal = data(dtype=torch.float32)
+
+    def meddle(sent, answer):
+        if sent.metadata.dst_node_id == NODE + 1:
+            arrays = answer.content["arrays"]
+            old = arrays["h"]
+            arrays["h"] = Array(dtype=old.dtype, shape=old.shape, stype=old.stype, data=LIES[lie](old.data))
+        return [answer]
+
+    done = over_flower(FedAvg(), deal, tmp_path, grid=Loopback(plain_nodes(deal), meddle), plain=True, until=1)[0]
+    assert done.report.failed.tolist() == [False, True, False, False, False]
+    assert done.report.why[1].startswith("its answer cannot be used: h ")

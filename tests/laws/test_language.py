@@ -1,0 +1,107 @@
+"""The laws of loss and failure on a language model, for every algorithm and whatever is tuned.
+
+The tiny world's three clients; a client's batches are spoilt where the law says so. ``tests/test_run.py`` has falling loss
+and resuming for the same pairs, in whole runs.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import pytest
+import torch
+from torch import Tensor
+
+from fedrift import algorithms
+from fedrift.algorithms import FedAvg, FedPer, aggregates
+from fedrift.fleet import SimulatedFleet
+from fedrift.rounds import begin, rounds
+from fedrift.setting import Setting, prepare
+from fedrift.tree import Tree
+from fedrift.values import Round, State
+from tests.worlds import experiment, stock
+
+from .federation import same
+
+TUNES = {"lora": "{is: Lora, rank: 2}", "last_k": "{is: LastK, blocks: 1}", "full": "Full"}
+PAIRS = [*((name, tune) for name in algorithms.__all__ for tune in TUNES), *((name, "lora") for name in aggregates.__all__)]
+
+
+def algorithm(name: str) -> FedAvg:
+    """FedPer keeps its queries, so that what is shared learns whatever is tuned."""
+    if name in aggregates.__all__:
+        return FedAvg(aggregate=getattr(aggregates, name)())
+    return FedPer(own=("*q_proj*",)) if name == "FedPer" else getattr(algorithms, name)()
+
+
+@pytest.fixture(scope="module")
+def settings(tmp_path_factory) -> dict[str, Setting]:
+    folder = tmp_path_factory.mktemp("language")
+    shelf = stock(folder)
+    return {name: prepare(experiment(folder, f"tune={tune}", "plan.weighting=uniform", "evaluate.blocks=1", "evaluate.final=0"),
+                          shelf) for name, tune in TUNES.items()}
+
+
+@dataclass(frozen=True, eq=False)
+class Spoilt:
+    """A fleet's batches, of which some clients get none or lose by a factor that is no number."""
+
+    batches: object
+    broken: frozenset[int] = frozenset()
+    empty: frozenset[int] = frozenset()
+
+    def __call__(self, round: int, cohort: Tensor):
+        for batch in self.batches(round, cohort):
+            keep = torch.tensor([k not in self.empty for k in cohort[batch["rows"]].tolist()])
+            if not keep.any():
+                return
+            batch = {name: value[keep] for name, value in batch.items()}
+            who = cohort[batch["rows"]].tolist()
+            yield {**batch, "factor": torch.tensor([torch.nan if k in self.broken else 1.0 for k in who])}
+
+
+def spoilt(fleet: SimulatedFleet, broken: set[int] = frozenset(), empty: set[int] = frozenset()) -> SimulatedFleet:
+    plain = fleet.objective
+    return replace(fleet, batches=Spoilt(fleet.batches, frozenset(broken), frozenset(empty)),
+                   objective=lambda params, batch: plain(params, batch) * batch["factor"])
+
+
+def train(fleet: SimulatedFleet, rule: FedAvg, state: State | None, params: Tree, until: int) -> list[Round]:
+    state = state or begin(rule, params, fleet.size)
+    return list(rounds(state, fleet, rule, until=until, cohort=fleet.size, seed=0))
+
+
+@pytest.mark.parametrize(("name", "tune"), PAIRS)
+def test_a_broken_client_an_empty_one_and_a_lost_round_are_survived(settings, name, tune):
+    """NaN is quarantined, recorded and counts as absent; who has no data changes nothing; nobody left, nothing moves."""
+    setting, rule = settings[tune], algorithm(name)
+    fleet, params = setting.fleet, setting.state.server.params
+    broken = train(spoilt(fleet, broken={1}), rule, None, params, 2)
+    empty = train(spoilt(fleet, empty={1}), rule, None, params, 2)
+    for one, other in zip(broken, empty, strict=True):
+        assert one.report.failed.tolist() == [False, True, False]
+        assert one.report.weight[1] == 0 and one.report.delta.finite().all()
+        assert not other.report.failed.any()
+        assert other.report.steps[1] == 0
+    assert same(broken[-1].after, empty[-1].after)
+    assert all(leaf.isfinite().all() for leaf in broken[-1].after.server.params.values())
+
+    before = broken[-1].after
+    (lost,) = train(spoilt(fleet, broken={0, 1, 2}), rule, before, params, 3)
+    assert lost.report.failed.all()
+    assert same(replace(before, round=3), lost.after)
+    assert not any(leaf.any() for leaf in lost.after.moved.values())
+
+
+@pytest.mark.parametrize("tune", TUNES)
+def test_a_mean_that_takes_everybody_would_be_seen(settings, tune):
+    """Planted: the quarantine undone."""
+    @dataclass(frozen=True)
+    class Gullible(FedAvg):
+        def absorb(self, server, report):
+            delta = report.delta.map(lambda leaf: leaf.index_fill(0, report.failed.nonzero().flatten(), torch.nan))
+            return super().absorb(server, replace(report, delta=delta, weight=torch.ones_like(report.weight)))
+
+    setting = settings[tune]
+    done = train(spoilt(setting.fleet, broken={1}), Gullible(), None, setting.state.server.params, 1)[-1]
+    assert not all(leaf.isfinite().all() for leaf in done.after.server.params.values())

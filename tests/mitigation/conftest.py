@@ -1,0 +1,13 @@
+"""What the tests of mitigations share."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.worlds import stock
+
+
+@pytest.fixture(scope="session")
+def world(tmp_path_factory):
+    """One small world, loaded once; runs of different tests lie apart."""
+    return stock(tmp_path_factory.mktemp("world"))

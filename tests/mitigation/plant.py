@@ -1,0 +1,40 @@
+"""Clients with known groups: documents around T domains on the unit sphere, mixed by a dial (science F)."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from fedrift.mitigation.decision import Ground
+from fedrift.mitigation.descriptor import Descriptors, noisy
+
+
+def documents(size: int, severity: float, seed: int, *, domains: int = 4, width: int = 32, each: int = 100,
+              noise: float = 0.25) -> tuple[tuple[np.ndarray, ...], np.ndarray]:
+    """N clients' documents [D, E] and true domains [N]: of every document a share ``severity`` is of the client's own domain,
+    the rest of any."""
+    draw = np.random.default_rng(seed)
+    centres = draw.standard_normal((domains, width))
+    centres /= np.linalg.norm(centres, axis=1, keepdims=True)
+    truth = np.arange(size) % domains
+    made = []
+    for domain in truth:
+        mix = np.full(domains, (1 - severity) / domains)
+        mix[domain] += severity
+        of = draw.choice(domains, size=each, p=mix)
+        made.append(centres[of] + noise * draw.standard_normal((each, width)))
+    return tuple(made), truth
+
+
+def planted(size: int, severity: float, seed: int, **options) -> tuple[Descriptors, np.ndarray]:
+    vectors, truth = documents(size, severity, seed, **options)
+    return noisy(vectors, seed, None), truth
+
+
+def ground(vectors: tuple[np.ndarray, ...], seed: int = 0, **options) -> Ground:
+    """Clients whose texts are the numbers of their documents."""
+    names = [[f"{client} {row}" for row in range(len(own))] for client, own in enumerate(vectors)]
+
+    def embed(texts, encoder):
+        return np.stack([vectors[int(client)][int(row)] for client, row in (text.split() for text in texts)])
+
+    return Ground(len(vectors), seed, lambda client: names[client], embed, **options)

@@ -1,0 +1,130 @@
+"""From one grouping to the next: models go with their clients, and what the server keeps of them stays true."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fedrift.algorithms import AFL, FedAvg, FedDyn, Scaffold, ScaffoldWeighted
+from fedrift.algorithms.afl import weight
+from fedrift.mitigation.carry import carried, follow, hysteresis
+from fedrift.mitigation.decision import Decision
+from fedrift.optimizers import Adam, Sgd
+from fedrift.rounds import begin, rounds
+from tests.laws.federation import same
+from tests.quadratics import DOUBLE, clients, fleet_of, params
+
+GROUPS = st.lists(st.integers(0, 3), min_size=4, max_size=12)
+
+
+def flip(at: dict[int, list[int]], models: int, algorithm):
+    """Regroup after the named rounds."""
+    def regroup(done):
+        group = at.get(done.after.round)
+        return carried(done.after, Decision(np.array(group), models, {}, np.arange(models)), algorithm) if group else done.after
+    return regroup
+
+
+def test_models_go_where_most_of_their_clients_go():
+    group, parents = follow(np.array([0, 0, 0, 1, 1]), np.array([1, 1, 1, 0, 0]), 2, 2)
+    assert group.tolist() == [0, 0, 0, 1, 1] and parents.tolist() == [0, 1]
+    group, parents = follow(np.array([0, 0, 0, 0, 1, 1]), np.array([0, 0, 1, 1, 2, 2]), 2, 3)
+    assert sorted(parents.tolist()) == [0, 0, 1]  # a model is copied where its clients part
+    assert [parents[one] for one in group] == [0, 0, 0, 0, 1, 1]
+    group, parents = follow(np.array([0, 0, 1, 2]), np.array([0, 0, 0, 0]), 3, 1)
+    assert group.tolist() == [0] * 4 and parents.tolist() == [0]  # the one most clients had
+
+
+@given(GROUPS, st.integers(0, 10**6))
+def test_following_only_renames_the_new_groups(old, seed):
+    old = np.unique(np.array(old), return_inverse=True)[1]
+    new = np.unique(np.random.default_rng(seed).integers(0, 3, size=len(old)), return_inverse=True)[1]
+    group, parents = follow(old, new, old.max() + 1, new.max() + 1)
+    assert len({*zip(new.tolist(), group.tolist(), strict=True)}) == new.max() + 1 == len(set(group.tolist()))
+    assert ((parents >= 0) & (parents <= old.max())).all()
+    assert follow(old, old, old.max() + 1, old.max() + 1)[0].tolist() == old.tolist()
+
+
+def test_a_client_leaves_only_for_a_group_that_is_clearly_nearer():
+    apart = np.array([[1.0, 0.95], [1.0, 0.85], [0.5, 2.0]])
+    assert hysteresis(apart, np.array([0, 0, 0]), 0.9).tolist() == [0, 1, 0]
+    assert hysteresis(apart, np.array([0, 0, 1]), 1.0).tolist() == [1, 1, 0]
+
+
+def test_where_nothing_changes_nothing_is_touched():
+    algorithm, group = Scaffold(), clients((1, 4), (0, 1))
+    state = begin(algorithm, params(1.0), 2)
+    plain = list(rounds(state, fleet_of(group), algorithm, until=3, cohort=2, seed=0))[-1].after
+    still = list(rounds(state, fleet_of(group), algorithm, until=3, cohort=2, seed=0,
+                        regroup=flip({1: [0, 0], 2: [0, 0]}, 1, algorithm)))[-1].after
+    assert same(plain, still)
+
+
+@pytest.mark.parametrize("weighting", ["uniform", "tokens"])
+@pytest.mark.parametrize("algorithm", [Scaffold(), ScaffoldWeighted(), FedDyn(alpha=1.0)], ids=lambda a: type(a).__name__)
+def test_what_the_server_keeps_of_its_clients_is_the_mean_over_its_members_whoever_moves(algorithm, weighting):
+    """SCAFFOLD's c = mean of the members' c_k, and FedDyn's h = mean of their g_k, in every round and group."""
+    group = clients((1, 4, 2, 3, 1.5), (0, 1, -1, 2, 0.5), 3, weight=(1, 2, 1, 3, 1))
+    regroup = flip({1: [0, 1, 0, 1, 1], 3: [1, 1, 0, 0, 1], 4: [0, 0, 0, 0, 1]}, 2, algorithm)
+    state = begin(algorithm, params(1.0), 5)
+    state = replace(state, server=algorithm.begin(params(1.0).rows(torch.zeros(2, dtype=torch.long))))
+    for done in rounds(state, fleet_of(group, weighting=weighting), algorithm, until=7, cohort=3, seed=0, regroup=regroup):
+        after = done.after
+        kept = after.server.moments if isinstance(algorithm, FedDyn) else after.server.shared
+        assert kept
+        for name, leaf in kept.items():
+            for model in range(2):
+                members = after.memory[name][after.group == model]
+                wanted = members.mean(0) if len(members) else torch.zeros_like(leaf[model])
+                assert torch.allclose(leaf[model], wanted, atol=1e-12), (done.after.round, name, model)
+
+
+def test_scaffold_ends_at_the_optimum_of_each_group_after_clients_have_moved():
+    """Groups {0, 1} and {2, 3} have optima .8 and 2.5; without the mean told anew, c would stay wrong for ever."""
+    group, algorithm = clients((1, 4, 1, 1), (0, 1, 2, 3)), Scaffold()
+    state = begin(algorithm, params(0.0), 4)
+    regroup = flip({5: [0, 0, 1, 1]}, 2, algorithm)
+    state = replace(state, server=algorithm.begin(params(0.0).rows(torch.zeros(2, dtype=torch.long))),
+                    group=torch.tensor([0, 1, 0, 1]))
+    done = list(rounds(state, fleet_of(group), algorithm, until=120, cohort=4, seed=0, regroup=regroup))
+    assert torch.allclose(done[-1].after.server.params["x"][:, 0], torch.tensor([0.8, 2.5], dtype=DOUBLE), atol=1e-6)
+
+
+def test_afl_finds_its_threshold_among_the_new_members():
+    algorithm, group = AFL(rate=0.3), clients((1, 4, 2, 3), (0, 1, -1, 2), 2)
+    state = begin(algorithm, params(1.0), 4)
+    done = list(rounds(state, fleet_of(group), algorithm, until=2, cohort=4, seed=0,
+                       regroup=lambda done: carried(done.after, Decision(np.array([0, 0, 1, 1]), 2, {}), algorithm)))[-1].after
+    share = weight(done.memory, done.server.shared.rows(done.group))
+    assert torch.allclose(share[:2].sum(), torch.tensor(2.0, dtype=DOUBLE))
+    assert torch.allclose(share[2:].sum(), torch.tensor(2.0, dtype=DOUBLE))
+
+
+@pytest.mark.parametrize("server", [Sgd(1.0, momentum=0.9), Adam(0.05)], ids=lambda s: type(s).__name__)
+def test_moments_and_the_last_move_follow_the_models(server):
+    algorithm, group = FedAvg(server=server), clients((1, 4, 2), (0, 1, -1))
+    state = begin(algorithm, params(5.0), 3)
+    before = list(rounds(state, fleet_of(group), algorithm, until=2, cohort=3, seed=0))[-1].after
+    after = carried(before, Decision(np.array([0, 0, 1]), 2, {}), algorithm)
+    assert after.server.models == 2
+    for tree, other in ((after.server.params, before.server.params), (after.server.moments, before.server.moments),
+                        (after.moved, before.moved)):
+        assert tree and all(torch.equal(leaf[one], other[name][0]) for name, leaf in tree.items() for one in (0, 1))
+
+
+def test_a_group_that_nobody_trains_is_held_still():
+    algorithm, group = FedAvg(server=Sgd(1.0, momentum=0.9)), clients((1, 4, 2, 3), (0, 1, -1, 2))
+    state = begin(algorithm, params(5.0), 4)
+    state = carried(state, Decision(np.array([0, 0, 1, 1]), 2, {}), algorithm)
+    fleet = fleet_of(group)
+    warm = list(rounds(state, fleet, algorithm, until=2, cohort=4, seed=0))[-1].after
+    (done,) = rounds(warm, fleet, algorithm, until=3, cohort=2, seed=0, draw=lambda state, count, seed: torch.tensor([0, 1]))
+    for part in ("params", "moments"):
+        one, two = getattr(warm.server, part)["x"], getattr(done.after.server, part)["x"]
+        assert torch.equal(one[1], two[1]) and not torch.equal(one[0], two[0])
+    assert done.after.moved["x"][1] == 0

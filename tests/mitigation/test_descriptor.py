@@ -1,0 +1,69 @@
+"""What a client tells: from which documents, at what cost, with how much noise."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from math import log, sqrt
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fedrift.corpus import TRAIN
+from fedrift.errors import UserError
+from fedrift.mitigation import ByText
+from fedrift.mitigation.descriptor import describe, means, noisy, sigma_of, statement
+from fedrift.setting import dealt, ground_of, prepare, resolve
+from tests.worlds import experiment, stock
+
+from .plant import documents, ground
+
+
+def test_a_descriptor_is_the_mean_of_at_most_so_many_documents_and_costs_four_bytes_a_number():
+    vectors, _ = documents(3, 1.0, 0, each=50)
+    whole = describe(ground(vectors), "any", 200)
+    assert np.allclose(whole.means, [own.mean(axis=0) for own in vectors]) and whole.bytes == 4 * 32
+    some = describe(ground(vectors), "any", 7)
+    assert [len(own) for own in some.vectors] == [7, 7, 7]
+    assert np.array_equal(some.means, describe(ground(vectors), "any", 7).means)
+    assert not np.array_equal(some.means, describe(ground(vectors, seed=1), "any", 7).means)
+
+
+def test_the_noise_is_that_of_the_gaussian_mechanism():
+    assert sigma_of(200, 1.0, 1e-5) == pytest.approx(2 * sqrt(2 * log(1.25e5)) / 200)
+    assert sigma_of(200, 1.0, 1e-5) == pytest.approx(0.04845, abs=1e-5)
+    made = noisy(tuple(np.zeros((200, 500)) for _ in range(8)), 0, 1.0)
+    assert made.means.std() == pytest.approx(0.04845, rel=0.05)
+    assert len({row.tobytes() for row in made.noise}) == 8
+    assert "no privacy guarantee" in statement(noisy(made.vectors, 0, None), None, 1e-5)
+    assert "holds for epsilon < 1 only" in statement(made, 1.0, 1e-5) and "only" not in statement(made, 0.5, 1e-5)[-60:]
+
+
+@given(st.integers(1, 30), st.integers(0, 10**6))
+def test_one_document_moves_a_mean_by_two_over_n_at_most(count, seed):
+    draw = np.random.default_rng(seed)
+    own = draw.standard_normal((count + 1, 5))
+    own /= np.linalg.norm(own, axis=1, keepdims=True)
+    moved = means([own[:count]]) - means([np.concatenate([own[1:count], own[count:]])])
+    assert np.linalg.norm(moved) <= 2 / count + 1e-12
+
+
+def test_descriptors_are_told_from_training_documents_only_and_as_the_client_has_them(tmp_path):
+    wanted, there = experiment(tmp_path, "partition={is: StopwordDrop, clients: 3}"), stock(tmp_path)
+    wanted = resolve(replace(wanted, mitigation=ByText(encoder="hashing")), there)
+    corpus = there.corpus(replace(wanted.corpus, content=""), wanted.model)
+    setting, partition = prepare(wanted, there), dealt(wanted, corpus)
+    held = ground_of(wanted, there, corpus, partition, setting.fleet, setting.losses.held_out.mix)
+    changed = 0
+    for client, rows in enumerate(partition.rows):
+        assert (corpus.split[rows] == TRAIN).all()
+        texts = held.texts(client)
+        assert len(texts) == len(rows)
+        changed += sum(text != own for text, own in zip(texts, corpus.text[rows], strict=True))
+    assert changed  # rewritten by the regime
+
+
+def test_nothing_to_describe_is_said():
+    with pytest.raises(UserError, match="no client has a document"):
+        describe(replace(ground((np.ones((1, 2)),)), texts=lambda client: []), "any", 200)

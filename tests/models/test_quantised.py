@@ -1,0 +1,105 @@
+"""Bases in 4 and 8 bits: the adapters on top get the gradients that a dense base of the same numbers would give."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+from transformers.pytorch_utils import Conv1D
+
+from fedrift.errors import UserError
+from fedrift.models.load import load_model
+from fedrift.models.quantised import check_installed, guarded
+from fedrift.models.stacked import StackedModel
+from fedrift.models.tune import LastK, Lora
+from tests.models.tiny import KINDS
+from tests.worlds import model_folder
+
+ALL = ("all",)
+TOKENS = torch.arange(2 * 3 * 16).view(2, 3, 16) % 300
+BATCH = {"tokens": TOKENS, "keep": torch.ones_like(TOKENS, dtype=torch.bool)}
+
+
+@pytest.fixture(params=KINDS)
+def folder(request, tmp_path):
+    return model_folder(tmp_path / request.param, request.param)
+
+
+def loaded(folder, base: str) -> nn.Module:
+    package = {"nf4": "bitsandbytes", "int8": "torchao"}.get(base)
+    if package:
+        pytest.importorskip(package, reason=f"{package} is not installed: pip install 'fedrift[quantised]'")
+    return load_model(str(folder), cache=folder / "cache", base=base).network
+
+
+def dense_copy(folder, network: nn.Module) -> nn.Module:
+    """A dense network that holds the quantised one's numbers."""
+    plain = load_model(str(folder), cache=folder / "cache").network
+    for path, module in network.named_modules():
+        there = plain.get_submodule(path)
+        if type(module).__name__ == "Linear4bit":
+            from bitsandbytes.functional import dequantize_4bit
+
+            dense = dequantize_4bit(module.weight.data, module.weight.quant_state)
+            there.weight.data.copy_(dense.T if isinstance(there, Conv1D) else dense)
+        elif isinstance(module, nn.Linear) and hasattr(module.weight, "dequantize"):
+            there.weight.data.copy_(module.weight.dequantize())
+    return plain
+
+
+def gradients(model: StackedModel) -> dict[str, torch.Tensor]:
+    draw = torch.Generator().manual_seed(3)
+    params = model.template().rows(torch.zeros(2, dtype=torch.long))
+    leaves = {name: (leaf + 0.05 * torch.randn(leaf.shape, generator=draw)).requires_grad_() for name, leaf in params.items()}
+    loss = model(type(params)(leaves), BATCH).sum()
+    return dict(zip(leaves, torch.autograd.grad(loss, list(leaves.values())), strict=True))
+
+
+@pytest.mark.parametrize("base", ["nf4", "int8"])
+def test_after_an_evaluation_the_adapters_still_get_the_dense_bases_gradients(folder, base):
+    """bitsandbytes 0.50 repacks weights in an evaluation, and half of the adapters then learn nothing."""
+    if base == "int8" and "gpt2" in folder.name:
+        pytest.skip("GPT-2's linear maps are of a kind that torchao does not quantise: refused, tested below")
+    network = loaded(folder, base)
+    dense = StackedModel(dense_copy(folder, network), Lora(targets=ALL))
+    model = StackedModel(network, Lora(targets=ALL, base=base))
+    with torch.no_grad():
+        model(model.template().rows(torch.zeros(2, dtype=torch.long)), BATCH)
+    ours, theirs = gradients(model), gradients(dense)
+    for name, leaf in theirs.items():
+        assert leaf.abs().max() > 0
+        assert torch.allclose(ours[name], leaf, rtol=1e-3, atol=1e-5 * float(leaf.abs().max()) + 1e-7), name
+
+
+def test_the_kernel_without_gradients_is_off_on_every_map_whatever_the_processor_says(folder):
+    """The test above can only fail on a processor that has AVX512_BF16; this one anywhere."""
+    network = loaded(folder, "nf4")
+    maps = [module for module in network.modules() if type(module).__name__ == "Linear4bit"]
+    for module in maps:
+        module.support_avx512bf16_for_cpu = True
+    guarded(network)
+    assert maps and not any(module.support_avx512bf16_for_cpu for module in maps)
+
+
+def test_four_bits_are_not_the_dense_numbers(folder):
+    network = loaded(folder, "nf4")
+    plain, copy = load_model(str(folder), cache=folder / "cache").network, dense_copy(folder, network)
+    apart = [(one - two).abs().max().item() for one, two in zip(plain.parameters(), copy.parameters(), strict=True)]
+    assert max(apart) > 1e-3
+
+
+def test_int8_refuses_a_network_without_plain_linear_maps(tmp_path):
+    with pytest.raises(UserError, match="base: int8 finds no linear map"):
+        loaded(model_folder(tmp_path / "gpt2", "gpt2"), "int8")
+
+
+def test_only_adapters_can_lie_on_a_quantised_base():
+    assert LastK().base == "dense"
+    assert Lora(base="nf4") != Lora()
+
+
+def test_a_missing_package_is_told_with_the_way_out(monkeypatch):
+    monkeypatch.setattr("fedrift.models.quantised.find_spec", lambda name: None)
+    with pytest.raises(UserError, match="pip install"):
+        check_installed("nf4")
+    check_installed("dense")

@@ -1,0 +1,42 @@
+"""Texts as a language model's middle states: padding counts for nothing, and what all texts share is taken out."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from fedrift.models.load import load_model
+from fedrift.models.stacked import StackedModel
+from fedrift.models.states import States, without_common
+from fedrift.models.tune import Lora
+from tests import worlds
+
+TEXTS = ["the team won a match", "soup", "cook the onion with butter then add salt and serve warm bread with soup", ""]
+
+
+@pytest.fixture(scope="module", params=["llama", "gpt2"])
+def states(request, tmp_path_factory):
+    folder = worlds.model_folder(tmp_path_factory.mktemp("m"), request.param)
+    language = load_model(str(folder), cache=folder)
+    return States("tiny", language.network, language.tokenizer, language.window)
+
+
+def test_a_text_has_the_same_states_alone_and_among_longer_ones(states):
+    together = states.some(TEXTS)
+    alone = np.concatenate([states.some([text]) for text in TEXTS])
+    assert np.allclose(together, alone, atol=1e-5) and np.isfinite(together).all() and not together[3].any()
+
+
+def test_adapters_that_nobody_wears_change_nothing(states):
+    plain = states.some(TEXTS)
+    model = StackedModel(states.network, Lora(rank=2))
+    assert np.allclose(plain, States("worn", model.network, states.tokenizer, states.window).some(TEXTS), atol=1e-6)
+
+
+def test_the_mean_and_the_first_direction_of_all_texts_are_taken_out():
+    draw = np.random.default_rng(0)
+    common = draw.standard_normal(6)
+    vectors = 100 + 50 * draw.standard_normal((40, 1)) * common + draw.standard_normal((40, 6))
+    found = without_common(vectors)
+    assert np.allclose(found.mean(axis=0), 0) and np.abs(found @ common / np.linalg.norm(common)).max() < 0.5
+    assert np.isfinite(without_common(vectors[:1])).all()

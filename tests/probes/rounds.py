@@ -1,0 +1,59 @@
+"""Rounds of small random networks, for probes that look inside them."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import torch
+
+from fedrift.algorithms import FedAvg
+from fedrift.corpus.blocks import Blocks
+from fedrift.models.stacked import StackedModel
+from fedrift.models.tune import Lora
+from fedrift.probes.held_out import HeldOut
+from fedrift.rounds import begin
+from fedrift.tree import Tree
+from fedrift.values import Report, Round, State
+from tests.models.networks import network
+
+VOCABULARY = 61
+
+
+def stacked(kind: str = "llama", tune=None) -> StackedModel:
+    return StackedModel(network(kind), tune or Lora(rank=2))
+
+
+def noise(tree: Tree, size: float, seed: int) -> Tree:
+    draw = torch.Generator().manual_seed(seed)
+    return tree.map(lambda leaf: size * torch.randn(leaf.shape, generator=draw, dtype=torch.float64).to(leaf))
+
+
+def a_round(model: StackedModel, moves: list[float], failed: tuple[int, ...] = (), server: float | None = None) -> Round:
+    """A round in which client k moved by noise of size ``moves[k]``, and the server (if said) by its own."""
+    start = model.template()
+    count = len(moves)
+    state = begin(FedAvg(), start, count)
+    delta = Tree({name: torch.cat([noise(start, size, number)[name] for number, size in enumerate(moves)]) for name in start})
+    out = torch.zeros(count, dtype=torch.bool).index_fill(0, torch.tensor(failed, dtype=torch.long), True)
+    ones = torch.ones(count)
+    report = Report(delta, Tree(), Tree(), delta.zeros(), ones * ~out, ones.long(), torch.zeros(count, 2), ones.long(), out,
+                    torch.zeros(count, dtype=torch.long), torch.tensor([count]), ones)
+    step = noise(start, server, 99) if server is not None else delta.map(lambda leaf: leaf.mean(0, keepdim=True))
+    after = replace(state, round=1, server=replace(state.server, params=start + step))
+    return Round(state, after, torch.arange(count), report)
+
+
+def held_out(blocks: int = 12, length: int = 12, domains: int = 3, seed: int = 0) -> HeldOut:
+    """Random tokens, as many blocks of each domain; the last block of each is padded from its middle on."""
+    draw = np.random.default_rng(seed)
+    tokens = draw.integers(2, VOCABULARY, (blocks, length))
+    keep = np.ones_like(tokens, dtype=bool)
+    domain = np.repeat(np.arange(domains), blocks // domains)
+    for last in np.flatnonzero(np.diff(domain, append=domains)):
+        keep[last, length // 2:] = False
+    return HeldOut(Blocks(tokens, keep), domain, tuple("abcdefg"[:domains]), np.ones((2, domains)))
+
+
+def regrouped(state: State, groups: list[int], models: Tree) -> State:
+    return replace(state, group=torch.tensor(groups), server=replace(state.server, params=models))

@@ -1,0 +1,109 @@
+"""The panel's deep groups in whole runs: they say what they promise, survive a kill, and change nothing."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from pandas.testing import assert_frame_equal
+
+from fedrift import run as running
+from fedrift.probes import syntax
+from fedrift.run import carry_out
+from tests import worlds
+
+DEEP = "[hidden, attention, barriers, adapters, general, syntax]"
+ALL = (f"evaluate.panel={DEEP}", "evaluate.deep=2")
+NAMES = ("hidden.", "attention.", "barrier.", "adapters.angle", "adapters.rank", "general.", "syntax.")
+
+
+@pytest.fixture
+def world(tmp_path, monkeypatch):
+    """A world, and text of another corpus for the general text; few minimal pairs, for its tokens are single letters."""
+    monkeypatch.setattr(syntax, "COUNT", 5)
+    worlds.experiment(tmp_path)
+    other = tmp_path / "data" / "dbpedia"
+    other.mkdir(parents=True)
+    with (other / "train.csv").open("w") as file:
+        file.write("text,label,source\n" + "".join(
+            f"an article of number {number} about the late match and the new chip,x,y\n" for number in range(40)))
+    monkeypatch.setenv("FEDRIFT_DATA", str(tmp_path / "data"))
+    return tmp_path
+
+
+def frame(run):
+    return run.trajectory().frame().sort_values(["round", "metric", "domain", "client"]).reset_index(drop=True)
+
+
+def deep(table):
+    return table.metric.str.startswith(NAMES)
+
+
+def test_all_groups_look_when_they_should_and_change_nothing(world):
+    plain = frame(carry_out(worlds.experiment(world), worlds.stock(world)))
+    run = carry_out(worlds.experiment(world, *ALL), worlds.stock(world))
+    seen = frame(run)
+    shared = ~deep(seen) & seen.metric.isin(plain.metric)
+    assert_frame_equal(seen[shared].reset_index(drop=True), plain[plain.metric.isin(seen.metric)].reset_index(drop=True))
+    new = seen[deep(seen)]
+    assert set(new["round"]) == {0, 2, 4}
+    start = new[new["round"] == 0].set_index(["metric", "domain"]).value
+    for name in ("hidden.cka.pretrained", "hidden.cosine.pretrained", "hidden.rank.ratio"):
+        assert start[name, ""] == pytest.approx(1)
+    assert start["attention.shift", ""] == 0 and start["general.loss", ""] > 0
+    end = new[new["round"] == 4]
+    assert end.value.notna().all()
+    assert set(end[end.client >= 0].metric) == {"hidden.cka.server", "barrier.server"}
+    assert {"hidden.cka.clients", "hidden.anisotropy", "attention.entropy", "barrier.clients", "adapters.rank", "adapters.angle",
+            "adapters.rank.stable", "general.bits", "syntax.accuracy", "syntax.margin"} <= set(end.metric)
+    assert "layer 01 head 03" in set(end[end.metric == "attention.shift"].domain)
+    assert len(end[end.metric == "syntax.accuracy"]) >= 9
+
+
+def test_a_run_killed_and_resumed_has_the_same_numbers(world, monkeypatch):
+    experiment = worlds.experiment(world, *ALL)
+    whole = frame(carry_out(experiment, worlds.stock(world)))
+    (world / "runs").rename(world / "unbroken")
+    stored, keep = [], running.keep
+
+    def dying(run, state):
+        stored.append(state.round)
+        if state.round == 3:
+            raise KeyboardInterrupt
+        keep(run, state)
+    monkeypatch.setattr(running, "keep", dying)
+    with pytest.raises(KeyboardInterrupt):
+        carry_out(experiment, worlds.stock(world))
+    monkeypatch.setattr(running, "keep", keep)
+    assert_frame_equal(whole, frame(carry_out(experiment, worlds.stock(world))))
+    assert stored == [0, 1, 2, 3]
+
+
+@pytest.mark.parametrize("other", [
+    "algorithm={is: FedAvg, aggregate: FedEx}", "tune={is: LastK, blocks: 1}", "tune=Full", "algorithm=LocalOnly",
+    "algorithm=Ditto"], ids=lambda text: text.partition(":")[2].strip(" }") or text)
+def test_every_kind_of_model_can_be_looked_into(world, other):
+    table = frame(carry_out(worlds.experiment(world, *ALL, "plan.rounds=2", other), worlds.stock(world)))
+    end = table[deep(table) & (table["round"] == 2)]
+    assert end.value.notna().all()
+    assert ("adapters.rank" in set(end.metric)) == ("tune" not in other)
+
+
+def test_gpt2_is_looked_into_as_well(world):
+    table = frame(carry_out(worlds.experiment(world, *ALL, "plan.rounds=2", kind="gpt2"), worlds.stock(world)))
+    assert {"attention.shift", "hidden.rank"} <= set(table.metric) and table[deep(table)].value.notna().all()
+
+
+def test_where_there_is_no_general_text_the_run_says_so(world, monkeypatch):
+    monkeypatch.delenv("FEDRIFT_DATA")
+    run = carry_out(worlds.experiment(world, "evaluate.panel=[general]", "plan.rounds=1"), worlds.stock(world))
+    assert "general.loss" not in set(frame(run).metric)
+    said = [event for event in run.events() if "general text" in json.dumps(event)]
+    assert len(said) == 1 and "evaluate.general" in json.dumps(said[0])
+
+
+def test_the_sandbox_is_asked_in_its_own_language(world):
+    run = carry_out(worlds.experiment(world, "evaluate.panel=[syntax]", "plan.rounds=1", "corpus=sandbox",
+                                      "corpus.sandbox.documents=60"), worlds.stock(world))
+    table = frame(run)
+    assert "agreement in a relative clause" in set(table[table.metric == "syntax.accuracy"].domain)

@@ -1,0 +1,155 @@
+"""Hidden states of rounds in which it is known who moved."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from fedrift.models.inside import watch_states
+from fedrift.models.tune import Full, Lora, blocks_of
+from fedrift.probes.hidden import HiddenStates
+from fedrift.probes.passages import passages
+from fedrift.probes.representation import cka
+from fedrift.tree import Tree
+from tests.models.networks import KINDS
+from tests.probes.rounds import a_round, held_out, noise, regrouped, stacked
+
+TEXT = passages(held_out(), 40)
+
+
+def probe(model) -> HiddenStates:
+    return HiddenStates(model, model.template(), TEXT)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_states_seen_are_those_of_transformers(kind):
+    model = stacked(kind)
+    params = model.template() + noise(model.template(), 0.3, 1)
+    both = Tree({name: torch.cat([model.template()[name], leaf]) for name, leaf in params.items()})
+    found = {}
+    watch_states(model, both, TEXT.tokens, lambda layer, states: found.__setitem__(layer, states.clone()))
+    expected = model.network.base_model(input_ids=TEXT.tokens, output_hidden_states=True).hidden_states
+    assert sorted(found) == [0, 1, 2]
+    for layer in (0, 1):  # the last of transformers' list is after the final norm
+        assert torch.allclose(found[layer][0], expected[layer + 1], atol=1e-12)
+    assert not torch.allclose(found[1][1], expected[2], atol=1e-3)
+
+
+def test_nothing_stays_behind_in_the_network():
+    model = stacked()
+    tokens, keep = TEXT.tokens[None], TEXT.counts[None]
+    before = model.sums(model.template(), tokens, keep)[0]
+    probe(model)(a_round(model, [0.5, 0.5]))
+    assert not any(module._forward_hooks for module in model.network.modules())
+    assert torch.equal(before, model.sums(model.template(), tokens, keep)[0])
+
+
+def test_a_model_that_did_not_move_is_the_pretrained_one():
+    model = stacked()
+    reading = probe(model).of(a_round(model, [0.0, 0.0]).before)
+    for name in ("hidden.cosine.pretrained", "hidden.cka.pretrained", "hidden.rank.ratio"):
+        assert reading[name].item() == pytest.approx(1)
+        assert reading[name, "layer 02"].item() == pytest.approx(1)
+    assert 0 < reading["hidden.anisotropy"] < 1
+
+
+def test_who_moves_farther_is_less_like_the_server():
+    model = stacked()
+    reading = probe(model)(a_round(model, [0.0, 0.1, 3.0], server=0.0))
+    near, close, far = reading["hidden.cka.server"].tolist()
+    assert near == pytest.approx(1) and near > close > far
+    assert reading["hidden.cka.server", "layer 01"].shape == (3,)
+
+
+def test_clients_that_are_the_same_are_alike_whatever_the_server_did():
+    model = stacked()
+    done = a_round(model, [0.0, 0.0, 0.0], server=1.0)
+    reading = probe(model)(done)
+    assert reading["hidden.cka.clients"].item() == pytest.approx(1)
+    assert reading["hidden.cka.pretrained"] < 0.999
+
+
+def test_lower_layers_do_not_see_what_only_the_last_block_learned():
+    model = stacked()
+    done = a_round(model, [0.0, 0.0], server=1.0)
+    last = done.after.server.params
+    start = model.template()
+    moved = Tree({name: last[name] if ".2." in name else start[name] for name in last})
+    reading = probe(model).of(regrouped(done.after, [0, 0], moved))
+    assert reading["hidden.cosine.pretrained", "layer 01"].item() == pytest.approx(1)
+    assert reading["hidden.cosine.pretrained", "layer 02"] < 0.9999
+
+
+def test_a_client_is_compared_with_the_model_that_it_shares():
+    model = stacked()
+    done = a_round(model, [0.0, 0.0], server=0.0)
+    start, other = model.template(), model.template() + noise(model.template(), 2.0, 5)
+    two = Tree({name: torch.cat([start[name], other[name]]) for name in start})
+    split = regrouped(done.after, [0, 1], two)
+    reading = probe(model)(type(done)(done.before, split, done.cohort, done.report))
+    same, apart = reading["hidden.cka.server"].tolist()
+    assert same == pytest.approx(1) and apart < 0.999
+    alone = [probe(model).of(regrouped(done.after, [0, 0], params))["hidden.cka.pretrained"].item() for params in (start, other)]
+    assert reading["hidden.cka.pretrained"].item() == pytest.approx(sum(alone) / 2)
+
+
+def test_a_client_that_failed_has_no_number_and_does_not_count():
+    model = stacked()
+    reading = probe(model)(a_round(model, [0.3, 9.0, 0.5], failed=(1,)))
+    assert reading["hidden.cka.server"].isnan().tolist() == [False, True, False]
+    one = probe(model)(a_round(model, [0.3, 9.0], failed=(0, 1)))
+    assert "hidden.cka.server" not in one and "hidden.rank" in one
+
+
+def test_a_model_that_blew_up_is_missing_and_no_error():
+    model = stacked()
+    reading = probe(model)(a_round(model, [0.1, 0.1], server=float("nan")))
+    assert reading["hidden.rank"].isnan() and reading["hidden.cka.pretrained"].isnan()
+
+
+def test_whole_networks_are_looked_into_too():
+    model = stacked(tune=Full())
+    reading = probe(model)(a_round(model, [0.0, 0.05], server=0.0))
+    assert reading["hidden.cka.server"][0].item() == pytest.approx(1)
+    assert reading["hidden.cosine.pretrained"].item() == pytest.approx(1, abs=1e-6)  # trained norms are in double precision
+
+
+@pytest.mark.parametrize("tune", [Lora(rank=2), Full()], ids=repr)
+def test_a_look_changes_nothing_of_the_round(tune):
+    model = stacked(tune=tune)
+    done = a_round(model, [0.2, 0.1])
+    kept = done.after.server.params.map(torch.clone), done.report.delta.map(torch.clone)
+    probe(model)(done)
+    assert all(torch.equal(kept[0][name], done.after.server.params[name]) for name in kept[0])
+    assert all(torch.equal(kept[1][name], done.report.delta[name]) for name in kept[1])
+
+
+def test_passages_take_the_domains_in_turn_and_no_padding():
+    held = held_out(12, 12, 3)
+    few = passages(held, 30)
+    assert len(few.tokens) == 3  # ten positions of each count
+    assert {tuple(row) for row in few.tokens.tolist()} == {tuple(held.blocks.tokens[row]) for row in (0, 4, 8)}
+    assert not few.counts[:, :2].any() and few.counts.sum() == 30
+    everything = passages(held, 10**6)
+    assert len(everything.tokens) == 12 and len(everything.places) == int(held.blocks.keep[:, 2:].sum())
+    assert len(passages(held, 25).places) == 25
+
+
+def test_a_compiled_network_is_looked_into_plainly():
+    plain, compiled = stacked(), stacked()
+    for block in blocks_of(compiled.network)[1]:
+        block.compile(backend="aot_eager")
+    done = a_round(plain, [0.3, 0.2])
+    one, two = probe(plain)(done), probe(compiled)(done)
+    assert one.keys() == two.keys()
+    assert all(torch.allclose(torch.as_tensor(one[key]), torch.as_tensor(two[key])) for key in one)
+
+
+def test_clients_are_compared_in_pairs_and_never_with_themselves():
+    model = stacked()
+    done = a_round(model, [0.3, 2.0])
+    found = {}
+    watch_states(model, done.local, TEXT.tokens, lambda layer, states: found.__setitem__(layer, states.clone()))
+    states = found[2].flatten(1, 2)[:, TEXT.places]
+    reading = probe(model)(done)
+    assert reading["hidden.cka.clients", "layer 02"].item() == pytest.approx(cka(states[:1], states[1:]).item(), rel=1e-9)

@@ -1,0 +1,122 @@
+"""The server's way and the changes of products, on steps whose lengths and angles are known."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from fedrift.algorithms import FedAvg, LocalOnly
+from fedrift.probes import update_geometry
+from fedrift.probes.panel import Past
+from fedrift.probes.path import Path, efficiency
+from fedrift.probes.product import Products, products
+from fedrift.tree import Tree
+from fedrift.values import Round
+from tests.laws.federation import SCALE, data, train
+from tests.probes.test_update import a_round
+
+
+def walked(before: list[list[float]], now: list[list[float]], last: list[list[float]] | None) -> Round:
+    """A round in which the M models moved from ``before`` to ``now``, after they had moved by ``last``."""
+    done = a_round([[1, 0], [0, 1], [1, 1]])
+    start, end = (Tree(x=torch.tensor(rows, dtype=torch.float64)) for rows in (before, now))
+    group = torch.arange(3) if len(before) > 1 else torch.zeros(3, dtype=torch.long)
+    moved = Tree() if last is None else Tree(x=torch.tensor(last, dtype=torch.float64))
+    return replace(done, before=replace(done.before, server=replace(done.before.server, params=start), moved=moved, group=group),
+                   after=replace(done.after, server=replace(done.after.server, params=end), moved=end - start, group=group))
+
+
+ZERO = Tree(x=torch.zeros(1, 2, dtype=torch.float64))
+
+
+def test_a_step_a_way_and_a_turn():
+    reading = Path(ZERO)(walked([[3, 4]], [[6, 8]], [[4, -3]]))
+    assert reading["update.step"].item() == pytest.approx(5)
+    assert reading["update.travelled"].item() == pytest.approx(10)
+    assert reading["update.turn"].item() == pytest.approx(0)
+    assert Path(ZERO)(walked([[0, 0]], [[1, 1]], [[-1, -1]]))["update.turn"].item() == pytest.approx(-1)
+
+
+def test_the_first_round_has_no_turn_and_a_model_that_stood_still_no_direction():
+    assert "update.turn" not in Path(ZERO)(walked([[0, 0]], [[1, 1]], None))
+    reading = Path(ZERO)(walked([[0, 0]] * 3, [[1, 0], [0, 2], [0, 0]], [[1, 0], [0, -1], [1, 1]]))
+    assert reading["update.turn"].item() == pytest.approx(0)  # of 1 and -1; the third has none
+    assert reading["update.step"].item() == pytest.approx(1)
+
+
+def test_efficiency_is_one_on_a_straight_line_and_falls_on_a_way_back():
+    past = Past(total={("update.step", ""): 3.0})
+    assert efficiency({"update.step": 1.0, "update.travelled": 4.0}, past) == {"update.efficiency": 1.0}
+    assert efficiency({"update.step": 1.0, "update.travelled": 2.0}, past) == {"update.efficiency": 0.5}
+    assert efficiency({"update.step": 0.0, "update.travelled": 0.0}, Past()) == {}
+
+
+def test_pairs_of_clients_have_a_mean_cosine():
+    assert update_geometry(a_round([[1, 0], [0, 1], [1, 0]]))["update.pairwise"].item() == pytest.approx(1 / 3)
+    assert update_geometry(a_round([[1, 0], [-2, 0]]))["update.pairwise"].item() == pytest.approx(-1)
+    assert "update.pairwise" not in update_geometry(a_round([[1, 0]]))
+
+
+def test_layers_are_told_apart():
+    done = a_round([[1, 0], [0, 1]])
+    delta = Tree({"model.layers.3.q.A": torch.tensor([[1.0, 0], [0, 1]]), "h.11.B": torch.tensor([[1.0, 0], [1, 0]]),
+                  "h.2.idle": torch.zeros(2, 2), "norm": torch.tensor([[1.0, 0], [-1, 0]])}).to(torch.float64)
+    reading = update_geometry(replace(done, report=replace(done.report, delta=delta)))
+    assert reading["update.diversity", "layer 03"].item() == pytest.approx(2)
+    assert reading["update.consensus", "layer 11"].item() == pytest.approx(1)
+    assert not any("layer 02" in key for key in reading if isinstance(key, tuple))  # nobody moved it
+    assert reading["update.diversity"].item() == pytest.approx(3 / (2 * 0.25 + 1))  # the norm's leaves cancel
+
+
+def dense(start: Tree, moves: Tree) -> torch.Tensor:
+    """s (B_k A_k - B A) as matrices, ``[n, O I]``."""
+    after = start + moves
+    return SCALE * (after["m.B"] @ after["m.A"] - start["m.B"] @ start["m.A"]).flatten(1)
+
+
+def test_products_of_thin_factors_are_those_of_the_matrices():
+    draw = torch.Generator().manual_seed(1)
+    start, moves = (Tree({"m.A": torch.randn(4, 2, 5, generator=draw), "m.B": torch.randn(4, 3, 2, generator=draw)})
+                    .to(torch.float64) for _ in range(2))
+    full = dense(start, moves)
+    assert torch.allclose(SCALE**2 * products(start, moves), full @ full.T, atol=1e-10)
+
+
+def test_tiny_changes_of_large_factors_keep_their_digits():
+    draw = torch.Generator().manual_seed(1)
+    start = Tree({"m.A": torch.randn(2, 2, 5, generator=draw), "m.B": torch.randn(2, 3, 2, generator=draw)}).to(torch.float64)
+    moves = 1e-9 * start
+    gram, whole = products(start, moves), start["m.B"] @ start["m.A"]
+    assert gram.diagonal() == pytest.approx((4e-18 * whole.flatten(1).square().sum(1)).tolist(), rel=1e-6)
+
+
+@pytest.mark.parametrize("algorithm", [FedAvg(), LocalOnly()], ids=lambda one: type(one).__name__)
+def test_clients_and_the_server_are_measured_in_the_space_of_products(algorithm):
+    done = train(algorithm, data(), until=3)
+    reading = Products(SCALE)(done[2])
+    start = done[2].before.server.params.rows(done[2].before.group[done[2].cohort])
+    update = dense(start, done[2].report.delta)
+    mean = update.mean(0)
+    assert reading["product.norm"].tolist() == pytest.approx(update.norm(dim=1).tolist())
+    assert reading["product.cosine"].tolist() == pytest.approx((update @ mean / update.norm(dim=1) / mean.norm()).tolist())
+    assert reading["product.consensus"].item() == pytest.approx((mean.norm() / update.norm(dim=1).mean()).item())
+    moves = [dense(each.before.server.params, each.after.server.params - each.before.server.params) for each in done[1:]]
+    turns = torch.nn.functional.cosine_similarity(moves[1], moves[0])
+    assert reading["product.turn"].item() == pytest.approx(turns.mean().item())
+    assert "product.turn" not in Products(SCALE)(done[0])
+
+
+def test_the_way_of_writing_a_product_does_not_count():
+    """(B Q, Q^-1 A) is the same model as (B, A): product geometry sees no difference, factor geometry does."""
+    one = torch.eye(2, dtype=torch.float64)
+    turned = torch.tensor([[2.0, 1.0], [0.0, 1.0]], dtype=torch.float64)
+    start = Tree({"m.A": torch.stack([one, one]), "m.B": torch.stack([one, one])})
+    ends = Tree({"m.A": torch.stack([2 * one, 2 * turned.inverse()]), "m.B": torch.stack([one, turned])})
+    gram = products(start, ends - start)
+    assert (gram / gram[0, 0]).flatten().tolist() == pytest.approx([1, 1, 1, 1])
+
+
+def test_without_adapters_there_are_no_products():
+    assert Products(1.0)(a_round([[1, 0], [0, 1]])) == {}

@@ -1,0 +1,71 @@
+"""Continuations and their scores, on texts whose scores are known and against transformers' own generation."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from fedrift.models.generate import continued
+from fedrift.models.stacked import StackedModel
+from fedrift.models.tune import Full, Lora
+from fedrift.probes.text import distinct, repetition, scores, signature
+from tests.models.tiny import random_model
+from tests.worlds import byte_tokenizer
+
+
+def test_the_text_itself_has_full_marks_and_another_none():
+    text = "the coach praised every player after the late goal"
+    same = scores([(text, text)] * 3)
+    assert same["text.bleu"] == pytest.approx(100)
+    assert [same[f"text.{name}"] for name in ("rouge1", "rouge2", "rougeL")] == [1, 1, 1]
+    other = scores([("cook an onion with butter", text)])
+    assert other["text.bleu"] == pytest.approx(0, abs=5)
+    assert other["text.rouge1"] == 0
+
+
+def test_rouge_counts_stems():
+    assert scores([("players praising", "player praised")])["text.rouge2"] == 1
+
+
+def test_bleu_is_the_corpuss_and_not_the_mean_of_the_sentences():
+    pairs = [("a b c d e f", "a b c d e f"), ("x y", "p q r s t u v w")]
+    alone = [scores([pair])["text.bleu"] for pair in pairs]
+    assert scores(pairs)["text.bleu"] != pytest.approx(sum(alone) / 2, abs=1)
+    assert signature().startswith("BLEU nrefs:1|case:mixed|eff:no|tok:13a|smooth:exp|version:")
+
+
+def test_different_pairs_and_repeated_runs():
+    words = "a b a b a b".split()
+    assert distinct([words], 2) == pytest.approx(2 / 5)
+    assert repetition([words], 4) == pytest.approx(1 / 3)  # abab baba abab
+    assert repetition([words, "a b c d".split()], 4) == pytest.approx(1 / 4)
+    assert math.isnan(repetition([["a"]], 4))
+
+
+@pytest.mark.parametrize("kind", ["llama", "gpt2"])
+def test_a_continuation_is_that_of_transformers(kind):
+    network = random_model(kind, byte_tokenizer()).network
+    prompts = torch.arange(12).view(3, 4)
+    theirs = network.generate(prompts, max_new_tokens=6, min_new_tokens=6, do_sample=False, use_cache=True,
+                              attention_mask=torch.ones_like(prompts), pad_token_id=0)[:, 4:]
+    model = StackedModel(network, Lora(rank=2))
+    assert continued(model, model.template(), prompts, 6).tolist() == theirs.tolist()
+    assert not model.outfit.leaves
+
+
+@pytest.mark.parametrize("tune", [Lora(rank=2), Full()], ids=lambda tune: type(tune).__name__)
+def test_what_is_worn_decides_and_a_cache_changes_nothing(tune):
+    model = StackedModel(random_model("llama", byte_tokenizer()).network, tune)
+    draw = torch.Generator().manual_seed(0)
+    params = model.template().map(lambda leaf: leaf + 0.3 * torch.randn(leaf.shape, generator=draw))
+    prompts = torch.arange(12).view(3, 4)
+    found = continued(model, params, prompts, 5)
+    assert found.tolist() != continued(model, model.template(), prompts, 5).tolist()
+    seen = prompts
+    for _ in range(5):  # all anew for every token, by the loss's own head
+        hidden = model.hidden(params, seen[None])[0, :, -1]
+        head = model.head.weight if model.head_leaf is None else params[model.head_leaf][0]
+        seen = torch.cat([seen, (hidden @ head.T).argmax(1, keepdim=True)], 1)
+    assert found.tolist() == seen[:, 4:].tolist()

@@ -1,0 +1,240 @@
+"""Hypotheses of a study file, on studies whose truth is known."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from fedrift import statistics as s
+from fedrift.config import Rooms, read, write
+from fedrift.errors import UserError
+from fedrift.statistics import hypotheses
+from fedrift.statistics.hypotheses import All, Equivalent, Greater, Hypothesis, Interaction, Less, RateGreater, Share, Trend
+
+from .frames import FACTORS, diverge, study
+
+ROOMS = Rooms({Hypothesis: hypotheses})
+SCAFFOLD = {"metric": "loss", "of": {"algorithm": "Scaffold"}, "than": {"algorithm": "FedAvg"}}
+GAP = {"metric": "loss", "contrast": "twin", "of": {"partition.severity": 1.0}}
+
+
+def gap(algorithm, severity, participation):
+    """FedAvg loses .2 nats per severity to the skew, Scaffold half of that, and each has a level of its own."""
+    return (0.2 if algorithm == "FedAvg" else 0.1) * severity + (0.0 if algorithm == "FedAvg" else 0.3)
+
+
+def one(said, runs, **more):
+    return s.judge([said], runs, FACTORS, **more)[0]
+
+
+def test_the_yaml_of_a_study_says_every_kind():
+    said = [
+        {"is": "Trend", "name": "H1", "metric": "loss", "contrast": "twin", "along": "partition.severity",
+         "where": {"algorithm": "FedAvg"}},
+        {"is": "Less", "name": "H2", "metric": "boundary", "contrast": "twin", "scale": "ratio",
+         "of": {"partition.severity": 1.0}},
+        {"is": "Interaction", "name": "H3", "metric": "oscillation", "of": {"plan.participation": 0.2},
+         "than": {"plan.participation": 1.0}, "inside": {"iid": False}, "outside": {"iid": True}},
+        {"is": "Equivalent", "name": "H5", "metric": "syntax.accuracy", "within": 0.01, "contrast": "twin", "worst": "low"},
+        {"is": "RateGreater", "name": "H6", "metric": "diverged", "of": {"partition.severity": 1.0}},
+        {"is": "Share", "name": "H7", "metric": "loss", "of": {"algorithm": "Exact"}, "than": {"algorithm": "FedAvg"}},
+        {"is": "All", "name": "H8", "parts": [{"is": "Less", "name": "a", "metric": "loss"},
+                                                 {"is": "Greater", "name": "b", "metric": "loss"}]}]
+    found = read(tuple[Hypothesis, ...], said, ROOMS, "hypotheses")
+    assert [type(h).__name__ for h in found] == [h["is"] for h in said]
+    assert read(tuple[Hypothesis, ...], write(found, ROOMS), ROOMS, "hypotheses") == found
+    with pytest.raises(UserError, match="did you mean 'Trend'"):
+        read(tuple[Hypothesis, ...], [{"is": "Trends", "name": "x"}], ROOMS, "hypotheses")
+
+
+def test_a_difference_that_is_there_is_supported_and_its_opposite_refuted():
+    runs = study(gap)
+    sides = {**SCAFFOLD, "where": {"partition.severity": 1.0}}
+    up, down = one(Greater(name="up", **sides), runs), one(Less(name="down", **sides), runs)
+    assert (up.verdict, down.verdict) == ("supported", "refuted")
+    assert up.effect == pytest.approx(0.2, abs=0.02) and up.low < 0.2 < up.high
+    assert (up.p, up.attainable, up.seeds, up.test) == (2 / 1024, 2 / 1024, 10, "exact sign-flip")
+    assert len(up.points) == 10 and "supported" in up.sentence and "10 seeds" in up.sentence
+
+
+def test_against_the_twins_the_sides_are_a_difference_in_differences():
+    """Scaffold is .3 worse everywhere and half as hurt by the skew: the twin takes the .3 away."""
+    found = one(Less(name="H", metric="loss", contrast="twin", of={"algorithm": "Scaffold"}, than={"algorithm": "FedAvg"},
+                     where={"partition.severity": 1.0}), study(gap))
+    assert found.verdict == "supported" and found.effect == pytest.approx(-0.1, abs=0.02)
+
+
+def test_without_an_other_side_the_gap_itself_is_judged():
+    found = one(Greater(name="H", where={"algorithm": "FedAvg"}, margin=0.1, **GAP), study(gap))
+    assert found.verdict == "supported" and found.effect == pytest.approx(0.2, abs=0.02)
+    assert one(Greater(name="H", where={"algorithm": "FedAvg"}, margin=0.3, **GAP),
+               study(gap)).verdict == "refuted"
+
+
+def test_five_seeds_are_refused_however_clear_and_the_sentence_says_how_many_it_takes():
+    found = one(Greater(name="H", **GAP), study(gap, seeds=5, noise=1e-6))
+    assert found.verdict == "inconclusive" and found.attainable == 0.0625 and found.detectable == math.inf
+    assert "5 seeds cannot give a p below .062" in found.sentence and "it takes 6" in found.sentence
+
+
+def test_a_family_costs_and_is_adjusted_by_itself():
+    """Seven seeds: p = 2/128 = .016 is enough alone, not for one of four."""
+    runs = study(gap, seeds=7, noise=1e-4)
+    said = [Greater(name=str(k), family=family, **GAP) for k, family in
+            enumerate(["a", "b", "b", "b", "b"])]
+    found = s.judge(said, runs, FACTORS)
+    assert [v.verdict for v in found] == ["supported"] + ["inconclusive"] * 4
+    assert found[0].holm == 2 / 128 and found[1].holm == pytest.approx(4 * 2 / 128) and found[1].detectable == math.inf
+
+
+def test_an_effect_too_small_to_matter_is_ruled_out():
+    runs = study(lambda *arm: 0.0)
+    sides = {"metric": "loss", "of": {"algorithm": "Scaffold"}, "than": {"algorithm": "FedAvg"}}
+    assert one(Greater(name="H", smallest=0.05, **sides), runs).verdict == "refuted"
+    loose = one(Greater(name="H", **sides), runs)
+    assert loose.verdict == "inconclusive" and 0 < loose.detectable < 0.05 and "would have been called" in loose.sentence
+
+
+def test_a_run_that_diverged_counts_as_the_worst_and_is_not_dropped():
+    runs = study(gap, algorithms=("FedAvg", "Scaffold"))
+    bad = (runs["algorithm"] == "Scaffold") & (runs["partition.severity"] == 1.0) & (runs["seed"] < 3)
+    found = one(Greater(name="H", metric="loss", of={"algorithm": "Scaffold"}, than={"algorithm": "FedAvg"},
+                        where={"partition.severity": 1.0}), diverge(runs, bad))
+    assert (found.verdict, found.seeds, found.diverged, found.test) == ("supported", 10, 3, "exact signed-rank")
+    assert sorted(value for _, value in found.points)[-3:] == [math.inf] * 3
+    assert math.isfinite(found.effect) and "3 runs diverged" in found.sentence
+
+
+def test_two_runs_that_diverged_in_one_seed_are_as_bad_as_each_other():
+    runs = study(gap)
+    found = one(Greater(name="H", metric="loss", of={"algorithm": "Scaffold"}, than={"algorithm": "FedAvg"}),
+                diverge(runs, (runs["seed"] == 0) & ~runs["iid"]))
+    assert dict(found.points)[0] == 0.0 and found.seeds == 10
+
+
+def test_an_unfinished_seed_is_left_out_and_told():
+    runs = study(gap)
+    lost = runs[~((runs["seed"] == 4) & (runs["partition.severity"] == 0.5) & (runs["algorithm"] == "Scaffold"))]
+    found = one(Greater(name="H", metric="loss", of={"algorithm": "Scaffold"}, than={"algorithm": "FedAvg"}), lost)
+    assert (found.seeds, found.incomplete) == (9, 1) and 4 not in dict(found.points) and "1 seed not complete" in found.sentence
+
+
+def test_an_empty_study_and_a_level_without_runs_are_inconclusive_and_names_are_checked():
+    said = Greater(name="H", metric="loss", of={"partition.severity": 0.9})
+    for runs in (study(gap), study(gap).iloc[:0]):
+        found = one(said, runs)
+        assert found.verdict == "inconclusive" and found.seeds == 0 and "Nothing to judge" in found.sentence
+    with pytest.raises(UserError, match="did you mean 'loss'"):
+        one(Greater(name="H", metric="los"), study(gap))
+    with pytest.raises(UserError, match="no factor 'algoritm'"):
+        one(Greater(name="H", metric="loss", of={"algoritm": "FedAvg"}), study(gap))
+    with pytest.raises(UserError, match="two hypotheses are named"):
+        s.judge([said, said], study(gap), FACTORS)
+
+
+def test_factors_that_only_one_side_has_do_not_unpair_it():
+    runs = study(gap).assign(**{"algorithm.alpha": lambda r: np.where(r["algorithm"] == "Scaffold", 0.5, np.nan)})
+    found = s.judge([Greater(name="H", metric="loss", of={"algorithm": "Scaffold"}, than={"algorithm": "FedAvg"})], runs,
+                    [*FACTORS, "algorithm.alpha"])[0]
+    assert found.seeds == 10
+
+
+def test_a_trend_is_found_with_its_slope_and_a_flat_one_is_not():
+    runs = study(gap, severities=(0.25, 0.5, 0.75, 1.0))
+    said = Trend(name="H1", metric="loss", contrast="twin", along="partition.severity", where={"algorithm": "FedAvg"})
+    found = one(said, runs)
+    assert found.verdict == "supported" and found.effect == pytest.approx(0.2, abs=0.02) and found.test == "Page's L"
+    down = Trend(name="H1", metric="loss", direction="down", contrast="twin", along="partition.severity")
+    assert one(down, runs).verdict == "refuted"
+    assert one(said, study(lambda *arm: 0.0, severities=(0.25, 0.5, 0.75, 1.0))).verdict == "inconclusive"
+
+
+def test_a_trend_inside_two_seeds_is_not_replicated():
+    found = one(Trend(name="H", metric="loss", contrast="twin", along="partition.severity"),
+                study(gap, seeds=2, severities=(0.2, 0.4, 0.6, 0.8, 1.0), noise=1e-6))
+    assert found.verdict == "inconclusive" and "not replicated" in " ".join(found.notes)
+
+
+def test_a_trend_that_turns_back_says_where():
+    bend = {0.0: 0.0, 0.25: 0.1, 0.5: 0.3, 0.75: 0.2, 1.0: 0.5}
+    found = one(Trend(name="H", metric="loss", contrast="twin", along="partition.severity"),
+                study(lambda a, severity, p: bend[severity], severities=(0.25, 0.5, 0.75, 1.0)))
+    assert found.verdict == "supported" and any("0.5 to 0.75" in note for note in found.notes)
+
+
+def test_a_measured_dial_is_judged_by_spearman():
+    runs = study(gap, severities=(0.25, 0.5, 0.75, 1.0)).assign(measured=lambda r: r["partition.severity"] ** 2 + r["seed"] / 1e4)
+    found = one(Trend(name="H", metric="loss", contrast="twin", along="measured", where={"algorithm": "FedAvg"}), runs)
+    assert found.verdict == "supported" and found.test.startswith("Spearman") and found.seeds == 10
+
+
+def test_an_interaction_is_a_difference_between_differences():
+    """Lower participation costs .2 on skewed data and nothing on IID data."""
+    def truth(algorithm, severity, participation):
+        return 0.2 * severity * (participation < 1)
+    runs = study(truth, participations=(0.2, 1.0), severities=(1.0,))
+    sides = {"metric": "loss", "of": {"plan.participation": 0.2}, "than": {"plan.participation": 1.0}}
+    found = one(Interaction(name="H3", inside={"iid": False}, outside={"iid": True}, **sides), runs)
+    assert found.verdict == "supported" and found.effect == pytest.approx(0.2, abs=0.02)
+    same = one(Interaction(name="H3", inside={"algorithm": "FedAvg"}, outside={"algorithm": "Scaffold"}, **sides), runs)
+    assert same.verdict == "inconclusive" and abs(same.effect) < 0.02
+
+
+def test_equivalence_is_shown_refuted_or_open():
+    sides = {"metric": "loss", "of": {"algorithm": "Scaffold"}, "than": {"algorithm": "FedAvg"}}
+    assert one(Equivalent(name="H", within=0.05, **sides), study(lambda *arm: 0.0)).verdict == "supported"
+    assert one(Equivalent(name="H", within=0.05, **sides), study(gap)).verdict == "refuted"
+    assert one(Equivalent(name="H", within=0.05, **sides), study(lambda *arm: 0.0, noise=0.3)).verdict == "inconclusive"
+
+
+def test_a_share_of_the_gap_to_the_twins_and_to_an_oracle():
+    """Scaffold's gap is half of FedAvg's once its own level is taken away; Oracle has none."""
+    def truth(algorithm, severity, participation):
+        return {"FedAvg": 0.2, "Half": 0.1, "Oracle": 0.0}[algorithm] * severity
+    runs = study(truth, algorithms=("FedAvg", "Half", "Oracle"), severities=(1.0,), noise=0.005)
+    sides = {"metric": "loss", "of": {"algorithm": "Half"}, "than": {"algorithm": "FedAvg"}}
+    for whole in ({}, {"algorithm": "Oracle"}):
+        found = one(Share(name="H", least=0.3, whole=whole, **sides), runs)
+        assert found.verdict == "supported" and found.effect == pytest.approx(0.5, abs=0.05)
+        assert one(Share(name="H", least=0.8, whole=whole, **sides), runs).verdict == "refuted"
+
+
+def test_there_is_no_share_of_nothing():
+    found = one(Share(name="H", **SCAFFOLD), study(lambda *arm: 0.0))
+    assert found.verdict == "inconclusive" and "nothing to recover" in " ".join(found.notes)
+
+
+def test_rates_are_compared_with_the_twins_of_the_same_seeds():
+    runs = study(gap, algorithms=("FedAvg",), severities=(1.0,))
+    said = RateGreater(name="H", metric="diverged", of={"partition.severity": 1.0})
+    found = one(said, diverge(runs, ~runs["iid"] & (runs["seed"] < 8)))
+    assert found.verdict == "supported" and found.effect == pytest.approx(0.8) and found.p == 2 / 256
+    few = one(said, diverge(runs, ~runs["iid"] & (runs["seed"] < 3)))
+    assert few.verdict == "inconclusive" and few.p == 0.25
+
+
+def test_all_parts_must_hold():
+    worse = Greater(name="worse", metric="loss", of={"algorithm": "Scaffold"}, than={"algorithm": "FedAvg"})
+    hurt = Greater(name="hurt", **GAP)
+    wrong = Less(name="wrong", **GAP)
+    runs = study(gap)
+    assert one(All(name="H", parts=(worse, hurt)), runs).verdict == "supported"
+    assert one(All(name="H", parts=(worse, wrong)), runs).verdict == "refuted"
+    assert one(All(name="H", parts=(worse, hurt)), study(lambda *arm: 0.0)).verdict == "inconclusive"
+
+
+def test_boundaries_are_compared_as_ratios():
+    runs = study(lambda a, severity, p: 0.0).assign(boundary=lambda r: np.exp(r["loss"]) * np.where(r["iid"], 0.381, 0.2176))
+    found = one(Less(name="H2", metric="boundary", contrast="twin", scale="ratio", of={"partition.severity": 1.0}), runs)
+    assert found.verdict == "supported" and found.unit == "ratio" and found.effect == pytest.approx(0.2176 / 0.381, rel=0.02)
+    assert found.low < 0.2176 / 0.381 < found.high < 1
+
+
+def test_the_table_hides_a_p_that_the_seeds_could_not_give():
+    found = s.judge([Equivalent(name="H", metric="loss", within=1.0, of={"algorithm": "Scaffold"}, than={"algorithm": "FedAvg"})],
+                    study(lambda *arm: 0.0, seeds=3), FACTORS)
+    assert found[0].verdict == "inconclusive" and math.isnan(s.table(found)["p"][0])
+    assert isinstance(s.table(()), pd.DataFrame)

@@ -1,0 +1,88 @@
+"""Parquet beside the rows, and SQL over all runs."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+
+import pytest
+
+from fedrift.errors import UserError
+from fedrift.records import Record
+from fedrift.store import Run, connected, sql
+from fedrift.store.parquet import parquet_path, stale, write_parquet
+from fedrift.store.query import flat
+
+ROWS = [Record(0, "loss", "", -1, 4.5), Record(0, "loss", "sport", -1, 0.1 + 0.2), Record(1, "update.norm", "", 2, math.nan),
+        Record(1, "loss", "", -1, math.inf), Record(1, "loss", "", -1, 3.25)]
+
+
+def made(root, id: str = "abc", **said) -> Run:
+    run = Run(root, id)
+    run.write_json("experiment", {"algorithm": {"is": "FedProx", "mu": 0.1}, "partition": {"is": "TopicMix", "severity": 0.5},
+                                  "seed": 3, "corpus": {"name": "bbc"}, **said, "id": id, "partition_table": {"tokens": [1]}})
+    run.append(ROWS)
+    return run
+
+
+def same(one, other) -> bool:
+    return len(one) == len(other) and all(a[:4] == b[:4] and (a[4] == b[4] or (math.isnan(a[4]) and math.isnan(b[4])))
+                                          for a, b in zip(one, other, strict=True))
+
+
+def test_a_finished_run_has_parquet_that_reads_back_to_the_bit_the_last_word_counting(tmp_path):
+    run = made(tmp_path)
+    run.finish({"rounds": 1})
+    assert not stale(run.folder)
+    (run.folder / "records.jsonl").unlink()
+    assert same(run.records(), [*ROWS[:3], ROWS[4]])
+    assert run.trajectory().curve("loss").tolist() == [4.5, 3.25]
+
+
+def test_the_same_rows_give_the_same_bytes(tmp_path):
+    run = made(tmp_path)
+    first = write_parquet(run.folder).read_bytes()
+    os.remove(parquet_path(run.folder))
+    assert write_parquet(run.folder).read_bytes() == first
+
+
+def test_sql_sees_numbers_experiments_and_findings_of_all_runs(tmp_path):
+    one, other = made(tmp_path), made(tmp_path, "def", seed=4)
+    one.finish({"rounds": 1, "loss": 3.25, "final_loss": 3.0, "train_tokens": 10, "seconds": {"train": 2.0, "final": 1.0}})
+    other.fail(1, "it broke")
+    one.write_json("findings", [{"detector": "drift", "grade": "suspected", "since": 3, "clients": [1, 2]}])
+    got = sql(tmp_path, 'SELECT run, status, algorithm, "algorithm.mu", "partition.severity", seconds, failure '
+                        'FROM runs ORDER BY run')
+    assert got.run.tolist() == ["abc", "def"]
+    assert got.status.tolist() == ["finished", "failed"]
+    assert got.algorithm.tolist() == ["FedProx", "FedProx"]
+    assert got["algorithm.mu"].tolist() == [0.1, 0.1]
+    assert got.seconds[0] == 3.0
+    assert got.failure[1] == "it broke"
+    joined = sql(tmp_path, "SELECT seed, min(value) v FROM records JOIN runs USING (run) "
+                           "WHERE metric = 'loss' AND domain = '' GROUP BY seed")
+    assert sorted(joined.v) == [3.25, 3.25]
+    assert sql(tmp_path, "SELECT detector, clients FROM findings").values.tolist() == [["drift", "[1, 2]"]]
+
+
+def test_rows_written_since_are_in_the_next_answer(tmp_path):
+    run = made(tmp_path)
+    assert sql(tmp_path, "SELECT max(round) r FROM records").r[0] == 1
+    run.append([Record(2, "loss", "", -1, 3.0)])
+    os.utime(run.folder / "records.jsonl", ns=(2**62, 2**62))
+    assert sql(tmp_path, "SELECT max(round) r FROM records").r[0] == 2
+
+
+def test_an_empty_folder_answers_and_a_mistake_is_told(tmp_path):
+    assert sql(tmp_path, "SELECT count(*) n FROM records").n[0] == 0
+    assert sql(tmp_path, "SELECT count(*) n FROM findings").n[0] == 0
+    with pytest.raises(UserError, match="DESCRIBE runs"):
+        sql(tmp_path, "SELECT nothing FROM runs")
+    with connected(tmp_path) as connection:
+        assert connection.execute("SELECT count(*) FROM runs").fetchone() == (0,)
+
+
+def test_classes_take_their_parents_place_and_lists_are_json():
+    got = flat({"a": {"is": "X", "b": {"is": "Y", "c": 1}}, "d": [1, 2], "e": None})
+    assert got == {"a": "X", "a.b": "Y", "a.b.c": 1, "d": json.dumps([1, 2]), "e": None}

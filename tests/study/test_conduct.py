@@ -1,0 +1,231 @@
+"""Whole studies in the small world: run once, resumed, shared, and the same whoever runs them."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+import fedrift.study.work
+from fedrift.errors import UserError
+from fedrift.experiment import parse
+from fedrift.setting import resolve
+from fedrift.stock import Stock
+from fedrift.store.claims import claim
+from fedrift.study import Book, find_study, judged, pack, table, unpack
+from fedrift.study.conduct import conduct, foreseen
+from fedrift.study.cost import cost, tokens
+from fedrift.study.executors import Processes, Ray, Slurm
+from fedrift.study.work import settle, work
+from tests.study.small import TUNED, study
+from tests.worlds import stock
+
+
+def frame(book: Book) -> pd.DataFrame:
+    return table(book)
+
+
+def text(book: Book) -> str:
+    """Every number of a study's table, to the bit."""
+    return table(book, roles=("run", "twin", "trial")).to_csv(index=False)
+
+
+def shelf(folder: Path) -> Stock:
+    return stock(folder, threads=1)
+
+
+def elsewhere(folder: Path, root: Path) -> Stock:
+    """The same world, the runs in another place."""
+    return Stock(replace(shelf(folder).runtime, root=root))
+
+
+@pytest.fixture(scope="module")
+def done(tmp_path_factory):
+    """A finished study."""
+    folder = tmp_path_factory.mktemp("study")
+    return folder, conduct(study(folder, **TUNED), shelf(folder))
+
+
+def test_every_cell_and_seed_has_a_run_and_arms_with_the_same_twin_share_it(done):
+    _, book = done
+    got = frame(book)
+    assert (got.status == "finished").all()
+    assert len(got[got.role == "run"]) == 8
+    assert len(got[got.iid]) == 4  # algorithms x seeds: both severities share theirs
+    assert set(got[got.iid]["partition.severity"]) == {0.0}
+    assert set(got[got.role == "run"].twin) == set(got[got.iid].run)
+    ends = got.set_index("run").loss
+    for row in got[got.role == "run"].itertuples():
+        assert row.gap == pytest.approx(ends[row.run] - ends[row.twin])
+    assert got[["loss", "final.loss", "swing"]].notna().all().all()
+
+
+def test_hypotheses_are_judged_on_the_frame_and_two_seeds_never_call_anything(done):
+    folder, book = done
+    said = [{"is": "Greater", "name": "H1", "metric": "loss", "contrast": "twin", "of": {"partition.severity": 1.0}},
+            {"is": "Less", "name": "H2", "metric": "loss:max", "of": {"algorithm": "FedProx"}, "than": {"algorithm": "FedAvg"}}]
+    other = Book(book.root, "judged")
+    other.write({**book.read(), "study": study(folder, name="judged", hypotheses=said, **TUNED).written()})
+    got, verdicts = judged(other)
+    assert [verdict.verdict for verdict in verdicts] == ["inconclusive"] * 2
+    assert [verdict.seeds for verdict in verdicts] == [2, 2]
+    skewed = got[(got.role == "run") & (got["partition.severity"] == 1.0)]
+    assert verdicts[0].effect == pytest.approx(skewed.gap.mean())
+    assert got["loss:max"].notna().all()
+
+
+def test_tuning_is_in_the_book_and_in_the_runs(done):
+    _, book = done
+    said = book.read()
+    assert said["complete"]
+    assert [choice["of"] for choice in said["choices"]] == ["algorithm=FedAvg", "algorithm=FedProx"]
+    assert all(len(choice["tried"]) == 2 for choice in said["choices"])
+    trial = table(book, roles=("trial",))
+    assert len(trial) == 4
+    for choice in said["choices"]:
+        lr = choice["settings"]["plan.optimizer.lr"]
+        runs = [entry for entry in said["runs"] if entry.role == "run" and entry.arm.startswith(choice["of"])]
+        assert {book.run(entry).experiment["plan"]["optimizer"]["lr"] for entry in runs} == {lr}
+
+
+def test_a_finished_study_computes_nothing_and_plans_the_same_runs(done, monkeypatch):
+    folder, book = done
+    monkeypatch.setattr(fedrift.study.work, "carry_out", lambda *a: pytest.fail("a finished run was begun again"))
+    assert text(conduct(study(folder, **TUNED), shelf(folder))) == text(book)
+    plan, known = foreseen(study(folder, **TUNED), shelf(folder))
+    assert known
+    assert {entry.run for entry in plan.entries} == {entry.run for entry in book.read()["runs"]}
+
+
+def test_a_run_that_fails_is_noted_and_the_study_goes_on(tmp_path, monkeypatch):
+    real = fedrift.study.work.carry_out
+
+    def sometimes(experiment, *rest):
+        if experiment.seed == 1 and experiment.partition.severity == 1.0:
+            raise MemoryError("no room")
+        return real(experiment, *rest)
+
+    monkeypatch.setattr(fedrift.study.work, "carry_out", sometimes)
+    small = {"factors": {"partition.severity": [0.5, 1.0]}}
+    book = conduct(study(tmp_path, **small), shelf(tmp_path))
+    got = frame(book)
+    assert (got.status == "failed").sum() == 1
+    row = got[got.status == "failed"].iloc[0]
+    assert (row.seed, row["partition.severity"], row.failure) == (1, 1.0, "MemoryError: no room")
+    assert pd.isna(row.loss)
+    assert not row.diverged
+    monkeypatch.setattr(fedrift.study.work, "carry_out", real)  # asked again, it is tried again
+    assert (frame(conduct(study(tmp_path, **small), shelf(tmp_path))).status == "finished").all()
+
+
+def test_a_level_of_severity_0_is_a_row_of_its_own_and_its_own_twin(tmp_path):
+    book = conduct(study(tmp_path, seeds=1, factors={"partition.severity": [0.0, 1.0]}), shelf(tmp_path))
+    got = frame(book)
+    assert len(got) == 2
+    assert not got.iid.any()
+    assert got.gap[0] == 0
+    assert got.twin.tolist() == [got.run[0]] * 2
+
+
+def test_a_run_that_another_worker_has_is_left_to_it_and_taken_over_when_it_dies(tmp_path):
+    here = shelf(tmp_path)
+    book = Book(here.runtime.root, "tiny")
+    one = resolve(parse(study(tmp_path).base), here)
+    theirs = claim(book.run(one.id).folder)
+    assert not settle(one, here, book)
+    theirs.path.write_text('{"where": "elsewhere", "process": 1, "born": 0}')
+    os.utime(theirs.path, (1, 1))
+    work([one], here, book, poll=0.01)
+    assert book.run(one.id).finished
+
+
+def test_a_run_that_costs_its_workers_their_lives_is_given_up(tmp_path):
+    here = shelf(tmp_path)
+    book = Book(here.runtime.root, "tiny")
+    one = resolve(parse(study(tmp_path).base), here)
+    folder = book.run(one.id).folder
+    folder.mkdir(parents=True)
+    (folder / "claim.2").write_text('{"where": "elsewhere", "process": 1, "born": 0}')
+    os.utime(folder / "claim.2", (1, 1))
+    assert settle(one, here, book)
+    assert "3 workers ended" in book.failure(one.id)
+
+
+def test_an_archive_gives_the_same_table_elsewhere_and_the_same_bytes_again(done, tmp_path):
+    _, book = done
+    first = pack(book, tmp_path / "a.zip")
+    assert pack(book, tmp_path / "b.zip").read_bytes() == first.read_bytes()
+    there = unpack(first, tmp_path / "there")
+    assert text(there) == text(book)
+    assert pack(there, tmp_path / "c.zip").read_bytes() == first.read_bytes()
+    assert text(find_study(tmp_path / "there", "tiny")) == text(book)
+    with pytest.raises(UserError, match="cannot be read"):
+        unpack(Path(__file__), tmp_path / "there")
+    with pytest.raises(UserError, match="did you mean 'tiny'"):
+        find_study(tmp_path / "there", "tinny").read()
+
+
+def test_what_is_left_is_priced(tmp_path, done):
+    folder, _ = done
+    plan, _ = foreseen(study(folder, **TUNED), shelf(folder))
+    assert cost(plan.experiments.values(), shelf(folder)).tokens == 0
+    plan, known = foreseen(study(tmp_path, **TUNED), shelf(tmp_path))
+    assert not known
+    price = cost(plan.experiments.values(), shelf(tmp_path))
+    assert price.tokens == sum(tokens(each) for each in plan.experiments.values())
+    assert tokens(next(iter(plan.experiments.values()))) == 1 * 2 * 2 * 2 * 16  # rounds, cohort, steps, batch, tokens
+    assert price.seconds > 0
+    assert not list((tmp_path / "runs").glob("*/experiment.json"))  # the probe leaves nothing
+
+
+def test_processes_give_the_same_table_as_one_after_another(done, tmp_path):
+    folder, _ = done
+    small = study(folder, seeds=1)
+    one, other = (conduct(small, elsewhere(folder, tmp_path / name), executor)
+                  for name, executor in (("one", None), ("other", Processes(2))))
+    assert text(one) == text(other)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("executor", [Ray(workers=2), Slurm(jobs=2, cluster="local")], ids=["ray", "slurm"])
+def test_clusters_give_the_same_table_as_one_after_another(done, tmp_path, executor):
+    folder, book = done
+    assert text(conduct(study(folder, **TUNED), elsewhere(folder, tmp_path), executor)) == text(book)
+
+
+def test_a_study_killed_three_times_ends_with_the_same_table(done, tmp_path):
+    folder, book = done
+    killed_study(study(folder, **TUNED), folder, tmp_path, kills=3)
+    assert text(Book(tmp_path, "tiny")) == text(book)
+
+
+@pytest.mark.slow
+def test_a_study_of_sixty_runs_killed_three_times_ends_with_the_same_table(tmp_path):
+    large = study(tmp_path, seeds=10, factors={"algorithm": ["FedAvg", "FedProx", "Scaffold"], "partition.severity": [1.0]})
+    book = conduct(large, elsewhere(tmp_path, tmp_path / "unbroken"))
+    assert len(frame(book)) == 60
+    killed_study(large, tmp_path, tmp_path / "broken", kills=3)
+    assert text(Book(tmp_path / "broken", "tiny")) == text(book)
+
+
+def killed_study(wanted, folder: Path, root: Path, kills: int) -> None:
+    """Run a study in processes that are killed at random moments, and once more to its end."""
+    draw, context = np.random.default_rng(11), multiprocessing.get_context("fork")  # the imports are done
+    for attempt in range(kills + 1):
+        worker = context.Process(target=conduct, args=(wanted, elsewhere(folder, root)))
+        before = len(list(root.glob("*/records.jsonl")))
+        worker.start()
+        while attempt < kills and len(list(root.glob("*/records.jsonl"))) <= before and worker.is_alive():
+            time.sleep(0.005)
+        if attempt < kills:
+            time.sleep(draw.uniform(0, 0.5))
+            assert worker.is_alive(), "it was too fast to be killed"
+            worker.kill()
+        worker.join()
+    assert worker.exitcode == 0

@@ -1,0 +1,100 @@
+"""Designs: every pair of levels equally often, main effects apart, and what is confounded said."""
+
+from __future__ import annotations
+
+from collections import Counter
+from itertools import combinations
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fedrift.errors import UserError
+from fedrift.study.designs import FullGrid, Listed, OneFactor, Orthogonal
+from fedrift.study.designs.arrays import NAMES, array, contrasts, interaction, shared
+from fedrift.study.designs.orthogonal import aliases
+
+SIZES = {"L4": (4, 3), "L8": (8, 7), "L16": (16, 15), "L9": (9, 4), "L18": (18, 8), "L27": (27, 13), "L81": (81, 40)}
+SEVEN = {name: (0, 1, 2) for name in ("regime", "algorithm", "clients", "participation", "epochs", "severity", "lr")}
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_in_every_two_columns_every_pair_of_levels_is_there_equally_often(name):
+    table = array(name)
+    assert table.shape == SIZES[name]
+    for one, other in combinations(range(table.shape[1]), 2):
+        pairs = Counter(zip(table[:, one].tolist(), table[:, other].tolist(), strict=True))
+        assert len(pairs) == len(set(table[:, one])) * len(set(table[:, other]))
+        assert len(set(pairs.values())) == 1
+
+
+def test_the_interaction_of_two_columns_of_nine_rows_is_the_other_two_columns():
+    table = array("L9")
+    both = interaction(table[:, 0], table[:, 1])
+    assert both.shape == (9, 4)
+    assert shared(contrasts(table[:, 2]), both) == pytest.approx(1)
+    assert shared(contrasts(table[:, 3]), both) == pytest.approx(1)
+    assert shared(contrasts(table[:, 0]), both) == pytest.approx(0)
+
+
+def test_a_full_grid_confounds_nothing_and_has_every_cell_once():
+    cells = FullGrid()({"a": (1, 2), "b": ("x", "y", "z")})
+    assert len(cells) == 6
+    assert len({tuple(cell.items()) for cell in cells}) == 6
+    assert aliases(cells) == []
+
+
+def test_27_runs_keep_seven_main_effects_apart_and_a_chosen_interaction_clear():
+    cells = Orthogonal("L27", (("regime", "algorithm"),))(SEVEN)
+    assert len(cells) == 27
+    for one, other in combinations(SEVEN, 2):
+        assert set(Counter((cell[one], cell[other]) for cell in cells).values()) == {3}
+    mixed = aliases(cells)
+    assert mixed  # seven three-level factors in 27 runs cannot be free of confounding
+    assert not [alias for alias in mixed if set(alias["pair"]) == {"regime", "algorithm"}]
+    assert {alias["share"] for alias in mixed} <= {0.5, 1.0}
+
+
+def test_what_two_interacting_factors_do_to_a_third_is_what_the_alias_table_says():
+    """A response that is nothing but one interaction is read as a main effect exactly where the table says so."""
+    levels = {"a": (0, 1, 2), "b": (0, 1, 2), "c": (0, 1, 2)}
+    cells = Orthogonal("L9")(levels)
+    assert {(alias["factor"], tuple(alias["pair"])) for alias in aliases(cells)} == {
+        ("a", ("b", "c")), ("b", ("a", "c")), ("c", ("a", "b"))}
+    a, b, c = (np.array([cell[name] for cell in cells]) for name in levels)
+    response = interaction(a, b) @ np.arange(1.0, 5.0)
+    means = [response[c == level].mean() for level in range(3)]
+    assert max(means) - min(means) > 0.1
+    assert max(abs(response[a == level].mean()) for level in range(3)) < 1e-12
+
+
+def test_a_factor_of_two_levels_takes_a_column_of_its_own_kind_or_begins_again():
+    cells = Orthogonal("L18")({"two": ("x", "y"), "three": (0, 1, 2)})
+    assert Counter(cell["two"] for cell in cells) == {"x": 9 if len(cells) == 18 else 3, "y": 9 if len(cells) == 18 else 3}
+    dummy = Orthogonal("L9")({"two": ("x", "y"), "three": (0, 1, 2), "other": (0, 1, 2), "last": (0, 1, 2)})
+    assert Counter(cell["two"] for cell in dummy) == {"x": 6, "y": 3}
+
+
+@pytest.mark.parametrize(("design", "levels", "told"), [
+    (Orthogonal("L9"), {name: (0, 1, 2) for name in "abcde"}, "L9 has no column left for 'e'"),
+    (Orthogonal("L9"), {"a": (0, 1, 2, 3)}, "4 levels"),
+    (Orthogonal("L9", (("a", "z"),)), {"a": (0, 1, 2)}, "no factor 'z'"),
+    (Orthogonal("L9", (("a", "b"),)), {name: (0, 1, 2) for name in "abc"}, "shorter design.clear"),
+    (OneFactor({"a": 7}), {"a": (0, 1)}, "no level 7; it has 0, 1"),
+    (Listed(({"a": 0},)), {"a": (0, 1), "b": (0, 1)}, "must say a level for b"),
+    (Listed(), {"a": (0, 1)}, "names no cell"),
+])
+def test_what_cannot_be_designed_is_told_with_the_way_out(design, levels, told):
+    with pytest.raises(UserError, match=told):
+        design(levels)
+
+
+@given(st.lists(st.integers(1, 4), min_size=1, max_size=4))
+def test_one_factor_at_a_time_leaves_the_centre_in_one_factor_only(counts):
+    levels = {f"f{number}": tuple(range(count)) for number, count in enumerate(counts)}
+    centre = {name: labels[-1] for name, labels in levels.items()}
+    cells = OneFactor(centre)(levels)
+    assert cells[0] == centre
+    assert len(cells) == 1 + sum(count - 1 for count in counts)
+    assert all(sum(cell[name] != centre[name] for name in cell) == 1 for cell in cells[1:])

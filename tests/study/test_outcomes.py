@@ -1,0 +1,67 @@
+"""Outcomes of a run, by hand."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+
+from fedrift.errors import UserError
+from fedrift.records import Record, Trajectory
+from fedrift.study.outcomes import diverged, needed, outcome
+
+
+def run(loss, **domains) -> Trajectory:
+    rows = [Record(round, "loss", domain, -1, value) for domain, values in {"": loss, **domains}.items()
+            for round, value in enumerate(values)]
+    return Trajectory(tuple(rows))
+
+
+def test_the_end_is_the_mean_of_the_last_five_and_nan_stays_nan():
+    assert outcome("loss", run([9, 5, 4, 3, 2, 1])) == 3
+    assert math.isnan(outcome("loss", run([9, 5, 4, 3, math.nan, 1])))
+    assert math.isnan(outcome("bits", run([1, 2])))
+
+
+def test_moments_domains_and_clients():
+    one = run([4, 2, 3], sport=[6, 7, 8])
+    assert outcome("loss:max", one) == 4
+    assert outcome("loss:last", one) == 3
+    assert outcome("loss@sport", one) == 7
+    clients = Trajectory(tuple(Record(round, "update.cosine", "", client, value) for round, client, value in [
+        (1, 0, 0.2), (1, 1, 0.4), (2, 2, 0.6)]))
+    assert outcome("update.cosine", clients) == pytest.approx(0.45)  # the mean of .3 and .6
+    with pytest.raises(UserError, match="there are mean, max, min, last"):
+        outcome("loss:median", one)
+
+
+def test_a_gap_is_over_the_evaluations_that_both_have():
+    ours, twin = run([5, 4, 3], sport=[5, 5, 5], tech=[1, 1, 1]), run([5, 4], sport=[4, 4], tech=[2, 2])
+    assert outcome("gap", ours, twin) == 0
+    assert outcome("gap.worst", ours, twin) == 1
+    assert math.isnan(outcome("gap", ours))
+
+
+def test_the_oscillation_index_is_upward_moves_by_descent():
+    assert outcome("oscillation", run([10, 8, 6, 5, 4, 3, 2, 1, 0.5, 0])) == 0
+    assert outcome("oscillation", run([10, 5, 4, 5, 4, 5, 4, 5, 4, 5])) == pytest.approx(3 / 6)  # from round 3 on
+    assert math.isnan(outcome("oscillation", run([1, 2, 3])))
+
+
+def test_rounds_to_a_loss_are_infinite_where_it_is_not_reached():
+    assert outcome("rounds.to:4", run([5, 4.5, 4, 3])) == 2
+    assert outcome("rounds.to:1", run([5, 4])) == math.inf
+    with pytest.raises(UserError, match="wants a loss"):
+        outcome("rounds.to:low", run([5]))
+
+
+def test_divergence_is_a_loss_that_is_no_number_or_runs_away():
+    assert diverged(run([4, math.nan]))
+    assert diverged(run([4, math.inf, 4]))
+    assert diverged(run([4, 3, 9, 9, 9]))
+    assert not diverged(run([4, 3, 9, 9, 4]))
+    assert not diverged(run([4, 3.9, 4.1]))
+
+
+def test_only_what_is_needed_is_read():
+    assert needed(["gap", "rounds.to:4", "update.cosine", "loss@sport:max"]) == ["loss", "update.cosine"]
