@@ -71,13 +71,16 @@ class Barriers:
         inner = [self.nats(between(one, two, x)) for x in torch.linspace(0, 1, self.points).tolist()[1:-1]]
         return barrier(torch.tensor([first, *inner, last], dtype=torch.float64)).item()
 
-    @torch.no_grad()
     def nats(self, params: Tree) -> float:
-        """Loss of one model ``[1, ...]``, nats per token that counts."""
-        where = next(iter(params.values())).device
-        counts = self.passages.counts
-        total, _ = self.model.sums(params, self.passages.tokens[None].to(where), counts[None].to(where))
-        return total.double().sum().item() / int(counts[:, 1:].sum())
+        return nats(self.model, params, self.passages)
+
+
+@torch.no_grad()
+def nats(model: Judge, params: Tree, text: Passages) -> float:
+    """Loss of one model ``[1, ...]`` on the passages, nats per token that counts."""
+    where = next(iter(params.values())).device
+    total, _ = model.sums(params, text.tokens[None].to(where), text.counts[None].to(where))
+    return total.double().sum().item() / int(text.counts[:, 1:].sum())
 
 
 def barrier(losses: Tensor) -> Tensor:

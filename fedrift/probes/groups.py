@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from . import attention, barrier, cost, fairness, general, hidden, language, path, product, subspaces, syntax, text
+from . import attention, barrier, cost, exact, fairness, general, hidden, language, path, product, subspaces, syntax, text
 from .bench import Bench
 from .panel import After, Look
 
@@ -14,8 +14,13 @@ def updates(bench: Bench) -> list[Look | After]:
     return [*path.looks(bench), *product.looks(bench), Look("evidence", bench.algorithm.evidence)]
 
 
+def adapters(bench: Bench) -> list[Look | After]:
+    """The directions that adapters use, and what averaging their factors costs."""
+    return [*subspaces.looks(bench), *exact.looks(bench)]
+
+
 GROUPS: dict[str, Callable[[Bench], list[Look | After]]] = {
     "language": language.looks, "updates": updates, "fairness": fairness.looks, "cost": cost.looks,
-    "hidden": hidden.looks, "attention": attention.looks, "barriers": barrier.looks, "adapters": subspaces.looks,
+    "hidden": hidden.looks, "attention": attention.looks, "barriers": barrier.looks, "adapters": adapters,
     "general": general.looks, "syntax": syntax.looks, "text": text.looks,
 }

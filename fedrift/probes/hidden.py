@@ -15,7 +15,7 @@ from .bench import Bench
 from .panel import After, Look
 from .passages import Passages, passages
 from .probe import Reading
-from .representation import alike, anisotropy, centred_products, cka, cosines, effective_rank
+from .representation import alike, alike_in_pairs, anisotropy, centred_products, cka, cosines, effective_rank
 from .update import scattered
 from .worn import client_models, layer_name, mean_model, server_models, sound
 
@@ -30,8 +30,9 @@ class HiddenStates:
     Of the server's model (of several, the mean over the fleet): ``hidden.cosine.pretrained``, the mean cosine of a
     position's state with the same position's in the pretrained model; ``hidden.cka.pretrained``, debiased linear CKA of
     the two; ``hidden.anisotropy``; ``hidden.rank``, the effective rank, and ``hidden.rank.ratio``, to the pretrained
-    model's. Of the clients as trained, before aggregation: ``hidden.cka.server`` with the server's new model, one a
-    client; ``hidden.cka.clients``, the mean over pairs of clients. See ``representation.py`` for each measure.
+    model's. Of the clients as trained, before aggregation: ``hidden.cosine.server`` and ``hidden.cka.server`` with the
+    server's new model, one a client; ``hidden.cosine.clients`` and ``hidden.cka.clients``, means over pairs of clients. See
+    ``representation.py`` for each measure.
 
     Positions are tokens in their context, 1,024 if there are as many; the first two of a block do not count. A look
     reads (M + C) times the tokens of the passages, about 1,060 at 64 a block: no head, no gradient. The states of
@@ -74,24 +75,30 @@ class HiddenStates:
         rows = there.nonzero().flatten()
         if not len(rows):
             return {}
-        shared = done.after.group[done.cohort].cpu()
-        found = torch.full((len(server), len(rows)), torch.nan, dtype=torch.float64)
-        between = torch.full((len(server),), torch.nan, dtype=torch.float64)
+        shared = done.after.group[done.cohort].cpu()[rows]
+        pairs = torch.ones(len(rows), len(rows)).triu(1).bool()
+        found = {name: torch.full((len(server), len(rows)), torch.nan, dtype=torch.float64) for name in ("cosine", "cka")}
+        between = {name: torch.full((len(server),), torch.nan, dtype=torch.float64) for name in found}
 
         def see(layer: int, states: Tensor) -> None:
-            clients = centred_products(self.placed(states)[rows.to(states.device)]).flatten(1)  # [C, P * P]
-            models = centred_products(server[layer].to(states.device)).flatten(1)
-            own = cosines(clients, models).cpu()  # [C, M]
-            found[layer] = own[torch.arange(len(rows)), shared[rows]]
+            ours, models = self.placed(states)[rows.to(states.device)], server[layer].to(states.device)
+            clients = centred_products(ours).flatten(1)  # [C, P * P]
+            own = cosines(clients, centred_products(models).flatten(1)).cpu()  # [C, M]
+            found["cka"][layer] = own[torch.arange(len(rows)), shared]
+            found["cosine"][layer] = alike(ours, models[shared.to(models.device)]).cpu()
             if len(rows) > 1:
-                pairs = torch.ones(len(rows), len(rows)).triu(1).bool()
-                between[layer] = cosines(clients, clients).cpu()[pairs].mean()
+                between["cka"][layer] = cosines(clients, clients).cpu()[pairs].mean()
+                between["cosine"][layer] = alike_in_pairs(ours).cpu()
 
         watch_states(self.model, client_models(done), self.passages.tokens.to(self.model.device), see)
-        reading: Reading = {("hidden.cka.server", layer_name(layer)): scattered(values, there)
-                            for layer, values in enumerate(found)}
-        reading["hidden.cka.server"] = scattered(found.mean(0), there)
-        return reading | (by_layer("hidden.cka.clients", between) if len(rows) > 1 else {})
+        reading: Reading = {}
+        for name, each in found.items():
+            reading |= {(f"hidden.{name}.server", layer_name(layer)): scattered(values, there)
+                        for layer, values in enumerate(each)}
+            reading[f"hidden.{name}.server"] = scattered(each.mean(0), there)
+            if len(rows) > 1:
+                reading |= by_layer(f"hidden.{name}.clients", between[name])
+        return reading
 
     def states(self, params: Tree) -> dict[int, Tensor]:
         """The states of A models at the places that count, ``[A, P, H]`` a layer."""

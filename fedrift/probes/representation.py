@@ -53,6 +53,12 @@ def alike(one: Tensor, two: Tensor) -> Tensor:
     return F.cosine_similarity(wide(one), wide(two), dim=-1).mean(-1)
 
 
+def alike_in_pairs(states: Tensor) -> Tensor:
+    """``alike``, the mean over the pairs of A models, ``[A, P, H] -> []``, A at least 2."""
+    way, count = F.normalize(wide(states), dim=-1), len(states)
+    return ((way.sum(0).pow(2).sum(-1) - way.pow(2).sum((0, -1))) / (count * (count - 1))).mean()
+
+
 def anisotropy(states: Tensor) -> Tensor:
     """Mean cosine of the states of two positions, ``[..., P, H] -> [...]``: 0 if they point everywhere, 1 if one way."""
     way = F.normalize(wide(states), dim=-1)

@@ -33,8 +33,9 @@ def update_geometry(done: Round) -> Reading:
     orthogonal; ``update.diversity`` mean |d|^2 / |mean d|^2, from 1 (identical) to C (orthogonal) and beyond
     (Yin et al., AISTATS 2018, arXiv:1706.05699, over a round instead of a step); both by layer too, with the domain
     ``layer 03``; ``update.pairwise`` mean cosine of two clients' updates; ``update.divergence``
-    mean_{i<j} |d_i - d_j| / mean |d|; ``gradient.norm`` of each client's mean raw gradient, ``[C]``, and
-    its variance over the clients ``gradient.norm.variance``. Failed clients are NaN and do not count.
+    mean_{i<j} |d_i - d_j| / mean |d|; ``gradient.norm`` of each client's mean raw gradient over its local steps,
+    ``[C]``, its mean over the clients, of the same name, and its variance ``gradient.norm.variance``. Failed clients are
+    NaN and do not count.
     """
     sound = ~done.report.failed & (done.report.steps > 0)
     grams = by_layer(done.report.delta.rows(sound.nonzero().flatten().to(device(done.report.delta))))
@@ -58,6 +59,8 @@ def update_geometry(done: Round) -> Reading:
     slope = done.report.gradient.norm().cpu()
     slope = torch.where(sound, slope, torch.nan)
     reading["gradient.norm"] = slope
+    if count:
+        reading["gradient.norm", ""] = slope[sound].mean()
     if count > 1:
         reading["gradient.norm.variance"] = slope[sound].var()
     return reading

@@ -14,7 +14,7 @@ from tests import worlds
 
 DEEP = "[hidden, attention, barriers, adapters, general, syntax]"
 ALL = (f"evaluate.panel={DEEP}", "evaluate.deep=2")
-NAMES = ("hidden.", "attention.", "barrier.", "adapters.angle", "adapters.rank", "general.", "syntax.")
+NAMES = ("hidden.", "attention.", "barrier.", "adapters.angle", "adapters.rank", "adapters.error.loss", "general.", "syntax.")
 
 
 @pytest.fixture
@@ -53,8 +53,9 @@ def test_all_groups_look_when_they_should_and_change_nothing(world):
     assert start["attention.shift", ""] == 0 and start["general.loss", ""] > 0
     end = new[new["round"] == 4]
     assert end.value.notna().all()
-    assert set(end[end.client >= 0].metric) == {"hidden.cka.server", "barrier.server"}
-    assert {"hidden.cka.clients", "hidden.anisotropy", "attention.entropy", "barrier.clients", "adapters.rank", "adapters.angle",
+    assert set(end[end.client >= 0].metric) == {"hidden.cka.server", "hidden.cosine.server", "barrier.server"}
+    assert {"hidden.cka.clients", "hidden.cosine.clients", "adapters.error.loss",
+            "hidden.anisotropy", "attention.entropy", "barrier.clients", "adapters.rank", "adapters.angle",
             "adapters.rank.stable", "general.bits", "syntax.accuracy", "syntax.margin"} <= set(end.metric)
     assert "layer 01 head 03" in set(end[end.metric == "attention.shift"].domain)
     assert len(end[end.metric == "syntax.accuracy"]) >= 9

@@ -59,6 +59,8 @@ def test_who_moves_farther_is_less_like_the_server():
     near, close, far = reading["hidden.cka.server"].tolist()
     assert near == pytest.approx(1) and near > close > far
     assert reading["hidden.cka.server", "layer 01"].shape == (3,)
+    near, close, far = reading["hidden.cosine.server"].tolist()
+    assert near == pytest.approx(1) and near > close > far
 
 
 def test_clients_that_are_the_same_are_alike_whatever_the_server_did():
@@ -66,6 +68,8 @@ def test_clients_that_are_the_same_are_alike_whatever_the_server_did():
     done = a_round(model, [0.0, 0.0, 0.0], server=1.0)
     reading = probe(model)(done)
     assert reading["hidden.cka.clients"].item() == pytest.approx(1)
+    assert reading["hidden.cosine.clients"].item() == pytest.approx(1)
+    assert reading["hidden.cosine.server"].max() < 0.999
     assert reading["hidden.cka.pretrained"] < 0.999
 
 

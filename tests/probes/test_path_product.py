@@ -11,7 +11,8 @@ from fedrift.algorithms import FedAvg, LocalOnly
 from fedrift.probes import update_geometry
 from fedrift.probes.panel import Past
 from fedrift.probes.path import Path, efficiency
-from fedrift.probes.product import Products, products
+from fedrift.probes.product import Products, products, products_by_layer
+from fedrift.probes.product import efficiency as of_products
 from fedrift.tree import Tree
 from fedrift.values import Round
 from tests.laws.federation import SCALE, data, train
@@ -106,6 +107,29 @@ def test_clients_and_the_server_are_measured_in_the_space_of_products(algorithm)
     turns = torch.nn.functional.cosine_similarity(moves[1], moves[0])
     assert reading["product.turn"].item() == pytest.approx(turns.mean().item())
     assert "product.turn" not in Products(SCALE)(done[0])
+    pairs = [torch.nn.functional.cosine_similarity(update[one], update[two], dim=0)
+             for one in range(len(update)) for two in range(one)]
+    assert reading["product.pairwise"].item() == pytest.approx(torch.stack(pairs).mean().item())
+
+
+def test_the_way_of_the_products_is_that_of_the_matrices():
+    done = train(FedAvg(), data(), until=3)
+    start = done[0].before.server.params
+    reading = Products(SCALE, start)(done[2])
+    before, after = done[2].before.server.params, done[2].after.server.params
+    assert reading["product.step"].item() == pytest.approx(dense(before, after - before).norm().item())
+    assert reading["product.travelled"].item() == pytest.approx(dense(start, after - start).norm().item())
+    past = Past({("product.step", ""): 3.0})
+    assert of_products({"product.step": 1.0, "product.travelled": 2.0}, past) == {"product.efficiency": 0.5}
+
+
+def test_layers_of_products_are_told_apart():
+    draw = torch.Generator().manual_seed(1)
+    start, moves = (Tree({f"layers.{layer}.{leaf}": torch.randn(shape, generator=draw, dtype=torch.float64)
+                          for layer in (0, 1) for leaf, shape in (("A", (2, 2, 5)), ("B", (2, 3, 2)))}) for _ in range(2))
+    grams = products_by_layer(start, moves)
+    assert list(grams) == ["layer 00", "layer 01"]
+    assert torch.allclose(grams["layer 00"] + grams["layer 01"], products(start, moves))
 
 
 def test_the_way_of_writing_a_product_does_not_count():
