@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import yaml
 
 from fedrift.errors import UserError
+from fedrift.experiment import parse
 from fedrift.study import load_study
 from fedrift.study.cells import cells
 from fedrift.study.factors import changed, factors, labels
@@ -112,3 +114,10 @@ def test_a_study_is_read_and_its_tables_opened_without_torch():
     code = "import sys\nimport fedrift.study\nassert 'torch' not in sys.modules"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("path", sorted((Path(__file__).parents[2] / "studies").glob("*.yaml")), ids=lambda path: path.stem)
+def test_every_study_of_the_project_can_be_begun(path):
+    asked = load_study(path)
+    for cell in [*trials(asked), *cells(asked)]:
+        parse(cell.said)
