@@ -12,7 +12,6 @@ from .options import ROOT, Data, Device, File, Overrides, Root, Threads, runtime
 if TYPE_CHECKING:
     from ..flower.terms import Terms
 
-CERTIFICATES = ("ca.crt", "server.pem", "server.key")
 FLEETS = ("simulated", "flower")
 Address = Annotated[str, typer.Option("--address", metavar="HOST:PORT", help="Where the server machine's SuperLink listens.")]
 Own = Annotated[list[str] | None, typer.Option(
@@ -46,29 +45,32 @@ def deploy(file: File, overrides: Overrides = None, address: Address = "127.0.0.
     where = runtime(root, data, device, threads)
     stock, folders = Stock(where), owned(own)
     experiment = load_experiment(file, rest)
+    clients = range(experiment.partition.clients)
+    tls = flower.certified(certificates) if certificates else None
+    keys = flower.keyed(keys, len(clients), tls) if keys else None
     if run:
         from .screen import Bar, summary
 
         with Bar(experiment.plan.rounds) as bar:
-            done = here(experiment, stock, terms, out, bar.of(experiment.name), folders)
+            done = here(experiment, stock, terms, out, bar.of(experiment.name), folders, tls, keys)
         summary(done)
         return
     experiment = resolve(experiment, stock)
-    tls = flower.Tls(*(certificates.resolve() / name for name in CERTIFICATES)) if certificates else None
     host, _, port = address.rpartition(":")
     config = {key: value for key, value in configured(where, terms).items() if key != "cwd"}
     app = flower.write_app(out.resolve() / "app", experiment.written(), config)
     flower.write_connection(out.resolve() / "flwr", address, tls)
     everywhere = "export " + " ".join(f"{name}={value}" for name, value in flower.ENVIRONMENT.items())
-    said = ["# On every machine, first:", everywhere, "", "# On the server machine, each in a terminal of its own:",
-            f"export FLWR_HOME={out.resolve() / 'flwr'}", str(flower.superlink(host, int(port), tls, authenticate=bool(keys)))]
-    clients = range(experiment.partition.clients)
+    said = ["# On every machine, in every terminal:", everywhere, "", "# On the server machine, in every terminal:",
+            f"export FLWR_HOME={out.resolve() / 'flwr'}", "", "# On the server machine, in a terminal of its own:",
+            str(flower.superlink(host, int(port), tls, authenticate=bool(keys)))]
     if keys:
-        said += [str(flower.register(str(keys / f"client-{client}.pub"))) for client in clients]
+        said += ["", "# On the server machine, once that is up:",
+                 *(str(flower.register(flower.private(keys, client) + ".pub")) for client in clients)]
     for client in clients:
-        key = str(keys / f"client-{client}") if keys else ""
-        said += ["", f"# On the machine of client {client}:",
-                 str(flower.supernode(client, address, 9194 + client, tls, data=folders.get(client, ""), key=key))]
+        said += ["", f"# On the machine of client {client}, in a terminal of its own:",
+                 str(flower.supernode(client, address, 9194 + client, tls, data=folders.get(client, ""),
+                                      key=flower.private(keys, client)))]
     said += ["", "# On the server machine, when the clients are there:", f"{flower.submit(app)} --stream", "",
              "# What comes of it:", f"fedrift show {experiment.id[:6]} --runs {root.resolve()}"]
     typer.echo("\n".join(said))

@@ -13,7 +13,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ..errors import UserError
+
 CONNECTION = "fedrift"  # the name of the SuperLink in Flower's configuration
+CERTIFICATES = ("ca.crt", "server.pem", "server.key")
 ENVIRONMENT = {"FLWR_TELEMETRY_ENABLED": "0"}
 PYPROJECT = """\
 [project]
@@ -99,6 +102,32 @@ def supernode(client: int, address: str, port: int, tls: Tls | None = None, *, d
         *(("--auth-supernode-private-key", key) if key else ()), "--node-config", " ".join(f"{k}={v}" for k, v in said.items())))
 
 
+def certified(folder: Path) -> Tls:
+    """The certificates in a folder."""
+    tls = Tls(*(folder.resolve() / name for name in CERTIFICATES))
+    absent = [path.name for path in (tls.authority, tls.certificate, tls.key) if not path.is_file()]
+    if absent:
+        raise UserError(f"--certificates {folder}: wanted {', '.join(CERTIFICATES)}; not there: {', '.join(absent)}. "
+                        "docs/beyond-one-machine.md says how to make them")
+    return tls
+
+
+def private(keys: Path | None, client: int) -> str:
+    """The path of a client's private key, "" where nodes are not authenticated."""
+    return str(keys.resolve() / f"client-{client}") if keys else ""
+
+
+def keyed(keys: Path, clients: int, tls: Tls | None) -> Path:
+    """The folder of the nodes' keys, looked through."""
+    if tls is None:
+        raise UserError("--keys: Flower authenticates nodes over TLS only; add --certificates FOLDER")
+    absent = [name for k in range(clients) for name in (f"client-{k}", f"client-{k}.pub") if not (keys / name).is_file()]
+    if absent:
+        raise UserError(f"--keys {keys}: wanted client-0, client-0.pub ... client-{clients - 1}.pub; not there: "
+                        f"{', '.join(absent)}. Make one with: ssh-keygen -t ecdsa -b 384 -N '' -f {keys}/{absent[0]}")
+    return keys
+
+
 def register(public: str) -> Command:
     """Let a node's key in, on the server machine."""
     return Command("server", ("flwr", "supernode", "register", public, CONNECTION))
@@ -110,5 +139,5 @@ def submit(app: Path, clients: int | None = None) -> Command:
     return Command("server", ("flwr", "run", str(app), CONNECTION, *(("--federation-config", simulated) if clients else ())))
 
 
-__all__ = ["CONNECTION", "ENVIRONMENT", "Command", "Tls", "register", "submit", "superlink", "supernode", "write_app",
-           "write_connection"]
+__all__ = ["CONNECTION", "ENVIRONMENT", "Command", "Tls", "certified", "keyed", "private", "register", "submit", "superlink",
+           "supernode", "write_app", "write_connection"]

@@ -25,6 +25,8 @@ from .roll import Roll
 from .wire import Refused, number, plain, read, read_plain, said, size, write
 
 OWN = "it trains on documents of its own; what is measured of single clients speaks of the experiment's deal"
+BLIND = ("client {} trains on documents of its own, and {} decides by documents that it would have by the experiment's deal: "
+         "use a mitigation that goes by updates (ByUpdate, Bipartition), or no documents of their own")
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,7 +52,8 @@ class FlowerFleet:
 
     ``least``: a round with fewer usable answers is not counted, the run stops and can be resumed. ``patience``: seconds that
     a round waits. ``gradients``: whether clients send their mean gradients too, for those who measure them. ``plain``: the
-    nodes run a plain Flower client, which knows models and nothing else.
+    nodes run a plain Flower client, which knows models and nothing else. ``reader``: a mitigation that looks at the clients'
+    documents as the experiment deals them, "" if there is none.
     """
 
     size: int
@@ -62,6 +65,7 @@ class FlowerFleet:
     pause: float = 0.1  # between two looks for answers
     gradients: bool = False
     plain: bool = False
+    reader: str = ""
     lr: Callable[[int], float] = lambda round: 1.0
     roll: Roll = field(default_factory=Roll)
     seconds: list[float] = field(default_factory=list)  # that clients trained for, one answer after the other
@@ -72,6 +76,9 @@ class FlowerFleet:
         if self.plain and (state.server.shared or state.server.base or state.memory):
             raise UserError(f"plain Flower clients know a model and nothing beside it; {type(algorithm).__name__} needs more")
         nodes = self.roll.call(self, clients)
+        unknown = sorted(self.roll.own & set(clients)) if self.reader else []
+        if unknown:
+            raise UserError(BLIND.format(unknown[0], self.reader))
         down = dict.fromkeys(clients, 0)
         answers = {client: Answer(why=why) for client, why in nodes.missing.items()}
         answers |= self.ask(state, algorithm, nodes.found, down)

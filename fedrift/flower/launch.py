@@ -16,7 +16,7 @@ from ..runtime import Runtime
 from ..setting import resolve
 from ..stock import Stock
 from ..store import Run
-from .commands import submit, superlink, supernode, write_app, write_connection
+from .commands import Tls, private, register, submit, superlink, supernode, write_app, write_connection
 from .processes import Processes, free_port, processes, wait_for
 from .terms import Terms
 
@@ -32,14 +32,16 @@ def simulate(experiment: Experiment, stock: Stock, terms: Terms, watch: Watch = 
 
 
 def deploy(experiment: Experiment, stock: Stock, terms: Terms, folder: Path, watch: Watch = lambda progress: None,
-           data: Mapping[int, str] | None = None) -> Run:
-    """Carry an experiment out over real SuperNodes on loopback; Flower's files and logs are left in ``folder``."""
+           data: Mapping[int, str] | None = None, tls: Tls | None = None, keys: Path | None = None) -> Run:
+    """Carry an experiment out over real SuperNodes on loopback; Flower's files and logs are left in ``folder``.
+
+    ``keys``: the folder of the nodes' keys, where only those may join."""
     with processes(folder.resolve()) as made:
-        return together(experiment, stock, terms, watch, made, data=data or {})
+        return together(experiment, stock, terms, watch, made, data=data or {}, tls=tls, keys=keys)
 
 
 def together(experiment: Experiment, stock: Stock, terms: Terms, watch: Watch, made: Processes, *, simulation: bool = False,
-             data: Mapping[int, str] | None = None) -> Run:
+             data: Mapping[int, str] | None = None, tls: Tls | None = None, keys: Path | None = None) -> Run:
     """Start everything, watch the run's records until it is over, and leave nothing behind."""
     experiment = resolve(experiment, stock)
     run = Run(writable(stock.runtime.root), experiment.id)
@@ -50,13 +52,17 @@ def together(experiment: Experiment, stock: Stock, terms: Terms, watch: Watch, m
     address = f"127.0.0.1:{port}"
     app = write_app(made.folder / "app", experiment.written(), {
         **configured(stock.runtime, terms), "keeps": str((run.folder / "clients").resolve())})
-    write_connection(home, address)
-    link = made.start("superlink", superlink("127.0.0.1", port, simulation=simulation))
+    write_connection(home, address, tls)
+    link = made.start("superlink", superlink("127.0.0.1", port, tls, authenticate=bool(keys), simulation=simulation))
     if not wait_for(port, link):
         raise UserError(f"Flower's SuperLink did not start:\n{made.log('superlink')}")
     if not simulation:
         for client in range(clients):
-            made.start(f"client-{client}", supernode(client, address, free_port(), data=(data or {}).get(client, "")))
+            key = private(keys, client)
+            if key:
+                made.ask(register(f"{key}.pub"))
+            made.start(f"client-{client}",
+                       supernode(client, address, free_port(), tls, data=(data or {}).get(client, ""), key=key))
     number = made.submit(submit(app, clients if simulation else None))
     watched(run, experiment.plan.rounds, watch, made, number)
     return run
@@ -65,7 +71,8 @@ def together(experiment: Experiment, stock: Stock, terms: Terms, watch: Watch, m
 def configured(runtime: Runtime, terms: Terms) -> dict[str, str | int | float | bool]:
     """What server and nodes read of the run's configuration."""
     said: dict[str, str | int | float | bool] = {
-        "runs": str(runtime.root.resolve()), "cwd": os.getcwd(), "device": runtime.device, **asdict(terms)}
+        "runs": str(runtime.root.resolve()), "cwd": os.getcwd(), "device": runtime.device, "dtype": runtime.dtype,
+        **asdict(terms)}
     if runtime.threads:
         said["threads"] = runtime.threads
     if runtime.data:

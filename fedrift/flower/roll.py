@@ -34,13 +34,13 @@ class Roll:
     def call(self, fleet: Any, clients: Iterable[int]) -> Found:
         """Where the clients are now. Nodes not asked before are asked who they are."""
         wanted = set(clients)
-        if not wanted <= set(self.known.values()):  # whoever did not say who it is may be the one that is missed
+        if not wanted <= self.of(fleet.grid.get_node_ids()).keys():  # whoever did not say who it is may be the one missed
             for node in [node for node, client in self.known.items() if client == SILENT]:
                 del self.known[node]
         end = time.monotonic() + (0 if self.waited else self.wait)
         while True:
             here = sorted(fleet.grid.get_node_ids())
-            found = self.claimed(fleet, here)
+            found = self.claimed(fleet, here, wanted)
             if wanted <= found.keys() or time.monotonic() >= end:
                 break
             time.sleep(fleet.pause)
@@ -50,22 +50,26 @@ class Roll:
         return Found({client: found[client] for client in sorted(wanted & found.keys())},
                      dict.fromkeys(sorted(wanted - found.keys()), nobody))
 
-    def claimed(self, fleet: Any, here: list[int]) -> dict[int, int]:
-        """client -> node, of the nodes that are there."""
+    def claimed(self, fleet: Any, here: list[int], wanted: set[int]) -> dict[int, int]:
+        """client -> node, of the nodes that are there. To Flower a dead node is there for a minute more: once all that are wanted
+        have answered, nobody else is waited for."""
         if fleet.plain:  # plain clients have no numbers: theirs is their place among the nodes
             return dict(enumerate(here))
         new = {node: Message(write({}, {"id": fleet.experiment}), node, MessageType.QUERY, ttl=fleet.patience)
                for node in here if node not in self.known}
         self.known.update(dict.fromkeys(new, SILENT))
-        for node, reply in collect(fleet.grid, new, fleet.patience, fleet.pause):
+        heard: set[int | str] = set()
+        for node, reply in collect(fleet.grid, new, fleet.patience, fleet.pause, lambda: wanted <= heard):
             self.known[node] = client = who(reply, fleet.experiment, fleet.size)
+            heard.add(client)
             if isinstance(client, int) and said(reply.content).get("own"):
                 self.own.add(client)
-        found: dict[int, int] = {}
-        for node, client in self.known.items():  # in the order of meeting them: a node that came back takes its place again
-            if isinstance(client, int) and node in here:
-                found[client] = node
-        return found
+        return self.of(here)
+
+    def of(self, here: Iterable[int]) -> dict[int, int]:
+        """client -> node, of those known: in the order of meeting them, so that who came back takes its place again."""
+        there = set(here)
+        return {client: node for node, client in self.known.items() if isinstance(client, int) and node in there}
 
 
 def who(reply: Message, experiment: str, size: int) -> int | str:

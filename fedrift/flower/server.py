@@ -36,9 +36,11 @@ def recruit(grid: Grid, terms: Terms, experiment: Experiment, setting: Setting, 
         caveat = "what clients wear stays with them: there is no loss.worn"
         if not any(event["message"] == caveat for event in run.events()):
             run.event(0, "caveat", caveat)
-    plan = experiment.plan
+    plan, mitigation = experiment.plan, experiment.mitigation
     return FlowerFleet(setting.fleet.size, grid, experiment.id, run.read_json("flower")["life"], terms.least, terms.patience,
-                       gradients=terms.gradients, plain=terms.plain, lr=lambda round: plan.optimizer.lr * plan.factor(round),
+                       gradients=terms.gradients, plain=terms.plain,
+                       reader=type(mitigation).__name__ if mitigation.reads else "",
+                       lr=lambda round: plan.optimizer.lr * plan.factor(round),
                        roll=Roll(wait=terms.join))
 
 
@@ -49,7 +51,7 @@ def begin(grid: Grid, config: Mapping[str, Any]) -> Run:
     experiment = parse(json.loads(str(config["experiment"])))
     threads = config.get("threads")
     runtime = Runtime(root=Path(str(config["runs"])), device=str(config.get("device") or "auto"),
-                      threads=int(threads) if threads else None,
+                      threads=int(threads) if threads else None, dtype=str(config.get("dtype") or "auto"),  # type: ignore[arg-type]
                       data=Path(str(config["corpora"])) if config.get("corpora") else None)
     terms = Terms(**{f.name: config[f.name] for f in fields(Terms) if f.name in config})
     return carry_out(experiment, Stock(runtime), told, partial(recruit, grid, terms))

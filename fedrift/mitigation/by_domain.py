@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 
@@ -13,7 +14,7 @@ from .vanilla import Vanilla
 
 @dataclass(frozen=True)
 class ByDomain(Vanilla):
-
+    reads: ClassVar[bool] = True
     def begin(self, ground: Ground) -> Decision:
         if ground.domain is None or (ground.domain < 0).any():
             raise UserError("ByDomain groups clients by their true domains, and this corpus has none: use ByText, or find topics "

@@ -14,7 +14,7 @@ kept, and all are paid for.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 import numpy as np
 import torch
@@ -32,6 +32,7 @@ ROUNDING = 1e-9  # losses that differ by less are the same number, summed in ano
 
 @dataclass(frozen=True)
 class ByLoss(Vanilla):
+    reads: ClassVar[bool] = True
     clusters: Annotated[int, Ge(1)] = 4  # J
     batches: Annotated[int, Ge(1)] = 4
     breaking: Literal["warm-up", "noise"] = "warm-up"

@@ -8,7 +8,7 @@ mixtures, NeurIPS 2021, arXiv:2108.10252. ``descriptor.py`` says what clients se
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from annotated_types import Ge, Gt
 
@@ -25,6 +25,7 @@ Encoder = Literal["wordllama", "minilm", "states", "hashing", "lsa"]
 class ByText(Vanilla):
     """``clusters``: how many; None counts them. ``epsilon``: a privacy budget for the descriptors; None adds no noise."""
 
+    reads: ClassVar[bool] = True
     encoder: Encoder = "wordllama"
     clusters: Annotated[int, Ge(1)] | None = None
     documents: Annotated[int, Ge(1)] = 200

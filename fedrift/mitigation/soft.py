@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from dataclasses import dataclass, replace
-from typing import Annotated
+from typing import Annotated, ClassVar
 
 import numpy as np
 import torch
@@ -32,6 +32,7 @@ from .vanilla import Vanilla
 
 @dataclass(frozen=True)
 class Soft(Vanilla):
+    reads: ClassVar[bool] = True
     text: ByText = ByText()
     temperature: Annotated[float, Gt(0)] = 0.05
 

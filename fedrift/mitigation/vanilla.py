@@ -21,6 +21,7 @@ from .decision import Decision, Ground
 @dataclass(frozen=True)
 class Vanilla:
     everybody: ClassVar[bool] = False  # whether some rounds call the whole fleet
+    reads: ClassVar[bool] = False  # whether it looks at the clients' documents, or at their losses on them
 
     def begin(self, ground: Ground) -> Decision | None:
         """Before the first round: who shares which model. None: the mitigation has nothing to say."""

@@ -18,6 +18,7 @@ from fedrift.algorithms import FedAvg
 from fedrift.fleet import SimulatedFleet
 from fedrift.flower.client import Client, alone, client_app
 from fedrift.flower.fleet import FlowerFleet
+from fedrift.mitigation.work import Work
 from fedrift.optimizers import Optimizer, Sgd
 from fedrift.rounds import begin, rounds
 from fedrift.values import Server, State
@@ -37,12 +38,14 @@ def carried(message: Message) -> Message:
 
 
 class Loopback(Grid):
-    """``apps``: node -> (ClientApp, Context). ``meddle`` stands on the way back; nodes in ``silent`` never answer."""
+    """``apps``: node -> (ClientApp, Context). ``meddle`` stands on the way back; nodes in ``silent`` train and never answer,
+    those that are ``dead`` do not even say who they are."""
 
     def __init__(self, apps, meddle: Meddle | None = None) -> None:
         TaskIdentity.run_id = TaskIdentity.task_id = TaskIdentity.node_id = 1  # who makes messages must be somebody
         self.apps, self.meddle = dict(apps), meddle or (lambda sent, answer: [answer])
         self.silent: set[int] = set()
+        self.dead: set[int] = set()
         self.replies: list[Message] = []
         self.sent: list[Message] = []
 
@@ -61,7 +64,7 @@ class Loopback(Grid):
             ids.append(message.metadata.message_id)
             self.sent.append(message)
             node = message.metadata.dst_node_id
-            if node in self.silent and message.metadata.message_type == "train":
+            if node in self.dead or (node in self.silent and message.metadata.message_type == "train"):
                 continue
             app, context = self.apps[node]
             arrived = carried(message)
@@ -103,12 +106,15 @@ def nodes(deal: Data, algorithm: FedAvg, keeps: Path, optimizer: Optimizer = Sgd
 
 def over_flower(algorithm: FedAvg, deal: Data, keeps: Path, *, until: int = 3, cohort: int | None = None,
                 state: State | None = None, grid: Loopback | None = None, optimizer: Optimizer = Sgd(0.05),
-                clients=None, **options):
+                clients=None, work: Work | None = None, **options):
     size = len(deal.steps)
     grid = grid or Loopback(nodes(deal, algorithm, keeps, optimizer, **(clients or {})))
     made = FlowerFleet(size, grid, EXPERIMENT, patience=0.05, pause=0.01, **options)
-    state = state or begin(algorithm, params(deal.x.dtype), size)
-    return list(rounds(state, made, algorithm, until=until, cohort=cohort or size, seed=3))
+    first = params(deal.x.dtype)
+    state = state or (work.begin(first) if work else begin(algorithm, first, size))
+    fleet = work.fleet(made) if work else made
+    signal = {"regroup": work.regroup, "draw": work.draw} if work else {}
+    return list(rounds(state, fleet, algorithm, until=until, cohort=cohort or size, seed=3, **signal))
 
 
 def grouped(state: State, group: list[int]) -> State:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import shlex
+import subprocess
+import sys
 import tomllib
 
 import pytest
@@ -12,7 +14,8 @@ from fedrift.cli.app import app
 from fedrift.cli.deploying import apart, owned
 from fedrift.errors import UserError
 from fedrift.experiment import parse
-from fedrift.flower.commands import Tls, superlink, supernode, write_app, write_connection
+from fedrift.flower import wanted
+from fedrift.flower.commands import Tls, certified, keyed, superlink, supernode, write_app, write_connection
 
 
 def test_the_fleet_is_no_part_of_the_experiment():
@@ -46,6 +49,31 @@ def test_tls_and_authentication_are_flowers_own_options(tmp_path):
     assert node[node.index("--root-certificates") + 1] == str(tls.authority)
     assert node[node.index("--node-config") + 1] == 'client=1 data="/a b"'
     assert shlex.split(str(supernode(1, "h:9191", 9195, data="/a b")))[-1] == 'client=1 data="/a b"'
+
+
+def test_certificates_and_keys_that_are_not_there_are_named(tmp_path):
+    (tmp_path / "ca.crt").touch()
+    with pytest.raises(UserError, match=r"not there: server\.pem, server\.key"):
+        certified(tmp_path)
+    with pytest.raises(UserError, match="over TLS only"):
+        keyed(tmp_path, 2, None)
+    (tmp_path / "client-0").touch()
+    with pytest.raises(UserError, match=r"not there: client-0\.pub, client-1, client-1\.pub.*ssh-keygen"):
+        keyed(tmp_path, 2, Tls(tmp_path, tmp_path, tmp_path))
+
+
+def test_without_flower_the_way_out_is_named(monkeypatch):
+    monkeypatch.setattr("fedrift.flower.find_spec", lambda name: None)
+    with pytest.raises(UserError, match=r"pip install 'fedrift\[flower\]'"):
+        wanted()
+
+
+def test_no_help_loads_flower_ray_or_torch():
+    asked = "sys.argv = ['fedrift', {!r}, '--help']\ntry: main()\nexcept SystemExit: pass\n"
+    after = "bad = {'flwr', 'ray', 'torch', 'submitit'} & set(sys.modules); assert not bad, bad"
+    asked = "".join(asked.format(name) for name in ("deploy", "run", "study"))
+    script = f"import sys\nfrom fedrift.cli import main\n{asked}{after}"
+    subprocess.run([sys.executable, "-c", script], check=True, capture_output=True, text=True)
 
 
 def test_own_folders_are_said_by_client():

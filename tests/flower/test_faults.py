@@ -17,11 +17,16 @@ from safetensors.torch import load, save
 import fedrift.flower
 from fedrift.algorithms import Ditto, FedAvg, QFedAvg, Scaffold
 from fedrift.errors import UserError
+from fedrift.flower.client import client_app
+from fedrift.flower.fleet import OWN
 from fedrift.flower.memory import recall
+from fedrift.flower.roll import Roll
+from fedrift.optimizers import Sgd
 from fedrift.rounds import begin
 from fedrift.run import remarks
 from fedrift.tree import Tree
-from tests.flower.loopback import NODE, Loopback, nodes, over_flower
+from tests.flower import loopback
+from tests.flower.loopback import NODE, Loopback, client, nodes, over_flower
 from tests.laws.federation import data, params, same, train
 
 BAD = 1  # the client that misbehaves
@@ -271,6 +276,33 @@ def test_a_node_that_comes_back_under_another_number_takes_its_place_again(tmp_p
     assert same(rest[-1].after, over_flower(Scaffold(), deal, tmp_path / "two", until=4)[-1].after)
 
 
+def test_a_node_that_is_gone_but_counts_as_there_is_not_waited_for_once_all_others_said_who_they_are(tmp_path, monkeypatch):
+    """To Flower a killed node is there for a minute more; a server that starts in it would wait for a word from it."""
+    deal = data()
+    grid = Loopback(nodes(deal, Scaffold(), tmp_path))
+    grid.apps[7] = grid.apps[NODE]
+    grid.dead = {7}
+    looks = []
+    real = grid.pull_messages
+    monkeypatch.setattr(grid, "pull_messages", lambda ids: [looks.append(len(ids)), real(ids)][1])
+    done = over_flower(Scaffold(), deal, tmp_path, grid=grid, until=1)[0]
+    assert not done.report.failed.any()
+    assert len(looks) == 2, "one look for who is there, one for the answers"
+
+
+def test_a_node_that_was_silent_is_asked_again_when_the_one_before_it_is_gone(tmp_path):
+    deal = data()
+    grid = Loopback(nodes(deal, Scaffold(), tmp_path))
+    roll = Roll()
+    first = over_flower(Scaffold(), deal, tmp_path, grid=grid, until=1, roll=roll)
+    grid.apps[5000], grid.dead = grid.apps[NODE + 1], {5000}  # client 1 starts anew and is slow to say so
+    second = over_flower(Scaffold(), deal, tmp_path, grid=grid, until=2, roll=roll, state=first[-1].after)
+    grid.dead = set()
+    del grid.apps[NODE + 1]
+    third = over_flower(Scaffold(), deal, tmp_path, grid=grid, until=3, roll=roll, state=second[-1].after)
+    assert not third[-1].report.failed.any()
+
+
 def test_a_pickle_is_never_opened(tmp_path):
     deal, trace = data(), tmp_path / "evil"
     evil = pickle.dumps(Evil(str(trace)))
@@ -285,6 +317,43 @@ def test_a_pickle_is_never_opened(tmp_path):
     for path in room.glob("*.py"):
         for wrong in ("import pickle", "torch.load", "np.load", "allow_pickle", "eval("):
             assert wrong not in path.read_text(), f"{wrong} in {path.name}"
+
+
+@pytest.mark.parametrize("algorithm", [FedAvg(), Scaffold()], ids=repr)
+def test_every_byte_that_travels_is_safetensors_or_json_and_nothing_pickles_on_the_way(algorithm, tmp_path, monkeypatch):
+    """Flower's own wire format too: a whole run goes through while pickle is out of order."""
+    deal = data()
+    grid = Loopback(nodes(deal, algorithm, tmp_path / "kept"))
+    carried, real = [], loopback.carried
+    monkeypatch.setattr(loopback, "carried", lambda message: carried.append(message) or real(message))
+    for name in ("dump", "dumps", "load", "loads", "Pickler", "Unpickler"):
+        monkeypatch.setattr(pickle, name, lambda *what, **more: pytest.fail("something pickled"))
+    over_flower(algorithm, deal, tmp_path, grid=grid, until=2)
+    assert len(carried) == 2 * 5 * 3  # to and fro, who it is and two rounds
+    for message in carried:
+        assert message.content.keys() == {"fedrift", "said"} and message.content["said"].keys() == {"json"}
+        json.loads(message.content["said"]["json"])
+        (array,) = message.content["fedrift"].values()
+        assert array.stype == "safetensors"
+        load(array.data)
+    for path in (tmp_path / "kept").rglob("*"):
+        if path.is_file() and path.suffix != ".lock":
+            load(path.read_bytes())
+
+
+@pytest.mark.parametrize("reader", ["ByText", ""])
+def test_what_decides_by_documents_that_the_server_has_not_is_refused(reader, tmp_path):
+    """A client with documents of its own is not what the experiment's deal says; grouping it by that would be wrong."""
+    deal = data()
+    apps = nodes(deal, FedAvg(), tmp_path)
+    mine = replace(client(BAD, deal, FedAvg(), tmp_path, Sgd(0.05)), own=True)
+    apps[NODE + BAD] = (client_app(lambda context: mine), apps[NODE + BAD][1])
+    if reader:
+        with pytest.raises(UserError, match=r"client 1 trains on documents of its own, and ByText decides .*ByUpdate"):
+            over_flower(FedAvg(), deal, tmp_path, grid=Loopback(apps), reader=reader)
+    else:
+        done = over_flower(FedAvg(), deal, tmp_path, grid=Loopback(apps))
+        assert [one.report.why[BAD] if one.report.why else "" for one in done] == [OWN, "", ""]
 
 
 def test_bytes_that_travel_are_counted(tmp_path):

@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import pytest
 import torch
 
 from fedrift import optimizers
 from fedrift.algorithms import Ditto, FedAvg, FedDyn, FedProx, FedSGD, Scaffold, ScaffoldWeighted
-from fedrift.algorithms.aggregates import FedEx, FLoRA
-from fedrift.rounds import begin
+from fedrift.algorithms.aggregates import FFA, FedEx, FLoRA
+from fedrift.fleet import SimulatedFleet
+from fedrift.fleet.choice import losses_of
+from fedrift.mitigation import AtRandom, Bipartition, ByLoss, ByText, ByUpdate, Soft, Vanilla
+from fedrift.mitigation.work import Work
+from fedrift.rounds import begin, rounds
 from tests.flower.loopback import grouped, over_flower
-from tests.laws.federation import SUBJECTS, apart, data, params, tensors, train
+from tests.laws.federation import SUBJECTS, Data, apart, data, loss, params, represent, tensors, train
+from tests.mitigation.plant import documents, ground
 
 ALGORITHMS = [FedAvg(), FedProx(mu=0.1), Scaffold(), FedAvg(server=optimizers.Adam(0.05)), FedDyn(), FedSGD(), ScaffoldWeighted(),
               Ditto(), FedAvg(aggregate=FLoRA()), FedAvg(aggregate=FedEx())]
@@ -49,6 +56,51 @@ def test_clients_that_share_several_models(algorithm, tmp_path):
     over = over_flower(algorithm, deal, tmp_path, until=4, cohort=3, state=first)
     assert gap(over[-1], here[-1]) < 1e-5
     assert len(over[-1].after.server.params["h"]) == 3
+
+
+SIGNALS = [ByText(clusters=2), ByUpdate(clusters=2), ByLoss(2, batches=1), AtRandom(sizes=(2, 3)),
+           Bipartition(every=2, still=9.0, moving=1e-6, gamma=0.0, least=1)]
+CLUSTERED = [(signal, Scaffold()) for signal in SIGNALS] + [
+    (signal, algorithm) for signal in SIGNALS[:2]
+    for algorithm in (FedAvg(), FedProx(mu=0.1), FedAvg(server=optimizers.Adam(0.05)))]
+
+
+def at_work(signal: Vanilla, algorithm: FedAvg, deal: Data) -> tuple[Work, SimulatedFleet]:
+    """A mitigation over clients of two kinds of text, and the fleet on one machine."""
+    fleet = SimulatedFleet(5, loss, deal, optimizers.Sgd(0.05), represent=represent)
+    vectors, _ = documents(5, 1.0, 0, domains=2)
+    return Work(signal, ground(vectors, losses=partial(losses_of, fleet)), algorithm), fleet
+
+
+@pytest.mark.parametrize("signal, algorithm", CLUSTERED, ids=repr)
+def test_cluster_specific_training_over_flower_is_that_on_one_machine(signal, algorithm, tmp_path):
+    """Whoever shares with whom is decided on the server; SCAFFOLD's c of each group is the mean of its own members' c_k."""
+    deal = data(dtype=torch.float32)
+    work, fleet = at_work(signal, algorithm, deal)
+    there, _ = at_work(signal, algorithm, deal)
+    here = list(rounds(work.begin(params(torch.float32)), fleet, algorithm, until=4, cohort=3, seed=3, regroup=work.regroup,
+                       draw=work.draw))
+    over = over_flower(algorithm, deal, tmp_path, until=4, cohort=3, work=there)
+    for one, two in zip(over, here, strict=True):
+        assert one.cohort.tolist() == two.cohort.tolist()
+        assert one.after.group.tolist() == two.after.group.tolist()
+        assert gap(one, two) < 1e-5
+    after = over[-1].after
+    assert after.server.models > 1
+    for name, c in after.server.shared.items():
+        for group in after.group.unique().tolist():
+            assert torch.allclose(c[group], after.memory[name][after.group == group].mean(0), atol=1e-6)
+
+
+def test_clients_between_the_groups_train_over_flower_too(tmp_path):
+    deal, algorithm = data(dtype=torch.float32), FedAvg(aggregate=FFA())
+    signal = Soft(ByText(clusters=2), temperature=1.0)
+    (work, fleet), (there, _) = at_work(signal, algorithm, deal), at_work(signal, algorithm, deal)
+    here = list(rounds(work.begin(params(torch.float32)), work.fleet(fleet), algorithm, until=3, cohort=3, seed=3,
+                       draw=work.draw))
+    over = over_flower(algorithm, deal, tmp_path, until=3, cohort=3, work=there)
+    assert gap(over[-1], here[-1]) < 1e-5
+    assert (over[-1].report.share > 0.01).all()
 
 
 def test_clients_of_unequal_numbers_of_steps_and_without_data(tmp_path):
