@@ -14,14 +14,18 @@ from .experiment import Experiment
 from .models.presets import PRESETS
 from .models.stacked import StackedModel
 from .models.tune import Lora
+from .partition import Partition
+from .partition.hands import hands, in_hand
 from .probes import (
     GROUPS,
     After,
     Bench,
+    HeldOut,
     Look,
     Losses,
     Panel,
     aggregation_error,
+    beside,
     bytes_per_token,
     hold_out,
     local_training,
@@ -46,20 +50,29 @@ class Measuring:
     caveats: list[str]
 
 
-def measuring(experiment: Experiment, stock: Stock, corpus: Corpus, tokens: Tokens, parts: list[np.ndarray],
+@dataclass(frozen=True, eq=False)
+class Written:
+    """The corpus as the clients of a deal write it, sized in tokens; the corpus itself where nobody rewrites."""
+
+    corpus: Corpus
+    partition: Partition
+
+
+def measuring(experiment: Experiment, stock: Stock, corpus: Corpus, tokens: Tokens, written: Written, parts: list[np.ndarray],
               model: StackedModel, start: Tree, cohort: int, steps: int, deep: int | None = None, worn: bool = True) -> Measuring:
     """``parts``: the rows that each client trains on; ``start [1, ...]`` w_0; ``deep``: the period of an earlier start."""
     said, plan = experiment.evaluate, experiment.plan
-    held = hold_out(corpus, tokens, SPLITS[said.split], plan.seq_len, max(said.blocks, said.final),
-                    experiment.corpus.split_seed, token_table(corpus, parts))
+    asked = SPLITS[said.split], plan.seq_len, max(said.blocks, said.final), experiment.corpus.split_seed
+    held = hold_out(corpus, tokens, *asked, token_table(written.corpus, parts))
     if not len(held.blocks):
         raise UserError(f"corpus {corpus.name!r} has no {said.split} documents to measure on: "
                         f"raise corpus.{said.split} (the share held out)")
     wear = experiment.algorithm.wear if experiment.algorithm.personal and worn else None
     tokenizer, few = stock.language_model(experiment.model, experiment.tune).tokenizer, held.first(said.blocks)
     sizes = [bytes_per_token(blocks, tokenizer) if "language" in said.panel else None for blocks in (few, held)]
-    losses = Losses(model, few, said.own, said.every, plan.rounds, wear, bytes=sizes[0])
-    final = Losses(model, held, said.final, wear=wear, prefix="final.", bytes=sizes[1]) if said.final else None
+    own = as_clients_write(held, corpus, written, parts, tokenizer, *asked) if written.partition.rewrite else None
+    losses = Losses(model, few, said.own, said.every, plan.rounds, wear, bytes=sizes[0], written=own and own.first(said.blocks))
+    final = Losses(model, held, said.final, wear=wear, prefix="final.", bytes=sizes[1], written=own) if said.final else None
     bench = Bench(model, tokenizer, start, held, losses, experiment.corpus.split_seed, cohort, corpus, tuple(parts),
                   experiment.algorithm, general_text(experiment, stock, corpus, tokenizer) if "general" in said.panel else None,
                   experiment.corpus.sandbox if experiment.corpus.name == "sandbox" else None)
@@ -71,12 +84,22 @@ def measuring(experiment: Experiment, stock: Stock, corpus: Corpus, tokens: Toke
         if name not in GROUPS:
             raise unknown("group of probes", name, GROUPS)
         looks += GROUPS[name](bench)
-    own = plan.batch * plan.seq_len * steps if plan.epochs is None else plan.epochs * held.mix.sum() / len(parts)
-    deep = said.deep or deep or period(looks, cohort * float(own), plan.rounds, said.budget)
+    trained = plan.batch * plan.seq_len * steps if plan.epochs is None else plan.epochs * held.mix.sum() / len(parts)
+    deep = said.deep or deep or period(looks, cohort * float(trained), plan.rounds, said.budget)
     caveats = [] if bench.general or "general" not in said.panel else [
         "general text is not looked at, for there is none: name a corpus that no client trains on with evaluate.general, or "
         f"give a local copy of wikitext2 (the folder above it is named by FEDRIFT_DATA) for {experiment.model} to be asked about"]
     return Measuring(Panel(tuple(looks), plan.rounds, deep, said.budget), losses, final, caveats)
+
+
+def as_clients_write(held: HeldOut, corpus: Corpus, written: Written, parts: list[np.ndarray], tokenizer: Any, split: int,
+                     length: int, most: int, seed: int) -> HeldOut:
+    """The held-out text as found and, behind it, as each hand of the deal writes it."""
+    known = hands(written.partition)
+    hand = np.append(known.client, 0)[written.partition.owner(len(corpus))]  # [D]; nobody's documents are as found
+    mix = [token_table(written.corpus, [rows[hand[rows] == one] for rows in parts]) for one in range(len(known))]
+    read = [lambda rows, way=way: tokenise(in_hand(corpus.take(rows), way), tokenizer, cache=None) for way in known.ways[1:]]
+    return beside(held, corpus, split, length, most, seed, read, np.concatenate(mix, axis=1))
 
 
 def general_text(experiment: Experiment, stock: Stock, corpus: Corpus, tokenizer: Any) -> Blocks | None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from hashlib import sha256
 from typing import Any
 
 import numpy as np
@@ -22,7 +21,7 @@ from .fleet.choice import losses_of
 from .fleet.micro import micro_cohort
 from .fleet.represent import mean_states
 from .fleet.stragglers import StragglingBatches
-from .measuring import measuring
+from .measuring import Written, measuring
 from .mitigation import Vanilla
 from .mitigation.decision import Ground
 from .mitigation.work import Work
@@ -30,7 +29,8 @@ from .models.canary import replay
 from .models.presets import fingerprint
 from .models.states import States
 from .models.tune import Tune
-from .partition import Partition, Rewrite
+from .partition import Partition
+from .partition.hands import as_written, in_hand
 from .probes import Look, Losses, Panel, Reading
 from .probes.dissimilarity import dissimilarity, mean_gradient
 from .probes.grouping import Grouping
@@ -93,7 +93,10 @@ def prepare(experiment: Experiment, stock: Stock, engine: dict[str, Any] | None 
     partition = dealt(experiment, corpus)
     parts, cohort, steps = experiment.algorithm.enroll(
         list(partition.rows), plan.cohort(experiment.partition.clients), plan.steps)
-    blocks = client_blocks(experiment, corpus, tokens, partition, parts, language.tokenizer, runtime)
+    told = as_written(corpus, partition)
+    heard = tokenise(told, language.tokenizer, cache=runtime.cache / "tokens") if partition.rewrite else tokens
+    written = Written(told.sized(heard.lengths), partition)
+    blocks = client_blocks(experiment, heard, parts)
     template = model.template(experiment.seed).to(runtime.torch_device())
     mitigation = experiment.mitigation
     said = experiment.algorithm.refusals(plan.optimizer, plan.weighting, list(template))
@@ -113,7 +116,7 @@ def prepare(experiment: Experiment, stock: Stock, engine: dict[str, Any] | None 
         listen(stock, made, template, next(iter(batches(0, torch.zeros(1, dtype=torch.long)))))
     fleet = SimulatedFleet(len(parts), model, batches, plan.optimizer, plan.clip, plan.weighting, plan.factor,
                            engine["micro"], partial(mean_states, model.hidden))
-    seen = measuring(experiment, stock, corpus, tokens, parts, model, template, cohort, steps, engine.get("deep"),
+    seen = measuring(experiment, stock, corpus, tokens, written, parts, model, template, cohort, steps, engine.get("deep"),
                      worn)
     if any(look.when == "deep" for look in seen.panel.looks if isinstance(look, Look)):
         engine = {**engine, "deep": seen.panel.deep}
@@ -130,8 +133,8 @@ def ground_of(experiment: Experiment, stock: Stock, corpus: Corpus, partition: P
               mix: np.ndarray) -> Ground:
     """What a mitigation may look at: the clients' training documents as they have them, frozen encoders, losses."""
     def texts(client: int) -> list[str]:
-        own, rewrite = corpus.take(partition.rows[client]), partition.rewrite[client] if partition.rewrite else None
-        return list((rewritten(own, rewrite) if rewrite else own).text)
+        way = partition.rewrite[client] if partition.rewrite else None
+        return list(in_hand(corpus.take(partition.rows[client]), way).text)
 
     def embedded(texts: Sequence[str], encoder: str) -> np.ndarray:
         if encoder != "states":
@@ -191,24 +194,7 @@ def gradients(experiment: Experiment, stock: Stock, blocks: int = 32, deal: int 
     return dissimilarity(halves[0], halves[1], share)
 
 
-def client_blocks(experiment: Experiment, corpus: Corpus, tokens: Tokens, partition: Partition, parts: list[np.ndarray],
-                  tokenizer: Any, runtime: Runtime) -> tuple[Blocks, ...]:
-    """Each client's documents, in an order of its own, packed into blocks; rewritten first where the regime says so."""
-    length, every = experiment.plan.seq_len, []
-    same = len(parts) == len(partition.rows)  # an anchor may have enrolled others: nobody's rewrites then
-    for client, rows in enumerate(parts):
-        rows = numpy_stream(experiment.seed, "pack", client).permutation(rows)
-        rewrite = partition.rewrite[client] if partition.rewrite and same else None
-        if rewrite is None:
-            every.append(pack(tokens, rows, length))
-        else:
-            own = tokenise(rewritten(corpus.take(rows), rewrite), tokenizer, cache=runtime.cache / "tokens")
-            every.append(pack(own, np.arange(len(own)), length))
-    return tuple(every)
-
-
-def rewritten(corpus: Corpus, rewrite: Rewrite) -> Corpus:
-    """The corpus with every text rewritten, by itself and the hash of what it was."""
-    texts = np.empty(len(corpus), dtype=object)
-    texts[:] = [rewrite(text, sha256(text.encode()).hexdigest()) for text in corpus.text]
-    return replace(corpus, text=texts)
+def client_blocks(experiment: Experiment, tokens: Tokens, parts: list[np.ndarray]) -> tuple[Blocks, ...]:
+    """Each client's documents, in an order of its own, packed into blocks."""
+    return tuple(pack(tokens, numpy_stream(experiment.seed, "pack", client).permutation(rows), experiment.plan.seq_len)
+                 for client, rows in enumerate(parts))

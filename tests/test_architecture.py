@@ -39,7 +39,7 @@ MAY = {
     "folders": set(),
     "runtime": {"errors", "folders"},
     "stock": {"corpus", "models", "runtime"},
-    "measuring": VALUES | {"algorithms", "corpus", "experiment", "models", "probes", "stock"},
+    "measuring": VALUES | {"algorithms", "corpus", "experiment", "models", "partition", "probes", "stock"},
     "setting": VALUES | {"algorithms", "corpus", "experiment", "fleet", "measuring", "mitigation", "models", "partition",
                          "probes", "rounds", "runtime", "stock"},
     "run": VALUES | {"experiment", "fleet", "models", "probes", "records", "rounds", "setting", "stock", "store"},

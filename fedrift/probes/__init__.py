@@ -3,7 +3,7 @@
 from .adapters import aggregation_error
 from .bench import Bench
 from .groups import GROUPS
-from .held_out import HeldOut, hold_out, token_table
+from .held_out import HeldOut, beside, hold_out, token_table
 from .loss import Losses
 from .panel import After, Look, Panel, Past, over, period, told
 from .probe import Probe, Reading, recorded
@@ -12,5 +12,5 @@ from .update import update_geometry
 from .wording import bytes_per_token
 
 __all__ = ["GROUPS", "After", "Bench", "HeldOut", "Look", "Losses", "Panel", "Past", "Probe", "Reading", "aggregation_error",
-           "bytes_per_token", "hold_out", "local_training", "over", "period", "recorded", "token_table", "told",
+           "beside", "bytes_per_token", "hold_out", "local_training", "over", "period", "recorded", "token_table", "told",
            "update_geometry"]

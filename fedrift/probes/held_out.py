@@ -6,6 +6,7 @@ seed, so that no partition, severity, algorithm or seed of the study changes wha
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,6 +15,9 @@ from ..corpus.blocks import Blocks, pack
 from ..corpus.corpus import Corpus
 from ..corpus.tokens import Tokens
 from ..seeds import numpy_stream
+
+Read = Callable[[np.ndarray], Tokens]  # some documents of the corpus, as one hand writes them
+FEW = 16  # documents to read at first
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,18 +54,55 @@ def hold_out(corpus: Corpus, tokens: Tokens, split: int, length: int, most: int,
     ``mix [N, J]`` has a column for every domain of the corpus and, if there are documents without a label, one more.
     """
     names = domain_names(corpus)
-    label = np.where(corpus.label < 0, len(corpus.domains), corpus.label)
     parts, domain = [], []
     for number, name in enumerate(names):
-        rows = np.flatnonzero((corpus.split == split) & (label == number))
-        rows = numpy_stream(seed, "held out", name).permutation(rows)
-        enough = int(np.searchsorted(np.cumsum(tokens.lengths[rows]), most * length)) + 1
-        blocks = pack(tokens, rows[:enough], length)
-        whole = slice(0, min(most, len(blocks)))
-        parts.append(Blocks(blocks.tokens[whole], blocks.keep[whole]))
+        rows = order(corpus, split, seed, number, name)
+        parts.append(filled(tokens, rows, length, most))
         domain.append(np.full(len(parts[-1].tokens), number))
-    return HeldOut(Blocks(np.concatenate([part.tokens for part in parts]), np.concatenate([part.keep for part in parts])),
-                   np.concatenate(domain), names, mix)
+    return HeldOut(joined(parts), np.concatenate(domain), names, mix)
+
+
+def beside(held: HeldOut, corpus: Corpus, split: int, length: int, most: int, seed: int, hands: Sequence[Read],
+           mix: np.ndarray) -> HeldOut:
+    """Behind the held-out text as found, the same documents as each of H - 1 hands writes them: a domain more for each
+    hand and domain. ``mix [N, H J]``: training tokens of each client, as found in the first J columns.
+
+    Texts that grow or shrink fill the same number of blocks with fewer or more documents.
+    """
+    parts, domain = [held.blocks], [held.domain]
+    for hand, read in enumerate(hands, 1):
+        for number, name in enumerate(held.names):
+            rows = order(corpus, split, seed, number, name)
+            parts.append(first_blocks(read, rows, length, most))
+            domain.append(np.full(len(parts[-1].tokens), hand * len(held.names) + number))
+    names = tuple(f"{name}, hand {hand}" for hand in range(1, len(hands) + 1) for name in held.names)
+    return HeldOut(joined(parts), np.concatenate(domain), (*held.names, *names), mix)
+
+
+def order(corpus: Corpus, split: int, seed: int, number: int, name: str) -> np.ndarray:
+    """The documents of a domain in one split, in the order in which they are held out."""
+    label = np.where(corpus.label < 0, len(corpus.domains), corpus.label)
+    rows = np.flatnonzero((corpus.split == split) & (label == number))
+    return numpy_stream(seed, "held out", name).permutation(rows)
+
+
+def first_blocks(read: Read, rows: np.ndarray, length: int, most: int) -> Blocks:
+    """The first documents as written, no more of them than fill the blocks (about)."""
+    few = FEW
+    while (tokens := read(rows[:few])).lengths.sum() < most * length and few < len(rows):
+        few *= 2
+    return filled(tokens, np.arange(len(tokens)), length, most)
+
+
+def filled(tokens: Tokens, rows: np.ndarray, length: int, most: int) -> Blocks:
+    """At most ``most`` blocks of ``length`` tokens, from the first of the documents ``rows``."""
+    enough = int(np.searchsorted(np.cumsum(tokens.lengths[rows]), most * length)) + 1
+    blocks = pack(tokens, rows[:enough], length)
+    return Blocks(blocks.tokens[:most], blocks.keep[:most])
+
+
+def joined(parts: list[Blocks]) -> Blocks:
+    return Blocks(np.concatenate([part.tokens for part in parts]), np.concatenate([part.keep for part in parts]))
 
 
 def domain_names(corpus: Corpus) -> tuple[str, ...]:

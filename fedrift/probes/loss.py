@@ -39,6 +39,10 @@ class Losses:
     over the domains, each counting the same. ``perplexity`` is exp(loss), everywhere. With the domains' bytes
     per token, ``bits``: loss in bits per byte of text, which tokenisers of another kind can be compared by.
 
+    Where clients rewrite their texts (``written``), all numbers of domains and of the federation are on the text as found,
+    the same in every run on the corpus; those of a client are on text as it writes it. ``loss.plain`` is then a client's
+    loss on the text as found, and ``loss.own`` the mean of the clients' own losses by their tokens.
+
     Before and after aggregation, on the same few blocks of each client's own mixture: ``loss.before``
     (the model it has just trained) and ``loss.after`` (the model it will receive), both ``[C]``; where clients
     keep a model of their own (``wear``), ``loss.worn``. Only models that have changed are evaluated again.
@@ -52,6 +56,7 @@ class Losses:
     wear: Callable[[Tree, Tree], Tree] | None = None  # (shared params, memory) -> the model a client uses
     prefix: str = ""
     bytes: np.ndarray | None = None  # [J] bytes of text per token of a domain
+    written: HeldOut | None = None  # held_out and, behind it, its text as clients write it; None where nobody rewrites
     chunk: int = 8192  # tokens in one forward pass
     seen: dict[int, tuple[Tree, Tensor]] = field(default_factory=dict, repr=False)
 
@@ -66,17 +71,24 @@ class Losses:
 
     def forward(self, cohort: int) -> float:
         """Tokens that one look sends forward, about: every block once, and the cohort's own blocks."""
-        blocks, length = self.held_out.blocks.tokens.shape
+        blocks, length = self.whole.blocks.tokens.shape
         return float((blocks + cohort * self.own) * length)
+
+    @property
+    def whole(self) -> HeldOut:
+        """All text that is evaluated: that of the domains first, then as clients write it."""
+        return self.written or self.held_out
 
     def of(self, state: State) -> Reading:
         """Losses of the server's models."""
-        per_domain = self.by_domain(self.by_block(state))  # [M, J]
-        there = np.bincount(self.held_out.domain, minlength=len(self.held_out.names)) > 0
-        mix = torch.from_numpy(self.held_out.mix * there)  # [N, J]; a domain without held-out text says nothing
-        total = (mix * per_domain[state.group]).where(mix > 0, 0.0)
+        sums = self.by_row(state)
+        total, mix = shares(self.held_out, sums[:, :len(self.held_out.blocks)], state.group)  # [N, J]
         client, domain = total.sum(1) / mix.sum(1), total.sum(0) / mix.sum(0)
         reading: Reading = {"loss": client, "perplexity": client.exp()}
+        if self.written:
+            own, tokens = (amount.sum(1) for amount in shares(self.written, sums, state.group))  # [N]
+            reading = {"loss": own / tokens, "perplexity": (own / tokens).exp(), "loss.plain": client,
+                       ("loss.own", ""): own.sum() / tokens.sum()}
         for name, value in [("", total.sum() / mix.sum()), *zip(self.held_out.names, domain, strict=True)]:
             if not name or mix[:, self.held_out.names.index(name)].any():
                 reading["loss", name], reading["perplexity", name] = value, value.exp()
@@ -96,7 +108,7 @@ class Losses:
     def before_and_after(self, done: Round) -> Reading:
         """The cohort's own blocks under their own models and under the one they get back, ``[C]``."""
         mine = self.owned(done.cohort)
-        after = self.by_block(done.after)[done.after.group[done.cohort]]  # [C, E]
+        after = self.by_row(done.after)[done.after.group[done.cohort]]  # [C, E']
         under = done.before.server.under(done.before.group[done.cohort])
         before = self.means(Tree({**done.local, **under}), mine)
         now = torch.stack([row[torch.from_numpy(blocks)].sum() for row, blocks in zip(after, mine, strict=True)])
@@ -118,11 +130,11 @@ class Losses:
 
     def owned(self, clients: Tensor) -> list[np.ndarray]:
         """The blocks of each client's own mixture."""
-        return [self.held_out.own(client, max(self.own, 1)) for client in clients.tolist()]
+        return [self.whole.own(client, max(self.own, 1)) for client in clients.tolist()]
 
     def predicted(self, mine: list[np.ndarray]) -> Tensor:
         """Tokens that some blocks of each client predict, ``[C]``; NaN where there are none."""
-        counts = [float(self.held_out.blocks.keep[blocks, 1:].sum()) or math.nan for blocks in mine]
+        counts = [float(self.whole.blocks.keep[blocks, 1:].sum()) or math.nan for blocks in mine]
         return torch.tensor(counts, dtype=torch.float64)
 
     def means(self, params: Tree, mine: list[np.ndarray]) -> Tensor:
@@ -136,24 +148,24 @@ class Losses:
 
     def together(self, blocks: int) -> int:
         """How many clients go into one pass with so many blocks each."""
-        return max(1, self.chunk // max(1, blocks * self.held_out.blocks.tokens.shape[1]))
-
-    def by_domain(self, sums: Tensor) -> Tensor:
-        """Mean loss of each model on each domain, ``[M, E] -> [M, J]``; NaN where a domain has no blocks."""
-        domain = torch.from_numpy(self.held_out.domain)
-        counts = torch.from_numpy(self.held_out.blocks.keep[:, 1:].sum(1)).double()
-        width = len(self.held_out.names)
-        total = sums.new_zeros(len(sums), width).index_add(1, domain, sums)
-        return total / counts.new_zeros(width).index_add(0, domain, counts)
+        return max(1, self.chunk // max(1, blocks * self.whole.blocks.tokens.shape[1]))
 
     def by_block(self, state: State) -> Tensor:
-        """Summed loss of every model on every block, ``[M, E]`` float64."""
+        """Summed loss of every model on every block of text as found, ``[M, E]`` float64."""
         return self.by_position(state).sum(2).double()
 
     def by_position(self, state: State) -> Tensor:
-        """Loss of every model on every token after the first of a block, ``[M, E, T-1]``; kept for models that have not
+        """Loss of every model on every token after the first of a block of text as found, ``[M, E, T-1]``."""
+        return self.by_token(state)[:, :len(self.held_out.blocks)]
+
+    def by_row(self, state: State) -> Tensor:
+        """Summed loss of every model on every block, ``[M, E']`` float64: the E as found, then those as clients write."""
+        return self.by_token(state).sum(2).double()
+
+    def by_token(self, state: State) -> Tensor:
+        """Loss of every model on every token after the first of a block, ``[M, E', T-1]``; kept for models that have not
         changed."""
-        every = np.arange(len(self.held_out.blocks))[None]
+        every = np.arange(len(self.whole.blocks))[None]
         rows = []
         for number in range(state.server.models):
             one = torch.tensor([number])
@@ -170,7 +182,7 @@ class Losses:
 
         Row -1 names no block; its losses are zero.
         """
-        blocks, device = self.held_out.blocks, next(iter(params.values())).device
+        blocks, device = self.whole.blocks, next(iter(params.values())).device
         step = max(1, self.chunk // (blocks.tokens.shape[1] * len(rows)))
         parts = []
         for first in range(0, rows.shape[1], step):
@@ -180,6 +192,24 @@ class Losses:
                                              torch.from_numpy(keep).to(device))
             parts.append(losses.cpu())
         return torch.cat(parts, 1) if parts else torch.zeros(len(rows), 0, blocks.tokens.shape[1] - 1)
+
+
+def shares(held: HeldOut, sums: Tensor, group: Tensor) -> tuple[Tensor, Tensor]:
+    """What each domain adds to each client's loss, and the tokens that it counts with, both ``[N, J]``, from the summed
+    losses of each model's blocks ``[M, E]``; a domain without held-out text counts for nothing."""
+    per_domain = by_domain(held, sums)
+    there = np.bincount(held.domain, minlength=len(held.names)) > 0
+    mix = torch.from_numpy(held.mix * there)
+    return (mix * per_domain[group]).where(mix > 0, 0.0), mix
+
+
+def by_domain(held: HeldOut, sums: Tensor) -> Tensor:
+    """Mean loss of each model on each domain, ``[M, E] -> [M, J]``; NaN where a domain has no blocks."""
+    domain = torch.from_numpy(held.domain)
+    counts = torch.from_numpy(held.blocks.keep[:, 1:].sum(1)).double()
+    width = len(held.names)
+    total = sums.new_zeros(len(sums), width).index_add(1, domain, sums)
+    return total / counts.new_zeros(width).index_add(0, domain, counts)
 
 
 def part(params: Tree, rows: slice) -> Tree:

@@ -11,7 +11,8 @@ import torch
 
 from fedrift.algorithms import FedAvg, LocalOnly
 from fedrift.corpus.blocks import Blocks
-from fedrift.probes.held_out import HeldOut
+from fedrift.corpus.tokens import Tokens
+from fedrift.probes.held_out import HeldOut, first_blocks
 from fedrift.probes.loss import Losses
 from fedrift.rounds import begin
 from fedrift.tree import Tree
@@ -19,14 +20,14 @@ from tests.quadratics import clients, train
 
 
 class Priced:
-    """A "language model" that charges x for a token of domain 0 and x + 1 for one of domain 1; it counts its calls."""
+    """A "language model" that charges x for a token of domain 0, x + 1 for one of domain 1, and so on; it counts its calls."""
 
     def __init__(self):
         self.calls = 0
 
     def positions(self, params, tokens, keep):
         self.calls += 1
-        price = params["x"].view(-1, 1, 1) + (tokens >= 100)
+        price = params["x"].view(-1, 1, 1) + tokens // 100
         counted = keep[:, :, 1:]
         return price[:, :, 1:] * counted, counted
 
@@ -36,6 +37,16 @@ def held_out(mix=((30, 10), (10, 30), (0, 0))) -> HeldOut:
     keep = np.ones_like(tokens, dtype=bool)
     keep[-1, 2:] = False  # a padded block
     return HeldOut(Blocks(tokens, keep), np.array([0] * 3 + [1] * 4), ("sport", "tech"), np.array(mix, dtype=float))
+
+
+def written() -> HeldOut:
+    """As ``held_out``, and behind it what client 1 writes: a price of 2 where it is about sport, of 3 about tech."""
+    plain = held_out()
+    tokens = np.concatenate([plain.blocks.tokens, [[200] * 5] * 2, [[300] * 5] * 3])
+    keep = np.concatenate([plain.blocks.keep, np.ones((5, 5), dtype=bool)])
+    mix = np.array([[30, 10, 0, 0], [0, 0, 10, 30], [0, 0, 0, 0]], dtype=float)
+    names = ("sport", "tech", "sport, hand 1", "tech, hand 1")
+    return HeldOut(Blocks(tokens, keep), np.concatenate([plain.domain, [2, 2, 3, 3, 3]]), names, mix)
 
 
 def state_of(x: list[float], algorithm=FedAvg()):
@@ -72,6 +83,39 @@ def test_a_domain_that_nobody_holds_has_no_number():
     reading = Losses(Priced(), held_out(((10, 0), (10, 0), (5, 0)))).of(state_of([1.0]))
     assert ("loss", "tech") not in reading
     assert reading["loss.macro"] == pytest.approx(1.0)
+
+
+def test_clients_that_rewrite_are_judged_by_text_as_they_write_it_and_everything_else_by_text_as_found():
+    plain, told = (Losses(Priced(), held_out(), written=own).of(state_of([2.0])) for own in (None, written()))
+    assert told["loss"][:2].tolist() == pytest.approx([2.25, (10 * 4 + 30 * 5) / 40])
+    assert told["perplexity"][:2].tolist() == pytest.approx(told["loss"][:2].exp().tolist())
+    assert told["loss.plain"][:2].tolist() == pytest.approx(plain["loss"][:2].tolist())
+    assert told["loss.own", ""] == pytest.approx((2.25 + 4.75) / 2)
+    for name in [key for key in plain if isinstance(key, tuple)] + ["loss.macro"]:
+        assert told[name] == pytest.approx(plain[name])
+    assert "loss.plain" not in plain and ("loss.own", "") not in plain
+
+
+def test_before_and_after_are_on_text_as_the_client_writes_it():
+    probe = Losses(Priced(), held_out(), own=4, written=written())
+    assert [set(probe.owned(torch.tensor([client]))[0]) for client in (0, 1)] == [{0, 1, 2, 3}, {8, 9, 10, 11}]
+    done = train(FedAvg(), clients((1, 4, 2), (0, 1, 3)), until=1)[0]
+    local, after, reading = done.local["x"].flatten().tolist(), done.after.server.params["x"].item(), probe(done)
+    assert reading["loss.before"][:2].tolist() == pytest.approx([local[0] + 0.25, local[1] + 2.75])
+    assert reading["loss.after"][:2].tolist() == pytest.approx([after + 0.25, after + 2.75])
+
+
+def test_texts_that_shrink_fill_as_many_blocks_with_more_documents():
+    read = []
+
+    def short(rows):
+        read.append(len(rows))
+        return Tokens(np.repeat(rows.astype(np.uint16), 2), np.arange(len(rows) + 1) * 2, 0, 0)
+
+    blocks = first_blocks(short, np.arange(100), length=8, most=20)
+    assert read == [16, 32, 64, 100] and blocks.tokens.shape == (20, 8)
+    assert blocks.tokens.reshape(-1).tolist() == np.repeat(np.arange(80), 2).tolist()
+    assert first_blocks(short, np.arange(5), length=8, most=20).keep.sum() == 10
 
 
 def test_before_and_after_are_measured_on_the_same_blocks():
