@@ -2,8 +2,9 @@
 
 Run on a machine that does nothing else: ``python benchmarks/fleets.py [--rounds 10] [--clients 2]``. Of each way: the seconds of
 its rounds from the third on (by then an actor of the simulation has started and loaded its model), a client, and what of them
-is not the training, which is what a client-round takes in process. Clients in processes of their own train beside each other, so
-that this can be less than the fleet costs a client, and is what it costs the run. Writes benchmarks/results/fleets.json.
+is not training: the local steps of one client, as they take in process. Clients in processes of their own train beside each
+other, so that this can be less than the fleet costs a client, and is what it costs the run. Writes
+benchmarks/results/fleets.json.
 """
 
 from __future__ import annotations
@@ -11,10 +12,16 @@ from __future__ import annotations
 import argparse
 import json
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from statistics import median
+from time import perf_counter
+from typing import Any
+from unittest.mock import patch
 
 from fedrift.experiment import Experiment, parse
+from fedrift.fleet import SimulatedFleet
 from fedrift.flower.launch import deploy, simulate
 from fedrift.flower.terms import Terms
 from fedrift.run import carry_out
@@ -33,20 +40,37 @@ def wanted(rounds: int, clients: int) -> Experiment:
         "evaluate": {"every": rounds, "blocks": 1, "own": 0, "final": 0, "panel": []}})
 
 
-def measured(way: str, run: Run, clients: int, plain: float | None) -> dict[str, object]:
-    """Seconds of a client-round and what of them is not training; ``plain``: of a client-round in process."""
+@contextmanager
+def walks() -> Iterator[list[float]]:
+    """The seconds of every client's local steps in this process, for the time of a block."""
+    found: list[float] = []
+    real = SimulatedFleet._walk
+
+    def timed(*what: Any) -> Any:
+        begun = perf_counter()
+        came = real(*what)
+        found.append(perf_counter() - begun)
+        return came
+
+    with patch.object(SimulatedFleet, "_walk", timed):
+        yield found
+
+
+def measured(way: str, run: Run, clients: int, training: float) -> dict[str, Any]:
+    """Seconds of a client-round and what of them is not ``training``, in seconds, and the bytes."""
     seconds = median(row["train"] for row in run.timings() if row["round"] > 2 and "train" in row) / clients
     trajectory = run.trajectory()
     bytes = {name: float(trajectory.table(f"wire.{name}")[-1].mean()) if trajectory.has_table(f"wire.{name}") else 0.0
              for name in ("down", "up")}
-    return {"fleet": way, "seconds": seconds, "beside training": seconds - (plain if plain is not None else seconds), **bytes}
+    return {"fleet": way, "seconds": seconds, "beside training": seconds - training, **bytes}
 
 
 def main() -> None:
-    said = argparse.ArgumentParser(description=__doc__)
-    said.add_argument("--rounds", type=int, default=10)
-    said.add_argument("--clients", type=int, default=2)
-    asked = said.parse_args()
+    options = argparse.ArgumentParser(description=__doc__)
+    options.add_argument("--rounds", type=int, default=10)
+    options.add_argument("--clients", type=int, default=2)
+    options.add_argument("--busy", action="store_true", help="say in the file that the machine had other work")
+    asked = options.parse_args()
     experiment, rows = wanted(asked.rounds, asked.clients), []
     with tempfile.TemporaryDirectory() as folder:
         def stock(name: str) -> Stock:
@@ -55,13 +79,20 @@ def main() -> None:
         ways = {"in process": lambda: carry_out(experiment, stock("here")),
                 "Flower simulation": lambda: simulate(experiment, stock("simulation"), Terms()),
                 "Flower on loopback": lambda: deploy(experiment, stock("loopback"), Terms(), Path(folder) / "deployment")}
+        print("| fleet | seconds a client-round | of them beside training | bytes down | bytes up |\n|---|---|---|---|---|")
+        training = float("nan")
         for way, go in ways.items():
-            run = go()
-            rows.append(measured(way, run, asked.clients, rows[0]["seconds"] if rows else None))
-            print(f"{way:20} {rows[-1]['seconds']:8.3f} s a client-round, {rows[-1]['beside training']:8.3f} s beside training, "
-                  f"{rows[-1]['down']:,.0f} bytes down, {rows[-1]['up']:,.0f} up", flush=True)
+            with walks() as found:
+                run = go()
+            if found:
+                training = median(found[2 * asked.clients:])
+            row = measured(way, run, asked.clients, training)
+            print(f"| {way} | {row['seconds']:.3f} | {row['beside training']:.4f} | {row['down']:,.0f} | {row['up']:,.0f} |",
+                  flush=True)
+            rows.append(row)
     RESULT.parent.mkdir(exist_ok=True)
-    RESULT.write_text(json.dumps({"rounds": asked.rounds, "clients": asked.clients, "rows": rows}, indent=2) + "\n")
+    said = {"rounds": asked.rounds, "clients": asked.clients, "busy": asked.busy, "training": training, "rows": rows}
+    RESULT.write_text(json.dumps(said, indent=2) + "\n")
 
 
 if __name__ == "__main__":

@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from time import perf_counter
 from typing import Any
 
 import torch
@@ -71,7 +70,6 @@ def client_app(made: Made) -> ClientApp:
 
 def train_one(client: Client, content: RecordDict) -> RecordDict:
     """A round, from the message of ``FlowerFleet`` to the answer."""
-    begun = perf_counter()
     told = said(content)
     for name, here in (("id", client.experiment), ("client", client.number)):
         if told.get(name) != here:
@@ -95,7 +93,7 @@ def train_one(client: Client, content: RecordDict) -> RecordDict:
     return write(trees, {
         "client": client.number, "round": round, "weight": report.weight.item(), "steps": report.steps.item(),
         "loss": report.loss[0].tolist(), "tokens": report.tokens.item(), "failed": bool(report.failed.item()),
-        "lr": report.lr.item(), "seconds": perf_counter() - begun})
+        "lr": report.lr.item()})
 
 
 def one(client: Client, round: int, found: dict[str, Tree], memory: Tree) -> Report:

@@ -43,7 +43,6 @@ class Answer:
     why: str = ""
     lost: bool = False
     bytes: int = 0
-    seconds: float = float("nan")  # that it trained for, by its own clock
 
 
 @dataclass(frozen=True, eq=False)
@@ -68,7 +67,6 @@ class FlowerFleet:
     reader: str = ""
     lr: Callable[[int], float] = lambda round: 1.0
     roll: Roll = field(default_factory=Roll)
-    seconds: list[float] = field(default_factory=list)  # that clients trained for, one answer after the other
 
     def train(self, state: State, algorithm: Rule, cohort: Tensor) -> Report:
         """One round of local training, ``cohort [C] -> Report``."""
@@ -89,7 +87,6 @@ class FlowerFleet:
             answers[client] = with_why(answers[client], OWN)
         self.roll.own.difference_update(answers)
         heard = sum(not answer.failed for answer in answers.values())
-        self.seconds.extend(answer.seconds for answer in answers.values() if not answer.failed)
         if heard < self.least:
             reasons = "; ".join(f"client {client}: {answer.why}" for client, answer in sorted(answers.items()) if answer.failed)
             raise UserError(f"round {state.round + 1}: {heard} of {len(clients)} clients sent what can be used, at least "
@@ -152,8 +149,7 @@ class FlowerFleet:
             raise Refused("it does not say its losses")
         first, mean = (number({"loss": value}, "loss") for value in loss)
         return sound(Answer(found, number(told, "weight", 0), number(told, "steps", 0), (first, mean), number(told, "tokens", 0),
-                            bool(told.get("failed")), number(told, "lr", 0), bytes=size(content),
-                            seconds=number(told, "seconds", 0)))
+                            bool(told.get("failed")), number(told, "lr", 0), bytes=size(content)))
 
     def report(self, state: State, algorithm: Rule, cohort: Tensor, answers: list[Answer], down: dict[int, int]) -> Report:
         """The answers stacked, ``[C, ...]``; those that failed are zeros, and their memories what they were."""
@@ -205,7 +201,7 @@ def sound(answer: Answer) -> Answer:
     if finite and answer.weight == answer.weight and not answer.failed:
         return answer
     return Answer(loss=answer.loss, tokens=answer.tokens, steps=answer.steps, lr=answer.lr, bytes=answer.bytes,
-                  seconds=answer.seconds, why="non-finite numbers: left out of the mean, its memory kept")
+                  why="non-finite numbers: left out of the mean, its memory kept")
 
 
 def with_why(answer: Answer, note: str) -> Answer:

@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from fedrift import optimizers
-from fedrift.algorithms import Ditto, FedAvg, FedDyn, FedProx, FedSGD, Scaffold, ScaffoldWeighted
-from fedrift.algorithms.aggregates import FFA, FedEx, FLoRA
+from fedrift.algorithms import Ditto, FedAvg, FedProx, Scaffold
+from fedrift.algorithms.aggregates import FFA
 from fedrift.fleet import SimulatedFleet
 from fedrift.fleet.choice import losses_of
 from fedrift.mitigation import AtRandom, Bipartition, ByLoss, ByText, ByUpdate, Soft, Vanilla
@@ -19,8 +19,7 @@ from tests.flower.loopback import grouped, over_flower
 from tests.laws.federation import SUBJECTS, Data, apart, data, loss, params, represent, tensors, train
 from tests.mitigation.plant import documents, ground
 
-ALGORITHMS = [FedAvg(), FedProx(mu=0.1), Scaffold(), FedAvg(server=optimizers.Adam(0.05)), FedDyn(), FedSGD(), ScaffoldWeighted(),
-              Ditto(), FedAvg(aggregate=FLoRA()), FedAvg(aggregate=FedEx())]
+ALGORITHMS = [*SUBJECTS.values(), FedProx(mu=0.1)]
 
 
 def gap(over, here) -> float:
@@ -32,9 +31,10 @@ def gap(over, here) -> float:
 
 @pytest.mark.parametrize("algorithm", ALGORITHMS, ids=repr)
 def test_a_run_over_flower_is_the_run_on_one_machine(algorithm, tmp_path):
+    """All of them: what a client keeps stays on its node, what the server reads of it travels."""
     deal = data(dtype=torch.float32)
-    here = train(algorithm, deal, until=4, cohort=3)
-    over = over_flower(algorithm, deal, tmp_path, until=4, cohort=3)
+    here = train(algorithm, deal, until=3, cohort=3)
+    over = over_flower(algorithm, deal, tmp_path, until=3, cohort=3)
     for one, two in zip(over, here, strict=True):
         assert one.cohort.tolist() == two.cohort.tolist()
         assert gap(one, two) < 1e-5

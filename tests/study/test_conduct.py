@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import json
 import multiprocessing
 import os
+import threading
 import time
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import psutil
 import pytest
 
 import fedrift.study.work
@@ -197,6 +201,38 @@ def test_processes_give_the_same_table_as_one_after_another(done, tmp_path):
 def test_clusters_give_the_same_table_as_one_after_another(done, tmp_path, executor):
     folder, book = done
     assert text(conduct(study(folder, **TUNED), elsewhere(folder, tmp_path), executor)) == text(book)
+
+
+@pytest.mark.slow
+def test_a_worker_of_rays_that_is_killed_is_replaced_and_its_run_goes_on(done, tmp_path):
+    folder, _ = done
+    small = study(folder, seeds=1)
+    here, there = (elsewhere(folder, tmp_path / name) for name in ("here", "there"))
+    killed: list[int] = []
+
+    def kill() -> None:
+        """The worker that has a run, once rows of it are written."""
+        end = time.monotonic() + 600
+        while time.monotonic() < end and not killed:
+            for claimed in (tmp_path / "there").glob("*/claim.0"):
+                with suppress(OSError, ValueError, psutil.NoSuchProcess):
+                    if (claimed.parent / "records.jsonl").exists():
+                        worker = psutil.Process(json.loads(claimed.read_text())["process"])
+                        worker.kill()
+                        killed.append(worker.pid)
+                        break
+            time.sleep(0.002)
+
+    killer = threading.Thread(target=kill, daemon=True)
+    killer.start()
+    book = conduct(small, there, Ray(workers=2))
+    killer.join(1)
+    assert killed and killed[0] != os.getpid()
+    assert (frame(book).status == "finished").all()
+    assert text(book) == text(conduct(small, here))
+    for entry in book.read()["runs"]:  # each round was counted once
+        counted = [row["round"] for row in book.run(entry).timings() if "train" in row]
+        assert counted == sorted(set(counted))
 
 
 def test_a_study_killed_three_times_ends_with_the_same_table(done, tmp_path):
