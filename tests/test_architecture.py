@@ -45,6 +45,7 @@ MAY = {
     "run": VALUES | {"experiment", "fleet", "models", "probes", "records", "rounds", "setting", "stock", "store"},
     "statistics": GROUND,
     "study": GROUND | {"config", "experiment", "records", "run", "runtime", "setting", "statistics", "stock", "store"},
+    "watch": {"config", "detectors", "diagnose", "errors", "report", "store", "study"},
     "flower": VALUES | {"algorithms", "corpus", "experiment", "fleet", "folders", "models", "rounds", "run", "runtime", "setting",
                         "stock", "store"},
     "conform": VALUES | {"algorithms", "fleet", "rounds"},
@@ -69,7 +70,8 @@ ONLY_IN = {  # package -> the rooms that may name it
     "typer": {"cli"},
     "rich": {"cli"},
 }
-WITHOUT_TORCH = {"errors", "seeds", "records", "corpus", "partition", "detectors", "diagnose", "report", "config", "statistics"}
+WITHOUT_TORCH = {"errors", "seeds", "records", "corpus", "partition", "detectors", "diagnose", "report", "config", "statistics",
+                 "watch"}
 
 
 def files() -> list[Path]:

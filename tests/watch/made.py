@@ -1,0 +1,46 @@
+"""Runs made of numbers, as a study leaves them: whole, half done, failed, not begun."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from fedrift.records import Record
+from fedrift.store import Run
+from fedrift.study import Book, Entry
+from tests.study.small import study
+
+ROUNDS = 6
+
+
+def asked(algorithm: str = "FedAvg", severity: float = 1.0, seed: int = 0, **more: Any) -> dict[str, Any]:
+    return {"corpus": {"name": "made"}, "model": "pocket", "algorithm": {"is": algorithm},
+            "partition": {"is": "TopicMix", "clients": 2, "severity": severity}, "plan": {"rounds": ROUNDS, "steps": 2},
+            "seed": seed, "evaluate": {"blocks": 2}, **more}
+
+
+def rows(upto: int, start: float = 5.0, first: int = 0) -> list[Record]:
+    """A loss that falls by a tenth a round, in two domains and of two clients."""
+    return [Record(round, "loss", domain, client, start - 0.1 * round)
+            for round in range(first, upto + 1) for domain, client in (("", -1), ("sport", -1), ("tech", -1), ("", 0), ("", 1))]
+
+
+def begun(root: Path, id: str, upto: int, start: float = 5.0, **said: Any) -> Run:
+    run = Run(root, id)
+    run.write_json("experiment", {**asked(**said), "id": id, "partition_table": {"domains": ["sport", "tech"],
+                                                                                "tokens": [[10, 0], [0, 10]]}})
+    run.append(rows(upto, start))
+    if upto == ROUNDS:
+        run.finish({"rounds": ROUNDS, "loss": 4.4, "final_loss": 4.4, "train_tokens": 10, "seconds": {"train": 1.0}})
+    return run
+
+
+def booked(root: Path, folder: Path, complete: bool = True) -> Book:
+    """Two seeds of one arm and their twins; of seed 1 nothing is there unless it is made."""
+    book = Book(root, "tiny")
+    arm, levels = "algorithm=FedAvg", {"algorithm": "FedAvg"}
+    entries = [Entry(f"run{seed}", "run", "main", arm, seed, False, f"twin{seed}", levels, None, "") for seed in (0, 1)]
+    entries += [Entry(f"twin{seed}", "twin", "main", arm, seed, True, "", levels, None, "") for seed in (0, 1)]
+    book.write({"study": study(folder).written(), "factors": ["algorithm"], "complete": complete, "designs": {}, "choices": [],
+                "runs": entries})
+    return book
