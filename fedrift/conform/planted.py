@@ -6,11 +6,12 @@ from dataclasses import dataclass, replace
 
 from ..algorithms import AFL, FedAvg, FedDyn, FedNova, FedProx, QFedAvg, Scaffold
 from ..algorithms.aggregates.mean import pool
-from ..optimizers import Adam, Sgd, named, part
+from ..optimizers import Sgd
 from ..tree import Tree
 from ..values import Local, Report, Server
-from .ours import Ours, betas
+from .ours import Ours
 from .planted_own import PLANTED_OWN
+from .planted_server import PLANTED_SERVER
 
 
 @dataclass(frozen=True)
@@ -75,15 +76,6 @@ class NominalSteps(Scaffold):
 
 
 @dataclass(frozen=True)
-class SquaresTheMomentum(Adam):  # OpenFedLLM
-    def step(self, params: Tree, grad: Tree, moments: Tree) -> tuple[Tree, Tree]:
-        first = self.betas[0] * part("m", moments) + (1 - self.betas[0]) * grad
-        second = self.second(part("v", moments), first * first)
-        moved = first.map(lambda m, v: m / (v.sqrt() + self.tau), second)
-        return params - self.lr * moved, Tree({**named("m", first), **named("v", second)})
-
-
-@dataclass(frozen=True)
 class ForgetsTheMeanSteps(FedNova):
     def absorb(self, server: Server, report: Report) -> Server:
         return FedAvg().absorb(server, replace(report, delta=report.delta / report.steps.clamp_min(1)))
@@ -121,12 +113,11 @@ PLANTED = (
     Ours("scaffold", lambda o, lr: NominalSteps(), "nominal steps"),
     Ours("fedavgm", lambda o, lr: FedAvg(server=Sgd(o["server_lr"], o["momentum"], dampening=o["momentum"])),
          "a damped mean"),
-    Ours("fedadam", lambda o, lr: FedAvg(server=SquaresTheMomentum(o["server_lr"], betas(o), o["tau"])),
-         "momentum squared"),
     Ours("fednova", lambda o, lr: ForgetsTheMeanSteps(), "no tau_eff"),
     Ours("feddyn", lambda o, lr: DynByCohort(alpha=o["alpha"]), "h divided by the cohort"),
     Ours("qfedavg", lambda o, lr: WeightsOnly(q=o["q"]), "weights without the bound"),
     Ours("afl", lambda o, lr: NeverProjected(rate=o["rate"]), "no projection"),
+    *PLANTED_SERVER,
     *PLANTED_OWN,
 )
 

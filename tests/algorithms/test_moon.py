@@ -45,6 +45,39 @@ def test_the_contrast_is_the_papers_equation():
     assert found[1].item() == pytest.approx(2 * math.log(2))  # as near to the one as to the other
 
 
+@dataclass(frozen=True)
+class TrainsTheTarget(MOON):  # a contrast whose targets are trained along: its value is right, its gradient is not
+    def contrast(self, at, see):
+        z = see(at.params)[0]
+        drift = z - z.detach()
+        near, far = (torch.cosine_similarity(z, see(model)[0] + drift, dim=-1) for model in (at.start, at.memory))
+        return self.mu * torch.nn.functional.softplus((far - near) / self.temperature).mean(1)
+
+
+@dataclass(frozen=True)
+class Swapped(MOON):
+    def contrast(self, at, see):
+        return super().contrast(replace(at, start=at.memory, memory=at.start), see)
+
+
+@dataclass(frozen=True)
+class TimesTheTemperature(MOON):
+    def contrast(self, at, see):
+        return super(TimesTheTemperature, replace(self, temperature=1 / self.temperature)).contrast(at, see)
+
+
+@pytest.mark.parametrize("planted", [TrainsTheTarget, Swapped, TimesTheTemperature])
+def test_planted_bugs_are_seen_by_the_equation_or_its_gradient(planted, monkeypatch):
+    monkeypatch.setitem(globals(), "MOON", planted)
+
+    def asked():
+        test_the_contrast_is_the_papers_equation()
+        test_its_gradient_is_the_closed_form()
+
+    with pytest.raises(AssertionError):
+        asked()
+
+
 def test_its_gradient_is_the_closed_form():
     """d/dz softplus((sim(z, p) - sim(z, g)) / T) = sigmoid(.) / T (sim'(z, p) - sim'(z, g))."""
     at = local([[1.0, 2.0, -1.0]], [[0.5, 1.0, 1.0]], [[2.0, -1.0, 0.3]])
