@@ -4,7 +4,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test check lint types slow install clean pocket conform conform-native bench tables bench-partition
+.PHONY: demo test check lint types slow install clean pocket conform conform-native bench tables bench-partition bench-fleets
 
 demo: $(VENV)/.ready
 	$(BIN)/fedrift demo
@@ -43,6 +43,10 @@ tables: $(VENV)/.ready
 # 100,000 documents into 100 clients; on a machine that does nothing else. Writes benchmarks/results/partition.json.
 bench-partition: $(VENV)/.ready
 	$(BIN)/python benchmarks/partition.py
+
+# What a fleet costs beside training: in process, over Flower's simulation, over SuperNodes on loopback; on an idle machine.
+bench-fleets: $(VENV)/.dev
+	$(BIN)/python benchmarks/fleets.py
 
 # A round of ours beside a plain transformers + peft loop, on an idle machine.
 bench: $(VENV)/.ready

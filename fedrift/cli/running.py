@@ -86,7 +86,7 @@ def carry_out_all(experiments: list[Experiment], where: Runtime, terms: Terms | 
     if terms:
         from ..flower import wanted
 
-        wanted()
+        wanted(simulated=True)
         from ..flower.launch import simulate
 
         def carry_out(experiment: Experiment, stock: Stock, watch: Watch) -> Run:  # type: ignore[misc]

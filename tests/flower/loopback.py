@@ -48,6 +48,7 @@ class Loopback(Grid):
         self.dead: set[int] = set()
         self.replies: list[Message] = []
         self.sent: list[Message] = []
+        self.came: list[Message] = []
 
     def set_run(self, run) -> None: ...
     @property
@@ -72,8 +73,10 @@ class Loopback(Grid):
                 answer = app(arrived, context)
             except Exception as error:  # as flwr-clientapp answers
                 answer = Message(Error(code=1, reason=str(error)), reply_to=arrived)
-            self.replies += [carried(reply) for reply in (
+            arrived = [carried(reply) for reply in (
                 self.meddle(message, answer) if message.metadata.message_type == "train" else [answer])]
+            self.replies += arrived
+            self.came += arrived
         return ids
 
     def pull_messages(self, message_ids):

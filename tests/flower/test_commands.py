@@ -62,9 +62,12 @@ def test_certificates_and_keys_that_are_not_there_are_named(tmp_path):
         keyed(tmp_path, 2, Tls(tmp_path, tmp_path, tmp_path))
 
 
-def test_without_flower_the_way_out_is_named(monkeypatch):
-    monkeypatch.setattr("fedrift.flower.find_spec", lambda name: None)
+@pytest.mark.parametrize("absent", ["flwr", "ray"])
+def test_without_flower_or_ray_the_way_out_is_named(absent, monkeypatch):
+    monkeypatch.setattr("fedrift.flower.find_spec", lambda name: None if name == absent else name)
     with pytest.raises(UserError, match=r"pip install 'fedrift\[flower\]'"):
+        wanted(simulated=True)
+    if absent == "ray":
         wanted()
 
 
