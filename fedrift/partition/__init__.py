@@ -1,5 +1,6 @@
 """Every way to deal a corpus to clients. In an experiment ``{is: Name}`` is a class named in ``__all__``."""
 
+from .by_source import BySource
 from .calibrated import Calibrated
 from .composed import Composed
 from .dirichlet import Dirichlet
@@ -17,6 +18,7 @@ from .topic_mix import TopicMix
 from .truncate import Truncate
 
 __all__ = [
+    "BySource",
     "Calibrated",
     "Composed",
     "Dirichlet",

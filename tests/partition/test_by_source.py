@@ -1,0 +1,66 @@
+"""Natural clients: a source each, with the sizes they have."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from fedrift.errors import UserError
+from fedrift.partition import BySource
+from fedrift.seeds import numpy_stream
+
+from .corpora import topical
+
+
+def published(sources=6, documents=300):
+    """Documents of three topics; source k has about twice as many as source k + 1, and topics of its own."""
+    found = topical(documents, count=3)
+    place = np.minimum((-np.log2(1 - (np.arange(documents) + 0.5) / documents)).astype(int), sources - 1)
+    return replace(found, source=np.array([f"r/{k}" for k in place], dtype=object))
+
+
+def table_of(corpus, clients, severity=1.0, seed=0):
+    """Tokens by client and source, [N, S]."""
+    names, source = np.unique(corpus.source.astype(str), return_inverse=True)
+    rows = BySource(clients, severity)(corpus, numpy_stream(seed, "partition")).rows
+    return np.array([np.bincount(source[held], corpus.size[held], len(names)) for held in rows])
+
+
+def test_at_severity_1_every_client_is_a_source_and_as_large_as_it():
+    corpus = published()
+    table = table_of(corpus, 6)
+    assert (table > 0).sum(axis=1).tolist() == [1] * 6
+    assert np.array_equal(table.sum(axis=1), np.diag(table)) and table.sum() == corpus.size.sum()
+    assert (np.diff(table.sum(axis=1)[:5]) < 0).all()
+
+
+def test_the_twin_has_the_same_sizes_and_the_mix_of_the_pool():
+    corpus = published()
+    here, twin = table_of(corpus, 6), table_of(corpus, 6, 0.0)
+    assert np.abs(here.sum(axis=1) - twin.sum(axis=1)).max() <= 2 * corpus.size.max()
+    large = twin[:3] / twin[:3].sum(axis=1, keepdims=True)
+    assert np.abs(large - corpus_share(here)).max() < 0.05
+
+
+def corpus_share(table):
+    return table.sum(axis=0) / table.sum()
+
+
+@pytest.mark.parametrize("clients", [2, 4, 12])
+def test_fewer_clients_gather_whole_sources_and_more_share_them(clients):
+    table = table_of(published(), clients)
+    assert np.array_equal((table > 0).sum(axis=0), [max(1, clients // 6)] * 6)
+    assert ((table > 0).sum(axis=1) <= -(-6 // clients)).all()
+
+
+def test_the_share_of_the_own_source_grows_with_the_dial():
+    own = [np.diag(table_of(published(documents=1200), 6, s))[:3].sum() for s in (0.0, 0.25, 0.5, 0.75, 1.0)]
+    assert (np.diff(own) > 0).all()
+
+
+def test_sources_that_are_one_document_each_make_no_clients():
+    alone = published()
+    with pytest.raises(UserError, match=r"300 sources for 300 documents.*reddit_posts"):
+        table_of(replace(alone, source=np.array([f"file{i}" for i in range(300)], dtype=object)), 3)
