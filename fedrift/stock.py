@@ -43,7 +43,7 @@ class Stock:
             network = self.language_model(name, tune).network
             if tune.base != "nf4":  # four-bit weights are packed where they were read
                 network = network.to(self.runtime.torch_device())  # type: ignore[arg-type]
-            model = StackedModel(network, tune)
+            model = StackedModel(network, tune, lean=not self.runtime.compiled)  # the compiler fuses plain modules itself
             if self.runtime.compiled:
                 model.compile()
             return model

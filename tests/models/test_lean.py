@@ -1,0 +1,116 @@
+"""Lean blocks beside the plain modules of transformers: the same losses, gradients and states, and what they leave alone."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+from fedrift.fleet.simulated import value_and_gradient
+from fedrift.models import lean
+from fedrift.models.export import save_model
+from fedrift.models.stacked import StackedModel
+from fedrift.models.tune import Full, LastK, Lora
+from fedrift.tree import Tree
+from tests.models.networks import KINDS, batch, network
+
+TUNES = [Lora(rank=3, alpha=5.0), Lora(rank=2, targets=("all",)), LastK(1), Full()]
+ROUNDING = {torch.float64: 1e-10, torch.float32: 2e-4}
+
+
+def both(kind: str, tune, dtype=torch.float64, clients: int = 3) -> tuple[StackedModel, StackedModel, Tree]:
+    """A lean model, a plain one, and params that differ from client to client."""
+    ours, plain = (StackedModel(network(kind, dtype), tune, lean=ours) for ours in (True, False))
+    draw = torch.Generator().manual_seed(1)
+    rows = ours.template().rows(torch.zeros(clients, dtype=torch.long))
+    return ours, plain, rows.map(lambda leaf: leaf + 0.1 * torch.randn(leaf.shape, generator=draw, dtype=torch.float64).to(leaf))
+
+
+@pytest.mark.parametrize("dtype", ROUNDING)
+@pytest.mark.parametrize("tune", TUNES, ids=repr)
+@pytest.mark.parametrize("kind", KINDS)
+def test_lean_blocks_have_the_losses_and_gradients_of_plain_ones(kind, tune, dtype):
+    ours, plain, params = both(kind, tune, dtype)
+    loss, grad = value_and_gradient(ours, params, batch(3), torch.arange(3))
+    expected, slopes = value_and_gradient(plain, params, batch(3), torch.arange(3))
+    assert torch.allclose(loss, expected, rtol=ROUNDING[dtype])
+    for name, slope in slopes.items():
+        assert float((grad[name] - slope).norm() / slope.norm()) <= ROUNDING[dtype], name
+
+
+@pytest.mark.parametrize("kind", ["llama", "qwen2"])
+def test_they_are_in_use(kind, monkeypatch):
+    ours, _, params = both(kind, Lora(targets=("q_proj", "down_proj")))
+    used = []
+    for function in (lean.Rms, lean.Rotated, lean.Gate):
+        monkeypatch.setattr(function, "apply", lambda *said, function=function, apply=function.apply:
+                            (used.append(function), apply(*said))[1])
+    ours(params, batch(3))
+    assert used.count(lean.Rotated) == used.count(lean.Gate) == 3 and used.count(lean.Rms) == 7
+
+
+def test_what_lies_under_the_adapters_goes_the_plain_way_and_counts():
+    ours, plain, params = both("llama", Lora(rank=2))
+    draw = torch.Generator().manual_seed(5)
+    under = {f"{path}.base": torch.randn(1, module.out_features, module.in_features, generator=draw, dtype=torch.float64)
+             for path, module in ours.modules.items()}
+    with_it = Tree({**params, **under})
+    assert torch.allclose(ours(with_it, batch(3)), plain(with_it, batch(3)), rtol=1e-10)
+    assert not torch.allclose(ours(with_it, batch(3)), ours(params, batch(3)), rtol=1e-3)
+
+
+@pytest.mark.parametrize("kind", ["llama", "gpt2"])
+def test_words_written_with_a_cache_of_keys_are_those_of_the_plain_network(kind):
+    plain = network(kind, torch.float32)
+    ours = StackedModel(copy.deepcopy(plain), Lora()).network
+    said = dict(max_new_tokens=8, do_sample=False, use_cache=True)
+    start = torch.arange(3, 9)[None]
+    assert torch.equal(ours.generate(start, **said), plain.generate(start, **said))
+
+
+def test_a_network_moved_to_another_precision_joins_its_maps_again():
+    ours, _, params = both("llama", Lora(), torch.float32)
+    ours.network.double()
+    plain = StackedModel(network("llama", torch.float32).double(), Lora(), lean=False)
+    wide = params.to(torch.float64)
+    assert torch.allclose(ours(wide, batch(3)), plain(wide, batch(3)), rtol=1e-6)
+    first = ours.network.model.layers[0].self_attn
+    assert first.lean[0].weight.dtype == torch.float64
+    assert first.k_proj.weight.data_ptr() != 0 and torch.equal(first.lean[0].weight[16:24], first.k_proj.weight)
+
+
+def test_joined_weights_are_the_network_s_own_and_are_saved_whole(tmp_path):
+    ours, *_ = both("llama", LastK(1), torch.float32)
+    mlp = ours.network.model.layers[0].mlp
+    assert mlp.gate_proj.weight.untyped_storage().data_ptr() == mlp.up_proj.weight.untyped_storage().data_ptr()
+    from fedrift.algorithms import FedAvg
+    from fedrift.rounds import begin
+    save_model(tmp_path, ours, LastK(1), "llama", begin(FedAvg(), ours.template(), 1).server)
+    from safetensors.torch import load_file
+    kept = {name: leaf for file in tmp_path.rglob("*.safetensors") for name, leaf in load_file(file).items()}
+    fresh = dict(network("llama", torch.float32).named_parameters())
+    for name in ("model.layers.0.mlp.gate_proj.weight", "model.layers.0.mlp.up_proj.weight", "model.layers.2.mlp.up_proj.weight"):
+        assert torch.equal(kept[name], fresh[name])
+
+
+def test_strangers_and_quantised_maps_are_left_alone():
+    class Odd(nn.Linear):
+        pass
+
+    plain = network("llama", torch.float32)
+    plain.model.layers[1].mlp.up_proj.__class__ = Odd
+    ours = StackedModel(plain, Lora())
+    assert "lean" not in vars(ours.network.model.layers[1].mlp)
+    assert "lean" in vars(ours.network.model.layers[0].mlp)
+
+
+def test_frozen_states_need_no_way_back():
+    ours, _, params = both("llama", Lora(targets=("v_proj",)))
+    leaves = params.map(lambda leaf: leaf.detach().requires_grad_())
+    found = []
+    block = ours.network.model.layers[0]
+    block.self_attn.register_forward_pre_hook(lambda module, args, said: found.append(said["hidden_states"]), with_kwargs=True)
+    ours(leaves, batch(3))
+    assert not found[0].requires_grad  # what comes into the first block depends on nothing that is trained
