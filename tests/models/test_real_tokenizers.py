@@ -1,0 +1,55 @@
+"""The whole way, from the command to PEFT files, with the real tokenizers of the presets' families on small random weights."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+from peft import PeftModel
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from fedrift.experiment import load_experiment
+from fedrift.runtime import Runtime
+from fedrift.setting import prepare, resolve
+from fedrift.stock import Stock
+from fedrift.store import find_run
+from tests.cli.test_cli import fedrift
+from tests.models.tiny import random_model
+from tests.worlds import corpus_file
+
+REAL = {"gpt2": "gpt2", "qwen2": "qwen2", "llama": "llama2-tinyllama"}
+
+
+@pytest.mark.parametrize("kind", REAL)
+def test_a_run_and_its_twin_pass_with_a_real_tokenizer(kind, tmp_path, shared_data, monkeypatch, capsys):
+    tokenizer = AutoTokenizer.from_pretrained(shared_data.parent / "tokenizers" / REAL[kind], local_files_only=True)
+    small = random_model(kind, tokenizer)
+    small.network.save_pretrained(tmp_path / "model")
+    tokenizer.save_pretrained(tmp_path / "model")
+    corpus_file(tmp_path / "corpus.csv")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("FEDRIFT_CACHE", str(tmp_path / "cache"))
+    (tmp_path / "e.yaml").write_text(json.dumps({
+        "corpus": "corpus.csv", "model": "./model", "tune": {"is": "Lora", "rank": 2, "targets": ["all"]},
+        "partition": {"is": "TopicMix", "clients": 3, "severity": 1.0}, "algorithm": "Scaffold",
+        "plan": {"rounds": 2, "participation": 0.67, "steps": 2, "batch": 2, "seq_len": 16, "optimizer": {"is": "Sgd", "lr": 0.5}},
+        "evaluate": {"blocks": 2, "own": 1, "final": 2, "panel": ["language", "updates", "fairness", "hidden", "attention",
+                                                                   "adapters"]}}))
+
+    assert "Beside the IID twin" in fedrift(capsys, monkeypatch, "run", "e.yaml", "--twin", "--device", "cpu")[1]
+    every = [find_run(tmp_path / "runs", run["id"]) for run in json.loads(fedrift(capsys, monkeypatch, "runs", "--json")[1])]
+    assert [run.status for run in every] == ["finished", "finished"]
+    (skewed,) = [run for run in every if run.experiment["partition"]["severity"] == 1.0]
+    model = skewed.folder / "model"
+    theirs = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(tmp_path / "model"), model).eval()
+
+    asked = resolve(load_experiment(tmp_path / "e.yaml"), there := Stock(Runtime(cache=tmp_path / "cache", device="cpu")))
+    held = prepare(asked, there).losses.held_out.blocks
+    tokens, keep = torch.from_numpy(held.tokens), torch.from_numpy(held.keep)
+    losses = [theirs(input_ids=tokens[rows], labels=tokens[rows].masked_fill(~keep[rows], -100)).loss.item()
+              for rows in torch.arange(len(tokens)).view(3, -1)]
+    told = skewed.trajectory()
+    assert sum(losses) / 3 == pytest.approx(told.curve("loss.macro")[-1], abs=2e-4)
+    seen = {row.metric.split(".")[0] for row in skewed.records()}
+    assert {"update", "hidden", "attention"} <= seen
