@@ -79,7 +79,8 @@ def _carry_out(experiment: Experiment, run: Run, stock: Stock, watch: Watch, rec
     engine = {name: choice for name, choice in setting.engine.items() if name != "fleet"}
     if recruit:
         engine["fleet"] = "flower"  # half of what such a run remembers is elsewhere: it cannot go on without
-    changed = settle(run, describe(str(stock.runtime.torch_device()), torch.get_num_threads(), engine))
+    changed = settle(run, describe(
+        str(stock.runtime.torch_device()), torch.get_num_threads(), engine, together=stock.meeting is not None))
     state = restored(run, setting)
     run.rewind(state.round if state else -1)
     past = Past()

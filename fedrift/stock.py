@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from .corpus import Corpus, Source, Tokens, load_corpus, tokenise
+from .models.gathered import Gathered, Meeting
 from .models.load import LanguageModel, load_model
 from .models.presets import PRESETS
 from .models.stacked import StackedModel
@@ -16,10 +17,14 @@ from .runtime import Runtime
 
 @dataclass(frozen=True)
 class Stock:
-    """Loaded things by name. One network can wear one kind of trained parts; another kind loads it again."""
+    """Loaded things by name. One network can wear one kind of trained parts; another kind loads it again.
+
+    ``meeting``: where the runs that share this stock train together, each in a thread of its own.
+    """
 
     runtime: Runtime = field(default_factory=Runtime)
     kept: dict[tuple[Any, ...], Any] = field(default_factory=dict, repr=False)
+    meeting: Meeting | None = None
 
     def corpus(self, source: Source, model: str) -> Corpus:
         """The documents; for ``pocket`` without those that it was pretrained on."""
@@ -47,7 +52,8 @@ class Stock:
             if self.runtime.compiled:
                 model.compile()
             return model
-        return self._keep(("stacked", name, tune), make)
+        model = self._keep(("stacked", name, tune), make)
+        return Gathered(model, self.meeting) if self.meeting else model
 
     def tokens(self, corpus: Corpus, name: str, tune: Tune) -> Tokens:
         """The corpus in the model's tokens."""

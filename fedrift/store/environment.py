@@ -13,8 +13,9 @@ from .run import Run
 PACKAGES = ("fedrift", "torch", "transformers", "tokenizers", "peft", "datasets", "safetensors", "numpy")
 
 
-def describe(device: str, threads: int, engine: dict[str, Any]) -> dict[str, Any]:
+def describe(device: str, threads: int, engine: dict[str, Any], together: bool = False) -> dict[str, Any]:
     """Versions, platform, device and threads; ``engine``: choices that change the last bits of a result.
+    ``together``: passes are shared with other runs, so the last bits are those of the company.
 
     Of the engine are, say, how many clients are stacked and the arithmetic: with other choices a resumed
     run would not be the unbroken one bit for bit.
@@ -28,6 +29,7 @@ def describe(device: str, threads: int, engine: dict[str, Any]) -> dict[str, Any
         "device": device,
         "threads": threads,
         "engine": engine,
+        **({"passes": "shared with other runs"} if together else {}),
     }
 
 

@@ -5,5 +5,6 @@ from .local import Local
 from .on_ray import Ray
 from .on_slurm import Slurm
 from .processes import Processes
+from .stacked import Stacked
 
-__all__ = ["Local", "Processes", "Ray", "Slurm"]
+__all__ = ["Local", "Processes", "Ray", "Slurm", "Stacked"]
