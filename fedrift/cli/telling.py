@@ -12,8 +12,8 @@ from .options import Data, Json
 def models(as_json: Json = False) -> None:
     """The models by name; any hub id and any folder with a causal language model will do too.
 
-    `files`: here, on this machine, or where they are fetched from. `memory`: what training adapters takes, about, with 512 tokens in a pass and
-    the weights in float32 (`docs/models.md` has the formula, and what was measured).
+    `files`: here, on this machine, or where they are fetched from. `memory`: what training adapters takes, about, with 512
+    tokens in a pass and the weights in float32 (`docs/models.md` has the formula, and what was measured).
     """
     from ..folders import cache_folder
     from ..models.presets import PRESETS, at_hand

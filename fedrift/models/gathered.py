@@ -1,9 +1,9 @@
 """Training passes of several runs made as one: runs with the same network meet at every step.
 
-The rows of a stacked pass do not touch, so they need not belong to the same run. Each run is computed in a thread of its own, but
-only one thread at a time: the one that has the turn. Where a run needs a loss with its gradient it lays down its clients'
-parts and their batch and waits; when the last has come, one pass along C answers all of them. Between two passes nothing is computed
-beside anything else, so what runs share (network, tokens, files) needs no locks, and who comes first changes nothing.
+The rows of a stacked pass do not touch, so they need not belong to the same run. Each run is computed in a thread of its own,
+but only one thread at a time: the one that has the turn. Where a run needs a loss with its gradient it lays down its clients'
+parts and their batch and waits; when the last has come, one pass along C answers all of them. Between two passes nothing is
+computed beside anything else, so what runs share (network, tokens, files) needs no locks, and who comes first changes nothing.
 """
 
 from __future__ import annotations

@@ -9,7 +9,6 @@ from typing import Any, Literal
 
 from ..errors import UserError, unknown
 
-
 Architecture = dict[str, Any]  # what transformers calls the config
 
 

@@ -11,7 +11,8 @@ from ..streams import torch_stream
 from .presets import Preset
 
 
-def unread(preset: Preset, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32, **changes: Any) -> PreTrainedModel:
+def unread(preset: Preset, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32,
+           **changes: Any) -> PreTrainedModel:
     """The network of ``preset.architecture``, frozen, in eval mode and without cache, as ``load_model`` gives networks.
 
     Matrices are drawn from N(0, 0.02), norms are 1, biases 0. ``changes`` to the architecture make it smaller.

@@ -33,7 +33,8 @@ def test_a_run_and_its_twin_pass_with_a_real_tokenizer(kind, tmp_path, shared_da
     (tmp_path / "e.yaml").write_text(json.dumps({
         "corpus": "corpus.csv", "model": "./model", "tune": {"is": "Lora", "rank": 2, "targets": ["all"]},
         "partition": {"is": "TopicMix", "clients": 3, "severity": 1.0}, "algorithm": "Scaffold",
-        "plan": {"rounds": 2, "participation": 0.67, "steps": 2, "batch": 2, "seq_len": 16, "optimizer": {"is": "Sgd", "lr": 0.5}},
+        "plan": {"rounds": 2, "participation": 0.67, "steps": 2, "batch": 2, "seq_len": 16,
+                 "optimizer": {"is": "Sgd", "lr": 0.5}},
         "evaluate": {"blocks": 2, "own": 1, "final": 2, "panel": ["language", "updates", "fairness", "hidden", "attention",
                                                                    "adapters"]}}))
 
