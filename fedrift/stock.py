@@ -65,3 +65,6 @@ class Stock:
         if key not in self.kept:
             self.kept[key] = make()
         return self.kept[key]
+
+
+__all__ = ["Meeting", "Stock"]
