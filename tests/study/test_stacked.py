@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 import threading
+import time
 from dataclasses import replace
 
 import pandas as pd
@@ -132,7 +133,7 @@ def test_an_error_in_a_shared_pass_is_its_own_runs_only(tmp_path, monkeypatch):
     assert sum(book.run(each.id).finished for each in every) == 2
 
 
-def test_a_study_interrupted_while_runs_wait_for_each_other_goes_on_to_the_same_table(tmp_path):
+def test_a_study_interrupted_while_runs_wait_for_each_other_goes_on_to_the_same_table(tmp_path, meetings):
     wanted, there, told = study(tmp_path, seeds=1), elsewhere(tmp_path, "together"), []
 
     def begin(what, experiments):
@@ -140,12 +141,14 @@ def test_a_study_interrupted_while_runs_wait_for_each_other_goes_on_to_the_same_
             told.append(run)
             if len(told) == 3:
                 signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)
+                while not meetings[0].stopped:  # the main thread has heard it
+                    time.sleep(0.01)
         return tell
 
     with pytest.raises(KeyboardInterrupt):
         conduct(wanted, there, Stacked(runs=3), begin)
     begun = [Run(there.runtime.root, path.parent.name) for path in there.runtime.root.glob("*/experiment.json")]
-    assert begun and not all(run.finished for run in begun)
+    assert begun and not any(run.finished for run in begun)
     assert not any(run.status == "running" or list(run.folder.glob("claim.*")) for run in begun)  # nothing is held
     ours = table(conduct(wanted, there, Stacked(runs=3)))
     theirs = table(conduct(wanted, elsewhere(tmp_path, "alone")))
