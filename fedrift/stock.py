@@ -45,9 +45,9 @@ class Stock:
     def stacked(self, name: str, tune: Tune) -> StackedModel:
         """The model, ready to be worn by many clients."""
         def make() -> StackedModel:
-            network = self.language_model(name, tune).network
-            if tune.base != "nf4":  # four-bit weights are packed where they were read
-                network = network.to(self.runtime.torch_device())  # type: ignore[arg-type]
+            network, device = self.language_model(name, tune).network, self.runtime.torch_device()
+            if tune.base != "nf4" or device.type != "cpu":  # four-bit weights are packed on the CPU: there they stay as they are
+                network = network.to(device)  # type: ignore[arg-type]
             model = StackedModel(network, tune, lean=not self.runtime.compiled)  # the compiler fuses plain modules itself
             if self.runtime.compiled:
                 model.compile()

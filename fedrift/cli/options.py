@@ -24,6 +24,9 @@ Dtype = Annotated[str, typer.Option("--dtype", help="What the frozen base comput
 Compiled = Annotated[bool, typer.Option("--compile", help="Compile every block first: a minute, then faster steps.")]
 Canary = Annotated[bool | None, typer.Option(
     "--canary/--no-canary", help="Compute a step again on the CPU and compare, first; on Apple's GPU if not said.")]
+Tf32 = Annotated[bool, typer.Option("--tf32", help="Coarser, faster float32 products on NVIDIA GPUs.")]
+Deterministic = Annotated[bool, typer.Option(
+    "--deterministic/--no-deterministic", help="On a GPU: kernels that give the same bits twice, where there are any.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON, for scripts.")]
 Names = Annotated[list[str], typer.Argument(help="Ids of runs (their first letters do), or folders.", metavar="RUN...")]
 
@@ -31,7 +34,8 @@ ROOT = Path("runs")
 
 
 def runtime(root: Path, data: Path | None = None, device: str = "auto", threads: int | None = None,
-            micro: int | None = None, dtype: str = "auto", compiled: bool = False, canary: bool | None = None) -> Runtime:
+            micro: int | None = None, dtype: str = "auto", compiled: bool = False, canary: bool | None = None,
+            tf32: bool = False, deterministic: bool = True) -> Runtime:
     """Where and with what to compute; what takes long says so on the screen."""
     from typing import get_args
 
@@ -42,5 +46,5 @@ def runtime(root: Path, data: Path | None = None, device: str = "auto", threads:
     if dtype not in get_args(Dtypes):
         raise unknown("--dtype", dtype, get_args(Dtypes))
     return Runtime(root=root, data=data, device=device, threads=threads, micro=micro, compiled=compiled, canary=canary,
-                   dtype=dtype,  # type: ignore[arg-type]
+                   tf32=tf32, deterministic=deterministic, dtype=dtype,  # type: ignore[arg-type]
                    say=lambda message: typer.echo(message, err=True))

@@ -8,7 +8,22 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from .deploying import apart
-from .options import ROOT, Canary, Compiled, Data, Device, Dtype, File, Micro, Overrides, Root, Threads, runtime
+from .options import (
+    ROOT,
+    Canary,
+    Compiled,
+    Data,
+    Deterministic,
+    Device,
+    Dtype,
+    File,
+    Micro,
+    Overrides,
+    Root,
+    Tf32,
+    Threads,
+    runtime,
+)
 
 if TYPE_CHECKING:
     from ..experiment import Experiment
@@ -22,7 +37,7 @@ Twin = Annotated[bool, typer.Option("--twin/--no-twin", help="Run its IID twin t
 
 def run(file: File, overrides: Overrides = None, twin: Twin = False, root: Root = ROOT, data: Data = None,
         device: Device = "auto", threads: Threads = None, micro: Micro = None, dtype: Dtype = "auto",
-        compiled: Compiled = False, canary: Canary = None) -> None:
+        compiled: Compiled = False, canary: Canary = None, tf32: Tf32 = False, deterministic: Deterministic = True) -> None:
     """Run an experiment, or go on with it; a finished one is only shown.
 
     `fedrift run experiments/demo.yaml algorithm=Scaffold partition.severity=0.5 seed=3 --twin`
@@ -35,7 +50,7 @@ def run(file: File, overrides: Overrides = None, twin: Twin = False, root: Root 
     rest, fleet, terms = apart(overrides)
     experiment = load_experiment(file, rest)
     wanted = [experiment, iid(experiment)] if twin else [experiment]
-    where = runtime(root, data, device, threads, micro, dtype, compiled, canary)
+    where = runtime(root, data, device, threads, micro, dtype, compiled, canary, tf32, deterministic)
     runs = carry_out_all(wanted, where, terms if fleet == "flower" else None)
     from .screen import summary, verdicts
 

@@ -76,7 +76,24 @@ def test_a_run_in_bfloat16_says_so_and_does_not_resume_in_float32(tmp_path):
 def test_on_a_cpu_auto_is_float32_and_defaults_are_not_written():
     assert Runtime(device="cpu").engine() == {}
     assert Runtime(device="cpu", dtype="bfloat16").engine() == {"dtype": "bfloat16"}
+    assert Runtime(device="cpu", tf32=True, deterministic=False, compiled=True).engine() == {
+        "tf32": True, "deterministic": False, "compiled": True}
     assert speed_up(torch.device("cpu"), side=64) > 0
+
+
+def test_a_device_without_bfloat16_computes_in_float32(monkeypatch):
+    real = torch.ones
+
+    def older(*shape, dtype=None, device=None):
+        if dtype == torch.bfloat16:
+            raise TypeError("BFloat16 is not supported on MPS")
+        return real(*shape, dtype=dtype, device="cpu")
+
+    monkeypatch.setattr(torch, "ones", older)
+    assert speed_up(torch.device("mps"), side=8) == 0
+    monkeypatch.setattr(Runtime, "torch_device", lambda self: torch.device("mps"))
+    assert Runtime().engine() == {}
+    assert Runtime().watched() and not Runtime(canary=False).watched()
 
 
 @pytest.mark.slow

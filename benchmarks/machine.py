@@ -1,0 +1,68 @@
+"""What a benchmark was measured on, and where its figures are written."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+RESULTS = Path(__file__).with_name("results")
+
+
+def options(about: str) -> argparse.ArgumentParser:
+    """What all scripts for a device are asked."""
+    ask = argparse.ArgumentParser(description=about, formatter_class=argparse.RawDescriptionHelpFormatter)
+    ask.add_argument("--device", default="cuda", help="cuda, mps or cpu")
+    ask.add_argument("--small", action="store_true", help="networks of toy size: does the script itself work here?")
+    ask.add_argument("--out", type=Path, default=RESULTS, help="folder of the figures")
+    return ask
+
+
+def machine(device: torch.device) -> dict[str, Any]:
+    """Device, versions and date, as every result carries them."""
+    card = torch.cuda.get_device_properties(device) if device.type == "cuda" else None
+    return {
+        "device": card.name if card else f"{device.type}, {processor()}",
+        "memory_gb": round(card.total_memory / 1e9, 1) if card else None,
+        "cuda": torch.version.cuda if card else None,
+        "python": platform.python_version(),
+        "packages": {name: packaged(name) for name in ("torch", "transformers", "peft", "triton", "bitsandbytes", "torchao")},
+        "threads": torch.get_num_threads(),
+        "date": datetime.now(UTC).isoformat(timespec="minutes"),
+    }
+
+
+def packaged(name: str) -> str | None:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return None
+
+
+def processor() -> str:
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.exists() else []
+    names = [line.split(":")[1].strip() for line in lines if line.startswith("model name")]
+    return f"{len(names)} x {names[0]}" if names else platform.processor()
+
+
+def write(out: Path, name: str, said: dict[str, Any]) -> Path:
+    """``<name>.json`` in the folder of the figures, whole or not at all."""
+    out.mkdir(parents=True, exist_ok=True)
+    partial, path = out / f".{name}.partial", out / f"{name}.json"
+    partial.write_text(json.dumps(said, indent=2) + "\n")
+    return partial.replace(path)
+
+
+def settle(device: torch.device) -> None:
+    """Wait until the device has done all that it was given."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    elif device.type == "mps":
+        torch.mps.synchronize()

@@ -1,0 +1,91 @@
+"""What `make gpu` does on a machine with a GPU, in little and on this one: the same scripts, toy networks."""
+
+from __future__ import annotations
+
+import json
+from importlib import import_module
+
+import pytest
+import torch
+
+from fedrift.models.presets import PRESETS
+from fedrift.models.stacked import StackedModel
+
+
+@pytest.fixture(autouse=True)
+def _as_modules(scripts):
+    pass
+
+
+def small(tmp_path, *more: str) -> list[str]:
+    return ["--device", "cpu", "--small", "--out", str(tmp_path), *more]
+
+
+def test_every_check_holds_here(tmp_path, capsys):
+    assert import_module("gpu_check").main(small(tmp_path)) == 0
+    said = json.loads((tmp_path / "gpu-check-cpu-small.json").read_text())
+    assert said["fine"] and not said["failed"]
+    assert {"cpu", "torch"} <= {said["device"].split(",")[0], *said["packages"]}
+    checks = " ".join(found["check"] for found in said["found"])
+    for what in ("one by one", "peft", "bfloat16", "twice", "resumed", "together", "pocket", "distilgpt2", "qwen", "tinyllama"):
+        assert what in checks
+
+
+def test_a_check_that_fails_and_one_that_breaks_are_told_and_the_others_go_on(tmp_path, capsys, monkeypatch):
+    check = import_module("gpu_check")
+
+    def breaks(where):
+        raise RuntimeError("no kernel image")
+        yield
+
+    def worn_by_the_first(self, params, batch):  # every client wears the first one's parts
+        return honest(self, params.rows(torch.zeros(len(batch["tokens"]), dtype=torch.long)), batch)
+
+    honest = StackedModel.__call__
+    monkeypatch.setattr(check, "SHAPES", ("pocket",))
+    monkeypatch.setattr(check, "CHECKS", (breaks, check.stacked_is_one_by_one))
+    monkeypatch.setattr(StackedModel, "__call__", worn_by_the_first)
+    assert check.main(small(tmp_path)) == 1
+    said = json.loads((tmp_path / "gpu-check-cpu-small.json").read_text())
+    assert said["failed"] == {"breaks": "RuntimeError: no kernel image"}
+    assert [found["got"] > found["most"] for found in said["found"]] == [True] * 3
+
+
+def test_the_ladder_is_climbed_compared_and_gone_on_with(tmp_path, capsys):
+    speed = import_module("gpu_speed")
+    asked = small(tmp_path, "--models", "pocket")
+    assert speed.main([*asked, "--minutes", "0"]) == 0
+    assert "2 left; the same command goes on" in capsys.readouterr().out
+    for _ in range(2):  # the second has nothing left to do
+        assert speed.main(asked) == 0
+    rows = json.loads((tmp_path / "gpu-speed-cpu-small.json").read_text())["rows"]
+    assert [(row["clients"], row["sequences"]) for row in rows] == [(3, 1), (2, 2)]
+    assert all(row["differ"] < 1e-3 and row["stacked_tokens_per_s"] > 0 for row in rows)
+
+
+def test_work_is_four_operations_for_each_weight_that_multiplies():
+    speed, sides = import_module("gpu_speed"), import_module("sides")
+    network = sides.network_of("tinyllama-1.1b", torch.device("cpu"), torch.float32, small=True)
+    width, inner, heads, keys, words = 32, 48, 32, 16, 97
+    block = width * (heads + 2 * keys) + heads * width + 3 * width * inner
+    assert speed.work(network) == 4 * (2 * block + width * words)  # the head multiplies, the embedding is looked up
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_toys_are_of_the_family_of_their_preset(name):
+    sides = import_module("sides")
+    network = sides.network_of(name, torch.device("cpu"), torch.float32, small=True)
+    assert network.config.model_type == PRESETS[name].architecture["model_type"]
+    assert network.num_parameters() < 100_000
+
+
+def test_the_grid_goes_as_far_as_the_time_and_then_on_to_its_end(tmp_path, capsys):
+    study = import_module("gpu_study")
+    asked = small(tmp_path / "out", "--runs", str(tmp_path / "runs"), "--together", "3")
+    assert study.main([*asked, "--minutes", "0.005"]) == 0
+    first = json.loads((tmp_path / "out" / "gpu-study-cpu-small.json").read_text())
+    assert first["left"] > 0
+    assert study.main(asked) == 0
+    said = json.loads((tmp_path / "out" / "gpu-study-cpu-small.json").read_text())
+    assert (said["left"], said["failed"], said["finished"]) == (0, [], said["runs"])
+    assert (tmp_path / "out" / "gpu-study-cpu-small.zip").exists()
