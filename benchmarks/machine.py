@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 RESULTS = Path(__file__).with_name("results")
+PAGE = Path(__file__).parents[1] / "docs" / "models.md"
 
 
 def options(about: str) -> argparse.ArgumentParser:
@@ -58,6 +59,16 @@ def write(out: Path, name: str, said: dict[str, Any]) -> Path:
     partial, path = out / f".{name}.partial", out / f"{name}.json"
     partial.write_text(json.dumps(said, indent=2) + "\n")
     return partial.replace(path)
+
+
+def into_docs(page: Path, mark: str, rows: list[dict[str, Any]], columns: dict[str, str]) -> None:
+    """The rows as a table of a page, in place of what stands between ``<!-- mark -->`` and ``<!-- /mark -->``."""
+    lines = [f"| {' | '.join(columns.values())} |", "|---" * len(columns) + "|"]
+    for row in rows:
+        lines.append(f"| {' | '.join(f'{row[key]:,}' if isinstance(row[key], int) else str(row[key]) for key in columns)} |")
+    before, rest = page.read_text().split(f"<!-- {mark} -->\n")
+    _, after = rest.split(f"<!-- /{mark} -->")
+    page.write_text(f"{before}<!-- {mark} -->\n" + "\n".join(lines) + f"\n<!-- /{mark} -->{after}")
 
 
 def settle(device: torch.device) -> None:

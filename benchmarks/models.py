@@ -22,7 +22,7 @@ from typing import Any
 
 import psutil
 import torch
-from machine import RESULTS, machine, write
+from machine import PAGE, RESULTS, into_docs, machine, write
 from sides import batches_of, network_of, stacked
 
 from fedrift.folders import cache_folder
@@ -66,7 +66,7 @@ def main(words: list[str] | None = None) -> int:
     ask = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     ask.add_argument("--models", nargs="+", default=list(PRESETS), choices=list(PRESETS))
     ask.add_argument("--repeats", type=int, default=3)
-    ask.add_argument("--out", type=Path, default=RESULTS)
+    ask.add_argument("--out", type=Path, default=RESULTS, help="only there, docs/models.md is written too")
     ask.add_argument("--here", action="store_true", help="in this process, and only print")
     said = ask.parse_args(words)
     if said.here:
@@ -78,6 +78,10 @@ def main(words: list[str] | None = None) -> int:
         rows.append(json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()[-1]))
         print("{model:15} trained {trained_tokens_per_s:7,d}   read {read_tokens_per_s:7,d} tokens/s   peak {peak_gb:5.2f} GB, "
               "by the formula {formula_gb:5.2f}".format(**rows[-1]), flush=True)
+    if said.out == RESULTS:
+        into_docs(PAGE, "models", rows, {
+            "model": "preset", "weights": "weights", "trained_tokens_per_s": "trained, tokens/s",
+            "read_tokens_per_s": "read, tokens/s", "peak_gb": "memory at the peak, GB", "formula_gb": "by the formula, GB"})
     print(write(said.out, "models", {**machine(torch.device("cpu")), "rows": rows}))
     return 0
 

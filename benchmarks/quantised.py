@@ -20,7 +20,7 @@ from time import perf_counter
 from typing import Any
 
 import torch
-from machine import RESULTS, machine, write
+from machine import PAGE, RESULTS, into_docs, machine, write
 
 from fedrift.corpus import Source, load_corpus
 from fedrift.folders import cache_folder
@@ -120,6 +120,11 @@ def main(words: list[str] | None = None) -> int:
             rows.append(row)
             print("{model:14} {base:6} {weights_mb:8.1f} MB ({memory_share:.2f})   perplexity {perplexity:8.3f} "
                   "({perplexity_ratio:.4f})   gradient turned by {gradient_turned:.1e}".format(**row), flush=True)
+    if said.out == RESULTS:
+        into_docs(PAGE, "quantised", rows, {
+            "model": "model", "base": "base", "weights_mb": "weights, MB", "memory_share": "of the dense",
+            "perplexity": "perplexity", "perplexity_ratio": "to the dense",
+            "gradient_turned": "adapters' gradient, 1 - cosine to the dense"})
     print(write(said.out, "quantised", {**machine(torch.device("cpu")), "text": text, "windows": said.windows, "rows": rows}))
     return 0
 

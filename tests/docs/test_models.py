@@ -1,0 +1,22 @@
+"""docs/models.md says of every preset what the presets say."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from fedrift.models.presets import PRESETS
+
+PAGE = Path(__file__).resolve().parents[2] / "docs" / "models.md"
+
+
+@pytest.mark.parametrize("preset", PRESETS.values(), ids=PRESETS)
+def test_every_preset_is_on_the_page_with_its_figures(preset):
+    (row,) = [line for line in PAGE.read_text().splitlines() if line.startswith(f"| `{preset.name}` |")]
+    cells = [cell.strip() for cell in row.strip("|").split("|")]
+    assert preset.hub in cells[1]
+    assert cells[2] == f"{preset.parameters / 1e6:,.1f} M"
+    assert f"{preset.architecture['vocab_size']:,}" in cells[3]
+    assert cells[4] == preset.licence
+    assert cells[6:] == [f"{preset.training_memory(weight_bytes=size) / 1e9:.2f} GB" for size in (4, 2)]
