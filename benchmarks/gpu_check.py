@@ -208,7 +208,7 @@ def quantised_learn_after_an_evaluation(where: Where) -> Iterator[Found]:
 
 def compiled_is_plain(where: Where) -> Iterator[Found]:
     network = where.network("pocket")
-    plain, model = StackedModel(network, Lora()), StackedModel(where.network("pocket"), Lora())
+    plain, model = StackedModel(network, Lora()), StackedModel(where.network("pocket"), Lora(), lean=False)
     model.compile()
     params, batch = moved(plain, 3), where.batch(network)
     one, two = (value_and_gradient(each, params, batch, torch.arange(3))[1] for each in (plain, model))

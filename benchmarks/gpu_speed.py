@@ -63,7 +63,7 @@ def row(name: str, said: str, shape: tuple[int, int, int], device: torch.device,
     batches = batches_of(clients, sequences, tokens, STEPS, network.config.vocab_size, device)
     start, each = start_of(network_of(name, device, dtype, small)), work(network)
     loop = one_by_one(network_of(name, device, dtype, small), batches, start)
-    model = StackedModel(network, Lora())
+    model = StackedModel(network, Lora(), lean=not compiled)
     if compiled:
         model.compile()
     sides = {"loop": loop, "stacked": stacked(model, batches, start)}
