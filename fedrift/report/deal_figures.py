@@ -9,7 +9,6 @@ import numpy as np
 
 from .figures import OKABE_ITO, Chart, Width
 
-CHANCE = 4.0  # about the largest z that chance gives one of ten thousand words
 LABELLED = 12  # clients up to which cells carry their numbers
 
 
@@ -36,10 +35,10 @@ def divergence(pairwise: np.ndarray, *, width: Width = "container") -> Chart:
     return alt.layer(*layers).properties(width=width, height=max(step * count, 60))
 
 
-def telling(words: Sequence[tuple[str, float]], longest: float, *, width: Width = "container") -> Chart:
-    """One client's most characteristic words, bars of z on a scale that all clients share."""
+def telling(words: Sequence[tuple[str, float]], longest: float, chance: float, *, width: Width = "container") -> Chart:
+    """One client's most characteristic words, bars of z on a scale that all clients share; grey up to ``chance``."""
     rows = [{"word": word, "z": round(z, 2)} for word, z in words]
-    shade = alt.condition(f"datum.z > {CHANCE}", alt.value(OKABE_ITO[0]), alt.value("#9aa5b0"))
+    shade = alt.condition(f"datum.z > {chance}", alt.value(OKABE_ITO[0]), alt.value("#9aa5b0"))
     bars = alt.Chart(alt.InlineData(values=rows)).mark_bar(height=11).encode(
         x=alt.X("z:Q", title=None, scale=alt.Scale(domain=[0, longest], nice=False),
                 axis=alt.Axis(tickCount=3, grid=False)),

@@ -39,7 +39,7 @@ def render(sheet: Sheet) -> str:
     return _templates().get_template("partition_page.html").render(
         version=__version__, sheet=sheet, verdict=verdict(measured), as_yaml=as_yaml, titles=TITLES, number=plain_number,
         lines=[(*line(number), number.beyond) for number in measured.numbers],
-        holding=holding(sheet), words=words(sheet), chance=deal_figures.CHANCE,
+        holding=holding(sheet), words=words(sheet), chance=plain_number(sheet.chance),
         samples=list(enumerate(sheet.samples))[:SHOWN], more=max(0, measured.clients - SHOWN),
         total=float(measured.budgets.sum()), place=place, specs=specs, bundle=bundle())
 
@@ -66,8 +66,8 @@ def holding(sheet: Sheet) -> list[Panel]:
 def words(sheet: Sheet) -> list[Panel]:
     """The words of each client, all on one scale."""
     longest = max((z for client in sheet.words for _, z in client), default=1.0)
-    longest = max(longest, 2 * deal_figures.CHANCE)
-    return [Panel(f"client {client}{mostly(sheet, client)}", deal_figures.telling(found, longest))
+    longest = max(longest, sheet.chance)
+    return [Panel(f"client {client}{mostly(sheet, client)}", deal_figures.telling(found, longest, sheet.chance))
             for client, found in list(enumerate(sheet.words))[:SHOWN] if found]
 
 

@@ -10,11 +10,12 @@ import numpy as np
 from ..corpus import Corpus
 from ..partition import Partition
 from ..partition.heterogeneity import Heterogeneity, Measured
+from ..partition.margins import cut
 from ..partition.measure import measure
 from ..partition.partition import document_id
 from ..partition.tallies import pooled, written
 from ..partition.telling import telling_words
-from ..partition.words import count_words
+from ..partition.words import Words, count_words
 
 Stream = Callable[..., np.random.Generator]  # of a purpose, as ``partial(numpy_stream, seed)``
 
@@ -73,6 +74,7 @@ class Sheet(NamedTuple):
     left_out: int
     measured: Heterogeneity
     words: list[list[tuple[str, float]]]  # N times up to ten words, each with its z
+    chance: float  # the highest z of a client, on average, if the same documents are dealt by chance
     samples: list[list[Sample]]  # N times two
     encoder: str = ""  # in whose vectors embeddings are compared; "" if in none
     slopes: tuple[Slope, ...] = ()  # of the clients' gradients at the first weights, if they were asked for
@@ -83,7 +85,7 @@ class Sheet(NamedTuple):
             "title": self.title, "experiment": self.said, "unit": self.unit, "note": self.note,
             "documents_in_pool": self.documents, "left_out": self.left_out, **self.measured.plain(),
             "characteristic": [[{"word": word, "z": round(z, 3)} for word, z in words] for words in self.words],
-            "encoder": self.encoder,
+            "characteristic_by_chance": round(self.chance, 3), "encoder": self.encoder,
             "gradients": [slope._asdict() | {name: number if np.isfinite(number := getattr(slope, name)) else None
                                              for name in ("value", "twin", "deviation")} for slope in self.slopes],
             "samples": [[sample._asdict() for sample in client] for client in self.samples],
@@ -105,7 +107,18 @@ def sheet(corpus: Corpus, partition: Partition, said: dict[str, Any], stream: St
     return Sheet(title, said, int(said["seed"]), unit, note, len(corpus), len(corpus) - len(rows),
                  measure(corpus, partition, stream("heterogeneity"), resplits=resplits, vectors=vectors),
                  telling_words(pooled(counted.counts, owner, len(partition)), counted.vocabulary),
+                 highest_by_chance(counted, owner, len(partition), stream("heterogeneity", "words")),
                  [samples(corpus, partition, client, stream) for client in range(len(partition))], encoder, slopes)
+
+
+def highest_by_chance(counted: Words, owner: np.ndarray, clients: int, rng: np.random.Generator) -> float:
+    """The z of the word that tells most of a client, mean over the clients of one random deal in the same budgets."""
+    size = np.maximum(counted.counts.sum(axis=1), 1.0)
+    mixed = rng.permutation(len(owner))
+    dealt = np.empty_like(owner)
+    dealt[mixed] = cut(size[mixed], np.bincount(owner, weights=size, minlength=clients))
+    found = telling_words(pooled(counted.counts, dealt, clients), counted.vocabulary, many=1)
+    return float(np.mean([words[0][1] if words else 0.0 for words in found]))
 
 
 def called(regime: dict[str, Any]) -> str:

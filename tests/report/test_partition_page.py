@@ -56,6 +56,15 @@ def test_a_deal_by_chance_is_called_so(corpus):
     assert "beyond chance</span>" not in render(iid) and "beyond chance</span>" in render(skewed)
 
 
+def test_words_are_grey_up_to_what_a_deal_by_chance_reaches(corpus):
+    """Bursts give an IID deal words of z far above the 4 that independent words would reach."""
+    iid, skewed = (shown(corpus, TopicMix(3, severity)) for severity in (0.0, 1.0))
+    firsts = [np.mean([words[0][1] for words in page.words]) for page in (iid, skewed)]
+    assert firsts[0] < 2 * iid.chance and firsts[1] > 2 * skewed.chance
+    assert str(skewed.chance) in render(skewed)
+    assert skewed.plain()["characteristic_by_chance"] == pytest.approx(skewed.chance, abs=1e-3)
+
+
 def test_a_regime_inside_a_regime_is_named():
     assert called({"is": "Calibrated", "of": {"is": "Dirichlet"}}) == "Calibrated of Dirichlet"
     assert called({"is": "TopicMix"}) == "TopicMix"
