@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import NamedTuple
+from itertools import pairwise
+from typing import NamedTuple, overload
 
 import numpy as np
 import pandas as pd
@@ -24,6 +25,53 @@ class Record(NamedTuple):
 
 
 @dataclass(frozen=True, eq=False)
+class Columns(Sequence[Record]):
+    """Records by the column, [records] each, as a Parquet file has them; a row at a time they are what a list of them is.
+
+    ``metric`` and ``domain`` are places in ``metrics`` and ``domains``.
+    """
+
+    round: np.ndarray
+    metric: np.ndarray
+    domain: np.ndarray
+    client: np.ndarray
+    value: np.ndarray
+    metrics: tuple[str, ...]
+    domains: tuple[str, ...]
+
+    @staticmethod
+    def of(records: Iterable[Record]) -> Columns:
+        """The same records by the column."""
+        if isinstance(records, Columns):
+            return records
+        metrics: dict[str, int] = {}
+        domains: dict[str, int] = {}
+        rows = [(round, metrics.setdefault(metric, len(metrics)), domains.setdefault(domain, len(domains)), client)
+                for round, metric, domain, client, _ in records]
+        whole = np.array(rows, dtype=np.int64).reshape(-1, 4)
+        values = np.array([record[4] for record in records], dtype=np.float64)
+        return Columns(*whole.T, values, tuple(metrics), tuple(domains))
+
+    def __len__(self) -> int:
+        return len(self.value)
+
+    @overload
+    def __getitem__(self, place: int) -> Record: ...
+    @overload
+    def __getitem__(self, place: slice) -> Sequence[Record]: ...
+    def __getitem__(self, place: int | slice) -> Record | Sequence[Record]:
+        if isinstance(place, slice):
+            return [self[index] for index in range(*place.indices(len(self)))]
+        return Record(int(self.round[place]), self.metrics[self.metric[place]], self.domains[self.domain[place]],
+                      int(self.client[place]), float(self.value[place]))
+
+    def __iter__(self) -> Iterator[Record]:
+        for round, metric, domain, client, value in zip(*(column.tolist() for column in (
+                self.round, self.metric, self.domain, self.client, self.value)), strict=True):
+            yield Record(round, self.metrics[metric], self.domains[domain], client, value)
+
+
+@dataclass(frozen=True, eq=False)
 class Trajectory:
     """A run's records as curves and tables; of rows that say the same thing the last one counts.
 
@@ -34,22 +82,26 @@ class Trajectory:
     records: Sequence[Record]
 
     @cached_property
+    def _columns(self) -> Columns:
+        return Columns.of(self.records)
+
+    @cached_property
     def rounds(self) -> np.ndarray:
         """Every round that has a record, ascending, [rounds] int64."""
-        return np.unique(np.array([record.round for record in self.records], dtype=np.int64))
+        return np.unique(self._columns.round).astype(np.int64)
 
     @cached_property
     def metrics(self) -> tuple[str, ...]:
-        return tuple(sorted({record.metric for record in self.records}))
+        return tuple(sorted(self._columns.metrics[place] for place in np.unique(self._columns.metric)))
 
     @cached_property
     def domains(self) -> tuple[str, ...]:
-        return tuple(sorted({record.domain for record in self.records} - {""}))
+        return tuple(sorted({self._columns.domains[place] for place in np.unique(self._columns.domain)} - {""}))
 
     @cached_property
     def clients(self) -> tuple[int, ...]:
         """Numbers 0 to N - 1, N being one above the highest client that has a record."""
-        return tuple(range(max((record.client for record in self.records), default=-1) + 1))
+        return tuple(range(int(self._columns.client.max(initial=-1)) + 1))
 
     def curve(self, metric: str, domain: str = "") -> np.ndarray:
         """A metric of the federation, or of one domain, [rounds] float64 aligned with ``rounds``."""
@@ -91,15 +143,18 @@ class Trajectory:
     @cached_property
     def _all(self) -> dict[str, dict[tuple[str, int], tuple[np.ndarray, np.ndarray]]]:
         """metric -> (domain, client) -> values and whether each was written, both [rounds]."""
-        place = {int(number): index for index, number in enumerate(self.rounds)}
         every: dict[str, dict[tuple[str, int], tuple[np.ndarray, np.ndarray]]] = {}
-        for record in self.records:
-            series = every.setdefault(record.metric, {})
-            key = record.domain, record.client
-            if key not in series:
-                series[key] = np.full(len(place), np.nan), np.zeros(len(place), dtype=bool)
-            values, seen = series[key]
-            values[place[record.round]], seen[place[record.round]] = record.value, True
+        said = self._columns
+        order = np.lexsort((said.client, said.domain, said.metric))  # stable: of rows that say the same the last comes last
+        keys = np.stack([said.metric, said.domain, said.client])[:, order]
+        begins = np.flatnonzero(np.concatenate([[True], (np.diff(keys) != 0).any(axis=0)])) if len(order) else order
+        for begin, end in pairwise([*begins.tolist(), len(order)]):
+            rows = order[begin:end]
+            place = np.searchsorted(self.rounds, said.round[rows])
+            values, seen = np.full(len(self.rounds), np.nan), np.zeros(len(self.rounds), dtype=bool)
+            values[place], seen[place] = said.value[rows], True
+            metric, domain, client = keys[:, begin].tolist()
+            every.setdefault(said.metrics[metric], {})[said.domains[domain], client] = values, seen
         return every
 
     def _of(self, metric: str) -> dict[tuple[str, int], tuple[np.ndarray, np.ndarray]]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from ..detectors.curves import evaluated
@@ -50,19 +50,28 @@ class Shelf:
     """Stored runs, by what was asked of them."""
 
     runs: tuple[tuple[Run, dict[str, Any]], ...]
+    found: dict[tuple[str, ...], dict[str, list[tuple[Run, dict[str, Any]]]]] = field(default_factory=dict, repr=False)
 
     @staticmethod
     def of(runs: Iterable[Run]) -> Shelf:
         return Shelf(tuple((run, run.experiment) for run in {run.folder: run for run in runs}.values()))
+
+    def alike(self, asked: dict[str, Any], *drop: str) -> list[tuple[Run, dict[str, Any]]]:
+        """The runs that were asked the same but for ``drop``; names are made once for all runs."""
+        if drop not in self.found:
+            names: dict[str, list[tuple[Run, dict[str, Any]]]] = {}
+            for run, said in self.runs:
+                names.setdefault(name(said, drop), []).append((run, said))
+            self.found[drop] = names
+        return self.found[drop].get(name(asked, drop), [])
 
     def twin(self, run: Run) -> Run | None:
         """The same experiment dealt IID; None if it is not there, or the run is dealt IID itself."""
         asked = run.experiment
         if asked["partition"].get("severity") == 0:
             return None
-        wanted = name(asked, drop=("partition.severity",))
-        return next((other for other, said in self.runs
-                     if said["partition"].get("severity") == 0 and name(said, drop=("partition.severity",)) == wanted), None)
+        return next((other for other, said in self.alike(asked, "partition.severity") if said["partition"].get("severity") == 0),
+                    None)
 
     def case(self, run: Run, twin: Run | None) -> Case:
         asked, mine = run.experiment, run.trajectory()
@@ -73,23 +82,19 @@ class Shelf:
     def anchor(self, asked: dict[str, Any], kind: str) -> Trajectory | None:
         """The same with another algorithm, as skewed or, if that was not run, IID (what is pooled is the same)."""
         for drop in (("algorithm",), ("algorithm", "partition.severity")) if kind == "Centralised" else (("algorithm",),):
-            wanted = name(asked, drop)
-            for other, said in self.runs:
-                if said["algorithm"]["is"] == kind and name(said, drop) == wanted:
+            for other, said in self.alike(asked, *drop):
+                if said["algorithm"]["is"] == kind:
                     return other.trajectory()
         return None
 
     def ladder(self, run: Run, asked: dict[str, Any]) -> dict[int, Trajectory]:
         """The same with other numbers of local steps."""
-        wanted = name(asked, drop=("plan.steps",))
-        return {int(said["plan"]["steps"]): other.trajectory() for other, said in self.runs
-                if other.id != run.id and name(said, drop=("plan.steps",)) == wanted}
+        return {int(said["plan"]["steps"]): other.trajectory() for other, said in self.alike(asked, "plan.steps")
+                if other.id != run.id}
 
     def best(self, run: Run, asked: dict[str, Any]) -> Trajectory | None:
         """The one of lowest end loss among those that differ in the clients' learning rate; None if there are no others."""
-        wanted = name(asked, drop=("plan.optimizer.lr",))
-        others = [other.trajectory() for other, said in self.runs
-                  if other.id != run.id and name(said, drop=("plan.optimizer.lr",)) == wanted]
+        others = [other.trajectory() for other, said in self.alike(asked, "plan.optimizer.lr") if other.id != run.id]
         ends = [float(loss[-5:].mean()) if len(loss := evaluated(other)[1]) else math.inf for other in others]
         ends = [end if math.isfinite(end) else math.inf for end in ends]
         return others[ends.index(min(ends))] if ends and math.isfinite(min(ends)) else None

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from ..records import Record
+from ..records import Columns
 from . import lines
 from .files import replacing
 
@@ -51,10 +51,15 @@ def write_parquet(folder: Path) -> Path:
     return path
 
 
-def read_parquet(folder: Path) -> list[Record]:
+def read_parquet(folder: Path) -> Columns:
     """The records of a run's Parquet file, in the order of writing."""
+    import pyarrow as pa
     import pyarrow.parquet as pq
 
     table = pq.read_table(parquet_path(folder), columns=list(COLUMNS[1:]))
-    columns = [table[name].to_pylist() for name in COLUMNS[1:]]
-    return [Record(*row) for row in zip(*columns, strict=True)]
+    names = pa.dictionary(pa.int32(), pa.string())
+    coded = [table[name].cast(names).combine_chunks() for name in ("metric", "domain")]
+    coded = [each.combine_chunks() if isinstance(each, pa.ChunkedArray) else each for each in coded]
+    round, client, value = (table[name].to_numpy() for name in ("round", "client", "value"))
+    metric, domain = (each.indices.to_numpy() for each in coded)
+    return Columns(round, metric, domain, client, value, *(tuple(each.dictionary.to_pylist()) for each in coded))

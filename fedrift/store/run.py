@@ -98,11 +98,13 @@ class Run:
         """All records, in the order of writing."""
         path = self.folder / "records.jsonl"
         if not path.exists() and parquet_path(self.folder).exists():
-            return read_parquet(self.folder)
+            return list(read_parquet(self.folder))
         return [_record(row, path) for row in lines.read(path)]
 
     def trajectory(self) -> Trajectory:
-        return Trajectory(tuple(self.records()))
+        """The same as curves; from the Parquet file, which says nothing twice, where it is up to date."""
+        fast = parquet_path(self.folder).exists() and not stale(self.folder)
+        return Trajectory(read_parquet(self.folder) if fast else tuple(self.records()))
 
     def events(self) -> list[dict[str, Any]]:
         return lines.read(self.folder / "events.jsonl")

@@ -6,9 +6,10 @@ import math
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 
-from ..records import Record, Trajectory
+from ..records import Columns, Trajectory
 from ..store import connected
 from .book import Book, Entry, shared_twins
 from .outcomes import diverged, needed, outcome
@@ -50,8 +51,13 @@ def curves(book: Book, entries: Iterable[Entry], metrics: Sequence[str]) -> dict
         frame = connection.execute(
             f"SELECT run, round, metric, domain, client, value FROM records WHERE metric IN ({marks}) "
             "ORDER BY run, round", list(metrics)).df()
+    codes = {column: pd.factorize(frame[column].astype("object")) for column in ("metric", "domain")}
+    ends = np.flatnonzero(np.diff(pd.factorize(frame["run"].astype("object"))[0], append=-1)) + 1 if len(frame) else []
     found = {}
-    for name, group in frame.groupby("run", sort=False, observed=True):
-        columns = [group[column].tolist() for column in ("round", "metric", "domain", "client", "value")]
-        found[str(name)] = Trajectory(tuple(map(Record._make, zip(*columns, strict=True))))
+    for begin, end in zip([0, *ends], ends, strict=False):
+        rows = slice(begin, end)
+        numbers = [frame[column].to_numpy()[rows] for column in ("round", "client", "value")]
+        (metric, metrics), (domain, domains) = codes["metric"], codes["domain"]
+        found[str(frame["run"].iloc[begin])] = Trajectory(Columns(
+            numbers[0], metric[rows], domain[rows], numbers[1], numbers[2], tuple(map(str, metrics)), tuple(map(str, domains))))
     return found
