@@ -50,7 +50,7 @@ class Columns(Sequence[Record]):
                 for round, metric, domain, client, _ in records]
         whole = np.array(rows, dtype=np.int64).reshape(-1, 4)
         values = np.array([record[4] for record in records], dtype=np.float64)
-        return Columns(*whole.T, values, tuple(metrics), tuple(domains))
+        return Columns(whole[:, 0], whole[:, 1], whole[:, 2], whole[:, 3], values, tuple(metrics), tuple(domains))
 
     def __len__(self) -> int:
         return len(self.value)

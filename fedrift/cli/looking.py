@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from .options import ROOT, Json, Names, Root
+from .options import ROOT, Json, Root
 
 
 def runs(root: Root = ROOT, as_json: Json = False) -> None:
@@ -69,18 +69,57 @@ def show(name: Annotated[str, typer.Argument(help="A run's id (its first letters
         typer.echo(f"round {event['round']}: {event['kind']}: {event['message']}")
 
 
-def report(names: Names, out: Annotated[Path, typer.Option("--out", help="A folder, or an .html file.")] = Path("report"),
-           root: Root = ROOT) -> None:
-    """Write one self-contained HTML page about some runs; each is shown beside its IID twin if that was run too."""
-    from ..report import write_report
+def report(
+    names: Annotated[list[str], typer.Argument(help="A study's name or YAML file; or ids of runs, or folders.",
+                                               metavar="STUDY | RUN...")],
+    html: Annotated[bool, typer.Option("--html", help="A study as one page; what is made if nothing is asked.")] = False,
+    pdf: Annotated[bool, typer.Option("--pdf", help="A study as a paper, and its figures as SVG.")] = False,
+    latex: Annotated[bool, typer.Option("--latex", help="A study's tables as LaTeX (booktabs).")] = False,
+    out: Annotated[Path, typer.Option("--out", help="A folder, or an .html file.")] = Path("report"), root: Root = ROOT,
+) -> None:
+    """Write a study's report, or one self-contained HTML page about some runs, each beside its IID twin if that was run too.
+
+    `fedrift report small --html --pdf --latex --out small-report`, or `fedrift report 5c35 77e0`
+
+    A study may be empty, unfinished or failed: the report says so. Nothing is fetched from anywhere.
+    """
+    from ..errors import UserError
     from ..store import find_run, list_runs
+    from ..study import studies
+
+    if len(names) == 1 and names_a_study(names[0], root):
+        for path in study_report(names[0], out, root, html or not (pdf or latex), pdf, latex):
+            typer.echo(path.resolve())
+        return
+    if pdf or latex:
+        known = f"; there are {', '.join(studies(root))}" if studies(root) else f"; {root.resolve()} holds none"
+        raise UserError(f"--pdf and --latex are of a study, and {' '.join(names)!r} names none{known}. Runs have an HTML page")
+    from ..report import write_report
     from .screen import exhibit
 
-    known = {dealt_iid(run.experiment): run for run in list_runs(root) if is_iid(run.experiment)}
+    twins = {dealt_iid(run.experiment): run for run in list_runs(root) if is_iid(run.experiment)}
     chosen = [find_run(root, name) for name in names]
-    pairs = [(run, None if is_iid(run.experiment) else known.get(dealt_iid(run.experiment))) for run in chosen]
+    pairs = [(run, None if is_iid(run.experiment) else twins.get(dealt_iid(run.experiment))) for run in chosen]
     page = write_report([exhibit(run, twin) for run, twin in pairs], out)
     typer.echo(page.resolve())
+
+
+def names_a_study(name: str, root: Path) -> bool:
+    from ..study import studies
+
+    return name in studies(root) or name.endswith((".yaml", ".yml")) or (Path(name) / "study.json").is_file()
+
+
+def study_report(name: str, out: Path, root: Path, html: bool, pdf: bool, latex: bool) -> list[Path]:
+    """Write a study's report, telling what is being made; the files to look at."""
+    from rich.console import Console
+
+    from ..report.study import write_study_report
+    from ..study import find_study
+
+    with Console(stderr=True).status("reading") as status:
+        made = write_study_report(find_study(root, name), out, html=html, pdf=pdf, latex=latex, say=status.update)
+    return [path for path in made if path.suffix in (".html", ".pdf") or path.name == "all.tex"]
 
 
 def dealt_iid(experiment: dict) -> str:  # type: ignore[type-arg]

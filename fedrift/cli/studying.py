@@ -122,7 +122,12 @@ def go(study: Study, stock: Stock, executor: Any, as_json: bool) -> None:
         typer.echo(f"failed {str(row['run'])[:6]} {row['arm']}, seed {row['seed']}: {str(row['failure']).splitlines()[0]}")
     typer.echo(f"{len(frame)} runs: {(frame.status == 'finished').sum()} finished, {len(failed)} failed, "
                f"{int(frame.diverged.sum())} diverged. Above are means over seeds.")
-    typer.echo(book.folder)
+    typer.echo(f"{book.folder}; `fedrift report {book.name}{where_said(stock)} --html --pdf` shows it")
+
+
+def where_said(stock: Stock) -> str:
+    """The option that names the folder of the runs, where it is not the usual one."""
+    return "" if stock.runtime.root == ROOT else f" --runs {stock.runtime.root}"
 
 
 def choices(every: list[dict[str, Any]]) -> None:

@@ -52,12 +52,12 @@ def curves(book: Book, entries: Iterable[Entry], metrics: Sequence[str]) -> dict
             f"SELECT run, round, metric, domain, client, value FROM records WHERE metric IN ({marks}) "
             "ORDER BY run, round", list(metrics)).df()
     codes = {column: pd.factorize(frame[column].astype("object")) for column in ("metric", "domain")}
-    ends = np.flatnonzero(np.diff(pd.factorize(frame["run"].astype("object"))[0], append=-1)) + 1 if len(frame) else []
+    ends: list[int] = (np.flatnonzero(np.diff(pd.factorize(frame["run"].astype("object"))[0], append=-1)) + 1).tolist()
     found = {}
     for begin, end in zip([0, *ends], ends, strict=False):
         rows = slice(begin, end)
         numbers = [frame[column].to_numpy()[rows] for column in ("round", "client", "value")]
-        (metric, metrics), (domain, domains) = codes["metric"], codes["domain"]
         found[str(frame["run"].iloc[begin])] = Trajectory(Columns(
-            numbers[0], metric[rows], domain[rows], numbers[1], numbers[2], tuple(map(str, metrics)), tuple(map(str, domains))))
+            numbers[0], codes["metric"][0][rows], codes["domain"][0][rows], numbers[1], numbers[2],
+            tuple(map(str, codes["metric"][1])), tuple(map(str, codes["domain"][1]))))
     return found

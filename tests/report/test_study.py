@@ -1,0 +1,230 @@
+"""A study's report: every section from the store, whatever state the study is in."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+
+import pytest
+import vl_convert
+
+from fedrift.report.study import write_study_report
+from fedrift.report.study.build import build
+from fedrift.report.study.document import Figure, Section
+from fedrift.report.study.dossier import opened
+from fedrift.report.study.latex import escaped, files, latex
+from fedrift.report.study.page import render
+from fedrift.study import Book, pack, unpack
+
+from .made import made
+from .test_page import prose, specs
+
+EVERYTHING = {"deep": True, "more": {"plan.optimizer.lr": [0.5, 100.0]}, "seeds": 3}
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    return made(tmp_path_factory.mktemp("whole"))
+
+
+@pytest.fixture(scope="module")
+def document(whole):
+    return build(opened(whole))
+
+
+@pytest.fixture(scope="module")
+def deep(tmp_path_factory):
+    return build(opened(made(tmp_path_factory.mktemp("deep"), **EVERYTHING)))
+
+
+def section(document, key: str) -> Section:
+    return next(section for section in document.sections if section.key == key)
+
+
+def test_the_planted_effect_is_supported_and_told_first(document, whole):
+    assert [claim.verdict for claim in document.claims] == ["supported", "supported"]
+    text = prose(render(document))
+    order = [
+        text.index(word)
+        for word in (
+            "Does skew cost loss?",
+            "36 of 36 runs finished",
+            "2 came out supported",
+            "What was dealt",
+            "Failure atlas",
+            "Provenance",
+        )
+    ]
+    assert order == sorted(order)
+
+
+def test_a_null_study_says_that_nothing_was_found_and_what_would_have_been(tmp_path):
+    document = build(
+        opened(
+            made(
+                tmp_path,
+                effect=0.0,
+                hypotheses=[
+                    {"is": "Greater", "name": "H1", "metric": "loss", "contrast": "twin", "of": {"partition.severity": 1.0}}
+                ],
+            )
+        )
+    )
+    assert [claim.verdict for claim in document.claims] == ["inconclusive"]
+    assert "would have been called with 80% probability" in document.claims[0].sentence
+    assert " 0 are confirmed" in section(document, "atlas").text[0]
+    smallest = next(table for table in document.tables if table.key == "verdicts").rows[0][7]
+    assert 0 < float(smallest) < 0.1
+
+
+def test_every_number_of_the_results_is_that_of_the_store(document, whole):
+    frame = opened(whole).frame
+    of = frame[(frame.role == "run") & (frame.algorithm == "FedAvg") & (frame["partition.severity"] == 1.0)]
+    row = next(row for row in section(document, "results").blocks[1].rows if row[0] == "FedAvg, severity 1")
+    assert row[1].startswith(f"{of.loss.mean():.3f} ±") and row[3].startswith(f"{of.gap.mean():+.3f} ±")
+    assert row[-2:] == ("6/6", "0")
+
+
+def test_the_gap_that_is_drawn_is_paired_by_seed(whole):
+    dossier = opened(whole)
+    arm = next(arm for arm in dossier.arms if arm.name.endswith("FedAvg, partition.severity=1.0"))
+    frame = dossier.gaps("loss")
+    drawn = frame[(frame["arm"] == arm.place) & (frame["domain"] == "") & (frame["round"] == 6)].iloc[0]
+    pairs = [
+        whole.run(run).trajectory().curve("loss")[-1] - whole.run(arm.twins[seed]).trajectory().curve("loss")[-1]
+        for seed, run in arm.runs.items()
+    ]
+    assert drawn["mean"] == pytest.approx(sum(pairs) / len(pairs)) and drawn["seeds"] == 6
+    assert drawn["high"] - drawn["low"] < 0.1  # seeds differ by .2, pairs by .01
+
+
+def test_every_chart_draws_and_the_page_is_whole(deep):
+    document = deep
+    keys = {section.key for section in document.sections}
+    assert keys >= {
+        "verdicts",
+        "deals",
+        "loss",
+        "results",
+        "dose",
+        "stability",
+        "drift",
+        "layers",
+        "forgetting",
+        "atlas",
+        "adapters",
+        "cost",
+        "methods",
+        "provenance",
+    }
+    for figure in document.figures:
+        for panel in figure.panels:
+            assert vl_convert.vegalite_to_svg(panel.draw(200).to_dict()).startswith("<svg"), figure.key
+    html = render(document)
+    marked = re.sub(r"<script\b.*?</script>", "", html, flags=re.DOTALL)
+    assert "<script src" not in html and "<link" not in html and not re.findall(r"""src\s*=""", marked)
+    assert sorted(re.findall(r'class="chart" id="([^"]+)"', html)) == sorted(specs(html))
+    assert html.count("window.vegaEmbed=") + html.count("window.vegaEmbed =") == 1
+
+
+def test_diverged_runs_are_kept_and_shown_as_such(deep):
+    document = deep
+    assert any("diverged" in sentence for sentence in document.abstract)
+    broke = next(figure for figure in document.figures if figure.key == "stability-diverged-main")
+    rows = [row for panel in broke.panels for row in panel.draw(100).to_dict()["datasets"].values()]
+    assert {row["value"] for data in rows for row in data if row["x"] == "100"} == {1.0}
+
+
+@pytest.mark.parametrize(
+    ("ended", "said"),
+    [(lambda place: place % 3 == 0, "The study is not finished"), (lambda place: False, "The study is not finished")],
+    ids=["half", "none"],
+)
+def test_an_unfinished_study_gives_a_report_that_says_so(tmp_path, ended, said):
+    text = prose(render(build(opened(made(tmp_path, ended=ended)))))
+    assert said in text and "unfinished" in text
+
+
+def test_an_empty_study_gives_a_report_that_says_so(tmp_path):
+    book = Book(tmp_path, "empty")
+    told = made(tmp_path / "other").read()
+    book.write({**told, "runs": [], "choices": []})
+    html = render(build(opened(book)))
+    text = prose(html)
+    assert "Nothing can be said yet: no runs yet" in text and "no run has been evaluated yet" in text and "inconclusive" in text
+    assert not re.findall(r'class="chart"', html)
+
+
+def test_a_study_whose_runs_all_failed_says_why(tmp_path):
+    book = made(tmp_path, ended=lambda place: False, seeds=1)
+    for entry in book.read()["runs"]:
+        book.fail(entry.run, "there is no memory left\nat all")
+    text = prose(render(build(opened(book))))
+    assert "failed" in text and "there is no memory left" in text
+
+
+def test_what_is_not_recorded_says_what_to_record(document):
+    needs = {each.what: each.needs for each in document.missing}
+    assert "hidden" in needs["Layers: CKA and attention entropy"] and "mitigation" in needs["Clustering"]
+
+
+def test_the_same_study_elsewhere_gives_the_same_report(tmp_path, whole):
+    there = unpack(pack(whole, tmp_path / "made.zip"), tmp_path / "there")
+    here = build(opened(whole))
+    again = build(opened(there))
+    assert files(here) == files(again) and render(here) == render(again)
+
+
+def test_the_tables_are_latex(document):
+    for name, text in files(document).items():
+        if name != "all.tex":
+            assert text.count("\\begin{") == text.count("\\end{") and "\\toprule" in text and "\\bottomrule" in text
+    assert escaped("50% of a_b & {c} < d") == r"50\% of a\_b \& \{c\} $<$ d" and escaped("-0.1") == "$-0.1$"
+    widths = {line.count(" & ") for line in latex(document.tables[0]).splitlines() if line.endswith(r"\\") and " & " in line}
+    assert widths == {len(document.tables[0].columns) - 1}
+
+
+def test_a_paper_and_its_figures_are_written(tmp_path, whole):
+    made = write_study_report(whole, tmp_path / "out", html=True, pdf=True, latex=True)
+    pdf = (tmp_path / "out" / "report.pdf").read_bytes()
+    assert pdf.startswith(b"%PDF") and len(pdf) > 50_000
+    assert {path.suffix for path in made} == {".html", ".pdf", ".svg", ".tex"}
+    again = write_study_report(whole, tmp_path / "again", html=False, pdf=True)
+    assert (tmp_path / "again" / "report.pdf").read_bytes() == pdf and again
+
+
+def test_names_from_outside_cannot_become_part_of_the_page(tmp_path):
+    evil = "</script><script>alert(1)</script>"
+    html = render(build(opened(made(tmp_path, algorithms=(evil, "FedAvg"), seeds=1, hypotheses=[]))))
+    assert "<script>alert" not in html
+
+
+def test_rows_are_packed_and_thinned(tmp_path):
+    book = made(tmp_path, rounds=200, seeds=1, algorithms=("FedAvg",), severities=(1.0,), hypotheses=[])
+    dossier = opened(book)
+    assert (
+        dossier.thinned and set(dossier.curves("loss")["round"]) >= {0, 200} and len(set(dossier.curves("loss")["round"])) <= 60
+    )
+    found = specs(render(build(dossier)))
+    assert all(set(data) == {"names", "rows"} for spec in found.values() for data in spec["datasets"].values())
+
+
+def test_no_torch_is_needed(whole, tmp_path):
+    code = (
+        "import sys\nfrom pathlib import Path\nfrom fedrift.study import Book\nfrom fedrift.report.study import"
+        f" write_study_report\nwrite_study_report(Book(Path({str(whole.root)!r}), 'made'), Path({str(tmp_path)!r}))\nassert"
+        " 'torch' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_a_figure_has_its_arms_for_the_filters(document):
+    for figure in document.figures:
+        if figure.key.startswith(("loss", "gap", "results", "dose")):
+            assert isinstance(figure, Figure)
+            data = [row for panel in figure.panels for rows in panel.draw(100).to_dict()["datasets"].values() for row in rows]
+            assert {row["arm"] for row in data} - {-1} <= set(range(len(document.arms)))
+            assert len({row["arm"] for row in data} - {-1}) == 4
+    assert json.loads(json.dumps([dict(arm) for arm in document.arms]))[0]["algorithm"] == "FedAvg"
