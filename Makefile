@@ -49,9 +49,13 @@ bench-partition: $(VENV)/.ready
 bench-fleets: $(VENV)/.dev
 	$(BIN)/python benchmarks/fleets.py
 
-# A round of ours beside a plain transformers + peft loop, on an idle machine.
+# On an idle machine: a round of ours beside a plain transformers + peft loop; the kept prefix and the fused optimiser; peak memory
+# of stacked clients beside a copy each; the share of a run that is evaluation. Each writes benchmarks/results/.
 bench: $(VENV)/.ready
 	$(BIN)/python benchmarks/loop.py
+	$(BIN)/python benchmarks/tuning.py
+	$(BIN)/python benchmarks/memory.py
+	$(BIN)/python benchmarks/evaluation.py
 
 # A machine with an NVIDIA GPU, one command: correctness, speed, the study's grid. Offline too, where `make gpu-wheels` has been run before
 # and .gpu/wheels came along. A torch with CUDA that is there is used. Each step ends within ten minutes and, asked again, goes on.

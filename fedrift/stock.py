@@ -48,7 +48,8 @@ class Stock:
             network, device = self.language_model(name, tune).network, self.runtime.torch_device()
             if tune.base != "nf4" or device.type != "cpu":  # four-bit weights are packed on the CPU: there they stay as they are
                 network = network.to(device)  # type: ignore[arg-type]
-            model = StackedModel(network, tune, lean=not self.runtime.compiled)  # the compiler fuses plain modules itself
+            compiled = self.runtime.compiled  # the compiler fuses plain modules itself
+            model = StackedModel(network, tune, lean=not compiled, prefix=False if compiled else None)
             if self.runtime.compiled:
                 model.compile()
             return model

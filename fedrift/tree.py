@@ -52,6 +52,10 @@ class Tree(dict[str, Tensor]):
     def __neg__(self) -> Self:
         return self.map(torch.neg)
 
+    def towards(self, other: Tree, share: Tensor) -> Self:
+        """``self + share (other - self)``, row by row by ``share [A]``, in one pass."""
+        return self.map(lambda leaf, end: leaf.lerp(end, column(share, leaf)), other)
+
     def rows(self, index: Tensor | slice) -> Self:
         """The named rows of every leaf, ``[A, ...] -> [len(index), ...]``."""
         return self.map(lambda leaf: leaf[index])

@@ -95,3 +95,20 @@ class CorrectsTheBias(Adam):
 @pytest.mark.parametrize("bug", [SquaresTheMomentum, StartsAtZero, CorrectsTheBias])
 def test_planted_bugs_are_seen(bug):
     assert walk(bug(0.1)) != pytest.approx(KNOWN[Adam(0.1)], abs=1e-9)
+
+
+def test_the_fused_step_of_adamw_is_the_rule_s_and_writes_into_nothing():
+    draw = torch.Generator().manual_seed(3)
+    rule = AdamW(0.03, weight_decay=0.2)
+    params = Tree({name: torch.randn(2, *shape, generator=draw, dtype=torch.float64)
+                   for name, shape in {"w": (3, 4), "b": (4,)}.items()})
+    even, held = rule.init(params), rule.init(params)
+    held["count"][1] = 5.0  # rows that differ in their steps go the written way; the first row is in both
+    before = params.map(torch.clone)
+    for _ in range(4):
+        grad = params.map(lambda leaf: torch.randn(leaf.shape, generator=draw, dtype=torch.float64).mT.contiguous().mT
+                          if leaf.ndim > 2 else torch.randn(leaf.shape, generator=draw, dtype=torch.float64))
+        (fused, even), (written, held) = rule.step(params, grad, even), rule.step(params, grad, held)
+        assert all(torch.allclose(fused[name][0], written[name][0], rtol=1e-12, atol=1e-14) for name in params)
+        assert any(not torch.allclose(fused[name][1], written[name][1], rtol=1e-4) for name in params)
+    assert all(torch.equal(params[name], before[name]) for name in params)

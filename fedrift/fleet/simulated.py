@@ -110,8 +110,7 @@ class SimulatedFleet:
             tokens, total = tokens + count, total + spread(loss, rows, len(cohort)) * count
             examples = examples + spread(batch.get("examples", torch.ones(len(rows))), rows, len(cohort))
             weight = {"tokens": tokens, "examples": examples, "uniform": (tokens > 0).double()}[self.weighting]
-            at = replace(at, gradient=at.gradient + (grad - at.gradient) * share.to(device), steps=steps,
-                         loss=first, weight=weight)
+            at = replace(at, gradient=at.gradient.towards(grad, share.to(device)), steps=steps, loss=first, weight=weight)
             follow = clipped(algorithm.correct(grad, at), self.clip)
             stepped, moved = optimizer.step(at.params, follow, moments)
             stepped = algorithm.settle(stepped, at)

@@ -32,7 +32,7 @@ def watch_states(model: StackedModel, params: Tree, tokens: Tensor, see: See) ->
         see(layer, states.detach().view(count, *tokens.shape, -1))
 
     with hooked(blocks_of(model.network)[1], show):
-        model.hidden(params, tokens.expand(count, *tokens.shape))
+        model.hidden(params, tokens.expand(count, *tokens.shape), whole=True)
 
 
 @torch.no_grad()
@@ -51,7 +51,7 @@ def watch_attention(model: StackedModel, params: Tree, tokens: Tensor, see: See)
         see(layer, weights.detach().unflatten(0, (count, -1)))
 
     with plain_attention(model.network), hooked(attentions(model.network), show):
-        model.hidden(params, tokens.expand(count, *tokens.shape))
+        model.hidden(params, tokens.expand(count, *tokens.shape), whole=True)
 
 
 def attentions(network: nn.Module) -> list[nn.Module]:

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
+
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..errors import UserError
 from ..tree import Tree
-from .head import token_losses, widened
+from .head import OwnHead, token_losses
 from .lean import lighten
+from .prefix import Prefix, blocks_below
 from .tune import Tune, blocks_of
 from .worn import Outfit
 
@@ -21,10 +23,12 @@ class StackedModel:
     per token. ``batch["tokens"] [C, B, T]`` holds token ids, ``batch["keep"] [C, B, T]`` is false on
     padding; the label of a position is the token after it, so the first of a block is only context.
     ``lean``: known blocks compute the same with fewer passes over memory; without it all but the worn modules and the head is
-    transformers' own.
+    transformers' own. ``prefix``: blocks below everything that is trained work once for each sequence, and what they made of it
+    is kept (None: on a CPU, if there are such blocks).
     """
 
-    def __init__(self, network: nn.Module, tune: Tune, lean: bool = True) -> None:
+    def __init__(self, network: nn.Module, tune: Tune, lean: bool = True,
+                 prefix: bool | None = None) -> None:
         network.eval().requires_grad_(False)
         expected = self._own_loss(network)
         self.network, self.tune = network, tune
@@ -40,6 +44,9 @@ class StackedModel:
             network.set_submodule(path, tune.wear(module, path, self.outfit))
         if lean:
             lighten(network, self.outfit)
+        below = blocks_below(network, self.modules)
+        wanted = self.device.type == "cpu" if prefix is None else prefix
+        self.prefix = Prefix(network, below) if wanted and below else None
         self._check_loss(expected)
 
     def compile(self) -> None:
@@ -69,9 +76,8 @@ class StackedModel:
         hidden = self.hidden(params, tokens)[:, :, :-1]  # [C, B, T-1, H]
         target, counted = tokens[:, :, 1:], keep[:, :, 1:]
         if self.head_leaf is not None:
-            logits = widened(torch.einsum("cbth,cvh->cbtv", hidden, params[self.head_leaf].to(hidden.dtype)))
-            losses = F.cross_entropy(logits.flatten(0, 2), target.flatten(), reduction="none").view(target.shape)
-            losses = losses * counted
+            weight = params[self.head_leaf].to(hidden.dtype)
+            losses = OwnHead.apply(hidden.flatten(1, 2), weight, target.flatten(1)).view(target.shape) * counted
         elif bool(counted.all()):
             losses = token_losses(hidden.flatten(0, 2), self.head.weight, target.flatten()).view(target.shape)
         else:
@@ -79,11 +85,14 @@ class StackedModel:
             losses = found.new_zeros(target.shape).masked_scatter(counted, found)
         return losses, counted
 
-    def hidden(self, params: Tree, tokens: Tensor) -> Tensor:
-        """The last hidden states of every position, ``[C, B, T] -> [C, B, T, H]``."""
-        self.outfit.leaves, self.outfit.rows = params, tokens.shape[0] * tokens.shape[1]
+    def hidden(self, params: Tree, tokens: Tensor, whole: bool = False) -> Tensor:
+        """The last hidden states of every position, ``[C, B, T] -> [C, B, T, H]``. ``whole``: every block works."""
+        rows = tokens.flatten(0, 1)
+        known = nullcontext() if whole or self.prefix is None else self.prefix.stands_for(rows)
+        self.outfit.leaves, self.outfit.rows = params, len(rows)
         try:
-            states = self.network.base_model(input_ids=tokens.flatten(0, 1), use_cache=False).last_hidden_state  # type: ignore[operator]
+            with known:
+                states = self.network.base_model(input_ids=rows, use_cache=False).last_hidden_state  # type: ignore[operator]
         finally:
             self.outfit.leaves = Tree()
         return states.view(*tokens.shape, -1)  # type: ignore[no-any-return]

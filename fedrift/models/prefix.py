@@ -1,0 +1,109 @@
+"""The frozen blocks below everything that is trained: what they make of a sequence is computed once and kept.
+
+Kept under the hash of a sequence's tokens: in memory and, when that is full, in a file that ends with the process; when both
+are full it is computed again. The weights never change while a network is worn, so nothing kept can be out of date. Every
+sequence goes through the blocks alone, whoever stands beside it in a batch: matrix products may round otherwise in other
+company, and a run that resumes with nothing kept must come out the same.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
+from hashlib import blake2b
+from tempfile import TemporaryFile
+from types import MethodType
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from .tune import blocks_of
+
+MEMORY, DISK = 1 << 29, 1 << 32  # bytes
+
+
+def blocks_below(network: nn.Module, trained: Collection[str]) -> int:
+    """How many blocks lie below everything that is trained; 0 where something outside the blocks is, such as the embedding."""
+    if not any(isinstance(module, nn.ModuleList) for module in network.modules()):
+        return 0
+    path = blocks_of(network)[0] + "."
+    numbers = [int(name.removeprefix(path).split(".")[0]) if name.startswith(path) else 0 for name in trained]
+    return min(numbers, default=0)
+
+
+class Enough(Exception):
+    """The blocks that were asked have worked."""
+
+
+class Prefix:
+    """The first ``count`` blocks of a network, which can stand aside for what they made of the same tokens earlier."""
+
+    def __init__(self, network: Any, count: int, memory: int = MEMORY, disk: int = DISK) -> None:
+        self.network, self.blocks = network, list(blocks_of(network)[1])[:count]
+        self.memory, self.disk = memory, disk
+        self.kept: dict[bytes, Tensor | int] = {}  # [T, H], or where it stands in the file
+        self.file: Any = None
+        self.like = torch.empty(0)
+        self.mode: str | Tensor = "work"  # "stop": at the last of the blocks; a tensor [C*B, T, H] stands in for them
+        for number, block in enumerate(self.blocks):
+            vars(block)["forward"] = MethodType(self._forward(number == count - 1), block)
+
+    def _forward(self, last: bool) -> Any:
+        def forward(block: Any, states: Tensor, *more: Any, **named: Any) -> Any:
+            if isinstance(self.mode, Tensor):
+                return self.mode if last else states
+            made = type(block).forward(block, states, *more, **named)
+            if last and self.mode == "stop":
+                self.mode = made[0] if isinstance(made, tuple) else made
+                raise Enough
+            return made
+        return forward
+
+    @contextmanager
+    def stands_for(self, tokens: Tensor) -> Iterator[None]:
+        """While the network reads ``tokens [C*B, T]``, what is kept of them takes the place of the blocks."""
+        self.mode = torch.stack([self.of(row) for row in tokens])
+        try:
+            yield
+        finally:
+            self.mode = "work"
+
+    def of(self, tokens: Tensor) -> Tensor:
+        """What the blocks make of ``tokens [T]``, ``[T, H]``."""
+        key = blake2b(tokens.cpu().numpy().tobytes(), digest_size=16).digest()
+        found = self.kept.get(key)
+        if isinstance(found, int):
+            return self.read(found, len(tokens))
+        if found is None:
+            found = self.make(tokens)
+            self.keep(key, found)
+        return found
+
+    @torch.no_grad()
+    def make(self, tokens: Tensor) -> Tensor:
+        self.mode = "stop"
+        try:
+            self.network.base_model(input_ids=tokens[None], use_cache=False)
+        except Enough:
+            assert isinstance(self.mode, Tensor)
+            return self.mode[0]
+        finally:
+            self.mode = "work"
+        raise AssertionError("the network went past its own blocks")
+
+    def keep(self, key: bytes, states: Tensor) -> None:
+        size = states.numel() * states.element_size()
+        if self.memory >= size:
+            self.memory, self.kept[key] = self.memory - size, states.clone()
+        elif self.disk >= size and states.device.type == "cpu":
+            self.file = self.file or TemporaryFile()  # noqa: SIM115 - closed with the process
+            self.disk, self.kept[key] = self.disk - size, self.file.seek(0, 2)
+            self.like = states[:0]
+            self.file.write(states.contiguous().view(torch.uint8).numpy().tobytes())
+
+    def read(self, place: int, length: int) -> Tensor:
+        size = length * self.like.shape[-1] * self.like.element_size()
+        self.file.seek(place)
+        return torch.from_numpy(np.frombuffer(self.file.read(size), dtype=np.uint8).copy()).view(self.like.dtype).view(length, -1)
