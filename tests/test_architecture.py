@@ -45,6 +45,7 @@ MAY = {
     "run": VALUES | {"experiment", "fleet", "models", "probes", "records", "rounds", "setting", "stock", "store"},
     "statistics": GROUND,
     "study": GROUND | {"config", "experiment", "records", "run", "runtime", "setting", "statistics", "stock", "store"},
+    "sinks": {"errors", "records", "store"},
     "watch": {"config", "detectors", "diagnose", "errors", "report", "store", "study"},
     "flower": VALUES | {"algorithms", "corpus", "experiment", "fleet", "folders", "models", "rounds", "run", "runtime", "setting",
                         "stock", "store"},

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -28,21 +29,27 @@ from .options import (
 if TYPE_CHECKING:
     from ..experiment import Experiment
     from ..flower.terms import Terms
-    from ..run import Watch
+    from ..run import Progress, Watch
     from ..runtime import Runtime
+    from ..sinks import Feeds
     from ..store import Run
 
+Sinks = Annotated[list[str] | None, typer.Option(
+    "--sink", help="Also send its numbers to tensorboard, mlflow, wandb or trackio; may be given more than once.")]
 Twin = Annotated[bool, typer.Option("--twin/--no-twin", help="Run its IID twin too, and compare.")]
 
 
 def run(file: File, overrides: Overrides = None, twin: Twin = False, root: Root = ROOT, data: Data = None,
         device: Device = "auto", threads: Threads = None, micro: Micro = None, dtype: Dtype = "auto",
-        compiled: Compiled = False, canary: Canary = None, tf32: Tf32 = False, deterministic: Deterministic = True) -> None:
+        compiled: Compiled = False, canary: Canary = None, tf32: Tf32 = False, deterministic: Deterministic = True,
+        sink: Sinks = None) -> None:
     """Run an experiment, or go on with it; a finished one is only shown.
 
     `fedrift run experiments/demo.yaml algorithm=Scaffold partition.severity=0.5 seed=3 --twin`
 
     `fleet=flower` runs the same experiment over Flower's simulation; `fedrift deploy` over real machines.
+
+    `--sink tensorboard` lets it be watched there too; `fedrift watch` needs nothing.
     """
     from ..experiment import load_experiment
     from ..experiment import twin as iid
@@ -51,7 +58,7 @@ def run(file: File, overrides: Overrides = None, twin: Twin = False, root: Root 
     experiment = load_experiment(file, rest)
     wanted = [experiment, iid(experiment)] if twin else [experiment]
     where = runtime(root, data, device, threads, micro, dtype, compiled, canary, tf32, deterministic)
-    runs = carry_out_all(wanted, where, terms if fleet == "flower" else None)
+    runs = carry_out_all(wanted, where, terms if fleet == "flower" else None, sink or ())
     from .screen import summary, verdicts
 
     if twin:
@@ -92,8 +99,13 @@ def validate(file: File, overrides: Overrides = None) -> None:
     typer.echo(f"# valid; id {experiment.id} before the corpus's content is known")
 
 
-def carry_out_all(experiments: list[Experiment], where: Runtime, terms: Terms | None = None) -> list[Run]:
-    """Each in turn, under one progress bar; what they share is loaded once. ``terms``: over Flower, on these."""
+def carry_out_all(experiments: list[Experiment], where: Runtime, terms: Terms | None = None,
+                  sinks: Iterable[str] = ()) -> list[Run]:
+    """Each in turn, under one progress bar; what they share is loaded once. ``terms``: over Flower, on these. ``sinks``: by
+    name, each fed as rounds come."""
+    from ..sinks import fed, wanted
+
+    wanted(sinks, where.root)  # what is missing is told before anything is loaded
     from ..run import carry_out
     from ..stock import Stock
     from .screen import Bar
@@ -110,12 +122,25 @@ def carry_out_all(experiments: list[Experiment], where: Runtime, terms: Terms | 
     try:
         with Bar(sum(experiment.plan.rounds for experiment in experiments)) as bar:
             for experiment in experiments:
-                runs.append(carry_out(experiment, stock, bar.of(experiment.name)))
+                with fed(sinks, where.root) as feeds:
+                    runs.append(carry_out(experiment, stock, both(bar.of(experiment.name), feeds, where.root)))
+                    feeds.look(runs[-1])
                 bar.over(experiment.plan.rounds)
     except KeyboardInterrupt:
         typer.echo("stopped; the same command goes on from here", err=True)
         raise
     return runs
+
+
+def both(watch: Watch, feeds: Feeds, root: Path) -> Watch:
+    """The bar and the sinks are told of every round."""
+    from ..store import Run
+
+    def tell(told: Progress) -> None:
+        watch(told)
+        feeds.look(Run(root, told.run))
+
+    return tell
 
 
 def experiments() -> Path:

@@ -1,0 +1,146 @@
+"""Sinks: each is told every number once, whatever stops the run; those that are installed, offline."""
+
+from __future__ import annotations
+
+import math
+import os
+import sqlite3
+import subprocess
+import sys
+
+import pytest
+
+from fedrift.errors import UserError
+from fedrift.records import Record
+from fedrift.sinks import SINKS, Feed, Sink, fed, wanted
+from fedrift.sinks.feed import numbers
+from tests.cli.test_cli import fedrift, world  # noqa: F401
+from tests.watch.made import ROUNDS, begun, rows
+
+
+class Ear(Sink):
+    """Remembers what it was told."""
+
+    package = "json"
+
+    def __init__(self, folder):
+        super().__init__(folder)
+        self.said = []
+
+    def begin(self, run, name, asked, again):
+        self.said.append(("begin", run, asked["algorithm"], again))
+
+    def write(self, round, numbers):
+        self.said.append((round, numbers["loss"]))
+
+    def end(self, summary):
+        self.said.append(("end", summary.get("rounds")))
+
+
+def losses(sink) -> dict[int, float]:
+    return dict(said for said in sink.said if isinstance(said[0], int))
+
+
+def test_every_round_is_told_once_and_the_newest_when_it_is_whole(tmp_path):
+    run, ear = begun(tmp_path, "a", 1), Ear(tmp_path)
+    feed = Feed("ear", ear, run)
+    feed.look()
+    assert losses(ear) == {0: 5.0}
+    run.append(rows(3, first=2))
+    feed.look()
+    feed.look()
+    assert sorted(losses(ear)) == [0, 1, 2] and len(ear.said) == 4
+    run.append(rows(ROUNDS, first=4))
+    run.finish({"rounds": ROUNDS})
+    feed.end()
+    assert losses(ear) == pytest.approx({round: 5.0 - 0.1 * round for round in range(ROUNDS + 1)})
+    assert ear.said[-1] == ("end", ROUNDS)
+
+
+def test_a_run_that_was_killed_tells_nothing_twice(tmp_path):
+    run, first, second = begun(tmp_path, "a", 4), Ear(tmp_path), Ear(tmp_path)
+    Feed("ear", first, run).look()  # and is killed
+    run.rewind(2)
+    feed = Feed("ear", second, run)
+    feed.look()
+    run.append(rows(ROUNDS, first=3))
+    feed.end()
+    assert second.said[0] == ("begin", "a", "FedAvg", True)
+    assert sorted(losses(first)) == [0, 1, 2, 3] and sorted(losses(second)) == [4, 5, 6]
+    assert second.said[-1] == ("end", None)
+
+
+def test_names_of_numbers():
+    got = numbers([Record(1, "loss", "", -1, 4.0), Record(1, "loss", "sport", -1, 5.0), Record(1, "update.norm", "", 0, 1.0),
+                   Record(1, "update.norm", "", 1, 3.0), Record(1, "update.norm", "", 2, math.nan)])
+    assert got == {"loss": 4.0, "loss/sport": 5.0, "update.norm/clients.mean": 2.0, "update.norm/clients.min": 1.0,
+                   "update.norm/clients.max": 3.0}
+
+
+def test_what_is_not_installed_and_what_is_no_sink_is_told_with_the_way_out(tmp_path, monkeypatch):
+    monkeypatch.setattr(SINKS["wandb"], "package", "no_such_package")
+    with pytest.raises(UserError, match="pip install 'wandb'"):
+        wanted(["wandb"], tmp_path)
+    with pytest.raises(UserError, match="did you mean 'tensorboard'"):
+        wanted(["tensorbord"], tmp_path)
+    assert wanted([], tmp_path) == {}
+
+
+def there(name: str, tmp_path):
+    pytest.importorskip(SINKS[name].pip.removesuffix("-skinny"), reason=f"{name} is not installed")
+    run = begun(tmp_path, "abc", ROUNDS)
+    with fed([name], tmp_path) as feeds:
+        feeds.look(run)
+    return tmp_path / "sinks" / name
+
+
+def test_tensorboard_has_the_curve(tmp_path):
+    folder = there("tensorboard", tmp_path)
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    found = EventAccumulator(str(folder / "abc"))
+    found.Reload()
+    assert [(event.step, event.value) for event in found.Scalars("loss/sport")] == [
+        (round, pytest.approx(5.0 - 0.1 * round)) for round in range(ROUNDS + 1)]
+
+
+def test_mlflow_has_the_curve_and_the_experiment(tmp_path, monkeypatch):
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    folder = there("mlflow", tmp_path)
+    import mlflow
+
+    client = mlflow.MlflowClient(folder.resolve().as_uri())
+    found = client.search_runs([client.get_experiment_by_name("fedrift").experiment_id], "tags.fedrift = 'abc'")
+    assert len(found) == 1 and found[0].data.params["algorithm"] == "FedAvg" and found[0].info.status == "FINISHED"
+    assert [each.step for each in client.get_metric_history(found[0].info.run_id, "loss")] == list(range(ROUNDS + 1))
+    assert found[0].data.metrics["loss clients.mean"] == pytest.approx(4.4)
+
+
+@pytest.mark.slow  # starts a process of its own
+def test_wandb_keeps_it_here_when_it_is_offline(tmp_path, monkeypatch):
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    folder = there("wandb", tmp_path)
+    assert list(folder.rglob("run-abc.wandb"))
+
+
+@pytest.mark.slow  # starts a process of its own
+def test_trackio_has_the_curve(tmp_path, monkeypatch):
+    pytest.importorskip("trackio")
+    place = os.environ | {"TRACKIO_DIR": str(tmp_path / "kept"), "PYTHONPATH": os.environ.get("PYTHONPATH", "")}
+    begun(tmp_path, "abc", ROUNDS)
+    said = (f"from pathlib import Path; from fedrift.sinks import fed; from fedrift.store import Run\n"
+            f"root = Path({str(tmp_path)!r})\n"
+            "with fed(['trackio'], root) as feeds: feeds.look(Run(root, 'abc'))")
+    subprocess.run([sys.executable, "-c", said], env=place, check=True, capture_output=True, timeout=300)
+    database = next((tmp_path / "kept").rglob("fedrift*.db"))
+    with sqlite3.connect(database) as connection:
+        assert connection.execute("SELECT count(*) FROM metrics WHERE run_name = 'abc'").fetchone()[0] == ROUNDS + 1
+
+
+def test_a_run_of_the_command_line_with_a_sink(world, capsys, monkeypatch):  # noqa: F811
+    pytest.importorskip("tensorboard", reason="tensorboard is not installed")
+    code, _, err = fedrift(capsys, monkeypatch, "run", "e.yaml", "--device", "cpu", "--sink", "tensorboard")
+    assert code == 0, err
+    assert list((world / "runs" / "sinks" / "tensorboard").glob("*/events*"))
+    code, _, err = fedrift(capsys, monkeypatch, "run", "e.yaml", "--sink", "tensorbord")
+    assert code == 2 and "did you mean 'tensorboard'" in err
