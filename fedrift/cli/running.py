@@ -103,9 +103,9 @@ def carry_out_all(experiments: list[Experiment], where: Runtime, terms: Terms | 
                   sinks: Iterable[str] = ()) -> list[Run]:
     """Each in turn, under one progress bar; what they share is loaded once. ``terms``: over Flower, on these. ``sinks``: by
     name, each fed as rounds come."""
-    from ..sinks import fed, wanted
+    from ..sinks import fed, ready
 
-    wanted(sinks, where.root)  # what is missing is told before anything is loaded
+    ready(sinks, where.root)  # what is missing is told before anything is loaded
     from ..run import carry_out
     from ..stock import Stock
     from .screen import Bar

@@ -4,7 +4,7 @@ A sink is fed from what the run has stored, so nothing depends on it: reports ar
 ``sinks`` (`pip install 'fedrift[sinks]'`).
 """
 
-from .feed import Feed, Feeds, fed, wanted
+from .feed import Feed, Feeds, fed, ready
 from .mlflow import Mlflow
 from .sink import Sink
 from .tensorboard import TensorBoard
@@ -13,4 +13,4 @@ from .wandb import Wandb
 
 SINKS: dict[str, type[Sink]] = {"tensorboard": TensorBoard, "mlflow": Mlflow, "wandb": Wandb, "trackio": Trackio}
 
-__all__ = ["SINKS", "Feed", "Feeds", "Mlflow", "Sink", "TensorBoard", "Trackio", "Wandb", "fed", "wanted"]
+__all__ = ["SINKS", "Feed", "Feeds", "Mlflow", "Sink", "TensorBoard", "Trackio", "Wandb", "fed", "ready"]

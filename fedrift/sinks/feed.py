@@ -77,7 +77,7 @@ def numbers(records: Iterable[Record]) -> dict[str, float]:
     return found
 
 
-def wanted(names: Iterable[str], root: Path) -> dict[str, Sink]:
+def ready(names: Iterable[str], root: Path) -> dict[str, Sink]:
     """The sinks of these names; what is missing is told before anything is run."""
     from . import SINKS
 
@@ -105,7 +105,7 @@ class Feeds:
 @contextmanager
 def fed(names: Iterable[str], root: Path) -> Iterator[Feeds]:
     """Feeds that are ended however the block ends."""
-    feeds = Feeds(wanted(names, root))
+    feeds = Feeds(ready(names, root))
     try:
         yield feeds
     finally:

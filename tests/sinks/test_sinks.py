@@ -12,7 +12,7 @@ import pytest
 
 from fedrift.errors import UserError
 from fedrift.records import Record
-from fedrift.sinks import SINKS, Feed, Sink, fed, wanted
+from fedrift.sinks import SINKS, Feed, Sink, fed, ready
 from fedrift.sinks.feed import numbers
 from tests.cli.test_cli import fedrift, world  # noqa: F401
 from tests.watch.made import ROUNDS, begun, rows
@@ -80,10 +80,10 @@ def test_names_of_numbers():
 def test_what_is_not_installed_and_what_is_no_sink_is_told_with_the_way_out(tmp_path, monkeypatch):
     monkeypatch.setattr(SINKS["wandb"], "package", "no_such_package")
     with pytest.raises(UserError, match="pip install 'wandb'"):
-        wanted(["wandb"], tmp_path)
+        ready(["wandb"], tmp_path)
     with pytest.raises(UserError, match="did you mean 'tensorboard'"):
-        wanted(["tensorbord"], tmp_path)
-    assert wanted([], tmp_path) == {}
+        ready(["tensorbord"], tmp_path)
+    assert ready([], tmp_path) == {}
 
 
 def there(name: str, tmp_path):
