@@ -75,7 +75,8 @@ class Evaluate:
 
     ``panel``: which groups of probes look beside the losses (``docs/probes.md``). Those that cost look every ``deep``
     rounds; None: as often as keeps all that is measured within ``budget``, the share of a run that it may take.
-    ``general``: the corpus of the panel's general text; the first that is at hand, if none is named."""
+    ``general``: the corpus of the panel's general text; the first that is at hand, if none is named, and
+    ``general_tokens`` of it. ``pairs``: minimal pairs of each phenomenon of syntax."""
 
     split: Literal["validation", "test"] = "test"
     every: Count = 1
@@ -86,6 +87,8 @@ class Evaluate:
     deep: Count | None = None
     budget: Annotated[float, Interval(gt=0, lt=1)] = 0.2
     general: str = ""
+    general_tokens: Count = 4096
+    pairs: Count = 100
 
 
 @dataclass(frozen=True)

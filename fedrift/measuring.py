@@ -37,7 +37,6 @@ from .stock import Stock
 from .tree import Tree
 
 SPLITS = {"validation": VALIDATION, "test": TEST}
-GENERAL = 4096  # tokens of general text
 
 
 @dataclass(frozen=True, eq=False)
@@ -75,7 +74,7 @@ def measuring(experiment: Experiment, stock: Stock, corpus: Corpus, tokens: Toke
     final = Losses(model, held, said.final, wear=wear, prefix="final.", bytes=sizes[1], written=own) if said.final else None
     bench = Bench(model, tokenizer, start, held, losses, experiment.corpus.split_seed, cohort, corpus, tuple(parts),
                   experiment.algorithm, general_text(experiment, stock, corpus, tokenizer) if "general" in said.panel else None,
-                  experiment.corpus.sandbox if experiment.corpus.name == "sandbox" else None)
+                  experiment.corpus.sandbox if experiment.corpus.name == "sandbox" else None, said.pairs)
     looks: list[Look | After] = [Look("training", local_training), Look("updates", update_geometry)]
     if isinstance(experiment.tune, Lora):
         looks.append(Look("adapters", aggregation_error))
@@ -110,5 +109,5 @@ def general_text(experiment: Experiment, stock: Stock, corpus: Corpus, tokenizer
         return None
     length = experiment.plan.seq_len
     blocks = pack(tokenise(found, tokenizer, cache=stock.runtime.cache / "tokens"), np.arange(len(found)), length)
-    most = max(1, GENERAL // length)
+    most = max(1, experiment.evaluate.general_tokens // length)
     return Blocks(blocks.tokens[:most], blocks.keep[:most])

@@ -14,7 +14,7 @@ from .errors import UserError
 from .experiment import Experiment
 from .fleet import Fleet
 from .models.export import save_model
-from .probes import Past, over, recorded, told
+from .probes import Past, over, recorded, served, told
 from .records import Record
 from .rounds import rounds
 from .setting import Setting, prepare, resolve
@@ -158,7 +158,9 @@ def finish(experiment: Experiment, run: Run, setting: Setting, state: State, sto
     begun = perf_counter()
     rows = [row for row in run.records() if row.metric.startswith("final.")]  # there already if it was killed below
     if setting.final and not rows:
-        rows = recorded(setting.final.at_the_end(setting.work.worn(state)), state.round, [], setting.fleet.size)
+        used = setting.work.worn(state)
+        reading = setting.final.at_the_end(used) | served(setting.final, used)
+        rows = recorded(reading, state.round, [], setting.fleet.size)
         run.append(rows)
     save_model(run.folder / "model", setting.losses.model, experiment.tune, experiment.model, state.server)  # type: ignore[arg-type]
     run.timing(state.round, final=perf_counter() - begun)

@@ -14,7 +14,7 @@ from annotated_types import Ge, Gt
 
 from ..errors import UserError
 from .decision import Decision, Ground
-from .descriptor import Descriptors, describe, statement
+from .descriptor import Descriptors, describe, identified, statement
 from .select import Choice, choose
 from .vanilla import Vanilla
 
@@ -34,7 +34,7 @@ class ByText(Vanilla):
 
     def begin(self, ground: Ground) -> Decision:
         found, chosen = self.found(ground)
-        return Decision(chosen.group, chosen.k, {"signal": "ByText", **self.why(found, chosen)}, centroids=chosen.centroids)
+        return Decision(chosen.group, chosen.k, {"signal": "ByText", **self.why(found, chosen, ground.seed)}, centroids=chosen.centroids)
 
     def found(self, ground: Ground) -> tuple[Descriptors, Choice]:
         """The clients' descriptors, and their groups."""
@@ -44,13 +44,14 @@ class ByText(Vanilla):
         described = describe(ground, self.encoder, self.documents, self.epsilon, self.delta)
         return described, choose(described, ground.seed, self.clusters)
 
-    def why(self, found: Descriptors, chosen: Choice) -> dict[str, Any]:
+    def why(self, found: Descriptors, chosen: Choice, seed: int) -> dict[str, Any]:
         """The evidence, as plain JSON."""
-        return {"k": chosen.k, "asked": self.clusters, "p_value": chosen.p_value,
+        return {"k": chosen.k, "asked": self.clusters, "counted": chosen.counted, "p_value": chosen.p_value,
                 "silhouette": chosen.silhouettes.get(chosen.k, float("nan")),
                 "silhouettes": {str(k): value for k, value in chosen.silhouettes.items()},
                 "stability": chosen.stability, "verdict": chosen.verdict, "encoder": self.encoder,
                 "documents": [len(own) for own in found.vectors], "bytes": found.bytes,
+                "identified": identified(found.vectors, seed), "chance": 1 / len(found.vectors),
                 "privacy": statement(found, self.epsilon, self.delta)}
 
     def caveats(self) -> list[str]:

@@ -66,6 +66,26 @@ def noisy(vectors: tuple[np.ndarray, ...], seed: int, epsilon: float | None, del
     return Descriptors(vectors, sigma, noise)
 
 
+def identified(vectors: Sequence[np.ndarray], seed: int) -> float:
+    """How often a document is nearest to its own client's mean, told from halves of the documents: each half's documents from
+    the means of the other, every client counting the same. 1/N is chance; clients that are alike share what there is.
+
+    NaN where no client has two documents.
+    """
+    halves = []
+    for client, own in enumerate(vectors):
+        mixed = numpy_stream(seed, "halves of documents", client).permutation(len(own))
+        halves.append((own[mixed[:len(own) // 2]], own[mixed[len(own) // 2:]]))
+    there = [client for client, (one, other) in enumerate(halves) if len(one) and len(other)]
+    right = []
+    for side in (0, 1) if there else ():
+        centres = means([halves[client][1 - side] for client in there])
+        for place, client in enumerate(there):
+            apart = ((halves[client][side][:, None] - centres[None]) ** 2).sum(axis=-1)
+            right.append(float((apart.argmin(axis=1) == place).mean()))
+    return float(np.mean(right)) if right else float("nan")
+
+
 def sigma_of(documents: int, epsilon: float, delta: float) -> float:
     """Standard deviation of the noise on each number of a mean of unit vectors."""
     return 2 * sqrt(2 * log(1.25 / delta)) / (max(documents, 1) * epsilon)
@@ -84,4 +104,4 @@ def statement(found: Descriptors, epsilon: float | None, delta: float) -> str:
             f"only a simulation sees, with the same noise on every resample; they are outside the guarantee.{proved}")
 
 
-__all__ = ["Descriptors", "describe", "means", "noisy", "sigma_of", "statement"]
+__all__ = ["Descriptors", "describe", "identified", "means", "noisy", "sigma_of", "statement"]

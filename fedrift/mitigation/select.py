@@ -34,6 +34,7 @@ class Choice:
     p_value: float = float("nan")
     silhouettes: dict[int, float] = field(default_factory=dict)  # by k
     stability: float = float("nan")
+    counted: int = 1  # how many there are by the rules above, whatever was asked for
 
     @property
     def k(self) -> int:
@@ -54,16 +55,15 @@ def choose(found: Descriptors, seed: int, k: int | None = None) -> Choice:
     vectors = [found.vectors[client] for client in order]
     sigma, sorted_points = found.sigma[order], points[order]
     p_value = permutation_test(vectors, sorted_points, sigma, seed)
-    silhouettes: dict[int, float] = {}
-    if k is None:
-        k, silhouettes = count(sorted_points, p_value, seed)
+    counted, silhouettes = count(sorted_points, p_value, seed)
+    k = counted if k is None else k
     if k > len(points):
         raise ValueError(f"{len(points)} clients cannot be cut into {k} groups")
     labels, centroids = k_means(sorted_points, k, seed)
     group = np.empty(len(points), dtype=np.int64)
     group[order] = labels
     stability = bootstrap(vectors, sigma, k, seed) if 1 < k < len(points) else float("nan")
-    return Choice(group, centroids, p_value, silhouettes, stability)
+    return Choice(group, centroids, p_value, silhouettes, stability, counted)
 
 
 def permutation_test(vectors: Sequence[np.ndarray], points: np.ndarray, sigma: np.ndarray, seed: int) -> float:

@@ -40,7 +40,7 @@ class Soft(Vanilla):
         found, chosen = self.text.found(ground)
         share = mixture(found.means, chosen.centroids, self.temperature)
         entropy = -(share * np.log(np.maximum(share, 1e-300))).sum(axis=1)
-        why = {"signal": "Soft", **self.text.why(found, chosen), "temperature": self.temperature,
+        why = {"signal": "Soft", **self.text.why(found, chosen, ground.seed), "temperature": self.temperature,
                "effective": float(np.exp(entropy).mean())}  # how many models a client is made of
         return Decision(chosen.group, chosen.k, why, share=share, centroids=chosen.centroids,
                         keep=Tree(share=torch.from_numpy(share)))

@@ -31,6 +31,7 @@ class Bench:
     algorithm: Any  # algorithms.FedAvg or a relative: what it freezes and sends, its evidence
     general: Blocks | None = None  # text that is in nobody's pool
     sandbox: Sandbox | None = None  # the dials of the made-up language, if the corpus is that
+    pairs: int = 100  # minimal pairs of each phenomenon
     chunk: int = 8192  # tokens in one forward pass, at most
 
     @property

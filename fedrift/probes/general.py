@@ -15,7 +15,7 @@ from .bench import Bench
 from .loss import Judge
 from .panel import After, Look
 from .probe import Reading
-from .worn import mean_model, server_models
+from .worn import mean_model, of_each, server_models
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,9 +36,8 @@ class General:
 
     def of(self, state: State) -> Reading:
         """Of the server's models."""
-        models = server_models(state)
-        nats = mean_model(torch.tensor([self.nats(models.rows(slice(number, number + 1)))
-                                        for number in range(state.server.models)], dtype=torch.float64), state)
+        each = of_each(server_models(state), lambda one: torch.tensor(self.nats(one), dtype=torch.float64))
+        nats = mean_model(each, state)
         return {"general.loss": nats / int(self.text.keep[:, 1:].sum()), "general.bits": nats / (log(2) * self.bytes)}
 
     @torch.no_grad()

@@ -30,9 +30,8 @@ from .probe import Reading
 from .syntax_pairs import english_pairs
 from .syntax_patterns import PHENOMENA
 from .syntax_words import ENGLISH, Lexicon, forms, shared_lexicon
-from .worn import mean_model, server_models
+from .worn import mean_model, of_each, server_models
 
-COUNT = 100  # pairs of each phenomenon
 OFTEN = 2  # documents of a domain that a word stands in, for the domain to hold it
 
 
@@ -57,9 +56,7 @@ class Syntax:
 
     def of(self, state: State) -> Reading:
         """Of the server's models."""
-        models = server_models(state)
-        each = torch.stack([self.scores(models.rows(slice(number, number + 1))) for number in range(state.server.models)])
-        found = mean_model(each, state)  # [phenomena, 2]
+        found = mean_model(of_each(server_models(state), self.scores), state)  # [phenomena, 2]
         reading: Reading = {}
         for column, metric in enumerate(("syntax.accuracy", "syntax.margin")):
             reading[metric] = found[:, column].mean()
@@ -146,7 +143,7 @@ def words(text: str) -> Iterable[str]:
 
 def looks(bench: Bench) -> list[Look | After]:
     """Minimal pairs, whenever deep looks are taken."""
-    pairs = pairs_for(bench.corpus, bench.tokenizer, bench.sandbox, bench.seed, COUNT)
+    pairs = pairs_for(bench.corpus, bench.tokenizer, bench.sandbox, bench.seed, bench.pairs)
     if not pairs:
         return []
     probe = syntax(bench.model, bench.tokenizer, pairs, bench.chunk)

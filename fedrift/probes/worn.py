@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -45,6 +47,20 @@ def mean_model(values: Tensor, state: State) -> Tensor:
     """The mean over the fleet of what each of its models has, ``[M, ...] -> [...]``; models that nobody shares say nothing."""
     share = shares(state).view(-1, *[1] * (values.ndim - 1))
     return torch.where(share > 0, values.cpu().double() * share, 0.0).sum(0)
+
+
+def of_each(models: Tree, score: Callable[[Tree], Tensor]) -> Tensor:
+    """``score`` of every model ``[1, ...]`` by itself, ``[M, ...]``; of models that are equal, as all are at first, it is asked
+    once."""
+    known: list[tuple[Tree, Tensor]] = []
+    found = []
+    for number in range(len(next(iter(models.values())))):
+        one = models.rows(slice(number, number + 1))
+        told = next((value for other, value in known if all(torch.equal(one[name], other[name]) for name in one)), None)
+        if told is None:
+            known.append((one, told := score(one)))
+        found.append(told)
+    return torch.stack(found)
 
 
 def layer_name(layer: int) -> str:

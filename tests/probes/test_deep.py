@@ -13,14 +13,13 @@ from fedrift.run import carry_out
 from tests import worlds
 
 DEEP = "[hidden, attention, barriers, adapters, general, syntax]"
-ALL = (f"evaluate.panel={DEEP}", "evaluate.deep=2")
+ALL = (f"evaluate.panel={DEEP}", "evaluate.deep=2", "evaluate.pairs=5")
 NAMES = ("hidden.", "attention.", "barrier.", "adapters.angle", "adapters.rank", "adapters.error.loss", "general.", "syntax.")
 
 
 @pytest.fixture
 def world(tmp_path, monkeypatch):
     """A world, and text of another corpus for the general text; few minimal pairs, for its tokens are single letters."""
-    monkeypatch.setattr(syntax, "COUNT", 5)
     worlds.experiment(tmp_path)
     other = tmp_path / "data" / "dbpedia"
     other.mkdir(parents=True)

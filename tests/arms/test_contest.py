@@ -1,0 +1,147 @@
+"""The arms of one experiment: which runs they are, that they train alike, and what is told of them."""
+
+from __future__ import annotations
+
+import json
+import math
+
+import numpy as np
+import pytest
+
+from fedrift.arms import ARMS, contest
+from fedrift.arms.numbers import by_client
+from fedrift.arms.page import html, markdown, plain
+from fedrift.arms.table import BEST, found
+from fedrift.errors import UserError
+from fedrift.statistics import paired_t, sign_flip
+from fedrift.study.conduct import conduct
+
+
+@pytest.fixture(scope="module")
+def came(book):
+    return found(book)
+
+
+@pytest.fixture(scope="module")
+def runs(book):
+    return {(str(entry.factors["arm"]), entry.seed): book.run(entry) for entry in book.read()["runs"]}
+
+
+def test_every_arm_is_there_with_its_repeats_over_the_same_seeds(came, runs):
+    assert {label for label, _ in runs} == {*(set(ARMS) - {"random", "ifca"}), "random 1", "random 2", "ifca 1", "ifca 2"}
+    assert came.arms == [*(name for name in ARMS if name != "ifca"), "ifca", BEST] and not came.failures
+    assert (came.means()["seeds"] == 2).all() and came.seeds == (0, 1)
+
+
+def test_arms_share_the_deal_the_first_weights_and_the_amount_of_training(runs):
+    for seed in (0, 1):
+        vanilla = runs["vanilla", seed]
+        for (label, of), run in runs.items():
+            if of != seed or label in ("iid", "pooled"):
+                continue
+            assert run.experiment["partition_table"] == vanilla.experiment["partition_table"]
+            one, other = run.trajectory(), vanilla.trajectory()
+            assert one.curve("loss")[0] == pytest.approx(other.curve("loss")[0], abs=1e-12)
+            trained = np.isfinite(one.table("train.loss"))[1:].sum(axis=1)
+            whole = label in ("update", "cfl")  # the first round, and CFL's fifth, call everybody
+            assert trained.tolist() == [6 if whole and (round == 0 or label == "cfl" and round == 4) else 4 for round in range(5)]
+
+
+def test_random_clusters_have_the_sizes_of_the_text_clusters_and_are_drawn_anew(runs):
+    def group(label, seed):
+        return np.array(runs[label, seed].read_json("mitigation")[0]["group"])
+
+    for seed in (0, 1):
+        wanted = sorted(np.bincount(group("text", seed)))
+        assert wanted == sorted(np.bincount(group("random 1", seed))) == sorted(np.bincount(group("random 2", seed)))
+    assert any((group("random 1", seed) != group("random 2", seed)).any() for seed in (0, 1))
+
+
+def test_compute_counts_all_starts_of_ifca_and_what_its_clients_read(came, runs):
+    means = came.means().set_index("arm")["compute"]
+    assert means["vanilla"] == 1 and means[BEST] == pytest.approx(2 * means["ifca"])
+    rows = came.rows.set_index(["arm", "number", "seed"])
+    trained = {label: runs[label, 0].read_json("finished")["train_tokens"] for label in ("vanilla", "ifca 1")}
+    reading = 5 * 6 * 3 * 4 * 2 * 15 / 3  # rounds, clients, models, batches, sequences, predicted tokens; a third of training
+    assert rows.loc[("ifca", 0, 0), "compute"] == pytest.approx((trained["ifca 1"] + reading) / trained["vanilla"])
+
+
+def test_the_best_start_is_the_one_of_least_training_loss_not_of_least_test_loss(came):
+    starts = came.rows[came.rows["arm"] == "ifca"]
+    for seed, mine in starts.groupby("seed"):
+        chosen = came.rows[(came.rows["arm"] == BEST) & (came.rows["seed"] == seed)].iloc[0]
+        assert chosen["run"] == mine.loc[mine["train"].idxmin(), "run"] and chosen["own"] in set(mine["own"])
+
+
+def test_the_pooled_model_is_judged_on_every_clients_own_text(runs):
+    vanilla, pooled = runs["vanilla", 0], runs["pooled", 0]
+    own, cross = by_client(pooled.trajectory(), vanilla)
+    seen, table = pooled.trajectory(), vanilla.experiment["partition_table"]
+    loss = np.array([seen.curve("final.loss", name)[-1] for name in table["domains"]])
+    for client, tokens in enumerate(table["tokens"]):
+        home = int(np.argmax(tokens))  # one topic a client
+        assert own[client] == pytest.approx(loss[home])
+        assert cross[client] == pytest.approx(np.delete(loss, home).mean())
+    same, _ = by_client(vanilla.trajectory(), vanilla)
+    assert same == pytest.approx(np.array([vanilla.trajectory().curve("final.loss", table["domains"][int(np.argmax(tokens))])[-1]
+                                           for tokens in table["tokens"]]))
+
+
+def test_clients_that_keep_models_are_judged_in_those(runs):
+    tuned = runs["tuned", 0].trajectory()
+    assert tuned.table("final.loss.own")[-1] == pytest.approx(tuned.table("final.loss.worn")[-1])  # pure clients, all blocks
+    assert tuned.table("final.loss.own")[-1] != pytest.approx(tuned.table("final.loss")[-1])
+
+
+def test_differences_are_paired_by_seed_with_exact_p_and_honest_about_two_seeds(came):
+    wide = came.averaged("own").pivot(index="seed", columns="arm", values="own")
+    row = came.contrasts("own", "random").set_index("arm").loc["text"]
+    d = (wide["text"] - wide["random"]).to_numpy()
+    assert row["effect"] == pytest.approx(d.mean()) and (row["low"], row["high"]) == pytest.approx(
+        (paired_t(d).low, paired_t(d).high)) and row["p"] == sign_flip(d).value and row["attainable"] == 0.5
+    assert "no exact p below 0.5 is possible" in came.limits()
+    share = came.recovered()
+    assert share.estimate == pytest.approx((wide["vanilla"] - wide["text"]).mean() / (wide["vanilla"] - wide["oracle"]).mean())
+
+
+def test_detectors_judge_before_and_after_beside_the_same_controls(came):
+    assert set(came.judgements) == set(ARMS) - {"iid", "pooled"}
+    gap = next(each for each in came.judgements["vanilla"] if each.failure == "loss gap")
+    assert gap.grade != "not measured" and gap.seeds == 2 and math.isfinite(gap.excess)
+
+
+def test_the_tables_can_be_written_and_hold_what_was_found(came):
+    said = json.loads(json.dumps(plain(came, "fedrift mitigate x.yaml"), allow_nan=False))
+    text = came.means().set_index("arm").loc["text"]
+    assert said["arms"][1]["own"] == pytest.approx(text["own"], abs=1e-6) and said["less"]["random"]["own"]
+    written = markdown(came, "fedrift mitigate x.yaml")
+    assert f"{text['own']:.4f} ({math.exp(text['own']):.1f})" in written and "least possible .50" in written.replace("0.50", ".50")
+    assert "<table>" in html(came) and "k-means on text embeddings" in html(came)
+
+
+def test_asked_again_nothing_is_run_again(asked, world, book, monkeypatch):
+    def refuse(*said, **more):
+        raise AssertionError("a finished run was run again")
+
+    monkeypatch.setattr("fedrift.study.work.carry_out", refuse)
+    again = conduct(asked.study(), world)
+    assert again.name == book.name and not found(again).failures
+
+
+def test_a_run_that_stops_is_named_and_the_rest_is_told(asked, world, tmp_path):
+    from dataclasses import replace
+
+    there = replace(world, runtime=replace(world.runtime, root=tmp_path))
+    odd = replace(asked, arms=("vanilla", "iid", "oracle"), seeds=(0,), said={**asked.said, "corpus": {
+        **asked.said["corpus"], "label": ""}, "partition": {"is": "Quantity", "clients": 6, "severity": 0.5}})
+    came = found(conduct(odd.study(), there))
+    assert len(came.failures) == 1 and came.failures[0].startswith("oracle, seed 0: ByDomain groups clients by their true domains")
+    assert came.means()["arm"].tolist() == ["vanilla", "iid"]
+
+
+@pytest.mark.parametrize(("change", "more", "told"), [
+    ("mitigation=ByText", {}, "has ByText already"), ("partition.severity=0.0", {}, "every arm would be its own control"),
+    ("partition.clients=3", {}, "take 4 clients or more"), ("seed=0", {"arms": ["texts"]}, "did you mean 'text'")])
+def test_what_makes_no_sense_is_refused_with_the_way_out(asked, world, change, more, told):
+    with pytest.raises(UserError, match=told):
+        contest(asked.said, [change], stock=world, **more)
