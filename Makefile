@@ -104,6 +104,20 @@ bench-models: $(VENV)/.dev
 # Memory and perplexity of quantised bases beside the dense one: about five minutes. Writes benchmarks/results/quantised.json.
 bench-quantised: $(VENV)/.dev
 	$(BIN)/python benchmarks/quantised.py
+# The tables of docs/mitigation.md again, and the map: make mitigation DATA=folder/of/corpora (ag_news, reddit_posts, wikitext2).
+# Resumable; SEEDS=3 RESTARTS=1 for a shorter look.
+SEEDS ?= 6
+RESTARTS ?= 5
+MITIGATE = $(BIN)/fedrift mitigate experiments/mitigation.yaml --data $(DATA) --threads 1 --seeds $(SEEDS)
+.PHONY: mitigation
+mitigation: $(VENV)/.ready
+	for corpus in bbc "{name: ag_news, limit: 4000}" "{name: reddit_topics, limit: 4000}"; do \
+	  name=$$(echo "$$corpus" | sed 's/{name: //; s/,.*//'); \
+	  $(MITIGATE) "corpus=$$corpus" --restarts $(RESTARTS) --out benchmarks/results/mitigation-$$name-10.json || exit; \
+	  $(MITIGATE) "corpus=$$corpus" partition.clients=20 plan.participation=0.5 --restarts $(RESTARTS) \
+	    --out benchmarks/results/mitigation-$$name-20.json || exit; \
+	done
+	$(MITIGATE) --map --out benchmarks/results/mitigation-map.json
 
 install: $(VENV)/.ready
 

@@ -47,6 +47,7 @@ MAY = {
     "study": GROUND | {"config", "experiment", "records", "run", "runtime", "setting", "statistics", "stock", "store"},
     "sinks": {"errors", "records", "store"},
     "watch": {"config", "detectors", "diagnose", "errors", "report", "store", "study"},
+    "arms": {"config", "detectors", "diagnose", "errors", "experiment", "records", "statistics", "stock", "store", "study"},
     "flower": VALUES | {"algorithms", "corpus", "experiment", "fleet", "folders", "models", "rounds", "run", "runtime", "setting",
                         "stock", "store"},
     "conform": VALUES | {"algorithms", "fleet", "rounds"},

@@ -49,7 +49,8 @@ ARMS: dict[str, Arm] = {
     "vanilla": Arm("vanilla: one model for all", lambda asked, _: {}, groups=False),
     "text": Arm("k-means on text embeddings", lambda asked, _: {"mitigation": asked.text}),
     "random": Arm("random clusters of the same sizes",
-                  lambda asked, draw: {"mitigation": {"is": "AtRandom", "like": asked.text, "draw": draw}}, lambda asked: asked.draws),
+                  lambda asked, draw: {"mitigation": {"is": "AtRandom", "like": asked.text, "draw": draw}},
+                  lambda asked: asked.draws),
     "oracle": Arm("oracle: the true domains", lambda asked, _: {"mitigation": {"is": "ByDomain"}}),
     "update": Arm("clusters of the first updates", lambda asked, _: {"mitigation": {
         "is": "ByUpdate", **({} if asked.clusters is None else {"clusters": asked.clusters})}}),

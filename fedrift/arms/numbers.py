@@ -89,7 +89,7 @@ def rise(seen: Trajectory, metric: str) -> float:
 
 
 def compute(run: Run, seen: Trajectory, asked: dict[str, Any]) -> float:
-    """Tokens trained on, and a third for each that is only read: IFCA's clients read some batches with all models, every round."""
+    """Tokens trained on, and a third for each that is only read: IFCA's clients read batches with all models, every round."""
     trained = float(run.read_json("finished")["train_tokens"])
     mitigation = asked["mitigation"]
     if mitigation["is"] != "ByLoss":

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Any, NamedTuple
 
@@ -13,7 +13,8 @@ from ..statistics.evidence import short
 from .numbers import METRICS
 from .table import BEST, COMPARED, REFERENCES, Found, grades, percent, silent, title
 
-DIGITS = {"own": 4, "worst": 4, "cross": 4, "next": 4, "general": 4, "syntax": 3, "compute": 2, "traffic": 2, "models": 1, "ari": 2}
+DIGITS = {"own": 4, "worst": 4, "cross": 4, "next": 4, "general": 4, "syntax": 3, "compute": 2, "traffic": 2, "models": 1,
+          "ari": 2}
 
 
 class Part(NamedTuple):
@@ -27,8 +28,9 @@ class Part(NamedTuple):
 
 def parts(found: Found) -> list[Part]:
     """Everything that is told, in its order."""
-    return [Part(found.name, f"{found.limits()} {sentence(found)}"), arms(found), *compared(found), clusters(found), failures(found),
-            Part("What the columns are", "; ".join(f"{name}: {words}" for name, words in METRICS.values()) + ".")]
+    columns = "; ".join(f"{name}: {words}" for name, words in METRICS.values())
+    return [Part(found.name, f"{found.limits()} {sentence(found)}"), arms(found), *compared(found), clusters(found),
+            failures(found), Part("What the columns are", f"{columns}.")]
 
 
 def arms(found: Found) -> Part:
@@ -59,18 +61,45 @@ def compared(found: Found) -> list[Part]:
                     for row in table.to_dict("records")]
             made.append(Part(
                 f"{METRICS[metric][0].capitalize()}, less {title(reference)}",
-                "Below zero is better. Mean paired difference in nats per token with its 95 % t-interval; exact sign-flip p, and "
+                "Below zero is better. Mean paired difference in nats per token, 95 % t-interval, exact sign-flip p, and the p "
                 "corrected for all rows (Holm).",
                 ["arm", "difference", "95 % interval", "perplexity", "p", "Holm", "seeds"], rows))
     return made
 
 
 def clusters(found: Found) -> Part:
-    rows = [[str(said["seed"]), str(said.get("k")), sizes(said), number(said.get("p_value"), 2), number(said.get("silhouette"), 2),
-             number(said.get("stability"), 2), str(said.get("verdict", ""))] for said in found.decisions]
+    rows = [[str(said["seed"]), str(said.get("k")), sizes(said), number(said.get("p_value"), 2),
+             number(said.get("silhouette"), 2), number(said.get("identified"), 2), number(said.get("stability"), 2),
+             str(said.get("verdict", ""))] for said in found.decisions]
     words = str(found.decisions[0].get("privacy", "")) if found.decisions else "No run has text clusters."
     return Part("The text clusters", words,
-                ["seed", "k", "sizes", "p of the documents' permutation", "silhouette", "ARI of bootstraps", "verdict"], rows)
+                ["seed", "k", "sizes", "p of the permutation", "silhouette", "documents identified", "ARI of bootstraps",
+                 "verdict"], rows)
+
+
+def map_parts(gains: pd.DataFrame, starved: pd.DataFrame) -> list[Part]:
+    """The tables of a map."""
+    rows = [[str(row["regime"]), f"{row['severity']:g}", number(row.get("random.effect"), 4, plus=True), between(row, "random."),
+             pvalue(row.get("random.p", math.nan), row.get("random.attainable", 1.0)),
+             number(row.get("vanilla.effect"), 4, plus=True), number(row["own"], 4, plus=True), number(row["p"], 2),
+             f"{row['identified']:.2f} ({row['chance']:.2f})", number(row["counted"], 0), number(row.get("random.seeds"), 0)]
+            for row in gains.to_dict("records")]
+    cost = [[str(row["k"]), number(row["effect"], 4, plus=True), between(row), pvalue(row["p"], row["attainable"]),
+             str(row["seeds"])] for row in starved.to_dict("records")]
+    return [
+        Part("Where text clusters help", "Loss of text clusters less that of random clusters of the same sizes, nats per token; "
+             "below zero they help. Next text is what clients are about to train on; held-out own text is drawn by domain and "
+             "knows no token skew. Beside it what the descriptors know: p of the permutation of documents, how often a document is "
+             "nearest to its own client's mean (chance), and how many clusters would have been chosen.",
+             ["regime", "severity", "less random, next text", "95 % interval", "p", "less vanilla", "less random, own text",
+              "p of the permutation", "identified (chance)", "k chosen", "seeds"], rows),
+        Part("What fewer clients to a model cost", "Random clusters on IID deals, less one model for all, on own text: nothing "
+             "but the smaller pool differs.", ["clusters", "difference", "95 % interval", "p", "seeds"], cost)]
+
+
+def between(row: Mapping[Any, Any], prefix: str = "") -> str:
+    low, high = row.get(f"{prefix}low", math.nan), row.get(f"{prefix}high", math.nan)
+    return "" if math.isnan(low) else f"{low:+.4f} to {high:+.4f}"
 
 
 def sizes(said: dict[str, Any]) -> str:
@@ -81,11 +110,13 @@ def sizes(said: dict[str, Any]) -> str:
 def failures(found: Found) -> Part:
     table = grades(found.judgements)
     columns = [arm for arm in found.arms if arm in found.judgements]
-    rows = [[row["failure"], *(row[arm] for arm in columns)] for row in table.to_dict("records")] if len(table) else []
-    words = "Before is vanilla, after each mitigation; beside vanilla's IID twin, the pooled run and everybody alone, first repeats."
+    rows = [[row["failure"], *(row[arm] for arm in columns)] for row in table.to_dict("records")]
+    words = ("Before is vanilla, after each mitigation; beside vanilla's IID twin, the pooled run and everybody alone, first "
+             "repeats.")
     if found.judgements.get("vanilla"):
         none, missing = silent(found.judgements["vanilla"])
-        words += f" In vanilla looked for and not found: {', '.join(none) or 'nothing'}; not measured: {', '.join(missing) or 'nothing'}."
+        words += (f" In vanilla looked for and not found: {', '.join(none) or 'nothing'}; not measured: "
+                  f"{', '.join(missing) or 'nothing'}.")
     if not rows:
         words += " No arm shows a failure."
     stopped = f" Not finished, and not in any table: {'; '.join(found.failures)}." if found.failures else ""
@@ -111,18 +142,20 @@ def sentence(found: Found) -> str:
     share = found.recovered()
     if math.isfinite(share.estimate):
         if math.isfinite(share.high - share.low):
-            told.append(f"They recover {share.estimate:.0%} of the oracle's gain over vanilla ({share.low:.0%} to {share.high:.0%}).")
+            told.append(f"They recover {share.estimate:.0%} of the oracle's gain over vanilla ({share.low:.0%} to "
+                        f"{share.high:.0%}).")
         else:
-            told.append("The oracle itself gains nothing over vanilla that so many seeds could show: there is no share of it to tell.")
+            told.append("The oracle itself gains nothing over vanilla that so many seeds could show: there is no share of it to "
+                        "tell.")
     if found.decisions and all(said.get("k") == 1 for said in found.decisions):
         told.append("In every seed one cluster was chosen: text clusters are vanilla.")
     return " ".join(told)
 
 
-def markdown(found: Found, command: str = "") -> str:
+def markdown(told: Sequence[Part], command: str = "") -> str:
     lines = [f"`{command}`", ""] if command else []
-    for part in parts(found):
-        lines += [f"{'#' if part.heading == found.name else '##'} {part.heading}", "", part.words, ""]
+    for place, part in enumerate(told):
+        lines += [f"{'##' if place else '#'} {part.heading}", "", part.words, ""]
         if part.rows:
             lines += [f"| {' | '.join(part.columns)} |", "|" + "---|" * len(part.columns)]
             lines += [f"| {' | '.join(row)} |" for row in part.rows] + [""]
@@ -136,28 +169,32 @@ th:first-child,td:first-child{text-align:left}.wide{overflow-x:auto}code{backgro
 @media(prefers-color-scheme:dark){body{background:#161616;color:#e6e6e6}th,td{border-color:#333}code{background:#262626}}"""
 
 
-def html(found: Found, command: str = "") -> str:
+def html(told: Sequence[Part], command: str = "") -> str:
     """One file that needs no other."""
     body = [f"<p><code>{escape(command)}</code></p>"] if command else []
-    for part in parts(found):
-        level = "h1" if part.heading == found.name else "h2"
+    for place, part in enumerate(told):
+        level = "h2" if place else "h1"
         body.append(f"<{level}>{escape(part.heading)}</{level}><p>{escape(part.words)}</p>")
         if part.rows:
             head = "".join(f"<th scope=col>{escape(name)}</th>" for name in part.columns)
             rows = "".join("<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in row) + "</tr>" for row in part.rows)
             body.append(f"<div class=wide><table><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table></div>")
     return (f"<!doctype html><html lang=en><meta charset=utf-8><meta name=viewport content='width=device-width'>"
-            f"<title>{escape(found.name)}</title><style>{STYLE}</style>{''.join(body)}</html>\n")
+            f"<title>{escape(told[0].heading)}</title><style>{STYLE}</style>{''.join(body)}</html>\n")
 
 
 def plain(found: Found, command: str = "") -> dict[str, Any]:
     """Everything as JSON: every run, every comparison, what was decided and what was judged."""
-    comparisons = {reference: {metric: records(found.contrasts(metric, reference)) for metric in COMPARED} for reference in REFERENCES}
+    comparisons = {reference: {metric: records(found.contrasts(metric, reference)) for metric in COMPARED}
+                   for reference in REFERENCES}
     share = found.recovered()
-    return {"study": found.name, "command": command, "seeds": list(found.seeds), "limits": found.limits(), "says": sentence(found),
-            "metrics": {key: list(words) for key, words in METRICS.items()}, "arms": records(found.means()),
-            "less": comparisons, "recovered": {"estimate": finite(share.estimate), "low": finite(share.low), "high": finite(share.high)},
-            "clusters": [{key: value for key, value in said.items() if key not in ("documents", "privacy")} for said in found.decisions],
+    return {"study": found.name, "command": command, "seeds": list(found.seeds), "limits": found.limits(),
+            "says": sentence(found), "metrics": {key: list(words) for key, words in METRICS.items()},
+            "arms": records(found.means()),
+            "less": comparisons,
+            "recovered": {end: finite(getattr(share, end)) for end in ("estimate", "low", "high")},
+            "clusters": [{key: value for key, value in said.items() if key not in ("documents", "privacy")}
+                         for said in found.decisions],
             "failures": records(grades(found.judgements)), "stopped": list(found.failures), "runs": records(found.rows)}
 
 
@@ -185,4 +222,4 @@ def pvalue(p: float, attainable: float) -> str:
     return f"p = {short(p)}" if attainable <= 0.05 else f"p = {short(p)}, least possible {short(attainable)}"
 
 
-__all__ = ["BEST", "Part", "html", "markdown", "parts", "plain", "sentence"]
+__all__ = ["BEST", "Part", "html", "map_parts", "markdown", "parts", "plain", "sentence"]

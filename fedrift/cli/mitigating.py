@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import json
+import shlex
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from .options import ROOT, Data, Device, File, Json, Overrides, Root, Threads, runtime
 
 if TYPE_CHECKING:
+    from ..arms.page import Part
     from ..stock import Stock
     from ..study import Book, Study
 
@@ -40,20 +42,36 @@ def mitigate(file: File, overrides: Overrides = None, map: Map = False, seeds: S
     updates; IFCA; everybody alone; vanilla and text clusters with local steps; centralised; the IID deal. `cfl` and `soft` are
     there for the asking. Each is compared with random clusters and with vanilla, seed by seed. Five seeds or fewer can
     never reach p < .05. Stopped at any moment it goes on when the same command is given again.
+
+    `fedrift mitigate experiments/mitigation.yaml --map --seeds 3` goes through topic, style, token and quantity skew and
+    severities: what text clusters gain over random ones, beside what the descriptors know of the clients.
     """
     from ..arms import contest
+    from ..arms.maps import Map, mapped
+    from ..arms.page import map_parts, parts, plain, records
+    from ..arms.table import found
     from ..config import load_yaml
     from ..stock import Stock
 
     stock = Stock(runtime(root, data, device, threads))
-    asked = contest(load_yaml(file), overrides or (), arms=named(arms), seeds=range(first_seed, first_seed + seeds), encoder=encoder,
-                    clusters=clusters, restarts=restarts, draws=draws, stock=stock)
-    study = asked.study()
+    asked = contest(load_yaml(file), overrides or (), arms=named(arms), seeds=range(first_seed, first_seed + seeds),
+                    encoder=encoder, clusters=clusters, restarts=restarts, draws=draws, stock=stock)
+    study = Map(asked).study() if map else asked.study()
     if dry_run:
         foresee(study, stock, as_json)
+        return
+    book = carried(study, stock, workers)
+    command = "fedrift " + " ".join(shlex.quote(word) for word in sys.argv[1:])
+    if map:
+        gains, starved = mapped(book)
+        told = map_parts(gains, starved)
+        said = {"study": study.name, "command": command, "map": records(gains), "starved": records(starved)}
     else:
-        book = carried(study, stock, workers)
-        show(book, out, as_json)
+        came = found(book)
+        told, said = parts(came), plain(came, command)
+    show(told, said, command, out, as_json)
+    if not as_json:
+        typer.echo(book.folder)
 
 
 def carried(study: Study, stock: Stock, workers: int) -> Book:
@@ -80,33 +98,33 @@ def foresee(study: Study, stock: Stock, as_json: bool) -> None:
     if as_json:
         typer.echo(json.dumps({"study": study.name, "runs": [vars(entry) for entry in plan.entries]}))
         return
-    for label in dict.fromkeys(str(entry.factors["arm"]) for entry in plan.entries):
-        ids = [entry.run[:6] for entry in plan.entries if entry.factors["arm"] == label]
-        typer.echo(f"{label:12} {' '.join(ids)}")
+    ids: dict[str, list[str]] = {}
+    for entry in plan.entries:
+        ids.setdefault(", ".join(str(level) for level in entry.factors.values() if level is not None), []).append(entry.run[:6])
+    for label, every in ids.items():
+        typer.echo(f"{label:24} {' '.join(every)}")
     typer.echo(f"study {study.name}: {price.runs} runs, {price.done} of them done; {price.tokens:,.0f} tokens to train on")
 
 
-def show(book: Book, out: Path | None, as_json: bool) -> None:
+def show(told: list[Part], said: dict[str, Any], command: str, out: Path | None, as_json: bool) -> None:
     """The tables on the screen, and in a file."""
     from rich.box import SIMPLE
     from rich.console import Console
     from rich.table import Table
 
-    from ..arms.page import html, markdown, parts, plain
-    from ..arms.table import found
+    from ..arms.page import html, markdown
 
-    came, command = found(book), "fedrift " + " ".join(sys.argv[1:])
     if out is not None:
         out.parent.mkdir(parents=True, exist_ok=True)
-        kinds = {".md": lambda: markdown(came, command), ".html": lambda: html(came, command)}
-        write = kinds.get(out.suffix, lambda: json.dumps(plain(came, command), indent=1) + "\n")
-        out.write_text(write())
+        out.write_text(markdown(told, command) if out.suffix == ".md" else html(told, command) if out.suffix == ".html" else
+                       json.dumps(said, indent=1) + "\n")
     if as_json:
-        typer.echo(json.dumps(plain(came, command)))
+        typer.echo(json.dumps(said))
         return
-    screen = Console(highlight=False)
-    for part in parts(came):
-        screen.print(f"\n[bold]{part.heading}[/]\n{part.words}".replace("[9", r"\[9"))
+    screen = Console(highlight=False, markup=False)
+    for part in told:
+        screen.print(f"\n{part.heading}", style="bold")
+        screen.print(part.words)
         if part.rows:
             table = Table(box=SIMPLE)
             for place, name in enumerate(part.columns):
@@ -114,7 +132,6 @@ def show(book: Book, out: Path | None, as_json: bool) -> None:
             for row in part.rows:
                 table.add_row(*row)
             screen.print(table)
-    typer.echo(book.folder)
 
 
 def named(arms: str) -> list[str]:

@@ -34,7 +34,8 @@ class ByText(Vanilla):
 
     def begin(self, ground: Ground) -> Decision:
         found, chosen = self.found(ground)
-        return Decision(chosen.group, chosen.k, {"signal": "ByText", **self.why(found, chosen, ground.seed)}, centroids=chosen.centroids)
+        why = {"signal": "ByText", **self.why(found, chosen, ground.seed)}
+        return Decision(chosen.group, chosen.k, why, centroids=chosen.centroids)
 
     def found(self, ground: Ground) -> tuple[Descriptors, Choice]:
         """The clients' descriptors, and their groups."""

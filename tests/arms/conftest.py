@@ -20,7 +20,8 @@ def world(tmp_path_factory):
 @pytest.fixture(scope="session")
 def asked(world):
     said = experiment(world.runtime.cache.parent, *SMALL).written()
-    return contest(said, ["mitigation=Vanilla"], arms=list(ARMS), seeds=(0, 1), encoder="hashing", restarts=2, draws=2, stock=world)
+    return contest(said, ["mitigation=Vanilla"], arms=list(ARMS), seeds=(0, 1), encoder="hashing", restarts=2, draws=2,
+                   stock=world)
 
 
 @pytest.fixture(scope="session")

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from fedrift.corpus import TRAIN
 from fedrift.errors import UserError
 from fedrift.mitigation import ByText
-from fedrift.mitigation.descriptor import describe, means, noisy, sigma_of, statement
+from fedrift.mitigation.descriptor import describe, identified, means, noisy, sigma_of, statement
 from fedrift.setting import dealt, ground_of, prepare, resolve
 from tests.worlds import experiment, stock
 
@@ -67,3 +67,13 @@ def test_descriptors_are_told_from_training_documents_only_and_as_the_client_has
 def test_nothing_to_describe_is_said():
     with pytest.raises(UserError, match="no client has a document"):
         describe(replace(ground((np.ones((1, 2)),)), texts=lambda client: []), "any", 200)
+
+
+def test_documents_tell_their_client_as_well_as_clients_differ():
+    apart, _ = documents(4, 1.0, 0, noise=0.05)
+    alike, _ = documents(8, 0.0, 0)
+    assert identified(apart, 0) == 1  # four clients, four domains
+    assert identified(alike, 0) == pytest.approx(1 / 8, abs=0.05)
+    twice, _ = documents(8, 1.0, 0, noise=0.05)
+    assert 0.35 < identified(twice, 0) < 0.65  # two clients of a domain cannot be told apart
+    assert np.isnan(identified((np.ones((1, 3)), np.ones((1, 3))), 0))

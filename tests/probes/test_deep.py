@@ -8,7 +8,6 @@ import pytest
 from pandas.testing import assert_frame_equal
 
 from fedrift import run as running
-from fedrift.probes import syntax
 from fedrift.run import carry_out
 from tests import worlds
 
