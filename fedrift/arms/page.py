@@ -88,9 +88,9 @@ def map_parts(gains: pd.DataFrame, starved: pd.DataFrame) -> list[Part]:
              str(row["seeds"])] for row in starved.to_dict("records")]
     return [
         Part("Where text clusters help", "Loss of text clusters less that of random clusters of the same sizes, nats per token; "
-             "below zero they help. Next text is what clients are about to train on; held-out own text is drawn by domain and "
-             "knows no token skew. Beside it what the descriptors know: p of the permutation of documents, how often a document is "
-             "nearest to its own client's mean (chance), and how many clusters would have been chosen.",
+             "below zero they help. Next text is what clients are about to train on; held-out own text is drawn by domain "
+             "and knows no token skew. Beside it what the descriptors know: p of the permutation of documents, how often a "
+             "document is nearest to its own client's mean (chance), and how many clusters would have been chosen.",
              ["regime", "severity", "less random, next text", "95 % interval", "p", "less vanilla", "less random, own text",
               "p of the permutation", "identified (chance)", "k chosen", "seeds"], rows),
         Part("What fewer clients to a model cost", "Random clusters on IID deals, less one model for all, on own text: nothing "

@@ -13,5 +13,5 @@ from .update import update_geometry
 from .wording import bytes_per_token
 
 __all__ = ["GROUPS", "After", "Bench", "HeldOut", "Look", "Losses", "Panel", "Past", "Probe", "Reading", "aggregation_error",
-           "beside", "bytes_per_token", "hold_out", "local_training", "over", "period", "recorded", "served", "token_table", "told",
-           "update_geometry"]
+           "beside", "bytes_per_token", "hold_out", "local_training", "over", "period", "recorded", "served", "token_table",
+           "told", "update_geometry"]
