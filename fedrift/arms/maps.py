@@ -37,12 +37,13 @@ class Map:
         base, asked = self.contest.base, self.contest.asked
         clients, k = base.partition.clients, asked.clusters or min(4, base.partition.clients // 2)
         text = {"is": "ByText", "encoder": asked.encoder, "clusters": k}
-        regimes = {}
+        regimes: dict[str, dict[str, Any]] = {}
         for name in self.regimes:
             if name not in REGIMES:
                 raise unknown("regime", name, REGIMES)
             regimes[name] = {"partition": {"is": REGIMES[name], "clients": clients}}
-        arms = {"vanilla": {}, "text": {"mitigation": text}, "random": {"mitigation": {"is": "AtRandom", "like": text}}}
+        arms: dict[str, dict[str, Any]] = {
+            "vanilla": {}, "text": {"mitigation": text}, "random": {"mitigation": {"is": "AtRandom", "like": text}}}
         counts = [k for k in (2, 3, 5, 10, 20, 50) if k < clients] + [clients]
         starved: dict[str, Any] = {"1 cluster": {}}
         starved |= {f"{k} clusters": {"mitigation": {"is": "AtRandom", "sizes": sizes(clients, k)}} for k in counts}
@@ -97,9 +98,9 @@ def gains(frame: pd.DataFrame) -> pd.DataFrame:
                 row |= {f"{reference}.{name}": told[name] for name in ("effect", "low", "high", "p", "attainable", "seeds")}
         own = against(cell, "own", "arm", "random", ["arm"]).set_index("arm")
         row["own"] = own.loc["text", "effect"] if "text" in own.index else float("nan")
-        told = cell[cell["arm"] == "text"].astype({"p_value": float, "identified": float, "chance": float, "counted": float})
-        row |= {"p": told["p_value"].median(), "identified": told["identified"].mean(), "chance": told["chance"].mean(),
-                "counted": told["counted"].median()}
+        text = cell[cell["arm"] == "text"].astype({"p_value": float, "identified": float, "chance": float, "counted": float})
+        row |= {"p": text["p_value"].median(), "identified": text["identified"].mean(), "chance": text["chance"].mean(),
+                "counted": text["counted"].median()}
         found.append(row)
     return pd.DataFrame(found)
 

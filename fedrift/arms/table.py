@@ -6,6 +6,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -16,7 +17,7 @@ from ..diagnose.cases import facts
 from ..statistics import against, as_perplexity, fieller, paired_t, smallest_p
 from ..statistics.evidence import Interval
 from ..store import Run
-from ..study import Book
+from ..study import Book, Entry
 from ..study.outcomes import diverged
 from .arms import ARMS, arm_of
 from .numbers import METRICS, first, numbers
@@ -103,7 +104,9 @@ def found(book: Book) -> Found:
     said = book.read()
     entries = {(entry.seed, str(entry.factors["arm"])): entry for entry in said["runs"]}
     vanilla = {seed: book.run(entry) for (seed, label), entry in entries.items() if label == "vanilla"}
-    rows, cases, decisions, failures = [], {}, [], []
+    rows: list[dict[str, Any]] = []
+    cases: dict[str, list[Case]] = {}
+    decisions, failures = [], []
     for (seed, label), entry in entries.items():
         run, (arm, number) = book.run(entry), arm_of(label)
         if not run.finished or not vanilla[seed].finished:
@@ -127,17 +130,17 @@ def best(frame: pd.DataFrame) -> pd.DataFrame:
     """IFCA as its paper runs it: of all starts of a seed the one of least training loss, and the cost of all of them."""
     chosen = []
     for _, starts in frame[frame["arm"] == "ifca"].groupby("seed"):
-        loss = starts["train"].fillna(np.inf)
-        chosen.append(starts.loc[loss.idxmin()].to_dict() | {
+        least = int(starts["train"].fillna(np.inf).to_numpy(dtype=np.float64).argmin())
+        chosen.append(starts.iloc[least].to_dict() | {
             "arm": BEST, "compute": starts["compute"].sum(), "traffic": starts["traffic"].sum()})
     return pd.DataFrame(chosen)
 
 
-def case(run: Run, seed: int, entries: dict[tuple[int, str], object], book: Book) -> Case:
+def case(run: Run, seed: int, entries: dict[tuple[int, str], Entry], book: Book) -> Case:
     """A run beside vanilla's IID twin, everybody alone, and the pooled run of its seed."""
     def beside(label: str) -> Run | None:
         entry = entries.get((seed, label))
-        other = book.run(entry) if entry is not None else None  # type: ignore[arg-type]
+        other = book.run(entry) if entry is not None else None
         return other if other and other.finished and other.id != run.id else None
 
     twin, central, local = (other.trajectory() if (other := beside(label)) else None for label in ("iid", "pooled", "local"))
