@@ -7,7 +7,7 @@ from math import log, sqrt
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fedrift.corpus import TRAIN
@@ -40,6 +40,7 @@ def test_the_noise_is_that_of_the_gaussian_mechanism():
     assert "holds for epsilon < 1 only" in statement(made, 1.0, 1e-5) and "only" not in statement(made, 0.5, 1e-5)[-60:]
 
 
+@settings(deadline=None)
 @given(st.integers(1, 30), st.integers(0, 10**6))
 def test_one_document_moves_a_mean_by_two_over_n_at_most(count, seed):
     draw = np.random.default_rng(seed)
