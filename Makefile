@@ -4,7 +4,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test check lint types slow install clean pocket conform conform-native bench tables bench-partition bench-fleets \
+.PHONY: demo test check lint types slow install clean pocket conform conform-native bench bench-report tables bench-partition bench-fleets \
 	gpu gpu-check gpu-bench gpu-study gpu-wheels bench-models bench-quantised
 
 demo: $(VENV)/.ready
@@ -118,6 +118,10 @@ mitigation: $(VENV)/.ready
 	    --out benchmarks/results/mitigation-$$name-20.json || exit; \
 	done
 	$(MITIGATE) --map --out benchmarks/results/mitigation-map.json
+
+# A report of 500 synthetic runs: seconds and bytes of the page; on a machine that does nothing else.
+bench-report: $(VENV)/.ready
+	$(BIN)/python benchmarks/report.py
 
 install: $(VENV)/.ready
 
