@@ -40,7 +40,9 @@ def matrix(
             "x:N",
             title=xtitle or None,
             sort=list(x),
-            axis=alt.Axis(labelAngle=angle, labelOverlap="greedy", labelLimit=130, grid=False, ticks=False, domain=False),
+            axis=alt.Axis(
+                labelAngle=angle, labelOverlap=False if angle else "greedy", labelLimit=130, grid=False, ticks=False, domain=False
+            ),
         )
         beside = alt.Y(
             "y:N",
@@ -112,7 +114,7 @@ def atlas(rows: Sequence[Row], *, x: Sequence[str], y: Sequence[str], angle: int
                     scale=alt.Scale(domain=list(GRADES), range=[s for _, s in GRADES.values()]),
                 ),
                 shape=alt.Shape(
-                    "grade:N", legend=None, scale=alt.Scale(domain=list(GRADES), range=["circle", "stroke", "circle", "diamond"])
+                    "grade:N", legend=None, scale=alt.Scale(domain=list(GRADES), range=["circle", "circle", "square", "diamond"])
                 ),
                 tooltip=[
                     alt.Tooltip("y:N", title="failure"),

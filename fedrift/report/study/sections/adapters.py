@@ -23,7 +23,7 @@ def section(dossier: Dossier) -> Section | Missing:
     for stage in dossier.stages:
         for axis in (axis for axis in stage.dials if axis.name in DIALS):
             made = dial_figure(
-                dossier, stage, axis, "adapters-dial", numbers, f"The same, mean over the rounds, against {axis.label}."
+                dossier, stage, axis, "adapters-dial", numbers, f"The same, mean over rounds, against {axis.label}.", zero=False
             )
             figures += [made] if made else []
     return Section(

@@ -19,6 +19,7 @@ def section(dossier: Dossier) -> Section | Missing:
     clients = partition["clients"]
     work = f"{plan['epochs']:g} local epochs" if plan.get("epochs") else many(plan["steps"], "local step")
     limit = f", the first {corpus['limit']} documents" if corpus.get("limit") else ""
+    often = "round" if asked["evaluate"]["every"] == 1 else many(asked["evaluate"]["every"], "round")
     said = [
         (
             f"{many(len(dossier.arms), 'arm')} over the factors {', '.join(dossier.said['factors']) or '(none)'}; each arm has"
@@ -31,7 +32,7 @@ def section(dossier: Dossier) -> Section | Missing:
             f" rounds, with {work} of {plan['batch']} sequences of {plan['seq_len']} tokens, {named(plan['optimizer'])},"
             f" gradients clipped at {plan['clip'] if plan['clip'] else 'nothing'}, updates weighted by {plan['weighting']}."
         ),
-        f"Evaluated every {many(asked['evaluate']['every'], 'round')} on {asked['evaluate']['blocks']} held-out blocks a domain"
+        f"Evaluated every {often} on {asked['evaluate']['blocks']} held-out blocks a domain"
         f" of the {asked['evaluate']['split']} split"
         + (f", and on {asked['evaluate']['final']} after the last round." if asked["evaluate"].get("final") else "."),
         (
