@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 import fedrift.partition as room
 from fedrift.errors import UserError
+from fedrift.partition.hands import as_written
 from fedrift.seeds import numpy_stream
 
 from .corpora import corpora, corpus, topical
@@ -41,15 +42,22 @@ def test_it_is_a_frozen_value_with_a_dial(kind):
 
 
 @every
-@given(documents=corpora(), severity=st.floats(0, 1), share=st.floats(0.01, 1), seed=st.integers(0, 99))
-@settings(max_examples=60, deadline=None, derandomize=True)
-def test_every_document_goes_to_one_client_and_every_client_has_one(kind, documents, severity, share, seed):
-    clients = max(1, int(share * len(documents)))
-    partition = dealt(made(kind, clients, severity), documents, seed)
-    assert len(partition) == clients and len(partition.rewrite) in (0, clients)
-    assert np.array_equal(joined(partition), np.arange(len(documents)))
-    assert min(len(rows) for rows in partition.rows) >= 1
-    assert all(np.all(np.diff(rows) > 0) for rows in partition.rows)
+@pytest.mark.parametrize("corpora_tried", [60, pytest.param(400, marks=pytest.mark.slow)])
+def test_every_document_goes_to_one_client_and_every_client_has_one(kind, corpora_tried):
+    @given(documents=corpora(), severity=st.floats(0, 1), share=st.floats(0.01, 1), seed=st.integers(0, 99))
+    @settings(max_examples=corpora_tried, deadline=None, derandomize=True)
+    def holds(documents, severity, share, seed):
+        clients = max(1, int(share * len(documents)))
+        partition = dealt(made(kind, clients, severity), documents, seed)
+        assert len(partition) == clients and len(partition.rewrite) in (0, clients)
+        assert np.array_equal(joined(partition), np.arange(len(documents)))
+        assert min(len(rows) for rows in partition.rows) >= 1
+        assert all(np.all(np.diff(rows) > 0) for rows in partition.rows)
+        texts = as_written(documents, partition).text
+        assert (as_written(documents, partition).text == texts).all() and all(isinstance(text, str) for text in texts)
+        assert all(bool(text) == bool(found) for text, found in zip(texts, documents.text, strict=True))
+
+    holds()
 
 
 @every
