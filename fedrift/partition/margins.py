@@ -36,7 +36,8 @@ def fit(table: np.ndarray, rows: np.ndarray, columns: np.ndarray, sweeps: int = 
     margins exactly however far the sweeps came. Zeros of the wished table take mass only where the margins
     cannot be met without them.
     """
-    table = table / table.max(axis=1, keepdims=True) + FLOOR
+    most = table.max(axis=1, keepdims=True)
+    table = table / np.where(most > 0, most, 1.0) + FLOOR  # a client whose own groups are empty takes what there is
     table = _sweep(table, rows, columns, sweeps)
     table = table * np.minimum(1.0, rows / table.sum(axis=1))[:, None]
     table = table * np.minimum(1.0, _ratio(columns, table.sum(axis=0)))

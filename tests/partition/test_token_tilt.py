@@ -110,3 +110,9 @@ def test_sides_with_more_clients_have_more_room():
 def test_any_text_can_be_tilted(text):
     documents = corpus([f"{text} {i}" for i in range(12)], np.full(12, -1))
     assert sum(len(rows) for rows in deal(TokenTilt(3, 0.7), documents).rows) == 12
+
+
+def test_a_side_that_no_document_prefers_leaves_nobody_empty():
+    """Two documents of no content word score alike: all of them go to one side, and its other clients take some."""
+    rows = TokenTilt(2, 1.0)(corpus(["a 1", ""], [1, 0], size=[1, 1]), numpy_stream(0, "partition")).rows
+    assert sorted(map(len, rows)) == [1, 1]
