@@ -30,6 +30,17 @@ slow: $(VENV)/.dev
 study-check: $(VENV)/.ready
 	$(BIN)/python scripts/study_check.py
 
+# Are the detectors right? False alarms, recall and lead on quadratics, a made-up language and `pocket`: three quarters of an hour on
+# one idle core; it goes on where it was stopped. Writes benchmarks/results/calibration-*.json and docs/calibration.md.
+.PHONY: calibrate bench-probes
+calibrate: $(VENV)/.ready
+	for each in analytic sandbox lm; do $(BIN)/fedrift calibrate --threads 1 --collection $$each \
+		--out benchmarks/results --page docs/calibration.md; done
+
+# Seconds and tokens of every probe on `pocket`, beside a round of training. Writes benchmarks/results/probes.json.
+bench-probes: $(VENV)/.ready
+	$(BIN)/python benchmarks/probes.py
+
 # Pretrain the embedded model again (about an hour on two cores): make pocket DATA=folder/of/corpora
 pocket: $(VENV)/.ready
 	$(BIN)/python scripts/pretrain_pocket.py --data $(DATA) --out pocket-build

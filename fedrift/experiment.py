@@ -18,7 +18,7 @@ from .algorithms import FedAvg, aggregates
 from .algorithms.aggregates import Mean
 from .config import Rooms, canonical, edit, load_yaml, overridden, read, write
 from .corpus import Source
-from .errors import UserError
+from .errors import UserError, unknown
 from .fleet.simulated import Weighting
 from .fleet.stragglers import Late
 from .mitigation import Vanilla
@@ -32,8 +32,7 @@ ROOMS = Rooms({FedAvg: algorithms, Mean: aggregates, Optimizer: optimizers, Part
                Vanilla: mitigation})
 Share = Annotated[float, Gt(0), Le(1)]
 Count = Annotated[int, Ge(1)]
-Group = Literal["language", "updates", "fairness", "cost", "hidden", "attention", "barriers", "adapters", "general", "syntax",
-                "text"]
+GROUPS = ("language", "updates", "fairness", "cost", "hidden", "attention", "barriers", "adapters", "general", "syntax", "text")
 
 
 @dataclass(frozen=True)
@@ -83,7 +82,7 @@ class Evaluate:
     blocks: Count = 6
     own: Annotated[int, Ge(0)] = 2
     final: Annotated[int, Ge(0)] = 40
-    panel: tuple[Group, ...] = ("language", "updates", "fairness", "cost")
+    panel: tuple[str, ...] = ("language", "updates", "fairness", "cost")
     deep: Count | None = None
     budget: Annotated[float, Interval(gt=0, lt=1)] = 0.2
     general: str = ""
@@ -127,6 +126,12 @@ def parse(said: dict[str, Any], overrides: Iterable[str] = ()) -> Experiment:
     """An experiment from plain YAML and ``a.b=c`` overrides; what cannot work together is refused."""
     experiment: Experiment = read(Experiment, overridden(said, overrides), ROOMS)
     experiment.plan.cohort(experiment.partition.clients)
+    for name in experiment.evaluate.panel:
+        if name not in GROUPS:  # one of somebody's own: worth loading the probes for
+            from .probes import GROUPS as ALL
+
+            if name not in ALL:
+                raise unknown("group of probes in evaluate.panel", name, ALL)
     return experiment
 
 

@@ -15,7 +15,8 @@ from torch import Tensor
 
 from ..algorithms import FedAvg, FedProx, FedSGD, LocalOnly, Scaffold
 from ..conform.planted import DividedByCohort
-from ..detectors.finding import Case, Facts
+from ..detectors.divergence import runaway
+from ..detectors.finding import LIMITS, Case, Facts
 from ..optimizers import Sgd
 from ..values import State
 from . import adapters, states
@@ -49,6 +50,12 @@ def case(world: World, control: World | None = None, seed: int = 0, **anchors: W
 def divergence(seed: int) -> Case:
     """Mean factor of a round 1.225 with the curvatures 1 and 9.5 apart, 8e-9 with them mixed: only the skewed run diverges."""
     return case(World(a=(1.0, 9.5), lr=0.22, wander=0.3), seed=seed)
+
+
+def breaks(skewed: bool, seed: int, lr: float) -> bool:
+    """Whether curvatures 1 and 9.5 diverge at a rate, apart or mixed: the boundaries are .2176 and 2 / 5.25 = .381."""
+    world = World(a=(1.0, 9.5), lr=lr, wander=0.3, rounds=60, seed=seed)
+    return bool(runaway(carry_out(world if skewed else iid(world)), LIMITS)[0])
 
 
 def oscillation(seed: int) -> Case:

@@ -90,9 +90,10 @@ def carry_out(world: World) -> Trajectory:
     fleet = SimulatedFleet(world.clients, loss, steps, Sgd(world.lr), weighting="uniform")
     state = begin(world.algorithm, Tree(x=torch.full((1, world.width), world.x, dtype=DOUBLE)), fleet.size)
     rows = recorded(losses(world, state, b, slope), 0, [], fleet.size)
-    for done in rounds(state, fleet, world.algorithm, until=world.rounds, cohort=world.cohort or fleet.size, seed=world.draws,
-                       draw=world.draw or anybody):
-        rows += observed(world, done, b, slope)
+    with np.errstate(over="ignore", invalid="ignore"):  # some are there to diverge
+        for done in rounds(state, fleet, world.algorithm, until=world.rounds, cohort=world.cohort or fleet.size,
+                           seed=world.draws, draw=world.draw or anybody):
+            rows += observed(world, done, b, slope)
     return Trajectory(tuple(rows))
 
 

@@ -2,12 +2,17 @@
 
 Thresholds are looked at on the seeds ``TUNE`` and reported on ``REPORT``, never the same. Rates are of runs for "called", and of
 groups of ``GROUP`` seeds for "confirmed"; intervals are Clopper and Pearson's, which hold at any number of runs.
+
+A placebo asks the other way round: the tags "run" and "control" of a planted failure are exchanged in some of its seeds, in
+every way but the true one. What is then confirmed, random tags would have confirmed. With n seeds the least that such a test can
+come to is about 1 in 2^n, so three seeds cannot keep it under 5 %, and five can.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import product
 
 import numpy as np
 from scipy.stats import binomtest
@@ -16,6 +21,7 @@ from ..detectors import findings
 from ..detectors.curves import until
 from ..detectors.finding import Case
 from ..diagnose import diagnose
+from ..diagnose.seeds import combine
 from .plants import Plant
 
 TUNE, REPORT, GROUP = range(20), range(100, 120), 5
@@ -49,6 +55,7 @@ class Recall:
     off_target: tuple[str, ...]  # confirmed too, and a false alarm
     first: float  # median round in which the run so far was enough
     lead: float  # rounds from there to the end
+    placebo: float  # share of the other tags that confirm it too; NaN where no control is asked for
 
 
 def false_alarms(collections: Mapping[str, Callable[[int], Case]], seeds: Iterable[int] = REPORT,
@@ -56,8 +63,10 @@ def false_alarms(collections: Mapping[str, Callable[[int], Case]], seeds: Iterab
     """Every collection, every seed; groups never mix collections."""
     seeds, called, near, confirmed = list(seeds), dict[str, list[bool]](), dict[str, list[float]](), dict[str, list[bool]]()
     for name, make in collections.items():
-        cases = [make(seed) for seed in seeds]
-        say(f"healthy: {name}, {len(seeds)} seeds")
+        cases = []
+        for seed in seeds:
+            say(f"healthy: {name}, seed {seed}")
+            cases.append(make(seed))
         for case in cases:
             for finding in findings(case):
                 if finding.grade != "not measured":
@@ -71,11 +80,14 @@ def false_alarms(collections: Mapping[str, Callable[[int], Case]], seeds: Iterab
                    len(confirmed.get(failure, ())), finite_max(near[failure])) for failure, alarms in called.items()]
 
 
-def recall(plants: Iterable[Plant], seeds: Iterable[int] = range(100, 103), say: Say = lambda said: None) -> list[Recall]:
+def recall(plants: Iterable[Plant], seeds: Iterable[int] = range(100, 100 + GROUP), say: Say = lambda said: None) -> list[Recall]:
     """Every plant over a few seeds."""
     seeds, found = list(seeds), []
     for plant in plants:
-        cases = [plant.case(seed) for seed in seeds]
+        cases = []
+        for seed in seeds:
+            say(f"planted: {plant.name} ({plant.failure}), seed {seed}")
+            cases.append(plant.case(seed))
         judged = {judgement.failure: judgement for judgement in diagnose(cases)}
         asked = judged[plant.failure]
         also = sorted(name for name, each in judged.items() if each.grade == "confirmed" and name != plant.failure)
@@ -83,9 +95,24 @@ def recall(plants: Iterable[Plant], seeds: Iterable[int] = range(100, 103), say:
         first, end = float(np.median(firsts)) if firsts else np.nan, float(cases[0].run.rounds.max())
         found.append(Recall(plant.name, plant.failure, asked.positive, len(seeds), asked.grade,
                             tuple(name for name in also if name in plant.beside),
-                            tuple(name for name in also if name not in plant.beside), first, end - first))
-        say(f"planted: {plant.name}: {plant.failure} {asked.grade}")
+                            tuple(name for name in also if name not in plant.beside), first, end - first,
+                            placebo(cases, plant.failure)))
     return found
+
+
+def placebo(cases: Sequence[Case], failure: str) -> float:
+    """The share of all exchanges of run and control but the true one in which a failure is confirmed; NaN if it is a bug, which
+    needs no control, or if there is no control."""
+    told = [next(finding for finding in findings(case) if finding.failure == failure) for case in cases]
+    if told[0].bug:
+        return float("nan")
+    exchanged = [replace(case, run=case.twin, twin=case.run) for case in cases if case.twin is not None]
+    other = [next(finding for finding in findings(case) if finding.failure == failure) for case in exchanged]
+    if len(other) < len(told):
+        return float("nan")
+    every = list(product((True, False), repeat=len(cases)))[1:]
+    grades = [combine([one if true else two for true, one, two in zip(tags, told, other, strict=True)]).grade for tags in every]
+    return float(np.mean([grade == "confirmed" for grade in grades]))
 
 
 def first_seen(case: Case, failure: str, looks: int = 12) -> int | None:

@@ -9,7 +9,20 @@ import typer
 
 from .. import __version__
 from ..errors import UserError
-from . import dealing, deploying, diagnosing, judging, looking, mitigating, running, studying, telling, watching
+from . import (
+    bounding,
+    calibrating,
+    dealing,
+    deploying,
+    diagnosing,
+    judging,
+    looking,
+    mitigating,
+    running,
+    studying,
+    telling,
+    watching,
+)
 
 app = typer.Typer(
     name="fedrift", no_args_is_help=True, add_completion=False, rich_markup_mode="markdown",
@@ -36,7 +49,7 @@ def options(
     pass
 
 
-for room in (running, looking, deploying, diagnosing, mitigating, studying, watching, judging, telling):
+for room in (running, looking, deploying, diagnosing, calibrating, bounding, mitigating, studying, watching, judging, telling):
     for command in room.COMMANDS:
         app.command()(command)
 app.add_typer(dealing.app)

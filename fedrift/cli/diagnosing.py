@@ -1,4 +1,4 @@
-"""Commands that judge runs: diagnose, calibrate."""
+"""The command that judges runs: diagnose."""
 
 from __future__ import annotations
 
@@ -121,37 +121,4 @@ def few(names: tuple[int, ...] | tuple[str, ...]) -> str:
     return ", ".join(map(str, names[:4])) + (" ..." if len(names) > 4 else "")
 
 
-def calibrate(
-    quick: Annotated[bool, typer.Option("--quick", help="Five seeds of healthy runs in place of twenty.")] = False,
-    tune: Annotated[bool, typer.Option("--tune", help="Only false alarms, on the seeds that thresholds may be set by.")] = False,
-    out: Annotated[Path | None, typer.Option("--out", help="A folder for calibration.json and calibration.md.")] = None,
-    as_json: Json = False,
-) -> None:
-    """Are the detectors right? Runs healthy and planted collections: false alarms with their interval, recall, lead in rounds.
-
-    Minutes. Exits with 1 if a planted failure is missed, or something is confirmed that was not planted.
-
-    `fedrift calibrate --out docs`
-    """
-    from ..calibrate.healthy import COLLECTIONS
-    from ..calibrate.page import markdown, plain
-    from ..calibrate.plants import PLANTS
-    from ..calibrate.score import REPORT, TUNE, false_alarms, recall
-
-    def say(said: str) -> None:
-        typer.echo(said, err=True)
-
-    seeds = TUNE if tune else REPORT
-    alarms = false_alarms(COLLECTIONS, seeds[:5] if quick else seeds, say)
-    recalls = [] if tune else recall(PLANTS, say=say)
-    numbers = plain(alarms, recalls)
-    if out is not None:
-        out.mkdir(parents=True, exist_ok=True)
-        (out / "calibration.json").write_text(json.dumps(numbers, indent=1) + "\n")
-        (out / "calibration.md").write_text(markdown(numbers))
-    typer.echo(json.dumps(numbers) if as_json else markdown(numbers))
-    if any(each.grade != "confirmed" or each.off_target for each in recalls):
-        raise typer.Exit(1)
-
-
-COMMANDS = [diagnose, calibrate]
+COMMANDS = [diagnose]

@@ -17,7 +17,8 @@ from scipy import stats
 from ..records import Trajectory
 from .curves import table
 from .divergence import runaway
-from .finding import Case, Facts, Finding, judged, not_measured, series
+from .finding import Case, Finding, judged, not_measured, series
+from .holding import holders
 
 FAILURE = "forgetting of absent domains"
 
@@ -57,13 +58,6 @@ def forgetting_absent(case: Case) -> list[Finding]:
                    clients=tuple(sorted(map(int, mine))) if positive else (), where=order if positive else (),
                    evidence=(series("rounds absent", [a.since + a.rounds for a in every], [a.rounds for a in every]),
                                           series("rise", [a.since + a.rounds for a in every], [a.rise for a in every])))]
-
-
-def holders(facts: Facts, least: float) -> np.ndarray:
-    """Who holds which domain, ``[N, J]`` bool."""
-    tokens = np.asarray(facts.tokens, dtype=float)
-    share = tokens / tokens.sum(axis=1, keepdims=True).clip(1e-12)
-    return share >= least * tokens.sum(axis=0) / tokens.sum() - 1e-12 if tokens.size else np.zeros((0, 0), dtype=bool)
 
 
 def present(run: Trajectory) -> np.ndarray:

@@ -40,15 +40,36 @@ def end_gap(run: Trajectory, twin: Trajectory | None, domain: str = "", last: in
     return float(run.curve("loss", domain)[ours].mean() - twin.curve("loss", domain)[theirs].mean())
 
 
-def chance(values: np.ndarray, tests: int = 1, level: float = 0.95) -> float:
-    """How far above 0 the mean of a few differences may lie by chance: t times their standard error, for so many looks.
+def chance(values: np.ndarray, last: int = 5, tests: int = 1, level: float = 0.95) -> float:
+    """How far from 0 the mean of the last of some differences may lie by chance, in so many tests.
 
-    0 where there are fewer than three, which tell nothing of their scatter.
+    The scatter is that of the second half around its straight line. Evaluations follow each other, so what is high stays high
+    for a while: with correlation rho from one to the next (Kendall's correction for few of them), the mean of n has the variance
+    s^2 / n (1 + 2 sum_k (1 - k/n) rho^k), and the second half counts for (1 - rho) / (1 + rho) of its number in Student's
+    t (Bartlett, JRSS Suppl. 8, 1946). 0 where there are fewer than three, which tell nothing of their scatter.
     """
     values = values[np.isfinite(values)]
-    if len(values) < 3:
+    late = values[-max(last, len(values) // 2):]
+    count, last = len(late), min(last, len(late))
+    if count < 3:
         return 0.0
-    return float(stats.t.ppf(1 - (1 - level) / max(tests, 1), len(values) - 1) * values.std(ddof=1) / np.sqrt(len(values)))
+    line = np.polyfit(np.arange(count), late, 1) if count > 4 else np.array([0.0, late.mean()])
+    rest = late - np.polyval(line, np.arange(count))
+    free = count - (2 if count > 4 else 1)
+    spread = float(np.sqrt((rest ** 2).sum() / free))
+    rho = follows(rest)
+    wide = 1 + 2 * sum((1 - k / last) * rho ** k for k in range(1, last))
+    independent = max(2.0, free * (1 - rho) / (1 + rho))
+    return float(stats.t.ppf(1 - (1 - level) / 2 / max(tests, 1), independent) * spread * np.sqrt(wide / last))
+
+
+def follows(rest: np.ndarray) -> float:
+    """Correlation of successive residuals, corrected for their small number, 0 to .9; 0 of too few to tell."""
+    count, square = len(rest), float((rest ** 2).sum())
+    if count < 6 or not square > 0:
+        return 0.0
+    found = float((rest[1:] * rest[:-1]).sum()) / square
+    return float(np.clip(found + (1 + 3 * found) / count, 0.0, 0.9))
 
 
 def swing(run: Trajectory | None, rounds: np.ndarray) -> float:

@@ -1,9 +1,10 @@
 """Divergence: the loss leaves for infinity, or a number already is there.
 
-Any of three: a global loss that is not finite, or an infinity in a client's loss or update; a loss above both ``rise`` times
-its start and ``climb`` nats over its lowest, ``in_a_row`` evaluations running; a server step that grows by ``growth`` a round
-for ``growing`` rounds while the loss rises. That it is the skew's doing shows where the IID twin stays: on quadratics of
-curvature 1 and 9.5 the twin is stable up to a rate of .381, the skewed run to .2176 (ten local steps).
+Any of these: a global loss that is not finite, or an infinity in a client's loss or update; a loss above both ``rise`` times its
+start and ``climb`` nats over its lowest, ``in_a_row`` evaluations running; a server step that grows by ``growth`` a round for
+``growing`` rounds while the loss rises; a round of which no client's update was a number, for the server leaves those out and
+the loss may stay finite where nobody is left to train. That it is the skew's doing shows where the IID twin stays: on
+quadratics of curvature 1 and 9.5 the twin is stable up to a rate of .381, the skewed run to .2176 (ten local steps).
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from ..records import Trajectory
-from .curves import evaluated
+from .curves import evaluated, table
 from .finding import Case, Finding, judged, not_measured, series
 
 WATCHED = ("loss", "loss.before", "train.loss", "update.norm", "update.step")
@@ -42,6 +43,11 @@ def runaway(run: Trajectory, limits: Mapping[str, Mapping[str, float]]) -> tuple
         if math.isinf(record.value) and record.metric in WATCHED:
             where = record.domain or (f"client {record.client}" if record.client >= 0 else "the federation")
             return f"{record.metric} of {where} is infinite in round {record.round}", record.round
+    failed = table(run, "failed")
+    gone = np.isfinite(failed).any(axis=1) & (np.nan_to_num(failed, nan=1.0) > 0).all(axis=1) if len(failed) else np.zeros(0)
+    if gone.any():
+        begun = int(run.rounds[gone.argmax()])
+        return f"no client's update is a number in round {begun}", begun
     if len(loss) < limits["common"]["shortest"]:
         return "", None
     high = loss > np.maximum(limit["rise"] * loss[0], np.minimum.accumulate(loss) + limit["climb"])

@@ -41,6 +41,7 @@ def drift(case: Case) -> list[Finding]:
         said += f"; without local steps {closed:.0%} of the loss gap closes"
     return [judged("client drift", math.log(ratio), 0.0, math.log(limit["ratio"]), "log ratio to the twin", positive=positive,
                    said=said, shown=False, since=int(rounds[sound][0]) if positive else None, clients=astray(case),
+                   where=layers(case, limit["ratio"]) if positive else (),
                    confirmable=not wanting, needs=" and ".join(wanting),
                    evidence=(series("update.diversity", rounds, ours), series("update.diversity of the twin", rounds, theirs)))]
 
@@ -73,6 +74,16 @@ def share_closed(case: Case) -> float:
     last = int(case.limits["common"]["last"])
     whole, left = end_gap(case.run, case.twin, last=last), end_gap(case.run, case.fedsgd, last=last) if case.fedsgd else math.nan
     return left / whole if math.isfinite(left) and whole > case.limits["drift"]["floor"] else math.nan
+
+
+def layers(case: Case, ratio: float) -> tuple[str, ...]:
+    """The layers whose updates are that much more diverse than in the twin, the worst first."""
+    found = {}
+    for name in case.run.domains_of("update.diversity"):
+        _, ours, theirs = together(case.run, case.twin, "update.diversity", name)
+        if len(ours):
+            found[name] = float(np.nanmedian(ours.clip(1, MOST)) / np.nanmedian(theirs.clip(1, MOST)))
+    return tuple(sorted((name for name in found if found[name] > ratio), key=lambda name: -found[name]))
 
 
 def astray(case: Case) -> tuple[int, ...]:

@@ -50,10 +50,18 @@ def forgetting_syntax(case: Case) -> list[Finding]:
     what = {"accuracy": "of the minimal pairs are lost", "margin": "of the minimal pairs' margin is lost"}[worst]
     said = f"{drop:.1%} {what}" if positive else "syntax is not forgotten"
     said += f" ({base:.1%} in the twin)" if positive and math.isfinite(base) else ""
+    curves = {"accuracy": (rounds, right), "margin": (at, margin / first)}
     shown = None if math.isnan(base) else any(scaled[name][1] > limit[name] for name in scaled)
     return [judged("forgetting of syntax", drop, base, limit[worst], f"share of {worst}", positive=positive, said=said,
                    shown=shown, where=phenomena(case, limit["accuracy"]) if positive else (),
+                   since=first_below(*curves[worst], limit[worst]) if positive else None,
                    evidence=(series("syntax.accuracy", rounds, right), series("syntax.margin", at, margin)))]
+
+
+def first_below(rounds: np.ndarray, values: np.ndarray, limit: float) -> int | None:
+    """The first round in which a curve lies below its beginning by a limit."""
+    under = np.flatnonzero(values < values[0] - limit) if len(values) else np.zeros(0, dtype=int)
+    return int(rounds[under[0]]) if len(under) else None
 
 
 def beyond(drop: float, base: float, limit: float, noise: float) -> bool:
@@ -62,9 +70,9 @@ def beyond(drop: float, base: float, limit: float, noise: float) -> bool:
 
 
 def scatter(case: Case, metric: str) -> float:
-    """What the last evaluations' differences from the twin give by chance."""
+    """What the differences from the twin at the end give by chance."""
     _, ours, theirs = together(case.run, case.twin, metric)
-    return chance((ours - theirs)[-int(case.limits["common"]["last"]):])
+    return chance(ours - theirs, min(int(case.limits["common"]["last"]), max(1, len(ours) // 4)))
 
 
 def phenomena(case: Case, limit: float) -> tuple[str, ...]:

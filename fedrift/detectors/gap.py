@@ -13,6 +13,7 @@ import numpy as np
 from .curves import chance, end_gap, percent, together
 from .divergence import runaway
 from .finding import Case, Finding, judged, not_measured, series
+from .holding import whose
 
 
 def gap(case: Case) -> list[Finding]:
@@ -27,7 +28,7 @@ def gap(case: Case) -> list[Finding]:
 
 def whole(case: Case, both: np.ndarray, ours: np.ndarray, theirs: np.ndarray) -> Finding:
     above, limit = end_gap(case.run, case.twin, last=int(case.limits["common"]["last"])), case.limits["gap"]["all"]
-    limit = max(limit, chance((ours - theirs)[-int(case.limits["common"]["last"]):]))
+    limit = max(limit, chance(ours - theirs, int(case.limits["common"]["last"])))
     said = (f"the end loss is {above:.3f} nats above the IID twin's ({percent(above):+.1f}% perplexity)" if above > limit else
             "the end loss is not above the IID twin's by more than the limit")
     return judged("loss gap", above, 0.0, limit, "nats", positive=above > limit, said=said, shown=False,
@@ -43,13 +44,14 @@ def domain(case: Case) -> list[Finding]:
     worst, limit = max(known, key=lambda name: known[name]), case.limits["gap"]["domain"]
     both, ours, theirs = together(case.run, case.twin, "loss", worst)
     last = int(case.limits["common"]["last"])
-    limit = max(limit, chance((ours - theirs)[-last:], len(known)))  # the worst of many looks
+    limit = max(limit, chance(ours - theirs, last, len(known)))  # the worst of many looks
     over = known[worst] > limit
     back = -min(known.values())  # how far the twin's worst domain lies above the run: what choosing the worst gives by itself
+    where = tuple(sorted((name for name in known if known[name] > limit), key=lambda name: -known[name]))
     said = f"{worst} ends {known[worst]:.3f} nats above the twin" if over else "no domain ends above the twin by much"
     return [judged("domain gap", known[worst], back, limit, "nats", positive=over, said=said, shown=back > limit,
                    since=since(both, ours - theirs, limit) if over else None,
-                   where=tuple(sorted((name for name in known if known[name] > limit), key=lambda name: -known[name])),
+                   where=where, clients=whose(case, where),
                    evidence=(series(f"loss of {worst}", both, ours), series(f"loss of {worst} in the twin", both, theirs)))]
 
 

@@ -18,6 +18,7 @@ from ..records import Trajectory
 from .curves import evaluated, swing
 from .divergence import runaway
 from .finding import Case, Finding, judged, not_measured, series
+from .holding import whose
 
 FEW = 1e-12
 
@@ -76,9 +77,19 @@ def domains(case: Case) -> list[Finding]:
     ratio = ours / max(theirs, limit["swing_floor"] / 10)  # below that a twin is at rest, and how much so is of no interest
     positive = ratio > limit["swing"] and ours > limit["swing_floor"]
     said = f"domains swing {ratio:.1f} times as much as in the twin" if positive else "domains swing no more than in the twin"
-    each = {name: np.nanmean(np.abs(np.diff(evaluated(case.run, "loss", name)[1]))) for name in case.run.domains_of("loss")
-            if len(evaluated(case.run, "loss", name)[1]) > 1}
-    order = tuple(sorted(each, key=lambda name: -each[name]))
+    each = {name: moves(case.run, name) for name in case.run.domains_of("loss") if len(moves(case.run, name))}
+    order = tuple(sorted(each, key=lambda name: -float(np.nanmean(each[name]))))
+    wild = {name: limit["swing"] * max(float(np.nanmean(other)), limit["swing_floor"]) for name in order
+            if len(other := moves(case.twin, name))}
+    where = tuple(name for name in order if name in wild and np.nanmean(each[name]) > wild[name]) or order[:1]
+    begun = [evaluated(case.run, "loss", name)[0][1:][each[name] > wild[name]] for name in where if name in wild]
     return [judged("domain swings", math.log(max(ratio, FEW)), 0.0, math.log(limit["swing"]), "log ratio to the twin",
-                   positive=positive, said=said, shown=False, where=order if positive else (),
+                   positive=positive, said=said, shown=False, where=where if positive else (),
+                   clients=whose(case, where) if positive else (),
+                   since=min((int(rounds[0]) for rounds in begun if len(rounds)), default=None) if positive else None,
                    evidence=tuple(series(f"loss of {name}", *evaluated(case.run, "loss", name)) for name in order[:4]))]
+
+
+def moves(run: Trajectory | None, domain: str) -> np.ndarray:
+    """How far a domain's loss moved between evaluations."""
+    return np.abs(np.diff(evaluated(run, "loss", domain)[1]))

@@ -8,6 +8,7 @@ algorithm is (a sum divided by the cohort, not the fleet), and nothing that it d
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 
 import numpy as np
 from scipy import stats
@@ -37,9 +38,16 @@ def stale(case: Case) -> list[Finding]:
     ages, distances = table(case.run, "control.age"), table(case.run, "control.staleness")
     oldest = np.nanmean(np.where(np.isfinite(ages), distances, np.nan), axis=0) if positive else np.zeros(0)
     return [judged("stale controls", ratio, base, limit["ratio"], "lengths of the gradient", positive=positive, said=said,
-                   shown=None if math.isnan(base) else base > limit["ratio"],
+                   shown=None if math.isnan(base) else base > limit["ratio"], since=since(case.run, limit) if positive else None,
                    clients=tuple(int(k) for k in np.flatnonzero(oldest > limit["ratio"])),
                    evidence=(series("control.age", range(len(age)), age), series("control.staleness", range(len(far)), far)))]
+
+
+def since(run: Trajectory, limit: Mapping[str, float]) -> int | None:
+    """The first round in which a control was further off than allowed."""
+    far = np.nan_to_num(table(run, "control.staleness"), nan=0.0)
+    over = np.flatnonzero((far > limit["ratio"]).any(axis=1))
+    return int(run.rounds[over[0]]) if len(over) else None
 
 
 def pairs(run: Trajectory | None) -> tuple[np.ndarray, np.ndarray]:

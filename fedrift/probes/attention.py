@@ -17,6 +17,8 @@ from .passages import Passages, passages
 from .probe import Reading
 from .worn import begun, layer_name, mean_model, server_models
 
+GROUP = "attention"
+
 POSITIONS = 512  # queries of each head
 
 

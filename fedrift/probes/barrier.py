@@ -21,6 +21,8 @@ from .probe import Reading
 from .update import scattered
 from .worn import one_client, server_models, sound
 
+GROUP = "barriers"
+
 POSITIONS = 512  # tokens whose loss counts
 
 

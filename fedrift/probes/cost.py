@@ -12,6 +12,8 @@ from .bench import Bench
 from .panel import After, Look
 from .probe import Reading
 
+GROUP = "cost"
+
 
 class Sender(Protocol):
     """What is asked of an algorithm here."""

@@ -16,6 +16,8 @@ from .passages import Passages, passages
 from .probe import Reading
 from .product import adapted
 
+GROUP = "adapters"
+
 POSITIONS = 512  # tokens whose loss counts
 
 

@@ -11,6 +11,8 @@ from .bench import Bench
 from .panel import After, Look, Past
 from .probe import Reading
 
+GROUP = "fairness"
+
 
 def fairness(reading: Reading, past: Past) -> Reading:
     """Over the losses x_k of all clients with data, each counting the same, whenever they are evaluated.

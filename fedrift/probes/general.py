@@ -17,6 +17,8 @@ from .panel import After, Look
 from .probe import Reading
 from .worn import mean_model, of_each, server_models
 
+GROUP = "general"
+
 
 @dataclass(frozen=True, eq=False)
 class General:

@@ -1,26 +1,30 @@
-"""The groups of probes that ``evaluate.panel`` may name: for each, what looks and when, from a bench."""
+"""The groups of probes that ``evaluate.panel`` may name: for each, what looks and when, from a bench.
+
+A module of probes says which group it belongs to, ``GROUP``, and gives its ``looks(bench)``; one line here and it is asked.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from types import ModuleType
 
-from . import attention, barrier, cost, exact, fairness, general, hidden, language, path, product, subspaces, syntax, text
+from . import attention, barrier, cost, exact, fairness, general, hidden, language, path, product, subspaces, syntax, text  # noqa: F401
 from .bench import Bench
 from .panel import After, Look
 
-
-def updates(bench: Bench) -> list[Look | After]:
-    """The server's way, the changes of products, and what the algorithm itself knows."""
-    return [*path.looks(bench), *product.looks(bench), Look("evidence", bench.algorithm.evidence)]
+Looks = Callable[[Bench], list[Look | After]]
 
 
-def adapters(bench: Bench) -> list[Look | After]:
-    """The directions that adapters use, and what averaging their factors costs."""
-    return [*subspaces.looks(bench), *exact.looks(bench)]
+def grouped(modules: Iterable[ModuleType]) -> dict[str, Looks]:
+    """The modules' looks by group, in the order of the modules."""
+    found: dict[str, list[Looks]] = {}
+    for module in modules:
+        found.setdefault(module.GROUP, []).append(module.looks)
+
+    def together(every: list[Looks]) -> Looks:
+        return lambda bench: [look for looks in every for look in looks(bench)]
+
+    return {name: together(every) for name, every in found.items()}
 
 
-GROUPS: dict[str, Callable[[Bench], list[Look | After]]] = {
-    "language": language.looks, "updates": updates, "fairness": fairness.looks, "cost": cost.looks,
-    "hidden": hidden.looks, "attention": attention.looks, "barriers": barrier.looks, "adapters": adapters,
-    "general": general.looks, "syntax": syntax.looks, "text": text.looks,
-}
+GROUPS: dict[str, Looks] = grouped(part for part in list(globals().values()) if hasattr(part, "GROUP"))

@@ -19,6 +19,8 @@ from .representation import alike, alike_in_pairs, anisotropy, centred_products,
 from .update import scattered
 from .worn import client_models, layer_name, mean_model, server_models, sound
 
+GROUP = "hidden"
+
 POSITIONS = 1024  # tokens in their context that are compared
 LEAST = 4  # that say anything about likeness
 

@@ -16,6 +16,8 @@ from .panel import After, Look, Past, number
 from .probe import Reading
 from .wording import CONTENT, FUNCTION, kinds
 
+GROUP = "language"
+
 
 @dataclass(frozen=True, eq=False)
 class WordLosses:

@@ -12,6 +12,8 @@ from .bench import Bench
 from .panel import After, Look, Past, number
 from .probe import Reading
 
+GROUP = "updates"
+
 
 @dataclass(frozen=True, eq=False)
 class Path:
@@ -50,7 +52,8 @@ def efficiency(reading: Reading, past: Past) -> Reading:
 
 
 def looks(bench: Bench) -> list[Look | After]:
-    return [Look("path", Path(bench.start)), After("path", efficiency)]
+    """The server's way, and what the algorithm itself knows of the round."""
+    return [Look("path", Path(bench.start)), After("path", efficiency), Look("evidence", bench.algorithm.evidence)]
 
 
 __all__ = ["Path", "apart", "efficiency", "looks"]

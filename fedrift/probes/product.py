@@ -20,6 +20,8 @@ from .panel import After, Look, Past, number
 from .probe import Reading
 from .update import agreement, layer_of, scattered
 
+GROUP = "updates"
+
 
 @dataclass(frozen=True, eq=False)
 class Products:

@@ -14,6 +14,8 @@ from .representation import exponent_of_entropy
 from .update import layer_of
 from .worn import mean_model, sound
 
+GROUP = "adapters"
+
 SLIGHT = 1e-6  # of the largest singular value: what is smaller is rounding, and no direction
 
 

@@ -32,6 +32,8 @@ from .syntax_patterns import PHENOMENA
 from .syntax_words import ENGLISH, Lexicon, forms, shared_lexicon
 from .worn import mean_model, of_each, server_models
 
+GROUP = "syntax"
+
 OFTEN = 2  # documents of a domain that a word stands in, for the domain to hold it
 
 

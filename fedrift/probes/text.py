@@ -22,6 +22,8 @@ from .held_out import HeldOut
 from .panel import After, Look
 from .probe import Reading
 
+GROUP = "text"
+
 PROMPT = 32  # tokens, and as many of the continuation; half a block where blocks are shorter
 ROUGE = ("rouge1", "rouge2", "rougeL")
 

@@ -6,7 +6,7 @@ given; diverged runs are kept, by worst rank; what was not found is told with th
 
 from .arms import against, failure_rates, summary
 from .attribution import difference_in_differences
-from .boundary import log_ratio
+from .boundary import Bracket, bisect, log_ratio
 from .comparison import Comparison, compare
 from .effect import as_perplexity, hedges_g
 from .equivalence import Equivalence, margin_for, smallest_margin, tost
@@ -27,6 +27,7 @@ from .verdicts import Verdict, judge, table
 
 __all__ = [
     "ALPHA",
+    "Bracket",
     "Comparison",
     "Equivalence",
     "Hypothesis",
@@ -38,6 +39,7 @@ __all__ = [
     "against",
     "as_perplexity",
     "benjamini_hochberg",
+    "bisect",
     "bootstrap",
     "cliffs_delta",
     "clopper_pearson",

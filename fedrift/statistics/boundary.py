@@ -1,17 +1,61 @@
-"""Stability boundaries: how much smaller the largest stable learning rate is, as a ratio with an interval.
+"""Stability boundaries: the largest setting that a run survives, and how much smaller it is in one arm than in another.
 
-Boundaries are found on a logarithmic grid or by bisection of log lr, so it is their logarithms that differ evenly: the
-paired t-interval of log a_s - log b_s, taken back by exp.
+A boundary is bracketed and then bisected in logarithms, so it is their logarithms that differ evenly: the ratio of two
+arms is the paired t-interval of log a_s - log b_s, taken back by exp. On two quadratics of curvature 1 and 9.5 with ten local
+steps the IID arm is stable up to a learning rate of 2 / 5.25 = .381, the skewed arm up to .2176: a ratio of 1.75.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from typing import NamedTuple
 
 import numpy as np
 
 from .evidence import Interval
 from .paired import paired_t
+
+
+class Bracket(NamedTuple):
+    """``stable`` survives and ``broken`` does not; 0 or infinity where no such setting was found."""
+
+    stable: float
+    broken: float
+    runs: int
+
+    @property
+    def boundary(self) -> float:
+        """The geometric mean of the two; NaN where either was not found."""
+        return math.sqrt(self.stable * self.broken) if self.stable > 0 and math.isfinite(self.broken) else math.nan
+
+
+def bisect(breaks: Callable[[float], bool], start: float, *, tolerance: float = 0.05, factor: float = 4.0,
+           lowest: float = 0.0, highest: float = math.inf, most: int = 40) -> Bracket:
+    """The boundary of ``breaks``, which is False below it and True above, to a factor of 1 + ``tolerance``.
+
+    From ``start`` (> 0) up or down by ``factor`` until it is bracketed, within ``lowest`` and ``highest``, then by halves of the
+    logarithm; ``most`` trials at most. What breaks at one setting is taken to break at every larger one.
+    """
+    if not start > 0:
+        raise ValueError(f"a search in logarithms wants to start above 0, not at {start}")
+    stable, broken, trials, at = 0.0, math.inf, 0, min(max(start, lowest), highest)
+    while trials < most and (stable == 0 or math.isinf(broken) or broken > stable * (1 + tolerance)):
+        trials += 1
+        if breaks(at):
+            broken = at
+        else:
+            stable = at
+        if math.isinf(broken):
+            following = min(stable * factor, highest)
+        elif stable == 0:
+            following = max(broken / factor, lowest)
+        else:
+            following = math.sqrt(stable * broken)
+        if following == at or following <= 0:  # the end of what may be tried
+            break
+        at = following
+    return Bracket(stable, broken, trials)
 
 
 def log_ratio(a: np.ndarray, b: np.ndarray, level: float = 0.95) -> Interval:

@@ -155,13 +155,21 @@ def test_aggregation_error_counts_where_it_costs():
 
 def test_unfairness_asks_who_would_be_better_off_alone():
     def clients(worst):
-        return run(loss=[4.0] * 6, clients={"loss": [[4.0, 4.0, 4.0, worst]] * 6})
+        return run(loss=[4.0] * 6, clients={"loss": [[5.0] * 4] + [[4.0, 4.0, 4.0, worst]] * 6})
 
     case = Case(clients(4.8), clients(4.0), local=run(loss=[4.0] * 6, clients={"loss": [[4.5, 4.5, 4.5, 3.5]] * 6}))
     finding = only(detectors.unfairness(case))
     assert finding.positive and finding.clients == (3,) and finding.statistic == pytest.approx(0.6)
     fine = Case(case.run, case.twin, local=run(loss=[4.0] * 6, clients={"loss": [[5.0] * 4] * 6}))
     assert not only(detectors.unfairness(fine)).positive
+
+
+def test_a_client_whose_text_is_harder_from_the_beginning_is_not_treated_unfairly():
+    hard, even = [[5.0, 5.0, 5.0, 5.8]], [[5.0] * 4]
+    end, twin = [[4.0, 4.0, 4.0, 4.8]] * 6, Case(run(clients={"loss": even + [[4.2] * 4] * 6})).run
+    assert not only(detectors.unfairness(Case(run(loss=[4.0] * 7, clients={"loss": hard + end}), twin))).positive
+    late = only(detectors.unfairness(Case(run(loss=[4.0] * 7, clients={"loss": even + end}), twin)))
+    assert late.positive and late.since == 1 and late.clients == (3,)
 
 
 def test_a_stall_stands_still_above_an_anchor_and_a_converged_run_does_not_stall():

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import get_args
 
 import pytest
 import torch
 
-from fedrift.experiment import Group, edit
+from fedrift.errors import UserError
+from fedrift.experiment import GROUPS as KNOWN
+from fedrift.experiment import edit, parse
 from fedrift.probes import GROUPS
 from fedrift.run import carry_out
 from fedrift.store.tensors import load_state
@@ -28,7 +29,12 @@ def asked(folder, panel, *overrides: str):
 
 
 def test_every_group_that_may_be_asked_for_is_there():
-    assert set(get_args(Group)) == set(GROUPS)
+    assert set(KNOWN) == set(GROUPS)
+
+
+def test_a_group_that_is_not_there_is_refused_with_the_nearest_that_is():
+    with pytest.raises(UserError, match="did you mean 'hidden'"):
+        parse({"corpus": "bbc", "evaluate": {"panel": ["hiden"]}})
 
 
 @pytest.mark.parametrize("overrides", [("algorithm=Scaffold",), ("algorithm=LocalOnly", "tune={is: LastK, blocks: 1}"),

@@ -1,0 +1,69 @@
+"""The pages on probes and detectors: every metric is there, and the new probe and detector of the pages work."""
+
+from __future__ import annotations
+
+import re
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+from fedrift import detectors, probes
+from fedrift.detectors.finding import LIMITS, Case
+from fedrift.experiment import load_experiment
+from fedrift.probes import groups
+from fedrift.run import carry_out
+from tests import worlds
+from tests.detectors.runs import run
+
+ROOT = Path(__file__).resolve().parents[2]
+PROBES, DETECTORS = ((ROOT / "docs" / name).read_text(encoding="utf-8") for name in ("probes.md", "detectors.md"))
+INDUCED = ("isolation", "low_participation", "high_rate")
+
+
+def written(page: str, package: ModuleType, name: str, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    """The page's Python, as the file that it says it is."""
+    module = ModuleType(f"{package.__name__}.{name}")
+    module.__package__ = package.__name__
+    monkeypatch.setitem(sys.modules, module.__name__, module)
+    exec(re.search(r"```python\n(.*?)```", page, re.DOTALL)[1], module.__dict__)
+    return module
+
+
+def test_a_whole_panel_records_nothing_that_the_page_does_not_name(tmp_path):
+    asked = worlds.experiment(tmp_path, "plan.rounds=2", "plan.weighting=uniform", "algorithm=Scaffold",
+                              "evaluate.pairs=3", "evaluate.final=0",
+                              f"evaluate.panel={list(probes.GROUPS)}")
+    made = carry_out(asked, worlds.stock(tmp_path)).trajectory()
+    named = set(re.findall(r"`([\w.]+)`", PROBES)) | {"train.loss.start"}
+    assert len(made.metrics) > 60 and set(made.metrics) <= named, sorted(set(made.metrics) - named)
+
+
+def test_every_group_is_on_the_page():
+    rows = {line.split("|")[1].split(",")[0].strip() for line in PROBES.splitlines() if line.startswith("|")}
+    assert set(probes.GROUPS) <= rows
+
+
+def test_the_new_probe_of_the_page_works_and_is_one_file_and_one_import(tmp_path, monkeypatch):
+    module = written(PROBES, probes, "participation", monkeypatch)
+    found = groups.grouped([module])
+    monkeypatch.setitem(probes.GROUPS, "participation", found["participation"])
+    asked = worlds.experiment(tmp_path, "plan.rounds=1", "evaluate.panel=[participation]", "evaluate.final=0")
+    assert carry_out(asked, worlds.stock(tmp_path)).trajectory().curve("participants")[-1] == 2
+
+
+def test_the_new_detector_of_the_page_works(monkeypatch):
+    module = written(DETECTORS, detectors, "disagreement", monkeypatch)
+    limits = {**LIMITS, "disagreement": {"consensus": 0.1}}
+    less, more = run(update_consensus=[0.4] * 6), run(update_consensus=[0.7] * 6)
+    assert module.disagreement(Case(less, more, limits=limits))[0].positive
+    assert not module.disagreement(Case(more, less, limits=limits))[0].positive
+    assert module.disagreement(Case(less, limits=limits))[0].grade == "not measured"
+
+
+@pytest.mark.parametrize("name", INDUCED)
+def test_the_induced_failures_are_experiments_and_say_what_they_expect(name):
+    path = ROOT / "experiments" / f"{name}.yaml"
+    assert load_experiment(path).partition.severity == 1.0
+    assert "Expected" in path.read_text() and path.name in DETECTORS

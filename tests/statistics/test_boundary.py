@@ -1,0 +1,39 @@
+"""The search for a boundary finds one that is known, and says so where there is none to find."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+
+from fedrift.calibrate.plants import breaks
+from fedrift.statistics import bisect, log_ratio
+
+
+@pytest.mark.parametrize("start", [0.001, 0.1, 0.37, 5.0])
+def test_a_known_boundary_is_bracketed_from_wherever_the_search_begins(start):
+    tried = []
+    found = bisect(lambda value: tried.append(value) or value > 0.3, start, tolerance=0.02)
+    assert found.stable <= 0.3 < found.broken <= found.stable * 1.02 and found.runs == len(tried) == len(set(tried))
+    assert found.boundary == pytest.approx(0.3, rel=0.02)
+
+
+def test_what_never_breaks_or_always_does_has_no_boundary():
+    calm, wild = bisect(lambda value: False, 0.5, highest=1.0), bisect(lambda value: True, 0.5, lowest=0.01)
+    assert (calm.stable, calm.broken) == (1.0, math.inf) and (wild.stable, wild.broken) == (0.0, 0.01)
+    assert math.isnan(calm.boundary) and math.isnan(wild.boundary)
+    assert bisect(lambda value: True, 0.5, most=7).runs == 7
+
+
+def test_the_search_wants_a_start_above_zero():
+    with pytest.raises(ValueError, match="above 0"):
+        bisect(lambda value: True, 0.0)
+
+
+def test_curvatures_1_and_9_5_break_1_75_times_earlier_apart_than_mixed():
+    """IID at 2 / 5.25 = .381; apart, with ten local steps, at .2176: found by the divergence detector alone."""
+    found = [[bisect(lambda lr: breaks(skewed, seed, lr), 0.2, tolerance=0.04, factor=2.0).boundary  # noqa: B023
+              for seed in range(2)] for skewed in (False, True)]
+    assert found[0] == pytest.approx([2 / 5.25] * 2, rel=0.04) and found[1] == pytest.approx([0.2175868] * 2, rel=0.04)
+    assert log_ratio(*map(np.asarray, found)).estimate == pytest.approx(1.75, rel=0.05)
