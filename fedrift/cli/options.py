@@ -15,7 +15,7 @@ Overrides = Annotated[list[str] | None, typer.Argument(
     help="Changes to it: `partition.severity=0.5`, `algorithm=FedProx`, `algorithm.mu=0.1`.", metavar="[a.b=c]...")]
 Root = Annotated[Path, typer.Option("--runs", help="The folder that holds the runs.")]
 Data = Annotated[Path | None, typer.Option(
-    "--data", envvar="FEDRIFT_DATA", help="Local corpora by name: DATA/<corpus>/train.parquet, test.parquet ...")]
+    "--data", envvar="FEDRIFT_DATA", help="Local corpora by name: DATA/CORPUS/train.parquet, test.parquet ...")]
 Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda or mps.")]
 Threads = Annotated[int | None, typer.Option("--threads", min=1, help="Processor threads; torch's own choice if not said.")]
 Micro = Annotated[int | None, typer.Option(
