@@ -25,7 +25,8 @@ WORTH = 1.5  # bfloat16 rounds 2^16 times coarser: it must be that much faster
 @dataclass(frozen=True)
 class Runtime:
     """``root`` holds the runs, ``data`` local corpora by name. ``micro`` clients train in one forward pass (None:
-    as many as memory and the processor's cache like). ``checkpoint``: the state is stored every so many rounds.
+    as many as memory and the processor's cache like; 0: those or one, by a trial). ``checkpoint``: the state is stored every
+    so many rounds.
 
     ``dtype``: what the frozen base computes in; ``auto`` is float32 on CPUs and what is faster on GPUs. Adapters, gradients
     and the server are float32 whatever it is. ``tf32``: coarser float32 products on NVIDIA GPUs. ``deterministic``: kernels

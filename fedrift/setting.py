@@ -18,8 +18,9 @@ from .experiment import Experiment
 from .fleet import SimulatedFleet
 from .fleet.batches import TextBatches
 from .fleet.choice import losses_of
-from .fleet.micro import micro_cohort
+from .fleet.micro import faster, micro_cohort
 from .fleet.represent import mean_states
+from .fleet.simulated import value_and_gradient
 from .fleet.stragglers import StragglingBatches
 from .measuring import Written, measuring
 from .mitigation import Vanilla
@@ -27,6 +28,7 @@ from .mitigation.decision import Ground
 from .mitigation.work import Work
 from .models.canary import replay
 from .models.presets import fingerprint
+from .models.stacked import StackedModel
 from .models.states import States
 from .models.tune import Tune
 from .partition import Partition
@@ -109,9 +111,12 @@ def prepare(experiment: Experiment, stock: Stock, engine: dict[str, Any] | None 
     batches = reading(experiment, blocks, steps, len(parts) == len(partition.rows), runtime)
     most = len(parts) if mitigation.everybody else cohort
     passes = 2 if experiment.algorithm.penalty() else 1  # of a step that are kept for its backward pass
-    engine = {"micro": runtime.micro or micro_cohort(
-        model.network, most, plan.batch, plan.seq_len, runtime.torch_device(), passes),
-              **{name: choice for name, choice in (engine or {}).items() if name not in ARITHMETIC}, **stock.engine}
+    micro = runtime.micro or micro_cohort(model.network, most, plan.batch, plan.seq_len, runtime.torch_device(), passes)
+    if runtime.micro == 0 and "micro" not in (engine or {}):
+        first = next(iter(batches(0, torch.arange(len(parts)))), {})
+        micro = faster(partial(one_step, getattr(model, "plain", model), template, first), micro)  # not at a meeting of runs
+    kept = {name: choice for name, choice in (engine or {}).items() if name not in ARITHMETIC}
+    engine = {"micro": micro, **kept, **stock.engine}
     if runtime.watched():
         listen(stock, made, template, next(iter(batches(0, torch.zeros(1, dtype=torch.long)))))
     fleet = SimulatedFleet(len(parts), model, batches, plan.optimizer, plan.clip, plan.weighting, plan.factor,
@@ -147,6 +152,14 @@ def ground_of(experiment: Experiment, stock: Stock, corpus: Corpus, partition: P
     domain = mix.argmax(axis=1) if corpus.domains else np.full(len(mix), -1)
     return Ground(fleet.size, experiment.seed, texts, embedded, partial(losses_of, fleet),
                   np.where((domain < len(corpus.domains)) & (mix.sum(axis=1) > 0), domain, -1))
+
+
+def one_step(model: StackedModel, params: Tree, batch: dict[str, torch.Tensor], clients: int) -> None:
+    """A step of so many clients, each with the batch of the first."""
+    if batch:
+        rows = torch.zeros(clients, dtype=torch.long)
+        value_and_gradient(model, params.rows(rows), {name: leaf[rows.to(leaf.device)] for name, leaf in batch.items()
+                                                      if name != "rows"}, torch.arange(clients))
 
 
 def listen(stock: Stock, made: tuple[str, Tune], params: Tree, batch: dict[str, torch.Tensor]) -> None:

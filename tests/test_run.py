@@ -167,6 +167,15 @@ def test_micro_cohorts_change_rounding_only(tmp_path):
     assert parts.trajectory().curve("loss") == pytest.approx(whole.trajectory().curve("loss"), abs=1e-5)
 
 
+def test_a_number_of_clients_chosen_by_a_trial_is_kept_by_a_run_that_resumes(tmp_path, monkeypatch):
+    asked, tried = experiment(tmp_path, "plan.rounds=3"), []
+    monkeypatch.setattr("fedrift.setting.faster", lambda step, micro: (step(1), step(micro), tried.append(micro), 1)[-1])
+    with pytest.raises(Killed):
+        carry_out(asked, stock(tmp_path, micro=0), killed_at(2))
+    assert carry_out(asked, stock(tmp_path, micro=0)).environment["engine"] == {"micro": 1}
+    assert len(tried) == 1
+
+
 def replace_root_micro(folder, micro):
     there = stock(folder, micro=micro)
     return replace(there, runtime=replace(there.runtime, root=folder / f"micro-{micro}"), kept={})

@@ -19,7 +19,8 @@ Data = Annotated[Path | None, typer.Option(
 Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda or mps.")]
 Threads = Annotated[int | None, typer.Option("--threads", min=1, help="Processor threads; torch's own choice if not said.")]
 Micro = Annotated[int | None, typer.Option(
-    "--micro", min=1, help="Clients in one forward pass; chosen by memory if not said. Changes rounding only.")]
+    "--micro", min=0, help="Clients in one forward pass; chosen by memory if not said, 0: try one at a time beside that and keep "
+    "the faster. Changes rounding only.")]
 Dtype = Annotated[str, typer.Option("--dtype", help="What the frozen base computes in: auto, float32 or bfloat16.")]
 Compiled = Annotated[bool, typer.Option("--compile", help="Compile every block first: a minute, then faster steps.")]
 Canary = Annotated[bool | None, typer.Option(

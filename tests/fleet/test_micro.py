@@ -25,3 +25,18 @@ def test_on_a_cpu_a_pass_stays_in_the_cache(monkeypatch):
     assert micro.micro_cohort(network("llama"), 10, 8, 128, torch.device("cpu")) == 4
     assert micro.micro_cohort(network("llama"), 10, 8, 128, torch.device("cuda")) == 10
     assert micro.micro_cohort(network("gpt2"), 10, 100, 128, torch.device("cpu")) == 1
+
+
+def test_one_after_the_other_where_that_is_faster_by_the_clock(monkeypatch):
+    clock = [0.0]
+    monkeypatch.setattr(micro, "perf_counter", lambda: clock[0])
+
+    def takes(alone: float, together: float):
+        def step(count: int) -> None:
+            clock[0] += alone if count == 1 else together
+        return step
+
+    assert micro.faster(takes(1.0, 5.0), 4) == 1
+    assert micro.faster(takes(1.0, 3.0), 4) == 4
+    assert micro.faster(takes(1.0, 4.05), 4) == 4  # a tie
+    assert micro.faster(takes(1.0, 1.0), 1) == 1
