@@ -60,6 +60,16 @@ def test_a_sequence_is_computed_once_and_others_again():
     assert len(found) > 0
 
 
+def test_sequences_that_begin_alike_are_not_taken_for_each_other():
+    model, params = worn("llama", LastK(1))
+    whole, _ = worn("llama", LastK(1), prefix=False)
+    one, other = batch(3), batch(3)
+    other["tokens"][:, :, -2:] = 7
+    for data in (one, other):
+        assert torch.allclose(model(params, data), whole(params, data), rtol=1e-10)
+    assert not torch.allclose(model(params, one), model(params, other), rtol=1e-3)
+
+
 @pytest.mark.parametrize("room", [(0, 1 << 20), (2000, 1 << 20), (2000, 2000), (0, 0)], ids=str)
 def test_where_it_is_kept_changes_no_bit(room):
     model, params = worn("llama", LastK(1), torch.float32)
