@@ -80,10 +80,10 @@ def news(stock: Stock, folder: Path | None = None) -> Ground:
         write(place, [(text, "general") for text in others.text[:40]])
     return Ground("lm", parse({
         **base, "tune": {"is": "Lora", "rank": 4}, "partition": {"is": "TopicMix", "clients": 3, "severity": 1.0},
-        "plan": {"rounds": 10, "steps": 4, "batch": 2, "seq_len": 32, "optimizer": {"is": "Sgd", "lr": 1.0}, "clip": None,
+        "plan": {"rounds": 10, "steps": 4, "batch": 2, "seq_len": 32, "optimizer": {"is": "Sgd", "lr": 0.3}, "clip": None,
                  "weighting": "uniform"},
         "evaluate": {"panel": PANEL, "deep": 5, "blocks": 6, "own": 0, "final": 0, "general": str(place)},
-    }), stock, 0.003, folder)
+    }), stock, 0.0015, folder)
 
 
 def write(place: Path, rows: Iterable[tuple[str, str]]) -> None:

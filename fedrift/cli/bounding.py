@@ -39,7 +39,7 @@ def boundary(file: File = None, overrides: Overrides = None, along: Along = "pla
     bisected in logarithms, seed by seed; the ratio IID / skewed comes with its paired t-interval. Runs are kept, so a search
     that was stopped goes on. Along `partition.severity` there is one arm and no ratio.
 
-    `fedrift boundary experiments/demo.yaml plan.rounds=6 --along plan.optimizer.lr --seeds 4`
+    `fedrift boundary experiments/high_rate.yaml --seeds 4`
     """
     from dataclasses import asdict
 

@@ -36,7 +36,7 @@ def calibrate(
 
     Exits with 1 if a planted failure is missed, or something is confirmed that was not planted.
 
-    `fedrift calibrate --collection sandbox --out benchmarks/results --page docs/calibration.md`
+    `fedrift calibrate --collection sandbox --out results`
     """
     from ..calibrate.page import markdown, plain, recorded
     from ..calibrate.score import GROUP, REPORT, TUNE, false_alarms, recall

@@ -102,5 +102,5 @@ def test_a_real_run_finds_its_twin_and_what_the_panel_recorded(tmp_path):
 
 def test_help_teaches_by_an_example():
     assert "--fail-on confirmed" in call("diagnose", "--help").output
-    assert "--page docs" in call("calibrate", "--help").output
-    assert "experiments/demo.yaml" in call("boundary", "--help").output
+    assert "--collection sandbox" in call("calibrate", "--help").output
+    assert "experiments/high_rate.yaml" in call("boundary", "--help").output
