@@ -103,7 +103,7 @@ def test_a_filter_acts_on_figures_and_tables_together(browser):
 
 
 def test_one_domain_can_be_looked_at(browser):
-    shape = "return document.querySelector('#figure-loss-main svg').textContent"  # the numbers of its axes
+    shape = "return document.querySelector('#figure-loss-main .chart svg').textContent"  # the numbers of its axes
     before = browser.execute_script(shape)
     browser.execute_script(
         "const s = document.querySelector('#figure-loss-main select'); s.value = 'sport'; s.dispatchEvent(new Event('change',"
