@@ -4,7 +4,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test check lint types slow install clean pocket conform conform-native bench bench-report tables bench-partition bench-fleets \
+.PHONY: first-study demo test check lint types slow install clean pocket conform conform-native bench bench-report tables bench-partition bench-fleets \
 	gpu gpu-check gpu-bench gpu-study gpu-wheels bench-models bench-quantised
 
 demo: $(VENV)/.ready
@@ -56,6 +56,13 @@ conform-native: $(VENV)/.ready
 # The tables that the regimes are held to, dealt again: expected against found.
 tables: $(VENV)/.ready
 	$(BIN)/fedrift partition tables
+
+# What the committed studies came to, from their stored runs: pages, papers, tables. No network, about two minutes.
+first-study: $(VENV)/.ready
+	for name in first failures smollm2; do \
+	  $(BIN)/fedrift import studies/results/$$name.zip --runs first-study/runs && \
+	  $(BIN)/fedrift report $$name --html --pdf --latex --runs first-study/runs --out first-study/$$name || exit; \
+	done
 
 # 100,000 documents into 100 clients; on a machine that does nothing else. Writes benchmarks/results/partition.json.
 bench-partition: $(VENV)/.ready
