@@ -167,7 +167,7 @@ def run(
         loss = 5.0 + shared - 0.1 * round + lift * round / rounds + draw.normal(0, noise)
         loss = math.nan if broken and round > 2 else loss
         records.append(Record(round, "loss", "", -1, loss))
-        records += [Record(round, "loss", domain, -1, loss + 0.1 * place) for place, domain in enumerate(DOMAINS)]
+        records += [Record(round, "loss", domain, -1, loss * (1 + 0.2 * place)) for place, domain in enumerate(DOMAINS)]
         records += [Record(round, "loss", "", client, loss) for client in range(CLIENTS)]
         if round:
             records += [Record(round, "update.norm", "", client, 1 / round) for client in range(CLIENTS)]

@@ -55,7 +55,8 @@ def strip(
             )
         )
         null = alt.Chart(alt.InlineData(values=[{"arm": -1}])).mark_rule(color=QUIET).encode(x=alt.datum(0))
-        return whole(*([null] if zero else []), dots, bar, point, width=width, height=max(26 * len(order), 40))
+        bars = [bar] if any(row["low"] is not None for row in means) else []
+        return whole(*([null] if zero else []), dots, *bars, point, width=width, height=max(26 * len(order), 40))
 
     return draw
 
