@@ -133,7 +133,15 @@ def test_an_error_in_a_shared_pass_is_its_own_runs_only(tmp_path, monkeypatch):
     assert sum(book.run(each.id).finished for each in every) == 2
 
 
-def test_a_study_interrupted_while_runs_wait_for_each_other_goes_on_to_the_same_table(tmp_path, meetings):
+@pytest.fixture
+def interruptible():
+    """Ctrl-C is heard even where the tests run in the background, for which a shell has it ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+def test_a_study_interrupted_while_runs_wait_for_each_other_goes_on_to_the_same_table(tmp_path, meetings, interruptible):
     wanted, there, told = study(tmp_path, seeds=1), elsewhere(tmp_path, "together"), []
 
     def begin(what, experiments):
