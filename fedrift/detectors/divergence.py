@@ -45,9 +45,9 @@ def runaway(run: Trajectory, limits: Mapping[str, Mapping[str, float]]) -> tuple
             return f"{record.metric} of {where} is infinite in round {record.round}", record.round
     failed = table(run, "failed")
     gone = np.isfinite(failed).any(axis=1) & (np.nan_to_num(failed, nan=1.0) > 0).all(axis=1) if len(failed) else np.zeros(0)
-    if gone.any():
-        begun = int(run.rounds[gone.argmax()])
-        return f"no client's update is a number in round {begun}", begun
+    lost = begins(gone, int(limit["in_a_row"]))  # a lone client that fails once is a client's failure
+    if lost is not None:
+        return f"no client's update is a number from round {run.rounds[lost]} on", int(run.rounds[lost])
     if len(loss) < limits["common"]["shortest"]:
         return "", None
     high = loss > np.maximum(limit["rise"] * loss[0], np.minimum.accumulate(loss) + limit["climb"])

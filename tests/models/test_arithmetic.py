@@ -48,7 +48,8 @@ def test_the_canary_is_silent_where_nothing_is_wrong_and_sings_where_something_i
         def forward(self, x: torch.Tensor) -> torch.Tensor:
             return self.base(x.detach())
 
-    model.network.set_submodule("model.layers.1.mlp.up_proj", Crooked(model.network.get_submodule("model.layers.1.mlp.up_proj")))
+    place = "model.layers.1.mlp.down_proj"
+    model.network.set_submodule(place, Crooked(model.network.get_submodule(place)))
     seen = replay(model, plain, params, BATCH)
     assert seen.loss == 0  # evaluation alone would not notice
     with pytest.raises(UserError, match="wrongly"):

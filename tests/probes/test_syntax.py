@@ -250,7 +250,7 @@ def test_a_bench_makes_a_look(pocket):
     from fedrift.probes.syntax import looks
     model, tokenizer = pocket
     bench = SimpleNamespace(model=model, tokenizer=tokenizer, corpus=corpus({"a": ["the teacher"]}), sandbox=None, seed=0,
-                            chunk=8192, held_out=HeldOut)
+                            chunk=8192, held_out=HeldOut, pairs=100)
     (look,) = looks(bench)
     assert look.name == "syntax" and look.when == "deep" and len(look.probe.pairs) == 100 * len(PHENOMENA)
     assert 15_000 < look.tokens < 25_000
