@@ -214,7 +214,8 @@ def take_in(archive: Annotated[Path, typer.Argument(help="A file of `fedrift exp
     from ..study import unpack
 
     book = unpack(archive, root)
-    typer.echo(f"study {book.name}, {len(book.read()['runs'])} runs in {root.resolve()}; `fedrift report {book.name}` shows it")
+    count = len({entry.run for entry in book.read()["runs"]})
+    typer.echo(f"study {book.name}, {count} runs in {root.resolve()}; `fedrift report {book.name}` shows it")
 
 
 take_in.__name__ = "import"  # the command's name, which is no name in Python
