@@ -13,7 +13,8 @@ import torch
 from .errors import UserError
 from .experiment import Experiment
 from .fleet import Fleet
-from .models.export import save_model
+from .models.export import save_model, save_personal
+from .models.tune import Lora
 from .probes import Past, over, recorded, served, told
 from .records import Record
 from .rounds import rounds
@@ -117,7 +118,7 @@ def _carry_out(experiment: Experiment, run: Run, stock: Stock, watch: Watch, rec
             keep(run, state)  # rows first, state second: a crash between them repeats the round
         run.timing(state.round, train=spent, evaluate=measured - begun, store=perf_counter() - measured, **named(looks))
         watch(Progress(run.id, state.round, plan.rounds, last_loss(rows)))
-    finish(experiment, run, setting, state, stock)
+    finish(experiment, run, setting, state, stock, here=recruit is None)
 
 
 def observe(done: Round, setting: Setting, past: Past) -> tuple[list[Record], dict[str, float]]:
@@ -153,8 +154,8 @@ def named(looks: dict[str, float]) -> dict[str, float]:
     return {f"probe.{name}": seconds for name, seconds in looks.items()}
 
 
-def finish(experiment: Experiment, run: Run, setting: Setting, state: State, stock: Stock) -> None:
-    """The larger evaluation, the models, and the word that the run is over."""
+def finish(experiment: Experiment, run: Run, setting: Setting, state: State, stock: Stock, here: bool) -> None:
+    """The larger evaluation, the models, and the word that the run is over. ``here``: whether clients' memories are."""
     begun = perf_counter()
     rows = [row for row in run.records() if row.metric.startswith("final.")]  # there already if it was killed below
     if setting.final and not rows:
@@ -163,6 +164,10 @@ def finish(experiment: Experiment, run: Run, setting: Setting, state: State, sto
         rows = recorded(reading, state.round, [], setting.fleet.size)
         run.append(rows)
     save_model(run.folder / "model", setting.losses.model, experiment.tune, experiment.model, state.server)  # type: ignore[arg-type]
+    algorithm, tune, own = experiment.algorithm, experiment.tune, state.server.params.rows(state.group)
+    if here and algorithm.personal and isinstance(tune, Lora) and not state.server.base:
+        save_personal(run.folder / "model" / "clients", setting.losses.model, tune, experiment.model,  # type: ignore[arg-type]
+                      algorithm.wear(own, state.memory.to(next(iter(own.values())).device)))
     run.timing(state.round, final=perf_counter() - begun)
     timings = run.timings()
     spent = {phase: sum(row.get(phase, 0.0) for row in timings) for phase in ("train", "evaluate", "store", "final")}

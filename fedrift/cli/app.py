@@ -19,6 +19,7 @@ from . import (
     looking,
     mitigating,
     running,
+    sharing,
     studying,
     telling,
     watching,
@@ -49,7 +50,8 @@ def options(
     pass
 
 
-for room in (running, looking, deploying, diagnosing, calibrating, bounding, mitigating, studying, watching, judging, telling):
+for room in (running, looking, deploying, diagnosing, calibrating, bounding, mitigating, studying, sharing, watching, judging,
+             telling):
     for command in room.COMMANDS:
         app.command()(command)
 app.add_typer(dealing.app)

@@ -1,4 +1,4 @@
-"""Commands about many runs: study, sql, compare, export, import."""
+"""Commands about many runs: study, sql, compare."""
 
 from __future__ import annotations
 
@@ -194,33 +194,6 @@ def compare(one: Annotated[str, typer.Argument(help="A run's id (its first lette
     screen.print(f"{equal} of {len(found)} numbers are the same in both. One seed each: a difference is no effect yet.")
 
 
-def export(name: Annotated[str, typer.Argument(help="A study's name, or its YAML file.", metavar="STUDY")],
-           out: Annotated[Path | None, typer.Option("--out", help="The file; STUDY.zip if not said.")] = None,
-           root: Root = ROOT) -> None:
-    """Write a study as one file, from which tables and reports are the same elsewhere; without states and weights.
-
-    `fedrift export first --out first.zip`, and there `fedrift import first.zip`
-    """
-    from ..study import find_study, pack
-
-    book = find_study(root, name)
-    path = pack(book, out or Path(f"{book.name}.zip"))
-    typer.echo(f"{path.resolve()} ({path.stat().st_size / 1e6:.1f} MB)")
-
-
-def take_in(archive: Annotated[Path, typer.Argument(help="A file of `fedrift export STUDY`.", metavar="STUDY.zip")],
-            root: Root = ROOT) -> None:
-    """Take in a study that `fedrift export` wrote elsewhere; runs that are here already stay as they are."""
-    from ..study import unpack
-
-    book = unpack(archive, root)
-    count = len({entry.run for entry in book.read()["runs"]})
-    typer.echo(f"study {book.name}, {count} runs in {root.resolve()}; `fedrift report {book.name}` shows it")
-
-
-take_in.__name__ = "import"  # the command's name, which is no name in Python
-
-
 def told(said: dict[str, Any]) -> dict[str, Any]:
     """Numbers that JSON has no name for as null."""
     return {key: None if isinstance(value, float) and not math.isfinite(value) else value for key, value in said.items()}
@@ -233,4 +206,4 @@ def duration(seconds: float) -> str:
     return f"{hours} h {minutes_left} min" if hours else f"{minutes} min {rest} s" if minutes else f"{rest} s"
 
 
-COMMANDS = [study, sql, compare, export, take_in]
+COMMANDS = [study, sql, compare]

@@ -34,6 +34,14 @@ def save_model(folder: Path, model: StackedModel, tune: Tune, name: str, server:
             save_network(place, params, model)
 
 
+def save_personal(folder: Path, model: StackedModel, tune: Lora, name: str, params: Tree) -> None:
+    """The adapters ``[N, ...]`` that clients use themselves, each in ``folder/<client>``."""
+    for client in range(len(next(iter(params.values())))):
+        place = folder / str(client)
+        place.mkdir(parents=True, exist_ok=True)
+        save_adapters(place, params.map(lambda leaf: leaf[client]).to(torch.device("cpu")), tune, name, model)  # noqa: B023
+
+
 def save_adapters(folder: Path, params: Tree, tune: Lora, name: str, model: StackedModel) -> None:
     """Adapters in PEFT's file format; ``params`` without a leading axis."""
     kinds = {"A": "lora_A", "B": "lora_B"}

@@ -1,0 +1,77 @@
+"""A model card, filled from a run: what was trained on what, how it ended, and what it must not be taken for."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import yaml
+
+from ..errors import UserError
+from ..store import Run
+from .tables import as_yaml
+
+CARD = """---
+{head}---
+# {title}
+
+{kind} by federated learning with fedrift on `{corpus}`: {clients} clients dealt by {partition} at severity
+{severity:g}, algorithm {algorithm}, {rounds} rounds, seed {seed}. Run `{id}`.
+
+Mean loss on held-out text of all domains: {begun} before, {ended} after (nats per token){final}.
+
+A research artefact, of one seed: it was made to study how federated training breaks under non-IID data, and is meant
+for nothing else. The text's own terms hold (`fedrift corpora`), and the base model's licence.{caveats}
+
+```python
+from peft import PeftModel
+
+model = PeftModel.from_pretrained(base, "{place}")  # base: {base}, as transformers loads it
+```
+
+## The whole experiment
+
+```yaml
+{experiment}```
+"""
+
+
+def export_models(run: Run, out: Path, hub: str = "", licence: str = "") -> list[Path]:
+    """Copy the models of a finished run to ``out``, each folder with a card of its own; the folders.
+
+    One model lies in ``out``, several (a cluster each) in ``out/<number>``, those of clients in ``out/clients/<client>``.
+    ``hub``: the base model's id there, ``licence`` its licence.
+    """
+    source = run.folder / "model"
+    if not run.finished or not source.is_dir():
+        raise UserError(f"run {run.id} has no models yet: it is {run.status}; the same `fedrift run` command goes on with it")
+    if out.exists() and any(out.iterdir()):
+        raise UserError(f"{out} is there already and not empty; name another folder (--out)")
+    shutil.copytree(source, out, dirs_exist_ok=True)
+    folders = sorted(path.parent for name in ("adapter_config.json", "config.json") for path in out.rglob(name))
+    for folder in folders:
+        (folder / "README.md").write_text(card(run, folder.relative_to(out), hub, licence), encoding="utf-8")
+    return folders
+
+
+def card(run: Run, place: Path, hub: str = "", licence: str = "") -> str:
+    """The card of the model in ``place``, relative to the export: ``.``, ``2`` or ``clients/7``."""
+    said, end = run.experiment, run.read_json("finished")
+    curve = run.trajectory()
+    loss = curve.curve("loss")[curve.seen("loss")] if curve.has("loss") else []
+    lora = said["tune"]["is"] == "Lora"
+    whose = {"clients": f"the personal model of client {place.name}", "": "the federation's model"}.get(
+        place.parts[0] if place.parts else "", f"the model of cluster {place.name}")
+    head = {"base_model": hub or None, "library_name": "peft" if lora else "transformers", "license": licence or None,
+            "pipeline_tag": "text-generation", "tags": ["federated-learning", "fedrift", *(["lora"] if lora else [])]}
+    final = end.get("final_loss")
+    return CARD.format(
+        head=yaml.safe_dump({key: value for key, value in head.items() if value}, sort_keys=False), title=f"{run.id}: {whose}",
+        kind="Adapters trained" if lora else "Weights trained",
+        corpus=said["corpus"]["name"], clients=said["partition"]["clients"],
+        partition=said["partition"]["is"], severity=said["partition"]["severity"], algorithm=said["algorithm"]["is"],
+        rounds=said["plan"]["rounds"], seed=said["seed"], id=run.id, begun=f"{loss[0]:.3f}" if len(loss) else "not measured",
+        ended=f"{loss[-1]:.3f}" if len(loss) else "not measured", base=hub or said["model"], place=place.as_posix(),
+        final=f"; {final:.3f} in the larger evaluation at the end" if isinstance(final, float) else "",
+        caveats="".join(f" {caveat[0].upper()}{caveat[1:]}." for caveat in end.get("caveats", [])),
+        experiment=as_yaml({key: value for key, value in said.items() if key != "id"}))

@@ -1,0 +1,68 @@
+"""Models leave with a card that says where they come from."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import yaml
+from huggingface_hub import ModelCard
+from peft import PeftModel
+from transformers import AutoModelForCausalLM
+
+from fedrift.errors import UserError
+from fedrift.report.card import export_models
+from fedrift.run import carry_out
+from fedrift.store import Run
+from tests.worlds import experiment, stock
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory):
+    return tmp_path_factory.mktemp("cards")
+
+
+@pytest.fixture(scope="module")
+def personal(home):
+    return carry_out(experiment(home, "algorithm.is=Ditto", "plan.rounds=2"), stock(home))
+
+
+def test_the_federations_model_and_the_clients_own_are_exported_and_differ(personal, home, tmp_path):
+    folders = export_models(personal, tmp_path / "out", "someone/model", "apache-2.0")
+    names = [folder.relative_to(tmp_path / "out").as_posix() for folder in folders]
+    assert names == [".", "clients/0", "clients/1", "clients/2"]
+    def worn(folder):
+        base = AutoModelForCausalLM.from_pretrained(personal.experiment["model"])
+        return {name: leaf for name, leaf in PeftModel.from_pretrained(base, folder).state_dict().items() if "lora_B" in name}
+    shared, own = worn(folders[0]), worn(folders[1])
+    assert any((shared[name] != own[name]).any() for name in shared)
+
+
+def test_the_card_can_be_read_and_says_what_was_asked_and_what_came(personal, tmp_path):
+    folder = export_models(personal, tmp_path / "out", "someone/model", "apache-2.0")[1]
+    card = ModelCard.load(folder / "README.md")
+    assert card.data.base_model == "someone/model" and card.data.license == "apache-2.0" and card.data.library_name == "peft"
+    assert "client 0" in card.text and "Ditto" in card.text and personal.id in card.text
+    loss = personal.trajectory().curve("loss")
+    assert f"{loss[0]:.3f} before, {loss[-1]:.3f} after" in card.text
+    said = yaml.safe_load(card.text.split("```yaml")[1].split("```")[0])
+    assert said["plan"]["rounds"] == 2 and "partition_table" not in said
+
+
+def test_every_cluster_has_its_model(home, tmp_path):
+    run = carry_out(experiment(home, "mitigation.is=ByDomain", "plan.rounds=1"), stock(home))
+    folders = export_models(run, tmp_path / "out")
+    assert [folder.name for folder in folders] == ["0", "1", "2"]
+    assert "cluster 1" in (folders[1] / "README.md").read_text()
+
+
+def test_nothing_is_overwritten_and_an_unfinished_run_is_told(personal, tmp_path):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "mine").write_text("mine")
+    with pytest.raises(UserError, match="not empty"):
+        export_models(personal, tmp_path / "out")
+    begun = Run(tmp_path, "0" * 12)
+    begun.folder.mkdir()
+    (begun.folder / "experiment.json").write_text(json.dumps(personal.experiment))
+    with pytest.raises(UserError, match="no models yet"):
+        export_models(begun, tmp_path / "else")
