@@ -20,8 +20,8 @@ class Mlflow(Sink):
     def begin(self, run: str, name: str, asked: Said, again: bool) -> None:
         if not os.environ.get("MLFLOW_TRACKING_URI"):
             os.environ.setdefault("MLFLOW_ALLOW_FILE_STORE", "true")  # its newer versions would rather have a database
-            self.library.set_tracking_uri(self.folder.resolve().as_uri())
-        self.client = self.library.MlflowClient()
+            self.module.set_tracking_uri(self.folder.resolve().as_uri())
+        self.client = self.module.MlflowClient()
         found = self.client.get_experiment_by_name(EXPERIMENT)
         place = found.experiment_id if found else self.client.create_experiment(EXPERIMENT)
         known = self.client.search_runs([place], f"tags.fedrift = '{run}'")
@@ -34,8 +34,8 @@ class Mlflow(Sink):
             self.client.log_param(self.id, named(path), str(value)[:LONGEST])
 
     def write(self, round: int, numbers: dict[str, float]) -> None:
-        metric = self.library.entities.Metric
-        now = self.library.utils.time.get_current_time_millis()
+        metric = self.module.entities.Metric
+        now = self.module.utils.time.get_current_time_millis()
         finite = {name: value for name, value in numbers.items() if not math.isnan(value)}
         self.client.log_batch(self.id, [metric(named(name), value, now, round) for name, value in finite.items()])
 

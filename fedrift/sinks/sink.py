@@ -20,7 +20,7 @@ class Sink:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.library = library(self.package, self.pip)
+        self.module = library(self.package, self.pip)
 
     def begin(self, run: str, name: str, asked: Said, again: bool) -> None:
         raise NotImplementedError

@@ -13,7 +13,7 @@ class TensorBoard(Sink):
     package, pip = "torch.utils.tensorboard", "tensorboard"
 
     def begin(self, run: str, name: str, asked: Said, again: bool) -> None:
-        self.writer = self.library.SummaryWriter(str(self.folder / f"{run}"))
+        self.writer = self.module.SummaryWriter(str(self.folder / f"{run}"))
         if not again:
             self.writer.add_text("experiment", f"{name}\n\n```json\n{json.dumps(asked, indent=1)}\n```", 0)
 

@@ -11,7 +11,7 @@ class Trackio(Sink):
     package, pip = "trackio", "trackio"
 
     def begin(self, run: str, name: str, asked: Said, again: bool) -> None:
-        self.run = self.library.init(project="fedrift", name=run, group=name, config=asked, resume="allow", embed=False)
+        self.run = self.module.init(project="fedrift", name=run, group=name, config=asked, resume="allow", embed=False)
 
     def write(self, round: int, numbers: dict[str, float]) -> None:
         self.run.log(numbers, step=round)

@@ -12,7 +12,7 @@ class Wandb(Sink):
 
     def begin(self, run: str, name: str, asked: Said, again: bool) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
-        self.run = self.library.init(project="fedrift", id=run, name=f"{name} {run[:6]}", config=asked, dir=str(self.folder),
+        self.run = self.module.init(project="fedrift", id=run, name=f"{name} {run[:6]}", config=asked, dir=str(self.folder),
                                      resume="allow", reinit="create_new")
 
     def write(self, round: int, numbers: dict[str, float]) -> None:

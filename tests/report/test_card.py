@@ -41,7 +41,8 @@ def test_the_federations_model_and_the_clients_own_are_exported_and_differ(perso
 def test_the_card_can_be_read_and_says_what_was_asked_and_what_came(personal, tmp_path):
     folder = export_models(personal, tmp_path / "out", "someone/model", "apache-2.0")[1]
     card = ModelCard.load(folder / "README.md")
-    assert card.data.base_model == "someone/model" and card.data.license == "apache-2.0" and card.data.library_name == "peft"
+    head = card.data.to_dict()
+    assert (head["base_model"], head["license"], head["library_name"]) == ("someone/model", "apache-2.0", "peft")
     assert "client 0" in card.text and "Ditto" in card.text and personal.id in card.text
     loss = personal.trajectory().curve("loss")
     assert f"{loss[0]:.3f} before, {loss[-1]:.3f} after" in card.text
