@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import fields, replace
 from pathlib import Path
 from time import perf_counter
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 
@@ -16,14 +15,13 @@ from .fleet import Fleet
 from .models.export import save_model, save_personal
 from .models.tune import Lora
 from .probes import Past, over, recorded, served, told
+from .recording import Updates, keep, restored
 from .records import Record
 from .rounds import rounds
 from .setting import Setting, prepare, resolve
 from .stock import Stock
 from .store import Run, describe, settle
-from .store.tensors import load_state, save_state
-from .tree import Tree
-from .values import Round, Server, State
+from .values import Round, State
 
 SHORT = 10.0  # seconds of training; below, nothing is worth saving
 
@@ -82,7 +80,7 @@ def _carry_out(experiment: Experiment, run: Run, stock: Stock, watch: Watch, rec
         engine["fleet"] = "flower"  # half of what such a run remembers is elsewhere: it cannot go on without
     changed = settle(run, describe(
         str(stock.runtime.torch_device()), torch.get_num_threads(), engine, together=stock.meeting is not None))
-    state = restored(run, setting)
+    state, updates = restored(run, setting.state), Updates(run)
     run.rewind(state.round if state else -1)
     past = Past()
     if state is None:
@@ -95,6 +93,8 @@ def _carry_out(experiment: Experiment, run: Run, stock: Stock, watch: Watch, rec
         decided(run, setting)
         run.timing(0, **named(looks))
         keep(run, state)
+    if stock.runtime.keep_updates or updates.rounds:  # a record that was begun has no gaps
+        updates.begin(state)
     setting.work.told.clear()  # what a run that resumes decided at its beginning is written down
     for difference in changed:
         run.event(state.round, "resumed elsewhere", difference)
@@ -114,6 +114,8 @@ def _carry_out(experiment: Experiment, run: Run, stock: Stock, watch: Watch, rec
             run.event(state.round, kind, why, client)
         run.append(rows)
         decided(run, setting)
+        if updates.rounds:
+            updates.add(done)
         if state.round % stock.runtime.checkpoint == 0 or state.round == plan.rounds:
             keep(run, state)  # rows first, state second: a crash between them repeats the round
         run.timing(state.round, train=spent, evaluate=measured - begun, store=perf_counter() - measured, **named(looks))
@@ -177,7 +179,12 @@ def finish(experiment: Experiment, run: Run, setting: Setting, state: State, sto
     if warning and spent["train"] > SHORT:
         run.event(state.round, "panel over budget", warning)
     run.finish({"rounds": state.round, "loss": last_loss(run.records()), "final_loss": last_loss(rows, "final.loss"),
-                "seconds": spent, "panel": panel, "train_tokens": tokens, "caveats": setting.caveats})
+                "seconds": spent, "panel": panel, "train_tokens": tokens, "caveats": setting.caveats, **kept(Updates(run))})
+
+
+def kept(updates: Updates) -> dict[str, dict[str, int]]:
+    """How large the record of the clients' updates is, where there is one."""
+    return {"updates": {"rounds": len(updates.rounds) - 1, "bytes": updates.bytes}} if updates.rounds else {}
 
 
 def timed(loop: Iterator[Round]) -> Iterator[tuple[Round, float]]:
@@ -193,32 +200,3 @@ def timed(loop: Iterator[Round]) -> Iterator[tuple[Round, float]]:
 def last_loss(rows: list[Record], metric: str = "loss") -> float:
     """The federation's latest loss in some records, NaN if there is none."""
     return next((row.value for row in reversed(rows) if row[1:4] == (metric, "", -1)), float("nan"))
-
-
-def keep(run: Run, state: State) -> None:
-    """Store all that a run is between two rounds."""
-    trees: dict[str, Any] = {f"server.{f.name}": getattr(state.server, f.name) for f in fields(Server)}
-    tensors = {f"{part}/{name}": leaf for part, tree in {**trees, "memory": state.memory, "moved": state.moved,
-                                                           "mitigation": state.mitigation}.items()
-               for name, leaf in tree.items()}
-    tensors["group"], tensors["last"] = state.group, state.last
-    save_state(run.state_path, tensors, {"round": state.round, "leaves": list(tensors)})
-
-
-def restored(run: Run, setting: Setting) -> State | None:
-    """The state that was stored last, None if none was."""
-    if not run.state_path.exists():
-        return None
-    stored, said = load_state(run.state_path)
-    # In the order they were in, for sums over leaves; and cloned: numbers read from a file may lie at odd addresses,
-    # where matrix products round differently.
-    tensors = {name: stored[name].clone() for name in said["leaves"]}
-    device = next(iter(setting.state.server.params.values())).device
-
-    def tree(part: str) -> Tree:
-        start = part + "/"
-        return Tree({name[len(start):]: leaf for name, leaf in tensors.items() if name.startswith(start)})
-
-    server = replace(setting.state.server, **{f.name: tree(f"server.{f.name}").to(device) for f in fields(Server)})
-    return State(said["round"], server, tree("memory"), tensors["group"], tree("moved").to(device), tree("mitigation"),
-                 tensors.get("last", setting.state.last))

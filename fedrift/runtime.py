@@ -26,7 +26,7 @@ WORTH = 1.5  # bfloat16 rounds 2^16 times coarser: it must be that much faster
 class Runtime:
     """``root`` holds the runs, ``data`` local corpora by name. ``micro`` clients train in one forward pass (None:
     as many as memory and the processor's cache like; 0: those or one, by a trial). ``checkpoint``: the state is stored every
-    so many rounds.
+    so many rounds. ``keep_updates``: every round's report is kept, for ``fedrift replay``.
 
     ``dtype``: what the frozen base computes in; ``auto`` is float32 on CPUs and what is faster on GPUs. Adapters, gradients
     and the server are float32 whatever it is. ``tf32``: coarser float32 products on NVIDIA GPUs. ``deterministic``: kernels
@@ -41,6 +41,7 @@ class Runtime:
     threads: int | None = None
     micro: int | None = None
     checkpoint: int = 1
+    keep_updates: bool = False
     dtype: Dtype = "auto"
     tf32: bool = False
     deterministic: bool = True

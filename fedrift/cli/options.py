@@ -28,6 +28,8 @@ Canary = Annotated[bool | None, typer.Option(
 Tf32 = Annotated[bool, typer.Option("--tf32", help="Coarser, faster float32 products on NVIDIA GPUs.")]
 Deterministic = Annotated[bool, typer.Option(
     "--deterministic/--no-deterministic", help="On a GPU: kernels that give the same bits twice, where there are any.")]
+KeepUpdates = Annotated[bool, typer.Option(
+    "--keep-updates", help="Keep what the clients send in every round, for `fedrift replay`; adapters are small.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON, for scripts.")]
 Names = Annotated[list[str], typer.Argument(help="Ids of runs (their first letters do), or folders.", metavar="RUN...")]
 
@@ -36,7 +38,7 @@ ROOT = Path("runs")
 
 def runtime(root: Path, data: Path | None = None, device: str = "auto", threads: int | None = None,
             micro: int | None = None, dtype: str = "auto", compiled: bool = False, canary: bool | None = None,
-            tf32: bool = False, deterministic: bool = True) -> Runtime:
+            tf32: bool = False, deterministic: bool = True, keep_updates: bool = False) -> Runtime:
     """Where and with what to compute; what takes long says so on the screen."""
     from typing import get_args
 
@@ -47,5 +49,6 @@ def runtime(root: Path, data: Path | None = None, device: str = "auto", threads:
     if dtype not in get_args(Dtypes):
         raise unknown("--dtype", dtype, get_args(Dtypes))
     return Runtime(root=root, data=data, device=device, threads=threads, micro=micro, compiled=compiled, canary=canary,
-                   tf32=tf32, deterministic=deterministic, dtype=dtype,  # type: ignore[arg-type]
+                   tf32=tf32, deterministic=deterministic, keep_updates=keep_updates,
+                   dtype=dtype,  # type: ignore[arg-type]
                    say=lambda message: typer.echo(message, err=True))

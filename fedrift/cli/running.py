@@ -18,6 +18,7 @@ from .options import (
     Device,
     Dtype,
     File,
+    KeepUpdates,
     Micro,
     Overrides,
     Root,
@@ -42,7 +43,7 @@ Twin = Annotated[bool, typer.Option("--twin/--no-twin", help="Run its IID twin t
 def run(file: File, overrides: Overrides = None, twin: Twin = False, root: Root = ROOT, data: Data = None,
         device: Device = "auto", threads: Threads = None, micro: Micro = None, dtype: Dtype = "auto",
         compiled: Compiled = False, canary: Canary = None, tf32: Tf32 = False, deterministic: Deterministic = True,
-        sink: Sinks = None) -> None:
+        sink: Sinks = None, keep_updates: KeepUpdates = False) -> None:
     """Run an experiment, or go on with it; a finished one is only shown.
 
     `fedrift run experiments/demo.yaml algorithm=Scaffold partition.severity=0.5 seed=3 --twin`
@@ -50,6 +51,8 @@ def run(file: File, overrides: Overrides = None, twin: Twin = False, root: Root 
     `fleet=flower` runs the same experiment over Flower's simulation; `fedrift deploy` over real machines.
 
     `--sink tensorboard` lets it be watched there too; `fedrift watch` needs nothing.
+
+    `--keep-updates` records what clients send, so that `fedrift replay` can fork the run at any round.
     """
     from ..experiment import load_experiment
     from ..experiment import twin as iid
@@ -57,7 +60,8 @@ def run(file: File, overrides: Overrides = None, twin: Twin = False, root: Root 
     rest, fleet, terms = apart(overrides)
     experiment = load_experiment(file, rest)
     wanted = [experiment, iid(experiment)] if twin else [experiment]
-    where = runtime(root, data, device, threads, micro, dtype, compiled, canary, tf32, deterministic)
+    where = runtime(root, data, device, threads, micro, dtype, compiled, canary, tf32, deterministic,
+                    keep_updates)
     runs = carry_out_all(wanted, where, terms if fleet == "flower" else None, sink or ())
     from .screen import summary, verdicts
 

@@ -73,6 +73,8 @@ def summary(run: Run) -> None:
         screen.print(f"final loss {end['final_loss']:.3f} nats per token on the larger test set; "
                      f"{end['train_tokens']:,.0f} tokens trained in {seconds['train']:.0f} s, "
                      f"evaluated in {seconds['evaluate'] + seconds['final']:.0f} s")
+        if kept := end.get("updates"):
+            screen.print(f"updates of {kept['rounds']} rounds kept, {kept['bytes'] / 1e6:.1f} MB; `fedrift replay {run.id[:6]}`")
     screen.print(f"[dim]{run.folder}[/]", soft_wrap=True)
 
 

@@ -75,6 +75,8 @@ def configured(runtime: Runtime, terms: Terms) -> dict[str, str | int | float | 
         **asdict(terms)}
     if runtime.threads:
         said["threads"] = runtime.threads
+    if runtime.keep_updates:
+        said["keep_updates"] = True
     if runtime.data:
         said["corpora"] = str(runtime.data.resolve())
     return said

@@ -52,7 +52,8 @@ def begin(grid: Grid, config: Mapping[str, Any]) -> Run:
     threads = config.get("threads")
     runtime = Runtime(root=Path(str(config["runs"])), device=str(config.get("device") or "auto"),
                       threads=int(threads) if threads else None, dtype=str(config.get("dtype") or "auto"),  # type: ignore[arg-type]
-                      data=Path(str(config["corpora"])) if config.get("corpora") else None)
+                      data=Path(str(config["corpora"])) if config.get("corpora") else None,
+                      keep_updates=bool(config.get("keep_updates")))
     terms = Terms(**{f.name: config[f.name] for f in fields(Terms) if f.name in config})
     return carry_out(experiment, Stock(runtime), told, partial(recruit, grid, terms))
 

@@ -7,6 +7,7 @@
               timings.jsonl       seconds by phase; apart, as they differ from one day to another
               events.jsonl        {round, kind, message, client}
               state.safetensors   the last state, whole or not at all (``fedrift.store.tensors``)
+              updates/            every round's report and state, where they were asked for (``fedrift.recording``)
               finished.json       the summary; there once the run is over
               failed.json         why it stopped; gone when it resumes
 

@@ -1,0 +1,6 @@
+"""What a run keeps of its rounds: the state to go on from and, on request, every report as the server received it."""
+
+from .state import keep, restored
+from .updates import Updates
+
+__all__ = ["Updates", "keep", "restored"]
