@@ -5,7 +5,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 
 .PHONY: first-study demo test check lint types slow install clean pocket conform conform-native bench bench-report tables bench-partition bench-fleets \
-	gpu gpu-check gpu-bench gpu-study gpu-wheels bench-models bench-quantised
+	gpu gpu-check gpu-bench gpu-study gpu-wheels bench-models bench-quantised bench-gpu
 
 demo: $(VENV)/.ready
 	$(BIN)/fedrift demo
@@ -72,13 +72,11 @@ bench-partition: $(VENV)/.ready
 bench-fleets: $(VENV)/.dev
 	$(BIN)/python benchmarks/fleets.py
 
-# On an idle machine: a round of ours beside a plain transformers + peft loop; the kept prefix and the fused optimiser; peak memory
-# of stacked clients beside a copy each; the share of a run that is evaluation. Each writes benchmarks/results/.
+# On an idle machine, about a quarter of an hour: a round of ours beside a plain transformers + peft loop; how it grows; the kept
+# prefix and the fused optimiser; memory of stacked clients beside a copy each, and of 1,000; the share of a run that is evaluation;
+# stacked gradients beside lone ones. Each writes benchmarks/results/.
 bench: $(VENV)/.ready
-	$(BIN)/python benchmarks/loop.py
-	$(BIN)/python benchmarks/tuning.py
-	$(BIN)/python benchmarks/memory.py
-	$(BIN)/python benchmarks/evaluation.py
+	for each in loop scaling tuning memory evaluation gradients; do $(BIN)/python benchmarks/$$each.py || exit; done
 
 # A machine with an NVIDIA GPU, one command: correctness, speed, the study's grid. Offline too, where `make gpu-wheels` has been run before
 # and .gpu/wheels came along. A torch with CUDA that is there is used. Each step ends within ten minutes and, asked again, goes on.
@@ -97,6 +95,8 @@ gpu:
 
 gpu-check: .gpu/.ready
 	$(GPU) benchmarks/gpu_check.py $(GPU_OPTIONS)
+
+bench-gpu: gpu-bench
 
 gpu-bench: .gpu/.ready
 	$(GPU) benchmarks/gpu_speed.py $(GPU_OPTIONS) --minutes $(MINUTES)

@@ -5,10 +5,11 @@
 
 from __future__ import annotations
 
-import argparse
+import sys
 import tempfile
 from pathlib import Path
 
+from machine import options
 from turns import written
 
 from fedrift.experiment import parse
@@ -17,12 +18,13 @@ from fedrift.runtime import Runtime
 from fedrift.stock import Stock
 
 
-def main() -> None:
-    ask = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def main(words: list[str] | None = None) -> int:
+    ask = options(__doc__ or "")
     ask.add_argument("--rounds", type=int, default=10)
-    said = ask.parse_args()
+    said = ask.parse_args(words)
+    plan = {"rounds": 1, "steps": 1, "batch": 1, "seq_len": 16} if said.small else {"rounds": said.rounds}
     with tempfile.TemporaryDirectory() as folder:
-        run = carry_out(parse({"corpus": "bbc", "plan": {"rounds": said.rounds}}), Stock(Runtime(root=Path(folder))))
+        run = carry_out(parse({"corpus": "bbc", "plan": plan}), Stock(Runtime(root=Path(folder))))
         timings = run.timings()
     names = sorted({name for row in timings for name in row if name != "round"})
     whole = sum(row.get(name, 0.0) for row in timings for name in ("train", "evaluate", "store", "final"))
@@ -33,8 +35,9 @@ def main() -> None:
                  "share": round(first / whole, 4)})
     for row in rows:
         print(f"{row['phase']:48s} {row['seconds']:8.2f} s {row['share']:7.1%}")
-    written("evaluation", rows, rounds=said.rounds)
+    written(said.out, "evaluation", rows, rounds=plan["rounds"])
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -92,7 +92,7 @@ def row(name: str, said: str, shape: tuple[int, int, int], device: torch.device,
 
 
 def main(words: list[str] | None = None) -> int:
-    ask = options(__doc__ or "")
+    ask = options(__doc__ or "", "cuda")
     ask.add_argument("--minutes", type=float, default=9.0, help="no rung is begun after this")
     ask.add_argument("--compile", action="store_true", help="compile the stacked side's blocks first")
     ask.add_argument("--models", nargs="+", default=list(MODELS), choices=MODELS)

@@ -59,7 +59,7 @@ def until(minutes: float, study: Study, stock: Stock, executor: Executor) -> tup
 
 
 def main(words: list[str] | None = None) -> int:
-    ask = options(__doc__ or "")
+    ask = options(__doc__ or "", "cuda")
     ask.add_argument("--minutes", type=float, default=9.0)
     ask.add_argument("--together", type=int, default=8, help="runs trained in one pass; 1: one run after another")
     ask.add_argument("--runs", type=Path, default=Path("runs"), help="the folder that holds the runs")

@@ -1,88 +1,37 @@
 """A round of local training: our stacked fleet beside a plain transformers + peft loop, one client after another.
 
-    python benchmarks/loop.py [--model pocket] [--repeats 5]
+    python benchmarks/loop.py [--models pocket distilgpt2] [--repeats 5] [--shape 10,2,64,4]
 
 Both sides train the same clients on the same batches with plain gradient descent on the same LoRA adapters and must end at the
 same adapters. They take turns in one process, each from a warm start; the table gives medians and the spread. The loop is a fair
 one: one base model in memory, adapters swapped by copying, no padding, no re-wrapping. The share of peak is that of the frozen
 matrix products, which both sides must do, in what a large float32 product reaches here: its inverse is the most that anything
-could win.
+could win. DistilGPT2's weights are random where its files are not here, which changes no time.
 """
 
 from __future__ import annotations
 
-import argparse
 import math
-from collections.abc import Callable
+import sys
 from statistics import median
 from typing import Any
 
-import torch
-from peft import LoraConfig, get_peft_model
-from torch import Tensor
-from turns import apart, compared, peak, taking_turns, written
+from machine import options
+from sides import CPU, batches_of, network_of, one_by_one, stacked, start_of
+from turns import agreed, compared, peak, taking_turns, written
 
-from fedrift.algorithms import FedAvg
-from fedrift.fleet import SimulatedFleet
 from fedrift.fleet.micro import micro_cohort
-from fedrift.models.load import load_model
+from fedrift.models.presets import PRESETS
 from fedrift.models.stacked import StackedModel
 from fedrift.models.tune import Lora, blocks_of
 from fedrift.models.worn import shape_of
-from fedrift.optimizers import Sgd
-from fedrift.rounds import begin
-from fedrift.runtime import cache_folder, keep_pages
-from fedrift.streams import torch_stream
-from fedrift.tree import Tree
+from fedrift.runtime import keep_pages
 
-SHAPES = [(10, 8, 64, 4), (10, 2, 64, 4), (10, 8, 128, 2), (4, 8, 64, 4)]  # clients, sequences, tokens, steps
-LR = 0.05
-
-
-def batches_of(clients: int, rows: int, tokens: int, steps: int, vocabulary: int) -> list[dict[str, Tensor]]:
-    """The same random tokens for both sides, ``[C, B, T]`` a step."""
-    draw = torch_stream(0, "benchmark", clients, rows, tokens)
-    every = [torch.randint(2, vocabulary, (clients, rows, tokens), generator=draw) for _ in range(steps)]
-    return [{"tokens": step, "keep": torch.ones_like(step, dtype=torch.bool)} for step in every]
-
-
-def stacked_side(name: str, batches: list[dict[str, Tensor]], micro: int | None) -> Callable[[], Tree]:
-    model = StackedModel(load_model(name, cache=cache_folder()).network, Lora())
-    clients = len(batches[0]["tokens"])
-
-    def read(round: int, cohort: Tensor) -> list[dict[str, Tensor]]:
-        return [{leaf: values[cohort] for leaf, values in batch.items()} for batch in batches]
-
-    fleet = SimulatedFleet(clients, model, read, Sgd(LR), micro=micro)
-    state = begin(FedAvg(), model.template(), clients)
-    return lambda: fleet.train(state, FedAvg(), torch.arange(clients)).delta
-
-
-def plain_side(name: str, batches: list[dict[str, Tensor]]) -> Callable[[], Tree]:
-    language = load_model(name, cache=cache_folder())
-    start = StackedModel(load_model(name, cache=cache_folder()).network, Lora()).template()
-    endings = sorted({path.rsplit(".", 2)[-2] for path in start})
-    model = get_peft_model(language.network, LoraConfig(r=8, lora_alpha=16, target_modules=endings)).eval()  # type: ignore[arg-type]
-    leaves = {name.replace("base_model.model.", "").replace(".lora_", ".").replace(".default.weight", ""): leaf
-              for name, leaf in model.named_parameters() if "lora_" in name}
-
-    def train() -> Tree:
-        moved: dict[str, list[Tensor]] = {name: [] for name in start}
-        for client in range(len(batches[0]["tokens"])):
-            with torch.no_grad():
-                for name, leaf in leaves.items():
-                    leaf.copy_(start[name][0])
-            optimizer = torch.optim.SGD(leaves.values(), lr=LR)
-            for batch in batches:
-                tokens = batch["tokens"][client]
-                optimizer.zero_grad()
-                model(input_ids=tokens, labels=tokens).loss.backward()
-                optimizer.step()
-            for name, leaf in leaves.items():
-                moved[name].append(leaf.detach() - start[name][0])
-        return Tree({name: torch.stack(parts) for name, parts in moved.items()})
-
-    return train
+Shape = tuple[int, int, int, int]  # clients, sequences, tokens, steps
+SHAPES: dict[str, list[Shape]] = {
+    "pocket": [(10, 8, 64, 4), (10, 2, 64, 4), (10, 8, 128, 2), (4, 8, 64, 4)],
+    "distilgpt2": [(1, 8, 64, 2), (4, 8, 64, 1), (10, 1, 64, 1)]}
+SMALL: Shape = (3, 2, 16, 2)
 
 
 def flops_per_token(network: Any) -> float:
@@ -96,44 +45,50 @@ def flops_per_token(network: Any) -> float:
     return 2.0 * (2 * (sum(maps.values()) + head.weight.numel()) - idle)
 
 
-def measure(name: str, repeats: int, shapes: list[tuple[int, int, int, int]],
-            micro: int | None) -> tuple[list[dict[str, Any]], float]:
-    """A row of each shape, and the peak."""
-    network: Any = load_model(name, cache=cache_folder()).network
-    work_of_token, top = flops_per_token(network), peak()
-    rows: list[dict[str, Any]] = []
-    for clients, sequences, tokens, steps in shapes:
-        batches = batches_of(clients, sequences, tokens, steps, network.config.vocab_size)
-        fits = micro or micro_cohort(network, clients, sequences, tokens, torch.device("cpu"))
-        sides = {"loop": plain_side(name, batches), "stacked": stacked_side(name, batches, min(fits, clients))}
-        ends = {side: run() for side, run in sides.items()}  # warm, and compared
-        difference = apart(ends["loop"], ends["stacked"])
-        spent = taking_turns(sides, repeats)
-        top = max(top, peak())
-        work = clients * sequences * tokens * steps
-        rate = {side: work / median(seconds) for side, seconds in spent.items()}
-        rows.append({"clients": clients, "sequences": sequences, "tokens": tokens, "steps": steps, "micro": min(fits, clients),
-                     **{f"{side}_tokens_per_s": round(value) for side, value in rate.items()},
-                     **{f"{side}_share_of_peak": round(value * work_of_token / top, 2) for side, value in rate.items()},
-                     **compared(spent, "loop", "stacked"), "largest_difference": difference})
-        print("{clients:3d} x {sequences} x {tokens:3d}   loop {loop_tokens_per_s:6,d} tokens/s ({loop_share_of_peak:.0%})"
-              "   stacked {stacked_tokens_per_s:6,d} ({stacked_share_of_peak:.0%})   {ratio:.2f}x ({ratio_lowest:.2f} to "
-              "{ratio_highest:.2f})   adapters differ by {largest_difference:.0e}".format(**rows[-1]), flush=True)
-    return rows, top
+def measure(name: str, shape: Shape, repeats: int, micro: int | None, small: bool) -> tuple[dict[str, Any], float]:
+    """The row of a shape, and the peak."""
+    network = network_of(name, small=small)
+    clients, sequences, tokens, steps = shape
+    batches = batches_of(*shape, network.config.vocab_size)
+    fits = min(clients, micro or micro_cohort(network, clients, sequences, tokens, CPU))
+    each, work = flops_per_token(network), math.prod(shape)
+    start = start_of(network_of(name, small=small))
+    sides = {"loop": one_by_one(network_of(name, small=small), batches, start),
+             "stacked": stacked(StackedModel(network, Lora()), batches, start, fits)}
+    ends = {side: run() for side, run in sides.items()}  # warm, and compared
+    difference = agreed(ends["stacked"], ends["loop"])
+    top = peak()
+    spent = taking_turns(sides, repeats)
+    top = max(top, peak())
+    rate = {side: work / median(seconds) for side, seconds in spent.items()}
+    return {"clients": clients, "sequences": sequences, "tokens": tokens, "steps": steps, "micro": fits,
+            **{f"{side}_tokens_per_s": round(value) for side, value in rate.items()},
+            **{f"{side}_share_of_peak": round(value * each / top, 2) for side, value in rate.items()},
+            **compared(spent, "loop", "stacked"), "difference": difference}, top
 
 
-def main() -> None:
-    ask = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    ask.add_argument("--model", default="pocket")
+def main(words: list[str] | None = None) -> int:
+    ask = options(__doc__ or "")
+    ask.add_argument("--models", nargs="+", default=list(SHAPES), choices=list(PRESETS))
     ask.add_argument("--repeats", type=int, default=5)
     ask.add_argument("--micro", type=int, help="clients in one pass; as a run would choose if not said")
-    ask.add_argument("--shape", action="append", help="clients,sequences,tokens,steps in place of the usual four")
-    said = ask.parse_args()
-    shapes: Any = [tuple(map(int, shape.split(","))) for shape in said.shape or []] or SHAPES
+    ask.add_argument("--shape", action="append", help="clients,sequences,tokens,steps in place of the usual ones")
+    said = ask.parse_args(words)
+    asked: Any = [tuple(map(int, shape.split(","))) for shape in said.shape or []]
     keep_pages()  # as every run does; both sides profit
-    rows, top = measure(said.model, said.repeats, shapes, said.micro)
-    written(f"loop-{said.model}", rows, model=said.model, peak_gflops=round(top / 1e9))
+    for name in said.models:
+        rows, top = list[dict[str, Any]](), 0.0
+        for shape in asked or ([SMALL] if said.small else SHAPES.get(name, [(4, 8, 64, 1)])):
+            row, reached = measure(name, shape, said.repeats, said.micro, said.small)
+            rows.append(row)
+            top = max(top, reached)
+            print("{name:10} {clients:3d} x {sequences} x {tokens:3d}   loop {loop_tokens_per_s:6,d} tokens/s "
+                  "({loop_share_of_peak:.0%})   stacked {stacked_tokens_per_s:6,d} ({stacked_share_of_peak:.0%})   {ratio:.2f}x "
+                  "({ratio_lowest:.2f} to {ratio_highest:.2f})   adapters differ by {difference:.0e}".format(name=name, **row),
+                  flush=True)
+        written(said.out, f"loop-{name}", rows, model=name, peak_gflops=round(top / 1e9))
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -16,11 +16,12 @@ RESULTS = Path(__file__).with_name("results")
 PAGE = Path(__file__).parents[1] / "docs" / "models.md"
 
 
-def options(about: str) -> argparse.ArgumentParser:
-    """What all scripts for a device are asked."""
+def options(about: str, device: str = "") -> argparse.ArgumentParser:
+    """What all scripts are asked; those for a ``device`` of choice also which."""
     ask = argparse.ArgumentParser(description=about, formatter_class=argparse.RawDescriptionHelpFormatter)
-    ask.add_argument("--device", default="cuda", help="cuda, mps or cpu")
-    ask.add_argument("--small", action="store_true", help="networks of toy size: does the script itself work here?")
+    if device:
+        ask.add_argument("--device", default=device, help="cuda, mps or cpu")
+    ask.add_argument("--small", action="store_true", help="toy sizes: does the script itself work here?")
     ask.add_argument("--out", type=Path, default=RESULTS, help="folder of the figures")
     return ask
 

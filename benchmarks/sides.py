@@ -15,25 +15,27 @@ from torch import Tensor
 
 from fedrift.algorithms import FedAvg
 from fedrift.fleet import SimulatedFleet
+from fedrift.fleet.simulated import Batches
 from fedrift.folders import cache_folder
 from fedrift.models.load import load_model
 from fedrift.models.presets import PRESETS, Preset, at_hand
 from fedrift.models.stacked import StackedModel
-from fedrift.models.tune import Lora
+from fedrift.models.tune import Lora, Tune
 from fedrift.models.unread import unread
-from fedrift.optimizers import Sgd
+from fedrift.optimizers import Optimizer, Sgd
 from fedrift.rounds import begin
 from fedrift.streams import torch_stream
 from fedrift.tree import Tree
 
 LR = 0.05
+CPU = torch.device("cpu")
 TOY = {"gpt2": {"n_layer": 2, "n_embd": 32, "n_head": 4, "vocab_size": 97}} | {
     kind: {"num_hidden_layers": 2, "hidden_size": 32, "intermediate_size": 48, "num_attention_heads": 4, "num_key_value_heads": 2,
            "vocab_size": 97} for kind in ("llama", "qwen2")}
 Train = Callable[[], Tree]
 
 
-def network_of(name: str, device: torch.device, dtype: torch.dtype, small: bool = False) -> Any:
+def network_of(name: str, device: torch.device = CPU, dtype: torch.dtype = torch.float32, small: bool = False) -> Any:
     """A preset's network: its own weights where its files are here, random ones elsewhere, or a toy of its family."""
     preset = PRESETS[name]
     if small:
@@ -49,37 +51,46 @@ def family(preset: Preset) -> str:
 
 
 def batches_of(clients: int, rows: int, tokens: int, steps: int, vocabulary: int,
-               device: torch.device) -> list[dict[str, Tensor]]:
+               device: torch.device = CPU) -> list[dict[str, Tensor]]:
     """The same random tokens for both sides, ``[C, B, T]`` a step."""
     draw = torch_stream(0, "benchmark", clients, rows, tokens)
     every = [torch.randint(2, vocabulary, (clients, rows, tokens), generator=draw).to(device) for _ in range(steps)]
     return [{"tokens": step, "keep": torch.ones_like(step, dtype=torch.bool)} for step in every]
 
 
-def start_of(network: Any) -> Tree:
-    """First adapters on query and value; B is moved off zero, so that both factors learn from the first step on."""
-    params = StackedModel(network, Lora()).template()
+def start_of(network: Any, tune: Tune = Lora()) -> Tree:
+    """First adapters, on query and value if not said; B is moved off zero, so that both factors learn from the first step on."""
+    params = StackedModel(network, tune).template()
     draw = torch_stream(0, "benchmark", "start")
     return Tree({name: leaf + (0.01 * torch.randn(leaf.shape, generator=draw)).to(leaf) for name, leaf in params.items()})
 
 
-def stacked(model: StackedModel, batches: list[dict[str, Tensor]], start: Tree, micro: int | None = None) -> Train:
-    clients = len(batches[0]["tokens"])
-
+def reader(batches: list[dict[str, Tensor]]) -> Batches:
+    """The same batches in every round, of whoever takes part."""
     def read(round: int, cohort: Tensor) -> list[dict[str, Tensor]]:
-        some = cohort.to(batches[0]["tokens"].device)
+        some = cohort.to(next(iter(batches[0].values())).device)
         return [{leaf: values[some] for leaf, values in batch.items()} for batch in batches]
+    return read
 
-    fleet = SimulatedFleet(clients, model, read, Sgd(LR), micro=micro)
+
+def stacked(model: StackedModel, batches: list[dict[str, Tensor]], start: Tree, micro: int | None = None,
+            optimizer: Optimizer = Sgd(LR)) -> Train:
+    clients = len(batches[0]["tokens"])
+    fleet = SimulatedFleet(clients, model, reader(batches), optimizer, micro=micro)
     state = begin(FedAvg(), start, clients)
     return lambda: fleet.train(state, FedAvg(), torch.arange(clients)).delta
 
 
+def adapted(network: Any, start: Tree) -> tuple[Any, dict[str, Tensor]]:
+    """A network wrapped by peft, and its adapters by the names that ours have."""
+    endings, rank = sorted({path.rsplit(".", 2)[-2] for path in start}), next(iter(start.values())).shape[1]
+    model: Any = get_peft_model(network, LoraConfig(r=rank, lora_alpha=16, target_modules=endings)).eval()  # type: ignore[arg-type]
+    return model, {name.replace("base_model.model.", "").replace(".lora_", ".").replace(".default.weight", ""): leaf
+                   for name, leaf in model.named_parameters() if "lora_" in name}
+
+
 def one_by_one(network: Any, batches: list[dict[str, Tensor]], start: Tree) -> Train:
-    endings = sorted({path.rsplit(".", 2)[-2] for path in start})
-    model: Any = get_peft_model(network, LoraConfig(r=8, lora_alpha=16, target_modules=endings)).eval()  # type: ignore[arg-type]
-    leaves = {name.replace("base_model.model.", "").replace(".lora_", ".").replace(".default.weight", ""): leaf
-              for name, leaf in model.named_parameters() if "lora_" in name}
+    model, leaves = adapted(network, start)
 
     def train() -> Tree:
         moved: dict[str, list[Tensor]] = {name: [] for name in start}

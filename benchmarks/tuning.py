@@ -9,25 +9,21 @@ take turns and must end at the same weights.
 
 from __future__ import annotations
 
-import argparse
-from collections.abc import Callable
+import sys
 from dataclasses import dataclass
 from time import perf_counter
 from typing import Any
 
-import torch
-from loop import batches_of
+from machine import options
+from sides import batches_of, network_of, stacked
 from torch import Tensor
-from turns import apart, compared, taking_turns, written
+from turns import agreed, compared, taking_turns, written
 
-from fedrift.algorithms import FedAvg
-from fedrift.fleet import SimulatedFleet
-from fedrift.models.load import load_model
+from fedrift.models.presets import PRESETS
 from fedrift.models.stacked import StackedModel
 from fedrift.models.tune import Full, LastK, Tune
 from fedrift.optimizers import AdamW
-from fedrift.rounds import begin
-from fedrift.runtime import cache_folder, keep_pages
+from fedrift.runtime import keep_pages
 from fedrift.tree import Tree
 
 
@@ -39,49 +35,42 @@ class Written(AdamW):
         return self.written(params, grad, moments, count)
 
 
-def side(name: str, tune: Tune, batches: list[dict[str, Tensor]], optimizer: AdamW, micro: int,
-         prefix: bool) -> tuple[Callable[[], Tree], StackedModel]:
-    model = StackedModel(load_model(name, cache=cache_folder()).network, tune, prefix=prefix)
-    clients = len(batches[0]["tokens"])
-
-    def read(round: int, cohort: Tensor) -> list[dict[str, Tensor]]:
-        return [{leaf: values[cohort] for leaf, values in batch.items()} for batch in batches]
-
-    fleet = SimulatedFleet(clients, model, read, optimizer, micro=micro)
-    state = begin(FedAvg(), model.template(), clients)
-    return lambda: fleet.train(state, FedAvg(), torch.arange(clients)).delta, model
+CASES: list[tuple[str, Tune, dict[str, tuple[AdamW, bool]]]] = [
+    *((f"last {blocks}: prefix kept", LastK(blocks), {"plain": (AdamW(1e-4), False), "fast": (AdamW(1e-4), True)})
+      for blocks in (1, 2)),
+    ("full: fused optimiser", Full(), {"plain": (Written(1e-4), False), "fast": (AdamW(1e-4), False)})]
 
 
-def main() -> None:
-    ask = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    ask.add_argument("--model", default="pocket")
+def main(words: list[str] | None = None) -> int:
+    ask = options(__doc__ or "")
+    ask.add_argument("--model", default="pocket", choices=list(PRESETS))
     ask.add_argument("--repeats", type=int, default=5)
-    ask.add_argument("--shape", default="4,8,64,3", help="clients,sequences,tokens,steps")
-    said = ask.parse_args()
-    clients, sequences, tokens, steps = map(int, said.shape.split(","))
+    ask.add_argument("--shape", help="clients,sequences,tokens,steps in place of 4,8,64,3")
+    said = ask.parse_args(words)
+    shape = said.shape or ("2,2,16,2" if said.small else "4,8,64,3")
+    clients, sequences, tokens, steps = map(int, shape.split(","))
     keep_pages()
-    vocabulary = load_model(said.model, cache=cache_folder()).network.config.vocab_size
+    vocabulary = network_of(said.model, small=said.small).config.vocab_size
     batches = batches_of(clients, sequences, tokens, steps, vocabulary)
     rows: list[dict[str, Any]] = []
-    cases: list[tuple[str, Tune, dict[str, tuple[AdamW, bool]]]] = [
-        *((f"last {blocks}: prefix kept", LastK(blocks), {"plain": (AdamW(1e-4), False), "fast": (AdamW(1e-4), True)})
-          for blocks in (1, 2)),
-        ("full: fused optimiser", Full(), {"plain": (Written(1e-4), False), "fast": (AdamW(1e-4), False)})]
-    for case, tune, how in cases:
-        made = {name: side(said.model, tune, batches, optimizer, 1, prefix) for name, (optimizer, prefix) in how.items()}
+    for case, tune, how in CASES:
+        sides = {}
+        for side, (optimizer, prefix) in how.items():
+            model = StackedModel(network_of(said.model, small=said.small), tune, prefix=prefix)
+            sides[side] = stacked(model, batches, model.template(), 1, optimizer)
         begun = perf_counter()
-        ends = {"fast": made["fast"][0]()}
+        end = sides["fast"]()
         first = perf_counter() - begun
-        ends["plain"] = made["plain"][0]()
         # Adam divides by the gradient's size: where that is all rounding, so is the step.
-        difference = apart(ends["plain"], ends["fast"], most=0.1)
-        spent = taking_turns({name: run for name, (run, _) in made.items()}, said.repeats)
+        difference = agreed(end, sides["plain"](), most=0.1)
+        spent = taking_turns(sides, said.repeats)
         rows.append({"case": case, "first_round_s": round(first, 2), "round_s": round(min(spent["fast"]), 2),
-                     **compared(spent, "plain", "fast"), "largest_difference": difference})
+                     **compared(spent, "plain", "fast"), "difference": difference})
         print("{case:24s} {ratio:.2f}x ({ratio_lowest:.2f} to {ratio_highest:.2f})   first round {first_round_s} s, "
-              "later {round_s} s   weights differ by {largest_difference:.0e}".format(**rows[-1]), flush=True)
-    written(f"tuning-{said.model}", rows, model=said.model, shape=said.shape)
+              "later {round_s} s   weights differ by {difference:.0e}".format(**rows[-1]), flush=True)
+    written(said.out, f"tuning-{said.model}", rows, model=said.model, shape=shape)
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

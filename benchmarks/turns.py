@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import platform
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from statistics import median
 from time import perf_counter
 from typing import Any
 
 import torch
-from machine import RESULTS, machine, write
+from machine import machine, write
+from sides import apart
+
+from fedrift.tree import Tree
 
 
 def taking_turns(sides: Mapping[str, Callable[[], Any]], repeats: int) -> dict[str, list[float]]:
@@ -40,15 +44,14 @@ def peak(side: int = 1024, trials: int = 20) -> float:
     return 2 * side**3 / best
 
 
-def apart(one: Mapping[str, torch.Tensor], other: Mapping[str, torch.Tensor], most: float = 1e-3) -> float:
-    """The largest difference of two trees, as a share of the largest number; more than ``most`` ends the benchmark."""
-    scale = max(float(leaf.abs().max()) for leaf in one.values())
-    found = max(float((one[name] - other[name]).abs().max()) for name in one) / scale
-    if not found <= most:
-        raise SystemExit(f"the sides end {found:.1e} apart (at most {most:.0e} is rounding): nothing to compare")
-    return float(f"{found:.1e}")
+def agreed(found: Tree, expected: Tree, most: float = 1e-3) -> float:
+    """How far two ends lie apart, as a share of the length of what was expected; more than ``most`` ends the benchmark."""
+    gap = apart(found, expected)
+    if not gap <= most:
+        raise SystemExit(f"the sides end {gap:.1e} apart (at most {most:.0e} is rounding): nothing to compare")
+    return float(f"{gap:.1e}")
 
 
-def written(name: str, rows: list[dict[str, Any]], **more: Any) -> None:
+def written(out: Path, name: str, rows: list[dict[str, Any]], **more: Any) -> None:
     """Keep the rows with the machine, the versions and the day."""
-    print(write(RESULTS, f"{name}-{platform.machine()}", {**more, **machine(torch.device("cpu")), "rows": rows}))
+    print(write(out, f"{name}-{platform.machine()}", {**more, **machine(torch.device("cpu")), "rows": rows}))

@@ -42,7 +42,7 @@ def test_a_check_that_fails_and_one_that_breaks_are_told_and_the_others_go_on(tm
         return honest(self, params.rows(torch.zeros(len(batch["tokens"]), dtype=torch.long)), batch)
 
     honest = StackedModel.__call__
-    monkeypatch.setattr(check, "SHAPES", ("pocket",))
+    monkeypatch.setattr(import_module("check_steps"), "SHAPES", ("pocket",))
     monkeypatch.setattr(check, "CHECKS", (breaks, check.stacked_is_one_by_one))
     monkeypatch.setattr(StackedModel, "__call__", worn_by_the_first)
     assert check.main(small(tmp_path)) == 1

@@ -1,0 +1,82 @@
+"""The benchmarks of `make bench`, in their smallest size: they run, their sides end alike, and they write what they found."""
+
+from __future__ import annotations
+
+import json
+from importlib import import_module
+
+import pytest
+import torch
+
+from fedrift.tree import Tree
+
+
+@pytest.fixture(autouse=True)
+def _as_modules(scripts):
+    pass
+
+
+def ran(tmp_path, name: str, *more: str) -> dict[str, dict]:
+    """What a benchmark wrote, by the file's name without the machine's."""
+    assert import_module(name).main(["--small", "--out", str(tmp_path), *more]) == 0
+    return {path.stem.rsplit("-", 1)[0]: json.loads(path.read_text()) for path in tmp_path.glob("*.json")}
+
+
+def test_a_round_beside_the_plain_loop(tmp_path):
+    said = ran(tmp_path, "loop", "--repeats", "1")
+    assert said.keys() == {"loop-pocket", "loop-distilgpt2"}
+    for found in said.values():
+        (row,) = found["rows"]
+        assert row["difference"] < 1e-5 < row["loop_share_of_peak"] + row["stacked_tokens_per_s"]
+        assert found["peak_gflops"] > 0 and found["packages"]["torch"]
+
+
+def test_sides_that_end_apart_end_the_benchmark(scripts):
+    turns = import_module("turns")
+    one = Tree(a=torch.ones(2, 3))
+    assert turns.agreed(one, one) == 0
+    for other in (one * 1.01, one * torch.nan):
+        with pytest.raises(SystemExit, match="nothing to compare"):
+            turns.agreed(other, one)
+
+
+def test_whole_blocks_and_all_weights(tmp_path):
+    said = ran(tmp_path, "tuning", "--repeats", "1")
+    assert [row["difference"] < 1e-4 for row in said["tuning-pocket"]["rows"]] == [True] * 3
+
+
+def test_a_round_grows_with_its_work(tmp_path):
+    rows = ran(tmp_path, "scaling", "--repeats", "1")["scaling"]["rows"]
+    assert [(row["axis"], row["value"], row["work"]) for row in rows] == [
+        ("clients", 2, 0.67), ("clients", 3, 1.0), ("rank", 2, 1.0), ("rank", 4, 1.0)]
+    assert all(row["difference"] < 1e-4 for row in rows)
+
+
+def test_stacked_gradients_are_the_lone_ones(tmp_path, monkeypatch):
+    gradients = import_module("gradients")
+    rows = ran(tmp_path, "gradients")["gradients"]["rows"]
+    assert {row["arithmetic"] for row in rows} == {"float32", "float64"}
+    assert all(0 < max(row["alone"], row["plain"]) <= row["most"] for row in rows if row["tuned"] == "adapters")
+    monkeypatch.setattr(gradients, "MOST", {torch.float64: 0.0})
+    assert gradients.main(["--small", "--out", str(tmp_path)]) == 1
+
+
+def test_memory_of_a_growing_fleet(tmp_path):
+    memory = import_module("memory")
+    cases = [("copies", 3, 3), ("stacked", 3, 3), ("fleet", 4, 2), ("fleet", 8, 2)]
+    rows, ends = [], {}
+    for case in cases:
+        rows.append(memory.one(case, 2, True, tmp_path / "ends.pt"))
+        ends[case] = Tree(torch.load(tmp_path / "ends.pt"))
+    told = memory.concluded(rows, ends)
+    assert max(told["copies_difference"], told["fleet_difference"]) < 1e-4
+    adapters = sum(leaf[0].numel() for leaf in ends["fleet", 8, 2].values())
+    assert told["own_bytes"] == 4 * adapters + 16
+    ends["stacked", 3, 3] = ends["stacked", 3, 3] * 2
+    with pytest.raises(SystemExit, match="nothing to compare"):
+        memory.concluded(rows, ends)
+
+
+def test_the_share_of_looking(tmp_path):
+    rows = ran(tmp_path, "evaluation")["evaluation"]["rows"]
+    assert {"train", "evaluate"} <= {row["phase"] for row in rows}
