@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -15,6 +16,7 @@ from fedrift.arms.table import BEST, found
 from fedrift.errors import UserError
 from fedrift.statistics import paired_t, sign_flip
 from fedrift.study.conduct import conduct
+from tests.worlds import documents
 
 
 @pytest.fixture(scope="module")
@@ -129,8 +131,6 @@ def test_asked_again_nothing_is_run_again(asked, world, book, monkeypatch):
 
 
 def test_a_run_that_stops_is_named_and_the_rest_is_told(asked, world, tmp_path):
-    from dataclasses import replace
-
     there = replace(world, runtime=replace(world.runtime, root=tmp_path))
     odd = replace(asked, arms=("vanilla", "iid", "oracle"), seeds=(0,), said={**asked.said, "corpus": {
         **asked.said["corpus"], "label": ""}, "partition": {"is": "Quantity", "clients": 6, "severity": 0.5}})
@@ -146,3 +146,19 @@ def test_a_run_that_stops_is_named_and_the_rest_is_told(asked, world, tmp_path):
 def test_what_makes_no_sense_is_refused_with_the_way_out(asked, world, change, more, told):
     with pytest.raises(UserError, match=told):
         contest(asked.said, [change], stock=world, **more)
+
+
+def test_general_text_and_syntax_are_each_runs_end_less_its_beginning(asked, world, tmp_path):
+    there = replace(world, runtime=replace(world.runtime, root=tmp_path))
+    (tmp_path / "general.csv").write_text("text\n" + "\n".join(text for text, _ in documents(seed=1)))
+    evaluate = {**asked.said["evaluate"], "panel": ["general", "syntax"], "deep": 5, "general": str(tmp_path / "general.csv"),
+                "general_tokens": 128, "pairs": 4}
+    watched = replace(asked, arms=("vanilla", "iid", "local"), seeds=(0,), said={**asked.said, "evaluate": evaluate})
+    book = conduct(watched.study(), there)
+    rows = found(book).rows.set_index("arm")
+    for entry in book.read()["runs"]:
+        seen, row = book.run(entry).trajectory(), rows.loc[entry.factors["arm"]]
+        for column, metric in (("general", "general.loss"), ("syntax", "syntax.accuracy")):
+            written = seen.curve(metric)[seen.seen(metric)]
+            assert len(written) >= 2 and row[column] == pytest.approx(written[-1] - written[0]), (entry.factors, column)
+    assert rows["general"].nunique() == 3  # each arm has its own
