@@ -5,7 +5,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 
 .PHONY: first-study demo test check lint types slow install clean pocket conform conform-native bench bench-report tables bench-partition bench-fleets \
-	gpu gpu-check gpu-bench gpu-study gpu-wheels bench-models bench-quantised bench-gpu
+	gpu gpu-check gpu-bench gpu-study gpu-wheels bench-models bench-quantised bench-gpu bench-peers
 
 demo: $(VENV)/.ready
 	$(BIN)/fedrift demo
@@ -77,6 +77,16 @@ bench-fleets: $(VENV)/.dev
 # stacked gradients beside lone ones. Each writes benchmarks/results/.
 bench: $(VENV)/.ready
 	for each in loop scaling tuning memory evaluation gradients; do $(BIN)/python benchmarks/$$each.py || exit; done
+
+# The same federated work by fedrift, Flower's simulation and Apple's pfl, in turn; on an idle machine, about five minutes. pfl's
+# packages go, alone, into a folder that only its process sees: they want older versions of some. Writes benchmarks/results/peers.json.
+bench-peers: $(VENV)/.dev .peers/.ready
+	$(BIN)/python benchmarks/peers.py
+
+.peers/.ready:
+	$(BIN)/python -m pip install -q --disable-pip-version-check --no-deps --target .peers/pfl pfl==0.6.0 'dp-accounting>=0.4,<0.6' \
+	  'prv-accountant>=0.2,<0.3' 'multiprocess>=0.70.15,<0.71' 'dill>=0.3.7' || echo "pfl could not be had: the others are measured"
+	mkdir -p .peers && touch $@
 
 # A machine with an NVIDIA GPU, one command: correctness, speed, the study's grid. Offline too, where `make gpu-wheels` has been run before
 # and .gpu/wheels came along. A torch with CUDA that is there is used. Each step ends within ten minutes and, asked again, goes on.

@@ -176,10 +176,11 @@ def report(at: Local, end: Tree, old: Tree, new: Tree, tokens: Tensor, loss: Ten
         new = new.where(worked, old)
         sound = sound & new.finite()
         new = new.where(sound, old)
-    device = next(iter(delta.values())).device
+    device, gradient = next(iter(delta.values())).device, at.gradient
     counts = (sound & worked).to(device)
-    return Report(delta.where(counts, delta.zeros()), new, (new - old).to(device),
-                  at.gradient.where(counts, at.gradient.zeros()), weight=(at.weight * sound).to(device), steps=at.steps,
+    if not counts.all():
+        delta, gradient = delta.where(counts, delta.zeros()), gradient.where(counts, gradient.zeros())
+    return Report(delta, new, (new - old).to(device), gradient, weight=(at.weight * sound).to(device), steps=at.steps,
                   loss=loss, tokens=tokens, failed=~sound, group=group.to(device), population=population.to(device),
                   lr=torch.full_like(at.steps, at.lr))
 

@@ -1,4 +1,4 @@
-"""A client whose loss is finite and whose update is not: caught by the update, not by the loss."""
+"""A client whose loss is finite and whose update is not: caught by the update, not by the loss; and what finite rows are."""
 
 from __future__ import annotations
 
@@ -23,3 +23,10 @@ def test_an_infinite_gradient_at_a_finite_loss_is_left_out_of_the_mean():
     assert done.report.loss.isfinite().all()
     assert done.report.failed.tolist() == [True, False]
     assert done.after.server.params["x"].item() == 0.75  # the sound client's step alone
+
+
+def test_rows_are_finite_by_their_numbers_and_not_by_their_sums():
+    most = torch.finfo(torch.float32).max
+    tree = Tree(a=torch.tensor([[most, most], [1.0, torch.inf], [torch.inf, -torch.inf], [torch.nan, 0.0], [1.0, 2.0]]))
+    assert tree.finite().tolist() == [True, False, False, False, True]
+    assert tree.rows(slice(4, 5)).finite().tolist() == [True]

@@ -74,8 +74,8 @@ def pool(tree: Tree, report: Report) -> Tree:
         return tree.map(lambda leaf: torch.einsum("cm,c...->m...", wide(share), wide(leaf)).to(leaf.dtype))
 
     def add(leaf: Tensor) -> Tensor:
-        total = wide(leaf).new_zeros(models, *leaf.shape[1:])
-        return total.index_add(0, report.group, wide(leaf)).to(leaf.dtype)
+        every = wide(leaf)
+        return every.new_zeros(models, *leaf.shape[1:]).index_add_(0, report.group, every).to(leaf.dtype)
 
     return tree.map(add)
 
@@ -86,7 +86,8 @@ def members(memory: Tree, group: Tensor, like: Tree) -> Tree:
     count = group.bincount(minlength=models).clamp_min(1)
 
     def mean(leaf: Tensor, there: Tensor) -> Tensor:
-        total = wide(leaf).new_zeros(models, *leaf.shape[1:]).index_add(0, group.to(leaf.device), wide(leaf))
+        every = wide(leaf)
+        total = every.new_zeros(models, *leaf.shape[1:]).index_add_(0, group.to(leaf.device), every)
         return (total / count.to(leaf.device).view(-1, *[1] * (leaf.ndim - 1))).to(there)
 
     return memory.map(mean, like)
