@@ -91,6 +91,21 @@ class Evaluate:
 
 
 @dataclass(frozen=True)
+class Fork:
+    """The ``run`` that this one parts from (``fedrift replay``) and the first ``round`` that may differ; those before are that
+    run's own. What ``drop_client`` send counts for nothing from there on, up to and including ``drop_until``."""
+
+    run: str
+    round: Count
+    drop_client: tuple[int, ...] = ()
+    drop_until: Count | None = None
+
+    def dropped(self, round: int) -> tuple[int, ...]:
+        """Who is left out in a round."""
+        return self.drop_client if self.round <= round <= (self.drop_until or round) else ()
+
+
+@dataclass(frozen=True)
 class Experiment:
     """One run. Device, paths, threads and the like are a ``Runtime``'s and not part of it."""
 
@@ -104,6 +119,7 @@ class Experiment:
     seed: int = 0
     mitigation: Vanilla = Vanilla()
     model_content: str = ""  # of a local folder; filled when resolved, so that changed weights are another experiment
+    fork: Fork | None = None
 
     @property
     def id(self) -> str:
@@ -114,12 +130,14 @@ class Experiment:
     def name(self) -> str:
         """A short name for tables and legends."""
         groups = "" if self.mitigation == Vanilla() else f" {type(self.mitigation).__name__}"
+        fork = f", parting from {self.fork.run[:6]} in round {self.fork.round}" if self.fork else ""
         return (f"{type(self.algorithm).__name__}{groups} {self.corpus.name} {called(self.partition)} "
-                f"{self.partition.severity:g} seed {self.seed}")
+                f"{self.partition.severity:g} seed {self.seed}{fork}")
 
     def written(self) -> dict[str, Any]:
-        """The whole experiment as plain YAML, defaults included."""
-        return {**write(self, ROOMS), "corpus": self.corpus.written()}
+        """The whole experiment as plain YAML, defaults included; a fork, where it is one."""
+        said = {**write(self, ROOMS), "corpus": self.corpus.written()}
+        return said if self.fork else {key: value for key, value in said.items() if key != "fork"}
 
 
 def parse(said: dict[str, Any], overrides: Iterable[str] = ()) -> Experiment:
@@ -141,8 +159,8 @@ def load_experiment(path: Path, overrides: Iterable[str] = ()) -> Experiment:
 
 
 def twin(experiment: Experiment) -> Experiment:
-    """The same experiment dealt IID: what is not in it too, heterogeneity did not cause."""
-    iid: Experiment = edit(experiment, {"partition__severity": 0.0})
+    """The same experiment dealt IID, from its beginning: what is not in it too, heterogeneity did not cause."""
+    iid: Experiment = edit(experiment, {"partition__severity": 0.0, "fork": None})
     return iid
 
 
@@ -151,4 +169,4 @@ def grid(base: Experiment, **axes: Iterable[Any]) -> list[Experiment]:
     return [edit(base, dict(zip(axes, values, strict=True))) for values in product(*axes.values())]
 
 
-__all__ = ["ROOMS", "Evaluate", "Experiment", "Plan", "edit", "grid", "load_experiment", "parse", "twin"]
+__all__ = ["ROOMS", "Evaluate", "Experiment", "Fork", "Plan", "edit", "grid", "load_experiment", "parse", "twin"]

@@ -15,7 +15,7 @@ from .fleet import Fleet
 from .models.export import save_model, save_personal
 from .models.tune import Lora
 from .probes import Past, over, recorded, served, told
-from .recording import Updates, keep, restored
+from .recording import Parting, Updates, keep, restored
 from .records import Record
 from .rounds import rounds
 from .setting import Setting, prepare, resolve
@@ -72,7 +72,9 @@ def writable(root: Path) -> Path:
 
 
 def _carry_out(experiment: Experiment, run: Run, stock: Stock, watch: Watch, recruit: Recruit | None) -> None:
-    plan, algorithm = experiment.plan, experiment.algorithm
+    plan, algorithm, parting = experiment.plan, experiment.algorithm, Parting.of(run, experiment)
+    if parting and not run.state_path.exists():
+        parting.inherit()
     setting = prepare(experiment, stock, run.environment.get("engine"), worn=recruit is None or "memory" in algorithm.tells)
     run.write_json("experiment", {**experiment.written(), "id": experiment.id, "partition_table": setting.table})
     engine = {name: choice for name, choice in setting.engine.items() if name != "fleet"}
@@ -81,6 +83,9 @@ def _carry_out(experiment: Experiment, run: Run, stock: Stock, watch: Watch, rec
     changed = settle(run, describe(
         str(stock.runtime.torch_device()), torch.get_num_threads(), engine, together=stock.meeting is not None))
     state, updates = restored(run, setting.state), Updates(run)
+    if state is None and parting:
+        state = parting.state(setting)
+        keep(run, state)
     run.rewind(state.round if state else -1)
     past = Past()
     if state is None:
@@ -93,7 +98,7 @@ def _carry_out(experiment: Experiment, run: Run, stock: Stock, watch: Watch, rec
         decided(run, setting)
         run.timing(0, **named(looks))
         keep(run, state)
-    if stock.runtime.keep_updates or updates.rounds:  # a record that was begun has no gaps
+    if stock.runtime.keep_updates or updates.rounds or parting:  # a record that was begun has no gaps
         updates.begin(state)
     setting.work.told.clear()  # what a run that resumes decided at its beginning is written down
     for difference in changed:
@@ -103,7 +108,8 @@ def _carry_out(experiment: Experiment, run: Run, stock: Stock, watch: Watch, rec
 
     fleet = recruit(experiment, setting, run) if recruit else setting.fleet
     work = setting.work
-    loop = rounds(state, work.fleet(fleet), algorithm, until=plan.rounds, cohort=setting.cohort, seed=experiment.seed,
+    hands = parting.fleet(work.fleet(fleet), setting) if parting else work.fleet(fleet)
+    loop = rounds(state, hands, algorithm, until=plan.rounds, cohort=setting.cohort, seed=experiment.seed,
                   regroup=work.regroup, draw=work.draw)
     for done, spent in timed(loop):
         begun = perf_counter()

@@ -45,6 +45,7 @@ MAY = {
                          "probes", "rounds", "runtime", "stock"},
     "recording": VALUES | {"algorithms", "experiment", "fleet", "setting", "store"},
     "run": VALUES | {"experiment", "fleet", "models", "probes", "recording", "records", "rounds", "setting", "stock", "store"},
+    "replay": VALUES | {"config", "diagnose", "experiment", "probes", "recording", "records", "store"},
     "statistics": GROUND,
     "study": GROUND | {"config", "experiment", "records", "run", "runtime", "setting", "statistics", "stock", "store"},
     "sinks": {"errors", "records", "store"},

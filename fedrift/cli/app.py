@@ -18,6 +18,7 @@ from . import (
     judging,
     looking,
     mitigating,
+    replaying,
     running,
     sharing,
     studying,
@@ -50,8 +51,8 @@ def options(
     pass
 
 
-for room in (running, looking, deploying, diagnosing, calibrating, bounding, mitigating, studying, sharing, watching, judging,
-             telling):
+for room in (running, looking, deploying, diagnosing, replaying, calibrating, bounding, mitigating, studying, sharing, watching,
+             judging, telling):
     for command in room.COMMANDS:
         app.command()(command)
 app.add_typer(dealing.app)

@@ -97,7 +97,7 @@ def report(
     from ..report import write_report
     from .screen import exhibit
 
-    twins = {dealt_iid(run.experiment): run for run in list_runs(root) if is_iid(run.experiment)}
+    twins = {dealt_iid(run.experiment): run for run in list_runs(root) if is_iid(run.experiment) and "fork" not in run.experiment}
     chosen = [find_run(root, name) for name in names]
     pairs = [(run, None if is_iid(run.experiment) else twins.get(dealt_iid(run.experiment))) for run in chosen]
     page = write_report([exhibit(run, twin) for run, twin in pairs], out)
@@ -124,12 +124,12 @@ def study_report(name: str, out: Path, root: Path, html: bool, pdf: bool, latex:
 
 def dealt_iid(experiment: dict) -> str:  # type: ignore[type-arg]
     """The stored experiment as its IID twin would be stored, to find that by."""
-    kept = {key: value for key, value in experiment.items() if key not in ("id", "partition_table")}
+    kept = {key: value for key, value in experiment.items() if key not in ("id", "partition_table", "fork")}
     return json.dumps({**kept, "partition": {**kept["partition"], "severity": 0.0}}, sort_keys=True)
 
 
 def is_iid(experiment: dict) -> bool:  # type: ignore[type-arg]
-    return bool(experiment["partition"].get("severity") == 0)
+    return bool(experiment["partition"].get("severity") == 0)  # and so is a fork of such a run
 
 
 COMMANDS = [runs, show, report]

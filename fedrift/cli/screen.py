@@ -57,9 +57,10 @@ def exhibit(run: Run, twin: Run | None = None) -> Exhibit:
 
 
 def title(run: Run) -> str:
-    """A short name: algorithm, regime and severity."""
+    """A short name: algorithm, regime and severity; of a fork, where it parts."""
     said = run.experiment
-    return f"{said['algorithm']['is']} · {said['partition']['is']} {said['partition'].get('severity', 0):g}"
+    fork = f" · from {said['fork']['run'][:6]} at {said['fork']['round']}" if "fork" in said else ""
+    return f"{said['algorithm']['is']} · {said['partition']['is']} {said['partition'].get('severity', 0):g}{fork}"
 
 
 def summary(run: Run) -> None:
@@ -74,7 +75,8 @@ def summary(run: Run) -> None:
                      f"{end['train_tokens']:,.0f} tokens trained in {seconds['train']:.0f} s, "
                      f"evaluated in {seconds['evaluate'] + seconds['final']:.0f} s")
         if kept := end.get("updates"):
-            screen.print(f"updates of {kept['rounds']} rounds kept, {kept['bytes'] / 1e6:.1f} MB; `fedrift replay {run.id[:6]}`")
+            screen.print(f"updates of {kept['rounds']} rounds kept, {kept['bytes'] / 1e6:.1f} MB: "
+                         f"`fedrift replay {run.id[:6]} --from-round ...`")
     screen.print(f"[dim]{run.folder}[/]", soft_wrap=True)
 
 

@@ -66,12 +66,12 @@ class Shelf:
         return self.found[drop].get(name(asked, drop), [])
 
     def twin(self, run: Run) -> Run | None:
-        """The same experiment dealt IID; None if it is not there, or the run is dealt IID itself."""
+        """The same experiment dealt IID, from its beginning; None if it is not there, or the run is dealt IID itself."""
         asked = run.experiment
         if asked["partition"].get("severity") == 0:
             return None
-        return next((other for other, said in self.alike(asked, "partition.severity") if said["partition"].get("severity") == 0),
-                    None)
+        return next((other for other, said in self.alike(asked, "partition.severity", "fork")
+                     if said["partition"].get("severity") == 0 and "fork" not in said), None)
 
     def case(self, run: Run, twin: Run | None) -> Case:
         asked, mine = run.experiment, run.trajectory()

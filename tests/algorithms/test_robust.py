@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from fedrift.algorithms import FedAvg, FedProx, Scaffold
-from fedrift.algorithms.aggregates import Krum, Mean, Median, Private, TrimmedMean
+from fedrift.algorithms.aggregates import Clipped, Krum, Mean, Median, Private, TrimmedMean
 from fedrift.algorithms.aggregates.krum import best, distances
 from fedrift.optimizers import Adam, Sgd
 from fedrift.tree import Tree
@@ -40,6 +40,11 @@ def change(rule: Mean, *values, **options) -> list[float]:
     (TrimmedMean(0.0), (1.0, 2.0, 6.0), 3.0), (TrimmedMean(0.4), (1.0, 2.0, 3.0, 100.0, -100.0), 2.0)])
 def test_the_middle_is_the_middle(rule, values, expected):
     assert change(rule, *values) == pytest.approx([expected])
+
+
+def test_a_clipped_change_counts_by_its_weight_and_no_more_than_its_length():
+    assert change(Clipped(1.0), 0.5, -30.0, weight=(3.0, 1.0)) == pytest.approx([(3 * 0.5 - 1.0) / 4])
+    assert change(Clipped(50.0), 0.5, -30.0, weight=(3.0, 1.0)) == change(Mean(), 0.5, -30.0, weight=(3.0, 1.0))
 
 
 @pytest.mark.parametrize("rule", [Median(), TrimmedMean(0.3), Krum(1), Krum(1, keep=3)])

@@ -42,7 +42,7 @@ def test_help_answers_without_torch():
 
 
 def test_every_command_explains_itself(capsys, monkeypatch):
-    for command in ("run", "demo", "validate", "runs", "show", "report", "conform", "models", "corpora", "doctor"):
+    for command in ("run", "demo", "validate", "runs", "show", "report", "replay", "conform", "models", "corpora", "doctor"):
         code, out, _ = fedrift(capsys, monkeypatch, command, "--help")
         assert code == 0
         assert len(out.splitlines()) > 5

@@ -1,5 +1,6 @@
 """How the changes of a cohort become one: a file each, an import line here. YAML finds them by these names."""
 
+from .clipped import Clipped
 from .fedex import FedEx
 from .ffa import FFA
 from .flora import FLoRA
@@ -11,4 +12,4 @@ from .rolora import RoLoRA
 from .svd import Svd
 from .trimmed import TrimmedMean
 
-__all__ = ["FFA", "FLoRA", "FedEx", "Krum", "Mean", "Median", "Private", "RoLoRA", "Svd", "TrimmedMean"]
+__all__ = ["FFA", "Clipped", "FLoRA", "FedEx", "Krum", "Mean", "Median", "Private", "RoLoRA", "Svd", "TrimmedMean"]

@@ -1,0 +1,49 @@
+"""How far apart two servers are."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from fedrift.replay import Apart
+from fedrift.replay.parting import between, weights
+from fedrift.replay.telling import Told, held
+from fedrift.tree import Tree
+
+ONE = torch.zeros(4, dtype=torch.long)
+
+
+def adapters(scale: float = 1.0, models: int = 1) -> Tree:
+    draw = torch.Generator().manual_seed(0)
+    down, up = torch.randn(models, 2, 3, generator=draw), torch.randn(models, 4, 2, generator=draw)
+    return Tree({"m.A": down / scale, "m.B": up * scale, "bias": torch.ones(models, 4)})
+
+
+def test_how_a_product_is_written_is_no_distance():
+    one, two = (adapters(), Tree(), ONE), (adapters(8.0), Tree(), ONE)
+    assert between(one, two) < 1e-6
+    merged = Tree({"m.base": weights(adapters(), Tree())["m"]})
+    flat = Tree({**adapters(), "m.B": torch.zeros(1, 4, 2)})
+    assert between(one, (flat, merged, ONE)) < 1e-6
+
+
+def test_the_distance_is_the_root_mean_square_over_the_clients():
+    def served(*biases, group):
+        return Tree({"bias": torch.tensor(biases).view(-1, 1)}), Tree(), torch.tensor(group)
+    assert between(served(0.0, group=[0, 0, 0, 0]), served(3.0, 5.0, group=[0, 0, 1, 0])) == pytest.approx(
+        math.sqrt((3 * 9 + 25) / 4))
+    assert between(served(1.0, 2.0, group=[0, 1]), served(2.0, 1.0, group=[1, 0])) == 0  # another numbering
+
+
+def test_the_sentence_says_what_came_of_it_and_where():
+    rows = (Apart(6, 0.0, 4.5, 4.5, {"a": 0.0}), Apart(7, 0.25, 4.4, 4.3, {"a": -0.3, "b": 0.1, "c": math.nan}),
+            Apart(8, 0.5, 4.4, math.nan, {"a": math.nan}), Apart(9, 0.75, 4.2, 4.2, {"a": 0.0001}))
+    said = Told("o", "f", 7, "", "without client 3", True, rows, ())
+    assert said.sentence == (
+        "Without client 3 from round 7 on, the loss after round 7 is 4.300 nats per token instead of 4.400 (-0.100), most in a "
+        "(-0.300); after round 9 it is 4.200 nats per token instead of 4.200 (+0.000). The servers part in round 7 and end 0.75 "
+        "times as far apart as the origin went since round 6.")
+    assert said.plain()["rounds"][2]["fork"] is None
+    assert "instead of" in held(rows[1])
