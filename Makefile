@@ -34,8 +34,8 @@ study-check: $(VENV)/.ready
 # one idle core; it goes on where it was stopped. Writes benchmarks/results/calibration-*.json and docs/calibration.md.
 .PHONY: calibrate bench-probes
 calibrate: $(VENV)/.ready
-	for each in analytic sandbox lm; do $(BIN)/fedrift calibrate --threads 1 --collection $$each \
-		--out benchmarks/results --page docs/calibration.md; done
+	failed=0; for each in analytic sandbox lm; do $(BIN)/fedrift calibrate --threads 1 --collection $$each \
+		--out benchmarks/results --page docs/calibration.md || failed=1; done; exit $$failed
 
 # Seconds and tokens of every probe on `pocket`, beside a round of training. Writes benchmarks/results/probes.json.
 bench-probes: $(VENV)/.ready

@@ -90,6 +90,17 @@ def wrong_controls(seed: int) -> Case:
     return case(world, replace(world, algorithm=Scaffold()), seed)
 
 
+def stale(seed: int) -> Case:
+    """SCAFFOLD far from its goal, two of 24 a round: by the time c_k is used again the gradient is a fraction of it. The
+    control is the same with sixteen.
+
+    (Where the run has come to rest a c_k lasts, the longer the more the clients differ: age is harmless there.)
+    """
+    world = World(a=(1.0, 2.0, 3.0, 4.0), b=(-1.0, 0.0, 1.0, 2.0), mix=deal(4, 24, 0.1), cohort=2, noise=0.1, wander=0.2, width=4,
+                  x=20.0, lr=0.01, rounds=36, algorithm=Scaffold())
+    return case(world, replace(world, cohort=16), seed)
+
+
 def overshoot(seed: int) -> Case:
     """Heavy ball on the server, just past its stable rate 2 (1 + beta) / (1 - r) = 4.62: every step throws it further back.
 
@@ -157,6 +168,7 @@ PLANTS = (
     Plant("mu = 100, exact", "stall", prox, APART),
     Plant("lr / 1000", "stall", slow, APART),
     Plant("c divided by the cohort", "broken controls", wrong_controls, SWINGS | {"stale controls", "divergence"}),
+    Plant("two of 24 a round", "stale controls", stale, SWINGS | APART),
     Plant("server rate 4.65, momentum .9", "server overshoot", overshoot, SWINGS | APART | {"divergence"}),
     Plant("adapters, 50 steps", "aggregation error", factors, APART),
     Plant("nine to one", "unfairness", nine_to_one, APART),

@@ -29,18 +29,25 @@ def stale(case: Case) -> list[Finding]:
                                               f"there are {len(age)}")
     if np.ptp(age) == 0:
         return not_measured("stale controls", "partial participation: every control has the same age")
-    rho, ratio = float(stats.spearmanr(age, far).statistic) if np.ptp(far) > 0 else 0.0, float(np.median(far))
+    rho, ratio = follows(age, far), float(np.median(far))
     positive = rho > limit["correlation"] and ratio > limit["ratio"]
-    _, other = pairs(case.twin)
+    others, other = pairs(case.twin)
     base = float(np.median(other)) if len(other) else math.nan
     said = (f"controls are {ratio:.1f} gradients off, the more the older (rho {rho:.2f})" if positive else
             f"controls are {ratio:.2f} gradients off, rho {rho:.2f} with their age")
     ages, distances = table(case.run, "control.age"), table(case.run, "control.staleness")
-    oldest = np.nanmean(np.where(np.isfinite(ages), distances, np.nan), axis=0) if positive else np.zeros(0)
+    seen = np.isfinite(ages) & np.isfinite(distances) if positive else np.zeros((0, 0), dtype=bool)
+    far_off = np.where(seen, distances, 0.0).sum(axis=0) / seen.sum(axis=0).clip(1) if positive else np.zeros(0)  # [N]
+    shown = base > limit["ratio"] and follows(others, other) > limit["correlation"]
     return [judged("stale controls", ratio, base, limit["ratio"], "lengths of the gradient", positive=positive, said=said,
-                   shown=None if math.isnan(base) else base > limit["ratio"], since=since(case.run, limit) if positive else None,
-                   clients=tuple(int(k) for k in np.flatnonzero(oldest > limit["ratio"])),
+                   shown=None if math.isnan(base) else shown, since=since(case.run, limit) if positive else None,
+                   clients=tuple(int(k) for k in np.flatnonzero(far_off > limit["ratio"])),
                    evidence=(series("control.age", range(len(age)), age), series("control.staleness", range(len(far)), far)))]
+
+
+def follows(age: np.ndarray, far: np.ndarray) -> float:
+    """Spearman's correlation of age and distance; 0 where either is all the same."""
+    return float(stats.spearmanr(age, far).statistic) if np.ptp(age) > 0 and np.ptp(far) > 0 else 0.0
 
 
 def since(run: Trajectory, limit: Mapping[str, float]) -> int | None:

@@ -192,6 +192,13 @@ def test_stale_controls_are_older_and_further_off_than_a_gradient():
     assert len(pairs(controls(np.where(age > 10, age, NAN), age))[0]) == 20
 
 
+def test_a_twin_whose_controls_are_far_off_at_any_age_does_not_show_stale_ones():
+    age = np.arange(1, 31).reshape(15, 2)
+    said = [only(detectors.staleness(Case(controls(age, age / 10), twin)), "stale controls").shown
+            for twin in (None, controls(age, age / 10), controls(age, 3 + age % 2), controls(age, age / 100))]
+    assert said == [None, True, False, False]
+
+
 @pytest.mark.parametrize(("off", "bug"), [(1e-15, False), (1e-6, False), (1e-3, True)])
 def test_controls_whose_mean_is_not_theirs_are_a_bug(off, bug):
     finding = only(detectors.staleness(Case(run(control_imbalance=[off] * 12))), "broken controls")
