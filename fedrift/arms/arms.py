@@ -46,12 +46,12 @@ def frame(asked: Asked, kind: str) -> Changes:
 
 
 ARMS: dict[str, Arm] = {
-    "vanilla": Arm("vanilla: one model for all", lambda asked, _: {}, groups=False),
+    "vanilla": Arm("one model for all", lambda asked, _: {}, groups=False),
     "text": Arm("k-means on text embeddings", lambda asked, _: {"mitigation": asked.text}),
     "random": Arm("random clusters of the same sizes",
                   lambda asked, draw: {"mitigation": {"is": "AtRandom", "like": asked.text, "draw": draw}},
                   lambda asked: asked.draws),
-    "oracle": Arm("oracle: the true domains", lambda asked, _: {"mitigation": {"is": "ByDomain"}}),
+    "oracle": Arm("the true domains", lambda asked, _: {"mitigation": {"is": "ByDomain"}}),
     "update": Arm("clusters of the first updates", lambda asked, _: {"mitigation": {
         "is": "ByUpdate", **({} if asked.clusters is None else {"clusters": asked.clusters})}}),
     "ifca": Arm("IFCA", lambda asked, start: {"mitigation": {"is": "ByLoss", "clusters": asked.guess, "restart": start}},
@@ -60,8 +60,8 @@ ARMS: dict[str, Arm] = {
     "tuned": Arm("vanilla, then local steps", lambda asked, _: {"algorithm": frame(asked, "FineTuned")}, groups=False),
     "text+tuned": Arm("text clusters, then local steps",
                       lambda asked, _: {"mitigation": asked.text, "algorithm": frame(asked, "FineTuned")}),
-    "pooled": Arm("centralised: all text in one place", lambda asked, _: {"algorithm": {"is": "Centralised"}}, groups=False),
-    "cfl": Arm("CFL: recursive bipartition", lambda asked, _: {"mitigation": {"is": "Bipartition"}}),
+    "pooled": Arm("all text in one place, centralised", lambda asked, _: {"algorithm": {"is": "Centralised"}}, groups=False),
+    "cfl": Arm("recursive bipartition, CFL", lambda asked, _: {"mitigation": {"is": "Bipartition"}}),
     "soft": Arm("soft mixtures of text clusters", lambda asked, _: {
         "mitigation": {"is": "Soft", "text": asked.text}, "algorithm": {**asked.algorithm, "aggregate": {"is": "FFA"}}}),
     "iid": Arm("vanilla, the documents dealt IID", lambda asked, _: {"partition.severity": 0.0}, groups=False),

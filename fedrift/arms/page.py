@@ -1,20 +1,13 @@
-"""The tables of a contest as Markdown, HTML and plain JSON."""
+"""Tables with their words as Markdown and HTML; numbers as they are written there."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from html import escape
 from typing import Any, NamedTuple
 
-import pandas as pd
-
 from ..statistics.evidence import short
-from .numbers import METRICS
-from .table import BEST, COMPARED, REFERENCES, Found, grades, percent, silent, title
-
-DIGITS = {"own": 4, "worst": 4, "cross": 4, "next": 4, "general": 4, "syntax": 3, "compute": 2, "traffic": 2, "models": 1,
-          "ari": 2}
 
 
 class Part(NamedTuple):
@@ -24,132 +17,6 @@ class Part(NamedTuple):
     words: str
     columns: Sequence[str] = ()
     rows: Sequence[Sequence[str]] = ()
-
-
-def parts(found: Found) -> list[Part]:
-    """Everything that is told, in its order."""
-    columns = "; ".join(f"{name}: {words}" for name, words in METRICS.values())
-    return [Part(found.name, f"{found.limits()} {sentence(found)}"), arms(found), *compared(found), clusters(found),
-            failures(found), Part("What the columns are", f"{columns}.")]
-
-
-def arms(found: Found) -> Part:
-    rows = []
-    for row in found.means().to_dict("records"):
-        cells = [row["title"], str(row["seeds"])]
-        for metric in METRICS:
-            value = number(row[metric], DIGITS[metric], plus=metric in ("general", "syntax"))
-            if metric in COMPARED and math.isfinite(row[metric]):
-                value += f" ({math.exp(row[metric]):.1f})"
-            cells.append(value)
-        rows.append(cells)
-    return Part("The arms", "Means over seeds; losses in nats per token, perplexity in brackets.",
-                ["arm", "seeds", *(name for name, _ in METRICS.values())], rows)
-
-
-def compared(found: Found) -> list[Part]:
-    made = []
-    for reference in REFERENCES:
-        for metric in COMPARED:
-            table = found.contrasts(metric, reference)
-            if not len(table):
-                continue
-            rows = [[title(row["arm"]), number(row["effect"], 4, plus=True),
-                     f"{number(row['low'], 4, plus=True)} to {number(row['high'], 4, plus=True)}",
-                     f"{percent(row['effect']):+.2f} %" if math.isfinite(row["effect"]) else "",
-                     pvalue(row["p"], row["attainable"]), pvalue(row["holm"], row["attainable"]), str(row["seeds"])]
-                    for row in table.to_dict("records")]
-            made.append(Part(
-                f"{METRICS[metric][0].capitalize()}, less {title(reference)}",
-                "Below zero is better. Mean paired difference in nats per token, 95 % t-interval, exact sign-flip p, and the p "
-                "corrected for all rows (Holm).",
-                ["arm", "difference", "95 % interval", "perplexity", "p", "Holm", "seeds"], rows))
-    return made
-
-
-def clusters(found: Found) -> Part:
-    rows = [[str(said["seed"]), str(said.get("k")), sizes(said), number(said.get("p_value"), 2),
-             number(said.get("silhouette"), 2), number(said.get("identified"), 2), number(said.get("stability"), 2),
-             str(said.get("verdict", ""))] for said in found.decisions]
-    words = str(found.decisions[0].get("privacy", "")) if found.decisions else "No run has text clusters."
-    return Part("The text clusters", words,
-                ["seed", "k", "sizes", "p of the permutation", "silhouette", "documents identified", "ARI of bootstraps",
-                 "verdict"], rows)
-
-
-def map_parts(gains: pd.DataFrame, starved: pd.DataFrame) -> list[Part]:
-    """The tables of a map."""
-    rows = [[str(row["regime"]), f"{row['severity']:g}", number(row.get("random.effect"), 4, plus=True), between(row, "random."),
-             pvalue(row.get("random.p", math.nan), row.get("random.attainable", 1.0)),
-             number(row.get("vanilla.effect"), 4, plus=True), number(row["own"], 4, plus=True), number(row["p"], 2),
-             f"{row['identified']:.2f} ({row['chance']:.2f})", number(row["counted"], 0), number(row.get("random.seeds"), 0)]
-            for row in gains.to_dict("records")]
-    cost = [[str(row["k"]), number(row["effect"], 4, plus=True), between(row), pvalue(row["p"], row["attainable"]),
-             str(row["seeds"])] for row in starved.to_dict("records")]
-    return [
-        Part("Where text clusters help", "Loss of text clusters less that of random clusters of the same sizes, nats per token; "
-             "below zero they help. Next text is what clients are about to train on; held-out own text is drawn by domain "
-             "and knows no token skew. Beside it what the descriptors know: p of the permutation of documents, how often a "
-             "document is nearest to its own client's mean (chance), and how many clusters would have been chosen.",
-             ["regime", "severity", "less random, next text", "95 % interval", "p", "less vanilla", "less random, own text",
-              "p of the permutation", "identified (chance)", "k chosen", "seeds"], rows),
-        Part("What fewer clients to a model cost", "Random clusters on IID deals, less one model for all, on own text: nothing "
-             "but the smaller pool differs.", ["clusters", "difference", "95 % interval", "p", "seeds"], cost)]
-
-
-def between(row: Mapping[Any, Any], prefix: str = "") -> str:
-    low, high = row.get(f"{prefix}low", math.nan), row.get(f"{prefix}high", math.nan)
-    return "" if math.isnan(low) else f"{low:+.4f} to {high:+.4f}"
-
-
-def sizes(said: dict[str, Any]) -> str:
-    held = pd.Series(said.get("group", [])).value_counts()
-    return ", ".join(str(count) for count in sorted(held, reverse=True))
-
-
-def failures(found: Found) -> Part:
-    table = grades(found.judgements)
-    columns = [arm for arm in found.arms if arm in found.judgements]
-    rows = [[row["failure"], *(row[arm] for arm in columns)] for row in table.to_dict("records")]
-    words = ("Before is vanilla, after each mitigation; beside vanilla's IID twin, the pooled run and everybody alone, first "
-             "repeats.")
-    if found.judgements.get("vanilla"):
-        none, missing = silent(found.judgements["vanilla"])
-        words += (f" In vanilla looked for and not found: {', '.join(none) or 'nothing'}; not measured: "
-                  f"{', '.join(missing) or 'nothing'}.")
-    if not rows:
-        words += " No arm shows a failure."
-    stopped = f" Not finished, and not in any table: {'; '.join(found.failures)}." if found.failures else ""
-    return Part("Failures", words + stopped, ["failure", *map(title, columns)], rows)
-
-
-def sentence(found: Found) -> str:
-    """The answer in words: text clusters against random ones and against vanilla, and the share of the oracle's gain."""
-    told = []
-    for reference in REFERENCES:
-        table = found.contrasts("own", reference)
-        mine = table[table["arm"] == "text"] if len(table) else table
-        for row in mine.to_dict("records"):
-            if row["high"] < 0:
-                verdict = "better than"
-            elif row["low"] > 0:
-                verdict = "worse than"
-            else:
-                verdict = "not told apart from"
-            seen = f"; {row['detectable']:.3g} would have been seen with 80 % power" if math.isfinite(row["detectable"]) else ""
-            told.append(f"On their own text, text clusters are {verdict} {title(reference)} ({row['effect']:+.4f} nats, "
-                        f"{row['low']:+.4f} to {row['high']:+.4f}, {pvalue(row['p'], row['attainable'])}{seen}).")
-    share = found.recovered()
-    if math.isfinite(share.estimate):
-        if math.isfinite(share.high - share.low):
-            told.append(f"They recover {share.estimate:.0%} of the oracle's gain over vanilla ({share.low:.0%} to "
-                        f"{share.high:.0%}).")
-        else:
-            told.append("The oracle itself gains nothing over vanilla that so many seeds could show: there is no share of it to "
-                        "tell.")
-    if found.decisions and all(said.get("k") == 1 for said in found.decisions):
-        told.append("In every seed one cluster was chosen: text clusters are vanilla.")
-    return " ".join(told)
 
 
 def markdown(told: Sequence[Part], command: str = "") -> str:
@@ -183,32 +50,6 @@ def html(told: Sequence[Part], command: str = "") -> str:
             f"<title>{escape(told[0].heading)}</title><style>{STYLE}</style>{''.join(body)}</html>\n")
 
 
-def plain(found: Found, command: str = "") -> dict[str, Any]:
-    """Everything as JSON: every run, every comparison, what was decided and what was judged."""
-    comparisons = {reference: {metric: records(found.contrasts(metric, reference)) for metric in COMPARED}
-                   for reference in REFERENCES}
-    share = found.recovered()
-    return {"study": found.name, "command": command, "seeds": list(found.seeds), "limits": found.limits(),
-            "says": sentence(found), "metrics": {key: list(words) for key, words in METRICS.items()},
-            "arms": records(found.means()),
-            "less": comparisons,
-            "recovered": {end: finite(getattr(share, end)) for end in ("estimate", "low", "high")},
-            "clusters": [{key: value for key, value in said.items() if key not in ("documents", "privacy")}
-                         for said in found.decisions],
-            "failures": records(grades(found.judgements)), "stopped": list(found.failures), "runs": records(found.rows)}
-
-
-def records(frame: pd.DataFrame) -> list[dict[str, Any]]:
-    return [{str(key): finite(value) for key, value in row.items()} for row in frame.to_dict("records")]
-
-
-def finite(value: Any) -> Any:
-    """JSON has no NaN and no infinities."""
-    if isinstance(value, float):
-        return round(value, 6) if math.isfinite(value) else None
-    return value.item() if hasattr(value, "item") else value
-
-
 def number(value: Any, digits: int, plus: bool = False) -> str:
     if value is None or (isinstance(value, float) and math.isnan(value)):
         return ""
@@ -219,7 +60,7 @@ def pvalue(p: float, attainable: float) -> str:
     """With so few seeds that no p can be below .05, the least there is is told instead."""
     if math.isnan(p):
         return ""
-    return f"p = {short(p)}" if attainable <= 0.05 else f"p = {short(p)}, least possible {short(attainable)}"
+    return short(p) if attainable <= 0.05 else f"{short(p)}, least possible {short(attainable)}"
 
 
-__all__ = ["BEST", "Part", "html", "map_parts", "markdown", "parts", "plain", "sentence"]
+__all__ = ["Part", "html", "markdown", "number", "pvalue"]

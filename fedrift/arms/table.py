@@ -120,7 +120,8 @@ def found(book: Book) -> Found:
         if number == 0 and arm not in ("iid", "pooled"):
             cases.setdefault(arm, []).append(case(run, seed, entries, book))
     frame = pd.DataFrame(rows, columns=["run", "arm", "number", "seed", "iid", "diverged", *METRICS, "train"])
-    frame = pd.concat([frame, best(frame)], ignore_index=True) if (frame["arm"] == "ifca").any() else frame
+    if frame.loc[frame["arm"] == "ifca", "number"].nunique() > 1:  # of one start the best is the mean
+        frame = pd.concat([frame, best(frame)], ignore_index=True)
     base = frame[frame["arm"] == "vanilla"].set_index("seed")["compute"]
     frame["compute"] = frame["compute"] / frame["seed"].map(base)
     return Found(book.name, frame, tuple(decisions), {arm: diagnose(every) for arm, every in cases.items()}, tuple(failures))

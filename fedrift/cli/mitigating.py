@@ -48,7 +48,7 @@ def mitigate(file: File, overrides: Overrides = None, map: Map = False, seeds: S
     """
     from ..arms import contest
     from ..arms.maps import Map, mapped
-    from ..arms.page import map_parts, parts, plain, records
+    from ..arms.parts import map_parts, parts, plain, records
     from ..arms.table import found
     from ..config import load_yaml
     from ..stock import Stock

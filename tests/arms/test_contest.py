@@ -11,7 +11,8 @@ import pytest
 
 from fedrift.arms import ARMS, contest
 from fedrift.arms.numbers import by_client
-from fedrift.arms.page import html, markdown, parts, plain
+from fedrift.arms.page import html, markdown
+from fedrift.arms.parts import parts, plain
 from fedrift.arms.table import BEST, found
 from fedrift.errors import UserError
 from fedrift.statistics import paired_t, sign_flip

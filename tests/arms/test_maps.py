@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from fedrift.arms.maps import REGIMES, Map, mapped, sizes
-from fedrift.arms.page import map_parts, markdown
+from fedrift.arms.page import markdown
+from fedrift.arms.parts import map_parts
 from fedrift.study.conduct import conduct, foreseen
 
 
