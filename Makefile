@@ -25,6 +25,12 @@ types: $(VENV)/.dev
 slow: $(VENV)/.dev
 	$(BIN)/python -m pytest -m slow
 
+# Every algorithm with adapters, the last block and all weights of `pocket`, and every aggregate: falling loss, resuming bit for bit,
+# a client of NaNs, one without data, a round without survivors.
+.PHONY: pairs
+pairs: $(VENV)/.dev
+	$(BIN)/python -m pytest -m slow tests/test_run.py tests/laws/test_language.py
+
 # 63 small runs, unbroken and killed three times: equal tables, and a null study; about half an hour on one core.
 .PHONY: study-check
 study-check: $(VENV)/.ready

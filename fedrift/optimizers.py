@@ -7,7 +7,7 @@ Optimization", ICLR 2021, arXiv:2003.00295, Algorithm 2), so ``Sgd(1.0)`` there 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated, ClassVar, Protocol
+from typing import Annotated, Any, ClassVar, Protocol
 
 import torch
 from annotated_types import Ge, Gt, Interval, Lt
@@ -141,6 +141,11 @@ class Adagrad(Adam):
         return v + square
 
 
+def is_adaptive(optimizer: Any) -> bool:
+    """Whether a rule rescales the gradient coordinate by coordinate, so that adding to it means something else."""
+    return bool(getattr(optimizer, "adaptive", False))
+
+
 def copied(leaf: torch.Tensor) -> torch.Tensor:
     return leaf.clone(memory_format=torch.contiguous_format)
 
@@ -156,4 +161,4 @@ def part(prefix: str, tree: Tree) -> Tree:
     return Tree({name[len(start):]: leaf for name, leaf in tree.items() if name.startswith(start)})
 
 
-__all__ = ["Adagrad", "Adam", "AdamW", "Optimizer", "Sgd", "Yogi"]
+__all__ = ["Adagrad", "Adam", "AdamW", "Optimizer", "Sgd", "Yogi", "is_adaptive"]

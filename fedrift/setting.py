@@ -130,7 +130,8 @@ def prepare(experiment: Experiment, stock: Stock, engine: dict[str, Any] | None 
     work = Work(mitigation, ground, experiment.algorithm)
     return Setting(fleet, work.begin(template), cohort, seen.panel, seen.losses, seen.final,
                    {"domains": list(held.names), "tokens": held.mix.astype(int).tolist()},
-                   experiment.algorithm.caveats(plan.optimizer, plan.weighting) + mitigation.caveats() + seen.caveats,
+                   experiment.algorithm.caveats(plan.optimizer, plan.weighting) + experiment.algorithm.aggregate.thin(cohort)
+                   + mitigation.caveats() + seen.caveats,
                    engine, work, Grouping(ground.domain) if mitigation != Vanilla() else None)
 
 

@@ -18,13 +18,13 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 import fedrift.run
-from fedrift import algorithms
 from fedrift.algorithms import FedAvg, FedProx, LocalOnly, Scaffold, ZeroShot
 from fedrift.errors import UserError
 from fedrift.experiment import edit, twin
 from fedrift.run import carry_out
 from fedrift.setting import prepare, resolve
 from fedrift.store.tensors import load_state
+from tests.pairs import PAIRS, TUNES, algorithm
 from tests.worlds import corpus_file, experiment, stock
 
 
@@ -320,39 +320,36 @@ def test_clients_with_models_of_their_own_are_judged_by_those(tmp_path):
     assert (run.trajectory().table("final.loss.worn")[-1] > 0).all()
 
 
-TUNES = ["{is: Lora, rank: 2}", "{is: LastK, blocks: 1}", "Full"]
-
-
 def pair(folder, name: str, tune: str, *more: str):
-    """An algorithm with what is trained. FedPer keeps its queries: what is shared learns whatever is tuned."""
-    own = ["algorithm.own=['*q_proj*']"] if name == "FedPer" else []
-    return experiment(folder, f"algorithm.is={name}", f"tune={tune}", "plan.weighting=uniform", *own, *more)
+    """An algorithm with what is trained."""
+    asked = experiment(folder, f"tune={TUNES[tune]}", "plan.weighting=uniform", "evaluate.final=0", *more)
+    return edit(asked, {"algorithm": algorithm(name)})
 
 
-@pytest.mark.parametrize("tune", TUNES)
-@pytest.mark.parametrize("name", algorithms.__all__)
+def assert_learned(run, name: str) -> None:
+    loss = run.trajectory().curve("loss")
+    assert loss[-1] == loss[0] if name == "ZeroShot" else loss[-1] < loss[0]
+
+
+@pytest.mark.parametrize(("name", "tune"), PAIRS)
 def test_every_algorithm_trains_whatever_is_tuned_and_resumes(tmp_path, name, tune):
-    asked = pair(tmp_path, name, tune, "plan.rounds=2", "plan.optimizer.lr=0.2", "evaluate.final=0")
+    asked = pair(tmp_path, name, tune, "plan.rounds=2", "plan.optimizer.lr=0.2")
     unbroken = carry_out(asked, replace_root(tmp_path, "unbroken"))
     with pytest.raises(Killed):
         carry_out(asked, replace_root(tmp_path, "broken"), killed_at(1))
     assert_equal(unbroken, carry_out(asked, replace_root(tmp_path, "broken")))
-    loss = unbroken.trajectory().curve("loss")
-    assert loss[-1] == loss[0] if name == "ZeroShot" else loss[-1] < loss[0]
+    assert_learned(unbroken, name)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("tune", ["{is: Lora, rank: 4}", "{is: LastK, blocks: 1}", "Full"])
-@pytest.mark.parametrize("name", algorithms.__all__)
+@pytest.mark.parametrize(("name", "tune"), PAIRS)
 def test_every_algorithm_trains_the_pocket_model(tmp_path, name, tune):
-    asked = pair(tmp_path, name, tune, "plan.rounds=3", "model=pocket", "plan.seq_len=32", "plan.optimizer.lr=0.1",
-                 "evaluate.final=0")
+    asked = pair(tmp_path, name, tune, "plan.rounds=3", "model=pocket", "plan.seq_len=32", "plan.optimizer.lr=0.1")
     with pytest.raises(Killed):
         carry_out(asked, replace_root(tmp_path, "broken"), killed_at(2))
     unbroken, broken = (carry_out(asked, replace_root(tmp_path, where)) for where in ("unbroken", "broken"))
     assert_equal(unbroken, broken)
-    loss = unbroken.trajectory().curve("loss")
-    assert loss[-1] == loss[0] if name == "ZeroShot" else loss[-1] < loss[0]
+    assert_learned(unbroken, name)
 
 
 def test_stragglers_work_is_kept_or_dropped(tmp_path):

@@ -27,7 +27,7 @@ from .fedavg import FedAvg
 
 @dataclass(frozen=True)
 class AFL(FedAvg):
-    rescales: ClassVar[bool] = True
+    weighs: ClassVar[bool] = True
     tells: ClassVar[frozenset[str]] = frozenset({"memory"})
     rate: Annotated[float, Gt(0)] = 0.1
 
@@ -57,7 +57,8 @@ class AFL(FedAvg):
         return replace(server, shared=Tree(theta=theta))
 
     def caveats(self, optimizer: Optimizer, weighting: str) -> list[str]:
-        return ["AFL weighs clients by their losses, not by their sizes, and needs all of them in every round"]
+        return [*super().caveats(optimizer, "uniform"),
+                "AFL weighs clients by their losses, not by their sizes, and needs all of them in every round"]
 
 
 def weight(memory: Tree, shared: Tree) -> Tensor:

@@ -7,6 +7,7 @@ same number of tokens, zero-shot the pretrained model untouched.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -20,6 +21,8 @@ from .fedavg import FedAvg
 class LocalOnly(FedAvg):
     """Every client keeps a model of its own: N groups of one."""
 
+    alone: ClassVar[bool] = True
+
     def groups(self, size: int) -> Tensor:
         return torch.arange(size)
 
@@ -27,6 +30,8 @@ class LocalOnly(FedAvg):
 @dataclass(frozen=True)
 class Centralised(FedAvg):
     """One client holds all rows and takes the steps of the whole cohort: tokens matched, C times the steps."""
+
+    alone: ClassVar[bool] = True
 
     def enroll(self, parts: list[np.ndarray], cohort: int, steps: int) -> tuple[list[np.ndarray], int, int]:
         return [np.sort(np.concatenate(parts))], 1, cohort * steps

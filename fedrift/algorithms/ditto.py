@@ -13,6 +13,7 @@ from typing import Annotated, ClassVar
 
 from annotated_types import Ge
 
+from ..optimizers import Optimizer, is_adaptive
 from ..tree import Tree
 from ..values import Local
 from .fedavg import FedAvg
@@ -31,6 +32,13 @@ class Ditto(FedAvg):
 
     def wear(self, params: Tree, memory: Tree) -> Tree:
         return memory
+
+    def caveats(self, optimizer: Optimizer, weighting: str) -> list[str]:
+        said = super().caveats(optimizer, weighting)
+        if self.lam and is_adaptive(optimizer):
+            said.append("Ditto under AdamW: the pull lam (v - w) is normalised with the rest of the gradient, so lam is not "
+                        "comparable with the SGD literature")
+        return said
 
 
 @dataclass(frozen=True)

@@ -18,10 +18,11 @@ from typing import Annotated, ClassVar
 from annotated_types import Gt
 from torch import Tensor
 
-from ..optimizers import Optimizer, Sgd
+from ..optimizers import Optimizer, Sgd, is_adaptive
 from ..tree import Tree
 from ..values import Local, Report, Round, Server
-from .fedavg import Evidence, FedAvg, is_adaptive, members, pool, shared_by
+from .algorithm import Evidence
+from .fedavg import FedAvg, members, pool, shared_by
 
 
 @dataclass(frozen=True)
@@ -57,8 +58,10 @@ class FedDyn(FedAvg):
         return replace(server, moments=members(memory, group, server.moments))
 
     def caveats(self, optimizer: Optimizer, weighting: str) -> list[str]:
-        return ["FedDyn takes a uniform mean over the cohort; "
-                f"weighting={weighting!r} is not used"] if weighting != "uniform" else []
+        said = super().caveats(optimizer, "uniform")
+        if weighting != "uniform":
+            said.append(f"FedDyn takes a uniform mean over the cohort; weighting={weighting!r} is not used")
+        return said
 
     def refusals(self, optimizer: Optimizer, weighting: str, leaves: Collection[str]) -> list[str]:
         said = super().refusals(optimizer, weighting, leaves)

@@ -17,15 +17,16 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from ..optimizers import Decay, Optimizer
+from ..optimizers import Decay, Optimizer, is_adaptive
 from ..tree import Tree
 from ..values import Report, Server
-from .fedavg import FedAvg, average, is_adaptive
+from .fedavg import FedAvg, average
 
 
 @dataclass(frozen=True)
 class FedNova(FedAvg):
     rescales: ClassVar[bool] = True
+    weighs: ClassVar[bool] = True  # by the steps of everybody
     momentum: Decay = 0.0  # of the clients' optimiser
 
     def absorb(self, server: Server, report: Report) -> Server:

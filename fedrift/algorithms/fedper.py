@@ -10,13 +10,13 @@ arXiv:1912.00818 (Algorithms 1 and 2): base layers are averaged, personalisation
 from __future__ import annotations
 
 from collections.abc import Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from typing import ClassVar
 
 from ..optimizers import Optimizer
 from ..tree import Tree
-from ..values import Local
+from ..values import Local, Report, Server
 from .fedavg import FedAvg
 
 
@@ -43,9 +43,14 @@ class FedPer(FedAvg):
     def wear(self, params: Tree, memory: Tree) -> Tree:
         return self.start(params, memory)
 
+    def absorb(self, server: Server, report: Report) -> Server:
+        after = super().absorb(server, report)  # its noise or its decay would move what nobody shares
+        return replace(after, params=Tree({**after.params, **self.memory(server.params)}))
+
     def refusals(self, optimizer: Optimizer, weighting: str, leaves: Collection[str]) -> list[str]:
         said = super().refusals(optimizer, weighting, leaves)
-        if len({self.stays(name) for name in leaves}) < 2:
-            said.append(f"FedPer must share some leaves and keep others; own={self.own} splits none of these: "
-                        f"{', '.join(sorted(leaves)[:4])}, ...; name the leaves to keep, or use LocalOnly or FedAvg")
+        trained = set(leaves) - (self.frozen(leaves, 0) & self.frozen(leaves, 1))
+        if len({self.stays(name) for name in trained}) < 2:
+            said.append(f"FedPer must share some trained leaves and keep others; own={self.own} splits none of these: "
+                        f"{', '.join(sorted(trained)[:4])}, ...; name the leaves to keep, or use LocalOnly or FedAvg")
         return said

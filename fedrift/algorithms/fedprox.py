@@ -16,10 +16,10 @@ from typing import Annotated, Literal
 
 from annotated_types import Ge
 
-from ..optimizers import Optimizer
+from ..optimizers import Optimizer, is_adaptive
 from ..tree import Tree
 from ..values import Local
-from .fedavg import FedAvg, is_adaptive
+from .fedavg import FedAvg
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,11 @@ class FedProx(FedAvg):
         return (params + pull * at.start) / (1 + pull)
 
     def caveats(self, optimizer: Optimizer, weighting: str) -> list[str]:
+        said = super().caveats(optimizer, weighting)
         if self.form == "loss" and is_adaptive(optimizer):
-            return ["FedProx(form='loss') under AdamW: the proximal gradient is normalised with the rest, so mu is not "
-                    "comparable with the SGD literature; form='decoupled' takes the exact proximal step"]
-        return []
+            said.append("FedProx(form='loss') under AdamW: the proximal gradient is normalised with the rest, so mu is not "
+                        "comparable with the SGD literature; form='decoupled' takes the exact proximal step")
+        elif self.form == "loss" and optimizer.lr * self.mu >= 2:
+            said.append(f"FedProx(form='loss'): with lr mu = {optimizer.lr * self.mu:g} every step ends farther beyond the "
+                        "received model than it began, and runs away; keep lr mu below 2, or take form='decoupled'")
+        return said

@@ -29,3 +29,7 @@ class FedSGD(FedAvg):
 
     def absorb(self, server: Server, report: Report) -> Server:
         return super().absorb(server, replace(report, delta=-report.gradient))
+
+    def caveats(self, optimizer: Optimizer, weighting: str) -> list[str]:
+        return [*super().caveats(optimizer, weighting), f"FedSGD takes one step of the server's rate ({self.server.lr:g}) a "
+                "round; the clients' optimiser, its rate and its clipping are not used"]

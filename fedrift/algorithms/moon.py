@@ -24,7 +24,8 @@ from torch import Tensor
 from ..optimizers import Optimizer
 from ..tree import Tree
 from ..values import Local
-from .fedavg import FedAvg, See
+from .algorithm import See
+from .fedavg import FedAvg
 
 
 @dataclass(frozen=True)

@@ -11,13 +11,14 @@ theta goes on from where it was; the client wears the last one.
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass, replace
 from typing import Annotated, ClassVar
 
 from annotated_types import Ge, Gt
 from torch import Tensor
 
-from ..optimizers import named, part
+from ..optimizers import Optimizer, is_adaptive, named, part
 from ..tree import Tree
 from ..values import Local
 from .fedavg import FedAvg
@@ -56,6 +57,20 @@ class PFedMe(FedAvg):
 
     def wear(self, params: Tree, memory: Tree) -> Tree:
         return memory
+
+    def caveats(self, optimizer: Optimizer, weighting: str) -> list[str]:
+        said = super().caveats(optimizer, weighting)
+        if is_adaptive(optimizer):
+            said.append("pFedMe under AdamW: the pull lam (theta - y) is normalised with the rest of the gradient, so theta "
+                        "solves another problem than the paper's; use Sgd")
+        return said
+
+    def refusals(self, optimizer: Optimizer, weighting: str, leaves: Collection[str]) -> list[str]:
+        said = super().refusals(optimizer, weighting, leaves)
+        if self.eta * self.lam >= 2:
+            said.append(f"pFedMe moves y by eta lam = {self.eta * self.lam:g} of its way to theta, past it and farther away "
+                        "than it was; keep eta lam below 2")
+        return said
 
 
 def outer(at: Local) -> Tree:

@@ -17,15 +17,16 @@ from typing import Annotated, ClassVar
 
 from annotated_types import Ge
 
-from ..optimizers import Optimizer
+from ..optimizers import Optimizer, is_adaptive
 from ..tree import Tree
 from ..values import Report, Server
-from .fedavg import FedAvg, is_adaptive, pool
+from .fedavg import FedAvg, pool
 
 
 @dataclass(frozen=True)
 class QFedAvg(FedAvg):
     rescales: ClassVar[bool] = True
+    weighs: ClassVar[bool] = True
     q: Annotated[float, Ge(0)] = 1.0
 
     def absorb(self, server: Server, report: Report) -> Server:

@@ -21,10 +21,11 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from ..optimizers import Optimizer
+from ..optimizers import Optimizer, is_adaptive
 from ..tree import Tree
 from ..values import Local, Report, Round, Server
-from .fedavg import Evidence, FedAvg, is_adaptive, members, pool
+from .algorithm import Evidence
+from .fedavg import FedAvg, members, pool
 
 
 @dataclass(frozen=True)
@@ -54,7 +55,7 @@ class Scaffold(FedAvg):
         return replace(server, shared=members(memory, group, server.shared))
 
     def caveats(self, optimizer: Optimizer, weighting: str) -> list[str]:
-        said = []
+        said = super().caveats(optimizer, weighting)
         if is_adaptive(optimizer):
             said.append("SCAFFOLD under AdamW is 'SCAFFOLD-style': the correction is added to the gradient before "
                         "Adam normalises it, so the fixed point is off by O(lr) and no theory covers it; use Sgd")

@@ -18,7 +18,8 @@ import torch
 from ..optimizers import Optimizer, named, part
 from ..tree import Tree
 from ..values import Local, Report, Round, Server
-from .fedavg import Evidence, pool
+from .algorithm import Evidence
+from .fedavg import pool
 from .scaffold import Scaffold, told
 
 

@@ -56,7 +56,7 @@ class Soft(Vanilla):
             said.append("Soft mixes models, and a mixture of adapters' factors is not the mixture of the adapters: use "
                         "aggregate: FFA with it, which trains B alone, or tune: {is: LastK}")
         inner = plain.inner if isinstance(plain, FFA) else plain
-        if type(inner) is not Mean or algorithm.rescales:
+        if type(inner) is not Mean or algorithm.rescales or algorithm.weighs:
             said.append(f"Soft needs a server that takes weighted means; {type(algorithm).__name__} with {type(inner).__name__} "
                         "does something else: use FedAvg, FedProx or Scaffold with Mean, or ByText")
         return said

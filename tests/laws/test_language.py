@@ -1,7 +1,7 @@
-"""The laws of loss and failure on a language model, for every algorithm and whatever is tuned.
+"""The laws of failure on a language model, for every algorithm and whatever is tuned.
 
-The tiny world's three clients; a client's batches are spoilt where the law says so. ``tests/test_run.py`` has falling loss
-and resuming for the same pairs, in whole runs.
+The tiny world's three clients, with its own model and, slow, with ``pocket``; a client's batches are spoilt where the law says
+so. ``tests/test_run.py`` has falling loss and resuming for the same pairs, in whole runs.
 """
 
 from __future__ import annotations
@@ -12,34 +12,24 @@ import pytest
 import torch
 from torch import Tensor
 
-from fedrift import algorithms
-from fedrift.algorithms import FedAvg, FedPer, aggregates
+from fedrift.algorithms import FedAvg
 from fedrift.fleet import SimulatedFleet
 from fedrift.rounds import begin, rounds
 from fedrift.setting import Setting, prepare
 from fedrift.tree import Tree
 from fedrift.values import Round, State
+from tests.pairs import PAIRS, TUNES, algorithm
 from tests.worlds import experiment, stock
 
 from .federation import same
 
-TUNES = {"lora": "{is: Lora, rank: 2}", "last_k": "{is: LastK, blocks: 1}", "full": "Full"}
-PAIRS = [*((name, tune) for name in algorithms.__all__ for tune in TUNES), *((name, "lora") for name in aggregates.__all__)]
 
-
-def algorithm(name: str) -> FedAvg:
-    """FedPer keeps its queries, so that what is shared learns whatever is tuned."""
-    if name in aggregates.__all__:
-        return FedAvg(aggregate=getattr(aggregates, name)())
-    return FedPer(own=("*q_proj*",)) if name == "FedPer" else getattr(algorithms, name)()
-
-
-@pytest.fixture(scope="module")
-def settings(tmp_path_factory) -> dict[str, Setting]:
+@pytest.fixture(scope="module", params=["tiny", pytest.param("pocket", marks=pytest.mark.slow)])
+def settings(request, tmp_path_factory) -> dict[str, Setting]:
     folder = tmp_path_factory.mktemp("language")
     shelf = stock(folder)
-    return {name: prepare(experiment(folder, f"tune={tune}", "plan.weighting=uniform", "evaluate.blocks=1", "evaluate.final=0"),
-                          shelf) for name, tune in TUNES.items()}
+    asked = ["plan.weighting=uniform", "evaluate.blocks=1", "evaluate.final=0", *["model=pocket"] * (request.param == "pocket")]
+    return {name: prepare(experiment(folder, f"tune={tune}", *asked), shelf) for name, tune in TUNES.items()}
 
 
 @dataclass(frozen=True, eq=False)

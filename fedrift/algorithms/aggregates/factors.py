@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -22,6 +23,8 @@ from .mean import Frame, Mean, by_model
 @dataclass(frozen=True)
 class Products(Mean):
     """The frame of aggregates that look at B A, not at B and A."""
+
+    pairs: ClassVar[bool] = True
 
     def refusals(self, algorithm: Frame, leaves: Collection[str]) -> list[str]:
         said, ours = needs_adapters(self, leaves), type(self).__name__
@@ -38,6 +41,27 @@ def needs_adapters(rule: Mean, leaves: Collection[str]) -> list[str]:
     if modules(leaves):
         return []
     return [f"{type(rule).__name__} is about low-rank adapters, and none are trained: use tune: {{is: Lora}}"]
+
+
+def recalls(algorithm: Frame, leaves: Collection[str]) -> bool:
+    """Whether clients keep memories that look like the params."""
+    kept = algorithm.memory(Tree({name: torch.zeros(1, 1, 1) for name in leaves}))
+    return any(name.endswith(tuple(leaves)) for name in kept)
+
+
+def forgets(rule: Mean, algorithm: Frame, leaves: Collection[str]) -> list[str]:
+    """The refusal of such memories by an aggregate that changes what the params mean."""
+    if not recalls(algorithm, leaves):
+        return []
+    return [f"{type(rule).__name__} changes what A and B mean from round to round, and {type(algorithm).__name__} "
+            "keeps memories in their terms; use Mean or FFA with it"]
+
+
+def decays(rule: Mean, server: Any) -> list[str]:
+    """The refusal of a server optimiser that moves leaves without being told to, by an aggregate that holds some still."""
+    if not getattr(server, "weight_decay", 0):
+        return []
+    return [f"{type(rule).__name__} holds one factor still; the weight decay of {server} would move it"]
 
 
 def modules(leaves: Collection[str]) -> list[str]:
@@ -67,4 +91,4 @@ def lifted(base: Tree, module: str, model: int, more: Tensor) -> Tensor:
     return leaf.index_add(0, torch.tensor([model], device=leaf.device), more.to(leaf).unsqueeze(0))
 
 
-__all__ = ["Products", "lifted", "modules", "needs_adapters", "no_base", "products"]
+__all__ = ["Products", "decays", "forgets", "lifted", "modules", "needs_adapters", "no_base", "products", "recalls"]

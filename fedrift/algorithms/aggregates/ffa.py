@@ -9,15 +9,17 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from dataclasses import dataclass, replace
+from typing import ClassVar
 
 from ...tree import Tree
 from ...values import Report, Server
-from .factors import modules, needs_adapters
+from .factors import decays, modules, needs_adapters
 from .mean import Frame, Mean
 
 
 @dataclass(frozen=True)
 class FFA(Mean):
+    pairs: ClassVar[bool] = True
     inner: Mean = Mean()
 
     def frozen(self, leaves: Collection[str], round: int) -> frozenset[str]:
@@ -30,4 +32,14 @@ class FFA(Mean):
         return Tree({name: found[name] if name in found else leaf * 0 for name, leaf in server.params.items()})
 
     def refusals(self, algorithm: Frame, leaves: Collection[str]) -> list[str]:
-        return needs_adapters(self, leaves) + self.inner.refusals(algorithm, leaves)
+        said = needs_adapters(self, leaves) + decays(self, algorithm.server)
+        if self.inner.pairs:
+            return [*said, f"FFA aggregates B alone, and {type(self.inner).__name__} is about B and A: use "
+                           "inner=Mean, Median, TrimmedMean, Krum or Private"]
+        return said + self.inner.refusals(algorithm, leaves)
+
+    def caveats(self, algorithm: Frame, weighting: str) -> list[str]:
+        return self.inner.caveats(algorithm, weighting)
+
+    def thin(self, cohort: int) -> list[str]:
+        return self.inner.thin(cohort)

@@ -17,8 +17,8 @@ import torch
 from ...streams import torch_stream
 from ...tree import Tree
 from ...values import Report, Server
-from .factors import Products, lifted, modules, no_base, products
-from .mean import Frame, forgets
+from .factors import Products, forgets, lifted, modules, no_base, products
+from .mean import Frame
 
 
 @dataclass(frozen=True)

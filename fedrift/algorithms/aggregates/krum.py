@@ -17,11 +17,12 @@ from torch import Tensor
 
 from ...tree import Tree, wide
 from ...values import Report, Server
-from .mean import Mean, by_model
+from .alike import Robust
+from .mean import by_model
 
 
 @dataclass(frozen=True)
-class Krum(Mean):
+class Krum(Robust):
     liars: Annotated[int, Ge(0)] = 1
     keep: Annotated[int, Ge(1)] = 1
 
@@ -36,6 +37,11 @@ class Krum(Mean):
             return found
 
         return report.delta.map(pick)
+
+    def thin(self, cohort: int) -> list[str]:
+        least = 2 * self.liars + 3
+        return [] if cohort >= least else [
+            f"Krum(liars={self.liars}) promises nothing for {cohort} clients a round: it needs {least}"]
 
 
 def distances(tree: Tree) -> Tensor:

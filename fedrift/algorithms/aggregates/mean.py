@@ -26,7 +26,13 @@ class Frame(Protocol):
     @property
     def rescales(self) -> bool: ...
     @property
+    def weighs(self) -> bool: ...
+    @property
+    def tells(self) -> frozenset[str]: ...
+    @property
     def personal(self) -> bool: ...
+    @property
+    def alone(self) -> bool: ...
     def memory(self, params: Tree) -> Tree: ...
 
 
@@ -35,6 +41,7 @@ class Mean:
     """sum_k p_k delta_k with p_k = weight_k / sum of the weights (McMahan et al. 2017, arXiv:1602.05629)."""
 
     lifts: ClassVar[bool] = False  # whether it moves what lies under the adapters
+    pairs: ClassVar[bool] = False  # whether it treats B and A of an adapter differently
 
     def frozen(self, leaves: Collection[str], round: int) -> frozenset[str]:
         """The leaves that nobody trains in this round."""
@@ -54,6 +61,14 @@ class Mean:
 
     def refusals(self, algorithm: Frame, leaves: Collection[str]) -> list[str]:
         """Why this makes no sense with what the algorithm does or these trained leaves."""
+        return []
+
+    def caveats(self, algorithm: Frame, weighting: str) -> list[str]:
+        """What a reader of the results must know about this combination."""
+        return []
+
+    def thin(self, cohort: int) -> list[str]:
+        """What a reader must know because so few clients take part in a round."""
         return []
 
 
@@ -93,15 +108,6 @@ def members(memory: Tree, group: Tensor, like: Tree) -> Tree:
     return memory.map(mean, like)
 
 
-def forgets(rule: Mean, algorithm: Frame, leaves: Collection[str]) -> list[str]:
-    """The refusal of memories that look like the params, by an aggregate that changes what the params mean."""
-    kept = algorithm.memory(Tree({name: torch.zeros(1, 1, 1) for name in leaves}))
-    if not any(name.endswith(tuple(leaves)) for name in kept):
-        return []
-    return [f"{type(rule).__name__} changes what A and B mean from round to round, and {type(algorithm).__name__} "
-            "keeps memories in their terms; use Mean, FFA or FedEx with it"]
-
-
 def heard(report: Report) -> Tensor:
     """Which models were trained by anybody, ``[M]`` bool."""
     if report.share is not None:
@@ -117,4 +123,4 @@ def by_model(report: Report) -> list[tuple[int, Tensor]]:
     return [(model, mine) for model, mine in rows if len(mine)]
 
 
-__all__ = ["Frame", "Mean", "average", "by_model", "forgets", "heard", "members", "pool"]
+__all__ = ["Frame", "Mean", "average", "by_model", "heard", "members", "pool"]

@@ -13,14 +13,18 @@ from torch import Tensor
 
 from ...tree import Tree
 from ...values import Report, Server
-from .mean import Mean, by_model
+from .alike import Robust
+from .mean import by_model
 
 
 @dataclass(frozen=True)
-class Median(Mean):
+class Median(Robust):
 
     def combine(self, server: Server, report: Report) -> Tree:
         return sorted_middle(report, lambda count: (count - 1) // 2)
+
+    def thin(self, cohort: int) -> list[str]:
+        return ["Median: of fewer than 3 clients a round it is their mean"] if cohort < 3 else []
 
 
 def sorted_middle(report: Report, drop: Callable[[int], int]) -> Tree:

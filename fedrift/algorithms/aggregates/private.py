@@ -12,6 +12,7 @@ of anybody. ``privacy.epsilon`` says what a run would have spent.
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Annotated
 
@@ -21,11 +22,12 @@ from annotated_types import Ge, Gt
 from ...streams import torch_stream
 from ...tree import Tree
 from ...values import Report, Server
-from .mean import Mean, pool
+from .alike import Alike
+from .mean import Frame, pool
 
 
 @dataclass(frozen=True)
-class Private(Mean):
+class Private(Alike):
     clip: Annotated[float, Gt(0)] = 1.0
     noise: Annotated[float, Ge(0)] = 1.0
 
@@ -37,3 +39,19 @@ class Private(Mean):
         return Tree({name: leaf + self.noise * self.clip * torch.randn(
             leaf.shape, generator=torch_stream(report.draw, "privacy", name), dtype=torch.float64).to(leaf)
             for name, leaf in total.items()}) / size
+
+    def refusals(self, algorithm: Frame, leaves: Collection[str]) -> list[str]:
+        said = super().refusals(algorithm, leaves)
+        if "memory" in algorithm.tells:
+            said.append(f"Private protects the changes only, and {type(algorithm).__name__}'s server also reads what its clients "
+                        "keep, unclipped and without noise: no epsilon would be true; use FedAvg or FedProx")
+        return said
+
+    def caveats(self, algorithm: Frame, weighting: str) -> list[str]:
+        said = super().caveats(algorithm, weighting)
+        if self.noise == 0:
+            said.append("Private(noise=0) only clips: it protects nobody")
+        if algorithm.personal:
+            said.append(f"Private protects the shared model; those that {type(algorithm).__name__}'s clients wear are fitted to "
+                        "their own data without noise, and what is reported of them is not protected")
+        return said

@@ -16,8 +16,8 @@ from torch import Tensor
 
 from ...tree import Tree
 from ...values import Report, Server
-from .factors import Products, modules, products
-from .mean import Frame, forgets
+from .factors import Products, forgets, modules, products
+from .mean import Frame
 
 
 @dataclass(frozen=True)

@@ -13,13 +13,21 @@ from annotated_types import Ge, Lt
 
 from ...tree import Tree
 from ...values import Report, Server
-from .mean import Mean
+from .alike import Robust
 from .median import sorted_middle
 
 
 @dataclass(frozen=True)
-class TrimmedMean(Mean):
+class TrimmedMean(Robust):
     share: Annotated[float, Ge(0), Lt(0.5)] = 0.2
 
     def combine(self, server: Server, report: Report) -> Tree:
-        return sorted_middle(report, lambda count: int(self.share * count + 1e-9))
+        return sorted_middle(report, self.dropped)
+
+    def dropped(self, count: int) -> int:
+        """How many of so many are left out at each end."""
+        return int(self.share * count + 1e-9)
+
+    def thin(self, cohort: int) -> list[str]:
+        return [] if self.dropped(cohort) else [
+            f"TrimmedMean(share={self.share:g}) leaves out nobody of {cohort} clients a round: it is their mean"]
