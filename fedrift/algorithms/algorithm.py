@@ -26,7 +26,7 @@ See = Callable[[Tree], tuple[Tensor, Tensor]]  # params [A, ...] -> (z [A, B, H]
 class Algorithm(ABC):
     """The frame of every algorithm."""
 
-    rescales: ClassVar[bool] = False  # whether the server changes the clients' changes before it aggregates them
+    rescales: ClassVar[bool] = False  # whether the server rescales the clients' changes or steps beyond them
     weighs: ClassVar[bool] = False  # whether what the server counts a client for depends on what the others report
     tells: ClassVar[frozenset[str]] = frozenset()  # what the server reads beside the changes: "memory", "gradient"
     personal: ClassVar[bool] = False  # whether clients wear models of their own

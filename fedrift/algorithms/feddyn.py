@@ -22,7 +22,7 @@ from ..optimizers import Optimizer, Sgd, is_adaptive
 from ..tree import Tree
 from ..values import Local, Report, Round, Server
 from .algorithm import Evidence
-from .fedavg import FedAvg, members, pool, shared_by
+from .fedavg import FedAvg, heard, members, pool, shared_by
 
 
 @dataclass(frozen=True)
@@ -46,9 +46,9 @@ class FedDyn(FedAvg):
     def absorb(self, server: Server, report: Report) -> Server:
         h = server.moments + pool(report.news, report) / report.population.clamp_min(1)
         even = replace(report, weight=(report.weight > 0).to(report.weight))  # the mean over S is uniform
-        drawn = replace(report, weight=even.weight, delta=report.delta - (h / self.alpha).rows(report.group))
-        after = FedAvg(Sgd(1.0), self.aggregate).absorb(replace(server, moments=Tree()), drawn)
-        return replace(after, moments=h)
+        after = FedAvg(Sgd(1.0), self.aggregate).absorb(replace(server, moments=Tree()), even)
+        beyond = after.params - h / self.alpha
+        return replace(after, params=beyond.where(heard(report), server.params), moments=h)
 
     def evidence(self, done: Round) -> Evidence:
         """``server.correction``: |h| / alpha, how far the server goes beyond the mean of its clients."""

@@ -27,7 +27,7 @@ from fedrift.algorithms import (
     aggregates,
 )
 from fedrift.algorithms.afl import weight as share_of
-from fedrift.algorithms.aggregates import FFA, FedEx, FLoRA, Krum, Mean, Median, Private, RoLoRA, Svd, TrimmedMean
+from fedrift.algorithms.aggregates import FFA, Clipped, FedEx, FLoRA, Krum, Mean, Median, Private, RoLoRA, Svd, TrimmedMean
 from fedrift.optimizers import Adagrad, Adam, AdamW, Sgd, Yogi
 from fedrift.tree import Tree
 from tests import quadratics
@@ -42,7 +42,7 @@ RESCALES = {"FedDyn", "FedNova", "FedSGD", "QFedAvg"}
 OWN = {"Ditto", "FedPer", "FineTuned", "PFedMe", "MOON"}  # keep models, not gradients
 
 REFUSED = {  # by each aggregate of plain clients' adapters, these algorithms
-    "Mean": set(), "FFA": {"FedPer"}, "RoLoRA": CONTROLS,
+    "Mean": set(), "Clipped": set(), "FFA": {"FedPer"}, "RoLoRA": CONTROLS,
     "Median": WEIGHS | ALONE, "TrimmedMean": WEIGHS | ALONE, "Krum": WEIGHS | ALONE, "Private": WEIGHS | ALONE | CONTROLS,
     "FedEx": RESCALES | OWN, "FLoRA": RESCALES | OWN | CONTROLS, "Svd": RESCALES | OWN | CONTROLS,
 }
@@ -113,7 +113,7 @@ def test_an_algorithm_and_adamw_clients_learn_or_are_refused(name):
     (FedAvg(aggregate=FLoRA()), Sgd(), PLAIN, "FLoRA is about low-rank adapters"),
     (FedAvg(aggregate=Svd()), Sgd(), PLAIN, "Svd is about low-rank adapters"),
     (FedAvg(aggregate=FedEx(), server=Adam()), Sgd(), LORA, "a server optimiser would move them elsewhere"),
-    (FedNova(aggregate=FLoRA()), Sgd(), LORA, "FedNova rescales the changes before they are aggregated"),
+    (FedNova(aggregate=FLoRA()), Sgd(), LORA, "FedNova rescales the changes or steps beyond them"),
     (Ditto(aggregate=FedEx()), Sgd(), LORA, "Ditto's clients wear their own"),
     (Scaffold(aggregate=FLoRA()), Sgd(), LORA, "changes what A and B mean from round to round, and Scaffold keeps memories"),
     (MOON(aggregate=Svd()), Sgd(), LORA, "changes what A and B mean from round to round, and MOON keeps memories"),
@@ -219,6 +219,14 @@ def test_afl_and_fedex_end_at_the_mean_of_products_by_afls_weights():
 def test_feddyn_and_the_median_keep_h_the_mean_of_the_memories():
     for done in train(FedDyn(aggregate=Median()), data(), until=4, cohort=3):
         assert torch.allclose(done.after.server.moments["h"][0], done.after.memory["h"].mean(0), atol=1e-12)
+
+
+def test_feddyns_own_step_is_not_clipped_with_the_clients():
+    algorithm = FedDyn(aggregate=Clipped(0.05))
+    for done in train(algorithm, data(), until=3):
+        mean = Clipped(0.05).combine(done.before.server, replace(done.report, weight=torch.ones(5)))
+        step = mean - done.after.server.moments / algorithm.alpha
+        assert all(torch.allclose(done.after.moved[name], leaf, atol=1e-12) for name, leaf in step.items())
 
 
 def test_scaffold_and_rolora_would_correct_nothing():

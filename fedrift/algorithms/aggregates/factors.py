@@ -33,7 +33,7 @@ class Products(Mean):
                         f"them elsewhere: use server=Sgd(1.0), not {algorithm.server}")
         if algorithm.rescales:
             said.append(f"{ours} multiplies the clients' factors, and {type(algorithm).__name__} rescales the "
-                        "changes before they are aggregated, which does not scale their products: use Mean or FFA")
+                        "changes or steps beyond them, which does not so with their products: use Mean or FFA")
         return said
 
 

@@ -1,16 +1,13 @@
 """Flower's strategies (``flwr.server.strategy``), driven round by round as its server drives them.
 
-Their documented parts are theirs, the rest is plain: clients take gradient steps in plain numbers and report their
-number of examples; the strategy aggregates. ``FedProx`` leaves the proximal term to the user's client and shows it
-in its docstring, which is what the client here does. ``QFedAvg`` takes the loss from the server's ``evaluate_fn``,
+Their documented parts are theirs, the rest is plain: clients report their number of examples, the strategy
+aggregates (``flower_strategy`` has the clients' steps). ``QFedAvg`` takes the loss from the server's ``evaluate_fn``,
 as its source does; it is given the mean loss over the clients.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
-from importlib.metadata import version
 from typing import Any
 
 import numpy as np
@@ -19,39 +16,15 @@ from flwr.server import strategy as flower
 from flwr.server.client_proxy import ClientProxy
 
 from ..problem import Problem
-
-Make = Callable[[Problem, dict[str, Any]], Any]
-
-
-def adaptive(kind: type[Any], betas: tuple[str, ...] = ("beta1", "beta2")) -> Make:
-    """A server optimiser with the problem's options."""
-    def make(p: Problem, known: dict[str, Any]) -> Any:
-        decays = {f"{beta[:-1]}_{beta[-1]}": p.options[beta] for beta in betas}
-        return kind(eta=p.options["server_lr"], eta_l=p.lr, tau=p.options["tau"], **decays, **known)
-    return make
-
-
-def docstring_prox(p: Problem) -> Callable[[float, float, float], float]:
-    """FedProx's docstring adds mu/2 |y - w| to the loss: the norm is not squared."""
-    return lambda y, w, gradient: gradient + p.options["mu"] / 2 * np.sign(y - w)
+from .flower_strategy import Strategy, adaptive, docstring_prox
 
 
 @dataclass(frozen=True)
-class Flower:
-    """One strategy. ``correct``: what the client adds to its gradient, where the documentation says so."""
-
-    algorithm: str
-    strategy: str
-    make: Make
-    correct: Callable[[Problem], Callable[[float, float, float], float]] | None = None
+class Flower(Strategy):
 
     @property
     def name(self) -> str:
         return f"flwr {self.strategy}"
-
-    @property
-    def version(self) -> str:
-        return version("flwr")
 
     def run(self, problem: Problem) -> list[float]:
         x, seen = problem.x, []
@@ -71,11 +44,7 @@ class Flower:
 
     def fit(self, p: Problem, k: int, x: float) -> tuple[ClientProxy, FitRes]:
         """The client's answer."""
-        follow = self.correct(p) if self.correct else lambda y, w, gradient: gradient
-        y = x
-        for _ in range(p.steps[k]):
-            y -= p.lr * follow(y, x, p.gradient(k, y))
-        return Proxy(str(k)), FitRes(Status(Code.OK, ""), packed(y), int(p.count(k)), {})
+        return Proxy(str(k)), FitRes(Status(Code.OK, ""), packed(self.trained(p, k, x)), int(p.count(k)), {})
 
 
 def packed(x: float) -> Parameters:

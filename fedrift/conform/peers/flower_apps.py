@@ -1,16 +1,14 @@
 """Flower's newer strategies (``flwr.serverapp.strategy``), driven round by round as their ``start`` drives them.
 
-Messages are Flower's own; the clients behind them take gradient steps in plain numbers and reply with their arrays, their
-number of examples and ``train_loss``, here F_k at the model they received, as q-FFL's paper has it. ``FedProx`` leaves
-the proximal term to the user's client and shows it in its docstring, which is what the client here does.
+Messages are Flower's own; the clients behind them (``flower_strategy``) reply with their arrays, their number of examples
+and ``train_loss``, here F_k at the model they received, as q-FFL's paper has it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from importlib.metadata import version
 from random import getstate, setstate
 from typing import Any
 
@@ -20,35 +18,15 @@ from flwr.serverapp import strategy as flower
 from flwr.supercore.task_identity import TaskIdentity
 
 from ..problem import Problem
-from .flower import docstring_prox
-
-Make = Callable[[Problem, dict[str, Any]], Any]
-
-
-def adaptive(kind: type[Any], betas: tuple[str, ...] = ("beta1", "beta2")) -> Make:
-    """A server optimiser with the problem's options."""
-    def make(p: Problem, known: dict[str, Any]) -> Any:
-        decays = {f"{beta[:-1]}_{beta[-1]}": p.options[beta] for beta in betas}
-        return kind(eta=p.options["server_lr"], eta_l=p.lr, tau=p.options["tau"], **decays, **known)
-    return make
+from .flower_strategy import Strategy, adaptive, docstring_prox
 
 
 @dataclass(frozen=True)
-class FlowerApps:
-    """One strategy. ``correct``: what the client adds to its gradient, where the documentation says so."""
-
-    algorithm: str
-    strategy: str
-    make: Make
-    correct: Callable[[Problem], Callable[[float, float, float], float]] | None = None
+class FlowerApps(Strategy):
 
     @property
     def name(self) -> str:
         return f"flwr.serverapp {self.strategy}"
-
-    @property
-    def version(self) -> str:
-        return version("flwr")
 
     def run(self, problem: Problem) -> list[float]:
         known = {"min_train_nodes": 1, "min_evaluate_nodes": 1, "min_available_nodes": 1}
@@ -67,12 +45,9 @@ class FlowerApps:
 
     def reply(self, p: Problem, call: Any, k: int) -> Any:
         """The client's answer."""
-        follow = self.correct(p) if self.correct else lambda y, w, gradient: gradient
-        y = w = unpacked(call.content["arrays"])
-        for _ in range(p.steps[k]):
-            y -= p.lr * follow(y, w, p.gradient(k, y))
+        w = unpacked(call.content["arrays"])
         told = MetricRecord({"num-examples": int(p.count(k)), "train_loss": p.loss(k, w)})
-        return Message(RecordDict({"arrays": packed(y), "metrics": told}), reply_to=call)
+        return Message(RecordDict({"arrays": packed(self.trained(p, k, w)), "metrics": told}), reply_to=call)
 
 
 def packed(x: float) -> Any:
