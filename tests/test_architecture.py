@@ -46,6 +46,8 @@ MAY = {
     "recording": VALUES | {"algorithms", "experiment", "fleet", "setting", "store"},
     "run": VALUES | {"experiment", "fleet", "models", "probes", "recording", "records", "rounds", "setting", "stock", "store"},
     "replay": VALUES | {"config", "diagnose", "experiment", "probes", "recording", "records", "store"},
+    "profile": VALUES | {"algorithms", "experiment", "fleet", "models", "probes", "records", "rounds", "run", "runtime",
+                         "setting", "stock", "store"},
     "statistics": GROUND,
     "study": GROUND | {"config", "experiment", "records", "run", "runtime", "setting", "statistics", "stock", "store"},
     "sinks": {"errors", "records", "store"},

@@ -18,6 +18,7 @@ from . import (
     judging,
     looking,
     mitigating,
+    profiling,
     replaying,
     running,
     sharing,
@@ -51,8 +52,8 @@ def options(
     pass
 
 
-for room in (running, looking, deploying, diagnosing, replaying, calibrating, bounding, mitigating, studying, sharing, watching,
-             judging, telling):
+for room in (running, looking, profiling, deploying, diagnosing, replaying, calibrating, bounding, mitigating, studying, sharing,
+             watching, judging, telling):
     for command in room.COMMANDS:
         app.command()(command)
 app.add_typer(dealing.app)

@@ -1,0 +1,156 @@
+"""A profile tells what it saw and changes nothing."""
+
+from __future__ import annotations
+
+import json
+import math
+from types import SimpleNamespace
+
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from fedrift.algorithms import Scaffold
+from fedrift.cli.app import app
+from fedrift.errors import UserError
+from fedrift.experiment import edit
+from fedrift.profile import profiled
+from fedrift.profile.hints import hints
+from fedrift.profile.inside import BETWEEN, HEAD, IDLE, OPTIMIZER, summed
+from fedrift.profile.memory import stored
+from fedrift.run import carry_out
+from fedrift.store.tensors import load_state
+from tests.worlds import experiment, stock
+
+LENGTH, WIDE, INNER, RANK, BLOCKS = 16, 32, 48, 8, 2  # of the world's model
+KEYS, VALUES = 16, 16
+
+
+class Killed(Exception):
+    pass
+
+
+@pytest.fixture(scope="module")
+def seen(tmp_path_factory):
+    """A profile of three rounds of SCAFFOLD, where it was kept, and the same run as it is without."""
+    folder = tmp_path_factory.mktemp("profile")
+    asked = edit(experiment(folder), {"algorithm": Scaffold()})
+    found = profiled(asked, stock(folder), measured=2, folder=folder / "profiled")
+
+    def stop(progress):
+        if progress.round == 3:
+            raise Killed
+
+    with pytest.raises(Killed):
+        carry_out(asked, stock(folder), stop)
+    return found, folder
+
+
+def test_profiled_rounds_end_where_the_same_rounds_end_without(seen):
+    found, folder = seen
+    mine, _ = load_state(folder / "profiled" / found.id / "state.safetensors")
+    plain, said = load_state(folder / "runs" / found.id / "state.safetensors")
+    assert said["round"] == 3
+    assert mine.keys() == plain.keys()
+    assert all(torch.equal(mine[name], plain[name]) for name in plain)
+
+
+def test_shares_sum_to_one_and_every_second_has_a_place(seen):
+    found, _ = seen
+    assert math.isclose(sum(phase["share"] for phase in found.phases), 1)
+    assert math.isclose(sum(found.training["shares"].values()), 1)
+    assert math.isclose(sum(found.training["seconds"].values()), found.training["total"])
+    assert all(seconds > 0 for kind, seconds in found.training["seconds"].items() if kind != IDLE)
+    times = {phase["name"]: phase["times"] for phase in found.phases}
+    assert times["training"] == times["probe losses"] == 4
+    assert times["load model"] == times["round 0: evaluation"] == 1
+
+
+def test_counted_flops_are_those_of_the_closed_form(seen):
+    found, folder = seen
+    words = json.loads((folder / "model-llama" / "config.json").read_text())["vocab_size"]
+    read = WIDE + KEYS + VALUES  # outputs of the joint map of queries, keys and values
+    maps = WIDE * read + WIDE * WIDE + 3 * WIDE * INNER
+    low, high = WIDE * 2 * RANK, read * 2 * RANK  # adapters on queries and values, as one
+    block = 2 * 2 * maps + 2 * 3 * low + 2 * 3 * high + 3.5 * 4 * LENGTH * WIDE  # both ways; attention 2 and 5 products
+    whole = BLOCKS * block - 2 * WIDE * read - 2 * low  # nothing trained lies below the first block: no gradient there
+    places = LENGTH / (LENGTH - 1) / (1 - found.compute["padding"])  # read for each that is predicted
+    assert found.compute["flops_per_token"] == pytest.approx(places * whole + 4 * words * WIDE, rel=0.01)
+    assert 0 < found.compute["share_of_peak"] < 1
+
+
+def test_the_bytes_of_adapters_and_memories_are_exact(seen):
+    found, _ = seen
+    adapters = 4 * BLOCKS * (RANK * (WIDE + WIDE) + RANK * (WIDE + VALUES))
+    held = found.memory["bytes"]
+    assert held["models of the server (1)"] == 2 * adapters  # the model, and what the last round changed
+    assert held["what 3 clients remember"] == 3 * adapters  # c_i
+    assert held["what the server keeps and sends beside them"] == adapters  # c
+    assert held["their models, starts, gradients, memories"] == 2 * 5 * adapters
+    assert found.traffic == {"up": 2 * adapters, "down": 2 * adapters}
+    assert held["activations and temporaries of a step"] > 0
+    assert sum(held.values()) == found.memory["resident_peak"]
+
+
+def test_what_two_tensors_share_is_held_once():
+    whole = torch.zeros(10, 4)
+    assert stored([whole, whole[:5], torch.zeros(3)]) == 160 + 12
+
+
+def test_operations_go_where_they_were_called_from():
+    def event(number, name, above=None, took=1.0, start=0):
+        return SimpleNamespace(id=number, name=name, cpu_parent=above, self_cpu_time_total=took * 1e6, cpu_time_total=10e6,
+                               time_range=SimpleNamespace(start=start, end=100 - start))
+
+    root = event(0, "fedrift.training")
+    loss, step = event(1, "fedrift.loss", root, 0.5, 1), event(2, "fedrift.optimizer", root, 0.5, 1)
+    head = event(3, "FrozenHead", loss, 0.5, 2)
+    seconds, total = summed([root, loss, step, head, event(4, "aten::mm", head, 1, 3), event(5, "aten::mul", step, 2, 3),
+                             event(6, "aten::mul", loss, 3, 3)], cuda=False)
+    assert (seconds[HEAD], seconds[OPTIMIZER], seconds[BETWEEN], seconds[IDLE]) == (1, 2, 3, 4)
+    assert total == 10
+
+
+def plan(**changes):
+    return SimpleNamespace(plan=SimpleNamespace(batch=2, seq_len=64, rounds=20),
+                           evaluate=SimpleNamespace(every=1, final=40), **changes)
+
+
+def phases(**seconds):
+    return [{"name": name.replace("_", " "), "seconds": each, "times": 20, "total": 20 * each} for name, each in seconds.items()]
+
+
+def test_hints_are_computed_and_the_dearest_comes_first():
+    told = hints(phases(training=5.0, probe_losses=4.0), plan(), 0.0, [
+        {"clients": 4, "batch": 2, "chosen": True, "tokens_per_second": 1000.0},
+        {"clients": 1, "batch": 2, "chosen": False, "tokens_per_second": 1250.0},
+        {"clients": 4, "batch": 4, "chosen": False, "tokens_per_second": 900.0}], 0.22)
+    assert told == ["evaluation of the losses takes 44% of a run: evaluate.every=5 would make it 14%",
+                    "1 clients in a pass gave 1.25x the tokens a second of 4: --micro 1"]
+    assert hints(phases(training=5.0), plan(), 0.0, [], 0.7) == [
+        "nothing stands out: training is 100% of a run, at 70% of the machine's peak"]
+    assert hints(phases(training=5.0), plan(), 0.3, [], 0.7)[0].startswith("30% of the trained positions are padding")
+
+
+def test_an_experiment_without_rounds_is_refused(tmp_path):
+    with pytest.raises(UserError, match="0 rounds"):
+        profiled(experiment(tmp_path, "plan.rounds=0"), stock(tmp_path))
+
+
+def test_the_command_prints_writes_and_traces(tmp_path, monkeypatch):
+    import yaml
+
+    (tmp_path / "e.yaml").write_text(yaml.safe_dump(experiment(tmp_path).written()))
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("FEDRIFT_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("COLUMNS", "160")
+    ask = ["profile", "e.yaml", "plan.rounds=1", "--device", "cpu", "--out", "p.json", "--trace", "t.json"]
+    done = CliRunner().invoke(app, ask)
+    assert done.exit_code == 0, done.output
+    assert "frozen products" in done.stdout and "base weights" in done.stdout
+    said = json.loads((tmp_path / "p.json").read_text())
+    assert said["training"]["steps"] is None
+    assert not (tmp_path / "runs").exists()
+    names = {event.get("name") for event in json.loads((tmp_path / "t.json").read_text())["traceEvents"]}
+    assert {"fedrift.data", "fedrift.loss", "fedrift.optimizer"} <= names
+    assert "make it first" in str(CliRunner().invoke(app, ["profile", "e.yaml", "--out", "none/p.json"]).exception)
