@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 Rounds = Annotated[int, typer.Option("--rounds", min=1, help="Rounds that are measured, after one to warm up.")]
 SHOWN = 0.005  # of a run; what takes less is summed up on the screen
+BUSY = 0.8  # of the threads at work; below, something else may have had the processor
 Out = Annotated[Path | None, typer.Option("--out", help="Also write the figures to this file, as JSON.")]
 Trace = Annotated[Path | None, typer.Option(
     "--trace", help="Write one whole round of training as a Chrome trace to this file (chrome://tracing, ui.perfetto.dev).")]
@@ -87,6 +88,9 @@ def on_screen(screen: Console, seen: Profile) -> None:
     screen.print(f"{compute['tokens_per_second']:,.0f} tokens a second in training; {compute['flops_per_token'] / 1e6:,.1f} "
                  f"MFLOP a token, {compute['gflops']:,.1f} GFLOP/s, {compute['share_of_peak']:.0%} of what a large matrix "
                  f"product reaches here ({machine['gemm_peak_gflops']:,.0f})")
+    if machine["device"] == "cpu" and machine["threads_at_work"] < BUSY * machine["threads"]:
+        screen.print(f"[yellow]Of the {machine['threads']} thread(s) {machine['threads_at_work']:.2f} were at work: where other "
+                     "programs run, seconds are longer than they need be, and the share of peak lower.[/]")
     rows = [(phase["name"], f"{phase['seconds']:.3f}", f"{phase['times']:,} x", f"{phase['total']:,.1f}", f"{phase['share']:.1%}")
             for per in ("run", "round") for phase in seen.phases if phase["per"] == per and phase["share"] >= SHOWN]
     small = [phase for phase in seen.phases if phase["share"] < SHOWN]

@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 from statistics import mean, median
 from tempfile import TemporaryDirectory
-from time import perf_counter
+from time import perf_counter, process_time
 from typing import Any
 
 import torch
@@ -20,8 +20,9 @@ from ..fleet.fleet import Fleet, Rule
 from ..probes import Look, Past, recorded
 from ..probes.cost import Traffic
 from ..probes.panel import due
+from ..recording import keep
 from ..rounds import rounds
-from ..run import decided, finish, keep, named, observe
+from ..run import decided, finish, named, observe
 from ..setting import Setting, one_step, prepare, resolve
 from ..stock import Stock
 from ..store import Run
@@ -42,7 +43,7 @@ class Profile:
 
     experiment: str
     id: str
-    machine: dict[str, Any]  # device, threads, dtype, GEMM peak in GFLOP/s
+    machine: dict[str, Any]  # device, threads and how many were at work, dtype, GEMM peak in GFLOP/s
     phases: list[dict[str, Any]]  # name, seconds each time, times in a run, seconds in a run, share, per: "run" or "round"
     training: dict[str, Any]  # seconds by kind, their sum, shares; what the profiler slowed down
     compute: dict[str, float]  # FLOPs a token, GFLOP/s, share of peak, tokens a second, padding
@@ -57,22 +58,24 @@ class Profile:
 
 @dataclass(frozen=True, eq=False)
 class Clocked:
-    """A fleet, and the seconds that each of its rounds took."""
+    """A fleet, and the seconds that each of its rounds took, by the clock and of processors."""
 
     fleet: Fleet
     device: torch.device
     seconds: list[float]
+    worked: list[float]
 
     @property
     def size(self) -> int:
         return self.fleet.size
 
     def train(self, state: State, algorithm: Rule, cohort: Tensor) -> Report:
-        begun = perf_counter()
+        begun, worked = perf_counter(), process_time()
         report = self.fleet.train(state, algorithm, cohort)
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
         self.seconds.append(perf_counter() - begun)
+        self.worked.append(process_time() - worked)
         return report
 
 
@@ -100,7 +103,7 @@ def profiled(experiment: Experiment, stock: Stock, measured: int = 2, trace: Pat
     words = stock.corpus(experiment.corpus, experiment.model)
     timed("load tokens", lambda: stock.tokens(words, *made))
     setting: Setting = timed("deal, pack, prepare", lambda: prepare(experiment, stock))
-    run, clock = Run(folder, experiment.id), Clocked(setting.work.fleet(setting.fleet), stock.runtime.torch_device(), [])
+    run, clock = Run(folder, experiment.id), Clocked(setting.work.fleet(setting.fleet), stock.runtime.torch_device(), [], [])
     peaks = [gemm_peak(clock.device, dtype_of(setting))]
     done, took, seen = some_rounds(experiment, setting, run, clock, measured, say, timed)
     timed("final evaluation, models saved", lambda: finish(experiment, run, setting, done.after, stock, here=True))
@@ -118,7 +121,8 @@ def profiled(experiment: Experiment, stock: Stock, measured: int = 2, trace: Pat
     return Profile(
         experiment.name, experiment.id,
         {"device": str(clock.device), "threads": torch.get_num_threads(), "dtype": str(dtype_of(setting)).removeprefix("torch."),
-         "gemm_peak_gflops": max(peaks) / 1e9}, phases, inside["training"], compute,
+         "gemm_peak_gflops": max(peaks) / 1e9, "threads_at_work": sum(clock.worked) / sum(clock.seconds)},
+        phases, inside["training"], compute,
         remembered(setting, done, inside["step_peak"], clock.device),
         {"micro": setting.fleet.micro, "cohort": len(done.cohort), "trials": trials,
          "why": why(setting, stock.runtime, plan.batch, plan.seq_len, kept)},
