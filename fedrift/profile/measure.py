@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from statistics import mean, median
+from statistics import mean
 from tempfile import TemporaryDirectory
 from time import perf_counter, process_time
 from typing import Any
@@ -23,7 +23,7 @@ from ..probes.panel import due
 from ..recording import keep
 from ..rounds import rounds
 from ..run import decided, finish, named, observe
-from ..setting import Setting, one_step, prepare, resolve
+from ..setting import Setting, prepare, resolve
 from ..stock import Stock
 from ..store import Run
 from ..values import Report, Round, State
@@ -31,9 +31,9 @@ from .hints import hints
 from .inside import bytes_of, flops_of, kinds_of, ranged
 from .memory import holdings, why
 from .peak import gemm_peak, resident_peak
+from .trials import tried
 
 STEPS = 4  # of a round that the profiler and the counter see
-PATIENCE = 10.0  # seconds for the trials of other passes
 Say = Callable[[str], None]
 
 
@@ -114,7 +114,9 @@ def profiled(experiment: Experiment, stock: Stock, measured: int = 2, trace: Pat
     flops = inside["flops_per_token"]
     compute = {"flops_per_token": flops, "gflops": flops * rate / 1e9, "share_of_peak": flops * rate / max(peaks),
                "tokens_per_second": rate, "padding": inside["padding"]}
-    trials = tried(experiment, setting, done, say)
+    say("passes of other sizes")
+    one = next(first(setting, done), None)
+    trials = tried(setting, done, one) if one else []
     phases = whole(experiment, setting, once, took, seen)
     traffic = Traffic(experiment.algorithm)(done)
     plan, kept = experiment.plan, 2 if experiment.algorithm.penalty() else 1
@@ -218,37 +220,6 @@ def first(setting: Setting, done: Round) -> Iterator[dict[str, Tensor]]:
         if number == STEPS:
             return
         yield batch
-
-
-def tried(experiment: Experiment, setting: Setting, done: Round, say: Say, repeats: int = 3) -> list[dict[str, Any]]:
-    """Tokens a second of a step of one client, of those that are chosen, of the cohort, and of twice the batch; in turns."""
-    model: Any = getattr(setting.fleet.objective, "plain", setting.fleet.objective)
-    batch = next(iter(first(setting, done)), None)
-    if batch is None:
-        return []
-    batch = {"tokens": batch["tokens"][:1], "keep": batch["keep"][:1]}
-    double = {name: torch.cat([leaf, leaf], 1) for name, leaf in batch.items()}
-    params, chosen = done.before.server.params.rows(torch.zeros(1, dtype=torch.long)), setting.fleet.micro or len(done.cohort)
-    chosen = min(chosen, len(done.cohort))
-    say("passes of other sizes")
-    one_step(model, params, batch, 1)
-    begun = perf_counter()
-    one_step(model, params, batch, 1)
-    each = perf_counter() - begun  # seconds of a client's step, about
-    ways = [(count, batch, count == chosen) for count in sorted({1, chosen, len(done.cohort)})] + [(chosen, double, False)]
-    most = PATIENCE / len(ways) / (repeats + 1) / each  # of a client's steps
-    ways = [(count, some, ours) for count, some, ours in ways
-            if ours or count * some["tokens"].numel() / batch["tokens"].numel() < most]
-    spent: list[list[float]] = [[] for _ in ways]
-    for turn in range(repeats + 1):
-        for place, (count, some, _) in enumerate(ways):
-            begun = perf_counter()
-            one_step(model, params, some, count)
-            if turn:
-                spent[place].append(perf_counter() - begun)
-    return [{"clients": count, "batch": some["tokens"].shape[1], "chosen": ours,
-             "tokens_per_second": count * float(some["keep"][:, :, 1:].sum()) / median(seconds)}
-            for (count, some, ours), seconds in zip(ways, spent, strict=True)]
 
 
 def remembered(setting: Setting, done: Round, step_peak: float, device: torch.device) -> dict[str, Any]:
