@@ -5,7 +5,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 
 .PHONY: first-study demo test check lint types slow install clean pocket conform conform-native bench bench-report tables bench-partition bench-fleets \
-	gpu gpu-check gpu-bench gpu-study gpu-wheels bench-models bench-quantised bench-gpu bench-peers
+	gpu gpu-check gpu-bench gpu-study gpu-wheels bench-models bench-quantised bench-gpu bench-peers bench-page
 
 demo: $(VENV)/.ready
 	$(BIN)/fedrift demo
@@ -83,6 +83,10 @@ bench-fleets: $(VENV)/.dev
 # stacked gradients beside lone ones. Each writes benchmarks/results/.
 bench: $(VENV)/.ready
 	for each in loop scaling tuning memory evaluation gradients; do $(BIN)/python benchmarks/$$each.py || exit; done
+
+# The tables of docs/speed.md, from benchmarks/results/.
+bench-page: $(VENV)/.ready
+	$(BIN)/python benchmarks/page.py
 
 # The same federated work by fedrift, Flower's simulation and Apple's pfl, in turn; on an idle machine, about five minutes. pfl's
 # packages go, alone, into a folder that only its process sees: they want older versions of some. Writes benchmarks/results/peers.json.

@@ -62,14 +62,19 @@ def write(out: Path, name: str, said: dict[str, Any]) -> Path:
     return partial.replace(path)
 
 
-def into_docs(page: Path, mark: str, rows: list[dict[str, Any]], columns: dict[str, str]) -> None:
-    """The rows as a table of a page, in place of what stands between ``<!-- mark -->`` and ``<!-- /mark -->``."""
+def into_docs(page: Path, mark: str, rows: list[dict[str, Any]], columns: dict[str, str], under: str = "") -> None:
+    """The rows as a table of a page, a line ``under`` it, in place of what stands between ``<!-- mark -->`` and its end."""
     lines = [f"| {' | '.join(columns.values())} |", "|---" * len(columns) + "|"]
-    for row in rows:
-        lines.append(f"| {' | '.join(f'{row[key]:,}' if isinstance(row[key], int) else str(row[key]) for key in columns)} |")
+    lines += [f"| {' | '.join(cell(row.get(key)) for key in columns)} |" for row in rows]
+    lines += ["", under] if under else []
     before, rest = page.read_text().split(f"<!-- {mark} -->\n")
     _, after = rest.split(f"<!-- /{mark} -->")
     page.write_text(f"{before}<!-- {mark} -->\n" + "\n".join(lines) + f"\n<!-- /{mark} -->{after}")
+
+
+def cell(value: Any) -> str:
+    """A value in a table; what is missing is empty."""
+    return "" if value is None else f"{value:,}" if isinstance(value, int) else str(value)
 
 
 def settle(device: torch.device) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from shutil import which
+from threading import Thread
 
 import pytest
 import torch
@@ -10,6 +12,8 @@ import torch
 from fedrift.algorithms import MOON, FedAvg, Scaffold
 from fedrift.fleet import SimulatedFleet
 from fedrift.fleet.represent import mean_states
+from fedrift.models import head
+from fedrift.models.gathered import Gathered, Meeting
 from fedrift.models.stacked import StackedModel
 from fedrift.models.tune import Full, LastK, Lora
 from fedrift.optimizers import AdamW, Sgd
@@ -43,14 +47,22 @@ def batches(round: int, cohort: torch.Tensor):
             yield {**part, "rows": rows, "weight": part["keep"][:, :, 1:].sum((1, 2)).double()}
 
 
-def trained(kind: str, tune: str, rule: str, lean: bool = True, prefix: bool | None = None, micro: int | None = None,
-            optimizer=None) -> Tree:
-    model = StackedModel(network(kind), TUNES[tune], lean=lean, prefix=prefix)
+def trained(kind: str, tune: str, rule: str, lean: bool = True, prefix: bool | None = None, **more) -> Tree:
+    return federated(StackedModel(network(kind), TUNES[tune], lean=lean, prefix=prefix), rule, **more)
+
+
+def federated(model: StackedModel, rule: str, micro: int | None = None, optimizer=None) -> Tree:
+    """The server's params after two rounds."""
     algorithm, usual = RULES[rule]
     fleet = SimulatedFleet(3, model, batches, optimizer or usual, clip=1.0, micro=micro,
                            represent=lambda params, read: mean_states(model.hidden, params, read))
     *_, last = rounds(begin(algorithm, model.template(), 3), fleet, algorithm, until=2, cohort=3, seed=0)
     return last.after.server.params
+
+
+def same(found: Tree, expected: Tree) -> None:
+    for name, leaf in expected.items():
+        assert (found[name] - leaf).abs().max() <= 1e-9 * leaf.abs().max(), name
 
 
 @pytest.fixture(scope="module")
@@ -64,13 +76,62 @@ def usual():
     return get
 
 
+WORLDS = pytest.mark.parametrize(("kind", "rule"), [("llama", "FedAvg"), ("gpt2", "FedAvg"), ("qwen2", "FedAvg"),
+                                                    ("llama", "Scaffold"), ("llama", "MOON")])
+
+
 @pytest.mark.parametrize("option", OPTIONS)
 @pytest.mark.parametrize("tune", TUNES)
-@pytest.mark.parametrize(("kind", "rule"), [("llama", "FedAvg"), ("gpt2", "FedAvg"), ("qwen2", "FedAvg"), ("llama", "Scaffold"),
-                                            ("llama", "MOON")])
+@WORLDS
 def test_no_speed_up_changes_a_result_beyond_rounding(usual, kind, rule, tune, option):
     if "optimizer" in OPTIONS[option] and rule != "FedAvg":
         pytest.skip("the option is AdamW's")
-    expected, found = usual(kind, tune, rule), trained(kind, tune, rule, **OPTIONS[option])
-    for name, leaf in expected.items():
-        assert (found[name] - leaf).abs().max() <= 1e-9 * leaf.abs().max(), name
+    same(trained(kind, tune, rule, **OPTIONS[option]), usual(kind, tune, rule))
+
+
+@pytest.mark.parametrize("tune", TUNES)
+@WORLDS
+def test_logits_of_a_few_positions_at_once(usual, monkeypatch, kind, rule, tune):
+    """Seven positions a chunk: none of the batches is a multiple of it."""
+    made = []
+    monkeypatch.setattr(head, "CHUNK", 1)
+    monkeypatch.setattr(head, "max", lambda least, most: made.append(7) or 7, raising=False)
+    found = trained(kind, tune, rule)
+    assert made or tune == "full"  # a head that is trained keeps its logits whole
+    same(found, usual(kind, tune, rule))
+
+
+@pytest.mark.parametrize("tune", TUNES)
+@WORLDS
+def test_runs_that_share_their_passes(usual, kind, rule, tune):
+    """Two runs over one network meet at every step: six clients in a pass, each run's numbers its own."""
+    plain, meeting, found = StackedModel(network(kind), TUNES[tune]), Meeting(2, clients=64), dict[int, Tree]()
+
+    def work(seat: int) -> None:
+        with meeting.seat():
+            found[seat] = federated(Gathered(plain, meeting), rule)
+
+    threads = [Thread(target=work, args=(seat,)) for seat in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert 6 in meeting.passes
+    for run in found.values():
+        same(run, usual(kind, tune, rule))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("kind", "tune"), [("llama", "lora"), ("gpt2", "lora"), ("qwen2", "lora"), ("llama", "last_k"),
+                                            ("llama", "full")])
+def test_compiled_blocks(usual, kind, tune):
+    """As `--compile` trains: plain modules, no prefix, every block compiled."""
+    if not (which("g++") or which("clang++") or which("c++")):
+        pytest.skip("torch.compile needs a C++ compiler on a CPU, and there is none")
+    torch._dynamo.reset()
+    counted = torch._dynamo.utils.counters
+    counted.clear()
+    model = StackedModel(network(kind), TUNES[tune], lean=False, prefix=False)
+    model.compile()
+    same(federated(model, "FedAvg"), usual(kind, tune, "FedAvg"))
+    assert counted["stats"]["unique_graphs"] > 0  # not all was left to the plain way

@@ -1,0 +1,51 @@
+"""docs/speed.md: its tables come from the benchmarks' files, and a target is met by its figure and not by its words."""
+
+from __future__ import annotations
+
+import json
+import sys
+from importlib import import_module
+from pathlib import Path
+from shutil import copy
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture
+def page(monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    yield import_module("page")
+    sys.modules.pop("page", None)
+
+
+def line(path: Path, figure: str) -> list[str]:
+    (row,) = [row for row in path.read_text().splitlines() if row.startswith(f"| {figure}")]
+    return [cell.strip() for cell in row.strip("|").split("|")]
+
+
+def test_every_table_has_its_place(page):
+    text = (ROOT / "docs" / "speed.md").read_text()
+    for mark in ("targets", *page.TABLES):
+        assert text.count(f"<!-- {mark} -->\n") == text.count(f"<!-- /{mark} -->") == 1
+    for *_, command, why in page.TARGETS:
+        assert f"make {command}" in text
+        assert f"\n## {why.split('#')[1].rstrip(')').replace('-', ' ')}\n" in text.lower()
+
+
+def test_a_target_is_met_by_its_figure(page, tmp_path):
+    copied = tmp_path / "speed.md"
+    copy(ROOT / "docs" / "speed.md", copied)
+    asked = ["--out", str(tmp_path), "--page", str(copied)]
+    assert page.main(asked) == 0
+    assert line(copied, "`pocket` against the loop, 10 clients x 8")[2:4] == ["not yet measured", ""]
+    machine = {"device": "cpu", "threads": 1, "packages": {"torch": "2"}, "peak_gflops": 1}
+    row = {"clients": 10, "sequences": 8, "tokens": 64, "ratio_lowest": 1.0, "ratio_highest": 2.0}
+    for day, ratio, said in (("2026-01-02", 1.9, "met"), ("2026-01-03", 1.7, "missed"), ("2026-01-01", 2.0, "missed")):
+        path = tmp_path / f"loop-pocket-{'aarch64' if ratio == 1.9 else 'x86_64'}.json"
+        if day > "2026-01-01":  # an older one of another machine does not count
+            path.write_text(json.dumps({**machine, "date": day, "rows": [{**row, "ratio": ratio}]}))
+        assert page.main(asked) == 0
+        assert line(copied, "`pocket` against the loop, 10 clients x 8")[3] == said
+    assert "1.70x (1.00 to 2.00)" in copied.read_text() and "2026-01-03" in copied.read_text()
