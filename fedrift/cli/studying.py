@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -19,21 +20,26 @@ StudyFile = Annotated[Path, typer.Argument(help="The study's YAML file.", metava
 Changes = Annotated[list[str] | None, typer.Argument(
     help="`executor=processes`, `executor.workers=4`, and changes to the study: `seeds=3`, `base.plan.rounds=10`.",
     metavar="[a.b=c]...")]
+Sinks = Annotated[list[str] | None, typer.Option(
+    "--sink", help="Also send every run's numbers to tensorboard, mlflow, wandb or trackio; may be given more than once.")]
 Dry = Annotated[bool, typer.Option("--dry-run", help="Only list the runs, their ids, what is confounded, and the cost.")]
 Probe = Annotated[bool, typer.Option("--probe/--no-probe", help="With --dry-run: measure this machine's speed in a few rounds.")]
 
 
 def study(file: StudyFile, overrides: Changes = None, dry_run: Dry = False, probe: Probe = True, root: Root = ROOT,
-          data: Data = None, device: Device = "auto", threads: Threads = None, as_json: Json = False) -> None:
+          data: Data = None, device: Device = "auto", threads: Threads = None, sink: Sinks = None,
+          as_json: Json = False) -> None:
     """Run a study, or go on with it: every cell, every seed, each beside its IID twin; tuned first where it says so.
 
     `fedrift study studies/small.yaml --dry-run`, then `fedrift study studies/small.yaml executor=processes`
 
     Stopped at any moment it goes on when the same command is given again. Executors: `local` (one run after another),
     `processes` (several at once on this machine), `ray`, `slurm`. Started on several machines that share the folder of the
-    runs, each run is done once. Runs that another study made are not made again.
+    runs, each run is done once. Runs that another study made are not made again. `--sink` sends a run's numbers there
+    when it is over.
     """
     from ..config import Rooms, overridden, read
+    from ..sinks import ready
     from ..stock import Stock
     from ..study import executors, load_study
     from ..study.executors import Executor
@@ -50,7 +56,8 @@ def study(file: StudyFile, overrides: Changes = None, dry_run: Dry = False, prob
     if dry_run:
         foresee(asked, stock, probe, as_json)
     else:
-        go(asked, stock, executor, as_json)
+        ready(sink or (), root)  # what is missing is told before anything is run
+        go(asked, stock, executor, as_json, sink or ())
 
 
 def foresee(study: Study, stock: Stock, probe: bool, as_json: bool) -> None:
@@ -95,15 +102,16 @@ def foresee(study: Study, stock: Stock, probe: bool, as_json: bool) -> None:
     screen.print(f"{price.runs} runs, {price.done} of them done; {price.tokens:,.0f} tokens to train on{time}{speed}")
 
 
-def go(study: Study, stock: Stock, executor: Any, as_json: bool) -> None:
+def go(study: Study, stock: Stock, executor: Any, as_json: bool, sinks: Sequence[str] = ()) -> None:
     """Run it, and tell how it ended."""
+    from ..sinks import told_when_over
     from ..study import judged
     from ..study.conduct import conduct
     from .progress import Watching
 
     with Watching() as watching:
         try:
-            book = conduct(study, stock, executor, watching.begin)
+            book = conduct(study, stock, executor, told_when_over(watching.begin, sinks, stock.runtime.root))
         except KeyboardInterrupt:
             typer.echo("stopped; the same command goes on from here", err=True)
             raise

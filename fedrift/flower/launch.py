@@ -18,7 +18,7 @@ from ..stock import Stock
 from ..store import Run
 from .commands import Tls, private, register, submit, superlink, supernode, write_app, write_connection
 from .processes import Processes, free_port, processes, wait_for
-from .terms import Terms
+from .terms import ARITHMETIC, Terms
 
 LOOK = 1.0  # seconds between two looks at a run's records
 ASK = 10.0  # and between two questions to Flower how it stands
@@ -43,6 +43,8 @@ def deploy(experiment: Experiment, stock: Stock, terms: Terms, folder: Path, wat
 def together(experiment: Experiment, stock: Stock, terms: Terms, watch: Watch, made: Processes, *, simulation: bool = False,
              data: Mapping[int, str] | None = None, tls: Tls | None = None, keys: Path | None = None) -> Run:
     """Start everything, watch the run's records until it is over, and leave nothing behind."""
+    if stock.runtime.micro is not None:
+        raise UserError("--micro: over Flower every client trains in a process of its own, one in a pass; leave it out")
     experiment = resolve(experiment, stock)
     run = Run(writable(stock.runtime.root), experiment.id)
     if run.finished:
@@ -73,6 +75,7 @@ def configured(runtime: Runtime, terms: Terms) -> dict[str, str | int | float | 
     said: dict[str, str | int | float | bool] = {
         "runs": str(runtime.root.resolve()), "cwd": os.getcwd(), "device": runtime.device, "dtype": runtime.dtype,
         **asdict(terms)}
+    said |= {name: value for name in ARITHMETIC if (value := getattr(runtime, name)) != getattr(Runtime(), name)}
     if runtime.threads:
         said["threads"] = runtime.threads
     if runtime.keep_updates:

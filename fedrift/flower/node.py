@@ -31,6 +31,7 @@ from ..setting import prepare, resolve
 from ..stock import Stock
 from ..values import Server, State
 from .client import Client, alone, client_app
+from .terms import ARITHMETIC, arithmetic
 
 
 def made(context: Context) -> Client:
@@ -39,20 +40,22 @@ def made(context: Context) -> Client:
     number = node.get("client", node.get("partition-id"))
     if not isinstance(number, int):
         raise UserError("the node does not say which client it is: --node-config 'client=0'")
-    names = ("data", "keeps", "device", "dtype", "threads", "corpora", "cwd")
+    names = ("data", "keeps", "device", "dtype", "threads", "corpora", "cwd", *ARITHMETIC)
     said = {name: str(node.get(name, run.get(name, ""))) for name in names}
     return of(str(run["experiment"]), number, **said)
 
 
 @lru_cache(maxsize=1)
 def of(written: str, number: int, data: str = "", keeps: str = "", device: str = "", dtype: str = "", threads: str = "",
-       corpora: str = "", cwd: str = "") -> Client:
-    """Client ``number`` of a written experiment. ``corpora``: the folder of local corpora by name, as ``--data`` says it."""
+       corpora: str = "", cwd: str = "", **engine: str) -> Client:
+    """Client ``number`` of a written experiment. ``corpora``: the folder of local corpora by name, as ``--data`` says it.
+    ``engine``: of the arithmetic, what is not the default."""
     if cwd:
         os.chdir(cwd)
     experiment = parse(json.loads(written))
     stock = Stock(Runtime(device=device or "auto", threads=int(threads) if threads else None, micro=1,
-                          dtype=dtype or "auto", data=Path(corpora).expanduser() if corpora else None))  # type: ignore[arg-type]
+                          dtype=dtype or "auto",  # type: ignore[arg-type]
+                          data=Path(corpora).expanduser() if corpora else None, **arithmetic(engine)))
     size = experiment.partition.clients
     if not 0 <= number < size:
         raise UserError(f"this node says that it is client {number}; the experiment has clients 0 to {size - 1}")

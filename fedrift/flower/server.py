@@ -25,7 +25,7 @@ from ..stock import Stock
 from ..store import Run
 from .fleet import FlowerFleet
 from .roll import Roll
-from .terms import Terms
+from .terms import Terms, arithmetic
 
 
 def recruit(grid: Grid, terms: Terms, experiment: Experiment, setting: Setting, run: Run) -> FlowerFleet:
@@ -53,7 +53,7 @@ def begin(grid: Grid, config: Mapping[str, Any]) -> Run:
     runtime = Runtime(root=Path(str(config["runs"])), device=str(config.get("device") or "auto"),
                       threads=int(threads) if threads else None, dtype=str(config.get("dtype") or "auto"),  # type: ignore[arg-type]
                       data=Path(str(config["corpora"])) if config.get("corpora") else None,
-                      keep_updates=bool(config.get("keep_updates")))
+                      keep_updates=bool(config.get("keep_updates")), **arithmetic(config))
     terms = Terms(**{f.name: config[f.name] for f in fields(Terms) if f.name in config})
     return carry_out(experiment, Stock(runtime), told, partial(recruit, grid, terms))
 

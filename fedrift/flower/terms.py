@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, Any
 
 from annotated_types import Ge, Gt
 
@@ -19,3 +20,11 @@ class Terms:
     join: Annotated[float, Ge(0)] = 600.0
     gradients: bool = False
     plain: bool = False
+
+
+ARITHMETIC = ("compiled", "canary", "tf32", "deterministic")  # of a runtime, told to server and nodes where it is not the default
+
+
+def arithmetic(said: Mapping[str, Any]) -> dict[str, Any]:
+    """What a configuration says of the arithmetic; a node's words come as text."""
+    return {name: str(said[name]).lower() == "true" for name in ARITHMETIC if str(said.get(name, ""))}

@@ -4,7 +4,7 @@ A sink is fed from what the run has stored, so nothing depends on it: reports ar
 ``sinks`` (`pip install 'fedrift[sinks]'`).
 """
 
-from .feed import Feed, Feeds, fed, ready
+from .feed import Feed, Feeds, fed, ready, told_when_over
 from .mlflow import Mlflow
 from .sink import Sink
 from .tensorboard import TensorBoard
@@ -13,4 +13,5 @@ from .wandb import Wandb
 
 SINKS: dict[str, type[Sink]] = {"tensorboard": TensorBoard, "mlflow": Mlflow, "wandb": Wandb, "trackio": Trackio}
 
-__all__ = ["SINKS", "Feed", "Feeds", "Mlflow", "Sink", "TensorBoard", "Trackio", "Wandb", "fed", "ready"]
+__all__ = ["SINKS", "Feed", "Feeds", "Mlflow", "Sink", "TensorBoard", "Trackio", "Wandb", "fed", "ready",
+           "told_when_over"]

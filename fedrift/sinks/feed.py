@@ -6,10 +6,10 @@ from __future__ import annotations
 import json
 import math
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ..errors import unknown
 from ..records import Record
@@ -111,3 +111,33 @@ def fed(names: Iterable[str], root: Path) -> Iterator[Feeds]:
     finally:
         for feed in feeds.open:
             feed.end()
+
+
+def told_when_over(begin: Callable[[str, Sequence[Any]], Callable[[str, int], None]], names: Sequence[str],
+                   root: Path) -> Callable[[str, Sequence[Any]], Callable[[str, int], None]]:
+    """A study's ``begin`` whose runs are told to the sinks, each when it is over; those that were over before, now.
+
+    One after the other, wherever they are computed, for a sink may have room for one run at a time.
+    """
+    def started(what: str, experiments: Sequence[Any]) -> Callable[[str, int], None]:
+        tell, left = begin(what, experiments), {experiment.id for experiment in experiments}
+
+        def feed(run: Run) -> None:
+            if run.id in left and (run.finished or (run.folder / "failed.json").exists()):
+                left.discard(run.id)
+                noted = run.folder / NOTE
+                if not noted.exists() or set(names) - set(json.loads(noted.read_bytes())):
+                    with fed(names, root) as feeds:
+                        feeds.look(run)
+
+        def told(run: str, round: int) -> None:
+            tell(run, round)
+            feed(Run(root, run))
+
+        for experiment in experiments:
+            run = Run(root, experiment.id)
+            if run.finished:
+                feed(run)
+        return told
+
+    return started if names else begin

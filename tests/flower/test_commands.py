@@ -16,6 +16,10 @@ from fedrift.errors import UserError
 from fedrift.experiment import parse
 from fedrift.flower import wanted
 from fedrift.flower.commands import Tls, certified, keyed, superlink, supernode, write_app, write_connection
+from fedrift.flower.launch import configured, simulate
+from fedrift.flower.terms import Terms, arithmetic
+from fedrift.runtime import Runtime
+from fedrift.stock import Stock
 
 
 def test_the_fleet_is_no_part_of_the_experiment():
@@ -88,3 +92,13 @@ def test_own_folders_are_said_by_client():
 def test_deploy_says_what_it_does():
     said = CliRunner().invoke(app, ["deploy", "--help"])
     assert said.exit_code == 0 and "--run" in said.output
+
+
+def test_the_arithmetic_that_was_asked_for_travels_and_micro_is_refused(tmp_path):
+    asked = Runtime(root=tmp_path, canary=False, compiled=True, tf32=True)
+    said = configured(asked, Terms())
+    assert arithmetic(said) == arithmetic({name: str(value) for name, value in said.items()}) == {
+        "compiled": True, "canary": False, "tf32": True}
+    assert arithmetic(configured(Runtime(root=tmp_path), Terms())) == {}
+    with pytest.raises(UserError, match="--micro: over Flower"):
+        simulate(parse({"corpus": "bbc"}), Stock(Runtime(root=tmp_path, micro=2)), Terms())

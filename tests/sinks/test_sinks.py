@@ -12,7 +12,7 @@ import pytest
 
 from fedrift.errors import UserError
 from fedrift.records import Record
-from fedrift.sinks import SINKS, Feed, Sink, fed, ready
+from fedrift.sinks import SINKS, Feed, Sink, fed, ready, told_when_over
 from fedrift.sinks.feed import numbers
 from tests.cli.test_cli import fedrift, world  # noqa: F401
 from tests.watch.made import ROUNDS, begun, rows
@@ -144,3 +144,23 @@ def test_a_run_of_the_command_line_with_a_sink(world, capsys, monkeypatch):  # n
     assert list((world / "runs" / "sinks" / "tensorboard").glob("*/events*"))
     code, _, err = fedrift(capsys, monkeypatch, "run", "e.yaml", "--sink", "tensorbord")
     assert code == 2 and "did you mean 'tensorboard'" in err
+
+
+def test_a_studys_runs_are_told_once_each_when_they_are_over(tmp_path, monkeypatch):
+    made = []
+    monkeypatch.setitem(SINKS, "ear", lambda folder: made.append(Ear(folder)) or made[-1])
+    over, late = begun(tmp_path, "a", ROUNDS), begun(tmp_path, "b", 1)
+    over.finish({"rounds": ROUNDS})
+    heard = []
+    for _ in range(2):  # a study that is asked again tells nothing again
+        tell = told_when_over(lambda what, runs: lambda run, round: heard.append(run), ["ear"], tmp_path)("runs", [over, late])
+        assert [ear.said[0][1] for ear in made if ear.said] == ["a"]
+        tell("b", ROUNDS)
+    late.append(rows(ROUNDS, first=2))
+    late.finish({"rounds": ROUNDS})
+    tell("b", ROUNDS)
+    tell("b", ROUNDS)
+    assert heard == ["b"] * 4
+    assert [ear.said[0][1] for ear in made if ear.said] == ["a", "b"]
+    assert all(len(losses(ear)) == ROUNDS + 1 and ear.said[-1] == ("end", ROUNDS) for ear in made if ear.said)
+    assert told_when_over(made.append, [], tmp_path) == made.append
