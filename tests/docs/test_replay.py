@@ -19,9 +19,10 @@ PAGE = (Path(__file__).resolve().parents[2] / "docs" / "replay.md").read_text(en
 def test_every_command_of_the_page_is_accepted(tmp_path):
     there = stock(tmp_path)
     there = replace(there, runtime=replace(there.runtime, keep_updates=True))
-    origin = carry_out(experiment(tmp_path, "plan.rounds=9", "partition.clients=5", "evaluate.panel=[]", "evaluate.final=0"), there)
+    small = "plan.rounds=9", "partition.clients=5", "evaluate.panel=[]", "evaluate.final=0"
+    origin = carry_out(experiment(tmp_path, *small), there)
     commands = [shlex.split(line, comments=True) for line in re.findall(r"^fedrift replay .*", PAGE, re.MULTILINE)]
-    assert len(commands) == 7
+    assert len(commands) == 8
     for _, _, _, flag, round, *words in commands:
         assert flag == "--from-round"
         asked = forked(origin, int(round), words)
