@@ -2,6 +2,11 @@
 
 Nothing here is exact: a plant is a setting that is known to break a run (a learning rate thirty times too high, clients
 that take turns, a client of another domain than the rest), at the smallest size that shows it.
+
+Four failures are planted on quadratics alone. On the sandbox (one seed each) minibatch noise keeps every control of SCAFFOLD
+1.2 to 1.3 gradients off at any age; updates after 32 local steps are 1.2 times as diverse as in the twin; a server rate that
+is too high runs away before it turns back; and where cohorts of one and of three domains alternate, the mean loss swings in
+the twin too.
 """
 
 from __future__ import annotations
@@ -85,14 +90,17 @@ def one_domain(ground: Ground, seed: int) -> Case:
 def no_grammar(ground: Ground, seed: int) -> Case:
     """Nobody but clients that write without function words is ever asked."""
     clients = ground.base.partition.clients
-    asked = ground.asked(plan__rounds=6, plan__steps=25, evaluate__deep=3, partition=StopwordDrop(clients, 1.0), **hard(ground))
+    asked = ground.asked(plan__rounds=6, plan__steps=16, evaluate__deep=3, partition=StopwordDrop(clients, 1.0),
+                         plan__optimizer=AdamW(0.2 * ground.hard))  # harder, the twin loses grammar too
     return beside_twin(ground, asked, seed, draw=Only((1,)))
 
 
 def minority(ground: Ground, seed: int) -> Case:
-    """Four clients of some domains and one of another: the model is the four's."""
+    """Four clients of some domains and one of another, who is never asked: the model is the four's."""
     asked = ground.asked(plan__rounds=8, plan__steps=16, partition=Majority(), evaluate__panel=(), **hard(ground))
-    return ground.case(Asked(asked), Asked(iid(asked)), seed, local=Asked(replace(asked, algorithm=LocalOnly())))
+    four = Only((0, 1, 2, 3))
+    return ground.case(Asked(asked, draw=four), Asked(iid(asked), draw=four), seed,
+                       local=Asked(replace(asked, algorithm=LocalOnly())))
 
 
 def not_a_number(ground: Ground, seed: int) -> Case:

@@ -24,7 +24,7 @@ def collapse(case: Case) -> list[Finding]:
     lacking = [math.nan if other is None else theirs[name] for name in ("rank", "anisotropy")]
     over = [name for name, base in zip(("rank", "anisotropy"), lacking, strict=True)
             if mine[name] > limit[name] and not mine[name] - base <= limit[name] / 2]
-    worst = max(mine, key=lambda name: -math.inf if math.isnan(mine[name]) else mine[name] / limit[name])
+    worst = max(over or mine, key=lambda name: float(np.nanmax([mine[name] / limit[name], theirs[name] / limit[name], -np.inf])))
     words = {"rank": f"the last layer has lost {mine['rank']:.0%} of its effective rank",
              "anisotropy": f"hidden states of the last layer have come {mine['anisotropy']:.2f} closer in cosine"}
     base = theirs[worst] if other is not None else math.nan

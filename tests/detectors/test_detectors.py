@@ -144,6 +144,13 @@ def test_collapse_is_judged_at_the_last_layer_and_beyond_the_anchor():
     assert not only(detectors.collapse(Case(down, early, central=down))).positive
 
 
+def test_whichever_of_two_is_called_the_run_collapse_is_measured_in_the_same_unit():
+    down = run(hidden_rank_ratio__layer_11=[1.0, 0.4], hidden_anisotropy__layer_11=[0.2, 0.3])
+    fine = run(hidden_rank_ratio__layer_11=[1.0, 1.0], hidden_anisotropy__layer_11=[0.2, 0.21])
+    one, two = (only(detectors.collapse(Case(*pair))) for pair in ((down, fine), (fine, down)))
+    assert one.unit == two.unit == "share of rank" and one.excess == pytest.approx(0.6) == -two.excess
+
+
 def test_aggregation_error_counts_where_it_costs():
     free, dear = ({"adapters_error_update": [0.3] * 10, "adapters_error_loss": [cost] * 10} for cost in (0.0, 0.05))
     twin = run(adapters_error_update=[0.02] * 10)

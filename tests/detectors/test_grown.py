@@ -11,8 +11,10 @@ from fedrift.calibrate.grounds import Ground
 from fedrift.calibrate.grown import Majority, healthy, plants
 from fedrift.calibrate.kept import kept
 from fedrift.calibrate.page import HEAD, markdown, plain, recorded
+from fedrift.calibrate.plants import PLANTS
 from fedrift.calibrate.score import Alarms, Recall, placebo
 from fedrift.calibrate.whole import Asked, InTurn, carry_out
+from fedrift.detectors import findings
 from fedrift.detectors.finding import Case, Facts
 from fedrift.experiment import edit
 from tests import worlds
@@ -45,6 +47,15 @@ def test_each_plant_shows_where_it_was_planted(ground):
     assert drawn.curve("hidden.rank.ratio", "layer 01")[-1] < 0.6 < plain_.curve("hidden.rank.ratio", "layer 01")[-1]
     alone, _ = ground.grown(Asked(ground.base, draw=InTurn()), 0)
     assert [np.isfinite(row).nonzero()[0].tolist() for row in alone.table("train.loss")[1:]] == [[0], [1], [2], [0]]
+
+
+def test_every_failure_is_planted(ground):
+    """All but the gaps, which are the price of whatever happened."""
+    calm = run(loss=falling(), loss__a=falling())
+    called = {finding.failure for finding in findings(Case(calm, calm))}
+    grown, exact = ({plant.failure for plant in table} for table in (plants(ground), PLANTS))
+    assert called - grown - exact == {"loss gap", "domain gap"} and len(grown) >= 11
+    assert exact - grown == {"client drift", "oscillation", "server overshoot", "stale controls"}
 
 
 def test_runs_are_kept_and_not_made_again(tmp_path):
