@@ -87,6 +87,14 @@ def test_it_can_part_in_the_first_round_and_in_the_last(recorded):
         assert_equal(origin, fork(there, origin, round)[0])
 
 
+def test_a_fork_keeps_its_origins_choices_of_arithmetic(world):
+    folder, asked = world
+    origin = carry_out(asked, recording(folder, "runs", micro=1))
+    run, _ = fork(recording(folder, "runs"), origin, 2)
+    assert run.environment["engine"] == {"micro": 1}
+    assert_equal(origin, run)
+
+
 def test_a_server_side_change_takes_what_the_clients_sent_and_asks_nobody(recorded, monkeypatch):
     there, origin = recorded
     def busy(*asked):
