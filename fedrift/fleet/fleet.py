@@ -18,7 +18,7 @@ Penalty = Callable[[Local, See], Tensor]
 
 
 class Rule(Protocol):
-    """The client half of an algorithm (``algorithms.FedAvg`` says what each hook is)."""
+    """The client half of an algorithm (``algorithms/algorithm.py`` says what each hook is)."""
 
     tells: ClassVar[frozenset[str]]
 
