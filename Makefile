@@ -36,8 +36,10 @@ pairs: $(VENV)/.dev
 study-check: $(VENV)/.ready
 	$(BIN)/python scripts/study_check.py
 
-# Are the detectors right? False alarms, recall and lead on quadratics, a made-up language and `pocket`: three quarters of an hour on
-# one idle core; it goes on where it was stopped. Writes benchmarks/results/calibration-*.json and docs/calibration.md.
+# Are the detectors right? False alarms, recall and lead on quadratics (2 min 20 s of processor time), a made-up language (about 9
+# minutes, reckoned from one seed of each run) and `pocket` (not timed yet). Runs of language models are kept, so that it goes on
+# where it was stopped; it fails if a planted failure is missed or something else is confirmed. Writes
+# benchmarks/results/calibration-*.json and docs/calibration.md.
 .PHONY: calibrate bench-probes
 calibrate: $(VENV)/.ready
 	failed=0; for each in analytic sandbox lm; do $(BIN)/fedrift calibrate --threads 1 --collection $$each \

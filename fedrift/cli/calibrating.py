@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 Collection = Annotated[Literal["analytic", "sandbox", "lm"], typer.Option(
     "--collection", help="`analytic`: quadratics, adapters, drawn states (about three minutes). `sandbox`: a tiny language model "
-                         "on a made-up language. `lm`: `pocket` on news (a quarter of an hour each, on an idle core).")]
+                         "on a made-up language (about ten). `lm`: `pocket` on news (longer).")]
 Out = Annotated[Path | None, typer.Option("--out", help="A folder for calibration-COLLECTION.json.")]
 Page = Annotated[Path | None, typer.Option("--page", help="A Markdown file to be made of all calibrations in that folder.")]
 Kept = Annotated[Path | None, typer.Option(
