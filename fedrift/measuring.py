@@ -33,6 +33,7 @@ from .probes import (
     token_table,
     update_geometry,
 )
+from .probes.zero_shot import ZeroShot
 from .stock import Stock
 from .tree import Tree
 
@@ -70,8 +71,9 @@ def measuring(experiment: Experiment, stock: Stock, corpus: Corpus, tokens: Toke
     tokenizer, few = stock.language_model(experiment.model, experiment.tune).tokenizer, held.first(said.blocks)
     sizes = [bytes_per_token(blocks, tokenizer) if "language" in said.panel else None for blocks in (few, held)]
     own = as_clients_write(held, corpus, written, parts, tokenizer, *asked) if written.partition.rewrite else None
-    losses = Losses(model, few, said.own, said.every, plan.rounds, wear, bytes=sizes[0], written=own and own.first(said.blocks))
-    final = Losses(model, held, said.final, wear=wear, prefix="final.", bytes=sizes[1], written=own) if said.final else None
+    judge = ZeroShot(model, start, (experiment.model, experiment.tune, *sorted(stock.engine.items())), stock.zero_shot)
+    losses = Losses(judge, few, said.own, said.every, plan.rounds, wear, bytes=sizes[0], written=own and own.first(said.blocks))
+    final = Losses(judge, held, said.final, wear=wear, prefix="final.", bytes=sizes[1], written=own) if said.final else None
     bench = Bench(model, tokenizer, start, held, losses, experiment.corpus.split_seed, cohort, corpus, tuple(parts),
                   experiment.algorithm, general_text(experiment, stock, corpus, tokenizer) if "general" in said.panel else None,
                   experiment.corpus.sandbox if experiment.corpus.name == "sandbox" else None, said.pairs)

@@ -171,10 +171,10 @@ def finish(experiment: Experiment, run: Run, setting: Setting, state: State, sto
         reading = setting.final.at_the_end(used) | served(setting.final, used)
         rows = recorded(reading, state.round, [], setting.fleet.size)
         run.append(rows)
-    save_model(run.folder / "model", setting.losses.model, experiment.tune, experiment.model, state.server)  # type: ignore[arg-type]
+    save_model(run.folder / "model", setting.model, experiment.tune, experiment.model, state.server)
     algorithm, tune, own = experiment.algorithm, experiment.tune, state.server.params.rows(state.group)
     if here and algorithm.personal and isinstance(tune, Lora) and not state.server.base:
-        save_personal(run.folder / "model" / "clients", setting.losses.model, tune, experiment.model,  # type: ignore[arg-type]
+        save_personal(run.folder / "model" / "clients", setting.model, tune, experiment.model,
                       algorithm.wear(own, state.memory.to(next(iter(own.values())).device)))
     run.timing(state.round, final=perf_counter() - begun)
     timings = run.timings()

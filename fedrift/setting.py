@@ -48,6 +48,7 @@ class Setting:
     """What the rounds of one experiment run on."""
 
     fleet: SimulatedFleet
+    model: StackedModel
     state: State  # of round 0
     cohort: int
     panel: Panel
@@ -128,7 +129,7 @@ def prepare(experiment: Experiment, stock: Stock, engine: dict[str, Any] | None 
     held = seen.losses.held_out
     ground = ground_of(experiment, stock, corpus, partition, fleet, held.mix)
     work = Work(mitigation, ground, experiment.algorithm)
-    return Setting(fleet, work.begin(template), cohort, seen.panel, seen.losses, seen.final,
+    return Setting(fleet, model, work.begin(template), cohort, seen.panel, seen.losses, seen.final,
                    {"domains": list(held.names), "tokens": held.mix.astype(int).tolist()},
                    experiment.algorithm.caveats(plan.optimizer, plan.weighting) + experiment.algorithm.aggregate.thin(cohort)
                    + mitigation.caveats() + seen.caveats,
@@ -186,7 +187,7 @@ def gradients(experiment: Experiment, stock: Stock, blocks: int = 32, deal: int 
     """
     dealt_by = replace(experiment, algorithm=FedAvg(), mitigation=Vanilla(), seed=experiment.seed if deal is None else deal)
     setting = prepare(dealt_by, stock)
-    model: Any = setting.fleet.objective
+    model = setting.model
     params = model.template(experiment.seed).to(stock.runtime.torch_device())
     batches: Any = setting.fleet.batches
     order = [numpy_stream(dealt_by.seed, "gradients", client).permutation(len(own))[:blocks // 2 * 2]

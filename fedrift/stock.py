@@ -37,6 +37,11 @@ class Stock:
         """The runtime's choices of arithmetic; made once, as some are made by trying."""
         return self._keep(("engine",), self.runtime.engine)  # type: ignore[no-any-return]
 
+    @property
+    def zero_shot(self) -> dict[Any, Any]:
+        """Losses of pretrained models on texts that some run has asked for (``probes.zero_shot``)."""
+        return self._keep(("zero-shot",), dict)  # type: ignore[no-any-return]
+
     def language_model(self, name: str, tune: Tune) -> LanguageModel:
         dtype = self.engine.get("dtype", "float32")
         return self._keep(("model", name, tune), lambda: load_model(

@@ -109,7 +109,7 @@ def raise_model(place: Path, stock: Stock) -> None:
         "evaluate": {"panel": [], "own": 0, "final": 0}})
     setting = prepare(experiment, stock)
     done, = rounds(setting.state, setting.fleet, experiment.algorithm, until=1, cohort=1, seed=0)
-    model: Any = setting.losses.model
+    model = setting.model
     stock.language_model(str(seed), experiment.tune).tokenizer.save_pretrained(str(place / "model"))
     save_model(place / "model", model, experiment.tune, str(seed), done.after.server)
 

@@ -66,7 +66,7 @@ def carry_out(asked: Asked, stock: Stock) -> tuple[Trajectory, Facts]:
     experiment = asked.experiment
     plan = experiment.plan
     setting = prepare(experiment, stock)
-    state, past, model = setting.state, Past(), setting.losses.model
+    state, past, model = setting.state, Past(), setting.model
     fleet = setting.fleet
     if asked.broken:
         fleet = replace(fleet, batches=Marked(fleet.batches, asked.broken), objective=Spoilt(fleet.objective))

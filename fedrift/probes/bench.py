@@ -12,7 +12,7 @@ from ..corpus.corpus import Corpus
 from ..corpus.sandbox import Sandbox
 from ..tree import Tree
 from .held_out import HeldOut
-from .loss import Losses
+from .loss import Judge, Losses
 
 
 @dataclass(frozen=True, eq=False)
@@ -33,6 +33,11 @@ class Bench:
     sandbox: Sandbox | None = None  # the dials of the made-up language, if the corpus is that
     pairs: int = 100  # minimal pairs of each phenomenon
     chunk: int = 8192  # tokens in one forward pass, at most
+
+    @property
+    def judge(self) -> Judge:
+        """The model for losses alone; what it makes of a text before training is read once for all runs."""
+        return self.losses.model
 
     @property
     def domains(self) -> tuple[str, ...]:

@@ -63,5 +63,5 @@ def looks(bench: Bench) -> list[Look | After]:
     """The general text, whenever deep looks are taken; nothing where there is no such text."""
     if bench.general is None:
         return []
-    probe = General(bench.model, bench.general, spelled_bytes(bench.tokenizer, bench.general), bench.chunk)
+    probe = General(bench.judge, bench.general, spelled_bytes(bench.tokenizer, bench.general), bench.chunk)
     return [Look("general", probe, "deep", float(bench.general.keep.sum()))]

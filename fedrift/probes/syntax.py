@@ -148,5 +148,5 @@ def looks(bench: Bench) -> list[Look | After]:
     pairs = pairs_for(bench.corpus, bench.tokenizer, bench.sandbox, bench.seed, bench.pairs)
     if not pairs:
         return []
-    probe = syntax(bench.model, bench.tokenizer, pairs, bench.chunk)
+    probe = syntax(bench.judge, bench.tokenizer, pairs, bench.chunk)
     return [Look("syntax", probe, "deep", float(probe.keep.sum()))]

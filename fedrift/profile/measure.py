@@ -232,7 +232,7 @@ def remembered(setting: Setting, done: Round, step_peak: float, device: torch.de
 
 
 def dtype_of(setting: Setting) -> torch.dtype:
-    model: Any = setting.losses.model
+    model = setting.model
     return model.head.weight.dtype  # type: ignore[no-any-return]
 
 

@@ -28,7 +28,7 @@ def stored(tensors: Iterable[Tensor]) -> int:
 
 def holdings(setting: Setting, state: State, report: Report, pass_size: int, step_peak: float) -> dict[str, float]:
     """Bytes by what they are; ``pass_size`` clients train at once, and ``step_peak`` bytes is what one step makes at most."""
-    model: Any = setting.losses.model
+    model = setting.model
     server, network = state.server, model.network
     every = torch.zeros(pass_size, dtype=torch.long)
     start = server.params.rows(every)
@@ -65,7 +65,7 @@ def why(setting: Setting, runtime: Runtime, batch: int, length: int, passes: int
         return "the whole cohort fits"
     if device.type == "cpu" and micro == max(1, CPU_TOKENS // (batch * length)):
         return f"of {batch} x {length} tokens each, about {CPU_TOKENS:,} tokens keep a processor's cache warm"
-    model: Any = setting.losses.model
+    model = setting.model
     each = passes * batch * length * bytes_per_token(model.network)
     return (f"a client's activations take about {each / 1e6:,.0f} MB, and {ROOM:.0%} of the {free_memory(device) / 1e9:,.1f} GB "
             "that are free may go to them")

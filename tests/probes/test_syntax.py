@@ -249,7 +249,7 @@ def test_pocket_knows_grammar_and_less_when_its_weights_are_noise(pocket):
 def test_a_bench_makes_a_look(pocket):
     from fedrift.probes.syntax import looks
     model, tokenizer = pocket
-    bench = SimpleNamespace(model=model, tokenizer=tokenizer, corpus=corpus({"a": ["the teacher"]}), sandbox=None, seed=0,
+    bench = SimpleNamespace(judge=model, tokenizer=tokenizer, corpus=corpus({"a": ["the teacher"]}), sandbox=None, seed=0,
                             chunk=8192, held_out=HeldOut, pairs=100)
     (look,) = looks(bench)
     assert look.name == "syntax" and look.when == "deep" and len(look.probe.pairs) == 100 * len(PHENOMENA)

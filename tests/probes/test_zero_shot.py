@@ -1,0 +1,60 @@
+"""The pretrained model is read once for all runs of a stock, and no number of any run changes by it."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from fedrift.models.stacked import StackedModel
+from fedrift.probes.zero_shot import ZeroShot
+from fedrift.run import carry_out
+from fedrift.tree import Tree
+from tests.worlds import experiment, stock
+
+TUNES = {"lora": [], "last_k": ["tune={is: LastK, blocks: 1}"], "full": ["tune={is: Full}"],
+         "lora with a base": ["algorithm={is: FedAvg, aggregate: FedEx}"]}
+
+
+@pytest.mark.parametrize("tune", TUNES)
+def test_runs_that_share_a_stock_read_the_pretrained_model_once_and_record_the_same(tune, tmp_path, monkeypatch):
+    asked = [experiment(tmp_path, *TUNES[tune], "plan.rounds=1", "evaluate.panel=[syntax]", "evaluate.pairs=2", f"seed={seed}",
+                        f"partition.severity={severity}") for seed, severity in ((0, 1.0), (1, 0.5))]
+    alone = [carry_out(one, stock(tmp_path / f"alone {number}")).records() for number, one in enumerate(asked)]
+
+    passes = []
+    plain = StackedModel.positions
+
+    def counted(self, params, tokens, keep):
+        if not torch.is_grad_enabled():
+            passes.append(tokens.shape)
+        return plain(self, params, tokens, keep)
+
+    monkeypatch.setattr(StackedModel, "positions", counted)
+    shared, together, count = stock(tmp_path / "shared"), [], []
+    for one in asked:
+        passes.clear()
+        together.append(carry_out(one, shared).records())
+        count.append(len(passes))
+    assert together == alone
+    assert count[1] < count[0]
+
+
+def test_only_the_first_model_is_remembered(tmp_path):
+    setting = stock(tmp_path).stacked(experiment(tmp_path).model, experiment(tmp_path).tune)
+    start, known = setting.template(0), {}
+    judge = ZeroShot(setting, start, "here", known)
+    tokens = torch.arange(24).view(1, 2, 12)
+    keep = torch.ones_like(tokens, dtype=torch.bool)
+    with torch.no_grad():
+        first, counts = judge.sums(start, tokens, keep)
+        assert len(known) == 1 and torch.equal(first, setting.sums(start, tokens, keep)[0]) and counts.tolist() == [[11, 11]]
+        other = ZeroShot(setting, setting.template(1), "here", known)  # adapters of another seed: the same function
+        assert torch.equal(other.sums(setting.template(1), tokens, keep)[0], first) and len(known) == 1
+        moved = start.map(lambda leaf: leaf + 0.1)
+        assert not torch.equal(judge.sums(moved, tokens, keep)[0], first) and len(known) == 1
+        under = Tree({**start, "base/what": torch.ones(1, 3)})
+        assert not judge.begins(under) and judge.begins(Tree({**start, "base/what": torch.zeros(1, 3)}))
+        keep[:, :, 6:] = False
+        assert not torch.equal(judge.sums(start, tokens, keep)[0], first) and len(known) == 2
+    judge.sums(start, tokens, keep)  # what needs gradients is never remembered
+    assert len(known) == 2
