@@ -1,7 +1,8 @@
 """Stale control variates (SCAFFOLD): a client's memory of its gradient is of a model long gone.
 
 The distance of a control c_k from the client's gradient, in lengths of that gradient, grows with the rounds since the client last
-took part. Beside it the identity c = mean c_k, which holds in every round whoever takes part: where it is broken the
+took part. Minibatch noise puts any control off, a fresh one too: where there is a twin, it must be further off than there. Beside
+it the identity c = mean c_k, which holds in every round whoever takes part: where it is broken the
 algorithm is (a sum divided by the cohort, not the fleet), and nothing that it does is a phenomenon.
 """
 
@@ -30,9 +31,9 @@ def stale(case: Case) -> list[Finding]:
     if np.ptp(age) == 0:
         return not_measured("stale controls", "partial participation: every control has the same age")
     rho, ratio = follows(age, far), float(np.median(far))
-    positive = rho > limit["correlation"] and ratio > limit["ratio"]
     others, other = pairs(case.twin)
     base = float(np.median(other)) if len(other) else math.nan
+    positive = rho > limit["correlation"] and ratio > limit["ratio"] and not ratio - base <= limit["beyond"]
     said = (f"controls are {ratio:.1f} gradients off, the more the older (rho {rho:.2f})" if positive else
             f"controls are {ratio:.2f} gradients off, rho {rho:.2f} with their age")
     ages, distances = table(case.run, "control.age"), table(case.run, "control.staleness")

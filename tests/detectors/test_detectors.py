@@ -206,6 +206,14 @@ def test_a_twin_whose_controls_are_far_off_at_any_age_does_not_show_stale_ones()
     assert said == [None, True, False, False]
 
 
+def test_controls_no_further_off_than_the_twins_are_not_stale_however_old():
+    age = np.arange(1, 31).reshape(15, 2)
+    noisy = controls(age, 1.3 + age / 100)  # minibatch noise puts fresh controls off as well
+    positive = [only(detectors.staleness(Case(noisy, twin)), "stale controls").positive
+                for twin in (None, controls(age, 1.4 - age / 100), controls(age, 0.3 + age / 100))]
+    assert positive == [True, False, True]
+
+
 @pytest.mark.parametrize(("off", "bug"), [(1e-15, False), (1e-6, False), (1e-3, True)])
 def test_controls_whose_mean_is_not_theirs_are_a_bug(off, bug):
     finding = only(detectors.staleness(Case(run(control_imbalance=[off] * 12))), "broken controls")
