@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 CHUNK = 1 << 22  # logits at once: 16 MiB in float32
+ROWS = 256  # but so many positions at least: the head is read from memory twice for every chunk
 
 
 class FrozenHead(torch.autograd.Function):
@@ -21,7 +22,7 @@ class FrozenHead(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, hidden: Tensor, weight: Tensor, target: Tensor) -> Tensor:
-        rows = max(64, CHUNK // len(weight))
+        rows = max(ROWS, CHUNK // len(weight))
         want = ctx.needs_input_grad[0]
         losses, slopes = [], []
         for part, words in zip(hidden.split(rows), target.split(rows), strict=True):
@@ -53,7 +54,7 @@ class OwnHead(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, hidden: Tensor, weight: Tensor, target: Tensor) -> Tensor:
         want = any(ctx.needs_input_grad)
-        rows = hidden.shape[1] if want else max(64, CHUNK // weight.shape[1])
+        rows = hidden.shape[1] if want else max(ROWS, CHUNK // weight.shape[1])
         losses, shares = torch.empty(target.shape, dtype=widened(hidden[:0]).dtype, device=hidden.device), []
         for client in range(len(hidden)):
             for first in range(0, hidden.shape[1], rows):
