@@ -224,7 +224,7 @@ def test_stored_adapters_are_worn_by_peft_with_the_same_logits(tmp_path, kind):
     params = type(setting.state.server.params)(
         {name.removeprefix("server.params/"): leaf for name, leaf in tensors.items() if name.startswith("server.params/")})
     tokens = torch.arange(2, 34).view(1, 2, 16)
-    ours = setting.losses.model.hidden(params, tokens)[0] @ setting.losses.model.head.weight.T
+    ours = setting.model.hidden(params, tokens)[0] @ setting.model.head.weight.T
     logits = theirs(input_ids=tokens[0]).logits
     assert torch.allclose(ours, logits, atol=1e-5)
     untrained = AutoModelForCausalLM.from_pretrained(tmp_path / f"model-{kind}")
@@ -250,7 +250,7 @@ def plain_loop(folder, asked, there, optimizer, rounds: int):
     setting = prepare(resolve(asked, there), there)
     base = AutoModelForCausalLM.from_pretrained(folder / "model-llama")
     model = get_peft_model(base, LoraConfig(r=8, lora_alpha=16, target_modules=["q_proj", "v_proj"]))
-    start = setting.losses.model.template(asked.seed)
+    start = setting.model.template(asked.seed)
     set_peft_model_state_dict(model, {
         "base_model.model." + name.replace(".A", ".lora_A.weight").replace(".B", ".lora_B.weight"): leaf[0]
         for name, leaf in start.items()})

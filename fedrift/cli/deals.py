@@ -23,7 +23,7 @@ from ..report.sheet import Slope
 from ..seeds import number, numpy_stream
 
 ROOMS = Rooms({Partitioner: regimes})
-ELSEWHERE = ("tune", "algorithm", "plan", "evaluate", "mitigation", "model_content")  # keys of an experiment that deal nothing
+ELSEWHERE = ("tune", "algorithm", "plan", "evaluate", "mitigation", "model_content", "fork")  # keys that deal nothing
 BATCH = 1000
 EMBEDDED = 5000  # documents whose embeddings are compared
 CHANCE = 5  # IID deals behind the band of a gradient's number: each is a pass over every client's text
