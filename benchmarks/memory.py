@@ -30,6 +30,7 @@ from turns import agreed, written
 from fedrift.algorithms import Scaffold
 from fedrift.fleet import SimulatedFleet
 from fedrift.fleet.micro import micro_cohort
+from fedrift.memory import Memory
 from fedrift.models.stacked import StackedModel
 from fedrift.models.tune import Lora
 from fedrift.optimizers import AdamW, Sgd
@@ -79,7 +80,7 @@ def grown(network: Any, clients: int, cohort: int, shape: tuple[int, int], until
 
     fleet = SimulatedFleet(clients, model, read, Sgd(0.1), micro=micro_cohort(network, cohort, *shape, CPU))
     state = begin(algorithm, model.template(), clients)
-    own = sum(leaf[0].numel() * leaf.element_size() for leaf in state.memory.values()) + 2 * state.group.element_size()
+    own = Memory((state.memory.clients[0],)).bytes() + 2 * state.group.element_size()
     first, spent, begun = Tree(), list[float](), perf_counter()
     for done in rounds(state, fleet, algorithm, until=until, cohort=cohort, seed=0, draw=in_turn):
         spent.append(perf_counter() - begun)

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from .algorithms.fedavg import FedAvg
 from .fleet.fleet import Fleet
+from .memory import Memory
 from .seeds import number, numpy_stream
 from .tree import Tree
 from .values import Draw, Regroup, Report, Round, State
@@ -23,8 +24,8 @@ def begin(algorithm: FedAvg, params: Tree, size: int) -> State:
     """Round 0, from one set of params ``[1, ...]``: each group of clients gets its copy."""
     group = algorithm.groups(size)
     models = params.rows(torch.zeros(int(group.max()) + 1, dtype=torch.long))
-    memory = algorithm.memory(params.to(torch.device("cpu")))
-    return State(0, algorithm.begin(models), memory.rows(torch.zeros(size, dtype=torch.long)), group)
+    memory = Memory.alike(algorithm.memory(params.to(torch.device("cpu"))), size)
+    return State(0, algorithm.begin(models), memory, group)
 
 
 def anybody(state: State, count: int, seed: int) -> Tensor:

@@ -175,7 +175,7 @@ def finish(experiment: Experiment, run: Run, setting: Setting, state: State, sto
     algorithm, tune, own = experiment.algorithm, experiment.tune, state.server.params.rows(state.group)
     if here and algorithm.personal and isinstance(tune, Lora) and not state.server.base:
         save_personal(run.folder / "model" / "clients", setting.model, tune, experiment.model,
-                      algorithm.wear(own, state.memory.to(next(iter(own.values())).device)))
+                      algorithm.wear(own, state.memory.whole().to(next(iter(own.values())).device)))
     run.timing(state.round, final=perf_counter() - begun)
     timings = run.timings()
     spent = {phase: sum(row.get(phase, 0.0) for row in timings) for phase in ("train", "evaluate", "store", "final")}

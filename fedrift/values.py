@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from .memory import Memory
 from .tree import Tree
 
 
@@ -83,7 +84,7 @@ class State:
 
     round: int
     server: Server
-    memory: Tree  # [N, ...] what each client keeps; zeros for one that never took part
+    memory: Memory  # [N, ...] what each client keeps; zeros for one that never took part
     group: Tensor  # [N] which model each client shares
     moved: Tree = field(default_factory=Tree)  # [M, ...] what the last round changed of the server's params; empty before round 1
     mitigation: Tree = field(default_factory=Tree)  # what the mitigation remembers; each leaf has axes of its own

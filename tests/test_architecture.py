@@ -12,14 +12,15 @@ PACKAGE = Path(__file__).resolve().parents[1] / "fedrift"
 # Room -> rooms that it may import. What is not named here may not be imported; every room may import itself.
 GROUND = {"errors", "seeds"}
 TENSORS = GROUND | {"tree", "streams"}
-VALUES = TENSORS | {"values", "optimizers"}
+VALUES = TENSORS | {"memory", "values", "optimizers"}
 MAY = {
     "errors": set(),
     "seeds": set(),
     "streams": {"seeds"},
     "tree": set(),
     "records": {"errors"},
-    "values": {"tree"},
+    "memory": {"tree"},
+    "values": {"memory", "tree"},
     "optimizers": {"tree"},
     "corpus": GROUND,
     "partition": GROUND | {"corpus"},

@@ -16,6 +16,7 @@ from typing import ClassVar
 
 import torch
 
+from ..memory import Memory
 from ..tree import Tree
 from ..values import Local, Server, State
 from .fedavg import FedAvg
@@ -37,10 +38,12 @@ class FineTuned(FedAvg):
 
 def apart(state: State, algorithm: FedAvg) -> State:
     """Every client its own copy of the model it shares, ``[M, ...] -> [N, ...]``; nobody shares from now on."""
+    size = len(state.group)
     copies = algorithm.begin(state.server.params.rows(state.group))
+    memory = Memory.of(algorithm.memory(copies.params.to(torch.device("cpu"))), size)
     base = state.server.base.rows(state.group)
     return replace(state, server=Server(copies.params, copies.shared, copies.moments, base),
-                   memory=algorithm.memory(copies.params.to(torch.device("cpu"))), group=torch.arange(len(state.group)))
+                   memory=memory, group=torch.arange(size))
 
 
 __all__ = ["FineTuned", "apart"]

@@ -49,7 +49,8 @@ class Scaffold(FedAvg):
         return replace(super().absorb(server, report), shared=shared)
 
     def evidence(self, done: Round) -> Evidence:
-        return super().evidence(done) | told(done, done.before.memory, done.after.memory, done.after.server.shared)
+        before, after = done.before.memory.rows(done.cohort), done.after.memory.whole()
+        return super().evidence(done) | told(done, before, after, done.after.server.shared)
 
     def regroup(self, server: Server, memory: Tree, group: Tensor) -> Server:  # c = mean_k c_k, over the new members
         return replace(server, shared=members(memory, group, server.shared))
@@ -66,7 +67,8 @@ class Scaffold(FedAvg):
 
 
 def told(done: Round, before: Tree, after: Tree, shared: Tree) -> Evidence:
-    """How old the controls are. ``before`` and ``after [N, ...]`` are c_k as the round began and ended, ``shared [M, ...]`` is c.
+    """How old the controls are. ``before [C, ...]`` is the cohort's c_k as the round began, ``after [N, ...]``
+    everybody's as it ended, ``shared [M, ...]`` is c.
 
     ``control.age [C]``: rounds since the client last took part; ``control.staleness [C]``: |c_k - g_k| / |g_k|, g_k its mean
     gradient of this round; both NaN for one that never had. ``control.imbalance``: |c - mean_k c_k| / |c| over the members of
@@ -76,7 +78,7 @@ def told(done: Round, before: Tree, after: Tree, shared: Tree) -> Evidence:
     size = gradient.norm()
     last = done.before.last[done.cohort] if len(done.before.last) else torch.zeros(len(done.cohort))
     known = (last > 0) & ~done.report.failed & (size > 0)
-    stale = (before.rows(done.cohort) - gradient).norm() / size
+    stale = (before - gradient).norm() / size
     off = (shared - members(after, done.after.group.cpu(), shared)).norm().square().sum().sqrt()
     length = shared.norm().square().sum().sqrt()
     return {"control.age": torch.where(known, (done.after.round - last).double(), torch.nan),

@@ -49,9 +49,9 @@ class ScaffoldWeighted(Scaffold):
         return replace(after, shared=server.shared + pool(report.news, report) / report.population.clamp_min(1))
 
     def evidence(self, done: Round) -> Evidence:
-        kept, weight = part("u", done.before.memory), done.before.memory["weight"][:, 0]
-        controls = kept / weight.clamp_min(1e-12)  # c_k = u_k / n_k
-        said = told(done, controls, part("u", done.after.memory), part("u", done.after.server.shared))
+        kept = done.before.memory.rows(done.cohort)
+        controls = part("u", kept) / kept["weight"][:, 0].clamp_min(1e-12)  # c_k = u_k / n_k
+        said = told(done, controls, part("u", done.after.memory.whole()), part("u", done.after.server.shared))
         return super(Scaffold, self).evidence(done) | said
 
     def caveats(self, optimizer: Optimizer, weighting: str) -> list[str]:

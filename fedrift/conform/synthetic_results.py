@@ -14,6 +14,7 @@ import torch
 
 from ..algorithms import FedAvg, FedProx, Scaffold
 from ..fleet import SimulatedFleet
+from ..memory import Memory
 from ..optimizers import Sgd
 from ..values import State
 from .outcome import Outcome, every
@@ -48,7 +49,7 @@ def carry_out(algorithm: FedAvg, worlds: list[World], dealt: Deal, rounds: int,
     fleet = SimulatedFleet(len(dealt.seeds), loss, dealt, Sgd(0.01))
     params = first_params()
     group = torch.arange(len(worlds)).repeat_interleave(DEVICES)
-    memory = algorithm.memory(params).rows(torch.zeros(fleet.size, dtype=torch.long))
+    memory = Memory.alike(algorithm.memory(params), fleet.size)
     state = State(0, algorithm.begin(params.rows(torch.zeros(len(worlds), dtype=torch.long))), memory, group)
     seen = []
     for round in range(rounds):

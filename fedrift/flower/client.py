@@ -18,6 +18,7 @@ from flwr.clientapp import ClientApp
 
 from ..algorithms import FedAvg
 from ..fleet import SimulatedFleet
+from ..memory import Memory
 from ..tree import Tree
 from ..values import Report, Server, State
 from .memory import Lost, recall, remember
@@ -101,7 +102,7 @@ def one(client: Client, round: int, found: dict[str, Tree], memory: Tree) -> Rep
     device = next(iter(client.first.params.values())).device
     server = Server(found["params"].to(device), found["shared"].to(device), Tree(), found["base"].to(device))
     alone = torch.zeros(1, dtype=torch.long)
-    return client.fleet.train(State(round, server, memory, alone), client.algorithm, alone)
+    return client.fleet.train(State(round, server, Memory.of(memory, 1), alone), client.algorithm, alone)
 
 
 def train_plain(client: Client, content: RecordDict) -> RecordDict:

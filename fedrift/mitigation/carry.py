@@ -27,7 +27,7 @@ def carried(state: State, decision: Decision, algorithm: FedAvg) -> State:
     if not torch.equal(rows, torch.arange(server.models)):
         server, moved = taken(server, rows), moved.rows(rows.to(device(moved)) if moved else rows)
     if not torch.equal(new, state.group):
-        server = algorithm.regroup(server, state.memory, new)
+        server = algorithm.regroup(server, state.memory.whole(), new)
     return replace(state, server=server, moved=moved, group=new, mitigation=decision.keep)
 
 

@@ -39,7 +39,7 @@ def holdings(setting: Setting, state: State, report: Report, pass_size: int, ste
         "base weights": stored([*network.parameters(), *network.buffers()]),
         f"models of the server ({server.models})": size(server.params, server.base, state.moved),
         "what the server keeps and sends beside them": size(server.shared, server.moments),
-        f"what {setting.fleet.size} clients remember": size(state.memory),
+        f"what {setting.fleet.size} clients remember": state.memory.bytes(),
         f"what {len(report.tokens)} clients report": size(report.delta, report.gradient, report.memory, report.news),
         f"optimizer of the {pass_size} in a pass": moments,
         "their models, starts, gradients, memories": copies,

@@ -15,6 +15,7 @@ import torch
 from ..algorithms import FedAvg
 from ..experiment import Experiment, Fork, parse
 from ..fleet import Fleet
+from ..memory import Memory
 from ..setting import Setting
 from ..store import Run, find_run
 from ..values import State
@@ -139,8 +140,8 @@ def converted(state: State, old: FedAvg, new: FedAvg) -> State:
     fresh = new.server.init(params)
     same, rule = type(old) is type(new), type(old.server) is type(new.server) and fresh.keys() == server.moments.keys()
     shared = server.shared if same else new.shared(params)
-    memory = state.memory if same else new.memory(params.to(torch.device("cpu")).rows(state.group.cpu()))
-    return replace(state, memory=memory, server=replace(
+    kept = new.memory(params.to(torch.device("cpu")).rows(state.group.cpu()))
+    return replace(state, memory=state.memory if same else Memory.of(kept, len(state.group)), server=replace(
         server, shared=shared, moments=server.moments if rule else fresh, base=server.base or new.aggregate.begin(params)))
 
 

@@ -8,6 +8,7 @@ from dataclasses import fields
 import torch
 from torch import Tensor
 
+from ..memory import Memory
 from ..store import Run
 from ..store.tensors import load_state, save_state
 from ..tree import Tree
@@ -36,7 +37,7 @@ def restored(run: Run, like: State) -> State | None:
 def named(state: State) -> dict[str, Tensor]:
     """All tensors of a state by ``<part>/<leaf>``, but ``group`` and ``last`` by their names."""
     trees: dict[str, Tree] = {part: getattr(state.server, part.partition(".")[2]) for part in PARTS}
-    trees |= {"memory": state.memory, "moved": state.moved, "mitigation": state.mitigation}
+    trees |= {"memory": state.memory.whole(), "moved": state.moved, "mitigation": state.mitigation}
     tensors = {f"{part}/{name}": leaf for part, tree in trees.items() for name, leaf in tree.items()}
     return {**tensors, "group": state.group, "last": state.last}
 
@@ -44,8 +45,9 @@ def named(state: State) -> dict[str, Tensor]:
 def state_of(tensors: Mapping[str, Tensor], round: int, where: torch.device, last: Tensor) -> State:
     """What ``named`` took apart, the server's half on its device. ``last``: in its place, where it was not stored."""
     server = Server(*(tree_of(tensors, part).to(where) for part in PARTS))
-    return State(round, server, tree_of(tensors, "memory"), tensors["group"], tree_of(tensors, "moved").to(where),
-                 tree_of(tensors, "mitigation"), tensors.get("last", last))
+    memory = Memory.of(tree_of(tensors, "memory"), len(tensors["group"]))
+    return State(round, server, memory, tensors["group"], tree_of(tensors, "moved").to(where), tree_of(tensors, "mitigation"),
+                 tensors.get("last", last))
 
 
 def tree_of(tensors: Mapping[str, Tensor], part: str) -> Tree:

@@ -18,7 +18,7 @@ def drift(algorithm, cohort: int) -> float:
     """The largest |h - mean_k g_k| in 20 rounds."""
     group = clients((1, 4, 2, 3, 5), (0, 1, -2, 3, 7), 6)
     done = train(algorithm, group, until=20, cohort=cohort, optimizer=Sgd(0.05))
-    return max((d.after.server.moments["x"][0] - d.after.memory["x"].mean(0)).abs().max().item() for d in done)
+    return max((d.after.server.moments["x"][0] - d.after.memory.whole()["x"].mean(0)).abs().max().item() for d in done)
 
 
 def test_with_solved_local_problems_it_takes_the_papers_path():
@@ -37,7 +37,7 @@ def test_a_few_local_steps_are_enough_for_the_exact_optimum(alpha, lr, needed):
 
 def test_at_the_optimum_the_memories_are_the_gradients():
     last = train(FedDyn(alpha=1.0), Q2(), until=60)[-1].after
-    assert last.memory["x"].flatten().tolist() == pytest.approx([0.8, -0.8], abs=1e-9)
+    assert last.memory.whole()["x"].flatten().tolist() == pytest.approx([0.8, -0.8], abs=1e-9)
     assert last.server.moments["x"].item() == pytest.approx(0, abs=1e-9)
 
 

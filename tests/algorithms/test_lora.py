@@ -11,6 +11,7 @@ from torch import Tensor
 from fedrift.algorithms import FedAvg, FedDyn, FedNova, FedProx, Scaffold
 from fedrift.algorithms.aggregates import FFA, FedEx, FLoRA, Mean, Median, Private, RoLoRA, Svd
 from fedrift.algorithms.aggregates.svd import cut
+from fedrift.memory import Memory
 from fedrift.optimizers import Adam, AdamW, Sgd
 from fedrift.probes.adapters import aggregation_error
 from fedrift.tree import Tree
@@ -43,7 +44,7 @@ def by_hand(ups: Tensor, downs: Tensor, share: Tensor, before: tuple[Tensor, Ten
     sound = torch.zeros(size, dtype=torch.bool)
     report = Report(delta, Tree(), Tree(), Tree(), share, none, torch.zeros(size, 2), none, sound, group,
                     torch.tensor([size]), none)
-    state = State(0, Server(start, Tree(), Tree()), Tree(), group)
+    state = State(0, Server(start, Tree(), Tree()), Memory.alike(Tree(), size), group)
     return Round(state, state, torch.arange(size), report)
 
 
@@ -160,8 +161,8 @@ def test_ffa_under_privacy_adds_no_noise_to_the_frozen_factor():
 
 def test_scaffold_and_ffa_go_together():
     for done in train(Scaffold(aggregate=FFA()), data(), until=4, cohort=3):
-        assert (done.after.memory["m.A"] == 0).all()
-        assert torch.allclose(done.after.server.shared["m.B"][0], done.after.memory["m.B"].mean(0), atol=1e-12)
+        assert (done.after.memory.whole()["m.A"] == 0).all()
+        assert torch.allclose(done.after.server.shared["m.B"][0], done.after.memory.whole()["m.B"].mean(0), atol=1e-12)
 
 
 LEAVES = ["m.A", "m.B", "h"]

@@ -19,7 +19,7 @@ from tests.quadratics import Q2, clients, fleet_of, path, train
 
 def worn(done: Round, algorithm: FedAvg) -> list[float]:
     state = done.after
-    return algorithm.wear(state.server.params.rows(state.group), state.memory)["x"].flatten().tolist()
+    return algorithm.wear(state.server.params.rows(state.group), state.memory.whole())["x"].flatten().tolist()
 
 
 @pytest.mark.parametrize(("lam", "ends"), [(0.0, (0, 1)), (1.0, (0.4, 0.96)), (5.0, (2 / 3, 8 / 9))])
@@ -55,7 +55,7 @@ def test_pfedme_by_hand_with_a_last_solve_cut_short():
     lam, eta, lr, w = 2.0, 0.3, 0.1, 5.0
     done = train(PFedMe(lam=lam, eta=eta, inner=2), clients((1, 4), (0, 1), (5, 4)), until=1)[0]
     for a, b, steps, moved, theta_found in zip((1, 4), (0, 1), (5, 4), done.report.delta["x"][:, 0].tolist(),
-                                               done.after.memory["x"][:, 0].tolist(), strict=True):
+                                               done.after.memory.whole()["x"][:, 0].tolist(), strict=True):
         theta = y = w
         for step in range(1, steps + 1):
             theta -= lr * (a * (theta - b) + lam * (theta - y))
@@ -78,7 +78,7 @@ def test_fedper_keeps_the_leaves_it_names_and_shares_the_others():
         moved = not torch.equal(done.after.server.params["m.A"], done.before.server.params["m.A"])
         assert moved or done.before.round == 0  # while B is zero, A has no gradient
     last = run[-1].after
-    worn = algorithm.wear(last.server.params.rows(last.group), last.memory)
+    worn = algorithm.wear(last.server.params.rows(last.group), last.memory.whole())
     assert torch.equal(worn["m.A"][0], worn["m.A"][1])
     assert not torch.equal(worn["m.B"][0], worn["m.B"][1])
 
@@ -119,8 +119,8 @@ def test_own_models_under_moving_weights_are_refused(algorithm):
 def test_ditto_and_ffa_go_together_and_a_stays_in_both_models():
     decaying = AdamW(0.05, weight_decay=0.1)
     done = federation.train(Ditto(aggregate=FFA()), federation.data(), until=2, optimizer=decaying)[-1]
-    assert (done.after.memory["m.A"] == federation.params()["m.A"]).all()
-    assert (done.after.memory["m.B"] != 0).all()
+    assert (done.after.memory.whole()["m.A"] == federation.params()["m.A"]).all()
+    assert (done.after.memory.whole()["m.B"] != 0).all()
 
 
 @dataclass(frozen=True)

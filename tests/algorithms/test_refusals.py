@@ -62,7 +62,7 @@ def learns(algorithm: FedAvg, **options) -> bool:
     """Whether the clients' losses, with the models they wear, are lower after four rounds."""
     def mean(state) -> float:
         deal = data()
-        worn = algorithm.wear(state.server.params.rows(state.group), state.memory)
+        worn = algorithm.wear(state.server.params.rows(state.group), state.memory.whole())
         under = state.server.base.rows(state.group)
         batch = {"x": deal.x[:, 0], "y": deal.y[:, 0], "w": deal.w.expand(len(deal.x), -1, -1)}
         return loss(Tree({**worn, **under}), batch).mean().item()
@@ -207,7 +207,7 @@ def test_leaves_that_clients_keep_are_left_alone_by_the_server(algorithm):
 def test_afl_and_fedex_end_at_the_mean_of_products_by_afls_weights():
     base = torch.zeros(4, 3, dtype=torch.float64)
     for done in train(AFL(rate=0.5, aggregate=FedEx()), data(), until=4):
-        share = share_of(done.before.memory, done.before.server.shared.rows(done.before.group))[:, 0]
+        share = share_of(done.before.memory.whole(), done.before.server.shared.rows(done.before.group))[:, 0]
         ideal = base + torch.einsum("k,kor,kri->oi", share / share.sum(), done.local["m.B"], done.local["m.A"])
         after = done.after.server
         found = after.params["m.B"][0] @ after.params["m.A"][0] + after.base["m.base"][0]
@@ -218,7 +218,7 @@ def test_afl_and_fedex_end_at_the_mean_of_products_by_afls_weights():
 
 def test_feddyn_and_the_median_keep_h_the_mean_of_the_memories():
     for done in train(FedDyn(aggregate=Median()), data(), until=4, cohort=3):
-        assert torch.allclose(done.after.server.moments["h"][0], done.after.memory["h"].mean(0), atol=1e-12)
+        assert torch.allclose(done.after.server.moments["h"][0], done.after.memory.whole()["h"].mean(0), atol=1e-12)
 
 
 def test_feddyns_own_step_is_not_clipped_with_the_clients():
@@ -233,7 +233,7 @@ def test_scaffold_and_rolora_would_correct_nothing():
     """Why it is refused: of the factor that is trained, the gradients of the round before were zero."""
     for done in train(Scaffold(aggregate=RoLoRA()), data(), until=4):
         trained = "m.B" if done.before.round % 2 == 0 else "m.A"
-        assert (done.before.memory[trained] == 0).all() and (done.report.delta[trained] != 0).any()
+        assert (done.before.memory.whole()[trained] == 0).all() and (done.report.delta[trained] != 0).any()
 
 
 def test_feddyn_and_rolora_would_move_the_factor_that_is_held():
@@ -244,6 +244,6 @@ def test_feddyn_and_rolora_would_move_the_factor_that_is_held():
 def test_personal_models_and_rolora_wear_what_they_trained():
     run = train(FineTuned(aggregate=RoLoRA()), data(), until=2)
     for name in LORA:
-        assert torch.equal(run[-1].after.memory[name], run[-1].local[name])
+        assert torch.equal(run[-1].after.memory.whole()[name], run[-1].local[name])
 
 

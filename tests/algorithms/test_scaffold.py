@@ -23,7 +23,7 @@ def drift_of_the_controls(algorithm, cohort: int) -> float:
     """The largest |c - mean_k c_k| in 30 rounds with ``cohort`` of 5 clients."""
     group = clients((1, 4, 2, 3, 5), (0, 1, -2, 3, 7), 6)
     done = train(algorithm, group, until=30, cohort=cohort, optimizer=Sgd(0.05))
-    return max((d.after.server.shared["x"][0] - d.after.memory["x"].mean(0)).abs().max().item() for d in done)
+    return max((d.after.server.shared["x"][0] - d.after.memory.whole()["x"].mean(0)).abs().max().item() for d in done)
 
 
 def test_the_first_round_is_fedavg_bit_for_bit():
@@ -39,7 +39,7 @@ def test_scaffold_takes_the_known_path_to_the_optimum():
     done = train(Scaffold(), Q2(), until=60)
     assert path(done)[:6] == pytest.approx(ITERATES, abs=1e-9)
     assert rounds_to(path(done), 0.8) == 18
-    assert done[-1].after.memory["x"].flatten().tolist() == pytest.approx([0.8, -0.8], abs=1e-9)
+    assert done[-1].after.memory.whole()["x"].flatten().tolist() == pytest.approx([0.8, -0.8], abs=1e-9)
     assert done[-1].after.server.shared["x"].item() == pytest.approx(0, abs=1e-9)
 
 
@@ -65,7 +65,7 @@ def test_the_memory_is_option_two_of_the_paper_under_sgd():
     group = clients((1, 4, 2), (0, 1, 3), (4, 9, 2))
     for done in train(Scaffold(), group, until=6, cohort=2, schedule=schedule):
         lr = 0.1 * schedule(done.before.round)
-        old = done.before.memory["x"][done.cohort]
+        old = done.before.memory.whole()["x"][done.cohort]
         steps = done.report.steps[:, None]
         displaced = old - done.before.server.shared["x"] - done.report.delta["x"] / (steps * lr)
         assert torch.allclose(done.report.memory["x"], displaced, atol=1e-10)
@@ -83,8 +83,8 @@ def test_heavy_ball_and_adam_clients_stay_sound():
 def test_a_client_that_never_took_part_begins_at_zero():
     for done in train(Scaffold(), clients((1, 4, 2, 3), (0, 1, -2, 3)), until=3, cohort=1):
         absent = torch.ones(4, dtype=torch.bool).index_fill(0, done.cohort, False)
-        assert torch.equal(done.after.memory["x"][absent], done.before.memory["x"][absent])
-    assert (train(Scaffold(), Q2(), until=1)[0].before.memory["x"] == 0).all()
+        assert torch.equal(done.after.memory.whole()["x"][absent], done.before.memory.whole()["x"][absent])
+    assert (train(Scaffold(), Q2(), until=1)[0].before.memory.whole()["x"] == 0).all()
 
 
 def test_it_says_where_it_is_unsound():

@@ -41,7 +41,7 @@ def test_the_servers_control_is_the_mean_of_the_clients_whoever_takes_part(cohor
     group = clients((1, 4, 2, 3, 5), (0, 1, -2, 3, 7), 6, weight=(1, 2, 3, 4, 9))
     for done in train(ScaffoldWeighted(), group, until=20, cohort=cohort, optimizer=Sgd(0.05)):
         for name, leaf in done.after.server.shared.items():
-            assert (leaf[0] - done.after.memory[name].mean(0)).abs().max() < 1e-10
+            assert (leaf[0] - done.after.memory.whole()[name].mean(0)).abs().max() < 1e-10
 
 
 def test_partial_participation_still_reaches_the_weighted_optimum():

@@ -121,7 +121,7 @@ def in_round(round: int, fault, client: int = BAD):
 def invariant(state) -> None:
     """c = mean c_k."""
     for name, c in state.server.shared.items():
-        assert torch.allclose(c[0], state.memory[name].mean(0), atol=1e-12)
+        assert torch.allclose(c[0], state.memory.whole()[name].mean(0), atol=1e-12)
 
 
 def on_nodes(algorithm, keeps: Path, state) -> Tree:
@@ -142,7 +142,7 @@ def test_a_client_that_answers_wrongly_counts_as_absent_for_that_round(fault, tm
     assert why in over[1].report.why[BAD]
     invariant(over[-1].after)
     held = on_nodes(Scaffold(), tmp_path, over[-1].after)
-    assert all(torch.allclose(leaf, over[-1].after.memory[name], atol=1e-12) for name, leaf in held.items())
+    assert all(torch.allclose(leaf, over[-1].after.memory.whole()[name], atol=1e-12) for name, leaf in held.items())
     assert over[-1].after.last.tolist() == [4, 4, 4, 4, 4] and over[1].after.last.tolist() == [2, 1, 2, 2, 2]
 
 

@@ -89,7 +89,7 @@ def test_cluster_specific_training_over_flower_is_that_on_one_machine(signal, al
     assert after.server.models > 1
     for name, c in after.server.shared.items():
         for group in after.group.unique().tolist():
-            assert torch.allclose(c[group], after.memory[name][after.group == group].mean(0), atol=1e-6)
+            assert torch.allclose(c[group], after.memory.whole()[name][after.group == group].mean(0), atol=1e-6)
 
 
 def test_clients_between_the_groups_train_over_flower_too(tmp_path):
@@ -113,11 +113,11 @@ def test_clients_of_unequal_numbers_of_steps_and_without_data(tmp_path):
 def test_the_memory_of_a_personal_algorithm_stays_on_its_node(tmp_path):
     deal = data(dtype=torch.float32)
     over, here = over_flower(Ditto(), deal, tmp_path)[-1], train(Ditto(), deal)[-1]
-    first = begin(Ditto(), params(torch.float32), 5).memory
-    assert all(torch.equal(leaf, first[name]) for name, leaf in over.after.memory.items())  # the server never sees it
+    first = begin(Ditto(), params(torch.float32), 5).memory.whole()
+    assert all(torch.equal(leaf, first[name]) for name, leaf in over.after.memory.whole().items())  # the server never sees it
     from fedrift.flower.memory import recall
     own = recall(tmp_path / "0" / "client-2.safetensors", first.rows(slice(0, 1)), 3)
-    assert all(torch.allclose(leaf[0], here.after.memory[name][2], atol=1e-5) for name, leaf in own.items())
+    assert all(torch.allclose(leaf[0], here.after.memory.whole()[name][2], atol=1e-5) for name, leaf in own.items())
 
 
 @pytest.mark.parametrize("algorithm", SUBJECTS.values(), ids=SUBJECTS)

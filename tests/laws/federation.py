@@ -110,7 +110,7 @@ def tensors(state: State) -> dict[str, Tensor]:
     """Everything a state holds, by name."""
     server = state.server
     trees = {"params": server.params, "shared": server.shared, "moments": server.moments, "base": server.base,
-             "memory": state.memory}
+             "memory": state.memory.whole()}
     found = {f"{kind}/{name}": leaf for kind, tree in trees.items() for name, leaf in tree.items()}
     return {**found, "group": state.group}
 

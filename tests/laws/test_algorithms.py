@@ -38,7 +38,7 @@ def quiet(algorithm: FedAvg) -> FedAvg:
 def worn(done: Round, algorithm: FedAvg) -> Tree:
     """What each client uses after the round, ``[N, ...]``, and what lies under it."""
     state = done.after
-    mine = algorithm.wear(state.server.params.rows(state.group), state.memory)
+    mine = algorithm.wear(state.server.params.rows(state.group), state.memory.whole())
     under = state.server.base.rows(state.group)
     return Tree({**mine, **under})
 
@@ -71,8 +71,8 @@ def test_a_client_without_weight_changes_nothing_and_is_not_changed(algorithm, s
     wild = train(algorithm, data(steps, weight).edit(1, 50.0), until=2)
     assert same(plain[-1].after, wild[-1].after)
     assert not plain[-1].report.failed.any()
-    first = plain[0].before.memory
-    assert all(torch.equal(leaf[1], first[name][1]) for name, leaf in plain[-1].after.memory.items())
+    first = plain[0].before.memory.whole()
+    assert all(torch.equal(leaf[1], first[name][1]) for name, leaf in plain[-1].after.memory.whole().items())
 
 
 def test_a_client_that_returns_nan_is_recorded_and_counts_as_absent(algorithm):

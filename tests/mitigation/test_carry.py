@@ -79,7 +79,7 @@ def test_what_the_server_keeps_of_its_clients_is_the_mean_over_its_members_whoev
         assert kept
         for name, leaf in kept.items():
             for model in range(2):
-                members = after.memory[name][after.group == model]
+                members = after.memory.whole()[name][after.group == model]
                 wanted = members.mean(0) if len(members) else torch.zeros_like(leaf[model])
                 assert torch.allclose(leaf[model], wanted, atol=1e-12), (done.after.round, name, model)
 
@@ -100,7 +100,7 @@ def test_afl_finds_its_threshold_among_the_new_members():
     state = begin(algorithm, params(1.0), 4)
     done = list(rounds(state, fleet_of(group), algorithm, until=2, cohort=4, seed=0,
                        regroup=lambda done: carried(done.after, Decision(np.array([0, 0, 1, 1]), 2, {}), algorithm)))[-1].after
-    share = weight(done.memory, done.server.shared.rows(done.group))
+    share = weight(done.memory.whole(), done.server.shared.rows(done.group))
     assert torch.allclose(share[:2].sum(), torch.tensor(2.0, dtype=DOUBLE))
     assert torch.allclose(share[2:].sum(), torch.tensor(2.0, dtype=DOUBLE))
 

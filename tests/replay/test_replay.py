@@ -12,6 +12,7 @@ from fedrift.algorithms import Ditto, FedAvg, FedProx, LocalOnly, QFedAvg, Scaff
 from fedrift.errors import UserError
 from fedrift.experiment import edit, parse
 from fedrift.fleet import SimulatedFleet
+from fedrift.memory import Memory
 from fedrift.mitigation import ByLoss, ByText, ByUpdate, Soft
 from fedrift.optimizers import Adam, Sgd
 from fedrift.recording import Parting, Updates
@@ -148,7 +149,7 @@ def test_who_is_left_out_counts_for_nothing_keeps_its_memory_and_may_come_back(w
     assert not kept.report(4, CPU)[1].failed.any()
     end = kept.state(4, CPU)
     for name, leaf in end.server.shared.items():  # c stays the mean of all c_k
-        assert torch.allclose(leaf[0], end.memory[name].mean(0), atol=1e-6)
+        assert torch.allclose(leaf[0], end.memory.whole()[name].mean(0), atol=1e-6)
     assert said.said == "without client 1 up to round 3" and run.trajectory().table("failed")[:, 1].tolist()[1:] == [0, 1, 1, 0]
     assert not any(each.failure == "left out" for each in said.findings)
 
@@ -207,13 +208,13 @@ def test_what_changes_only_the_server_is_told_apart_from_what_clients_do():
 def test_another_algorithm_takes_over_the_models_and_begins_what_it_keeps_anew():
     params, merged = Tree({"m.A": torch.ones(1, 2, 3), "m.B": torch.ones(1, 4, 2)}), Tree({"m.base": torch.ones(1, 4, 3)})
     momentum = FedAvg(server=Sgd(1.0, momentum=0.9))
-    state = State(3, Server(params, Tree(), params * 5.0, merged), Tree(), torch.zeros(5, dtype=torch.long))
+    state = State(3, Server(params, Tree(), params * 5.0, merged), Memory.alike(Tree(), 5), torch.zeros(5, dtype=torch.long))
     kept = converted(state, momentum, replace(momentum, server=Sgd(0.1, momentum=0.9)))
     assert kept.server.moments is state.server.moments and kept.server.base is merged
     assert not converted(state, momentum, FedAvg()).server.moments
     controls = converted(state, momentum, Scaffold())
-    assert len(controls.memory["m.A"]) == 5 and not controls.memory["m.A"].any() and not controls.server.shared["m.B"].any()
-    assert converted(state, momentum, Ditto()).memory["m.B"].shape == (5, 4, 2)
+    assert len(controls.memory) == 5 and not controls.memory.whole()["m.A"].any() and not controls.server.shared["m.B"].any()
+    assert converted(state, momentum, Ditto()).memory.whole()["m.B"].shape == (5, 4, 2)
     assert converted(replace(state, server=replace(state.server, base=Tree())), momentum, FedAvg(
         aggregate=aggregates.FedEx())).server.base["m.base"].shape == (1, 4, 3)
 
