@@ -56,7 +56,7 @@ MAY = {
     "arms": {"config", "detectors", "diagnose", "errors", "experiment", "records", "statistics", "stock", "store", "study"},
     "flower": VALUES | {"algorithms", "corpus", "experiment", "fleet", "folders", "models", "rounds", "run", "runtime", "setting",
                         "stock", "store"},
-    "conform": VALUES | {"algorithms", "fleet", "rounds"},
+    "conform": VALUES | {"algorithms", "fleet", "rounds", "statistics"},
 }
 ONLY_IN = {  # package -> the rooms that may name it
     "duckdb": {"store"},

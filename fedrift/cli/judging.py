@@ -52,7 +52,7 @@ def conform(what: What = "scoreboard", subject: Subjects = None, markdown: Markd
             typer.echo(outcome.table(outcomes))
         else:
             expected_and_found(outcomes)
-        fails = any(o.fails for o in outcomes)
+        fails = not all(o.holds for o in outcomes)
     if fails:
         raise typer.Exit(1)
 

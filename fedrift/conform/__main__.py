@@ -21,7 +21,7 @@ def main(words: list[str]) -> int:
     if words and words[0] in RESULTS:
         outcomes = list(RESULTS[words[0]](said))
         print(outcome.table(outcomes))
-        return int(any(o.fails for o in outcomes))
+        return int(not all(o.holds for o in outcomes))
     if words:
         verdicts = [verdict for where in words for verdict in judge.scoreboard(subjects(where))]
         print(judge.table(verdicts))

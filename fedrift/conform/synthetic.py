@@ -1,9 +1,8 @@
 """Synthetic(alpha, beta): the logistic regressions on which FedProx was shown, many federations side by side.
 
-Li et al., "Federated Optimization in Heterogeneous Networks", MLSys 2020, arXiv:1812.06127, section 5.1, after the
-authors' generator: n_k = int(lognormal(4, 2)) + 50, u_k ~ N(0, alpha), B_k ~ N(0, beta), W_k, b_k ~ N(u_k, 1),
-v_k ~ N(B_k, 1), x ~ N(v_k, diag(j^-1.2)), y = argmax(W_k x + b_k); alpha and beta are standard deviations in their
-code, variances in the paper. IID: one W, b ~ N(0, 1), v = 0.
+Li et al., "Federated Optimization in Heterogeneous Networks", MLSys 2020, arXiv:1812.06127, section 5.1. Devices and cohorts
+are those of the authors' code (github.com/litian96/FedProx, data/synthetic_* and flearn/trainers/fedbase.py), draw by draw;
+the split, the batches and the stragglers are drawn by fedrift's names.
 """
 
 from __future__ import annotations
@@ -25,7 +24,7 @@ INPUTS, CLASSES, DEVICES = 60, 10, 30
 
 @dataclass(frozen=True)
 class World:
-    """One federation of 30 devices. ``alpha`` None is IID; sizes are cut at ``cap``."""
+    """One federation of 30 devices, each with its first ``cap`` examples. ``alpha``, which is also beta, None is IID."""
 
     alpha: float | None
     seed: int
@@ -33,19 +32,25 @@ class World:
 
 
 def devices(world: World) -> list[tuple[np.ndarray, np.ndarray]]:
-    """Each device's inputs ``[n, 60]`` and labels ``[n]``."""
-    rng = numpy_stream(world.seed, "synthetic")
-    sizes = np.minimum(rng.lognormal(4, 2, DEVICES).astype(int) + 50, world.cap)
+    """Each device's inputs ``[n, 60]`` and labels ``[n]``.
+
+    n_k = int(lognormal(4, 2)) + 50, u_k ~ N(0, alpha), B_k ~ N(0, beta), v_k ~ N(B_k, 1), W_k and b_k ~ N(u_k, 1),
+    x ~ N(v_k, diag(j^-1.2)), y = argmax(x W_k + b_k); alpha and beta are standard deviations in the authors' code, variances
+    in the paper. IID: one W and b ~ N(0, 1), v = 0. The order of the draws is theirs; they leave the seed open.
+    """
+    rng = np.random.RandomState(world.seed)
+    sizes = rng.lognormal(4, 2, DEVICES).astype(int) + 50
     spread = np.arange(1, INPUTS + 1) ** -0.6  # standard deviations: the variances are j^-1.2
-    shared = rng.normal(0, 1, (INPUTS, CLASSES)), rng.normal(0, 1, CLASSES)
+    if world.alpha is None:
+        one = rng.normal(0, 1, (INPUTS, CLASSES)), rng.normal(0, 1, CLASSES)
+        rules, centres = (one for _ in sizes), np.zeros((DEVICES, INPUTS))
+    else:
+        u, centre = rng.normal(0, world.alpha, DEVICES), rng.normal(0, world.alpha, DEVICES)
+        centres = rng.normal(centre[:, None], 1, (DEVICES, INPUTS))
+        rules = ((rng.normal(mean, 1, (INPUTS, CLASSES)), rng.normal(mean, 1, CLASSES)) for mean in u)  # drawn device by device
     made = []
-    for size in sizes:
-        if world.alpha is None:
-            (w, b), v = shared, np.zeros(INPUTS)
-        else:
-            u, centre = rng.normal(0, world.alpha), rng.normal(0, world.alpha)
-            w, b, v = rng.normal(u, 1, (INPUTS, CLASSES)), rng.normal(u, 1, CLASSES), rng.normal(centre, 1, INPUTS)
-        x = rng.normal(v, spread, (size, INPUTS))
+    for size, v, (w, b) in zip(sizes, centres, rules, strict=True):
+        x = rng.normal(v, spread, (size, INPUTS))[:world.cap]
         made.append((x.astype(np.float32), np.argmax(x @ w + b, 1)))
     return made
 
@@ -156,7 +161,6 @@ def measured(params: Tree, deal: Deal) -> dict[str, Tensor]:
 
 
 def cohort(worlds: list[World], round: int, take: int = 10) -> Tensor:
-    """Ten devices of every world, by its seed and the round only, ``[M * 10]``."""
-    drawn = [numpy_stream(world.seed, "cohort", round).permutation(DEVICES)[:take] + place * DEVICES
-             for place, world in enumerate(worlds)]
-    return torch.from_numpy(np.sort(np.concatenate(drawn)))
+    """Ten devices of every world, ``[M * 10]``: by the round alone, the same in all, as the authors' server draws them."""
+    drawn = np.sort(np.random.RandomState(round).choice(DEVICES, take, replace=False))
+    return torch.from_numpy(np.concatenate([drawn + place * DEVICES for place in range(len(worlds))]))

@@ -1,7 +1,7 @@
 """Published results on synthetic(alpha, beta): AT-1, FedProx (arXiv:1812.06127, Figure 2), and AT-3, SCAFFOLD.
 
-Expected are ranges that held for every seed of an independent implementation. All data sets and seeds are groups
-of one fleet and train side by side: their clients share a forward pass and nothing else.
+Expected are ranges that held for every seed of an independent implementation; AT-1 iv is a mean over seeds of its own. All
+data sets and seeds are groups of one fleet and train side by side: their clients share a forward pass and nothing else.
 """
 
 from __future__ import annotations
@@ -17,14 +17,11 @@ from ..fleet import SimulatedFleet
 from ..memory import Memory
 from ..optimizers import Sgd
 from ..values import State
-from .outcome import Outcome, every
+from .outcome import Outcome, above_zero, every, listed
 from .synthetic import DEVICES, Deal, Stragglers, World, cohort, deal, first_params, loss, measured
 
 ALPHAS = {"IID": None, "(0,0)": 0.0, "(.5,.5)": 0.5, "(1,1)": 1.0}
-
-
-# An expectation of an earlier script's five seeds, not of the paper, whose figure shows losses.
-ACCURACY = "20 seeds of the authors' generator give +1.0 points (standard error 0.35), 14 of them positive"
+FRESH = range(20, 40)  # AT-1 iv's seeds, on which nothing was tried before: docs/conformance.md
 
 
 @dataclass(frozen=True, eq=False)
@@ -78,8 +75,8 @@ def synthetic_results(seeds: int = 3, rounds: int = 100,
     yield every("AT-1 ii", "IID: final loss, FedProx mu=1 - FedAvg", "> 0.15", gap, lambda v: v > 0.15)
     yield every("AT-1 iii", "(1,1): upward moves, FedAvg - FedProx mu=1", "> 0.1", plain.up()[one] - prox.up()[one],
                 lambda v: v > 0.1)
-    yield every("AT-1 iv", "(1,1): accuracy, FedProx mu=1 - FedAvg", ">= 0",
-                prox.last("accuracy")[one] - plain.last("accuracy")[one], lambda v: v >= 0, ACCURACY)
+    gain = prox.last("accuracy")[one] - plain.last("accuracy")[one]
+    yield accuracy_gain(FRESH, rounds, say, f"; told, not judged: seeds 0 to {seeds - 1} {listed(gain)}")
     late = worlds[one]
     kept, dropped = (deal(late, Stragglers, keep=keep) for keep in (True, False))
     drop, work, both = (carry_out(rule, late, data, rounds, say).last("accuracy") for rule, data in (
@@ -91,6 +88,16 @@ def synthetic_results(seeds: int = 3, rounds: int = 100,
                 np.abs(scaffold.last("loss")[iid] - plain.last("loss")[iid]), lambda v: v < 0.02)
     yield every("AT-3 vii", "(1,1): loss, FedAvg - SCAFFOLD, last 20 rounds", "> 0.1",
                 plain.last("loss")[one] - scaffold.last("loss")[one], lambda v: v > 0.1)
+
+
+def accuracy_gain(seeds: Iterable[int], rounds: int = 100, say: Callable[[str], None] = lambda said: None,
+                  told: str = "") -> Outcome:
+    """AT-1 iv: what FedProx gains in accuracy, mean of the last 20 rounds, over seeds; the paper's own figure shows losses."""
+    worlds = [World(1.0, seed) for seed in seeds]
+    dealt = deal(worlds)
+    plain, prox = (carry_out(rule, worlds, dealt, rounds, say).last("accuracy") for rule in (FedAvg(), FedProx(mu=1.0)))
+    what = f"(1,1): accuracy, FedProx mu=1 - FedAvg, seeds {worlds[0].seed} to {worlds[-1].seed}"
+    return above_zero("AT-1 iv", what, prox - plain, told)
 
 
 def native_sizes(rounds: int = 60, say: Callable[[str], None] = lambda said: None) -> Iterable[Outcome]:
