@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -13,7 +14,10 @@ import typer
 from .options import ROOT, Data, Device, Json, Overrides, Root, Threads, runtime
 
 if TYPE_CHECKING:
-    from ..statistics.boundary import Bracket
+    from rich.status import Status
+
+    from ..run import Progress
+    from ..runtime import Runtime
 
 Breaks = Callable[[str, int, float], bool]
 """``(arm, seed, setting)`` -> whether the run breaks."""
@@ -35,52 +39,90 @@ def boundary(file: File = None, overrides: Overrides = None, along: Along = "pla
              as_json: Json = False) -> None:
     """Find the learning rate (or another setting) at which a run breaks, and at which its IID twin does.
 
-    A run breaks if it diverges, as `fedrift diagnose` says it. The boundary is bracketed by factors of four and
-    bisected in logarithms, seed by seed; the ratio IID / skewed comes with its paired t-interval. Runs are kept, so a search
-    that was stopped goes on. Along `partition.severity` there is one arm and no ratio.
+    A run breaks if it diverges, as `fedrift diagnose` says it. The first boundary is bracketed by factors of four from the
+    experiment's own setting, the others by 1.4 from one that is known, and bisected in logarithms. Four seeds and their
+    twins take about 45 runs: shorten them, as below, with rounds enough to diverge in. Runs are kept: stopped, the same
+    command goes on. The ratio IID / skewed comes with its paired t-interval; along `partition.severity` there is one arm and no
+    ratio.
 
     `fedrift boundary experiments/high_rate.yaml --seeds 4`
+
+    `fedrift boundary my.yaml plan.rounds=8 evaluate.blocks=4 evaluate.final=0 --tolerance 0.1`
     """
     from dataclasses import asdict
 
     import numpy as np
 
-    from ..statistics.boundary import bisect, log_ratio
+    from ..diagnose.telling import cleaned
+    from ..statistics.boundary import boundaries, log_ratio
 
     arms = ["skewed"] if along == "partition.severity" else ["IID", "skewed"]
-    breaks: Breaks = known
-    start, first = 0.1, 0
-    if file is not None:
-        breaks, start, first = stored(file, overrides or [], along, root, data, device, threads)
-    found: dict[str, list[Bracket]] = {arm: [] for arm in arms}
-    for seed in range(first, first + seeds):
-        for arm in arms:
-            found[arm].append(searched(bisect, breaks, arm, seed, start, along, tolerance, below, lowest, highest))
-    at = {arm: [1 / each.boundary if below else each.boundary for each in every] for arm, every in found.items()}
+    at: dict[str, list[float]] = {arm: [] for arm in arms}
+    made: dict[str, list[int]] = {arm: [] for arm in arms}
+    with telling(len(arms) * seeds, along) as tell:
+        breaks, start, first = (known, 0.1, 0) if file is None else stored(
+            file, overrides or [], along, runtime(root, data, device, threads), tell)
+        every = range(first, first + seeds)
+        low, high = sorted((turned(lowest, below), turned(highest, below)))
+
+        def trial(arm: str, seed: int, place: float) -> bool:
+            return tell.trial(breaks, arm, seed, turned(place, below))
+
+        for seed, arm, found in boundaries(trial, arms, every, turned(start, below), tolerance, low, high):
+            at[arm].append(turned(found.boundary, below))
+            made[arm].append(found.runs)
+            tell.found(arm, seed, at[arm][-1], found.runs)
     ratio = log_ratio(np.asarray(at["IID"]), np.asarray(at["skewed"])) if len(arms) > 1 else None
     if as_json:
-        from ..diagnose.telling import cleaned
-
-        typer.echo(json.dumps(cleaned({"along": along, "seeds": list(range(first, first + seeds)), "boundary": at, "runs": {
-            arm: [each.runs for each in every] for arm, every in found.items()}, "ratio": asdict(ratio) if ratio else None})))
-        return
-    on_screen(along, first, at, ratio)
+        typer.echo(json.dumps(cleaned({"along": along, "seeds": list(every), "boundary": at, "runs": made,
+                                       "ratio": asdict(ratio) if ratio else None})))
+    else:
+        on_screen(along, first, at, ratio)
 
 
-def searched(bisect: Any, breaks: Breaks, arm: str, seed: int, start: float, along: str, tolerance: float, below: bool,
-             lowest: float, highest: float) -> Bracket:
-    """One boundary. Where runs break below it, the reciprocal is searched."""
-    def trial(value: float) -> bool:
-        setting = 1 / value if below else value
+def turned(value: float, below: bool) -> float:
+    """From a setting to where the search has it, and back: the reciprocal, where runs break below the boundary."""
+    if not below:
+        return value
+    return 1 / value if value else math.inf
+
+
+class Tell:
+    """Says which search, run and round it is: on a terminal a line that changes, everywhere a line a run and a search."""
+
+    def __init__(self, status: Status, searches: int, along: str) -> None:
+        self.status, self.searches, self.along, self.past, self.now = status, searches, along, 0, ""
+
+    def trial(self, breaks: Breaks, arm: str, seed: int, setting: float) -> bool:
+        self.now = f"seed {seed}, {arm}, {self.along} {setting:.4g}"
+        self.status.update(f"boundary {self.past + 1} of {self.searches}: {self.now}")
         broken = breaks(arm, seed, setting)
-        typer.echo(f"seed {seed}, {arm}, {along} {setting:.4g}: {'breaks' if broken else 'stable'}", err=True)
+        self.line(f"{self.now}: {'breaks' if broken else 'stable'}")
         return broken
 
-    ends = {"lowest": lowest, "highest": highest}
-    if below:
-        ends = {"lowest": 1 / highest, "highest": 1 / lowest if lowest else math.inf}
-    made: Bracket = bisect(trial, 1 / start if below else start, tolerance=tolerance, **ends)
-    return made
+    def round(self, told: Progress) -> None:
+        self.status.update(f"boundary {self.past + 1} of {self.searches}: {self.now}, round {told.round}/{told.until}")
+
+    def found(self, arm: str, seed: int, setting: float, runs: int) -> None:
+        self.past += 1
+        self.line(f"boundary {self.past} of {self.searches}: seed {seed}, {arm}, "
+                  f"{'not found' if math.isnan(setting) else f'{setting:.4g}'} after {runs} runs")
+
+    def line(self, text: str) -> None:
+        self.status.console.print(text, soft_wrap=True, markup=False)
+
+
+@contextmanager
+def telling(searches: int, along: str) -> Iterator[Tell]:
+    """Tells while it lasts; if it is stopped, how to go on."""
+    from rich.console import Console
+
+    try:
+        with Console(stderr=True, highlight=False).status("loading") as status:
+            yield Tell(status, searches, along)
+    except KeyboardInterrupt:
+        typer.echo("stopped; the same command goes on from here", err=True)
+        raise
 
 
 def known(arm: str, seed: int, setting: float) -> bool:
@@ -90,8 +132,7 @@ def known(arm: str, seed: int, setting: float) -> bool:
     return breaks(arm == "skewed", seed, setting)
 
 
-def stored(file: Path, overrides: list[str], along: str, root: Path, data: Path | None, device: str,
-           threads: int | None) -> tuple[Breaks, float, int]:
+def stored(file: Path, overrides: list[str], along: str, where: Runtime, tell: Tell) -> tuple[Breaks, float, int]:
     """Of an experiment's runs; and where to start, its own setting, and its seed."""
     from ..detectors.divergence import runaway
     from ..detectors.finding import LIMITS
@@ -100,7 +141,7 @@ def stored(file: Path, overrides: list[str], along: str, root: Path, data: Path 
     from ..run import carry_out
     from ..stock import Stock
 
-    stock, base = Stock(runtime(root, data, device, threads)), load_experiment(file, overrides)
+    stock, base = Stock(where), load_experiment(file, overrides)
     start: Any = base
     for part in along.split("."):
         start = getattr(start, part, None)
@@ -110,7 +151,7 @@ def stored(file: Path, overrides: list[str], along: str, root: Path, data: Path 
 
     def breaks(arm: str, seed: int, setting: float) -> bool:
         made = load_experiment(file, [*overrides, f"{along}={setting!r}", f"seed={seed}"])
-        run = carry_out(twin(made) if arm == "IID" else made, stock)
+        run = carry_out(twin(made) if arm == "IID" else made, stock, tell.round)
         return bool(runaway(run.trajectory(), LIMITS)[0])
 
     return breaks, float(start), base.seed

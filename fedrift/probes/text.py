@@ -15,6 +15,7 @@ import numpy as np
 import torch
 
 from ..models.generate import continued
+from ..seeds import numpy_stream
 from ..tree import Tree
 from ..values import Round
 from .bench import Bench
@@ -26,11 +27,14 @@ GROUP = "text"
 
 PROMPT = 32  # tokens, and as many of the continuation; half a block where blocks are shorter
 ROUGE = ("rouge1", "rouge2", "rougeL")
+RESAMPLES = 1000  # of the prompts, for an interval
+FEWEST = 15  # prompts; below, a bootstrap's interval covers too little and is NaN
 
 
 @dataclass(frozen=True, eq=False)
 class Continuations:
     """``text.bleu`` (0 to 100), ``text.rouge1``, ``text.rouge2``, ``text.rougeL`` (0 to 1, means over prompts);
+    ``text.bleu.ci``, ``text.rouge1.ci`` ...: half the width of the 95 % bootstrap interval over prompts;
     ``text.distinct2``: different pairs of words among all pairs; ``text.repetition``: share of four-word runs that stood in the
     same continuation before.
 
@@ -81,22 +85,38 @@ def scores(pairs: Sequence[tuple[str, str]]) -> dict[str, float]:
     scorer = RougeScorer(list(ROUGE), use_stemmer=True)
     found = [scorer.score(reference, ours) for ours, reference in pairs]
     words = [ours.split() for ours, _ in pairs]
-    return {"text.bleu": bleu().corpus_score([ours for ours, _ in pairs], [[theirs for _, theirs in pairs]]).score,
-            **{f"text.{name}": float(np.mean([score[name].fmeasure for score in found])) for name in ROUGE},
-            "text.distinct2": distinct(words, 2), "text.repetition": repetition(words, 4)}
+    said = bleu(pairs)[0]
+    for name in ROUGE:
+        each = np.array([score[name].fmeasure for score in found])
+        said |= {f"text.{name}": float(each.mean()), f"text.{name}.ci": half_width(each)}
+    return said | {"text.distinct2": distinct(words, 2), "text.repetition": repetition(words, 4)}
 
 
-def bleu() -> Any:
+def bleu(pairs: Sequence[tuple[str, str]]) -> tuple[dict[str, float], str]:
+    """BLEU of the whole, its interval by sacrebleu's own bootstrap (Koehn, EMNLP 2004), and how sacrebleu counts."""
     from sacrebleu.metrics.bleu import BLEU
 
-    return BLEU()
+    metric, (ours, theirs) = BLEU(), zip(*pairs, strict=True)
+    enough = len(pairs) >= FEWEST
+    found = metric.corpus_score(ours, [theirs], n_bootstrap=RESAMPLES if enough else 1)
+    return ({"text.bleu": found.score, "text.bleu.ci": float(found._ci) if enough else float("nan")},  # told by format() alone
+            f"BLEU {metric.get_signature()}")
+
+
+def half_width(values: np.ndarray) -> float:
+    """Half of the 95 % percentile interval of the mean of ``values [E]``; NaN of too few."""
+    from scipy.stats import bootstrap
+
+    if len(values) < FEWEST:
+        return float("nan")
+    low, high = bootstrap((values,), np.mean, n_resamples=RESAMPLES, method="percentile",
+                          random_state=numpy_stream(0, "prompts")).confidence_interval
+    return float(high - low) / 2
 
 
 def signature() -> str:
     """How sacrebleu counts, in its own words."""
-    metric = bleu()
-    metric.corpus_score(["a"], [["a"]])
-    return f"BLEU {metric.get_signature()}"
+    return bleu([("a", "a")] * FEWEST)[1]
 
 
 def runs(words: Sequence[str], length: int) -> list[tuple[str, ...]]:

@@ -6,7 +6,7 @@ given; diverged runs are kept, by worst rank; what was not found is told with th
 
 from .arms import against, failure_rates, summary
 from .attribution import difference_in_differences
-from .boundary import Bracket, bisect, log_ratio
+from .boundary import Bracket, bisect, boundaries, log_ratio
 from .comparison import Comparison, compare
 from .effect import as_perplexity, hedges_g
 from .equivalence import Equivalence, margin_for, smallest_margin, tost
@@ -41,6 +41,7 @@ __all__ = [
     "benjamini_hochberg",
     "bisect",
     "bootstrap",
+    "boundaries",
     "cliffs_delta",
     "clopper_pearson",
     "compare",

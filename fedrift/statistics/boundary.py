@@ -8,13 +8,16 @@ steps the IID arm is stable up to a learning rate of 2 / 5.25 = .381, the skewed
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
 
 from .evidence import Interval
 from .paired import paired_t
+
+FAR, NEAR = 4.0, 1.4  # steps until a boundary is bracketed: from any setting, from a boundary that is known
 
 
 class Bracket(NamedTuple):
@@ -56,6 +59,23 @@ def bisect(breaks: Callable[[float], bool], start: float, *, tolerance: float = 
             break
         at = following
     return Bracket(stable, broken, trials)
+
+
+def boundaries(breaks: Callable[[str, int, float], bool], arms: Sequence[str], seeds: Sequence[int], start: float,
+               tolerance: float = 0.05, lowest: float = 0.0, highest: float = math.inf) -> Iterator[tuple[int, str, Bracket]]:
+    """Seed by seed and arm by arm, as they are found: where ``breaks(arm, seed, setting)`` turns True.
+
+    The first search begins at ``start``, each other near a boundary that is known: the latest of its own arm, else of another.
+    """
+    known: dict[str, float] = {}
+    for seed in seeds:
+        for arm in arms:
+            near = known.get(arm, next(iter(known.values()), None))
+            found = bisect(partial(breaks, arm, seed), near or start, tolerance=tolerance, factor=NEAR if near else FAR,
+                           lowest=lowest, highest=highest)
+            if math.isfinite(found.boundary):
+                known[arm] = found.boundary
+            yield seed, arm, found
 
 
 def log_ratio(a: np.ndarray, b: np.ndarray, level: float = 0.95) -> Interval:

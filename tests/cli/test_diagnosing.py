@@ -100,6 +100,37 @@ def test_a_real_run_finds_its_twin_and_what_the_panel_recorded(tmp_path):
     assert said["divergence"] == "none" and said["client drift"] != "not measured" and said["loss gap"] != "not measured"
 
 
+def test_a_boundary_of_real_runs_says_how_far_it_is_and_goes_on_where_it_was_stopped(tmp_path, monkeypatch):
+    asked = worlds.experiment(tmp_path, "plan.rounds=8", "plan.clip=null", "plan.participation=1", "plan.optimizer.lr=100",
+                              "evaluate.final=0", "evaluate.own=0")
+    (tmp_path / "runaway.yaml").write_text(json.dumps(asked.written()))
+    said = ["boundary", tmp_path / "runaway.yaml", "--runs", tmp_path / "runs", "--seeds", 2, "--tolerance", 0.5, "--json"]
+    fresh: list[str] = []
+
+    def stopped_at(most):
+        def counted(experiment, stock, watch):
+            if len(fresh) == most:
+                raise KeyboardInterrupt
+            there = len(list_runs(tmp_path / "runs"))
+            run = carry_out(experiment, stock, watch)
+            fresh.extend([run.id] * (len(list_runs(tmp_path / "runs")) - there))
+            return run
+        return counted
+
+    monkeypatch.setattr("fedrift.run.carry_out", stopped_at(5))
+    first = call(*said)
+    assert first.exit_code != 0 and "the same command goes on from here" in first.stderr and len(fresh) == 5
+    monkeypatch.setattr("fedrift.run.carry_out", stopped_at(None))
+    done = call(*said)
+    assert done.exit_code == 0, done.output
+    found = json.loads(done.stdout)
+    made = sum(map(sum, found["runs"].values()))
+    assert len(fresh) == len(set(fresh)) == made and found["ratio"]["estimate"] > 0
+    lines = done.stderr.splitlines()
+    assert sum(line.endswith((": breaks", ": stable")) for line in lines) == made
+    assert [line.split(":")[0] for line in lines if "after" in line] == [f"boundary {number} of 4" for number in (1, 2, 3, 4)]
+
+
 def test_help_teaches_by_an_example():
     assert "--fail-on confirmed" in call("diagnose", "--help").output
     assert "--collection sandbox" in call("calibrate", "--help").output

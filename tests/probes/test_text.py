@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import pytest
 import torch
+from sacrebleu.metrics.bleu import BLEU
 
 from fedrift.models.generate import continued
 from fedrift.models.stacked import StackedModel
@@ -33,7 +35,28 @@ def test_bleu_is_the_corpuss_and_not_the_mean_of_the_sentences():
     pairs = [("a b c d e f", "a b c d e f"), ("x y", "p q r s t u v w")]
     alone = [scores([pair])["text.bleu"] for pair in pairs]
     assert scores(pairs)["text.bleu"] != pytest.approx(sum(alone) / 2, abs=1)
-    assert signature().startswith("BLEU nrefs:1|case:mixed|eff:no|tok:13a|smooth:exp|version:")
+    assert signature().startswith("BLEU nrefs:1|bs:1000|seed:12345|case:mixed|eff:no|tok:13a|smooth:exp|version:")
+
+
+def test_intervals_are_of_the_prompts():
+    """Half of 400 prompts hit, half missed: 1.96 * .5 / 20 = .049 for a mean; for BLEU a bootstrap by hand."""
+    hit, missed = ("a b c d e f g", "a b c d e f g"), ("p q r s t u v", "a b c d e f g")
+    mixed = [hit, missed] * 200
+    found = scores(mixed)
+    assert found["text.rouge1.ci"] == found["text.rougeL.ci"] == pytest.approx(1.96 * 0.5 / 20, rel=0.1)
+    draw, by_hand = np.random.default_rng(1), []
+    for _ in range(100):
+        ours, theirs = zip(*(mixed[row] for row in draw.integers(0, 400, 400)), strict=True)
+        by_hand.append(BLEU().corpus_score(ours, [theirs]).score)
+    low, high = np.quantile(by_hand, [0.025, 0.975])
+    assert found["text.bleu.ci"] == pytest.approx((high - low) / 2, rel=0.3)
+    assert scores([hit] * 20)["text.bleu.ci"] == scores([hit] * 20)["text.rouge2.ci"] == 0
+    assert scores(mixed) == found  # no draw of its own
+
+
+def test_few_prompts_have_no_interval():
+    few = scores([("a b c d e", "a b c d f")] * 14)
+    assert math.isnan(few["text.bleu.ci"]) and math.isnan(few["text.rouge1.ci"]) and few["text.bleu"] > 0
 
 
 def test_different_pairs_and_repeated_runs():

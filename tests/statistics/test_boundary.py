@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from fedrift.calibrate.plants import breaks
-from fedrift.statistics import bisect, log_ratio
+from fedrift.statistics import bisect, boundaries, log_ratio
 
 
 @pytest.mark.parametrize("start", [0.001, 0.1, 0.37, 5.0])
@@ -24,6 +24,31 @@ def test_what_never_breaks_or_always_does_has_no_boundary():
     assert (calm.stable, calm.broken) == (1.0, math.inf) and (wild.stable, wild.broken) == (0.0, 0.01)
     assert math.isnan(calm.boundary) and math.isnan(wild.boundary)
     assert bisect(lambda value: True, 0.5, most=7).runs == 7
+
+
+def test_each_search_begins_near_a_boundary_that_is_known_of_its_own_arm_first():
+    true = {"IID": 0.4, "skewed": 0.2}
+    first: dict[tuple[int, str], float] = {}
+    tried = []
+
+    def breaks(arm, seed, setting):
+        first.setdefault((seed, arm), setting)
+        tried.append(setting)
+        return setting > true[arm] * (1 + seed / 100)
+
+    found = list(boundaries(breaks, list(true), range(3), 10.0))
+    assert [(seed, arm) for seed, arm, _ in found] == [(seed, arm) for seed in range(3) for arm in true]
+    for seed, arm, bracket in found:
+        assert bracket.boundary == pytest.approx(true[arm] * (1 + seed / 100), rel=0.025)
+    at = {(seed, arm): bracket.boundary for seed, arm, bracket in found}
+    assert first[0, "skewed"] == at[0, "IID"] and first[1, "IID"] == at[0, "IID"] and first[2, "skewed"] == at[1, "skewed"]
+    assert [bracket.runs for *_, bracket in found[2:]] == [5] * 4 and len(tried) == sum(bracket.runs for *_, bracket in found)
+
+
+def test_a_search_that_found_nothing_starts_no_other():
+    found = list(boundaries(lambda arm, seed, at: arm == "IID" and at > 0.3, ["skewed", "IID"], [0, 1], 0.5, highest=8.0))
+    assert [math.isnan(bracket.boundary) for *_, bracket in found] == [True, False, True, False]
+    assert found[1][2].boundary == pytest.approx(0.3, rel=0.025)
 
 
 def test_the_search_wants_a_start_above_zero():
