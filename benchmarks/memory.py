@@ -5,7 +5,8 @@
 Each line is measured in a process of its own: the highest resident set and what is held after the last round, less what the
 process had before its network. Copies: DistilGPT2's shape with random weights, LoRA r = 8, 8 x 64 tokens a client, a step of
 AdamW. The growing fleet: SCAFFOLD on `pocket`, a cohort of ten, one step of 8 x 64 tokens; a client's adapters and state are its
-control variate and two counts. Both sides of a comparison must end with the same updates.
+control variate and two counts, and all clients hold theirs from the beginning. Both sides of a comparison must end with the
+same updates.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import resource
 import subprocess
 import sys
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 from statistics import median
 from time import perf_counter
@@ -30,7 +32,6 @@ from turns import agreed, written
 from fedrift.algorithms import Scaffold
 from fedrift.fleet import SimulatedFleet
 from fedrift.fleet.micro import micro_cohort
-from fedrift.memory import Memory
 from fedrift.models.stacked import StackedModel
 from fedrift.models.tune import Lora
 from fedrift.optimizers import AdamW, Sgd
@@ -80,7 +81,10 @@ def grown(network: Any, clients: int, cohort: int, shape: tuple[int, int], until
 
     fleet = SimulatedFleet(clients, model, read, Sgd(0.1), micro=micro_cohort(network, cohort, *shape, CPU))
     state = begin(algorithm, model.template(), clients)
-    own = Memory((state.memory.clients[0],)).bytes() + 2 * state.group.element_size()
+    row = state.memory.rows(slice(0, 1))
+    for client in range(clients):  # as if all had taken part: until then they share what they begin with
+        state = replace(state, memory=state.memory.put(torch.tensor([client]), row))
+    own = state.memory.bytes() // clients + 2 * state.group.element_size()
     first, spent, begun = Tree(), list[float](), perf_counter()
     for done in rounds(state, fleet, algorithm, until=until, cohort=cohort, seed=0, draw=in_turn):
         spent.append(perf_counter() - begun)

@@ -13,6 +13,9 @@ from torch import nn
 # On a CPU a pass of a small model slows down once its activations leave the cache (measured: 8 x 128 tokens
 # a client stacked are slower than one after the other, 2 x 64 twice as fast).
 CPU_TOKENS = 4096
+# A large model fills its products with few clients (DistilGPT2, 8 x 64 tokens each: three are as fast as eight): more of them
+# only hold more memory.
+CPU_BYTES = 1e9
 ROOM = 0.5  # of the free memory
 
 
@@ -23,9 +26,11 @@ def micro_cohort(network: nn.Module, cohort: int, batch: int, length: int, devic
     representations (MOON) beside the loss. Passes without a gradient keep nothing.
     """
     tokens = batch * length
-    fits = int(ROOM * free_memory(device) // (passes * tokens * bytes_per_token(network)))
-    warm = CPU_TOKENS // tokens if device.type == "cpu" else cohort
-    return max(1, min(cohort, fits, max(1, warm)))
+    need = passes * tokens * bytes_per_token(network)
+    most = [cohort, ROOM * free_memory(device) // need]
+    if device.type == "cpu":
+        most += [CPU_TOKENS // tokens, CPU_BYTES // need]
+    return max(1, int(min(most)))
 
 
 def faster(step: Callable[[int], object], micro: int, trials: int = 3, tie: float = 0.03) -> int:

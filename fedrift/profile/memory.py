@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..fleet.micro import CPU_TOKENS, ROOM, bytes_per_token, free_memory
+from ..fleet.micro import CPU_BYTES, CPU_TOKENS, ROOM, bytes_per_token, free_memory
 from ..runtime import Runtime
 from ..setting import Setting
 from ..tree import Tree
@@ -63,9 +63,11 @@ def why(setting: Setting, runtime: Runtime, batch: int, length: int, passes: int
         return "a trial by the clock (--micro 0) chose it"
     if micro >= cohort:
         return "the whole cohort fits"
+    each = passes * batch * length * bytes_per_token(setting.model.network)
     if device.type == "cpu" and micro == max(1, CPU_TOKENS // (batch * length)):
         return f"of {batch} x {length} tokens each, about {CPU_TOKENS:,} tokens keep a processor's cache warm"
-    model = setting.model
-    each = passes * batch * length * bytes_per_token(model.network)
+    if device.type == "cpu" and micro == max(1, int(CPU_BYTES // each)):
+        return (f"a client's activations take about {each / 1e6:,.0f} MB, and a pass on a processor that holds more than "
+                f"{CPU_BYTES / 1e9:g} GB of them is no faster")
     return (f"a client's activations take about {each / 1e6:,.0f} MB, and {ROOM:.0%} of the {free_memory(device) / 1e9:,.1f} GB "
             "that are free may go to them")

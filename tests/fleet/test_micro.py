@@ -27,6 +27,16 @@ def test_on_a_cpu_a_pass_stays_in_the_cache(monkeypatch):
     assert micro.micro_cohort(network("gpt2"), 10, 100, 128, torch.device("cpu")) == 1
 
 
+def test_on_a_cpu_a_large_model_takes_few(monkeypatch):
+    monkeypatch.setattr(micro, "free_memory", lambda device: 1 << 50)
+    need = 4 * 16 * micro.bytes_per_token(network("llama"))
+    monkeypatch.setattr(micro, "CPU_BYTES", 3.5 * need)
+    assert micro.micro_cohort(network("llama"), 10, 4, 16, torch.device("cpu")) == 3
+    assert micro.micro_cohort(network("llama"), 10, 4, 16, torch.device("cpu"), passes=2) == 1
+    assert micro.micro_cohort(network("llama"), 10, 4, 16, torch.device("cuda")) == 10
+    assert micro.micro_cohort(network("llama"), 10, 40, 16, torch.device("cpu")) == 1
+
+
 def test_one_after_the_other_where_that_is_faster_by_the_clock(monkeypatch):
     clock = [0.0]
     monkeypatch.setattr(micro, "perf_counter", lambda: clock[0])
