@@ -21,7 +21,7 @@ from torch import Tensor
 from ..optimizers import Optimizer
 from ..tree import Tree
 from ..values import Local, Report, Server
-from .aggregates.mean import by_model
+from .aggregates.pooled import by_model
 from .fedavg import FedAvg
 
 

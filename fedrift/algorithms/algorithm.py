@@ -19,7 +19,7 @@ from ..tree import Tree
 from ..values import Local, Report, Round, Server, same_group
 
 Evidence = dict[str | tuple[str, str], Tensor | float]  # as a probe's reading
-See = Callable[[Tree], tuple[Tensor, Tensor]]  # params [A, ...] -> (z [A, B, H], counts [A, B])
+See = Callable[[Tree], tuple[Tensor, Tensor]]  # how a model represents the batch: params [A, ...] -> (z [A, B, H], counts [A, B])
 
 
 @dataclass(frozen=True)
@@ -73,10 +73,7 @@ class Algorithm(ABC):
         return params
 
     def penalty(self) -> Callable[[Local, See], Tensor] | None:
-        """What to minimise beside the loss, ``(at, see) -> [A]``; ``see`` is how a model represents the batch at hand.
-
-        ``at.params`` are the leaves to differentiate. What can be said as a gradient belongs in ``correct``.
-        """
+        """What to minimise by ``at.params`` beside the loss, ``(at, see) -> [A]``; a gradient in closed form is ``correct``'s."""
         return None
 
     def correct(self, grad: Tree, at: Local) -> Tree:

@@ -21,7 +21,8 @@ from torch import Tensor
 from ..optimizers import Optimizer, Sgd, part
 from ..tree import Tree
 from ..values import Report, Round, Server
-from .aggregates.mean import Mean, average, heard, members, pool
+from .aggregates.mean import Mean
+from .aggregates.pooled import average, heard, members, pool
 from .algorithm import Algorithm, Evidence
 
 

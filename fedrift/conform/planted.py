@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from ..algorithms import AFL, FedAvg, FedDyn, FedNova, FedProx, QFedAvg, Scaffold
-from ..algorithms.aggregates.mean import pool
+from ..algorithms.aggregates.pooled import pool
 from ..optimizers import Sgd
 from ..tree import Tree
 from ..values import Local, Report, Server

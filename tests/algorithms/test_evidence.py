@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from fedrift.algorithms import FedAvg, FedDyn, FedProx, Scaffold, ScaffoldWeighted
-from fedrift.algorithms.aggregates.mean import average
+from fedrift.algorithms.aggregates.pooled import average
 from fedrift.optimizers import Adam, Sgd
 from tests.laws.federation import SIZE, SUBJECTS, data, train
 

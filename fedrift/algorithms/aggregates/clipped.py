@@ -13,7 +13,8 @@ from annotated_types import Gt
 
 from ...tree import Tree
 from ...values import Report, Server
-from .mean import Mean, average
+from .mean import Mean
+from .pooled import average
 
 
 @dataclass(frozen=True)

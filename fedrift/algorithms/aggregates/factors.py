@@ -17,7 +17,8 @@ from torch import Tensor
 from ...optimizers import Sgd
 from ...tree import Tree, wide
 from ...values import Report, Server
-from .mean import Frame, Mean, by_model
+from .mean import Frame, Mean
+from .pooled import by_model
 
 
 @dataclass(frozen=True)

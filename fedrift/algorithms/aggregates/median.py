@@ -14,7 +14,7 @@ from torch import Tensor
 from ...tree import Tree
 from ...values import Report, Server
 from .alike import Robust
-from .mean import by_model
+from .pooled import by_model
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,8 @@ from ...streams import torch_stream
 from ...tree import Tree
 from ...values import Report, Server
 from .alike import Alike
-from .mean import Frame, pool
+from .mean import Frame
+from .pooled import pool
 
 
 @dataclass(frozen=True)
