@@ -45,11 +45,11 @@ def listed(values: np.ndarray) -> str:
 
 
 def sign(outcome: Outcome) -> str:
-    return "holds" if outcome.holds else "FAILS"
+    return "holds" if outcome.holds else "does not hold"
 
 
 def table(outcomes: Iterable[Outcome]) -> str:
     """Expected against found, as Markdown."""
-    rows = [f"| {o.test} | {o.what} | {o.expected} | {o.found} | {sign(o).replace('FAILS', '**fails**')} |"
+    rows = [f"| {o.test} | {o.what} | {o.expected} | {o.found} | {sign(o) if o.holds else f'**{sign(o)}**'} |"
             for o in outcomes]
     return "\n".join(["| test | what | expected | found | |", "|---|---|---|---|---|", *rows])
