@@ -46,6 +46,7 @@ MAY = {
                          "probes", "rounds", "runtime", "stock"},
     "recording": VALUES | {"algorithms", "experiment", "fleet", "setting", "store"},
     "run": VALUES | {"experiment", "fleet", "models", "probes", "recording", "records", "rounds", "setting", "stock", "store"},
+    "likeness": VALUES | {"experiment", "probes", "recording", "setting", "stock", "store"},
     "replay": VALUES | {"config", "diagnose", "experiment", "probes", "recording", "records", "store"},
     "profile": VALUES | {"algorithms", "experiment", "fleet", "models", "probes", "recording", "records", "rounds", "run",
                          "runtime", "setting", "stock", "store"},

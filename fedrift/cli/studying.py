@@ -22,6 +22,7 @@ Changes = Annotated[list[str] | None, typer.Argument(
     metavar="[a.b=c]...")]
 Sinks = Annotated[list[str] | None, typer.Option(
     "--sink", help="Also send every run's numbers to tensorboard, mlflow, wandb or trackio; may be given more than once.")]
+States = Annotated[bool, typer.Option("--states", help="Also how alike their final models' hidden states are, by layer.")]
 Dry = Annotated[bool, typer.Option("--dry-run", help="Only list the runs, their ids, what is confounded, and the cost.")]
 Probe = Annotated[bool, typer.Option("--probe/--no-probe", help="With --dry-run: measure this machine's speed in a few rounds.")]
 
@@ -163,10 +164,14 @@ def sql(query: Annotated[str, typer.Argument(help="SQL over `runs`, `records` an
 
 def compare(one: Annotated[str, typer.Argument(help="A run's id (its first letters do), or its folder.", metavar="A")],
             other: Annotated[str, typer.Argument(help="Another.", metavar="B")],
-            root: Root = ROOT, as_json: Json = False) -> None:
+            root: Root = ROOT, states: States = False, data: Data = None, device: Device = "auto", threads: Threads = None,
+            as_json: Json = False) -> None:
     """What differs between two runs: in what was asked, and in what came, over the rounds that both have.
 
     `fedrift compare 5c35 77e0`
+
+    `fedrift compare 5c35 77e0 --states` loads both models too: how alike are their hidden states, layer by layer? Beside the
+    run of `algorithm=Centralised` it is what federation makes of the representation.
     """
     from dataclasses import asdict
 
@@ -178,10 +183,15 @@ def compare(one: Annotated[str, typer.Argument(help="A run's id (its first lette
     from ..study.comparison import asked, came
 
     a, b = find_run(root, one), find_run(root, other)
-    differs, found = asked(a, b), came(a, b)
+    differs, found, inside = asked(a, b), came(a, b), {}
+    if states:
+        from ..likeness import likeness
+        from ..stock import Stock
+
+        inside = likeness(a, b, Stock(runtime(root, data, device, threads)))
     if as_json:
         typer.echo(json.dumps({"asked": {path: list(pair) for path, pair in differs.items()},
-                               "came": [told(asdict(each)) for each in found]}))
+                               "came": [told(asdict(each)) for each in found], **({"states": inside} if inside else {})}))
         return
     screen = Console(highlight=False)
     config = Table(title="asked" if differs else "asked: the same", box=SIMPLE)
@@ -198,6 +208,13 @@ def compare(one: Annotated[str, typer.Argument(help="A run's id (its first lette
             table.add_row(each.metric, each.domain, f"{each.one:.4g}", f"{each.other:.4g}", f"{each.end:+.4f}",
                           f"{each.largest:+.4f}", str(each.at))
     screen.print(table)
+    if inside:
+        table = Table(title="hidden states: debiased CKA and mean cosine of the final models", box=SIMPLE)
+        for name in ("", "CKA A, B", "A, pretrained", "B, pretrained", "cosine A, B", "A, pretrained", "B, pretrained"):
+            table.add_column(name, justify="right" if name else "left")
+        for layer, measures in inside.items():
+            table.add_row(layer or "mean", *(f"{value:.4f}" for pairs in measures.values() for value in pairs.values()))
+        screen.print(table)
     equal = sum(not (each.end or each.largest) for each in found)
     screen.print(f"{equal} of {len(found)} numbers are the same in both. One seed each: a difference is no effect yet.")
 

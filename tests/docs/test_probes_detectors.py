@@ -62,6 +62,12 @@ def test_the_new_detector_of_the_page_works(monkeypatch):
     assert module.disagreement(Case(less, limits=limits))[0].grade == "not measured"
 
 
+@pytest.mark.parametrize("page", [PROBES, DETECTORS], ids=["probe", "detector"])
+def test_the_example_of_a_page_is_about_ten_lines(page):
+    (example,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    assert len([line for line in example.splitlines() if line.strip()]) <= 11
+
+
 @pytest.mark.parametrize("name", INDUCED)
 def test_the_induced_failures_are_experiments_and_say_what_they_expect(name):
     path = ROOT / "experiments" / f"{name}.yaml"
