@@ -14,8 +14,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from ..models.generate import continued
+from ..models.generate import Choose, Nucleus, continued, likeliest
 from ..seeds import numpy_stream
+from ..streams import torch_stream
 from ..tree import Tree
 from ..values import Round
 from .bench import Bench
@@ -26,6 +27,7 @@ from .probe import Reading
 GROUP = "text"
 
 PROMPT = 32  # tokens, and as many of the continuation; half a block where blocks are shorter
+WAYS = ("text", "text.nucleus")  # of continuing: greedy, drawn
 ROUGE = ("rouge1", "rouge2", "rougeL")
 RESAMPLES = 1000  # of the prompts, for an interval
 FEWEST = 15  # prompts; below, a bootstrap's interval covers too little and is NaN
@@ -38,19 +40,22 @@ class Continuations:
     ``text.distinct2``: different pairs of words among all pairs; ``text.repetition``: share of four-word runs that stood in the
     same continuation before.
 
-    Prompts are the first tokens of every whole held-out block, references what follows there; greedy, without an end.
-    Each domain is continued by the model that most of its training tokens share.
+    ``text.nucleus.bleu`` ...: the same of continuations drawn from the nucleus (p = .9), once, for greedy ones repeat themselves.
+
+    Prompts are the first tokens of every whole held-out block, references what follows there; without an end.
+    Each domain is continued by the model that most of its training tokens share. ``seed``: of the draws, the same in every arm.
     """
 
     model: Any
     tokenizer: Any
     held_out: HeldOut
     chunk: int = 8192
+    seed: int = 0
 
     def __call__(self, done: Round) -> Reading:
         half, state = prompt_length(self.held_out), done.after
         whole = self.held_out.blocks.keep[:, :2 * half].all(1)
-        every: list[tuple[str, str]] = []
+        every: dict[str, list[tuple[str, str]]] = {way: [] for way in WAYS}
         reading: Reading = {}
         for number, name in enumerate(self.held_out.names):
             rows = np.flatnonzero(whole & (self.held_out.domain == number))
@@ -59,16 +64,20 @@ class Continuations:
             holders = np.bincount(state.group.cpu().numpy(), self.held_out.mix[:, number], state.server.models)
             one = torch.tensor([int(holders.argmax())])
             params = Tree({**state.server.params.rows(one), **state.server.under(one)})
-            pairs = self.written(params, self.held_out.blocks.tokens[rows, :2 * half], half)
-            reading |= {(metric, name): value for metric, value in scores(pairs).items()}
-            every += pairs
-        return reading | ({(metric, ""): value for metric, value in scores(every).items()} if every else {})
+            chosen: tuple[Choose, ...] = likeliest, Nucleus(torch_stream(self.seed, "nucleus", name))
+            for way, choose in zip(WAYS, chosen, strict=True):
+                pairs = self.written(params, self.held_out.blocks.tokens[rows, :2 * half], half, choose)
+                reading |= {(metric, name): value for metric, value in scores(pairs, way).items()}
+                every[way] += pairs
+        for way, pairs in every.items():
+            reading |= {(metric, ""): value for metric, value in scores(pairs, way).items()} if pairs else {}
+        return reading
 
-    def written(self, params: Tree, tokens: np.ndarray, half: int) -> list[tuple[str, str]]:
+    def written(self, params: Tree, tokens: np.ndarray, half: int, choose: Choose) -> list[tuple[str, str]]:
         """(continuation, reference) of each row ``[E, 2 half]``."""
         device = next(iter(params.values())).device
         prompts = torch.from_numpy(tokens[:, :half]).to(device).split(max(1, self.chunk // (2 * half)))  # type: ignore[no-untyped-call]
-        found = torch.cat([continued(self.model, params, part, half) for part in prompts]).tolist()
+        found = torch.cat([continued(self.model, params, part, half, choose) for part in prompts]).tolist()
         plain = {"skip_special_tokens": True, "clean_up_tokenization_spaces": False}
         ours, theirs = (self.tokenizer.batch_decode(rows, **plain) for rows in (found, tokens[:, half:].tolist()))
         return list(zip(ours, theirs, strict=True))
@@ -78,8 +87,8 @@ def prompt_length(held_out: HeldOut) -> int:
     return int(min(PROMPT, held_out.blocks.tokens.shape[1] // 2))
 
 
-def scores(pairs: Sequence[tuple[str, str]]) -> dict[str, float]:
-    """All numbers about some (continuation, reference)."""
+def scores(pairs: Sequence[tuple[str, str]], way: str = WAYS[0]) -> dict[str, float]:
+    """All numbers about some (continuation, reference), as metrics of ``way``."""
     from rouge_score.rouge_scorer import RougeScorer  # both are a second to load, and few runs ask for them
 
     scorer = RougeScorer(list(ROUGE), use_stemmer=True)
@@ -88,8 +97,9 @@ def scores(pairs: Sequence[tuple[str, str]]) -> dict[str, float]:
     said = bleu(pairs)[0]
     for name in ROUGE:
         each = np.array([score[name].fmeasure for score in found])
-        said |= {f"text.{name}": float(each.mean()), f"text.{name}.ci": half_width(each)}
-    return said | {"text.distinct2": distinct(words, 2), "text.repetition": repetition(words, 4)}
+        said |= {name: float(each.mean()), f"{name}.ci": half_width(each)}
+    said |= {"distinct2": distinct(words, 2), "repetition": repetition(words, 4)}
+    return {f"{way}.{name}": value for name, value in said.items()}
 
 
 def bleu(pairs: Sequence[tuple[str, str]]) -> tuple[dict[str, float], str]:
@@ -99,7 +109,7 @@ def bleu(pairs: Sequence[tuple[str, str]]) -> tuple[dict[str, float], str]:
     metric, (ours, theirs) = BLEU(), zip(*pairs, strict=True)
     enough = len(pairs) >= FEWEST
     found = metric.corpus_score(ours, [theirs], n_bootstrap=RESAMPLES if enough else 1)
-    return ({"text.bleu": found.score, "text.bleu.ci": float(found._ci) if enough else float("nan")},  # told by format() alone
+    return ({"bleu": found.score, "bleu.ci": float(found._ci) if enough else float("nan")},  # told by format() alone
             f"BLEU {metric.get_signature()}")
 
 
@@ -137,5 +147,6 @@ def repetition(texts: Sequence[Sequence[str]], length: int) -> float:
 
 
 def looks(bench: Bench) -> list[Look | After]:
-    tokens = len(bench.held_out.blocks) * 2.0 * prompt_length(bench.held_out)
-    return [Look("text", Continuations(bench.model, bench.tokenizer, bench.held_out, bench.chunk), "last", tokens, signature())]
+    tokens = len(WAYS) * len(bench.held_out.blocks) * 2.0 * prompt_length(bench.held_out)
+    probe = Continuations(bench.model, bench.tokenizer, bench.held_out, bench.chunk, bench.seed)
+    return [Look("text", probe, "last", tokens, signature())]

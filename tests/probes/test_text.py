@@ -9,7 +9,7 @@ import pytest
 import torch
 from sacrebleu.metrics.bleu import BLEU
 
-from fedrift.models.generate import continued
+from fedrift.models.generate import Nucleus, continued
 from fedrift.models.stacked import StackedModel
 from fedrift.models.tune import Full, Lora
 from fedrift.probes.text import distinct, repetition, scores, signature
@@ -76,6 +76,26 @@ def test_a_continuation_is_that_of_transformers(kind):
     model = StackedModel(network, Lora(rank=2))
     assert continued(model, model.template(), prompts, 6).tolist() == theirs.tolist()
     assert not model.outfit.leaves
+
+
+def test_the_nucleus_is_the_fewest_tokens_that_hold_the_mass():
+    logits = torch.tensor([0.5, 0.3, 0.15, 0.05]).log().expand(4000, 4)
+    drawn = Nucleus(torch.Generator().manual_seed(0), 0.7)(logits).flatten().bincount(minlength=4) / 4000
+    assert drawn[2:].tolist() == [0, 0]
+    assert float(drawn[0]) == pytest.approx(0.5 / 0.8, abs=3 * (0.625 * 0.375 / 4000) ** 0.5)
+
+
+def test_a_drawn_continuation_is_that_of_transformers_with_the_same_draws():
+    network = random_model("llama", byte_tokenizer()).network
+    prompts = torch.arange(12).view(3, 4)
+    with torch.random.fork_rng():
+        torch.manual_seed(5)
+        theirs = network.generate(prompts, max_new_tokens=6, min_new_tokens=6, do_sample=True, top_p=0.9, top_k=0,
+                                  attention_mask=torch.ones_like(prompts), pad_token_id=0, eos_token_id=None)[:, 4:]
+    model = StackedModel(network, Lora(rank=2))
+    draws = (Nucleus(torch.Generator().manual_seed(seed)) for seed in (5, 6))
+    ours, others = (continued(model, model.template(), prompts, 6, draw) for draw in draws)
+    assert ours.tolist() == theirs.tolist() != others.tolist()
 
 
 @pytest.mark.parametrize("tune", [Lora(rank=2), Full()], ids=lambda tune: type(tune).__name__)
