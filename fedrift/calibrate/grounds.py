@@ -37,7 +37,9 @@ class Ground:
     base: Experiment
     stock: Stock
     hard: float  # AdamW's learning rate that leaves its mark in a few dozen steps
+    harder: float  # that which costs what it was not trained on
     folder: Path | None = None
+    longer: int = 1  # times the steps that leave their mark on the sandbox
 
     def case(self, run: Asked, twin: Asked, seed: int, ladder: Iterable[Asked] = (), **anchors: Asked) -> Case:
         """A run beside its control, and anchors by their field in ``Case``; all of one seed."""
@@ -68,7 +70,7 @@ def sandbox(stock: Stock, folder: Path | None = None) -> Ground:
         "plan": {"rounds": 10, "steps": 4, "batch": 4, "seq_len": 32, "optimizer": {"is": "Sgd", "lr": 0.3}, "clip": None,
                  "weighting": "uniform"},
         "evaluate": {"panel": PANEL, "deep": 5, "blocks": 8, "own": 0, "final": 0, "general": str(place / "general.csv")},
-    }), stock, 0.005, folder)
+    }), stock, 0.005, 0.005, folder)
 
 
 def news(stock: Stock, folder: Path | None = None) -> Ground:
@@ -83,7 +85,7 @@ def news(stock: Stock, folder: Path | None = None) -> Ground:
         "plan": {"rounds": 10, "steps": 4, "batch": 2, "seq_len": 32, "optimizer": {"is": "Sgd", "lr": 0.3}, "clip": None,
                  "weighting": "uniform"},
         "evaluate": {"panel": PANEL, "deep": 5, "blocks": 6, "own": 0, "final": 0, "general": str(place)},
-    }), stock, 0.0015, folder)
+    }), stock, 0.003, 0.015, folder, longer=2)
 
 
 def write(place: Path, rows: Iterable[tuple[str, str]]) -> None:

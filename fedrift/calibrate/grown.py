@@ -76,15 +76,14 @@ def divergence(ground: Ground, seed: int) -> Case:
 
 def turns(ground: Ground, seed: int) -> Case:
     """One client a round, in turn: each domain is away most of the time."""
-    clients = ground.base.partition.clients
-    return beside_twin(ground, ground.asked(plan__rounds=6 * clients + 2, plan__steps=12, evaluate__panel=(), **hard(ground)),
-                       seed, draw=InTurn())
+    asked = ground.asked(plan__rounds=26, plan__steps=12 * ground.longer, evaluate__panel=(), **hard(ground))
+    return beside_twin(ground, asked, seed, draw=InTurn())
 
 
 def one_domain(ground: Ground, seed: int) -> Case:
     """Nobody but the holder of one domain is ever asked."""
-    return beside_twin(ground, ground.asked(plan__rounds=6, plan__steps=25, evaluate__deep=3, **hard(ground)), seed,
-                       draw=Only((0,)))
+    asked = ground.asked(plan__rounds=6, plan__steps=25, evaluate__deep=3, plan__optimizer=AdamW(ground.harder))
+    return beside_twin(ground, asked, seed, draw=Only((0,)))
 
 
 def no_grammar(ground: Ground, seed: int) -> Case:
@@ -133,7 +132,7 @@ def wrong_controls(ground: Ground, seed: int) -> Case:
 
 def slow(ground: Ground, seed: int) -> Case:
     """A thousandth of the learning rate."""
-    asked = ground.asked(plan__rounds=12, plan__steps=10, evaluate__panel=(), **hard(ground))
+    asked = ground.asked(plan__rounds=12 * ground.longer, plan__steps=10, evaluate__panel=(), **hard(ground))
     late = replace(asked, plan=replace(asked.plan, optimizer=AdamW(ground.hard / 1000)))
     return ground.case(Asked(late), Asked(iid(asked)), seed, best=Asked(asked))
 

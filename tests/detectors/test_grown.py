@@ -26,7 +26,7 @@ from .runs import falling, run
 def ground(tmp_path):
     asked = worlds.experiment(tmp_path, "evaluate.panel=[hidden, adapters]", "evaluate.deep=1", "evaluate.final=0",
                               "plan.participation=1.0", "plan.weighting=uniform", "partition.severity=0.0")
-    return Ground("tiny", asked, worlds.stock(tmp_path), 0.01, tmp_path / "kept")
+    return Ground("tiny", asked, worlds.stock(tmp_path), 0.01, 0.01, tmp_path / "kept")
 
 
 def test_the_plain_run_is_the_real_one(ground):
