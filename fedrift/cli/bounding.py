@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 Breaks = Callable[[str, int, float], bool]
 """``(arm, seed, setting)`` -> whether the run breaks."""
+RATE = "plan.optimizer.lr"
 
 File = Annotated[Path | None, typer.Argument(
     help="The experiment's YAML file. Without one: two quadratics whose ratio is known to be 1.75.", metavar="[EXPERIMENT.yaml]")]
@@ -33,7 +34,7 @@ Lowest = Annotated[float, typer.Option("--lowest", min=0, help="Nothing lower is
 Highest = Annotated[float, typer.Option("--highest", min=0, help="Nothing higher is tried; 1 for shares.")]
 
 
-def boundary(file: File = None, overrides: Overrides = None, along: Along = "plan.optimizer.lr", seeds: Seeds = 4,
+def boundary(file: File = None, overrides: Overrides = None, along: Along = RATE, seeds: Seeds = 4,
              tolerance: Tolerance = 0.05, below: Below = False, lowest: Lowest = 0.0, highest: Highest = math.inf,
              root: Root = ROOT, data: Data = None, device: Device = "auto", threads: Threads = None,
              as_json: Json = False) -> None:
@@ -54,8 +55,12 @@ def boundary(file: File = None, overrides: Overrides = None, along: Along = "pla
     import numpy as np
 
     from ..diagnose.telling import cleaned
+    from ..errors import UserError
     from ..statistics.boundary import boundaries, log_ratio
 
+    if file is None and along != RATE:
+        raise UserError(f"--along {along} moves a setting of an experiment, and none was named; without one it is the learning "
+                        "rate of two quadratics")
     arms = ["skewed"] if along == "partition.severity" else ["IID", "skewed"]
     at: dict[str, list[float]] = {arm: [] for arm in arms}
     made: dict[str, list[int]] = {arm: [] for arm in arms}
@@ -148,6 +153,10 @@ def stored(file: Path, overrides: list[str], along: str, where: Runtime, tell: T
     if isinstance(start, bool) or not isinstance(start, (int, float)) or not start > 0:
         raise UserError(f"--along {along}: wanted a number above 0 in the experiment, got {start!r}; "
                         "for instance plan.optimizer.lr, plan.participation or partition.severity")
+    looks, least = base.plan.rounds // base.evaluate.every + 1, int(LIMITS["common"]["shortest"])
+    if looks < least:
+        raise UserError(f"the loss of a run of {base.plan.rounds} rounds is evaluated {looks} times, and whether it diverges "
+                        f"is told from {least} on: raise plan.rounds, or lower evaluate.every")
 
     def breaks(arm: str, seed: int, setting: float) -> bool:
         made = load_experiment(file, [*overrides, f"{along}={setting!r}", f"seed={seed}"])

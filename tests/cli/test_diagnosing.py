@@ -9,6 +9,7 @@ from typer.testing import CliRunner
 
 from fedrift.cli.app import app
 from fedrift.diagnose.cases import grouped
+from fedrift.errors import UserError
 from fedrift.experiment import edit, twin
 from fedrift.records import Record
 from fedrift.run import carry_out
@@ -129,6 +130,22 @@ def test_a_boundary_of_real_runs_says_how_far_it_is_and_goes_on_where_it_was_sto
     lines = done.stderr.splitlines()
     assert sum(line.endswith((": breaks", ": stable")) for line in lines) == made
     assert [line.split(":")[0] for line in lines if "after" in line] == [f"boundary {number} of 4" for number in (1, 2, 3, 4)]
+
+
+@pytest.mark.parametrize(("words", "told"), [
+    (["plan.rounds=3"], "4 times, and whether it diverges is told from 5 on"),
+    (["plan.rounds=8", "evaluate.every=4"], "3 times"),
+    (["--along", "plan.optimizer.kind"], "wanted a number above 0"),
+])
+def test_a_boundary_that_no_run_could_show_is_refused(tmp_path, words, told):
+    (tmp_path / "e.yaml").write_text("corpus: sandbox\nmodel: pocket\npartition: {is: TopicMix, clients: 2, severity: 1.0}\n")
+    refused = call("boundary", tmp_path / "e.yaml", *words, "--runs", tmp_path / "runs")
+    assert isinstance(refused.exception, UserError) and told in str(refused.exception)
+
+
+def test_without_an_experiment_there_is_no_other_setting_to_move():
+    refused = call("boundary", "--along", "plan.participation")
+    assert isinstance(refused.exception, UserError) and "none was named" in str(refused.exception)
 
 
 def test_help_teaches_by_an_example():
