@@ -40,11 +40,11 @@ def boundary(file: File = None, overrides: Overrides = None, along: Along = RATE
              as_json: Json = False) -> None:
     """Find the learning rate (or another setting) at which a run breaks, and at which its IID twin does.
 
-    A run breaks if it diverges, as `fedrift diagnose` says it. The first boundary is bracketed by factors of four from the
-    experiment's own setting, the others by 1.4 from one that is known, and bisected in logarithms. Four seeds and their
-    twins take about 45 runs: shorten them, as below, with rounds enough to diverge in. Runs are kept: stopped, the same
-    command goes on. The ratio IID / skewed comes with its paired t-interval; along `partition.severity` there is one arm and no
-    ratio.
+    A run breaks if it diverges, as `fedrift diagnose` says it, or if its loss ends above where it began. The first boundary is
+    bracketed by factors of four from the experiment's own setting, the others by 1.4 from one that is known, and
+    bisected in logarithms. Four seeds and their twins take about 45 runs: shorten them, as below, with rounds enough to break
+    in. Runs are kept: stopped, the same command goes on. The ratio IID / skewed comes with its paired t-interval; along
+    `partition.severity` there is one arm and no ratio.
 
     `fedrift boundary experiments/high_rate.yaml --seeds 4`
 
@@ -139,7 +139,7 @@ def known(arm: str, seed: int, setting: float) -> bool:
 
 def stored(file: Path, overrides: list[str], along: str, where: Runtime, tell: Tell) -> tuple[Breaks, float, int]:
     """Of an experiment's runs; and where to start, its own setting, and its seed."""
-    from ..detectors.divergence import runaway
+    from ..detectors.divergence import lost, runaway
     from ..detectors.finding import LIMITS
     from ..errors import UserError
     from ..experiment import load_experiment, twin
@@ -161,7 +161,7 @@ def stored(file: Path, overrides: list[str], along: str, where: Runtime, tell: T
     def breaks(arm: str, seed: int, setting: float) -> bool:
         made = load_experiment(file, [*overrides, f"{along}={setting!r}", f"seed={seed}"])
         run = carry_out(twin(made) if arm == "IID" else made, stock, tell.round)
-        return bool(runaway(run.trajectory(), LIMITS)[0])
+        return bool(runaway(run.trajectory(), LIMITS)[0]) or lost(run.trajectory())
 
     return breaks, float(start), base.seed
 

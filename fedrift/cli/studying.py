@@ -209,8 +209,8 @@ def compare(one: Annotated[str, typer.Argument(help="A run's id (its first lette
                           f"{each.largest:+.4f}", str(each.at))
     screen.print(table)
     if inside:
-        table = Table(title="hidden states: debiased CKA and mean cosine of the final models", box=SIMPLE)
-        for name in ("", "CKA A, B", "A, pretrained", "B, pretrained", "cosine A, B", "A, pretrained", "B, pretrained"):
+        table = Table(title="hidden states of the final models, beside each other and the pretrained one (0)", box=SIMPLE)
+        for name in ("", "CKA A, B", "A, 0", "B, 0", "cosine A, B", "A, 0", "B, 0"):
             table.add_column(name, justify="right" if name else "left")
         for layer, measures in inside.items():
             table.add_row(layer or "mean", *(f"{value:.4f}" for pairs in measures.values() for value in pairs.values()))

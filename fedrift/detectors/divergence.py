@@ -64,6 +64,16 @@ def runaway(run: Trajectory, limits: Mapping[str, Mapping[str, float]]) -> tuple
     return "", None
 
 
+def lost(run: Trajectory, last: int = 3) -> bool:
+    """Whether the mean of the ``last`` evaluations lies above the loss before round 1: training left less than there was.
+
+    No finding, for a little of that is noise. A search for what a run survives needs it beside ``runaway``: a wrecked language
+    model's loss is bounded (`pocket`: 7, where it began at 4.6), so that a ruined run need not come to ``rise`` times its start.
+    """
+    _, loss = evaluated(run)
+    return bool(len(loss) > last and loss[-last:].mean() > loss[0])
+
+
 def begins(mask: np.ndarray, running: int) -> int | None:
     """Where a mask is first true so many times running."""
     if len(mask) < running:

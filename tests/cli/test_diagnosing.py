@@ -132,6 +132,21 @@ def test_a_boundary_of_real_runs_says_how_far_it_is_and_goes_on_where_it_was_sto
     assert [line.split(":")[0] for line in lines if "after" in line] == [f"boundary {number} of 4" for number in (1, 2, 3, 4)]
 
 
+def test_a_run_that_is_ruined_breaks_though_it_does_not_diverge(tmp_path, monkeypatch):
+    """The losses are `pocket`'s own, at rates of 1 and of 2 without clipping: never 1.5 times the start three times running."""
+    fine, ruined = [4.58, 4.57, 4.55, 4.54, 4.54, 4.55], [4.58, 7.33, 5.32, 6.76, 6.64, 5.4]
+
+    def short(experiment, stock, watch):
+        high = experiment.plan.optimizer.lr > (2 if experiment.partition.severity else 3)
+        return stored(tmp_path / "runs", experiment.id, ruined if high else fine)
+
+    monkeypatch.setattr("fedrift.run.carry_out", short)
+    (tmp_path / "e.yaml").write_text("corpus: sandbox\nmodel: pocket\npartition: {is: TopicMix, clients: 2, severity: 1.0}\n"
+                                     "plan: {optimizer: {is: Sgd, lr: 1.0}}\n")
+    found = json.loads(call("boundary", tmp_path / "e.yaml", "--seeds", 2, "--json").stdout)["boundary"]
+    assert found == {"IID": [pytest.approx(3, rel=0.025)] * 2, "skewed": [pytest.approx(2, rel=0.025)] * 2}
+
+
 @pytest.mark.parametrize(("words", "told"), [
     (["plan.rounds=3"], "4 times, and whether it diverges is told from 5 on"),
     (["plan.rounds=8", "evaluate.every=4"], "3 times"),
