@@ -172,6 +172,12 @@ class Trajectory:
                         f"by domain: {list(self.domains_of(metric))}")
 
 
+def at_the_end(rounds: np.ndarray, last: int = 5) -> np.ndarray:
+    """Where the last of some rounds are; round 0, which no training has touched, only where there is no other."""
+    places = np.flatnonzero(rounds > 0)
+    return (places if len(places) else np.arange(len(rounds)))[-last:]
+
+
 def _hint(name: str, known: tuple[str, ...]) -> str:
     near = nearest(name, known)
     return (f" did you mean {near!r}?" if near else "") + f" it has {list(known)}"

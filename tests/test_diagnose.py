@@ -43,7 +43,14 @@ def test_rounds_without_an_evaluation_do_not_count():
     run = Trajectory([*trajectory([5.0, 4.5, 4.0], rounds=[0, 5, 10]).records,
                       *(Record(round, "update.consensus", "", -1, 0.5) for round in range(1, 11))])
     judged = verdict(run)
-    assert judged.evaluations == 3 and judged.end == pytest.approx(4.5)
+    assert judged.evaluations == 3 and judged.end == pytest.approx(4.25)
+
+
+def test_round_0_is_no_end_of_a_short_run():
+    run, twin = trajectory([5.0, 4.5, 4.0]), trajectory([5.0, 4.3, 3.8])
+    judged = verdict(run, twin)
+    assert judged.end == pytest.approx(4.25) and judged.gap == pytest.approx(0.2)
+    assert verdict(trajectory([5.0]), trajectory([4.9])).gap == pytest.approx(0.1)  # all there is
 
 
 def test_the_gap_is_in_nats_and_in_per_cent_of_perplexity():

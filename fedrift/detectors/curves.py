@@ -7,7 +7,7 @@ import math
 import numpy as np
 from scipy import stats
 
-from ..records import Trajectory
+from ..records import Trajectory, at_the_end
 
 Pair = tuple[np.ndarray, np.ndarray]
 
@@ -29,11 +29,12 @@ def together(run: Trajectory, twin: Trajectory | None, metric: str = "loss",
 
 
 def end_gap(run: Trajectory, twin: Trajectory | None, domain: str = "", last: int = 5) -> float:
-    """Mean loss of the last evaluations that both have, above the twin's; NaN where there are none.
+    """Mean loss of the last evaluations that both have (not of round 0), above the twin's; NaN where there are none.
 
     Which rounds those are the global loss says, for domains too.
     """
-    both = together(run, twin)[0][-last:]
+    both = together(run, twin)[0]
+    both = both[at_the_end(both, last)]
     if twin is None or not len(both) or not (run.has("loss", domain) and twin.has("loss", domain)):
         return math.nan
     ours, theirs = np.searchsorted(run.rounds, both), np.searchsorted(twin.rounds, both)

@@ -12,7 +12,7 @@ import math
 import numpy as np
 from scipy import stats
 
-from ..records import Trajectory
+from ..records import Trajectory, at_the_end
 from .curves import end_gap, evaluated
 from .divergence import runaway
 from .finding import Case, Finding, judged, not_measured, series
@@ -29,7 +29,7 @@ def stall(case: Case) -> list[Finding]:
         return not_measured("stall", "a run that has not diverged, and one to be above: pooled, the best of a grid, or the twin")
     nearest = min(gaps, key=lambda name: gaps[name])
     above, slope = gaps[nearest], flat(case.run, limit["window"])
-    way = loss[0] - (loss[-int(case.limits["common"]["last"]):].mean() - above)  # from the start to the anchor
+    way = loss[0] - (loss[at_the_end(rounds, int(case.limits["common"]["last"]))].mean() - above)  # from the start to the anchor
     still = abs(slope) <= max(limit["slope"], limit["way"] * max(way, 0.0))
     late = loss[-max(2, round(limit["window"] * len(loss))):]
     rest = late - slope * np.arange(len(late))

@@ -11,7 +11,7 @@ import math
 
 import numpy as np
 
-from ..records import Trajectory
+from ..records import Trajectory, at_the_end
 from .curves import table
 from .divergence import runaway
 from .finding import Case, Finding, judged, not_measured, series
@@ -53,8 +53,11 @@ def losses(run: Trajectory | None, case: Case) -> np.ndarray:
     """The clients' losses at the end, ``[N]``: of the larger evaluation, else the mean of the last ones."""
     large = table(run, "final.loss")
     values = large if len(large) else table(run, "loss")
-    seen = values[np.isfinite(values).any(axis=1)] if len(values) else values
-    return seen[-int(case.limits["common"]["last"]):].mean(axis=0) if len(seen) else np.zeros(0)
+    if run is None or not np.isfinite(values).any():
+        return np.zeros(0)
+    seen = np.isfinite(values).any(axis=1)
+    ends: np.ndarray = values[seen][at_the_end(run.rounds[seen], int(case.limits["common"]["last"]))].mean(axis=0)
+    return ends
 
 
 def harm(run: Trajectory | None, values: np.ndarray) -> np.ndarray:

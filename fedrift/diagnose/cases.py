@@ -14,7 +14,7 @@ from typing import Any
 
 from ..detectors.curves import evaluated
 from ..detectors.finding import Case, Facts
-from ..records import Trajectory
+from ..records import Trajectory, at_the_end
 from ..store import Run
 
 NOT_ASKED = ("id", "partition_table")  # stored beside what was asked
@@ -95,7 +95,8 @@ class Shelf:
     def best(self, run: Run, asked: dict[str, Any]) -> Trajectory | None:
         """The one of lowest end loss among those that differ in the clients' learning rate; None if there are no others."""
         others = [other.trajectory() for other, said in self.alike(asked, "plan.optimizer.lr") if other.id != run.id]
-        ends = [float(loss[-5:].mean()) if len(loss := evaluated(other)[1]) else math.inf for other in others]
+        curves = [evaluated(other) for other in others]
+        ends = [float(loss[at_the_end(rounds)].mean()) if len(loss) else math.inf for rounds, loss in curves]
         ends = [end if math.isfinite(end) else math.inf for end in ends]
         return others[ends.index(min(ends))] if ends and math.isfinite(min(ends)) else None
 

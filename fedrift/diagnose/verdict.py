@@ -14,7 +14,7 @@ import numpy as np
 from ..detectors import findings
 from ..detectors.curves import end_gap, evaluated, percent, swing
 from ..detectors.finding import LIMITS, Case
-from ..records import Trajectory
+from ..records import Trajectory, at_the_end
 
 SHORTEST = int(LIMITS["common"]["shortest"])
 LAST = int(LIMITS["common"]["last"])
@@ -43,7 +43,7 @@ def verdict(run: Trajectory, twin: Trajectory | None = None) -> Verdict:
     """Judge a run by all detectors, beside its IID twin where there is one."""
     rounds, loss = evaluated(run)
     found = [finding for finding in findings(Case(run, twin)) if finding.grade == "suspected"]
-    start, end = (float(loss[0]), float(loss[-LAST:].mean())) if len(loss) else (math.nan, math.nan)
+    start, end = (float(loss[0]), float(loss[at_the_end(rounds, LAST)].mean())) if len(loss) else (math.nan, math.nan)
     gap = end_gap(run, twin, last=LAST)
     worst, worst_gap = worst_domain(run, twin)
     mine, base = swing(run, rounds), swing(twin, rounds)

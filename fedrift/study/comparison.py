@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from ..records import at_the_end
 from ..store import Run
 from ..store.query import flat
 
@@ -50,6 +51,7 @@ def came(one: Run, other: Run) -> list[Difference]:
             x, y = left.curve(metric, domain)[a][ours], right.curve(metric, domain)[b][theirs]
             apart = y - x
             worst = int(np.nanargmax(np.abs(apart))) if not np.isnan(apart).all() else 0
-            found.append(Difference(metric, domain, float(x[-LAST:].mean()), float(y[-LAST:].mean()), float(apart[-LAST:].mean()),
+            late = at_the_end(both, LAST)
+            found.append(Difference(metric, domain, float(x[late].mean()), float(y[late].mean()), float(apart[late].mean()),
                                     float(apart[worst]), int(both[worst]), len(both)))
     return found

@@ -1,5 +1,7 @@
 """What a run came to, as numbers fixed before the study is run: never the best round, always the mean of the last five.
 
+Round 0, which no training has touched, is no part of an end.
+
 - ``loss``, or any recorded metric: the mean of its last five evaluations; ``metric@domain`` of one domain, layer or
   phenomenon; a metric that only clients have is first averaged over the clients that took part. ``metric:mean``,
   ``:max``, ``:min`` and ``:last`` take other moments of the run.
@@ -17,7 +19,7 @@ from collections.abc import Callable, Iterable
 import numpy as np
 
 from ..errors import UserError
-from ..records import Trajectory
+from ..records import Trajectory, at_the_end
 
 LAST = 5  # evaluations in the end of a run
 BURN_IN = 0.3  # share of a run before oscillation counts
@@ -56,25 +58,24 @@ def outcome(name: str, run: Trajectory, twin: Trajectory | None = None) -> float
     if name.startswith("rounds.to:"):
         return rounds_to(run, target(name))
     metric, domain, moment = plain(name)
-    values = series(run, metric, domain)
+    rounds, values = series(run, metric, domain)
     if not len(values):
         return math.nan
-    return float(MOMENTS[moment](values)) if moment and not np.isnan(values).all() else end(values)
+    if moment and not np.isnan(values).all():
+        return float(MOMENTS[moment](values))
+    return float(values[at_the_end(rounds, LAST)].mean())
 
 
-def series(run: Trajectory, metric: str, domain: str = "") -> np.ndarray:
-    """A metric's written values, one a round; of clients the mean over those that took part."""
+def series(run: Trajectory, metric: str, domain: str = "") -> tuple[np.ndarray, np.ndarray]:
+    """The rounds in which a metric was written and its values; of clients the mean over those that took part."""
     if run.has(metric, domain):
-        return run.curve(metric, domain)[run.seen(metric, domain)]
+        written = run.seen(metric, domain)
+        return run.rounds[written], run.curve(metric, domain)[written]
     if domain or not run.has_table(metric):
-        return np.zeros(0)
+        return np.zeros(0, dtype=np.int64), np.zeros(0)
     table = run.table(metric)
-    table = table[~np.isnan(table).all(axis=1)]
-    return np.nanmean(table, axis=1) if len(table) else np.zeros(0)
-
-
-def end(values: np.ndarray) -> float:
-    return float(values[-LAST:].mean())
+    seen: np.ndarray = ~np.isnan(table).all(axis=1)
+    return run.rounds[seen], np.nanmean(table[seen], axis=1) if seen.any() else np.zeros(0)
 
 
 def evaluated(run: Trajectory, domain: str = "") -> tuple[np.ndarray, np.ndarray]:
@@ -90,7 +91,8 @@ def gap(run: Trajectory, twin: Trajectory | None, domain: str = "") -> float:
     if twin is None:
         return math.nan
     (ours, loss), (theirs, base) = evaluated(run, domain), evaluated(twin, domain)
-    both = np.intersect1d(ours, theirs)[-LAST:]
+    both = np.intersect1d(ours, theirs)
+    both = both[at_the_end(both, LAST)]
     if not len(both):
         return math.nan
     return float(loss[np.searchsorted(ours, both)].mean() - base[np.searchsorted(theirs, both)].mean())

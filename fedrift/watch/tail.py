@@ -71,5 +71,6 @@ class Tail:
         if twin is None:
             return math.nan
         ours, theirs = self.curves.get("", {}), twin.curves.get("", {})
-        both = sorted(ours.keys() & theirs.keys())[-last:]
+        both = sorted(ours.keys() & theirs.keys())
+        both = [round for round in both if round > 0][-last:] or both
         return sum(ours[round] - theirs[round] for round in both) / len(both) if both else math.nan

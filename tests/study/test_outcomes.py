@@ -27,7 +27,8 @@ def test_moments_domains_and_clients():
     one = run([4, 2, 3], sport=[6, 7, 8])
     assert outcome("loss:max", one) == 4
     assert outcome("loss:last", one) == 3
-    assert outcome("loss@sport", one) == 7
+    assert outcome("loss@sport", one) == 7.5  # round 0 is no end
+    assert outcome("loss@sport", run([4], sport=[6])) == 6
     clients = Trajectory(tuple(Record(round, "update.cosine", "", client, value) for round, client, value in [
         (1, 0, 0.2), (1, 1, 0.4), (2, 2, 0.6)]))
     assert outcome("update.cosine", clients) == pytest.approx(0.45)  # the mean of .3 and .6
