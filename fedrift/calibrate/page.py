@@ -21,16 +21,7 @@ WHAT = {
     "analytic": "Quadratics, small adapters and drawn states of which everything is known, with the real round loop and probes.",
     "sandbox": "A made-up language of which everything is known, and a tiny language model that was raised on it; whole "
                "experiments with LoRA and the whole panel.",
-    "lm": """`pocket` with LoRA on three topics of BBC News, a client each; whole experiments with the whole panel.
-
-Not every plant takes here, and what does no harm is not to be found. Training four clients of two topics leaves the fifth's
-topic where it was (within .012 nats), so nothing is unfair. Training on one topic alone raises the loss of general text by
-.33 to .51 nats, and by as much in the twin for three seeds of five. Three quarters of what a domain loses in two rounds of
-absence (.055 nats) it loses in the first, and the detector asks for growth with the rounds. Training without function words
-costs the twin 4 to 9 % of the margin too, where it costs the run 17 to 19 %. Four plants were made harder (tried on seeds 0
-and 1) after a first run on the same seeds: there one seed of five swung, one stalled, none forgot general text, and syntax
-was confirmed. No threshold was touched.
-""",
+    "lm": "`pocket` with LoRA on three topics of BBC News, a client each; whole experiments with the whole panel.",
 }
 HEAD = """# Are the detectors right?
 
