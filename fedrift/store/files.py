@@ -1,13 +1,15 @@
-"""Writing a file whole or not at all, and saying what a full disk wanted."""
+"""Writing a file whole or not at all, saying what a full disk wanted, and the digest that a binary file carries."""
 
 from __future__ import annotations
 
 import errno
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
+from hashlib import sha256
 from pathlib import Path
+from typing import Any
 
 from ..errors import UserError
 
@@ -21,9 +23,12 @@ def replacing(path: Path, size: int) -> Iterator[Path]:
     If the block raises, ``path`` stays as it was and what was half written goes. The name beside it is
     always the same, so that processes killed here leave one such file at most and never a heap.
 
-    Raises UserError when the disk is full.
+    Raises UserError when the disk is full, or the file cannot be written there.
     """
     part = path.with_name(f".{path.name}.part")
+    for place in (path, part):
+        if place.is_dir():
+            raise UserError(f"{place} is a folder where fedrift writes a file; move it away, and run the same command again")
     try:
         with full_disk_told(path, size):
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -35,6 +40,32 @@ def replacing(path: Path, size: int) -> Iterator[Path]:
         with suppress(OSError):
             part.unlink()
         raise
+
+
+def compute_digest(meta: str, parts: Iterable[tuple[str, Any]]) -> str:
+    """The SHA-256 of what a file holds, 64 hex digits; it is stored in the file beside the contents.
+
+    Args:
+        meta: The file's own text, JSON.
+        parts: A description (name, type and shape) and the bytes of each array, in an order that reading gives again.
+    """
+    found = sha256(meta.encode())
+    for described, content in parts:
+        found.update(f"\0{described}\0".encode())
+        found.update(content)
+    return found.hexdigest()
+
+
+def check_digest(path: Path, stored: str | None, found: str, way_out: str) -> None:
+    """Raise UserError where the contents of a file are not those that it was written with; a file of an older fedrift has no
+    digest, and passes."""
+    if stored is not None and stored != found:
+        raise UserError(f"{path} is damaged: its contents do not match the digest that was stored with them. {way_out}")
+
+
+def in_words(error: BaseException) -> str:
+    """What a library says of a damaged file, on one line of at most 200 characters."""
+    return " ".join(str(error).split())[:200] or type(error).__name__
 
 
 def write_whole(path: Path, content: bytes) -> None:
@@ -56,12 +87,13 @@ def flush(path: Path) -> None:
 
 @contextmanager
 def full_disk_told(path: Path, size: int) -> Iterator[None]:
-    """Turn the system's "no space left" into a UserError that says how much was needed, and where."""
+    """Turn the system's refusal to write into a UserError: how much a full disk lacks, or why it may not be written there."""
     try:
         yield
     except OSError as error:
         if error.errno not in FULL:
-            raise
+            raise UserError(f"{path} cannot be written: {error.strerror or error}. Make {path.parent} writable, or name "
+                            "another folder (--runs)") from error
         raise UserError(
             f"the disk is full: {path} needs {size:,} bytes and {room(path.parent)}. What was stored "
             f"before is whole. Make room and run the same command again: it resumes.") from error

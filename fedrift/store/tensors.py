@@ -1,9 +1,10 @@
-"""Tensors on disk as safetensors: no pickle, written whole or not at all. The store's one file with torch."""
+"""Tensors on disk as safetensors: no pickle, written whole or not at all, with a digest. The store's one file with torch."""
 
 from __future__ import annotations
 
-import errno
 import json
+import re
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,45 +13,88 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from ..errors import UserError
-from .files import replacing
+from .files import check_digest, compute_digest, in_words, replacing
 
 HEADER = 128  # bytes of name, shape and place that a leaf takes beside its numbers, about
 
 
-def save_state(path: Path, tensors: dict[str, torch.Tensor], meta: dict[str, Any]) -> None:
-    """Replace what is at ``path`` by named tensors and ``meta`` (plain JSON; it holds the round).
+WAY_OUT = "Put back a copy of it, or begin the run again (`fedrift run --fresh`, or remove its folder)."
 
-    Raises UserError when the disk is full; what was there before is then still there.
+
+def save_state(path: Path, tensors: Mapping[str, torch.Tensor], meta: dict[str, Any]) -> str:
+    """Replace what is at ``path`` by named tensors and ``meta`` (plain JSON; it holds the round), with a digest of both.
+
+    Returns:
+        The digest. A file that is made of several can keep those of the others in its own ``meta``, for ``load_state``.
+
+    Raises:
+        UserError: The disk is full, or ``path`` cannot be written; what was there before is then still there.
     """
-    plain = _plain(tensors)
+    plain, text = _plain(tensors), json.dumps(meta)
     size = sum(leaf.nbytes + HEADER for leaf in plain.values())
+    digest = compute_digest(text, _described(plain))
     with replacing(path, size) as part:
         try:
-            save_file(plain, part, metadata={"meta": json.dumps(meta)})
+            save_file(plain, part, metadata={"meta": text, "sha256": digest})
         except SafetensorError as error:  # safetensors wraps what the system says into words
-            if f"os error {errno.ENOSPC}" in str(error) or f"os error {errno.EDQUOT}" in str(error):
-                raise OSError(errno.ENOSPC, str(error)) from error
+            if said := re.search(r"os error (\d+)", str(error)):
+                raise OSError(int(said[1]), str(error)) from error
             raise
+    return digest
 
 
-def load_state(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+def load_state(path: Path, digest: str | None = None) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
     """The tensors, on the CPU, and the meta of ``save_state``.
 
-    Raises UserError where there is no state, or it is not one.
+    Args:
+        path: The file.
+        digest: What ``save_state`` returned, where another file remembers it.
+
+    Raises:
+        UserError: There is no state, it is none, or its contents do not match its digest, or ``digest``.
     """
     try:
-        with safe_open(path, framework="pt", device="cpu") as file:
-            names = file.keys()
+        with safe_open(_file(path), framework="pt", device="cpu") as file:
+            names, said = file.keys(), file.metadata() or {}
             tensors = {name: file.get_tensor(name) for name in names}
-            return tensors, json.loads((file.metadata() or {})["meta"])
-    except FileNotFoundError:
-        raise UserError(f"there is no state at {path}") from None
-    except (SafetensorError, KeyError, ValueError) as error:
-        raise UserError(f"{path} is not a state that fedrift wrote ({error}); "
-                        f"remove the run's folder to begin it again") from error
+        meta = json.loads(said["meta"])
+        if not isinstance(meta, dict):
+            raise ValueError(f"its meta is {str(meta)[:80]!r}")
+    except (SafetensorError, KeyError, ValueError, OSError, RecursionError) as error:
+        raise UserError(f"{path} is not a state that fedrift wrote ({in_words(error)}). {WAY_OUT}") from error
+    found = compute_digest(said["meta"], _described(tensors))
+    check_digest(path, said.get("sha256"), found, WAY_OUT)
+    check_digest(path, digest, found, WAY_OUT)
+    return tensors, meta
 
 
-def _plain(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+def read_meta(path: Path) -> tuple[dict[str, Any], str | None]:
+    """The meta of ``save_state`` and the stored digest, without the tensors; no digest in a file of an older fedrift."""
+    try:
+        with safe_open(_file(path), framework="pt", device="cpu") as file:
+            said = file.metadata() or {}
+        return dict(json.loads(said["meta"])), said.get("sha256")
+    except (SafetensorError, KeyError, ValueError, TypeError, OSError, RecursionError) as error:
+        raise UserError(f"{path} is not a state that fedrift wrote ({in_words(error)}). {WAY_OUT}") from error
+
+
+def _file(path: Path) -> Path:
+    """The path, if a file is there."""
+    if not path.exists():
+        raise UserError(f"there is no state at {path}")
+    if not path.is_file():
+        raise UserError(f"{path} is a folder where a state has to be. {WAY_OUT}")
+    return path
+
+
+def _described(tensors: Mapping[str, torch.Tensor]) -> Iterator[tuple[str, Any]]:
+    """Name, type and shape, and the bytes of each leaf, by name."""
+    for name in sorted(tensors):
+        leaf = tensors[name]
+        yield f"{name} {leaf.dtype} {list(leaf.shape)}", leaf.reshape(-1).view(torch.uint8).numpy()
+
+
+def _plain(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """On the CPU, contiguous, each with a memory of its own: the format knows no views."""
     plain: dict[str, torch.Tensor] = {}
     taken: set[int] = set()

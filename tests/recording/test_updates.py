@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import fields, replace
 
 import numpy as np
@@ -48,6 +49,14 @@ def test_arrays_come_back_bit_for_bit_with_their_types_and_in_their_order(tmp_pa
     assert all(found[name].dtype == said[name].dtype and found[name].shape == said[name].shape for name in said)
     assert all(found[name].tobytes() == said[name].tobytes() for name in said)
     assert list(load_arrays(tmp_path / "x.parquet", "n")[0]) == ["n", "none"]
+    content = (tmp_path / "x.parquet").read_bytes()
+    for bit in range(5, 8 * len(content), 97):
+        changed = bytearray(content)
+        changed[bit // 8] ^= 1 << bit % 8
+        (tmp_path / "y.parquet").write_bytes(changed)
+        with suppress(UserError):
+            back, also = load_arrays(tmp_path / "y.parquet")
+            assert also == meta and all(back[name].tobytes() == said[name].tobytes() for name in said)
     (tmp_path / "y.parquet").write_bytes(b"PAR1 nothing")
     with pytest.raises(UserError, match="not a file that fedrift wrote"):
         load_arrays(tmp_path / "y.parquet")

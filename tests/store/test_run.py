@@ -203,7 +203,7 @@ def test_other_mistakes_of_the_system_are_not_taken_for_a_full_disk(run, monkeyp
         raise PermissionError(errno.EACCES, "no")
 
     monkeypatch.setattr(os, "replace", refuse)
-    with pytest.raises(PermissionError):
+    with pytest.raises(UserError, match=r"environment\.json cannot be written: no\. Make .* writable"):
         run.write_json("environment", {})
 
 

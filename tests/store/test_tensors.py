@@ -8,10 +8,11 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
 
 from fedrift.errors import UserError
 from fedrift.store import Run, files, tensors
-from fedrift.store.tensors import load_state, save_state
+from fedrift.store.tensors import load_state, read_meta, save_state
 
 
 def test_tensors_and_meta_read_back_bit_for_bit(tmp_path):
@@ -93,6 +94,64 @@ def test_the_state_is_on_the_disk_before_it_takes_the_name(tmp_path, monkeypatch
                         lambda old, new: (order.append(("replace", new.name)), replace(old, new)))
     save_state(tmp_path / "state", {"a": torch.zeros(3)}, {})
     assert order == [("flush", ".state.part"), ("replace", "state"), ("flush", tmp_path.name)]
+
+
+def flipped(content: bytes, bit: int) -> bytes:
+    changed = bytearray(content)
+    changed[bit // 8] ^= 1 << bit % 8
+    return bytes(changed)
+
+
+def test_no_flipped_bit_of_a_state_gives_other_numbers(tmp_path):
+    path, state = tmp_path / "state.safetensors", {"a/q": torch.tensor([0.5, -2.0, 3.0]), "b": torch.tensor([7])}
+    digest, refused = save_state(path, state, {"round": 3, "leaves": ["a/q", "b"]}), 0
+    content = path.read_bytes()
+    for bit in range(8 * len(content)):
+        path.write_bytes(flipped(content, bit))
+        try:
+            back, meta = load_state(path)
+        except UserError as error:
+            refused += "\n" not in str(error)
+        else:
+            assert meta["round"] == 3 and back.keys() == state.keys()
+            assert all(torch.equal(back[name], state[name]) for name in state)
+    assert refused > 7 * len(content)  # of 8 a byte; the rest is blanks, and the name under which the digest is stored
+    path.write_bytes(flipped(content, 8 * len(content) - 3))
+    with pytest.raises(UserError, match=r"is damaged: its contents do not match the digest.*--fresh"):
+        load_state(path)
+    path.write_bytes(content)
+    assert read_meta(path)[1] == digest and load_state(path, digest)
+    with pytest.raises(UserError, match="is damaged"):
+        load_state(path, "0" * 64)
+
+
+def test_a_renamed_leaf_is_refused_and_a_state_of_an_older_fedrift_is_read(tmp_path):
+    path = tmp_path / "state.safetensors"
+    save_state(path, {"a": torch.ones(2)}, {"round": 3})
+    leaves, (meta, digest) = load_file(path), read_meta(path)
+    save_file({"b": leaves["a"]}, path, metadata={"meta": '{"round": 3}', "sha256": str(digest)})
+    with pytest.raises(UserError, match="is damaged"):
+        load_state(path)
+    save_file(leaves, path, metadata={"meta": '{"round": 3}'})
+    assert load_state(path)[1] == meta and read_meta(path)[1] is None
+
+
+def test_a_folder_in_the_place_of_a_state_or_of_its_part_is_told(tmp_path):
+    (tmp_path / "state").mkdir()
+    for ask in (lambda path: load_state(path), lambda path: read_meta(path), lambda path: save_state(path, {}, {})):
+        with pytest.raises(UserError, match="is a folder"):
+            ask(tmp_path / "state")
+    (tmp_path / ".other.part").mkdir()
+    with pytest.raises(UserError, match=r"other\.part is a folder"):
+        save_state(tmp_path / "other", {"a": torch.ones(1)}, {})
+
+
+@pytest.mark.parametrize("meta", ["[]", "3", "{", "[" * 100_000], ids=["list", "number", "torn", "deep"])
+def test_a_meta_of_another_shape_is_told(tmp_path, meta):
+    save_file({"a": torch.ones(1)}, tmp_path / "state", metadata={"meta": meta})
+    for ask in (load_state, read_meta):
+        with pytest.raises(UserError, match="is not a state"):
+            ask(tmp_path / "state")
 
 
 def test_what_is_no_state_is_named(tmp_path):
