@@ -57,9 +57,7 @@ def load_state(path: Path, digest: str | None = None) -> tuple[dict[str, torch.T
         with safe_open(_file(path), framework="pt", device="cpu") as file:
             names, said = file.keys(), file.metadata() or {}
             tensors = {name: file.get_tensor(name) for name in names}
-        meta = json.loads(said["meta"])
-        if not isinstance(meta, dict):
-            raise ValueError(f"its meta is {str(meta)[:80]!r}")
+        meta = _object(said["meta"])
     except (SafetensorError, KeyError, ValueError, OSError, RecursionError) as error:
         raise UserError(f"{path} is not a state that fedrift wrote ({in_words(error)}). {WAY_OUT}") from error
     found = compute_digest(said["meta"], _described(tensors))
@@ -73,9 +71,17 @@ def read_meta(path: Path) -> tuple[dict[str, Any], str | None]:
     try:
         with safe_open(_file(path), framework="pt", device="cpu") as file:
             said = file.metadata() or {}
-        return dict(json.loads(said["meta"])), said.get("sha256")
-    except (SafetensorError, KeyError, ValueError, TypeError, OSError, RecursionError) as error:
+        return _object(said["meta"]), said.get("sha256")
+    except (SafetensorError, KeyError, ValueError, OSError, RecursionError) as error:
         raise UserError(f"{path} is not a state that fedrift wrote ({in_words(error)}). {WAY_OUT}") from error
+
+
+def _object(text: str) -> dict[str, Any]:
+    """The meta, if it is a JSON object."""
+    found = json.loads(text)
+    if not isinstance(found, dict):
+        raise ValueError(f"its meta is {text[:80]!r}")
+    return found
 
 
 def _file(path: Path) -> Path:
