@@ -167,7 +167,7 @@ def one_step(model: StackedModel, params: Tree, batch: dict[str, torch.Tensor], 
 def listen(stock: Stock, made: tuple[str, Tune], params: Tree, batch: dict[str, torch.Tensor]) -> None:
     """Ask the canary whether this device computes a step of this model rightly."""
     plain = Stock(replace(stock.runtime, device="cpu", dtype="float32", compiled=False)).stacked(*made)
-    batch.pop("rows", None)
+    batch = {name: leaf for name, leaf in batch.items() if name != "rows"}
     replay(stock.stacked(*made), plain, params, batch).check(
         stock.engine.get("dtype", "float32"), str(stock.runtime.torch_device()))
 

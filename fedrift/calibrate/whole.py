@@ -103,8 +103,8 @@ class Spoilt:
     objective: Any
 
     def __call__(self, params: Tree, batch: dict[str, Tensor]) -> Tensor:
-        spoilt = batch.pop("spoilt")
-        loss: Tensor = self.objective(params, batch)
+        spoilt = batch["spoilt"]
+        loss: Tensor = self.objective(params, {name: leaf for name, leaf in batch.items() if name != "spoilt"})
         return torch.where(spoilt.to(loss.device), torch.nan, 1.0).to(loss) * loss
 
 

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ..tree import Tree
 from ..values import State
-from .simulated import SimulatedFleet
+from .simulated import SimulatedFleet, taken_rows
 
 
 @torch.no_grad()
@@ -20,7 +20,8 @@ def losses_of(fleet: SimulatedFleet, state: State, batches: int) -> Tensor:
     count = torch.zeros(fleet.size, dtype=torch.float64)
     for cohort in torch.arange(fleet.size).split(fleet.micro or fleet.size):  # type: ignore[no-untyped-call]
         for batch in islice(fleet.batches(state.round, cohort), batches):
-            who = cohort[batch.pop("rows", torch.arange(len(cohort)))]
+            rows, batch = taken_rows(batch, len(cohort))
+            who = cohort[rows]
             weight = batch.get("weight", torch.ones(len(who))).double().cpu()
             count[who] += weight
             for model in range(server.models):

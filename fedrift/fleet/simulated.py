@@ -99,7 +99,7 @@ class SimulatedFleet:
         frozen, penalty = algorithm.frozen(start.keys(), state.round), algorithm.penalty()
         tokens, examples, total = zero, zero, zero
         for batch in self.batches(state.round, cohort):
-            rows = batch.pop("rows", torch.arange(len(cohort)))
+            rows, batch = taken_rows(batch, len(cohort))
             more = penalty and self._penalised(penalty, at, batch, rows)
             loss, grad = value_and_gradient(self.objective, at.params, batch, rows, frozen, under, more)
             ours = torch.zeros(len(cohort), dtype=torch.bool).index_fill(0, rows, True)
@@ -130,6 +130,11 @@ class SimulatedFleet:
         here = replace(at, start=at.start.rows(rows), memory=at.memory.rows(rows))
         return lambda leaves, under: penalty(
             replace(here, params=leaves), lambda params: represent(Tree({**params, **under}), batch))
+
+
+def taken_rows(batch: dict[str, Tensor], clients: int) -> tuple[Tensor, dict[str, Tensor]]:
+    """Which of the clients a batch is for, all if it does not say, and the batch without that; the caller's stays as it is."""
+    return batch.get("rows", torch.arange(clients)), {name: leaf for name, leaf in batch.items() if name != "rows"}
 
 
 def value_and_gradient(objective: Objective, params: Tree, batch: dict[str, Tensor], rows: Tensor,

@@ -23,11 +23,11 @@ from transformers import (
 )
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 from transformers.utils import logging
-from transformers.utils.hub import has_file
+from transformers.utils.hub import cached_file, has_file
 
 from ..errors import UserError, unknown
 from .pocket import pocket_folder
-from .presets import Preset, listing, locate
+from .presets import Preset, check_no_adapter, listing, locate, parsed
 from .quantised import Base, check_installed, loading, quantised
 from .smollm2 import smollm2_folder
 
@@ -98,6 +98,8 @@ def ask_hub(hub: str, say: Callable[[str], None]) -> None:
 def open_model(name: str, where: Path | str, dtype: torch.dtype, base: Base = "dense") -> LanguageModel:
     """Read network and tokenizer from a folder or, for a ``str``, the hub, and check that they fit."""
     local: dict[str, Any] = {"local_files_only": isinstance(where, Path), "trust_remote_code": False}
+    if isinstance(where, Path):
+        check_no_adapter(where)
     with quiet():
         with told("config.json", where):
             config = AutoConfig.from_pretrained(where, **local)
@@ -116,6 +118,8 @@ def open_model(name: str, where: Path | str, dtype: torch.dtype, base: Base = "d
             whole = has_file(where, "tokenizer.json", local_files_only=isinstance(where, Path))
             tokenizer = (PreTrainedTokenizerFast if whole else AutoTokenizer).from_pretrained(where, **local)
     check_tokenizer(tokenizer, network.get_input_embeddings().weight.shape[0], where)
+    if whole:
+        check_end_token(tokenizer, where)
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token       # harmless: masks come from lengths, never from ids
     network.config.use_cache = False
@@ -145,6 +149,21 @@ def check_tokenizer(tokenizer: PreTrainedTokenizerBase, rows: int, where: Path |
     if tokenizer.eos_token_id is None:
         raise UserError(f"the tokenizer in {where} names no end token: set eos_token in "
                         "tokenizer_config.json")
+
+
+def check_end_token(tokenizer: PreTrainedTokenizerBase, where: Path | str) -> None:
+    """Raise `UserError` where no file of the tokenizer knows its end token: transformers gives such a one an id of its own,
+    whose row of the embedding was never trained."""
+    texts = {name: cached_file(where, name, local_files_only=isinstance(where, Path), _raise_exceptions_for_missing_entries=False)
+             for name in ("tokenizer.json", "tokenizer_config.json", "added_tokens.json")}
+    whole, settings, added = (parsed(Path(file)) if file else {} for file in texts.values())
+    words = whole.get("model", {}).get("vocab", ())
+    known = set(words) if isinstance(words, dict) else {pair[0] for pair in words}
+    known |= {entry.get("content") for entry in whole.get("added_tokens", ())} | set(added)
+    known |= {entry.get("content") for entry in settings.get("added_tokens_decoder", {}).values() if isinstance(entry, dict)}
+    if tokenizer.eos_token not in known:
+        raise UserError(f"the end token {str(tokenizer.eos_token)[:80]!r} of the tokenizer in {where} is not in its vocabulary "
+                        "(tokenizer.json): set eos_token in tokenizer_config.json to one that is")
 
 
 def convert_gguf(file: Path, folder: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -71,7 +72,10 @@ PRESETS: dict[str, Preset] = {preset.name: preset for preset in (
 
 # What can change a model's numbers. A README or an optimiser's state beside them does not.
 TOLD_BY = ("config.json", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json",
-           "added_tokens.json", "vocab.json", "merges.txt", "tokenizer.model")
+           "added_tokens.json", "vocab.json", "merges.txt", "vocab.txt", "tokenizer.model", "spiece.model",
+           "sentencepiece.bpe.model")
+# Where transformers looks for weights, in its order. An index names the files that hold them.
+WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
 
 
 def locate(name: str) -> Preset | Path | str:
@@ -99,13 +103,13 @@ def fingerprint(name: str) -> str:
     """sha256 of a local folder's config, tokenizer and weights, 64 hex digits; "" for presets and hub ids.
 
     Two folders with the same files have the same fingerprint wherever they lie; a folder whose weights were
-    replaced has another, and makes another experiment.
+    replaced has another, and makes another experiment. The weights are the files that transformers loads.
     """
     folder = locate(name)
     if not isinstance(folder, Path):
         return ""
-    # Where both formats lie side by side, safetensors is what gets loaded.
-    weights = sorted(folder.glob("*.safetensors")) or sorted(folder.glob("*.bin"))
+    check_no_adapter(folder)
+    weights = weight_files(folder)
     told = [folder / part for part in TOLD_BY if (folder / part).is_file()]
     if not weights:
         raise UserError(f"no weights in {folder}: wanted *.safetensors, it has {listing(folder)}")
@@ -114,6 +118,40 @@ def fingerprint(name: str) -> str:
         with path.open("rb") as file:
             whole.update(f"{path.name} {hashlib.file_digest(file, 'sha256').hexdigest()}\n".encode())
     return whole.hexdigest()
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """The files of a folder that transformers reads the weights from, an index before its shards; none if there are none.
+
+    Raises `UserError` where an index names a file that is not in the folder.
+    """
+    named = parsed(folder / "config.json").get("transformers_weights")
+    first = next((folder / part for part in ((named,) if isinstance(named, str) else WEIGHTS) if (folder / part).is_file()), None)
+    if first is None:
+        return []
+    if not first.name.endswith(".index.json"):
+        return [first]
+    shards = parsed(first).get("weight_map")
+    files = [folder / part for part in sorted({str(part) for part in shards.values()})] if isinstance(shards, dict) else []
+    if gone := [path.name for path in files if not path.is_file()]:
+        raise UserError(f"{first} names {len(files)} files, of which {gone[0][:80]!r} is not in the folder: copy it there")
+    return [first, *files]
+
+
+def check_no_adapter(folder: Path) -> None:
+    """Raise `UserError` where a model's folder also holds an adapter: transformers would load another model for it."""
+    if (folder / "adapter_config.json").is_file():
+        raise UserError(f"{folder} holds a PEFT adapter (adapter_config.json), which is no whole model: merge it into its base "
+                        "(peft: merge_and_unload, then save_pretrained), or move the adapter's files to another folder")
+
+
+def parsed(path: Path) -> dict[str, Any]:
+    """A JSON file's object; empty where it is not there or is no such thing."""
+    try:
+        found = json.loads(path.read_text("utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return found if isinstance(found, dict) else {}
 
 
 def at_hand(preset: Preset, cache: Path) -> bool:

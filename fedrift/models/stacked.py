@@ -13,7 +13,7 @@ from .head import OwnHead, token_losses
 from .lean import lighten
 from .prefix import Prefix, blocks_below
 from .tune import Tune, blocks_of
-from .worn import Outfit
+from .worn import Lora, Outfit, Own
 
 
 class StackedModel:
@@ -29,6 +29,7 @@ class StackedModel:
 
     def __init__(self, network: nn.Module, tune: Tune, lean: bool = True,
                  prefix: bool | None = None) -> None:
+        check_unshared(network)
         network.eval().requires_grad_(False)
         expected = self._own_loss(network)
         self.network, self.tune = network, tune
@@ -112,3 +113,10 @@ class StackedModel:
         if not torch.allclose(total.sum() / 10, theirs.to(total), rtol=1e-3):
             raise UserError(f"{type(self.network).__name__} computes its logits in a way that fedrift does not know "
                             f"(loss {theirs.item():.4f}, ours {total.sum().item() / 10:.4f}); please report the model")
+
+
+def check_unshared(network: nn.Module) -> None:
+    """Raise `UserError` if another stacked model has already taken this network: its adapters would lie under the new ones."""
+    if taken := next((path for path, module in network.named_modules() if isinstance(module, (Lora, Own))), None):
+        raise UserError(f"this {type(network).__name__} already belongs to another StackedModel, which trains {taken}: load the "
+                        "network again, or use that StackedModel")

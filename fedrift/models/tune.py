@@ -7,6 +7,8 @@ weights, the client's: C for a cohort, M for a server's models.
 from __future__ import annotations
 
 import math
+import re
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Annotated, ClassVar, Protocol
 
@@ -21,9 +23,8 @@ from .quantised import Base
 from .worn import Lora as LoraModule
 from .worn import Outfit, Own, shape_of
 
-# What "auto" means, by architecture: the query and value projections, as PEFT has it.
-AUTO = {"gpt2": ("c_attn",)}
-AUTO_ELSE = ("q_proj", "v_proj")
+# What "auto" means for an architecture that PEFT has no default for: the first of these that the network has.
+USUAL = (("q_proj", "v_proj"), ("query", "value"), ("query_key_value",), ("qkv_proj",), ("Wqkv",), ("c_attn",))
 
 
 class Tune(Protocol):
@@ -42,8 +43,9 @@ class Lora:
     """Low-rank adapters: W + (alpha / rank) B A, with A ``[R, I]`` random and the same for all clients, B ``[O, R]`` zero.
 
     Hu et al., "LoRA: Low-Rank Adaptation of Large Language Models", ICLR 2022, arXiv:2106.09685.
-    ``targets``: endings of module names; ``auto`` is the query and value projections, ``all`` every
-    linear map of the blocks. There is no dropout: a stacked step equals a lone one. ``base``: the frozen weights as they
+    ``targets``: endings of module names; ``auto`` is PEFT's default for the architecture, most often the query and
+    value projections, ``all`` every linear map but the head.
+    There is no dropout: a stacked step equals a lone one. ``base``: the frozen weights as they
     are (dense), or in 4 bits (nf4) or 8 (int8); adapters stay in full precision.
     """
 
@@ -60,17 +62,30 @@ class Lora:
         """The modules that get an adapter, by path."""
         linear = {path: module for path, module in network.named_modules()
                   if shape_of(module) and module is not network.get_output_embeddings()}  # type: ignore[operator]
+        chosen = self._chosen(linear, network.config.model_type)  # type: ignore[union-attr,arg-type]
+        dims = {path: min(shape_of(module) or (0,)) for path, module in chosen.items()}
+        if self.rank > max(dims.values()):
+            path = max(dims, key=lambda name: dims[name])
+            raise UserError(f"tune.rank: {str(self.rank)[:80]} is more than any adapted map has dimensions; at most "
+                            f"{dims[path]}, of {path}, at which an adapter is as good as the whole matrix")
+        return chosen
+
+    def _chosen(self, linear: dict[str, nn.Module], kind: str) -> dict[str, nn.Module]:
+        """Those of the linear maps that the targets name."""
+        if not linear:
+            raise UserError(f"a model of type {kind!r} has no linear map to adapt: use tune: {{is: Full}}")
+        if not self.targets:
+            raise UserError("tune.targets is empty, so that nothing would be trained: name endings of modules, or say [auto] or "
+                            "[all]")
         if self.targets == ("all",):
             return linear
-        endings = self.targets
-        if endings == ("auto",):
-            endings = AUTO.get(network.config.model_type, AUTO_ELSE)  # type: ignore[union-attr,arg-type]
+        if self.targets == ("auto",):
+            return usual_targets(linear, kind)
         ends = sorted({path.rsplit(".", 1)[-1] for path in linear})
-        for ending in endings:
+        for ending in self.targets:
             if ending not in ends and ending not in linear:
                 raise unknown("module to adapt", ending, [*ends, "auto", "all"])
-        return {path: module for path, module in linear.items()
-                if path in endings or path.rsplit(".", 1)[-1] in endings}
+        return {path: module for path, module in linear.items() if has_ending(path, self.targets)}
 
     def params(self, modules: dict[str, nn.Module], seed: int) -> Tree:
         tree = Tree()
@@ -123,6 +138,25 @@ class Full:
 
     def wear(self, module: nn.Module, path: str, outfit: Outfit) -> nn.Module:
         return Own.of(module, path, outfit)
+
+
+def usual_targets(linear: dict[str, nn.Module], kind: str) -> dict[str, nn.Module]:
+    """The maps that PEFT adapts by default in a model of this type; without such, the usual projections, or all maps."""
+    from peft.utils.constants import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING  # seconds that no configuration waits for
+
+    default = TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING.get(kind, ())
+    if isinstance(default, str):
+        found = {path: module for path, module in linear.items() if re.fullmatch(default, path)}
+    else:
+        found = {path: module for path, module in linear.items() if has_ending(path, default)}
+    for endings in USUAL:
+        found = found or {path: module for path, module in linear.items() if has_ending(path, endings)}
+    return found or linear
+
+
+def has_ending(path: str, endings: Collection[str]) -> bool:
+    """Whether a module's path or its last name is one of ``endings``."""
+    return path in endings or path.rsplit(".", 1)[-1] in endings
 
 
 def owners(network: nn.Module) -> dict[str, nn.Module]:

@@ -5,8 +5,14 @@ from __future__ import annotations
 import numpy as np
 import torch
 
+from fedrift.algorithms import FedAvg
 from fedrift.corpus.blocks import Blocks
+from fedrift.fleet import SimulatedFleet
 from fedrift.fleet.batches import TextBatches
+from fedrift.fleet.choice import losses_of
+from fedrift.optimizers import Sgd
+from fedrift.rounds import begin, rounds
+from tests.quadratics import clients, loss, params
 
 
 def blocks_of(count: int, client: int, length: int = 4) -> Blocks:
@@ -78,3 +84,15 @@ def test_clients_of_one_size_read_in_orders_of_their_own():
     one, two = ([block % 100 for block in seen(reader, 0, [0, 1], client)] for client in (0, 1))
     assert sorted(one) == sorted(two)
     assert one != two
+
+
+def test_a_batch_that_is_used_again_trains_the_same_clients():
+    both = clients((1.0, 1.0), (1.0, 1.0), steps=3)
+    once = next(iter(both(0, torch.tensor([1]))))
+    kept = {**once, "rows": torch.tensor([1])}
+    fleet = SimulatedFleet(2, loss, lambda round, cohort: [kept] * 3, Sgd(0.1))
+    (done,) = rounds(begin(FedAvg(), params(0.0), 2), fleet, FedAvg(), until=1, cohort=2, seed=0)
+    assert kept.keys() == {*once, "rows"}
+    assert done.report.steps.tolist() == [0, 3]  # the first client is at rest in every step
+    assert losses_of(fleet, done.after, 2).isnan().flatten().tolist() == [True, False]
+    assert "rows" in kept

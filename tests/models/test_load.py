@@ -24,7 +24,7 @@ import fedrift.models.pocket
 from fedrift.errors import UserError
 from fedrift.models.load import LanguageModel, load_model
 from fedrift.models.pocket import PARTS, pocket_folder
-from fedrift.models.presets import PRESETS
+from fedrift.models.presets import PRESETS, fingerprint
 from tests.models.tiny import KINDS, WINDOW, plain_tokenizer, random_model
 
 REAL = {"gpt2": "gpt2", "qwen2": "qwen2", "llama": "llama2-tinyllama"}     # folders of real tokenizers
@@ -180,6 +180,27 @@ def test_a_tokenizer_without_an_end_token_is_refused(llama):
     tokenizer.save_pretrained(llama)
     with pytest.raises(UserError, match="names no end token"):
         load(llama)
+
+
+def test_an_end_token_outside_the_vocabulary_is_refused(tmp_path):
+    folder = keep(random_model("llama", 97), tmp_path)
+    edit(folder / "tokenizer_config.json", eos_token="</s>")
+    with pytest.raises(UserError, match=r"ids up to 97|end token '</s>'"):  # it gets an id that the embedding has no row for
+        load(folder)
+    weights = load(keep(random_model("llama", 97), tmp_path / "b")).network
+    weights.resize_token_embeddings(128)  # rows to spare, as many published models have
+    weights.save_pretrained(folder)
+    with pytest.raises(UserError, match=r"end token '</s>' .* is not in its vocabulary"):
+        load(folder)
+    edit(folder / "tokenizer_config.json", added_tokens_decoder={"97": {"content": "</s>", "special": True}})
+    assert load(folder).tokenizer.eos_token_id == 97
+
+
+def test_a_model_folder_that_holds_an_adapter_is_refused_before_anything_is_loaded(llama):
+    (llama / "adapter_config.json").write_text('{"peft_type": "LORA", "base_model_name_or_path": "gpt2"}')
+    for read in (load, lambda folder: fingerprint(str(folder))):
+        with pytest.raises(UserError, match=r"holds a PEFT adapter .*merge_and_unload"):
+            read(llama)
 
 
 def test_without_a_hub_the_way_out_is_told(tmp_path):

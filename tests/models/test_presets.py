@@ -114,13 +114,33 @@ def test_where_a_folder_lies_and_its_readme_do_not_matter_to_the_fingerprint(fol
     assert fingerprint(str(folder.rename(folder.with_name("moved")))) == before
 
 
-def test_moving_bytes_from_one_file_to_the_next_changes_the_fingerprint(folder):
+def test_moving_bytes_from_one_shard_to_the_next_changes_the_fingerprint(folder):
+    (folder / "model.safetensors").unlink()
+    (folder / "model.safetensors.index.json").write_text('{"weight_map": {"p": "a.safetensors", "q": "b.safetensors"}}')
     for name, text in (("a.safetensors", "xy"), ("b.safetensors", "z")):
         (folder / name).write_text(text)
     before = fingerprint(str(folder))
     (folder / "a.safetensors").write_text("x")
     (folder / "b.safetensors").write_text("yz")
     assert fingerprint(str(folder)) != before
+    (folder / "b.safetensors").unlink()
+    with pytest.raises(UserError, match=r"names 2 files, of which 'b.safetensors' is not in the folder"):
+        fingerprint(str(folder))
+
+
+@pytest.mark.parametrize("weights", ["pytorch_model.bin", "shard-1.bin", "own.safetensors"])
+def test_the_weights_that_are_loaded_decide_the_fingerprint_whatever_lies_beside_them(folder, weights):
+    (folder / "model.safetensors").rename(folder / "consolidated.safetensors")  # transformers does not look for this name
+    (folder / "pytorch_model.bin.index.json").write_text('{"weight_map": {"p": "shard-1.bin"}}')
+    if weights == "own.safetensors":
+        (folder / "config.json").write_text('{"transformers_weights": "own.safetensors"}')
+    (folder / weights).write_text("of the first day")
+    before = fingerprint(str(folder))
+    (folder / weights).write_text("of the second day")
+    after = fingerprint(str(folder))
+    assert after != before
+    (folder / "consolidated.safetensors").write_text("of the second day")
+    assert fingerprint(str(folder)) == after
 
 
 def test_a_folder_without_weights_has_no_fingerprint(folder):

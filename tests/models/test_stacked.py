@@ -11,7 +11,7 @@ from peft import LoraConfig, get_peft_model
 from fedrift.errors import UserError
 from fedrift.fleet.simulated import value_and_gradient
 from fedrift.models.stacked import StackedModel
-from fedrift.models.tune import Full, LastK, Lora
+from fedrift.models.tune import Full, LastK, Lora, usual_targets
 from fedrift.tree import Tree
 from tests.models.networks import KINDS, batch, network
 
@@ -134,6 +134,38 @@ def test_all_clients_and_rounds_begin_with_the_same_adapters():
 def test_an_unknown_target_gets_the_nearest_name():
     with pytest.raises(UserError, match="did you mean 'q_proj'"):
         StackedModel(network("llama"), Lora(targets=("q_prj",)))
+
+
+@pytest.mark.parametrize(("tune", "told"), [
+    (Lora(targets=()), "targets is empty"),
+    (Lora(rank=1_000_000_000), "tune.rank: 1000000000 is more than .* at most 16, of model.layers.0.self_attn.q_proj"),
+    (Lora(rank=17, targets=("v_proj",)), "at most 8, of model.layers.0.self_attn.v_proj"),
+])
+def test_adapters_of_nothing_or_of_more_than_a_matrix_are_refused(tune, told):
+    with pytest.raises(UserError, match=told):
+        StackedModel(network("llama"), tune)
+    assert Lora(rank=16).modules(network("llama"))  # a whole matrix of some of the maps
+
+
+@pytest.mark.parametrize(("kind", "names", "endings"), [
+    ("gpt_neox", ["query_key_value", "dense"], {"query_key_value"}), ("phi", ["q_proj", "k_proj", "fc1"], {"q_proj", "fc1"}),
+    ("rwkv", ["key", "output", "other"], {"key", "output"}), ("gemma4", ["q_proj"], set()),
+    ("nobody", ["q_proj", "k_proj", "v_proj"], {"q_proj", "v_proj"}), ("nobody", ["qkv_proj", "o_proj"], {"qkv_proj"}),
+    ("nobody", ["one", "two"], {"one", "two"})])
+def test_auto_is_pefts_default_then_the_usual_projections_then_every_map(kind, names, endings):
+    linear = {f"blocks.0.{name}": torch.nn.Linear(2, 2) for name in names}
+    if kind == "gemma4":  # PEFT names these by a pattern
+        linear["language_model.layers.0.q_proj"], endings = torch.nn.Linear(2, 2), {"q_proj"}
+        assert list(usual_targets(linear, kind)) == ["language_model.layers.0.q_proj"]
+    assert {path.rsplit(".", 1)[-1] for path in usual_targets(linear, kind)} == endings
+
+
+def test_a_second_stacked_model_on_one_network_is_refused():
+    plain = network("llama")
+    StackedModel(plain, Lora())
+    for tune in (Lora(), Full()):
+        with pytest.raises(UserError, match="already belongs to another StackedModel"):
+            StackedModel(plain, tune)
 
 
 def test_too_many_blocks_are_refused():
