@@ -6,11 +6,15 @@ A class that can stand in a place is named by ``is``: ``algorithm: {is: FedProx,
 
 from __future__ import annotations
 
+import inspect
+import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import MISSING, Field, fields, is_dataclass, replace
+from functools import cache
+from hashlib import sha256
 from pathlib import Path
-from types import ModuleType
-from typing import Any, get_args, get_origin, get_type_hints
+from types import ModuleType, UnionType
+from typing import Annotated, Any, Union, get_args, get_origin, get_type_hints
 
 import yaml
 from pydantic import TypeAdapter, ValidationError
@@ -50,8 +54,16 @@ def read(kind: Any, said: Any, rooms: Rooms, where: str = "") -> Any:
 
 
 def _read(kind: Any, said: Any, rooms: Rooms, where: str, wrong: list[str], default: Any = MISSING) -> Any:
+    if hasattr(said, "tolist"):  # a scalar or an array of numpy's
+        said = said.tolist()
+    if is_dataclass(said) and not isinstance(said, type):
+        return _read_object(kind, said, rooms, where, wrong)
     choices = rooms.choices(kind)
     if choices is not None:
+        if not isinstance(said, (str, Mapping)) and _is_instance(kind, said):
+            wrong.append(f"{where}: {type(said).__name__} is no dataclass: write @dataclass(frozen=True) above the class, "
+                         "so that its settings are part of the run's id")
+            return None
         name = said if isinstance(said, str) else said.get("is") if isinstance(said, Mapping) else None
         if name is None and isinstance(said, Mapping) and default is not MISSING:
             name = type(default).__name__  # {mu: 0.1} changes the default, whichever class that is
@@ -76,15 +88,97 @@ def _read(kind: Any, said: Any, rooms: Rooms, where: str, wrong: list[str], defa
             return None
         return tuple(_read(inner[0], part, rooms, f"{where}[{number}]", wrong) for number, part in enumerate(said))
     try:
-        return TypeAdapter(kind).validate_python(said)
+        value = _adapter(kind).validate_python(said)
+        return 0.0 if isinstance(value, float) and value == 0 else value  # -0.0 equals 0.0 and is written as it
     except ValidationError as error:
         for problem in error.errors():
             wrong.append(f"{where}: {problem['msg'][0].lower()}{problem['msg'][1:]}, got {problem['input']!r}")
         return None
 
 
+def _read_object(kind: Any, value: Any, rooms: Rooms, where: str, wrong: list[str]) -> Any:
+    """An object that was made in Python, checked as if it had been read."""
+    if not _is_instance(kind, value):
+        wrong.append(f"{where}: wanted {getattr(kind, '__name__', kind)}, got {type(value).__name__}")
+        return None
+    changed = _corrections(value, rooms, where, wrong)
+    return replace(value, **changed) if changed and not wrong else value
+
+
+def correct_fields(value: Any, rooms: Rooms) -> dict[str, Any]:
+    """Check the fields of an object as ``read`` checks those of a file.
+
+    Returns:
+        The fields whose values equal what their types ask for but are of another type (1 for 1.0, a list for a tuple, a scalar of
+        numpy's), each as its type has it.
+
+    Raises:
+        UserError: with all mistakes, each with its place.
+    """
+    wrong: list[str] = []
+    changed = _corrections(value, rooms, "", wrong)
+    if wrong:
+        raise UserError("\n".join(wrong))
+    return changed
+
+
+def _corrections(value: Any, rooms: Rooms, where: str, wrong: list[str]) -> dict[str, Any]:
+    kind: type = type(value)
+    types, known, changed = _types(kind), {f.name for f in fields(value)}, {}
+    for name in sorted(vars(value).keys() - known):
+        if not name.startswith("_") and not hasattr(type(value), name):
+            wrong.append(f"{where + '.' if where else ''}{name}: no field of the dataclass {type(value).__name__}: declare it as "
+                         "one, so that it is part of the run's id")
+    for f in fields(value):
+        before = getattr(value, f.name)
+        after = _read(types.get(f.name, Any), before, rooms, f"{where}.{f.name}" if where else f.name, wrong, _default(f))
+        if f.init and not _is_same(before, after):
+            changed[f.name] = after
+    return changed
+
+
+def _is_same(before: Any, after: Any) -> bool:
+    """Whether two equal values are of the same types too."""
+    if after is before:
+        return True
+    if type(after) is not type(before) or is_dataclass(after):
+        return False
+    return all(map(_is_same, before, after)) if isinstance(after, tuple) else repr(after) == repr(before)
+
+
+def _is_instance(kind: Any, value: Any) -> bool:
+    if get_origin(kind) in (Union, UnionType):
+        return any(_is_instance(part, value) for part in get_args(kind))
+    if get_origin(kind) is Annotated:
+        return _is_instance(get_args(kind)[0], value)
+    if getattr(kind, "_is_protocol", False):
+        return all(hasattr(value, name) for name in vars(kind) if name == "__call__" or not name.startswith("_"))
+    return kind is Any or (isinstance(kind, type) and isinstance(value, kind))
+
+
+@cache
+def _cached_adapter(kind: Any) -> TypeAdapter[Any]:
+    return TypeAdapter(kind)
+
+
+def _adapter(kind: Any) -> TypeAdapter[Any]:
+    try:
+        return _cached_adapter(kind)
+    except TypeError:  # a type that cannot be hashed
+        return TypeAdapter(kind)
+
+
+@cache
+def _types(kind: type) -> dict[str, Any]:
+    """The types of a class's fields; none where a user's class names types that exist for type checkers only."""
+    try:
+        return get_type_hints(kind, include_extras=True)
+    except (NameError, TypeError):
+        return {}
+
+
 def _fields(kind: type, said: Mapping[str, Any], rooms: Rooms, where: str, wrong: list[str]) -> Any:
-    types = get_type_hints(kind, include_extras=True)
+    types = _types(kind)
     known = [f.name for f in fields(kind)]
     for key in said:
         if key not in known:
@@ -111,13 +205,46 @@ def _default(f: Field[Any]) -> Any:
 
 
 def write(value: Any, rooms: Rooms) -> Any:
-    """Everything a value holds, as plain YAML that ``read`` takes back."""
-    if is_dataclass(value):
+    """Everything a value holds, as plain YAML that ``read`` takes back.
+
+    A class that is not fedrift's is written by its import path and a digest of its source.
+    """
+    if is_dataclass(value) and not isinstance(value, type):
         said = {f.name: write(getattr(value, f.name), rooms) for f in fields(value)}
-        return {"is": type(value).__name__, **said} if rooms.named(value) else said
+        if rooms.named(value):
+            return {"is": type(value).__name__, **said}
+        if _package(type(value)) != __package__:
+            return {"is": f"{type(value).__module__}.{type(value).__qualname__}", "source": digest_source(type(value)), **said}
+        return said
+    if isinstance(value, Mapping):
+        return {str(key): write(part, rooms) for key, part in value.items()}
     if isinstance(value, (list, tuple)):
         return [write(part, rooms) for part in value]
     return value
+
+
+def digest_source(kind: type) -> str:
+    """The sha256 of the files that a user's class and its bases are written in."""
+    found = sha256()
+    for each in kind.__mro__:
+        if _package(each) not in (__package__, *sys.stdlib_module_names):
+            found.update(_source(each))
+    return found.hexdigest()
+
+
+def _source(kind: type) -> bytes:
+    try:
+        return Path(str(inspect.getsourcefile(kind))).read_bytes()
+    except (OSError, TypeError):  # a notebook has no file
+        try:
+            return inspect.getsource(kind).encode()
+        except (OSError, TypeError):
+            raise UserError(f"the source of {kind.__module__}.{kind.__qualname__} cannot be read, and the run's id is made from "
+                            "it: write the class into a file and import it") from None
+
+
+def _package(kind: type) -> str:
+    return kind.__module__.partition(".")[0]
 
 
 def parse_yaml(text: str, where: str) -> Any:
@@ -154,7 +281,7 @@ def overridden(said: dict[str, Any], overrides: Iterable[str]) -> dict[str, Any]
 
 
 def canonical(value: Any) -> Any:
-    """Plain JSON without the fields that stand at their default: a new field leaves old ids alone."""
+    """Plain JSON without the fields that stand at their default: what ids were made from before they had a schema version."""
     if is_dataclass(value):
         said = {f.name: canonical(part) for f in fields(value) if (part := getattr(value, f.name)) != _default(f)}
         return {"is": type(value).__name__, **said}
@@ -175,10 +302,11 @@ def override(said: dict[str, Any], path: str, value: Any) -> dict[str, Any]:
 
 
 def edit(value: Any, changes: Mapping[str, Any]) -> Any:
-    """A copy with other fields, by path: ``edit(e, {"partition__severity": 0})``."""
-    for path, new in changes.items():
+    """A copy with other fields, by path: ``edit(e, {"partition__severity": 0})``. The changes are made together."""
+    new: dict[str, Any] = {}
+    for path, part in changes.items():
         head, _, rest = path.partition("__")
         if not hasattr(value, head):
             raise unknown(f"field of {type(value).__name__}", head, [f.name for f in fields(value)])
-        value = replace(value, **{head: edit(getattr(value, head), {rest: new}) if rest else new})
-    return value
+        new[head] = edit(new.get(head, getattr(value, head)), {rest: part}) if rest else part
+    return replace(value, **new)

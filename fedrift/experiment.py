@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from hashlib import sha256
 from itertools import product
 from math import cos, pi
@@ -16,7 +17,7 @@ from annotated_types import Ge, Gt, Interval, Le
 from . import algorithms, mitigation, optimizers, partition
 from .algorithms import FedAvg, aggregates
 from .algorithms.aggregates import Mean
-from .config import Rooms, canonical, edit, load_yaml, overridden, read, write
+from .config import Rooms, canonical, correct_fields, edit, load_yaml, overridden, read, write
 from .corpus import Source
 from .errors import UserError, unknown
 from .fleet.simulated import Weighting
@@ -27,6 +28,9 @@ from .models.tune import Lora, Tune
 from .optimizers import AdamW, Optimizer
 from .partition import Partitioner, TopicMix
 from .partition.partition import called
+
+SCHEMA = 1  # part of every id. Raise it when a default or the numerics change, so that no stored run answers for a new one
+STORED = ("id", "schema", "partition_table")  # what experiment.json holds beside the experiment
 
 ROOMS = Rooms({FedAvg: algorithms, Mean: aggregates, Optimizer: optimizers, Partitioner: partition, Tune: tune,
                Vanilla: mitigation})
@@ -121,10 +125,22 @@ class Experiment:
     model_content: str = ""  # of a local folder; filled when resolved, so that changed weights are another experiment
     fork: Fork | None = None
 
-    @property
+    def __post_init__(self) -> None:
+        """Check everything, however the experiment was made, and give each value the type of its field."""
+        for name, value in correct_fields(self, ROOMS).items():
+            object.__setattr__(self, name, value)
+        self.plan.cohort(self.partition.clients)
+        for name in self.evaluate.panel:
+            if name not in GROUPS:  # one of somebody's own: worth loading the probes for
+                from .probes import GROUPS as ALL
+
+                if name not in ALL:
+                    raise unknown("group of probes in evaluate.panel", name, ALL)
+
+    @cached_property
     def id(self) -> str:
-        """12 hex digits of what can change a result."""
-        return sha256(json.dumps(canonical(self), sort_keys=True).encode()).hexdigest()[:12]
+        """12 hex digits of all that can change a result: every field's value, and the schema version."""
+        return identify(self.stored())
 
     @property
     def name(self) -> str:
@@ -139,18 +155,73 @@ class Experiment:
         said = {**write(self, ROOMS), "corpus": self.corpus.written()}
         return said if self.fork else {key: value for key, value in said.items() if key != "fork"}
 
+    def stored(self) -> dict[str, Any]:
+        """The experiment as ``experiment.json`` holds it, but for its id and the partition's table."""
+        return {**self.written(), "schema": SCHEMA}
+
 
 def parse(said: dict[str, Any], overrides: Iterable[str] = ()) -> Experiment:
     """An experiment from plain YAML and ``a.b=c`` overrides; what cannot work together is refused."""
     experiment: Experiment = read(Experiment, overridden(said, overrides), ROOMS)
-    experiment.plan.cohort(experiment.partition.clients)
-    for name in experiment.evaluate.panel:
-        if name not in GROUPS:  # one of somebody's own: worth loading the probes for
-            from .probes import GROUPS as ALL
-
-            if name not in ALL:
-                raise unknown("group of probes in evaluate.panel", name, ALL)
     return experiment
+
+
+def parse_stored(stored: Mapping[str, Any]) -> Experiment:
+    """The experiment that an ``experiment.json`` holds."""
+    return parse({key: value for key, value in stored.items() if key not in STORED})
+
+
+def identify(stored: Mapping[str, Any]) -> str:
+    """The id of what an ``experiment.json`` holds, by the schema version that it records.
+
+    Equal numbers give equal ids: 1, 1.0 and a scalar of numpy's; 0 and -0.0. A run from before ids had a version is identified as
+    it was then, from what differs from the defaults.
+    """
+    if "schema" in stored:
+        return _digest(_plain({key: value for key, value in stored.items() if key not in ("id", "partition_table")}))
+    return _digest(canonical(parse_stored(stored)))
+
+
+def _digest(said: Any) -> str:
+    return sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()[:12]
+
+
+def _plain(value: Any, where: str = "") -> Any:
+    """A value as JSON in which equal numbers are written alike."""
+    if hasattr(value, "tolist"):
+        value = value.tolist()
+    if isinstance(value, Mapping):
+        return {str(key): _plain(part, f"{where}.{key}" if where else str(key)) for key, part in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(part, where) for part in value]
+    if isinstance(value, float) and value.is_integer():
+        return int(value)
+    if value is None or isinstance(value, (bool, int, float, str)):
+        return value
+    raise UserError(f"{where} is a {type(value).__name__}, which cannot be stored: use numbers, texts, lists, or a dataclass of "
+                    "these")
+
+
+def differences(asked: Mapping[str, Any], stored: Mapping[str, Any]) -> list[str]:
+    """Where two contents of ``experiment.json`` ask for different runs, a line for each field."""
+    one, other = (_flat(_plain({key: value for key, value in said.items() if key not in ("id", "partition_table")}))
+                  for said in (asked, stored))
+    return [f"{path} is {_short(other[path]) if path in other else 'not there'} in the stored run and "
+            f"{_short(one[path]) if path in one else 'not there'} in what is asked"
+            for path in {**one, **other} if path not in one or path not in other or one[path] != other[path]]
+
+
+def _flat(said: Mapping[str, Any], at: str = "") -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for key, value in said.items():
+        path = f"{at}.{key}" if at else key
+        found |= _flat(value, path) if isinstance(value, Mapping) and value else {path: value}
+    return found
+
+
+def _short(value: Any) -> str:
+    text = json.dumps(value, ensure_ascii=False)
+    return text if len(text) <= 80 else f"{text[:77]}..."
 
 
 def load_experiment(path: Path, overrides: Iterable[str] = ()) -> Experiment:
@@ -169,4 +240,5 @@ def grid(base: Experiment, **axes: Iterable[Any]) -> list[Experiment]:
     return [edit(base, dict(zip(axes, values, strict=True))) for values in product(*axes.values())]
 
 
-__all__ = ["ROOMS", "Evaluate", "Experiment", "Fork", "Plan", "edit", "grid", "load_experiment", "parse", "twin"]
+__all__ = ["ROOMS", "SCHEMA", "STORED", "Evaluate", "Experiment", "Fork", "Plan", "differences", "edit", "grid", "identify",
+           "load_experiment", "parse", "parse_stored", "twin"]

@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from .errors import UserError
-from .experiment import Experiment, parse
+from .experiment import Experiment, parse_stored
 from .probes import Look
 from .probes.hidden import HiddenStates
 from .probes.worn import server_models
@@ -59,4 +59,4 @@ def likeness(one: Run, other: Run, stock: Stock) -> dict[str, dict[str, dict[str
 
 def asked_of(run: Run) -> Experiment:
     """What a stored run was asked."""
-    return parse({key: value for key, value in run.experiment.items() if key not in ("id", "partition_table")})
+    return parse_stored(run.experiment)

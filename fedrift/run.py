@@ -76,7 +76,7 @@ def _carry_out(experiment: Experiment, run: Run, stock: Stock, watch: Watch, rec
     if parting and not run.state_path.exists():
         parting.inherit()
     setting = prepare(experiment, stock, run.environment.get("engine"), worn=recruit is None or "memory" in algorithm.tells)
-    run.write_json("experiment", {**experiment.written(), "id": experiment.id, "partition_table": setting.table})
+    run.write_json("experiment", {**experiment.stored(), "id": experiment.id, "partition_table": setting.table})
     engine = {name: choice for name, choice in setting.engine.items() if name != "fleet"}
     if recruit:
         engine["fleet"] = "flower"  # half of what such a run remembers is elsewhere: it cannot go on without

@@ -58,13 +58,12 @@ def diagnose(names: Names, twin: Twins = False, fail_on: FailOn = None, root: Ro
 
 def run_twins(groups: list[Group], root: Path, data: Path | None, device: str, threads: int | None) -> int:
     """Run the twins that are missing; how many that were."""
-    from ..diagnose.cases import NOT_ASKED
-    from ..experiment import parse
+    from ..experiment import parse_stored
     from ..experiment import twin as iid
     from .running import carry_out_all
 
     lone = [run.experiment for group in groups for run, twin in zip(group.runs, group.twins, strict=True) if twin is None]
-    asked = [parse({key: value for key, value in said.items() if key not in NOT_ASKED}) for said in lone]
+    asked = [parse_stored(said) for said in lone]
     wanted = [iid(experiment) for experiment in asked if experiment.partition.severity > 0]
     if wanted:
         carry_out_all(wanted, runtime(root, data, device, threads))

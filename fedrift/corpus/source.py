@@ -55,10 +55,10 @@ class Source:
     content: str = ""  # Corpus.content of what was loaded, once it was: a changed file is another experiment
 
     def written(self) -> dict[str, Any]:
-        """All keys as plain values; without the dials of the sandbox where they stand at their default."""
+        """All keys as plain values; without the dials of the sandbox where another corpus leaves them at their default."""
         said = asdict(self)
         said["domains"] = list(self.domains)
-        if self.sandbox == Sandbox():
+        if self.sandbox == Sandbox() and self.name != "sandbox":
             del said["sandbox"]
         else:
             said["sandbox"]["styles"] = list(self.sandbox.styles)

@@ -138,7 +138,7 @@ def some_rounds(experiment: Experiment, setting: Setting, run: Run, clock: Clock
     past, state, work = Past(), setting.state, setting.work
     until = min(experiment.plan.rounds, 1 + measured)
     reading, _ = timed("round 0: evaluation", lambda: setting.panel.first(work.worn(state), past))
-    run.write_json("experiment", {**experiment.written(), "id": experiment.id, "partition_table": setting.table})
+    run.write_json("experiment", {**experiment.stored(), "id": experiment.id, "partition_table": setting.table})
     run.append(recorded(reading, 0, [], setting.fleet.size))
     past.note(run.records())
     loop = rounds(state, clock, experiment.algorithm, until=until, cohort=setting.cohort, seed=experiment.seed,

@@ -13,7 +13,7 @@ from functools import cached_property, partial
 import torch
 
 from ..algorithms import FedAvg
-from ..experiment import Experiment, Fork, parse
+from ..experiment import Experiment, Fork, parse_stored
 from ..fleet import Fleet
 from ..memory import Memory
 from ..setting import Setting
@@ -96,7 +96,7 @@ class Parting:
 
 def asked(run: Run) -> Experiment:
     """The experiment of a stored run."""
-    return parse({key: value for key, value in run.experiment.items() if key not in ("id", "partition_table")})
+    return parse_stored(run.experiment)
 
 
 def changes(old: Experiment, new: Experiment) -> list[tuple[str, object, object]]:

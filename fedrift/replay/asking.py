@@ -6,7 +6,7 @@ from collections.abc import Iterable
 
 from ..config import parse_yaml
 from ..errors import UserError
-from ..experiment import Experiment, parse
+from ..experiment import STORED, Experiment, parse
 from ..store import Run
 
 OURS = ("drop_client", "drop_until")
@@ -15,7 +15,7 @@ OURS = ("drop_client", "drop_until")
 def forked(origin: Run, round: int, words: Iterable[str] = ()) -> Experiment:
     """The experiment of a fork of a run from a round on. Whether it can be is asked when it begins."""
     words = list(words)
-    said = {key: value for key, value in origin.experiment.items() if key not in ("id", "partition_table", "fork")}
+    said = {key: value for key, value in origin.experiment.items() if key not in (*STORED, "fork")}
     fork: dict[str, object] = {"run": origin.id, "round": round}
     rest = [text for text in words if text.partition("=")[0].strip() not in OURS]
     for text in words:
