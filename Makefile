@@ -10,8 +10,10 @@ BIN := $(VENV)/bin
 demo: $(VENV)/.ready
 	$(BIN)/fedrift demo
 
+# One process per core, and every file of tests in one process; `make test WORKERS=0` runs them one after another.
+WORKERS ?= logical
 test: $(VENV)/.dev
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
 
 check: test lint types
 

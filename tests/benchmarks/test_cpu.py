@@ -40,11 +40,13 @@ def test_sides_that_end_apart_end_the_benchmark(scripts):
             turns.agreed(other, one)
 
 
+@pytest.mark.slow
 def test_whole_blocks_and_all_weights(tmp_path):
     said = ran(tmp_path, "tuning", "--repeats", "1")
     assert [row["difference"] < 1e-4 for row in said["tuning-pocket"]["rows"]] == [True] * 3
 
 
+@pytest.mark.slow
 def test_a_round_grows_with_its_work(tmp_path):
     rows = ran(tmp_path, "scaling", "--repeats", "1")["scaling"]["rows"]
     assert [(row["axis"], row["value"], row["work"]) for row in rows] == [
@@ -61,6 +63,7 @@ def test_stacked_gradients_are_the_lone_ones(tmp_path, monkeypatch):
     assert gradients.main(["--small", "--out", str(tmp_path)]) == 1
 
 
+@pytest.mark.slow
 def test_memory_of_a_growing_fleet(tmp_path):
     memory = import_module("memory")
     cases = [("copies", 3, 3), ("stacked", 3, 3), ("fleet", 4, 2), ("fleet", 8, 2)]
@@ -77,6 +80,7 @@ def test_memory_of_a_growing_fleet(tmp_path):
         memory.concluded(rows, ends)
 
 
+@pytest.mark.slow
 def test_the_share_of_looking(tmp_path):
     rows = ran(tmp_path, "evaluation")["evaluation"]["rows"]
     assert {"train", "evaluate"} <= {row["phase"] for row in rows}

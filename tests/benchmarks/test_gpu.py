@@ -21,6 +21,7 @@ def small(tmp_path, *more: str) -> list[str]:
     return ["--device", "cpu", "--small", "--out", str(tmp_path), *more]
 
 
+@pytest.mark.slow
 def test_every_check_holds_here(tmp_path, capsys):
     assert import_module("gpu_check").main(small(tmp_path)) == 0
     said = json.loads((tmp_path / "gpu-check-cpu-small.json").read_text())
@@ -51,6 +52,7 @@ def test_a_check_that_fails_and_one_that_breaks_are_told_and_the_others_go_on(tm
     assert [found["got"] > found["most"] for found in said["found"]] == [True] * 3
 
 
+@pytest.mark.slow
 def test_the_ladder_is_climbed_compared_and_gone_on_with(tmp_path, capsys):
     speed = import_module("gpu_speed")
     asked = small(tmp_path, "--models", "pocket")
@@ -79,6 +81,7 @@ def test_toys_are_of_the_family_of_their_preset(name):
     assert network.num_parameters() < 100_000
 
 
+@pytest.mark.slow
 def test_the_grid_goes_as_far_as_the_time_and_then_on_to_its_end(tmp_path, capsys):
     study = import_module("gpu_study")
     asked = small(tmp_path / "out", "--runs", str(tmp_path / "runs"), "--together", "3")

@@ -18,6 +18,7 @@ SOUND = {  # subjects -> the peer, and its algorithms that were found right, as 
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("where", SOUND)
 def test_a_peers_algorithms_can_be_driven(where):
     peer, sound = SOUND[where]

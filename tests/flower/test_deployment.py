@@ -42,6 +42,7 @@ def assert_same_curves(one: Run, two: Run, close: float = 1e-5, upto: int | None
     assert here.table("train.loss")[some] == pytest.approx(there.table("train.loss")[some], rel=close, nan_ok=True)
 
 
+@pytest.mark.slow
 def test_a_deployment_is_the_run_on_one_machine_whoever_is_killed(tmp_path):
     """Two SuperNodes, SCAFFOLD, each node dealing its own part and keeping its own memory. In the middle of round 2 the server
     and a client are killed; both are started again, and the run is the unbroken one. After it client 1 dies for good: round 3

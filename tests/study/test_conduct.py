@@ -190,7 +190,7 @@ def test_what_is_left_is_priced(tmp_path, done):
 
 def test_processes_give_the_same_table_as_one_after_another(done, tmp_path):
     folder, _ = done
-    small = study(folder, seeds=1)
+    small = study(folder, seeds=1, factors={"partition.severity": [0.5, 1.0]})
     one, other = (conduct(small, elsewhere(folder, tmp_path / name), executor)
                   for name, executor in (("one", None), ("other", Processes(2))))
     assert text(one) == text(other)
@@ -235,9 +235,10 @@ def test_a_worker_of_rays_that_is_killed_is_replaced_and_its_run_goes_on(done, t
         assert counted == sorted(set(counted))
 
 
-def test_a_study_killed_three_times_ends_with_the_same_table(done, tmp_path):
+def test_a_study_that_is_killed_ends_with_the_same_table(done, tmp_path):
+    """`-m slow` kills a study of sixty runs three times."""
     folder, book = done
-    killed_study(study(folder, **TUNED), folder, tmp_path, kills=3)
+    killed_study(study(folder, **TUNED), folder, tmp_path, kills=1)
     assert text(Book(tmp_path, "tiny")) == text(book)
 
 
