@@ -132,7 +132,7 @@ def prepare(experiment: Experiment, stock: Stock, engine: dict[str, Any] | None 
     return Setting(fleet, model, work.begin(template), cohort, seen.panel, seen.losses, seen.final,
                    {"domains": list(held.names), "tokens": held.mix.astype(int).tolist()},
                    experiment.algorithm.caveats(plan.optimizer, plan.weighting) + experiment.algorithm.aggregate.thin(cohort)
-                   + mitigation.caveats() + seen.caveats,
+                   + mitigation.caveats() + seen.caveats + list(words.notes),
                    engine, work, Grouping(ground.domain) if mitigation != Vanilla() else None)
 
 

@@ -51,7 +51,7 @@ class Dealt:
     corpus: Corpus
     partition: Partition
     unit: str  # "tokens", or "words" where the model's tokenizer is not at hand
-    note: str  # what to know of the unit; "" if nothing
+    note: str  # what to know of the unit and of how the corpus was read; "" if nothing
 
 
 def read_deal(path: Path, overrides: Iterable[str] = ()) -> Deal:
@@ -74,7 +74,8 @@ def carry_out(deal: Deal, data: Path | None = None) -> Dealt:
     if file is not None:
         corpus = corpus.sized(token_lengths(corpus, file))
     dealt = deal.partition(corpus, numpy_stream(deal.seed, "partition"))
-    return Dealt(deal, corpus, dealt, "words" if file is None else "tokens", note)
+    notes = "\n".join(filter(None, [note, *corpus.notes]))
+    return Dealt(deal, corpus, dealt, "words" if file is None else "tokens", notes)
 
 
 def vectors_of(done: Dealt, encoder: Encoder) -> np.ndarray:

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from hashlib import sha256
 from itertools import groupby
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from ..errors import UserError
 from .corpus import TRAIN
 from .halves import pretraining_half
+from .labels import label_name
 from .rows import Rows
 
 
@@ -63,16 +63,6 @@ def tidy(text: str) -> str:
 def is_heading(text: str) -> bool:
     """Whether a line of WikiText is a heading: ``= = Plot = =``."""
     return text.startswith("=") and text.endswith("=")
-
-
-def label_name(cell: Any) -> str | None:
-    """A label as text: 3 and 3.0 are "3"; None, NaN and the empty string are no label."""
-    if cell is None or isinstance(cell, str):
-        name = (cell or "").strip()
-        return None if name.lower() in ("", "nan") else name
-    if isinstance(cell, float):
-        return None if math.isnan(cell) else f"{cell:.0f}" if cell.is_integer() else str(cell)
-    return str(cell)
 
 
 def gathered(found: list[Document], domains: Mapping[str, str], counts: Counter[str]) -> list[Document]:

@@ -29,6 +29,9 @@ class Corpus:
     split: np.ndarray  # [D] int8: TRAIN, VALIDATION or TEST
     size: np.ndarray  # [D] int64: tokens if tokenised, else whitespace words; budgets are counted in it
     cleaned: Mapping[str, int] = field(default_factory=dict)  # what loading did: documents by reason
+    columns: tuple[str, ...] = ()  # of the tables it was read from
+    has_source: bool = True  # whether the sources come from the data, and are not the names of its files
+    notes: tuple[str, ...] = ()  # what a reader of the results must know of how it was read
 
     def __len__(self) -> int:
         return len(self.text)

@@ -1,64 +1,69 @@
-"""Any data set of the Hugging Face hub, through the library ``datasets``."""
+"""Data sets of the library ``datasets``: those of the Hugging Face hub, and folders that it saved."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from ..errors import UserError
-from .corpus import TRAIN
-from .rows import Rows, joined, split_of
-from .tables import pick
+from .rows import COLUMNS, Columns, Rows, Table, asked, assign_splits, joined, rows_of
+from .tables import first_line, pick
 
 
-def read_hub(name: str, configs: Sequence[str] = (), text: str = "text", label: str = "label") -> Rows:
+def read_hub(name: str, configs: Sequence[str] = (), columns: Columns = COLUMNS) -> Rows:
     """The documents of a hub data set, class numbers turned into class names.
 
-    Of several configurations each is read, and its name is the label. Splits not named after train,
-    validation or test are left alone, unless none is. A list of labels counts as its first.
+    Of several configurations each is read, and its name is the label. Splits are those of ``assign_splits``, labels
+    those of ``read_labels``, as for local files.
     """
     if len(configs) <= 1:
-        return joined(splits(name, configs[0] if configs else None, text, label))
+        return read_splits(download(name, configs[0] if configs else None), f"data set {name!r}", name, columns)
     parts = []
     for config in configs:
-        for part in splits(name, config, text, ""):
-            parts.append(Rows(part.text, [config.replace("_", "-")] * len(part), part.source, part.split))
+        part = read_splits(download(name, config), f"data set {name!r}", name, (columns[0], "", columns[2]))
+        parts.append(replace(part, label=[config.replace("_", "-")] * len(part)))
     return joined(parts)
 
 
-def splits(name: str, config: str | None, text: str, label: str) -> list[Rows]:
-    """One ``Rows`` for each split that counts."""
-    found = download(name, config)
-    known = {key: split for key in found if (split := split_of(key)) is not None}
+def read_splits(found: Mapping[str, Any], where: str, name: str, columns: Columns) -> Rows:
+    """The documents of a data set of the library ``datasets``, given by split.
+
+    Args:
+        found: Each split by its name.
+        where: The data set, for messages.
+        name: The data set, for the source of documents that have none.
+        columns: The columns of text, label and source.
+    """
+    known, notes = assign_splits(list(found), where)
     parts = []
-    for key, split in (known or dict.fromkeys(found, TRAIN)).items():
-        data = found[key]
-        wanted = [text] if label in ("", "label") else [text, label]
-        names = pick(f"data set {name!r}", data.column_names, wanted, [c for c in (label, "source") if c])
-        columns = data.select_columns(names).to_dict()
-        labels = columns.get(label, [None] * len(data))
-        if label in columns:
-            labels = class_names(labels, data.features[label])
-        parts.append(
-            Rows(
-                columns[text],
-                labels,
-                columns.get("source", [f"{name}:{key}"] * len(data)),
-                [split] * len(data),
-            )
-        )
-    return parts
+    for key, split in known.items():
+        data, said = found[key], f"{where}, split {key!r}"
+        names = pick(said, data.column_names, *asked(columns))
+        cells = data.select_columns(names).to_dict()
+        table = Table(cells, tuple(data.column_names), data.features)
+        parts.append(rows_of(table, split, columns, said, f"{name}:{key}"))
+    return joined(parts, notes)
 
 
-def class_names(cells: list[Any], feature: Any) -> list[Any]:
-    """Class numbers as names, where the feature (or that of a list's items) knows them; -1 is no label."""
-    if any(isinstance(cell, list) for cell in cells):
-        cells = [(cell or [None])[0] if isinstance(cell, list) else cell for cell in cells]
-        feature = getattr(feature, "feature", feature)
-    names = getattr(feature, "names", None)
-    if names is None:
-        return cells
-    return [names[cell] if cell is not None and cell >= 0 else None for cell in cells]
+def read_saved(folder: Path, columns: Columns) -> Rows:
+    """A folder that ``save_to_disk`` of the library ``datasets`` wrote; UserError if it cannot be read."""
+    import datasets  # here, not above: half a second that no other corpus needs to wait for
+
+    try:
+        found = datasets.load_from_disk(str(folder))
+    except Exception as error:  # a missing shard, damaged bytes, other versions: the library has no common class for them
+        raise UserError(f"{folder} is a folder of save_to_disk that cannot be read "
+                        f"({type(error).__name__}: {first_line(error)}); save it again") from error
+    whole = found if isinstance(found, datasets.DatasetDict) else {str(found.split or "data"): found}
+    return read_splits(whole, str(folder), folder.name, columns)
+
+
+def is_saved(folder: Path) -> bool:
+    """Whether ``save_to_disk`` of the library ``datasets`` wrote a folder."""
+    names = [("dataset_dict.json",), ("state.json", "dataset_info.json")]
+    return any(all((folder / name).is_file() for name in every) for every in names)
 
 
 def download(name: str, config: str | None) -> Any:

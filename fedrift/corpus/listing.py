@@ -10,8 +10,9 @@ import pyarrow.parquet as pq
 
 from ..errors import UserError
 from .bbc import PACKAGE, bbc_files
-from .clean import is_heading, label_name
+from .clean import is_heading
 from .files import table_files
+from .labels import label_name
 from .named import NAMED, Named
 from .sandbox import Sandbox
 from .source import data_folder
@@ -57,18 +58,18 @@ def listing(name: str, named: Named, data: Path | None) -> Listing:
 def count(folder: Path, named: Named) -> int | None:
     """Documents in a local folder, without reading more than it takes; None if it cannot be read."""
     try:
-        return sum(count_table(file, named) for file, _ in table_files(folder)) or None
+        return sum(count_table(file, named) for file, _ in table_files(folder)[0]) or None
     except (UserError, OSError, pa.ArrowException):
         return None
 
 
 def count_table(file: Path, named: Named) -> int:
     if named.lines:
-        cells = (str(cell or "").strip() for cell in read_table(file, ["text"])["text"])
+        cells = (str(cell or "").strip() for cell in read_table(file, ["text"]).columns["text"])
         return sum(bool(cell) and not is_heading(cell) for cell in cells)
     if named.domains:
         domains = dict(named.domains)
-        return sum(label_name(cell) in domains for cell in read_table(file, ["label"])["label"])
+        return sum(label_name(cell) in domains for cell in read_table(file, ["label"]).columns["label"])
     if file.suffix.lower() == ".parquet":
         return int(pq.read_metadata(file).num_rows)
-    return len(read_table(file, ["text"])["text"])
+    return len(read_table(file, ["text"]).columns["text"])

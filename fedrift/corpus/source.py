@@ -10,26 +10,28 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
-from annotated_types import Ge, Interval
+from annotated_types import Ge, Interval, MinLen
 
 from ..errors import UserError, unknown
 from ..seeds import numpy_stream
 from .bbc import read_bbc
 from .clean import Document, documents, gathered, of_half, unique
 from .clusters import by_cluster
-from .corpus import Corpus
+from .corpus import TRAIN, Corpus
 from .encode import Encoder, embed
 from .files import missing, read_path
 from .halves import READ_BY_POCKET
 from .hub import read_hub
+from .labels import similar_names
 from .named import NAMED
-from .rows import Rows
+from .rows import Rows, joined
 from .sandbox import Sandbox, sandbox_rows
 from .split import dealt, limited
-from .tables import SUFFIXES
+from .tables import kind_of
 from .together import together
 
 HALVES = ("all", "pretraining", "unseen")
+FEWEST = 20  # labelled documents from which labels that hardly repeat are refused
 HUB_ID = re.compile(r"([\w.-]+/[\w.-]+)(?::([\w.-]+))?")
 
 
@@ -41,9 +43,10 @@ class Source:
     id, with its configuration behind a colon where it has several: ``owner/name:configuration``.
     """
 
-    name: str
-    text: str = "text"  # column names of files and hub data sets (named corpora know their own)
+    name: Annotated[str, MinLen(1)]
+    text: Annotated[str, MinLen(1)] = "text"  # column names of files and hub data sets (named corpora know their own)
     label: str = "label"  # "" takes no labels
+    source: str = "source"  # the column that says who wrote or published a text: the clients of BySource
     limit: Annotated[int, Ge(1)] | None = None  # at most so many documents, splits and labels in proportion
     domains: tuple[str, ...] = ()  # only these domains
     validation: Annotated[float, Interval(ge=0, lt=1)] = 0.1  # shares of train, for want of own splits
@@ -73,6 +76,8 @@ def load_corpus(source: Source, *, data: Path | None = None, half: str = "all", 
     ("pretraining") or has not ("unseen"); see ``halves.py``. ``cache`` is a folder for embeddings.
     Raises UserError for whatever cannot be loaded, and if ``source.content`` is given and the data has changed since.
     """
+    if not source.name.strip():
+        raise UserError("corpus is empty: give a named corpus, a local file or folder, or a Hugging Face data set id")
     if half not in HALVES:
         raise unknown("half", half, HALVES)
     if source.validation + source.test >= 1:
@@ -91,8 +96,11 @@ def load_corpus(source: Source, *, data: Path | None = None, half: str = "all", 
         raise UserError("corpus.encoder says in whose vectors clusters are found: say how many with corpus.clusters=8, "
                         "or leave it out")
     counts: Counter[str] = Counter()
-    found = usable(source, data_folder(data), half, counts)
+    rows: list[Rows] = []
+    found = usable(source, data_folder(data), half, counts, rows)
     found = unique(found, counts)
+    if source.clusters is None:
+        refuse_names(found, source)
     if source.domains:
         found = only(found, source, counts)
     if source.limit is not None:
@@ -103,7 +111,7 @@ def load_corpus(source: Source, *, data: Path | None = None, half: str = "all", 
         raise UserError(
             f"corpus {source.name!r} holds no usable document (left out: {left_out or 'nothing'})"
         )
-    corpus = assembled(source, found, counts)
+    corpus = assembled(source, found, counts, joined(rows))
     if source.clusters is not None:
         vectors = embed(corpus.text.tolist(), source.encoder or "lsa", cache=cache)
         corpus = by_cluster(corpus, vectors, source.clusters, numpy_stream(source.split_seed, "corpus", "clusters"))
@@ -115,13 +123,14 @@ def load_corpus(source: Source, *, data: Path | None = None, half: str = "all", 
     return corpus
 
 
-def usable(source: Source, data: Path | None, half: str, counts: Counter[str]) -> list[Document]:
-    """Tidy documents of the corpus's own domains and of one half."""
+def usable(source: Source, data: Path | None, half: str, counts: Counter[str], rows: list[Rows]) -> list[Document]:
+    """Tidy documents of the corpus's own domains and of one half; what was read goes to ``rows``."""
     named = NAMED.get(source.name)
     if named and named.parts:
-        parts = {domain: usable(replace(source, name=part), data, half, counts) for domain, part in named.parts}
+        parts = {domain: usable(replace(source, name=part), data, half, counts, rows) for domain, part in named.parts}
         return together(parts, counts, validation=source.validation, test=source.test, seed=source.split_seed)
-    found = documents(read(source, data), counts, lines=bool(named and named.lines))
+    rows.append(read(source, data))
+    found = documents(rows[-1], counts, lines=bool(named and named.lines))
     if named and named.domains:
         found = gathered(found, dict(named.domains), counts)
     if half != "all" and family(source.name) in READ_BY_POCKET:
@@ -147,21 +156,21 @@ def read(source: Source, data: Path | None) -> Rows:
         if original == "bbc":
             return read_bbc()
         if named.hub:
-            return read_hub(named.hub, named.configs, named.text, named.label)
+            return read_hub(named.hub, named.configs, (named.text, named.label, "source"))
         raise UserError(
             f"corpus {source.name!r} has no sure hub id and is read from a local folder only: put "
             f"train.parquet and test.parquet (columns text, label, source) in a folder {original}/ and name "
             f"the folder above it with FEDRIFT_DATA, which is "
             f"{f'{str(data)!r} and has no such folder' if data else 'not set'}"
         )
-    path = Path(source.name).expanduser()
+    path, columns = Path(source.name).expanduser(), (source.text, source.label, source.source)
     if path.exists():
-        return read_path(path, source.text, source.label)
-    if source.name.startswith((".", "/", "~")) or path.suffix.lower() in (*SUFFIXES, ".txt"):
+        return read_path(path, columns)
+    if source.name.startswith((".", "/", "~")) or kind_of(path):
         raise missing(path)
     hub = HUB_ID.fullmatch(source.name)
     if hub:
-        return read_hub(hub[1], (hub[2],) if hub[2] else (), source.text, source.label)
+        return read_hub(hub[1], (hub[2],) if hub[2] else (), columns)
     error = unknown("corpus", source.name, NAMED)
     raise UserError(f"{error}. Or give a local file or folder, or a Hugging Face data set id as owner/name")
 
@@ -189,8 +198,30 @@ def only(found: list[Document], source: Source, counts: Counter[str]) -> list[Do
     return kept
 
 
-def assembled(source: Source, found: list[Document], counts: Counter[str]) -> Corpus:
+def refuse_names(found: list[Document], source: Source) -> None:
+    """UserError for a label column in which hardly a value stands twice: it names the documents, not their topics."""
+    labels = Counter(d.label for d in found if d.label is not None)
+    if labels.total() >= FEWEST and 2 * len(labels) > labels.total():
+        raise UserError(f"corpus {source.name!r} has {len(labels):,} labels for {labels.total():,} documents: hardly one stands "
+                        f"twice, so the column {source.label!r} names documents and no topics. Name another one with "
+                        "corpus.label, take no labels with corpus.label='', or find topics by clustering with corpus.clusters=8")
+
+
+def remarks(domains: tuple[str, ...], counts: Counter[str], rows: Rows) -> tuple[str, ...]:
+    """What a reader of the results must know of how the corpus was read."""
+    notes = list(rows.notes)
+    for names in similar_names(domains):
+        notes.append(f"topics {', '.join(map(repr, names))} differ only in capitals or white space and count as {len(names)}")
+    if counts["not text"]:
+        notes.append(f"{counts['not text']:,} rows have no text and are left out")
+    return tuple(notes)
+
+
+def assembled(source: Source, found: list[Document], counts: Counter[str], rows: Rows) -> Corpus:
     """Documents as the arrays of a `Corpus`."""
+    split = dealt(found, validation=source.validation, test=source.test, seed=source.split_seed)
+    if TRAIN not in split:
+        raise UserError(f"corpus {source.name!r} has no documents to train on: all {len(found):,} usable ones are held out")
     domains = tuple(sorted({d.label for d in found if d.label is not None}))
     index = {domain: number for number, domain in enumerate(domains)}
     return Corpus(
@@ -199,7 +230,10 @@ def assembled(source: Source, found: list[Document], counts: Counter[str]) -> Co
         label=np.array([-1 if d.label is None else index[d.label] for d in found], dtype=np.int64),
         domains=domains,
         source=np.array([d.source for d in found], dtype=object),
-        split=dealt(found, validation=source.validation, test=source.test, seed=source.split_seed),
+        split=split,
         size=np.array([len(d.text.split()) for d in found], dtype=np.int64),
         cleaned={why: count for why, count in counts.items() if count},
+        columns=rows.columns,
+        has_source=rows.has_source,
+        notes=remarks(domains, counts, rows),
     )

@@ -90,8 +90,9 @@ def topics(corpus: Corpus, at_least: int = 2) -> tuple[np.ndarray, tuple[str, ..
     if missing:
         raise UserError(
             f"a deal by topic needs a label for every document, but {missing} of the {len(corpus)} documents "
-            f"of corpus {corpus.name!r} have none. Find topics by clustering (corpus.clusters=8), keep only its "
-            "labelled domains, or choose a regime that needs no labels: TokenTilt, Quantity, Length."
+            f"of corpus {corpus.name!r} have none (labels such as NA, None and null count as none). Find topics "
+            "by clustering (corpus.clusters=8), keep only its labelled domains, or choose a regime that "
+            "needs no labels: TokenTilt, Quantity, Length."
         )
     present, topic = np.unique(corpus.label, return_inverse=True)
     names = tuple(corpus.domains[label] for label in present)

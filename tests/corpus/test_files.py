@@ -91,6 +91,7 @@ def test_split_files_keep_their_splits_and_other_files_are_left_alone(tmp_path):
     }.items():
         pd.DataFrame({"text": list(texts)}).to_parquet(tmp_path / f"{name}.parquet")
     corpus = load(tmp_path)
+    assert "left alone: extra.parquet" in " ".join(corpus.notes)
     assert set(corpus.train.text) == set("abcdefgh")
     assert set(corpus.test.text) == set("xy")
     assert list(corpus.validation.text) == ["z"]
@@ -173,9 +174,11 @@ def test_number_labels_are_names(tmp_path):
     assert labelled(load(tmp_path / "n.parquet")) == {"a": "1", "b": None, "c": "2"}
 
 
-def test_words_that_look_like_missing_values_are_text(tmp_path):
+def test_words_that_look_like_missing_values_are_text_but_no_label(tmp_path):
     (tmp_path / "t.csv").write_text("text,label\nNA,NA\nnull,None\n007,007\nNaN,NaN\n")
-    assert labelled(load(tmp_path / "t.csv")) == {"NA": "NA", "null": "None", "007": "007", "NaN": None}
+    corpus = load(tmp_path / "t.csv")
+    assert labelled(corpus) == {"NA": None, "null": None, "007": "007", "NaN": None}
+    assert "2 labels read 'NA', 'None' and count as no label" in corpus.notes[0]
 
 
 def test_columns_of_other_names_can_be_said(tmp_path):

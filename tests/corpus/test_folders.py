@@ -1,0 +1,225 @@
+"""Folders: which files are read, as which split, and what is said of the others."""
+
+from __future__ import annotations
+
+import bz2
+import gzip
+import json
+import lzma
+import os
+import socket
+from pathlib import Path
+
+import datasets
+import pandas as pd
+import pyarrow as pa
+import pytest
+
+from fedrift.corpus import Source, load_corpus
+from fedrift.errors import UserError
+
+
+def load(path: Path, **more):
+    return load_corpus(Source(str(path), **{"validation": 0.0, "test": 0.0, **more}))
+
+
+def refusal(path: Path, **more) -> str:
+    with pytest.raises(UserError) as caught:
+        load(path, **more)
+    assert len(str(caught.value).splitlines()) == 1
+    return str(caught.value)
+
+
+def lay(folder: Path, **files: str) -> Path:
+    """Write files by place; a table holds one document for each letter of its content, the letter its text."""
+    for place, letters in files.items():
+        path = folder / place
+        path.parent.mkdir(parents=True, exist_ok=True)
+        name = path.name.lower()
+        if name.endswith(".txt"):
+            path.write_text(letters)
+        elif ".parquet" in name:
+            pd.DataFrame({"text": list(letters), "label": "x"}).to_parquet(path)
+        elif ".json" in name:
+            path.write_text("".join(json.dumps({"text": one, "label": "x"}) + "\n" for one in letters))
+        else:
+            path.write_text("text,label\n" + "".join(f"{one},x\n" for one in letters))
+    return folder
+
+
+def splits(corpus) -> list[str]:
+    """The texts of train, validation and test, each as one sorted string."""
+    return ["".join(sorted(part.text)) for part in (corpus.train, corpus.validation, corpus.test)]
+
+
+@pytest.mark.parametrize(("files", "wanted"), [
+    ({"train1.csv": "ab", "train2.csv": "cd", "test.csv": "e"}, ["abcd", "", "e"]),
+    ({"train.csv": "ab", "testing.csv": "e"}, ["ab", "", "e"]),
+    ({"TRAIN.CSV": "ab", "Valid.csv": "c", "Test.JSONL": "e"}, ["ab", "c", "e"]),
+    ({"train-00000-of-00002.parquet": "ab", "train-00001-of-00002.parquet": "c", "dev-00000-of-00001.parquet": "d"},
+     ["abc", "d", ""]),
+    ({"imdb_train.csv": "ab", "imdb.val.csv": "c", "imdb-test 2.csv": "e"}, ["ab", "c", "e"]),
+    ({"training.csv": "ab", "validation_matched.csv": "c", "evaluation.csv": "e"}, ["ab", "c", "e"]),
+    ({"trainset.csv": "ab", "testset.csv": "e"}, ["ab", "", "e"]),
+    ({"train/1.csv": "a", "train/sub-train/2.csv": "b", "test/1.csv": "e"}, ["ab", "", "e"]),
+    ({"train/1.csv": "a", "test.csv": "e"}, ["a", "", "e"]),
+    ({"latest.csv": "a", "contest.csv": "b", "trainers.csv": "c", "devices.csv": "d"}, ["abcd", "", ""]),
+    ({"train.txt": "a\n\nb", "valid.txt": "c", "test.txt": "e"}, ["ab", "c", "e"]),
+], ids=lambda files: "-".join(files)[:40])
+def test_files_keep_the_split_that_they_are_named_after(tmp_path, files, wanted):
+    assert splits(load(lay(tmp_path, **files))) == wanted
+
+
+@pytest.mark.parametrize(("files", "wanted", "words"), [
+    ({"train.csv": "ab", "data.csv": "c"}, ["ab", "", ""], "left alone: data.csv"),
+    ({"train.csv": "ab", "test.csv": "c", "unsupervised.csv": "d", "sheet.xlsx": "e"}, ["ab", "", "c"], "sheet.xlsx"),
+    ({"train.csv": "ab", "test.csv.zip": "e"}, ["ab", "", ""], "left alone: test.csv.zip"),
+    ({"train.csv": "ab", "notes.txt": "e", "old/train.csv": "f"}, ["ab", "", ""], "notes.txt, old/train.csv"),
+    ({"test.csv": "ab"}, ["ab", "", ""], "no train split: test.csv is divided anew"),
+    ({"train.csv": "ab", "test.csv": ""}, ["ab", "", ""], "test.csv has no rows"),
+    ({"train/1.txt": "a", "test/2.txt": "e", "unsup/3.txt": "f", "loose.txt": "g"}, ["a", "", "e"],
+     "left alone: unsup/, loose.txt"),
+    ({"test/1.txt": "a"}, ["a", "", ""], "no train split: test/ is divided anew"),
+], ids=lambda files: "-".join(files)[:40])
+def test_what_is_not_read_is_said(tmp_path, files, wanted, words):
+    corpus = load(lay(tmp_path, **files))
+    assert splits(corpus) == wanted
+    assert words in "; ".join(corpus.notes)
+
+
+@pytest.mark.parametrize(("files", "words"), [
+    ({"test.csv": "ab", "data.csv": "c"}, "nothing named after train; beside it: data.csv"),
+    ({"test.csv": "ab", "dev.csv": "c"}, "nothing named after train"),
+    ({"train_test.csv": "ab"}, "more than one split (train and test)"),
+    ({"train.csv": "", "test.csv": "ab"}, "no documents to train on"),
+    ({"train/1.txt": "a", "car/2.txt": "b"}, "a split or a topic?"),
+    ({"test/1.txt": "a", "car/2.txt": "b"}, "no sub-folder named after train; beside it: car/"),
+    ({"train/test/1.txt": "a"}, "more than one split"),
+], ids=lambda files: "-".join(files)[:40] if isinstance(files, dict) else "")
+def test_an_ambiguous_folder_is_refused(tmp_path, files, words):
+    assert words in refusal(lay(tmp_path, **files))
+
+
+@pytest.mark.parametrize("layout", ["{split}/{topic}/{n}.txt", "{topic}/{split}/{n}.txt", "whole/{split}/{topic}/{n}.TXT",
+                                    "Data/{split}ing/{topic}/old/{n}.txt", "{split}_data/{topic}/{n}.txt.gz"])
+def test_split_folders_are_never_topics_wherever_they_stand(tmp_path, layout):
+    number = 0
+    for split in ("train", "test"):
+        for topic in ("sport", "food"):
+            number += 1
+            path = tmp_path / layout.format(split=split, topic=topic, n=number)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            data = f"{split} {topic}".encode()
+            path.write_bytes(gzip.compress(data) if path.suffix == ".gz" else data)
+    corpus = load(tmp_path)
+    assert corpus.domains == ("food", "sport")
+    assert {(text, corpus.domains[label]) for text, label in zip(corpus.test.text, corpus.test.label, strict=True)} == {
+        ("test sport", "sport"), ("test food", "food")}
+    assert set(corpus.train.text) == {"train sport", "train food"}
+
+
+def test_files_about_a_data_set_and_hidden_files_are_no_documents(tmp_path):
+    about = ["README.md", "README.txt", "LICENSE", ".gitattributes", "_metadata", "_SUCCESS", "croissant.json",
+             "dataset_infos.json", "dataset_info.json", "metadata.json", ".cache/train.csv", ".hidden.csv"]
+    for name in about:
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text('{"description": "a text"}')
+    corpus = load(lay(tmp_path, **{"a.csv": "ab", "b.parquet": "c"}))
+    assert splits(corpus) == ["abc", "", ""]
+    assert corpus.notes == ()
+    (tmp_path / "a.csv").unlink()
+    (tmp_path / "b.parquet").unlink()
+    assert "nothing usable" in refusal(tmp_path)
+
+
+def zst(data: bytes) -> bytes:
+    sink = pa.BufferOutputStream()
+    with pa.CompressedOutputStream(sink, "zstd") as out:
+        out.write(data)
+    return sink.getvalue().to_pybytes()
+
+
+PACK = {".gz": gzip.compress, ".bz2": bz2.compress, ".xz": lzma.compress, ".zst": zst}
+
+
+@pytest.mark.parametrize("packed", PACK)
+@pytest.mark.parametrize("name", ["train.csv", "train.tsv", "train.jsonl", "train.json", "train.parquet", "train.txt"])
+def test_compressed_files_are_read_as_what_they_hold(tmp_path, name, packed):
+    data = {"train.csv": b"text,label\nab,x\n", "train.tsv": b"text\tlabel\nab\tx\n",
+            "train.jsonl": b'{"text": "ab", "label": "x"}\n',
+            "train.json": b'[{"text": "ab", "label": "x"}]', "train.txt": b"ab\n"}.get(name)
+    if data is None:
+        pd.DataFrame({"text": ["ab"], "label": ["x"]}).to_parquet(tmp_path / "plain.parquet")
+        data = (tmp_path / "plain.parquet").read_bytes()
+        (tmp_path / "plain.parquet").unlink()
+    path = tmp_path / (name + packed.upper() if packed == ".gz" else name + packed)
+    path.write_bytes(PACK[packed](data))
+    assert list(load(path).text) == list(load(tmp_path).text) == ["ab"]
+    path.write_bytes(b"nonsense")
+    assert "not a readable" in refusal(path)
+    path.write_bytes(PACK[packed](data)[:-3])
+    assert path.name in refusal(path)
+
+
+def test_a_suffix_without_a_reader_names_those_with_one(tmp_path):
+    (tmp_path / "t.csv.zip").write_bytes(b"PK")
+    assert "no reader for '.csv.zip'" in (words := refusal(tmp_path / "t.csv.zip"))
+    assert ".parquet" in words and ".zst" in words
+    (tmp_path / "t.gz").write_bytes(gzip.compress(b"a"))
+    assert "no reader" in refusal(tmp_path / "t.gz")
+
+
+@pytest.mark.parametrize("name", ["pipe.csv", "pipe.jsonl", "pipe.parquet", "pipe.txt", "pipe.csv.gz"])
+def test_a_pipe_or_a_socket_is_refused_at_once(tmp_path, name):
+    path = tmp_path / name
+    os.mkfifo(path)
+    assert "no regular file" in refusal(path)
+    assert "no regular file" in refusal(tmp_path)
+    path.unlink()
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(path))
+        assert "no regular file" in refusal(path)
+    lay(tmp_path, **{"train.csv": "ab"})
+    if not name.endswith(".txt"):
+        assert f"left alone: {name}" in load(tmp_path).notes[0]
+    link = tmp_path / "null.csv"
+    link.symlink_to("/dev/null")
+    assert "no regular file" in refusal(link)
+
+
+def test_a_folder_of_save_to_disk_is_read_by_its_library(tmp_path):
+    def part(texts):
+        features = datasets.Features({"text": datasets.Value("string"), "label": datasets.ClassLabel(names=["food", "sport"])})
+        return datasets.Dataset.from_dict({"text": list(texts), "label": [0, 1] * (len(texts) // 2)}, features=features)
+
+    datasets.DatasetDict(train=part("abcd"), test=part("ef"), unsupervised=part("gh")).save_to_disk(tmp_path / "every")
+    corpus = load(tmp_path / "every")
+    assert splits(corpus) == ["abcd", "", "ef"]
+    assert corpus.domains == ("food", "sport")
+    assert "left alone: unsupervised" in " ".join(corpus.notes)
+    part("abcd").save_to_disk(tmp_path / "one")
+    assert splits(load(tmp_path / "one")) == ["abcd", "", ""]
+    shard = next((tmp_path / "one").glob("*.arrow"))
+    assert splits(load(shard)) == ["abcd", "", ""]  # an Arrow stream by itself
+    shard.unlink()
+    assert "save_to_disk that cannot be read" in refusal(tmp_path / "one")
+
+
+def test_two_columns_of_one_name_are_refused(tmp_path):
+    table = pa.table([["a"], ["b"], ["x"]], names=["text", "text", "label"])
+    import pyarrow.parquet as pq
+
+    pq.write_table(table, tmp_path / "t.parquet")
+    (tmp_path / "t.csv").write_text("text,label,text\na,x,b\n")
+    (tmp_path / "t.tsv").write_text("text\tlabel\tlabel\na\tx\tb\n")
+    assert "2 columns named 'text'" in refusal(tmp_path / "t.parquet")
+    assert "2 columns named 'text'" in refusal(tmp_path / "t.csv")
+    assert "2 columns named 'label'" in refusal(tmp_path / "t.tsv")
+    (tmp_path / "t.jsonl").write_text('{"text": "a"}\n{"text": "a", "text": "b"}\n')
+    assert "line 2" in (words := refusal(tmp_path / "t.jsonl")) and "'text' twice" in words
+
+
+@pytest.mark.parametrize("name", ["", " "])
+def test_an_empty_name_is_no_corpus(name):
+    with pytest.raises(UserError, match="corpus is empty"):
+        load_corpus(Source(name))

@@ -1,0 +1,123 @@
+"""Labels: the same cells give the same topics, whatever they come from."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import datasets
+import pandas as pd
+import pytest
+
+from fedrift.corpus import Source, load_corpus
+from fedrift.corpus.labels import plain_numbers, read_labels, similar_names
+from fedrift.errors import UserError
+
+TEXTS = ("apple pie", "blue moon", "team wins", "rocket starts")
+CLASSES = datasets.ClassLabel(names=["food", "sport", "none"])
+COLUMNS = {  # labels, their feature, the topics that are right
+    "text": (["a", " b", "", None], datasets.Value("string"), ["a", "b", None, None]),
+    "integers": ([0, 1, 2, 1], datasets.Value("int64"), ["0", "1", "2", "1"]),
+    "integers with gaps": ([0, None, 2, 1], datasets.Value("int64"), ["0", None, "2", "1"]),
+    "numbers": ([1.0, None, 2.5, -3.0], datasets.Value("float64"), ["1", None, "2.5", "-3"]),
+    "truth values": ([True, False, True, None], datasets.Value("bool"), ["True", "False", "True", None]),
+    "missing words": (["NA", "None", "null", "b"], datasets.Value("string"), [None, None, None, "b"]),
+    "versions": (["1.10", "1.1", "2.0", "2"], datasets.Value("string"), ["1.10", "1.1", "2.0", "2"]),
+    "classes": ([0, 1, -1, 2], CLASSES, ["food", "sport", None, "none"]),
+    "lists": ([["a", "b"], ["b"], [], None], datasets.List(datasets.Value("string")), ["a", "b", None, None]),
+    "lists of classes": ([[1, 0], [0], [], [2]], datasets.List(CLASSES), ["sport", "food", None, "none"]),
+}
+PLAIN = [name for name in COLUMNS if "classes" not in name]  # what formats without features can say
+
+
+def topics(corpus) -> list[str | None]:
+    """The topic of each text, in the order of the texts."""
+    found = {text: corpus.domains[label] if label >= 0 else None
+             for text, label in zip(corpus.text, corpus.label, strict=True)}
+    return [found[text] for text in sorted(found)]
+
+
+def written(data: datasets.Dataset, kind: str, folder: Path) -> Path:
+    """The data set on disk."""
+    if kind == "saved":
+        data.save_to_disk(folder / "saved")
+        return folder / "saved"
+    path = folder / f"train.{kind.removeprefix('pandas ')}"
+    if kind == "pandas csv":  # whole numbers with gaps become 1.0 here
+        data.to_pandas().to_csv(path, index=False)
+    elif kind == "pandas parquet":
+        data.to_pandas().to_parquet(path)
+    else:
+        getattr(data, "to_" + {"jsonl": "json"}.get(kind, kind))(path)
+    return path
+
+
+@pytest.mark.parametrize(("name", "kind"), [
+    *((name, kind) for name in COLUMNS for kind in ("parquet", "saved")),
+    *((name, kind) for name in PLAIN for kind in ("jsonl", "pandas parquet")),
+    *((name, kind) for name in PLAIN if "lists" not in name for kind in ("csv", "pandas csv")),
+])
+def test_a_file_gives_the_topics_of_the_same_rows_on_the_hub(tmp_path, monkeypatch, name, kind):
+    labels, feature, wanted = COLUMNS[name]
+    features = datasets.Features({"text": datasets.Value("string"), "label": feature})
+    data = datasets.Dataset.from_dict({"text": list("pqrs"), "label": labels}, features=features)
+    monkeypatch.setattr(datasets, "load_dataset", lambda name, config: datasets.DatasetDict(train=data))
+    hub = load_corpus(Source("someone/set"))
+    local = load_corpus(Source(str(written(data, kind, tmp_path))))
+    assert topics(hub) == topics(local) == wanted
+    assert hub.content == local.content
+
+
+def test_a_categorical_column_has_its_names(tmp_path):
+    frame = pd.DataFrame({"text": list("pqr"), "label": pd.Categorical(["b", None, "a"])})
+    frame.to_parquet(tmp_path / "t.parquet")
+    assert topics(load_corpus(Source(str(tmp_path / "t.parquet")))) == ["b", None, "a"]
+
+
+@pytest.mark.parametrize(("cells", "words"), [
+    ([{"id": 1, "name": "a"}], r"structures \(id, name\)"),
+    ([[{"id": 1}]], "structures"),
+    ([[["a"]]], "lists of lists"),
+    ([b"a"], "bytes"),
+])
+def test_cells_that_name_no_topic_are_refused(tmp_path, cells, words):
+    with pytest.raises(UserError, match=words) as caught:
+        read_labels([None, *cells], None, "t.csv, column 'label'")
+    assert "corpus.label" in str(caught.value)
+    pd.DataFrame({"text": ["a"], "label": cells}).to_parquet(tmp_path / "t.parquet")
+    with pytest.raises(UserError, match=words):
+        load_corpus(Source(str(tmp_path / "t.parquet")))
+
+
+def test_a_class_number_without_a_name_is_refused():
+    with pytest.raises(UserError, match=r"class number 3.*classes 0 to 2"):
+        read_labels([0, 3], CLASSES, "t")
+
+
+def test_what_is_taken_for_no_label_or_for_a_doubtful_topic_is_said():
+    labels, notes = read_labels(["NA", "N/A", "none", "Unknown", "a"], None, "t.csv, column 'label'")
+    assert labels == [None, None, "none", "Unknown", "a"]
+    assert notes == ["t.csv, column 'label': 2 labels read 'NA', 'N/A' and count as no label",
+                     "t.csv, column 'label': 'none', 'Unknown' counts as a topic (2 rows); corpus.domains can leave it out"]
+    assert "2 rows have more than one" in read_labels([["a", "b"], ["a", "c"], ["b"]], None, "t")[1][0]
+
+
+def test_whole_numbers_lose_their_point_only_among_numbers():
+    assert plain_numbers(["1.0", None, "20.0", "3"]) == ["1", None, "20", "3"]
+    for kept in (["1.0", "a"], ["1.0", "1.10"], ["01.0", "2.0"], ["1.00", "2.0"], ["1e3", "2.0"], ["007", "008"]):
+        assert plain_numbers(kept) == kept
+
+
+def test_topics_that_differ_in_capitals_or_blanks_are_said(tmp_path):
+    assert similar_names(("Sport", "food", "sport", "New York", "New  York")) == [("Sport", "sport"), ("New York", "New  York")]
+    (tmp_path / "t.csv").write_text("text,label\na,Sport\nb,sport\nc, sport \n")
+    corpus = load_corpus(Source(str(tmp_path / "t.csv")))
+    assert corpus.domains == ("Sport", "sport")
+    assert corpus.notes == ("topics 'Sport', 'sport' differ only in capitals or white space and count as 2",)
+
+
+def test_labels_that_name_the_documents_are_refused(tmp_path):
+    (tmp_path / "t.csv").write_text("text,label\n" + "".join(f"text {TEXTS[n % 4]} {n},id{n}\n" for n in range(40)))
+    with pytest.raises(UserError, match=r"40 labels for 40 documents.*corpus\.label.*corpus\.clusters"):
+        load_corpus(Source(str(tmp_path / "t.csv")))
+    assert load_corpus(Source(str(tmp_path / "t.csv"), label="")).domains == ()
+    assert load_corpus(Source(str(tmp_path / "t.csv"), clusters=2)).domains == ("cluster0", "cluster1")
