@@ -96,8 +96,9 @@ def _file(path: Path) -> Path:
 def _described(tensors: Mapping[str, torch.Tensor]) -> Iterator[tuple[str, Any]]:
     """Name, type and shape, and the bytes of each leaf, by name."""
     for name in sorted(tensors):
-        leaf = tensors[name]
-        yield f"{name} {leaf.dtype} {list(leaf.shape)}", leaf.reshape(-1).view(torch.uint8).numpy()
+        leaf = tensors[name]  # contiguous, but one element may have a stride of 0
+        flat = leaf.as_strided((leaf.numel(),), (1,))
+        yield f"{name} {leaf.dtype} {list(leaf.shape)}", flat.view(torch.uint8).numpy()
 
 
 def _plain(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:

@@ -160,3 +160,10 @@ def test_what_is_no_state_is_named(tmp_path):
     (tmp_path / "state.safetensors").write_bytes(b"\x80\x04no")
     with pytest.raises(UserError, match="is not a state"):
         load_state(tmp_path / "state.safetensors")
+
+
+def test_an_element_without_a_stride_is_stored_like_any_other(tmp_path):
+    kept = {"one": torch.tensor([3]).as_strided((1,), (0,)), "wide": torch.tensor([1.5]).expand(4), "none": torch.zeros(0, 2)}
+    save_state(tmp_path / "state", kept, {"round": 1})
+    found = load_state(tmp_path / "state")[0]
+    assert all(torch.equal(found[name], leaf) for name, leaf in kept.items())
