@@ -72,7 +72,8 @@ def measuring(experiment: Experiment, stock: Stock, corpus: Corpus, tokens: Toke
     sizes = [bytes_per_token(blocks, tokenizer) if "language" in said.panel else None for blocks in (few, held)]
     own = as_clients_write(held, corpus, written, parts, tokenizer, *asked) if written.partition.rewrite else None
     judge = ZeroShot(model, start, (experiment.model, experiment.tune, *sorted(stock.engine.items())), stock.zero_shot)
-    losses = Losses(judge, few, said.own, said.every, plan.rounds, wear, bytes=sizes[0], written=own and own.first(said.blocks))
+    losses = Losses(judge, few, said.own, said.every, plan.rounds, wear, bytes=sizes[0], written=own and own.first(said.blocks),
+                    vocabulary=len(model.head.weight))
     final = Losses(judge, held, said.final, wear=wear, prefix="final.", bytes=sizes[1], written=own) if said.final else None
     bench = Bench(model, tokenizer, start, held, losses, experiment.corpus.split_seed, cohort, corpus, tuple(parts),
                   experiment.algorithm, general_text(experiment, stock, corpus, tokenizer) if "general" in said.panel else None,

@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 import torch
 
+from .detectors.explosion import exploded
 from .errors import UserError
 from .experiment import Experiment
 from .fleet import Fleet
@@ -118,6 +119,8 @@ def _carry_out(experiment: Experiment, run: Run, stock: Stock, watch: Watch, rec
         state = done.after
         for client, kind, why in remarks(done):
             run.event(state.round, kind, why, client)
+        for client, why in exploded(rows):
+            run.event(state.round, "update exploded", why, client)
         run.append(rows)
         decided(run, setting)
         if updates.rounds:

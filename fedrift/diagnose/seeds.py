@@ -32,6 +32,9 @@ CAUSES: dict[Cause, str] = {
 }
 
 
+FACTS = ("dead model", "divergence")  # that training failed is a fact of one run; what caused it is not
+
+
 @dataclass(frozen=True)
 class Judgement:
     """What all seeds say of one failure. ``excess`` over the twin with its interval; NaN where there is none."""
@@ -141,10 +144,13 @@ def sentence(said: Judgement, middle: Finding, called: int, least: int) -> str:
     if said.grade == "none":
         some = f" ({called} of {said.seeds} seeds hint at it.)" if called else ""
         return f"No {said.failure} in {seeds}: {middle.said}. An effect under {size} would not have been called.{some}"
-    words = f"{said.grade.capitalize()}: {middle.said}; in {called} of {seeds}. {CAUSES[said.cause]}"
+    lead = "Training failed" if said.failure in FACTS and said.grade == "suspected" else said.grade.capitalize()
+    words = f"{lead}: {middle.said}; in {called} of {seeds}. {CAUSES[said.cause]}"
     if said.grade == "confirmed":
         return words
-    if said.seeds < least:
+    if said.seeds < least and said.failure in FACTS:
+        words += f" That is a fact of {'this run' if said.seeds == 1 else 'these runs'}; to tell its cause takes {least} seeds."
+    elif said.seeds < least:
         words += f" {'One seed raises' if said.seeds == 1 else 'Two seeds raise'} a suspicion; to confirm it takes {least}."
     elif said.needs:
         words += f" To confirm it takes {said.needs}."

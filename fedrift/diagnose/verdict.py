@@ -13,8 +13,10 @@ import numpy as np
 
 from ..detectors import findings
 from ..detectors.curves import end_gap, evaluated, percent, swing
+from ..detectors.divergence import runaway
 from ..detectors.finding import LIMITS, Case
 from ..records import Trajectory, at_the_end
+from .seeds import FACTS
 
 SHORTEST = int(LIMITS["common"]["shortest"])
 LAST = int(LIMITS["common"]["last"])
@@ -31,9 +33,9 @@ class Verdict:
     gap_percent: float  # the same as per cent of perplexity
     worst_domain: str  # where the gap is largest; without a twin, where the loss is highest
     worst_gap: float
-    swing: float  # mean absolute change between evaluations, over domains, in the second half
+    swing: float  # back-and-forth movement of the domains' losses between evaluations, second half (``curves.swing``)
     swing_ratio: float  # to the twin's
-    diverged: bool
+    diverged: bool  # left for infinity or died; an end above the untrained model is a reason alone
     evaluations: int
     reasons: tuple[str, ...]  # what is suspected, one phrase each
     sentence: str
@@ -48,16 +50,16 @@ def verdict(run: Trajectory, twin: Trajectory | None = None) -> Verdict:
     worst, worst_gap = worst_domain(run, twin)
     mine, base = swing(run, rounds), swing(twin, rounds)
     ratio = mine / base if base > 0 else math.nan
-    first = ("divergence", "left out", "loss gap", "domain gap", "domain swings")  # the plainest words first
+    first = ("dead model", "divergence", "exploding updates", "left out", "loss gap", "domain gap", "domain swings")
     found.sort(key=lambda finding: first.index(finding.failure) if finding.failure in first else len(first))
-    reasons = [finding.said for finding in found]
+    reasons = list(dict.fromkeys(finding.said for finding in found))  # a dead model is a divergence in the same words
+    failed, diverged = any(finding.failure in FACTS for finding in found), bool(runaway(run, LIMITS)[0])
     return Verdict("suspected" if reasons else "none", start, end, gap, percent(gap), worst, worst_gap, mine, ratio,
-                   any(finding.failure == "divergence" for finding in found), len(loss), tuple(reasons),
-                   sentence(start, end, gap, len(loss), reasons))
+                   diverged, len(loss), tuple(reasons), sentence(start, end, gap, len(loss), reasons, failed))
 
 
-def sentence(start: float, end: float, gap: float, evaluations: int, reasons: list[str]) -> str:
-    """The verdict in plain English."""
+def sentence(start: float, end: float, gap: float, evaluations: int, reasons: list[str], failed: bool = False) -> str:
+    """The verdict in plain English; that training ``failed`` is a fact of one seed, and no suspicion."""
     limit = LIMITS["gap"]
     if not evaluations and not reasons:
         return "Nothing has been evaluated yet, so there is nothing to judge."
@@ -66,6 +68,8 @@ def sentence(start: float, end: float, gap: float, evaluations: int, reasons: li
     if math.isfinite(gap) and (gap <= limit["all"] or not reasons):  # above, it is among the reasons
         side = "above" if gap >= 0 else "below"
         told += f", {abs(gap):.3f} {side} the IID twin ({percent(gap):+.1f}% perplexity)"
+    if failed:
+        return f"Training failed: {'; '.join(reasons)}. {told}. One seed cannot tell whether heterogeneity is the cause."
     if reasons:
         return f"Suspected: {'; '.join(reasons)}. {told}. One seed can raise a suspicion, not confirm it."
     if evaluations < SHORTEST:

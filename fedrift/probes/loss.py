@@ -36,8 +36,9 @@ class Losses:
     ``loss`` of a domain: the mean over its held-out tokens. Of a client: the mean over the domains by the
     client's own training tokens, under the model that it shares. Of the federation: the mean over all
     clients by their tokens, which for a single model is the mixture of the pool. ``loss.macro``: the mean
-    over the domains, each counting the same. ``perplexity`` is exp(loss), everywhere. With the domains' bytes
-    per token, ``bits``: loss in bits per byte of text, which tokenisers of another kind can be compared by.
+    over the domains, each counting the same. ``loss.uniform``, before round 1: ln V, the loss of a model that gives
+    each of the V tokens of its ``vocabulary`` the same probability. ``perplexity`` is exp(loss), everywhere. With the
+    domains' bytes per token, ``bits``: loss in bits per byte of text, which tokenisers of another kind can be compared by.
 
     Where clients rewrite their texts (``written``), all numbers of domains and of the federation are on the text as found,
     the same in every run on the corpus; those of a client are on text as it writes it. ``loss.plain`` is then a client's
@@ -58,6 +59,7 @@ class Losses:
     bytes: np.ndarray | None = None  # [J] bytes of text per token of a domain
     written: HeldOut | None = None  # held_out and, behind it, its text as clients write it; None where nobody rewrites
     chunk: int = 8192  # tokens in one forward pass
+    vocabulary: int = 0  # tokens that the head gives a probability to; 0: unknown
     seen: dict[int, tuple[Tree, Tensor]] = field(default_factory=dict, repr=False)
 
     def __call__(self, done: Round) -> Reading:
@@ -93,6 +95,8 @@ class Losses:
             if not name or mix[:, self.held_out.names.index(name)].any():
                 reading["loss", name], reading["perplexity", name] = value, value.exp()
         reading["loss.macro"] = domain[mix.sum(0) > 0].mean()
+        if self.vocabulary and state.round == 0:
+            reading["loss.uniform"] = math.log(self.vocabulary)
         if self.bytes is not None:
             size = torch.from_numpy(self.bytes) * math.log(2)
             reading["bits", ""] = total.sum() / (mix * size).sum()

@@ -28,11 +28,12 @@ class Agreement(NamedTuple):
 def update_geometry(done: Round) -> Reading:
     """Lengths and angles of the clients' updates d_i, one round, before aggregation.
 
-    Each client ``[C]``: ``update.norm`` |d_i|; ``update.cosine`` of d_i with the mean update.
-    The federation: ``update.consensus`` |mean d| / mean |d|, 1 if all agree and 1 / sqrt(C) if they are
-    orthogonal; ``update.diversity`` mean |d|^2 / |mean d|^2, from 1 (identical) to C (orthogonal) and beyond
-    (Yin et al., AISTATS 2018, arXiv:1706.05699, over a round instead of a step); both by layer too, with the domain
-    ``layer 03``; ``update.pairwise`` mean cosine of two clients' updates; ``update.divergence``
+    Each client ``[C]``: ``update.norm`` |d_i|; ``update.cosine`` of d_i with the mean update; ``update.relative``
+    |d_i| / |w_i|, w_i the trained weights that the client received (NaN where they are all 0).
+    The federation: ``model.norm``, the mean of |w_i| over the cohort; ``update.consensus`` |mean d| / mean |d|, 1 if all
+    agree and 1 / sqrt(C) if they are orthogonal; ``update.diversity`` mean |d|^2 / |mean d|^2, from 1 (identical) to C
+    (orthogonal) and beyond (Yin et al., AISTATS 2018, arXiv:1706.05699, over a round instead of a step); both by layer too,
+    with the domain ``layer 03``; ``update.pairwise`` mean cosine of two clients' updates; ``update.divergence``
     mean_{i<j} |d_i - d_j| / mean |d|; ``gradient.norm`` of each client's mean raw gradient over its local steps,
     ``[C]``, its mean over the clients, of the same name, and its variance ``gradient.norm.variance``. Failed clients are
     NaN and do not count.
@@ -41,10 +42,12 @@ def update_geometry(done: Round) -> Reading:
     grams = by_layer(done.report.delta.rows(sound.nonzero().flatten().to(device(done.report.delta))))
     gram = torch.stack(list(grams.values())).sum(0)
     count = len(gram)
-    reading: Reading = {}
+    received = received_norm(done)
+    reading: Reading = {("model.norm", ""): received.mean()}
     if count:
         said = agreement(gram)
         reading["update.norm"] = scattered(said.norm, sound)
+        reading["update.relative"] = reading["update.norm"] / received.where(received > 0, torch.nan)
         reading["update.cosine"] = scattered(said.cosine, sound)
         reading["update.consensus"], reading["update.diversity"] = said.consensus, said.diversity
         for layer, own in grams.items():
@@ -64,6 +67,12 @@ def update_geometry(done: Round) -> Reading:
     if count > 1:
         reading["gradient.norm.variance"] = slope[sound].var()
     return reading
+
+
+def received_norm(done: Round) -> Tensor:
+    """The Euclidean length of the trained weights that each client of the cohort received, ``[C]`` float64."""
+    models, place = done.before.group[done.cohort].unique(return_inverse=True)
+    return done.before.server.params.rows(models).norm().cpu().double()[place.cpu()]
 
 
 def agreement(gram: Tensor) -> Agreement:

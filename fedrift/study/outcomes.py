@@ -18,20 +18,21 @@ from collections.abc import Callable, Iterable
 
 import numpy as np
 
+from ..detectors.divergence import READ, runaway
+from ..detectors.finding import LIMITS
 from ..errors import UserError
 from ..records import Trajectory, at_the_end
 
 LAST = 5  # evaluations in the end of a run
 BURN_IN = 0.3  # share of a run before oscillation counts
-RISE, CLIMB, IN_A_ROW = 1.5, math.log(4.0), 3  # divergence: above both for so many evaluations running
 MOMENTS: dict[str, Callable[[np.ndarray], float]] = {"mean": np.nanmean, "max": np.nanmax, "min": np.nanmin,
                                                      "last": lambda values: values[-1]}
 OF_LOSS = ("gap", "gap.worst", "oscillation", "swing")
 
 
 def needed(outcomes: Iterable[str]) -> list[str]:
-    """The recorded metrics that some outcomes are made of."""
-    return sorted({"loss", *(plain(name)[0] for name in outcomes if name not in OF_LOSS and not name.startswith("rounds.to:"))})
+    """The recorded metrics that some outcomes are made of, those included that tell whether a run diverged."""
+    return sorted({*READ, *(plain(name)[0] for name in outcomes if name not in OF_LOSS and not name.startswith("rounds.to:"))})
 
 
 def plain(outcome: str) -> tuple[str, str, str]:
@@ -129,11 +130,8 @@ def target(name: str) -> float:
 
 
 def diverged(run: Trajectory) -> bool:
-    """A loss that is not finite, or one above both 1.5 times its start and ln 4 over its lowest, three times running."""
-    _, loss = evaluated(run)
-    if not np.isfinite(loss).all():
-        return True
-    if len(loss) <= IN_A_ROW:
-        return False
-    high = loss > np.maximum(RISE * loss[0], np.minimum.accumulate(loss) + CLIMB)
-    return bool((np.convolve(high, np.ones(IN_A_ROW), "valid") == IN_A_ROW).any())
+    """Whether a run diverged or its model died, by the rules and thresholds of the detectors.
+
+    A run that merely ends above its start has not: its end loss is in the table.
+    """
+    return bool(runaway(run, LIMITS)[0])

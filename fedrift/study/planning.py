@@ -14,7 +14,7 @@ from .book import Book, Entry
 from .cells import Planned, cells, columns
 from .designs.orthogonal import aliases
 from .factors import named
-from .outcomes import outcome
+from .outcomes import diverged, needed, outcome
 from .study import Study, stages
 from .table import curves
 from .tuning import Choice, choose, trials
@@ -57,12 +57,13 @@ def tuning_plan(study: Study, stock: Stock) -> Plan:
 
 
 def choices(study: Study, plan: Plan, book: Book) -> list[Choice]:
-    """What tuning chose; a trial that failed or did not end is the worst."""
-    found = curves(book, plan.entries, [study.tuning.outcome, "loss"])
+    """What tuning chose; a trial that failed, diverged, ended with a dead model or did not end is the worst."""
+    found = curves(book, plan.entries, needed([study.tuning.outcome]))
     done = []
     for cell, entry in zip(trials(study), plan.entries, strict=True):
         run = found.get(entry.run)
-        score = outcome(study.tuning.outcome, run) if run and book.run(entry).finished else float("nan")
+        ended = run is not None and book.run(entry).finished and not diverged(run)
+        score = outcome(study.tuning.outcome, run) if run is not None and ended else float("nan")
         done.append((cell, score))
     return choose(study, done)
 

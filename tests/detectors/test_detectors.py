@@ -9,6 +9,7 @@ import pytest
 
 from fedrift import detectors
 from fedrift.detectors import findings
+from fedrift.detectors.divergence import runaway
 from fedrift.detectors.finding import LIMITS, Case, Facts
 from fedrift.detectors.oscillation import swings
 from fedrift.detectors.staleness import pairs
@@ -47,7 +48,8 @@ def test_growing_server_steps_with_a_rising_loss_are_divergence_before_the_loss_
     rising = run(loss=4 + 0.1 * np.arange(10), update_step=steps)
     assert only(detectors.divergence(Case(rising))).positive
     assert not only(detectors.divergence(Case(run(loss=4 - 0.1 * np.arange(10), update_step=steps)))).positive
-    assert not only(detectors.divergence(Case(run(loss=4 + 0.1 * np.arange(10), update_step=1.2 ** np.arange(10))))).positive
+    slow = run(loss=4 + 0.1 * np.arange(10), update_step=1.2 ** np.arange(10))
+    assert runaway(rising, LIMITS)[0] and not runaway(slow, LIMITS)[0]
 
 
 def test_the_oscillation_index_is_upward_moves_over_the_way_down():

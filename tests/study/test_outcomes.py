@@ -6,6 +6,7 @@ import math
 
 import pytest
 
+from fedrift.detectors.divergence import READ
 from fedrift.errors import UserError
 from fedrift.records import Record, Trajectory
 from fedrift.study.outcomes import diverged, needed, outcome
@@ -64,5 +65,10 @@ def test_divergence_is_a_loss_that_is_no_number_or_runs_away():
     assert not diverged(run([4, 3.9, 4.1]))
 
 
+def test_a_dead_model_counts_as_diverged_though_its_loss_is_low():
+    level = math.log(64)
+    assert diverged(Trajectory((*run([5.0, level, level]).records, Record(0, "loss.uniform", "", -1, level))))
+
+
 def test_only_what_is_needed_is_read():
-    assert needed(["gap", "rounds.to:4", "update.cosine", "loss@sport:max"]) == ["loss", "update.cosine"]
+    assert set(needed(["gap", "rounds.to:4", "update.cosine", "loss@sport:max"])) == {*READ, "loss", "update.cosine"}
