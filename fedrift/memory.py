@@ -32,7 +32,7 @@ class Memory:
 
     def __bool__(self) -> bool:
         """Whether clients keep anything."""
-        return any(self.clients)
+        return bool(self.clients) and bool(self.clients[0])  # all keep the same leaves
 
     def __len__(self) -> int:
         return len(self.clients)
@@ -48,8 +48,10 @@ class Memory:
 
     def put(self, index: Tensor, rows: Tree) -> Memory:
         """The memory in which the clients at ``index`` keep ``rows``; this one stays as it was."""
+        if not rows:
+            return self
         clients = list(self.clients)
-        for place, client in enumerate(index.tolist() if rows else ()):  # cloned: a view would keep the whole cohort's rows
+        for place, client in enumerate(index.tolist()):  # cloned: a view would keep the whole cohort's rows
             clients[client] = rows.rows(slice(place, place + 1)).map(torch.clone)
         return Memory(tuple(clients))
 

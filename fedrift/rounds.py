@@ -12,7 +12,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from .algorithms.fedavg import FedAvg
+from .algorithms.fedavg import FedAvg, members, pool
 from .fleet.fleet import Fleet
 from .memory import Memory
 from .seeds import number, numpy_stream
@@ -41,14 +41,16 @@ def stay(done: Round) -> State:
 def rounds(state: State, fleet: Fleet, algorithm: FedAvg, *, until: int, cohort: int, seed: int,
            regroup: Regroup = stay, draw: Draw = anybody) -> Iterator[Round]:
     """Yield round after round, from ``state`` up to and including ``until``."""
+    state = with_averages(state, algorithm)
     while state.round < until:
         who = draw(state, cohort, seed)
         report = replace(fleet.train(state, algorithm, who), draw=number(seed, "server", state.round))
         server = algorithm.absorb(state.server, report)
         after = replace(state, round=state.round + 1, server=server, memory=state.memory.put(who, report.memory),
-                        moved=server.params - state.server.params, last=counted(state, who, report))
+                        moved=server.params - state.server.params, last=counted(state, who, report),
+                        averages=averages_after(state, algorithm, who, report))
         done = Round(state, after, who, report)
-        done = replace(done, after=regroup(done))
+        done = replace(done, after=with_averages(regroup(done), algorithm))
         yield done
         state = done.after
 
@@ -57,6 +59,25 @@ def counted(state: State, who: Tensor, report: Report) -> Tensor:
     """The last round in which each client's report counted, this one included, ``[N]``."""
     last = state.last if len(state.last) else torch.zeros_like(state.group, device="cpu")
     return last.index_fill(0, who[~report.failed], state.round + 1)
+
+
+def with_averages(state: State, algorithm: FedAvg) -> State:
+    """The state with the averages that the algorithm asks for, computed from all clients where the state has none."""
+    if state.averages or not algorithm.averaged(state.memory.rows(slice(0, 1))):
+        return state
+    every = algorithm.averaged(state.memory.whole())
+    like = every.map(lambda leaf: leaf.new_zeros((state.server.models, *leaf.shape[1:]), dtype=torch.float64))
+    return replace(state, averages=members(every, state.group.cpu(), like))
+
+
+def averages_after(state: State, algorithm: FedAvg, who: Tensor, report: Report) -> Tree:
+    """The averages after a round, from what the cohort ``who [C]`` kept before and after it."""
+    if not state.averages:
+        return state.averages
+    new, old = algorithm.averaged(report.memory), algorithm.averaged(state.memory.rows(who))
+    share = None if report.share is None else report.share.cpu()
+    here = replace(report, group=report.group.cpu(), population=report.population.cpu(), weight=report.weight.cpu(), share=share)
+    return state.averages + pool(new.to(torch.float64) - old.to(torch.float64), here) / here.population.clamp_min(1)
 
 
 def sample(size: int, count: int, seed: int, round: int) -> Tensor:

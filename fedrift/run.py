@@ -16,7 +16,7 @@ from .fleet import Fleet
 from .models.export import save_model, save_personal
 from .models.tune import Lora
 from .probes import Past, over, recorded, served, told
-from .recording import Parting, Updates, keep, restored
+from .recording import Checkpoint, Parting, Updates
 from .records import Record
 from .rounds import rounds
 from .setting import Setting, prepare, resolve
@@ -83,10 +83,11 @@ def _carry_out(experiment: Experiment, run: Run, stock: Stock, watch: Watch, rec
         engine["fleet"] = "flower"  # half of what such a run remembers is elsewhere: it cannot go on without
     changed = settle(run, describe(
         str(stock.runtime.torch_device()), torch.get_num_threads(), engine, together=stock.meeting is not None))
-    state, updates = restored(run, setting.state), Updates(run)
+    checkpoint, updates = Checkpoint(run), Updates(run)
+    state = checkpoint.load(setting.state)
     if state is None and parting:
         state = parting.state(setting)
-        keep(run, state)
+        checkpoint.save(state)
     run.rewind(state.round if state else -1)
     past = Past()
     if state is None:
@@ -98,7 +99,7 @@ def _carry_out(experiment: Experiment, run: Run, stock: Stock, watch: Watch, rec
         run.append(recorded(reading, 0, [], setting.fleet.size))
         decided(run, setting)
         run.timing(0, **named(looks))
-        keep(run, state)
+        checkpoint.save(state)
     if stock.runtime.keep_updates or updates.rounds or parting:  # a record that was begun has no gaps
         updates.begin(state)
     setting.work.told.clear()  # what a run that resumes decided at its beginning is written down
@@ -126,7 +127,7 @@ def _carry_out(experiment: Experiment, run: Run, stock: Stock, watch: Watch, rec
         if updates.rounds:
             updates.add(done)
         if state.round % stock.runtime.checkpoint == 0 or state.round == plan.rounds:
-            keep(run, state)  # rows first, state second: a crash between them repeats the round
+            checkpoint.save(state)  # rows first, state second: a crash between them repeats the round
         run.timing(state.round, train=spent, evaluate=measured - begun, store=perf_counter() - measured, **named(looks))
         watch(Progress(run.id, state.round, plan.rounds, last_loss(rows)))
     finish(experiment, run, setting, state, stock, here=recruit is None)

@@ -89,6 +89,7 @@ class State:
     moved: Tree = field(default_factory=Tree)  # [M, ...] what the last round changed of the server's params; empty before round 1
     mitigation: Tree = field(default_factory=Tree)  # what the mitigation remembers; each leaf has axes of its own
     last: Tensor = field(default_factory=nobody)  # [N] the last round in which each client's report counted; 0: none yet
+    averages: Tree = field(default_factory=Tree)  # [M, ...] float64, the mean of ``Algorithm.averaged`` over each model's clients
 
 
 @dataclass(frozen=True, eq=False)

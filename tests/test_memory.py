@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 
 from fedrift.algorithms import Scaffold
 from fedrift.memory import Memory
 from fedrift.rounds import begin
 from fedrift.tree import Tree
+from tests.laws.federation import SUBJECTS, data, train
 
 
 def tree(size: int, at: float = 0.0) -> Tree:
@@ -54,3 +56,24 @@ def test_a_fleet_begins_with_one_row_for_all():
     state = begin(Scaffold(), tree(1), 50)
     assert len(state.memory) == 50 and not state.memory.whole()["a"].any()
     assert state.memory.bytes() == 6 * 4 + 8
+
+
+@pytest.mark.parametrize("name", [name for name, one in SUBJECTS.items() if not one.alone and name != "AFL"])
+def test_a_round_reads_and_writes_what_its_cohort_keeps_however_many_clients_there_are(monkeypatch, name):
+    """The loop and the algorithm's evidence; AFL needs all clients in every round."""
+    algorithm, read = SUBJECTS[name], []
+    rows = Memory.rows
+    monkeypatch.setattr(Memory, "rows", lambda self, index: read.append(len(self.clients[index]) if isinstance(index, slice)
+                                                                        else len(index)) or rows(self, index))
+
+    def costs(size: int) -> list[int]:
+        rounds = train(algorithm, data().of([client % 5 for client in range(size)]), until=1, cohort=2)
+        state = rounds[-1].after  # what was computed once, before the first round, is there
+        read.clear()
+        done = train(algorithm, data().of([client % 5 for client in range(size)]), until=2, cohort=2, state=state)[-1]
+        algorithm.evidence(done)
+        kept = sum(new is not old for new, old in zip(done.after.memory.clients, done.before.memory.clients, strict=True))
+        return [sum(read), max(read), kept]
+
+    few, many = costs(5), costs(60)
+    assert few == many and many[1] <= 2 and many[2] <= 2

@@ -17,21 +17,20 @@ from peft import LoraConfig, PeftModel, get_peft_model, set_peft_model_state_dic
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
-import fedrift.run
 from fedrift.algorithms import FedAvg, FedProx, LocalOnly, Scaffold, ZeroShot
 from fedrift.diagnose import verdict
 from fedrift.errors import UserError
 from fedrift.experiment import edit, twin
+from fedrift.recording import Checkpoint
 from fedrift.run import carry_out
 from fedrift.setting import prepare, resolve
-from fedrift.store.tensors import load_state
 from tests.pairs import PAIRS, TUNES, algorithm
-from tests.worlds import corpus_file, experiment, stock
+from tests.worlds import corpus_file, experiment, stock, stored
 
 
 def outcome(run) -> tuple[bytes, dict]:
     """What must be the same of two equal runs: every record, and the last state."""
-    return (run.folder / "records.jsonl").read_bytes(), load_state(run.state_path)[0]
+    return (run.folder / "records.jsonl").read_bytes(), stored(run)
 
 
 def assert_equal(one, two) -> None:
@@ -108,15 +107,15 @@ def test_a_process_killed_by_the_system_resumes_bit_for_bit(tmp_path):
 def test_a_run_killed_between_its_rows_and_its_state_repeats_the_round(tmp_path, monkeypatch):
     asked = experiment(tmp_path)
     unbroken = carry_out(asked, replace_root(tmp_path, "unbroken"))
-    keep = fedrift.run.keep
+    save = Checkpoint.save
 
-    def killed(run, state):
+    def killed(checkpoint, state):
         if state.round == 2:
             raise Killed
-        keep(run, state)
+        save(checkpoint, state)
 
     with monkeypatch.context() as broken:
-        broken.setattr("fedrift.run.keep", killed)
+        broken.setattr(Checkpoint, "save", killed)
         with pytest.raises(Killed):
             carry_out(asked, replace_root(tmp_path, "broken"))
     assert_equal(unbroken, carry_out(asked, replace_root(tmp_path, "broken")))
@@ -222,7 +221,7 @@ def test_stored_adapters_are_worn_by_peft_with_the_same_logits(tmp_path, kind):
     base = AutoModelForCausalLM.from_pretrained(tmp_path / f"model-{kind}")
     theirs = PeftModel.from_pretrained(base, run.folder / "model").eval()
     setting = prepare(resolve(asked, there), there)
-    tensors, _ = load_state(run.state_path)
+    tensors = stored(run)
     params = type(setting.state.server.params)(
         {name.removeprefix("server.params/"): leaf for name, leaf in tensors.items() if name.startswith("server.params/")})
     tokens = torch.arange(2, 34).view(1, 2, 16)

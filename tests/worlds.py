@@ -7,11 +7,14 @@ from pathlib import Path
 
 import numpy as np
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
 from fedrift.experiment import Experiment, parse
+from fedrift.recording import Checkpoint
 from fedrift.runtime import Runtime
 from fedrift.stock import Stock
+from fedrift.store import Run
 from tests.models.tiny import random_model
 
 WORDS = {
@@ -69,6 +72,12 @@ def experiment(folder: Path, *overrides: str, kind: str = "llama") -> Experiment
         "evaluate": {"blocks": 3, "own": 2, "final": 6},
     }
     return parse(said, overrides)
+
+
+def stored(run: Run) -> dict[str, Tensor]:
+    """All tensors of a run's last state by name, what each client keeps among them."""
+    tensors, _, memory = Checkpoint(run).read()
+    return {**tensors, **{f"memory/{name}": leaf for name, leaf in memory.whole().items()}}
 
 
 def stock(folder: Path, **options) -> Stock:

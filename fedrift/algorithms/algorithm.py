@@ -110,6 +110,14 @@ class Algorithm(ABC):
     def absorb(self, server: Server, report: Report) -> Server:
         """Once a round: the next server."""
 
+    def averaged(self, memory: Tree) -> Tree:
+        """The part of the clients' memory ``[C, ...]`` whose mean over the clients of each model ``evidence`` needs.
+
+        The round loop updates that mean (``State.averages``) from the changes of the cohort, so that no round reads the
+        memory of all N clients.
+        """
+        return Tree()
+
     def evidence(self, done: Round) -> Evidence:
         """What only the algorithm knows of a round, for the record."""
         return {}

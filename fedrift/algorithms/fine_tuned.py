@@ -43,7 +43,7 @@ def apart(state: State, algorithm: FedAvg) -> State:
     memory = Memory.of(algorithm.memory(copies.params.to(torch.device("cpu"))), size)
     base = state.server.base.rows(state.group)
     return replace(state, server=Server(copies.params, copies.shared, copies.moments, base),
-                   memory=memory, group=torch.arange(size))
+                   memory=memory, group=torch.arange(size), averages=Tree())
 
 
 __all__ = ["FineTuned", "apart"]

@@ -48,9 +48,11 @@ class Scaffold(FedAvg):
         shared = server.shared + pool(report.news, report) / report.population.clamp_min(1)
         return replace(super().absorb(server, report), shared=shared)
 
+    def averaged(self, memory: Tree) -> Tree:
+        return memory
+
     def evidence(self, done: Round) -> Evidence:
-        before, after = done.before.memory.rows(done.cohort), done.after.memory.whole()
-        return super().evidence(done) | told(done, before, after, done.after.server.shared)
+        return super().evidence(done) | told(done, done.before.memory.rows(done.cohort), done.after.server.shared)
 
     def regroup(self, server: Server, memory: Tree, group: Tensor) -> Server:  # c = mean_k c_k, over the new members
         return replace(server, shared=members(memory, group, server.shared))
@@ -66,21 +68,23 @@ class Scaffold(FedAvg):
         return said
 
 
-def told(done: Round, before: Tree, after: Tree, shared: Tree) -> Evidence:
-    """How old the controls are. ``before [C, ...]`` is the cohort's c_k as the round began, ``after [N, ...]``
-    everybody's as it ended, ``shared [M, ...]`` is c.
+def told(done: Round, before: Tree, shared: Tree) -> Evidence:
+    """How old the controls are. ``before [C, ...]`` is the cohort's c_k as the round began, ``shared [M, ...]`` is c.
 
     ``control.age [C]``: rounds since the client last took part; ``control.staleness [C]``: |c_k - g_k| / |g_k|, g_k its mean
     gradient of this round; both NaN for one that never had. ``control.imbalance``: |c - mean_k c_k| / |c| over the members of
-    each model; above rounding it is a mistake, and no phenomenon.
+    each model; above rounding it is a mistake, and no phenomenon. The mean is the round loop's running mean in float64
+    (``State.averages``); c itself is a sum of the news that the clients sent, so that the two are computed apart.
     """
     gradient = done.report.gradient.to(torch.device("cpu"))
     size = gradient.norm()
     last = done.before.last[done.cohort] if len(done.before.last) else torch.zeros(len(done.cohort))
     known = (last > 0) & ~done.report.failed & (size > 0)
     stale = (before - gradient).norm() / size
-    off = (shared - members(after, done.after.group.cpu(), shared)).norm().square().sum().sqrt()
-    length = shared.norm().square().sum().sqrt()
-    return {"control.age": torch.where(known, (done.after.round - last).double(), torch.nan),
-            "control.staleness": torch.where(known, stale, torch.nan),
-            "control.imbalance": off / length.clamp_min(1e-12)}
+    said: Evidence = {"control.age": torch.where(known, (done.after.round - last).double(), torch.nan),
+                      "control.staleness": torch.where(known, stale, torch.nan)}
+    averages = done.after.averages
+    if averages:  # a round that the round loop did not make has none
+        off = (shared - averages.map(lambda mean, c: mean.to(c), shared)).norm().square().sum().sqrt()
+        said["control.imbalance"] = off / shared.norm().square().sum().sqrt().clamp_min(1e-12)
+    return said

@@ -48,11 +48,13 @@ class ScaffoldWeighted(Scaffold):
         after = super(Scaffold, self).absorb(server, report)
         return replace(after, shared=server.shared + pool(report.news, report) / report.population.clamp_min(1))
 
+    def averaged(self, memory: Tree) -> Tree:
+        return part("u", memory)
+
     def evidence(self, done: Round) -> Evidence:
         kept = done.before.memory.rows(done.cohort)
         controls = part("u", kept) / kept["weight"][:, 0].clamp_min(1e-12)  # c_k = u_k / n_k
-        said = told(done, controls, part("u", done.after.memory.whole()), part("u", done.after.server.shared))
-        return super(Scaffold, self).evidence(done) | said
+        return super(Scaffold, self).evidence(done) | told(done, controls, part("u", done.after.server.shared))
 
     def caveats(self, optimizer: Optimizer, weighting: str) -> list[str]:
         return super().caveats(optimizer, "uniform")

@@ -26,8 +26,10 @@ def carried(state: State, decision: Decision, algorithm: FedAvg) -> State:
     server, moved = state.server, state.moved
     if not torch.equal(rows, torch.arange(server.models)):
         server, moved = taken(server, rows), moved.rows(rows.to(device(moved)) if moved else rows)
+        state = replace(state, averages=Tree())
     if not torch.equal(new, state.group):
         server = algorithm.regroup(server, state.memory.whole(), new)
+        state = replace(state, averages=Tree())  # of other members: the round loop computes them anew
     return replace(state, server=server, moved=moved, group=new, mitigation=decision.keep)
 
 

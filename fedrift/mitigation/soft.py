@@ -97,7 +97,7 @@ def mixed(state: State) -> State:
 
     server = state.server
     return replace(state, server=Server(mix(server.params), mix(server.shared), mix(server.moments), mix(server.base)),
-                   moved=mix(state.moved), group=torch.arange(len(state.group)))
+                   moved=mix(state.moved), group=torch.arange(len(state.group)), averages=mix(state.averages))
 
 
 __all__ = ["MixingFleet", "Soft", "mixed", "mixture"]

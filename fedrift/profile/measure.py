@@ -20,7 +20,7 @@ from ..fleet.fleet import Fleet, Rule
 from ..probes import Look, Past, recorded
 from ..probes.cost import Traffic
 from ..probes.panel import due
-from ..recording import keep
+from ..recording import Checkpoint
 from ..rounds import rounds
 from ..run import decided, finish, named, observe
 from ..setting import Setting, prepare, resolve
@@ -135,7 +135,7 @@ def profiled(experiment: Experiment, stock: Stock, measured: int = 2, trace: Pat
 def some_rounds(experiment: Experiment, setting: Setting, run: Run, clock: Clocked, measured: int, say: Say,
                 timed: Callable[..., Any]) -> tuple[Round, dict[str, float], dict[str, float]]:
     """The last round, the mean seconds of a round's phases, and of each look when it is taken. The first round warms up."""
-    past, state, work = Past(), setting.state, setting.work
+    past, state, work, checkpoint = Past(), setting.state, setting.work, Checkpoint(run)
     until = min(experiment.plan.rounds, 1 + measured)
     reading, _ = timed("round 0: evaluation", lambda: setting.panel.first(work.worn(state), past))
     run.write_json("experiment", {**experiment.stored(), "id": experiment.id, "partition_table": setting.table})
@@ -154,7 +154,7 @@ def some_rounds(experiment: Experiment, setting: Setting, run: Run, clock: Clock
         begun = perf_counter()
         run.append(rows)
         decided(run, setting)
-        keep(run, done.after)
+        checkpoint.save(done.after)
         run.timing(done.after.round, train=trained, **named(each))
         stored = perf_counter() - begun
         if number == 1 and until > 1:

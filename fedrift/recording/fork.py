@@ -18,6 +18,7 @@ from ..fleet import Fleet
 from ..memory import Memory
 from ..setting import Setting
 from ..store import Run, find_run
+from ..tree import Tree
 from ..values import State
 from .leaving import ForkedFleet
 from .refusals import refused
@@ -141,7 +142,8 @@ def converted(state: State, old: FedAvg, new: FedAvg) -> State:
     same, rule = type(old) is type(new), type(old.server) is type(new.server) and fresh.keys() == server.moments.keys()
     shared = server.shared if same else new.shared(params)
     kept = new.memory(params.to(torch.device("cpu")).rows(state.group.cpu()))
-    return replace(state, memory=state.memory if same else Memory.of(kept, len(state.group)), server=replace(
+    averages = state.averages if same else Tree()  # of another memory: the round loop computes them anew
+    return replace(state, memory=state.memory if same else Memory.of(kept, len(state.group)), averages=averages, server=replace(
         server, shared=shared, moments=server.moments if rule else fresh, base=server.base or new.aggregate.begin(params)))
 
 

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from ..errors import UserError
+from ..memory import Memory
 from ..store import Run
 from ..store.arrays import load_arrays, save_arrays
 from ..tree import Tree
@@ -58,7 +59,7 @@ class Updates:
         report = done.report
         tensors = {f"report.{tree}/{name}": leaf for tree in TREES for name, leaf in getattr(report, tree).items()}
         tensors |= {f"report.{f.name}": value for f in fields(Report) if isinstance(value := getattr(report, f.name), Tensor)}
-        tensors |= {name: leaf for name, leaf in named(done.after).items() if not name.startswith("memory/")}
+        tensors |= named(done.after, memory=False)
         save_arrays(self.path(done.after.round), numpied({"cohort": done.cohort, **tensors}),
                     {"round": done.after.round, "draw": report.draw, "why": list(report.why)})
 
@@ -79,12 +80,13 @@ class Updates:
             raise UserError(f"run {self.run.id} did not keep its state after round {round}; " + (
                 f"its record begins at round {kept[0]} and has {len(kept) - 1} rounds" if kept else "it kept no updates at all"))
         first = kept[0]
-        memory = tree_of(self._read(first, "memory/")[0], "memory")
+        begun = self._read(first, "memory/", "group")[0]
+        memory = Memory.of(tree_of(begun, "memory"), len(begun["group"]))
         for later in range(first + 1, round + 1) if memory else ():
             tensors, _ = self._read(later, "cohort", "report.memory/")
             memory = memory.put(tensors["cohort"], tree_of(tensors, "report.memory"))
-        tensors = {**self._read(round)[0], **{f"memory/{name}": leaf for name, leaf in memory.items()}}
-        return state_of(tensors, round, where, tensors["last"])
+        tensors, _ = self._read(round)
+        return state_of(tensors, round, where, tensors["last"], memory)
 
     def params(self, round: int) -> tuple[Tree, Tree, Tensor]:
         """The server's params and what lies under them after a round, both ``[M, ...]``, and who shares which ``[N]``."""

@@ -47,7 +47,7 @@ def append(path: Path, lines: Iterable[str]) -> None:
         with open(path, "ab", buffering=0) as file:
             before = _drop_unfinished(path)
             try:
-                _write(file.fileno(), content)
+                write_all(file.fileno(), content)
                 os.fsync(file.fileno())
             except OSError:
                 os.truncate(path, before)
@@ -88,7 +88,7 @@ def finished(path: Path) -> list[bytes]:
     return path.read_bytes().split(b"\n")[:-1] if path.exists() else []
 
 
-def _write(handle: int, content: bytes) -> None:
+def write_all(handle: int, content: bytes) -> None:
     """Write all of it: a single call may stop half-way where a disk fills up."""
     rest = memoryview(content)
     while rest:

@@ -7,6 +7,7 @@
               timings.jsonl       seconds by phase; apart, as they differ from one day to another
               events.jsonl        {round, kind, message, client}
               state.safetensors   the last state, whole or not at all (``fedrift.store.tensors``)
+              memory.rows         what each client keeps, where the algorithm has it keep anything (``fedrift.recording.state``)
               updates/            every round's report and state, where they were asked for (``fedrift.recording``)
               finished.json       the summary; there once the run is over
               failed.json         why it stopped; gone when it resumes
@@ -49,6 +50,11 @@ class Run:
     def state_path(self) -> Path:
         """Where ``save_state`` and ``load_state`` of ``fedrift.store.tensors`` find this run's state."""
         return self.folder / "state.safetensors"
+
+    @property
+    def memory_path(self) -> Path:
+        """Where what each client keeps lies, as ``state_path`` says (``fedrift.recording.state``)."""
+        return self.folder / "memory.rows"
 
     # Whole files
 

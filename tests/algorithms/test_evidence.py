@@ -34,6 +34,31 @@ def test_controls_say_how_old_and_how_stale_they_are(algorithm):
     assert (last > 0).sum() > 2
 
 
+@pytest.mark.parametrize("algorithm", [Scaffold(), ScaffoldWeighted()], ids=lambda one: type(one).__name__)
+def test_the_mean_of_the_controls_is_updated_from_the_cohort_and_is_the_mean_of_all(algorithm):
+    deal = data().edit(1, 1e300)  # client 1 fails
+    for each in train(algorithm, deal, until=12, cohort=2):
+        every = algorithm.averaged(each.after.memory.whole())
+        assert each.after.averages.keys() == every.keys()
+        for name, leaf in every.items():
+            mean = each.after.averages[name]
+            assert mean.dtype == torch.float64 and torch.allclose(mean[0], leaf.double().mean(0), rtol=0, atol=1e-14)
+    assert each.after.last[1] == 0 and (each.after.last > 0).sum() > 2
+
+
+def test_a_memory_that_the_server_was_not_told_of_is_seen():
+    """The mean is of what clients keep, not of what they send: a client that keeps twice what it sent is found."""
+    class Twice(Scaffold):
+        def remember(self, at):
+            return at.gradient
+
+        def absorb(self, server, report):
+            return super().absorb(server, replace(report, news=report.news * 0.5))
+
+    done = train(Twice(), data(), until=1, cohort=2)[0]
+    assert Twice().evidence(done)["control.imbalance"].item() == pytest.approx(1.0)
+
+
 def test_a_server_control_that_is_off_is_seen():
     """Divided by the cohort and not by the fleet: c is 5/2 of the mean."""
     done = train(Scaffold(), data(), until=1, cohort=2)[0]

@@ -54,6 +54,14 @@ def test_a_round_grows_with_its_work(tmp_path):
     assert all(row["difference"] < 1e-4 for row in rows)
 
 
+def test_a_round_does_not_grow_with_the_clients_that_sit_out(tmp_path):
+    found = ran(tmp_path, "clients", "--rounds", "3", "--algorithms", "FedAvg", "Scaffold")["clients"]
+    assert [(row["algorithm"], row["clients"], row["rounds"]) for row in found["rows"]] == [
+        ("FedAvg", [4, 12], 3), ("Scaffold", [4, 12], 3)]
+    assert all(0 < low <= row["ratio"] <= high for row in found["rows"] for low, high in [row["ratio_quartiles"]])
+    assert found["device"] and found["date"]
+
+
 def test_stacked_gradients_are_the_lone_ones(tmp_path, monkeypatch):
     gradients = import_module("gradients")
     rows = ran(tmp_path, "gradients")["gradients"]["rows"]

@@ -19,6 +19,7 @@ from fedrift.flower.commands import certified, keyed, submit, superlink, superno
 from fedrift.flower.launch import configured, deploy, simulate
 from fedrift.flower.processes import Processes, free_port, processes, wait_for
 from fedrift.flower.terms import Terms
+from fedrift.recording import Checkpoint
 from fedrift.run import carry_out
 from fedrift.setting import resolve
 from fedrift.store import Run
@@ -144,11 +145,11 @@ def test_under_tls_only_nodes_whose_key_was_registered_join(tmp_path):
 
 def invariant(run: Run) -> None:
     """c = mean c_k."""
-    state, _ = load_state(run.state_path)
-    names = [name.removeprefix("memory/") for name in state if name.startswith("memory/")]
-    assert names
-    for name in names:
-        assert state[f"server.shared/{name}"][0].numpy() == pytest.approx(state[f"memory/{name}"].mean(0).numpy(), abs=1e-6)
+    state, _, memory = Checkpoint(run).read()
+    kept = memory.whole()
+    assert kept
+    for name, leaf in kept.items():
+        assert state[f"server.shared/{name}"][0].numpy() == pytest.approx(leaf.mean(0).numpy(), abs=1e-6)
 
 
 def ended(run: Run, seconds: float = 240) -> None:

@@ -12,8 +12,7 @@ from fedrift.experiment import GROUPS as KNOWN
 from fedrift.experiment import edit, parse
 from fedrift.probes import GROUPS
 from fedrift.run import carry_out
-from fedrift.store.tensors import load_state
-from tests.worlds import experiment, stock
+from tests.worlds import experiment, stock, stored
 
 EVERYTHING = tuple(GROUPS)
 
@@ -44,7 +43,7 @@ def test_no_probe_changes_the_run(tmp_path, overrides):
     """The state at the end, bit for bit, and every number that the smallest panel has too."""
     least = carry_out(asked(tmp_path, (), *overrides), at(tmp_path, "least"))
     most = carry_out(asked(tmp_path, EVERYTHING, *overrides), at(tmp_path, "most"))
-    one, other = (load_state(run.state_path)[0] for run in (least, most))
+    one, other = (stored(run) for run in (least, most))
     assert one.keys() == other.keys()
     assert all(torch.equal(one[name], other[name]) for name in one)
     seen = {record[:4]: repr(record.value) for record in most.records()}

@@ -14,7 +14,7 @@ from fedrift.mitigation import AtRandom, Bipartition, ByDomain, ByLoss, ByText, 
 from fedrift.mitigation.decision import assign
 from fedrift.run import carry_out
 from fedrift.setting import prepare, resolve
-from fedrift.store.tensors import load_state
+from tests.worlds import stored
 
 from .worlds import Killed, asked, at, killed_at, outcome
 
@@ -33,7 +33,7 @@ def test_a_run_that_was_interrupted_resumes_bit_for_bit_under_every_mitigation(w
             carry_out(wanted, at(world, tmp_path / "broken"), killed_at(round))
     broken = carry_out(wanted, at(world, tmp_path / "broken"))
     assert outcome(unbroken) == outcome(broken)
-    one, two = (load_state(run.state_path)[0] for run in (unbroken, broken))
+    one, two = (stored(run) for run in (unbroken, broken))
     assert one.keys() == two.keys() and all(torch.equal(one[name], two[name]) for name in one)
     trajectory = unbroken.trajectory()
     assert trajectory.table("group").shape[1] == 6 and np.isfinite(trajectory.table("group")).all()
@@ -68,7 +68,7 @@ def test_an_unseen_client_gets_the_model_of_its_like(world, tmp_path):
 def test_with_one_group_it_is_the_run_without_mitigation_bit_for_bit(world, tmp_path):
     one = carry_out(asked(world, ByText(encoder="hashing", clusters=1)), at(world, tmp_path))
     vanilla = carry_out(asked(world, Vanilla()), at(world, tmp_path))
-    state, other = (load_state(run.state_path)[0] for run in (one, vanilla))
+    state, other = (stored(run) for run in (one, vanilla))
     assert all(torch.equal(state[name], other[name]) for name in other)
     same = [row for row in one.records() if row.metric not in ("group", "cluster.ari", "cluster.nmi")]
     assert same == vanilla.records()

@@ -7,7 +7,7 @@ import json
 import pytest
 from pandas.testing import assert_frame_equal
 
-from fedrift import run as running
+from fedrift.recording import Checkpoint
 from fedrift.run import carry_out
 from tests import worlds
 
@@ -63,17 +63,17 @@ def test_a_run_killed_and_resumed_has_the_same_numbers(world, monkeypatch):
     experiment = worlds.experiment(world, *ALL)
     whole = frame(carry_out(experiment, worlds.stock(world)))
     (world / "runs").rename(world / "unbroken")
-    stored, keep = [], running.keep
+    stored, save = [], Checkpoint.save
 
-    def dying(run, state):
+    def dying(checkpoint, state):
         stored.append(state.round)
         if state.round == 3:
             raise KeyboardInterrupt
-        keep(run, state)
-    monkeypatch.setattr(running, "keep", dying)
+        save(checkpoint, state)
+    monkeypatch.setattr(Checkpoint, "save", dying)
     with pytest.raises(KeyboardInterrupt):
         carry_out(experiment, worlds.stock(world))
-    monkeypatch.setattr(running, "keep", keep)
+    monkeypatch.setattr(Checkpoint, "save", save)
     assert_frame_equal(whole, frame(carry_out(experiment, worlds.stock(world))))
     assert stored == [0, 1, 2, 3]
 
