@@ -19,7 +19,7 @@ from .paired import differences, median_interval, paired_t, t_test
 from .power import detectable, power, seeds_for
 from .ranks import cliffs_delta, rank_biserial, wilcoxon, worst_rank
 from .rates import clopper_pearson, fisher, mcnemar
-from .selection import select, values
+from .selection import bad_end, select, values
 from .share import fieller
 from .signflip import sign_flip
 from .trend import Monotone, page, spearman
@@ -38,6 +38,7 @@ __all__ = [
     "Verdict",
     "against",
     "as_perplexity",
+    "bad_end",
     "benjamini_hochberg",
     "bisect",
     "bootstrap",

@@ -14,16 +14,16 @@ from .families import holm
 from .paired import middle, paired_t
 from .ranks import Worst
 from .rates import clopper_pearson
-from .selection import Contrast, Selection, average, need, per_seed, select, shared_factors, values
+from .selection import Contrast, Selection, averaged, need, per_seed, select, shared_factors, values
 
 
 def summary(runs: pd.DataFrame, metric: str, by: Sequence[str], contrast: Contrast = "none", where: Selection | None = None,
-            level: float = 0.95, worst: Worst = "high") -> pd.DataFrame:
+            level: float = 0.95, worst: Worst | None = None) -> pd.DataFrame:
     """One row an arm: mean and t-interval over seeds (NaN with a diverged run: it has a median), seeds, diverged runs."""
     need(runs, by)
     rows = []
     for name, arm in values(runs, metric, where, contrast, worst).groupby(list(by), dropna=False, observed=True):
-        numbers = arm.groupby("seed")["value"].agg(average).dropna().to_numpy(dtype=np.float64)
+        numbers = averaged(arm, ["seed"])["value"].dropna().to_numpy(dtype=np.float64)
         found = paired_t(numbers, level)
         rows.append([*name, found.estimate, found.low, found.high, middle(numbers) if len(numbers) else math.nan, len(numbers),
                      int(arm["diverged"].sum())])
@@ -31,12 +31,13 @@ def summary(runs: pd.DataFrame, metric: str, by: Sequence[str], contrast: Contra
 
 
 def against(runs: pd.DataFrame, metric: str, factor: str, reference: object, factors: Sequence[str],
-            by: Sequence[str] = (), contrast: Contrast = "none", where: Selection | None = None, worst: Worst = "high",
+            by: Sequence[str] = (), contrast: Contrast = "none", where: Selection | None = None, worst: Worst | None = None,
             alpha: float = ALPHA) -> pd.DataFrame:
     """Every other level of ``factor`` less ``reference``, in each cell of ``by``, paired by seed; Holm over all rows of
     the table.
 
-    With ``contrast: twin`` it is the difference-in-differences against the IID twins.
+    With ``contrast: twin`` it is the difference-in-differences against the IID twins. ``tied`` counts the seeds in which both
+    sides diverged: they are no zeros, and are left out.
     """
     need(runs, [factor, *by])
     chosen = values(runs, metric, where, contrast, worst)
@@ -46,15 +47,15 @@ def against(runs: pd.DataFrame, metric: str, factor: str, reference: object, fac
         for level, arm in cell.groupby(factor, observed=True):
             if level != reference:
                 pairing = shared_factors(arm, base, factors, [factor, *by])
-                found.append(([*name, level], *per_seed(arm, base, pairing), int(arm["diverged"].sum() + base["diverged"].sum())))
+                found.append(([*name, level], per_seed(arm, base, pairing), int(arm["diverged"].sum() + base["diverged"].sum())))
     rows = []
-    for head, d, incomplete, diverged in found:
-        c = compare(d.to_numpy(dtype=np.float64), 1 - alpha, alpha, family=len(found))
+    for head, d, diverged in found:
+        c = compare(d.numbers.to_numpy(dtype=np.float64), 1 - alpha, alpha, family=len(found))
         i = c.interval
         rows.append([*head, i.estimate, i.low, i.high, c.g, c.rank_biserial, c.p.value if c.seeds else math.nan, c.p.attainable,
-                     c.seeds, incomplete, diverged, c.detectable])
+                     c.seeds, d.incomplete, d.tied, diverged, c.detectable])
     frame = pd.DataFrame(rows, columns=[*by, factor, "effect", "low", "high", "g", "rank_biserial", "p", "attainable", "seeds",
-                                        "incomplete", "diverged", "detectable"])
+                                        "incomplete", "tied", "diverged", "detectable"])
     frame.insert(list(frame.columns).index("attainable"), "holm", holm(frame["p"].to_numpy(dtype=np.float64)))
     return frame
 

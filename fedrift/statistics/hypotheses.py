@@ -27,7 +27,7 @@ Size = Annotated[float, Ge(0)]
 @dataclass(frozen=True, kw_only=True)
 class Hypothesis:
     """What all have. ``contrast: twin`` takes each run's own IID twin away; ``worst`` is the end at which a diverged
-    run counts."""
+    run counts: the one that is bad for the metric, if it is left out."""
 
     name: str
     says: str = ""  # the claim in words
@@ -35,7 +35,7 @@ class Hypothesis:
     metric: str = ""
     where: Levels = field(default_factory=dict)
     contrast: Contrast = "none"
-    worst: Worst = "high"
+    worst: Worst | None = None
 
     def measure(self, runs: pd.DataFrame, factors: Sequence[str], bar: Bar) -> Measured:
         """The numbers, and which way they point."""
@@ -85,8 +85,11 @@ class Interaction(Hypothesis):
 
 @dataclass(frozen=True, kw_only=True)
 class Trend(Hypothesis):
-    """``metric`` rises (or falls) ``along`` a dial: Page's L over the levels of a factor, seeds as blocks; where the
-    dial is measured and each run has its own value, Spearman's rho, permuted inside the seeds."""
+    """``metric`` rises (or falls) ``along`` a dial: Page's L over three or more levels of a factor, seeds as blocks; where
+    the dial is measured and each run has its own value, Spearman's rho, permuted inside the seeds.
+
+    Two levels are no trend: then it is the paired contrast of the two, with its own test, interval and power.
+    """
 
     along: str
     direction: Literal["up", "down"] = "up"

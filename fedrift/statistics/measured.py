@@ -9,9 +9,10 @@ import numpy as np
 import pandas as pd
 
 from .comparison import compare
-from .evidence import Interval, P
+from .evidence import Interval, P, counted
 from .paired import paired_t
 from .power import detectable
+from .selection import PerSeed
 
 
 @dataclass(frozen=True)
@@ -44,24 +45,27 @@ class Measured:
     detectable: float = math.nan
     points: tuple[tuple[int, float], ...] = ()
     notes: tuple[str, ...] = ()
+    tied: int = 0  # seeds in which both sides diverged: no difference, and not one of zero
 
 
-def nothing(said: str, unit: str, incomplete: int = 0, why: str = "no seed has all the runs that are compared") -> Measured:
+def nothing(said: str, unit: str, incomplete: int = 0, why: str = "", diverged: int = 0, tied: int = 0) -> Measured:
     """Of a comparison without a single complete seed."""
+    why = why or (f"both sides diverged in all of {counted(tied)}, so there is no difference to tell" if tied
+                  else "no seed has all the runs that are compared")
     none = Interval(math.nan, math.nan, math.nan, math.nan)
-    return Measured(said, unit, none, P(math.nan, 1.0, 0, "none"), False, incomplete=incomplete, detectable=math.inf,
-                    notes=(why,))
+    return Measured(said, unit, none, P(math.nan, 1.0, 0, "none"), False, incomplete=incomplete, diverged=diverged,
+                    detectable=math.inf, notes=(why,), tied=tied)
 
 
-def directed(d: pd.Series, sign: int, margin: float, smallest: float, bar: Bar, said: str, unit: str, incomplete: int,
-             diverged: int) -> Measured:
+def directed(of: PerSeed, sign: int, margin: float, smallest: float, bar: Bar, said: str, unit: str, diverged: int) -> Measured:
     """Whether the differences lie above ``margin`` (``sign`` 1) or below its negative (-1).
 
     Ruled out, if ``smallest`` is said, where a one-sided t-bound at the family's strictest alpha leaves no room for an
     effect that size.
     """
+    d = of.numbers
     if not len(d):
-        return nothing(said, unit, incomplete)
+        return nothing(said, unit, of.incomplete, diverged=diverged, tied=of.tied)
     numbers = d.to_numpy(dtype=np.float64)
     found = compare(numbers - sign * margin, 1 - bar.alpha, bar.alpha, bar.power, bar.family)
     shift = sign * margin
@@ -74,11 +78,14 @@ def directed(d: pd.Series, sign: int, margin: float, smallest: float, bar: Bar, 
     if found.infinite:
         notes.append(f"{found.infinite} of {found.seeds} seeds differ by a run that diverged: "
                      "the median and ranks instead of the mean")
+    equal = int((numbers == margin * sign).sum())
+    if equal:
+        notes.append(f"{equal} of {counted(len(numbers))} {'does' if equal == 1 else 'do'} not differ at all")
     if excluded:
         notes.append(f"an effect of {smallest:g}, the smallest that was said to matter, is ruled out")
     favours = sign * found.interval.estimate > 0 if not found.infinite else sign * found.rank_biserial > 0
-    return Measured(said, unit, here, found.p, favours, excluded, incomplete, diverged, found.g, found.detectable, dotted(d),
-                    tuple(notes))
+    return Measured(said, unit, here, found.p, favours, excluded, of.incomplete, diverged, found.g, found.detectable,
+                    dotted(d), tuple(notes), of.tied)
 
 
 def dotted(d: pd.Series) -> tuple[tuple[int, float], ...]:

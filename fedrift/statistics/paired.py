@@ -16,11 +16,15 @@ from .evidence import Interval, P, smallest_p
 
 
 def differences(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """``a - b``; a diverged run is infinite, two of them are as bad as each other: 0."""
+    """``a - b``; a diverged run is infinite. Where both sides diverged there is no difference to tell: NaN, see ``ties``."""
     a, b = np.asarray(a, dtype=np.float64), np.asarray(b, dtype=np.float64)
-    same = np.isinf(a) & (a == b)
     with np.errstate(invalid="ignore"):
-        return np.where(same, 0.0, a - b)
+        return np.where(ties(a, b), np.nan, a - b)
+
+
+def ties(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """Where both sides diverged: they are as bad as each other, which is not a difference of zero."""
+    return np.isinf(a) & (np.asarray(a) == np.asarray(b))
 
 
 def paired_t(d: np.ndarray, level: float = 0.95) -> Interval:

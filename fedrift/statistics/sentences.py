@@ -13,7 +13,7 @@ def sentence(name: str, grade: str, found: Measured, adjusted: float, bar: Bar) 
     lead = f"{name} is {grade}."
     if not found.p.seeds or math.isnan(found.interval.estimate):
         why = f": {found.notes[0]}" if found.notes else ""
-        return f"{lead} Nothing to judge yet in {found.said}{why}."
+        return " ".join([f"{lead} Nothing to judge in {found.said}{why}.", *left_out(found)])
     what = found.said[0].upper() + found.said[1:]
     said = f"{lead} {what}: {effect(found)} over {counted(found.p.seeds)}, {how_sure(found, adjusted, bar)}."
     return " ".join([said, *missed(grade, found, bar)])
@@ -27,9 +27,9 @@ def effect(found: Measured) -> str:
         text, ends = f"{i.estimate:.0%}", f"{i.low:.0%} to {i.high:.0%}" if math.isfinite(i.high - i.low) else "without bounds"
     else:
         text, ends = f"{i.estimate:{plus}.3g}", f"{i.low:{plus}.3g} to {i.high:{plus}.3g}"
-    per = " per unit" if found.unit == "slope" else ""
+    per, of = (" per unit", " of the seeds' slopes") if found.unit == "slope" else ("", "")
     what = "a ratio of " if found.unit == "ratio" else ""
-    return f"{what}{text}{per}" + ("" if math.isnan(i.level) else f" ({i.level * 100:.3g} % interval {ends})")
+    return f"{what}{text}{per}" + ("" if math.isnan(i.level) else f" ({i.level * 100:.3g} % interval{of} {ends})")
 
 
 def how_sure(found: Measured, adjusted: float, bar: Bar) -> str:
@@ -49,9 +49,21 @@ def missed(grade: str, found: Measured, bar: Bar) -> list[str]:
     elif grade == "inconclusive" and not math.isnan(found.detectable):
         size = f"{found.detectable:.0%}" if found.unit == "share" else f"{found.detectable:.3g}"
         told.append(f"An effect of {size} would have been called with {bar.power:.0%} probability; a smaller one may be there.")
+    elif grade == "inconclusive" and found.unit == "slope":
+        told.append("The p is of ranks and the interval of slopes: no smallest effect that would have been called is known.")
+    return [*told, *left_out(found)]
+
+
+def left_out(found: Measured) -> list[str]:
+    """Runs that diverged, and seeds that do not count."""
+    told: list[str] = []
     if found.diverged:
         one = found.diverged == 1
-        told.append(f"{found.diverged} run{'' if one else 's'} diverged and count{'s' if one else ''} as the worst.")
+        worst = found.unit != "rate" and (not found.tied or any(math.isinf(value) for _, value in found.points))
+        told.append(f"{found.diverged} run{'' if one else 's'} diverged"
+                    + (f" and count{'s' if one else ''} as the worst" * worst) + ".")
+    if found.tied and found.points:
+        told.append(f"In {counted(found.tied)} both sides diverged: no difference, and left out.")
     if found.incomplete:
         told.append(f"{counted(found.incomplete).capitalize()} not complete.")
     return told

@@ -15,7 +15,7 @@ import numpy as np
 from scipy import stats
 
 from ..seeds import numpy_stream
-from .evidence import P
+from .evidence import P, smallest_p
 
 EXACT = 20_000  # orders in all; more than that are drawn
 
@@ -37,11 +37,22 @@ def page(table: np.ndarray) -> P:
     least = min(1.0, 2.0 / math.factorial(levels) ** seeds) if seeds else 1.0
     if seeds < 1 or levels < 2:
         return P(math.nan, 1.0, seeds, "Page's L")
-    if seeds < 2 or levels < 3:  # not Page's: the same permutations of the levels inside each seed
+    if levels == 2:  # not Page's
+        return sign_test(table[:, 1] - table[:, 0])
+    if seeds < 2:  # not Page's: the same permutations of the levels inside each seed
         return spearman(np.tile(np.arange(levels), seeds), table.ravel(), np.repeat(np.arange(seeds), levels)).p
     ranks = np.stack([stats.rankdata(row) for row in table])
     sides = [float(stats.page_trend_test(side, ranked=True).pvalue) for side in (ranks, levels + 1 - ranks)]
     return P(min(1.0, 2 * min(sides)), least, seeds, "Page's L")
+
+
+def sign_test(d: np.ndarray) -> P:
+    """The exact sign test: what permuting two levels inside each seed comes to. Seeds without a difference are dropped."""
+    d = np.asarray(d, dtype=np.float64)
+    up, down = int((d > 0).sum()), int((d < 0).sum())
+    if not up + down:
+        return P(1.0, 1.0, 0, "exact sign test")
+    return P(float(stats.binomtest(up, up + down).pvalue), smallest_p(up + down), up + down, "exact sign test")
 
 
 def spearman(x: np.ndarray, y: np.ndarray, blocks: np.ndarray, draws: int = 9_999, seed: int = 0) -> Monotone:

@@ -44,7 +44,8 @@ class Verdict:
     test: str
     seeds: int
     incomplete: int  # seeds that lack a run of the comparison
-    diverged: int  # runs that count as the worst of ranks
+    diverged: int  # runs that diverged, IID twins among them
+    tied: int  # seeds in which both sides diverged: left out
     g: float  # paired Hedges g
     detectable: float  # minimum detectable effect; infinite: none, however large
     points: tuple[tuple[int, float], ...]  # seed and its own number
@@ -79,8 +80,8 @@ def verdict(said: Hypothesis, found: Measured, adjusted: float, bar: Bar) -> Ver
         name=said.name, says=said.says, family=said.family, kind=type(said).__name__, metric=said.metric, verdict=grade,
         effect=found.interval.estimate, low=found.interval.low, high=found.interval.high, level=found.interval.level,
         unit=found.unit, p=found.p.value, holm=adjusted, attainable=found.p.attainable, test=found.p.test, seeds=found.p.seeds,
-        incomplete=found.incomplete, diverged=found.diverged, g=found.g, detectable=found.detectable, points=found.points,
-        sentence=sentence(said.name, grade, found, adjusted, bar), notes=found.notes)
+        incomplete=found.incomplete, diverged=found.diverged, tied=found.tied, g=found.g, detectable=found.detectable,
+        points=found.points, sentence=sentence(said.name, grade, found, adjusted, bar), notes=found.notes)
 
 
 def graded(found: Measured, adjusted: float, bar: Bar) -> str:

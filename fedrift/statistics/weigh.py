@@ -13,9 +13,9 @@ import pandas as pd
 from .equivalence import margin_for, tost
 from .evidence import Interval, seeds_needed
 from .measured import Bar, Measured, detectable_of, directed, dotted, nothing
-from .paired import differences, paired_t
+from .paired import differences, paired_t, ties
 from .rates import clopper_pearson, mcnemar
-from .selection import ALWAYS, Selection, need, per_seed, select, shared_factors, told, values
+from .selection import ALWAYS, PerSeed, Selection, bad_end, need, per_seed, select, shared_factors, told, values
 from .share import fieller
 from .signflip import sign_flip
 
@@ -24,17 +24,21 @@ if TYPE_CHECKING:
 
 
 def difference(said: Hypothesis, runs: pd.DataFrame, factors: Sequence[str], of: Selection, than: Selection, *also: Selection,
-               scale: str = "difference") -> tuple[pd.Series, int, int]:
-    """``of`` less ``than`` by seed (``of`` alone where ``than`` is empty), seeds not complete, and runs that diverged."""
+               scale: str = "difference") -> tuple[PerSeed, int]:
+    """``of`` less ``than`` by seed (``of`` alone where ``than`` is empty), and how many of all the runs diverged."""
     table = values(runs, said.metric, None, said.contrast, said.worst, "ratio" if scale == "ratio" else "difference",
                    twins=True)
     left = select(table, said.where, of, *also)
     right = select(table, said.where, than, *also) if than else None
     named = {*of, *than, *(name for selection in also for name in selection)}
     pairing = [f for f in factors if f not in named] if right is None else shared_factors(left, right, factors, list(named))
-    found, incomplete = per_seed(left, right, pairing)
-    diverged = int(left["diverged"].sum()) + (int(right["diverged"].sum()) if right is not None else 0)
-    return found, incomplete, diverged
+    return per_seed(left, right, pairing), diverged_among(runs, said.contrast, left, *([] if right is None else [right]))
+
+
+def diverged_among(runs: pd.DataFrame, contrast: str, *sides: pd.DataFrame) -> int:
+    """How many runs of some sides diverged, and with ``contrast: twin`` of their IID twins too; each run counts once."""
+    names = set().union(*(side["run"] for side in sides), *(side["twin"] for side in sides if contrast == "twin"))
+    return int(runs.drop_duplicates("run").set_index("run")["diverged"].reindex(sorted(map(str, names))).eq(True).sum())
 
 
 def metric(said: Hypothesis) -> str:
@@ -49,9 +53,9 @@ def beside(of: Selection, than: Selection) -> str:
 
 def sides(said: Greater, runs: pd.DataFrame, factors: Sequence[str], bar: Bar) -> Measured:
     """Greater, Less: one paired difference."""
-    d, incomplete, diverged = difference(said, runs, factors, said.of, said.than, scale=said.scale)
+    d, diverged = difference(said, runs, factors, said.of, said.than, scale=said.scale)
     found = directed(d, said.sign, said.margin, said.smallest, bar, metric(said) + beside(said.of, said.than), "difference",
-                     incomplete, diverged)
+                     diverged)
     return as_ratio(found) if said.scale == "ratio" else found
 
 
@@ -64,49 +68,53 @@ def as_ratio(found: Measured) -> Measured:
 
 def interaction(said: Interaction, runs: pd.DataFrame, factors: Sequence[str], bar: Bar) -> Measured:
     """A difference of two paired differences, by seed."""
-    inside, missing, bad = difference(said, runs, factors, said.of, said.than, said.inside)
-    outside, missing_there, bad_there = difference(said, runs, factors, said.of, said.than, said.outside)
-    seeds = inside.index.intersection(outside.index)
-    d = pd.Series(differences(inside[seeds].to_numpy(), outside[seeds].to_numpy()), index=seeds)
+    inside, bad = difference(said, runs, factors, said.of, said.than, said.inside)
+    outside, bad_there = difference(said, runs, factors, said.of, said.than, said.outside)
+    seeds = inside.numbers.index.intersection(outside.numbers.index)
+    a, b = inside.numbers[seeds].to_numpy(float), outside.numbers[seeds].to_numpy(float)
+    both = ties(a, b)
+    d = PerSeed(pd.Series(differences(a, b)[~both], index=seeds[~both]), max(inside.incomplete, outside.incomplete),
+                max(inside.tied, outside.tied) + int(both.sum()))
     words = f"{metric(said)}{beside(said.of, said.than)}, in {told(said.inside)} less in {told(said.outside)}"
     sign = 1 if said.direction == "greater" else -1
-    return directed(d, sign, 0.0, said.smallest, bar, words, "difference", max(missing, missing_there), bad + bad_there)
+    return directed(d, sign, 0.0, said.smallest, bar, words, "difference", bad + bad_there)
 
 
 def equivalent(said: Equivalent, runs: pd.DataFrame, factors: Sequence[str], bar: Bar) -> Measured:
     """TOST; refuted where the interval lies wholly beyond the margin."""
-    d, incomplete, diverged = difference(said, runs, factors, said.of, said.than)
+    (d, incomplete, tied), diverged = difference(said, runs, factors, said.of, said.than)
     words = f"{metric(said)}{beside(said.of, said.than)} within {said.within:g}"
     if not len(d):
-        return nothing(words, "difference", incomplete)
+        return nothing(words, "difference", incomplete, diverged=diverged, tied=tied)
     numbers = d.to_numpy(float)
     if not np.isfinite(numbers).all():
-        return replace(nothing(words, "difference", incomplete, "a run diverged on one side only: not equivalent there"),
-                       diverged=diverged, points=dotted(d))
+        return replace(nothing(words, "difference", incomplete, "a run diverged on one side only: not equivalent there",
+                               diverged, tied), points=dotted(d))
     found, wide = tost(numbers, said.within, bar.alpha), paired_t(numbers, 1 - 2 * bar.each)
     beyond = (wide.low > said.within or wide.high < -said.within) and found.p.attainable <= bar.each
     sd = float(numbers.std(ddof=1)) if len(numbers) > 1 else math.nan
     inside = bool(abs(numbers.mean()) < said.within)
     return Measured(words, "difference", found.interval, found.p, inside, bool(beyond), incomplete, diverged,
-                    detectable=margin_for(len(numbers), sd, bar.each, bar.power), points=dotted(d))
+                    detectable=margin_for(len(numbers), sd, bar.each, bar.power), points=dotted(d), tied=tied)
 
 
 def share(said: Share, runs: pd.DataFrame, factors: Sequence[str], bar: Bar) -> Measured:
     """(than - of) / (than - whole) by the sign-flip of (than - of) - least (than - whole), its interval by Fieller."""
-    gain, missing, bad = difference(said, runs, factors, said.than, said.of)
+    (gain, missing, tied), bad = difference(said, runs, factors, said.than, said.of)
     target = replace(said, contrast="twin") if not said.whole else said
-    whole, missing_there, bad_there = difference(target, runs, factors, said.than, said.whole)
+    (whole, missing_there, tied_there), bad_there = difference(target, runs, factors, said.than, said.whole)
+    tied = max(tied, tied_there)
     goal = told(said.whole) or "its IID twin"
     words = f"share of {said.metric} that {told(said.of)} recovers, from {told(said.than)} to {goal}"
     seeds = gain.index.intersection(whole.index)
     incomplete = max(missing, missing_there)
     if not len(seeds):
-        return nothing(words, "share", incomplete)
+        return nothing(words, "share", incomplete, diverged=bad + bad_there, tied=tied)
     part, full = gain[seeds].to_numpy(float), whole[seeds].to_numpy(float)
     if not (np.isfinite(part).all() and np.isfinite(full).all()):
-        return replace(nothing(words, "share", incomplete, "a run diverged, and there is no share of an infinite loss"),
-                       diverged=bad + bad_there)
-    sign = 1.0 if said.worst == "high" else -1.0  # what is lost is above 0 where high is bad
+        return nothing(words, "share", incomplete, "a run diverged, and there is no share of an infinite loss", bad + bad_there,
+                       tied)
+    sign = 1.0 if (said.worst or bad_end(said.metric)) == "high" else -1.0  # what is lost is above 0 where high is bad
     there, left = sign_flip(full), part - said.least * full
     p, notes = sign_flip(left), [f"more than {said.least:.0%} was foretold"] if said.least else []
     p = replace(p, value=max(p.value, there.value))
@@ -118,7 +126,7 @@ def share(said: Share, runs: pd.DataFrame, factors: Sequence[str], bar: Bar) -> 
     points = tuple((int(seed), float(a / b)) for seed, a, b in zip(seeds, part, full, strict=True) if b)
     seen = said.least + detectable_of(left, bar) / abs(full.mean()) if full.mean() else math.inf
     return Measured(words, "share", found, p, favours, False, incomplete, bad + bad_there, detectable=seen, points=points,
-                    notes=tuple(notes))
+                    notes=tuple(notes), tied=tied)
 
 
 def rates(said: RateGreater, runs: pd.DataFrame, factors: Sequence[str], bar: Bar) -> Measured:
@@ -161,5 +169,5 @@ def together(said: All, parts: Sequence[Measured]) -> Measured:
                   for inner, part in zip(said.parts, parts, strict=True))
     return replace(weakest, p=p, favours=not against, excluded=any(part.excluded for part in parts),
                    incomplete=max(part.incomplete for part in parts), diverged=max(part.diverged for part in parts),
-                   detectable=max(part.detectable for part in parts), notes=notes,
+                   detectable=max(part.detectable for part in parts), notes=notes, tied=max(part.tied for part in parts),
                    said=f"the weakest of {len(parts)} parts, {weakest.said}")

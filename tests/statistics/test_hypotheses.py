@@ -108,11 +108,55 @@ def test_a_run_that_diverged_counts_as_the_worst_and_is_not_dropped():
     assert math.isfinite(found.effect) and "3 runs diverged" in found.sentence
 
 
-def test_two_runs_that_diverged_in_one_seed_are_as_bad_as_each_other():
+BOTH = {"metric": "loss", "of": {"algorithm": "Scaffold"}, "than": {"algorithm": "FedAvg"}, "where": {"partition.severity": 1.0}}
+KINDS = [Greater(name="H", **BOTH), Less(name="H", **GAP), Equivalent(name="H", within=0.1, **BOTH), Share(name="H", **BOTH),
+         Interaction(name="H", metric="loss", of=BOTH["of"], than=BOTH["than"], inside={"partition.severity": 1.0},
+                     outside={"partition.severity": 0.5})]
+
+
+@pytest.mark.parametrize("said", KINDS, ids=lambda said: type(said).__name__)
+def test_seeds_in_which_both_sides_diverged_are_no_zeros(said):
+    """Without them nothing changes, but they and their runs are counted."""
     runs = study(gap)
-    found = one(Greater(name="H", metric="loss", of={"algorithm": "Scaffold"}, than={"algorithm": "FedAvg"}),
-                diverge(runs, (runs["seed"] == 0) & ~runs["iid"]))
-    assert dict(found.points)[0] == 0.0 and found.seeds == 10
+    found, less = one(said, diverge(runs, runs["seed"] < 2)), one(said, runs[runs["seed"] >= 2])
+    assert (found.effect, found.low, found.high, found.p, found.seeds) == (less.effect, less.low, less.high, less.p, 8)
+    assert found.tied == 2 and found.diverged > 0 and 0 not in dict(found.points)
+    assert "In 2 seeds both sides diverged" in found.sentence and "count as the worst" not in found.sentence
+
+
+@pytest.mark.parametrize("said", [*KINDS, Trend(name="H", along="partition.severity", metric="loss", contrast="twin")],
+                         ids=lambda said: type(said).__name__)
+def test_where_every_run_diverged_there_is_no_effect_of_zero(said):
+    runs = study(gap, seeds=3)
+    found = one(said, diverge(runs, runs["seed"] >= 0))
+    assert found.verdict == "inconclusive" and math.isnan(found.effect)
+    assert (found.seeds, found.tied, found.incomplete) == (0, 3, 0)
+    assert "both sides diverged in all of 3 seeds" in found.sentence and "diverged." in found.sentence
+    assert "+0" not in found.sentence
+
+
+def test_the_twins_that_diverged_are_counted_too_and_each_run_once():
+    """Six runs of three seeds, as at too high a rate: three and their three twins."""
+    runs = study(gap, seeds=3, algorithms=("FedAvg",), severities=(1.0,))
+    assert one(Greater(name="H", **GAP), diverge(runs, runs["seed"] >= 0)).diverged == 6
+    assert one(Greater(name="H", **GAP), diverge(runs, runs["iid"])).diverged == 3
+
+
+def test_a_diverged_run_is_the_worst_of_accuracies_as_of_losses():
+    """Low is bad there; with the high end a broken model would be the most accurate one."""
+    runs = study(gap, seeds=7).rename(columns={"loss": "syntax.accuracy"}).assign(loss=0.0)
+    bad = diverge(runs, (runs["partition.severity"] == 1.0) & (runs["seed"] < 4))
+    arm = {"partition.severity": 1.0, "algorithm": "FedAvg"}
+    found = one(Less(name="H", metric="syntax.accuracy", contrast="twin", of=arm), bad)
+    assert [value for _, value in found.points][:4] == [-math.inf] * 4 and found.effect == -math.inf
+    assert one(Less(name="H", metric="syntax.accuracy", worst="high", of=arm), bad).points[0][1] == math.inf
+    assert (s.bad_end("loss"), s.bad_end("text.rougeL"), s.bad_end("text.repetition")) == ("high", "low", "high")
+
+
+def test_seeds_that_do_not_differ_are_told():
+    runs = study(gap, noise=0.0).assign(loss=lambda r: r["loss"].where(r["seed"] > 2, 1.0))
+    found = one(Greater(name="H", **BOTH), runs)
+    assert "3 of 10 seeds do not differ at all" in found.notes and found.seeds == 10 and found.tied == 0
 
 
 def test_an_unfinished_seed_is_left_out_and_told():
@@ -150,6 +194,28 @@ def test_a_trend_is_found_with_its_slope_and_a_flat_one_is_not():
     down = Trend(name="H1", metric="loss", direction="down", contrast="twin", along="partition.severity")
     assert one(down, runs).verdict == "refuted"
     assert one(said, study(lambda *arm: 0.0, severities=(0.25, 0.5, 0.75, 1.0))).verdict == "inconclusive"
+
+
+@pytest.mark.parametrize("direction, verdict", [("up", "supported"), ("down", "refuted")])
+def test_two_levels_are_no_trend_but_their_paired_contrast(direction, verdict):
+    """Test, interval and power are those of the upper level less the lower; seven seeds all rise: p = 2/128."""
+    runs = study(gap, seeds=7, severities=(0.5, 1.0), algorithms=("FedAvg",))
+    found = one(Trend(name="H", metric="loss", contrast="twin", along="partition.severity", direction=direction), runs)
+    gaps = s.values(runs, "loss", {}, "twin").pivot(index="seed", columns="partition.severity", values="value")
+    d = (gaps[1.0] - gaps[0.5]).to_numpy()
+    assert (found.verdict, found.test, found.unit, found.p) == (verdict, "exact sign-flip", "difference", 2 / 128)
+    assert (found.effect, found.low, found.high) == pytest.approx((s.paired_t(d).estimate, s.paired_t(d).low, s.paired_t(d).high))
+    assert found.detectable == pytest.approx(s.detectable(7, d.std(ddof=1)))
+    assert "1 less 0.5" in found.sentence and "no trend" in found.notes[0]
+
+
+def test_a_trend_of_ranks_claims_no_power_of_another_test():
+    runs = study(lambda *arm: 0.0, severities=(0.25, 0.5, 1.0))
+    found = one(Trend(name="H", metric="loss", contrast="twin", along="partition.severity"), runs)
+    assert found.test == "Page's L" and math.isnan(found.detectable) and "would have been called with" not in found.sentence
+    assert "of the seeds' slopes" in found.sentence and "The p is of ranks" in found.sentence
+    with pytest.raises(UserError, match="levels are numbers; those of 'algorithm' are FedAvg, Scaffold"):
+        one(Trend(name="H", metric="loss", along="algorithm"), runs)
 
 
 def test_a_trend_inside_two_seeds_is_not_replicated():

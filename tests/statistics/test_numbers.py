@@ -78,7 +78,7 @@ def test_wilcoxon_without_ties_is_scipys_exact_one():
 
 def test_worst_rank_takes_the_place_of_a_run_that_diverged():
     d = s.differences(np.array([1.0, INF, 2.0, INF]), np.array([0.5, 1.0, INF, INF]))
-    assert d.tolist() == [0.5, INF, -INF, 0.0]
+    assert d[:3].tolist() == [0.5, INF, -INF] and math.isnan(d[3])  # both diverged: no difference, and not one of zero
     assert s.wilcoxon(np.array([0.1, 0.2, 0.3, 0.4, 0.5, INF])).value == 2 / 64
     assert s.worst_rank(np.array([1.0, np.nan]), np.array([False, True]), "low").tolist() == [1.0, -INF]
 
@@ -145,16 +145,30 @@ def test_spearman_is_permuted_inside_the_seeds():
     assert s.spearman(x, np.where(y == 103, INF, y), seed).rho == pytest.approx(1.0)
 
 
-def test_power_is_that_of_r():
-    """R: power.t.test(n = 10, delta = 1, sd = 1, type = "one.sample")$power is 0.8030962."""
-    assert s.power(10, 1.0, 1.0) == pytest.approx(0.8030962, abs=1e-6)  # R leaves out the wrong side, unless strict = TRUE
-    assert s.power(6, 2.0, 1.7, 0.01) == pytest.approx(TTestPower().power(2 / 1.7, 6, 0.01), abs=1e-8)
+def test_power_of_many_seeds_is_that_of_the_t_test():
+    assert s.power(20, 2.0, 1.7, 0.01) == pytest.approx(TTestPower().power(2 / 1.7, 20, 0.01), abs=1e-8)
+
+
+@pytest.mark.parametrize("seeds, alpha", [(6, 0.05), (7, 0.025), (8, 0.01)])
+def test_power_of_few_seeds_is_that_of_their_signs(seeds, alpha):
+    """Only seeds of one sign can be called there: P(all above 0) + P(all below). The t test claims 8 to 17 % more."""
+    for effect in (0.0, 1.0, 1.8):
+        exact = stats.norm.cdf(effect) ** seeds + stats.norm.cdf(-effect) ** seeds
+        assert s.power(seeds, effect, 1.0, alpha) == pytest.approx(exact, abs=0.01)
+    assert s.detectable(seeds, 0.1, alpha) == pytest.approx(0.1 * stats.norm.ppf(0.8 ** (1 / seeds)), rel=0.01)
+    assert TTestPower().power(1.5, seeds, alpha) > s.power(seeds, 1.5, 1.0, alpha) + 0.05
+
+
+def test_a_trend_over_two_levels_is_a_sign_test_without_the_ties():
+    found = s.page(np.array([[1.0, 2], [1, 2], [3, 3], [1, 2], [2, 1], [0, 1], [0, 2], [1, 4]]))
+    assert (found.value, found.seeds, found.test) == (pytest.approx(2 * (1 + 7) / 2**7), 7, "exact sign test")
+    assert s.page(np.ones((4, 2))).value == 1.0
 
 
 @pytest.mark.parametrize("seeds", [6, 8, 10, 30])
 def test_the_detectable_effect_has_the_power_that_it_says(seeds):
     effect = s.detectable(seeds, 0.2)
-    assert s.power(seeds, effect, 0.2) == pytest.approx(0.8, abs=1e-6)
+    assert s.power(seeds, effect, 0.2) == pytest.approx(0.8, abs=2e-3)
     assert s.seeds_for(effect * 1.0001, 0.2) == seeds
 
 
