@@ -8,6 +8,7 @@ from typing import Any
 
 import pandas as pd
 
+from ..statistics.evidence import ALPHA
 from .numbers import METRICS
 from .page import Part, number, pvalue
 from .table import COMPARED, REFERENCES, Found, grades, percent, silent, title
@@ -47,16 +48,17 @@ def compared(found: Found) -> list[Part]:
             table = found.contrasts(metric, reference)
             if not len(table):
                 continue
-            rows = [[row["arm"], number(row["effect"], 4, plus=True),
-                     f"{number(row['low'], 4, plus=True)} to {number(row['high'], 4, plus=True)}",
+            rows = [[row["arm"], number(row["effect"], 4, plus=True), between(row),
                      f"{percent(row['effect']):+.2f} %" if math.isfinite(row["effect"]) else "",
-                     pvalue(row["p"], row["attainable"]), pvalue(row["holm"], row["attainable"]), str(row["seeds"])]
+                     pvalue(row["p"], row["attainable"]), pvalue(row["holm"], row["attainable"]), str(row["seeds"]),
+                     str(row["diverged"])]
                     for row in table.to_dict("records")]
             made.append(Part(
                 f"{METRICS[metric][0].capitalize()}, less {reference}",
                 "Below zero is better. Mean paired difference in nats per token, 95 % t-interval, the same as a change of "
-                "perplexity (PPL), exact sign-flip p, and the p corrected for all rows (Holm).",
-                ["arm", "mean", "95 % interval", "PPL", "p", "Holm", "seeds"], rows))
+                "perplexity (PPL), exact sign-flip p, and the p corrected for all rows (Holm). Where runs diverged on one side it is the median, "
+                "its interval and signed ranks; seeds in which both sides diverged are left out.",
+                ["arm", "mean", "95 % interval", "PPL", "p", "Holm", "seeds", "diverged"], rows))
     return made
 
 
@@ -84,11 +86,12 @@ def map_parts(gains: pd.DataFrame, starved: pd.DataFrame) -> list[Part]:
         Part("Where text clusters help", "Loss of text clusters less that of random clusters of the same sizes, nats per token; "
              "below zero they help. Next text is what clients are about to train on; held-out own text is drawn by domain "
              "and knows no token skew. Beside it what the descriptors know: p of the permutation of documents, how often a "
-             "document is nearest to its own client's mean (chance), and how many clusters would have been chosen.",
+             "document is nearest to its own client's mean (chance), and how many clusters would have been chosen. Each p is "
+             "of its own row: none is corrected for the number of rows.",
              ["regime", "severity", "less random, next text", "95 % interval", "p", "less vanilla", "less random, own text",
               "p of the permutation", "identified (chance)", "k chosen", "seeds"], rows),
         Part("What fewer clients to a model cost", "Random clusters on IID deals, less one model for all, on own text: nothing "
-             "but the smaller pool differs.", ["clusters", "difference", "95 % interval", "p", "seeds"], cost)]
+             "but the smaller pool differs. No p is corrected for the number of rows.", ["clusters", "difference", "95 % interval", "p", "seeds"], cost)]
 
 
 def between(row: Mapping[Any, Any], prefix: str = "") -> str:
@@ -123,15 +126,7 @@ def sentence(found: Found) -> str:
         table = found.contrasts("own", reference)
         mine = table[table["arm"] == "text"] if len(table) else table
         for row in mine.to_dict("records"):
-            if row["high"] < 0:
-                verdict = "better than"
-            elif row["low"] > 0:
-                verdict = "worse than"
-            else:
-                verdict = "not told apart from"
-            seen = f"; {row['detectable']:.3g} would have been seen with 80 % power" if math.isfinite(row["detectable"]) else ""
-            told.append(f"On their own text, text clusters are {verdict} {title(reference)} ({row['effect']:+.4f} nats, "
-                        f"{row['low']:+.4f} to {row['high']:+.4f}, p = {pvalue(row['p'], row['attainable'])}{seen}).")
+            told.append(against_in_words(row, reference))
     share = found.recovered()
     if math.isfinite(share.estimate):
         if math.isfinite(share.high - share.low):
@@ -143,6 +138,19 @@ def sentence(found: Found) -> str:
     if found.decisions and all(said.get("k") == 1 for said in found.decisions):
         told.append("In every seed one cluster was chosen: text clusters are vanilla.")
     return " ".join(told)
+
+
+def against_in_words(row: Mapping[Any, Any], reference: str) -> str:
+    """Better or worse only where a single comparison at .05 calls it: too few seeds can call nothing, whatever their interval."""
+    lead = f"On their own text, text clusters are {{}} {title(reference)}"
+    if math.isnan(row["effect"]):
+        return (f"Text clusters cannot be compared with {title(reference)}: in {row['tied']} seeds runs of both diverged."
+                if row["tied"] else f"Text clusters cannot be compared with {title(reference)}: no seed has both.")
+    called = max(row["p"], row["attainable"]) <= ALPHA
+    verdict = "not told apart from" if not called else "better than" if row["effect"] < 0 else "worse than"
+    size = [f"{row['effect']:+.4f} nats", between(row), f"p = {pvalue(row['p'], row['attainable'])}"]
+    seen = f"; {row['detectable']:.3g} would have been seen with 80 % power" if math.isfinite(row["detectable"]) else ""
+    return f"{lead.format(verdict)} ({', '.join(filter(None, size))}{seen})."
 
 
 def plain(found: Found, command: str = "") -> dict[str, Any]:

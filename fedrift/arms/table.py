@@ -48,7 +48,10 @@ class Found:
         return [name for name in order if name in set(self.rows["arm"])]
 
     def means(self) -> pd.DataFrame:
-        """One row an arm: each metric's mean over seeds (repeats of a seed first averaged), its t-interval, diverged runs."""
+        """One row an arm: each metric's mean over seeds (repeats of a seed first averaged), its t-interval, diverged runs.
+
+        An arm of which a run diverged has no mean: one over the runs that are left would hide it.
+        """
         every = []
         for arm in self.arms:
             mine = self.rows[self.rows["arm"] == arm]
@@ -56,7 +59,7 @@ class Found:
                                       "diverged": int(mine["diverged"].sum())}
             for metric in METRICS:
                 values = mine.groupby("seed")[metric].mean().to_numpy(dtype=np.float64)
-                found = paired_t(values[np.isfinite(values)])
+                found = paired_t(values[~np.isnan(values)] if not row["diverged"] else np.full(1, math.nan))
                 row |= {metric: found.estimate, f"{metric}.low": found.low, f"{metric}.high": found.high}
             every.append(row)
         return pd.DataFrame(every)

@@ -1,6 +1,6 @@
 """What a run came to, as numbers fixed before the study is run: never the best round, always the mean of the last five.
 
-Round 0, which no training has touched, is no part of an end.
+Round 0, which no training has touched, is no part of an end, nor of a moment.
 
 - ``loss``, or any recorded metric: the mean of its last five evaluations; ``metric@domain`` of one domain, layer or
   phenomenon; a metric that only clients have is first averaged over the clients that took part. ``metric:mean``,
@@ -62,8 +62,9 @@ def outcome(name: str, run: Trajectory, twin: Trajectory | None = None) -> float
     rounds, values = series(run, metric, domain)
     if not len(values):
         return math.nan
-    if moment and not np.isnan(values).all():
-        return float(MOMENTS[moment](values))
+    if moment:
+        trained = values[at_the_end(rounds, len(rounds))]
+        return float(MOMENTS[moment](trained)) if not np.isnan(trained).all() else math.nan
     return float(values[at_the_end(rounds, LAST)].mean())
 
 

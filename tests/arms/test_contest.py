@@ -7,13 +7,14 @@ import math
 from dataclasses import replace
 
 import numpy as np
+import pandas as pd
 import pytest
 
 from fedrift.arms import ARMS, contest
-from fedrift.arms.numbers import by_client
+from fedrift.arms.numbers import METRICS, by_client
 from fedrift.arms.page import html, markdown
-from fedrift.arms.parts import parts, plain
-from fedrift.arms.table import BEST, found
+from fedrift.arms.parts import parts, plain, sentence
+from fedrift.arms.table import BEST, Found, found
 from fedrift.errors import UserError
 from fedrift.statistics import paired_t, sign_flip
 from fedrift.study.conduct import conduct
@@ -111,6 +112,35 @@ def test_detectors_judge_before_and_after_beside_the_same_controls(came):
     assert set(came.judgements) == set(ARMS) - {"iid", "pooled"}
     gap = next(each for each in came.judgements["vanilla"] if each.failure == "loss gap")
     assert gap.grade != "not measured" and gap.seeds == 2 and math.isfinite(gap.excess)
+
+
+def made(own, diverged=(), seeds=7) -> Found:
+    """A contest of given losses by arm, as if it had been run. ``diverged``: pairs of arm and seed."""
+    rows = [{"run": f"{arm} {seed}", "arm": arm, "number": 0, "seed": seed, "iid": False, "diverged": (arm, seed) in diverged,
+             **dict.fromkeys(METRICS, math.nan), "train": math.nan,
+             "own": math.nan if (arm, seed) in diverged else values + seed / 10}
+            for arm, values in own.items() for seed in range(seeds)]
+    return Found("made", pd.DataFrame(rows), (), {}, ())
+
+
+def test_too_few_seeds_call_nothing_better_whatever_their_interval():
+    """Text clusters are .1 lower in every seed, give or take a hundredth."""
+    for seeds, verdict in ((1, "not told apart from"), (3, "not told apart from"), (7, "better than")):
+        one = made({"vanilla": 4.1, "text": 4.0, "random": 4.1}, seeds=seeds)
+        one.rows["own"] += 1e-3 * np.arange(len(one.rows)) ** 2 % 0.01
+        said = sentence(one)
+        assert f"text clusters are {verdict} random" in said and "nan" not in said and "+nan" not in markdown(parts(one))
+        assert "|  to  |" not in markdown(parts(one))
+
+
+def test_an_arm_of_which_a_run_diverged_has_no_mean_and_ties_no_zero():
+    own = {"vanilla": 4.1, "text": 4.0, "random": 4.1}
+    one = made(own, {("text", 0), ("random", 0)})
+    means, row = one.means().set_index("arm"), one.contrasts("own", "random").set_index("arm").loc["text"]
+    assert math.isnan(means.loc["text", "own"]) and means.loc["text", "diverged"] == 1 and means.loc["vanilla", "own"] > 4
+    assert (row["seeds"], row["tied"], row["diverged"]) == (6, 1, 2) and row["effect"] == pytest.approx(-0.1)
+    every = made(own, {(arm, seed) for arm in own for seed in range(7)})
+    assert "in 7 seeds runs of both diverged" in sentence(every) and "+0.0000" not in markdown(parts(every))
 
 
 def test_the_tables_can_be_written_and_hold_what_was_found(came):

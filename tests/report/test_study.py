@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 import subprocess
 import sys
+from dataclasses import replace
 
+import pandas as pd
 import pytest
 import vl_convert
 
@@ -16,6 +19,8 @@ from fedrift.report.study.document import Figure, Section
 from fedrift.report.study.dossier import opened
 from fedrift.report.study.latex import escaped, files, latex
 from fedrift.report.study.page import render
+from fedrift.report.study.sections import results
+from fedrift.statistics import holm, sign_flip
 from fedrift.study import Book, pack, unpack
 
 from .made import made
@@ -85,6 +90,51 @@ def test_every_number_of_the_results_is_that_of_the_store(document, whole):
     row = next(row for row in section(document, "results").blocks[1].rows if row[0] == "FedAvg, severity 1")
     assert row[1].startswith(f"{of.loss.mean():.3f} ±") and row[3].startswith(f"{of.gap.mean():+.3f} ±")
     assert row[-2:] == ("6/6", "0")
+
+
+def test_what_is_called_is_counted_from_the_p_and_not_from_its_cell(tmp_path):
+    """Scaffold less FedAvg at two severities, on loss and on the gap: each Holm p from the store's differences."""
+    dossier, called = opened(made(tmp_path, seeds=8)), 0
+    frame = dossier.frame
+    for contrast in ("loss", "gap"):
+        wide = frame[frame.role == "run"].pivot_table(index="seed", columns=["partition.severity", "algorithm"], values=contrast)
+        p = [sign_flip((wide[severity]["Scaffold"] - wide[severity]["FedAvg"]).to_numpy()).value for severity in (0.5, 1.0)]
+        called += sum(holm(p) <= 0.05)
+    assert f"Of 4 comparisons below {called} ha" in results.section(dossier).text[1] and called > 0
+
+
+@pytest.mark.parametrize(
+    ("p", "attainable", "called"), [(0.05, 0.03, 1), (0.050001, 0.03, 0), (1e-9, 1e-9, 1), (0.01, 0.0625, 0)]
+)
+def test_the_bar_is_met_by_the_number(p, attainable, called, whole, monkeypatch):
+    """What is printed as 0.05 or as .05 is no matter: .050001 is above the bar, and p of too few seeds is no p."""
+    row = {"partition.severity": 1.0, "algorithm": "Scaffold", "effect": 0.1, "low": 0.0, "high": 0.2, "g": 1.0, "holm": p,
+           "attainable": attainable, "detectable": 0.1, "seeds": 6, "diverged": 0}
+    monkeypatch.setattr(results, "against", lambda *_, **__: pd.DataFrame([row]))
+    assert f"Of 2 comparisons below {2 * called} ha" in results.section(opened(whole)).text[1]
+
+
+def test_an_arm_of_which_a_run_diverged_has_no_mean(tmp_path):
+    """One seed of six ended as NaN: a mean over the other five would hide it."""
+    dossier = opened(made(tmp_path))
+    bad = dossier.arms[0].runs[0]
+    struck = dossier.frame["run"] == bad
+    frame = dossier.frame.assign(diverged=dossier.frame["diverged"] | struck)
+    frame.loc[struck, ["loss", "gap"]] = math.nan
+    row = results.section(replace(dossier, frame=frame)).blocks[1].rows[0]
+    assert row[1] == row[3] == "–" and row[-2:] == ("6/6", "1")
+    fewer = dossier.frame.copy()
+    fewer.loc[struck, "gap"] = math.nan
+    assert results.section(replace(dossier, frame=fewer)).blocks[1].rows[0][3].endswith("(n = 5)")
+
+
+def test_a_mean_over_rounds_leaves_the_untrained_one_out(tmp_path):
+    """`thin` keeps few rounds for figures; a mean takes all, and round 0 is not trained."""
+    dossier = opened(made(tmp_path, seeds=2, rounds=40, algorithms=("FedAvg",), severities=(1.0,)))
+    run = next(iter(dossier.arms[0].runs.values()))
+    seen = dossier.book.run(run).trajectory()
+    assert dossier.per_run("loss")[run] == pytest.approx(seen.curve("loss")[seen.rounds > 0].mean())
+    assert dossier.per_run("loss", last=True)[run] == pytest.approx(seen.curve("loss")[-1])
 
 
 def test_the_gap_that_is_drawn_is_paired_by_seed(whole):

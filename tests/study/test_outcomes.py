@@ -26,7 +26,8 @@ def test_the_end_is_the_mean_of_the_last_five_and_nan_stays_nan():
 
 def test_moments_domains_and_clients():
     one = run([4, 2, 3], sport=[6, 7, 8])
-    assert outcome("loss:max", one) == 4
+    assert outcome("loss:max", one) == 3 and outcome("loss:mean", one) == 2.5  # round 0 is not trained
+    assert outcome("loss:max", run([4])) == 4
     assert outcome("loss:last", one) == 3
     assert outcome("loss@sport", one) == 7.5  # round 0 is no end
     assert outcome("loss@sport", run([4], sport=[6])) == 6

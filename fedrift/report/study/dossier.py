@@ -16,7 +16,7 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
-from ...statistics import Verdict
+from ...statistics import Verdict, bad_end, worst_rank
 from ...store import Run, connected
 from ...store.query import flat
 from ...study import Book, Entry, judged
@@ -106,7 +106,8 @@ class Dossier:
         return bool(kept < every)
 
     def curves(self, metric: str, clients: bool = False) -> pd.DataFrame:
-        """``arm, kind, domain, round``: mean over seeds and its t-interval; NaN where a seed has no finite number."""
+        """``arm, kind, domain, round``: mean over seeds and its t-interval; NaN where a seed has no finite number, or none at
+        all: a mean over the seeds that are left would jump where one stops."""
         return self._over_seeds(
             "SELECT arm, kind, domain, round, avg(value) FILTER (WHERE isfinite(value)) AS mean, "
             "stddev_samp(value) FILTER (WHERE isfinite(value)) AS sd, count(*) AS seeds, "
@@ -130,18 +131,24 @@ class Dossier:
         )
 
     def per_run(self, metric: str, clients: bool = False, last: bool = False) -> dict[str, float]:
-        """A metric of each run as its mean over the rounds, or in the last one that has it."""
+        """A metric of each run as its mean over all rounds of training, thinned or not, or in the last one that has it.
+
+        Round 0 counts only where there is no other. A round whose number is not finite makes the mean NaN.
+        """
         what = "arg_max(value, round)" if last else "avg(value)"
         rows = self.connection.execute(
-            f"SELECT run, {what} FROM thin WHERE metric = $metric AND domain = '' AND clients = $clients "
-            "AND isfinite(value) GROUP BY run",
+            f"SELECT run, CASE WHEN bool_and(isfinite(value)) THEN {what} ELSE 'nan'::DOUBLE END FROM (SELECT run, round,"
+            " coalesce(avg(value) FILTER (WHERE NOT isnan(value)), 'nan'::DOUBLE) AS value FROM records WHERE metric = $metric"
+            " AND domain = '' AND (client >= 0) = $clients GROUP BY run, round QUALIFY round > 0 OR max(round) OVER"
+            " (PARTITION BY run) = 0) GROUP BY run",
             {"metric": metric, "clients": clients},
         ).fetchall()
         return dict(rows)
 
     def _over_seeds(self, query: str, metric: str, clients: bool) -> pd.DataFrame:
         frame: pd.DataFrame = self.connection.execute(query, {"metric": metric, "clients": clients}).df()
-        frame["mean"] = frame["mean"].where(frame["lost"] == 0)
+        every = frame.groupby([name for name in ("arm", "kind", "domain") if name in frame])["seeds"].transform("max")
+        frame["mean"] = frame["mean"].where((frame["lost"] == 0) & (frame["seeds"] == every))
         seeds = frame["seeds"].to_numpy(dtype=np.float64)
         with np.errstate(invalid="ignore", divide="ignore"):
             half = stats.t.ppf((1 + LEVEL) / 2, np.where(seeds > 1, seeds - 1, np.nan)) * frame["sd"] / np.sqrt(seeds)
@@ -149,8 +156,11 @@ class Dossier:
         return frame
 
     def outcome(self, name: str) -> dict[str, float]:
-        """An outcome of the study by run; NaN where there is none yet."""
-        return dict(zip(self.frame["run"], self.frame[name], strict=True)) if name in self.frame else {}
+        """An outcome of the study by run; NaN where there is none yet, infinite at the bad end where the run diverged."""
+        if name not in self.frame:
+            return {}
+        numbers = worst_rank(self.frame[name].to_numpy(), self.frame["diverged"].to_numpy(), bad_end(name))
+        return dict(zip(self.frame["run"], numbers.tolist(), strict=True))
 
     def of_stage(self, stage: Stage) -> pd.DataFrame:
         """The rows of a stage's runs and of their twins."""

@@ -51,7 +51,8 @@ def flat(place: dict[str, Any]) -> dict[str, str]:
 
 def runs(dossier: Dossier) -> Table:
     places = {run: arm.place for arm in dossier.arms for run in arm.runs.values()}
-    loss, gap = dossier.outcome("loss"), dossier.outcome("gap")
+    frame = dossier.frame
+    loss, gap = (dict(zip(frame["run"], frame[name], strict=True)) if name in frame else {} for name in ("loss", "gap"))
     broke = {row["run"]: row["diverged"] for row in dossier.frame[["run", "diverged"]].to_dict("records")}
     status = {row["run"]: row["status"] for row in dossier.frame[["run", "status"]].to_dict("records")}
     rows = {}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from ....statistics import ALPHA, against
+from ....statistics import ALPHA, P, against
 from ..arms import Stage, short, text
 from ..document import Figure, Missing, Section, Table
 from ..dossier import Dossier
@@ -20,6 +20,7 @@ def section(dossier: Dossier) -> Section | Missing:
         return Missing("Results", "no run has ended yet")
     blocks: list[Figure | Table] = []
     gap = dossier.outcome("gap")
+    every: list[P] = []
     for stage in dossier.stages:
         made = (
             strip_figure(
@@ -36,28 +37,17 @@ def section(dossier: Dossier) -> Section | Missing:
             else None
         )
         blocks += [*([made] if made else []), table(dossier, stage)]
-        compared = comparison(dossier, stage)
+        compared, ps = comparison(dossier, stage)
         blocks += [compared] if compared else []
+        every += ps
     text = ["End: mean of the last five evaluations, never the best one. Final: the larger evaluation after the last round."]
-    called = [
-        row
-        for block in blocks
-        if isinstance(block, Table) and block.key.startswith("against")
-        for row in block.rows
-        if is_called(row)
-    ]
-    rows = sum(len(block.rows) for block in blocks if isinstance(block, Table) and block.key.startswith("against"))
-    if rows:
+    called = sum(p.below(ALPHA) for p in every)
+    if every:
         text.append(
-            f"Of {many(rows, 'comparison')} below {len(called)} {'has' if len(called) == 1 else 'have'} a Holm p of at most"
+            f"Of {many(len(every), 'comparison')} below {called} {'has' if called == 1 else 'have'} a Holm p of at most"
             f" {ALPHA:g}; the others are no finding, and the column “smallest” says what would have been one."
         )
     return Section("results", "Results", tuple(text), tuple(blocks))
-
-
-def is_called(row: tuple[str, ...]) -> bool:
-    said = row[-4]
-    return said.startswith(("<", ".")) and float(said.strip("< ")) <= ALPHA
 
 
 def table(dossier: Dossier, stage: Stage) -> Table:
@@ -66,13 +56,14 @@ def table(dossier: Dossier, stage: Stage) -> Table:
     rows = []
     for arm in stage.arms:
         cells = []
+        ended = sum(run in dossier.endings for run in arm.runs.values())
         for name in outcomes:
             of = dossier.outcome(name)
-            middle, low, high, _ = mean(of.get(run, math.nan) for run in arm.runs.values())
+            middle, low, high, count = mean(of.get(run, math.nan) for run in arm.runs.values())
             form = signed if name.startswith("gap") else plain
             half = (high - low) / 2
-            cells.append(f"{form(middle)} ± {plain(half)}" if math.isfinite(half) else form(middle))
-        ended = sum(run in dossier.endings for run in arm.runs.values())
+            fewer = f" (n = {count})" if math.isfinite(middle) and count != ended else ""
+            cells.append((f"{form(middle)} ± {plain(half)}" if math.isfinite(half) else form(middle)) + fewer)
         rows.append(
             (
                 full_name(stage, arm),
@@ -83,7 +74,8 @@ def table(dossier: Dossier, stage: Stage) -> Table:
         )
     return Table(
         f"results-{stage.name}",
-        "Every arm: mean over seeds ± half of its 95 % t-interval; no mean where a run did not end as a finite number.",
+        "Every arm: mean over seeds ± half of its 95 % t-interval; no mean where a run diverged, or where one has no finite "
+        "number; n: seeds that have the number, where they are fewer.",
         ("arm", *(TITLES.get(name, name) for name in outcomes), "seeds", "diverged"),
         tuple(rows),
         frozenset(range(1, len(outcomes) + 3)),
@@ -92,17 +84,20 @@ def table(dossier: Dossier, stage: Stage) -> Table:
     )
 
 
-def comparison(dossier: Dossier, stage: Stage) -> Table | None:
-    """Every level against the first, and above it what the skew alone does: the difference in differences against the twins."""
+def comparison(dossier: Dossier, stage: Stage) -> tuple[Table | None, list[P]]:
+    """Every level against the first, and above it what the skew alone does: the difference in differences against the twins.
+
+    Beside the table the Holm p of each of its rows.
+    """
     axis = stage.colour
     frame = dossier.of_stage(stage)
     if axis is None or "loss" not in frame or frame["loss"].isna().all():
-        return None
+        return None, []
     factors = [name for name in dossier.said["factors"] if name in frame]
     by = [each.name for each in stage.rest]
     reference = next(iter(stage.arms)).values[axis.name]
     places = {(stage.shade(arm), tuple(arm.levels[name] for name in by)): arm.place for arm in stage.arms}
-    rows, arms = [], []
+    rows, arms, ps = [], [], []
     paired = bool(any(arm.twins for arm in stage.arms))
     for contrast, title in (("none", "end loss"), *((("twin", "gap to twin"),) if paired else ())):
         found = against(frame, "loss", axis.name, reference, factors, by, contrast=contrast)  # type: ignore[arg-type]
@@ -111,6 +106,7 @@ def comparison(dossier: Dossier, stage: Stage) -> Table | None:
                 text(row[name]) if isinstance(row[name], str) else f"{short(str(name))} {text(row[name])}" for name in by
             )
             level = text(row[axis.name])
+            ps.append(P(row["holm"], row["attainable"], row["seeds"], "Holm"))
             rows.append(
                 (
                     title,
@@ -130,7 +126,8 @@ def comparison(dossier: Dossier, stage: Stage) -> Table | None:
         Table(
             f"against-{stage.name}",
             f"Every {axis.label} less {text(reference)}, paired by seed; “gap to twin” is the difference in differences against"
-            " the IID twins. g: paired Hedges g; p: exact, Holm over all rows of one outcome.",
+            " the IID twins. g: paired Hedges g; p: exact, Holm over all rows of one outcome. Diverged: runs that "
+            "did; where both sides diverged the seed is left out, else it counts as the worst.",
             ("outcome", "comparison", "where", "effect", "95 % interval", "g", "Holm p", "smallest", "seeds", "diverged"),
             tuple(rows),
             frozenset(range(3, 10)),
@@ -138,5 +135,6 @@ def comparison(dossier: Dossier, stage: Stage) -> Table | None:
             long=len(rows) > 30,
         )
         if rows
-        else None
+        else None,
+        ps,
     )

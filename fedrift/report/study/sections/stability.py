@@ -33,7 +33,7 @@ def section(dossier: Dossier) -> Section | Missing:
         (
             (
                 "A run counts as diverged where its loss is not finite, or stays above both 1.5 times its start and ln 4 "
-                "over its lowest for three evaluations. A cross: no seed ended with a finite loss."
+                "over its lowest for three evaluations. A cross: a seed diverged, and there is no mean."
             ),
         ),
         tuple(figures),
