@@ -56,8 +56,8 @@ def compared(found: Found) -> list[Part]:
             made.append(Part(
                 f"{METRICS[metric][0].capitalize()}, less {reference}",
                 "Below zero is better. Mean paired difference in nats per token, 95 % t-interval, the same as a change of "
-                "perplexity (PPL), exact sign-flip p, and the p corrected for all rows (Holm). Where runs diverged on one side it is the median, "
-                "its interval and signed ranks; seeds in which both sides diverged are left out.",
+                "perplexity (PPL), exact sign-flip p, and the p corrected for all rows (Holm). Where runs diverged on one side "
+                "it is the median, its interval and signed ranks; seeds in which both sides diverged are left out.",
                 ["arm", "mean", "95 % interval", "PPL", "p", "Holm", "seeds", "diverged"], rows))
     return made
 
@@ -91,7 +91,8 @@ def map_parts(gains: pd.DataFrame, starved: pd.DataFrame) -> list[Part]:
              ["regime", "severity", "less random, next text", "95 % interval", "p", "less vanilla", "less random, own text",
               "p of the permutation", "identified (chance)", "k chosen", "seeds"], rows),
         Part("What fewer clients to a model cost", "Random clusters on IID deals, less one model for all, on own text: nothing "
-             "but the smaller pool differs. No p is corrected for the number of rows.", ["clusters", "difference", "95 % interval", "p", "seeds"], cost)]
+             "but the smaller pool differs. No p is corrected for the number of rows.",
+             ["clusters", "difference", "95 % interval", "p", "seeds"], cost)]
 
 
 def between(row: Mapping[Any, Any], prefix: str = "") -> str:
