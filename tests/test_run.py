@@ -24,6 +24,7 @@ from fedrift.experiment import edit, twin
 from fedrift.recording import Checkpoint
 from fedrift.run import carry_out
 from fedrift.setting import prepare, resolve
+from fedrift.store import list_runs
 from tests.pairs import PAIRS, TUNES, algorithm
 from tests.worlds import corpus_file, experiment, stock, stored
 
@@ -186,6 +187,18 @@ def test_a_run_keeps_its_micro_cohorts_when_it_resumes(tmp_path):
     with pytest.raises(Killed):
         carry_out(asked, stock(tmp_path, micro=1), killed_at(2))
     assert carry_out(asked, stock(tmp_path)).environment["engine"] == {"micro": 1}
+
+
+def test_a_run_that_resumes_on_another_processor_says_so(tmp_path):
+    asked = experiment(tmp_path, "plan.rounds=2", "evaluate.final=0")
+    with pytest.raises(Killed):
+        carry_out(asked, stock(tmp_path), killed_at(1))
+    (begun,) = list_runs(tmp_path / "runs")
+    before = begun.environment
+    before["processor"]["capability"] = "AMX"
+    begun.write_json("environment", before)
+    (event,) = [event for event in carry_out(asked, stock(tmp_path)).events() if event["kind"] == "resumed elsewhere"]
+    assert event["message"].startswith("processor capability was 'AMX' and is ") and event["round"] == 1
 
 
 def test_a_diverging_run_ends_and_says_so(tmp_path):

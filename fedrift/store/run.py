@@ -1,7 +1,7 @@
 """One run's folder: what was asked, what came of it round by round, and where to go on.
 
     runs/<id>/experiment.json     the experiment, resolved
-              environment.json    versions, platform, device, threads, the engine's choices
+              environment.json    versions, platform, processor, device, threads, the engine's choices
               records.jsonl       [round, metric, domain, client, value] a line; append-only
               records.parquet     the same for queries, made at the end; all there is of a run from an archive
               timings.jsonl       seconds by phase; apart, as they differ from one day to another

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -246,6 +247,28 @@ def test_the_environment_of_the_first_start_stays_and_later_ones_are_compared(ru
     assert settle(run, describe("cpu", 2, {"stack": 4})) == []
     assert settle(run, describe("cpu", 1, {"stack": 4})) == ["threads was 2 and is 1"]
     assert run.environment["threads"] == 2 and run.environment["packages"]["numpy"] == np.__version__
+
+
+def test_another_processor_is_told_and_one_that_was_never_written_down_is_not(run):
+    here = describe("cpu", 2, {})
+    assert {"name", "capability", "instructions", "limits"} == here["processor"].keys() and here["processor"]["capability"]
+    amx = {"name": "Xeon", "capability": "AVX512", "instructions": "amx_tile avx2", "limits": {}}
+    settle(run, {**here, "processor": amx})
+    limited = {**amx, "capability": "AVX2", "instructions": "avx2 fma3", "limits": {"ONEDNN_MAX_CPU_ISA": "AVX2"}}
+    assert settle(run, {**here, "processor": amx}) == []
+    assert settle(run, {**here, "processor": limited}) == [
+        "processor capability was 'AVX512' and is 'AVX2'", "processor limits was {} and is {'ONEDNN_MAX_CPU_ISA': 'AVX2'}",
+        "the processor no longer has amx_tile", "the processor now has fma3"]
+    run.write_json("environment", {name: value for name, value in here.items() if name != "processor"})
+    assert settle(run, here) == []  # of a version that did not write it
+    run.write_json("environment", {**here, "processor": {"capability": here["processor"]["capability"]}})
+    assert settle(run, here) == []
+
+
+def test_limits_that_are_set_on_the_processor_are_written_down(monkeypatch):
+    monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", "SSE41")
+    said = describe("cpu", 1, {})["processor"]
+    assert said["limits"]["ONEDNN_MAX_CPU_ISA"] == "SSE41" and said["capability"] == torch.backends.cpu.get_cpu_capability()
 
 
 def test_other_engine_choices_refuse_to_resume(run):

@@ -43,9 +43,12 @@ def machines(dossier: Dossier) -> Table:
 
 
 def flat(place: dict[str, Any]) -> dict[str, str]:
-    rest = {name: value for name, value in place.items() if name not in ("packages", "engine")}
+    rest = {name: value for name, value in place.items() if name not in ("packages", "engine", "processor")}
     return {name: str(value) for name, value in {**rest, **place.get("packages", {})}.items()} | {
-        f"engine: {name}": str(value) for name, value in place.get("engine", {}).items()
+        f"{part}: {name}": str(value)
+        for part in ("processor", "engine")
+        for name, value in place.get(part, {}).items()
+        if value != {}
     }
 
 
