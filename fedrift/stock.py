@@ -17,7 +17,8 @@ from .runtime import Runtime
 
 @dataclass(frozen=True)
 class Stock:
-    """Loaded things by name. One network can wear one kind of trained parts; another kind loads it again.
+    """Loaded things by name. One network can wear one kind of trained parts; another kind has a network of its own, whose
+    parameters are the same tensors: the frozen weights are in memory once, whatever is trained.
 
     ``meeting``: where the runs that share this stock train together, each in a thread of its own.
     """
@@ -43,18 +44,22 @@ class Stock:
         return self._keep(("zero-shot",), dict)  # type: ignore[no-any-return]
 
     def language_model(self, name: str, tune: Tune) -> LanguageModel:
-        dtype = self.engine.get("dtype", "float32")
-        return self._keep(("model", name, tune), lambda: load_model(
-            name, cache=self.runtime.cache, dtype=dtype, base=tune.base, say=self.runtime.say))
+        """The model for one kind of trained parts; its parameters are those of every other kind on the same base."""
+        def load() -> LanguageModel:
+            loaded = load_model(name, cache=self.runtime.cache, dtype=self.engine.get("dtype", "float32"), base=tune.base,
+                                say=self.runtime.say)
+            device = self.runtime.torch_device()
+            if tune.base != "nf4" or device.type != "cpu":  # four-bit weights are packed on the CPU: there they stay as they are
+                loaded.network.to(device)  # type: ignore[arg-type]  # before it is shared: a move may make new parameters
+            return loaded
+        return self._keep(("model", name, tune), lambda: self._keep(("base", name, tune.base), load).sharing())
 
     def stacked(self, name: str, tune: Tune) -> StackedModel:
         """The model, ready to be worn by many clients."""
         def make() -> StackedModel:
-            network, device = self.language_model(name, tune).network, self.runtime.torch_device()
-            if tune.base != "nf4" or device.type != "cpu":  # four-bit weights are packed on the CPU: there they stay as they are
-                network = network.to(device)  # type: ignore[arg-type]
             compiled = self.runtime.compiled  # the compiler fuses plain modules itself
-            model = StackedModel(network, tune, lean=not compiled, prefix=False if compiled else None)
+            model = StackedModel(self.language_model(name, tune).network, tune, lean=not compiled,
+                                 prefix=False if compiled else None)
             if self.runtime.compiled:
                 model.compile()
             return model

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import pandas as pd
 import pytest
+import torch
 
 from fedrift.corpus import TRAIN, Source, pretraining_half
-from tests.worlds import stock
+from fedrift.fleet.simulated import value_and_gradient
+from fedrift.models.tune import Full, LastK, Lora
+from fedrift.optimizers import Sgd
+from tests.worlds import model_folder, stock
 
 
 @pytest.fixture
@@ -33,3 +37,39 @@ def test_pocket_is_studied_on_documents_that_it_has_not_read(data):
 def test_a_corpus_is_loaded_once(data):
     there = stock(data, data=data / "data")
     assert there.corpus(Source("dbpedia"), "pocket") is there.corpus(Source("dbpedia"), "pocket")
+
+
+TUNES = [Lora(rank=2), Lora(rank=4, targets=("all",)), LastK(1), Full(), Lora(rank=3)]
+
+
+def trained(model) -> dict[str, torch.Tensor]:
+    """The leaves of two clients after three steps on tokens of their own, and their last losses."""
+    params = model.template(0).rows(torch.zeros(2, dtype=torch.long))
+    tokens = torch.arange(2, 66).view(2, 2, 16)
+    for _ in range(3):
+        loss, grad = value_and_gradient(model, params, {"tokens": tokens, "keep": torch.ones_like(tokens, dtype=torch.bool)},
+                                        torch.arange(2))
+        params, _ = Sgd(0.5).step(params, grad, type(params)())
+    return {**params, "loss": loss}
+
+
+@pytest.mark.parametrize("kind", ["llama", "gpt2"])
+def test_whatever_is_trained_the_frozen_weights_are_in_memory_once_and_stay_as_they_are(tmp_path, kind):
+    folder, there = str(model_folder(tmp_path / "model", kind)), stock(tmp_path)
+    models = {tune: there.stacked(folder, tune) for tune in TUNES}
+    first = there.language_model(folder, TUNES[0]).network
+    before = {name: leaf.clone() for name, leaf in first.named_parameters()}
+    ends = {tune: trained(model) for tune, model in models.items()}
+    for tune, model in reversed(models.items()):  # whoever works in between
+        assert all(torch.equal(leaf, ends[tune][name]) for name, leaf in trained(model).items())
+    places = [sorted(leaf.data_ptr() for leaf in model.network.parameters()) for model in models.values()]
+    assert all(each == places[0] for each in places)
+    joined = [{part.lean[0].weight.data_ptr() for part in model.network.modules() if hasattr(part, "lean")}
+              for model in models.values()]
+    assert all(each <= joined[0] for each in joined) and bool(joined[0]) == (kind == "llama")
+    held = {leaf.untyped_storage().data_ptr(): leaf.untyped_storage().nbytes() for leaf in first.parameters()}
+    assert sum(held.values()) == sum(leaf.nbytes for leaf in first.parameters())
+    assert all(torch.equal(leaf, before[name]) for name, leaf in first.named_parameters())
+    for tune in TUNES:
+        alone = trained(stock(tmp_path).stacked(folder, tune))  # loaded for this one only
+        assert alone.keys() == ends[tune].keys() and all(torch.equal(alone[name], ends[tune][name]) for name in alone)

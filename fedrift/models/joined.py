@@ -41,7 +41,9 @@ class Joined:
     @torch.no_grad()
     def join(self) -> None:
         bases: list[Any] = [base_of(module) for module in self.modules]
-        self.weight = torch.cat([base.weight for base in bases])
+        weights = [base.weight.data for base in bases]
+        together = adjoining(weights)  # another network with the same parameters may have joined them
+        self.weight = torch.cat(weights) if together is None else together
         self.bias = torch.cat([base.bias for base in bases]) if bases[0].bias is not None else None
         self.ends = torch.tensor([base.out_features for base in bases]).cumsum(0).tolist()
         for base, end in zip(bases, self.ends, strict=True):
@@ -114,6 +116,17 @@ class Plan:
                 part = slice(number * rank, (number + 1) * rank)
                 found += [ddown[:, part].contiguous(), dup[:, first:last, part].contiguous()]
         return None if dx is None else dx.view(x.shape), found
+
+
+def adjoining(weights: Sequence[Tensor]) -> Tensor | None:
+    """The matrix of which these ``[O_i, I]`` are the rows, one after the other; None where they lie elsewhere."""
+    first, end = weights[0], weights[0].data_ptr()
+    for weight in weights:
+        if not weight.is_contiguous() or weight.data_ptr() != end or \
+                weight.untyped_storage().data_ptr() != first.untyped_storage().data_ptr():
+            return None
+        end += weight.nbytes
+    return first.as_strided((sum(map(len, weights)), first.shape[1]), first.stride())
 
 
 def base_of(module: nn.Module) -> Any:

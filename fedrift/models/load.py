@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from copy import deepcopy
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +46,12 @@ class LanguageModel:
     network: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
     window: int
+
+    def sharing(self) -> LanguageModel:
+        """The same model in modules of its own, with the same parameters: whoever changes modules changes none of ours, and
+        the weights are in memory once."""
+        same = {id(parameter): parameter for parameter in self.network.parameters()}
+        return replace(self, network=deepcopy(self.network, same))
 
 
 def load_model(name: str, *, cache: Path, dtype: str = "float32", base: Base = "dense",
