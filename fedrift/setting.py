@@ -131,9 +131,19 @@ def prepare(experiment: Experiment, stock: Stock, engine: dict[str, Any] | None 
     work = Work(mitigation, ground, experiment.algorithm)
     return Setting(fleet, model, work.begin(template), cohort, seen.panel, seen.losses, seen.final,
                    {"domains": list(held.names), "tokens": held.mix.astype(int).tolist()},
-                   experiment.algorithm.caveats(plan.optimizer, plan.weighting) + experiment.algorithm.aggregate.thin(cohort)
-                   + mitigation.caveats() + seen.caveats + list(words.notes),
+                   known_caveats(experiment) + seen.caveats + list(words.notes),
                    engine, work, Grouping(ground.domain) if mitigation != Vanilla() else None)
+
+
+def known_caveats(experiment: Experiment) -> list[str]:
+    """What a reader of the results must know and that the experiment alone tells, before anything is loaded."""
+    plan, algorithm, clients = experiment.plan, experiment.algorithm, experiment.partition.clients
+    _, cohort, steps = algorithm.enroll([np.zeros(1, dtype=np.int64)] * clients, plan.cohort(clients), plan.steps)
+    found = algorithm.caveats(plan.optimizer, plan.weighting) + algorithm.aggregate.thin(cohort)
+    if cohort == 1 and steps and not algorithm.alone:
+        found.append("one client per round: nothing is averaged, so update.divergence and gradient.norm.variance do not exist; "
+                     "raise plan.participation for a cohort of two or more")
+    return found + experiment.mitigation.caveats()
 
 
 def ground_of(experiment: Experiment, stock: Stock, corpus: Corpus, partition: Partition, fleet: SimulatedFleet,

@@ -18,12 +18,13 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 from fedrift.algorithms import FedAvg, FedProx, LocalOnly, Scaffold, ZeroShot
+from fedrift.cli.screen import summary
 from fedrift.diagnose import verdict
 from fedrift.errors import UserError
 from fedrift.experiment import edit, twin
 from fedrift.recording import Checkpoint
 from fedrift.run import carry_out
-from fedrift.setting import prepare, resolve
+from fedrift.setting import known_caveats, prepare, resolve
 from fedrift.store import list_runs
 from tests.pairs import PAIRS, TUNES, algorithm
 from tests.worlds import corpus_file, experiment, stock, stored
@@ -207,6 +208,19 @@ def test_a_diverging_run_ends_and_says_so(tmp_path):
     assert {event["kind"] for event in run.events()} & {"client failed", "update exploded"}  # which of them rests on rounding
     said = verdict(run.trajectory())
     assert said.diverged and said.sentence.startswith("Training failed: ")
+
+
+def test_a_cohort_of_one_client_is_a_caveat_of_a_run_that_averages(tmp_path, capsys):
+    said = {name: any("one client per round" in caveat for caveat in known_caveats(
+        experiment(tmp_path, f"algorithm={name}", "plan.participation=0.34"))) for name in (
+            "FedAvg", "Scaffold", "LocalOnly", "Centralised", "ZeroShot")}
+    assert said == {"FedAvg": True, "Scaffold": True, "LocalOnly": False, "Centralised": False, "ZeroShot": False}
+    assert not any("one client" in caveat for caveat in known_caveats(experiment(tmp_path)))
+    run = carry_out(experiment(tmp_path, "plan.participation=0.34", "plan.rounds=1", "evaluate.final=0"), stock(tmp_path))
+    assert any("one client per round: nothing is averaged" in caveat for caveat in run.read_json("finished")["caveats"])
+    assert not {"update.divergence", "gradient.norm.variance"} & set(run.trajectory().metrics)
+    summary(run)
+    assert "Caveat: one client per round: nothing is averaged" in capsys.readouterr().out
 
 
 def test_scaffold_says_where_it_is_unsound_in_the_run_itself(tmp_path):

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from rich.box import SIMPLE
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
@@ -68,6 +69,8 @@ def summary(run: Run) -> None:
     screen, said = Console(highlight=False), verdict(run.trajectory())
     screen.print(f"[bold]{title(run)}[/]  run {run.id}  {run.status}")
     screen.print(said.sentence)
+    for caveat in caveats(run):
+        screen.print(f"Caveat: {escape(caveat)}.")
     if run.finished:
         end = run.read_json("finished")
         seconds = end["seconds"]
@@ -90,10 +93,15 @@ def verdicts(pairs: list[tuple[Run, Run]]) -> None:
         said, name = verdict(run.trajectory(), twin.trajectory()), run.experiment["algorithm"]["is"]
         table.add_row(name, number(said.end), signed(said.gap), f"{said.worst_domain} {signed(said.worst_gap)}",
                       "" if math.isnan(said.swing_ratio) else f"{said.swing_ratio:.1f}x", said.grade, run.id[:6])
-        sentences.append(f"[bold]{name}[/]: {said.sentence}")
+        sentences.append(f"[bold]{name}[/]: {said.sentence}" + "".join(f"\nCaveat: {escape(caveat)}." for caveat in caveats(run)))
     screen.print(table)
     for sentence in sentences:
         screen.print(sentence + "\n")
+
+
+def caveats(run: Run) -> list[str]:
+    """What was said of a run when it began, each once."""
+    return list(dict.fromkeys(event["message"].rstrip(".") for event in run.events() if event["kind"] == "caveat"))
 
 
 def signed(value: float) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -67,15 +68,18 @@ def foresee(study: Study, stock: Stock, probe: bool, as_json: bool) -> None:
     from rich.console import Console
     from rich.table import Table
 
+    from ..setting import known_caveats
     from ..study.conduct import foreseen
     from ..study.cost import cost
     from ..study.planning import written
 
     plan, known = foreseen(study, stock)
     said, price = written(study, plan, known), cost(plan.experiments.values(), stock, probe)
+    caveats = Counter(caveat for experiment in plan.experiments.values() for caveat in known_caveats(experiment))
     if as_json:
         typer.echo(json.dumps({"study": said["study"], "designs": said["designs"], "choices": said["choices"], "ids_final": known,
-                               "runs": [vars(entry) for entry in plan.entries], "cost": told(vars(price))}))
+                               "runs": [vars(entry) for entry in plan.entries], "cost": told(vars(price)),
+                               "caveats": [{"caveat": caveat, "runs": runs} for caveat, runs in caveats.items()]}))
         return
     screen = Console(highlight=False)
     table = Table(box=SIMPLE)
@@ -98,6 +102,8 @@ def foresee(study: Study, stock: Stock, probe: bool, as_json: bool) -> None:
     if not known:
         screen.print("tuning is not done: ids of what is tuned will change with what it chooses")
     choices(said["choices"])
+    for caveat, runs in caveats.items():
+        typer.echo(f"caveat, {runs} of {price.runs} runs: {caveat}")
     speed = "" if math.isnan(price.tokens_per_second) else f" at {price.tokens_per_second:,.0f} tokens a second, measured here"
     time = "" if math.isnan(price.seconds) else f": about {duration(price.seconds)} one after another"
     screen.print(f"{price.runs} runs, {price.done} of them done; {price.tokens:,.0f} tokens to train on{time}{speed}")

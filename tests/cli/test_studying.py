@@ -39,6 +39,12 @@ def test_a_dry_run_lists_designs_and_cost_and_runs_nothing(here, capsys, monkeyp
     got = json.loads(out)
     assert not got["ids_final"]
     assert got["cost"]["runs"] == 4 + 4 + 2
+    assert not any("one client per round" in each["caveat"] for each in got["caveats"])
+    alone = ("study", "s.yaml", "--dry-run", "--no-probe", "base.plan.participation=0.34")
+    code, out, _ = fedrift(capsys, monkeypatch, *alone)
+    assert "caveat, 10 of 10 runs: one client per round: nothing is averaged, so update.divergence" in out
+    code, out, _ = fedrift(capsys, monkeypatch, *alone, "--json")
+    assert [each["runs"] for each in json.loads(out)["caveats"] if "one client per round" in each["caveat"]] == [10]
     assert not list((here / "runs").glob("*/experiment.json"))
 
 
