@@ -8,18 +8,28 @@ from __future__ import annotations
 
 import inspect
 import sys
+import unicodedata
 from collections.abc import Iterable, Mapping
 from dataclasses import MISSING, Field, fields, is_dataclass, replace
 from functools import cache
 from hashlib import sha256
 from pathlib import Path
-from types import ModuleType, UnionType
-from typing import Annotated, Any, Union, get_args, get_origin, get_type_hints
+from types import ModuleType, NoneType, UnionType
+from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
-import yaml
-from pydantic import TypeAdapter, ValidationError
+from annotated_types import DocInfo, Ge, Gt, Interval, Le, Len, Lt, MaxLen, MinLen
+from pydantic import Strict, TypeAdapter, ValidationError
 
-from .errors import UserError, nearest, unknown
+from .errors import UserError, nearest, quote, unknown
+from .yaml_text import DEPTH, read_text
+from .yaml_text import dump_yaml as dump_yaml
+from .yaml_text import parse_yaml as parse_yaml
+
+WHOLE = 1_000_000  # the largest whole number, either sign, where a field's type does not say another
+SMALLEST, LARGEST = 1e-30, 1e30  # sizes of any other number but 0, which float32 holds with room for squares of them
+TEXT = 1000  # characters of a text, where a field's type does not say another
+MISTAKES = 20  # told at once
+PLAIN = (bool, int, float, str)
 
 
 class Rooms:
@@ -45,15 +55,18 @@ class Rooms:
 
 
 def read(kind: Any, said: Any, rooms: Rooms, where: str = "") -> Any:
-    """``said`` (plain YAML) as a ``kind``; all mistakes in one ``UserError``, each with its place."""
+    """``said`` (plain YAML) as a ``kind``; all mistakes in one ``UserError``, one line each, with its place."""
     wrong: list[str] = []
     value = _read(kind, said, rooms, where, wrong)
+    if len(wrong) > MISTAKES:
+        wrong[MISTAKES:] = [f"and {len(wrong) - MISTAKES:,} more mistakes"]
     if wrong:
         raise UserError("\n".join(wrong))
     return value
 
 
 def _read(kind: Any, said: Any, rooms: Rooms, where: str, wrong: list[str], default: Any = MISSING) -> Any:
+    """A value, by its type: a class of a room, a dataclass, one of several types, a list, a mapping, a plain value."""
     if hasattr(said, "tolist"):  # a scalar or an array of numpy's
         said = said.tolist()
     if is_dataclass(said) and not isinstance(said, type):
@@ -65,35 +78,71 @@ def _read(kind: Any, said: Any, rooms: Rooms, where: str, wrong: list[str], defa
                          "so that its settings are part of the run's id")
             return None
         name = said if isinstance(said, str) else said.get("is") if isinstance(said, Mapping) else None
-        if name is None and isinstance(said, Mapping) and default is not MISSING:
+        if name is None and isinstance(said, Mapping) and "is" not in said and default is not MISSING:
             name = type(default).__name__  # {mu: 0.1} changes the default, whichever class that is
-        if name not in choices:
-            wrong.append(f"{where}: {_unknown(where, name, choices)}")
+        if not isinstance(name, str) or name not in choices:
+            wrong.append(f"{where}: {_unknown(where, said, name, choices)}")
             return None
         rest = {} if isinstance(said, str) else {key: value for key, value in said.items() if key != "is"}
         return _fields(choices[name], rest, rooms, where, wrong)
     if is_dataclass(kind) and isinstance(kind, type):
-        if isinstance(said, str):  # a class with one leading field may be said by it alone: corpus: bbc
+        if isinstance(said, str) and _default(fields(kind)[0]) is MISSING:  # what must be said may be said alone: corpus: bbc
             said = {fields(kind)[0].name: said}
         if not isinstance(said, Mapping):
-            wrong.append(f"{where}: wanted {kind.__name__} as keys and values, got {said!r}")
+            wrong.append(f"{where}: wanted {kind.__name__} as keys and values, got {quote(said)}")
             return None
         if said.get("is") == kind.__name__ and rooms.named_class(kind):  # as it is written where others may stand
             said = {key: value for key, value in said.items() if key != "is"}
         return _fields(kind, said, rooms, where, wrong)
-    inner = get_args(kind)
-    if get_origin(kind) is tuple and inner and rooms.choices(inner[0]) is not None:
-        if not isinstance(said, (list, tuple)):
-            wrong.append(f"{where}: wanted a list, got {said!r}")
+    origin, inner = get_origin(kind), get_args(kind)
+    if origin in (Union, UnionType):
+        fitting = [part for part in inner if _may_hold(part, said, rooms)]
+        if said is None and NoneType in inner:
             return None
-        return tuple(_read(inner[0], part, rooms, f"{where}[{number}]", wrong) for number, part in enumerate(said))
+        whole = kind_of(fitting[0]) in PLAIN if len(fitting) == 1 else True
+        return _read_plain(fitting[0] if len(fitting) == 1 else kind, said, where, wrong, kind) if whole else \
+            _read(fitting[0], said, rooms, where, wrong, default)
+    if origin is Annotated and get_origin(inner[0]) is tuple and isinstance(said, (list, tuple)):
+        least = next((part.min_length for part in inner[1:] if isinstance(part, (MinLen, Len))), 0)
+        if len(said) < least:
+            wrong.append(f"{where}: wanted {allowed(kind)}, got {quote(list(said))}")
+            return None
+        return _read(inner[0], said, rooms, where, wrong)
+    if origin is tuple and inner and isinstance(said, (list, tuple)):
+        kinds = [inner[0]] * len(said) if inner[-1] is Ellipsis else list(inner)
+        if len(kinds) == len(said):
+            return tuple(_read(part, value, rooms, f"{where}[{number}]", wrong)
+                         for number, (part, value) in enumerate(zip(kinds, said, strict=True)))
+    if origin is dict and isinstance(said, Mapping):
+        odd = [key for key in said if not isinstance(key, str)]
+        wrong += [f"{where}: wanted keys that are words, got {quote(key)}" for key in odd]
+        return {key: _read(inner[1], value, rooms, f"{where}.{_short(key)}", wrong) for key, value in said.items()
+                if key not in odd}
+    return _read_plain(kind, said, where, wrong)
+
+
+def _may_hold(kind: Any, said: Any, rooms: Rooms) -> bool:
+    """Whether a value has the form of a type that is one of several: a list, keys and values, or neither."""
+    plain = get_args(kind)[0] if get_origin(kind) is Annotated else kind
+    if rooms.choices(plain) is not None or is_dataclass(plain):
+        return isinstance(said, (Mapping, str))
+    origin = get_origin(plain)
+    return isinstance(said, (list, tuple)) if origin is tuple else isinstance(said, Mapping) if origin is dict else \
+        said is None if plain is NoneType else not isinstance(said, (list, tuple, Mapping))
+
+
+def _read_plain(kind: Any, said: Any, where: str, wrong: list[str], among: Any = None) -> Any:
+    """A number, a text or the like: of its own type, finite, and within bounds. ``among``: the types of which it is one."""
+    if isinstance(said, float) and said.is_integer() and abs(said) <= WHOLE and kind_of(kind) is int:
+        said = int(said)  # 1e3
     try:
-        value = _adapter(kind).validate_python(said)
-        return 0.0 if isinstance(value, float) and value == 0 else value  # -0.0 equals 0.0 and is written as it
-    except ValidationError as error:
-        for problem in error.errors():
-            wrong.append(f"{where}: {problem['msg'][0].lower()}{problem['msg'][1:]}, got {problem['input']!r}")
+        value = _adapter(kind).validate_python(said) if _is_sound(said, kind) else MISSING
+    except (ValidationError, OverflowError):
+        value = MISSING
+    if value is MISSING:
+        wrong.append(f"{where}: wanted {allowed(among or kind)}, got {quote(said)}")
         return None
+    return value + 0.0 if isinstance(value, float) else value  # there is one zero
 
 
 def _read_object(kind: Any, value: Any, rooms: Rooms, where: str, wrong: list[str]) -> Any:
@@ -156,16 +205,93 @@ def _is_instance(kind: Any, value: Any) -> bool:
     return kind is Any or (isinstance(kind, type) and isinstance(value, kind))
 
 
+def _is_sound(value: Any, kind: Any) -> bool:
+    """Whether any field may hold this value: a number of a size that is computed with, or a text without control characters."""
+    if kind is Any:
+        return True
+    bounds = get_args(kind)[1:] if get_origin(kind) is Annotated else ()
+    if isinstance(value, bool):
+        return True
+    if isinstance(value, int):
+        return any(isinstance(bound, Le) or (isinstance(bound, Interval) and bound.le is not None) for bound in bounds) \
+            or abs(value) <= (WHOLE if kind_of(kind) is int else LARGEST)
+    if isinstance(value, float):
+        return value == 0 or SMALLEST <= abs(value) <= LARGEST
+    if isinstance(value, str):
+        most = next((bound.max_length for bound in bounds if isinstance(bound, MaxLen)), TEXT)
+        return len(value) <= most and not any(
+            unicodedata.category(letter) in ("Cc", "Cs") and letter not in "\n\t" for letter in value)
+    return True
+
+
+def kind_of(kind: Any) -> Any:
+    """The plain type under annotations and beside None; None if there are several."""
+    if get_origin(kind) is Annotated:
+        return kind_of(get_args(kind)[0])
+    if get_origin(kind) in (Union, UnionType):
+        parts = [part for part in get_args(kind) if part is not NoneType]
+        return kind_of(parts[0]) if len(parts) == 1 else None
+    return kind
+
+
 @cache
 def _cached_adapter(kind: Any) -> TypeAdapter[Any]:
-    return TypeAdapter(kind)
+    return TypeAdapter(strict(kind))
 
 
 def _adapter(kind: Any) -> TypeAdapter[Any]:
     try:
         return _cached_adapter(kind)
     except TypeError:  # a type that cannot be hashed
-        return TypeAdapter(kind)
+        return TypeAdapter(strict(kind))
+
+
+def strict(kind: Any) -> Any:
+    """The type without conversions: no text and no truth value is a number, no number is a text."""
+    origin, inner = get_origin(kind), get_args(kind)
+    if origin is Annotated:
+        return Annotated[(strict(inner[0]), *inner[1:])]  # type: ignore[return-value]
+    if origin in (Union, UnionType):
+        return Union[tuple(strict(part) for part in inner)]  # noqa: UP007
+    return Annotated[kind, Strict()] if kind in PLAIN else kind
+
+
+def allowed(kind: Any) -> str:
+    """What a type takes, in words: ``a whole number from 1 to 1,000,000``."""
+    origin, inner = get_origin(kind), get_args(kind)
+    if origin is Annotated:
+        return next((part.documentation for part in inner[1:] if isinstance(part, DocInfo)), "") or \
+            _bounded(inner[0], inner[1:])
+    if origin in (Union, UnionType):
+        return " or ".join(allowed(part) for part in inner)
+    if origin is Literal:
+        return " or ".join(repr(choice) for choice in inner)
+    if origin is tuple and inner:
+        return f"a list, each part {allowed(inner[0])}" if inner[-1] is Ellipsis else \
+            f"a list of {len(inner)}: {', '.join(allowed(part) for part in inner)}"
+    if origin is dict or is_dataclass(kind):
+        return "keys and values"
+    return {NoneType: "null", bool: "true or false"}.get(kind) or _bounded(kind, ())
+
+
+def _bounded(kind: Any, bounds: tuple[Any, ...]) -> str:
+    """A number or a text with its bounds, in words."""
+    if kind is str:
+        least = any(isinstance(bound, (MinLen, Len)) for bound in bounds)
+        most = next((bound.max_length for bound in bounds if isinstance(bound, MaxLen)), TEXT)
+        return f"text of {'1 to' if least else 'at most'} {most:,} characters without control characters"
+    if kind not in (int, float):
+        return allowed(kind) + (", at least one" if any(isinstance(bound, (MinLen, Len)) for bound in bounds) else "")
+    low: tuple[float, bool] = (-WHOLE if kind is int else -LARGEST, True)
+    high: tuple[float, bool] = (WHOLE if kind is int else LARGEST, True)
+    for bound in (one for each in bounds for one in (each if isinstance(each, Interval) else [each])):
+        low = (bound.ge, True) if isinstance(bound, Ge) else (bound.gt, False) if isinstance(bound, Gt) else low  # type: ignore
+        high = (bound.le, True) if isinstance(bound, Le) else (bound.lt, False) if isinstance(bound, Lt) else high  # type: ignore
+    if kind is float and low == (0, False):
+        low = (SMALLEST, True)
+    name, form = ("a whole number", "{:,}") if kind is int else ("a number", "{:,g}")
+    return (f"{name} {'from' if low[1] else 'above'} {form.format(low[0])} {'to' if high[1] else 'and below'} "
+            f"{form.format(high[0])}")
 
 
 @cache
@@ -177,27 +303,34 @@ def _types(kind: type) -> dict[str, Any]:
         return {}
 
 
-def _fields(kind: type, said: Mapping[str, Any], rooms: Rooms, where: str, wrong: list[str]) -> Any:
+def _fields(kind: type, said: Mapping[Any, Any], rooms: Rooms, where: str, wrong: list[str]) -> Any:
     types = _types(kind)
     known = [f.name for f in fields(kind)]
+    before = len(wrong)
     for key in said:
         if key not in known:
-            near = nearest(str(key), known)
+            near = nearest(str(key), known) if isinstance(key, str) else None
             hint = f": did you mean {near!r}?" if near else ";"
-            wrong.append(f"{where + '.' if where else ''}{key}: {kind.__name__} has no such key{hint} It has {', '.join(known)}")
+            wrong.append(f"{where + '.' if where else ''}{_short(key)}: {kind.__name__} has no such key{hint} "
+                         f"It has {', '.join(known)}")
     for f in fields(kind):
         if f.name not in said and _default(f) is MISSING:
             wrong.append(f"{where + '.' if where else ''}{f.name}: must be said")
     defaults = {f.name: _default(f) for f in fields(kind)}
-    given = {key: _read(types[key], value, rooms, f"{where}.{key}" if where else key, wrong, defaults[key])
+    given = {key: _read(types.get(key, Any), value, rooms, f"{where}.{key}" if where else key, wrong, defaults[key])
              for key, value in said.items() if key in known}
-    return None if wrong else kind(**given)
+    return None if len(wrong) > before else kind(**given)
 
 
-def _unknown(where: str, name: Any, choices: Mapping[str, type]) -> UserError:
-    if name is None:
-        return UserError(f"say which one with `is:`; there are {', '.join(sorted(choices))}")
-    return unknown(where.rsplit(".", 1)[-1], str(name), choices)
+def _short(key: Any) -> str:
+    """A key as a message names it."""
+    return key if isinstance(key, str) and len(key) <= 60 and key.isprintable() else quote(key)
+
+
+def _unknown(where: str, said: Any, name: Any, choices: Mapping[str, type]) -> UserError:
+    if not isinstance(name, str):
+        return UserError(f"say which one with `is:`; there are {', '.join(sorted(choices))}; got {quote(said)}")
+    return unknown(where.rsplit(".", 1)[-1], name, choices)
 
 
 def _default(f: Field[Any]) -> Any:
@@ -247,23 +380,9 @@ def _package(kind: type) -> str:
     return kind.__module__.partition(".")[0]
 
 
-def parse_yaml(text: str, where: str) -> Any:
-    """YAML as plain values."""
-    try:
-        return yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise UserError(f"{where} is not YAML: {error}") from None
-
-
 def load_yaml(path: Path) -> dict[str, Any]:
     """The keys and values of a YAML file, which have to be there."""
-    try:
-        text = Path(path).read_text(encoding="utf-8")
-    except UnicodeDecodeError:
-        raise UserError(f"{path} is not a text file; an experiment is YAML, e.g. experiments/demo.yaml") from None
-    except OSError as error:
-        raise UserError(f"cannot read {path}: {error.strerror or error}") from None
-    said = parse_yaml(text, str(path))
+    said = parse_yaml(read_text(Path(path), "an experiment is YAML, e.g. experiments/demo.yaml"), str(path))
     if not isinstance(said, dict):
         raise UserError(f"{path} holds no experiment: wanted keys and values such as `corpus: bbc`, "
                         f"got {'nothing' if said is None else type(said).__name__}")
@@ -275,8 +394,8 @@ def overridden(said: dict[str, Any], overrides: Iterable[str]) -> dict[str, Any]
     for text in overrides:
         path, sign, value = text.partition("=")
         if not sign or not path:
-            raise UserError(f"{text!r}: an override is written path=value, e.g. partition.severity=0.5")
-        said = override(said, path.strip(), parse_yaml(value, text))
+            raise UserError(f"{quote(text)}: an override is written path=value, e.g. partition.severity=0.5")
+        said = override(said, path.strip(), parse_yaml(value, f"the override {quote(text)}"))
     return said
 
 
@@ -294,10 +413,16 @@ def override(said: dict[str, Any], path: str, value: Any) -> dict[str, Any]:
     """The YAML ``said`` with ``value`` at the dotted ``path``; a class said by its name alone is opened up."""
     head, _, rest = path.partition(".")
     inner = said.get(head)
+    if not head or path.count(".") > DEPTH:
+        raise UserError(f"{quote(path)}: a path is keys with dots between them, e.g. partition.severity")
     if not rest:
+        if path != head:
+            raise UserError(f"{quote(path)}: a path ends with a key, e.g. partition.severity")
         return {**said, head: value}
     if isinstance(inner, str):
         inner = {"name": inner} if head == "corpus" else {"is": inner}
+    if inner is not None and not isinstance(inner, Mapping):
+        raise UserError(f"{quote(path)}: {_short(head)} is {quote(inner)}, which has no keys to change")
     return {**said, head: override(dict(inner or {}), rest, value)}
 
 

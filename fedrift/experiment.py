@@ -12,13 +12,14 @@ from math import cos, pi
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from annotated_types import Ge, Gt, Interval, Le
+from annotated_types import Ge, Gt, Interval, Le, MinLen
 
 from . import algorithms, mitigation, optimizers, partition
 from .algorithms import FedAvg, aggregates
 from .algorithms.aggregates import Mean
 from .config import Rooms, canonical, correct_fields, edit, load_yaml, overridden, read, write
 from .corpus import Source
+from .corpus.source import Digest
 from .errors import UserError, unknown
 from .fleet.simulated import Weighting
 from .fleet.stragglers import Late
@@ -28,6 +29,7 @@ from .models.tune import Lora, Tune
 from .optimizers import AdamW, Optimizer
 from .partition import Partitioner, TopicMix
 from .partition.partition import called
+from .seeds import Seed
 
 SCHEMA = 1  # part of every id. Raise it when a default or the numerics change, so that no stored run answers for a new one
 STORED = ("id", "schema", "partition_table")  # what experiment.json holds beside the experiment
@@ -35,6 +37,7 @@ STORED = ("id", "schema", "partition_table")  # what experiment.json holds besid
 ROOMS = Rooms({FedAvg: algorithms, Mean: aggregates, Optimizer: optimizers, Partitioner: partition, Tune: tune,
                Vanilla: mitigation})
 Share = Annotated[float, Gt(0), Le(1)]
+Name = Annotated[str, MinLen(1)]
 Count = Annotated[int, Ge(1)]
 GROUPS = ("language", "updates", "fairness", "cost", "hidden", "attention", "barriers", "adapters", "general", "syntax", "text")
 
@@ -48,8 +51,8 @@ class Plan:
     rounds: Annotated[int, Ge(0)] = 30
     participation: Share = 1.0
     steps: Count = 5
-    epochs: Annotated[float, Gt(0)] | None = None
-    batch: Count = 4
+    epochs: Annotated[float, Interval(ge=0.001, le=10_000)] | None = None
+    batch: Annotated[int, Interval(ge=1, le=16_384)] = 4
     seq_len: Annotated[int, Interval(ge=8, le=8192)] = 64
     optimizer: Optimizer = AdamW()
     clip: Annotated[float, Gt(0)] | None = 1.0
@@ -90,7 +93,7 @@ class Evaluate:
     deep: Count | None = None
     budget: Annotated[float, Interval(gt=0, lt=1)] = 0.2
     general: str = ""
-    general_tokens: Count = 4096
+    general_tokens: Annotated[int, Interval(ge=1, le=10**9)] = 4096
     pairs: Count = 100
 
 
@@ -99,9 +102,9 @@ class Fork:
     """The ``run`` that this one parts from (``fedrift replay``) and the first ``round`` that may differ; those before are that
     run's own. What ``drop_client`` send counts for nothing from there on, up to and including ``drop_until``."""
 
-    run: str
+    run: Name
     round: Count
-    drop_client: tuple[int, ...] = ()
+    drop_client: tuple[Annotated[int, Ge(0)], ...] = ()
     drop_until: Count | None = None
 
     def dropped(self, round: int) -> tuple[int, ...]:
@@ -114,15 +117,15 @@ class Experiment:
     """One run. Device, paths, threads and the like are a ``Runtime``'s and not part of it."""
 
     corpus: Source
-    model: str = "pocket"
+    model: Name = "pocket"
     tune: Tune = Lora()
     partition: Partitioner = TopicMix()
     algorithm: FedAvg = FedAvg()
     plan: Plan = Plan()
     evaluate: Evaluate = Evaluate()
-    seed: int = 0
+    seed: Seed = 0
     mitigation: Vanilla = Vanilla()
-    model_content: str = ""  # of a local folder; filled when resolved, so that changed weights are another experiment
+    model_content: Digest = ""  # of a local folder; filled when resolved, so that changed weights are another experiment
     fork: Fork | None = None
 
     def __post_init__(self) -> None:

@@ -8,8 +8,13 @@ from __future__ import annotations
 
 import json
 from hashlib import sha256
+from typing import Annotated, TypeAlias
 
 import numpy as np
+from annotated_types import Interval
+
+Seed: TypeAlias = Annotated[int, Interval(ge=0, le=2**53 - 1)]
+"""A seed as configurations hold it: JSON and tables keep every digit."""
 
 
 def number(seed: int, *purpose: str | int) -> int:

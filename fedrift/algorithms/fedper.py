@@ -12,7 +12,9 @@ from __future__ import annotations
 from collections.abc import Collection
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
-from typing import ClassVar
+from typing import Annotated, ClassVar
+
+from annotated_types import MinLen
 
 from ..optimizers import Optimizer
 from ..tree import Tree
@@ -23,7 +25,7 @@ from .fedavg import FedAvg
 @dataclass(frozen=True)
 class FedPer(FedAvg):
     personal: ClassVar[bool] = True
-    own: tuple[str, ...] = ("*.B",)
+    own: Annotated[tuple[Annotated[str, MinLen(1)], ...], MinLen(1)] = ("*.B",)
 
     def stays(self, name: str) -> bool:
         return any(fnmatchcase(name, pattern) for pattern in self.own)

@@ -94,12 +94,11 @@ def demo(out: Annotated[Path, typer.Option("--out", help="Where the HTML page go
 
 def validate(file: File, overrides: Overrides = None) -> None:
     """Check an experiment without running it; prints it whole, with all defaults, and its id."""
-    import yaml
-
+    from ..config import dump_yaml
     from ..experiment import load_experiment
 
     experiment = load_experiment(file, overrides or ())
-    typer.echo(yaml.safe_dump(experiment.written(), sort_keys=False, allow_unicode=True).rstrip())
+    typer.echo(dump_yaml(experiment.written()).rstrip())
     typer.echo(f"# valid; id {experiment.id} before the corpus's content is known")
 
 

@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
-from annotated_types import Ge, Interval, MinLen
+from annotated_types import Interval, MinLen, Predicate, doc
 
 from ..errors import UserError, unknown
-from ..seeds import numpy_stream
+from ..seeds import Seed, numpy_stream
 from .bbc import read_bbc
 from .clean import Document, documents, gathered, of_half, unique
 from .clusters import by_cluster
@@ -32,6 +32,8 @@ from .together import together
 
 HALVES = ("all", "pretraining", "unseen")
 FEWEST = 20  # labelled documents from which labels that hardly repeat are refused
+Digest = Annotated[str, Predicate(re.compile(r"([0-9a-f]{64})?").fullmatch),
+                   doc("nothing, or the 64 hexadecimal digits that a run wrote")]
 HUB_ID = re.compile(r"([\w.-]+/[\w.-]+)(?::([\w.-]+))?")
 
 
@@ -47,15 +49,15 @@ class Source:
     text: Annotated[str, MinLen(1)] = "text"  # column names of files and hub data sets (named corpora know their own)
     label: str = "label"  # "" takes no labels
     source: str = "source"  # the column that says who wrote or published a text: the clients of BySource
-    limit: Annotated[int, Ge(1)] | None = None  # at most so many documents, splits and labels in proportion
+    limit: Annotated[int, Interval(ge=1, le=10**9)] | None = None  # at most so many documents, splits and labels in proportion
     domains: tuple[str, ...] = ()  # only these domains
     validation: Annotated[float, Interval(ge=0, lt=1)] = 0.1  # shares of train, for want of own splits
     test: Annotated[float, Interval(ge=0, lt=1)] = 0.1
-    split_seed: int = 0
-    clusters: Annotated[int, Ge(2)] | None = None  # so many topics found by clustering take the place of the labels
+    split_seed: Seed = 0
+    clusters: Annotated[int, Interval(ge=2, le=10_000)] | None = None  # so many topics, found by clustering, replace the labels
     encoder: Encoder | None = None  # in whose vectors; lsa if not said
     sandbox: Sandbox = Sandbox()  # the dials of the made-up corpus ``sandbox``, and of no other
-    content: str = ""  # Corpus.content of what was loaded, once it was: a changed file is another experiment
+    content: Digest = ""  # Corpus.content of what was loaded, once it was: a changed file is another experiment
 
     def written(self) -> dict[str, Any]:
         """All keys as plain values; without the dials of the sandbox where another corpus leaves them at their default."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Literal
 
-from annotated_types import Ge, Gt
+from annotated_types import Ge, Gt, Lt
 
 from ..errors import UserError
 from .decision import Decision, Ground
@@ -30,7 +30,7 @@ class ByText(Vanilla):
     clusters: Annotated[int, Ge(1)] | None = None
     documents: Annotated[int, Ge(1)] = 200
     epsilon: Annotated[float, Gt(0)] | None = None
-    delta: Annotated[float, Gt(0)] = 1e-5
+    delta: Annotated[float, Gt(0), Lt(1)] = 1e-5
 
     def begin(self, ground: Ground) -> Decision:
         found, chosen = self.found(ground)

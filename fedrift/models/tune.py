@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Annotated, ClassVar, Protocol
 
 import torch
-from annotated_types import Ge, Gt
+from annotated_types import Gt, Interval, MinLen
 from torch import nn
 
 from ..errors import UserError, unknown
@@ -49,9 +49,9 @@ class Lora:
     are (dense), or in 4 bits (nf4) or 8 (int8); adapters stay in full precision.
     """
 
-    rank: Annotated[int, Ge(1)] = 8
+    rank: Annotated[int, Interval(ge=1, le=16_384)] = 8
     alpha: Annotated[float, Gt(0)] = 16.0
-    targets: tuple[str, ...] = ("auto",)
+    targets: Annotated[tuple[Annotated[str, MinLen(1)], ...], MinLen(1)] = ("auto",)
     base: Base = "dense"
 
     @property
@@ -108,7 +108,7 @@ class LastK:
     """The last ``blocks`` transformer blocks, all their weights; what lies below stays frozen and keeps no gradients."""
 
     base: ClassVar[Base] = "dense"
-    blocks: Annotated[int, Ge(1)] = 1
+    blocks: Annotated[int, Interval(ge=1, le=10_000)] = 1
 
     def modules(self, network: nn.Module) -> dict[str, nn.Module]:
         path, stack = blocks_of(network)

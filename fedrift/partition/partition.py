@@ -16,7 +16,7 @@ from hashlib import sha256
 from typing import Annotated, Protocol, TypeAlias
 
 import numpy as np
-from annotated_types import Ge, Interval
+from annotated_types import Interval
 
 from ..corpus.corpus import Corpus
 from ..errors import UserError
@@ -24,7 +24,7 @@ from ..errors import UserError
 Rewrite: TypeAlias = Callable[[str, str], str]
 """(text, sha256 hex of the text) -> text. Pure: the same two strings always give the same third."""
 
-Clients: TypeAlias = Annotated[int, Ge(1)]
+Clients: TypeAlias = Annotated[int, Interval(ge=1, le=100_000)]
 Severity: TypeAlias = Annotated[float, Interval(ge=0, le=1)]
 
 

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
 import numpy as np
+from annotated_types import MinLen
 
 from ..corpus.corpus import Corpus
 from .partition import Clients, Partition, Severity
@@ -23,7 +24,7 @@ class Style:
 
     clients: Clients = 10
     severity: Severity = 1.0
-    styles: tuple[Literal["plain", "formal", "slang", "short"], ...] = ("formal", "slang", "short")
+    styles: Annotated[tuple[Literal["plain", "formal", "slang", "short"], ...], MinLen(1)] = ("formal", "slang", "short")
     everybody: bool = False
     refill: bool = True
 

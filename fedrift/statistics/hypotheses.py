@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import Annotated, Any, ClassVar, Literal
 
 import pandas as pd
-from annotated_types import Ge, Gt
+from annotated_types import Ge, Gt, MaxLen, MinLen
 
 from . import weigh, weigh_trend
 from .measured import Bar, Measured
@@ -30,7 +30,7 @@ class Hypothesis:
     run counts: the one that is bad for the metric, if it is left out."""
 
     name: str
-    says: str = ""  # the claim in words
+    says: Annotated[str, MaxLen(10_000)] = ""  # the claim in words
     family: str = "main"  # Holm runs inside it
     metric: str = ""
     where: Levels = field(default_factory=dict)
@@ -143,7 +143,7 @@ class All(Hypothesis):
     """Every part holds. Intersection-union (Berger, Technometrics 24, 1982): the largest p of the parts, and no price
     for their number."""
 
-    parts: tuple[Hypothesis, ...]
+    parts: Annotated[tuple[Hypothesis, ...], MinLen(1)]
 
     def measure(self, runs: pd.DataFrame, factors: Sequence[str], bar: Bar) -> Measured:
         return weigh.together(self, [part.measure(runs, factors, bar) for part in self.parts])

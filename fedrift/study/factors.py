@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..config import override
-from ..errors import UserError
+from ..errors import UserError, quote
 
 
 @dataclass(frozen=True)
@@ -29,32 +29,39 @@ def factors(said: Mapping[str, Any]) -> dict[str, Factor]:
     for key, levels in said.items():
         name = key.removesuffix(".is")
         if isinstance(levels, Mapping):
-            wrong = [label for label, changes in levels.items() if not isinstance(changes, Mapping)]
+            wrong = [label for label, changes in levels.items()
+                     if not isinstance(changes, Mapping) or not all(isinstance(path, str) for path in changes)]
             if wrong or not levels:
                 raise UserError(f"factors.{key}: a named level is {{path: value, ...}}, e.g. topic: {{partition.is: TopicMix}}; "
-                                f"got {wrong or 'no level'}. A list of values varies the path {key!r} itself")
+                                f"got {quote(wrong) if wrong else 'no level'}. A list of values varies the path itself")
             found[name] = Factor(name, {label: dict(changes) for label, changes in levels.items()})
         elif isinstance(levels, (list, tuple)) and levels:
             found[name] = Factor(name, dict(zip(labels(levels), ({key: value} for value in levels), strict=True)))
         else:
-            raise UserError(f"factors.{key}: wanted a list of values or a mapping of named levels, got {levels!r}")
+            raise UserError(f"factors.{key}: wanted a list of values or a mapping of named levels, got {quote(levels)}")
         if len(found[name].levels) != len(levels):
-            raise UserError(f"factors.{key}: two levels are the same: {list(levels)}")
+            raise UserError(f"factors.{key}: two levels are the same: {quote(list(levels))}")
     return found
 
 
 def labels(values: Iterable[Any]) -> list[Any]:
     """What to call each of some values: itself, or a class's name, with its settings where the name alone is not enough."""
     values = list(values)
-    names = Counter(value.get("is") if isinstance(value, Mapping) else value if isinstance(value, str) else None
+    names = Counter(class_of(value) if isinstance(value, Mapping) else value if isinstance(value, str) else None
                     for value in values)
     return [label(value, names) for value in values]
+
+
+def class_of(value: Mapping[str, Any]) -> str | None:
+    """The class that a mapping names."""
+    name = value.get("is")
+    return name if isinstance(name, str) else None
 
 
 def label(value: Any, names: Counter[Any]) -> Any:
     if isinstance(value, Mapping):
         rest = ", ".join(f"{key}={inner}" for key, inner in value.items() if key != "is")
-        name = value.get("is")
+        name = class_of(value)
         return name if name and names[name] == 1 else f"{name} {rest}" if name and rest else name or rest
     if isinstance(value, (list, tuple)):
         return ", ".join(map(str, value))
@@ -70,7 +77,8 @@ def changed(said: dict[str, Any], changes: Iterable[Mapping[str, Any]]) -> dict[
     for each in changes:
         for path, value in each.items():
             if path in every and every[path] != value:
-                raise UserError(f"{path} is set to {every[path]!r} and to {value!r} in one run: let one factor set it")
+                raise UserError(f"{quote(path)} is set to {quote(every[path])} and to {quote(value)} in one run: "
+                                "let one factor set it")
             every[path] = value
     for path in sorted(every, key=lambda path: path.removesuffix(".is").count(".")):
         said = override(said, path, every[path])

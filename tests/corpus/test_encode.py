@@ -80,9 +80,9 @@ def test_what_cannot_be_clustered_says_why(source):
         load_corpus(replace(source, clusters=500))
     with pytest.raises(UserError, match=r"corpus\.clusters=8"):
         load_corpus(replace(source, clusters=None, encoder="lsa"))
-    with pytest.raises(UserError, match=r"corpus\.clusters: input should be greater than or equal to 2"):
+    with pytest.raises(UserError, match=r"corpus\.clusters: wanted a whole number from 2 to 10,000"):
         parse({"corpus": {"name": "bbc", "clusters": 1}})
-    with pytest.raises(UserError, match=r"corpus\.encoder: input should be 'lsa' or 'wordllama'"):
+    with pytest.raises(UserError, match=r"corpus\.encoder: wanted 'lsa' or 'wordllama'"):
         parse({"corpus": {"name": "bbc", "clusters": 4, "encoder": "bert"}})
 
 

@@ -46,8 +46,8 @@ def test_a_regime_inside_a_regime_is_read_and_written_back():
 @pytest.mark.parametrize(("partition", "told"), [
     ({"is": "Calibrated", "of": "Topicmix"}, "partition.of: no of 'Topicmix': did you mean 'TopicMix'?"),
     ({"is": "Calibrated", "of": {"is": "Dirichlet", "alpha": 1}}, "partition.of.alpha: Dirichlet has no such key"),
-    ({"is": "Calibrated", "of": {"is": "Composed", "topic": 2}}, "partition.of.topic: input should be less than or equal to 1"),
-    ({"is": "Calibrated", "unit": "bits"}, "partition.unit: input should be 'domains' or 'words'"),
+    ({"is": "Calibrated", "of": {"is": "Composed", "topic": 2}}, "partition.of.topic: wanted a number from 0 to 1, got 2"),
+    ({"is": "Calibrated", "unit": "bits"}, "partition.unit: wanted 'domains' or 'words'"),
 ])
 def test_a_mistake_inside_is_told_with_its_place(partition, told):
     with pytest.raises(UserError) as raised:

@@ -64,9 +64,20 @@ def test_stages_differ_from_the_whole_in_what_they_say(tmp_path):
     ({"desgn": {}}, "did you mean 'design'"),
     ({"design": {"is": "Grid"}}, "FullGrid"),
     ({"stages": [{"name": "a"}, {"name": "a"}]}, "two are called 'a'"),
-    ({"stages": [{"name": "a", "seds": 3}]}, "no such key seds"),
+    ({"stages": [{"name": "a", "seds": 3}]}, "no such key 'seds'"),
     ({"seeds": [0, 1000], **{"tuning": {**TUNED["tuning"], "seeds": [1000]}}}, "must not share"),
     ({"tuning": {"trials": 3}}, "tuning.space: must be said"),
+    ({"tuning": {"space": {"plan.steps": []}}}, "tuning.space: 0 combinations"),
+    ({"tuning": {"more": {"FedProx": {"a": list(range(1000)), "b": list(range(1000))}}}},
+     "tuning.more.FedProx: 1000000 combinations"),
+    ({"factors": {f"plan.{k}": list(range(10)) for k in range(20)}}, "factors: 200000000000000000000"),
+    ({"seeds": 10**9}, "seeds: wanted a whole number from 1 to 10,000 or a list"), ({"seeds": []}, "at least one, got "),
+    ({"seeds": [True]}, "seeds.0.: wanted a whole number"), ({"twins": "yes"}, "twins: wanted true or false"),
+    ({"factors": {"regime": {"a": {1: 2}}}}, "a named level is"), ({"set": {1: 2}}, "set: wanted keys that are words, got 1"),
+    ({"factors": {"a": [{"is": [1]}, {"is": [1]}]}}, "two levels are the same"),
+    ({"name": "x" * 5000}, "name: wanted text of 1 to 100"),
+    ({"hypotheses": [{"is": "Equivalent", "name": "a", "within": float("inf")}]},
+     r"hypotheses.0..within: wanted a number from 1e-30"),
 ])
 def test_a_mistake_is_told_with_its_place(tmp_path, changes, told):
     with pytest.raises(UserError, match=told.replace("(", r"\(")):

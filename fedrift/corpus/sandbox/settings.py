@@ -5,7 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
-from annotated_types import Ge, Interval
+from annotated_types import Ge, Interval, MinLen
+
+from ...seeds import Seed
 
 Manner = Literal["plain", "formal", "slang", "short"]
 
@@ -29,12 +31,12 @@ class Sandbox:
     documents: Annotated[int, Ge(1)] = 2000
     overlap: Annotated[float, Interval(ge=0, le=1)] = 0.5
     concept: Annotated[float, Interval(ge=0, le=1)] = 0.0
-    styles: tuple[Manner, ...] = ("plain",)
+    styles: Annotated[tuple[Manner, ...], MinLen(1)] = ("plain",)
     words: Annotated[int, Interval(ge=1, le=300)] = 60
     zipf: Annotated[float, Interval(ge=0, le=3)] = 1.0
     embedding: Annotated[float, Interval(ge=0, le=0.5)] = 0.2
     sentences: Annotated[float, Interval(ge=1, le=1000)] = 6.0
-    seed: int = 0
+    seed: Seed = 0
 
     @property
     def names(self) -> tuple[str, ...]:

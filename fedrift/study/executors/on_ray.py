@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Annotated, Any
 
-from annotated_types import Ge
+from annotated_types import Interval
 
 from ...errors import UserError
 from ...experiment import Experiment
@@ -27,9 +27,9 @@ class Ray(Executor):
     ``workers`` (0: one a core). Every node must see the folder of the runs at the same path."""
 
     address: str | None = None
-    workers: Annotated[int, Ge(0)] = 0
-    threads: Annotated[int, Ge(1)] = 1
-    gpus: Annotated[float, Ge(0)] = 0.0
+    workers: Annotated[int, Interval(ge=0, le=1024)] = 0
+    threads: Annotated[int, Interval(ge=1, le=1024)] = 1
+    gpus: Annotated[float, Interval(ge=0, le=1024)] = 0.0
 
     def __call__(self, experiments: Sequence[Experiment], stock: Stock, book: Book, tell: Tell) -> None:
         try:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
 
-from annotated_types import Ge
+from annotated_types import Ge, Interval
 
 from ...errors import UserError
 from ...experiment import Experiment
@@ -24,9 +24,9 @@ class Slurm(Executor):
     ``{slurm_partition: gpu, gpus_per_node: 1}``. ``cluster`` ``local`` and ``debug`` try it without SLURM. A job that
     runs out of time leaves its run to the next; when all are gone the same command asks for new ones."""
 
-    jobs: Annotated[int, Ge(1)] = 4
+    jobs: Annotated[int, Interval(ge=1, le=10000)] = 4
     minutes: Annotated[int, Ge(1)] = 240
-    threads: Annotated[int, Ge(1)] = 1
+    threads: Annotated[int, Interval(ge=1, le=1024)] = 1
     cluster: Literal["slurm", "local", "debug"] = "slurm"
     more: dict[str, Any] = field(default_factory=dict)
 

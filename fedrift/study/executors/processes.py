@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from multiprocessing.connection import wait
 from typing import Annotated, Any
 
-from annotated_types import Ge
+from annotated_types import Interval
 
 from ...errors import UserError
 from ...experiment import Experiment
@@ -29,8 +29,8 @@ PINS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 class Processes(Executor):
     """``workers`` (0: one a core), each pinned to ``threads``: small models are computed faster side by side than spread out."""
 
-    workers: Annotated[int, Ge(0)] = 0
-    threads: Annotated[int, Ge(1)] = 1
+    workers: Annotated[int, Interval(ge=0, le=1024)] = 0
+    threads: Annotated[int, Interval(ge=1, le=1024)] = 1
 
     def __call__(self, experiments: Sequence[Experiment], stock: Stock, book: Book, tell: Tell) -> None:
         count = min(self.workers or max(1, (os.cpu_count() or 1) // self.threads), len(experiments))

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from threading import Thread
 from typing import Annotated
 
-from annotated_types import Ge
+from annotated_types import Interval
 
 from ...experiment import Experiment
 from ...stock import Meeting, Stock
@@ -22,8 +22,8 @@ class Stacked(Executor):
     batch and length; others take turns. A run's numbers are those it has alone, up to rounding: not bit for bit, as
     the other executors' are. Worth it where a step costs the same whatever its size, as on a GPU with small models."""
 
-    runs: Annotated[int, Ge(1)] = 8
-    clients: Annotated[int, Ge(1)] = 64
+    runs: Annotated[int, Interval(ge=1, le=10000)] = 8
+    clients: Annotated[int, Interval(ge=1, le=10000)] = 64
 
     def __call__(self, experiments: Sequence[Experiment], stock: Stock, book: Book, tell: Tell) -> None:
         alike = sorted(experiments, key=lambda each: (each.model, repr(each.tune), each.plan.seq_len, each.plan.batch))
