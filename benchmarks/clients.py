@@ -86,8 +86,8 @@ def asked(algorithm: str, clients: int, corpus: Path, rounds: int, small: bool) 
     """A run of few tokens a round, so that what is done beside the training weighs the more."""
     return parse({
         "corpus": str(corpus), "model": "pocket", "partition": {"is": "TopicMix", "clients": clients, "severity": 1.0},
-        "algorithm": algorithm, "evaluate": {"blocks": 2, "own": 1, "final": 0, "panel": ["updates", "fairness", "cost"]},
-        "plan": {"rounds": rounds, "participation": (2 if small else 10) / clients, "steps": 1, "batch": 1, "seq_len": 32,
+        "algorithm": algorithm, "evaluate": {"blocks": 1, "own": 1, "final": 0, "panel": ["updates", "fairness", "cost"]},
+        "plan": {"rounds": rounds, "participation": (2 if small else 10) / clients, "steps": 1, "batch": 1, "seq_len": 16,
                  "weighting": "uniform", "optimizer": {"is": "Sgd", "lr": 0.1}}})
 
 

@@ -100,13 +100,16 @@ def _carry_out(experiment: Experiment, run: Run, stock: Stock, watch: Watch, rec
         decided(run, setting)
         run.timing(0, **named(looks))
         checkpoint.save(state)
-    if stock.runtime.keep_updates or updates.rounds or parting:  # a record that was begun has no gaps
+    recording = bool(stock.runtime.keep_updates or updates.rounds or parting)  # a record that was begun has no gaps
+    if recording:
         updates.begin(state)
     setting.work.told.clear()  # what a run that resumes decided at its beginning is written down
     for difference in changed:
         run.event(state.round, "resumed elsewhere", difference)
-    past.note(run.records())
-    watch(Progress(run.id, state.round, plan.rounds, last_loss(run.records())))
+    earlier = run.records()
+    past.note(earlier)
+    watch(Progress(run.id, state.round, plan.rounds, last_loss(earlier)))
+    del earlier
 
     fleet = recruit(experiment, setting, run) if recruit else setting.fleet
     work = setting.work
@@ -124,7 +127,7 @@ def _carry_out(experiment: Experiment, run: Run, stock: Stock, watch: Watch, rec
             run.event(state.round, "update exploded", why, client)
         run.append(rows)
         decided(run, setting)
-        if updates.rounds:
+        if recording:
             updates.add(done)
         if state.round % stock.runtime.checkpoint == 0 or state.round == plan.rounds:
             checkpoint.save(state)  # rows first, state second: a crash between them repeats the round
@@ -169,26 +172,28 @@ def named(looks: dict[str, float]) -> dict[str, float]:
 def finish(experiment: Experiment, run: Run, setting: Setting, state: State, stock: Stock, here: bool) -> None:
     """The larger evaluation, the models, and the word that the run is over. ``here``: whether clients' memories are."""
     begun = perf_counter()
-    rows = [row for row in run.records() if row.metric.startswith("final.")]  # there already if it was killed below
+    records = run.records()
+    rows = [row for row in records if row.metric.startswith("final.")]  # there already if it was killed below
     if setting.final and not rows:
         used = setting.work.worn(state)
         reading = setting.final.at_the_end(used) | served(setting.final, used)
         rows = recorded(reading, state.round, [], setting.fleet.size)
         run.append(rows)
     save_model(run.folder / "model", setting.model, experiment.tune, experiment.model, state.server)
-    algorithm, tune, own = experiment.algorithm, experiment.tune, state.server.params.rows(state.group)
+    algorithm, tune = experiment.algorithm, experiment.tune
     if here and algorithm.personal and isinstance(tune, Lora) and not state.server.base:
+        own = state.server.params.rows(state.group)
         save_personal(run.folder / "model" / "clients", setting.model, tune, experiment.model,
                       algorithm.wear(own, state.memory.whole().to(next(iter(own.values())).device)))
     run.timing(state.round, final=perf_counter() - begun)
     timings = run.timings()
     spent = {phase: sum(row.get(phase, 0.0) for row in timings) for phase in ("train", "evaluate", "store", "final")}
-    tokens = sum(row.value for row in run.records() if row.metric == "train.tokens")
+    tokens = sum(row.value for row in records if row.metric == "train.tokens")
     panel = told(timings, setting.panel)
     warning = over(panel, spent["train"], setting.panel)
     if warning and spent["train"] > SHORT:
         run.event(state.round, "panel over budget", warning)
-    run.finish({"rounds": state.round, "loss": last_loss(run.records()), "final_loss": last_loss(rows, "final.loss"),
+    run.finish({"rounds": state.round, "loss": last_loss(records), "final_loss": last_loss(rows, "final.loss"),
                 "seconds": spent, "panel": panel, "train_tokens": tokens, "caveats": setting.caveats, **kept(Updates(run))})
 
 

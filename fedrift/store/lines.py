@@ -19,11 +19,9 @@ from .files import flush, full_disk_told, write_whole
 
 def write_number(value: float) -> str:
     """A float as JSON that reads back as the same float."""
-    if math.isnan(value):
-        return "null"
-    if math.isinf(value):
-        return "1e999" if value > 0 else "-1e999"
-    return repr(float(value))
+    if math.isfinite(value):
+        return repr(float(value))
+    return "null" if math.isnan(value) else "1e999" if value > 0 else "-1e999"
 
 
 def write_object(value: dict[str, Any]) -> str:

@@ -21,6 +21,7 @@ import json
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -188,8 +189,13 @@ class Run:
 
 def _row(record: Record) -> str:
     round, metric, domain, client, value = record
-    said = json.dumps([int(round), metric, domain, int(client)], ensure_ascii=False)
-    return f"{said[:-1]}, {lines.write_number(float(value))}]"
+    return f"[{int(round)}, {_quoted(metric)}, {_quoted(domain)}, {int(client)}, {lines.write_number(float(value))}]"
+
+
+@lru_cache(maxsize=4096)
+def _quoted(name: str) -> str:
+    """A name as JSON; a round has a row of the same metric for each of N clients."""
+    return json.dumps(name, ensure_ascii=False)
 
 
 def _record(row: Any, path: Path) -> Record:
