@@ -92,7 +92,7 @@ def test_without_a_twin_the_hardest_domain_is_named_and_nothing_is_claimed_about
     assert judged.grade == "none" and "Without an IID twin" in judged.sentence
 
 
-def test_swing_is_the_mean_change_of_the_domains_in_the_second_half():
+def test_swing_is_the_mean_change_of_the_domains_less_the_net_change_in_the_second_half():
     still = np.full(10, 4.0)
     late = np.array([4.0] * 5 + [4.0, 4.1, 4.0, 4.1, 4.0])
     early = np.array([4.0, 4.9, 4.0, 4.9, 4.0] + [4.0] * 5)

@@ -74,10 +74,11 @@ def follows(rest: np.ndarray) -> float:
 
 
 def swing(run: Trajectory | None, rounds: np.ndarray) -> float:
-    """How much a domain's loss moves between evaluations beside its way, in the second half of ``rounds``; NaN without any.
+    """How much the domains' losses move there and back between evaluations, in the second half of ``rounds``; NaN without any.
 
-    The mean absolute change less the net change, over the domains: a loss that only falls does not swing, however fast. The
-    rounds are given, so that a run and its twin are measured on the same ones.
+    The mean absolute change less the net change, over the domains: a loss that only falls does not swing, however fast (it has
+    ``movement``, an outcome of studies, which is the mean absolute change alone). The rounds are given, so that a run and its
+    twin are measured on the same ones.
     """
     if run is None or not run.has("loss"):
         return math.nan

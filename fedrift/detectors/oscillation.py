@@ -5,7 +5,7 @@ another sign; and the deviation of the residual around a running median of five,
 one a round, x goes on moving with a deviation of .406 around its mean while the IID twin comes to rest.
 
 Domains may swing where the mean stays calm, each falling behind while its holders sit out. So a second finding compares the
-mean change of a domain's loss between evaluations with the twin's.
+swing of the domains' losses with the twin's: the mean absolute change between evaluations less the net change.
 """
 
 from __future__ import annotations

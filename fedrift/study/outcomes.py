@@ -7,7 +7,9 @@ Round 0, which no training has touched, is no part of an end, nor of a moment.
   ``:max``, ``:min`` and ``:last`` take other moments of the run.
 - ``gap``: ``loss`` above the IID twin's over the evaluations that both have; ``gap.worst``: of the worst domain.
 - ``oscillation``: the oscillation index, sum of upward moves of the loss after three tenths of the run, by its whole descent.
-- ``swing``: mean absolute change of a domain's loss between evaluations, in the second half.
+- ``movement``: mean absolute change of a domain's loss between evaluations, in the second half; a fast fall is movement too.
+  Studies made before 2026-11-29 call it ``swing``, which is still read. What reports and detectors call a swing is movement
+  there and back, the net change taken off (``fedrift.detectors.curves.swing``).
 - ``rounds.to:4.2``: the first evaluated round with a loss not above 4.2; infinite if there is none.
 """
 
@@ -27,7 +29,8 @@ LAST = 5  # evaluations in the end of a run
 BURN_IN = 0.3  # share of a run before oscillation counts
 MOMENTS: dict[str, Callable[[np.ndarray], float]] = {"mean": np.nanmean, "max": np.nanmax, "min": np.nanmin,
                                                      "last": lambda values: values[-1]}
-OF_LOSS = ("gap", "gap.worst", "oscillation", "swing")
+FORMER = {"swing": "movement"}  # names of outcomes in stored studies
+OF_LOSS = ("gap", "gap.worst", "oscillation", "movement", *FORMER)
 
 
 def needed(outcomes: Iterable[str]) -> list[str]:
@@ -47,6 +50,7 @@ def plain(outcome: str) -> tuple[str, str, str]:
 
 def outcome(name: str, run: Trajectory, twin: Trajectory | None = None) -> float:
     """One outcome of a run; NaN where it has no such number."""
+    name = FORMER.get(name, name)
     if name == "gap":
         return gap(run, twin)
     if name == "gap.worst":
@@ -54,8 +58,8 @@ def outcome(name: str, run: Trajectory, twin: Trajectory | None = None) -> float
         return max((value for value in gaps if not math.isnan(value)), default=math.nan)
     if name == "oscillation":
         return oscillation(evaluated(run)[1])
-    if name == "swing":
-        return swing(run)
+    if name == "movement":
+        return movement(run)
     if name.startswith("rounds.to:"):
         return rounds_to(run, target(name))
     metric, domain, moment = plain(name)
@@ -108,7 +112,8 @@ def oscillation(loss: np.ndarray) -> float:
     return float(np.maximum(np.diff(late), 0).sum() / (loss[0] - loss.min()))
 
 
-def swing(run: Trajectory) -> float:
+def movement(run: Trajectory) -> float:
+    """The mean absolute change of a domain's loss between evaluations, in the second half of a run."""
     rounds, _ = evaluated(run)
     late = np.isin(run.rounds, rounds[len(rounds) // 2:])
     changes = [np.abs(np.diff(run.curve("loss", domain)[late])) for domain in (run.domains_of("loss") if len(rounds) else ())]

@@ -59,7 +59,7 @@ class Study:
     seeds: Annotated[int, Interval(ge=1, le=10_000)] | Annotated[tuple[Seed, ...], MinLen(1)] = (0,)
     twins: bool = True
     tuning: Tuning = Tuning()
-    outcomes: tuple[str, ...] = ("loss", "final.loss", "gap", "gap.worst", "oscillation", "swing")
+    outcomes: tuple[str, ...] = ("loss", "final.loss", "gap", "gap.worst", "oscillation", "movement")
     hypotheses: tuple[Hypothesis, ...] = ()
     stages: tuple[dict[str, Any], ...] = ()
 

@@ -67,7 +67,7 @@ def test_every_cell_and_seed_has_a_run_and_arms_with_the_same_twin_share_it(done
     ends = got.set_index("run").loss
     for row in got[got.role == "run"].itertuples():
         assert row.gap == pytest.approx(ends[row.run] - ends[row.twin])
-    assert got[["loss", "final.loss", "swing"]].notna().all().all()
+    assert got[["loss", "final.loss", "movement"]].notna().all().all()
 
 
 def test_hypotheses_are_judged_on_the_frame_and_two_seeds_never_call_anything(done):

@@ -6,9 +6,11 @@ import math
 
 import pytest
 
+from fedrift.detectors.curves import swing
 from fedrift.detectors.divergence import READ
 from fedrift.errors import UserError
 from fedrift.records import Record, Trajectory
+from fedrift.study import Study
 from fedrift.study.outcomes import diverged, needed, outcome
 
 
@@ -49,6 +51,15 @@ def test_the_oscillation_index_is_upward_moves_by_descent():
     assert outcome("oscillation", run([10, 8, 6, 5, 4, 3, 2, 1, 0.5, 0])) == 0
     assert outcome("oscillation", run([10, 5, 4, 5, 4, 5, 4, 5, 4, 5])) == pytest.approx(3 / 6)  # from round 3 on
     assert math.isnan(outcome("oscillation", run([1, 2, 3])))
+
+
+def test_movement_counts_a_fall_and_a_swing_does_not():
+    falls, zigzag = [5, 4, 3, 2, 1, 0], [5, 4, 3, 3.5, 3, 3.5]
+    for domain, moved, swung in ((falls, 1.0, 0.0), (zigzag, 0.5, (1.0 - 0.0) / 2)):
+        one = run(falls, a=domain)
+        assert outcome("movement", one) == outcome("swing", one) == moved  # its name in studies that are stored
+        assert swing(one, one.rounds) == pytest.approx(swung)
+    assert "movement" in Study("s", {}).outcomes and "movement" not in needed(["movement", "swing"])
 
 
 def test_rounds_to_a_loss_are_infinite_where_it_is_not_reached():
