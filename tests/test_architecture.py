@@ -57,8 +57,8 @@ MAY = {
     "sinks": {"errors", "records", "store"},
     "watch": {"config", "detectors", "diagnose", "errors", "report", "store", "study"},
     "arms": {"config", "detectors", "diagnose", "errors", "experiment", "records", "statistics", "stock", "store", "study"},
-    "flower": VALUES | {"algorithms", "corpus", "experiment", "fleet", "folders", "models", "rounds", "run", "runtime", "setting",
-                        "stock", "store"},
+    "flower": VALUES | {"algorithms", "config", "corpus", "experiment", "fleet", "folders", "models", "rounds", "run", "runtime",
+                        "setting", "stock", "store"},
     "conform": VALUES | {"algorithms", "fleet", "rounds", "statistics"},
 }
 ONLY_IN = {  # package -> the rooms that may name it

@@ -42,10 +42,12 @@ def deploy(file: File, overrides: Overrides = None, address: Address = "127.0.0.
     from ..flower.launch import configured
     from ..flower.launch import deploy as here
 
+    host, port = host_and_port(address)
     where = runtime(root, data, device, threads)
-    stock, folders = Stock(where), owned(own)
+    stock = Stock(where)
     experiment = load_experiment(file, rest)
     clients = range(experiment.partition.clients)
+    folders = owned(own, len(clients))
     tls = flower.certified(certificates) if certificates else None
     keys = flower.keyed(keys, len(clients), tls) if keys else None
     if run:
@@ -56,14 +58,13 @@ def deploy(file: File, overrides: Overrides = None, address: Address = "127.0.0.
         summary(done)
         return
     experiment = resolve(experiment, stock)
-    host, _, port = address.rpartition(":")
     config = {key: value for key, value in configured(where, terms).items() if key != "cwd"}
     app = flower.write_app(out.resolve() / "app", experiment.written(), config)
     flower.write_connection(out.resolve() / "flwr", address, tls)
     everywhere = "export " + " ".join(f"{name}={value}" for name, value in flower.ENVIRONMENT.items())
     said = ["# On every machine, in every terminal:", everywhere, "", "# On the server machine, in every terminal:",
             f"export FLWR_HOME={out.resolve() / 'flwr'}", "", "# On the server machine, in a terminal of its own:",
-            str(flower.superlink(host, int(port), tls, authenticate=bool(keys)))]
+            str(flower.superlink(host, port, tls, authenticate=bool(keys)))]
     if keys:
         said += ["", "# On the server machine, once that is up:",
                  *(str(flower.register(flower.private(keys, client) + ".pub")) for client in clients)]
@@ -76,17 +77,36 @@ def deploy(file: File, overrides: Overrides = None, address: Address = "127.0.0.
     typer.echo("\n".join(said))
 
 
-def owned(said: list[str] | None) -> dict[int, str]:
-    """``0=/folder`` as {0: "/folder"}."""
-    from ..errors import UserError
+def host_and_port(address: str) -> tuple[str, int]:
+    """``10.0.0.5:9191`` as its two parts."""
+    from ..errors import UserError, quote
 
-    found = {}
+    host, _, port = address.rpartition(":")
+    if not host or any(letter.isspace() or not letter.isprintable() for letter in host) or whole(port, 65_535) < 1:
+        raise UserError(f"--address {quote(address)}: wanted HOST:PORT with a port from 1 to 65535, e.g. --address 10.0.0.5:9191")
+    return host, int(port)
+
+
+def owned(said: list[str] | None, clients: int) -> dict[int, str]:
+    """``0=/folder`` as {0: "/folder"}, for clients that there are."""
+    from ..errors import UserError, quote
+
+    found: dict[int, str] = {}
     for text in said or ():
         client, _, folder = text.partition("=")
-        if not client.isdigit() or not folder:
-            raise UserError(f"--own {text!r}: wanted CLIENT=FOLDER, e.g. --own 0=/home/ann/texts")
+        if whole(client, clients - 1) < 0 or not folder:
+            raise UserError(f"--own {quote(text)}: wanted CLIENT=FOLDER with a client from 0 to {clients - 1}, "
+                            "e.g. --own 0=/home/ann/texts")
+        if int(client) in found:
+            raise UserError(f"--own {quote(text)}: client {int(client)} has two folders")
         found[int(client)] = folder
     return found
+
+
+def whole(text: str, most: int) -> int:
+    """The whole number from 0 to ``most`` that a text is; -1 if it is none."""
+    number = int(text) if text.isascii() and text.isdecimal() and len(text) < 10 else -1
+    return number if number <= most else -1
 
 
 def apart(overrides: list[str] | None) -> tuple[list[str], str, Terms]:
@@ -95,15 +115,18 @@ def apart(overrides: list[str] | None) -> tuple[list[str], str, Terms]:
     ``fleet=flower fleet.least=2 fleet.patience=600``
     """
     from ..config import Rooms, parse_yaml, read
-    from ..errors import unknown
+    from ..errors import UserError, quote, unknown
     from ..flower.terms import Terms
 
     rest = [text for text in overrides or () if not text.startswith(("fleet=", "fleet."))]
-    said = dict(text.partition("=")[::2] for text in overrides or () if text not in rest)
+    said = dict(text.partition("=")[::2] for text in overrides or () if text not in rest and "=" in text)
+    wrong = [text for text in overrides or () if text not in rest and "=" not in text]
+    if wrong:
+        raise UserError(f"{quote(wrong[0])}: an override is written path=value, e.g. fleet.least=2")
     fleet = said.pop("fleet", "simulated").strip()
     if fleet not in FLEETS:
         raise unknown("fleet", fleet, FLEETS)
-    asked = {key.removeprefix("fleet."): parse_yaml(value, key) for key, value in said.items()}
+    asked = {key.removeprefix("fleet."): parse_yaml(value, f"the override {quote(key)}") for key, value in said.items()}
     terms: Terms = read(Terms, asked, Rooms({}), "fleet")
     return rest, fleet, terms
 

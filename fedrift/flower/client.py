@@ -13,16 +13,18 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from flwr.app import Context, Message, MetricRecord, RecordDict
+from flwr.app import Context, Error, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
+from flwr.common.constant import ErrorCode
 
 from ..algorithms import FedAvg
+from ..errors import quote
 from ..fleet import SimulatedFleet
 from ..memory import Memory
 from ..tree import Tree
 from ..values import Report, Server, State
 from .memory import Lost, recall, remember
-from .wire import WIRE, Refused, plain, read, read_plain, said, write
+from .wire import WIRE, Refused, plain, read, read_plain, said, whole, write
 
 
 @dataclass(frozen=True, eq=False)
@@ -56,13 +58,14 @@ def client_app(made: Made) -> ClientApp:
     @app.train()  # type: ignore[untyped-decorator]
     def train(message: Message, context: Context) -> Message:
         client = made(context)
-        if "said" not in message.content:
-            return Message(train_plain(client, message.content), reply_to=message)
+        fits = "said" in message.content
         try:
-            content = train_one(client, message.content)
+            content = train_one(client, message.content) if fits else train_plain(client, message.content)
         except Lost as error:
             content = write({}, {"client": client.number, "lost": str(error)})
         except Refused as error:
+            if not fits:  # a plain strategy knows errors, and no words of ours
+                return Message(Error(ErrorCode.CLIENT_APP_RAISED_EXCEPTION, f"the client refused: {error}"), reply_to=message)
             content = write({}, {"client": client.number, "refused": f"the client refused: {error}"})
         return Message(content, reply_to=message)
 
@@ -74,15 +77,14 @@ def train_one(client: Client, content: RecordDict) -> RecordDict:
     told = said(content)
     for name, here in (("id", client.experiment), ("client", client.number)):
         if told.get(name) != here:
-            raise Refused(f"this is {name} {here!r}, the message is for {told.get(name)!r}")
+            raise Refused(f"this is {name} {here!r}, the message is for {quote(told.get(name))}")
     first = client.first
     kept = client.algorithm.memory(first.params.to(torch.device("cpu")))
     wanted = {"params": first.params, "shared": first.shared, "base": first.base,
               "memory": kept if told.get("restores") else Tree()}
     found = read(content, wanted)
-    life, round, counted = told.get("life"), told.get("round"), told.get("counted")
-    if not (isinstance(life, str) and life.isalnum() and isinstance(round, int) and isinstance(counted, int)
-            and 0 <= counted <= round):
+    life, round, counted = told.get("life"), whole(told, "round", 0), whole(told, "counted", 0)
+    if not (isinstance(life, str) and life.isascii() and life.isalnum() and len(life) <= 64 and counted <= round):
         raise Refused("it does not say which round of which run it is")
     path = client.keeps / life / f"client-{client.number}.safetensors"
     memory = recall(path, kept, counted, found["memory"] or None)
@@ -111,8 +113,14 @@ def train_plain(client: Client, content: RecordDict) -> RecordDict:
     if first.shared or client.algorithm.memory(first.params):
         raise Refused(f"a plain strategy sends a model and nothing beside it; {type(client.algorithm).__name__} needs more: "
                       "run it with fedrift's server, or ask for FedAvg or FedProx")
+    absent = [name for name, records in (("arrays", content.array_records), ("config", content.config_records))
+              if name not in records]
+    if absent:
+        raise Refused(f"it brings no {' and no '.join(absent)}, which Flower's strategies send")
     start = read_plain(content.array_records["arrays"], first.params)
-    round = int(str(content.config_records["config"]["server-round"])) - 1  # theirs begin at 1
+    if not bool(start.finite().all()):
+        raise Refused("its arrays hold numbers that are not finite")
+    round = whole(content.config_records["config"], "server-round", 1) - 1  # theirs begin at 1
     found = {"params": start, "shared": Tree(), "base": first.base}
     report = one(client, round, found, Tree())
     metrics = MetricRecord({"num-examples": report.weight.item(), "train_loss": report.loss[0, 1].item()})

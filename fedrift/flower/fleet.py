@@ -16,12 +16,12 @@ from flwr.app import ConfigRecord, Message, MessageType, RecordDict
 from flwr.serverapp import Grid
 from torch import Tensor
 
-from ..errors import UserError
+from ..errors import UserError, quote
 from ..fleet.fleet import Rule
 from ..tree import Tree
 from ..values import Report, State
 from .asking import collect
-from .roll import Roll
+from .roll import Roll, reason
 from .wire import Refused, number, plain, read, read_plain, said, size, write
 
 OWN = "it trains on documents of its own; what is measured of single clients speaks of the experiment's deal"
@@ -128,19 +128,19 @@ class FlowerFleet:
     def opened(self, state: State, algorithm: Rule, client: int, reply: Message) -> Answer:
         """A reply, checked."""
         if reply.has_error():
-            raise Refused(f"{reply.error.reason or f'error {reply.error.code}'}".splitlines()[0])
+            raise Refused(reason(reply))
         content = reply.content
         params = state.server.params.rows(state.group[client:client + 1]).to(torch.device("cpu"))
         if self.plain:
             return opened_plain(content, params)
         told = said(content)
         if told.get("client") != client:
-            raise Refused(f"it is from client {told.get('client')!r}, and client {client} was asked")
+            raise Refused(f"it is from client {quote(told.get('client'))}, and client {client} was asked")
         for kind in ("refused", "lost"):
             if kind in told:
                 return Answer(why=str(told[kind])[:500], lost=kind == "lost", bytes=size(content))
         if told.get("round") != state.round:
-            raise Refused(f"it answers round {told.get('round')!r}, and round {state.round} was asked")
+            raise Refused(f"it answers round {quote(told.get('round'))}, and round {state.round} was asked")
         memory = state.memory.rows(slice(client, client + 1))
         found = read(content, {"delta": params, "news": memory if "memory" in algorithm.tells else Tree(),
                                "gradient": params if "gradient" in algorithm.tells or self.gradients else Tree()})
@@ -189,7 +189,7 @@ def opened_plain(content: RecordDict, params: Tree) -> Answer:
     if len(arrays) != 1 or len(metrics) != 1:
         raise Refused("it brings no model as arrays with its metrics")
     loss = metrics[0].get("train_loss", float("nan"))
-    loss = float(loss) if isinstance(loss, (int, float)) else float("nan")
+    loss = float(loss) if isinstance(loss, (int, float)) and not isinstance(loss, bool) else float("nan")
     weight = number(metrics[0], "num-examples", 0)
     end = read_plain(arrays[0], params)
     return sound(Answer({"delta": end - params}, weight, float("nan"), (float("nan"), loss), weight, False, bytes=size(content)))

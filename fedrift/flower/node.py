@@ -7,7 +7,6 @@ experiment's corpus, dealt as on one machine.
 
 from __future__ import annotations
 
-import json
 import os
 from dataclasses import replace
 from functools import lru_cache, partial
@@ -17,8 +16,8 @@ import numpy as np
 from flwr.app import Context
 
 from ..corpus import Blocks, Source, load_corpus, pack
-from ..errors import UserError
-from ..experiment import Experiment, parse
+from ..errors import UserError, quote
+from ..experiment import Experiment
 from ..fleet import SimulatedFleet
 from ..fleet.batches import TextBatches
 from ..fleet.represent import mean_states
@@ -31,18 +30,19 @@ from ..setting import prepare, resolve
 from ..stock import Stock
 from ..values import Server, State
 from .client import Client, alone, client_app
-from .terms import ARITHMETIC, arithmetic
+from .terms import ARITHMETIC, arithmetic, read_dtype, read_experiment, read_threads
 
 
 def made(context: Context) -> Client:
     """The client of this node; loaded once for a process."""
     run, node = context.run_config, context.node_config
     number = node.get("client", node.get("partition-id"))
-    if not isinstance(number, int):
-        raise UserError("the node does not say which client it is: --node-config 'client=0'")
+    if not isinstance(number, int) or isinstance(number, bool):
+        raise UserError("the node does not say which client it is: --node-config 'client=0'"
+                        + ("" if number is None else f"; it says {quote(number)}"))
     names = ("data", "keeps", "device", "dtype", "threads", "corpora", "cwd", *ARITHMETIC)
     said = {name: str(node.get(name, run.get(name, ""))) for name in names}
-    return of(str(run["experiment"]), number, **said)
+    return of(str(run.get("experiment", "")), number, **said)
 
 
 @lru_cache(maxsize=1)
@@ -52,9 +52,9 @@ def of(written: str, number: int, data: str = "", keeps: str = "", device: str =
     ``engine``: of the arithmetic, what is not the default."""
     if cwd:
         os.chdir(cwd)
-    experiment = parse(json.loads(written))
-    stock = Stock(Runtime(device=device or "auto", threads=int(threads) if threads else None, micro=1,
-                          dtype=dtype or "auto",  # type: ignore[arg-type]
+    experiment = read_experiment({"experiment": written})
+    stock = Stock(Runtime(device=device or "auto", threads=read_threads({"threads": threads}), micro=1,
+                          dtype=read_dtype({"dtype": dtype}),
                           data=Path(corpora).expanduser() if corpora else None, **arithmetic(engine)))
     size = experiment.partition.clients
     if not 0 <= number < size:

@@ -72,10 +72,15 @@ class Roll:
         return {client: node for node, client in self.known.items() if isinstance(client, int) and node in there}
 
 
+def reason(reply: Message) -> str:
+    """The first line of the error that came in place of an answer."""
+    return next(iter((reply.error.reason or "").splitlines()), "")[:500] or f"error {reply.error.code}"
+
+
 def who(reply: Message, experiment: str, size: int) -> int | str:
     """The client that a node says it is, or why it is none of ours."""
     if reply.has_error():
-        return (reply.error.reason or f"error {reply.error.code}").splitlines()[0]
+        return reason(reply)
     try:
         told = said(reply.content)
     except Refused as error:

@@ -5,10 +5,8 @@ Same rounds, same probes, same folder of the run: killed at any moment, the same
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Mapping
-from dataclasses import fields
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,7 +15,7 @@ from uuid import uuid4
 from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
-from ..experiment import Experiment, parse
+from ..experiment import Experiment
 from ..run import Progress, carry_out
 from ..runtime import Runtime
 from ..setting import Setting
@@ -25,7 +23,7 @@ from ..stock import Stock
 from ..store import Run
 from .fleet import FlowerFleet
 from .roll import Roll
-from .terms import Terms, arithmetic
+from .terms import Terms, arithmetic, read_dtype, read_experiment, read_terms, read_threads, read_truth
 
 
 def recruit(grid: Grid, terms: Terms, experiment: Experiment, setting: Setting, run: Run) -> FlowerFleet:
@@ -48,13 +46,12 @@ def begin(grid: Grid, config: Mapping[str, Any]) -> Run:
     """The run that a Flower run's configuration says."""
     if config.get("cwd"):
         os.chdir(str(config["cwd"]))
-    experiment = parse(json.loads(str(config["experiment"])))
-    threads = config.get("threads")
+    experiment = read_experiment(config)
     runtime = Runtime(root=Path(str(config["runs"])), device=str(config.get("device") or "auto"),
-                      threads=int(threads) if threads else None, dtype=str(config.get("dtype") or "auto"),  # type: ignore[arg-type]
+                      threads=read_threads(config), dtype=read_dtype(config),
                       data=Path(str(config["corpora"])) if config.get("corpora") else None,
-                      keep_updates=bool(config.get("keep_updates")), **arithmetic(config))
-    terms = Terms(**{f.name: config[f.name] for f in fields(Terms) if f.name in config})
+                      keep_updates=read_truth(config, "keep_updates"), **arithmetic(config))
+    terms = read_terms(config)
     return carry_out(experiment, Stock(runtime), told, partial(recruit, grid, terms))
 
 

@@ -18,15 +18,19 @@ import numpy as np
 import torch
 from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
 from numpy.lib import format as npy
-from safetensors import SafetensorError
 from safetensors.torch import load, save
 
+from ..errors import quote
 from ..tree import Tree
 
 WIRE = 1  # counts up when messages change what they mean
 HEADER = 512  # bytes that a leaf's name, type, shape and place may take beside its numbers
 TEXT = 1 << 16  # bytes that the JSON of a message may take
+LARGEST = 1e30  # number that a message may say
+MOST = 1_000_000  # whole number, such as a round
 KIND = "safetensors"
+HEADERS = {(1, 0): npy.read_array_header_1_0, (2, 0): npy.read_array_header_2_0}  # of numpy's format, by version
+FLOATS = (2, 4, 8)  # bytes of the numbers that are read; torch has no longer ones
 
 
 class Refused(Exception):
@@ -78,11 +82,9 @@ def read(content: RecordDict, wanted: Mapping[str, Tree]) -> dict[str, Tree]:
         raise Refused(f"it brings {len(block.data):,} bytes; {most:,} at most were agreed")
     try:
         found = load(block.data)
-    except (SafetensorError, ValueError, KeyError, TypeError, OverflowError) as error:
-        raise Refused(f"its tensors cannot be read ({error})") from None
-    if found.keys() != like.keys():
-        odd = sorted(found.keys() ^ like.keys())
-        raise Refused(f"its tensors have other names than agreed: {', '.join(odd[:3])}{' ...' if len(odd) > 3 else ''}")
+    except Exception as error:  # whatever a reader makes of bytes that somebody made up
+        raise Refused(f"its tensors cannot be read ({' '.join(str(error).split())[:200]})") from None
+    check_names(found, like, "tensors")
     for name, leaf in like.items():
         if found[name].shape != leaf.shape or found[name].dtype != leaf.dtype:
             raise Refused(f"{name} must be {shape(leaf)}, and is {shape(found[name])}")
@@ -93,10 +95,26 @@ def read(content: RecordDict, wanted: Mapping[str, Tree]) -> dict[str, Tree]:
 def number(told: Mapping[str, Any], name: str, least: float = -math.inf) -> float:
     """A number that a message says, NaN included."""
     value = told.get(name)
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or value < least or math.isinf(value):
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or value < least or abs(value) > LARGEST:
         bound = "" if least == -math.inf else f" of at least {least:g}"
-        raise Refused(f"{name} must be a number{bound}, and is {str(value)[:40]!r}")
+        raise Refused(f"{name} must be a number{bound}, and is {quote(value)}")
     return float(value)
+
+
+def whole(told: Mapping[str, Any], name: str, least: int) -> int:
+    """A whole number that a message says, such as a round's."""
+    value = told.get(name)
+    if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= MOST:
+        raise Refused(f"{name} must be a whole number from {least} to {MOST:,}, and is {quote(value)}")
+    return value
+
+
+def check_names(found: Mapping[str, Any], wanted: Mapping[str, Any], things: str) -> None:
+    """Raise Refused unless the names are those that were agreed."""
+    odd = sorted(found.keys() ^ wanted.keys())
+    if odd:
+        more = f" and {len(odd) - 3:,} more" if len(odd) > 3 else ""
+        raise Refused(f"its {things} have other names than agreed: {', '.join(name[:80] for name in odd[:3])}{more}")
 
 
 def shape(leaf: torch.Tensor) -> str:
@@ -113,9 +131,7 @@ def plain(tree: Tree) -> ArrayRecord:
 
 def read_plain(record: Mapping[str, Array], wanted: Tree) -> Tree:
     """The model ``[1, ...]`` that plain Flower sends, leaf by leaf as ``wanted`` is."""
-    if record.keys() != wanted.keys():
-        odd = sorted(record.keys() ^ wanted.keys())
-        raise Refused(f"its arrays have other names than agreed: {', '.join(odd[:3])}{' ...' if len(odd) > 3 else ''}")
+    check_names(record, wanted, "arrays")
     return Tree({name: read_array(name, record[name], leaf) for name, leaf in wanted.items()})
 
 
@@ -129,12 +145,12 @@ def read_array(name: str, array: Array, like: torch.Tensor) -> torch.Tensor:
         raise Refused(f"{name} is no numpy array of {like.numel():,} numbers")
     stream = io.BytesIO(array.data)
     try:
-        version = npy.read_magic(stream)
-        dims, fortran, dtype = npy.read_array_header_1_0(stream) if version == (1, 0) else npy.read_array_header_2_0(stream)
-    except (ValueError, TypeError, SyntaxError, RecursionError):
+        dims, fortran, dtype = HEADERS[npy.read_magic(stream)](stream)
+    except Exception:  # a header is an expression of Python, and its tokens, syntax and types have errors of all kinds
         raise Refused(f"{name} is no numpy array") from None
     rest = array.data[stream.tell():]
-    if dims != shape or dtype.kind != "f" or len(rest) != like.numel() * dtype.itemsize:
-        raise Refused(f"{name} must be floats {list(shape)}, and is {dtype} {list(dims)} in {len(rest):,} bytes")
+    if dims != shape or dtype.kind != "f" or dtype.itemsize not in FLOATS or len(rest) != like.numel() * dtype.itemsize:
+        raise Refused(f"{name} must be floats {list(shape)} of 16, 32 or 64 bits, and is {quote(str(dtype))} {quote(list(dims))} "
+                      f"in {len(rest):,} bytes")
     numbers = np.frombuffer(rest, dtype=dtype).reshape(dims, order="F" if fortran else "C")
     return torch.from_numpy(numbers.astype(dtype.newbyteorder("="), order="C")).to(like.dtype).unsqueeze(0)

@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
+import json
 import shlex
 import subprocess
 import sys
 import tomllib
 
 import pytest
+from flwr.app import Context, RecordDict
 from typer.testing import CliRunner
 
 from fedrift.cli.app import app
-from fedrift.cli.deploying import apart, owned
+from fedrift.cli.deploying import apart, host_and_port, owned
 from fedrift.errors import UserError
 from fedrift.experiment import parse
 from fedrift.flower import wanted
 from fedrift.flower.commands import Tls, certified, keyed, superlink, supernode, write_app, write_connection
 from fedrift.flower.launch import configured, simulate
-from fedrift.flower.terms import Terms, arithmetic
+from fedrift.flower.node import made
+from fedrift.flower.terms import Terms, arithmetic, read_dtype, read_experiment, read_terms, read_threads, read_truth
 from fedrift.runtime import Runtime
 from fedrift.stock import Stock
 
@@ -29,7 +32,10 @@ def test_the_fleet_is_no_part_of_the_experiment():
 
 
 @pytest.mark.parametrize("said, why", [("fleet=flowers", "did you mean 'flower'"), ("fleet.leest=2", "did you mean 'least'"),
-                                       ("fleet.least=0", "greater than or equal to 1")])
+                                       ("fleet.least", "written path=value"), ("fleet.least=2.5", "got 2.5"),
+                                       ("fleet.patience=.inf", "got .inf"), ("fleet.plain=yes", "wanted true or false"),
+                                       ("fleet.least=[", "is not YAML that can be read"),
+                                       ("fleet.least=0", "fleet.least: wanted a whole number from 1 to")])
 def test_a_fleet_that_there_is_not_is_refused(said, why):
     with pytest.raises(UserError, match=why):
         apart([said])
@@ -83,10 +89,42 @@ def test_no_help_loads_flower_ray_or_torch():
     subprocess.run([sys.executable, "-c", script], check=True, capture_output=True, text=True)
 
 
-def test_own_folders_are_said_by_client():
-    assert owned(["0=/a", "1=/b=c"]) == {0: "/a", 1: "/b=c"}
-    with pytest.raises(UserError, match="CLIENT=FOLDER"):
-        owned(["/a"])
+def test_own_folders_and_an_address_are_of_clients_and_ports_that_there_are():
+    assert owned(["0=/a", "1=/b=c"], 2) == {0: "/a", 1: "/b=c"}
+    for wrong in ("/a", "2=/a", "-1=/a", "\u00b2=/a", "1" * 5000 + "=/a", "0=", "=/a"):
+        with pytest.raises(UserError, match="CLIENT=FOLDER with a client from 0 to 1"):
+            owned([wrong], 2)
+    with pytest.raises(UserError, match="two folders"):
+        owned(["0=/a", "00=/b"], 2)
+    assert host_and_port("[::1]:9191") == ("[::1]", 9191)
+    for wrong in ("", "h", "h:", ":1", "h:0", "h:65536", "h:x", "h:\u0661", "a b:1", "h:" + "1" * 5000):
+        with pytest.raises(UserError, match="HOST:PORT"):
+            host_and_port(wrong)
+
+
+def test_a_flower_configuration_is_read_as_strictly_as_an_experiment():
+    assert read_terms({"least": 2, "patience": 60, "runs": "x", "plain": False}) == Terms(2, 60.0)
+    assert (read_threads({"threads": "2"}), read_threads({}), read_dtype({}), read_truth({"a": True}, "a")) == (
+        2, None, "auto", True)
+    experiment = parse({"corpus": "bbc"})
+    assert read_experiment({"experiment": json.dumps(experiment.written())}) == experiment
+    for reader, config, told in (
+            (read_terms, {"least": True}, "fleet.least: wanted a whole number"),
+            (read_terms, {"patience": "60"}, "fleet.patience"),
+            (read_terms, {"patience": float("inf")}, "fleet.patience"), (read_terms, {"plain": "false"}, "fleet.plain"),
+            (read_threads, {"threads": "two"}, "threads"), (read_threads, {"threads": 1.5}, "threads"),
+            (read_threads, {"threads": "9" * 5000}, "threads"), (read_dtype, {"dtype": "float64"}, "dtype"),
+            (arithmetic, {"tf32": "yes"}, "tf32: wanted true or false, got 'yes'"), (arithmetic, {"canary": 1}, "canary"),
+            (read_experiment, {}, "as JSON"), (read_experiment, {"experiment": 3}, "as JSON"),
+            (read_experiment, {"experiment": "[" * 100_000}, "as JSON"),
+            (read_experiment, {"experiment": "1" * 5000}, "as JSON"),
+            (read_experiment, {"experiment": '{"corpus": "bbc", "plan": {"clip": Infinity}}'}, "plan.clip"),
+            (made, Context(1, 1, {"client": True}, RecordDict(), {}), "which client it is.*says true"),
+            (made, Context(1, 1, {"client": "0"}, RecordDict(), {}), "which client it is"),
+            (made, Context(1, 1, {"client": 0}, RecordDict(), {}), "as JSON")):
+        with pytest.raises(UserError, match=told) as raised:
+            reader(config)
+        assert len(str(raised.value)) < 300
 
 
 def test_deploy_says_what_it_does():
