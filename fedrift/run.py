@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import traceback
 from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 from time import perf_counter
 from typing import NamedTuple
@@ -11,7 +13,7 @@ import torch
 
 from .detectors.explosion import exploded
 from .errors import UserError
-from .experiment import Experiment
+from .experiment import Experiment, differences
 from .fleet import Fleet
 from .models.export import save_model, save_personal
 from .models.tune import Lora
@@ -19,9 +21,10 @@ from .probes import Past, over, recorded, served, told
 from .recording import Checkpoint, Parting, Updates
 from .records import Record
 from .rounds import rounds
+from .runtime import ARITHMETIC, Runtime
 from .setting import Setting, prepare, resolve
 from .stock import Stock
-from .store import Run, describe, settle
+from .store import Run, describe, move_aside, settle
 from .values import Round, State
 
 SHORT = 10.0  # seconds of training; below, nothing is worth saving
@@ -42,25 +45,96 @@ Recruit = Callable[[Experiment, Setting, Run], Fleet]
 
 
 def carry_out(experiment: Experiment, stock: Stock | None = None, watch: Watch = lambda progress: None,
-              recruit: Recruit | None = None) -> Run:
+              recruit: Recruit | None = None, fresh: bool = False) -> Run:
     """Run an experiment to its end, from where it stands; a finished run is returned as it is.
 
     Killed at any moment, it goes on from the last stored round when asked again, bit for bit as if nothing
     had happened.
+
+    Args:
+        experiment: What to run.
+        stock: What runs share, and the runtime.
+        watch: Told after every round.
+        recruit: Who trains, where that is not this machine.
+        fresh: Whether a stored run is moved aside and run anew.
+
+    Raises:
+        UserError: The stored run of this id is another experiment's, or is finished in another arithmetic than is asked for.
     """
     stock = stock or Stock()
     experiment = resolve(experiment, stock)
     run = Run(writable(stock.runtime.root), experiment.id)
+    if fresh:
+        replace_stored(experiment, stock)
+    check_stored(experiment, run, stock.runtime)
     if run.finished:
+        stock.runtime.say(f"run {run.id[:6]}: {describe_finished(run)}: not run again; --fresh runs it")
         return run
     with run.lock():
         try:
             _carry_out(experiment, run, stock, watch, recruit)
         except Exception as error:
-            if (run.folder / "experiment.json").exists():  # before that nothing has begun that could have failed
-                run.fail(int(run.trajectory().rounds.max(initial=0)), f"{type(error).__name__}: {error}")
+            note_failure(run, error)
             raise
     return run
+
+
+def replace_stored(experiment: Experiment, stock: Stock) -> None:
+    """Move the stored run of an experiment aside, if there is one; first the experiment is prepared, so that what cannot be run
+    moves nothing."""
+    experiment = resolve(experiment, stock)
+    run = Run(stock.runtime.root, experiment.id)
+    if run.folder.exists():
+        Parting.of(run, experiment)
+        prepare(experiment, stock)
+        stock.runtime.say(f"run {run.id[:6]}: the stored run is now in {move_aside(run)}")
+
+
+def check_stored(experiment: Experiment, run: Run, runtime: Runtime) -> None:
+    """Raise UserError unless a stored run answers what is asked: the same experiment and, if it is finished, in an arithmetic
+    that is not ruled out."""
+    if not run.finished and not (run.folder / "experiment.json").exists():
+        return
+    unlike = differences(experiment.stored(), run.experiment)
+    if unlike:
+        more = f" (and {len(unlike) - 1} more)" if len(unlike) > 1 else ""
+        raise UserError(f"{run.folder} holds another experiment than its name says: {unlike[0]}{more}. --fresh moves that folder "
+                        "aside and runs what is asked")
+    if run.finished:
+        stored = {**ARITHMETIC, **run.environment.get("engine", {})}
+        for name, choice in runtime.wanted().items():
+            if stored[name] != choice:
+                raise UserError(f"run {run.id[:6]} is {describe_finished(run)}, with {name}={stored[name]}, and {name}={choice} "
+                                f"is asked: --fresh runs it anew and keeps the old run; without {name} the old one is shown")
+
+
+def describe_finished(run: Run) -> str:
+    """``finished on 2026-11-29, float32 on cpu, fedrift 0.1.0``: when, and with what, a run was made."""
+    environment, date = run.environment, str(run.read_json("finished").get("date", ""))
+    engine = {**ARITHMETIC, **environment.get("engine", {})}
+    rest = [name for name in ("tf32", "compiled") if engine[name]] + ([] if engine["deterministic"] else ["not deterministic"])
+    version = environment.get("packages", {}).get("fedrift") or "of an unknown version"
+    when = f"finished on {date[:10]}" if date else "finished on a day that was not stored"
+    how = f"{engine['dtype']} on {environment.get('device', 'an unknown device')}"
+    return ", ".join([when, how, *rest, f"fedrift {version}"])
+
+
+def note_failure(run: Run, error: Exception) -> None:
+    """Store why a run stopped, with the traceback. What goes wrong in that is added to the error and hides nothing."""
+    unforeseen = not isinstance(error, UserError)
+    if not unforeseen and not (run.folder / "experiment.json").exists():
+        return  # nothing has begun that could have failed
+    try:
+        reached = int(run.trajectory().rounds.max(initial=0))
+    except Exception:  # its rows may be what is wrong
+        reached = 0
+    try:
+        run.fail(reached, f"{type(error).__name__}: {error}", "".join(traceback.format_exception(error)))
+    except Exception as second:
+        error.add_note(f"This could not be stored in {run.folder / 'failed.json'}: {second}")
+    else:
+        if unforeseen:
+            error.add_note(f"The traceback is stored in {run.folder / 'failed.json'}")
 
 
 def writable(root: Path) -> Path:
@@ -193,8 +267,9 @@ def finish(experiment: Experiment, run: Run, setting: Setting, state: State, sto
     warning = over(panel, spent["train"], setting.panel)
     if warning and spent["train"] > SHORT:
         run.event(state.round, "panel over budget", warning)
-    run.finish({"rounds": state.round, "loss": last_loss(records), "final_loss": last_loss(rows, "final.loss"),
-                "seconds": spent, "panel": panel, "train_tokens": tokens, "caveats": setting.caveats, **kept(Updates(run))})
+    run.finish({"rounds": state.round, "date": datetime.now(UTC).isoformat(timespec="seconds"), "loss": last_loss(records),
+                "final_loss": last_loss(rows, "final.loss"), "seconds": spent, "panel": panel, "train_tokens": tokens,
+                "caveats": setting.caveats, **kept(Updates(run))})
 
 
 def kept(updates: Updates) -> dict[str, dict[str, int]]:

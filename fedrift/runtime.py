@@ -70,6 +70,10 @@ class Runtime:
         said = {"dtype": dtype, "tf32": self.tf32, "compiled": self.compiled, "deterministic": self.deterministic}
         return {name: choice for name, choice in said.items() if choice != ARITHMETIC[name]}
 
+    def wanted(self) -> dict[str, Any]:
+        """The choices of arithmetic that were made, not left to the default."""
+        return {name: choice for name in ARITHMETIC if (choice := getattr(self, name)) != getattr(type(self), name)}
+
     def watched(self) -> bool:
         """Whether the canary is to be asked."""
         return self.torch_device().type == "mps" if self.canary is None else self.canary

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import sys
-from typing import Annotated
+import traceback
+from typing import Annotated, Any
 
 import typer
+from typer.core import TyperGroup, TyperOption
 
 from .. import __version__
 from ..errors import UserError
@@ -26,9 +28,23 @@ from . import (
     telling,
     watching,
 )
+from .options import VERBOSE
+
+
+class Commands(TyperGroup):
+    """The commands, each with the option ``--verbose``."""
+
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:
+        command = super().get_command(ctx, cmd_name)
+        if command is not None and all(param.name != "verbose" for param in command.params):
+            command.params.append(TyperOption(
+                param_decls=["--verbose"], is_flag=True, expose_value=False, default=False, help="Print tracebacks of errors.",
+                callback=lambda ctx, param, value: VERBOSE.set(VERBOSE.get() or bool(value))))
+        return command
+
 
 app = typer.Typer(
-    name="fedrift", no_args_is_help=True, add_completion=False, rich_markup_mode="markdown",
+    cls=Commands, name="fedrift", no_args_is_help=True, add_completion=False, rich_markup_mode="markdown",
     pretty_exceptions_show_locals=False,
     help="""When, how and why does federated fine-tuning of language models break under non-IID data?
 
@@ -48,8 +64,9 @@ def version(wanted: bool) -> None:
 @app.callback()
 def options(
     version: Annotated[bool, typer.Option("--version", callback=version, is_eager=True, help="Print the version.")] = False,
+    verbose: Annotated[bool, typer.Option("--verbose", help="Print tracebacks of errors.")] = False,
 ) -> None:
-    pass
+    VERBOSE.set(verbose)
 
 
 for room in (running, looking, profiling, deploying, diagnosing, replaying, calibrating, bounding, mitigating, studying, sharing,
@@ -60,10 +77,18 @@ app.add_typer(dealing.app)
 
 
 def main() -> None:
-    """Entry point: a user's mistake is one message and exit code 2."""
+    """Entry point: a user's mistake is one message and exit code 2, an error of fedrift's own one message and exit code 1."""
     try:
         app()
-    except UserError as error:
+    except Exception as error:
+        if VERBOSE.get():
+            traceback.print_exception(error)
         typer.secho("fedrift: ", fg="red", bold=True, nl=False, err=True)
-        typer.echo(str(error), err=True)
-        sys.exit(2)
+        if isinstance(error, UserError):
+            typer.echo(str(error), err=True)
+            sys.exit(2)
+        typer.echo(f"{type(error).__name__}: {error}", err=True)
+        if not VERBOSE.get():
+            for line in ("This was not foreseen; --verbose prints the traceback.", *getattr(error, "__notes__", ())):
+                typer.echo(line.partition("\n")[0], err=True)
+        sys.exit(1)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from .options import ROOT, Data, Device, Json, Names, Root, Threads, runtime
+from .options import ROOT, Data, Device, Json, Names, Root, Threads, runtime, tell_unreadable
 
 if TYPE_CHECKING:
     from ..diagnose import Judgement
@@ -30,15 +30,19 @@ def diagnose(names: Names, twin: Twins = False, fail_on: FailOn = None, root: Ro
     `fedrift diagnose 5c35 77e0 a01b --twin --fail-on confirmed`
     """
     from ..diagnose import diagnose as judge
-    from ..diagnose.cases import grouped
+    from ..diagnose.cases import sort_groups
     from ..diagnose.telling import plain
-    from ..store import find_run, list_runs
+    from ..errors import UserError
+    from ..store import find_runs, list_runs, list_unreadable
     from .screen import title
 
-    chosen = [find_run(root, name) for name in names]
-    groups = grouped(chosen, list_runs(root))
+    chosen, faulty = find_runs(root, names)
+    groups, bad = sort_groups(chosen, list_runs(root))
     if twin and run_twins(groups, root, data, device, threads):
-        groups = grouped(chosen, list_runs(root))
+        groups, bad = sort_groups(chosen, list_runs(root))
+    tell_unreadable(dict.fromkeys([*faulty, *bad, *list_unreadable(root)]))
+    if not groups:
+        raise UserError("none of these runs can be read")
     every = []
     for group in groups:
         judgements = judge(group.cases)

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from .options import ROOT, Json, Root
+from .options import ROOT, VERBOSE, Json, Root, tell_unreadable
 
 
 def runs(root: Root = ROOT, as_json: Json = False) -> None:
@@ -17,26 +17,33 @@ def runs(root: Root = ROOT, as_json: Json = False) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from ..store import list_runs
+    from ..store import list_runs, list_unreadable, read_each
+    from ..store.run import Run
     from .screen import title
 
-    found = list_runs(root)
+    def row(run: Run) -> tuple[str, ...]:
+        said, reached = run.experiment, int(run.trajectory().rounds.max(initial=0))
+        return (run.id, title(run), said["corpus"]["name"], said["model"], str(said["seed"]),
+                f"{reached}/{said['plan']['rounds']}", run.status)
+
+    found, bad = read_each(list_runs(root), row)
+    bad += list_unreadable(root)
     if as_json:
         typer.echo(json.dumps([{"id": run.id, "status": run.status, "name": title(run), "experiment": run.experiment}
-                               for run in found]))
+                               for run, _ in found]
+                              + [{"id": each.id, "status": "unreadable", "reason": each.reason} for each in bad]))
         return
-    if not found:
+    if not (found or bad):
         typer.echo(f"no runs in {root.resolve()}; `fedrift demo` makes six")
         return
     table = Table(box=SIMPLE)
     for name in ("id", "run", "corpus", "model", "seed", "rounds", "status"):
         table.add_column(name, no_wrap=name in ("id", "run", "status"))
-    for run in found:
-        said, trajectory = run.experiment, run.trajectory()
-        reached = int(trajectory.rounds.max(initial=0))
-        table.add_row(run.id, title(run), said["corpus"]["name"], said["model"], str(said["seed"]),
-                      f"{reached}/{said['plan']['rounds']}", run.status)
-    Console().print(table)
+    for _, cells in found:
+        table.add_row(*cells)
+    if found:
+        Console().print(table)
+    tell_unreadable(bad)
 
 
 def show(name: Annotated[str, typer.Argument(help="A run's id (its first letters do), or its folder.", metavar="RUN")],
@@ -67,6 +74,11 @@ def show(name: Annotated[str, typer.Argument(help="A run's id (its first letters
         Console().print(table)
     for event in run.events():
         typer.echo(f"round {event['round']}: {event['kind']}: {event['message']}")
+    if run.status == "failed":
+        why = run.read_json("failed")
+        typer.echo(f"failed after round {why['round']}: {why['message']}")
+        if VERBOSE.get():
+            typer.echo(why.get("traceback", "no traceback was stored"))
 
 
 def report(
@@ -84,7 +96,7 @@ def report(
     A study may be empty, unfinished or failed: the report says so. Nothing is fetched from anywhere.
     """
     from ..errors import UserError
-    from ..store import find_run, list_runs
+    from ..store import Run, find_runs, list_runs, list_unreadable, read_each
     from ..study import studies
 
     if len(names) == 1 and names_a_study(names[0], root):
@@ -98,8 +110,15 @@ def report(
     from .screen import exhibit
 
     twins = {dealt_iid(run.experiment): run for run in list_runs(root) if is_iid(run.experiment) and "fork" not in run.experiment}
-    chosen = [find_run(root, name) for name in names]
-    pairs = [(run, None if is_iid(run.experiment) else twins.get(dealt_iid(run.experiment))) for run in chosen]
+    chosen, faulty = find_runs(root, names)
+    runs, bad = read_each(chosen, Run.trajectory)
+    others = {run.id: None if is_iid(run.experiment) else twins.get(dealt_iid(run.experiment)) for run, _ in runs}
+    baselines, missing = read_each([twin for twin in others.values() if twin], Run.trajectory)
+    tell_unreadable(dict.fromkeys([*faulty, *bad, *missing, *list_unreadable(root)]))
+    if not runs:
+        raise UserError("none of these runs can be read")
+    readable = {run.id for run, _ in baselines}
+    pairs = [(run, twin if (twin := others[run.id]) and twin.id in readable else None) for run, _ in runs]
     page = write_report([exhibit(run, twin) for run, twin in pairs], out)
     typer.echo(page.resolve())
 

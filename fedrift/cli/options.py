@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from contextvars import ContextVar
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -9,6 +11,7 @@ import typer
 
 if TYPE_CHECKING:
     from ..runtime import Runtime
+    from ..store.shelf import Unreadable
 
 File = Annotated[Path, typer.Argument(help="The experiment's YAML file.", metavar="EXPERIMENT.yaml")]
 Overrides = Annotated[list[str] | None, typer.Argument(
@@ -33,7 +36,17 @@ KeepUpdates = Annotated[bool, typer.Option(
 Json = Annotated[bool, typer.Option("--json", help="Print JSON, for scripts.")]
 Names = Annotated[list[str], typer.Argument(help="Ids of runs (their first letters do), or folders.", metavar="RUN...")]
 
+Fresh = Annotated[bool, typer.Option(
+    "--fresh", help="Run anew what is stored already; the old folders are moved into `replaced` beside the runs.")]
+
 ROOT = Path("runs")
+VERBOSE: ContextVar[bool] = ContextVar("verbose", default=False)  # whether tracebacks are printed
+
+
+def tell_unreadable(bad: Iterable[Unreadable]) -> None:
+    """Print a line for each run that cannot be read."""
+    for each in bad:
+        typer.echo(f"run {each.id} cannot be read: {each.reason}", err=True)
 
 
 def runtime(root: Path, data: Path | None = None, device: str = "auto", threads: int | None = None,

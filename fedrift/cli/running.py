@@ -18,6 +18,7 @@ from .options import (
     Device,
     Dtype,
     File,
+    Fresh,
     KeepUpdates,
     Micro,
     Overrides,
@@ -43,8 +44,8 @@ Twin = Annotated[bool, typer.Option("--twin/--no-twin", help="Run its IID twin t
 def run(file: File, overrides: Overrides = None, twin: Twin = False, root: Root = ROOT, data: Data = None,
         device: Device = "auto", threads: Threads = None, micro: Micro = None, dtype: Dtype = "auto",
         compiled: Compiled = False, canary: Canary = None, tf32: Tf32 = False, deterministic: Deterministic = True,
-        sink: Sinks = None, keep_updates: KeepUpdates = False) -> None:
-    """Run an experiment, or go on with it; a finished one is only shown.
+        sink: Sinks = None, keep_updates: KeepUpdates = False, fresh: Fresh = False) -> None:
+    """Run an experiment, or go on with it; a finished one is only shown, unless `--fresh` asks to run it anew.
 
     `fedrift run experiments/demo.yaml algorithm=Scaffold partition.severity=0.5 seed=3 --twin`
 
@@ -62,7 +63,7 @@ def run(file: File, overrides: Overrides = None, twin: Twin = False, root: Root 
     wanted = [experiment, iid(experiment)] if twin else [experiment]
     where = runtime(root, data, device, threads, micro, dtype, compiled, canary, tf32, deterministic,
                     keep_updates)
-    runs = carry_out_all(wanted, where, terms if fleet == "flower" else None, sink or ())
+    runs = carry_out_all(wanted, where, terms if fleet == "flower" else None, sink or (), fresh)
     from .screen import summary, verdicts
 
     if twin:
@@ -72,7 +73,7 @@ def run(file: File, overrides: Overrides = None, twin: Twin = False, root: Root 
 
 
 def demo(out: Annotated[Path, typer.Option("--out", help="Where the HTML page goes.")] = Path("demo-report"),
-         root: Root = ROOT, data: Data = None, threads: Threads = None) -> None:
+         root: Root = ROOT, data: Data = None, threads: Threads = None, fresh: Fresh = False) -> None:
     """The whole way: FedAvg, FedProx and SCAFFOLD on BBC News, one topic a client, each beside its IID twin."""
     from .. import algorithms
     from ..experiment import edit, load_experiment
@@ -82,7 +83,7 @@ def demo(out: Annotated[Path, typer.Option("--out", help="Where the HTML page go
     skewed = [edit(base, {"algorithm": algorithm})
               for algorithm in (algorithms.FedAvg(), algorithms.FedProx(mu=0.1), algorithms.Scaffold())]
     typer.echo("BBC News on the language model `pocket`: one topic a client, and the same documents dealt IID.")
-    runs = carry_out_all([one for each in skewed for one in (each, iid(each))], runtime(root, data, "cpu", threads))
+    runs = carry_out_all([one for each in skewed for one in (each, iid(each))], runtime(root, data, "cpu", threads), fresh=fresh)
     from ..report import write_report
     from .screen import exhibit, verdicts
 
@@ -103,13 +104,13 @@ def validate(file: File, overrides: Overrides = None) -> None:
 
 
 def carry_out_all(experiments: list[Experiment], where: Runtime, terms: Terms | None = None,
-                  sinks: Iterable[str] = ()) -> list[Run]:
+                  sinks: Iterable[str] = (), fresh: bool = False) -> list[Run]:
     """Each in turn, under one progress bar; what they share is loaded once. ``terms``: over Flower, on these. ``sinks``: by
-    name, each fed as rounds come."""
+    name, each fed as rounds come. ``fresh``: stored runs are moved aside and run anew."""
     from ..sinks import fed, ready
 
     ready(sinks, where.root)  # what is missing is told before anything is loaded
-    from ..run import carry_out
+    from ..run import carry_out, replace_stored
     from ..stock import Stock
     from .screen import Bar
 
@@ -125,6 +126,8 @@ def carry_out_all(experiments: list[Experiment], where: Runtime, terms: Terms | 
     try:
         with Bar(sum(experiment.plan.rounds for experiment in experiments)) as bar:
             for experiment in experiments:
+                if fresh:
+                    replace_stored(experiment, stock)
                 with fed(sinks, where.root) as feeds:
                     runs.append(carry_out(experiment, stock, both(bar.of(experiment.name), feeds, where.root)))
                     feeds.look(runs[-1])

@@ -11,10 +11,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from .options import ROOT, Data, Device, Json, Root, Threads, runtime
+from .options import ROOT, VERBOSE, Data, Device, Fresh, Json, Root, Threads, runtime, tell_unreadable
 
 if TYPE_CHECKING:
     from ..stock import Stock
+    from ..store import Run
     from ..study import Study
 
 StudyFile = Annotated[Path, typer.Argument(help="The study's YAML file.", metavar="STUDY.yaml")]
@@ -30,15 +31,15 @@ Probe = Annotated[bool, typer.Option("--probe/--no-probe", help="With --dry-run:
 
 def study(file: StudyFile, overrides: Changes = None, dry_run: Dry = False, probe: Probe = True, root: Root = ROOT,
           data: Data = None, device: Device = "auto", threads: Threads = None, sink: Sinks = None,
-          as_json: Json = False) -> None:
+          fresh: Fresh = False, as_json: Json = False) -> None:
     """Run a study, or go on with it: every cell, every seed, each beside its IID twin; tuned first where it says so.
 
     `fedrift study studies/small.yaml --dry-run`, then `fedrift study studies/small.yaml executor=processes`
 
     Stopped at any moment it goes on when the same command is given again. Executors: `local` (one run after another),
     `processes` (several at once on this machine), `ray`, `slurm`. Started on several machines that share the folder of the
-    runs, each run is done once. Runs that another study made are not made again. `--sink` sends a run's numbers there
-    when it is over.
+    runs, each run is done once. Runs that another study made are not made again, unless `--fresh` asks for it. `--sink` sends
+    a run's numbers there when it is over. The exit code is 1 if a run failed.
     """
     from ..config import Rooms, overridden, read
     from ..sinks import ready
@@ -59,7 +60,7 @@ def study(file: StudyFile, overrides: Changes = None, dry_run: Dry = False, prob
         foresee(asked, stock, probe, as_json)
     else:
         ready(sink or (), root)  # what is missing is told before anything is run
-        go(asked, stock, executor, as_json, sink or ())
+        go(asked, stock, executor, as_json, sink or (), fresh)
 
 
 def foresee(study: Study, stock: Stock, probe: bool, as_json: bool) -> None:
@@ -109,8 +110,8 @@ def foresee(study: Study, stock: Stock, probe: bool, as_json: bool) -> None:
     screen.print(f"{price.runs} runs, {price.done} of them done; {price.tokens:,.0f} tokens to train on{time}{speed}")
 
 
-def go(study: Study, stock: Stock, executor: Any, as_json: bool, sinks: Sequence[str] = ()) -> None:
-    """Run it, and tell how it ended."""
+def go(study: Study, stock: Stock, executor: Any, as_json: bool, sinks: Sequence[str] = (), fresh: bool = False) -> None:
+    """Run it, and tell how it ended; exit code 1 if a run failed."""
     from ..sinks import told_when_over
     from ..study import judged
     from ..study.conduct import conduct
@@ -118,26 +119,37 @@ def go(study: Study, stock: Stock, executor: Any, as_json: bool, sinks: Sequence
 
     with Watching() as watching:
         try:
-            book = conduct(study, stock, executor, told_when_over(watching.begin, sinks, stock.runtime.root))
+            book = conduct(study, stock, executor, told_when_over(watching.begin, sinks, stock.runtime.root), fresh)
         except KeyboardInterrupt:
             typer.echo("stopped; the same command goes on from here", err=True)
             raise
     frame, verdicts = judged(book)
+    failed = frame[frame.status == "failed"]
+    if VERBOSE.get():
+        for run in failed.run:
+            print_traceback(book.run(run))
     if as_json:
         typer.echo(frame.to_json(orient="records"))
-        return
+        raise typer.Exit(1 if len(failed) else 0)
     choices(book.read()["choices"])
     runs = frame[frame.role == "run"]
     shown = runs.groupby(["stage", "arm"], sort=False)[list(study.outcomes)].mean(numeric_only=True)
     typer.echo(shown.to_string(float_format=lambda value: f"{value:.3f}", max_colwidth=60) if len(shown) else "no runs")
     for verdict in verdicts:
         typer.echo(verdict.sentence)
-    failed = frame[frame.status == "failed"]
     for row in failed.to_dict("records"):
         typer.echo(f"failed {str(row['run'])[:6]} {row['arm']}, seed {row['seed']}: {str(row['failure']).splitlines()[0]}")
     typer.echo(f"{len(frame)} runs: {(frame.status == 'finished').sum()} finished, {len(failed)} failed, "
                f"{int(frame.diverged.sum())} diverged. Above are means over seeds.")
     typer.echo(f"{book.folder}; `fedrift report {book.name}{where_said(stock)} --html --pdf` shows it")
+    if len(failed):
+        raise typer.Exit(1)
+
+
+def print_traceback(run: Run) -> None:
+    """The traceback that a failed run has stored, if it has."""
+    if (run.folder / "failed.json").exists():
+        typer.echo(f"run {run.id}:\n{run.read_json('failed').get('traceback', '')}", err=True)
 
 
 def where_said(stock: Stock) -> str:
@@ -162,9 +174,11 @@ def sql(query: Annotated[str, typer.Argument(help="SQL over `runs`, `records` an
     `records(run, round, metric, domain, client, value)` has every number; `runs` one row a run, with a column a path of the
     experiment (`"partition.severity"`, in double quotes); `findings` what detectors left. `DESCRIBE runs` lists columns.
     """
+    from ..store import list_unreadable
     from ..store import sql as ask
 
     frame = ask(root, query)
+    tell_unreadable(list_unreadable(root))
     typer.echo(frame.to_json(orient="records") if as_json else frame.to_string(index=False, max_rows=200))
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from ..errors import UserError
 from ..experiment import Experiment
-from ..run import Progress, Watch, last_loss, writable
+from ..run import Progress, Watch, check_stored, describe_finished, last_loss, writable
 from ..runtime import Runtime
 from ..setting import resolve
 from ..stock import Stock
@@ -47,7 +47,9 @@ def together(experiment: Experiment, stock: Stock, terms: Terms, watch: Watch, m
         raise UserError("--micro: over Flower every client trains in a process of its own, one in a pass; leave it out")
     experiment = resolve(experiment, stock)
     run = Run(writable(stock.runtime.root), experiment.id)
+    check_stored(experiment, run, stock.runtime)
     if run.finished:
+        stock.runtime.say(f"run {run.id[:6]}: {describe_finished(run)}: not run again; --fresh runs it")
         return run
     clients = experiment.partition.clients
     port, home = free_port(), made.folder / "flwr"

@@ -3,6 +3,7 @@
 from .environment import describe, settle
 from .query import connected, sql
 from .run import Run
-from .shelf import find_run, list_runs
+from .shelf import find_run, find_runs, list_runs, list_unreadable, move_aside, read_each
 
-__all__ = ["Run", "connected", "describe", "find_run", "list_runs", "settle", "sql"]
+__all__ = ["Run", "connected", "describe", "find_run", "find_runs", "list_runs", "list_unreadable", "move_aside", "read_each",
+           "settle", "sql"]

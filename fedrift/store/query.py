@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from ..errors import UserError
 from .parquet import parquet_path, stale, write_parquet
 from .run import Run
-from .shelf import list_runs
+from .shelf import Unreadable, find_fault, list_runs, list_unreadable, read_each
 
 if TYPE_CHECKING:
     import duckdb
@@ -40,58 +40,84 @@ def sql(root: Path, query: str) -> pd.DataFrame:
 
 
 def connected(root: Path, runs: Iterable[Run] | None = None) -> duckdb.DuckDBPyConnection:
-    """A connection with the three tables. Parquet files are made where they are missing or older than the rows."""
+    """A connection with the three tables. Parquet files are made where they are missing or older than the rows.
+
+    A run that cannot be read hides no other: its row in ``runs`` has the status ``unreadable`` and the reason as ``failure``.
+    """
     import duckdb
 
-    every = list(list_runs(root) if runs is None else runs)
-    files = [str(path) for run in every if (path := fresh(run)) is not None]
+    every, bad = list(list_runs(root) if runs is None else runs), list_unreadable(root) if runs is None else []
+    recorded, faulty = read_each(every, _readable)
+    files = [str(path) for _, path in recorded if path is not None]
     connection = duckdb.connect()
     if files:
         connection.read_parquet(files).create_view("records")  # type: ignore[arg-type]
     else:
         connection.execute(f"CREATE VIEW records AS {EMPTY}")
-    connection.register("runs", runs_frame(every))
+    connection.register("runs", runs_frame(every, [*bad, *faulty]))
     connection.register("findings", findings_frame(every))
     return connection
 
 
+def find_faults(runs: Iterable[Run]) -> dict[str, str]:
+    """Why runs cannot be read, by id; of those that can nothing."""
+    return {each.id: each.reason for each in read_each(runs, _readable)[1]}
+
+
+def _readable(run: Run) -> Path | None:
+    if fault := find_fault(run):
+        raise UserError(fault)
+    return fresh(run)
+
+
 def fresh(run: Run) -> Path | None:
     """The run's Parquet file, made or made again if it must be; None where there are no rows yet."""
+    from pyarrow.parquet import read_metadata
+
     path = parquet_path(run.folder)
     if stale(run.folder):
         write_parquet(run.folder)
-    return path if path.exists() else None
+    if not path.exists():
+        return None
+    read_metadata(path)  # raises where the file is none
+    return path
 
 
-def runs_frame(runs: Iterable[Run]) -> pd.DataFrame:
-    """One row a run: its status, how it ended, and its experiment flattened."""
+def runs_frame(runs: Iterable[Run], bad: Iterable[Unreadable] = ()) -> pd.DataFrame:
+    """One row a run: its status, how it ended, and its experiment flattened; ``bad``: runs that are known to be unreadable."""
     import pandas as pd
 
-    rows = []
-    for run in runs:
-        said = {key: value for key, value in run.experiment.items() if key not in ("id", "partition_table")}
-        end = run.read_json("finished") if run.finished else {}
-        status = "finished" if end else run.status
-        failure = run.read_json("failed")["message"] if status == "failed" else ""
-        rows.append({"run": run.id, "status": status, "rounds": end.get("rounds"), "loss": end.get("loss"),
-                     "final_loss": end.get("final_loss"), "train_tokens": end.get("train_tokens"),
-                     "seconds": sum((end.get("seconds") or {}).values()) if end else None, "failure": failure, **flat(said)})
+    found, more = read_each(runs, _row)
+    faults = {each.id: {"run": each.id, "status": "unreadable", "failure": each.reason} for each in (*bad, *more)}
+    rows = [row for run, row in found if run.id not in faults] + list(faults.values())
     return pd.DataFrame(rows) if rows else pd.DataFrame({"run": pd.Series(dtype="str"), "status": pd.Series(dtype="str")})
+
+
+def _row(run: Run) -> dict[str, Any]:
+    said = {key: value for key, value in run.experiment.items() if key not in ("id", "partition_table")}
+    end = run.read_json("finished") if run.finished else {}
+    status = "finished" if end else run.status
+    failure = run.read_json("failed")["message"] if status == "failed" else ""
+    return {"run": run.id, "status": status, "rounds": end.get("rounds"), "loss": end.get("loss"),
+            "final_loss": end.get("final_loss"), "train_tokens": end.get("train_tokens"),
+            "seconds": sum((end.get("seconds") or {}).values()) if end else None, "failure": failure, **flat(said)}
+
+
+def _findings(run: Run) -> list[dict[str, Any]]:
+    path = run.folder / "findings.json"
+    if not path.exists():
+        return []
+    said = json.loads(path.read_bytes())
+    found = said.get("findings", []) if isinstance(said, dict) else said
+    return [{"run": run.id, **{key: value if isinstance(value, (str, int, float, bool)) or value is None else json.dumps(value)
+                               for key, value in each.items()}} for each in found]
 
 
 def findings_frame(runs: Iterable[Run]) -> pd.DataFrame:
     """One row a finding, of ``findings.json`` beside each run."""
     import pandas as pd
 
-    rows: list[dict[str, Any]] = []
-    for run in runs:
-        path = run.folder / "findings.json"
-        if not path.exists():
-            continue
-        said = json.loads(path.read_bytes())
-        found = said.get("findings", []) if isinstance(said, dict) else said
-        rows += [{"run": run.id, **{key: value if isinstance(value, (str, int, float, bool)) or value is None
-                                    else json.dumps(value) for key, value in each.items()}} for each in found]
+    rows = [row for _, found in read_each(runs, _findings)[0] for row in found]
     if not rows:
         return pd.DataFrame({name: pd.Series(dtype=kind) for name, kind in FINDINGS.items()})
     frame = pd.DataFrame(rows)

@@ -144,9 +144,9 @@ class Run:
         self.write_json("finished", summary)
         (self.folder / "failed.json").unlink(missing_ok=True)
 
-    def fail(self, round: int, message: str) -> None:
-        """Say that the run stopped and why; it can still be resumed."""
-        self.write_json("failed", {"round": int(round), "message": message})
+    def fail(self, round: int, message: str, traceback: str = "") -> None:
+        """Say that the run stopped and why, with the traceback; it can still be resumed."""
+        self.write_json("failed", {"round": int(round), "message": message, "traceback": traceback})
 
     @property
     def status(self) -> str:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 
+from ..errors import UserError
 from ..experiment import Experiment
-from ..run import writable
+from ..run import check_stored, describe_finished, writable
 from ..stock import Stock
+from ..store import move_aside
 from .book import Book
 from .executors import Executor, Local
 from .planning import Plan, choices, experiments_of, full_plan, tuning_plan, written
@@ -18,9 +20,17 @@ Begin = Callable[[str, Sequence[Experiment]], Tell]
 
 
 def conduct(study: Study, stock: Stock, executor: Executor | None = None,
-            begin: Begin = lambda what, experiments: lambda run, round: None) -> Book:
+            begin: Begin = lambda what, experiments: lambda run, round: None, fresh: bool = False) -> Book:
     """Run what is missing of a study. Killed at any moment, it goes on when asked again; a run that fails is noted and
-    the study goes on without it."""
+    the study goes on without it.
+
+    Args:
+        study: The study.
+        stock: What runs share, and the runtime.
+        executor: Where its runs are done.
+        begin: Told what begins.
+        fresh: Whether stored runs are moved aside and run anew.
+    """
     executor = executor or Local()
     book = Book(writable(stock.runtime.root), study.name)
     tuning = tuning_plan(study, stock)
@@ -28,19 +38,44 @@ def conduct(study: Study, stock: Stock, executor: Executor | None = None,
     chosen = []
     if tuning.entries:
         book.write(written(study, tuning, complete=False))
-        carry(experiments_of(tuning, "trial"), stock, book, executor, begin, "tuning")
+        first = experiments_of(tuning, "trial")
+        carry(replaced(first, book, stock) if fresh else first, stock, book, executor, begin, "tuning")
         chosen = choices(study, tuning, book)
     plan = full_plan(study, stock, tuning, chosen)
     book.write(written(study, plan, complete=True))
-    carry(experiments_of(plan, "run"), stock, book, executor, begin, "runs")
+    runs = experiments_of(plan, "run")
+    trials = {entry.run for entry in tuning.entries}
+    carry(replaced(runs, book, stock, but=trials) if fresh else runs, stock, book, executor, begin, "runs")
     return book
 
 
 def carry(experiments: list[Experiment], stock: Stock, book: Book, executor: Executor, begin: Begin, what: str) -> None:
-    tell = begin(what, experiments)
+    """Settle some runs; those that are finished already have to be what is asked, and are counted."""
+    for experiment in experiments:
+        if book.run(experiment.id).finished:
+            check_stored(experiment, book.run(experiment.id), stock.runtime)
     left = unsettled(experiments, book)
+    kept = {experiment.id for experiment in experiments if book.run(experiment.id).finished}
+    if kept:
+        ways = sorted({describe_finished(book.run(id)) for id in kept})
+        more = f" (and {len(ways) - 1} other ways)" if len(ways) > 1 else ""
+        stock.runtime.say(f"{what}: {len(kept)} of {len(kept) + len(left)} are {ways[0]}{more}: not run again; --fresh runs them")
+    tell = begin(what, experiments)
     if left:
         executor(left, stock, book, tell)
+        lost = unsettled(left, book)
+        if lost:
+            raise UserError(f"{what}: {len(lost)} of {len(left)} ended neither finished nor failed, the first is run "
+                            f"{lost[0].id}; the same command goes on with them")
+
+
+def replaced(experiments: list[Experiment], book: Book, stock: Stock, but: Collection[str] = ()) -> list[Experiment]:
+    """The experiments, after their stored runs have been moved aside."""
+    stored = [run for experiment in experiments if experiment.id not in but and (run := book.run(experiment.id)).folder.exists()]
+    places = [move_aside(run) for run in stored]
+    if places:
+        stock.runtime.say(f"{len(places)} stored runs are now in {places[0].parent}")
+    return experiments
 
 
 def foreseen(study: Study, stock: Stock) -> tuple[Plan, bool]:

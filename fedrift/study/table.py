@@ -11,6 +11,7 @@ import pandas as pd
 
 from ..records import Columns, Trajectory
 from ..store import connected
+from ..store.query import find_faults
 from .book import Book, Entry, shared_twins
 from .outcomes import diverged, needed, outcome
 
@@ -22,19 +23,21 @@ def table(book: Book, outcomes: Sequence[str] = (), roles: Sequence[str] = ("run
 
     ``outcomes``: those of the study if none are named. A twin that serves several arms is one row with the levels that
     they agree on, its severity 0. What is not finished has NaN outcomes; a run that failed counts as diverged only if
-    its loss did.
+    its loss did. A run that cannot be read has failed, whatever it was.
     """
     said = book.read()
     names = list(outcomes or said["study"]["outcomes"])
     entries = [entry for entry in shared_twins(said["runs"]) if entry.role in roles]
     trajectories = curves(book, entries, needed(names))
+    faults = find_faults(kept for entry in entries if ((kept := book.run(entry)).folder / "experiment.json").exists())
     rows = []
     for entry in entries:
-        state, run = book.state(entry.run), trajectories.get(entry.run)
+        fault = f"it cannot be read: {faults[entry.run]}" if entry.run in faults else ""
+        state, run = "failed" if fault else book.state(entry.run), trajectories.get(entry.run)
         ended, twin = state in ("finished", "failed"), trajectories.get(entry.twin)
         row = {"run": entry.run, "study": book.name, "role": entry.role, "stage": entry.stage, "arm": entry.arm,
-               "seed": entry.seed, "iid": entry.iid, "twin": entry.twin, "status": state, "failure": book.failure(entry.run),
-               "diverged": bool(ended and run and diverged(run))}
+               "seed": entry.seed, "iid": entry.iid, "twin": entry.twin, "status": state,
+               "failure": fault or book.failure(entry.run), "diverged": bool(ended and run and diverged(run))}
         row |= {factor: entry.factors.get(factor) for factor in said["factors"]}
         row |= {name: outcome(name, run, twin) if state == "finished" and run else math.nan for name in names}
         rows.append(row)

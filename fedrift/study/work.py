@@ -45,9 +45,15 @@ def settle(experiment: Experiment, stock: Stock, book: Book, tell: Tell = lambda
                 pass
         return False
     with held(mine):
+        outside: list[Exception] = []  # an error of who is told: no run has failed by it
+
         def watch(told: Progress) -> None:
             mine.check()
-            tell(run.id, told.round)
+            try:
+                tell(run.id, told.round)
+            except Exception as error:
+                outside.append(error)
+                raise
 
         try:
             if mine.generation >= DEATHS:
@@ -56,9 +62,20 @@ def settle(experiment: Experiment, stock: Stock, book: Book, tell: Tell = lambda
         except Lost:
             return False
         except Exception as error:
-            book.fail(run.id, str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}")
+            if error in outside:
+                raise
+            note(book, run, error)
     tell(run.id, experiment.plan.rounds)
     return True
+
+
+def note(book: Book, run: Run, error: Exception) -> None:
+    """Store why a run stopped; if that fails, the run's own error is raised with the other as its note."""
+    try:
+        book.fail(run.id, str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}")
+    except Exception as second:
+        error.add_note(f"This could not be stored in {book.folder / 'failures'}: {second}")
+        raise error from None
 
 
 def reached(run: Run) -> int:

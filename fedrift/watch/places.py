@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from ..diagnose.cases import NOT_ASKED, name
-from ..store import Run, list_runs
+from ..store import Run, list_runs, read_each
 from ..store.query import flat
+from ..store.shelf import find_fault
 from ..study import Book, parse_study
 from ..study.study import based
 
@@ -41,9 +42,8 @@ class Folder:
         self.laid: list[Place] = []
 
     def places(self) -> list[Place]:
-        new = [run for run in list_runs(self.root) if run.id not in self.asked]
-        for run in new:
-            asked = run.experiment
+        new = read_each((run for run in list_runs(self.root) if run.id not in self.asked), lambda run: run.experiment)[0]
+        for run, asked in new:
             self.asked[run.id] = asked
             self.names[run.id] = name(asked, ("seed",)), name(asked, ("partition.severity",))
         if new:
@@ -106,8 +106,7 @@ class OfStudy:
         if entry.role == "twin":
             arm = f"IID twin: {arm}"
         kept = Run(self.book.root, entry.run)
-        if (kept.folder / "experiment.json").exists():
+        rounds = int(entry.factors.get("plan.rounds", rounds) or rounds)
+        if (kept.folder / "experiment.json").exists() and not find_fault(kept):
             rounds = int(kept.experiment["plan"]["rounds"])
-        else:
-            rounds = int(entry.factors.get("plan.rounds", rounds) or rounds)
         return Place(entry.run, f"{entry.role}/{entry.stage}/{arm}", arm, entry.stage, entry.role, entry.seed, entry.twin, rounds)

@@ -11,7 +11,7 @@ from pathlib import Path
 from time import monotonic, time
 
 from ..config import load_yaml
-from ..store import Run
+from ..store import Run, list_unreadable, read_each
 from ..store.claims import DEAD, generations, here
 from ..study import Book, find_study, studies
 from .findings import Judge
@@ -30,6 +30,7 @@ class Watcher:
         self.source: Folder | OfStudy = OfStudy(book) if book else Folder(self.root)
         self.tails: dict[str, Tail] = {}
         self.settled: set[str] = set()
+        self.faults: dict[str, str] = {}  # why a run could not be read at the last look
         self.judge = Judge(self.tails)
         self.pace: deque[tuple[float, int]] = deque()
 
@@ -39,14 +40,16 @@ class Watcher:
         states = {place.run: self._state(place.run) for place in places}
         for run, state in states.items():
             if run not in self.settled and state != "missing":
-                self.tails.setdefault(run, Tail(self._run(run))).look()
-                if state == "finished":
+                bad = read_each([self._run(run)], lambda each: self.tails.setdefault(each.id, Tail(each)).look())[1]
+                self.faults = {**{id: why for id, why in self.faults.items() if id != run}, **dict(bad)}
+                if state == "finished" and not bad:
                     self.settled.add(run)
         rows: dict[str, list[Seen]] = {}
         heads: dict[str, Place] = {}
         for place in places:
             heads.setdefault(place.key, place)
-            rows.setdefault(place.key, []).append(self._seen(place, states[place.run]))
+            state = "failed" if place.run in self.faults else states[place.run]
+            rows.setdefault(place.key, []).append(self._seen(place, state))
         laid = tuple(Row(key, heads[key].arm, heads[key].stage, heads[key].role, tuple(runs)) for key, runs in rows.items())
         return self._scene(laid)
 
@@ -78,7 +81,9 @@ class Watcher:
         tail = self.tails.get(place.run)
         rounds = tail.round if tail else 0
         why = ""
-        if state == "failed":
+        if place.run in self.faults:
+            why = f"it cannot be read: {self.faults[place.run]}"
+        elif state == "failed":
             why = (self.book.failure(place.run) if self.book else "") or self._reason(place.run)
         return Seen(place.run, place.seed, state, place.rounds if state == "finished" else rounds, place.rounds,
                     tail.loss if tail else math.nan, tail.gap(self.tails.get(place.twin)) if tail else math.nan, place.twin, why)
@@ -100,7 +105,11 @@ class Watcher:
         question = said.get("study", {}).get("question", "")
         title = f"study {self.book.name}" if self.book else f"runs in {self.root}"
         scene = Scene(title, question, rows, "", over, self._left(done, total - failed), (), counts, done, total)
-        return replace(scene, note=note(scene, self.book, self.root, complete), findings=self.judge.look(rows))
+        bad = [] if self.book else list_unreadable(self.root)
+        more = f"; run {bad[0].id} cannot be read: {bad[0].reason}" if bad else ""
+        more += f" (and {len(bad) - 1} more such runs)" if len(bad) > 1 else ""
+        told = note(scene, self.book, self.root, complete) + more
+        return replace(scene, note=told.removeprefix("; "), findings=self.judge.look(rows))
 
     def _left(self, done: int, total: int) -> float:
         now = self.clock()

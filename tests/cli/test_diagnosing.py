@@ -21,8 +21,9 @@ def stored(root, identity, losses, **changes):
     """A run on disk with nothing in it but a loss."""
     made = Run(root, identity)
     asked = {"corpus": {"name": "c"}, "model": "m", "partition": {"is": "TopicMix", "clients": 2, "severity": 1.0},
-             "algorithm": {"is": "FedAvg"}, "plan": {"steps": 5, "epochs": None, "optimizer": {"is": "Sgd", "lr": 0.1}},
-             "evaluate": {"split": "test", "panel": ["language"]}, "seed": 0}
+             "algorithm": {"is": "FedAvg"}, "seed": 0,
+             "plan": {"rounds": 9, "steps": 5, "epochs": None, "optimizer": {"is": "Sgd", "lr": 0.1}},
+             "evaluate": {"split": "test", "panel": ["language"]}}
     for path, value in changes.items():
         *parts, last = path.split("__")
         place = asked

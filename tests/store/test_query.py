@@ -21,7 +21,8 @@ ROWS = [Record(0, "loss", "", -1, 4.5), Record(0, "loss", "sport", -1, 0.1 + 0.2
 def made(root, id: str = "abc", **said) -> Run:
     run = Run(root, id)
     run.write_json("experiment", {"algorithm": {"is": "FedProx", "mu": 0.1}, "partition": {"is": "TopicMix", "severity": 0.5},
-                                  "seed": 3, "corpus": {"name": "bbc"}, **said, "id": id, "partition_table": {"tokens": [1]}})
+                                  "seed": 3, "corpus": {"name": "bbc"}, "model": "pocket", "plan": {"rounds": 3}, **said,
+                                  "id": id, "partition_table": {"tokens": [1]}})
     run.append(ROWS)
     return run
 

@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import json
 import os
 
 import pytest
 
 from fedrift.errors import UserError
-from fedrift.store import Run, find_run, list_runs
+from fedrift.records import Record
+from fedrift.store import Run, find_run, find_runs, list_runs, list_unreadable, move_aside, read_each, sql
+
+ASKED = {"corpus": {"name": "bbc"}, "model": "pocket", "algorithm": {"is": "FedAvg"},
+         "partition": {"is": "TopicMix", "severity": 1.0}, "plan": {"rounds": 3, "steps": 5}, "seed": 0}
 
 
 @pytest.fixture
 def root(tmp_path):
     for age, name in enumerate(["ab12", "ab99", "c0de"]):
         run = Run(tmp_path / "runs", name)
-        run.write_json("experiment", {})
+        run.write_json("experiment", ASKED)
         os.utime(run.folder / "experiment.json", (1000 - age, 1000 - age))
     (tmp_path / "runs" / "notes").mkdir()
     return tmp_path / "runs"
@@ -35,7 +40,7 @@ def test_a_run_is_found_by_its_folder(root, tmp_path):
 
 
 def test_a_whole_id_wins_over_longer_ones_that_begin_with_it(root):
-    Run(root, "ab").write_json("experiment", {})
+    Run(root, "ab").write_json("experiment", ASKED)
     assert find_run(root, "ab").id == "ab"
 
 
@@ -54,3 +59,90 @@ def test_letters_that_fit_none_are_answered_with_what_is_there(root):
 def test_a_folder_without_runs_is_named(tmp_path):
     with pytest.raises(UserError, match="holds none"):
         find_run(tmp_path, "ab")
+
+
+BROKEN = {
+    "not JSON": b"{",
+    "no text": b"\xff\xfe",
+    "empty": b"",
+    "a list": b"[]",
+    "a number": b"3",
+    "nothing in it": b"{}",
+    "deep": b"[" * 100_000,
+    "an own algorithm of an older fedrift": json.dumps({**ASKED, "algorithm": {"server": {"is": "Sgd"}}}).encode(),
+    "a name in the place of a class": json.dumps({**ASKED, "partition": "TopicMix"}).encode(),
+    "rounds that are text": json.dumps({**ASKED, "plan": {"rounds": "3"}}).encode(),
+    "a severity that is none": json.dumps({**ASKED, "partition": {"is": "TopicMix", "severity": "much"}}).encode(),
+}
+
+
+@pytest.fixture
+def broken(root):
+    """A folder with good runs, and one for every way in which a run cannot be read."""
+    for number, content in enumerate(BROKEN.values()):
+        (root / f"bad{number}").mkdir()
+        (root / f"bad{number}" / "experiment.json").write_bytes(content)
+    (root / "badlink").mkdir()
+    (root / "badlink" / "experiment.json").symlink_to("nowhere")
+    (root / "badfolder" / "experiment.json").mkdir(parents=True)
+    return root
+
+
+def test_a_run_that_cannot_be_read_hides_no_other_and_is_listed_with_the_reason(broken):
+    assert [run.id for run in list_runs(broken)] == ["c0de", "ab99", "ab12"]
+    bad = list_unreadable(broken)
+    assert {each.id for each in bad} == {*(f"bad{number}" for number in range(len(BROKEN))), "badfolder"}
+    for each in bad:
+        assert each.reason and len(each.reason) <= 200 and "\n" not in each.reason
+        with pytest.raises(UserError, match=f"run {each.id} cannot be read: "):
+            find_run(broken, each.id)
+    good, faulty = find_runs(broken, ["c0", "bad0", "ab12", "c0de"])
+    assert [run.id for run in good] == ["c0de", "ab12"] and [each.id for each in faulty] == ["bad0"]
+    assert find_run(broken, "ab9").id == "ab99"
+
+
+def test_a_repaired_run_is_listed_again(broken):
+    Run(broken, "bad0").write_json("experiment", ASKED)
+    assert "bad0" in [run.id for run in list_runs(broken)]
+
+
+def test_sql_answers_for_the_readable_runs_and_names_the_others(broken):
+    for name in ("c0de", "ab12", "ab99"):
+        Run(broken, name).append([Record(0, "loss", "", -1, 4.5)])
+    (broken / "ab99" / "records.jsonl").write_text('[0, "loss"\n[')
+    Run(broken, "ab12").finish({"rounds": 3, "loss": 4.0})
+    (broken / "c0de" / "findings.json").write_text("[[")
+    found = sql(broken, "SELECT run, status, failure FROM runs").set_index("run")
+    assert found.status["ab12"] == "finished" and found.status["c0de"] == "unfinished"
+    assert found.status["ab99"] == found.status["bad1"] == "unreadable" and "records.jsonl" in found.failure["ab99"]
+    assert sql(broken, "SELECT DISTINCT run FROM records ORDER BY run").run.tolist() == ["ab12", "c0de"]
+    (broken / "ab12" / "records.parquet").write_bytes(b"PAR1 no parquet")
+    (broken / "ab12" / "finished.json").write_text("[")
+    found = sql(broken, "SELECT run, status FROM runs").set_index("run")
+    assert found.status["ab12"] == "unreadable" and found.status["c0de"] == "unfinished"
+    assert len(found) == len(BROKEN) + 4
+
+
+def test_what_cannot_be_read_of_one_run_is_told_in_one_line(root):
+    def read(run):
+        if run.id == "ab99":
+            raise KeyError("a\nb" * 200)
+        return run.id
+
+    found, bad = read_each(list_runs(root), read)
+    assert [each for _, each in found] == ["c0de", "ab12"]
+    assert bad[0].id == "ab99" and bad[0].reason.startswith("KeyError: ") and len(bad[0].reason) == 200
+
+
+def test_a_run_is_moved_aside_whole_and_as_often_as_it_is_asked(root):
+    run = Run(root, "ab12")
+    (run.folder / "records.jsonl").write_text("rows")
+    first = move_aside(run)
+    assert first == root / "replaced" / "ab12.1" and (first / "records.jsonl").read_text() == "rows"
+    assert not run.folder.exists() and "ab12" not in [run.id for run in list_runs(root)]
+    run.write_json("experiment", ASKED)
+    assert move_aside(run) == root / "replaced" / "ab12.2"
+    other = Run(root, "ab99")
+    with other.lock(), pytest.raises(UserError, match="being written by another process"):
+        move_aside(other)
+    assert other.folder.exists()

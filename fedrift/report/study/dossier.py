@@ -17,8 +17,8 @@ import pandas as pd
 from scipy import stats
 
 from ...statistics import Verdict, bad_end, worst_rank
-from ...store import Run, connected
-from ...store.query import flat
+from ...store import Run, connected, read_each
+from ...store.query import find_faults, flat
 from ...study import Book, Entry, judged
 from .arms import Arm, Stage, stages
 
@@ -179,9 +179,12 @@ def opened(book: Book, say: Callable[[str], None] = lambda message: None) -> Dos
     entries: Sequence[Entry] = said["runs"]
     frame, verdicts = judged(book)
     runs = {entry.run: book.run(entry) for entry in entries}
-    experiments = {id: run.experiment for id, run in runs.items() if (run.folder / "experiment.json").exists()}
-    endings = {id: dict(run.read_json("finished")) for id, run in runs.items() if run.finished}
-    places = {id: environment for id, run in runs.items() if (environment := _environment(run))}
+    there = [run for run in runs.values() if (run.folder / "experiment.json").exists()]
+    faults = find_faults(there)  # the frame says why
+    read = read_each([run for run in there if run.id not in faults], _stored)[0]
+    experiments = {run.id: experiment for run, (experiment, _, _) in read}
+    endings = {run.id: ending for run, (_, ending, _) in read if run.finished}
+    places = {run.id: environment for run, (_, _, environment) in read if environment}
     flattened = {
         id: flat({key: value for key, value in asked.items() if key != "partition_table"}) for id, asked in experiments.items()
     }
@@ -193,5 +196,5 @@ def each_row(frame: pd.DataFrame) -> Iterator[Any]:
     return frame.itertuples()
 
 
-def _environment(run: Run) -> dict[str, Any]:
-    return run.environment
+def _stored(run: Run) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
+    return run.experiment, dict(run.read_json("finished")) if run.finished else {}, run.environment

@@ -49,6 +49,8 @@ class Ray(Executor):
                 ended, waiting = ray.wait(waiting, timeout=1.0)
                 ray.get(ended)
                 tell_all(experiments, book, tell)
+        except ray.exceptions.RayTaskError as error:  # raised in a worker, outside a run
+            raise error.cause from error
         except ray.exceptions.RayError as error:
             raise UserError(f"Ray: {error}; what was done is kept, the same command goes on") from error
         finally:

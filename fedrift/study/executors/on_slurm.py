@@ -45,7 +45,7 @@ class Slurm(Executor):
         try:
             while tell_all(experiments, book, tell):
                 if all(job.done() for job in jobs) and tell_all(experiments, book, tell):
-                    raise UserError(f"all {count} jobs are over and runs are left: {_told(jobs[0])} Logs are in "
+                    raise UserError(f"all {count} jobs are over and runs are left: {_told(jobs)} Logs are in "
                                     f"{there.folder / 'slurm'}; the same command submits new jobs, which resume")
                 time.sleep(1.0 if self.cluster != "slurm" else 10.0)
         except BaseException:
@@ -58,6 +58,6 @@ def _work(experiments: list[Experiment], runtime: Runtime, book: Book) -> None:
     work(experiments, Stock(runtime), book)
 
 
-def _told(job: Any) -> str:
-    error = job.exception()
+def _told(jobs: Sequence[Any]) -> str:
+    error = next((error for job in jobs if (error := job.exception())), None)
     return f"{str(error).strip().splitlines()[-1]}." if error else "their time was up."

@@ -7,6 +7,7 @@ import os
 import sys
 import threading
 import time
+import traceback
 from collections.abc import Sequence
 from dataclasses import dataclass
 from multiprocessing.connection import wait
@@ -35,9 +36,10 @@ class Processes(Executor):
     def __call__(self, experiments: Sequence[Experiment], stock: Stock, book: Book, tell: Tell) -> None:
         count = min(self.workers or max(1, (os.cpu_count() or 1) // self.threads), len(experiments))
         runtime, context = sendable(stock.runtime, self.threads), ready()
+        errors = context.SimpleQueue()  # those outside a run: whoever had one ends
 
         def start() -> Any:
-            worker = context.Process(target=_work, args=(list(experiments), runtime, Book(runtime.root, book.name)))
+            worker = context.Process(target=_work, args=(list(experiments), runtime, Book(runtime.root, book.name), errors))
             before = {name: os.environ.get(name) for name in PINS}
             os.environ.update(dict.fromkeys(PINS, str(self.threads)))  # read by the libraries when they are imported
             try:
@@ -51,6 +53,8 @@ class Processes(Executor):
         try:
             while tell_all(experiments, book, tell):
                 wait([worker.sentinel for worker in workers], timeout=1.0)
+                if not errors.empty():
+                    raise errors.get()
                 gone = [worker for worker in workers if not worker.is_alive()]
                 deaths += sum(worker.exitcode != 0 for worker in gone)
                 if deaths > 3 * count:
@@ -59,6 +63,8 @@ class Processes(Executor):
                 if gone:  # a run may have been taken with it: its claim passes to the next
                     workers = [worker for worker in workers if worker.is_alive()]
                     workers += [start() for worker in gone if worker.exitcode != 0]
+                    if not workers and errors.empty() and tell_all(experiments, book, tell):
+                        raise UserError("all workers are at their end and runs are left; the same command goes on with them")
                     time.sleep(0.1)
         finally:
             for worker in workers:
@@ -76,9 +82,16 @@ def ready() -> Any:
     return context
 
 
-def _work(experiments: list[Experiment], runtime: Runtime, book: Book) -> None:
-    """A worker's whole life; it ends with the process that began it, however that ends."""
+def _work(experiments: list[Experiment], runtime: Runtime, book: Book, errors: Any) -> None:
+    """A worker's whole life; it ends with the process that began it, however that ends. An error outside a run is handed over."""
     parent = multiprocessing.parent_process()
     if parent is not None:
         threading.Thread(target=lambda: (wait([parent.sentinel]), os._exit(1)), daemon=True).start()
-    work(experiments, Stock(runtime), book)
+    try:
+        work(experiments, Stock(runtime), book)
+    except Exception as error:
+        text = "".join(traceback.format_exception(error))
+        said = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
+        sent = UserError(said) if isinstance(error, UserError) else RuntimeError(said)
+        sent.add_note(f"In a worker:\n{text}")
+        errors.put(sent)

@@ -29,8 +29,8 @@ class Stacked(Executor):
         alike = sorted(experiments, key=lambda each: (each.model, repr(each.tune), each.plan.seq_len, each.plan.batch))
         count = min(self.runs, len(alike))
         meeting = Meeting(count, self.clients)
-        queue, left = iter(alike), list[Experiment]()
-        threads = [Thread(target=_work, args=(queue, replace(stock, meeting=meeting), book, tell, left), daemon=True)
+        queue, left, errors = iter(alike), list[Experiment](), list[BaseException]()
+        threads = [Thread(target=_work, args=(queue, replace(stock, meeting=meeting), book, tell, left, errors), daemon=True)
                    for _ in range(count)]
         try:
             for thread in threads:
@@ -43,10 +43,19 @@ class Stacked(Executor):
             for thread in threads:
                 thread.join()
             raise
+        if errors:
+            raise errors[0]
         work(left, stock, book, tell)  # what another worker had
 
 
-def _work(queue: Iterator[Experiment], stock: Stock, book: Book, tell: Tell, left: list[Experiment]) -> None:
-    """One run after another until none is left."""
-    with stock.meeting.seat():  # type: ignore[union-attr]
-        left.extend(experiment for experiment in queue if not settle(experiment, stock, book, tell))
+def _work(queue: Iterator[Experiment], stock: Stock, book: Book, tell: Tell, left: list[Experiment],
+          errors: list[BaseException]) -> None:
+    """One run after another until none is left. An error outside a run ends all: the other threads stop at their next step."""
+    meeting: Meeting = stock.meeting  # type: ignore[assignment]
+    with meeting.seat():
+        try:
+            left.extend(experiment for experiment in queue if not settle(experiment, stock, book, tell))
+        except BaseException as error:
+            if not meeting.stopped:
+                errors.append(error)
+                meeting.stop()

@@ -1,0 +1,236 @@
+"""What goes wrong in a study is told: no run is lost, and none hides another."""
+
+from __future__ import annotations
+
+import json
+import queue
+import shutil
+import sys
+import types
+from contextlib import nullcontext
+from dataclasses import replace
+
+import pytest
+import yaml
+
+import fedrift.run
+import fedrift.study.work
+from fedrift.cli.app import main
+from fedrift.errors import UserError
+from fedrift.setting import resolve
+from fedrift.stock import Stock
+from fedrift.store import Run
+from fedrift.study import Book, table
+from fedrift.study.conduct import carry, conduct
+from fedrift.study.executors import Local, Processes, Ray, Slurm, Stacked, processes
+from fedrift.study.executors.executor import Executor
+from tests.study.small import study
+from tests.worlds import experiment, stock
+
+SHORT = ("plan.rounds=1", "plan.steps=1", "evaluate.blocks=1", "evaluate.own=0", "evaluate.final=0", "evaluate.panel=[]")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("failures")
+
+
+def asked(folder, there, count=3):
+    return [resolve(experiment(folder, *SHORT, f"seed={seed}"), there) for seed in range(count)]
+
+
+def elsewhere(folder, root, **runtime) -> Stock:
+    return Stock(replace(stock(folder, threads=1, **runtime).runtime, root=root))
+
+
+@pytest.mark.parametrize("executor", [Local(), Stacked(runs=3)], ids=lambda each: type(each).__name__)
+@pytest.mark.parametrize("place", ["claim", "tell", "note"])
+def test_an_error_outside_a_run_ends_the_study_loudly(folder, tmp_path, monkeypatch, executor, place):
+    there, told = elsewhere(folder, tmp_path / "runs"), []
+    book, every = Book(there.runtime.root, "s"), asked(folder, there)
+
+    def fail(*_, **__):
+        raise OSError(28, "No space left on device")
+
+    def tell(run, round):
+        told.append(run)
+        if place == "tell" and len(told) == 2:
+            fail()
+
+    if place == "claim":
+        real = fedrift.study.work.claim
+        monkeypatch.setattr(fedrift.study.work, "claim",
+                            lambda path, *rest: fail() if path.name == every[1].id else real(path, *rest))
+    if place == "note":
+        monkeypatch.setattr(fedrift.study.work, "carry_out", lambda *_: {}["update.norm"])
+        monkeypatch.setattr(Book, "fail", fail)
+    error = KeyError if place == "note" else OSError  # the run's own error comes first
+    with pytest.raises(error) as raised:
+        carry(every, there, book, executor, lambda what, experiments: tell, "runs")
+    if place == "note":
+        assert "No space left" in raised.value.__notes__[0]
+    assert not any(list((there.runtime.root / each.id).glob("claim.*")) for each in every)  # nothing is held
+    monkeypatch.undo()
+    carry(every, there, book, executor, lambda what, experiments: lambda run, round: None, "runs")
+    assert all(book.run(each.id).finished for each in every)
+
+
+def test_an_executor_that_leaves_runs_behind_is_no_success(folder, tmp_path):
+    class Lazy(Executor):
+        def __call__(self, experiments, stock, book, tell):
+            Local()(experiments[:1], stock, book, tell)
+
+    there = elsewhere(folder, tmp_path / "runs")
+    every = asked(folder, there)
+    with pytest.raises(UserError, match=f"2 of 3 ended neither finished nor failed, the first is run {every[1].id}"):
+        carry(every, there, Book(there.runtime.root, "s"), Lazy(), lambda what, experiments: lambda run, round: None, "runs")
+
+
+class Here:
+    """A context of multiprocessing whose processes are done in this one, at once."""
+
+    def __init__(self, **said):
+        self.said = said
+        self.sentinel, self.exitcode = None, 0
+
+    SimpleQueue = queue.SimpleQueue
+
+    def start(self):
+        self.said["target"](*self.said["args"])
+
+    def is_alive(self):
+        return False
+
+    terminate = join = is_alive
+
+
+Here.Process = Here
+
+
+def test_a_worker_process_hands_over_an_error_outside_a_run(folder, tmp_path, monkeypatch):
+    monkeypatch.setattr(processes, "ready", lambda: Here)
+    monkeypatch.setattr(processes, "wait", lambda sentinels, timeout: sentinels)
+    there = elsewhere(folder, tmp_path / "runs")
+    every = asked(folder, there, 1)
+    there.runtime.root.mkdir()
+    (there.runtime.root / every[0].id).write_text("a file in the place of a run's folder")
+    with pytest.raises(RuntimeError, match=r"FileExistsError|NotADirectoryError") as raised:
+        Processes(1)(every, there, Book(there.runtime.root, "s"), lambda run, round: None)
+    assert "Traceback" in raised.value.__notes__[0]
+
+
+def test_a_task_of_rays_raises_the_error_that_it_had(folder, tmp_path, monkeypatch):
+    class RayError(Exception):
+        pass
+
+    class RayTaskError(RayError):
+        cause = OSError(28, "No space left on device")
+
+    def raising(*_):
+        raise RayTaskError("a whole traceback")
+
+    fake = types.SimpleNamespace(
+        is_initialized=lambda: True, remote=lambda **_: lambda function: types.SimpleNamespace(remote=lambda *_: 0),
+        wait=lambda waiting, timeout: (waiting, []), get=raising,
+        exceptions=types.SimpleNamespace(RayError=RayError, RayTaskError=RayTaskError))
+    monkeypatch.setitem(sys.modules, "ray", fake)
+    there = elsewhere(folder, tmp_path / "runs")
+    with pytest.raises(OSError, match="No space left"):
+        Ray()(asked(folder, there, 1), there, Book(there.runtime.root, "s"), lambda run, round: None)
+
+
+def test_jobs_that_are_over_are_told_with_the_error_of_whichever_had_one(folder, tmp_path, monkeypatch):
+    def job(error):
+        return types.SimpleNamespace(done=lambda: True, exception=lambda: error, cancel=lambda check: None)
+
+    jobs = iter([job(None), job(RuntimeError("first\nOSError: No space left on device"))])
+
+    class Submitter:
+        def __init__(self, **_): ...
+        def update_parameters(self, **_): ...
+        def batch(self): return nullcontext()
+        def submit(self, *_): return next(jobs)
+
+    monkeypatch.setitem(sys.modules, "submitit", types.SimpleNamespace(AutoExecutor=Submitter))
+    there = elsewhere(folder, tmp_path / "runs")
+    with pytest.raises(UserError, match="No space left on device"):
+        Slurm(jobs=2, cluster="local")(asked(folder, there, 2), there, Book(there.runtime.root, "s"), lambda run, round: None)
+
+
+BASE = {"factors": {"partition.severity": [1.0]}, "seeds": 2}
+
+
+@pytest.fixture(scope="module")
+def done(folder):
+    """A finished study, and what was told of it."""
+    told = []
+    there = elsewhere(folder, folder / "done", say=told.append)
+    wanted = study(folder, **BASE)
+    return wanted, conduct(wanted, there), told
+
+
+def copied(folder, tmp_path, done, **runtime):
+    shutil.copytree(folder / "done", tmp_path / "runs")
+    told = []
+    return Book(tmp_path / "runs", done[0].name), elsewhere(folder, tmp_path / "runs", say=told.append, **runtime), told
+
+
+def test_runs_that_are_not_run_again_are_counted_and_fresh_runs_them(folder, tmp_path, done):
+    wanted, before, told = done
+    assert not any("not run again" in line for line in told)
+    book, there, told = copied(folder, tmp_path, done)
+    ids = {entry.run for entry in before.read()["runs"]}
+    conduct(wanted, there)
+    (line,) = [line for line in told if "not run again" in line]
+    assert line.startswith(f"runs: {len(ids)} of {len(ids)} are finished on ") and "float32 on cpu" in line
+    told.clear()
+    for id in ids:
+        (tmp_path / "runs" / id / "mark").touch()
+    conduct(wanted, there, fresh=True)
+    assert not any("not run again" in line for line in told) and f"{len(ids)} stored runs are now in" in told[0]
+    assert {path.name for path in (tmp_path / "runs" / "replaced").iterdir()} == {f"{id}.1" for id in ids}
+    assert all(book.run(id).finished and not (book.run(id).folder / "mark").exists() for id in ids)
+    pairs = table(book), table(before)
+    assert pairs[0].equals(pairs[1])
+
+
+def test_finished_runs_in_another_arithmetic_are_refused(folder, tmp_path, done):
+    _, there, _ = copied(folder, tmp_path, done, dtype="bfloat16")
+    with pytest.raises(UserError, match="dtype=float32, and dtype=bfloat16 is asked"):
+        conduct(done[0], there)
+
+
+def test_a_broken_run_of_a_study_has_failed_and_hides_no_other(folder, tmp_path, done, monkeypatch, capsys):
+    book, *_ = copied(folder, tmp_path, done)
+    entries = book.read()["runs"]
+    first, second = (Run(book.root, id) for id in dict.fromkeys(entry.run for entry in entries if entry.role == "run"))
+    (first.folder / "experiment.json").write_text("[")
+    got = table(book).set_index("run")
+    assert got.status[first.id] == "failed" and "it cannot be read: " in got.failure[first.id]
+    assert got.status[second.id] == "finished" and got.loss[second.id] == table(done[1]).set_index("run").loss[second.id]
+    monkeypatch.setattr(sys, "argv", ["fedrift", "report", book.name, "--latex", "--runs", str(book.root),
+                                      "--out", str(tmp_path / "page")])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert not ended.value.code, capsys.readouterr().err
+
+
+def test_a_study_with_a_failed_run_exits_with_1_and_its_traceback_is_there(folder, tmp_path, done, monkeypatch, capsys):
+    copied(folder, tmp_path, done)
+    wanted = study(folder, **{**BASE, "name": "more", "seeds": 3})
+    (tmp_path / "s.yaml").write_text(yaml.safe_dump(wanted.written()))
+
+    def fail(*_):
+        raise KeyError("update.norm")
+
+    monkeypatch.setattr(fedrift.run, "observe", fail)
+    for more in ((), ("--verbose",)):
+        monkeypatch.setattr(sys, "argv", ["fedrift", "study", str(tmp_path / "s.yaml"), "--runs", str(tmp_path / "runs"),
+                                          "--device", "cpu", *more])
+        with pytest.raises(SystemExit) as ended:
+            main()
+        out, err = capsys.readouterr()
+        assert ended.value.code == 1 and "KeyError: 'update.norm'" in out
+        assert ("Traceback" in err) == bool(more)
+    failed = [json.loads(path.read_bytes()) for path in (tmp_path / "runs").glob("*/failed.json")]
+    assert failed and all("in fail" in each["traceback"] for each in failed)

@@ -1,0 +1,234 @@
+"""A stored run answers only for itself: what is asked is compared with it, and what went wrong with it is kept."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+from dataclasses import replace
+
+import pytest
+import yaml
+
+import fedrift.run
+from fedrift.cli.app import main
+from fedrift.errors import UserError
+from fedrift.experiment import edit
+from fedrift.run import carry_out, check_stored, describe_finished
+from fedrift.setting import resolve
+from fedrift.stock import Stock
+from fedrift.store import list_unreadable
+from tests.worlds import experiment, stock
+
+SHORT = ("plan.rounds=1", "plan.steps=1", "evaluate.blocks=1", "evaluate.own=0", "evaluate.final=0", "evaluate.panel=[]")
+
+
+def call(capsys, monkeypatch, *words: str) -> tuple[int, str, str]:
+    """Exit code, what was printed, what was complained of."""
+    monkeypatch.setattr(sys, "argv", ["fedrift", *words])
+    monkeypatch.setenv("COLUMNS", "250")
+    with pytest.raises(SystemExit) as ended:
+        main()
+    out, err = capsys.readouterr()
+    return ended.value.code or 0, out, err
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    """A folder with a finished run in it, and its experiment."""
+    folder = tmp_path_factory.mktemp("made")
+    asked = experiment(folder, *SHORT)
+    (folder / "e.yaml").write_text(yaml.safe_dump(asked.written()))
+    carry_out(asked, stock(folder))
+    return folder
+
+
+@pytest.fixture
+def world(made, tmp_path, monkeypatch):
+    """A copy of the runs that a test may change, as the working folder; model and corpus stay where they are."""
+    shutil.copytree(made / "runs", tmp_path / "runs")
+    shutil.copy(made / "e.yaml", tmp_path)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("FEDRIFT_CACHE", str(made / "cache"))
+    return tmp_path
+
+
+def asked_of(made, folder, *overrides, **runtime):
+    there = stock(made, **runtime)
+    return experiment(made, *SHORT, *overrides), Stock(replace(there.runtime, root=folder / "runs"))
+
+
+def only(world):
+    (path,) = (world / "runs").glob("*/experiment.json")
+    return path.parent
+
+
+def test_a_finished_run_is_shown_with_its_day_its_arithmetic_and_its_version(made, world, capsys, monkeypatch):
+    before = {path.name: path.read_bytes() for path in only(world).iterdir() if path.is_file()}
+    code, _, err = call(capsys, monkeypatch, "run", "e.yaml", "--device", "cpu")
+    assert code == 0
+    date = json.loads(before["finished.json"])["date"][:10]
+    version = json.loads(before["environment.json"])["packages"]["fedrift"]
+    lines = [line for line in err.splitlines() if "not run again" in line]
+    assert len(lines) == 1 and len(date) == 10
+    assert lines[0].endswith(f"finished on {date}, float32 on cpu, fedrift {version}: not run again; --fresh runs it")
+    assert {path.name: path.read_bytes() for path in only(world).iterdir() if path.is_file()} == before
+
+
+@pytest.mark.parametrize("words", [("--dtype", "bfloat16"), ("--tf32",), ("--compile",), ("--no-deterministic",)])
+def test_another_arithmetic_is_never_answered_by_the_stored_run(made, world, words, capsys, monkeypatch):
+    code, out, err = call(capsys, monkeypatch, "run", "e.yaml", "--device", "cpu", *words)
+    assert code == 2 and "final loss" not in out
+    assert "float32" in err and "--fresh runs it anew" in err
+    code, *_ = call(capsys, monkeypatch, "run", "e.yaml", "--device", "cpu", "--dtype", "float32")
+    assert code == 0
+
+
+def test_fresh_runs_it_anew_and_keeps_the_old_folder(made, world, capsys, monkeypatch):
+    folder = only(world)
+    (folder / "mark").write_text("old")
+    code, _, err = call(capsys, monkeypatch, "run", "e.yaml", "--device", "cpu", "--fresh", "--dtype", "bfloat16")
+    assert code == 0, err
+    kept = world / "runs" / "replaced" / f"{folder.name}.1"
+    assert (kept / "mark").read_text() == "old" and (kept / "finished.json").exists()
+    assert str(kept.relative_to(world)) in err
+    assert not (folder / "mark").exists()
+    assert json.loads((folder / "environment.json").read_bytes())["engine"]["dtype"] == "bfloat16"
+    _, out, _ = call(capsys, monkeypatch, "runs", "--json")
+    assert [run["id"] for run in json.loads(out)] == [folder.name]
+
+
+def test_fresh_with_what_cannot_be_run_moves_nothing(made, world):
+    asked, there = asked_of(made, world, "plan.seq_len=8192")  # longer than the model's window
+    folder = world / "runs" / resolve(asked, there).id
+    folder.mkdir()
+    (folder / "finished.json").write_text("{}")
+    with pytest.raises(UserError, match=r"plan\.seq_len"):
+        carry_out(asked, there, fresh=True)
+    assert (folder / "finished.json").exists() and not (world / "runs" / "replaced").exists()
+
+
+@pytest.mark.parametrize(("path", "value"), [
+    ("plan.steps", 7), ("plan.batch", "2"), ("algorithm.is", "FedProx"), ("schema", None), ("seed", 1),
+    ("tune.targets", ["q_proj"]), ("evaluate.more", 3), ("model_content", "0" * 64)])
+@pytest.mark.parametrize("finished", [True, False])
+def test_a_stored_run_of_another_experiment_is_refused_by_the_field(made, world, path, value, finished):
+    folder = only(world)
+    stored = json.loads((folder / "experiment.json").read_bytes())
+    *parts, last = path.split(".")
+    place = stored
+    for part in parts:
+        place = place[part]
+    place[last] = value
+    (folder / "experiment.json").write_text(json.dumps(stored))
+    if not finished:
+        (folder / "finished.json").unlink()
+    asked, there = asked_of(made, world)
+    with pytest.raises(UserError) as raised:
+        carry_out(asked, there)
+    assert f"holds another experiment than its name says: {path} is " in str(raised.value)
+    assert "\n" not in str(raised.value)
+    assert json.loads((folder / "experiment.json").read_bytes()) == stored
+
+
+def test_equal_numbers_of_another_type_are_the_same_experiment(made, world):
+    folder = only(world)
+    stored = json.loads((folder / "experiment.json").read_bytes())
+    stored["partition"]["severity"], stored["plan"]["rounds"] = 1, 1.0
+    (folder / "experiment.json").write_text(json.dumps(stored))
+    asked, there = asked_of(made, world)
+    assert carry_out(edit(asked, {"partition__severity": 1}), there).id == folder.name
+
+
+def test_an_unforeseen_error_is_one_line_and_its_traceback_is_stored_and_printed_on_request(made, world, capsys, monkeypatch):
+    def fail(*_):
+        raise KeyError("update.norm")
+
+    monkeypatch.setattr(fedrift.run, "observe", fail)
+    code, _, err = call(capsys, monkeypatch, "run", "e.yaml", "seed=1", "--device", "cpu")
+    assert code == 1
+    assert "fedrift: KeyError: 'update.norm'" in err and "--verbose" in err and "Traceback" not in err
+    path, = (world / "runs").glob("*/failed.json")
+    said = json.loads(path.read_bytes())
+    assert said["message"] == "KeyError: 'update.norm'" and said["round"] == 0
+    assert "Traceback" in said["traceback"] and "in fail" in said["traceback"]
+    assert str(path.relative_to(world)) in err
+    for words in (("run", "e.yaml", "seed=1", "--device", "cpu", "--verbose"), ("--verbose", "run", "e.yaml", "seed=1")):
+        code, _, err = call(capsys, monkeypatch, *words)
+        assert code == 1 and "Traceback" in err and "in fail" in err
+    code, out, _ = call(capsys, monkeypatch, "show", path.parent.name)
+    assert "failed after round 0: KeyError: 'update.norm'" in out and "Traceback" not in out
+    code, out, _ = call(capsys, monkeypatch, "show", path.parent.name, "--verbose")
+    assert "in fail" in out
+    code, _, err = call(capsys, monkeypatch, "show", "nothing")
+    assert code == 2 and "Traceback" not in err
+    code, _, err = call(capsys, monkeypatch, "show", "nothing", "--verbose")
+    assert code == 2 and "Traceback" in err
+
+
+@pytest.mark.parametrize("error", [OSError(30, "Read-only file system"), UserError("the disk is full")])
+def test_an_error_that_cannot_be_stored_is_told_all_the_same(made, world, monkeypatch, error):
+    def fail(*_):
+        raise KeyError("update.norm")
+
+    def refuse(self, *_):
+        raise error
+
+    monkeypatch.setattr(fedrift.run, "observe", fail)
+    monkeypatch.setattr(fedrift.run.Run, "fail", refuse)
+    asked, there = asked_of(made, world, "seed=2")
+    with pytest.raises(KeyError, match=r"update\.norm") as raised:
+        carry_out(asked, there)
+    assert "failed.json" in raised.value.__notes__[0] and str(error) in raised.value.__notes__[0]
+
+
+def test_an_error_is_stored_though_the_rows_are_what_is_wrong(made, world, monkeypatch):
+    asked, there = asked_of(made, world, "seed=2")
+
+    def fail(*_):
+        (run.folder / "records.jsonl").write_text("no rows\n")
+        raise KeyError("update.norm")
+
+    monkeypatch.setattr(fedrift.run, "observe", fail)
+    run = fedrift.run.Run(world / "runs", resolve(asked, there).id)
+    with pytest.raises(KeyError):
+        carry_out(asked, there)
+    assert run.read_json("failed")["message"] == "KeyError: 'update.norm'"
+
+
+def test_what_a_finished_run_was_made_with_is_told_though_it_was_not_stored(made, world):
+    folder = only(world)
+    (folder / "environment.json").unlink()
+    (folder / "finished.json").write_text("{}")
+    asked, there = asked_of(made, world)
+    asked = resolve(asked, there)
+    run = fedrift.run.Run(world / "runs", folder.name)
+    check_stored(asked, run, there.runtime)
+    assert describe_finished(run) == (
+        "finished on a day that was not stored, float32 on an unknown device, fedrift of an unknown version")
+
+
+def test_a_run_that_cannot_be_read_hides_no_other_from_any_command(made, world, capsys, monkeypatch):
+    good = only(world).name
+    for number, content in enumerate((b"{", b"[]", b"{}", b'{"algorithm": {"server": {}}}')):
+        (world / "runs" / f"bad{number}").mkdir()
+        (world / "runs" / f"bad{number}" / "experiment.json").write_bytes(content)
+    shutil.copytree(world / "runs" / good, world / "runs" / "badrows")
+    (world / "runs" / "badrows" / "records.jsonl").write_text('["no round"]\n')
+    assert len(list_unreadable(world / "runs")) == 4
+    code, out, err = call(capsys, monkeypatch, "runs")
+    assert code == 0 and good in out
+    code, out, _ = call(capsys, monkeypatch, "runs", "--json")
+    rows = {row["id"]: row for row in json.loads(out)}
+    assert code == 0 and rows[good]["status"] == "finished"
+    assert all(rows[f"bad{number}"]["reason"] for number in range(4))
+    for words in (("runs",), ("sql", "SELECT run FROM runs"), ("report", good, "badrows", "bad1"),
+                  ("diagnose", good, "bad2", "badrows")):
+        code, out, err = call(capsys, monkeypatch, *words)
+        assert code == 0, (words, err)
+        for number in range(4):
+            assert sum(line.startswith(f"run bad{number} cannot be read: ") for line in err.splitlines()) == 1, (words, err)
+    for words in (("show", "bad0"), ("compare", good, "bad1"), ("report", "bad2"), ("diagnose", "bad3"),
+                  ("compare", good, "badrows")):
+        code, _, err = call(capsys, monkeypatch, *words)
+        assert code == 2 and "Traceback" not in err, (words, err)
