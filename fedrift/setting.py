@@ -33,6 +33,7 @@ from .models.states import States
 from .models.tune import Tune
 from .partition import Partition
 from .partition.hands import as_written, in_hand
+from .partition.iid import deal_documents, deal_notes
 from .probes import Look, Losses, Panel, Reading
 from .probes.dissimilarity import dissimilarity, mean_gradient
 from .probes.grouping import Grouping
@@ -75,7 +76,7 @@ def resolve(experiment: Experiment, stock: Stock) -> Experiment:
 def dealt(experiment: Experiment, corpus: Corpus) -> Partition:
     """The training documents dealt to the clients; rows index the whole corpus."""
     train = np.flatnonzero(corpus.split == TRAIN)
-    partition = experiment.partition(corpus.take(train), numpy_stream(experiment.seed, "partition"))
+    partition = deal_documents(experiment.partition, corpus.take(train), partial(numpy_stream, experiment.seed, "partition"))
     return replace(partition, rows=tuple(train[rows] for rows in partition.rows))
 
 
@@ -143,7 +144,7 @@ def known_caveats(experiment: Experiment) -> list[str]:
     if cohort == 1 and steps and not algorithm.alone:
         found.append("one client per round: nothing is averaged, so update.divergence and gradient.norm.variance do not exist; "
                      "raise plan.participation for a cohort of two or more")
-    return found + experiment.mitigation.caveats()
+    return found + experiment.mitigation.caveats() + deal_notes(experiment.partition)
 
 
 def ground_of(experiment: Experiment, stock: Stock, corpus: Corpus, partition: Partition, fleet: SimulatedFleet,

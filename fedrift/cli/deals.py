@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, fields, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from ..folders import cache_folder
 from ..models import pocket
 from ..models.presets import PRESETS, Preset, locate
 from ..partition import Partition, Partitioner, TopicMix
+from ..partition.iid import deal_documents, deal_notes
 from ..partition.tallies import written
 from ..report.sheet import Slope
 from ..seeds import number, numpy_stream
@@ -73,8 +75,8 @@ def carry_out(deal: Deal, data: Path | None = None) -> Dealt:
     file, note = tokenizer_file(deal.model)
     if file is not None:
         corpus = corpus.sized(token_lengths(corpus, file))
-    dealt = deal.partition(corpus, numpy_stream(deal.seed, "partition"))
-    notes = "\n".join(filter(None, [note, *corpus.notes]))
+    dealt = deal_documents(deal.partition, corpus, partial(numpy_stream, deal.seed, "partition"))
+    notes = "\n".join(filter(None, [note, *corpus.notes, *deal_notes(deal.partition)]))
     return Dealt(deal, corpus, dealt, "words" if file is None else "tokens", notes)
 
 

@@ -44,7 +44,7 @@ def documents(rows: Rows, counts: Counter[str], *, lines: bool = False) -> list[
             counts["heading"] += 1
         else:
             found.append(
-                Document(sha256(text.encode()).digest(), text, label_name(label), str(source or ""), split)
+                Document(sha256(text.encode()).digest(), text, label_name(label), label_name(source) or "", split)
             )
     return found
 

@@ -28,9 +28,9 @@ def corpus(texts, label, domains=None, size=None) -> Corpus:
     text, label = np.array(texts, dtype=object)[order], np.asarray(label, dtype=np.int64)[order]
     size = np.array([len(t.split()) for t in texts]) if size is None else np.asarray(size)
     domains = tuple(f"topic{i}" for i in range(label.max(initial=-1) + 1)) if domains is None else domains
-    nothing = np.full(len(text), "", dtype=object)
+    source = np.array([f"source{number % 2}" for number in range(len(text))], dtype=object)
     return Corpus(
-        "small", text, label, domains, nothing, np.zeros(len(text), np.int8), size[order].astype(np.int64)
+        "small", text, label, domains, source, np.zeros(len(text), np.int8), size[order].astype(np.int64)
     )
 
 
@@ -51,9 +51,9 @@ def topical(documents=400, count=4, words=30, seed=0, spread=0.5) -> Corpus:
 
 
 @st.composite
-def corpora(draw, most=60) -> Corpus:
+def corpora(draw, most=60, least=2) -> Corpus:
     """One-document topics, empty and wordless texts, other scripts, one giant, equal or wild sizes."""
-    documents = draw(st.integers(2, most))
+    documents = draw(st.integers(least, most))
     count = draw(st.integers(2, min(6, documents)))
     rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
     label = np.concatenate(

@@ -5,8 +5,10 @@ from __future__ import annotations
 from dataclasses import replace
 
 import numpy as np
+import pandas as pd
 import pytest
 
+from fedrift.corpus import Source, load_corpus
 from fedrift.errors import UserError
 from fedrift.partition import BySource
 from fedrift.seeds import numpy_stream
@@ -64,3 +66,34 @@ def test_sources_that_are_one_document_each_make_no_clients():
     alone = published()
     with pytest.raises(UserError, match=r"300 sources for 300 documents.*reddit_posts"):
         table_of(replace(alone, source=np.array([f"file{i}" for i in range(300)], dtype=object)), 3)
+
+
+def refused(found) -> str:
+    with pytest.raises(UserError) as caught:
+        table_of(replace(found, columns=("text", "label", "author")), 3, severity=0.0)
+    assert len(str(caught.value).splitlines()) == 1
+    assert "its columns: 'text', 'label', 'author'" in str(caught.value) and "corpus.source" in str(caught.value)
+    return str(caught.value)
+
+
+def test_a_deal_without_sources_is_refused_and_names_the_columns():
+    found = published()
+    assert "no column 'source'" in refused(replace(found, has_source=False))
+    assert "at least 2 sources" in refused(replace(found, source=np.full(300, "news", dtype=object)))
+    assert "3 of the 300 documents" in refused(replace(found, source=np.array(["", "", "", *found.source[3:]], dtype=object)))
+    assert "hardly one has two" in refused(replace(found, source=np.arange(300).astype(str).astype(object)))
+
+
+@pytest.mark.parametrize("kind", ["csv", "parquet", "jsonl"])
+def test_a_key_of_the_corpus_names_the_column(tmp_path, kind):
+    frame = pd.DataFrame({"text": [f"text {n}" for n in range(40)], "author": [0, 1, 2, 3] * 10})
+    path = tmp_path / f"t.{kind}"
+    {"csv": lambda: frame.to_csv(path, index=False), "parquet": lambda: frame.to_parquet(path),
+     "jsonl": lambda: frame.to_json(path, orient="records", lines=True)}[kind]()
+    with pytest.raises(UserError, match=r"no column 'source' \(its columns: 'text', 'author'\)"):
+        BySource(4)(load_corpus(Source(str(path))), numpy_stream(0, "partition"))
+    with pytest.raises(UserError, match="no column 'writer'"):
+        load_corpus(Source(str(path), source="writer"))
+    corpus = load_corpus(Source(str(path), source="author"))
+    assert [sorted(set(corpus.source[rows])) for rows in BySource(4)(corpus, numpy_stream(0, "partition")).rows] == [
+        ["0"], ["1"], ["2"], ["3"]]
