@@ -31,7 +31,7 @@ from .partition import Partitioner, TopicMix
 from .partition.partition import called
 from .seeds import Seed
 
-SCHEMA = 1  # part of every id. Raise it when a default or the numerics change, so that no stored run answers for a new one
+SCHEMA = 2  # part of every id. Raise it when a default or the numerics change, so that no stored run answers for a new one
 STORED = ("id", "schema", "partition_table")  # what experiment.json holds beside the experiment
 
 ROOMS = Rooms({FedAvg: algorithms, Mean: aggregates, Optimizer: optimizers, Partitioner: partition, Tune: tune,
@@ -46,7 +46,9 @@ GROUPS = ("language", "updates", "fairness", "cost", "hidden", "attention", "bar
 class Plan:
     """How the training goes. ``steps`` local steps a round for every client or, with ``epochs``, as many as its
     data makes. ``schedule`` moves the clients' learning rate from round to round, never inside one. ``stragglers`` is
-    the share of clients that do not finish a round's steps; ``late`` keeps the steps they did, or drops them."""
+    the share of clients that do not finish a round's steps; ``late`` keeps the steps they did, or drops them. ``weighting``: a
+    client counts with the ``tokens`` that it learnt from in the round (nearly equal for all where ``steps`` are fixed), with
+    the ``examples`` (blocks) that it holds, n_k of McMahan et al. (arXiv:1602.05629), or as much as any other (``uniform``)."""
 
     rounds: Annotated[int, Ge(0)] = 30
     participation: Share = 1.0

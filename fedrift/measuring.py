@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -33,6 +34,7 @@ from .probes import (
     token_table,
     update_geometry,
 )
+from .probes.held_out import predicted_tokens
 from .probes.zero_shot import ZeroShot
 from .stock import Stock
 from .tree import Tree
@@ -71,6 +73,7 @@ def measuring(experiment: Experiment, stock: Stock, corpus: Corpus, tokens: Toke
     tokenizer, few = stock.language_model(experiment.model, experiment.tune).tokenizer, held.first(said.blocks)
     sizes = [bytes_per_token(blocks, tokenizer) if "language" in said.panel else None for blocks in (few, held)]
     own = as_clients_write(held, corpus, written, parts, tokenizer, *asked) if written.partition.rewrite else None
+    unmeasured = check_held_out(own or held, said.split, corpus.name)
     judge = ZeroShot(model, start, (experiment.model, experiment.tune, *sorted(stock.engine.items())), stock.zero_shot)
     losses = Losses(judge, few, said.own, said.every, plan.rounds, wear, bytes=sizes[0], written=own and own.first(said.blocks),
                     vocabulary=len(model.head.weight))
@@ -91,7 +94,34 @@ def measuring(experiment: Experiment, stock: Stock, corpus: Corpus, tokens: Toke
     caveats = [] if bench.general or "general" not in said.panel else [
         "general text is not looked at, for there is none: name a corpus that no client trains on with evaluate.general, or "
         f"give a local copy of wikitext2 (the folder above it is named by FEDRIFT_DATA) for {experiment.model} to be asked about"]
-    return Measuring(Panel(tuple(looks), plan.rounds, deep, said.budget), losses, final, caveats)
+    return Measuring(Panel(tuple(looks), plan.rounds, deep, said.budget), losses, final, caveats + unmeasured)
+
+
+def check_held_out(held: HeldOut, split: str, corpus: str) -> list[str]:
+    """Make sure that every client's loss can be measured.
+
+    Returns:
+        What a reader must know of domains that are trained on and have no held-out text.
+
+    Raises:
+        UserError: All domains of a client's data have none, so that its loss would be no number.
+    """
+    trained, there = held.mix > 0, predicted_tokens(held) > 0
+    absent = [name for name, asked in zip(held.names, trained.any(0) & ~there, strict=True) if asked]
+    blind = np.flatnonzero(trained.any(1) & ~(trained & there).any(1))
+    if len(blind):
+        raise UserError(
+            f"no loss of {count_of(blind.tolist(), 'client')} can be measured: corpus {corpus!r} has no {split} documents of "
+            f"{count_of(absent, 'domain')}. Raise corpus.{split} (the share held out), keep larger domains with corpus.domains, "
+            "or take no labels with corpus.label=''")
+    return [f"{count_of(absent, 'domain')} of corpus {corpus!r}: no {split} documents, so no loss is measured on what is trained "
+            "there, and other losses leave it out"] if absent else []
+
+
+def count_of(what: Sequence[object], kind: str) -> str:
+    """``client 3``, ``domains a, b`` or, of many, the first few and their number."""
+    first = ", ".join(str(one)[:40] for one in what[:5])
+    return f"{kind}{'s' * (len(what) > 1)} {first}" + (f" and {len(what) - 5:,} more" if len(what) > 5 else "")
 
 
 def as_clients_write(held: HeldOut, corpus: Corpus, written: Written, parts: list[np.ndarray], tokenizer: Any, split: int,

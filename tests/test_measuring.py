@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
-from fedrift.experiment import twin
+from fedrift.corpus.blocks import Blocks
+from fedrift.errors import UserError
+from fedrift.experiment import edit, twin
+from fedrift.measuring import check_held_out
 from fedrift.partition.hands import hands, in_hand
+from fedrift.probes import HeldOut
 from fedrift.run import carry_out
 from fedrift.setting import dealt, prepare, resolve
 from tests.worlds import experiment, stock
@@ -54,3 +60,45 @@ def test_clients_and_the_pool_of_all_data_train_on_text_as_its_owners_write_it(t
     mix = setting.losses.whole.mix
     assert (mix[:, 3:].sum(axis=1) > 0).tolist() == ([False, True, False] if algorithm == "FedAvg" else [True])
     assert mix.sum() == setting.losses.held_out.mix.sum() == sum(map(sum, setting.table["tokens"]))
+
+
+def held_out(mix, domain=(0, 0, 1), length=(4, 4, 4)) -> HeldOut:
+    """Blocks of three domains, of which the last has none unless ``domain`` says so."""
+    keep = np.arange(4) < np.array(length)[:, None]
+    tokens = np.zeros(keep.shape, dtype=np.int64)
+    return HeldOut(Blocks(tokens, keep), np.array(domain), ("a", "b", "c"), np.array(mix, dtype=float))
+
+
+@pytest.mark.parametrize(("held", "words"), [
+    (held_out([[5, 0, 0], [0, 0, 3], [1, 1, 1]]), "no loss of client 1 can be measured: .* no test documents of domain c"),
+    (held_out([[5, 0, 0], [0, 3, 0]], length=(4, 4, 1)), "no loss of client 1 .* domain b"),  # one token predicts nothing
+    (held_out([[0, 2, 0], [0, 3, 0]], domain=(0, 0, 2)), "no loss of clients 0, 1 .* domain b"),
+])
+def test_a_client_without_held_out_text_is_refused_before_training(held, words):
+    with pytest.raises(UserError, match=words) as caught:
+        check_held_out(held, "test", "news")
+    assert len(str(caught.value).splitlines()) == 1
+
+
+def test_a_domain_without_held_out_text_is_said_and_left_out_of_the_own_blocks():
+    held = held_out([[1, 0, 9], [0, 1, 0]])
+    assert "domain c of corpus 'news': no test documents" in check_held_out(held, "test", "news")[0]
+    assert held.own(0, 2).tolist() == [0, 1]  # nine tenths of its text are of c, and all that is measured is of a
+    assert check_held_out(held_out([[1, 2, 0]]), "test", "news") == []
+
+
+def test_a_run_whose_clients_have_no_held_out_text_ends_before_it_begins(tmp_path):
+    asked = experiment(tmp_path)
+    rows = (tmp_path / "corpus.csv").read_text().splitlines()
+    topics = [row.rsplit(",", 1)[1] for row in rows]
+    folder = tmp_path / "split"
+    folder.mkdir()
+    for name, wanted in (("train", ("sport", "tech", "food")), ("test", ("sport", "tech"))):
+        (folder / f"{name}.csv").write_text("\n".join([rows[0], *(
+            row for row, topic in zip(rows[1:], topics[1:], strict=True) if topic in wanted)][:: 1 if name == "train" else 2]))
+    there = stock(tmp_path)
+    asked = replace(asked, corpus=replace(asked.corpus, name=str(folder), content=""))
+    with pytest.raises(UserError, match=r"no loss of client .* no test documents of domain food"):
+        prepare(resolve(asked, there), there)
+    mixed = resolve(edit(asked, {"partition__severity": 0.0}), there)
+    assert any("domain food" in caveat for caveat in prepare(mixed, there).caveats)

@@ -82,7 +82,7 @@ class Deal:
             who = cohort[rows].unsqueeze(1)
             keep = take >= 0
             yield {"rows": rows, "x": self.x[who, take.clamp_min(0)], "y": self.y[who, take.clamp_min(0)], "keep": keep,
-                   "weight": keep.sum(1) / max(self.epochs(round, 0), 1), "examples": keep.sum(1)}
+                   "weight": keep.sum(1) / max(self.epochs(round, 0), 1), "held": self.size[cohort[rows]]}
 
     def plan(self, round: int, client: int) -> np.ndarray:
         """Which examples each step of a client takes, ``[S, B]``, -1 beyond the end of an epoch."""

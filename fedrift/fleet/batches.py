@@ -64,7 +64,8 @@ class TextBatches:
             "tokens": torch.from_numpy(tokens).to(self.device),
             "keep": torch.from_numpy(keep).to(self.device),
             "weight": torch.from_numpy(keep[:, :, 1:].sum((1, 2))),  # predicted tokens: the first of a block is context
-            "examples": torch.tensor([len(chosen) for _, chosen in picks]),
+            "examples": torch.tensor([len(chosen) for _, chosen in picks]),  # in this batch
+            "held": torch.tensor([len(self.blocks[client]) for client, _ in picks]),
         }
 
 

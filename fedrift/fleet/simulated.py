@@ -21,12 +21,20 @@ from ..values import Local, Objective, Report, State
 from .fleet import Penalty, Rule
 
 Weighting = Literal["tokens", "examples", "uniform"]
+"""What a client's update counts with in the mean over a round.
+
+``tokens``: the tokens that it learnt from in this round, the first of every block left out; with ``plan.steps`` these are
+nearly the same for all clients, whatever they hold, and with ``plan.epochs`` they go by what they hold. ``examples``: n_k of
+McMahan et al. (2017, arXiv:1602.05629, Algorithm 1), the training examples (blocks) that it holds, however many steps it
+takes. ``uniform``: all alike.
+"""
 
 
 class Batches(Protocol):
     """``(round, cohort [C]) -> one batch per local step``, each a dict of tensors that lead with C.
 
-    ``weight [C]`` counts the trained tokens of each client (1 if absent), ``examples [C]`` its rows.
+    ``weight [C]`` counts the trained tokens of each client (1 if absent), ``held [C]`` the training examples that it holds,
+    in this batch or not, the same in every step of a round (needed where ``examples`` are the weights).
     Where clients take different numbers of steps, ``rows [A]`` names the clients still at work
     and everything else leads with A.
     """
@@ -97,7 +105,7 @@ class SimulatedFleet:
                    steps=zero, loss=zero * torch.nan, weight=zero, lr=optimizer.lr)
         moments = optimizer.init(start)
         frozen, penalty = algorithm.frozen(start.keys(), state.round), algorithm.penalty()
-        tokens, examples, total = zero, zero, zero
+        tokens, held, total = zero, zero, zero
         for batch in self.batches(state.round, cohort):
             rows, batch = taken_rows(batch, len(cohort))
             more = penalty and self._penalised(penalty, at, batch, rows)
@@ -108,8 +116,9 @@ class SimulatedFleet:
             count = spread(batch.get("weight", torch.ones(len(rows))), rows, len(cohort))
             first = torch.where(ours & at.loss.isnan(), spread(loss, rows, len(cohort)), at.loss)
             tokens, total = tokens + count, total + spread(loss, rows, len(cohort)) * count
-            examples = examples + spread(batch.get("examples", torch.ones(len(rows))), rows, len(cohort))
-            weight = {"tokens": tokens, "examples": examples, "uniform": (tokens > 0).double()}[self.weighting]
+            if self.weighting == "examples":
+                held = torch.where(ours, spread(held_by(batch), rows, len(cohort)), held)
+            weight = {"tokens": tokens, "examples": held, "uniform": (tokens > 0).double()}[self.weighting]
             at = replace(at, gradient=at.gradient.towards(grad, share.to(device)), steps=steps, loss=first, weight=weight)
             follow = clipped(algorithm.correct(grad, at), self.clip)
             stepped, moved = optimizer.step(at.params, follow, moments)
@@ -159,6 +168,14 @@ def value_and_gradient(objective: Objective, params: Tree, batch: dict[str, Tens
     if frozen:
         grad = Tree({**grad, **found})
     return loss.detach(), params.zeros().put(rows, grad) if some else grad
+
+
+def held_by(batch: dict[str, Tensor]) -> Tensor:
+    """How many training examples each client of a batch holds, ``[A]``; UserError if the batch does not say."""
+    if "held" not in batch:
+        raise UserError("weighting 'examples' goes by the training examples that clients hold, and the batches have no 'held': "
+                        "give them one, or choose weighting 'tokens' or 'uniform'")
+    return batch["held"]
 
 
 def clipped(grad: Tree, length: float | None) -> Tree:

@@ -36,8 +36,9 @@ class HeldOut:
         return HeldOut(Blocks(self.blocks.tokens[rows], self.blocks.keep[rows]), self.domain[rows], self.names, self.mix)
 
     def own(self, client: int, count: int) -> np.ndarray:
-        """About ``count`` blocks mixed as the client's own data is; fixed for the client, ``[own]``."""
-        share = self.mix[client] / max(self.mix[client].sum(), 1)
+        """About ``count`` blocks mixed as the client's own data is, of domains that have any; fixed for the client, ``[own]``."""
+        mix = self.mix[client] * (predicted_tokens(self) > 0)
+        share = mix / max(mix.sum(), 1)
         wanted = np.floor(share * count).astype(int)
         for domain in np.argsort(-(share * count - wanted), kind="stable")[:count - wanted.sum()]:
             wanted[domain] += 1  # largest remainders
@@ -46,6 +47,11 @@ class HeldOut:
             rows = np.flatnonzero(self.domain == domain)
             picks.append(np.roll(rows, -client * int(number))[:number])  # other clients of the domain read on
         return np.sort(np.concatenate(picks))
+
+
+def predicted_tokens(held: HeldOut) -> np.ndarray:
+    """Tokens of each domain that a loss can be measured on, ``[J]``: the first of a block is context alone."""
+    return np.bincount(held.domain, weights=held.blocks.keep[:, 1:].sum(1), minlength=len(held.names))
 
 
 def hold_out(corpus: Corpus, tokens: Tokens, split: int, length: int, most: int, seed: int, mix: np.ndarray) -> HeldOut:

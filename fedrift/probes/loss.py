@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ..tree import Tree
 from ..values import Round, State
-from .held_out import HeldOut
+from .held_out import HeldOut, predicted_tokens
 from .probe import Reading
 
 
@@ -202,8 +202,7 @@ def shares(held: HeldOut, sums: Tensor, group: Tensor) -> tuple[Tensor, Tensor]:
     """What each domain adds to each client's loss, and the tokens that it counts with, both ``[N, J]``, from the summed
     losses of each model's blocks ``[M, E]``; a domain without held-out text counts for nothing."""
     per_domain = by_domain(held, sums)
-    there = np.bincount(held.domain, minlength=len(held.names)) > 0
-    mix = torch.from_numpy(held.mix * there)
+    mix = torch.from_numpy(held.mix * (predicted_tokens(held) > 0))
     return (mix * per_domain[group]).where(mix > 0, 0.0), mix
 
 

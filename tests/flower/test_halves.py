@@ -37,7 +37,7 @@ def over(wanted, folder: Path, data: dict[int, str] | None = None) -> tuple[Loop
 
 
 @pytest.mark.parametrize("overrides", [
-    ("algorithm=Scaffold",), ("algorithm=Ditto",),
+    ("algorithm=Scaffold",), ("algorithm=Ditto", "plan.weighting=examples"),
     ("algorithm=Scaffold", "partition.clients=3", "mitigation={is: ByUpdate, clusters: 2}"),
     ("algorithm=FedProx", "partition.clients=3", "mitigation={is: ByText, clusters: 2, encoder: hashing}"),
     ("partition.clients=3", "mitigation={is: ByLoss, clusters: 2, batches: 1}")], ids=" ".join)
