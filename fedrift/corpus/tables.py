@@ -71,7 +71,7 @@ def pick(where: str, columns: Sequence[str], wanted: Sequence[str], optional: Se
     for name in wanted:
         if name not in columns:
             near = nearest(name, columns)
-            hint = f"; did you mean {near!r}?" if near else ""
+            hint = f"; did you mean {near!r}?" if near else "."
             raise UserError(
                 f"{where} has no column {name[:80]!r}{hint} Its columns: {column_names(columns)}. "
                 f"Name the right one with corpus.text, corpus.label or corpus.source"
