@@ -109,7 +109,8 @@ def slopes_of(file: Path, overrides: Iterable[str], data: Path | None) -> tuple[
     for parts, tune in told.items():
         asked, iid = replace(experiment, tune=tune), replace(twin(experiment), tune=tune)
         here = gradients(asked, stock)
-        chance = [gradients(iid, stock, deal=number(experiment.seed, "gradients", "chance", deal)) for deal in range(CHANCE)]
+        seeds = [number(experiment.seed, "gradients", "chance", deal) % 2**53 for deal in range(CHANCE)]  # a seed has 53 bits
+        chance = [gradients(iid, stock, deal=seed) for seed in seeds]
         for name in here:
             null = np.array([float(one[name]) for one in chance])
             found.append(Slope(parts, str(name), float(here[name]), float(null.mean()), float(null.std(ddof=1))))
