@@ -27,10 +27,11 @@ from .mitigation import Vanilla
 from .mitigation.decision import Ground
 from .mitigation.work import Work
 from .models.canary import replay
+from .models.export import check_adapters
 from .models.presets import fingerprint
 from .models.stacked import StackedModel
 from .models.states import States
-from .models.tune import Tune
+from .models.tune import Lora, Tune
 from .partition import Partition
 from .partition.hands import as_written, in_hand
 from .partition.iid import deal_documents, deal_notes
@@ -93,6 +94,8 @@ def prepare(experiment: Experiment, stock: Stock, engine: dict[str, Any] | None 
     tokens = stock.tokens(words, *made)
     corpus = words.sized(tokens.lengths)
     model = stock.stacked(*made)
+    if isinstance(experiment.tune, Lora):
+        check_adapters(model, experiment.tune)
 
     partition = dealt(experiment, corpus)
     parts, cohort, steps = experiment.algorithm.enroll(
@@ -132,7 +135,7 @@ def prepare(experiment: Experiment, stock: Stock, engine: dict[str, Any] | None 
     work = Work(mitigation, ground, experiment.algorithm)
     return Setting(fleet, model, work.begin(template), cohort, seen.panel, seen.losses, seen.final,
                    {"domains": list(held.names), "tokens": held.mix.astype(int).tolist()},
-                   known_caveats(experiment) + seen.caveats + list(words.notes),
+                   known_caveats(experiment) + model.caveats + seen.caveats + list(words.notes),
                    engine, work, Grouping(ground.domain) if mitigation != Vanilla() else None)
 
 

@@ -163,7 +163,7 @@ def value_and_gradient(objective: Objective, params: Tree, batch: dict[str, Tens
         under = under.map(lambda leaf: leaf[rows] if some and len(leaf) == size else leaf)
     loss = objective(Tree({**leaves, **under}) if under else leaves, batch)
     goal = loss + more(leaves, under or Tree()) if more else loss
-    found = dict(zip(free, torch.autograd.grad(goal.sum(), list(free.values())), strict=True))
+    found = dict(zip(free, torch.autograd.grad(goal.sum(), list(free.values()), materialize_grads=True), strict=True))
     grad = leaves.map(torch.zeros_like) if frozen else Tree(found)
     if frozen:
         grad = Tree({**grad, **found})

@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+import pickle
+import warnings
+from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import torch
-from peft import LoraConfig
+from peft import LoraConfig, get_peft_model, set_peft_model_state_dict
+from peft import __version__ as peft_version
 from safetensors.torch import save_file
 from torch import Tensor, nn
+from transformers import AutoModelForCausalLM
 
+from ..errors import UserError
 from ..tree import Tree
 from ..values import Server
+from .load import short
 from .stacked import StackedModel
 from .tune import Lora, Tune
 
@@ -44,15 +52,58 @@ def save_personal(folder: Path, model: StackedModel, tune: Lora, name: str, para
 
 def save_adapters(folder: Path, params: Tree, tune: Lora, name: str, model: StackedModel) -> None:
     """Adapters in PEFT's file format; ``params`` without a leading axis."""
-    kinds = {"A": "lora_A", "B": "lora_B"}
-    leaves = {}
+    adapter_config(tune, model, name).save_pretrained(str(folder))
+    save_file(adapter_leaves(params), folder / "adapter_model.safetensors", metadata={"format": "pt"})
+
+
+def adapter_leaves(params: Tree) -> dict[str, Tensor]:
+    """Adapters by the names that PEFT's files have for them."""
+    kinds, leaves = {"A": "lora_A", "B": "lora_B"}, {}
     for leaf, value in params.items():
         path, kind = leaf.rsplit(".", 1)
         leaves[f"base_model.model.{path}.{kinds[kind]}.weight"] = value.contiguous()
+    return leaves
+
+
+def adapter_config(tune: Lora, model: StackedModel, name: str) -> LoraConfig:
+    """PEFT's own description of the adapters."""
     transposed = any(is_transposed(module) for module in model.modules.values())
-    LoraConfig(r=tune.rank, lora_alpha=tune.alpha, target_modules=sorted(model.modules), fan_in_fan_out=transposed,  # type: ignore[arg-type]
-               base_model_name_or_path=name, task_type="CAUSAL_LM", inference_mode=True).save_pretrained(str(folder))
-    save_file(leaves, folder / "adapter_model.safetensors", metadata={"format": "pt"})
+    return LoraConfig(r=tune.rank, lora_alpha=tune.alpha, target_modules=sorted(model.modules), fan_in_fan_out=transposed,  # type: ignore[arg-type]
+                      base_model_name_or_path=name, task_type="CAUSAL_LM", inference_mode=True)
+
+
+def check_adapters(model: StackedModel, tune: Lora) -> None:
+    """Raise `UserError` unless PEFT puts every adapter of a saved file where it is trained here."""
+    config: Any = model.network.config
+    transposed = any(is_transposed(module) for module in model.modules.values())
+    shapes = tuple((name, tuple(leaf.shape)) for name, leaf in adapter_leaves(model.template().map(lambda leaf: leaf[0])).items())
+    if wrong := misplaced(pickle.dumps(config), tune.rank, transposed, shapes):
+        raise UserError(f"{type(model.network).__name__}: {wrong}")
+
+
+@lru_cache
+def misplaced(config: bytes, rank: int, transposed: bool, shapes: tuple[tuple[str, tuple[int, ...]], ...]) -> str:
+    """What PEFT would do wrong with a file of such tensors for a model of this (pickled) configuration; empty if nothing.
+
+    PEFT lays the file over a network without weights: it refuses some modules, and has other places for those of some experts.
+    """
+    plain = pickle.loads(config)
+    vars(plain).pop("quantization_config", None)
+    paths = sorted({name.split(".lora_")[0].removeprefix("base_model.model.") for name, _ in shapes})
+    lora = LoraConfig(r=rank, target_modules=paths, fan_in_fan_out=transposed, task_type="CAUSAL_LM")  # type: ignore[arg-type]
+    with torch.device("meta"), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        base: Any = AutoModelForCausalLM.from_config(plain)
+        try:
+            theirs = get_peft_model(base, lora)
+            result = set_peft_model_state_dict(theirs, {name: torch.empty(shape) for name, shape in shapes})
+        except (ValueError, RuntimeError, KeyError, TypeError) as error:
+            return f"PEFT {peft_version} refuses these adapters, so that nobody could load them: {short(error)[:200]}"
+    there = {name.replace(".default.", ".") for name in theirs.state_dict() if "lora_" in name}
+    lost = sorted(({name for name, _ in shapes} - there) | set(result.unexpected_keys))  # type: ignore[attr-defined]
+    ends = ", ".join(sorted({name.split(".lora_")[0].rsplit(".", 1)[-1] for name in lost}))
+    told = f"PEFT {peft_version} has no place for {len(lost)} of the {len(shapes)} adapters' tensors, {lost[:1]} among them: "
+    return told + f"name tune.targets without {ends}" if lost else ""
 
 
 def merged(params: Tree, under: Tree, tune: Lora, model: StackedModel) -> Tree:

@@ -129,7 +129,7 @@ def answer(alike: list[Question]) -> None:
     with torch.enable_grad():
         free = {name: leaves[name].requires_grad_() for name in first.want}
         loss = StackedModel.__call__(first.model, leaves, batch)
-        found = torch.autograd.grad(loss.sum(), list(free.values()))
+        found = torch.autograd.grad(loss.sum(), list(free.values()), materialize_grads=True)
     grads = [gradient.split(sizes) for gradient in found]
     for number, (question, own) in enumerate(zip(alike, loss.detach().split(sizes), strict=True)):
         question.grad = Tree({name: parts[number] for name, parts in zip(first.want, grads, strict=True)})

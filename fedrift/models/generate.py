@@ -39,15 +39,22 @@ def continued(model: StackedModel, params: Tree, prompts: Tensor, count: int, ch
 
     ``params [1, ...]``. All prompts are equally long: nothing is padded. An end mark ends nothing.
     """
-    head = model.head.weight if model.head_leaf is None else params[model.head_leaf][0]
     found, seen, cache = [], prompts, None
     model.outfit.leaves, model.outfit.rows = params, len(prompts)
     try:
         for _ in range(count):
             out = model.network.base_model(input_ids=seen, use_cache=True, past_key_values=cache)  # type: ignore[operator]
             cache = out.past_key_values
-            seen = choose(out.last_hidden_state[:, -1] @ head.T.to(out.last_hidden_state.dtype))
+            states = out.last_hidden_state[:, -1]
+            seen = choose(model.to_logits(states, *head_of_first(model, params, states.dtype)))
             found.append(seen)
     finally:
         model.outfit.leaves = Tree()
     return torch.cat(found, 1) if found else prompts[:, :0]
+
+
+def head_of_first(model: StackedModel, params: Tree, dtype: torch.dtype) -> tuple[Tensor, Tensor | None]:
+    """The matrix and the bias of the head of the only model."""
+    weight, bias = model.head_of(params, dtype)
+    own = model.head_leaf is not None
+    return (weight[0] if own else weight).to(dtype), bias[0] if own and bias is not None else bias

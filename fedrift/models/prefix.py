@@ -47,19 +47,26 @@ class Prefix:
         self.file: Any = None
         self.like = torch.empty(0)
         self.mode: str | Tensor = "work"  # "stop": at the last of the blocks; a tensor [C*B, T, H] stands in for them
+        self.more: int | None = None  # what else a block returns with its states, in a tuple; None: it returns states alone
         for number, block in enumerate(self.blocks):
             vars(block)["forward"] = MethodType(self._forward(number == count - 1), block)
 
     def _forward(self, last: bool) -> Any:
         def forward(block: Any, states: Tensor, *more: Any, **named: Any) -> Any:
             if isinstance(self.mode, Tensor):
-                return self.mode if last else states
+                out = self.mode if last else states
+                return out if self.more is None else (out, *[None] * self.more)
             made = type(block).forward(block, states, *more, **named)
             if last and self.mode == "stop":
-                self.mode = made[0] if isinstance(made, tuple) else made
+                self.mode, self.more = (made[0], len(made) - 1) if isinstance(made, tuple) else (made, None)
                 raise Enough
             return made
         return forward
+
+    def remove(self) -> None:
+        """Let the blocks work for themselves again."""
+        for block in self.blocks:
+            vars(block).pop("forward", None)
 
     @contextmanager
     def stands_for(self, tokens: Tensor) -> Iterator[None]:

@@ -38,8 +38,6 @@ def loading(base: Base, dtype: torch.dtype) -> dict[str, Any]:
 
 def quantised(network: PreTrainedModel, base: Base) -> PreTrainedModel:
     """The network with its blocks' linear maps in ``base``; itself, changed in place."""
-    if base == "nf4":
-        return guarded(network)
     if base == "int8":
         from torchao.quantization import Int8WeightOnlyConfig, quantize_
 
@@ -51,7 +49,7 @@ def quantised(network: PreTrainedModel, base: Base) -> PreTrainedModel:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             quantize_(network, Int8WeightOnlyConfig(), filter_fn=lambda module, path: any(module is one for one in maps))
-    return network
+    return guarded(network)  # a folder may hold 4-bit weights whatever base is asked for
 
 
 def guarded(network: PreTrainedModel) -> PreTrainedModel:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from contextlib import nullcontext
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 
 import torch
 from torch import Tensor, nn
 
 from ..errors import UserError
 from ..tree import Tree
+from .check import WAY_OUT, check_losses, moved, plain_losses, read_logits, sample_tokens
 from .head import OwnHead, token_losses
 from .lean import lighten
 from .prefix import Prefix, blocks_below
@@ -31,24 +33,34 @@ class StackedModel:
                  prefix: bool | None = None) -> None:
         check_unshared(network)
         network.eval().requires_grad_(False)
-        expected = self._own_loss(network)
         self.network, self.tune = network, tune
         self.outfit = Outfit()
         self.modules = tune.modules(network)
+        self.caveats = tune.caveats(network)
         self.head = network.get_output_embeddings()  # type: ignore[operator]
+        with spoken(network, tune):
+            self.to_logits = read_logits(network)
+            tokens, params, expected = sample_tokens(network), moved(self.template()), list[Tensor]()
+            for client in range(len(tokens)):
+                own = params.map(lambda leaf: leaf[client])  # noqa: B023
+                losses, idle = plain_losses(network, self.modules, own, getattr(tune, "scale", 1.0), tokens[client])
+                self._leave_out(idle)
+                params = Tree({name: leaf for name, leaf in params.items() if name.rsplit(".", 1)[0] not in idle})
+                expected.append(losses)
         embedding = network.get_input_embeddings()  # type: ignore[operator]
         owner = embedding if self.head.weight is embedding.weight else self.head  # a tied head is the embedding's
         leaves = self.template().keys()
-        self.head_leaf = next((f"{path}.weight" for path, module in self.modules.items()
-                               if module is owner and f"{path}.weight" in leaves), None)
-        for path, module in self.modules.items():
-            network.set_submodule(path, tune.wear(module, path, self.outfit))
+        paths = {id(module): path for path, module in self.modules.items()}
+        self.head_leaf = next((name for name in [f"{paths.get(id(owner))}.weight"] if name in leaves), None)
+        self.bias_leaf = next((name for name in [f"{paths.get(id(self.head))}.bias"] if name in leaves), None)
+        replace_modules(network, {module: tune.wear(module, path, self.outfit) for path, module in self.modules.items()})
         if lean:
             lighten(network, self.outfit)
         below = blocks_below(network, self.modules)
         wanted = self.device.type == "cpu" if prefix is None else prefix
         self.prefix = Prefix(network, below) if wanted and below else None
-        self._check_loss(expected)
+        with spoken(network, tune):
+            self._check(params, tokens, torch.stack(expected))
 
     def compile(self) -> None:
         """Compile every block, once for each shape: worth its minute on long runs."""
@@ -76,13 +88,14 @@ class StackedModel:
         """Loss (nats) of every token after the first, 0 on padding, and which are predicted, both ``[C, B, T-1]``."""
         hidden = self.hidden(params, tokens)[:, :, :-1]  # [C, B, T-1, H]
         target, counted = tokens[:, :, 1:], keep[:, :, 1:]
+        weight, bias = self.head_of(params, hidden.dtype)
         if self.head_leaf is not None:
-            weight = params[self.head_leaf].to(hidden.dtype)
-            losses = OwnHead.apply(hidden.flatten(1, 2), weight, target.flatten(1)).view(target.shape) * counted
+            losses = OwnHead.apply(hidden.flatten(1, 2), weight, target.flatten(1), bias, self.to_logits)
+            losses = losses.view(target.shape) * counted
         elif bool(counted.all()):
-            losses = token_losses(hidden.flatten(0, 2), self.head.weight, target.flatten()).view(target.shape)
+            losses = token_losses(hidden.flatten(0, 2), weight, target.flatten(), bias, self.to_logits).view(target.shape)
         else:
-            found = token_losses(hidden[counted], self.head.weight, target[counted])
+            found = token_losses(hidden[counted], weight, target[counted], bias, self.to_logits)
             losses = found.new_zeros(target.shape).masked_scatter(counted, found)
         return losses, counted
 
@@ -98,21 +111,67 @@ class StackedModel:
             self.outfit.leaves = Tree()
         return states.view(*tokens.shape, -1)  # type: ignore[no-any-return]
 
-    @staticmethod
-    def _own_loss(network: nn.Module) -> Tensor:
-        """The loss as the network itself computes it, of a few tokens."""
-        tokens = torch.arange(12, device=network.get_output_embeddings().weight.device).view(2, 6)  # type: ignore[operator]
-        with torch.no_grad():
-            return network(input_ids=tokens, labels=tokens, use_cache=False).loss  # type: ignore[no-any-return]
+    def head_of(self, params: Tree, dtype: torch.dtype) -> tuple[Tensor, Tensor | None]:
+        """The head's matrix and bias: each client's own, ``[C, V, H]`` and ``[C, V]``, or the frozen ones without the C."""
+        bias = getattr(self.head, "bias", None)
+        if self.head_leaf is None:
+            return self.head.weight, bias
+        weight = params[self.head_leaf].to(dtype)
+        if self.bias_leaf is not None:
+            bias = params[self.bias_leaf].to(dtype)
+        elif bias is not None:
+            bias = bias.expand(len(weight), -1)
+        return weight, bias
 
-    def _check_loss(self, theirs: Tensor) -> None:
-        """A network that does more to its states or logits than is known here must not be judged by what is known here."""
-        tokens = torch.arange(12, device=self.device).view(1, 2, 6)
-        with torch.no_grad():
-            total, _ = self.sums(self.template(), tokens, torch.ones_like(tokens, dtype=torch.bool))
-        if not torch.allclose(total.sum() / 10, theirs.to(total), rtol=1e-3):
-            raise UserError(f"{type(self.network).__name__} computes its logits in a way that fedrift does not know "
-                            f"(loss {theirs.item():.4f}, ours {total.sum().item() / 10:.4f}); please report the model")
+    def _leave_out(self, idle: set[str]) -> None:
+        """Maps that are not used, or not by their forward pass, get no adapter. A target that names one is refused."""
+        if not idle:
+            return
+        ends = ", ".join(sorted({path.rsplit(".", 1)[-1] for path in idle}))
+        why = f"{type(self.network).__name__} computes without the forward pass of {ends} (as in {min(idle)})"
+        if getattr(self.tune, "targets", ()) not in (("auto",), ("all",)) or len(idle) == len(self.modules):
+            raise UserError(f"{why}, so that an adapter would change nothing: name tune.targets without {ends}")
+        self.caveats.append(f"{why}, which gets no adapter")
+        self.modules = {path: module for path, module in self.modules.items() if path not in idle}
+
+    @torch.no_grad()
+    def _check(self, params: Tree, tokens: Tensor, expected: Tensor) -> None:
+        """The losses of a stack must be those of each client alone; where they are not with the blocks below kept, all work."""
+        what = f"{type(self.network).__name__} with tune: {{is: {type(self.tune).__name__}}}"
+
+        def check() -> None:
+            keep = torch.ones_like(tokens, dtype=torch.bool)
+            check_losses(self.positions(params, tokens, keep)[0], expected, self.head.weight, what)
+
+        try:
+            check()
+        except Exception:
+            if self.prefix is None:
+                raise
+            self.prefix.remove()
+            self.prefix = None
+            check()
+
+
+@contextmanager
+def spoken(network: nn.Module, tune: Tune) -> Iterator[None]:
+    """Whatever a network cannot do is told in one line."""
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        first = next(iter(str(error).strip().splitlines()), "")[:160]
+        raise UserError(f"{type(network).__name__} does not work with tune: {{is: {type(tune).__name__}}} "
+                        f"({type(error).__name__}: {first}): {WAY_OUT}") from error
+
+
+def replace_modules(network: nn.Module, by: dict[nn.Module, nn.Module]) -> None:
+    """Put each module's replacement wherever the network has the module, under as many names as it has."""
+    for parent in list(network.modules()):
+        for name, child in parent.named_children():
+            if child in by:
+                setattr(parent, name, by[child])
 
 
 def check_unshared(network: nn.Module) -> None:

@@ -10,7 +10,7 @@ import math
 import re
 from collections.abc import Collection
 from dataclasses import dataclass
-from typing import Annotated, ClassVar, Protocol
+from typing import Annotated, Any, ClassVar, Protocol
 
 import torch
 from annotated_types import Gt, Interval, MinLen
@@ -21,21 +21,24 @@ from ..streams import torch_stream
 from ..tree import Tree
 from .quantised import Base
 from .worn import Lora as LoraModule
-from .worn import Outfit, Own, shape_of
+from .worn import Outfit, Own, is_known, shape_of
 
 # What "auto" means for an architecture that PEFT has no default for: the first of these that the network has.
-USUAL = (("q_proj", "v_proj"), ("query", "value"), ("query_key_value",), ("qkv_proj",), ("Wqkv",), ("c_attn",))
+USUAL = (("q_proj", "v_proj"), ("query", "value"), ("query_key_value",), ("qkv_proj",), ("Wqkv",), ("c_attn",),
+         ("q_b_proj", "kv_b_proj"), ("in_proj", "x_proj"))
 
 
 class Tune(Protocol):
     """``modules``: which modules are trained, by path; ``params``: their first tree ``[1, ...]``; ``wear``: the module
-    that takes the place of one of them and reads its trained part from an outfit; ``base``: how the frozen weights are kept."""
+    that takes the place of one of them and reads its trained part from an outfit; ``base``: how the frozen weights are kept;
+    ``caveats``: what a reader should know of what is not trained."""
 
     @property
     def base(self) -> Base: ...
     def modules(self, network: nn.Module) -> dict[str, nn.Module]: ...
     def params(self, modules: dict[str, nn.Module], seed: int) -> Tree: ...
     def wear(self, module: nn.Module, path: str, outfit: Outfit) -> nn.Module: ...
+    def caveats(self, network: nn.Module) -> list[str]: ...
 
 
 @dataclass(frozen=True)
@@ -87,6 +90,18 @@ class Lora:
                 raise unknown("module to adapt", ending, [*ends, "auto", "all"])
         return {path: module for path, module in linear.items() if has_ending(path, self.targets)}
 
+    def caveats(self, network: nn.Module) -> list[str]:
+        """What ``all`` leaves out: weights that are held in no linear map, as those of experts often are."""
+        if self.targets != ("all",):
+            return []
+        kept, size = dict[str, int](), sum(leaf.numel() for leaf in network.parameters())
+        for module in network.modules():
+            own = sum(leaf.numel() for leaf in module.parameters(recurse=False) if leaf.ndim > 1)
+            if own and not is_known(module):
+                kept[type(module).__name__] = kept.get(type(module).__name__, 0) + own
+        return [f"tune.targets: [all] adapts linear maps, so that {name} gets no adapter: {share:.1%} of the model's weights"
+                for name, count in kept.items() if (share := count / size) >= 0.001]
+
     def params(self, modules: dict[str, nn.Module], seed: int) -> Tree:
         tree = Tree()
         for path, module in modules.items():
@@ -117,6 +132,9 @@ class LastK:
         prefixes = tuple(f"{path}.{number}." for number in range(len(stack) - self.blocks, len(stack)))
         return {name: module for name, module in owners(network).items() if name.startswith(prefixes)}
 
+    def caveats(self, network: nn.Module) -> list[str]:
+        return []
+
     def params(self, modules: dict[str, nn.Module], seed: int) -> Tree:
         return weights(modules)
 
@@ -132,6 +150,9 @@ class Full:
 
     def modules(self, network: nn.Module) -> dict[str, nn.Module]:
         return owners(network)
+
+    def caveats(self, network: nn.Module) -> list[str]:
+        return []
 
     def params(self, modules: dict[str, nn.Module], seed: int) -> Tree:
         return weights(modules)
@@ -160,17 +181,34 @@ def has_ending(path: str, endings: Collection[str]) -> bool:
 
 
 def owners(network: nn.Module) -> dict[str, nn.Module]:
-    """The modules that hold weights themselves, by path; the head not when it is tied to the embedding."""
+    """The modules that hold weights themselves, by path; the head only for its bias when it is tied to the embedding.
+
+    A module of an unknown kind that holds weights owns all that is inside it.
+    """
+    if getattr(network.config, "quantization_config", None) is not None:
+        raise UserError(f"the weights of this {type(network).__name__} are quantised (quantization_config in config.json) and "
+                        "cannot be trained themselves: use tune: {is: Lora}, or a folder with the weights in full")
     head = network.get_output_embeddings()  # type: ignore[operator]
     tied = head.weight is network.get_input_embeddings().weight  # type: ignore[operator]
-    return {path: module for path, module in network.named_modules()
-            if any(True for _ in module.parameters(recurse=False)) and not (tied and module is head)}
+    found = dict[str, nn.Module]()
+    for path, module in network.named_modules():
+        inside = path.startswith(tuple(f"{owner}." for owner, whole in found.items() if not is_known(whole)))
+        if inside or not any(True for _ in module.parameters(recurse=False)):
+            continue
+        if not (tied and module is head and head.bias is None):
+            found[path] = module
+    return found
 
 
 def weights(modules: dict[str, nn.Module]) -> Tree:
-    """The modules' own weights as a tree ``[1, ...]``."""
-    return Tree({f"{path}.{name}": leaf.detach().to(master(leaf), copy=True)[None] for path, module in modules.items()
-                 for name, leaf in module.named_parameters(recurse=False)})
+    """The modules' own weights as a tree ``[1, ...]``; a tied one once, in the first module that has it."""
+    tree, seen = Tree(), set[int]()
+    for path, module in modules.items():
+        for name, leaf in module.named_parameters():
+            if id(leaf) not in seen:
+                seen.add(id(leaf))
+                tree[f"{path}.{name}"] = leaf.detach().to(master(leaf), copy=True)[None]
+    return tree
 
 
 def master(leaf: torch.Tensor) -> torch.Tensor:
@@ -183,11 +221,17 @@ def master(leaf: torch.Tensor) -> torch.Tensor:
 
 
 def blocks_of(network: nn.Module) -> tuple[str, nn.ModuleList]:
-    """Path and list of the transformer blocks: the longest list of modules."""
-    lists = [(path, module) for path, module in network.named_modules() if isinstance(module, nn.ModuleList)]
+    """Path and list of the transformer blocks: of the lists of modules that lie in no other, the one as long as the
+    configuration says, or the longest."""
+    lists = dict[str, nn.ModuleList]()
+    for path, module in network.named_modules():
+        if isinstance(module, nn.ModuleList) and not path.startswith(tuple(f"{outer}." for outer in lists)):
+            lists[path] = module
     if not lists:
         raise UserError(f"{type(network).__name__} has no list of blocks: use tune: {{is: Full}} or {{is: Lora}}")
-    return max(lists, key=lambda item: len(item[1]))
+    config: Any = getattr(network, "config", None)
+    count = getattr(config.get_text_config(), "num_hidden_layers", None) if config is not None else None
+    return max(lists.items(), key=lambda item: (len(item[1]) == count, len(item[1])))
 
 
 __all__ = ["Full", "LastK", "Lora", "Tune"]

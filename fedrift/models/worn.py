@@ -7,12 +7,16 @@ the client's own. Whoever wears nothing is the network as it was.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.func import functional_call
+from torch.utils._pytree import tree_leaves, tree_map
 from transformers.pytorch_utils import Conv1D
 
-from ..errors import UserError
 from ..tree import Tree
 
 
@@ -33,6 +37,16 @@ def shape_of(module: nn.Module) -> tuple[int, int] | None:
     return None
 
 
+def is_norm(module: nn.Module) -> bool:
+    """Whether a module is called a norm."""
+    return "Norm" in type(module).__name__
+
+
+def is_known(module: nn.Module) -> bool:
+    """Whether a module with weights is a linear map, an embedding or a norm."""
+    return shape_of(module) is not None or isinstance(module, nn.Embedding) or is_norm(module)
+
+
 class Lora(nn.Module):
     """A frozen linear map and, beside it, each client's low-rank one: y = W x + s B_c A_c x."""
 
@@ -40,6 +54,11 @@ class Lora(nn.Module):
         super().__init__()
         self.base, self.path, self.scale = base, path, scale
         self.outfit = outfit
+
+    @property
+    def weight(self) -> Tensor:
+        """The frozen one, for who asks for its type; `check` finds out who computes with it."""
+        return self.base.weight  # type: ignore[return-value]
 
     def forward(self, x: Tensor) -> Tensor:
         y = self.base(x)
@@ -65,23 +84,57 @@ class Own(nn.Module):
     @staticmethod
     def of(module: nn.Module, path: str, outfit: Outfit) -> Own:
         """The worn form of a module, by its kind."""
-        if shape_of(module):
+        kind: Any = type(module)
+        if kind in (nn.Linear, Conv1D):
             return OwnLinear(module, path, outfit)
-        if isinstance(module, nn.Embedding):
+        if kind is nn.Embedding and module.max_norm is None:
             return OwnEmbedding(module, path, outfit)
-        if isinstance(module, nn.LayerNorm) or "Norm" in type(module).__name__:
+        if is_norm(module) and OwnNorm.can_be(module):
             return OwnNorm(module, path, outfit)
-        raise UserError(f"cannot train {path} ({type(module).__name__}) as one's own weights: "
-                        "use tune: {is: Lora}, which adapts linear maps of any network")
+        return OwnEach(module, path, outfit)
+
+    @property
+    def weight(self) -> Tensor:
+        """The frozen one, for who asks for its type; `check` finds out who computes with it."""
+        return self.base.weight  # type: ignore[return-value]
 
     def leaf(self, name: str) -> Tensor:
-        return self.outfit.leaves[f"{self.path}.{name}"].to(self.base.weight.dtype)  # type: ignore[arg-type]
+        return self.outfit.leaves[f"{self.path}.{name}"].to(self.base.get_parameter(name).dtype)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.worn(x) if self.outfit.leaves else self.base(x)
 
     def worn(self, x: Tensor) -> Tensor:
         raise NotImplementedError
+
+
+class OwnEach(Own):
+    """A module of any kind with all that is inside it: it works once for each client, with the client's weights."""
+
+    def forward(self, *args: Any, **named: Any) -> Any:
+        leaves, names = self.outfit.leaves, [name for name, _ in self.base.named_parameters()]
+        if not leaves:
+            return self.base(*args, **named)
+        weights = {name: self.leaf(name) for name in names}
+        count = len(next(iter(weights.values())))
+        size = next((len(leaf) for leaf in tree_leaves((args, named)) if isinstance(leaf, Tensor) and leaf.ndim), 0)
+        size = 0 if size % self.outfit.rows else size  # positions, the same for all rows
+
+        def part(client: int) -> Callable[[Any], Any]:
+            def one(leaf: Any) -> Any:
+                return leaf.chunk(count)[client] if size and isinstance(leaf, Tensor) and leaf.shape[:1] == (size,) else leaf
+            return one
+
+        found = [functional_call(self.base, {name: leaf[client] for name, leaf in weights.items()},
+                                 *tree_map(part(client), (args, named))) for client in range(count)]
+        rows = self.outfit.rows // count
+
+        def together(*parts: Any) -> Any:
+            if not isinstance(parts[0], Tensor) or parts[0].ndim == 0:
+                return parts[0]
+            return torch.cat([leaf if size and len(leaf) > 1 else leaf.expand(rows, *leaf.shape[1:]) for leaf in parts])
+
+        return tree_map(together, *found)
 
 
 class OwnLinear(Own):
@@ -99,11 +152,22 @@ class OwnNorm(Own):
     def __init__(self, base: nn.Module, path: str, outfit: Outfit) -> None:
         super().__init__(base, path, outfit)
         self.eps: float = getattr(base, "eps", getattr(base, "variance_epsilon", 1e-6))
-        probe = torch.linspace(-2, 3, 4 * base.weight.numel()).view(4, -1).to(base.weight)  # type: ignore[operator,union-attr,arg-type]
-        ours = self.plain(probe) * base.weight + (base.bias if self.has_bias else 0)  # type: ignore[operator]
-        if not torch.allclose(ours, base(probe), rtol=1e-4, atol=1e-5):
-            raise UserError(f"cannot train {path}: {type(base).__name__} is neither LayerNorm nor RMSNorm; "
-                            "use tune: {is: Lora}")
+
+    @staticmethod
+    def can_be(module: Any) -> bool:
+        """Whether a norm is LayerNorm or RMSNorm, of one scale for each number and perhaps a shift, and nothing else."""
+        if [name for name, _ in module.named_parameters()] not in (["weight"], ["weight", "bias"]) or module.weight.ndim != 1:
+            return False
+        ours = OwnNorm(module, "", Outfit())
+        scale = torch.linspace(0.5, 2, module.weight.numel()).to(module.weight)  # the module's own may all be 0 or 1
+        own = {"weight": scale, **({"bias": scale - 1} if ours.has_bias else {})}
+        probe = torch.linspace(-2, 3, 4 * len(scale)).view(4, -1).to(scale)
+        try:
+            theirs = functional_call(module, own, (probe,))
+        except Exception:  # it takes something else than states
+            return False
+        found = ours.plain(probe) * scale + own.get("bias", 0)
+        return isinstance(theirs, Tensor) and torch.allclose(found, theirs, rtol=1e-4, atol=1e-5)
 
     def plain(self, x: Tensor) -> Tensor:
         if isinstance(self.base, nn.LayerNorm):
@@ -126,4 +190,6 @@ class OwnEmbedding(Own):
             x = x.expand(self.outfit.rows, *x.shape[1:])
         first = torch.arange(len(table), device=x.device) * table.shape[1]
         shifted = x.unflatten(0, (len(table), -1)) + first.view(-1, *[1] * x.ndim)
-        return F.embedding(shifted.flatten(0, 1), table.flatten(0, 1))
+        found = F.embedding(shifted.flatten(0, 1), table.flatten(0, 1))
+        blank: Any = self.base.padding_idx  # its row is not trained by being read
+        return found if blank is None else found.where(x.ne(blank).unsqueeze(-1), found.detach())

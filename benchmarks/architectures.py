@@ -1,0 +1,222 @@
+"""Every causal architecture of transformers, small and with random weights: what of it can be trained, beside plain transformers.
+
+    make architectures        (python benchmarks/architectures.py [--kinds gpt2 bloom])
+
+The configuration of each architecture is made small by the usual names of its numbers; where that gives no network, the table
+says so. Every weight is moved a little, so that no bias is zero. Then two clients with different trained weights compute a loss
+and a gradient as a stacked model, and each alone by plain transformers. They are the same where the loss differs by less than
+1e-5 nats and every gradient by less than 1e-4 of its length.
+"""
+
+from __future__ import annotations
+
+import copy
+import datetime
+import multiprocessing
+import sys
+import warnings
+from argparse import ArgumentParser
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import peft
+import torch
+import torch.nn.functional as F
+import transformers
+from machine import PAGE, RESULTS, into_docs, write
+from torch import Tensor
+from torch.func import functional_call
+from transformers import AutoModelForCausalLM
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
+from fedrift.errors import UserError
+from fedrift.models.export import check_adapters
+from fedrift.models.stacked import StackedModel
+from fedrift.models.tune import Full, LastK, Lora, Tune
+from fedrift.tree import Tree
+
+TUNES: dict[str, Tune] = {"lora": Lora(rank=2), "lora_all": Lora(rank=2, targets=("all",)), "last": LastK(1), "full": Full()}
+COLUMNS = {"kind": "architecture", "lora": "LoRA", "lora_all": "LoRA, [all]", "last": "last block", "full": "full"}
+LOSS, GRADIENT = 1e-5, 1e-4
+LARGEST = 20_000_000  # weights
+VOCABULARY, WIDTH, HEADS, LAYERS, WINDOW = 96, 32, 4, 2, 64
+# The usual names of what makes a network large, and what they become.
+SMALL: dict[str, Any] = {name: value for names, value in (
+    ("vocab_size vocab_size_per_layer_input", VOCABULARY),
+    ("hidden_size d_model n_embd embed_dim embedding_size word_embed_proj_dim attention_hidden_size emb_dim input_hidden_size "
+     "embedding_dim lru_width dim", WIDTH),
+    ("intermediate_size ffn_dim decoder_ffn_dim n_inner ffn_hidden_size moe_intermediate_size dim_ff "
+     "shared_expert_intermediate_size feed_forward_size block_ff_dim intermediate_size_mlp shared_intermediate_size "
+     "moe_shared_expert_intermediate_size expert_ffn_hidden_size prefix_dense_intermediate_size", 48),
+    ("num_hidden_layers n_layer num_layers decoder_layers num_decoder_layers n_layers", LAYERS),
+    ("num_attention_heads n_head num_heads decoder_attention_heads n_heads num_decoder_attention_heads", HEADS),
+    ("num_key_value_heads num_query_groups n_kv_heads", 2),
+    ("head_dim v_head_dim kv_channels d_kv qk_nope_head_dim qk_rope_head_dim rotary_dim dim_head", 8),
+    ("max_position_embeddings n_positions context_length max_seq_len max_sequence_length n_ctx", WINDOW),
+    ("num_experts num_local_experts n_routed_experts moe_num_experts", 4),
+    ("num_experts_per_tok moe_top_k moe_k topk_group n_group first_k_dense_replace n_shared_experts", 1),
+    ("q_lora_rank kv_lora_rank o_lora_rank index_head_dim", 16),
+    ("state_size mamba_d_state sliding_window attention_window", 8),
+    ("layer_types mlp_layer_types", None),
+) for name in names.split()}
+
+
+def small_config(kind: str) -> Any:
+    """The configuration of an architecture with the usual numbers made small."""
+    made = CONFIG_MAPPING[kind]
+    plain = made()
+    known = {**{name: value for name, value in vars(plain).items()}, **{name: None for name in made.attribute_map}}
+    given = {name: value for name, value in SMALL.items() if name in known and (value is not None or known[name] is not None)}
+    given |= {name: number for number, name in enumerate(("pad_token_id", "bos_token_id", "eos_token_id")) if name in known}
+    if "kv_lora_rank" in known:  # latent attention
+        given.pop("head_dim", None)
+        given["num_key_value_heads"] = HEADS
+    given |= OWN.get(kind, {})
+    inner = plain.get_text_config()
+    if inner is not plain:
+        return made(text_config=small_config(inner.model_type).to_dict())
+    return made(**given)
+
+
+# Numbers that an architecture needs in a relation that the usual ones do not have.
+OWN: dict[str, dict[str, Any]] = {
+    "gpt_neo": {"attention_types": [[["global", "local"], 1]], "window_size": 8},
+    "mamba2": {"num_heads": 8, "head_dim": 8, "n_groups": 1, "chunk_size": 8},
+}
+
+
+def network_of(kind: str) -> Any:
+    """A small random network, no weight of which is exactly 0 or 1."""
+    config = small_config(kind)
+    with torch.device("meta"):
+        size = AutoModelForCausalLM.from_config(config).num_parameters()
+    if size > LARGEST:
+        raise ValueError(f"{size:,} weights")
+    torch.manual_seed(0)
+    network: Any = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    draw = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for leaf in network.parameters():
+            if leaf.is_floating_point():
+                leaf.add_(torch.randn(leaf.shape, generator=draw) * (0.08 if leaf.ndim > 1 else 0.1))
+    network.config.use_cache = False
+    return network.requires_grad_(False).eval()
+
+
+def alone(network: Any, tune: Tune, leaves: dict[str, Tensor], tokens: Tensor, keep: Tensor) -> Tensor:
+    """One client's loss by plain transformers, as a function of its ``leaves``."""
+    own = dict(leaves)
+    if isinstance(tune, Lora):
+        own = {}
+        for path in {name.rsplit(".", 1)[0] for name in leaves}:
+            module = network.get_submodule(path)
+            change = tune.scale * (leaves[f"{path}.B"] @ leaves[f"{path}.A"])
+            own[f"{path}.weight"] = module.weight + (change.T if "Conv1D" in type(module).__name__ else change)
+    logits = functional_call(network, own, (), {"input_ids": tokens, "use_cache": False}).logits[:, :-1].float()
+    losses = F.cross_entropy(logits.flatten(0, 1), tokens[:, 1:].flatten(), reduction="none").view(tokens[:, 1:].shape)
+    return (losses * keep[:, 1:]).sum() / keep[:, 1:].sum()
+
+
+def compare(network: Any, tune: Tune) -> tuple[float, float]:
+    """How far two clients' losses (nats) and gradients (as a share of their length) are from those of plain transformers."""
+    plain, model = copy.deepcopy(network), StackedModel(network, tune)
+    if isinstance(tune, Lora):
+        check_adapters(model, tune)
+    draw = torch.Generator().manual_seed(5)
+    size = min(VOCABULARY, model.head.weight.shape[0])
+    tokens = torch.randint(3, size, (2, 3, 16), generator=draw)
+    keep = torch.ones_like(tokens, dtype=torch.bool)
+    keep[1, 2, 10:], tokens[1, 2, 10:], tokens[0, 0, 5] = False, 0, 0
+    params = Tree({name: (leaf + 0.05 * torch.randn(2, *leaf.shape[1:], generator=draw)).requires_grad_()
+                   for name, leaf in model.template().items()})
+    loss = model(params, {"tokens": tokens, "keep": keep})
+    found = torch.autograd.grad(loss.sum(), list(params.values()), materialize_grads=True)
+    to_loss = to_gradient = 0.0
+    for client in range(2):
+        leaves = {name: leaf[client].detach().clone().requires_grad_() for name, leaf in params.items()}
+        theirs = alone(plain, tune, leaves, tokens[client], keep[client])
+        wanted = torch.autograd.grad(theirs, list(leaves.values()), materialize_grads=True)
+        to_loss = max(to_loss, abs(float(loss[client] - theirs)))
+        whole = torch.cat([leaf.flatten() for leaf in wanted]).norm()
+        to_gradient = max(to_gradient, *(float((ours[client] - other).norm() / other.norm().clamp_min(1e-3 * whole))
+                                         for ours, other in zip(found, wanted, strict=True)))
+    return to_loss, to_gradient
+
+
+def verdict(kind: str, name: str) -> str:
+    """``yes``, or why not."""
+    try:
+        network = network_of(kind)
+    except Exception as error:
+        return f"no small configuration ({first_line(error)})"
+    try:
+        loss, gradient = compare(network, TUNES[name])
+    except UserError as error:
+        return f"refused: {first_line(error)}"
+    except Exception as error:
+        return f"FAULT: {type(error).__name__}: {first_line(error)}"
+    return "yes" if loss < LOSS and gradient < GRADIENT else f"WRONG: loss {loss:.1e}, gradient {gradient:.1e}"
+
+
+def first_line(error: BaseException) -> str:
+    return (" ".join(str(error).split()) or type(error).__name__)[:250]
+
+
+def row_of(kind: str) -> dict[str, str]:
+    """An architecture's row, in this process."""
+    warnings.simplefilter("ignore")
+    transformers.logging.set_verbosity_error()
+    return {"kind": kind, **{name: verdict(kind, name) for name in TUNES}}
+
+
+def in_time(work: Callable[[str], dict[str, str]], kind: str, seconds: float) -> dict[str, str]:
+    """``work(kind)`` in a process of its own, which may die or take too long."""
+    there, here = multiprocessing.Pipe()
+    process = multiprocessing.get_context("fork").Process(target=lambda: there.send(work(kind)))
+    process.start()
+    said = here.recv() if here.poll(seconds) else None
+    process.kill()
+    process.join()
+    return said or {"kind": kind, **dict.fromkeys(TUNES, f"no answer in {seconds:.0f} seconds")}
+
+
+def table(rows: list[dict[str, str]]) -> tuple[list[dict[str, str]], str]:
+    """The rows with numbers for what is not ``yes``, and the list of what the numbers mean."""
+    notes, short = dict[str, int](), []
+    for row in rows:
+        cells = {"kind": f"`{row['kind']}`"}
+        for name in TUNES:
+            said = row[name].replace("|", "/").replace("<", "&lt;")
+            cells[name] = "yes" if said == "yes" else f"no ({notes.setdefault(said, len(notes) + 1)})"
+        short.append(cells)
+    return short, "\n".join(f"{number}. {said}" for said, number in notes.items())
+
+
+def main(words: list[str] | None = None) -> int:
+    ask = ArgumentParser(description=__doc__)
+    ask.add_argument("--kinds", nargs="+", default=sorted(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES), help="all, if not said")
+    ask.add_argument("--seconds", type=float, default=120, help="for each architecture")
+    ask.add_argument("--out", type=Path, default=RESULTS, help="only there, docs/models.md is written too")
+    said = ask.parse_args(words)
+    torch.set_num_threads(1)
+    rows = []
+    for kind in said.kinds:
+        rows.append(in_time(row_of, kind, said.seconds))
+        print(" | ".join(rows[-1].values()), flush=True)
+    works = {name: sum(row[name] == "yes" for row in rows) for name in TUNES}
+    versions = {"transformers": transformers.__version__, "peft": peft.__version__, "torch": torch.__version__,
+                "date": datetime.date.today().isoformat()}
+    if said.out == RESULTS and len(rows) == len(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES):
+        short, notes = table(rows)
+        head = (f"{len(rows)} architectures of transformers {versions['transformers']}, peft {versions['peft']}, torch "
+                f"{versions['torch']}, {versions['date']}. Works: " + ", ".join(
+                    f"{COLUMNS[name]} {count}" for name, count in works.items()) + ". The numbers stand for:")
+        into_docs(PAGE, "architectures", short, COLUMNS, f"{head}\n\n{notes}")
+    print(write(said.out, "architectures", {**versions, "works": works, "rows": rows}))
+    return int(any(row[name].startswith(("FAULT", "WRONG")) for row in rows for name in TUNES))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

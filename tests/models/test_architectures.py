@@ -1,0 +1,195 @@
+"""Networks of other architectures than the presets' are trained as transformers has them, or refused in one line."""
+
+from __future__ import annotations
+
+import copy
+import re
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+from transformers import AutoModelForCausalLM
+
+from fedrift.errors import UserError
+from fedrift.models.check import read_logits
+from fedrift.models.export import check_adapters
+from fedrift.models.generate import continued
+from fedrift.models.head import Logits, OwnHead, token_losses
+from fedrift.models.prefix import blocks_below
+from fedrift.models.stacked import StackedModel
+from fedrift.models.tune import Full, LastK, Lora, blocks_of
+from tests.models.networks import network
+
+ALL = Lora(rank=2, targets=("all",))
+PAGE = Path(__file__).resolve().parents[2] / "docs" / "models.md"
+
+
+@pytest.fixture
+def architectures(monkeypatch):
+    """The script that makes the table of docs/models.md."""
+    monkeypatch.syspath_prepend(str(PAGE.parents[1] / "benchmarks"))
+    import architectures
+
+    return architectures
+
+
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize(("scale", "cap"), [(1.0, None), (0.125, None), (1.0, 3.0), (-1.7, 2.0)])
+def test_the_head_and_its_gradients_are_those_of_the_plain_formula(scale, cap, bias):
+    draw = torch.Generator().manual_seed(0)
+    hidden, weight, offset = (torch.randn(shape, generator=draw, dtype=torch.float64).requires_grad_()
+                              for shape in ((2, 7, 5), (2, 11, 5), (2, 11)))
+    target, slope = torch.randint(11, (2, 7), generator=draw), torch.randn(2, 7, generator=draw, dtype=torch.float64)
+    logits = scale * (hidden @ weight.mT + (offset.unsqueeze(1) if bias else 0))
+    logits = logits if cap is None else cap * torch.tanh(logits / cap)
+    plain = nn.functional.cross_entropy(logits.flatten(0, 1), target.flatten(), reduction="none").view(2, 7)
+    wanted = torch.autograd.grad((plain * slope).sum(), [hidden, weight, *([offset] if bias else [])])
+
+    to_logits = Logits(scale, cap)
+    own = OwnHead.apply(hidden, weight, target, offset if bias else None, to_logits)
+    assert torch.allclose(own, plain, atol=1e-10, rtol=0)
+    with torch.no_grad():
+        again = OwnHead.apply(hidden, weight, target, offset if bias else None, to_logits)
+    assert torch.allclose(again, plain, atol=1e-10, rtol=0)
+    found = torch.autograd.grad((own * slope).sum(), [hidden, weight, *([offset] if bias else [])])
+    assert all(torch.allclose(one, other, atol=1e-10, rtol=0) for one, other in zip(found, wanted, strict=True))
+    for client in range(2):  # one head, frozen, for all
+        frozen = token_losses(hidden[client], weight[client].detach(), target[client], offset[client].detach() if bias else None,
+                              to_logits)
+        assert torch.allclose(frozen, plain[client], atol=1e-10, rtol=0)
+        to_hidden, = torch.autograd.grad((frozen * slope[client]).sum(), [hidden])
+        assert torch.allclose(to_hidden[client], wanted[0][client], atol=1e-10, rtol=0)
+
+
+class Strange(nn.Module):
+    """A head behind which the network does something of its own to the logits, or before it to the states."""
+
+    def __init__(self, plain: nn.Module, logits=lambda z: z, states=lambda h: h) -> None:
+        super().__init__()
+        self.plain, self.logits, self.states = plain, logits, states
+        self.config, self.base_model = plain.config, plain.base_model
+
+    def get_output_embeddings(self):
+        return self.plain.get_output_embeddings()
+
+    def forward(self, **named):
+        states = self.base_model(**named).last_hidden_state
+        return type("Out", (), {"logits": self.logits(self.get_output_embeddings()(self.states(states)))})
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(("change", "found"), [
+    ({}, (1.0, None)),
+    ({"logits": lambda z: z * 0.3}, (0.3, None)), ({"states": lambda h: h / 16}, (1 / 16, None)),
+    ({"logits": lambda z: 30 * torch.tanh(z / 30)}, (1.0, 30.0)),
+    ({"logits": lambda z: 30 * torch.tanh(0.5 * z / 30)}, (0.5, 30.0)),
+])
+def test_a_factor_and_a_soft_cap_are_read_off_a_network_as_its_configuration_says_them(change, found, dtype):
+    plain = network("untied").to(dtype)
+    plain.config.update({"final_logit_softcapping": 30.0, "logits_scaling": 0.3, "attn_logit_softcapping": 50.0})
+    seen = read_logits(Strange(plain, **change))
+    exact = 1e-12 if dtype == torch.float64 else 1e-5 if dtype == torch.float32 else 1e-2  # of a factor that no number says
+    assert seen.scale == pytest.approx(found[0], rel=exact if found[0] in (0.5, 1 / 16) else 1e-12)
+    assert seen.cap == found[1]
+
+
+@pytest.mark.parametrize("change", [
+    {"logits": lambda z: z + 0.01 * torch.linspace(-1, 1, 61)}, {"logits": lambda z: z + z.square() * 1e-3},
+    {"states": lambda h: h * torch.linspace(0.99, 1.01, 16)}, {"states": torch.tanh}, {"logits": lambda z: z[..., :-1]},
+    {"logits": lambda z: 100 * torch.tanh(z / 100)}], ids=["bias", "square", "scales", "squashed", "cut", "cap that is not said"])
+def test_logits_made_in_an_unknown_way_are_refused(change):
+    with pytest.raises(UserError, match="in a way that fedrift does not know"):
+        read_logits(Strange(network("untied", torch.float32), **change))
+
+
+@pytest.mark.parametrize("kind", ["phi", "gptj", "gemma2", "cohere", "granite", "gpt_neo", "bloom", "falcon", "opt", "mamba",
+                                  "olmoe", "bart"])
+def test_what_is_trained_has_the_loss_and_gradient_of_plain_transformers(kind, architectures):
+    row = architectures.row_of(kind)
+    assert row.pop("kind") == kind
+    if kind == "mamba":
+        assert row.pop("lora_all").startswith("refused: MambaForCausalLM: PEFT")
+    assert set(row.values()) == {"yes"}
+
+
+def test_adapters_that_peft_would_not_load_are_refused_before_training(architectures):
+    for kind, tune, told in (("deepseek_v3", ALL, r"no place for \d+ of the \d+ .* without down_proj, gate_proj, up_proj$"),
+                             ("mamba2", ALL, r"PEFT .* refuses these adapters, .*out_proj"), ("mamba2", Lora(rank=2), "")):
+        model = StackedModel(architectures.network_of(kind), tune)
+        if not told:
+            check_adapters(model, tune)
+            continue
+        with pytest.raises(UserError, match=told):
+            check_adapters(model, tune)
+
+
+def test_a_map_whose_forward_pass_is_not_used_gets_no_adapter_and_is_refused_by_name(architectures):
+    model = StackedModel(architectures.network_of("mamba"), ALL)
+    assert not any("dt_proj" in path for path in model.modules)
+    assert "computes without the forward pass of dt_proj" in model.caveats[-1]
+    with pytest.raises(UserError, match=r"adapter would change nothing: name tune.targets without dt_proj$"):
+        StackedModel(architectures.network_of("mamba"), Lora(rank=2, targets=("dt_proj", "in_proj")))
+
+
+def test_experts_without_an_adapter_are_told(architectures):
+    caveats = StackedModel(architectures.network_of("mixtral"), ALL).caveats
+    assert any(re.search(r"MixtralExperts gets no adapter: \d+\.\d% of the model's weights", line) for line in caveats)
+    assert StackedModel(architectures.network_of("mixtral"), Lora(rank=2)).caveats == []
+    assert StackedModel(network("llama"), ALL).caveats == []
+
+
+def test_a_quantised_folder_trains_adapters_only(architectures):
+    quantised = network("llama")
+    quantised.config.quantization_config = {"quant_method": "bitsandbytes"}
+    for tune in (LastK(1), Full()):
+        with pytest.raises(UserError, match=r"are quantised .*use tune: {is: Lora}"):
+            StackedModel(quantised, tune)
+
+
+def test_whatever_else_goes_wrong_is_told_in_one_line():
+    class Broken(nn.Module):
+        def forward(self, x):
+            raise ValueError("two\nlines")
+
+    plain = network("llama")
+    plain.model.layers[1].mlp = Broken()
+    with pytest.raises(UserError) as told:
+        StackedModel(plain, Lora(rank=2))
+    assert "does not work with tune: {is: Lora} (ValueError: two)" in str(told.value)
+    assert "\n" not in str(told.value)
+
+
+def test_blocks_are_the_outermost_list_as_long_as_the_configuration_says():
+    plain = network("llama")
+    plain.model.extra = nn.ModuleList(nn.Identity() for _ in range(9))
+    plain.model.layers[0].experts = nn.ModuleList(nn.Identity() for _ in range(8))
+    assert blocks_of(plain)[0] == "model.layers"
+    assert blocks_below(plain, LastK(1).modules(plain)) == 2
+
+
+def test_a_tied_head_with_a_bias_trains_the_bias_and_generates_with_it(architectures):
+    config = architectures.small_config("phi")
+    config.tie_word_embeddings = True
+    plain = AutoModelForCausalLM.from_config(config).eval()
+    nn.init.normal_(plain.lm_head.bias)
+    plain.generation_config.eos_token_id = None
+    kept = copy.deepcopy(plain)
+    assert architectures.compare(plain, Full())[0] < 1e-5
+    model = StackedModel(copy.deepcopy(kept), Full())
+    assert {"lm_head.bias", "model.embed_tokens.weight"} <= model.template().keys()
+    assert "lm_head.weight" not in model.template()
+    prompt = torch.arange(3, 9)[None]
+    expected = kept.generate(prompt, max_new_tokens=4, min_new_tokens=4, do_sample=False, pad_token_id=0)[:, 6:]
+    assert torch.equal(continued(model, model.template(), prompt, 4), expected)
+
+
+@pytest.mark.slow
+def test_the_page_says_of_every_architecture_what_is_so(architectures):
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
+    rows = [architectures.in_time(architectures.row_of, kind, 300) for kind in sorted(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES)]
+    assert not [row for row in rows if any(said.startswith(("FAULT", "WRONG")) for said in row.values())]
+    written = re.findall(r"^\| `(.+?)` \| (.+) \|$", PAGE.read_text().split("<!-- architectures -->")[1], re.M)
+    works = {kind: [cell == "yes" for cell in cells.split(" | ")] for kind, cells in written}
+    assert works == {row["kind"]: [row[name] == "yes" for name in architectures.TUNES] for row in rows}
