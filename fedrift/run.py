@@ -18,7 +18,7 @@ from .fleet import Fleet
 from .models.export import save_model, save_personal
 from .models.tune import Lora
 from .probes import Past, over, recorded, served, told
-from .recording import Checkpoint, Parting, Updates
+from .recording import Checkpoint, Parting, Updates, check_history
 from .records import Record
 from .rounds import rounds
 from .runtime import ARITHMETIC, Runtime
@@ -148,6 +148,7 @@ def writable(root: Path) -> Path:
 
 def _carry_out(experiment: Experiment, run: Run, stock: Stock, watch: Watch, recruit: Recruit | None) -> None:
     plan, algorithm, parting = experiment.plan, experiment.algorithm, Parting.of(run, experiment)
+    check_history(run)
     if parting and not run.state_path.exists():
         parting.inherit()
     setting = prepare(experiment, stock, run.environment.get("engine"), worn=recruit is None or "memory" in algorithm.tells)
@@ -232,8 +233,7 @@ def remarks(done: Round) -> Iterator[tuple[int, str, str]]:
 def decided(run: Run, setting: Setting) -> None:
     """Write down what the mitigation has decided since: an event each, and the whole of it in mitigation.json."""
     for round, decision in setting.work.told:
-        earlier = run.read_json("mitigation") if (run.folder / "mitigation.json").exists() else []
-        run.write_json("mitigation", [*(said for said in earlier if said["round"] < round), decision.said(round)])
+        run.write_json("mitigation", [*(said for said in run.decisions() if said["round"] < round), decision.said(round)])
         run.event(round, "mitigation", decision.sentence())
     setting.work.told.clear()
 

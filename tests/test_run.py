@@ -137,6 +137,27 @@ def test_a_run_killed_at_its_very_end_resumes_bit_for_bit(tmp_path, monkeypatch)
     assert_equal(unbroken, carry_out(asked, replace_root(tmp_path, "broken")))
 
 
+def test_a_run_that_lost_rows_or_whose_state_was_changed_is_never_resumed(tmp_path):
+    asked, there = experiment(tmp_path), stock(tmp_path)
+    with pytest.raises(Killed):
+        carry_out(asked, there, killed_at(3))
+    folder = there.runtime.root / resolve(asked, there).id
+    for name, told in (("records.jsonl", "records.jsonl has"), ("state.safetensors", "state.safetensors is damaged")):
+        whole = (folder / name).read_bytes()
+        spoilt = whole[:6 * len(whole) // 10] if name == "records.jsonl" else whole[:-3] + bytes([whole[-3] ^ 1]) + whole[-2:]
+        (folder / name).write_bytes(spoilt)
+        with pytest.raises(UserError, match=told):
+            carry_out(asked, there)
+        (folder / name).write_bytes(whole)
+    run = carry_out(asked, there)
+    assert run.finished and len(run.records()) and len(run.trajectory().rounds) == 5
+    rows = folder / "records.jsonl"
+    rows.write_bytes(b"".join(rows.read_bytes().splitlines(keepends=True)[:-9]))
+    os.utime(rows, ns=(2**62, 2**62))  # read instead of the older Parquet file
+    with pytest.raises(UserError, match="is not what it was when the run ended"):
+        run.trajectory()
+
+
 def test_no_rounds_are_an_evaluation_of_the_pretrained_model(tmp_path):
     run = carry_out(experiment(tmp_path, "plan.rounds=0"), stock(tmp_path))
     assert run.trajectory().rounds.tolist() == [0]

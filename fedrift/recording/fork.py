@@ -60,8 +60,8 @@ class Parting:
         for took in self.origin.timings():
             if took["round"] < before:
                 run.timing(**took)
-        if (self.origin.folder / "mitigation.json").exists():
-            run.write_json("mitigation", [said for said in self.origin.read_json("mitigation") if said["round"] < before])
+        if decisions := self.origin.decisions():
+            run.write_json("mitigation", [said for said in decisions if said["round"] < before])
         run.event(before - 1, "fork", f"it goes on {self.said} from here; so far it is run {self.origin.id}")
 
     def state(self, setting: Setting) -> State:

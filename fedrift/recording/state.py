@@ -16,14 +16,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..errors import UserError
 from ..memory import Memory
 from ..store import Run
+from ..store.files import in_words
 from ..store.slots import Slots, digest
-from ..store.tensors import load_state, save_state
+from ..store.tensors import WAY_OUT, load_state, save_state
 from ..tree import Tree
 from ..values import Server, State
+from .history import note_history
 
 PARTS = tuple(f"server.{f.name}" for f in fields(Server))  # of a state, that are trees on the server's device
+MISFITS = (LookupError, TypeError, ValueError, AttributeError, RuntimeError)  # what comes of leaves of other names or shapes
 Layout = list[list[Any]]  # name, dtype and shape of each leaf of a client's memory
 
 
@@ -39,7 +43,7 @@ class Checkpoint:
     def save(self, state: State) -> None:
         """Store all that a run is between two rounds."""
         tensors = named(state, memory=False)
-        meta: dict[str, Any] = {"round": state.round}
+        meta: dict[str, Any] = {"round": state.round, "history": note_history(self.run, state.round)}
         clients, slot, told = state.memory.clients if state.memory else (), self.slot, self.digest
         if clients:
             slot, told = self._write(clients)
@@ -54,20 +58,34 @@ class Checkpoint:
         if not self.run.state_path.exists():
             return None
         tensors, round, memory = self.read()
-        return state_of(tensors, round, device(like), like.last, memory)
+        try:
+            expected, found = ({name: leaf.shape[1:] for name, leaf in tree.items()}
+                               for tree in (like.server.params, tree_of(tensors, "server.params")))
+            if expected != found:
+                raise ValueError("its server.params have other leaves")
+            return state_of(tensors, round, device(like), like.last, memory)
+        except MISFITS as error:
+            raise self._no_state(error) from error
 
     def read(self) -> tuple[dict[str, Tensor], int, Memory]:
         """What is stored: the tensors by name, the round, and what clients keep."""
         stored, said = load_state(self.run.state_path)
-        # In the order they were in, for sums over leaves; and cloned: numbers read from a file may lie at odd addresses,
-        # where matrix products round differently.
-        tensors = {name: stored[name].clone() for name in said["leaves"]}
-        if "memory" not in said:  # nobody keeps anything, or the run is of a version that stored it among the tensors
-            return tensors, said["round"], Memory.of(tree_of(tensors, "memory"), len(tensors["group"]))
-        slot, told = tensors.pop("memory.slot"), tensors.pop("memory.digest")
-        memory = self._read(slot, told, said["memory"])
+        try:
+            # In the order they were in, for sums over leaves; and cloned: numbers read from a file may lie at odd addresses,
+            # where matrix products round differently.
+            tensors = {name: stored[name].clone() for name in said["leaves"]}
+            round = int(said["round"])
+            if "memory" not in said:  # nobody keeps anything, or the run is of a version that stored it among the tensors
+                return tensors, round, Memory.of(tree_of(tensors, "memory"), len(tensors["group"]))
+            slot, told = tensors.pop("memory.slot"), tensors.pop("memory.digest")
+            memory = self._read(slot, told, said["memory"])
+        except MISFITS as error:
+            raise self._no_state(error) from error
         self.clients, self.slot, self.digest = memory.clients, slot, told
-        return tensors, said["round"], memory
+        return tensors, round, memory
+
+    def _no_state(self, error: Exception) -> UserError:
+        return UserError(f"{self.run.state_path} is not a state of this run ({in_words(error)}). {WAY_OUT}")
 
     def _write(self, clients: Sequence[Tree]) -> tuple[Tensor, Tensor]:
         """Write the memory of the clients that have changed; every client's slot ``[N]`` and digest ``[N, 32]``."""

@@ -21,6 +21,7 @@ from ..store import Run
 from ..store.arrays import load_arrays, save_arrays
 from ..tree import Tree
 from ..values import Report, Round, State
+from .history import recorded_rounds
 from .state import named, state_of, tree_of
 
 HERE = ("memory", "steps", "loss", "tokens", "failed", "lr", "wire")  # of a report, that are on the CPU wherever the server is
@@ -43,7 +44,7 @@ class Updates:
     @property
     def rounds(self) -> list[int]:
         """The rounds after which the state is kept, ascending; with their reports, all but the one where recording began."""
-        return sorted(int(path.stem) for path in self.folder.glob("[0-9]*.parquet"))
+        return recorded_rounds(self.run)
 
     @property
     def bytes(self) -> int:

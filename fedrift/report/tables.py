@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from typing import Any, NamedTuple
 
@@ -80,5 +81,5 @@ def swing(judged: Verdict) -> str:
 
 def as_yaml(value: dict[str, Any]) -> str:
     """A mapping as YAML in its own order, without the partition table, which has its own figure."""
-    shown = {key: item for key, item in value.items() if key != "partition_table"}
+    shown = json.loads(json.dumps({key: item for key, item in value.items() if key != "partition_table"}))  # plain types only
     return yaml.safe_dump(shown, sort_keys=False, allow_unicode=True, width=100) if shown else ""

@@ -90,6 +90,8 @@ def full_disk_told(path: Path, size: int) -> Iterator[None]:
     """Turn the system's refusal to write into a UserError: how much a full disk lacks, or why it may not be written there."""
     try:
         yield
+    except TimeoutError:  # of a lock
+        raise
     except OSError as error:
         if error.errno not in FULL:
             raise UserError(f"{path} cannot be written: {error.strerror or error}. Make {path.parent} writable, or name "

@@ -9,7 +9,8 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Callable, Iterable
+import zlib
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,11 +25,49 @@ def write_number(value: float) -> str:
     return "null" if math.isnan(value) else "1e999" if value > 0 else "-1e999"
 
 
-def write_object(value: dict[str, Any]) -> str:
-    """An object on one line, NaN and infinities among its own values included."""
-    pairs = (f"{json.dumps(key)}: {write_number(item) if isinstance(item, float) else json.dumps(item)}"
-             for key, item in value.items())
-    return "{" + ", ".join(pairs) + "}"
+def write_value(value: Any) -> str:
+    """A value on one line of JSON, nested or not; each float in it as ``write_number`` writes it.
+
+    Numbers and arrays of numpy, and whatever else has ``tolist``, are written as their Python selves; a table of pandas as a list
+    of rows; paths, dates and the like as their text.
+    """
+    if isinstance(value, float):
+        return write_number(value)
+    if value is None or isinstance(value, (str, int)):
+        return json.dumps(value)
+    if isinstance(value, Mapping):
+        return "{" + ", ".join(f"{json.dumps(str(key))}: {write_value(item)}" for key, item in value.items()) + "}"
+    if isinstance(value, (list, tuple, set, frozenset)):
+        return "[" + ", ".join(map(write_value, value)) + "]"
+    if hasattr(value, "to_dict"):  # a table
+        return write_value(value.to_dict("records"))
+    return write_value(value.tolist()) if hasattr(value, "tolist") else json.dumps(str(value))
+
+
+BEGINNING = (0, 0)  # the mark of no bytes
+
+
+def mark(path: Path, since: Sequence[int] = BEGINNING) -> list[int]:
+    """The size of a file that only grows, and the CRC-32 of its bytes. ``since``: an earlier mark, so that only what was added is
+    read."""
+    size, check = since
+    if path.exists():
+        with open(path, "rb") as file:
+            file.seek(size)
+            while part := file.read(1 << 20):
+                size, check = size + len(part), zlib.crc32(part, check)
+    return [size, check]
+
+
+def is_beginning(path: Path, marked: Sequence[int]) -> bool:
+    """Whether a file still begins with the bytes of which ``mark`` was taken."""
+    left, check = marked[0], 0
+    if not path.exists():
+        return left == 0
+    with open(path, "rb") as file:
+        while left and (part := file.read(min(left, 1 << 20))):
+            left, check = left - len(part), zlib.crc32(part, check)
+    return left == 0 and check == marked[1]
 
 
 def append(path: Path, lines: Iterable[str]) -> None:

@@ -30,9 +30,13 @@ from filelock import FileLock, Timeout
 from ..errors import UserError
 from ..records import Record, Trajectory
 from . import lines
-from .files import write_whole
+from .files import full_disk_told, in_words, write_whole
 from .parquet import parquet_path, read_parquet, stale, write_parquet
 
+SECTIONS = ("corpus", "tune", "partition", "algorithm", "plan", "evaluate", "mitigation")  # of an experiment, that are objects
+SCALARS = ("model", "seed", "id")  # that are none
+NUMBERS = (float, int, type(None))
+SHAPES = {dict: "an object", list: "a list"}
 PATIENCE = 1.0  # seconds for a reader's glance at the lock to pass
 
 
@@ -67,24 +71,33 @@ class Run:
             raise UserError(f"{name}.json of run {self.id} would hold what is not JSON: {error}") from error
         write_whole(self.folder / f"{name}.json", text.encode() + b"\n")
 
-    def read_json(self, name: str) -> Any:
-        """What ``<name>.json`` holds."""
+    def read_json(self, name: str, shape: type = object) -> Any:
+        """What ``<name>.json`` holds. Raises UserError where it is not there, not JSON, or not of the ``shape``."""
         path = self.folder / f"{name}.json"
-        try:
-            return json.loads(path.read_bytes())
-        except FileNotFoundError:
-            raise UserError(f"run {self.id} has no {path.name} in {self.folder}") from None
-        except ValueError as error:
-            raise UserError(f"{path} is not JSON ({error}); remove its folder to begin it again") from error
+        if not path.exists():
+            raise UserError(f"run {self.id} has no {path.name} in {self.folder}")
+        return read_stored(path, shape, "remove its folder to begin it again")
 
     @property
     def experiment(self) -> dict[str, Any]:
-        return dict(self.read_json("experiment"))
+        """What was asked. Raises UserError where the file holds no experiment; of a key that it lacks, when that is read."""
+        said: dict[str, Any] = self.read_json("experiment", dict)
+        for name, value in said.items():
+            if (name in SECTIONS) != isinstance(value, dict) and name in (*SECTIONS, *SCALARS):
+                wanted = "an object" if name in SECTIONS else "no object"
+                raise UserError(f"{self.folder / 'experiment.json'}: {name!r} is {str(value)[:80]!r}, and has to be {wanted}; "
+                                "remove its folder to begin it again")
+        return said
 
     @property
     def environment(self) -> dict[str, Any]:
         """What ``settle`` wrote; empty before that."""
-        return dict(self.read_json("environment")) if (self.folder / "environment.json").exists() else {}
+        return self.read_json("environment", dict) if (self.folder / "environment.json").exists() else {}
+
+    def decisions(self) -> list[dict[str, Any]]:
+        """What a mitigation decided, in ``mitigation.json``; empty where there is none."""
+        path = self.folder / "mitigation.json"
+        return _of_rounds(self.read_json("mitigation", list), path) if path.exists() else []
 
     # Rows
 
@@ -95,19 +108,30 @@ class Run:
     def event(self, round: int, kind: str, message: str, client: int = -1) -> None:
         """Note something that happened and is no number."""
         said = {"round": int(round), "kind": kind, "message": message, "client": int(client)}
-        lines.append(self.folder / "events.jsonl", [lines.write_object(said)])
+        lines.append(self.folder / "events.jsonl", [lines.write_value(said)])
 
     def timing(self, round: int, **seconds: float) -> None:
         """Note the seconds of each phase of a round: ``timing(3, train=4.1, evaluate=0.5, store=0.1)``."""
         took = {phase: float(value) for phase, value in seconds.items()}
-        lines.append(self.folder / "timings.jsonl", [lines.write_object({"round": int(round), **took})])
+        lines.append(self.folder / "timings.jsonl", [lines.write_value({"round": int(round), **took})])
 
     def records(self) -> list[Record]:
-        """All records, in the order of writing."""
+        """All records, in the order of writing. Raises UserError where a finished run has lost some since."""
         path = self.folder / "records.jsonl"
         if not path.exists() and parquet_path(self.folder).exists():
             return list(read_parquet(self.folder))
+        self.check_rows()
         return [_record(row, path) for row in lines.read(path)]
+
+    def check_rows(self) -> None:
+        """Raise UserError where the rows of a finished run are not those that it ended with; older runs have noted none."""
+        path = self.folder / "records.jsonl"
+        stored = self.read_json("finished", dict).get("stored") if self.finished else None
+        if isinstance(stored, dict) and not lines.is_beginning(path, stored[path.name]):
+            there = path.stat().st_size if path.exists() else 0
+            raise UserError(f"{path} is not what it was when the run ended ({there:,} bytes, {stored[path.name][0]:,} then): "
+                            f"rows were lost or changed. Put a copy of it back, or run it again (`fedrift run --fresh`, or "
+                            f"remove {self.folder})")
 
     def trajectory(self) -> Trajectory:
         """The same as curves; from the Parquet file, which says nothing twice, where it is up to date."""
@@ -115,19 +139,22 @@ class Run:
         return Trajectory(read_parquet(self.folder) if fast else tuple(self.records()))
 
     def events(self) -> list[dict[str, Any]]:
-        return lines.read(self.folder / "events.jsonl")
+        path = self.folder / "events.jsonl"
+        return _of_rounds(lines.read(path), path)
 
     def timings(self) -> list[dict[str, Any]]:
-        return lines.read(self.folder / "timings.jsonl")
+        path = self.folder / "timings.jsonl"
+        return _of_rounds(lines.read(path), path, numbers=True)
 
     def rewind(self, round: int) -> int:
         """Drop every row after ``round``, to resume from a state of that round; how many records went.
 
         ``rewind(-1)`` drops them all, for a run that has no state yet.
         """
-        dropped = lines.keep(self.folder / "records.jsonl", lambda row: row[0] <= round)
-        for name in ("timings.jsonl", "events.jsonl"):
-            lines.keep(self.folder / name, lambda row: row["round"] <= round)
+        rows = self.folder / "records.jsonl"
+        dropped = lines.keep(rows, lambda row: _record(row, rows).round <= round)
+        for path, numbers in ((self.folder / "timings.jsonl", True), (self.folder / "events.jsonl", False)):
+            lines.keep(path, lambda row: _of_rounds([row], path, numbers)[0]["round"] <= round)  # noqa: B023
         (self.folder / "failed.json").unlink(missing_ok=True)
         return dropped
 
@@ -141,7 +168,8 @@ class Run:
         """Say that the run is over, and what came of it."""
         if stale(self.folder):
             write_parquet(self.folder)
-        self.write_json("finished", summary)
+        rows = self.folder / "records.jsonl"
+        self.write_json("finished", {**summary, "stored": {rows.name: lines.mark(rows)}} if rows.exists() else summary)
         (self.folder / "failed.json").unlink(missing_ok=True)
 
     def fail(self, round: int, message: str, traceback: str = "") -> None:
@@ -162,10 +190,11 @@ class Run:
     @contextmanager
     def lock(self) -> Iterator[None]:
         """Be the only process that writes this run; the system lets go however the process ends."""
-        self.folder.mkdir(parents=True, exist_ok=True)
         lock = FileLock(self.folder / "lock")
         try:
-            lock.acquire(timeout=PATIENCE)
+            with full_disk_told(self.folder / "lock", 0):
+                self.folder.mkdir(parents=True, exist_ok=True)
+                lock.acquire(timeout=PATIENCE)
         except Timeout:
             raise UserError(f"run {self.id} is being written by another process ({self.folder}); "
                             f"wait for it, or stop it: the run then resumes where it was") from None
@@ -199,10 +228,47 @@ def _quoted(name: str) -> str:
 
 
 def _record(row: Any, path: Path) -> Record:
-    if not isinstance(row, list) or len(row) != len(Record._fields):
-        raise UserError(f"{path} holds {row!r}, which is no record {list(Record._fields)}")
-    round, metric, domain, client, value = row
-    return Record(round, metric, domain, client, float("nan") if value is None else float(value))
+    if isinstance(row, list) and len(row) == len(Record._fields):
+        round, metric, domain, client, value = row
+        if type(round) is type(client) is int and type(metric) is type(domain) is str and type(value) in NUMBERS:
+            return Record(round, metric, domain, client, float("nan") if value is None else float(value))
+    raise UserError(f"{path} holds {str(row)[:80]!r}, which is no record {list(Record._fields)}. Something other than fedrift "
+                    "wrote there; remove the run's folder to begin it again.")
+
+
+def _of_rounds(rows: list[Any], path: Path, numbers: bool = False) -> list[dict[str, Any]]:
+    """The rows, if each is an object that says its round; ``numbers``: and holds nothing but numbers."""
+    for row in rows:
+        if not isinstance(row, dict) or type(row.get("round")) is not int or (
+                numbers and any(type(value) not in NUMBERS for value in row.values())):
+            raise UserError(f"{path} holds {str(row)[:80]!r}, which is no object of a round. Something other than fedrift wrote "
+                            "there; remove the run's folder to begin it again.")
+    return rows
+
+
+class StoredObject(dict[str, Any]):
+    """A JSON object that was read from a file: a key that it lacks is a mistake in the file, told in one line."""
+
+    source: Path | None = None
+
+    def __missing__(self, key: str) -> Any:
+        raise UserError(f"{self.source} has no {key!r} where it has to have one: something other than fedrift wrote it")
+
+
+def read_stored(path: Path, shape: type = object, way_out: str = "") -> Any:
+    """What a JSON file holds, its objects as ``StoredObject``. Raises UserError where it is not JSON, or not of the ``shape``."""
+    def stored(pairs: list[tuple[str, Any]]) -> StoredObject:
+        found = StoredObject(pairs)
+        found.source = path
+        return found
+
+    try:
+        said = json.loads(path.read_bytes(), object_pairs_hook=stored)
+    except (OSError, ValueError, RecursionError) as error:
+        raise UserError(f"{path} is not JSON ({in_words(error)}); {way_out}") from error
+    if not isinstance(said, shape):
+        raise UserError(f"{path} holds {str(said)[:80]!r}, and has to hold {SHAPES[shape]}; {way_out}")
+    return said
 
 
 def _plain(value: Any) -> Any:

@@ -18,6 +18,8 @@ from .files import check_digest, compute_digest, in_words, replacing
 HEADER = 128  # bytes of name, shape and place that a leaf takes beside its numbers, about
 
 
+DIGEST = "sha256"
+DAMAGES = (SafetensorError, KeyError, ValueError, OSError, RecursionError)
 WAY_OUT = "Put back a copy of it, or begin the run again (`fedrift run --fresh`, or remove its folder)."
 
 
@@ -30,12 +32,13 @@ def save_state(path: Path, tensors: Mapping[str, torch.Tensor], meta: dict[str, 
     Raises:
         UserError: The disk is full, or ``path`` cannot be written; what was there before is then still there.
     """
-    plain, text = _plain(tensors), json.dumps(meta)
+    plain = _plain(tensors)
     size = sum(leaf.nbytes + HEADER for leaf in plain.values())
-    digest = compute_digest(text, _described(plain))
+    digest = compute_digest(json.dumps(meta), _described(plain))
+    text = json.dumps({**meta, DIGEST: digest})  # under one key: safetensors writes several in any order
     with replacing(path, size) as part:
         try:
-            save_file(plain, part, metadata={"meta": text, "sha256": digest})
+            save_file(plain, part, metadata={"meta": text})
         except SafetensorError as error:  # safetensors wraps what the system says into words
             if said := re.search(r"os error (\d+)", str(error)):
                 raise OSError(int(said[1]), str(error)) from error
@@ -55,13 +58,12 @@ def load_state(path: Path, digest: str | None = None) -> tuple[dict[str, torch.T
     """
     try:
         with safe_open(_file(path), framework="pt", device="cpu") as file:
-            names, said = file.keys(), file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in names}
-        meta = _object(said["meta"])
-    except (SafetensorError, KeyError, ValueError, OSError, RecursionError) as error:
-        raise UserError(f"{path} is not a state that fedrift wrote ({in_words(error)}). {WAY_OUT}") from error
-    found = compute_digest(said["meta"], _described(tensors))
-    check_digest(path, said.get("sha256"), found, WAY_OUT)
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            meta, stored = _take_apart(file.metadata())
+    except DAMAGES as error:
+        raise _no_state(path, error) from error
+    found = compute_digest(json.dumps(meta), _described(tensors))
+    check_digest(path, stored, found, WAY_OUT)
     check_digest(path, digest, found, WAY_OUT)
     return tensors, meta
 
@@ -70,18 +72,22 @@ def read_meta(path: Path) -> tuple[dict[str, Any], str | None]:
     """The meta of ``save_state`` and the stored digest, without the tensors; no digest in a file of an older fedrift."""
     try:
         with safe_open(_file(path), framework="pt", device="cpu") as file:
-            said = file.metadata() or {}
-        return _object(said["meta"]), said.get("sha256")
-    except (SafetensorError, KeyError, ValueError, OSError, RecursionError) as error:
-        raise UserError(f"{path} is not a state that fedrift wrote ({in_words(error)}). {WAY_OUT}") from error
+            return _take_apart(file.metadata())
+    except DAMAGES as error:
+        raise _no_state(path, error) from error
 
 
-def _object(text: str) -> dict[str, Any]:
-    """The meta, if it is a JSON object."""
-    found = json.loads(text)
-    if not isinstance(found, dict):
-        raise ValueError(f"its meta is {text[:80]!r}")
-    return found
+def _take_apart(metadata: dict[str, str] | None) -> tuple[dict[str, Any], str | None]:
+    """The meta, and the digest that was stored in it."""
+    said = json.loads((metadata or {})["meta"])
+    if not isinstance(said, dict):
+        raise ValueError(f"its meta is {str(said)[:80]!r}")
+    digest = said.pop(DIGEST, None)
+    return said, None if digest is None else str(digest)
+
+
+def _no_state(path: Path, error: Exception) -> UserError:
+    return UserError(f"{path} is not a state that fedrift wrote ({in_words(error)}). {WAY_OUT}")
 
 
 def _file(path: Path) -> Path:

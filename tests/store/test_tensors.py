@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import json
 from pathlib import Path
 
 import pytest
@@ -129,7 +130,7 @@ def test_a_renamed_leaf_is_refused_and_a_state_of_an_older_fedrift_is_read(tmp_p
     path = tmp_path / "state.safetensors"
     save_state(path, {"a": torch.ones(2)}, {"round": 3})
     leaves, (meta, digest) = load_file(path), read_meta(path)
-    save_file({"b": leaves["a"]}, path, metadata={"meta": '{"round": 3}', "sha256": str(digest)})
+    save_file({"b": leaves["a"]}, path, metadata={"meta": json.dumps({**meta, "sha256": digest})})
     with pytest.raises(UserError, match="is damaged"):
         load_state(path)
     save_file(leaves, path, metadata={"meta": '{"round": 3}'})

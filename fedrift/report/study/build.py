@@ -5,9 +5,8 @@ from __future__ import annotations
 import math
 from collections import Counter
 
-import yaml
-
 from ... import __version__
+from ..tables import as_yaml
 from .arms import every_axis, shades
 from .document import Document, Filter, Missing, Section
 from .dossier import Dossier
@@ -33,7 +32,7 @@ def build(dossier: Dossier) -> Document:
     if len(dossier.stages) > 1:
         filters = (Filter("stage", tuple(stage.name for stage in dossier.stages), {}), *filters)
     arms = tuple({"stage": arm.stage, **arm.levels} for arm in dossier.arms)
-    source = yaml.safe_dump(dossier.study, sort_keys=False, allow_unicode=True, width=100)
+    source = as_yaml(dossier.study)
     return Document(
         dossier.book.name,
         dossier.study["question"],

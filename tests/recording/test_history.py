@@ -1,0 +1,131 @@
+"""A run that lost something that it wrote is refused when it is resumed; what a kill leaves behind is not taken for a loss."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+
+from fedrift.errors import UserError
+from fedrift.recording import check_history
+from fedrift.recording.history import note_history
+from fedrift.records import Record
+from fedrift.store import Run, lines
+from fedrift.store.tensors import read_meta, save_state
+
+
+def advance(run: Run, round: int, kept: bool = True, timed: bool = True, recording: bool = True) -> None:
+    """Write what a round of a run writes, in its order."""
+    run.event(round, "client", "it was slow", 2)
+    run.append(Record(round, "loss", domain, -1, 4 - 0.1 * round) for domain in ("", "sport", "food"))
+    earlier = [said for said in run.decisions() if said["round"] < round]
+    run.write_json("mitigation", [*earlier, {"round": round, "group": [0, round % 2]}])
+    if recording:
+        (run.folder / "updates").mkdir(exist_ok=True)
+        (run.folder / "updates" / f"{round:05}.parquet").touch()
+    if kept:
+        save_state(run.state_path, {"a": torch.ones(2)}, {"round": round, "history": note_history(run, round)})
+    if timed:
+        run.timing(round, train=1.0)
+
+
+@pytest.fixture
+def run(tmp_path) -> Run:
+    run = Run(tmp_path, "abc123")
+    for round in range(5):
+        advance(run, round)
+    return run
+
+
+def cut(path, share=0.6):
+    content = path.read_bytes()
+    path.write_bytes(content[:int(share * len(content))])
+
+
+def drop_line(path, place=3):
+    rows = path.read_bytes().splitlines(keepends=True)
+    path.write_bytes(b"".join(rows[:place] + rows[place + 1:]))
+
+
+def change(path, old=b"3.8", new=b"3.9"):
+    content = path.read_bytes()
+    assert old in content
+    path.write_bytes(content.replace(old, new, 1))
+
+
+LOST = {
+    "records cut": (lambda run: cut(run.folder / "records.jsonl"), r"records\.jsonl has [\d,]+ of the [\d,]+ bytes"),
+    "records deleted": (lambda run: (run.folder / "records.jsonl").unlink(), r"records\.jsonl is missing"),
+    "records emptied": (lambda run: cut(run.folder / "records.jsonl", 0), r"records\.jsonl is empty"),
+    "record missing": (lambda run: drop_line(run.folder / "records.jsonl"), r"records\.jsonl has"),
+    "record changed": (lambda run: change(run.folder / "records.jsonl"), r"records\.jsonl is not what it was then"),
+    "record garbled": (lambda run: change(run.folder / "records.jsonl", b'"loss"', b'\x00\xff-~ ;'), r"is not what it was then"),
+    "last line torn": (lambda run: cut(run.folder / "records.jsonl", 0.999), r"records\.jsonl has"),
+    "events cut": (lambda run: cut(run.folder / "events.jsonl"), r"events\.jsonl has"),
+    "events deleted": (lambda run: (run.folder / "events.jsonl").unlink(), r"events\.jsonl is missing"),
+    "timings cut": (lambda run: cut(run.folder / "timings.jsonl"), r"timings\.jsonl has no line of round 3$|of round 3\."),
+    "timings deleted": (lambda run: (run.folder / "timings.jsonl").unlink(), r"no line of rounds 0, 1, 2, 3\."),
+    "decisions deleted": (lambda run: (run.folder / "mitigation.json").unlink(), "has not the 5 decisions"),
+    "decision missing": (lambda run: run.write_json("mitigation", run.decisions()[1:]), "has not the 5 decisions"),
+    "update deleted": (lambda run: (run.folder / "updates" / "00002.parquet").unlink(), "the updates of round 2 are missing"),
+}
+
+
+@pytest.mark.parametrize("lost", LOST)
+def test_a_run_that_lost_something_is_refused_and_the_way_out_told(run, lost):
+    spoil, told = LOST[lost]
+    check_history(run)
+    spoil(run)
+    with pytest.raises(UserError, match=told) as refusal:
+        check_history(run)
+    assert "from round 4, it would have a hole" in str(refusal.value) and "--fresh" in str(refusal.value)
+    assert "\n" not in str(refusal.value)
+
+
+LEFT = {"nothing": lambda run: None, "a round without its state": lambda run: advance(run, 5, kept=False, timed=False),
+        "two of them": lambda run: (advance(run, 5, kept=False), advance(run, 6, kept=False, timed=False)),
+        "no timing": lambda run: drop_line(run.folder / "timings.jsonl", 4),
+        "events after the state": lambda run: run.event(4, "resumed elsewhere", "threads was 2 and is 1"),
+        "rows of the end": lambda run: run.append([Record(4, "final.loss", "", -1, 3.0)])}
+
+
+@pytest.mark.parametrize("torn", [False, True], ids=["whole lines", "torn lines"])
+@pytest.mark.parametrize("left", LEFT)
+def test_what_a_kill_leaves_behind_is_no_loss_and_the_run_goes_on(run, left, torn):
+    LEFT[left](run)
+    for name in ("records", "events", "timings") if torn else ():
+        with open(run.folder / f"{name}.jsonl", "ab") as file:
+            file.write(b'[5, "lo')
+    for _ in range(2):  # and killed again at once
+        check_history(run)
+        run.rewind(4)
+    for round in (5, 6):
+        advance(run, round)
+        check_history(run)
+    assert [row["round"] for row in run.timings()] == list(range(7))
+    assert {row.round for row in run.records()} == set(range(7))
+
+
+def test_the_mark_of_a_file_is_that_of_its_bytes_however_often_it_was_taken(run):
+    noted = read_meta(run.state_path)[0]["history"]
+    for name in ("records.jsonl", "events.jsonl"):
+        assert noted[name] == lines.mark(run.folder / name) and noted[name][0] == (run.folder / name).stat().st_size
+    assert noted["updates"] == 0
+
+
+def test_a_state_of_an_older_fedrift_goes_on_with_a_word(run):
+    save_state(run.state_path, {"a": torch.ones(2)}, {"round": 4})
+    cut(run.folder / "records.jsonl")
+    check_history(run)  # nothing was noted, so nothing can be missed
+    from safetensors.torch import load_file, save_file
+
+    save_file(load_file(run.state_path), run.state_path, metadata={"meta": json.dumps({"round": 4})})
+    check_history(run)
+    assert run.events()[-1]["kind"] == "older state"
+
+
+def test_a_state_that_does_not_say_its_round_is_refused(run):
+    save_state(run.state_path, {"a": torch.ones(2)}, {"leaves": ["a"]})
+    with pytest.raises(UserError, match="does not say of which round"):
+        check_history(run)
