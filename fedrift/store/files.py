@@ -63,7 +63,7 @@ def check_digest(path: Path, stored: str | None, found: str, way_out: str) -> No
         raise UserError(f"{path} is damaged: its contents do not match the digest that was stored with them. {way_out}")
 
 
-def in_words(error: BaseException) -> str:
+def in_words(error: BaseException | str) -> str:
     """What a library says of a damaged file, on one line of at most 200 characters."""
     return " ".join(str(error).split())[:200] or type(error).__name__
 

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from ..errors import UserError
 from ..records import Columns
 from . import lines
-from .files import replacing
+from .files import in_words, replacing
 
 COLUMNS = ("run", "round", "metric", "domain", "client", "value")
 
@@ -47,19 +48,28 @@ def write_parquet(folder: Path) -> Path:
     })
     path = parquet_path(folder)
     with replacing(path, table.nbytes) as part:
-        pq.write_table(table, part, compression="zstd")
+        pq.write_table(table, part, compression="zstd", write_page_checksum=True)
     return path
 
 
 def read_parquet(folder: Path) -> Columns:
-    """The records of a run's Parquet file, in the order of writing."""
+    """The records of a run's Parquet file, in the order of writing. Raises UserError where it is damaged, or none of a run."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    table = pq.read_table(parquet_path(folder), columns=list(COLUMNS[1:]))
+    path = parquet_path(folder)
     names = pa.dictionary(pa.int32(), pa.string())
-    coded = [table[name].cast(names).combine_chunks() for name in ("metric", "domain")]
-    coded = [each.combine_chunks() if isinstance(each, pa.ChunkedArray) else each for each in coded]
-    round, client, value = (table[name].to_numpy() for name in ("round", "client", "value"))
+    try:
+        table = pq.ParquetFile(path, page_checksum_verification=True).read(columns=list(COLUMNS[1:])).select(COLUMNS[1:])
+        coded = [table[name].cast(names).combine_chunks() for name in ("metric", "domain")]
+        coded = [each.combine_chunks() if isinstance(each, pa.ChunkedArray) else each for each in coded]
+        if any(column.null_count for column in table.columns):
+            raise ValueError("it has cells without a value")
+        round, client = (table[name].cast(pa.int32()).to_numpy() for name in ("round", "client"))
+        value = table["value"].cast(pa.float64()).to_numpy()
+    except (pa.ArrowException, OSError, LookupError, TypeError, ValueError, AttributeError) as error:
+        way = ("remove it, and it is made again" if (folder / "records.jsonl").exists() else
+               "import the study again, or put back a copy of it")
+        raise UserError(f"{path} is damaged, or is no file of a run's records ({in_words(error)}); {way}") from error
     metric, domain = (each.indices.to_numpy() for each in coded)
     return Columns(round, metric, domain, client, value, *(tuple(each.dictionary.to_pylist()) for each in coded))

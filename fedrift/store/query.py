@@ -95,22 +95,17 @@ def runs_frame(runs: Iterable[Run], bad: Iterable[Unreadable] = ()) -> pd.DataFr
 
 def _row(run: Run) -> dict[str, Any]:
     said = {key: value for key, value in run.experiment.items() if key not in ("id", "partition_table")}
-    end = run.read_json("finished") if run.finished else {}
+    end = run.ending()
     status = "finished" if end else run.status
-    failure = run.read_json("failed")["message"] if status == "failed" else ""
+    failure = run.failure() if status == "failed" else ""
     return {"run": run.id, "status": status, "rounds": end.get("rounds"), "loss": end.get("loss"),
             "final_loss": end.get("final_loss"), "train_tokens": end.get("train_tokens"),
             "seconds": sum((end.get("seconds") or {}).values()) if end else None, "failure": failure, **flat(said)}
 
 
 def _findings(run: Run) -> list[dict[str, Any]]:
-    path = run.folder / "findings.json"
-    if not path.exists():
-        return []
-    said = json.loads(path.read_bytes())
-    found = said.get("findings", []) if isinstance(said, dict) else said
     return [{"run": run.id, **{key: value if isinstance(value, (str, int, float, bool)) or value is None else json.dumps(value)
-                               for key, value in each.items()}} for each in found]
+                               for key, value in each.items()}} for each in run.findings()]
 
 
 def findings_frame(runs: Iterable[Run]) -> pd.DataFrame:

@@ -36,7 +36,7 @@ from .parquet import parquet_path, read_parquet, stale, write_parquet
 SECTIONS = ("corpus", "tune", "partition", "algorithm", "plan", "evaluate", "mitigation")  # of an experiment, that are objects
 SCALARS = ("model", "seed", "id")  # that are none
 NUMBERS = (float, int, type(None))
-SHAPES = {dict: "an object", list: "a list"}
+SHAPES = {dict: "an object", list: "a list", bool: "true or false"}
 PATIENCE = 1.0  # seconds for a reader's glance at the lock to pass
 
 
@@ -99,6 +99,38 @@ class Run:
         path = self.folder / "mitigation.json"
         return _of_rounds(self.read_json("mitigation", list), path) if path.exists() else []
 
+    def findings(self) -> list[dict[str, Any]]:
+        """What detectors found, in ``findings.json``; empty where there is none."""
+        if not (self.folder / "findings.json").exists():
+            return []
+        said = self.read_json("findings")
+        found = said.get("findings", []) if isinstance(said, dict) else said
+        if not isinstance(found, list) or not all(isinstance(each, dict) for each in found):
+            raise UserError(f"{self.folder / 'findings.json'} holds {str(said)[:80]!r}, and has to hold a list of objects; "
+                            "remove it")
+        return found
+
+    def ending(self) -> dict[str, Any]:
+        """What ``finish`` wrote; empty before that."""
+        if not self.finished:
+            return {}
+        end: dict[str, Any] = self.read_json("finished", dict)
+        seconds = end.get("seconds", {})
+        if not isinstance(seconds, dict) or not all(type(value) in NUMBERS for value in seconds.values()):
+            raise UserError(f"{self.folder / 'finished.json'}: 'seconds' is {str(seconds)[:80]!r}, and has to be an object of "
+                            "numbers; remove its folder to begin it again")
+        return end
+
+    def failure(self) -> str:
+        """Why the run stopped; "" if it did not."""
+        return str(self.read_json("failed", dict)["message"]) if (self.folder / "failed.json").exists() else ""
+
+    def check_shapes(self) -> None:
+        """Raise UserError where a file of the run does not hold what it has to hold."""
+        for read in (lambda: self.experiment, lambda: self.environment, self.ending, self.failure, self.findings, self.decisions,
+                     self.events, self.timings):
+            read()
+
     # Rows
 
     def append(self, records: Iterable[Record]) -> None:
@@ -126,7 +158,7 @@ class Run:
     def check_rows(self) -> None:
         """Raise UserError where the rows of a finished run are not those that it ended with; older runs have noted none."""
         path = self.folder / "records.jsonl"
-        stored = self.read_json("finished", dict).get("stored") if self.finished else None
+        stored = self.ending().get("stored")
         if isinstance(stored, dict) and not lines.is_beginning(path, stored[path.name]):
             there = path.stat().st_size if path.exists() else 0
             raise UserError(f"{path} is not what it was when the run ended ({there:,} bytes, {stored[path.name][0]:,} then): "

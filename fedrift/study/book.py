@@ -10,15 +10,22 @@ No torch here: tables and reports open without it.
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from pydantic import TypeAdapter, ValidationError
+
 from ..errors import UserError, unknown
 from ..store import Run
-from ..store.files import write_whole
+from ..store.files import in_words, write_whole
+from ..store.run import SHAPES, read_stored
 
 STUDIES = "studies"
+KEYS = {"study": dict, "factors": list, "complete": bool, "designs": dict, "choices": list, "runs": list}  # of study.json
+NAME = re.compile(r"(?!\.)[\w.-]{1,100}")
+WAY_OUT = "run the study again to write it, or take a copy of it"
 
 
 @dataclass(frozen=True)
@@ -59,15 +66,25 @@ class Book:
 
     def read(self) -> dict[str, Any]:
         """What ``write`` wrote, its runs as entries."""
-        try:
-            said = json.loads((self.folder / "study.json").read_bytes())
-        except FileNotFoundError:
+        path = self.folder / "study.json"
+        if not path.exists():
             known = studies(self.root)
             raise unknown("study", self.name, known) if known else UserError(
-                f"no study {self.name!r}: {Path(self.root).resolve()} holds none; `fedrift study STUDY.yaml` makes one") from None
-        except ValueError as error:
-            raise UserError(f"{self.folder / 'study.json'} is not JSON ({error}); run the study again to write it") from error
-        return {**said, "runs": [Entry(**entry) for entry in said["runs"]]}
+                f"no study {self.name!r}: {Path(self.root).resolve()} holds none; `fedrift study STUDY.yaml` makes one")
+        said = read_stored(path, dict, WAY_OUT)
+        for key, shape in KEYS.items():
+            if not isinstance(said[key], shape):
+                raise UserError(f"{path}: {key!r} is {str(said[key])[:80]!r}, and has to be {SHAPES[shape]}; {WAY_OUT}")
+        try:
+            entries = TypeAdapter(list[Entry]).validate_python(said["runs"])
+        except ValidationError as error:
+            first = error.errors()[0]
+            raise UserError(f"{path}: runs{''.join(f'[{place!r}]' for place in first['loc'])}: {in_words(first['msg'])}; "
+                            f"{WAY_OUT}") from None
+        for entry in entries:
+            if not all(NAME.fullmatch(id) for id in (entry.run, *([entry.twin] if entry.twin else []))):
+                raise UserError(f"{path}: {entry.run[:40]!r} or {entry.twin[:40]!r} is no id of a run; {WAY_OUT}")
+        return {**said, "runs": entries}
 
     def run(self, entry: Entry | str) -> Run:
         return Run(Path(self.root), entry if isinstance(entry, str) else entry.run)

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from fedrift.experiment import identify
 from fedrift.records import Record
 from fedrift.store import Run
 from fedrift.study import Book, Entry, parse_study
@@ -118,34 +119,35 @@ def run(
     extra: dict[str, Any],
 ) -> str:
     """One run's folder; without its end, and with half of its rounds, if it has not ended."""
-    id = sha256(repr((algorithm, severity, seed, extra)).encode()).hexdigest()[:12]
-    kept, draw = Run(root, id), np.random.default_rng(int(id, 16))
+    draw = np.random.default_rng(int(sha256(repr((algorithm, severity, seed, extra)).encode()).hexdigest()[:12], 16))
     rows = [[900.0, 100.0], [100.0, 900.0]] * 2 if severity else [[500.0, 500.0]] * 4
-    kept.write_json(
-        "experiment",
-        {
-            "corpus": {"name": "bbc"},
-            "model": "pocket",
-            "tune": {"is": "Lora", "rank": 4},
-            "algorithm": {"is": algorithm},
-            "partition": {"is": "TopicMix", "clients": CLIENTS, "severity": severity},
-            "seed": seed,
-            "mitigation": {"is": "Vanilla"},
-            "plan": {
-                "rounds": rounds,
-                "participation": 0.5,
-                "steps": extra.get("plan.steps", 3),
-                "epochs": None,
-                "batch": 2,
-                "seq_len": 32,
-                "optimizer": {"is": "Sgd", "lr": extra.get("plan.optimizer.lr", 1.0)},
-                "clip": 1.0,
-                "weighting": "uniform",
-            },
-            "evaluate": {"every": 1, "blocks": 2, "split": "test", "final": 4},
-            "id": id,
-            "partition_table": {"domains": list(DOMAINS), "tokens": rows},
+    experiment = {
+        "corpus": {"name": "bbc"},
+        "model": "pocket",
+        "tune": {"is": "Lora", "rank": 4},
+        "algorithm": {"is": algorithm},
+        "partition": {"is": "TopicMix", "clients": CLIENTS, "severity": severity},
+        "seed": seed,
+        "mitigation": {"is": "Vanilla"},
+        "plan": {
+            "rounds": rounds,
+            "participation": 0.5,
+            "steps": extra.get("plan.steps", 3),
+            "epochs": None,
+            "batch": 2,
+            "seq_len": 32,
+            "optimizer": {"is": "Sgd", "lr": extra.get("plan.optimizer.lr", 1.0)},
+            "clip": 1.0,
+            "weighting": "uniform",
         },
+        "evaluate": {"every": 1, "blocks": 2, "split": "test", "final": 4},
+        "schema": 1,
+        "extra": repr(extra),
+    }
+    id = identify(experiment)
+    kept = Run(root, id)
+    kept.write_json(
+        "experiment", {**experiment, "id": id, "partition_table": {"domains": list(DOMAINS), "tokens": rows}}
     )
     kept.write_json(
         "environment",

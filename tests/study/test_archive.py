@@ -1,0 +1,310 @@
+"""An archive comes from elsewhere: it is taken in whole and unchanged, or refused in one line with nothing written."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import stat
+import zipfile
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from fedrift.errors import UserError
+from fedrift.study import Book, archive, find_study, pack, unpack
+from tests.report.made import made
+
+STUDY = "studies/made/study.json"
+
+
+@pytest.fixture(scope="module")
+def book(tmp_path_factory) -> Book:
+    found = made(tmp_path_factory.mktemp("archive"), rounds=2, seeds=1, algorithms=("FedAvg",), severities=(1.0,), hypotheses=[])
+    run = found.run(found.read()["runs"][0])
+    run.event(1, "client", "it was slow", 2)
+    run.timing(0, train=0.5)
+    run.write_json("findings", {"findings": [{"detector": "drift", "grade": "suspected"}]})
+    run.write_json("mitigation", [{"round": 1, "group": [0, 1]}])
+    found.fail(found.read()["runs"][1].run, "it stopped")
+    return found
+
+
+@pytest.fixture(scope="module")
+def sound(book, tmp_path_factory) -> bytes:
+    return pack(book, tmp_path_factory.mktemp("packed") / "made.zip").read_bytes()
+
+
+def contents(root: Path) -> dict[str, bytes]:
+    return {path.relative_to(root).as_posix(): path.read_bytes() for path in root.rglob("*") if path.is_file()}
+
+
+def members(content: bytes, at: Path) -> dict[str, bytes]:
+    at.write_bytes(content)
+    with zipfile.ZipFile(at) as file:
+        return {name: file.read(name) for name in file.namelist()}
+
+
+def write_zip(path: Path, files: dict[str, bytes], more=(), compression=zipfile.ZIP_DEFLATED) -> Path:
+    """An archive of files, and of members of which everything may be odd."""
+    with zipfile.ZipFile(path, "w", compression) as file:
+        for name, content in files.items():
+            file.writestr(name, content)
+        for member, content in more:
+            file.writestr(member, content)
+    return path
+
+
+def refusal(path: Path, root: Path) -> str:
+    """What is told of an archive; nothing is written."""
+    before = contents(root) if root.exists() else {}
+    with pytest.raises(UserError) as caught:
+        unpack(path, root)
+    assert (contents(root) if root.exists() else {}) == before and not list(root.parent.glob("outside*"))
+    assert not list(root.glob(".import-*")) and "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def test_all_of_a_study_arrives_and_a_second_time_changes_nothing(book, sound, tmp_path):
+    (tmp_path / "made.zip").write_bytes(sound)
+    there = unpack(tmp_path / "made.zip", tmp_path / "runs")
+    before = contents(tmp_path / "runs")
+    assert before == members(sound, tmp_path / "made.zip")
+    assert there.read()["runs"] == book.read()["runs"] and find_study(tmp_path / "runs", "made") == there
+    assert there.failure(book.read()["runs"][1].run) == "it stopped"
+    unpack(tmp_path / "made.zip", tmp_path / "runs")
+    assert contents(tmp_path / "runs") == before
+
+
+def test_another_study_of_the_name_that_is_here_is_never_replaced(sound, tmp_path):
+    (tmp_path / "made.zip").write_bytes(sound)
+    here = made(tmp_path / "runs", rounds=2, seeds=2, algorithms=("FedAvg",), severities=(1.0,), hypotheses=[])
+    said = here.read()
+    assert "is there already and is another study 'made'" in refusal(tmp_path / "made.zip", tmp_path / "runs")
+    assert here.read() == said and len(said["runs"]) == 4
+
+
+def test_a_run_that_is_here_stays_as_it_is_and_one_that_was_only_claimed_is_filled(book, sound, tmp_path):
+    (tmp_path / "made.zip").write_bytes(sound)
+    first, second = (entry.run for entry in book.read()["runs"])
+    shutil.copytree(book.root / first, tmp_path / "runs" / first)
+    (tmp_path / "runs" / first / "finished.json").write_text('{"loss": 1.0}')
+    (tmp_path / "runs" / second).mkdir()
+    there = unpack(tmp_path / "made.zip", tmp_path / "runs")
+    assert there.run(first).ending() == {"loss": 1.0} and there.run(second).experiment == book.run(second).experiment
+
+
+def changed(files: dict[str, bytes], name: str, change) -> dict[str, bytes]:
+    """The files, one of which holds another JSON value."""
+    found = next(path for path in files if path.endswith(name))
+    value = json.loads(files[found])
+    return {**files, found: json.dumps(change(value)).encode()}
+
+
+def with_name(files: dict[str, bytes], old: str, new: str) -> dict[str, bytes]:
+    return {name.replace(old, new): content for name, content in files.items()}
+
+
+CHANGED = {
+    "study {}": ("study.json", lambda said: {}, "has no 'study'"),
+    "study []": ("study.json", lambda said: [], "has to hold an object"),
+    "study 3": ("study.json", lambda said: 3, "has to hold an object"),
+    "runs {}": ("study.json", lambda said: {**said, "runs": {}}, "'runs' is .* has to be a list"),
+    "run without a name": ("study.json", lambda said: {**said, "runs": [{"run": "0" * 12}]}, "runs"),
+    "run elsewhere": ("study.json", lambda said: {**said, "runs": [{**said["runs"][0], "run": "../../outside"}]}, "is no id"),
+    "a run less": ("study.json", lambda said: {**said, "runs": said["runs"][:1]}, "is none of the study made"),
+    "other seed": ("experiment.json", lambda said: {**said, "seed": 77}, "has the id"),
+    "other id": ("experiment.json", lambda said: {**said, "id": "0" * 12}, "has the id"),
+    "no id": ("experiment.json", lambda said: {key: value for key, value in said.items() if key != "id"}, "has no 'id'"),
+    "experiment []": ("experiment.json", lambda said: [], "has to hold an object"),
+    "plan []": ("experiment.json", lambda said: {**said, "plan": []}, "'plan' is .* has to be an object"),
+    "environment 1": ("environment.json", lambda said: 1, "has to hold an object"),
+    "finished null": ("finished.json", lambda said: None, "has to hold an object"),
+    "seconds": ("finished.json", lambda said: {"seconds": ["a"]}, "'seconds'"),
+    "findings 1": ("findings.json", lambda said: [1], "has to hold a list of objects"),
+    "decisions": ("mitigation.json", lambda said: [[1]], "is no object of a round"),
+}
+
+
+@pytest.mark.parametrize("case", CHANGED)
+def test_a_file_of_another_shape_or_another_experiment_is_refused(sound, tmp_path, case):
+    name, change, told = CHANGED[case]
+    path = write_zip(tmp_path / "x.zip", changed(members(sound, tmp_path / "s.zip"), name, change))
+    assert re.search(told, refusal(path, tmp_path / "runs"))
+
+
+LINES = {
+    "timing list": ("timings.jsonl", b"[1, 2]\n"),
+    "timing number": ("timings.jsonl", b"3\n"),
+    "timing text": ("timings.jsonl", b'{"round": 1, "train": "long"}\n'),
+    "event number": ("events.jsonl", b"7\n"),
+    "no JSON": ("events.jsonl", b"{\n"),
+    "deep": ("events.jsonl", b"[" * 100_000 + b"\n"),
+    "not text": ("experiment.json", b"\xff\xfe"),
+    "records": ("records.parquet", b"PAR1nothingPAR1"),
+    "empty": ("records.parquet", b""),
+    "long integer": ("finished.json", b"9" * 5000),
+}
+
+
+@pytest.mark.parametrize("case", LINES)
+def test_a_file_that_cannot_be_read_is_refused(sound, tmp_path, case):
+    name, content = LINES[case]
+    files = members(sound, tmp_path / "s.zip")
+    found = next(path for path in files if path.endswith(name))
+    refusal(write_zip(tmp_path / "x.zip", {**files, found: content}), tmp_path / "runs")
+
+
+UNKNOWN = [
+    "../outside.txt", "/outside.txt", "studies/../../outside.txt", "studies\\..\\outside.txt", "C:/outside.txt", "notes.txt",
+    "000000000000/state.safetensors", "000000000000/lock", "000000000000/../outside.json", "studies/made/notes.txt",
+    "studies/made/failures/x", "studies/other/failures/000000000000", "studies/.made/study.json", "./studies/made/study.json",
+    "000000000000/updates/00000.parquet", "00000000000G/experiment.json", "made\n/experiment.json", "../", "studies//x/",
+]
+
+
+@pytest.mark.parametrize("name", UNKNOWN, ids=repr)
+def test_a_member_that_is_no_file_of_a_study_is_refused_before_anything_is_written(sound, tmp_path, name):
+    path = write_zip(tmp_path / "x.zip", members(sound, tmp_path / "s.zip"), [(name, b"harmless")])
+    assert "is no file of a study" in refusal(path, tmp_path / "runs")
+
+
+def special(name: str, **changes) -> zipfile.ZipInfo:
+    member = zipfile.ZipInfo(name)
+    for key, value in changes.items():
+        setattr(member, key, value)
+    return member
+
+
+def test_members_of_an_odd_kind_are_refused(sound, tmp_path, monkeypatch):
+    files, root = members(sound, tmp_path / "s.zip"), tmp_path / "runs"
+    study = files.pop(STUDY)
+    link = special(STUDY, external_attr=(stat.S_IFLNK | 0o777) << 16)
+    assert "is a link" in refusal(write_zip(tmp_path / "link.zip", files, [(link, study)]), root)
+    with pytest.warns(UserWarning, match="Duplicate"):
+        twice = write_zip(tmp_path / "twice.zip", {**files, STUDY: study}, [(STUDY, study)])
+    assert "is in it twice" in refusal(twice, root)
+    for method in (zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA):
+        path = write_zip(tmp_path / "m.zip", {**files, STUDY: study}, compression=method)
+        assert "is compressed by method" in refusal(path, root)
+    assert "no study" in refusal(write_zip(tmp_path / "none.zip", files), root)
+    two = write_zip(tmp_path / "two.zip", {STUDY: study, STUDY.replace("made", "other"): study})
+    assert "several studies" in refusal(two, root)
+    path = write_zip(tmp_path / "large.zip", {**files, STUDY: study})
+    with monkeypatch.context() as small:
+        small.setattr(archive, "LARGEST_MEMBER", 100)
+        assert "would unpack to" in refusal(path, root)
+    with monkeypatch.context() as small:
+        small.setattr(archive, "LARGEST", 1000)
+        assert "would unpack to more than" in refusal(path, root)
+
+
+@pytest.mark.parametrize("place, value, told", [(8, 1, "is encrypted"), (10, 99, "is compressed by method 99")])
+def test_encryption_and_unknown_compression_are_told(sound, tmp_path, place, value, told):
+    content = bytearray(sound)
+    first = content.index(b"PK\x01\x02")  # of the central directory
+    content[first + place] = value
+    (tmp_path / "x.zip").write_bytes(content)
+    assert told in refusal(tmp_path / "x.zip", tmp_path / "runs")
+
+
+def test_a_size_that_is_not_the_members_is_refused(sound, tmp_path):
+    content = bytearray(sound)
+    first = content.index(b"PK\x01\x02")
+    content[first + 24:first + 28] = (50).to_bytes(4, "little")  # smaller than it is
+    (tmp_path / "x.zip").write_bytes(content)
+    assert "cannot be read" in refusal(tmp_path / "x.zip", tmp_path / "runs")
+
+
+@pytest.mark.parametrize("share", [0.0, 0.01, 0.5, 0.99, 0.9999])
+def test_a_truncated_archive_is_refused(sound, tmp_path, share):
+    (tmp_path / "x.zip").write_bytes(sound[:int(share * len(sound))])
+    assert "cannot be read" in refusal(tmp_path / "x.zip", tmp_path / "runs")
+
+
+def test_what_is_no_file_is_told(tmp_path):
+    assert "is not there" in refusal(tmp_path / "nothing.zip", tmp_path / "runs")
+    (tmp_path / "folder.zip").mkdir()
+    assert "is no file" in refusal(tmp_path / "folder.zip", tmp_path / "runs")
+
+
+def test_a_place_that_takes_no_files_is_told(sound, tmp_path, book):
+    (tmp_path / "made.zip").write_bytes(sound)
+    (tmp_path / "runs").write_text("a file")
+    with pytest.raises(UserError, match="cannot be written"):
+        unpack(tmp_path / "made.zip", tmp_path / "runs")
+    with pytest.raises(UserError, match="cannot be written"):
+        pack(book, tmp_path / "runs" / "made.zip")
+    with pytest.raises(UserError, match="is a folder"):
+        pack(book, tmp_path)
+
+
+def test_the_project_s_own_archives_have_the_ids_of_their_experiments(tmp_path):
+    there = unpack(Path(__file__).parents[2] / "studies" / "results" / "smollm2.zip", tmp_path / "runs")
+    assert len(there.read()["runs"]) == 6 and all(there.run(entry).finished for entry in there.read()["runs"])
+
+
+FUZZ = settings(derandomize=True, max_examples=60, deadline=None, database=None,
+                suppress_health_check=[HealthCheck.function_scoped_fixture])
+VALUES = st.recursive(st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
+                      lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
+                      max_leaves=5)
+
+
+def take_in(path: Path, root: Path) -> dict[str, bytes] | None:
+    """What was written, None where the archive was refused: in one line, nothing else may be raised."""
+    shutil.rmtree(root, ignore_errors=True)
+    with suppress(UserError):
+        unpack(path, root)
+        return contents(root)
+    assert not root.exists() or not contents(root)
+    return None
+
+
+@FUZZ
+@given(data=st.data())
+def test_no_damage_to_an_archive_is_taken_in(sound, tmp_path, data):
+    content = bytearray(sound)
+    for _ in range(data.draw(st.integers(1, 3))):
+        place = data.draw(st.integers(0, len(content) - 1) | st.integers(sound.index(b"PK\x01\x02"), len(content) - 1))
+        kind = data.draw(st.sampled_from(["bit", "byte", "cut", "repeat", "drop"]))
+        if kind == "bit":
+            content[place] ^= 1 << data.draw(st.integers(0, 7))
+        elif kind == "byte":
+            content[place] = data.draw(st.integers(0, 255))
+        elif kind == "cut":
+            del content[max(1, place):]
+        elif kind == "repeat":
+            content[place:place] = content[place:place + 20]
+        elif len(content) > 30:
+            del content[place:place + 10]
+    (tmp_path / "x.zip").write_bytes(content)
+    found = take_in(tmp_path / "x.zip", tmp_path / "runs")
+    whole = members(sound, tmp_path / "s.zip")
+    assert found is None or all(whole.get(name) == held for name, held in found.items())
+
+
+def replaced(value, path, new):
+    """The JSON value with another one in the place that a path of keys leads to."""
+    if not path:
+        return new
+    found = dict(value) if isinstance(value, dict) else list(value)
+    found[path[0]] = replaced(value[path[0]], path[1:], new)
+    return found
+
+
+@FUZZ
+@given(data=st.data())
+def test_no_other_json_in_an_archive_ends_in_a_traceback(sound, tmp_path, data):
+    files = members(sound, tmp_path / "s.zip")
+    name = data.draw(st.sampled_from(sorted(name for name in files if name.endswith((".json", ".jsonl")))))
+    whole = json.loads(files[name])
+    inside, path = whole, []
+    while isinstance(inside, (dict, list)) and inside and data.draw(st.booleans()):
+        path.append(data.draw(st.sampled_from(sorted(inside) if isinstance(inside, dict) else range(len(inside)))))
+        inside = inside[path[-1]]
+    content = json.dumps(replaced(whole, path, data.draw(VALUES))).encode() + b"\n"
+    take_in(write_zip(tmp_path / "x.zip", {**files, name: content}), tmp_path / "runs")
