@@ -15,15 +15,15 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from pydantic import TypeAdapter, ValidationError
-
 from ..errors import UserError, unknown
 from ..store import Run
-from ..store.files import in_words, write_whole
+from ..store.files import write_whole
 from ..store.run import SHAPES, read_stored
 
 STUDIES = "studies"
 KEYS = {"study": dict, "factors": list, "complete": bool, "designs": dict, "choices": list, "runs": list}  # of study.json
+ENTRY: dict[str, Any] = {"run": str, "role": str, "stage": str, "arm": str, "seed": int, "iid": bool, "twin": str,
+                         "factors": dict, "settings": (dict, type(None)), "name": str}
 NAME = re.compile(r"(?!\.)[\w.-]{1,100}")
 WAY_OUT = "run the study again to write it, or take a copy of it"
 
@@ -75,16 +75,10 @@ class Book:
         for key, shape in KEYS.items():
             if not isinstance(said[key], shape):
                 raise UserError(f"{path}: {key!r} is {str(said[key])[:80]!r}, and has to be {SHAPES[shape]}; {WAY_OUT}")
-        try:
-            entries = TypeAdapter(list[Entry]).validate_python(said["runs"])
-        except ValidationError as error:
-            first = error.errors()[0]
-            raise UserError(f"{path}: runs{''.join(f'[{place!r}]' for place in first['loc'])}: {in_words(first['msg'])}; "
-                            f"{WAY_OUT}") from None
-        for entry in entries:
-            if not all(NAME.fullmatch(id) for id in (entry.run, *([entry.twin] if entry.twin else []))):
-                raise UserError(f"{path}: {entry.run[:40]!r} or {entry.twin[:40]!r} is no id of a run; {WAY_OUT}")
-        return {**said, "runs": entries}
+        for entry in said["runs"]:
+            if not _is_entry(entry):
+                raise UserError(f"{path}: runs holds {str(entry)[:80]!r}, which is no run of a study; {WAY_OUT}")
+        return {**said, "runs": [Entry(**entry) for entry in said["runs"]]}
 
     def run(self, entry: Entry | str) -> Run:
         return Run(Path(self.root), entry if isinstance(entry, str) else entry.run)
@@ -110,6 +104,12 @@ class Book:
         """``finished``, ``failed``, ``running``, ``unfinished`` or ``missing``."""
         kept = self.run(run)
         return "finished" if kept.finished else "failed" if self.failure(run) else kept.status
+
+
+def _is_entry(said: Any) -> bool:
+    """Whether a JSON value is an ``Entry``, whose ids name folders of runs."""
+    return (isinstance(said, dict) and said.keys() == ENTRY.keys() and all(isinstance(said[key], ENTRY[key]) for key in ENTRY)
+            and bool(NAME.fullmatch(said["run"])) and (not said["twin"] or bool(NAME.fullmatch(said["twin"]))))
 
 
 def studies(root: Path) -> list[str]:

@@ -113,8 +113,8 @@ CHANGED = {
     "study []": ("study.json", lambda said: [], "has to hold an object"),
     "study 3": ("study.json", lambda said: 3, "has to hold an object"),
     "runs {}": ("study.json", lambda said: {**said, "runs": {}}, "'runs' is .* has to be a list"),
-    "run without a name": ("study.json", lambda said: {**said, "runs": [{"run": "0" * 12}]}, "runs"),
-    "run elsewhere": ("study.json", lambda said: {**said, "runs": [{**said["runs"][0], "run": "../../outside"}]}, "is no id"),
+    "run without a name": ("study.json", lambda said: {**said, "runs": [{"run": "0" * 12}]}, "no run of a study"),
+    "run elsewhere": ("study.json", lambda said: {**said, "runs": [{**said["runs"][0], "run": "../../outside"}]}, "no run of"),
     "a run less": ("study.json", lambda said: {**said, "runs": said["runs"][:1]}, "is none of the study made"),
     "other seed": ("experiment.json", lambda said: {**said, "seed": 77}, "has the id"),
     "other id": ("experiment.json", lambda said: {**said, "id": "0" * 12}, "has the id"),
@@ -269,7 +269,8 @@ def take_in(path: Path, root: Path) -> dict[str, bytes] | None:
 def test_no_damage_to_an_archive_is_taken_in(sound, tmp_path, data):
     content = bytearray(sound)
     for _ in range(data.draw(st.integers(1, 3))):
-        place = data.draw(st.integers(0, len(content) - 1) | st.integers(sound.index(b"PK\x01\x02"), len(content) - 1))
+        end = len(content) - 1
+        place = data.draw(st.integers(0, end) | st.integers(max(0, end - 1300), end))  # as often among the names and sizes
         kind = data.draw(st.sampled_from(["bit", "byte", "cut", "repeat", "drop"]))
         if kind == "bit":
             content[place] ^= 1 << data.draw(st.integers(0, 7))
