@@ -88,11 +88,12 @@ def replace_root(folder, name):
 
 
 def test_a_process_killed_by_the_system_resumes_bit_for_bit(tmp_path):
-    asked = experiment(tmp_path, "plan.rounds=30")
+    said = "plan.rounds=30", "algorithm=Scaffold"  # whose state is in two files
+    asked = experiment(tmp_path, *said)
     code = ("import sys; from pathlib import Path; from tests.worlds import experiment, stock;"
             "from fedrift.run import carry_out; folder = Path(sys.argv[1]);"
-            "carry_out(experiment(folder, 'plan.rounds=30'), stock(folder))")
-    process = subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], env={**os.environ, "PYTHONPATH": os.getcwd()})
+            "carry_out(experiment(folder, *sys.argv[2:]), stock(folder))")
+    process = subprocess.Popen([sys.executable, "-c", code, str(tmp_path), *said], env={**os.environ, "PYTHONPATH": os.getcwd()})
     there = stock(tmp_path)
     timings = there.runtime.root / resolve(asked, there).id / "timings.jsonl"
     deadline = time.time() + 120

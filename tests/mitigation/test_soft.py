@@ -57,6 +57,12 @@ def test_at_endless_temperature_it_is_no_mitigation(algorithm, held):
                     assert torch.allclose(leaf[0], getattr(two.after.server, part)[name][model], rtol=1e-9, atol=1e-9)
 
 
+def test_the_servers_controls_are_judged_by_the_mean_of_those_they_are_mixed_of(held):
+    """Client by client they differ from it, and no round is broken for that."""
+    work, (*_, last) = train(Soft(ByText(clusters=3), temperature=0.05), Scaffold(), held)
+    assert Scaffold().evidence(work.seen(last))["control.imbalance"] < 1e-12
+
+
 def test_a_round_is_the_formula(held):
     """w = sum_c pi_kc w_c; w_c += sum_k pi_kc p_k D_k / sum_k pi_kc p_k, by hand."""
     work, done = train(Soft(ByText(clusters=3), temperature=1.0), FedAvg(), held, until=2)
