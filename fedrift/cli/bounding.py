@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from .options import ROOT, Data, Device, Json, Overrides, Root, Threads, runtime
+from .options import ROOT, Data, Device, Json, Overrides, Root, Threads, check_number, runtime
 
 if TYPE_CHECKING:
     from rich.status import Status
@@ -26,12 +26,14 @@ RATE = "plan.optimizer.lr"
 File = Annotated[Path | None, typer.Argument(
     help="The experiment's YAML file. Without one: two quadratics whose ratio is known to be 1.75.", metavar="[EXPERIMENT.yaml]")]
 Along = Annotated[str, typer.Option("--along", help="The setting that is moved: any number of the experiment.")]
-Seeds = Annotated[int, typer.Option("--seeds", min=2, help="Paired seeds, from the experiment's own on; four or more for an "
-                                                           "interval that is worth its name.")]
-Tolerance = Annotated[float, typer.Option("--tolerance", min=0.001, help="How closely a boundary is bracketed: 0.05 is 5 %.")]
+Seeds = Annotated[int, typer.Option(
+    "--seeds", min=2, max=1000, help="Paired seeds, from the experiment's own on; four or more for an interval that is worth its "
+                                     "name.")]
+Tolerance = Annotated[float, typer.Option(
+    "--tolerance", min=0.001, max=1, callback=check_number, help="How closely a boundary is bracketed: 0.05 is 5 %.")]
 Below = Annotated[bool, typer.Option("--below", help="Runs break below the boundary, not above: `--along plan.participation`.")]
-Lowest = Annotated[float, typer.Option("--lowest", min=0, help="Nothing lower is tried.")]
-Highest = Annotated[float, typer.Option("--highest", min=0, help="Nothing higher is tried; 1 for shares.")]
+Lowest = Annotated[float, typer.Option("--lowest", min=0, max=1e30, callback=check_number, help="Nothing lower is tried.")]
+Highest = Annotated[float, typer.Option("--highest", min=0, callback=check_number, help="Nothing higher is tried; 1 for shares.")]
 
 
 def boundary(file: File = None, overrides: Overrides = None, along: Along = RATE, seeds: Seeds = 4,
@@ -61,6 +63,8 @@ def boundary(file: File = None, overrides: Overrides = None, along: Along = RATE
     if file is None and along != RATE:
         raise UserError(f"--along {along} moves a setting of an experiment, and none was named; without one it is the learning "
                         "rate of two quadratics")
+    if not lowest < highest:
+        raise UserError(f"--lowest {lowest:g} --highest {highest:g}: the lowest setting must lie below the highest")
     arms = ["skewed"] if along == "partition.severity" else ["IID", "skewed"]
     at: dict[str, list[float]] = {arm: [] for arm in arms}
     made: dict[str, list[int]] = {arm: [] for arm in arms}

@@ -74,8 +74,8 @@ def export(file: File, overrides: Overrides = None,
 
 
 @app.command()
-def tables(seed: Annotated[int, typer.Option("--seed", help="Of the draws.")] = 0,
-           draws: Annotated[int, typer.Option("--draws", min=10, help="Of each Dirichlet distribution.")] = 2000,
+def tables(seed: Annotated[int, typer.Option("--seed", min=0, max=2**53 - 1, help="Of the draws.")] = 0,
+           draws: Annotated[int, typer.Option("--draws", min=10, max=1_000_000, help="Of each Dirichlet distribution.")] = 2000,
            as_json: Json = False) -> None:
     """Deal synthetic pools and set what is measured beside what the books say; exit code 1 if they disagree."""
     from rich.console import Console

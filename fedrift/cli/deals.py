@@ -6,9 +6,10 @@ from collections.abc import Iterable
 from dataclasses import dataclass, fields, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
+from annotated_types import MinLen
 
 from .. import partition as regimes
 from ..config import Rooms, load_yaml, overridden, read, write
@@ -22,7 +23,7 @@ from ..partition import Partition, Partitioner, TopicMix
 from ..partition.iid import deal_documents, deal_notes
 from ..partition.tallies import written
 from ..report.sheet import Slope
-from ..seeds import number, numpy_stream
+from ..seeds import Seed, number, numpy_stream
 
 ROOMS = Rooms({Partitioner: regimes})
 ELSEWHERE = ("tune", "algorithm", "plan", "evaluate", "mitigation", "model_content", "fork")  # keys that deal nothing
@@ -36,9 +37,9 @@ class Deal:
     """What decides who holds what; the fields are those of an experiment. ``model`` for its tokenizer."""
 
     corpus: Source
-    model: str = "pocket"
+    model: Annotated[str, MinLen(1)] = "pocket"
     partition: Partitioner = TopicMix()
-    seed: int = 0
+    seed: Seed = 0
 
     def written(self) -> dict[str, Any]:
         """Everything that has a say, as plain YAML, defaults included."""

@@ -17,14 +17,15 @@ if TYPE_CHECKING:
     from ..stock import Stock
     from ..study import Book, Study
 
-Seeds = Annotated[int, typer.Option("--seeds", min=1, help="How many paired seeds, from --first-seed on.")]
-First = Annotated[int, typer.Option("--first-seed", min=0, help="The first seed.")]
+Seeds = Annotated[int, typer.Option("--seeds", min=1, max=1000, help="How many paired seeds, from --first-seed on.")]
+First = Annotated[int, typer.Option("--first-seed", min=0, max=2**53 - 1001, help="The first seed.")]
 Only = Annotated[str, typer.Option("--arms", help="Some arms, e.g. `text,random,oracle`; `all` for the optional ones too.")]
-Clusters = Annotated[int | None, typer.Option("--clusters", min=1, help="How many clusters; counted from the text if not said.")]
-Restarts = Annotated[int, typer.Option("--restarts", min=1, help="Starts of IFCA in every seed, all of them paid for.")]
-Draws = Annotated[int, typer.Option("--draws", min=1, help="Draws of the random clusters in every seed.")]
+Clusters = Annotated[int | None, typer.Option(
+    "--clusters", min=1, max=100_000, help="How many clusters; counted from the text if not said.")]
+Restarts = Annotated[int, typer.Option("--restarts", min=1, max=1000, help="Starts of IFCA in every seed, all of them paid for.")]
+Draws = Annotated[int, typer.Option("--draws", min=1, max=1000, help="Draws of the random clusters in every seed.")]
 Encoder = Annotated[str, typer.Option("--encoder", help="wordllama, minilm, states, hashing or lsa.")]
-Workers = Annotated[int, typer.Option("--workers", min=1, help="Runs at once, each in a process of one thread.")]
+Workers = Annotated[int, typer.Option("--workers", min=1, max=1024, help="Runs at once, each in a process of one thread.")]
 Out = Annotated[Path | None, typer.Option("--out", help="Write the tables here too: .md, .html or .json.")]
 Map = Annotated[bool, typer.Option("--map", help="Over regimes and severities: where can clustering help, where not?")]
 Dry = Annotated[bool, typer.Option("--dry-run", help="Only list the runs and what they cost.")]

@@ -20,10 +20,11 @@ Root = Annotated[Path, typer.Option("--runs", help="The folder that holds the ru
 Data = Annotated[Path | None, typer.Option(
     "--data", envvar="FEDRIFT_DATA", help="Local corpora by name: DATA/CORPUS/train.parquet, test.parquet ...")]
 Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda or mps.")]
-Threads = Annotated[int | None, typer.Option("--threads", min=1, help="Processor threads; torch's own choice if not said.")]
+Threads = Annotated[int | None, typer.Option(
+    "--threads", min=1, max=1024, help="Processor threads; torch's own choice if not said.")]
 Micro = Annotated[int | None, typer.Option(
-    "--micro", min=0, help="Clients in one forward pass; chosen by memory if not said, 0: try one at a time beside that and keep "
-    "the faster. Changes rounding only.")]
+    "--micro", min=0, max=100_000, help="Clients in one forward pass; chosen by memory if not said, 0: try one at a time beside "
+    "that and keep the faster. Changes rounding only.")]
 Dtype = Annotated[str, typer.Option("--dtype", help="What the frozen base computes in: auto, float32 or bfloat16.")]
 Compiled = Annotated[bool, typer.Option("--compile", help="Compile every block first: a minute, then faster steps.")]
 Canary = Annotated[bool | None, typer.Option(
@@ -47,6 +48,13 @@ def tell_unreadable(bad: Iterable[Unreadable]) -> None:
     """Print a line for each run that cannot be read."""
     for each in bad:
         typer.echo(f"run {each.id} cannot be read: {each.reason}", err=True)
+
+
+def check_number(value: float | None) -> float | None:
+    """Refuse NaN, which stands in no range and which ranges let through."""
+    if value is not None and value != value:
+        raise typer.BadParameter("nan is no number")
+    return value
 
 
 def runtime(root: Path, data: Path | None = None, device: str = "auto", threads: int | None = None,

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from ..profile import Profile
 
-Rounds = Annotated[int, typer.Option("--rounds", min=1, help="Rounds that are measured, after one to warm up.")]
+Rounds = Annotated[int, typer.Option("--rounds", min=1, max=1_000_000, help="Rounds that are measured, after one to warm up.")]
 SHOWN = 0.005  # of a run; what takes less is summed up on the screen
 BUSY = 0.8  # of the threads at work; below, something else may have had the processor
 Out = Annotated[Path | None, typer.Option("--out", help="Also write the figures to this file, as JSON.")]

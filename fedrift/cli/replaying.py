@@ -20,7 +20,7 @@ Changes = Annotated[list[str] | None, typer.Argument(
     help="What to change: `drop_client=3`, `algorithm.aggregate=Median`, `plan.optimizer.lr=0.1`, `plan.clip=0.5`.",
     metavar="[a.b=c]...")]
 FromRound = Annotated[int, typer.Option(
-    "--from-round", min=1, help="The first round that may differ; those before are the run's.")]
+    "--from-round", min=1, max=1_000_000, help="The first round that may differ; those before are the run's.")]
 
 
 def replay(name: Name, from_round: FromRound, changes: Changes = None, root: Root = ROOT, as_json: Json = False,

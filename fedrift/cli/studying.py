@@ -52,9 +52,11 @@ def study(file: StudyFile, overrides: Changes = None, dry_run: Dry = False, prob
     asked = load_study(file, [text for text in said if text not in where])
     named = {name.lower(): name for name in executors.__all__}
     place: dict[str, Any] = overridden({"executor": "Local"}, where)
-    kind = place["executor"] if isinstance(place["executor"], str) else place["executor"].get("is", "Local")
-    rest = {} if isinstance(place["executor"], str) else {key: value for key, value in place["executor"].items() if key != "is"}
-    executor = read(Executor, {"is": named.get(str(kind).lower(), kind), **rest}, Rooms({Executor: executors}), "executor")
+    chosen = {"is": place["executor"]} if isinstance(place["executor"], str) else place["executor"]
+    if isinstance(chosen, dict):
+        kind = chosen.get("is", "Local")
+        chosen = {**chosen, "is": named.get(kind.lower(), kind) if isinstance(kind, str) else kind}
+    executor = read(Executor, chosen, Rooms({Executor: executors}), "executor")
     stock = Stock(runtime(root, data, device, threads))
     if dry_run:
         foresee(asked, stock, probe, as_json)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from .options import ROOT, Json, Root
+from .options import ROOT, Json, Root, check_number
 
 if TYPE_CHECKING:
     from ..watch import Watcher
@@ -18,7 +18,7 @@ Name = Annotated[str, typer.Argument(help="A study's name or its YAML file, or a
 Web = Annotated[bool, typer.Option("--web", help="In the browser: a page on this machine, for this machine only.")]
 Port = Annotated[int, typer.Option("--port", min=0, max=65535, help="With --web; 0 takes any free one.")]
 Host = Annotated[str, typer.Option("--host", help="With --web: where to listen; others than 127.0.0.1 let the network read.")]
-Every = Annotated[float, typer.Option("--every", min=0.2, help="Seconds between two looks.")]
+Every = Annotated[float, typer.Option("--every", min=0.2, max=3600, callback=check_number, help="Seconds between two looks.")]
 Once = Annotated[bool, typer.Option("--once", help="Look once and end.")]
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from ..config import parse_yaml
-from ..errors import UserError
+from ..errors import UserError, quote
 from ..experiment import STORED, Experiment, parse
 from ..store import Run
 
@@ -21,7 +21,7 @@ def forked(origin: Run, round: int, words: Iterable[str] = ()) -> Experiment:
     for text in words:
         key, sign, value = (part.strip() for part in text.partition("="))
         if key in OURS and not sign:
-            raise UserError(f"{text!r}: wanted {key}=VALUE, e.g. drop_client=3")
+            raise UserError(f"{quote(text)}: wanted {key}=VALUE, e.g. drop_client=3")
         if key == "drop_client":
             fork[key] = [*fork.get(key, ()), *clients(value)]  # type: ignore[misc]
         elif key == "drop_until":
@@ -35,7 +35,8 @@ def clients(value: str) -> list[int]:
 
 
 def whole(value: str, text: str) -> int:
-    number = parse_yaml(value, text)
+    number = parse_yaml(value, f"the override {quote(text)}")
     if isinstance(number, bool) or not isinstance(number, int):
-        raise UserError(f"{text}: wanted a whole number, or several for drop_client (drop_client=3,4); got {value.strip()!r}")
+        raise UserError(f"{quote(text)}: wanted a whole number, or several for drop_client (drop_client=3,4); "
+                        f"got {quote(value.strip())}")
     return number

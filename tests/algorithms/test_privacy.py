@@ -7,6 +7,7 @@ import math
 import pytest
 
 from fedrift.algorithms.aggregates import Private
+from fedrift.errors import UserError
 
 pytest.importorskip("dp_accounting", reason="needs the extra: pip install fedrift[privacy]")
 
@@ -35,6 +36,24 @@ def test_it_grows_with_the_rounds_and_the_cohort_and_falls_with_the_noise():
     assert spent(noise=8.0) < plain
 
 
+@pytest.mark.parametrize("noise", [1.0, 4.0])
+def test_more_clients_in_a_cohort_cost_more_and_never_more_than_everybody(noise):
+    """Also where nearly everybody is drawn, and the bound for sampling is looser: at noise 4 it is 31.68."""
+    spent = [epsilon(Private(noise=noise), rounds=30, cohort=cohort, size=100, delta=1e-5)
+             for cohort in (1, 30, 99, 100)]
+    assert spent == sorted(spent)
+    assert spent[0] < spent[1] < spent[2] == spent[3]
+    if noise == 4.0:
+        assert spent[-1] == pytest.approx(15.85, abs=0.01)
+
+
+def test_a_cohort_that_cannot_be_drawn_and_a_delta_that_is_no_probability_are_refused():
+    for changed in ({"cohort": 0}, {"cohort": 1001}, {"delta": 0.0}, {"delta": 1.0}, {"delta": math.nan}, {"rounds": -1}):
+        with pytest.raises(UserError, match=f"{next(iter(changed))}: wanted"):
+            epsilon(Private(), **{**SETTING, **changed})
+
+
 def test_without_noise_there_is_no_privacy_and_without_rounds_nothing_is_spent():
     assert epsilon(Private(noise=0.0), **SETTING) == math.inf
     assert epsilon(Private(), **{**SETTING, "rounds": 0}) == 0
+    assert epsilon(Private(noise=1e30), **SETTING) == 0
