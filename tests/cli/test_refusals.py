@@ -10,8 +10,8 @@ WRONG = {
     "plan: {optimizer: {is: Sgd, lr: .inf}}": "plan.optimizer.lr: wanted a number from 1e-30 to 1e+30, got .inf",
     "partition: {clients: true}": "partition.clients: wanted a whole number", "seed: 1\nseed: 2": "the key 'seed' is given twice",
     "model: " + "a" * 5000: "and 4,960 more characters", "tune: " + "[" * 3000 + "]" * 3000: "inside each other",
-    "plan: {steps: 1:30}": "got '1:30'", "plan: {rounds": "is not YAML that can be read: line 2", "algorithm: {is: [1, 2]}": "[1,
-    2]",
+    "plan: {steps: 1:30}": "got '1:30'", "plan: {rounds": "is not YAML that can be read: line 2",
+    "algorithm: {is: [1, 2]}": "[1, 2]",
     "model: !!python/name:os.system": "tags are not read", "plan: {batch: 100000000000000000000000}": "from 1 to 16,384",
     "model: a\0b": "is not allowed",
 }
