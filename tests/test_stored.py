@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import shutil
 import sys
@@ -17,7 +18,7 @@ from fedrift.experiment import edit
 from fedrift.run import carry_out, check_stored, describe_finished
 from fedrift.setting import resolve
 from fedrift.stock import Stock
-from fedrift.store import list_unreadable
+from fedrift.store import list_runs, list_unreadable
 from tests.worlds import experiment, stock
 
 SHORT = ("plan.rounds=1", "plan.steps=1", "evaluate.blocks=1", "evaluate.own=0", "evaluate.final=0", "evaluate.panel=[]")
@@ -208,6 +209,33 @@ def test_what_a_finished_run_was_made_with_is_told_though_it_was_not_stored(made
         "finished on a day that was not stored, float32 on an unknown device, fedrift of an unknown version")
 
 
+def test_a_users_own_algorithm_is_run_listed_and_asked_for_like_any_other(made, world, capsys, monkeypatch, tmp_path):
+    source = "from fedrift.algorithms import FedAvg\n\nclass Halved(FedAvg):\n    pass\n"
+    (tmp_path / "own_rules.py").write_text(source)
+    monkeypatch.syspath_prepend(tmp_path)
+    asked, there = asked_of(made, world)
+    run = carry_out(replace(asked, algorithm=importlib.import_module("own_rules").Halved()), there)
+    assert run.id != only_finished(world, run).id
+    assert carry_out(replace(asked, algorithm=importlib.import_module("own_rules").Halved()), there) == run
+    for words in (("runs",), ("show", run.id), ("sql", "SELECT run, algorithm FROM runs"),
+                  ("compare", run.id, only_finished(world, run).id), ("diagnose", run.id)):
+        code, out, err = call(capsys, monkeypatch, *words)
+        assert code == 0 and "own_rules.Halved" in out, (words, err)
+    code, _, err = call(capsys, monkeypatch, "replay", run.id, "--from-round", "1")
+    assert code == 2 and "own_rules.Halved" in err and len(err.splitlines()) == 1
+    sys.modules.pop("own_rules")
+    (tmp_path / "own_rules.py").write_text(source.replace("pass", "rescales = True"))
+    importlib.invalidate_caches()
+    edited = carry_out(replace(asked, algorithm=importlib.import_module("own_rules").Halved()), there)
+    assert edited.id != run.id
+    sys.modules.pop("own_rules")
+
+
+def only_finished(world, other):
+    """The run of the world that is not the other."""
+    return next(run for run in list_runs(world / "runs") if run.id != other.id)
+
+
 def test_a_run_that_cannot_be_read_hides_no_other_from_any_command(made, world, capsys, monkeypatch):
     good = only(world).name
     for number, content in enumerate((b"{", b"[]", b"{}", b'{"algorithm": {"server": {}}}')):
@@ -216,6 +244,8 @@ def test_a_run_that_cannot_be_read_hides_no_other_from_any_command(made, world, 
     shutil.copytree(world / "runs" / good, world / "runs" / "badrows")
     (world / "runs" / "badrows" / "records.jsonl").write_text('["no round"]\n')
     assert len(list_unreadable(world / "runs")) == 4
+    shown = []
+    monkeypatch.setattr("fedrift.report.write_report", lambda exhibits, out: shown.extend(exhibits) or out)
     code, out, err = call(capsys, monkeypatch, "runs")
     assert code == 0 and good in out
     code, out, _ = call(capsys, monkeypatch, "runs", "--json")
@@ -228,6 +258,7 @@ def test_a_run_that_cannot_be_read_hides_no_other_from_any_command(made, world, 
         assert code == 0, (words, err)
         for number in range(4):
             assert sum(line.startswith(f"run bad{number} cannot be read: ") for line in err.splitlines()) == 1, (words, err)
+    assert len(shown) == 1 and shown[0].status == "finished"
     for words in (("show", "bad0"), ("compare", good, "bad1"), ("report", "bad2"), ("diagnose", "bad3"),
                   ("compare", good, "badrows")):
         code, _, err = call(capsys, monkeypatch, *words)

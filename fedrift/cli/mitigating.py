@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from .options import ROOT, Data, Device, File, Json, Overrides, Root, Threads, runtime
+from .options import ROOT, Data, Device, File, Fresh, Json, Overrides, Root, Threads, runtime
 
 if TYPE_CHECKING:
     from ..arms.page import Part
@@ -34,7 +34,7 @@ Dry = Annotated[bool, typer.Option("--dry-run", help="Only list the runs and wha
 def mitigate(file: File, overrides: Overrides = None, map: Map = False, seeds: Seeds = 6, first_seed: First = 0, arms: Only = "",
              encoder: Encoder = "wordllama", clusters: Clusters = None, restarts: Restarts = 5, draws: Draws = 1,
              dry_run: Dry = False, out: Out = None, workers: Workers = 1, root: Root = ROOT, data: Data = None,
-             device: Device = "auto", threads: Threads = None, as_json: Json = False) -> None:
+             device: Device = "auto", threads: Threads = None, fresh: Fresh = False, as_json: Json = False) -> None:
     """Does it help to cluster the clients? All arms of one experiment, at equal training, over paired seeds.
 
     `fedrift mitigate experiments/mitigation.yaml --seeds 6 --out table.md`
@@ -61,7 +61,7 @@ def mitigate(file: File, overrides: Overrides = None, map: Map = False, seeds: S
     if dry_run:
         foresee(study, stock, as_json)
         return
-    book = carried(study, stock, workers)
+    book = carried(study, stock, workers, fresh)
     command = "fedrift " + " ".join(shlex.quote(word) for word in sys.argv[1:])
     if map:
         gains, starved = mapped(book)
@@ -75,15 +75,15 @@ def mitigate(file: File, overrides: Overrides = None, map: Map = False, seeds: S
         typer.echo(book.folder)
 
 
-def carried(study: Study, stock: Stock, workers: int) -> Book:
-    """Run what is missing."""
+def carried(study: Study, stock: Stock, workers: int, fresh: bool = False) -> Book:
+    """Run what is missing; ``fresh``: everything."""
     from ..study.conduct import conduct
     from ..study.executors import Local, Processes
     from .progress import Watching
 
     with Watching() as watching:
         try:
-            return conduct(study, stock, Local() if workers == 1 else Processes(workers), watching.begin)
+            return conduct(study, stock, Local() if workers == 1 else Processes(workers), watching.begin, fresh)
         except KeyboardInterrupt:
             typer.echo("stopped; the same command goes on from here", err=True)
             raise

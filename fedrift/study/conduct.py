@@ -33,6 +33,7 @@ def conduct(study: Study, stock: Stock, executor: Executor | None = None,
     """
     executor = executor or Local()
     book = Book(writable(stock.runtime.root), study.name)
+    earlier = {entry.run for entry in book.read()["runs"]} if book.there else set()
     tuning = tuning_plan(study, stock)
     book.forget_failures()
     chosen = []
@@ -42,6 +43,10 @@ def conduct(study: Study, stock: Stock, executor: Executor | None = None,
         carry(replaced(first, book, stock) if fresh else first, stock, book, executor, begin, "tuning")
         chosen = choices(study, tuning, book)
     plan = full_plan(study, stock, tuning, chosen)
+    unused = [id for id in earlier - plan.experiments.keys() - tuning.experiments.keys() if book.run(id).finished]
+    if unused:
+        stock.runtime.say(f"{len(unused)} finished runs that study {study.name} had before are not part of it now: they answer "
+                          "other settings, or are of an older fedrift whose defaults or numbers differ. They stay where they are")
     book.write(written(study, plan, complete=True))
     runs = experiments_of(plan, "run")
     trials = {entry.run for entry in tuning.entries}

@@ -194,6 +194,12 @@ def test_runs_that_are_not_run_again_are_counted_and_fresh_runs_them(folder, tmp
     assert pairs[0].equals(pairs[1])
 
 
+def test_finished_runs_that_a_study_no_longer_has_are_told(folder, tmp_path, done):
+    _, there, told = copied(folder, tmp_path, done)
+    conduct(study(folder, **{**BASE, "seeds": 1}), there)
+    assert sum("2 finished runs that study tiny had before are not part of it now" in line for line in told) == 1
+
+
 def test_finished_runs_in_another_arithmetic_are_refused(folder, tmp_path, done):
     _, there, _ = copied(folder, tmp_path, done, dtype="bfloat16")
     with pytest.raises(UserError, match="dtype=float32, and dtype=bfloat16 is asked"):

@@ -202,3 +202,29 @@ def test_an_unreadable_run_does_not_stop_the_watching(tmp_path):
     run.fail(2, "it broke")
     scene = Watcher(tmp_path).look()
     assert [(seen.state, seen.why) for seen in scene.rows[0].runs] == [("failed", "it broke")]
+
+
+def test_a_run_that_cannot_be_read_hides_no_other_while_one_looks_on(tmp_path):
+    for name in ("a", "b", "c"):
+        begun(tmp_path, name, 3, seed=ord(name))
+    (tmp_path / "b" / "records.jsonl").write_text('[0, "loss", "", -1, 4.5]\n[["loss"\n')
+    (tmp_path / "d").mkdir()
+    (tmp_path / "d" / "experiment.json").write_text("{")
+    watcher = Watcher(tmp_path)
+    seen = {run.run: run for row in watcher.look().rows for run in row.runs}
+    assert (seen["a"].round, seen["c"].round) == (3, 3)
+    assert seen["b"].state == "failed" and "it cannot be read" in seen["b"].why
+    assert "run d cannot be read: " in watcher.look().note
+    (tmp_path / "b" / "records.jsonl").unlink()
+    Run(tmp_path, "b").append(rows(2))
+    watcher.look()
+    assert {run.run: run.state for row in watcher.look().rows for run in row.runs}["b"] == "unfinished"
+
+
+def test_a_broken_run_of_a_study_hides_no_other_while_one_looks_on(tmp_path):
+    book = booked(tmp_path / "runs", tmp_path)
+    begun(book.root, "run0", 3)
+    begun(book.root, "twin0", 3, severity=0.0)
+    (book.root / "twin0" / "experiment.json").write_text("[1]")
+    seen = {run.run: run for row in Watcher(book.root, book).look().rows for run in row.runs}
+    assert seen["run0"].round == 3 and seen["run0"].state == "unfinished"
