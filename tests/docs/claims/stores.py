@@ -1,0 +1,82 @@
+"""The committed stores and results that claims are made from."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from fedrift.statistics import Verdict
+from fedrift.store import connected
+from fedrift.study import Book, judged, unpack
+
+ROOT = Path(__file__).resolve().parents[3]
+RESULTS = ROOT / "benchmarks" / "results"
+
+
+@dataclass(frozen=True)
+class Kept:
+    """A study of ``studies/results``, imported into a folder."""
+
+    book: Book
+
+    @cached_property
+    def judged(self) -> tuple[pd.DataFrame, tuple[Verdict, ...]]:
+        return judged(self.book)
+
+    @cached_property
+    def frame(self) -> pd.DataFrame:
+        """One row a run or IID baseline; ``start``: the loss before any training; ``base``: the IID baseline's outcomes."""
+        frame = self.judged[0]
+        first = dict(self.asked("SELECT run, value FROM records WHERE metric = 'loss' AND domain = '' AND client < 0 AND round = 0"))
+        known = frame.set_index("run")
+        return frame.assign(start=frame["run"].map(first), **{f"base.{name}": frame["twin"].map(known[name])
+                                                              for name in ("loss", "swing")})
+
+    def asked(self, query: str) -> list[Any]:
+        """Rows of a query over the records of all runs, the trials of tuning among them."""
+        runs = {entry.run: self.book.run(entry) for entry in self.said["runs"]}
+        with connected(self.book.root, runs.values()) as connection:
+            return list(connection.execute(query).fetchall())
+
+    @cached_property
+    def verdicts(self) -> dict[str, Verdict]:
+        return {one.name: one for one in self.judged[1]}
+
+    @cached_property
+    def said(self) -> dict[str, Any]:
+        return self.book.read()
+
+    @cached_property
+    def plan(self) -> dict[str, Any]:
+        return dict(self.said["study"]["base"]["plan"])
+
+    def runs(self, role: str = "run", **levels: Any) -> pd.DataFrame:
+        """Rows at some levels, by seed; ``severity`` is ``partition.severity``, ``rate`` the learning rate."""
+        names = {"severity": "partition.severity", "rate": "plan.optimizer.lr"}
+        rows = self.frame[self.frame["role"] == role]
+        for name, level in levels.items():
+            rows = rows[rows[names.get(name, name)] == level]
+        return rows.set_index("seed").sort_index()
+
+
+def imported(root: Path, name: str) -> Kept:
+    return Kept(unpack(ROOT / "studies" / "results" / f"{name}.zip", root))
+
+
+def result(name: str) -> dict[str, Any]:
+    """A file of ``benchmarks/results``."""
+    return dict(json.loads((RESULTS / f"{name}.json").read_text()))
+
+
+def signed(value: float, digits: int = 3) -> str:
+    return f"{value:+.{digits}f}"
+
+
+def of(values: Any) -> np.ndarray:
+    return np.asarray(values, dtype=np.float64)

@@ -1,0 +1,73 @@
+"""Every number of the docs is made from the committed stores, or is said to be chosen, tested elsewhere, or measured once."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from .claims import first_study
+from .claims.stores import imported
+from .numbers import PAGES, ROOT, counted, hidden, numbers, regions, spans, told, uncovered
+
+
+@pytest.fixture(scope="module")
+def claims(tmp_path_factory):
+    """What each page must say, by its name."""
+    root = tmp_path_factory.mktemp("stores")
+    kept = {name: imported(root, name) for name in ("first", "failures", "smollm2")}
+    return {"first-study.md": first_study.claims(**kept)}
+
+
+@pytest.mark.parametrize("path", PAGES, ids=lambda path: path.name)
+def test_every_number_of_a_page_has_a_source(path, claims):
+    page = path.read_text(encoding="utf-8")
+    bare = [number[0] for number in told(page, regions(page)[0])]
+    assert not bare, f"say where these come from (tests/docs/numbers.py): {bare}"
+    assert counted(page) == page, "a number came or went: python -m tests.docs.numbers counts anew, once its source is right"
+    said = claims.get(path.name, [])
+    missing = [claim for claim in said if not spans(page, claim)]
+    assert not missing, f"the committed results say otherwise:\n" + "\n".join(missing)
+    assert not uncovered(page, said)
+
+
+def test_what_another_test_is_said_to_make_names_a_test():
+    for path in PAGES:
+        for region in regions(path.read_text(encoding="utf-8")):
+            if region.kind.startswith("tested by "):
+                assert (ROOT / region.kind.removeprefix("tested by ")).is_file(), (path, region.kind)
+
+
+PAGE = """# A page of 3 parts
+<!-- numbers: checked -->
+It ends at +0.048 nats (-0.008 to +0.105),
+p = .047, see [12](#a-1), `--seeds 6`, GPT-2 and arXiv:1910.06378.
+<!-- numbers: 2 settings -->
+Of 5 clients, 1,000 documents.
+"""
+
+
+def test_a_number_without_a_claim_and_a_changed_one_are_seen():
+    whole = "ends at +0.048 nats (-0.008 to +0.105), p = .047"
+    assert not uncovered(PAGE, [whole, "see [12]"]) and counted(PAGE) == PAGE
+    assert [seen.split("'")[1] for seen in uncovered(PAGE, ["+0.048 nats", "see [12]"])] == ["-0.008", "+0.105", ".047"]
+    assert not spans(PAGE, whole.replace("+0.048", "+0.024")) and not spans(PAGE, "+0.04") and not spans(PAGE, "0.105), p = .04")
+    assert [number[0] for number in told(PAGE, regions(PAGE)[0])] == ["3"]
+    assert counted(PAGE.replace("1,000", "1,000 or 2,000")) != PAGE.replace("1,000", "1,000 or 2,000")
+
+
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        ("4 x 64, 10 % and 1e-5, v 2.13.0, -.008", ["4", "64", "10", "1e-5", "2.13.0", "-.008"]),
+        ("1,146 rows, 3.8 M; 0.47x, AT-1, H6, w_0, LoRA8 and 2026-11-24", ["1,146", "3.8", "0.47"]),
+        ("`a 5` [6](x7) <!-- 8 --> https://a.b/9", ["6"]),
+        ("```sh\nrun 5\n```\n```text\nends 6.5\n```", ["6.5"]),
+    ],
+)
+def test_what_counts_as_a_number(text, found):
+    assert [number[0] for number in numbers(text)] == found and len(hidden(text)) == len(text)
+
+
+def test_the_stores_are_not_the_working_copys_runs():
+    assert all(path.is_relative_to(ROOT) for path in PAGES) and Path(ROOT / "studies" / "results" / "first.zip").exists()
