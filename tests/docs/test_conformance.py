@@ -25,6 +25,8 @@ def test_every_algorithm_and_every_problem_is_in_the_scoreboard():
         asked = [problem for problem in PROBLEMS if problem.algorithm == subject.algorithm]
         assert set(row[0].strip().split("; ")) == {problem.name for problem in asked}
         assert row[1] == row[2] == str(len(asked))
+    whole = sum(problem.algorithm == subject.algorithm for subject in OURS for problem in PROBLEMS)
+    assert f": {whole} of {whole} right" in PAGE
 
 
 def test_the_table_of_planted_bugs_is_todays():

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from .claims import first_study
+from .claims import first_study, measured, mitigation
 from .claims.stores import imported
 from .numbers import PAGES, ROOT, counted, hidden, numbers, regions, spans, told, uncovered
 
@@ -16,10 +16,16 @@ def claims(tmp_path_factory):
     """What each page must say, by its name."""
     root = tmp_path_factory.mktemp("stores")
     kept = {name: imported(root, name) for name in ("first", "failures", "smollm2")}
-    return {"first-study.md": first_study.claims(**kept)}
+    return {"first-study.md": first_study.claims(**kept), "mitigation.md": mitigation.page(),
+            "mitigation-tables.md": mitigation.every_table(), "speed.md": measured.speed(root), "models.md": measured.models(),
+            "beyond-one-machine.md": measured.fleets(), "detectors.md": measured.detectors()}
 
 
-@pytest.mark.parametrize("path", PAGES, ids=lambda path: path.name)
+def test_the_page_of_the_calibration_is_made_of_its_results():
+    assert (ROOT / "docs" / "calibration.md").read_text(encoding="utf-8") == measured.calibration()
+
+
+@pytest.mark.parametrize("path", [path for path in PAGES if path.name != "calibration.md"], ids=lambda path: path.name)
 def test_every_number_of_a_page_has_a_source(path, claims):
     page = path.read_text(encoding="utf-8")
     bare = [number[0] for number in told(page, regions(page)[0])]
@@ -27,7 +33,7 @@ def test_every_number_of_a_page_has_a_source(path, claims):
     assert counted(page) == page, "a number came or went: python -m tests.docs.numbers counts anew, once its source is right"
     said = claims.get(path.name, [])
     missing = [claim for claim in said if not spans(page, claim)]
-    assert not missing, f"the committed results say otherwise:\n" + "\n".join(missing)
+    assert not missing, "the committed results say otherwise:\n" + "\n".join(missing)
     assert not uncovered(page, said)
 
 

@@ -8,10 +8,11 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import yaml
 
 from fedrift.statistics import paired_t, sign_flip, smallest_p
 
-from .stores import result, signed
+from .stores import ROOT, result, signed
 
 CONTESTS = {"BBC News, 10": "bbc-10", "AG News, 10": "ag_news-10", "Reddit, 10": "reddit_topics-10", "BBC News, 20": "bbc-20",
             "AG News, 20": "ag_news-20", "Reddit, 20": "reddit_topics-20"}
@@ -90,7 +91,13 @@ def span(values: Iterable[float], form: str = "+.3f") -> str:
 def page() -> list[str]:
     """What mitigation.md says of these results."""
     every, mapped, style = contests(), result("mitigation-map"), result("mitigation-bbc-style-10")
-    return [*main_table(every), *prose(every), *map_tables(mapped), *styles(style)]
+    base = yaml.safe_load((ROOT / "experiments" / "mitigation.yaml").read_text())
+    plan, counted = base["plan"], {row["severity"]: row["counted"] for row in mapped["map"] if row["regime"] == "topic"}
+    return [*main_table(every), *prose(every), *map_tables(mapped), *styles(style),
+            f"On BBC News with {base['partition']['clients']} clients and `wordllama`, `TopicMix` at severity 0 is {counted[0.0]:.0f} group, at"
+            f" 0.5 and at 1 it is {counted[0.5]:.0f}, as many as there are topics.", "`cluster.ari` is 1 at severity 0 too",
+            f"LoRA of rank {base['tune']['rank']}, clients of one topic each (`TopicMix`, severity {base['partition']['severity']:g}),"
+            f" {plan['rounds']} rounds of {plan['steps']} steps of {plan['batch']} x {plan['seq_len']} tokens"]
 
 
 def main_table(every: Mapping[str, Row]) -> list[str]:
@@ -126,7 +133,8 @@ def prose(every: Mapping[str, Row]) -> list[str]:
     for contest in tens:
         row = next(row for row in contest["failures"] if row["failure"] == "forgetting of general text")
         assert {arm for arm, grade in row.items() if grade == "confirmed"} == {"local"}
-    def own(rows, arm):
+
+    def own(rows: Row, arm: str) -> float:
         return rows[arm, "vanilla", "own"]["effect"]
     return [
         "10 clients all in every round, 20 clients ten at a time", "95 % t-intervals; below",
