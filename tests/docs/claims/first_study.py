@@ -6,7 +6,6 @@ import numpy as np
 import yaml
 
 from fedrift.models.presets import PRESETS
-from fedrift.report.study.dossier import opened
 from fedrift.report.study.sections.atlas import judgements
 from fedrift.statistics import Verdict, compare, paired_t, smallest_p
 from fedrift.study.outcomes import LAST
@@ -69,6 +68,7 @@ def table(first: Kept) -> list[str]:
         "H1 style": "supported", "swing": "supported", "H6 FedProx": "supported"}
     low, high = first.said["study"]["factors"]["partition.severity"]
     return [
+        "effect, 95 % interval",
         f"larger at severity {high:g} than at {low}, topic | inconclusive | {said(v['H1 topic'])} | {p(v['H1 topic'])} |",
         f"| **supported** | {said(v['H1 style'])} | {p(v['H1 style'])} |",
         f"| the same, tokens | inconclusive | {said(v['H1 tokens'])} | {p(v['H1 tokens'])} |",
@@ -131,9 +131,9 @@ def limit() -> float:
 
 
 def detectors(first: Kept) -> list[str]:
-    dossier = opened(first.book)
+    judged = judgements(first.dossier)
     graded = {(arm.values.get("regime"), arm.values.get("algorithm"), arm.values.get("partition.severity"), each.failure): each.grade
-              for arm in dossier.arms for each in judgements(dossier).get(arm.place, ()) if each.grade in ("confirmed", "suspected")}
+              for arm in first.dossier.arms for each in judged.get(arm.place, ()) if each.grade in ("confirmed", "suspected")}
     swings = {key[:3] for key, grade in graded.items() if key[3] == "domain swings" and grade == "confirmed"}
     assert swings == {("style", name, severity) for name in ("FedAvg", "FedProx", "Scaffold") for severity in (0.5, 1.0)}
     rest = {key: grade for key, grade in graded.items() if key[3] != "domain swings"}

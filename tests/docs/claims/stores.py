@@ -11,9 +11,10 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from fedrift.report.study.dossier import Dossier, opened
 from fedrift.statistics import Verdict
 from fedrift.store import connected
-from fedrift.study import Book, judged, unpack
+from fedrift.study import Book, unpack
 
 ROOT = Path(__file__).resolve().parents[3]
 RESULTS = ROOT / "benchmarks" / "results"
@@ -26,13 +27,13 @@ class Kept:
     book: Book
 
     @cached_property
-    def judged(self) -> tuple[pd.DataFrame, tuple[Verdict, ...]]:
-        return judged(self.book)
+    def dossier(self) -> Dossier:
+        return opened(self.book)
 
     @cached_property
     def frame(self) -> pd.DataFrame:
         """One row a run or IID baseline; ``start``: the loss before any training; ``base``: the IID baseline's outcomes."""
-        frame = self.judged[0]
+        frame = self.dossier.frame
         first = dict(self.asked("SELECT run, value FROM records WHERE metric = 'loss' AND domain = '' AND client < 0 AND round = 0"))
         known = frame.set_index("run")
         return frame.assign(start=frame["run"].map(first), **{f"base.{name}": frame["twin"].map(known[name])
@@ -46,7 +47,7 @@ class Kept:
 
     @cached_property
     def verdicts(self) -> dict[str, Verdict]:
-        return {one.name: one for one in self.judged[1]}
+        return {one.name: one for one in self.dossier.verdicts}
 
     @cached_property
     def said(self) -> dict[str, Any]:
