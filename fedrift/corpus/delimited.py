@@ -7,6 +7,7 @@ import io
 import re
 from collections import Counter
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 from ..errors import UserError
 
@@ -18,7 +19,7 @@ def read_delimited(where: str, text: str, separator: str, prose: str) -> tuple[l
     """Read a table of separated cells, each a string; the first line names the columns.
 
     Args:
-        where: The file, for messages.
+        where: The path of the file, for messages.
         text: Its content.
         separator: What stands between cells.
         prose: The column of running text, whose cells may have many lines.
@@ -57,7 +58,7 @@ def read_delimited(where: str, text: str, separator: str, prose: str) -> tuple[l
     columns: dict[str, list[str]] = {}
     for number, name in enumerate(names):
         columns.setdefault(name, [row[number] for row in rows])
-    return names, columns, long_cells(where, spans, len(rows))
+    return names, columns, long_cells(Path(where).name, spans, len(rows))
 
 
 def wrong_count(where: str, line: int, cells: Sequence[str], names: Sequence[str], separator: str) -> UserError:

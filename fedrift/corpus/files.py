@@ -184,7 +184,7 @@ def nothing_usable(folder: Path) -> UserError:
     """A folder without documents; what it holds, and the folders below that would do."""
     holds = sorted(item.name + "/" * item.is_dir() for item in folder.iterdir())
     below = [item.name for item in sorted(folder.iterdir()) if item.is_dir() and (is_saved(item) or holds_tables(item))]
-    hint = f"; did you mean {str(folder / below[0])!r}?" if below else ""
+    hint = f"; did you mean {str(folder / below[0])!r}?" if below else "."
     return UserError(
         f"{folder} holds nothing usable{hint} Wanted files: {READABLE}; "
         f"it holds: {', '.join(holds[:12]) or 'nothing'}"
@@ -192,5 +192,5 @@ def nothing_usable(folder: Path) -> UserError:
 
 
 def holds_tables(folder: Path) -> bool:
-    """Whether a folder itself has tables."""
-    return any(kind_of(file) in SUFFIXES and not is_about(file) for file in folder.iterdir() if file.is_file())
+    """Whether a folder has tables that would be read."""
+    return any(kind_of(file) in SUFFIXES and not is_about(file) and in_splits(folder, file) for file in visible(folder))

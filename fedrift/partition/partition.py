@@ -19,6 +19,7 @@ import numpy as np
 from annotated_types import Interval
 
 from ..corpus.corpus import Corpus
+from ..corpus.tables import column_names
 from ..errors import UserError
 
 Rewrite: TypeAlias = Callable[[str, str], str]
@@ -87,6 +88,12 @@ def weights(corpus: Corpus, clients: int) -> np.ndarray:
 def topics(corpus: Corpus, at_least: int = 2) -> tuple[np.ndarray, tuple[str, ...]]:
     """The topic of each document, [D] int64 in 0..T-1, and the T names; an empty topic is none."""
     missing = int((corpus.label < 0).sum())
+    if missing == len(corpus) and corpus.columns:
+        raise UserError(
+            f"a deal by topic needs a label for every document, and no document of corpus {corpus.name!r} has one (its columns: "
+            f"{column_names(corpus.columns)}). Name the column of labels with corpus.label, find topics by clustering "
+            "(corpus.clusters=8), or choose a regime that needs no labels: TokenTilt, Quantity, Length."
+        )
     if missing:
         raise UserError(
             f"a deal by topic needs a label for every document, but {missing} of the {len(corpus)} documents "

@@ -132,6 +132,11 @@ def test_files_about_a_data_set_and_hidden_files_are_no_documents(tmp_path):
     assert "nothing usable" in refusal(tmp_path)
 
 
+@pytest.mark.parametrize("place", ["data/train.csv", "data/train/1.csv", "plain_text/train-00000-of-00001.parquet"])
+def test_tables_below_a_folder_of_another_name_are_pointed_to(tmp_path, place):
+    assert f"did you mean '{tmp_path / place.split('/')[0]}'?" in refusal(lay(tmp_path, **{place: "ab", "README.md": "a"}))
+
+
 def zst(data: bytes) -> bytes:
     sink = pa.BufferOutputStream()
     with pa.CompressedOutputStream(sink, "zstd") as out:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
 
 import numpy as np
@@ -59,6 +60,9 @@ def test_a_deal_that_is_iid_is_refused(partitioner, documents, words):
 def test_a_deal_by_topic_needs_two_topics_at_any_severity(kind, severity):
     with pytest.raises(UserError, match="at least 2 topics"):
         deal_documents(kind(4, severity), corpus([f"text {n}" for n in range(60)], np.zeros(60)), STREAM)
+    unlabelled = replace(corpus([f"text {n}" for n in range(60)], np.full(60, -1)), columns=("text", "topic"))
+    with pytest.raises(UserError, match=r"its columns: 'text', 'topic'\)\. Name the column of labels with corpus\.label"):
+        deal_documents(kind(4, severity), unlabelled, STREAM)
 
 
 @pytest.mark.parametrize("kind", [getattr(room, name) for name in room.__all__], ids=lambda kind: kind.__name__)
