@@ -11,6 +11,7 @@ import math
 import numpy as np
 
 from .curves import chance, end_gap, percent, together
+from .dead import death
 from .divergence import runaway
 from .finding import Case, Finding, judged, not_measured, series
 from .holding import whose
@@ -23,6 +24,8 @@ def gap(case: Case) -> list[Finding]:
         return not_measured("loss gap", f"{common['shortest']:.0f} evaluations that the run and an IID twin have in common")
     if runaway(case.run, case.limits)[0]:
         return not_measured("loss gap", "a run that has not diverged")
+    if death(case.twin, case.limits)[0]:
+        return not_measured("loss gap", "an IID baseline whose model is not dead")
     return [whole(case, both, ours, theirs), *domain(case)]
 
 

@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from ..detectors.curves import evaluated
-from ..detectors.finding import Case, Facts
+from ..detectors.dead import death
+from ..detectors.finding import LIMITS, Case, Facts
 from ..records import Trajectory, at_the_end
 from ..store import Run
 from ..store.shelf import Unreadable, read_each
@@ -119,9 +120,12 @@ class Shelf:
                 if other.id != run.id and (found := self.seek(other)) is not None}
 
     def best(self, run: Run, asked: dict[str, Any]) -> Trajectory | None:
-        """The one of lowest end loss among those that differ in the clients' learning rate; None if there are no others."""
+        """The one of lowest end loss among those that differ in the clients' learning rate; None if there are no others.
+
+        A dead model is none of them, however low its loss.
+        """
         others = [found for other, said in self.alike(asked, "plan.optimizer.lr")
-                  if other.id != run.id and (found := self.seek(other)) is not None]
+                  if other.id != run.id and (found := self.seek(other)) is not None and not death(found, LIMITS)[0]]
         curves = [evaluated(other) for other in others]
         ends = [float(loss[at_the_end(rounds)].mean()) if len(loss) else math.inf for rounds, loss in curves]
         ends = [end if math.isfinite(end) else math.inf for end in ends]

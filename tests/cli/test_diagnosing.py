@@ -51,6 +51,14 @@ def call(*arguments):
     return CliRunner().invoke(app, list(map(str, arguments)))
 
 
+def test_a_dead_run_is_not_the_best_learning_rate_however_low_its_loss(shelf):
+    dead = stored(shelf, "d1", [5.0] + [3.0] * 9, seed=1, plan__optimizer={"is": "Sgd", "lr": 1e30})
+    dead.append([Record(0, "loss.uniform", "", -1, 3.0)])
+    (run,) = [run for run in list_runs(shelf) if run.id == "a1"]
+    (group,) = grouped([run], list_runs(shelf))
+    assert group.cases[0].best.curve("loss")[-1] == pytest.approx(3.9)
+
+
 def test_runs_that_differ_in_the_seed_are_one_group_with_their_twins_and_anchors(shelf):
     runs = [run for run in list_runs(shelf) if run.id.startswith("a")]
     group, = grouped(runs, list_runs(shelf))

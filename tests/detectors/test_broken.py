@@ -53,6 +53,15 @@ def test_a_dead_model_is_told_first_and_plainly_for_one_seed_however_short_the_r
     assert {each.failure for each in rest if each.grade == "suspected"} == {"divergence", "exploding updates"}
 
 
+def test_no_run_is_held_against_a_dead_one():
+    """A dead baseline's loss is low: what lies above it has not lost anything to heterogeneity."""
+    alive = run(loss=[5.884] + [5.85] * 5, loss__a=[5.884] + [5.85] * 5)
+    (gap,) = detectors.gap(Case(alive, dead()))
+    assert gap.grade == "not measured" and "dead" in gap.needs
+    (said,) = [each for each in diagnose([Case(dead(), dead())] * 3) if each.failure == "dead model"]
+    assert said.cause == "shared" and "the skew did not cause it" in said.sentence
+
+
 def test_a_loss_near_that_of_a_uniform_guess_is_no_dead_model():
     near = run(loss=[5.9, 5.8] + [UNIFORM + 2e-5] * 4, loss_uniform=[UNIFORM])
     domains = run(loss=[5.9] + [UNIFORM] * 4, loss__a=[5.9] + [UNIFORM - 0.2] * 4, loss__b=[5.9] + [UNIFORM + 0.2] * 4,
