@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import multiprocessing
 import os
 import threading
@@ -10,6 +11,7 @@ import time
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -19,10 +21,11 @@ import pytest
 import fedrift.study.work
 from fedrift.errors import UserError
 from fedrift.experiment import parse
+from fedrift.records import Record, Trajectory
 from fedrift.setting import resolve
 from fedrift.stock import Stock
 from fedrift.store.claims import claim
-from fedrift.study import Book, find_study, judged, pack, table, unpack
+from fedrift.study import Book, find_study, judged, pack, planning, table, unpack
 from fedrift.study.conduct import conduct, foreseen
 from fedrift.study.cost import cost, tokens
 from fedrift.study.executors import Processes, Ray, Slurm
@@ -266,3 +269,18 @@ def killed_study(wanted, folder: Path, root: Path, kills: int) -> None:
             worker.kill()
         worker.join()
     assert worker.exitcode == 0
+
+
+def test_tuning_does_not_choose_a_rate_that_left_a_dead_model_behind(tmp_path, monkeypatch):
+    """A dead model's loss, ln V, may be the lowest of all trials."""
+    wanted = study(tmp_path, tuning={"trials": 2, "seeds": [100], "space": {"plan.optimizer.lr": [0.1, 1e30]}})
+    plan, level = planning.tuning_plan(wanted, stock(tmp_path)), math.log(320)
+
+    def curves(book, entries, metrics):
+        ends = {entry.run: level if "1e+30" in str(entry.settings) else 5.8 for entry in entries}
+        return {run: Trajectory([*(Record(round, "loss", "", -1, value) for round, value in enumerate([5.9, end, end])),
+                                 Record(0, "loss.uniform", "", -1, level)]) for run, end in ends.items()}
+
+    monkeypatch.setattr(planning, "curves", curves)
+    chosen = planning.choices(wanted, plan, SimpleNamespace(run=lambda entry: SimpleNamespace(finished=True)))
+    assert [choice.settings for choice in chosen] == [{"plan.optimizer.lr": 0.1}] * len(chosen) and chosen
