@@ -15,11 +15,13 @@ from .. import partition as regimes
 from ..config import Rooms, load_yaml, overridden, read, write
 from ..corpus import TRAIN, Corpus, Source, load_corpus
 from ..corpus.encode import Encoder, embed
+from ..corpus.files import local_path
+from ..corpus.named import NAMED
 from ..errors import unknown
 from ..folders import cache_folder
 from ..models import pocket
 from ..models.presets import PRESETS, Preset, locate
-from ..partition import Partition, Partitioner, TopicMix
+from ..partition import Calibrated, Partition, Partitioner, TopicMix
 from ..partition.iid import deal_documents, deal_notes
 from ..partition.tallies import written
 from ..report.sheet import Slope
@@ -70,8 +72,7 @@ def read_deal(path: Path, overrides: Iterable[str] = ()) -> Deal:
 
 def carry_out(deal: Deal, data: Path | None = None) -> Dealt:
     """Load and deal the training documents, as a run of the experiment would."""
-    half = "unseen" if deal.model == PRESETS["pocket"].name else "all"
-    corpus = load_corpus(deal.corpus, data=data, half=half, cache=cache_folder() / "vectors")
+    corpus = load_corpus(deal.corpus, data=data, half=half_of(deal.model), cache=cache_folder() / "vectors")
     corpus = corpus.take(np.flatnonzero(corpus.split == TRAIN))
     file, note = tokenizer_file(deal.model)
     if file is not None:
@@ -79,6 +80,21 @@ def carry_out(deal: Deal, data: Path | None = None) -> Dealt:
     dealt = deal_documents(deal.partition, corpus, partial(numpy_stream, deal.seed, "partition"))
     notes = "\n".join(filter(None, [note, *corpus.notes, *deal_notes(deal.partition)]))
     return Dealt(deal, corpus, dealt, "words" if file is None else "tokens", notes)
+
+
+def check_file(source: Source, model: str, partition: Partitioner, seed: int) -> None:
+    """Read and deal a corpus that is a local file, in words; UserError if that cannot be done. Any other is left alone."""
+    path = local_path(source.name)
+    if source.name in NAMED or not path or path.is_dir():
+        return
+    corpus = load_corpus(source, half=half_of(model), cache=cache_folder() / "vectors").train
+    if not isinstance(partition, Calibrated):  # which measures tokens
+        partition(corpus, numpy_stream(seed, "partition"))
+
+
+def half_of(model: str) -> str:
+    """Which half of a corpus that ``pocket`` was pretrained on a model trains on."""
+    return "unseen" if model == PRESETS["pocket"].name else "all"
 
 
 def vectors_of(done: Dealt, encoder: Encoder) -> np.ndarray:

@@ -94,11 +94,16 @@ def demo(out: Annotated[Path, typer.Option("--out", help="Where the HTML page go
 
 
 def validate(file: File, overrides: Overrides = None) -> None:
-    """Check an experiment without running it; prints it whole, with all defaults, and its id."""
+    """Check an experiment without running it; prints it whole, with all defaults, and its id.
+
+    Where the corpus is a file on this machine, it is read and dealt.
+    """
     from ..config import dump_yaml
     from ..experiment import load_experiment
+    from .deals import check_file
 
     experiment = load_experiment(file, overrides or ())
+    check_file(experiment.corpus, experiment.model, experiment.partition, experiment.seed)
     typer.echo(dump_yaml(experiment.written()).rstrip())
     typer.echo(f"# valid; id {experiment.id} before the corpus's content is known")
 

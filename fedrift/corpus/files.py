@@ -14,6 +14,7 @@ Each of these may be compressed. What is left alone is said (``Rows.notes``).
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -42,12 +43,18 @@ ABOUT_JSON = {"dataset_info", "dataset_infos", "dataset_dict", "state", "croissa
 ABOUT_SUFFIXES = {".md", ".rst", ".yaml", ".yml", ".toml", ".py", ".jsonld", ".lock"}
 
 
+def local_path(name: str) -> Path | None:
+    """The file or folder of that name, ``~`` being the home folder; None if there is none, or there can be none."""
+    path = os.path.expanduser(name)  # which, unlike a Path, takes any text
+    return Path(path) if os.path.exists(path) else None
+
+
 def read_path(path: Path, columns: Columns = COLUMNS) -> Rows:
     """The documents of a file or folder; ``columns`` name those of text, label and source in tables.
 
     A table without a column "label" or "source" has none; under any other name that is given it must be there.
     """
-    if not path.exists():
+    if not os.path.exists(path):
         raise missing(path)
     if path.is_dir():
         return read_folder(path, columns)
@@ -174,10 +181,10 @@ def visible(folder: Path) -> list[Path]:
 
 def missing(path: Path) -> UserError:
     """No such file; the nearest name beside it."""
-    beside = [other.name for other in path.parent.iterdir()] if path.parent.is_dir() else []
-    near = nearest(path.name, beside)
+    beside = [other.name for other in path.parent.iterdir()] if os.path.isdir(path.parent) else []
+    near = nearest(path.name, beside) if len(path.name) < 256 else None
     hint = f"; did you mean {str(path.parent / near)!r}?" if near else ""
-    return UserError(f"no file or folder {str(path)[:200]!r}{hint}")
+    return UserError(f"no file or folder {str(path)[-80:]!r}{hint}")
 
 
 def nothing_usable(folder: Path) -> UserError:

@@ -74,14 +74,19 @@ def download(name: str, config: str | None) -> Any:
         return datasets.load_dataset(name, config)
     except ValueError as error:  # a wrong or missing configuration; the library names those there are
         raise UserError(
-            f"data set {name!r}: {error} (a configuration goes behind a colon: {name}:NAME)"
+            f"data set {name[:80]!r}: {one_line(error)} (a configuration goes behind a colon: {name}:NAME)"
         ) from error
     except Exception as error:
         # Offline, unknown, gated, a proxy's refusal: the library has no common class for them.
         raise UserError(
-            f"data set {name!r} could not be had from the hub ({type(error).__name__}: {error}). Ways out: "
+            f"data set {name[:80]!r} could not be had from the hub ({type(error).__name__}: {one_line(error)}). Ways out: "
             f"check the spelling (no local file or folder of that name was found either) and the network; or "
             f"put its files (train.parquet, test.parquet or .csv, .jsonl, with columns text and label) in a "
             f"folder and give that folder as corpus; or, for a corpus that fedrift knows by name, put a "
             f"folder of that name in the one that FEDRIFT_DATA names"
         ) from error
+
+
+def one_line(error: Exception) -> str:
+    """What a library says, in one line of at most 300 characters."""
+    return " ".join(str(error).split())[:300]

@@ -19,7 +19,7 @@ from .clean import Document, documents, gathered, of_half, unique
 from .clusters import by_cluster
 from .corpus import TRAIN, Corpus
 from .encode import Encoder, embed
-from .files import missing, read_path
+from .files import local_path, missing, read_path
 from .halves import READ_BY_POCKET
 from .hub import read_hub
 from .labels import similar_names
@@ -34,6 +34,7 @@ HALVES = ("all", "pretraining", "unseen")
 FEWEST = 20  # labelled documents from which labels that hardly repeat are refused
 Digest = Annotated[str, Predicate(re.compile(r"([0-9a-f]{64})?").fullmatch),
                    doc("nothing, or the 64 hexadecimal digits that a run wrote")]
+LONGEST = 1000  # characters of a name
 HUB_ID = re.compile(r"([\w.-]+/[\w.-]+)(?::([\w.-]+))?")
 
 
@@ -80,6 +81,9 @@ def load_corpus(source: Source, *, data: Path | None = None, half: str = "all", 
     """
     if not source.name.strip():
         raise UserError("corpus is empty: give a named corpus, a local file or folder, or a Hugging Face data set id")
+    if len(source.name) > LONGEST:
+        raise UserError(f"corpus {source.name[:60]!r}... is a name of {len(source.name):,} characters: give a named corpus, a "
+                        f"local file or folder, or a Hugging Face data set id of at most {LONGEST:,}")
     if half not in HALVES:
         raise unknown("half", half, HALVES)
     if source.validation + source.test >= 1:
@@ -165,15 +169,15 @@ def read(source: Source, data: Path | None) -> Rows:
             f"the folder above it with FEDRIFT_DATA, which is "
             f"{f'{str(data)!r} and has no such folder' if data else 'not set'}"
         )
-    path, columns = Path(source.name).expanduser(), (source.text, source.label, source.source)
-    if path.exists():
+    path, columns = local_path(source.name), (source.text, source.label, source.source)
+    if path:
         return read_path(path, columns)
-    if source.name.startswith((".", "/", "~")) or kind_of(path):
-        raise missing(path)
+    if source.name.startswith((".", "/", "~")) or kind_of(Path(source.name)):
+        raise missing(Path(os.path.expanduser(source.name)))
     hub = HUB_ID.fullmatch(source.name)
     if hub:
         return read_hub(hub[1], (hub[2],) if hub[2] else (), columns)
-    error = unknown("corpus", source.name, NAMED)
+    error = unknown("corpus", source.name[:80], NAMED)
     raise UserError(f"{error}. Or give a local file or folder, or a Hugging Face data set id as owner/name")
 
 
@@ -181,8 +185,8 @@ def family(name: str) -> str:
     """The named corpus that these texts are known to come from, by name, hub id or folder; "" if unknown."""
     if name in NAMED:
         return NAMED[name].of or name
-    path = Path(name).expanduser()
-    if path.exists():
+    path = local_path(name)
+    if path:
         path = path.resolve()
         return next((known for known in (path.stem, path.name, path.parent.name) if known in NAMED), "")
     hub_ids = {named.hub.lower(): known for known, named in NAMED.items() if named.hub and not named.of}

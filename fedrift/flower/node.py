@@ -76,7 +76,7 @@ def own(experiment: Experiment, stock: Stock, number: int, data: Path) -> tuple[
     runtime.begin()
     if fingerprint(experiment.model) != experiment.model_content:
         raise UserError(f"the model {experiment.model!r} on this node is not the server's: copy it anew")
-    corpus = load_corpus(replace(Source(str(data)), text=experiment.corpus.text, label="", validation=0.0, test=0.0))
+    corpus = load_corpus(replace(Source(str(data)), text=experiment.corpus.text, label="", validation=0.0, test=0.0)).train
     tokens = stock.tokens(corpus, experiment.model, experiment.tune)
     size = experiment.partition.clients
     parts, _, steps = experiment.algorithm.enroll([np.arange(0)] * size, plan.cohort(size), plan.steps)

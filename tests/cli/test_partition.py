@@ -197,3 +197,21 @@ def test_documents_that_a_regime_leaves_out_are_counted(sandbox, tmp_path):
     run("export", sandbox, "--out", tmp_path / "t", "partition.budgets=trimmed", "partition.clients=2")
     told = json.loads((tmp_path / "t" / "partition.json").read_text())
     assert sum(client["documents"] for client in told["clients"]) + told["left_out"] == told["documents"]
+
+
+@pytest.mark.parametrize(("table", "overrides", "words"), [
+    ("text,author\n" + "".join(f"text {n},{'ab'[n % 2]}\n" for n in range(40)), ["partition={is: BySource, clients: 2}"],
+     "no column 'source' (its columns: 'text', 'author')"),
+    ("text,label\n" + "".join(f"text {n},id{n}\n" for n in range(40)), [], "names documents and no topics"),
+    ('text,label\n"a,x\nb,y\nc",x\n', [], "a quotation mark is stray"),
+])
+def test_validate_reads_and_deals_a_local_file(tmp_path, table, overrides, words):
+    (tmp_path / "t.csv").write_text(table)
+    said = {"corpus": str(tmp_path / "t.csv"), "partition": {"is": "TopicMix", "clients": 2}}
+    (tmp_path / "e.yaml").write_text(yaml.safe_dump(said))
+    done = CliRunner().invoke(app, ["validate", str(tmp_path / "e.yaml"), *overrides])
+    assert isinstance(done.exception, UserError) and words in str(done.exception)
+    by_author = ["partition={is: BySource, clients: 2}", "corpus.source=author"]
+    if overrides:
+        assert CliRunner().invoke(app, ["validate", str(tmp_path / "e.yaml"), *by_author]).exit_code == 0
+    assert CliRunner().invoke(app, ["validate", str(tmp_path / "e.yaml"), "corpus=elsewhere/set"]).exit_code == 0

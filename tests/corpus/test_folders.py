@@ -228,3 +228,12 @@ def test_two_columns_of_one_name_are_refused(tmp_path):
 def test_an_empty_name_is_no_corpus(name):
     with pytest.raises(UserError, match="corpus is empty"):
         load_corpus(Source(name))
+
+
+@pytest.mark.parametrize("name", ["a" * 5000, "x" * 300 + ".csv", "/" + "y" * 400, "~nobody-of-that-name/x.csv", "a\0b.csv",
+                                  "a\nb", "./" + "z" * 300 + "/t.csv"], ids=lambda name: f"{name[:6]!r}")
+def test_a_name_that_no_file_can_have_is_refused_in_one_line(name):
+    with pytest.raises(UserError) as caught:
+        load_corpus(Source(name))
+    assert len(str(caught.value).splitlines()) == 1
+    assert len(str(caught.value)) < 500
