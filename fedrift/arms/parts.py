@@ -174,10 +174,9 @@ def records(frame: pd.DataFrame) -> list[dict[str, Any]]:
 
 
 def finite(value: Any) -> Any:
-    """JSON has no NaN and no infinities."""
-    if isinstance(value, float):
-        return round(value, 6) if math.isfinite(value) else None
-    return value.item() if hasattr(value, "item") else value
+    """A number of Python, with all its digits; NaN is None."""
+    value = value.item() if hasattr(value, "item") else value
+    return None if isinstance(value, float) and math.isnan(value) else value
 
 
 __all__ = ["map_parts", "parts", "plain", "records", "sentence"]

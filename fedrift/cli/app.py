@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Annotated, Any
 
 import typer
@@ -77,7 +80,42 @@ app.add_typer(dealing.app)
 
 
 def main() -> None:
-    """Entry point: a user's mistake is one message and exit code 2, an error of fedrift's own one message and exit code 1."""
+    """Entry point: a user's mistake is one message and exit code 2, an error of fedrift's own one message and exit code 1, a
+    signal that stops it 128 and its number."""
+    with catch_signals() as caught:
+        try:
+            run_app()
+        finally:
+            if caught:
+                sys.exit(128 + caught[0])
+
+
+@contextmanager
+def catch_signals() -> Iterator[list[int]]:
+    """Stop at SIGTERM and SIGHUP as at ctrl-C, with the same word; the signal that came is in the list then.
+
+    Those that come after it are ignored, so that the stop is a clean one. A signal that somebody ignores or handles already stays
+    theirs (``nohup``).
+    """
+    caught: list[int] = []
+
+    def interrupt(number: int, frame: object) -> None:
+        if not caught:
+            caught.append(number)
+            raise KeyboardInterrupt
+
+    every = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]  # Windows has no SIGHUP
+    ours = [number for number in every if signal.getsignal(number) == signal.SIG_DFL]
+    for number in ours:
+        signal.signal(number, interrupt)
+    try:
+        yield caught
+    finally:
+        for number in ours:
+            signal.signal(number, signal.SIG_DFL)
+
+
+def run_app() -> None:
     try:
         app()
     except Exception as error:

@@ -146,4 +146,4 @@ def plain(scene: Scene) -> dict[str, Any]:
     """The same for scripts."""
     from ..watch.served import state
 
-    return {key: value for key, value in state(scene, (), 0.0).items() if key not in ("every", "suggested", "words")}
+    return {key: value for key, value in state(scene, (), 0.0, exact=True).items() if key not in ("every", "suggested", "words")}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -11,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from .options import ROOT, Data, Device, Json, Overrides, Root, Threads, check_number, runtime
+from .options import ROOT, Data, Device, Json, Overrides, Root, Threads, check_number, print_json, runtime
 
 if TYPE_CHECKING:
     from rich.status import Status
@@ -56,7 +55,6 @@ def boundary(file: File = None, overrides: Overrides = None, along: Along = RATE
 
     import numpy as np
 
-    from ..diagnose.telling import cleaned
     from ..errors import UserError
     from ..statistics.boundary import boundaries, log_ratio
 
@@ -83,8 +81,8 @@ def boundary(file: File = None, overrides: Overrides = None, along: Along = RATE
             tell.found(arm, seed, at[arm][-1], found.runs)
     ratio = log_ratio(np.asarray(at["IID"]), np.asarray(at["skewed"])) if len(arms) > 1 else None
     if as_json:
-        typer.echo(json.dumps(cleaned({"along": along, "seeds": list(every), "boundary": at, "runs": made,
-                                       "ratio": asdict(ratio) if ratio else None})))
+        print_json({"along": along, "seeds": list(every), "boundary": at, "runs": made,
+                    "ratio": asdict(ratio) if ratio else None})
     else:
         on_screen(along, first, at, ratio)
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from .options import Json, Threads
+from .options import Json, Threads, print_json
 
 if TYPE_CHECKING:
     from ..calibrate.plants import Plant
@@ -40,6 +40,7 @@ def calibrate(
     """
     from ..calibrate.page import markdown, plain, recorded
     from ..calibrate.score import GROUP, REPORT, TUNE, false_alarms, recall
+    from ..diagnose.telling import cleaned
 
     healthy, plants = chosen(collection, keep, threads)
     seeds = (TUNE if tune else REPORT)[:GROUP if quick else None]
@@ -50,10 +51,13 @@ def calibrate(
     numbers = plain(collection, alarms, recalls)
     if out is not None:
         out.mkdir(parents=True, exist_ok=True)
-        (out / f"calibration-{collection}.json").write_text(json.dumps(numbers, indent=1) + "\n")
+        (out / f"calibration-{collection}.json").write_text(json.dumps(cleaned(numbers), indent=1) + "\n")
         if page is not None:
             page.write_text(markdown(recorded(out)))
-    typer.echo(json.dumps(numbers) if as_json else markdown([numbers]))
+    if as_json:
+        print_json(numbers)
+    else:
+        typer.echo(markdown([cleaned(numbers)]))
     if any(each.grade != "confirmed" or each.off_target for each in recalls):
         raise typer.Exit(1)
 

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from .options import Data, File, Json, Overrides
+from .options import Data, File, Json, Overrides, print_json
 
 if TYPE_CHECKING:
     from ..corpus.encode import Encoder
@@ -49,7 +48,7 @@ def show(
                   encoder=chosen or "", slopes=slopes_of(file, overrides or (), data) if gradients else ())
     page = None if as_json and out is None else write_partition_page(shown, out or Path("partition.html"))
     if as_json:
-        typer.echo(json.dumps(shown.plain(), ensure_ascii=False))
+        print_json(shown.plain())
     else:
         on_screen(shown)
         typer.echo(f"\npage {page.resolve()}" if page else "")
@@ -85,7 +84,7 @@ def tables(seed: Annotated[int, typer.Option("--seed", min=0, max=2**53 - 1, hel
 
     rows = reproduce(seed, draws)
     if as_json:
-        typer.echo(json.dumps([{**asdict(row), "agrees": row.agrees} for row in rows]))
+        print_json([{**asdict(row), "agrees": row.agrees} for row in rows])
     else:
         shown = Table(title="What a dial should measure and what it does")
         for name in ("table", "setting", "quantity", "expected", "found", "allowed", ""):

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from .options import ROOT, Data, Device, Json, Names, Root, Threads, runtime, tell_unreadable
+from .options import ROOT, Data, Device, Json, Names, Root, Threads, print_json, runtime, tell_unreadable
 
 if TYPE_CHECKING:
     from ..diagnose import Judgement
@@ -52,7 +52,7 @@ def diagnose(names: Names, twin: Twins = False, fail_on: FailOn = None, root: Ro
         for run in group.runs:
             run.write_json("findings", said)
         if as_json:
-            typer.echo(json.dumps(said))
+            print_json({**said, "judgements": [asdict(judgement) for judgement in judgements]})
         else:
             on_screen(group, f"{title(group.runs[0])}", judgements)
     grave = {"suspected": ("suspected", "confirmed"), "confirmed": ("confirmed",)}

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from .options import Json
+from .options import Json, print_json
 
 if TYPE_CHECKING:
     from ..conform import Verdict
@@ -36,7 +35,7 @@ def conform(what: What = "scoreboard", subject: Subjects = None, markdown: Markd
         verdicts, seen = judge.scoreboard(asked), [] if subject else planted()
         if as_json:
             bugs = [{"algorithm": bug.algorithm, "bug": bug.name, "seen_by": [v.problem for v in found]} for bug, found in seen]
-            typer.echo(json.dumps({"verdicts": [vars(v) for v in verdicts], "planted": bugs}))
+            print_json({"verdicts": [vars(v) for v in verdicts], "planted": bugs})
         elif markdown:
             typer.echo("\n\n".join([judge.table(verdicts), *([bugs_table(seen)] if seen else [])]))
         else:
@@ -47,7 +46,7 @@ def conform(what: What = "scoreboard", subject: Subjects = None, markdown: Markd
     else:
         outcomes = list(RESULTS[what](lambda said: typer.echo(said, err=True)))
         if as_json:
-            typer.echo(json.dumps([vars(o) for o in outcomes]))
+            print_json([vars(o) for o in outcomes])
         elif markdown:
             typer.echo(outcome.table(outcomes))
         else:

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from .options import ROOT, VERBOSE, Json, Root, tell_unreadable
+from .options import ROOT, VERBOSE, Json, Root, print_json, tell_unreadable
 
 
 def runs(root: Root = ROOT, as_json: Json = False) -> None:
@@ -29,9 +29,8 @@ def runs(root: Root = ROOT, as_json: Json = False) -> None:
     found, bad = read_each(list_runs(root), row)
     bad += list_unreadable(root)
     if as_json:
-        typer.echo(json.dumps([{"id": run.id, "status": run.status, "name": title(run), "experiment": run.experiment}
-                               for run, _ in found]
-                              + [{"id": each.id, "status": "unreadable", "reason": each.reason} for each in bad]))
+        print_json([{"id": run.id, "status": run.status, "name": title(run), "experiment": run.experiment}
+                    for run, _ in found] + [{"id": each.id, "status": "unreadable", "reason": each.reason} for each in bad])
         return
     if not (found or bad):
         typer.echo(f"no runs in {root.resolve()}; `fedrift demo` makes six")
@@ -58,9 +57,8 @@ def show(name: Annotated[str, typer.Argument(help="A run's id (its first letters
     run = find_run(root, name)
     trajectory = run.trajectory()
     if as_json:
-        rows = json.loads(trajectory.frame().to_json(orient="records"))
-        typer.echo(json.dumps({"id": run.id, "status": run.status, "experiment": run.experiment, "records": rows,
-                               "events": run.events()}))
+        print_json({"id": run.id, "status": run.status, "experiment": run.experiment, "records": trajectory.frame(),
+                    "events": run.events()})
         return
     summary(run)
     domains = trajectory.domains_of("loss") if trajectory.has("loss") else ()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shlex
 import sys
 from pathlib import Path
@@ -10,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from .options import ROOT, Data, Device, File, Fresh, Json, Overrides, Root, Threads, runtime
+from .options import ROOT, Data, Device, File, Fresh, Json, Overrides, Root, Threads, print_json, runtime
 
 if TYPE_CHECKING:
     from ..arms.page import Part
@@ -97,7 +96,7 @@ def foresee(study: Study, stock: Stock, as_json: bool) -> None:
     plan, _ = foreseen(study, stock)
     price = cost(plan.experiments.values(), stock, False)
     if as_json:
-        typer.echo(json.dumps({"study": study.name, "runs": [vars(entry) for entry in plan.entries]}))
+        print_json({"study": study.name, "runs": [vars(entry) for entry in plan.entries]})
         return
     ids: dict[str, list[str]] = {}
     for entry in plan.entries:
@@ -114,13 +113,14 @@ def show(told: list[Part], said: dict[str, Any], command: str, out: Path | None,
     from rich.table import Table
 
     from ..arms.page import html, markdown
+    from ..store.lines import write_value
 
     if out is not None:
         out.parent.mkdir(parents=True, exist_ok=True)
         out.write_text(markdown(told, command) if out.suffix == ".md" else html(told, command) if out.suffix == ".html" else
-                       json.dumps(said, indent=1) + "\n")
+                       write_value(said, 1) + "\n")
     if as_json:
-        typer.echo(json.dumps(said))
+        print_json(said)
         return
     screen = Console(highlight=False, markup=False)
     for part in told:

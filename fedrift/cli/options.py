@@ -34,7 +34,8 @@ Deterministic = Annotated[bool, typer.Option(
     "--deterministic/--no-deterministic", help="On a GPU: kernels that give the same bits twice, where there are any.")]
 KeepUpdates = Annotated[bool, typer.Option(
     "--keep-updates", help="Keep what the clients send in every round, for `fedrift replay`; adapters are small.")]
-Json = Annotated[bool, typer.Option("--json", help="Print JSON, for scripts.")]
+Json = Annotated[bool, typer.Option(
+    "--json", help="Print JSON, for scripts: numbers with all digits; NaN is null, infinities are 1e999 and -1e999.")]
 Names = Annotated[list[str], typer.Argument(help="Ids of runs (their first letters do), or folders.", metavar="RUN...")]
 
 Fresh = Annotated[bool, typer.Option(
@@ -73,3 +74,10 @@ def runtime(root: Path, data: Path | None = None, device: str = "auto", threads:
                    tf32=tf32, deterministic=deterministic, keep_updates=keep_updates,
                    dtype=dtype,  # type: ignore[arg-type]
                    say=lambda message: typer.echo(message, err=True))
+
+
+def print_json(value: object) -> None:
+    """A value as JSON on one line, as the option ``--json`` promises it."""
+    from ..store.lines import write_value
+
+    typer.echo(write_value(value))

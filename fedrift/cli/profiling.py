@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -49,11 +48,12 @@ def profile(file: File, overrides: Overrides = None, rounds: Rounds = 2, data: D
 
     from ..profile import profiled
     from ..stock import Stock
+    from ..store.lines import write_value
 
     stock = Stock(runtime(ROOT, data, device, threads, micro, dtype, compiled, None, tf32, deterministic))
     with Console(stderr=True).status("loading") as status:
         seen = profiled(experiment, stock, rounds, trace, say=lambda told: say(status, told))
-    text = json.dumps(cleaned(seen.said()), indent=2)
+    text = write_value(seen.said(), 2)
     if out is not None:
         out.write_text(text + "\n")
     if as_json:
@@ -71,15 +71,6 @@ def say(status: Any, told: str) -> None:
         status.update(told)
     else:
         status.console.print(told)
-
-
-def cleaned(value: Any) -> Any:
-    """What is NaN as null."""
-    if isinstance(value, dict):
-        return {key: cleaned(each) for key, each in value.items()}
-    if isinstance(value, list):
-        return [cleaned(each) for each in value]
-    return None if isinstance(value, float) and value != value else value
 
 
 def on_screen(screen: Console, seen: Profile) -> None:

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from .options import ROOT, Data, Device, Json, Root, Threads, runtime
+from .options import ROOT, Data, Device, Json, Root, Threads, print_json, runtime
 
 if TYPE_CHECKING:
     from ..replay import Told
@@ -37,6 +36,7 @@ def replay(name: Name, from_round: FromRound, changes: Changes = None, root: Roo
 
     The fork is a run like any other, for `show`, `report`, `compare` and `diagnose`.
     """
+    from ..diagnose.telling import cleaned
     from ..recording import Parting
     from ..replay import forked, told
     from ..store import Run, find_run, list_runs
@@ -48,9 +48,9 @@ def replay(name: Name, from_round: FromRound, changes: Changes = None, root: Roo
     assert parting is not None
     carry_out_all([experiment], runtime(origin.root, data, device, threads))
     said = told(parting, list_runs(origin.root))
-    parting.run.write_json("replay", said.plain())
+    parting.run.write_json("replay", cleaned(said.plain()))
     if as_json:
-        typer.echo(json.dumps(said.plain()))
+        print_json(said.plain())
     else:
         on_screen(said)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections import Counter
 from collections.abc import Sequence
@@ -11,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from .options import ROOT, VERBOSE, Data, Device, Fresh, Json, Root, Threads, runtime, tell_unreadable
+from .options import ROOT, VERBOSE, Data, Device, Fresh, Json, Root, Threads, print_json, runtime, tell_unreadable
 
 if TYPE_CHECKING:
     from ..stock import Stock
@@ -80,9 +79,9 @@ def foresee(study: Study, stock: Stock, probe: bool, as_json: bool) -> None:
     said, price = written(study, plan, known), cost(plan.experiments.values(), stock, probe)
     caveats = Counter(caveat for experiment in plan.experiments.values() for caveat in known_caveats(experiment))
     if as_json:
-        typer.echo(json.dumps({"study": said["study"], "designs": said["designs"], "choices": said["choices"], "ids_final": known,
-                               "runs": [vars(entry) for entry in plan.entries], "cost": told(vars(price)),
-                               "caveats": [{"caveat": caveat, "runs": runs} for caveat, runs in caveats.items()]}))
+        print_json({"study": said["study"], "designs": said["designs"], "choices": said["choices"], "ids_final": known,
+                    "runs": [vars(entry) for entry in plan.entries], "cost": vars(price),
+                    "caveats": [{"caveat": caveat, "runs": runs} for caveat, runs in caveats.items()]})
         return
     screen = Console(highlight=False)
     table = Table(box=SIMPLE)
@@ -131,7 +130,7 @@ def go(study: Study, stock: Stock, executor: Any, as_json: bool, sinks: Sequence
         for run in failed.run:
             print_traceback(book.run(run))
     if as_json:
-        typer.echo(frame.to_json(orient="records"))
+        print_json(frame)
         raise typer.Exit(1 if len(failed) else 0)
     choices(book.read()["choices"])
     runs = frame[frame.role == "run"]
@@ -176,12 +175,15 @@ def sql(query: Annotated[str, typer.Argument(help="SQL over `runs`, `records` an
     `records(run, round, metric, domain, client, value)` has every number; `runs` one row a run, with a column a path of the
     experiment (`"partition.severity"`, in double quotes); `findings` what detectors left. `DESCRIBE runs` lists columns.
     """
-    from ..store import list_unreadable
+    from ..store import list_unreadable, query_rows
     from ..store import sql as ask
 
-    frame = ask(root, query)
+    answer = query_rows(root, query) if as_json else ask(root, query)
     tell_unreadable(list_unreadable(root))
-    typer.echo(frame.to_json(orient="records") if as_json else frame.to_string(index=False, max_rows=200))
+    if isinstance(answer, list):
+        print_json(answer)
+    else:
+        typer.echo(answer.to_string(index=False, max_rows=200))
 
 
 def compare(one: Annotated[str, typer.Argument(help="A run's id (its first letters do), or its folder.", metavar="A")],
@@ -212,8 +214,8 @@ def compare(one: Annotated[str, typer.Argument(help="A run's id (its first lette
 
         inside = likeness(a, b, Stock(runtime(root, data, device, threads)))
     if as_json:
-        typer.echo(json.dumps({"asked": {path: list(pair) for path, pair in differs.items()},
-                               "came": [told(asdict(each)) for each in found], **({"states": inside} if inside else {})}))
+        print_json({"asked": {path: list(pair) for path, pair in differs.items()},
+                    "came": [asdict(each) for each in found], **({"states": inside} if inside else {})})
         return
     screen = Console(highlight=False)
     config = Table(title="asked" if differs else "asked: the same", box=SIMPLE)

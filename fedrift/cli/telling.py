@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import json
-
 import typer
 
-from .options import Data, Json
+from .options import Data, Json, print_json
 
 
 def models(as_json: Json = False) -> None:
@@ -20,8 +18,7 @@ def models(as_json: Json = False) -> None:
 
     every = [(preset, at_hand(preset, cache_folder())) for preset in PRESETS.values()]
     if as_json:
-        typer.echo(json.dumps([{**vars(preset), "here": here, "training_memory": preset.training_memory()}
-                               for preset, here in every]))
+        print_json([{**vars(preset), "here": here, "training_memory": preset.training_memory()} for preset, here in every])
         return
     fetched = {"pip": "package index", "hub": "model hub"}
     table("name", "files", "parameters", "memory", "licence", "what it is", rows=[
@@ -35,7 +32,7 @@ def corpora(data: Data = None, as_json: Json = False) -> None:
 
     found = listings(data)
     if as_json:
-        typer.echo(json.dumps([listing._asdict() for listing in found]))
+        print_json([listing._asdict() for listing in found])
         return
     table("name", "documents", "comes from", "what it is", rows=[
         (listing.name, f"{listing.documents:,}" if listing.documents else "", listing.origin, listing.description)

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import time
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from .options import ROOT, Json, Root, check_number
+from .options import ROOT, Json, Root, check_number, print_json
 
 if TYPE_CHECKING:
     from ..watch import Watcher
@@ -36,7 +35,7 @@ def watch(name: Name = "", web: Web = False, port: Port = 8770, host: Host = "12
     if as_json:
         from .board import plain
 
-        typer.echo(json.dumps(plain(watcher.look())))
+        print_json(plain(watcher.look()))
     elif web:
         serve(watcher, host, port, every)
     else:

@@ -13,8 +13,9 @@ import numpy as np
 def kept_array(file: Path, rows: int) -> np.ndarray | None:
     """What an earlier call kept, [rows, E]; None if there is nothing, or nothing sound."""
     try:
-        found: np.ndarray = np.load(file, allow_pickle=False)
-    except Exception:  # damaged bytes raise anything
+        with np.load(file, allow_pickle=False) as kept:
+            found: np.ndarray = kept["array"]  # a zip's checksum is compared here
+    except Exception:  # damaged bytes raise anything, and so does a file of an older fedrift
         return None
     return found if found.ndim == 2 and len(found) == rows and bool(np.isfinite(found).all()) else None
 
@@ -25,7 +26,7 @@ def keep_array(file: Path, array: np.ndarray) -> None:
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
         with draft.open("wb") as out:
-            np.save(out, array)
+            np.savez(out, array=array)
         draft.replace(file)
     except OSError as error:
         draft.unlink(missing_ok=True)

@@ -55,7 +55,7 @@ class Heterogeneity:
         """Numbers, lists and strings only, for JSON; missing is None."""
 
         def number(value: float) -> float | None:
-            return float(value) if np.isfinite(value) else None
+            return None if np.isnan(value) else float(value)
 
         return {
             "numbers": {

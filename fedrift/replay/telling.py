@@ -9,7 +9,6 @@ from typing import Any
 
 from ..diagnose import Judgement, diagnose
 from ..diagnose.cases import Shelf
-from ..diagnose.telling import cleaned
 from ..recording import Parting
 from ..store import Run
 from .parting import Apart, parted
@@ -71,11 +70,11 @@ class Told:
 
     def plain(self) -> dict[str, Any]:
         """All of it as JSON."""
-        return cleaned({  # type: ignore[no-any-return]
+        return {
             **{name: getattr(self, name) for name in ("origin", "fork", "round", "twin", "said", "reused", "sentence")},
             "rounds": [{**asdict(row), "difference": row.difference} for row in self.rounds],
             "findings": [{"failure": each.failure, "sentence": each.sentence, "origin": short(each.origin),
-                          "fork": short(each.fork)} for each in self.findings]})
+                          "fork": short(each.fork)} for each in self.findings]}
 
 
 def told(parting: Parting, known: Iterable[Run]) -> Told:

@@ -45,6 +45,7 @@ def export_models(run: Run, out: Path, hub: str = "", licence: str = "") -> list
     source = run.folder / "model"
     if not run.finished or not source.is_dir():
         raise UserError(f"run {run.id} has no models yet: it is {run.status}; the same `fedrift run` command goes on with it")
+    run.check_models()
     if out.exists() and any(out.iterdir()):
         raise UserError(f"{out} is there already and not empty; name another folder (--out)")
     shutil.copytree(source, out, dirs_exist_ok=True)

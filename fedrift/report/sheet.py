@@ -84,9 +84,9 @@ class Sheet(NamedTuple):
         return {
             "title": self.title, "experiment": self.said, "unit": self.unit, "note": self.note,
             "documents_in_pool": self.documents, "left_out": self.left_out, **self.measured.plain(),
-            "characteristic": [[{"word": word, "z": round(z, 3)} for word, z in words] for words in self.words],
-            "characteristic_by_chance": round(self.chance, 3), "encoder": self.encoder,
-            "gradients": [slope._asdict() | {name: number if np.isfinite(number := getattr(slope, name)) else None
+            "characteristic": [[{"word": word, "z": float(z)} for word, z in words] for words in self.words],
+            "characteristic_by_chance": float(self.chance), "encoder": self.encoder,
+            "gradients": [slope._asdict() | {name: None if np.isnan(number := getattr(slope, name)) else number
                                              for name in ("value", "twin", "deviation")} for slope in self.slopes],
             "samples": [[sample._asdict() for sample in client] for client in self.samples],
         }

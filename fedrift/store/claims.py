@@ -97,7 +97,7 @@ def alive(path: Path, dead: float = DEAD) -> bool:
         return age(path) < dead
     except FileNotFoundError:
         return False
-    except ValueError:  # being written
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError):  # being written, or not by fedrift
         return age(path) < dead
 
 

@@ -10,7 +10,8 @@ import json
 import math
 import os
 import zlib
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -25,23 +26,46 @@ def write_number(value: float) -> str:
     return "null" if math.isnan(value) else "1e999" if value > 0 else "-1e999"
 
 
-def write_value(value: Any) -> str:
-    """A value on one line of JSON, nested or not; each float in it as ``write_number`` writes it.
+def write_value(value: Any, indent: int = 0) -> str:
+    """A value as JSON, nested or not; each float in it as ``write_number`` writes it.
 
-    Numbers and arrays of numpy, and whatever else has ``tolist``, are written as their Python selves; a table of pandas as a list
-    of rows; paths, dates and the like as their text.
+    Numbers and arrays of numpy are written as their Python selves; a table of pandas as a list of rows; what is missing in one as
+    ``null``; paths, dates and the like as their text.
+
+    Args:
+        value: What to write.
+        indent: Blanks for each level, on lines of their own; 0: all on one line.
     """
+    return "".join(_parts(value, indent, "\n" if indent else ""))
+
+
+def _parts(value: Any, indent: int, line: str) -> Iterator[str]:
+    """The text of a value, in parts. ``line``: the line break and the blanks before what closes the value."""
     if isinstance(value, float):
-        return write_number(value)
-    if value is None or isinstance(value, (str, int)):
-        return json.dumps(value)
-    if isinstance(value, Mapping):
-        return "{" + ", ".join(f"{json.dumps(str(key))}: {write_value(item)}" for key, item in value.items()) + "}"
-    if isinstance(value, (list, tuple, set, frozenset)):
-        return "[" + ", ".join(map(write_value, value)) + "]"
-    if hasattr(value, "to_dict"):  # a table
-        return write_value(value.to_dict("records"))
-    return write_value(value.tolist()) if hasattr(value, "tolist") else json.dumps(str(value))
+        yield write_number(value)
+    elif value is None or isinstance(value, (str, int)):
+        yield json.dumps(value)
+    elif isinstance(value, Decimal):
+        yield str(value) if value.is_finite() else write_number(float(value))
+    elif hasattr(value, "to_dict"):  # a table
+        yield from _parts(value.to_dict("records"), indent, line)
+    elif hasattr(value, "tolist"):
+        yield from _parts(value.tolist(), indent, line)
+    elif isinstance(value, (Mapping, list, tuple, set, frozenset)):
+        begin, end = "{}" if isinstance(value, Mapping) else "[]"
+        pairs = ((f"{json.dumps(str(key))}: ", item) for key, item in value.items()) if isinstance(value, Mapping) else (
+            ("", item) for item in value)
+        inner, comma = f"{line}{' ' * indent}", ("," if indent else ", ")
+        yield begin
+        for place, (key, item) in enumerate(pairs):
+            yield f"{comma if place else ''}{inner}{key}"
+            yield from _parts(item, indent, inner)
+        yield (line if value else "") + end
+    else:
+        yield "null" if type(value).__name__ in MISSING else json.dumps(str(value))
+
+
+MISSING = ("NAType", "NaTType")  # what pandas has in the place of a value
 
 
 BEGINNING = (0, 0)  # the mark of no bytes
@@ -122,7 +146,11 @@ def keep(path: Path, wanted: Callable[[Any], bool]) -> int:
 
 def finished(path: Path) -> list[bytes]:
     """The lines that end with a line break."""
-    return path.read_bytes().split(b"\n")[:-1] if path.exists() else []
+    try:
+        return path.read_bytes().split(b"\n")[:-1] if path.exists() else []
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror or error}. Move it away, or remove the run's folder to begin it "
+                        "again.") from error
 
 
 def write_all(handle: int, content: bytes) -> None:

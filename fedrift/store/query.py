@@ -11,11 +11,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping
+from itertools import chain, count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import UserError
-from .parquet import parquet_path, stale, write_parquet
+from .parquet import parquet_path, read_parquet, stale, write_parquet
 from .run import Run
 from .shelf import Unreadable, find_fault, list_runs, list_unreadable, read_each
 
@@ -23,20 +24,39 @@ if TYPE_CHECKING:
     import duckdb
     import pandas as pd
 
+TABLES = 'The tables are records, runs and findings; `fedrift sql "DESCRIBE runs"` lists the columns of one'
 EMPTY = "SELECT ''::VARCHAR run, 0 round, '' metric, '' domain, 0 client, 0.0::DOUBLE AS value WHERE false"
 FINDINGS = {"run": "str", "detector": "str", "grade": "str", "since": "float64", "strength": "float64", "sentence": "str"}
 
 
 def sql(root: Path, query: str) -> pd.DataFrame:
     """The answer to a query over all runs under ``root``."""
+    with connected(root) as connection:
+        return _execute(connection, query).df()
+
+
+def query_rows(root: Path, query: str) -> list[dict[str, Any]]:
+    """The answer as Python's own values, which keep every digit of integers and decimals; a column whose name is there already
+    has a number behind it."""
+    with connected(root) as connection:
+        answer = _execute(connection, query)
+        names: list[str] = []
+        for name, *_ in answer.description or ():
+            names.append(next(each for each in chain([name], (f"{name}_{n}" for n in count(1))) if each not in names))
+        return [dict(zip(names, row, strict=True)) for row in answer.fetchall()]
+
+
+def _execute(connection: duckdb.DuckDBPyConnection, query: str) -> duckdb.DuckDBPyConnection:
+    """Run a query that has an answer. Raises UserError where it is wrong, or no query."""
     import duckdb
 
-    with connected(root) as connection:
-        try:
-            return connection.execute(query).df()
-        except duckdb.Error as error:
-            raise UserError(f"{str(error).strip()}\nThe tables are records, runs and findings; `fedrift sql \"DESCRIBE runs\"` "
-                            "lists the columns of one") from None
+    try:
+        answer = connection.execute(query)
+        if answer.description is None:
+            raise UserError(f"{query[:80]!r} asks nothing. {TABLES}")
+        return answer
+    except (duckdb.Error, UnicodeError) as error:
+        raise UserError(f"{' '.join(str(error).split())}. {TABLES}") from None
 
 
 def connected(root: Path, runs: Iterable[Run] | None = None) -> duckdb.DuckDBPyConnection:
@@ -71,15 +91,23 @@ def _readable(run: Run) -> Path | None:
 
 
 def fresh(run: Run) -> Path | None:
-    """The run's Parquet file, made or made again if it must be; None where there are no rows yet."""
-    from pyarrow.parquet import read_metadata
+    """The run's Parquet file, made or made again if it must be; None where there are no rows yet.
 
-    path = parquet_path(run.folder)
+    Raises UserError where it is damaged and there are no rows to make it of, or a finished run has lost rows.
+    """
+    path, rows = parquet_path(run.folder), run.folder / "records.jsonl"
     if stale(run.folder):
+        run.check_rows()
         write_parquet(run.folder)
     if not path.exists():
         return None
-    read_metadata(path)  # raises where the file is none
+    try:
+        read_parquet(run.folder)  # DuckDB does not look at the checksums
+    except UserError:
+        if not rows.exists():
+            raise
+        run.check_rows()
+        write_parquet(run.folder)
     return path
 
 

@@ -119,6 +119,10 @@ class Run:
         if not isinstance(seconds, dict) or not all(type(value) in NUMBERS for value in seconds.values()):
             raise UserError(f"{self.folder / 'finished.json'}: 'seconds' is {str(seconds)[:80]!r}, and has to be an object of "
                             "numbers; remove its folder to begin it again")
+        stored = end.get("stored", {})
+        if not isinstance(stored, dict) or not all(_is_mark(mark) for mark in stored.values()):
+            raise UserError(f"{self.folder / 'finished.json'}: 'stored' is {str(stored)[:80]!r}, and has to be an object of "
+                            "marks; remove its folder to begin it again")
         return end
 
     def failure(self) -> str:
@@ -157,13 +161,20 @@ class Run:
 
     def check_rows(self) -> None:
         """Raise UserError where the rows of a finished run are not those that it ended with; older runs have noted none."""
-        path = self.folder / "records.jsonl"
-        stored = self.ending().get("stored")
-        if isinstance(stored, dict) and not lines.is_beginning(path, stored[path.name]):
-            there = path.stat().st_size if path.exists() else 0
-            raise UserError(f"{path} is not what it was when the run ended ({there:,} bytes, {stored[path.name][0]:,} then): "
-                            f"rows were lost or changed. Put a copy of it back, or run it again (`fedrift run --fresh`, or "
-                            f"remove {self.folder})")
+        self._check_stored("records.jsonl")
+
+    def check_models(self) -> None:
+        """Raise UserError where the models of a finished run are not those that it ended with; older runs have noted none."""
+        self._check_stored("model/")
+
+    def _check_stored(self, start: str) -> None:
+        for name, mark in self.ending().get("stored", {}).items():
+            path = self.folder / name
+            if name.startswith(start) and not lines.is_beginning(path, mark):
+                there = path.stat().st_size if path.exists() else 0
+                raise UserError(f"{path} is not what it was when the run ended ({there:,} bytes, {mark[0]:,} then): it lost or "
+                                "changed something since. Put a copy of it back, or run it again (`fedrift run --fresh`, or "
+                                f"remove {self.folder})")
 
     def trajectory(self) -> Trajectory:
         """The same as curves; from the Parquet file, which says nothing twice, where it is up to date."""
@@ -200,8 +211,10 @@ class Run:
         """Say that the run is over, and what came of it."""
         if stale(self.folder):
             write_parquet(self.folder)
-        rows = self.folder / "records.jsonl"
-        self.write_json("finished", {**summary, "stored": {rows.name: lines.mark(rows)}} if rows.exists() else summary)
+        files = [path for path in (self.folder / "records.jsonl", *sorted((self.folder / "model").rglob("*.safetensors")))
+                 if path.is_file()]
+        stored = {path.relative_to(self.folder).as_posix(): lines.mark(path) for path in files}
+        self.write_json("finished", {**summary, "stored": stored} if stored else summary)
         (self.folder / "failed.json").unlink(missing_ok=True)
 
     def fail(self, round: int, message: str, traceback: str = "") -> None:
@@ -276,6 +289,10 @@ def _of_rounds(rows: list[Any], path: Path, numbers: bool = False) -> list[dict[
             raise UserError(f"{path} holds {str(row)[:80]!r}, which is no object of a round. Something other than fedrift wrote "
                             "there; remove the run's folder to begin it again.")
     return rows
+
+
+def _is_mark(value: Any) -> bool:
+    return isinstance(value, list) and len(value) == 2 and all(type(number) is int and number >= 0 for number in value)
 
 
 class StoredObject(dict[str, Any]):

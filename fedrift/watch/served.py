@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from hashlib import blake2b
 from typing import Any
 
@@ -14,16 +14,17 @@ from .watcher import Watcher
 SHOWN = 6  # rows in the chart, one a colour that can be told apart
 
 
-def state(scene: Scene, domains: Iterable[str], every: float) -> dict[str, Any]:
-    """All but the curves."""
+def state(scene: Scene, domains: Iterable[str], every: float, exact: bool = False) -> dict[str, Any]:
+    """All but the curves. ``exact``: numbers with all their digits, and infinities among them."""
+    number = keep_number if exact else shorten_number
     return {"title": scene.title, "question": scene.question, "note": scene.note, "over": scene.over, "done": scene.done,
             "total": scene.total, "left": None if math.isnan(scene.left) else scene.left, "counts": dict(scene.counts),
             "words": WORDS, "domains": list(domains), "seeds": scene.seeds, "every": every, "suggested": suggested(scene),
-            "rows": [row_of(row) for row in scene.rows],
+            "rows": [row_of(row, number) for row in scene.rows],
             "findings": [{**each, "strength": number(each["strength"])} for each in scene.findings]}
 
 
-def row_of(row: Row) -> dict[str, Any]:
+def row_of(row: Row, number: Callable[[float], float | None]) -> dict[str, Any]:
     return {"id": short(row), "arm": row.arm, "stage": row.stage, "role": row.role, "live": row.live,
             "loss": number(mean(run.loss for run in row.runs)), "gap": number(mean(run.gap for run in row.runs)),
             "runs": [{"run": run.run, "seed": run.seed, "state": run.state, "round": run.round, "rounds": run.rounds,
@@ -73,8 +74,14 @@ def mean(values: Iterable[float]) -> float:
     return sum(known) / len(known) if known else math.nan
 
 
-def number(value: float) -> float | None:
+def shorten_number(value: float) -> float | None:
+    """Six digits; None where the number is not finite."""
     return float(f"{value:.6g}") if math.isfinite(value) else None
+
+
+def keep_number(value: float) -> float | None:
+    """The number as it is; None where it is NaN."""
+    return None if math.isnan(value) else float(value)
 
 
 def short(row: Row) -> str:

@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 import json
+import math
+import os
+import signal
 import subprocess
 import sys
+import time
 
 import pytest
 import yaml
 
+import fedrift.cli.app
 from fedrift.cli.app import main
+from fedrift.records import Record
+from fedrift.store import Run
 from tests.worlds import experiment
 
 
@@ -101,6 +108,56 @@ def test_validate_prints_the_whole_experiment_and_runs_nothing(world, capsys, mo
     assert code == 0
     assert yaml.safe_load(out)["algorithm"]["is"] == "Scaffold"
     assert not (world / "runs").exists()
+
+
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGHUP"])
+def test_a_signal_stops_a_command_as_ctrl_c_does_and_another_does_not_disturb_that(monkeypatch, name):
+    number, told = getattr(signal, name), []
+
+    def command():
+        try:
+            os.kill(os.getpid(), number)
+            time.sleep(10)
+        except KeyboardInterrupt:
+            os.kill(os.getpid(), signal.SIGTERM)
+            told.append("stopped")
+            raise
+
+    monkeypatch.setattr(fedrift.cli.app, "app", command)
+    before = [signal.getsignal(each) for each in (signal.SIGTERM, signal.SIGHUP)]
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code == 128 + number and told == ["stopped"]
+    assert [signal.getsignal(each) for each in (signal.SIGTERM, signal.SIGHUP)] == before
+
+
+def test_a_signal_that_is_ignored_stays_ignored(monkeypatch):
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)  # nohup
+    try:
+        monkeypatch.setattr(fedrift.cli.app, "app", lambda: os.kill(os.getpid(), signal.SIGHUP))
+        main()
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+def test_json_keeps_every_digit_and_infinities(tmp_path, capsys, monkeypatch):
+    run = Run(tmp_path, "abc")
+    run.write_json("experiment", {"corpus": {"name": "bbc"}, "model": "pocket", "seed": 0,
+                                  "plan": {"rounds": 1, "clip": 0.1 + 0.2}, "algorithm": {"is": "FedAvg"}, "partition": {"is": "TopicMix", "severity": 1.0}})
+    values = [1.23456789012e-12, math.inf, 0.1 + 0.2]
+    run.append(Record(round, "loss", "", -1, value) for round, value in enumerate(values))
+    ask = ("sql", "SELECT value FROM records ORDER BY round", "--json", "--runs", str(tmp_path))
+    assert [row["value"] for row in json.loads(fedrift_said(capsys, monkeypatch, *ask))] == values
+    shown = json.loads(fedrift_said(capsys, monkeypatch, "show", "abc", "--json", "--runs", str(tmp_path)))
+    assert [row["value"] for row in shown["records"]] == values
+    (listed,) = json.loads(fedrift_said(capsys, monkeypatch, "runs", "--json", "--runs", str(tmp_path)))
+    assert listed["experiment"]["plan"]["clip"] == 0.1 + 0.2
+
+
+def fedrift_said(capsys, monkeypatch, *words) -> str:
+    code, out, _ = fedrift(capsys, monkeypatch, *words)
+    assert code == 0
+    return out
 
 
 def test_models_and_corpora_are_listed(capsys, monkeypatch):

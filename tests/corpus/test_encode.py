@@ -11,6 +11,7 @@ from sklearn.metrics import normalized_mutual_info_score
 
 from fedrift.corpus import Source, encode, load_corpus
 from fedrift.corpus.encode import embed
+from fedrift.corpus.keep import keep_array, kept_array
 from fedrift.errors import UserError
 from fedrift.experiment import parse
 from fedrift.partition import TopicMix
@@ -92,3 +93,16 @@ def test_without_the_package_the_way_out_is_told(monkeypatch):
                         if name == "wordllama" else real(name, *rest))
     with pytest.raises(UserError, match=r"pip install 'fedrift\[encoder\]'"):
         embed(["a"], "wordllama")
+
+
+def test_no_damage_to_kept_vectors_is_read(tmp_path):
+    vectors = np.random.default_rng(0).normal(size=(6, 4))
+    keep_array(tmp_path / "x.npy", vectors)
+    content = (tmp_path / "x.npy").read_bytes()
+    assert (kept_array(tmp_path / "x.npy", 6) == vectors).all()
+    for place in range(len(content)):
+        (tmp_path / "x.npy").write_bytes(content[:place] + bytes([content[place] ^ 4]) + content[place + 1:])
+        found = kept_array(tmp_path / "x.npy", 6)
+        assert found is None or (found == vectors).all()
+    np.save(tmp_path / "old.npy", vectors)
+    assert kept_array(tmp_path / "old.npy", 6) is None  # without a checksum: made again

@@ -57,6 +57,16 @@ def test_every_cluster_has_its_model(home, tmp_path):
     assert "cluster 1" in (folders[1] / "README.md").read_text()
 
 
+def test_a_model_that_was_changed_since_the_end_of_its_run_is_not_exported(personal, tmp_path):
+    path = next((personal.folder / "model").rglob("*.safetensors"))
+    sound = path.read_bytes()
+    path.write_bytes(sound[:-1] + bytes([sound[-1] ^ 1]))
+    with pytest.raises(UserError, match="is not what it was when the run ended"):
+        export_models(personal, tmp_path / "out")
+    path.write_bytes(sound)
+    assert export_models(personal, tmp_path / "out")
+
+
 def test_nothing_is_overwritten_and_an_unfinished_run_is_told(personal, tmp_path):
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "mine").write_text("mine")

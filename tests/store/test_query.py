@@ -10,7 +10,7 @@ import pytest
 
 from fedrift.errors import UserError
 from fedrift.records import Record
-from fedrift.store import Run, connected, sql
+from fedrift.store import Run, connected, lines, query_rows, sql
 from fedrift.store.parquet import parquet_path, stale, write_parquet
 from fedrift.store.query import flat
 
@@ -82,6 +82,56 @@ def test_an_empty_folder_answers_and_a_mistake_is_told(tmp_path):
         sql(tmp_path, "SELECT nothing FROM runs")
     with connected(tmp_path) as connection:
         assert connection.execute("SELECT count(*) FROM runs").fetchone() == (0,)
+
+
+def test_a_damaged_parquet_file_is_made_again_of_the_rows_or_refused(tmp_path):
+    run = made(tmp_path)
+    run.finish({"rounds": 1})
+    path, sound = parquet_path(run.folder), parquet_path(run.folder).read_bytes()
+    spoilt = bytearray(sound)
+    spoilt[len(sound) // 4] ^= 16
+    path.write_bytes(spoilt)
+    with pytest.raises(UserError, match="is damaged"):
+        run.trajectory()
+    assert sql(tmp_path, "SELECT count(*) n FROM records").n[0] == 4 and path.read_bytes() == sound
+    (run.folder / "records.jsonl").unlink()
+    for content in (bytes(spoilt), sound[:50], b"", b"PAR1nothingPAR1"):
+        path.write_bytes(content)
+        with pytest.raises(UserError, match="is damaged"):
+            run.records()
+        assert sql(tmp_path, "SELECT status FROM runs").status.tolist() == ["unreadable"]
+
+
+def test_rows_that_a_finished_run_lost_are_no_answer(tmp_path):
+    run = made(tmp_path)
+    run.finish({"rounds": 1})
+    rows = run.folder / "records.jsonl"
+    rows.write_bytes(rows.read_bytes()[:60])
+    os.utime(rows, ns=(2**62, 2**62))
+    for ask in (run.records, run.trajectory):
+        with pytest.raises(UserError, match="is not what it was when the run ended"):
+            ask()
+    assert sql(tmp_path, "SELECT failure FROM runs").failure[0].startswith(str(rows))
+
+
+def test_rows_of_python_keep_every_digit(tmp_path):
+    made(tmp_path)
+    asked = ("SELECT 1.23456789012e-12::DOUBLE a, 'inf'::DOUBLE b, 'nan'::DOUBLE c, NULL d, 9007199254740993 e, 1.10 f, 'x' a, "
+             "[1, NULL] g, DATE '2026-01-02' h, 0.1::FLOAT i, true j")
+    (row,) = query_rows(tmp_path, asked)
+    back = json.loads(lines.write_value(row))
+    assert back == {"a": 1.23456789012e-12, "b": math.inf, "c": None, "d": None, "e": 9007199254740993, "f": 1.1, "a_1": "x",
+                    "g": [1, None], "h": "2026-01-02", "i": row["i"], "j": True}
+    values = [each["value"] for each in query_rows(tmp_path, "SELECT value FROM records WHERE domain = 'sport'")]
+    assert values == [0.1 + 0.2]
+
+
+@pytest.mark.parametrize("query", ["", "  ", ";", "-- nothing", "SELECT", "SELECT nothing FROM runs", "SELECT * FROM x", "\0"])
+def test_a_query_that_cannot_be_answered_is_refused_in_one_line(tmp_path, query):
+    for ask in (sql, query_rows):
+        with pytest.raises(UserError, match="The tables are records, runs and findings") as caught:
+            ask(tmp_path, query)
+        assert "\n" not in str(caught.value)
 
 
 def test_classes_take_their_parents_place_and_lists_are_json():

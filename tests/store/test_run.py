@@ -6,11 +6,14 @@ import errno
 import json
 import math
 import os
+import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from hypothesis import given
@@ -39,6 +42,35 @@ def test_every_float_reads_back_as_the_same_bits(value):
         assert back is None
     else:
         assert np.float64(back).tobytes() == np.float64(value).tobytes()
+
+
+ANY = st.recursive(st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=3),
+                   lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=3), inner, max_size=3))
+
+
+def missing_as_none(value):
+    if isinstance(value, dict):
+        return {key: missing_as_none(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [missing_as_none(item) for item in value]
+    return None if isinstance(value, float) and math.isnan(value) else value
+
+
+@given(ANY, st.sampled_from([0, 1, 2]))
+def test_any_value_is_plain_json_and_reads_back_whole(value, indent):
+    text = lines.write_value(value, indent)
+    assert json.loads(text, parse_constant=pytest.fail) == missing_as_none(value)
+    assert "\n" not in text or indent
+    if indent and "e999" not in text:
+        assert text == json.dumps(missing_as_none(value), indent=indent)
+
+
+def test_tables_arrays_and_what_is_missing_in_them_are_json():
+    table = pd.DataFrame({"a": [1.23456789012e-12, math.nan], "b": [2**53 + 1, 2], "c": pd.array([True, None], dtype="boolean")})
+    said = {"table": table, "array": np.array([[0.1, -np.inf]]), "one": np.float32(0.1), "path": Path("x"), 3: pd.NaT}
+    assert json.loads(lines.write_value(said)) == {
+        "table": [{"a": 1.23456789012e-12, "b": 2**53 + 1, "c": True}, {"a": None, "b": 2, "c": None}],
+        "array": [[0.1, -math.inf]], "one": float(np.float32(0.1)), "path": "x", "3": None}
 
 
 def test_records_read_back_as_they_were_written(run):
@@ -231,6 +263,59 @@ def test_two_processes_never_write_the_same_run_and_a_killed_one_lets_go(run):
     assert run.status == "unfinished"
     with run.lock():
         run.append([loss(0, 1.0)])
+
+
+@pytest.mark.parametrize("content", ["[]", "3", "null", '"text"', "[" * 100_000, "9" * 5000, "{", "\udce4", '{"plan": []}', '{"seed": {}}'])
+def test_an_experiment_of_another_shape_is_one_line(run, content):
+    (run.folder / "experiment.json").write_bytes(content.encode(errors="surrogateescape"))
+    with pytest.raises(UserError, match=r"experiment\.json") as caught:
+        run.experiment["plan"]["rounds"]
+    assert "\n" not in str(caught.value) and len(str(caught.value)) < 500
+
+
+def test_a_key_that_a_stored_file_lacks_is_one_line(run):
+    run.write_json("environment", {"engine": {}})
+    for ask in (lambda: run.experiment["plan"], lambda: run.environment["engine"]["micro"], lambda: run.environment["threads"]):
+        with pytest.raises(UserError, match="json has no '"):
+            ask()
+
+
+@pytest.mark.parametrize("line", ["[1, 2]", "3", "null", '{"train": 1.0}', '{"round": "1"}', '{"round": 1, "train": "x"}'])
+def test_a_timing_of_another_shape_is_one_line(run, line):
+    (run.folder / "timings.jsonl").write_text(line + "\n")
+    for ask in (run.timings, lambda: run.rewind(3)):
+        with pytest.raises(UserError, match="is no object of a round"):
+            ask()
+
+
+@pytest.mark.parametrize("line", ["7", "{}", '["1", "loss", "", -1, 2.0]', "[1, 2, 3, 4, 5]", '[1, "loss", "", -1, "x"]', "[true, 1]"])
+def test_a_record_of_another_shape_is_one_line(run, line):
+    (run.folder / "records.jsonl").write_text(line + "\n")
+    for ask in (run.records, lambda: run.rewind(3)):
+        with pytest.raises(UserError, match="is no record"):
+            ask()
+
+
+@pytest.mark.parametrize("name, write", [
+    ("lock", lambda run: run.lock().__enter__()), ("records.jsonl", lambda run: run.append([loss(0, 1.0)])),
+    ("events.jsonl", lambda run: run.event(0, "a", "b")), ("finished.json", lambda run: run.finish({})),
+    (".failed.json.part", lambda run: run.fail(1, "x")), ("experiment.json", lambda run: run.experiment),
+    ("timings.jsonl", lambda run: run.timings()), ("mitigation.json", lambda run: run.decisions())])
+def test_a_folder_in_the_place_of_a_file_is_one_line(run, name, write):
+    shutil.rmtree(run.folder / name, ignore_errors=True)
+    (run.folder / name).unlink(missing_ok=True)
+    (run.folder / name).mkdir()
+    with pytest.raises(UserError, match=re.escape(name)) as caught:
+        write(run)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_folder_that_takes_no_files_is_one_line(tmp_path):
+    (tmp_path / "file").write_text("")
+    run = Run(tmp_path / "file", "abc")
+    for write in (lambda: run.write_json("experiment", {}), lambda: run.append([loss(0, 1.0)]), lambda: run.lock().__enter__()):
+        with pytest.raises(UserError, match="cannot be written"):
+            write()
 
 
 def test_looking_at_a_run_does_not_take_it_from_who_wants_to_write(run):
