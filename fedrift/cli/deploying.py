@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -82,7 +83,7 @@ def host_and_port(address: str) -> tuple[str, int]:
     from ..errors import UserError, quote
 
     host, _, port = address.rpartition(":")
-    if not host or any(letter.isspace() or not letter.isprintable() for letter in host) or whole(port, 65_535) < 1:
+    if not re.fullmatch(r"[\w.:\[\]%-]+", host) or whole(port, 65_535) < 1:
         raise UserError(f"--address {quote(address)}: wanted HOST:PORT with a port from 1 to 65535, e.g. --address 10.0.0.5:9191")
     return host, int(port)
 

@@ -65,8 +65,8 @@ def write_app(folder: Path, experiment: Mapping[str, Any], config: Mapping[str, 
     read."""
     folder.mkdir(parents=True, exist_ok=True)
     said = {"experiment": json.dumps(experiment), **config}
-    lines = "\n".join(f"{key} = {json.dumps(value)}" for key, value in said.items())  # such JSON values are TOML
-    (folder / "pyproject.toml").write_text(PYPROJECT.format(config=lines))
+    lines = "\n".join(f"{key} = {toml(value)}" for key, value in said.items())
+    (folder / "pyproject.toml").write_text(PYPROJECT.format(config=lines), encoding="utf-8")
     (folder / "LICENSE").write_text("Apache-2.0\n")
     return folder
 
@@ -74,10 +74,16 @@ def write_app(folder: Path, experiment: Mapping[str, Any], config: Mapping[str, 
 def write_connection(home: Path, address: str, tls: Tls | None = None) -> Path:
     """Flower's configuration in ``FLWR_HOME``: where the SuperLink is."""
     home.mkdir(parents=True, exist_ok=True)
-    secured = f'root-certificates = "{tls.authority}"' if tls else "insecure = true"
+    secured = f"root-certificates = {toml(str(tls.authority))}" if tls else "insecure = true"
     path = home / "config.toml"
-    path.write_text(f'[superlink]\ndefault = "{CONNECTION}"\n\n[superlink.{CONNECTION}]\naddress = "{address}"\n{secured}\n')
+    path.write_text(f'[superlink]\ndefault = "{CONNECTION}"\n\n[superlink.{CONNECTION}]\naddress = {toml(address)}\n{secured}\n',
+                    encoding="utf-8")
     return path
+
+
+def toml(value: str | int | float | bool) -> str:
+    """A value as TOML, which takes the escapes of JSON but no pairs of surrogates."""
+    return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
 
 
 def superlink(host: str, port: int, tls: Tls | None = None, *, authenticate: bool = False, simulation: bool = False,
@@ -94,7 +100,7 @@ def superlink(host: str, port: int, tls: Tls | None = None, *, authenticate: boo
 def supernode(client: int, address: str, port: int, tls: Tls | None = None, *, data: str = "", keeps: str = "", key: str = "",
               more: Mapping[str, str] | None = None) -> Command:
     """A client's machine. ``data``: the folder of its documents; ``key``: its private key, where nodes are authenticated."""
-    folders = {name: f'"{value}"' for name, value in (("data", data), ("keeps", keeps)) if value}
+    folders = {name: toml(value) for name, value in (("data", data), ("keeps", keeps)) if value}
     said = {"client": str(client), **folders, **(more or {})}
     secured = ("--root-certificates", str(tls.authority)) if tls else ("--insecure",)
     return Command(f"client {client}", (

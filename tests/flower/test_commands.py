@@ -41,14 +41,21 @@ def test_a_fleet_that_there_is_not_is_refused(said, why):
         apart([said])
 
 
+QUOTED = 'a "quoted" \\ folder \U0001f600 caf\u00e9\x7f'
+
+
 def test_the_app_is_toml_that_holds_the_experiment_and_names_fedrift(tmp_path):
     written = parse({"corpus": "bbc", "plan": {"rounds": 3}}).written()
-    folder = write_app(tmp_path / "app", written, {"runs": 'a "quoted" folder', "least": 2, "plain": False})
+    folder = write_app(tmp_path / "app", written, {"runs": QUOTED, "least": 2, "plain": False})
     said = tomllib.loads((folder / "pyproject.toml").read_text())["tool"]["flwr"]["app"]
     assert parse(__import__("json").loads(said["config"]["experiment"])).plan.rounds == 3
-    assert said["config"]["runs"] == 'a "quoted" folder' and said["config"]["plain"] is False
+    assert said["config"]["runs"] == QUOTED and said["config"]["plain"] is False
     assert said["components"] == {"serverapp": "fedrift.flower.server:app", "clientapp": "fedrift.flower.node:app"}
-    tomllib.loads(write_connection(tmp_path / "home", "10.0.0.5:9191").read_text())
+    tls = Tls(tmp_path / QUOTED, tmp_path, tmp_path)
+    connection = tomllib.loads(write_connection(tmp_path / "home", "10.0.0.5:9191", tls).read_text())["superlink"]["fedrift"]
+    assert connection == {"address": "10.0.0.5:9191", "root-certificates": str(tmp_path / QUOTED)}
+    config = supernode(1, "h:9191", 9195, data=QUOTED).words[-1]
+    assert tomllib.loads(config.replace("client=1 ", "client=1\n")) == {"client": 1, "data": QUOTED}
 
 
 def test_tls_and_authentication_are_flowers_own_options(tmp_path):
@@ -97,7 +104,7 @@ def test_own_folders_and_an_address_are_of_clients_and_ports_that_there_are():
     with pytest.raises(UserError, match="two folders"):
         owned(["0=/a", "00=/b"], 2)
     assert host_and_port("[::1]:9191") == ("[::1]", 9191)
-    for wrong in ("", "h", "h:", ":1", "h:0", "h:65536", "h:x", "h:\u0661", "a b:1", "h:" + "1" * 5000):
+    for wrong in ("", "h", "h:", ":1", "h:0", "h:65536", "h:x", "h:\u0661", "a b:1", 'a"b:1', "a\n:1", "h:" + "1" * 5000):
         with pytest.raises(UserError, match="HOST:PORT"):
             host_and_port(wrong)
 
