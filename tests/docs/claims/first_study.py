@@ -73,11 +73,11 @@ def table(first: Kept) -> list[str]:
         f"| **supported** | {said(v['H1 style'])} | {p(v['H1 style'])} |",
         f"| the same, tokens | inconclusive | {said(v['H1 tokens'])} | {p(v['H1 tokens'])} |",
         f"| inconclusive | {said(v['H1 cost'])} | {p(v['H1 cost'])} |",
-        f"swing more than IID | **supported** | {said(v['swing'])} | {p(v['swing'])} |",
+        f"move more than IID | **supported** | {said(v['swing'])} | {p(v['swing'])} |",
         f"than token skew | inconclusive | {said(v['H4 worst'])} | {p(v['H4 worst'], holm=True)} |",
         f"than topic skew | inconclusive | {said(v['H4 style'])} | {p(v['H4 style'], holm=True)} |",
         f"by its learning rate** (below) | {said(v['H6 FedProx'], digits=4)} | {p(v['H6 FedProx'], holm=True)} |",
-        f"SCAFFOLD's domains swing less than FedAvg's | inconclusive | {said(v['H6 Scaffold'])} | {p(v['H6 Scaffold'], holm=True)} |",
+        f"SCAFFOLD's domains move less than FedAvg's | inconclusive | {said(v['H6 Scaffold'])} | {p(v['H6 Scaffold'], holm=True)} |",
         f"over {v['swing'].seeds} seeds; the smallest that they can give is {smallest_p(v['swing'].seeds):.3f}.",
     ]
 
@@ -121,7 +121,8 @@ def behind(first: Kept) -> list[str]:
         f" (p = {compare(ratios[1] - ratios[0]).p.value:.3f}).",
         f"end losses are {min(behind_fedavg):.3f} to {max(behind_fedavg):.3f} nats above FedAvg's under topic and token skew",
         f"edge of what was tried ({choices['Scaffold']['settings']['algorithm.server.lr']:g})",
-        f"a swing of {v['swing'].effect:.3f} nats beyond the IID baseline is real, and below what is called a failure ({limit()} nats)",
+        f"a movement of {v['swing'].effect:.3f} nats beyond the IID baseline is real, and small; swings, which are movement without the net"
+        f" change, are called from {limit()} nats on",
     ]
 
 
@@ -160,9 +161,9 @@ def induced(failures: Kept) -> list[str]:
         f" {round(base['plan']['participation'] * clients)} of {clients} clients a round",
         f"It began with {swing.seeds - 2} seeds. Those cannot reach p < 0.05 whatever happens, so 2 were added",
         f"{stages['oscillation']['plan.rounds']} rounds of {stages['oscillation']['plan.steps']} steps",
-        f"domains swing {swings[0]:.3f} nats between evaluations, {swings[1]:.3f} in the IID baseline: {signed(swing.effect)}"
-        f" ({signed(swing.low)} to {signed(swing.high)}), p = {swing.p:.3f}, **supported**. The detector calls nothing: that is below"
-        f" its {limit()} nats",
+        f"domains move {swings[0]:.3f} nats between evaluations, {swings[1]:.3f} in the IID baseline: {signed(swing.effect)}"
+        f" ({signed(swing.low)} to {signed(swing.high)}), p = {swing.p:.3f}, **supported**. The detector calls nothing: swings are called"
+        f" from {limit()} nats on",
         f"{stages['forgetting']['plan.rounds']} rounds of {stages['forgetting']['plan.steps']} steps",
         f"{pairs[0]:.1f} % of minimal pairs are right, {pairs[1]:.1f} % in the IID baseline (p = {syntax.p:.3f}, {syntax.holm:.3f} by"
         f" Holm; {100 * syntax.detectable:.1f} percentage points would have been called).",
@@ -196,5 +197,5 @@ def small(smollm2: Kept) -> list[str]:
         f"has {cost.seeds} seeds and {plan['rounds']} rounds of {plan['steps']} AdamW steps of {plan['batch']} x {plan['seq_len']} tokens.",
         f"One topic a client ends {cost.effect:.3f} nats above its IID baseline ({cost.low:.3f} to {cost.high:.3f}); {cost.seeds} seeds"
         f" cannot give a p below {cost.attainable:.2f}.",
-        f"Domains swing {swings[0]:.3f} nats, {swings[1]:.3f} in the IID baseline.",
+        f"Domains move {swings[0]:.3f} nats, {swings[1]:.3f} in the IID baseline.",
     ]
