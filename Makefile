@@ -145,6 +145,12 @@ gpu-wheels:
 bench-models: $(VENV)/.dev
 	$(BIN)/python benchmarks/models.py
 
+# What can be trained of every causal architecture of transformers, small and random, beside plain transformers: an hour on one
+# core. Writes the table of docs/models.md and benchmarks/results/architectures.json.
+.PHONY: architectures
+architectures: $(VENV)/.dev
+	$(BIN)/python benchmarks/architectures.py
+
 # Memory and perplexity of quantised bases beside the dense one: about five minutes. Writes benchmarks/results/quantised.json.
 bench-quantised: $(VENV)/.dev
 	$(BIN)/python benchmarks/quantised.py

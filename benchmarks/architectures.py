@@ -59,30 +59,46 @@ SMALL: dict[str, Any] = {name: value for names, value in (
     ("num_experts_per_tok moe_top_k moe_k topk_group n_group first_k_dense_replace n_shared_experts", 1),
     ("q_lora_rank kv_lora_rank o_lora_rank index_head_dim", 16),
     ("state_size mamba_d_state sliding_window attention_window", 8),
-    ("layer_types mlp_layer_types", None),
+    ("image_size", 32), ("patch_size", 16),
+    ("mamba_n_heads mamba_num_heads", 8), ("mamba_d_head mamba_head_dim", 8), ("mamba_n_groups mamba_d_conv n_groups", 1),
+    ("mamba_chunk_size chunk_size", 8),
+    ("layer_types mlp_layer_types layers_block_type", None), ("num_kv_shared_layers", 0),
 ) for name in names.split()}
 
 
 def small_config(kind: str) -> Any:
     """The configuration of an architecture with the usual numbers made small."""
     made = CONFIG_MAPPING[kind]
-    plain = made()
-    known = {**{name: value for name, value in vars(plain).items()}, **{name: None for name in made.attribute_map}}
+    return made(**small_numbers(made, kind))
+
+
+def small_numbers(made: Any, kind: str = "") -> dict[str, Any]:
+    """What a class of configurations is given, so that its network, and those of the configurations inside it, are small."""
+    known = {**vars(made()), **dict.fromkeys(made.attribute_map)}
     given = {name: value for name, value in SMALL.items() if name in known and (value is not None or known[name] is not None)}
     given |= {name: number for number, name in enumerate(("pad_token_id", "bos_token_id", "eos_token_id")) if name in known}
     if "kv_lora_rank" in known:  # latent attention
         given.pop("head_dim", None)
         given["num_key_value_heads"] = HEADS
-    given |= OWN.get(kind, {})
-    inner = plain.get_text_config()
-    if inner is not plain:
-        return made(text_config=small_config(inner.model_type).to_dict())
-    return made(**given)
+    for name, inner in made.sub_configs.items():
+        there = known.get(name)
+        if there is not None:
+            class_of = type(there) if inner.__name__ == "AutoConfig" else inner
+            given[name] = {"model_type": there.model_type, **small_numbers(class_of, there.model_type)}
+    return given | OWN.get(kind or made.model_type, {})
 
 
 # Numbers that an architecture needs in a relation that the usual ones do not have.
 OWN: dict[str, dict[str, Any]] = {
     "gpt_neo": {"attention_types": [[["global", "local"], 1]], "window_size": 8},
+    "cohere_compass_text": {"layer_types": ["sliding_attention", "full_attention"]},
+    "dots3_note": {"per_layer_config": {}},
+    "falcon_h1": {"mamba_d_ssm": 64},
+    "gemma4_assistant": {"text_config": {"model_type": "gemma4_text", "hidden_size_per_layer_input": 0, "hidden_size": WIDTH}},
+    "lfm2_moe": {"layer_types": ["conv", "full_attention"]},
+    "reformer": {"is_decoder": True, "axial_pos_embds": False},
+    "zamba": {"layers_block_type": ["mamba", "hybrid"]},
+    "zamba2": {"layers_block_type": ["mamba", "hybrid"]},
     "mamba2": {"num_heads": 8, "head_dim": 8, "n_groups": 1, "chunk_size": 8},
 }
 
@@ -197,7 +213,7 @@ def table(rows: list[dict[str, str]]) -> tuple[list[dict[str, str]], str]:
 def main(words: list[str] | None = None) -> int:
     ask = ArgumentParser(description=__doc__)
     ask.add_argument("--kinds", nargs="+", default=sorted(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES), help="all, if not said")
-    ask.add_argument("--seconds", type=float, default=120, help="for each architecture")
+    ask.add_argument("--seconds", type=float, default=600, help="for each architecture")
     ask.add_argument("--out", type=Path, default=RESULTS, help="only there, docs/models.md is written too")
     said = ask.parse_args(words)
     torch.set_num_threads(1)

@@ -13,7 +13,6 @@ from peft import LoraConfig, get_peft_model, set_peft_model_state_dict
 from peft import __version__ as peft_version
 from safetensors.torch import save_file
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM
 
 from ..errors import UserError
 from ..tree import Tree
@@ -77,23 +76,23 @@ def check_adapters(model: StackedModel, tune: Lora) -> None:
     config: Any = model.network.config
     transposed = any(is_transposed(module) for module in model.modules.values())
     shapes = tuple((name, tuple(leaf.shape)) for name, leaf in adapter_leaves(model.template().map(lambda leaf: leaf[0])).items())
-    if wrong := misplaced(pickle.dumps(config), tune.rank, transposed, shapes):
+    if wrong := misplaced(pickle.dumps((type(model.network), config)), tune.rank, transposed, shapes):
         raise UserError(f"{type(model.network).__name__}: {wrong}")
 
 
 @lru_cache
-def misplaced(config: bytes, rank: int, transposed: bool, shapes: tuple[tuple[str, tuple[int, ...]], ...]) -> str:
-    """What PEFT would do wrong with a file of such tensors for a model of this (pickled) configuration; empty if nothing.
+def misplaced(pickled: bytes, rank: int, transposed: bool, shapes: tuple[tuple[str, tuple[int, ...]], ...]) -> str:
+    """What PEFT would do wrong with a file of such tensors for a model of this pickled class and configuration; empty if nothing.
 
     PEFT lays the file over a network without weights: it refuses some modules, and has other places for those of some experts.
     """
-    plain = pickle.loads(config)
+    kind, plain = pickle.loads(pickled)
     vars(plain).pop("quantization_config", None)
     paths = sorted({name.split(".lora_")[0].removeprefix("base_model.model.") for name, _ in shapes})
     lora = LoraConfig(r=rank, target_modules=paths, fan_in_fan_out=transposed, task_type="CAUSAL_LM")  # type: ignore[arg-type]
     with torch.device("meta"), warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        base: Any = AutoModelForCausalLM.from_config(plain)
+        base: Any = kind(plain)
         try:
             theirs = get_peft_model(base, lora)
             result = set_peft_model_state_dict(theirs, {name: torch.empty(shape) for name, shape in shapes})
@@ -123,10 +122,11 @@ def is_transposed(module: nn.Module) -> bool:
 
 
 def save_network(folder: Path, params: Tree, model: StackedModel) -> None:
-    """The whole network with its trained weights, as transformers saves it."""
-    state: dict[str, Tensor] = {key.replace(".base.", "."): value for key, value in model.network.state_dict().items()}
-    state.update({name: value.to(state[name]) for name, value in params.items()})
-    if model.network.config.tie_word_embeddings:  # type: ignore[union-attr]
-        head = {id(value): name for name, value in model.network.named_parameters(remove_duplicate=False)}
-        state = {name: value for name, value in state.items() if not name.startswith("lm_head") or id(value) in head}
-    model.network.save_pretrained(folder, state_dict=state)  # type: ignore[operator]
+    """The whole network with its trained weights, as transformers saves it; what is tied to a trained weight is that weight."""
+    network: Any = model.network
+    trained = {id(leaf): params[f"{path}.{name}"].to(leaf) for path, module in model.modules.items()
+               for name, leaf in module.named_parameters() if f"{path}.{name}" in params}
+    state = {}
+    for key, leaf in network.state_dict(keep_vars=True).items():
+        state[key.replace(".base.", ".")] = trained[id(leaf)] if id(leaf) in trained else leaf.detach()
+    network.save_pretrained(folder, state_dict=state)

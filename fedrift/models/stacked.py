@@ -47,12 +47,11 @@ class StackedModel:
                 self._leave_out(idle)
                 params = Tree({name: leaf for name, leaf in params.items() if name.rsplit(".", 1)[0] not in idle})
                 expected.append(losses)
-        embedding = network.get_input_embeddings()  # type: ignore[operator]
-        owner = embedding if self.head.weight is embedding.weight else self.head  # a tied head is the embedding's
         leaves = self.template().keys()
-        paths = {id(module): path for path, module in self.modules.items()}
-        self.head_leaf = next((name for name in [f"{paths.get(id(owner))}.weight"] if name in leaves), None)
-        self.bias_leaf = next((name for name in [f"{paths.get(id(self.head))}.bias"] if name in leaves), None)
+        names = {id(leaf): f"{path}.{name}" for path, module in self.modules.items() for name, leaf in module.named_parameters()
+                 if f"{path}.{name}" in leaves}
+        self.head_leaf = names.get(id(self.head.weight))  # a tied head's is the embedding's
+        self.bias_leaf = names.get(id(getattr(self.head, "bias", None)))
         replace_modules(network, {module: tune.wear(module, path, self.outfit) for path, module in self.modules.items()})
         if lean:
             lighten(network, self.outfit)

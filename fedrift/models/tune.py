@@ -130,7 +130,11 @@ class LastK:
         if self.blocks > len(stack):
             raise UserError(f"tune.blocks: {self.blocks} asked for, but the network has {len(stack)} blocks")
         prefixes = tuple(f"{path}.{number}." for number in range(len(stack) - self.blocks, len(stack)))
-        return {name: module for name, module in owners(network).items() if name.startswith(prefixes)}
+        found = {name: module for name, module in owners(network).items() if f"{name}.".startswith(prefixes)}
+        if not found:
+            raise UserError(f"{type(network).__name__} does not hold the weights of {path}.{len(stack) - 1} apart from others: "
+                            "use tune: {is: Full} or {is: Lora}")
+        return found
 
     def caveats(self, network: nn.Module) -> list[str]:
         return []

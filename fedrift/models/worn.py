@@ -98,6 +98,11 @@ class Own(nn.Module):
         """The frozen one, for who asks for its type; `check` finds out who computes with it."""
         return self.base.weight  # type: ignore[return-value]
 
+    @property
+    def bias(self) -> Tensor | None:
+        """As `weight`."""
+        return self.base.bias  # type: ignore[return-value]
+
     def leaf(self, name: str) -> Tensor:
         return self.outfit.leaves[f"{self.path}.{name}"].to(self.base.get_parameter(name).dtype)
 
@@ -117,8 +122,9 @@ class OwnEach(Own):
             return self.base(*args, **named)
         weights = {name: self.leaf(name) for name in names}
         count = len(next(iter(weights.values())))
-        size = next((len(leaf) for leaf in tree_leaves((args, named)) if isinstance(leaf, Tensor) and leaf.ndim), 0)
-        size = 0 if size % self.outfit.rows else size  # positions, the same for all rows
+        first = next((leaf for leaf in tree_leaves((args, named)) if isinstance(leaf, Tensor) and leaf.ndim), torch.zeros(0))
+        alike = first.ndim == 1 or len(first) % self.outfit.rows > 0  # positions, the same for all rows
+        size = 0 if alike else len(first)
 
         def part(client: int) -> Callable[[Any], Any]:
             def one(leaf: Any) -> Any:
@@ -132,7 +138,8 @@ class OwnEach(Own):
         def together(*parts: Any) -> Any:
             if not isinstance(parts[0], Tensor) or parts[0].ndim == 0:
                 return parts[0]
-            return torch.cat([leaf if size and len(leaf) > 1 else leaf.expand(rows, *leaf.shape[1:]) for leaf in parts])
+            one = [leaf.unsqueeze(0) if first.ndim == 1 else leaf for leaf in parts]
+            return torch.cat([leaf if size and len(leaf) > 1 else leaf.expand(rows, *leaf.shape[1:]) for leaf in one])
 
         return tree_map(together, *found)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,13 +14,16 @@ from transformers import AutoModelForCausalLM
 
 from fedrift.errors import UserError
 from fedrift.models.check import read_logits
-from fedrift.models.export import check_adapters
+from fedrift.models.export import check_adapters, save_network
 from fedrift.models.generate import continued
 from fedrift.models.head import Logits, OwnHead, token_losses
+from fedrift.models.load import load_model
 from fedrift.models.prefix import blocks_below
 from fedrift.models.stacked import StackedModel
 from fedrift.models.tune import Full, LastK, Lora, blocks_of
+from fedrift.setting import prepare
 from tests.models.networks import network
+from tests.worlds import experiment, stock
 
 ALL = Lora(rank=2, targets=("all",))
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "models.md"
@@ -103,8 +107,8 @@ def test_logits_made_in_an_unknown_way_are_refused(change):
         read_logits(Strange(network("untied", torch.float32), **change))
 
 
-@pytest.mark.parametrize("kind", ["phi", "gptj", "gemma2", "cohere", "granite", "gpt_neo", "bloom", "falcon", "opt", "mamba",
-                                  "olmoe", "bart"])
+@pytest.mark.parametrize("kind", ["llama", "phi", "gptj", "gemma2", "cohere", "granite", "gpt_neo", "bloom", "falcon", "opt",
+                                  "mamba", "olmoe", "bart"])
 def test_what_is_trained_has_the_loss_and_gradient_of_plain_transformers(kind, architectures):
     row = architectures.row_of(kind)
     assert row.pop("kind") == kind
@@ -182,6 +186,36 @@ def test_a_tied_head_with_a_bias_trains_the_bias_and_generates_with_it(architect
     prompt = torch.arange(3, 9)[None]
     expected = kept.generate(prompt, max_new_tokens=4, min_new_tokens=4, do_sample=False, pad_token_id=0)[:, 6:]
     assert torch.equal(continued(model, model.template(), prompt, 4), expected)
+
+
+@pytest.mark.parametrize(("kind", "tune"), [("phi", Full()), ("gpt_neox", Full()), ("mixtral", Full()), ("mamba", LastK(1)),
+                                            ("opt", Full()), ("gemma2", LastK(2))], ids=str)
+def test_a_whole_model_that_is_saved_is_the_one_that_was_trained(kind, tune, architectures, tmp_path):
+    config = architectures.small_config(kind)
+    config.tie_word_embeddings = kind in ("phi", "gpt_neox", "opt")
+    plain = AutoModelForCausalLM.from_config(config).eval()
+    model = StackedModel(copy.deepcopy(plain), tune)
+    draw = torch.Generator().manual_seed(0)
+    params = model.template().map(lambda leaf: leaf[0] + 0.1 * torch.randn(leaf[0].shape, generator=draw))
+    save_network(tmp_path, params, model)
+    back = AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float32).eval()
+    tokens = torch.arange(3, 15).view(2, 6)
+    expected = torch.func.functional_call(plain, dict(params), (), {"input_ids": tokens}).logits
+    assert torch.allclose(back(input_ids=tokens).logits, expected, atol=1e-5)
+
+
+def test_a_run_refuses_adapters_that_nobody_could_load_and_says_what_gets_none(architectures, tmp_path):
+    asked = experiment(tmp_path, "tune.targets=[all]", "tune.rank=2")
+    tokenizer = load_model(asked.model, cache=tmp_path).tokenizer
+    for kind in ("deepseek_v3", "mixtral"):
+        config = architectures.small_config(kind)
+        config.vocab_size = len(tokenizer)
+        AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path / kind)
+        tokenizer.save_pretrained(tmp_path / kind)
+    there = stock(tmp_path)
+    with pytest.raises(UserError, match=r"DeepseekV3ForCausalLM: PEFT .* has no place for"):
+        prepare(replace(asked, model=str(tmp_path / "deepseek_v3")), there)
+    assert any("MixtralExperts" in line for line in prepare(replace(asked, model=str(tmp_path / "mixtral")), there).caveats)
 
 
 @pytest.mark.slow
