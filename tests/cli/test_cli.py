@@ -143,7 +143,8 @@ def test_a_signal_that_is_ignored_stays_ignored(monkeypatch):
 def test_json_keeps_every_digit_and_infinities(tmp_path, capsys, monkeypatch):
     run = Run(tmp_path, "abc")
     run.write_json("experiment", {"corpus": {"name": "bbc"}, "model": "pocket", "seed": 0,
-                                  "plan": {"rounds": 1, "clip": 0.1 + 0.2}, "algorithm": {"is": "FedAvg"}, "partition": {"is": "TopicMix", "severity": 1.0}})
+                                  "plan": {"rounds": 1, "clip": 0.1 + 0.2}, "algorithm": {"is": "FedAvg"},
+                                  "partition": {"is": "TopicMix", "severity": 1.0}})
     values = [1.23456789012e-12, math.inf, 0.1 + 0.2]
     run.append(Record(round, "loss", "", -1, value) for round, value in enumerate(values))
     ask = ("sql", "SELECT value FROM records ORDER BY round", "--json", "--runs", str(tmp_path))

@@ -92,7 +92,8 @@ def test_the_heart_keeps_a_claim_young(tmp_path):
     assert not list((tmp_path / "run").glob(".now*"))
 
 
-@pytest.mark.parametrize("text", ['{"whe', "[]", "3", "null", '{"where": "HERE"}', '{"where": "HERE", "process": "x", "born": []}'])
+@pytest.mark.parametrize("text", [
+    '{"whe', "[]", "3", "null", '{"where": "HERE"}', '{"where": "HERE", "process": "x", "born": []}'])
 def test_a_claim_cut_short_while_it_was_written_is_judged_by_its_age(tmp_path, text):
     (tmp_path / "claim.0").write_text(text.replace("HERE", here()))
     assert alive(tmp_path / "claim.0")

@@ -265,7 +265,8 @@ def test_two_processes_never_write_the_same_run_and_a_killed_one_lets_go(run):
         run.append([loss(0, 1.0)])
 
 
-@pytest.mark.parametrize("content", ["[]", "3", "null", '"text"', "[" * 100_000, "9" * 5000, "{", "\udce4", '{"plan": []}', '{"seed": {}}'])
+@pytest.mark.parametrize("content", [
+    "[]", "3", "null", '"text"', "[" * 100_000, "9" * 5000, "{", "\udce4", '{"plan": []}', '{"seed": {}}'])
 def test_an_experiment_of_another_shape_is_one_line(run, content):
     (run.folder / "experiment.json").write_bytes(content.encode(errors="surrogateescape"))
     with pytest.raises(UserError, match=r"experiment\.json") as caught:
@@ -288,7 +289,8 @@ def test_a_timing_of_another_shape_is_one_line(run, line):
             ask()
 
 
-@pytest.mark.parametrize("line", ["7", "{}", '["1", "loss", "", -1, 2.0]', "[1, 2, 3, 4, 5]", '[1, "loss", "", -1, "x"]', "[true, 1]"])
+@pytest.mark.parametrize("line", [
+    "7", "{}", '["1", "loss", "", -1, 2.0]', "[1, 2, 3, 4, 5]", '[1, "loss", "", -1, "x"]', "[true, 1]"])
 def test_a_record_of_another_shape_is_one_line(run, line):
     (run.folder / "records.jsonl").write_text(line + "\n")
     for ask in (run.records, lambda: run.rewind(3)):
