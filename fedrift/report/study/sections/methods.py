@@ -40,11 +40,11 @@ def section(dossier: Dossier) -> Section | Missing:
             " that the twin shows too is not the skew's."
         ),
         (
-            "The unit of replication is the seed. Intervals are 95 % paired t-intervals over seeds; p are from exact sign-flip"
-            " tests (Page's L for trends over three or more levels, exact tests for rates), corrected by Holm inside a family."
-            " A p that so many seeds cannot give is not given. Diverged runs are kept and count as the worst of ranks; seeds in"
-            " which both sides of a comparison diverged have no difference, are left out of it and counted. The smallest effect is the"
-            " one that the test would call with 80 % probability."
+            "The unit of replication is the seed. Intervals are 95 % paired t-intervals over seeds; p are from exact"
+            " sign-flip tests (Page's L for trends over three or more levels, exact tests for rates), corrected by Holm"
+            " inside a family. A p that so many seeds cannot give is not given. Diverged runs are kept and count as the"
+            " worst of ranks; seeds in which both sides of a comparison diverged have no difference, are left out of it"
+            " and counted. The smallest effect is the one that the test would call with 80 % probability."
         ),
     ]
     for stage, design in dossier.said["designs"].items():
