@@ -52,7 +52,7 @@ def _execute(connection: duckdb.DuckDBPyConnection, query: str) -> duckdb.DuckDB
 
     try:
         answer = connection.execute(query)
-        if answer.description is None:
+        if answer is None or answer.description is None:  # DuckDB answers nothing to an empty query
             raise UserError(f"{query[:80]!r} asks nothing. {TABLES}")
         return answer
     except (duckdb.Error, UnicodeError) as error:

@@ -18,7 +18,7 @@ def test_from_a_run_with_a_liar_to_what_it_did(world, capsys, monkeypatch):
     code, out, _ = fedrift(capsys, monkeypatch, "run", "e.yaml", *WORDS, "--keep-updates")
     assert code == 0
     twin, run = list_runs(world / "runs")
-    assert f"updates of 8 rounds kept, 0.4 MB: `fedrift replay {run.id[:6]} --from-round" in out
+    assert f"updates of 8 rounds kept, 0.5 MB: `fedrift replay {run.id[:6]} --from-round" in out
     code, out, err = fedrift(capsys, monkeypatch, "replay", run.id[:5], "--from-round", "2", "drop_client=1", "--device", "cpu")
     assert code == 0, err
     assert f"Run {run.id[:6]} from round 2 on, without client 1" in out and "food" in out

@@ -61,7 +61,7 @@ def test_a_source_without_dials_keeps_the_id_it_had():
 def test_its_dials_are_turned_in_yaml_and_on_the_command_line_and_checked_at_the_door():
     said = {"corpus": "sandbox"}
     assert parse(said, ["corpus.sandbox.overlap=0.25"]).corpus.sandbox == Sandbox(overlap=0.25)
-    for wrong, told in (("overlp=1", "did you mean 'overlap'"), ("overlap=2", "less than or equal to 1"),
+    for wrong, told in (("overlp=1", "did you mean 'overlap'"), ("overlap=2", "from 0 to 1"),
                         ("styles=[posh]", "posh")):
         with pytest.raises(UserError, match=told):
             parse(said, [f"corpus.sandbox.{wrong}"])
