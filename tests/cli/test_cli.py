@@ -13,7 +13,6 @@ import time
 import pytest
 import yaml
 
-import fedrift.cli.app
 from fedrift.cli.app import main
 from fedrift.records import Record
 from fedrift.store import Run
@@ -123,7 +122,7 @@ def test_a_signal_stops_a_command_as_ctrl_c_does_and_another_does_not_disturb_th
             told.append("stopped")
             raise
 
-    monkeypatch.setattr(fedrift.cli.app, "app", command)
+    monkeypatch.setattr("fedrift.cli.app.app", command)
     before = [signal.getsignal(each) for each in (signal.SIGTERM, signal.SIGHUP)]
     with pytest.raises(SystemExit) as ended:
         main()
@@ -134,7 +133,7 @@ def test_a_signal_stops_a_command_as_ctrl_c_does_and_another_does_not_disturb_th
 def test_a_signal_that_is_ignored_stays_ignored(monkeypatch):
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)  # nohup
     try:
-        monkeypatch.setattr(fedrift.cli.app, "app", lambda: os.kill(os.getpid(), signal.SIGHUP))
+        monkeypatch.setattr("fedrift.cli.app.app", lambda: os.kill(os.getpid(), signal.SIGHUP))
         main()
     finally:
         signal.signal(signal.SIGHUP, before)
