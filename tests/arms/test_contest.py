@@ -17,6 +17,7 @@ from fedrift.arms.parts import parts, plain, sentence
 from fedrift.arms.table import BEST, Found, found
 from fedrift.errors import UserError
 from fedrift.statistics import paired_t, sign_flip
+from fedrift.store.lines import write_value
 from fedrift.study.conduct import conduct
 from tests.worlds import documents
 
@@ -144,7 +145,7 @@ def test_an_arm_of_which_a_run_diverged_has_no_mean_and_ties_no_zero():
 
 
 def test_the_tables_can_be_written_and_hold_what_was_found(came):
-    said = json.loads(json.dumps(plain(came, "fedrift mitigate x.yaml"), allow_nan=False))
+    said = json.loads(write_value(plain(came, "fedrift mitigate x.yaml")))
     text = came.means().set_index("arm").loc["text"]
     assert said["arms"][1]["own"] == pytest.approx(text["own"], abs=1e-6) and said["less"]["random"]["own"]
     written = markdown(parts(came), "fedrift mitigate x.yaml")

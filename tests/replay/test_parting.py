@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 
 import pytest
@@ -10,6 +11,7 @@ import torch
 from fedrift.replay import Apart
 from fedrift.replay.parting import between, weights
 from fedrift.replay.telling import Told, held
+from fedrift.store.lines import write_value
 from fedrift.tree import Tree
 
 ONE = torch.zeros(4, dtype=torch.long)
@@ -45,5 +47,5 @@ def test_the_sentence_says_what_came_of_it_and_where():
         "Without client 3 from round 7 on, the loss after round 7 is 4.300 nats per token instead of 4.400 (-0.100), most in a "
         "(-0.300); after round 9 it is 4.200 nats per token instead of 4.200 (+0.000). The servers part in round 7 and end 0.75 "
         "times as far apart as the origin went since round 6.")
-    assert said.plain()["rounds"][2]["fork"] is None
+    assert json.loads(write_value(said.plain()))["rounds"][2]["fork"] is None
     assert "instead of" in held(rows[1])
