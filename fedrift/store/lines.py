@@ -126,7 +126,7 @@ def read(path: Path) -> list[Any]:
     for number, line in enumerate(finished(path), 1):
         try:
             values.append(json.loads(line))
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise UserError(f"{path}, line {number} is not JSON: {line[:80]!r}. Something other than fedrift "
                             f"wrote there; remove the run's folder to begin it again.") from error
     return values

@@ -362,3 +362,9 @@ def test_other_engine_choices_refuse_to_resume(run):
     settle(run, describe("cpu", 2, {"stack": 4, "dtype": "float32"}))
     with pytest.raises(UserError, match="stack was 4 and is 8"):
         settle(run, describe("cpu", 2, {"stack": 8, "dtype": "float32"}))
+
+
+def test_a_line_that_is_nested_too_deep_is_one_line(run):
+    (run.folder / "events.jsonl").write_bytes(b"[" * 100_000 + b"\n")
+    with pytest.raises(UserError, match="line 1 is not JSON"):
+        run.events()
