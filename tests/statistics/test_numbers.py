@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
+from statsmodels.stats.multitest import multipletests
 from statsmodels.stats.power import TTestPower
 
 from fedrift import statistics as s
@@ -100,6 +101,10 @@ def test_holm_and_benjamini_hochberg_by_hand():
     assert s.holm(p) == pytest.approx([0.03, 0.06, 0.06, 0.02])
     assert s.benjamini_hochberg(p) == pytest.approx([0.02, 0.04, 0.04, 0.02])
     assert s.holm([0.01, math.nan])[0] == 0.02  # what could not be tested still counts
+    assert not len(s.holm([])) and not len(s.benjamini_hochberg([]))
+    for p in np.random.default_rng(0).uniform(0, 0.2, (2, 9)).round(2):  # with ties
+        assert s.holm(p) == pytest.approx(multipletests(p, method="holm")[1])
+        assert s.benjamini_hochberg(p) == pytest.approx(multipletests(p, method="fdr_bh")[1])
 
 
 def test_clopper_pearson_is_that_of_r():
