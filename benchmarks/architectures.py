@@ -13,6 +13,7 @@ from __future__ import annotations
 import copy
 import datetime
 import multiprocessing
+import re
 import sys
 import warnings
 from argparse import ArgumentParser
@@ -198,16 +199,31 @@ def in_time(work: Callable[[str], dict[str, str]], kind: str, seconds: float) ->
     return said or {"kind": kind, **dict.fromkeys(TUNES, f"no answer in {seconds:.0f} seconds")}
 
 
+def plainly(said: str) -> str:
+    """A reason without what differs from one architecture to the next, so that it stands once under the table."""
+    said = re.sub(r"^refused: \w+", "refused: the network", said)
+    said = re.sub(r"no place for .* among them: name", "no place for some of the adapters: name", said)
+    return said.replace("|", "/").replace("<", "&lt;")
+
+
 def table(rows: list[dict[str, str]]) -> tuple[list[dict[str, str]], str]:
     """The rows with numbers for what is not ``yes``, and the list of what the numbers mean."""
     notes, short = dict[str, int](), []
     for row in rows:
         cells = {"kind": f"`{row['kind']}`"}
         for name in TUNES:
-            said = row[name].replace("|", "/").replace("<", "&lt;")
+            said = plainly(row[name])
             cells[name] = "yes" if said == "yes" else f"no ({notes.setdefault(said, len(notes) + 1)})"
         short.append(cells)
     return short, "\n".join(f"{number}. {said}" for said, number in notes.items())
+
+
+def page_of(whole: dict[str, Any]) -> tuple[list[dict[str, str]], dict[str, str], str]:
+    """What stands in docs/models.md: the rows, their columns, and what is written under them."""
+    short, notes = table(whole["rows"])
+    works = ", ".join(f"{COLUMNS[name]} {count}" for name, count in whole["works"].items())
+    return short, COLUMNS, (f"{len(short)} architectures of transformers {whole['transformers']}, peft {whole['peft']}, torch "
+                            f"{whole['torch']}, {whole['date']}. Works: {works}. The numbers stand for:\n\n{notes}")
 
 
 def main(words: list[str] | None = None) -> int:
@@ -222,15 +238,11 @@ def main(words: list[str] | None = None) -> int:
         rows.append(in_time(row_of, kind, said.seconds))
         print(" | ".join(rows[-1].values()), flush=True)
     works = {name: sum(row[name] == "yes" for row in rows) for name in TUNES}
-    versions = {"transformers": transformers.__version__, "peft": peft.__version__, "torch": torch.__version__,
-                "date": datetime.date.today().isoformat()}
+    whole = {"transformers": transformers.__version__, "peft": peft.__version__, "torch": torch.__version__,
+             "date": datetime.date.today().isoformat(), "works": works, "rows": rows}
     if said.out == RESULTS and len(rows) == len(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES):
-        short, notes = table(rows)
-        head = (f"{len(rows)} architectures of transformers {versions['transformers']}, peft {versions['peft']}, torch "
-                f"{versions['torch']}, {versions['date']}. Works: " + ", ".join(
-                    f"{COLUMNS[name]} {count}" for name, count in works.items()) + ". The numbers stand for:")
-        into_docs(PAGE, "architectures", short, COLUMNS, f"{head}\n\n{notes}")
-    print(write(said.out, "architectures", {**versions, "works": works, "rows": rows}))
+        into_docs(PAGE, "architectures", *page_of(whole))
+    print(write(said.out, "architectures", whole))
     return int(any(row[name].startswith(("FAULT", "WRONG")) for row in rows for name in TUNES))
 
 
