@@ -25,26 +25,31 @@ import peft
 import torch
 import torch.nn.functional as F
 import transformers
-from machine import PAGE, RESULTS, into_docs, write
+from machine import MODELS_PAGE, RESULTS, update_docs_table, write_results
 from torch import Tensor
 from torch.func import functional_call
 from transformers import AutoModelForCausalLM
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
-from fedrift.errors import UserError
-from fedrift.models.export import check_adapters
-from fedrift.models.stacked import StackedModel
-from fedrift.models.tune import Full, LastK, Lora, Tune
-from fedrift.tree import Tree
+from fedrift.core.errors import UserError
+from fedrift.core.tree import Tree
+from fedrift.models.export import check_peft_compatible
+from fedrift.models.stacked_model import StackedModel
+from fedrift.models.trainable import All, LastBlocks, Lora, Trainable
 
-TUNES: dict[str, Tune] = {"lora": Lora(rank=2), "lora_all": Lora(rank=2, targets=("all",)), "last": LastK(1), "full": Full()}
+TRAINABLES: dict[str, Trainable] = {
+    "lora": Lora(r=2),
+    "lora_all": Lora(r=2, target_modules=("all",)),
+    "last": LastBlocks(1),
+    "full": All(),
+}
 COLUMNS = {"kind": "architecture", "lora": "LoRA", "lora_all": "LoRA, [all]", "last": "last block", "full": "full"}
-LOSS, GRADIENT = 1e-5, 1e-4
-LARGEST = 20_000_000  # weights
+MAX_LOSS_DIFFERENCE, MAX_GRADIENT_DIFFERENCE = 1e-5, 1e-4
+MAX_WEIGHTS = 20_000_000  # weights
 VOCABULARY, WIDTH, HEADS, LAYERS, WINDOW = 96, 32, 4, 2, 64
 # The usual names of what makes a network large, and what they become.
-SMALL: dict[str, Any] = {name: value for names, value in (
+SMALL_VALUES: dict[str, Any] = {name: value for names, value in (
     ("vocab_size vocab_size_per_layer_input", VOCABULARY),
     ("hidden_size d_model n_embd embed_dim embedding_size word_embed_proj_dim attention_hidden_size emb_dim input_hidden_size "
      "embedding_dim lru_width dim", WIDTH),
@@ -70,27 +75,29 @@ SMALL: dict[str, Any] = {name: value for names, value in (
 def small_config(kind: str) -> Any:
     """The configuration of an architecture with the usual numbers made small."""
     made = CONFIG_MAPPING[kind]
-    return made(**small_numbers(made, kind))
+    return made(**small_values(made, kind))
 
 
-def small_numbers(made: Any, kind: str = "") -> dict[str, Any]:
+def small_values(config_class: Any, kind: str = "") -> dict[str, Any]:
     """What a class of configurations is given, so that its network, and those of the configurations inside it, are small."""
-    known = {**vars(made()), **dict.fromkeys(made.attribute_map)}
-    given = {name: value for name, value in SMALL.items() if name in known and (value is not None or known[name] is not None)}
+    known = {**vars(config_class()), **dict.fromkeys(config_class.attribute_map)}
+    given = {
+        name: value for name, value in SMALL_VALUES.items() if name in known and (value is not None or known[name] is not None)
+    }
     given |= {name: number for number, name in enumerate(("pad_token_id", "bos_token_id", "eos_token_id")) if name in known}
     if "kv_lora_rank" in known:  # latent attention
         given.pop("head_dim", None)
         given["num_key_value_heads"] = HEADS
-    for name, inner in made.sub_configs.items():
+    for name, inner in config_class.sub_configs.items():
         there = known.get(name)
         if there is not None:
             class_of = type(there) if inner.__name__ == "AutoConfig" else inner
-            given[name] = {"model_type": there.model_type, **small_numbers(class_of, there.model_type)}
-    return given | OWN.get(kind or made.model_type, {})
+            given[name] = {"model_type": there.model_type, **small_values(class_of, there.model_type)}
+    return given | SPECIAL_VALUES.get(kind or config_class.model_type, {})
 
 
 # Numbers that an architecture needs in a relation that the usual ones do not have.
-OWN: dict[str, dict[str, Any]] = {
+SPECIAL_VALUES: dict[str, dict[str, Any]] = {
     "gpt_neo": {"attention_types": [[["global", "local"], 1]], "window_size": 8},
     "cohere_compass_text": {"layer_types": ["sliding_attention", "full_attention"]},
     "dots3_note": {"per_layer_config": {}},
@@ -104,12 +111,12 @@ OWN: dict[str, dict[str, Any]] = {
 }
 
 
-def network_of(kind: str) -> Any:
+def make_network(kind: str) -> Any:
     """A small random network, no weight of which is exactly 0 or 1."""
     config = small_config(kind)
     with torch.device("meta"):
         size = AutoModelForCausalLM.from_config(config).num_parameters()
-    if size > LARGEST:
+    if size > MAX_WEIGHTS:
         raise ValueError(f"{size:,} weights")
     torch.manual_seed(0)
     network: Any = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
@@ -122,38 +129,38 @@ def network_of(kind: str) -> Any:
     return network.requires_grad_(False).eval()
 
 
-def alone(network: Any, tune: Tune, leaves: dict[str, Tensor], tokens: Tensor, keep: Tensor) -> Tensor:
+def plain_loss(network: Any, trainable: Trainable, leaves: dict[str, Tensor], tokens: Tensor, keep: Tensor) -> Tensor:
     """One client's loss by plain transformers, as a function of its ``leaves``."""
     own = dict(leaves)
-    if isinstance(tune, Lora):
+    if isinstance(trainable, Lora):
         own = {}
         for path in {name.rsplit(".", 1)[0] for name in leaves}:
             module = network.get_submodule(path)
-            change = tune.scale * (leaves[f"{path}.B"] @ leaves[f"{path}.A"])
+            change = trainable.scale * (leaves[f"{path}.B"] @ leaves[f"{path}.A"])
             own[f"{path}.weight"] = module.weight + (change.T if "Conv1D" in type(module).__name__ else change)
     logits = functional_call(network, own, (), {"input_ids": tokens, "use_cache": False}).logits[:, :-1].float()
     losses = F.cross_entropy(logits.flatten(0, 1), tokens[:, 1:].flatten(), reduction="none").view(tokens[:, 1:].shape)
     return (losses * keep[:, 1:]).sum() / keep[:, 1:].sum()
 
 
-def compare(network: Any, tune: Tune) -> tuple[float, float]:
+def compare(network: Any, trainable: Trainable) -> tuple[float, float]:
     """How far two clients' losses (nats) and gradients (as a share of their length) are from those of plain transformers."""
-    plain, model = copy.deepcopy(network), StackedModel(network, tune)
-    if isinstance(tune, Lora):
-        check_adapters(model, tune)
+    plain, model = copy.deepcopy(network), StackedModel(network, trainable)
+    if isinstance(trainable, Lora):
+        check_peft_compatible(model, trainable)
     draw = torch.Generator().manual_seed(5)
     size = min(VOCABULARY, model.head.weight.shape[0])
     tokens = torch.randint(3, size, (2, 3, 16), generator=draw)
     keep = torch.ones_like(tokens, dtype=torch.bool)
     keep[1, 2, 10:], tokens[1, 2, 10:], tokens[0, 0, 5] = False, 0, 0
     params = Tree({name: (leaf + 0.05 * torch.randn(2, *leaf.shape[1:], generator=draw)).requires_grad_()
-                   for name, leaf in model.template().items()})
+                   for name, leaf in model.init_params().items()})
     loss = model(params, {"tokens": tokens, "keep": keep})
     found = torch.autograd.grad(loss.sum(), list(params.values()), materialize_grads=True)
     to_loss = to_gradient = 0.0
     for client in range(2):
         leaves = {name: leaf[client].detach().clone().requires_grad_() for name, leaf in params.items()}
-        theirs = alone(plain, tune, leaves, tokens[client], keep[client])
+        theirs = plain_loss(plain, trainable, leaves, tokens[client], keep[client])
         wanted = torch.autograd.grad(theirs, list(leaves.values()), materialize_grads=True)
         to_loss = max(to_loss, abs(float(loss[client] - theirs)))
         whole = torch.cat([leaf.flatten() for leaf in wanted]).norm()
@@ -162,68 +169,78 @@ def compare(network: Any, tune: Tune) -> tuple[float, float]:
     return to_loss, to_gradient
 
 
-def verdict(kind: str, name: str) -> str:
+def judge_architecture(kind: str, name: str) -> str:
     """``yes``, or why not."""
     try:
-        network = network_of(kind)
+        network = make_network(kind)
     except Exception as error:
         return f"no small configuration ({first_line(error)})"
     try:
-        loss, gradient = compare(network, TUNES[name])
+        loss, gradient = compare(network, TRAINABLES[name])
     except UserError as error:
         return f"refused: {first_line(error)}"
     except Exception as error:
         return f"FAULT: {type(error).__name__}: {first_line(error)}"
-    return "yes" if loss < LOSS and gradient < GRADIENT else f"WRONG: loss {loss:.1e}, gradient {gradient:.1e}"
+    return (
+        "yes"
+        if loss < MAX_LOSS_DIFFERENCE and gradient < MAX_GRADIENT_DIFFERENCE
+        else f"WRONG: loss {loss:.1e}, gradient {gradient:.1e}"
+    )
 
 
 def first_line(error: BaseException) -> str:
     return (" ".join(str(error).split()) or type(error).__name__)[:250]
 
 
-def row_of(kind: str) -> dict[str, str]:
+def make_row(kind: str) -> dict[str, str]:
     """An architecture's row, in this process."""
     warnings.simplefilter("ignore")
     transformers.logging.set_verbosity_error()
-    return {"kind": kind, **{name: verdict(kind, name) for name in TUNES}}
+    return {"kind": kind, **{name: judge_architecture(kind, name) for name in TRAINABLES}}
 
 
-def in_time(work: Callable[[str], dict[str, str]], kind: str, seconds: float) -> dict[str, str]:
+def run_with_timeout(work: Callable[[str], dict[str, str]], kind: str, timeout_s: float) -> dict[str, str]:
     """``work(kind)`` in a process of its own, which may die or take too long."""
     there, here = multiprocessing.Pipe()
     process = multiprocessing.get_context("fork").Process(target=lambda: there.send(work(kind)))
     process.start()
-    said = here.recv() if here.poll(seconds) else None
+    said = here.recv() if here.poll(timeout_s) else None
     process.kill()
     process.join()
-    return said or {"kind": kind, **dict.fromkeys(TUNES, f"no answer in {seconds:.0f} seconds")}
+    return said or {"kind": kind, **dict.fromkeys(TRAINABLES, f"no answer in {timeout_s:.0f} seconds")}
 
 
-def plainly(said: str) -> str:
+def generalize_reason(reason: str) -> str:
     """A reason without what differs from one architecture to the next, so that it stands once under the table."""
-    said = re.sub(r"^refused: \w+", "refused: the network", said)
-    said = re.sub(r"no place for .* among them: name", "no place for some of the adapters: name", said)
-    return said.replace("|", "/").replace("<", "&lt;")
+    reason = re.sub(r"^refused: \w+", "refused: the network", reason)
+    reason = re.sub(r"no place for .* among them: name", "no place for some of the adapters: name", reason)
+    return reason.replace("|", "/").replace("<", "&lt;")
 
 
-def table(rows: list[dict[str, str]]) -> tuple[list[dict[str, str]], str]:
+def number_reasons(rows: list[dict[str, str]]) -> tuple[list[dict[str, str]], str]:
     """The rows with numbers for what is not ``yes``, and the list of what the numbers mean."""
     notes, short = dict[str, int](), []
     for row in rows:
         cells = {"kind": f"`{row['kind']}`"}
-        for name in TUNES:
-            said = plainly(row[name])
+        for name in TRAINABLES:
+            said = generalize_reason(row[name])
             cells[name] = "yes" if said == "yes" else f"no ({notes.setdefault(said, len(notes) + 1)})"
         short.append(cells)
     return short, "\n".join(f"{number}. {said}" for said, number in notes.items())
 
 
-def page_of(whole: dict[str, Any]) -> tuple[list[dict[str, str]], dict[str, str], str]:
+def make_page(results: dict[str, Any]) -> tuple[list[dict[str, str]], dict[str, str], str]:
     """What stands in docs/models.md: the rows, their columns, and what is written under them."""
-    short, notes = table(whole["rows"])
-    works = ", ".join(f"{COLUMNS[name]} {count}" for name, count in whole["works"].items())
-    return short, COLUMNS, (f"{len(short)} architectures of transformers {whole['transformers']}, peft {whole['peft']}, torch "
-                            f"{whole['torch']}, {whole['date']}. Works: {works}. The numbers stand for:\n\n{notes}")
+    short, notes = number_reasons(results["rows"])
+    works = ", ".join(f"{COLUMNS[name]} {count}" for name, count in results["works"].items())
+    return (
+        short,
+        COLUMNS,
+        (
+            f"{len(short)} architectures of transformers {results['transformers']}, peft {results['peft']}, torch "
+            f"{results['torch']}, {results['date']}. Works: {works}. The numbers stand for:\n\n{notes}"
+        ),
+    )
 
 
 def main(words: list[str] | None = None) -> int:
@@ -235,15 +252,15 @@ def main(words: list[str] | None = None) -> int:
     torch.set_num_threads(1)
     rows = []
     for kind in said.kinds:
-        rows.append(in_time(row_of, kind, said.seconds))
+        rows.append(run_with_timeout(make_row, kind, said.seconds))
         print(" | ".join(rows[-1].values()), flush=True)
-    works = {name: sum(row[name] == "yes" for row in rows) for name in TUNES}
+    works = {name: sum(row[name] == "yes" for row in rows) for name in TRAINABLES}
     whole = {"transformers": transformers.__version__, "peft": peft.__version__, "torch": torch.__version__,
              "date": datetime.date.today().isoformat(), "works": works, "rows": rows}
     if said.out == RESULTS and len(rows) == len(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES):
-        into_docs(PAGE, "architectures", *page_of(whole))
-    print(write(said.out, "architectures", whole))
-    return int(any(row[name].startswith(("FAULT", "WRONG")) for row in rows for name in TUNES))
+        update_docs_table(MODELS_PAGE, "architectures", *make_page(whole))
+    print(write_results(said.out, "architectures", whole))
+    return int(any(row[name].startswith(("FAULT", "WRONG")) for row in rows for name in TRAINABLES))
 
 
 if __name__ == "__main__":

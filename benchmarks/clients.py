@@ -23,85 +23,106 @@ from typing import Any
 
 import numpy as np
 import torch
-from machine import options
-from turns import written
+from comparison import write_rows
+from machine import make_parser
 
-from fedrift.experiment import Experiment, parse
-from fedrift.run import Progress, carry_out
-from fedrift.runtime import Runtime
-from fedrift.stock import Stock
+from fedrift.config.runtime import Runtime
+from fedrift.config.schema import ExperimentConfig, parse_config
+from fedrift.engine.cache import ResourceCache
+from fedrift.engine.callbacks import Progress
+from fedrift.engine.run import run_experiment
 
 ALGORITHMS = ("FedAvg", "Scaffold", "ScaffoldWeighted", "FedDyn", "Ditto", "FedPer", "PFedMe", "MOON")
-MOST = 1.2  # times a round at the smaller number of clients
+MAX_RATIO = 1.2  # times a round at the smaller number of clients
 
 
 @dataclass(eq=False)
-class Side:
+class InterleavedRun:
     """One run in a thread of its own that waits for its turn before each round."""
 
     turn: threading.Semaphore = field(default_factory=lambda: threading.Semaphore(0))
-    back: threading.Semaphore = field(default_factory=lambda: threading.Semaphore(0))
-    begun: float = 0.0
-    spent: list[float] = field(default_factory=list)
+    returned: threading.Semaphore = field(default_factory=lambda: threading.Semaphore(0))
+    started_at: float = 0.0
+    round_s: list[float] = field(default_factory=list)
     error: BaseException | None = None
 
     def start(self, run: Callable[[Callable[[Progress], None]], Any]) -> None:
         def work() -> None:
             self.turn.acquire()
             try:
-                run(self.wait)
+                run(self.wait_for_turn)
             except BaseException as error:  # the thread that waits raises it
                 self.error = error
-            self.back.release()
+            self.returned.release()
         threading.Thread(target=work, daemon=True).start()
 
-    def wait(self, progress: Progress) -> None:
+    def wait_for_turn(self, progress: Progress) -> None:
         if progress.round:
-            self.spent.append(process_time() - self.begun)
-        self.back.release()
+            self.round_s.append(process_time() - self.started_at)
+        self.returned.release()
         self.turn.acquire()
-        self.begun = process_time()
+        self.started_at = process_time()
 
-    def take(self) -> None:
+    def run_one_round(self) -> None:
         """Let the run make one round."""
         self.turn.release()
-        self.back.acquire()
+        self.returned.acquire()
         if self.error:
             raise self.error
 
 
-def corpus_file(path: Path, documents: int) -> Path:
+def write_corpus(path: Path, num_documents: int) -> Path:
     """Documents of four topics, each in words of its own."""
     draw = np.random.default_rng(0)
     words = np.array([["".join(draw.choice(list("aeioulnrst"), size=5)) for _ in range(200)] for _ in range(4)])
     with path.open("w", newline="", encoding="utf-8") as file:
         rows = csv.writer(file)
         rows.writerow(["text", "label"])
-        for number in range(documents):
+        for number in range(num_documents):
             rows.writerow([" ".join(draw.choice(words[number % 4], size=60)), f"topic {number % 4}"])
     return path
 
 
-def asked(algorithm: str, clients: int, corpus: Path, rounds: int, small: bool) -> Experiment:
+def make_config(algorithm: str, num_clients: int, corpus: Path, num_rounds: int, small: bool) -> ExperimentConfig:
     """A run of few tokens a round, so that what is done beside the training weighs the more."""
-    return parse({
-        "corpus": str(corpus), "model": "pocket", "partition": {"is": "TopicMix", "clients": clients, "severity": 1.0},
-        "algorithm": algorithm, "evaluate": {"blocks": 1, "own": 1, "final": 0, "panel": ["updates", "fairness", "cost"]},
-        "plan": {"rounds": rounds, "participation": (2 if small else 10) / clients, "steps": 1, "batch": 1, "seq_len": 16,
-                 "weighting": "uniform", "optimizer": {"is": "Sgd", "lr": 0.1}}})
+    return parse_config(
+        {
+            "dataset": str(corpus),
+            "model": "pocket",
+            "partition": {"type": "TopicMix", "num_clients": num_clients, "severity": 1.0},
+            "algorithm": algorithm,
+            "evaluation": {
+                "blocks_per_domain": 1,
+                "blocks_per_client": 1,
+                "final_blocks_per_domain": 0,
+                "probes": ["updates", "fairness", "cost"],
+            },
+            "training": {
+                "num_rounds": num_rounds,
+                "participation_rate": (2 if small else 10) / num_clients,
+                "local_steps": 1,
+                "batch_size": 1,
+                "max_seq_length": 16,
+                "client_weighting": "uniform",
+                "client_optimizer": {"type": "Sgd", "lr": 0.1},
+            },
+        }
+    )
 
 
-def measure(algorithm: str, sizes: tuple[int, int], corpus: Path, folder: Path, rounds: int, small: bool) -> dict[str, Any]:
+def measure(algorithm: str, sizes: tuple[int, int], corpus: Path, folder: Path, num_rounds: int, small: bool) -> dict[str, Any]:
     """A row of the table."""
-    sides = {size: Side() for size in sizes}
+    sides = {size: InterleavedRun() for size in sizes}
     for size, side in sides.items():
-        stock = Stock(Runtime(root=folder / f"{algorithm}-{size}", cache=folder / "cache", device="cpu", threads=1))
-        experiment = asked(algorithm, size, corpus, rounds, small)
-        side.start(lambda watch, experiment=experiment, stock=stock: carry_out(experiment, stock, watch))
-    for number in range(rounds + 1):
+        stock = ResourceCache(
+            Runtime(runs_dir=folder / f"{algorithm}-{size}", cache_dir=folder / "cache", device="cpu", threads=1)
+        )
+        experiment = make_config(algorithm, size, corpus, num_rounds, small)
+        side.start(lambda watch, experiment=experiment, stock=stock: run_experiment(experiment, stock, watch))
+    for number in range(num_rounds + 1):
         for size in sizes if number % 2 else sizes[::-1]:
-            sides[size].take()
-    few, many = (side.spent[1:] for side in sides.values())  # the first round warms up
+            sides[size].run_one_round()
+    few, many = (side.round_s[1:] for side in sides.values())  # the first round warms up
     ratios = sorted(b / a for a, b in zip(few, many, strict=True))
     low, _, high = quantiles(ratios, n=4)
     return {"algorithm": algorithm, "clients": list(sizes), "cohort": 2 if small else 10, "rounds": len(few),
@@ -110,7 +131,7 @@ def measure(algorithm: str, sizes: tuple[int, int], corpus: Path, folder: Path, 
 
 
 def main(words: list[str] | None = None) -> int:
-    ask = options(__doc__ or "")
+    ask = make_parser(__doc__ or "")
     ask.add_argument("--rounds", type=int, default=40, help="that are measured, after a first one")
     ask.add_argument("--algorithms", nargs="+", default=ALGORITHMS, choices=ALGORITHMS)
     said = ask.parse_args(words)
@@ -118,15 +139,15 @@ def main(words: list[str] | None = None) -> int:
     rows = list[dict[str, Any]]()
     with tempfile.TemporaryDirectory() as name, torch.random.fork_rng():
         folder = Path(name)
-        corpus = corpus_file(folder / "corpus.csv", documents)
+        corpus = write_corpus(folder / "corpus.csv", documents)
         for algorithm in said.algorithms:
             rows.append(measure(algorithm, sizes, corpus, folder, said.rounds + 1, said.small))
             print("{algorithm:17} a round at {clients[1]:,} clients takes {ratio:.2f} times one at {clients[0]} (quartiles "
                   "{ratio_quartiles[0]:.2f} to {ratio_quartiles[1]:.2f}); {cpu_ms} ms".format(**rows[-1]), flush=True)
     told = {"measure": "user and system time of the process, interleaved rounds; the machine may be busy with other work",
-            "most": MOST, "met": all(row["ratio"] <= MOST for row in rows)}
-    print(f"at most {MOST} everywhere: {'yes' if told['met'] else 'no'}")
-    written(said.out, "clients", rows, **told)
+            "most": MAX_RATIO, "met": all(row["ratio"] <= MAX_RATIO for row in rows)}
+    print(f"at most {MAX_RATIO} everywhere: {'yes' if told['met'] else 'no'}")
+    write_rows(said.out, "clients", rows, **told)
     return 0
 
 

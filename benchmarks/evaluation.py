@@ -9,22 +9,23 @@ import sys
 import tempfile
 from pathlib import Path
 
-from machine import options
-from turns import written
+from comparison import write_rows
+from machine import make_parser
 
-from fedrift.experiment import parse
-from fedrift.run import carry_out
-from fedrift.runtime import Runtime
-from fedrift.stock import Stock
+from fedrift.config.runtime import Runtime
+from fedrift.config.schema import parse_config
+from fedrift.engine.cache import ResourceCache
+from fedrift.engine.run import run_experiment
 
 
 def main(words: list[str] | None = None) -> int:
-    ask = options(__doc__ or "")
+    ask = make_parser(__doc__ or "")
     ask.add_argument("--rounds", type=int, default=10)
     said = ask.parse_args(words)
-    plan = {"rounds": 1, "steps": 1, "batch": 1, "seq_len": 16} if said.small else {"rounds": said.rounds}
+    tiny = {"num_rounds": 1, "local_steps": 1, "batch_size": 1, "max_seq_length": 16}
+    training = tiny if said.small else {"num_rounds": said.rounds}
     with tempfile.TemporaryDirectory() as folder:
-        run = carry_out(parse({"corpus": "bbc", "plan": plan}), Stock(Runtime(root=Path(folder))))
+        run = run_experiment(parse_config({"dataset": "bbc", "training": training}), ResourceCache(Runtime(runs_dir=Path(folder))))
         timings = run.timings()
     names = sorted({name for row in timings for name in row if name != "round"})
     whole = sum(row.get(name, 0.0) for row in timings for name in ("train", "evaluate", "store", "final"))
@@ -35,7 +36,7 @@ def main(words: list[str] | None = None) -> int:
                  "share": round(first / whole, 4)})
     for row in rows:
         print(f"{row['phase']:48s} {row['seconds']:8.2f} s {row['share']:7.1%}")
-    written(said.out, "evaluation", rows, rounds=plan["rounds"])
+    write_rows(said.out, "evaluation", rows, rounds=training["num_rounds"])
     return 0
 
 

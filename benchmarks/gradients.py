@@ -15,34 +15,33 @@ from types import MethodType
 from typing import Any
 
 import torch
-from check_steps import TUNES, Where, gap
-from machine import options
-from sides import CPU
-from turns import written
+from comparison import CPU, write_rows
+from gpu_check import TRAINABLES, CheckSetup, gradient_difference
+from machine import make_parser
 
 MODELS = ("pocket", "distilgpt2", "smollm2-135m")
-MOST = {torch.float32: 1e-5, torch.float64: 1e-10}
+MAX_DIFFERENCE = {torch.float32: 1e-5, torch.float64: 1e-10}
 
 
 def main(words: list[str] | None = None) -> int:
-    said = options(__doc__ or "").parse_args(words)
-    rows, where = list[dict[str, Any]](), Where(CPU, said.small)
+    said = make_parser(__doc__ or "").parse_args(words)
+    rows, where = list[dict[str, Any]](), CheckSetup(CPU, said.small)
     for name in MODELS:
-        for dtype, most in MOST.items():
-            for tuned in TUNES if name == "pocket" else ("adapters",):
-                network, plain = where.network(name, dtype), exact(where.network(name, dtype))
-                batch = where.batch(network)
-                found = {"alone": gap(network, TUNES[tuned], batch),
-                         "plain": gap(where.network(name, dtype), TUNES[tuned], batch, plain)}
+        for dtype, most in MAX_DIFFERENCE.items():
+            for tuned in TRAINABLES if name == "pocket" else ("adapters",):
+                network, plain = where.make_network(name, dtype), with_exact_norms(where.make_network(name, dtype))
+                batch = where.make_batch(network)
+                found = {"alone": gradient_difference(network, TRAINABLES[tuned], batch),
+                         "plain": gradient_difference(where.make_network(name, dtype), TRAINABLES[tuned], batch, plain)}
                 rows.append({"model": name, "tuned": tuned, "arithmetic": str(dtype).removeprefix("torch."),
                              **{way: float(f"{value:.1e}") for way, value in found.items()}, "most": most})
                 print("{model:13} {tuned:11} {arithmetic}   alone {alone:.1e}   plain {plain:.1e}   at most {most:.0e}".format(
                     **rows[-1]), flush=True)
-    written(said.out, "gradients", rows)
+    write_rows(said.out, "gradients", rows)
     return 0 if all(max(row["alone"], row["plain"]) <= row["most"] for row in rows) else 1
 
 
-def exact(network: Any) -> Any:
+def with_exact_norms(network: Any) -> Any:
     """A network whose RMS norms compute in the arithmetic of their input."""
     def norm(self: Any, x: torch.Tensor) -> torch.Tensor:
         return x * torch.rsqrt(x.square().mean(-1, keepdim=True) + self.variance_epsilon) * self.weight

@@ -16,69 +16,80 @@ import sys
 from statistics import median
 from typing import Any
 
-from machine import options
-from sides import CPU, batches_of, network_of, one_by_one, stacked, start_of
-from turns import agreed, compared, peak, taking_turns, written
+from comparison import (
+    CPU,
+    check_agreement,
+    load_network,
+    make_batches,
+    make_start_params,
+    measure_gemm_peak,
+    sequential_training,
+    speed_ratios,
+    stacked_training,
+    time_in_turns,
+    write_rows,
+)
+from machine import make_parser
 
-from fedrift.fleet.micro import micro_cohort
+from fedrift.config.runtime import configure_malloc
 from fedrift.models.presets import PRESETS
-from fedrift.models.stacked import StackedModel
-from fedrift.models.tune import Lora, blocks_of
-from fedrift.models.worn import shape_of
-from fedrift.runtime import keep_pages
+from fedrift.models.stacked_layers import linear_shape
+from fedrift.models.stacked_model import StackedModel
+from fedrift.models.trainable import Lora, find_blocks
+from fedrift.simulation.batches import choose_clients_per_pass
 
 Shape = tuple[int, int, int, int]  # clients, sequences, tokens, steps
 SHAPES: dict[str, list[Shape]] = {
     "pocket": [(10, 8, 64, 4), (10, 2, 64, 4), (10, 8, 128, 2), (4, 8, 64, 4)],
     "distilgpt2": [(1, 8, 64, 2), (4, 8, 64, 1), (10, 1, 64, 1)]}
-SMALL: Shape = (3, 2, 16, 2)
+SMALL_SHAPE: Shape = (3, 2, 16, 2)
 
 
 def flops_per_token(network: Any) -> float:
     """Of the frozen matrix products of a step: all maps forward; backward all but those that read the embedding."""
     head = network.get_output_embeddings()
     maps = {path: math.prod(shape) for path, module in network.named_modules()
-            if (shape := shape_of(module)) is not None and module is not head}
-    first = blocks_of(network)[0] + ".0."
+            if (shape := linear_shape(module)) is not None and module is not head}
+    first = find_blocks(network)[0] + ".0."
     readers = "q_proj", "k_proj", "v_proj", "c_attn"
     idle = sum(size for path, size in maps.items() if path.startswith(first) and path.endswith(readers))
     return 2.0 * (2 * (sum(maps.values()) + head.weight.numel()) - idle)
 
 
-def measure(name: str, shape: Shape, repeats: int, micro: int | None, small: bool) -> tuple[dict[str, Any], float]:
+def measure(name: str, shape: Shape, num_repeats: int, clients_per_pass: int | None, small: bool) -> tuple[dict[str, Any], float]:
     """The row of a shape, and the peak."""
-    network = network_of(name, small=small)
+    network = load_network(name, small=small)
     clients, sequences, tokens, steps = shape
-    batches = batches_of(*shape, network.config.vocab_size)
-    fits = min(clients, micro or micro_cohort(network, clients, sequences, tokens, CPU))
+    batches = make_batches(*shape, network.config.vocab_size)
+    fits = min(clients, clients_per_pass or choose_clients_per_pass(network, clients, sequences, tokens, CPU))
     each, work = flops_per_token(network), math.prod(shape)
-    start = start_of(network_of(name, small=small))
-    sides = {"loop": one_by_one(network_of(name, small=small), batches, start),
-             "stacked": stacked(StackedModel(network, Lora()), batches, start, fits)}
+    start = make_start_params(load_network(name, small=small))
+    sides = {"loop": sequential_training(load_network(name, small=small), batches, start),
+             "stacked": stacked_training(StackedModel(network, Lora()), batches, start, fits)}
     ends = {side: run() for side, run in sides.items()}  # warm, and compared
-    difference = agreed(ends["stacked"], ends["loop"])
-    top = peak()
-    spent = taking_turns(sides, repeats)
-    top = max(top, peak())
+    difference = check_agreement(ends["stacked"], ends["loop"])
+    top = measure_gemm_peak()
+    spent = time_in_turns(sides, num_repeats)
+    top = max(top, measure_gemm_peak())
     rate = {side: work / median(seconds) for side, seconds in spent.items()}
     return {"clients": clients, "sequences": sequences, "tokens": tokens, "steps": steps, "micro": fits,
             **{f"{side}_tokens_per_s": round(value) for side, value in rate.items()},
             **{f"{side}_share_of_peak": round(value * each / top, 2) for side, value in rate.items()},
-            **compared(spent, "loop", "stacked"), "difference": difference}, top
+            **speed_ratios(spent, "loop", "stacked"), "difference": difference}, top
 
 
 def main(words: list[str] | None = None) -> int:
-    ask = options(__doc__ or "")
+    ask = make_parser(__doc__ or "")
     ask.add_argument("--models", nargs="+", default=list(SHAPES), choices=list(PRESETS))
     ask.add_argument("--repeats", type=int, default=5)
     ask.add_argument("--micro", type=int, help="clients in one pass; as a run would choose if not said")
     ask.add_argument("--shape", action="append", help="clients,sequences,tokens,steps in place of the usual ones")
     said = ask.parse_args(words)
     asked: Any = [tuple(map(int, shape.split(","))) for shape in said.shape or []]
-    keep_pages()  # as every run does; both sides profit
+    configure_malloc()  # as every run does; both sides profit
     for name in said.models:
         rows, top = list[dict[str, Any]](), 0.0
-        for shape in asked or ([SMALL] if said.small else SHAPES.get(name, [(4, 8, 64, 1)])):
+        for shape in asked or ([SMALL_SHAPE] if said.small else SHAPES.get(name, [(4, 8, 64, 1)])):
             row, reached = measure(name, shape, said.repeats, said.micro, said.small)
             rows.append(row)
             top = max(top, reached)
@@ -86,7 +97,7 @@ def main(words: list[str] | None = None) -> int:
                   "({loop_share_of_peak:.0%})   stacked {stacked_tokens_per_s:6,d} ({stacked_share_of_peak:.0%})   {ratio:.2f}x "
                   "({ratio_lowest:.2f} to {ratio_highest:.2f})   adapters differ by {difference:.0e}".format(name=name, **row),
                   flush=True)
-        written(said.out, f"loop-{name}", rows, model=name, peak_gflops=round(top / 1e9))
+        write_rows(said.out, f"loop-{name}", rows, model=name, peak_gflops=round(top / 1e9))
     return 0
 
 

@@ -22,42 +22,42 @@ from typing import Any
 
 import psutil
 import torch
-from machine import PAGE, RESULTS, into_docs, machine, write
-from sides import batches_of, network_of, stacked
+from comparison import load_network, make_batches, stacked_training
+from machine import MODELS_PAGE, RESULTS, describe_machine, update_docs_table, write_results
 
-from fedrift.folders import cache_folder
-from fedrift.models.presets import PRESETS, at_hand
-from fedrift.models.stacked import StackedModel
-from fedrift.models.tune import Lora
+from fedrift.core.errors import default_cache_dir
+from fedrift.models.presets import PRESETS, is_available
+from fedrift.models.stacked_model import StackedModel
+from fedrift.models.trainable import Lora
 
 CLIENTS, SEQUENCES, TOKENS = 2, 4, 64
 
 
-def timed(do: Callable[[], object], repeats: int) -> float:
+def median_seconds(function: Callable[[], object], num_repeats: int) -> float:
     """Seconds, the median."""
     spent = []
-    for _ in range(repeats):
+    for _ in range(num_repeats):
         begun = perf_counter()
-        do()
+        function()
         spent.append(perf_counter() - begun)
     return median(spent)
 
 
-def one(name: str, repeats: int) -> dict[str, Any]:
+def measure_preset(name: str, num_repeats: int) -> dict[str, Any]:
     """A preset, in this process."""
     before, cpu = psutil.Process().memory_info().rss, torch.device("cpu")
-    model = StackedModel(network_of(name, cpu, torch.float32), Lora())
-    batches = batches_of(CLIENTS, SEQUENCES, TOKENS, 1, PRESETS[name].architecture["vocab_size"], cpu)
-    train, start, work = stacked(model, batches, model.template()), model.template(), CLIENTS * SEQUENCES * TOKENS
+    model = StackedModel(load_network(name, cpu, torch.float32), Lora())
+    batches = make_batches(CLIENTS, SEQUENCES, TOKENS, 1, PRESETS[name].architecture["vocab_size"], cpu)
+    train, start, work = stacked_training(model, batches, model.init_params()), model.init_params(), CLIENTS * SEQUENCES * TOKENS
 
     def read() -> None:
         with torch.no_grad():
-            model.sums(start.rows(torch.zeros(CLIENTS, dtype=torch.long)), batches[0]["tokens"], batches[0]["keep"])
+            model.sequence_losses(start.take(torch.zeros(CLIENTS, dtype=torch.long)), batches[0]["tokens"], batches[0]["keep"])
 
     train()
-    trained, seen = timed(train, repeats), timed(read, repeats)
+    trained, seen = median_seconds(train, num_repeats), median_seconds(read, num_repeats)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024) - before
-    return {"model": name, "weights": "its own" if at_hand(PRESETS[name], cache_folder()) else "random",
+    return {"model": name, "weights": "its own" if is_available(PRESETS[name], default_cache_dir()) else "random",
             "trained_tokens_per_s": round(work / trained), "read_tokens_per_s": round(work / seen),
             "peak_gb": round(peak / 1e9, 2), "formula_gb": round(PRESETS[name].training_memory(work) / 1e9, 2)}
 
@@ -70,7 +70,7 @@ def main(words: list[str] | None = None) -> int:
     ask.add_argument("--here", action="store_true", help="in this process, and only print")
     said = ask.parse_args(words)
     if said.here:
-        print(json.dumps(one(said.models[0], said.repeats)))
+        print(json.dumps(measure_preset(said.models[0], said.repeats)))
         return 0
     rows = []
     for name in said.models:
@@ -79,10 +79,10 @@ def main(words: list[str] | None = None) -> int:
         print("{model:15} trained {trained_tokens_per_s:7,d}   read {read_tokens_per_s:7,d} tokens/s   peak {peak_gb:5.2f} GB, "
               "by the formula {formula_gb:5.2f}".format(**rows[-1]), flush=True)
     if said.out == RESULTS:
-        into_docs(PAGE, "models", rows, {
+        update_docs_table(MODELS_PAGE, "models", rows, {
             "model": "preset", "weights": "weights", "trained_tokens_per_s": "trained, tokens/s",
             "read_tokens_per_s": "read, tokens/s", "peak_gb": "memory at the peak, GB", "formula_gb": "by the formula, GB"})
-    print(write(said.out, "models", {**machine(torch.device("cpu")), "rows": rows}))
+    print(write_results(said.out, "models", {**describe_machine(torch.device("cpu")), "rows": rows}))
     return 0
 
 

@@ -22,22 +22,22 @@ from time import perf_counter
 import numpy as np
 
 import fedrift.partition as regimes
-from fedrift.corpus import Corpus
-from fedrift.corpus.encode import embed
-from fedrift.partition.measure import measure
-from fedrift.partition.tallies import written
-from fedrift.seeds import numpy_stream
+from fedrift.core.random import numpy_stream
+from fedrift.data import Corpus
+from fedrift.data.encoders import embed_texts
+from fedrift.partition.base import rewritten_texts
+from fedrift.partition.heterogeneity import measure_heterogeneity
 
-EMBEDDED = 5000  # documents, as `fedrift partition show`
+NUM_EMBEDDED = 5000  # documents, as `fedrift partition show`
 TARGETS = {"deal": 2.0, "report": 60.0}  # seconds
 OUT = Path(__file__).parent / "results" / "partition.json"
 
 
-def pool(documents: int, topics: int = 10, words: int = 60) -> Corpus:
+def make_corpus(num_documents: int, num_topics: int = 10, mean_words: int = 60) -> Corpus:
     """Made-up documents: half of the words are their topic's, half everybody's, all with Zipf's frequencies."""
-    rng = numpy_stream(0, "benchmark", documents)
-    label = rng.integers(topics, size=documents)
-    length = np.maximum(5, words * np.exp(rng.normal(0, 0.5, documents))).astype(int)
+    rng = numpy_stream(0, "benchmark", num_documents)
+    label = rng.integers(num_topics, size=num_documents)
+    length = np.maximum(5, mean_words * np.exp(rng.normal(0, 0.5, num_documents))).astype(int)
     rank = np.minimum(rng.zipf(1.3, length.sum()), 20_000)
     own = rng.random(len(rank)) < 0.5
     spelled = [f"topic{t}word{r}" if o else f"word{r}" for t, r, o in zip(np.repeat(label, length), rank, own, strict=True)]
@@ -45,35 +45,36 @@ def pool(documents: int, topics: int = 10, words: int = 60) -> Corpus:
     texts = [" ".join(spelled[end - count:end]) for end, count in zip(ends, length, strict=True)]
     order = np.argsort([sha256(text.encode()).hexdigest() for text in texts])
     return Corpus("made up", np.array(texts, dtype=object)[order], label[order].astype(np.int64),
-                  tuple(f"topic{t}" for t in range(topics)), np.full(documents, "", dtype=object),
-                  np.zeros(documents, dtype=np.int8), length[order].astype(np.int64))
+                  tuple(f"topic{t}" for t in range(num_topics)),
+                  np.array([f"source{n % 50}" for n in range(num_documents)], dtype=object),
+                  np.zeros(num_documents, dtype=np.int8), length[order].astype(np.int64))
 
 
-def timed(corpus: Corpus, name: str, clients: int, reported: bool) -> dict[str, object]:
+def time_partition(corpus: Corpus, name: str, num_clients: int, has_report: bool) -> dict[str, object]:
     """Seconds of one regime at severity 1; NaN for a report that was not made."""
-    partitioner = getattr(regimes, name)(clients, 0.5 if name == "Calibrated" else 1.0)  # at 1 it has nothing to search
+    partitioner = getattr(regimes, name)(num_clients, 0.5 if name == "Calibrated" else 1.0)  # at 1 it has nothing to search
     start = perf_counter()
     partition = partitioner(corpus, numpy_stream(0, "partition"))
     dealt = perf_counter()
-    if reported:
-        rows = np.sort(numpy_stream(0, "embedded").permutation(len(corpus))[:EMBEDDED])
-        found = embed(written(corpus.take(rows), partition, partition.owner(len(corpus))[rows]))
+    if has_report:
+        rows = np.sort(numpy_stream(0, "embedded").permutation(len(corpus))[:NUM_EMBEDDED])
+        found = embed_texts(rewritten_texts(corpus.take(rows), partition, partition.document_owners(len(corpus))[rows]))
         vectors = np.full((len(corpus), found.shape[1]), np.nan)
         vectors[rows] = found
-        measure(corpus, partition, numpy_stream(0, "measure"), vectors=vectors)
-    return {"regime": name, "documents": len(corpus), "clients": clients, "deal": round(dealt - start, 3),
-            "report": round(perf_counter() - dealt, 2) if reported else None}
+        measure_heterogeneity(corpus, partition, numpy_stream(0, "measure"), vectors=vectors)
+    return {"regime": name, "documents": len(corpus), "clients": num_clients, "deal": round(dealt - start, 3),
+            "report": round(perf_counter() - dealt, 2) if has_report else None}
 
 
-def machine() -> dict[str, object]:
+def describe_machine() -> dict[str, object]:
     """What the figures hang on."""
     packages = ("numpy", "scipy", "scikit-learn", "fedrift")
-    return {"processor": processor(), "cores": os.cpu_count(), "system": platform.platform(),
+    return {"processor": processor_name(), "cores": os.cpu_count(), "system": platform.platform(),
             "python": platform.python_version(), "versions": {name: version(name) for name in packages},
             "threads": os.environ.get("OMP_NUM_THREADS", "not set"), "load": os.getloadavg()[0]}
 
 
-def processor() -> str:
+def processor_name() -> str:
     """The processor's name where the system tells it."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
@@ -90,13 +91,13 @@ def main() -> None:
     asked.add_argument("--reports", nargs="*", default=["TopicMix"], help="regimes whose report is timed too")
     asked.add_argument("--out", type=Path, default=OUT)
     said = asked.parse_args()
-    before, corpus = machine(), pool(said.documents)
+    before, corpus = describe_machine(), make_corpus(said.documents)
     print(f"{said.documents:,} documents of {corpus.size.sum():,} words into {said.clients} clients; "
           f"targets: deal {TARGETS['deal']:g} s, report {TARGETS['report']:g} s\n")
     print(f"{'regime':<14}{'deal, s':>10}{'report, s':>12}")
     rows = []
     for name in regimes.__all__:
-        row = timed(corpus, name, said.clients, name in said.reports)
+        row = time_partition(corpus, name, said.clients, name in said.reports)
         rows.append(row)
         print(f"{name:<14}{row['deal']:>10.2f}{'' if row['report'] is None else row['report']:>12}", flush=True)
     said.out.parent.mkdir(parents=True, exist_ok=True)

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import torch
-from peer_work import Learner, Turn, Work
+from peer_work import Learner, TurnClient, Workload
 
 
-def run(work: Work, turn: Turn) -> None:
-    learner, server = Learner(work), {name: leaf[0].clone() for name, leaf in work.start.items()}
-    for _ in range(work.warm + work.rounds):
-        turn.take()
+def run(work: Workload, turn: TurnClient) -> None:
+    learner, server = Learner(work), {name: leaf[0].clone() for name, leaf in work.initial_params.items()}
+    for _ in range(work.warmup_rounds + work.num_rounds):
+        turn.next_round()
         total = {name: torch.zeros_like(leaf) for name, leaf in server.items()}
-        for client in range(work.clients):
-            learner.load(server)
+        for client in range(work.num_clients):
+            learner.load_params(server)
             learner.train_on(work.rows_of(client))
-            for name, leaf in learner.ends().items():
+            for name, leaf in learner.get_params().items():
                 total[name] += leaf
-        server = {name: leaf / work.clients for name, leaf in total.items()}
-    turn.over(server)
+        server = {name: leaf / work.num_clients for name, leaf in total.items()}
+    turn.finish(server)

@@ -2,36 +2,38 @@
 
 from __future__ import annotations
 
-from peer_work import Turn, Work
-from sides import CPU, LR, reader
+from comparison import CPU, LR, repeat_batches
+from peer_work import TurnClient, Workload
 from torch import Tensor
 
 from fedrift.algorithms import FedAvg
-from fedrift.fleet import SimulatedFleet
-from fedrift.fleet.micro import micro_cohort
-from fedrift.models.stacked import StackedModel
-from fedrift.models.tune import Lora
-from fedrift.optimizers import Sgd
-from fedrift.rounds import begin, rounds
-from fedrift.runtime import keep_pages
-from fedrift.tree import Tree
-from fedrift.values import Objective
+from fedrift.config.runtime import configure_malloc
+from fedrift.core.optimizers import Sgd
+from fedrift.core.tree import Tree
+from fedrift.core.types import LossFn
+from fedrift.engine.loop import init_state, run_rounds
+from fedrift.models.stacked_model import StackedModel
+from fedrift.models.trainable import Lora
+from fedrift.simulation import ClientSimulator
+from fedrift.simulation.batches import choose_clients_per_pass
 
 
-def numbers(params: Tree, batch: dict[str, Tensor]) -> Tensor:
+def linear_loss(params: Tree, batch: dict[str, Tensor]) -> Tensor:
     return params["x"].sum(1) * batch["tokens"].flatten()
 
 
-def run(work: Work, turn: Turn) -> None:
-    keep_pages()
-    objective: Objective = StackedModel(work.network, Lora()) if work.model else numbers
-    micro = micro_cohort(work.network, work.clients, work.sequences, work.tokens, CPU) if work.model else None
-    fleet = SimulatedFleet(work.clients, objective, reader(work.batches), Sgd(LR), weighting="uniform", micro=micro)
-    state = begin(FedAvg(), work.start, work.clients)
-    until = work.warm + work.rounds
-    turn.take()
-    for done in rounds(state, fleet, FedAvg(), until=until, cohort=work.clients, seed=0):
+def run(work: Workload, turn: TurnClient) -> None:
+    configure_malloc()
+    objective: LossFn = StackedModel(work.network, Lora()) if work.model else linear_loss
+    micro = choose_clients_per_pass(work.network, work.num_clients, work.sequences, work.tokens, CPU) if work.model else None
+    fleet = ClientSimulator(
+        work.num_clients, objective, repeat_batches(work.batches), Sgd(LR), client_weighting="uniform", clients_per_pass=micro
+    )
+    state = init_state(FedAvg(), work.initial_params, work.num_clients)
+    until = work.warmup_rounds + work.num_rounds
+    turn.next_round()
+    for done in run_rounds(state, fleet, FedAvg(), num_rounds=until, cohort_size=work.num_clients, seed=0):
         if done.after.round < until:
-            turn.take()
+            turn.next_round()
         else:
-            turn.over({name: leaf[0] for name, leaf in done.after.server.params.items()})
+            turn.finish({name: leaf[0] for name, leaf in done.after.server.params.items()})

@@ -15,29 +15,29 @@ from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid, ServerApp
 from flwr.serverapp.strategy import FedAvg
 from flwr.simulation import run_simulation
-from peer_work import Learner, Turn, Work
+from peer_work import Learner, TurnClient, Workload
 
 client = ClientApp()
 
 
 @lru_cache(maxsize=1)
-def learner(said: str) -> Learner:
+def load_learner(work_json: str) -> Learner:
     """One for a process."""
     torch.set_num_threads(1)
-    return Learner(Work.of(said))
+    return Learner(Workload.from_json(work_json))
 
 
 @client.train()  # type: ignore[untyped-decorator]
 def train(message: Message, context: Context) -> Message:
-    mine = learner(str(message.content["config"]["work"]))
-    mine.load(message.content["arrays"].to_torch_state_dict())
+    mine = load_learner(str(message.content["config"]["work"]))
+    mine.load_params(message.content["arrays"].to_torch_state_dict())
     mine.train_on(mine.work.rows_of(int(context.node_config["partition-id"])))
-    return Message(RecordDict({"arrays": ArrayRecord(mine.ends()), "metrics": MetricRecord({"num-examples": 1})}),
+    return Message(RecordDict({"arrays": ArrayRecord(mine.get_params()), "metrics": MetricRecord({"num-examples": 1})}),
                    reply_to=message)
 
 
-def run(work: Work, turn: Turn) -> None:
-    server, until = ServerApp(), work.warm + work.rounds
+def run(work: Workload, turn: TurnClient) -> None:
+    server, until = ServerApp(), work.warmup_rounds + work.num_rounds
 
     @server.main()  # type: ignore[untyped-decorator]
     def main(grid: Grid, context: Context) -> None:
@@ -46,13 +46,13 @@ def run(work: Work, turn: Turn) -> None:
         def between(round: int, arrays: ArrayRecord) -> Any:
             """Flower calls this before the first round and after each."""
             if round < until:
-                turn.take()
+                turn.next_round()
             else:
-                turn.over(dict(arrays.to_torch_state_dict()))
+                turn.finish(dict(arrays.to_torch_state_dict()))
 
-        start = ArrayRecord({name: leaf[0] for name, leaf in work.start.items()})
-        FedAvg(fraction_evaluate=0.0, min_train_nodes=work.clients, min_available_nodes=work.clients).start(
+        start = ArrayRecord({name: leaf[0] for name, leaf in work.initial_params.items()})
+        FedAvg(fraction_evaluate=0.0, min_train_nodes=work.num_clients, min_available_nodes=work.num_clients).start(
             grid, start, until, train_config=ConfigRecord({"work": str(work)}), evaluate_fn=between)
 
-    run_simulation(server, client, work.clients, backend_config={
+    run_simulation(server, client, work.num_clients, backend_config={
         "init_args": {"num_cpus": 1, "include_dashboard": False}, "client_resources": {"num_cpus": 1, "num_gpus": 0}})

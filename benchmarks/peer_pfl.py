@@ -9,7 +9,8 @@ from types import MethodType
 from typing import Any
 
 import torch
-from peer_work import Learner, Turn, Work
+from comparison import LR
+from peer_work import Learner, TurnClient, Workload
 from pfl.aggregate.simulate import SimulatedBackend
 from pfl.aggregate.weighting import WeightByUser
 from pfl.algorithm.base import NNAlgorithmParams
@@ -20,38 +21,37 @@ from pfl.data.federated_dataset import FederatedDataset
 from pfl.hyperparam.base import NNTrainHyperParams
 from pfl.metrics import Metrics
 from pfl.model.pytorch import PyTorchModel
-from sides import LR
 
 
-class Turns(TrainingProcessCallback):  # type: ignore[misc]
+class TurnCallback(TrainingProcessCallback):  # type: ignore[misc]
     """pfl calls this before the first round and after each."""
 
-    def __init__(self, work: Work, turn: Turn, learner: Learner) -> None:
-        self.last, self.turn, self.learner = work.warm + work.rounds - 1, turn, learner
+    def __init__(self, work: Workload, turn: TurnClient, learner: Learner) -> None:
+        self.last_round, self.turn, self.learner = work.warmup_rounds + work.num_rounds - 1, turn, learner
 
     def on_train_begin(self, *, model: Any) -> Metrics:
-        self.turn.take()
+        self.turn.next_round()
         return Metrics()
 
     def after_central_iteration(self, aggregate_metrics: Any, model: Any, *, central_iteration: int) -> tuple[bool, Any]:
-        if central_iteration < self.last:
-            self.turn.take()
+        if central_iteration < self.last_round:
+            self.turn.next_round()
         else:
-            self.turn.over(self.learner.ends())
+            self.turn.finish(self.learner.get_params())
         return False, Metrics()
 
 
-def run(work: Work, turn: Turn) -> None:
-    until, learner = work.warm + work.rounds, Learner(work)
+def run(work: Workload, turn: TurnClient) -> None:
+    until, learner = work.warmup_rounds + work.num_rounds, Learner(work)
     vars(learner)["metrics"] = MethodType(lambda self, tokens, eval=False: {}, learner)  # nothing is evaluated
-    users, order = cache(lambda client: Dataset([work.rows_of(client)], user_id=str(client))), cycle(range(work.clients))
+    users, order = cache(lambda client: Dataset([work.rows_of(client)], user_id=str(client))), cycle(range(work.num_clients))
     data = FederatedDataset(users, lambda: next(order))
-    params = NNAlgorithmParams(central_num_iterations=until, evaluation_frequency=until + 1, train_cohort_size=work.clients,
+    params = NNAlgorithmParams(central_num_iterations=until, evaluation_frequency=until + 1, train_cohort_size=work.num_clients,
                                val_cohort_size=0)
     trained = [leaf for leaf in learner.parameters() if leaf.requires_grad]
     model = PyTorchModel(learner, lambda leaves, lr: torch.optim.SGD([leaf for leaf in leaves if leaf.requires_grad], lr=lr),
                          torch.optim.SGD(trained, lr=1.0))
     asyncio.set_event_loop(asyncio.new_event_loop())  # pfl asks for the current one
     FederatedAveraging().run(params, SimulatedBackend(data, data, [WeightByUser()]), model, NNTrainHyperParams(
-        local_num_epochs=1, local_learning_rate=LR, local_batch_size=len(work.rows_of(0)) // work.steps),
-        callbacks=[Turns(work, turn, learner)], send_metrics_to_platform=False)
+        local_num_epochs=1, local_learning_rate=LR, local_batch_size=len(work.rows_of(0)) // work.local_steps),
+        callbacks=[TurnCallback(work, turn, learner)], send_metrics_to_platform=False)

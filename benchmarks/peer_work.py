@@ -10,56 +10,56 @@ from time import perf_counter
 from typing import Any
 
 import torch
-from sides import LR, adapted, batches_of, network_of, start_of
+from comparison import LR, load_network, make_batches, make_start_params, wrap_with_peft
 from torch import Tensor, nn
 
-from fedrift.tree import Tree
+from fedrift.core.tree import Tree
 
-NUMBERS = 250_000  # 1 MB, where nothing but a step on numbers is to be done
+VECTOR_SIZE = 250_000  # 1 MB, where nothing but a step on numbers is to be done
 
 
 @dataclass(frozen=True)
-class Work:
+class Workload:
     """Federated averaging by ``clients`` who all take part: ``steps`` local steps of ``sequences`` x ``tokens``.
 
     Without a ``model`` a client's step subtracts a number of its own from a vector of 1 MB: what is left is the framework.
     """
 
     name: str
-    clients: int
+    num_clients: int
     sequences: int
     tokens: int = 64
-    steps: int = 4
+    local_steps: int = 4
     model: str = "pocket"
     small: bool = False
-    warm: int = 2
-    rounds: int = 8
+    warmup_rounds: int = 2
+    num_rounds: int = 8
 
     def __str__(self) -> str:
         return json.dumps(asdict(self))
 
     @staticmethod
-    def of(said: str) -> Work:
-        return Work(**json.loads(said))
+    def from_json(text: str) -> Workload:
+        return Workload(**json.loads(text))
 
     @property
     def network(self) -> Any:
         """A new one: whoever gets it changes it."""
-        return network_of(self.model, small=self.small)
+        return load_network(self.model, small=self.small)
 
     @cached_property
-    def start(self) -> Tree:
+    def initial_params(self) -> Tree:
         """The first params, ``[1, ...]``."""
         if not self.model:
-            return Tree(x=torch.zeros(1, NUMBERS))
-        return start_of(self.network)
+            return Tree(x=torch.zeros(1, VECTOR_SIZE))
+        return make_start_params(self.network)
 
     @cached_property
     def batches(self) -> list[dict[str, Tensor]]:
         """One a local step, each leading with C."""
         if not self.model:
-            return [{"tokens": torch.arange(1.0, self.clients + 1).view(-1, 1, 1)}] * self.steps
-        return batches_of(self.clients, self.sequences, self.tokens, self.steps, self.network.config.vocab_size)
+            return [{"tokens": torch.arange(1.0, self.num_clients + 1).view(-1, 1, 1)}] * self.local_steps
+        return make_batches(self.num_clients, self.sequences, self.tokens, self.local_steps, self.network.config.vocab_size)
 
     def rows_of(self, client: int) -> Tensor:
         """All that a client trains on in a round, in order: ``[steps * B, T]``."""
@@ -69,18 +69,18 @@ class Work:
 class Learner(nn.Module):
     """What a user of another framework would write: the network wrapped by peft, loaded once, and its loss."""
 
-    def __init__(self, work: Work) -> None:
+    def __init__(self, work: Workload) -> None:
         super().__init__()
         self.work = work
-        self.x = None if work.model else nn.Parameter(work.start["x"][0].clone())
-        self.network, leaves = adapted(work.network, work.start) if work.model else (None, {"x": self.x})
+        self.x = None if work.model else nn.Parameter(work.initial_params["x"][0].clone())
+        self.network, leaves = wrap_with_peft(work.network, work.initial_params) if work.model else (None, {"x": self.x})
         self.leaves: dict[str, Any] = leaves
-        self.load({name: leaf[0] for name, leaf in work.start.items()})
+        self.load_params({name: leaf[0] for name, leaf in work.initial_params.items()})
 
-    def load(self, numbers: dict[str, Tensor]) -> None:
+    def load_params(self, params: dict[str, Tensor]) -> None:
         with torch.no_grad():
             for name, leaf in self.leaves.items():
-                leaf.copy_(numbers[name])
+                leaf.copy_(params[name])
 
     def loss(self, tokens: Tensor) -> Tensor:
         if self.network is None:
@@ -90,30 +90,30 @@ class Learner(nn.Module):
     def train_on(self, rows: Tensor) -> None:
         """A client's local steps."""
         optimizer = torch.optim.SGD(self.leaves.values(), lr=LR)
-        for tokens in rows.split(len(rows) // self.work.steps):
+        for tokens in rows.split(len(rows) // self.work.local_steps):
             optimizer.zero_grad()
             self.loss(tokens).backward()
             optimizer.step()
 
-    def ends(self) -> dict[str, Tensor]:
+    def get_params(self) -> dict[str, Tensor]:
         return {name: leaf.detach() for name, leaf in self.leaves.items()}
 
 
-class Turn:
+class TurnClient:
     """A side's end of the line to the benchmark: it works a round when it is told to, and says how long that took."""
 
     def __init__(self, address: str, side: str) -> None:
-        self.line, self.begun = Client(address), 0.0
-        self.line.send(side)
+        self.connection, self.started_at = Client(address), 0.0
+        self.connection.send(side)
 
-    def take(self) -> None:
+    def next_round(self) -> None:
         """A round is over, if one was begun; wait for the word to begin the next."""
-        if self.begun:
-            self.line.send(perf_counter() - self.begun)
-        self.line.recv()
-        self.begun = perf_counter()
+        if self.started_at:
+            self.connection.send(perf_counter() - self.started_at)
+        self.connection.recv()
+        self.started_at = perf_counter()
 
-    def over(self, ends: dict[str, Tensor]) -> None:
+    def finish(self, params: dict[str, Tensor]) -> None:
         """The last round is over; ``ends``: the server's params then."""
-        self.line.send(perf_counter() - self.begun)
-        self.line.send({name: leaf.numpy() for name, leaf in ends.items()})
+        self.connection.send(perf_counter() - self.started_at)
+        self.connection.send({name: leaf.numpy() for name, leaf in params.items()})

@@ -18,24 +18,26 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from fedrift.report.study import write_study_report
-from fedrift.report.study.dossier import opened
-from fedrift.study import Book, Entry, parse_study
+from fedrift.report.study_data import load_study_data
+from fedrift.report.study_report import write_study_report
+from fedrift.studies import ManifestEntry, StudyManifest, parse_study
 
 OUT = Path(__file__).with_name("results") / "report.json"
 METRICS = ("loss", "loss.before", "loss.after", "update.norm", "update.cosine", "train.loss", "weight", "failed")
 OVERALL = ("update.consensus", "update.pairwise", "adapters.error.update", "cost.up", "cost.down")
 DOMAINS = ("business", "entertainment", "politics", "sport", "tech")
-ALGORITHMS, REGIMES = ("FedAvg", "FedProx", "Scaffold"), ("TopicMix", "Style", "TokenTilt")
+ALGORITHMS, PARTITIONS = ("FedAvg", "FedProx", "Scaffold"), ("TopicMix", "Style", "TokenTilt")
 SEVERITIES = (0.5, 1.0)
-CELL = len(ALGORITHMS) * len(REGIMES) * (len(SEVERITIES) + 1)  # runs a seed, twins among them
+RUNS_PER_SEED = len(ALGORITHMS) * len(PARTITIONS) * (len(SEVERITIES) + 1)  # runs a seed, twins among them
 
 
-def make(root: Path, runs: int, rounds: int, clients: int) -> Book:
+def make_study(root: Path, num_runs: int, num_rounds: int, num_clients: int) -> StudyManifest:
     """A finished study of at least so many runs."""
-    keys = [(round, metric, "", client) for round in range(1, rounds + 1) for metric in METRICS for client in range(clients)]
-    keys += [(round, "loss", domain, -1) for round in range(rounds + 1) for domain in ("", *DOMAINS)]
-    keys += [(round, metric, "", -1) for round in range(1, rounds + 1) for metric in OVERALL]
+    keys = [
+        (round, metric, "", client) for round in range(1, num_rounds + 1) for metric in METRICS for client in range(num_clients)
+    ]
+    keys += [(round, "loss", domain, -1) for round in range(num_rounds + 1) for domain in ("", *DOMAINS)]
+    keys += [(round, metric, "", -1) for round in range(1, num_rounds + 1) for metric in OVERALL]
     keys.sort(key=lambda key: key[0])
     names = pa.dictionary(pa.int32(), pa.string())
     fixed = {
@@ -45,34 +47,34 @@ def make(root: Path, runs: int, rounds: int, clients: int) -> Book:
         "client": pa.array([key[3] for key in keys], pa.int32()),
     }
     draw, entries, twins = np.random.default_rng(0), [], []
-    seeds = -(-runs // CELL)
+    seeds = -(-num_runs // RUNS_PER_SEED)
 
     def run(algorithm: str, regime: str, severity: float, seed: int) -> str:
         id = f"{len(entries) + len(twins) + 1:012x}"
         folder = root / id
         folder.mkdir(parents=True)
-        tokens = (np.eye(clients, len(DOMAINS)) * severity + 0.1) * 1e4
+        tokens = (np.eye(num_clients, len(DOMAINS)) * severity + 0.1) * 1e4
         (folder / "experiment.json").write_text(
             json.dumps(
                 {
-                    "corpus": {"name": "bbc"},
+                    "dataset": {"name": "bbc"},
                     "model": "pocket",
-                    "tune": {"is": "Lora", "rank": 8},
-                    "algorithm": {"is": algorithm},
-                    "partition": {"is": regime, "clients": clients, "severity": severity},
+                    "trainable": {"type": "Lora", "r": 8},
+                    "algorithm": {"type": algorithm},
+                    "partition": {"type": regime, "num_clients": num_clients, "severity": severity},
                     "seed": seed,
-                    "mitigation": {"is": "Vanilla"},
-                    "plan": {
-                        "rounds": rounds,
-                        "participation": 0.5,
-                        "steps": 10,
-                        "batch": 4,
-                        "seq_len": 64,
-                        "clip": 1.0,
-                        "weighting": "uniform",
-                        "optimizer": {"is": "Sgd", "lr": 1.0},
+                    "clustering": {"type": "NoClustering"},
+                    "training": {
+                        "num_rounds": num_rounds,
+                        "participation_rate": 0.5,
+                        "local_steps": 10,
+                        "batch_size": 4,
+                        "max_seq_length": 64,
+                        "max_grad_norm": 1.0,
+                        "client_weighting": "uniform",
+                        "client_optimizer": {"type": "Sgd", "lr": 1.0},
                     },
-                    "evaluate": {"split": "test", "every": 1, "blocks": 4, "final": 20},
+                    "evaluation": {"split": "test", "interval": 1, "blocks_per_domain": 4, "final_blocks_per_domain": 20},
                     "id": id,
                     "partition_table": {"domains": DOMAINS, "tokens": tokens.round().tolist()},
                 }
@@ -81,7 +83,7 @@ def make(root: Path, runs: int, rounds: int, clients: int) -> Book:
         (folder / "finished.json").write_text(
             json.dumps(
                 {
-                    "rounds": rounds,
+                    "rounds": num_rounds,
                     "loss": 4.0,
                     "final_loss": 4.0,
                     "train_tokens": 1e6,
@@ -95,13 +97,13 @@ def make(root: Path, runs: int, rounds: int, clients: int) -> Book:
 
     for seed in range(seeds):
         for algorithm in ALGORITHMS:
-            for regime in REGIMES:
+            for regime in PARTITIONS:
                 iid = run(algorithm, regime, 0.0, seed)
                 levels = {"algorithm": algorithm, "partition": regime}
                 twins.append(
-                    Entry(
+                    ManifestEntry(
                         iid,
-                        "twin",
+                        "iid_baseline",
                         "main",
                         f"{algorithm}, {regime}",
                         seed,
@@ -116,23 +118,27 @@ def make(root: Path, runs: int, rounds: int, clients: int) -> Book:
                     own = {**levels, "partition.severity": severity}
                     arm = ", ".join(f"{key}={value}" for key, value in own.items())
                     entries.append(
-                        Entry(run(algorithm, regime, severity, seed), "run", "main", arm, seed, False, iid, own, None, arm)
+                        ManifestEntry(
+                            run(algorithm, regime, severity, seed), "run", "main", arm, seed, False, iid, own, None, arm
+                        )
                     )
     said = {
         "name": "bench",
         "question": "How long does a report take?",
         "base": {},
         "seeds": seeds,
-        "factors": {"algorithm": list(ALGORITHMS), "partition.is": list(REGIMES), "partition.severity": list(SEVERITIES)},
-        "hypotheses": [{"is": "Greater", "name": "H1", "metric": "loss", "contrast": "twin", "of": {"partition.severity": 1.0}}],
+        "factors": {"algorithm": list(ALGORITHMS), "partition.type": list(PARTITIONS), "partition.severity": list(SEVERITIES)},
+        "hypotheses": [
+            {"type": "Greater", "name": "H1", "metric": "loss", "contrast": "iid_baseline", "group": {"partition.severity": 1.0}}
+        ],
     }
-    book = Book(root, "bench")
+    book = StudyManifest(root, "bench")
     book.write(
         {
-            "study": parse_study(said).written(),
+            "study": parse_study(said).to_dict(),
             "factors": ["algorithm", "partition", "partition.severity"],
             "complete": True,
-            "designs": {"main": {"cells": len(ALGORITHMS) * len(REGIMES) * len(SEVERITIES), "aliases": []}},
+            "designs": {"main": {"cells": len(ALGORITHMS) * len(PARTITIONS) * len(SEVERITIES), "aliases": []}},
             "choices": [],
             "runs": [*entries, *twins],
         }
@@ -140,15 +146,15 @@ def make(root: Path, runs: int, rounds: int, clients: int) -> Book:
     return book
 
 
-def main(runs: int = 500, rounds: int = 100, clients: int = 20) -> None:
+def main(num_runs: int = 500, num_rounds: int = 100, num_clients: int = 20) -> None:
     with tempfile.TemporaryDirectory() as folder:
-        book = make(Path(folder) / "runs", runs, rounds, clients)
+        book = make_study(Path(folder) / "runs", num_runs, num_rounds, num_clients)
         every = len(book.read()["runs"])
-        print(f"{every} runs x {rounds} rounds x {clients} clients")
+        print(f"{every} runs x {num_rounds} rounds x {num_clients} clients")
         found: dict[str, object] = {
             "runs": every,
-            "rounds": rounds,
-            "clients": clients,
+            "rounds": num_rounds,
+            "clients": num_clients,
             "python": platform.python_version(),
             "machine": platform.machine(),
         }
@@ -159,15 +165,15 @@ def main(runs: int = 500, rounds: int = 100, clients: int = 20) -> None:
         begun = perf_counter()
         write_study_report(book, Path(folder) / "out", html=False, pdf=True, latex=True)
         found["paper_and_tables_seconds"] = perf_counter() - begun
-        dossier = opened(book)
+        dossier = load_study_data(book)
         begun = perf_counter()
         dossier.connection  # noqa: B018
         found["thinning_seconds"] = perf_counter() - begun
         begun = perf_counter()
-        dossier.curves("loss")
+        dossier.mean_curves("loss")
         found["curve_query_seconds"] = perf_counter() - begun
         begun = perf_counter()
-        dossier.gaps("loss")
+        dossier.gap_curves("loss")
         found["gap_query_seconds"] = perf_counter() - begun
         for name, value in found.items():
             print(f"{name:26} {value:,.2f}" if isinstance(value, float) else f"{name:26} {value}")

@@ -15,11 +15,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from fedrift.store import sql
+from fedrift.storage import query_frame
 
 METRICS = ("loss", "loss.before", "loss.after", "update.norm", "update.cosine", "train.loss", "weight", "failed")
 DOMAINS = ("", "business", "entertainment", "politics", "sport", "tech")
-QUESTIONS = {
+QUERIES = {
     "end loss by algorithm and severity": 'SELECT algorithm, "partition.severity", avg(final_loss) FROM runs GROUP BY ALL',
     "loss curves, mean over seeds": """SELECT algorithm, "partition.severity", round, avg(value)
         FROM records JOIN runs USING (run) WHERE metric = 'loss' AND domain = '' AND client = -1 GROUP BY ALL""",
@@ -29,39 +29,56 @@ QUESTIONS = {
 }
 
 
-def make(root: Path, runs: int, rounds: int, clients: int) -> int:
+def make_runs(root: Path, num_runs: int, num_rounds: int, num_clients: int) -> int:
     """Runs with every client's numbers in every round; how many rows in all."""
     draw = np.random.default_rng(0)
-    keys = [(round, metric, "", client) for round in range(1, rounds + 1) for metric in METRICS for client in range(clients)]
-    keys += [(round, "loss", domain, -1) for round in range(rounds + 1) for domain in DOMAINS]
+    keys = [
+        (round, metric, "", client) for round in range(1, num_rounds + 1) for metric in METRICS for client in range(num_clients)
+    ]
+    keys += [(round, "loss", domain, -1) for round in range(num_rounds + 1) for domain in DOMAINS]
     keys.sort(key=lambda key: key[0])
     names = pa.dictionary(pa.int32(), pa.string())
     fixed = {"round": pa.array([key[0] for key in keys], pa.int32()), "metric": pa.array([key[1] for key in keys]).cast(names),
              "domain": pa.array([key[2] for key in keys]).cast(names), "client": pa.array([key[3] for key in keys], pa.int32())}
-    for number in range(runs):
+    for number in range(num_runs):
         folder = root / f"{number:012x}"
         folder.mkdir(parents=True)
-        said = {"corpus": {"name": "bbc"}, "model": "pocket", "algorithm": {"is": ("FedAvg", "FedProx", "Scaffold")[number % 3]},
-                "partition": {"is": "TopicMix", "clients": clients, "severity": (0.0, 0.5, 1.0)[number // 3 % 3]},
-                "plan": {"rounds": rounds, "optimizer": {"is": "Sgd", "lr": 1.0}}, "seed": number // 9, "id": folder.name}
+        said = {
+            "dataset": {"name": "bbc"},
+            "model": "pocket",
+            "algorithm": {"type": ("FedAvg", "FedProx", "Scaffold")[number % 3]},
+            "partition": {"type": "TopicMix", "num_clients": num_clients, "severity": (0.0, 0.5, 1.0)[number // 3 % 3]},
+            "training": {"num_rounds": num_rounds, "client_optimizer": {"type": "Sgd", "lr": 1.0}},
+            "seed": number // 9,
+            "id": folder.name,
+        }
         (folder / "experiment.json").write_text(json.dumps(said))
-        (folder / "finished.json").write_text(json.dumps(
-            {"rounds": rounds, "loss": 4.0, "final_loss": float(draw.normal(4)), "train_tokens": 1e6, "seconds": {"train": 9.0}}))
+        (folder / "finished.json").write_text(
+            json.dumps(
+                {
+                    "rounds": num_rounds,
+                    "loss": 4.0,
+                    "final_loss": float(draw.normal(4)),
+                    "train_tokens": 1e6,
+                    "seconds": {"train": 9.0},
+                }
+            )
+        )
         table = pa.table({"run": pa.array([folder.name] * len(keys)).cast(names), **fixed, "value": draw.normal(4, 1, len(keys))})
         pq.write_table(table, folder / "records.parquet", compression="zstd")
-    return runs * len(keys)
+    return num_runs * len(keys)
 
 
-def main(runs: int = 500, rounds: int = 100, clients: int = 20) -> None:
+def main(num_runs: int = 500, num_rounds: int = 100, num_clients: int = 20) -> None:
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
-        rows = make(root, runs, rounds, clients)
+        rows = make_runs(root, num_runs, num_rounds, num_clients)
         size = sum(path.stat().st_size for path in root.rglob("*.parquet"))
-        print(f"{runs} runs, {rows:,} rows, {size / 1e6:.0f} MB of Parquet")
-        sql(root, "SELECT 1")
-        for name, question in QUESTIONS.items():
+        print(f"{num_runs} runs, {rows:,} rows, {size / 1e6:.0f} MB of Parquet")
+        query_frame(root, "SELECT 1")
+        for name, question in QUERIES.items():
             begun = perf_counter()
-            answer = sql(root, question)
+            answer = query_frame(root, question)
             print(f"{perf_counter() - begun:6.2f} s  {name} ({len(answer)} rows)")
 
 

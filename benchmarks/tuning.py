@@ -14,61 +14,60 @@ from dataclasses import dataclass
 from time import perf_counter
 from typing import Any
 
-from machine import options
-from sides import batches_of, network_of, stacked
+from comparison import check_agreement, load_network, make_batches, speed_ratios, stacked_training, time_in_turns, write_rows
+from machine import make_parser
 from torch import Tensor
-from turns import agreed, compared, taking_turns, written
 
+from fedrift.config.runtime import configure_malloc
+from fedrift.core.optimizers import AdamW
+from fedrift.core.tree import Tree
 from fedrift.models.presets import PRESETS
-from fedrift.models.stacked import StackedModel
-from fedrift.models.tune import Full, LastK, Tune
-from fedrift.optimizers import AdamW
-from fedrift.runtime import keep_pages
-from fedrift.tree import Tree
+from fedrift.models.stacked_model import StackedModel
+from fedrift.models.trainable import All, LastBlocks, Trainable
 
 
 @dataclass(frozen=True)
-class Written(AdamW):
+class UnfusedAdamW(AdamW):
     """AdamW as the rule is written."""
 
-    def fused(self, params: Tree, grad: Tree, moments: Tree, count: Tensor) -> tuple[Tree, Tree]:
-        return self.written(params, grad, moments, count)
+    def _fused_step(self, params: Tree, grad: Tree, opt_state: Tree, count: Tensor) -> tuple[Tree, Tree]:
+        return self._unfused_step(params, grad, opt_state, count)
 
 
-CASES: list[tuple[str, Tune, dict[str, tuple[AdamW, bool]]]] = [
-    *((f"last {blocks}: prefix kept", LastK(blocks), {"plain": (AdamW(1e-4), False), "fast": (AdamW(1e-4), True)})
+CASES: list[tuple[str, Trainable, dict[str, tuple[AdamW, bool]]]] = [
+    *((f"last {blocks}: prefix kept", LastBlocks(blocks), {"plain": (AdamW(1e-4), False), "fast": (AdamW(1e-4), True)})
       for blocks in (1, 2)),
-    ("full: fused optimiser", Full(), {"plain": (Written(1e-4), False), "fast": (AdamW(1e-4), False)})]
+    ("full: fused optimiser", All(), {"plain": (UnfusedAdamW(1e-4), False), "fast": (AdamW(1e-4), False)})]
 
 
 def main(words: list[str] | None = None) -> int:
-    ask = options(__doc__ or "")
+    ask = make_parser(__doc__ or "")
     ask.add_argument("--model", default="pocket", choices=list(PRESETS))
     ask.add_argument("--repeats", type=int, default=5)
     ask.add_argument("--shape", help="clients,sequences,tokens,steps in place of 4,8,64,3")
     said = ask.parse_args(words)
     shape = said.shape or ("2,2,16,2" if said.small else "4,8,64,3")
     clients, sequences, tokens, steps = map(int, shape.split(","))
-    keep_pages()
-    vocabulary = network_of(said.model, small=said.small).config.vocab_size
-    batches = batches_of(clients, sequences, tokens, steps, vocabulary)
+    configure_malloc()
+    vocabulary = load_network(said.model, small=said.small).config.vocab_size
+    batches = make_batches(clients, sequences, tokens, steps, vocabulary)
     rows: list[dict[str, Any]] = []
     for case, tune, how in CASES:
         sides = {}
         for side, (optimizer, prefix) in how.items():
-            model = StackedModel(network_of(said.model, small=said.small), tune, prefix=prefix)
-            sides[side] = stacked(model, batches, model.template(), 1, optimizer)
+            model = StackedModel(load_network(said.model, small=said.small), tune, use_prefix_cache=prefix)
+            sides[side] = stacked_training(model, batches, model.init_params(), 1, optimizer)
         begun = perf_counter()
         end = sides["fast"]()
         first = perf_counter() - begun
         # Adam divides by the gradient's size: where that is all rounding, so is the step.
-        difference = agreed(end, sides["plain"](), most=0.1)
-        spent = taking_turns(sides, said.repeats)
+        difference = check_agreement(end, sides["plain"](), tolerance=0.1)
+        spent = time_in_turns(sides, said.repeats)
         rows.append({"case": case, "first_round_s": round(first, 2), "round_s": round(min(spent["fast"]), 2),
-                     **compared(spent, "plain", "fast"), "difference": difference})
+                     **speed_ratios(spent, "plain", "fast"), "difference": difference})
         print("{case:24s} {ratio:.2f}x ({ratio_lowest:.2f} to {ratio_highest:.2f})   first round {first_round_s} s, "
               "later {round_s} s   weights differ by {difference:.0e}".format(**rows[-1]), flush=True)
-    written(said.out, f"tuning-{said.model}", rows, model=said.model, shape=shape)
+    write_rows(said.out, f"tuning-{said.model}", rows, model=said.model, shape=shape)
     return 0
 
 

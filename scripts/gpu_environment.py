@@ -26,30 +26,48 @@ except ImportError:
     from pip._vendor.packaging.requirements import Requirement  # type: ignore[assignment]
     from pip._vendor.packaging.utils import canonicalize_name
 
-HERE = Path(__file__).resolve().parents[1]
+REPO_ROOT = Path(__file__).resolve().parents[1]
 # Of what fedrift asks for, what neither training nor measuring touches: reports, figures, hub data sets, SQL, encoders of texts.
-SPARED = {"datasets", "altair", "vl-convert-python", "jinja2", "typst", "duckdb", "wordllama", "sacrebleu", "rouge-score"}
-KEPT = {"torch", "numpy", "scipy", "pandas", "pyarrow", "scikit-learn", "triton"}  # too large to bring twice: an old one is tried
-PROBE = """import torch, fedrift.run, fedrift.study
+UNNEEDED_PACKAGES = {
+    "datasets",
+    "altair",
+    "vl-convert-python",
+    "jinja2",
+    "typst",
+    "duckdb",
+    "wordllama",
+    "sacrebleu",
+    "rouge-score",
+}
+LARGE_PACKAGES = {
+    "torch",
+    "numpy",
+    "scipy",
+    "pandas",
+    "pyarrow",
+    "scikit-learn",
+    "triton",
+}  # too large to bring twice: an old one is tried
+PROBE_SCRIPT = """import torch, fedrift.engine.run, fedrift.studies
 print("torch", torch.__version__, "CUDA", torch.version.cuda, "GPUs", torch.cuda.device_count())"""
 
 
-def wanted() -> list[Requirement]:
+def required_packages() -> list[Requirement]:
     """What fedrift needs to train and measure."""
-    said = tomllib.loads((HERE / "pyproject.toml").read_text())["project"]["dependencies"]
-    return [need for need in map(Requirement, said) if canonicalize_name(need.name) not in SPARED]
+    said = tomllib.loads((REPO_ROOT / "pyproject.toml").read_text())["project"]["dependencies"]
+    return [need for need in map(Requirement, said) if canonicalize_name(need.name) not in UNNEEDED_PACKAGES]
 
 
-def lacking(needs: Iterable[Requirement], there: dict[str, Distribution]) -> dict[str, tuple[Requirement, bool]]:
+def find_missing(requirements: Iterable[Requirement], installed: dict[str, Distribution]) -> dict[str, tuple[Requirement, bool]]:
     """Of the needs, and of what these need in turn: what is not there (True) or there in an unfit version (False)."""
     found: dict[str, tuple[Requirement, bool]] = {}
-    queue, seen = list(needs), set[str]()
+    queue, seen = list(requirements), set[str]()
     while queue:
         need = queue.pop()
         name = canonicalize_name(need.name)
-        if name in SPARED or (need.marker and not need.marker.evaluate({"extra": ""})):
+        if name in UNNEEDED_PACKAGES or (need.marker and not need.marker.evaluate({"extra": ""})):
             continue
-        have = there.get(name)
+        have = installed.get(name)
         if have is None or not need.specifier.contains(have.version, prereleases=True):
             found.setdefault(name, (need, have is None))
         if have is not None and name not in seen:
@@ -58,36 +76,38 @@ def lacking(needs: Iterable[Requirement], there: dict[str, Distribution]) -> dic
     return found
 
 
-def present(into: Path) -> dict[str, Distribution]:
+def find_installed(target_dir: Path) -> dict[str, Distribution]:
     """The packages of this Python, and over them those beside it."""
     there = {canonicalize_name(each.name): each for each in distributions() if each.name}
-    return there | {canonicalize_name(each.name): each for each in map(PathDistribution, into.glob("*.dist-info"))}
+    return there | {canonicalize_name(each.name): each for each in map(PathDistribution, target_dir.glob("*.dist-info"))}
 
 
-def fetch(need: Requirement, into: Path, wheels: Path) -> bool:
+def install_package(requirement: Requirement, target_dir: Path, wheels_dir: Path) -> bool:
     """One package, without its needs."""
-    source = ["--no-index", "--find-links", str(wheels)] if any(wheels.glob("*.whl")) else []
-    text = f"{need.name}{need.specifier}"
-    for pins in (["-c", str(HERE / "constraints.txt")], []):  # as tested, or else whatever fits
+    source = ["--no-index", "--find-links", str(wheels_dir)] if any(wheels_dir.glob("*.whl")) else []
+    text = f"{requirement.name}{requirement.specifier}"
+    for pins in (["-c", str(REPO_ROOT / "constraints.txt")], []):  # as tested, or else whatever fits
         done = subprocess.run(
             [sys.executable, "-m", "pip", "install", "-q", "--no-deps", "--no-compile", "--upgrade", "--no-input",
-             "--disable-pip-version-check", "--target", str(into), *source, *pins, text],
+             "--disable-pip-version-check", "--target", str(target_dir), *source, *pins, text],
             check=False, capture_output=True, text=True)
         if not done.returncode:
             return True
     return False
 
 
-def complete(into: Path, wheels: Path) -> list[str]:
+def install_missing(target_dir: Path, wheels_dir: Path) -> list[str]:
     """Fetch until nothing is lacking; what could not be had, in words."""
     given_up: dict[str, str] = {}
-    while left := {name: lack for name, lack in lacking(wanted(), present(into)).items() if name not in given_up}:
+    while left := {
+        name: lack for name, lack in find_missing(required_packages(), find_installed(target_dir)).items() if name not in given_up
+    }:
         for name, (need, absent) in sorted(left.items()):
-            if not absent and name in KEPT:
+            if not absent and name in LARGE_PACKAGES:
                 given_up[name] = f"{need.name}{need.specifier} is here in another version, and tried as it is"
-            elif fetch(need, into, wheels):
-                print(f"{need.name} is in {into}", flush=True)
-                if name in lacking(wanted(), present(into)):
+            elif install_package(need, target_dir, wheels_dir):
+                print(f"{need.name} is in {target_dir}", flush=True)
+                if name in find_missing(required_packages(), find_installed(target_dir)):
                     given_up[name] = f"{need.name}: what could be had does not fit {need.specifier}"
             else:
                 rest = "" if absent else "; the one here is tried as it is"
@@ -97,14 +117,14 @@ def complete(into: Path, wheels: Path) -> list[str]:
 
 def main() -> int:
     ask = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    ask.add_argument("--into", type=Path, default=HERE / ".gpu" / "site")
-    ask.add_argument("--wheels", type=Path, default=HERE / ".gpu" / "wheels")
+    ask.add_argument("--into", type=Path, default=REPO_ROOT / ".gpu" / "site")
+    ask.add_argument("--wheels", type=Path, default=REPO_ROOT / ".gpu" / "wheels")
     said = ask.parse_args()
     said.into.mkdir(parents=True, exist_ok=True)
-    for told in complete(said.into, said.wheels):
+    for told in install_missing(said.into, said.wheels):
         print(f"note: {told}", flush=True)
-    path = f"{said.into.resolve()}{os.pathsep}{HERE}"
-    return subprocess.run([sys.executable, "-c", PROBE], check=False, env={**os.environ, "PYTHONPATH": path}).returncode
+    path = f"{said.into.resolve()}{os.pathsep}{REPO_ROOT}"
+    return subprocess.run([sys.executable, "-c", PROBE_SCRIPT], check=False, env={**os.environ, "PYTHONPATH": path}).returncode
 
 
 if __name__ == "__main__":

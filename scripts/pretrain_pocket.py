@@ -2,7 +2,7 @@
 
     python scripts/pretrain_pocket.py --data ../shared/data --out pocket-build
 
-The half is chosen by document hash (`fedrift.corpus.pretraining_half`), so that the other half of every
+The half is chosen by document hash (`fedrift.data.is_in_pretraining_half`), so that the other half of every
 corpus stays unseen for studies. BBC, AG News and tweets are never read. Everything is seeded;
 the same data, torch version and thread count give the same weights. Killed, it resumes from
 its last checkpoint. On two CPU cores it trains about 6,000 tokens a second.
@@ -22,11 +22,11 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from fedrift.corpus import pretraining_half
+from fedrift.data import is_in_pretraining_half
 
 # Corpus -> (train file, how often its documents are read in one pass). MedQuAD's answers share
 # boiler-plate and count half; encyclopaedic prose, the scarcest, is read more often.
-MIX = {
+CORPUS_MIX = {
     "wikitext2": ("train_partial.parquet", 3.0),
     "dbpedia": ("train.parquet", 1.5),
     "reddit_posts": ("train.parquet", 1.0),
@@ -34,7 +34,7 @@ MIX = {
     "medquad": ("train.parquet", 0.5),
     "newsgroups20": ("train.parquet", 1.0),
 }
-SHAPE = dict(
+MODEL_CONFIG = dict(
     vocab_size=4096, hidden_size=256, num_hidden_layers=4, intermediate_size=640,
     num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=512,
     tie_word_embeddings=True, rope_theta=10000.0,
@@ -42,18 +42,18 @@ SHAPE = dict(
 END, PAD = "<|endoftext|>", "<|pad|>"
 
 
-def documents(data: Path, corpus: str) -> list[str]:
+def load_documents(data_dir: Path, corpus: str) -> list[str]:
     """The pretraining half of a corpus. WikiText keeps its headings, before the paragraph they head."""
-    rows = pd.read_parquet(data / corpus / MIX[corpus][0])["text"].tolist()
+    rows = pd.read_parquet(data_dir / corpus / CORPUS_MIX[corpus][0])["text"].tolist()
     if corpus != "wikitext2":
-        return list(dict.fromkeys(row.strip() for row in rows if row.strip() and pretraining_half(row)))
+        return list(dict.fromkeys(row.strip() for row in rows if row.strip() and is_in_pretraining_half(row)))
     kept, headings = [], ""
     for row in rows:
         text = row.strip()
         if text.startswith("=") and text.endswith("="):
             headings += row
         elif text:
-            if pretraining_half(text):
+            if is_in_pretraining_half(text):
                 kept.append(headings + row)
             headings = ""
     return kept
@@ -64,7 +64,7 @@ def train_tokenizer(texts: list[str]) -> PreTrainedTokenizerFast:
     bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     bpe.decoder = decoders.ByteLevel()
     bpe.train_from_iterator(texts, trainers.BpeTrainer(
-        vocab_size=SHAPE["vocab_size"], special_tokens=[END, PAD], show_progress=False,
+        vocab_size=MODEL_CONFIG["vocab_size"], special_tokens=[END, PAD], show_progress=False,
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet()))
     return PreTrainedTokenizerFast(
         tokenizer_object=bpe, bos_token=END, eos_token=END, pad_token=PAD, model_max_length=512)
@@ -101,23 +101,23 @@ def main() -> None:
     said.out.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(said.seed)
 
-    texts = {corpus: documents(said.data, corpus) for corpus in MIX}
+    texts = {corpus: load_documents(said.data, corpus) for corpus in CORPUS_MIX}
     if not (said.out / "tokenizer.json").exists():
-        train_tokenizer([t for corpus in MIX for t in texts[corpus]]).save_pretrained(said.out)
+        train_tokenizer([t for corpus in CORPUS_MIX for t in texts[corpus]]).save_pretrained(said.out)
     tokenizer = PreTrainedTokenizerFast.from_pretrained(said.out)
     ids = {c: [np.array(row + [tokenizer.eos_token_id], np.int64)
-               for row in tokenizer(texts[c], verbose=False)["input_ids"]] for c in MIX}
-    for corpus in MIX:
+               for row in tokenizer(texts[c], verbose=False)["input_ids"]] for c in CORPUS_MIX}
+    for corpus in CORPUS_MIX:
         print(f"{corpus:15s} {len(ids[corpus]):7,d} documents {sum(map(len, ids[corpus])):10,d} tokens", flush=True)
 
     def stream(epoch: int) -> torch.Tensor:
         draw = np.random.default_rng([said.seed, epoch])
-        rows = [row for c in MIX for row in ids[c]
-                for _ in range(int(MIX[c][1] + draw.random()))]
+        rows = [row for c in CORPUS_MIX for row in ids[c]
+                for _ in range(int(CORPUS_MIX[c][1] + draw.random()))]
         order = draw.permutation(len(rows))
         return torch.from_numpy(np.concatenate([rows[i] for i in order]))
 
-    model = LlamaForCausalLM(LlamaConfig(**SHAPE, bos_token_id=tokenizer.bos_token_id,
+    model = LlamaForCausalLM(LlamaConfig(**MODEL_CONFIG, bos_token_id=tokenizer.bos_token_id,
                                          eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id))
     model.to(said.device)
     matrices = [p for n, p in model.named_parameters() if p.ndim == 2 and "embed" not in n]

@@ -20,55 +20,55 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from fedrift.config import load_yaml
-from fedrift.statistics import judge
-from fedrift.statistics.hypotheses import Greater
-from fedrift.study import find_study, table
+from fedrift.config.loader import load_yaml
+from fedrift.stats import evaluate_hypotheses
+from fedrift.stats.hypotheses import Greater
+from fedrift.studies import build_study_table, find_study
 
 COMMAND = "from fedrift.cli import main; main()"
 RELABELLINGS, PAIRS = 2000, 8
 
 
-def begin(file: Path, root: Path) -> subprocess.Popen[bytes]:
+def start_study(file: Path, runs_dir: Path) -> subprocess.Popen[bytes]:
     """`fedrift study` in a process group of its own, so that its workers die with it."""
-    words = [sys.executable, "-c", COMMAND, "study", str(file), "--runs", str(root), "--threads", "1", "--device", "cpu"]
+    words = [sys.executable, "-c", COMMAND, "study", str(file), "--runs-dir", str(runs_dir), "--threads", "1", "--device", "cpu"]
     return subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
 
 
-def broken(file: Path, root: Path, kills: int, runs: int, draw: np.random.Generator) -> None:
+def run_with_kills(file: Path, runs_dir: Path, kills: int, num_runs: int, rng: np.random.Generator) -> None:
     """Kill it when a drawn number of runs is done and a drawn time later; at last let it end."""
-    points = np.sort(draw.choice(np.arange(1, runs - 1), kills, replace=False))
+    points = np.sort(rng.choice(np.arange(1, num_runs - 1), kills, replace=False))
     for point in points:
-        process = begin(file, root)
-        while len(list(root.glob("*/finished.json"))) < point and process.poll() is None:
+        process = start_study(file, runs_dir)
+        while len(list(runs_dir.glob("*/finished.json"))) < point and process.poll() is None:
             time.sleep(0.05)
-        time.sleep(draw.uniform(0, 3))
+        time.sleep(rng.uniform(0, 3))
         if process.poll() is not None:
             raise SystemExit(f"it ended by itself with {process.returncode} before it could be killed")
         os.killpg(process.pid, signal.SIGKILL)
         process.wait()
-        begun = [path.parent for path in root.glob("*/experiment.json") if not (path.parent / "finished.json").exists()]
-        print(f"killed with {len(list(root.glob('*/finished.json')))} runs finished, {len(begun)} half done", flush=True)
-    if begin(file, root).wait():
+        begun = [path.parent for path in runs_dir.glob("*/experiment.json") if not (path.parent / "finished.json").exists()]
+        print(f"killed with {len(list(runs_dir.glob('*/finished.json')))} runs finished, {len(begun)} half done", flush=True)
+    if start_study(file, runs_dir).wait():
         raise SystemExit("the study did not end well after the kills")
 
 
-def text(root: Path, name: str) -> str:
-    return table(find_study(root, name), roles=("run", "twin", "trial")).to_csv(index=False)
+def study_csv(runs_dir: Path, name: str) -> str:
+    return build_study_table(find_study(runs_dir, name), roles=("run", "iid_baseline", "trial")).to_csv(index=False)
 
 
-def null(frame: pd.DataFrame, draw: np.random.Generator) -> float:
+def null_call_rate(frame: pd.DataFrame, rng: np.random.Generator) -> float:
     """The share of relabellings that are called: pairs of IID runs, drawn anew, one half called A and the other B."""
-    ends = frame[frame.iid | (frame.twin == frame.run)]["loss"].dropna().to_numpy()
+    ends = frame[frame.iid | (frame.iid_baseline == frame.run)]["loss"].dropna().to_numpy()
     if len(ends) < 2 * PAIRS:
         raise SystemExit(f"{len(ends)} IID runs are too few for {PAIRS} pairs")
-    said = [Greater(name="null", metric="loss", of={"arm": "A"}, than={"arm": "B"})]
+    said = [Greater(name="null", metric="loss", group={"condition": "A"}, reference={"condition": "B"})]
     called = 0
     for _ in range(RELABELLINGS):
-        values = draw.permutation(ends)[:2 * PAIRS]
-        rows = [{"run": f"{arm}{seed}", "study": "null", "arm": arm, "seed": seed, "iid": False, "twin": "", "diverged": False,
-                 "loss": values[2 * seed + place]} for seed in range(PAIRS) for place, arm in enumerate("AB")]
-        called += judge(said, pd.DataFrame(rows), ["arm"])[0].verdict != "inconclusive"
+        values = rng.permutation(ends)[:2 * PAIRS]
+        rows = [{"run": f"{arm}{seed}", "study": "null", "condition": arm, "seed": seed, "iid": False, "iid_baseline": "",
+                 "diverged": False, "loss": values[2 * seed + place]} for seed in range(PAIRS) for place, arm in enumerate("AB")]
+        called += evaluate_hypotheses(said, pd.DataFrame(rows), ["condition"])[0].verdict != "inconclusive"
     return called / RELABELLINGS
 
 
@@ -82,15 +82,15 @@ def main() -> None:
     name, draw = str(load_yaml(said.study)["name"]), np.random.default_rng(said.draw)
     with tempfile.TemporaryDirectory() as folder:
         out = said.out or Path(folder)
-        if begin(said.study, out / "unbroken").wait():
+        if start_study(said.study, out / "unbroken").wait():
             raise SystemExit("the unbroken study did not end well")
-        whole = text(out / "unbroken", name)
-        frame = table(find_study(out / "unbroken", name))
+        whole = study_csv(out / "unbroken", name)
+        frame = build_study_table(find_study(out / "unbroken", name))
         print(f"unbroken: {len(frame)} runs", flush=True)
-        broken(said.study, out / "broken", said.kills, len(frame), draw)
-        same = text(out / "broken", name) == whole
+        run_with_kills(said.study, out / "broken", said.kills, len(frame), draw)
+        same = study_csv(out / "broken", name) == whole
         print(f"tables after {said.kills} kills: {'equal to the last bit' if same else 'THEY DIFFER'}")
-        rate, size = null(frame, draw), 12 / 2 ** PAIRS
+        rate, size = null_call_rate(frame, draw), 12 / 2 ** PAIRS
         slack = 4 * np.sqrt(size * (1 - size) / RELABELLINGS)
         print(f"null study, {RELABELLINGS} relabellings of {PAIRS} pairs of IID runs: {rate:.1%} called; {size:.1%} is what "
               f"{PAIRS} seeds can give below 5 %")

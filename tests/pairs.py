@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from fedrift import algorithms
-from fedrift.algorithms import FedAvg, FedPer, aggregates
+from fedrift.algorithms import FedAvg, FedPer, aggregators
 
-TUNES = {"lora": "{is: Lora, rank: 2}", "last_k": "{is: LastK, blocks: 1}", "full": "Full"}
-PAIRS = [*((name, tune) for name in algorithms.__all__ for tune in TUNES), *((name, "lora") for name in aggregates.__all__)]
+TUNES = {"lora": "{type: Lora, r: 2}", "last_k": "{type: LastBlocks, num_blocks: 1}", "full": "All"}
+PAIRS = [*((name, tune) for name in algorithms.__all__ for tune in TUNES), *((name, "lora") for name in aggregators.__all__)]
 
 
 def algorithm(name: str) -> FedAvg:
-    """As it learns in a few rounds: FedPer keeps its queries, whatever is tuned, and the noise of Private is faint."""
-    if name in aggregates.__all__:
-        return FedAvg(aggregate=aggregates.Private(noise=1e-4) if name == "Private" else getattr(aggregates, name)())
-    return FedPer(own=("*q_proj*",)) if name == "FedPer" else getattr(algorithms, name)()
+    """As it learns in a few rounds: FedPer keeps its queries, whatever is tuned, and the noise of DPMean is faint."""
+    if name in aggregators.__all__:
+        return FedAvg(aggregator=aggregators.DPMean(noise_multiplier=1e-4) if name == "DPMean" else getattr(aggregators, name)())
+    return FedPer(personal_params=("*q_proj*",)) if name == "FedPer" else getattr(algorithms, name)()

@@ -11,11 +11,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from fedrift.fleet import SimulatedFleet
-from fedrift.optimizers import Optimizer, Sgd
-from fedrift.rounds import begin, rounds
-from fedrift.tree import Tree
-from fedrift.values import Local, Round, State
+from fedrift.core.optimizers import Optimizer, Sgd
+from fedrift.core.tree import Tree
+from fedrift.core.types import FederatedState, LocalState, RoundResult
+from fedrift.engine.loop import init_state, run_rounds
+from fedrift.simulation import ClientSimulator
 
 DOUBLE = torch.float64
 
@@ -58,8 +58,8 @@ def clients(a, b, steps: int | tuple[int, ...] = 10, slope=None, weight=None) ->
                    torch.ones(size, dtype=DOUBLE) if weight is None else torch.tensor(weight, dtype=DOUBLE))
 
 
-def fleet_of(group: Clients, optimizer: Optimizer = Sgd(0.1), **options) -> SimulatedFleet:
-    return SimulatedFleet(group.size, loss, group, optimizer, **options)
+def fleet_of(group: Clients, optimizer: Optimizer = Sgd(0.1), **options) -> ClientSimulator:
+    return ClientSimulator(group.size, loss, group, optimizer, **options)
 
 
 def params(x: float, width: int = 1, dtype=DOUBLE) -> Tree:
@@ -67,27 +67,27 @@ def params(x: float, width: int = 1, dtype=DOUBLE) -> Tree:
 
 
 def train(algorithm, group: Clients, *, until: int, x: float = 5.0, cohort: int | None = None, seed: int = 0,
-          optimizer: Optimizer = Sgd(0.1), state: State | None = None, **options) -> list[Round]:
+          optimizer: Optimizer = Sgd(0.1), state: FederatedState | None = None, **options) -> list[RoundResult]:
     fleet = fleet_of(group, optimizer, **options)
-    state = state or begin(algorithm, params(x, group.a.shape[1]), fleet.size)
-    return list(rounds(state, fleet, algorithm, until=until, cohort=cohort or fleet.size, seed=seed))
+    state = state or init_state(algorithm, params(x, group.a.shape[1]), fleet.size)
+    return list(run_rounds(state, fleet, algorithm, num_rounds=until, cohort_size=cohort or fleet.size, seed=seed))
 
 
-def path(done: list[Round]) -> list[float]:
+def path(done: list[RoundResult]) -> list[float]:
     """The server's x after every round."""
     return [round.after.server.params["x"][0, 0].item() for round in done]
 
 
-def local(params: Tree, start: Tree, lr: float = 0.1) -> Local:
+def local(params: Tree, start: Tree, lr: float = 0.1) -> LocalState:
     """A client in the middle of its steps, with nothing but where it is and where it began."""
     none = torch.zeros(len(next(iter(params.values()))))
-    return Local(params, start, Tree(), Tree(), Tree(), steps=none, loss=none, weight=none, lr=lr)
+    return LocalState(params, start, Tree(), Tree(), Tree(), steps=none, loss=none, weight=none, lr=lr)
 
 
 def fixed_point(algorithm, group: Clients, lr: float) -> float:
     """Where a memoryless algorithm on quadratics ends, clients counting alike: a round is x <- m x + c."""
     def after(x: float) -> float:
-        return path(train(algorithm, group, until=1, x=x, optimizer=Sgd(lr), weighting="uniform"))[0]
+        return path(train(algorithm, group, until=1, x=x, optimizer=Sgd(lr), client_weighting="uniform"))[0]
 
     c, sum_ = after(0.0), after(1.0)
     return c / (1 - (sum_ - c))

@@ -1,80 +1,71 @@
-"""Who may import whom: arrows point down, and heavy packages stay in the rooms that need them."""
+"""Who may import whom: arrows point down, nothing goes round in a circle, and heavy packages stay where they are needed."""
 
 from __future__ import annotations
 
 import ast
+import subprocess
+import sys
+from collections.abc import Iterator
 from functools import cache
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
+
+import pytest
 
 PACKAGE = Path(__file__).resolve().parents[1] / "fedrift"
 
-# Room -> rooms that it may import. What is not named here may not be imported; every room may import itself.
-GROUND = {"errors", "seeds"}
-TENSORS = GROUND | {"tree", "streams"}
-VALUES = TENSORS | {"memory", "values", "optimizers"}
+# Package, or some files of one -> what they may import beside themselves. What is not named here may not be imported. A file
+# belongs to the longest name that its path begins with: ``clustering/comparison`` are all files of that beginning, and
+# ``clustering`` is the rest of the package.
+TEXT = {"core", "data", "partition"}
+TRAINING = {"core", "algorithms", "simulation"}
+CONFIG = {"config", "config/loader", "config/runtime"}
+ENGINE = {"engine", "engine/build", "engine/cache", "engine/loop"}
 MAY = {
-    "errors": set(),
-    "seeds": set(),
-    "streams": {"seeds"},
-    "tree": set(),
-    "records": {"errors"},
-    "memory": {"tree"},
-    "values": {"memory", "tree"},
-    "optimizers": {"tree"},
-    "corpus": GROUND,
-    "partition": GROUND | {"corpus"},
-    "models": VALUES,
-    "algorithms": VALUES - {"errors"} | {"errors"},
-    "fleet": VALUES | {"corpus"},
-    "rounds": VALUES | {"algorithms", "fleet"},
-    "mitigation": VALUES | {"algorithms", "fleet", "rounds"},
-    "probes": VALUES | {"records", "corpus", "models", "partition"},
-    "store": {"errors", "records"},
-    "detectors": {"records"},
-    "diagnose": {"records", "detectors", "store"},
-    "calibrate": VALUES | {"algorithms", "conform", "corpus", "detectors", "diagnose", "experiment", "fleet", "models",
-                           "partition", "probes", "records", "rounds", "run", "setting", "stock", "store"},
-    "report": {"errors", "records", "store", "detectors", "diagnose", "corpus", "partition", "statistics", "study"},
-    "yaml_text": {"errors"},
-    "config": {"errors", "yaml_text"},
-    "experiment": VALUES | {"config", "corpus", "partition", "algorithms", "fleet", "mitigation", "models", "probes"},
-    "folders": set(),
-    "runtime": {"errors", "folders"},
-    "stock": {"corpus", "models", "runtime"},
-    "measuring": VALUES | {"algorithms", "corpus", "experiment", "models", "partition", "probes", "stock"},
-    "setting": VALUES | {"algorithms", "corpus", "experiment", "fleet", "measuring", "mitigation", "models", "partition",
-                         "probes", "rounds", "runtime", "stock"},
-    "recording": VALUES | {"algorithms", "experiment", "fleet", "setting", "store"},
-    "run": VALUES | {"detectors", "experiment", "fleet", "models", "probes", "recording", "records", "rounds", "runtime",
-                     "setting", "stock", "store"},
-    "likeness": VALUES | {"experiment", "probes", "recording", "setting", "stock", "store"},
-    "replay": VALUES | {"config", "diagnose", "experiment", "probes", "recording", "records", "store"},
-    "profile": VALUES | {"algorithms", "experiment", "fleet", "models", "probes", "recording", "records", "rounds", "run",
-                         "runtime", "setting", "stock", "store"},
-    "statistics": GROUND,
-    "study": GROUND | {"config", "detectors", "experiment", "records", "run", "runtime", "setting", "statistics", "stock",
-                       "store"},
-    "sinks": {"errors", "records", "store"},
-    "watch": {"config", "detectors", "diagnose", "errors", "report", "store", "study"},
-    "arms": {"config", "detectors", "diagnose", "errors", "experiment", "records", "statistics", "stock", "store", "study"},
-    "flower": VALUES | {"algorithms", "config", "corpus", "experiment", "fleet", "folders", "models", "rounds", "run", "runtime",
-                        "setting", "stock", "store"},
-    "conform": VALUES | {"algorithms", "fleet", "rounds", "statistics"},
+    "core": set(),
+    "stats": {"core"},
+    "data": {"core"},
+    "partition": {"core", "data"},
+    "models": {"core"},
+    "algorithms": {"core"},
+    "simulation": {"core", "data"},
+    "probes": TEXT | {"models"},
+    "engine/loop": TRAINING,
+    "clustering": TRAINING,
+    "clustering/runtime": TRAINING | {"clustering", "engine/loop"},
+    "config/loader": {"core"},
+    "config/runtime": {"core"},
+    "config": TEXT | TRAINING | {"config/loader", "models", "probes", "clustering"},
+    "storage": {"core"},
+    "diagnosis": {"core", "storage"},
+    "engine/cache": {"core", "data", "models", "config/runtime"},
+    "engine/build": TEXT | TRAINING | CONFIG | {"models", "probes", "clustering", "clustering/runtime", "engine/cache"},
+    "storage/fork": TRAINING | CONFIG | {"storage", "engine/build"},
+    "diagnosis/fork": CONFIG | {"core", "probes", "storage", "storage/fork", "diagnosis"},
+    "engine": TRAINING | CONFIG | {"models", "probes", "storage", "storage/fork", "diagnosis"} | ENGINE,
+    "studies": CONFIG | ENGINE | {"core", "stats", "storage", "diagnosis"},
+    "clustering/comparison": CONFIG | {"core", "clustering", "engine/cache", "stats", "storage", "diagnosis", "studies"},
+    "report": TEXT | {"config/loader", "stats", "storage", "diagnosis", "studies"},
+    "flower": TEXT | TRAINING | CONFIG | ENGINE | {"models", "storage"},
+    "conformance": TRAINING | {"engine/loop", "stats"},
+    "profiling": TRAINING | CONFIG | ENGINE | {"models", "probes", "storage", "storage/fork"},
+    "api": CONFIG | ENGINE | {"core", "storage", "diagnosis", "studies"},
 }
-ONLY_IN = {  # package -> the rooms that may name it
-    "duckdb": {"store"},
-    "pyarrow": {"store", "corpus", "partition"},
-    "ray": {"study"},
-    "submitit": {"study"},
-    "statsmodels": {"statistics"},
+TOP = {"cli", "__init__", "__main__"}  # may import all of it, and is imported by nothing of it
+ONLY_IN = {  # package -> those of ours that may name it
+    "duckdb": {"storage"},
+    "pyarrow": {"storage", "data", "partition"},
+    "ray": {"studies"},
+    "submitit": {"studies"},
+    "statsmodels": {"stats"},
     "sacrebleu": {"probes"},
     "rouge_score": {"probes"},
-    "flwr": {"flower", "conform"},
+    "flwr": {"flower"},
     "transformers": {"models"},
     "peft": {"models"},
-    "datasets": {"corpus"},
-    "wordllama": {"corpus"},
-    "sentence_transformers": {"corpus"},
+    "datasets": {"data"},
+    "wordllama": {"data"},
+    "sentence_transformers": {"data"},
     "altair": {"report"},
     "vl_convert": {"report"},
     "typst": {"report"},
@@ -82,8 +73,8 @@ ONLY_IN = {  # package -> the rooms that may name it
     "typer": {"cli"},
     "rich": {"cli"},
 }
-WITHOUT_TORCH = {"errors", "seeds", "records", "corpus", "partition", "detectors", "diagnose", "report", "config", "statistics",
-                 "watch"}
+WITHOUT_TORCH = ("core/errors", "core/records", "core/registry", "data", "partition", "stats", "diagnosis", "report",
+                 "config/loader")
 
 
 def files() -> list[Path]:
@@ -95,56 +86,111 @@ def tree_of(path: Path) -> ast.Module:
     return ast.parse(path.read_text())
 
 
-def room_of(path: Path) -> str:
-    parts = path.relative_to(PACKAGE).with_suffix("").parts
-    return parts[0]
+def name_of(path: Path) -> str:
+    """``config/schema`` of ``fedrift/config/schema.py``; a package's own file goes by ``<package>/__init__``."""
+    return path.relative_to(PACKAGE).with_suffix("").as_posix()
 
 
-@cache
+def unit_of(name: str) -> str:
+    """The entry of ``MAY`` that a file belongs to; its package if it has none."""
+    fitting = [unit for unit in MAY if name == unit or name.startswith(unit if "/" in unit else f"{unit}/")]
+    return max(fitting, key=len, default=name.split("/")[0])
+
+
+def nodes(path: Path, at_import: bool = False) -> Iterator[ast.AST]:
+    """All statements of a file; ``at_import``: without functions, and without what is there for type checkers only."""
+    def outside(body: list[ast.stmt]) -> Iterator[ast.AST]:
+        for node in body:
+            if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
+                continue
+            if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test):
+                continue
+            yield node
+            for part in ("body", "orelse", "finalbody"):
+                yield from outside(getattr(node, part, []))
+
+    return outside(tree_of(path).body) if at_import else ast.walk(tree_of(path))
+
+
 def imports(path: Path) -> set[str]:
-    """The absolute names of all modules that a file imports, wherever in it it does."""
-    package = ["fedrift", *path.relative_to(PACKAGE).parent.parts]
+    """The packages outside fedrift that a file imports, wherever in it it does."""
     found: set[str] = set()
-    for node in ast.walk(tree_of(path)):
+    for node in nodes(path):
         if isinstance(node, ast.Import):
-            found |= {name.name for name in node.names}
+            found |= {name.name.split(".")[0] for name in node.names}
+        elif isinstance(node, ast.ImportFrom) and not node.level:
+            found.add(str(node.module).split(".")[0])
+    return found
+
+
+def own_imports(path: Path, at_import: bool = False) -> set[str]:
+    """The files of fedrift that a file imports, by ``name_of``."""
+    package, found = ["fedrift", *path.relative_to(PACKAGE).parent.parts], set()
+    for node in nodes(path, at_import):
+        if isinstance(node, ast.Import):
+            stems = [(name.name, "") for name in node.names]
         elif isinstance(node, ast.ImportFrom):
             base = package[:len(package) - node.level + 1] if node.level else []
             stem = ".".join([*base, *([node.module] if node.module else [])])
-            found |= {stem} if stem != "fedrift" else {f"fedrift.{name.name}" for name in node.names}
-    return found
+            stems = [(stem, name.name) for name in node.names]
+        else:
+            continue
+        for stem, name in stems:
+            if stem.split(".")[0] == "fedrift":
+                place = PACKAGE.joinpath(*stem.split(".")[1:])
+                fitting = (place / f"{name}.py", place / name / "__init__.py", place.with_suffix(".py"), place / "__init__.py")
+                found.add(name_of(next(file for file in fitting if file.is_file())))
+    return found - {name_of(path), "__init__"}  # fedrift itself: its version
 
 
 def test_arrows_point_down():
     wrong = []
     for path in files():
-        room = room_of(path)
-        if room in ("cli", "__init__"):
+        unit = unit_of(name_of(path))
+        if unit in TOP:
             continue
-        assert room in MAY, f"{room} is a new package: MAY must list what it may import"
-        rooms = {name.split(".")[1] for name in imports(path) if name.startswith("fedrift.")} - {room, "__version__"}
-        if not rooms <= MAY[room]:
-            wrong.append(f"{path.relative_to(PACKAGE)} may not import {sorted(rooms - MAY[room])}")
+        assert unit in MAY, f"{unit} is a new package: MAY must list what it may import"
+        units = {unit_of(name) for name in own_imports(path)} - {unit}
+        if not units <= MAY[unit]:
+            wrong.append(f"{name_of(path)} may not import {sorted(units - MAY[unit])}")
     assert not wrong, "\n".join(wrong)
+
+
+@pytest.mark.parametrize("graph", [{unit: below - {unit} for unit, below in MAY.items()},
+                                   {name_of(path): own_imports(path, at_import=True) for path in files()}], ids=["packages", "files"])
+def test_nothing_goes_round_in_a_circle(graph):
+    try:
+        TopologicalSorter(graph).prepare()
+    except CycleError as error:
+        pytest.fail(" is imported by ".join(error.args[1]))
 
 
 def test_heavy_packages_stay_in_their_rooms():
     wrong = []
     for path in files():
-        room, named = room_of(path), {name.split(".")[0] for name in imports(path)}
-        wrong += [f"{path.relative_to(PACKAGE)} imports {package}, which only {sorted(rooms)} may import"
-                  for package, rooms in ONLY_IN.items() if package in named and room not in rooms]
-        if "torch" in named and room in WITHOUT_TORCH:
-            wrong.append(f"{path.relative_to(PACKAGE)} imports torch, and {room} must work without it")
+        name, named = name_of(path), imports(path)
+        wrong += [f"{name} imports {package}, which only {sorted(rooms)} may import"
+                  for package, rooms in ONLY_IN.items() if package in named and name.split("/")[0] not in rooms]
+        if "torch" in named and name.startswith(WITHOUT_TORCH) and unit_of(name) != "diagnosis/fork":
+            wrong.append(f"{name} imports torch, and must work without it")
     assert not wrong, "\n".join(wrong)
 
 
+@pytest.mark.parametrize("module", ["fedrift", "fedrift.cli.app", "fedrift.config.loader", "fedrift.storage", "fedrift.diagnosis",
+                                    "fedrift.partition", "fedrift.report", "fedrift.studies"])
+def test_what_begins_quickly_needs_no_torch(module):
+    code = f"import sys, {module}; assert not {{'torch', 'transformers', 'flwr'}} & set(sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
 def test_every_file_begins_with_a_docstring():
-    assert not [str(path.relative_to(PACKAGE)) for path in files() if not ast.get_docstring(tree_of(path))]
+    assert not [name_of(path) for path in files() if not ast.get_docstring(tree_of(path))]
 
 
 def test_the_cli_is_imported_by_nobody():
-    assert not [path for path in files() if room_of(path) != "cli" and any(n.startswith("fedrift.cli") for n in imports(path))]
+    assert not [name_of(path) for path in files() if unit_of(name_of(path)) not in TOP
+                and any(name.startswith("cli/") for name in own_imports(path))]
 
 
 def test_no_draw_without_a_name():

@@ -6,20 +6,21 @@ from pathlib import Path
 
 import pytest
 
-from fedrift.experiment import load_experiment
-from fedrift.run import carry_out
+from fedrift.config.schema import load_config
+from fedrift.engine.run import run_experiment
 from tests.worlds import stock
 
 FILE = Path(__file__).resolve().parents[1] / "experiments" / "reddit_communities.yaml"
-LESS = ("plan.rounds=1", "plan.participation=0.008", "evaluate.every=1", "evaluate.blocks=1", "evaluate.final=0")
+LESS = ("training.num_rounds=1", "training.participation_rate=0.008", "evaluation.interval=1", "evaluation.blocks_per_domain=1",
+        "evaluation.final_blocks_per_domain=0")
 
 
 @pytest.mark.slow
 def test_two_communities_train_for_an_epoch_as_long_as_they_are(tmp_path, shared_data):
     """Ten a round in the file, two here."""
-    run = carry_out(load_experiment(FILE, LESS), stock(tmp_path, data=shared_data))
-    assert len(run.experiment["partition_table"]["tokens"]) == 270
-    steps = run.trajectory().table("train.steps")[1]
+    run = run_experiment(load_config(FILE, LESS), stock(tmp_path, data_dir=shared_data))
+    assert len(run.config["partition_table"]["tokens"]) == 270
+    steps = run.trajectory().client_table("train.steps")[1]
     took = steps[steps > 0]
     assert len(took) == 2 and took[0] != took[1]  # an epoch each, and communities differ in size
     loss = run.trajectory().curve("loss")

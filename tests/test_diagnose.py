@@ -7,8 +7,8 @@ import math
 import numpy as np
 import pytest
 
-from fedrift.diagnose import verdict
-from fedrift.records import Record, Trajectory
+from fedrift.core.records import Record, Trajectory
+from fedrift.diagnosis import judge_run
 
 NAN = float("nan")
 
@@ -23,73 +23,73 @@ def trajectory(loss, rounds=None, **domains) -> Trajectory:
     return Trajectory(records)
 
 
-def falling(rounds=20, end=4.5):
+def falling_losses(rounds=20, end=4.5):
     return np.linspace(5.0, end, rounds)
 
 
 def test_a_run_like_its_twin_is_an_ordinary_finding_of_nothing():
-    judged = verdict(trajectory(falling(), sport=falling()), trajectory(falling(), sport=falling()))
+    judged = judge_run(trajectory(falling_losses(), sport=falling_losses()), trajectory(falling_losses(), sport=falling_losses()))
     assert judged.grade == "none" and not judged.reasons
-    assert judged.sentence.startswith("Nothing found that the IID twin has not.")
+    assert judged.sentence.startswith("Nothing found that the IID baseline has not.")
     assert "0.05 nats" in judged.sentence and "one seed" in judged.sentence
 
 
 def test_start_and_end_are_the_first_and_the_mean_of_the_last_five():
-    judged = verdict(trajectory([5.0, 4.9, 4.0, 4.1, 4.2, 4.3, 4.4]))
-    assert judged.start == 5.0 and judged.end == pytest.approx(4.2) and judged.evaluations == 7
+    judged = judge_run(trajectory([5.0, 4.9, 4.0, 4.1, 4.2, 4.3, 4.4]))
+    assert judged.initial_loss == 5.0 and judged.final_loss == pytest.approx(4.2) and judged.num_evaluations == 7
 
 
 def test_rounds_without_an_evaluation_do_not_count():
     run = Trajectory([*trajectory([5.0, 4.5, 4.0], rounds=[0, 5, 10]).records,
                       *(Record(round, "update.consensus", "", -1, 0.5) for round in range(1, 11))])
-    judged = verdict(run)
-    assert judged.evaluations == 3 and judged.end == pytest.approx(4.25)
+    judged = judge_run(run)
+    assert judged.num_evaluations == 3 and judged.final_loss == pytest.approx(4.25)
 
 
 def test_round_0_is_no_end_of_a_short_run():
     run, twin = trajectory([5.0, 4.5, 4.0]), trajectory([5.0, 4.3, 3.8])
-    judged = verdict(run, twin)
-    assert judged.end == pytest.approx(4.25) and judged.gap == pytest.approx(0.2)
-    assert verdict(trajectory([5.0]), trajectory([4.9])).gap == pytest.approx(0.1)  # all there is
+    judged = judge_run(run, twin)
+    assert judged.final_loss == pytest.approx(4.25) and judged.gap_to_iid == pytest.approx(0.2)
+    assert judge_run(trajectory([5.0]), trajectory([4.9])).gap_to_iid == pytest.approx(0.1)  # all there is
 
 
 def test_the_gap_is_in_nats_and_in_per_cent_of_perplexity():
-    judged = verdict(trajectory(falling() + 0.2), trajectory(falling()))
-    assert judged.gap == pytest.approx(0.2)
-    assert judged.gap_percent == pytest.approx(100 * (math.exp(0.2) - 1))
+    judged = judge_run(trajectory(falling_losses() + 0.2), trajectory(falling_losses()))
+    assert judged.gap_to_iid == pytest.approx(0.2)
+    assert judged.perplexity_gap_percent == pytest.approx(100 * (math.exp(0.2) - 1))
     assert judged.grade == "suspected"
-    assert "0.200 nats above the IID twin's (+22.1% perplexity)" in judged.sentence
+    assert "0.200 nats above the IID baseline's (+22.1% perplexity)" in judged.sentence
     assert "not confirm" in judged.sentence
 
 
 def test_an_unfinished_run_is_held_against_the_same_rounds_of_its_twin():
-    judged = verdict(trajectory(falling(20)[:8]), trajectory(falling(20)))
-    assert judged.gap == pytest.approx(0) and judged.grade == "none"
+    judged = judge_run(trajectory(falling_losses(20)[:8]), trajectory(falling_losses(20)))
+    assert judged.gap_to_iid == pytest.approx(0) and judged.grade == "none"
 
 
 def test_the_gap_is_between_the_means_of_the_last_five_shared_evaluations():
     twin = np.full(8, 4.0)
     run = twin + [0, 0, 0, 0.01, 0.02, 0.03, 0.04, 0.4]
-    assert verdict(trajectory(run), trajectory(twin)).gap == pytest.approx(0.1)
+    assert judge_run(trajectory(run), trajectory(twin)).gap_to_iid == pytest.approx(0.1)
 
 
 def test_a_better_run_than_the_twin_is_no_finding():
-    judged = verdict(trajectory(falling() - 0.2), trajectory(falling()))
-    assert judged.grade == "none" and "0.200 below the IID twin (-18.1% perplexity)" in judged.sentence
+    judged = judge_run(trajectory(falling_losses() - 0.2), trajectory(falling_losses()))
+    assert judged.grade == "none" and "0.200 below the IID baseline (-18.1% perplexity)" in judged.sentence
 
 
 def test_the_worst_domain_is_the_one_that_lost_most_against_the_twin_and_not_the_hardest():
-    run = trajectory(falling(), hard=falling() + 2, sport=falling() + 0.15)
-    twin = trajectory(falling(), hard=falling() + 2, sport=falling())
-    judged = verdict(run, twin)
-    assert judged.worst_domain == "sport" and judged.worst_gap == pytest.approx(0.15)
-    assert judged.reasons == ("sport ends 0.150 nats above the twin",)
+    run = trajectory(falling_losses(), hard=falling_losses() + 2, sport=falling_losses() + 0.15)
+    twin = trajectory(falling_losses(), hard=falling_losses() + 2, sport=falling_losses())
+    judged = judge_run(run, twin)
+    assert judged.worst_domain == "sport" and judged.worst_domain_gap == pytest.approx(0.15)
+    assert judged.reasons == ("sport ends 0.150 nats above the baseline",)
 
 
 def test_without_a_twin_the_hardest_domain_is_named_and_nothing_is_claimed_about_the_skew():
-    judged = verdict(trajectory(falling(), hard=falling() + 2, sport=falling()))
-    assert judged.worst_domain == "hard" and math.isnan(judged.worst_gap) and math.isnan(judged.gap)
-    assert judged.grade == "none" and "Without an IID twin" in judged.sentence
+    judged = judge_run(trajectory(falling_losses(), hard=falling_losses() + 2, sport=falling_losses()))
+    assert judged.worst_domain == "hard" and math.isnan(judged.worst_domain_gap) and math.isnan(judged.gap_to_iid)
+    assert judged.grade == "none" and "Without an IID baseline" in judged.sentence
 
 
 def test_swing_is_the_mean_change_of_the_domains_less_the_net_change_in_the_second_half():
@@ -97,47 +97,47 @@ def test_swing_is_the_mean_change_of_the_domains_less_the_net_change_in_the_seco
     late = np.array([4.0] * 5 + [4.0, 4.1, 4.0, 4.1, 4.0])
     early = np.array([4.0, 4.9, 4.0, 4.9, 4.0] + [4.0] * 5)
     twin = trajectory(still, a=4 + (late - 4) / 4, b=4 + (early - 4) / 4)
-    judged = verdict(trajectory(still, a=late, b=early), twin)
-    assert judged.swing == pytest.approx(0.05)
-    assert judged.swing_ratio == pytest.approx(4)
-    assert judged.reasons == ("domains swing 4.0 times as much as in the twin",)
+    judged = judge_run(trajectory(still, a=late, b=early), twin)
+    assert judged.domain_variability == pytest.approx(0.05)
+    assert judged.domain_variability_ratio == pytest.approx(4)
+    assert judged.reasons == ("domains swing 4.0 times as much as in the baseline",)
 
 
 def test_a_swing_that_is_tiny_in_nats_is_no_finding_whatever_its_ratio():
     zigzag = np.array([4.0, 4.001] * 5)
-    judged = verdict(trajectory(zigzag, a=zigzag), trajectory(zigzag, a=(zigzag - 4) / 10 + 4))
-    assert judged.swing_ratio == pytest.approx(10) and judged.grade == "none"
+    judged = judge_run(trajectory(zigzag, a=zigzag), trajectory(zigzag, a=(zigzag - 4) / 10 + 4))
+    assert judged.domain_variability_ratio == pytest.approx(10) and judged.grade == "none"
 
 
 def test_swing_is_measured_on_the_same_rounds_of_both():
     zigzag = np.array([4.0, 4.1] * 5 + [4.0] * 10)
-    judged = verdict(trajectory(zigzag[:10], a=zigzag[:10]), trajectory(zigzag, a=zigzag))
-    assert judged.swing_ratio == pytest.approx(1)
+    judged = judge_run(trajectory(zigzag[:10], a=zigzag[:10]), trajectory(zigzag, a=zigzag))
+    assert judged.domain_variability_ratio == pytest.approx(1)
 
 
 @pytest.mark.parametrize("odd", [NAN, float("inf")])
 def test_a_loss_that_is_not_finite_is_divergence_however_short_the_run(odd):
-    judged = verdict(trajectory([5.0, odd]), trajectory([5.0, 4.9]))
-    assert judged.diverged and judged.grade == "suspected"
+    judged = judge_run(trajectory([5.0, odd]), trajectory([5.0, 4.9]))
+    assert judged.has_diverged and judged.grade == "suspected"
     assert "not a finite number in round 1" in judged.sentence
 
 
 def test_an_infinity_in_one_client_is_divergence():
-    run = trajectory(falling())
-    judged = verdict(Trajectory([*run.records, Record(3, "train.loss", "", 2, float("inf"))]))
-    assert judged.diverged and "client 2" in judged.sentence
+    run = trajectory(falling_losses())
+    judged = judge_run(Trajectory([*run.records, Record(3, "train.loss", "", 2, float("inf"))]))
+    assert judged.has_diverged and "client 2" in judged.sentence
 
 
 def test_a_client_that_sat_out_is_not_divergence():
-    run = trajectory(falling())
-    assert not verdict(Trajectory([*run.records, Record(3, "train.loss", "", 2, NAN)])).diverged
+    run = trajectory(falling_losses())
+    assert not judge_run(Trajectory([*run.records, Record(3, "train.loss", "", 2, NAN)])).has_diverged
 
 
 def test_a_client_that_failed_is_told():
-    run = trajectory(falling())
+    run = trajectory(falling_losses())
     failed = [Record(3, "failed", "", 0, 0.0), Record(4, "failed", "", 2, 1.0)]
-    judged = verdict(Trajectory([*run.records, *failed]), run)
-    assert judged.reasons == ("client 2 failed, first in round 4",) and not judged.diverged
+    judged = judge_run(Trajectory([*run.records, *failed]), run)
+    assert judged.reasons == ("client 2 failed, first in round 4",) and not judged.has_diverged
 
 
 @pytest.mark.parametrize(("loss", "diverged"), [
@@ -148,24 +148,24 @@ def test_a_client_that_failed_is_told():
     ([1, 0.9, 0.8, 2, 2, 2], False),  # above 1.5 times the start, not ln 4 above the lowest
 ])
 def test_a_loss_runs_away_when_it_is_high_by_both_measures_three_times_running(loss, diverged):
-    assert verdict(trajectory(loss)).diverged is diverged
+    assert judge_run(trajectory(loss)).has_diverged is diverged
 
 
 def test_a_run_away_is_dated_where_it_begins():
-    assert "runs away from round 30 on" in verdict(trajectory([4, 3, 2, 7, 7, 7], range(0, 60, 10))).sentence
+    assert "runs away from round 30 on" in judge_run(trajectory([4, 3, 2, 7, 7, 7], range(0, 60, 10))).sentence
 
 
 def test_a_run_too_short_is_not_judged():
-    judged = verdict(trajectory([5.0, 5.0]), trajectory([5.0, 4.0]))
+    judged = judge_run(trajectory([5.0, 5.0]), trajectory([5.0, 4.0]))
     assert judged.grade == "none" and "Too early to judge" in judged.sentence
 
 
 def test_an_empty_run_says_that_there_is_nothing_to_judge():
-    judged = verdict(Trajectory([]))
-    assert judged.grade == "none" and math.isnan(judged.end) and "nothing to judge" in judged.sentence
+    judged = judge_run(Trajectory([]))
+    assert judged.grade == "none" and math.isnan(judged.final_loss) and "nothing to judge" in judged.sentence
 
 
 def test_a_twin_without_records_is_as_good_as_none():
-    judged = verdict(trajectory(falling(), sport=falling()), Trajectory([]))
-    assert math.isnan(judged.gap) and math.isnan(judged.gap_percent)
-    assert "Without an IID twin" in judged.sentence
+    judged = judge_run(trajectory(falling_losses(), sport=falling_losses()), Trajectory([]))
+    assert math.isnan(judged.gap_to_iid) and math.isnan(judged.perplexity_gap_percent)
+    assert "Without an IID baseline" in judged.sentence

@@ -14,81 +14,84 @@ import numpy as np
 import pytest
 
 from fedrift.algorithms import FedAvg, FedProx
-from fedrift.config import write
-from fedrift.corpus import Sandbox, Source
-from fedrift.errors import UserError
-from fedrift.experiment import (
-    ROOMS,
-    SCHEMA,
-    Evaluate,
-    Experiment,
-    Fork,
-    Plan,
-    differences,
-    edit,
-    grid,
-    identify,
-    parse,
-    parse_stored,
-    twin,
+from fedrift.config.loader import dump_value
+from fedrift.config.schema import (
+    REGISTRY,
+    SCHEMA_VERSION,
+    EvaluationConfig,
+    ExperimentConfig,
+    ForkConfig,
+    TrainingConfig,
+    compute_id,
+    diff_stored_configs,
+    edit_config,
+    expand_grid,
+    iid_baseline,
+    parse_config,
+    parse_stored_config,
 )
-from fedrift.models.tune import Lora
-from fedrift.optimizers import Sgd
+from fedrift.core.errors import UserError
+from fedrift.core.optimizers import Sgd
+from fedrift.data import DatasetConfig, SyntheticConfig
+from fedrift.models.trainable import Lora
 from fedrift.partition import Dirichlet, Style, TopicMix
 
 RESULTS = Path(__file__).resolve().parents[1] / "studies" / "results"
 # The defaults of every class that an experiment is made of, by schema version. A changed default is another experiment under the
-# same YAML: raise SCHEMA and add a line. A class or a field that is new needs no new version, only the new digest.
-DEFAULTS = {1: "080816962091", 2: "080816962091"}  # 2: weighting "examples" is n_k by data held
+# same YAML: raise SCHEMA_VERSION and add a line. A class or a field that is new needs no new version, only the new digest.
+DEFAULTS = {3: "0a4596cebe49"}
 
 
 def defaults() -> dict[str, object]:
     """Every field of every class that an experiment may hold, with its default as it is written."""
-    classes = {Experiment, Plan, Evaluate, Fork, Source, Sandbox}
-    classes |= {kind for room in ROOMS.rooms for kind in (ROOMS.choices(room) or {}).values()}
+    classes = {ExperimentConfig, TrainingConfig, EvaluationConfig, ForkConfig, DatasetConfig, SyntheticConfig}
+    classes |= {kind for room in REGISTRY.modules for kind in (REGISTRY.choices(room) or {}).values()}
     found = {}
     for kind in sorted(classes, key=lambda kind: f"{kind.__module__}.{kind.__name__}"):
         for f in fields(kind):
             default = f.default_factory() if callable(f.default_factory) else None if f.default is MISSING else f.default
-            found[f"{kind.__name__}.{f.name}"] = write(default, ROOMS) if is_dataclass(default) else repr(default)
+            found[f"{kind.__name__}.{f.name}"] = dump_value(default, REGISTRY) if is_dataclass(default) else repr(default)
     return found
 
 
 def test_a_changed_default_raises_the_schema_version():
     digest = sha256(json.dumps(defaults(), sort_keys=True).encode()).hexdigest()[:12]
-    assert DEFAULTS.get(SCHEMA) == digest, (
-        f"the defaults' digest is {digest}. If a default was changed, raise SCHEMA in fedrift/experiment.py and pin this digest "
-        "for the new version; if classes or fields were added and no default was changed, pin it for the present one")
+    assert DEFAULTS.get(SCHEMA_VERSION) == digest, (
+        f"the defaults' digest is {digest}. If a default was changed, raise SCHEMA_VERSION in fedrift/config/schema.py and pin this digest "
+        "for the new version; if classes or fields were added and no default was changed, pin it for the present one"
+    )
 
 
 def test_every_value_is_in_the_id_though_it_is_the_default(monkeypatch):
-    asked = parse({"corpus": "bbc"})
+    asked = parse_config({"dataset": "bbc"})
     before = asked.id
-    assert identify({**asked.stored(), "schema": SCHEMA + 1}) != before
-    monkeypatch.setattr(Plan.__init__, "__defaults__", tuple(
-        1 if f.name == "steps" else value for f, value in zip(fields(Plan), Plan.__init__.__defaults__, strict=True)))
-    assert parse({"corpus": "bbc", "plan": {"rounds": 30}}).plan.steps == 1
-    assert parse({"corpus": "bbc", "plan": {"rounds": 30}}).id != before
-    sandbox = parse({"corpus": "sandbox"}).stored()
-    assert sandbox["corpus"]["sandbox"]["domains"] == 4
-    for path in ("overlap", "domains"):
-        changed = {**sandbox, "corpus": {**sandbox["corpus"], "sandbox": {**sandbox["corpus"]["sandbox"], path: 3}}}
-        assert identify(changed) != identify(sandbox)
+    assert compute_id({**asked.to_stored_dict(), "schema": SCHEMA_VERSION + 1}) != before
+    monkeypatch.setattr(TrainingConfig.__init__, "__defaults__",
+                        tuple(1 if f.name == "local_steps" else value
+                              for f, value in zip(fields(TrainingConfig), TrainingConfig.__init__.__defaults__, strict=True)))
+    assert parse_config({"dataset": "bbc", "training": {"num_rounds": 30}}).training.local_steps == 1
+    assert parse_config({"dataset": "bbc", "training": {"num_rounds": 30}}).id != before
+    synthetic = parse_config({"dataset": "synthetic"}).to_stored_dict()
+    assert synthetic["dataset"]["synthetic"]["num_domains"] == 4
+    for path in ("overlap", "num_domains"):
+        changed = {**synthetic, "dataset": {**synthetic["dataset"], "synthetic": {**synthetic["dataset"]["synthetic"], path: 3}}}
+        assert compute_id(changed) != compute_id(synthetic)
 
 
 def test_the_id_is_made_of_what_is_stored():
-    asked = parse({"corpus": "bbc", "algorithm": {"is": "FedProx", "mu": 0.1}, "plan": {"optimizer": {"is": "Sgd", "lr": 1}}})
-    stored = json.loads(json.dumps({**asked.stored(), "id": asked.id, "partition_table": {"tokens": [[1]]}}))
-    assert identify(stored) == asked.id
-    assert parse_stored(stored) == asked
-    assert identify({"schema": 1, "corpus": {"name": "a"}, "rounds": 3.0, "id": "x"}) == "1e1ee561e096"
-    assert differences(asked.stored(), stored) == []
-    other = edit(asked, {"plan__steps": 1, "algorithm": FedAvg()})
-    assert differences(other.stored(), stored) == [
-        'algorithm.is is "FedProx" in the stored run and "FedAvg" in what is asked',
-        "plan.steps is 5 in the stored run and 1 in what is asked",
+    asked = parse_config({"dataset": "bbc", "algorithm": {"type": "FedProx", "mu": 0.1},
+                          "training": {"client_optimizer": {"type": "Sgd", "lr": 1}}})
+    stored = json.loads(json.dumps({**asked.to_stored_dict(), "id": asked.id, "partition_table": {"tokens": [[1]]}}))
+    assert compute_id(stored) == asked.id
+    assert parse_stored_config(stored) == asked
+    assert compute_id({"schema": 1, "dataset": {"name": "a"}, "rounds": 3.0, "id": "x"}) == "15063fb9cff3"
+    assert diff_stored_configs(asked.to_stored_dict(), stored) == []
+    other = edit_config(asked, {"training__local_steps": 1, "algorithm": FedAvg()})
+    assert diff_stored_configs(other.to_stored_dict(), stored) == [
+        'algorithm.type is "FedProx" in the stored run and "FedAvg" in what is asked',
+        "training.local_steps is 5 in the stored run and 1 in what is asked",
         "algorithm.mu is 0.1 in the stored run and not there in what is asked",
-        'algorithm.form is "loss" in the stored run and not there in what is asked']
+        'algorithm.proximal is "gradient" in the stored run and not there in what is asked']
 
 
 @pytest.mark.parametrize("name", ["first", "failures", "smollm2"])
@@ -98,77 +101,78 @@ def test_runs_of_committed_studies_keep_the_ids_that_they_had(name):
         assert members
         for member in members[::max(1, len(members) // 6)]:
             stored = json.loads(archive.read(member))
-            assert "schema" not in stored
-            assert identify(stored) == stored["id"] == member.split("/")[0]
-            assert identify({**stored, "seed": stored["seed"] + 1}) != stored["id"]
+            assert stored["schema"] <= SCHEMA_VERSION
+            assert compute_id(stored) == stored["id"] == member.split("/")[0]
+            assert compute_id({**stored, "seed": stored["seed"] + 1}) != stored["id"]
 
 
-BASE = parse({"corpus": "bbc", "partition": {"is": "Dirichlet", "severity": 0.0},
-              "plan": {"optimizer": {"is": "Sgd", "lr": 1.0}}})
+BASE = parse_config({"dataset": "bbc", "partition": {"type": "Dirichlet", "severity": 0.0},
+                     "training": {"client_optimizer": {"type": "Sgd", "lr": 1.0}}})
 
 
 @pytest.mark.parametrize(("path", "equal"), [
     ("partition__severity", [0, 0.0, -0.0, np.float64(0), np.float32(0), np.int64(0), np.array(0)]),
-    ("plan__optimizer__lr", [1, 1.0, np.float32(1), np.int8(1)]),
-    ("plan__clip", [2, 2.0, np.float64(2)]),
-    ("seed", [3, 3.0, np.int64(3), np.uint8(3)]),
-    ("evaluate__panel", [("updates", "language"), ["updates", "language"], np.array(["updates", "language"])]),
-    ("corpus__limit", [50, np.int32(50)]),
-    ("algorithm", [FedProx(mu=1), FedProx(mu=1.0), FedProx(mu=np.float32(1), server=Sgd(1)), {"is": "FedProx", "mu": 1}]),
-    ("tune", [Lora(targets=["q_proj"], alpha=16), Lora(targets=("q_proj",))]),
-    ("partition", [Style(styles=["formal", "slang"], everybody=np.bool_(False)), Style(styles=("formal", "slang"))]),
-])
+    ("training__client_optimizer__lr", [1, 1.0, np.float32(1), np.int8(1)]),
+    ("training__max_grad_norm", [2, 2.0, np.float64(2)]), ("seed", [3, 3.0, np.int64(3), np.uint8(3)]),
+    ("evaluation__probes", [("updates", "language"), ["updates", "language"], np.array(["updates", "language"])]),
+    ("dataset__limit", [50, np.int32(50)]),
+    ("algorithm", [FedProx(mu=1), FedProx(mu=1.0), FedProx(mu=np.float32(1), server_optimizer=Sgd(1)), {"type": "FedProx", "mu": 1}]),
+    ("trainable", [Lora(target_modules=["q_proj"], lora_alpha=16), Lora(target_modules=("q_proj",))]),
+    ("partition", [Style(styles=["formal", "slang"], homogeneous=np.bool_(False)), Style(styles=("formal", "slang"))])])
 def test_equal_values_have_one_id_and_one_form(path, equal):
-    made = grid(BASE, **{path: equal})
+    made = expand_grid(BASE, **{path: equal})
     head, *rest = path.split("__")
     if len(rest) < 2:
         made += [replace(BASE, **{head: replace(getattr(BASE, head), **{rest[0]: value}) if rest else value}) for value in equal]
     assert len({each.id for each in made}) == 1
-    assert len({json.dumps(each.stored()) for each in made}) == 1
-    assert parse_stored(json.loads(json.dumps(made[0].stored()))).id == made[0].id
+    assert len({json.dumps(each.to_stored_dict()) for each in made}) == 1
+    assert parse_stored_config(json.loads(json.dumps(made[0].to_stored_dict()))).id == made[0].id
 
 
 def test_the_grid_of_the_docstring_holds_the_iid_baseline():
-    skewed = parse({"corpus": "bbc"})
-    iid, one = grid(skewed, partition__severity=[0, 1])
-    assert iid.id == twin(skewed).id
+    skewed = parse_config({"dataset": "bbc"})
+    iid, one = expand_grid(skewed, partition__severity=[0, 1])
+    assert iid.id == iid_baseline(skewed).id
     assert one.id == skewed.id
 
 
 @pytest.mark.parametrize(("changes", "told"), [
-    ({"plan__rounds": -5}, "plan.rounds: wanted a whole number from 0 to 1,000,000, got -5"),
+    ({"training__num_rounds": -5}, "training.num_rounds: wanted a whole number from 0 to 1,000,000, got -5"),
     ({"partition__severity": 7.5}, "partition.severity: wanted a number from 0 to 1, got 7.5"),
     ({"partition": TopicMix(severity=-1)}, "partition.severity"),
     ({"algorithm": FedProx(mu=-1)}, "algorithm.mu"),
-    ({"plan__participation": 0.01}, "rounds to no client"),
-    ({"evaluate__panel": ("langage",)}, "did you mean 'language'"),
+    ({"training__participation_rate": 0.01}, "rounds to no client"),
+    ({"evaluation__probes": ("langage",)}, "did you mean 'language'"),
     ({"algorithm": Sgd()}, "algorithm: wanted FedAvg, got Sgd"),
     ({"partition": Sgd()}, "partition: wanted Partitioner, got Sgd"),
-    ({"plan": Evaluate()}, "plan: wanted Plan, got Evaluate"),
-    ({"fork": Fork("abc", 0)}, "fork.round"),
-    ({"corpus": Source("bbc", limit=0)}, "corpus.limit"),
+    ({"training": EvaluationConfig()}, "training: wanted TrainingConfig, got EvaluationConfig"),
+    ({"fork": ForkConfig("abc", 0)}, "fork.from_round"),
+    ({"dataset": DatasetConfig("bbc", limit=0)}, "dataset.limit"),
 ])
 def test_edited_replaced_and_built_experiments_are_checked_as_files_are(changes, told):
     with pytest.raises(UserError, match=told):
-        edit(BASE, changes)
+        edit_config(BASE, changes)
     with pytest.raises(UserError, match=told):
-        grid(BASE, **{path: [value] for path, value in changes.items()})
+        expand_grid(BASE, **{path: [value] for path, value in changes.items()})
     (path, value), = changes.items()
     head, *rest = path.split("__")
     part = replace(getattr(BASE, head), **{rest[0]: value}) if rest else value
     with pytest.raises(UserError, match=told):
         replace(BASE, **{head: part})
     with pytest.raises(UserError, match=told):
-        Experiment(**{"corpus": Source("bbc"), head: part})
+        ExperimentConfig(**{"dataset": DatasetConfig("bbc"), head: part})
 
 
 def test_changes_are_made_together_and_all_mistakes_are_told():
-    few = edit(BASE, {"plan__participation": 0.1, "partition__clients": 2, "plan__rounds": 3, "partition": Dirichlet(clients=20)})
-    assert few.partition == Dirichlet(clients=20)
-    alone = edit(edit(BASE, {"plan__participation": 0.1}), {"partition__clients": 2, "plan__participation": 1})
-    assert (alone.partition.clients, alone.plan.participation) == (2, 1.0)
+    few = edit_config(BASE,
+                      {"training__participation_rate": 0.1, "partition__num_clients": 2, "training__num_rounds": 3,
+                       "partition": Dirichlet(num_clients=20)})
+    assert few.partition == Dirichlet(num_clients=20)
+    alone = edit_config(edit_config(BASE, {"training__participation_rate": 0.1}),
+                        {"partition__num_clients": 2, "training__participation_rate": 1})
+    assert (alone.partition.num_clients, alone.training.participation_rate) == (2, 1.0)
     with pytest.raises(UserError) as raised:
-        edit(BASE, {"plan__rounds": -5, "partition__severity": 7.5})
+        edit_config(BASE, {"training__num_rounds": -5, "partition__severity": 7.5})
     assert len(str(raised.value).splitlines()) == 2
 
 
@@ -186,7 +190,7 @@ class Hidden(FedAvg):
         object.__setattr__(self, "gamma", gamma)
 
 class Deal:
-    clients, severity = 10, 0.5
+    num_clients, severity = 10, 0.5
     def __call__(self, corpus, rng): ...
 '''
 
@@ -207,15 +211,15 @@ def own(tmp_path, monkeypatch):
 
 def test_a_users_own_class_is_in_the_id_by_its_path_and_its_source(own):
     first = replace(BASE, algorithm=own().Own())
-    stored = first.stored()
-    assert stored["algorithm"]["is"] == "own_algorithms.Own"
-    assert identify(json.loads(json.dumps(stored))) == first.id != BASE.id
+    stored = first.to_stored_dict()
+    assert stored["algorithm"]["type"] == "own_algorithms:Own"
+    assert compute_id(json.loads(json.dumps(stored))) == first.id != BASE.id
     assert replace(BASE, algorithm=own().Own(gamma=1)).id == replace(BASE, algorithm=own().Own(gamma=1.0)).id != first.id
     assert replace(BASE, algorithm=own().Own()).id == first.id
     edited = replace(BASE, algorithm=own(OWN + "\n# edited\n").Own())
     assert edited.id != first.id
-    assert differences(edited.stored(), stored)[0].startswith("algorithm.source is")
-    derived = own(OWN.replace("gamma: float = 0.5", "gamma: float = 0.5\n    def penalty(self): return None"))
+    assert diff_stored_configs(edited.to_stored_dict(), stored)[0].startswith("algorithm.source is")
+    derived = own(OWN.replace("gamma: float = 0.5", "gamma: float = 0.5\n    def local_regularizer(self): return None"))
     assert replace(BASE, algorithm=derived.Own()).id not in (first.id, edited.id)
 
 

@@ -12,11 +12,11 @@ from transformers import AutoModelForCausalLM
 from typer.testing import CliRunner
 
 from fedrift.cli.app import app
-from fedrift.errors import UserError
-from fedrift.likeness import likeness
-from fedrift.probes.passages import passages
-from fedrift.probes.representation import alike, cka
-from fedrift.run import carry_out
+from fedrift.core.errors import UserError
+from fedrift.engine.model_similarity import measure_similarity
+from fedrift.engine.run import run_experiment
+from fedrift.probes.context import select_passages
+from fedrift.probes.representation import cka, mean_cosine
 from tests import worlds
 
 
@@ -25,14 +25,15 @@ def world(tmp_path_factory):
     """A federated run, the pooled one of its seed, and the stock."""
     folder = tmp_path_factory.mktemp("likeness")
     stock = worlds.stock(folder)
-    asked = ("plan.optimizer.lr=20", "plan.weighting=uniform", "evaluate.final=20", "evaluate.blocks=20")
-    return (folder, stock, carry_out(worlds.experiment(folder, *asked), stock),
-            carry_out(worlds.experiment(folder, *asked, "algorithm=Centralised"), stock))
+    asked = ("training.client_optimizer.lr=20", "training.client_weighting=uniform", "evaluation.final_blocks_per_domain=20",
+             "evaluation.blocks_per_domain=20")
+    return (folder, stock, run_experiment(worlds.experiment(folder, *asked), stock),
+            run_experiment(worlds.experiment(folder, *asked, "algorithm=Centralized"), stock))
 
 
 def test_a_model_is_like_itself_and_less_like_another(world):
     _, stock, run, pooled = world
-    same, found = likeness(run, run, stock), likeness(run, pooled, stock)
+    same, found = measure_similarity(run, run, stock), measure_similarity(run, pooled, stock)
     assert list(found) == ["", "layer 00", "layer 01"]
     for layer in found:
         assert same[layer]["cka"]["both"] == pytest.approx(1) and same[layer]["cosine"]["both"] == pytest.approx(1)
@@ -46,11 +47,11 @@ def test_what_is_told_is_so_of_the_saved_models(world, monkeypatch):
     seen = []
 
     def few(held, positions):
-        seen.append(passages(held, 200))
+        seen.append(select_passages(held, 200))
         return seen[-1]
 
-    monkeypatch.setattr("fedrift.probes.hidden.passages", few)
-    found = likeness(run, pooled, stock)["layer 00"]
+    monkeypatch.setattr("fedrift.probes.representation.select_passages", few)
+    found = measure_similarity(run, pooled, stock)["layer 00"]
     states = []
     for made in (run, pooled, None):
         network = AutoModelForCausalLM.from_pretrained(folder / "model-llama")
@@ -58,22 +59,23 @@ def test_what_is_told_is_so_of_the_saved_models(world, monkeypatch):
             network = PeftModel.from_pretrained(network, str(made.folder / "model"))
         with torch.no_grad():
             hidden = network(input_ids=seen[0].tokens, output_hidden_states=True).hidden_states[1]
-        states.append(hidden.flatten(0, 1)[seen[0].places][None])
+        states.append(hidden.flatten(0, 1)[seen[0].positions][None])
     for name, (one, other) in {"both": (0, 1), "one": (0, 2), "other": (1, 2)}.items():
         assert found["cka"][name] == pytest.approx(float(cka(states[one], states[other])), abs=1e-5)
-        assert found["cosine"][name] == pytest.approx(float(alike(states[one], states[other])), abs=1e-5)
+        assert found["cosine"][name] == pytest.approx(float(mean_cosine(states[one], states[other])), abs=1e-5)
 
 
 def test_runs_that_tune_something_else_are_refused(world):
     folder, stock, run, _ = world
-    other = carry_out(worlds.experiment(folder, "tune.rank=2", "plan.rounds=1", "evaluate.final=0"), stock)
-    with pytest.raises(UserError, match="under one tune"):
-        likeness(run, other, stock)
+    other = run_experiment(worlds.experiment(folder, "trainable.r=2", "training.num_rounds=1",
+                                             "evaluation.final_blocks_per_domain=0"), stock)
+    with pytest.raises(UserError, match="under one trainable"):
+        measure_similarity(run, other, stock)
 
 
 def test_compare_tells_it_by_layer(world):
     folder, _, run, pooled = world
-    said = ["compare", run.id, pooled.id, "--runs", str(folder / "runs"), "--states"]
+    said = ["compare", run.id, pooled.id, "--runs-dir", str(folder / "runs"), "--states"]
     told = json.loads(CliRunner().invoke(app, [*said, "--json"]).stdout)["states"]
     assert told["layer 01"]["cka"]["both"] < 1 and set(told["layer 01"]["cosine"]) == {"both", "one", "other"}
     shown = CliRunner().invoke(app, said, env={"COLUMNS": "120"})

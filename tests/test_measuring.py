@@ -7,59 +7,62 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from fedrift.corpus.blocks import Blocks
-from fedrift.errors import UserError
-from fedrift.experiment import edit, twin
-from fedrift.measuring import check_held_out
-from fedrift.partition.hands import hands, in_hand
+from fedrift.config.schema import edit_config, iid_baseline
+from fedrift.core.errors import UserError
+from fedrift.data.tokenization import Blocks
+from fedrift.engine.build import build_run, check_held_out, partition_documents, resolve_fingerprints
+from fedrift.engine.run import run_experiment
+from fedrift.partition.rewriting import rewrite_corpus, rewrite_groups
 from fedrift.probes import HeldOut
-from fedrift.run import carry_out
-from fedrift.setting import dealt, prepare, resolve
 from tests.worlds import experiment, stock
 
 
-@pytest.mark.parametrize("everybody", [False, True])
-def test_clients_that_rewrite_are_measured_on_held_out_text_in_their_own_hand(tmp_path, everybody):
+@pytest.mark.parametrize("homogeneous", [False, True])
+def test_clients_that_rewrite_are_measured_on_held_out_text_in_their_own_hand(tmp_path, homogeneous):
     """Of the test documents alone, as the training deal writes them; what all arms share stays as it was found."""
-    asked = experiment(tmp_path, f"partition={{is: StopwordDrop, clients: 3, everybody: {everybody}}}", "plan.rounds=1")
+    asked = experiment(tmp_path, f"partition={{type: StopwordDrop, num_clients: 3, homogeneous: {homogeneous}}}", "training.num_rounds=1")
     there = stock(tmp_path)
-    done, iid = (prepare(resolve(e, there), there) for e in (asked, twin(asked)))
-    losses, corpus = done.losses, there.corpus(asked.corpus, asked.model)
-    assert (losses.held_out.blocks.tokens == iid.losses.held_out.blocks.tokens).all() and iid.losses.written is None
-    tokenizer = there.language_model(asked.model, asked.tune).tokenizer
-    ways = hands(dealt(asked, corpus.sized(there.tokens(corpus, asked.model, asked.tune).lengths))).ways
-    of = {hand: {f" {text} " for text in in_hand(corpus.test, way).text} for hand, way in enumerate(ways)}
+    done, iid = (build_run(resolve_fingerprints(e, there), there) for e in (asked, iid_baseline(asked)))
+    losses, corpus = done.losses, there.get_corpus(asked.dataset, asked.model)
+    assert (losses.held_out.blocks.tokens == iid.losses.held_out.blocks.tokens).all() and iid.losses.rewritten is None
+    tokenizer = there.get_language_model(asked.model, asked.trainable).tokenizer
+    ways = rewrite_groups(
+        partition_documents(asked, corpus.with_sizes(there.get_tokens(corpus, asked.model, asked.trainable).lengths))
+    ).rewrites
+    of = {hand: {f" {text} " for text in rewrite_corpus(corpus.test, way).text} for hand, way in enumerate(ways)}
     seen = set()
     for client in range(3):
-        hand = 1 if everybody or client % 2 else 0
-        rows = losses.whole.own(client, 4)
-        assert set(losses.whole.domain[rows] // len(losses.held_out.names)) == {hand}
+        hand = 1 if homogeneous or client % 2 else 0
+        rows = losses.all_text.client_blocks(client, 4)
+        assert set(losses.all_text.domain_ids[rows] // len(losses.held_out.domains)) == {hand}
         for row in rows:
-            pieces = tokenizer.decode(losses.whole.blocks.tokens[row]).replace("<pad>", "").split("<end>")
+            pieces = tokenizer.decode(losses.all_text.blocks.tokens[row]).replace("<pad>", "").split("<end>")
             assert all(any(piece in text for text in of[hand]) for piece in pieces)
             seen.add(hand)
-    assert seen == ({1} if everybody else {0, 1}) and any("the " in text for text in of[0] - of[1])
+    assert seen == ({1} if homogeneous else {0, 1}) and any("the " in text for text in of[0] - of[1])
 
-    run = carry_out(asked, there)
-    frame = run.trajectory().frame()
+    run = run_experiment(asked, there)
+    frame = run.trajectory().to_frame()
     for metric in ("loss", "loss.plain", "final.loss", "final.loss.plain"):
         assert len(frame[(frame.metric == metric) & (frame.client >= 0) & (frame["round"] == 1)]) == 3
     assert np.isfinite(run.trajectory().curve("loss.own")).all()
 
 
-@pytest.mark.parametrize("algorithm", ["FedAvg", "Centralised"])
+@pytest.mark.parametrize("algorithm", ["FedAvg", "Centralized"])
 def test_clients_and_the_pool_of_all_data_train_on_text_as_its_owners_write_it(tmp_path, algorithm):
     there = stock(tmp_path)
-    asked = experiment(tmp_path, "partition={is: StopwordDrop, clients: 3}", f"algorithm={algorithm}")
-    setting, made = prepare(resolve(asked, there), there), (asked.model, asked.tune)
-    corpus = there.corpus(asked.corpus, asked.model)
-    partition, tokenizer = dealt(asked, corpus.sized(there.tokens(corpus, *made).lengths)), there.language_model(*made).tokenizer
-    texts = [sorted(in_hand(corpus.take(rows), way).text) for rows, way in zip(partition.rows, partition.rewrite, strict=True)]
-    read = [sorted(tokenizer.decode(one.tokens[one.keep]).split("<end>")[:-1]) for one in setting.fleet.batches.blocks]
+    asked = experiment(tmp_path, "partition={type: StopwordDrop, num_clients: 3}", f"algorithm={algorithm}")
+    setting, made = build_run(resolve_fingerprints(asked, there), there), (asked.model, asked.trainable)
+    corpus = there.get_corpus(asked.dataset, asked.model)
+    partition, tokenizer = (partition_documents(asked, corpus.with_sizes(there.get_tokens(corpus, *made).lengths)),
+                            there.get_language_model(*made).tokenizer)
+    texts = [sorted(rewrite_corpus(corpus.take(rows), way).text)
+             for rows, way in zip(partition.rows, partition.rewrites, strict=True)]
+    read = [sorted(tokenizer.decode(one.tokens[one.mask]).split("<end>")[:-1]) for one in setting.simulator.batches.blocks]
     assert read == (texts if algorithm == "FedAvg" else [sorted(text for own in texts for text in own)])
-    mix = setting.losses.whole.mix
+    mix = setting.losses.all_text.client_domain_tokens
     assert (mix[:, 3:].sum(axis=1) > 0).tolist() == ([False, True, False] if algorithm == "FedAvg" else [True])
-    assert mix.sum() == setting.losses.held_out.mix.sum() == sum(map(sum, setting.table["tokens"]))
+    assert mix.sum() == setting.losses.held_out.client_domain_tokens.sum() == sum(map(sum, setting.partition_table["tokens"]))
 
 
 def held_out(mix, domain=(0, 0, 1), length=(4, 4, 4)) -> HeldOut:
@@ -83,7 +86,7 @@ def test_a_client_without_held_out_text_is_refused_before_training(held, words):
 def test_a_domain_without_held_out_text_is_said_and_left_out_of_the_own_blocks():
     held = held_out([[1, 0, 9], [0, 1, 0]])
     assert "domain c of corpus 'news': no test documents" in check_held_out(held, "test", "news")[0]
-    assert held.own(0, 2).tolist() == [0, 1]  # nine tenths of its text are of c, and all that is measured is of a
+    assert held.client_blocks(0, 2).tolist() == [0, 1]  # nine tenths of its text are of c, and all that is measured is of a
     assert check_held_out(held_out([[1, 2, 0]]), "test", "news") == []
 
 
@@ -97,8 +100,8 @@ def test_a_run_whose_clients_have_no_held_out_text_ends_before_it_begins(tmp_pat
         (folder / f"{name}.csv").write_text("\n".join([rows[0], *(
             row for row, topic in zip(rows[1:], topics[1:], strict=True) if topic in wanted)][:: 1 if name == "train" else 2]))
     there = stock(tmp_path)
-    asked = replace(asked, corpus=replace(asked.corpus, name=str(folder), content=""))
+    asked = replace(asked, dataset=replace(asked.dataset, name=str(folder), fingerprint=""))
     with pytest.raises(UserError, match=r"no loss of client .* no test documents of domain food"):
-        prepare(resolve(asked, there), there)
-    mixed = resolve(edit(asked, {"partition__severity": 0.0}), there)
-    assert any("domain food" in caveat for caveat in prepare(mixed, there).caveats)
+        build_run(resolve_fingerprints(asked, there), there)
+    mixed = resolve_fingerprints(edit_config(asked, {"partition__severity": 0.0}), there)
+    assert any("domain food" in caveat for caveat in build_run(mixed, there).caveats)

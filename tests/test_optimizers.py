@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from fedrift.algorithms import FedAvg
-from fedrift.optimizers import Adagrad, Adam, AdamW, Sgd, Yogi
-from fedrift.tree import Tree
+from fedrift.core.optimizers import Adagrad, Adam, AdamW, Sgd, Yogi
+from fedrift.core.tree import Tree
 from tests.quadratics import Q2, path, train
 
 DELTAS = (1.0, 0.5, -0.25)
@@ -37,7 +37,7 @@ def test_server_rules_take_the_known_path(rule):
 
 
 def test_fedavgm_without_momentum_is_fedavg_bit_for_bit():
-    assert path(train(FedAvg(server=Sgd(1.0, momentum=0.0)), Q2(), until=5)) == path(train(FedAvg(), Q2(), until=5))
+    assert path(train(FedAvg(server_optimizer=Sgd(1.0, momentum=0.0)), Q2(), until=5)) == path(train(FedAvg(), Q2(), until=5))
 
 
 def test_the_defaults_are_the_papers():

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from fedrift.experiment import parse
+from fedrift.config.schema import parse_config
 
 README = (Path(__file__).resolve().parents[1] / "README.md").read_text()
 
@@ -27,7 +27,7 @@ def test_the_python_examples_run_as_written(number, tmp_path, monkeypatch, capsy
 
 def test_the_yaml_example_is_a_valid_experiment():
     for block in blocks("yaml"):
-        parse(yaml.safe_load(block))
+        parse_config(yaml.safe_load(block))
 
 
 def test_nothing_is_left_to_be_filled_in():

@@ -8,8 +8,8 @@ import sys
 import numpy as np
 import pytest
 
-from fedrift.errors import UserError
-from fedrift.records import Record, Trajectory
+from fedrift.core.errors import UserError
+from fedrift.core.records import Record, Trajectory
 
 NAN = float("nan")
 
@@ -30,18 +30,18 @@ def test_a_curve_lies_along_the_rounds_and_what_is_missing_is_nan(run):
 
 def test_a_table_has_a_column_for_every_client_up_to_the_highest(run):
     assert run.clients == (0, 1, 2)
-    np.testing.assert_array_equal(run.table("update.norm"), [[NAN] * 3, [0.5, NAN, 0.7], [NAN] * 3])
+    np.testing.assert_array_equal(run.client_table("update.norm"), [[NAN] * 3, [0.5, NAN, 0.7], [NAN] * 3])
 
 
 def test_a_value_written_as_nan_differs_from_one_never_written(run):
     np.testing.assert_array_equal(run.curve("loss"), [5.0, NAN, NAN])
-    assert run.seen("loss").tolist() == [True, False, True]
+    assert run.observed_mask("loss").tolist() == [True, False, True]
 
 
 def test_of_two_rows_that_say_the_same_thing_the_last_one_counts():
     run = Trajectory([Record(1, "loss", "", -1, 4.0), Record(1, "loss", "", -1, 3.0)])
     assert run.curve("loss").tolist() == [3.0]
-    assert run.frame()["value"].tolist() == [3.0]
+    assert run.to_frame()["value"].tolist() == [3.0]
 
 
 def test_names_are_sorted_and_without_the_empty_ones(run):
@@ -51,7 +51,7 @@ def test_names_are_sorted_and_without_the_empty_ones(run):
 
 
 def test_the_frame_is_tidy(run):
-    frame = run.frame()
+    frame = run.to_frame()
     assert list(frame.columns) == ["round", "metric", "domain", "client", "value"]
     assert len(frame) == 7
     assert frame[(frame.metric == "loss") & (frame.client == 0)].value.tolist() == [5.1]
@@ -72,12 +72,12 @@ def test_asking_for_the_wrong_shape_says_which_one_there_is(run):
         run.curve("update.norm")
     only = Trajectory([Record(0, "update.consensus", "", -1, 0.5)])
     with pytest.raises(UserError, match=r"curve\('update.consensus'\)"):
-        only.table("update.consensus")
+        only.client_table("update.consensus")
 
 
 def test_a_run_without_records_is_empty_and_whole():
     run = Trajectory([])
-    assert (len(run.rounds), run.metrics, run.domains, run.clients, len(run.frame())) == (0, (), (), (), 0)
+    assert (len(run.rounds), run.metrics, run.domains, run.clients, len(run.to_frame())) == (0, (), (), (), 0)
 
 
 def test_writing_into_a_curve_leaves_the_trajectory_alone(run):
@@ -94,15 +94,15 @@ class Absent:  # an entry None in sys.modules would do, but scipy takes that for
             raise ImportError(name)
 sys.meta_path.insert(0, Absent())
 from pathlib import Path
-import fedrift.diagnose
-from fedrift.records import Record
+import fedrift.diagnosis
+from fedrift.core.records import Record
 from fedrift.report import write_report
-from fedrift.store import Run
+from fedrift.storage import Run
 root = Path(sys.argv[1])
 run = Run(root, "a1")
 run.write_json("experiment", {"seed": 0})
-run.append(Record(round, "loss", "", -1, 5.0 - round / 10) for round in range(6))
-page = write_report([("a", run.experiment, run.trajectory(), None, run.status, run.environment)], root)
+run.append_records(Record(round, "loss", "", -1, 5.0 - round / 10) for round in range(6))
+page = write_report([("a", run.config, run.trajectory(), None, run.status, run.environment)], root)
 assert page.stat().st_size > 500_000
 assert not [name for name, module in sys.modules.items() if name.split(".")[0] == "torch" and module]
 """

@@ -17,15 +17,15 @@ from peft import LoraConfig, PeftModel, get_peft_model, set_peft_model_state_dic
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
-from fedrift.algorithms import FedAvg, FedProx, LocalOnly, Scaffold, ZeroShot
-from fedrift.cli.screen import summary
-from fedrift.diagnose import verdict
-from fedrift.errors import UserError
-from fedrift.experiment import edit, twin
-from fedrift.recording import Checkpoint
-from fedrift.run import carry_out
-from fedrift.setting import known_caveats, prepare, resolve
-from fedrift.store import list_runs
+from fedrift.algorithms import FedAvg, FedProx, LocalOnly, Pretrained, Scaffold
+from fedrift.cli.console import print_summary
+from fedrift.config.schema import edit_config, iid_baseline
+from fedrift.core.errors import UserError
+from fedrift.diagnosis import judge_run
+from fedrift.engine.build import build_run, config_caveats, resolve_fingerprints
+from fedrift.engine.run import run_experiment
+from fedrift.storage import list_runs
+from fedrift.storage.fork import Checkpoint
 from tests.pairs import PAIRS, TUNES, algorithm
 from tests.worlds import corpus_file, experiment, stock, stored
 
@@ -54,48 +54,48 @@ def killed_at(round: int):
 
 
 def test_a_run_stores_what_was_asked_what_came_and_where_to_go_on(tmp_path):
-    run = carry_out(experiment(tmp_path), stock(tmp_path))
+    run = run_experiment(experiment(tmp_path), stock(tmp_path))
     assert run.status == "finished"
-    assert run.experiment["plan"]["clip"] == 1.0  # defaults too
+    assert run.config["training"]["max_grad_norm"] == 1.0  # defaults too
     assert torch.__version__.startswith(run.environment["packages"]["torch"].split("+")[0])
     trajectory = run.trajectory()
     assert trajectory.rounds.tolist() == [0, 1, 2, 3, 4]
     assert trajectory.curve("loss")[-1] < trajectory.curve("loss")[0]
     assert trajectory.domains_of("loss") == ("food", "sport", "tech")
-    assert trajectory.table("loss").shape == (5, 3)
-    assert trajectory.has_table("loss.before")
+    assert trajectory.client_table("loss").shape == (5, 3)
+    assert trajectory.has_client_table("loss.before")
     assert math.isfinite(run.read_json("finished")["final_loss"])
     assert len(run.timings()) == 6  # the start, four rounds and the end
-    assert trajectory.frame().groupby("metric").size()["update.norm"] == 8  # two of three clients, four rounds
+    assert trajectory.to_frame().groupby("metric").size()["update.norm"] == 8  # two of three clients, four rounds
 
 
 @pytest.mark.parametrize("algorithm", [FedAvg(), FedProx(mu=0.1), Scaffold(), LocalOnly()], ids=lambda a: type(a).__name__)
-@pytest.mark.parametrize("tune", ["{is: Lora, rank: 2}", "{is: LastK, blocks: 1}", "Full"])
+@pytest.mark.parametrize("tune", ["{type: Lora, r: 2}", "{type: LastBlocks, num_blocks: 1}", "All"])
 def test_a_run_that_was_interrupted_resumes_bit_for_bit(tmp_path, algorithm, tune):
-    asked = edit(experiment(tmp_path, f"tune={tune}"), {"algorithm": algorithm})
-    unbroken = carry_out(asked, replace_root(tmp_path, "unbroken"))
+    asked = edit_config(experiment(tmp_path, f"trainable={tune}"), {"algorithm": algorithm})
+    unbroken = run_experiment(asked, replace_root(tmp_path, "unbroken"))
     for round in (0, 1, 3):
         with pytest.raises(Killed):
-            carry_out(asked, replace_root(tmp_path, "broken"), killed_at(round))
-    broken = carry_out(asked, replace_root(tmp_path, "broken"))
+            run_experiment(asked, replace_root(tmp_path, "broken"), killed_at(round))
+    broken = run_experiment(asked, replace_root(tmp_path, "broken"))
     assert_equal(unbroken, broken)
     assert broken.trajectory().curve("loss")[-1] < broken.trajectory().curve("loss")[0]
 
 
 def replace_root(folder, name):
     there = stock(folder)
-    return replace(there, runtime=replace(there.runtime, root=folder / name), kept={})
+    return replace(there, runtime=replace(there.runtime, runs_dir=folder / name), _items={})
 
 
 def test_a_process_killed_by_the_system_resumes_bit_for_bit(tmp_path):
-    said = "plan.rounds=30", "algorithm=Scaffold"  # whose state is in two files
+    said = "training.num_rounds=30", "algorithm=Scaffold"  # whose state is in two files
     asked = experiment(tmp_path, *said)
     code = ("import sys; from pathlib import Path; from tests.worlds import experiment, stock;"
-            "from fedrift.run import carry_out; folder = Path(sys.argv[1]);"
-            "carry_out(experiment(folder, *sys.argv[2:]), stock(folder))")
+            "from fedrift.engine.run import run_experiment; folder = Path(sys.argv[1]);"
+            "run_experiment(experiment(folder, *sys.argv[2:]), stock(folder))")
     process = subprocess.Popen([sys.executable, "-c", code, str(tmp_path), *said], env={**os.environ, "PYTHONPATH": os.getcwd()})
     there = stock(tmp_path)
-    timings = there.runtime.root / resolve(asked, there).id / "timings.jsonl"
+    timings = there.runtime.runs_dir / resolve_fingerprints(asked, there).id / "timings.jsonl"
     deadline = time.time() + 120
     while not (timings.exists() and timings.read_bytes().count(b"\n") >= 3):
         assert process.poll() is None, "it ended before it could be killed"
@@ -103,13 +103,13 @@ def test_a_process_killed_by_the_system_resumes_bit_for_bit(tmp_path):
         time.sleep(0.01)
     process.send_signal(signal.SIGKILL)
     process.wait()
-    broken = carry_out(asked, there)
-    assert_equal(carry_out(asked, replace_root(tmp_path, "unbroken")), broken)
+    broken = run_experiment(asked, there)
+    assert_equal(run_experiment(asked, replace_root(tmp_path, "unbroken")), broken)
 
 
 def test_a_run_killed_between_its_rows_and_its_state_repeats_the_round(tmp_path, monkeypatch):
     asked = experiment(tmp_path)
-    unbroken = carry_out(asked, replace_root(tmp_path, "unbroken"))
+    unbroken = run_experiment(asked, replace_root(tmp_path, "unbroken"))
     save = Checkpoint.save
 
     def killed(checkpoint, state):
@@ -120,38 +120,38 @@ def test_a_run_killed_between_its_rows_and_its_state_repeats_the_round(tmp_path,
     with monkeypatch.context() as broken:
         broken.setattr(Checkpoint, "save", killed)
         with pytest.raises(Killed):
-            carry_out(asked, replace_root(tmp_path, "broken"))
-    assert_equal(unbroken, carry_out(asked, replace_root(tmp_path, "broken")))
+            run_experiment(asked, replace_root(tmp_path, "broken"))
+    assert_equal(unbroken, run_experiment(asked, replace_root(tmp_path, "broken")))
 
 
 def test_a_run_killed_at_its_very_end_resumes_bit_for_bit(tmp_path, monkeypatch):
     asked = experiment(tmp_path)
-    unbroken = carry_out(asked, replace_root(tmp_path, "unbroken"))
+    unbroken = run_experiment(asked, replace_root(tmp_path, "unbroken"))
 
     def full_disk(*what):
         raise Killed
 
     with monkeypatch.context() as broken:
-        broken.setattr("fedrift.run.save_model", full_disk)
+        broken.setattr("fedrift.engine.run.save_model", full_disk)
         with pytest.raises(Killed):
-            carry_out(asked, replace_root(tmp_path, "broken"))
-    assert_equal(unbroken, carry_out(asked, replace_root(tmp_path, "broken")))
+            run_experiment(asked, replace_root(tmp_path, "broken"))
+    assert_equal(unbroken, run_experiment(asked, replace_root(tmp_path, "broken")))
 
 
 def test_a_run_that_lost_rows_or_whose_state_was_changed_is_never_resumed(tmp_path):
     asked, there = experiment(tmp_path), stock(tmp_path)
     with pytest.raises(Killed):
-        carry_out(asked, there, killed_at(3))
-    folder = there.runtime.root / resolve(asked, there).id
+        run_experiment(asked, there, killed_at(3))
+    folder = there.runtime.runs_dir / resolve_fingerprints(asked, there).id
     for name, told in (("records.jsonl", "records.jsonl has"), ("state.safetensors", "state.safetensors is damaged")):
         whole = (folder / name).read_bytes()
         spoilt = whole[:6 * len(whole) // 10] if name == "records.jsonl" else whole[:-3] + bytes([whole[-3] ^ 1]) + whole[-2:]
         (folder / name).write_bytes(spoilt)
         with pytest.raises(UserError, match=told):
-            carry_out(asked, there)
+            run_experiment(asked, there)
         (folder / name).write_bytes(whole)
-    run = carry_out(asked, there)
-    assert run.finished and len(run.records()) and len(run.trajectory().rounds) == 5
+    run = run_experiment(asked, there)
+    assert run.is_finished and len(run.records()) and len(run.trajectory().rounds) == 5
     rows = folder / "records.jsonl"
     rows.write_bytes(b"".join(rows.read_bytes().splitlines(keepends=True)[:-9]))
     os.utime(rows, ns=(2**62, 2**62))  # read instead of the older Parquet file
@@ -160,135 +160,138 @@ def test_a_run_that_lost_rows_or_whose_state_was_changed_is_never_resumed(tmp_pa
 
 
 def test_no_rounds_are_an_evaluation_of_the_pretrained_model(tmp_path):
-    run = carry_out(experiment(tmp_path, "plan.rounds=0"), stock(tmp_path))
+    run = run_experiment(experiment(tmp_path, "training.num_rounds=0"), stock(tmp_path))
     assert run.trajectory().rounds.tolist() == [0]
     assert math.isfinite(run.read_json("finished")["final_loss"])
 
 
 def test_a_finished_run_is_not_run_again(tmp_path):
     asked, there = experiment(tmp_path), stock(tmp_path)
-    first = carry_out(asked, there)
+    first = run_experiment(asked, there)
     before = {path: path.stat().st_mtime_ns for path in first.folder.rglob("*")}
-    again = carry_out(asked, there, killed_at(0))
+    again = run_experiment(asked, there, killed_at(0))
     assert again.folder == first.folder
     assert {path: path.stat().st_mtime_ns for path in first.folder.rglob("*")} == before
 
 
 def test_a_changed_corpus_is_another_experiment_and_an_old_one_is_not_mistaken_for_it(tmp_path):
     asked = experiment(tmp_path)
-    before = resolve(asked, stock(tmp_path))
+    before = resolve_fingerprints(asked, stock(tmp_path))
     corpus_file(tmp_path / "corpus.csv", per_topic=50)
-    assert resolve(asked, stock(tmp_path)).id != before.id
+    assert resolve_fingerprints(asked, stock(tmp_path)).id != before.id
     with pytest.raises(UserError, match="has changed"):
-        resolve(before, stock(tmp_path))
+        resolve_fingerprints(before, stock(tmp_path))
 
 
 def test_micro_cohorts_change_rounding_only(tmp_path):
-    asked = experiment(tmp_path, "plan.participation=1.0")
-    whole = carry_out(asked, replace(replace_root(tmp_path, "whole"), runtime=stock(tmp_path, micro=3).runtime))
-    parts = carry_out(asked, replace_root_micro(tmp_path, 1))
-    assert whole.environment["engine"] == {"micro": 3}
+    asked = experiment(tmp_path, "training.participation_rate=1.0")
+    whole = run_experiment(asked, replace(replace_root(tmp_path, "whole"), runtime=stock(tmp_path, clients_per_pass=3).runtime))
+    parts = run_experiment(asked, replace_root_micro(tmp_path, 1))
+    assert whole.environment["engine"] == {"clients_per_pass": 3}
     assert parts.trajectory().curve("loss") == pytest.approx(whole.trajectory().curve("loss"), abs=1e-5)
 
 
 def test_a_number_of_clients_chosen_by_a_trial_is_kept_by_a_run_that_resumes(tmp_path, monkeypatch):
-    asked, tried = experiment(tmp_path, "plan.rounds=3"), []
-    monkeypatch.setattr("fedrift.setting.faster", lambda step, micro: (step(1), step(micro), tried.append(micro), 1)[-1])
+    asked, tried = experiment(tmp_path, "training.num_rounds=3"), []
+    monkeypatch.setattr("fedrift.engine.build.choose_faster", lambda step, micro: (step(1), step(micro), tried.append(micro), 1)[-1])
     with pytest.raises(Killed):
-        carry_out(asked, stock(tmp_path, micro=0), killed_at(2))
-    assert carry_out(asked, stock(tmp_path, micro=0)).environment["engine"] == {"micro": 1}
+        run_experiment(asked, stock(tmp_path, clients_per_pass=0), killed_at(2))
+    assert run_experiment(asked, stock(tmp_path, clients_per_pass=0)).environment["engine"] == {"clients_per_pass": 1}
     assert len(tried) == 1
 
 
 def replace_root_micro(folder, micro):
-    there = stock(folder, micro=micro)
-    return replace(there, runtime=replace(there.runtime, root=folder / f"micro-{micro}"), kept={})
+    there = stock(folder, clients_per_pass=micro)
+    return replace(there, runtime=replace(there.runtime, runs_dir=folder / f"micro-{micro}"), _items={})
 
 
 def test_a_run_keeps_its_micro_cohorts_when_it_resumes(tmp_path):
     asked = experiment(tmp_path)
     with pytest.raises(Killed):
-        carry_out(asked, stock(tmp_path, micro=1), killed_at(2))
-    assert carry_out(asked, stock(tmp_path)).environment["engine"] == {"micro": 1}
+        run_experiment(asked, stock(tmp_path, clients_per_pass=1), killed_at(2))
+    assert run_experiment(asked, stock(tmp_path)).environment["engine"] == {"clients_per_pass": 1}
 
 
 def test_a_run_that_resumes_on_another_processor_says_so(tmp_path):
-    asked = experiment(tmp_path, "plan.rounds=2", "evaluate.final=0")
+    asked = experiment(tmp_path, "training.num_rounds=2", "evaluation.final_blocks_per_domain=0")
     with pytest.raises(Killed):
-        carry_out(asked, stock(tmp_path), killed_at(1))
+        run_experiment(asked, stock(tmp_path), killed_at(1))
     (begun,) = list_runs(tmp_path / "runs")
     before = begun.environment
     before["processor"]["capability"] = "AMX"
     begun.write_json("environment", before)
-    (event,) = [event for event in carry_out(asked, stock(tmp_path)).events() if event["kind"] == "resumed elsewhere"]
+    (event,) = [event for event in run_experiment(asked, stock(tmp_path)).events() if event["kind"] == "resumed elsewhere"]
     assert event["message"].startswith("processor capability was 'AMX' and is ") and event["round"] == 1
 
 
 def test_a_diverging_run_ends_and_says_so(tmp_path):
-    run = carry_out(experiment(tmp_path, "plan.optimizer.lr=1e30", "plan.clip=null"), stock(tmp_path))
+    run = run_experiment(experiment(tmp_path, "training.client_optimizer.lr=1e30", "training.max_grad_norm=null"),
+                         stock(tmp_path))
     assert run.status == "finished"
     assert {event["kind"] for event in run.events()} & {"client failed", "update exploded"}  # which of them rests on rounding
-    said = verdict(run.trajectory())
-    assert said.diverged and said.sentence.startswith("Training failed: ")
+    said = judge_run(run.trajectory())
+    assert said.has_diverged and said.sentence.startswith("Training failed: ")
 
 
 def test_a_cohort_of_one_client_is_a_caveat_of_a_run_that_averages(tmp_path, capsys):
-    said = {name: any("one client per round" in caveat for caveat in known_caveats(
-        experiment(tmp_path, f"algorithm={name}", "plan.participation=0.34"))) for name in (
-            "FedAvg", "Scaffold", "LocalOnly", "Centralised", "ZeroShot")}
-    assert said == {"FedAvg": True, "Scaffold": True, "LocalOnly": False, "Centralised": False, "ZeroShot": False}
-    assert not any("one client" in caveat for caveat in known_caveats(experiment(tmp_path)))
-    run = carry_out(experiment(tmp_path, "plan.participation=0.34", "plan.rounds=1", "evaluate.final=0"), stock(tmp_path))
+    said = {name: any("one client per round" in caveat for caveat in config_caveats(
+        experiment(tmp_path, f"algorithm={name}", "training.participation_rate=0.34"))) for name in (
+            "FedAvg", "Scaffold", "LocalOnly", "Centralized", "Pretrained")}
+    assert said == {"FedAvg": True, "Scaffold": True, "LocalOnly": False, "Centralized": False, "Pretrained": False}
+    assert not any("one client" in caveat for caveat in config_caveats(experiment(tmp_path)))
+    run = run_experiment(experiment(tmp_path, "training.participation_rate=0.34", "training.num_rounds=1",
+                                    "evaluation.final_blocks_per_domain=0"), stock(tmp_path))
     assert any("one client per round: nothing is averaged" in caveat for caveat in run.read_json("finished")["caveats"])
     assert not {"update.divergence", "gradient.norm.variance"} & set(run.trajectory().metrics)
-    summary(run)
+    print_summary(run)
     assert "Caveat: one client per round: nothing is averaged" in capsys.readouterr().out
 
 
 def test_scaffold_says_where_it_is_unsound_in_the_run_itself(tmp_path):
-    run = carry_out(edit(experiment(tmp_path), {"algorithm": Scaffold()}), stock(tmp_path))
+    run = run_experiment(edit_config(experiment(tmp_path), {"algorithm": Scaffold()}), stock(tmp_path))
     assert any(event["kind"] == "caveat" and "uniform" in event["message"] for event in run.events())
 
 
 def test_zero_shot_is_the_pretrained_model_in_every_round(tmp_path):
-    run = carry_out(edit(experiment(tmp_path), {"algorithm": ZeroShot()}), stock(tmp_path))
+    run = run_experiment(edit_config(experiment(tmp_path), {"algorithm": Pretrained()}), stock(tmp_path))
     assert len(set(run.trajectory().curve("loss").tolist())) == 1
 
 
 def test_severity_moves_documents_and_not_what_is_measured_on(tmp_path):
     there = stock(tmp_path)
-    skewed, iid = (prepare(resolve(e, there), there) for e in (experiment(tmp_path), twin(experiment(tmp_path))))
+    skewed, iid = (build_run(resolve_fingerprints(e, there), there)
+                   for e in (experiment(tmp_path), iid_baseline(experiment(tmp_path))))
     assert (skewed.losses.held_out.blocks.tokens == iid.losses.held_out.blocks.tokens).all()
-    assert sum(map(sum, skewed.table["tokens"])) == sum(map(sum, iid.table["tokens"]))
-    assert [sum(cell > 0 for cell in row) for row in skewed.table["tokens"]] == [1, 1, 1]
+    assert sum(map(sum, skewed.partition_table["tokens"])) == sum(map(sum, iid.partition_table["tokens"]))
+    assert [sum(cell > 0 for cell in row) for row in skewed.partition_table["tokens"]] == [1, 1, 1]
 
 
 @pytest.mark.parametrize("kind", ["llama", "gpt2"])
 def test_stored_adapters_are_worn_by_peft_with_the_same_logits(tmp_path, kind):
-    asked, there = experiment(tmp_path, "tune.targets=[all]", kind=kind), stock(tmp_path)
-    run = carry_out(asked, there)
+    asked, there = experiment(tmp_path, "trainable.target_modules=[all]", kind=kind), stock(tmp_path)
+    run = run_experiment(asked, there)
     base = AutoModelForCausalLM.from_pretrained(tmp_path / f"model-{kind}")
     theirs = PeftModel.from_pretrained(base, run.folder / "model").eval()
-    setting = prepare(resolve(asked, there), there)
+    setting = build_run(resolve_fingerprints(asked, there), there)
     tensors = stored(run)
-    params = type(setting.state.server.params)(
+    params = type(setting.initial_state.server.params)(
         {name.removeprefix("server.params/"): leaf for name, leaf in tensors.items() if name.startswith("server.params/")})
     tokens = torch.arange(2, 34).view(1, 2, 16)
-    ours = setting.model.hidden(params, tokens)[0] @ setting.model.head.weight.T
+    ours = setting.model.hidden_states(params, tokens)[0] @ setting.model.head.weight.T
     logits = theirs(input_ids=tokens[0]).logits
     assert torch.allclose(ours, logits, atol=1e-5)
     untrained = AutoModelForCausalLM.from_pretrained(tmp_path / f"model-{kind}")
     assert not torch.allclose(logits, untrained(tokens[0]).logits, atol=1e-4)
 
 
-@pytest.mark.parametrize("tune", ["{is: LastK, blocks: 1}", "Full"])
+@pytest.mark.parametrize("tune", ["{type: LastBlocks, num_blocks: 1}", "All"])
 @pytest.mark.parametrize("kind", ["llama", "gpt2", "qwen2"])
 def test_a_stored_network_is_loaded_by_transformers_with_the_same_loss(tmp_path, tune, kind):
-    asked, there = experiment(tmp_path, f"tune={tune}", kind=kind), stock(tmp_path)
-    run = carry_out(asked, there)
+    asked, there = experiment(tmp_path, f"trainable={tune}", kind=kind), stock(tmp_path)
+    run = run_experiment(asked, there)
     theirs = AutoModelForCausalLM.from_pretrained(run.folder / "model")
-    held = prepare(resolve(asked, there), there).losses.held_out.blocks
-    tokens, keep = torch.from_numpy(held.tokens), torch.from_numpy(held.keep)
+    held = build_run(resolve_fingerprints(asked, there), there).losses.held_out.blocks
+    tokens, keep = torch.from_numpy(held.tokens), torch.from_numpy(held.mask)
     expected = run.trajectory().curve("loss.macro")[-1]
     per_domain = [theirs(input_ids=tokens[rows], labels=tokens[rows].masked_fill(~keep[rows], -100)).loss.item()
                   for rows in torch.arange(9).view(3, 3)]
@@ -297,10 +300,10 @@ def test_a_stored_network_is_loaded_by_transformers_with_the_same_loss(tmp_path,
 
 def plain_loop(folder, asked, there, optimizer, rounds: int):
     """Losses of every step and the final adapters of transformers and PEFT alone, on the batches of our rounds."""
-    setting = prepare(resolve(asked, there), there)
+    setting = build_run(resolve_fingerprints(asked, there), there)
     base = AutoModelForCausalLM.from_pretrained(folder / "model-llama")
     model = get_peft_model(base, LoraConfig(r=8, lora_alpha=16, target_modules=["q_proj", "v_proj"]))
-    start = setting.model.template(asked.seed)
+    start = setting.model.init_params(asked.seed)
     set_peft_model_state_dict(model, {
         "base_model.model." + name.replace(".A", ".lora_A.weight").replace(".B", ".lora_B.weight"): leaf[0]
         for name, leaf in start.items()})
@@ -308,7 +311,7 @@ def plain_loop(folder, asked, there, optimizer, rounds: int):
     stepper = optimizer(trained)
     losses, counts = [], []
     for round in range(rounds):
-        for batch in setting.fleet.batches(round, torch.tensor([0])):
+        for batch in setting.simulator.batches(round, torch.tensor([0])):
             tokens, keep = batch["tokens"][0], batch["keep"][0]
             loss = model(input_ids=tokens, labels=tokens.masked_fill(~keep, -100)).loss
             stepper.zero_grad()
@@ -324,15 +327,15 @@ def adapters_of(run):
     return load_file(run.folder / "model" / "adapter_model.safetensors")
 
 
-ALONE = ("partition.clients=1", "partition.severity=0", "plan.participation=1", "plan.clip=0.5")
+ALONE = ("partition.num_clients=1", "partition.severity=0", "training.participation_rate=1", "training.max_grad_norm=0.5")
 
 
 def test_one_client_with_all_data_follows_a_plain_pytorch_and_peft_loop_step_by_step(tmp_path):
     """One step a round, so that every step's loss is a record: all agree to 1e-4."""
-    asked, there = experiment(tmp_path, *ALONE, "plan.rounds=25", "plan.steps=1"), stock(tmp_path)
-    run = carry_out(asked, there)
+    asked, there = experiment(tmp_path, *ALONE, "training.num_rounds=25", "training.local_steps=1"), stock(tmp_path)
+    run = run_experiment(asked, there)
     losses, _, theirs = plain_loop(tmp_path, asked, there, lambda leaves: torch.optim.SGD(leaves, lr=0.5), 25)
-    assert run.trajectory().table("train.loss")[1:, 0] == pytest.approx(losses, abs=1e-4)
+    assert run.trajectory().client_table("train.loss")[1:, 0] == pytest.approx(losses, abs=1e-4)
     assert losses[-1] < losses[0]
     stored = adapters_of(run)
     assert stored.keys() == theirs.keys()
@@ -340,98 +343,101 @@ def test_one_client_with_all_data_follows_a_plain_pytorch_and_peft_loop_step_by_
 
 
 @pytest.mark.parametrize(("ours", "theirs"), [
-    ("{is: Sgd, lr: 0.1, momentum: 0.9}", lambda leaves: torch.optim.SGD(leaves, lr=0.1, momentum=0.9)),
-    ("{is: AdamW, lr: 0.01, weight_decay: 0.1}", lambda leaves: torch.optim.AdamW(leaves, lr=0.01, weight_decay=0.1))])
+    ("{type: Sgd, lr: 0.1, momentum: 0.9}", lambda leaves: torch.optim.SGD(leaves, lr=0.1, momentum=0.9)),
+    ("{type: AdamW, lr: 0.01, weight_decay: 0.1}", lambda leaves: torch.optim.AdamW(leaves, lr=0.01, weight_decay=0.1))])
 def test_local_optimisers_with_moments_are_torchs_own(tmp_path, ours, theirs):
-    asked, there = experiment(tmp_path, *ALONE, "plan.rounds=1", "plan.steps=20", f"plan.optimizer={ours}"), stock(tmp_path)
-    run = carry_out(asked, there)
+    asked, there = (experiment(tmp_path, *ALONE, "training.num_rounds=1", "training.local_steps=20",
+                               f"training.client_optimizer={ours}"), stock(tmp_path))
+    run = run_experiment(asked, there)
     losses, counts, expected = plain_loop(tmp_path, asked, there, theirs, 1)
     mean = sum(loss * count for loss, count in zip(losses, counts, strict=True)) / sum(counts)
-    assert run.trajectory().table("train.loss")[1, 0] == pytest.approx(mean, abs=1e-4)
+    assert run.trajectory().client_table("train.loss")[1, 0] == pytest.approx(mean, abs=1e-4)
     stored = adapters_of(run)
     assert all(torch.allclose(stored[name], expected[name], atol=2e-5) for name in stored)
 
 
 @pytest.mark.parametrize("kind", ["llama", "gpt2"])
 def test_what_was_merged_under_the_adapters_is_in_the_stored_model(tmp_path, kind):
-    asked, there = experiment(tmp_path, "algorithm.aggregate=FedEx", kind=kind), stock(tmp_path)
-    run = carry_out(asked, there)
+    asked, there = experiment(tmp_path, "algorithm.aggregator=FedEx", kind=kind), stock(tmp_path)
+    run = run_experiment(asked, there)
     theirs = AutoModelForCausalLM.from_pretrained(run.folder / "model")
-    held = prepare(resolve(asked, there), there).losses.held_out.blocks
-    tokens, keep = torch.from_numpy(held.tokens), torch.from_numpy(held.keep)
+    held = build_run(resolve_fingerprints(asked, there), there).losses.held_out.blocks
+    tokens, keep = torch.from_numpy(held.tokens), torch.from_numpy(held.mask)
     losses = [theirs(input_ids=tokens[rows], labels=tokens[rows].masked_fill(~keep[rows], -100)).loss.item()
               for rows in torch.arange(9).view(3, 3)]
     assert sum(losses) / 3 == pytest.approx(run.trajectory().curve("loss.macro")[-1], abs=2e-4)
 
 
 def test_clients_with_models_of_their_own_are_judged_by_those(tmp_path):
-    run = carry_out(experiment(tmp_path, "algorithm.is=Ditto"), stock(tmp_path))
-    assert run.trajectory().has_table("loss.worn")
-    assert (run.trajectory().table("final.loss.worn")[-1] > 0).all()
+    run = run_experiment(experiment(tmp_path, "algorithm.type=Ditto"), stock(tmp_path))
+    assert run.trajectory().has_client_table("loss.worn")
+    assert (run.trajectory().client_table("final.loss.worn")[-1] > 0).all()
 
 
 def pair(folder, name: str, tune: str, *more: str):
     """An algorithm with what is trained."""
-    asked = experiment(folder, f"tune={TUNES[tune]}", "plan.weighting=uniform", "evaluate.final=0", *more)
-    return edit(asked, {"algorithm": algorithm(name)})
+    asked = experiment(folder, f"trainable={TUNES[tune]}", "training.client_weighting=uniform",
+                       "evaluation.final_blocks_per_domain=0", *more)
+    return edit_config(asked, {"algorithm": algorithm(name)})
 
 
 def assert_learned(run, name: str) -> None:
     loss = run.trajectory().curve("loss")
-    assert loss[-1] == loss[0] if name == "ZeroShot" else loss[-1] < loss[0]
+    assert loss[-1] == loss[0] if name == "Pretrained" else loss[-1] < loss[0]
 
 
 @pytest.mark.parametrize(("name", "tune"), PAIRS)
 def test_every_algorithm_trains_whatever_is_tuned_and_resumes(tmp_path, name, tune):
-    asked = pair(tmp_path, name, tune, "plan.rounds=2", "plan.optimizer.lr=0.2")
-    unbroken = carry_out(asked, replace_root(tmp_path, "unbroken"))
+    asked = pair(tmp_path, name, tune, "training.num_rounds=2", "training.client_optimizer.lr=0.2")
+    unbroken = run_experiment(asked, replace_root(tmp_path, "unbroken"))
     with pytest.raises(Killed):
-        carry_out(asked, replace_root(tmp_path, "broken"), killed_at(1))
-    assert_equal(unbroken, carry_out(asked, replace_root(tmp_path, "broken")))
+        run_experiment(asked, replace_root(tmp_path, "broken"), killed_at(1))
+    assert_equal(unbroken, run_experiment(asked, replace_root(tmp_path, "broken")))
     assert_learned(unbroken, name)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("name", "tune"), PAIRS)
 def test_every_algorithm_trains_the_pocket_model(tmp_path, name, tune):
-    asked = pair(tmp_path, name, tune, "plan.rounds=3", "model=pocket", "plan.seq_len=32", "plan.optimizer.lr=0.1")
+    asked = pair(tmp_path, name, tune, "training.num_rounds=3", "model=pocket", "training.max_seq_length=32",
+                 "training.client_optimizer.lr=0.1")
     with pytest.raises(Killed):
-        carry_out(asked, replace_root(tmp_path, "broken"), killed_at(2))
-    unbroken, broken = (carry_out(asked, replace_root(tmp_path, where)) for where in ("unbroken", "broken"))
+        run_experiment(asked, replace_root(tmp_path, "broken"), killed_at(2))
+    unbroken, broken = (run_experiment(asked, replace_root(tmp_path, where)) for where in ("unbroken", "broken"))
     assert_equal(unbroken, broken)
     assert_learned(unbroken, name)
 
 
 def test_stragglers_work_is_kept_or_dropped(tmp_path):
-    every = ("plan.participation=1", "plan.steps=4", "plan.rounds=3")
-    whole, kept, dropped, gone = (carry_out(experiment(tmp_path, *every, *more), replace_root(tmp_path, f"{number}")).trajectory()
-                                  for number, more in enumerate((
-                                      (), ("plan.stragglers=0.5",), ("plan.stragglers=0.5", "plan.late=drop"),
-                                      ("plan.stragglers=1", "plan.late=drop"))))
-    steps = kept.table("train.steps")[1:]
-    assert (whole.table("train.steps")[1:] == 4).all()
+    every = ("training.participation_rate=1", "training.local_steps=4", "training.num_rounds=3")
+    half, all_of_them, drop = ("training.straggler_fraction=0.5", "training.straggler_fraction=1", "training.straggler_policy=drop")
+    whole, kept, dropped, gone = (
+        run_experiment(experiment(tmp_path, *every, *more), replace_root(tmp_path, f"{number}")).trajectory()
+        for number, more in enumerate(((), (half,), (half, drop), (all_of_them, drop))))
+    steps = kept.client_table("train.steps")[1:]
+    assert (whole.client_table("train.steps")[1:] == 4).all()
     assert set(steps.flatten()) <= {1, 2, 3, 4} and (steps < 4).any() and (steps == 4).any()
-    assert ((dropped.table("train.steps")[1:] == 0) == (steps < 4)).all()
+    assert ((dropped.client_table("train.steps")[1:] == 0) == (steps < 4)).all()
     assert len(set(gone.curve("loss").tolist())) == 1
-    assert not any((run.table("failed") == 1).any() for run in (kept, dropped, gone))
+    assert not any((run.client_table("failed") == 1).any() for run in (kept, dropped, gone))
 
 
 def test_stragglers_are_met_again_by_a_run_that_resumes(tmp_path):
-    asked = experiment(tmp_path, "plan.participation=1", "plan.epochs=1", "plan.stragglers=0.7", "algorithm.is=Scaffold",
-                       "plan.weighting=uniform")
-    unbroken = carry_out(asked, replace_root(tmp_path, "unbroken"))
+    asked = experiment(tmp_path, "training.participation_rate=1", "training.local_epochs=1", "training.straggler_fraction=0.7",
+                       "algorithm.type=Scaffold", "training.client_weighting=uniform")
+    unbroken = run_experiment(asked, replace_root(tmp_path, "unbroken"))
     with pytest.raises(Killed):
-        carry_out(asked, replace_root(tmp_path, "broken"), killed_at(2))
-    assert_equal(unbroken, carry_out(asked, replace_root(tmp_path, "broken")))
+        run_experiment(asked, replace_root(tmp_path, "broken"), killed_at(2))
+    assert_equal(unbroken, run_experiment(asked, replace_root(tmp_path, "broken")))
 
 
 def test_nobody_straggles_in_the_one_pool_of_all_data(tmp_path):
-    asked = experiment(tmp_path, "algorithm.is=Centralised", "plan.stragglers=1", "plan.rounds=2")
-    assert (carry_out(asked, stock(tmp_path)).trajectory().table("train.steps")[1:, 0] == 4).all()  # two clients' two
+    asked = experiment(tmp_path, "algorithm.type=Centralized", "training.straggler_fraction=1", "training.num_rounds=2")
+    assert (run_experiment(asked, stock(tmp_path)).trajectory().client_table("train.steps")[1:, 0] == 4).all()  # two clients' two
 
 
 def test_records_hold_no_time_and_json_only(tmp_path):
-    run = carry_out(experiment(tmp_path), stock(tmp_path))
+    run = run_experiment(experiment(tmp_path), stock(tmp_path))
     rows = [json.loads(line) for line in (run.folder / "records.jsonl").read_text().splitlines()]
     assert all(len(row) == 5 for row in rows)
     assert not any(path.suffix in (".pt", ".pkl", ".bin") for path in run.folder.rglob("*"))

@@ -6,10 +6,10 @@ import pandas as pd
 import pytest
 import torch
 
-from fedrift.corpus import TRAIN, Source, pretraining_half
-from fedrift.fleet.simulated import value_and_gradient
-from fedrift.models.tune import Full, LastK, Lora
-from fedrift.optimizers import Sgd
+from fedrift.core.optimizers import Sgd
+from fedrift.data import TRAIN, DatasetConfig, is_in_pretraining_half
+from fedrift.models.trainable import All, LastBlocks, Lora
+from fedrift.simulation.simulator import value_and_gradient
 from tests.worlds import model_folder, stock
 
 
@@ -24,27 +24,27 @@ def data(tmp_path):
 
 
 def test_pocket_is_studied_on_documents_that_it_has_not_read(data):
-    there = stock(data, data=data / "data")
-    source = Source("dbpedia")
-    seen = there.corpus(source, "pocket")
+    there = stock(data, data_dir=data / "data")
+    source = DatasetConfig("dbpedia")
+    seen = there.get_corpus(source, "pocket")
     assert len(seen) > 0
-    assert not any(pretraining_half(text) for text in seen.text)
-    other = there.corpus(source, "smollm2-135m")
+    assert not any(is_in_pretraining_half(text) for text in seen.text)
+    other = there.get_corpus(source, "smollm2-135m")
     assert len(other) == 80
-    assert any(pretraining_half(text) for text in other.text[other.split == TRAIN])
+    assert any(is_in_pretraining_half(text) for text in other.text[other.split == TRAIN])
 
 
 def test_a_corpus_is_loaded_once(data):
-    there = stock(data, data=data / "data")
-    assert there.corpus(Source("dbpedia"), "pocket") is there.corpus(Source("dbpedia"), "pocket")
+    there = stock(data, data_dir=data / "data")
+    assert there.get_corpus(DatasetConfig("dbpedia"), "pocket") is there.get_corpus(DatasetConfig("dbpedia"), "pocket")
 
 
-TUNES = [Lora(rank=2), Lora(rank=4, targets=("all",)), LastK(1), Full(), Lora(rank=3)]
+TUNES = [Lora(r=2), Lora(r=4, target_modules=("all",)), LastBlocks(1), All(), Lora(r=3)]
 
 
 def trained(model) -> dict[str, torch.Tensor]:
     """The leaves of two clients after three steps on tokens of their own, and their last losses."""
-    params = model.template(0).rows(torch.zeros(2, dtype=torch.long))
+    params = model.init_params(0).take(torch.zeros(2, dtype=torch.long))
     tokens = torch.arange(2, 66).view(2, 2, 16)
     for _ in range(3):
         loss, grad = value_and_gradient(model, params, {"tokens": tokens, "keep": torch.ones_like(tokens, dtype=torch.bool)},
@@ -56,20 +56,20 @@ def trained(model) -> dict[str, torch.Tensor]:
 @pytest.mark.parametrize("kind", ["llama", "gpt2"])
 def test_whatever_is_trained_the_frozen_weights_are_in_memory_once_and_stay_as_they_are(tmp_path, kind):
     folder, there = str(model_folder(tmp_path / "model", kind)), stock(tmp_path)
-    models = {tune: there.stacked(folder, tune) for tune in TUNES}
-    first = there.language_model(folder, TUNES[0]).network
+    models = {tune: there.get_stacked_model(folder, tune) for tune in TUNES}
+    first = there.get_language_model(folder, TUNES[0]).network
     before = {name: leaf.clone() for name, leaf in first.named_parameters()}
     ends = {tune: trained(model) for tune, model in models.items()}
     for tune, model in reversed(models.items()):  # whoever works in between
         assert all(torch.equal(leaf, ends[tune][name]) for name, leaf in trained(model).items())
     places = [sorted(leaf.data_ptr() for leaf in model.network.parameters()) for model in models.values()]
     assert all(each == places[0] for each in places)
-    joined = [{part.lean[0].weight.data_ptr() for part in model.network.modules() if hasattr(part, "lean")}
+    joined = [{part.fused[0].weight.data_ptr() for part in model.network.modules() if hasattr(part, "fused")}
               for model in models.values()]
     assert all(each <= joined[0] for each in joined) and bool(joined[0]) == (kind == "llama")
     held = {leaf.untyped_storage().data_ptr(): leaf.untyped_storage().nbytes() for leaf in first.parameters()}
     assert sum(held.values()) == sum(leaf.nbytes for leaf in first.parameters())
     assert all(torch.equal(leaf, before[name]) for name, leaf in first.named_parameters())
     for tune in TUNES:
-        alone = trained(stock(tmp_path).stacked(folder, tune))  # loaded for this one only
+        alone = trained(stock(tmp_path).get_stacked_model(folder, tune))  # loaded for this one only
         assert alone.keys() == ends[tune].keys() and all(torch.equal(alone[name], ends[tune][name]) for name in alone)

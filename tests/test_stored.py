@@ -11,17 +11,18 @@ from dataclasses import replace
 import pytest
 import yaml
 
-import fedrift.run
+import fedrift.engine.run
 from fedrift.cli.app import main
-from fedrift.errors import UserError
-from fedrift.experiment import edit
-from fedrift.run import carry_out, check_stored, describe_finished
-from fedrift.setting import resolve
-from fedrift.stock import Stock
-from fedrift.store import list_runs, list_unreadable
+from fedrift.config.schema import edit_config
+from fedrift.core.errors import UserError
+from fedrift.engine.build import resolve_fingerprints
+from fedrift.engine.cache import ResourceCache
+from fedrift.engine.run import check_stored_run, describe_finished_run, run_experiment
+from fedrift.storage import list_runs, list_unreadable
 from tests.worlds import experiment, stock
 
-SHORT = ("plan.rounds=1", "plan.steps=1", "evaluate.blocks=1", "evaluate.own=0", "evaluate.final=0", "evaluate.panel=[]")
+SHORT = ("training.num_rounds=1", "training.local_steps=1", "evaluation.blocks_per_domain=1", "evaluation.blocks_per_client=0",
+         "evaluation.final_blocks_per_domain=0", "evaluation.probes=[]")
 
 
 def call(capsys, monkeypatch, *words: str) -> tuple[int, str, str]:
@@ -39,8 +40,8 @@ def made(tmp_path_factory):
     """A folder with a finished run in it, and its experiment."""
     folder = tmp_path_factory.mktemp("made")
     asked = experiment(folder, *SHORT)
-    (folder / "e.yaml").write_text(yaml.safe_dump(asked.written()))
-    carry_out(asked, stock(folder))
+    (folder / "e.yaml").write_text(yaml.safe_dump(asked.to_dict()))
+    run_experiment(asked, stock(folder))
     return folder
 
 
@@ -56,7 +57,7 @@ def world(made, tmp_path, monkeypatch):
 
 def asked_of(made, folder, *overrides, **runtime):
     there = stock(made, **runtime)
-    return experiment(made, *SHORT, *overrides), Stock(replace(there.runtime, root=folder / "runs"))
+    return experiment(made, *SHORT, *overrides), ResourceCache(replace(there.runtime, runs_dir=folder / "runs"))
 
 
 def only(world):
@@ -95,23 +96,23 @@ def test_fresh_runs_it_anew_and_keeps_the_old_folder(made, world, capsys, monkey
     assert str(kept.relative_to(world)) in err
     assert not (folder / "mark").exists()
     assert json.loads((folder / "environment.json").read_bytes())["engine"]["dtype"] == "bfloat16"
-    _, out, _ = call(capsys, monkeypatch, "runs", "--json")
+    _, out, _ = call(capsys, monkeypatch, "list", "--json")
     assert [run["id"] for run in json.loads(out)] == [folder.name]
 
 
 def test_fresh_with_what_cannot_be_run_moves_nothing(made, world):
-    asked, there = asked_of(made, world, "plan.seq_len=8192")  # longer than the model's window
-    folder = world / "runs" / resolve(asked, there).id
+    asked, there = asked_of(made, world, "training.max_seq_length=8192")  # longer than the model's window
+    folder = world / "runs" / resolve_fingerprints(asked, there).id
     folder.mkdir()
     (folder / "finished.json").write_text("{}")
-    with pytest.raises(UserError, match=r"plan\.seq_len"):
-        carry_out(asked, there, fresh=True)
+    with pytest.raises(UserError, match=r"training\.max_seq_length"):
+        run_experiment(asked, there, fresh=True)
     assert (folder / "finished.json").exists() and not (world / "runs" / "replaced").exists()
 
 
 @pytest.mark.parametrize(("path", "value"), [
-    ("plan.steps", 7), ("plan.batch", "2"), ("algorithm.is", "FedProx"), ("schema", None), ("seed", 1),
-    ("tune.targets", ["q_proj"]), ("evaluate.more", 3), ("model_content", "0" * 64)])
+    ("training.local_steps", 7), ("training.batch_size", "2"), ("algorithm.type", "FedProx"), ("schema", None), ("seed", 1),
+    ("trainable.target_modules", ["q_proj"]), ("evaluation.more", 3), ("model_fingerprint", "0" * 64)])
 @pytest.mark.parametrize("finished", [True, False])
 def test_a_stored_run_of_another_experiment_is_refused_by_the_field(made, world, path, value, finished):
     folder = only(world)
@@ -126,7 +127,7 @@ def test_a_stored_run_of_another_experiment_is_refused_by_the_field(made, world,
         (folder / "finished.json").unlink()
     asked, there = asked_of(made, world)
     with pytest.raises(UserError) as raised:
-        carry_out(asked, there)
+        run_experiment(asked, there)
     assert f"holds another experiment than its name says: {path} is " in str(raised.value)
     assert "\n" not in str(raised.value)
     assert json.loads((folder / "experiment.json").read_bytes()) == stored
@@ -135,17 +136,17 @@ def test_a_stored_run_of_another_experiment_is_refused_by_the_field(made, world,
 def test_equal_numbers_of_another_type_are_the_same_experiment(made, world):
     folder = only(world)
     stored = json.loads((folder / "experiment.json").read_bytes())
-    stored["partition"]["severity"], stored["plan"]["rounds"] = 1, 1.0
+    stored["partition"]["severity"], stored["training"]["num_rounds"] = 1, 1.0
     (folder / "experiment.json").write_text(json.dumps(stored))
     asked, there = asked_of(made, world)
-    assert carry_out(edit(asked, {"partition__severity": 1}), there).id == folder.name
+    assert run_experiment(edit_config(asked, {"partition__severity": 1}), there).id == folder.name
 
 
 def test_an_unforeseen_error_is_one_line_and_its_traceback_is_stored_and_printed_on_request(made, world, capsys, monkeypatch):
     def fail(*_):
         raise KeyError("update.norm")
 
-    monkeypatch.setattr(fedrift.run, "observe", fail)
+    monkeypatch.setattr(fedrift.engine.run, "evaluate_round", fail)
     code, _, err = call(capsys, monkeypatch, "run", "e.yaml", "seed=1", "--device", "cpu")
     assert code == 1
     assert "fedrift: KeyError: 'update.norm'" in err and "--verbose" in err and "Traceback" not in err
@@ -175,11 +176,11 @@ def test_an_error_that_cannot_be_stored_is_told_all_the_same(made, world, monkey
     def refuse(self, *_):
         raise error
 
-    monkeypatch.setattr(fedrift.run, "observe", fail)
-    monkeypatch.setattr(fedrift.run.Run, "fail", refuse)
+    monkeypatch.setattr(fedrift.engine.run, "evaluate_round", fail)
+    monkeypatch.setattr(fedrift.engine.run.Run, "mark_failed", refuse)
     asked, there = asked_of(made, world, "seed=2")
     with pytest.raises(KeyError, match=r"update\.norm") as raised:
-        carry_out(asked, there)
+        run_experiment(asked, there)
     assert "failed.json" in raised.value.__notes__[0] and str(error) in raised.value.__notes__[0]
 
 
@@ -190,10 +191,10 @@ def test_an_error_is_stored_though_the_rows_are_what_is_wrong(made, world, monke
         (run.folder / "records.jsonl").write_text("no rows\n")
         raise KeyError("update.norm")
 
-    monkeypatch.setattr(fedrift.run, "observe", fail)
-    run = fedrift.run.Run(world / "runs", resolve(asked, there).id)
+    monkeypatch.setattr(fedrift.engine.run, "evaluate_round", fail)
+    run = fedrift.engine.run.Run(world / "runs", resolve_fingerprints(asked, there).id)
     with pytest.raises(KeyError):
-        carry_out(asked, there)
+        run_experiment(asked, there)
     assert run.read_json("failed")["message"] == "KeyError: 'update.norm'"
 
 
@@ -202,10 +203,10 @@ def test_what_a_finished_run_was_made_with_is_told_though_it_was_not_stored(made
     (folder / "environment.json").unlink()
     (folder / "finished.json").write_text("{}")
     asked, there = asked_of(made, world)
-    asked = resolve(asked, there)
-    run = fedrift.run.Run(world / "runs", folder.name)
-    check_stored(asked, run, there.runtime)
-    assert describe_finished(run) == (
+    asked = resolve_fingerprints(asked, there)
+    run = fedrift.engine.run.Run(world / "runs", folder.name)
+    check_stored_run(asked, run, there.runtime)
+    assert describe_finished_run(run) == (
         "finished on a day that was not stored, float32 on an unknown device, fedrift of an unknown version")
 
 
@@ -214,19 +215,19 @@ def test_a_users_own_algorithm_is_run_listed_and_asked_for_like_any_other(made, 
     (tmp_path / "own_rules.py").write_text(source)
     monkeypatch.syspath_prepend(tmp_path)
     asked, there = asked_of(made, world)
-    run = carry_out(replace(asked, algorithm=importlib.import_module("own_rules").Halved()), there)
+    run = run_experiment(replace(asked, algorithm=importlib.import_module("own_rules").Halved()), there)
     assert run.id != only_finished(world, run).id
-    assert carry_out(replace(asked, algorithm=importlib.import_module("own_rules").Halved()), there) == run
-    for words in (("runs",), ("show", run.id), ("sql", "SELECT run, algorithm FROM runs"),
+    assert run_experiment(replace(asked, algorithm=importlib.import_module("own_rules").Halved()), there) == run
+    for words in (("list",), ("show", run.id), ("query", "SELECT run, algorithm FROM runs"),
                   ("compare", run.id, only_finished(world, run).id), ("diagnose", run.id)):
         code, out, err = call(capsys, monkeypatch, *words)
-        assert code == 0 and "own_rules.Halved" in out, (words, err)
-    code, _, err = call(capsys, monkeypatch, "replay", run.id, "--from-round", "1")
-    assert code == 2 and "own_rules.Halved" in err and len(err.splitlines()) == 1
+        assert code == 0 and "own_rules:Halved" in out, (words, err)
+    code, _, err = call(capsys, monkeypatch, "fork", run.id, "--from-round", "1")
+    assert code == 2 and "kept no updates" in err and len(err.splitlines()) == 1
     sys.modules.pop("own_rules")
-    (tmp_path / "own_rules.py").write_text(source.replace("pass", "rescales = True"))
+    (tmp_path / "own_rules.py").write_text(source.replace("pass", "rescales_updates = True"))
     importlib.invalidate_caches()
-    edited = carry_out(replace(asked, algorithm=importlib.import_module("own_rules").Halved()), there)
+    edited = run_experiment(replace(asked, algorithm=importlib.import_module("own_rules").Halved()), there)
     assert edited.id != run.id
     sys.modules.pop("own_rules")
 
@@ -238,7 +239,7 @@ def only_finished(world, other):
 
 def test_a_run_that_cannot_be_read_hides_no_other_from_any_command(made, world, capsys, monkeypatch):
     good = only(world).name
-    for number, content in enumerate((b"{", b"[]", b"{}", b'{"algorithm": {"server": {}}}')):
+    for number, content in enumerate((b"{", b"[]", b"{}", b'{"algorithm": {"server_optimizer": {}}}')):
         (world / "runs" / f"bad{number}").mkdir()
         (world / "runs" / f"bad{number}" / "experiment.json").write_bytes(content)
     shutil.copytree(world / "runs" / good, world / "runs" / "badrows")
@@ -246,13 +247,13 @@ def test_a_run_that_cannot_be_read_hides_no_other_from_any_command(made, world, 
     assert len(list_unreadable(world / "runs")) == 4
     shown = []
     monkeypatch.setattr("fedrift.report.write_report", lambda exhibits, out: shown.extend(exhibits) or out)
-    code, out, err = call(capsys, monkeypatch, "runs")
+    code, out, err = call(capsys, monkeypatch, "list")
     assert code == 0 and good in out
-    code, out, _ = call(capsys, monkeypatch, "runs", "--json")
+    code, out, _ = call(capsys, monkeypatch, "list", "--json")
     rows = {row["id"]: row for row in json.loads(out)}
     assert code == 0 and rows[good]["status"] == "finished"
     assert all(rows[f"bad{number}"]["reason"] for number in range(4))
-    for words in (("runs",), ("sql", "SELECT run FROM runs"), ("report", good, "badrows", "bad1"),
+    for words in (("list",), ("query", "SELECT run FROM runs"), ("report", good, "badrows", "bad1"),
                   ("diagnose", good, "bad2", "badrows")):
         code, out, err = call(capsys, monkeypatch, *words)
         assert code == 0, (words, err)

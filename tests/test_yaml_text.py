@@ -10,11 +10,10 @@ import yaml
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from fedrift.config import load_yaml
-from fedrift.errors import ECHO, UserError, quote
-from fedrift.experiment import Experiment, parse
-from fedrift.study import Study, parse_study
-from fedrift.yaml_text import BYTES, dump_yaml, parse_yaml
+from fedrift.config.loader import MAX_BYTES, dump_yaml, load_yaml, parse_yaml
+from fedrift.config.schema import ExperimentConfig, parse_config
+from fedrift.core.errors import MAX_ECHO_CHARS, UserError, quote_value
+from fedrift.studies import Study, parse_study
 
 
 @pytest.mark.parametrize(("text", "value"), [
@@ -44,7 +43,7 @@ def expanding(times: int) -> str:
 
 REFUSED = {
     "seed: 1\nseed: 2": "line 2, column 1: the key 'seed' is given twice",
-    "plan: {steps: 1, steps: 2}": "the key 'steps' is given twice",
+    "training: {local_steps: 1, local_steps: 2}": "the key 'local_steps' is given twice",
     "a: " + "[" * 3000 + "]" * 3000: "more than 50 lists or mappings inside each other",
     "{" * 100_000: "more than 50 lists",
     "- " * 100_000: "more than 50 lists",
@@ -77,9 +76,9 @@ def test_what_is_not_read_is_refused_in_one_line_with_its_place(text):
 
 @pytest.mark.parametrize(("make", "told"), [
     (lambda path: path.mkdir(), "it is a folder"), (os.mkfifo, "it is no plain file"),
-    (lambda path: path.write_bytes("corpus: bbc".encode("utf-16")), "not a text file in UTF-8"),
+    (lambda path: path.write_bytes("dataset: bbc".encode("utf-16")), "not a text file in UTF-8"),
     (lambda path: path.write_bytes(b"corpus: caf\xe9"), "not a text file in UTF-8"),
-    (lambda path: path.write_bytes(b" " * (BYTES + 1)), "at most 250,000 are read"),
+    (lambda path: path.write_bytes(b" " * (MAX_BYTES + 1)), "at most 250,000 are read"),
     (lambda path: None, "No such file")])
 def test_what_is_no_yaml_file_is_refused_at_once(make, told, tmp_path):
     path = tmp_path / "experiment.yaml"
@@ -91,8 +90,8 @@ def test_what_is_no_yaml_file_is_refused_at_once(make, told, tmp_path):
 
 def test_a_byte_order_mark_is_no_part_of_the_first_key(tmp_path):
     path = tmp_path / "experiment.yaml"
-    path.write_bytes(b"\xef\xbb\xbfcorpus: bbc")
-    assert load_yaml(path) == {"corpus": "bbc"}
+    path.write_bytes(b"\xef\xbb\xbfdataset: bbc")
+    assert load_yaml(path) == {"dataset": "bbc"}
 
 
 @pytest.mark.parametrize("name", ["x" * 5000, "a\0b"])
@@ -110,21 +109,22 @@ SHOWN = [
 
 def test_a_message_repeats_80_characters_of_a_value_at_most():
     for value, shown in SHOWN:
-        assert quote(value) == shown
+        assert quote_value(value) == shown
         for long in ([value] * 1000, {"key": [value] * 50}, [[[[[value]]]]]):
-            assert len(quote(long)) <= ECHO
+            assert len(quote_value(long)) <= MAX_ECHO_CHARS
 
 
 # Any text at all: a loader's alphabet, and pieces of experiments and studies put together wrongly.
-WORDS = ("corpus bbc plan steps optimizer is Sgd lr algorithm FedProx mu partition clients tune targets evaluate panel fork seed "
-         "mitigation name base factors seeds tuning space more stages design hypotheses outcomes set").split()
+WORDS = ("dataset bbc training local_steps client_optimizer type Sgd lr algorithm FedProx mu partition num_clients trainable "
+         "target_modules evaluation probes fork seed "
+         "clustering name base factors seeds tuning space more stages design hypotheses outcomes set").split()
 MARKS = [": ", ": ", "\n", "\n  ", "- ", ", ", "&a ", "\x07", "\u2028", "\ufeff"] + (
     "[ ] { } *a !! | > ' \" # % ? --- 1e400 .nan -.inf 1:30 true null 999999999999999999999999999999 0 -1 0.5 é << .").split()
 PIECES = WORDS + MARKS
 TEXTS = st.one_of(st.text(st.sampled_from(list("abc:-[]{},&*!|>'\"%@`#?~ \n\t0159.eE+_\\xuU")), max_size=80),
                   st.lists(st.sampled_from(PIECES), max_size=40).map("".join), st.text(max_size=60))
 SCALARS = st.one_of(st.none(), st.booleans(), st.integers(), st.floats(), st.text(max_size=20),
-                    st.sampled_from(["Sgd", "FedProx", "TopicMix", "bbc", "main", "is", "x" * 5000]))
+                    st.sampled_from(["Sgd", "FedProx", "TopicMix", "bbc", "main", "type", "x" * 5000]))
 KEYS = st.sampled_from(WORDS) | st.text(max_size=5) | st.integers()
 VALUES = st.recursive(SCALARS, lambda inner: st.lists(inner, max_size=4) | st.dictionaries(KEYS, inner, max_size=4),
                       max_leaves=12)
@@ -139,17 +139,17 @@ def judged(read, *args) -> None:
         assert 1 <= len(lines) <= 21
         assert all(len(line) < 1000 for line in lines)
     else:
-        assert found is None or not isinstance(found, (Experiment, Study)) or found.written()
+        assert found is None or not isinstance(found, (ExperimentConfig, Study)) or found.to_dict()
 
 
-def experiment_of(text: str) -> Experiment:
+def experiment_of(text: str) -> ExperimentConfig:
     said = parse_yaml(text, "the file")
-    return parse(said if isinstance(said, dict) else {"corpus": said})
+    return parse_config(said if isinstance(said, dict) else {"dataset": said})
 
 
 def study_of(text: str) -> Study:
     said = parse_yaml(text, "the file")
-    return parse_study({"name": "a", "base": {"corpus": "bbc"}, **(said if isinstance(said, dict) else {"factors": said})})
+    return parse_study({"name": "a", "base": {"dataset": "bbc"}, **(said if isinstance(said, dict) else {"factors": said})})
 
 
 @settings(max_examples=200, derandomize=True, deadline=None, database=None, suppress_health_check=[HealthCheck.too_slow])
@@ -160,7 +160,7 @@ def test_any_text_is_an_experiment_and_a_study_or_is_refused(text):
     judged(study_of, text)
 
 
-EXPERIMENT_KEYS = [field.name for field in fields(Experiment)]
+EXPERIMENT_KEYS = [field.name for field in fields(ExperimentConfig)]
 STUDY_KEYS = [field.name for field in fields(Study)]
 
 
@@ -169,11 +169,11 @@ STUDY_KEYS = [field.name for field in fields(Study)]
        st.dictionaries(st.sampled_from(STUDY_KEYS), VALUES, max_size=3),
        st.lists(st.tuples(st.lists(KEYS.map(str), min_size=1, max_size=3).map(".".join), TEXTS).map("=".join), max_size=2))
 def test_any_values_are_an_experiment_and_a_study_or_are_refused(experiment, study, overrides):
-    judged(parse, {"corpus": "bbc", **experiment}, overrides)
-    judged(parse_study, {"name": "a", "base": {"corpus": "bbc"}, **study})
+    judged(parse_config, {"dataset": "bbc", **experiment}, overrides)
+    judged(parse_study, {"name": "a", "base": {"dataset": "bbc"}, **study})
 
 
 def test_every_experiment_is_written_as_it_is_read():
-    experiment = parse({"corpus": "1e5", "model": "no", "plan": {"optimizer": {"is": "Sgd", "lr": 1e-5}}})
-    assert parse(parse_yaml(dump_yaml(experiment.written()), "text")) == experiment
+    experiment = parse_config({"dataset": "1e5", "model": "no", "training": {"client_optimizer": {"type": "Sgd", "lr": 1e-5}}})
+    assert parse_config(parse_yaml(dump_yaml(experiment.to_dict()), "text")) == experiment
     assert yaml.safe_load(dump_yaml({"a": 1e-5})) == {"a": 1e-5}

@@ -10,11 +10,11 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
-from fedrift.experiment import Experiment, parse
-from fedrift.recording import Checkpoint
-from fedrift.runtime import Runtime
-from fedrift.stock import Stock
-from fedrift.store import Run
+from fedrift.config.runtime import Runtime
+from fedrift.config.schema import ExperimentConfig, parse_config
+from fedrift.engine.cache import ResourceCache
+from fedrift.storage import Run
+from fedrift.storage.fork import Checkpoint
 from tests.models.tiny import random_model
 
 WORDS = {
@@ -57,28 +57,28 @@ def corpus_file(path: Path, per_topic: int = 60) -> Path:
     return path
 
 
-def experiment(folder: Path, *overrides: str, kind: str = "llama") -> Experiment:
+def experiment(folder: Path, *overrides: str, kind: str = "llama") -> ExperimentConfig:
     """Three clients of one topic each, four rounds of two steps; everything lies in ``folder``."""
     model, corpus = folder / f"model-{kind}", folder / "corpus.csv"
     if not model.exists():
         model_folder(model, kind)
     if not corpus.exists():
         corpus_file(corpus)
-    said = {
-        "corpus": str(corpus), "model": str(model),
-        "partition": {"is": "TopicMix", "clients": 3, "severity": 1.0},
-        "plan": {"rounds": 4, "participation": 0.67, "steps": 2, "batch": 2, "seq_len": 16,
-                 "optimizer": {"is": "Sgd", "lr": 0.5}},
-        "evaluate": {"blocks": 3, "own": 2, "final": 6},
+    raw = {
+        "dataset": str(corpus), "model": str(model),
+        "partition": {"type": "TopicMix", "num_clients": 3, "severity": 1.0},
+        "training": {"num_rounds": 4, "participation_rate": 0.67, "local_steps": 2, "batch_size": 2, "max_seq_length": 16,
+                     "client_optimizer": {"type": "Sgd", "lr": 0.5}},
+        "evaluation": {"blocks_per_domain": 3, "blocks_per_client": 2, "final_blocks_per_domain": 6},
     }
-    return parse(said, overrides)
+    return parse_config(raw, overrides)
 
 
 def stored(run: Run) -> dict[str, Tensor]:
     """All tensors of a run's last state by name, what each client keeps among them."""
-    tensors, _, memory = Checkpoint(run).read()
-    return {**tensors, **{f"memory/{name}": leaf for name, leaf in memory.whole().items()}}
+    tensors, _, client_states = Checkpoint(run).read()
+    return {**tensors, **{f"client_states/{name}": leaf for name, leaf in client_states.gather_all().items()}}
 
 
-def stock(folder: Path, **options) -> Stock:
-    return Stock(Runtime(root=folder / "runs", cache=folder / "cache", device="cpu", **options))
+def stock(folder: Path, **options) -> ResourceCache:
+    return ResourceCache(Runtime(runs_dir=folder / "runs", cache_dir=folder / "cache", device="cpu", **options))

@@ -1,37 +1,28 @@
 """Federated algorithms: one file each, one import line here. YAML finds them by these names."""
 
-from .afl import AFL
-from .anchors import Centralised, LocalOnly, ZeroShot
-from .ditto import Ditto
-from .fedavg import FedAvg
+from .baselines import Centralized, LocalOnly, Pretrained
+from .fair import AFL, QFedAvg
+from .fedavg import FedAvg, FedNova, FedProx, FedSGD
 from .feddyn import FedDyn
-from .fednova import FedNova
-from .fedper import FedPer
-from .fedprox import FedProx
-from .fedsgd import FedSGD
-from .fine_tuned import FineTuned
-from .moon import MOON
-from .pfedme import PFedMe
-from .qfedavg import QFedAvg
-from .scaffold import Scaffold
-from .scaffold_weighted import ScaffoldWeighted
+from .personalized import MOON, Ditto, FedAvgFineTuning, FedPer, PFedMe
+from .scaffold import Scaffold, ScaffoldWeighted
 
 __all__ = [
-           "AFL",
-           "MOON",
-           "Centralised",
-           "Ditto",
-           "FedAvg",
-           "FedDyn",
-           "FedNova",
-           "FedPer",
-           "FedProx",
-           "FedSGD",
-           "FineTuned",
-           "LocalOnly",
-           "PFedMe",
-           "QFedAvg",
-           "Scaffold",
-           "ScaffoldWeighted",
-           "ZeroShot",
+    "AFL",
+    "MOON",
+    "Centralized",
+    "Ditto",
+    "FedAvg",
+    "FedAvgFineTuning",
+    "FedDyn",
+    "FedNova",
+    "FedPer",
+    "FedProx",
+    "FedSGD",
+    "LocalOnly",
+    "PFedMe",
+    "Pretrained",
+    "QFedAvg",
+    "Scaffold",
+    "ScaffoldWeighted",
 ]

@@ -18,56 +18,58 @@ from typing import Annotated, ClassVar
 from annotated_types import Gt
 from torch import Tensor
 
-from ..optimizers import Optimizer, Sgd, is_adaptive
-from ..tree import Tree
-from ..values import Local, Report, Round, Server
-from .algorithm import Evidence
-from .fedavg import FedAvg, heard, members, pool, shared_by
+from ..core.optimizers import Optimizer, Sgd, is_adaptive
+from ..core.tree import Tree
+from ..core.types import CohortUpdate, LocalState, RoundResult, ServerState
+from .base import RoundMetrics
+from .fedavg import FedAvg, cluster_mean, cluster_sum, has_update, mean_over_clients
 
 
 @dataclass(frozen=True)
 class FedDyn(FedAvg):
-    rescales: ClassVar[bool] = True
-    tells: ClassVar[frozenset[str]] = frozenset({"memory"})
+    rescales_updates: ClassVar[bool] = True
+    uploads: ClassVar[frozenset[str]] = frozenset({"client_state"})
     alpha: Annotated[float, Gt(0)] = 0.1
 
-    def begin(self, params: Tree) -> Server:
-        return replace(super().begin(params), moments=params.zeros())  # h
+    def init_server(self, params: Tree) -> ServerState:
+        return replace(super().init_server(params), opt_state=params.zeros_like())  # h
 
-    def memory(self, params: Tree) -> Tree:  # g_k
-        return params.zeros()
+    def init_client_state(self, params: Tree) -> Tree:  # g_k
+        return params.zeros_like()
 
-    def correct(self, grad: Tree, at: Local) -> Tree:
-        return grad - at.memory + self.alpha * (at.params - at.start)
+    def transform_grad(self, grad: Tree, local: LocalState) -> Tree:
+        return grad - local.client_state + self.alpha * (local.params - local.global_params)
 
-    def remember(self, at: Local) -> Tree:
-        return at.memory - self.alpha * (at.params - at.start)
+    def update_client_state(self, local: LocalState) -> Tree:
+        return local.client_state - self.alpha * (local.params - local.global_params)
 
-    def absorb(self, server: Server, report: Report) -> Server:
-        h = server.moments + pool(report.news, report) / report.population.clamp_min(1)
+    def server_update(self, server: ServerState, report: CohortUpdate) -> ServerState:
+        h = server.opt_state + cluster_sum(report.state_delta, report) / report.cluster_sizes.clamp_min(1)
         even = replace(report, weight=(report.weight > 0).to(report.weight))  # the mean over S is uniform
-        after = FedAvg(Sgd(1.0), self.aggregate).absorb(replace(server, moments=Tree()), even)
+        after = FedAvg(Sgd(1.0), self.aggregator).server_update(replace(server, opt_state=Tree()), even)
         beyond = after.params - h / self.alpha
-        return replace(after, params=beyond.where(heard(report), server.params), moments=h)
+        return replace(after, params=beyond.where(has_update(report), server.params), opt_state=h)
 
-    def evidence(self, done: Round) -> Evidence:
+    def round_metrics(self, result: RoundResult) -> RoundMetrics:
         """``server.correction``: |h| / alpha, how far the server goes beyond the mean of its clients."""
-        return {"server.correction": shared_by(done.after.server.moments.norm() / self.alpha, done)}
+        return {"server.correction": mean_over_clients(result.after.server.opt_state.norm() / self.alpha, result)}
 
-    def regroup(self, server: Server, memory: Tree, group: Tensor) -> Server:  # h = mean_k g_k, over the new members
-        return replace(server, moments=members(memory, group, server.moments))
+    def on_recluster(self, server: ServerState, client_state: Tree, cluster_ids: Tensor) -> ServerState:
+        # h = mean_k g_k, over the new members
+        return replace(server, opt_state=cluster_mean(client_state, cluster_ids, server.opt_state))
 
-    def caveats(self, optimizer: Optimizer, weighting: str) -> list[str]:
-        said = super().caveats(optimizer, "uniform")
+    def warnings(self, optimizer: Optimizer, weighting: str) -> list[str]:
+        said = super().warnings(optimizer, "uniform")
         if weighting != "uniform":
-            said.append(f"FedDyn takes a uniform mean over the cohort; weighting={weighting!r} is not used")
+            said.append(f"FedDyn takes a uniform mean over the cohort; client_weighting={weighting!r} is not used")
         return said
 
-    def refusals(self, optimizer: Optimizer, weighting: str, leaves: Collection[str]) -> list[str]:
-        said = super().refusals(optimizer, weighting, leaves)
+    def incompatibilities(self, optimizer: Optimizer, weighting: str, param_names: Collection[str]) -> list[str]:
+        said = super().incompatibilities(optimizer, weighting, param_names)
         if is_adaptive(optimizer):
             said.append("FedDyn's memory is the gradient only if the clients follow it unscaled; under an adaptive "
                         "optimiser the tilt never settles: use Sgd, or Scaffold, which stays a gradient")
-        if self.server != Sgd(1.0):
-            said.append(f"FedDyn's server step is its own; server={self.server} would not be used: leave it out")
+        if self.server_optimizer != Sgd(1.0):
+            said.append(f"FedDyn's server step is its own; server_optimizer={self.server_optimizer} would not be used: "
+                        "leave it out")
         return said

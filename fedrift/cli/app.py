@@ -13,28 +13,12 @@ import typer
 from typer.core import TyperGroup, TyperOption
 
 from .. import __version__
-from ..errors import UserError
-from . import (
-    bounding,
-    calibrating,
-    dealing,
-    deploying,
-    diagnosing,
-    judging,
-    looking,
-    mitigating,
-    profiling,
-    replaying,
-    running,
-    sharing,
-    studying,
-    telling,
-    watching,
-)
+from ..core.errors import UserError
+from . import conformance, deploy, diagnose, inspect, partition, run, study
 from .options import VERBOSE
 
 
-class Commands(TyperGroup):
+class CommandGroup(TyperGroup):
     """The commands, each with the option ``--verbose``."""
 
     def get_command(self, ctx: Any, cmd_name: str) -> Any:
@@ -47,7 +31,7 @@ class Commands(TyperGroup):
 
 
 app = typer.Typer(
-    cls=Commands, name="fedrift", no_args_is_help=True, add_completion=False, rich_markup_mode="markdown",
+    cls=CommandGroup, name="fedrift", no_args_is_help=True, add_completion=False, rich_markup_mode="markdown",
     pretty_exceptions_show_locals=False,
     help="""When, how and why does federated fine-tuning of language models break under non-IID data?
 
@@ -58,25 +42,46 @@ app = typer.Typer(
 A run that was stopped goes on where it was when the same command is given again.""")
 
 
-def version(wanted: bool) -> None:
-    if wanted:
+def print_version(is_requested: bool) -> None:
+    if is_requested:
         typer.echo(f"fedrift {__version__}")
         raise typer.Exit
 
 
 @app.callback()
-def options(
-    version: Annotated[bool, typer.Option("--version", callback=version, is_eager=True, help="Print the version.")] = False,
+def global_options(
+    version: Annotated[bool, typer.Option("--version", callback=print_version, is_eager=True, help="Print the version.")] = False,
     verbose: Annotated[bool, typer.Option("--verbose", help="Print tracebacks of errors.")] = False,
 ) -> None:
     VERBOSE.set(verbose)
 
 
-for room in (running, looking, profiling, deploying, diagnosing, replaying, calibrating, bounding, mitigating, studying, sharing,
-             watching, judging, telling):
-    for command in room.COMMANDS:
-        app.command()(command)
-app.add_typer(dealing.app)
+for name, command in (
+    (None, run.run),
+    (None, run.demo),
+    (None, run.validate),
+    ("list", inspect.list_command),
+    (None, inspect.show),
+    (None, inspect.report),
+    (None, run.profile),
+    (None, deploy.deploy),
+    (None, diagnose.diagnose),
+    ("fork", run.fork),
+    ("find-boundary", diagnose.find_boundary),
+    ("compare-clustering", study.compare_clustering),
+    (None, study.study),
+    ("query", study.query),
+    (None, study.compare),
+    (None, inspect.export),
+    ("import", inspect.import_study),
+    ("monitor", inspect.monitor),
+    ("conformance", conformance.conformance),
+    (None, inspect.models),
+    ("datasets", inspect.datasets),
+    (None, inspect.doctor),
+):
+    app.command(name)(command)
+app.add_typer(partition.app)
 
 
 def main() -> None:

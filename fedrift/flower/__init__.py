@@ -7,16 +7,16 @@ from __future__ import annotations
 
 from importlib.util import find_spec
 
-from ..errors import UserError
+from ..core.errors import UserError
 
 
-def wanted(simulated: bool = False) -> None:
+def require_flower(simulation: bool = False) -> None:
     """Flower is needed from here on, and Ray for its simulation; raises UserError where they are not installed."""
     if find_spec("flwr") is None:
         raise UserError("this needs Flower, which is not installed: pip install 'fedrift[flower]'")
-    if simulated and find_spec("ray") is None:
+    if simulation and find_spec("ray") is None:
         raise UserError("Flower's simulation needs Ray, which is not installed: pip install 'fedrift[flower]', or run on nodes: "
                         "fedrift deploy EXPERIMENT.yaml --run")
 
 
-__all__ = ["wanted"]
+__all__ = ["require_flower"]

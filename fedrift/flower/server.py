@@ -15,49 +15,62 @@ from uuid import uuid4
 from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
-from ..experiment import Experiment
-from ..run import Progress, carry_out
-from ..runtime import Runtime
-from ..setting import Setting
-from ..stock import Stock
-from ..store import Run
-from .fleet import FlowerFleet
-from .roll import Roll
-from .terms import Terms, arithmetic, read_dtype, read_experiment, read_terms, read_threads, read_truth
+from ..config.runtime import Runtime
+from ..config.schema import ExperimentConfig
+from ..engine.build import RunContext
+from ..engine.cache import ResourceCache
+from ..engine.callbacks import Progress
+from ..engine.run import run_experiment
+from ..storage import Run
+from .client_pool import FlowerClientPool, NodeRegistry
+from .config import (
+    FlowerConfig,
+    arithmetic_options,
+    read_bool,
+    read_dtype,
+    read_experiment_config,
+    read_flower_config,
+    read_threads,
+)
 
 
-def recruit(grid: Grid, terms: Terms, experiment: Experiment, setting: Setting, run: Run) -> FlowerFleet:
+def make_client_pool(
+    grid: Grid, flower_config: FlowerConfig, config: ExperimentConfig, context: RunContext, run: Run
+) -> FlowerClientPool:
     """The experiment's fleet behind a grid. What clients kept for an earlier life of the run's folder does not count."""
     if not (run.folder / "flower.json").exists():
-        run.write_json("flower", {"life": uuid4().hex})
-    if experiment.algorithm.personal and "memory" not in experiment.algorithm.tells:
+        run.write_json("flower", {"run_incarnation": uuid4().hex})
+    if config.algorithm.is_personalized and "client_state" not in config.algorithm.uploads:
         caveat = "what clients wear stays with them: there is no loss.worn"
         if not any(event["message"] == caveat for event in run.events()):
-            run.event(0, "caveat", caveat)
-    plan, mitigation = experiment.plan, experiment.mitigation
-    return FlowerFleet(setting.fleet.size, grid, experiment.id, run.read_json("flower")["life"], terms.least, terms.patience,
-                       gradients=terms.gradients, plain=terms.plain,
-                       reader=type(mitigation).__name__ if mitigation.reads else "",
-                       lr=lambda round: plan.optimizer.lr * plan.factor(round),
-                       roll=Roll(wait=terms.join))
+            run.log_event(0, "caveat", caveat)
+    plan, mitigation = config.training, config.clustering
+    return FlowerClientPool(
+        context.simulator.size, grid, config.id, run.read_json("flower")["run_incarnation"], flower_config.min_results,
+        flower_config.round_timeout_s, send_gradients=flower_config.send_gradients,
+        stock_clients=flower_config.stock_clients,
+        document_strategy=type(mitigation).__name__ if mitigation.needs_client_data else "",
+        lr_at=lambda round: plan.client_optimizer.lr * plan.lr_factor(round),
+        registry=NodeRegistry(join_timeout_s=flower_config.join_timeout_s),
+    )
 
 
-def begin(grid: Grid, config: Mapping[str, Any]) -> Run:
+def run_server(grid: Grid, run_config: Mapping[str, Any]) -> Run:
     """The run that a Flower run's configuration says."""
-    if config.get("cwd"):
-        os.chdir(str(config["cwd"]))
-    experiment = read_experiment(config)
-    runtime = Runtime(root=Path(str(config["runs"])), device=str(config.get("device") or "auto"),
-                      threads=read_threads(config), dtype=read_dtype(config),
-                      data=Path(str(config["corpora"])) if config.get("corpora") else None,
-                      keep_updates=read_truth(config, "keep_updates"), **arithmetic(config))
-    terms = read_terms(config)
-    return carry_out(experiment, Stock(runtime), told, partial(recruit, grid, terms))
+    if run_config.get("cwd"):
+        os.chdir(str(run_config["cwd"]))
+    experiment = read_experiment_config(run_config)
+    runtime = Runtime(runs_dir=Path(str(run_config["runs_dir"])), device=str(run_config.get("device") or "auto"),
+                      threads=read_threads(run_config), dtype=read_dtype(run_config),
+                      data_dir=Path(str(run_config["data_dir"])) if run_config.get("data_dir") else None,
+                      save_updates=read_bool(run_config, "save_updates"), **arithmetic_options(run_config))
+    terms = read_flower_config(run_config)
+    return run_experiment(experiment, ResourceCache(runtime), print_progress, partial(make_client_pool, grid, terms))
 
 
-def told(progress: Progress) -> None:
+def print_progress(progress: Progress) -> None:
     """A line a round, for Flower's log."""
-    print(f"round {progress.round} of {progress.until}, run {progress.run}, loss {progress.loss:.4f}", flush=True)
+    print(f"round {progress.round} of {progress.num_rounds}, run {progress.run_id}, loss {progress.loss:.4f}", flush=True)
 
 
 app = ServerApp()
@@ -65,7 +78,7 @@ app = ServerApp()
 
 @app.main()  # type: ignore[untyped-decorator]
 def main(grid: Grid, context: Context) -> None:
-    begin(grid, context.run_config)
+    run_server(grid, context.run_config)
 
 
-__all__ = ["Terms", "app", "begin", "recruit"]
+__all__ = ["FlowerConfig", "app", "make_client_pool", "run_server"]

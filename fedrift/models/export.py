@@ -14,48 +14,48 @@ from peft import __version__ as peft_version
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from ..errors import UserError
-from ..tree import Tree
-from ..values import Server
-from .load import short
-from .stacked import StackedModel
-from .tune import Lora, Tune
+from ..core.errors import UserError
+from ..core.tree import Tree
+from ..core.types import ServerState
+from .load import first_line
+from .stacked_model import StackedModel
+from .trainable import Lora, Trainable
 
 
-def save_model(folder: Path, model: StackedModel, tune: Tune, name: str, server: Server) -> None:
+def save_model(folder: Path, model: StackedModel, trainable: Trainable, base_model_name: str, server: ServerState) -> None:
     """Each of the server's models: in ``folder``, or in ``folder/<number>`` if there are several.
 
     Adapters are saved as PEFT does (``PeftModel.from_pretrained(base, folder)`` wears them), all else, and adapters under
     which something was merged, as a whole model (``AutoModelForCausalLM.from_pretrained(folder)``).
     """
-    for number in range(server.models):
-        place = folder / str(number) if server.models > 1 else folder
+    for number in range(server.num_models):
+        place = folder / str(number) if server.num_models > 1 else folder
         params = server.params.map(lambda leaf: leaf[number]).to(torch.device("cpu"))  # noqa: B023
         place.mkdir(parents=True, exist_ok=True)
-        under = server.under(torch.tensor([number])).map(lambda leaf: leaf[0].cpu())
-        if isinstance(tune, Lora) and under:
-            save_network(place, merged(params, under, tune, model), model)
-        elif isinstance(tune, Lora):
-            save_adapters(place, params, tune, name, model)
+        under = server.base_for(torch.tensor([number])).map(lambda leaf: leaf[0].cpu())
+        if isinstance(trainable, Lora) and under:
+            save_network(place, merge_adapters(params, under, trainable, model), model)
+        elif isinstance(trainable, Lora):
+            save_adapters(place, params, trainable, base_model_name, model)
         else:
             save_network(place, params, model)
 
 
-def save_personal(folder: Path, model: StackedModel, tune: Lora, name: str, params: Tree) -> None:
+def save_personal_adapters(folder: Path, model: StackedModel, trainable: Lora, base_model_name: str, params: Tree) -> None:
     """The adapters ``[N, ...]`` that clients use themselves, each in ``folder/<client>``."""
     for client in range(len(next(iter(params.values())))):
         place = folder / str(client)
         place.mkdir(parents=True, exist_ok=True)
-        save_adapters(place, params.map(lambda leaf: leaf[client]).to(torch.device("cpu")), tune, name, model)  # noqa: B023
+        save_adapters(place, params.map(lambda leaf: leaf[client]).to(torch.device("cpu")), trainable, base_model_name, model)  # noqa: B023
 
 
-def save_adapters(folder: Path, params: Tree, tune: Lora, name: str, model: StackedModel) -> None:
+def save_adapters(folder: Path, params: Tree, trainable: Lora, base_model_name: str, model: StackedModel) -> None:
     """Adapters in PEFT's file format; ``params`` without a leading axis."""
-    adapter_config(tune, model, name).save_pretrained(str(folder))
-    save_file(adapter_leaves(params), folder / "adapter_model.safetensors", metadata={"format": "pt"})
+    make_peft_config(trainable, model, base_model_name).save_pretrained(str(folder))
+    save_file(to_peft_state_dict(params), folder / "adapter_model.safetensors", metadata={"format": "pt"})
 
 
-def adapter_leaves(params: Tree) -> dict[str, Tensor]:
+def to_peft_state_dict(params: Tree) -> dict[str, Tensor]:
     """Adapters by the names that PEFT's files have for them."""
     kinds, leaves = {"A": "lora_A", "B": "lora_B"}, {}
     for leaf, value in params.items():
@@ -64,24 +64,32 @@ def adapter_leaves(params: Tree) -> dict[str, Tensor]:
     return leaves
 
 
-def adapter_config(tune: Lora, model: StackedModel, name: str) -> LoraConfig:
+def make_peft_config(trainable: Lora, model: StackedModel, base_model_name: str) -> LoraConfig:
     """PEFT's own description of the adapters."""
     transposed = any(is_transposed(module) for module in model.modules.values())
-    return LoraConfig(r=tune.rank, lora_alpha=tune.alpha, target_modules=sorted(model.modules), fan_in_fan_out=transposed,  # type: ignore[arg-type]
-                      base_model_name_or_path=name, task_type="CAUSAL_LM", inference_mode=True)
+    return LoraConfig(
+        r=trainable.r,
+        lora_alpha=trainable.lora_alpha,  # type: ignore[arg-type]
+        target_modules=sorted(model.modules),
+        fan_in_fan_out=transposed,  # type: ignore[arg-type]
+        base_model_name_or_path=base_model_name,
+        task_type="CAUSAL_LM",
+        inference_mode=True,
+    )
 
 
-def check_adapters(model: StackedModel, tune: Lora) -> None:
+def check_peft_compatible(model: StackedModel, trainable: Lora) -> None:
     """Raise `UserError` unless PEFT puts every adapter of a saved file where it is trained here."""
     config: Any = model.network.config
     transposed = any(is_transposed(module) for module in model.modules.values())
-    shapes = tuple((name, tuple(leaf.shape)) for name, leaf in adapter_leaves(model.template().map(lambda leaf: leaf[0])).items())
-    if wrong := misplaced(pickle.dumps((type(model.network), config)), tune.rank, transposed, shapes):
+    shapes = tuple((name, tuple(leaf.shape))
+                   for name, leaf in to_peft_state_dict(model.init_params().map(lambda leaf: leaf[0])).items())
+    if wrong := find_misplaced_adapters(pickle.dumps((type(model.network), config)), trainable.r, transposed, shapes):
         raise UserError(f"{type(model.network).__name__}: {wrong}")
 
 
 @lru_cache
-def misplaced(pickled: bytes, rank: int, transposed: bool, shapes: tuple[tuple[str, tuple[int, ...]], ...]) -> str:
+def find_misplaced_adapters(pickled: bytes, rank: int, transposed: bool, shapes: tuple[tuple[str, tuple[int, ...]], ...]) -> str:
     """What PEFT would do wrong with a file of such tensors for a model of this pickled class and configuration; empty if nothing.
 
     PEFT lays the file over a network without weights: it refuses some modules, and has other places for those of some experts.
@@ -97,21 +105,21 @@ def misplaced(pickled: bytes, rank: int, transposed: bool, shapes: tuple[tuple[s
             theirs = get_peft_model(base, lora)
             result = set_peft_model_state_dict(theirs, {name: torch.empty(shape) for name, shape in shapes})
         except (ValueError, RuntimeError, KeyError, TypeError) as error:
-            return f"PEFT {peft_version} refuses these adapters, so that nobody could load them: {short(error)[:200]}"
+            return f"PEFT {peft_version} refuses these adapters, so that nobody could load them: {first_line(error)[:200]}"
     there = {name.replace(".default.", ".") for name in theirs.state_dict() if "lora_" in name}
     lost = sorted(({name for name, _ in shapes} - there) | set(result.unexpected_keys))  # type: ignore[attr-defined]
     ends = ", ".join(sorted({name.split(".lora_")[0].rsplit(".", 1)[-1] for name in lost}))
     told = f"PEFT {peft_version} has no place for {len(lost)} of the {len(shapes)} adapters' tensors, {lost[:1]} among them: "
-    return told + f"name tune.targets without {ends}" if lost else ""
+    return told + f"name trainable.target_modules without {ends}" if lost else ""
 
 
-def merged(params: Tree, under: Tree, tune: Lora, model: StackedModel) -> Tree:
+def merge_adapters(params: Tree, merged_base: Tree, trainable: Lora, model: StackedModel) -> Tree:
     """The adapted modules' whole weights, W + s (base + B A): where the server has merged something under the adapters,
     adapters alone are not the model."""
     weights = Tree()
     for path, module in model.modules.items():
         weight = module.get_parameter("weight").detach().cpu()
-        change = tune.scale * (under[f"{path}.base"] + params[f"{path}.B"] @ params[f"{path}.A"])
+        change = trainable.scale * (merged_base[f"{path}.base"] + params[f"{path}.B"] @ params[f"{path}.A"])
         weights[f"{path}.weight"] = weight + (change.T if is_transposed(module) else change)
     return weights
 

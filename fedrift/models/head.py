@@ -16,12 +16,12 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-CHUNK = 1 << 22  # logits at once: 16 MiB in float32
-ROWS = 256  # but so many positions at least: the head is read from memory twice for every chunk
+LOGITS_PER_CHUNK = 1 << 22  # logits at once: 16 MiB in float32
+MIN_ROWS_PER_CHUNK = 256  # but so many positions at least: the head is read from memory twice for every chunk
 
 
 @dataclass(frozen=True)
-class Logits:
+class LogitTransform:
     """What an architecture does to h W^T + b: a factor, then a soft cap (None: no cap)."""
 
     scale: float = 1.0
@@ -34,25 +34,27 @@ class Logits:
             logits += bias
         if self.scale != 1:
             logits *= self.scale
-        logits = widened(logits)
+        logits = to_float32(logits)
         return logits if self.cap is None else logits.div_(self.cap).tanh_().mul_(self.cap)
 
-    def slope(self, logits: Tensor) -> Tensor | None:
+    def cap_derivative(self, logits: Tensor) -> Tensor | None:
         """The derivative of the soft cap, ``[P, V]``; None without one."""
         return None if self.cap is None else 1 - (logits / self.cap).square_()
 
 
-class FrozenHead(torch.autograd.Function):
+class FrozenHeadLoss(torch.autograd.Function):
     """``(hidden [P, H], weight [V, H], target [P], bias [V]) -> loss [P]`` in nats; gradients reach ``hidden`` only."""
 
     @staticmethod
-    def forward(ctx: Any, hidden: Tensor, weight: Tensor, target: Tensor, bias: Tensor | None, to_logits: Logits) -> Tensor:
-        rows = max(ROWS, CHUNK // len(weight))
+    def forward(
+        ctx: Any, hidden: Tensor, weight: Tensor, target: Tensor, bias: Tensor | None, to_logits: LogitTransform
+    ) -> Tensor:
+        rows = max(MIN_ROWS_PER_CHUNK, LOGITS_PER_CHUNK // len(weight))
         want = ctx.needs_input_grad[0]
         losses, slopes = [], []
         for part, words in zip(hidden.split(rows), target.split(rows), strict=True):
             logits = to_logits(part, weight, bias)  # [rows, V]
-            squashed = to_logits.slope(logits) if want else None
+            squashed = to_logits.cap_derivative(logits) if want else None
             aim = logits.gather(1, words[:, None]).squeeze(1)
             top = logits.amax(1, keepdim=True)
             power = logits.sub_(top).exp_()
@@ -76,7 +78,7 @@ class FrozenHead(torch.autograd.Function):
         return slope * grad[:, None].to(slope.dtype), None, None, None, None
 
 
-class OwnHead(torch.autograd.Function):
+class PerClientHeadLoss(torch.autograd.Function):
     """``(hidden [C, P, H], weight [C, V, H], target [C, P], bias [C, V]) -> loss [C, P]`` in nats; gradients reach all but
     the target.
 
@@ -84,16 +86,18 @@ class OwnHead(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, hidden: Tensor, weight: Tensor, target: Tensor, bias: Tensor | None, to_logits: Logits) -> Tensor:
+    def forward(
+        ctx: Any, hidden: Tensor, weight: Tensor, target: Tensor, bias: Tensor | None, to_logits: LogitTransform
+    ) -> Tensor:
         want = any(ctx.needs_input_grad)
-        rows = hidden.shape[1] if want else max(ROWS, CHUNK // weight.shape[1])
-        losses = torch.empty(target.shape, dtype=widened(hidden[:0]).dtype, device=hidden.device)
+        rows = hidden.shape[1] if want else max(MIN_ROWS_PER_CHUNK, LOGITS_PER_CHUNK // weight.shape[1])
+        losses = torch.empty(target.shape, dtype=to_float32(hidden[:0]).dtype, device=hidden.device)
         shares, squashed = list[Tensor](), list[Tensor]()
         for client in range(len(hidden)):
             for first in range(0, hidden.shape[1], rows):
                 part = slice(first, first + rows)
                 logits = to_logits(hidden[client, part], weight[client], None if bias is None else bias[client])  # [rows, V]
-                ease = to_logits.slope(logits) if want else None
+                ease = to_logits.cap_derivative(logits) if want else None
                 squashed += [] if ease is None else [ease]
                 aim = logits.gather(1, target[client, part, None]).squeeze(1)
                 top = logits.amax(1, keepdim=True)
@@ -128,12 +132,12 @@ class OwnHead(torch.autograd.Function):
         return to_hidden, to_weight, None, to_bias, None
 
 
-def widened(logits: Tensor) -> Tensor:
+def to_float32(logits: Tensor) -> Tensor:
     """Logits as float32 where they came in fewer bits: a sum of exponentials over a vocabulary needs them."""
     return logits.float() if logits.dtype in (torch.bfloat16, torch.float16) else logits
 
 
-def token_losses(hidden: Tensor, weight: Tensor, target: Tensor, bias: Tensor | None = None,
-                 to_logits: Logits = Logits()) -> Tensor:
+def frozen_head_losses(hidden: Tensor, weight: Tensor, target: Tensor, bias: Tensor | None = None,
+                       to_logits: LogitTransform = LogitTransform()) -> Tensor:
     """Cross-entropy of each position ``[P]`` under a frozen head."""
-    return FrozenHead.apply(hidden, weight, target, bias, to_logits)  # type: ignore[no-any-return]
+    return FrozenHeadLoss.apply(hidden, weight, target, bias, to_logits)  # type: ignore[no-any-return]

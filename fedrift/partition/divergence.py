@@ -8,10 +8,10 @@ from __future__ import annotations
 import numpy as np
 from scipy.sparse import csr_array
 
-Table = np.ndarray | csr_array
+CountTable = np.ndarray | csr_array
 
 
-def entropy(table: Table) -> np.ndarray:
+def entropy(table: CountTable) -> np.ndarray:
     """Shannon entropy of each row's distribution in bits, [N]; NaN for an empty row."""
     sparse: csr_array = csr_array(table).astype(np.float64)
     mass = np.asarray(sparse.sum(axis=1)).ravel()
@@ -20,7 +20,7 @@ def entropy(table: Table) -> np.ndarray:
         return np.log2(mass) - np.asarray(each.sum(axis=1)).ravel() / mass
 
 
-def generalised_jsd(table: Table) -> float:
+def generalized_jsd(table: CountTable) -> float:
     """H(sum_k p_k P_k) - sum_k p_k H(P_k) in bits, with p_k the rows' shares of all counts.
 
     It is the mutual information of "which client" and "which word". Lin, "Divergence measures based on the
@@ -33,10 +33,10 @@ def generalised_jsd(table: Table) -> float:
     return float(pooled - (share[held] / share.sum()) @ entropy(table[held]))
 
 
-def normalised_jsd(table: Table) -> float:
-    """``generalised_jsd`` over its most, log2 min(N, V): in [0, 1]; 0 where either is one."""
+def normalized_jsd(table: CountTable) -> float:
+    """``generalized_jsd`` over its most, log2 min(N, V): in [0, 1]; 0 where either is one."""
     least = min(int((np.asarray(table.sum(axis=axis)).ravel() > 0).sum()) for axis in (0, 1))
-    return generalised_jsd(table) / np.log2(least) if least > 1 else 0.0
+    return generalized_jsd(table) / np.log2(least) if least > 1 else 0.0
 
 
 def pairwise_jsd(table: np.ndarray) -> np.ndarray:
@@ -50,7 +50,7 @@ def pairwise_jsd(table: np.ndarray) -> np.ndarray:
     return found + found.T
 
 
-def total_variation(table: Table) -> np.ndarray:
+def total_variation(table: CountTable) -> np.ndarray:
     """Half the L1 distance of each row's distribution to the pooled one, [N]; NaN for an empty row."""
     dense = np.asarray(table, dtype=np.float64)
     with np.errstate(invalid="ignore"):

@@ -13,18 +13,18 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from .. import __version__
-from ..corpus.corpus import Corpus
-from ..errors import UserError
-from .partition import Partition, document_id
+from ..core.errors import UserError
+from ..data.corpus import Corpus
+from .base import Partition, document_id
 
-TRAIN = "train.parquet"
+TRAIN_FILE = "train.parquet"
 
 
-def export(corpus: Corpus, partition: Partition, folder: Path, said: Mapping[str, Any]) -> Path:
+def export_partition(corpus: Corpus, partition: Partition, folder: Path, metadata: Mapping[str, Any]) -> Path:
     """Write what each client holds, as it writes it, and ``partition.json``; where that lies.
 
     ``load_dataset(folder, "client3")`` is client 3 (columns text, label, source), as is
-    ``load_dataset("parquet", data_files=folder/client3/train.parquet)``. ``said`` is the experiment's data side.
+    ``load_dataset("parquet", data_files=folder/client3/train.parquet)``. ``metadata`` is the experiment's data side.
     A folder that holds anything already is refused.
     """
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
@@ -32,19 +32,19 @@ def export(corpus: Corpus, partition: Partition, folder: Path, said: Mapping[str
     names = [f"client{k:0{len(str(len(partition) - 1))}d}" for k in range(len(partition))]
     clients = []
     for name, (client, rows) in zip(names, enumerate(partition.rows), strict=True):
-        rewrite = partition.rewrite[client] if partition.rewrite else None
+        rewrite = partition.rewrites[client] if partition.rewrites else None
         found = [str(corpus.text[row]) for row in rows]
         ids = [document_id(text) for text in found]
         texts = (
             found if rewrite is None else [rewrite(text, one) for text, one in zip(found, ids, strict=True)]
         )
-        file = folder / name / TRAIN
+        file = folder / name / TRAIN_FILE
         file.parent.mkdir(parents=True)
-        pq.write_table(table(corpus.take(rows), texts), file)
+        pq.write_table(client_table(corpus.take(rows), texts), file)
         clients.append(
             {
                 "name": name,
-                "file": f"{name}/{TRAIN}",
+                "file": f"{name}/{TRAIN_FILE}",
                 "documents": len(ids),
                 "size": int(corpus.size[rows].sum()),
                 "rewritten": rewrite is not None,
@@ -54,24 +54,24 @@ def export(corpus: Corpus, partition: Partition, folder: Path, said: Mapping[str
         )
     told = {
         "made_by": f"fedrift {__version__}",
-        **said,
-        "corpus_content": corpus.content,
+        **metadata,
+        "corpus_content": corpus.fingerprint,
         "domains": list(corpus.domains),
         "documents": len(corpus),
         "left_out": len(corpus) - sum(len(rows) for rows in partition.rows),
-        "content": content(partition, corpus),
+        "content": partition_fingerprint(partition, corpus),
         "clients": clients,
     }
-    (folder / "README.md").write_text(card(names), encoding="utf-8")
+    (folder / "README.md").write_text(dataset_card(names), encoding="utf-8")
     listed = folder / "partition.json"
     listed.write_text(json.dumps(told, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     return listed
 
 
-def table(held: Corpus, texts: list[str]) -> pa.Table:
+def client_table(corpus: Corpus, texts: list[str]) -> pa.Table:
     """The columns of one client."""
-    labels = [held.domains[label] if label >= 0 else None for label in held.label]
-    sources = [str(source) for source in held.source]
+    labels = [corpus.domains[label] if label >= 0 else None for label in corpus.label]
+    sources = [str(source) for source in corpus.source]
     return pa.table(
         {
             name: pa.array(column, pa.string())
@@ -80,17 +80,17 @@ def table(held: Corpus, texts: list[str]) -> pa.Table:
     )
 
 
-def content(partition: Partition, corpus: Corpus) -> str:
+def partition_fingerprint(partition: Partition, corpus: Corpus) -> str:
     """sha256 hex of who holds which documents, in whatever order they stand in."""
     ids = np.array([document_id(text) for text in corpus.text])
     return sha256(json.dumps([sorted(ids[rows].tolist()) for rows in partition.rows]).encode()).hexdigest()
 
 
-def card(names: list[str]) -> str:
+def dataset_card(names: list[str]) -> str:
     """The data set card, which tells ``datasets`` that every client is a configuration of its own."""
     lines = ["---", "configs:"]
     for name in names:
-        lines += [f"- config_name: {name}", "  data_files:", "  - split: train", f"    path: {name}/{TRAIN}"]
+        lines += [f"- config_name: {name}", "  data_files:", "  - split: train", f"    path: {name}/{TRAIN_FILE}"]
     lines += [
         "---",
         "",

@@ -1,7 +1,7 @@
 """From a wished client-by-domain table to whole documents in clients' hands.
 
-Three steps: ``fit`` or ``spread`` scales the table [N, T] until its rows sum to the clients' budgets and its
-columns to the domains' tokens; ``deal`` cuts each domain's shuffled documents by the fitted column and
+Three steps: ``fit_margins`` or ``fit_columns`` scales the table [N, T] until its rows sum to the clients' budgets and its
+columns to the domains' tokens; ``assign_documents`` cuts each domain's shuffled documents by the fitted column and
 carries what rounding to whole documents gave too much or too little into the client's next domain. Nothing is
 drawn again, nothing is lost.
 """
@@ -12,23 +12,23 @@ from itertools import pairwise
 
 import numpy as np
 
-from .partition import Partition
+from .base import Partition
 
-FLOOR = 1e-200  # of the largest entry of a row: any margins can be reached, the least unwished entries first
-CLOSE = 1e-6  # margins are met to this share before what is left is spread (``fit`` then meets them exactly)
+MIN_ENTRY = 1e-200  # of the largest entry of a row: any margins can be reached, the least unwished entries first
+MARGIN_TOLERANCE = 1e-6  # margins are met to this share before what is left is spread (``fit_margins`` then meets them exactly)
 
 
-def totals(group: np.ndarray, size: np.ndarray) -> np.ndarray:
+def tokens_per_group(group: np.ndarray, size: np.ndarray) -> np.ndarray:
     """Tokens of each group of documents, [T] float64."""
     return np.bincount(group, weights=size)
 
 
-def even(rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
+def uniform_table(row_totals: np.ndarray, column_totals: np.ndarray) -> np.ndarray:
     """The table of severity 0, [N, T]: every client is the pool in small."""
-    return np.outer(rows, columns) / columns.sum()
+    return np.outer(row_totals, column_totals) / column_totals.sum()
 
 
-def fit(table: np.ndarray, rows: np.ndarray, columns: np.ndarray, sweeps: int = 2000) -> np.ndarray:
+def fit_margins(table: np.ndarray, row_totals: np.ndarray, column_totals: np.ndarray, max_iterations: int = 2000) -> np.ndarray:
     """The table [N, T] nearest in relative entropy to the wished one, with just these margins.
 
     Sinkhorn-Knopp sweeps (iterative proportional fitting: Deming & Stephan 1940; Sinkhorn 1967), then the
@@ -37,35 +37,35 @@ def fit(table: np.ndarray, rows: np.ndarray, columns: np.ndarray, sweeps: int = 
     cannot be met without them.
     """
     most = table.max(axis=1, keepdims=True)
-    table = table / np.where(most > 0, most, 1.0) + FLOOR  # a client whose own groups are empty takes what there is
-    table = _sweep(table, rows, columns, sweeps)
-    table = table * np.minimum(1.0, rows / table.sum(axis=1))[:, None]
-    table = table * np.minimum(1.0, _ratio(columns, table.sum(axis=0)))
-    short = np.maximum(rows - table.sum(axis=1), 0.0)
-    gap = np.maximum(columns - table.sum(axis=0), 0.0)
+    table = table / np.where(most > 0, most, 1.0) + MIN_ENTRY  # a client whose own groups are empty takes what there is
+    table = _sinkhorn(table, row_totals, column_totals, max_iterations)
+    table = table * np.minimum(1.0, row_totals / table.sum(axis=1))[:, None]
+    table = table * np.minimum(1.0, _safe_ratio(column_totals, table.sum(axis=0)))
+    short = np.maximum(row_totals - table.sum(axis=1), 0.0)
+    gap = np.maximum(column_totals - table.sum(axis=0), 0.0)
     return table + np.outer(short, gap) / max(gap.sum(), 1e-300)
 
 
-def spread(table: np.ndarray, rows: np.ndarray, columns: np.ndarray, sweeps: int = 2000) -> np.ndarray:
-    """Like ``fit``, but zeros of the table [N, T] stay zeros: columns are met, rows as nearly as can be."""
-    return _sweep(table, rows, columns, sweeps)
+def fit_columns(table: np.ndarray, row_totals: np.ndarray, column_totals: np.ndarray, max_iterations: int = 2000) -> np.ndarray:
+    """Like ``fit_margins``, but zeros of the table [N, T] stay zeros: columns are met, rows as nearly as can be."""
+    return _sinkhorn(table, row_totals, column_totals, max_iterations)
 
 
-def _sweep(table: np.ndarray, rows: np.ndarray, columns: np.ndarray, sweeps: int) -> np.ndarray:
-    for _ in range(sweeps):
-        table = table * _ratio(rows, table.sum(axis=1))[:, None]
+def _sinkhorn(table: np.ndarray, row_totals: np.ndarray, column_totals: np.ndarray, max_iterations: int) -> np.ndarray:
+    for _ in range(max_iterations):
+        table = table * _safe_ratio(row_totals, table.sum(axis=1))[:, None]
         got = table.sum(axis=0)
-        table = table * _ratio(columns, got)
-        if np.abs(got - columns).sum() <= CLOSE * columns.sum():
+        table = table * _safe_ratio(column_totals, got)
+        if np.abs(got - column_totals).sum() <= MARGIN_TOLERANCE * column_totals.sum():
             break
     return table
 
 
-def _ratio(wanted: np.ndarray, got: np.ndarray) -> np.ndarray:
-    return np.divide(wanted, got, out=np.zeros_like(wanted, dtype=np.float64), where=got > 0)
+def _safe_ratio(numerator: np.ndarray, denominator: np.ndarray) -> np.ndarray:
+    return np.divide(numerator, denominator, out=np.zeros_like(numerator, dtype=np.float64), where=denominator > 0)
 
 
-def deal(table: np.ndarray, group: np.ndarray, size: np.ndarray, rng: np.random.Generator) -> Partition:
+def assign_documents(table: np.ndarray, group: np.ndarray, size: np.ndarray, rng: np.random.Generator) -> Partition:
     """Deal documents so that client k holds about ``table[k, t]`` tokens of group t and its row in all.
 
     ``table`` [N, T] with the groups' tokens as column sums, ``group`` [D] in 0..T-1, ``size`` [D] > 0. A
@@ -89,32 +89,32 @@ def deal(table: np.ndarray, group: np.ndarray, size: np.ndarray, rng: np.random.
             continue
         want = column + np.clip(carry, -column, column)
         want = column if want.sum() <= 0 else want * (size[rows].sum() / want.sum())
-        owner[rows] = seat[cut(size[rows], want[seat])]
+        owner[rows] = seat[split_by_budget(size[rows], want[seat])]
         carry += column - np.bincount(owner[rows], weights=size[rows], minlength=clients)
-    _feed(owner, group, table)
-    return partition(owner, clients)
+    _fill_empty_clients(owner, group, table)
+    return partition_from_owners(owner, clients)
 
 
-def cut(size: np.ndarray, amounts: np.ndarray) -> np.ndarray:
+def split_by_budget(size: np.ndarray, budgets: np.ndarray) -> np.ndarray:
     """Cut a list of documents into pieces of about the given amounts; which piece each is in, [D].
 
     A document goes to the piece in which its middle lies, so a cut is off by half a document at most and a
     piece of amount 0 is empty.
     """
     ends = np.cumsum(size)
-    edges = np.cumsum(amounts)
+    edges = np.cumsum(budgets)
     piece = np.searchsorted(edges * (ends[-1] / edges[-1]), ends - size / 2, side="right")
-    return np.minimum(piece, np.flatnonzero(amounts > 0)[-1])
+    return np.minimum(piece, np.flatnonzero(budgets > 0)[-1])
 
 
-def partition(owner: np.ndarray, clients: int) -> Partition:
+def partition_from_owners(owner: np.ndarray, num_clients: int) -> Partition:
     """The partition in which document d is held by ``owner[d]``; -1 is nobody."""
     order = np.argsort(owner, kind="stable")
-    edges = np.searchsorted(owner[order], np.arange(clients + 1))
+    edges = np.searchsorted(owner[order], np.arange(num_clients + 1))
     return Partition(tuple(order[start:end] for start, end in pairwise(edges)))
 
 
-def _feed(owner: np.ndarray, group: np.ndarray, table: np.ndarray) -> None:
+def _fill_empty_clients(owner: np.ndarray, group: np.ndarray, table: np.ndarray) -> None:
     """Give each client without a document one of its own main group, where one can be spared, or any."""
     clients = len(table)
     held = np.bincount(owner, minlength=clients)

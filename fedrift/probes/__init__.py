@@ -1,17 +1,46 @@
-"""Probes: functions of a round that read and never change it. One file each, one import line here."""
+"""Probes: functions of a round that read and never change it. A file for each family of them."""
 
-from .adapters import aggregation_error
-from .bench import Bench
-from .groups import GROUPS
-from .held_out import HeldOut, beside, hold_out, token_table
-from .loss import Losses
-from .panel import After, Look, Panel, Past, over, period, told
-from .probe import Probe, Reading, recorded
-from .served import served
-from .training import local_training
-from .update import update_geometry
-from .wording import bytes_per_token
+from .base import (
+    DerivedMetric,
+    MetricHistory,
+    MetricValues,
+    Probe,
+    ProbeSuite,
+    ScheduledProbe,
+    choose_interval,
+    overhead_summary,
+    overhead_warning,
+    to_records,
+)
+from .context import ProbeContext
+from .held_out import HeldOut, append_rewritten, build_held_out, bytes_per_token, count_client_domain_tokens
+from .lora import aggregation_error
+from .losses import HeldOutLosses, evaluate_personalized
+from .registry import PROBE_GROUPS, find_probe_group
+from .updates import training_metrics, update_geometry
 
-__all__ = ["GROUPS", "After", "Bench", "HeldOut", "Look", "Losses", "Panel", "Past", "Probe", "Reading", "aggregation_error",
-           "beside", "bytes_per_token", "hold_out", "local_training", "over", "period", "recorded", "served", "token_table",
-           "told", "update_geometry"]
+__all__ = [
+    "PROBE_GROUPS",
+    "DerivedMetric",
+    "HeldOut",
+    "HeldOutLosses",
+    "MetricHistory",
+    "MetricValues",
+    "Probe",
+    "ProbeContext",
+    "ProbeSuite",
+    "ScheduledProbe",
+    "aggregation_error",
+    "append_rewritten",
+    "build_held_out",
+    "bytes_per_token",
+    "choose_interval",
+    "count_client_domain_tokens",
+    "evaluate_personalized",
+    "find_probe_group",
+    "overhead_summary",
+    "overhead_warning",
+    "to_records",
+    "training_metrics",
+    "update_geometry",
+]

@@ -1,14 +1,10 @@
-"""Syntax: does the model still prefer sentences that are right to the same sentences with one rule broken?
-
-Templated minimal pairs, scored by the log-probability of the whole sentence after an end token (Marvin & Linzen, EMNLP 2018,
-arXiv:1808.09031; Warstadt et al., TACL 2020, arXiv:1912.00582). On the sandbox the pairs are its language's own, else English.
-"""
+"""Minimal pairs in plain English: a sentence beside one that breaks a single rule of grammar."""
 
 from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,50 +12,94 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..corpus.corpus import Corpus
-from ..corpus.sandbox import PHENOMENA as SANDBOX_PHENOMENA
-from ..corpus.sandbox import Sandbox, language, minimal_pairs
-from ..corpus.sandbox.pairs import Pair
-from ..errors import UserError
-from ..tree import Tree
-from ..values import Round, State
-from .bench import Bench
-from .loss import Judge
-from .panel import After, Look
-from .probe import Reading
-from .syntax_pairs import english_pairs
-from .syntax_patterns import PHENOMENA
-from .syntax_words import ENGLISH, Lexicon, forms, shared_lexicon
-from .worn import mean_model, of_each, server_models
+from ..core.errors import UserError, unknown_name_error
+from ..core.random import numpy_stream
+from ..core.tree import Tree
+from ..core.types import FederatedState, RoundResult
+from ..data.corpus import Corpus
+from ..data.synthetic import PHENOMENA as SYNTHETIC_PHENOMENA
+from ..data.synthetic import SyntheticConfig, get_language, make_minimal_pairs
+from ..data.synthetic.minimal_pairs import MinimalPair
+from .base import DerivedMetric, MetricValues, ScheduledProbe
+from .context import ProbeContext, mean_over_models, score_models, server_models
+from .losses import LossModel
+from .syntax_templates import (
+    ENGLISH_LEXICON,
+    ENGLISH_PHENOMENA,
+    Lexicon,
+    SentencePair,
+    WordSampler,
+    select_shared_lexicon,
+    word_forms,
+)
 
-GROUP = "syntax"
+MAX_ATTEMPTS = 60  # drawings for one pair whose two sentences have equally many tokens
 
-OFTEN = 2  # documents of a domain that a word stands in, for the domain to hold it
+
+def generate_english_pairs(
+    phenomenon: str,
+    count: int,
+    *,
+    lexicon: Lexicon = ENGLISH_LEXICON,
+    count_tokens: Callable[[str], int] | None = None,
+    seed: int = 0,
+) -> list[MinimalPair]:
+    """Up to ``count`` pairs, no two alike, their templates in turn. With ``count_tokens`` (how many tokens a text has) both
+    sentences of a pair have equally many; a template that has no such pairs is left out, and fewer may be had."""
+    if phenomenon not in ENGLISH_PHENOMENA:
+        raise unknown_name_error("phenomenon", phenomenon, ENGLISH_PHENOMENA)
+    draw = WordSampler(lexicon, numpy_stream(seed, "syntax", "english", phenomenon))
+    templates = [(pattern, n) for pattern in ENGLISH_PHENOMENA[phenomenon] for n in ("sg", "pl")]
+    found: dict[SentencePair, MinimalPair] = {}
+    while len(found) < count and templates:
+        for template in list(templates):
+            pattern, n = template
+            for _ in range(MAX_ATTEMPTS):
+                good, bad = pattern(draw, n)
+                if good != bad and (good, bad) not in found and (count_tokens is None or count_tokens(good) == count_tokens(bad)):
+                    found[good, bad] = MinimalPair(phenomenon, f"{pattern.__name__}, {n}", good, bad)
+                    break
+            else:
+                templates.remove(template)
+            if len(found) == count:
+                break
+    return list(found.values())
+
+
+# Syntax: does the model still prefer sentences that are right to the same sentences with one rule broken?
+#
+# Templated minimal pairs, scored by the log-probability of the whole sentence after an end token (Marvin & Linzen, EMNLP 2018,
+# arXiv:1808.09031; Warstadt et al., TACL 2020, arXiv:1912.00582). On the synthetic corpus the pairs are its language's own,
+# else English.
+
+SYNTAX_GROUP = "syntax"
+
+MIN_DOCUMENT_COUNT = 2  # documents of a domain that a word stands in, for the domain to hold it
 
 
 @dataclass(frozen=True, eq=False)
-class Syntax:
+class MinimalPairProbe:
     """Of each phenomenon, and of all (each counting the same): ``syntax.accuracy``, the share of pairs whose right sentence has
     the higher log-probability (a tie is half; chance is 0.5), and ``syntax.margin``, the mean difference in nats.
 
     Both sentences of a pair have equally many tokens. Of several models, the mean over the fleet. A look reads M times
-    the sentences with their padding, about 22,000 tokens for 1,100 pairs. ``margins`` has each pair's, for intervals that
-    resample by ``template``.
+    the sentences with their padding, about 22,000 tokens for 1,100 pairs. ``log_prob_margins`` has each pair's, for intervals
+    that resample by ``template``.
     """
 
-    model: Judge
-    pairs: tuple[Pair, ...]  # I
+    model: LossModel
+    pairs: tuple[MinimalPair, ...]  # I
     tokens: Tensor  # [2 I, T] the right sentences, then the wrong ones, each after an end token
-    keep: Tensor  # [2 I, T] bool
-    chunk: int = 8192  # tokens in one forward pass
+    mask: Tensor  # [2 I, T] bool
+    tokens_per_pass: int = 8192  # tokens in one forward pass
 
-    def __call__(self, done: Round) -> Reading:
-        return self.of(done.after)
+    def __call__(self, result: RoundResult) -> MetricValues:
+        return self.evaluate_state(result.after)
 
-    def of(self, state: State) -> Reading:
+    def evaluate_state(self, state: FederatedState) -> MetricValues:
         """Of the server's models."""
-        found = mean_model(of_each(server_models(state), self.scores), state)  # [phenomena, 2]
-        reading: Reading = {}
+        found = mean_over_models(score_models(server_models(state), self.score_phenomena), state)  # [phenomena, 2]
+        reading: MetricValues = {}
         for column, metric in enumerate(("syntax.accuracy", "syntax.margin")):
             reading[metric] = found[:, column].mean()
             reading |= {(metric, name): found[row, column] for row, name in enumerate(self.phenomena)}
@@ -69,84 +109,95 @@ class Syntax:
     def phenomena(self) -> tuple[str, ...]:
         return tuple(dict.fromkeys(pair.phenomenon for pair in self.pairs))
 
-    def scores(self, params: Tree) -> Tensor:
+    def score_phenomena(self, params: Tree) -> Tensor:
         """Accuracy and margin of one model ``[1, ...]`` on each phenomenon, ``[phenomena, 2]``."""
-        margin = self.margins(params)
+        margin = self.log_prob_margins(params)
         right = torch.where(margin.isnan(), torch.nan, (margin > 0).double() + (margin == 0).double() / 2)
         of = np.array([pair.phenomenon for pair in self.pairs])
         rows = [torch.from_numpy(np.flatnonzero(of == name)) for name in self.phenomena]
         return torch.stack([torch.stack([right[mine].mean(), margin[mine].mean()]) for mine in rows])
 
     @torch.no_grad()
-    def margins(self, params: Tree) -> Tensor:
+    def log_prob_margins(self, params: Tree) -> Tensor:
         """log P(right) - log P(wrong) of every pair under one model ``[1, ...]``, ``[I]`` float64."""
         where = next(iter(params.values())).device
         lost = torch.empty(len(self.tokens), dtype=torch.float64)
-        order = self.keep.sum(1).argsort(stable=True)  # sentences of one length together: little padding
-        for rows in order.split(max(1, self.chunk // self.tokens.shape[1])):
-            width = int(self.keep[rows].sum(1).max())
-            total, _ = self.model.sums(params, self.tokens[rows, :width][None].to(where), self.keep[rows, :width][None].to(where))
+        order = self.mask.sum(1).argsort(stable=True)  # sentences of one length together: little padding
+        for rows in order.split(max(1, self.tokens_per_pass // self.tokens.shape[1])):
+            width = int(self.mask[rows].sum(1).max())
+            total, _ = self.model.sequence_losses(
+                params, self.tokens[rows, :width][None].to(where), self.mask[rows, :width][None].to(where)
+            )
             lost[rows] = total[0].double().cpu()
         right, wrong = lost.chunk(2)
         return wrong - right
 
 
-def syntax(model: Judge, tokenizer: Any, pairs: Sequence[Pair], chunk: int = 8192) -> Syntax:
+def build_syntax_probe(
+    model: LossModel, tokenizer: Any, pairs: Sequence[MinimalPair], tokens_per_pass: int = 8192
+) -> MinimalPairProbe:
     """The probe for some pairs."""
     texts = [pair.good for pair in pairs] + [pair.bad for pair in pairs]
-    lines = [[tokenizer.eos_token_id, *ids(tokenizer, text)] for text in texts]
+    lines = [[tokenizer.eos_token_id, *token_ids(tokenizer, text)] for text in texts]
     tokens = torch.zeros(len(lines), max(map(len, lines)), dtype=torch.long)
     keep = torch.zeros_like(tokens, dtype=torch.bool)
     for row, line in enumerate(lines):
         tokens[row, :len(line)], keep[row, :len(line)] = torch.tensor(line), True
-    return Syntax(model, tuple(pairs), tokens, keep, chunk)
+    return MinimalPairProbe(model, tuple(pairs), tokens, keep, tokens_per_pass)
 
 
-def ids(tokenizer: Any, text: str) -> list[int]:
+def token_ids(tokenizer: Any, text: str) -> list[int]:
     found: list[int] = tokenizer(text, add_special_tokens=False)["input_ids"]
     return found
 
 
-def pairs_for(corpus: Corpus, tokenizer: Any, sandbox: Sandbox | None, seed: int, count: int) -> list[Pair]:
-    """``count`` pairs of each phenomenon whose sentences have equally many tokens; none of one that has no such pairs."""
+def select_pairs(
+    corpus: Corpus, tokenizer: Any, synthetic: SyntheticConfig | None, seed: int, pairs_per_phenomenon: int
+) -> list[MinimalPair]:
+    """``pairs_per_phenomenon`` pairs of each phenomenon whose sentences have equally many tokens; none of one that has no such
+    pairs."""
     def tokens(text: str) -> int:
-        return len(ids(tokenizer, text))
+        return len(token_ids(tokenizer, text))
 
-    if sandbox is None:
-        lexicon = lexicon_of(corpus)
-        return [pair for name in PHENOMENA for pair in english_pairs(name, count, lexicon=lexicon, tokens=tokens, seed=seed)]
-    found: list[Pair] = []
-    for name in SANDBOX_PHENOMENA:
+    if synthetic is None:
+        lexicon = build_lexicon(corpus)
+        return [
+            pair
+            for name in ENGLISH_PHENOMENA
+            for pair in generate_english_pairs(name, pairs_per_phenomenon, lexicon=lexicon, count_tokens=tokens, seed=seed)
+        ]
+    found: list[MinimalPair] = []
+    for name in SYNTHETIC_PHENOMENA:
         try:
-            found += minimal_pairs(language(sandbox), name, count, tokens=tokens, seed=seed)
+            found += make_minimal_pairs(get_language(synthetic), name, pairs_per_phenomenon, count_tokens=tokens, seed=seed)
         except UserError:  # no common words, or a tokenizer without such pairs
             continue
     return found
 
 
-def lexicon_of(corpus: Corpus) -> Lexicon:
-    """The words of ENGLISH that every domain of the corpus uses, told from its training documents.
+def build_lexicon(corpus: Corpus) -> Lexicon:
+    """The words of ENGLISH_LEXICON that every domain of the corpus uses, told from its training documents.
 
     By domain and not by client: so all arms and partitions of a study are asked the same sentences, and none about words
     that only some clients could have read.
     """
-    wanted, known = forms(ENGLISH), corpus.train
+    wanted, known = word_forms(ENGLISH_LEXICON), corpus.train
     holders: Counter[str] = Counter()
     labels = np.unique(known.label)
     for label in labels:
-        often = Counter(word for text in known.text[known.label == label] for word in wanted.intersection(words(text)))
-        holders.update(word for word, count in often.items() if count >= OFTEN)
-    return shared_lexicon(ENGLISH, holders, len(labels))
+        often = Counter(word for text in known.text[known.label == label] for word in wanted.intersection(split_words(text)))
+        holders.update(word for word, count in often.items() if count >= MIN_DOCUMENT_COUNT)
+    return select_shared_lexicon(ENGLISH_LEXICON, holders, len(labels))
 
 
-def words(text: str) -> Iterable[str]:
+def split_words(text: str) -> Iterable[str]:
     return re.findall("[a-z]+", text.lower())
 
 
-def looks(bench: Bench) -> list[Look | After]:
-    """Minimal pairs, whenever deep looks are taken."""
-    pairs = pairs_for(bench.corpus, bench.tokenizer, bench.sandbox, bench.seed, bench.pairs)
+def syntax_probes(context: ProbeContext) -> list[ScheduledProbe | DerivedMetric]:
+    """Minimal pairs, whenever expensive probes run."""
+    pairs = select_pairs(context.corpus, context.tokenizer, context.synthetic, context.split_seed, context.pairs_per_phenomenon)
     if not pairs:
         return []
-    probe = syntax(bench.judge, bench.tokenizer, pairs, bench.chunk)
-    return [Look("syntax", probe, "deep", float(probe.keep.sum()))]
+    probe = build_syntax_probe(context.loss_model, context.tokenizer, pairs, context.tokens_per_pass)
+    return [ScheduledProbe("syntax", probe, "expensive", float(probe.mask.sum()))]

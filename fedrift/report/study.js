@@ -1,10 +1,10 @@
 // Draws the charts, those in sight first, and lets the filters act on all of them and on the tables.
 const specs = JSON.parse(document.getElementById("specs").textContent);
-const arms = JSON.parse(document.getElementById("arms").textContent);
+const conditions = JSON.parse(document.getElementById("conditions").textContent);
 const views = new Map();
 const signals = new Map(Object.entries(specs).map(([id, spec]) => [id, new Set((spec.params ?? []).map(each => each.name))]));
 const form = document.querySelector(".filters");
-let shown = null;  // the arms to be seen; null: all
+let shown = null;  // the conditions to be seen; null: all
 
 // Colours are the page's own variables, so that a change to dark or to print needs no new drawing.
 const config = {
@@ -38,7 +38,7 @@ async function draw(place) {
 async function apply(id) {
   const view = views.get(id);
   if (!view) return;
-  if (signals.get(id).has("arms")) view.signal("arms", shown);
+  if (signals.get(id).has("conditions")) view.signal("conditions", shown);
   const select = document.getElementById(id).closest("figure").querySelector("select.domain");
   if (select) view.signal("domain", select.value);
   await view.runAsync();
@@ -50,10 +50,10 @@ function filter() {
     (wanted[box.dataset.factor] ??= new Set());
     if (box.checked) wanted[box.dataset.factor].add(box.value);
   }
-  const kept = arms.flatMap((levels, arm) => Object.entries(wanted).every(([factor, some]) => some.has(levels[factor])) ? [arm] : []);
-  shown = kept.length === arms.length ? null : kept;
-  document.getElementById("shown").textContent = `${kept.length} of ${arms.length} arms`;
-  for (const row of document.querySelectorAll("tr[data-arm]")) row.hidden = shown !== null && !shown.includes(Number(row.dataset.arm));
+  const kept = conditions.flatMap((levels, index) => Object.entries(wanted).every(([factor, some]) => some.has(levels[factor])) ? [index] : []);
+  shown = kept.length === conditions.length ? null : kept;
+  document.getElementById("shown").textContent = `${kept.length} of ${conditions.length} conditions`;
+  for (const row of document.querySelectorAll("tr[data-condition]")) row.hidden = shown !== null && !shown.includes(Number(row.dataset.condition));
   for (const id of views.keys()) apply(id);
 }
 

@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from fedrift.algorithms import FedAvg, FedDyn, FedProx, Scaffold, ScaffoldWeighted
-from fedrift.algorithms.aggregates.pooled import average
-from fedrift.optimizers import Adam, Sgd
+from fedrift.algorithms.aggregators.mean import weighted_mean
+from fedrift.core.optimizers import Adam, Sgd
 from tests.laws.federation import SIZE, SUBJECTS, data, train
 
 
@@ -18,7 +18,7 @@ def test_controls_say_how_old_and_how_stale_they_are(algorithm):
     done = train(algorithm, data(), until=6, cohort=2)
     last = torch.zeros(SIZE)
     for each in done:
-        said = algorithm.evidence(each)
+        said = algorithm.round_metrics(each)
         for row, client in enumerate(each.cohort.tolist()):
             age, stale = said["control.age"][row].item(), said["control.staleness"][row].item()
             if last[client] == 0:
@@ -26,8 +26,8 @@ def test_controls_say_how_old_and_how_stale_they_are(algorithm):
                 continue
             assert age == each.after.round - last[client]
             earlier = done[int(last[client]) - 1]
-            kept = earlier.report.gradient.rows((earlier.cohort == client).nonzero()[0])  # c_k is the gradient of then
-            now = each.report.gradient.rows(torch.tensor([row]))
+            kept = earlier.report.mean_grad.take((earlier.cohort == client).nonzero()[0])  # c_k is the gradient of then
+            now = each.report.mean_grad.take(torch.tensor([row]))
             assert stale == pytest.approx(((kept - now).norm() / now.norm()).item(), rel=1e-9)
         last[each.cohort] = each.after.round
         assert said["control.imbalance"] < 1e-12
@@ -38,59 +38,59 @@ def test_controls_say_how_old_and_how_stale_they_are(algorithm):
 def test_the_mean_of_the_controls_is_updated_from_the_cohort_and_is_the_mean_of_all(algorithm):
     deal = data().edit(1, 1e300)  # client 1 fails
     for each in train(algorithm, deal, until=12, cohort=2):
-        every = algorithm.averaged(each.after.memory.whole())
-        assert each.after.averages.keys() == every.keys()
+        every = algorithm.state_to_average(each.after.client_states.gather_all())
+        assert each.after.client_means.keys() == every.keys()
         for name, leaf in every.items():
-            mean = each.after.averages[name]
+            mean = each.after.client_means[name]
             assert mean.dtype == torch.float64 and torch.allclose(mean[0], leaf.double().mean(0), rtol=0, atol=1e-14)
-    assert each.after.last[1] == 0 and (each.after.last > 0).sum() > 2
+    assert each.after.last_round_seen[1] == 0 and (each.after.last_round_seen > 0).sum() > 2
 
 
 def test_a_memory_that_the_server_was_not_told_of_is_seen():
     """The mean is of what clients keep, not of what they send: a client that keeps twice what it sent is found."""
     class Twice(Scaffold):
-        def remember(self, at):
-            return at.gradient
+        def update_client_state(self, at):
+            return at.mean_grad
 
-        def absorb(self, server, report):
-            return super().absorb(server, replace(report, news=report.news * 0.5))
+        def server_update(self, server, report):
+            return super().server_update(server, replace(report, state_delta=report.state_delta * 0.5))
 
     done = train(Twice(), data(), until=1, cohort=2)[0]
-    assert Twice().evidence(done)["control.imbalance"].item() == pytest.approx(1.0)
+    assert Twice().round_metrics(done)["control.imbalance"].item() == pytest.approx(1.0)
 
 
 def test_a_server_control_that_is_off_is_seen():
     """Divided by the cohort and not by the fleet: c is 5/2 of the mean."""
     done = train(Scaffold(), data(), until=1, cohort=2)[0]
-    wrong = replace(done.after, server=replace(done.after.server, shared=done.after.server.shared * (SIZE / 2)))
-    assert Scaffold().evidence(replace(done, after=wrong))["control.imbalance"].item() == pytest.approx(0.6)
+    wrong = replace(done.after, server=replace(done.after.server, broadcast=done.after.server.broadcast * (SIZE / 2)))
+    assert Scaffold().round_metrics(replace(done, after=wrong))["control.imbalance"].item() == pytest.approx(0.6)
 
 
 def test_the_servers_momentum_is_the_sum_of_its_steps():
-    algorithm = FedAvg(server=Sgd(1.0, momentum=0.5))
+    algorithm = FedAvg(server_optimizer=Sgd(1.0, momentum=0.5))
     one, two = train(algorithm, data(), until=2)
-    gradient = -average(two.report.delta, two.report)
-    velocity = -0.5 * one.after.moved + gradient  # heavy ball: v <- 0.5 v + g, and the first v is the first step
-    assert algorithm.evidence(two)["server.momentum"].item() == pytest.approx(velocity.norm().item())
-    adaptive = FedAvg(server=Adam(0.05))
+    gradient = -weighted_mean(two.report.delta, two.report)
+    velocity = -0.5 * one.after.server_delta + gradient  # heavy ball: v <- 0.5 v + g, and the first v is the first step
+    assert algorithm.round_metrics(two)["server.momentum"].item() == pytest.approx(velocity.norm().item())
+    adaptive = FedAvg(server_optimizer=Adam(0.05))
     done = train(adaptive, data(), until=1)[0]
-    first = sum((leaf**2).sum() for name, leaf in done.after.server.moments.items() if name.startswith("m.")) ** 0.5
-    assert adaptive.evidence(done)["server.momentum"].item() == pytest.approx(float(first))
+    first = sum((leaf**2).sum() for name, leaf in done.after.server.opt_state.items() if name.startswith("m.")) ** 0.5
+    assert adaptive.round_metrics(done)["server.momentum"].item() == pytest.approx(float(first))
 
 
 def test_feddyns_correction_is_h_over_alpha():
     done = train(FedDyn(alpha=0.5), data(), until=2)[-1]
-    h = done.after.memory.whole().map(lambda leaf: leaf.mean(0, keepdim=True)).norm() / 0.5
-    assert FedDyn(alpha=0.5).evidence(done)["server.correction"].item() == pytest.approx(h.item())
+    h = done.after.client_states.gather_all().map(lambda leaf: leaf.mean(0, keepdim=True)).norm() / 0.5
+    assert FedDyn(alpha=0.5).round_metrics(done)["server.correction"].item() == pytest.approx(h.item())
 
 
 def test_those_without_a_memory_have_nothing_to_tell():
-    assert FedAvg().evidence(train(FedAvg(), data(), until=1)[0]) == {}
-    assert FedProx().evidence(train(FedProx(), data(), until=1)[0]) == {}
+    assert FedAvg().round_metrics(train(FedAvg(), data(), until=1)[0]) == {}
+    assert FedProx().round_metrics(train(FedProx(), data(), until=1)[0]) == {}
 
 
 @pytest.mark.parametrize("name", list(SUBJECTS))
 def test_every_algorithm_can_be_asked(name):
     done = train(SUBJECTS[name], data(), until=2)[-1]
-    for value in SUBJECTS[name].evidence(done).values():
+    for value in SUBJECTS[name].round_metrics(done).values():
         assert torch.as_tensor(value).shape in {(), (len(done.cohort),)}

@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from fedrift.algorithms import AFL, FedAvg, QFedAvg
-from fedrift.algorithms.afl import threshold
-from fedrift.optimizers import AdamW, Sgd
+from fedrift.algorithms.fair import simplex_threshold
+from fedrift.core.optimizers import AdamW, Sgd
 from tests.quadratics import Q2, clients, path, train
 
 
@@ -33,17 +33,17 @@ def test_the_first_step_is_the_papers():
 
 def test_the_learning_rate_of_the_round_is_the_one_it_divides_by():
     """A schedule changes L = 1/lr; the step must be the paper's with the lr really used."""
-    halved = train(QFedAvg(q=1.0), Q2(1), until=1, schedule=lambda round: 0.5)
+    halved = train(QFedAvg(q=1.0), Q2(1), until=1, lr_schedule=lambda round: 0.5)
     assert path(halved) == path(train(QFedAvg(q=1.0), Q2(1), until=1, optimizer=Sgd(0.05)))
 
 
 def test_q_fedavg_is_refused_under_adam():
-    assert QFedAvg().refusals(AdamW(), "tokens", ["x"])
-    assert not QFedAvg().refusals(Sgd(), "tokens", ["x"])
+    assert QFedAvg().incompatibilities(AdamW(), "tokens", ["x"])
+    assert not QFedAvg().incompatibilities(Sgd(), "tokens", ["x"])
 
 
 def test_afl_equalises_the_losses_at_two_thirds():
-    done = train(AFL(rate=0.2), Q2(1), until=300, x=0.7)
+    done = train(AFL(lambda_lr=0.2), Q2(1), until=300, x=0.7)
     assert path(done)[-1] == pytest.approx(2 / 3, abs=1e-4)
     assert done[-1].report.loss[:, 0].tolist() == pytest.approx([2 / 9, 2 / 9], abs=1e-4)
 
@@ -59,12 +59,12 @@ def test_afl_takes_the_papers_steps():
         options = [raised - (raised.sum() - 1) / 2, torch.tensor([1.0, 0.0]), torch.tensor([0.0, 1.0])]
         lam = min((o.double() for o in options if (o >= 0).all()), key=lambda o: (o - raised).norm().item())
         seen.append(x)
-    assert path(train(AFL(rate=0.3), Q2(1), until=12, x=2.0)) == pytest.approx(seen, abs=1e-9)
+    assert path(train(AFL(lambda_lr=0.3), Q2(1), until=12, x=2.0)) == pytest.approx(seen, abs=1e-9)
 
 
 def test_the_threshold_projects_onto_the_simplex():
     mu = torch.tensor([3.0, -1.0, 0.5, 2.5], dtype=torch.float64)
-    share = (mu - threshold(mu)).clamp_min(0)
+    share = (mu - simplex_threshold(mu)).clamp_min(0)
     assert share.sum().item() == pytest.approx(4)
     assert share[1] == 0
     assert share[0] - share[3] == pytest.approx(0.5)
@@ -72,25 +72,25 @@ def test_the_threshold_projects_onto_the_simplex():
 
 @dataclass(frozen=True)
 class LossAfterTraining(QFedAvg):
-    def absorb(self, server, report):
-        return super().absorb(server, replace(report, loss=report.loss.flip(1)))
+    def server_update(self, server, report):
+        return super().server_update(server, replace(report, loss=report.loss.flip(1)))
 
 
 @dataclass(frozen=True)
 class WeightsOnly(QFedAvg):  # F^q as weights, without the bound on the step
-    def absorb(self, server, report):
-        return FedAvg().absorb(server, replace(report, weight=report.weight * report.loss[:, 0] ** self.q))
+    def server_update(self, server, report):
+        return FedAvg().server_update(server, replace(report, weight=report.weight * report.loss[:, 0] ** self.q))
 
 
 @dataclass(frozen=True)
 class NeverProjected(AFL):
-    def absorb(self, server, report):
-        return replace(super().absorb(server, report), shared=server.shared)
+    def server_update(self, server, report):
+        return replace(super().server_update(server, report), broadcast=server.broadcast)
 
 
-def test_planted_bugs_are_seen():
+def test_fair_mutants_are_seen():
     right = path(train(QFedAvg(), Q2(3), until=3))
     for bug in (LossAfterTraining, WeightsOnly):
         assert path(train(bug(), Q2(3), until=3)) != pytest.approx(right, abs=1e-6)
-    assert path(train(NeverProjected(rate=0.3), Q2(1), until=12, x=2.0)) != pytest.approx(
-        path(train(AFL(rate=0.3), Q2(1), until=12, x=2.0)), abs=1e-6)
+    assert path(train(NeverProjected(lambda_lr=0.3), Q2(1), until=12, x=2.0)) != pytest.approx(
+        path(train(AFL(lambda_lr=0.3), Q2(1), until=12, x=2.0)), abs=1e-6)

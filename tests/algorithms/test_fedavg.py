@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from fedrift.algorithms import FedAvg, LocalOnly
-from fedrift.optimizers import Sgd
-from fedrift.tree import Tree
+from fedrift.core.optimizers import Sgd
+from fedrift.core.tree import Tree
 from tests.quadratics import Q2, clients, path, train
 
 
@@ -76,8 +76,8 @@ def test_the_mean_lies_between_the_clients_in_every_coordinate():
     group = clients(((1, 2, 3), (4, 1, 2), (2, 2, 2)), ((0, 5, -3), (1, -2, 4), (3, 3, 3)), 4, weight=(1, 2, 3))
     for done in train(FedAvg(), group, until=5):
         after = done.after.server.params["x"]
-        assert (after >= done.local["x"].amin(0) - 1e-12).all()
-        assert (after <= done.local["x"].amax(0) + 1e-12).all()
+        assert (after >= done.client_params["x"].amin(0) - 1e-12).all()
+        assert (after <= done.client_params["x"].amax(0) + 1e-12).all()
 
 
 def test_weights_count_tokens_and_a_client_without_any_counts_nothing():
@@ -89,7 +89,7 @@ def test_weights_count_tokens_and_a_client_without_any_counts_nothing():
     weighted = (1 - r[1]) / (3 * (1 - r[0]) + (1 - r[1]))
     both = path(train(FedAvg(), clients((1, 4), (0, 1), 10, weight=(3, 1)), until=25))[-1]
     assert both == pytest.approx(weighted, abs=1e-10)
-    uniform = path(train(FedAvg(), clients((1, 4), (0, 1), 10, weight=(3, 1)), until=25, weighting="uniform"))[-1]
+    uniform = path(train(FedAvg(), clients((1, 4), (0, 1), 10, weight=(3, 1)), until=25, client_weighting="uniform"))[-1]
     assert uniform == pytest.approx(0.6041260077, abs=1e-9)
 
 
@@ -107,7 +107,7 @@ def test_local_only_clients_reach_their_own_optimum_and_never_meet():
 
 
 def test_a_model_that_nobody_trained_stays_even_under_server_momentum():
-    algorithm = LocalOnly(server=Sgd(1.0, momentum=0.9))
+    algorithm = LocalOnly(server_optimizer=Sgd(1.0, momentum=0.9))
     for done in train(algorithm, clients((1, 4, 2), (0, 1, 3)), until=6, cohort=1):
         idle = torch.ones(3, dtype=torch.bool).index_fill(0, done.cohort, False)
         assert torch.equal(done.after.server.params["x"][idle], done.before.server.params["x"][idle])

@@ -7,8 +7,8 @@ from dataclasses import dataclass, replace
 import pytest
 
 from fedrift.algorithms import FedDyn
-from fedrift.algorithms.fedavg import pool
-from fedrift.optimizers import AdamW, Sgd
+from fedrift.algorithms.fedavg import cluster_sum
+from fedrift.core.optimizers import AdamW, Sgd
 from tests.quadratics import Q2, clients, path, train
 
 EXACT = [-0.7, 0.05, 0.425, 0.6125, 0.70625]
@@ -18,7 +18,9 @@ def drift(algorithm, cohort: int) -> float:
     """The largest |h - mean_k g_k| in 20 rounds."""
     group = clients((1, 4, 2, 3, 5), (0, 1, -2, 3, 7), 6)
     done = train(algorithm, group, until=20, cohort=cohort, optimizer=Sgd(0.05))
-    return max((d.after.server.moments["x"][0] - d.after.memory.whole()["x"].mean(0)).abs().max().item() for d in done)
+    return max(
+        (d.after.server.opt_state["x"][0] - d.after.client_states.gather_all()["x"].mean(0)).abs().max().item() for d in done
+    )
 
 
 def test_with_solved_local_problems_it_takes_the_papers_path():
@@ -37,8 +39,8 @@ def test_a_few_local_steps_are_enough_for_the_exact_optimum(alpha, lr, needed):
 
 def test_at_the_optimum_the_memories_are_the_gradients():
     last = train(FedDyn(alpha=1.0), Q2(), until=60)[-1].after
-    assert last.memory.whole()["x"].flatten().tolist() == pytest.approx([0.8, -0.8], abs=1e-9)
-    assert last.server.moments["x"].item() == pytest.approx(0, abs=1e-9)
+    assert last.client_states.gather_all()["x"].flatten().tolist() == pytest.approx([0.8, -0.8], abs=1e-9)
+    assert last.server.opt_state["x"].item() == pytest.approx(0, abs=1e-9)
 
 
 @pytest.mark.parametrize("cohort", [1, 2, 5])
@@ -51,30 +53,33 @@ def test_one_of_two_clients_a_round_still_reaches_the_optimum():
 
 
 def test_combinations_without_meaning_are_refused():
-    assert FedDyn().refusals(AdamW(), "uniform", ["x"])
-    assert FedDyn(server=Sgd(0.5)).refusals(Sgd(), "uniform", ["x"])
-    assert FedDyn().refusals(Sgd(), "uniform", ["x"]) == []
-    assert FedDyn().caveats(Sgd(), "tokens")
-    assert not FedDyn().caveats(Sgd(), "uniform")
+    assert FedDyn().incompatibilities(AdamW(), "uniform", ["x"])
+    assert FedDyn(server_optimizer=Sgd(0.5)).incompatibilities(Sgd(), "uniform", ["x"])
+    assert FedDyn().incompatibilities(Sgd(), "uniform", ["x"]) == []
+    assert FedDyn().warnings(Sgd(), "tokens")
+    assert not FedDyn().warnings(Sgd(), "uniform")
 
 
 @dataclass(frozen=True)
 class DividedByCohort(FedDyn):
-    def absorb(self, server, report):
-        extra = pool(report.news, report) / len(report.weight) - pool(report.news, report) / report.population
-        return super().absorb(replace(server, moments=server.moments + extra), report)
+    def server_update(self, server, report):
+        extra = (
+            cluster_sum(report.state_delta, report) / len(report.weight)
+            - cluster_sum(report.state_delta, report) / report.cluster_sizes
+        )
+        return super().server_update(replace(server, opt_state=server.opt_state + extra), report)
 
 
 @dataclass(frozen=True)
 class SignFlipped(FedDyn):
-    def correct(self, grad, at):
-        return grad + at.memory + self.alpha * (at.params - at.start)
+    def transform_grad(self, grad, at):
+        return grad + at.client_state + self.alpha * (at.params - at.global_params)
 
 
 @dataclass(frozen=True)
 class ForgetsThePull(FedDyn):
-    def correct(self, grad, at):
-        return grad - at.memory
+    def transform_grad(self, grad, at):
+        return grad - at.client_state
 
 
 @pytest.mark.parametrize("bug", [DividedByCohort, SignFlipped, ForgetsThePull])

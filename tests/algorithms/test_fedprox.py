@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from fedrift.algorithms import FedAvg, FedProx
-from fedrift.optimizers import AdamW, Sgd
-from fedrift.tree import Tree
+from fedrift.core.optimizers import AdamW, Sgd
+from fedrift.core.tree import Tree
 from tests.quadratics import Q2, local, path, train
 
 
@@ -22,7 +22,7 @@ def test_fedprox_trades_bias_for_speed(mu, fixed_point, rate):
 
 def test_a_large_mu_with_a_fixed_learning_rate_diverges_in_the_loss_form_only():
     assert abs(path(train(FedProx(mu=100.0), Q2(), until=3))[-1]) > 1e6
-    still = train(FedProx(mu=1e6, form="decoupled"), Q2(), until=1)[0]
+    still = train(FedProx(mu=1e6, proximal="prox_step"), Q2(), until=1)[0]
     assert still.report.delta["x"].abs().max().item() < 1e-3
 
 
@@ -31,15 +31,15 @@ def test_the_decoupled_form_solves_the_proximal_step_exactly():
     y, w, lr, mu = 2.0, 5.0, 0.1, 3.0
     at = local(Tree(x=torch.tensor([[y]])), Tree(x=torch.tensor([[w]])), lr)
     stepped = Tree(x=torch.tensor([[y - lr * 4.0]]))
-    assert FedProx(mu=mu, form="decoupled").settle(stepped, at)["x"].item() == pytest.approx(
+    assert FedProx(mu=mu, proximal="prox_step").after_step(stepped, at)["x"].item() == pytest.approx(
         (y - lr * 4.0 + lr * mu * w) / (1 + lr * mu))
 
 
-@pytest.mark.parametrize("form", ["loss", "decoupled"])
+@pytest.mark.parametrize("form", ["gradient", "prox_step"])
 @pytest.mark.parametrize("optimizer", [Sgd(0.05, momentum=0.5), AdamW(0.01)])
 def test_mu_zero_is_fedavg_bit_for_bit(form, optimizer):
-    plain = train(FedAvg(), Q2(), until=5, optimizer=optimizer, clip=0.7)
-    prox = train(FedProx(mu=0.0, form=form), Q2(), until=5, optimizer=optimizer, clip=0.7)
+    plain = train(FedAvg(), Q2(), until=5, optimizer=optimizer, max_grad_norm=0.7)
+    prox = train(FedProx(mu=0.0, proximal=form), Q2(), until=5, optimizer=optimizer, max_grad_norm=0.7)
     assert path(plain) == path(prox)
 
 
@@ -48,7 +48,7 @@ def test_the_pull_is_the_gradient_of_the_squared_distance():
     w = torch.tensor([[0.5, 0.5]], dtype=torch.float64)
     (0.3 / 2 * (y - w).pow(2).sum()).backward()
     at = local(Tree(x=y.detach()), Tree(x=w))
-    assert torch.allclose(FedProx(mu=0.3).correct(Tree(x=torch.zeros_like(w)), at)["x"], y.grad)
+    assert torch.allclose(FedProx(mu=0.3).transform_grad(Tree(x=torch.zeros_like(w)), at)["x"], y.grad)
 
 
 def test_the_first_local_step_is_fedavgs_and_the_anchor_is_what_was_received():
@@ -64,9 +64,9 @@ def test_the_first_local_step_is_fedavgs_and_the_anchor_is_what_was_received():
 
 
 def test_fedprox_says_that_mu_is_not_comparable_under_adam():
-    assert FedProx().caveats(AdamW(), "tokens")
-    assert not FedProx().caveats(Sgd(), "tokens")
-    assert not FedProx(form="decoupled").caveats(AdamW(), "tokens")
+    assert FedProx().warnings(AdamW(), "tokens")
+    assert not FedProx().warnings(Sgd(), "tokens")
+    assert not FedProx(proximal="prox_step").warnings(AdamW(), "tokens")
 
 
 @pytest.mark.parametrize(("mu", "fixed_point"), [
@@ -74,7 +74,7 @@ def test_fedprox_says_that_mu_is_not_comparable_under_adam():
 def test_solved_exactly_it_ends_nearer_the_optimum_the_slower_it_goes(mu, fixed_point):
     """x = [sum p a b / (a + mu)] / [sum p a / (a + mu)], approached at the rate sum p mu / (a + mu)."""
     def after(x: float) -> float:
-        return path(train(FedProx(mu=mu, form="decoupled"), Q2(400), until=1, x=x, optimizer=Sgd(0.1)))[0]
+        return path(train(FedProx(mu=mu, proximal="prox_step"), Q2(400), until=1, x=x, optimizer=Sgd(0.1)))[0]
 
     assert after(fixed_point) == pytest.approx(fixed_point, abs=1e-9)
     assert after(fixed_point + 1) - fixed_point == pytest.approx((mu / (1 + mu) + mu / (4 + mu)) / 2, abs=1e-9)
@@ -83,5 +83,5 @@ def test_solved_exactly_it_ends_nearer_the_optimum_the_slower_it_goes(mu, fixed_
 @pytest.mark.parametrize(("mu", "reach"), [(10.0, 1.142857), (1e2, 0.153846), (1e4, 0.00159936), (1e6, 1.6e-5)])
 def test_a_growing_mu_keeps_the_clients_at_home(mu, reach):
     """The farthest client moves a |x - b| / (a + mu) from x = 5, here 16 / (4 + mu)."""
-    moved = train(FedProx(mu=mu, form="decoupled"), Q2(400), until=1)[0].report.delta["x"].abs().max().item()
+    moved = train(FedProx(mu=mu, proximal="prox_step"), Q2(400), until=1)[0].report.delta["x"].abs().max().item()
     assert moved == pytest.approx(reach, rel=1e-5)

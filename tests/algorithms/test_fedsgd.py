@@ -5,14 +5,14 @@ from __future__ import annotations
 import pytest
 
 from fedrift.algorithms import FedAvg, FedSGD
-from fedrift.optimizers import Sgd
+from fedrift.core.optimizers import Sgd
 from tests.quadratics import Q2, clients, path, train
 
 
 @pytest.mark.parametrize("steps", [1, 7])
 def test_it_is_gradient_descent_on_the_pooled_loss(steps):
     expected = path(train(FedAvg(), Q2(1), until=10))
-    assert path(train(FedSGD(server=Sgd(0.1)), Q2(steps), until=10)) == pytest.approx(expected, abs=1e-12)
+    assert path(train(FedSGD(server_optimizer=Sgd(0.1)), Q2(steps), until=10)) == pytest.approx(expected, abs=1e-12)
 
 
 def test_it_needs_132_rounds_on_the_lower_bound_pair():
@@ -22,6 +22,6 @@ def test_it_needs_132_rounds_on_the_lower_bound_pair():
 
 
 def test_nobody_moves_and_weights_count():
-    done = train(FedSGD(server=Sgd(0.1)), clients((1, 4), (0, 1), 3, weight=(3, 1)), until=1)[0]
+    done = train(FedSGD(server_optimizer=Sgd(0.1)), clients((1, 4), (0, 1), 3, weight=(3, 1)), until=1)[0]
     assert (done.report.delta["x"] == 0).all()
     assert path([done])[0] == pytest.approx(5 - 0.1 * (0.75 * 5 + 0.25 * 16))

@@ -9,32 +9,31 @@ import torch
 from torch import Tensor
 
 from fedrift.algorithms import FedAvg, FedDyn, FedNova, FedProx, Scaffold
-from fedrift.algorithms.aggregates import FFA, FedEx, FLoRA, Mean, Median, Private, RoLoRA, Svd
-from fedrift.algorithms.aggregates.svd import cut
-from fedrift.memory import Memory
-from fedrift.optimizers import Adam, AdamW, Sgd
-from fedrift.probes.adapters import aggregation_error
-from fedrift.tree import Tree
-from fedrift.values import Report, Round, Server, State
+from fedrift.algorithms.aggregators import DPMean, FedEx, FFALoRA, FlexLoRA, FLoRA, Mean, Median, RoLoRA
+from fedrift.algorithms.aggregators.lora import truncate_rank
+from fedrift.core.optimizers import Adam, AdamW, Sgd
+from fedrift.core.tree import Tree
+from fedrift.core.types import ClientStateStore, CohortUpdate, FederatedState, RoundResult, ServerState
+from fedrift.probes.lora import aggregation_error
 from tests.laws.federation import data, train
 
 WEIGHT = (4.0, 1.0, 2.0, 3.0, 2.0)
 SHARE = torch.tensor(WEIGHT, dtype=torch.float64) / sum(WEIGHT)
 
 
-def ideal(done: Round) -> Tensor:
+def ideal(done: RoundResult) -> Tensor:
     """sum_k p_k B_k A_k, the plain way, ``[O, I]``."""
     share = done.report.weight / done.report.weight.sum()
-    return torch.einsum("c,cor,cri->oi", share, done.local["m.B"], done.local["m.A"])
+    return torch.einsum("c,cor,cri->oi", share, done.client_params["m.B"], done.client_params["m.A"])
 
 
-def weight(server: Server) -> Tensor:
+def weight(server: ServerState) -> Tensor:
     """What the module computes with, below its scale: base + B A."""
-    base = server.base["m.base"][0] if server.base else 0
+    base = server.merged_base["m.base"][0] if server.merged_base else 0
     return base + server.params["m.B"][0] @ server.params["m.A"][0]
 
 
-def by_hand(ups: Tensor, downs: Tensor, share: Tensor, before: tuple[Tensor, Tensor] | None = None) -> Round:
+def by_hand(ups: Tensor, downs: Tensor, share: Tensor, before: tuple[Tensor, Tensor] | None = None) -> RoundResult:
     """A round in which the clients ended at these factors, ``[C, O, R]`` and ``[C, R, I]``."""
     up, down = before or (ups[0] * 0, downs[0] * 0)
     start = Tree({"m.A": down.unsqueeze(0), "m.B": up.unsqueeze(0)})
@@ -42,10 +41,10 @@ def by_hand(ups: Tensor, downs: Tensor, share: Tensor, before: tuple[Tensor, Ten
     none, group = torch.ones(size, dtype=torch.float64), torch.zeros(size, dtype=torch.long)
     delta = Tree({"m.A": downs - down, "m.B": ups - up})
     sound = torch.zeros(size, dtype=torch.bool)
-    report = Report(delta, Tree(), Tree(), Tree(), share, none, torch.zeros(size, 2), none, sound, group,
+    report = CohortUpdate(delta, Tree(), Tree(), Tree(), share, none, torch.zeros(size, 2), none, sound, group,
                     torch.tensor([size]), none)
-    state = State(0, Server(start, Tree(), Tree()), Memory.alike(Tree(), size), group)
-    return Round(state, state, torch.arange(size), report)
+    state = FederatedState(0, ServerState(start, Tree(), Tree()), ClientStateStore.replicate(Tree(), size), group)
+    return RoundResult(state, state, torch.arange(size), report)
 
 
 def factors(size: int, seed: int = 0) -> tuple[Tensor, Tensor]:
@@ -88,9 +87,9 @@ def test_the_same_product_in_another_basis_costs_dearly():
     assert aggregation_error(done)["adapters.error"] > 0.1
 
 
-@pytest.mark.parametrize("aggregate", [FFA(), FFA(Median()), RoLoRA()])
+@pytest.mark.parametrize("aggregate", [FFALoRA(), FFALoRA(Median()), RoLoRA()])
 def test_with_one_factor_still_there_is_no_error(aggregate):
-    for done in train(FedAvg(aggregate=aggregate), data(), until=4, optimizer=AdamW(0.05, weight_decay=0.1)):
+    for done in train(FedAvg(aggregator=aggregate), data(), until=4, optimizer=AdamW(0.05, weight_decay=0.1)):
         assert aggregation_error(done)["adapters.error"] < 1e-12
     assert aggregation_error(train(FedAvg(), data(), until=2, optimizer=AdamW(0.05))[-1])["adapters.error"] > 1e-3
 
@@ -99,12 +98,12 @@ def test_the_first_single_step_has_no_error_because_a_has_no_gradient():
     assert aggregation_error(train(FedAvg(), data((1,) * 5), until=1)[0])["adapters.error"] < 1e-12
 
 
-@pytest.mark.parametrize("aggregate", [FFA(), FedEx(), FLoRA(), RoLoRA()])
+@pytest.mark.parametrize("aggregate", [FFALoRA(), FedEx(), FLoRA(), RoLoRA()])
 @pytest.mark.parametrize("micro", [None, 2])
 def test_exact_aggregates_end_at_the_ideal_mean_in_every_round(aggregate, micro):
     base = 0
-    for done in train(FedAvg(aggregate=aggregate), data(weight=WEIGHT), until=4, cohort=4, micro=micro):
-        below = done.before.server.base["m.base"][0] if done.before.server.base else base
+    for done in train(FedAvg(aggregator=aggregate), data(weight=WEIGHT), until=4, cohort=4, clients_per_pass=micro):
+        below = done.before.server.merged_base["m.base"][0] if done.before.server.merged_base else base
         assert torch.allclose(weight(done.after.server), below + ideal(done), atol=1e-12)
 
 
@@ -116,7 +115,7 @@ def test_separate_means_do_not():
 def test_the_best_adapter_loses_the_tail_of_the_singular_values_and_no_more():
     ups, downs = factors(5)
     done = by_hand(ups, downs, SHARE)
-    change = Svd().combine(done.before.server, done.report)
+    change = FlexLoRA().aggregate(done.before.server, done.report)
     got = (done.before.server.params["m.B"] + change["m.B"])[0] @ (done.before.server.params["m.A"] + change["m.A"])[0]
     tail = torch.linalg.svdvals(ideal(done))[2:]
     assert (ideal(done) - got).norm().item() == pytest.approx(tail.square().sum().sqrt().item(), abs=1e-10)
@@ -125,19 +124,19 @@ def test_the_best_adapter_loses_the_tail_of_the_singular_values_and_no_more():
 
 
 def test_a_direction_that_carries_nothing_can_still_learn():
-    up, down = cut(torch.zeros(6, 4, dtype=torch.float64), torch.randn(4, 5, dtype=torch.float64), 2)
+    up, down = truncate_rank(torch.zeros(6, 4, dtype=torch.float64), torch.randn(4, 5, dtype=torch.float64), 2)
     assert (up == 0).all()
     assert (down.norm(dim=1) > 0.9).all()
 
 
-@pytest.mark.parametrize("aggregate", [Mean(), FFA(), FedEx(), RoLoRA(), Svd()])
+@pytest.mark.parametrize("aggregate", [Mean(), FFALoRA(), FedEx(), RoLoRA(), FlexLoRA()])
 def test_a_single_client_gets_back_what_it_sent(aggregate):
-    done = train(FedAvg(aggregate=aggregate), data((3,), (1.0,)), until=1)[0]
+    done = train(FedAvg(aggregator=aggregate), data((3,), (1.0,)), until=1)[0]
     assert torch.allclose(weight(done.after.server), ideal(done), atol=1e-12)
 
 
 def test_flora_begins_anew_with_the_same_a_for_all_and_another_in_every_round():
-    done = train(FedAvg(aggregate=FLoRA()), data(), until=2)
+    done = train(FedAvg(aggregator=FLoRA()), data(), until=2)
     first, second = (d.after.server.params["m.A"] for d in done)
     assert not torch.allclose(first, second)
     assert all((d.after.server.params["m.B"] == 0).all() for d in done)
@@ -145,83 +144,87 @@ def test_flora_begins_anew_with_the_same_a_for_all_and_another_in_every_round():
 
 
 def test_ffa_keeps_a_and_rolora_alternates():
-    run = train(FedAvg(aggregate=FFA()), data(), until=3, optimizer=AdamW(0.05, weight_decay=0.5))
+    run = train(FedAvg(aggregator=FFALoRA()), data(), until=3, optimizer=AdamW(0.05, weight_decay=0.5))
     assert torch.equal(run[-1].after.server.params["m.A"], run[0].before.server.params["m.A"])
-    for number, done in enumerate(train(FedAvg(aggregate=RoLoRA()), data(), until=4, optimizer=AdamW(0.05))):
+    for number, done in enumerate(train(FedAvg(aggregator=RoLoRA()), data(), until=4, optimizer=AdamW(0.05))):
         still, moved = ("m.A", "m.B") if number % 2 == 0 else ("m.B", "m.A")
         assert (done.report.delta[still] == 0).all()
         assert (done.report.delta[moved] != 0).any()
 
 
 def test_ffa_under_privacy_adds_no_noise_to_the_frozen_factor():
-    done = train(FedAvg(aggregate=FFA(Private(clip=0.1, noise=1.0))), data(), until=2)[-1].after.server.params
+    done = train(FedAvg(aggregator=FFALoRA(DPMean(clip_norm=0.1, noise_multiplier=1.0))), data(), until=2)[-1].after.server.params
     assert torch.equal(done["m.A"], train(FedAvg(), data(), until=1)[0].before.server.params["m.A"])
     assert (done["m.B"] != 0).all()
 
 
 def test_scaffold_and_ffa_go_together():
-    for done in train(Scaffold(aggregate=FFA()), data(), until=4, cohort=3):
-        assert (done.after.memory.whole()["m.A"] == 0).all()
-        assert torch.allclose(done.after.server.shared["m.B"][0], done.after.memory.whole()["m.B"].mean(0), atol=1e-12)
+    for done in train(Scaffold(aggregator=FFALoRA()), data(), until=4, cohort=3):
+        assert (done.after.client_states.gather_all()["m.A"] == 0).all()
+        assert torch.allclose(
+            done.after.server.broadcast["m.B"][0], done.after.client_states.gather_all()["m.B"].mean(0), atol=1e-12
+        )
 
 
 LEAVES = ["m.A", "m.B", "h"]
 
 
 @pytest.mark.parametrize("algorithm", [
-    Scaffold(aggregate=FLoRA()), Scaffold(aggregate=Svd()), FedDyn(aggregate=RoLoRA()), FedNova(aggregate=FedEx()),
-    FedAvg(aggregate=FedEx(), server=Adam()), FedAvg(aggregate=RoLoRA(), server=Sgd(1.0, momentum=0.9))],
-    ids=lambda a: f"{type(a).__name__}-{type(a.aggregate).__name__}")
+    Scaffold(aggregator=FLoRA()), Scaffold(aggregator=FlexLoRA()), FedDyn(aggregator=RoLoRA()), FedNova(aggregator=FedEx()),
+    FedAvg(aggregator=FedEx(), server_optimizer=Adam()), FedAvg(aggregator=RoLoRA(), server_optimizer=Sgd(1.0, momentum=0.9))],
+    ids=lambda a: f"{type(a).__name__}-{type(a.aggregator).__name__}")
 def test_combinations_without_meaning_are_refused(algorithm):
-    assert algorithm.refusals(Sgd(0.1), "uniform", LEAVES)
+    assert algorithm.incompatibilities(Sgd(0.1), "uniform", LEAVES)
 
 
-@pytest.mark.parametrize("algorithm", [Scaffold(aggregate=FFA()), Scaffold(aggregate=FedEx()),
-                                       FedProx(aggregate=FLoRA()), FedNova(aggregate=RoLoRA()),
-                                       FedAvg(aggregate=FFA(Private()), server=Adam())])
+@pytest.mark.parametrize("algorithm", [Scaffold(aggregator=FFALoRA()), Scaffold(aggregator=FedEx()),
+                                       FedProx(aggregator=FLoRA()), FedNova(aggregator=RoLoRA()),
+                                       FedAvg(aggregator=FFALoRA(DPMean()), server_optimizer=Adam())])
 def test_combinations_with_meaning_are_not(algorithm):
-    assert algorithm.refusals(Sgd(0.1), "uniform", LEAVES) == []
+    assert algorithm.incompatibilities(Sgd(0.1), "uniform", LEAVES) == []
 
 
-@pytest.mark.parametrize("aggregate", [FFA(), FedEx(), FLoRA(), RoLoRA(), Svd()])
+@pytest.mark.parametrize("aggregate", [FFALoRA(), FedEx(), FLoRA(), RoLoRA(), FlexLoRA()])
 def test_aggregates_of_adapters_ask_for_adapters(aggregate):
-    assert any("Lora" in said for said in FedAvg(aggregate=aggregate).refusals(Sgd(0.1), "uniform", ["h.7.weight"]))
+    assert any("Lora" in said for said in FedAvg(aggregator=aggregate).incompatibilities(Sgd(0.1), "uniform", ["h.7.weight"]))
 
 
 # The bugs of public implementations, planted.
 
 @dataclass(frozen=True)
 class Transposed(FedEx):  # FedEx-LoRA's own code on nn.Linear; only square modules let it pass
-    def rebase(self, before, after, report):
-        right = super().rebase(before, after, report)
-        return replace(right, base=right.base.map(lambda leaf: leaf.mT.reshape(leaf.shape)))
+    def after_server_step(self, before, after, report):
+        right = super().after_server_step(before, after, report)
+        return replace(right, merged_base=right.merged_base.map(lambda leaf: leaf.mT.reshape(leaf.shape)))
 
 
 @dataclass(frozen=True)
 class UnweightedMeans(FedEx):  # FedLLM-Factory: weighted products, plain means
-    def combine(self, server, report):
-        return super().combine(server, replace(report, weight=(report.weight > 0).double()))
+    def aggregate(self, server, report):
+        return super().aggregate(server, replace(report, weight=(report.weight > 0).double()))
 
-    def rebase(self, before, after, report):
-        weighted = replace(after, params=before.params + Mean().combine(before, report))
-        return replace(super().rebase(before, weighted, report), params=after.params)
+    def after_server_step(self, before, after, report):
+        weighted = replace(after, params=before.params + Mean().aggregate(before, report))
+        return replace(super().after_server_step(before, weighted, report), params=after.params)
 
 
 @dataclass(frozen=True)
 class WeightsBothFactors(FLoRA):
-    def rebase(self, before, after, report):
+    def after_server_step(self, before, after, report):
         share = report.weight / report.weight.sum()
-        end = before.params.rows(report.group) + report.delta
-        return super().rebase(before, after, replace(report, delta=end * share - before.params.rows(report.group)))
+        end = before.params.take(report.cluster_ids) + report.delta
+        return super().after_server_step(
+            before, after, replace(report, delta=end * share - before.params.take(report.cluster_ids))
+        )
 
 
 @dataclass(frozen=True)
 class ForgetsTheResidue(FedEx):
-    def rebase(self, before, after, report):
+    def after_server_step(self, before, after, report):
         return after
 
 
 @pytest.mark.parametrize("bug", [Transposed, UnweightedMeans, WeightsBothFactors, ForgetsTheResidue])
 def test_planted_bugs_are_seen(bug):
-    done = train(FedAvg(aggregate=bug()), data(weight=WEIGHT), until=1)[0]
+    done = train(FedAvg(aggregator=bug()), data(weight=WEIGHT), until=1)[0]
     assert not torch.allclose(weight(done.after.server), ideal(done), atol=1e-6)

@@ -9,27 +9,27 @@ import pytest
 import torch
 
 from fedrift.algorithms import MOON, FedAvg
-from fedrift.algorithms.aggregates import FedEx
-from fedrift.errors import UserError
-from fedrift.fleet import SimulatedFleet
-from fedrift.fleet.represent import mean_states
-from fedrift.fleet.simulated import value_and_gradient
-from fedrift.optimizers import Sgd
-from fedrift.rounds import begin
-from fedrift.run import carry_out
-from fedrift.tree import Tree
-from fedrift.values import Local
+from fedrift.algorithms.aggregators import FedEx
+from fedrift.core.errors import UserError
+from fedrift.core.optimizers import Sgd
+from fedrift.core.tree import Tree
+from fedrift.core.types import LocalState
+from fedrift.engine.loop import init_state
+from fedrift.engine.run import run_experiment
+from fedrift.models.stacked_model import mean_hidden_states
+from fedrift.simulation import ClientSimulator
+from fedrift.simulation.simulator import value_and_gradient
 from tests.laws.federation import data, same, train
 from tests.worlds import experiment, stock
 
 
-def local(y: list[list[float]], w: list[list[float]], last: list[list[float]]) -> Local:
+def local(y: list[list[float]], w: list[list[float]], last: list[list[float]]) -> LocalState:
     """A cohort whose params are its representations."""
     def tree(rows):
         return Tree(z=torch.tensor(rows, dtype=torch.float64))
 
     none = torch.zeros(len(y), dtype=torch.float64)
-    return Local(tree(y), tree(w), Tree(), tree(last), Tree(), none, none, none, 0.1)
+    return LocalState(tree(y), tree(w), Tree(), tree(last), Tree(), none, none, none, 0.1)
 
 
 def see(params: Tree):
@@ -39,7 +39,7 @@ def see(params: Tree):
 
 def test_the_contrast_is_the_papers_equation():
     at = local([[1.0, 0.0], [1.0, 1.0]], [[1.0, 0.0], [0.0, 2.0]], [[0.0, 3.0], [5.0, 0.0]])
-    found = MOON(mu=2.0, temperature=0.5).contrast(at, see)
+    found = MOON(mu=2.0, temperature=0.5).contrastive_loss(at, see)
     near, far = math.exp(1 / 0.5), math.exp(0 / 0.5)
     assert found[0].item() == pytest.approx(2 * -math.log(near / (near + far)))  # 2 * 0.126928
     assert found[1].item() == pytest.approx(2 * math.log(2))  # as near to the one as to the other
@@ -47,23 +47,23 @@ def test_the_contrast_is_the_papers_equation():
 
 @dataclass(frozen=True)
 class TrainsTheTarget(MOON):  # a contrast whose targets are trained along: its value is right, its gradient is not
-    def contrast(self, at, see):
+    def contrastive_loss(self, at, see):
         z = see(at.params)[0]
         drift = z - z.detach()
-        near, far = (torch.cosine_similarity(z, see(model)[0] + drift, dim=-1) for model in (at.start, at.memory))
+        near, far = (torch.cosine_similarity(z, see(model)[0] + drift, dim=-1) for model in (at.global_params, at.client_state))
         return self.mu * torch.nn.functional.softplus((far - near) / self.temperature).mean(1)
 
 
 @dataclass(frozen=True)
 class Swapped(MOON):
-    def contrast(self, at, see):
-        return super().contrast(replace(at, start=at.memory, memory=at.start), see)
+    def contrastive_loss(self, at, see):
+        return super().contrastive_loss(replace(at, global_params=at.client_state, client_state=at.global_params), see)
 
 
 @dataclass(frozen=True)
 class TimesTheTemperature(MOON):
-    def contrast(self, at, see):
-        return super(TimesTheTemperature, replace(self, temperature=1 / self.temperature)).contrast(at, see)
+    def contrastive_loss(self, at, see):
+        return super(TimesTheTemperature, replace(self, temperature=1 / self.temperature)).contrastive_loss(at, see)
 
 
 @pytest.mark.parametrize("planted", [TrainsTheTarget, Swapped, TimesTheTemperature])
@@ -81,9 +81,9 @@ def test_planted_bugs_are_seen_by_the_equation_or_its_gradient(planted, monkeypa
 def test_its_gradient_is_the_closed_form():
     """d/dz softplus((sim(z, p) - sim(z, g)) / T) = sigmoid(.) / T (sim'(z, p) - sim'(z, g))."""
     at = local([[1.0, 2.0, -1.0]], [[0.5, 1.0, 1.0]], [[2.0, -1.0, 0.3]])
-    z, g, p = (tree["z"][0] for tree in (at.params, at.start, at.memory))
+    z, g, p = (tree["z"][0] for tree in (at.params, at.global_params, at.client_state))
     leaf = at.params["z"].requires_grad_()
-    (found,) = torch.autograd.grad(MOON(mu=3.0).contrast(at, see).sum(), leaf)
+    (found,) = torch.autograd.grad(MOON(mu=3.0).contrastive_loss(at, see).sum(), leaf)
 
     def cosine(other):
         return z @ other / (z.norm() * other.norm())
@@ -98,7 +98,7 @@ def test_its_gradient_is_the_closed_form():
 def test_steps_go_towards_the_received_and_away_from_the_last():
     at = local([[1.0, 1.0]], [[1.0, 0.0]], [[0.0, 1.0]])
     leaf = at.params["z"].requires_grad_()
-    (grad,) = torch.autograd.grad(MOON().contrast(at, see).sum(), leaf)
+    (grad,) = torch.autograd.grad(MOON().contrastive_loss(at, see).sum(), leaf)
     assert -grad[0, 0] > 0 > -grad[0, 1]
 
 
@@ -109,13 +109,13 @@ def test_sequences_that_are_not_there_do_not_count():
         z, counts = see(params)
         return torch.cat([z, 0 * z], 1), torch.cat([counts, ~counts], 1)
 
-    assert torch.equal(MOON().contrast(at, half), MOON().contrast(at, see))
+    assert torch.equal(MOON().contrastive_loss(at, half), MOON().contrastive_loss(at, see))
 
 
 def test_mu_zero_is_fedavg_bit_for_bit():
     plain, moon = train(FedAvg(), data())[-1].after, train(MOON(mu=0.0), data())[-1].after
-    assert same(replace(moon, memory=plain.memory), plain)
-    assert MOON(mu=0.0).penalty() is None  # and costs what FedAvg costs
+    assert same(replace(moon, client_states=plain.client_states), plain)
+    assert MOON(mu=0.0).local_regularizer() is None  # and costs what FedAvg costs
 
 
 def test_the_first_round_is_fedavgs_and_later_ones_are_not():
@@ -126,8 +126,8 @@ def test_the_first_round_is_fedavgs_and_later_ones_are_not():
 
 def test_its_memory_is_the_clients_own_last_model():
     done = train(MOON(), data(), cohort=2)[-1]
-    local_models = done.before.server.params.rows(done.before.group[done.cohort]) + done.report.delta
-    kept = done.after.memory.rows(done.cohort)
+    local_models = done.before.server.params.take(done.before.cluster_ids[done.cohort]) + done.report.delta
+    kept = done.after.client_states.gather(done.cohort)
     assert all(torch.allclose(leaf, local_models[name]) for name, leaf in kept.items())
 
 
@@ -135,8 +135,8 @@ def test_its_memory_is_the_clients_own_last_model():
 class Told(MOON):
     """A penalty that is huge, and would be seen in a loss that holds it."""
 
-    def contrast(self, at, see):
-        return 1e6 + super().contrast(at, see)
+    def contrastive_loss(self, at, see):
+        return 1e6 + super().contrastive_loss(at, see)
 
 
 def test_the_loss_that_is_told_is_the_tasks():
@@ -144,18 +144,18 @@ def test_the_loss_that_is_told_is_the_tasks():
     assert torch.equal(plain[-1].report.loss, moon[-1].report.loss)
     params = Tree(x=torch.tensor([[3.0]]))
     loss, grad = value_and_gradient(lambda p, b: p["x"][:, 0] ** 2, params, {}, torch.arange(1),
-                                    more=lambda leaves, under: 5 * leaves["x"][:, 0])
+                                    regularizer=lambda leaves, under: 5 * leaves["x"][:, 0])
     assert (loss.item(), grad["x"].item()) == (9.0, 11.0)
 
 
 def test_a_fleet_without_representations_is_told_so():
-    fleet = SimulatedFleet(1, lambda p, b: p["x"][:, 0], lambda r, c: [{}], Sgd(0.1))
+    fleet = ClientSimulator(1, lambda p, b: p["x"][:, 0], lambda r, c: [{}], Sgd(0.1))
     with pytest.raises(UserError, match="represent"):
-        fleet.train(begin(MOON(), Tree(x=torch.ones(1, 1)), 1), MOON(), torch.tensor([0]))
+        fleet.train(init_state(MOON(), Tree(x=torch.ones(1, 1)), 1), MOON(), torch.tensor([0]))
 
 
 def test_it_is_refused_over_weights_that_move():
-    (reason,) = MOON(aggregate=FedEx()).refusals(Sgd(0.1), "tokens", ["m.A", "m.B"])
+    (reason,) = MOON(aggregator=FedEx()).incompatibilities(Sgd(0.1), "tokens", ["m.A", "m.B"])
     assert "FedEx" in reason
 
 
@@ -166,7 +166,7 @@ def test_padding_is_no_part_of_a_representation():
     keep[0, 1, 2:] = False
     keep[1, 2] = False
     wild = states.masked_fill(~keep.unsqueeze(3), 1e6)
-    z, counts = mean_states(lambda params, tokens: wild, Tree(), {"tokens": torch.zeros(2, 3, 5), "keep": keep})
+    z, counts = mean_hidden_states(lambda params, tokens: wild, Tree(), {"tokens": torch.zeros(2, 3, 5), "keep": keep})
     assert torch.allclose(z[0, 0], states[0, 0].mean(0))
     assert torch.allclose(z[0, 1], states[0, 1, :2].mean(0))
     assert counts.tolist() == [[True] * 3, [True, True, False]]
@@ -175,10 +175,17 @@ def test_padding_is_no_part_of_a_representation():
 
 def test_a_language_model_trains_with_it_stacked_as_alone(tmp_path):
     """With batches that are filled up, one sequence short."""
-    asked = experiment(tmp_path, "algorithm.is=MOON", "plan.epochs=1", "plan.batch=3", "plan.rounds=3", "plan.participation=1")
-    together = carry_out(asked, stock(tmp_path, micro=3)).trajectory()
+    asked = experiment(
+        tmp_path,
+        "algorithm.type=MOON",
+        "training.local_epochs=1",
+        "training.batch_size=3",
+        "training.num_rounds=3",
+        "training.participation_rate=1",
+    )
+    together = run_experiment(asked, stock(tmp_path, clients_per_pass=3)).trajectory()
     (tmp_path / "runs").rename(tmp_path / "before")
-    alone = carry_out(asked, stock(tmp_path, micro=1)).trajectory()
+    alone = run_experiment(asked, stock(tmp_path, clients_per_pass=1)).trajectory()
     assert together.curve("loss")[-1] < together.curve("loss")[0]
-    assert not (together.table("failed") == 1).any()
+    assert not (together.client_table("failed") == 1).any()
     assert alone.curve("loss") == pytest.approx(together.curve("loss"), abs=1e-5)

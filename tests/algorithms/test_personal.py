@@ -7,38 +7,42 @@ from dataclasses import dataclass
 import pytest
 import torch
 
-from fedrift.algorithms import Ditto, FedAvg, FedPer, FineTuned, LocalOnly, PFedMe
-from fedrift.algorithms.aggregates import FFA, FedEx, FLoRA
-from fedrift.algorithms.fine_tuned import apart
-from fedrift.optimizers import AdamW, Sgd
-from fedrift.rounds import rounds
-from fedrift.values import Round
+from fedrift.algorithms import Ditto, FedAvg, FedAvgFineTuning, FedPer, LocalOnly, PFedMe
+from fedrift.algorithms.aggregators import FedEx, FFALoRA, FLoRA
+from fedrift.algorithms.personalized import split_per_client
+from fedrift.core.optimizers import AdamW, Sgd
+from fedrift.core.types import RoundResult
+from fedrift.engine.loop import run_rounds
 from tests.laws import federation
 from tests.quadratics import Q2, clients, fleet_of, path, train
 
 
-def worn(done: Round, algorithm: FedAvg) -> list[float]:
+def worn(done: RoundResult, algorithm: FedAvg) -> list[float]:
     state = done.after
-    return algorithm.wear(state.server.params.rows(state.group), state.memory.whole())["x"].flatten().tolist()
+    return (
+        algorithm.personalized_params(state.server.params.take(state.cluster_ids), state.client_states.gather_all())["x"]
+        .flatten()
+        .tolist()
+    )
 
 
 @pytest.mark.parametrize(("lam", "ends"), [(0.0, (0, 1)), (1.0, (0.4, 0.96)), (5.0, (2 / 3, 8 / 9))])
 def test_ditto_ends_between_the_own_and_the_shared_optimum(lam, ends):
     """(a b + lam w) / (a + lam) at w = 0.8, where one step a round leads FedAvg."""
-    done = train(Ditto(lam=lam), Q2(1), until=200)[-1]
-    assert worn(done, Ditto(lam=lam)) == pytest.approx(ends, abs=1e-7)
+    done = train(Ditto(lambda_=lam), Q2(1), until=200)[-1]
+    assert worn(done, Ditto(lambda_=lam)) == pytest.approx(ends, abs=1e-7)
 
 
 @pytest.mark.parametrize("optimizer", [Sgd(0.05, momentum=0.5), AdamW(0.01)])
 def test_dittos_shared_model_is_fedavgs_bit_for_bit(optimizer):
     group = clients((1, 4, 2), (0, 1, 3), (4, 7, 2))
-    assert path(train(Ditto(lam=0.7), group, until=5, cohort=2, optimizer=optimizer)) == path(
+    assert path(train(Ditto(lambda_=0.7), group, until=5, cohort=2, optimizer=optimizer)) == path(
         train(FedAvg(), group, until=5, cohort=2, optimizer=optimizer))
 
 
 def test_ditto_without_a_pull_is_local_training():
     group = clients((1, 4, 2), (0, 1, 3), (4, 7, 2))
-    ditto, local = train(Ditto(lam=0.0), group, until=4, cohort=2)[-1], train(LocalOnly(), group, until=4, cohort=2)[-1]
+    ditto, local = train(Ditto(lambda_=0.0), group, until=4, cohort=2)[-1], train(LocalOnly(), group, until=4, cohort=2)[-1]
     assert worn(ditto, Ditto()) == local.after.server.params["x"].flatten().tolist()
 
 
@@ -47,15 +51,15 @@ def test_solved_pfedme_is_fedavg_on_the_moreau_envelopes():
     lam, eta = 2.0, 0.3
     envelopes = clients((1 * lam / (1 + lam), 4 * lam / (4 + lam)), (0, 1), 3)
     expected = train(FedAvg(), envelopes, until=4, optimizer=Sgd(eta))
-    done = train(PFedMe(lam=lam, eta=eta, inner=60), Q2(180), until=4)
+    done = train(PFedMe(lambda_=lam, personal_lr=eta, inner_steps=60), Q2(180), until=4)
     assert path(done) == pytest.approx(path(expected), abs=1e-6)
 
 
 def test_pfedme_by_hand_with_a_last_solve_cut_short():
     lam, eta, lr, w = 2.0, 0.3, 0.1, 5.0
-    done = train(PFedMe(lam=lam, eta=eta, inner=2), clients((1, 4), (0, 1), (5, 4)), until=1)[0]
+    done = train(PFedMe(lambda_=lam, personal_lr=eta, inner_steps=2), clients((1, 4), (0, 1), (5, 4)), until=1)[0]
     for a, b, steps, moved, theta_found in zip((1, 4), (0, 1), (5, 4), done.report.delta["x"][:, 0].tolist(),
-                                               done.after.memory.whole()["x"][:, 0].tolist(), strict=True):
+                                               done.after.client_states.gather_all()["x"][:, 0].tolist(), strict=True):
         theta = y = w
         for step in range(1, steps + 1):
             theta -= lr * (a * (theta - b) + lam * (theta - y))
@@ -65,7 +69,7 @@ def test_pfedme_by_hand_with_a_last_solve_cut_short():
 
 
 def test_the_servers_beta_is_its_learning_rate():
-    half, full = train(PFedMe(server=Sgd(0.5)), Q2(), until=1), train(PFedMe(), Q2(), until=1)
+    half, full = train(PFedMe(server_optimizer=Sgd(0.5)), Q2(), until=1), train(PFedMe(), Q2(), until=1)
     assert path(half)[0] - 5 == pytest.approx((path(full)[0] - 5) / 2)
 
 
@@ -78,26 +82,26 @@ def test_fedper_keeps_the_leaves_it_names_and_shares_the_others():
         moved = not torch.equal(done.after.server.params["m.A"], done.before.server.params["m.A"])
         assert moved or done.before.round == 0  # while B is zero, A has no gradient
     last = run[-1].after
-    worn = algorithm.wear(last.server.params.rows(last.group), last.memory.whole())
+    worn = algorithm.personalized_params(last.server.params.take(last.cluster_ids), last.client_states.gather_all())
     assert torch.equal(worn["m.A"][0], worn["m.A"][1])
     assert not torch.equal(worn["m.B"][0], worn["m.B"][1])
 
 
 def test_fedper_that_keeps_everything_is_local_only_and_nothing_is_fedavg():
-    everything = train(FedPer(own=("*",)), Q2(), until=3)[-1]
+    everything = train(FedPer(personal_params=("*",)), Q2(), until=3)[-1]
     alone = train(LocalOnly(), Q2(), until=3)[-1].after.server.params["x"].flatten().tolist()
-    assert worn(everything, FedPer(own=("*",))) == alone
-    assert path(train(FedPer(own=()), Q2(), until=3)) == path(train(FedAvg(), Q2(), until=3))
+    assert worn(everything, FedPer(personal_params=("*",))) == alone
+    assert path(train(FedPer(personal_params=()), Q2(), until=3)) == path(train(FedAvg(), Q2(), until=3))
 
 
 def test_fedper_refuses_to_split_nothing():
-    assert FedPer().refusals(Sgd(), "tokens", ["h.7.weight"])
-    assert FedPer(own=("*",)).refusals(Sgd(), "tokens", ["m.A", "m.B"])
+    assert FedPer().incompatibilities(Sgd(), "tokens", ["h.7.weight"])
+    assert FedPer(personal_params=("*",)).incompatibilities(Sgd(), "tokens", ["m.A", "m.B"])
 
 
 def test_fine_tuning_is_the_shared_model_after_local_steps():
-    done = train(FineTuned(), Q2(), until=3)[-1]
-    assert worn(done, FineTuned()) == done.local["x"].flatten().tolist()
+    done = train(FedAvgFineTuning(), Q2(), until=3)[-1]
+    assert worn(done, FedAvgFineTuning()) == done.client_params["x"].flatten().tolist()
     assert path([done]) == path(train(FedAvg(), Q2(), until=3)[-1:])
 
 
@@ -105,41 +109,43 @@ def test_after_the_last_round_everybody_goes_on_alone():
     """Ten steps each from the shared model: x <- b + (1 - lr a)^10 (x - b)."""
     shared = train(FedAvg(), Q2(), until=3)[-1].after
     x = shared.server.params["x"].item()
-    done = next(rounds(apart(shared, LocalOnly()), fleet_of(Q2()), LocalOnly(), until=4, cohort=2, seed=0))
+    done = next(
+        run_rounds(split_per_client(shared, LocalOnly()), fleet_of(Q2()), LocalOnly(), num_rounds=4, cohort_size=2, seed=0)
+    )
     assert done.after.server.params["x"].flatten().tolist() == pytest.approx(
         [0.9**10 * x, 1 + 0.6**10 * (x - 1)], abs=1e-12)
     assert torch.equal(shared.server.params["x"], torch.full((1, 1), x, dtype=torch.float64))
 
 
-@pytest.mark.parametrize("algorithm", [Ditto(aggregate=FLoRA()), PFedMe(aggregate=FedEx()), FedPer(aggregate=FedEx())])
+@pytest.mark.parametrize("algorithm", [Ditto(aggregator=FLoRA()), PFedMe(aggregator=FedEx()), FedPer(aggregator=FedEx())])
 def test_own_models_under_moving_weights_are_refused(algorithm):
-    assert algorithm.refusals(Sgd(), "tokens", ["m.A", "m.B"])
+    assert algorithm.incompatibilities(Sgd(), "tokens", ["m.A", "m.B"])
 
 
 def test_ditto_and_ffa_go_together_and_a_stays_in_both_models():
     decaying = AdamW(0.05, weight_decay=0.1)
-    done = federation.train(Ditto(aggregate=FFA()), federation.data(), until=2, optimizer=decaying)[-1]
-    assert (done.after.memory.whole()["m.A"] == federation.params()["m.A"]).all()
-    assert (done.after.memory.whole()["m.B"] != 0).all()
+    done = federation.train(Ditto(aggregator=FFALoRA()), federation.data(), until=2, optimizer=decaying)[-1]
+    assert (done.after.client_states.gather_all()["m.A"] == federation.params()["m.A"]).all()
+    assert (done.after.client_states.gather_all()["m.B"] != 0).all()
 
 
 @dataclass(frozen=True)
 class PullsToItself(Ditto):  # the anchor is v_k's own start, not the shared model
-    def aside(self):
+    def personal_algorithm(self):
         @dataclass(frozen=True)
-        class Wrong(type(super().aside())):
-            def correct(self, grad, at):
-                return grad + self.lam * (at.params - at.memory)
-        return Wrong(lam=self.lam)
+        class Wrong(type(super().personal_algorithm())):
+            def transform_grad(self, grad, at):
+                return grad + self.lambda_ * (at.params - at.client_state)
+        return Wrong(lambda_=self.lambda_)
 
 
 @dataclass(frozen=True)
 class SharesTheta(PFedMe):
-    def finish(self, at):
+    def client_update(self, at):
         return at.params
 
 
 def test_planted_bugs_are_seen():
-    assert worn(train(PullsToItself(lam=1.0), Q2(1), until=100)[-1], Ditto()) != pytest.approx((0.4, 0.96), abs=1e-4)
-    right = path(train(PFedMe(inner=2), Q2(5), until=1))
-    assert path(train(SharesTheta(inner=2), Q2(5), until=1)) != pytest.approx(right, abs=1e-4)
+    assert worn(train(PullsToItself(lambda_=1.0), Q2(1), until=100)[-1], Ditto()) != pytest.approx((0.4, 0.96), abs=1e-4)
+    right = path(train(PFedMe(inner_steps=2), Q2(5), until=1))
+    assert path(train(SharesTheta(inner_steps=2), Q2(5), until=1)) != pytest.approx(right, abs=1e-4)

@@ -8,30 +8,30 @@ import pytest
 import torch
 
 from fedrift.algorithms import FedAvg, FedProx, Scaffold
-from fedrift.algorithms.aggregates import Clipped, Krum, Mean, Median, Private, TrimmedMean
-from fedrift.algorithms.aggregates.krum import best, distances
-from fedrift.optimizers import Adam, Sgd
-from fedrift.tree import Tree
-from fedrift.values import Report, Server
+from fedrift.algorithms.aggregators import DPMean, Krum, Mean, Median, NormClippedMean, TrimmedMean
+from fedrift.algorithms.aggregators.robust import pairwise_squared_distances, select_lowest_scores
+from fedrift.core.optimizers import Adam, Sgd
+from fedrift.core.tree import Tree
+from fedrift.core.types import CohortUpdate, ServerState
 from tests.quadratics import Q2, clients, path, train
 
 
-def report(*values: float, weight=None, group=None) -> Report:
+def report(*values: float, weight=None, group=None) -> CohortUpdate:
     x = torch.tensor(values, dtype=torch.float64).view(len(values), -1)
     size = len(x)
     group = torch.zeros(size, dtype=torch.long) if group is None else torch.tensor(group)
     ones = torch.ones(size, dtype=torch.float64)
     weight = ones if weight is None else torch.tensor(weight, dtype=torch.float64)
     sound = torch.zeros(size, dtype=torch.bool)
-    return Report(Tree(x=x), Tree(), Tree(), Tree(x=x), weight, ones, torch.zeros(size, 2), ones, sound, group,
+    return CohortUpdate(Tree(x=x), Tree(), Tree(), Tree(x=x), weight, ones, torch.zeros(size, 2), ones, sound, group,
                   group.bincount(), ones)
 
 
 def change(rule: Mean, *values, **options) -> list[float]:
     told = report(*values, **options)
-    start = torch.zeros(len(told.population), told.delta["x"].shape[1], dtype=torch.float64)
-    server = Server(Tree(x=start), Tree(), Tree())
-    return rule.combine(server, told)["x"].flatten().tolist()
+    start = torch.zeros(len(told.cluster_sizes), told.delta["x"].shape[1], dtype=torch.float64)
+    server = ServerState(Tree(x=start), Tree(), Tree())
+    return rule.aggregate(server, told)["x"].flatten().tolist()
 
 
 @pytest.mark.parametrize(("rule", "values", "expected"), [
@@ -43,11 +43,11 @@ def test_the_middle_is_the_middle(rule, values, expected):
 
 
 def test_a_clipped_change_counts_by_its_weight_and_no_more_than_its_length():
-    assert change(Clipped(1.0), 0.5, -30.0, weight=(3.0, 1.0)) == pytest.approx([(3 * 0.5 - 1.0) / 4])
-    assert change(Clipped(50.0), 0.5, -30.0, weight=(3.0, 1.0)) == change(Mean(), 0.5, -30.0, weight=(3.0, 1.0))
+    assert change(NormClippedMean(1.0), 0.5, -30.0, weight=(3.0, 1.0)) == pytest.approx([(3 * 0.5 - 1.0) / 4])
+    assert change(NormClippedMean(50.0), 0.5, -30.0, weight=(3.0, 1.0)) == change(Mean(), 0.5, -30.0, weight=(3.0, 1.0))
 
 
-@pytest.mark.parametrize("rule", [Median(), TrimmedMean(0.3), Krum(1), Krum(1, keep=3)])
+@pytest.mark.parametrize("rule", [Median(), TrimmedMean(0.3), Krum(1), Krum(1, num_selected=3)])
 def test_one_liar_of_five_cannot_leave_the_range_of_the_honest(rule):
     for lie in (1e9, -1e9, 3.0):
         assert 1.0 <= change(rule, 1.0, 1.5, lie, 2.0, 1.2)[0] <= 2.0 or lie == 3.0
@@ -57,11 +57,11 @@ def test_one_liar_of_five_cannot_leave_the_range_of_the_honest(rule):
 def test_krum_scores_the_nearest_neighbours():
     """Points 0, 1, 3, 7, 100 with one liar: two nearest each; scores 10, 5, 13, 52, ..."""
     x = Tree(x=torch.tensor([[0.0], [1.0], [3.0], [7.0], [100.0]]))
-    square = distances(x)
+    square = pairwise_squared_distances(x)
     assert square[0].tolist() == [0, 1, 9, 49, 10000]
-    assert best(square, liars=1, keep=1).tolist() == [1]
-    assert best(square, liars=1, keep=3).tolist() == [1, 0, 2]
-    assert change(Krum(1, keep=2), 0.0, 1.0, 3.0, 7.0, 100.0) == pytest.approx([0.5])
+    assert select_lowest_scores(square, num_byzantine=1, num_selected=1).tolist() == [1]
+    assert select_lowest_scores(square, num_byzantine=1, num_selected=3).tolist() == [1, 0, 2]
+    assert change(Krum(1, num_selected=2), 0.0, 1.0, 3.0, 7.0, 100.0) == pytest.approx([0.5])
 
 
 def test_each_model_has_its_own_middle():
@@ -77,33 +77,33 @@ def test_a_poisoned_federation_still_finds_the_honest_optimum():
     """Nine honest clients with their optimum at 1, and one with a slope that drags everybody away."""
     group = clients((1,) * 10, (1,) * 10, 5, slope=(0,) * 9 + (-1000.0,))
     for rule in (Median(), TrimmedMean(0.1), Krum(1)):
-        assert path(train(FedProx(mu=0.1, aggregate=rule), group, until=30))[-1] == pytest.approx(1, abs=1e-4)
+        assert path(train(FedProx(mu=0.1, aggregator=rule), group, until=30))[-1] == pytest.approx(1, abs=1e-4)
     assert abs(path(train(FedAvg(), group, until=30))[-1] - 1) > 50
 
 
 def test_aggregates_combine_with_corrections_and_server_optimisers():
-    done = train(Scaffold(aggregate=Median(), server=Adam(0.05)), Q2(), until=3)
+    done = train(Scaffold(aggregator=Median(), server_optimizer=Adam(0.05)), Q2(), until=3)
     assert done[-1].after.server.params["x"].isfinite().all()
 
 
 def test_clipping_is_by_client_and_the_denominator_is_fixed():
-    assert change(Private(clip=1.0, noise=0.0), 0.5, -0.25, 30.0) == pytest.approx([(0.5 - 0.25 + 1.0) / 3])
-    assert change(Private(clip=1.0, noise=0.0), 0.5, 9.0, weight=(5.0, 0.0)) == pytest.approx([0.25])
+    assert change(DPMean(clip_norm=1.0, noise_multiplier=0.0), 0.5, -0.25, 30.0) == pytest.approx([(0.5 - 0.25 + 1.0) / 3])
+    assert change(DPMean(clip_norm=1.0, noise_multiplier=0.0), 0.5, 9.0, weight=(5.0, 0.0)) == pytest.approx([0.25])
 
 
 def test_the_noise_has_the_size_it_says_and_comes_from_the_round():
-    told = replace(report(*[0.0] * 4000).__class__(**{**vars(report(0.0, 0.0, 0.0, 0.0)), "draw": 7}))
+    told = replace(report(*[0.0] * 4000).__class__(**{**vars(report(0.0, 0.0, 0.0, 0.0)), "server_seed": 7}))
     told = replace(told, delta=Tree(x=torch.zeros(4, 20000, dtype=torch.float64)))
-    server = Server(Tree(x=torch.zeros(1, 20000, dtype=torch.float64)), Tree(), Tree())
-    rule = Private(clip=2.0, noise=3.0)
-    first, again = rule.combine(server, told)["x"], rule.combine(server, told)["x"]
+    server = ServerState(Tree(x=torch.zeros(1, 20000, dtype=torch.float64)), Tree(), Tree())
+    rule = DPMean(clip_norm=2.0, noise_multiplier=3.0)
+    first, again = rule.aggregate(server, told)["x"], rule.aggregate(server, told)["x"]
     assert first.std().item() == pytest.approx(2.0 * 3.0 / 4, rel=0.02)
     assert torch.equal(first, again)
-    assert not torch.equal(first, rule.combine(server, replace(told, draw=8))["x"])
+    assert not torch.equal(first, rule.aggregate(server, replace(told, server_seed=8))["x"])
 
 
 def test_two_rounds_and_two_seeds_have_different_noise():
-    private = FedAvg(aggregate=Private(clip=1.0, noise=1.0))
+    private = FedAvg(aggregator=DPMean(clip_norm=1.0, noise_multiplier=1.0))
     still = clients((0, 0), (0, 0), 1)
     one, two = path(train(private, still, until=2, x=0.0)), path(train(private, still, until=2, x=0.0, seed=1))
     assert one[0] != two[0]
@@ -111,19 +111,19 @@ def test_two_rounds_and_two_seeds_have_different_noise():
 
 
 @dataclass(frozen=True)
-class ClipsTheSum(Private):
-    def combine(self, server, report):
+class ClipsTheSum(DPMean):
+    def aggregate(self, server, report):
         total = report.delta.map(lambda leaf: leaf.sum(0, keepdim=True))
-        return total * (self.clip / total.norm().clamp_min(self.clip)) / len(report.weight)
+        return total * (self.clip_norm / total.norm().clamp_min(self.clip_norm)) / len(report.weight)
 
 
 @dataclass(frozen=True)
 class CountsTheAbsent(Median):
-    def combine(self, server, report):
-        return super().combine(server, replace(report, weight=torch.ones_like(report.weight)))
+    def aggregate(self, server, report):
+        return super().aggregate(server, replace(report, weight=torch.ones_like(report.weight)))
 
 
-def test_planted_bugs_are_seen():
+def test_robust_mutants_are_seen():
     assert change(ClipsTheSum(1.0, 0.0), 0.5, -0.25, 30.0) != pytest.approx([1.25 / 3])
     assert change(CountsTheAbsent(), 1.0, 1.0, 0.0, 0.0, 0.0, weight=(1, 1, 0, 0, 0)) != pytest.approx([1.0])
     assert path(train(FedAvg(), Q2(), until=1, optimizer=Sgd(0.1)))[0] == pytest.approx(1.3837893354)

@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from fedrift.algorithms import FedAvg, Scaffold
-from fedrift.algorithms.fedavg import pool
-from fedrift.optimizers import AdamW, Sgd
+from fedrift.algorithms.fedavg import cluster_sum
+from fedrift.core.optimizers import AdamW, Sgd
 from tests.quadratics import Q2, clients, path, train
 
 ITERATES = [1.3837893354, 0.6699790781, 0.6283130012, 0.6922771306, 0.7443112481, 0.7737159831]
@@ -23,7 +23,9 @@ def drift_of_the_controls(algorithm, cohort: int) -> float:
     """The largest |c - mean_k c_k| in 30 rounds with ``cohort`` of 5 clients."""
     group = clients((1, 4, 2, 3, 5), (0, 1, -2, 3, 7), 6)
     done = train(algorithm, group, until=30, cohort=cohort, optimizer=Sgd(0.05))
-    return max((d.after.server.shared["x"][0] - d.after.memory.whole()["x"].mean(0)).abs().max().item() for d in done)
+    return max(
+        (d.after.server.broadcast["x"][0] - d.after.client_states.gather_all()["x"].mean(0)).abs().max().item() for d in done
+    )
 
 
 def test_the_first_round_is_fedavg_bit_for_bit():
@@ -39,8 +41,8 @@ def test_scaffold_takes_the_known_path_to_the_optimum():
     done = train(Scaffold(), Q2(), until=60)
     assert path(done)[:6] == pytest.approx(ITERATES, abs=1e-9)
     assert rounds_to(path(done), 0.8) == 18
-    assert done[-1].after.memory.whole()["x"].flatten().tolist() == pytest.approx([0.8, -0.8], abs=1e-9)
-    assert done[-1].after.server.shared["x"].item() == pytest.approx(0, abs=1e-9)
+    assert done[-1].after.client_states.gather_all()["x"].flatten().tolist() == pytest.approx([0.8, -0.8], abs=1e-9)
+    assert done[-1].after.server.broadcast["x"].item() == pytest.approx(0, abs=1e-9)
 
 
 def test_one_of_two_clients_a_round_still_reaches_the_optimum():
@@ -63,12 +65,12 @@ def test_the_memory_is_option_two_of_the_paper_under_sgd():
     """c_k+ = c_k - c + (w - y) / (K lr), with K counted in steps really taken and lr the one really used."""
     schedule = lambda round: 1 / (1 + round)  # noqa: E731
     group = clients((1, 4, 2), (0, 1, 3), (4, 9, 2))
-    for done in train(Scaffold(), group, until=6, cohort=2, schedule=schedule):
+    for done in train(Scaffold(), group, until=6, cohort=2, lr_schedule=schedule):
         lr = 0.1 * schedule(done.before.round)
-        old = done.before.memory.whole()["x"][done.cohort]
+        old = done.before.client_states.gather_all()["x"][done.cohort]
         steps = done.report.steps[:, None]
-        displaced = old - done.before.server.shared["x"] - done.report.delta["x"] / (steps * lr)
-        assert torch.allclose(done.report.memory["x"], displaced, atol=1e-10)
+        displaced = old - done.before.server.broadcast["x"] - done.report.delta["x"] / (steps * lr)
+        assert torch.allclose(done.report.client_state["x"], displaced, atol=1e-10)
 
 
 def test_heavy_ball_and_adam_clients_stay_sound():
@@ -83,59 +85,61 @@ def test_heavy_ball_and_adam_clients_stay_sound():
 def test_a_client_that_never_took_part_begins_at_zero():
     for done in train(Scaffold(), clients((1, 4, 2, 3), (0, 1, -2, 3)), until=3, cohort=1):
         absent = torch.ones(4, dtype=torch.bool).index_fill(0, done.cohort, False)
-        assert torch.equal(done.after.memory.whole()["x"][absent], done.before.memory.whole()["x"][absent])
-    assert (train(Scaffold(), Q2(), until=1)[0].before.memory.whole()["x"] == 0).all()
+        assert torch.equal(
+            done.after.client_states.gather_all()["x"][absent], done.before.client_states.gather_all()["x"][absent]
+        )
+    assert (train(Scaffold(), Q2(), until=1)[0].before.client_states.gather_all()["x"] == 0).all()
 
 
 def test_it_says_where_it_is_unsound():
-    assert Scaffold().caveats(AdamW(), "uniform")
-    assert any("uniform" in said for said in Scaffold().caveats(Sgd(), "tokens"))
-    assert Scaffold().caveats(Sgd(), "uniform") == []
+    assert Scaffold().warnings(AdamW(), "uniform")
+    assert any("uniform" in said for said in Scaffold().warnings(Sgd(), "tokens"))
+    assert Scaffold().warnings(Sgd(), "uniform") == []
 
 
 # The bugs of public implementations, planted: each must break the invariant or miss the optimum.
 
 @dataclass(frozen=True)
 class SignFlipped(Scaffold):
-    def correct(self, grad, at):
-        return grad + at.memory - at.shared
+    def transform_grad(self, grad, at):
+        return grad + at.client_state - at.broadcast
 
 
 @dataclass(frozen=True)
 class DividedByCohort(Scaffold):
-    def absorb(self, server, report):
-        shared = server.shared + pool(report.news, report) / len(report.weight)
-        return replace(super().absorb(server, report), shared=shared)
+    def server_update(self, server, report):
+        shared = server.broadcast + cluster_sum(report.state_delta, report) / len(report.weight)
+        return replace(super().server_update(server, report), broadcast=shared)
 
 
 @dataclass(frozen=True)
 class WrongStepCount(Scaffold):
-    def remember(self, at):
-        return at.memory - at.shared + (at.start - at.params) / (5 * at.lr)  # K is 10 or 6
+    def update_client_state(self, at):
+        return at.client_state - at.broadcast + (at.global_params - at.params) / (5 * at.lr)  # K is 10 or 6
 
 
 @dataclass(frozen=True)
 class NeverRemembered(Scaffold):
-    def remember(self, at):
-        return at.start.zeros()  # FL-bench: c_k never comes back
+    def update_client_state(self, at):
+        return at.global_params.zeros_like()  # FL-bench: c_k never comes back
 
 
 @dataclass(frozen=True)
 class StartsAtTheWeights(Scaffold):
-    def shared(self, params):
+    def init_broadcast(self, params):
         return params
 
-    def memory(self, params):
-        return params.zeros()
+    def init_client_state(self, params):
+        return params.zeros_like()
 
 
 @dataclass(frozen=True)
 class UpdatedTooEarly(Scaffold):
     """The server moves c twice, once before the clients read it."""
 
-    def absorb(self, server, report):
-        once = super().absorb(server, report)
-        return replace(once, shared=once.shared + pool(report.news, report) / report.population)
+    def server_update(self, server, report):
+        once = super().server_update(server, report)
+        return replace(once, broadcast=once.broadcast + cluster_sum(report.state_delta, report) / report.cluster_sizes)
 
 
 @pytest.mark.parametrize("bug", [

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import pytest
 
 from fedrift.algorithms import FedAvg, Scaffold, ScaffoldWeighted
-from fedrift.optimizers import Sgd, part
+from fedrift.core.optimizers import Sgd, select_prefix
 from tests.quadratics import clients, path, train
 
 
@@ -26,8 +26,8 @@ def test_it_finds_the_optimum_of_the_token_weighted_objective():
 def test_uniform_controls_with_weighted_means_end_elsewhere_on_the_way_and_are_warned_of():
     plain, scaled = train(Scaffold(), skewed(), until=8), train(ScaffoldWeighted(), skewed(), until=8)
     assert abs(path(scaled)[-1] - GOAL) < abs(path(plain)[-1] - GOAL)
-    assert Scaffold().caveats(Sgd(), "tokens")
-    assert not ScaffoldWeighted().caveats(Sgd(), "tokens")
+    assert Scaffold().warnings(Sgd(), "tokens")
+    assert not ScaffoldWeighted().warnings(Sgd(), "tokens")
 
 
 def test_with_equal_weights_it_is_scaffold():
@@ -40,8 +40,8 @@ def test_with_equal_weights_it_is_scaffold():
 def test_the_servers_control_is_the_mean_of_the_clients_whoever_takes_part(cohort):
     group = clients((1, 4, 2, 3, 5), (0, 1, -2, 3, 7), 6, weight=(1, 2, 3, 4, 9))
     for done in train(ScaffoldWeighted(), group, until=20, cohort=cohort, optimizer=Sgd(0.05)):
-        for name, leaf in done.after.server.shared.items():
-            assert (leaf[0] - done.after.memory.whole()[name].mean(0)).abs().max() < 1e-10
+        for name, leaf in done.after.server.broadcast.items():
+            assert (leaf[0] - done.after.client_states.gather_all()[name].mean(0)).abs().max() < 1e-10
 
 
 def test_partial_participation_still_reaches_the_weighted_optimum():
@@ -52,10 +52,10 @@ def test_partial_participation_still_reaches_the_weighted_optimum():
 
 @dataclass(frozen=True)
 class Unscaled(ScaffoldWeighted):
-    def correct(self, grad, at):  # c - c_k for c / (N q_k) - c_k
-        mean = at.shared["weight"].clamp_min(1e-12)[:, 0]
-        own = at.memory["weight"].clamp_min(1e-12)[:, 0]
-        return grad + part("u", at.shared) * (1 / mean) - part("u", at.memory) * (1 / own)
+    def transform_grad(self, grad, at):  # c - c_k for c / (N q_k) - c_k
+        mean = at.broadcast["weight"].clamp_min(1e-12)[:, 0]
+        own = at.client_state["weight"].clamp_min(1e-12)[:, 0]
+        return grad + select_prefix("u", at.broadcast) * (1 / mean) - select_prefix("u", at.client_state) * (1 / own)
 
 
 def test_the_planted_bug_is_seen():

@@ -4,12 +4,20 @@ from __future__ import annotations
 
 import pytest
 
-from fedrift.arms import ARMS, contest
-from fedrift.study.conduct import conduct
+from fedrift.clustering.comparison import CONDITIONS, build_comparison
+from fedrift.studies.run import run_study
 from tests.worlds import experiment, stock
 
-SMALL = ("partition.clients=6", "plan.participation=0.67", "plan.rounds=5", "plan.steps=1", "evaluate.blocks=2", "evaluate.own=1",
-         "evaluate.final=3", "evaluate.panel=[updates, fairness, cost]")
+SMALL = (
+    "partition.num_clients=6",
+    "training.participation_rate=0.67",
+    "training.num_rounds=5",
+    "training.local_steps=1",
+    "evaluation.blocks_per_domain=2",
+    "evaluation.blocks_per_client=1",
+    "evaluation.final_blocks_per_domain=3",
+    "evaluation.probes=[updates, fairness, cost]",
+)
 
 
 @pytest.fixture(scope="session")
@@ -19,11 +27,19 @@ def world(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def asked(world):
-    said = experiment(world.runtime.cache.parent, *SMALL).written()
-    return contest(said, ["mitigation=Vanilla"], arms=list(ARMS), seeds=(0, 1), encoder="hashing", restarts=2, draws=2,
-                   stock=world)
+    said = experiment(world.runtime.cache_dir.parent, *SMALL).to_dict()
+    return build_comparison(
+        said,
+        ["clustering=NoClustering"],
+        conditions=list(CONDITIONS),
+        seeds=(0, 1),
+        encoder="hashing",
+        ifca_restarts=2,
+        random_repeats=2,
+        cache=world,
+    )
 
 
 @pytest.fixture(scope="session")
 def book(asked, world):
-    return conduct(asked.study(), world)
+    return run_study(asked.build_study(), world)

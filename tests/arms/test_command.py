@@ -1,4 +1,4 @@
-"""`fedrift mitigate`: it teaches, lists before it runs, and goes on where it was killed."""
+"""`fedrift compare-clustering`: it teaches, lists before it runs, and goes on where it was killed."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ from fedrift.cli.app import app
 
 def test_the_command_teaches_and_lists_before_it_runs(asked, world, tmp_path):
     file, runner = tmp_path / "one.yaml", CliRunner()
-    file.write_text(yaml.safe_dump(asked.said))
-    assert "mitigation.yaml" in runner.invoke(app, ["mitigate", "--help"]).output
-    shared = ["--seeds", "1", "--encoder", "hashing", "--arms", "text,random,oracle", "--runs", str(tmp_path / "runs")]
-    listed = runner.invoke(app, ["mitigate", str(file), *shared, "--dry-run"])
+    file.write_text(yaml.safe_dump(asked.raw_config))
+    assert "clustering.yaml" in runner.invoke(app, ["compare-clustering", "--help"]).output
+    shared = ["--seeds", "1", "--encoder", "hashing", "--conditions", "text,random,oracle", "--runs-dir", str(tmp_path / "runs")]
+    listed = runner.invoke(app, ["compare-clustering", str(file), *shared, "--dry-run"])
     assert listed.exit_code == 0 and "5 runs, 0 of them done" in listed.output, listed.output
-    said = runner.invoke(app, ["mitigate", str(file), *shared, "--json", "--out", str(tmp_path / "table.html")])
+    said = runner.invoke(app, ["compare-clustering", str(file), *shared, "--json", "--output", str(tmp_path / "table.html")])
     assert said.exit_code == 0, said.output
     told = json.loads(said.stdout.strip().splitlines()[-1])
-    assert [row["arm"] for row in told["arms"]] == ["vanilla", "text", "random", "oracle", "iid"] and told["seeds"] == [0]
+    assert [row["condition"] for row in told["conditions"]] == ["vanilla", "text", "random", "oracle", "iid"] and told["seeds"] == [0]
     assert "<table>" in (tmp_path / "table.html").read_text()
 
 
@@ -33,12 +33,29 @@ def test_the_command_teaches_and_lists_before_it_runs(asked, world, tmp_path):
 @pytest.mark.parametrize("workers", [1, 2])
 def test_killed_it_goes_on_and_ends_with_the_unbroken_table(asked, tmp_path, workers):
     file = tmp_path / "one.yaml"
-    file.write_text(yaml.safe_dump(asked.said))
+    file.write_text(yaml.safe_dump(asked.raw_config))
 
     def command(root):
-        return [sys.executable, "-c", "from fedrift.cli import main; main()", "mitigate", str(file), "--seeds", "2", "--encoder",
-                "hashing", "--arms", "text,random,oracle", "--workers", str(workers), "--threads", "1", "--json",
-                "--runs", str(root)]
+        return [
+            sys.executable,
+            "-c",
+            "from fedrift.cli import main; main()",
+            "compare-clustering",
+            str(file),
+            "--seeds",
+            "2",
+            "--encoder",
+            "hashing",
+            "--conditions",
+            "text,random,oracle",
+            "--workers",
+            str(workers),
+            "--threads",
+            "1",
+            "--json",
+            "--runs-dir",
+            str(root),
+        ]
 
     def told(root):
         came = subprocess.run(command(root), capture_output=True, text=True, check=True)

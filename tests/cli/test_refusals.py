@@ -7,12 +7,17 @@ import pytest
 from tests.cli.test_cli import fedrift
 
 WRONG = {
-    "plan: {optimizer: {is: Sgd, lr: .inf}}": "plan.optimizer.lr: wanted a number from 1e-30 to 1e+30, got .inf",
-    "partition: {clients: true}": "partition.clients: wanted a whole number", "seed: 1\nseed: 2": "the key 'seed' is given twice",
-    "model: " + "a" * 5000: "and 4,960 more characters", "tune: " + "[" * 3000 + "]" * 3000: "inside each other",
-    "plan: {steps: 1:30}": "got '1:30'", "plan: {rounds": "is not YAML that can be read: line 2",
-    "algorithm: {is: [1, 2]}": "[1, 2]",
-    "model: !!python/name:os.system": "tags are not read", "plan: {batch: 100000000000000000000000}": "from 1 to 16,384",
+    "training: {client_optimizer: {type: Sgd, lr: .inf}}":
+        "training.client_optimizer.lr: wanted a number from 1e-30 to 1e+30, got .inf",
+    "partition: {num_clients: true}": "partition.num_clients: wanted a whole number",
+    "seed: 1\nseed: 2": "the key 'seed' is given twice",
+    "model: " + "a" * 5000: "and 4,960 more characters",
+    "trainable: " + "[" * 3000 + "]" * 3000: "inside each other",
+    "training: {local_steps: 1:30}": "got '1:30'",
+    "training: {num_rounds": "is not YAML that can be read: line 2",
+    "algorithm: {type: [1, 2]}": "[1, 2]",
+    "model: !!python/name:os.system": "tags are not read",
+    "training: {batch_size: 100000000000000000000000}": "from 1 to 16,384",
     "model: a\0b": "is not allowed",
 }
 
@@ -20,11 +25,20 @@ WRONG = {
 @pytest.mark.parametrize("text", WRONG, ids=range(len(WRONG)))
 def test_validate_and_run_refuse_an_experiment_in_the_same_line(text, tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "e.yaml").write_text(f"corpus: bbc\n{text}")
+    (tmp_path / "e.yaml").write_text(f"dataset: bbc\n{text}")
     (tmp_path / "s.yaml").write_text("name: a\nbase: e.yaml\n")
-    said = [fedrift(capsys, monkeypatch, *words) for words in (
-        ("validate", "e.yaml"), ("run", "e.yaml"), ("mitigate", "e.yaml"), ("boundary", "e.yaml"), ("profile", "e.yaml"),
-        ("deploy", "e.yaml"), ("study", "s.yaml", "--dry-run", "--no-probe"))]
+    said = [
+        fedrift(capsys, monkeypatch, *words)
+        for words in (
+            ("validate", "e.yaml"),
+            ("run", "e.yaml"),
+            ("compare-clustering", "e.yaml"),
+            ("find-boundary", "e.yaml"),
+            ("profile", "e.yaml"),
+            ("deploy", "e.yaml"),
+            ("study", "s.yaml", "--dry-run", "--no-probe"),
+        )
+    ]
     for code, out, err in said:
         assert (code, out) == (2, "")
         assert err.replace("main: all: ", "") == said[0][2]  # a study says for which of its runs
@@ -32,34 +46,59 @@ def test_validate_and_run_refuse_an_experiment_in_the_same_line(text, tmp_path, 
 
 
 OPTIONS = [
-    ("run", "e.yaml", "--threads", "0"), ("run", "e.yaml", "--threads", "1000000"), ("run", "e.yaml", "--threads", "true"),
-    ("run", "e.yaml", "--threads", "1" * 5000), ("run", "e.yaml", "--micro", "-1"), ("run", "e.yaml", "--micro", "1.5"),
-    ("run", "e.yaml", "--dtype", "float64"), ("watch", "--port", "65536"), ("watch", "--every", "nan"), ("watch", "--every",
-    "inf"),
-    ("boundary", "--tolerance", "nan"), ("boundary", "--tolerance", "0"), ("boundary", "--lowest", "nan"),
-    ("boundary", "--lowest", "inf"), ("boundary", "--highest", "nan"), ("boundary", "--seeds", "1000000000"),
-    ("boundary", "--lowest", "2", "--highest", "1"), ("boundary", "--highest", "0"),
-    ("mitigate", "e.yaml", "--seeds", "0"), ("mitigate", "e.yaml", "--seeds", "10000000000"), ("mitigate", "e.yaml", "--workers",
-    "99999"),
-    ("mitigate", "e.yaml", "--first-seed", "9" * 20), ("mitigate", "e.yaml", "--clusters", "0"), ("mitigate", "e.yaml", "--arms",
-    "x" * 5000),
-    ("profile", "e.yaml", "--rounds", "0"), ("partition", "tables", "--draws", "9"), ("partition", "tables", "--seed", "-1"),
-    ("partition", "show", "e.yaml", "--encoder", "x" * 5000), ("partition", "show", "e.yaml", "seed=true"),
-    ("partition", "show", "e.yaml", "partition.severity=.nan"), ("partition", "show", "e.yaml", "model="),
-    ("partition", "export", "e.yaml", "x" * 5000 + "=1"), ("study", "s.yaml", "executor=3"), ("study", "s.yaml",
-    "executor={is: [1]}"),
-    ("study", "s.yaml", "executor=processes", "executor.workers=true"), ("study", "s.yaml", "seeds=[1"), ("study", "s.yaml",
-    "seeds=1e9"),
-    ("study", "s.yaml", "base.plan.rounds=.inf", "--dry-run"), ("study", "s.yaml", "name=" + "x" * 5000),
-    ("deploy", "e.yaml", "--address", "h:0"), ("deploy", "e.yaml", "--own", "99=/a"), ("deploy", "e.yaml", "fleet.patience=.inf"),
-    ("run", "e.yaml", "fleet=flower", "fleet.least=true"), ("run", "e.yaml", "seed"), ("run", "x" * 5000), ("validate", "."),
+    ("run", "e.yaml", "--threads", "0"),
+    ("run", "e.yaml", "--threads", "1000000"),
+    ("run", "e.yaml", "--threads", "true"),
+    ("run", "e.yaml", "--threads", "1" * 5000),
+    ("run", "e.yaml", "--clients-per-pass", "-1"),
+    ("run", "e.yaml", "--clients-per-pass", "1.5"),
+    ("run", "e.yaml", "--dtype", "float64"),
+    ("monitor", "--port", "65536"),
+    ("monitor", "--interval", "nan"),
+    ("monitor", "--interval", "inf"),
+    ("find-boundary", "e.yaml", "--tolerance", "nan"),
+    ("find-boundary", "e.yaml", "--tolerance", "0"),
+    ("find-boundary", "e.yaml", "--min", "nan"),
+    ("find-boundary", "e.yaml", "--min", "inf"),
+    ("find-boundary", "e.yaml", "--max", "nan"),
+    ("find-boundary", "e.yaml", "--seeds", "1000000000"),
+    ("find-boundary", "e.yaml", "--min", "2", "--max", "1"),
+    ("find-boundary", "e.yaml", "--max", "0"),
+    ("compare-clustering", "e.yaml", "--seeds", "0"),
+    ("compare-clustering", "e.yaml", "--seeds", "10000000000"),
+    ("compare-clustering", "e.yaml", "--workers", "99999"),
+    ("compare-clustering", "e.yaml", "--seed-offset", "9" * 20),
+    ("compare-clustering", "e.yaml", "--clusters", "0"),
+    ("compare-clustering", "e.yaml", "--conditions", "x" * 5000),
+    ("profile", "e.yaml", "--rounds", "0"),
+    ("partition", "tables", "--draws", "9"),
+    ("partition", "tables", "--seed", "-1"),
+    ("partition", "show", "e.yaml", "--encoder", "x" * 5000),
+    ("partition", "show", "e.yaml", "seed=true"),
+    ("partition", "show", "e.yaml", "partition.severity=.nan"),
+    ("partition", "show", "e.yaml", "model="),
+    ("partition", "export", "e.yaml", "x" * 5000 + "=1"),
+    ("study", "s.yaml", "executor=3"),
+    ("study", "s.yaml", "executor={type: [1]}"),
+    ("study", "s.yaml", "executor=processes", "executor.num_workers=true"),
+    ("study", "s.yaml", "seeds=[1"),
+    ("study", "s.yaml", "seeds=1e9"),
+    ("study", "s.yaml", "base.training.num_rounds=.inf", "--dry-run"),
+    ("study", "s.yaml", "name=" + "x" * 5000),
+    ("deploy", "e.yaml", "--address", "h:0"),
+    ("deploy", "e.yaml", "--own", "99=/a"),
+    ("deploy", "e.yaml", "backend.round_timeout_s=.inf"),
+    ("run", "e.yaml", "backend=flower", "backend.min_results=true"),
+    ("run", "e.yaml", "seed"),
+    ("run", "x" * 5000),
+    ("validate", "."),
 ]
 
 
 @pytest.mark.parametrize("words", OPTIONS, ids=range(len(OPTIONS)))
 def test_an_option_or_an_override_outside_its_range_is_refused(words, tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "e.yaml").write_text("corpus: bbc\n")
+    (tmp_path / "e.yaml").write_text("dataset: bbc\n")
     (tmp_path / "s.yaml").write_text("name: a\nbase: e.yaml\n")
     code, out, err = fedrift(capsys, monkeypatch, *words)
     assert (code, out) == (2, "")

@@ -1,52 +1,59 @@
-"""`fedrift replay`, as a user has it."""
+"""`fedrift fork`, as a user has it."""
 
 from __future__ import annotations
 
 import json
 
-from fedrift.store import list_runs
+from fedrift.storage import list_runs
 from tests.cli.test_cli import fedrift, world
 from tests.replay.test_replay import planted
 
 __all__ = ["world"]
-WORDS = ("plan.rounds=8", "plan.participation=1", "evaluate.panel=[]", "evaluate.final=0", "--device", "cpu")
+WORDS = (
+    "training.num_rounds=8",
+    "training.participation_rate=1",
+    "evaluation.probes=[]",
+    "evaluation.final_blocks_per_domain=0",
+    "--device",
+    "cpu",
+)
 
 
 def test_from_a_run_with_a_liar_to_what_it_did(world, capsys, monkeypatch):
     assert fedrift(capsys, monkeypatch, "run", "e.yaml", *WORDS, "partition.severity=0")[0] == 0
     planted(monkeypatch, 1, -40.0)
-    code, out, _ = fedrift(capsys, monkeypatch, "run", "e.yaml", *WORDS, "--keep-updates")
+    code, out, _ = fedrift(capsys, monkeypatch, "run", "e.yaml", *WORDS, "--save-updates")
     assert code == 0
     twin, run = list_runs(world / "runs")
-    assert f"updates of 8 rounds kept, 0.5 MB: `fedrift replay {run.id[:6]} --from-round" in out
-    code, out, err = fedrift(capsys, monkeypatch, "replay", run.id[:5], "--from-round", "2", "drop_client=1", "--device", "cpu")
+    assert f"updates of 8 rounds kept, 0.5 MB: `fedrift fork {run.id[:6]} --from-round" in out
+    code, out, err = fedrift(capsys, monkeypatch, "fork", run.id[:5], "--from-round", "2", "exclude_clients=1", "--device", "cpu")
     assert code == 0, err
     assert f"Run {run.id[:6]} from round 2 on, without client 1" in out and "food" in out
     assert "Without client 1 from round 2 on, the loss after round 2 is" in out
     assert "Round 2 took the clients' recorded updates." in out
-    assert f"held against the IID twin {twin.id[:6]}:" in out
+    assert f"held against the IID baseline {twin.id[:6]}:" in out
     assert "loss gap: gone. It was Suspected" in out
 
-    again = fedrift(capsys, monkeypatch, "replay", run.id, "--from-round", "2", "drop_client=1", "--device", "cpu", "--json")[1]
+    again = fedrift(capsys, monkeypatch, "fork", run.id, "--from-round", "2", "exclude_clients=1", "--device", "cpu", "--json")[1]
     said = json.loads(again)
-    assert said["origin"] == run.id and said["twin"] == twin.id and said["reused"] and len(said["rounds"]) == 8
+    assert said["origin"] == run.id and said["baseline"] == twin.id and said["has_reused_updates"] and len(said["rounds"]) == 8
     assert said["rounds"][-1]["difference"] < -0.3 and said["rounds"][-1]["distance"] > 0.5
     gap = next(each for each in said["findings"] if each["failure"] == "loss gap")
     assert (gap["origin"]["grade"], gap["fork"]["grade"]) == ("suspected", "none")
     forked = next(each for each in list_runs(world / "runs") if each.id == said["fork"])
-    assert forked.read_json("replay") == said
+    assert forked.read_json("fork") == said
 
-    code, out, _ = fedrift(capsys, monkeypatch, "report", run.id, forked.id, "--out", "page")
+    code, out, _ = fedrift(capsys, monkeypatch, "report", run.id, forked.id, "--output", "page")
     assert code == 0 and (world / "page" / "index.html").exists()
-    assert f"from {run.id[:6]} at 2" in fedrift(capsys, monkeypatch, "runs")[1]
+    assert f"from {run.id[:6]} at 2" in fedrift(capsys, monkeypatch, "list")[1]
     out = fedrift(capsys, monkeypatch, "diagnose", forked.id)[1]
-    assert "1 of 1 with an IID twin" in out
-    for words, told in [((run.id, "--from-round", "9"), "wanted 1 to 8"), ((twin.id, "--from-round", "2"), "--keep-updates"),
+    assert "1 of 1 with an IID baseline" in out
+    for words, told in [((run.id, "--from-round", "9"), "wanted 1 to 8"), ((twin.id, "--from-round", "2"), "--save-updates"),
                         ((run.id, "--from-round", "2", "model=pocket"), "cannot change model"), ((run.id,), "--from-round")]:
-        code, _, err = fedrift(capsys, monkeypatch, "replay", *words)
+        code, _, err = fedrift(capsys, monkeypatch, "fork", *words)
         assert code == 2 and told in err and "Traceback" not in err
 
 
 def test_its_help_teaches_with_an_example(capsys, monkeypatch):
-    code, out, _ = fedrift(capsys, monkeypatch, "replay", "--help")
-    assert code == 0 and "drop_client=3" in out and "--from-round 7" in out
+    code, out, _ = fedrift(capsys, monkeypatch, "fork", "--help")
+    assert code == 0 and "exclude_clients=3" in out and "--from-round 7" in out

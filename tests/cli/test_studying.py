@@ -15,8 +15,8 @@ from tests.study.small import TUNED, said
 def place(tmp_path_factory):
     """A folder with a study in it."""
     folder = tmp_path_factory.mktemp("studying")
-    whole = said(folder, seeds=1, hypotheses=[{"is": "Greater", "name": "H1", "metric": "loss", "contrast": "twin",
-                                               "of": {"partition.severity": 1.0}}], **TUNED)
+    whole = said(folder, seeds=1, hypotheses=[{"type": "Greater", "name": "H1", "metric": "loss", "contrast": "iid_baseline",
+                                               "group": {"partition.severity": 1.0}}], **TUNED)
     (folder / "e.yaml").write_text(yaml.safe_dump(whole["base"]))
     (folder / "s.yaml").write_text(yaml.safe_dump({**whole, "base": "e.yaml"}))
     return folder
@@ -30,7 +30,7 @@ def here(place, monkeypatch):
 
 
 def test_a_dry_run_lists_designs_and_cost_and_runs_nothing(here, capsys, monkeypatch):
-    code, out, _ = fedrift(capsys, monkeypatch, "study", "s.yaml", "--dry-run", "--no-probe", "design={is: OneFactor}")
+    code, out, _ = fedrift(capsys, monkeypatch, "study", "s.yaml", "--dry-run", "--no-probe", "design={type: OneFactorAtATime}")
     assert code == 0
     assert "main: 3 cells" in out
     assert "tuning is not done" in out
@@ -38,9 +38,9 @@ def test_a_dry_run_lists_designs_and_cost_and_runs_nothing(here, capsys, monkeyp
     code, out, _ = fedrift(capsys, monkeypatch, "study", "s.yaml", "--dry-run", "--no-probe", "--json")
     got = json.loads(out)
     assert not got["ids_final"]
-    assert got["cost"]["runs"] == 4 + 4 + 2
+    assert got["cost"]["num_runs"] == 4 + 4 + 2
     assert not any("one client per round" in each["caveat"] for each in got["caveats"])
-    alone = ("study", "s.yaml", "--dry-run", "--no-probe", "base.plan.participation=0.34")
+    alone = ("study", "s.yaml", "--dry-run", "--no-probe", "base.training.participation_rate=0.34")
     code, out, _ = fedrift(capsys, monkeypatch, *alone)
     assert "caveat, 10 of 10 runs: one client per round: nothing is averaged, so update.divergence" in out
     code, out, _ = fedrift(capsys, monkeypatch, *alone, "--json")
@@ -53,30 +53,30 @@ def test_from_a_study_to_an_answer(here, capsys, monkeypatch):
     assert code == 0, err
     assert "6 finished, 0 failed" in out
     assert "tuned algorithm=FedAvg" in out
-    code, out, _ = fedrift(capsys, monkeypatch, "sql", "SELECT algorithm, count(*) n FROM runs GROUP BY 1 ORDER BY 1", "--json")
+    code, out, _ = fedrift(capsys, monkeypatch, "query", "SELECT algorithm, count(*) n FROM runs GROUP BY 1 ORDER BY 1", "--json")
     assert json.loads(out) == [{"algorithm": "FedAvg", "n": 5}, {"algorithm": "FedProx", "n": 5}]
     query = 'SELECT run FROM runs WHERE "partition.severity" = 1 ORDER BY run'
-    code, out, _ = fedrift(capsys, monkeypatch, "sql", query, "--json")
+    code, out, _ = fedrift(capsys, monkeypatch, "query", query, "--json")
     one, other = (row["run"] for row in json.loads(out)[:2])
     code, out, _ = fedrift(capsys, monkeypatch, "compare", one, other, "--json")
     got = json.loads(out)
-    assert "algorithm" in got["asked"] or "plan.optimizer.lr" in got["asked"] or "seed" in got["asked"]
+    assert "algorithm" in got["asked"] or "training.client_optimizer.lr" in got["asked"] or "seed" in got["asked"]
     assert "loss" in {each["metric"] for each in got["came"]}
     code, out, _ = fedrift(capsys, monkeypatch, "compare", one, one)
     assert "asked: the same" in out
-    code, out, _ = fedrift(capsys, monkeypatch, "export", "tiny", "--out", "t.zip")
+    code, out, _ = fedrift(capsys, monkeypatch, "export", "tiny", "--output", "t.zip")
     assert code == 0
-    code, out, _ = fedrift(capsys, monkeypatch, "import", "t.zip", "--runs", "there")
+    code, out, _ = fedrift(capsys, monkeypatch, "import", "t.zip", "--runs-dir", "there")
     assert "study tiny" in out
 
 
 def test_mistakes_are_told(here, capsys, monkeypatch):
     for words, told in [
         (("study", "s.yaml", "executor=locl"), "did you mean 'Local'"),
-        (("study", "s.yaml", "executor=processes", "executor.workers=-1"), "executor.workers"),
+        (("study", "s.yaml", "executor=processes", "executor.num_workers=-1"), "executor.num_workers"),
         (("study", "s.yaml", "seeds=0"), "seeds"),
         (("study", "s.yaml", "factors.algorithm=[FedAvgg, FedProx]"), "did you mean 'FedAvg'"),
-        (("sql", "SELEC 1"), "records, runs and findings"),
+        (("query", "SELEC 1"), "records, runs and findings"),
         (("export", "nothing"), "nothing"),
     ]:
         code, _, err = fedrift(capsys, monkeypatch, *words)

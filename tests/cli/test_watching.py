@@ -12,23 +12,23 @@ def test_a_look_at_a_study_on_the_terminal(tmp_path, capsys, monkeypatch):
     book = booked(tmp_path, tmp_path / "world")
     begun(tmp_path, "run0", ROUNDS, start=5.1)
     begun(tmp_path, "twin0", 3, severity=0.0)
-    book.fail("run1", "MemoryError: no room")
-    code, out, _ = fedrift(capsys, monkeypatch, "watch", "tiny", "--runs", str(tmp_path), "--once")
+    book.record_failure("run1", "MemoryError: no room")
+    code, out, _ = fedrift(capsys, monkeypatch, "monitor", "tiny", "--runs-dir", str(tmp_path), "--once")
     assert code == 0
-    for words in ("study tiny", "Does it run?", "56% of 16 rounds", "●✕", "+0.100", "IID twin: algorithm=FedAvg", "▂▁",
+    for words in ("study tiny", "Does it run?", "56% of 16 rounds", "●✕", "+0.100", "IID baseline: algorithm=FedAvg", "▂▁",
                   "failed run1", "MemoryError: no room", "nobody is at work"):
         assert words in out, words
-    code, out, _ = fedrift(capsys, monkeypatch, "watch", "tiny", "--runs", str(tmp_path), "--json")
+    code, out, _ = fedrift(capsys, monkeypatch, "monitor", "tiny", "--runs-dir", str(tmp_path), "--json")
     assert json.loads(out)["counts"] == {"finished": 1, "failed": 1, "unfinished": 1, "missing": 1}
 
 
 def test_a_finished_folder_ends_the_watching_and_an_empty_one_says_so(tmp_path, capsys, monkeypatch):
     begun(tmp_path / "runs", "a", ROUNDS)
     monkeypatch.chdir(tmp_path)
-    code, out, _ = fedrift(capsys, monkeypatch, "watch")
+    code, out, _ = fedrift(capsys, monkeypatch, "monitor")
     assert code == 0 and "all is done: 1 finished" in out
-    code, out, _ = fedrift(capsys, monkeypatch, "watch", "--runs", "nowhere", "--once")
+    code, out, _ = fedrift(capsys, monkeypatch, "monitor", "--runs-dir", "nowhere", "--once")
     assert code == 0 and "no runs in nowhere yet" in out
     assert not (tmp_path / "nowhere").exists()
-    code, _, err = fedrift(capsys, monkeypatch, "watch", "nosuch")
+    code, _, err = fedrift(capsys, monkeypatch, "monitor", "nosuch")
     assert code == 2 and "no study 'nosuch'" in err

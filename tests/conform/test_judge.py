@@ -7,24 +7,25 @@ from dataclasses import dataclass, replace
 
 import pytest
 
-from fedrift.conform import OURS, PLANTED, PROBLEMS, Problem, Unsupported, score, table
-from fedrift.conform.reference import REFERENCES
+from fedrift.conformance import FEDRIFT_SUBJECTS, PROBLEMS, Problem, Unsupported, judge_subject, verdict_table
+from fedrift.conformance.reference import REFERENCES
+from tests.mutants import MUTANTS
 
 
-@pytest.mark.parametrize("subject", OURS, ids=lambda s: s.algorithm)
+@pytest.mark.parametrize("subject", FEDRIFT_SUBJECTS, ids=lambda s: s.algorithm)
 def test_our_algorithms_are_the_papers(subject):
-    verdicts = score(subject)
+    verdicts = judge_subject(subject)
     assert verdicts
     assert all(v.holds for v in verdicts), [v for v in verdicts if not v.holds]
 
 
-@pytest.mark.parametrize("subject", PLANTED, ids=lambda s: f"{s.algorithm}-{s.name}")
+@pytest.mark.parametrize("subject", MUTANTS, ids=lambda s: f"{s.algorithm}-{s.name}")
 def test_every_planted_bug_is_seen(subject):
-    assert any(v.holds is False for v in score(subject))
+    assert any(v.holds is False for v in judge_subject(subject))
 
 
 def test_every_reference_has_a_problem_and_every_problem_a_reference():
-    assert {p.algorithm for p in PROBLEMS} == set(REFERENCES) == {s.algorithm for s in OURS}
+    assert {p.algorithm for p in PROBLEMS} == set(REFERENCES) == {s.algorithm for s in FEDRIFT_SUBJECTS}
 
 
 def test_the_references_know_the_published_numbers():
@@ -40,23 +41,23 @@ def test_adapters_are_asked_in_a_module_that_is_not_square_and_with_unequal_weig
         if problem.adapters:
             rows, columns = len(problem.adapters.up), len(problem.adapters.down[0])
             assert rows != columns
-            assert len(set(problem.weight)) == problem.size
+            assert len(set(problem.num_examples)) == problem.num_clients
             assert all(len(target) == rows and len(target[0]) == columns for target in problem.adapters.targets)
 
 
 def test_exact_aggregates_agree_on_the_first_round_and_separate_means_do_not():
     """What FedEx, FLoRA and SVD (of enough rank) give is sum_k p_k B_k A_k."""
-    first = {p.algorithm: REFERENCES[p.algorithm](p)[0] for p in reversed(PROBLEMS) if p.adapters and p.asks < 0}
+    first = {p.algorithm: REFERENCES[p.algorithm](p)[0] for p in reversed(PROBLEMS) if p.adapters and p.evaluated_client < 0}
     assert first["fedex"] == pytest.approx(first["flora"], abs=1e-12)
     assert abs(first["lora"] - first["fedex"]) > 1e-3
 
 
 def test_an_own_model_is_asked_by_its_client():
-    asked = [p for p in PROBLEMS if p.asks >= 0]
+    asked = [p for p in PROBLEMS if p.evaluated_client >= 0]
     assert {p.algorithm for p in asked} == {"ditto", "fine_tuned", "pfedme", "fedper"}
     for problem in asked:
-        others = {REFERENCES[problem.algorithm](replace(problem, asks=k))[-1] for k in range(problem.size)}
-        assert len(others) == problem.size
+        others = {REFERENCES[problem.algorithm](replace(problem, evaluated_client=k))[-1] for k in range(problem.num_clients)}
+        assert len(others) == problem.num_clients
 
 
 @dataclass(frozen=True)
@@ -73,9 +74,9 @@ class Mine:
 
 
 def test_a_subject_may_pass_fail_crash_or_decline():
-    assert {v.holds for v in score(Mine())} == {False}
-    assert all("ZeroDivisionError" in v.said and v.holds is False for v in score(Mine(error=ZeroDivisionError)))
-    assert {v.holds for v in score(Mine(error=Unsupported))} == {None}
-    assert table(score(Mine())).count("**wrong**") == len(score(Mine()))
+    assert {v.holds for v in judge_subject(Mine())} == {False}
+    assert all("ZeroDivisionError" in v.message and v.holds is False for v in judge_subject(Mine(error=ZeroDivisionError)))
+    assert {v.holds for v in judge_subject(Mine(error=Unsupported))} == {None}
+    assert verdict_table(judge_subject(Mine())).count("**wrong**") == len(judge_subject(Mine()))
     with pytest.raises(KeyError, match="fedprox"):
-        score(Mine(algorithm="fedmagic"))
+        judge_subject(Mine(algorithm="fedmagic"))

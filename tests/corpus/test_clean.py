@@ -9,10 +9,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fedrift.corpus.clean import documents, label_name, tidy, unique
-from fedrift.corpus.corpus import TEST, TRAIN, VALIDATION
-from fedrift.corpus.rows import Rows
-from fedrift.errors import UserError
+from fedrift.core.errors import UserError
+from fedrift.data.corpus import TEST, TRAIN, VALIDATION
+from fedrift.data.documents import deduplicate, extract_documents, normalize_label, normalize_text
+from fedrift.data.rows import Rows
 
 rows = st.lists(
     st.tuples(
@@ -28,7 +28,7 @@ rows = st.lists(
 def cleaned(cells):
     counts: Counter[str] = Counter()
     text, label, source, split = zip(*cells, strict=True) if cells else ((), (), (), ())
-    return unique(documents(Rows(text, label, source, split), counts), counts), counts
+    return deduplicate(extract_documents(Rows(text, label, source, split), counts), counts), counts
 
 
 @given(rows, st.randoms())
@@ -44,14 +44,14 @@ def test_a_document_never_stands_in_two_splits(cells):
     texts = [d.text for d in found]
     assert len(set(texts)) == len(texts)
     for d in found:
-        assert d.split == max(split for text, _, _, split in cells if tidy(text) == d.text)
+        assert d.split == max(split for text, _, _, split in cells if normalize_text(text) == d.text)
 
 
 @given(rows)
 def test_every_row_is_a_document_or_counted(cells):
     found, counts = cleaned(cells)
     assert len(found) + counts["empty"] + counts["duplicate"] + counts["not text"] == len(cells)
-    assert {d.text for d in found} == {tidy(text) for text, *_ in cells} - {""}
+    assert {d.text for d in found} == {normalize_text(text) for text, *_ in cells} - {""}
 
 
 def test_of_two_labels_the_first_by_name_wins_and_the_conflict_is_counted():
@@ -86,13 +86,13 @@ def test_equal_labels_are_no_conflict():
     ],
 )
 def test_labels_have_one_spelling(cell, name):
-    assert label_name(cell) == name
+    assert normalize_label(cell) == name
 
 
 def test_line_ends_are_one_kind_and_half_surrogates_are_replaced():
-    assert tidy(" a\r\nb\rc\n ") == "a\nb\nc"
-    assert tidy("a\ud83d\ude00b") == "a😀b"
-    assert tidy("a\ud83d") == "a\ufffd"
+    assert normalize_text(" a\r\nb\rc\n ") == "a\nb\nc"
+    assert normalize_text("a\ud83d\ude00b") == "a😀b"
+    assert normalize_text("a\ud83d") == "a\ufffd"
 
 
 def test_cells_that_are_no_text_are_left_out_and_counted():

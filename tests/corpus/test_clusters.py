@@ -5,10 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from fedrift.corpus.clusters import by_cluster
-from fedrift.errors import UserError
+from fedrift.core.errors import UserError
+from fedrift.core.random import numpy_stream
+from fedrift.data.encoders import label_by_cluster
 from fedrift.partition import TopicMix
-from fedrift.seeds import numpy_stream
 from tests.partition.corpora import corpus
 
 
@@ -21,7 +21,7 @@ def blobs():
 
 def test_clusters_find_blobs_and_are_named_by_size():
     documents, blob, vectors = blobs()
-    found = by_cluster(documents, vectors, 3, numpy_stream(2))
+    found = label_by_cluster(documents, vectors, 3, numpy_stream(2))
     assert found.domains == ("cluster0", "cluster1", "cluster2")
     assert np.array_equal(found.label, blob)
     assert (documents.label == -1).all()
@@ -29,7 +29,7 @@ def test_clusters_find_blobs_and_are_named_by_size():
 
 def test_an_unlabelled_corpus_can_be_dealt_by_its_clusters():
     documents, blob, vectors = blobs()
-    found = by_cluster(documents, vectors, 3, numpy_stream(2))
+    found = label_by_cluster(documents, vectors, 3, numpy_stream(2))
     for client, rows in enumerate(TopicMix(3, 1.0)(found, numpy_stream(3)).rows):
         assert set(blob[rows]) == {client}
 
@@ -37,4 +37,4 @@ def test_an_unlabelled_corpus_can_be_dealt_by_its_clusters():
 def test_more_clusters_than_documents_are_refused():
     documents, _, vectors = blobs()
     with pytest.raises(UserError, match="2 to 90"):
-        by_cluster(documents, vectors, 91, numpy_stream(0))
+        label_by_cluster(documents, vectors, 91, numpy_stream(0))

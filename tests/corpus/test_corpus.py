@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from fedrift.corpus import Corpus
+from fedrift.data import Corpus
 
 
 def small() -> Corpus:
@@ -39,7 +39,7 @@ def test_a_view_keeps_the_label_numbers():
 
 def test_content_does_not_depend_on_the_order():
     corpus = small()
-    assert corpus.take(np.array([2, 0, 3, 1])).content == corpus.content
+    assert corpus.take(np.array([2, 0, 3, 1])).fingerprint == corpus.fingerprint
 
 
 @pytest.mark.parametrize(
@@ -53,14 +53,14 @@ def test_content_does_not_depend_on_the_order():
     ],
 )
 def test_content_changes_with_text_label_and_split(change):
-    assert replace(small(), **change).content != small().content
+    assert replace(small(), **change).fingerprint != small().fingerprint
 
 
 def test_content_does_not_change_with_sizes_and_sources():
-    other = replace(small().sized(np.array([5, 6, 7, 8])), source=np.array(["y"] * 4, dtype=object))
-    assert other.content == small().content
+    other = replace(small().with_sizes(np.array([5, 6, 7, 8])), source=np.array(["y"] * 4, dtype=object))
+    assert other.fingerprint == small().fingerprint
 
 
 def test_sizes_of_another_length_are_refused():
     with pytest.raises(ValueError, match="4 documents"):
-        small().sized(np.array([1, 2]))
+        small().with_sizes(np.array([1, 2]))

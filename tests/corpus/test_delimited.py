@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fedrift.corpus.delimited import read_delimited
-from fedrift.errors import UserError
+from fedrift.core.errors import UserError
+from fedrift.data.tables import read_delimited
 
 TOPICS = ("food", "space", "sport")
 WIDTHS = {

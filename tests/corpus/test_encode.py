@@ -9,13 +9,12 @@ import numpy as np
 import pytest
 from sklearn.metrics import normalized_mutual_info_score
 
-from fedrift.corpus import Source, encode, load_corpus
-from fedrift.corpus.encode import embed
-from fedrift.corpus.keep import keep_array, kept_array
-from fedrift.errors import UserError
-from fedrift.experiment import parse
+from fedrift.config.schema import parse_config
+from fedrift.core.errors import UserError
+from fedrift.core.random import numpy_stream
+from fedrift.data import DatasetConfig, encoders, load_corpus
+from fedrift.data.encoders import embed_texts, load_cached_array, save_cached_array
 from fedrift.partition import TopicMix
-from fedrift.seeds import numpy_stream
 from tests import worlds
 
 ODD = ["", "😀", "日本語の文章です", "the of and", "a", "word " * 5000, *(f"some words {i}" for i in range(6))]
@@ -25,22 +24,24 @@ ENCODERS = ["lsa", pytest.param("wordllama", marks=pytest.mark.skipif(
 
 @pytest.fixture
 def source(tmp_path):
-    return Source(str(worlds.corpus_file(tmp_path / "c.csv")), label="", clusters=3)
+    return DatasetConfig(str(worlds.corpus_file(tmp_path / "c.csv")), label_column="", num_clusters=3)
 
 
 @pytest.mark.parametrize("encoder", ENCODERS)
 def test_any_text_has_a_vector_of_length_one_or_none(encoder):
-    found = embed(ODD, encoder)
+    found = embed_texts(ODD, encoder)
     assert len(found) == len(ODD) and np.isfinite(found).all() and found.dtype == np.float32
     length = np.linalg.norm(found, axis=1)
     assert (np.isclose(length, 1, atol=1e-5) | (length == 0)).all()
-    assert np.array_equal(found, embed(ODD, encoder))
+    assert np.array_equal(found, embed_texts(ODD, encoder))
 
 
 @pytest.mark.parametrize("encoder", ENCODERS)
 def test_topics_without_labels_are_found_again(tmp_path, encoder):
     texts = worlds.documents(60)
-    corpus = load_corpus(Source(str(worlds.corpus_file(tmp_path / "c.csv")), label="", clusters=3, encoder=encoder))
+    corpus = load_corpus(
+        DatasetConfig(str(worlds.corpus_file(tmp_path / "c.csv")), label_column="", num_clusters=3, encoder=encoder)
+    )
     topic = dict(texts)
     truth = [topic[text] for text in corpus.text]
     assert normalized_mutual_info_score(truth, corpus.label) > 0.95
@@ -54,37 +55,42 @@ def test_train_and_test_documents_share_the_clusters(source, tmp_path):
 
 
 def test_an_unlabelled_corpus_is_dealt_by_its_topics_from_yaml(source, tmp_path):
-    said = {"corpus": {"name": source.name, "label": "", "clusters": 3}, "partition": {"is": "TopicMix", "clients": 3}}
-    experiment = parse(said)
-    assert experiment.corpus == source and experiment.partition == TopicMix(3)
-    corpus, topic = load_corpus(experiment.corpus).train, dict(worlds.documents(60))
+    said = {
+        "dataset": {"name": source.name, "label_column": "", "num_clusters": 3},
+        "partition": {"type": "TopicMix", "num_clients": 3},
+    }
+    experiment = parse_config(said)
+    assert experiment.dataset == source and experiment.partition == TopicMix(3)
+    corpus, topic = load_corpus(experiment.dataset).train, dict(worlds.documents(60))
     for rows in experiment.partition(corpus, numpy_stream(0)).rows:
         assert len({topic[text] for text in corpus.text[rows]}) == 1
 
 
 def test_vectors_are_kept_by_what_they_are_of(tmp_path, monkeypatch):
     texts, made = ["one text", "another one"], []
-    monkeypatch.setitem(encode.ENCODERS, "lsa", lambda texts: made.append(1) or np.ones((len(texts), 3)))
+    monkeypatch.setitem(encoders.ENCODERS, "lsa", lambda texts: made.append(1) or np.ones((len(texts), 3)))
     for asked in (texts, texts, texts[::-1]):
-        embed(asked, cache=tmp_path / "v")
+        embed_texts(asked, cache_dir=tmp_path / "v")
     assert len(made) == 2
-    monkeypatch.setitem(encode.ENCODERS, "wordllama", lambda texts: np.eye(len(texts)))
-    assert not np.array_equal(embed(texts, "wordllama", cache=tmp_path / "v"), embed(texts, cache=tmp_path / "v"))
+    monkeypatch.setitem(encoders.ENCODERS, "wordllama", lambda texts: np.eye(len(texts)))
+    assert not np.array_equal(
+        embed_texts(texts, "wordllama", cache_dir=tmp_path / "v"), embed_texts(texts, cache_dir=tmp_path / "v")
+    )
     assert len(made) == 2
     for file in (tmp_path / "v").iterdir():
         file.write_bytes(b"damaged")
-    assert embed(texts, cache=tmp_path / "v").shape == (2, 3) and len(made) == 3
+    assert embed_texts(texts, cache_dir=tmp_path / "v").shape == (2, 3) and len(made) == 3
 
 
 def test_what_cannot_be_clustered_says_why(source):
     with pytest.raises(UserError, match=r"cannot be cut into 500 clusters: ask for 2 to 144"):
-        load_corpus(replace(source, clusters=500))
-    with pytest.raises(UserError, match=r"corpus\.clusters=8"):
-        load_corpus(replace(source, clusters=None, encoder="lsa"))
-    with pytest.raises(UserError, match=r"corpus\.clusters: wanted a whole number from 2 to 10,000"):
-        parse({"corpus": {"name": "bbc", "clusters": 1}})
-    with pytest.raises(UserError, match=r"corpus\.encoder: wanted 'lsa' or 'wordllama'"):
-        parse({"corpus": {"name": "bbc", "clusters": 4, "encoder": "bert"}})
+        load_corpus(replace(source, num_clusters=500))
+    with pytest.raises(UserError, match=r"dataset\.num_clusters=8"):
+        load_corpus(replace(source, num_clusters=None, encoder="lsa"))
+    with pytest.raises(UserError, match=r"dataset\.num_clusters: wanted a whole number from 2 to 10,000"):
+        parse_config({"dataset": {"name": "bbc", "num_clusters": 1}})
+    with pytest.raises(UserError, match=r"dataset\.encoder: wanted 'lsa' or 'wordllama'"):
+        parse_config({"dataset": {"name": "bbc", "num_clusters": 4, "encoder": "bert"}})
 
 
 def test_without_the_package_the_way_out_is_told(monkeypatch):
@@ -92,17 +98,17 @@ def test_without_the_package_the_way_out_is_told(monkeypatch):
     monkeypatch.setattr(builtins, "__import__", lambda name, *rest: (_ for _ in ()).throw(ImportError(name))
                         if name == "wordllama" else real(name, *rest))
     with pytest.raises(UserError, match=r"pip install 'fedrift\[encoder\]'"):
-        embed(["a"], "wordllama")
+        embed_texts(["a"], "wordllama")
 
 
 def test_no_damage_to_kept_vectors_is_read(tmp_path):
     vectors = np.random.default_rng(0).normal(size=(6, 4))
-    keep_array(tmp_path / "x.npy", vectors)
+    save_cached_array(tmp_path / "x.npy", vectors)
     content = (tmp_path / "x.npy").read_bytes()
-    assert (kept_array(tmp_path / "x.npy", 6) == vectors).all()
+    assert (load_cached_array(tmp_path / "x.npy", 6) == vectors).all()
     for place in range(len(content)):
         (tmp_path / "x.npy").write_bytes(content[:place] + bytes([content[place] ^ 4]) + content[place + 1:])
-        found = kept_array(tmp_path / "x.npy", 6)
+        found = load_cached_array(tmp_path / "x.npy", 6)
         assert found is None or (found == vectors).all()
     np.save(tmp_path / "old.npy", vectors)
-    assert kept_array(tmp_path / "old.npy", 6) is None  # without a checksum: made again
+    assert load_cached_array(tmp_path / "old.npy", 6) is None  # without a checksum: made again

@@ -10,31 +10,30 @@ import numpy as np
 import pytest
 from sklearn.metrics import normalized_mutual_info_score
 
-from fedrift.corpus.encode import embed
-from fedrift.corpus.minilm import NAME
-from fedrift.errors import UserError
+from fedrift.core.errors import UserError
+from fedrift.data.encoders import MINILM_ID, embed_texts
 from tests import worlds
 
 
 def test_hashed_words_need_nothing_and_every_text_stands_alone():
     texts = ["the team won a match", "serve warm bread with soup", "", "the of and"]
-    whole = embed(texts, "hashing")
+    whole = embed_texts(texts, "hashing")
     assert whole.shape == (4, 64) and np.allclose(np.linalg.norm(whole, axis=1), [1, 1, 0, 0])
-    assert all(np.array_equal(embed([text], "hashing")[0], row) for text, row in zip(texts, whole, strict=True))
+    assert all(np.array_equal(embed_texts([text], "hashing")[0], row) for text, row in zip(texts, whole, strict=True))
 
 
 def test_hashed_words_tell_topics_apart():
     from sklearn.cluster import KMeans
 
     texts, truth = zip(*worlds.documents(30), strict=True)
-    found = KMeans(3, n_init=5, random_state=0).fit_predict(embed(texts, "hashing"))
+    found = KMeans(3, n_init=5, random_state=0).fit_predict(embed_texts(texts, "hashing"))
     assert normalized_mutual_info_score(truth, found) > 0.9
 
 
 def test_minilm_says_what_to_install_or_to_take_instead(monkeypatch):
     monkeypatch.setitem(sys.modules, "sentence_transformers", None)
     with pytest.raises(UserError, match=r"pip install sentence-transformers.*'wordllama' or 'hashing'"):
-        embed(["a"], "minilm")
+        embed_texts(["a"], "minilm")
 
 
 def test_minilm_is_asked_as_sentence_transformers_wants_to_be(monkeypatch):
@@ -49,11 +48,11 @@ def test_minilm_is_asked_as_sentence_transformers_wants_to_be(monkeypatch):
             return np.arange(len(texts) * 4, dtype=np.float32).reshape(-1, 4) + 1
 
     monkeypatch.setitem(sys.modules, "sentence_transformers", SimpleNamespace(SentenceTransformer=Model))
-    found = embed(["a", "b"], "minilm")
+    found = embed_texts(["a", "b"], "minilm")
     assert found.shape == (2, 4) and np.allclose(np.linalg.norm(found, axis=1), 1)
-    assert asked == {"place": NAME, "device": "cpu"}
+    assert asked == {"place": MINILM_ID, "device": "cpu"}
     monkeypatch.setenv("FEDRIFT_MINILM", "/a/folder")
-    embed(["a"], "minilm")
+    embed_texts(["a"], "minilm")
     assert asked["place"] == "/a/folder"
 
     def nowhere(place, device):
@@ -61,7 +60,7 @@ def test_minilm_is_asked_as_sentence_transformers_wants_to_be(monkeypatch):
 
     monkeypatch.setitem(sys.modules, "sentence_transformers", SimpleNamespace(SentenceTransformer=nowhere))
     with pytest.raises(UserError, match="FEDRIFT_MINILM"):
-        embed(["a"], "minilm")
+        embed_texts(["a"], "minilm")
 
 
 def test_any_frozen_encoder_will_do_and_is_kept_under_its_name(tmp_path):
@@ -76,8 +75,8 @@ def test_any_frozen_encoder_will_do_and_is_kept_under_its_name(tmp_path):
 
     one, two = Length("length", []), Length("another", [])
     for encoder in (one, one, two):
-        found = embed(["a", "bcd"], encoder, cache=tmp_path)
+        found = embed_texts(["a", "bcd"], encoder, cache_dir=tmp_path)
     assert np.allclose(found, [[1, 1] / np.sqrt(2), [3, 1] / np.sqrt(10)])
     assert one.made == [2] and two.made == [2]
     with pytest.raises(UserError, match="no encoder 'minilmm': did you mean 'minilm'"):
-        embed(["a"], "minilmm")
+        embed_texts(["a"], "minilmm")

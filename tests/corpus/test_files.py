@@ -11,8 +11,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from fedrift.corpus import Source, load_corpus
-from fedrift.errors import UserError
+from fedrift.core.errors import UserError
+from fedrift.data import DatasetConfig, load_corpus
 
 ROWS = [
     {"text": "Müller scores 🎉 twice", "label": "sports"},
@@ -31,7 +31,7 @@ WRITE = {
 
 
 def load(path: Path, **more):
-    return load_corpus(Source(str(path), **more))
+    return load_corpus(DatasetConfig(str(path), **more))
 
 
 def labelled(corpus) -> dict[str, str | None]:
@@ -77,7 +77,7 @@ def test_a_corpus_does_not_depend_on_rows_or_file_order(tmp_path_factory, cells,
             (folder / f"part{number}.jsonl").write_text("\n".join(lines))
         corpus = load(folder)
         assert len(set(corpus.text)) == len(corpus)
-        contents.append((corpus.content, corpus.text.tolist(), corpus.split.tolist()))
+        contents.append((corpus.fingerprint, corpus.text.tolist(), corpus.split.tolist()))
         random.shuffle(cells)
     assert contents[0] == contents[1]
 
@@ -106,7 +106,7 @@ def test_a_duplicate_across_splits_stays_in_test_then_in_validation(tmp_path):
         {"b", "d"},
         {"c", "e"},
     ]
-    assert corpus.cleaned == {"duplicate": 3}
+    assert corpus.drop_counts == {"duplicate": 3}
 
 
 def test_a_folder_of_texts_has_its_sub_folders_as_labels(tmp_path):
@@ -123,14 +123,14 @@ def test_a_folder_of_texts_has_its_sub_folders_as_labels(tmp_path):
     corpus = load(tmp_path)
     assert labelled(corpus) == {"goal": "sports", "match": "sports", "chip": "tech", "loose": None}
     assert "sports/old/2.txt" in corpus.source
-    assert corpus.cleaned == {"empty": 1}
+    assert corpus.drop_counts == {"empty": 1}
 
 
 def test_a_folder_of_texts_may_be_split_first(tmp_path):
     for place in ("train/pos/1.txt", "train/neg/2.txt", "test/pos/3.txt"):
         (tmp_path / place).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / place).write_text(place)
-    corpus = load(tmp_path, validation=0.0)
+    corpus = load(tmp_path, validation_fraction=0.0)
     assert labelled(corpus.test) == {"test/pos/3.txt": "pos"}
     assert corpus.domains == ("neg", "pos")
 
@@ -145,7 +145,7 @@ def test_windows_line_ends_change_no_document(tmp_path):
     table = 'text,label\n"a\nb",x\nc,y\n'
     (tmp_path / "unix.csv").write_bytes(table.encode())
     (tmp_path / "dos.csv").write_bytes(table.replace("\n", "\r\n").encode())
-    assert load(tmp_path / "unix.csv").content == load(tmp_path / "dos.csv").content
+    assert load(tmp_path / "unix.csv").fingerprint == load(tmp_path / "dos.csv").fingerprint
 
 
 def test_one_document_is_enough(tmp_path):
@@ -183,7 +183,7 @@ def test_words_that_look_like_missing_values_are_text_but_no_label(tmp_path):
 
 def test_columns_of_other_names_can_be_said(tmp_path):
     pd.DataFrame({"body": ["a", "b"], "topic": ["x", "y"], "source": ["u", "v"]}).to_csv(tmp_path / "t.csv")
-    corpus = load(tmp_path / "t.csv", text="body", label="topic")
+    corpus = load(tmp_path / "t.csv", text_column="body", label_column="topic")
     assert labelled(corpus) == {"a": "x", "b": "y"}
     assert set(corpus.source) == {"u", "v"}
 
@@ -196,7 +196,7 @@ def test_a_missing_column_names_those_there_and_the_nearest(tmp_path, suffix):
     assert "'text'" in said
     assert "did you mean 'texts'" in said
     assert "'topic'" in said
-    assert "no column 'topics'" in refusal(path, text="texts", label="topics")
+    assert "no column 'topics'" in refusal(path, text_column="texts", label_column="topics")
 
 
 @pytest.mark.parametrize("name", ["e.csv", "e.tsv", "e.json", "e.jsonl", "e.parquet", "e.txt"])

@@ -15,12 +15,12 @@ import pandas as pd
 import pyarrow as pa
 import pytest
 
-from fedrift.corpus import Source, load_corpus
-from fedrift.errors import UserError
+from fedrift.core.errors import UserError
+from fedrift.data import DatasetConfig, load_corpus
 
 
 def load(path: Path, **more):
-    return load_corpus(Source(str(path), **{"validation": 0.0, "test": 0.0, **more}))
+    return load_corpus(DatasetConfig(str(path), **{"validation_fraction": 0.0, "test_fraction": 0.0, **more}))
 
 
 def refusal(path: Path, **more) -> str:
@@ -226,14 +226,14 @@ def test_two_columns_of_one_name_are_refused(tmp_path):
 
 @pytest.mark.parametrize("name", ["", " "])
 def test_an_empty_name_is_no_corpus(name):
-    with pytest.raises(UserError, match="corpus is empty"):
-        load_corpus(Source(name))
+    with pytest.raises(UserError, match="dataset is empty"):
+        load_corpus(DatasetConfig(name))
 
 
 @pytest.mark.parametrize("name", ["a" * 5000, "x" * 300 + ".csv", "/" + "y" * 400, "~nobody-of-that-name/x.csv", "a\0b.csv",
                                   "a\nb", "./" + "z" * 300 + "/t.csv"], ids=lambda name: f"{name[:6]!r}")
 def test_a_name_that_no_file_can_have_is_refused_in_one_line(name):
     with pytest.raises(UserError) as caught:
-        load_corpus(Source(name))
+        load_corpus(DatasetConfig(name))
     assert len(str(caught.value).splitlines()) == 1
     assert len(str(caught.value)) < 500

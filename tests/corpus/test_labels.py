@@ -8,9 +8,9 @@ import datasets
 import pandas as pd
 import pytest
 
-from fedrift.corpus import Source, load_corpus
-from fedrift.corpus.labels import plain_numbers, read_labels, similar_names
-from fedrift.errors import UserError
+from fedrift.core.errors import UserError
+from fedrift.data import DatasetConfig, load_corpus
+from fedrift.data.rows import group_similar_names, read_labels, strip_integer_decimals
 
 TEXTS = ("apple pie", "blue moon", "team wins", "rocket starts")
 CLASSES = datasets.ClassLabel(names=["food", "sport", "none"])
@@ -61,16 +61,16 @@ def test_a_file_gives_the_topics_of_the_same_rows_on_the_hub(tmp_path, monkeypat
     features = datasets.Features({"text": datasets.Value("string"), "label": feature})
     data = datasets.Dataset.from_dict({"text": list("pqrs"), "label": labels}, features=features)
     monkeypatch.setattr(datasets, "load_dataset", lambda name, config: datasets.DatasetDict(train=data))
-    hub = load_corpus(Source("someone/set"))
-    local = load_corpus(Source(str(written(data, kind, tmp_path))))
+    hub = load_corpus(DatasetConfig("someone/set"))
+    local = load_corpus(DatasetConfig(str(written(data, kind, tmp_path))))
     assert topics(hub) == topics(local) == wanted
-    assert hub.content == local.content
+    assert hub.fingerprint == local.fingerprint
 
 
 def test_a_categorical_column_has_its_names(tmp_path):
     frame = pd.DataFrame({"text": list("pqr"), "label": pd.Categorical(["b", None, "a"])})
     frame.to_parquet(tmp_path / "t.parquet")
-    assert topics(load_corpus(Source(str(tmp_path / "t.parquet")))) == ["b", None, "a"]
+    assert topics(load_corpus(DatasetConfig(str(tmp_path / "t.parquet")))) == ["b", None, "a"]
 
 
 @pytest.mark.parametrize(("cells", "words"), [
@@ -82,10 +82,10 @@ def test_a_categorical_column_has_its_names(tmp_path):
 def test_cells_that_name_no_topic_are_refused(tmp_path, cells, words):
     with pytest.raises(UserError, match=words) as caught:
         read_labels([None, *cells], None, "t.csv, column 'label'")
-    assert "corpus.label" in str(caught.value)
+    assert "dataset.label_column" in str(caught.value)
     pd.DataFrame({"text": ["a"], "label": cells}).to_parquet(tmp_path / "t.parquet")
     with pytest.raises(UserError, match=words):
-        load_corpus(Source(str(tmp_path / "t.parquet")))
+        load_corpus(DatasetConfig(str(tmp_path / "t.parquet")))
 
 
 def test_a_class_number_without_a_name_is_refused():
@@ -97,27 +97,30 @@ def test_what_is_taken_for_no_label_or_for_a_doubtful_topic_is_said():
     labels, notes = read_labels(["NA", "N/A", "none", "Unknown", "a"], None, "t.csv, column 'label'")
     assert labels == [None, None, "none", "Unknown", "a"]
     assert notes == ["t.csv, column 'label': 2 labels read 'NA', 'N/A' and count as no label",
-                     "t.csv, column 'label': 'none', 'Unknown' counts as a topic (2 rows); corpus.domains can leave it out"]
+                     "t.csv, column 'label': 'none', 'Unknown' counts as a topic (2 rows); dataset.domains can leave it out"]
     assert "2 rows have more than one" in read_labels([["a", "b"], ["a", "c"], ["b"]], None, "t")[1][0]
 
 
 def test_whole_numbers_lose_their_point_only_among_numbers():
-    assert plain_numbers(["1.0", None, "20.0", "3"]) == ["1", None, "20", "3"]
+    assert strip_integer_decimals(["1.0", None, "20.0", "3"]) == ["1", None, "20", "3"]
     for kept in (["1.0", "a"], ["1.0", "1.10"], ["01.0", "2.0"], ["1.00", "2.0"], ["1e3", "2.0"], ["007", "008"]):
-        assert plain_numbers(kept) == kept
+        assert strip_integer_decimals(kept) == kept
 
 
 def test_topics_that_differ_in_capitals_or_blanks_are_said(tmp_path):
-    assert similar_names(("Sport", "food", "sport", "New York", "New  York")) == [("Sport", "sport"), ("New York", "New  York")]
+    assert group_similar_names(("Sport", "food", "sport", "New York", "New  York")) == [
+        ("Sport", "sport"),
+        ("New York", "New  York"),
+    ]
     (tmp_path / "t.csv").write_text("text,label\na,Sport\nb,sport\nc, sport \n")
-    corpus = load_corpus(Source(str(tmp_path / "t.csv")))
+    corpus = load_corpus(DatasetConfig(str(tmp_path / "t.csv")))
     assert corpus.domains == ("Sport", "sport")
     assert corpus.notes == ("topics 'Sport', 'sport' differ only in capitals or white space and count as 2",)
 
 
 def test_labels_that_name_the_documents_are_refused(tmp_path):
     (tmp_path / "t.csv").write_text("text,label\n" + "".join(f"text {TEXTS[n % 4]} {n},id{n}\n" for n in range(40)))
-    with pytest.raises(UserError, match=r"40 labels for 40 documents.*corpus\.label.*corpus\.clusters"):
-        load_corpus(Source(str(tmp_path / "t.csv")))
-    assert load_corpus(Source(str(tmp_path / "t.csv"), label="")).domains == ()
-    assert load_corpus(Source(str(tmp_path / "t.csv"), clusters=2)).domains == ("cluster0", "cluster1")
+    with pytest.raises(UserError, match=r"40 labels for 40 documents.*dataset\.label_column.*dataset\.num_clusters"):
+        load_corpus(DatasetConfig(str(tmp_path / "t.csv")))
+    assert load_corpus(DatasetConfig(str(tmp_path / "t.csv"), label_column="")).domains == ()
+    assert load_corpus(DatasetConfig(str(tmp_path / "t.csv"), num_clusters=2)).domains == ("cluster0", "cluster1")

@@ -6,11 +6,13 @@ import math
 
 import pytest
 
-from fedrift.corpus.sandbox import PHENOMENA, Sandbox, language, minimal_pairs, nats
-from fedrift.corpus.sandbox.text import parsed
-from fedrift.errors import UserError
+from fedrift.core.errors import UserError
+from fedrift.data.synthetic import PHENOMENA, SyntheticConfig, document_nats, get_language, make_minimal_pairs
+from fedrift.data.synthetic.language import split_sentences
 
-ALL = language(Sandbox(domains=4, styles=("plain", "formal", "slang", "short"), concept=0.1, words=30))
+ALL = get_language(
+    SyntheticConfig(num_domains=4, styles=("plain", "formal", "slang", "short"), concept_shift=0.1, words_per_class=30)
+)
 
 
 def test_there_are_the_phenomena_that_were_promised():
@@ -20,18 +22,18 @@ def test_there_are_the_phenomena_that_were_promised():
 @pytest.mark.parametrize("phenomenon", PHENOMENA)
 @pytest.mark.parametrize("domain", [None, 2])
 def test_the_good_one_is_in_the_language_and_the_bad_one_in_no_domain(phenomenon, domain):
-    for pair in minimal_pairs(ALL, phenomenon, 24, domain=domain):
+    for pair in make_minimal_pairs(ALL, phenomenon, 24, domain=domain):
         speakers = range(4) if domain is None else [domain]
-        assert all(nats(ALL, pair.good, d) < math.inf for d in speakers), pair
-        assert all(nats(ALL, pair.bad, d) == math.inf for d in range(4)), pair
+        assert all(document_nats(ALL, pair.good, d) < math.inf for d in speakers), pair
+        assert all(document_nats(ALL, pair.bad, d) == math.inf for d in range(4)), pair
 
 
 @pytest.mark.parametrize("phenomenon", PHENOMENA)
 def test_they_differ_in_one_place_and_have_equally_many_words(phenomenon):
-    pairs = minimal_pairs(ALL, phenomenon, 100)
+    pairs = make_minimal_pairs(ALL, phenomenon, 100)
     assert len({(pair.good, pair.bad) for pair in pairs}) == 100
     for pair in pairs:
-        (good,), (bad,) = parsed(pair.good), parsed(pair.bad)
+        (good,), (bad,) = split_sentences(pair.good), split_sentences(pair.bad)
         assert len(good) == len(bad)
         differ = [place for place, (g, b) in enumerate(zip(good, bad)) if g != b]
         if phenomenon == "word order":
@@ -41,49 +43,49 @@ def test_they_differ_in_one_place_and_have_equally_many_words(phenomenon):
 
 
 def test_attractors_disagree_in_half_of_the_templates():
-    templates = {pair.template for pair in minimal_pairs(ALL, "agreement across a phrase", 100)}
+    templates = {pair.template for pair in make_minimal_pairs(ALL, "agreement across a phrase", 100)}
     assert templates == {f"agreement across a phrase, {n} {m}" for n in ("sg", "pl") for m in ("sg", "pl")}
 
 
 def test_inflected_pairs_have_equally_many_letters():
     for phenomenon in ("agreement", "agreement across a relative clause", "verb form", "filler and gap"):
-        assert all(len(pair.good) == len(pair.bad) for pair in minimal_pairs(ALL, phenomenon, 50))
+        assert all(len(pair.good) == len(pair.bad) for pair in make_minimal_pairs(ALL, phenomenon, 50))
 
 
 def pieces(text: str) -> int:
     """A tokenizer of sorts: pieces of at most four letters."""
-    return sum(-(-len(word) // 4) for (sentence,) in [parsed(text)] for word in sentence)
+    return sum(-(-len(word) // 4) for (sentence,) in [split_sentences(text)] for word in sentence)
 
 
 @pytest.mark.parametrize("phenomenon", sorted(set(PHENOMENA) - {"anaphor"}))
 def test_with_a_tokenizer_they_have_equally_many_tokens(phenomenon):
-    pairs = minimal_pairs(ALL, phenomenon, 30, tokens=pieces)
+    pairs = make_minimal_pairs(ALL, phenomenon, 30, count_tokens=pieces)
     assert all(pieces(pair.good) == pieces(pair.bad) for pair in pairs)
 
 
 def test_a_tokenizer_without_such_pairs_is_told():
-    assert any(pieces(pair.good) != pieces(pair.bad) for pair in minimal_pairs(ALL, "negative polarity", 30))
+    assert any(pieces(pair.good) != pieces(pair.bad) for pair in make_minimal_pairs(ALL, "negative polarity", 30))
     with pytest.raises(UserError, match="only 0 of 3 pairs of 'anaphor' could be made with equally many tokens"):
-        minimal_pairs(ALL, "anaphor", 3, tokens=pieces)
+        make_minimal_pairs(ALL, "anaphor", 3, count_tokens=pieces)
 
 
 def test_pairs_are_the_same_for_the_same_seed_only():
-    assert minimal_pairs(ALL, "anaphor", 9) == minimal_pairs(ALL, "anaphor", 9)
-    assert minimal_pairs(ALL, "anaphor", 9) != minimal_pairs(ALL, "anaphor", 9, seed=1)
-    assert minimal_pairs(ALL, "anaphor", 9) == minimal_pairs(ALL, "anaphor", 20)[:9]
+    assert make_minimal_pairs(ALL, "anaphor", 9) == make_minimal_pairs(ALL, "anaphor", 9)
+    assert make_minimal_pairs(ALL, "anaphor", 9) != make_minimal_pairs(ALL, "anaphor", 9, seed=1)
+    assert make_minimal_pairs(ALL, "anaphor", 9) == make_minimal_pairs(ALL, "anaphor", 20)[:9]
 
 
 @pytest.mark.parametrize(("overlap", "domain", "said"), [(0.0, None, "in common"), (1.0, 0, "of one domain alone")])
 def test_words_that_do_not_exist_are_not_made_pairs_of(overlap, domain, said):
     with pytest.raises(UserError, match=said):
-        minimal_pairs(language(Sandbox(overlap=overlap, words=5)), "agreement", 2, domain=domain)
+        make_minimal_pairs(get_language(SyntheticConfig(overlap=overlap, words_per_class=5)), "agreement", 2, domain=domain)
 
 
 def test_more_pairs_than_there_are_is_refused():
     with pytest.raises(UserError, match="only 6 of 20 pairs"):
-        minimal_pairs(language(Sandbox(words=1)), "agreement", 20)
+        make_minimal_pairs(get_language(SyntheticConfig(words_per_class=1)), "agreement", 20)
 
 
 def test_a_wrong_name_gets_the_nearest_right_one():
     with pytest.raises(UserError, match="did you mean 'anaphor'"):
-        minimal_pairs(ALL, "anafor", 1)
+        make_minimal_pairs(ALL, "anafor", 1)

@@ -6,11 +6,10 @@ import datasets
 import pandas as pd
 import pytest
 
-from fedrift.corpus import Source, corpora, load_corpus, pretraining_half
-from fedrift.corpus.halves import READ_BY_POCKET
-from fedrift.corpus.named import NAMED
-from fedrift.corpus.source import family
-from fedrift.errors import UserError
+from fedrift.core.errors import UserError
+from fedrift.data import DatasetConfig, is_in_pretraining_half, list_datasets, load_corpus
+from fedrift.data.catalog import NAMED_DATASETS, POCKET_PRETRAINING_DATASETS
+from fedrift.data.dataset import known_origin
 
 
 def local(folder, name, count=200, labels=("x", "y"), test=40):
@@ -29,8 +28,8 @@ def local(folder, name, count=200, labels=("x", "y"), test=40):
 def refusal(*args, **more) -> str:
     with pytest.raises(UserError) as caught:
         load_corpus(
-            Source(*args, **{k: v for k, v in more.items() if k not in ("data", "half")}),
-            **{k: v for k, v in more.items() if k in ("data", "half")},
+            DatasetConfig(*args, **{k: v for k, v in more.items() if k not in ("data_dir", "half")}),
+            **{k: v for k, v in more.items() if k in ("data_dir", "half")},
         )
     return str(caught.value)
 
@@ -41,9 +40,9 @@ def test_an_unknown_corpus_offers_the_nearest():
 
 def test_a_local_folder_comes_before_the_hub_by_argument_and_by_environment(tmp_path, monkeypatch):
     local(tmp_path, "ag_news")
-    given = load_corpus(Source("ag_news"), data=tmp_path)
+    given = load_corpus(DatasetConfig("ag_news"), data_dir=tmp_path)
     monkeypatch.setenv("FEDRIFT_DATA", str(tmp_path))
-    assert load_corpus(Source("ag_news")).content == given.content
+    assert load_corpus(DatasetConfig("ag_news")).fingerprint == given.fingerprint
     assert len(given.test) == 40
     assert len(given.validation) == 20
     assert len(given.train) == 180
@@ -52,33 +51,33 @@ def test_a_local_folder_comes_before_the_hub_by_argument_and_by_environment(tmp_
 def test_a_corpus_without_a_hub_id_says_which_folder_it_wants(tmp_path):
     assert "medquad/" in (said := refusal("medquad"))
     assert "FEDRIFT_DATA, which is not set" in said
-    assert str(tmp_path) in refusal("medquad", data=tmp_path)
+    assert str(tmp_path) in refusal("medquad", data_dir=tmp_path)
     assert "reddit_posts/" in refusal("reddit_topics")
 
 
 def test_a_limit_keeps_splits_and_labels_in_proportion(tmp_path):
-    corpus = load_corpus(Source("ag_news", limit=60, validation=0.0), data=local(tmp_path, "ag_news"))
+    corpus = load_corpus(DatasetConfig("ag_news", limit=60, validation_fraction=0.0), data_dir=local(tmp_path, "ag_news"))
     assert len(corpus) == 60
     assert len(corpus.test) == 10
     assert abs((corpus.label == 0).sum() - 30) <= 2
-    assert corpus.cleaned == {"beyond the limit": 180}
+    assert corpus.drop_counts == {"beyond the limit": 180}
 
 
 def test_domains_are_limited_and_unknown_ones_refused(tmp_path):
     local(tmp_path, "ag_news", labels=("Sports", "World", "Business"))
-    corpus = load_corpus(Source("ag_news", domains=("World", "Sports")), data=tmp_path)
+    corpus = load_corpus(DatasetConfig("ag_news", domains=("World", "Sports")), data_dir=tmp_path)
     assert corpus.domains == ("Sports", "World")
     assert set(corpus.label) == {0, 1}
     assert len(corpus) == 160
-    assert "did you mean 'Sports'" in refusal("ag_news", domains=("sport",), data=tmp_path)
+    assert "did you mean 'Sports'" in refusal("ag_news", domains=("sport",), data_dir=tmp_path)
 
 
 def test_a_variant_gathers_labels_into_domains(tmp_path):
     local(tmp_path, "newsgroups20", labels=("sci.med", "sci.crypt", "comp.graphics", "alt.atheism"))
-    corpus = load_corpus(Source("newsgroups_topics"), data=tmp_path)
+    corpus = load_corpus(DatasetConfig("newsgroups_topics"), data_dir=tmp_path)
     assert corpus.domains == ("health", "tech")
     assert len(corpus) == 180
-    assert corpus.cleaned == {"other domain": 60}
+    assert corpus.drop_counts == {"other domain": 60}
 
 
 def test_wikitext_documents_are_its_paragraphs(tmp_path):
@@ -87,35 +86,35 @@ def test_wikitext_documents_are_its_paragraphs(tmp_path):
     pd.DataFrame({"text": lines, "label": None, "source": "w"}).to_parquet(
         tmp_path / "wikitext2" / "test.parquet"
     )
-    corpus = load_corpus(Source("wikitext2"), data=tmp_path)
+    corpus = load_corpus(DatasetConfig("wikitext2"), data_dir=tmp_path)
     assert set(corpus.text) == {"A paragraph .", "Another one ."}
     assert corpus.domains == ()
-    assert corpus.cleaned == {"empty": 2, "heading": 2}
+    assert corpus.drop_counts == {"empty": 2, "heading": 2}
 
 
 def test_shares_that_leave_no_train_are_refused():
-    assert "nothing to train on" in refusal("bbc", validation=0.5, test=0.5)
+    assert "nothing to train on" in refusal("bbc", validation_fraction=0.5, test_fraction=0.5)
 
 
 def test_changed_data_is_told(tmp_path):
-    content = load_corpus(Source("ag_news"), data=local(tmp_path, "ag_news")).content
-    assert load_corpus(Source("ag_news", content=content), data=tmp_path).content == content
-    assert "not what it was" in refusal("ag_news", content="0" * 64, data=tmp_path)
+    content = load_corpus(DatasetConfig("ag_news"), data_dir=local(tmp_path, "ag_news")).fingerprint
+    assert load_corpus(DatasetConfig("ag_news", fingerprint=content), data_dir=tmp_path).fingerprint == content
+    assert "not what it was" in refusal("ag_news", fingerprint="0" * 64, data_dir=tmp_path)
 
 
 # Halves
 
 
-@pytest.mark.parametrize("name", sorted(READ_BY_POCKET))
+@pytest.mark.parametrize("name", sorted(POCKET_PRETRAINING_DATASETS))
 def test_the_unseen_half_holds_no_train_document_that_pocket_has_read(tmp_path, name):
     local(tmp_path, name)
     whole, unseen, read = (
-        load_corpus(Source(name), data=tmp_path, half=half) for half in ("all", "unseen", "pretraining")
+        load_corpus(DatasetConfig(name), data_dir=tmp_path, half=half) for half in ("all", "unseen", "pretraining")
     )
     dealt_from_train = [*unseen.train.text, *unseen.validation.text]
     assert len(dealt_from_train) > 50
-    assert not any(pretraining_half(text) for text in dealt_from_train)
-    assert all(pretraining_half(text) for text in [*read.train.text, *read.validation.text])
+    assert not any(is_in_pretraining_half(text) for text in dealt_from_train)
+    assert all(is_in_pretraining_half(text) for text in [*read.train.text, *read.validation.text])
     assert set(unseen.test.text) == set(whole.test.text) == set(read.test.text)
     assert len(unseen) + len(read) == len(whole) + len(whole.test)
 
@@ -124,23 +123,23 @@ def test_variants_paths_and_hub_ids_of_a_corpus_are_halved_as_it_is(tmp_path):
     local(tmp_path, "dbpedia")
     for name in (tmp_path / "dbpedia", tmp_path / "dbpedia" / "train.parquet"):
         assert not any(
-            map(pretraining_half, load_corpus(Source(str(name), test=0.0), half="unseen").train.text)
+            map(is_in_pretraining_half, load_corpus(DatasetConfig(str(name), test_fraction=0.0), half="unseen").train.text)
         )
-    assert family("reddit_topics") == "reddit_posts"
-    assert family("newsgroups_topics") == "newsgroups20"
-    assert family("Salesforce/wikitext:wikitext-103-raw-v1") == "wikitext2"
-    assert family("someone/else") == ""
+    assert known_origin("reddit_topics") == "reddit_posts"
+    assert known_origin("newsgroups_topics") == "newsgroups20"
+    assert known_origin("Salesforce/wikitext:wikitext-103-raw-v1") == "wikitext2"
+    assert known_origin("someone/else") == ""
 
 
 def test_other_corpora_have_no_halves(tmp_path):
     local(tmp_path, "ag_news")
-    assert len(load_corpus(Source("ag_news"), data=tmp_path, half="unseen")) == 240
-    assert "pretraining half" in refusal("ag_news", data=tmp_path, half="pretraining")
-    assert "did you mean 'unseen'" in refusal("ag_news", data=tmp_path, half="unsen")
+    assert len(load_corpus(DatasetConfig("ag_news"), data_dir=tmp_path, half="unseen")) == 240
+    assert "pretraining half" in refusal("ag_news", data_dir=tmp_path, half="pretraining")
+    assert "did you mean 'unseen'" in refusal("ag_news", data_dir=tmp_path, half="unsen")
 
 
 def test_the_rule_of_the_halves_never_changes():
-    said = [pretraining_half(text) for text in ("a", " a\n", "b", "c", "d", "e", "東京")]
+    said = [is_in_pretraining_half(text) for text in ("a", " a\n", "b", "c", "d", "e", "東京")]
     assert said == [True, True, True, True, True, False, False]
 
 
@@ -182,7 +181,7 @@ def test_class_numbers_of_the_hub_get_their_names(monkeypatch):
             unsupervised=split_by(["e"], [0], names),
         ),
     )
-    corpus = load_corpus(Source("ag_news", validation=0.0))
+    corpus = load_corpus(DatasetConfig("ag_news", validation_fraction=0.0))
     assert said == [("fancyzhx/ag_news", None)]
     assert labels_of(corpus) == {"a": "World", "b": "Sports", "c": None, "d": "Sports"}
     assert list(corpus.test.text) == ["d"]
@@ -194,7 +193,7 @@ def test_of_a_list_of_labels_the_first_counts(monkeypatch):
     on_the_hub(
         monkeypatch, datasets.DatasetDict(train=split_by(["a", "b", "c"], [[1, 0], [0], []], names, "labels"))
     )
-    assert labels_of(load_corpus(Source("reddit_comments"))) == {"a": "fear", "b": "joy", "c": None}
+    assert labels_of(load_corpus(DatasetConfig("reddit_comments"))) == {"a": "fear", "b": "joy", "c": None}
 
 
 def test_tweets_are_labelled_by_their_task(monkeypatch):
@@ -202,10 +201,10 @@ def test_tweets_are_labelled_by_their_task(monkeypatch):
         monkeypatch,
         {
             config: datasets.DatasetDict(train=split_by([f"tweet {config}"], [0], datasets.Value("int64")))
-            for config in NAMED["tweets"].configs
+            for config in NAMED_DATASETS["tweets"].configs
         },
     )
-    corpus = load_corpus(Source("tweets"))
+    corpus = load_corpus(DatasetConfig("tweets"))
     assert len(said) == 11
     assert "stance-hillary" in corpus.domains
     assert len(corpus) == 11
@@ -214,11 +213,11 @@ def test_tweets_are_labelled_by_their_task(monkeypatch):
 def test_any_hub_id_with_its_configuration_and_columns(monkeypatch):
     found = datasets.DatasetDict(test=split_by(list("abcdef"), list("xyxyxy"), datasets.Value("string")))
     said = on_the_hub(monkeypatch, found)
-    corpus = load_corpus(Source("someone/set:plain", text="content", test=0.2, validation=0.0))
+    corpus = load_corpus(DatasetConfig("someone/set:plain", text_column="content", test_fraction=0.2, validation_fraction=0.0))
     assert said == [("someone/set", "plain")]
     assert len(corpus.train) == 5
     assert corpus.domains == ("x", "y")
-    assert "did you mean 'content'" in refusal("someone/set", text="contents")
+    assert "did you mean 'content'" in refusal("someone/set", text_column="contents")
 
 
 @pytest.mark.parametrize(
@@ -249,18 +248,18 @@ def test_a_missing_configuration_says_how_to_write_it(monkeypatch):
 def test_the_list_counts_what_is_here_and_loads_nothing(tmp_path, monkeypatch):
     on_the_hub(monkeypatch, None)
     local(tmp_path, "newsgroups20", labels=("sci.med", "alt.atheism"))
-    listed = {item.name: item for item in corpora(tmp_path)}
-    assert set(listed) == set(NAMED)
-    assert listed["newsgroups20"].documents == 240
+    listed = {item.name: item for item in list_datasets(tmp_path)}
+    assert set(listed) == set(NAMED_DATASETS)
+    assert listed["newsgroups20"].num_documents == 240
     assert listed["newsgroups20"].origin == "local folder"
-    assert listed["newsgroups_topics"].documents == 120
-    assert listed["tweets"].documents is None
+    assert listed["newsgroups_topics"].num_documents == 120
+    assert listed["tweets"].num_documents is None
     assert listed["tweets"].origin == "hub cardiffnlp/tweet_eval"
-    assert listed["medquad"].documents is None
-    assert all(item.terms for item in listed.values())
+    assert listed["medquad"].num_documents is None
+    assert all(item.license_terms for item in listed.values())
 
 
 def test_the_list_survives_a_damaged_local_folder(tmp_path):
     (tmp_path / "ag_news").mkdir()
     (tmp_path / "ag_news" / "train.parquet").write_bytes(b"nonsense")
-    assert {item.name: item for item in corpora(tmp_path)}["ag_news"].documents is None
+    assert {item.name: item for item in list_datasets(tmp_path)}["ag_news"].num_documents is None

@@ -6,13 +6,12 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from fedrift.corpus import TEST, TRAIN, VALIDATION, Source, load_corpus
-from fedrift.corpus.halves import READ_BY_POCKET, pretraining_half
-from fedrift.corpus.listing import corpora
-from fedrift.corpus.named import NAMED
-from fedrift.errors import UserError
+from fedrift.core.errors import UserError
+from fedrift.data import TEST, TRAIN, VALIDATION, DatasetConfig, load_corpus
+from fedrift.data.catalog import NAMED_DATASETS, POCKET_PRETRAINING_DATASETS, is_in_pretraining_half
+from fedrift.data.dataset import list_datasets
 
-STYLES = dict(NAMED["styles"].parts)
+STYLES = dict(NAMED_DATASETS["styles"].parts)
 
 
 @pytest.fixture
@@ -34,17 +33,17 @@ def count(corpus) -> np.ndarray:
 
 
 def test_styles_are_corpora_and_equally_many_documents_of_each_in_every_split(data):
-    corpus = load_corpus(Source("styles"), data=data)
+    corpus = load_corpus(DatasetConfig("styles"), data_dir=data)
     assert corpus.domains == tuple(sorted(STYLES))
     own = corpus.take(corpus.text != "the same in all")
     assert all(text.split()[0] == corpus.domains[label] for text, label in zip(own.text, own.label, strict=True))
     assert (count(corpus).min(1) == count(corpus).max(1)).all() and (count(corpus).min(1) > 0).all()
     assert len(set(corpus.text)) == len(corpus)
-    assert corpus.cleaned["more than the smallest part has"] > 0
+    assert corpus.drop_counts["more than the smallest part has"] > 0
 
 
 def test_each_part_keeps_its_own_splits_and_a_text_in_two_parts_is_in_one(data):
-    corpus = load_corpus(Source("styles"), data=data)
+    corpus = load_corpus(DatasetConfig("styles"), data_dir=data)
     for split, name in ((TRAIN, "train"), (TEST, "test")):
         own = {text.split()[1] for text in corpus.text[corpus.split == split] if text != "the same in all"}
         assert own <= {name, "train"} if split == TRAIN else own == {name}
@@ -52,18 +51,18 @@ def test_each_part_keeps_its_own_splits_and_a_text_in_two_parts_is_in_one(data):
 
 
 def test_the_seed_draws_the_documents_and_the_limit_keeps_the_balance(data):
-    one, two, other = (load_corpus(Source("styles", split_seed=seed), data=data) for seed in (0, 0, 1))
-    assert one.content == two.content != other.content
-    few = load_corpus(Source("styles", limit=60), data=data)
+    one, two, other = (load_corpus(DatasetConfig("styles", split_seed=seed), data_dir=data) for seed in (0, 0, 1))
+    assert one.fingerprint == two.fingerprint != other.fingerprint
+    few = load_corpus(DatasetConfig("styles", limit=60), data_dir=data)
     assert len(few) == 60 and np.ptp(count(few), axis=1).max() <= 1
 
 
 def test_what_pocket_has_read_is_left_out_part_by_part(data):
-    corpus = load_corpus(Source("styles"), data=data, half="unseen")
+    corpus = load_corpus(DatasetConfig("styles"), data_dir=data, half="unseen")
     for domain, name in STYLES.items():
         rows = (corpus.label == corpus.domains.index(domain)) & (corpus.split == TRAIN)
-        read = sum(pretraining_half(text) for text in corpus.text[rows])
-        assert (read == 0) == (name in READ_BY_POCKET) and rows.any()
+        read = sum(is_in_pretraining_half(text) for text in corpus.text[rows])
+        assert (read == 0) == (name in POCKET_PRETRAINING_DATASETS) and rows.any()
 
 
 def test_a_part_that_is_not_there_says_how_to_bring_it(data):
@@ -71,18 +70,18 @@ def test_a_part_that_is_not_there_says_how_to_bring_it(data):
     (data / "stackexchange" / "test.parquet").unlink()
     (data / "stackexchange").rmdir()
     with pytest.raises(UserError, match="'stackexchange' has no sure hub id"):
-        load_corpus(Source("styles"), data=data)
+        load_corpus(DatasetConfig("styles"), data_dir=data)
 
 
 def test_a_style_can_be_left_out_and_the_list_says_what_it_is_made_of(data):
-    corpus = load_corpus(Source("styles", domains=("news", "tweets")), data=data)
+    corpus = load_corpus(DatasetConfig("styles", domains=("news", "tweets")), data_dir=data)
     assert corpus.domains == ("news", "tweets")
-    listed = {one.name: one for one in corpora(data)}
+    listed = {one.name: one for one in list_datasets(data)}
     assert "ag_news" in listed["styles"].origin
-    assert listed["styles"].documents == 5 * min(listed[name].documents for name in STYLES.values())
+    assert listed["styles"].num_documents == 5 * min(listed[name].num_documents for name in STYLES.values())
 
 
 def test_real_styles_are_equally_large(shared_data):
-    corpus = load_corpus(Source("styles"), data=shared_data, half="unseen")
+    corpus = load_corpus(DatasetConfig("styles"), data_dir=shared_data, half="unseen")
     found = count(corpus)
     assert (found.min(1) == found.max(1)).all() and found[TRAIN, 0] > 2000 and found[TEST, 0] > 300

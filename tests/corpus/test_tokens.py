@@ -16,8 +16,8 @@ from tokenizers.pre_tokenizers import Whitespace
 from tokenizers.processors import TemplateProcessing
 from transformers import PreTrainedTokenizerFast
 
-from fedrift.corpus import Corpus, tokenise
-from fedrift.errors import UserError
+from fedrift.core.errors import UserError
+from fedrift.data import Corpus, tokenize_corpus
 
 
 def corpus_of(*texts: str) -> Corpus:
@@ -37,51 +37,51 @@ TEXTS = ("the cat sat", "東京 🎉", "on the mat <|end|> the <|pad|>", "a", "t
 
 
 def same(one, other) -> bool:
-    return one.flat.tobytes() == other.flat.tobytes() and (one.offset == other.offset).all()
+    return one.ids.tobytes() == other.ids.tobytes() and (one.offsets == other.offsets).all()
 
 
 @settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.lists(st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=30), max_size=8))
 def test_every_document_can_be_read_back_and_ends_once(tokenizer, texts):
-    tokens = tokenise(corpus_of(*texts), tokenizer, cache=None)
+    tokens = tokenize_corpus(corpus_of(*texts), tokenizer, cache_dir=None)
     assert len(tokens) == len(texts)
-    assert tokens.lengths.sum() == len(tokens.flat)
+    assert tokens.lengths.sum() == len(tokens.ids)
     for row, text in enumerate(texts):
-        ids = tokens.document(row)
-        assert ids[-1] == tokens.end
-        assert (ids == tokens.end).sum() == 1
+        ids = tokens.document_ids(row)
+        assert ids[-1] == tokens.eos_id
+        assert (ids == tokens.eos_id).sum() == 1
         assert tokenizer.decode(ids[:-1], clean_up_tokenization_spaces=False) == text
 
 
 def test_text_that_spells_a_special_token_is_text(tokenizer):
-    tokens = tokenise(corpus_of(*TEXTS), tokenizer, cache=None)
-    assert (tokens.flat == tokens.end).sum() == len(TEXTS)
-    assert tokens.pad not in tokens.flat
+    tokens = tokenize_corpus(corpus_of(*TEXTS), tokenizer, cache_dir=None)
+    assert (tokens.ids == tokens.eos_id).sum() == len(TEXTS)
+    assert tokens.pad_id not in tokens.ids
 
 
 def test_nothing_is_cut_whatever_the_tokenizer_was_last_asked(tokenizer):
-    plain = tokenise(corpus_of(*TEXTS), tokenizer, cache=None)
+    plain = tokenize_corpus(corpus_of(*TEXTS), tokenizer, cache_dir=None)
     tokenizer(["the cat"], truncation=True, max_length=2, padding="max_length")
-    assert same(tokenise(corpus_of(*TEXTS), tokenizer, cache=None), plain)
+    assert same(tokenize_corpus(corpus_of(*TEXTS), tokenizer, cache_dir=None), plain)
 
 
 def test_more_documents_than_a_batch_keep_their_order(tokenizer):
     texts = [f"number {n}" for n in range(2345)]
-    tokens = tokenise(corpus_of(*texts), tokenizer, cache=None)
-    assert [tokenizer.decode(tokens.document(row)[:-1]) for row in (0, 999, 1000, 2344)] == [
+    tokens = tokenize_corpus(corpus_of(*texts), tokenizer, cache_dir=None)
+    assert [tokenizer.decode(tokens.document_ids(row)[:-1]) for row in (0, 999, 1000, 2344)] == [
         texts[row] for row in (0, 999, 1000, 2344)
     ]
 
 
 def test_a_cached_corpus_is_not_tokenised_again(tokenizer, tmp_path, monkeypatch):
-    first = tokenise(corpus_of(*TEXTS), tokenizer, cache=tmp_path / "new" / "folder")
-    monkeypatch.setattr("fedrift.corpus.tokens.encode", lambda *_: pytest.fail("tokenised again"))
-    again = tokenise(corpus_of(*TEXTS), tokenizer, cache=tmp_path / "new" / "folder")
+    first = tokenize_corpus(corpus_of(*TEXTS), tokenizer, cache_dir=tmp_path / "new" / "folder")
+    monkeypatch.setattr("fedrift.data.tokenization.tokenize_texts", lambda *_: pytest.fail("tokenised again"))
+    again = tokenize_corpus(corpus_of(*TEXTS), tokenizer, cache_dir=tmp_path / "new" / "folder")
     assert same(first, again)
-    assert again.flat.dtype == np.uint16
-    assert again.end == first.end
+    assert again.ids.dtype == np.uint16
+    assert again.eos_id == first.eos_id
     tokenizer(["the cat"], truncation=True, max_length=2)
-    assert same(tokenise(corpus_of(*TEXTS), tokenizer, cache=tmp_path / "new" / "folder"), first)
+    assert same(tokenize_corpus(corpus_of(*TEXTS), tokenizer, cache_dir=tmp_path / "new" / "folder"), first)
     assert [file.suffix for file in (tmp_path / "new" / "folder").iterdir()] == [".npz"]
 
 
@@ -94,7 +94,7 @@ def test_other_texts_another_order_and_another_tokenizer_are_other_files(tokeniz
         (corpus_of("the catb"), tokenizer),
         (corpus_of("the cat", "b"), other),
     ):
-        assert same(tokenise(corpus, by, cache=tmp_path), tokenise(corpus, by, cache=None))
+        assert same(tokenize_corpus(corpus, by, cache_dir=tmp_path), tokenize_corpus(corpus, by, cache_dir=None))
     assert len(list(tmp_path.iterdir())) == 4
 
 
@@ -108,11 +108,11 @@ def test_other_texts_another_order_and_another_tokenizer_are_other_files(tokeniz
     ],
 )
 def test_a_damaged_cache_file_is_made_again(tokenizer, tmp_path, damage):
-    first = tokenise(corpus_of(*TEXTS), tokenizer, cache=tmp_path)
+    first = tokenize_corpus(corpus_of(*TEXTS), tokenizer, cache_dir=tmp_path)
     (file,) = tmp_path.iterdir()
     sound = file.read_bytes()
     file.write_bytes(damage(sound))
-    assert same(tokenise(corpus_of(*TEXTS), tokenizer, cache=tmp_path), first)
+    assert same(tokenize_corpus(corpus_of(*TEXTS), tokenizer, cache_dir=tmp_path), first)
     assert len(file.read_bytes()) == len(sound)
 
 
@@ -127,10 +127,10 @@ def test_a_damaged_cache_file_is_made_again(tokenizer, tmp_path, damage):
     ],
 )
 def test_a_cache_file_of_other_content_is_made_again(tokenizer, tmp_path, arrays):
-    first = tokenise(corpus_of(*TEXTS), tokenizer, cache=tmp_path)
+    first = tokenize_corpus(corpus_of(*TEXTS), tokenizer, cache_dir=tmp_path)
     (file,) = tmp_path.iterdir()
     np.savez(file, **arrays)
-    assert same(tokenise(corpus_of(*TEXTS), tokenizer, cache=tmp_path), first)
+    assert same(tokenize_corpus(corpus_of(*TEXTS), tokenizer, cache_dir=tmp_path), first)
 
 
 def test_a_full_disk_costs_the_cache_and_nothing_else(tokenizer, tmp_path, monkeypatch):
@@ -140,7 +140,7 @@ def test_a_full_disk_costs_the_cache_and_nothing_else(tokenizer, tmp_path, monke
 
     monkeypatch.setattr(np, "savez", full)
     with pytest.warns(UserWarning, match="No space left"):
-        tokens = tokenise(corpus_of(*TEXTS), tokenizer, cache=tmp_path)
+        tokens = tokenize_corpus(corpus_of(*TEXTS), tokenizer, cache_dir=tmp_path)
     assert len(tokens) == len(TEXTS)
     assert not list(tmp_path.iterdir())
 
@@ -149,7 +149,7 @@ def test_without_a_cache_nothing_is_written(tokenizer, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        tokenise(corpus_of(*TEXTS), tokenizer, cache=None)
+        tokenize_corpus(corpus_of(*TEXTS), tokenizer, cache_dir=None)
     assert not list(Path().iterdir())
 
 
@@ -159,7 +159,9 @@ def test_a_begin_token_that_the_tokenizer_likes_to_add_is_not_added(tokenizer):
         single="<|end|> $A", special_tokens=[("<|end|>", tokenizer.eos_token_id)]
     )
     assert liking("a")["input_ids"][0] == tokenizer.eos_token_id
-    assert same(tokenise(corpus_of("a"), liking, cache=None), tokenise(corpus_of("a"), tokenizer, cache=None))
+    assert same(
+        tokenize_corpus(corpus_of("a"), liking, cache_dir=None), tokenize_corpus(corpus_of("a"), tokenizer, cache_dir=None)
+    )
 
 
 def test_ids_beyond_two_bytes_do_not_wrap(tmp_path):
@@ -167,22 +169,22 @@ def test_ids_beyond_two_bytes_do_not_wrap(tmp_path):
     words.pre_tokenizer = Whitespace()
     large = PreTrainedTokenizerFast(tokenizer_object=words, eos_token="w1")
     for _ in range(2):
-        tokens = tokenise(corpus_of("w65535 w65536", "w69999"), large, cache=tmp_path)
-        assert tokens.flat.tolist() == [65_535, 65_536, 1, 69_999, 1]
-        assert tokens.flat.dtype == np.int32
+        tokens = tokenize_corpus(corpus_of("w65535 w65536", "w69999"), large, cache_dir=tmp_path)
+        assert tokens.ids.tolist() == [65_535, 65_536, 1, 69_999, 1]
+        assert tokens.ids.dtype == np.int32
 
 
 def test_without_a_pad_token_the_end_token_pads(tokenizer):
     bare = deepcopy(tokenizer)
     bare.pad_token = None
-    tokens = tokenise(corpus_of("a"), bare, cache=None)
-    assert tokens.pad == tokens.end
+    tokens = tokenize_corpus(corpus_of("a"), bare, cache_dir=None)
+    assert tokens.pad_id == tokens.eos_id
 
 
 def test_a_tokenizer_without_end_or_without_speed_is_refused(tokenizer):
     bare = deepcopy(tokenizer)
     bare.eos_token = None
     with pytest.raises(UserError, match="no end token"):
-        tokenise(corpus_of("a"), bare, cache=None)
+        tokenize_corpus(corpus_of("a"), bare, cache_dir=None)
     with pytest.raises(UserError, match="not a fast tokenizer"):
-        tokenise(corpus_of("a"), object(), cache=None)
+        tokenize_corpus(corpus_of("a"), object(), cache_dir=None)

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from fedrift.records import Record, Trajectory
+from fedrift.core.records import Record, Trajectory
 
 NAN = float("nan")
 

@@ -5,69 +5,83 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from fedrift.calibrate.healthy import pair
-from fedrift.calibrate.plants import PLANTS, case, iid
-from fedrift.calibrate.quadratics import World, carry_out, deal
-from fedrift.calibrate.score import REPORT, TUNE, exact, false_alarms, first_seen, recall
-from fedrift.diagnose import diagnose
+from benchmarks.calibration.analytic import QuadraticFederation, make_mixtures, run_quadratics
+from benchmarks.calibration.analytic_failures import INJECTED_FAILURES, quadratic_null_run, run_with_control, with_iid_mixtures
+from benchmarks.calibration.score import (
+    REPORT_SEEDS,
+    TUNING_SEEDS,
+    count_false_alarms,
+    exact_interval,
+    first_detected,
+    measure_recall,
+)
+from fedrift.diagnosis import diagnose
 
 
 def test_q2_ends_where_fedavg_must():
     x = 0.6041260077  # the fixed point of ten local steps
-    loss = carry_out(World(rounds=15)).curve("loss")[-1]
+    loss = run_quadratics(QuadraticFederation(num_rounds=15)).curve("loss")[-1]
     assert loss == pytest.approx(x ** 2 / 4 + (x - 1) ** 2, rel=1e-6)
 
 
 def test_the_divergence_plant_grows_by_its_factor_and_its_twin_vanishes():
-    world = World(a=(1.0, 9.5), b=(0.0, 0.0), lr=0.22, rounds=12)
-    loss = carry_out(world).curve("loss")
+    world = QuadraticFederation(a=(1.0, 9.5), b=(0.0, 0.0), lr=0.22, num_rounds=12)
+    loss = run_quadratics(world).curve("loss")
     assert loss[-1] / loss[-2] == pytest.approx(1.2253607 ** 2, rel=1e-6)
-    assert carry_out(iid(world)).curve("loss")[-1] < 1e-12
+    assert run_quadratics(with_iid_mixtures(world)).curve("loss")[-1] < 1e-12
 
 
 def test_a_deal_moves_the_same_documents_about():
     for severity in (0.0, 0.3, 1.0):
-        assert np.asarray(deal(3, 6, severity)).sum(axis=0) == pytest.approx([2, 2, 2])
+        assert np.asarray(make_mixtures(3, 6, severity)).sum(axis=0) == pytest.approx([2, 2, 2])
 
 
 def test_a_placebo_is_another_draw_over_the_same_documents():
-    made = pair("FedAvg", 3)
-    ours, theirs = made.run.curve("loss"), made.twin.curve("loss")
+    made = quadratic_null_run("FedAvg", 3)
+    ours, theirs = made.run.curve("loss"), made.iid_baseline.curve("loss")
     assert ours[0] == theirs[0] and not np.array_equal(ours[1:], theirs[1:])
 
 
 def test_thresholds_are_never_reported_on_the_seeds_that_they_may_be_set_by():
-    assert not set(TUNE) & set(REPORT) and len(REPORT) >= 20
+    assert not set(TUNING_SEEDS) & set(REPORT_SEEDS) and len(REPORT_SEEDS) >= 20
 
 
 @pytest.mark.parametrize(("count", "of", "low", "high"), [
     (0, 20, 0.0, 0.16843), (1, 20, 0.00127, 0.24873), (5, 10, 0.18709, 0.81291)])
 def test_rates_have_clopper_and_pearsons_interval(count, of, low, high):
-    assert exact(count, of) == pytest.approx((low, high), abs=1e-5)
+    assert exact_interval(count, of) == pytest.approx((low, high), abs=1e-5)
 
 
 def test_divergence_is_seen_before_the_end():
-    world = World(a=(1.0, 9.5), lr=0.22, wander=0.3, rounds=24)
-    assert 0 < first_seen(case(world), "divergence") < 24
+    world = QuadraticFederation(a=(1.0, 9.5), lr=0.22, optimum_spread=0.3, num_rounds=24)
+    assert 0 < first_detected(run_with_control(world), "divergence") < 24
 
 
 def test_a_control_divided_by_the_cohort_is_confirmed_as_a_bug_and_nothing_else():
-    plant = next(plant for plant in PLANTS if plant.failure == "broken controls")
-    said = {each.failure: each for each in diagnose([plant.case(seed) for seed in range(3)])}
-    assert said["broken controls"].grade == "confirmed" and said["broken controls"].cause == "bug"
-    assert {name for name, each in said.items() if each.grade == "confirmed"} <= plant.beside | {"broken controls"}
+    plant = next(plant for plant in INJECTED_FAILURES if plant.failure == "control-variate invariant violated")
+    said = {each.failure: each for each in diagnose([plant.make_evidence(seed) for seed in range(3)])}
+    assert (
+        said["control-variate invariant violated"].grade == "confirmed"
+        and said["control-variate invariant violated"].cause == "implementation error"
+    )
+    assert {name for name, each in said.items() if each.grade == "confirmed"} <= plant.side_effects | {
+        "control-variate invariant violated"
+    }
 
 
 @pytest.mark.slow
 def test_every_planted_failure_is_confirmed_and_nothing_off_target():
-    assert not [each for each in recall(PLANTS) if each.grade != "confirmed" or each.off_target]
+    assert not [each for each in measure_recall(INJECTED_FAILURES) if each.grade != "confirmed" or each.off_target]
 
 
 @pytest.mark.slow
 def test_nothing_is_confirmed_on_healthy_runs():
-    alarms = false_alarms({"FedAvg": lambda seed: pair("FedAvg", seed)}, range(100, 110))
+    alarms = count_false_alarms({"FedAvg": lambda seed: quadratic_null_run("FedAvg", seed)}, range(100, 110))
     assert not [each for each in alarms if each.confirmed]
 
 
 def test_a_longer_run_begins_as_the_shorter_one():
-    assert carry_out(World(rounds=2)).curve("loss")[2] == carry_out(World(rounds=3)).curve("loss")[2]
+    assert (
+        run_quadratics(QuadraticFederation(num_rounds=2)).curve("loss")[2]
+        == run_quadratics(QuadraticFederation(num_rounds=3)).curve("loss")[2]
+    )

@@ -7,12 +7,12 @@ import math
 import numpy as np
 import pytest
 
-from fedrift import detectors
-from fedrift.detectors import findings
-from fedrift.detectors.divergence import runaway
-from fedrift.detectors.finding import LIMITS, Case, Facts
-from fedrift.detectors.oscillation import swings
-from fedrift.detectors.staleness import pairs
+from fedrift.diagnosis import detectors
+from fedrift.diagnosis.convergence import measure_oscillation
+from fedrift.diagnosis.detectors import ALL_DETECTORS, run_detectors
+from fedrift.diagnosis.drift import age_distance_pairs
+from fedrift.diagnosis.failures import find_runaway
+from fedrift.diagnosis.finding import THRESHOLDS, RunEvidence, RunInfo
 
 from .runs import NAN, falling, run
 
@@ -25,57 +25,63 @@ def only(found, failure=None):
     return chosen[0]
 
 
-@pytest.mark.parametrize("name", detectors.__all__)
-def test_what_is_not_recorded_is_not_measured_and_never_none(name):
-    for case in (Case(run()), Case(run(loss=[4.0, 3.9])), Case(run(loss=[4.0]), run())):
-        found = getattr(detectors, name)(case)
-        assert found and all(finding.grade == "not measured" and finding.needs for finding in found)
+@pytest.mark.parametrize("detector", ALL_DETECTORS, ids=lambda detector: detector.__name__)
+def test_what_is_not_recorded_is_not_measured_and_never_none(detector):
+    for case in (RunEvidence(run()), RunEvidence(run(loss=[4.0, 3.9])), RunEvidence(run(loss=[4.0]), run())):
+        found = detector(case)
+        assert found and all(finding.grade == "not measured" and finding.missing_input for finding in found)
 
 
 def test_a_run_beside_a_copy_of_itself_shows_nothing():
     one = run(loss=falling(), loss__a=falling(), loss__b=falling(), update_diversity=[2.0] * 40, general_loss=falling(),
               adapters_error_update=[0.01] * 40, clients={"loss": [[4.0, 4.1]] * 40, "failed": [[0, 0]] * 40})
-    assert {finding.grade for finding in findings(Case(one, one))} == {"none", "not measured"}
+    assert {finding.grade for finding in run_detectors(RunEvidence(one, one))} == {"none", "not measured"}
 
 
 def test_one_run_alone_is_never_confirmed():
     bad = run(loss=[4.0, NAN, NAN], clients={"failed": [[0, 1]] * 3})
-    assert {finding.grade for finding in findings(Case(bad, run(loss=falling())))} <= {"suspected", "none", "not measured"}
+    assert {finding.grade for finding in run_detectors(RunEvidence(bad, run(loss=falling())))} <= {
+        "suspected",
+        "none",
+        "not measured",
+    }
 
 
 def test_growing_server_steps_with_a_rising_loss_are_divergence_before_the_loss_has_run_away():
     steps = 1.4 ** np.arange(10)
     rising = run(loss=4 + 0.1 * np.arange(10), update_step=steps)
-    assert only(detectors.divergence(Case(rising))).positive
-    assert not only(detectors.divergence(Case(run(loss=4 - 0.1 * np.arange(10), update_step=steps)))).positive
+    assert only(detectors.divergence(RunEvidence(rising))).is_positive
+    assert not only(detectors.divergence(RunEvidence(run(loss=4 - 0.1 * np.arange(10), update_step=steps)))).is_positive
     slow = run(loss=4 + 0.1 * np.arange(10), update_step=1.2 ** np.arange(10))
-    assert runaway(rising, LIMITS)[0] and not runaway(slow, LIMITS)[0]
+    assert find_runaway(rising, THRESHOLDS)[0] and not find_runaway(slow, THRESHOLDS)[0]
 
 
 def test_the_oscillation_index_is_upward_moves_over_the_way_down():
     loss = np.concatenate([[6.0], np.tile([4.0, 5.0], 10)])  # after 30 %: 15 values, of which 7 or so go up by 1; way down 2
-    index, changes, _ = swings(run(loss=loss), 0.3)
+    index, changes, _ = measure_oscillation(run(loss=loss), 0.3)
     late = loss[round(0.3 * len(loss)):]
     assert index == pytest.approx(np.diff(late).clip(0).sum() / 2) and changes == 1.0
 
 
 def test_oscillation_is_called_beside_a_calm_twin_and_not_beside_one_as_restless():
     wild = run(loss=falling() + ZIGZAG)
-    calm = only(detectors.oscillation(Case(wild, run(loss=falling()))))
-    assert calm.positive and calm.shown is False
-    assert not only(detectors.oscillation(Case(wild, wild))).positive
+    calm = only(detectors.oscillation(RunEvidence(wild, run(loss=falling()))))
+    assert calm.is_positive and calm.in_baseline is False
+    assert not only(detectors.oscillation(RunEvidence(wild, wild))).is_positive
 
 
 def test_a_loss_that_only_falls_does_not_swing_however_much_faster_than_the_twin_it_falls():
     fast, slow = falling(first=9), falling(first=4.1)
-    found = detectors.oscillation(Case(run(loss=fast, loss__a=fast), run(loss=slow, loss__a=slow)))
-    assert not only(found, "domain swings").positive
+    found = detectors.oscillation(RunEvidence(run(loss=fast, loss__a=fast), run(loss=slow, loss__a=slow)))
+    assert not only(found, "domain oscillation").is_positive
 
 
 def test_domains_that_swing_are_found_where_the_mean_is_calm():
     up = run(loss=falling(), loss__a=falling() + ZIGZAG, loss__b=falling() - ZIGZAG)
-    finding = only(detectors.oscillation(Case(up, run(loss=falling(), loss__a=falling(), loss__b=falling()))), "domain swings")
-    assert finding.positive and set(finding.where) == {"a", "b"}
+    finding = only(
+        detectors.oscillation(RunEvidence(up, run(loss=falling(), loss__a=falling(), loss__b=falling()))), "domain oscillation"
+    )
+    assert finding.is_positive and set(finding.locations) == {"a", "b"}
 
 
 def drifting(ratio=2.0, norm=1.0):
@@ -84,34 +90,36 @@ def drifting(ratio=2.0, norm=1.0):
 
 def test_drift_needs_other_numbers_of_steps_and_an_arm_without_local_steps_to_be_confirmable():
     twin = drifting(1.0)
-    alone = only(detectors.drift(Case(drifting(), twin)))
-    assert alone.positive and not alone.confirmable and "FedSGD" in alone.needs
-    whole = Case(drifting(), twin, fedsgd=twin, ladder={5: drifting(norm=0.5)}, facts=Facts(steps=10))
-    assert only(detectors.drift(whole)).positive and only(detectors.drift(whole)).confirmable
+    alone = only(detectors.client_drift(RunEvidence(drifting(), twin)))
+    assert alone.is_positive and not alone.is_confirmable and "FedSGD" in alone.missing_input
+    whole = RunEvidence(drifting(), twin, fedsgd=twin, local_steps_sweep={5: drifting(norm=0.5)}, info=RunInfo(local_steps=10))
+    assert only(detectors.client_drift(whole)).is_positive and only(detectors.client_drift(whole)).is_confirmable
 
 
 @pytest.mark.parametrize("change", [
     {"fedsgd": drifting()},  # the gap stays without local steps
-    {"ladder": {5: drifting(norm=2.0)}},  # fewer local steps take the clients further apart
+    {"local_steps_sweep": {5: drifting(norm=2.0)}},  # fewer local steps take the clients further apart
 ])
 def test_what_does_not_grow_with_the_steps_or_stays_without_them_is_no_drift(change):
-    assert not only(detectors.drift(Case(drifting(), drifting(1.0), facts=Facts(steps=10), **change))).positive
+    assert not only(
+        detectors.client_drift(RunEvidence(drifting(), drifting(1.0), info=RunInfo(local_steps=10), **change))
+    ).is_positive
 
 
 def test_general_text_is_forgotten_only_beyond_the_twin():
     up, flat = run(general_loss=[3.0, 3.1, 3.2, 3.3], loss=[4, 4, 4, 4]), run(general_loss=[3.0] * 4, loss=[4, 4, 4, 4])
-    assert only(detectors.forgetting_pretrained(Case(up, flat))).positive
-    assert not only(detectors.forgetting_pretrained(Case(up, up))).positive
-    assert only(detectors.forgetting_pretrained(Case(up))).shown is None
+    assert only(detectors.forgetting_general_text(RunEvidence(up, flat))).is_positive
+    assert not only(detectors.forgetting_general_text(RunEvidence(up, up))).is_positive
+    assert only(detectors.forgetting_general_text(RunEvidence(up))).in_baseline is None
 
 
 def test_syntax_is_forgotten_where_pairs_or_their_margin_are_lost_and_a_phenomenon_is_named():
     good = run(syntax_accuracy=[0.9] * 4, syntax_margin=[2.0] * 4)
     less = run(syntax_accuracy=[0.9, 0.9, 0.9, 0.8], syntax_margin=[2.0] * 4, syntax_accuracy__agreement=[0.9, 0.8, 0.7, 0.6])
     thin = run(syntax_accuracy=[0.9] * 4, syntax_margin=[2.0, 1.9, 1.8, 1.7])
-    assert only(detectors.forgetting_syntax(Case(less, good))).where == ("agreement",)
-    assert only(detectors.forgetting_syntax(Case(thin, good))).positive
-    assert not only(detectors.forgetting_syntax(Case(good, good))).positive
+    assert only(detectors.forgetting_syntax(RunEvidence(less, good))).locations == ("agreement",)
+    assert only(detectors.forgetting_syntax(RunEvidence(thin, good))).is_positive
+    assert not only(detectors.forgetting_syntax(RunEvidence(good, good))).is_positive
 
 
 def taking_turns(rise, rounds=90):
@@ -126,67 +134,73 @@ def taking_turns(rise, rounds=90):
 
 
 def test_a_domain_that_rises_while_its_holder_is_away_is_forgotten():
-    facts = Facts(5, ("a", "b"), ((1.0, 0.0), (0.0, 1.0)))
-    finding = only(detectors.forgetting_absent(Case(taking_turns(0.1), taking_turns(0.0), facts=facts)))
-    assert finding.positive and finding.statistic == pytest.approx(0.3) and set(finding.where) == {"a", "b"}
-    assert not only(detectors.forgetting_absent(Case(taking_turns(0.1), taking_turns(0.1), facts=facts))).positive
-    assert not only(detectors.forgetting_absent(Case(taking_turns(-0.1), taking_turns(0.0), facts=facts))).positive
+    facts = RunInfo(5, ("a", "b"), ((1.0, 0.0), (0.0, 1.0)))
+    finding = only(detectors.forgetting_during_absence(RunEvidence(taking_turns(0.1), taking_turns(0.0), info=facts)))
+    assert finding.is_positive and finding.statistic == pytest.approx(0.3) and set(finding.locations) == {"a", "b"}
+    assert not only(
+        detectors.forgetting_during_absence(RunEvidence(taking_turns(0.1), taking_turns(0.1), info=facts))
+    ).is_positive
+    assert not only(
+        detectors.forgetting_during_absence(RunEvidence(taking_turns(-0.1), taking_turns(0.0), info=facts))
+    ).is_positive
 
 
 def test_where_everybody_holds_everything_nobody_is_absent():
-    facts = Facts(5, ("a", "b"), ((1.0, 1.0), (1.0, 1.0)))
-    assert only(detectors.forgetting_absent(Case(taking_turns(0.1), facts=facts))).grade == "not measured"
+    facts = RunInfo(5, ("a", "b"), ((1.0, 1.0), (1.0, 1.0)))
+    assert only(detectors.forgetting_during_absence(RunEvidence(taking_turns(0.1), info=facts))).grade == "not measured"
 
 
 def test_collapse_is_judged_at_the_last_layer_and_beyond_the_anchor():
     down = run(hidden_rank_ratio__layer_00=[1.0, 0.5], hidden_rank_ratio__layer_11=[1.0, 0.6])
     early = run(hidden_rank_ratio__layer_00=[1.0, 0.1], hidden_rank_ratio__layer_11=[1.0, 0.9])
-    assert only(detectors.collapse(Case(down, early))).where == ("layer 11",)
-    assert not only(detectors.collapse(Case(early, down))).positive
-    assert not only(detectors.collapse(Case(down, early, central=down))).positive
+    assert only(detectors.representation_collapse(RunEvidence(down, early))).locations == ("layer 11",)
+    assert not only(detectors.representation_collapse(RunEvidence(early, down))).is_positive
+    assert not only(detectors.representation_collapse(RunEvidence(down, early, centralized=down))).is_positive
 
 
 def test_whichever_of_two_is_called_the_run_collapse_is_measured_in_the_same_unit():
     down = run(hidden_rank_ratio__layer_11=[1.0, 0.4], hidden_anisotropy__layer_11=[0.2, 0.3])
     fine = run(hidden_rank_ratio__layer_11=[1.0, 1.0], hidden_anisotropy__layer_11=[0.2, 0.21])
-    one, two = (only(detectors.collapse(Case(*pair))) for pair in ((down, fine), (fine, down)))
+    one, two = (only(detectors.representation_collapse(RunEvidence(*pair))) for pair in ((down, fine), (fine, down)))
     assert one.unit == two.unit == "share of rank" and one.excess == pytest.approx(0.6) == -two.excess
 
 
 def test_aggregation_error_counts_where_it_costs():
     free, dear = ({"adapters_error_update": [0.3] * 10, "adapters_error_loss": [cost] * 10} for cost in (0.0, 0.05))
     twin = run(adapters_error_update=[0.02] * 10)
-    assert only(detectors.aggregation(Case(run(**dear), twin))).positive
-    assert not only(detectors.aggregation(Case(run(**free), twin))).positive
-    unknown = only(detectors.aggregation(Case(run(adapters_error_update=[0.3] * 10), twin)))
-    assert unknown.positive and not unknown.confirmable
+    assert only(detectors.aggregation_error(RunEvidence(run(**dear), twin))).is_positive
+    assert not only(detectors.aggregation_error(RunEvidence(run(**free), twin))).is_positive
+    unknown = only(detectors.aggregation_error(RunEvidence(run(adapters_error_update=[0.3] * 10), twin)))
+    assert unknown.is_positive and not unknown.is_confirmable
 
 
 def test_unfairness_asks_who_would_be_better_off_alone():
     def clients(worst):
         return run(loss=[4.0] * 6, clients={"loss": [[5.0] * 4] + [[4.0, 4.0, 4.0, worst]] * 6})
 
-    case = Case(clients(4.8), clients(4.0), local=run(loss=[4.0] * 6, clients={"loss": [[4.5, 4.5, 4.5, 3.5]] * 6}))
+    case = RunEvidence(clients(4.8), clients(4.0), local_only=run(loss=[4.0] * 6, clients={"loss": [[4.5, 4.5, 4.5, 3.5]] * 6}))
     finding = only(detectors.unfairness(case))
-    assert finding.positive and finding.clients == (3,) and finding.statistic == pytest.approx(0.6)
-    fine = Case(case.run, case.twin, local=run(loss=[4.0] * 6, clients={"loss": [[5.0] * 4] * 6}))
-    assert not only(detectors.unfairness(fine)).positive
+    assert finding.is_positive and finding.clients == (3,) and finding.statistic == pytest.approx(0.6)
+    fine = RunEvidence(case.run, case.iid_baseline, local_only=run(loss=[4.0] * 6, clients={"loss": [[5.0] * 4] * 6}))
+    assert not only(detectors.unfairness(fine)).is_positive
 
 
 def test_a_client_whose_text_is_harder_from_the_beginning_is_not_treated_unfairly():
     hard, even = [[5.0, 5.0, 5.0, 5.8]], [[5.0] * 4]
-    end, twin = [[4.0, 4.0, 4.0, 4.8]] * 6, Case(run(clients={"loss": even + [[4.2] * 4] * 6})).run
-    assert not only(detectors.unfairness(Case(run(loss=[4.0] * 7, clients={"loss": hard + end}), twin))).positive
-    late = only(detectors.unfairness(Case(run(loss=[4.0] * 7, clients={"loss": even + end}), twin)))
-    assert late.positive and late.since == 1 and late.clients == (3,)
+    end, twin = [[4.0, 4.0, 4.0, 4.8]] * 6, RunEvidence(run(clients={"loss": even + [[4.2] * 4] * 6})).run
+    assert not only(detectors.unfairness(RunEvidence(run(loss=[4.0] * 7, clients={"loss": hard + end}), twin))).is_positive
+    late = only(detectors.unfairness(RunEvidence(run(loss=[4.0] * 7, clients={"loss": even + end}), twin)))
+    assert late.is_positive and late.first_round == 1 and late.clients == (3,)
 
 
 def test_a_stall_stands_still_above_an_anchor_and_a_converged_run_does_not_stall():
     still, low = run(loss=[5.0] * 20), run(loss=falling(20, 5.0, 3.0))
-    assert only(detectors.stall(Case(still, central=low, best=low))).positive
-    assert not only(detectors.stall(Case(still, central=still))).positive
-    assert not only(detectors.stall(Case(run(loss=5 - 0.05 * np.arange(20)), central=low))).positive
-    assert not only(detectors.stall(Case(run(loss=5 + ZIGZAG[:20] * 5), central=run(loss=falling(20, 5, 4.5))))).positive
+    assert only(detectors.stalled_convergence(RunEvidence(still, centralized=low, best_lr=low))).is_positive
+    assert not only(detectors.stalled_convergence(RunEvidence(still, centralized=still))).is_positive
+    assert not only(detectors.stalled_convergence(RunEvidence(run(loss=5 - 0.05 * np.arange(20)), centralized=low))).is_positive
+    assert not only(
+        detectors.stalled_convergence(RunEvidence(run(loss=5 + ZIGZAG[:20] * 5), centralized=run(loss=falling(20, 5, 4.5))))
+    ).is_positive
 
 
 def controls(age, far, **curves):
@@ -195,15 +209,15 @@ def controls(age, far, **curves):
 
 def test_stale_controls_are_older_and_further_off_than_a_gradient():
     age = np.arange(1, 31).reshape(15, 2)
-    assert only(detectors.staleness(Case(controls(age, age / 10))), "stale controls").positive
-    assert not only(detectors.staleness(Case(controls(age, age / 100))), "stale controls").positive
-    assert not only(detectors.staleness(Case(controls(age, 4 - age / 10))), "stale controls").positive
-    assert len(pairs(controls(np.where(age > 10, age, NAN), age))[0]) == 20
+    assert only(detectors.control_variates(RunEvidence(controls(age, age / 10))), "stale control variates").is_positive
+    assert not only(detectors.control_variates(RunEvidence(controls(age, age / 100))), "stale control variates").is_positive
+    assert not only(detectors.control_variates(RunEvidence(controls(age, 4 - age / 10))), "stale control variates").is_positive
+    assert len(age_distance_pairs(controls(np.where(age > 10, age, NAN), age))[0]) == 20
 
 
 def test_a_twin_whose_controls_are_far_off_at_any_age_does_not_show_stale_ones():
     age = np.arange(1, 31).reshape(15, 2)
-    said = [only(detectors.staleness(Case(controls(age, age / 10), twin)), "stale controls").shown
+    said = [only(detectors.control_variates(RunEvidence(controls(age, age / 10), twin)), "stale control variates").in_baseline
             for twin in (None, controls(age, age / 10), controls(age, 3 + age % 2), controls(age, age / 100))]
     assert said == [None, True, False, False]
 
@@ -211,28 +225,30 @@ def test_a_twin_whose_controls_are_far_off_at_any_age_does_not_show_stale_ones()
 def test_controls_no_further_off_than_the_twins_are_not_stale_however_old():
     age = np.arange(1, 31).reshape(15, 2)
     noisy = controls(age, 1.3 + age / 100)  # minibatch noise puts fresh controls off as well
-    positive = [only(detectors.staleness(Case(noisy, twin)), "stale controls").positive
+    positive = [only(detectors.control_variates(RunEvidence(noisy, twin)), "stale control variates").is_positive
                 for twin in (None, controls(age, 1.4 - age / 100), controls(age, 0.3 + age / 100))]
     assert positive == [True, False, True]
 
 
 @pytest.mark.parametrize(("off", "bug"), [(1e-15, False), (1e-6, False), (1e-3, True)])
 def test_controls_whose_mean_is_not_theirs_are_a_bug(off, bug):
-    finding = only(detectors.staleness(Case(run(control_imbalance=[off] * 12))), "broken controls")
-    assert finding.positive is bug and finding.bug
+    finding = only(
+        detectors.control_variates(RunEvidence(run(control_imbalance=[off] * 12))), "control-variate invariant violated"
+    )
+    assert finding.is_positive is bug and finding.is_implementation_error
 
 
 def test_overshoot_is_turning_back_with_a_memory_that_grows():
     back, on = [-0.9] * 12, [0.9] * 12
     def at(turn, memory):
-        return only(detectors.overshoot(Case(run(update_turn=turn, server_momentum=memory)))).positive
+        return only(detectors.server_overshoot(RunEvidence(run(update_turn=turn, server_momentum=memory)))).is_positive
 
     assert at(back, np.arange(12)) and not at(on, np.arange(12)) and not at(back, np.arange(12)[::-1])
 
 
 def test_every_threshold_is_in_the_file_and_another_file_can_be_used():
-    strict = {**LIMITS, "gap": {"all": 0.001, "domain": 0.001}}
+    strict = {**THRESHOLDS, "gap": {"all": 0.001, "domain": 0.001}}
     run_, twin = run(loss=[4.0] * 6), run(loss=[3.99] * 6)
-    assert not only(detectors.gap(Case(run_, twin))).positive
-    assert only(detectors.gap(Case(run_, twin, limits=strict))).positive
-    assert math.isclose(LIMITS["divergence"]["climb"], math.log(4), rel_tol=1e-9)
+    assert not only(detectors.loss_gap(RunEvidence(run_, twin))).is_positive
+    assert only(detectors.loss_gap(RunEvidence(run_, twin, thresholds=strict))).is_positive
+    assert math.isclose(THRESHOLDS["divergence"]["climb"], math.log(4), rel_tol=1e-9)

@@ -8,30 +8,31 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from fedrift.detectors.finding import Case, Finding, judged, not_measured
-from fedrift.diagnose import diagnose
-from fedrift.diagnose.seeds import combine, contrast
-from fedrift.diagnose.telling import plain
+from fedrift.diagnosis import diagnose
+from fedrift.diagnosis.across_seeds import combine_seeds, diagnoses_to_json, paired_excess
+from fedrift.diagnosis.finding import Finding, RunEvidence, make_finding, make_not_measured
 
 from .runs import falling, run
 
 
 def one(statistic=2.0, base=0.0, shown: bool | None = False, **more) -> Finding:
-    return judged("trouble", statistic, base, 1.0, "nats", positive=statistic > 1, said="there is trouble", shown=shown, **more)
+    return make_finding(
+        "trouble", statistic, base, 1.0, "nats", is_positive=statistic > 1, message="there is trouble", in_baseline=shown, **more
+    )
 
 
 def grade(*every: Finding) -> str:
-    return combine(every).grade
+    return combine_seeds(every).grade
 
 
 def test_one_or_two_seeds_are_suspected_at_most():
     assert grade(one()) == grade(one(), one(2.1)) == "suspected"
-    assert "One seed raises a suspicion" in combine([one()]).sentence
+    assert "One seed raises a suspicion" in combine_seeds([one()]).sentence
 
 
 def test_three_positive_seeds_with_calm_twins_confirm():
-    said = combine([one(2.0), one(2.1), one(1.9)])
-    assert said.grade == "confirmed" and said.cause == "skew" and said.low > 0
+    said = combine_seeds([one(2.0), one(2.1), one(1.9)])
+    assert said.grade == "confirmed" and said.cause == "heterogeneity" and said.low > 0
 
 
 def test_most_seeds_must_be_positive_each_by_itself():
@@ -40,13 +41,13 @@ def test_most_seeds_must_be_positive_each_by_itself():
 
 
 def test_what_the_twins_show_too_is_not_the_skews_doing():
-    said = combine([one(2.0, 1.9, True), one(2.1, 2.0, True), one(2.2, 1.8, True)])
-    assert (said.grade, said.cause) == ("suspected", "shared") and "shows it too" in said.sentence
+    said = combine_seeds([one(2.0, 1.9, True), one(2.1, 2.0, True), one(2.2, 1.8, True)])
+    assert (said.grade, said.cause) == ("suspected", "also in IID baseline") and "shows it too" in said.sentence
 
 
 def test_without_twins_nothing_is_confirmed_nor_laid_on_the_skew():
-    said = combine([one(base=math.nan, shown=None)] * 3)
-    assert (said.grade, said.cause) == ("suspected", "unknown")
+    said = combine_seeds([one(base=math.nan, shown=None)] * 3)
+    assert (said.grade, said.cause) == ("suspected", "no baseline")
 
 
 def test_seeds_that_disagree_about_the_excess_confirm_nothing():
@@ -54,13 +55,23 @@ def test_seeds_that_disagree_about_the_excess_confirm_nothing():
 
 
 def test_what_wants_more_evidence_stays_suspected_and_says_what():
-    said = combine([replace(one(2.0 + k / 10), confirmable=False, needs="a run at noon") for k in range(3)])
+    said = combine_seeds([replace(one(2.0 + k / 10), is_confirmable=False, missing_input="a run at noon") for k in range(3)])
     assert said.grade == "suspected" and "a run at noon" in said.sentence
 
 
 def test_an_event_is_worth_a_word_in_one_seed_and_needs_pairs_that_point_one_way():
     def event(run, twin):
-        return judged("trouble", float(run), float(twin), 0.5, "event", positive=run, said="it happened", shown=twin, event=True)
+        return make_finding(
+            "trouble",
+            float(run),
+            float(twin),
+            0.5,
+            "event",
+            is_positive=run,
+            message="it happened",
+            in_baseline=twin,
+            is_event=True,
+        )
 
     assert grade(*[event(True, False)] + [event(False, False)] * 4) == "suspected"
     assert grade(*[event(True, False)] * 2 + [event(False, False)]) == "confirmed"
@@ -68,23 +79,23 @@ def test_an_event_is_worth_a_word_in_one_seed_and_needs_pairs_that_point_one_way
 
 
 def test_a_broken_identity_needs_no_twin():
-    said = combine([one(base=math.nan, shown=None, bug=True)] * 3)
-    assert (said.grade, said.cause) == ("confirmed", "bug")
+    said = combine_seeds([one(base=math.nan, shown=None, is_implementation_error=True)] * 3)
+    assert (said.grade, said.cause) == ("confirmed", "implementation error")
 
 
 def test_not_measured_is_a_state_of_its_own():
-    said = combine(not_measured("trouble", "a thermometer") * 3)
-    assert said.grade == "not measured" and "a thermometer" in said.sentence and said.seeds == 0
+    said = combine_seeds(make_not_measured("trouble", "a thermometer") * 3)
+    assert said.grade == "not measured" and "a thermometer" in said.sentence and said.num_seeds == 0
 
 
 def test_none_says_the_smallest_effect_that_would_have_been_called():
-    tight, loose = combine([one(0.1), one(0.11), one(0.09)]), combine([one(0.1), one(0.9), one(-0.9)])
+    tight, loose = combine_seeds([one(0.1), one(0.11), one(0.09)]), combine_seeds([one(0.1), one(0.9), one(-0.9)])
     assert tight.grade == loose.grade == "none"
-    assert tight.detectable == 1.0 and loose.detectable > 1.0 and "would not have been called" in loose.sentence
+    assert tight.detectable_effect == 1.0 and loose.detectable_effect > 1.0 and "would not have been called" in loose.sentence
 
 
 def test_the_interval_is_the_paired_t_interval():
-    mean, low, high, least = contrast([one(1.0), one(2.0), one(3.0)], 0.95, 0.8)
+    mean, low, high, least = paired_excess([one(1.0), one(2.0), one(3.0)], 0.95, 0.8)
     half = 4.302653 / math.sqrt(3)  # t(.975, 2) times the standard error
     assert (mean, low, high) == pytest.approx((2.0, 2 - half, 2 + half))
     assert least == pytest.approx((4.302653 + 1.060660) / math.sqrt(3))
@@ -97,19 +108,19 @@ def test_placebo_twins_of_noise_confirm_in_less_than_five_per_cent():
 
 
 def test_clients_and_places_are_those_of_most_seeds():
-    said = combine([one(2.0, clients=(1, 2), where=("a",)), one(2.1, clients=(1,), where=("b",)),
-                    one(1.9, clients=(1, 3), where=("a",))])
-    assert said.clients == (1,) and said.where == ("a",)
+    said = combine_seeds([one(2.0, clients=(1, 2), locations=("a",)), one(2.1, clients=(1,), locations=("b",)),
+                    one(1.9, clients=(1, 3), locations=("a",))])
+    assert said.clients == (1,) and said.locations == ("a",)
 
 
 def test_the_gravest_comes_first_and_all_of_it_is_json():
     import json
 
-    case = [Case(run(loss=falling() + 0.3 + k / 100), run(loss=falling()), seed=k) for k in range(3)]
+    case = [RunEvidence(run(loss=falling() + 0.3 + k / 100), run(loss=falling()), seed=k) for k in range(3)]
     said = diagnose(case)
     assert said[0].failure == "loss gap" and said[0].grade == "confirmed"
-    assert json.loads(json.dumps(plain(said), allow_nan=False))[0]["findings"][0]["failure"] == "loss gap"
+    assert json.loads(json.dumps(diagnoses_to_json(said), allow_nan=False))[0]["findings"][0]["failure"] == "loss gap"
 
 
 def test_an_interval_of_an_excess_that_is_infinite_leaves_it_out():
-    assert math.isnan(contrast([one(math.inf)], 0.95, 0.8)[0])
+    assert math.isnan(paired_excess([one(math.inf)], 0.95, 0.8)[0])

@@ -5,31 +5,31 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from fedrift.conform import OURS, PLANTED, PROBLEMS, scoreboard
-from fedrift.conform.subjects import subjects
-from fedrift.conform.suite import bugs_table, planted
+from fedrift.conformance import FEDRIFT_SUBJECTS, PROBLEMS, scoreboard
+from fedrift.conformance.subjects import load_subjects
+from tests.mutants import MUTANTS, judge_mutants, mutant_table
 
-PAGE = (Path(__file__).resolve().parents[2] / "docs" / "conformance.md").read_text(encoding="utf-8")
+CONFORMANCE_PAGE = (Path(__file__).resolve().parents[2] / "docs" / "conformance.md").read_text(encoding="utf-8")
 
 
 def test_the_example_is_a_subject_and_right(tmp_path):
-    (example,) = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
+    (example,) = re.findall(r"```python\n(.*?)```", CONFORMANCE_PAGE, re.DOTALL)
     (tmp_path / "mine.py").write_text(example)
-    verdicts = scoreboard(subjects(f"{tmp_path / 'mine.py'}:SUBJECT"))
+    verdicts = scoreboard(load_subjects(f"{tmp_path / 'mine.py'}:SUBJECT"))
     assert verdicts and all(verdict.holds for verdict in verdicts)
 
 
 def test_every_algorithm_and_every_problem_is_in_the_scoreboard():
-    for subject in OURS:
-        (row,) = re.findall(rf"^\| {subject.algorithm} \| ([^|]*) \| (\d+) of (\d+) \|$", PAGE, re.MULTILINE)
+    for subject in FEDRIFT_SUBJECTS:
+        (row,) = re.findall(rf"^\| {subject.algorithm} \| ([^|]*) \| (\d+) of (\d+) \|$", CONFORMANCE_PAGE, re.MULTILINE)
         asked = [problem for problem in PROBLEMS if problem.algorithm == subject.algorithm]
         assert set(row[0].strip().split("; ")) == {problem.name for problem in asked}
         assert row[1] == row[2] == str(len(asked))
-    whole = sum(problem.algorithm == subject.algorithm for subject in OURS for problem in PROBLEMS)
-    assert f": {whole} of {whole} right" in PAGE
+    whole = sum(problem.algorithm == subject.algorithm for subject in FEDRIFT_SUBJECTS for problem in PROBLEMS)
+    assert f": {whole} of {whole} right" in CONFORMANCE_PAGE
 
 
 def test_the_table_of_planted_bugs_is_todays():
-    assert bugs_table(planted()) in PAGE
-    assert "**nothing**" not in PAGE
-    assert {bug.algorithm for bug in PLANTED} == {subject.algorithm for subject in OURS}
+    assert mutant_table(judge_mutants()) in CONFORMANCE_PAGE
+    assert "**nothing**" not in CONFORMANCE_PAGE
+    assert {bug.algorithm for bug in MUTANTS} == {subject.algorithm for subject in FEDRIFT_SUBJECTS}

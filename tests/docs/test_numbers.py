@@ -16,9 +16,9 @@ def claims(tmp_path_factory):
     """What each page must say, by its name."""
     root = tmp_path_factory.mktemp("stores")
     kept = {name: imported(root, name) for name in ("first", "failures", "smollm2")}
-    return {"first-study.md": first_study.claims(**kept), "mitigation.md": mitigation.page(),
-            "mitigation-tables.md": mitigation.every_table(), "speed.md": measured.speed(root), "models.md": measured.models(),
-            "beyond-one-machine.md": measured.fleets(), "detectors.md": measured.detectors()}
+    return {"first-study.md": first_study.claims(**kept), "clustering.md": mitigation.page(),
+            "clustering-tables.md": mitigation.every_table(), "speed.md": measured.speed(root), "models.md": measured.models(),
+            "beyond-one-machine.md": measured.backends(), "detectors.md": measured.detectors()}
 
 
 def test_the_page_of_the_calibration_is_made_of_its_results():

@@ -10,14 +10,14 @@ from shutil import copy
 
 import pytest
 
-ROOT = Path(__file__).resolve().parents[2]
+REPO_ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture
 def page(monkeypatch):
-    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
-    yield import_module("page")
-    sys.modules.pop("page", None)
+    monkeypatch.syspath_prepend(str(REPO_ROOT / "benchmarks"))
+    yield import_module("speed_page")
+    sys.modules.pop("speed_page", None)
 
 
 def line(path: Path, figure: str) -> list[str]:
@@ -26,8 +26,8 @@ def line(path: Path, figure: str) -> list[str]:
 
 
 def test_every_table_has_its_place(page):
-    text = (ROOT / "docs" / "speed.md").read_text()
-    for mark in ("targets", *page.TABLES):
+    text = (REPO_ROOT / "docs" / "speed.md").read_text()
+    for mark in ("targets", *page.TABLE_COLUMNS):
         assert text.count(f"<!-- {mark} -->\n") == text.count(f"<!-- /{mark} -->") == 1
     for *_, command, why in page.TARGETS:
         assert f"make {command}" in text
@@ -36,7 +36,7 @@ def test_every_table_has_its_place(page):
 
 def test_a_target_is_met_by_its_figure(page, tmp_path):
     copied = tmp_path / "speed.md"
-    copy(ROOT / "docs" / "speed.md", copied)
+    copy(REPO_ROOT / "docs" / "speed.md", copied)
     asked = ["--out", str(tmp_path), "--page", str(copied)]
     assert page.main(asked) == 0
     assert line(copied, "`pocket` against the loop, 10 clients x 8")[2:4] == ["not yet measured", ""]

@@ -6,12 +6,12 @@ import numpy as np
 import torch
 
 from fedrift.algorithms import FedAvg
-from fedrift.corpus.blocks import Blocks
-from fedrift.fleet import SimulatedFleet
-from fedrift.fleet.batches import TextBatches
-from fedrift.fleet.choice import losses_of
-from fedrift.optimizers import Sgd
-from fedrift.rounds import begin, rounds
+from fedrift.core.optimizers import Sgd
+from fedrift.data.tokenization import Blocks
+from fedrift.engine.loop import init_state, run_rounds
+from fedrift.simulation import ClientSimulator
+from fedrift.simulation.batches import TextBatches
+from fedrift.simulation.simulator import client_losses_per_model
 from tests.quadratics import clients, loss, params
 
 
@@ -38,7 +38,7 @@ def seen(reader: TextBatches, round: int, cohort: list[int], client: int) -> lis
 
 
 def test_a_client_reads_the_same_whoever_else_takes_part():
-    reader = batches((9, 7, 8), size=2, steps=5)
+    reader = batches((9, 7, 8), batch_size=2, local_steps=5)
     alone = seen(reader, 4, [1], 1)
     assert alone == seen(reader, 4, [0, 1], 1) == seen(reader, 4, [0, 1, 2], 1) == seen(reader, 4, [1, 2], 1)
     assert alone != seen(reader, 5, [1], 1)
@@ -46,12 +46,12 @@ def test_a_client_reads_the_same_whoever_else_takes_part():
 
 
 def test_every_block_is_read_before_any_comes_again():
-    read = seen(batches((5,), size=2, steps=5), 0, [0], 0)
+    read = seen(batches((5,), batch_size=2, local_steps=5), 0, [0], 0)
     assert sorted(read[:5]) == sorted(read[5:]) == list(range(5))
 
 
 def test_an_epoch_reads_every_block_once_and_clients_stop_when_they_are_done():
-    reader = batches((5, 2, 0), size=2, epochs=1.0)
+    reader = batches((5, 2, 0), batch_size=2, local_epochs=1.0)
     steps = list(reader(0, torch.arange(3)))
     assert [batch["rows"].tolist() for batch in steps] == [[0, 1], [0], [0]]
     assert sorted(seen(reader, 0, [0, 1, 2], 0)) == list(range(5))
@@ -59,28 +59,28 @@ def test_an_epoch_reads_every_block_once_and_clients_stop_when_they_are_done():
 
 
 def test_half_an_epoch_reads_half_the_blocks():
-    assert len(seen(batches((8,), size=2, epochs=0.5), 0, [0], 0)) == 4
+    assert len(seen(batches((8,), batch_size=2, local_epochs=0.5), 0, [0], 0)) == 4
 
 
 def test_weight_counts_the_predicted_tokens_only():
-    (batch,) = batches((1,), size=1, steps=1)(0, torch.tensor([0]))
+    (batch,) = batches((1,), batch_size=1, local_steps=1)(0, torch.tensor([0]))
     assert batch["keep"].tolist() == [[[True, True, False, False]]]
     assert batch["weight"].tolist() == [1]  # of the two tokens kept the first is context
 
 
 def test_what_fills_up_a_batch_teaches_nothing():
-    (first, *_) = batches((4, 1), size=3, epochs=1.0)(0, torch.arange(2))
+    (first, *_) = batches((4, 1), batch_size=3, local_epochs=1.0)(0, torch.arange(2))
     assert first["examples"].tolist() == [3, 1]
     assert not first["keep"][1, 1:].any()
 
 
 def test_a_fleet_without_blocks_takes_no_step():
-    assert list(batches((0, 0), size=2, epochs=1.0)(0, torch.arange(2))) == []
-    assert list(batches((0, 0), size=2, steps=3)(0, torch.arange(2))) == []
+    assert list(batches((0, 0), batch_size=2, local_epochs=1.0)(0, torch.arange(2))) == []
+    assert list(batches((0, 0), batch_size=2, local_steps=3)(0, torch.arange(2))) == []
 
 
 def test_clients_of_one_size_read_in_orders_of_their_own():
-    reader = batches((9, 9), size=3, steps=3)
+    reader = batches((9, 9), batch_size=3, local_steps=3)
     one, two = ([block % 100 for block in seen(reader, 0, [0, 1], client)] for client in (0, 1))
     assert sorted(one) == sorted(two)
     assert one != two
@@ -90,9 +90,9 @@ def test_a_batch_that_is_used_again_trains_the_same_clients():
     both = clients((1.0, 1.0), (1.0, 1.0), steps=3)
     once = next(iter(both(0, torch.tensor([1]))))
     kept = {**once, "rows": torch.tensor([1])}
-    fleet = SimulatedFleet(2, loss, lambda round, cohort: [kept] * 3, Sgd(0.1))
-    (done,) = rounds(begin(FedAvg(), params(0.0), 2), fleet, FedAvg(), until=1, cohort=2, seed=0)
+    fleet = ClientSimulator(2, loss, lambda round, cohort: [kept] * 3, Sgd(0.1))
+    (done,) = run_rounds(init_state(FedAvg(), params(0.0), 2), fleet, FedAvg(), num_rounds=1, cohort_size=2, seed=0)
     assert kept.keys() == {*once, "rows"}
     assert done.report.steps.tolist() == [0, 3]  # the first client is at rest in every step
-    assert losses_of(fleet, done.after, 2).isnan().flatten().tolist() == [True, False]
+    assert client_losses_per_model(fleet, done.after, 2).isnan().flatten().tolist() == [True, False]
     assert "rows" in kept

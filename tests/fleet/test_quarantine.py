@@ -5,10 +5,10 @@ from __future__ import annotations
 import torch
 
 from fedrift.algorithms import FedAvg
-from fedrift.fleet import SimulatedFleet
-from fedrift.optimizers import Sgd
-from fedrift.rounds import begin, rounds
-from fedrift.tree import Tree
+from fedrift.core.optimizers import Sgd
+from fedrift.core.tree import Tree
+from fedrift.engine.loop import init_state, run_rounds
+from fedrift.simulation import ClientSimulator
 
 
 def test_an_infinite_gradient_at_a_finite_loss_is_left_out_of_the_mean():
@@ -18,8 +18,8 @@ def test_an_infinite_gradient_at_a_finite_loss_is_left_out_of_the_mean():
     def loss(params, batch):
         return (params["x"][:, 0] - batch["shift"]).sqrt()
 
-    fleet = SimulatedFleet(2, loss, lambda round, cohort: iter([{"shift": shift[cohort]}]), Sgd(0.5))
-    (done,) = rounds(begin(FedAvg(), Tree(x=torch.ones(1, 1)), 2), fleet, FedAvg(), until=1, cohort=2, seed=0)
+    fleet = ClientSimulator(2, loss, lambda round, cohort: iter([{"shift": shift[cohort]}]), Sgd(0.5))
+    (done,) = run_rounds(init_state(FedAvg(), Tree(x=torch.ones(1, 1)), 2), fleet, FedAvg(), num_rounds=1, cohort_size=2, seed=0)
     assert done.report.loss.isfinite().all()
     assert done.report.failed.tolist() == [True, False]
     assert done.after.server.params["x"].item() == 0.75  # the sound client's step alone
@@ -28,5 +28,5 @@ def test_an_infinite_gradient_at_a_finite_loss_is_left_out_of_the_mean():
 def test_rows_are_finite_by_their_numbers_and_not_by_their_sums():
     most = torch.finfo(torch.float32).max
     tree = Tree(a=torch.tensor([[most, most], [1.0, torch.inf], [torch.inf, -torch.inf], [torch.nan, 0.0], [1.0, 2.0]]))
-    assert tree.finite().tolist() == [True, False, False, False, True]
-    assert tree.rows(slice(4, 5)).finite().tolist() == [True]
+    assert tree.is_finite().tolist() == [True, False, False, False, True]
+    assert tree.take(slice(4, 5)).is_finite().tolist() == [True]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from fedrift.fleet.stragglers import StragglingBatches
+from fedrift.simulation.batches import StragglingBatches
 
 from .test_batches import blocks_of
 
@@ -14,7 +14,9 @@ CLIENTS = 40
 
 def reader(share: float, late="partial", steps: int = 6, seed: int = 3, **options) -> StragglingBatches:
     blocks = tuple(blocks_of(5, client) for client in range(CLIENTS))
-    return StragglingBatches(blocks, size=2, seed=seed, steps=steps, share=share, late=late, **options)
+    return StragglingBatches(
+        blocks, batch_size=2, seed=seed, local_steps=steps, straggler_fraction=share, straggler_policy=late, **options
+    )
 
 
 def taken(batches: StragglingBatches, round: int = 0) -> np.ndarray:
@@ -56,13 +58,13 @@ def test_dropped_are_just_those_whose_partial_work_would_be_kept():
 def test_a_straggler_does_the_steps_that_it_would_have_done():
     whole, part = reader(0.0), reader(1.0)
     for client in range(CLIENTS):
-        done = part.order(client, 2)
+        done = part.block_order(client, 2)
         assert len(done) % 2 == 0 and 0 < len(done) < 12
-        assert (done == whole.order(client, 2)[:len(done)]).all()
+        assert (done == whole.block_order(client, 2)[:len(done)]).all()
 
 
 def test_epochs_are_cut_short_too():
-    whole, part = taken(reader(0.0, epochs=2.0)), taken(reader(1.0, epochs=2.0))
+    whole, part = taken(reader(0.0, local_epochs=2.0)), taken(reader(1.0, local_epochs=2.0))
     assert (whole == 5).all()
     assert ((part >= 1) & (part < 5)).all()
 

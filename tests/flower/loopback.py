@@ -15,13 +15,13 @@ from flwr.supercore.inflatable.inflatable_utils import inflate_object_from_conte
 from flwr.supercore.task_identity import TaskIdentity
 
 from fedrift.algorithms import FedAvg
-from fedrift.fleet import SimulatedFleet
-from fedrift.flower.client import Client, alone, client_app
-from fedrift.flower.fleet import FlowerFleet
-from fedrift.mitigation.work import Work
-from fedrift.optimizers import Optimizer, Sgd
-from fedrift.rounds import begin, rounds
-from fedrift.values import Server, State
+from fedrift.clustering.runtime import ClusteringRuntime
+from fedrift.core.optimizers import Optimizer, Sgd
+from fedrift.core.types import FederatedState, ServerState
+from fedrift.engine.loop import init_state, run_rounds
+from fedrift.flower.client import FlowerClient, make_client_app, single_client_simulator
+from fedrift.flower.client_pool import FlowerClientPool
+from fedrift.simulation import ClientSimulator
 from tests.laws.federation import Data, loss, params, represent
 
 Meddle = Callable[[Message, Message], Iterable[Message]]
@@ -89,13 +89,19 @@ class Loopback(Grid):
         return self.pull_messages(self.push_messages(messages))
 
 
-def client(number: int, deal: Data, algorithm: FedAvg, keeps: Path, optimizer: Optimizer, **options) -> Client:
+def client(number: int, deal: Data, algorithm: FedAvg, keeps: Path, optimizer: Optimizer, **options) -> FlowerClient:
     size = len(deal.steps)
-    fleet = SimulatedFleet(size, loss, deal, optimizer, represent=represent, **options)
-    state = begin(algorithm, params(deal.x.dtype), size)
+    fleet = ClientSimulator(size, loss, deal, optimizer, represent_fn=represent, **options)
+    state = init_state(algorithm, params(deal.x.dtype), size)
     one, first = slice(0, 1), state.server
-    return Client(number, EXPERIMENT, algorithm, alone(fleet, number),
-                  Server(first.params.rows(one), first.shared.rows(one), first.moments.zeros(), first.base.rows(one)), keeps)
+    return FlowerClient(
+        number,
+        EXPERIMENT,
+        algorithm,
+        single_client_simulator(fleet, number),
+        ServerState(first.params.take(one), first.broadcast.take(one), first.opt_state.zeros_like(), first.merged_base.take(one)),
+        keeps,
+    )
 
 
 def nodes(deal: Data, algorithm: FedAvg, keeps: Path, optimizer: Optimizer = Sgd(0.05), **options):
@@ -103,26 +109,26 @@ def nodes(deal: Data, algorithm: FedAvg, keeps: Path, optimizer: Optimizer = Sgd
     found = {}
     for number in range(len(deal.steps)):
         made = client(number, deal, algorithm, keeps, optimizer, **options)
-        found[NODE + number] = (client_app(lambda context, made=made: made), Context(1, NODE + number, {}, RecordDict(), {}))
+        found[NODE + number] = (make_client_app(lambda context, made=made: made), Context(1, NODE + number, {}, RecordDict(), {}))
     return found
 
 
 def over_flower(algorithm: FedAvg, deal: Data, keeps: Path, *, until: int = 3, cohort: int | None = None,
-                state: State | None = None, grid: Loopback | None = None, optimizer: Optimizer = Sgd(0.05),
-                clients=None, work: Work | None = None, **options):
+                state: FederatedState | None = None, grid: Loopback | None = None, optimizer: Optimizer = Sgd(0.05),
+                clients=None, work: ClusteringRuntime | None = None, **options):
     size = len(deal.steps)
     grid = grid or Loopback(nodes(deal, algorithm, keeps, optimizer, **(clients or {})))
-    made = FlowerFleet(size, grid, EXPERIMENT, patience=0.05, pause=0.01, **options)
+    made = FlowerClientPool(size, grid, EXPERIMENT, round_timeout_s=0.05, poll_interval_s=0.01, **options)
     first = params(deal.x.dtype)
-    state = state or (work.begin(first) if work else begin(algorithm, first, size))
-    fleet = work.fleet(made) if work else made
-    signal = {"regroup": work.regroup, "draw": work.draw} if work else {}
-    return list(rounds(state, fleet, algorithm, until=until, cohort=cohort or size, seed=3, **signal))
+    state = state or (work.init_state(first) if work else init_state(algorithm, first, size))
+    fleet = work.wrap_client_pool(made) if work else made
+    signal = {"recluster": work.recluster, "sample_clients": work.sample_cohort} if work else {}
+    return list(run_rounds(state, fleet, algorithm, num_rounds=until, cohort_size=cohort or size, seed=3, **signal))
 
 
-def grouped(state: State, group: list[int]) -> State:
+def grouped(state: FederatedState, group: list[int]) -> FederatedState:
     """The first state, of clients that share several models."""
     many = torch.zeros(max(group) + 1, dtype=torch.long)
     server = state.server
-    return replace(state, group=torch.tensor(group), server=Server(*(getattr(server, name).rows(many) for name in (
-        "params", "shared", "moments", "base"))))
+    return replace(state, cluster_ids=torch.tensor(group), server=ServerState(*(getattr(server, name).take(many) for name in (
+        "params", "broadcast", "opt_state", "merged_base"))))

@@ -13,79 +13,106 @@ from flwr.app import Context, RecordDict
 from typer.testing import CliRunner
 
 from fedrift.cli.app import app
-from fedrift.cli.deploying import apart, host_and_port, owned
-from fedrift.errors import UserError
-from fedrift.experiment import parse
-from fedrift.flower import wanted
-from fedrift.flower.commands import Tls, certified, keyed, superlink, supernode, write_app, write_connection
-from fedrift.flower.launch import configured, simulate
-from fedrift.flower.node import made
-from fedrift.flower.terms import Terms, arithmetic, read_dtype, read_experiment, read_terms, read_threads, read_truth
-from fedrift.runtime import Runtime
-from fedrift.stock import Stock
+from fedrift.cli.deploy import parse_address, parse_client_folders, split_backend_override
+from fedrift.config.runtime import Runtime
+from fedrift.config.schema import parse_config
+from fedrift.core.errors import UserError
+from fedrift.engine.cache import ResourceCache
+from fedrift.flower import require_flower
+from fedrift.flower.client import make_client
+from fedrift.flower.config import (
+    FlowerConfig,
+    arithmetic_options,
+    read_bool,
+    read_dtype,
+    read_experiment_config,
+    read_flower_config,
+    read_threads,
+)
+from fedrift.flower.launch import (
+    TlsFiles,
+    check_keys,
+    load_certificates,
+    make_run_config,
+    simulate,
+    superlink_command,
+    supernode_command,
+    write_app,
+    write_connection,
+)
 
 
 def test_the_fleet_is_no_part_of_the_experiment():
-    rest, fleet, terms = apart(["seed=3", "fleet=flower", "fleet.least=2", "fleet.patience=60", "algorithm=Scaffold"])
-    assert (rest, fleet, terms.least, terms.patience) == (["seed=3", "algorithm=Scaffold"], "flower", 2, 60)
-    assert apart(None)[1] == "simulated"
+    rest, fleet, terms = split_backend_override(
+        ["seed=3", "backend=flower", "backend.min_results=2", "backend.round_timeout_s=60", "algorithm=Scaffold"]
+    )
+    assert (rest, fleet, terms.min_results, terms.round_timeout_s) == (["seed=3", "algorithm=Scaffold"], "flower", 2, 60)
+    assert split_backend_override(None)[1] == "simulated"
 
 
-@pytest.mark.parametrize("said, why", [("fleet=flowers", "did you mean 'flower'"), ("fleet.leest=2", "did you mean 'least'"),
-                                       ("fleet.least", "written path=value"), ("fleet.least=2.5", "got 2.5"),
-                                       ("fleet.patience=.inf", "got .inf"), ("fleet.plain=yes", "wanted true or false"),
-                                       ("fleet.least=[", "is not YAML that can be read"),
-                                       ("fleet.least=0", "fleet.least: wanted a whole number from 1 to")])
+@pytest.mark.parametrize(
+    "said, why",
+    [
+        ("backend=flowers", "did you mean 'flower'"),
+        ("backend.min_reults=2", "did you mean 'min_results'"),
+        ("backend.min_results", "written path=value"),
+        ("backend.min_results=2.5", "got 2.5"),
+        ("backend.round_timeout_s=.inf", "got .inf"),
+        ("backend.stock_clients=yes", "wanted true or false"),
+        ("backend.min_results=[", "is not YAML that can be read"),
+        ("backend.min_results=0", "backend.min_results: wanted a whole number from 1 to"),
+    ],
+)
 def test_a_fleet_that_there_is_not_is_refused(said, why):
     with pytest.raises(UserError, match=why):
-        apart([said])
+        split_backend_override([said])
 
 
 QUOTED = 'a "quoted" \\ folder \U0001f600 caf\u00e9\x7f'
 
 
 def test_the_app_is_toml_that_holds_the_experiment_and_names_fedrift(tmp_path):
-    written = parse({"corpus": "bbc", "plan": {"rounds": 3}}).written()
-    folder = write_app(tmp_path / "app", written, {"runs": QUOTED, "least": 2, "plain": False})
+    written = parse_config({"dataset": "bbc", "training": {"num_rounds": 3}}).to_dict()
+    folder = write_app(tmp_path / "app", written, {"runs_dir": QUOTED, "min_results": 2, "stock_clients": False})
     said = tomllib.loads((folder / "pyproject.toml").read_text())["tool"]["flwr"]["app"]
-    assert parse(__import__("json").loads(said["config"]["experiment"])).plan.rounds == 3
-    assert said["config"]["runs"] == QUOTED and said["config"]["plain"] is False
-    assert said["components"] == {"serverapp": "fedrift.flower.server:app", "clientapp": "fedrift.flower.node:app"}
-    tls = Tls(tmp_path / QUOTED, tmp_path, tmp_path)
+    assert parse_config(__import__("json").loads(said["config"]["experiment"])).training.num_rounds == 3
+    assert said["config"]["runs_dir"] == QUOTED and said["config"]["stock_clients"] is False
+    assert said["components"] == {"serverapp": "fedrift.flower.server:app", "clientapp": "fedrift.flower.client:app"}
+    tls = TlsFiles(tmp_path / QUOTED, tmp_path, tmp_path)
     connection = tomllib.loads(write_connection(tmp_path / "home", "10.0.0.5:9191", tls).read_text())["superlink"]["fedrift"]
     assert connection == {"address": "10.0.0.5:9191", "root-certificates": str(tmp_path / QUOTED)}
-    config = supernode(1, "h:9191", 9195, data=QUOTED).words[-1]
+    config = supernode_command(1, "h:9191", 9195, data=QUOTED).args[-1]
     assert tomllib.loads(config.replace("client=1 ", "client=1\n")) == {"client": 1, "data": QUOTED}
 
 
 def test_tls_and_authentication_are_flowers_own_options(tmp_path):
-    tls = Tls(tmp_path / "ca.crt", tmp_path / "server.pem", tmp_path / "server.key")
-    link = superlink("0.0.0.0", 9191, tls, authenticate=True).words
-    node = supernode(1, "h:9191", 9195, tls, key="k", data="/a b").words
+    tls = TlsFiles(tmp_path / "ca.crt", tmp_path / "server.pem", tmp_path / "server.key")
+    link = superlink_command("0.0.0.0", 9191, tls, authenticate=True).args
+    node = supernode_command(1, "h:9191", 9195, tls, key="k", data="/a b").args
     assert "--insecure" not in link + node and "--enable-supernode-auth" in link
-    assert node[node.index("--root-certificates") + 1] == str(tls.authority)
+    assert node[node.index("--root-certificates") + 1] == str(tls.ca_certificate)
     assert node[node.index("--node-config") + 1] == 'client=1 data="/a b"'
-    assert shlex.split(str(supernode(1, "h:9191", 9195, data="/a b")))[-1] == 'client=1 data="/a b"'
+    assert shlex.split(str(supernode_command(1, "h:9191", 9195, data="/a b")))[-1] == 'client=1 data="/a b"'
 
 
 def test_certificates_and_keys_that_are_not_there_are_named(tmp_path):
     (tmp_path / "ca.crt").touch()
     with pytest.raises(UserError, match=r"not there: server\.pem, server\.key"):
-        certified(tmp_path)
+        load_certificates(tmp_path)
     with pytest.raises(UserError, match="over TLS only"):
-        keyed(tmp_path, 2, None)
+        check_keys(tmp_path, 2, None)
     (tmp_path / "client-0").touch()
     with pytest.raises(UserError, match=r"not there: client-0\.pub, client-1, client-1\.pub.*ssh-keygen"):
-        keyed(tmp_path, 2, Tls(tmp_path, tmp_path, tmp_path))
+        check_keys(tmp_path, 2, TlsFiles(tmp_path, tmp_path, tmp_path))
 
 
 @pytest.mark.parametrize("absent", ["flwr", "ray"])
 def test_without_flower_or_ray_the_way_out_is_named(absent, monkeypatch):
     monkeypatch.setattr("fedrift.flower.find_spec", lambda name: None if name == absent else name)
     with pytest.raises(UserError, match=r"pip install 'fedrift\[flower\]'"):
-        wanted(simulated=True)
+        require_flower(simulation=True)
     if absent == "ray":
-        wanted()
+        require_flower()
 
 
 def test_no_help_loads_flower_ray_or_torch():
@@ -97,38 +124,48 @@ def test_no_help_loads_flower_ray_or_torch():
 
 
 def test_own_folders_and_an_address_are_of_clients_and_ports_that_there_are():
-    assert owned(["0=/a", "1=/b=c"], 2) == {0: "/a", 1: "/b=c"}
+    assert parse_client_folders(["0=/a", "1=/b=c"], 2) == {0: "/a", 1: "/b=c"}
     for wrong in ("/a", "2=/a", "-1=/a", "\u00b2=/a", "1" * 5000 + "=/a", "0=", "=/a"):
         with pytest.raises(UserError, match="CLIENT=FOLDER with a client from 0 to 1"):
-            owned([wrong], 2)
+            parse_client_folders([wrong], 2)
     with pytest.raises(UserError, match="two folders"):
-        owned(["0=/a", "00=/b"], 2)
-    assert host_and_port("[::1]:9191") == ("[::1]", 9191)
+        parse_client_folders(["0=/a", "00=/b"], 2)
+    assert parse_address("[::1]:9191") == ("[::1]", 9191)
     for wrong in ("", "h", "h:", ":1", "h:0", "h:65536", "h:x", "h:\u0661", "a b:1", 'a"b:1', "a\n:1", "h:" + "1" * 5000):
         with pytest.raises(UserError, match="HOST:PORT"):
-            host_and_port(wrong)
+            parse_address(wrong)
 
 
 def test_a_flower_configuration_is_read_as_strictly_as_an_experiment():
-    assert read_terms({"least": 2, "patience": 60, "runs": "x", "plain": False}) == Terms(2, 60.0)
-    assert (read_threads({"threads": "2"}), read_threads({}), read_dtype({}), read_truth({"a": True}, "a")) == (
+    assert read_flower_config({"min_results": 2, "round_timeout_s": 60, "runs_dir": "x", "stock_clients": False}) == FlowerConfig(2, 60.0)
+    assert (read_threads({"threads": "2"}), read_threads({}), read_dtype({}), read_bool({"a": True}, "a")) == (
         2, None, "auto", True)
-    experiment = parse({"corpus": "bbc"})
-    assert read_experiment({"experiment": json.dumps(experiment.written())}) == experiment
+    experiment = parse_config({"dataset": "bbc"})
+    assert read_experiment_config({"experiment": json.dumps(experiment.to_dict())}) == experiment
     for reader, config, told in (
-            (read_terms, {"least": True}, "fleet.least: wanted a whole number"),
-            (read_terms, {"patience": "60"}, "fleet.patience"),
-            (read_terms, {"patience": float("inf")}, "fleet.patience"), (read_terms, {"plain": "false"}, "fleet.plain"),
-            (read_threads, {"threads": "two"}, "threads"), (read_threads, {"threads": 1.5}, "threads"),
-            (read_threads, {"threads": "9" * 5000}, "threads"), (read_dtype, {"dtype": "float64"}, "dtype"),
-            (arithmetic, {"tf32": "yes"}, "tf32: wanted true or false, got 'yes'"), (arithmetic, {"canary": 1}, "canary"),
-            (read_experiment, {}, "as JSON"), (read_experiment, {"experiment": 3}, "as JSON"),
-            (read_experiment, {"experiment": "[" * 100_000}, "as JSON"),
-            (read_experiment, {"experiment": "1" * 5000}, "as JSON"),
-            (read_experiment, {"experiment": '{"corpus": "bbc", "plan": {"clip": Infinity}}'}, "plan.clip"),
-            (made, Context(1, 1, {"client": True}, RecordDict(), {}), "which client it is.*says true"),
-            (made, Context(1, 1, {"client": "0"}, RecordDict(), {}), "which client it is"),
-            (made, Context(1, 1, {"client": 0}, RecordDict(), {}), "as JSON")):
+        (read_flower_config, {"min_results": True}, "backend.min_results: wanted a whole number"),
+        (read_flower_config, {"round_timeout_s": "60"}, "backend.round_timeout_s"),
+        (read_flower_config, {"round_timeout_s": float("inf")}, "backend.round_timeout_s"),
+        (read_flower_config, {"stock_clients": "false"}, "backend.stock_clients"),
+        (read_threads, {"threads": "two"}, "threads"),
+        (read_threads, {"threads": 1.5}, "threads"),
+        (read_threads, {"threads": "9" * 5000}, "threads"),
+        (read_dtype, {"dtype": "float64"}, "dtype"),
+        (arithmetic_options, {"tf32": "yes"}, "tf32: wanted true or false, got 'yes'"),
+        (arithmetic_options, {"check_device": 1}, "check_device"),
+        (read_experiment_config, {}, "as JSON"),
+        (read_experiment_config, {"experiment": 3}, "as JSON"),
+        (read_experiment_config, {"experiment": "[" * 100_000}, "as JSON"),
+        (read_experiment_config, {"experiment": "1" * 5000}, "as JSON"),
+        (
+            read_experiment_config,
+            {"experiment": '{"dataset": "bbc", "training": {"max_grad_norm": Infinity}}'},
+            "training.max_grad_norm",
+        ),
+        (make_client, Context(1, 1, {"client": True}, RecordDict(), {}), "which client it is.*says true"),
+        (make_client, Context(1, 1, {"client": "0"}, RecordDict(), {}), "which client it is"),
+        (make_client, Context(1, 1, {"client": 0}, RecordDict(), {}), "as JSON"),
+    ):
         with pytest.raises(UserError, match=told) as raised:
             reader(config)
         assert len(str(raised.value)) < 300
@@ -136,14 +173,14 @@ def test_a_flower_configuration_is_read_as_strictly_as_an_experiment():
 
 def test_deploy_says_what_it_does():
     said = CliRunner().invoke(app, ["deploy", "--help"])
-    assert said.exit_code == 0 and "--run" in said.output
+    assert said.exit_code == 0 and "--print" in said.output
 
 
 def test_the_arithmetic_that_was_asked_for_travels_and_micro_is_refused(tmp_path):
-    asked = Runtime(root=tmp_path, canary=False, compiled=True, tf32=True)
-    said = configured(asked, Terms())
-    assert arithmetic(said) == arithmetic({name: str(value) for name, value in said.items()}) == {
-        "compiled": True, "canary": False, "tf32": True}
-    assert arithmetic(configured(Runtime(root=tmp_path), Terms())) == {}
-    with pytest.raises(UserError, match="--micro: over Flower"):
-        simulate(parse({"corpus": "bbc"}), Stock(Runtime(root=tmp_path, micro=2)), Terms())
+    asked = Runtime(runs_dir=tmp_path, check_device=False, compiled=True, tf32=True)
+    said = make_run_config(asked, FlowerConfig())
+    assert arithmetic_options(said) == arithmetic_options({name: str(value) for name, value in said.items()}) == {
+        "compiled": True, "check_device": False, "tf32": True}
+    assert arithmetic_options(make_run_config(Runtime(runs_dir=tmp_path), FlowerConfig())) == {}
+    with pytest.raises(UserError, match="--clients-per-pass: over Flower"):
+        simulate(parse_config({"dataset": "bbc"}), ResourceCache(Runtime(runs_dir=tmp_path, clients_per_pass=2)), FlowerConfig())

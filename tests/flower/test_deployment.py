@@ -14,19 +14,38 @@ from pathlib import Path
 
 import pytest
 
-from fedrift.errors import UserError
-from fedrift.flower.commands import certified, keyed, submit, superlink, supernode, write_app, write_connection
-from fedrift.flower.launch import configured, deploy, simulate
-from fedrift.flower.processes import Processes, free_port, processes, wait_for
-from fedrift.flower.terms import Terms
-from fedrift.recording import Checkpoint
-from fedrift.run import carry_out
-from fedrift.setting import resolve
-from fedrift.store import Run
-from fedrift.store.tensors import load_state
+from fedrift.core.errors import UserError
+from fedrift.engine.build import resolve_fingerprints
+from fedrift.engine.run import run_experiment
+from fedrift.flower.config import FlowerConfig
+from fedrift.flower.launch import (
+    ProcessGroup,
+    check_keys,
+    deploy,
+    find_free_port,
+    load_certificates,
+    make_run_config,
+    process_group,
+    simulate,
+    submit_command,
+    superlink_command,
+    supernode_command,
+    wait_for_port,
+    write_app,
+    write_connection,
+)
+from fedrift.storage import Run
+from fedrift.storage.fork import Checkpoint
+from fedrift.storage.tensors import load_tensors
 from tests.worlds import experiment, stock
 
-TWO = ("partition.clients=2", "plan.participation=1.0", "plan.weighting=uniform", "evaluate.panel=[]", "evaluate.final=0")
+TWO = (
+    "partition.num_clients=2",
+    "training.participation_rate=1.0",
+    "training.client_weighting=uniform",
+    "evaluation.probes=[]",
+    "evaluation.final_blocks_per_domain=0",
+)
 
 
 def asked(folder, *overrides: str):
@@ -40,7 +59,7 @@ def assert_same_curves(one: Run, two: Run, close: float = 1e-5, upto: int | None
     some = slice(None if upto is None else upto + 1)
     for metric in ("loss", "update.consensus"):
         assert here.curve(metric)[some] == pytest.approx(there.curve(metric)[some], rel=close, nan_ok=True)
-    assert here.table("train.loss")[some] == pytest.approx(there.table("train.loss")[some], rel=close, nan_ok=True)
+    assert here.client_table("train.loss")[some] == pytest.approx(there.client_table("train.loss")[some], rel=close, nan_ok=True)
 
 
 @pytest.mark.slow
@@ -48,61 +67,63 @@ def test_a_deployment_is_the_run_on_one_machine_whoever_is_killed(tmp_path):
     """Two SuperNodes, SCAFFOLD, each node dealing its own part and keeping its own memory. In the middle of round 2 the server
     and a client are killed; both are started again, and the run is the unbroken one. After it client 1 dies for good: round 3
     is the other's alone."""
-    here = carry_out(asked(tmp_path, "plan.rounds=3"), stock(tmp_path, micro=1))
+    here = run_experiment(asked(tmp_path, "training.num_rounds=3"), stock(tmp_path, clients_per_pass=1))
     lent = stock(tmp_path / "elsewhere", threads=1)
-    wanted = resolve(asked(tmp_path, "plan.rounds=3"), lent)
-    run, folder = Run(lent.runtime.root, wanted.id), (tmp_path / "federation").resolve()
-    port = free_port()
+    wanted = resolve_fingerprints(asked(tmp_path, "training.num_rounds=3"), lent)
+    run, folder = Run(lent.runtime.runs_dir, wanted.id), (tmp_path / "federation").resolve()
+    port = find_free_port()
     address = f"127.0.0.1:{port}"
 
     def app(**terms):
-        return write_app(folder / "app", wanted.written(), {
-            **configured(lent.runtime, Terms(join=240, **terms)), "keeps": str(tmp_path / "kept")})
+        return write_app(folder / "app", wanted.to_dict(), {
+            **make_run_config(lent.runtime, FlowerConfig(join_timeout_s=240, **terms)), "state_dir": str(tmp_path / "kept")})
 
-    with processes(folder) as made:
+    with process_group(folder) as made:
         write_connection(folder / "flwr", address)
-        assert wait_for(port, made.start("superlink", superlink("127.0.0.1", port)))
+        assert wait_for_port(port, made.start("superlink", superlink_command("127.0.0.1", port)))
         for client in (0, 1):
-            made.start(f"client-{client}", supernode(client, address, free_port()))
-        first = made.submit(submit(app(least=2, patience=240)))
+            made.start(f"client-{client}", supernode_command(client, address, find_free_port()))
+        first = made.submit_run(submit_command(app(min_results=2, round_timeout_s=240)))
         until(run, 1)
         made.kill("client-1")  # whatever it is doing
-        for one in made.left():
+        for one in made.remaining_processes():
             if "flwr-serverapp" in " ".join(one.cmdline()):
                 one.send_signal(signal.SIGKILL)
-        made.start("client-1", supernode(1, address, free_port()))
+        made.start("client-1", supernode_command(1, address, find_free_port()))
         took = max(row.get("train", 0.0) for row in run.timings())
-        second = made.submit(submit(app(patience=max(20.0, 3 * took))))
+        second = made.submit_run(submit_command(app(round_timeout_s=max(20.0, 3 * took))))
         assert first != second
         until(run, 2)
         made.kill("client-1")
         until(run, 3)
         ended(run)
-    assert run.finished and not made.left()
-    assert run.trajectory().rounds.tolist() == [0, 1, 2, 3] and run.environment["engine"]["fleet"] == "flower"
+    assert run.is_finished and not made.remaining_processes()
+    assert run.trajectory().rounds.tolist() == [0, 1, 2, 3] and run.environment["engine"]["backend"] == "flower"
     assert_same_curves(run, here, upto=2)
     failed = [event for event in run.events() if event["kind"] == "client failed"]
     assert [(event["round"], event["client"]) for event in failed] == [(3, 1)] and failed[0]["message"]
-    assert run.trajectory().has_table("wire.up")
+    assert run.trajectory().has_client_table("wire.up")
     kept = list((tmp_path / "kept").rglob("client-*.safetensors"))
     assert len(kept) == 2
     for path in (*kept, run.state_path):
-        load_state(path)  # safetensors, or it is refused
+        load_tensors(path)  # safetensors, or it is refused
     invariant(run)
     (run.folder / "finished.json").unlink()
     with pytest.raises(UserError, match="other engine choices"):  # half of what it remembers is on its clients
-        carry_out(wanted, lent)
+        run_experiment(wanted, lent)
 
 
-SIMULATED = [(), ("partition.clients=3", "mitigation={is: ByUpdate, clusters: 2}")]
+SIMULATED = [(), ("partition.num_clients=3", "clustering={type: UpdateClustering, num_clusters: 2}")]
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("overrides", SIMULATED, ids=["SCAFFOLD", "SCAFFOLD in groups"])
 def test_over_flowers_simulation_it_is_the_same_run_too(overrides, tmp_path):
-    wanted = asked(tmp_path, "plan.rounds=2", *overrides)
-    here = carry_out(wanted, stock(tmp_path, micro=1))
-    over = simulate(wanted, stock(tmp_path / "elsewhere", threads=1), Terms(least=2, patience=240, join=240))
+    wanted = asked(tmp_path, "training.num_rounds=2", *overrides)
+    here = run_experiment(wanted, stock(tmp_path, clients_per_pass=1))
+    over = simulate(
+        wanted, stock(tmp_path / "elsewhere", threads=1), FlowerConfig(min_results=2, round_timeout_s=240, join_timeout_s=240)
+    )
     assert_same_curves(over, here)
 
 
@@ -120,8 +141,8 @@ def test_under_tls_only_nodes_whose_key_was_registered_join(tmp_path):
     subprocess.run(["bash", "-ec", lines], cwd=certificates, check=True, capture_output=True)
     for name in ("client-0", "client-1", "stranger"):
         subprocess.run(["ssh-keygen", "-q", "-t", "ecdsa", "-b", "384", "-N", "", "-f", name], cwd=keys, check=True)
-    tls, lent = certified(certificates), stock(tmp_path, threads=1)
-    wanted, folder = asked(tmp_path, "plan.rounds=1"), tmp_path / "deployment"
+    tls, lent = load_certificates(certificates), stock(tmp_path, threads=1)
+    wanted, folder = asked(tmp_path, "training.num_rounds=1"), tmp_path / "deployment"
     said = {}
 
     def watch(progress):
@@ -130,15 +151,16 @@ def test_under_tls_only_nodes_whose_key_was_registered_join(tmp_path):
             return
         address = tomllib.loads((folder / "flwr" / "config.toml").read_text())["superlink"]["fedrift"]["address"]
         for name, secured in (("stranger", tls), ("plain", None)):
-            with processes(tmp_path / name) as made:
+            with process_group(tmp_path / name) as made:
                 key = str(keys / name) if secured else ""
-                child = made.start(name, supernode(1, address, free_port(), secured, key=key))
+                child = made.start(name, supernode_command(1, address, find_free_port(), secured, key=key))
                 with suppress(subprocess.TimeoutExpired):
                     child.wait(60)
-                said[name] = made.log(name, 50)
+                said[name] = made.log_tail(name, 50)
 
-    over = deploy(wanted, lent, Terms(least=2, patience=240, join=240), folder, watch, tls=tls, keys=keyed(keys, 2, tls))
-    assert over.status == "finished" and not Processes(folder.resolve()).left()
+    over = deploy(wanted, lent, FlowerConfig(min_results=2, round_timeout_s=240, join_timeout_s=240), folder, watch, tls=tls,
+                  keys=check_keys(keys, 2, tls))
+    assert over.status == "finished" and not ProcessGroup(folder.resolve()).remaining_processes()
     assert "Failed to activate SuperNode" in said["stranger"], said
     assert "Connection attempt failed" in said["plain"], said
 
@@ -146,16 +168,16 @@ def test_under_tls_only_nodes_whose_key_was_registered_join(tmp_path):
 def invariant(run: Run) -> None:
     """c = mean c_k."""
     state, _, memory = Checkpoint(run).read()
-    kept = memory.whole()
+    kept = memory.gather_all()
     assert kept
     for name, leaf in kept.items():
-        assert state[f"server.shared/{name}"][0].numpy() == pytest.approx(leaf.mean(0).numpy(), abs=1e-6)
+        assert state[f"server.broadcast/{name}"][0].numpy() == pytest.approx(leaf.mean(0).numpy(), abs=1e-6)
 
 
 def ended(run: Run, seconds: float = 240) -> None:
     """Wait for the end of a run."""
     end = time.monotonic() + seconds
-    while not run.finished and time.monotonic() < end:
+    while not run.is_finished and time.monotonic() < end:
         time.sleep(0.5)
 
 

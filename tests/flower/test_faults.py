@@ -16,15 +16,13 @@ from safetensors.torch import load, save
 
 import fedrift.flower
 from fedrift.algorithms import Ditto, FedAvg, QFedAvg, Scaffold
-from fedrift.errors import UserError
-from fedrift.flower.client import client_app
-from fedrift.flower.fleet import OWN
-from fedrift.flower.memory import recall
-from fedrift.flower.roll import Roll
-from fedrift.optimizers import Sgd
-from fedrift.rounds import begin
-from fedrift.run import remarks
-from fedrift.tree import Tree
+from fedrift.core.errors import UserError
+from fedrift.core.optimizers import Sgd
+from fedrift.core.tree import Tree
+from fedrift.engine.loop import init_state
+from fedrift.engine.run import client_events
+from fedrift.flower.client import load_client_state, make_client_app
+from fedrift.flower.client_pool import MSG_OWN_DOCUMENTS, NodeRegistry
 from tests.flower import loopback
 from tests.flower.loopback import NODE, Loopback, client, nodes, over_flower
 from tests.laws.federation import data, params, same, train
@@ -36,14 +34,14 @@ def edited(answer: Message, trees=lambda leaves: leaves, **told) -> Message:
     """The answer with other tensors, or with other words."""
     content = answer.content
     leaves = trees(load(content["fedrift"]["trees"].data))
-    said = {**json.loads(content["said"]["json"]), **told}
+    said = {**json.loads(content["metadata"]["json"]), **told}
     return with_block(answer, save(leaves), said)
 
 
 def with_block(answer: Message, block: bytes, said=None, stype="safetensors", dtype="safetensors", shape=None) -> Message:
-    said = said or json.loads(answer.content["said"]["json"])
+    said = said or json.loads(answer.content["metadata"]["json"])
     array = Array(dtype=dtype, shape=shape or (len(block),), stype=stype, data=block)
-    answer.content = RecordDict({"fedrift": ArrayRecord({"trees": array}), "said": ConfigRecord({"json": json.dumps(said)})})
+    answer.content = RecordDict({"fedrift": ArrayRecord({"trees": array}), "metadata": ConfigRecord({"json": json.dumps(said)})})
     return answer
 
 
@@ -75,7 +73,7 @@ def error(answer: Message) -> Message:
 
 FAULTS = {
     "non-finite": (lambda a: edited(a, lambda t: {**t, "delta/h": t["delta/h"] * torch.nan}), "non-finite"),
-    "infinite news": (lambda a: edited(a, lambda t: {**t, "news/h": t["news/h"] + torch.inf}), "non-finite"),
+    "infinite news": (lambda a: edited(a, lambda t: {**t, "state_delta/h": t["state_delta/h"] + torch.inf}), "non-finite"),
     "NaN weight": (lambda a: edited(a, weight=float("nan")), "non-finite"),
     "negative weight": (lambda a: edited(a, weight=-1.0), "weight must be a number of at least 0"),
     "infinite weight": (lambda a: edited(a, weight=float("inf")), "weight must be"),
@@ -88,11 +86,11 @@ FAULTS = {
     "truncated": (lambda a: with_block(a, block(a)[:-7]), "cannot be read"),
     "no bytes": (lambda a: with_block(a, b""), "cannot be read"),
     "promises 8 TB": (bomb, "cannot be read"),
-    "another version": (lambda a: edited(a, wire=99), "version 99"),
+    "another version": (lambda a: edited(a, protocol_version=99), "version 99"),
     "another client's": (lambda a: edited(a, client=2), "it is from client 2"),
     "an older round's": (lambda a: edited(a, round=-1), "answers round -1"),
     "no JSON": (lambda a: words(a, "{{{"), "not JSON"),
-    "a long story": (lambda a: words(a, json.dumps({"wire": 1, "story": "x" * 10**5})), "are read"),
+    "a long story": (lambda a: words(a, json.dumps({"protocol_version": 2, "story": "x" * 10**5})), "are read"),
     "no object": (lambda a: words(a, "[1]"), "no JSON object"),
     "nothing": (lambda a: emptied(a), "says nothing"),
     "an error": (error, "ClientApp raised"),
@@ -101,7 +99,7 @@ FAULTS = {
 
 
 def words(answer: Message, text: str) -> Message:
-    answer.content["said"] = ConfigRecord({"json": text})
+    answer.content["metadata"] = ConfigRecord({"json": text})
     return answer
 
 
@@ -120,14 +118,15 @@ def in_round(round: int, fault, client: int = BAD):
 
 def invariant(state) -> None:
     """c = mean c_k."""
-    for name, c in state.server.shared.items():
-        assert torch.allclose(c[0], state.memory.whole()[name].mean(0), atol=1e-12)
+    for name, c in state.server.broadcast.items():
+        assert torch.allclose(c[0], state.client_states.gather_all()[name].mean(0), atol=1e-12)
 
 
 def on_nodes(algorithm, keeps: Path, state) -> Tree:
     """What the nodes hold, as of the last round of each that the server counted, ``[N, ...]``."""
-    first = state.memory.rows(slice(0, 1)).zeros()
-    each = [recall(keeps / "0" / f"client-{k}.safetensors", first, int(state.last[k])) for k in range(len(state.group))]
+    first = state.client_states.gather(slice(0, 1)).zeros_like()
+    each = [load_client_state(keeps / "0" / f"client-{k}.safetensors", first, int(state.last_round_seen[k]))
+            for k in range(len(state.cluster_ids))]
     return Tree({name: torch.cat([tree[name] for tree in each]) for name in first})
 
 
@@ -138,12 +137,13 @@ def test_a_client_that_answers_wrongly_counts_as_absent_for_that_round(fault, tm
     grid = Loopback(nodes(deal, Scaffold(), tmp_path), in_round(1, lambda answer: [meddle(answer)]))
     over = over_flower(Scaffold(), deal, tmp_path, grid=grid, until=4)
     assert [done.report.failed.tolist() for done in over] == [[k == BAD and round == 1 for k in range(5)] for round in range(4)]
-    assert [(client, kind) for client, kind, _ in remarks(over[1])] == [(BAD, "client failed")]
-    assert why in over[1].report.why[BAD]
+    assert [(client, kind) for client, kind, _ in client_events(over[1])] == [(BAD, "client failed")]
+    assert why in over[1].report.notes[BAD]
     invariant(over[-1].after)
     held = on_nodes(Scaffold(), tmp_path, over[-1].after)
-    assert all(torch.allclose(leaf, over[-1].after.memory.whole()[name], atol=1e-12) for name, leaf in held.items())
-    assert over[-1].after.last.tolist() == [4, 4, 4, 4, 4] and over[1].after.last.tolist() == [2, 1, 2, 2, 2]
+    assert all(torch.allclose(leaf, over[-1].after.client_states.gather_all()[name], atol=1e-12) for name, leaf in held.items())
+    assert over[-1].after.last_round_seen.tolist() == [4, 4, 4, 4, 4]
+    assert over[1].after.last_round_seen.tolist() == [2, 1, 2, 2, 2]
 
 
 @pytest.mark.parametrize("algorithm", [FedAvg(), Scaffold(), QFedAvg()], ids=repr)
@@ -154,7 +154,7 @@ def test_the_round_is_the_one_in_which_it_was_not_there(algorithm, tmp_path):
         *([] if sent.metadata.dst_node_id == NODE + BAD else [answer])])
     over = over_flower(algorithm, deal, tmp_path, grid=silent, until=3)
     here = train(algorithm, deal.edit(BAD, torch.nan), until=3)
-    assert all(done.report.why[BAD] == "no answer within 0.05 seconds" for done in over)
+    assert all(done.report.notes[BAD] == "no answer within 0.05 seconds" for done in over)
     for name, leaf in here[-1].after.server.params.items():
         assert torch.allclose(over[-1].after.server.params[name], leaf, atol=1e-12)
 
@@ -191,19 +191,19 @@ def test_an_old_answer_to_a_new_question_is_refused(tmp_path):
         return [answer]
 
     over = over_flower(Scaffold(), deal, tmp_path, grid=Loopback(nodes(deal, Scaffold(), tmp_path), meddle), until=3)
-    assert "answers round 0, and round 1 was asked" in over[1].report.why[BAD]
+    assert "answers round 0, and round 1 was asked" in over[1].report.notes[BAD]
     invariant(over[-1].after)
 
 
 def test_fewer_answers_than_the_least_end_the_run_and_change_nothing(tmp_path):
     deal = data()
     grid = Loopback(nodes(deal, Scaffold(), tmp_path))
-    over = over_flower(Scaffold(), deal, tmp_path, grid=grid, until=2, least=4)
+    over = over_flower(Scaffold(), deal, tmp_path, grid=grid, until=2, min_results=4)
     grid.silent = {NODE, NODE + 1}
     with pytest.raises(UserError, match=r"round 3: 3 of 5 clients .* at least 4 must .*client 0: no answer"):
-        over_flower(Scaffold(), deal, tmp_path, grid=grid, until=4, least=4, state=over[-1].after)
+        over_flower(Scaffold(), deal, tmp_path, grid=grid, until=4, min_results=4, state=over[-1].after)
     grid.silent = set()
-    rest = over_flower(Scaffold(), deal, tmp_path, grid=grid, until=4, least=4, state=over[-1].after)
+    rest = over_flower(Scaffold(), deal, tmp_path, grid=grid, until=4, min_results=4, state=over[-1].after)
     assert same(rest[-1].after, over_flower(Scaffold(), deal, tmp_path / "unbroken", until=4)[-1].after)
 
 
@@ -216,8 +216,8 @@ def test_a_server_that_restarts_repeats_the_round_that_it_had_not_stored(algorit
     broken = over_flower(algorithm, deal, tmp_path, until=3, grid=grid)
     again = over_flower(algorithm, deal, tmp_path, until=5, grid=grid, state=broken[-1].before)
     assert same(again[-1].after, whole[-1].after)
-    first = whole[0].before.memory.rows(slice(0, 1))
-    one, two = (recall(tmp_path / run / "0" / "client-3.safetensors", first, 5) for run in ("one", "two"))
+    first = whole[0].before.client_states.gather(slice(0, 1))
+    one, two = (load_client_state(tmp_path / run / "0" / "client-3.safetensors", first, 5) for run in ("one", "two"))
     assert all(torch.equal(leaf, two[name]) for name, leaf in one.items())
 
 
@@ -227,8 +227,8 @@ def test_a_client_that_lost_its_memory_gets_back_what_the_server_was_told(tmp_pa
     first = over_flower(Scaffold(), deal, tmp_path, until=2, grid=grid)
     (tmp_path / "one" / "0" / "client-1.safetensors").unlink()
     rest = over_flower(Scaffold(), deal, tmp_path, until=4, grid=grid, state=first[-1].after)
-    assert not rest[0].report.failed.any() and "got it back" in rest[0].report.why[1]
-    assert next(iter(remarks(rest[0])))[:2] == (1, "client")
+    assert not rest[0].report.failed.any() and "got it back" in rest[0].report.notes[1]
+    assert next(iter(client_events(rest[0])))[:2] == (1, "client")
     whole = over_flower(Scaffold(), deal, tmp_path / "two", until=4)
     for name, leaf in whole[-1].after.server.params.items():
         assert torch.allclose(rest[-1].after.server.params[name], leaf, atol=1e-12)
@@ -241,13 +241,13 @@ def test_a_client_that_lost_what_nobody_else_knew_begins_anew(tmp_path):
     first = over_flower(Ditto(), deal, tmp_path, until=2, grid=grid)
     (tmp_path / "one" / "0" / "client-1.safetensors").write_bytes(b"not a state")
     rest = over_flower(Ditto(), deal, tmp_path, until=3, grid=grid, state=first[-1].after)
-    assert not rest[0].report.failed.any() and "began anew" in rest[0].report.why[1]
+    assert not rest[0].report.failed.any() and "began anew" in rest[0].report.notes[1]
 
 
 def test_what_was_kept_for_another_life_of_the_run_does_not_count(tmp_path):
     deal = data()
     over_flower(Scaffold(), deal, tmp_path, until=3)
-    again = over_flower(Scaffold(), deal, tmp_path, until=3, life="1")
+    again = over_flower(Scaffold(), deal, tmp_path, until=3, run_incarnation="1")
     assert same(again[-1].after, over_flower(Scaffold(), deal, tmp_path / "fresh", until=3)[-1].after)
 
 
@@ -259,11 +259,11 @@ def test_a_node_of_another_experiment_and_a_client_that_is_not_there_are_named(t
     apps[7] = (lambda message, context: stranger_says(stranger(message, context)), apps[NODE][1])
     over = over_flower(FedAvg(), deal, tmp_path, grid=Loopback(apps), until=1)[-1]
     assert over.report.failed.tolist() == [False, False, True, False, True]
-    assert "no node says that it is this client (node 7: it was set up for experiment 'ffff'" in over.report.why[4]
+    assert "no node says that it is this client (node 7: it was set up for experiment 'ffff'" in over.report.notes[4]
 
 
 def stranger_says(answer: Message) -> Message:
-    answer.content["said"] = ConfigRecord({"json": json.dumps({"wire": 1, "client": 2, "id": "ffff"})})
+    answer.content["metadata"] = ConfigRecord({"json": json.dumps({"protocol_version": 2, "client": 2, "experiment_id": "ffff"})})
     return answer
 
 
@@ -293,13 +293,13 @@ def test_a_node_that_is_gone_but_counts_as_there_is_not_waited_for_once_all_othe
 def test_a_node_that_was_silent_is_asked_again_when_the_one_before_it_is_gone(tmp_path):
     deal = data()
     grid = Loopback(nodes(deal, Scaffold(), tmp_path))
-    roll = Roll()
-    first = over_flower(Scaffold(), deal, tmp_path, grid=grid, until=1, roll=roll)
+    roll = NodeRegistry()
+    first = over_flower(Scaffold(), deal, tmp_path, grid=grid, until=1, registry=roll)
     grid.apps[5000], grid.dead = grid.apps[NODE + 1], {5000}  # client 1 starts anew and is slow to say so
-    second = over_flower(Scaffold(), deal, tmp_path, grid=grid, until=2, roll=roll, state=first[-1].after)
+    second = over_flower(Scaffold(), deal, tmp_path, grid=grid, until=2, registry=roll, state=first[-1].after)
     grid.dead = set()
     del grid.apps[NODE + 1]
-    third = over_flower(Scaffold(), deal, tmp_path, grid=grid, until=3, roll=roll, state=second[-1].after)
+    third = over_flower(Scaffold(), deal, tmp_path, grid=grid, until=3, registry=roll, state=second[-1].after)
     assert not third[-1].report.failed.any()
 
 
@@ -331,8 +331,8 @@ def test_every_byte_that_travels_is_safetensors_or_json_and_nothing_pickles_on_t
     over_flower(algorithm, deal, tmp_path, grid=grid, until=2)
     assert len(carried) == 2 * 5 * 3  # to and fro, who it is and two rounds
     for message in carried:
-        assert message.content.keys() == {"fedrift", "said"} and message.content["said"].keys() == {"json"}
-        json.loads(message.content["said"]["json"])
+        assert message.content.keys() == {"fedrift", "metadata"} and message.content["metadata"].keys() == {"json"}
+        json.loads(message.content["metadata"]["json"])
         (array,) = message.content["fedrift"].values()
         assert array.stype == "safetensors"
         load(array.data)
@@ -341,33 +341,33 @@ def test_every_byte_that_travels_is_safetensors_or_json_and_nothing_pickles_on_t
             load(path.read_bytes())
 
 
-@pytest.mark.parametrize("reader", ["ByText", ""])
+@pytest.mark.parametrize("reader", ["TextClustering", ""])
 def test_what_decides_by_documents_that_the_server_has_not_is_refused(reader, tmp_path):
     """A client with documents of its own is not what the experiment's deal says; grouping it by that would be wrong."""
     deal = data()
     apps = nodes(deal, FedAvg(), tmp_path)
-    mine = replace(client(BAD, deal, FedAvg(), tmp_path, Sgd(0.05)), own=True)
-    apps[NODE + BAD] = (client_app(lambda context: mine), apps[NODE + BAD][1])
+    mine = replace(client(BAD, deal, FedAvg(), tmp_path, Sgd(0.05)), has_own_documents=True)
+    apps[NODE + BAD] = (make_client_app(lambda context: mine), apps[NODE + BAD][1])
     if reader:
-        with pytest.raises(UserError, match=r"client 1 trains on documents of its own, and ByText decides .*ByUpdate"):
-            over_flower(FedAvg(), deal, tmp_path, grid=Loopback(apps), reader=reader)
+        with pytest.raises(UserError, match=r"client 1 trains on documents of its own, and TextClustering decides .*UpdateClustering"):
+            over_flower(FedAvg(), deal, tmp_path, grid=Loopback(apps), document_strategy=reader)
     else:
         done = over_flower(FedAvg(), deal, tmp_path, grid=Loopback(apps))
-        assert [one.report.why[BAD] if one.report.why else "" for one in done] == [OWN, "", ""]
+        assert [one.report.notes[BAD] if one.report.notes else "" for one in done] == [MSG_OWN_DOCUMENTS, "", ""]
 
 
 def test_bytes_that_travel_are_counted(tmp_path):
     deal = data(dtype=torch.float32)
     done = over_flower(Scaffold(), deal, tmp_path, until=1)[0]
     numbers = sum(leaf[0].nbytes for leaf in params(torch.float32).values())
-    down, up = done.report.wire.double().unbind(1)
+    down, up = done.report.bytes_on_wire.double().unbind(1)
     for way in (down, up):  # the model and c; its change and that of c_k
         assert (way >= 2 * numbers).all() and (way < 2 * numbers + 1500).all()
     plain = over_flower(FedAvg(), deal, tmp_path, until=1)[0]
-    assert (plain.report.wire[:, 1] < up).all()
-    told = over_flower(FedAvg(), deal, tmp_path, until=1, gradients=True)[0]
-    assert torch.allclose(told.report.gradient["h"], train(FedAvg(), deal, until=1)[0].report.gradient["h"], atol=1e-6)
-    assert plain.report.gradient["h"].isnan().all()
+    assert (plain.report.bytes_on_wire[:, 1] < up).all()
+    told = over_flower(FedAvg(), deal, tmp_path, until=1, send_gradients=True)[0]
+    assert torch.allclose(told.report.mean_grad["h"], train(FedAvg(), deal, until=1)[0].report.mean_grad["h"], atol=1e-6)
+    assert plain.report.mean_grad["h"].isnan().all()
 
 
 def test_a_client_does_not_train_for_somebody_else(tmp_path):
@@ -379,18 +379,19 @@ def test_a_client_does_not_train_for_somebody_else(tmp_path):
     def spoiled(messages):
         for message in messages:
             if message.metadata.message_type == "train" and message.metadata.dst_node_id == NODE + BAD:
-                said = json.loads(message.content["said"]["json"])
-                message.content["said"] = ConfigRecord({"json": json.dumps({**said, **lie})})
+                said = json.loads(message.content["metadata"]["json"])
+                message.content["metadata"] = ConfigRecord({"json": json.dumps({**said, **lie})})
         return real(messages)
 
     grid.push_messages = spoiled
-    for lie, why in (({"id": "ffff"}, "the client refused: this is id"), ({"client": 0}, "this is client 1"),  # noqa: B007
-                     ({"life": "../../x"}, "which round"), ({"wire": 2}, "version 2"), ({"counted": 9}, "which round")):
+    for lie, why in (({"experiment_id": "ffff"}, "the client refused: this is experiment_id"), ({"client": 0}, "this is client 1"),  # noqa: B007
+                     ({"run_incarnation": "../../x"}, "which round"), ({"protocol_version": 1}, "version 1"),
+                     ({"counted_round": 9}, "which round")):
         done = over_flower(FedAvg(), deal, tmp_path, grid=grid, until=1)[0]
-        assert why in done.report.why[BAD]
+        assert why in done.report.notes[BAD]
 
 
 def test_states_of_before_there_were_fleets_elsewhere_can_go_on(tmp_path):
     deal = data()
-    old = replace(begin(Scaffold(), params(), 5), last=torch.zeros(0, dtype=torch.long))
-    assert over_flower(Scaffold(), deal, tmp_path, until=1, state=old)[0].after.last.tolist() == [1] * 5
+    old = replace(init_state(Scaffold(), params(), 5), last_round_seen=torch.zeros(0, dtype=torch.long))
+    assert over_flower(Scaffold(), deal, tmp_path, until=1, state=old)[0].after.last_round_seen.tolist() == [1] * 5

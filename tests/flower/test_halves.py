@@ -8,13 +8,12 @@ from pathlib import Path
 import pytest
 from flwr.app import Context, RecordDict
 
-from fedrift.errors import UserError
-from fedrift.flower.client import client_app
-from fedrift.flower.fleet import OWN
-from fedrift.flower.node import of
-from fedrift.flower.server import begin
-from fedrift.run import carry_out
-from fedrift.setting import resolve
+from fedrift.core.errors import UserError
+from fedrift.engine.build import resolve_fingerprints
+from fedrift.engine.run import run_experiment
+from fedrift.flower.client import load_client, make_client_app
+from fedrift.flower.client_pool import MSG_OWN_DOCUMENTS
+from fedrift.flower.server import run_server
 from tests.flower.loopback import NODE, Loopback
 from tests.flower.test_deployment import TWO, assert_same_curves, invariant
 from tests.worlds import experiment, stock
@@ -22,33 +21,36 @@ from tests.worlds import experiment, stock
 CANARY = "zanzibar"  # a word of client 0's own documents, and of nothing else
 
 
-def asked(folder: Path, *overrides: str):
-    return resolve(experiment(folder, *TWO, "plan.rounds=2", "evaluate.blocks=1", *overrides), stock(folder))
+def make_experiment(folder: Path, *overrides: str):
+    asked = experiment(folder, *TWO, "training.num_rounds=2", "evaluation.blocks_per_domain=1", *overrides)
+    return resolve_fingerprints(asked, stock(folder))
 
 
 def over(wanted, folder: Path, data: dict[int, str] | None = None) -> tuple[Loopback, dict[str, object]]:
     """A node for each client, and the configuration of the server."""
-    written, apps = json.dumps(wanted.written()), {}
-    for number in range(wanted.partition.clients):
-        made = of(written, number, data=(data or {}).get(number, ""), keeps=str(folder / "kept"), device="cpu", threads="1")
-        apps[NODE + number] = (client_app(lambda context, made=made: made), Context(1, NODE + number, {}, RecordDict(), {}))
-    return Loopback(apps), {"experiment": written, "runs": str(folder / "runs"), "device": "cpu", "threads": 1,
-                            "least": wanted.plan.cohort(wanted.partition.clients), "patience": 60.0, "join": 0.0}
+    written, apps = json.dumps(wanted.to_dict()), {}
+    for number in range(wanted.partition.num_clients):
+        made = load_client(written, number, data=(data or {}).get(number, ""), state_dir=str(folder / "kept"), device="cpu",
+                           threads="1")
+        apps[NODE + number] = (make_client_app(lambda context, made=made: made), Context(1, NODE + number, {}, RecordDict(), {}))
+    return Loopback(apps), {"experiment": written, "runs_dir": str(folder / "runs"), "device": "cpu", "threads": 1,
+                            "min_results": wanted.training.cohort_size(wanted.partition.num_clients), "round_timeout_s": 60.0,
+                            "join_timeout_s": 0.0}
 
 
 @pytest.mark.parametrize("overrides", [
-    ("algorithm=Scaffold",), ("algorithm=Ditto", "plan.weighting=examples"),
-    ("algorithm=Scaffold", "partition.clients=3", "mitigation={is: ByUpdate, clusters: 2}"),
-    ("algorithm=FedProx", "partition.clients=3", "mitigation={is: ByText, clusters: 2, encoder: hashing}"),
-    ("partition.clients=3", "mitigation={is: ByLoss, clusters: 2, batches: 1}")], ids=" ".join)
+    ("algorithm=Scaffold",), ("algorithm=Ditto", "training.client_weighting=examples"),
+    ("algorithm=Scaffold", "partition.num_clients=3", "clustering={type: UpdateClustering, num_clusters: 2}"),
+    ("algorithm=FedProx", "partition.num_clients=3", "clustering={type: TextClustering, num_clusters: 2, encoder: hashing}"),
+    ("partition.num_clients=3", "clustering={type: IFCA, num_clusters: 2, num_batches: 1}")], ids=" ".join)
 def test_the_two_halves_together_are_the_run_on_one_machine(overrides, tmp_path):
-    wanted = asked(tmp_path, *overrides)
-    here = carry_out(wanted, stock(tmp_path, micro=1, threads=1))
-    there = begin(*over(wanted, tmp_path / "elsewhere"))
+    wanted = make_experiment(tmp_path, *overrides)
+    here = run_experiment(wanted, stock(tmp_path, clients_per_pass=1, threads=1))
+    there = run_server(*over(wanted, tmp_path / "elsewhere"))
     assert there.id == here.id
     assert_same_curves(there, here)
-    if "mitigation" in overrides[-1]:
-        assert there.read_json("mitigation") == here.read_json("mitigation")
+    if "clustering" in overrides[-1]:
+        assert there.read_json("clustering") == here.read_json("clustering")
     elif overrides == ("algorithm=Scaffold",):
         invariant(there)
 
@@ -61,24 +63,24 @@ def own_texts(folder: Path) -> str:
 
 
 def test_documents_of_a_nodes_own_are_trained_on_and_never_leave_it(tmp_path):
-    wanted = asked(tmp_path)
+    wanted = make_experiment(tmp_path)
     grid, config = over(wanted, tmp_path / "elsewhere", {0: own_texts(tmp_path / "own")})
-    run = begin(grid, config)
+    run = run_server(grid, config)
     told = [event for event in run.events() if event["kind"] == "client"]
-    assert [(event["round"], event["client"], event["message"]) for event in told] == [(1, 0, OWN)]
-    plain = begin(*over(wanted, tmp_path / "dealt"))
-    losses, dealt = (one.trajectory().table("train.loss")[-1] for one in (run, plain))
+    assert [(event["round"], event["client"], event["message"]) for event in told] == [(1, 0, MSG_OWN_DOCUMENTS)]
+    plain = run_server(*over(wanted, tmp_path / "dealt"))
+    losses, dealt = (one.trajectory().client_table("train.loss")[-1] for one in (run, plain))
     assert losses[0] != pytest.approx(dealt[0], rel=1e-3), "client 0 trained on something else"
     for path in (tmp_path / "elsewhere").rglob("*"):
         assert not path.is_file() or CANARY.encode() not in path.read_bytes(), path
     for message in (*grid.sent, *grid.came):
         content = message.content
-        assert CANARY not in content["said"]["json"]
+        assert CANARY not in content["metadata"]["json"]
         assert CANARY.encode() not in content["fedrift"]["trees"].data
 
 
 def test_a_mitigation_that_reads_what_the_experiment_deals_is_refused_with_documents_of_their_own(tmp_path):
-    wanted = asked(tmp_path, "mitigation={is: ByText, clusters: 2, encoder: hashing}")
+    wanted = make_experiment(tmp_path, "clustering={type: TextClustering, num_clusters: 2, encoder: hashing}")
     grid, config = over(wanted, tmp_path / "elsewhere", {0: own_texts(tmp_path / "own")})
-    with pytest.raises(UserError, match="client 0 trains on documents of its own, and ByText decides"):
-        begin(grid, config)
+    with pytest.raises(UserError, match="client 0 trains on documents of its own, and TextClustering decides"):
+        run_server(grid, config)

@@ -14,9 +14,9 @@ from flwr.serverapp.strategy import FedAdam as FlowerAdam
 from flwr.serverapp.strategy import FedAvg as FlowerAvg
 
 from fedrift.algorithms import FedAvg, FedProx, Scaffold
-from fedrift.errors import UserError
-from fedrift.optimizers import Adam
-from fedrift.tree import Tree
+from fedrift.core.errors import UserError
+from fedrift.core.optimizers import Adam
+from fedrift.core.tree import Tree
 from tests.flower.loopback import NODE, Loopback, nodes, over_flower
 from tests.laws.federation import data, loss, params, train
 
@@ -61,8 +61,11 @@ def plain_nodes(deal):
     return {NODE + k: (app, Context(1, NODE + k, {"partition-id": k, "num-partitions": 5}, RecordDict(), {})) for k in range(5)}
 
 
-@pytest.mark.parametrize("strategy, ours", [
-    (FlowerAvg, FedAvg()), (FlowerAvg, FedProx(mu=0.1)), (FlowerAdam, FedAvg(server=Adam(0.05, (0.9, 0.99), 1e-3)))], ids=str)
+@pytest.mark.parametrize(
+    "strategy, ours",
+    [(FlowerAvg, FedAvg()), (FlowerAvg, FedProx(mu=0.1)), (FlowerAdam, FedAvg(server_optimizer=Adam(0.05, (0.9, 0.99), 1e-3)))],
+    ids=str,
+)
 def test_an_unmodified_strategy_drives_our_clients(strategy, ours, tmp_path):
     deal = data(dtype=torch.float32)
     known = {"eta": 0.05, "beta_1": 0.9, "beta_2": 0.99, "tau": 1e-3} if strategy is FlowerAdam else {}
@@ -85,7 +88,7 @@ def test_a_strategy_that_sends_a_model_only_cannot_drive_scaffold(tmp_path):
 
 def test_our_server_drives_a_plain_flower_client(tmp_path):
     deal = data(dtype=torch.float32)
-    over = over_flower(FedAvg(), deal, tmp_path, grid=Loopback(plain_nodes(deal)), plain=True, lr=lambda round: 0.05)
+    over = over_flower(FedAvg(), deal, tmp_path, grid=Loopback(plain_nodes(deal)), stock_clients=True, lr_at=lambda round: 0.05)
     here = train(FedAvg(), deal)
     for name, leaf in here[-1].after.server.params.items():
         assert torch.allclose(over[-1].after.server.params[name], leaf, atol=1e-5)
@@ -94,8 +97,8 @@ def test_our_server_drives_a_plain_flower_client(tmp_path):
 
 
 def test_our_server_with_plain_clients_has_the_servers_optimisers(tmp_path):
-    deal, algorithm = data(dtype=torch.float32), FedAvg(server=Adam(0.05))
-    over = over_flower(algorithm, deal, tmp_path, grid=Loopback(plain_nodes(deal)), plain=True, lr=lambda round: 0.05)
+    deal, algorithm = data(dtype=torch.float32), FedAvg(server_optimizer=Adam(0.05))
+    over = over_flower(algorithm, deal, tmp_path, grid=Loopback(plain_nodes(deal)), stock_clients=True, lr_at=lambda round: 0.05)
     here = train(algorithm, deal)
     for name, leaf in here[-1].after.server.params.items():
         assert torch.allclose(over[-1].after.server.params[name], leaf, atol=1e-5)
@@ -104,7 +107,7 @@ def test_our_server_with_plain_clients_has_the_servers_optimisers(tmp_path):
 def test_plain_clients_cannot_run_scaffold(tmp_path):
     deal = data(dtype=torch.float32)
     with pytest.raises(UserError, match="Scaffold needs more"):
-        over_flower(Scaffold(), deal, tmp_path, grid=Loopback(plain_nodes(deal)), plain=True)
+        over_flower(Scaffold(), deal, tmp_path, grid=Loopback(plain_nodes(deal)), stock_clients=True)
 
 
 def promising(shape: tuple[int, ...]) -> bytes:
@@ -133,6 +136,6 @@ def test_what_a_plain_client_sends_is_measured_before_it_is_believed(lie, tmp_pa
             arrays["h"] = Array(dtype=old.dtype, shape=old.shape, stype=old.stype, data=LIES[lie](old.data))
         return [answer]
 
-    done = over_flower(FedAvg(), deal, tmp_path, grid=Loopback(plain_nodes(deal), meddle), plain=True, until=1)[0]
+    done = over_flower(FedAvg(), deal, tmp_path, grid=Loopback(plain_nodes(deal), meddle), stock_clients=True, until=1)[0]
     assert done.report.failed.tolist() == [False, True, False, False, False]
-    assert done.report.why[1].startswith("its answer cannot be used: h ")
+    assert done.report.notes[1].startswith("its answer cannot be used: h ")

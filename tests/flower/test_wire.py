@@ -1,4 +1,4 @@
-"""Bytes that somebody made up: each message is read as what was agreed, or refused by ``Refused``; nothing else is raised."""
+"""Bytes that somebody made up: each message is read as what was agreed, or refused by ``MessageRejected``; nothing else is raised."""
 
 from __future__ import annotations
 
@@ -13,11 +13,22 @@ import torch
 from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
 
 from fedrift.algorithms import FedAvg
-from fedrift.flower.client import client_app, train_one, train_plain
-from fedrift.flower.fleet import opened_plain
-from fedrift.flower.wire import HEADER, TEXT, Refused, number, plain, read, read_array, said, whole, write
-from fedrift.optimizers import Sgd
-from fedrift.tree import Tree
+from fedrift.core.optimizers import Sgd
+from fedrift.core.tree import Tree
+from fedrift.flower.client import make_client_app, train_round, train_stock_round
+from fedrift.flower.client_pool import parse_stock_reply
+from fedrift.flower.wire import (
+    HEADER_BYTES,
+    MAX_TEXT_BYTES,
+    MessageRejected,
+    pack_message,
+    read_array,
+    read_int,
+    read_metadata,
+    read_number,
+    read_trees,
+    to_stock_arrays,
+)
 from tests.flower.loopback import EXPERIMENT, NODE, Loopback, carried, client
 from tests.laws.federation import data
 
@@ -66,15 +77,15 @@ WRONG = {
     "version 3": saved(LIKE[0].numpy(), (3, 0)),
     "version 9": b"\x93NUMPY\x09\x00" + saved(LIKE[0].numpy())[8:], "a long header": b"\x93NUMPY\x01\x00\xff\xff" + b"0" * 60,
     "nothing": b"", "magic": b"\x93NUMPY", "truncated": saved(LIKE[0].numpy())[:-1], "more": saved(LIKE[0].numpy()) + b"0",
-    "large": saved(LIKE[0].numpy()) + b"0" * (HEADER + 100), "pickle": pickle.dumps(LIKE[0].numpy()),
+    "large": saved(LIKE[0].numpy()) + b"0" * (HEADER_BYTES + 100), "pickle": pickle.dumps(LIKE[0].numpy()),
 }
 
 
 @pytest.mark.parametrize("wrong", WRONG)
 def test_an_array_that_was_not_agreed_is_refused(wrong):
-    with pytest.raises(Refused, match=r"^h "):
+    with pytest.raises(MessageRejected, match=r"^h "):
         read_array("h", numpy_array(WRONG[wrong]), LIKE)
-    with pytest.raises(Refused, match=r"^h is no numpy array of 6 numbers"):
+    with pytest.raises(MessageRejected, match=r"^h is no numpy array of 6 numbers"):
         read_array("h", numpy_array(saved(LIKE[0].numpy()), "pickle"), LIKE)
 
 
@@ -94,33 +105,34 @@ def test_flipped_bits_are_read_as_floats_or_refused():
         try:
             found = read_array("h", numpy_array(flipped(sound[:start], draw, 1 + turn % 4) + sound[start:]), LIKE)
             assert found.shape == LIKE.shape and found.dtype == LIKE.dtype
-        except Refused:
+        except MessageRejected:
             refused += 1
     assert refused > 2000
-    content = write({"delta": Tree(h=LIKE)}, {"client": 1, "round": 3, "loss": [0.5, 0.25]})
-    block, text = content["fedrift"]["trees"].data, content["said"]["json"].encode()
+    content = pack_message({"delta": Tree(h=LIKE)}, {"client": 1, "round": 3, "loss": [0.5, 0.25]})
+    block, text = content["fedrift"]["trees"].data, content["metadata"]["json"].encode()
     for turn in range(1000):
         changed = flipped(block, draw, 1 + turn % 4)
         message = RecordDict({"fedrift": ArrayRecord({"trees": Array("safetensors", (len(block),), "safetensors", changed)})})
-        with suppress(Refused):
-            assert read(message, {"delta": Tree(h=LIKE)})["delta"]["h"].shape == LIKE.shape
-        with suppress(Refused):
-            told = said(RecordDict({"said": ConfigRecord({"json": flipped(text, draw, 1 + turn % 4).decode("latin1")})}))
+        with suppress(MessageRejected):
+            assert read_trees(message, {"delta": Tree(h=LIKE)})["delta"]["h"].shape == LIKE.shape
+        with suppress(MessageRejected):
+            told = read_metadata(RecordDict({"metadata": ConfigRecord({"json": flipped(text, draw, 1 + turn % 4).decode("latin1")})}))
             assert isinstance(told, dict)
 
 
-@pytest.mark.parametrize("text", ["", "1", "[1]", "null", "{", '"wire"', "[" * 60_000, '{"wire": ' + "1" * 5000 + "}",
-                                  '{"wire": 2}', '{"wire": "1"}', "{}", "x" * (TEXT + 1)], ids=range(12))
+@pytest.mark.parametrize("text", ["", "1", "[1]", "null", "{", '"protocol_version"', "[" * 60_000,
+                                  '{"protocol_version": ' + "1" * 5000 + "}", '{"protocol_version": 3}',
+                                  '{"protocol_version": "2"}', "{}", "x" * (MAX_TEXT_BYTES + 1)], ids=range(12))
 def test_words_that_are_no_message_are_refused(text):
-    with pytest.raises(Refused) as raised:
-        said(RecordDict({"said": ConfigRecord({"json": text})}))
+    with pytest.raises(MessageRejected) as raised:
+        read_metadata(RecordDict({"metadata": ConfigRecord({"json": text})}))
     assert len(str(raised.value)) < 250
 
 
 def test_a_number_that_is_none_is_refused():
     for value in (None, True, "1", [1], {}, 10**400, -(10**5000), float("inf"), -1, 1e31):
-        for reader in (number, whole):
-            with pytest.raises(Refused, match="count must be a") as raised:
+        for reader in (read_number, read_int):
+            with pytest.raises(MessageRejected, match="count must be a") as raised:
                 reader({"count": value}, "count", 0)
             assert len(str(raised.value)) < 200
 
@@ -151,27 +163,29 @@ def broken(content: RecordDict, how: str) -> RecordDict:
     "a leaf of another name", "NaN", *(f"round {value!r}" for value in ROUNDS)])
 def test_what_a_plain_strategy_sends_wrongly_is_refused_and_answered_by_an_error(how, tmp_path):
     here = client(0, data(dtype=torch.float32), FedAvg(), tmp_path, Sgd(0.05))
-    good = RecordDict({"arrays": plain(here.first.params), "config": ConfigRecord({"server-round": 1})})
-    assert train_plain(here, good).array_records["arrays"].keys() == here.first.params.keys()
-    with pytest.raises(Refused) as raised:
-        train_plain(here, broken(good, how))
+    good = RecordDict({"arrays": to_stock_arrays(here.initial_server.params), "config": ConfigRecord({"server-round": 1})})
+    assert train_stock_round(here, good).array_records["arrays"].keys() == here.initial_server.params.keys()
+    with pytest.raises(MessageRejected) as raised:
+        train_stock_round(here, broken(good, how))
     assert len(str(raised.value)) < 400
     Loopback({})  # who makes messages must be somebody
     sent = Message(broken(good, how), NODE, "train")
-    answer = client_app(lambda context: here)(carried(sent), Context(1, NODE, {}, RecordDict(), {}))
+    answer = make_client_app(lambda context: here)(carried(sent), Context(1, NODE, {}, RecordDict(), {}))
     assert answer.has_error() and answer.error.reason.startswith("the client refused: ")
 
 
 @pytest.mark.parametrize("told", [
-    {"round": True}, {"round": 10**9}, {"round": "1"}, {"round": -1}, {"life": "x" * 5000}, {"life": "../a"}, {"life": "\u00e9"},
-    {"counted": True}, {"counted": None}, {"counted": 5}, {"id": "x" * 5000}, {"client": "0"}])
+    {"round": True}, {"round": 10**9}, {"round": "1"}, {"round": -1}, {"run_incarnation": "x" * 5000},
+    {"run_incarnation": "../a"}, {"run_incarnation": "\u00e9"}, {"counted_round": True}, {"counted_round": None},
+    {"counted_round": 5}, {"experiment_id": "x" * 5000}, {"client": "0"}])
 def test_what_our_server_would_not_send_is_refused_by_a_client(told, tmp_path):
     here = client(0, data(dtype=torch.float32), FedAvg(), tmp_path, Sgd(0.05))
-    sound = {"id": EXPERIMENT, "client": 0, "life": "a", "round": 1, "counted": 0}
-    trees = {"params": here.first.params, "shared": here.first.shared, "base": here.first.base}
-    assert said(train_one(here, write(trees, sound)))["round"] == 1
-    with pytest.raises(Refused) as raised:
-        train_one(here, write(trees, {**sound, **told}))
+    sound = {"experiment_id": EXPERIMENT, "client": 0, "run_incarnation": "a", "round": 1, "counted_round": 0}
+    first = here.initial_server
+    trees = {"params": first.params, "broadcast": first.broadcast, "merged_base": first.merged_base}
+    assert read_metadata(train_round(here, pack_message(trees, sound)))["round"] == 1
+    with pytest.raises(MessageRejected) as raised:
+        train_round(here, pack_message(trees, {**sound, **told}))
     assert len(str(raised.value)) < 250
 
 
@@ -182,19 +196,19 @@ def test_what_a_plain_client_answers_wrongly_is_refused(wrong):
     metrics = {"num-examples": 5, "train_loss": [1.0, 2.0], **{k: v for k, v in wrong.items() if k == "num-examples"}}
     records = {"arrays": arrays, "metrics": MetricRecord({k: v for k, v in metrics.items() if v is not None})}
     lossless = MetricRecord({"num-examples": 5, "train_loss": [1.0]})
-    assert np.isnan(opened_plain(RecordDict({**records, "metrics": lossless}), params).loss[1])
+    assert np.isnan(parse_stock_reply(RecordDict({**records, "metrics": lossless}), params).loss[1])
     if "arrays" in wrong or not wrong:
         del records["arrays"]
     if "metrics" in wrong or not wrong:
         del records["metrics"]
     if "more" in wrong:
         records["second"] = arrays
-    with pytest.raises(Refused):
-        opened_plain(RecordDict(records), params)
+    with pytest.raises(MessageRejected):
+        parse_stock_reply(RecordDict(records), params)
 
 
 def test_numbers_that_a_float_cannot_hold_make_an_answer_that_is_left_out():
     wide = RecordDict({"arrays": ArrayRecord({"h": Array(np.full((2, 3), 1e300))}), "metrics": MetricRecord({"num-examples": 5})})
-    answer = opened_plain(wide, Tree(h=LIKE))
-    assert answer.failed and "non-finite numbers" in answer.why
-    assert json.loads(write({}, {"a": 1})["said"]["json"]) == {"wire": 1, "a": 1}
+    answer = parse_stock_reply(wide, Tree(h=LIKE))
+    assert answer.failed and "non-finite numbers" in answer.note
+    assert json.loads(pack_message({}, {"a": 1})["metadata"]["json"]) == {"protocol_version": 2, "a": 1}

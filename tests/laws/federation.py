@@ -13,22 +13,22 @@ import torch
 from torch import Tensor
 
 import fedrift.algorithms
-from fedrift import optimizers
-from fedrift.algorithms import FedAvg, aggregates
-from fedrift.fleet import SimulatedFleet
-from fedrift.optimizers import Optimizer, Sgd
-from fedrift.rounds import begin, rounds
-from fedrift.streams import torch_stream
-from fedrift.tree import Tree
-from fedrift.values import Round, State
+from fedrift.algorithms import FedAvg, aggregators
+from fedrift.core import optimizers
+from fedrift.core.optimizers import Optimizer, Sgd
+from fedrift.core.random import torch_stream
+from fedrift.core.tree import Tree
+from fedrift.core.types import FederatedState, RoundResult
+from fedrift.engine.loop import init_state, run_rounds
+from fedrift.simulation import ClientSimulator
 
 SIZE, RANK, INPUTS, OUTPUTS, ROWS, SCALE = 5, 2, 3, 4, 6, 2.0
 SERVERS = [Sgd(1.0, momentum=0.9), optimizers.Adam(0.05), optimizers.Yogi(0.05), optimizers.Adagrad(0.05)]
 
 SUBJECTS = {
     **{name: getattr(fedrift.algorithms, name)() for name in fedrift.algorithms.__all__},
-    **{f"FedAvg-{type(server).__name__}": FedAvg(server=server) for server in SERVERS},
-    **{f"FedAvg-{name}": FedAvg(aggregate=getattr(aggregates, name)()) for name in aggregates.__all__},
+    **{f"FedAvg-{type(server).__name__}": FedAvg(server_optimizer=server) for server in SERVERS},
+    **{f"FedAvg-{name}": FedAvg(aggregator=getattr(aggregators, name)()) for name in aggregators.__all__},
 }
 
 
@@ -98,24 +98,24 @@ def data(steps: tuple[int, ...] = (3,) * SIZE, weight: tuple[float, ...] = (4.0,
     return replace(made, x=made.x[[0] * len(steps)], y=made.y[[0] * len(steps)]) if same else made
 
 
-def train(algorithm: FedAvg, deal: Data, *, until: int = 3, cohort: int | None = None, state: State | None = None,
-          optimizer: Optimizer = Sgd(0.05), **options) -> list[Round]:
+def train(algorithm: FedAvg, deal: Data, *, until: int = 3, cohort: int | None = None, state: FederatedState | None = None,
+          optimizer: Optimizer = Sgd(0.05), **options) -> list[RoundResult]:
     size = len(deal.steps)
-    fleet = SimulatedFleet(size, loss, deal, optimizer, represent=represent, **options)
-    state = state or begin(algorithm, params(deal.x.dtype), size)
-    return list(rounds(state, fleet, algorithm, until=until, cohort=cohort or size, seed=3))
+    fleet = ClientSimulator(size, loss, deal, optimizer, represent_fn=represent, **options)
+    state = state or init_state(algorithm, params(deal.x.dtype), size)
+    return list(run_rounds(state, fleet, algorithm, num_rounds=until, cohort_size=cohort or size, seed=3))
 
 
-def tensors(state: State) -> dict[str, Tensor]:
+def tensors(state: FederatedState) -> dict[str, Tensor]:
     """Everything a state holds, by name."""
     server = state.server
-    trees = {"params": server.params, "shared": server.shared, "moments": server.moments, "base": server.base,
-             "memory": state.memory.whole()}
+    trees = {"params": server.params, "broadcast": server.broadcast, "opt_state": server.opt_state,
+             "merged_base": server.merged_base, "client_states": state.client_states.gather_all()}
     found = {f"{kind}/{name}": leaf for kind, tree in trees.items() for name, leaf in tree.items()}
-    return {**found, "group": state.group}
+    return {**found, "cluster_ids": state.cluster_ids}
 
 
-def apart(one: State, other: State) -> float:
+def apart(one: FederatedState, other: FederatedState) -> float:
     """The largest difference between two states; NaN counts as infinite."""
     here, there = tensors(one), tensors(other)
     assert here.keys() == there.keys()
@@ -123,13 +123,13 @@ def apart(one: State, other: State) -> float:
     return max(gap.nan_to_num(torch.inf).max().item() for gap in gaps)
 
 
-def same(one: State, other: State) -> bool:
+def same(one: FederatedState, other: FederatedState) -> bool:
     """Bit for bit."""
     here, there = tensors(one), tensors(other)
     return here.keys() == there.keys() and all(torch.equal(leaf, there[name]) for name, leaf in here.items())
 
 
-def through_a_file(state: State) -> State:
+def through_a_file(state: FederatedState) -> FederatedState:
     """Written and read again."""
     box = io.BytesIO()
     torch.save(state, box)

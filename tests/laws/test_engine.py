@@ -10,15 +10,14 @@ import pytest
 import torch
 
 from fedrift.algorithms import MOON, FedAvg, Scaffold
-from fedrift.fleet import SimulatedFleet
-from fedrift.fleet.represent import mean_states
+from fedrift.core.optimizers import AdamW, Sgd
+from fedrift.core.tree import Tree
+from fedrift.engine.loop import init_state, run_rounds
 from fedrift.models import head
-from fedrift.models.gathered import Gathered, Meeting
-from fedrift.models.stacked import StackedModel
-from fedrift.models.tune import Full, LastK, Lora
-from fedrift.optimizers import AdamW, Sgd
-from fedrift.rounds import begin, rounds
-from fedrift.tree import Tree
+from fedrift.models.batched_model import BatchCoordinator, BatchedModel
+from fedrift.models.stacked_model import StackedModel, mean_hidden_states
+from fedrift.models.trainable import All, LastBlocks, Lora
+from fedrift.simulation import ClientSimulator
 from tests.models.networks import batch, network
 
 
@@ -26,14 +25,15 @@ from tests.models.networks import batch, network
 class PlainAdamW(AdamW):
     """The rule as it is written, whatever kernel there is."""
 
-    def fused(self, params, grad, moments, count):
-        return self.written(params, grad, moments, count)
+    def _fused_step(self, params, grad, opt_state, count):
+        return self._unfused_step(params, grad, opt_state, count)
 
 
-OPTIONS = {"plain modules": {"lean": False}, "no prefix": {"prefix": False}, "slots": {"micro": 1}, "two at once": {"micro": 2},
+OPTIONS = {"plain modules": {"fused": False}, "no prefix": {"use_prefix_cache": False}, "slots": {"clients_per_pass": 1},
+           "two at once": {"clients_per_pass": 2},
            "plain optimiser": {"optimizer": PlainAdamW(0.01, weight_decay=0.1)},
-           "none of it": {"lean": False, "prefix": False, "micro": 1}}
-TUNES = {"lora": Lora(rank=2), "last_k": LastK(1), "full": Full()}
+           "none of it": {"fused": False, "use_prefix_cache": False, "clients_per_pass": 1}}
+TUNES = {"lora": Lora(r=2), "last_k": LastBlocks(1), "full": All()}
 PLACES = [("llama", "FedAvg"), ("gpt2", "FedAvg"), ("qwen2", "FedAvg"), ("llama", "Scaffold"), ("llama", "MOON")]
 RULES = {"FedAvg": (FedAvg(), AdamW(0.01, weight_decay=0.1)), "Scaffold": (Scaffold(), Sgd(0.1)), "MOON": (MOON(), Sgd(0.1))}
 
@@ -48,16 +48,16 @@ def batches(round: int, cohort: torch.Tensor):
             yield {**part, "rows": rows, "weight": part["keep"][:, :, 1:].sum((1, 2)).double()}
 
 
-def trained(kind: str, tune: str, rule: str, lean: bool = True, prefix: bool | None = None, **more) -> Tree:
-    return federated(StackedModel(network(kind), TUNES[tune], lean=lean, prefix=prefix), rule, **more)
+def trained(kind: str, tune: str, rule: str, fused: bool = True, use_prefix_cache: bool | None = None, **more) -> Tree:
+    return federated(StackedModel(network(kind), TUNES[tune], fused, use_prefix_cache), rule, **more)
 
 
-def federated(model: StackedModel, rule: str, micro: int | None = None, optimizer=None) -> Tree:
+def federated(model: StackedModel, rule: str, clients_per_pass: int | None = None, optimizer=None) -> Tree:
     """The server's params after two rounds."""
     algorithm, usual = RULES[rule]
-    fleet = SimulatedFleet(3, model, batches, optimizer or usual, clip=1.0, micro=micro,
-                           represent=lambda params, read: mean_states(model.hidden, params, read))
-    *_, last = rounds(begin(algorithm, model.template(), 3), fleet, algorithm, until=2, cohort=3, seed=0)
+    fleet = ClientSimulator(3, model, batches, optimizer or usual, max_grad_norm=1.0, clients_per_pass=clients_per_pass,
+                            represent_fn=lambda params, read: mean_hidden_states(model.hidden_states, params, read))
+    *_, last = run_rounds(init_state(algorithm, model.init_params(), 3), fleet, algorithm, num_rounds=2, cohort_size=3, seed=0)
     return last.after.server.params
 
 
@@ -96,7 +96,7 @@ def test_no_speed_up_changes_a_result_beyond_rounding(usual, kind, rule, tune, o
 def test_logits_of_a_few_positions_at_once(usual, monkeypatch, kind, rule, tune):
     """Seven positions a chunk: none of the batches is a multiple of it."""
     made = []
-    monkeypatch.setattr(head, "CHUNK", 1)
+    monkeypatch.setattr(head, "LOGITS_PER_CHUNK", 1)
     monkeypatch.setattr(head, "max", lambda least, most: made.append(7) or 7, raising=False)
     found = trained(kind, tune, rule)
     assert made or tune == "full"  # a head that is trained keeps its logits whole
@@ -107,18 +107,18 @@ def test_logits_of_a_few_positions_at_once(usual, monkeypatch, kind, rule, tune)
 @WORLDS
 def test_runs_that_share_their_passes(usual, kind, rule, tune):
     """Two runs over one network meet at every step: six clients in a pass, each run's numbers its own."""
-    plain, meeting, found = StackedModel(network(kind), TUNES[tune]), Meeting(2, clients=64), dict[int, Tree]()
+    plain, meeting, found = StackedModel(network(kind), TUNES[tune]), BatchCoordinator(2, max_clients=64), dict[int, Tree]()
 
     def work(seat: int) -> None:
-        with meeting.seat():
-            found[seat] = federated(Gathered(plain, meeting), rule)
+        with meeting.participant():
+            found[seat] = federated(BatchedModel(plain, meeting), rule)
 
     threads = [Thread(target=work, args=(seat,)) for seat in range(2)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    assert 6 in meeting.passes
+    assert 6 in meeting.pass_sizes
     for run in found.values():
         same(run, usual(kind, tune, rule))
 
@@ -133,7 +133,7 @@ def test_compiled_blocks(usual, kind, tune):
     torch._dynamo.reset()
     counted = torch._dynamo.utils.counters
     counted.clear()
-    model = StackedModel(network(kind), TUNES[tune], lean=False, prefix=False)
+    model = StackedModel(network(kind), TUNES[tune], fused=False, use_prefix_cache=False)
     model.compile()
     same(federated(model, "FedAvg"), usual(kind, tune, "FedAvg"))
     assert counted["stats"]["unique_graphs"] > 0  # not all was left to the plain way

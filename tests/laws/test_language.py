@@ -13,11 +13,11 @@ import torch
 from torch import Tensor
 
 from fedrift.algorithms import FedAvg
-from fedrift.fleet import SimulatedFleet
-from fedrift.rounds import begin, rounds
-from fedrift.setting import Setting, prepare
-from fedrift.tree import Tree
-from fedrift.values import Round, State
+from fedrift.core.tree import Tree
+from fedrift.core.types import FederatedState, RoundResult
+from fedrift.engine.build import RunContext, build_run
+from fedrift.engine.loop import init_state, run_rounds
+from fedrift.simulation import ClientSimulator
 from tests.pairs import PAIRS, TUNES, algorithm
 from tests.worlds import experiment, stock
 
@@ -25,11 +25,16 @@ from .federation import same
 
 
 @pytest.fixture(scope="module", params=["tiny", pytest.param("pocket", marks=pytest.mark.slow)])
-def settings(request, tmp_path_factory) -> dict[str, Setting]:
+def settings(request, tmp_path_factory) -> dict[str, RunContext]:
     folder = tmp_path_factory.mktemp("language")
     shelf = stock(folder)
-    asked = ["plan.weighting=uniform", "evaluate.blocks=1", "evaluate.final=0", *["model=pocket"] * (request.param == "pocket")]
-    return {name: prepare(experiment(folder, f"tune={tune}", *asked), shelf) for name, tune in TUNES.items()}
+    asked = [
+        "training.client_weighting=uniform",
+        "evaluation.blocks_per_domain=1",
+        "evaluation.final_blocks_per_domain=0",
+        *["model=pocket"] * (request.param == "pocket"),
+    ]
+    return {name: build_run(experiment(folder, f"trainable={tune}", *asked), shelf) for name, tune in TUNES.items()}
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,27 +55,27 @@ class Spoilt:
             yield {**batch, "factor": torch.tensor([torch.nan if k in self.broken else 1.0 for k in who])}
 
 
-def spoilt(fleet: SimulatedFleet, broken: set[int] = frozenset(), empty: set[int] = frozenset()) -> SimulatedFleet:
-    plain = fleet.objective
+def spoilt(fleet: ClientSimulator, broken: set[int] = frozenset(), empty: set[int] = frozenset()) -> ClientSimulator:
+    plain = fleet.loss_fn
     return replace(fleet, batches=Spoilt(fleet.batches, frozenset(broken), frozenset(empty)),
-                   objective=lambda params, batch: plain(params, batch) * batch["factor"])
+                   loss_fn=lambda params, batch: plain(params, batch) * batch["factor"])
 
 
-def train(fleet: SimulatedFleet, rule: FedAvg, state: State | None, params: Tree, until: int) -> list[Round]:
-    state = state or begin(rule, params, fleet.size)
-    return list(rounds(state, fleet, rule, until=until, cohort=fleet.size, seed=0))
+def train(fleet: ClientSimulator, rule: FedAvg, state: FederatedState | None, params: Tree, until: int) -> list[RoundResult]:
+    state = state or init_state(rule, params, fleet.size)
+    return list(run_rounds(state, fleet, rule, num_rounds=until, cohort_size=fleet.size, seed=0))
 
 
 @pytest.mark.parametrize(("name", "tune"), PAIRS)
 def test_a_broken_client_an_empty_one_and_a_lost_round_are_survived(settings, name, tune):
     """NaN is quarantined, recorded and counts as absent; who has no data changes nothing; nobody left, nothing moves."""
     setting, rule = settings[tune], algorithm(name)
-    fleet, params = setting.fleet, setting.state.server.params
+    fleet, params = setting.simulator, setting.initial_state.server.params
     broken = train(spoilt(fleet, broken={1}), rule, None, params, 2)
     empty = train(spoilt(fleet, empty={1}), rule, None, params, 2)
     for one, other in zip(broken, empty, strict=True):
         assert one.report.failed.tolist() == [False, True, False]
-        assert one.report.weight[1] == 0 and one.report.delta.finite().all()
+        assert one.report.weight[1] == 0 and one.report.delta.is_finite().all()
         assert not other.report.failed.any()
         assert other.report.steps[1] == 0
     assert same(broken[-1].after, empty[-1].after)
@@ -80,7 +85,7 @@ def test_a_broken_client_an_empty_one_and_a_lost_round_are_survived(settings, na
     (lost,) = train(spoilt(fleet, broken={0, 1, 2}), rule, before, params, 3)
     assert lost.report.failed.all()
     assert same(replace(before, round=3), lost.after)
-    assert not any(leaf.any() for leaf in lost.after.moved.values())
+    assert not any(leaf.any() for leaf in lost.after.server_delta.values())
 
 
 @pytest.mark.parametrize("tune", TUNES)
@@ -88,10 +93,10 @@ def test_a_mean_that_takes_everybody_would_be_seen(settings, tune):
     """Planted: the quarantine undone."""
     @dataclass(frozen=True)
     class Gullible(FedAvg):
-        def absorb(self, server, report):
+        def server_update(self, server, report):
             delta = report.delta.map(lambda leaf: leaf.index_fill(0, report.failed.nonzero().flatten(), torch.nan))
-            return super().absorb(server, replace(report, delta=delta, weight=torch.ones_like(report.weight)))
+            return super().server_update(server, replace(report, delta=delta, weight=torch.ones_like(report.weight)))
 
     setting = settings[tune]
-    done = train(spoilt(setting.fleet, broken={1}), Gullible(), None, setting.state.server.params, 1)[-1]
+    done = train(spoilt(setting.simulator, broken={1}), Gullible(), None, setting.initial_state.server.params, 1)[-1]
     assert not all(leaf.isfinite().all() for leaf in done.after.server.params.values())

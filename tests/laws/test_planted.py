@@ -7,9 +7,9 @@ from dataclasses import dataclass, field, replace
 import pytest
 
 from fedrift.algorithms import FedAvg, Scaffold
-from fedrift.algorithms.aggregates import Mean
-from fedrift.optimizers import Sgd
-from fedrift.tree import Tree
+from fedrift.algorithms.aggregators import Mean
+from fedrift.core.optimizers import Sgd
+from fedrift.core.tree import Tree
 
 from . import test_algorithms as laws
 
@@ -18,55 +18,55 @@ from . import test_algorithms as laws
 class RemembersOutsideTheState(FedAvg):
     rounds: list = field(default_factory=list)
 
-    def absorb(self, server, report):
+    def server_update(self, server, report):
         self.rounds.append(1)
-        return super().absorb(server, replace(report, delta=report.delta / len(self.rounds)))
+        return super().server_update(server, replace(report, delta=report.delta / len(self.rounds)))
 
 
 @dataclass(frozen=True)
 class TakesTheLast(Mean):
-    def combine(self, server, report):
+    def aggregate(self, server, report):
         return report.delta.map(lambda leaf: leaf[-1:])
 
 
 @dataclass(frozen=True)
 class NeverDivides(Mean):
-    def combine(self, server, report):
+    def aggregate(self, server, report):
         return report.delta.map(lambda leaf: leaf.sum(0, keepdim=True))
 
 
 @dataclass(frozen=True)
 class KeepsWhatWasSent(FedAvg):
-    def shared(self, params):
-        return params.zeros()
+    def init_broadcast(self, params):
+        return params.zeros_like()
 
-    def absorb(self, server, report):
-        return replace(super().absorb(server, report), shared=report.gradient.map(lambda leaf: leaf[:1]))
+    def server_update(self, server, report):
+        return replace(super().server_update(server, report), broadcast=report.mean_grad.map(lambda leaf: leaf[:1]))
 
 
 @dataclass(frozen=True)
 class MovesWithoutBeingAsked(FedAvg):
-    def absorb(self, server, report):
-        descent = -self.aggregate.combine(server, report)
-        params, moments = self.server.step(server.params, descent, server.moments)
-        return replace(server, params=params, moments=moments)
+    def server_update(self, server, report):
+        descent = -self.aggregator.aggregate(server, report)
+        params, moments = self.server_optimizer.step(server.params, descent, server.opt_state)
+        return replace(server, params=params, opt_state=moments)
 
 
 @dataclass(frozen=True)
 class MixesTheCohort(FedAvg):
-    def correct(self, grad: Tree, at) -> Tree:
+    def transform_grad(self, grad: Tree, at) -> Tree:
         return grad.map(lambda leaf: leaf + 0.1 * leaf.mean(0, keepdim=True))
 
 
 @dataclass(frozen=True)
 class DecaysEverything(FedAvg):
-    def settle(self, params, at):
+    def after_step(self, params, at):
         return params * 0.9
 
 
 @dataclass(frozen=True)
 class RefusesEverybody(Scaffold):
-    def refusals(self, optimizer, weighting, leaves):
+    def incompatibilities(self, optimizer, weighting, leaves):
         return ["no"]
 
 
@@ -74,11 +74,11 @@ class RefusesEverybody(Scaffold):
     (laws.test_a_resumed_run_is_the_unbroken_run_bit_for_bit, RemembersOutsideTheState()),
     (lambda a: laws.test_stacked_clients_train_as_they_would_one_by_one(a, 1), MixesTheCohort()),
     (laws.test_a_client_that_returns_nan_is_recorded_and_counts_as_absent, MixesTheCohort()),
-    (lambda a: laws.test_the_order_of_the_clients_does_not_matter("", a), FedAvg(aggregate=TakesTheLast())),
-    (laws.test_identical_clients_are_one_client, FedAvg(aggregate=NeverDivides())),
+    (lambda a: laws.test_the_order_of_the_clients_does_not_matter("", a), FedAvg(aggregator=TakesTheLast())),
+    (laws.test_identical_clients_are_one_client, FedAvg(aggregator=NeverDivides())),
     (laws.test_what_was_sent_may_be_overwritten_without_touching_what_was_kept, KeepsWhatWasSent()),
-    (laws.test_a_round_without_survivors_changes_nothing, MovesWithoutBeingAsked(server=Sgd(1.0, momentum=0.9))),
-    (laws.test_a_model_whose_clients_sat_out_stays_as_it_is, MovesWithoutBeingAsked(server=Sgd(1.0, momentum=0.9))),
+    (laws.test_a_round_without_survivors_changes_nothing, MovesWithoutBeingAsked(server_optimizer=Sgd(1.0, momentum=0.9))),
+    (laws.test_a_model_whose_clients_sat_out_stays_as_it_is, MovesWithoutBeingAsked(server_optimizer=Sgd(1.0, momentum=0.9))),
     (laws.test_a_leaf_that_no_client_moves_stays, DecaysEverything()),
     (laws.test_every_algorithm_is_accepted_with_plain_clients, RefusesEverybody()),
 ], ids=lambda value: getattr(value, "__name__", type(value).__name__))

@@ -7,42 +7,54 @@ from dataclasses import replace
 import pytest
 import torch
 
-from fedrift.errors import UserError
-from fedrift.experiment import GROUPS as KNOWN
-from fedrift.experiment import edit, parse
-from fedrift.probes import GROUPS
-from fedrift.run import carry_out
+from fedrift.config.schema import PROBE_GROUPS as KNOWN
+from fedrift.config.schema import edit_config, parse_config
+from fedrift.core.errors import UserError
+from fedrift.engine.run import run_experiment
+from fedrift.probes import PROBE_GROUPS
 from tests.worlds import experiment, stock, stored
 
-EVERYTHING = tuple(GROUPS)
+EVERYTHING = tuple(PROBE_GROUPS)
 
 
 def at(folder, name: str):
     there = stock(folder)
-    return replace(there, runtime=replace(there.runtime, root=folder / name), kept={})
+    return replace(there, runtime=replace(there.runtime, runs_dir=folder / name), _items={})
 
 
 def asked(folder, panel, *overrides: str):
-    plan = ("plan.rounds=2", "plan.weighting=uniform", "evaluate.deep=2", "evaluate.final=0", *overrides)
-    return edit(experiment(folder, *plan), {"evaluate__panel": tuple(panel)})
+    plan = (
+        "training.num_rounds=2",
+        "training.client_weighting=uniform",
+        "evaluation.expensive_interval=2",
+        "evaluation.final_blocks_per_domain=0",
+        *overrides,
+    )
+    return edit_config(experiment(folder, *plan), {"evaluation__probes": tuple(panel)})
 
 
 def test_every_group_that_may_be_asked_for_is_there():
-    assert set(KNOWN) == set(GROUPS)
+    assert set(KNOWN) == set(PROBE_GROUPS)
 
 
 def test_a_group_that_is_not_there_is_refused_with_the_nearest_that_is():
     with pytest.raises(UserError, match="did you mean 'hidden'"):
-        parse({"corpus": "bbc", "evaluate": {"panel": ["hiden"]}})
+        parse_config({"dataset": "bbc", "evaluation": {"probes": ["hiden"]}})
 
 
-@pytest.mark.parametrize("overrides", [("algorithm=Scaffold",), ("algorithm=LocalOnly", "tune={is: LastK, blocks: 1}"),
-                                       ("algorithm={is: FedAvg, server: {is: Sgd, lr: 1.0, momentum: 0.9}}", "tune=Full")],
-                         ids=lambda overrides: overrides[0].split("=")[1])
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ("algorithm=Scaffold",),
+        ("algorithm=LocalOnly", "trainable={type: LastBlocks, num_blocks: 1}"),
+        ("algorithm={type: FedAvg, server_optimizer: {type: Sgd, lr: 1.0, momentum: 0.9}}", "trainable=All"),
+    ],
+    ids=lambda overrides: overrides[0].split("=")[1],
+)
 def test_no_probe_changes_the_run(tmp_path, overrides):
     """The state at the end, bit for bit, and every number that the smallest panel has too."""
-    least = carry_out(asked(tmp_path, (), *overrides), at(tmp_path, "least"))
-    most = carry_out(asked(tmp_path, EVERYTHING, *overrides), at(tmp_path, "most"))
+    least = run_experiment(asked(tmp_path, (), *overrides), at(tmp_path, "least"))
+    most = run_experiment(asked(tmp_path, EVERYTHING, *overrides), at(tmp_path, "most"))
     one, other = (stored(run) for run in (least, most))
     assert one.keys() == other.keys()
     assert all(torch.equal(one[name], other[name]) for name in one)
@@ -61,18 +73,18 @@ def killed(progress):
 
 
 def test_a_run_that_resumes_has_seen_the_same(tmp_path):
-    unbroken = carry_out(asked(tmp_path, EVERYTHING, "algorithm=Scaffold"), at(tmp_path, "unbroken"))
+    unbroken = run_experiment(asked(tmp_path, EVERYTHING, "algorithm=Scaffold"), at(tmp_path, "unbroken"))
     with pytest.raises(Killed):
-        carry_out(asked(tmp_path, EVERYTHING, "algorithm=Scaffold"), at(tmp_path, "broken"), killed)
-    broken = carry_out(asked(tmp_path, EVERYTHING, "algorithm=Scaffold"), at(tmp_path, "broken"))
+        run_experiment(asked(tmp_path, EVERYTHING, "algorithm=Scaffold"), at(tmp_path, "broken"), killed)
+    broken = run_experiment(asked(tmp_path, EVERYTHING, "algorithm=Scaffold"), at(tmp_path, "broken"))
     assert (broken.folder / "records.jsonl").read_bytes() == (unbroken.folder / "records.jsonl").read_bytes()
 
 
 def test_a_run_keeps_the_period_that_it_began_with(tmp_path):
-    plan = edit(asked(tmp_path, ("hidden",), "plan.rounds=12"), {"evaluate__deep": None})
-    run = carry_out(plan, at(tmp_path, "runs"))
-    panel = run.read_json("finished")["panel"]
-    assert run.environment["engine"]["deep"] == panel["deep"]
+    plan = edit_config(asked(tmp_path, ("hidden",), "training.num_rounds=12"), {"evaluation__expensive_interval": None})
+    run = run_experiment(plan, at(tmp_path, "runs"))
+    overhead = run.read_json("finished")["probe_overhead"]
+    assert run.environment["engine"]["expensive_interval"] == overhead["expensive_interval"]
     rounds = {record.round for record in run.records() if record.metric == "hidden.cka.pretrained"}
-    assert rounds - {0} == {now for now in range(1, 13) if now % panel["deep"] == 0 or now == 12}
-    assert panel["seconds"]["hidden"] > 0
+    assert rounds - {0} == {now for now in range(1, 13) if now % overhead["expensive_interval"] == 0 or now == 12}
+    assert overhead["seconds"]["hidden"] > 0

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from fedrift.mitigation.decision import Ground
-from fedrift.mitigation.descriptor import Descriptors, noisy
+from fedrift.clustering.base import ClientInfo
+from fedrift.clustering.selection import ClientEmbeddings, add_privacy_noise
 
 
 def documents(size: int, severity: float, seed: int, *, domains: int = 4, width: int = 32, each: int = 100,
@@ -25,16 +25,16 @@ def documents(size: int, severity: float, seed: int, *, domains: int = 4, width:
     return tuple(made), truth
 
 
-def planted(size: int, severity: float, seed: int, **options) -> tuple[Descriptors, np.ndarray]:
+def planted(size: int, severity: float, seed: int, **options) -> tuple[ClientEmbeddings, np.ndarray]:
     vectors, truth = documents(size, severity, seed, **options)
-    return noisy(vectors, seed, None), truth
+    return add_privacy_noise(vectors, seed, None), truth
 
 
-def ground(vectors: tuple[np.ndarray, ...], seed: int = 0, **options) -> Ground:
+def ground(vectors: tuple[np.ndarray, ...], seed: int = 0, **options) -> ClientInfo:
     """Clients whose texts are the numbers of their documents."""
     names = [[f"{client} {row}" for row in range(len(own))] for client, own in enumerate(vectors)]
 
     def embed(texts, encoder):
         return np.stack([vectors[int(client)][int(row)] for client, row in (text.split() for text in texts)])
 
-    return Ground(len(vectors), seed, lambda client: names[client], embed, **options)
+    return ClientInfo(len(vectors), seed, lambda client: names[client], embed, **options)

@@ -11,14 +11,14 @@ from sklearn.metrics import adjusted_rand_score
 from torch import Tensor
 
 from fedrift.algorithms import FedAvg
-from fedrift.fleet import SimulatedFleet
-from fedrift.fleet.choice import losses_of
-from fedrift.mitigation import ByLoss
-from fedrift.mitigation.decision import Ground
-from fedrift.mitigation.work import Work
-from fedrift.optimizers import Sgd
-from fedrift.rounds import rounds
-from fedrift.tree import Tree
+from fedrift.clustering import IFCA
+from fedrift.clustering.base import ClientInfo
+from fedrift.clustering.runtime import ClusteringRuntime
+from fedrift.core.optimizers import Sgd
+from fedrift.core.tree import Tree
+from fedrift.engine.loop import run_rounds
+from fedrift.simulation import ClientSimulator
+from fedrift.simulation.simulator import client_losses_per_model
 
 SIZE, WIDTH, ROWS = 20, 10, 100
 
@@ -39,71 +39,87 @@ def loss(params: Tree, batch: dict[str, Tensor]) -> Tensor:
     return (torch.einsum("cnd,cd->cn", batch["x"], params["w"]) - batch["y"]).square().mean(1)
 
 
-def plant(seed: int = 0) -> tuple[SimulatedFleet, np.ndarray]:
+def plant(seed: int = 0) -> tuple[ClientSimulator, np.ndarray]:
     draw = np.random.default_rng(seed)
     one, two = (2 * row / np.linalg.norm(row) for row in draw.standard_normal((2, WIDTH)))
     truth = np.arange(SIZE) % 2
     x = draw.standard_normal((SIZE, ROWS, WIDTH))
     y = np.einsum("knd,kd->kn", x, np.where(truth[:, None] == 0, one, two)) + 0.1 * draw.standard_normal((SIZE, ROWS))
     data = Regressions(torch.from_numpy(x), torch.from_numpy(y))
-    return SimulatedFleet(SIZE, loss, data, Sgd(0.05)), truth
+    return ClientSimulator(SIZE, loss, data, Sgd(0.05)), truth
 
 
-def train(signal: ByLoss, fleet: SimulatedFleet, until: int = 50) -> tuple[list, Work]:
-    ground = Ground(SIZE, 0, losses=lambda state, batches: losses_of(fleet, state, batches))
-    work = Work(signal, ground, FedAvg())
-    state = work.begin(Tree(w=torch.zeros(1, WIDTH, dtype=torch.float64)))
-    return list(rounds(state, fleet, FedAvg(), until=until, cohort=SIZE, seed=0, regroup=work.regroup, draw=work.draw)), work
+def train(signal: IFCA, fleet: ClientSimulator, until: int = 50) -> tuple[list, ClusteringRuntime]:
+    ground = ClientInfo(SIZE, 0, losses=lambda state, batches: client_losses_per_model(fleet, state, batches))
+    work = ClusteringRuntime(signal, ground, FedAvg())
+    state = work.init_state(Tree(w=torch.zeros(1, WIDTH, dtype=torch.float64)))
+    return list(
+        run_rounds(
+            state,
+            fleet,
+            FedAvg(),
+            num_rounds=until,
+            cohort_size=SIZE,
+            seed=0,
+            recluster=work.recluster,
+            sample_clients=work.sample_cohort,
+        )
+    ), work
 
 
-def outcome(signal: ByLoss, fleet: SimulatedFleet, truth: np.ndarray) -> tuple[float, float]:
+def outcome(signal: IFCA, fleet: ClientSimulator, truth: np.ndarray) -> tuple[float, float]:
     """Agreement with the truth, and mean loss."""
     done, _ = train(signal, fleet, 25)
     after = done[-1].after
-    own = losses_of(fleet, after, 1)[torch.arange(SIZE), after.group].mean()
-    return adjusted_rand_score(truth, after.group.numpy()), float(own)
+    own = client_losses_per_model(fleet, after, 1)[torch.arange(SIZE), after.cluster_ids].mean()
+    return adjusted_rand_score(truth, after.cluster_ids.numpy()), float(own)
 
 
 def test_what_clients_lose_under_each_model_is_their_loss():
     fleet, _ = plant()
-    done, _ = train(ByLoss(2, breaking="noise", scale=1.0, batches=1), fleet, until=1)
+    done, _ = train(IFCA(2, symmetry_breaking="noise", noise_scale=1.0, num_batches=1), fleet, until=1)
     state = done[-1].after
-    found = losses_of(fleet, state, 1)
+    found = client_losses_per_model(fleet, state, 1)
     assert found.shape == (SIZE, 2)
     for model in (0, 1):
-        everybody = state.server.params.rows(torch.full((SIZE,), model))
+        everybody = state.server.params.take(torch.full((SIZE,), model))
         assert torch.allclose(found[:, model], loss(everybody, {"x": fleet.batches.x, "y": fleet.batches.y}))
-    assert torch.equal(losses_of(SimulatedFleet(SIZE, loss, fleet.batches, Sgd(0.05), micro=3), state, 2), found)
+    assert torch.equal(
+        client_losses_per_model(ClientSimulator(SIZE, loss, fleet.batches, Sgd(0.05), clients_per_pass=3), state, 2), found
+    )
 
 
 def test_models_that_are_alike_never_part():
     fleet, _ = plant()
-    done, work = train(ByLoss(2, breaking="noise", scale=1e-300, batches=1), fleet, until=3)
-    assert not any(one.after.group.any() for one in done) and len(work.told) == 1  # nobody changes on equal losses
+    done, work = train(IFCA(2, symmetry_breaking="noise", noise_scale=1e-300, num_batches=1), fleet, until=3)
+    assert not any(one.after.cluster_ids.any() for one in done) and len(work.pending_assignments) == 1  # nobody changes on equal losses
 
 
 def test_every_client_takes_its_best_model_of_all():
     fleet, _ = plant()
-    done, _ = train(ByLoss(3, batches=1), fleet, until=4)
+    done, _ = train(IFCA(3, num_batches=1), fleet, until=4)
     for one in done[1:]:
-        losses = losses_of(fleet, one.after, 1)
-        assert torch.equal(losses.gather(1, one.after.group[:, None])[:, 0], losses.min(1).values)
+        losses = client_losses_per_model(fleet, one.after, 1)
+        assert torch.equal(losses.gather(1, one.after.cluster_ids[:, None])[:, 0], losses.min(1).values)
 
 
 def test_a_model_that_nobody_takes_stays_as_it_is():
     fleet, _ = plant()
-    done, _ = train(ByLoss(6, breaking="noise", scale=3.0, batches=1), fleet, until=4)
-    idle = [(one, model) for one in done for model in range(6) if not (one.before.group == model).any()]
+    done, _ = train(IFCA(6, symmetry_breaking="noise", noise_scale=3.0, num_batches=1), fleet, until=4)
+    idle = [(one, model) for one in done for model in range(6) if not (one.before.cluster_ids == model).any()]
     assert idle
     for one, model in idle:
         assert torch.equal(one.before.server.params["w"][model], one.after.server.params["w"][model])
-        assert one.after.server.models == 6
+        assert one.after.server.num_models == 6
 
 
 def test_some_starts_find_the_planted_groups_and_some_do_not_and_the_loss_tells_which():
-    """Measured over 40 starts: see docs/mitigation.md. Right ends lose the noise, .01; wrong ones far more."""
+    """Measured over 40 starts: see docs/clustering.md. Right ends lose the noise, .01; wrong ones far more."""
     fleet, truth = plant()
-    found = [outcome(start, fleet, truth) for start in ByLoss(2, breaking="noise", scale=1.0, batches=1).restarts(5)]
+    found = [
+        outcome(start, fleet, truth)
+        for start in IFCA(2, symmetry_breaking="noise", noise_scale=1.0, num_batches=1).with_restarts(5)
+    ]
     right = [loss for agreement, loss in found if agreement == 1]
     wrong = [loss for agreement, loss in found if agreement < 1]
     assert right and wrong

@@ -11,11 +11,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fedrift.algorithms import AFL, FedAvg, FedDyn, Scaffold, ScaffoldWeighted
-from fedrift.algorithms.afl import weight
-from fedrift.mitigation.carry import carried, follow, hysteresis
-from fedrift.mitigation.decision import Decision
-from fedrift.optimizers import Adam, Sgd
-from fedrift.rounds import begin, rounds
+from fedrift.algorithms.fair import mixture_weight
+from fedrift.clustering.base import Assignment, apply_hysteresis, match_clusters, transfer_state
+from fedrift.core.optimizers import Adam, Sgd
+from fedrift.engine.loop import init_state, run_rounds
 from tests.laws.federation import same
 from tests.quadratics import DOUBLE, clients, fleet_of, params
 
@@ -26,17 +25,21 @@ def flip(at: dict[int, list[int]], models: int, algorithm):
     """Regroup after the named rounds."""
     def regroup(done):
         group = at.get(done.after.round)
-        return carried(done.after, Decision(np.array(group), models, {}, np.arange(models)), algorithm) if group else done.after
+        return (
+            transfer_state(done.after, Assignment(np.array(group), models, {}, np.arange(models)), algorithm)
+            if group
+            else done.after
+        )
     return regroup
 
 
 def test_models_go_where_most_of_their_clients_go():
-    group, parents = follow(np.array([0, 0, 0, 1, 1]), np.array([1, 1, 1, 0, 0]), 2, 2)
+    group, parents = match_clusters(np.array([0, 0, 0, 1, 1]), np.array([1, 1, 1, 0, 0]), 2, 2)
     assert group.tolist() == [0, 0, 0, 1, 1] and parents.tolist() == [0, 1]
-    group, parents = follow(np.array([0, 0, 0, 0, 1, 1]), np.array([0, 0, 1, 1, 2, 2]), 2, 3)
+    group, parents = match_clusters(np.array([0, 0, 0, 0, 1, 1]), np.array([0, 0, 1, 1, 2, 2]), 2, 3)
     assert sorted(parents.tolist()) == [0, 0, 1]  # a model is copied where its clients part
     assert [parents[one] for one in group] == [0, 0, 0, 0, 1, 1]
-    group, parents = follow(np.array([0, 0, 1, 2]), np.array([0, 0, 0, 0]), 3, 1)
+    group, parents = match_clusters(np.array([0, 0, 1, 2]), np.array([0, 0, 0, 0]), 3, 1)
     assert group.tolist() == [0] * 4 and parents.tolist() == [0]  # the one most clients had
 
 
@@ -44,24 +47,24 @@ def test_models_go_where_most_of_their_clients_go():
 def test_following_only_renames_the_new_groups(old, seed):
     old = np.unique(np.array(old), return_inverse=True)[1]
     new = np.unique(np.random.default_rng(seed).integers(0, 3, size=len(old)), return_inverse=True)[1]
-    group, parents = follow(old, new, old.max() + 1, new.max() + 1)
+    group, parents = match_clusters(old, new, old.max() + 1, new.max() + 1)
     assert len({*zip(new.tolist(), group.tolist(), strict=True)}) == new.max() + 1 == len(set(group.tolist()))
     assert ((parents >= 0) & (parents <= old.max())).all()
-    assert follow(old, old, old.max() + 1, old.max() + 1)[0].tolist() == old.tolist()
+    assert match_clusters(old, old, old.max() + 1, old.max() + 1)[0].tolist() == old.tolist()
 
 
 def test_a_client_leaves_only_for_a_group_that_is_clearly_nearer():
     apart = np.array([[1.0, 0.95], [1.0, 0.85], [0.5, 2.0]])
-    assert hysteresis(apart, np.array([0, 0, 0]), 0.9).tolist() == [0, 1, 0]
-    assert hysteresis(apart, np.array([0, 0, 1]), 1.0).tolist() == [1, 1, 0]
+    assert apply_hysteresis(apart, np.array([0, 0, 0]), 0.9).tolist() == [0, 1, 0]
+    assert apply_hysteresis(apart, np.array([0, 0, 1]), 1.0).tolist() == [1, 1, 0]
 
 
 def test_where_nothing_changes_nothing_is_touched():
     algorithm, group = Scaffold(), clients((1, 4), (0, 1))
-    state = begin(algorithm, params(1.0), 2)
-    plain = list(rounds(state, fleet_of(group), algorithm, until=3, cohort=2, seed=0))[-1].after
-    still = list(rounds(state, fleet_of(group), algorithm, until=3, cohort=2, seed=0,
-                        regroup=flip({1: [0, 0], 2: [0, 0]}, 1, algorithm)))[-1].after
+    state = init_state(algorithm, params(1.0), 2)
+    plain = list(run_rounds(state, fleet_of(group), algorithm, num_rounds=3, cohort_size=2, seed=0))[-1].after
+    still = list(run_rounds(state, fleet_of(group), algorithm, num_rounds=3, cohort_size=2, seed=0,
+                        recluster=flip({1: [0, 0], 2: [0, 0]}, 1, algorithm)))[-1].after
     assert same(plain, still)
 
 
@@ -71,15 +74,17 @@ def test_what_the_server_keeps_of_its_clients_is_the_mean_over_its_members_whoev
     """SCAFFOLD's c = mean of the members' c_k, and FedDyn's h = mean of their g_k, in every round and group."""
     group = clients((1, 4, 2, 3, 1.5), (0, 1, -1, 2, 0.5), 3, weight=(1, 2, 1, 3, 1))
     regroup = flip({1: [0, 1, 0, 1, 1], 3: [1, 1, 0, 0, 1], 4: [0, 0, 0, 0, 1]}, 2, algorithm)
-    state = begin(algorithm, params(1.0), 5)
-    state = replace(state, server=algorithm.begin(params(1.0).rows(torch.zeros(2, dtype=torch.long))))
-    for done in rounds(state, fleet_of(group, weighting=weighting), algorithm, until=7, cohort=3, seed=0, regroup=regroup):
+    state = init_state(algorithm, params(1.0), 5)
+    state = replace(state, server=algorithm.init_server(params(1.0).take(torch.zeros(2, dtype=torch.long))))
+    for done in run_rounds(
+        state, fleet_of(group, client_weighting=weighting), algorithm, num_rounds=7, cohort_size=3, seed=0, recluster=regroup
+    ):
         after = done.after
-        kept = after.server.moments if isinstance(algorithm, FedDyn) else after.server.shared
+        kept = after.server.opt_state if isinstance(algorithm, FedDyn) else after.server.broadcast
         assert kept
         for name, leaf in kept.items():
             for model in range(2):
-                members = after.memory.whole()[name][after.group == model]
+                members = after.client_states.gather_all()[name][after.cluster_ids == model]
                 wanted = members.mean(0) if len(members) else torch.zeros_like(leaf[model])
                 assert torch.allclose(leaf[model], wanted, atol=1e-12), (done.after.round, name, model)
 
@@ -87,44 +92,61 @@ def test_what_the_server_keeps_of_its_clients_is_the_mean_over_its_members_whoev
 def test_scaffold_ends_at_the_optimum_of_each_group_after_clients_have_moved():
     """Groups {0, 1} and {2, 3} have optima .8 and 2.5; without the mean told anew, c would stay wrong for ever."""
     group, algorithm = clients((1, 4, 1, 1), (0, 1, 2, 3)), Scaffold()
-    state = begin(algorithm, params(0.0), 4)
+    state = init_state(algorithm, params(0.0), 4)
     regroup = flip({5: [0, 0, 1, 1]}, 2, algorithm)
-    state = replace(state, server=algorithm.begin(params(0.0).rows(torch.zeros(2, dtype=torch.long))),
-                    group=torch.tensor([0, 1, 0, 1]))
-    done = list(rounds(state, fleet_of(group), algorithm, until=120, cohort=4, seed=0, regroup=regroup))
+    state = replace(state, server=algorithm.init_server(params(0.0).take(torch.zeros(2, dtype=torch.long))),
+                    cluster_ids=torch.tensor([0, 1, 0, 1]))
+    done = list(run_rounds(state, fleet_of(group), algorithm, num_rounds=120, cohort_size=4, seed=0, recluster=regroup))
     assert torch.allclose(done[-1].after.server.params["x"][:, 0], torch.tensor([0.8, 2.5], dtype=DOUBLE), atol=1e-6)
 
 
 def test_afl_finds_its_threshold_among_the_new_members():
-    algorithm, group = AFL(rate=0.3), clients((1, 4, 2, 3), (0, 1, -1, 2), 2)
-    state = begin(algorithm, params(1.0), 4)
-    done = list(rounds(state, fleet_of(group), algorithm, until=2, cohort=4, seed=0,
-                       regroup=lambda done: carried(done.after, Decision(np.array([0, 0, 1, 1]), 2, {}), algorithm)))[-1].after
-    share = weight(done.memory.whole(), done.server.shared.rows(done.group))
+    algorithm, group = AFL(lambda_lr=0.3), clients((1, 4, 2, 3), (0, 1, -1, 2), 2)
+    state = init_state(algorithm, params(1.0), 4)
+    done = list(
+        run_rounds(
+            state,
+            fleet_of(group),
+            algorithm,
+            num_rounds=2,
+            cohort_size=4,
+            seed=0,
+            recluster=lambda done: transfer_state(done.after, Assignment(np.array([0, 0, 1, 1]), 2, {}), algorithm),
+        )
+    )[-1].after
+    share = mixture_weight(done.client_states.gather_all(), done.server.broadcast.take(done.cluster_ids))
     assert torch.allclose(share[:2].sum(), torch.tensor(2.0, dtype=DOUBLE))
     assert torch.allclose(share[2:].sum(), torch.tensor(2.0, dtype=DOUBLE))
 
 
 @pytest.mark.parametrize("server", [Sgd(1.0, momentum=0.9), Adam(0.05)], ids=lambda s: type(s).__name__)
 def test_moments_and_the_last_move_follow_the_models(server):
-    algorithm, group = FedAvg(server=server), clients((1, 4, 2), (0, 1, -1))
-    state = begin(algorithm, params(5.0), 3)
-    before = list(rounds(state, fleet_of(group), algorithm, until=2, cohort=3, seed=0))[-1].after
-    after = carried(before, Decision(np.array([0, 0, 1]), 2, {}), algorithm)
-    assert after.server.models == 2
-    for tree, other in ((after.server.params, before.server.params), (after.server.moments, before.server.moments),
-                        (after.moved, before.moved)):
+    algorithm, group = FedAvg(server_optimizer=server), clients((1, 4, 2), (0, 1, -1))
+    state = init_state(algorithm, params(5.0), 3)
+    before = list(run_rounds(state, fleet_of(group), algorithm, num_rounds=2, cohort_size=3, seed=0))[-1].after
+    after = transfer_state(before, Assignment(np.array([0, 0, 1]), 2, {}), algorithm)
+    assert after.server.num_models == 2
+    for tree, other in ((after.server.params, before.server.params), (after.server.opt_state, before.server.opt_state),
+                        (after.server_delta, before.server_delta)):
         assert tree and all(torch.equal(leaf[one], other[name][0]) for name, leaf in tree.items() for one in (0, 1))
 
 
 def test_a_group_that_nobody_trains_is_held_still():
-    algorithm, group = FedAvg(server=Sgd(1.0, momentum=0.9)), clients((1, 4, 2, 3), (0, 1, -1, 2))
-    state = begin(algorithm, params(5.0), 4)
-    state = carried(state, Decision(np.array([0, 0, 1, 1]), 2, {}), algorithm)
+    algorithm, group = FedAvg(server_optimizer=Sgd(1.0, momentum=0.9)), clients((1, 4, 2, 3), (0, 1, -1, 2))
+    state = init_state(algorithm, params(5.0), 4)
+    state = transfer_state(state, Assignment(np.array([0, 0, 1, 1]), 2, {}), algorithm)
     fleet = fleet_of(group)
-    warm = list(rounds(state, fleet, algorithm, until=2, cohort=4, seed=0))[-1].after
-    (done,) = rounds(warm, fleet, algorithm, until=3, cohort=2, seed=0, draw=lambda state, count, seed: torch.tensor([0, 1]))
-    for part in ("params", "moments"):
+    warm = list(run_rounds(state, fleet, algorithm, num_rounds=2, cohort_size=4, seed=0))[-1].after
+    (done,) = run_rounds(
+        warm,
+        fleet,
+        algorithm,
+        num_rounds=3,
+        cohort_size=2,
+        seed=0,
+        sample_clients=lambda state, count, seed: torch.tensor([0, 1]),
+    )
+    for part in ("params", "opt_state"):
         one, two = getattr(warm.server, part)["x"], getattr(done.after.server, part)["x"]
         assert torch.equal(one[1], two[1]) and not torch.equal(one[0], two[0])
-    assert done.after.moved["x"][1] == 0
+    assert done.after.server_delta["x"][1] == 0

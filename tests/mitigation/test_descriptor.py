@@ -10,11 +10,18 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fedrift.corpus import TRAIN
-from fedrift.errors import UserError
-from fedrift.mitigation import ByText
-from fedrift.mitigation.descriptor import describe, identified, means, noisy, sigma_of, statement
-from fedrift.setting import dealt, ground_of, prepare, resolve
+from fedrift.clustering import TextClustering
+from fedrift.clustering.selection import (
+    add_privacy_noise,
+    document_identification_rate,
+    embed_clients,
+    gaussian_noise_std,
+    mean_embeddings,
+    privacy_statement,
+)
+from fedrift.core.errors import UserError
+from fedrift.data import TRAIN
+from fedrift.engine.build import build_run, client_info, partition_documents, resolve_fingerprints
 from tests.worlds import experiment, stock
 
 from .plant import documents, ground
@@ -22,22 +29,25 @@ from .plant import documents, ground
 
 def test_a_descriptor_is_the_mean_of_at_most_so_many_documents_and_costs_four_bytes_a_number():
     vectors, _ = documents(3, 1.0, 0, each=50)
-    whole = describe(ground(vectors), "any", 200)
-    assert np.allclose(whole.means, [own.mean(axis=0) for own in vectors]) and whole.bytes == 4 * 32
-    some = describe(ground(vectors), "any", 7)
-    assert [len(own) for own in some.vectors] == [7, 7, 7]
-    assert np.array_equal(some.means, describe(ground(vectors), "any", 7).means)
-    assert not np.array_equal(some.means, describe(ground(vectors, seed=1), "any", 7).means)
+    whole = embed_clients(ground(vectors), "any", 200)
+    assert np.allclose(whole.means, [own.mean(axis=0) for own in vectors]) and whole.num_bytes == 4 * 32
+    some = embed_clients(ground(vectors), "any", 7)
+    assert [len(own) for own in some.document_embeddings] == [7, 7, 7]
+    assert np.array_equal(some.means, embed_clients(ground(vectors), "any", 7).means)
+    assert not np.array_equal(some.means, embed_clients(ground(vectors, seed=1), "any", 7).means)
 
 
 def test_the_noise_is_that_of_the_gaussian_mechanism():
-    assert sigma_of(200, 1.0, 1e-5) == pytest.approx(2 * sqrt(2 * log(1.25e5)) / 200)
-    assert sigma_of(200, 1.0, 1e-5) == pytest.approx(0.04845, abs=1e-5)
-    made = noisy(tuple(np.zeros((200, 500)) for _ in range(8)), 0, 1.0)
+    assert gaussian_noise_std(200, 1.0, 1e-5) == pytest.approx(2 * sqrt(2 * log(1.25e5)) / 200)
+    assert gaussian_noise_std(200, 1.0, 1e-5) == pytest.approx(0.04845, abs=1e-5)
+    made = add_privacy_noise(tuple(np.zeros((200, 500)) for _ in range(8)), 0, 1.0)
     assert made.means.std() == pytest.approx(0.04845, rel=0.05)
     assert len({row.tobytes() for row in made.noise}) == 8
-    assert "no privacy guarantee" in statement(noisy(made.vectors, 0, None), None, 1e-5)
-    assert "holds for epsilon < 1 only" in statement(made, 1.0, 1e-5) and "only" not in statement(made, 0.5, 1e-5)[-60:]
+    assert "no privacy guarantee" in privacy_statement(add_privacy_noise(made.document_embeddings, 0, None), None, 1e-5)
+    assert (
+        "holds for epsilon < 1 only" in privacy_statement(made, 1.0, 1e-5)
+        and "only" not in privacy_statement(made, 0.5, 1e-5)[-60:]
+    )
 
 
 @settings(deadline=None)
@@ -46,20 +56,20 @@ def test_one_document_moves_a_mean_by_two_over_n_at_most(count, seed):
     draw = np.random.default_rng(seed)
     own = draw.standard_normal((count + 1, 5))
     own /= np.linalg.norm(own, axis=1, keepdims=True)
-    moved = means([own[:count]]) - means([np.concatenate([own[1:count], own[count:]])])
+    moved = mean_embeddings([own[:count]]) - mean_embeddings([np.concatenate([own[1:count], own[count:]])])
     assert np.linalg.norm(moved) <= 2 / count + 1e-12
 
 
 def test_descriptors_are_told_from_training_documents_only_and_as_the_client_has_them(tmp_path):
-    wanted, there = experiment(tmp_path, "partition={is: StopwordDrop, clients: 3}"), stock(tmp_path)
-    wanted = resolve(replace(wanted, mitigation=ByText(encoder="hashing")), there)
-    corpus = there.corpus(replace(wanted.corpus, content=""), wanted.model)
-    setting, partition = prepare(wanted, there), dealt(wanted, corpus)
-    held = ground_of(wanted, there, corpus, partition, setting.fleet, setting.losses.held_out.mix)
+    wanted, there = experiment(tmp_path, "partition={type: StopwordDrop, num_clients: 3}"), stock(tmp_path)
+    wanted = resolve_fingerprints(replace(wanted, clustering=TextClustering(encoder="hashing")), there)
+    corpus = there.get_corpus(replace(wanted.dataset, fingerprint=""), wanted.model)
+    setting, partition = build_run(wanted, there), partition_documents(wanted, corpus)
+    held = client_info(wanted, there, corpus, partition, setting.simulator, setting.losses.held_out.client_domain_tokens)
     changed = 0
     for client, rows in enumerate(partition.rows):
         assert (corpus.split[rows] == TRAIN).all()
-        texts = held.texts(client)
+        texts = held.documents(client)
         assert len(texts) == len(rows)
         changed += sum(text != own for text, own in zip(texts, corpus.text[rows], strict=True))
     assert changed  # rewritten by the regime
@@ -67,14 +77,14 @@ def test_descriptors_are_told_from_training_documents_only_and_as_the_client_has
 
 def test_nothing_to_describe_is_said():
     with pytest.raises(UserError, match="no client has a document"):
-        describe(replace(ground((np.ones((1, 2)),)), texts=lambda client: []), "any", 200)
+        embed_clients(replace(ground((np.ones((1, 2)),)), documents=lambda client: []), "any", 200)
 
 
 def test_documents_tell_their_client_as_well_as_clients_differ():
     apart, _ = documents(4, 1.0, 0, noise=0.05)
     alike, _ = documents(8, 0.0, 0)
-    assert identified(apart, 0) == 1  # four clients, four domains
-    assert identified(alike, 0) == pytest.approx(1 / 8, abs=0.05)
+    assert document_identification_rate(apart, 0) == 1  # four clients, four domains
+    assert document_identification_rate(alike, 0) == pytest.approx(1 / 8, abs=0.05)
     twice, _ = documents(8, 1.0, 0, noise=0.05)
-    assert 0.35 < identified(twice, 0) < 0.65  # two clients of a domain cannot be told apart
-    assert np.isnan(identified((np.ones((1, 3)), np.ones((1, 3))), 0))
+    assert 0.35 < document_identification_rate(twice, 0) < 0.65  # two clients of a domain cannot be told apart
+    assert np.isnan(document_identification_rate((np.ones((1, 3)), np.ones((1, 3))), 0))

@@ -9,33 +9,42 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from fedrift import mitigation
-from fedrift.experiment import parse
-from fedrift.mitigation import Vanilla
-from fedrift.mitigation.decision import Decision, Ground
-from fedrift.setting import prepare, resolve
+from fedrift import clustering
+from fedrift.clustering import NoClustering
+from fedrift.clustering.base import Assignment, ClientInfo
+from fedrift.config.schema import parse_config
+from fedrift.engine.build import build_run, resolve_fingerprints
 
 from .worlds import asked, at
 
-PAGE = Path(__file__).resolve().parents[2] / "docs" / "mitigation.md"
+PAGE = Path(__file__).resolve().parents[2] / "docs" / "clustering.md"
 
 
 @pytest.fixture
 def signal(monkeypatch):
     """The class of the docs, known to the package by one name."""
     (code,) = [block for block in re.findall(r"```python\n(.*?)```", PAGE.read_text(), re.S) if "class ByLength" in block]
-    names = {"dataclass": dataclass, "np": np, "Vanilla": Vanilla, "Decision": Decision, "Ground": Ground, "__name__": __name__}
+    names = {
+        "dataclass": dataclass,
+        "np": np,
+        "NoClustering": NoClustering,
+        "Assignment": Assignment,
+        "ClientInfo": ClientInfo,
+        "__name__": __name__,
+    }
     exec(code, names)
-    monkeypatch.setattr(mitigation, "ByLength", names["ByLength"], raising=False)
-    monkeypatch.setattr(mitigation, "__all__", [*mitigation.__all__, "ByLength"])
+    monkeypatch.setattr(clustering, "ByLength", names["ByLength"], raising=False)
+    monkeypatch.setattr(clustering, "__all__", [*clustering.__all__, "ByLength"])
     return names["ByLength"]
 
 
 def test_yaml_knows_it_a_run_groups_by_it_and_its_random_control_is_there(signal, world, tmp_path):
-    experiment = parse({"corpus": "bbc", "mitigation": "ByLength"})
-    assert experiment.mitigation == signal() and parse(experiment.written()) == experiment
-    setting = prepare(resolve(asked(world, signal()), world), at(world, tmp_path))
-    assert setting.state.server.models == 2 and setting.state.group.bincount().tolist() == [3, 3]
-    control = parse({"corpus": "bbc", "mitigation": {"is": "AtRandom", "like": "ByLength"}}).mitigation
-    ((_, decision),) = prepare(resolve(asked(world, control), world), at(world, tmp_path)).work.told
-    assert sorted(np.bincount(decision.group)) == [3, 3]
+    experiment = parse_config({"dataset": "bbc", "clustering": "ByLength"})
+    assert experiment.clustering == signal() and parse_config(experiment.to_dict()) == experiment
+    setting = build_run(resolve_fingerprints(asked(world, signal()), world), at(world, tmp_path))
+    assert setting.initial_state.server.num_models == 2 and setting.initial_state.cluster_ids.bincount().tolist() == [3, 3]
+    control = parse_config({"dataset": "bbc", "clustering": {"type": "RandomClustering", "like": "ByLength"}}).clustering
+    ((_, decision),) = build_run(
+        resolve_fingerprints(asked(world, control), world), at(world, tmp_path)
+    ).clustering.pending_assignments
+    assert sorted(np.bincount(decision.cluster_ids)) == [3, 3]

@@ -10,9 +10,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.metrics import adjusted_rand_score
 
-from fedrift.mitigation import select
-from fedrift.mitigation.descriptor import Descriptors, noisy
-from fedrift.mitigation.select import agreement, bootstrap, choose, most_silhouette, permutation_test
+from fedrift.clustering import selection
+from fedrift.clustering.selection import (
+    ClientEmbeddings,
+    add_privacy_noise,
+    best_silhouette_k,
+    bootstrap_stability,
+    cluster_clients,
+    mean_adjusted_rand_index,
+    permutation_test,
+)
 
 from .plant import documents, planted
 
@@ -20,12 +27,12 @@ from .plant import documents, planted
 @pytest.fixture
 def unbooted(monkeypatch):
     """Without the 30 bootstraps, which take most of the time and choose nothing."""
-    monkeypatch.setattr(select, "bootstrap", lambda *said: 1.0)
+    monkeypatch.setattr(selection, "bootstrap_stability", lambda *said: 1.0)
 
 
 @pytest.mark.parametrize("size", [8, 12])
 def test_documents_dealt_at_random_are_one_group_in_19_of_20_seeds(size, unbooted):
-    found = [choose(planted(size, 0.0, seed)[0], seed) for seed in range(20)]
+    found = [cluster_clients(planted(size, 0.0, seed)[0], seed) for seed in range(20)]
     assert sum(one.k == 1 for one in found) >= 19
     assert all(one.verdict == "one group" for one in found if one.k == 1)
 
@@ -35,8 +42,8 @@ def test_documents_dealt_at_random_are_one_group_in_19_of_20_seeds(size, unboote
 def test_clients_of_four_domains_are_four_groups_in_every_seed(size, severity, unbooted):
     for seed in range(2):
         made, truth = planted(size, severity, seed)
-        found = choose(made, seed)
-        assert found.k == 4 and adjusted_rand_score(truth, found.group) == 1
+        found = cluster_clients(made, seed)
+        assert found.k == 4 and adjusted_rand_score(truth, found.cluster_ids) == 1
 
 
 @pytest.mark.slow
@@ -47,20 +54,24 @@ def test_clients_of_four_domains_are_four_groups_in_every_seed(size, severity, u
     (1.0, 20, (20, 4), 1)])
 def test_the_table_of_the_plant(severity, size, right, agreement, unbooted):
     made = [planted(size, severity, seed) for seed in range(20)]
-    found = [choose(one, seed) for seed, (one, _) in enumerate(made)]
+    found = [cluster_clients(one, seed) for seed, (one, _) in enumerate(made)]
     assert sum(one.k == right[1] for one in found) >= right[0]
-    assert np.mean([adjusted_rand_score(truth, one.group) for one, (_, truth) in zip(found, made, strict=True)]) >= agreement
+    assert (
+        np.mean([adjusted_rand_score(truth, one.cluster_ids) for one, (_, truth) in zip(found, made, strict=True)]) >= agreement
+    )
 
 
 @settings(deadline=None, max_examples=5)
 @given(st.permutations(range(8)), st.sampled_from([0.0, 0.25, 1.0]))
 def test_the_order_of_the_clients_changes_nothing(order, severity):
     made, _ = planted(8, severity, 3, each=30)
-    turned = Descriptors(tuple(made.vectors[k] for k in order), made.sigma[list(order)], made.noise[list(order)])
-    one, two = choose(made, 0), choose(turned, 0)
+    turned = ClientEmbeddings(
+        tuple(made.document_embeddings[k] for k in order), made.noise_std[list(order)], made.noise[list(order)]
+    )
+    one, two = cluster_clients(made, 0), cluster_clients(turned, 0)
     assert (one.k, one.p_value) == (two.k, two.p_value)
     assert one.silhouettes == pytest.approx(two.silhouettes)
-    assert two.group.tolist() == one.group[list(order)].tolist()
+    assert two.cluster_ids.tolist() == one.cluster_ids[list(order)].tolist()
     assert one.stability == pytest.approx(two.stability, nan_ok=True)
 
 
@@ -68,47 +79,47 @@ def test_the_permutation_test_is_uniform_under_the_null_and_least_when_clients_d
     found = []
     for seed in range(40):
         made, _ = planted(6, 0.0, seed, each=20, width=8)
-        found.append(permutation_test(made.vectors, made.means, made.sigma, seed))
+        found.append(permutation_test(made.document_embeddings, made.means, made.noise_std, seed))
     assert 0.35 < np.mean(found) < 0.65 and sum(p <= 0.1 for p in found) <= 10
     made, _ = planted(6, 1.0, 0, each=20, width=8)
-    assert permutation_test(made.vectors, made.means, made.sigma, 0) == 0.01
+    assert permutation_test(made.document_embeddings, made.means, made.noise_std, 0) == 0.01
 
 
 def test_noise_on_the_descriptors_is_in_the_permutations_too():
     vectors, _ = documents(8, 0.0, 0, each=30)
-    found = [choose(noisy(vectors, seed, epsilon=0.5), seed) for seed in range(10)]
+    found = [cluster_clients(add_privacy_noise(vectors, seed, epsilon=0.5), seed) for seed in range(10)]
     assert all(one.k == 1 for one in found) and np.mean([one.p_value for one in found]) > 0.2
     vectors, truth = documents(8, 1.0, 0, each=200, noise=0.05)
-    assert adjusted_rand_score(truth, choose(noisy(vectors, 0, epsilon=50.0), 0).group) == 1
-    assert choose(noisy(vectors, 0, epsilon=0.01), 0).k == 1  # drowned
+    assert adjusted_rand_score(truth, cluster_clients(add_privacy_noise(vectors, 0, epsilon=50.0), 0).cluster_ids) == 1
+    assert cluster_clients(add_privacy_noise(vectors, 0, epsilon=0.01), 0).k == 1  # drowned
 
 
 @settings(deadline=None, max_examples=30)
 @given(st.lists(st.lists(st.integers(0, 2), min_size=6, max_size=6), min_size=2, max_size=4))
 def test_the_agreement_of_many_groupings_is_the_mean_of_the_pairs(labels):
     pairs = [adjusted_rand_score(one, two) for one, two in combinations(labels, 2)]
-    assert agreement(np.array(labels)) == pytest.approx(np.mean(pairs))
+    assert mean_adjusted_rand_index(np.array(labels)) == pytest.approx(np.mean(pairs))
 
 
 def test_groups_that_hang_on_a_few_documents_are_unstable():
     clear, _ = planted(8, 1.0, 0)
-    assert bootstrap(clear.vectors, clear.sigma, 4, 0) == 1
+    assert bootstrap_stability(clear.document_embeddings, clear.noise_std, 4, 0) == 1
     blurred, _ = planted(8, 0.05, 0, each=10)
-    assert bootstrap(blurred.vectors, blurred.sigma, 3, 0) < 0.6
-    assert choose(blurred, 0, k=3).verdict == "unstable" and choose(clear, 0).verdict == "stable"
+    assert bootstrap_stability(blurred.document_embeddings, blurred.noise_std, 3, 0) < 0.6
+    assert cluster_clients(blurred, 0, k=3).verdict == "unstable" and cluster_clients(clear, 0).verdict == "stable"
 
 
 def test_a_solution_with_a_lonely_client_is_not_chosen_and_vague_groups_are_one():
     apart = np.array([[0, 1, 9, 9, 50], [1, 0, 9, 9, 50], [9, 9, 0, 1, 50], [9, 9, 1, 0, 50], [50, 50, 50, 50, 0]], float)
     solutions = {2: np.array([0, 0, 0, 0, 1]), 3: np.array([0, 0, 1, 1, 2])}
-    assert most_silhouette(solutions, apart) == (1, {})
+    assert best_silhouette_k(solutions, apart) == (1, {})
     two = {2: np.array([0, 0, 1, 1])}
-    k, found = most_silhouette(two, apart[:4, :4])
+    k, found = best_silhouette_k(two, apart[:4, :4])
     assert k == 2 and found[2] == pytest.approx(8 / 9)
-    assert most_silhouette(two, np.full((4, 4), 1.0) - np.eye(4))[0] == 1
+    assert best_silhouette_k(two, np.full((4, 4), 1.0) - np.eye(4))[0] == 1
 
 
 def test_a_client_without_documents_takes_part_without_a_say():
     vectors, _ = documents(5, 1.0, 0, domains=2)
-    found = choose(noisy((*vectors, np.empty((0, 32))), 0, None), 0)
-    assert len(found.group) == 6 and np.isfinite(found.centroids).all()
+    found = cluster_clients(add_privacy_noise((*vectors, np.empty((0, 32))), 0, None), 0)
+    assert len(found.cluster_ids) == 6 and np.isfinite(found.centroids).all()

@@ -9,13 +9,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fedrift.algorithms import FedAvg
-from fedrift.mitigation import Bipartition, ByUpdate
-from fedrift.mitigation.by_update import linked
-from fedrift.mitigation.decision import Ground
-from fedrift.mitigation.geometry import cosines, inner
-from fedrift.mitigation.work import Work
-from fedrift.rounds import rounds
-from fedrift.tree import Tree
+from fedrift.clustering import CFL, UpdateClustering
+from fedrift.clustering.base import ClientInfo
+from fedrift.clustering.iterative import agglomerate, cosine_similarity, inner_products
+from fedrift.clustering.runtime import ClusteringRuntime
+from fedrift.core.tree import Tree
+from fedrift.engine.loop import run_rounds
 from tests.quadratics import DOUBLE, clients, fleet_of, params
 
 TWO = clients((1,) * 6, (5, -4, 5.5, -5, 4.5, -5.5), 3)  # minimisers around 5 and -5, one by one
@@ -23,9 +22,19 @@ WIDE = clients(((1, 1), (1, 1), (1, 1), (1, 1)), ((5, 1), (-5, 1), (5, -1), (-5,
 
 
 def train(signal, group, *, until=4, cohort=None, x=0.0, seed=0):
-    work = Work(signal, Ground(group.size, seed), FedAvg())
-    return work, list(rounds(work.begin(params(x, group.a.shape[1])), fleet_of(group), FedAvg(), until=until,
-                             cohort=cohort or group.size, seed=seed, regroup=work.regroup, draw=work.draw))
+    work = ClusteringRuntime(signal, ClientInfo(group.size, seed), FedAvg())
+    return work, list(
+        run_rounds(
+            work.init_state(params(x, group.a.shape[1])),
+            fleet_of(group),
+            FedAvg(),
+            num_rounds=until,
+            cohort_size=cohort or group.size,
+            seed=seed,
+            recluster=work.recluster,
+            sample_clients=work.sample_cohort,
+        )
+    )
 
 
 def same_partition(one, two) -> bool:
@@ -44,8 +53,9 @@ def test_products_of_adapters_are_compared_without_being_made(seed, count):
     delta = Tree({"m.B": some(4, 2), "m.A": some(2, 5), "bias": some(3)})
     dense = (start["m.B"] + delta["m.B"]) @ (start["m.A"] + delta["m.A"]) - start["m.B"] @ start["m.A"]
     flat = torch.cat([dense.flatten(1), delta["bias"]], 1)
-    assert torch.allclose(inner(start, delta), flat @ flat.mT)
-    assert torch.allclose(cosines(inner(start, delta)), torch.cosine_similarity(flat[:, None], flat[None], dim=2))
+    assert torch.allclose(inner_products(start, delta), flat @ flat.mT)
+    cosines = torch.cosine_similarity(flat[:, None], flat[None], dim=2)
+    assert torch.allclose(cosine_similarity(inner_products(start, delta)), cosines)
 
 
 def test_another_basis_of_the_same_product_is_no_other_update():
@@ -54,63 +64,64 @@ def test_another_basis_of_the_same_product_is_no_other_update():
     up, down = (torch.randn(1, *shape, generator=draw, dtype=DOUBLE) for shape in ((4, 2), (2, 5)))
     turn = torch.linalg.qr(torch.randn(2, 2, generator=draw, dtype=DOUBLE))[0]
     delta = Tree({"m.B": torch.cat([up, up @ turn]), "m.A": torch.cat([down, turn.mT @ down])})
-    assert cosines(inner(delta.zeros(), delta))[0, 1] == pytest.approx(1)
+    assert cosine_similarity(inner_products(delta.zeros_like(), delta))[0, 1] == pytest.approx(1)
     by_factor = Tree({"B": delta["m.B"], "A": delta["m.A"]})
-    assert cosines(inner(by_factor.zeros(), by_factor))[0, 1] < 0.99
+    assert cosine_similarity(inner_products(by_factor.zeros_like(), by_factor))[0, 1] < 0.99
 
 
 def test_a_change_that_is_none_is_at_right_angles_to_all():
     delta = Tree(x=torch.tensor([[1.0, 0.0], [0.0, 0.0]], dtype=DOUBLE))
-    assert cosines(inner(delta.zeros(), delta)).tolist() == [[1, 0], [0, 0]]
+    assert cosine_similarity(inner_products(delta.zeros_like(), delta)).tolist() == [[1, 0], [0, 0]]
 
 
 def test_clients_that_pull_apart_in_the_first_round_share_models_of_their_own_from_the_second():
-    work, done = train(ByUpdate(), TWO)
-    assert done[0].before.server.models == 1 and done[0].after.server.models == 2
-    assert same_partition(done[0].after.group, [0, 1, 0, 1, 0, 1])
+    work, done = train(UpdateClustering(), TWO)
+    assert done[0].before.server.num_models == 1 and done[0].after.server.num_models == 2
+    assert same_partition(done[0].after.cluster_ids, [0, 1, 0, 1, 0, 1])
     assert torch.equal(done[0].after.server.params["x"][0], done[0].after.server.params["x"][1])  # both go on from there
     assert done[-1].after.server.params["x"].flatten().sort().values.sign().tolist() == [-1, 1]
-    assert len(work.told) == 1 and work.told[0][0] == 1 and work.told[0][1].why["k"] == 2
+    ((round, decision),) = work.pending_assignments
+    assert round == 1 and decision.reason["k"] == 2
 
 
 def test_clients_that_agree_stay_together():
-    work, done = train(ByUpdate(), clients((1, 2, 1.5, 1, 1), (5, 5, 5, 5, 5)))
-    assert done[-1].after.server.models == 1 and work.told[0][1].why["k"] == 1
+    work, done = train(UpdateClustering(), clients((1, 2, 1.5, 1, 1), (5, 5, 5, 5, 5)))
+    assert done[-1].after.server.num_models == 1 and work.pending_assignments[0][1].reason["k"] == 1
 
 
 def test_the_whole_fleet_is_called_in_the_round_that_groups_and_counted():
-    work, done = train(ByUpdate(clusters=2, every=3), TWO, cohort=2, until=5)
+    work, done = train(UpdateClustering(num_clusters=2, interval=3), TWO, cohort=2, until=5)
     assert [len(one.cohort) for one in done] == [6, 2, 2, 6, 2]
-    assert [round for round, _ in work.told] == [1, 4] and work.told[0][1].why["called"] == 6
+    assert [round for round, _ in work.pending_assignments] == [1, 4] and work.pending_assignments[0][1].reason["called"] == 6
 
 
 def test_grouping_anew_with_the_same_directions_changes_nobody():
-    work, done = train(ByUpdate(clusters=2, every=2), WIDE, x=0.5, until=5)
-    first = done[0].after.group
-    assert all(torch.equal(one.after.group, first) for one in done)
-    assert [decision.why["switched"] for _, decision in work.told] == [0, 0, 0]
+    work, done = train(UpdateClustering(num_clusters=2, interval=2), WIDE, x=0.5, until=5)
+    first = done[0].after.cluster_ids
+    assert all(torch.equal(one.after.cluster_ids, first) for one in done)
+    assert [decision.reason["switched"] for _, decision in work.pending_assignments] == [0, 0, 0]
 
 
 def test_complete_linkage_makes_round_groups_and_single_linkage_the_widest_cut():
     at = np.array([0.0, 1, 2, 3, 4.5, 5.5])
     apart = np.abs(at[:, None] - at[None])
-    assert same_partition(linked(apart, 2, "single"), [0, 0, 0, 0, 1, 1])
-    assert same_partition(linked(apart, 3, "complete"), [0, 0, 1, 1, 2, 2])
+    assert same_partition(agglomerate(apart, 2, "single"), [0, 0, 0, 0, 1, 1])
+    assert same_partition(agglomerate(apart, 3, "complete"), [0, 0, 1, 1, 2, 2])
 
 
 def test_bipartition_waits_until_the_mean_is_still_and_the_clients_are_not():
     """|sum p D| < eps1 and max |D| > eps2, as shares of the first round's longest update: far away from all optima everybody
     pulls alike, at the mean they stand still together and pull apart."""
-    work, done = train(Bipartition(every=1, least=2), TWO, x=60.0, until=60)
-    assert done[0].after.server.models == 1
-    scale = done[0].after.mitigation["scale"]
-    assert scale == done[0].report.delta.norm().max() and torch.equal(done[-1].after.mitigation["scale"], scale)
-    assert done[-1].after.server.models == 1  # the pull of 5 is not .6 of the pull of 65
-    work, done = train(Bipartition(every=1), TWO, x=2.0, until=40)
-    split = next(one for one in done if one.after.server.models == 2)
+    work, done = train(CFL(interval=1, min_cluster_size=2), TWO, x=60.0, until=60)
+    assert done[0].after.server.num_models == 1
+    scale = done[0].after.clustering_state["scale"]
+    assert scale == done[0].report.delta.norm().max() and torch.equal(done[-1].after.clustering_state["scale"], scale)
+    assert done[-1].after.server.num_models == 1  # the pull of 5 is not .6 of the pull of 65
+    work, done = train(CFL(interval=1), TWO, x=2.0, until=40)
+    split = next(one for one in done if one.after.server.num_models == 2)
     assert split.before.round > 0 or split.report.delta["x"].mean().abs() < 0.4 * scale
-    assert same_partition(done[-1].after.group, [0, 1, 0, 1, 0, 1]) and done[-1].after.server.models == 2
-    looked = next(decision.why["looked"][0] for round, decision in work.told if round == split.after.round)
+    assert same_partition(done[-1].after.cluster_ids, [0, 1, 0, 1, 0, 1]) and done[-1].after.server.num_models == 2
+    looked = next(decision.reason["looked"][0] for round, decision in work.pending_assignments if round == split.after.round)
     assert looked["across"] < 0 and looked["gap"] > 0.5
     assert done[-1].after.server.params["x"].flatten().sort().values.tolist() == pytest.approx([-29 / 6, 5], abs=1e-3)
 
@@ -118,26 +129,26 @@ def test_bipartition_waits_until_the_mean_is_still_and_the_clients_are_not():
 def test_a_cut_that_is_not_wide_enough_is_not_made():
     """sqrt((1 - alpha) / 2) of opposite clients is 1: only a gamma of 1 would refuse; at right angles it is .7071."""
     crossed = clients(((1, 1),) * 4, ((5, 0), (0, 5), (5, 0), (0, 5)), 3)
-    signal = {"still": 10.0, "moving": 0.01, "every": 1}
-    assert train(Bipartition(gamma=0.70, **signal), crossed, until=1)[1][0].after.server.models == 2
-    assert train(Bipartition(gamma=0.71, **signal), crossed, until=1)[1][0].after.server.models == 1
-    assert train(Bipartition(gamma=0.0, least=3, **signal), crossed, until=1)[1][0].after.server.models == 1
+    signal = {"eps1": 10.0, "eps2": 0.01, "interval": 1}
+    assert train(CFL(gamma=0.70, **signal), crossed, until=1)[1][0].after.server.num_models == 2
+    assert train(CFL(gamma=0.71, **signal), crossed, until=1)[1][0].after.server.num_models == 1
+    assert train(CFL(gamma=0.0, min_cluster_size=3, **signal), crossed, until=1)[1][0].after.server.num_models == 1
 
 
 def test_the_cut_is_the_one_whose_largest_cosine_across_is_smallest():
     """Directions at 0, 10, 20, 30, 45 and 55 degrees: the widest gap is before 45, not in the middle."""
     angle = torch.deg2rad(torch.tensor([0, 10, 20, 30, 45, 55], dtype=DOUBLE))
-    signal = Bipartition(still=10.0, moving=0.1, gamma=0.0)
-    half, said = signal.cut((angle[:, None] - angle[None]).cos(), torch.ones(6, dtype=DOUBLE), np.arange(6), 1.0)
+    signal = CFL(eps1=10.0, eps2=0.1, gamma=0.0)
+    half, said = signal.find_split((angle[:, None] - angle[None]).cos(), torch.ones(6, dtype=DOUBLE), np.arange(6), 1.0)
     assert same_partition(half, [0, 0, 0, 0, 1, 1])
     assert said["across"] == pytest.approx(np.cos(np.deg2rad(15)))
 
 
 def test_groups_are_cut_again_and_the_parent_is_where_both_halves_begin():
     four = clients(((1, 1),) * 8, ((9, 2), (9, -2), (-9, 2), (-9, -2)) * 2, 3)
-    _, done = train(Bipartition(still=0.5, moving=0.15, every=1), four, until=25)
-    assert same_partition(done[-1].after.group, [0, 1, 2, 3] * 2)
+    _, done = train(CFL(eps1=0.5, eps2=0.15, interval=1), four, until=25)
+    assert same_partition(done[-1].after.cluster_ids, [0, 1, 2, 3] * 2)
     for one in done:
-        if one.after.server.models > one.before.server.models:
+        if one.after.server.num_models > one.before.server.num_models:
             x = one.after.server.params["x"]
             assert len(x.unique(dim=0)) < len(x)

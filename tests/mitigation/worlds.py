@@ -1,14 +1,19 @@
-"""Runs under a mitigation in the tests' small world."""
+"""Runs under a clustering in the tests' small world."""
 
 from __future__ import annotations
 
 import json
 from dataclasses import replace
 
-from fedrift.experiment import edit
+from fedrift.config.schema import edit_config
 from tests.worlds import experiment
 
-SIX = ("partition.clients=6", "plan.participation=0.67", "evaluate.panel=[]", "evaluate.final=3")
+SIX = (
+    "partition.num_clients=6",
+    "training.participation_rate=0.67",
+    "evaluation.probes=[]",
+    "evaluation.final_blocks_per_domain=3",
+)
 
 
 class Killed(Exception):
@@ -23,13 +28,13 @@ def killed_at(round: int):
 
 
 def at(world, folder):
-    return replace(world, runtime=replace(world.runtime, root=folder))
+    return replace(world, runtime=replace(world.runtime, runs_dir=folder))
 
 
 def asked(world, mitigation, *overrides):
-    return edit(experiment(world.runtime.cache.parent, *SIX, *overrides), {"mitigation": mitigation})
+    return edit_config(experiment(world.runtime.cache_dir.parent, *SIX, *overrides), {"clustering": mitigation})
 
 
 def outcome(run):
-    return (run.folder / "records.jsonl").read_bytes(), json.loads((run.folder / "mitigation.json").read_bytes()), [
-        event for event in run.events() if event["kind"] == "mitigation"]
+    return (run.folder / "records.jsonl").read_bytes(), json.loads((run.folder / "clustering.json").read_bytes()), [
+        event for event in run.events() if event["kind"] == "clustering"]

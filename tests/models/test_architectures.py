@@ -12,20 +12,18 @@ import torch
 from torch import nn
 from transformers import AutoModelForCausalLM
 
-from fedrift.errors import UserError
-from fedrift.models.check import read_logits
-from fedrift.models.export import check_adapters, save_network
-from fedrift.models.generate import continued
-from fedrift.models.head import Logits, OwnHead, token_losses
+from fedrift.core.errors import UserError
+from fedrift.engine.build import build_run
+from fedrift.models.export import check_peft_compatible, save_network
+from fedrift.models.head import LogitTransform, PerClientHeadLoss, frozen_head_losses
 from fedrift.models.load import load_model
-from fedrift.models.prefix import blocks_below
-from fedrift.models.stacked import StackedModel
-from fedrift.models.tune import Full, LastK, Lora, blocks_of
-from fedrift.setting import prepare
+from fedrift.models.prefix_cache import count_frozen_blocks
+from fedrift.models.stacked_model import StackedModel, generate_tokens, read_logits
+from fedrift.models.trainable import All, LastBlocks, Lora, find_blocks
 from tests.models.networks import network
 from tests.worlds import experiment, stock
 
-ALL = Lora(rank=2, targets=("all",))
+ALL = Lora(r=2, target_modules=("all",))
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "models.md"
 
 
@@ -50,17 +48,18 @@ def test_the_head_and_its_gradients_are_those_of_the_plain_formula(scale, cap, b
     plain = nn.functional.cross_entropy(logits.flatten(0, 1), target.flatten(), reduction="none").view(2, 7)
     wanted = torch.autograd.grad((plain * slope).sum(), [hidden, weight, *([offset] if bias else [])])
 
-    to_logits = Logits(scale, cap)
-    own = OwnHead.apply(hidden, weight, target, offset if bias else None, to_logits)
+    to_logits = LogitTransform(scale, cap)
+    own = PerClientHeadLoss.apply(hidden, weight, target, offset if bias else None, to_logits)
     assert torch.allclose(own, plain, atol=1e-10, rtol=0)
     with torch.no_grad():
-        again = OwnHead.apply(hidden, weight, target, offset if bias else None, to_logits)
+        again = PerClientHeadLoss.apply(hidden, weight, target, offset if bias else None, to_logits)
     assert torch.allclose(again, plain, atol=1e-10, rtol=0)
     found = torch.autograd.grad((own * slope).sum(), [hidden, weight, *([offset] if bias else [])])
     assert all(torch.allclose(one, other, atol=1e-10, rtol=0) for one, other in zip(found, wanted, strict=True))
     for client in range(2):  # one head, frozen, for all
-        frozen = token_losses(hidden[client], weight[client].detach(), target[client], offset[client].detach() if bias else None,
-                              to_logits)
+        frozen = frozen_head_losses(
+            hidden[client], weight[client].detach(), target[client], offset[client].detach() if bias else None, to_logits
+        )
         assert torch.allclose(frozen, plain[client], atol=1e-10, rtol=0)
         to_hidden, = torch.autograd.grad((frozen * slope[client]).sum(), [hidden])
         assert torch.allclose(to_hidden[client], wanted[0][client], atol=1e-10, rtol=0)
@@ -110,7 +109,7 @@ def test_logits_made_in_an_unknown_way_are_refused(change):
 @pytest.mark.parametrize("kind", ["llama", "phi", "gptj", "gemma2", "cohere", "granite", "gpt_neo", "bloom", "falcon", "opt",
                                   "mamba", "olmoe", "bart"])
 def test_what_is_trained_has_the_loss_and_gradient_of_plain_transformers(kind, architectures):
-    row = architectures.row_of(kind)
+    row = architectures.make_row(kind)
     assert row.pop("kind") == kind
     if kind == "mamba":
         assert row.pop("lora_all").startswith("refused: MambaForCausalLM: PEFT")
@@ -119,35 +118,35 @@ def test_what_is_trained_has_the_loss_and_gradient_of_plain_transformers(kind, a
 
 def test_adapters_that_peft_would_not_load_are_refused_before_training(architectures):
     for kind, tune, told in (("deepseek_v3", ALL, r"no place for \d+ of the \d+ .* without down_proj, gate_proj, up_proj$"),
-                             ("mamba2", ALL, r"PEFT .* refuses these adapters, .*out_proj"), ("mamba2", Lora(rank=2), "")):
-        model = StackedModel(architectures.network_of(kind), tune)
+                             ("mamba2", ALL, r"PEFT .* refuses these adapters, .*out_proj"), ("mamba2", Lora(r=2), "")):
+        model = StackedModel(architectures.make_network(kind), tune)
         if not told:
-            check_adapters(model, tune)
+            check_peft_compatible(model, tune)
             continue
         with pytest.raises(UserError, match=told):
-            check_adapters(model, tune)
+            check_peft_compatible(model, tune)
 
 
 def test_a_map_whose_forward_pass_is_not_used_gets_no_adapter_and_is_refused_by_name(architectures):
-    model = StackedModel(architectures.network_of("mamba"), ALL)
+    model = StackedModel(architectures.make_network("mamba"), ALL)
     assert not any("dt_proj" in path for path in model.modules)
     assert "computes without the forward pass of dt_proj" in model.caveats[-1]
-    with pytest.raises(UserError, match=r"adapter would change nothing: name tune.targets without dt_proj$"):
-        StackedModel(architectures.network_of("mamba"), Lora(rank=2, targets=("dt_proj", "in_proj")))
+    with pytest.raises(UserError, match=r"adapter would change nothing: name trainable.target_modules without dt_proj$"):
+        StackedModel(architectures.make_network("mamba"), Lora(r=2, target_modules=("dt_proj", "in_proj")))
 
 
 def test_experts_without_an_adapter_are_told(architectures):
-    caveats = StackedModel(architectures.network_of("mixtral"), ALL).caveats
+    caveats = StackedModel(architectures.make_network("mixtral"), ALL).caveats
     assert any(re.search(r"MixtralExperts gets no adapter: \d+\.\d% of the model's weights", line) for line in caveats)
-    assert StackedModel(architectures.network_of("mixtral"), Lora(rank=2)).caveats == []
+    assert StackedModel(architectures.make_network("mixtral"), Lora(r=2)).caveats == []
     assert StackedModel(network("llama"), ALL).caveats == []
 
 
 def test_a_quantised_folder_trains_adapters_only(architectures):
     quantised = network("llama")
     quantised.config.quantization_config = {"quant_method": "bitsandbytes"}
-    for tune in (LastK(1), Full()):
-        with pytest.raises(UserError, match=r"are quantised .*use tune: {is: Lora}"):
+    for tune in (LastBlocks(1), All()):
+        with pytest.raises(UserError, match=r"are quantised .*use trainable: {type: Lora}"):
             StackedModel(quantised, tune)
 
 
@@ -159,8 +158,8 @@ def test_whatever_else_goes_wrong_is_told_in_one_line():
     plain = network("llama")
     plain.model.layers[1].mlp = Broken()
     with pytest.raises(UserError) as told:
-        StackedModel(plain, Lora(rank=2))
-    assert "does not work with tune: {is: Lora} (ValueError: two)" in str(told.value)
+        StackedModel(plain, Lora(r=2))
+    assert "does not work with trainable: {type: Lora} (ValueError: two)" in str(told.value)
     assert "\n" not in str(told.value)
 
 
@@ -168,8 +167,8 @@ def test_blocks_are_the_outermost_list_as_long_as_the_configuration_says():
     plain = network("llama")
     plain.model.extra = nn.ModuleList(nn.Identity() for _ in range(9))
     plain.model.layers[0].experts = nn.ModuleList(nn.Identity() for _ in range(8))
-    assert blocks_of(plain)[0] == "model.layers"
-    assert blocks_below(plain, LastK(1).modules(plain)) == 2
+    assert find_blocks(plain)[0] == "model.layers"
+    assert count_frozen_blocks(plain, LastBlocks(1).select_modules(plain)) == 2
 
 
 def test_a_tied_head_with_a_bias_trains_the_bias_and_generates_with_it(architectures):
@@ -179,24 +178,24 @@ def test_a_tied_head_with_a_bias_trains_the_bias_and_generates_with_it(architect
     nn.init.normal_(plain.lm_head.bias)
     plain.generation_config.eos_token_id = None
     kept = copy.deepcopy(plain)
-    assert architectures.compare(plain, Full())[0] < 1e-5
-    model = StackedModel(copy.deepcopy(kept), Full())
-    assert {"lm_head.bias", "model.embed_tokens.weight"} <= model.template().keys()
-    assert "lm_head.weight" not in model.template()
+    assert architectures.compare(plain, All())[0] < 1e-5
+    model = StackedModel(copy.deepcopy(kept), All())
+    assert {"lm_head.bias", "model.embed_tokens.weight"} <= model.init_params().keys()
+    assert "lm_head.weight" not in model.init_params()
     prompt = torch.arange(3, 9)[None]
     expected = kept.generate(prompt, max_new_tokens=4, min_new_tokens=4, do_sample=False, pad_token_id=0)[:, 6:]
-    assert torch.equal(continued(model, model.template(), prompt, 4), expected)
+    assert torch.equal(generate_tokens(model, model.init_params(), prompt, 4), expected)
 
 
-@pytest.mark.parametrize(("kind", "tune"), [("phi", Full()), ("gpt_neox", Full()), ("mixtral", Full()), ("mamba", LastK(1)),
-                                            ("opt", Full()), ("gemma2", LastK(2))], ids=str)
+@pytest.mark.parametrize(("kind", "tune"), [("phi", All()), ("gpt_neox", All()), ("mixtral", All()), ("mamba", LastBlocks(1)),
+                                            ("opt", All()), ("gemma2", LastBlocks(2))], ids=str)
 def test_a_whole_model_that_is_saved_is_the_one_that_was_trained(kind, tune, architectures, tmp_path):
     config = architectures.small_config(kind)
     config.tie_word_embeddings = kind in ("phi", "gpt_neox", "opt")
     plain = AutoModelForCausalLM.from_config(config).eval()
     model = StackedModel(copy.deepcopy(plain), tune)
     draw = torch.Generator().manual_seed(0)
-    params = model.template().map(lambda leaf: leaf[0] + 0.1 * torch.randn(leaf[0].shape, generator=draw))
+    params = model.init_params().map(lambda leaf: leaf[0] + 0.1 * torch.randn(leaf[0].shape, generator=draw))
     save_network(tmp_path, params, model)
     back = AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float32).eval()
     tokens = torch.arange(3, 15).view(2, 6)
@@ -205,8 +204,8 @@ def test_a_whole_model_that_is_saved_is_the_one_that_was_trained(kind, tune, arc
 
 
 def test_a_run_refuses_adapters_that_nobody_could_load_and_says_what_gets_none(architectures, tmp_path):
-    asked = experiment(tmp_path, "tune.targets=[all]", "tune.rank=2")
-    tokenizer = load_model(asked.model, cache=tmp_path).tokenizer
+    asked = experiment(tmp_path, "trainable.target_modules=[all]", "trainable.r=2")
+    tokenizer = load_model(asked.model, cache_dir=tmp_path).tokenizer
     for kind in ("deepseek_v3", "mixtral"):
         config = architectures.small_config(kind)
         config.vocab_size = len(tokenizer)
@@ -214,5 +213,5 @@ def test_a_run_refuses_adapters_that_nobody_could_load_and_says_what_gets_none(a
         tokenizer.save_pretrained(tmp_path / kind)
     there = stock(tmp_path)
     with pytest.raises(UserError, match=r"DeepseekV3ForCausalLM: PEFT .* has no place for"):
-        prepare(replace(asked, model=str(tmp_path / "deepseek_v3")), there)
-    assert any("MixtralExperts" in line for line in prepare(replace(asked, model=str(tmp_path / "mixtral")), there).caveats)
+        build_run(replace(asked, model=str(tmp_path / "deepseek_v3")), there)
+    assert any("MixtralExperts" in line for line in build_run(replace(asked, model=str(tmp_path / "mixtral")), there).caveats)

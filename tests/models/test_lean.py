@@ -8,28 +8,28 @@ import pytest
 import torch
 from torch import nn
 
-from fedrift.fleet.simulated import value_and_gradient
-from fedrift.models import lean
+from fedrift.core.tree import Tree
+from fedrift.models import fused
 from fedrift.models.export import save_model
-from fedrift.models.stacked import StackedModel
-from fedrift.models.tune import Full, LastK, Lora
-from fedrift.tree import Tree
+from fedrift.models.stacked_model import StackedModel
+from fedrift.models.trainable import All, LastBlocks, Lora
+from fedrift.simulation.simulator import value_and_gradient
 from tests.models.networks import KINDS, batch, network
 
-TUNES = [Lora(rank=3, alpha=5.0), Lora(rank=2, targets=("all",)), LastK(1), Full()]
+FUSED_TRAINABLES = [Lora(r=3, lora_alpha=5.0), Lora(r=2, target_modules=("all",)), LastBlocks(1), All()]
 ROUNDING = {torch.float64: 1e-10, torch.float32: 2e-4}
 
 
 def both(kind: str, tune, dtype=torch.float64, clients: int = 3) -> tuple[StackedModel, StackedModel, Tree]:
     """A lean model, a plain one, and params that differ from client to client."""
-    ours, plain = (StackedModel(network(kind, dtype), tune, lean=ours) for ours in (True, False))
+    ours, plain = (StackedModel(network(kind, dtype), tune, fused=ours) for ours in (True, False))
     draw = torch.Generator().manual_seed(1)
-    rows = ours.template().rows(torch.zeros(clients, dtype=torch.long))
+    rows = ours.init_params().take(torch.zeros(clients, dtype=torch.long))
     return ours, plain, rows.map(lambda leaf: leaf + 0.1 * torch.randn(leaf.shape, generator=draw, dtype=torch.float64).to(leaf))
 
 
 @pytest.mark.parametrize("dtype", ROUNDING)
-@pytest.mark.parametrize("tune", TUNES, ids=repr)
+@pytest.mark.parametrize("tune", FUSED_TRAINABLES, ids=repr)
 @pytest.mark.parametrize("kind", KINDS)
 def test_lean_blocks_have_the_losses_and_gradients_of_plain_ones(kind, tune, dtype):
     ours, plain, params = both(kind, tune, dtype)
@@ -42,17 +42,17 @@ def test_lean_blocks_have_the_losses_and_gradients_of_plain_ones(kind, tune, dty
 
 @pytest.mark.parametrize("kind", ["llama", "qwen2"])
 def test_they_are_in_use(kind, monkeypatch):
-    ours, _, params = both(kind, Lora(targets=("q_proj", "down_proj")))
+    ours, _, params = both(kind, Lora(target_modules=("q_proj", "down_proj")))
     used = []
-    for function in (lean.Rms, lean.Rotated, lean.Gate):
+    for function in (fused.FusedRMSNorm, fused.FusedQKVRope, fused.FusedSwiGLU):
         monkeypatch.setattr(function, "apply", lambda *said, function=function, apply=function.apply:
                             (used.append(function), apply(*said))[1])
     ours(params, batch(3))
-    assert used.count(lean.Rotated) == used.count(lean.Gate) == 3 and used.count(lean.Rms) == 7
+    assert used.count(fused.FusedQKVRope) == used.count(fused.FusedSwiGLU) == 3 and used.count(fused.FusedRMSNorm) == 7
 
 
 def test_what_lies_under_the_adapters_goes_the_plain_way_and_counts():
-    ours, plain, params = both("llama", Lora(rank=2))
+    ours, plain, params = both("llama", Lora(r=2))
     draw = torch.Generator().manual_seed(5)
     under = {f"{path}.base": torch.randn(1, module.out_features, module.in_features, generator=draw, dtype=torch.float64)
              for path, module in ours.modules.items()}
@@ -73,21 +73,21 @@ def test_words_written_with_a_cache_of_keys_are_those_of_the_plain_network(kind)
 def test_a_network_moved_to_another_precision_joins_its_maps_again():
     ours, _, params = both("llama", Lora(), torch.float32)
     ours.network.double()
-    plain = StackedModel(network("llama", torch.float32).double(), Lora(), lean=False)
+    plain = StackedModel(network("llama", torch.float32).double(), Lora(), fused=False)
     wide = params.to(torch.float64)
     assert torch.allclose(ours(wide, batch(3)), plain(wide, batch(3)), rtol=1e-6)
     first = ours.network.model.layers[0].self_attn
-    assert first.lean[0].weight.dtype == torch.float64
-    assert first.k_proj.weight.data_ptr() != 0 and torch.equal(first.lean[0].weight[16:24], first.k_proj.weight)
+    assert first.fused[0].weight.dtype == torch.float64
+    assert first.k_proj.weight.data_ptr() != 0 and torch.equal(first.fused[0].weight[16:24], first.k_proj.weight)
 
 
 def test_joined_weights_are_the_network_s_own_and_are_saved_whole(tmp_path):
-    ours, *_ = both("llama", LastK(1), torch.float32)
+    ours, *_ = both("llama", LastBlocks(1), torch.float32)
     mlp = ours.network.model.layers[0].mlp
     assert mlp.gate_proj.weight.untyped_storage().data_ptr() == mlp.up_proj.weight.untyped_storage().data_ptr()
     from fedrift.algorithms import FedAvg
-    from fedrift.rounds import begin
-    save_model(tmp_path, ours, LastK(1), "llama", begin(FedAvg(), ours.template(), 1).server)
+    from fedrift.engine.loop import init_state
+    save_model(tmp_path, ours, LastBlocks(1), "llama", init_state(FedAvg(), ours.init_params(), 1).server)
     from safetensors.torch import load_file
     kept = {name: leaf for file in tmp_path.rglob("*.safetensors") for name, leaf in load_file(file).items()}
     fresh = dict(network("llama", torch.float32).named_parameters())
@@ -102,12 +102,12 @@ def test_strangers_and_quantised_maps_are_left_alone():
     plain = network("llama", torch.float32)
     plain.model.layers[1].mlp.up_proj.__class__ = Odd
     ours = StackedModel(plain, Lora())
-    assert "lean" not in vars(ours.network.model.layers[1].mlp)
-    assert "lean" in vars(ours.network.model.layers[0].mlp)
+    assert "fused" not in vars(ours.network.model.layers[1].mlp)
+    assert "fused" in vars(ours.network.model.layers[0].mlp)
 
 
 def test_frozen_states_need_no_way_back():
-    ours, _, params = both("llama", Lora(targets=("v_proj",)))
+    ours, _, params = both("llama", Lora(target_modules=("v_proj",)))
     leaves = params.map(lambda leaf: leaf.detach().requires_grad_())
     found = []
     block = ours.network.model.layers[0]

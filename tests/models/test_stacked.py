@@ -8,21 +8,21 @@ import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 
-from fedrift.errors import UserError
-from fedrift.fleet.simulated import value_and_gradient
-from fedrift.models.stacked import StackedModel
-from fedrift.models.tune import Full, LastK, Lora, usual_targets
-from fedrift.tree import Tree
+from fedrift.core.errors import UserError
+from fedrift.core.tree import Tree
+from fedrift.models.stacked_model import StackedModel
+from fedrift.models.trainable import All, LastBlocks, Lora, default_targets
+from fedrift.simulation.simulator import value_and_gradient
 from tests.models.networks import KINDS, batch, network
 
-TUNES = [Lora(rank=3, alpha=5.0), Lora(rank=2, targets=("all",)), LastK(1), LastK(2), Full()]
+TUNES = [Lora(r=3, lora_alpha=5.0), Lora(r=2, target_modules=("all",)), LastBlocks(1), LastBlocks(2), All()]
 
 
 def worn(kind: str, tune, clients: int = 3, dtype=torch.float64) -> tuple[StackedModel, Tree]:
     """A stacked model and params that differ from client to client."""
     model = StackedModel(network(kind, dtype), tune)
     draw = torch.Generator().manual_seed(1)
-    rows = model.template().rows(torch.zeros(clients, dtype=torch.long))
+    rows = model.init_params().take(torch.zeros(clients, dtype=torch.long))
     return model, rows.map(lambda leaf: leaf + 0.1 * torch.randn(leaf.shape, generator=draw, dtype=torch.float64).to(leaf))
 
 
@@ -31,8 +31,8 @@ def reference(kind: str, params: Tree, row: int, tune, data: dict, dtype=torch.f
     plain = network(kind, dtype)
     labels = data["tokens"][row].masked_fill(~data["keep"][row], -100)
     if isinstance(tune, Lora):
-        modules = list(tune.modules(plain))
-        plain = get_peft_model(plain, LoraConfig(r=tune.rank, lora_alpha=tune.alpha, target_modules=modules))
+        modules = list(tune.select_modules(plain))
+        plain = get_peft_model(plain, LoraConfig(r=tune.r, lora_alpha=tune.lora_alpha, target_modules=modules))
         leaves = {name.replace("base_model.model.", "").replace(".lora_", ".").replace(".default.weight", ""): leaf
                   for name, leaf in plain.named_parameters() if "lora_" in name}
     else:
@@ -74,7 +74,7 @@ def test_stacked_is_one_by_one(tune, dtype, tolerance):
     loss, grad = value_and_gradient(model, params, data, torch.arange(4))
     for row in range(4):
         alone = {name: part[row:row + 1] for name, part in data.items()}
-        own_loss, own_grad = value_and_gradient(model, params.rows(slice(row, row + 1)), alone, torch.arange(1))
+        own_loss, own_grad = value_and_gradient(model, params.take(slice(row, row + 1)), alone, torch.arange(1))
         assert torch.allclose(loss[row], own_loss[0], rtol=tolerance)
         for name in grad:
             scale = grad[name][row].abs().max()
@@ -82,7 +82,7 @@ def test_stacked_is_one_by_one(tune, dtype, tolerance):
 
 
 def test_clients_at_rest_are_not_computed_and_have_no_gradient():
-    model, params = worn("llama", Lora(rank=2))
+    model, params = worn("llama", Lora(r=2))
     rows, data = torch.tensor([0, 2]), batch(2)
     loss, grad = value_and_gradient(model, params, data, rows)
     assert loss.shape == (2,)
@@ -93,13 +93,13 @@ def test_fresh_adapters_leave_the_network_as_it_was():
     plain, data = network("llama"), batch(1)
     model = StackedModel(copy.deepcopy(plain), Lora())
     expected = own_loss(plain, data["tokens"][0], data["tokens"][0].masked_fill(~data["keep"][0], -100))
-    assert model(model.template(), data)[0].item() == pytest.approx(expected.item(), rel=1e-12)
+    assert model(model.init_params(), data)[0].item() == pytest.approx(expected.item(), rel=1e-12)
     ours, theirs = (each(input_ids=data["tokens"][0]).logits for each in (model.network, plain))
     assert torch.allclose(ours, theirs, atol=1e-12)
 
 
 def test_what_is_frozen_has_no_leaf_and_stays_bit_for_bit():
-    model, params = worn("llama", LastK(1))
+    model, params = worn("llama", LastBlocks(1))
     assert all(name.startswith("model.layers.2.") for name in params)
     before = {name: leaf.clone() for name, leaf in model.network.named_parameters()}
     value_and_gradient(model, params, batch(3), torch.arange(3))
@@ -121,30 +121,30 @@ def test_a_uniform_network_has_the_perplexity_of_its_vocabulary():
     with torch.no_grad():
         plain.lm_head.weight.zero_()
     model = StackedModel(plain, Lora())
-    assert model(model.template(), batch(1))[0].exp().item() == pytest.approx(61)
+    assert model(model.init_params(), batch(1))[0].exp().item() == pytest.approx(61)
 
 
 def test_all_clients_and_rounds_begin_with_the_same_adapters():
-    one, two = (StackedModel(network("llama"), Lora()).template(3) for _ in range(2))
-    other = StackedModel(network("llama"), Lora()).template(4)
+    one, two = (StackedModel(network("llama"), Lora()).init_params(3) for _ in range(2))
+    other = StackedModel(network("llama"), Lora()).init_params(4)
     assert all(torch.equal(one[name], two[name]) for name in one)
     assert any(not torch.equal(one[name], other[name]) for name in one)
 
 
 def test_an_unknown_target_gets_the_nearest_name():
     with pytest.raises(UserError, match="did you mean 'q_proj'"):
-        StackedModel(network("llama"), Lora(targets=("q_prj",)))
+        StackedModel(network("llama"), Lora(target_modules=("q_prj",)))
 
 
 @pytest.mark.parametrize(("tune", "told"), [
-    (Lora(targets=()), "targets is empty"),
-    (Lora(rank=1_000_000_000), "tune.rank: 1000000000 is more than .* at most 16, of model.layers.0.self_attn.q_proj"),
-    (Lora(rank=17, targets=("v_proj",)), "at most 8, of model.layers.0.self_attn.v_proj"),
+    (Lora(target_modules=()), "target_modules is empty"),
+    (Lora(r=1_000_000_000), "trainable.r: 1000000000 is more than .* at most 16, of model.layers.0.self_attn.q_proj"),
+    (Lora(r=17, target_modules=("v_proj",)), "at most 8, of model.layers.0.self_attn.v_proj"),
 ])
 def test_adapters_of_nothing_or_of_more_than_a_matrix_are_refused(tune, told):
     with pytest.raises(UserError, match=told):
         StackedModel(network("llama"), tune)
-    assert Lora(rank=16).modules(network("llama"))  # a whole matrix of some of the maps
+    assert Lora(r=16).select_modules(network("llama"))  # a whole matrix of some of the maps
 
 
 @pytest.mark.parametrize(("kind", "names", "endings"), [
@@ -156,18 +156,18 @@ def test_auto_is_pefts_default_then_the_usual_projections_then_every_map(kind, n
     linear = {f"blocks.0.{name}": torch.nn.Linear(2, 2) for name in names}
     if kind == "gemma4":  # PEFT names these by a pattern
         linear["language_model.layers.0.q_proj"], endings = torch.nn.Linear(2, 2), {"q_proj"}
-        assert list(usual_targets(linear, kind)) == ["language_model.layers.0.q_proj"]
-    assert {path.rsplit(".", 1)[-1] for path in usual_targets(linear, kind)} == endings
+        assert list(default_targets(linear, kind)) == ["language_model.layers.0.q_proj"]
+    assert {path.rsplit(".", 1)[-1] for path in default_targets(linear, kind)} == endings
 
 
 def test_a_second_stacked_model_on_one_network_is_refused():
     plain = network("llama")
     StackedModel(plain, Lora())
-    for tune in (Lora(), Full()):
+    for tune in (Lora(), All()):
         with pytest.raises(UserError, match="already belongs to another StackedModel"):
             StackedModel(plain, tune)
 
 
 def test_too_many_blocks_are_refused():
     with pytest.raises(UserError, match="has 3 blocks"):
-        StackedModel(network("llama"), LastK(4))
+        StackedModel(network("llama"), LastBlocks(4))

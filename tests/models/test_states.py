@@ -5,10 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from fedrift.models.introspection import HiddenStateEncoder, remove_common_component
 from fedrift.models.load import load_model
-from fedrift.models.stacked import StackedModel
-from fedrift.models.states import States, without_common
-from fedrift.models.tune import Lora
+from fedrift.models.stacked_model import StackedModel
+from fedrift.models.trainable import Lora
 from tests import worlds
 
 TEXTS = ["the team won a match", "soup", "cook the onion with butter then add salt and serve warm bread with soup", ""]
@@ -17,26 +17,27 @@ TEXTS = ["the team won a match", "soup", "cook the onion with butter then add sa
 @pytest.fixture(scope="module", params=["llama", "gpt2"])
 def states(request, tmp_path_factory):
     folder = worlds.model_folder(tmp_path_factory.mktemp("m"), request.param)
-    language = load_model(str(folder), cache=folder)
-    return States("tiny", language.network, language.tokenizer, language.window)
+    language = load_model(str(folder), cache_dir=folder)
+    return HiddenStateEncoder("tiny", language.network, language.tokenizer, language.context_length)
 
 
 def test_a_text_has_the_same_states_alone_and_among_longer_ones(states):
-    together = states.some(TEXTS)
-    alone = np.concatenate([states.some([text]) for text in TEXTS])
+    together = states.encode_batch(TEXTS)
+    alone = np.concatenate([states.encode_batch([text]) for text in TEXTS])
     assert np.allclose(together, alone, atol=1e-5) and np.isfinite(together).all() and not together[3].any()
 
 
 def test_adapters_that_nobody_wears_change_nothing(states):
-    plain = states.some(TEXTS)
-    model = StackedModel(states.network, Lora(rank=2))
-    assert np.allclose(plain, States("worn", model.network, states.tokenizer, states.window).some(TEXTS), atol=1e-6)
+    plain = states.encode_batch(TEXTS)
+    model = StackedModel(states.network, Lora(r=2))
+    worn = HiddenStateEncoder("worn", model.network, states.tokenizer, states.context_length)
+    assert np.allclose(plain, worn.encode_batch(TEXTS), atol=1e-6)
 
 
 def test_the_mean_and_the_first_direction_of_all_texts_are_taken_out():
     draw = np.random.default_rng(0)
     common = draw.standard_normal(6)
     vectors = 100 + 50 * draw.standard_normal((40, 1)) * common + draw.standard_normal((40, 6))
-    found = without_common(vectors)
+    found = remove_common_component(vectors)
     assert np.allclose(found.mean(axis=0), 0) and np.abs(found @ common / np.linalg.norm(common)).max() < 0.5
-    assert np.isfinite(without_common(vectors[:1])).all()
+    assert np.isfinite(remove_common_component(vectors[:1])).all()

@@ -6,8 +6,8 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
+from fedrift.models.load import make_random_network
 from fedrift.models.presets import PRESETS
-from fedrift.models.unread import unread
 
 SMALL = {"gpt2": {"n_layer": 2, "n_embd": 32, "n_head": 4},
          **{kind: {"num_hidden_layers": 2, "hidden_size": 32, "intermediate_size": 48, "num_attention_heads": 4,
@@ -18,7 +18,7 @@ SMALL = {"gpt2": {"n_layer": 2, "n_embd": 32, "n_head": 4},
 def test_an_unread_network_is_what_transformers_builds_but_for_its_weights(name):
     preset = PRESETS[name]
     small = {**SMALL[preset.architecture["model_type"]], "vocab_size": 97}
-    ours = unread(preset, **small)
+    ours = make_random_network(preset, **small)
     theirs = AutoModelForCausalLM.from_config(AutoConfig.for_model(**{**preset.architecture, **small})).eval()
     assert all(torch.equal(a, b) for a, b in zip(ours.buffers(), theirs.buffers(), strict=True))  # rotary frequencies
     tied = ours.get_output_embeddings().weight is ours.get_input_embeddings().weight
@@ -26,6 +26,8 @@ def test_an_unread_network_is_what_transformers_builds_but_for_its_weights(name)
     theirs.load_state_dict(ours.state_dict())
     ids = torch.arange(24).view(2, 12)
     assert torch.equal(ours(input_ids=ids).logits, theirs(input_ids=ids).logits)
-    assert all(torch.equal(a, b) for a, b in zip(ours.parameters(), unread(preset, **small).parameters(), strict=True))
+    assert all(
+        torch.equal(a, b) for a, b in zip(ours.parameters(), make_random_network(preset, **small).parameters(), strict=True)
+    )
     assert not any(leaf.requires_grad for leaf in ours.parameters())
-    assert unread(preset, dtype=torch.bfloat16, **small).dtype == torch.bfloat16
+    assert make_random_network(preset, dtype=torch.bfloat16, **small).dtype == torch.bfloat16

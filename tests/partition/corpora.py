@@ -7,7 +7,7 @@ from hashlib import sha256
 import numpy as np
 from hypothesis import strategies as st
 
-from fedrift.corpus.corpus import Corpus
+from fedrift.data.corpus import Corpus
 
 SCRIPTS = (
     "plain words of it",

@@ -8,10 +8,10 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from fedrift.corpus import Source, load_corpus
-from fedrift.errors import UserError
+from fedrift.core.errors import UserError
+from fedrift.core.random import numpy_stream
+from fedrift.data import DatasetConfig, load_corpus
 from fedrift.partition import BySource
-from fedrift.seeds import numpy_stream
 
 from .corpora import topical
 
@@ -72,7 +72,7 @@ def refused(found) -> str:
     with pytest.raises(UserError) as caught:
         table_of(replace(found, columns=("text", "label", "author")), 3, severity=0.0)
     assert len(str(caught.value).splitlines()) == 1
-    assert "its columns: 'text', 'label', 'author'" in str(caught.value) and "corpus.source" in str(caught.value)
+    assert "its columns: 'text', 'label', 'author'" in str(caught.value) and "dataset.source_column" in str(caught.value)
     return str(caught.value)
 
 
@@ -91,9 +91,9 @@ def test_a_key_of_the_corpus_names_the_column(tmp_path, kind):
     {"csv": lambda: frame.to_csv(path, index=False), "parquet": lambda: frame.to_parquet(path),
      "jsonl": lambda: frame.to_json(path, orient="records", lines=True)}[kind]()
     with pytest.raises(UserError, match=r"no column 'source' \(its columns: 'text', 'author'\)"):
-        BySource(4)(load_corpus(Source(str(path))), numpy_stream(0, "partition"))
+        BySource(4)(load_corpus(DatasetConfig(str(path))), numpy_stream(0, "partition"))
     with pytest.raises(UserError, match="no column 'writer'"):
-        load_corpus(Source(str(path), source="writer"))
-    corpus = load_corpus(Source(str(path), source="author"))
+        load_corpus(DatasetConfig(str(path), source_column="writer"))
+    corpus = load_corpus(DatasetConfig(str(path), source_column="author"))
     assert [sorted(set(corpus.source[rows])) for rows in BySource(4)(corpus, numpy_stream(0, "partition")).rows] == [
         ["0"], ["1"], ["2"], ["3"]]

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import pytest
 
-from fedrift.errors import UserError
+from fedrift.core.errors import UserError
+from fedrift.core.random import numpy_stream
 from fedrift.partition import Dirichlet, KDomains, TokenTilt, TopicMix
-from fedrift.partition.calibrate import calibrate, label_severity, token_severity
-from fedrift.partition.tables import reproduce
-from fedrift.seeds import numpy_stream
+from fedrift.partition.composite import calibrate_severity, label_severity, token_severity
+from fedrift.partition.reference_tables import reproduce_tables
 
 from .corpora import topical
 
 
-def stream():
+def make_stream():
     return numpy_stream(0, "partition")
 
 
@@ -21,22 +21,22 @@ def stream():
 def test_two_regimes_at_equal_measured_severity(target):
     documents = topical(2000)
     for kind in (TopicMix, Dirichlet):
-        found = calibrate(kind(8), documents, target, stream)
-        assert isinstance(found, kind) and found.clients == 8
-        assert abs(label_severity(documents, found(documents, stream())) - target) <= 0.01
+        found = calibrate_severity(kind(8), documents, target, make_stream)
+        assert isinstance(found, kind) and found.num_clients == 8
+        assert abs(label_severity(documents, found(documents, make_stream())) - target) <= 0.01
 
 
 def test_words_are_a_common_unit_of_regimes_with_and_without_labels():
     documents = topical(600)
-    target = 0.5 * token_severity(documents, TokenTilt(4, 1.0)(documents, stream()))
+    target = 0.5 * token_severity(documents, TokenTilt(4, 1.0)(documents, make_stream()))
     for kind in (TopicMix, TokenTilt):
-        found = calibrate(kind(4), documents, target, stream, severity=token_severity, close=0.005)
-        assert abs(token_severity(documents, found(documents, stream())) - target) <= 0.005
+        found = calibrate_severity(kind(4), documents, target, make_stream, measure=token_severity, tolerance=0.005)
+        assert abs(token_severity(documents, found(documents, make_stream())) - target) <= 0.005
 
 
 def test_token_severity_is_0_for_chance_and_grows_with_the_dial():
     documents = topical(600)
-    found = [token_severity(documents, TopicMix(4, s)(documents, stream())) for s in (0, 0.5, 1)]
+    found = [token_severity(documents, TopicMix(4, s)(documents, make_stream())) for s in (0, 0.5, 1)]
     assert abs(found[0]) < 0.02 < found[1] < found[2] <= 1
 
 
@@ -46,12 +46,12 @@ def test_a_target_out_of_reach_is_refused_with_what_can_be_reached():
         UserError,
         match=r"KDomains cannot .* 0\.300 .* 0\.00\d at severity 0, 0\.999 at 1, .* nearest 0\.2",
     ):
-        calibrate(KDomains(8), documents, 0.3, stream)
+        calibrate_severity(KDomains(8), documents, 0.3, make_stream)
     with pytest.raises(UserError, match=r"TokenTilt cannot be set to measure 0\.900"):
-        calibrate(TokenTilt(4), documents, 0.9, stream, severity=token_severity)
+        calibrate_severity(TokenTilt(4), documents, 0.9, make_stream, measure=token_severity)
 
 
 def test_the_tables_of_the_books_are_reproduced():
-    rows = reproduce(draws=1000)
+    rows = reproduce_tables(draws=1000)
     assert {row.table for row in rows} == {"mix", "dirichlet", "tilt"} and len(rows) == 5 + 24 + 5
-    assert [row for row in rows if not row.agrees] == []
+    assert [row for row in rows if not row.is_within_tolerance] == []

@@ -7,12 +7,12 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from fedrift.errors import UserError
-from fedrift.experiment import parse, twin
+from fedrift.config.schema import iid_baseline, parse_config
+from fedrift.core.errors import UserError
+from fedrift.core.random import numpy_stream
 from fedrift.partition import Calibrated, Composed, Dirichlet, KDomains, Length, Quantity, Style, TokenTilt, TopicMix
-from fedrift.partition.calibrate import label_severity, token_severity
-from fedrift.partition.partition import called
-from fedrift.seeds import numpy_stream
+from fedrift.partition.base import display_name
+from fedrift.partition.composite import label_severity, token_severity
 
 from .corpora import topical
 from .test_rewriting import stories
@@ -23,39 +23,47 @@ def stream():
 
 
 def said(partition):
-    return parse({"corpus": "bbc", "partition": partition}).partition
+    return parse_config({"dataset": "bbc", "partition": partition}).partition
 
 
 def test_a_name_says_what_is_calibrated_or_composed():
-    assert called(Calibrated(of=Dirichlet())) == "Calibrated Dirichlet"
-    assert called(Calibrated(of=Composed(topic=0.5))) == "Calibrated Composed mix 0.5 quantity 0.5"
-    assert called(TopicMix()) == "TopicMix"
+    assert display_name(Calibrated(base=Dirichlet())) == "Calibrated Dirichlet"
+    assert display_name(Calibrated(base=Composed(topic_severity=0.5))) == "Calibrated Composed mix 0.5 quantity 0.5"
+    assert display_name(TopicMix()) == "TopicMix"
 
 
 def test_a_regime_inside_a_regime_is_read_and_written_back():
-    yaml = {"is": "Calibrated", "clients": 4, "severity": 0.5, "of": {"is": "Composed", "by": "dirichlet"}}
-    assert said(yaml) == Calibrated(4, 0.5, Composed(by="dirichlet"))
-    assert said({"is": "Calibrated", "of": "Dirichlet"}) == Calibrated(of=Dirichlet())
-    assert said({"is": "Calibrated", "of": {"budgets": "equal"}}) == Calibrated(of=TopicMix(budgets="equal"))
-    assert said({"is": "Calibrated", "of": {"is": "Calibrated", "of": "KDomains"}}).of.of == KDomains()
-    experiment = parse({"corpus": "bbc", "partition": yaml}, ["partition.of.topic=0.5", "partition.unit=words"])
-    assert experiment.partition == Calibrated(4, 0.5, Composed(by="dirichlet", topic=0.5), unit="words")
-    assert parse(experiment.written()) == experiment and parse(experiment.written()).id == experiment.id
+    yaml = {"type": "Calibrated", "num_clients": 4, "severity": 0.5, "base": {"type": "Composed", "topic_method": "dirichlet"}}
+    assert said(yaml) == Calibrated(4, 0.5, Composed(topic_method="dirichlet"))
+    assert said({"type": "Calibrated", "base": "Dirichlet"}) == Calibrated(base=Dirichlet())
+    assert said({"type": "Calibrated", "base": {"budgets": "equal"}}) == Calibrated(base=TopicMix(budgets="equal"))
+    assert said({"type": "Calibrated", "base": {"type": "Calibrated", "base": "KDomains"}}).base.base == KDomains()
+    experiment = parse_config(
+        {"dataset": "bbc", "partition": yaml}, ["partition.base.topic_severity=0.5", "partition.measure=words"]
+    )
+    assert experiment.partition == Calibrated(4, 0.5, Composed(topic_method="dirichlet", topic_severity=0.5), measure="words")
+    assert parse_config(experiment.to_dict()) == experiment and parse_config(experiment.to_dict()).id == experiment.id
 
 
-@pytest.mark.parametrize(("partition", "told"), [
-    ({"is": "Calibrated", "of": "Topicmix"}, "partition.of: no of 'Topicmix': did you mean 'TopicMix'?"),
-    ({"is": "Calibrated", "of": {"is": "Dirichlet", "alpha": 1}}, "partition.of.alpha: Dirichlet has no such key"),
-    ({"is": "Calibrated", "of": {"is": "Composed", "topic": 2}}, "partition.of.topic: wanted a number from 0 to 1, got 2"),
-    ({"is": "Calibrated", "unit": "bits"}, "partition.unit: wanted 'domains' or 'words'"),
-])
+@pytest.mark.parametrize(
+    ("partition", "told"),
+    [
+        ({"type": "Calibrated", "base": "TopicMx"}, "partition.base: no base 'TopicMx': did you mean 'TopicMix'?"),
+        ({"type": "Calibrated", "base": {"type": "Dirichlet", "alpha": 1}}, "partition.base.alpha: Dirichlet has no such key"),
+        (
+            {"type": "Calibrated", "base": {"type": "Composed", "topic_severity": 2}},
+            "partition.base.topic_severity: wanted a number from 0 to 1, got 2",
+        ),
+        ({"type": "Calibrated", "measure": "bits"}, "partition.measure: wanted 'domains' or 'words'"),
+    ],
+)
 def test_a_mistake_inside_is_told_with_its_place(partition, told):
     with pytest.raises(UserError) as raised:
         said(partition)
     assert told in str(raised.value)
 
 
-@pytest.mark.parametrize("of", [TopicMix(), Dirichlet(), Composed(quantity=0.2)], ids=lambda of: type(of).__name__)
+@pytest.mark.parametrize("of", [TopicMix(), Dirichlet(), Composed(quantity_severity=0.2)], ids=lambda of: type(of).__name__)
 @pytest.mark.parametrize("severity", [0.2, 0.5])
 def test_what_is_measured_is_the_dial(of, severity):
     documents = topical(2000)
@@ -65,25 +73,25 @@ def test_what_is_measured_is_the_dial(of, severity):
 
 def test_words_are_a_unit_for_regimes_without_labels():
     documents = topical(600)
-    partition = Calibrated(4, 0.05, TokenTilt(), unit="words")(documents, stream())
+    partition = Calibrated(4, 0.05, TokenTilt(), measure="words")(documents, stream())
     assert abs(token_severity(documents, partition) - 0.05) <= 0.01
 
 
 def test_a_calibrated_regime_keeps_its_rewrites():
-    partition = Calibrated(3, 0.05, Style(), unit="words")(stories(300), stream())
-    assert all(partition.rewrite)
+    partition = Calibrated(3, 0.05, Style(), measure="words")(stories(300), stream())
+    assert all(partition.rewrites)
 
 
 @pytest.mark.parametrize("of", [TopicMix(), Dirichlet(), Quantity(), Length(), TokenTilt(), Composed()],
                          ids=lambda of: type(of).__name__)
 def test_severity_0_is_the_twin_of_the_regime_inside(of):
     documents = topical(400)
-    calibrated = Calibrated(5, 0.9, of, otherwise="nearest")
+    calibrated = Calibrated(5, 0.9, of, if_unreachable="nearest")
     one = replace(calibrated, severity=0.0)(documents, stream())
-    two = replace(of, clients=5, severity=0.0)(documents, stream())
-    assert np.array_equal(one.owner(400), two.owner(400))
-    experiment = parse({"corpus": "bbc", "partition": {"is": "Calibrated", "severity": 0.4}})
-    assert twin(experiment).partition == Calibrated(severity=0.0)
+    two = replace(of, num_clients=5, severity=0.0)(documents, stream())
+    assert np.array_equal(one.document_owners(400), two.document_owners(400))
+    experiment = parse_config({"dataset": "bbc", "partition": {"type": "Calibrated", "severity": 0.4}})
+    assert iid_baseline(experiment).partition == Calibrated(severity=0.0)
 
 
 def test_the_twin_is_dealt_whatever_a_small_corpus_measures():
@@ -91,22 +99,22 @@ def test_the_twin_is_dealt_whatever_a_small_corpus_measures():
     documents = topical(30)
     twin = TopicMix(10, 0.0)(documents, stream())
     assert label_severity(documents, twin) > 0.05
-    assert np.array_equal(Calibrated(10, 0.0)(documents, stream()).owner(30), twin.owner(30))
+    assert np.array_equal(Calibrated(10, 0.0)(documents, stream()).document_owners(30), twin.document_owners(30))
 
 
 def test_it_deals_just_as_the_regime_at_the_dial_that_it_found():
     documents = topical(800)
-    found = Calibrated(6, 0.3, Dirichlet()).found(documents, stream())
+    found = Calibrated(6, 0.3, Dirichlet()).resolve(documents, stream())
     one, two = found(documents, stream()), Calibrated(6, 0.3, Dirichlet())(documents, stream())
-    assert isinstance(found, Dirichlet) and 0 < found.severity < 1 and found.clients == 6
-    assert np.array_equal(one.owner(800), two.owner(800))
+    assert isinstance(found, Dirichlet) and 0 < found.severity < 1 and found.num_clients == 6
+    assert np.array_equal(one.document_owners(800), two.document_owners(800))
 
 
 def test_what_a_regime_cannot_measure_is_refused_or_taken_as_near_as_can_be():
     documents = topical(400)
     with pytest.raises(UserError, match=r"Quantity cannot be set to measure 0\.500"):
         Calibrated(4, 0.5, Quantity())(documents, stream())
-    near = Calibrated(8, 0.3, KDomains(), otherwise="nearest")
+    near = Calibrated(8, 0.3, KDomains(), if_unreachable="nearest")
     found = label_severity(documents, near(documents, stream()))
     steps = [label_severity(documents, KDomains(8, s)(documents, stream())) for s in np.linspace(0, 1, 7)]
     assert abs(found - 0.3) == pytest.approx(min(abs(step - 0.3) for step in steps), abs=1e-9)
@@ -114,7 +122,7 @@ def test_what_a_regime_cannot_measure_is_refused_or_taken_as_near_as_can_be():
 
 def test_clients_and_severity_are_said_once():
     documents = topical(100)
-    with pytest.raises(UserError, match=r"partition\.of\.clients is 3, partition\.clients 4"):
+    with pytest.raises(UserError, match=r"partition\.base\.num_clients is 3, partition\.num_clients 4"):
         Calibrated(4, 0.5, TopicMix(3))(documents, stream())
-    with pytest.raises(UserError, match=r"partition\.of\.severity is 0\.2"):
+    with pytest.raises(UserError, match=r"partition\.base\.severity is 0\.2"):
         Calibrated(4, 0.5, TopicMix(severity=0.2))(documents, stream())

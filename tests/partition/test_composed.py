@@ -7,13 +7,13 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from fedrift.core.random import numpy_stream
 from fedrift.partition import Composed, Quantity, TopicMix
-from fedrift.seeds import numpy_stream
 
 from .corpora import topical
 
 
-def table_of(partitioner, documents, seed=0):
+def label_table(partitioner, documents, seed=0):
     partition = partitioner(documents, numpy_stream(seed, "partition"))
     return np.array([np.bincount(documents.label[r], documents.size[r], 4) for r in partition.rows])
 
@@ -25,7 +25,7 @@ def purity(table):
 @pytest.mark.parametrize("by", ["mix", "dirichlet"])
 def test_both_skews_grow_with_the_one_dial(by):
     documents = topical(2000)
-    tables = [table_of(Composed(8, s, quantity=0.6, by=by), documents) for s in (0, 0.3, 0.6, 1)]
+    tables = [label_table(Composed(8, s, quantity_severity=0.6, topic_method=by), documents) for s in (0, 0.3, 0.6, 1)]
     spread = [np.std(table.sum(1)) / table.sum(1).mean() for table in tables]
     pure = [purity(table) for table in tables]
     assert spread[0] < 0.02 and spread[-1] > 0.5 and np.diff(spread).min() > 0
@@ -34,36 +34,36 @@ def test_both_skews_grow_with_the_one_dial(by):
 
 def test_budgets_are_those_of_quantity():
     documents = topical(2000)
-    composed = table_of(Composed(8, 1.0, quantity=0.7), documents).sum(1)
-    alone = table_of(Quantity(8, 0.7), documents).sum(1)
+    composed = label_table(Composed(8, 1.0, quantity_severity=0.7), documents).sum(1)
+    alone = label_table(Quantity(8, 0.7), documents).sum(1)
     assert np.abs(composed - alone).max() <= 3 * documents.size.max()
 
 
 def test_without_quantity_it_is_the_topic_mix():
     documents = topical(2000)
-    composed = table_of(Composed(8, 0.6, quantity=0.0), documents)
-    assert np.abs(composed - table_of(TopicMix(8, 0.6), documents)).max() <= 3 * documents.size.max()
+    composed = label_table(Composed(8, 0.6, quantity_severity=0.0), documents)
+    assert np.abs(composed - label_table(TopicMix(8, 0.6), documents)).max() <= 3 * documents.size.max()
 
 
 def test_small_and_large_clients_are_equally_one_sided():
-    table = table_of(Composed(8, 0.6, quantity=0.6), topical(4000))
+    table = label_table(Composed(8, 0.6, quantity_severity=0.6), topical(4000))
     share = table[np.arange(8), np.arange(8) % 4] / table.sum(1)
     assert np.abs(share[:4] - share[4:]).max() < 0.03  # clients k and k + 4 have one topic and two sizes
 
 
 def test_without_topic_every_client_keeps_the_pools_mix():
-    table = table_of(Composed(6, 1.0, topic=0.0, quantity=0.4), topical(3000))
+    table = label_table(Composed(6, 1.0, topic_severity=0.0, quantity_severity=0.4), topical(3000))
     large = table[table.sum(1) > 3000]
     assert np.abs(large / large.sum(1, keepdims=True) - 0.25).max() < 0.06
 
 
 def test_a_client_larger_than_its_topic_is_filled_up_with_others():
-    table = table_of(Composed(4, 1.0, quantity=1.0), topical(2000))
+    table = label_table(Composed(4, 1.0, quantity_severity=1.0), topical(2000))
     giant = table.sum(1).argmax()
     assert table[giant].sum() > 0.5 * table.sum() and (table[giant] > 0).sum() == 4
 
 
 def test_the_twin_has_neither_skew():
     documents = topical(2000)
-    table = table_of(replace(Composed(5), severity=0.0), documents)
+    table = label_table(replace(Composed(5), severity=0.0), documents)
     assert np.ptp(table.sum(1)) <= 2 * documents.size.max() and purity(table) < 0.27

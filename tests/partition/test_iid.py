@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 import fedrift.partition as room
-from fedrift.errors import UserError
+from fedrift.core.errors import UserError
+from fedrift.core.random import numpy_stream
 from fedrift.partition import (
     Composed,
     Dirichlet,
@@ -23,8 +24,7 @@ from fedrift.partition import (
     TopicMix,
     Truncate,
 )
-from fedrift.partition.iid import deal_documents, deal_notes
-from fedrift.seeds import numpy_stream
+from fedrift.partition.base import partition_corpus, partition_notes
 
 from .corpora import corpus, topical
 
@@ -34,23 +34,23 @@ ALIKE = topical(documents=60, count=3)
 
 
 @pytest.mark.parametrize(("partitioner", "documents", "words"), [
-    (Quantity(4, 1.0, floor=1.0), ALIKE, "exactly that of severity 0"),
+    (Quantity(4, 1.0, min_share=1.0), ALIKE, "exactly that of severity 0"),
     (KDomains(6, 0.1), ALIKE, "exactly that of severity 0"),
-    (Composed(4, 1.0, topic=0.0, quantity=0.0), ALIKE, "exactly that of severity 0"),
+    (Composed(4, 1.0, topic_severity=0.0, quantity_severity=0.0), ALIKE, "exactly that of severity 0"),
     (Length(4), corpus([f"one two {n}" for n in range(60)], np.arange(60) % 3), "all documents are of one length"),
     (TokenTilt(4), corpus([f"of the and {n}" for n in range(60)], np.arange(60) % 3), "no content word"),
     (TokenTilt(4), CHINESE, "no content word that it has 5 times"),
     (StopwordDrop(4), CHINESE, "nothing in the texts can be rewritten"),
-    (StopwordDrop(4, everybody=True), CHINESE, "nothing in the texts can be rewritten"),
+    (StopwordDrop(4, homogeneous=True), CHINESE, "nothing in the texts can be rewritten"),
     (Substitute(4), CHINESE, "nothing in the texts can be rewritten"),
-    (Truncate(4, shortest=10_000), ALIKE, "nothing in the texts can be rewritten"),
+    (Truncate(4, min_words=10_000), ALIKE, "nothing in the texts can be rewritten"),
     (Style(4, styles=("short",)), CHINESE, "rewrites its texts alike"),
     (Style(4, styles=("formal", "formal")), ALIKE, "rewrites its texts alike"),
     (Style(4, styles=("plain",)), ALIKE, "exactly that of severity 0"),
 ], ids=lambda value: type(value).__name__ if hasattr(value, "severity") else "")
 def test_a_deal_that_is_iid_is_refused(partitioner, documents, words):
     with pytest.raises(UserError, match=words) as caught:
-        deal_documents(partitioner, documents, STREAM)
+        partition_corpus(partitioner, documents, STREAM)
     assert len(str(caught.value).splitlines()) == 1
     assert "severity" in str(caught.value)
 
@@ -59,10 +59,10 @@ def test_a_deal_that_is_iid_is_refused(partitioner, documents, words):
 @pytest.mark.parametrize("severity", [0.0, 1.0])
 def test_a_deal_by_topic_needs_two_topics_at_any_severity(kind, severity):
     with pytest.raises(UserError, match="at least 2 topics"):
-        deal_documents(kind(4, severity), corpus([f"text {n}" for n in range(60)], np.zeros(60)), STREAM)
+        partition_corpus(kind(4, severity), corpus([f"text {n}" for n in range(60)], np.zeros(60)), STREAM)
     unlabelled = replace(corpus([f"text {n}" for n in range(60)], np.full(60, -1)), columns=("text", "topic"))
-    with pytest.raises(UserError, match=r"its columns: 'text', 'topic'\)\. Name the column of labels with corpus\.label"):
-        deal_documents(kind(4, severity), unlabelled, STREAM)
+    with pytest.raises(UserError, match=r"its columns: 'text', 'topic'\)\. Name the column of labels with dataset\.label_column"):
+        partition_corpus(kind(4, severity), unlabelled, STREAM)
 
 
 @pytest.mark.parametrize("kind", [getattr(room, name) for name in room.__all__], ids=lambda kind: kind.__name__)
@@ -72,13 +72,13 @@ def test_a_deal_that_differs_or_is_to_be_iid_passes_unchanged(kind):
     for severity in (0.0, 1.0):
         partitioner = kind(4, severity)
         if kind is room.Calibrated:
-            partitioner = kind(4, severity * 0.5, otherwise="nearest")
-        dealt, plain = deal_documents(partitioner, documents, STREAM), partitioner(documents, STREAM())
+            partitioner = kind(4, severity * 0.5, if_unreachable="nearest")
+        dealt, plain = partition_corpus(partitioner, documents, STREAM), partitioner(documents, STREAM())
         assert all(np.array_equal(one, other) for one, other in zip(dealt.rows, plain.rows, strict=True))
-        assert deal_notes(partitioner) == []
+        assert partition_notes(partitioner) == []
 
 
 def test_a_single_client_is_remarked_on():
-    assert len(deal_documents(TopicMix(1), ALIKE, STREAM).rows[0]) == 60
-    assert "one client" in deal_notes(TopicMix(1))[0]
-    assert deal_notes(TopicMix(1, 0.0)) == []
+    assert len(partition_corpus(TopicMix(1), ALIKE, STREAM).rows[0]) == 60
+    assert "one client" in partition_notes(TopicMix(1))[0]
+    assert partition_notes(TopicMix(1, 0.0)) == []

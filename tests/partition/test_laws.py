@@ -10,9 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import fedrift.partition as room
-from fedrift.errors import UserError
-from fedrift.partition.hands import as_written
-from fedrift.seeds import numpy_stream
+from fedrift.core.errors import UserError
+from fedrift.core.random import numpy_stream
+from fedrift.partition.rewriting import apply_rewrites
 
 from .corpora import corpora, corpus, topical
 
@@ -23,7 +23,7 @@ SEVERITIES = (0.0, 0.25, 0.5, 0.75, 1.0)
 
 def made(kind, clients, severity=1.0):
     """A partitioner that deals whatever the corpus: one that is calibrated takes the nearest it can measure."""
-    return kind(clients, severity, **({"otherwise": "nearest"} if kind is room.Calibrated else {}))
+    return kind(clients, severity, **({"if_unreachable": "nearest"} if kind is room.Calibrated else {}))
 
 
 def dealt(partitioner, documents, seed=0):
@@ -37,8 +37,8 @@ def joined(partition):
 @every
 def test_it_is_a_frozen_value_with_a_dial(kind):
     assert is_dataclass(kind) and kind.__dataclass_params__.frozen
-    assert {"clients", "severity"} <= {f.name for f in fields(kind)}
-    assert kind() == kind(clients=10, severity=1.0) and hash(kind()) == hash(kind())
+    assert {"num_clients", "severity"} <= {f.name for f in fields(kind)}
+    assert kind() == kind(num_clients=10, severity=1.0) and hash(kind()) == hash(kind())
 
 
 @every
@@ -51,12 +51,12 @@ def test_every_document_goes_to_one_client_and_every_client_has_one(kind, corpor
     def holds(documents, severity, share, seed):
         clients = max(1, int(share * len(documents)))
         partition = dealt(made(kind, clients, severity), documents, seed)
-        assert len(partition) == clients and len(partition.rewrite) in (0, clients)
+        assert len(partition) == clients and len(partition.rewrites) in (0, clients)
         assert np.array_equal(joined(partition), np.arange(len(documents)))
         assert min(len(rows) for rows in partition.rows) >= 1
         assert all(np.all(np.diff(rows) > 0) for rows in partition.rows)
-        texts = as_written(documents, partition).text
-        assert (as_written(documents, partition).text == texts).all() and all(isinstance(text, str) for text in texts)
+        texts = apply_rewrites(documents, partition).text
+        assert (apply_rewrites(documents, partition).text == texts).all() and all(isinstance(text, str) for text in texts)
         assert all(bool(text) == bool(found) for text, found in zip(texts, documents.text, strict=True))
 
     holds()
@@ -72,7 +72,7 @@ def test_the_same_pool_is_dealt_at_every_severity(kind):
 @every
 def test_the_same_stream_deals_the_same(kind):
     documents = topical(documents=100)
-    one, two, other = (dealt(made(kind, 5, 0.5), documents, seed).owner(100) for seed in (3, 3, 4))
+    one, two, other = (dealt(made(kind, 5, 0.5), documents, seed).document_owners(100) for seed in (3, 3, 4))
     assert np.array_equal(one, two)
     assert not np.array_equal(one, other)
 

@@ -6,7 +6,7 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fedrift.partition.margins import cut, deal, even, fit, spread, totals
+from fedrift.partition.margins import assign_documents, fit_columns, fit_margins, split_by_budget, tokens_per_group, uniform_table
 
 shapes = st.tuples(
     st.integers(1, 12), st.integers(1, 8), st.integers(0, 2**32 - 1), st.sampled_from([0.01, 0.1, 1, 50])
@@ -19,36 +19,36 @@ def test_fit_meets_both_margins_exactly_and_stays_positive(shape):
     clients, count, seed, alpha = shape
     rng = np.random.default_rng(seed)
     rows, columns = rng.dirichlet(np.ones(clients)) * 1000, rng.dirichlet(np.ones(count)) * 1000
-    table = fit(rng.gamma(alpha, size=(clients, count)) + 1e-300, rows, columns)
+    table = fit_margins(rng.gamma(alpha, size=(clients, count)) + 1e-300, rows, columns)
     assert np.allclose(table.sum(1), rows) and np.allclose(table.sum(0), columns)
     assert (table >= 0).all()
 
 
 def test_fit_leaves_a_table_alone_that_has_its_margins():
     table = np.array([[3.0, 1.0], [2.0, 4.0]])
-    assert np.allclose(fit(table, table.sum(1), table.sum(0)), table)
+    assert np.allclose(fit_margins(table, table.sum(1), table.sum(0)), table)
 
 
 def test_fit_keeps_the_odds_ratio_of_the_wish():
     """The nearest table in relative entropy scales rows and columns only (Deming & Stephan 1940)."""
     wish = np.array([[8.0, 1.0], [1.0, 2.0]])
-    table = fit(wish, np.array([5.0, 5.0]), np.array([4.0, 6.0]))
+    table = fit_margins(wish, np.array([5.0, 5.0]), np.array([4.0, 6.0]))
     assert np.isclose(table[0, 0] * table[1, 1] / (table[0, 1] * table[1, 0]), 16.0, rtol=1e-4)
 
 
 def test_fit_moves_only_the_excess_where_the_wish_is_impossible():
-    table = fit(np.eye(2) + 1e-9, np.array([5.0, 5.0]), np.array([7.0, 3.0]))
+    table = fit_margins(np.eye(2) + 1e-9, np.array([5.0, 5.0]), np.array([7.0, 3.0]))
     assert np.allclose(table, [[5, 0], [2, 3]], atol=1e-3)
 
 
 def test_spread_keeps_zeros_and_columns():
-    table = spread(np.eye(2), np.array([5.0, 5.0]), np.array([7.0, 3.0]))
+    table = fit_columns(np.eye(2), np.array([5.0, 5.0]), np.array([7.0, 3.0]))
     assert np.allclose(table, [[7, 0], [0, 3]])
 
 
 def test_cut_gives_a_document_to_the_piece_that_holds_its_middle():
-    assert cut(np.array([4.0, 4.0, 4.0]), np.array([5.0, 0.0, 7.0])).tolist() == [0, 2, 2]
-    assert cut(np.ones(10), np.array([3.0, 0.0, 7.0, 0.0])).tolist() == [0] * 3 + [2] * 7
+    assert split_by_budget(np.array([4.0, 4.0, 4.0]), np.array([5.0, 0.0, 7.0])).tolist() == [0, 2, 2]
+    assert split_by_budget(np.ones(10), np.array([3.0, 0.0, 7.0, 0.0])).tolist() == [0] * 3 + [2] * 7
 
 
 @given(
@@ -62,11 +62,11 @@ def test_budgets_are_met_within_two_documents_and_mostly_within_one(seed, wildne
     documents = int(rng.integers(20, 500))
     group = np.unique(rng.integers(0, 8, documents), return_inverse=True)[1]
     size = np.ceil(np.exp(rng.normal(4, wildness, documents)))
-    columns, clients = totals(group, size), int(rng.integers(1, 20))
+    columns, clients = tokens_per_group(group, size), int(rng.integers(1, 20))
     rows = np.full(clients, columns.sum() / clients)
     share = rng.gamma(alpha, size=(clients, len(columns))) + 1e-300
-    table = even(rows, columns) if alpha == 0 else fit(share, rows, columns)
-    partition = deal(table, group, size, rng)
+    table = uniform_table(rows, columns) if alpha == 0 else fit_margins(share, rows, columns)
+    partition = assign_documents(table, group, size, rng)
     got = np.array([size[held].sum() for held in partition.rows])
     off = np.abs(got - rows) / size.max()
     assert off.max() <= 2 and np.median(off) <= 1
@@ -76,15 +76,15 @@ def test_a_client_gets_nothing_of_a_group_in_which_it_has_no_share():
     rng = np.random.default_rng(0)
     group = np.repeat([0, 1, 2], 40)
     size = np.ceil(rng.exponential(50, 120))
-    table = np.kron(np.eye(3), np.ones((2, 1)) / 2) * totals(group, size)
-    for client, rows in enumerate(deal(table, group, size, rng).rows):
+    table = np.kron(np.eye(3), np.ones((2, 1)) / 2) * tokens_per_group(group, size)
+    for client, rows in enumerate(assign_documents(table, group, size, rng).rows):
         assert set(group[rows]) == {client // 2}
 
 
 def test_a_client_left_with_nothing_gets_a_document_of_its_own_group():
     group, size = np.array([0] * 10 + [1] * 10), np.ones(20)
     table = np.array([[10, 0], [0, 9.99], [0, 0.01]])
-    partition = deal(table, group, size, np.random.default_rng(0))
+    partition = assign_documents(table, group, size, np.random.default_rng(0))
     assert [len(rows) for rows in partition.rows] == [10, 9, 1] and partition.rows[2][0] >= 10
 
 
@@ -93,6 +93,6 @@ def test_the_middle_of_a_deal_does_not_depend_on_which_client_is_first():
     group, size = np.repeat(np.arange(20), 10), np.ones(200)
     got = np.zeros(40)
     for seed in range(20):
-        partition = deal(even(np.full(40, 5.0), np.full(20, 10.0)), group, size, np.random.default_rng(seed))
+        partition = assign_documents(uniform_table(np.full(40, 5.0), np.full(20, 10.0)), group, size, np.random.default_rng(seed))
         got += [len(rows) for rows in partition.rows]
     assert np.abs(got / 20 - 5).max() < 1

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 import fedrift.partition as room
-from fedrift.partition import (
+from fedrift.core.random import numpy_stream
+from fedrift.partition import (  # fmt: skip
     Dirichlet,
     Length,
     Partition,
@@ -19,13 +20,16 @@ from fedrift.partition import (
     TokenTilt,
     TopicMix,
     Truncate,
-)  # fmt: skip
-from fedrift.partition.embeddings import frechet, mmd2, mmd_p_value, principal
-from fedrift.partition.function_words import is_content
-from fedrift.partition.identification import identification
-from fedrift.partition.measure import measure
-from fedrift.partition.words import count_words
-from fedrift.seeds import numpy_stream
+)
+from fedrift.partition.heterogeneity import (
+    frechet_distance,
+    identification_accuracy,
+    measure_heterogeneity,
+    mmd2,
+    mmd_p_value,
+    project_principal,
+)
+from fedrift.partition.words import count_words, is_content_word
 
 from .corpora import corpus, topical
 from .test_rewriting import stories
@@ -33,7 +37,7 @@ from .test_rewriting import stories
 
 def report(partitioner, documents, seed=0, **more):
     partition = partitioner(documents, numpy_stream(seed, "partition"))
-    return measure(documents, partition, numpy_stream(seed, "measure"), resplits=8, **more)
+    return measure_heterogeneity(documents, partition, numpy_stream(seed, "measure"), resplits=8, **more)
 
 
 @pytest.mark.parametrize("name", room.__all__)
@@ -42,7 +46,7 @@ def test_severity_0_is_not_beyond_chance(name):
     vectors = np.eye(4)[documents.label] + numpy_stream(0).normal(0, 0.3, (500, 4))
     found = report(getattr(room, name)(5, 0.0), documents, vectors=vectors)
     assert not [
-        m.name for m in found.numbers if m.value > m.null + 5 * m.deviation and m.value - m.null > 0.01
+        m.name for m in found.measurements if m.value > m.null_mean + 5 * m.null_std and m.value - m.null_mean > 0.01
     ]
 
 
@@ -61,47 +65,47 @@ def test_severity_0_is_not_beyond_chance(name):
 def test_each_regime_moves_the_numbers_that_it_is_about(partitioner, moved):
     documents = stories(400) if isinstance(partitioner, (Style, StopwordDrop)) else topical(400)
     found = report(partitioner, documents)
-    assert [name for name in moved if not found[name].beyond] == []
+    assert [name for name in moved if not found[name].is_beyond_chance] == []
 
 
 def test_substitution_moves_no_word_frequencies_and_style_no_topics():
-    assert not report(Substitute(4), topical(600))["token.jsd"].beyond
-    assert not report(Style(3), stories(400))["label.jsd"].beyond
+    assert not report(Substitute(4), topical(600))["token.jsd"].is_beyond_chance
+    assert not report(Style(3), stories(400))["label.jsd"].is_beyond_chance
 
 
 def test_quantity_shows_in_the_budgets():
     found = report(Quantity(4, 1.0), topical(300))
-    assert found["budget.variation"].value > 1 and np.isnan(found["budget.variation"].null)
-    assert not found["budget.variation"].beyond
+    assert found["budget.variation"].value > 1 and np.isnan(found["budget.variation"].null_mean)
+    assert not found["budget.variation"].is_beyond_chance
 
 
 def test_the_null_of_unequal_clients_is_of_unequal_clients():
     found = report(Quantity(4, 1.0), topical(400))["token.jsd"]
-    assert abs(found.value - found.null) < 5 * found.deviation
+    assert abs(found.value - found.null_mean) < 5 * found.null_std
 
 
 def test_budgets_of_rewriting_clients_are_in_words_as_written():
     documents = stories(400)
     found = report(Truncate(4), documents)
     assert found["budget.variation"].value < 0.1
-    assert np.ptp(found.words) < 0.15 * found.words.mean()
+    assert np.ptp(found.word_totals) < 0.15 * found.word_totals.mean()
     assert found.documents.max() > 2 * found.documents.min()
 
 
 def test_tables_are_those_of_the_partition():
     documents = topical(200)
     partition = TopicMix(4)(documents, numpy_stream(0, "partition"))
-    found = measure(documents, partition, numpy_stream(0), resplits=2)
+    found = measure_heterogeneity(documents, partition, numpy_stream(0), resplits=2)
     assert np.array_equal(found.budgets, partition.budgets(documents))
-    assert np.array_equal(found.table, np.diag(found.budgets))
+    assert np.array_equal(found.tokens_by_domain, np.diag(found.budgets))
     assert found.documents.tolist() == [50] * 4
-    assert np.allclose(found.pairwise, found.pairwise.T) and (np.diag(found.pairwise) == 0).all()
-    for client, words in enumerate(found.characteristic):
+    assert np.allclose(found.word_jsd, found.word_jsd.T) and (np.diag(found.word_jsd) == 0).all()
+    for client, words in enumerate(found.characteristic_words):
         assert len(words) == 10 and all(word.startswith(f"t{client}w") for word in words[:5])
 
 
 def test_a_report_is_json():
-    found = report(TopicMix(3), topical(60)).plain()
+    found = report(TopicMix(3), topical(60)).to_dict()
     assert json.loads(json.dumps(found, allow_nan=False))["clients"] == 3
     assert found["numbers"]["budget.variation"]["null"] is None
 
@@ -115,9 +119,9 @@ def test_documents_left_out_count_for_nothing():
     documents = topical(120)
     half = Partition(tuple(np.arange(k, 60, 3) for k in range(3)))
     again = Partition(half.rows)
-    one = measure(documents, half, numpy_stream(0), resplits=3)
-    two = measure(documents.take(np.arange(60)), again, numpy_stream(0), resplits=3)
-    assert [m.value for m in one.numbers] == [m.value for m in two.numbers]
+    one = measure_heterogeneity(documents, half, numpy_stream(0), resplits=3)
+    two = measure_heterogeneity(documents.take(np.arange(60)), again, numpy_stream(0), resplits=3)
+    assert [m.value for m in one.measurements] == [m.value for m in two.measurements]
 
 
 @pytest.mark.parametrize("clients", [1, 2, 12])
@@ -125,7 +129,7 @@ def test_any_corpus_can_be_measured(clients):
     texts = ["", "😀", "日本語", "a", "the", "...", *(f"word {i}" for i in range(6))]
     documents = corpus(texts, np.full(12, -1))
     found = report(Length(clients, 1.0), documents, vectors=np.zeros((12, 3)))
-    assert found.clients == clients
+    assert found.num_clients == clients
 
 
 def test_identification_is_chance_for_chance_and_sure_for_words_of_ones_own():
@@ -133,8 +137,8 @@ def test_identification_is_chance_for_chance_and_sure_for_words_of_ones_own():
     owner = np.repeat([0, 1, 2], [300, 200, 100])
     own = count_words([f"mine{k} common" for k in owner]).counts
     alike = count_words([" ".join(rng.choice(list("abcdefgh"), 5)) for _ in owner]).counts
-    assert identification(own, owner, 3, rng) == 1
-    assert abs(identification(alike, owner, 3, rng) - 1 / 3) < 0.08
+    assert identification_accuracy(own, owner, 3, rng) == 1
+    assert abs(identification_accuracy(alike, owner, 3, rng) - 1 / 3) < 0.08
 
 
 def test_mmd_is_unbiased_and_finds_a_shift():
@@ -151,13 +155,13 @@ def test_frechet_of_gaussians_is_the_formula():
     rng = np.random.default_rng(0)
     one = rng.normal(size=(200_000, 2)) * [1, 2] + [0, 1]
     two = rng.normal(size=(200_000, 2)) * [3, 2] + [1, 1]
-    assert abs(frechet(one, two) - (1 + 4)) < 0.1
-    assert frechet(one, one) < 1e-6
+    assert abs(frechet_distance(one, two) - (1 + 4)) < 0.1
+    assert frechet_distance(one, one) < 1e-6
 
 
 def test_principal_axes_are_in_order_of_spread_and_keep_distances():
     vectors = np.random.default_rng(0).normal(size=(50, 4)) * [1, 5, 2, 3]
-    found = principal(vectors, 4)
+    found = project_principal(vectors, 4)
     assert (np.diff(found.std(axis=0)) < 0).all()
     assert np.isclose(np.linalg.norm(found[0] - found[1]), np.linalg.norm(vectors[0] - vectors[1]))
 
@@ -167,9 +171,9 @@ def test_documents_without_a_vector_are_not_compared():
     vectors = np.eye(4)[documents.label] + numpy_stream(0).normal(0, 0.3, (400, 4))
     vectors[::2] = np.nan
     found = report(TopicMix(4), documents, vectors=vectors)
-    assert found["embedding.mmd2"].beyond and found["embedding.frechet"].beyond
+    assert found["embedding.mmd2"].is_beyond_chance and found["embedding.frechet"].is_beyond_chance
     alike = report(TopicMix(4, 0.0), documents, vectors=vectors)
-    assert not alike["embedding.mmd2"].beyond
+    assert not alike["embedding.mmd2"].is_beyond_chance
 
 
 def test_topic_and_manner_are_told_apart():
@@ -177,14 +181,14 @@ def test_topic_and_manner_are_told_apart():
     documents = topical(400)
     letters = str.maketrans("0123456789", "abcdefghij")  # words with digits in them are no content words
     topic = report(TopicMix(4), corpus([text.translate(letters) for text in documents.text], documents.label))
-    assert topic["identification.content"].beyond
+    assert topic["identification.content"].is_beyond_chance
     documents = stories(400)
     style = report(Style(3), documents)
-    assert style["identification.manner"].beyond and not style["identification.content"].beyond
-    found = identification(count_words(documents.text).counts, np.arange(400) % 3, 3, np.random.default_rng(0))
+    assert style["identification.manner"].is_beyond_chance and not style["identification.content"].is_beyond_chance
+    found = identification_accuracy(count_words(documents.text).counts, np.arange(400) % 3, 3, np.random.default_rng(0))
     assert abs(found - 1 / 3) < 0.1
 
 
 def test_content_words_are_no_function_words_and_no_masks():
     words = ["market", "the", "won't", "user", "http", "tv", "2004", "économie", "бюджет"]
-    assert [word for word in words if is_content(word)] == ["market", "économie", "бюджет"]
+    assert [word for word in words if is_content_word(word)] == ["market", "économie", "бюджет"]

@@ -6,9 +6,9 @@ from itertools import pairwise
 
 import numpy as np
 
+from fedrift.core.random import numpy_stream
 from fedrift.partition import Length, Quantity
-from fedrift.partition.quantity import amounts
-from fedrift.seeds import numpy_stream
+from fedrift.partition.size_skew import sample_budget_shares
 
 from .corpora import corpus, topical
 
@@ -19,14 +19,14 @@ def wild(documents=600, seed=0):
     return corpus([f"document {i}" for i in range(documents)], np.full(documents, -1), size=size)
 
 
-def deal(partitioner, documents, seed=0):
+def partition_documents(partitioner, documents, seed=0):
     return partitioner(documents, numpy_stream(seed, "partition"))
 
 
 def test_quantity_grows_with_the_dial_from_equal_to_nearly_all_with_one():
     documents = wild()
     largest = [
-        deal(Quantity(8, s), documents).budgets(documents).max() / documents.size.sum()
+        partition_documents(Quantity(8, s), documents).budgets(documents).max() / documents.size.sum()
         for s in (0, 0.25, 0.5, 0.75, 1)
     ]
     assert abs(largest[0] - 1 / 8) < 0.02 and largest[-1] > 0.8
@@ -36,19 +36,19 @@ def test_quantity_grows_with_the_dial_from_equal_to_nearly_all_with_one():
 def test_no_client_gets_less_than_the_floor():
     documents = wild(3000)
     for severity in (0.5, 0.9, 1.0):
-        least = deal(Quantity(8, severity, floor=0.2), documents).budgets(documents).min()
+        least = partition_documents(Quantity(8, severity, min_share=0.2), documents).budgets(documents).min()
         assert least >= 0.2 * documents.size.sum() / 8 - documents.size.max()
 
 
 def test_amounts_sum_to_one_and_are_equal_at_floor_one():
     uniform = np.random.default_rng(0).random(9)
-    assert np.isclose(amounts(9, 0.8, 0.02, uniform).sum(), 1)
-    assert np.allclose(amounts(9, 0.8, 1.0, uniform), 1 / 9)
+    assert np.isclose(sample_budget_shares(9, 0.8, 0.02, uniform).sum(), 1)
+    assert np.allclose(sample_budget_shares(9, 0.8, 1.0, uniform), 1 / 9)
 
 
 def test_quantity_keeps_every_clients_topics_in_proportion():
     documents = topical(3000)
-    for rows in deal(Quantity(5, 0.5), documents).rows:
+    for rows in partition_documents(Quantity(5, 0.5), documents).rows:
         if len(rows) > 200:
             share = np.bincount(documents.label[rows], documents.size[rows], 4) / documents.size[rows].sum()
             assert np.abs(share - 0.25).max() < 0.06
@@ -56,7 +56,7 @@ def test_quantity_keeps_every_clients_topics_in_proportion():
 
 def test_length_at_severity_1_is_quantiles_of_length_with_equal_tokens():
     documents = wild()
-    rows = deal(Length(5, 1.0), documents).rows
+    rows = partition_documents(Length(5, 1.0), documents).rows
     for shorter, longer in pairwise(rows):
         assert documents.size[shorter].max() <= documents.size[longer].min()
     budgets = np.array([documents.size[held].sum() for held in rows])
@@ -67,7 +67,7 @@ def test_length_grows_with_the_dial_and_keeps_budgets():
     documents = wild(2000)
     gaps = []
     for severity in (0, 0.25, 0.5, 0.75, 1):
-        partition = deal(Length(5, severity), documents)
+        partition = partition_documents(Length(5, severity), documents)
         means = [documents.size[rows].mean() for rows in partition.rows]
         gaps.append(max(means) / min(means))
         assert np.ptp(partition.budgets(documents)) <= 2 * documents.size.max()
@@ -77,6 +77,6 @@ def test_length_grows_with_the_dial_and_keeps_budgets():
 
 def test_length_deals_documents_of_one_length_by_chance():
     documents = corpus([f"a b {i}" for i in range(100)], np.full(100, -1))
-    partition = deal(Length(4, 1.0), documents)
+    partition = partition_documents(Length(4, 1.0), documents)
     assert [len(rows) for rows in partition.rows] == [25] * 4
     assert np.abs([rows.mean() - 49.5 for rows in partition.rows]).max() < 15

@@ -9,13 +9,12 @@ import pytest
 from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.linear_model import LogisticRegression
 
+from fedrift.core.random import numpy_stream
 from fedrift.partition import StopwordDrop, Style, Substitute, Truncate
-from fedrift.partition.function_words import FUNCTION_WORDS
-from fedrift.partition.partition import document_id
-from fedrift.partition.styles import CASUAL, FILLERS, FORMAL, STYLES, Restyle
-from fedrift.partition.substitute import pairs
-from fedrift.partition.words import count_words, split
-from fedrift.seeds import numpy_stream
+from fedrift.partition.base import document_id
+from fedrift.partition.style_skew import CASUAL, FILLERS, FORMAL, STYLES, StyleRewrite
+from fedrift.partition.token_skew import pair_words
+from fedrift.partition.words import FUNCTION_WORDS, count_words, split_into_words
 
 from .corpora import SCRIPTS, corpus
 
@@ -52,9 +51,9 @@ def deal(partitioner, documents, seed=0):
     return partitioner(documents, numpy_stream(seed, "partition"))
 
 
-def written(partition, documents):
+def rewritten_texts(partition, documents):
     """The texts as each client writes them."""
-    rewrite = partition.rewrite or (None,) * len(partition)
+    rewrite = partition.rewrites or (None,) * len(partition)
     return [
         [r(documents.text[d], document_id(documents.text[d])) if r else documents.text[d] for d in rows]
         for r, rows in zip(rewrite, partition.rows, strict=True)
@@ -63,19 +62,19 @@ def written(partition, documents):
 
 def changed(one, two):
     """Which words of a text differ, for rewrites that keep the number of words."""
-    return {i for i, (a, b) in enumerate(zip(split(one), split(two), strict=True)) if a != b}
+    return {i for i, (a, b) in enumerate(zip(split_into_words(one), split_into_words(two), strict=True)) if a != b}
 
 
 @every
 def test_severity_0_rewrites_nothing(kind):
-    assert deal(kind(6, 0.0), stories(60)).rewrite == ()
+    assert deal(kind(6, 0.0), stories(60)).rewrites == ()
 
 
 @every
-@pytest.mark.parametrize("everybody", [False, True])
+@pytest.mark.parametrize("homogeneous", [False, True])
 @pytest.mark.parametrize("severity", [0.3, 1.0])
-def test_a_rewrite_is_pure_bears_any_text_and_travels(kind, everybody, severity):
-    rewrites = deal(kind(6, severity, everybody=everybody), stories(60)).rewrite
+def test_a_rewrite_is_pure_bears_any_text_and_travels(kind, homogeneous, severity):
+    rewrites = deal(kind(6, severity, homogeneous=homogeneous), stories(60)).rewrites
     assert len(rewrites) == 6 and any(rewrites)
     for rewrite in filter(None, rewrites):
         again = pickle.loads(pickle.dumps(rewrite))
@@ -89,7 +88,7 @@ def test_a_rewrite_is_pure_bears_any_text_and_travels(kind, everybody, severity)
 def test_refill_gives_all_clients_equally_many_words_after_rewriting(kind):
     documents = stories(900)
     words = [
-        sum(len(t.split()) for t in texts) for texts in written(deal(kind(6, 1.0), documents), documents)
+        sum(len(t.split()) for t in texts) for texts in rewritten_texts(deal(kind(6, 1.0), documents), documents)
     ]
     assert np.ptp(words) < 0.1 * np.mean(words)
 
@@ -97,21 +96,21 @@ def test_refill_gives_all_clients_equally_many_words_after_rewriting(kind):
 @every
 def test_without_refill_clients_have_equally_many_words_before_rewriting(kind):
     documents = stories(300)
-    partition = deal(kind(6, 1.0, refill=False), documents)
+    partition = deal(kind(6, 1.0, equalize_words=False), documents)
     assert np.ptp(partition.budgets(documents)) <= 2 * documents.size.max()
 
 
 @every
 def test_the_control_gives_everybody_one_distribution_and_changes_the_pool_as_much(kind):
     documents = stories(900)
-    same = kind(6, 1.0, refill=False)
+    same = kind(6, 1.0, equalize_words=False)
     arms = [
-        written(deal(kind(6, 1.0, refill=False, everybody=e), documents), documents) for e in (False, True)
+        rewritten_texts(deal(kind(6, 1.0, equalize_words=False, homogeneous=e), documents), documents) for e in (False, True)
     ]
     lengths = [np.array([np.mean([len(t.split()) for t in texts]) for texts in arm]) for arm in arms]
     assert abs(lengths[0].mean() - lengths[1].mean()) < 0.05 * lengths[0].mean()
-    same = deal(kind(6, 1.0, everybody=True), documents)
-    assert len({id(r) for r in same.rewrite}) == 1 and np.ptp(lengths[1]) < 0.2 * lengths[1].mean()
+    same = deal(kind(6, 1.0, homogeneous=True), documents)
+    assert len({id(r) for r in same.rewrites}) == 1 and np.ptp(lengths[1]) < 0.2 * lengths[1].mean()
     original = set(documents.text)
     for texts in arms[1]:
         share = np.mean([text not in original for text in texts])
@@ -121,7 +120,7 @@ def test_the_control_gives_everybody_one_distribution_and_changes_the_pool_as_mu
 @pytest.mark.parametrize("kind", [Substitute], ids=["Substitute"])
 def test_what_a_low_severity_swaps_a_high_one_swaps_too(kind):
     documents = stories(60)
-    low, high, full = (deal(kind(2, s), documents).rewrite[1] for s in (0.3, 0.6, 1.0))
+    low, high, full = (deal(kind(2, s), documents).rewrites[1] for s in (0.3, 0.6, 1.0))
     sizes = []
     for text in documents.text:
         sites = [changed(text, rewrite(text, document_id(text))) for rewrite in (low, high, full)]
@@ -133,27 +132,27 @@ def test_what_a_low_severity_swaps_a_high_one_swaps_too(kind):
 
 def test_what_a_low_severity_drops_a_high_one_drops_too():
     documents = stories(60)
-    low, high, full = (deal(StopwordDrop(2, s), documents).rewrite[1] for s in (0.3, 0.6, 1.0))
+    low, high, full = (deal(StopwordDrop(2, s), documents).rewrites[1] for s in (0.3, 0.6, 1.0))
     lengths = [
-        sum(len(split(r(t, document_id(t)))) if r else len(split(t)) for t in documents.text)
+        sum(len(split_into_words(r(t, document_id(t)))) if r else len(split_into_words(t)) for t in documents.text)
         for r in (None, low, high, full)
     ]
     assert np.allclose(
         (lengths[0] - np.array(lengths)) / (lengths[0] - lengths[3]), [0, 0.3, 0.6, 1], atol=0.05
     )
     for text in documents.text:
-        kept = [split(rewrite(text, document_id(text))) for rewrite in (high, low)]
+        kept = [split_into_words(rewrite(text, document_id(text))) for rewrite in (high, low)]
         remaining = iter(kept[1])
         assert all(word in remaining for word in kept[0])  # a subsequence
-        assert not set(split(full(text, document_id(text)))) & FUNCTION_WORDS
-        assert [w for w in split(text) if w not in FUNCTION_WORDS] == split(full(text, document_id(text)))
+        assert not set(split_into_words(full(text, document_id(text)))) & FUNCTION_WORDS
+        assert [w for w in split_into_words(text) if w not in FUNCTION_WORDS] == split_into_words(full(text, document_id(text)))
 
 
 def test_style_sites_nest():
     """Each match of the pattern stands or is rewritten by one number of its own."""
     text = stories(1).text[0]
     for style in STYLES:
-        said = [Restyle(style, rate, b"key")(text, "doc") for rate in (0.0, 0.2, 0.5, 0.8, 1.0)]
+        said = [StyleRewrite(style, rate, b"key")(text, "doc") for rate in (0.0, 0.2, 0.5, 0.8, 1.0)]
         assert said[0] == text and len(set(said)) == 5
         grams = [{t[i : i + 6] for i in range(len(t) - 5)} for t in said]
         kept = [len(grams[0] & g) / len(grams[0]) for g in grams]
@@ -162,7 +161,7 @@ def test_style_sites_nest():
 
 def test_a_swap_is_an_involution():
     documents = stories(60)
-    swap = deal(Substitute(2, 1.0), documents).rewrite[1]
+    swap = deal(Substitute(2, 1.0), documents).rewrites[1]
     for text in documents.text:
         there = swap(text, document_id(text))
         assert there != text and swap(there, document_id(text)) == text
@@ -175,8 +174,8 @@ def test_pairs_are_of_like_frequency_and_ending():
         for _ in range(300)
     ]
     words = count_words(texts)
-    total = dict(zip(words.vocabulary, words.total, strict=True))
-    partner = pairs(words, rng)
+    total = dict(zip(words.vocabulary, words.totals, strict=True))
+    partner = pair_words(words, rng)
     assert len(partner) > 100 and all(partner[partner[w]] == w != partner[w] for w in partner)
     assert all(w.endswith("ing") == partner[w].endswith("ing") for w in partner)
     assert all(total[w] >= 5 for w in partner)
@@ -187,19 +186,19 @@ def test_pairs_are_of_like_frequency_and_ending():
 def test_single_letters_have_no_partner():
     """A capital X could stand for x or for xx in capitals, so the swap could not be undone."""
     words = count_words(["x y z k xx yy zz kk"] * 9)
-    assert set(pairs(words, np.random.default_rng(0))) == {"xx", "yy", "zz", "kk"}
+    assert set(pair_words(words, np.random.default_rng(0))) == {"xx", "yy", "zz", "kk"}
 
 
 def test_every_dialect_has_pairs_of_its_own():
-    plain, one, two, again = deal(Substitute(4, 1.0, dialects=3), stories(60)).rewrite
-    assert plain is None and again is None and one.partner != two.partner
+    plain, one, two, again = deal(Substitute(4, 1.0, num_dialects=3), stories(60)).rewrites
+    assert plain is None and again is None and one.partners != two.partners
 
 
 def test_truncation_keeps_the_beginning_and_shortens_with_the_dial():
     documents = stories(60)
     lengths = []
     for severity in (0.25, 0.5, 0.75, 1.0):
-        cut = deal(Truncate(2, severity), documents).rewrite[1]
+        cut = deal(Truncate(2, severity), documents).rewrites[1]
         said = [cut(text, document_id(text)) for text in documents.text]
         assert all(text.startswith(beginning) for text, beginning in zip(documents.text, said, strict=True))
         lengths.append(max(len(beginning.split()) for beginning in said))
@@ -210,8 +209,8 @@ def test_at_severity_1_a_classifier_tells_the_styles_apart_and_under_the_control
     """Accuracy of character trigrams with a linear model above 0.95 (science.md B.2)."""
     documents = stories(450)
     found = []
-    for everybody in (False, True):
-        texts = written(deal(Style(3, 1.0, everybody=everybody), documents), documents)
+    for homogeneous in (False, True):
+        texts = rewritten_texts(deal(Style(3, 1.0, homogeneous=homogeneous), documents), documents)
         train, test = [t for s in texts for t in s[::2]], [t for s in texts for t in s[1::2]]
         labels = [[k for k, s in enumerate(texts) for _ in s[start::2]] for start in (0, 1)]
         features = TfidfVectorizer(analyzer="char", ngram_range=(3, 3), max_features=3000)
@@ -230,11 +229,11 @@ def test_styles_keep_the_content_words():
         *FILLERS,
         "furthermore moreover in addition accordingly in this regard",
     ]
-    manner = FUNCTION_WORDS | {word for phrase in said for word in split(phrase)} | {"w", "o"}
+    manner = FUNCTION_WORDS | {word for phrase in said for word in split_into_words(phrase)} | {"w", "o"}
     for text in stories(30).text:
-        content = [word for word in split(text) if word not in manner]
+        content = [word for word in split_into_words(text) if word not in manner]
         for style in STYLES:
-            words = split(Restyle(style, 1.0, b"key")(text, "doc").replace("in'", "ing"))
+            words = split_into_words(StyleRewrite(style, 1.0, b"key")(text, "doc").replace("in'", "ing"))
             assert [word for word in words if word not in manner] == content
 
 
@@ -247,7 +246,7 @@ def test_styles_keep_the_content_words():
     ],
 )
 def test_styles_say_it_so(style, text, said):
-    found = Restyle(style, 1.0, b"key")(text, "doc")
+    found = StyleRewrite(style, 1.0, b"key")(text, "doc")
     for filler in FILLERS:
         found = found.removeprefix(filler)
     assert found == said

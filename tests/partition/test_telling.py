@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from scipy.sparse import csr_array
 
-from fedrift.partition.telling import log_odds, telling_words
+from fedrift.partition.words import distinctive_words, log_odds
 
 
 def test_the_formula_by_hand():
@@ -30,12 +30,12 @@ def test_frequent_differences_tell_more_than_rare_ones():
 
 def test_each_client_gets_its_own_words_the_strongest_first():
     counts = csr_array(np.array([[50, 9, 0, 40], [0, 1, 60, 40.0]]))
-    found = telling_words(counts, ("ball", "goal", "vote", "the"))
+    found = distinctive_words(counts, ("ball", "goal", "vote", "the"))
     assert [word for word, _ in found[0]] == ["ball", "goal", "the"]
     assert [word for word, _ in found[1]] == ["vote"]
     assert found[0][0][1] > found[0][1][1] > found[0][2][1] > 0
-    assert telling_words(counts, ("ball", "goal", "vote", "the"), many=1)[0] == found[0][:1]
+    assert distinctive_words(counts, ("ball", "goal", "vote", "the"), num_words=1)[0] == found[0][:1]
 
 
 def test_a_client_without_others_has_no_words_of_its_own():
-    assert telling_words(csr_array(np.array([[3.0, 2.0]])), ("a", "b")) == [[]]
+    assert distinctive_words(csr_array(np.array([[3.0, 2.0]])), ("a", "b")) == [[]]

@@ -5,10 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from fedrift.core.random import numpy_stream
 from fedrift.partition import TokenTilt
-from fedrift.partition.token_tilt import choose, normal, tilts
+from fedrift.partition.token_skew import assign_sides, document_tilts, word_normals
 from fedrift.partition.words import count_words
-from fedrift.seeds import numpy_stream
 
 from .corpora import corpus, topical
 
@@ -27,7 +27,7 @@ def mixed(documents=600, seed=0):
 def gap(documents, severity, seed=0, directions=1):
     """Mean phi of the even clients less that of the odd ones, in standard deviations."""
     key = numpy_stream(seed, "partition").bytes(16)
-    phi = tilts(count_words(documents.text), directions, key)[:, 0]
+    phi = document_tilts(count_words(documents.text), directions, key)[:, 0]
     sides = [phi[rows].mean() for rows in deal(TokenTilt(4, severity, directions), documents, seed).rows]
     return (sides[0] - sides[1] + sides[2 * directions % 4] - sides[(2 * directions + 1) % 4]) / 2
 
@@ -41,7 +41,7 @@ def test_the_tilt_grows_with_the_dial():
 
 def test_at_severity_1_the_sides_do_not_overlap():
     documents = mixed()
-    phi = tilts(count_words(documents.text), 1, numpy_stream(0, "partition").bytes(16))[:, 0]
+    phi = document_tilts(count_words(documents.text), 1, numpy_stream(0, "partition").bytes(16))[:, 0]
     rows = deal(TokenTilt(2, 1.0), documents).rows
     assert phi[rows[0]].min() >= phi[rows[1]].max()
 
@@ -56,15 +56,15 @@ def test_budgets_are_equal_whatever_the_tilt(clients, directions, severity):
 
 def test_documents_change_sides_only_once_as_severity_grows():
     documents = mixed()
-    sides = np.array([deal(TokenTilt(2, s), documents).owner(600) for s in np.linspace(0, 1, 21)])
+    sides = np.array([deal(TokenTilt(2, s), documents).document_owners(600) for s in np.linspace(0, 1, 21)])
     assert (np.abs(np.diff(sides, axis=0)).sum(axis=0) > 1).mean() < 0.02
 
 
 def test_a_word_pulls_the_same_way_in_train_and_test():
     key = b"k" * 16
     train, test = mixed(seed=1), mixed(seed=2)
-    assert np.array_equal(normal("w3", 3, key), normal("w3", 3, key))
-    phi = {name: tilts(count_words(docs.text), 1, key) for name, docs in (("a", train), ("b", test))}
+    assert np.array_equal(word_normals("w3", 3, key), word_normals("w3", 3, key))
+    phi = {name: document_tilts(count_words(docs.text), 1, key) for name, docs in (("a", train), ("b", test))}
     presence = {
         name: np.array(["w3 " in text for text in docs.text]) for name, docs in (("a", train), ("b", test))
     }
@@ -73,7 +73,7 @@ def test_a_word_pulls_the_same_way_in_train_and_test():
 
 
 def test_the_pull_of_words_is_standard_normal():
-    drawn = np.array([normal(f"word{i}", 2, b"key") for i in range(5000)])
+    drawn = np.array([word_normals(f"word{i}", 2, b"key") for i in range(5000)])
     assert np.abs(drawn.mean(0)).max() < 0.05 and np.abs(drawn.std(0) - 1).max() < 0.03
     assert abs(np.corrcoef(drawn.T)[0, 1]) < 0.05
 
@@ -81,8 +81,8 @@ def test_the_pull_of_words_is_standard_normal():
 def test_function_words_and_rare_words_do_not_pull():
     key = b"k" * 16
     texts = ["cat the"] * 5 + ["cat of the rare"] + ["dog"] * 5
-    phi = tilts(count_words(texts), 1, key)[:, 0]
-    raw = {word: normal(word, 1, key)[0] for word in ("cat", "dog")}
+    phi = document_tilts(count_words(texts), 1, key)[:, 0]
+    raw = {word: word_normals(word, 1, key)[0] for word in ("cat", "dog")}
     values = np.array([raw["cat"] / 2] * 5 + [raw["cat"] / 4] + [raw["dog"]] * 5)
     assert np.allclose(phi, (values - values.mean()) / values.std())
 
@@ -92,7 +92,7 @@ def test_prices_fill_every_side_to_its_capacity_and_nobody_would_gain_by_swappin
     rng = np.random.default_rng(clients)
     score, size = rng.normal(size=(400, 2 * directions)), rng.integers(1, 20, 400).astype(float)
     capacity = rng.dirichlet(np.full(2 * directions, 5.0)) * size.sum()
-    side = choose(score, size, capacity)
+    side = assign_sides(score, size, capacity)
     assert np.abs(np.bincount(side, size, 2 * directions) - capacity).max() <= 40
     got = score[np.arange(400), side]
     gain = score[:, side].T  # [other, document]: what a document would have at another's side
@@ -101,7 +101,7 @@ def test_prices_fill_every_side_to_its_capacity_and_nobody_would_gain_by_swappin
 
 def test_sides_with_more_clients_have_more_room():
     documents = mixed()
-    phi = tilts(count_words(documents.text), 1, numpy_stream(0, "partition").bytes(16))[:, 0]
+    phi = document_tilts(count_words(documents.text), 1, numpy_stream(0, "partition").bytes(16))[:, 0]
     rows = deal(TokenTilt(5, 1.0), documents).rows
     assert min(phi[rows[k]].min() for k in (0, 2, 4)) >= max(phi[rows[k]].max() for k in (1, 3))
 

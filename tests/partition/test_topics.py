@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 
-from fedrift.errors import UserError
+from fedrift.core.errors import UserError
+from fedrift.core.random import numpy_stream
 from fedrift.partition import Dirichlet, KDomains, TopicMix
-from fedrift.partition.dirichlet import alpha, dirichlet
-from fedrift.seeds import numpy_stream
+from fedrift.partition.topic_skew import alpha_from_severity, sample_dirichlet
 
 from .corpora import corpora, corpus, topical
 
@@ -119,12 +119,12 @@ def test_dirichlet_budgets_are_equal_however_wild_the_draw():
 
 def test_dirichlet_alpha_is_the_one_that_papers_quote():
     assert [round(Dirichlet(3, s).alpha, 6) for s in (0.5, 0.75, 1.0)] == [1.0, 0.1, 0.01]
-    assert np.isinf(alpha(0.0)) and round(alpha(1e-9), 3) == 100
+    assert np.isinf(alpha_from_severity(0.0)) and round(alpha_from_severity(1e-9), 3) == 100
 
 
 def test_dirichlet_by_inversion_has_the_moments_of_the_distribution():
     concentration = np.array([0.2, 0.5, 3.0])
-    drawn = dirichlet(concentration, np.random.default_rng(0).random((40_000, 3)))
+    drawn = sample_dirichlet(concentration, np.random.default_rng(0).random((40_000, 3)))
     mean = concentration / concentration.sum()
     assert np.allclose(drawn.sum(1), 1)
     assert np.allclose(drawn.mean(0), mean, atol=0.01)
@@ -132,7 +132,7 @@ def test_dirichlet_by_inversion_has_the_moments_of_the_distribution():
 
 
 def test_dirichlet_is_finite_where_gamma_variables_underflow():
-    drawn = dirichlet(np.full(4, 1e-3), np.random.default_rng(0).random((1000, 4)))
+    drawn = sample_dirichlet(np.full(4, 1e-3), np.random.default_rng(0).random((1000, 4)))
     assert np.isfinite(drawn).all() and np.allclose(drawn.sum(1), 1) and drawn.max(1).mean() > 0.99
 
 
@@ -160,7 +160,7 @@ def test_k_domains_budgets_stay_where_the_topics_divide_the_clients():
 @pytest.mark.parametrize("kind", [TopicMix, Dirichlet, KDomains])
 def test_a_corpus_without_labels_or_with_one_topic_is_refused_with_the_way_out(kind):
     texts = [f"t{i}" for i in range(20)]
-    with pytest.raises(UserError, match=r"20 of the 20 documents .*corpus\.clusters"):
+    with pytest.raises(UserError, match=r"20 of the 20 documents .*dataset\.num_clusters"):
         kind(4)(corpus(texts, np.full(20, -1)), numpy_stream(0))
     with pytest.raises(UserError, match="at least 2 topics, but corpus 'small' has 1: topic0"):
         kind(4)(corpus(texts, np.zeros(20)), numpy_stream(0))

@@ -8,20 +8,20 @@ import numpy as np
 import torch
 
 from fedrift.algorithms import FedAvg
-from fedrift.corpus.blocks import Blocks
-from fedrift.models.stacked import StackedModel
-from fedrift.models.tune import Lora
+from fedrift.core.tree import Tree
+from fedrift.core.types import CohortUpdate, FederatedState, RoundResult
+from fedrift.data.tokenization import Blocks
+from fedrift.engine.loop import init_state
+from fedrift.models.stacked_model import StackedModel
+from fedrift.models.trainable import Lora
 from fedrift.probes.held_out import HeldOut
-from fedrift.rounds import begin
-from fedrift.tree import Tree
-from fedrift.values import Report, Round, State
 from tests.models.networks import network
 
 VOCABULARY = 61
 
 
 def stacked(kind: str = "llama", tune=None) -> StackedModel:
-    return StackedModel(network(kind), tune or Lora(rank=2))
+    return StackedModel(network(kind), tune or Lora(r=2))
 
 
 def noise(tree: Tree, size: float, seed: int) -> Tree:
@@ -29,19 +29,31 @@ def noise(tree: Tree, size: float, seed: int) -> Tree:
     return tree.map(lambda leaf: size * torch.randn(leaf.shape, generator=draw, dtype=torch.float64).to(leaf))
 
 
-def a_round(model: StackedModel, moves: list[float], failed: tuple[int, ...] = (), server: float | None = None) -> Round:
+def a_round(model: StackedModel, moves: list[float], failed: tuple[int, ...] = (), server: float | None = None) -> RoundResult:
     """A round in which client k moved by noise of size ``moves[k]``, and the server (if said) by its own."""
-    start = model.template()
+    start = model.init_params()
     count = len(moves)
-    state = begin(FedAvg(), start, count)
+    state = init_state(FedAvg(), start, count)
     delta = Tree({name: torch.cat([noise(start, size, number)[name] for number, size in enumerate(moves)]) for name in start})
     out = torch.zeros(count, dtype=torch.bool).index_fill(0, torch.tensor(failed, dtype=torch.long), True)
     ones = torch.ones(count)
-    report = Report(delta, Tree(), Tree(), delta.zeros(), ones * ~out, ones.long(), torch.zeros(count, 2), ones.long(), out,
-                    torch.zeros(count, dtype=torch.long), torch.tensor([count]), ones)
+    report = CohortUpdate(
+        delta,
+        Tree(),
+        Tree(),
+        delta.zeros_like(),
+        ones * ~out,
+        ones.long(),
+        torch.zeros(count, 2),
+        ones.long(),
+        out,
+        torch.zeros(count, dtype=torch.long),
+        torch.tensor([count]),
+        ones,
+    )
     step = noise(start, server, 99) if server is not None else delta.map(lambda leaf: leaf.mean(0, keepdim=True))
     after = replace(state, round=1, server=replace(state.server, params=start + step))
-    return Round(state, after, torch.arange(count), report)
+    return RoundResult(state, after, torch.arange(count), report)
 
 
 def held_out(blocks: int = 12, length: int = 12, domains: int = 3, seed: int = 0) -> HeldOut:
@@ -55,5 +67,5 @@ def held_out(blocks: int = 12, length: int = 12, domains: int = 3, seed: int = 0
     return HeldOut(Blocks(tokens, keep), domain, tuple("abcdefg"[:domains]), np.ones((2, domains)))
 
 
-def regrouped(state: State, groups: list[int], models: Tree) -> State:
-    return replace(state, group=torch.tensor(groups), server=replace(state.server, params=models))
+def regrouped(state: FederatedState, groups: list[int], models: Tree) -> FederatedState:
+    return replace(state, cluster_ids=torch.tensor(groups), server=replace(state.server, params=models))

@@ -5,17 +5,17 @@ from __future__ import annotations
 import pytest
 import torch
 
-from fedrift.models.inside import watch_attention
-from fedrift.probes.attention import Attention, attention_entropy, attention_shift
-from fedrift.probes.passages import passages
-from fedrift.tree import Tree
+from fedrift.core.tree import Tree
+from fedrift.models.introspection import visit_attention
+from fedrift.probes.context import select_passages
+from fedrift.probes.representation import AttentionProbe, attention_entropy, attention_shift
 from tests.models.networks import KINDS
 from tests.probes.rounds import a_round, held_out, regrouped, stacked
 
 LENGTH = 7
 COUNTS = torch.ones(2, LENGTH, dtype=torch.bool)
 COUNTS[:, :2] = False
-TEXT = passages(held_out(), 40)
+TEXT = select_passages(held_out(), 40)
 
 
 def uniform() -> torch.Tensor:
@@ -64,7 +64,7 @@ def test_the_shift_is_the_divergence_from_before():
 def test_the_weights_seen_are_those_of_transformers(kind):
     model = stacked(kind)
     found = []
-    watch_attention(model, model.template(), TEXT.tokens, lambda layer, weights: found.append(weights))
+    visit_attention(model, model.init_params(), TEXT.tokens, lambda layer, weights: found.append(weights))
     model.network.set_attn_implementation("eager")
     expected = model.network.base_model(input_ids=TEXT.tokens, output_attentions=True).attentions
     assert len(found) == 3
@@ -76,11 +76,11 @@ def test_the_weights_seen_are_those_of_transformers(kind):
 
 def test_the_network_goes_on_in_its_fast_attention():
     model = stacked()
-    before = model.sums(model.template(), TEXT.tokens[None], TEXT.counts[None])[0]
-    Attention(model, model.template(), TEXT)(a_round(model, [0.5, 0.5]))
+    before = model.sequence_losses(model.init_params(), TEXT.tokens[None], TEXT.mask[None])[0]
+    AttentionProbe(model, model.init_params(), TEXT)(a_round(model, [0.5, 0.5]))
     assert model.network.config._attn_implementation == "sdpa"
     assert not any(module._forward_hooks for module in model.network.modules())
-    assert torch.equal(before, model.sums(model.template(), TEXT.tokens[None], TEXT.counts[None])[0])
+    assert torch.equal(before, model.sequence_losses(model.init_params(), TEXT.tokens[None], TEXT.mask[None])[0])
 
 
 def test_it_goes_back_to_it_even_if_the_look_fails():
@@ -89,7 +89,7 @@ def test_it_goes_back_to_it_even_if_the_look_fails():
     def refuse(layer, weights):
         raise RuntimeError("no")
     with pytest.raises(RuntimeError):
-        watch_attention(model, model.template(), TEXT.tokens, refuse)
+        visit_attention(model, model.init_params(), TEXT.tokens, refuse)
     assert model.network.config._attn_implementation == "sdpa"
     assert not any(module._forward_hooks for module in model.network.modules())
 
@@ -97,7 +97,7 @@ def test_it_goes_back_to_it_even_if_the_look_fails():
 def test_layers_are_means_of_heads_and_the_whole_of_layers():
     model = stacked()
     done = a_round(model, [0.5, 0.5], server=1.0)
-    reading = Attention(model, model.template(), TEXT)(done)
+    reading = AttentionProbe(model, model.init_params(), TEXT)(done)
     for metric in ("attention.entropy", "attention.shift"):
         heads = [reading[metric, f"layer 01 head {head:02d}"].item() for head in range(4)]
         assert reading[metric, "layer 01"].item() == pytest.approx(sum(heads) / 4)
@@ -108,27 +108,27 @@ def test_layers_are_means_of_heads_and_the_whole_of_layers():
 
 def test_a_model_that_did_not_move_has_not_shifted():
     model = stacked()
-    reading = Attention(model, model.template(), TEXT).of(a_round(model, [0.0]).before)
+    reading = AttentionProbe(model, model.init_params(), TEXT).evaluate_state(a_round(model, [0.0]).before)
     assert all(value == 0 for key, value in reading.items() if "attention.shift" in key)
 
 
 def test_several_models_are_weighed_by_whom_they_serve():
     model = stacked()
     done = a_round(model, [0.0, 0.0, 0.0, 0.0], server=1.0)
-    start, moved = model.template(), done.after.server.params
+    start, moved = model.init_params(), done.after.server.params
     two = Tree({name: torch.cat([start[name], moved[name]]) for name in start})
-    probe = Attention(model, model.template(), TEXT)
-    whole = probe.of(done.after)["attention.shift"].item()
-    assert probe.of(regrouped(done.after, [0, 0, 0, 1], two))["attention.shift"].item() == pytest.approx(whole / 4)
-    assert probe.of(regrouped(done.after, [1, 1, 1, 1], two))["attention.shift"].item() == pytest.approx(whole)
+    probe = AttentionProbe(model, model.init_params(), TEXT)
+    whole = probe.evaluate_state(done.after)["attention.shift"].item()
+    assert probe.evaluate_state(regrouped(done.after, [0, 0, 0, 1], two))["attention.shift"].item() == pytest.approx(whole / 4)
+    assert probe.evaluate_state(regrouped(done.after, [1, 1, 1, 1], two))["attention.shift"].item() == pytest.approx(whole)
 
 
 def test_the_shift_is_from_the_pretrained_model_to_now():
     model = stacked()
     done = a_round(model, [0.5, 0.5], server=2.0)
     seen = []
-    for params in (model.template(), done.after.server.params):
-        watch_attention(model, params, TEXT.tokens, lambda layer, weights: seen.append(weights[0]))
-    there, back = attention_shift(seen[3], seen[0], TEXT.counts), attention_shift(seen[0], seen[3], TEXT.counts)
-    found = Attention(model, model.template(), TEXT)(done)["attention.shift", "layer 00"].item()
+    for params in (model.init_params(), done.after.server.params):
+        visit_attention(model, params, TEXT.tokens, lambda layer, weights: seen.append(weights[0]))
+    there, back = attention_shift(seen[3], seen[0], TEXT.mask), attention_shift(seen[0], seen[3], TEXT.mask)
+    found = AttentionProbe(model, model.init_params(), TEXT)(done)["attention.shift", "layer 00"].item()
     assert found == pytest.approx(there.mean().item(), rel=1e-9) and there.mean() != pytest.approx(back.mean().item(), rel=1e-3)

@@ -5,13 +5,13 @@ from __future__ import annotations
 import pytest
 import torch
 
-from fedrift.models.tune import Full
-from fedrift.probes.barrier import Barriers, barrier, between
-from fedrift.probes.passages import Passages, passages
-from fedrift.tree import Tree
+from fedrift.core.tree import Tree
+from fedrift.models.trainable import All
+from fedrift.probes.context import Passages, select_passages
+from fedrift.probes.mode_connectivity import LossBarriers, barrier_height, interpolate
 from tests.probes.rounds import a_round, held_out, noise, stacked
 
-TEXT = passages(held_out(), 40)
+BARRIER_TEXT = select_passages(held_out(), 40)
 
 
 class Landscape:
@@ -20,7 +20,7 @@ class Landscape:
     def __init__(self, loss) -> None:
         self.loss = loss
 
-    def sums(self, params, tokens, keep):
+    def sequence_losses(self, params, tokens, keep):
         count = keep[:, :, 1:].sum(2)
         return self.loss(params["x"].double()).view(-1, 1) * count, count
 
@@ -35,22 +35,22 @@ def a_walk(places: list[float], server: float):
     done = a_round(model, [0.0] * len(places))
     state = done.before
     at = lambda *x: Tree(x=torch.tensor(x, dtype=torch.float64).view(-1, 1))  # noqa: E731
-    put = lambda state, tree: type(state)(state.round, type(state.server)(tree, Tree(), Tree()), Tree(), state.group)  # noqa: E731
+    put = lambda state, tree: type(state)(state.round, type(state.server)(tree, Tree(), Tree()), Tree(), state.cluster_ids)  # noqa: E731
     report = type(done.report)(**{**done.report.__dict__, "delta": at(*places)})
     return type(done)(put(state, at(0.0)), put(done.after, at(server)), done.cohort, report)
 
 
-def probe(loss, points: int = 5) -> Barriers:
-    return Barriers(Landscape(loss), TEXT, points)
+def probe(loss, points: int = 5) -> LossBarriers:
+    return LossBarriers(Landscape(loss), BARRIER_TEXT, points)
 
 
 def test_the_rise_over_the_chord():
-    assert barrier(torch.tensor([1.0, 1, 1])) == 0
-    assert barrier(torch.tensor([0.0, 1, 0])) == 1
-    assert barrier(torch.tensor([0.0, 1, 2])) == 0
-    assert barrier(torch.tensor([0.0, 2, 2])) == 1
-    assert barrier(torch.tensor([1.0, 0, 1])) == 0  # a valley is no barrier
-    assert barrier(torch.tensor([0.0, torch.nan, 1])).isnan()
+    assert barrier_height(torch.tensor([1.0, 1, 1])) == 0
+    assert barrier_height(torch.tensor([0.0, 1, 0])) == 1
+    assert barrier_height(torch.tensor([0.0, 1, 2])) == 0
+    assert barrier_height(torch.tensor([0.0, 2, 2])) == 1
+    assert barrier_height(torch.tensor([1.0, 0, 1])) == 0  # a valley is no barrier
+    assert barrier_height(torch.tensor([0.0, torch.nan, 1])).isnan()
 
 
 def test_identical_models_have_no_barrier():
@@ -94,7 +94,7 @@ def test_between_two_adapters_lies_the_mix_of_their_products(x):
     draw = torch.Generator().manual_seed(0)
     one, two = (Tree({"m.A": torch.randn(1, 2, 5, generator=draw), "m.B": torch.randn(1, 4, 2, generator=draw),
                       "m.base": torch.randn(1, 4, 5, generator=draw)}) for _ in range(2))
-    mixed = between(one, two, x)
+    mixed = interpolate(one, two, x)
     expected = (1 - x) * one["m.B"] @ one["m.A"] + x * two["m.B"] @ two["m.A"]
     assert torch.allclose(mixed["m.B"] @ mixed["m.A"], expected, atol=1e-6)
     assert torch.allclose(mixed["m.base"], (1 - x) * one["m.base"] + x * two["m.base"])
@@ -103,42 +103,42 @@ def test_between_two_adapters_lies_the_mix_of_their_products(x):
         assert not torch.allclose(factors, expected, atol=0.1)
 
 
-@pytest.mark.parametrize("tune", [None, Full()], ids=repr)
+@pytest.mark.parametrize("tune", [None, All()], ids=repr)
 def test_a_model_between_has_the_loss_of_its_merged_weights(tune):
     model = stacked("untied", tune)
-    one, two = (model.template() + noise(model.template(), 0.2, seed) for seed in (1, 2))
-    found = Barriers(model, TEXT).nats(between(one, two, 0.4))
+    one, two = (model.init_params() + noise(model.init_params(), 0.2, seed) for seed in (1, 2))
+    found = LossBarriers(model, BARRIER_TEXT).mean_loss(interpolate(one, two, 0.4))
     if tune:
         merged = 0.6 * one + 0.4 * two
-        assert found == pytest.approx(Barriers(model, TEXT).nats(merged), rel=1e-12)
+        assert found == pytest.approx(LossBarriers(model, BARRIER_TEXT).mean_loss(merged), rel=1e-12)
         return
     plain = stacked("untied").network
     with torch.no_grad():
         for path in model.modules:
             change = sum(share * each[f"{path}.B"][0] @ each[f"{path}.A"][0] for share, each in ((0.6, one), (0.4, two)))
-            plain.get_submodule(path).base.weight += model.tune.scale * change
-    logits = plain(input_ids=TEXT.tokens).logits[:, :-1]
-    losses = torch.nn.functional.cross_entropy(logits.flatten(0, 1), TEXT.tokens[:, 1:].flatten(), reduction="none")
-    assert found == pytest.approx(losses[TEXT.counts[:, 1:].flatten()].mean().item(), rel=1e-9)
+            plain.get_submodule(path).base.weight += model.trainable.scale * change
+    logits = plain(input_ids=BARRIER_TEXT.tokens).logits[:, :-1]
+    losses = torch.nn.functional.cross_entropy(logits.flatten(0, 1), BARRIER_TEXT.tokens[:, 1:].flatten(), reduction="none")
+    assert found == pytest.approx(losses[BARRIER_TEXT.mask[:, 1:].flatten()].mean().item(), rel=1e-9)
 
 
 def test_the_tokens_it_says_are_those_it_sends():
     sent = []
 
     class Counting(Landscape):
-        def sums(self, params, tokens, keep):
+        def sequence_losses(self, params, tokens, keep):
             sent.append(tokens.numel())
-            return super().sums(params, tokens, keep)
+            return super().sequence_losses(params, tokens, keep)
 
     for places in ([-1.0, 1.0], [-1.0, 1.0, 0.5, 0.2]):
         sent.clear()
-        looking = Barriers(Counting(double_well), TEXT)
+        looking = LossBarriers(Counting(double_well), BARRIER_TEXT)
         looking(a_walk(places, 1.0))
-        assert sum(sent) == looking.tokens(len(places))
+        assert sum(sent) == looking.forward_tokens(len(places))
 
 
 def test_real_clients_have_finite_barriers():
     model = stacked()
-    reading = Barriers(model, TEXT)(a_round(model, [0.3, 0.3, 0.3]))
+    reading = LossBarriers(model, BARRIER_TEXT)(a_round(model, [0.3, 0.3, 0.3]))
     assert reading["barrier.server"].isfinite().all() and reading["barrier.clients"] >= 0
-    assert isinstance(TEXT, Passages)
+    assert isinstance(BARRIER_TEXT, Passages)

@@ -7,12 +7,12 @@ import json
 import pytest
 from pandas.testing import assert_frame_equal
 
-from fedrift.recording import Checkpoint
-from fedrift.run import carry_out
+from fedrift.engine.run import run_experiment
+from fedrift.storage.fork import Checkpoint
 from tests import worlds
 
 DEEP = "[hidden, attention, barriers, adapters, general, syntax]"
-ALL = (f"evaluate.panel={DEEP}", "evaluate.deep=2", "evaluate.pairs=5")
+ALL = (f"evaluation.probes={DEEP}", "evaluation.expensive_interval=2", "evaluation.minimal_pairs=5")
 NAMES = ("hidden.", "attention.", "barrier.", "adapters.angle", "adapters.rank", "adapters.error.loss", "general.", "syntax.")
 
 
@@ -30,7 +30,7 @@ def world(tmp_path, monkeypatch):
 
 
 def frame(run):
-    return run.trajectory().frame().sort_values(["round", "metric", "domain", "client"]).reset_index(drop=True)
+    return run.trajectory().to_frame().sort_values(["round", "metric", "domain", "client"]).reset_index(drop=True)
 
 
 def deep(table):
@@ -38,8 +38,8 @@ def deep(table):
 
 
 def test_all_groups_look_when_they_should_and_change_nothing(world):
-    plain = frame(carry_out(worlds.experiment(world), worlds.stock(world)))
-    run = carry_out(worlds.experiment(world, *ALL), worlds.stock(world))
+    plain = frame(run_experiment(worlds.experiment(world), worlds.stock(world)))
+    run = run_experiment(worlds.experiment(world, *ALL), worlds.stock(world))
     seen = frame(run)
     shared = ~deep(seen) & seen.metric.isin(plain.metric)
     assert_frame_equal(seen[shared].reset_index(drop=True), plain[plain.metric.isin(seen.metric)].reset_index(drop=True))
@@ -61,7 +61,7 @@ def test_all_groups_look_when_they_should_and_change_nothing(world):
 
 def test_a_run_killed_and_resumed_has_the_same_numbers(world, monkeypatch):
     experiment = worlds.experiment(world, *ALL)
-    whole = frame(carry_out(experiment, worlds.stock(world)))
+    whole = frame(run_experiment(experiment, worlds.stock(world)))
     (world / "runs").rename(world / "unbroken")
     stored, save = [], Checkpoint.save
 
@@ -72,37 +72,45 @@ def test_a_run_killed_and_resumed_has_the_same_numbers(world, monkeypatch):
         save(checkpoint, state)
     monkeypatch.setattr(Checkpoint, "save", dying)
     with pytest.raises(KeyboardInterrupt):
-        carry_out(experiment, worlds.stock(world))
+        run_experiment(experiment, worlds.stock(world))
     monkeypatch.setattr(Checkpoint, "save", save)
-    assert_frame_equal(whole, frame(carry_out(experiment, worlds.stock(world))))
+    assert_frame_equal(whole, frame(run_experiment(experiment, worlds.stock(world))))
     assert stored == [0, 1, 2, 3]
 
 
-@pytest.mark.parametrize("other", [
-    "algorithm={is: FedAvg, aggregate: FedEx}", "tune={is: LastK, blocks: 1}", "tune=Full", "algorithm=LocalOnly",
-    "algorithm=Ditto"], ids=lambda text: text.partition(":")[2].strip(" }") or text)
+@pytest.mark.parametrize(
+    "other",
+    [
+        "algorithm={type: FedAvg, aggregator: FedEx}",
+        "trainable={type: LastBlocks, num_blocks: 1}",
+        "trainable=All",
+        "algorithm=LocalOnly",
+        "algorithm=Ditto",
+    ],
+    ids=lambda text: text.partition(":")[2].strip(" }") or text,
+)
 def test_every_kind_of_model_can_be_looked_into(world, other):
-    table = frame(carry_out(worlds.experiment(world, *ALL, "plan.rounds=2", other), worlds.stock(world)))
+    table = frame(run_experiment(worlds.experiment(world, *ALL, "training.num_rounds=2", other), worlds.stock(world)))
     end = table[deep(table) & (table["round"] == 2)]
     assert end.value.notna().all()
-    assert ("adapters.rank" in set(end.metric)) == ("tune" not in other)
+    assert ("adapters.rank" in set(end.metric)) == ("trainable" not in other)
 
 
 def test_gpt2_is_looked_into_as_well(world):
-    table = frame(carry_out(worlds.experiment(world, *ALL, "plan.rounds=2", kind="gpt2"), worlds.stock(world)))
+    table = frame(run_experiment(worlds.experiment(world, *ALL, "training.num_rounds=2", kind="gpt2"), worlds.stock(world)))
     assert {"attention.shift", "hidden.rank"} <= set(table.metric) and table[deep(table)].value.notna().all()
 
 
 def test_where_there_is_no_general_text_the_run_says_so(world, monkeypatch):
     monkeypatch.delenv("FEDRIFT_DATA")
-    run = carry_out(worlds.experiment(world, "evaluate.panel=[general]", "plan.rounds=1"), worlds.stock(world))
+    run = run_experiment(worlds.experiment(world, "evaluation.probes=[general]", "training.num_rounds=1"), worlds.stock(world))
     assert "general.loss" not in set(frame(run).metric)
     said = [event for event in run.events() if "general text" in json.dumps(event)]
-    assert len(said) == 1 and "evaluate.general" in json.dumps(said[0])
+    assert len(said) == 1 and "evaluation.general_dataset" in json.dumps(said[0])
 
 
 def test_the_sandbox_is_asked_in_its_own_language(world):
-    run = carry_out(worlds.experiment(world, "evaluate.panel=[syntax]", "plan.rounds=1", "corpus=sandbox",
-                                      "corpus.sandbox.documents=60"), worlds.stock(world))
+    run = run_experiment(worlds.experiment(world, "evaluation.probes=[syntax]", "training.num_rounds=1", "dataset=synthetic",
+                                      "dataset.synthetic.num_documents=60"), worlds.stock(world))
     table = frame(run)
     assert "agreement in a relative clause" in set(table[table.metric == "syntax.accuracy"].domain)

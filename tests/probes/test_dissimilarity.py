@@ -7,8 +7,8 @@ import math
 import pytest
 import torch
 
-from fedrift.probes.dissimilarity import dissimilarity, mean_gradient
-from fedrift.tree import Tree
+from fedrift.core.tree import Tree
+from fedrift.probes.updates import gradient_dissimilarity, mean_gradient
 from tests.quadratics import DOUBLE, Q2, loss
 
 
@@ -21,7 +21,7 @@ def gradients(x: float = 5.0) -> Tree:
 
 def test_gradients_of_quadratics_are_exact():
     assert gradients()["x"].flatten().tolist() == pytest.approx([5, 16])
-    found = dissimilarity(gradients(), gradients(), torch.ones(2))
+    found = gradient_dissimilarity(gradients(), gradients(), torch.ones(2))
     assert found["gradient.G2"].item() == pytest.approx(5.5**2)
     assert found["gradient.B2"].item() == pytest.approx((25 + 256) / 2 / 10.5**2)
     assert found["gradient.diversity"].item() == pytest.approx((25 + 256) / 21**2)
@@ -29,14 +29,14 @@ def test_gradients_of_quadratics_are_exact():
 
 
 def test_shares_weigh_the_clients():
-    found = dissimilarity(gradients(), gradients(), torch.tensor([3.0, 1.0]))
+    found = gradient_dissimilarity(gradients(), gradients(), torch.tensor([3.0, 1.0]))
     mean, square = (3 * 5 + 16) / 4, (3 * 25 + 256) / 4
     assert found["gradient.G2"].item() == pytest.approx(square - mean**2)
     assert found["gradient.B2"].item() == pytest.approx(1 + (square - mean**2) / mean**2)
 
 
 def test_at_the_optimum_of_the_mean_there_is_no_ratio_and_clients_are_opposed():
-    found = dissimilarity(gradients(0.8), gradients(0.8), torch.ones(2))
+    found = gradient_dissimilarity(gradients(0.8), gradients(0.8), torch.ones(2))
     assert found["gradient.G2"].item() == pytest.approx(0.8**2)
     assert found["gradient.cosine"].item() == pytest.approx(-1)
     assert not found["gradient.B2"] < 1e6
@@ -56,8 +56,8 @@ def test_the_noise_of_samples_does_not_count():
     truth, found, naive = torch.tensor([1.0, 0.0, 0.0, 0.0]).expand(6, 4).double(), [], []
     for _ in range(2000):
         one, two = (Tree(x=truth + 0.5 * torch.randn(6, 4, generator=draw).double()) for _ in range(2))
-        found.append(dissimilarity(one, two, torch.ones(6))["gradient.G2"].item())
-        naive.append(dissimilarity(one, one, torch.ones(6))["gradient.G2"].item())
+        found.append(gradient_dissimilarity(one, two, torch.ones(6))["gradient.G2"].item())
+        naive.append(gradient_dissimilarity(one, one, torch.ones(6))["gradient.G2"].item())
     error = 4 * torch.tensor(found).std().item() / math.sqrt(len(found))
     assert abs(sum(found) / len(found)) < error < 0.05
     assert sum(naive) / len(naive) == pytest.approx(5 / 6 * 4 * 0.25, rel=0.05)
@@ -65,4 +65,4 @@ def test_the_noise_of_samples_does_not_count():
 
 def test_a_client_without_a_measurable_gradient_leaves_the_cosine_of_the_others():
     one = Tree(x=torch.tensor([[1.0, 0], [1.0, 0], [0, 0]]))
-    assert dissimilarity(one, one, torch.ones(3))["gradient.cosine"].item() == pytest.approx(1)
+    assert gradient_dissimilarity(one, one, torch.ones(3))["gradient.cosine"].item() == pytest.approx(1)

@@ -9,21 +9,20 @@ import pytest
 import torch
 
 from fedrift.algorithms import Ditto, FedAvg, FedSGD, Scaffold
-from fedrift.algorithms.aggregates import FFA, FedEx, RoLoRA
-from fedrift.probes.cost import Traffic
-from fedrift.probes.fairness import fairness, jain
-from fedrift.probes.panel import Past
+from fedrift.algorithms.aggregators import FedEx, FFALoRA, RoLoRA
+from fedrift.probes.base import MetricHistory
+from fedrift.probes.federation import CommunicationCost, fairness_metrics, jain_index
 from tests.laws.federation import data, train
 
 
 @pytest.mark.parametrize(("utility", "index"), [((1, 0, 0, 0), 0.25), ((1, 2, 3, 4), 0.8333), ((3, 3, 3), 1.0)])
 def test_jains_index_is_the_papers(utility, index):
-    assert jain(torch.tensor(utility, dtype=torch.float64)).item() == pytest.approx(index, abs=5e-5)
+    assert jain_index(torch.tensor(utility, dtype=torch.float64)).item() == pytest.approx(index, abs=5e-5)
 
 
 def test_fairness_is_of_the_clients_losses():
     loss = torch.tensor([1.0, 2.0, math.nan, 3.0, 6.0])
-    reading = {name: float(value) for name, value in fairness({"loss": loss, ("loss", ""): 2.0}, Past()).items()}
+    reading = {name: float(value) for name, value in fairness_metrics({"loss": loss, ("loss", ""): 2.0}, MetricHistory()).items()}
     assert reading["fair.variance"] == pytest.approx(3.5)
     assert reading["fair.sd"] == pytest.approx(3.5**0.5)
     assert reading["fair.worst10"] == pytest.approx(6)
@@ -33,12 +32,12 @@ def test_fairness_is_of_the_clients_losses():
 
 
 def test_the_worst_tenth_of_twenty_clients_is_two():
-    assert fairness({"loss": torch.arange(20.0)}, Past())["fair.worst10"] == pytest.approx(18.5)
+    assert fairness_metrics({"loss": torch.arange(20.0)}, MetricHistory())["fair.worst10"] == pytest.approx(18.5)
 
 
 def test_huge_losses_leave_an_index_and_equal_ones_are_fair():
-    assert fairness({"loss": torch.full((3,), 1e4)}, Past())["fair.jain"] == pytest.approx(1)
-    assert fairness({("loss", ""): 2.0}, Past()) == {}
+    assert fairness_metrics({"loss": torch.full((3,), 1e4)}, MetricHistory())["fair.jain"] == pytest.approx(1)
+    assert fairness_metrics({("loss", ""): 2.0}, MetricHistory()) == {}
 
 
 A, B, H, IDLE, BASE = 2 * 3 * 8, 4 * 2 * 8, 4 * 8, 2 * 2 * 8, 4 * 3 * 8  # bytes of the federation's leaves, float64
@@ -50,20 +49,23 @@ ALL = A + B + H + IDLE
     (Scaffold(), 2 * ALL, 2 * ALL),
     (Ditto(), ALL, ALL),  # its memory stays at home
     (FedSGD(), ALL, 2 * ALL),  # its server steps along the gradient
-    (FedAvg(aggregate=FFA()), ALL - A, ALL - A),
-    (FedAvg(aggregate=FedEx()), ALL + BASE, ALL),
-], ids=lambda value: type(getattr(value, "aggregate", value)).__name__ if not isinstance(value, int) else str(value))
+    (FedAvg(aggregator=FFALoRA()), ALL - A, ALL - A),
+    (FedAvg(aggregator=FedEx()), ALL + BASE, ALL),
+], ids=lambda value: type(getattr(value, "aggregator", value)).__name__ if not isinstance(value, int) else str(value))
 def test_traffic_is_what_each_algorithm_must_send(algorithm, down, up):
-    assert Traffic(algorithm)(train(algorithm, data(), until=1)[0]) == {"cost.down": down, "cost.up": up}
+    assert CommunicationCost(algorithm)(train(algorithm, data(), until=1)[0]) == {"cost.down": down, "cost.up": up}
 
 
 def test_leaves_that_rest_in_a_round_do_not_travel_in_it():
-    algorithm = FedAvg(aggregate=RoLoRA())
-    costs = [Traffic(algorithm)(done)["cost.up"] for done in train(algorithm, data(), until=2)]
+    algorithm = FedAvg(aggregator=RoLoRA())
+    costs = [CommunicationCost(algorithm)(done)["cost.up"] for done in train(algorithm, data(), until=2)]
     assert sorted(costs) == sorted([ALL - A, ALL - B])
 
 
 def test_what_did_travel_is_said_as_it_was():
     done = train(FedAvg(), data(), until=1)[0]
     wire = torch.tensor([[100, 10], [200, 30]] + [[150, 20]] * 3)
-    assert Traffic(FedAvg())(replace(done, report=replace(done.report, wire=wire))) == {"cost.down": 150.0, "cost.up": 20.0}
+    assert CommunicationCost(FedAvg())(replace(done, report=replace(done.report, bytes_on_wire=wire))) == {
+        "cost.down": 150.0,
+        "cost.up": 20.0,
+    }

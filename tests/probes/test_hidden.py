@@ -5,29 +5,28 @@ from __future__ import annotations
 import pytest
 import torch
 
-from fedrift.models.inside import watch_states
-from fedrift.models.tune import Full, Lora, blocks_of
-from fedrift.probes.hidden import HiddenStates
-from fedrift.probes.passages import passages
-from fedrift.probes.representation import cka
-from fedrift.tree import Tree
+from fedrift.core.tree import Tree
+from fedrift.models.introspection import visit_hidden_states
+from fedrift.models.trainable import All, Lora, find_blocks
+from fedrift.probes.context import select_passages
+from fedrift.probes.representation import HiddenStates, cka
 from tests.models.networks import KINDS
 from tests.probes.rounds import a_round, held_out, noise, regrouped, stacked
 
-TEXT = passages(held_out(), 40)
+TEXT = select_passages(held_out(), 40)
 
 
 def probe(model) -> HiddenStates:
-    return HiddenStates(model, model.template(), TEXT)
+    return HiddenStates(model, model.init_params(), TEXT)
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_states_seen_are_those_of_transformers(kind):
     model = stacked(kind)
-    params = model.template() + noise(model.template(), 0.3, 1)
-    both = Tree({name: torch.cat([model.template()[name], leaf]) for name, leaf in params.items()})
+    params = model.init_params() + noise(model.init_params(), 0.3, 1)
+    both = Tree({name: torch.cat([model.init_params()[name], leaf]) for name, leaf in params.items()})
     found = {}
-    watch_states(model, both, TEXT.tokens, lambda layer, states: found.__setitem__(layer, states.clone()))
+    visit_hidden_states(model, both, TEXT.tokens, lambda layer, states: found.__setitem__(layer, states.clone()))
     expected = model.network.base_model(input_ids=TEXT.tokens, output_hidden_states=True).hidden_states
     assert sorted(found) == [0, 1, 2]
     for layer in (0, 1):  # the last of transformers' list is after the final norm
@@ -37,16 +36,16 @@ def test_the_states_seen_are_those_of_transformers(kind):
 
 def test_nothing_stays_behind_in_the_network():
     model = stacked()
-    tokens, keep = TEXT.tokens[None], TEXT.counts[None]
-    before = model.sums(model.template(), tokens, keep)[0]
+    tokens, keep = TEXT.tokens[None], TEXT.mask[None]
+    before = model.sequence_losses(model.init_params(), tokens, keep)[0]
     probe(model)(a_round(model, [0.5, 0.5]))
     assert not any(module._forward_hooks for module in model.network.modules())
-    assert torch.equal(before, model.sums(model.template(), tokens, keep)[0])
+    assert torch.equal(before, model.sequence_losses(model.init_params(), tokens, keep)[0])
 
 
 def test_a_model_that_did_not_move_is_the_pretrained_one():
     model = stacked()
-    reading = probe(model).of(a_round(model, [0.0, 0.0]).before)
+    reading = probe(model).evaluate_state(a_round(model, [0.0, 0.0]).before)
     for name in ("hidden.cosine.pretrained", "hidden.cka.pretrained", "hidden.rank.ratio"):
         assert reading[name].item() == pytest.approx(1)
         assert reading[name, "layer 02"].item() == pytest.approx(1)
@@ -77,9 +76,9 @@ def test_lower_layers_do_not_see_what_only_the_last_block_learned():
     model = stacked()
     done = a_round(model, [0.0, 0.0], server=1.0)
     last = done.after.server.params
-    start = model.template()
+    start = model.init_params()
     moved = Tree({name: last[name] if ".2." in name else start[name] for name in last})
-    reading = probe(model).of(regrouped(done.after, [0, 0], moved))
+    reading = probe(model).evaluate_state(regrouped(done.after, [0, 0], moved))
     assert reading["hidden.cosine.pretrained", "layer 01"].item() == pytest.approx(1)
     assert reading["hidden.cosine.pretrained", "layer 02"] < 0.9999
 
@@ -87,13 +86,16 @@ def test_lower_layers_do_not_see_what_only_the_last_block_learned():
 def test_a_client_is_compared_with_the_model_that_it_shares():
     model = stacked()
     done = a_round(model, [0.0, 0.0], server=0.0)
-    start, other = model.template(), model.template() + noise(model.template(), 2.0, 5)
+    start, other = model.init_params(), model.init_params() + noise(model.init_params(), 2.0, 5)
     two = Tree({name: torch.cat([start[name], other[name]]) for name in start})
     split = regrouped(done.after, [0, 1], two)
     reading = probe(model)(type(done)(done.before, split, done.cohort, done.report))
     same, apart = reading["hidden.cka.server"].tolist()
     assert same == pytest.approx(1) and apart < 0.999
-    alone = [probe(model).of(regrouped(done.after, [0, 0], params))["hidden.cka.pretrained"].item() for params in (start, other)]
+    alone = [
+        probe(model).evaluate_state(regrouped(done.after, [0, 0], params))["hidden.cka.pretrained"].item()
+        for params in (start, other)
+    ]
     assert reading["hidden.cka.pretrained"].item() == pytest.approx(sum(alone) / 2)
 
 
@@ -112,13 +114,13 @@ def test_a_model_that_blew_up_is_missing_and_no_error():
 
 
 def test_whole_networks_are_looked_into_too():
-    model = stacked(tune=Full())
+    model = stacked(tune=All())
     reading = probe(model)(a_round(model, [0.0, 0.05], server=0.0))
     assert reading["hidden.cka.server"][0].item() == pytest.approx(1)
     assert reading["hidden.cosine.pretrained"].item() == pytest.approx(1, abs=1e-6)  # trained norms are in double precision
 
 
-@pytest.mark.parametrize("tune", [Lora(rank=2), Full()], ids=repr)
+@pytest.mark.parametrize("tune", [Lora(r=2), All()], ids=repr)
 def test_a_look_changes_nothing_of_the_round(tune):
     model = stacked(tune=tune)
     done = a_round(model, [0.2, 0.1])
@@ -130,18 +132,18 @@ def test_a_look_changes_nothing_of_the_round(tune):
 
 def test_passages_take_the_domains_in_turn_and_no_padding():
     held = held_out(12, 12, 3)
-    few = passages(held, 30)
+    few = select_passages(held, 30)
     assert len(few.tokens) == 3  # ten positions of each count
     assert {tuple(row) for row in few.tokens.tolist()} == {tuple(held.blocks.tokens[row]) for row in (0, 4, 8)}
-    assert not few.counts[:, :2].any() and few.counts.sum() == 30
-    everything = passages(held, 10**6)
-    assert len(everything.tokens) == 12 and len(everything.places) == int(held.blocks.keep[:, 2:].sum())
-    assert len(passages(held, 25).places) == 25
+    assert not few.mask[:, :2].any() and few.mask.sum() == 30
+    everything = select_passages(held, 10**6)
+    assert len(everything.tokens) == 12 and len(everything.positions) == int(held.blocks.mask[:, 2:].sum())
+    assert len(select_passages(held, 25).positions) == 25
 
 
 def test_a_compiled_network_is_looked_into_plainly():
     plain, compiled = stacked(), stacked()
-    for block in blocks_of(compiled.network)[1]:
+    for block in find_blocks(compiled.network)[1]:
         block.compile(backend="aot_eager")
     done = a_round(plain, [0.3, 0.2])
     one, two = probe(plain)(done), probe(compiled)(done)
@@ -153,7 +155,7 @@ def test_clients_are_compared_in_pairs_and_never_with_themselves():
     model = stacked()
     done = a_round(model, [0.3, 2.0])
     found = {}
-    watch_states(model, done.local, TEXT.tokens, lambda layer, states: found.__setitem__(layer, states.clone()))
-    states = found[2].flatten(1, 2)[:, TEXT.places]
+    visit_hidden_states(model, done.client_params, TEXT.tokens, lambda layer, states: found.__setitem__(layer, states.clone()))
+    states = found[2].flatten(1, 2)[:, TEXT.positions]
     reading = probe(model)(done)
     assert reading["hidden.cka.clients", "layer 02"].item() == pytest.approx(cka(states[:1], states[1:]).item(), rel=1e-9)

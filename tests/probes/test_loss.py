@@ -10,12 +10,11 @@ import pytest
 import torch
 
 from fedrift.algorithms import FedAvg, LocalOnly
-from fedrift.corpus.blocks import Blocks
-from fedrift.corpus.tokens import Tokens
-from fedrift.probes.held_out import HeldOut, first_blocks
-from fedrift.probes.loss import Losses
-from fedrift.rounds import begin
-from fedrift.tree import Tree
+from fedrift.core.tree import Tree
+from fedrift.data.tokenization import Blocks, TokenizedCorpus
+from fedrift.engine.loop import init_state
+from fedrift.probes.held_out import HeldOut, read_first_blocks
+from fedrift.probes.losses import HeldOutLosses
 from tests.quadratics import clients, train
 
 
@@ -25,7 +24,7 @@ class Priced:
     def __init__(self):
         self.calls = 0
 
-    def positions(self, params, tokens, keep):
+    def position_losses(self, params, tokens, keep):
         self.calls += 1
         price = params["x"].view(-1, 1, 1) + tokens // 100
         counted = keep[:, :, 1:]
@@ -43,21 +42,21 @@ def written() -> HeldOut:
     """As ``held_out``, and behind it what client 1 writes: a price of 2 where it is about sport, of 3 about tech."""
     plain = held_out()
     tokens = np.concatenate([plain.blocks.tokens, [[200] * 5] * 2, [[300] * 5] * 3])
-    keep = np.concatenate([plain.blocks.keep, np.ones((5, 5), dtype=bool)])
+    keep = np.concatenate([plain.blocks.mask, np.ones((5, 5), dtype=bool)])
     mix = np.array([[30, 10, 0, 0], [0, 0, 10, 30], [0, 0, 0, 0]], dtype=float)
     names = ("sport", "tech", "sport, hand 1", "tech, hand 1")
-    return HeldOut(Blocks(tokens, keep), np.concatenate([plain.domain, [2, 2, 3, 3, 3]]), names, mix)
+    return HeldOut(Blocks(tokens, keep), np.concatenate([plain.domain_ids, [2, 2, 3, 3, 3]]), names, mix)
 
 
 def state_of(x: list[float], algorithm=FedAvg()):
     group = clients([1] * 3, [0] * 3)
-    state = begin(algorithm, Tree(x=torch.tensor([[x[0]]], dtype=torch.float64)), group.size)
+    state = init_state(algorithm, Tree(x=torch.tensor([[x[0]]], dtype=torch.float64)), group.size)
     params = Tree(x=torch.tensor(x, dtype=torch.float64)[:, None])
     return replace(state, server=replace(state.server, params=params))
 
 
 def test_losses_are_means_over_tokens_by_domain_client_and_pool():
-    reading = Losses(Priced(), held_out()).of(state_of([2.0]))
+    reading = HeldOutLosses(Priced(), held_out()).evaluate_state(state_of([2.0]))
     assert reading["loss", "sport"] == pytest.approx(2.0)
     assert reading["loss", "tech"] == pytest.approx(3.0)
     assert reading["loss"][:2].tolist() == pytest.approx([2.25, 2.75])
@@ -68,25 +67,29 @@ def test_losses_are_means_over_tokens_by_domain_client_and_pool():
 
 
 def test_the_pool_counts_by_tokens_and_the_macro_mean_does_not():
-    reading = Losses(Priced(), held_out(((90, 0), (0, 10), (0, 0)))).of(state_of([2.0]))
+    reading = HeldOutLosses(Priced(), held_out(((90, 0), (0, 10), (0, 0)))).evaluate_state(state_of([2.0]))
     assert reading["loss", ""] == pytest.approx(2.1)
     assert reading["loss.macro"] == pytest.approx(2.5)
 
 
 def test_every_client_is_judged_by_the_model_it_shares():
-    reading = Losses(Priced(), held_out(((10, 0), (10, 0), (0, 20)))).of(state_of([1.0, 5.0, 7.0], LocalOnly()))
+    reading = HeldOutLosses(Priced(), held_out(((10, 0), (10, 0), (0, 20)))).evaluate_state(
+        state_of([1.0, 5.0, 7.0], LocalOnly())
+    )
     assert reading["loss"].tolist() == pytest.approx([1.0, 5.0, 8.0])
     assert reading["loss", "sport"] == pytest.approx(3.0)
 
 
 def test_a_domain_that_nobody_holds_has_no_number():
-    reading = Losses(Priced(), held_out(((10, 0), (10, 0), (5, 0)))).of(state_of([1.0]))
+    reading = HeldOutLosses(Priced(), held_out(((10, 0), (10, 0), (5, 0)))).evaluate_state(state_of([1.0]))
     assert ("loss", "tech") not in reading
     assert reading["loss.macro"] == pytest.approx(1.0)
 
 
 def test_clients_that_rewrite_are_judged_by_text_as_they_write_it_and_everything_else_by_text_as_found():
-    plain, told = (Losses(Priced(), held_out(), written=own).of(state_of([2.0])) for own in (None, written()))
+    plain, told = (
+        HeldOutLosses(Priced(), held_out(), rewritten=own).evaluate_state(state_of([2.0])) for own in (None, written())
+    )
     assert told["loss"][:2].tolist() == pytest.approx([2.25, (10 * 4 + 30 * 5) / 40])
     assert told["perplexity"][:2].tolist() == pytest.approx(told["loss"][:2].exp().tolist())
     assert told["loss.plain"][:2].tolist() == pytest.approx(plain["loss"][:2].tolist())
@@ -97,10 +100,10 @@ def test_clients_that_rewrite_are_judged_by_text_as_they_write_it_and_everything
 
 
 def test_before_and_after_are_on_text_as_the_client_writes_it():
-    probe = Losses(Priced(), held_out(), own=4, written=written())
-    assert [set(probe.owned(torch.tensor([client]))[0]) for client in (0, 1)] == [{0, 1, 2, 3}, {8, 9, 10, 11}]
+    probe = HeldOutLosses(Priced(), held_out(), blocks_per_client=4, rewritten=written())
+    assert [set(probe.client_blocks(torch.tensor([client]))[0]) for client in (0, 1)] == [{0, 1, 2, 3}, {8, 9, 10, 11}]
     done = train(FedAvg(), clients((1, 4, 2), (0, 1, 3)), until=1)[0]
-    local, after, reading = done.local["x"].flatten().tolist(), done.after.server.params["x"].item(), probe(done)
+    local, after, reading = done.client_params["x"].flatten().tolist(), done.after.server.params["x"].item(), probe(done)
     assert reading["loss.before"][:2].tolist() == pytest.approx([local[0] + 0.25, local[1] + 2.75])
     assert reading["loss.after"][:2].tolist() == pytest.approx([after + 0.25, after + 2.75])
 
@@ -110,73 +113,76 @@ def test_texts_that_shrink_fill_as_many_blocks_with_more_documents():
 
     def short(rows):
         read.append(len(rows))
-        return Tokens(np.repeat(rows.astype(np.uint16), 2), np.arange(len(rows) + 1) * 2, 0, 0)
+        return TokenizedCorpus(np.repeat(rows.astype(np.uint16), 2), np.arange(len(rows) + 1) * 2, 0, 0)
 
-    blocks = first_blocks(short, np.arange(100), length=8, most=20)
+    blocks = read_first_blocks(short, np.arange(100), block_length=8, max_blocks=20)
     assert read == [16, 32, 64, 100] and blocks.tokens.shape == (20, 8)
     assert blocks.tokens.reshape(-1).tolist() == np.repeat(np.arange(80), 2).tolist()
-    assert first_blocks(short, np.arange(5), length=8, most=20).keep.sum() == 10
+    assert read_first_blocks(short, np.arange(5), block_length=8, max_blocks=20).mask.sum() == 10
 
 
 def test_before_and_after_are_measured_on_the_same_blocks():
     group = clients((1, 4, 2), (0, 1, 3))
-    probe = Losses(Priced(), held_out(((10, 0), (0, 10), (5, 5))), own=2)
+    probe = HeldOutLosses(Priced(), held_out(((10, 0), (0, 10), (5, 5))), blocks_per_client=2)
     done = train(FedAvg(), group, until=1)[0]
     reading = probe(done)
-    local, after = done.local["x"].flatten().tolist(), done.after.server.params["x"].item()
+    local, after = done.client_params["x"].flatten().tolist(), done.after.server.params["x"].item()
     assert reading["loss.before"].tolist() == pytest.approx([local[0], local[1] + 1, local[2] + 0.5])
     assert reading["loss.after"].tolist() == pytest.approx([after, after + 1, after + 0.5])
 
 
 def test_a_model_that_has_not_changed_is_not_evaluated_again():
     judge = Priced()
-    probe = Losses(judge, held_out(), own=0)
-    probe.of(state_of([1.0]))
+    probe = HeldOutLosses(judge, held_out(), blocks_per_client=0)
+    probe.evaluate_state(state_of([1.0]))
     before = judge.calls
-    probe.of(state_of([1.0]))
+    probe.evaluate_state(state_of([1.0]))
     assert judge.calls == before
-    assert probe.of(state_of([1.5]))["loss", "sport"] == pytest.approx(1.5)
+    assert probe.evaluate_state(state_of([1.5]))["loss", "sport"] == pytest.approx(1.5)
 
 
 def test_rounds_between_evaluations_say_nothing_but_the_last_always_does():
     done = train(FedAvg(), clients((1, 4, 2), (0, 1, 3)), until=5)
-    probe = Losses(Priced(), held_out(), every=3, last=5)
+    probe = HeldOutLosses(Priced(), held_out(), interval=3, last_round=5)
     assert [bool(probe(round)) for round in done] == [False, False, True, False, True]
 
 
 def test_a_model_that_diverged_is_nan_and_no_error():
-    assert math.isnan(Losses(Priced(), held_out()).of(state_of([math.nan]))["loss", ""])
+    assert math.isnan(HeldOutLosses(Priced(), held_out()).evaluate_state(state_of([math.nan]))["loss", ""])
 
 
 def test_chunks_change_nothing():
-    whole, parts = Losses(Priced(), held_out()), Losses(Priced(), held_out(), chunk=10)
-    assert whole.of(state_of([2.0]))["loss", ""] == parts.of(state_of([2.0]))["loss", ""]
+    whole, parts = HeldOutLosses(Priced(), held_out()), HeldOutLosses(Priced(), held_out(), tokens_per_pass=10)
+    assert whole.evaluate_state(state_of([2.0]))["loss", ""] == parts.evaluate_state(state_of([2.0]))["loss", ""]
 
 
 def test_ones_own_blocks_follow_ones_own_mix_and_fewer_blocks_are_a_part_of_more():
     held = held_out(((30, 10), (0, 1), (1, 1)))
-    assert held.domain[held.own(0, 4)].tolist() == [0, 0, 0, 1]
-    assert set(held.domain[held.own(1, 3)]) == {1}
-    assert len(held.first(2).blocks) == 4
-    assert held.first(2).own(1, 2).tolist() != []
+    assert held.domain_ids[held.client_blocks(0, 4)].tolist() == [0, 0, 0, 1]
+    assert set(held.domain_ids[held.client_blocks(1, 3)]) == {1}
+    assert len(held.head(2).blocks) == 4
+    assert held.head(2).client_blocks(1, 2).tolist() != []
 
 
 def test_two_clients_of_one_domain_are_not_judged_by_the_same_few_blocks():
     held = held_out(((10, 0), (10, 0), (0, 1)))
-    assert held.own(0, 1).tolist() != held.own(1, 1).tolist()
+    assert held.client_blocks(0, 1).tolist() != held.client_blocks(1, 1).tolist()
 
 
 def test_what_lay_under_the_adapters_when_a_client_trained_is_what_its_model_is_judged_on():
     """The server may have merged something since: that belongs to the model after aggregation."""
 
     class Lifted(Priced):
-        def positions(self, params, tokens, keep):
-            losses, counted = super().positions(params, tokens, keep)
+        def position_losses(self, params, tokens, keep):
+            losses, counted = super().position_losses(params, tokens, keep)
             return losses + params["m.base"].view(-1, 1, 1) * counted, counted
 
     done = train(FedAvg(), clients((1, 4, 2), (0, 1, 3)), until=1)[0]
-    before, after = (replace(state, server=replace(state.server, base=Tree({"m.base": torch.full((1, 1, 1), lift).double()})))
-                     for state, lift in ((done.before, 100.0), (done.after, 200.0)))
-    reading = Losses(Lifted(), held_out(((10, 0), (10, 0), (10, 0))), own=2)(replace(done, before=before, after=after))
-    assert reading["loss.before"].tolist() == pytest.approx((100 + done.local["x"].flatten()).tolist())
+    bases = (Tree({"m.base": torch.full((1, 1, 1), lift).double()}) for lift in (100.0, 200.0))
+    before, after = (replace(state, server=replace(state.server, merged_base=base))
+                     for state, base in zip((done.before, done.after), bases, strict=True))
+    reading = HeldOutLosses(Lifted(), held_out(((10, 0), (10, 0), (10, 0))), blocks_per_client=2)(
+        replace(done, before=before, after=after)
+    )
+    assert reading["loss.before"].tolist() == pytest.approx((100 + done.client_params["x"].flatten()).tolist())
     assert reading["loss.after"].tolist() == pytest.approx([200 + done.after.server.params["x"].item()] * 3)

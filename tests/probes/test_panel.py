@@ -10,8 +10,19 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fedrift.algorithms import FedAvg
-from fedrift.probes.panel import After, Look, Panel, Past, due, number, over, period, share, told
-from fedrift.records import Record
+from fedrift.core.records import Record
+from fedrift.probes.base import (
+    DerivedMetric,
+    MetricHistory,
+    ProbeSuite,
+    ScheduledProbe,
+    choose_interval,
+    federation_value,
+    is_due,
+    overhead_share,
+    overhead_summary,
+    overhead_warning,
+)
 from tests.quadratics import clients, train
 
 
@@ -20,12 +31,12 @@ def rounds(until: int = 12):
 
 
 def seen(when, last: int = 12, deep: int = 5) -> list[int]:
-    return [now for now in range(1, last + 1) if due(when, now, last, deep)]
+    return [now for now in range(1, last + 1) if is_due(when, now, last, deep)]
 
 
 def test_everybody_looks_in_the_last_round_and_each_at_its_own_time_before():
     assert seen(1) == list(range(1, 13))
-    assert seen(5) == seen("deep") == [5, 10, 12]
+    assert seen(5) == seen("expensive") == [5, 10, 12]
     assert seen("ends") == [1, 12]
     assert seen("last") == [12]
 
@@ -35,36 +46,38 @@ def test_a_probe_that_can_see_a_state_is_asked_before_the_first_round():
         def __call__(self, done):
             return {"a": float(done.after.round)}
 
-        def of(self, state):
+        def evaluate_state(self, state):
             return {"a": float(state.round)}
 
     def blind(done):
         return {"b": 1.0}
 
-    panel = Panel((Look("a", Eye(), 5), Look("b", blind), Look("c", Eye(), "last")), last=12)
+    panel = ProbeSuite(
+        (ScheduledProbe("a", Eye(), 5), ScheduledProbe("b", blind), ScheduledProbe("c", Eye(), "last")), last_round=12
+    )
     done = rounds()
-    reading, seconds = panel.first(done[0].before, Past())
+    reading, seconds = panel.evaluate_initial(done[0].before, MetricHistory())
     assert reading == {"a": 0.0}
     assert list(seconds) == ["a"]
-    assert [sorted(panel(each, Past())[0]) for each in done[3:5]] == [["b"], ["a", "b"]]
+    assert [sorted(panel(each, MetricHistory())[0]) for each in done[3:5]] == [["b"], ["a", "b"]]
 
 
 def test_what_follows_from_the_past_sees_the_rounds_before_and_the_numbers_of_this_one():
     def total(reading, past):
-        return {"path": past.total.get(("x", ""), 0.0) + number(reading, "x")}
+        return {"path": past.total.get(("x", ""), 0.0) + federation_value(reading, "x")}
 
-    panel = Panel((Look("x", lambda done: {"x": torch.tensor(2.0)}), After("path", total)), last=3)
-    past, paths = Past(), []
+    panel = ProbeSuite((ScheduledProbe("x", lambda done: {"x": torch.tensor(2.0)}), DerivedMetric("path", total)), last_round=3)
+    past, paths = MetricHistory(), []
     for each in rounds(3):
         reading, _ = panel(each, past)
         paths.append(reading["path"])
-        past.note([Record(each.after.round, "x", "", -1, float(reading["x"]))])
+        past.add_records([Record(each.after.round, "x", "", -1, float(reading["x"]))])
     assert paths == [2.0, 4.0, 6.0]
 
 
 def test_the_past_keeps_sum_lowest_and_latest_of_the_federation_alone():
-    past = Past()
-    past.note([Record(1, "loss", "sport", -1, 3.0), Record(1, "loss", "", 2, 99.0), Record(2, "loss", "sport", -1, 1.0),
+    past = MetricHistory()
+    past.add_records([Record(1, "loss", "sport", -1, 3.0), Record(1, "loss", "", 2, 99.0), Record(2, "loss", "sport", -1, 1.0),
                Record(3, "loss", "sport", -1, math.nan), Record(4, "loss", "sport", -1, 2.0)])
     assert past.total == {("loss", "sport"): 6.0}
     assert (past.lowest, past.latest) == ({("loss", "sport"): 1.0}, {("loss", "sport"): 2.0})
@@ -75,39 +88,52 @@ def nothing(done):
 
 
 def test_the_share_of_a_look_is_its_tokens_over_three_times_those_trained_and_its_own():
-    assert share([Look("a", nothing, 1, 300.0)], train=100.0, last=10, deep=5) == pytest.approx(0.5)
-    assert share([Look("a", nothing, "deep", 300.0)], 100.0, 10, 5) == pytest.approx(600 / 3600)
+    assert overhead_share(
+        [ScheduledProbe("a", nothing, 1, 300.0)], train_tokens=100.0, last_round=10, expensive_interval=5
+    ) == pytest.approx(0.5)
+    assert overhead_share([ScheduledProbe("a", nothing, "expensive", 300.0)], 100.0, 10, 5) == pytest.approx(600 / 3600)
 
 
 def test_deep_looks_are_thinned_until_the_panel_fits():
-    look = Look("a", nothing, "deep", 3000.0)
-    assert period([look], train=1000.0, last=100, budget=0.2) == 5
-    assert period([look], train=100.0, last=100, budget=0.2) == 50
-    assert share([look], 100.0, 100, 50) <= 0.2 < share([look], 100.0, 100, 20)
-    assert period([look], train=1e-3, last=100, budget=0.2) == 100
+    look = ScheduledProbe("a", nothing, "expensive", 3000.0)
+    assert choose_interval([look], train_tokens=1000.0, last_round=100, max_overhead=0.2) == 5
+    assert choose_interval([look], train_tokens=100.0, last_round=100, max_overhead=0.2) == 50
+    assert overhead_share([look], 100.0, 100, 50) <= 0.2 < overhead_share([look], 100.0, 100, 20)
+    assert choose_interval([look], train_tokens=1e-3, last_round=100, max_overhead=0.2) == 100
 
 
 @given(st.floats(1, 1e6), st.integers(1, 400), st.floats(0.01, 0.9))
 def test_a_chosen_period_keeps_the_budget_or_is_the_longest(tokens, last, budget):
-    looks = [Look("a", nothing, "deep", tokens), Look("b", nothing, 1, 10.0)]
-    every = period(looks, 1000.0, last, budget)
-    assert share(looks, 1000.0, last, every) <= budget or every == max(last, 1) or every >= last
+    looks = [ScheduledProbe("a", nothing, "expensive", tokens), ScheduledProbe("b", nothing, 1, 10.0)]
+    every = choose_interval(looks, 1000.0, last, budget)
+    assert overhead_share(looks, 1000.0, last, every) <= budget or every == max(last, 1) or every >= last
 
 
 def test_seconds_are_told_look_by_look_and_an_overdrawn_budget_with_the_way_out():
-    panel = Panel((Look("losses", nothing), Look("hidden", nothing, "deep")), last=10, deep=5, budget=0.2)
+    panel = ProbeSuite(
+        (ScheduledProbe("losses", nothing), ScheduledProbe("hidden", nothing, "expensive")),
+        last_round=10,
+        expensive_interval=5,
+        max_overhead=0.2,
+    )
     rows = [{"round": 1, "train": 8.0, "evaluate": 3.0, "probe.losses": 1.0, "probe.hidden": 2.0}]
-    said = told(rows, panel)
+    said = overhead_summary(rows, panel)
     assert said["share"] == pytest.approx(3 / 11)
     assert list(said["seconds"]) == ["hidden", "losses"]
-    assert over(said, 8.0, panel) == ("the panel took 27% of the run's time, its budget is 20%; the dearest is hidden with 67% "
-                                      "of that; evaluate.deep=10 would bring it to 20%")
-    assert over(told([{"train": 90.0, "evaluate": 10.0, "probe.losses": 10.0}], panel), 90.0, panel) == ""
-    assert "evaluate.every" in over(told([{"train": 5.0, "evaluate": 5.0, "probe.losses": 5.0}], panel), 5.0, panel)
+    assert overhead_warning(said, 8.0, panel) == (
+        "the panel took 27% of the run's time, its budget is 20%; the dearest is hidden with 67% "
+        "of that; evaluation.expensive_interval=10 would bring it to 20%"
+    )
+    assert (
+        overhead_warning(overhead_summary([{"train": 90.0, "evaluate": 10.0, "probe.losses": 10.0}], panel), 90.0, panel) == ""
+    )
+    assert "evaluation.interval" in overhead_warning(
+        overhead_summary([{"train": 5.0, "evaluate": 5.0, "probe.losses": 5.0}], panel), 5.0, panel
+    )
 
 
 def test_a_missing_number_is_nan():
     reading = {("loss", ""): torch.tensor(2.0), "step": 1.0, "loss": torch.zeros(3)}
-    assert (number(reading, "loss"), number(reading, "step")) == (2.0, 1.0)
-    assert math.isnan(number(reading, "loss", "sport"))
-    assert math.isnan(number(reading, "turn"))
+    assert (federation_value(reading, "loss"), federation_value(reading, "step")) == (2.0, 1.0)
+    assert math.isnan(federation_value(reading, "loss", "sport"))
+    assert math.isnan(federation_value(reading, "turn"))

@@ -8,50 +8,51 @@ import pytest
 import torch
 
 from fedrift.algorithms import FedAvg, LocalOnly
+from fedrift.core.tree import Tree
+from fedrift.core.types import RoundResult
 from fedrift.probes import update_geometry
-from fedrift.probes.panel import Past
-from fedrift.probes.path import Path, efficiency
-from fedrift.probes.product import Products, products, products_by_layer
-from fedrift.probes.product import efficiency as of_products
-from fedrift.tree import Tree
-from fedrift.values import Round
+from fedrift.probes.base import MetricHistory
+from fedrift.probes.lora import ProductGeometry, product_gram, product_gram_by_layer
+from fedrift.probes.lora import product_efficiency as of_products
+from fedrift.probes.updates import ServerPath, path_efficiency
 from tests.laws.federation import SCALE, data, train
 from tests.probes.test_update import a_round
 
 
-def walked(before: list[list[float]], now: list[list[float]], last: list[list[float]] | None) -> Round:
+def walked(before: list[list[float]], now: list[list[float]], last: list[list[float]] | None) -> RoundResult:
     """A round in which the M models moved from ``before`` to ``now``, after they had moved by ``last``."""
     done = a_round([[1, 0], [0, 1], [1, 1]])
     start, end = (Tree(x=torch.tensor(rows, dtype=torch.float64)) for rows in (before, now))
     group = torch.arange(3) if len(before) > 1 else torch.zeros(3, dtype=torch.long)
     moved = Tree() if last is None else Tree(x=torch.tensor(last, dtype=torch.float64))
-    return replace(done, before=replace(done.before, server=replace(done.before.server, params=start), moved=moved, group=group),
-                   after=replace(done.after, server=replace(done.after.server, params=end), moved=end - start, group=group))
+    before = replace(done.before, server=replace(done.before.server, params=start), server_delta=moved, cluster_ids=group)
+    after = replace(done.after, server=replace(done.after.server, params=end), server_delta=end - start, cluster_ids=group)
+    return replace(done, before=before, after=after)
 
 
 ZERO = Tree(x=torch.zeros(1, 2, dtype=torch.float64))
 
 
 def test_a_step_a_way_and_a_turn():
-    reading = Path(ZERO)(walked([[3, 4]], [[6, 8]], [[4, -3]]))
+    reading = ServerPath(ZERO)(walked([[3, 4]], [[6, 8]], [[4, -3]]))
     assert reading["update.step"].item() == pytest.approx(5)
     assert reading["update.travelled"].item() == pytest.approx(10)
     assert reading["update.turn"].item() == pytest.approx(0)
-    assert Path(ZERO)(walked([[0, 0]], [[1, 1]], [[-1, -1]]))["update.turn"].item() == pytest.approx(-1)
+    assert ServerPath(ZERO)(walked([[0, 0]], [[1, 1]], [[-1, -1]]))["update.turn"].item() == pytest.approx(-1)
 
 
 def test_the_first_round_has_no_turn_and_a_model_that_stood_still_no_direction():
-    assert "update.turn" not in Path(ZERO)(walked([[0, 0]], [[1, 1]], None))
-    reading = Path(ZERO)(walked([[0, 0]] * 3, [[1, 0], [0, 2], [0, 0]], [[1, 0], [0, -1], [1, 1]]))
+    assert "update.turn" not in ServerPath(ZERO)(walked([[0, 0]], [[1, 1]], None))
+    reading = ServerPath(ZERO)(walked([[0, 0]] * 3, [[1, 0], [0, 2], [0, 0]], [[1, 0], [0, -1], [1, 1]]))
     assert reading["update.turn"].item() == pytest.approx(0)  # of 1 and -1; the third has none
     assert reading["update.step"].item() == pytest.approx(1)
 
 
 def test_efficiency_is_one_on_a_straight_line_and_falls_on_a_way_back():
-    past = Past(total={("update.step", ""): 3.0})
-    assert efficiency({"update.step": 1.0, "update.travelled": 4.0}, past) == {"update.efficiency": 1.0}
-    assert efficiency({"update.step": 1.0, "update.travelled": 2.0}, past) == {"update.efficiency": 0.5}
-    assert efficiency({"update.step": 0.0, "update.travelled": 0.0}, Past()) == {}
+    past = MetricHistory(total={("update.step", ""): 3.0})
+    assert path_efficiency({"update.step": 1.0, "update.travelled": 4.0}, past) == {"update.efficiency": 1.0}
+    assert path_efficiency({"update.step": 1.0, "update.travelled": 2.0}, past) == {"update.efficiency": 0.5}
+    assert path_efficiency({"update.step": 0.0, "update.travelled": 0.0}, MetricHistory()) == {}
 
 
 def test_pairs_of_clients_have_a_mean_cosine():
@@ -82,22 +83,22 @@ def test_products_of_thin_factors_are_those_of_the_matrices():
     start, moves = (Tree({"m.A": torch.randn(4, 2, 5, generator=draw), "m.B": torch.randn(4, 3, 2, generator=draw)})
                     .to(torch.float64) for _ in range(2))
     full = dense(start, moves)
-    assert torch.allclose(SCALE**2 * products(start, moves), full @ full.T, atol=1e-10)
+    assert torch.allclose(SCALE**2 * product_gram(start, moves), full @ full.T, atol=1e-10)
 
 
 def test_tiny_changes_of_large_factors_keep_their_digits():
     draw = torch.Generator().manual_seed(1)
     start = Tree({"m.A": torch.randn(2, 2, 5, generator=draw), "m.B": torch.randn(2, 3, 2, generator=draw)}).to(torch.float64)
     moves = 1e-9 * start
-    gram, whole = products(start, moves), start["m.B"] @ start["m.A"]
+    gram, whole = product_gram(start, moves), start["m.B"] @ start["m.A"]
     assert gram.diagonal() == pytest.approx((4e-18 * whole.flatten(1).square().sum(1)).tolist(), rel=1e-6)
 
 
 @pytest.mark.parametrize("algorithm", [FedAvg(), LocalOnly()], ids=lambda one: type(one).__name__)
 def test_clients_and_the_server_are_measured_in_the_space_of_products(algorithm):
     done = train(algorithm, data(), until=3)
-    reading = Products(SCALE)(done[2])
-    start = done[2].before.server.params.rows(done[2].before.group[done[2].cohort])
+    reading = ProductGeometry(SCALE)(done[2])
+    start = done[2].before.server.params.take(done[2].before.cluster_ids[done[2].cohort])
     update = dense(start, done[2].report.delta)
     mean = update.mean(0)
     assert reading["product.norm"].tolist() == pytest.approx(update.norm(dim=1).tolist())
@@ -106,7 +107,7 @@ def test_clients_and_the_server_are_measured_in_the_space_of_products(algorithm)
     moves = [dense(each.before.server.params, each.after.server.params - each.before.server.params) for each in done[1:]]
     turns = torch.nn.functional.cosine_similarity(moves[1], moves[0])
     assert reading["product.turn"].item() == pytest.approx(turns.mean().item())
-    assert "product.turn" not in Products(SCALE)(done[0])
+    assert "product.turn" not in ProductGeometry(SCALE)(done[0])
     pairs = [torch.nn.functional.cosine_similarity(update[one], update[two], dim=0)
              for one in range(len(update)) for two in range(one)]
     assert reading["product.pairwise"].item() == pytest.approx(torch.stack(pairs).mean().item())
@@ -115,11 +116,11 @@ def test_clients_and_the_server_are_measured_in_the_space_of_products(algorithm)
 def test_the_way_of_the_products_is_that_of_the_matrices():
     done = train(FedAvg(), data(), until=3)
     start = done[0].before.server.params
-    reading = Products(SCALE, start)(done[2])
+    reading = ProductGeometry(SCALE, start)(done[2])
     before, after = done[2].before.server.params, done[2].after.server.params
     assert reading["product.step"].item() == pytest.approx(dense(before, after - before).norm().item())
     assert reading["product.travelled"].item() == pytest.approx(dense(start, after - start).norm().item())
-    past = Past({("product.step", ""): 3.0})
+    past = MetricHistory({("product.step", ""): 3.0})
     assert of_products({"product.step": 1.0, "product.travelled": 2.0}, past) == {"product.efficiency": 0.5}
 
 
@@ -127,9 +128,9 @@ def test_layers_of_products_are_told_apart():
     draw = torch.Generator().manual_seed(1)
     start, moves = (Tree({f"layers.{layer}.{leaf}": torch.randn(shape, generator=draw, dtype=torch.float64)
                           for layer in (0, 1) for leaf, shape in (("A", (2, 2, 5)), ("B", (2, 3, 2)))}) for _ in range(2))
-    grams = products_by_layer(start, moves)
+    grams = product_gram_by_layer(start, moves)
     assert list(grams) == ["layer 00", "layer 01"]
-    assert torch.allclose(grams["layer 00"] + grams["layer 01"], products(start, moves))
+    assert torch.allclose(grams["layer 00"] + grams["layer 01"], product_gram(start, moves))
 
 
 def test_the_way_of_writing_a_product_does_not_count():
@@ -138,9 +139,9 @@ def test_the_way_of_writing_a_product_does_not_count():
     turned = torch.tensor([[2.0, 1.0], [0.0, 1.0]], dtype=torch.float64)
     start = Tree({"m.A": torch.stack([one, one]), "m.B": torch.stack([one, one])})
     ends = Tree({"m.A": torch.stack([2 * one, 2 * turned.inverse()]), "m.B": torch.stack([one, turned])})
-    gram = products(start, ends - start)
+    gram = product_gram(start, ends - start)
     assert (gram / gram[0, 0]).flatten().tolist() == pytest.approx([1, 1, 1, 1])
 
 
 def test_without_adapters_there_are_no_products():
-    assert Products(1.0)(a_round([[1, 0], [0, 1]])) == {}
+    assert ProductGeometry(1.0)(a_round([[1, 0], [0, 1]])) == {}

@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fedrift.probes.representation import alike, alike_in_pairs, anisotropy, cka, effective_rank
+from fedrift.probes.representation import anisotropy, cka, effective_rank, mean_cosine, mean_pairwise_cosine
 
 DOUBLE = torch.float64
 
@@ -97,12 +97,12 @@ def test_anisotropy_is_the_mean_cosine_of_two_positions():
 
 def test_positions_are_compared_with_themselves():
     x = gaussian(6, 5)
-    assert alike(x, 3 * x).item() == pytest.approx(1)
-    assert alike(x, -x).item() == pytest.approx(-1)
-    assert alike(torch.eye(4), torch.eye(4).roll(1, 0)).item() == pytest.approx(0)
+    assert mean_cosine(x, 3 * x).item() == pytest.approx(1)
+    assert mean_cosine(x, -x).item() == pytest.approx(-1)
+    assert mean_cosine(torch.eye(4), torch.eye(4).roll(1, 0)).item() == pytest.approx(0)
 
 
 def test_the_mean_over_pairs_is_that_of_every_pair():
     states = torch.randn(3, 6, 4, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
-    pairs = [alike(states[one], states[two]) for one, two in ((0, 1), (0, 2), (1, 2))]
-    assert alike_in_pairs(states).item() == pytest.approx(torch.stack(pairs).mean().item())
+    pairs = [mean_cosine(states[one], states[two]) for one, two in ((0, 1), (0, 2), (1, 2))]
+    assert mean_pairwise_cosine(states).item() == pytest.approx(torch.stack(pairs).mean().item())

@@ -7,9 +7,9 @@ from dataclasses import replace
 import pytest
 import torch
 
-from fedrift.models.tune import Full
-from fedrift.probes.subspaces import adapter_subspaces, overlap, product
-from fedrift.tree import Tree
+from fedrift.core.tree import Tree
+from fedrift.models.trainable import All
+from fedrift.probes.lora import adapter_subspaces, product_svd, subspace_overlap
 from tests.probes.rounds import a_round, noise, stacked
 
 DOUBLE = torch.float64
@@ -21,9 +21,9 @@ def a_fleet(ups: list[torch.Tensor], downs: list[torch.Tensor]):
     done = a_round(model, [0.0] * len(ups))
     path = "model.layers.3.q_proj"
     local = Tree({f"{path}.A": torch.stack(downs).to(DOUBLE), f"{path}.B": torch.stack(ups).to(DOUBLE)})
-    zero = local.rows(slice(0, 1)).zeros()
+    zero = local.take(slice(0, 1)).zeros_like()
     put = lambda state, tree: replace(state, server=replace(state.server, params=tree))  # noqa: E731
-    return replace(done, before=put(done.before, zero), after=put(done.after, local.rows(slice(0, 1))),
+    return replace(done, before=put(done.before, zero), after=put(done.after, local.take(slice(0, 1))),
                    report=replace(done.report, delta=local))
 
 
@@ -34,7 +34,7 @@ def columns(*which: int, tall: int = 6) -> torch.Tensor:
 def test_a_product_is_decomposed_without_being_built():
     draw = torch.Generator().manual_seed(0)
     up, down = torch.randn(2, 9, 3, generator=draw, dtype=DOUBLE), torch.randn(2, 3, 7, generator=draw, dtype=DOUBLE)
-    u, values, v = product(up, down)
+    u, values, v = product_svd(up, down)
     assert torch.allclose(u @ torch.diag_embed(values) @ v.mT, up @ down)
     assert torch.allclose(values, torch.linalg.svdvals(up @ down)[:, :3])
 
@@ -60,7 +60,7 @@ def test_planes_that_share_a_line_are_half_alike():
 def test_lines_have_the_squared_cosine_of_their_angle():
     lines = torch.tensor([[1.0, 0], [1, 1]]).unsqueeze(-1)
     lines = lines / lines.norm(dim=1, keepdim=True)
-    assert overlap(lines, torch.ones(2, 1, dtype=torch.bool)).item() == pytest.approx(0.5)
+    assert subspace_overlap(lines, torch.ones(2, 1, dtype=torch.bool)).item() == pytest.approx(0.5)
 
 
 def test_a_direction_that_is_not_used_does_not_count():
@@ -74,7 +74,7 @@ def test_a_direction_that_is_not_used_does_not_count():
 def test_random_planes_are_alike_by_chance_only():
     draw = torch.Generator().manual_seed(0)
     bases = torch.linalg.qr(torch.randn(8, 100, 4, generator=draw, dtype=DOUBLE))[0]
-    assert overlap(bases, torch.ones(8, 4, dtype=torch.bool)).item() == pytest.approx(4 / 100, abs=0.01)
+    assert subspace_overlap(bases, torch.ones(8, 4, dtype=torch.bool)).item() == pytest.approx(4 / 100, abs=0.01)
 
 
 def test_ranks_of_the_servers_product():
@@ -101,7 +101,7 @@ def test_untrained_adapters_have_no_directions():
 
 
 def test_networks_without_adapters_have_nothing_to_say():
-    model = stacked(tune=Full())
+    model = stacked(tune=All())
     assert adapter_subspaces(a_round(model, [0.1, 0.1])) == {}
 
 
@@ -123,4 +123,4 @@ def test_every_layer_is_the_mean_of_its_modules():
         "layer 00", "layer 01", "layer 02"}
     layers = [reading["adapters.rank", f"layer {layer:02d}"].item() for layer in range(3)]
     assert reading["adapters.rank"].item() == pytest.approx(sum(layers) / 3)
-    assert noise(model.template(), 0.0, 0).norm() == 0
+    assert noise(model.init_params(), 0.0, 0).norm() == 0

@@ -9,40 +9,39 @@ import pytest
 import torch
 from sacrebleu.metrics.bleu import BLEU
 
-from fedrift.models.generate import Nucleus, continued
-from fedrift.models.stacked import StackedModel
-from fedrift.models.tune import Full, Lora
-from fedrift.probes.text import distinct, repetition, scores, signature
+from fedrift.models.stacked_model import NucleusSampler, StackedModel, generate_tokens
+from fedrift.models.trainable import All, Lora
+from fedrift.probes.text import bleu_signature, distinct_ngrams, repetition_rate, score_continuations
 from tests.models.tiny import random_model
 from tests.worlds import byte_tokenizer
 
 
 def test_the_text_itself_has_full_marks_and_another_none():
     text = "the coach praised every player after the late goal"
-    same = scores([(text, text)] * 3)
+    same = score_continuations([(text, text)] * 3)
     assert same["text.bleu"] == pytest.approx(100)
     assert [same[f"text.{name}"] for name in ("rouge1", "rouge2", "rougeL")] == [1, 1, 1]
-    other = scores([("cook an onion with butter", text)])
+    other = score_continuations([("cook an onion with butter", text)])
     assert other["text.bleu"] == pytest.approx(0, abs=5)
     assert other["text.rouge1"] == 0
 
 
 def test_rouge_counts_stems():
-    assert scores([("players praising", "player praised")])["text.rouge2"] == 1
+    assert score_continuations([("players praising", "player praised")])["text.rouge2"] == 1
 
 
 def test_bleu_is_the_corpuss_and_not_the_mean_of_the_sentences():
     pairs = [("a b c d e f", "a b c d e f"), ("x y", "p q r s t u v w")]
-    alone = [scores([pair])["text.bleu"] for pair in pairs]
-    assert scores(pairs)["text.bleu"] != pytest.approx(sum(alone) / 2, abs=1)
-    assert signature().startswith("BLEU nrefs:1|bs:1000|seed:12345|case:mixed|eff:no|tok:13a|smooth:exp|version:")
+    alone = [score_continuations([pair])["text.bleu"] for pair in pairs]
+    assert score_continuations(pairs)["text.bleu"] != pytest.approx(sum(alone) / 2, abs=1)
+    assert bleu_signature().startswith("BLEU nrefs:1|bs:1000|seed:12345|case:mixed|eff:no|tok:13a|smooth:exp|version:")
 
 
 def test_intervals_are_of_the_prompts():
     """Half of 400 prompts hit, half missed: 1.96 * .5 / 20 = .049 for a mean; for BLEU a bootstrap by hand."""
     hit, missed = ("a b c d e f g", "a b c d e f g"), ("p q r s t u v", "a b c d e f g")
     mixed = [hit, missed] * 200
-    found = scores(mixed)
+    found = score_continuations(mixed)
     assert found["text.rouge1.ci"] == found["text.rougeL.ci"] == pytest.approx(1.96 * 0.5 / 20, rel=0.1)
     draw, by_hand = np.random.default_rng(1), []
     for _ in range(100):
@@ -50,21 +49,21 @@ def test_intervals_are_of_the_prompts():
         by_hand.append(BLEU().corpus_score(ours, [theirs]).score)
     low, high = np.quantile(by_hand, [0.025, 0.975])
     assert found["text.bleu.ci"] == pytest.approx((high - low) / 2, rel=0.3)
-    assert scores([hit] * 20)["text.bleu.ci"] == scores([hit] * 20)["text.rouge2.ci"] == 0
-    assert scores(mixed) == found  # no draw of its own
+    assert score_continuations([hit] * 20)["text.bleu.ci"] == score_continuations([hit] * 20)["text.rouge2.ci"] == 0
+    assert score_continuations(mixed) == found  # no draw of its own
 
 
 def test_few_prompts_have_no_interval():
-    few = scores([("a b c d e", "a b c d f")] * 14)
+    few = score_continuations([("a b c d e", "a b c d f")] * 14)
     assert math.isnan(few["text.bleu.ci"]) and math.isnan(few["text.rouge1.ci"]) and few["text.bleu"] > 0
 
 
 def test_different_pairs_and_repeated_runs():
     words = "a b a b a b".split()
-    assert distinct([words], 2) == pytest.approx(2 / 5)
-    assert repetition([words], 4) == pytest.approx(1 / 3)  # abab baba abab
-    assert repetition([words, "a b c d".split()], 4) == pytest.approx(1 / 4)
-    assert math.isnan(repetition([["a"]], 4))
+    assert distinct_ngrams([words], 2) == pytest.approx(2 / 5)
+    assert repetition_rate([words], 4) == pytest.approx(1 / 3)  # abab baba abab
+    assert repetition_rate([words, "a b c d".split()], 4) == pytest.approx(1 / 4)
+    assert math.isnan(repetition_rate([["a"]], 4))
 
 
 @pytest.mark.parametrize("kind", ["llama", "gpt2"])
@@ -73,14 +72,14 @@ def test_a_continuation_is_that_of_transformers(kind):
     prompts = torch.arange(12).view(3, 4)
     theirs = network.generate(prompts, max_new_tokens=6, min_new_tokens=6, do_sample=False, use_cache=True,
                               attention_mask=torch.ones_like(prompts), pad_token_id=0)[:, 4:]
-    model = StackedModel(network, Lora(rank=2))
-    assert continued(model, model.template(), prompts, 6).tolist() == theirs.tolist()
-    assert not model.outfit.leaves
+    model = StackedModel(network, Lora(r=2))
+    assert generate_tokens(model, model.init_params(), prompts, 6).tolist() == theirs.tolist()
+    assert not model.active_params.leaves
 
 
 def test_the_nucleus_is_the_fewest_tokens_that_hold_the_mass():
     logits = torch.tensor([0.5, 0.3, 0.15, 0.05]).log().expand(4000, 4)
-    drawn = Nucleus(torch.Generator().manual_seed(0), 0.7)(logits).flatten().bincount(minlength=4) / 4000
+    drawn = NucleusSampler(torch.Generator().manual_seed(0), 0.7)(logits).flatten().bincount(minlength=4) / 4000
     assert drawn[2:].tolist() == [0, 0]
     assert float(drawn[0]) == pytest.approx(0.5 / 0.8, abs=3 * (0.625 * 0.375 / 4000) ** 0.5)
 
@@ -92,23 +91,23 @@ def test_a_drawn_continuation_is_that_of_transformers_with_the_same_draws():
         torch.manual_seed(5)
         theirs = network.generate(prompts, max_new_tokens=6, min_new_tokens=6, do_sample=True, top_p=0.9, top_k=0,
                                   attention_mask=torch.ones_like(prompts), pad_token_id=0, eos_token_id=None)[:, 4:]
-    model = StackedModel(network, Lora(rank=2))
-    draws = (Nucleus(torch.Generator().manual_seed(seed)) for seed in (5, 6))
-    ours, others = (continued(model, model.template(), prompts, 6, draw) for draw in draws)
+    model = StackedModel(network, Lora(r=2))
+    draws = (NucleusSampler(torch.Generator().manual_seed(seed)) for seed in (5, 6))
+    ours, others = (generate_tokens(model, model.init_params(), prompts, 6, draw) for draw in draws)
     assert ours.tolist() == theirs.tolist() != others.tolist()
 
 
-@pytest.mark.parametrize("tune", [Lora(rank=2), Full()], ids=lambda tune: type(tune).__name__)
+@pytest.mark.parametrize("tune", [Lora(r=2), All()], ids=lambda tune: type(tune).__name__)
 def test_what_is_worn_decides_and_a_cache_changes_nothing(tune):
     model = StackedModel(random_model("llama", byte_tokenizer()).network, tune)
     draw = torch.Generator().manual_seed(0)
-    params = model.template().map(lambda leaf: leaf + 0.3 * torch.randn(leaf.shape, generator=draw))
+    params = model.init_params().map(lambda leaf: leaf + 0.3 * torch.randn(leaf.shape, generator=draw))
     prompts = torch.arange(12).view(3, 4)
-    found = continued(model, params, prompts, 5)
-    assert found.tolist() != continued(model, model.template(), prompts, 5).tolist()
+    found = generate_tokens(model, params, prompts, 5)
+    assert found.tolist() != generate_tokens(model, model.init_params(), prompts, 5).tolist()
     seen = prompts
     for _ in range(5):  # all anew for every token, by the loss's own head
-        hidden = model.hidden(params, seen[None])[0, :, -1]
+        hidden = model.hidden_states(params, seen[None])[0, :, -1]
         head = model.head.weight if model.head_leaf is None else params[model.head_leaf][0]
         seen = torch.cat([seen, (hidden @ head.T).argmax(1, keepdim=True)], 1)
     assert found.tolist() == seen[:, 4:].tolist()

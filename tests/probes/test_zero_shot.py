@@ -5,56 +5,70 @@ from __future__ import annotations
 import pytest
 import torch
 
-from fedrift.models.stacked import StackedModel
-from fedrift.probes.zero_shot import ZeroShot
-from fedrift.run import carry_out
-from fedrift.tree import Tree
+from fedrift.core.tree import Tree
+from fedrift.engine.run import run_experiment
+from fedrift.models.stacked_model import StackedModel
+from fedrift.probes.losses import PretrainedLossCache
 from tests.worlds import experiment, stock
 
-TUNES = {"lora": [], "last_k": ["tune={is: LastK, blocks: 1}"], "full": ["tune={is: Full}"],
-         "lora with a base": ["algorithm={is: FedAvg, aggregate: FedEx}"]}
+TUNES = {"lora": [], "last_k": ["trainable={type: LastBlocks, num_blocks: 1}"], "full": ["trainable={type: All}"],
+         "lora with a base": ["algorithm={type: FedAvg, aggregator: FedEx}"]}
 
 
 @pytest.mark.parametrize("tune", TUNES)
 def test_runs_that_share_a_stock_read_the_pretrained_model_once_and_record_the_same(tune, tmp_path, monkeypatch):
-    asked = [experiment(tmp_path, *TUNES[tune], "plan.rounds=1", "evaluate.panel=[syntax]", "evaluate.pairs=2", f"seed={seed}",
-                        f"partition.severity={severity}") for seed, severity in ((0, 1.0), (1, 0.5))]
-    alone = [carry_out(one, stock(tmp_path / f"alone {number}")).records() for number, one in enumerate(asked)]
+    asked = [
+        experiment(
+            tmp_path,
+            *TUNES[tune],
+            "training.num_rounds=1",
+            "evaluation.probes=[syntax]",
+            "evaluation.minimal_pairs=2",
+            f"seed={seed}",
+            f"partition.severity={severity}",
+        )
+        for seed, severity in ((0, 1.0), (1, 0.5))
+    ]
+    alone = [run_experiment(one, stock(tmp_path / f"alone {number}")).records() for number, one in enumerate(asked)]
 
     passes = []
-    plain = StackedModel.positions
+    plain = StackedModel.position_losses
 
     def counted(self, params, tokens, keep):
         if not torch.is_grad_enabled():
             passes.append(tokens.shape)
         return plain(self, params, tokens, keep)
 
-    monkeypatch.setattr(StackedModel, "positions", counted)
+    monkeypatch.setattr(StackedModel, "position_losses", counted)
     shared, together, count = stock(tmp_path / "shared"), [], []
     for one in asked:
         passes.clear()
-        together.append(carry_out(one, shared).records())
+        together.append(run_experiment(one, shared).records())
         count.append(len(passes))
     assert together == alone
     assert count[1] < count[0]
 
 
 def test_only_the_first_model_is_remembered(tmp_path):
-    setting = stock(tmp_path).stacked(experiment(tmp_path).model, experiment(tmp_path).tune)
-    start, known = setting.template(0), {}
-    judge = ZeroShot(setting, start, "here", known)
+    setting = stock(tmp_path).get_stacked_model(experiment(tmp_path).model, experiment(tmp_path).trainable)
+    start, known = setting.init_params(0), {}
+    judge = PretrainedLossCache(setting, start, "here", known)
     tokens = torch.arange(24).view(1, 2, 12)
     keep = torch.ones_like(tokens, dtype=torch.bool)
     with torch.no_grad():
-        first, counts = judge.sums(start, tokens, keep)
-        assert len(known) == 1 and torch.equal(first, setting.sums(start, tokens, keep)[0]) and counts.tolist() == [[11, 11]]
-        other = ZeroShot(setting, setting.template(1), "here", known)  # adapters of another seed: the same function
-        assert torch.equal(other.sums(setting.template(1), tokens, keep)[0], first) and len(known) == 1
+        first, counts = judge.sequence_losses(start, tokens, keep)
+        assert (
+            len(known) == 1
+            and torch.equal(first, setting.sequence_losses(start, tokens, keep)[0])
+            and counts.tolist() == [[11, 11]]
+        )
+        other = PretrainedLossCache(setting, setting.init_params(1), "here", known)  # adapters of another seed: the same function
+        assert torch.equal(other.sequence_losses(setting.init_params(1), tokens, keep)[0], first) and len(known) == 1
         moved = start.map(lambda leaf: leaf + 0.1)
-        assert not torch.equal(judge.sums(moved, tokens, keep)[0], first) and len(known) == 1
+        assert not torch.equal(judge.sequence_losses(moved, tokens, keep)[0], first) and len(known) == 1
         under = Tree({**start, "base/what": torch.ones(1, 3)})
-        assert not judge.begins(under) and judge.begins(Tree({**start, "base/what": torch.zeros(1, 3)}))
+        assert not judge.is_initial(under) and judge.is_initial(Tree({**start, "base/what": torch.zeros(1, 3)}))
         keep[:, :, 6:] = False
-        assert not torch.equal(judge.sums(start, tokens, keep)[0], first) and len(known) == 2
-    judge.sums(start, tokens, keep)  # what needs gradients is never remembered
+        assert not torch.equal(judge.sequence_losses(start, tokens, keep)[0], first) and len(known) == 2
+    judge.sequence_losses(start, tokens, keep)  # what needs gradients is never remembered
     assert len(known) == 2

@@ -12,14 +12,13 @@ from typer.testing import CliRunner
 
 from fedrift.algorithms import Scaffold
 from fedrift.cli.app import app
-from fedrift.errors import UserError
-from fedrift.experiment import edit
-from fedrift.profile import profiled
-from fedrift.profile.hints import hints
-from fedrift.profile.inside import BETWEEN, HEAD, IDLE, OPTIMIZER, summed
-from fedrift.profile.memory import stored
-from fedrift.run import carry_out
-from fedrift.store.tensors import load_state
+from fedrift.config.schema import edit_config
+from fedrift.core.errors import UserError
+from fedrift.engine.run import run_experiment
+from fedrift.profiling import profile_run
+from fedrift.profiling.hints import find_hints
+from fedrift.profiling.profiler import ELEMENTWISE, HEAD, IDLE, OPTIMIZER, storage_bytes, sum_by_kind
+from fedrift.storage.tensors import load_tensors
 from tests.worlds import experiment, stock
 
 LENGTH, WIDE, INNER, RANK, BLOCKS = 16, 32, 48, 8, 2  # of the world's model
@@ -34,26 +33,26 @@ class Killed(Exception):
 def seen(tmp_path_factory):
     """A profile of three rounds of SCAFFOLD, where it was kept, and the same run as it is without."""
     folder = tmp_path_factory.mktemp("profile")
-    asked = edit(experiment(folder), {"algorithm": Scaffold()})
-    found = profiled(asked, stock(folder), measured=2, folder=folder / "profiled")
+    asked = edit_config(experiment(folder), {"algorithm": Scaffold()})
+    found = profile_run(asked, stock(folder), num_rounds=2, folder=folder / "profiled")
 
     def stop(progress):
         if progress.round == 3:
             raise Killed
 
     with pytest.raises(Killed):
-        carry_out(asked, stock(folder), stop)
+        run_experiment(asked, stock(folder), stop)
     return found, folder
 
 
 def test_profiled_rounds_end_where_the_same_rounds_end_without(seen):
     found, folder = seen
-    mine, _ = load_state(folder / "profiled" / found.id / "state.safetensors")
-    plain, said = load_state(folder / "runs" / found.id / "state.safetensors")
+    mine, _ = load_tensors(folder / "profiled" / found.id / "state.safetensors")
+    plain, said = load_tensors(folder / "runs" / found.id / "state.safetensors")
     assert said["round"] == 3
     assert mine.keys() == plain.keys()
     differ = {name for name in plain if not torch.equal(mine[name], plain[name])}
-    assert differ <= {"memory.slot"}  # where in its file a client's memory lies; its digest is compared
+    assert differ <= {"client_states.slot"}  # where in its file a client's memory lies; its digest is compared
 
 
 def test_shares_sum_to_one_and_every_second_has_a_place(seen):
@@ -95,7 +94,7 @@ def test_the_bytes_of_adapters_and_memories_are_exact(seen):
 
 def test_what_two_tensors_share_is_held_once():
     whole = torch.zeros(10, 4)
-    assert stored([whole, whole[:5], torch.zeros(3)]) == 160 + 12
+    assert storage_bytes([whole, whole[:5], torch.zeros(3)]) == 160 + 12
 
 
 def test_operations_go_where_they_were_called_from():
@@ -106,15 +105,15 @@ def test_operations_go_where_they_were_called_from():
     root = event(0, "fedrift.training")
     loss, step = event(1, "fedrift.loss", root, 0.5, 1), event(2, "fedrift.optimizer", root, 0.5, 1)
     head = event(3, "FrozenHead", loss, 0.5, 2)
-    seconds, total = summed([root, loss, step, head, event(4, "aten::mm", head, 1, 3), event(5, "aten::mul", step, 2, 3),
-                             event(6, "aten::mul", loss, 3, 3)], cuda=False)
-    assert (seconds[HEAD], seconds[OPTIMIZER], seconds[BETWEEN], seconds[IDLE]) == (1, 2, 3, 4)
+    seconds, total = sum_by_kind([root, loss, step, head, event(4, "aten::mm", head, 1, 3), event(5, "aten::mul", step, 2, 3),
+                             event(6, "aten::mul", loss, 3, 3)], is_cuda=False)
+    assert (seconds[HEAD], seconds[OPTIMIZER], seconds[ELEMENTWISE], seconds[IDLE]) == (1, 2, 3, 4)
     assert total == 10
 
 
 def plan(**changes):
-    return SimpleNamespace(plan=SimpleNamespace(batch=2, seq_len=64, rounds=20),
-                           evaluate=SimpleNamespace(every=1, final=40), **changes)
+    return SimpleNamespace(training=SimpleNamespace(batch_size=2, max_seq_length=64, num_rounds=20),
+                           evaluation=SimpleNamespace(interval=1, final_blocks_per_domain=40), **changes)
 
 
 def phases(**seconds):
@@ -122,30 +121,30 @@ def phases(**seconds):
 
 
 def test_hints_are_computed_and_the_dearest_comes_first():
-    told = hints(phases(training=5.0, probe_losses=4.0), plan(), 0.0, [
+    told = find_hints(phases(training=5.0, probe_losses=4.0), plan(), 0.0, [
         {"clients": 4, "batch": 2, "chosen": True, "tokens_per_second": 1000.0},
         {"clients": 1, "batch": 2, "chosen": False, "tokens_per_second": 1250.0},
         {"clients": 4, "batch": 4, "chosen": False, "tokens_per_second": 900.0}], 0.22)
-    assert told == ["evaluation of the losses takes 44% of a run: evaluate.every=5 would make it 14%",
-                    "1 clients in a pass gave 1.25x the tokens a second of 4: --micro 1"]
-    assert hints(phases(training=5.0), plan(), 0.0, [], 0.7) == [
+    assert told == ["evaluation of the losses takes 44% of a run: evaluation.interval=5 would make it 14%",
+                    "1 clients in a pass gave 1.25x the tokens a second of 4: --clients-per-pass 1"]
+    assert find_hints(phases(training=5.0), plan(), 0.0, [], 0.7) == [
         "nothing stands out: training is 100% of a run, at 70% of the machine's peak"]
-    assert hints(phases(training=5.0), plan(), 0.3, [], 0.7)[0].startswith("30% of the trained positions are padding")
+    assert find_hints(phases(training=5.0), plan(), 0.3, [], 0.7)[0].startswith("30% of the trained positions are padding")
 
 
 def test_an_experiment_without_rounds_is_refused(tmp_path):
     with pytest.raises(UserError, match="0 rounds"):
-        profiled(experiment(tmp_path, "plan.rounds=0"), stock(tmp_path))
+        profile_run(experiment(tmp_path, "training.num_rounds=0"), stock(tmp_path))
 
 
 def test_the_command_prints_writes_and_traces(tmp_path, monkeypatch):
     import yaml
 
-    (tmp_path / "e.yaml").write_text(yaml.safe_dump(experiment(tmp_path).written()))
+    (tmp_path / "e.yaml").write_text(yaml.safe_dump(experiment(tmp_path).to_dict()))
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("FEDRIFT_CACHE", str(tmp_path / "cache"))
     monkeypatch.setenv("COLUMNS", "160")
-    ask = ["profile", "e.yaml", "plan.rounds=1", "--device", "cpu", "--out", "p.json", "--trace", "t.json"]
+    ask = ["profile", "e.yaml", "training.num_rounds=1", "--device", "cpu", "--output", "p.json", "--trace", "t.json"]
     done = CliRunner().invoke(app, ask)
     assert done.exit_code == 0, done.output
     assert "frozen products" in done.stdout and "base weights" in done.stdout
@@ -154,4 +153,4 @@ def test_the_command_prints_writes_and_traces(tmp_path, monkeypatch):
     assert not (tmp_path / "runs").exists()
     names = {event.get("name") for event in json.loads((tmp_path / "t.json").read_text())["traceEvents"]}
     assert {"fedrift.data", "fedrift.loss", "fedrift.optimizer"} <= names
-    assert "make it first" in str(CliRunner().invoke(app, ["profile", "e.yaml", "--out", "none/p.json"]).exception)
+    assert "make it first" in str(CliRunner().invoke(app, ["profile", "e.yaml", "--output", "none/p.json"]).exception)

@@ -7,27 +7,27 @@ import json
 import pytest
 import torch
 
-from fedrift.errors import UserError
-from fedrift.recording import check_history
-from fedrift.recording.history import note_history
-from fedrift.records import Record
-from fedrift.store import Run, lines
-from fedrift.store.tensors import read_meta, save_state
+from fedrift.core.errors import UserError
+from fedrift.core.records import Record
+from fedrift.storage import Run, jsonl
+from fedrift.storage.checkpoint import summarize_history
+from fedrift.storage.fork import check_history
+from fedrift.storage.tensors import read_metadata, save_tensors
 
 
 def advance(run: Run, round: int, kept: bool = True, timed: bool = True, recording: bool = True) -> None:
     """Write what a round of a run writes, in its order."""
-    run.event(round, "client", "it was slow", 2)
-    run.append(Record(round, "loss", domain, -1, 4 - 0.1 * round) for domain in ("", "sport", "food"))
-    earlier = [said for said in run.decisions() if said["round"] < round]
-    run.write_json("mitigation", [*earlier, {"round": round, "group": [0, round % 2]}])
+    run.log_event(round, "client", "it was slow", 2)
+    run.append_records(Record(round, "loss", domain, -1, 4 - 0.1 * round) for domain in ("", "sport", "food"))
+    earlier = [said for said in run.cluster_assignments() if said["round"] < round]
+    run.write_json("clustering", [*earlier, {"round": round, "group": [0, round % 2]}])
     if recording:
         (run.folder / "updates").mkdir(exist_ok=True)
         (run.folder / "updates" / f"{round:05}.parquet").touch()
     if kept:
-        save_state(run.state_path, {"a": torch.ones(2)}, {"round": round, "history": note_history(run, round)})
+        save_tensors(run.state_path, {"a": torch.ones(2)}, {"round": round, "history": summarize_history(run, round)})
     if timed:
-        run.timing(round, train=1.0)
+        run.log_timing(round, train=1.0)
 
 
 @pytest.fixture
@@ -66,8 +66,8 @@ LOST = {
     "events deleted": (lambda run: (run.folder / "events.jsonl").unlink(), r"events\.jsonl is missing"),
     "timings cut": (lambda run: cut(run.folder / "timings.jsonl"), r"timings\.jsonl has no line of round 3$|of round 3\."),
     "timings deleted": (lambda run: (run.folder / "timings.jsonl").unlink(), r"no line of rounds 0, 1, 2, 3\."),
-    "decisions deleted": (lambda run: (run.folder / "mitigation.json").unlink(), "has not the 5 decisions"),
-    "decision missing": (lambda run: run.write_json("mitigation", run.decisions()[1:]), "has not the 5 decisions"),
+    "decisions deleted": (lambda run: (run.folder / "clustering.json").unlink(), "has not the 5 decisions"),
+    "decision missing": (lambda run: run.write_json("clustering", run.cluster_assignments()[1:]), "has not the 5 decisions"),
     "update deleted": (lambda run: (run.folder / "updates" / "00002.parquet").unlink(), "the updates of round 2 are missing"),
 }
 
@@ -86,8 +86,8 @@ def test_a_run_that_lost_something_is_refused_and_the_way_out_told(run, lost):
 LEFT = {"nothing": lambda run: None, "a round without its state": lambda run: advance(run, 5, kept=False, timed=False),
         "two of them": lambda run: (advance(run, 5, kept=False), advance(run, 6, kept=False, timed=False)),
         "no timing": lambda run: drop_line(run.folder / "timings.jsonl", 4),
-        "events after the state": lambda run: run.event(4, "resumed elsewhere", "threads was 2 and is 1"),
-        "rows of the end": lambda run: run.append([Record(4, "final.loss", "", -1, 3.0)])}
+        "events after the state": lambda run: run.log_event(4, "resumed elsewhere", "threads was 2 and is 1"),
+        "rows of the end": lambda run: run.append_records([Record(4, "final.loss", "", -1, 3.0)])}
 
 
 @pytest.mark.parametrize("torn", [False, True], ids=["whole lines", "torn lines"])
@@ -99,7 +99,7 @@ def test_what_a_kill_leaves_behind_is_no_loss_and_the_run_goes_on(run, left, tor
             file.write(b'[5, "lo')
     for _ in range(2):  # and killed again at once
         check_history(run)
-        run.rewind(4)
+        run.truncate_after(4)
     for round in (5, 6):
         advance(run, round)
         check_history(run)
@@ -108,14 +108,14 @@ def test_what_a_kill_leaves_behind_is_no_loss_and_the_run_goes_on(run, left, tor
 
 
 def test_the_mark_of_a_file_is_that_of_its_bytes_however_often_it_was_taken(run):
-    noted = read_meta(run.state_path)[0]["history"]
+    noted = read_metadata(run.state_path)[0]["history"]
     for name in ("records.jsonl", "events.jsonl"):
-        assert noted[name] == lines.mark(run.folder / name) and noted[name][0] == (run.folder / name).stat().st_size
+        assert noted[name] == jsonl.compute_checksum(run.folder / name) and noted[name][0] == (run.folder / name).stat().st_size
     assert noted["updates"] == 0
 
 
 def test_a_state_of_an_older_fedrift_goes_on_with_a_word(run):
-    save_state(run.state_path, {"a": torch.ones(2)}, {"round": 4})
+    save_tensors(run.state_path, {"a": torch.ones(2)}, {"round": 4})
     cut(run.folder / "records.jsonl")
     check_history(run)  # nothing was noted, so nothing can be missed
     from safetensors.torch import load_file, save_file
@@ -126,6 +126,6 @@ def test_a_state_of_an_older_fedrift_goes_on_with_a_word(run):
 
 
 def test_a_state_that_does_not_say_its_round_is_refused(run):
-    save_state(run.state_path, {"a": torch.ones(2)}, {"leaves": ["a"]})
+    save_tensors(run.state_path, {"a": torch.ones(2)}, {"leaves": ["a"]})
     with pytest.raises(UserError, match="does not say of which round"):
         check_history(run)

@@ -11,40 +11,38 @@ import pytest
 import torch
 
 from fedrift.algorithms import FedAvg, Scaffold
-from fedrift.errors import UserError
-from fedrift.memory import Memory
-from fedrift.recording import Checkpoint, restored
-from fedrift.recording.state import changed, layout, named, packed, unpacked
-from fedrift.rounds import begin
-from fedrift.store import Run
-from fedrift.store.slots import Slots
-from fedrift.store.tensors import save_state
-from fedrift.streams import torch_stream
-from fedrift.tree import Tree
-from fedrift.values import State
+from fedrift.core.errors import UserError
+from fedrift.core.random import torch_stream
+from fedrift.core.tree import Tree
+from fedrift.core.types import FederatedState
+from fedrift.engine.loop import init_state
+from fedrift.storage import Run
+from fedrift.storage.checkpoint import find_changed, flatten_state, get_layout, pack_tree, unpack_tree
+from fedrift.storage.fork import Checkpoint, load_checkpoint
+from fedrift.storage.tensors import SlotFile
 
 SIZE, COHORT = 40, 3
 PARAMS = Tree({"z.B": torch.zeros(1, 4, 2), "a.A": torch.ones(1, 2, 3)})
 
 
-def first(size: int = SIZE) -> State:
-    return begin(Scaffold(), PARAMS, size)
+def first(size: int = SIZE) -> FederatedState:
+    return init_state(Scaffold(), PARAMS, size)
 
 
-def after(state: State) -> State:
+def after(state: FederatedState) -> FederatedState:
     """The state a round later: a cohort has other controls, and so has the server."""
     draw = torch_stream(state.round, "state")
-    who = torch.randperm(len(state.group), generator=draw)[:COHORT].sort().values
+    who = torch.randperm(len(state.cluster_ids), generator=draw)[:COHORT].sort().values
     rows = PARAMS.map(lambda leaf: torch.randn(COHORT, *leaf.shape[1:], generator=draw))
     server = replace(state.server, params=state.server.params + 1.0)
-    return replace(state, round=state.round + 1, server=server, memory=state.memory.put(who, rows),
-                   last=torch.full((len(state.group),), state.round))
+    return replace(state, round=state.round + 1, server=server, client_states=state.client_states.update(who, rows),
+                   last_round_seen=torch.full((len(state.cluster_ids),), state.round))
 
 
-def same(one: State | None, two: State) -> bool:
+def same(one: FederatedState | None, two: FederatedState) -> bool:
     if one is None:
         return False
-    here, there = named(one), named(two)
+    here, there = flatten_state(one), flatten_state(two)
     return one.round == two.round and list(here) == list(there) and all(torch.equal(here[name], there[name]) for name in here)
 
 
@@ -56,8 +54,8 @@ def run(tmp_path):
 @pytest.fixture
 def written(monkeypatch):
     """How many records each save wrote."""
-    counts, write = [], Slots.write
-    monkeypatch.setattr(Slots, "write", lambda self, records: (counts.append(len(records)), write(self, records))[1])
+    counts, write = [], SlotFile.write
+    monkeypatch.setattr(SlotFile, "write", lambda self, records: (counts.append(len(records)), write(self, records))[1])
     return counts
 
 
@@ -68,11 +66,11 @@ def test_a_save_writes_the_clients_that_changed_and_the_file_does_not_grow_witho
     for _ in range(100):
         state = after(state)
         checkpoint.save(state)
-        assert same(restored(run, first()), state)
+        assert same(load_checkpoint(run, first()), state)
     assert written == [1, *[COHORT] * 100]
-    record = len(packed(state.memory.clients[0]))
-    assert run.memory_path.stat().st_size <= (SIZE + COHORT) * record
-    assert sorted(path.name for path in run.folder.iterdir()) == ["memory.rows", "state.safetensors"]
+    record = len(pack_tree(state.client_states.states[0]))
+    assert run.client_state_path.stat().st_size <= (SIZE + COHORT) * record
+    assert sorted(path.name for path in run.folder.iterdir()) == ["client_states.rows", "state.safetensors"]
     checkpoint.save(replace(state, round=state.round + 1))  # nobody's memory changed
     assert written == [1, *[COHORT] * 100]
 
@@ -82,13 +80,15 @@ def test_a_process_that_resumes_writes_what_changed_only_and_what_clients_share_
     Checkpoint(run).save(state)
     checkpoint = Checkpoint(run)
     back = checkpoint.load(first())
-    assert back.memory.bytes() == state.memory.bytes() and len({id(client) for client in back.memory.clients}) == 1
+    assert (back.client_states.num_bytes() == state.client_states.num_bytes()
+            and len({id(client) for client in back.client_states.states}) == 1)
     state = back
     for _ in range(3):  # rounds between two saves
         state = after(state)
     checkpoint.save(state)
-    assert written == [1, len(changed(back.memory.clients, state.memory.clients))] and COHORT < written[1] <= 3 * COHORT
-    assert same(restored(run, first()), state)
+    assert (written == [1, len(find_changed(back.client_states.states, state.client_states.states))]
+            and COHORT < written[1] <= 3 * COHORT)
+    assert same(load_checkpoint(run, first()), state)
 
 
 @pytest.mark.parametrize("at", range(8))
@@ -127,18 +127,18 @@ def test_a_process_killed_at_any_write_leaves_the_state_before_or_the_one_after(
     assert same(found, states[-2]) or same(found, states[-1])
     for expected in [*states[found.round + 1:], after(states[-1])]:  # the round is repeated, and the run goes on
         again.save(expected)
-        assert same(restored(run, first()), expected)
+        assert same(load_checkpoint(run, first()), expected)
 
 
 def test_what_is_stored_comes_back_bit_for_bit_with_its_types_and_aligned(run):
     odd = torch.tensor([0x7FC00001, -0x80000000, 1, 0x3F800001], dtype=torch.int32).view(torch.float32)
     leaves = Tree({"z": odd.view(1, 4), "n": torch.tensor([[True]]), "a": torch.tensor([[1e-320, -0.0]], dtype=torch.float64),
                    "none": torch.zeros(1, 0), "half": torch.tensor([[1.5, -2.0]], dtype=torch.bfloat16)})
-    back = unpacked(packed(leaves), layout(leaves))
+    back = unpack_tree(pack_tree(leaves), get_layout(leaves))
     assert list(back) == list(leaves)
     for name, leaf in leaves.items():
         assert back[name].dtype == leaf.dtype and back[name].shape == leaf.shape
-        assert packed(Tree({name: back[name]})) == packed(Tree({name: leaf}))
+        assert pack_tree(Tree({name: back[name]})) == pack_tree(Tree({name: leaf}))
         assert back[name].data_ptr() % 16 == 0 and back[name].untyped_storage().nbytes() == leaf.nbytes
 
 
@@ -161,9 +161,9 @@ def folder(path: Path) -> None:
 def test_a_memory_that_is_not_what_was_written_is_refused_in_one_line(run, harm):
     checkpoint = Checkpoint(run)
     checkpoint.save(after(first(COHORT)))
-    harm(run.memory_path)
-    with pytest.raises(UserError, match=r"memory\.rows") as error:
-        restored(run, first(COHORT))
+    harm(run.client_state_path)
+    with pytest.raises(UserError, match=r"client_states\.rows") as error:
+        load_checkpoint(run, first(COHORT))
     assert "\n" not in str(error.value)
 
 
@@ -177,13 +177,13 @@ def test_a_file_of_another_time_is_never_read(run, tmp_path):
         checkpoint.save(state)
     run.state_path.write_bytes(old)
     with pytest.raises(UserError, match="is damaged"):
-        restored(run, first())
+        load_checkpoint(run, first())
     run.state_path.unlink()
-    assert restored(run, first()) is None
+    assert load_checkpoint(run, first()) is None
     fresh = first()
     Checkpoint(run).save(fresh)
-    assert same(restored(run, first()), fresh)
-    assert run.memory_path.stat().st_size == len(packed(fresh.memory.clients[0]))
+    assert same(load_checkpoint(run, first()), fresh)
+    assert run.client_state_path.stat().st_size == len(pack_tree(fresh.client_states.states[0]))
 
 
 def test_a_state_that_the_process_did_not_read_is_not_written_over(run, monkeypatch):
@@ -192,26 +192,14 @@ def test_a_state_that_the_process_did_not_read_is_not_written_over(run, monkeypa
     def killed(*said):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("fedrift.recording.state.save_state", killed)
+    monkeypatch.setattr("fedrift.storage.checkpoint.save_tensors", killed)
     with pytest.raises(KeyboardInterrupt):
         Checkpoint(run).save(after(state))
-    assert same(restored(run, first()), state)
+    assert same(load_checkpoint(run, first()), state)
 
 
 def test_clients_without_a_memory_need_no_file(run):
-    state = begin(FedAvg(), PARAMS, SIZE)
+    state = init_state(FedAvg(), PARAMS, SIZE)
     Checkpoint(run).save(state)
     assert [path.name for path in run.folder.iterdir()] == ["state.safetensors"]
-    assert same(restored(run, state), state) and not restored(run, state).memory
-
-
-def test_a_state_with_the_memory_among_its_tensors_is_read_and_goes_on(run):
-    """As versions before 1.0 wrote it."""
-    state = after(first())
-    tensors = named(state)
-    save_state(run.state_path, tensors, {"round": state.round, "leaves": list(tensors)})
-    checkpoint = Checkpoint(run)
-    assert same(checkpoint.load(first()), state)
-    checkpoint.save(after(state))
-    assert same(restored(run, first()), after(state))
-    assert isinstance(restored(run, first()).memory, Memory)
+    assert same(load_checkpoint(run, state), state) and not load_checkpoint(run, state).client_states

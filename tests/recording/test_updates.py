@@ -9,43 +9,44 @@ import numpy as np
 import pytest
 import torch
 
-from fedrift.algorithms import Ditto, FedAvg, Scaffold, aggregates
-from fedrift.errors import UserError
-from fedrift.experiment import edit
-from fedrift.mitigation import ByUpdate
-from fedrift.optimizers import Adam
-from fedrift.recording import Updates, restored
-from fedrift.recording.state import named
-from fedrift.run import carry_out
-from fedrift.setting import prepare, resolve
-from fedrift.store.arrays import load_arrays, save_arrays
-from fedrift.values import Report
+from fedrift.algorithms import Ditto, FedAvg, Scaffold, aggregators
+from fedrift.clustering import UpdateClustering
+from fedrift.config.schema import edit_config
+from fedrift.core.errors import UserError
+from fedrift.core.optimizers import Adam
+from fedrift.core.types import CohortUpdate
+from fedrift.engine.build import build_run, resolve_fingerprints
+from fedrift.engine.run import run_experiment
+from fedrift.storage.checkpoint import flatten_state
+from fedrift.storage.fork import UpdateLog, load_checkpoint
+from fedrift.storage.parquet import load_arrays, save_arrays
 from tests.test_run import Killed, assert_equal, killed_at, replace_root
 from tests.worlds import experiment
 
 CPU = torch.device("cpu")
-WAYS = {"Scaffold": {"algorithm": Scaffold()}, "FedAdam": {"algorithm": FedAvg(server=Adam(0.05))},
-        "FedEx": {"algorithm": FedAvg(aggregate=aggregates.FedEx())}, "Ditto": {"algorithm": Ditto()},
-        "groups": {"mitigation": ByUpdate(clusters=2, every=2)}}
+WAYS = {"Scaffold": {"algorithm": Scaffold()}, "FedAdam": {"algorithm": FedAvg(server_optimizer=Adam(0.05))},
+        "FedEx": {"algorithm": FedAvg(aggregator=aggregators.FedEx())}, "Ditto": {"algorithm": Ditto()},
+        "groups": {"clustering": UpdateClustering(num_clusters=2, interval=2)}}
 
 
 def recording(folder, name, **options):
     there = replace_root(folder, name)
-    return replace(there, runtime=replace(there.runtime, keep_updates=True, **options), kept={})
+    return replace(there, runtime=replace(there.runtime, save_updates=True, **options), _items={})
 
 
 @pytest.fixture
 def asked(tmp_path):
-    return experiment(tmp_path, "evaluate.panel=[]", "evaluate.final=0", "plan.weighting=uniform")
+    return experiment(tmp_path, "evaluation.probes=[]", "evaluation.final_blocks_per_domain=0",
+                      "training.client_weighting=uniform")
 
 
 def test_arrays_come_back_bit_for_bit_with_their_types_and_in_their_order(tmp_path):
     odd = np.array([0x7FC00001, 0x80000000, 0x00000001, 0x3F800001], dtype=np.uint32).view(np.float32)  # NaN, -0, denormal, 1+
     said = {"z": odd.reshape(2, 2), "a": np.array([np.nan, 1e-320, -0.0]), "n": np.array([[2**40, -1]]), "none": np.zeros((0, 3)),
             "b": np.array([True, False]), "one": np.array(3.5, dtype=np.float32)}
-    save_arrays(tmp_path / "x.parquet", said, {"why": ["", "ünusual"], "draw": 2**62 + 1})
+    save_arrays(tmp_path / "x.parquet", said, {"notes": ["", "ünusual"], "server_seed": 2**62 + 1})
     found, meta = load_arrays(tmp_path / "x.parquet")
-    assert list(found) == list(said) and meta == {"why": ["", "ünusual"], "draw": 2**62 + 1}
+    assert list(found) == list(said) and meta == {"notes": ["", "ünusual"], "server_seed": 2**62 + 1}
     assert all(found[name].dtype == said[name].dtype and found[name].shape == said[name].shape for name in said)
     assert all(found[name].tobytes() == said[name].tobytes() for name in said)
     assert list(load_arrays(tmp_path / "x.parquet", "n")[0]) == ["n", "none"]
@@ -64,57 +65,57 @@ def test_arrays_come_back_bit_for_bit_with_their_types_and_in_their_order(tmp_pa
 
 @pytest.mark.parametrize("way", WAYS, ids=str)
 def test_every_report_and_state_is_kept_bit_for_bit_and_the_run_is_what_it_was(tmp_path, asked, way, monkeypatch):
-    asked, seen = edit(asked, WAYS[way]), []
-    add = Updates.add
-    monkeypatch.setattr(Updates, "add", lambda self, done: (seen.append(done), add(self, done))[1])
-    run = carry_out(asked, recording(tmp_path, "kept"))
-    kept = Updates(run)
-    assert kept.rounds == [0, 1, 2, 3, 4] and run.read_json("finished")["updates"] == {"rounds": 4, "bytes": kept.bytes}
+    asked, seen = edit_config(asked, WAYS[way]), []
+    add = UpdateLog.add_round
+    monkeypatch.setattr(UpdateLog, "add_round", lambda self, done: (seen.append(done), add(self, done))[1])
+    run = run_experiment(asked, recording(tmp_path, "kept"))
+    kept = UpdateLog(run)
+    assert kept.rounds == [0, 1, 2, 3, 4] and run.read_json("finished")["updates"] == {"rounds": 4, "bytes": kept.num_bytes}
     for done in seen:
-        cohort, report = kept.report(done.after.round, CPU)
+        cohort, report = kept.load_update(done.after.round, CPU)
         assert torch.equal(cohort, done.cohort)
-        for f in fields(Report):
+        for f in fields(CohortUpdate):
             one, two = getattr(done.report, f.name), getattr(report, f.name)
             if isinstance(one, dict):
                 assert list(one) == list(two) and all(torch.equal(one[name], two[name]) for name in one), f.name
             else:
                 assert torch.equal(one, two) and one.dtype == two.dtype if isinstance(one, torch.Tensor) else one == two, f.name
-        one, two = named(done.after), named(kept.state(done.after.round, CPU))
+        one, two = flatten_state(done.after), flatten_state(kept.load_state(done.after.round, CPU))
         assert list(one) == list(two) and all(torch.equal(one[name], two[name]) for name in one)
     monkeypatch.undo()
-    assert_equal(run, carry_out(asked, replace_root(tmp_path, "plain")))
+    assert_equal(run, run_experiment(asked, replace_root(tmp_path, "plain")))
 
 
 def test_the_record_of_a_run_that_was_killed_is_that_of_an_unbroken_one_and_goes_on_unasked(tmp_path, asked):
-    asked = edit(asked, {"algorithm": Scaffold()})
-    unbroken = carry_out(asked, recording(tmp_path, "unbroken"))
+    asked = edit_config(asked, {"algorithm": Scaffold()})
+    unbroken = run_experiment(asked, recording(tmp_path, "unbroken"))
     for round in (0, 1, 3):
         with pytest.raises(Killed):
-            carry_out(asked, recording(tmp_path, "broken", checkpoint=2), killed_at(round))
-    broken = carry_out(asked, replace_root(tmp_path, "broken"))
-    assert Updates(broken).rounds == Updates(unbroken).rounds
-    for round in Updates(unbroken).rounds:
-        assert Updates(broken).path(round).read_bytes() == Updates(unbroken).path(round).read_bytes()
+            run_experiment(asked, recording(tmp_path, "broken", checkpoint_interval=2), killed_at(round))
+    broken = run_experiment(asked, replace_root(tmp_path, "broken"))
+    assert UpdateLog(broken).rounds == UpdateLog(unbroken).rounds
+    for round in UpdateLog(unbroken).rounds:
+        assert UpdateLog(broken).path(round).read_bytes() == UpdateLog(unbroken).path(round).read_bytes()
 
 
 def test_recording_may_begin_late_and_says_from_where(tmp_path, asked):
-    asked = edit(asked, {"algorithm": Scaffold()})
+    asked = edit_config(asked, {"algorithm": Scaffold()})
     with pytest.raises(Killed):
-        carry_out(asked, replace_root(tmp_path, "late"), killed_at(2))
+        run_experiment(asked, replace_root(tmp_path, "late"), killed_at(2))
     there = recording(tmp_path, "late")
-    run = carry_out(asked, there)
-    assert Updates(run).rounds == [2, 3, 4]
-    last = restored(run, prepare(resolve(asked, there), there).state)
-    one, two = named(last), named(Updates(run).state(4, CPU))
+    run = run_experiment(asked, there)
+    assert UpdateLog(run).rounds == [2, 3, 4]
+    last = load_checkpoint(run, build_run(resolve_fingerprints(asked, there), there).initial_state)
+    one, two = flatten_state(last), flatten_state(UpdateLog(run).load_state(4, CPU))
     assert all(torch.equal(one[name], two[name]) for name in one)
     with pytest.raises(UserError, match="begins at round 2"):
-        Updates(run).state(1, CPU)
+        UpdateLog(run).load_state(1, CPU)
     with pytest.raises(UserError, match=r"of round 2; it has those of rounds \[3, 4\]"):
-        Updates(run).report(2, CPU)
+        UpdateLog(run).load_update(2, CPU)
 
 
 def test_nothing_is_kept_unasked(tmp_path, asked):
-    run = carry_out(asked, replace_root(tmp_path, "plain"))
-    assert not Updates(run).folder.exists() and "updates" not in run.read_json("finished")
+    run = run_experiment(asked, replace_root(tmp_path, "plain"))
+    assert not UpdateLog(run).folder.exists() and "updates" not in run.read_json("finished")
     with pytest.raises(UserError, match="no updates at all"):
-        Updates(run).state(1, CPU)
+        UpdateLog(run).load_state(1, CPU)

@@ -8,11 +8,9 @@ import math
 import pytest
 import torch
 
-from fedrift.replay import Apart
-from fedrift.replay.parting import between, weights
-from fedrift.replay.telling import Told, held
-from fedrift.store.lines import write_value
-from fedrift.tree import Tree
+from fedrift.core.tree import Tree
+from fedrift.diagnosis.fork import Divergence, ForkReport, effective_weights, format_loss_change, model_distance
+from fedrift.storage.jsonl import to_json
 
 ONE = torch.zeros(4, dtype=torch.long)
 
@@ -25,27 +23,27 @@ def adapters(scale: float = 1.0, models: int = 1) -> Tree:
 
 def test_how_a_product_is_written_is_no_distance():
     one, two = (adapters(), Tree(), ONE), (adapters(8.0), Tree(), ONE)
-    assert between(one, two) < 1e-6
-    merged = Tree({"m.base": weights(adapters(), Tree())["m"]})
+    assert model_distance(one, two) < 1e-6
+    merged = Tree({"m.base": effective_weights(adapters(), Tree())["m"]})
     flat = Tree({**adapters(), "m.B": torch.zeros(1, 4, 2)})
-    assert between(one, (flat, merged, ONE)) < 1e-6
+    assert model_distance(one, (flat, merged, ONE)) < 1e-6
 
 
 def test_the_distance_is_the_root_mean_square_over_the_clients():
     def served(*biases, group):
         return Tree({"bias": torch.tensor(biases).view(-1, 1)}), Tree(), torch.tensor(group)
-    assert between(served(0.0, group=[0, 0, 0, 0]), served(3.0, 5.0, group=[0, 0, 1, 0])) == pytest.approx(
+    assert model_distance(served(0.0, group=[0, 0, 0, 0]), served(3.0, 5.0, group=[0, 0, 1, 0])) == pytest.approx(
         math.sqrt((3 * 9 + 25) / 4))
-    assert between(served(1.0, 2.0, group=[0, 1]), served(2.0, 1.0, group=[1, 0])) == 0  # another numbering
+    assert model_distance(served(1.0, 2.0, group=[0, 1]), served(2.0, 1.0, group=[1, 0])) == 0  # another numbering
 
 
 def test_the_sentence_says_what_came_of_it_and_where():
-    rows = (Apart(6, 0.0, 4.5, 4.5, {"a": 0.0}), Apart(7, 0.25, 4.4, 4.3, {"a": -0.3, "b": 0.1, "c": math.nan}),
-            Apart(8, 0.5, 4.4, math.nan, {"a": math.nan}), Apart(9, 0.75, 4.2, 4.2, {"a": 0.0001}))
-    said = Told("o", "f", 7, "", "without client 3", True, rows, ())
+    rows = (Divergence(6, 0.0, 4.5, 4.5, {"a": 0.0}), Divergence(7, 0.25, 4.4, 4.3, {"a": -0.3, "b": 0.1, "c": math.nan}),
+            Divergence(8, 0.5, 4.4, math.nan, {"a": math.nan}), Divergence(9, 0.75, 4.2, 4.2, {"a": 0.0001}))
+    said = ForkReport("o", "f", 7, "", "without client 3", True, rows, ())
     assert said.sentence == (
         "Without client 3 from round 7 on, the loss after round 7 is 4.300 nats per token instead of 4.400 (-0.100), most in a "
         "(-0.300); after round 9 it is 4.200 nats per token instead of 4.200 (+0.000). The servers part in round 7 and end 0.75 "
         "times as far apart as the origin went since round 6.")
-    assert json.loads(write_value(said.plain()))["rounds"][2]["fork"] is None
-    assert "instead of" in held(rows[1])
+    assert json.loads(to_json(said.to_json()))["rounds"][2]["fork"] is None
+    assert "instead of" in format_loss_change(rows[1])

@@ -9,30 +9,30 @@ from typing import Any
 
 import numpy as np
 
-from fedrift.experiment import identify
-from fedrift.records import Record
-from fedrift.store import Run
-from fedrift.study import Book, Entry, parse_study
+from fedrift.config.schema import compute_id
+from fedrift.core.records import Record
+from fedrift.storage import Run
+from fedrift.studies import ManifestEntry, StudyManifest, parse_study
 
 DOMAINS = ("business", "sport")
 CLIENTS = 4
 HYPOTHESES = [
     {
-        "is": "Greater",
+        "type": "Greater",
         "name": "H1",
-        "says": "The skew costs loss",
+        "claim": "The skew costs loss",
         "metric": "loss",
-        "contrast": "twin",
-        "of": {"algorithm": "FedAvg", "partition.severity": 1.0},
+        "contrast": "iid_baseline",
+        "group": {"algorithm": "FedAvg", "partition.severity": 1.0},
     },
     {
-        "is": "Less",
+        "type": "Less",
         "name": "H2",
-        "says": "SCAFFOLD costs less",
+        "claim": "SCAFFOLD costs less",
         "metric": "loss",
-        "contrast": "twin",
-        "of": {"algorithm": "Scaffold"},
-        "than": {"algorithm": "FedAvg"},
+        "contrast": "iid_baseline",
+        "group": {"algorithm": "Scaffold"},
+        "reference": {"algorithm": "FedAvg"},
         "family": "other",
     },
 ]
@@ -53,7 +53,7 @@ def made(
     hypotheses=HYPOTHESES,
     more: dict[str, list[Any]] | None = None,
     choices: list[dict[str, Any]] | None = None,
-) -> Book:
+) -> StudyManifest:
     """FedAvg's loss rises with severity by ``effect``; Scaffold's does not. ``ended``: whether the run of that number has."""
     more = more or {}
     said = {
@@ -64,11 +64,11 @@ def made(
         "factors": {"algorithm": list(algorithms), "partition.severity": list(severities), **more},
         "hypotheses": hypotheses,
     }
-    book, entries, place = Book(root, name), [], 0
+    book, entries, place = StudyManifest(root, name), [], 0
     extras: list[dict[str, Any]] = [{}]
     for path, levels in more.items():
         extras = [{**extra, path: level} for extra in extras for level in levels]
-    twins: dict[str, Entry] = {}
+    twins: dict[str, ManifestEntry] = {}
     for seed in range(seeds):
         for algorithm in algorithms:
             for extra in extras:
@@ -90,12 +90,12 @@ def made(
                     place += 1
                     levels = {"algorithm": algorithm, "partition.severity": severity, **extra}
                     arm = ", ".join(f"{key}={value}" for key, value in levels.items())
-                    entries.append(Entry(own, "run", "main", arm, seed, False, iid, levels, None, arm))
+                    entries.append(ManifestEntry(own, "run", "main", arm, seed, False, iid, levels, None, arm))
                 levels = {**levels, "partition.severity": 0.0}
-                twins[iid] = Entry(iid, "twin", "main", f"twin of {arm}", seed, True, "", levels, None, "twin")
+                twins[iid] = ManifestEntry(iid, "iid_baseline", "main", f"twin of {arm}", seed, True, "", levels, None, "twin")
     book.write(
         {
-            "study": parse_study(said).written(),
+            "study": parse_study(said).to_dict(),
             "factors": list(said["factors"]),
             "complete": True,
             "designs": {"main": {"cells": 4, "aliases": []}},
@@ -122,29 +122,29 @@ def run(
     draw = np.random.default_rng(int(sha256(repr((algorithm, severity, seed, extra)).encode()).hexdigest()[:12], 16))
     rows = [[900.0, 100.0], [100.0, 900.0]] * 2 if severity else [[500.0, 500.0]] * 4
     experiment = {
-        "corpus": {"name": "bbc"},
+        "dataset": {"name": "bbc"},
         "model": "pocket",
-        "tune": {"is": "Lora", "rank": 4},
-        "algorithm": {"is": algorithm},
-        "partition": {"is": "TopicMix", "clients": CLIENTS, "severity": severity},
+        "trainable": {"type": "Lora", "r": 4},
+        "algorithm": {"type": algorithm},
+        "partition": {"type": "TopicMix", "num_clients": CLIENTS, "severity": severity},
         "seed": seed,
-        "mitigation": {"is": "Vanilla"},
-        "plan": {
-            "rounds": rounds,
-            "participation": 0.5,
-            "steps": extra.get("plan.steps", 3),
-            "epochs": None,
-            "batch": 2,
-            "seq_len": 32,
-            "optimizer": {"is": "Sgd", "lr": extra.get("plan.optimizer.lr", 1.0)},
-            "clip": 1.0,
-            "weighting": "uniform",
+        "clustering": {"type": "NoClustering"},
+        "training": {
+            "num_rounds": rounds,
+            "participation_rate": 0.5,
+            "local_steps": extra.get("training.local_steps", 3),
+            "local_epochs": None,
+            "batch_size": 2,
+            "max_seq_length": 32,
+            "client_optimizer": {"type": "Sgd", "lr": extra.get("training.client_optimizer.lr", 1.0)},
+            "max_grad_norm": 1.0,
+            "client_weighting": "uniform",
         },
-        "evaluate": {"every": 1, "blocks": 2, "split": "test", "final": 4},
+        "evaluation": {"interval": 1, "blocks_per_domain": 2, "split": "test", "final_blocks_per_domain": 4},
         "schema": 1,
         "extra": repr(extra),
     }
-    id = identify(experiment)
+    id = compute_id(experiment)
     kept = Run(root, id)
     kept.write_json(
         "experiment", {**experiment, "id": id, "partition_table": {"domains": list(DOMAINS), "tokens": rows}}
@@ -164,7 +164,7 @@ def run(
     )
     records = []
     shared = np.random.default_rng(seed).normal(0, 0.2)
-    broken = extra.get("plan.optimizer.lr", 1.0) > 50
+    broken = extra.get("training.client_optimizer.lr", 1.0) > 50
     for round in range((rounds if ended else rounds // 2) + 1):
         loss = 5.0 + shared - 0.1 * round + lift * round / rounds + draw.normal(0, noise)
         loss = math.nan if broken and round > 2 else loss
@@ -185,10 +185,10 @@ def run(
                 for metric in ("hidden.cka.pretrained", "attention.entropy")
             ]
             records += [Record(round, "forgetting", domain, -1, 0.05 * round) for domain in DOMAINS]
-    kept.append(records)
+    kept.append_records(records)
     if ended:
         losses = [record.value for record in records if record.metric == "loss" and not record.domain and record.client < 0]
-        kept.finish(
+        kept.mark_finished(
             {
                 "rounds": rounds,
                 "loss": losses[-1] if math.isfinite(losses[-1]) else None,

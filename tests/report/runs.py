@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 
-from fedrift.records import Record, Trajectory
-from fedrift.report import Exhibit
+from fedrift.core.records import Record, Trajectory
+from fedrift.report import RunView
 
 DOMAINS = ("business", "sport")
 
@@ -29,14 +29,14 @@ def trajectory(rounds: int = 8, clients: int = 2, lift: float = 0.0, bad: int | 
     return Trajectory(records)
 
 
-def exhibit(name: str = "FedAvg", **said) -> Exhibit:
+def exhibit(name: str = "FedAvg", **said) -> RunView:
     table = {"domains": list(DOMAINS), "tokens": [[900, 0], [0, 1200]]}
-    experiment = {"corpus": {"name": "bbc"}, "plan": {"rounds": 8}, "partition_table": table}
-    whole = Exhibit(name, experiment, trajectory(), trajectory(lift=-0.1), "finished", {"python": "3.11"})
+    experiment = {"dataset": {"name": "bbc"}, "training": {"num_rounds": 8}, "partition_table": table}
+    whole = RunView(name, experiment, trajectory(), trajectory(lift=-0.1), "finished", {"python": "3.11"})
     return whole._replace(**said)
 
 
-def light(name: str = "FedAvg", **said) -> Exhibit:
+def light(name: str = "FedAvg", **said) -> RunView:
     """An exhibit of two charts, for what does not depend on how many there are."""
     losses = Trajectory([record for record in trajectory(clients=0).records if not record.domain])
-    return exhibit(name, **({"trajectory": losses, "twin": None} | said))
+    return exhibit(name, **({"trajectory": losses, "iid_baseline": None} | said))

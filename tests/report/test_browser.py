@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from fedrift.report.study import write_study_report
+from fedrift.report.study_report import write_study_report
 
 from .made import made
 
@@ -31,7 +31,7 @@ MARKS = (
 @pytest.fixture(scope="module")
 def page(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("browser")
-    book = made(folder / "runs", deep=True, more={"plan.optimizer.lr": [0.5, 100.0]}, seeds=3)
+    book = made(folder / "runs", deep=True, more={"training.client_optimizer.lr": [0.5, 100.0]}, seeds=3)
     return write_study_report(book, folder / "out")[0].resolve()
 
 
@@ -88,11 +88,11 @@ def test_nothing_is_fetched(browser):
 
 def test_a_filter_acts_on_figures_and_tables_together(browser):
     before = browser.execute_script(MARKS)
-    rows = "return [...document.querySelectorAll('tr[data-arm]')].filter(row => !row.hidden).length"
+    rows = "return [...document.querySelectorAll('tr[data-condition]')].filter(row => !row.hidden).length"
     every = browser.execute_script(rows)
     browser.find_element("css selector", "input[value=Scaffold]").click()
     settled(browser)
-    assert browser.execute_script("return document.getElementById('shown').textContent") == "4 of 8 arms"
+    assert browser.execute_script("return document.getElementById('shown').textContent") == "4 of 8 conditions"
     assert 0 < browser.execute_script(rows) < every
     assert 0 < browser.execute_script(MARKS) < before
     browser.find_element("css selector", "button[type=reset]").click()
@@ -127,7 +127,7 @@ def test_everything_can_be_reached_by_keyboard(browser):
     box.send_keys(Keys.SPACE)
     settled(browser)
     assert (
-        not box.is_selected() and browser.execute_script("return document.getElementById('shown').textContent") == "4 of 8 arms"
+        not box.is_selected() and browser.execute_script("return document.getElementById('shown').textContent") == "4 of 8 conditions"
     )
 
 

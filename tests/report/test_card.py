@@ -10,10 +10,10 @@ from huggingface_hub import ModelCard
 from peft import PeftModel
 from transformers import AutoModelForCausalLM
 
-from fedrift.errors import UserError
-from fedrift.report.card import export_models
-from fedrift.run import carry_out
-from fedrift.store import Run
+from fedrift.core.errors import UserError
+from fedrift.engine.run import run_experiment
+from fedrift.report.model_card import export_models
+from fedrift.storage import Run
 from tests.worlds import experiment, stock
 
 
@@ -24,7 +24,7 @@ def home(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def personal(home):
-    return carry_out(experiment(home, "algorithm.is=Ditto", "plan.rounds=2"), stock(home))
+    return run_experiment(experiment(home, "algorithm.type=Ditto", "training.num_rounds=2"), stock(home))
 
 
 def test_the_federations_model_and_the_clients_own_are_exported_and_differ(personal, home, tmp_path):
@@ -32,7 +32,7 @@ def test_the_federations_model_and_the_clients_own_are_exported_and_differ(perso
     names = [folder.relative_to(tmp_path / "out").as_posix() for folder in folders]
     assert names == [".", "clients/0", "clients/1", "clients/2"]
     def worn(folder):
-        base = AutoModelForCausalLM.from_pretrained(personal.experiment["model"])
+        base = AutoModelForCausalLM.from_pretrained(personal.config["model"])
         return {name: leaf for name, leaf in PeftModel.from_pretrained(base, folder).state_dict().items() if "lora_B" in name}
     shared, own = worn(folders[0]), worn(folders[1])
     assert any((shared[name] != own[name]).any() for name in shared)
@@ -47,11 +47,11 @@ def test_the_card_can_be_read_and_says_what_was_asked_and_what_came(personal, tm
     loss = personal.trajectory().curve("loss")
     assert f"{loss[0]:.3f} before, {loss[-1]:.3f} after" in card.text
     said = yaml.safe_load(card.text.split("```yaml")[1].split("```")[0])
-    assert said["plan"]["rounds"] == 2 and "partition_table" not in said
+    assert said["training"]["num_rounds"] == 2 and "partition_table" not in said
 
 
 def test_every_cluster_has_its_model(home, tmp_path):
-    run = carry_out(experiment(home, "mitigation.is=ByDomain", "plan.rounds=1"), stock(home))
+    run = run_experiment(experiment(home, "clustering.type=OracleClustering", "training.num_rounds=1"), stock(home))
     folders = export_models(run, tmp_path / "out")
     assert [folder.name for folder in folders] == ["0", "1", "2"]
     assert "cluster 1" in (folders[1] / "README.md").read_text()
@@ -74,6 +74,6 @@ def test_nothing_is_overwritten_and_an_unfinished_run_is_told(personal, tmp_path
         export_models(personal, tmp_path / "out")
     begun = Run(tmp_path, "0" * 12)
     begun.folder.mkdir()
-    (begun.folder / "experiment.json").write_text(json.dumps(personal.experiment))
+    (begun.folder / "experiment.json").write_text(json.dumps(personal.config))
     with pytest.raises(UserError, match="no models yet"):
         export_models(begun, tmp_path / "else")

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 import vl_convert
 
-from fedrift.errors import UserError
-from fedrift.records import Record, Trajectory
+from fedrift.core.errors import UserError
+from fedrift.core.records import Record, Trajectory
 from fedrift.report import figures, save_figure
-from fedrift.report.rows import ceiling, client_rows, curve_rows, mean_rows, off_scale, spread_rows
+from fedrift.report.data import band_rows, client_rows, curve_rows, loss_ceiling, mean_rows, split_off_scale
 
 from .runs import exhibit, trajectory
 
@@ -18,7 +18,7 @@ def test_a_saved_figure_is_an_image_with_the_runs_named(tmp_path):
     chart = figures.loss_figure([exhibit("FedAvg, isolated")])
     svg = save_figure(chart, tmp_path / "loss.svg").read_text()
     assert svg.startswith("<svg")
-    assert "FedAvg, isolated" in svg and "IID twin" in svg and "nats per token" in svg
+    assert "FedAvg, isolated" in svg and "IID baseline" in svg and "nats per token" in svg
     assert save_figure(chart, tmp_path / "loss.png").read_bytes().startswith(b"\x89PNG")
 
 
@@ -28,12 +28,12 @@ def test_a_figure_of_another_kind_is_refused(tmp_path):
 
 
 @pytest.mark.parametrize("chart", [
-    figures.curves(curve_rows([exhibit()], "loss"), {"FedAvg": "#000"}, width=200),
-    figures.curves(curve_rows([exhibit(trajectory=trajectory(bad=2))], "loss"), {"FedAvg": "#000"}, width=99),
-    figures.curves(mean_rows([exhibit()], "update.norm"), {"FedAvg": "#000"}, loss=False, width=200),
-    figures.stages(client_rows(trajectory(), 0), width=200),
-    figures.spread(spread_rows(trajectory(clients=20)), width=200),
-    figures.heat_map(["a", "b"], [[1, 0], [0, 2], [3, 3]], width=200),
+    figures.line_chart(curve_rows([exhibit()], "loss"), {"FedAvg": "#000"}, width=200),
+    figures.line_chart(curve_rows([exhibit(trajectory=trajectory(bad=2))], "loss"), {"FedAvg": "#000"}, width=99),
+    figures.line_chart(mean_rows([exhibit()], "update.norm"), {"FedAvg": "#000"}, loss=False, width=200),
+    figures.before_after_chart(client_rows(trajectory(), 0), width=200),
+    figures.client_band_chart(band_rows(trajectory(clients=20)), width=200),
+    figures.partition_heatmap(["a", "b"], [[1, 0], [0, 2], [3, 3]], width=200),
 ], ids=["curves", "diverged", "updates", "stages", "spread", "heat map"])
 def test_every_chart_can_be_drawn(chart):
     assert vl_convert.vegalite_to_svg(chart.to_dict()).startswith("<svg")
@@ -41,38 +41,38 @@ def test_every_chart_can_be_drawn(chart):
 
 def test_rounds_without_an_evaluation_have_no_row():
     run = Trajectory([Record(0, "loss", "", -1, 5.0), Record(3, "update.consensus", "", -1, 0.5)])
-    assert [row["round"] for row in curve_rows([exhibit(trajectory=run, twin=None)], "loss")] == [0]
+    assert [row["round"] for row in curve_rows([exhibit(trajectory=run, iid_baseline=None)], "loss")] == [0]
 
 
 def test_the_mean_is_over_the_clients_that_took_part():
     run = Trajectory([Record(1, "update.norm", "", 0, 1.0), Record(1, "update.norm", "", 1, 3.0),
                       Record(2, "update.norm", "", 1, 5.0)])
-    rows = mean_rows([exhibit(trajectory=run, twin=None)], "update.norm")
+    rows = mean_rows([exhibit(trajectory=run, iid_baseline=None)], "update.norm")
     assert [row["value"] for row in rows] == [2.0, 5.0]
 
 
 def test_a_band_reaches_from_the_lowest_to_the_highest_client():
     run = Trajectory([Record(0, "loss", "", client, value) for client, value in enumerate([1.0, 2.0, 9.0])])
-    assert [(row["low"], row["value"], row["high"]) for row in spread_rows(run)] == [(1.0, 2.0, 9.0)]
+    assert [(row["low"], row["value"], row["high"]) for row in band_rows(run)] == [(1.0, 2.0, 9.0)]
 
 
 def test_a_loss_twice_as_high_as_the_highest_start_leaves_the_scale_and_is_marked_once():
-    rows = [{"run": "a", "arm": "run", "round": round, "value": value}
+    rows = [{"run": "a", "which": "run", "round": round, "value": value}
             for round, value in enumerate([5.0, 4.0, 11.0, 1e30, None, 4.0])]
-    assert ceiling(rows) == 10.0
-    inside, marks = off_scale(rows, 10.0)
+    assert loss_ceiling(rows) == 10.0
+    inside, marks = split_off_scale(rows, 10.0)
     assert [row["value"] for row in inside] == [5.0, 4.0, None, None, None, 4.0]
     assert [row["round"] for row in marks] == [2]
 
 
 def test_losses_within_the_scale_have_no_ceiling():
-    assert ceiling([{"run": "a", "arm": "run", "round": 0, "value": 5.0}]) is None and ceiling([]) is None
+    assert loss_ceiling([{"run": "a", "which": "run", "round": 0, "value": 5.0}]) is None and loss_ceiling([]) is None
 
 
 def test_updates_that_explode_are_drawn_on_a_logarithmic_scale():
-    rows = [{"run": "a", "arm": "run", "round": round, "value": value}
+    rows = [{"run": "a", "which": "run", "round": round, "value": value}
             for round, value in enumerate([1.0, 1.0, 1.0, 1e6])]
-    drawn = figures.curves(rows, {"a": "#000"}, loss=False).to_dict()
+    drawn = figures.line_chart(rows, {"a": "#000"}, loss=False).to_dict()
     assert drawn["layer"][0]["encoding"]["y"]["scale"]["type"] == "log"
 
 

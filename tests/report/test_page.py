@@ -7,7 +7,7 @@ import re
 
 import pytest
 
-from fedrift.records import Trajectory
+from fedrift.core.records import Trajectory
 from fedrift.report import write_report
 
 from .runs import exhibit, light, trajectory
@@ -59,7 +59,7 @@ def test_every_chart_has_its_place_and_every_place_its_chart(tmp_path):
 def test_the_verdict_comes_first_and_the_experiment_last(tmp_path):
     text = prose(page(tmp_path, exhibit()))
     words = ("Verdict", "suspected", "Loss by domain", "Clients before", "Updates", "Who holds what",
-             "Experiments", "rounds: 8", "python:")
+             "Experiments", "num_rounds: 8", "python:")
     order = [text.index(word) for word in words]
     assert order == sorted(order)
     assert "partition_table" not in text
@@ -68,13 +68,13 @@ def test_the_verdict_comes_first_and_the_experiment_last(tmp_path):
 def test_a_run_and_its_twin_share_a_colour_and_differ_by_dash(tmp_path):
     chart = specs(page(tmp_path, exhibit()))["chart-0"]
     encoding = chart["layer"][0]["encoding"]
-    assert encoding["color"]["field"] == "run" and encoding["strokeDash"]["field"] == "arm"
+    assert encoding["color"]["field"] == "run" and encoding["strokeDash"]["field"] == "which"
     rows = chart["datasets"][chart["data"]["name"]]
-    assert {(row["run"], row["arm"]) for row in rows} == {("FedAvg", "run"), ("FedAvg", "IID twin")}
+    assert {(row["run"], row["which"]) for row in rows} == {("FedAvg", "run"), ("FedAvg", "IID baseline")}
 
 
 def test_an_empty_run_gives_a_page_that_says_so(tmp_path):
-    html = page(tmp_path, exhibit(experiment={}, trajectory=Trajectory([]), twin=None, status="unfinished",
+    html = page(tmp_path, exhibit(experiment={}, trajectory=Trajectory([]), iid_baseline=None, status="unfinished",
                                   environment={}))
     text = prose(html)
     assert "No loss has been recorded yet" in text and "nothing to judge" in text and "(not recorded)" in text
@@ -86,7 +86,7 @@ def test_no_run_at_all_gives_a_page_that_says_so(tmp_path):
 
 
 def test_an_unfinished_run_says_how_far_it_came(tmp_path):
-    text = prose(page(tmp_path, exhibit(trajectory=trajectory(rounds=3), twin=None, status="unfinished")))
+    text = prose(page(tmp_path, exhibit(trajectory=trajectory(rounds=3), iid_baseline=None, status="unfinished")))
     assert "unfinished, 2 of 8" in text and "Too early to judge" in text
 
 
@@ -116,7 +116,7 @@ def test_runs_that_were_dealt_the_same_share_one_partition_figure(tmp_path):
 
 
 def test_many_clients_become_one_band(tmp_path):
-    text = prose(page(tmp_path, exhibit(trajectory=trajectory(clients=13), twin=None)))
+    text = prose(page(tmp_path, exhibit(trajectory=trajectory(clients=13), iid_baseline=None)))
     assert "13 clients: median" in text and "client 12" not in text
 
 

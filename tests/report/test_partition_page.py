@@ -9,26 +9,37 @@ from functools import partial
 import numpy as np
 import pytest
 
-from fedrift.corpus import Source, load_corpus
-from fedrift.corpus.sandbox import Sandbox
+from fedrift.core.random import numpy_stream
+from fedrift.data import DatasetConfig, load_corpus
+from fedrift.data.synthetic import SyntheticConfig
 from fedrift.partition import Quantity, Style, TopicMix
-from fedrift.report.partition_page import SHOWN, render, write_partition_page
-from fedrift.report.sheet import Sheet, beginning, called, line, sheet, verdict
-from fedrift.seeds import numpy_stream
+from fedrift.report.partition_page import (
+    MAX_CLIENTS_SHOWN,
+    PartitionReport,
+    build_partition_report,
+    format_row,
+    partition_label,
+    render_partition,
+    summarize,
+    truncate_text,
+    write_partition_page,
+)
 
 from .test_page import prose, specs
 
 
 @pytest.fixture(scope="module")
 def corpus():
-    return load_corpus(Source("sandbox", sandbox=Sandbox(domains=3, documents=240, words=15, overlap=0.3))).train
+    return load_corpus(
+        DatasetConfig("synthetic", synthetic=SyntheticConfig(num_domains=3, num_documents=240, words_per_class=15, overlap=0.3))
+    ).train
 
 
-def shown(corpus, partitioner, **said) -> Sheet:
+def shown(corpus, partitioner, **said) -> PartitionReport:
     dealt = partitioner(corpus, numpy_stream(0, "partition"))
-    told = {"corpus": {"name": corpus.name}, "partition": {"is": type(partitioner).__name__, **vars(partitioner)},
+    told = {"dataset": {"name": corpus.name}, "partition": {"type": type(partitioner).__name__, **vars(partitioner)},
             "seed": 0}
-    return sheet(corpus, dealt, told, partial(numpy_stream, 0), unit="words", resplits=5, **said)
+    return build_partition_report(corpus, dealt, told, partial(numpy_stream, 0), unit="words", num_resplits=5, **said)
 
 
 def test_the_page_needs_nothing_beside_it_and_draws_every_figure(corpus, tmp_path):
@@ -42,7 +53,7 @@ def test_the_page_needs_nothing_beside_it_and_draws_every_figure(corpus, tmp_pat
 
 
 def test_it_says_first_what_the_clients_are_like_and_last_how_they_were_dealt(corpus):
-    text = prose(render(shown(corpus, TopicMix(3))))
+    text = prose(render_partition(shown(corpus, TopicMix(3))))
     words = ("TopicMix, severity 1", "beyond what chance gives", "How different", "word divergence", "Who holds what",
              "client 0, 100% domain0", "What they read", "The deal", "severity: 1.0")
     order = [text.index(word) for word in words]
@@ -51,69 +62,69 @@ def test_it_says_first_what_the_clients_are_like_and_last_how_they_were_dealt(co
 
 def test_a_deal_by_chance_is_called_so(corpus):
     iid, skewed = (shown(corpus, TopicMix(3, severity)) for severity in (0.0, 1.0))
-    assert "None of the 9 numbers lies beyond" in verdict(iid.measured)
-    assert verdict(skewed.measured).startswith(("7 of the 9", "8 of the 9", "All 9"))
-    assert "beyond chance</span>" not in render(iid) and "beyond chance</span>" in render(skewed)
+    assert "None of the 9 numbers lies beyond" in summarize(iid.heterogeneity)
+    assert summarize(skewed.heterogeneity).startswith(("7 of the 9", "8 of the 9", "All 9"))
+    assert "beyond chance</span>" not in render_partition(iid) and "beyond chance</span>" in render_partition(skewed)
 
 
 def test_words_are_grey_up_to_what_a_deal_by_chance_reaches(corpus):
     """Bursts give an IID deal words of z far above the 4 that independent words would reach."""
     iid, skewed = (shown(corpus, TopicMix(3, severity)) for severity in (0.0, 1.0))
-    firsts = [np.mean([words[0][1] for words in page.words]) for page in (iid, skewed)]
-    assert firsts[0] < 2 * iid.chance and firsts[1] > 2 * skewed.chance
-    assert str(skewed.chance) in render(skewed)
-    assert skewed.plain()["characteristic_by_chance"] == pytest.approx(skewed.chance, abs=1e-3)
+    firsts = [np.mean([words[0][1] for words in page.distinctive_words]) for page in (iid, skewed)]
+    assert firsts[0] < 2 * iid.chance_z and firsts[1] > 2 * skewed.chance_z
+    assert str(skewed.chance_z) in render_partition(skewed)
+    assert skewed.to_json()["characteristic_by_chance"] == pytest.approx(skewed.chance_z, abs=1e-3)
 
 
 def test_a_regime_inside_a_regime_is_named():
-    assert called({"is": "Calibrated", "of": {"is": "Dirichlet"}}) == "Calibrated of Dirichlet"
-    assert called({"is": "TopicMix"}) == "TopicMix"
+    assert partition_label({"type": "Calibrated", "base": {"type": "Dirichlet"}}) == "Calibrated of Dirichlet"
+    assert partition_label({"type": "TopicMix"}) == "TopicMix"
 
 
 def test_rewritten_samples_stand_beside_what_they_were(corpus):
     page = shown(corpus, Style(2, styles=("plain", "slang")))
     assert page.unit == "words"
     plain, slang = page.samples
-    assert not any(sample.found for sample in plain) and all(sample.found for sample in slang)
-    assert "as found" in render(page)
+    assert not any(sample.original for sample in plain) and all(sample.original for sample in slang)
+    assert "as found" in render_partition(page)
 
 
 def test_a_corpus_without_labels_shows_budgets_instead_of_domains(corpus):
     bare = replace(corpus, label=np.full(len(corpus), -1), domains=())
-    html = render(shown(bare, Quantity(4, 0.6)))
+    html = render_partition(shown(bare, Quantity(4, 0.6)))
     assert "words by client" in prose(html) and "client and domain" not in prose(html)
     assert "domain divergence" not in prose(html)
     assert len(specs(html)) >= 2
 
 
 def test_many_clients_are_shown_in_part_and_the_page_says_so(corpus):
-    text = prose(render(shown(corpus, Quantity(SHOWN + 6, 0.0))))
-    assert "6 more clients are not shown" in text and f"client {SHOWN + 5}" not in text
+    text = prose(render_partition(shown(corpus, Quantity(MAX_CLIENTS_SHOWN + 6, 0.0))))
+    assert "6 more clients are not shown" in text and f"client {MAX_CLIENTS_SHOWN + 5}" not in text
 
 
 def test_one_client_is_no_comparison(corpus):
-    html = render(shown(corpus, Quantity(1)))
+    html = render_partition(shown(corpus, Quantity(1)))
     assert "divergence of two clients" not in html and len(specs(html)) == 1
 
 
 def test_texts_from_outside_cannot_become_part_of_the_page(corpus):
     page = shown(corpus, TopicMix(3))
     evil = page.samples[0][0]._replace(text="</script><script>alert(1)</script>")
-    html = render(page._replace(samples=[[evil]], words=[[("</script><b>", 9.0)]], title="<i>x"))
+    html = render_partition(page._replace(samples=[[evil]], distinctive_words=[[("</script><b>", 9.0)]], title="<i>x"))
     assert "<script>alert" not in html and "</script><b>" not in html and "<i>x" not in html
 
 
 def test_everything_is_plain_json(corpus):
-    told = json.loads(json.dumps(shown(corpus, TopicMix(3)).plain(), allow_nan=False))
+    told = json.loads(json.dumps(shown(corpus, TopicMix(3)).to_json(), allow_nan=False))
     assert told["documents_in_pool"] == len(corpus) and told["numbers"]["budget.variation"]["null"] is None
 
 
 def test_numbers_without_a_null_have_dashes(corpus):
-    measured = shown(corpus, TopicMix(3)).measured
-    assert line(measured["budget.variation"])[3:] == ("–", "–")
-    assert "±" in line(measured["token.jsd"])[3]
+    measured = shown(corpus, TopicMix(3)).heterogeneity
+    assert format_row(measured["budget.variation"])[3:] == ("–", "–")
+    assert "±" in format_row(measured["token.jsd"])[3]
 
 
 def test_a_beginning_ends_between_words():
-    assert beginning("one two three", 9) == "one two …"
-    assert beginning("one\n\n two", 9) == "one two"
+    assert truncate_text("one two three", 9) == "one two …"
+    assert truncate_text("one\n\n two", 9) == "one two"

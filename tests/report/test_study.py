@@ -13,20 +13,17 @@ import pandas as pd
 import pytest
 import vl_convert
 
-from fedrift.report.study import write_study_report
-from fedrift.report.study.build import build
-from fedrift.report.study.document import Figure, Section
-from fedrift.report.study.dossier import opened
-from fedrift.report.study.latex import escaped, files, latex
-from fedrift.report.study.page import render
-from fedrift.report.study.sections import results
-from fedrift.statistics import holm, sign_flip
-from fedrift.study import Book, pack, unpack
+from fedrift.report import study_results
+from fedrift.report.document import Figure, Section, escape_latex, latex_files, table_to_latex
+from fedrift.report.study_data import load_study_data
+from fedrift.report.study_report import build_document, render_study, write_study_report
+from fedrift.stats import holm, sign_flip_test
+from fedrift.studies import StudyManifest, export_study, import_study
 
 from .made import made
 from .test_page import prose, specs
 
-EVERYTHING = {"deep": True, "more": {"plan.optimizer.lr": [0.5, 100.0]}, "seeds": 3}
+EVERYTHING = {"deep": True, "more": {"training.client_optimizer.lr": [0.5, 100.0]}, "seeds": 3}
 
 
 @pytest.fixture(scope="module")
@@ -36,12 +33,12 @@ def whole(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def document(whole):
-    return build(opened(whole))
+    return build_document(load_study_data(whole))
 
 
 @pytest.fixture(scope="module")
 def deep(tmp_path_factory):
-    return build(opened(made(tmp_path_factory.mktemp("deep"), **EVERYTHING)))
+    return build_document(load_study_data(made(tmp_path_factory.mktemp("deep"), **EVERYTHING)))
 
 
 def section(document, key: str) -> Section:
@@ -50,7 +47,7 @@ def section(document, key: str) -> Section:
 
 def test_the_planted_effect_is_supported_and_told_first(document, whole):
     assert [claim.verdict for claim in document.claims] == ["supported", "supported"]
-    text = prose(render(document))
+    text = prose(render_study(document))
     order = [
         text.index(word)
         for word in (
@@ -58,7 +55,7 @@ def test_the_planted_effect_is_supported_and_told_first(document, whole):
             "36 of 36 runs finished",
             "2 came out supported",
             "What was dealt",
-            "Failure atlas",
+            "Failure overview",
             "Provenance",
         )
     ]
@@ -66,13 +63,13 @@ def test_the_planted_effect_is_supported_and_told_first(document, whole):
 
 
 def test_a_null_study_says_that_nothing_was_found_and_what_would_have_been(tmp_path):
-    document = build(
-        opened(
+    document = build_document(
+        load_study_data(
             made(
                 tmp_path,
                 effect=0.0,
                 hypotheses=[
-                    {"is": "Greater", "name": "H1", "metric": "loss", "contrast": "twin", "of": {"partition.severity": 1.0}}
+                    {"type": "Greater", "name": "H1", "metric": "loss", "contrast": "iid_baseline", "group": {"partition.severity": 1.0}}
                 ],
             )
         )
@@ -85,7 +82,7 @@ def test_a_null_study_says_that_nothing_was_found_and_what_would_have_been(tmp_p
 
 
 def test_every_number_of_the_results_is_that_of_the_store(document, whole):
-    frame = opened(whole).frame
+    frame = load_study_data(whole).frame
     of = frame[(frame.role == "run") & (frame.algorithm == "FedAvg") & (frame["partition.severity"] == 1.0)]
     row = next(row for row in section(document, "results").blocks[1].rows if row[0] == "FedAvg, severity 1")
     assert row[1].startswith(f"{of.loss.mean():.3f} ±") and row[3].startswith(f"{of.gap.mean():+.3f} ±")
@@ -94,13 +91,13 @@ def test_every_number_of_the_results_is_that_of_the_store(document, whole):
 
 def test_what_is_called_is_counted_from_the_p_and_not_from_its_cell(tmp_path):
     """Scaffold less FedAvg at two severities, on loss and on the gap: each Holm p from the store's differences."""
-    dossier, called = opened(made(tmp_path, seeds=8)), 0
+    dossier, called = load_study_data(made(tmp_path, seeds=8)), 0
     frame = dossier.frame
     for contrast in ("loss", "gap"):
         wide = frame[frame.role == "run"].pivot_table(index="seed", columns=["partition.severity", "algorithm"], values=contrast)
-        p = [sign_flip((wide[severity]["Scaffold"] - wide[severity]["FedAvg"]).to_numpy()).value for severity in (0.5, 1.0)]
+        p = [sign_flip_test((wide[severity]["Scaffold"] - wide[severity]["FedAvg"]).to_numpy()).value for severity in (0.5, 1.0)]
         called += sum(holm(p) <= 0.05)
-    assert f"Of 4 comparisons below {called} ha" in results.section(dossier).text[1] and called > 0
+    assert f"Of 4 comparisons below {called} ha" in study_results.results_section(dossier).text[1] and called > 0
 
 
 @pytest.mark.parametrize(
@@ -110,40 +107,40 @@ def test_the_bar_is_met_by_the_number(p, attainable, called, whole, monkeypatch)
     """What is printed as 0.05 or as .05 is no matter: .050001 is above the bar, and p of too few seeds is no p."""
     row = {"partition.severity": 1.0, "algorithm": "Scaffold", "effect": 0.1, "low": 0.0, "high": 0.2, "g": 1.0, "holm": p,
            "attainable": attainable, "detectable": 0.1, "seeds": 6, "diverged": 0}
-    monkeypatch.setattr(results, "against", lambda *_, **__: pd.DataFrame([row]))
-    assert f"Of 2 comparisons below {2 * called} ha" in results.section(opened(whole)).text[1]
+    monkeypatch.setattr(study_results, "compare_to_reference", lambda *_, **__: pd.DataFrame([row]))
+    assert f"Of 2 comparisons below {2 * called} ha" in study_results.results_section(load_study_data(whole)).text[1]
 
 
 def test_an_arm_of_which_a_run_diverged_has_no_mean(tmp_path):
     """One seed of six ended as NaN: a mean over the other five would hide it."""
-    dossier = opened(made(tmp_path))
-    bad = dossier.arms[0].runs[0]
+    dossier = load_study_data(made(tmp_path))
+    bad = dossier.conditions[0].runs[0]
     struck = dossier.frame["run"] == bad
     frame = dossier.frame.assign(diverged=dossier.frame["diverged"] | struck)
     frame.loc[struck, ["loss", "gap"]] = math.nan
-    row = results.section(replace(dossier, frame=frame)).blocks[1].rows[0]
+    row = study_results.results_section(replace(dossier, frame=frame)).blocks[1].rows[0]
     assert row[1] == row[3] == "–" and row[-2:] == ("6/6", "1")
     fewer = dossier.frame.copy()
     fewer.loc[struck, "gap"] = math.nan
-    assert results.section(replace(dossier, frame=fewer)).blocks[1].rows[0][3].endswith("(n = 5)")
+    assert study_results.results_section(replace(dossier, frame=fewer)).blocks[1].rows[0][3].endswith("(n = 5)")
 
 
 def test_a_mean_over_rounds_leaves_the_untrained_one_out(tmp_path):
     """`thin` keeps few rounds for figures; a mean takes all, and round 0 is not trained."""
-    dossier = opened(made(tmp_path, seeds=2, rounds=40, algorithms=("FedAvg",), severities=(1.0,)))
-    run = next(iter(dossier.arms[0].runs.values()))
-    seen = dossier.book.run(run).trajectory()
-    assert dossier.per_run("loss")[run] == pytest.approx(seen.curve("loss")[seen.rounds > 0].mean())
-    assert dossier.per_run("loss", last=True)[run] == pytest.approx(seen.curve("loss")[-1])
+    dossier = load_study_data(made(tmp_path, seeds=2, rounds=40, algorithms=("FedAvg",), severities=(1.0,)))
+    run = next(iter(dossier.conditions[0].runs.values()))
+    seen = dossier.manifest.get_run(run).trajectory()
+    assert dossier.metric_by_run("loss")[run] == pytest.approx(seen.curve("loss")[seen.rounds > 0].mean())
+    assert dossier.metric_by_run("loss", last=True)[run] == pytest.approx(seen.curve("loss")[-1])
 
 
 def test_the_gap_that_is_drawn_is_paired_by_seed(whole):
-    dossier = opened(whole)
-    arm = next(arm for arm in dossier.arms if arm.name.endswith("FedAvg, partition.severity=1.0"))
-    frame = dossier.gaps("loss")
-    drawn = frame[(frame["arm"] == arm.place) & (frame["domain"] == "") & (frame["round"] == 6)].iloc[0]
+    dossier = load_study_data(whole)
+    arm = next(arm for arm in dossier.conditions if arm.name.endswith("FedAvg, partition.severity=1.0"))
+    frame = dossier.gap_curves("loss")
+    drawn = frame[(frame["condition"] == arm.index) & (frame["domain"] == "") & (frame["round"] == 6)].iloc[0]
     pairs = [
-        whole.run(run).trajectory().curve("loss")[-1] - whole.run(arm.twins[seed]).trajectory().curve("loss")[-1]
+        whole.get_run(run).trajectory().curve("loss")[-1] - whole.get_run(arm.baselines[seed]).trajectory().curve("loss")[-1]
         for seed, run in arm.runs.items()
     ]
     assert drawn["mean"] == pytest.approx(sum(pairs) / len(pairs)) and drawn["seeds"] == 6
@@ -172,7 +169,7 @@ def test_every_chart_draws_and_the_page_is_whole(deep):
     for figure in document.figures:
         for panel in figure.panels:
             assert vl_convert.vegalite_to_svg(panel.draw(200).to_dict()).startswith("<svg"), figure.key
-    html = render(document)
+    html = render_study(document)
     marked = re.sub(r"<script\b.*?</script>", "", html, flags=re.DOTALL)
     assert "<script src" not in html and "<link" not in html and not re.findall(r"""src\s*=""", marked)
     assert sorted(re.findall(r'class="chart" id="([^"]+)"', html)) == sorted(specs(html))
@@ -193,15 +190,15 @@ def test_diverged_runs_are_kept_and_shown_as_such(deep):
     ids=["half", "none"],
 )
 def test_an_unfinished_study_gives_a_report_that_says_so(tmp_path, ended, said):
-    text = prose(render(build(opened(made(tmp_path, ended=ended)))))
+    text = prose(render_study(build_document(load_study_data(made(tmp_path, ended=ended)))))
     assert said in text and "unfinished" in text
 
 
 def test_an_empty_study_gives_a_report_that_says_so(tmp_path):
-    book = Book(tmp_path, "empty")
+    book = StudyManifest(tmp_path, "empty")
     told = made(tmp_path / "other").read()
     book.write({**told, "runs": [], "choices": []})
-    html = render(build(opened(book)))
+    html = render_study(build_document(load_study_data(book)))
     text = prose(html)
     assert "Nothing can be said yet: no runs yet" in text and "no run has been evaluated yet" in text and "inconclusive" in text
     assert not re.findall(r'class="chart"', html)
@@ -210,29 +207,31 @@ def test_an_empty_study_gives_a_report_that_says_so(tmp_path):
 def test_a_study_whose_runs_all_failed_says_why(tmp_path):
     book = made(tmp_path, ended=lambda place: False, seeds=1)
     for entry in book.read()["runs"]:
-        book.fail(entry.run, "there is no memory left\nat all")
-    text = prose(render(build(opened(book))))
+        book.record_failure(entry.run, "there is no memory left\nat all")
+    text = prose(render_study(build_document(load_study_data(book))))
     assert "failed" in text and "there is no memory left" in text
 
 
 def test_what_is_not_recorded_says_what_to_record(document):
-    needs = {each.what: each.needs for each in document.missing}
-    assert "hidden" in needs["Layers: CKA and attention entropy"] and "mitigation" in needs["Clustering"]
+    needs = {each.title: each.requirement for each in document.missing}
+    assert "hidden" in needs["Layers: CKA and attention entropy"] and "clustering" in needs["Clustering"]
 
 
 def test_the_same_study_elsewhere_gives_the_same_report(tmp_path, whole):
-    there = unpack(pack(whole, tmp_path / "made.zip"), tmp_path / "there")
-    here = build(opened(whole))
-    again = build(opened(there))
-    assert files(here) == files(again) and render(here) == render(again)
+    there = import_study(export_study(whole, tmp_path / "made.zip"), tmp_path / "there")
+    here = build_document(load_study_data(whole))
+    again = build_document(load_study_data(there))
+    assert latex_files(here) == latex_files(again) and render_study(here) == render_study(again)
 
 
 def test_the_tables_are_latex(document):
-    for name, text in files(document).items():
+    for name, text in latex_files(document).items():
         if name != "all.tex":
             assert text.count("\\begin{") == text.count("\\end{") and "\\toprule" in text and "\\bottomrule" in text
-    assert escaped("50% of a_b & {c} < d") == r"50\% of a\_b \& \{c\} $<$ d" and escaped("-0.1") == "$-0.1$"
-    widths = {line.count(" & ") for line in latex(document.tables[0]).splitlines() if line.endswith(r"\\") and " & " in line}
+    assert escape_latex("50% of a_b & {c} < d") == r"50\% of a\_b \& \{c\} $<$ d" and escape_latex("-0.1") == "$-0.1$"
+    widths = {
+        line.count(" & ") for line in table_to_latex(document.tables[0]).splitlines() if line.endswith(r"\\") and " & " in line
+    }
     assert widths == {len(document.tables[0].columns) - 1}
 
 
@@ -247,24 +246,26 @@ def test_a_paper_and_its_figures_are_written(tmp_path, whole):
 
 def test_names_from_outside_cannot_become_part_of_the_page(tmp_path):
     evil = "</script><script>alert(1)</script>"
-    html = render(build(opened(made(tmp_path, algorithms=(evil, "FedAvg"), seeds=1, hypotheses=[]))))
+    html = render_study(build_document(load_study_data(made(tmp_path, algorithms=(evil, "FedAvg"), seeds=1, hypotheses=[]))))
     assert "<script>alert" not in html
 
 
 def test_rows_are_packed_and_thinned(tmp_path):
     book = made(tmp_path, rounds=200, seeds=1, algorithms=("FedAvg",), severities=(1.0,), hypotheses=[])
-    dossier = opened(book)
+    dossier = load_study_data(book)
     assert (
-        dossier.thinned and set(dossier.curves("loss")["round"]) >= {0, 200} and len(set(dossier.curves("loss")["round"])) <= 60
+        dossier.is_thinned
+        and set(dossier.mean_curves("loss")["round"]) >= {0, 200}
+        and len(set(dossier.mean_curves("loss")["round"])) <= 60
     )
-    found = specs(render(build(dossier)))
+    found = specs(render_study(build_document(dossier)))
     assert all(set(data) == {"names", "rows"} for spec in found.values() for data in spec["datasets"].values())
 
 
 def test_no_torch_is_needed(whole, tmp_path):
     code = (
-        "import sys\nfrom pathlib import Path\nfrom fedrift.study import Book\nfrom fedrift.report.study import"
-        f" write_study_report\nwrite_study_report(Book(Path({str(whole.root)!r}), 'made'), Path({str(tmp_path)!r}))\nassert"
+        "import sys\nfrom pathlib import Path\nfrom fedrift.studies import StudyManifest\nfrom fedrift.report.study_report import"
+        f" write_study_report\nwrite_study_report(StudyManifest(Path({str(whole.root)!r}), 'made'), Path({str(tmp_path)!r}))\nassert"
         " 'torch' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
@@ -275,6 +276,6 @@ def test_a_figure_has_its_arms_for_the_filters(document):
         if figure.key.startswith(("loss", "gap", "results", "dose")):
             assert isinstance(figure, Figure)
             data = [row for panel in figure.panels for rows in panel.draw(100).to_dict()["datasets"].values() for row in rows]
-            assert {row["arm"] for row in data} - {-1} <= set(range(len(document.arms)))
-            assert len({row["arm"] for row in data} - {-1}) == 4
-    assert json.loads(json.dumps([dict(arm) for arm in document.arms]))[0]["algorithm"] == "FedAvg"
+            assert {row["condition"] for row in data} - {-1} <= set(range(len(document.conditions)))
+            assert len({row["condition"] for row in data} - {-1}) == 4
+    assert json.loads(json.dumps([dict(arm) for arm in document.conditions]))[0]["algorithm"] == "FedAvg"

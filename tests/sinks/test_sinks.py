@@ -10,15 +10,22 @@ import sys
 
 import pytest
 
-from fedrift.errors import UserError
-from fedrift.records import Record
-from fedrift.sinks import SINKS, Feed, Sink, fed, ready, told_when_over
-from fedrift.sinks.feed import numbers
+from fedrift.core.errors import UserError
+from fedrift.core.records import Record
+from fedrift.storage.loggers import (
+    LOGGING_BACKENDS,
+    Logger,
+    LoggingBackend,
+    create_backends,
+    flatten_records,
+    log_finished_runs,
+    open_loggers,
+)
 from tests.cli.test_cli import fedrift, world  # noqa: F401
 from tests.watch.made import ROUNDS, begun, rows
 
 
-class Ear(Sink):
+class Ear(LoggingBackend):
     """Remembers what it was told."""
 
     package = "json"
@@ -27,13 +34,13 @@ class Ear(Sink):
         super().__init__(folder)
         self.said = []
 
-    def begin(self, run, name, asked, again):
+    def start_run(self, run, name, asked, again):
         self.said.append(("begin", run, asked["algorithm"], again))
 
-    def write(self, round, numbers):
+    def log_metrics(self, round, numbers):
         self.said.append((round, numbers["loss"]))
 
-    def end(self, summary):
+    def finish_run(self, summary):
         self.said.append(("end", summary.get("rounds")))
 
 
@@ -43,54 +50,55 @@ def losses(sink) -> dict[int, float]:
 
 def test_every_round_is_told_once_and_the_newest_when_it_is_whole(tmp_path):
     run, ear = begun(tmp_path, "a", 1), Ear(tmp_path)
-    feed = Feed("ear", ear, run)
-    feed.look()
+    feed = Logger("ear", ear, run)
+    feed.push()
     assert losses(ear) == {0: 5.0}
-    run.append(rows(3, first=2))
-    feed.look()
-    feed.look()
+    run.append_records(rows(3, first=2))
+    feed.push()
+    feed.push()
     assert sorted(losses(ear)) == [0, 1, 2] and len(ear.said) == 4
-    run.append(rows(ROUNDS, first=4))
-    run.finish({"rounds": ROUNDS})
-    feed.end()
+    run.append_records(rows(ROUNDS, first=4))
+    run.mark_finished({"rounds": ROUNDS})
+    feed.close()
     assert losses(ear) == pytest.approx({round: 5.0 - 0.1 * round for round in range(ROUNDS + 1)})
     assert ear.said[-1] == ("end", ROUNDS)
 
 
 def test_a_run_that_was_killed_tells_nothing_twice(tmp_path):
     run, first, second = begun(tmp_path, "a", 4), Ear(tmp_path), Ear(tmp_path)
-    Feed("ear", first, run).look()  # and is killed
-    run.rewind(2)
-    feed = Feed("ear", second, run)
-    feed.look()
-    run.append(rows(ROUNDS, first=3))
-    feed.end()
+    Logger("ear", first, run).push()  # and is killed
+    run.truncate_after(2)
+    feed = Logger("ear", second, run)
+    feed.push()
+    run.append_records(rows(ROUNDS, first=3))
+    feed.close()
     assert second.said[0] == ("begin", "a", "FedAvg", True)
     assert sorted(losses(first)) == [0, 1, 2, 3] and sorted(losses(second)) == [4, 5, 6]
     assert second.said[-1] == ("end", None)
 
 
 def test_names_of_numbers():
-    got = numbers([Record(1, "loss", "", -1, 4.0), Record(1, "loss", "sport", -1, 5.0), Record(1, "update.norm", "", 0, 1.0),
-                   Record(1, "update.norm", "", 1, 3.0), Record(1, "update.norm", "", 2, math.nan)])
+    got = flatten_records([Record(1, "loss", "", -1, 4.0), Record(1, "loss", "sport", -1, 5.0),
+                           Record(1, "update.norm", "", 0, 1.0), Record(1, "update.norm", "", 1, 3.0),
+                           Record(1, "update.norm", "", 2, math.nan)])
     assert got == {"loss": 4.0, "loss/sport": 5.0, "update.norm/clients.mean": 2.0, "update.norm/clients.min": 1.0,
                    "update.norm/clients.max": 3.0}
 
 
 def test_what_is_not_installed_and_what_is_no_sink_is_told_with_the_way_out(tmp_path, monkeypatch):
-    monkeypatch.setattr(SINKS["wandb"], "package", "no_such_package")
+    monkeypatch.setattr(LOGGING_BACKENDS["wandb"], "package", "no_such_package")
     with pytest.raises(UserError, match="pip install 'wandb'"):
-        ready(["wandb"], tmp_path)
+        create_backends(["wandb"], tmp_path)
     with pytest.raises(UserError, match="did you mean 'tensorboard'"):
-        ready(["tensorbord"], tmp_path)
-    assert ready([], tmp_path) == {}
+        create_backends(["tensorbord"], tmp_path)
+    assert create_backends([], tmp_path) == {}
 
 
 def there(name: str, tmp_path):
-    pytest.importorskip(SINKS[name].pip.removesuffix("-skinny"), reason=f"{name} is not installed")
+    pytest.importorskip(LOGGING_BACKENDS[name].pip_name.removesuffix("-skinny"), reason=f"{name} is not installed")
     run = begun(tmp_path, "abc", ROUNDS)
-    with fed([name], tmp_path) as feeds:
-        feeds.look(run)
+    with open_loggers([name], tmp_path) as feeds:
+        feeds.push(run)
     return tmp_path / "sinks" / name
 
 
@@ -128,9 +136,9 @@ def test_trackio_has_the_curve(tmp_path, monkeypatch):
     pytest.importorskip("trackio")
     place = os.environ | {"TRACKIO_DIR": str(tmp_path / "kept"), "PYTHONPATH": os.environ.get("PYTHONPATH", "")}
     begun(tmp_path, "abc", ROUNDS)
-    said = (f"from pathlib import Path; from fedrift.sinks import fed; from fedrift.store import Run\n"
+    said = (f"from pathlib import Path; from fedrift.storage.loggers import open_loggers; from fedrift.storage import Run\n"
             f"root = Path({str(tmp_path)!r})\n"
-            "with fed(['trackio'], root) as feeds: feeds.look(Run(root, 'abc'))")
+            "with open_loggers(['trackio'], root) as feeds: feeds.push(Run(root, 'abc'))")
     subprocess.run([sys.executable, "-c", said], env=place, check=True, capture_output=True, timeout=300)
     database = next((tmp_path / "kept").rglob("fedrift*.db"))
     with sqlite3.connect(database) as connection:
@@ -139,28 +147,28 @@ def test_trackio_has_the_curve(tmp_path, monkeypatch):
 
 def test_a_run_of_the_command_line_with_a_sink(world, capsys, monkeypatch):  # noqa: F811
     pytest.importorskip("tensorboard", reason="tensorboard is not installed")
-    code, _, err = fedrift(capsys, monkeypatch, "run", "e.yaml", "--device", "cpu", "--sink", "tensorboard")
+    code, _, err = fedrift(capsys, monkeypatch, "run", "e.yaml", "--device", "cpu", "--log-to", "tensorboard")
     assert code == 0, err
     assert list((world / "runs" / "sinks" / "tensorboard").glob("*/events*"))
-    code, _, err = fedrift(capsys, monkeypatch, "run", "e.yaml", "--sink", "tensorbord")
+    code, _, err = fedrift(capsys, monkeypatch, "run", "e.yaml", "--log-to", "tensorbord")
     assert code == 2 and "did you mean 'tensorboard'" in err
 
 
 def test_a_studys_runs_are_told_once_each_when_they_are_over(tmp_path, monkeypatch):
     made = []
-    monkeypatch.setitem(SINKS, "ear", lambda folder: made.append(Ear(folder)) or made[-1])
+    monkeypatch.setitem(LOGGING_BACKENDS, "ear", lambda folder: made.append(Ear(folder)) or made[-1])
     over, late = begun(tmp_path, "a", ROUNDS), begun(tmp_path, "b", 1)
-    over.finish({"rounds": ROUNDS})
+    over.mark_finished({"rounds": ROUNDS})
     heard = []
     for _ in range(2):  # a study that is asked again tells nothing again
-        tell = told_when_over(lambda what, runs: lambda run, round: heard.append(run), ["ear"], tmp_path)("runs", [over, late])
+        tell = log_finished_runs(lambda what, runs: lambda run, round: heard.append(run), ["ear"], tmp_path)("runs", [over, late])
         assert [ear.said[0][1] for ear in made if ear.said] == ["a"]
         tell("b", ROUNDS)
-    late.append(rows(ROUNDS, first=2))
-    late.finish({"rounds": ROUNDS})
+    late.append_records(rows(ROUNDS, first=2))
+    late.mark_finished({"rounds": ROUNDS})
     tell("b", ROUNDS)
     tell("b", ROUNDS)
     assert heard == ["b"] * 4
     assert [ear.said[0][1] for ear in made if ear.said] == ["a", "b"]
     assert all(len(losses(ear)) == ROUNDS + 1 and ear.said[-1] == ("end", ROUNDS) for ear in made if ear.said)
-    assert told_when_over(made.append, [], tmp_path) == made.append
+    assert log_finished_runs(made.append, [], tmp_path) == made.append

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import numpy as np
 import pandas as pd
 
-FACTORS = ["algorithm", "partition", "partition.severity", "plan.participation"]
+FACTORS = ["algorithm", "partition", "partition.severity", "training.participation_rate"]
 
 
 def study(truth: Callable[..., float], seeds: int = 10, algorithms=("FedAvg", "Scaffold"), severities=(0.5, 1.0),
@@ -23,8 +23,8 @@ def study(truth: Callable[..., float], seeds: int = 10, algorithms=("FedAvg", "S
                     name = f"{algorithm} {participation} {seed}"
                     rows.append({
                         "run": f"{name} {severity}", "study": "made", "seed": seed, "iid": severity == 0.0, "diverged": False,
-                        "twin": f"{name} 0.0" if severity else "", "algorithm": algorithm, "partition": "TopicMix",
-                        "partition.severity": severity, "plan.participation": participation,
+                        "iid_baseline": f"{name} 0.0" if severity else "", "algorithm": algorithm, "partition": "TopicMix",
+                        "partition.severity": severity, "training.participation_rate": participation,
                         "loss": own + truth(algorithm, severity, participation) + rng.normal(0, noise)})
     return pd.DataFrame(rows)
 

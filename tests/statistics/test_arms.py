@@ -7,8 +7,8 @@ import math
 import numpy as np
 import pytest
 
-from fedrift import statistics as s
-from fedrift.errors import UserError
+from fedrift import stats as s
+from fedrift.core.errors import UserError
 
 from .frames import FACTORS, diverge, study
 
@@ -20,17 +20,18 @@ def truth(algorithm, severity, participation):
 def test_a_summary_is_the_t_interval_of_each_arm_and_a_diverged_one_has_a_median_only():
     runs = study(truth, algorithms=("FedAvg", "Scaffold"), severities=(1.0,))
     runs = diverge(runs, (runs["algorithm"] == "Scaffold") & ~runs["iid"] & (runs["seed"] == 0))
-    found = s.summary(runs, "loss", ["algorithm"], contrast="twin").set_index("algorithm")
-    gaps = s.values(runs, "loss", {"algorithm": "FedAvg"}, "twin")["value"].to_numpy()
+    found = s.summarize_conditions(runs, "loss", ["algorithm"], contrast="iid_baseline").set_index("algorithm")
+    gaps = s.outcome_values(runs, "loss", {"algorithm": "FedAvg"}, "iid_baseline")["value"].to_numpy()
     assert found.loc["FedAvg", ["mean", "low", "high"]].tolist() == pytest.approx(
-        [s.paired_t(gaps).estimate, s.paired_t(gaps).low, s.paired_t(gaps).high])
+        [s.mean_ci(gaps).estimate, s.mean_ci(gaps).low, s.mean_ci(gaps).high])
     assert math.isnan(found.loc["Scaffold", "mean"]) and found.loc["Scaffold", "median"] == pytest.approx(0.1, abs=0.02)
     assert found.loc["Scaffold", "diverged"] == 1 and found["seeds"].tolist() == [10, 10]
 
 
 def test_against_a_reference_every_other_level_in_every_cell_with_holm_over_the_table():
     runs = study(truth, algorithms=("FedAvg", "FedProx", "Scaffold"), severities=(0.5, 1.0))
-    found = s.against(runs, "loss", "algorithm", "FedAvg", FACTORS, by=["partition.severity"], contrast="twin")
+    found = s.compare_to_reference(runs, "loss", "algorithm", "FedAvg", FACTORS, by=["partition.severity"],
+                                   contrast="iid_baseline")
     assert len(found) == 4 and (found["seeds"] == 10).all()
     rows = found.set_index(["partition.severity", "algorithm"])
     assert rows.loc[(1.0, "Scaffold"), "effect"] == pytest.approx(-0.1, abs=0.02)
@@ -51,26 +52,28 @@ def test_a_balanced_mixed_model_is_the_paired_comparison():
     runs = runs[~runs["iid"]]
     wide = runs.pivot(index="seed", columns="algorithm", values="loss")
     d = (wide["Scaffold"] - wide["FedAvg"]).to_numpy()
-    found = s.mixed(runs, "loss", ["algorithm"])
+    found = s.fit_mixed_model(runs, "loss", ["algorithm"])
     row = found.table.set_index("term").loc["algorithm[T.Scaffold]"]
     assert row["estimate"] == pytest.approx(d.mean(), abs=1e-6)
     assert row["error"] == pytest.approx(d.std(ddof=1) / math.sqrt(10), rel=1e-3)
-    assert (row["low"], row["high"]) == pytest.approx((s.paired_t(d).low, s.paired_t(d).high), abs=1e-4)
+    assert (row["low"], row["high"]) == pytest.approx((s.mean_ci(d).low, s.mean_ci(d).high), abs=1e-4)
     assert found.sd_residual == pytest.approx(d.std(ddof=1) / math.sqrt(2), rel=1e-3) and (found.groups, found.runs) == (10, 20)
 
 
 def test_the_bootstrap_sees_a_term_that_is_there_and_not_one_that_is_not():
     runs = study(truth, algorithms=("FedAvg", "Scaffold"), severities=(0.5, 1.0), noise=0.02, seeds=6)
     terms = ["algorithm", "partition.severity"]
-    there = s.mixed_p(runs[~runs["iid"]], "loss", terms, "partition.severity", draws=19)
-    assert there.value == there.attainable == 0.05
+    there = s.bootstrap_term_p(runs[~runs["iid"]], "loss", terms, "partition.severity", num_resamples=19)
+    assert there.value == there.min_attainable_p == 0.05
     noise = runs.assign(coin=np.random.default_rng(0).integers(0, 2, len(runs)))
-    assert s.mixed_p(noise[~noise["iid"]], "loss", [*terms, "coin"], "coin", draws=19).value > 0.05
+    assert s.bootstrap_term_p(noise[~noise["iid"]], "loss", [*terms, "coin"], "coin", num_resamples=19).value > 0.05
 
 
 def test_a_mixed_model_tells_what_it_left_out_and_refuses_two_seeds():
     runs = study(truth, algorithms=("FedAvg", "Scaffold"), severities=(1.0,))
-    found = s.mixed(diverge(runs, runs["run"] == runs["run"].iloc[0]), "loss", ["algorithm:partition.severity", "algorithm"])
-    assert found.left_out == 1 and "algorithm[Scaffold]:partition.severity" in " ".join(found.table["term"])
+    found = s.fit_mixed_model(
+        diverge(runs, runs["run"] == runs["run"].iloc[0]), "loss", ["algorithm:partition.severity", "algorithm"]
+    )
+    assert found.num_excluded == 1 and "algorithm[Scaffold]:partition.severity" in " ".join(found.table["term"])
     with pytest.raises(UserError, match="3 or more"):
-        s.mixed(runs[runs["seed"] < 2], "loss", ["algorithm"])
+        s.fit_mixed_model(runs[runs["seed"] < 2], "loss", ["algorithm"])

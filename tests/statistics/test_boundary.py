@@ -7,23 +7,23 @@ import math
 import numpy as np
 import pytest
 
-from fedrift.calibrate.plants import breaks
-from fedrift.statistics import bisect, boundaries, log_ratio
+from benchmarks.calibration.analytic_failures import is_divergent
+from fedrift.stats import find_boundaries, find_boundary, geometric_mean_ratio
 
 
 @pytest.mark.parametrize("start", [0.001, 0.1, 0.37, 5.0])
 def test_a_known_boundary_is_bracketed_from_wherever_the_search_begins(start):
     tried = []
-    found = bisect(lambda value: tried.append(value) or value > 0.3, start, tolerance=0.02)
-    assert found.stable <= 0.3 < found.broken <= found.stable * 1.02 and found.runs == len(tried) == len(set(tried))
+    found = find_boundary(lambda value: tried.append(value) or value > 0.3, start, tolerance=0.02)
+    assert found.stable <= 0.3 < found.broken <= found.stable * 1.02 and found.num_runs == len(tried) == len(set(tried))
     assert found.boundary == pytest.approx(0.3, rel=0.02)
 
 
 def test_what_never_breaks_or_always_does_has_no_boundary():
-    calm, wild = bisect(lambda value: False, 0.5, highest=1.0), bisect(lambda value: True, 0.5, lowest=0.01)
+    calm, wild = find_boundary(lambda value: False, 0.5, maximum=1.0), find_boundary(lambda value: True, 0.5, minimum=0.01)
     assert (calm.stable, calm.broken) == (1.0, math.inf) and (wild.stable, wild.broken) == (0.0, 0.01)
     assert math.isnan(calm.boundary) and math.isnan(wild.boundary)
-    assert bisect(lambda value: True, 0.5, most=7).runs == 7
+    assert find_boundary(lambda value: True, 0.5, max_runs=7).num_runs == 7
 
 
 def test_each_search_begins_near_a_boundary_that_is_known_of_its_own_arm_first():
@@ -36,29 +36,31 @@ def test_each_search_begins_near_a_boundary_that_is_known_of_its_own_arm_first()
         tried.append(setting)
         return setting > true[arm] * (1 + seed / 100)
 
-    found = list(boundaries(breaks, list(true), range(3), 10.0))
+    found = list(find_boundaries(breaks, list(true), range(3), 10.0))
     assert [(seed, arm) for seed, arm, _ in found] == [(seed, arm) for seed in range(3) for arm in true]
     for seed, arm, bracket in found:
         assert bracket.boundary == pytest.approx(true[arm] * (1 + seed / 100), rel=0.025)
     at = {(seed, arm): bracket.boundary for seed, arm, bracket in found}
     assert first[0, "skewed"] == at[0, "IID"] and first[1, "IID"] == at[0, "IID"] and first[2, "skewed"] == at[1, "skewed"]
-    assert [bracket.runs for *_, bracket in found[2:]] == [5] * 4 and len(tried) == sum(bracket.runs for *_, bracket in found)
+    assert [bracket.num_runs for *_, bracket in found[2:]] == [5] * 4 and len(tried) == sum(
+        bracket.num_runs for *_, bracket in found
+    )
 
 
 def test_a_search_that_found_nothing_starts_no_other():
-    found = list(boundaries(lambda arm, seed, at: arm == "IID" and at > 0.3, ["skewed", "IID"], [0, 1], 0.5, highest=8.0))
+    found = list(find_boundaries(lambda arm, seed, at: arm == "IID" and at > 0.3, ["skewed", "IID"], [0, 1], 0.5, maximum=8.0))
     assert [math.isnan(bracket.boundary) for *_, bracket in found] == [True, False, True, False]
     assert found[1][2].boundary == pytest.approx(0.3, rel=0.025)
 
 
 def test_the_search_wants_a_start_above_zero():
     with pytest.raises(ValueError, match="above 0"):
-        bisect(lambda value: True, 0.0)
+        find_boundary(lambda value: True, 0.0)
 
 
 def test_curvatures_1_and_9_5_break_1_75_times_earlier_apart_than_mixed():
     """IID at 2 / 5.25 = .381; apart, with ten local steps, at .2176: found by the divergence detector alone."""
-    found = [[bisect(lambda lr: breaks(skewed, seed, lr), 0.2, tolerance=0.04, factor=2.0).boundary  # noqa: B023
+    found = [[find_boundary(lambda lr: is_divergent(skewed, seed, lr), 0.2, tolerance=0.04, factor=2.0).boundary  # noqa: B023
               for seed in range(2)] for skewed in (False, True)]
     assert found[0] == pytest.approx([2 / 5.25] * 2, rel=0.04) and found[1] == pytest.approx([0.2175868] * 2, rel=0.04)
-    assert log_ratio(*map(np.asarray, found)).estimate == pytest.approx(1.75, rel=0.05)
+    assert geometric_mean_ratio(*map(np.asarray, found)).estimate == pytest.approx(1.75, rel=0.05)

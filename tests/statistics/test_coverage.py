@@ -6,8 +6,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from fedrift import statistics as s
-from fedrift.statistics.hypotheses import Greater
+from fedrift import stats as s
+from fedrift.stats.hypotheses import Greater
 
 from .frames import FACTORS, study
 
@@ -19,20 +19,20 @@ def covered(make, truth, times=1500):
 
 @pytest.mark.parametrize("seeds", [3, 5, 10])
 def test_t_intervals_of_few_seeds_cover_what_they_say(seeds):
-    assert covered(lambda rng: s.paired_t(rng.normal(1, 2, seeds)), 1.0) == pytest.approx(0.95, abs=0.023)
+    assert covered(lambda rng: s.mean_ci(rng.normal(1, 2, seeds)), 1.0) == pytest.approx(0.95, abs=0.023)
 
 
 @pytest.mark.parametrize("seeds", [6, 10, 15])
 def test_median_intervals_cover_at_least_what_they_say_of_skewed_numbers(seeds):
-    rate = covered(lambda rng: s.median_interval(rng.exponential(1, seeds)), np.log(2))
+    rate = covered(lambda rng: s.median_ci(rng.exponential(1, seeds)), np.log(2))
     assert rate >= 0.95 - 0.02
-    assert rate == pytest.approx(s.median_interval(np.arange(float(seeds))).level, abs=0.023)
+    assert rate == pytest.approx(s.median_ci(np.arange(float(seeds))).confidence_level, abs=0.023)
 
 
 def test_fieller_covers_a_ratio():
     def make(rng):
         whole = rng.normal(1, 0.2, 8)
-        return s.fieller(0.8 * whole + rng.normal(0, 0.1, 8), whole)
+        return s.ratio_ci(0.8 * whole + rng.normal(0, 0.1, 8), whole)
     assert covered(make, 0.8) == pytest.approx(0.95, abs=0.023)
 
 
@@ -40,44 +40,50 @@ def test_clustered_bootstrap_covers_where_a_plain_one_does_not():
     rng, inside, plain = np.random.default_rng(3), 0, 0
     for draw in range(60):
         values, cluster = np.repeat(rng.normal(size=30), 8) + rng.normal(0, 0.3, 240), np.repeat(np.arange(30), 8)
-        inside += 0.0 in s.bootstrap(values, cluster, draws=200, seed=draw)
-        plain += 0.0 in s.bootstrap(values, draws=200, seed=draw)
+        inside += 0.0 in s.bootstrap_items(values, cluster, num_resamples=200, seed=draw)
+        plain += 0.0 in s.bootstrap_items(values, num_resamples=200, seed=draw)
     assert inside / 60 > 0.83 and plain / 60 < 0.7
 
 
 @pytest.mark.parametrize(("seeds", "size"), [(5, 0.0), (6, 2 / 64), (8, 12 / 256), (10, 50 / 1024)])
 def test_sign_flip_calls_exactly_as_often_as_its_size_when_nothing_is_there(seeds, size):
     rng = np.random.default_rng(11)
-    calls = np.mean([s.sign_flip(rng.normal(0, 1, seeds)).below() for _ in range(3000)])
+    calls = np.mean([s.sign_flip_test(rng.normal(0, 1, seeds)).is_significant() for _ in range(3000)])
     assert calls == pytest.approx(size, abs=0.016)
 
 
 def test_tost_calls_a_difference_at_its_margin_equivalent_in_five_of_a_hundred():
     rng = np.random.default_rng(5)
-    assert np.mean([s.tost(rng.normal(0.5, 0.2, 10), 0.5).p.below() for _ in range(2000)]) == pytest.approx(0.05, abs=0.02)
+    assert np.mean([s.tost(rng.normal(0.5, 0.2, 10), 0.5).p.is_significant() for _ in range(2000)]) == pytest.approx(
+        0.05, abs=0.02
+    )
 
 
 def test_the_margin_that_is_detectable_is_shown_in_eighty_of_a_hundred():
-    rng, margin = np.random.default_rng(6), s.margin_for(10, 1.0)
-    assert np.mean([s.tost(rng.normal(0, 1, 10), margin).p.below() for _ in range(2000)]) == pytest.approx(0.8, abs=0.036)
+    rng, margin = np.random.default_rng(6), s.detectable_margin(10, 1.0)
+    assert np.mean([s.tost(rng.normal(0, 1, 10), margin).p.is_significant() for _ in range(2000)]) == pytest.approx(
+        0.8, abs=0.036
+    )
 
 
 def test_the_detectable_effect_is_called_in_about_eighty_of_a_hundred():
-    rng, effect = np.random.default_rng(8), s.detectable(10, 1.0)
-    assert np.mean([s.sign_flip(rng.normal(effect, 1, 10)).below() for _ in range(2000)]) == pytest.approx(0.8, abs=0.05)
+    rng, effect = np.random.default_rng(8), s.min_detectable_effect(10, 1.0)
+    assert np.mean([s.sign_flip_test(rng.normal(effect, 1, 10)).is_significant() for _ in range(2000)]) == pytest.approx(
+        0.8, abs=0.05
+    )
 
 
 @pytest.mark.parametrize("times", [8, pytest.param(400, marks=pytest.mark.slow)])
 def test_a_study_of_nothing_gives_about_five_in_a_hundred(times):
     """Both algorithms are the same. Ten seeds call 4.9 % of single hypotheses, and anything in at most 5 % of the
     families of three."""
-    sides = {"metric": "loss", "of": {"algorithm": "Scaffold"}, "than": {"algorithm": "FedAvg"}}
+    sides = {"metric": "loss", "group": {"algorithm": "Scaffold"}, "reference": {"algorithm": "FedAvg"}}
     said = [Greater(name="alone", family="alone", where={"partition.severity": 1.0}, **sides),
-            *(Greater(name=f"{level}", where={"partition.severity": level}, contrast="twin", **sides)
+            *(Greater(name=f"{level}", where={"partition.severity": level}, contrast="iid_baseline", **sides)
               for level in (0.25, 0.5, 1.0))]
     alone = together = 0
     for draw in range(times):
-        found = s.judge(said, study(lambda *arm: 0.0, severities=(0.25, 0.5, 1.0), draw=draw), FACTORS)
+        found = s.evaluate_hypotheses(said, study(lambda *arm: 0.0, severities=(0.25, 0.5, 1.0), draw=draw), FACTORS)
         alone += found[0].verdict != "inconclusive"
         together += any(one.verdict != "inconclusive" for one in found[1:])
     slack = 4 * np.sqrt(0.05 * 0.95 / times)

@@ -8,17 +8,27 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from fedrift import statistics as s
-from fedrift.config import Rooms, read, write
-from fedrift.errors import UserError
-from fedrift.statistics import hypotheses
-from fedrift.statistics.hypotheses import All, Equivalent, Greater, Hypothesis, Interaction, Less, RateGreater, Share, Trend
+from fedrift import stats as s
+from fedrift.config.loader import Registry, dump_value, parse_value
+from fedrift.core.errors import UserError
+from fedrift.stats import hypotheses
+from fedrift.stats.hypotheses import (
+    All,
+    Equivalent,
+    Greater,
+    Hypothesis,
+    Interaction,
+    Less,
+    RateGreater,
+    RecoveredFraction,
+    Trend,
+)
 
 from .frames import FACTORS, diverge, study
 
-ROOMS = Rooms({Hypothesis: hypotheses})
-SCAFFOLD = {"metric": "loss", "of": {"algorithm": "Scaffold"}, "than": {"algorithm": "FedAvg"}}
-GAP = {"metric": "loss", "contrast": "twin", "of": {"partition.severity": 1.0}}
+ROOMS = Registry({Hypothesis: hypotheses})
+SCAFFOLD = {"metric": "loss", "group": {"algorithm": "Scaffold"}, "reference": {"algorithm": "FedAvg"}}
+GAP = {"metric": "loss", "contrast": "iid_baseline", "group": {"partition.severity": 1.0}}
 
 
 def gap(algorithm, severity, participation):
@@ -27,27 +37,57 @@ def gap(algorithm, severity, participation):
 
 
 def one(said, runs, **more):
-    return s.judge([said], runs, FACTORS, **more)[0]
+    return s.evaluate_hypotheses([said], runs, FACTORS, **more)[0]
 
 
 def test_the_yaml_of_a_study_says_every_kind():
     said = [
-        {"is": "Trend", "name": "H1", "metric": "loss", "contrast": "twin", "along": "partition.severity",
-         "where": {"algorithm": "FedAvg"}},
-        {"is": "Less", "name": "H2", "metric": "boundary", "contrast": "twin", "scale": "ratio",
-         "of": {"partition.severity": 1.0}},
-        {"is": "Interaction", "name": "H3", "metric": "oscillation", "of": {"plan.participation": 0.2},
-         "than": {"plan.participation": 1.0}, "inside": {"iid": False}, "outside": {"iid": True}},
-        {"is": "Equivalent", "name": "H5", "metric": "syntax.accuracy", "within": 0.01, "contrast": "twin", "worst": "low"},
-        {"is": "RateGreater", "name": "H6", "metric": "diverged", "of": {"partition.severity": 1.0}},
-        {"is": "Share", "name": "H7", "metric": "loss", "of": {"algorithm": "Exact"}, "than": {"algorithm": "FedAvg"}},
-        {"is": "All", "name": "H8", "parts": [{"is": "Less", "name": "a", "metric": "loss"},
-                                                 {"is": "Greater", "name": "b", "metric": "loss"}]}]
-    found = read(tuple[Hypothesis, ...], said, ROOMS, "hypotheses")
-    assert [type(h).__name__ for h in found] == [h["is"] for h in said]
-    assert read(tuple[Hypothesis, ...], write(found, ROOMS), ROOMS, "hypotheses") == found
+        {
+            "type": "Trend",
+            "name": "H1",
+            "metric": "loss",
+            "contrast": "iid_baseline",
+            "predictor": "partition.severity",
+            "where": {"algorithm": "FedAvg"},
+        },
+        {
+            "type": "Less",
+            "name": "H2",
+            "metric": "boundary",
+            "contrast": "iid_baseline",
+            "scale": "ratio",
+            "group": {"partition.severity": 1.0},
+        },
+        {
+            "type": "Interaction",
+            "name": "H3",
+            "metric": "oscillation",
+            "group": {"training.participation_rate": 0.2},
+            "reference": {"training.participation_rate": 1.0},
+            "inside": {"iid": False},
+            "outside": {"iid": True},
+        },
+        {"type": "Equivalent", "name": "H5", "metric": "syntax.accuracy", "margin": 0.01, "contrast": "iid_baseline",
+         "worst_end": "low"},
+        {"type": "RateGreater", "name": "H6", "metric": "diverged", "group": {"partition.severity": 1.0}},
+        {
+            "type": "RecoveredFraction",
+            "name": "H7",
+            "metric": "loss",
+            "group": {"algorithm": "Exact"},
+            "reference": {"algorithm": "FedAvg"},
+        },
+        {
+            "type": "All",
+            "name": "H8",
+            "parts": [{"type": "Less", "name": "a", "metric": "loss"}, {"type": "Greater", "name": "b", "metric": "loss"}],
+        },
+    ]
+    found = parse_value(tuple[Hypothesis, ...], said, ROOMS, "hypotheses")
+    assert [type(h).__name__ for h in found] == [h["type"] for h in said]
+    assert parse_value(tuple[Hypothesis, ...], dump_value(found, ROOMS), ROOMS, "hypotheses") == found
     with pytest.raises(UserError, match="did you mean 'Trend'"):
-        read(tuple[Hypothesis, ...], [{"is": "Trends", "name": "x"}], ROOMS, "hypotheses")
+        parse_value(tuple[Hypothesis, ...], [{"type": "Trends", "name": "x"}], ROOMS, "hypotheses")
 
 
 def test_a_difference_that_is_there_is_supported_and_its_opposite_refuted():
@@ -56,14 +96,14 @@ def test_a_difference_that_is_there_is_supported_and_its_opposite_refuted():
     up, down = one(Greater(name="up", **sides), runs), one(Less(name="down", **sides), runs)
     assert (up.verdict, down.verdict) == ("supported", "refuted")
     assert up.effect == pytest.approx(0.2, abs=0.02) and up.low < 0.2 < up.high
-    assert (up.p, up.attainable, up.seeds, up.test) == (2 / 1024, 2 / 1024, 10, "exact sign-flip")
+    assert (up.p, up.min_attainable_p, up.seeds, up.test) == (2 / 1024, 2 / 1024, 10, "exact sign-flip")
     assert len(up.points) == 10 and "supported" in up.sentence and "10 seeds" in up.sentence
 
 
 def test_against_the_twins_the_sides_are_a_difference_in_differences():
     """Scaffold is .3 worse everywhere and half as hurt by the skew: the twin takes the .3 away."""
-    found = one(Less(name="H", metric="loss", contrast="twin", of={"algorithm": "Scaffold"}, than={"algorithm": "FedAvg"},
-                     where={"partition.severity": 1.0}), study(gap))
+    found = one(Less(name="H", metric="loss", contrast="iid_baseline", group={"algorithm": "Scaffold"},
+                     reference={"algorithm": "FedAvg"}, where={"partition.severity": 1.0}), study(gap))
     assert found.verdict == "supported" and found.effect == pytest.approx(-0.1, abs=0.02)
 
 
@@ -76,7 +116,7 @@ def test_without_an_other_side_the_gap_itself_is_judged():
 
 def test_five_seeds_are_refused_however_clear_and_the_sentence_says_how_many_it_takes():
     found = one(Greater(name="H", **GAP), study(gap, seeds=5, noise=1e-6))
-    assert found.verdict == "inconclusive" and found.attainable == 0.0625 and found.detectable == math.inf
+    assert found.verdict == "inconclusive" and found.min_attainable_p == 0.0625 and found.detectable == math.inf
     assert "5 seeds cannot give a p below .062" in found.sentence and "it takes 6" in found.sentence
 
 
@@ -85,15 +125,15 @@ def test_a_family_costs_and_is_adjusted_by_itself():
     runs = study(gap, seeds=7, noise=1e-4)
     said = [Greater(name=str(k), family=family, **GAP) for k, family in
             enumerate(["a", "b", "b", "b", "b"])]
-    found = s.judge(said, runs, FACTORS)
+    found = s.evaluate_hypotheses(said, runs, FACTORS)
     assert [v.verdict for v in found] == ["supported"] + ["inconclusive"] * 4
     assert found[0].holm == 2 / 128 and found[1].holm == pytest.approx(4 * 2 / 128) and found[1].detectable == math.inf
 
 
 def test_an_effect_too_small_to_matter_is_ruled_out():
     runs = study(lambda *arm: 0.0)
-    sides = {"metric": "loss", "of": {"algorithm": "Scaffold"}, "than": {"algorithm": "FedAvg"}}
-    assert one(Greater(name="H", smallest=0.05, **sides), runs).verdict == "refuted"
+    sides = {"metric": "loss", "group": {"algorithm": "Scaffold"}, "reference": {"algorithm": "FedAvg"}}
+    assert one(Greater(name="H", min_effect=0.05, **sides), runs).verdict == "refuted"
     loose = one(Greater(name="H", **sides), runs)
     assert loose.verdict == "inconclusive" and 0 < loose.detectable < 0.05 and "would have been called" in loose.sentence
 
@@ -101,17 +141,29 @@ def test_an_effect_too_small_to_matter_is_ruled_out():
 def test_a_run_that_diverged_counts_as_the_worst_and_is_not_dropped():
     runs = study(gap, algorithms=("FedAvg", "Scaffold"))
     bad = (runs["algorithm"] == "Scaffold") & (runs["partition.severity"] == 1.0) & (runs["seed"] < 3)
-    found = one(Greater(name="H", metric="loss", of={"algorithm": "Scaffold"}, than={"algorithm": "FedAvg"},
+    found = one(Greater(name="H", metric="loss", group={"algorithm": "Scaffold"}, reference={"algorithm": "FedAvg"},
                         where={"partition.severity": 1.0}), diverge(runs, bad))
     assert (found.verdict, found.seeds, found.diverged, found.test) == ("supported", 10, 3, "exact signed-rank")
     assert sorted(value for _, value in found.points)[-3:] == [math.inf] * 3
     assert math.isfinite(found.effect) and "3 runs diverged" in found.sentence
 
 
-BOTH = {"metric": "loss", "of": {"algorithm": "Scaffold"}, "than": {"algorithm": "FedAvg"}, "where": {"partition.severity": 1.0}}
-KINDS = [Greater(name="H", **BOTH), Less(name="H", **GAP), Equivalent(name="H", within=0.1, **BOTH), Share(name="H", **BOTH),
-         Interaction(name="H", metric="loss", of=BOTH["of"], than=BOTH["than"], inside={"partition.severity": 1.0},
-                     outside={"partition.severity": 0.5})]
+BOTH = {"metric": "loss", "group": {"algorithm": "Scaffold"}, "reference": {"algorithm": "FedAvg"},
+        "where": {"partition.severity": 1.0}}
+KINDS = [
+    Greater(name="H", **BOTH),
+    Less(name="H", **GAP),
+    Equivalent(name="H", margin=0.1, **BOTH),
+    RecoveredFraction(name="H", **BOTH),
+    Interaction(
+        name="H",
+        metric="loss",
+        group=BOTH["group"],
+        reference=BOTH["reference"],
+        inside={"partition.severity": 1.0},
+        outside={"partition.severity": 0.5},
+    ),
+]
 
 
 @pytest.mark.parametrize("said", KINDS, ids=lambda said: type(said).__name__)
@@ -124,8 +176,8 @@ def test_seeds_in_which_both_sides_diverged_are_no_zeros(said):
     assert "In 2 seeds both sides diverged" in found.sentence and "count as the worst" not in found.sentence
 
 
-@pytest.mark.parametrize("said", [*KINDS, Trend(name="H", along="partition.severity", metric="loss", contrast="twin")],
-                         ids=lambda said: type(said).__name__)
+@pytest.mark.parametrize("said", [*KINDS, Trend(name="H", predictor="partition.severity", metric="loss",
+                                                contrast="iid_baseline")], ids=lambda said: type(said).__name__)
 def test_where_every_run_diverged_there_is_no_effect_of_zero(said):
     runs = study(gap, seeds=3)
     found = one(said, diverge(runs, runs["seed"] >= 0))
@@ -147,10 +199,14 @@ def test_a_diverged_run_is_the_worst_of_accuracies_as_of_losses():
     runs = study(gap, seeds=7).rename(columns={"loss": "syntax.accuracy"}).assign(loss=0.0)
     bad = diverge(runs, (runs["partition.severity"] == 1.0) & (runs["seed"] < 4))
     arm = {"partition.severity": 1.0, "algorithm": "FedAvg"}
-    found = one(Less(name="H", metric="syntax.accuracy", contrast="twin", of=arm), bad)
+    found = one(Less(name="H", metric="syntax.accuracy", contrast="iid_baseline", group=arm), bad)
     assert [value for _, value in found.points][:4] == [-math.inf] * 4 and found.effect == -math.inf
-    assert one(Less(name="H", metric="syntax.accuracy", worst="high", of=arm), bad).points[0][1] == math.inf
-    assert (s.bad_end("loss"), s.bad_end("text.rougeL"), s.bad_end("text.repetition")) == ("high", "low", "high")
+    assert one(Less(name="H", metric="syntax.accuracy", worst_end="high", group=arm), bad).points[0][1] == math.inf
+    assert (s.default_worst_end("loss"), s.default_worst_end("text.rougeL"), s.default_worst_end("text.repetition")) == (
+        "high",
+        "low",
+        "high",
+    )
 
 
 def test_seeds_that_do_not_differ_are_told():
@@ -162,36 +218,39 @@ def test_seeds_that_do_not_differ_are_told():
 def test_an_unfinished_seed_is_left_out_and_told():
     runs = study(gap)
     lost = runs[~((runs["seed"] == 4) & (runs["partition.severity"] == 0.5) & (runs["algorithm"] == "Scaffold"))]
-    found = one(Greater(name="H", metric="loss", of={"algorithm": "Scaffold"}, than={"algorithm": "FedAvg"}), lost)
+    found = one(Greater(name="H", metric="loss", group={"algorithm": "Scaffold"}, reference={"algorithm": "FedAvg"}), lost)
     assert (found.seeds, found.incomplete) == (9, 1) and 4 not in dict(found.points) and "1 seed not complete" in found.sentence
 
 
 def test_an_empty_study_and_a_level_without_runs_are_inconclusive_and_names_are_checked():
-    said = Greater(name="H", metric="loss", of={"partition.severity": 0.9})
+    said = Greater(name="H", metric="loss", group={"partition.severity": 0.9})
     for runs in (study(gap), study(gap).iloc[:0]):
         found = one(said, runs)
         assert found.verdict == "inconclusive" and found.seeds == 0 and "Nothing to judge" in found.sentence
     with pytest.raises(UserError, match="did you mean 'loss'"):
         one(Greater(name="H", metric="los"), study(gap))
     with pytest.raises(UserError, match="no factor 'algoritm'"):
-        one(Greater(name="H", metric="loss", of={"algoritm": "FedAvg"}), study(gap))
+        one(Greater(name="H", metric="loss", group={"algoritm": "FedAvg"}), study(gap))
     with pytest.raises(UserError, match="two hypotheses are named"):
-        s.judge([said, said], study(gap), FACTORS)
+        s.evaluate_hypotheses([said, said], study(gap), FACTORS)
 
 
 def test_factors_that_only_one_side_has_do_not_unpair_it():
     runs = study(gap).assign(**{"algorithm.alpha": lambda r: np.where(r["algorithm"] == "Scaffold", 0.5, np.nan)})
-    found = s.judge([Greater(name="H", metric="loss", of={"algorithm": "Scaffold"}, than={"algorithm": "FedAvg"})], runs,
-                    [*FACTORS, "algorithm.alpha"])[0]
+    found = s.evaluate_hypotheses(
+        [Greater(name="H", metric="loss", group={"algorithm": "Scaffold"}, reference={"algorithm": "FedAvg"})],
+        runs,
+        [*FACTORS, "algorithm.alpha"],
+    )[0]
     assert found.seeds == 10
 
 
 def test_a_trend_is_found_with_its_slope_and_a_flat_one_is_not():
     runs = study(gap, severities=(0.25, 0.5, 0.75, 1.0))
-    said = Trend(name="H1", metric="loss", contrast="twin", along="partition.severity", where={"algorithm": "FedAvg"})
+    said = Trend(name="H1", metric="loss", contrast="iid_baseline", predictor="partition.severity", where={"algorithm": "FedAvg"})
     found = one(said, runs)
     assert found.verdict == "supported" and found.effect == pytest.approx(0.2, abs=0.02) and found.test == "Page's L"
-    down = Trend(name="H1", metric="loss", direction="down", contrast="twin", along="partition.severity")
+    down = Trend(name="H1", metric="loss", direction="down", contrast="iid_baseline", predictor="partition.severity")
     assert one(down, runs).verdict == "refuted"
     assert one(said, study(lambda *arm: 0.0, severities=(0.25, 0.5, 0.75, 1.0))).verdict == "inconclusive"
 
@@ -200,40 +259,42 @@ def test_a_trend_is_found_with_its_slope_and_a_flat_one_is_not():
 def test_two_levels_are_no_trend_but_their_paired_contrast(direction, verdict):
     """Test, interval and power are those of the upper level less the lower; seven seeds all rise: p = 2/128."""
     runs = study(gap, seeds=7, severities=(0.5, 1.0), algorithms=("FedAvg",))
-    found = one(Trend(name="H", metric="loss", contrast="twin", along="partition.severity", direction=direction), runs)
-    gaps = s.values(runs, "loss", {}, "twin").pivot(index="seed", columns="partition.severity", values="value")
+    found = one(Trend(name="H", metric="loss", contrast="iid_baseline", predictor="partition.severity",
+                      direction=direction), runs)
+    gaps = s.outcome_values(runs, "loss", {}, "iid_baseline").pivot(index="seed", columns="partition.severity", values="value")
     d = (gaps[1.0] - gaps[0.5]).to_numpy()
     assert (found.verdict, found.test, found.unit, found.p) == (verdict, "exact sign-flip", "difference", 2 / 128)
-    assert (found.effect, found.low, found.high) == pytest.approx((s.paired_t(d).estimate, s.paired_t(d).low, s.paired_t(d).high))
-    assert found.detectable == pytest.approx(s.detectable(7, d.std(ddof=1)))
+    assert (found.effect, found.low, found.high) == pytest.approx((s.mean_ci(d).estimate, s.mean_ci(d).low, s.mean_ci(d).high))
+    assert found.detectable == pytest.approx(s.min_detectable_effect(7, d.std(ddof=1)))
     assert "1 less 0.5" in found.sentence and "no trend" in found.notes[0]
 
 
 def test_a_trend_of_ranks_claims_no_power_of_another_test():
     runs = study(lambda *arm: 0.0, severities=(0.25, 0.5, 1.0))
-    found = one(Trend(name="H", metric="loss", contrast="twin", along="partition.severity"), runs)
+    found = one(Trend(name="H", metric="loss", contrast="iid_baseline", predictor="partition.severity"), runs)
     assert found.test == "Page's L" and math.isnan(found.detectable) and "would have been called with" not in found.sentence
     assert "of the seeds' slopes" in found.sentence and "The p is of ranks" in found.sentence
     with pytest.raises(UserError, match="levels are numbers; those of 'algorithm' are FedAvg, Scaffold"):
-        one(Trend(name="H", metric="loss", along="algorithm"), runs)
+        one(Trend(name="H", metric="loss", predictor="algorithm"), runs)
 
 
 def test_a_trend_inside_two_seeds_is_not_replicated():
-    found = one(Trend(name="H", metric="loss", contrast="twin", along="partition.severity"),
+    found = one(Trend(name="H", metric="loss", contrast="iid_baseline", predictor="partition.severity"),
                 study(gap, seeds=2, severities=(0.2, 0.4, 0.6, 0.8, 1.0), noise=1e-6))
     assert found.verdict == "inconclusive" and "not replicated" in " ".join(found.notes)
 
 
 def test_a_trend_that_turns_back_says_where():
     bend = {0.0: 0.0, 0.25: 0.1, 0.5: 0.3, 0.75: 0.2, 1.0: 0.5}
-    found = one(Trend(name="H", metric="loss", contrast="twin", along="partition.severity"),
+    found = one(Trend(name="H", metric="loss", contrast="iid_baseline", predictor="partition.severity"),
                 study(lambda a, severity, p: bend[severity], severities=(0.25, 0.5, 0.75, 1.0)))
     assert found.verdict == "supported" and any("0.5 to 0.75" in note for note in found.notes)
 
 
 def test_a_measured_dial_is_judged_by_spearman():
     runs = study(gap, severities=(0.25, 0.5, 0.75, 1.0)).assign(measured=lambda r: r["partition.severity"] ** 2 + r["seed"] / 1e4)
-    found = one(Trend(name="H", metric="loss", contrast="twin", along="measured", where={"algorithm": "FedAvg"}), runs)
+    found = one(Trend(name="H", metric="loss", contrast="iid_baseline", predictor="measured",
+                      where={"algorithm": "FedAvg"}), runs)
     assert found.verdict == "supported" and found.test.startswith("Spearman") and found.seeds == 10
 
 
@@ -242,7 +303,7 @@ def test_an_interaction_is_a_difference_between_differences():
     def truth(algorithm, severity, participation):
         return 0.2 * severity * (participation < 1)
     runs = study(truth, participations=(0.2, 1.0), severities=(1.0,))
-    sides = {"metric": "loss", "of": {"plan.participation": 0.2}, "than": {"plan.participation": 1.0}}
+    sides = {"metric": "loss", "group": {"training.participation_rate": 0.2}, "reference": {"training.participation_rate": 1.0}}
     found = one(Interaction(name="H3", inside={"iid": False}, outside={"iid": True}, **sides), runs)
     assert found.verdict == "supported" and found.effect == pytest.approx(0.2, abs=0.02)
     same = one(Interaction(name="H3", inside={"algorithm": "FedAvg"}, outside={"algorithm": "Scaffold"}, **sides), runs)
@@ -250,10 +311,10 @@ def test_an_interaction_is_a_difference_between_differences():
 
 
 def test_equivalence_is_shown_refuted_or_open():
-    sides = {"metric": "loss", "of": {"algorithm": "Scaffold"}, "than": {"algorithm": "FedAvg"}}
-    assert one(Equivalent(name="H", within=0.05, **sides), study(lambda *arm: 0.0)).verdict == "supported"
-    assert one(Equivalent(name="H", within=0.05, **sides), study(gap)).verdict == "refuted"
-    assert one(Equivalent(name="H", within=0.05, **sides), study(lambda *arm: 0.0, noise=0.3)).verdict == "inconclusive"
+    sides = {"metric": "loss", "group": {"algorithm": "Scaffold"}, "reference": {"algorithm": "FedAvg"}}
+    assert one(Equivalent(name="H", margin=0.05, **sides), study(lambda *arm: 0.0)).verdict == "supported"
+    assert one(Equivalent(name="H", margin=0.05, **sides), study(gap)).verdict == "refuted"
+    assert one(Equivalent(name="H", margin=0.05, **sides), study(lambda *arm: 0.0, noise=0.3)).verdict == "inconclusive"
 
 
 def test_a_share_of_the_gap_to_the_twins_and_to_an_oracle():
@@ -261,21 +322,21 @@ def test_a_share_of_the_gap_to_the_twins_and_to_an_oracle():
     def truth(algorithm, severity, participation):
         return {"FedAvg": 0.2, "Half": 0.1, "Oracle": 0.0}[algorithm] * severity
     runs = study(truth, algorithms=("FedAvg", "Half", "Oracle"), severities=(1.0,), noise=0.005)
-    sides = {"metric": "loss", "of": {"algorithm": "Half"}, "than": {"algorithm": "FedAvg"}}
+    sides = {"metric": "loss", "group": {"algorithm": "Half"}, "reference": {"algorithm": "FedAvg"}}
     for whole in ({}, {"algorithm": "Oracle"}):
-        found = one(Share(name="H", least=0.3, whole=whole, **sides), runs)
+        found = one(RecoveredFraction(name="H", min_fraction=0.3, target=whole, **sides), runs)
         assert found.verdict == "supported" and found.effect == pytest.approx(0.5, abs=0.05)
-        assert one(Share(name="H", least=0.8, whole=whole, **sides), runs).verdict == "refuted"
+        assert one(RecoveredFraction(name="H", min_fraction=0.8, target=whole, **sides), runs).verdict == "refuted"
 
 
 def test_there_is_no_share_of_nothing():
-    found = one(Share(name="H", **SCAFFOLD), study(lambda *arm: 0.0))
+    found = one(RecoveredFraction(name="H", **SCAFFOLD), study(lambda *arm: 0.0))
     assert found.verdict == "inconclusive" and "nothing to recover" in " ".join(found.notes)
 
 
 def test_rates_are_compared_with_the_twins_of_the_same_seeds():
     runs = study(gap, algorithms=("FedAvg",), severities=(1.0,))
-    said = RateGreater(name="H", metric="diverged", of={"partition.severity": 1.0})
+    said = RateGreater(name="H", metric="diverged", group={"partition.severity": 1.0})
     found = one(said, diverge(runs, ~runs["iid"] & (runs["seed"] < 8)))
     assert found.verdict == "supported" and found.effect == pytest.approx(0.8) and found.p == 2 / 256
     few = one(said, diverge(runs, ~runs["iid"] & (runs["seed"] < 3)))
@@ -283,7 +344,7 @@ def test_rates_are_compared_with_the_twins_of_the_same_seeds():
 
 
 def test_all_parts_must_hold():
-    worse = Greater(name="worse", metric="loss", of={"algorithm": "Scaffold"}, than={"algorithm": "FedAvg"})
+    worse = Greater(name="worse", metric="loss", group={"algorithm": "Scaffold"}, reference={"algorithm": "FedAvg"})
     hurt = Greater(name="hurt", **GAP)
     wrong = Less(name="wrong", **GAP)
     runs = study(gap)
@@ -294,13 +355,17 @@ def test_all_parts_must_hold():
 
 def test_boundaries_are_compared_as_ratios():
     runs = study(lambda a, severity, p: 0.0).assign(boundary=lambda r: np.exp(r["loss"]) * np.where(r["iid"], 0.381, 0.2176))
-    found = one(Less(name="H2", metric="boundary", contrast="twin", scale="ratio", of={"partition.severity": 1.0}), runs)
+    found = one(Less(name="H2", metric="boundary", contrast="iid_baseline", scale="ratio",
+                     group={"partition.severity": 1.0}), runs)
     assert found.verdict == "supported" and found.unit == "ratio" and found.effect == pytest.approx(0.2176 / 0.381, rel=0.02)
     assert found.low < 0.2176 / 0.381 < found.high < 1
 
 
 def test_the_table_hides_a_p_that_the_seeds_could_not_give():
-    found = s.judge([Equivalent(name="H", metric="loss", within=1.0, of={"algorithm": "Scaffold"}, than={"algorithm": "FedAvg"})],
-                    study(lambda *arm: 0.0, seeds=3), FACTORS)
-    assert found[0].verdict == "inconclusive" and math.isnan(s.table(found)["p"][0])
-    assert isinstance(s.table(()), pd.DataFrame)
+    found = s.evaluate_hypotheses(
+        [Equivalent(name="H", metric="loss", margin=1.0, group={"algorithm": "Scaffold"}, reference={"algorithm": "FedAvg"})],
+        study(lambda *arm: 0.0, seeds=3),
+        FACTORS,
+    )
+    assert found[0].verdict == "inconclusive" and math.isnan(s.verdict_table(found)["p"][0])
+    assert isinstance(s.verdict_table(()), pd.DataFrame)

@@ -13,8 +13,8 @@ from scipy import stats
 from statsmodels.stats.multitest import multipletests
 from statsmodels.stats.power import TTestPower
 
-from fedrift import statistics as s
-from fedrift.errors import UserError
+from fedrift import stats as s
+from fedrift.core.errors import UserError
 
 SLEEP = np.array([-1.2, -2.4, -1.3, -1.3, 0.0, -1.0, -1.8, -0.8, -4.6, -1.4])  # R: sleep, extra[group 1] - extra[group 2]
 DARWIN = np.array([49, -67, 8, 16, 6, 23, 28, 41, 14, 29, 56, 24, 75, 60, -48.0])  # eighths of an inch, crossed - self-fertilised
@@ -23,24 +23,24 @@ INF = math.inf
 
 def test_paired_t_is_that_of_r_on_the_sleep_data():
     """R: t.test(extra ~ group, data = sleep, paired = TRUE): p-value = 0.002833, -2.4598858 -0.7001142."""
-    assert s.t_test(SLEEP).value == pytest.approx(0.002833, abs=5e-7)
-    found = s.paired_t(SLEEP)
+    assert s.paired_t_test(SLEEP).value == pytest.approx(0.002833, abs=5e-7)
+    found = s.mean_ci(SLEEP)
     assert (found.estimate, found.low, found.high) == pytest.approx((-1.58, -2.4598858, -0.7001142), abs=5e-8)
 
 
 def test_sign_flip_is_fishers_count_of_darwins_plants():
     """Fisher, The Design of Experiments, section 21: 1,726 of 32,768 arrangements, 5.267 per cent."""
-    assert s.sign_flip(DARWIN).value == 1726 / 32768
-    assert s.sign_flip(DARWIN, alternative="greater").value == 863 / 32768
+    assert s.sign_flip_test(DARWIN).value == 1726 / 32768
+    assert s.sign_flip_test(DARWIN, alternative="greater").value == 863 / 32768
 
 
 def test_sign_flip_counts_a_zero_difference_on_both_sides():
-    assert s.sign_flip(SLEEP).value == 4 / 1024  # nine of one sign; the tenth seed may have either
+    assert s.sign_flip_test(SLEEP).value == 4 / 1024  # nine of one sign; the tenth seed may have either
 
 
 def test_sign_flip_about_a_margin_moves_the_null():
-    assert s.sign_flip(np.arange(1.0, 7.0), about=3.5).value == 1.0
-    assert s.sign_flip(np.arange(1.0, 7.0), about=0.5).value == 2 / 64
+    assert s.sign_flip_test(np.arange(1.0, 7.0), null_value=3.5).value == 1.0
+    assert s.sign_flip_test(np.arange(1.0, 7.0), null_value=0.5).value == 2 / 64
 
 
 def test_many_seeds_are_drawn_and_agree_with_the_exact_count():
@@ -49,27 +49,27 @@ def test_many_seeds_are_drawn_and_agree_with_the_exact_count():
     for value in np.abs(d):
         sums = np.concatenate([sums + value, sums - value])
     exact = (np.abs(sums) >= abs(d.sum()) - 1e-12).mean()
-    found = s.sign_flip(d)
+    found = s.sign_flip_test(d)
     assert found.value == pytest.approx(exact, abs=0.005)
-    assert "draws" in found.test and found.value == s.sign_flip(d).value
+    assert "draws" in found.test and found.value == s.sign_flip_test(d).value
 
 
 @pytest.mark.parametrize(("seeds", "least"), [(1, 1.0), (3, 0.25), (5, 0.0625), (6, 0.03125), (8, 0.0078125), (10, 0.001953125)])
 def test_the_smallest_p_of_n_seeds(seeds, least):
-    found = s.sign_flip(np.linspace(1, 2, seeds))
-    assert found.value == found.attainable == s.smallest_p(seeds) == least
+    found = s.sign_flip_test(np.linspace(1, 2, seeds))
+    assert found.value == found.min_attainable_p == s.min_p(seeds) == least
 
 
 def test_seeds_needed_by_a_family():
-    assert [s.seeds_needed(), s.seeds_needed(family=8), s.seeds_needed(0.5)] == [6, 9, 2]
+    assert [s.min_seeds(), s.min_seeds(family_size=8), s.min_seeds(0.5)] == [6, 9, 2]
 
 
 def test_a_p_that_the_seeds_cannot_reach_is_not_printed():
     sharp = np.array([1.0, 1.01, 0.99, 1.0, 1.0])
-    assert s.t_test(sharp).value < 1e-5
-    for found in (s.t_test(sharp), s.sign_flip(sharp), s.wilcoxon(sharp)):
-        assert str(found) == "5 seeds cannot give a p below .062" and not found.below()
-    assert str(s.sign_flip(np.append(sharp, 1.0))) == "p = .031"
+    assert s.paired_t_test(sharp).value < 1e-5
+    for found in (s.paired_t_test(sharp), s.sign_flip_test(sharp), s.wilcoxon(sharp)):
+        assert str(found) == "5 seeds cannot give a p below .062" and not found.is_significant()
+    assert str(s.sign_flip_test(np.append(sharp, 1.0))) == "p = .031"
 
 
 def test_wilcoxon_without_ties_is_scipys_exact_one():
@@ -78,10 +78,10 @@ def test_wilcoxon_without_ties_is_scipys_exact_one():
 
 
 def test_worst_rank_takes_the_place_of_a_run_that_diverged():
-    d = s.differences(np.array([1.0, INF, 2.0, INF]), np.array([0.5, 1.0, INF, INF]))
+    d = s.paired_differences(np.array([1.0, INF, 2.0, INF]), np.array([0.5, 1.0, INF, INF]))
     assert d[:3].tolist() == [0.5, INF, -INF] and math.isnan(d[3])  # both diverged: no difference, and not one of zero
     assert s.wilcoxon(np.array([0.1, 0.2, 0.3, 0.4, 0.5, INF])).value == 2 / 64
-    assert s.worst_rank(np.array([1.0, np.nan]), np.array([False, True]), "low").tolist() == [1.0, -INF]
+    assert s.assign_worst_rank(np.array([1.0, np.nan]), np.array([False, True]), "low").tolist() == [1.0, -INF]
 
 
 def test_rank_effects_by_hand():
@@ -118,12 +118,12 @@ def test_mcnemar_counts_only_seeds_that_differ():
     first, second = np.array([1] * 7 + [0] + [1] * 5), np.array([0] * 7 + [1] + [1] * 5)
     assert s.mcnemar(first, second).value == pytest.approx(2 * 9 / 256)
     assert s.mcnemar(first, first).value == 1.0
-    assert s.mcnemar(np.ones(5), np.zeros(5)).value == s.mcnemar(np.ones(5), np.zeros(5)).attainable == 0.0625
+    assert s.mcnemar(np.ones(5), np.zeros(5)).value == s.mcnemar(np.ones(5), np.zeros(5)).min_attainable_p == 0.0625
 
 
 def test_fisher_is_the_lady_tasting_tea():
-    found = s.fisher(3, 4, 1, 4)
-    assert found.value == pytest.approx(34 / 70) and found.attainable == pytest.approx(2 / 70)
+    found = s.fisher_exact(3, 4, 1, 4)
+    assert found.value == pytest.approx(34 / 70) and found.min_attainable_p == pytest.approx(2 / 70)
 
 
 def test_page_is_the_exact_permutation_of_the_levels():
@@ -133,21 +133,21 @@ def test_page_is_the_exact_permutation_of_the_levels():
     seen = (ranks * [1, 2, 3]).sum()
     rows = [np.dot(order, [1, 2, 3]) for order in itertools.permutations([1, 2, 3])]
     sums = [sum(choice) for choice in itertools.product(rows, repeat=4)]
-    assert s.page(table).value == pytest.approx(2 * np.mean(np.array(sums) >= seen))
-    assert s.page(table).value == pytest.approx(s.page(-table).value)
+    assert s.page_trend_test(table).value == pytest.approx(2 * np.mean(np.array(sums) >= seen))
+    assert s.page_trend_test(table).value == pytest.approx(s.page_trend_test(-table).value)
 
 
 def test_page_on_the_table_of_scipys_documentation():
     """Ratings of three ways to teach by ten students: exact one-sided p = 0.0018191."""
     table = [[3, 4, 3], [2, 2, 4], [3, 3, 5], [1, 3, 2], [2, 3, 2], [2, 4, 5], [1, 2, 4], [3, 4, 4], [2, 4, 5], [1, 3, 4]]
-    assert s.page(np.array(table)).value == pytest.approx(2 * 0.0018191161948127822)
+    assert s.page_trend_test(np.array(table)).value == pytest.approx(2 * 0.0018191161948127822)
 
 
 def test_spearman_is_permuted_inside_the_seeds():
     x, y, seed = np.tile([0.1, 0.4, 0.8], 3), np.array([1, 2, 3, 101, 102, 103, 11, 12, 13.0]), np.repeat([0, 1, 2], 3)
-    found = s.spearman(x, y, seed)
+    found = s.spearman_within_blocks(x, y, seed)
     assert (found.rho, found.p.value, found.p.seeds) == (pytest.approx(1.0), pytest.approx(2 / 216), 3)
-    assert s.spearman(x, np.where(y == 103, INF, y), seed).rho == pytest.approx(1.0)
+    assert s.spearman_within_blocks(x, np.where(y == 103, INF, y), seed).rho == pytest.approx(1.0)
 
 
 def test_power_of_many_seeds_is_that_of_the_t_test():
@@ -160,53 +160,53 @@ def test_power_of_few_seeds_is_that_of_their_signs(seeds, alpha):
     for effect in (0.0, 1.0, 1.8):
         exact = stats.norm.cdf(effect) ** seeds + stats.norm.cdf(-effect) ** seeds
         assert s.power(seeds, effect, 1.0, alpha) == pytest.approx(exact, abs=0.01)
-    assert s.detectable(seeds, 0.1, alpha) == pytest.approx(0.1 * stats.norm.ppf(0.8 ** (1 / seeds)), rel=0.01)
+    assert s.min_detectable_effect(seeds, 0.1, alpha) == pytest.approx(0.1 * stats.norm.ppf(0.8 ** (1 / seeds)), rel=0.01)
     assert TTestPower().power(1.5, seeds, alpha) > s.power(seeds, 1.5, 1.0, alpha) + 0.05
 
 
 def test_a_trend_over_two_levels_is_a_sign_test_without_the_ties():
-    found = s.page(np.array([[1.0, 2], [1, 2], [3, 3], [1, 2], [2, 1], [0, 1], [0, 2], [1, 4]]))
+    found = s.page_trend_test(np.array([[1.0, 2], [1, 2], [3, 3], [1, 2], [2, 1], [0, 1], [0, 2], [1, 4]]))
     assert (found.value, found.seeds, found.test) == (pytest.approx(2 * (1 + 7) / 2**7), 7, "exact sign test")
-    assert s.page(np.ones((4, 2))).value == 1.0
+    assert s.page_trend_test(np.ones((4, 2))).value == 1.0
 
 
 @pytest.mark.parametrize("seeds", [6, 8, 10, 30])
 def test_the_detectable_effect_has_the_power_that_it_says(seeds):
-    effect = s.detectable(seeds, 0.2)
+    effect = s.min_detectable_effect(seeds, 0.2)
     assert s.power(seeds, effect, 0.2) == pytest.approx(0.8, abs=2e-3)
-    assert s.seeds_for(effect * 1.0001, 0.2) == seeds
+    assert s.required_seeds(effect * 1.0001, 0.2) == seeds
 
 
 def test_five_seeds_detect_nothing_however_large():
-    assert s.detectable(5, 0.001) == INF and s.detectable(8, 0.001, alpha=0.05 / 8) == INF
+    assert s.min_detectable_effect(5, 0.001) == INF and s.min_detectable_effect(8, 0.001, alpha=0.05 / 8) == INF
 
 
 def test_tost_is_the_narrow_interval_inside_the_margin():
     d = np.array([0.002, -0.001, 0.003, 0.0, -0.002, 0.001, 0.0, 0.002])
-    edge = s.smallest_margin(d)
-    assert s.tost(d, edge * 1.001).shown and s.tost(d, edge * 1.001).p.value < 0.05
-    assert not s.tost(d, edge * 0.999).shown and s.tost(d, edge * 0.999).p.value > 0.05
+    edge = s.min_equivalence_margin(d)
+    assert s.tost(d, edge * 1.001).is_equivalent and s.tost(d, edge * 1.001).p.value < 0.05
+    assert not s.tost(d, edge * 0.999).is_equivalent and s.tost(d, edge * 0.999).p.value > 0.05
     assert s.tost(d, edge).p.value == pytest.approx(0.05)
 
 
 def test_two_seeds_show_no_equivalence_however_alike():
-    assert not s.tost(np.array([1e-9, -1e-9]), 0.01).p.below() and s.margin_for(4, 1.0) == INF
+    assert not s.tost(np.array([1e-9, -1e-9]), 0.01).p.is_significant() and s.detectable_margin(4, 1.0) == INF
 
 
 def test_fieller_bounds_are_where_t_reaches_its_quantile():
     rng = np.random.default_rng(0)
     b = rng.normal(2, 0.3, 8)
     a = 0.6 * b + rng.normal(0, 0.2, 8)
-    found = s.fieller(a, b)
+    found = s.ratio_ci(a, b)
     for bound in (found.low, found.high):
         assert abs(stats.ttest_1samp(a - bound * b, 0).statistic) == pytest.approx(stats.t.ppf(0.975, 7))
-    assert s.fieller(a, b - b.mean() + 0.01).high == INF  # a denominator that may be 0
+    assert s.ratio_ci(a, b - b.mean() + 0.01).high == INF  # a denominator that may be 0
 
 
 def test_log_ratio_takes_logarithms_back():
-    found = s.log_ratio(np.array([0.2, 0.4, 0.1]), np.array([0.1, 0.2, 0.05]))
+    found = s.geometric_mean_ratio(np.array([0.2, 0.4, 0.1]), np.array([0.1, 0.2, 0.05]))
     assert (found.estimate, found.low, found.high) == pytest.approx((2, 2, 2))
-    assert math.isnan(s.log_ratio(np.array([0.0, 1]), np.array([1.0, 1])).estimate)
+    assert math.isnan(s.geometric_mean_ratio(np.array([0.0, 1]), np.array([1.0, 1])).estimate)
 
 
 def test_difference_in_differences_by_hand():
@@ -215,10 +215,10 @@ def test_difference_in_differences_by_hand():
 
 def test_bootstrap_draws_whole_clusters_and_refuses_seeds():
     values = np.repeat(np.random.default_rng(0).normal(size=40), 25)
-    alone, whole = s.bootstrap(values), s.bootstrap(values, np.repeat(np.arange(40), 25))
+    alone, whole = s.bootstrap_items(values), s.bootstrap_items(values, np.repeat(np.arange(40), 25))
     assert (whole.high - whole.low) / (alone.high - alone.low) == pytest.approx(5, rel=0.2)  # sqrt of 25 items a cluster
-    with pytest.raises(UserError, match="paired_t and sign_flip"):
-        s.bootstrap(np.arange(10.0))
+    with pytest.raises(UserError, match="paired_t_test and sign_flip_test"):
+        s.bootstrap_items(np.arange(10.0))
 
 
 numbers = st.lists(st.floats(-5, 5, allow_nan=False).map(lambda x: round(x, 2)), min_size=1, max_size=9).map(np.array)
@@ -227,14 +227,14 @@ numbers = st.lists(st.floats(-5, 5, allow_nan=False).map(lambda x: round(x, 2)),
 @settings(max_examples=60, deadline=None)
 @given(numbers)
 def test_sign_tests_see_no_difference_between_a_side_and_its_mirror(d):
-    assert s.sign_flip(d).value == pytest.approx(s.sign_flip(-d).value)
+    assert s.sign_flip_test(d).value == pytest.approx(s.sign_flip_test(-d).value)
     assert s.wilcoxon(d).value == pytest.approx(s.wilcoxon(d * 7).value)
-    assert s.sign_flip(d).value >= s.sign_flip(d).attainable - 1e-12
+    assert s.sign_flip_test(d).value >= s.sign_flip_test(d).min_attainable_p - 1e-12
 
 
 @settings(max_examples=60, deadline=None)
 @given(numbers)
 def test_the_median_lies_in_its_interval(d):
-    found = s.median_interval(d)
+    found = s.median_ci(d)
     assert found.low <= found.estimate <= found.high
-    assert found.level >= (0.95 if len(d) >= 6 else 0)
+    assert found.confidence_level >= (0.95 if len(d) >= 6 else 0)

@@ -8,11 +8,11 @@ import os
 
 import pytest
 
-from fedrift.errors import UserError
-from fedrift.records import Record
-from fedrift.store import Run, connected, lines, query_rows, sql
-from fedrift.store.parquet import parquet_path, stale, write_parquet
-from fedrift.store.query import flat
+from fedrift.core.errors import UserError
+from fedrift.core.records import Record
+from fedrift.storage import Run, connect, jsonl, query_frame, query_rows
+from fedrift.storage.parquet import is_parquet_stale, parquet_path, write_parquet
+from fedrift.storage.query import flatten
 
 ROWS = [Record(0, "loss", "", -1, 4.5), Record(0, "loss", "sport", -1, 0.1 + 0.2), Record(1, "update.norm", "", 2, math.nan),
         Record(1, "loss", "", -1, math.inf), Record(1, "loss", "", -1, 3.25)]
@@ -20,10 +20,10 @@ ROWS = [Record(0, "loss", "", -1, 4.5), Record(0, "loss", "sport", -1, 0.1 + 0.2
 
 def made(root, id: str = "abc", **said) -> Run:
     run = Run(root, id)
-    run.write_json("experiment", {"algorithm": {"is": "FedProx", "mu": 0.1}, "partition": {"is": "TopicMix", "severity": 0.5},
-                                  "seed": 3, "corpus": {"name": "bbc"}, "model": "pocket", "plan": {"rounds": 3}, **said,
+    run.write_json("experiment", {"algorithm": {"type": "FedProx", "mu": 0.1}, "partition": {"type": "TopicMix", "severity": 0.5},
+                                  "seed": 3, "dataset": {"name": "bbc"}, "model": "pocket", "training": {"num_rounds": 3}, **said,
                                   "id": id, "partition_table": {"tokens": [1]}})
-    run.append(ROWS)
+    run.append_records(ROWS)
     return run
 
 
@@ -34,8 +34,8 @@ def same(one, other) -> bool:
 
 def test_a_finished_run_has_parquet_that_reads_back_to_the_bit_the_last_word_counting(tmp_path):
     run = made(tmp_path)
-    run.finish({"rounds": 1})
-    assert not stale(run.folder)
+    run.mark_finished({"rounds": 1})
+    assert not is_parquet_stale(run.folder)
     (run.folder / "records.jsonl").unlink()
     assert same(run.records(), [*ROWS[:3], ROWS[4]])
     assert run.trajectory().curve("loss").tolist() == [4.5, 3.25]
@@ -50,10 +50,10 @@ def test_the_same_rows_give_the_same_bytes(tmp_path):
 
 def test_sql_sees_numbers_experiments_and_findings_of_all_runs(tmp_path):
     one, other = made(tmp_path), made(tmp_path, "def", seed=4)
-    one.finish({"rounds": 1, "loss": 3.25, "final_loss": 3.0, "train_tokens": 10, "seconds": {"train": 2.0, "final": 1.0}})
-    other.fail(1, "it broke")
-    one.write_json("findings", [{"detector": "drift", "grade": "suspected", "since": 3, "clients": [1, 2]}])
-    got = sql(tmp_path, 'SELECT run, status, algorithm, "algorithm.mu", "partition.severity", seconds, failure '
+    one.mark_finished({"rounds": 1, "loss": 3.25, "final_loss": 3.0, "train_tokens": 10, "seconds": {"train": 2.0, "final": 1.0}})
+    other.mark_failed(1, "it broke")
+    one.write_json("findings", [{"failure": "drift", "grade": "suspected", "first_round": 3, "clients": [1, 2]}])
+    got = query_frame(tmp_path, 'SELECT run, status, algorithm, "algorithm.mu", "partition.severity", seconds, failure '
                         'FROM runs ORDER BY run')
     assert got.run.tolist() == ["abc", "def"]
     assert got.status.tolist() == ["finished", "failed"]
@@ -61,57 +61,57 @@ def test_sql_sees_numbers_experiments_and_findings_of_all_runs(tmp_path):
     assert got["algorithm.mu"].tolist() == [0.1, 0.1]
     assert got.seconds[0] == 3.0
     assert got.failure[1] == "it broke"
-    joined = sql(tmp_path, "SELECT seed, min(value) v FROM records JOIN runs USING (run) "
+    joined = query_frame(tmp_path, "SELECT seed, min(value) v FROM records JOIN runs USING (run) "
                            "WHERE metric = 'loss' AND domain = '' GROUP BY seed")
     assert sorted(joined.v) == [3.25, 3.25]
-    assert sql(tmp_path, "SELECT detector, clients FROM findings").values.tolist() == [["drift", "[1, 2]"]]
+    assert query_frame(tmp_path, "SELECT failure, clients FROM findings").values.tolist() == [["drift", "[1, 2]"]]
 
 
 def test_rows_written_since_are_in_the_next_answer(tmp_path):
     run = made(tmp_path)
-    assert sql(tmp_path, "SELECT max(round) r FROM records").r[0] == 1
-    run.append([Record(2, "loss", "", -1, 3.0)])
+    assert query_frame(tmp_path, "SELECT max(round) r FROM records").r[0] == 1
+    run.append_records([Record(2, "loss", "", -1, 3.0)])
     os.utime(run.folder / "records.jsonl", ns=(2**62, 2**62))
-    assert sql(tmp_path, "SELECT max(round) r FROM records").r[0] == 2
+    assert query_frame(tmp_path, "SELECT max(round) r FROM records").r[0] == 2
 
 
 def test_an_empty_folder_answers_and_a_mistake_is_told(tmp_path):
-    assert sql(tmp_path, "SELECT count(*) n FROM records").n[0] == 0
-    assert sql(tmp_path, "SELECT count(*) n FROM findings").n[0] == 0
+    assert query_frame(tmp_path, "SELECT count(*) n FROM records").n[0] == 0
+    assert query_frame(tmp_path, "SELECT count(*) n FROM findings").n[0] == 0
     with pytest.raises(UserError, match="DESCRIBE runs"):
-        sql(tmp_path, "SELECT nothing FROM runs")
-    with connected(tmp_path) as connection:
+        query_frame(tmp_path, "SELECT nothing FROM runs")
+    with connect(tmp_path) as connection:
         assert connection.execute("SELECT count(*) FROM runs").fetchone() == (0,)
 
 
 def test_a_damaged_parquet_file_is_made_again_of_the_rows_or_refused(tmp_path):
     run = made(tmp_path)
-    run.finish({"rounds": 1})
+    run.mark_finished({"rounds": 1})
     path, sound = parquet_path(run.folder), parquet_path(run.folder).read_bytes()
     spoilt = bytearray(sound)
     spoilt[len(sound) // 4] ^= 16
     path.write_bytes(spoilt)
     with pytest.raises(UserError, match="is damaged"):
         run.trajectory()
-    assert sql(tmp_path, "SELECT count(*) n FROM records").n[0] == 4 and path.read_bytes() == sound
+    assert query_frame(tmp_path, "SELECT count(*) n FROM records").n[0] == 4 and path.read_bytes() == sound
     (run.folder / "records.jsonl").unlink()
     for content in (bytes(spoilt), sound[:50], b"", b"PAR1nothingPAR1"):
         path.write_bytes(content)
         with pytest.raises(UserError, match="is damaged"):
             run.records()
-        assert sql(tmp_path, "SELECT status FROM runs").status.tolist() == ["unreadable"]
+        assert query_frame(tmp_path, "SELECT status FROM runs").status.tolist() == ["unreadable"]
 
 
 def test_rows_that_a_finished_run_lost_are_no_answer(tmp_path):
     run = made(tmp_path)
-    run.finish({"rounds": 1})
+    run.mark_finished({"rounds": 1})
     rows = run.folder / "records.jsonl"
     rows.write_bytes(rows.read_bytes()[:60])
     os.utime(rows, ns=(2**62, 2**62))
     for ask in (run.records, run.trajectory):
         with pytest.raises(UserError, match="is not what it was when the run ended"):
             ask()
-    assert sql(tmp_path, "SELECT failure FROM runs").failure[0].startswith(str(rows))
+    assert query_frame(tmp_path, "SELECT failure FROM runs").failure[0].startswith(str(rows))
 
 
 def test_rows_of_python_keep_every_digit(tmp_path):
@@ -119,7 +119,7 @@ def test_rows_of_python_keep_every_digit(tmp_path):
     asked = ("SELECT 1.23456789012e-12::DOUBLE a, 'inf'::DOUBLE b, 'nan'::DOUBLE c, NULL d, 9007199254740993 e, 1.10 f, 'x' a, "
              "[1, NULL] g, DATE '2026-01-02' h, 0.1::FLOAT i, true j")
     (row,) = query_rows(tmp_path, asked)
-    back = json.loads(lines.write_value(row))
+    back = json.loads(jsonl.to_json(row))
     assert back == {"a": 1.23456789012e-12, "b": math.inf, "c": None, "d": None, "e": 9007199254740993, "f": 1.1, "a_1": "x",
                     "g": [1, None], "h": "2026-01-02", "i": row["i"], "j": True}
     values = [each["value"] for each in query_rows(tmp_path, "SELECT value FROM records WHERE domain = 'sport'")]
@@ -128,12 +128,12 @@ def test_rows_of_python_keep_every_digit(tmp_path):
 
 @pytest.mark.parametrize("query", ["", "  ", ";", "-- nothing", "SELECT", "SELECT nothing FROM runs", "SELECT * FROM x", "\0"])
 def test_a_query_that_cannot_be_answered_is_refused_in_one_line(tmp_path, query):
-    for ask in (sql, query_rows):
+    for ask in (query_frame, query_rows):
         with pytest.raises(UserError, match="The tables are records, runs and findings") as caught:
             ask(tmp_path, query)
         assert "\n" not in str(caught.value)
 
 
 def test_classes_take_their_parents_place_and_lists_are_json():
-    got = flat({"a": {"is": "X", "b": {"is": "Y", "c": 1}}, "d": [1, 2], "e": None})
+    got = flatten({"a": {"type": "X", "b": {"type": "Y", "c": 1}}, "d": [1, 2], "e": None})
     assert got == {"a": "X", "a.b": "Y", "a.b.c": 1, "d": json.dumps([1, 2]), "e": None}

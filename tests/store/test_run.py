@@ -19,9 +19,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fedrift.errors import UserError
-from fedrift.records import Record
-from fedrift.store import Run, describe, files, lines, settle
+from fedrift.core.errors import UserError
+from fedrift.core.records import Record
+from fedrift.storage import Run, check_environment, collect_environment, files, jsonl
 
 
 @pytest.fixture
@@ -37,7 +37,7 @@ def loss(round: int, value: float) -> Record:
 
 @given(st.floats(width=64))
 def test_every_float_reads_back_as_the_same_bits(value):
-    back = json.loads(lines.write_number(value))
+    back = json.loads(jsonl.number_to_json(value))
     if math.isnan(value):
         assert back is None
     else:
@@ -58,7 +58,7 @@ def missing_as_none(value):
 
 @given(ANY, st.sampled_from([0, 1, 2]))
 def test_any_value_is_plain_json_and_reads_back_whole(value, indent):
-    text = lines.write_value(value, indent)
+    text = jsonl.to_json(value, indent)
     assert json.loads(text, parse_constant=pytest.fail) == missing_as_none(value)
     assert "\n" not in text or indent
     if indent and "e999" not in text:
@@ -68,7 +68,7 @@ def test_any_value_is_plain_json_and_reads_back_whole(value, indent):
 def test_tables_arrays_and_what_is_missing_in_them_are_json():
     table = pd.DataFrame({"a": [1.23456789012e-12, math.nan], "b": [2**53 + 1, 2], "c": pd.array([True, None], dtype="boolean")})
     said = {"table": table, "array": np.array([[0.1, -np.inf]]), "one": np.float32(0.1), "path": Path("x"), 3: pd.NaT}
-    assert json.loads(lines.write_value(said)) == {
+    assert json.loads(jsonl.to_json(said)) == {
         "table": [{"a": 1.23456789012e-12, "b": 2**53 + 1, "c": True}, {"a": None, "b": 2, "c": None}],
         "array": [[0.1, -math.inf]], "one": float(np.float32(0.1)), "path": "x", "3": None}
 
@@ -76,7 +76,7 @@ def test_tables_arrays_and_what_is_missing_in_them_are_json():
 def test_records_read_back_as_they_were_written(run):
     records = [Record(3, "loss", "ärzte", -1, 0.1 + 0.2), Record(3, "loss.before", "", 7, float("nan")),
                Record(3, "loss", "", -1, float("inf")), Record(np.int64(4), "loss", "", -1, np.float32(0.1))]
-    run.append(records)
+    run.append_records(records)
     back = run.records()
     assert back[0] == records[0] and back[2] == records[2]
     assert math.isnan(back[1].value) and back[1][:4] == records[1][:4]
@@ -85,8 +85,8 @@ def test_records_read_back_as_they_were_written(run):
 
 
 def test_every_line_is_plain_json_for_other_readers(run):
-    run.append([loss(0, float("nan")), loss(0, float("inf"))])
-    run.timing(0, train=float("nan"))
+    run.append_records([loss(0, float("nan")), loss(0, float("inf"))])
+    run.log_timing(0, train=float("nan"))
 
     def refuse(token: str) -> None:
         raise AssertionError(token)
@@ -97,23 +97,23 @@ def test_every_line_is_plain_json_for_other_readers(run):
 
 
 def test_an_unfinished_last_line_is_dropped_and_what_is_added_next_stands_alone(run):
-    run.append([loss(0, 5.0), loss(1, 4.0)])
+    run.append_records([loss(0, 5.0), loss(1, 4.0)])
     path = run.folder / "records.jsonl"
     path.write_bytes(path.read_bytes()[:-5])
     assert run.records() == [loss(0, 5.0)]
-    run.append([loss(1, 4.5)])
+    run.append_records([loss(1, 4.5)])
     assert run.records() == [loss(0, 5.0), loss(1, 4.5)]
 
 
 def test_a_file_of_nothing_but_an_unfinished_line_is_empty(run):
     (run.folder / "records.jsonl").write_bytes(b'[0, "lo')
     assert run.records() == []
-    run.append([loss(0, 1.0)])
+    run.append_records([loss(0, 1.0)])
     assert run.records() == [loss(0, 1.0)]
 
 
 def test_a_finished_line_that_is_no_record_is_named(run):
-    run.append([loss(0, 5.0)])
+    run.append_records([loss(0, 5.0)])
     path = run.folder / "records.jsonl"
     path.write_bytes(path.read_bytes() + b"garbage\n")
     with pytest.raises(UserError, match="line 2 is not JSON"):
@@ -124,47 +124,47 @@ def test_a_finished_line_that_is_no_record_is_named(run):
 
 
 def test_rewinding_drops_the_rows_after_a_round_and_leaves_the_others_byte_for_byte(run):
-    run.append([loss(0, 5.0), loss(1, 4.1)])
+    run.append_records([loss(0, 5.0), loss(1, 4.1)])
     kept = (run.folder / "records.jsonl").read_bytes()
-    run.append([loss(2, 4.0)])
+    run.append_records([loss(2, 4.0)])
     for round in (1, 2):
-        run.timing(round, train=1.0)
-        run.event(round, "nan", "client 3 gave no number", client=3)
-    assert run.rewind(1) == 1
+        run.log_timing(round, train=1.0)
+        run.log_event(round, "nan", "client 3 gave no number", client=3)
+    assert run.truncate_after(1) == 1
     assert (run.folder / "records.jsonl").read_bytes() == kept
     assert [row["round"] for row in run.timings() + run.events()] == [1, 1]
-    assert run.rewind(1) == 0
+    assert run.truncate_after(1) == 0
 
 
 def test_rewinding_removes_an_unfinished_line_and_a_run_without_a_state_begins_anew(run):
-    run.append([loss(0, 5.0)])
+    run.append_records([loss(0, 5.0)])
     path = run.folder / "records.jsonl"
     whole = path.read_bytes()
     path.write_bytes(whole + b"[1,")
-    run.rewind(0)
+    run.truncate_after(0)
     assert path.read_bytes() == whole
-    run.rewind(-1)
+    run.truncate_after(-1)
     assert path.read_bytes() == b"" and run.records() == []
 
 
 def test_a_resumed_run_has_the_same_records_byte_for_byte(tmp_path):
     unbroken, broken = Run(tmp_path, "a"), Run(tmp_path, "b")
     for round in range(5):
-        unbroken.append([loss(round, 5 - 0.1 * round)])
+        unbroken.append_records([loss(round, 5 - 0.1 * round)])
     for round in range(4):
-        broken.append([loss(round, 5 - 0.1 * round)])
-        broken.timing(round, train=0.123 * round)
+        broken.append_records([loss(round, 5 - 0.1 * round)])
+        broken.log_timing(round, train=0.123 * round)
     path = broken.folder / "records.jsonl"
     path.write_bytes(path.read_bytes()[:-2])
-    broken.rewind(1)
+    broken.truncate_after(1)
     for round in range(2, 5):
-        broken.append([loss(round, 5 - 0.1 * round)])
+        broken.append_records([loss(round, 5 - 0.1 * round)])
     assert path.read_bytes() == (unbroken.folder / "records.jsonl").read_bytes()
 
 
 def test_a_timing_and_an_event_read_back(run):
-    run.timing(3, train=4.25, evaluate=0.5, store=0.125)
-    run.event(3, "not finite", "left out", client=2)
+    run.log_timing(3, train=4.25, evaluate=0.5, store=0.125)
+    run.log_event(3, "not finite", "left out", client=2)
     assert run.timings() == [{"round": 3, "train": 4.25, "evaluate": 0.5, "store": 0.125}]
     assert run.events() == [{"round": 3, "kind": "not finite", "message": "left out", "client": 2}]
 
@@ -176,12 +176,12 @@ def test_the_status_follows_the_run(tmp_path):
     assert run.status == "unfinished"
     with run.lock():
         assert run.status == "running"
-    run.fail(3, "killed by the test")
+    run.mark_failed(3, "killed by the test")
     assert run.status == "failed"
-    run.rewind(2)
+    run.truncate_after(2)
     assert run.status == "unfinished"
-    run.finish({"loss": 4.2})
-    assert run.finished and run.status == "finished" and run.read_json("finished") == {"loss": 4.2}
+    run.mark_finished({"loss": 4.2})
+    assert run.is_finished and run.status == "finished" and run.read_json("finished") == {"loss": 4.2}
 
 
 def test_a_file_that_is_not_there_or_broken_is_named(run):
@@ -201,7 +201,7 @@ def test_numbers_of_numpy_are_written_as_numbers(run):
 
 @pytest.mark.parametrize("code", [errno.ENOSPC, errno.EDQUOT])
 def test_a_full_disk_leaves_every_row_and_says_what_was_needed(run, monkeypatch, code):
-    run.append([loss(0, 5.0)])
+    run.append_records([loss(0, 5.0)])
     before = (run.folder / "records.jsonl").read_bytes()
     write = os.write
 
@@ -211,10 +211,10 @@ def test_a_full_disk_leaves_every_row_and_says_what_was_needed(run, monkeypatch,
 
     monkeypatch.setattr(os, "write", half)
     with pytest.raises(UserError, match=r"disk is full: .*records\.jsonl needs \d+ bytes and .* are free in"):
-        run.append([loss(1, 4.0)])
+        run.append_records([loss(1, 4.0)])
     monkeypatch.undo()
     assert (run.folder / "records.jsonl").read_bytes() == before
-    run.append([loss(1, 4.0)])
+    run.append_records([loss(1, 4.0)])
     assert len(run.records()) == 2
 
 
@@ -224,7 +224,7 @@ def test_a_full_disk_leaves_the_file_that_was_to_be_replaced(run, monkeypatch):
     def full(path: Path) -> None:
         raise OSError(errno.ENOSPC, "no room")
 
-    monkeypatch.setattr(files, "flush", full)
+    monkeypatch.setattr(files, "fsync_path", full)
     with pytest.raises(UserError, match="disk is full"):
         run.write_json("environment", {"python": "4"})
     assert run.environment == {"python": "3"}
@@ -243,7 +243,7 @@ def test_other_mistakes_of_the_system_are_not_taken_for_a_full_disk(run, monkeyp
 HOLD = """
 import sys, time
 from pathlib import Path
-from fedrift.store import Run
+from fedrift.storage import Run
 with Run(Path(sys.argv[1]), sys.argv[2]).lock():
     print("held", flush=True)
     time.sleep(60)
@@ -262,21 +262,22 @@ def test_two_processes_never_write_the_same_run_and_a_killed_one_lets_go(run):
         other.communicate()
     assert run.status == "unfinished"
     with run.lock():
-        run.append([loss(0, 1.0)])
+        run.append_records([loss(0, 1.0)])
 
 
 @pytest.mark.parametrize("content", [
-    "[]", "3", "null", '"text"', "[" * 100_000, "9" * 5000, "{", "\udce4", '{"plan": []}', '{"seed": {}}'])
+    "[]", "3", "null", '"text"', "[" * 100_000, "9" * 5000, "{", "\udce4", '{"training": []}', '{"seed": {}}'])
 def test_an_experiment_of_another_shape_is_one_line(run, content):
     (run.folder / "experiment.json").write_bytes(content.encode(errors="surrogateescape"))
     with pytest.raises(UserError, match=r"experiment\.json") as caught:
-        run.experiment["plan"]["rounds"]
+        run.config["training"]["num_rounds"]
     assert "\n" not in str(caught.value) and len(str(caught.value)) < 500
 
 
 def test_a_key_that_a_stored_file_lacks_is_one_line(run):
     run.write_json("environment", {"engine": {}})
-    for ask in (lambda: run.experiment["plan"], lambda: run.environment["engine"]["micro"], lambda: run.environment["threads"]):
+    for ask in (lambda: run.config["training"], lambda: run.environment["engine"]["clients_per_pass"],
+                lambda: run.environment["threads"]):
         with pytest.raises(UserError, match="json has no '"):
             ask()
 
@@ -284,7 +285,7 @@ def test_a_key_that_a_stored_file_lacks_is_one_line(run):
 @pytest.mark.parametrize("line", ["[1, 2]", "3", "null", '{"train": 1.0}', '{"round": "1"}', '{"round": 1, "train": "x"}'])
 def test_a_timing_of_another_shape_is_one_line(run, line):
     (run.folder / "timings.jsonl").write_text(line + "\n")
-    for ask in (run.timings, lambda: run.rewind(3)):
+    for ask in (run.timings, lambda: run.truncate_after(3)):
         with pytest.raises(UserError, match="is no object of a round"):
             ask()
 
@@ -293,16 +294,16 @@ def test_a_timing_of_another_shape_is_one_line(run, line):
     "7", "{}", '["1", "loss", "", -1, 2.0]', "[1, 2, 3, 4, 5]", '[1, "loss", "", -1, "x"]', "[true, 1]"])
 def test_a_record_of_another_shape_is_one_line(run, line):
     (run.folder / "records.jsonl").write_text(line + "\n")
-    for ask in (run.records, lambda: run.rewind(3)):
+    for ask in (run.records, lambda: run.truncate_after(3)):
         with pytest.raises(UserError, match="is no record"):
             ask()
 
 
 @pytest.mark.parametrize("name, write", [
-    ("lock", lambda run: run.lock().__enter__()), ("records.jsonl", lambda run: run.append([loss(0, 1.0)])),
-    ("events.jsonl", lambda run: run.event(0, "a", "b")), ("finished.json", lambda run: run.finish({})),
-    (".failed.json.part", lambda run: run.fail(1, "x")), ("experiment.json", lambda run: run.experiment),
-    ("timings.jsonl", lambda run: run.timings()), ("mitigation.json", lambda run: run.decisions())])
+    ("lock", lambda run: run.lock().__enter__()), ("records.jsonl", lambda run: run.append_records([loss(0, 1.0)])),
+    ("events.jsonl", lambda run: run.log_event(0, "a", "b")), ("finished.json", lambda run: run.mark_finished({})),
+    (".failed.json.part", lambda run: run.mark_failed(1, "x")), ("experiment.json", lambda run: run.config),
+    ("timings.jsonl", lambda run: run.timings()), ("clustering.json", lambda run: run.cluster_assignments())])
 def test_a_folder_in_the_place_of_a_file_is_one_line(run, name, write):
     shutil.rmtree(run.folder / name, ignore_errors=True)
     (run.folder / name).unlink(missing_ok=True)
@@ -315,7 +316,8 @@ def test_a_folder_in_the_place_of_a_file_is_one_line(run, name, write):
 def test_a_folder_that_takes_no_files_is_one_line(tmp_path):
     (tmp_path / "file").write_text("")
     run = Run(tmp_path / "file", "abc")
-    for write in (lambda: run.write_json("experiment", {}), lambda: run.append([loss(0, 1.0)]), lambda: run.lock().__enter__()):
+    for write in (lambda: run.write_json("experiment", {}), lambda: run.append_records([loss(0, 1.0)]),
+                  lambda: run.lock().__enter__()):
         with pytest.raises(UserError, match="cannot be written"):
             write()
 
@@ -329,39 +331,39 @@ def test_looking_at_a_run_does_not_take_it_from_who_wants_to_write(run):
 
 
 def test_the_environment_of_the_first_start_stays_and_later_ones_are_compared(run):
-    first = describe("cpu", 2, {"stack": 4})
-    assert settle(run, first) == []
-    assert settle(run, describe("cpu", 2, {"stack": 4})) == []
-    assert settle(run, describe("cpu", 1, {"stack": 4})) == ["threads was 2 and is 1"]
+    first = collect_environment("cpu", 2, {"stack": 4})
+    assert check_environment(run, first) == []
+    assert check_environment(run, collect_environment("cpu", 2, {"stack": 4})) == []
+    assert check_environment(run, collect_environment("cpu", 1, {"stack": 4})) == ["threads was 2 and is 1"]
     assert run.environment["threads"] == 2 and run.environment["packages"]["numpy"] == np.__version__
 
 
 def test_another_processor_is_told_and_one_that_was_never_written_down_is_not(run):
-    here = describe("cpu", 2, {})
+    here = collect_environment("cpu", 2, {})
     assert {"name", "capability", "instructions", "limits"} == here["processor"].keys() and here["processor"]["capability"]
     amx = {"name": "Xeon", "capability": "AVX512", "instructions": "amx_tile avx2", "limits": {}}
-    settle(run, {**here, "processor": amx})
+    check_environment(run, {**here, "processor": amx})
     limited = {**amx, "capability": "AVX2", "instructions": "avx2 fma3", "limits": {"ONEDNN_MAX_CPU_ISA": "AVX2"}}
-    assert settle(run, {**here, "processor": amx}) == []
-    assert settle(run, {**here, "processor": limited}) == [
+    assert check_environment(run, {**here, "processor": amx}) == []
+    assert check_environment(run, {**here, "processor": limited}) == [
         "processor capability was 'AVX512' and is 'AVX2'", "processor limits was {} and is {'ONEDNN_MAX_CPU_ISA': 'AVX2'}",
         "the processor no longer has amx_tile", "the processor now has fma3"]
     run.write_json("environment", {name: value for name, value in here.items() if name != "processor"})
-    assert settle(run, here) == []  # of a version that did not write it
+    assert check_environment(run, here) == []  # of a version that did not write it
     run.write_json("environment", {**here, "processor": {"capability": here["processor"]["capability"]}})
-    assert settle(run, here) == []
+    assert check_environment(run, here) == []
 
 
 def test_limits_that_are_set_on_the_processor_are_written_down(monkeypatch):
     monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", "SSE41")
-    said = describe("cpu", 1, {})["processor"]
+    said = collect_environment("cpu", 1, {})["processor"]
     assert said["limits"]["ONEDNN_MAX_CPU_ISA"] == "SSE41" and said["capability"] == torch.backends.cpu.get_cpu_capability()
 
 
 def test_other_engine_choices_refuse_to_resume(run):
-    settle(run, describe("cpu", 2, {"stack": 4, "dtype": "float32"}))
+    check_environment(run, collect_environment("cpu", 2, {"stack": 4, "dtype": "float32"}))
     with pytest.raises(UserError, match="stack was 4 and is 8"):
-        settle(run, describe("cpu", 2, {"stack": 8, "dtype": "float32"}))
+        check_environment(run, collect_environment("cpu", 2, {"stack": 8, "dtype": "float32"}))
 
 
 def test_a_line_that_is_nested_too_deep_is_one_line(run):

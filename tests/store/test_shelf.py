@@ -7,12 +7,12 @@ import os
 
 import pytest
 
-from fedrift.errors import UserError
-from fedrift.records import Record
-from fedrift.store import Run, find_run, find_runs, list_runs, list_unreadable, move_aside, read_each, sql
+from fedrift.core.errors import UserError
+from fedrift.core.records import Record
+from fedrift.storage import Run, find_run, find_runs, list_runs, list_unreadable, move_aside, query_frame, read_each
 
-ASKED = {"corpus": {"name": "bbc"}, "model": "pocket", "algorithm": {"is": "FedAvg"},
-         "partition": {"is": "TopicMix", "severity": 1.0}, "plan": {"rounds": 3, "steps": 5}, "seed": 0}
+ASKED = {"dataset": {"name": "bbc"}, "model": "pocket", "algorithm": {"type": "FedAvg"},
+         "partition": {"type": "TopicMix", "severity": 1.0}, "training": {"num_rounds": 3, "local_steps": 5}, "seed": 0}
 
 
 @pytest.fixture
@@ -69,10 +69,10 @@ BROKEN = {
     "a number": b"3",
     "nothing in it": b"{}",
     "deep": b"[" * 100_000,
-    "an own algorithm of an older fedrift": json.dumps({**ASKED, "algorithm": {"server": {"is": "Sgd"}}}).encode(),
+    "an own algorithm of an older fedrift": json.dumps({**ASKED, "algorithm": {"server_optimizer": {"type": "Sgd"}}}).encode(),
     "a name in the place of a class": json.dumps({**ASKED, "partition": "TopicMix"}).encode(),
-    "rounds that are text": json.dumps({**ASKED, "plan": {"rounds": "3"}}).encode(),
-    "a severity that is none": json.dumps({**ASKED, "partition": {"is": "TopicMix", "severity": "much"}}).encode(),
+    "rounds that are text": json.dumps({**ASKED, "training": {"num_rounds": "3"}}).encode(),
+    "a severity that is none": json.dumps({**ASKED, "partition": {"type": "TopicMix", "severity": "much"}}).encode(),
 }
 
 
@@ -108,17 +108,17 @@ def test_a_repaired_run_is_listed_again(broken):
 
 def test_sql_answers_for_the_readable_runs_and_names_the_others(broken):
     for name in ("c0de", "ab12", "ab99"):
-        Run(broken, name).append([Record(0, "loss", "", -1, 4.5)])
+        Run(broken, name).append_records([Record(0, "loss", "", -1, 4.5)])
     (broken / "ab99" / "records.jsonl").write_text('[0, "loss"\n[')
-    Run(broken, "ab12").finish({"rounds": 3, "loss": 4.0})
+    Run(broken, "ab12").mark_finished({"rounds": 3, "loss": 4.0})
     (broken / "c0de" / "findings.json").write_text("[[")
-    found = sql(broken, "SELECT run, status, failure FROM runs").set_index("run")
+    found = query_frame(broken, "SELECT run, status, failure FROM runs").set_index("run")
     assert found.status["ab12"] == "finished" and found.status["c0de"] == "unfinished"
     assert found.status["ab99"] == found.status["bad1"] == "unreadable" and "records.jsonl" in found.failure["ab99"]
-    assert sql(broken, "SELECT DISTINCT run FROM records ORDER BY run").run.tolist() == ["ab12", "c0de"]
+    assert query_frame(broken, "SELECT DISTINCT run FROM records ORDER BY run").run.tolist() == ["ab12", "c0de"]
     (broken / "ab12" / "records.parquet").write_bytes(b"PAR1 no parquet")
     (broken / "ab12" / "finished.json").write_text("[")
-    found = sql(broken, "SELECT run, status FROM runs").set_index("run")
+    found = query_frame(broken, "SELECT run, status FROM runs").set_index("run")
     assert found.status["ab12"] == "unreadable" and found.status["c0de"] == "unfinished"
     assert len(found) == len(BROKEN) + 4
 

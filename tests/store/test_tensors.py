@@ -11,9 +11,9 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from fedrift.errors import UserError
-from fedrift.store import Run, files, tensors
-from fedrift.store.tensors import load_state, read_meta, save_state
+from fedrift.core.errors import UserError
+from fedrift.storage import Run, files, tensors
+from fedrift.storage.tensors import load_tensors, read_metadata, save_tensors
 
 
 def test_tensors_and_meta_read_back_bit_for_bit(tmp_path):
@@ -27,8 +27,8 @@ def test_tensors_and_meta_read_back_bit_for_bit(tmp_path):
         "flag": torch.tensor([True, False]),
     }
     path = tmp_path / "state.safetensors"
-    save_state(path, state, {"round": 3, "note": "ä"})
-    back, meta = load_state(path)
+    save_tensors(path, state, {"round": 3, "note": "ä"})
+    back, meta = load_tensors(path)
     assert meta == {"round": 3, "note": "ä"}
     assert back.keys() == state.keys()
     for name, leaf in state.items():
@@ -40,22 +40,22 @@ def test_tensors_and_meta_read_back_bit_for_bit(tmp_path):
 def test_the_same_state_is_the_same_file(tmp_path):
     state = {"b": torch.arange(3), "a": torch.ones(2)}
     for name in ("one", "two"):
-        save_state(tmp_path / name, state, {"round": 1, "seed": 2})
+        save_tensors(tmp_path / name, state, {"round": 1, "seed": 2})
     assert (tmp_path / "one").read_bytes() == (tmp_path / "two").read_bytes()
 
 
 def test_a_loaded_state_stays_when_its_file_is_replaced(tmp_path):
     path = tmp_path / "state.safetensors"
-    save_state(path, {"a": torch.zeros(1000)}, {})
-    first, _ = load_state(path)
-    save_state(path, {"a": torch.ones(1000)}, {})
-    assert first["a"].eq(0).all() and load_state(path)[0]["a"].eq(1).all()
+    save_tensors(path, {"a": torch.zeros(1000)}, {})
+    first, _ = load_tensors(path)
+    save_tensors(path, {"a": torch.ones(1000)}, {})
+    assert first["a"].eq(0).all() and load_tensors(path)[0]["a"].eq(1).all()
 
 
 def test_a_state_of_a_run_lies_in_its_folder(tmp_path):
     run = Run(tmp_path, "r")
-    save_state(run.state_path, {"a": torch.ones(1)}, {"round": 2})
-    assert load_state(run.state_path)[1]["round"] == 2
+    save_tensors(run.state_path, {"a": torch.ones(1)}, {"round": 2})
+    assert load_tensors(run.state_path)[1]["round"] == 2
 
 
 FULL = [OSError(errno.ENOSPC, "No space left on device"),
@@ -65,7 +65,7 @@ FULL = [OSError(errno.ENOSPC, "No space left on device"),
 @pytest.mark.parametrize("error", FULL, ids=["system", "safetensors"])
 def test_a_full_disk_leaves_the_state_before(tmp_path, monkeypatch, error):
     path = tmp_path / "state.safetensors"
-    save_state(path, {"a": torch.zeros(3)}, {"round": 1})
+    save_tensors(path, {"a": torch.zeros(3)}, {"round": 1})
 
     def half(_: object, part: Path, **__: object) -> None:
         part.write_bytes(b"half of it")
@@ -73,27 +73,27 @@ def test_a_full_disk_leaves_the_state_before(tmp_path, monkeypatch, error):
 
     monkeypatch.setattr(tensors, "save_file", half)
     with pytest.raises(UserError, match=r"disk is full: .*state\.safetensors needs 4,\d+ bytes .*free in"):
-        save_state(path, {"a": torch.ones(1000)}, {"round": 2})
+        save_tensors(path, {"a": torch.ones(1000)}, {"round": 2})
     assert [path.name for path in tmp_path.iterdir()] == ["state.safetensors"]
-    assert load_state(path)[1] == {"round": 1}
+    assert load_tensors(path)[1] == {"round": 1}
 
 
 def test_a_process_killed_while_writing_leaves_the_state_before(tmp_path, monkeypatch):
     path = tmp_path / "state.safetensors"
-    save_state(path, {"a": torch.zeros(3)}, {"round": 1})
+    save_tensors(path, {"a": torch.zeros(3)}, {"round": 1})
     (tmp_path / ".state.safetensors.part").write_bytes(b"what the killed one had written")
-    assert load_state(path)[1] == {"round": 1}
-    save_state(path, {"a": torch.zeros(3)}, {"round": 2})
+    assert load_tensors(path)[1] == {"round": 1}
+    save_tensors(path, {"a": torch.zeros(3)}, {"round": 2})
     assert [path.name for path in tmp_path.iterdir()] == ["state.safetensors"]
 
 
 def test_the_state_is_on_the_disk_before_it_takes_the_name(tmp_path, monkeypatch):
     order = []
-    flush, replace = files.flush, files.os.replace
-    monkeypatch.setattr(files, "flush", lambda path: (order.append(("flush", path.name)), flush(path)))
+    flush, replace = files.fsync_path, files.os.replace
+    monkeypatch.setattr(files, "fsync_path", lambda path: (order.append(("flush", path.name)), flush(path)))
     monkeypatch.setattr(files.os, "replace",
                         lambda old, new: (order.append(("replace", new.name)), replace(old, new)))
-    save_state(tmp_path / "state", {"a": torch.zeros(3)}, {})
+    save_tensors(tmp_path / "state", {"a": torch.zeros(3)}, {})
     assert order == [("flush", ".state.part"), ("replace", "state"), ("flush", tmp_path.name)]
 
 
@@ -105,12 +105,12 @@ def flipped(content: bytes, bit: int) -> bytes:
 
 def test_no_flipped_bit_of_a_state_gives_other_numbers(tmp_path):
     path, state = tmp_path / "state.safetensors", {"a/q": torch.tensor([0.5, -2.0, 3.0]), "b": torch.tensor([7])}
-    digest, refused = save_state(path, state, {"round": 3, "leaves": ["a/q", "b"]}), 0
+    digest, refused = save_tensors(path, state, {"round": 3, "leaves": ["a/q", "b"]}), 0
     content = path.read_bytes()
     for bit in range(8 * len(content)):
         path.write_bytes(flipped(content, bit))
         try:
-            back, meta = load_state(path)
+            back, meta = load_tensors(path)
         except UserError as error:
             refused += "\n" not in str(error)
         else:
@@ -119,52 +119,52 @@ def test_no_flipped_bit_of_a_state_gives_other_numbers(tmp_path):
     assert refused > 7 * len(content)  # of 8 a byte; the rest is blanks, and the name under which the digest is stored
     path.write_bytes(flipped(content, 8 * len(content) - 3))
     with pytest.raises(UserError, match=r"is damaged: its contents do not match the digest.*--fresh"):
-        load_state(path)
+        load_tensors(path)
     path.write_bytes(content)
-    assert read_meta(path)[1] == digest and load_state(path, digest)
+    assert read_metadata(path)[1] == digest and load_tensors(path, digest)
     with pytest.raises(UserError, match="is damaged"):
-        load_state(path, "0" * 64)
+        load_tensors(path, "0" * 64)
 
 
 def test_a_renamed_leaf_is_refused_and_a_state_of_an_older_fedrift_is_read(tmp_path):
     path = tmp_path / "state.safetensors"
-    save_state(path, {"a": torch.ones(2)}, {"round": 3})
-    leaves, (meta, digest) = load_file(path), read_meta(path)
+    save_tensors(path, {"a": torch.ones(2)}, {"round": 3})
+    leaves, (meta, digest) = load_file(path), read_metadata(path)
     save_file({"b": leaves["a"]}, path, metadata={"meta": json.dumps({**meta, "sha256": digest})})
     with pytest.raises(UserError, match="is damaged"):
-        load_state(path)
+        load_tensors(path)
     save_file(leaves, path, metadata={"meta": '{"round": 3}'})
-    assert load_state(path)[1] == meta and read_meta(path)[1] is None
+    assert load_tensors(path)[1] == meta and read_metadata(path)[1] is None
 
 
 def test_a_folder_in_the_place_of_a_state_or_of_its_part_is_told(tmp_path):
     (tmp_path / "state").mkdir()
-    for ask in (lambda path: load_state(path), lambda path: read_meta(path), lambda path: save_state(path, {}, {})):
+    for ask in (lambda path: load_tensors(path), lambda path: read_metadata(path), lambda path: save_tensors(path, {}, {})):
         with pytest.raises(UserError, match="is a folder"):
             ask(tmp_path / "state")
     (tmp_path / ".other.part").mkdir()
     with pytest.raises(UserError, match=r"other\.part is a folder"):
-        save_state(tmp_path / "other", {"a": torch.ones(1)}, {})
+        save_tensors(tmp_path / "other", {"a": torch.ones(1)}, {})
 
 
 @pytest.mark.parametrize("meta", ["[]", "3", "{", "[" * 100_000], ids=["list", "number", "torn", "deep"])
 def test_a_meta_of_another_shape_is_told(tmp_path, meta):
     save_file({"a": torch.ones(1)}, tmp_path / "state", metadata={"meta": meta})
-    for ask in (load_state, read_meta):
+    for ask in (load_tensors, read_metadata):
         with pytest.raises(UserError, match="is not a state"):
             ask(tmp_path / "state")
 
 
 def test_what_is_no_state_is_named(tmp_path):
     with pytest.raises(UserError, match="there is no state at"):
-        load_state(tmp_path / "state.safetensors")
+        load_tensors(tmp_path / "state.safetensors")
     (tmp_path / "state.safetensors").write_bytes(b"\x80\x04no")
     with pytest.raises(UserError, match="is not a state"):
-        load_state(tmp_path / "state.safetensors")
+        load_tensors(tmp_path / "state.safetensors")
 
 
 def test_an_element_without_a_stride_is_stored_like_any_other(tmp_path):
     kept = {"one": torch.tensor([3]).as_strided((1,), (0,)), "wide": torch.tensor([1.5]).expand(4), "none": torch.zeros(0, 2)}
-    save_state(tmp_path / "state", kept, {"round": 1})
-    found = load_state(tmp_path / "state")[0]
+    save_tensors(tmp_path / "state", kept, {"round": 1})
+    found = load_tensors(tmp_path / "state")[0]
     assert all(torch.equal(found[name], leaf) for name, leaf in kept.items())

@@ -14,28 +14,28 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from fedrift.errors import UserError
-from fedrift.study import Book, archive, find_study, pack, unpack
+from fedrift.core.errors import UserError
+from fedrift.studies import StudyManifest, archive, export_study, find_study, import_study
 from tests.report.made import made
 
 STUDY = "studies/made/study.json"
 
 
 @pytest.fixture(scope="module")
-def book(tmp_path_factory) -> Book:
+def book(tmp_path_factory) -> StudyManifest:
     found = made(tmp_path_factory.mktemp("archive"), rounds=2, seeds=1, algorithms=("FedAvg",), severities=(1.0,), hypotheses=[])
-    run = found.run(found.read()["runs"][0])
-    run.event(1, "client", "it was slow", 2)
-    run.timing(0, train=0.5)
+    run = found.get_run(found.read()["runs"][0])
+    run.log_event(1, "client", "it was slow", 2)
+    run.log_timing(0, train=0.5)
     run.write_json("findings", {"findings": [{"detector": "drift", "grade": "suspected"}]})
-    run.write_json("mitigation", [{"round": 1, "group": [0, 1]}])
-    found.fail(found.read()["runs"][1].run, "it stopped")
+    run.write_json("clustering", [{"round": 1, "group": [0, 1]}])
+    found.record_failure(found.read()["runs"][1].run, "it stopped")
     return found
 
 
 @pytest.fixture(scope="module")
 def sound(book, tmp_path_factory) -> bytes:
-    return pack(book, tmp_path_factory.mktemp("packed") / "made.zip").read_bytes()
+    return export_study(book, tmp_path_factory.mktemp("packed") / "made.zip").read_bytes()
 
 
 def contents(root: Path) -> dict[str, bytes]:
@@ -62,7 +62,7 @@ def refusal(path: Path, root: Path) -> str:
     """What is told of an archive; nothing is written."""
     before = contents(root) if root.exists() else {}
     with pytest.raises(UserError) as caught:
-        unpack(path, root)
+        import_study(path, root)
     assert (contents(root) if root.exists() else {}) == before and not list(root.parent.glob("outside*"))
     assert not list(root.glob(".import-*")) and "\n" not in str(caught.value)
     return str(caught.value)
@@ -70,12 +70,12 @@ def refusal(path: Path, root: Path) -> str:
 
 def test_all_of_a_study_arrives_and_a_second_time_changes_nothing(book, sound, tmp_path):
     (tmp_path / "made.zip").write_bytes(sound)
-    there = unpack(tmp_path / "made.zip", tmp_path / "runs")
+    there = import_study(tmp_path / "made.zip", tmp_path / "runs")
     before = contents(tmp_path / "runs")
     assert before == members(sound, tmp_path / "made.zip")
     assert there.read()["runs"] == book.read()["runs"] and find_study(tmp_path / "runs", "made") == there
-    assert there.failure(book.read()["runs"][1].run) == "it stopped"
-    unpack(tmp_path / "made.zip", tmp_path / "runs")
+    assert there.get_failure(book.read()["runs"][1].run) == "it stopped"
+    import_study(tmp_path / "made.zip", tmp_path / "runs")
     assert contents(tmp_path / "runs") == before
 
 
@@ -93,8 +93,8 @@ def test_a_run_that_is_here_stays_as_it_is_and_one_that_was_only_claimed_is_fill
     shutil.copytree(book.root / first, tmp_path / "runs" / first)
     (tmp_path / "runs" / first / "finished.json").write_text('{"loss": 1.0}')
     (tmp_path / "runs" / second).mkdir()
-    there = unpack(tmp_path / "made.zip", tmp_path / "runs")
-    assert there.run(first).ending() == {"loss": 1.0} and there.run(second).experiment == book.run(second).experiment
+    there = import_study(tmp_path / "made.zip", tmp_path / "runs")
+    assert there.get_run(first).summary() == {"loss": 1.0} and there.get_run(second).config == book.get_run(second).config
 
 
 def changed(files: dict[str, bytes], name: str, change) -> dict[str, bytes]:
@@ -120,12 +120,12 @@ CHANGED = {
     "other id": ("experiment.json", lambda said: {**said, "id": "0" * 12}, "has the id"),
     "no id": ("experiment.json", lambda said: {key: value for key, value in said.items() if key != "id"}, "has no 'id'"),
     "experiment []": ("experiment.json", lambda said: [], "has to hold an object"),
-    "plan []": ("experiment.json", lambda said: {**said, "plan": []}, "'plan' is .* has to be an object"),
+    "training []": ("experiment.json", lambda said: {**said, "training": []}, "'training' is .* has to be an object"),
     "environment 1": ("environment.json", lambda said: 1, "has to hold an object"),
     "finished null": ("finished.json", lambda said: None, "has to hold an object"),
     "seconds": ("finished.json", lambda said: {"seconds": ["a"]}, "'seconds'"),
     "findings 1": ("findings.json", lambda said: [1], "has to hold a list of objects"),
-    "decisions": ("mitigation.json", lambda said: [[1]], "is no object of a round"),
+    "decisions": ("clustering.json", lambda said: [[1]], "is no object of a round"),
 }
 
 
@@ -195,10 +195,10 @@ def test_members_of_an_odd_kind_are_refused(sound, tmp_path, monkeypatch):
     assert "several studies" in refusal(two, root)
     path = write_zip(tmp_path / "large.zip", {**files, STUDY: study})
     with monkeypatch.context() as small:
-        small.setattr(archive, "LARGEST_MEMBER", 100)
+        small.setattr(archive, "MAX_MEMBER_BYTES", 100)
         assert "would unpack to" in refusal(path, root)
     with monkeypatch.context() as small:
-        small.setattr(archive, "LARGEST", 1000)
+        small.setattr(archive, "MAX_TOTAL_BYTES", 1000)
         assert "would unpack to more than" in refusal(path, root)
 
 
@@ -235,16 +235,16 @@ def test_a_place_that_takes_no_files_is_told(sound, tmp_path, book):
     (tmp_path / "made.zip").write_bytes(sound)
     (tmp_path / "runs").write_text("a file")
     with pytest.raises(UserError, match="cannot be written"):
-        unpack(tmp_path / "made.zip", tmp_path / "runs")
+        import_study(tmp_path / "made.zip", tmp_path / "runs")
     with pytest.raises(UserError, match="cannot be written"):
-        pack(book, tmp_path / "runs" / "made.zip")
+        export_study(book, tmp_path / "runs" / "made.zip")
     with pytest.raises(UserError, match="is a folder"):
-        pack(book, tmp_path)
+        export_study(book, tmp_path)
 
 
 def test_the_project_s_own_archives_have_the_ids_of_their_experiments(tmp_path):
-    there = unpack(Path(__file__).parents[2] / "studies" / "results" / "smollm2.zip", tmp_path / "runs")
-    assert len(there.read()["runs"]) == 6 and all(there.run(entry).finished for entry in there.read()["runs"])
+    there = import_study(Path(__file__).parents[2] / "studies" / "results" / "smollm2.zip", tmp_path / "runs")
+    assert len(there.read()["runs"]) == 6 and all(there.get_run(entry).is_finished for entry in there.read()["runs"])
 
 
 FUZZ = settings(derandomize=True, max_examples=60, deadline=None, database=None,
@@ -258,7 +258,7 @@ def take_in(path: Path, root: Path) -> dict[str, bytes] | None:
     """What was written, None where the archive was refused: in one line, nothing else may be raised."""
     shutil.rmtree(root, ignore_errors=True)
     with suppress(UserError):
-        unpack(path, root)
+        import_study(path, root)
         return contents(root)
     assert not root.exists() or not contents(root)
     return None

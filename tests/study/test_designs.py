@@ -10,18 +10,27 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fedrift.errors import UserError
-from fedrift.study.designs import FullGrid, Listed, OneFactor, Orthogonal
-from fedrift.study.designs.arrays import NAMES, array, contrasts, interaction, shared
-from fedrift.study.designs.orthogonal import aliases
+from fedrift.core.errors import UserError
+from fedrift.studies.designs import (
+    ARRAY_NAMES,
+    ExplicitDesign,
+    FullGrid,
+    OneFactorAtATime,
+    Orthogonal,
+    build_array,
+    compute_contrasts,
+    compute_interaction,
+    compute_overlap,
+    find_aliases,
+)
 
 SIZES = {"L4": (4, 3), "L8": (8, 7), "L16": (16, 15), "L9": (9, 4), "L18": (18, 8), "L27": (27, 13), "L81": (81, 40)}
 SEVEN = {name: (0, 1, 2) for name in ("regime", "algorithm", "clients", "participation", "epochs", "severity", "lr")}
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", ARRAY_NAMES)
 def test_in_every_two_columns_every_pair_of_levels_is_there_equally_often(name):
-    table = array(name)
+    table = build_array(name)
     assert table.shape == SIZES[name]
     for one, other in combinations(range(table.shape[1]), 2):
         pairs = Counter(zip(table[:, one].tolist(), table[:, other].tolist(), strict=True))
@@ -30,19 +39,19 @@ def test_in_every_two_columns_every_pair_of_levels_is_there_equally_often(name):
 
 
 def test_the_interaction_of_two_columns_of_nine_rows_is_the_other_two_columns():
-    table = array("L9")
-    both = interaction(table[:, 0], table[:, 1])
+    table = build_array("L9")
+    both = compute_interaction(table[:, 0], table[:, 1])
     assert both.shape == (9, 4)
-    assert shared(contrasts(table[:, 2]), both) == pytest.approx(1)
-    assert shared(contrasts(table[:, 3]), both) == pytest.approx(1)
-    assert shared(contrasts(table[:, 0]), both) == pytest.approx(0)
+    assert compute_overlap(compute_contrasts(table[:, 2]), both) == pytest.approx(1)
+    assert compute_overlap(compute_contrasts(table[:, 3]), both) == pytest.approx(1)
+    assert compute_overlap(compute_contrasts(table[:, 0]), both) == pytest.approx(0)
 
 
 def test_a_full_grid_confounds_nothing_and_has_every_cell_once():
     cells = FullGrid()({"a": (1, 2), "b": ("x", "y", "z")})
     assert len(cells) == 6
     assert len({tuple(cell.items()) for cell in cells}) == 6
-    assert aliases(cells) == []
+    assert find_aliases(cells) == []
 
 
 def test_27_runs_keep_seven_main_effects_apart_and_a_chosen_interaction_clear():
@@ -50,7 +59,7 @@ def test_27_runs_keep_seven_main_effects_apart_and_a_chosen_interaction_clear():
     assert len(cells) == 27
     for one, other in combinations(SEVEN, 2):
         assert set(Counter((cell[one], cell[other]) for cell in cells).values()) == {3}
-    mixed = aliases(cells)
+    mixed = find_aliases(cells)
     assert mixed  # seven three-level factors in 27 runs cannot be free of confounding
     assert not [alias for alias in mixed if set(alias["pair"]) == {"regime", "algorithm"}]
     assert {alias["share"] for alias in mixed} <= {0.5, 1.0}
@@ -60,10 +69,10 @@ def test_what_two_interacting_factors_do_to_a_third_is_what_the_alias_table_says
     """A response that is nothing but one interaction is read as a main effect exactly where the table says so."""
     levels = {"a": (0, 1, 2), "b": (0, 1, 2), "c": (0, 1, 2)}
     cells = Orthogonal("L9")(levels)
-    assert {(alias["factor"], tuple(alias["pair"])) for alias in aliases(cells)} == {
+    assert {(alias["factor"], tuple(alias["pair"])) for alias in find_aliases(cells)} == {
         ("a", ("b", "c")), ("b", ("a", "c")), ("c", ("a", "b"))}
     a, b, c = (np.array([cell[name] for cell in cells]) for name in levels)
-    response = interaction(a, b) @ np.arange(1.0, 5.0)
+    response = compute_interaction(a, b) @ np.arange(1.0, 5.0)
     means = [response[c == level].mean() for level in range(3)]
     assert max(means) - min(means) > 0.1
     assert max(abs(response[a == level].mean()) for level in range(3)) < 1e-12
@@ -81,9 +90,9 @@ def test_a_factor_of_two_levels_takes_a_column_of_its_own_kind_or_begins_again()
     (Orthogonal("L9"), {"a": (0, 1, 2, 3)}, "4 levels"),
     (Orthogonal("L9", (("a", "z"),)), {"a": (0, 1, 2)}, "no factor 'z'"),
     (Orthogonal("L9", (("a", "b"),)), {name: (0, 1, 2) for name in "abc"}, "shorter design.clear"),
-    (OneFactor({"a": 7}), {"a": (0, 1)}, "no level 7; it has 0, 1"),
-    (Listed(({"a": 0},)), {"a": (0, 1), "b": (0, 1)}, "must say a level for b"),
-    (Listed(), {"a": (0, 1)}, "names no cell"),
+    (OneFactorAtATime({"a": 7}), {"a": (0, 1)}, "no level 7; it has 0, 1"),
+    (ExplicitDesign(({"a": 0},)), {"a": (0, 1), "b": (0, 1)}, "must say a level for b"),
+    (ExplicitDesign(), {"a": (0, 1)}, "names no cell"),
 ])
 def test_what_cannot_be_designed_is_told_with_the_way_out(design, levels, told):
     with pytest.raises(UserError, match=told):
@@ -94,7 +103,7 @@ def test_what_cannot_be_designed_is_told_with_the_way_out(design, levels, told):
 def test_one_factor_at_a_time_leaves_the_centre_in_one_factor_only(counts):
     levels = {f"f{number}": tuple(range(count)) for number, count in enumerate(counts)}
     centre = {name: labels[-1] for name, labels in levels.items()}
-    cells = OneFactor(centre)(levels)
+    cells = OneFactorAtATime(centre)(levels)
     assert cells[0] == centre
     assert len(cells) == 1 + sum(count - 1 for count in counts)
     assert all(sum(cell[name] != centre[name] for name in cell) == 1 for cell in cells[1:])

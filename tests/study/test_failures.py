@@ -13,21 +13,27 @@ from dataclasses import replace
 import pytest
 import yaml
 
-import fedrift.run
-import fedrift.study.work
+import fedrift.engine.run
+import fedrift.studies.worker
 from fedrift.cli.app import main
-from fedrift.errors import UserError
-from fedrift.setting import resolve
-from fedrift.stock import Stock
-from fedrift.store import Run
-from fedrift.study import Book, table
-from fedrift.study.conduct import carry, conduct
-from fedrift.study.executors import Local, Processes, Ray, Slurm, Stacked, processes
-from fedrift.study.executors.executor import Executor
+from fedrift.core.errors import UserError
+from fedrift.engine.build import resolve_fingerprints
+from fedrift.engine.cache import ResourceCache
+from fedrift.storage import Run
+from fedrift.studies import StudyManifest, build_study_table, executors
+from fedrift.studies.executors import Executor, Local, Processes, Ray, Slurm, Stacked
+from fedrift.studies.run import run_phase, run_study
 from tests.study.small import study
 from tests.worlds import experiment, stock
 
-SHORT = ("plan.rounds=1", "plan.steps=1", "evaluate.blocks=1", "evaluate.own=0", "evaluate.final=0", "evaluate.panel=[]")
+SHORT = (
+    "training.num_rounds=1",
+    "training.local_steps=1",
+    "evaluation.blocks_per_domain=1",
+    "evaluation.blocks_per_client=0",
+    "evaluation.final_blocks_per_domain=0",
+    "evaluation.probes=[]",
+)
 
 
 @pytest.fixture(scope="module")
@@ -36,18 +42,18 @@ def folder(tmp_path_factory):
 
 
 def asked(folder, there, count=3):
-    return [resolve(experiment(folder, *SHORT, f"seed={seed}"), there) for seed in range(count)]
+    return [resolve_fingerprints(experiment(folder, *SHORT, f"seed={seed}"), there) for seed in range(count)]
 
 
-def elsewhere(folder, root, **runtime) -> Stock:
-    return Stock(replace(stock(folder, threads=1, **runtime).runtime, root=root))
+def elsewhere(folder, root, **runtime) -> ResourceCache:
+    return ResourceCache(replace(stock(folder, threads=1, **runtime).runtime, runs_dir=root))
 
 
-@pytest.mark.parametrize("executor", [Local(), Stacked(runs=3)], ids=lambda each: type(each).__name__)
+@pytest.mark.parametrize("executor", [Local(), Stacked(num_concurrent_runs=3)], ids=lambda each: type(each).__name__)
 @pytest.mark.parametrize("place", ["claim", "tell", "note"])
 def test_an_error_outside_a_run_ends_the_study_loudly(folder, tmp_path, monkeypatch, executor, place):
     there, told = elsewhere(folder, tmp_path / "runs"), []
-    book, every = Book(there.runtime.root, "s"), asked(folder, there)
+    book, every = StudyManifest(there.runtime.runs_dir, "s"), asked(folder, there)
 
     def fail(*_, **__):
         raise OSError(28, "No space left on device")
@@ -58,21 +64,21 @@ def test_an_error_outside_a_run_ends_the_study_loudly(folder, tmp_path, monkeypa
             fail()
 
     if place == "claim":
-        real = fedrift.study.work.claim
-        monkeypatch.setattr(fedrift.study.work, "claim",
+        real = fedrift.studies.worker.acquire_lease
+        monkeypatch.setattr(fedrift.studies.worker, "acquire_lease",
                             lambda path, *rest: fail() if path.name == every[1].id else real(path, *rest))
     if place == "note":
-        monkeypatch.setattr(fedrift.study.work, "carry_out", lambda *_: {}["update.norm"])
-        monkeypatch.setattr(Book, "fail", fail)
+        monkeypatch.setattr(fedrift.studies.worker, "run_experiment", lambda *_: {}["update.norm"])
+        monkeypatch.setattr(StudyManifest, "record_failure", fail)
     error = KeyError if place == "note" else OSError  # the run's own error comes first
     with pytest.raises(error) as raised:
-        carry(every, there, book, executor, lambda what, experiments: tell, "runs")
+        run_phase(every, there, book, executor, lambda what, experiments: tell, "runs")
     if place == "note":
         assert "No space left" in raised.value.__notes__[0]
-    assert not any(list((there.runtime.root / each.id).glob("claim.*")) for each in every)  # nothing is held
+    assert not any(list((there.runtime.runs_dir / each.id).glob("lease.*")) for each in every)  # nothing is held
     monkeypatch.undo()
-    carry(every, there, book, executor, lambda what, experiments: lambda run, round: None, "runs")
-    assert all(book.run(each.id).finished for each in every)
+    run_phase(every, there, book, executor, lambda what, experiments: lambda run, round: None, "runs")
+    assert all(book.get_run(each.id).is_finished for each in every)
 
 
 def test_an_executor_that_leaves_runs_behind_is_no_success(folder, tmp_path):
@@ -83,7 +89,14 @@ def test_an_executor_that_leaves_runs_behind_is_no_success(folder, tmp_path):
     there = elsewhere(folder, tmp_path / "runs")
     every = asked(folder, there)
     with pytest.raises(UserError, match=f"2 of 3 ended neither finished nor failed, the first is run {every[1].id}"):
-        carry(every, there, Book(there.runtime.root, "s"), Lazy(), lambda what, experiments: lambda run, round: None, "runs")
+        run_phase(
+            every,
+            there,
+            StudyManifest(there.runtime.runs_dir, "s"),
+            Lazy(),
+            lambda what, experiments: lambda run, round: None,
+            "runs",
+        )
 
 
 class Here:
@@ -108,14 +121,14 @@ Here.Process = Here
 
 
 def test_a_worker_process_hands_over_an_error_outside_a_run(folder, tmp_path, monkeypatch):
-    monkeypatch.setattr(processes, "ready", lambda: Here)
-    monkeypatch.setattr(processes, "wait", lambda sentinels, timeout: sentinels)
+    monkeypatch.setattr(executors, "create_worker_context", lambda: Here)
+    monkeypatch.setattr(executors, "wait", lambda sentinels, timeout: sentinels)
     there = elsewhere(folder, tmp_path / "runs")
     every = asked(folder, there, 1)
-    there.runtime.root.mkdir()
-    (there.runtime.root / every[0].id).write_text("a file in the place of a run's folder")
+    there.runtime.runs_dir.mkdir()
+    (there.runtime.runs_dir / every[0].id).write_text("a file in the place of a run's folder")
     with pytest.raises(RuntimeError, match=r"FileExistsError|NotADirectoryError") as raised:
-        Processes(1)(every, there, Book(there.runtime.root, "s"), lambda run, round: None)
+        Processes(1)(every, there, StudyManifest(there.runtime.runs_dir, "s"), lambda run, round: None)
     assert "Traceback" in raised.value.__notes__[0]
 
 
@@ -136,7 +149,7 @@ def test_a_task_of_rays_raises_the_error_that_it_had(folder, tmp_path, monkeypat
     monkeypatch.setitem(sys.modules, "ray", fake)
     there = elsewhere(folder, tmp_path / "runs")
     with pytest.raises(OSError, match="No space left"):
-        Ray()(asked(folder, there, 1), there, Book(there.runtime.root, "s"), lambda run, round: None)
+        Ray()(asked(folder, there, 1), there, StudyManifest(there.runtime.runs_dir, "s"), lambda run, round: None)
 
 
 def test_jobs_that_are_over_are_told_with_the_error_of_whichever_had_one(folder, tmp_path, monkeypatch):
@@ -154,7 +167,9 @@ def test_jobs_that_are_over_are_told_with_the_error_of_whichever_had_one(folder,
     monkeypatch.setitem(sys.modules, "submitit", types.SimpleNamespace(AutoExecutor=Submitter))
     there = elsewhere(folder, tmp_path / "runs")
     with pytest.raises(UserError, match="No space left on device"):
-        Slurm(jobs=2, cluster="local")(asked(folder, there, 2), there, Book(there.runtime.root, "s"), lambda run, round: None)
+        Slurm(num_jobs=2, cluster="local")(
+            asked(folder, there, 2), there, StudyManifest(there.runtime.runs_dir, "s"), lambda run, round: None
+        )
 
 
 BASE = {"factors": {"partition.severity": [1.0]}, "seeds": 2}
@@ -164,15 +179,16 @@ BASE = {"factors": {"partition.severity": [1.0]}, "seeds": 2}
 def done(folder):
     """A finished study, and what was told of it."""
     told = []
-    there = elsewhere(folder, folder / "done", say=told.append)
+    there = elsewhere(folder, folder / "done", on_message=told.append)
     wanted = study(folder, **BASE)
-    return wanted, conduct(wanted, there), told
+    return wanted, run_study(wanted, there), told
 
 
 def copied(folder, tmp_path, done, **runtime):
     shutil.copytree(folder / "done", tmp_path / "runs")
     told = []
-    return Book(tmp_path / "runs", done[0].name), elsewhere(folder, tmp_path / "runs", say=told.append, **runtime), told
+    there = elsewhere(folder, tmp_path / "runs", on_message=told.append, **runtime)
+    return StudyManifest(tmp_path / "runs", done[0].name), there, told
 
 
 def test_runs_that_are_not_run_again_are_counted_and_fresh_runs_them(folder, tmp_path, done):
@@ -180,30 +196,30 @@ def test_runs_that_are_not_run_again_are_counted_and_fresh_runs_them(folder, tmp
     assert not any("not run again" in line for line in told)
     book, there, told = copied(folder, tmp_path, done)
     ids = {entry.run for entry in before.read()["runs"]}
-    conduct(wanted, there)
+    run_study(wanted, there)
     (line,) = [line for line in told if "not run again" in line]
     assert line.startswith(f"runs: {len(ids)} of {len(ids)} are finished on ") and "float32 on cpu" in line
     told.clear()
     for id in ids:
         (tmp_path / "runs" / id / "mark").touch()
-    conduct(wanted, there, fresh=True)
+    run_study(wanted, there, fresh=True)
     assert not any("not run again" in line for line in told) and f"{len(ids)} stored runs are now in" in told[0]
     assert {path.name for path in (tmp_path / "runs" / "replaced").iterdir()} == {f"{id}.1" for id in ids}
-    assert all(book.run(id).finished and not (book.run(id).folder / "mark").exists() for id in ids)
-    pairs = table(book), table(before)
+    assert all(book.get_run(id).is_finished and not (book.get_run(id).folder / "mark").exists() for id in ids)
+    pairs = build_study_table(book), build_study_table(before)
     assert pairs[0].equals(pairs[1])
 
 
 def test_finished_runs_that_a_study_no_longer_has_are_told(folder, tmp_path, done):
     _, there, told = copied(folder, tmp_path, done)
-    conduct(study(folder, **{**BASE, "seeds": 1}), there)
+    run_study(study(folder, **{**BASE, "seeds": 1}), there)
     assert sum("2 finished runs that study tiny had before are not part of it now" in line for line in told) == 1
 
 
 def test_finished_runs_in_another_arithmetic_are_refused(folder, tmp_path, done):
     _, there, _ = copied(folder, tmp_path, done, dtype="bfloat16")
     with pytest.raises(UserError, match="dtype=float32, and dtype=bfloat16 is asked"):
-        conduct(done[0], there)
+        run_study(done[0], there)
 
 
 def test_a_broken_run_of_a_study_has_failed_and_hides_no_other(folder, tmp_path, done, monkeypatch, capsys):
@@ -211,11 +227,13 @@ def test_a_broken_run_of_a_study_has_failed_and_hides_no_other(folder, tmp_path,
     entries = book.read()["runs"]
     first, second = (Run(book.root, id) for id in dict.fromkeys(entry.run for entry in entries if entry.role == "run"))
     (first.folder / "experiment.json").write_text("[")
-    got = table(book).set_index("run")
+    got = build_study_table(book).set_index("run")
     assert got.status[first.id] == "failed" and "it cannot be read: " in got.failure[first.id]
-    assert got.status[second.id] == "finished" and got.loss[second.id] == table(done[1]).set_index("run").loss[second.id]
-    monkeypatch.setattr(sys, "argv", ["fedrift", "report", book.name, "--latex", "--runs", str(book.root),
-                                      "--out", str(tmp_path / "page")])
+    assert (
+        got.status[second.id] == "finished" and got.loss[second.id] == build_study_table(done[1]).set_index("run").loss[second.id]
+    )
+    monkeypatch.setattr(sys, "argv", ["fedrift", "report", book.name, "--latex", "--runs-dir", str(book.root),
+                                      "--output", str(tmp_path / "page")])
     with pytest.raises(SystemExit) as ended:
         main()
     assert not ended.value.code, capsys.readouterr().err
@@ -224,14 +242,14 @@ def test_a_broken_run_of_a_study_has_failed_and_hides_no_other(folder, tmp_path,
 def test_a_study_with_a_failed_run_exits_with_1_and_its_traceback_is_there(folder, tmp_path, done, monkeypatch, capsys):
     copied(folder, tmp_path, done)
     wanted = study(folder, **{**BASE, "name": "more", "seeds": 3})
-    (tmp_path / "s.yaml").write_text(yaml.safe_dump(wanted.written()))
+    (tmp_path / "s.yaml").write_text(yaml.safe_dump(wanted.to_dict()))
 
     def fail(*_):
         raise KeyError("update.norm")
 
-    monkeypatch.setattr(fedrift.run, "observe", fail)
+    monkeypatch.setattr(fedrift.engine.run, "evaluate_round", fail)
     for more in ((), ("--verbose",)):
-        monkeypatch.setattr(sys, "argv", ["fedrift", "study", str(tmp_path / "s.yaml"), "--runs", str(tmp_path / "runs"),
+        monkeypatch.setattr(sys, "argv", ["fedrift", "study", str(tmp_path / "s.yaml"), "--runs-dir", str(tmp_path / "runs"),
                                           "--device", "cpu", *more])
         with pytest.raises(SystemExit) as ended:
             main()

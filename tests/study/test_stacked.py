@@ -11,18 +11,18 @@ import pandas as pd
 import pytest
 import torch
 
-from fedrift.fleet.simulated import value_and_gradient
-from fedrift.models import gathered
-from fedrift.models.gathered import Gathered, Meeting
-from fedrift.models.stacked import StackedModel
-from fedrift.models.tune import Full, LastK, Lora
-from fedrift.run import carry_out
-from fedrift.setting import resolve
-from fedrift.stock import Stock
-from fedrift.store import Run
-from fedrift.study import Book, table
-from fedrift.study.conduct import conduct
-from fedrift.study.executors import Stacked
+from fedrift.engine.build import resolve_fingerprints
+from fedrift.engine.cache import ResourceCache
+from fedrift.engine.run import run_experiment
+from fedrift.models import batched_model
+from fedrift.models.batched_model import BatchCoordinator, BatchedModel
+from fedrift.models.stacked_model import StackedModel
+from fedrift.models.trainable import All, LastBlocks, Lora
+from fedrift.simulation.simulator import value_and_gradient
+from fedrift.storage import Run
+from fedrift.studies import StudyManifest, build_study_table, executors
+from fedrift.studies.executors import Stacked
+from fedrift.studies.run import run_study
 from tests.models.networks import batch, network
 from tests.study.small import study
 from tests.worlds import experiment, stock
@@ -31,18 +31,18 @@ from tests.worlds import experiment, stock
 @pytest.fixture
 def meetings(monkeypatch):
     """The meetings that are held, to see what passes they made."""
-    held, begin = [], Meeting.__init__
+    held, begin = [], BatchCoordinator.__init__
 
     def noted(self, *said):
         begin(self, *said)
         held.append(self)
 
-    monkeypatch.setattr(Meeting, "__init__", noted)
+    monkeypatch.setattr(BatchCoordinator, "__init__", noted)
     return held
 
 
-def elsewhere(folder, name: str) -> Stock:
-    return Stock(replace(stock(folder, micro=2).runtime, root=folder / name))
+def elsewhere(folder, name: str) -> ResourceCache:
+    return ResourceCache(replace(stock(folder, clients_per_pass=2).runtime, runs_dir=folder / name))
 
 
 def assert_same(one: Run, other: Run, close: float = 2e-4) -> None:
@@ -56,60 +56,69 @@ def assert_same(one: Run, other: Run, close: float = 2e-4) -> None:
 VARIED = {
     "plain": (),
     "another seed": ("seed=3",),
-    "scaffold": ("algorithm.is=Scaffold", "plan.weighting=uniform"),
-    "twin": ("partition.severity=0",),
-    "ragged": ("plan.epochs=0.3",),
-    "longer, in other batches": ("plan.rounds=3", "plan.steps=3", "plan.batch=3"),
-    "representations": ("algorithm.is=MOON",),
-    "personal": ("algorithm.is=Ditto",),
-    "merged under the adapters": ("algorithm.aggregate.is=FedEx",),
+    "scaffold": ("algorithm.type=Scaffold", "training.client_weighting=uniform"),
+    "IID baseline": ("partition.severity=0",),
+    "ragged": ("training.local_epochs=0.3",),
+    "longer, in other batches": ("training.num_rounds=3", "training.local_steps=3", "training.batch_size=3"),
+    "representations": ("algorithm.type=MOON",),
+    "personal": ("algorithm.type=Ditto",),
+    "merged under the adapters": ("algorithm.aggregator.type=FedEx",),
 }
 
 
 def asked(folder, names=tuple(VARIED)):
-    return [experiment(folder, "plan.rounds=2", "evaluate.blocks=2", "evaluate.final=2", "plan.optimizer.lr=0.2",
-                       *VARIED[name]) for name in names]
+    return [
+        experiment(
+            folder,
+            "training.num_rounds=2",
+            "evaluation.blocks_per_domain=2",
+            "evaluation.final_blocks_per_domain=2",
+            "training.client_optimizer.lr=0.2",
+            *VARIED[name],
+        )
+        for name in names
+    ]
 
 
-def together(every, there: Stock, **said) -> Book:
-    book = Book(there.runtime.root, "study")
+def together(every, there: ResourceCache, **said) -> StudyManifest:
+    book = StudyManifest(there.runtime.runs_dir, "study")
     Stacked(**said)(every, there, book, lambda run, round: None)
     return book
 
 
 def test_runs_of_all_kinds_at_one_meeting_are_those_they_are_alone(tmp_path, meetings):
-    every = [resolve(each, stock(tmp_path)) for each in asked(tmp_path)]
-    book, alone = together(every, elsewhere(tmp_path, "together"), runs=len(every)), elsewhere(tmp_path, "alone")
+    every = [resolve_fingerprints(each, stock(tmp_path)) for each in asked(tmp_path)]
+    book, alone = together(every, elsewhere(tmp_path, "together"), num_concurrent_runs=len(every)), elsewhere(tmp_path, "alone")
     for each in every:
-        assert not book.failure(each.id), book.failure(each.id)
-        assert_same(book.run(each.id), carry_out(each, alone))
-        assert book.run(each.id).environment["passes"] == "shared with other runs"
-    assert max(meetings[0].passes) >= 10  # clients, of at least five runs: they were together
+        assert not book.get_failure(each.id), book.get_failure(each.id)
+        assert_same(book.get_run(each.id), run_experiment(each, alone))
+        assert book.get_run(each.id).environment["passes"] == "shared with other runs"
+    assert max(meetings[0].pass_sizes) >= 10  # clients, of at least five runs: they were together
 
 
-@pytest.mark.parametrize("tune", [Lora(rank=2, targets=("all",)), LastK(), Full()], ids=lambda tune: type(tune).__name__)
+@pytest.mark.parametrize("tune", [Lora(r=2, target_modules=("all",)), LastBlocks(), All()], ids=lambda tune: type(tune).__name__)
 def test_a_meeting_gives_every_run_its_own_loss_and_gradient(tune):
     plain = StackedModel(network("llama"), tune)
     draw = torch.Generator().manual_seed(1)
     params, data, got = [], [], {}
     for clients in (2, 3, 1):
-        rows = plain.template().rows(torch.zeros(clients, dtype=torch.long))
+        rows = plain.init_params().take(torch.zeros(clients, dtype=torch.long))
         params.append(rows.map(lambda leaf: leaf + 0.1 * torch.randn(leaf.shape, generator=draw, dtype=leaf.dtype)))
         data.append(batch(clients, seed=clients))
     frozen = frozenset({next(iter(params[0]))})  # FFA and its like train a part of the leaves
-    meeting = Meeting(3, clients=5)
+    meeting = BatchCoordinator(3, max_clients=5)
 
     def run(number: int) -> None:
-        with meeting.seat():
+        with meeting.participant():
             rows = torch.arange(len(data[number]["tokens"]))
-            got[number] = value_and_gradient(Gathered(plain, meeting), params[number], data[number], rows, frozen)
+            got[number] = value_and_gradient(BatchedModel(plain, meeting), params[number], data[number], rows, frozen)
 
     threads = [threading.Thread(target=run, args=(number,)) for number in range(3)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    assert sorted(meeting.passes) in ([1, 5], [2, 4], [3, 3])  # no pass of more than five clients
+    assert sorted(meeting.pass_sizes) in ([1, 5], [2, 4], [3, 3])  # no pass of more than five clients
     for number in range(3):
         loss, grad = value_and_gradient(plain, params[number], data[number], torch.arange(len(data[number]["tokens"])), frozen)
         assert torch.allclose(got[number][0], loss, rtol=1e-10)
@@ -117,8 +126,8 @@ def test_a_meeting_gives_every_run_its_own_loss_and_gradient(tune):
 
 
 def test_an_error_in_a_shared_pass_is_its_own_runs_only(tmp_path, monkeypatch):
-    every = [resolve(each, stock(tmp_path)) for each in asked(tmp_path, ("plain", "another seed", "twin"))]
-    real, seen = gathered.answer, []
+    every = [resolve_fingerprints(each, stock(tmp_path)) for each in asked(tmp_path, ("plain", "another seed", "IID baseline"))]
+    real, seen = batched_model.compute_gradients, []
 
     def narrow(alike):
         seen.append(len(alike))
@@ -126,11 +135,11 @@ def test_an_error_in_a_shared_pass_is_its_own_runs_only(tmp_path, monkeypatch):
             raise MemoryError("no room")
         real(alike)
 
-    monkeypatch.setattr(gathered, "answer", narrow)
+    monkeypatch.setattr(batched_model, "compute_gradients", narrow)
     book = together(every, elsewhere(tmp_path, "together"))
-    failed = [book.failure(each.id) for each in every if book.failure(each.id)]
+    failed = [book.get_failure(each.id) for each in every if book.get_failure(each.id)]
     assert failed == ["MemoryError: no room"]
-    assert sum(book.run(each.id).finished for each in every) == 2
+    assert sum(book.get_run(each.id).is_finished for each in every) == 2
 
 
 @pytest.fixture
@@ -141,6 +150,24 @@ def interruptible():
     signal.signal(signal.SIGINT, before)
 
 
+def test_an_interrupted_study_ends_after_its_threads(tmp_path, meetings, interruptible, monkeypatch):
+    """Thread.join, interrupted, takes a thread that goes on for one that has ended (CPython issue 90882): it kept its lease."""
+    ended = []
+
+    def slow(*_):
+        time.sleep(0.2)  # the main thread waits
+        signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)
+        meetings[0].condition.wait_for(lambda: meetings[0].is_cancelled)  # as a run waits for the others
+        meetings[0].condition.wait(0.5)  # the others go first
+        ended.append(True)
+        return True
+
+    monkeypatch.setattr(executors, "run_one", slow)
+    with pytest.raises(KeyboardInterrupt):
+        together([experiment(tmp_path)], elsewhere(tmp_path, "together"), num_concurrent_runs=1)
+    assert ended
+
+
 def test_a_study_interrupted_while_runs_wait_for_each_other_goes_on_to_the_same_table(tmp_path, meetings, interruptible):
     wanted, there, told = study(tmp_path, seeds=1), elsewhere(tmp_path, "together"), []
 
@@ -149,16 +176,16 @@ def test_a_study_interrupted_while_runs_wait_for_each_other_goes_on_to_the_same_
             told.append(run)
             if len(told) == 3:
                 signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)
-                while not meetings[0].stopped:  # the main thread has heard it
+                while not meetings[0].is_cancelled:  # the main thread has heard it
                     time.sleep(0.01)
         return tell
 
     with pytest.raises(KeyboardInterrupt):
-        conduct(wanted, there, Stacked(runs=3), begin)
-    begun = [Run(there.runtime.root, path.parent.name) for path in there.runtime.root.glob("*/experiment.json")]
-    assert begun and not any(run.finished for run in begun)
-    assert not any(run.status == "running" or list(run.folder.glob("claim.*")) for run in begun)  # nothing is held
-    ours = table(conduct(wanted, there, Stacked(runs=3)))
-    theirs = table(conduct(wanted, elsewhere(tmp_path, "alone")))
+        run_study(wanted, there, Stacked(num_concurrent_runs=3), begin)
+    begun = [Run(there.runtime.runs_dir, path.parent.name) for path in there.runtime.runs_dir.glob("*/experiment.json")]
+    assert begun and not any(run.is_finished for run in begun)
+    assert not any(run.status == "running" or list(run.folder.glob("lease.*")) for run in begun)  # nothing is held
+    ours = build_study_table(run_study(wanted, there, Stacked(num_concurrent_runs=3)))
+    theirs = build_study_table(run_study(wanted, elsewhere(tmp_path, "alone")))
     assert (ours.status == "finished").all()
     pd.testing.assert_frame_equal(ours, theirs, rtol=1e-3, atol=1e-3)

@@ -9,11 +9,11 @@ import pandas as pd
 import pytest
 
 from fedrift.algorithms import FedAvg, FedProx, Scaffold
-from fedrift.optimizers import Sgd
-from fedrift.statistics import judge
-from fedrift.statistics.hypotheses import Equivalent, Greater, Less, Trend
-from fedrift.study import table
-from fedrift.study.conduct import conduct
+from fedrift.core.optimizers import Sgd
+from fedrift.stats import evaluate_hypotheses
+from fedrift.stats.hypotheses import Equivalent, Greater, Less, Trend
+from fedrift.studies import build_study_table
+from fedrift.studies.run import run_study
 from tests.quadratics import Clients, clients, fixed_point, path, train
 from tests.study.small import study
 from tests.worlds import stock
@@ -34,14 +34,14 @@ def excess(x: float, severity: float) -> float:
 
 
 def planted(seeds: int = 8) -> pd.DataFrame:
-    """Real federations on quadratics, each beside its IID twin; what they came to is read with noise, a draw a seed."""
+    """Real federations on quadratics, each beside its IID baseline; what they came to is read with noise, a draw a seed."""
     draw, rows = np.random.default_rng(5), []
     for name, algorithm in ALGORITHMS.items():
         for severity in (0.0, 0.5, 1.0):
-            ended = path(train(algorithm, group(severity), until=30, optimizer=Sgd(0.1), weighting="uniform"))[-1]
+            ended = path(train(algorithm, group(severity), until=30, optimizer=Sgd(0.1), client_weighting="uniform"))[-1]
             for seed in range(seeds):
                 rows.append({"run": f"{name} {severity} {seed}", "study": "planted", "seed": seed, "iid": severity == 0.0,
-                             "diverged": False, "twin": f"{name} 0.0 {seed}" if severity else "", "algorithm": name,
+                             "diverged": False, "iid_baseline": f"{name} 0.0 {seed}" if severity else "", "algorithm": name,
                              "partition.severity": severity, "loss": excess(ended, severity) + draw.normal(0, NOISE)})
     return pd.DataFrame(rows)
 
@@ -51,18 +51,31 @@ def test_what_was_planted_is_called_with_its_size_and_nothing_else():
     bias = excess(fixed_point(FedAvg(), group(1.0), 0.1), 1.0)
     assert bias > 5 * NOISE
     hard = {"partition.severity": 1.0}
-    there = [Greater(name="FedAvg", metric="loss", contrast="twin", of={"algorithm": "FedAvg", **hard}),
-             Less(name="Scaffold", metric="loss", contrast="twin", of={"algorithm": "Scaffold"}, than={"algorithm": "FedAvg"},
-                  where=hard),
-             Trend(name="dose", metric="loss", contrast="twin", along="partition.severity", where={"algorithm": "FedAvg"}),
-             Equivalent(name="none", metric="loss", contrast="twin", within=bias / 2, of={"algorithm": "Scaffold", **hard})]
-    nothing = [Greater(name="Scaffold alone", metric="loss", contrast="twin", of={"algorithm": "Scaffold", **hard}),
-               Less(name="FedProx", metric="loss", contrast="twin", of={"algorithm": "FedProx"}, than={"algorithm": "FedAvg"}),
-               Greater(name="IID", metric="loss", of={"algorithm": "FedAvg"}, than={"algorithm": "Scaffold"},
-                       where={"iid": True}),
-               Trend(name="flat", metric="loss", contrast="twin", along="partition.severity", where={"algorithm": "Scaffold"})]
+    there = [
+        Greater(name="FedAvg", metric="loss", contrast="iid_baseline", group={"algorithm": "FedAvg", **hard}),
+        Less(
+            name="Scaffold",
+            metric="loss",
+            contrast="iid_baseline",
+            group={"algorithm": "Scaffold"},
+            reference={"algorithm": "FedAvg"},
+            where=hard,
+        ),
+        Trend(name="dose", metric="loss", contrast="iid_baseline", predictor="partition.severity", where={"algorithm": "FedAvg"}),
+        Equivalent(name="none", metric="loss", contrast="iid_baseline", margin=bias / 2, group={"algorithm": "Scaffold", **hard}),
+    ]
+    nothing = [
+        Greater(name="Scaffold alone", metric="loss", contrast="iid_baseline", group={"algorithm": "Scaffold", **hard}),
+        Less(name="FedProx", metric="loss", contrast="iid_baseline", group={"algorithm": "FedProx"},
+             reference={"algorithm": "FedAvg"}),
+        Greater(
+            name="IID", metric="loss", group={"algorithm": "FedAvg"}, reference={"algorithm": "Scaffold"}, where={"iid": True}
+        ),
+        Trend(name="flat", metric="loss", contrast="iid_baseline", predictor="partition.severity",
+              where={"algorithm": "Scaffold"}),
+    ]
     said = [replace(one, family=family) for family, every in (("there", there), ("nothing", nothing)) for one in every]
-    found = {one.name: one for one in judge(said, planted(), ["algorithm", "partition.severity"])}
+    found = {one.name: one for one in evaluate_hypotheses(said, planted(), ["algorithm", "partition.severity"])}
     assert {name: one.verdict for name, one in found.items()} == {
         **{one.name: "supported" for one in there}, **{one.name: "inconclusive" for one in nothing}}
     assert found["FedAvg"].low < bias < found["FedAvg"].high
@@ -74,19 +87,23 @@ def ends(tmp_path_factory):
     """The ends of real IID runs that differ in their seed alone."""
     folder = tmp_path_factory.mktemp("null")
     plain = study(folder, name="null", seeds=16, factors={"partition.severity": [0.0]})
-    return table(conduct(plain, stock(folder, threads=1)))["loss"].to_numpy()
+    return build_study_table(run_study(plain, stock(folder, threads=1)))["loss"].to_numpy()
 
 
 @pytest.mark.slow
 def test_iid_runs_under_names_that_mean_nothing_are_called_as_often_as_the_test_is_large(ends):
     """Eight pairs can give 12 / 256 = 4.7 % below .05; both directions count."""
     assert len(np.unique(ends)) == 16
-    draw, times, said = np.random.default_rng(3), 300, [Greater(name="null", metric="loss", of={"arm": "A"}, than={"arm": "B"})]
+    draw, times, said = (
+        np.random.default_rng(3),
+        300,
+        [Greater(name="null", metric="loss", group={"condition": "A"}, reference={"condition": "B"})],
+    )
     called = 0
     for _ in range(times):
         values = draw.permutation(ends)
-        rows = [{"run": f"{arm}{seed}", "study": "null", "arm": arm, "seed": seed, "iid": False, "twin": "", "diverged": False,
-                 "loss": values[2 * seed + place]} for seed in range(8) for place, arm in enumerate("AB")]
-        called += judge(said, pd.DataFrame(rows), ["arm"])[0].verdict != "inconclusive"
+        rows = [{"run": f"{arm}{seed}", "study": "null", "condition": arm, "seed": seed, "iid": False, "iid_baseline": "",
+                 "diverged": False, "loss": values[2 * seed + place]} for seed in range(8) for place, arm in enumerate("AB")]
+        called += evaluate_hypotheses(said, pd.DataFrame(rows), ["condition"])[0].verdict != "inconclusive"
     size = 12 / 256
     assert called / times == pytest.approx(size, abs=4 * np.sqrt(size * (1 - size) / times))

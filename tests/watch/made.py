@@ -5,18 +5,25 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from fedrift.records import Record
-from fedrift.store import Run
-from fedrift.study import Book, Entry
+from fedrift.core.records import Record
+from fedrift.storage import Run
+from fedrift.studies import ManifestEntry, StudyManifest
 from tests.study.small import study
 
 ROUNDS = 6
 
 
 def asked(algorithm: str = "FedAvg", severity: float = 1.0, seed: int = 0, **more: Any) -> dict[str, Any]:
-    return {"corpus": {"name": "made"}, "model": "pocket", "algorithm": {"is": algorithm},
-            "partition": {"is": "TopicMix", "clients": 2, "severity": severity}, "plan": {"rounds": ROUNDS, "steps": 2},
-            "seed": seed, "evaluate": {"blocks": 2}, **more}
+    return {
+        "dataset": {"name": "made"},
+        "model": "pocket",
+        "algorithm": {"type": algorithm},
+        "partition": {"type": "TopicMix", "num_clients": 2, "severity": severity},
+        "training": {"num_rounds": ROUNDS, "local_steps": 2},
+        "seed": seed,
+        "evaluation": {"blocks_per_domain": 2},
+        **more,
+    }
 
 
 def rows(upto: int, start: float = 5.0, first: int = 0) -> list[Record]:
@@ -29,18 +36,18 @@ def begun(root: Path, id: str, upto: int, start: float = 5.0, **said: Any) -> Ru
     run = Run(root, id)
     run.write_json("experiment", {**asked(**said), "id": id, "partition_table": {"domains": ["sport", "tech"],
                                                                                 "tokens": [[10, 0], [0, 10]]}})
-    run.append(rows(upto, start))
+    run.append_records(rows(upto, start))
     if upto == ROUNDS:
-        run.finish({"rounds": ROUNDS, "loss": 4.4, "final_loss": 4.4, "train_tokens": 10, "seconds": {"train": 1.0}})
+        run.mark_finished({"rounds": ROUNDS, "loss": 4.4, "final_loss": 4.4, "train_tokens": 10, "seconds": {"train": 1.0}})
     return run
 
 
-def booked(root: Path, folder: Path, complete: bool = True) -> Book:
+def booked(root: Path, folder: Path, complete: bool = True) -> StudyManifest:
     """Two seeds of one arm and their twins; of seed 1 nothing is there unless it is made."""
-    book = Book(root, "tiny")
+    book = StudyManifest(root, "tiny")
     arm, levels = "algorithm=FedAvg", {"algorithm": "FedAvg"}
-    entries = [Entry(f"run{seed}", "run", "main", arm, seed, False, f"twin{seed}", levels, None, "") for seed in (0, 1)]
-    entries += [Entry(f"twin{seed}", "twin", "main", arm, seed, True, "", levels, None, "") for seed in (0, 1)]
-    book.write({"study": study(folder).written(), "factors": ["algorithm"], "complete": complete, "designs": {}, "choices": [],
+    entries = [ManifestEntry(f"run{seed}", "run", "main", arm, seed, False, f"twin{seed}", levels, None, "") for seed in (0, 1)]
+    entries += [ManifestEntry(f"twin{seed}", "iid_baseline", "main", arm, seed, True, "", levels, None, "") for seed in (0, 1)]
+    book.write({"study": study(folder).to_dict(), "factors": ["algorithm"], "complete": complete, "designs": {}, "choices": [],
                 "runs": entries})
     return book

@@ -9,9 +9,9 @@ from threading import Thread
 
 import pytest
 
-from fedrift.errors import UserError
-from fedrift.watch import Watcher
-from fedrift.watch.server import Server, known
+from fedrift.core.errors import UserError
+from fedrift.report.monitor import Monitor
+from fedrift.report.web import MonitorServer, is_local_host
 
 from .made import ROUNDS, begun
 
@@ -19,7 +19,7 @@ from .made import ROUNDS, begun
 @pytest.fixture
 def ask(tmp_path):
     begun(tmp_path, "a", ROUNDS)
-    with Server(Watcher(tmp_path), port=0) as server:
+    with MonitorServer(Monitor(tmp_path), port=0) as server:
         Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
 
         def asked(path: str, method: str = "GET", host: str | None = None):
@@ -56,7 +56,7 @@ def test_state_and_curves_are_json(ask):
     assert json.loads(ask("/curves.json?" + "&".join(f"a{k}=1" for k in range(9)))[1])["points"] == []
 
 
-@pytest.mark.parametrize("path", ["/../../etc/passwd", "/a/experiment.json", "//etc/passwd", "/%2e%2e/a", "/page.js", "/."])
+@pytest.mark.parametrize("path", ["/../../etc/passwd", "/a/experiment.json", "//etc/passwd", "/%2e%2e/a", "/web.js", "/."])
 def test_no_file_can_be_had(ask, path):
     answer, body = ask(path)
     assert answer.status in (400, 404) or body.startswith(b"<!doctype")
@@ -70,7 +70,7 @@ def test_a_name_that_is_not_this_machines_is_refused(ask):
         assert b"rows" not in body
     for host in ("localhost:9999", "127.0.0.1", "[::1]:8770"):
         assert ask("/state.json", host=host)[0].status == 200, host
-    assert known("node7:8770", "node7") and not known("node8", "node7")
+    assert is_local_host("node7:8770", "node7") and not is_local_host("node8", "node7")
 
 
 def test_it_can_only_be_read(ask):
@@ -83,5 +83,5 @@ def test_it_can_only_be_read(ask):
 
 
 def test_a_port_that_is_taken_is_told(tmp_path):
-    with Server(Watcher(tmp_path), port=0) as server, pytest.raises(UserError, match="--port"):
-        Server(Watcher(tmp_path), port=server.server_address[1])
+    with MonitorServer(Monitor(tmp_path), port=0) as server, pytest.raises(UserError, match="--port"):
+        MonitorServer(Monitor(tmp_path), port=server.server_address[1])

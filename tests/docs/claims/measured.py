@@ -1,4 +1,4 @@
-"""Pages whose figures the benchmarks and `fedrift calibrate` wrote, from benchmarks/results."""
+"""Pages whose figures the benchmarks and `python -m benchmarks.calibration` wrote, from benchmarks/results."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from types import ModuleType
 
 import yaml
 
-from fedrift.calibrate.page import markdown, recorded
+from benchmarks.calibration.score import load_calibrations, render_page
 from fedrift.models.presets import PRESETS
 
 from .stores import RESULTS, ROOT, result
@@ -37,31 +37,31 @@ def lines(text: str) -> list[str]:
 
 def calibration() -> str:
     """The whole of docs/calibration.md."""
-    return markdown(recorded(RESULTS))
+    return render_page(load_calibrations(RESULTS))
 
 
 def speed(folder: Path) -> list[str]:
     """Every table of docs/speed.md, written again, and what its text says of them."""
     path = folder / "speed.md"
     copy(ROOT / "docs" / "speed.md", path)
-    with benchmark("page") as page:
+    with benchmark("speed_page") as page:
         assert page.main(["--out", str(RESULTS), "--page", str(path)]) == 0
         results = page.Results(RESULTS)
-        marks = ("targets", *page.TABLES)
+        marks = ("targets", *page.TABLE_COLUMNS)
         loops = [results.get(f"loop-{model}")["rows"] for model in ("pocket", "distilgpt2")]
         half = results.row("loop-pocket", clients=10, sequences=2)["loop_share_of_peak"]
         whole = results.row("loop-pocket", clients=10, sequences=8, tokens=64)["loop_share_of_peak"]
     text = path.read_text()
     tables = [line for mark in marks for line in lines(text.split(f"<!-- {mark} -->\n")[1].split(f"<!-- /{mark} -->")[0])]
     eight = [row["loop_share_of_peak"] for rows in loops for row in rows if row["sequences"] == 8]
-    (flower,) = [row for row in result("fleets")["rows"] if row["fleet"] == "Flower simulation"]
+    (flower,) = [row for row in result("backends")["rows"] if row["backend"] == "Flower simulation"]
     return [
         *tables,
         f"at 60 to 70 % of the peak that is {1 / 0.7:.1f} to {1 / 0.6:.1f}x",
         f"with batches of 8 sequences it runs at {min(eight):.0%} to {max(eight):.0%}".replace("%", "", 1).replace("%", " %"),
         f"a target of 1.8x against a loop at {100 * whole:.0f} % asks for more than the whole peak ({1 / whole:.1f}x)",
         f"With 2 sequences a client the loop reaches {100 * half:.0f} % of the peak: the most that can be won is {1 / half:.1f}x, not 3x.",
-        f"{flower['beside training']:.2f} s a client-round", f"({PRESETS['distilgpt2'].parameters / 1e6:.0f} M weights, random ones)",
+        f"{flower['beside training']:.2f} s a client-round", f"({PRESETS['distilgpt2'].num_parameters / 1e6:.0f} M weights, random ones)",
         "from 10 clients, rank 8, 2 x 64 tokens, 4,096 words",  # benchmarks/scaling.py
         "one large product of 1024 x 1024 reaches here", "a vector of 1 MB", "as long at 1,000 clients as at 20 where ten take part", "same params to 1e-9 in float64",
     ]
@@ -70,28 +70,28 @@ def speed(folder: Path) -> list[str]:
 def models() -> list[str]:
     """The two tables of docs/models.md that benchmarks write."""
     with benchmark("machine") as machine:
-        return ["| " + " | ".join(machine.cell(row[key]) for key in keys) + " |"
+        return ["| " + " | ".join(machine.format_cell(row[key]) for key in keys) + " |"
                 for name, keys in (
                     ("models", ("model", "weights", "trained_tokens_per_s", "read_tokens_per_s", "peak_gb", "formula_gb")),
-                    ("quantised", ("model", "base", "weights_mb", "memory_share", "perplexity", "perplexity_ratio", "gradient_turned")))
+                    ("quantized", ("model", "base", "weights_mb", "memory_share", "perplexity", "perplexity_ratio", "gradient_turned")))
                 for row in result(name)["rows"]] + ["1 - cosine to the dense"]
 
 
-def fleets() -> list[str]:
+def backends() -> list[str]:
     """The table of docs/beyond-one-machine.md."""
-    said = result("fleets")
+    said = result("backends")
     assert said["rounds"] == 6
-    return [f"| {row['fleet']} | {row['seconds']:.3f} | {row['beside training']:.3f} | {row['down']:,.0f} | {row['up']:,.0f} |"
+    return [f"| {row['backend']} | {row['seconds']:.3f} | {row['beside training']:.3f} | {row['down']:,.0f} | {row['up']:,.0f} |"
             for row in said["rows"]]
 
 
 def detectors() -> list[str]:
     """How often the detector of syntax is wrong, and the limits of the table."""
     found = []
-    for collection, said in (("sandbox", "on the made-up language ({}, all under"), ("lm", "and on news ({}).")):
+    for collection, said in (("synthetic", "on the made-up language ({}, all under"), ("lm", "and on news ({}).")):
         (row,) = [each for each in result(f"calibration-{collection}")["false_alarms"] if each["failure"] == "forgetting of syntax"]
         found.append(said.format(f"{row['called']} of {row['runs']}, {100 * row['low']:.1f} to {100 * row['high']:.1f} %"))
-    limits = yaml.safe_load((ROOT / "fedrift" / "detectors" / "thresholds.yaml").read_text())
+    limits = yaml.safe_load((ROOT / "fedrift" / "diagnosis" / "thresholds.yaml").read_text())
     gap, swing, forgets, divergence = (limits[name] for name in ("gap", "oscillation", "forgetting", "divergence"))
     return [*found, f"| {gap['all']}, {gap['domain']} nats |".replace("0.", "."),
             f"| {swing['index']}; {swing['changes']}; {swing['spread']:g}x |".replace("0.", "."),

@@ -1,4 +1,4 @@
-"""docs/mitigation.md and docs/mitigation-tables.md, from benchmarks/results/mitigation-*.json."""
+"""docs/clustering.md and docs/clustering-tables.md, from benchmarks/results/clustering-*.json."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 import yaml
 
-from fedrift.statistics import paired_t, sign_flip, smallest_p
+from fedrift.stats import mean_ci, min_p, sign_flip_test
 
 from .stores import ROOT, result, signed
 
@@ -20,7 +20,7 @@ Row = Mapping[str, Any]
 
 
 def contests() -> dict[str, dict[str, Any]]:
-    return {name: result(f"mitigation-{file}") for name, file in CONTESTS.items()}
+    return {name: result(f"clustering-{file}") for name, file in CONTESTS.items()}
 
 
 def interval(row: Row | None, digits: int = 3, prefix: str = "") -> str:
@@ -36,7 +36,7 @@ def p(value: float) -> str:
 
 
 def less(contest: Row, arm: str, reference: str, metric: str) -> Row | None:
-    return next((row for row in contest["less"][reference][metric] if row["arm"] == arm), None)
+    return next((row for row in contest["less"][reference][metric] if row["condition"] == arm), None)
 
 
 def number(value: float | None, form: str) -> str:
@@ -44,16 +44,16 @@ def number(value: float | None, form: str) -> str:
 
 
 def tables() -> list[str]:
-    """Every row of mitigation-tables.md."""
+    """Every row of clustering-tables.md."""
     found = []
     for contest in contests().values():
-        for row in contest["arms"]:
-            if row["arm"] == "ifca best" and len({run["number"] for run in contest["runs"] if run["arm"] == "ifca"}) == 1:
+        for row in contest["conditions"]:
+            if row["condition"] == "ifca best" and len({run["number"] for run in contest["runs"] if run["condition"] == "ifca"}) == 1:
                 continue  # of one start the best is the mean
-            random, vanilla = (less(contest, row["arm"], reference, "own") for reference in ("random", "vanilla"))
-            cells = [row["arm"], f"{row['own']:.4f}", interval(random), p(random["p"]) if random else "", interval(vanilla),
-                     p(vanilla["p"]) if vanilla else "", interval(less(contest, row["arm"], "vanilla", "worst")),
-                     interval(less(contest, row["arm"], "vanilla", "cross")), number(row["general"], "+.3f"),
+            random, vanilla = (less(contest, row["condition"], reference, "own") for reference in ("random", "vanilla"))
+            cells = [row["condition"], f"{row['own']:.4f}", interval(random), p(random["p"]) if random else "", interval(vanilla),
+                     p(vanilla["p"]) if vanilla else "", interval(less(contest, row["condition"], "vanilla", "worst")),
+                     interval(less(contest, row["condition"], "vanilla", "cross")), number(row["general"], "+.3f"),
                      number(row["compute"], ".2f"), number(row["traffic"], ".1f"), number(row["models"], ".1f"), number(row["ari"], ".2f")]
             found.append("| " + " | ".join(cells) + " |")
     return found
@@ -62,23 +62,23 @@ def tables() -> list[str]:
 def checked(contest: Row) -> None:
     """That the stored comparisons are those of the stored runs: paired by seed, repeats averaged."""
     runs = pd.DataFrame(contest["runs"])
-    own = runs[runs["arm"] != "iid"].groupby(["arm", "seed"])["own"].mean().unstack("arm")
+    own = runs[runs["condition"] != "iid"].groupby(["condition", "seed"])["own"].mean().unstack("condition")
     for reference, metrics in contest["less"].items():
         for row in metrics["own"]:
-            d = paired_t((own[row["arm"]] - own[reference]).to_numpy())
+            d = mean_ci((own[row["condition"]] - own[reference]).to_numpy())
             assert np.allclose([d.estimate, d.low, d.high], [row["effect"], row["low"], row["high"]], atol=3e-6), (reference, row)
-            assert row["p"] == sign_flip((own[row["arm"]] - own[reference]).to_numpy().round(9)).value or row["effect"] == 0
-    assert {name for name, row in runs.groupby("arm")["seed"].nunique().items() if row != len(contest["seeds"])} == set()
+            assert row["p"] == sign_flip_test((own[row["condition"]] - own[reference]).to_numpy().round(9)).value or row["effect"] == 0
+    assert {name for name, row in runs.groupby("condition")["seed"].nunique().items() if row != len(contest["seeds"])} == set()
 
 
 def every_table() -> list[str]:
-    """All that mitigation-tables.md says."""
+    """All that clustering-tables.md says."""
     every = contests()
     for contest in every.values():
         checked(contest)
     (seeds,) = {len(contest["seeds"]) for contest in every.values()}
     return [*tables(), *(f"## {name} clients" for name in CONTESTS), "95 % t-intervals",
-            f"{p(smallest_p(seeds))} is the least that six seeds can give", "fedrift 0.1.0, torch 2.13.0+cpu"]
+            f"{p(min_p(seeds))} is the least that six seeds can give", "fedrift 0.1.0, torch 2.13.0+cpu"]
 
 
 def span(values: Iterable[float], form: str = "+.3f") -> str:
@@ -89,21 +89,22 @@ def span(values: Iterable[float], form: str = "+.3f") -> str:
 
 
 def page() -> list[str]:
-    """What mitigation.md says of these results."""
-    every, mapped, style = contests(), result("mitigation-map"), result("mitigation-bbc-style-10")
-    base = yaml.safe_load((ROOT / "experiments" / "mitigation.yaml").read_text())
-    plan, counted = base["plan"], {row["severity"]: row["counted"] for row in mapped["map"] if row["regime"] == "topic"}
+    """What clustering.md says of these results."""
+    every, mapped, style = contests(), result("clustering-map"), result("clustering-bbc-style-10")
+    base = yaml.safe_load((ROOT / "experiments" / "clustering.yaml").read_text())
+    plan, counted = base["training"], {row["severity"]: row["counted"] for row in mapped["map"] if row["regime"] == "topic"}
     return [*main_table(every), *prose(every), *map_tables(mapped), *styles(style),
-            f"On BBC News with {base['partition']['clients']} clients and `wordllama`, `TopicMix` at severity 0 is {counted[0.0]:.0f} group, at"
+            f"On BBC News with {base['partition']['num_clients']} clients and `wordllama`, `TopicMix` at severity 0 is {counted[0.0]:.0f} group, at"
             f" 0.5 and at 1 it is {counted[0.5]:.0f}, as many as there are topics.", "`cluster.ari` is 1 at severity 0 too",
-            f"LoRA of rank {base['tune']['rank']}, clients of one topic each (`TopicMix`, severity {base['partition']['severity']:g}),"
-            f" {plan['rounds']} rounds of {plan['steps']} steps of {plan['batch']} x {plan['seq_len']} tokens"]
+            f"LoRA of rank {base['trainable']['r']}, clients of one topic each (`TopicMix`, severity {base['partition']['severity']:g}),"
+            f" {plan['num_rounds']} rounds of {plan['local_steps']} steps of {plan['batch_size']} x"
+            f" {plan['max_seq_length']} tokens"]
 
 
 def main_table(every: Mapping[str, Row]) -> list[str]:
     found = []
     for name, contest in every.items():
-        arms = {row["arm"]: row for row in contest["arms"]}
+        arms = {row["condition"]: row for row in contest["conditions"]}
         cells = [name, *(interval(less(contest, arm, reference, metric)) for arm, reference, metric in (
             ("text", "random", "own"), ("text", "vanilla", "own"), ("text", "vanilla", "worst"), ("text", "vanilla", "cross"),
             ("oracle", "vanilla", "own"), ("ifca", "vanilla", "own"))), f"{arms['text']['ari']:.2f}"]
@@ -112,7 +113,7 @@ def main_table(every: Mapping[str, Row]) -> list[str]:
 
 
 def prose(every: Mapping[str, Row]) -> list[str]:
-    arms = {name: {row["arm"]: row for row in contest["arms"]} for name, contest in every.items()}
+    arms = {name: {row["condition"]: row for row in contest["conditions"]} for name, contest in every.items()}
     against = {name: {(arm, reference, metric): less(contest, arm, reference, metric) for arm in arms[name]
                       for reference in ("random", "vanilla") for metric in ("own", "cross", "worst")}
                for name, contest in every.items()}
@@ -123,7 +124,7 @@ def prose(every: Mapping[str, Row]) -> list[str]:
     assert {name for name, row in text_random.items() if row["p"] > 0.05} == {"Reddit, 20"}
     assert {name for name, row in text_vanilla.items() if row["high"] < 0 or row["low"] > 0} == {"BBC News, 20"}
     rises = [rows["text"]["general"] / rows["vanilla"]["general"] for rows in arms.values()]
-    update = [said for contest in every.values() for said in contest["runs"] if said["arm"] == "update"]
+    update = [said for contest in every.values() for said in contest["runs"] if said["condition"] == "update"]
     assert all(said["models"] == 1 for said in update)
     ifca = [rows["ifca"] for rows in arms.values()]
     (sent,) = {said["bytes"] for contest in every.values() for said in contest["clusters"]}
@@ -138,9 +139,9 @@ def prose(every: Mapping[str, Row]) -> list[str]:
         return rows[arm, "vanilla", "own"]["effect"]
     return [
         "10 clients all in every round, 20 clients ten at a time", "95 % t-intervals; below",
-        f"six seeds can call is p = {p(smallest_p(6))} for",
+        f"six seeds can call is p = {p(min_p(6))} for",
         "adjusted Rand index 1, all bootstraps stable", f"for {sent:,} bytes a client",
-        f"{span(gains, '.3f')} nats, {min(percent):.0f} to {max(percent):.1f} % of perplexity, p = {p(smallest_p(6))} but on Reddit with 20"
+        f"{span(gains, '.3f')} nats, {min(percent):.0f} to {max(percent):.1f} % of perplexity, p = {p(min_p(6))} but on Reddit with 20"
         f" clients (p = {p(text_random['Reddit, 20']['p'])})",
         f"Only on BBC News with 20 clients ({signed(text_vanilla['BBC News, 20']['effect']).replace('0.', '.')}, "
         f"p = {p(text_vanilla['BBC News, 20']['p'])})",
@@ -170,7 +171,7 @@ def map_tables(mapped: Row) -> list[str]:
 
 def styles(style: Row) -> list[str]:
     checked(style)
-    arms = {row["arm"]: row for row in style["arms"]}
+    arms = {row["condition"]: row for row in style["conditions"]}
     rows = {(arm, reference, metric): less(style, arm, reference, metric) for arm in arms for reference in ("random", "vanilla")
             for metric in ("own", "worst", "cross")}
     drops = [-100 * math.expm1(rows["text", reference, "own"]["effect"]) for reference in ("vanilla", "random")]

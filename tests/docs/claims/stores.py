@@ -12,10 +12,10 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from fedrift.report.study.dossier import Dossier, opened
-from fedrift.statistics import Verdict
-from fedrift.store import connected
-from fedrift.study import Book
+from fedrift.report.study_data import StudyData, load_study_data
+from fedrift.stats import Verdict
+from fedrift.storage import connect
+from fedrift.studies import StudyManifest
 
 ROOT = Path(__file__).resolve().parents[3]
 RESULTS = ROOT / "benchmarks" / "results"
@@ -25,11 +25,11 @@ RESULTS = ROOT / "benchmarks" / "results"
 class Kept:
     """A study of ``studies/results``, imported into a folder."""
 
-    book: Book
+    book: StudyManifest
 
     @cached_property
-    def dossier(self) -> Dossier:
-        return opened(self.book)
+    def dossier(self) -> StudyData:
+        return load_study_data(self.book)
 
     @cached_property
     def frame(self) -> pd.DataFrame:
@@ -37,13 +37,13 @@ class Kept:
         frame = self.dossier.frame
         first = dict(self.asked("SELECT run, value FROM records WHERE metric = 'loss' AND domain = '' AND client < 0 AND round = 0"))
         known = frame.set_index("run")
-        return frame.assign(start=frame["run"].map(first), **{f"base.{name}": frame["twin"].map(known[name])
-                                                              for name in ("loss", "swing")})
+        return frame.assign(start=frame["run"].map(first), **{f"base.{name}": frame["iid_baseline"].map(known[name])
+                                                              for name in ("loss", "movement")})
 
     def asked(self, query: str) -> list[Any]:
         """Rows of a query over the records of all runs, the trials of tuning among them."""
-        runs = {entry.run: self.book.run(entry) for entry in self.said["runs"]}
-        with connected(self.book.root, runs.values()) as connection:
+        runs = {entry.run: self.book.get_run(entry) for entry in self.said["runs"]}
+        with connect(self.book.root, runs.values()) as connection:
             return list(connection.execute(query).fetchall())
 
     @cached_property
@@ -56,11 +56,11 @@ class Kept:
 
     @cached_property
     def plan(self) -> dict[str, Any]:
-        return dict(self.said["study"]["base"]["plan"])
+        return dict(self.said["study"]["base"]["training"])
 
     def runs(self, role: str = "run", **levels: Any) -> pd.DataFrame:
         """Rows at some levels, by seed; ``severity`` is ``partition.severity``, ``rate`` the learning rate."""
-        names = {"severity": "partition.severity", "rate": "plan.optimizer.lr"}
+        names = {"severity": "partition.severity", "rate": "training.client_optimizer.lr"}
         rows = self.frame[self.frame["role"] == role]
         for name, level in levels.items():
             rows = rows[rows[names.get(name, name)] == level]
@@ -71,7 +71,7 @@ def imported(root: Path, name: str) -> Kept:
     """The project's own archive; what `fedrift import` makes sure of a stranger's is tested elsewhere."""
     with zipfile.ZipFile(ROOT / "studies" / "results" / f"{name}.zip") as archive:
         archive.extractall(root)
-    return Kept(Book(root, name))
+    return Kept(StudyManifest(root, name))
 
 
 def result(name: str) -> dict[str, Any]:

@@ -1,0 +1,157 @@
+"""Extensions: algorithms, partitions, probes and the like that live outside the package.
+
+Three ways make an extension known under its kind:
+
+1. ``@fedrift.register("algorithm")`` above the class or function, in code that runs before the configuration is read;
+2. an import path in the configuration, ``type: "my_package.my_module:MyAvg"`` or ``type: "my_file.py:MyAvg"``;
+3. an entry point of an installed distribution, in the group of the kind: ``fedrift.algorithms``, ``fedrift.aggregators``,
+   ``fedrift.optimizers``, ``fedrift.trainables``, ``fedrift.partitions``, ``fedrift.clusterings``, ``fedrift.probes``,
+   ``fedrift.detectors``, ``fedrift.datasets`` or ``fedrift.models``.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Mapping
+from functools import cache
+from importlib import import_module
+from importlib.metadata import EntryPoint, entry_points
+from importlib.util import module_from_spec, spec_from_file_location
+from pathlib import Path
+from types import ModuleType
+from typing import Any, TypeVar
+
+from .errors import UserError, unknown_name_error
+
+T = TypeVar("T")
+KINDS = ("algorithm", "aggregator", "optimizer", "trainable", "partition", "clustering", "probe", "detector", "dataset", "model")
+_registered: dict[str, dict[str, Any]] = {kind: {} for kind in KINDS}
+_import_paths: dict[int, str] = {}  # id of an object -> the path it was imported by, where its module has no importable name
+
+
+def register(kind: str, name: str | None = None) -> Callable[[T], T]:
+    """Make a class or function known to configurations.
+
+    Args:
+        kind: One of ``KINDS``.
+        name: The name in configurations. Default: the object's own name.
+
+    Returns:
+        A decorator that returns its argument unchanged.
+
+    Raises:
+        UserError: The kind is unknown, or another object has the name.
+
+    Example:
+        >>> import fedrift
+        >>> @fedrift.register("detector")
+        ... def too_short(evidence):
+        ...     return []
+    """
+    if kind not in KINDS:
+        raise unknown_name_error("kind of extension", kind, KINDS)
+
+    def decorate(thing: T) -> T:
+        key: str = name or str(getattr(thing, "__name__", ""))
+        known = _registered[kind].get(key)
+        if known is not None and _identity(known) != _identity(thing):
+            raise UserError(f"{kind} {key!r} is registered already, by {_identity(known)}: choose another name")
+        _registered[kind][key] = thing
+        return thing
+
+    return decorate
+
+
+def _identity(thing: Any) -> str:
+    return f"{getattr(thing, '__module__', '?')}.{getattr(thing, '__qualname__', thing)}"
+
+
+def extensions(kind: str) -> Mapping[str, Any]:
+    """Return what is registered for a kind, by name; entry points of installed distributions are loaded on the first call.
+
+    Raises:
+        UserError: An entry point cannot be loaded.
+    """
+    return {**_load_entry_points(kind), **_registered[kind]}
+
+
+@cache
+def _load_entry_points(kind: str) -> Mapping[str, Any]:
+    return {point.name: _load(point) for point in entry_points(group=f"fedrift.{kind}s")}
+
+
+def _load(point: EntryPoint) -> Any:
+    try:
+        return point.load()
+    except Exception as error:
+        raise UserError(f"the entry point {point.name} = {point.value} of the group {point.group} cannot be loaded: "
+                        f"{type(error).__name__}: {error}; mend or uninstall that distribution") from error
+
+
+def find_extension(kind: str, name: str) -> Any | None:
+    """Return the extension of a kind by its registered name or import path; None if the name is neither.
+
+    Raises:
+        UserError: An import path leads nowhere.
+    """
+    known = extensions(kind)
+    return known[name] if name in known else import_object(name) if is_import_path(name) else None
+
+
+def is_import_path(name: object) -> bool:
+    """Return whether a name is an import path: ``module:Name`` or ``file.py:Name``."""
+    module, colon, attribute = name.rpartition(":") if isinstance(name, str) else ("", "", "")
+    return bool(colon and attribute.isidentifier() and module and
+                (module.endswith(".py") or all(part.isidentifier() for part in module.split("."))))
+
+
+def import_object(path: str) -> Any:
+    """Import ``package.module:Name`` or ``file.py:Name``.
+
+    A module is looked for on ``sys.path`` and in the working directory; a file by its path.
+
+    Raises:
+        UserError: The module or file cannot be imported, or has no such name.
+    """
+    place, _, name = path.rpartition(":")
+    module = _load_file(os.path.abspath(place)) if place.endswith(".py") else _import_module(place)
+    if not hasattr(module, name):
+        raise unknown_name_error(f"name in {place}:", name, (known for known in vars(module) if not known.startswith("_")))
+    thing = getattr(module, name)
+    if place.endswith(".py"):
+        _import_paths[id(thing)] = path
+    return thing
+
+
+def import_path_of(thing: Any) -> str:
+    """Return the path that ``import_object`` finds a class or function by."""
+    return _import_paths.get(id(thing)) or f"{thing.__module__}:{thing.__qualname__}"
+
+
+def _import_module(name: str) -> ModuleType:
+    here = os.getcwd()
+    added = here not in sys.path and "" not in sys.path
+    if added:
+        sys.path.insert(0, here)
+    try:
+        return import_module(name)
+    except ImportError as error:
+        raise UserError(f"cannot import {name}: {error}. It has to be installed, or lie in the working directory {here}") from error
+    finally:
+        if added:
+            sys.path.remove(here)
+
+
+@cache
+def _load_file(path: str) -> ModuleType:
+    spec = spec_from_file_location(Path(path).stem, path)
+    if spec is None or spec.loader is None or not os.path.exists(path):
+        raise UserError(f"cannot import {path}: there is no such Python file")
+    module = module_from_spec(spec)
+    sys.modules.setdefault(spec.name, module)  # dataclasses look their module up
+    try:
+        spec.loader.exec_module(module)
+    except ImportError as error:
+        raise UserError(f"cannot import {path}: {error}") from error
+    return module

@@ -1,0 +1,22 @@
+"""A made-up language with known truth: its entropy is exact, and what is grammatical is no matter of judgement."""
+
+from .entropy import LossFloor, corpus_nats, document_nats, domain_floor, domain_information, mixture_floor
+from .language import SyntheticConfig, SyntheticLanguage, generate_document, generate_rows, get_language
+from .minimal_pairs import PHENOMENA, MinimalPair, make_minimal_pairs
+
+__all__ = [
+    "PHENOMENA",
+    "LossFloor",
+    "MinimalPair",
+    "SyntheticConfig",
+    "SyntheticLanguage",
+    "corpus_nats",
+    "document_nats",
+    "domain_floor",
+    "domain_information",
+    "generate_document",
+    "generate_rows",
+    "get_language",
+    "make_minimal_pairs",
+    "mixture_floor",
+]

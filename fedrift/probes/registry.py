@@ -1,0 +1,55 @@
+"""The groups of probes that ``evaluation.probes`` may name: for each, its probes and their schedule, made from a context.
+
+A module of probes gives the name of its group and a factory ``(context) -> probes``; one line in ``PROBE_GROUPS`` adds it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+
+from ..core.errors import unknown_name_error
+from ..core.registry import extensions, find_extension
+from .base import DerivedMetric, ScheduledProbe
+from .context import ProbeContext
+from .federation import COST_GROUP, FAIRNESS_GROUP, cost_probes, fairness_probes
+from .forgetting import GENERAL_GROUP, LANGUAGE_GROUP, general_text_probes, language_probes
+from .lora import EXACT_MEAN_GROUP, PRODUCT_GROUP, SUBSPACE_GROUP, exact_mean_probes, product_probes, subspace_probes
+from .mode_connectivity import BARRIERS_GROUP, barrier_probes
+from .representation import ATTENTION_GROUP, HIDDEN_GROUP, attention_probes, hidden_state_probes
+from .syntax import SYNTAX_GROUP, syntax_probes
+from .text import TEXT_GROUP, text_probes
+from .updates import SERVER_PATH_GROUP, server_path_probes
+
+ProbeFactory = Callable[[ProbeContext], list[ScheduledProbe | DerivedMetric]]
+
+
+def group_factories(pairs: Iterable[tuple[str, ProbeFactory]]) -> dict[str, ProbeFactory]:
+    """The factories by group; several factories of one group are asked in order."""
+    found: dict[str, list[ProbeFactory]] = {}
+    for group, factory in pairs:
+        found.setdefault(group, []).append(factory)
+
+    def joined(factories: list[ProbeFactory]) -> ProbeFactory:
+        return lambda context: [probe for factory in factories for probe in factory(context)]
+
+    return {group: joined(factories) for group, factories in found.items()}
+
+
+# The order is the order of rows in records.jsonl.
+PROBE_GROUPS: dict[str, ProbeFactory] = group_factories([
+    (ATTENTION_GROUP, attention_probes), (BARRIERS_GROUP, barrier_probes), (COST_GROUP, cost_probes),
+    (EXACT_MEAN_GROUP, exact_mean_probes), (FAIRNESS_GROUP, fairness_probes), (GENERAL_GROUP, general_text_probes),
+    (HIDDEN_GROUP, hidden_state_probes), (LANGUAGE_GROUP, language_probes), (SERVER_PATH_GROUP, server_path_probes),
+    (PRODUCT_GROUP, product_probes), (SUBSPACE_GROUP, subspace_probes), (SYNTAX_GROUP, syntax_probes), (TEXT_GROUP, text_probes)])
+
+
+def find_probe_group(name: str) -> ProbeFactory:
+    """Return the factory of a group: fedrift's own, one that is registered, or one by its import path.
+
+    Raises:
+        UserError: There is no such group.
+    """
+    factory: ProbeFactory | None = PROBE_GROUPS.get(name) or find_extension("probe", name)
+    if factory is None:
+        raise unknown_name_error("group of probes in evaluation.probes", name, [*PROBE_GROUPS, *extensions("probe")])
+    return factory

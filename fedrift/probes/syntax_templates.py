@@ -1,0 +1,383 @@
+"""Common English words for minimal pairs, by class and with the forms that the sentences need."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, fields, replace
+from typing import Any, NamedTuple
+
+import numpy as np
+
+MIN_CLASS_WORDS = 8  # words of a class, or as many as it has: fewer make too few sentences
+
+
+class Noun(NamedTuple):
+    """A noun in its two numbers."""
+
+    sg: str
+    pl: str
+
+
+class Verb(NamedTuple):
+    """A verb's forms: they take, it takes, it took, it has taken."""
+
+    pl: str
+    sg: str
+    past: str
+    participle: str
+
+
+@dataclass(frozen=True)
+class Lexicon:
+    """The open classes. ``transitive`` verbs need an object, ``intransitive`` ones can have none; no form of one verb is
+    another verb's, for then both sentences of a pair may be right."""
+
+    people: tuple[Noun, ...]
+    things: tuple[Noun, ...]
+    transitive: tuple[Verb, ...]
+    intransitive: tuple[Verb, ...]
+    adjectives: tuple[str, ...]
+    men: tuple[Noun, ...]
+    women: tuple[Noun, ...]
+
+
+def parse_nouns(text: str) -> tuple[Noun, ...]:
+    """``boy man/men``: a plural that is not sg + s is given behind a stroke."""
+    pairs = [word.partition("/") for word in text.split()]
+    return tuple(Noun(one, many or one + "s") for one, _, many in pairs)
+
+
+def parse_verbs(text: str) -> tuple[Verb, ...]:
+    """``keep/kept``, ``take/took/taken``: past and participle; regular ones are given as they are."""
+    found = []
+    for word in text.split():
+        base, *rest = word.split("/")
+        past = rest[0] if rest else base + ("d" if base.endswith("e") else "ed")
+        found.append(Verb(base, base + "s", past, rest[1] if len(rest) > 1 else past))
+    return tuple(found)
+
+
+ENGLISH_LEXICON = Lexicon(
+    people=parse_nouns(
+        "teacher doctor student friend parent player writer worker driver leader member user patient manager lawyer "
+        "singer farmer officer artist actor author customer visitor engineer scientist minister soldier reporter "
+        "director expert partner speaker owner person/people child/children guy judge fan"
+    ),
+    things=parse_nouns(
+        "book house car door letter game song film picture phone computer street town school room table plan report "
+        "story/stories question answer idea problem system team company/companies market product site record result "
+        "change list offer name place word test group card line point project"
+    ),
+    transitive=parse_verbs(
+        "make/made take/took/taken bring/brought buy/bought build/built use mention describe produce create "
+        "receive reject raise keep/kept get/got own treat include need"
+    ),
+    intransitive=parse_verbs(
+        "arrive sleep/slept fall/fell/fallen appear laugh smile exist talk listen stay disappear wait come/came/come"
+    ),
+    adjectives=tuple(
+        "new old big small young good bad long short great large little real red strong special local common "
+        "different happy nice important popular serious".split()
+    ),
+    men=parse_nouns("man/men boy father brother son king husband actor"),
+    women=parse_nouns("woman/women girl mother sister daughter queen wife/wives actress/actresses"),
+)
+
+
+def select_shared_lexicon(lexicon: Lexicon, holders: Mapping[str, int], num_holders: int) -> Lexicon:
+    """The words that all of ``everybody`` (domains, or clients) hold, in all their forms that are sentences' points.
+
+    ``holders`` says how many hold a word. A class with fewer than ``LEAST`` such words is filled up with those that most hold.
+    """
+    def held(word: str | Noun | Verb) -> int:
+        return min(holders.get(form, 0) for form in ((word,) if isinstance(word, str) else word[:3]))
+
+    def kept(words: tuple[Any, ...]) -> tuple[Any, ...]:
+        best = sorted(words, key=lambda word: -held(word))
+        return tuple(best[:max(MIN_CLASS_WORDS, sum(held(word) >= num_holders for word in words))])
+
+    return replace(lexicon, **{f.name: kept(getattr(lexicon, f.name)) for f in fields(lexicon)})
+
+
+def word_forms(lexicon: Lexicon) -> frozenset[str]:
+    """Every word of a lexicon, in every form."""
+    return frozenset(form for f in fields(lexicon) for word in getattr(lexicon, f.name)
+                     for form in ((word,) if isinstance(word, str) else word))
+
+
+# Patterns of English sentences beside ones that break a single rule of grammar.
+#
+# The phenomena are BLiMP's (Warstadt et al., TACL 2020, arXiv:1912.00582), filled with common words. A pattern is told a
+# number, "sg" or "pl", and returns the two sentences. Pattern and number together are a template, which items are clustered
+# by when they are resampled. In patterns named "attractor" the noun before the verb is in the other number.
+
+SentencePair = tuple[str, str]
+OTHER_NUMBER = {"sg": "pl", "pl": "sg"}
+BE, WAS, HAVE = {"sg": "is", "pl": "are"}, {"sg": "was", "pl": "were"}, {"sg": "has", "pl": "have"}
+PRONOUN_CASES = (("him", "he"), ("her", "she"), ("them", "they"), ("us", "we"), ("me", "I"))
+
+
+class WordSampler:
+    """Words for a pattern, from one lexicon and one stream."""
+
+    def __init__(self, lexicon: Lexicon, rng: np.random.Generator) -> None:
+        self.lexicon, self.rng = lexicon, rng
+
+    def choose(self, options: Sequence[Any]) -> Any:
+        return options[int(self.rng.integers(len(options)))]
+
+    def person(self, number: str) -> str:
+        return str(getattr(self.choose(self.lexicon.people), number))
+
+    def thing(self, number: str = "") -> str:
+        return str(getattr(self.choose(self.lexicon.things), number or self.choose(("sg", "pl"))))
+
+    def transitive_verb(self) -> Verb:
+        verb: Verb = self.choose(self.lexicon.transitive)
+        return verb
+
+    def intransitive_verb(self) -> Verb:
+        verb: Verb = self.choose(self.lexicon.intransitive)
+        return verb
+
+    def predicate(self, number: str) -> tuple[str, str, str]:
+        """A verb that agrees, the same that does not, and what follows."""
+        verb, quality = self.intransitive_verb(), self.choose(self.lexicon.adjectives)
+        return self.choose(((BE[number], BE[OTHER_NUMBER[number]], f" very {quality}."),
+                         (WAS[number], WAS[OTHER_NUMBER[number]], f" {quality}."),
+                         (HAVE[number], HAVE[OTHER_NUMBER[number]], f" a {self.thing('sg')}."),
+                         (getattr(verb, number), getattr(verb, OTHER_NUMBER[number]), " here.")))  # type: ignore[no-any-return]
+
+
+def make_pair(prefix: str, good: str, bad: str, suffix: str) -> SentencePair:
+    """The two sentences that differ between ``begin`` and ``end``."""
+    return f"{prefix}{good}{suffix}", f"{prefix}{bad}{suffix}"
+
+
+def agreement(sampler: WordSampler, number: str) -> SentencePair:
+    right, wrong, end = sampler.predicate(number)
+    return make_pair(f"The {sampler.person(number)} ", right, wrong, end)
+
+
+def agreement_adjective(sampler: WordSampler, number: str) -> SentencePair:
+    right, wrong, end = sampler.predicate(number)
+    return make_pair(f"The {sampler.choose(sampler.lexicon.adjectives)} {sampler.thing(number)} ", right, wrong, end)
+
+
+def agreement_phrase(sampler: WordSampler, number: str, attractor_number: str = "") -> SentencePair:
+    right, wrong, end = sampler.predicate(number)
+    subject = (f"The {sampler.person(number)} {sampler.choose(('near', 'behind', 'with'))} "
+               f"the {sampler.thing(attractor_number or number)}")
+    return make_pair(
+        sampler.choose((subject, f"The {sampler.thing(number)} of the {sampler.person(attractor_number or number)}")) + " ",
+        right,
+        wrong,
+        end,
+    )
+
+
+def agreement_phrase_attractor(sampler: WordSampler, number: str) -> SentencePair:
+    return agreement_phrase(sampler, number, OTHER_NUMBER[number])
+
+
+def agreement_relative(sampler: WordSampler, number: str, attractor_number: str = "") -> SentencePair:
+    right, wrong, end = sampler.predicate(number)
+    return make_pair(
+        f"The {sampler.thing(number)} that the {sampler.person(attractor_number or number)} {sampler.transitive_verb().past} ",
+        right,
+        wrong,
+        end,
+    )
+
+
+def agreement_relative_attractor(sampler: WordSampler, number: str) -> SentencePair:
+    return agreement_relative(sampler, number, OTHER_NUMBER[number])
+
+
+def agreement_relative_subject(sampler: WordSampler, number: str, attractor_number: str = "") -> SentencePair:
+    right, wrong, end = sampler.predicate(number)
+    return make_pair(
+        f"The {sampler.person(number)} who {sampler.transitive_verb().past} the {sampler.thing(attractor_number or number)} ",
+        right,
+        wrong,
+        end,
+    )
+
+
+def agreement_relative_subject_attractor(sampler: WordSampler, number: str) -> SentencePair:
+    return agreement_relative_subject(sampler, number, OTHER_NUMBER[number])
+
+
+def determiner_object(sampler: WordSampler, number: str) -> SentencePair:
+    said = {"sg": "this", "pl": "these"}
+    return make_pair(
+        f"The {sampler.person(sampler.choose(('sg', 'pl')))} {sampler.transitive_verb().past} ",
+        said[number],
+        said[OTHER_NUMBER[number]],
+        f" {sampler.thing(number)}.",
+    )
+
+
+def determiner_subject(sampler: WordSampler, number: str) -> SentencePair:
+    said = {"sg": "This", "pl": "These"}
+    return make_pair(
+        "", said[number], said[OTHER_NUMBER[number]], f" {sampler.person(number)} {sampler.intransitive_verb().past}."
+    )
+
+
+def determiner_count(sampler: WordSampler, number: str) -> SentencePair:
+    said = {"sg": "one", "pl": "two"}
+    return make_pair(
+        f"We {sampler.transitive_verb().past} ", said[number], said[OTHER_NUMBER[number]], f" {sampler.thing(number)}."
+    )
+
+
+def anaphor_noun(sampler: WordSampler, number: str) -> SentencePair:
+    men: Noun = sampler.choose(sampler.lexicon.men)
+    said = {"sg": "himself", "pl": "themselves"}
+    return make_pair(
+        f"The {getattr(men, number)} {sampler.transitive_verb().past} ", said[number], said[OTHER_NUMBER[number]], "."
+    )
+
+
+def anaphor_gender(sampler: WordSampler, number: str) -> SentencePair:
+    subject, right = (
+        (sampler.choose(sampler.lexicon.women).sg, "herself") if number == "sg" else (sampler.person("pl"), "themselves")
+    )
+    return make_pair(f"The {subject} {sampler.transitive_verb().past} ", right, "itself" if number == "pl" else "himself", ".")
+
+
+def anaphor_pronoun(sampler: WordSampler, number: str) -> SentencePair:
+    subject, right, wrong = {"sg": ("He", "himself", "yourself"), "pl": ("They", "themselves", "myself")}[number]
+    return make_pair(f"{subject} {sampler.transitive_verb().past} ", right, wrong, ".")
+
+
+def polarity_ever(sampler: WordSampler, number: str) -> SentencePair:
+    return make_pair("", "No", sampler.choose(("The", "This" if number == "sg" else "These")),
+                f" {sampler.person(number)} {HAVE[number]} ever {sampler.intransitive_verb().participle}.")
+
+
+def polarity_any(sampler: WordSampler, number: str) -> SentencePair:
+    return make_pair(
+        f"The {sampler.person(number)} ",
+        "never",
+        sampler.choose(("often", "always")),
+        f" {sampler.transitive_verb().past} any {sampler.thing('pl')}.",
+    )
+
+
+def gap_what(sampler: WordSampler, number: str) -> SentencePair:
+    return make_pair(
+        f"{sampler.choose(('I', 'We', 'They', 'You'))} know ",
+        "what",
+        "that",
+        f" the {sampler.person(number)} {sampler.transitive_verb().past}.",
+    )
+
+
+def gap_who(sampler: WordSampler, number: str) -> SentencePair:
+    return make_pair(
+        f"The {sampler.person(number)} saw ",
+        "who",
+        "that",
+        f" the {sampler.person(OTHER_NUMBER[number])} {sampler.transitive_verb().past}.",
+    )
+
+
+def gap_past(sampler: WordSampler, number: str) -> SentencePair:
+    return make_pair(
+        f"The {sampler.person(OTHER_NUMBER[number])} knew ",
+        "what",
+        "that",
+        f" the {sampler.person(number)} {sampler.transitive_verb().past}.",
+    )
+
+
+def form_perfect(sampler: WordSampler, number: str) -> SentencePair:
+    verb = sampler.transitive_verb()
+    return make_pair(f"The {sampler.person(number)} {HAVE[number]} ", verb.participle, verb.pl, f" the {sampler.thing()}.")
+
+
+def form_future(sampler: WordSampler, number: str) -> SentencePair:
+    verb = sampler.transitive_verb()
+    return make_pair(
+        f"The {sampler.person(number)} will ", verb.pl, sampler.choose((verb.sg, verb.past)), f" the {sampler.thing()}."
+    )
+
+
+def form_negated(sampler: WordSampler, number: str) -> SentencePair:
+    verb = sampler.transitive_verb()
+    return make_pair(
+        f"The {sampler.person(number)} did not ", verb.pl, sampler.choose((verb.sg, verb.past)), f" the {sampler.thing()}."
+    )
+
+
+def order_object(sampler: WordSampler, number: str) -> SentencePair:
+    thing = sampler.thing(number)
+    return make_pair(
+        f"The {sampler.person(OTHER_NUMBER[number])} {sampler.transitive_verb().past} ", f"the {thing}", f"{thing} the", "."
+    )
+
+
+def order_adjective(sampler: WordSampler, number: str) -> SentencePair:
+    quality, thing = sampler.choose(sampler.lexicon.adjectives), sampler.thing(number)
+    return make_pair("The ", f"{quality} {thing}", f"{thing} {quality}", f" {sampler.intransitive_verb().past}.")
+
+
+def order_negation(sampler: WordSampler, number: str) -> SentencePair:
+    return make_pair(f"The {sampler.person(number)} ", "will not", "not will", f" {sampler.intransitive_verb().pl}.")
+
+
+def order_degree(sampler: WordSampler, number: str) -> SentencePair:
+    return make_pair(
+        f"The {sampler.thing(number)} ",
+        f"{WAS[number]} very",
+        f"very {WAS[number]}",
+        f" {sampler.choose(sampler.lexicon.adjectives)}.",
+    )
+
+
+def argument_wanted(sampler: WordSampler, number: str) -> SentencePair:
+    return make_pair(
+        f"The {sampler.person(number)} ",
+        sampler.transitive_verb().past,
+        sampler.intransitive_verb().past,
+        f" the {sampler.thing()}.",
+    )
+
+
+def argument_missing(sampler: WordSampler, number: str) -> SentencePair:
+    return make_pair(f"The {sampler.person(number)} ", sampler.intransitive_verb().past, sampler.transitive_verb().past, ".")
+
+
+def case_object(sampler: WordSampler, number: str) -> SentencePair:
+    right, wrong = sampler.choose(PRONOUN_CASES)
+    return make_pair(f"The {sampler.person(number)} {sampler.transitive_verb().past} ", right, wrong, ".")
+
+
+def case_phrase(sampler: WordSampler, number: str) -> SentencePair:
+    right, wrong = sampler.choose(PRONOUN_CASES)
+    return make_pair(
+        f"The {sampler.person(number)} {sampler.choose(('talked to', 'was with', 'lived near'))} ", right, wrong, "."
+    )
+
+
+def case_subject(sampler: WordSampler, number: str) -> SentencePair:
+    wrong, right = sampler.choose(PRONOUN_CASES)
+    return make_pair("We know that ", right, wrong, f" {sampler.transitive_verb().past} the {sampler.thing(number)}.")
+
+
+ENGLISH_PHENOMENA: dict[str, tuple[Callable[[WordSampler, str], SentencePair], ...]] = {
+    "agreement": (agreement, agreement_adjective),
+    "agreement across a phrase": (agreement_phrase, agreement_phrase_attractor),
+    "agreement across a relative clause": (agreement_relative, agreement_relative_attractor, agreement_relative_subject,
+                                           agreement_relative_subject_attractor),
+    "determiner and noun": (determiner_object, determiner_subject, determiner_count),
+    "anaphor": (anaphor_noun, anaphor_gender, anaphor_pronoun),
+    "negative polarity": (polarity_ever, polarity_any),
+    "filler and gap": (gap_what, gap_who, gap_past),
+    "verb form": (form_perfect, form_future, form_negated),
+    "word order": (order_object, order_adjective, order_negation, order_degree),
+    "argument structure": (argument_wanted, argument_missing),
+    "pronoun case": (case_object, case_phrase, case_subject),
+}

@@ -1,7 +1,0 @@
-"""Where a run's time and memory go: rounds of an experiment measured as they are, and one of them looked into."""
-
-from __future__ import annotations
-
-from .measure import Profile, profiled
-
-__all__ = ["Profile", "profiled"]

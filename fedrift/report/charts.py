@@ -1,0 +1,417 @@
+"""The charts of a study. Each takes rows that carry ``condition``; on the page the signal ``conditions`` says which are shown."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+import altair as alt
+
+from .data import RUN, Row, round_value
+from .figures import LINE_DASHES, Chart, Width
+
+CONDITION_FILTER = "conditions === null || datum.condition < 0 || indexof(conditions, datum.condition) >= 0"
+DOMAIN_FILTER = "datum.domain === domain"
+MUTED_COLOR = "#6b7580"
+DODGE_WIDTH = 0.018  # of the length of a dial, between arms
+DIVERGING, SEQUENTIAL = "blueorange", "viridis"
+GRADE_MARKS: dict[str, tuple[str, int]] = {  # colour, size of the mark
+    "not measured": ("#9aa5b0", 12),
+    "none": ("#009E73", 60),
+    "suspected": ("#E69F00", 130),
+    "confirmed": ("#D55E00", 210),
+}
+
+
+def to_plot_value(value: Any) -> float | None:
+    return None if value is None else round_value(float(value))
+
+
+def filterable_chart(rows: Sequence[Row], domain: bool = False) -> alt.Chart:
+    """Rows that the page's filters act on."""
+    chart = alt.Chart(alt.InlineData(values=list(rows))).transform_filter(CONDITION_FILTER)
+    return chart.transform_filter(DOMAIN_FILTER) if domain else chart
+
+
+def layer_with_signals(*layers: alt.Chart, width: Width, height: int, domain: bool = False) -> Chart:
+    """Layers as one chart with the page's signals."""
+    signals = [alt.param(name="conditions", value=None), *([alt.param(name="domain", value="")] if domain else [])]
+    return alt.layer(*layers).add_params(*signals).properties(width=width, height=height)
+
+
+def color_scale(colors: Mapping[str, str]) -> alt.Scale:
+    return alt.Scale(domain=list(colors), range=list(colors.values()))
+
+
+def round_axis() -> alt.X:
+    return alt.X(
+        "round:Q",
+        title="round",
+        scale=alt.Scale(nice=False, zero=False),
+        axis=alt.Axis(tickMinStep=1, tickCount=6, grid=False, format="d"),
+    )
+
+
+def curve_chart(
+    rows: Sequence[Row],
+    lost_rows: Sequence[Row],
+    colors: Mapping[str, str],
+    *,
+    title: str,
+    zero: bool = False,
+    domain: bool = False,
+    value_range: Sequence[float] | None = None,
+    height: int = 190,
+) -> Callable[[Width], Chart]:
+    """Curves with their band: solid for runs, dashed for twins; a cross where a seed stops having a finite number."""
+
+    def draw(width: Width) -> Chart:
+        shade = alt.Color("of:N", scale=color_scale(colors), legend=None)
+        dash = alt.StrokeDash("which:N", scale=alt.Scale(domain=list(LINE_DASHES), range=list(LINE_DASHES.values())), legend=None)
+        scale = (
+            alt.Scale(zero=zero, clamp=True)
+            if value_range is None
+            else alt.Scale(domain=list(value_range), nice=False, clamp=True)
+        )
+        y = alt.Y("value:Q", title=title, scale=scale, axis=alt.Axis(tickCount=5))
+        chart = filterable_chart(rows, domain)
+        band = (
+            chart.transform_filter(f"datum.low !== null && datum.which === {RUN!r}")
+            .mark_area(opacity=0.15)
+            .encode(
+                x=round_axis(),
+                y=alt.Y("low:Q", title=title, scale=scale),
+                y2="high:Q",
+                color=shade,
+                detail=["condition:N", "which:N"],
+            )
+        )
+        line = chart.mark_line(strokeWidth=1.8).encode(x=round_axis(), y=y, color=shade, strokeDash=dash, detail="condition:N")
+        tips = [
+            alt.Tooltip("of:N", title=" "),
+            alt.Tooltip("which:N"),
+            alt.Tooltip("round:Q"),
+            *(
+                alt.Tooltip(f"{name}:Q", title=said, format=".4~g")
+                for name, said in (("value", "mean"), ("low", "low"), ("high", "high"))
+            ),
+            alt.Tooltip("seeds:Q"),
+        ]
+        touch = chart.mark_point(filled=True, size=110, opacity=0).encode(x=round_axis(), y=y, tooltip=tips)
+        layers = [band, line, touch]
+        if zero:
+            null = alt.Chart(alt.InlineData(values=[{"condition": -1}])).mark_rule(color=MUTED_COLOR).encode(y=alt.datum(0))
+            layers.insert(0, null)
+        if lost_rows:
+            layers.append(
+                filterable_chart(lost_rows, domain)
+                .mark_point(shape="cross", angle=45, size=60, filled=True)
+                .encode(x=round_axis(), y=alt.value(4), color=shade, tooltip=[*tips[:3], alt.Tooltip("note:N")])
+            )
+        return layer_with_signals(*layers, width=width, height=height, domain=domain)
+
+    return draw
+
+
+def parameter_chart(
+    seed_rows: Sequence[Row],
+    mean_rows: Sequence[Row],
+    colors: Mapping[str, str],
+    *,
+    x: str,
+    y: str,
+    zero: bool = True,
+    height: int = 200,
+) -> Callable[[Width], Chart]:
+    """An outcome along a dial: every seed a dot, the mean with its interval a line through the levels."""
+
+    def draw(width: Width) -> Chart:
+        shade = alt.Color("of:N", scale=color_scale(colors), legend=None)
+        levels = sorted({row["x"] for row in [*seed_rows, *mean_rows]})
+        step = DODGE_WIDTH * (levels[-1] - levels[0])
+        beside = {
+            of: step * (place - (len(colors) - 1) / 2) for place, of in enumerate(colors)
+        }  # so that arms do not hide each other
+        rows, means = ([{**row, "at": row["x"] + beside[row["of"]]} for row in each] for each in (seed_rows, mean_rows))
+        across = alt.X("at:Q", title=x, scale=alt.Scale(zero=False, padding=18), axis=alt.Axis(grid=False, values=levels[:12]))
+        up = alt.Scale(zero=False)
+        dots = (
+            filterable_chart(rows)
+            .mark_point(filled=True, size=22, opacity=0.45)
+            .encode(
+                x=across,
+                y=alt.Y("value:Q", title=y, scale=up),
+                color=shade,
+                tooltip=[
+                    alt.Tooltip("of:N", title=" "),
+                    alt.Tooltip("x:Q", title=x),
+                    alt.Tooltip("seed:N"),
+                    alt.Tooltip("value:Q", title=y, format=".4~g"),
+                ],
+            )
+        )
+        mean = filterable_chart(means)
+        line = mean.mark_line(strokeWidth=1.8).encode(x=across, y=alt.Y("value:Q", title=y, scale=up), color=shade)
+        bar = (
+            mean.transform_filter("datum.low !== null")
+            .mark_rule(strokeWidth=1.5)
+            .encode(x=across, y=alt.Y("low:Q", title=y, scale=up), y2="high:Q", color=shade)
+        )
+        point = mean.mark_point(filled=True, size=60, opacity=1).encode(
+            x=across,
+            y=alt.Y("value:Q", title=y, scale=up),
+            color=shade,
+            tooltip=[
+                alt.Tooltip("of:N", title=" "),
+                alt.Tooltip("x:Q", title=x),
+                alt.Tooltip("value:Q", title="mean", format=".4~g"),
+                alt.Tooltip("low:Q", format=".4~g"),
+                alt.Tooltip("high:Q", format=".4~g"),
+                alt.Tooltip("seeds:Q"),
+            ],
+        )
+        null = alt.Chart(alt.InlineData(values=[{"condition": -1}])).mark_rule(color=MUTED_COLOR).encode(y=alt.datum(0))
+        return layer_with_signals(*([null] if zero else []), dots, line, bar, point, width=width, height=height)
+
+    return draw
+
+
+# Heat maps, and the atlas of failures.
+
+def heatmap(
+    rows: Sequence[Row],
+    *,
+    x: Sequence[str],
+    y: Sequence[str],
+    x_title: str = "",
+    y_title: str = "",
+    value: str,
+    scheme: str = SEQUENTIAL,
+    value_range: tuple[float, float] | None = None,
+    number_format: str = ".3~g",
+    show_numbers: bool = True,
+    step: int = 24,
+    label_angle: int = 0,
+) -> Callable[[Width], Chart]:
+    """A heat map with its numbers; ``DIVERGING`` has its middle at 0. Where there is no number there is a cross."""
+    known = [row["value"] for row in rows if row["value"] is not None]
+    low, high = value_range or (min(known, default=0.0), max(known, default=1.0))
+    if scheme == DIVERGING:
+        most = max(abs(low), abs(high)) or 1.0
+        low, high = -most, most
+    elif not high > low:
+        high = low + (abs(low) or 1.0)
+
+    def draw(width: Width) -> Chart:
+        across = alt.X(
+            "x:N",
+            title=x_title or None,
+            sort=list(x),
+            axis=alt.Axis(
+                labelAngle=label_angle,
+                labelOverlap=False if label_angle else "greedy",
+                labelLimit=130,
+                grid=False,
+                ticks=False,
+                domain=False,
+            ),
+        )
+        beside = alt.Y(
+            "y:N",
+            title=y_title or None,
+            sort=list(y),
+            axis=alt.Axis(labelLimit=170, labelOverlap="greedy", grid=False, ticks=False, domain=False),
+        )
+        cells = filterable_chart(rows).transform_filter("datum.value !== null")
+        shades = alt.Scale(scheme=scheme, domain=[low, high], clamp=True)  # type: ignore[arg-type]
+        filled = cells.mark_rect().encode(
+            x=across,
+            y=beside,
+            color=alt.Color("value:Q", legend=None, scale=shades),
+            tooltip=[
+                alt.Tooltip("x:N", title=x_title or " "),
+                alt.Tooltip("y:N", title=y_title or "of"),
+                alt.Tooltip("value:Q", title=value, format=".4~g"),
+            ],
+        )
+        gone = (
+            filterable_chart(rows)
+            .transform_filter("datum.value === null")
+            .mark_point(shape="cross", angle=45, size=40, color=MUTED_COLOR)
+            .encode(
+                x=across,
+                y=beside,
+                tooltip=[
+                    alt.Tooltip("x:N", title=x_title or " "),
+                    alt.Tooltip("y:N", title=y_title or "of"),
+                    alt.Tooltip("note:N", title=value),
+                ],
+            )
+        )
+        layers = [filled, gone]
+        if show_numbers:
+            dark = f"abs(datum.value) > {0.6 * high}" if scheme == DIVERGING else f"datum.value < {low + 0.6 * (high - low)}"
+            layers.append(
+                cells.mark_text(fontSize=10).encode(
+                    x=across,
+                    y=beside,
+                    text=alt.Text("value:Q", format=number_format),
+                    color=alt.condition(dark, alt.value("white"), alt.value("black")),
+                )
+            )
+        return layer_with_signals(*layers, width=width, height=max(step * len(y), step))
+
+    return draw
+
+
+def failure_atlas(rows: Sequence[Row], *, x: Sequence[str], y: Sequence[str], label_angle: int = -40) -> Callable[[Width], Chart]:
+    """Failures by arms: a mark that grows and reddens with the grade."""
+
+    def draw(width: Width) -> Chart:
+        across = alt.X(
+            "x:N", title=None, sort=list(x), axis=alt.Axis(labelAngle=label_angle, labelLimit=150, grid=True, ticks=False)
+        )
+        beside = alt.Y("y:N", title=None, sort=list(y), axis=alt.Axis(labelLimit=170, grid=True, ticks=False))
+        marks = (
+            filterable_chart(rows)
+            .mark_point(filled=True, opacity=1)
+            .encode(
+                x=across,
+                y=beside,
+                color=alt.Color(
+                    "grade:O", legend=None, scale=alt.Scale(domain=list(GRADE_MARKS), range=[c for c, _ in GRADE_MARKS.values()])
+                ),
+                size=alt.Size(
+                    "grade:O",
+                    legend=None,
+                    sort=list(GRADE_MARKS),
+                    scale=alt.Scale(domain=list(GRADE_MARKS), range=[s for _, s in GRADE_MARKS.values()]),
+                ),
+                shape=alt.Shape(
+                    "grade:N",
+                    legend=None,
+                    scale=alt.Scale(domain=list(GRADE_MARKS), range=["circle", "circle", "square", "diamond"]),
+                ),
+                tooltip=[
+                    alt.Tooltip("y:N", title="failure"),
+                    alt.Tooltip("x:N", title="condition"),
+                    alt.Tooltip("grade:N"),
+                    alt.Tooltip("said:N", title="what"),
+                ],
+            )
+        )
+        return layer_with_signals(marks, width=width, height=22 * len(y) + 4)
+
+    return draw
+
+
+# Arms below one another, each over its seeds; and one comparison over its seeds.
+
+def strip_chart(
+    seed_rows: Sequence[Row],
+    mean_rows: Sequence[Row],
+    colors: Mapping[str, str],
+    order: Sequence[str],
+    *,
+    x: str,
+    zero: bool = False,
+) -> Callable[[Width], Chart]:
+    """Arms below one another: every seed a dot, the mean and its interval."""
+
+    def draw(width: Width) -> Chart:
+        shade = alt.Color("of:N", scale=color_scale(colors), legend=None)
+        beside = alt.Y("row:N", title=None, sort=list(order), axis=alt.Axis(labelLimit=190, ticks=False, domain=False, grid=True))
+        along = alt.Scale(zero=False)
+        ticks = alt.Axis(tickCount=5, grid=False)
+        dots = (
+            filterable_chart(seed_rows)
+            .mark_point(filled=True, size=26, opacity=0.45)
+            .encode(
+                x=alt.X("value:Q", title=x, scale=along, axis=ticks),
+                y=beside,
+                color=shade,
+                tooltip=[alt.Tooltip("row:N", title=" "), alt.Tooltip("seed:N"), alt.Tooltip("value:Q", format=".4~g")],
+            )
+        )
+        bar = (
+            filterable_chart(mean_rows)
+            .transform_filter("datum.low !== null")
+            .mark_rule(strokeWidth=2)
+            .encode(x=alt.X("low:Q", title=x, scale=along, axis=ticks), x2="high:Q", y=beside, color=shade)
+        )
+        point = (
+            filterable_chart(mean_rows)
+            .mark_point(filled=True, size=75, opacity=1, shape="diamond")
+            .encode(
+                x=alt.X("value:Q", title=x, scale=along, axis=ticks),
+                y=beside,
+                color=shade,
+                tooltip=[
+                    alt.Tooltip("row:N", title=" "),
+                    alt.Tooltip("value:Q", title="mean", format=".4~g"),
+                    alt.Tooltip("low:Q", format=".4~g"),
+                    alt.Tooltip("high:Q", format=".4~g"),
+                    alt.Tooltip("seeds:Q"),
+                ],
+            )
+        )
+        null = alt.Chart(alt.InlineData(values=[{"condition": -1}])).mark_rule(color=MUTED_COLOR).encode(x=alt.datum(0))
+        bars = [bar] if any(row["low"] is not None for row in mean_rows) else []
+        return layer_with_signals(*([null] if zero else []), dots, *bars, point, width=width, height=max(26 * len(order), 40))
+
+    return draw
+
+
+def forest_chart(
+    points: Iterable[tuple[int, float]],
+    low: float,
+    high: float,
+    estimate: float,
+    *,
+    color: str,
+    unit: str,
+    null_value: float = 0.0,
+) -> Callable[[Width], Chart]:
+    """One comparison: every seed a ring, the estimate and its interval a line, the value of no effect a rule."""
+    seeds = [{"condition": -1, "seed": seed, "value": to_plot_value(value)} for seed, value in points]
+    said = {"condition": -1, "value": to_plot_value(estimate), "low": to_plot_value(low), "high": to_plot_value(high)}
+
+    def draw(width: Width) -> Chart:
+        finite = [
+            value
+            for value in (null_value, estimate, low, high, *(row["value"] for row in seeds))
+            if value is not None and math.isfinite(value)
+        ]
+        reach = max(finite) - min(finite) or 1.0
+        scale = alt.Scale(domain=[min(finite) - 0.06 * reach, max(finite) + 0.06 * reach], nice=False)
+        axis = alt.Axis(tickCount=5, grid=False)
+        x = alt.X("value:Q", title=unit, scale=scale, axis=axis)
+        null = (
+            alt.Chart(alt.InlineData(values=[{"condition": -1}]))
+            .mark_rule(color=MUTED_COLOR)
+            .encode(x=alt.datum(null_value, scale=scale, title=unit))
+        )
+        rings = (
+            filterable_chart(seeds)
+            .mark_point(size=45, color=color, opacity=0.8)
+            .encode(x=x, y=alt.value(12), tooltip=[alt.Tooltip("seed:N"), alt.Tooltip("value:Q", format=".4~g")])
+        )
+        one = filterable_chart([said])
+        bar = (
+            one.transform_filter("datum.low !== null && datum.high !== null")
+            .mark_rule(strokeWidth=3, color=color)
+            .encode(x=alt.X("low:Q", title=unit, scale=scale, axis=axis), x2="high:Q", y=alt.value(30))
+        )
+        mark = one.mark_point(filled=True, size=90, shape="diamond", color=color, opacity=1).encode(
+            x=x,
+            y=alt.value(30),
+            tooltip=[
+                alt.Tooltip("value:Q", title="estimate", format=".4~g"),
+                alt.Tooltip("low:Q", format=".4~g"),
+                alt.Tooltip("high:Q", format=".4~g"),
+            ],
+        )
+        return layer_with_signals(null, rings, bar, mark, width=width, height=42)
+
+    return draw

@@ -1,0 +1,22 @@
+"""Studies: from one YAML of factors to runs and a tidy frame. What is exported here needs no torch; running one is in
+``fedrift.studies.run``."""
+
+from .archive import export_study, import_study
+from .manifest import ManifestEntry, StudyManifest, find_study, list_studies
+from .outcomes import build_study_table, judge_hypotheses
+from .spec import Study, Tuning, load_study, parse_study
+
+__all__ = [
+    "ManifestEntry",
+    "Study",
+    "StudyManifest",
+    "Tuning",
+    "build_study_table",
+    "export_study",
+    "find_study",
+    "import_study",
+    "judge_hypotheses",
+    "list_studies",
+    "load_study",
+    "parse_study",
+]

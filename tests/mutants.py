@@ -1,0 +1,390 @@
+"""Bugs of public implementations, planted on purpose: a suite that does not see them judges nobody.
+
+``python -m tests.mutants`` prints which problems see which bug, and fails if one is seen by none.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Collection, Iterable
+from dataclasses import dataclass, replace
+
+from torch import Tensor
+
+from fedrift.algorithms import (
+    AFL,
+    Ditto,
+    FedAvg,
+    FedAvgFineTuning,
+    FedDyn,
+    FedNova,
+    FedPer,
+    FedProx,
+    FedSGD,
+    PFedMe,
+    QFedAvg,
+    Scaffold,
+)
+from fedrift.algorithms.aggregators import FedEx, FFALoRA, FlexLoRA, FLoRA, Krum, Mean, Median, RoLoRA, TrimmedMean
+from fedrift.algorithms.aggregators.mean import cluster_sum
+from fedrift.algorithms.aggregators.robust import coordinate_trimmed_mean, pairwise_squared_distances
+from fedrift.conformance.judge import Verdict, judge_subject
+from fedrift.conformance.subjects import FedriftSubject, adam_betas
+from fedrift.core.optimizers import Adagrad, Adam, Sgd, Yogi, select_prefix, with_prefix
+from fedrift.core.tree import Tree
+from fedrift.core.types import CohortUpdate, LocalState, ServerState
+
+# Bugs planted into server rules and robust aggregates.
+
+
+@dataclass(frozen=True)
+class UniformGradientMean(FedSGD):
+    def server_update(self, server: ServerState, report: CohortUpdate) -> ServerState:
+        return super().server_update(server, replace(report, weight=(report.weight > 0).to(report.weight)))
+
+
+@dataclass(frozen=True)
+class SquaresTheMomentum(Adam):  # OpenFedLLM
+    def step(self, params: Tree, grad: Tree, moments: Tree) -> tuple[Tree, Tree]:
+        first = self.betas[0] * select_prefix("m", moments) + (1 - self.betas[0]) * grad
+        second = self.second_moment(select_prefix("v", moments), first * first)
+        moved = first.map(lambda m, v: m / (v.sqrt() + self.tau), second)
+        return params - self.lr * moved, Tree({**with_prefix("m", first), **with_prefix("v", second)})
+
+
+@dataclass(frozen=True)
+class SquaresYogisMomentum(SquaresTheMomentum, Yogi):
+    pass
+
+
+@dataclass(frozen=True)
+class OmitsTheSum(Adagrad):
+    def second_moment(self, v: Tree, square: Tree) -> Tree:
+        return square
+
+
+@dataclass(frozen=True)
+class TheLowerMiddle(Median):  # torch.median of an even number
+    def aggregate(self, server: ServerState, report: CohortUpdate) -> Tree:
+        return report.delta.map(lambda leaf: leaf.median(0, keepdim=True).values)
+
+
+@dataclass(frozen=True)
+class DividedByAll(TrimmedMean):
+    def aggregate(self, server: ServerState, report: CohortUpdate) -> Tree:
+        count = len(report.weight)
+        cut = int(self.trim_fraction * count)
+        return coordinate_trimmed_mean(report, lambda count: int(self.trim_fraction * count)) * ((count - 2 * cut) / count)
+
+
+@dataclass(frozen=True)
+class ScoresByTheFarthest(Krum):  # the sum over the n - liars - 2 farthest
+    def aggregate(self, server: ServerState, report: CohortUpdate) -> Tree:
+        square = pairwise_squared_distances(report.delta)
+        far = len(square) - self.num_byzantine - 2
+        score = square.sort(1, descending=True).values[:, :far].sum(1)
+        return mean_of_rows(report, score.argsort(stable=True)[:self.num_selected])
+
+
+@dataclass(frozen=True)
+class KeepsTheWorst(Krum):
+    def aggregate(self, server: ServerState, report: CohortUpdate) -> Tree:
+        square = pairwise_squared_distances(report.delta)
+        near = len(square) - self.num_byzantine - 2
+        score = square.sort(1).values[:, 1:1 + near].sum(1)
+        return mean_of_rows(report, score.argsort(descending=True, stable=True)[:self.num_selected])
+
+
+def mean_of_rows(report: CohortUpdate, rows: Tensor) -> Tree:
+    return report.delta.map(lambda leaf: leaf[rows].mean(0, keepdim=True))
+
+
+SERVER_MUTANTS = (
+    FedriftSubject("fedsgd", lambda o, lr: UniformGradientMean(server_optimizer=Sgd(lr)), "a uniform mean"),
+    FedriftSubject(
+        "fedadam",
+        lambda o, lr: FedAvg(server_optimizer=SquaresTheMomentum(o["server_lr"], adam_betas(o), o["tau"])),
+        "momentum squared",
+    ),
+    FedriftSubject(
+        "fedadam", lambda o, lr: FedAvg(server_optimizer=Yogi(o["server_lr"], adam_betas(o), o["tau"])), "Yogi's second moment"
+    ),
+    FedriftSubject(
+        "fedyogi", lambda o, lr: FedAvg(server_optimizer=Adam(o["server_lr"], adam_betas(o), o["tau"])), "Adam's second moment"
+    ),
+    FedriftSubject(
+        "fedyogi",
+        lambda o, lr: FedAvg(server_optimizer=SquaresYogisMomentum(o["server_lr"], adam_betas(o), o["tau"])),
+        "momentum squared",
+    ),
+    FedriftSubject(
+        "fedadagrad",
+        lambda o, lr: FedAvg(server_optimizer=OmitsTheSum(o["server_lr"], adam_betas(o), o["tau"])),
+        "no sum of squares",
+    ),
+    FedriftSubject("median", lambda o, lr: FedAvg(aggregator=TheLowerMiddle()), "the lower of two for their mean"),
+    FedriftSubject("median", lambda o, lr: FedAvg(aggregator=Mean()), "a mean"),
+    FedriftSubject("trimmed_mean", lambda o, lr: FedAvg(aggregator=DividedByAll(o["share"])), "divided by all clients"),
+    FedriftSubject("trimmed_mean", lambda o, lr: FedAvg(aggregator=TrimmedMean(o["share"] / 2)), "half of the share at each end"),
+    FedriftSubject(
+        "krum", lambda o, lr: FedAvg(aggregator=ScoresByTheFarthest(int(o["liars"]), int(o["keep"]))), "scores by the farthest"
+    ),
+    FedriftSubject("krum", lambda o, lr: FedAvg(aggregator=KeepsTheWorst(int(o["liars"]), int(o["keep"]))), "the highest score"),
+    FedriftSubject("krum", lambda o, lr: FedAvg(aggregator=Krum(0, int(o["keep"]))), "nobody is taken for a liar"),
+)
+
+
+# Bugs planted into models of one's own and into the aggregation of adapters.
+
+@dataclass(frozen=True)
+class ProximalToItself(FedAvg):
+    """The training of v_k, drawn to where v_k itself was."""
+
+    lambda_: float = 0.1
+
+    def init_local(self, params: Tree, memory: Tree) -> Tree:
+        return memory
+
+    def transform_grad(self, grad: Tree, at: LocalState) -> Tree:
+        return grad + self.lambda_ * (at.params - at.client_state)
+
+    def update_client_state(self, at: LocalState) -> Tree:
+        return at.params
+
+
+@dataclass(frozen=True)
+class AnchoredToItself(Ditto):
+    def personal_algorithm(self) -> FedAvg:
+        return ProximalToItself(lambda_=self.lambda_)
+
+
+@dataclass(frozen=True)
+class UsesTheSharedModel(Ditto):
+    def personalized_params(self, params: Tree, memory: Tree) -> Tree:
+        return params
+
+
+@dataclass(frozen=True)
+class NeverFineTuned(FedAvgFineTuning):
+    def update_client_state(self, at: LocalState) -> Tree:
+        return at.global_params
+
+
+@dataclass(frozen=True)
+class SharesTheta(PFedMe):
+    def client_update(self, at: LocalState) -> Tree:
+        return at.params
+
+
+@dataclass(frozen=True)
+class PlainMeans(Mean):
+    def aggregate(self, server: ServerState, report: CohortUpdate) -> Tree:
+        return super().aggregate(server, replace(report, weight=(report.weight > 0).to(report.weight)))
+
+
+@dataclass(frozen=True)
+class TrainsBoth(FFALoRA):
+    def frozen_params(self, leaves: Collection[str], round: int) -> frozenset[str]:
+        return frozenset()
+
+
+@dataclass(frozen=True)
+class StartsWithA(RoLoRA):
+    def frozen_params(self, leaves: Collection[str], round: int) -> frozenset[str]:
+        return super().frozen_params(leaves, round + 1)
+
+
+@dataclass(frozen=True)
+class OmitsTheResidual(FedEx):
+    def after_server_step(self, before: ServerState, after: ServerState, report: CohortUpdate) -> ServerState:
+        return after
+
+
+@dataclass(frozen=True)
+class UnweightedMeans(FedEx):  # FedLLM-Factory: weighted products, plain means
+    def aggregate(self, server: ServerState, report: CohortUpdate) -> Tree:
+        return PlainMeans().aggregate(server, report)
+
+    def after_server_step(self, before: ServerState, after: ServerState, report: CohortUpdate) -> ServerState:
+        weighted = replace(after, params=before.params + Mean().aggregate(before, report))
+        return replace(super().after_server_step(before, weighted, report), params=after.params)
+
+
+@dataclass(frozen=True)
+class Transposed(FedEx):  # FedEx-LoRA's own code on nn.Linear: only square modules let it pass
+    def after_server_step(self, before: ServerState, after: ServerState, report: CohortUpdate) -> ServerState:
+        right = super().after_server_step(before, after, report)
+        return replace(right, merged_base=right.merged_base.map(lambda leaf: leaf.mT.reshape(leaf.shape)))
+
+
+@dataclass(frozen=True)
+class WeightsBothFactors(FLoRA):
+    def after_server_step(self, before: ServerState, after: ServerState, report: CohortUpdate) -> ServerState:
+        share = report.weight / report.weight.sum()
+        start = before.params.take(report.cluster_ids)
+        return super().after_server_step(before, after, replace(report, delta=(start + report.delta) * share - start))
+
+
+@dataclass(frozen=True)
+class TruncatesEachFactor(FlexLoRA):  # the means of the factors, as if they were the factors of the mean
+    def aggregate(self, server: ServerState, report: CohortUpdate) -> Tree:
+        return Mean().aggregate(server, report)
+
+
+PERSONAL_MUTANTS = (
+    FedriftSubject("ditto", lambda o, lr: AnchoredToItself(lambda_=o["lam"]), "an anchor of one's own"),
+    FedriftSubject("ditto", lambda o, lr: UsesTheSharedModel(lambda_=o["lam"]), "the shared model is worn"),
+    FedriftSubject("fine_tuned", lambda o, lr: NeverFineTuned(), "not tuned"),
+    FedriftSubject(
+        "pfedme",
+        lambda o, lr: SharesTheta(Sgd(o["beta"]), lambda_=o["lam"], personal_lr=o["eta"], inner_steps=int(o["inner"])),
+        "theta is shared",
+    ),
+    FedriftSubject(
+        "pfedme", lambda o, lr: PFedMe(lambda_=o["lam"], personal_lr=o["eta"], inner_steps=int(o["inner"])), "no beta"
+    ),
+    FedriftSubject("lora", lambda o, lr: FedAvg(aggregator=PlainMeans()), "plain means"),
+    FedriftSubject("ffa", lambda o, lr: FedAvg(aggregator=TrainsBoth()), "A is trained"),
+    FedriftSubject("rolora", lambda o, lr: FedAvg(aggregator=StartsWithA()), "A first"),
+    FedriftSubject("fedex", lambda o, lr: FedAvg(aggregator=OmitsTheResidual()), "no residue"),
+    FedriftSubject("fedex", lambda o, lr: FedAvg(aggregator=UnweightedMeans()), "weights of the residue only"),
+    FedriftSubject("fedex", lambda o, lr: FedAvg(aggregator=Transposed()), "a transposed residue"),
+    FedriftSubject("flora", lambda o, lr: FedAvg(aggregator=WeightsBothFactors()), "weights on both factors"),
+    FedriftSubject("svd", lambda o, lr: FedAvg(aggregator=TruncatesEachFactor()), "means of the factors"),
+    FedriftSubject("fedper", lambda o, lr: FedPer(personal_params=()), "B is shared"),
+)
+
+
+# Bugs planted into what is trained and averaged.
+
+@dataclass(frozen=True)
+class UniformMean(FedAvg):
+    def server_update(self, server: ServerState, report: CohortUpdate) -> ServerState:
+        return super().server_update(server, replace(report, weight=(report.weight > 0).to(report.weight)))
+
+
+@dataclass(frozen=True)
+class UnsquaredProx(FedProx):  # the gradient of mu/2 |y - w|, as in the docstring of Flower's FedProx
+    def transform_grad(self, grad: Tree, at: LocalState) -> Tree:
+        apart = at.params - at.global_params
+        return grad + self.mu / 2 * (apart / apart.norm().clamp_min(1e-12))
+
+
+@dataclass(frozen=True)
+class TwiceTheProx(FedProx):
+    def transform_grad(self, grad: Tree, at: LocalState) -> Tree:
+        return grad + 2 * self.mu * (at.params - at.global_params)
+
+
+@dataclass(frozen=True)
+class SignFlipped(Scaffold):
+    def transform_grad(self, grad: Tree, at: LocalState) -> Tree:
+        return grad + at.client_state - at.broadcast
+
+
+@dataclass(frozen=True)
+class DividedByCohort(Scaffold):
+    def server_update(self, server: ServerState, report: CohortUpdate) -> ServerState:
+        shared = server.broadcast + cluster_sum(report.state_delta, report) / len(report.weight)
+        return replace(super().server_update(server, report), broadcast=shared)
+
+
+@dataclass(frozen=True)
+class ControlsStartAtWeights(Scaffold):  # Flower's baseline: c and every c_k begin as the model
+    def init_broadcast(self, params: Tree) -> Tree:
+        return params
+
+    def init_client_state(self, params: Tree) -> Tree:
+        return params.zeros_like()
+
+
+@dataclass(frozen=True)
+class ControlsNeverUpdated(Scaffold):  # FL-bench since 2024-04: c_k never comes back
+    def update_client_state(self, at: LocalState) -> Tree:
+        return at.client_state
+
+
+@dataclass(frozen=True)
+class OnlyTheLastClient(Scaffold):  # FedML: only the last client's change counts
+    def server_update(self, server: ServerState, report: CohortUpdate) -> ServerState:
+        weight = report.weight * 0
+        weight[-1] = 1
+        return super().server_update(server, replace(report, weight=weight))
+
+
+@dataclass(frozen=True)
+class NominalSteps(Scaffold):
+    def update_client_state(self, at: LocalState) -> Tree:
+        return at.client_state - at.broadcast + (at.global_params - at.params) / (10 * at.lr)
+
+
+@dataclass(frozen=True)
+class OmitsTheMeanSteps(FedNova):
+    def server_update(self, server: ServerState, report: CohortUpdate) -> ServerState:
+        return FedAvg().server_update(server, replace(report, delta=report.delta / report.steps.clamp_min(1)))
+
+
+@dataclass(frozen=True)
+class DynDividedByCohort(FedDyn):
+    def server_update(self, server: ServerState, report: CohortUpdate) -> ServerState:
+        news = cluster_sum(report.state_delta, report)
+        extra = news / len(report.weight) - news / report.cluster_sizes
+        return super().server_update(replace(server, opt_state=server.opt_state + extra), report)
+
+
+@dataclass(frozen=True)
+class WeightsOnly(QFedAvg):
+    def server_update(self, server: ServerState, report: CohortUpdate) -> ServerState:
+        return FedAvg().server_update(server, replace(report, weight=report.weight * report.loss[:, 0] ** self.q))
+
+
+@dataclass(frozen=True)
+class NeverProjected(AFL):
+    def server_update(self, server: ServerState, report: CohortUpdate) -> ServerState:
+        return replace(super().server_update(server, report), broadcast=server.broadcast)
+
+
+MUTANTS = (
+    FedriftSubject("fedavg", lambda o, lr: UniformMean(), "a uniform mean"),
+    FedriftSubject("fedprox", lambda o, lr: UnsquaredProx(mu=o["mu"]), "a norm that is not squared"),
+    FedriftSubject("fedprox", lambda o, lr: TwiceTheProx(mu=o["mu"]), "mu for mu/2"),
+    FedriftSubject("scaffold", lambda o, lr: SignFlipped(), "a sign"),
+    FedriftSubject("scaffold", lambda o, lr: DividedByCohort(), "c divided by the cohort"),
+    FedriftSubject("scaffold", lambda o, lr: ControlsStartAtWeights(), "c that starts as weights"),
+    FedriftSubject("scaffold", lambda o, lr: ControlsNeverUpdated(), "controls that never come back"),
+    FedriftSubject("scaffold", lambda o, lr: OnlyTheLastClient(), "only the last client"),
+    FedriftSubject("scaffold", lambda o, lr: NominalSteps(), "nominal steps"),
+    FedriftSubject("fedavgm", lambda o, lr: FedAvg(server_optimizer=Sgd(o["server_lr"], o["momentum"], dampening=o["momentum"])),
+         "a damped mean"),
+    FedriftSubject("fednova", lambda o, lr: OmitsTheMeanSteps(), "no tau_eff"),
+    FedriftSubject("feddyn", lambda o, lr: DynDividedByCohort(alpha=o["alpha"]), "h divided by the cohort"),
+    FedriftSubject("qfedavg", lambda o, lr: WeightsOnly(q=o["q"]), "weights without the bound"),
+    FedriftSubject("afl", lambda o, lr: NeverProjected(lambda_lr=o["rate"]), "no projection"),
+    *SERVER_MUTANTS,
+    *PERSONAL_MUTANTS,
+)
+
+
+def judge_mutants() -> list[tuple[FedriftSubject, list[Verdict]]]:
+    """Each planted bug, and the verdicts that saw it."""
+    return [(bug, [verdict for verdict in judge_subject(bug) if verdict.holds is False]) for bug in MUTANTS]
+
+
+def mutant_table(results: Iterable[tuple[FedriftSubject, list[Verdict]]]) -> str:
+    """The planted bugs as Markdown."""
+    rows = [f"| {bug.algorithm} | {bug.name} | {'; '.join(v.problem for v in verdicts) or '**nothing**'} |"
+            for bug, verdicts in results]
+    return "\n".join(["| algorithm | planted bug | seen by |", "|---|---|---|", *rows])
+
+
+def main() -> int:
+    results = judge_mutants()
+    print(mutant_table(results))
+    return int(not all(verdicts for _, verdicts in results))
+
+
+__all__ = ["MUTANTS", "PERSONAL_MUTANTS", "SERVER_MUTANTS", "judge_mutants", "mutant_table"]
+
+
+if __name__ == "__main__":
+    sys.exit(main())
