@@ -91,9 +91,9 @@ def print_summary(run: Run) -> None:
 
 def print_verdicts(pairs: list[tuple[Run, Run]]) -> None:
     """Runs beside their IID baselines, and what to think of each."""
-    table = Table(title="Beside the IID baseline: loss in nats per token, mean of the last 5 evaluations", box=SIMPLE)
-    for name in ("algorithm", "final loss", "gap to IID", "worst-domain gap", "variability", "diagnosis", "run"):
-        table.add_column(name, justify="right" if name in ("final loss", "gap to IID", "variability") else "left",
+    table = Table(title="Loss (nats per token, mean of the last 5 evaluations) beside IID baseline", box=SIMPLE, collapse_padding=True)
+    for name in ("algorithm", "loss", "gap", "worst domain", "variability", "diagnosis", "run"):
+        table.add_column(name, justify="right" if name in ("loss", "gap", "variability") else "left",
                          no_wrap=True)
     screen, sentences = Console(highlight=False), []
     for run, twin in pairs:
