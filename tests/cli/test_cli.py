@@ -57,7 +57,7 @@ def test_every_command_explains_itself(capsys, monkeypatch):
 def test_from_an_experiment_to_a_page(world, capsys, monkeypatch):
     code, out, _ = fedrift(capsys, monkeypatch, "run", "e.yaml", "--iid-baseline", "--device", "cpu")
     assert code == 0
-    assert "Beside the IID baseline" in out
+    assert "beside IID baseline" in out
     code, out, _ = fedrift(capsys, monkeypatch, "list", "--json")
     found = json.loads(out)
     assert [run["status"] for run in found] == ["finished", "finished"]
