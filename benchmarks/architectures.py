@@ -38,38 +38,47 @@ from fedrift.models.export import check_peft_compatible
 from fedrift.models.stacked_model import StackedModel
 from fedrift.models.trainable import All, LastBlocks, Lora, Trainable
 
-TRAINABLES: dict[str, Trainable] = {
-    "lora": Lora(r=2),
-    "lora_all": Lora(r=2, target_modules=("all",)),
-    "last": LastBlocks(1),
-    "full": All(),
-}
+TRAINABLES: dict[str, Trainable] = {"lora": Lora(r=2), "lora_all": Lora(r=2, target_modules=("all",)), "last": LastBlocks(1), "full": All()}
 COLUMNS = {"kind": "architecture", "lora": "LoRA", "lora_all": "LoRA, [all]", "last": "last block", "full": "full"}
 MAX_LOSS_DIFFERENCE, MAX_GRADIENT_DIFFERENCE = 1e-5, 1e-4
 MAX_WEIGHTS = 20_000_000  # weights
 VOCABULARY, WIDTH, HEADS, LAYERS, WINDOW = 96, 32, 4, 2, 64
 # The usual names of what makes a network large, and what they become.
-SMALL_VALUES: dict[str, Any] = {name: value for names, value in (
-    ("vocab_size vocab_size_per_layer_input", VOCABULARY),
-    ("hidden_size d_model n_embd embed_dim embedding_size word_embed_proj_dim attention_hidden_size emb_dim input_hidden_size "
-     "embedding_dim lru_width dim", WIDTH),
-    ("intermediate_size ffn_dim decoder_ffn_dim n_inner ffn_hidden_size moe_intermediate_size dim_ff "
-     "shared_expert_intermediate_size feed_forward_size block_ff_dim intermediate_size_mlp shared_intermediate_size "
-     "moe_shared_expert_intermediate_size expert_ffn_hidden_size prefix_dense_intermediate_size", 48),
-    ("num_hidden_layers n_layer num_layers decoder_layers num_decoder_layers n_layers", LAYERS),
-    ("num_attention_heads n_head num_heads decoder_attention_heads n_heads num_decoder_attention_heads", HEADS),
-    ("num_key_value_heads num_query_groups n_kv_heads", 2),
-    ("head_dim v_head_dim kv_channels d_kv qk_nope_head_dim qk_rope_head_dim rotary_dim dim_head", 8),
-    ("max_position_embeddings n_positions context_length max_seq_len max_sequence_length n_ctx", WINDOW),
-    ("num_experts num_local_experts n_routed_experts moe_num_experts", 4),
-    ("num_experts_per_tok moe_top_k moe_k topk_group n_group first_k_dense_replace n_shared_experts", 1),
-    ("q_lora_rank kv_lora_rank o_lora_rank index_head_dim", 16),
-    ("state_size mamba_d_state sliding_window attention_window", 8),
-    ("image_size", 32), ("patch_size", 16),
-    ("mamba_n_heads mamba_num_heads", 8), ("mamba_d_head mamba_head_dim", 8), ("mamba_n_groups mamba_d_conv n_groups", 1),
-    ("mamba_chunk_size chunk_size", 8),
-    ("layer_types mlp_layer_types layers_block_type", None), ("num_kv_shared_layers", 0),
-) for name in names.split()}
+SMALL_VALUES: dict[str, Any] = {
+    name: value
+    for names, value in (
+        ("vocab_size vocab_size_per_layer_input", VOCABULARY),
+        (
+            "hidden_size d_model n_embd embed_dim embedding_size word_embed_proj_dim attention_hidden_size emb_dim input_hidden_size "
+            "embedding_dim lru_width dim",
+            WIDTH,
+        ),
+        (
+            "intermediate_size ffn_dim decoder_ffn_dim n_inner ffn_hidden_size moe_intermediate_size dim_ff "
+            "shared_expert_intermediate_size feed_forward_size block_ff_dim intermediate_size_mlp shared_intermediate_size "
+            "moe_shared_expert_intermediate_size expert_ffn_hidden_size prefix_dense_intermediate_size",
+            48,
+        ),
+        ("num_hidden_layers n_layer num_layers decoder_layers num_decoder_layers n_layers", LAYERS),
+        ("num_attention_heads n_head num_heads decoder_attention_heads n_heads num_decoder_attention_heads", HEADS),
+        ("num_key_value_heads num_query_groups n_kv_heads", 2),
+        ("head_dim v_head_dim kv_channels d_kv qk_nope_head_dim qk_rope_head_dim rotary_dim dim_head", 8),
+        ("max_position_embeddings n_positions context_length max_seq_len max_sequence_length n_ctx", WINDOW),
+        ("num_experts num_local_experts n_routed_experts moe_num_experts", 4),
+        ("num_experts_per_tok moe_top_k moe_k topk_group n_group first_k_dense_replace n_shared_experts", 1),
+        ("q_lora_rank kv_lora_rank o_lora_rank index_head_dim", 16),
+        ("state_size mamba_d_state sliding_window attention_window", 8),
+        ("image_size", 32),
+        ("patch_size", 16),
+        ("mamba_n_heads mamba_num_heads", 8),
+        ("mamba_d_head mamba_head_dim", 8),
+        ("mamba_n_groups mamba_d_conv n_groups", 1),
+        ("mamba_chunk_size chunk_size", 8),
+        ("layer_types mlp_layer_types layers_block_type", None),
+        ("num_kv_shared_layers", 0),
+    )
+    for name in names.split()
+}
 
 
 def small_config(kind: str) -> Any:
@@ -81,9 +90,7 @@ def small_config(kind: str) -> Any:
 def small_values(config_class: Any, kind: str = "") -> dict[str, Any]:
     """What a class of configurations is given, so that its network, and those of the configurations inside it, are small."""
     known = {**vars(config_class()), **dict.fromkeys(config_class.attribute_map)}
-    given = {
-        name: value for name, value in SMALL_VALUES.items() if name in known and (value is not None or known[name] is not None)
-    }
+    given = {name: value for name, value in SMALL_VALUES.items() if name in known and (value is not None or known[name] is not None)}
     given |= {name: number for number, name in enumerate(("pad_token_id", "bos_token_id", "eos_token_id")) if name in known}
     if "kv_lora_rank" in known:  # latent attention
         given.pop("head_dim", None)
@@ -153,8 +160,12 @@ def compare(network: Any, trainable: Trainable) -> tuple[float, float]:
     tokens = torch.randint(3, size, (2, 3, 16), generator=draw)
     keep = torch.ones_like(tokens, dtype=torch.bool)
     keep[1, 2, 10:], tokens[1, 2, 10:], tokens[0, 0, 5] = False, 0, 0
-    params = Tree({name: (leaf + 0.05 * torch.randn(2, *leaf.shape[1:], generator=draw)).requires_grad_()
-                   for name, leaf in model.init_params().items()})
+    params = Tree(
+        {
+            name: (leaf + 0.05 * torch.randn(2, *leaf.shape[1:], generator=draw)).requires_grad_()
+            for name, leaf in model.init_params().items()
+        }
+    )
     loss = model(params, {"tokens": tokens, "keep": keep})
     found = torch.autograd.grad(loss.sum(), list(params.values()), materialize_grads=True)
     to_loss = to_gradient = 0.0
@@ -164,8 +175,13 @@ def compare(network: Any, trainable: Trainable) -> tuple[float, float]:
         wanted = torch.autograd.grad(theirs, list(leaves.values()), materialize_grads=True)
         to_loss = max(to_loss, abs(float(loss[client] - theirs)))
         whole = torch.cat([leaf.flatten() for leaf in wanted]).norm()
-        to_gradient = max(to_gradient, *(float((ours[client] - other).norm() / other.norm().clamp_min(1e-3 * whole))
-                                         for ours, other in zip(found, wanted, strict=True)))
+        to_gradient = max(
+            to_gradient,
+            *(
+                float((ours[client] - other).norm() / other.norm().clamp_min(1e-3 * whole))
+                for ours, other in zip(found, wanted, strict=True)
+            ),
+        )
     return to_loss, to_gradient
 
 
@@ -182,9 +198,7 @@ def judge_architecture(kind: str, name: str) -> str:
     except Exception as error:
         return f"FAULT: {type(error).__name__}: {first_line(error)}"
     return (
-        "yes"
-        if loss < MAX_LOSS_DIFFERENCE and gradient < MAX_GRADIENT_DIFFERENCE
-        else f"WRONG: loss {loss:.1e}, gradient {gradient:.1e}"
+        "yes" if loss < MAX_LOSS_DIFFERENCE and gradient < MAX_GRADIENT_DIFFERENCE else f"WRONG: loss {loss:.1e}, gradient {gradient:.1e}"
     )
 
 
@@ -255,8 +269,14 @@ def main(words: list[str] | None = None) -> int:
         rows.append(run_with_timeout(make_row, kind, said.seconds))
         print(" | ".join(rows[-1].values()), flush=True)
     works = {name: sum(row[name] == "yes" for row in rows) for name in TRAINABLES}
-    whole = {"transformers": transformers.__version__, "peft": peft.__version__, "torch": torch.__version__,
-             "date": datetime.date.today().isoformat(), "works": works, "rows": rows}
+    whole = {
+        "transformers": transformers.__version__,
+        "peft": peft.__version__,
+        "torch": torch.__version__,
+        "date": datetime.date.today().isoformat(),
+        "works": works,
+        "rows": rows,
+    }
     if said.out == RESULTS and len(rows) == len(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES):
         update_docs_table(MODELS_PAGE, "architectures", *make_page(whole))
     print(write_results(said.out, "architectures", whole))

@@ -93,22 +93,24 @@ def main() -> None:
     asked = options.parse_args()
     experiment, rows = make_config(asked.rounds, asked.clients), []
     with tempfile.TemporaryDirectory() as folder:
+
         def stock(name: str) -> ResourceCache:
             return ResourceCache(Runtime(runs_dir=Path(folder) / name, device="cpu", threads=1, clients_per_pass=1))
 
-        ways = {"in process": lambda: run_experiment(experiment, stock("here")),
-                "Flower simulation": lambda: simulate(experiment, stock("simulation"), FlowerConfig()),
-                "Flower on loopback": lambda: deploy(experiment, stock("loopback"), FlowerConfig(), Path(folder) / "deployment")}
+        ways = {
+            "in process": lambda: run_experiment(experiment, stock("here")),
+            "Flower simulation": lambda: simulate(experiment, stock("simulation"), FlowerConfig()),
+            "Flower on loopback": lambda: deploy(experiment, stock("loopback"), FlowerConfig(), Path(folder) / "deployment"),
+        }
         print("| backend | seconds a client-round | of them beside training | bytes down | bytes up |\n|---|---|---|---|---|")
         training = float("nan")
         for way, go in ways.items():
             with time_local_steps() as found:
                 run = go()
             if found:
-                training = median(found[2 * asked.clients:])
+                training = median(found[2 * asked.clients :])
             row = measure(way, run, asked.clients, training)
-            print(f"| {way} | {row['seconds']:.3f} | {row['beside training']:.4f} | {row['down']:,.0f} | {row['up']:,.0f} |",
-                  flush=True)
+            print(f"| {way} | {row['seconds']:.3f} | {row['beside training']:.4f} | {row['down']:,.0f} | {row['up']:,.0f} |", flush=True)
             rows.append(row)
     RESULT.parent.mkdir(exist_ok=True)
     said = {"rounds": asked.rounds, "clients": asked.clients, "busy": asked.busy, "training": training, "rows": rows}

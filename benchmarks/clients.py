@@ -54,6 +54,7 @@ class InterleavedRun:
             except BaseException as error:  # the thread that waits raises it
                 self.error = error
             self.returned.release()
+
         threading.Thread(target=work, daemon=True).start()
 
     def wait_for_turn(self, progress: Progress) -> None:
@@ -114,9 +115,7 @@ def measure(algorithm: str, sizes: tuple[int, int], corpus: Path, folder: Path, 
     """A row of the table."""
     sides = {size: InterleavedRun() for size in sizes}
     for size, side in sides.items():
-        stock = ResourceCache(
-            Runtime(runs_dir=folder / f"{algorithm}-{size}", cache_dir=folder / "cache", device="cpu", threads=1)
-        )
+        stock = ResourceCache(Runtime(runs_dir=folder / f"{algorithm}-{size}", cache_dir=folder / "cache", device="cpu", threads=1))
         experiment = make_config(algorithm, size, corpus, num_rounds, small)
         side.start(lambda watch, experiment=experiment, stock=stock: run_experiment(experiment, stock, watch))
     for number in range(num_rounds + 1):
@@ -125,9 +124,16 @@ def measure(algorithm: str, sizes: tuple[int, int], corpus: Path, folder: Path, 
     few, many = (side.round_s[1:] for side in sides.values())  # the first round warms up
     ratios = sorted(b / a for a, b in zip(few, many, strict=True))
     low, _, high = quantiles(ratios, n=4)
-    return {"algorithm": algorithm, "clients": list(sizes), "cohort": 2 if small else 10, "rounds": len(few),
-            "ratio": round(median(ratios), 3), "ratio_quartiles": [round(low, 3), round(high, 3)],
-            "ratio_of_sums": round(sum(many) / sum(few), 3), "cpu_ms": [round(1e3 * median(each), 1) for each in (few, many)]}
+    return {
+        "algorithm": algorithm,
+        "clients": list(sizes),
+        "cohort": 2 if small else 10,
+        "rounds": len(few),
+        "ratio": round(median(ratios), 3),
+        "ratio_quartiles": [round(low, 3), round(high, 3)],
+        "ratio_of_sums": round(sum(many) / sum(few), 3),
+        "cpu_ms": [round(1e3 * median(each), 1) for each in (few, many)],
+    }
 
 
 def main(words: list[str] | None = None) -> int:
@@ -142,10 +148,16 @@ def main(words: list[str] | None = None) -> int:
         corpus = write_corpus(folder / "corpus.csv", documents)
         for algorithm in said.algorithms:
             rows.append(measure(algorithm, sizes, corpus, folder, said.rounds + 1, said.small))
-            print("{algorithm:17} a round at {clients[1]:,} clients takes {ratio:.2f} times one at {clients[0]} (quartiles "
-                  "{ratio_quartiles[0]:.2f} to {ratio_quartiles[1]:.2f}); {cpu_ms} ms".format(**rows[-1]), flush=True)
-    told = {"measure": "user and system time of the process, interleaved rounds; the machine may be busy with other work",
-            "most": MAX_RATIO, "met": all(row["ratio"] <= MAX_RATIO for row in rows)}
+            print(
+                "{algorithm:17} a round at {clients[1]:,} clients takes {ratio:.2f} times one at {clients[0]} (quartiles "
+                "{ratio_quartiles[0]:.2f} to {ratio_quartiles[1]:.2f}); {cpu_ms} ms".format(**rows[-1]),
+                flush=True,
+            )
+    told = {
+        "measure": "user and system time of the process, interleaved rounds; the machine may be busy with other work",
+        "most": MAX_RATIO,
+        "met": all(row["ratio"] <= MAX_RATIO for row in rows),
+    }
     print(f"at most {MAX_RATIO} everywhere: {'yes' if told['met'] else 'no'}")
     write_rows(said.out, "clients", rows, **told)
     return 0

@@ -35,8 +35,16 @@ from fedrift.simulation.simulator import Batches
 LR = 0.05
 CPU = torch.device("cpu")
 TOY_ARCHITECTURES = {"gpt2": {"n_layer": 2, "n_embd": 32, "n_head": 4, "vocab_size": 97}} | {
-    kind: {"num_hidden_layers": 2, "hidden_size": 32, "intermediate_size": 48, "num_attention_heads": 4, "num_key_value_heads": 2,
-           "vocab_size": 97} for kind in ("llama", "qwen2")}
+    kind: {
+        "num_hidden_layers": 2,
+        "hidden_size": 32,
+        "intermediate_size": 48,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "vocab_size": 97,
+    }
+    for kind in ("llama", "qwen2")
+}
 TrainFn = Callable[[], Tree]
 
 
@@ -55,14 +63,12 @@ def model_type_of(preset: Preset) -> str:
     return str(preset.architecture["model_type"])
 
 
-def make_batches(num_clients: int, num_sequences: int, num_tokens: int, num_steps: int, vocab_size: int,
-               device: torch.device = CPU) -> list[dict[str, Tensor]]:
+def make_batches(
+    num_clients: int, num_sequences: int, num_tokens: int, num_steps: int, vocab_size: int, device: torch.device = CPU
+) -> list[dict[str, Tensor]]:
     """The same random tokens for both sides, ``[C, B, T]`` a step."""
     draw = torch_stream(0, "benchmark", num_clients, num_sequences, num_tokens)
-    every = [
-        torch.randint(2, vocab_size, (num_clients, num_sequences, num_tokens), generator=draw).to(device)
-        for _ in range(num_steps)
-    ]
+    every = [torch.randint(2, vocab_size, (num_clients, num_sequences, num_tokens), generator=draw).to(device) for _ in range(num_steps)]
     return [{"tokens": step, "keep": torch.ones_like(step, dtype=torch.bool)} for step in every]
 
 
@@ -75,14 +81,17 @@ def make_start_params(network: Any, trainable: Trainable = Lora()) -> Tree:
 
 def repeat_batches(batches: list[dict[str, Tensor]]) -> Batches:
     """The same batches in every round, of whoever takes part."""
+
     def read(round: int, cohort: Tensor) -> list[dict[str, Tensor]]:
         some = cohort.to(next(iter(batches[0].values())).device)
         return [{leaf: values[some] for leaf, values in batch.items()} for batch in batches]
+
     return read
 
 
-def stacked_training(model: StackedModel, batches: list[dict[str, Tensor]], start: Tree, clients_per_pass: int | None = None,
-            optimizer: Optimizer = Sgd(LR)) -> TrainFn:
+def stacked_training(
+    model: StackedModel, batches: list[dict[str, Tensor]], start: Tree, clients_per_pass: int | None = None, optimizer: Optimizer = Sgd(LR)
+) -> TrainFn:
     clients = len(batches[0]["tokens"])
     fleet = ClientSimulator(clients, model, repeat_batches(batches), optimizer, clients_per_pass=clients_per_pass)
     state = init_state(FedAvg(), start, clients)
@@ -93,8 +102,11 @@ def wrap_with_peft(network: Any, start: Tree) -> tuple[Any, dict[str, Tensor]]:
     """A network wrapped by peft, and its adapters by the names that ours have."""
     endings, rank = sorted({path.rsplit(".", 2)[-2] for path in start}), next(iter(start.values())).shape[1]
     model: Any = get_peft_model(network, LoraConfig(r=rank, lora_alpha=16, target_modules=endings)).eval()  # type: ignore[arg-type]
-    return model, {name.replace("base_model.model.", "").replace(".lora_", ".").replace(".default.weight", ""): leaf
-                   for name, leaf in model.named_parameters() if "lora_" in name}
+    return model, {
+        name.replace("base_model.model.", "").replace(".lora_", ".").replace(".default.weight", ""): leaf
+        for name, leaf in model.named_parameters()
+        if "lora_" in name
+    }
 
 
 def sequential_training(network: Any, batches: list[dict[str, Tensor]], start: Tree) -> TrainFn:
@@ -127,6 +139,7 @@ def relative_difference(ours: Tree, theirs: Tree) -> float:
 
 # Two sides of a benchmark take turns, must agree, and are held to what the machine can do.
 
+
 def time_in_turns(sides: Mapping[str, Callable[[], Any]], num_repeats: int) -> dict[str, list[float]]:
     """Seconds of every side, each measured in every turn, so that what disturbs the machine disturbs all."""
     spent: dict[str, list[float]] = {side: [] for side in sides}
@@ -141,8 +154,12 @@ def time_in_turns(sides: Mapping[str, Callable[[], Any]], num_repeats: int) -> d
 def speed_ratios(spent: dict[str, list[float]], slow: str, fast: str) -> dict[str, Any]:
     """How many times faster one side is, turn by turn: the median and the ends; beside it the ratio of the best turns."""
     ratios = sorted(a / b for a, b in zip(spent[slow], spent[fast], strict=True))
-    return {"ratio": round(median(ratios), 2), "ratio_lowest": round(ratios[0], 2), "ratio_highest": round(ratios[-1], 2),
-            "ratio_of_best": round(min(spent[slow]) / min(spent[fast]), 2)}
+    return {
+        "ratio": round(median(ratios), 2),
+        "ratio_lowest": round(ratios[0], 2),
+        "ratio_highest": round(ratios[-1], 2),
+        "ratio_of_best": round(min(spent[slow]) / min(spent[fast]), 2),
+    }
 
 
 def measure_gemm_peak(side: int = 1024, num_trials: int = 20) -> float:

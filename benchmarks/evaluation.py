@@ -1,6 +1,6 @@
 """The share of a run that is spent in looking: an experiment with all defaults on BBC News, phase by phase.
 
-    python benchmarks/evaluation.py [--rounds 10]
+python benchmarks/evaluation.py [--rounds 10]
 """
 
 from __future__ import annotations
@@ -29,11 +29,13 @@ def main(words: list[str] | None = None) -> int:
         timings = run.timings()
     names = sorted({name for row in timings for name in row if name != "round"})
     whole = sum(row.get(name, 0.0) for row in timings for name in ("train", "evaluate", "store", "final"))
-    rows = [{"phase": name, "seconds": round(spent, 3), "share": round(spent / whole, 4)}
-            for name in names if (spent := sum(row.get(name, 0.0) for row in timings)) > 0]
+    rows = [
+        {"phase": name, "seconds": round(spent, 3), "share": round(spent / whole, 4)}
+        for name in names
+        if (spent := sum(row.get(name, 0.0) for row in timings)) > 0
+    ]
     first = sum(spent for name, spent in next(row for row in timings if row["round"] == 0).items() if name.startswith("probe."))
-    rows.append({"phase": "round 0 (the anchor that runs of a study share)", "seconds": round(first, 3),
-                 "share": round(first / whole, 4)})
+    rows.append({"phase": "round 0 (the anchor that runs of a study share)", "seconds": round(first, 3), "share": round(first / whole, 4)})
     for row in rows:
         print(f"{row['phase']:48s} {row['seconds']:8.2f} s {row['share']:7.1%}")
     write_rows(said.out, "evaluation", rows, rounds=training["num_rounds"])

@@ -48,11 +48,7 @@ from fedrift.storage.tensors import load_tensors
 from fedrift.studies import StudyManifest
 from fedrift.studies.executors import Stacked
 
-TRAINABLES: dict[str, Trainable] = {
-    "adapters": Lora(r=4, target_modules=("all",)),
-    "last block": LastBlocks(),
-    "all weights": All(),
-}
+TRAINABLES: dict[str, Trainable] = {"adapters": Lora(r=4, target_modules=("all",)), "last block": LastBlocks(), "all weights": All()}
 SHAPES = ("pocket", "distilgpt2", "qwen-0.5b", "tinyllama-1.1b")
 
 
@@ -106,8 +102,12 @@ def gradient_difference(network: Any, trainable: Trainable, batch: dict[str, tor
     lone = model if plain is None else StackedModel(plain, trainable, fused=False, use_prefix_cache=False)
     params = perturbed_params(model, clients)
     _, together = value_and_gradient(model, params, batch, torch.arange(clients))
-    alone = [value_and_gradient(lone, params.take(slice(row, row + 1)), {
-        key: part[row:row + 1] for key, part in batch.items()}, torch.arange(1))[1] for row in range(clients)]
+    alone = [
+        value_and_gradient(
+            lone, params.take(slice(row, row + 1)), {key: part[row : row + 1] for key, part in batch.items()}, torch.arange(1)
+        )[1]
+        for row in range(clients)
+    ]
     return relative_difference(together, Tree({leaf: torch.cat([one[leaf] for one in alone]) for leaf in together}))
 
 
@@ -117,9 +117,7 @@ def check_stacked_against_sequential(setup: CheckSetup) -> Iterator[CheckResult]
             if name in SHAPES[2:] and said == "all weights":
                 continue  # three copies of a vocabulary of 150,000
             network = setup.make_network(name)
-            yield CheckResult(
-                f"stacked is one by one: {name}, {said}", gradient_difference(network, tune, setup.make_batch(network)), 1e-5
-            )
+            yield CheckResult(f"stacked is one by one: {name}, {said}", gradient_difference(network, tune, setup.make_batch(network)), 1e-5)
 
 
 def check_stacked_against_peft(setup: CheckSetup) -> Iterator[CheckResult]:
@@ -127,8 +125,11 @@ def check_stacked_against_peft(setup: CheckSetup) -> Iterator[CheckResult]:
         batches = make_batches(3, 2, 32, 3, setup.make_network(name).config.vocab_size, setup.device)
         start = make_start_params(setup.make_network(name))
         ours = stacked_training(StackedModel(setup.make_network(name), Lora()), batches, start)()
-        yield CheckResult(f"stacked is transformers + peft after 3 steps: {name}", relative_difference(
-            ours, sequential_training(setup.make_network(name), batches, start)()), 1e-4)
+        yield CheckResult(
+            f"stacked is transformers + peft after 3 steps: {name}",
+            relative_difference(ours, sequential_training(setup.make_network(name), batches, start)()),
+            1e-4,
+        )
 
 
 def check_device_against_cpu(setup: CheckSetup) -> Iterator[CheckResult]:
@@ -197,6 +198,7 @@ def check_compiled(setup: CheckSetup) -> Iterator[CheckResult]:
 
 # Whole short runs: interrupted, and trained together, they are the same runs.
 
+
 def short_experiment(setup: CheckSetup, *more: str) -> ExperimentConfig:
     """A short run on text that is made here: no file needed."""
     few = {"num_rounds": 2, "local_steps": 2, "batch_size": 2, "max_seq_length": 16}
@@ -208,12 +210,7 @@ def short_experiment(setup: CheckSetup, *more: str) -> ExperimentConfig:
             "model": "pocket",
             "partition": {"type": "TopicMix", "num_clients": 4, "severity": 1.0},
             "algorithm": "Scaffold",
-            "training": {
-                **few,
-                "participation_rate": 0.5,
-                "client_optimizer": {"type": "Sgd", "lr": 0.5},
-                "client_weighting": "uniform",
-            },
+            "training": {**few, "participation_rate": 0.5, "client_optimizer": {"type": "Sgd", "lr": 0.5}, "client_weighting": "uniform"},
             "evaluation": {"blocks_per_domain": 2, "blocks_per_client": 1, "final_blocks_per_domain": 2, "probes": ["updates"]},
         },
         more,
@@ -226,6 +223,7 @@ class Killed(Exception):
 
 def check_resume(setup: CheckSetup) -> Iterator[CheckResult]:
     """Interrupted after a round and asked again, a run ends with the same bits."""
+
     def kill(progress: Progress) -> None:
         if progress.round == 1:
             raise Killed
@@ -233,9 +231,7 @@ def check_resume(setup: CheckSetup) -> Iterator[CheckResult]:
     for dtype in ("float32",) if setup.small else ("float32", "bfloat16"):
         with tempfile.TemporaryDirectory() as folder:
             runtime = Runtime(Path(folder), device=str(setup.device), dtype=dtype, clients_per_pass=4)  # type: ignore[arg-type]
-            unbroken = run_experiment(
-                short_experiment(setup), ResourceCache(replace(runtime, runs_dir=runtime.runs_dir / "unbroken"))
-            )
+            unbroken = run_experiment(short_experiment(setup), ResourceCache(replace(runtime, runs_dir=runtime.runs_dir / "unbroken")))
             broken = ResourceCache(replace(runtime, runs_dir=runtime.runs_dir / "broken"))
             with suppress(Killed):
                 run_experiment(short_experiment(setup), broken, kill)
@@ -257,10 +253,7 @@ def check_runs_together(setup: CheckSetup) -> Iterator[CheckResult]:
         ]
         book = StudyManifest(there.runtime.runs_dir, "check")
         Stacked(num_concurrent_runs=3)(every, there, book, lambda run, round: None)
-        pairs = [
-            tuple(run.trajectory().curve("loss") for run in (book.get_run(each.id), run_experiment(each, alone)))
-            for each in every
-        ]
+        pairs = [tuple(run.trajectory().curve("loss") for run in (book.get_run(each.id), run_experiment(each, alone))) for each in every]
         yield CheckResult("runs trained together have their own losses", max(float(abs(a / b - 1).max()) for a, b in pairs), 1e-4)
 
 
@@ -297,10 +290,21 @@ def main(words: list[str] | None = None) -> int:
             print(f"WRONG  {check.__name__}: {failed[check.__name__]}", flush=True)
         print(f"       {perf_counter() - begun:.1f} s", flush=True)
     fine = not failed and all(each.is_ok for each in found)
-    print(write_results(said.out, f"gpu-check-{where.device.type}{'-small' if said.small else ''}", {
-        **describe_machine(where.device), "small": said.small, "fine": fine,
-        "bfloat16_against_float32_products": round(measure_bf16_speedup(where.device), 2), "deterministic": runtime.deterministic,
-        "found": [asdict(each) for each in found], "failed": failed}))
+    print(
+        write_results(
+            said.out,
+            f"gpu-check-{where.device.type}{'-small' if said.small else ''}",
+            {
+                **describe_machine(where.device),
+                "small": said.small,
+                "fine": fine,
+                "bfloat16_against_float32_products": round(measure_bf16_speedup(where.device), 2),
+                "deterministic": runtime.deterministic,
+                "found": [asdict(each) for each in found],
+                "failed": failed,
+            },
+        )
+    )
     return 0 if fine else 1
 
 

@@ -52,8 +52,9 @@ def measure_gemm_peak(device: torch.device, dtype: torch.dtype, side: int) -> fl
     return best
 
 
-def measure_row(name: str, arithmetic: str, shape: tuple[int, int, int], device: torch.device, small: bool, compiled: bool,
-        gemm_peak: float) -> dict[str, Any]:
+def measure_row(
+    name: str, arithmetic: str, shape: tuple[int, int, int], device: torch.device, small: bool, compiled: bool, gemm_peak: float
+) -> dict[str, Any]:
     """Both sides of one rung of the ladder."""
     dtype = torch.bfloat16 if arithmetic == "bfloat16" else torch.float32
     if device.type == "cuda":
@@ -116,9 +117,7 @@ def main(words: list[str] | None = None) -> int:
     path = said.out / f"{name}.json"
     rows: list[dict[str, Any]] = json.loads(path.read_text())["rows"] if path.exists() else []
     done = {(old["model"], old["arithmetic"], old["compiled"], old["clients"], old["sequences"], old["tokens"]) for old in rows}
-    highest = {
-        kind: arithmetic_peak(device, kind, 256 if said.small else 8192 if device.type == "cuda" else 2048) for kind in kinds
-    }
+    highest = {kind: arithmetic_peak(device, kind, 256 if said.small else 8192 if device.type == "cuda" else 2048) for kind in kinds}
     left = [rung for rung in product(kinds, ladder, said.models) if (rung[2], rung[0], said.compile, *rung[1]) not in done]
     for kind, shape, model in left:
         if perf_counter() - begun > 60 * said.minutes:
@@ -127,16 +126,36 @@ def main(words: list[str] | None = None) -> int:
             rows.append(measure_row(model, kind, shape, device, said.small, said.compile, highest[kind]))
         except torch.OutOfMemoryError:
             print(f"{model} {kind} {shape}: does not fit", flush=True)
-            rows.append({"model": model, "arithmetic": kind, "compiled": said.compile, "clients": shape[0], "sequences": shape[1],
-                         "tokens": shape[2], "fits": False})
+            rows.append(
+                {
+                    "model": model,
+                    "arithmetic": kind,
+                    "compiled": said.compile,
+                    "clients": shape[0],
+                    "sequences": shape[1],
+                    "tokens": shape[2],
+                    "fits": False,
+                }
+            )
         if device.type == "cuda":
             torch.cuda.empty_cache()
-        write_results(said.out, name, {**describe_machine(device), "small": said.small, "peak_tflops": {
-            each: round(value / 1e12, 1) for each, value in highest.items()}, "rows": rows})
+        write_results(
+            said.out,
+            name,
+            {
+                **describe_machine(device),
+                "small": said.small,
+                "peak_tflops": {each: round(value / 1e12, 1) for each, value in highest.items()},
+                "rows": rows,
+            },
+        )
         if "ratio" in rows[-1]:
-            print("{model:15} {arithmetic:9} {clients:3d} x {sequences} x {tokens:3d}   loop {loop_tokens_per_s:9,d}   stacked "
-                  "{stacked_tokens_per_s:9,d} tokens/s   {ratio:5.2f}x ({ratio_lowest:.2f} to {ratio_highest:.2f})   "
-                  "{share:6.1%} of peak".format(**rows[-1]), flush=True)
+            print(
+                "{model:15} {arithmetic:9} {clients:3d} x {sequences} x {tokens:3d}   loop {loop_tokens_per_s:9,d}   stacked "
+                "{stacked_tokens_per_s:9,d} tokens/s   {ratio:5.2f}x ({ratio_lowest:.2f} to {ratio_highest:.2f})   "
+                "{share:6.1%} of peak".format(**rows[-1]),
+                flush=True,
+            )
         left = [rung for rung in left if rung != (kind, shape, model)]
     print(f"{path}: {len(rows)} rows, {len(left)} left{'; the same command goes on' if left else ''}")
     return 0

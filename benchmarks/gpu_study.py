@@ -28,8 +28,15 @@ from fedrift.studies.run import run_study
 from fedrift.studies.worker import list_pending
 
 STUDY_FILE = Path(__file__).parents[1] / "studies" / "gpu.yaml"
-SMALL_OVERRIDES = ("seeds=1", "base.training.num_rounds=2", "base.training.max_seq_length=16", "base.evaluation.final_blocks_per_domain=1",
-                   "base.evaluation.blocks_per_client=0", "base.partition.num_clients=10", "base.dataset={name: bbc, limit: 400}")
+SMALL_OVERRIDES = (
+    "seeds=1",
+    "base.training.num_rounds=2",
+    "base.training.max_seq_length=16",
+    "base.evaluation.final_blocks_per_domain=1",
+    "base.evaluation.blocks_per_client=0",
+    "base.partition.num_clients=10",
+    "base.dataset={name: bbc, limit: 400}",
+)
 SMALL_FACTORS = {"algorithm": ["FedAvg", "Scaffold"], "training.local_steps": [1, 2]}
 
 
@@ -77,11 +84,24 @@ def main(words: list[str] | None = None) -> int:
     print(means.to_string(float_format=lambda value: f"{value:.3f}"))
     for verdict in verdicts:
         print(verdict.sentence)
-    print(write_results(said.out, name, {
-        **describe_machine(runtime.resolve_device()), "small": said.small, "together": said.together,
-        "seconds_of_this_piece": round(perf_counter() - begun, 1), "runs": len(frame), "finished": len(ended), "left": left,
-        "failed": frame[frame.status == "failed"].failure.tolist(), "means": json.loads(means.to_json(orient="index")),
-        "verdicts": [verdict.sentence for verdict in verdicts]}))
+    print(
+        write_results(
+            said.out,
+            name,
+            {
+                **describe_machine(runtime.resolve_device()),
+                "small": said.small,
+                "together": said.together,
+                "seconds_of_this_piece": round(perf_counter() - begun, 1),
+                "runs": len(frame),
+                "finished": len(ended),
+                "left": left,
+                "failed": frame[frame.status == "failed"].failure.tolist(),
+                "means": json.loads(means.to_json(orient="index")),
+                "verdicts": [verdict.sentence for verdict in verdicts],
+            },
+        )
+    )
     print(export_study(book, said.out / f"{name}.zip"))
     return 0
 

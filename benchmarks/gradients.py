@@ -31,18 +31,30 @@ def main(words: list[str] | None = None) -> int:
             for tuned in TRAINABLES if name == "pocket" else ("adapters",):
                 network, plain = where.make_network(name, dtype), with_exact_norms(where.make_network(name, dtype))
                 batch = where.make_batch(network)
-                found = {"alone": gradient_difference(network, TRAINABLES[tuned], batch),
-                         "plain": gradient_difference(where.make_network(name, dtype), TRAINABLES[tuned], batch, plain)}
-                rows.append({"model": name, "tuned": tuned, "arithmetic": str(dtype).removeprefix("torch."),
-                             **{way: float(f"{value:.1e}") for way, value in found.items()}, "most": most})
-                print("{model:13} {tuned:11} {arithmetic}   alone {alone:.1e}   plain {plain:.1e}   at most {most:.0e}".format(
-                    **rows[-1]), flush=True)
+                found = {
+                    "alone": gradient_difference(network, TRAINABLES[tuned], batch),
+                    "plain": gradient_difference(where.make_network(name, dtype), TRAINABLES[tuned], batch, plain),
+                }
+                rows.append(
+                    {
+                        "model": name,
+                        "tuned": tuned,
+                        "arithmetic": str(dtype).removeprefix("torch."),
+                        **{way: float(f"{value:.1e}") for way, value in found.items()},
+                        "most": most,
+                    }
+                )
+                print(
+                    "{model:13} {tuned:11} {arithmetic}   alone {alone:.1e}   plain {plain:.1e}   at most {most:.0e}".format(**rows[-1]),
+                    flush=True,
+                )
     write_rows(said.out, "gradients", rows)
     return 0 if all(max(row["alone"], row["plain"]) <= row["most"] for row in rows) else 1
 
 
 def with_exact_norms(network: Any) -> Any:
     """A network whose RMS norms compute in the arithmetic of their input."""
+
     def norm(self: Any, x: torch.Tensor) -> torch.Tensor:
         return x * torch.rsqrt(x.square().mean(-1, keepdim=True) + self.variance_epsilon) * self.weight
 

@@ -41,15 +41,19 @@ from fedrift.simulation.batches import choose_clients_per_pass
 Shape = tuple[int, int, int, int]  # clients, sequences, tokens, steps
 SHAPES: dict[str, list[Shape]] = {
     "pocket": [(10, 8, 64, 4), (10, 2, 64, 4), (10, 8, 128, 2), (4, 8, 64, 4)],
-    "distilgpt2": [(1, 8, 64, 2), (4, 8, 64, 1), (10, 1, 64, 1)]}
+    "distilgpt2": [(1, 8, 64, 2), (4, 8, 64, 1), (10, 1, 64, 1)],
+}
 SMALL_SHAPE: Shape = (3, 2, 16, 2)
 
 
 def flops_per_token(network: Any) -> float:
     """Of the frozen matrix products of a step: all maps forward; backward all but those that read the embedding."""
     head = network.get_output_embeddings()
-    maps = {path: math.prod(shape) for path, module in network.named_modules()
-            if (shape := linear_shape(module)) is not None and module is not head}
+    maps = {
+        path: math.prod(shape)
+        for path, module in network.named_modules()
+        if (shape := linear_shape(module)) is not None and module is not head
+    }
     first = find_blocks(network)[0] + ".0."
     readers = "q_proj", "k_proj", "v_proj", "c_attn"
     idle = sum(size for path, size in maps.items() if path.startswith(first) and path.endswith(readers))
@@ -64,18 +68,27 @@ def measure(name: str, shape: Shape, num_repeats: int, clients_per_pass: int | N
     fits = min(clients, clients_per_pass or choose_clients_per_pass(network, clients, sequences, tokens, CPU))
     each, work = flops_per_token(network), math.prod(shape)
     start = make_start_params(load_network(name, small=small))
-    sides = {"loop": sequential_training(load_network(name, small=small), batches, start),
-             "stacked": stacked_training(StackedModel(network, Lora()), batches, start, fits)}
+    sides = {
+        "loop": sequential_training(load_network(name, small=small), batches, start),
+        "stacked": stacked_training(StackedModel(network, Lora()), batches, start, fits),
+    }
     ends = {side: run() for side, run in sides.items()}  # warm, and compared
     difference = check_agreement(ends["stacked"], ends["loop"])
     top = measure_gemm_peak()
     spent = time_in_turns(sides, num_repeats)
     top = max(top, measure_gemm_peak())
     rate = {side: work / median(seconds) for side, seconds in spent.items()}
-    return {"clients": clients, "sequences": sequences, "tokens": tokens, "steps": steps, "micro": fits,
-            **{f"{side}_tokens_per_s": round(value) for side, value in rate.items()},
-            **{f"{side}_share_of_peak": round(value * each / top, 2) for side, value in rate.items()},
-            **speed_ratios(spent, "loop", "stacked"), "difference": difference}, top
+    return {
+        "clients": clients,
+        "sequences": sequences,
+        "tokens": tokens,
+        "steps": steps,
+        "micro": fits,
+        **{f"{side}_tokens_per_s": round(value) for side, value in rate.items()},
+        **{f"{side}_share_of_peak": round(value * each / top, 2) for side, value in rate.items()},
+        **speed_ratios(spent, "loop", "stacked"),
+        "difference": difference,
+    }, top
 
 
 def main(words: list[str] | None = None) -> int:
@@ -93,10 +106,12 @@ def main(words: list[str] | None = None) -> int:
             row, reached = measure(name, shape, said.repeats, said.micro, said.small)
             rows.append(row)
             top = max(top, reached)
-            print("{name:10} {clients:3d} x {sequences} x {tokens:3d}   loop {loop_tokens_per_s:6,d} tokens/s "
-                  "({loop_share_of_peak:.0%})   stacked {stacked_tokens_per_s:6,d} ({stacked_share_of_peak:.0%})   {ratio:.2f}x "
-                  "({ratio_lowest:.2f} to {ratio_highest:.2f})   adapters differ by {difference:.0e}".format(name=name, **row),
-                  flush=True)
+            print(
+                "{name:10} {clients:3d} x {sequences} x {tokens:3d}   loop {loop_tokens_per_s:6,d} tokens/s "
+                "({loop_share_of_peak:.0%})   stacked {stacked_tokens_per_s:6,d} ({stacked_share_of_peak:.0%})   {ratio:.2f}x "
+                "({ratio_lowest:.2f} to {ratio_highest:.2f})   adapters differ by {difference:.0e}".format(name=name, **row),
+                flush=True,
+            )
         write_rows(said.out, f"loop-{name}", rows, model=name, peak_gflops=round(top / 1e9))
     return 0
 

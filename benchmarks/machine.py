@@ -34,9 +34,7 @@ def describe_machine(device: torch.device) -> dict[str, Any]:
         "memory_gb": round(card.total_memory / 1e9, 1) if card else None,
         "cuda": torch.version.cuda if card else None,
         "python": platform.python_version(),
-        "packages": {
-            name: package_version(name) for name in ("torch", "transformers", "peft", "triton", "bitsandbytes", "torchao")
-        },
+        "packages": {name: package_version(name) for name in ("torch", "transformers", "peft", "triton", "bitsandbytes", "torchao")},
         "threads": torch.get_num_threads(),
         "date": datetime.now(UTC).isoformat(timespec="minutes"),
     }

@@ -42,12 +42,7 @@ from fedrift.simulation.batches import choose_clients_per_pass
 Case = tuple[str, int, int]  # side, clients, cohort
 COPY_CASES: list[Case] = [("copies", 20, 20), ("stacked", 1, 1), ("stacked", 20, 20)]
 FLEET_CASES: list[Case] = [("fleet", size, min(size, 10)) for size in (1, 10, 20, 100, 1000)]
-SMALL_CASES: list[Case] = [
-    ("copies", 3, 3),
-    ("stacked", 1, 1),
-    ("stacked", 3, 3),
-    *(("fleet", size, 2) for size in (2, 4, 8, 16)),
-]
+SMALL_CASES: list[Case] = [("copies", 3, 3), ("stacked", 1, 1), ("stacked", 3, 3), *(("fleet", size, 2) for size in (2, 4, 8, 16))]
 
 
 def peak_resident_bytes() -> float:
@@ -58,9 +53,7 @@ def peak_resident_bytes() -> float:
 def train_stacked(network: Any, num_clients: int, shape: tuple[int, int]) -> Tree:
     batches = make_batches(num_clients, *shape, 1, network.config.vocab_size)
     model = StackedModel(network, Lora())
-    return stacked_training(
-        model, batches, model.init_params(), choose_clients_per_pass(network, num_clients, *shape, CPU), AdamW()
-    )()
+    return stacked_training(model, batches, model.init_params(), choose_clients_per_pass(network, num_clients, *shape, CPU), AdamW())()
 
 
 def train_copies(network: Any, num_clients: int, shape: tuple[int, int]) -> Tree:
@@ -69,7 +62,7 @@ def train_copies(network: Any, num_clients: int, shape: tuple[int, int]) -> Tree
     ends = []
     for number, model in enumerate(models):
         whole = make_batches(num_clients, *shape, 1, network.config.vocab_size)[0]
-        own = {name: leaf[number:number + 1] for name, leaf in whole.items()}
+        own = {name: leaf[number : number + 1] for name, leaf in whole.items()}
         ends.append(stacked_training(model, [own], model.init_params(), 1, AdamW())())
     return Tree({name: torch.cat([end[name] for end in ends]) for name in ends[0]})
 
@@ -87,18 +80,14 @@ def train_growing_fleet(
     def in_turn(state: FederatedState, count: int, seed: int) -> torch.Tensor:
         return (torch.arange(count) + state.round * count) % num_clients
 
-    fleet = ClientSimulator(
-        num_clients, model, read, Sgd(0.1), clients_per_pass=choose_clients_per_pass(network, cohort_size, *shape, CPU)
-    )
+    fleet = ClientSimulator(num_clients, model, read, Sgd(0.1), clients_per_pass=choose_clients_per_pass(network, cohort_size, *shape, CPU))
     state = init_state(algorithm, model.init_params(), num_clients)
     row = state.client_states.gather(slice(0, 1))
     for client in range(num_clients):  # as if all had taken part: until then they share what they begin with
         state = replace(state, client_states=state.client_states.update(torch.tensor([client]), row))
     own = state.client_states.num_bytes() // num_clients + 2 * state.cluster_ids.element_size()
     first, spent, begun = Tree(), list[float](), perf_counter()
-    for done in run_rounds(
-        state, fleet, algorithm, num_rounds=num_rounds, cohort_size=cohort_size, seed=0, sample_clients=in_turn
-    ):
+    for done in run_rounds(state, fleet, algorithm, num_rounds=num_rounds, cohort_size=cohort_size, seed=0, sample_clients=in_turn):
         spent.append(perf_counter() - begun)
         first = first or done.report.delta
         begun = perf_counter()
@@ -117,8 +106,14 @@ def run_case(case: Case, num_rounds: int, small: bool, out: Path) -> dict[str, A
     else:
         end = {"copies": train_copies, "stacked": train_stacked}[side](network, clients, shape)
     torch.save(dict(end), out)
-    return {"side": side, "clients": clients, "cohort": cohort, "peak_mb": round((peak_resident_bytes() - before) / 1e6, 1),
-            "held_mb": round((psutil.Process().memory_info().rss - before) / 1e6, 1), **said}
+    return {
+        "side": side,
+        "clients": clients,
+        "cohort": cohort,
+        "peak_mb": round((peak_resident_bytes() - before) / 1e6, 1),
+        "held_mb": round((psutil.Process().memory_info().rss - before) / 1e6, 1),
+        **said,
+    }
 
 
 def main(words: list[str] | None = None) -> int:
@@ -135,13 +130,25 @@ def main(words: list[str] | None = None) -> int:
     with tempfile.TemporaryDirectory() as folder:
         for case in SMALL_CASES if said.small else [*COPY_CASES, *FLEET_CASES]:
             path = Path(folder) / "ends.pt"
-            command = [sys.executable, __file__, "--case", ",".join(map(str, case)), "--ends", str(path),
-                       "--rounds", str(said.rounds), *(["--small"] if said.small else [])]
+            command = [
+                sys.executable,
+                __file__,
+                "--case",
+                ",".join(map(str, case)),
+                "--ends",
+                str(path),
+                "--rounds",
+                str(said.rounds),
+                *(["--small"] if said.small else []),
+            ]
             heard = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
             rows.append(json.loads(heard.splitlines()[-1]))
             ends[case] = Tree(torch.load(path))
-            print("{side:8s} {clients:5d} clients, {cohort:3d} a round   at most {peak_mb:8,.1f} MB, held {held_mb:8,.1f}".format(
-                **rows[-1]), f"  {rows[-1].get('round_s', '')}", flush=True)
+            print(
+                "{side:8s} {clients:5d} clients, {cohort:3d} a round   at most {peak_mb:8,.1f} MB, held {held_mb:8,.1f}".format(**rows[-1]),
+                f"  {rows[-1].get('round_s', '')}",
+                flush=True,
+            )
     told = summarize(rows, ends)
     print("\n".join(f"{name}: {value}" for name, value in told.items()))
     write_rows(said.out, "memory", rows, **told)
@@ -160,13 +167,15 @@ def summarize(rows: list[dict[str, Any]], ends: dict[Case, Tree]) -> dict[str, A
     return {
         "copies_over_stacked": round(copies["peak_mb"] / stacks["peak_mb"], 2),
         # AdamW's first step has the size of its rate however small the gradient: where that is all rounding, so is the sign
-        "copies_difference": check_agreement(ends["stacked", stacks["clients"], stacks["cohort"]],
-                                    ends["copies", copies["clients"], copies["cohort"]], tolerance=0.1),
+        "copies_difference": check_agreement(
+            ends["stacked", stacks["clients"], stacks["cohort"]], ends["copies", copies["clients"], copies["cohort"]], tolerance=0.1
+        ),
         "own_bytes": many["own_bytes"],
         "held_bytes_a_further_client": round(1e6 * (many["held_mb"] - few["held_mb"]) / further),
         "peak_bytes_a_further_client": round(1e6 * (many["peak_mb"] - few["peak_mb"]) / further),
         "round_at_most_clients_over_20": round(many["round_s"] / whole[min(1, len(whole) - 1)]["round_s"], 3),
-        "fleet_difference": max(differ, default=0.0)}
+        "fleet_difference": max(differ, default=0.0),
+    }
 
 
 if __name__ == "__main__":

@@ -57,9 +57,14 @@ def measure_preset(name: str, num_repeats: int) -> dict[str, Any]:
     train()
     trained, seen = median_seconds(train, num_repeats), median_seconds(read, num_repeats)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024) - before
-    return {"model": name, "weights": "its own" if is_available(PRESETS[name], default_cache_dir()) else "random",
-            "trained_tokens_per_s": round(work / trained), "read_tokens_per_s": round(work / seen),
-            "peak_gb": round(peak / 1e9, 2), "formula_gb": round(PRESETS[name].training_memory(work) / 1e9, 2)}
+    return {
+        "model": name,
+        "weights": "its own" if is_available(PRESETS[name], default_cache_dir()) else "random",
+        "trained_tokens_per_s": round(work / trained),
+        "read_tokens_per_s": round(work / seen),
+        "peak_gb": round(peak / 1e9, 2),
+        "formula_gb": round(PRESETS[name].training_memory(work) / 1e9, 2),
+    }
 
 
 def main(words: list[str] | None = None) -> int:
@@ -76,12 +81,25 @@ def main(words: list[str] | None = None) -> int:
     for name in said.models:
         command = [sys.executable, __file__, "--here", "--models", name, "--repeats", str(said.repeats)]
         rows.append(json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()[-1]))
-        print("{model:15} trained {trained_tokens_per_s:7,d}   read {read_tokens_per_s:7,d} tokens/s   peak {peak_gb:5.2f} GB, "
-              "by the formula {formula_gb:5.2f}".format(**rows[-1]), flush=True)
+        print(
+            "{model:15} trained {trained_tokens_per_s:7,d}   read {read_tokens_per_s:7,d} tokens/s   peak {peak_gb:5.2f} GB, "
+            "by the formula {formula_gb:5.2f}".format(**rows[-1]),
+            flush=True,
+        )
     if said.out == RESULTS:
-        update_docs_table(MODELS_PAGE, "models", rows, {
-            "model": "preset", "weights": "weights", "trained_tokens_per_s": "trained, tokens/s",
-            "read_tokens_per_s": "read, tokens/s", "peak_gb": "memory at the peak, GB", "formula_gb": "by the formula, GB"})
+        update_docs_table(
+            MODELS_PAGE,
+            "models",
+            rows,
+            {
+                "model": "preset",
+                "weights": "weights",
+                "trained_tokens_per_s": "trained, tokens/s",
+                "read_tokens_per_s": "read, tokens/s",
+                "peak_gb": "memory at the peak, GB",
+                "formula_gb": "by the formula, GB",
+            },
+        )
     print(write_results(said.out, "models", {**describe_machine(torch.device("cpu")), "rows": rows}))
     return 0
 

@@ -42,12 +42,17 @@ def make_corpus(num_documents: int, num_topics: int = 10, mean_words: int = 60) 
     own = rng.random(len(rank)) < 0.5
     spelled = [f"topic{t}word{r}" if o else f"word{r}" for t, r, o in zip(np.repeat(label, length), rank, own, strict=True)]
     ends = np.cumsum(length)
-    texts = [" ".join(spelled[end - count:end]) for end, count in zip(ends, length, strict=True)]
+    texts = [" ".join(spelled[end - count : end]) for end, count in zip(ends, length, strict=True)]
     order = np.argsort([sha256(text.encode()).hexdigest() for text in texts])
-    return Corpus("made up", np.array(texts, dtype=object)[order], label[order].astype(np.int64),
-                  tuple(f"topic{t}" for t in range(num_topics)),
-                  np.array([f"source{n % 50}" for n in range(num_documents)], dtype=object),
-                  np.zeros(num_documents, dtype=np.int8), length[order].astype(np.int64))
+    return Corpus(
+        "made up",
+        np.array(texts, dtype=object)[order],
+        label[order].astype(np.int64),
+        tuple(f"topic{t}" for t in range(num_topics)),
+        np.array([f"source{n % 50}" for n in range(num_documents)], dtype=object),
+        np.zeros(num_documents, dtype=np.int8),
+        length[order].astype(np.int64),
+    )
 
 
 def time_partition(corpus: Corpus, name: str, num_clients: int, has_report: bool) -> dict[str, object]:
@@ -62,16 +67,27 @@ def time_partition(corpus: Corpus, name: str, num_clients: int, has_report: bool
         vectors = np.full((len(corpus), found.shape[1]), np.nan)
         vectors[rows] = found
         measure_heterogeneity(corpus, partition, numpy_stream(0, "measure"), vectors=vectors)
-    return {"regime": name, "documents": len(corpus), "clients": num_clients, "deal": round(dealt - start, 3),
-            "report": round(perf_counter() - dealt, 2) if has_report else None}
+    return {
+        "regime": name,
+        "documents": len(corpus),
+        "clients": num_clients,
+        "deal": round(dealt - start, 3),
+        "report": round(perf_counter() - dealt, 2) if has_report else None,
+    }
 
 
 def describe_machine() -> dict[str, object]:
     """What the figures hang on."""
     packages = ("numpy", "scipy", "scikit-learn", "fedrift")
-    return {"processor": processor_name(), "cores": os.cpu_count(), "system": platform.platform(),
-            "python": platform.python_version(), "versions": {name: version(name) for name in packages},
-            "threads": os.environ.get("OMP_NUM_THREADS", "not set"), "load": os.getloadavg()[0]}
+    return {
+        "processor": processor_name(),
+        "cores": os.cpu_count(),
+        "system": platform.platform(),
+        "python": platform.python_version(),
+        "versions": {name: version(name) for name in packages},
+        "threads": os.environ.get("OMP_NUM_THREADS", "not set"),
+        "load": os.getloadavg()[0],
+    }
 
 
 def processor_name() -> str:
@@ -92,8 +108,10 @@ def main() -> None:
     asked.add_argument("--out", type=Path, default=OUT)
     said = asked.parse_args()
     before, corpus = describe_machine(), make_corpus(said.documents)
-    print(f"{said.documents:,} documents of {corpus.size.sum():,} words into {said.clients} clients; "
-          f"targets: deal {TARGETS['deal']:g} s, report {TARGETS['report']:g} s\n")
+    print(
+        f"{said.documents:,} documents of {corpus.size.sum():,} words into {said.clients} clients; "
+        f"targets: deal {TARGETS['deal']:g} s, report {TARGETS['report']:g} s\n"
+    )
     print(f"{'regime':<14}{'deal, s':>10}{'report, s':>12}")
     rows = []
     for name in regimes.__all__:

@@ -32,8 +32,7 @@ def train(message: Message, context: Context) -> Message:
     mine = load_learner(str(message.content["config"]["work"]))
     mine.load_params(message.content["arrays"].to_torch_state_dict())
     mine.train_on(mine.work.rows_of(int(context.node_config["partition-id"])))
-    return Message(RecordDict({"arrays": ArrayRecord(mine.get_params()), "metrics": MetricRecord({"num-examples": 1})}),
-                   reply_to=message)
+    return Message(RecordDict({"arrays": ArrayRecord(mine.get_params()), "metrics": MetricRecord({"num-examples": 1})}), reply_to=message)
 
 
 def run(work: Workload, turn: TurnClient) -> None:
@@ -52,7 +51,12 @@ def run(work: Workload, turn: TurnClient) -> None:
 
         start = ArrayRecord({name: leaf[0] for name, leaf in work.initial_params.items()})
         FedAvg(fraction_evaluate=0.0, min_train_nodes=work.num_clients, min_available_nodes=work.num_clients).start(
-            grid, start, until, train_config=ConfigRecord({"work": str(work)}), evaluate_fn=between)
+            grid, start, until, train_config=ConfigRecord({"work": str(work)}), evaluate_fn=between
+        )
 
-    run_simulation(server, client, work.num_clients, backend_config={
-        "init_args": {"num_cpus": 1, "include_dashboard": False}, "client_resources": {"num_cpus": 1, "num_gpus": 0}})
+    run_simulation(
+        server,
+        client,
+        work.num_clients,
+        backend_config={"init_args": {"num_cpus": 1, "include_dashboard": False}, "client_resources": {"num_cpus": 1, "num_gpus": 0}},
+    )

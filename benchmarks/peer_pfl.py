@@ -46,12 +46,21 @@ def run(work: Workload, turn: TurnClient) -> None:
     vars(learner)["metrics"] = MethodType(lambda self, tokens, eval=False: {}, learner)  # nothing is evaluated
     users, order = cache(lambda client: Dataset([work.rows_of(client)], user_id=str(client))), cycle(range(work.num_clients))
     data = FederatedDataset(users, lambda: next(order))
-    params = NNAlgorithmParams(central_num_iterations=until, evaluation_frequency=until + 1, train_cohort_size=work.num_clients,
-                               val_cohort_size=0)
+    params = NNAlgorithmParams(
+        central_num_iterations=until, evaluation_frequency=until + 1, train_cohort_size=work.num_clients, val_cohort_size=0
+    )
     trained = [leaf for leaf in learner.parameters() if leaf.requires_grad]
-    model = PyTorchModel(learner, lambda leaves, lr: torch.optim.SGD([leaf for leaf in leaves if leaf.requires_grad], lr=lr),
-                         torch.optim.SGD(trained, lr=1.0))
+    model = PyTorchModel(
+        learner,
+        lambda leaves, lr: torch.optim.SGD([leaf for leaf in leaves if leaf.requires_grad], lr=lr),
+        torch.optim.SGD(trained, lr=1.0),
+    )
     asyncio.set_event_loop(asyncio.new_event_loop())  # pfl asks for the current one
-    FederatedAveraging().run(params, SimulatedBackend(data, data, [WeightByUser()]), model, NNTrainHyperParams(
-        local_num_epochs=1, local_learning_rate=LR, local_batch_size=len(work.rows_of(0)) // work.local_steps),
-        callbacks=[TurnCallback(work, turn, learner)], send_metrics_to_platform=False)
+    FederatedAveraging().run(
+        params,
+        SimulatedBackend(data, data, [WeightByUser()]),
+        model,
+        NNTrainHyperParams(local_num_epochs=1, local_learning_rate=LR, local_batch_size=len(work.rows_of(0)) // work.local_steps),
+        callbacks=[TurnCallback(work, turn, learner)],
+        send_metrics_to_platform=False,
+    )

@@ -35,10 +35,15 @@ from fedrift.core.tree import Tree
 from fedrift.flower.launch import Command, ProcessGroup, process_group
 
 SIDES = ("fedrift", "bare", "flower", "pfl")
-WORKLOADS = (Workload("4 clients x 8 sequences", 4, 8), Workload("10 clients x 1 sequence", 10, 1),
-         Workload("a step on 1 MB", 10, 1, local_steps=1, model="", num_rounds=30))
-SMALL_WORKLOADS = (Workload("toy", 3, 2, tokens=16, local_steps=2, small=True, warmup_rounds=1, num_rounds=2),
-         Workload("a step on 1 MB", 3, 1, local_steps=1, model="", warmup_rounds=1, num_rounds=2))
+WORKLOADS = (
+    Workload("4 clients x 8 sequences", 4, 8),
+    Workload("10 clients x 1 sequence", 10, 1),
+    Workload("a step on 1 MB", 10, 1, local_steps=1, model="", num_rounds=30),
+)
+SMALL_WORKLOADS = (
+    Workload("toy", 3, 2, tokens=16, local_steps=2, small=True, warmup_rounds=1, num_rounds=2),
+    Workload("a step on 1 MB", 3, 1, local_steps=1, model="", warmup_rounds=1, num_rounds=2),
+)
 
 
 class SideUnavailable(Exception):
@@ -48,9 +53,7 @@ class SideUnavailable(Exception):
 RoundSeconds = dict[str, list[float]]
 
 
-def time_sides(
-    work: Workload, sides: Sequence[str], folder: Path, pfl_dir: Path
-) -> tuple[RoundSeconds, dict[str, Tree], dict[str, str]]:
+def time_sides(work: Workload, sides: Sequence[str], folder: Path, pfl_dir: Path) -> tuple[RoundSeconds, dict[str, Tree], dict[str, str]]:
     """Seconds of every side's steady rounds, its last params, and why a side is absent."""
     with process_group(folder) as made, Listener(family="AF_UNIX", address=str(folder / "line")) as listener:
         lines, absent = connect_sides(made, listener, sides, work, pfl_dir)
@@ -63,26 +66,31 @@ def time_sides(
                 except SideUnavailable as error:
                     absent[side] = str(error)
                     del lines[side], spent[side]
-        ends = {side: Tree({name: torch.from_numpy(leaf) for name, leaf in receive(made, line, side).items()})
-                for side, line in lines.items()}
-        return {side: seconds[work.warmup_rounds:] for side, seconds in spent.items()}, ends, absent
+        ends = {
+            side: Tree({name: torch.from_numpy(leaf) for name, leaf in receive(made, line, side).items()}) for side, line in lines.items()
+        }
+        return {side: seconds[work.warmup_rounds :] for side, seconds in spent.items()}, ends, absent
 
 
-def connect_sides(group: ProcessGroup, listener: Listener, sides: Sequence[str], work: Workload,
-           pfl_dir: Path) -> tuple[dict[str, Connection], dict[str, str]]:
+def connect_sides(
+    group: ProcessGroup, listener: Listener, sides: Sequence[str], work: Workload, pfl_dir: Path
+) -> tuple[dict[str, Connection], dict[str, str]]:
     """Start all sides and wait until each is on the line, or gone."""
     for side in sides:
-        group.start(side, Command("here", (sys.executable, __file__, "--side", side, "--work", str(work), "--address",
-                                          str(listener.address), "--pfl", str(pfl_dir))))
+        group.start(
+            side,
+            Command(
+                "here",
+                (sys.executable, __file__, "--side", side, "--work", str(work), "--address", str(listener.address), "--pfl", str(pfl_dir)),
+            ),
+        )
     lines, absent = dict[str, Connection](), dict[str, str]()
     while len(lines) + len(absent) < len(sides):
         if wait([listener._listener._socket], 1):  # type: ignore[attr-defined]
             line = listener.accept()
             lines[line.recv()] = line
         else:
-            absent |= {
-                side: group.log_tail(side, 1) for side in sides if side not in lines and group.children[side].poll() is not None
-            }
+            absent |= {side: group.log_tail(side, 1) for side in sides if side not in lines and group.children[side].poll() is not None}
     return {side: lines[side] for side in sides if side in lines}, absent
 
 
@@ -106,12 +114,16 @@ def run_side(options: Namespace) -> None:
     run(Workload.from_json(options.work), TurnClient(options.address, options.side))
 
 
-def make_rows(
-    work: Workload, spent: RoundSeconds, final_params: dict[str, Tree], absent: dict[str, str]
-) -> Iterator[dict[str, Any]]:
+def make_rows(work: Workload, spent: RoundSeconds, final_params: dict[str, Tree], absent: dict[str, str]) -> Iterator[dict[str, Any]]:
     for side, seconds in spent.items():
-        row = {"work": work.name, "side": side, "round_s": round(median(seconds), 4), "lowest_s": round(min(seconds), 4),
-               "highest_s": round(max(seconds), 4), "client_ms": round(1000 * median(seconds) / work.num_clients, 2)}
+        row = {
+            "work": work.name,
+            "side": side,
+            "round_s": round(median(seconds), 4),
+            "lowest_s": round(min(seconds), 4),
+            "highest_s": round(max(seconds), 4),
+            "client_ms": round(1000 * median(seconds) / work.num_clients, 2),
+        }
         if "bare" in spent:
             more = [theirs - own for theirs, own in zip(seconds, spent["bare"], strict=True)]
             row["beside_ms"] = round(1000 * median(more) / work.num_clients, 2)

@@ -29,19 +29,7 @@ from fedrift.engine.loop import run_rounds
 from fedrift.probes import DerivedMetric, HeldOutLosses, MetricHistory, MetricValues, ScheduledProbe, to_records
 from fedrift.probes.base import has_initial
 
-PROBE_GROUPS = [
-    "language",
-    "updates",
-    "fairness",
-    "cost",
-    "hidden",
-    "attention",
-    "barriers",
-    "adapters",
-    "general",
-    "syntax",
-    "text",
-]
+PROBE_GROUPS = ["language", "updates", "fairness", "cost", "hidden", "attention", "barriers", "adapters", "general", "syntax", "text"]
 EXPERIMENT = {
     "dataset": "bbc",
     "model": "pocket",
@@ -69,13 +57,9 @@ def main() -> None:
     torch.set_num_threads(1)
     experiment = parse_config(EXPERIMENT)
     with TemporaryDirectory() as folder:
-        setting = build_run(
-            experiment, ResourceCache(Runtime(runs_dir=Path(folder), data_dir=said.data, device="cpu", threads=1))
-        )
+        setting = build_run(experiment, ResourceCache(Runtime(runs_dir=Path(folder), data_dir=said.data, device="cpu", threads=1)))
         past = MetricHistory()
-        past.add_records(
-            to_records(setting.probe_suite.evaluate_initial(setting.initial_state, past)[0], 0, [], setting.simulator.size)
-        )
+        past.add_records(to_records(setting.probe_suite.evaluate_initial(setting.initial_state, past)[0], 0, [], setting.simulator.size))
         begun, train = perf_counter(), []
         for each in run_rounds(
             setting.initial_state, setting.simulator, experiment.algorithm, num_rounds=2, cohort_size=setting.cohort_size, seed=0
@@ -104,18 +88,16 @@ def main() -> None:
     )
     print(f"{'look':<12} {'when':>5} {'forward tokens':>15} {'seconds':>9} {'range':>17} {'of a round':>11}")
     for row in rows:
-        print(f"{row['look']:<12} {row['when']!s:>5} {row['tokens']:>15,.0f} {row['seconds']:>9.4f} "
-              f"{row['least']:>8.4f}-{row['most']:.4f} {row['seconds'] / every:>11.1%}")
+        print(
+            f"{row['look']:<12} {row['when']!s:>5} {row['tokens']:>15,.0f} {row['seconds']:>9.4f} "
+            f"{row['least']:>8.4f}-{row['most']:.4f} {row['seconds'] / every:>11.1%}"
+        )
     for caveat in setting.caveats:
         print(f"note: {caveat}")
 
 
 def measure_probe(
-    scheduled_probe: ScheduledProbe | DerivedMetric,
-    result: RoundResult,
-    history: MetricHistory,
-    num_repeats: int,
-    losses: HeldOutLosses,
+    scheduled_probe: ScheduledProbe | DerivedMetric, result: RoundResult, history: MetricHistory, num_repeats: int, losses: HeldOutLosses
 ) -> dict[str, object]:
     """One look, some times over, as if it were the first; losses by token are paid by the look that asks first."""
     took: list[float] = []

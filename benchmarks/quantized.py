@@ -43,7 +43,7 @@ def load_texts() -> tuple[str, list[str]]:
 def token_windows(tokenizer: Any, documents: list[str], count: int, length: int = 128) -> torch.Tensor:
     """``[count, length]`` token ids, spread evenly over the text."""
     ids = torch.tensor(tokenizer("\n\n".join(documents), verbose=False)["input_ids"])
-    every = ids[:len(ids) // length * length].view(-1, length)
+    every = ids[: len(ids) // length * length].view(-1, length)
     return every[torch.linspace(0, len(every) - 1, min(count, len(every))).long()]
 
 
@@ -72,8 +72,9 @@ def adapter_gradient(model: StackedModel, tokens: torch.Tensor) -> torch.Tensor:
     """The adapters' gradient as one vector, both factors moved off their start."""
     draw = torch.Generator().manual_seed(3)
     params = model.init_params()
-    leaves = Tree({name: (leaf + 0.02 * torch.randn(leaf.shape, generator=draw).to(leaf)).requires_grad_()
-                   for name, leaf in params.items()})
+    leaves = Tree(
+        {name: (leaf + 0.02 * torch.randn(leaf.shape, generator=draw).to(leaf)).requires_grad_() for name, leaf in params.items()}
+    )
     loss = model(leaves, {"tokens": tokens, "keep": torch.ones_like(tokens, dtype=torch.bool)})
     return torch.cat([leaf.flatten() for leaf in torch.autograd.grad(loss.sum(), list(leaves.values()))])
 
@@ -91,9 +92,16 @@ def measure_base(name: str, base: str, documents: list[str], count: int) -> tupl
             loss, counted = model.sequence_losses(model.init_params(), part[None], torch.ones_like(part, dtype=torch.bool)[None])
             total, seen = total + float(loss.double().sum()), seen + float(counted.sum())
     spent = perf_counter() - begun
-    return {"model": name, "base": base, "weights_mb": round(weight_bytes(language.network) / 1e6, 1),
-            "nats_per_token": round(total / seen, 5), "perplexity": round(exp(total / seen), 3), "tokens": int(seen),
-            "evaluated_tokens_per_s": round(seen / spent), "load_s": round(loaded, 1)}, adapter_gradient(model, tokens[:2][None])
+    return {
+        "model": name,
+        "base": base,
+        "weights_mb": round(weight_bytes(language.network) / 1e6, 1),
+        "nats_per_token": round(total / seen, 5),
+        "perplexity": round(exp(total / seen), 3),
+        "tokens": int(seen),
+        "evaluated_tokens_per_s": round(seen / spent),
+        "load_s": round(loaded, 1),
+    }, adapter_gradient(model, tokens[:2][None])
 
 
 def main(words: list[str] | None = None) -> int:
@@ -114,21 +122,34 @@ def main(words: list[str] | None = None) -> int:
             row, slope = measure_base(name, base, documents, said.windows)
             dense = dense or {"slope": slope, **row}
             turned = 1 - float(torch.cosine_similarity(slope.double(), dense["slope"].double(), 0))
-            row |= {"memory_share": round(row["weights_mb"] / dense["weights_mb"], 3),
-                    "perplexity_ratio": round(row["perplexity"] / dense["perplexity"], 4),
-                    "gradient_turned": float(f"{turned:.1e}")}
+            row |= {
+                "memory_share": round(row["weights_mb"] / dense["weights_mb"], 3),
+                "perplexity_ratio": round(row["perplexity"] / dense["perplexity"], 4),
+                "gradient_turned": float(f"{turned:.1e}"),
+            }
             rows.append(row)
-            print("{model:14} {base:6} {weights_mb:8.1f} MB ({memory_share:.2f})   perplexity {perplexity:8.3f} "
-                  "({perplexity_ratio:.4f})   gradient turned by {gradient_turned:.1e}".format(**row), flush=True)
+            print(
+                "{model:14} {base:6} {weights_mb:8.1f} MB ({memory_share:.2f})   perplexity {perplexity:8.3f} "
+                "({perplexity_ratio:.4f})   gradient turned by {gradient_turned:.1e}".format(**row),
+                flush=True,
+            )
     if said.out == RESULTS:
-        update_docs_table(MODELS_PAGE, "quantized", rows, {
-            "model": "model", "base": "base", "weights_mb": "weights, MB", "memory_share": "of the dense",
-            "perplexity": "perplexity", "perplexity_ratio": "to the dense",
-            "gradient_turned": "adapters' gradient, 1 - cosine to the dense"})
-    print(
-        write_results(
-            said.out, "quantized", {**describe_machine(torch.device("cpu")), "text": text, "windows": said.windows, "rows": rows}
+        update_docs_table(
+            MODELS_PAGE,
+            "quantized",
+            rows,
+            {
+                "model": "model",
+                "base": "base",
+                "weights_mb": "weights, MB",
+                "memory_share": "of the dense",
+                "perplexity": "perplexity",
+                "perplexity_ratio": "to the dense",
+                "gradient_turned": "adapters' gradient, 1 - cosine to the dense",
+            },
         )
+    print(
+        write_results(said.out, "quantized", {**describe_machine(torch.device("cpu")), "text": text, "windows": said.windows, "rows": rows})
     )
     return 0
 

@@ -33,9 +33,7 @@ RUNS_PER_SEED = len(ALGORITHMS) * len(PARTITIONS) * (len(SEVERITIES) + 1)  # run
 
 def make_study(root: Path, num_runs: int, num_rounds: int, num_clients: int) -> StudyManifest:
     """A finished study of at least so many runs."""
-    keys = [
-        (round, metric, "", client) for round in range(1, num_rounds + 1) for metric in METRICS for client in range(num_clients)
-    ]
+    keys = [(round, metric, "", client) for round in range(1, num_rounds + 1) for metric in METRICS for client in range(num_clients)]
     keys += [(round, "loss", domain, -1) for round in range(num_rounds + 1) for domain in ("", *DOMAINS)]
     keys += [(round, metric, "", -1) for round in range(1, num_rounds + 1) for metric in OVERALL]
     keys.sort(key=lambda key: key[0])
@@ -82,13 +80,7 @@ def make_study(root: Path, num_runs: int, num_rounds: int, num_clients: int) -> 
         )
         (folder / "finished.json").write_text(
             json.dumps(
-                {
-                    "rounds": num_rounds,
-                    "loss": 4.0,
-                    "final_loss": 4.0,
-                    "train_tokens": 1e6,
-                    "seconds": {"train": 9.0, "evaluate": 2.0},
-                }
+                {"rounds": num_rounds, "loss": 4.0, "final_loss": 4.0, "train_tokens": 1e6, "seconds": {"train": 9.0, "evaluate": 2.0}}
             )
         )
         table = pa.table({"run": pa.array([id] * len(keys)).cast(names), **fixed, "value": draw.normal(4, 0.1, len(keys))})
@@ -118,9 +110,7 @@ def make_study(root: Path, num_runs: int, num_rounds: int, num_clients: int) -> 
                     own = {**levels, "partition.severity": severity}
                     arm = ", ".join(f"{key}={value}" for key, value in own.items())
                     entries.append(
-                        ManifestEntry(
-                            run(algorithm, regime, severity, seed), "run", "main", arm, seed, False, iid, own, None, arm
-                        )
+                        ManifestEntry(run(algorithm, regime, severity, seed), "run", "main", arm, seed, False, iid, own, None, arm)
                     )
     said = {
         "name": "bench",

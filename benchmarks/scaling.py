@@ -50,8 +50,7 @@ class RoundShape:
     steps: int = 2
 
 
-AXES = {"clients": (5, 10, 20, 40), "rank": (2, 8, 32, 128), "tokens": (32, 64, 128, 256),
-        "vocabulary": (1024, 4096, 16384, 65536)}
+AXES = {"clients": (5, 10, 20, 40), "rank": (2, 8, 32, 128), "tokens": (32, 64, 128, 256), "vocabulary": (1024, 4096, 16384, 65536)}
 SMALL_AXES = {"clients": (2, 3), "rank": (2, 4)}
 
 
@@ -67,21 +66,19 @@ def measure(shape_of_round: RoundShape, num_repeats: int, small: bool) -> dict[s
     batches = make_batches(
         shape_of_round.clients, shape_of_round.sequences, shape_of_round.tokens, shape_of_round.steps, shape_of_round.vocabulary
     )
-    work = (
-        flops_per_token(network)
-        * shape_of_round.clients
-        * shape_of_round.sequences
-        * shape_of_round.tokens
-        * shape_of_round.steps
-    )
+    work = flops_per_token(network) * shape_of_round.clients * shape_of_round.sequences * shape_of_round.tokens * shape_of_round.steps
     model = StackedModel(network, tune)
     start = make_start_params(make_random_network(preset, **shape), tune)
     micro = choose_clients_per_pass(network, shape_of_round.clients, shape_of_round.sequences, shape_of_round.tokens, CPU)
     sides = {"loop": sequential_training(other, batches, start), "stacked": stacked_training(model, batches, start, micro)}
     difference = check_agreement(sides["stacked"](), sides["loop"]())
     spent = time_in_turns(sides, num_repeats)
-    return {**{f"{side}_s": round(median(seconds), 4) for side, seconds in spent.items()}, "work": work,
-            **speed_ratios(spent, "loop", "stacked"), "difference": difference}
+    return {
+        **{f"{side}_s": round(median(seconds), 4) for side, seconds in spent.items()},
+        "work": work,
+        **speed_ratios(spent, "loop", "stacked"),
+        "difference": difference,
+    }
 
 
 def main(words: list[str] | None = None) -> int:
@@ -95,11 +92,22 @@ def main(words: list[str] | None = None) -> int:
         for value in values:
             one = replace(base, **{axis: value})
             found = usual if one == base else measure(one, said.repeats, said.small)
-            rows.append({"axis": axis, "value": value, **found, "work": round(found["work"] / usual["work"], 2), **{
-                f"{side}_growth": round(found[f"{side}_s"] / usual[f"{side}_s"], 2) for side in ("loop", "stacked")}})
-            print("{axis:10} {value:6,d}   loop {loop_s:7.3f} s ({loop_growth:5.2f} of the base)   stacked {stacked_s:7.3f} s "
-                  "({stacked_growth:5.2f})   products {work:5.2f}   {ratio:.2f}x ({ratio_lowest:.2f} to {ratio_highest:.2f})"
-                  .format(**rows[-1]), flush=True)
+            rows.append(
+                {
+                    "axis": axis,
+                    "value": value,
+                    **found,
+                    "work": round(found["work"] / usual["work"], 2),
+                    **{f"{side}_growth": round(found[f"{side}_s"] / usual[f"{side}_s"], 2) for side in ("loop", "stacked")},
+                }
+            )
+            print(
+                "{axis:10} {value:6,d}   loop {loop_s:7.3f} s ({loop_growth:5.2f} of the base)   stacked {stacked_s:7.3f} s "
+                "({stacked_growth:5.2f})   products {work:5.2f}   {ratio:.2f}x ({ratio_lowest:.2f} to {ratio_highest:.2f})".format(
+                    **rows[-1]
+                ),
+                flush=True,
+            )
     write_rows(said.out, "scaling", rows)
     return 0
 

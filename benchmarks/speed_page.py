@@ -22,8 +22,7 @@ class Results:
     folder: Path
 
     def get(self, name: str) -> Row:
-        found = [json.loads(path.read_text()) for pattern in (f"{name}.json", f"{name}-[xa]*64.json")
-                 for path in self.folder.glob(pattern)]
+        found = [json.loads(path.read_text()) for pattern in (f"{name}.json", f"{name}-[xa]*64.json") for path in self.folder.glob(pattern)]
         if not found:
             raise LookupError(name)
         return max(found, key=lambda each: each.get("date", ""))
@@ -47,6 +46,7 @@ def loop_speed(model: str, minimum: float, **which: int) -> Callable[[Results], 
     def found(all: Results) -> TargetResult:
         row = all.row(f"loop-{model}", **which)
         return row["ratio"] >= minimum, "{ratio:.2f}x ({ratio_lowest:.2f} to {ratio_highest:.2f})".format(**row)
+
     return found
 
 
@@ -54,6 +54,7 @@ def flower_speed(work: str, minimum: float) -> Callable[[Results], TargetResult]
     def found(all: Results) -> TargetResult:
         row = all.row("peers", work=work, side="flower")
         return row["of_ours"] >= minimum, "{of_ours:.2f}x ({of_ours_lowest:.2f} to {of_ours_highest:.2f})".format(**row)
+
     return found
 
 
@@ -87,6 +88,7 @@ def gpu_speed(model: str, minimum: float) -> Callable[[Results], TargetResult]:
     def found(all: Results) -> TargetResult:
         row = all.row("gpu-speed-cuda", model=model, arithmetic="bfloat16", clients=20, sequences=1)
         return row["ratio"] >= minimum, f"{row['ratio']:.1f}x, {row['share']:.1%} of the peak"
+
     return found
 
 
@@ -94,6 +96,7 @@ def gradient_difference(arithmetic: str, maximum: float) -> Callable[[Results], 
     def found(all: Results) -> TargetResult:
         worst = max(max(row["alone"], row["plain"]) for row in all.get("gradients")["rows"] if row["arithmetic"] == arithmetic)
         return worst <= maximum, f"{worst:.1e}"
+
     return found
 
 
@@ -128,13 +131,7 @@ TARGETS: tuple[tuple[str, str, Callable[[Results], TargetResult], str, str], ...
         "bench-peers",
         "[3](#other-frameworks)",
     ),
-    (
-        "the same, 10 clients x 1 sequence",
-        "1.8x",
-        flower_speed("10 clients x 1 sequence", 1.8),
-        "bench-peers",
-        "[3](#other-frameworks)",
-    ),
+    ("the same, 10 clients x 1 sequence", "1.8x", flower_speed("10 clients x 1 sequence", 1.8), "bench-peers", "[3](#other-frameworks)"),
     ("a client-task beside its training, 1 MB", "under 1 ms", framework_overhead, "bench-peers", "[3](#other-frameworks)"),
     ("memory at the peak, 20 LoRA clients, against a copy each", "6x less", memory_of_copies, "bench", "[4](#memory)"),
     ("a further client", "its adapters and state", memory_per_client, "bench", "[4](#memory)"),
@@ -146,22 +143,10 @@ TARGETS: tuple[tuple[str, str, Callable[[Results], TargetResult], str, str], ...
         "bench",
         "[4](#memory)",
     ),
-    (
-        "GPU, 20 clients, SmolLM2-135M, bfloat16, against the loop",
-        "20x",
-        gpu_speed("smollm2-135m", 20),
-        "bench-gpu",
-        "[5](#one-gpu)",
-    ),
+    ("GPU, 20 clients, SmolLM2-135M, bfloat16, against the loop", "20x", gpu_speed("smollm2-135m", 20), "bench-gpu", "[5](#one-gpu)"),
     ("GPU, the same with DistilGPT2's shape", "4x", gpu_speed("distilgpt2", 4), "bench-gpu", "[5](#one-gpu)"),
     ("stacked against lone gradients, float32", "1e-5", gradient_difference("float32", 1e-5), "bench", "[6](#the-same-numbers)"),
-    (
-        "stacked against lone gradients, float64",
-        "1e-10",
-        gradient_difference("float64", 1e-10),
-        "bench",
-        "[6](#the-same-numbers)",
-    ),
+    ("stacked against lone gradients, float64", "1e-10", gradient_difference("float64", 1e-10), "bench", "[6](#the-same-numbers)"),
 )
 
 RATIO_COLUMNS = {"ratio": "times as fast", "ratio_lowest": "lowest", "ratio_highest": "highest"}
@@ -189,13 +174,7 @@ TABLE_COLUMNS: dict[str, dict[str, str]] = {  # mark and name of the file: colum
         "stacked_s": "stacked, s",
         **RATIO_COLUMNS,
     },
-    "tuning-pocket": {
-        "case": "case",
-        "first_round_s": "first round, s",
-        "round_s": "later, s",
-        **RATIO_COLUMNS,
-        **DIFFERENCE_COLUMNS,
-    },
+    "tuning-pocket": {"case": "case", "first_round_s": "first round, s", "round_s": "later, s", **RATIO_COLUMNS, **DIFFERENCE_COLUMNS},
     "peers": {
         "work": "work",
         "side": "side",
@@ -225,14 +204,7 @@ TABLE_COLUMNS: dict[str, dict[str, str]] = {  # mark and name of the file: colum
         "cpu_ms": "a round of each, ms of the processor",
     },
     "evaluation": {"phase": "phase", "seconds": "seconds", "share": "share"},
-    "gradients": {
-        "model": "model",
-        "tuned": "trained",
-        "arithmetic": "arithmetic",
-        "alone": "alone",
-        "plain": "plain",
-        "most": "at most",
-    },
+    "gradients": {"model": "model", "tuned": "trained", "arithmetic": "arithmetic", "alone": "alone", "plain": "plain", "most": "at most"},
     "gpu-speed-cuda": {
         "model": "model",
         "arithmetic": "arithmetic",
@@ -274,9 +246,14 @@ def main(words: list[str] | None = None) -> int:
         except LookupError:
             continue
         columns = {key: title for key, title in columns.items() if any(key in row for row in found["rows"])}
-        update_docs_table(said.page, name, found["rows"], columns,
-                  f"On {found['device']}, {found['threads']} thread{'s' * (found['threads'] != 1)}, torch "
-                  f"{found['packages']['torch']}, {found['date'][:10]}.")
+        update_docs_table(
+            said.page,
+            name,
+            found["rows"],
+            columns,
+            f"On {found['device']}, {found['threads']} thread{'s' * (found['threads'] != 1)}, torch "
+            f"{found['packages']['torch']}, {found['date'][:10]}.",
+        )
     print(said.page)
     return 0
 

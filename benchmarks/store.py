@@ -32,14 +32,16 @@ QUERIES = {
 def make_runs(root: Path, num_runs: int, num_rounds: int, num_clients: int) -> int:
     """Runs with every client's numbers in every round; how many rows in all."""
     draw = np.random.default_rng(0)
-    keys = [
-        (round, metric, "", client) for round in range(1, num_rounds + 1) for metric in METRICS for client in range(num_clients)
-    ]
+    keys = [(round, metric, "", client) for round in range(1, num_rounds + 1) for metric in METRICS for client in range(num_clients)]
     keys += [(round, "loss", domain, -1) for round in range(num_rounds + 1) for domain in DOMAINS]
     keys.sort(key=lambda key: key[0])
     names = pa.dictionary(pa.int32(), pa.string())
-    fixed = {"round": pa.array([key[0] for key in keys], pa.int32()), "metric": pa.array([key[1] for key in keys]).cast(names),
-             "domain": pa.array([key[2] for key in keys]).cast(names), "client": pa.array([key[3] for key in keys], pa.int32())}
+    fixed = {
+        "round": pa.array([key[0] for key in keys], pa.int32()),
+        "metric": pa.array([key[1] for key in keys]).cast(names),
+        "domain": pa.array([key[2] for key in keys]).cast(names),
+        "client": pa.array([key[3] for key in keys], pa.int32()),
+    }
     for number in range(num_runs):
         folder = root / f"{number:012x}"
         folder.mkdir(parents=True)
@@ -55,13 +57,7 @@ def make_runs(root: Path, num_runs: int, num_rounds: int, num_clients: int) -> i
         (folder / "experiment.json").write_text(json.dumps(said))
         (folder / "finished.json").write_text(
             json.dumps(
-                {
-                    "rounds": num_rounds,
-                    "loss": 4.0,
-                    "final_loss": float(draw.normal(4)),
-                    "train_tokens": 1e6,
-                    "seconds": {"train": 9.0},
-                }
+                {"rounds": num_rounds, "loss": 4.0, "final_loss": float(draw.normal(4)), "train_tokens": 1e6, "seconds": {"train": 9.0}}
             )
         )
         table = pa.table({"run": pa.array([folder.name] * len(keys)).cast(names), **fixed, "value": draw.normal(4, 1, len(keys))})

@@ -35,9 +35,12 @@ class UnfusedAdamW(AdamW):
 
 
 CASES: list[tuple[str, Trainable, dict[str, tuple[AdamW, bool]]]] = [
-    *((f"last {blocks}: prefix kept", LastBlocks(blocks), {"plain": (AdamW(1e-4), False), "fast": (AdamW(1e-4), True)})
-      for blocks in (1, 2)),
-    ("full: fused optimiser", All(), {"plain": (UnfusedAdamW(1e-4), False), "fast": (AdamW(1e-4), False)})]
+    *(
+        (f"last {blocks}: prefix kept", LastBlocks(blocks), {"plain": (AdamW(1e-4), False), "fast": (AdamW(1e-4), True)})
+        for blocks in (1, 2)
+    ),
+    ("full: fused optimiser", All(), {"plain": (UnfusedAdamW(1e-4), False), "fast": (AdamW(1e-4), False)}),
+]
 
 
 def main(words: list[str] | None = None) -> int:
@@ -63,10 +66,20 @@ def main(words: list[str] | None = None) -> int:
         # Adam divides by the gradient's size: where that is all rounding, so is the step.
         difference = check_agreement(end, sides["plain"](), tolerance=0.1)
         spent = time_in_turns(sides, said.repeats)
-        rows.append({"case": case, "first_round_s": round(first, 2), "round_s": round(min(spent["fast"]), 2),
-                     **speed_ratios(spent, "plain", "fast"), "difference": difference})
-        print("{case:24s} {ratio:.2f}x ({ratio_lowest:.2f} to {ratio_highest:.2f})   first round {first_round_s} s, "
-              "later {round_s} s   weights differ by {difference:.0e}".format(**rows[-1]), flush=True)
+        rows.append(
+            {
+                "case": case,
+                "first_round_s": round(first, 2),
+                "round_s": round(min(spent["fast"]), 2),
+                **speed_ratios(spent, "plain", "fast"),
+                "difference": difference,
+            }
+        )
+        print(
+            "{case:24s} {ratio:.2f}x ({ratio_lowest:.2f} to {ratio_highest:.2f})   first round {first_round_s} s, "
+            "later {round_s} s   weights differ by {difference:.0e}".format(**rows[-1]),
+            flush=True,
+        )
     write_rows(said.out, f"tuning-{said.model}", rows, model=said.model, shape=shape)
     return 0
 

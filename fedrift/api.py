@@ -52,8 +52,16 @@ def load_config(source: ConfigSource, overrides: Iterable[str] = ()) -> Experime
     return parse_config(dict(source) if isinstance(source, Mapping) else load_yaml(Path(source)), overrides)
 
 
-def run(config: ConfigSource, *, overrides: Iterable[str] = (), runs_dir: str | PathLike[str] = "runs", callbacks: Sequence[Callback] = (),
-        fresh: bool = False, resources: ResourceCache | None = None, **runtime: Any) -> Run:
+def run(
+    config: ConfigSource,
+    *,
+    overrides: Iterable[str] = (),
+    runs_dir: str | PathLike[str] = "runs",
+    callbacks: Sequence[Callback] = (),
+    fresh: bool = False,
+    resources: ResourceCache | None = None,
+    **runtime: Any,
+) -> Run:
     """Run an experiment to its end.
 
     A run that was interrupted continues where it stopped, bit for bit. A finished run is returned as it is.
@@ -164,11 +172,16 @@ def diagnose(runs: Run | Sequence[Run], baseline: Run | Sequence[Run] | None = N
     known = given if baseline is not None else [each for folder in {run.folder.parent for run in chosen} for each in list_runs(folder)]
     groups, unreadable = group_readable_runs(chosen, known)
     if len(groups) != 1:
-        raise UserError(f"these runs are of {len(groups)} experiments: diagnose the runs of one experiment at a time" if groups else
-                        f"none of these runs can be read: {'; '.join(str(each) for each in unreadable)}")
+        raise UserError(
+            f"these runs are of {len(groups)} experiments: diagnose the runs of one experiment at a time"
+            if groups
+            else f"none of these runs can be read: {'; '.join(str(each) for each in unreadable)}"
+        )
     if baseline is not None and not any(groups[0].baselines):
-        raise UserError("the baseline is not the IID baseline of these runs: it must differ in partition.severity = 0 alone; "
-                        "config.iid_baseline() makes it")
+        raise UserError(
+            "the baseline is not the IID baseline of these runs: it must differ in partition.severity = 0 alone; "
+            "config.iid_baseline() makes it"
+        )
     return diagnose_evidence(groups[0].cases)
 
 

@@ -28,26 +28,8 @@ except ImportError:
 
 REPO_ROOT = Path(__file__).resolve().parents[1]
 # Of what fedrift asks for, what neither training nor measuring touches: reports, figures, hub data sets, SQL, encoders of texts.
-UNNEEDED_PACKAGES = {
-    "datasets",
-    "altair",
-    "vl-convert-python",
-    "jinja2",
-    "typst",
-    "duckdb",
-    "wordllama",
-    "sacrebleu",
-    "rouge-score",
-}
-LARGE_PACKAGES = {
-    "torch",
-    "numpy",
-    "scipy",
-    "pandas",
-    "pyarrow",
-    "scikit-learn",
-    "triton",
-}  # too large to bring twice: an old one is tried
+UNNEEDED_PACKAGES = {"datasets", "altair", "vl-convert-python", "jinja2", "typst", "duckdb", "wordllama", "sacrebleu", "rouge-score"}
+LARGE_PACKAGES = {"torch", "numpy", "scipy", "pandas", "pyarrow", "scikit-learn", "triton"}  # too large to bring twice: an old one is tried
 PROBE_SCRIPT = """import torch, fedrift.engine.run, fedrift.studies
 print("torch", torch.__version__, "CUDA", torch.version.cuda, "GPUs", torch.cuda.device_count())"""
 
@@ -88,9 +70,27 @@ def install_package(requirement: Requirement, target_dir: Path, wheels_dir: Path
     text = f"{requirement.name}{requirement.specifier}"
     for pins in (["-c", str(REPO_ROOT / "constraints.txt")], []):  # as tested, or else whatever fits
         done = subprocess.run(
-            [sys.executable, "-m", "pip", "install", "-q", "--no-deps", "--no-compile", "--upgrade", "--no-input",
-             "--disable-pip-version-check", "--target", str(target_dir), *source, *pins, text],
-            check=False, capture_output=True, text=True)
+            [
+                sys.executable,
+                "-m",
+                "pip",
+                "install",
+                "-q",
+                "--no-deps",
+                "--no-compile",
+                "--upgrade",
+                "--no-input",
+                "--disable-pip-version-check",
+                "--target",
+                str(target_dir),
+                *source,
+                *pins,
+                text,
+            ],
+            check=False,
+            capture_output=True,
+            text=True,
+        )
         if not done.returncode:
             return True
     return False

@@ -35,9 +35,15 @@ CORPUS_MIX = {
     "newsgroups20": ("train.parquet", 1.0),
 }
 MODEL_CONFIG = dict(
-    vocab_size=4096, hidden_size=256, num_hidden_layers=4, intermediate_size=640,
-    num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=512,
-    tie_word_embeddings=True, rope_theta=10000.0,
+    vocab_size=4096,
+    hidden_size=256,
+    num_hidden_layers=4,
+    intermediate_size=640,
+    num_attention_heads=4,
+    num_key_value_heads=2,
+    max_position_embeddings=512,
+    tie_word_embeddings=True,
+    rope_theta=10000.0,
 )  # 3.80 M parameters
 END, PAD = "<|endoftext|>", "<|pad|>"
 
@@ -63,11 +69,16 @@ def train_tokenizer(texts: list[str]) -> PreTrainedTokenizerFast:
     bpe = Tokenizer(models.BPE())
     bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     bpe.decoder = decoders.ByteLevel()
-    bpe.train_from_iterator(texts, trainers.BpeTrainer(
-        vocab_size=MODEL_CONFIG["vocab_size"], special_tokens=[END, PAD], show_progress=False,
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet()))
-    return PreTrainedTokenizerFast(
-        tokenizer_object=bpe, bos_token=END, eos_token=END, pad_token=PAD, model_max_length=512)
+    bpe.train_from_iterator(
+        texts,
+        trainers.BpeTrainer(
+            vocab_size=MODEL_CONFIG["vocab_size"],
+            special_tokens=[END, PAD],
+            show_progress=False,
+            initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        ),
+    )
+    return PreTrainedTokenizerFast(tokenizer_object=bpe, bos_token=END, eos_token=END, pad_token=PAD, model_max_length=512)
 
 
 def bits_per_byte(model: LlamaForCausalLM, tokenizer, text: str, window: int = 128) -> float:
@@ -105,25 +116,31 @@ def main() -> None:
     if not (said.out / "tokenizer.json").exists():
         train_tokenizer([t for corpus in CORPUS_MIX for t in texts[corpus]]).save_pretrained(said.out)
     tokenizer = PreTrainedTokenizerFast.from_pretrained(said.out)
-    ids = {c: [np.array(row + [tokenizer.eos_token_id], np.int64)
-               for row in tokenizer(texts[c], verbose=False)["input_ids"]] for c in CORPUS_MIX}
+    ids = {
+        c: [np.array(row + [tokenizer.eos_token_id], np.int64) for row in tokenizer(texts[c], verbose=False)["input_ids"]]
+        for c in CORPUS_MIX
+    }
     for corpus in CORPUS_MIX:
         print(f"{corpus:15s} {len(ids[corpus]):7,d} documents {sum(map(len, ids[corpus])):10,d} tokens", flush=True)
 
     def stream(epoch: int) -> torch.Tensor:
         draw = np.random.default_rng([said.seed, epoch])
-        rows = [row for c in CORPUS_MIX for row in ids[c]
-                for _ in range(int(CORPUS_MIX[c][1] + draw.random()))]
+        rows = [row for c in CORPUS_MIX for row in ids[c] for _ in range(int(CORPUS_MIX[c][1] + draw.random()))]
         order = draw.permutation(len(rows))
         return torch.from_numpy(np.concatenate([rows[i] for i in order]))
 
-    model = LlamaForCausalLM(LlamaConfig(**MODEL_CONFIG, bos_token_id=tokenizer.bos_token_id,
-                                         eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id))
+    model = LlamaForCausalLM(
+        LlamaConfig(
+            **MODEL_CONFIG, bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id
+        )
+    )
     model.to(said.device)
     matrices = [p for n, p in model.named_parameters() if p.ndim == 2 and "embed" not in n]
     others = [p for n, p in model.named_parameters() if p.ndim != 2 or "embed" in n]
-    optimizers = [torch.optim.Muon(matrices, lr=said.lr, weight_decay=0.1, adjust_lr_fn="match_rms_adamw"),
-                  torch.optim.AdamW(others, lr=said.lr, betas=(0.9, 0.95), weight_decay=0.0, fused=True)]
+    optimizers = [
+        torch.optim.Muon(matrices, lr=said.lr, weight_decay=0.1, adjust_lr_fn="match_rms_adamw"),
+        torch.optim.AdamW(others, lr=said.lr, betas=(0.9, 0.95), weight_decay=0.0, fused=True),
+    ]
     chunk = said.batch * said.window
     steps = int(said.tokens // chunk)
     start, epoch, data, seconds = 0, 0, stream(0), 0.0
@@ -143,7 +160,7 @@ def main() -> None:
         if at + chunk > len(data):
             epoch, at = epoch + 1, 0
             data = stream(epoch)
-        batch = data[at:at + chunk].view(said.batch, said.window).to(said.device)
+        batch = data[at : at + chunk].view(said.batch, said.window).to(said.device)
         at += chunk
         for optimizer in optimizers:
             for group in optimizer.param_groups:
@@ -160,17 +177,29 @@ def main() -> None:
             print(f"step {step + 1:5d} epoch {epoch} loss {loss.item():.3f} {spent:6.0f} s", flush=True)
         if step % 200 == 199:
             print(f"  validation bits per byte {bits_per_byte(model, tokenizer, wiki):.3f}", flush=True)
-            torch.save({"model": model.state_dict(), "optimizers": [o.state_dict() for o in optimizers],
-                        "step": step + 1, "epoch": epoch, "at": at, "seconds": time.time() - clock + seconds},
-                       saved.with_suffix(".new"))
+            torch.save(
+                {
+                    "model": model.state_dict(),
+                    "optimizers": [o.state_dict() for o in optimizers],
+                    "step": step + 1,
+                    "epoch": epoch,
+                    "at": at,
+                    "seconds": time.time() - clock + seconds,
+                },
+                saved.with_suffix(".new"),
+            )
             saved.with_suffix(".new").replace(saved)
     if said.stop_after:
         return
     model.cpu().half().save_pretrained(said.out)
     model.float()
     test = "".join(pd.read_parquet(said.data / "wikitext2" / "test.parquet")["text"])
-    result = {"wikitext2_test_bits_per_byte_window_128": round(bits_per_byte(model, tokenizer, test), 4),
-              "tokens": steps * chunk, "seconds": round(time.time() - clock + seconds), "torch": torch.__version__}
+    result = {
+        "wikitext2_test_bits_per_byte_window_128": round(bits_per_byte(model, tokenizer, test), 4),
+        "tokens": steps * chunk,
+        "seconds": round(time.time() - clock + seconds),
+        "torch": torch.__version__,
+    }
     (said.out / "result.json").write_text(json.dumps(result, indent=2) + "\n")
     print(result)
 

@@ -65,9 +65,21 @@ def null_call_rate(frame: pd.DataFrame, rng: np.random.Generator) -> float:
     said = [Greater(name="null", metric="loss", group={"condition": "A"}, reference={"condition": "B"})]
     called = 0
     for _ in range(RELABELLINGS):
-        values = rng.permutation(ends)[:2 * PAIRS]
-        rows = [{"run": f"{arm}{seed}", "study": "null", "condition": arm, "seed": seed, "iid": False, "iid_baseline": "",
-                 "diverged": False, "loss": values[2 * seed + place]} for seed in range(PAIRS) for place, arm in enumerate("AB")]
+        values = rng.permutation(ends)[: 2 * PAIRS]
+        rows = [
+            {
+                "run": f"{arm}{seed}",
+                "study": "null",
+                "condition": arm,
+                "seed": seed,
+                "iid": False,
+                "iid_baseline": "",
+                "diverged": False,
+                "loss": values[2 * seed + place],
+            }
+            for seed in range(PAIRS)
+            for place, arm in enumerate("AB")
+        ]
         called += evaluate_hypotheses(said, pd.DataFrame(rows), ["condition"])[0].verdict != "inconclusive"
     return called / RELABELLINGS
 
@@ -90,10 +102,12 @@ def main() -> None:
         run_with_kills(said.study, out / "broken", said.kills, len(frame), draw)
         same = study_csv(out / "broken", name) == whole
         print(f"tables after {said.kills} kills: {'equal to the last bit' if same else 'THEY DIFFER'}")
-        rate, size = null_call_rate(frame, draw), 12 / 2 ** PAIRS
+        rate, size = null_call_rate(frame, draw), 12 / 2**PAIRS
         slack = 4 * np.sqrt(size * (1 - size) / RELABELLINGS)
-        print(f"null study, {RELABELLINGS} relabellings of {PAIRS} pairs of IID runs: {rate:.1%} called; {size:.1%} is what "
-              f"{PAIRS} seeds can give below 5 %")
+        print(
+            f"null study, {RELABELLINGS} relabellings of {PAIRS} pairs of IID runs: {rate:.1%} called; {size:.1%} is what "
+            f"{PAIRS} seeds can give below 5 %"
+        )
         if not same or abs(rate - size) > slack:
             raise SystemExit(1)
 

@@ -11,20 +11,7 @@ from dataclasses import dataclass, replace
 
 from torch import Tensor
 
-from fedrift.algorithms import (
-    AFL,
-    Ditto,
-    FedAvg,
-    FedAvgFineTuning,
-    FedDyn,
-    FedNova,
-    FedPer,
-    FedProx,
-    FedSGD,
-    PFedMe,
-    QFedAvg,
-    Scaffold,
-)
+from fedrift.algorithms import AFL, Ditto, FedAvg, FedAvgFineTuning, FedDyn, FedNova, FedPer, FedProx, FedSGD, PFedMe, QFedAvg, Scaffold
 from fedrift.algorithms.aggregators import FedEx, FFALoRA, FlexLoRA, FLoRA, Krum, Mean, Median, RoLoRA, TrimmedMean
 from fedrift.algorithms.aggregators.mean import cluster_sum
 from fedrift.algorithms.aggregators.robust import coordinate_trimmed_mean, pairwise_squared_distances
@@ -83,7 +70,7 @@ class ScoresByTheFarthest(Krum):  # the sum over the n - liars - 2 farthest
         square = pairwise_squared_distances(report.delta)
         far = len(square) - self.num_byzantine - 2
         score = square.sort(1, descending=True).values[:, :far].sum(1)
-        return mean_of_rows(report, score.argsort(stable=True)[:self.num_selected])
+        return mean_of_rows(report, score.argsort(stable=True)[: self.num_selected])
 
 
 @dataclass(frozen=True)
@@ -91,8 +78,8 @@ class KeepsTheWorst(Krum):
     def aggregate(self, server: ServerState, report: CohortUpdate) -> Tree:
         square = pairwise_squared_distances(report.delta)
         near = len(square) - self.num_byzantine - 2
-        score = square.sort(1).values[:, 1:1 + near].sum(1)
-        return mean_of_rows(report, score.argsort(descending=True, stable=True)[:self.num_selected])
+        score = square.sort(1).values[:, 1 : 1 + near].sum(1)
+        return mean_of_rows(report, score.argsort(descending=True, stable=True)[: self.num_selected])
 
 
 def mean_of_rows(report: CohortUpdate, rows: Tensor) -> Tree:
@@ -102,39 +89,28 @@ def mean_of_rows(report: CohortUpdate, rows: Tensor) -> Tree:
 SERVER_MUTANTS = (
     FedriftSubject("fedsgd", lambda o, lr: UniformGradientMean(server_optimizer=Sgd(lr)), "a uniform mean"),
     FedriftSubject(
-        "fedadam",
-        lambda o, lr: FedAvg(server_optimizer=SquaresTheMomentum(o["server_lr"], adam_betas(o), o["tau"])),
-        "momentum squared",
+        "fedadam", lambda o, lr: FedAvg(server_optimizer=SquaresTheMomentum(o["server_lr"], adam_betas(o), o["tau"])), "momentum squared"
+    ),
+    FedriftSubject("fedadam", lambda o, lr: FedAvg(server_optimizer=Yogi(o["server_lr"], adam_betas(o), o["tau"])), "Yogi's second moment"),
+    FedriftSubject("fedyogi", lambda o, lr: FedAvg(server_optimizer=Adam(o["server_lr"], adam_betas(o), o["tau"])), "Adam's second moment"),
+    FedriftSubject(
+        "fedyogi", lambda o, lr: FedAvg(server_optimizer=SquaresYogisMomentum(o["server_lr"], adam_betas(o), o["tau"])), "momentum squared"
     ),
     FedriftSubject(
-        "fedadam", lambda o, lr: FedAvg(server_optimizer=Yogi(o["server_lr"], adam_betas(o), o["tau"])), "Yogi's second moment"
-    ),
-    FedriftSubject(
-        "fedyogi", lambda o, lr: FedAvg(server_optimizer=Adam(o["server_lr"], adam_betas(o), o["tau"])), "Adam's second moment"
-    ),
-    FedriftSubject(
-        "fedyogi",
-        lambda o, lr: FedAvg(server_optimizer=SquaresYogisMomentum(o["server_lr"], adam_betas(o), o["tau"])),
-        "momentum squared",
-    ),
-    FedriftSubject(
-        "fedadagrad",
-        lambda o, lr: FedAvg(server_optimizer=OmitsTheSum(o["server_lr"], adam_betas(o), o["tau"])),
-        "no sum of squares",
+        "fedadagrad", lambda o, lr: FedAvg(server_optimizer=OmitsTheSum(o["server_lr"], adam_betas(o), o["tau"])), "no sum of squares"
     ),
     FedriftSubject("median", lambda o, lr: FedAvg(aggregator=TheLowerMiddle()), "the lower of two for their mean"),
     FedriftSubject("median", lambda o, lr: FedAvg(aggregator=Mean()), "a mean"),
     FedriftSubject("trimmed_mean", lambda o, lr: FedAvg(aggregator=DividedByAll(o["share"])), "divided by all clients"),
     FedriftSubject("trimmed_mean", lambda o, lr: FedAvg(aggregator=TrimmedMean(o["share"] / 2)), "half of the share at each end"),
-    FedriftSubject(
-        "krum", lambda o, lr: FedAvg(aggregator=ScoresByTheFarthest(int(o["liars"]), int(o["keep"]))), "scores by the farthest"
-    ),
+    FedriftSubject("krum", lambda o, lr: FedAvg(aggregator=ScoresByTheFarthest(int(o["liars"]), int(o["keep"]))), "scores by the farthest"),
     FedriftSubject("krum", lambda o, lr: FedAvg(aggregator=KeepsTheWorst(int(o["liars"]), int(o["keep"]))), "the highest score"),
     FedriftSubject("krum", lambda o, lr: FedAvg(aggregator=Krum(0, int(o["keep"]))), "nobody is taken for a liar"),
 )
 
 
 # Bugs planted into models of one's own and into the aggregation of adapters.
+
 
 @dataclass(frozen=True)
 class ProximalToItself(FedAvg):
@@ -240,9 +216,7 @@ PERSONAL_MUTANTS = (
         lambda o, lr: SharesTheta(Sgd(o["beta"]), lambda_=o["lam"], personal_lr=o["eta"], inner_steps=int(o["inner"])),
         "theta is shared",
     ),
-    FedriftSubject(
-        "pfedme", lambda o, lr: PFedMe(lambda_=o["lam"], personal_lr=o["eta"], inner_steps=int(o["inner"])), "no beta"
-    ),
+    FedriftSubject("pfedme", lambda o, lr: PFedMe(lambda_=o["lam"], personal_lr=o["eta"], inner_steps=int(o["inner"])), "no beta"),
     FedriftSubject("lora", lambda o, lr: FedAvg(aggregator=PlainMeans()), "plain means"),
     FedriftSubject("ffa", lambda o, lr: FedAvg(aggregator=TrainsBoth()), "A is trained"),
     FedriftSubject("rolora", lambda o, lr: FedAvg(aggregator=StartsWithA()), "A first"),
@@ -256,6 +230,7 @@ PERSONAL_MUTANTS = (
 
 
 # Bugs planted into what is trained and averaged.
+
 
 @dataclass(frozen=True)
 class UniformMean(FedAvg):
@@ -354,8 +329,9 @@ MUTANTS = (
     FedriftSubject("scaffold", lambda o, lr: ControlsNeverUpdated(), "controls that never come back"),
     FedriftSubject("scaffold", lambda o, lr: OnlyTheLastClient(), "only the last client"),
     FedriftSubject("scaffold", lambda o, lr: NominalSteps(), "nominal steps"),
-    FedriftSubject("fedavgm", lambda o, lr: FedAvg(server_optimizer=Sgd(o["server_lr"], o["momentum"], dampening=o["momentum"])),
-         "a damped mean"),
+    FedriftSubject(
+        "fedavgm", lambda o, lr: FedAvg(server_optimizer=Sgd(o["server_lr"], o["momentum"], dampening=o["momentum"])), "a damped mean"
+    ),
     FedriftSubject("fednova", lambda o, lr: OmitsTheMeanSteps(), "no tau_eff"),
     FedriftSubject("feddyn", lambda o, lr: DynDividedByCohort(alpha=o["alpha"]), "h divided by the cohort"),
     FedriftSubject("qfedavg", lambda o, lr: WeightsOnly(q=o["q"]), "weights without the bound"),
@@ -372,8 +348,7 @@ def judge_mutants() -> list[tuple[FedriftSubject, list[Verdict]]]:
 
 def mutant_table(results: Iterable[tuple[FedriftSubject, list[Verdict]]]) -> str:
     """The planted bugs as Markdown."""
-    rows = [f"| {bug.algorithm} | {bug.name} | {'; '.join(v.problem for v in verdicts) or '**nothing**'} |"
-            for bug, verdicts in results]
+    rows = [f"| {bug.algorithm} | {bug.name} | {'; '.join(v.problem for v in verdicts) or '**nothing**'} |" for bug, verdicts in results]
     return "\n".join(["| algorithm | planted bug | seen by |", "|---|---|---|", *rows])
 
 

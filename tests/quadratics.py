@@ -42,8 +42,7 @@ class Clients:
         for step in range(int(count.max())):
             rows = (count > step).nonzero().flatten()
             who = cohort[rows]
-            yield {"rows": rows, "a": self.a[who], "b": self.b[who], "slope": self.slope[who],
-                   "weight": self.weight[who]}
+            yield {"rows": rows, "a": self.a[who], "b": self.b[who], "slope": self.slope[who], "weight": self.weight[who]}
 
     @property
     def size(self) -> int:
@@ -53,9 +52,13 @@ class Clients:
 def clients(a, b, steps: int | tuple[int, ...] = 10, slope=None, weight=None) -> Clients:
     a, b = (torch.tensor(v, dtype=DOUBLE).view(len(a), -1) for v in (a, b))
     size = len(a)
-    return Clients(a, b, (steps,) * size if isinstance(steps, int) else steps,
-                   torch.zeros_like(a) if slope is None else torch.tensor(slope, dtype=DOUBLE).view(size, -1),
-                   torch.ones(size, dtype=DOUBLE) if weight is None else torch.tensor(weight, dtype=DOUBLE))
+    return Clients(
+        a,
+        b,
+        (steps,) * size if isinstance(steps, int) else steps,
+        torch.zeros_like(a) if slope is None else torch.tensor(slope, dtype=DOUBLE).view(size, -1),
+        torch.ones(size, dtype=DOUBLE) if weight is None else torch.tensor(weight, dtype=DOUBLE),
+    )
 
 
 def fleet_of(group: Clients, optimizer: Optimizer = Sgd(0.1), **options) -> ClientSimulator:
@@ -66,8 +69,18 @@ def params(x: float, width: int = 1, dtype=DOUBLE) -> Tree:
     return Tree(x=torch.full((1, width), x, dtype=dtype))
 
 
-def train(algorithm, group: Clients, *, until: int, x: float = 5.0, cohort: int | None = None, seed: int = 0,
-          optimizer: Optimizer = Sgd(0.1), state: FederatedState | None = None, **options) -> list[RoundResult]:
+def train(
+    algorithm,
+    group: Clients,
+    *,
+    until: int,
+    x: float = 5.0,
+    cohort: int | None = None,
+    seed: int = 0,
+    optimizer: Optimizer = Sgd(0.1),
+    state: FederatedState | None = None,
+    **options,
+) -> list[RoundResult]:
     fleet = fleet_of(group, optimizer, **options)
     state = state or init_state(algorithm, params(x, group.a.shape[1]), fleet.size)
     return list(run_rounds(state, fleet, algorithm, num_rounds=until, cohort_size=cohort or fleet.size, seed=seed))
@@ -86,6 +99,7 @@ def local(params: Tree, start: Tree, lr: float = 0.1) -> LocalState:
 
 def fixed_point(algorithm, group: Clients, lr: float) -> float:
     """Where a memoryless algorithm on quadratics ends, clients counting alike: a round is x <- m x + c."""
+
     def after(x: float) -> float:
         return path(train(algorithm, group, until=1, x=x, optimizer=Sgd(lr), client_weighting="uniform"))[0]
 

@@ -157,9 +157,15 @@ def test_an_algorithm_from_a_module_in_the_working_directory(tmp_path, monkeypat
     assert type(config.algorithm).__name__ == "MyAvg"
 
 
-@pytest.mark.parametrize(("path", "error"), [
-    ("nowhere:MyAvg", "cannot import nowhere"), ("no.py:MyAvg", "there is no such Python file"),
-    ("my_avg.py:MyAverage", "did you mean 'MyAvg'"), ("my_avg.py:FUNCTION", "is no FedAvg")])
+@pytest.mark.parametrize(
+    ("path", "error"),
+    [
+        ("nowhere:MyAvg", "cannot import nowhere"),
+        ("no.py:MyAvg", "there is no such Python file"),
+        ("my_avg.py:MyAverage", "did you mean 'MyAvg'"),
+        ("my_avg.py:FUNCTION", "is no FedAvg"),
+    ],
+)
 def test_an_import_path_that_leads_nowhere_is_told(tmp_path, monkeypatch, path, error):
     monkeypatch.chdir(tmp_path)
     write(tmp_path / "my_avg.py", MY_AVG + "\n    FUNCTION = len\n")
@@ -167,10 +173,19 @@ def test_an_import_path_that_leads_nowhere_is_told(tmp_path, monkeypatch, path, 
         fedrift.load_config({"dataset": "bbc", "algorithm": {"type": path}})
 
 
-@pytest.mark.parametrize(("key", "name", "kind"), [
-    ("algorithm", "fedprox", "FedProx"), ("algorithm", "SCAFFOLD", "Scaffold"), ("trainable", "last_blocks", "LastBlocks"),
-    ("trainable", "all", "All"), ("partition", "topic_mix", "TopicMix"), ("clustering", "text", "TextClustering"),
-    ("clustering", "ifca", "IFCA"), ("clustering", "none", "NoClustering")])
+@pytest.mark.parametrize(
+    ("key", "name", "kind"),
+    [
+        ("algorithm", "fedprox", "FedProx"),
+        ("algorithm", "SCAFFOLD", "Scaffold"),
+        ("trainable", "last_blocks", "LastBlocks"),
+        ("trainable", "all", "All"),
+        ("partition", "topic_mix", "TopicMix"),
+        ("clustering", "text", "TextClustering"),
+        ("clustering", "ifca", "IFCA"),
+        ("clustering", "none", "NoClustering"),
+    ],
+)
 def test_names_are_found_in_any_case_with_or_without_underscores(key, name, kind):
     assert type(getattr(fedrift.load_config({"dataset": "bbc", key: name}), key)).__name__ == kind
 
@@ -232,15 +247,16 @@ def test_a_probe_a_detector_a_dataset_and_a_model_of_ones_own(tmp_path, monkeypa
         fedrift.load_config(config, ["evaluation.probes=[cohort_sise]"])
 
 
-@pytest.mark.parametrize(("training", "count"), [
-    ({"num_clients_per_round": 2}, 2), ({"participation_rate": 0.5}, 2), ({}, 4)])
+@pytest.mark.parametrize(("training", "count"), [({"num_clients_per_round": 2}, 2), ({"participation_rate": 0.5}, 2), ({}, 4)])
 def test_clients_per_round_by_number_or_by_rate(training, count):
     config = fedrift.load_config({"dataset": "bbc", "partition": {"num_clients": 4}, "training": training})
     assert config.training.cohort_size(4) == count
 
 
-@pytest.mark.parametrize(("training", "error"), [
-    ({"num_clients_per_round": 5}, "allowed: 1 to 4"), ({"num_clients_per_round": 2, "participation_rate": 0.5}, "give one of the two")])
+@pytest.mark.parametrize(
+    ("training", "error"),
+    [({"num_clients_per_round": 5}, "allowed: 1 to 4"), ({"num_clients_per_round": 2, "participation_rate": 0.5}, "give one of the two")],
+)
 def test_clients_per_round_that_cannot_be_are_refused(training, error):
     with pytest.raises(fedrift.UserError, match=error):
         fedrift.load_config({"dataset": "bbc", "partition": {"num_clients": 4}, "training": training})

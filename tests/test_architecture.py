@@ -73,8 +73,7 @@ ONLY_IN = {  # package -> those of ours that may name it
     "typer": {"cli"},
     "rich": {"cli"},
 }
-WITHOUT_TORCH = ("core/errors", "core/records", "core/registry", "data", "partition", "stats", "diagnosis", "report",
-                 "config/loader")
+WITHOUT_TORCH = ("core/errors", "core/records", "core/registry", "data", "partition", "stats", "diagnosis", "report", "config/loader")
 
 
 def files() -> list[Path]:
@@ -99,6 +98,7 @@ def unit_of(name: str) -> str:
 
 def nodes(path: Path, at_import: bool = False) -> Iterator[ast.AST]:
     """All statements of a file; ``at_import``: without functions, and without what is there for type checkers only."""
+
     def outside(body: list[ast.stmt]) -> Iterator[ast.AST]:
         for node in body:
             if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
@@ -130,7 +130,7 @@ def own_imports(path: Path, at_import: bool = False) -> set[str]:
         if isinstance(node, ast.Import):
             stems = [(name.name, "") for name in node.names]
         elif isinstance(node, ast.ImportFrom):
-            base = package[:len(package) - node.level + 1] if node.level else []
+            base = package[: len(package) - node.level + 1] if node.level else []
             stem = ".".join([*base, *([node.module] if node.module else [])])
             stems = [(stem, name.name) for name in node.names]
         else:
@@ -156,8 +156,11 @@ def test_arrows_point_down():
     assert not wrong, "\n".join(wrong)
 
 
-@pytest.mark.parametrize("graph", [{unit: below - {unit} for unit, below in MAY.items()},
-                                   {name_of(path): own_imports(path, at_import=True) for path in files()}], ids=["packages", "files"])
+@pytest.mark.parametrize(
+    "graph",
+    [{unit: below - {unit} for unit, below in MAY.items()}, {name_of(path): own_imports(path, at_import=True) for path in files()}],
+    ids=["packages", "files"],
+)
 def test_nothing_goes_round_in_a_circle(graph):
     try:
         TopologicalSorter(graph).prepare()
@@ -169,15 +172,29 @@ def test_heavy_packages_stay_in_their_rooms():
     wrong = []
     for path in files():
         name, named = name_of(path), imports(path)
-        wrong += [f"{name} imports {package}, which only {sorted(rooms)} may import"
-                  for package, rooms in ONLY_IN.items() if package in named and name.split("/")[0] not in rooms]
+        wrong += [
+            f"{name} imports {package}, which only {sorted(rooms)} may import"
+            for package, rooms in ONLY_IN.items()
+            if package in named and name.split("/")[0] not in rooms
+        ]
         if "torch" in named and name.startswith(WITHOUT_TORCH) and unit_of(name) != "diagnosis/fork":
             wrong.append(f"{name} imports torch, and must work without it")
     assert not wrong, "\n".join(wrong)
 
 
-@pytest.mark.parametrize("module", ["fedrift", "fedrift.cli.app", "fedrift.config.loader", "fedrift.storage", "fedrift.diagnosis",
-                                    "fedrift.partition", "fedrift.report", "fedrift.studies"])
+@pytest.mark.parametrize(
+    "module",
+    [
+        "fedrift",
+        "fedrift.cli.app",
+        "fedrift.config.loader",
+        "fedrift.storage",
+        "fedrift.diagnosis",
+        "fedrift.partition",
+        "fedrift.report",
+        "fedrift.studies",
+    ],
+)
 def test_what_begins_quickly_needs_no_torch(module):
     code = f"import sys, {module}; assert not {{'torch', 'transformers', 'flwr'}} & set(sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
@@ -189,8 +206,11 @@ def test_every_file_begins_with_a_docstring():
 
 
 def test_the_cli_is_imported_by_nobody():
-    assert not [name_of(path) for path in files() if unit_of(name_of(path)) not in TOP
-                and any(name.startswith("cli/") for name in own_imports(path))]
+    assert not [
+        name_of(path)
+        for path in files()
+        if unit_of(name_of(path)) not in TOP and any(name.startswith("cli/") for name in own_imports(path))
+    ]
 
 
 def test_no_draw_without_a_name():

@@ -11,8 +11,13 @@ from fedrift.engine.run import run_experiment
 from tests.worlds import stock
 
 FILE = Path(__file__).resolve().parents[1] / "experiments" / "reddit_communities.yaml"
-LESS = ("training.num_rounds=1", "training.participation_rate=0.008", "evaluation.interval=1", "evaluation.blocks_per_domain=1",
-        "evaluation.final_blocks_per_domain=0")
+LESS = (
+    "training.num_rounds=1",
+    "training.participation_rate=0.008",
+    "evaluation.interval=1",
+    "evaluation.blocks_per_domain=1",
+    "evaluation.final_blocks_per_domain=0",
+)
 
 
 @pytest.mark.slow

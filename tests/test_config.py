@@ -59,31 +59,44 @@ def test_classes_are_named_by_type_or_by_their_name_alone():
     assert parse_config({"dataset": "bbc", "partition": {"num_clients": 4}}).partition == TopicMix(num_clients=4)
 
 
-@pytest.mark.parametrize(("said", "told"), [
-    ({"algoritm": "FedAvg"}, "algoritm: ExperimentConfig has no such key: did you mean 'algorithm'?"),
-    ({"algorithm": "fedprix"}, "no algorithm 'fedprix': did you mean 'FedProx'?"),
-    ({"algorithm": {"type": "FedProx", "my": 1}}, "algorithm.my: FedProx has no such key: did you mean 'mu'?"),
-    ({"partition": {"type": "TopicMix", "severity": 1.5}}, "partition.severity: wanted a number from 0 to 1, got 1.5"),
-    ({"partition": {"type": "TopicMix", "num_clients": 0}},
-     "partition.num_clients: wanted a whole number from 1 to 100,000, got 0"),
-    ({"partition": {"type": "Topicmax"}}, "did you mean 'TopicMix'?"),
-    ({"training": {"client_optimizer": {"type": "SDG"}}}, "no client_optimizer 'SDG': did you mean 'Sgd'?"),
-    ({"training": {"client_optimizer": {"type": "Sgd", "lr": -1}}},
-     "training.client_optimizer.lr: wanted a number from 1e-30 to 1e+30, got -1"),
-    ({"training": {"num_rounds": "many"}}, "training.num_rounds: wanted a whole number from 0 to 1,000,000, got 'many'"),
-    ({"training": {"participation_rate": 0.01}}, "training.participation_rate: 0.01 of 10 clients rounds to no client"),
-    ({"training": 3}, "training: wanted TrainingConfig as keys and values, got 3"),
-    ({"trainable": {"type": "Lora", "r": 0}}, "trainable.r: wanted a whole number from 1 to 16,384, got 0"),
-    ({"algorithm": 7}, "algorithm: say which one with `type:`"),
-    ({"evaluation": {"split": "train"}}, "evaluation.split: wanted 'validation' or 'test', got 'train'")])
+@pytest.mark.parametrize(
+    ("said", "told"),
+    [
+        ({"algoritm": "FedAvg"}, "algoritm: ExperimentConfig has no such key: did you mean 'algorithm'?"),
+        ({"algorithm": "fedprix"}, "no algorithm 'fedprix': did you mean 'FedProx'?"),
+        ({"algorithm": {"type": "FedProx", "my": 1}}, "algorithm.my: FedProx has no such key: did you mean 'mu'?"),
+        ({"partition": {"type": "TopicMix", "severity": 1.5}}, "partition.severity: wanted a number from 0 to 1, got 1.5"),
+        ({"partition": {"type": "TopicMix", "num_clients": 0}}, "partition.num_clients: wanted a whole number from 1 to 100,000, got 0"),
+        ({"partition": {"type": "Topicmax"}}, "did you mean 'TopicMix'?"),
+        ({"training": {"client_optimizer": {"type": "SDG"}}}, "no client_optimizer 'SDG': did you mean 'Sgd'?"),
+        (
+            {"training": {"client_optimizer": {"type": "Sgd", "lr": -1}}},
+            "training.client_optimizer.lr: wanted a number from 1e-30 to 1e+30, got -1",
+        ),
+        ({"training": {"num_rounds": "many"}}, "training.num_rounds: wanted a whole number from 0 to 1,000,000, got 'many'"),
+        ({"training": {"participation_rate": 0.01}}, "training.participation_rate: 0.01 of 10 clients rounds to no client"),
+        ({"training": 3}, "training: wanted TrainingConfig as keys and values, got 3"),
+        ({"trainable": {"type": "Lora", "r": 0}}, "trainable.r: wanted a whole number from 1 to 16,384, got 0"),
+        ({"algorithm": 7}, "algorithm: say which one with `type:`"),
+        ({"evaluation": {"split": "train"}}, "evaluation.split: wanted 'validation' or 'test', got 'train'"),
+    ],
+)
 def test_a_mistake_is_told_with_its_place_and_the_way_out(said, told):
     assert told in wrong(said)
 
 
 def settable() -> list[tuple[str, type]]:
     """Every class that stands in an experiment, a study, a fleet or an executor, by the path of its key."""
-    found = [("training", TrainingConfig), ("evaluation", EvaluationConfig), ("fork", ForkConfig), ("dataset", DatasetConfig),
-             ("synthetic", SyntheticConfig), ("tuning", Tuning), ("backend", FlowerConfig), ("study", Study)]
+    found = [
+        ("training", TrainingConfig),
+        ("evaluation", EvaluationConfig),
+        ("fork", ForkConfig),
+        ("dataset", DatasetConfig),
+        ("synthetic", SyntheticConfig),
+        ("tuning", Tuning),
+        ("backend", FlowerConfig),
+        ("study", Study),
+    ]
     for rooms in (REGISTRY, STUDY_REGISTRY, Registry({Executor: executors})):
         found += [(kind.__name__.lower(), each) for kind in rooms.modules for each in rooms.choices(kind).values()]
     return found
@@ -91,9 +104,12 @@ def settable() -> list[tuple[str, type]]:
 
 def numbers() -> list[tuple[str, type, str, type]]:
     """``(where, class, field, int or float)`` for each field of ``settable`` that is a number, None beside it or not."""
-    return [(where, kind, field.name, plain_type(get_type_hints(kind, include_extras=True)[field.name]))
-            for where, kind in settable() for field in fields(kind)
-            if plain_type(get_type_hints(kind, include_extras=True)[field.name]) in (int, float)]
+    return [
+        (where, kind, field.name, plain_type(get_type_hints(kind, include_extras=True)[field.name]))
+        for where, kind in settable()
+        for field in fields(kind)
+        if plain_type(get_type_hints(kind, include_extras=True)[field.name]) in (int, float)
+    ]
 
 
 def refusal(kind: type, name: str, value: object) -> str:
@@ -104,12 +120,36 @@ def refusal(kind: type, name: str, value: object) -> str:
 
 
 def test_no_number_of_any_class_takes_what_is_no_number_or_no_size_to_compute_with():
-    assert {"lr", "max_grad_norm", "mu", "alpha", "local_epochs", "seed", "r", "batch_size", "local_steps", "num_blocks", "severity",
-            "round_timeout_s"} <= {
-        name for _, _, name, _ in numbers()}
+    assert {
+        "lr",
+        "max_grad_norm",
+        "mu",
+        "alpha",
+        "local_epochs",
+        "seed",
+        "r",
+        "batch_size",
+        "local_steps",
+        "num_blocks",
+        "severity",
+        "round_timeout_s",
+    } <= {name for _, _, name, _ in numbers()}
     for _, kind, name, number in numbers():
-        for bad in (float("inf"), float("-inf"), float("nan"), True, False, "1", "0.5", [1], {}, 10**5000,
-                    10**23 if number is int else 1e31, 1e-320, 1.5 if number is int else 10**31):
+        for bad in (
+            float("inf"),
+            float("-inf"),
+            float("nan"),
+            True,
+            False,
+            "1",
+            "0.5",
+            [1],
+            {},
+            10**5000,
+            10**23 if number is int else 1e31,
+            1e-320,
+            1.5 if number is int else 10**31,
+        ):
             said = refusal(kind, name, bad)
             assert said.startswith(f"{name}: wanted {'a whole number' if number is int else 'a number'}"), (kind, name, bad, said)
             assert said.endswith(f", got {quote_value(bad)}") and len(said.splitlines()) == 1
@@ -127,39 +167,56 @@ def test_the_defaults_of_every_class_are_values_that_it_takes():
                 assert (_parse_value(types[field.name], dump_value(default, rooms), rooms, where, wrong), wrong) == (default, [])
 
 
-@pytest.mark.parametrize(("said", "told"), [
-    ("training: {local_epochs: 1e-320}", "training.local_epochs: wanted a number from 0.001 to 10,000 or null, got 1e-320"),
-    ("trainable: {target_modules: []}", "control characters, at least one, got []"),
-    ("trainable: {target_modules: ['']}", "trainable.target_modules[0]: wanted text of 1 to 1,000"),
-    ("trainable: {r: 1000000000}", "trainable.r: wanted a whole number from 1 to 16,384, got 1000000000"),
-    ("training: {batch_size: 100000000000000000000000}",
-     "training.batch_size: wanted a whole number from 1 to 16,384, got 1000000000000000"),
-    ("evaluation: {blocks_per_domain: 100000000000000000000000}",
-     "evaluation.blocks_per_domain: wanted a whole number from 1 to 1,000,000, got 1000000"),
-    ("dataset: ''", "dataset.name: wanted text of 1 to"), ("model: ''", "model: wanted text of 1 to"),
-    ("dataset:", "dataset: wanted DatasetConfig as keys and values, got null"), ("model: ~", "model: wanted text"),
-    ("model_fingerprint: zz", "model_fingerprint: wanted nothing, or the 64 hexadecimal digits that a run wrote, got 'zz'"),
-    ("dataset: {name: bbc, fingerprint: zz}", "dataset.fingerprint: wanted nothing, or the 64 hexadecimal digits"),
-    ("training: {local_steps: 1:30}", "training.local_steps: wanted a whole number from 1 to 1,000,000, got '1:30'"),
-    ("training: {local_steps: '5'}", "training.local_steps: wanted a whole number from 1 to 1,000,000, got '5'"),
-    ("seed: " + "1" * 5000, f"from 0 to 9,007,199,254,740,991, got '{'1' * 40}' and 4,960 more characters"),
-    ("seed: -1", "seed: wanted a whole number from 0"), ("model: " + "a" * 5000, "model: wanted text of 1 to 1,000 characters"),
-    ("algorithm: {type: [1, 2]}", "got {'type': [1, 2]}"), ("algorithm: {type: }", "got {'type': None}"),
-    ("algorithm: {type: FedProx, mu: .inf}", "algorithm.mu: wanted a number from 0 to 1e+30, got .inf"),
-    ("training: {client_optimizer: {type: AdamW, betas: [0.9]}}", "training.client_optimizer.betas: wanted a list of 2"),
-    ("training: {client_optimizer: {type: AdamW, betas: [0.9, 1]}}",
-     "training.client_optimizer.betas[1]: wanted a number from 0 and below 1, got 1"),
-    ("partition: {type: Style, homogeneous: yes}", "partition.homogeneous: wanted true or false, got 'yes'"),
-    ("partition: {type: Style, homogeneous: 1}", "partition.homogeneous: wanted true or false, got 1"),
-    ("partition: {type: Style, styles: [formal, loud]}",
-     "styles[1]: wanted 'plain' or 'formal' or 'slang' or 'short', got 'loud'"),
-    ("evaluation: test", "evaluation: wanted EvaluationConfig as keys and values, got 'test'"), ("fork: 3", "fork: wanted "),
-    ("fork: {run: abc, from_round: 1, exclude_clients: [-1]}", "fork.exclude_clients[0]: wanted a whole number from 0"),
-    ("clustering: {type: TextClustering, num_clusters: [3]}",
-     "num_clusters: wanted a whole number from 1 to 1,000,000 or null, got [3]"),
-    (r'model: "a\0b"', "model: wanted text of 1 to 1,000 characters without control characters, got 'a\\x00b'"),
-    (r'model: "a\ud800b"', "without control characters"), ("1: x", "1: ExperimentConfig has no such key"),
-    ("? " + "a" * 900 + "\n: x", f"'{'a' * 40}' and 860 more characters: ExperimentConfig has no such key")])
+@pytest.mark.parametrize(
+    ("said", "told"),
+    [
+        ("training: {local_epochs: 1e-320}", "training.local_epochs: wanted a number from 0.001 to 10,000 or null, got 1e-320"),
+        ("trainable: {target_modules: []}", "control characters, at least one, got []"),
+        ("trainable: {target_modules: ['']}", "trainable.target_modules[0]: wanted text of 1 to 1,000"),
+        ("trainable: {r: 1000000000}", "trainable.r: wanted a whole number from 1 to 16,384, got 1000000000"),
+        (
+            "training: {batch_size: 100000000000000000000000}",
+            "training.batch_size: wanted a whole number from 1 to 16,384, got 1000000000000000",
+        ),
+        (
+            "evaluation: {blocks_per_domain: 100000000000000000000000}",
+            "evaluation.blocks_per_domain: wanted a whole number from 1 to 1,000,000, got 1000000",
+        ),
+        ("dataset: ''", "dataset.name: wanted text of 1 to"),
+        ("model: ''", "model: wanted text of 1 to"),
+        ("dataset:", "dataset: wanted DatasetConfig as keys and values, got null"),
+        ("model: ~", "model: wanted text"),
+        ("model_fingerprint: zz", "model_fingerprint: wanted nothing, or the 64 hexadecimal digits that a run wrote, got 'zz'"),
+        ("dataset: {name: bbc, fingerprint: zz}", "dataset.fingerprint: wanted nothing, or the 64 hexadecimal digits"),
+        ("training: {local_steps: 1:30}", "training.local_steps: wanted a whole number from 1 to 1,000,000, got '1:30'"),
+        ("training: {local_steps: '5'}", "training.local_steps: wanted a whole number from 1 to 1,000,000, got '5'"),
+        ("seed: " + "1" * 5000, f"from 0 to 9,007,199,254,740,991, got '{'1' * 40}' and 4,960 more characters"),
+        ("seed: -1", "seed: wanted a whole number from 0"),
+        ("model: " + "a" * 5000, "model: wanted text of 1 to 1,000 characters"),
+        ("algorithm: {type: [1, 2]}", "got {'type': [1, 2]}"),
+        ("algorithm: {type: }", "got {'type': None}"),
+        ("algorithm: {type: FedProx, mu: .inf}", "algorithm.mu: wanted a number from 0 to 1e+30, got .inf"),
+        ("training: {client_optimizer: {type: AdamW, betas: [0.9]}}", "training.client_optimizer.betas: wanted a list of 2"),
+        (
+            "training: {client_optimizer: {type: AdamW, betas: [0.9, 1]}}",
+            "training.client_optimizer.betas[1]: wanted a number from 0 and below 1, got 1",
+        ),
+        ("partition: {type: Style, homogeneous: yes}", "partition.homogeneous: wanted true or false, got 'yes'"),
+        ("partition: {type: Style, homogeneous: 1}", "partition.homogeneous: wanted true or false, got 1"),
+        ("partition: {type: Style, styles: [formal, loud]}", "styles[1]: wanted 'plain' or 'formal' or 'slang' or 'short', got 'loud'"),
+        ("evaluation: test", "evaluation: wanted EvaluationConfig as keys and values, got 'test'"),
+        ("fork: 3", "fork: wanted "),
+        ("fork: {run: abc, from_round: 1, exclude_clients: [-1]}", "fork.exclude_clients[0]: wanted a whole number from 0"),
+        (
+            "clustering: {type: TextClustering, num_clusters: [3]}",
+            "num_clusters: wanted a whole number from 1 to 1,000,000 or null, got [3]",
+        ),
+        (r'model: "a\0b"', "model: wanted text of 1 to 1,000 characters without control characters, got 'a\\x00b'"),
+        (r'model: "a\ud800b"', "without control characters"),
+        ("1: x", "1: ExperimentConfig has no such key"),
+        ("? " + "a" * 900 + "\n: x", f"'{'a' * 40}' and 860 more characters: ExperimentConfig has no such key"),
+    ],
+)
 def test_a_value_that_is_not_allowed_is_refused_in_one_line_that_says_what_is(said, told):
     with pytest.raises(UserError) as raised:
         parse_config({"dataset": "bbc", **parse_yaml(said, "the file")})
@@ -209,19 +266,26 @@ def test_all_mistakes_are_told_at_once():
 
 
 def test_overrides_change_one_key_each():
-    experiment = parse_config({"dataset": "bbc", "algorithm": "FedProx"},
-                              ["algorithm.mu=0.5", "training.client_optimizer.type=Sgd", "training.client_optimizer.lr=1e-2",
-                               "dataset.limit=100", "seed=7"])
+    experiment = parse_config(
+        {"dataset": "bbc", "algorithm": "FedProx"},
+        ["algorithm.mu=0.5", "training.client_optimizer.type=Sgd", "training.client_optimizer.lr=1e-2", "dataset.limit=100", "seed=7"],
+    )
     assert experiment.algorithm == FedProx(mu=0.5)
     assert experiment.training.client_optimizer == Sgd(0.01)
     assert (experiment.dataset.name, experiment.dataset.limit, experiment.seed) == ("bbc", 100, 7)
     assert "written path=value" in wrong({}, "training.num_rounds")
 
 
-@pytest.mark.parametrize("said", [
-    {}, {"algorithm": "Scaffold"}, {"trainable": {"type": "LastBlocks", "num_blocks": 2}},
-    {"partition": {"type": "Dirichlet", "severity": 0.3}},
-    {"training": {"client_optimizer": {"type": "Sgd", "momentum": 0.9}, "local_epochs": 1.5, "max_grad_norm": None}}])
+@pytest.mark.parametrize(
+    "said",
+    [
+        {},
+        {"algorithm": "Scaffold"},
+        {"trainable": {"type": "LastBlocks", "num_blocks": 2}},
+        {"partition": {"type": "Dirichlet", "severity": 0.3}},
+        {"training": {"client_optimizer": {"type": "Sgd", "momentum": 0.9}, "local_epochs": 1.5, "max_grad_norm": None}},
+    ],
+)
 def test_what_is_written_down_is_read_back_the_same(said):
     experiment = parse_config({"dataset": "bbc", **said})
     again = parse_config(experiment.to_dict())
@@ -243,14 +307,28 @@ def test_reading_yaml_needs_no_torch():
 
 def test_the_id_is_of_what_can_change_a_result():
     assert parse_config({"dataset": "bbc"}).id == parse_config({"dataset": "bbc", "seed": 0, "training": {"num_rounds": 30}}).id
-    assert len({parse_config({"dataset": "bbc", **said}).id for said in (
-        {}, {"seed": 1}, {"algorithm": "Scaffold"}, {"algorithm": "FedProx"}, {"model": "smollm2-135m"},
-        {"partition": {"severity": 0.5}}, {"training": {"max_grad_norm": None}}, {"dataset": {"name": "bbc", "limit": 5}})}) == 8
+    assert (
+        len(
+            {
+                parse_config({"dataset": "bbc", **said}).id
+                for said in (
+                    {},
+                    {"seed": 1},
+                    {"algorithm": "Scaffold"},
+                    {"algorithm": "FedProx"},
+                    {"model": "smollm2-135m"},
+                    {"partition": {"severity": 0.5}},
+                    {"training": {"max_grad_norm": None}},
+                    {"dataset": {"name": "bbc", "limit": 5}},
+                )
+            }
+        )
+        == 8
+    )
 
 
 def test_the_twin_differs_in_severity_alone():
-    experiment = parse_config({"dataset": "bbc", "partition": {"type": "Dirichlet", "num_clients": 4, "severity": 0.7},
-                               "seed": 2})
+    experiment = parse_config({"dataset": "bbc", "partition": {"type": "Dirichlet", "num_clients": 4, "severity": 0.7}, "seed": 2})
     assert iid_baseline(experiment).partition == Dirichlet(num_clients=4, severity=0.0)
     assert edit_config(iid_baseline(experiment), {"partition__severity": 0.7}) == experiment
 
@@ -269,9 +347,15 @@ def test_the_learning_rate_goes_down_the_cosine_by_round():
     assert plan.client_optimizer == AdamW()
 
 
-@pytest.mark.parametrize(("content", "told"), [
-    (b"", "holds no experiment"), (b"- a\n- b", "holds no experiment"), (b"dataset: [", "is not YAML"),
-    (b"\xff\xfe\x00", "not a text file")])
+@pytest.mark.parametrize(
+    ("content", "told"),
+    [
+        (b"", "holds no experiment"),
+        (b"- a\n- b", "holds no experiment"),
+        (b"dataset: [", "is not YAML"),
+        (b"\xff\xfe\x00", "not a text file"),
+    ],
+)
 def test_a_file_that_is_no_experiment_says_so(tmp_path, content, told):
     path = tmp_path / "e.yaml"
     path.write_bytes(content)

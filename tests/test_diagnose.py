@@ -18,8 +18,7 @@ def trajectory(loss, rounds=None, **domains) -> Trajectory:
     rounds = range(len(loss)) if rounds is None else rounds
     records = [Record(round, "loss", "", -1, float(value)) for round, value in zip(rounds, loss, strict=True)]
     for domain, curve in domains.items():
-        records += [Record(round, "loss", domain, -1, float(value))
-                    for round, value in zip(rounds, curve, strict=True)]
+        records += [Record(round, "loss", domain, -1, float(value)) for round, value in zip(rounds, curve, strict=True)]
     return Trajectory(records)
 
 
@@ -40,8 +39,12 @@ def test_start_and_end_are_the_first_and_the_mean_of_the_last_five():
 
 
 def test_rounds_without_an_evaluation_do_not_count():
-    run = Trajectory([*trajectory([5.0, 4.5, 4.0], rounds=[0, 5, 10]).records,
-                      *(Record(round, "update.consensus", "", -1, 0.5) for round in range(1, 11))])
+    run = Trajectory(
+        [
+            *trajectory([5.0, 4.5, 4.0], rounds=[0, 5, 10]).records,
+            *(Record(round, "update.consensus", "", -1, 0.5) for round in range(1, 11)),
+        ]
+    )
     judged = judge_run(run)
     assert judged.num_evaluations == 3 and judged.final_loss == pytest.approx(4.25)
 
@@ -140,13 +143,16 @@ def test_a_client_that_failed_is_told():
     assert judged.reasons == ("client 2 failed, first in round 4",) and not judged.has_diverged
 
 
-@pytest.mark.parametrize(("loss", "diverged"), [
-    ([4, 3, 2, 7, 7, 7], True),       # above 1.5 * 4 and 2 + ln 4, three times
-    ([4, 3, 2, 7, 7, 2], False),      # twice only
-    ([4, 3, 2, 7, 7, 2, 7, 7], False),  # not running
-    ([4, 3, 2, 5.9, 5.9, 5.9], False),  # below 1.5 times the start
-    ([1, 0.9, 0.8, 2, 2, 2], False),  # above 1.5 times the start, not ln 4 above the lowest
-])
+@pytest.mark.parametrize(
+    ("loss", "diverged"),
+    [
+        ([4, 3, 2, 7, 7, 7], True),  # above 1.5 * 4 and 2 + ln 4, three times
+        ([4, 3, 2, 7, 7, 2], False),  # twice only
+        ([4, 3, 2, 7, 7, 2, 7, 7], False),  # not running
+        ([4, 3, 2, 5.9, 5.9, 5.9], False),  # below 1.5 times the start
+        ([1, 0.9, 0.8, 2, 2, 2], False),  # above 1.5 times the start, not ln 4 above the lowest
+    ],
+)
 def test_a_loss_runs_away_when_it_is_high_by_both_measures_three_times_running(loss, diverged):
     assert judge_run(trajectory(loss)).has_diverged is diverged
 

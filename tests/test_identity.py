@@ -66,9 +66,14 @@ def test_every_value_is_in_the_id_though_it_is_the_default(monkeypatch):
     asked = parse_config({"dataset": "bbc"})
     before = asked.id
     assert compute_id({**asked.to_stored_dict(), "schema": SCHEMA_VERSION + 1}) != before
-    monkeypatch.setattr(TrainingConfig.__init__, "__defaults__",
-                        tuple(1 if f.name == "local_steps" else value
-                              for f, value in zip(fields(TrainingConfig), TrainingConfig.__init__.__defaults__, strict=True)))
+    monkeypatch.setattr(
+        TrainingConfig.__init__,
+        "__defaults__",
+        tuple(
+            1 if f.name == "local_steps" else value
+            for f, value in zip(fields(TrainingConfig), TrainingConfig.__init__.__defaults__, strict=True)
+        ),
+    )
     assert parse_config({"dataset": "bbc", "training": {"num_rounds": 30}}).training.local_steps == 1
     assert parse_config({"dataset": "bbc", "training": {"num_rounds": 30}}).id != before
     synthetic = parse_config({"dataset": "synthetic"}).to_stored_dict()
@@ -79,8 +84,9 @@ def test_every_value_is_in_the_id_though_it_is_the_default(monkeypatch):
 
 
 def test_the_id_is_made_of_what_is_stored():
-    asked = parse_config({"dataset": "bbc", "algorithm": {"type": "FedProx", "mu": 0.1},
-                          "training": {"client_optimizer": {"type": "Sgd", "lr": 1}}})
+    asked = parse_config(
+        {"dataset": "bbc", "algorithm": {"type": "FedProx", "mu": 0.1}, "training": {"client_optimizer": {"type": "Sgd", "lr": 1}}}
+    )
     stored = json.loads(json.dumps({**asked.to_stored_dict(), "id": asked.id, "partition_table": {"tokens": [[1]]}}))
     assert compute_id(stored) == asked.id
     assert parse_stored_config(stored) == asked
@@ -91,7 +97,8 @@ def test_the_id_is_made_of_what_is_stored():
         'algorithm.type is "FedProx" in the stored run and "FedAvg" in what is asked',
         "training.local_steps is 5 in the stored run and 1 in what is asked",
         "algorithm.mu is 0.1 in the stored run and not there in what is asked",
-        'algorithm.proximal is "gradient" in the stored run and not there in what is asked']
+        'algorithm.proximal is "gradient" in the stored run and not there in what is asked',
+    ]
 
 
 @pytest.mark.parametrize("name", ["first", "failures", "smollm2"])
@@ -99,26 +106,32 @@ def test_runs_of_committed_studies_keep_the_ids_that_they_had(name):
     with zipfile.ZipFile(RESULTS / f"{name}.zip") as archive:
         members = [member for member in archive.namelist() if member.endswith("/experiment.json")]
         assert members
-        for member in members[::max(1, len(members) // 6)]:
+        for member in members[:: max(1, len(members) // 6)]:
             stored = json.loads(archive.read(member))
             assert stored["schema"] <= SCHEMA_VERSION
             assert compute_id(stored) == stored["id"] == member.split("/")[0]
             assert compute_id({**stored, "seed": stored["seed"] + 1}) != stored["id"]
 
 
-BASE = parse_config({"dataset": "bbc", "partition": {"type": "Dirichlet", "severity": 0.0},
-                     "training": {"client_optimizer": {"type": "Sgd", "lr": 1.0}}})
+BASE = parse_config(
+    {"dataset": "bbc", "partition": {"type": "Dirichlet", "severity": 0.0}, "training": {"client_optimizer": {"type": "Sgd", "lr": 1.0}}}
+)
 
 
-@pytest.mark.parametrize(("path", "equal"), [
-    ("partition__severity", [0, 0.0, -0.0, np.float64(0), np.float32(0), np.int64(0), np.array(0)]),
-    ("training__client_optimizer__lr", [1, 1.0, np.float32(1), np.int8(1)]),
-    ("training__max_grad_norm", [2, 2.0, np.float64(2)]), ("seed", [3, 3.0, np.int64(3), np.uint8(3)]),
-    ("evaluation__probes", [("updates", "language"), ["updates", "language"], np.array(["updates", "language"])]),
-    ("dataset__limit", [50, np.int32(50)]),
-    ("algorithm", [FedProx(mu=1), FedProx(mu=1.0), FedProx(mu=np.float32(1), server_optimizer=Sgd(1)), {"type": "FedProx", "mu": 1}]),
-    ("trainable", [Lora(target_modules=["q_proj"], lora_alpha=16), Lora(target_modules=("q_proj",))]),
-    ("partition", [Style(styles=["formal", "slang"], homogeneous=np.bool_(False)), Style(styles=("formal", "slang"))])])
+@pytest.mark.parametrize(
+    ("path", "equal"),
+    [
+        ("partition__severity", [0, 0.0, -0.0, np.float64(0), np.float32(0), np.int64(0), np.array(0)]),
+        ("training__client_optimizer__lr", [1, 1.0, np.float32(1), np.int8(1)]),
+        ("training__max_grad_norm", [2, 2.0, np.float64(2)]),
+        ("seed", [3, 3.0, np.int64(3), np.uint8(3)]),
+        ("evaluation__probes", [("updates", "language"), ["updates", "language"], np.array(["updates", "language"])]),
+        ("dataset__limit", [50, np.int32(50)]),
+        ("algorithm", [FedProx(mu=1), FedProx(mu=1.0), FedProx(mu=np.float32(1), server_optimizer=Sgd(1)), {"type": "FedProx", "mu": 1}]),
+        ("trainable", [Lora(target_modules=["q_proj"], lora_alpha=16), Lora(target_modules=("q_proj",))]),
+        ("partition", [Style(styles=["formal", "slang"], homogeneous=np.bool_(False)), Style(styles=("formal", "slang"))]),
+    ],
+)
 def test_equal_values_have_one_id_and_one_form(path, equal):
     made = expand_grid(BASE, **{path: equal})
     head, *rest = path.split("__")
@@ -136,25 +149,28 @@ def test_the_grid_of_the_docstring_holds_the_iid_baseline():
     assert one.id == skewed.id
 
 
-@pytest.mark.parametrize(("changes", "told"), [
-    ({"training__num_rounds": -5}, "training.num_rounds: wanted a whole number from 0 to 1,000,000, got -5"),
-    ({"partition__severity": 7.5}, "partition.severity: wanted a number from 0 to 1, got 7.5"),
-    ({"partition": TopicMix(severity=-1)}, "partition.severity"),
-    ({"algorithm": FedProx(mu=-1)}, "algorithm.mu"),
-    ({"training__participation_rate": 0.01}, "rounds to no client"),
-    ({"evaluation__probes": ("langage",)}, "did you mean 'language'"),
-    ({"algorithm": Sgd()}, "algorithm: wanted FedAvg, got Sgd"),
-    ({"partition": Sgd()}, "partition: wanted Partitioner, got Sgd"),
-    ({"training": EvaluationConfig()}, "training: wanted TrainingConfig, got EvaluationConfig"),
-    ({"fork": ForkConfig("abc", 0)}, "fork.from_round"),
-    ({"dataset": DatasetConfig("bbc", limit=0)}, "dataset.limit"),
-])
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"training__num_rounds": -5}, "training.num_rounds: wanted a whole number from 0 to 1,000,000, got -5"),
+        ({"partition__severity": 7.5}, "partition.severity: wanted a number from 0 to 1, got 7.5"),
+        ({"partition": TopicMix(severity=-1)}, "partition.severity"),
+        ({"algorithm": FedProx(mu=-1)}, "algorithm.mu"),
+        ({"training__participation_rate": 0.01}, "rounds to no client"),
+        ({"evaluation__probes": ("langage",)}, "did you mean 'language'"),
+        ({"algorithm": Sgd()}, "algorithm: wanted FedAvg, got Sgd"),
+        ({"partition": Sgd()}, "partition: wanted Partitioner, got Sgd"),
+        ({"training": EvaluationConfig()}, "training: wanted TrainingConfig, got EvaluationConfig"),
+        ({"fork": ForkConfig("abc", 0)}, "fork.from_round"),
+        ({"dataset": DatasetConfig("bbc", limit=0)}, "dataset.limit"),
+    ],
+)
 def test_edited_replaced_and_built_experiments_are_checked_as_files_are(changes, told):
     with pytest.raises(UserError, match=told):
         edit_config(BASE, changes)
     with pytest.raises(UserError, match=told):
         expand_grid(BASE, **{path: [value] for path, value in changes.items()})
-    (path, value), = changes.items()
+    ((path, value),) = changes.items()
     head, *rest = path.split("__")
     part = replace(getattr(BASE, head), **{rest[0]: value}) if rest else value
     with pytest.raises(UserError, match=told):
@@ -164,19 +180,26 @@ def test_edited_replaced_and_built_experiments_are_checked_as_files_are(changes,
 
 
 def test_changes_are_made_together_and_all_mistakes_are_told():
-    few = edit_config(BASE,
-                      {"training__participation_rate": 0.1, "partition__num_clients": 2, "training__num_rounds": 3,
-                       "partition": Dirichlet(num_clients=20)})
+    few = edit_config(
+        BASE,
+        {
+            "training__participation_rate": 0.1,
+            "partition__num_clients": 2,
+            "training__num_rounds": 3,
+            "partition": Dirichlet(num_clients=20),
+        },
+    )
     assert few.partition == Dirichlet(num_clients=20)
-    alone = edit_config(edit_config(BASE, {"training__participation_rate": 0.1}),
-                        {"partition__num_clients": 2, "training__participation_rate": 1})
+    alone = edit_config(
+        edit_config(BASE, {"training__participation_rate": 0.1}), {"partition__num_clients": 2, "training__participation_rate": 1}
+    )
     assert (alone.partition.num_clients, alone.training.participation_rate) == (2, 1.0)
     with pytest.raises(UserError) as raised:
         edit_config(BASE, {"training__num_rounds": -5, "partition__severity": 7.5})
     assert len(str(raised.value).splitlines()) == 2
 
 
-OWN = '''
+OWN = """
 from dataclasses import dataclass
 from fedrift.algorithms import FedAvg
 
@@ -192,7 +215,7 @@ class Hidden(FedAvg):
 class Deal:
     num_clients, severity = 10, 0.5
     def __call__(self, corpus, rng): ...
-'''
+"""
 
 
 @pytest.fixture

@@ -25,10 +25,18 @@ def world(tmp_path_factory):
     """A federated run, the pooled one of its seed, and the stock."""
     folder = tmp_path_factory.mktemp("likeness")
     stock = worlds.stock(folder)
-    asked = ("training.client_optimizer.lr=20", "training.client_weighting=uniform", "evaluation.final_blocks_per_domain=20",
-             "evaluation.blocks_per_domain=20")
-    return (folder, stock, run_experiment(worlds.experiment(folder, *asked), stock),
-            run_experiment(worlds.experiment(folder, *asked, "algorithm=Centralized"), stock))
+    asked = (
+        "training.client_optimizer.lr=20",
+        "training.client_weighting=uniform",
+        "evaluation.final_blocks_per_domain=20",
+        "evaluation.blocks_per_domain=20",
+    )
+    return (
+        folder,
+        stock,
+        run_experiment(worlds.experiment(folder, *asked), stock),
+        run_experiment(worlds.experiment(folder, *asked, "algorithm=Centralized"), stock),
+    )
 
 
 def test_a_model_is_like_itself_and_less_like_another(world):
@@ -67,8 +75,9 @@ def test_what_is_told_is_so_of_the_saved_models(world, monkeypatch):
 
 def test_runs_that_tune_something_else_are_refused(world):
     folder, stock, run, _ = world
-    other = run_experiment(worlds.experiment(folder, "trainable.r=2", "training.num_rounds=1",
-                                             "evaluation.final_blocks_per_domain=0"), stock)
+    other = run_experiment(
+        worlds.experiment(folder, "trainable.r=2", "training.num_rounds=1", "evaluation.final_blocks_per_domain=0"), stock
+    )
     with pytest.raises(UserError, match="under one trainable"):
         measure_similarity(run, other, stock)
 

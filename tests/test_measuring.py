@@ -54,10 +54,11 @@ def test_clients_and_the_pool_of_all_data_train_on_text_as_its_owners_write_it(t
     asked = experiment(tmp_path, "partition={type: StopwordDrop, num_clients: 3}", f"algorithm={algorithm}")
     setting, made = build_run(resolve_fingerprints(asked, there), there), (asked.model, asked.trainable)
     corpus = there.get_corpus(asked.dataset, asked.model)
-    partition, tokenizer = (partition_documents(asked, corpus.with_sizes(there.get_tokens(corpus, *made).lengths)),
-                            there.get_language_model(*made).tokenizer)
-    texts = [sorted(rewrite_corpus(corpus.take(rows), way).text)
-             for rows, way in zip(partition.rows, partition.rewrites, strict=True)]
+    partition, tokenizer = (
+        partition_documents(asked, corpus.with_sizes(there.get_tokens(corpus, *made).lengths)),
+        there.get_language_model(*made).tokenizer,
+    )
+    texts = [sorted(rewrite_corpus(corpus.take(rows), way).text) for rows, way in zip(partition.rows, partition.rewrites, strict=True)]
     read = [sorted(tokenizer.decode(one.tokens[one.mask]).split("<end>")[:-1]) for one in setting.simulator.batches.blocks]
     assert read == (texts if algorithm == "FedAvg" else [sorted(text for own in texts for text in own)])
     mix = setting.losses.all_text.client_domain_tokens
@@ -72,11 +73,14 @@ def held_out(mix, domain=(0, 0, 1), length=(4, 4, 4)) -> HeldOut:
     return HeldOut(Blocks(tokens, keep), np.array(domain), ("a", "b", "c"), np.array(mix, dtype=float))
 
 
-@pytest.mark.parametrize(("held", "words"), [
-    (held_out([[5, 0, 0], [0, 0, 3], [1, 1, 1]]), "no loss of client 1 can be measured: .* no test documents of domain c"),
-    (held_out([[5, 0, 0], [0, 3, 0]], length=(4, 4, 1)), "no loss of client 1 .* domain b"),  # one token predicts nothing
-    (held_out([[0, 2, 0], [0, 3, 0]], domain=(0, 0, 2)), "no loss of clients 0, 1 .* domain b"),
-])
+@pytest.mark.parametrize(
+    ("held", "words"),
+    [
+        (held_out([[5, 0, 0], [0, 0, 3], [1, 1, 1]]), "no loss of client 1 can be measured: .* no test documents of domain c"),
+        (held_out([[5, 0, 0], [0, 3, 0]], length=(4, 4, 1)), "no loss of client 1 .* domain b"),  # one token predicts nothing
+        (held_out([[0, 2, 0], [0, 3, 0]], domain=(0, 0, 2)), "no loss of clients 0, 1 .* domain b"),
+    ],
+)
 def test_a_client_without_held_out_text_is_refused_before_training(held, words):
     with pytest.raises(UserError, match=words) as caught:
         check_held_out(held, "test", "news")
@@ -97,8 +101,13 @@ def test_a_run_whose_clients_have_no_held_out_text_ends_before_it_begins(tmp_pat
     folder = tmp_path / "split"
     folder.mkdir()
     for name, wanted in (("train", ("sport", "tech", "food")), ("test", ("sport", "tech"))):
-        (folder / f"{name}.csv").write_text("\n".join([rows[0], *(
-            row for row, topic in zip(rows[1:], topics[1:], strict=True) if topic in wanted)][:: 1 if name == "train" else 2]))
+        (folder / f"{name}.csv").write_text(
+            "\n".join(
+                [rows[0], *(row for row, topic in zip(rows[1:], topics[1:], strict=True) if topic in wanted)][
+                    :: 1 if name == "train" else 2
+                ]
+            )
+        )
     there = stock(tmp_path)
     asked = replace(asked, dataset=replace(asked.dataset, name=str(folder), fingerprint=""))
     with pytest.raises(UserError, match=r"no loss of client .* no test documents of domain food"):

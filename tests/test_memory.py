@@ -17,8 +17,9 @@ def tree(size: int, at: float = 0.0) -> Tree:
 
 
 def same(one: Tree, other: Tree) -> bool:
-    return one.keys() == other.keys() and all(torch.equal(leaf, other[name]) and leaf.dtype == other[name].dtype
-                                              for name, leaf in one.items())
+    return one.keys() == other.keys() and all(
+        torch.equal(leaf, other[name]) and leaf.dtype == other[name].dtype for name, leaf in one.items()
+    )
 
 
 def test_it_reads_and_writes_as_one_large_tree_does():
@@ -63,9 +64,11 @@ def test_a_round_reads_and_writes_what_its_cohort_keeps_however_many_clients_the
     """The loop and the algorithm's evidence; AFL needs all clients in every round."""
     algorithm, read = SUBJECTS[name], []
     rows = ClientStateStore.gather
-    monkeypatch.setattr(ClientStateStore, "gather",
-                        lambda self, index: (read.append(len(self.states[index]) if isinstance(index, slice) else len(index))
-                                             or rows(self, index)))
+    monkeypatch.setattr(
+        ClientStateStore,
+        "gather",
+        lambda self, index: read.append(len(self.states[index]) if isinstance(index, slice) else len(index)) or rows(self, index),
+    )
 
     def costs(size: int) -> list[int]:
         rounds = train(algorithm, data().of([client % 5 for client in range(size)]), until=1, cohort=2)
@@ -73,8 +76,7 @@ def test_a_round_reads_and_writes_what_its_cohort_keeps_however_many_clients_the
         read.clear()
         done = train(algorithm, data().of([client % 5 for client in range(size)]), until=2, cohort=2, state=state)[-1]
         algorithm.round_metrics(done)
-        kept = sum(new is not old
-                   for new, old in zip(done.after.client_states.states, done.before.client_states.states, strict=True))
+        kept = sum(new is not old for new, old in zip(done.after.client_states.states, done.before.client_states.states, strict=True))
         return [sum(read), max(read), kept]
 
     few, many = costs(5), costs(60)

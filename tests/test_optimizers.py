@@ -44,10 +44,16 @@ def test_the_defaults_are_the_papers():
     assert (Adam().betas, Adam().tau, Yogi().betas, Adagrad().betas[0]) == ((0.9, 0.99), 1e-3, (0.9, 0.99), 0.0)
 
 
-@pytest.mark.parametrize(("ours", "theirs"), [
-    (Sgd(0.05, momentum=0.9, dampening=0.3, weight_decay=0.1), lambda p: torch.optim.SGD(
-        p, 0.05, momentum=0.9, dampening=0.3, weight_decay=0.1)),
-    (AdamW(0.05, weight_decay=0.1), lambda p: torch.optim.AdamW(p, 0.05, weight_decay=0.1))])
+@pytest.mark.parametrize(
+    ("ours", "theirs"),
+    [
+        (
+            Sgd(0.05, momentum=0.9, dampening=0.3, weight_decay=0.1),
+            lambda p: torch.optim.SGD(p, 0.05, momentum=0.9, dampening=0.3, weight_decay=0.1),
+        ),
+        (AdamW(0.05, weight_decay=0.1), lambda p: torch.optim.AdamW(p, 0.05, weight_decay=0.1)),
+    ],
+)
 def test_client_rules_are_torchs(ours, theirs):
     x = Tree(x=torch.linspace(-1, 2, 6, dtype=torch.float64).view(2, 3))
     leaf = x["x"].clone().requires_grad_()
@@ -65,6 +71,7 @@ def test_client_rules_are_torchs(ours, theirs):
 
 
 # Public implementations' bugs, planted.
+
 
 @dataclass(frozen=True)
 class SquaresTheMomentum(Adam):
@@ -100,14 +107,18 @@ def test_planted_bugs_are_seen(bug):
 def test_the_fused_step_of_adamw_is_the_rule_s_and_writes_into_nothing():
     draw = torch.Generator().manual_seed(3)
     rule = AdamW(0.03, weight_decay=0.2)
-    params = Tree({name: torch.randn(2, *shape, generator=draw, dtype=torch.float64)
-                   for name, shape in {"w": (3, 4), "b": (4,)}.items()})
+    params = Tree({name: torch.randn(2, *shape, generator=draw, dtype=torch.float64) for name, shape in {"w": (3, 4), "b": (4,)}.items()})
     even, held = rule.init(params), rule.init(params)
     held["count"][1] = 5.0  # rows that differ in their steps go the written way; the first row is in both
     before = params.map(torch.clone)
     for _ in range(4):
-        grad = params.map(lambda leaf: torch.randn(leaf.shape, generator=draw, dtype=torch.float64).mT.contiguous().mT
-                          if leaf.ndim > 2 else torch.randn(leaf.shape, generator=draw, dtype=torch.float64))
+        grad = params.map(
+            lambda leaf: (
+                torch.randn(leaf.shape, generator=draw, dtype=torch.float64).mT.contiguous().mT
+                if leaf.ndim > 2
+                else torch.randn(leaf.shape, generator=draw, dtype=torch.float64)
+            )
+        )
         (fused, even), (written, held) = rule.step(params, grad, even), rule.step(params, grad, held)
         assert all(torch.allclose(fused[name][0], written[name][0], rtol=1e-12, atol=1e-14) for name in params)
         assert any(not torch.allclose(fused[name][1], written[name][1], rtol=1e-4) for name in params)

@@ -16,11 +16,17 @@ NAN = float("nan")
 
 @pytest.fixture
 def run() -> Trajectory:
-    return Trajectory([
-        Record(0, "loss", "", -1, 5.0), Record(0, "loss", "sport", -1, 5.5), Record(0, "loss", "", 0, 5.1),
-        Record(1, "update.norm", "", 0, 0.5), Record(1, "update.norm", "", 2, 0.7),
-        Record(2, "loss", "", -1, NAN), Record(2, "loss", "sport", -1, 5.2),
-    ])
+    return Trajectory(
+        [
+            Record(0, "loss", "", -1, 5.0),
+            Record(0, "loss", "sport", -1, 5.5),
+            Record(0, "loss", "", 0, 5.1),
+            Record(1, "update.norm", "", 0, 0.5),
+            Record(1, "update.norm", "", 2, 0.7),
+            Record(2, "loss", "", -1, NAN),
+            Record(2, "loss", "sport", -1, 5.2),
+        ]
+    )
 
 
 def test_a_curve_lies_along_the_rounds_and_what_is_missing_is_nan(run):

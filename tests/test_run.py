@@ -50,6 +50,7 @@ def killed_at(round: int):
     def watch(progress):
         if progress.round == round:
             raise Killed
+
     return watch
 
 
@@ -90,9 +91,11 @@ def replace_root(folder, name):
 def test_a_process_killed_by_the_system_resumes_bit_for_bit(tmp_path):
     said = "training.num_rounds=30", "algorithm=Scaffold"  # whose state is in two files
     asked = experiment(tmp_path, *said)
-    code = ("import sys; from pathlib import Path; from tests.worlds import experiment, stock;"
-            "from fedrift.engine.run import run_experiment; folder = Path(sys.argv[1]);"
-            "run_experiment(experiment(folder, *sys.argv[2:]), stock(folder))")
+    code = (
+        "import sys; from pathlib import Path; from tests.worlds import experiment, stock;"
+        "from fedrift.engine.run import run_experiment; folder = Path(sys.argv[1]);"
+        "run_experiment(experiment(folder, *sys.argv[2:]), stock(folder))"
+    )
     process = subprocess.Popen([sys.executable, "-c", code, str(tmp_path), *said], env={**os.environ, "PYTHONPATH": os.getcwd()})
     there = stock(tmp_path)
     timings = there.runtime.runs_dir / resolve_fingerprints(asked, there).id / "timings.jsonl"
@@ -145,7 +148,7 @@ def test_a_run_that_lost_rows_or_whose_state_was_changed_is_never_resumed(tmp_pa
     folder = there.runtime.runs_dir / resolve_fingerprints(asked, there).id
     for name, told in (("records.jsonl", "records.jsonl has"), ("state.safetensors", "state.safetensors is damaged")):
         whole = (folder / name).read_bytes()
-        spoilt = whole[:6 * len(whole) // 10] if name == "records.jsonl" else whole[:-3] + bytes([whole[-3] ^ 1]) + whole[-2:]
+        spoilt = whole[: 6 * len(whole) // 10] if name == "records.jsonl" else whole[:-3] + bytes([whole[-3] ^ 1]) + whole[-2:]
         (folder / name).write_bytes(spoilt)
         with pytest.raises(UserError, match=told):
             run_experiment(asked, there)
@@ -225,8 +228,7 @@ def test_a_run_that_resumes_on_another_processor_says_so(tmp_path):
 
 
 def test_a_diverging_run_ends_and_says_so(tmp_path):
-    run = run_experiment(experiment(tmp_path, "training.client_optimizer.lr=1e30", "training.max_grad_norm=null"),
-                         stock(tmp_path))
+    run = run_experiment(experiment(tmp_path, "training.client_optimizer.lr=1e30", "training.max_grad_norm=null"), stock(tmp_path))
     assert run.status == "finished"
     assert {event["kind"] for event in run.events()} & {"client failed", "update exploded"}  # which of them rests on rounding
     said = judge_run(run.trajectory())
@@ -234,13 +236,19 @@ def test_a_diverging_run_ends_and_says_so(tmp_path):
 
 
 def test_a_cohort_of_one_client_is_a_caveat_of_a_run_that_averages(tmp_path, capsys):
-    said = {name: any("one client per round" in caveat for caveat in config_caveats(
-        experiment(tmp_path, f"algorithm={name}", "training.participation_rate=0.34"))) for name in (
-            "FedAvg", "Scaffold", "LocalOnly", "Centralized", "Pretrained")}
+    said = {
+        name: any(
+            "one client per round" in caveat
+            for caveat in config_caveats(experiment(tmp_path, f"algorithm={name}", "training.participation_rate=0.34"))
+        )
+        for name in ("FedAvg", "Scaffold", "LocalOnly", "Centralized", "Pretrained")
+    }
     assert said == {"FedAvg": True, "Scaffold": True, "LocalOnly": False, "Centralized": False, "Pretrained": False}
     assert not any("one client" in caveat for caveat in config_caveats(experiment(tmp_path)))
-    run = run_experiment(experiment(tmp_path, "training.participation_rate=0.34", "training.num_rounds=1",
-                                    "evaluation.final_blocks_per_domain=0"), stock(tmp_path))
+    run = run_experiment(
+        experiment(tmp_path, "training.participation_rate=0.34", "training.num_rounds=1", "evaluation.final_blocks_per_domain=0"),
+        stock(tmp_path),
+    )
     assert any("one client per round: nothing is averaged" in caveat for caveat in run.read_json("finished")["caveats"])
     assert not {"update.divergence", "gradient.norm.variance"} & set(run.trajectory().metrics)
     print_summary(run)
@@ -259,8 +267,7 @@ def test_zero_shot_is_the_pretrained_model_in_every_round(tmp_path):
 
 def test_severity_moves_documents_and_not_what_is_measured_on(tmp_path):
     there = stock(tmp_path)
-    skewed, iid = (build_run(resolve_fingerprints(e, there), there)
-                   for e in (experiment(tmp_path), iid_baseline(experiment(tmp_path))))
+    skewed, iid = (build_run(resolve_fingerprints(e, there), there) for e in (experiment(tmp_path), iid_baseline(experiment(tmp_path))))
     assert (skewed.losses.held_out.blocks.tokens == iid.losses.held_out.blocks.tokens).all()
     assert sum(map(sum, skewed.partition_table["tokens"])) == sum(map(sum, iid.partition_table["tokens"]))
     assert [sum(cell > 0 for cell in row) for row in skewed.partition_table["tokens"]] == [1, 1, 1]
@@ -275,7 +282,8 @@ def test_stored_adapters_are_worn_by_peft_with_the_same_logits(tmp_path, kind):
     setting = build_run(resolve_fingerprints(asked, there), there)
     tensors = stored(run)
     params = type(setting.initial_state.server.params)(
-        {name.removeprefix("server.params/"): leaf for name, leaf in tensors.items() if name.startswith("server.params/")})
+        {name.removeprefix("server.params/"): leaf for name, leaf in tensors.items() if name.startswith("server.params/")}
+    )
     tokens = torch.arange(2, 34).view(1, 2, 16)
     ours = setting.model.hidden_states(params, tokens)[0] @ setting.model.head.weight.T
     logits = theirs(input_ids=tokens[0]).logits
@@ -293,8 +301,10 @@ def test_a_stored_network_is_loaded_by_transformers_with_the_same_loss(tmp_path,
     held = build_run(resolve_fingerprints(asked, there), there).losses.held_out.blocks
     tokens, keep = torch.from_numpy(held.tokens), torch.from_numpy(held.mask)
     expected = run.trajectory().curve("loss.macro")[-1]
-    per_domain = [theirs(input_ids=tokens[rows], labels=tokens[rows].masked_fill(~keep[rows], -100)).loss.item()
-                  for rows in torch.arange(9).view(3, 3)]
+    per_domain = [
+        theirs(input_ids=tokens[rows], labels=tokens[rows].masked_fill(~keep[rows], -100)).loss.item()
+        for rows in torch.arange(9).view(3, 3)
+    ]
     assert sum(per_domain) / 3 == pytest.approx(expected, abs=2e-4)
 
 
@@ -304,9 +314,13 @@ def plain_loop(folder, asked, there, optimizer, rounds: int):
     base = AutoModelForCausalLM.from_pretrained(folder / "model-llama")
     model = get_peft_model(base, LoraConfig(r=8, lora_alpha=16, target_modules=["q_proj", "v_proj"]))
     start = setting.model.init_params(asked.seed)
-    set_peft_model_state_dict(model, {
-        "base_model.model." + name.replace(".A", ".lora_A.weight").replace(".B", ".lora_B.weight"): leaf[0]
-        for name, leaf in start.items()})
+    set_peft_model_state_dict(
+        model,
+        {
+            "base_model.model." + name.replace(".A", ".lora_A.weight").replace(".B", ".lora_B.weight"): leaf[0]
+            for name, leaf in start.items()
+        },
+    )
     trained = [leaf for leaf in model.parameters() if leaf.requires_grad]
     stepper = optimizer(trained)
     losses, counts = [], []
@@ -342,12 +356,18 @@ def test_one_client_with_all_data_follows_a_plain_pytorch_and_peft_loop_step_by_
     assert all(torch.allclose(stored[name], theirs[name], atol=1e-5) for name in stored)
 
 
-@pytest.mark.parametrize(("ours", "theirs"), [
-    ("{type: Sgd, lr: 0.1, momentum: 0.9}", lambda leaves: torch.optim.SGD(leaves, lr=0.1, momentum=0.9)),
-    ("{type: AdamW, lr: 0.01, weight_decay: 0.1}", lambda leaves: torch.optim.AdamW(leaves, lr=0.01, weight_decay=0.1))])
+@pytest.mark.parametrize(
+    ("ours", "theirs"),
+    [
+        ("{type: Sgd, lr: 0.1, momentum: 0.9}", lambda leaves: torch.optim.SGD(leaves, lr=0.1, momentum=0.9)),
+        ("{type: AdamW, lr: 0.01, weight_decay: 0.1}", lambda leaves: torch.optim.AdamW(leaves, lr=0.01, weight_decay=0.1)),
+    ],
+)
 def test_local_optimisers_with_moments_are_torchs_own(tmp_path, ours, theirs):
-    asked, there = (experiment(tmp_path, *ALONE, "training.num_rounds=1", "training.local_steps=20",
-                               f"training.client_optimizer={ours}"), stock(tmp_path))
+    asked, there = (
+        experiment(tmp_path, *ALONE, "training.num_rounds=1", "training.local_steps=20", f"training.client_optimizer={ours}"),
+        stock(tmp_path),
+    )
     run = run_experiment(asked, there)
     losses, counts, expected = plain_loop(tmp_path, asked, there, theirs, 1)
     mean = sum(loss * count for loss, count in zip(losses, counts, strict=True)) / sum(counts)
@@ -363,8 +383,10 @@ def test_what_was_merged_under_the_adapters_is_in_the_stored_model(tmp_path, kin
     theirs = AutoModelForCausalLM.from_pretrained(run.folder / "model")
     held = build_run(resolve_fingerprints(asked, there), there).losses.held_out.blocks
     tokens, keep = torch.from_numpy(held.tokens), torch.from_numpy(held.mask)
-    losses = [theirs(input_ids=tokens[rows], labels=tokens[rows].masked_fill(~keep[rows], -100)).loss.item()
-              for rows in torch.arange(9).view(3, 3)]
+    losses = [
+        theirs(input_ids=tokens[rows], labels=tokens[rows].masked_fill(~keep[rows], -100)).loss.item()
+        for rows in torch.arange(9).view(3, 3)
+    ]
     assert sum(losses) / 3 == pytest.approx(run.trajectory().curve("loss.macro")[-1], abs=2e-4)
 
 
@@ -376,8 +398,9 @@ def test_clients_with_models_of_their_own_are_judged_by_those(tmp_path):
 
 def pair(folder, name: str, tune: str, *more: str):
     """An algorithm with what is trained."""
-    asked = experiment(folder, f"trainable={TUNES[tune]}", "training.client_weighting=uniform",
-                       "evaluation.final_blocks_per_domain=0", *more)
+    asked = experiment(
+        folder, f"trainable={TUNES[tune]}", "training.client_weighting=uniform", "evaluation.final_blocks_per_domain=0", *more
+    )
     return edit_config(asked, {"algorithm": algorithm(name)})
 
 
@@ -399,8 +422,9 @@ def test_every_algorithm_trains_whatever_is_tuned_and_resumes(tmp_path, name, tu
 @pytest.mark.slow
 @pytest.mark.parametrize(("name", "tune"), PAIRS)
 def test_every_algorithm_trains_the_pocket_model(tmp_path, name, tune):
-    asked = pair(tmp_path, name, tune, "training.num_rounds=3", "model=pocket", "training.max_seq_length=32",
-                 "training.client_optimizer.lr=0.1")
+    asked = pair(
+        tmp_path, name, tune, "training.num_rounds=3", "model=pocket", "training.max_seq_length=32", "training.client_optimizer.lr=0.1"
+    )
     with pytest.raises(Killed):
         run_experiment(asked, replace_root(tmp_path, "broken"), killed_at(2))
     unbroken, broken = (run_experiment(asked, replace_root(tmp_path, where)) for where in ("unbroken", "broken"))
@@ -413,7 +437,8 @@ def test_stragglers_work_is_kept_or_dropped(tmp_path):
     half, all_of_them, drop = ("training.straggler_fraction=0.5", "training.straggler_fraction=1", "training.straggler_policy=drop")
     whole, kept, dropped, gone = (
         run_experiment(experiment(tmp_path, *every, *more), replace_root(tmp_path, f"{number}")).trajectory()
-        for number, more in enumerate(((), (half,), (half, drop), (all_of_them, drop))))
+        for number, more in enumerate(((), (half,), (half, drop), (all_of_them, drop)))
+    )
     steps = kept.client_table("train.steps")[1:]
     assert (whole.client_table("train.steps")[1:] == 4).all()
     assert set(steps.flatten()) <= {1, 2, 3, 4} and (steps < 4).any() and (steps == 4).any()
@@ -423,8 +448,14 @@ def test_stragglers_work_is_kept_or_dropped(tmp_path):
 
 
 def test_stragglers_are_met_again_by_a_run_that_resumes(tmp_path):
-    asked = experiment(tmp_path, "training.participation_rate=1", "training.local_epochs=1", "training.straggler_fraction=0.7",
-                       "algorithm.type=Scaffold", "training.client_weighting=uniform")
+    asked = experiment(
+        tmp_path,
+        "training.participation_rate=1",
+        "training.local_epochs=1",
+        "training.straggler_fraction=0.7",
+        "algorithm.type=Scaffold",
+        "training.client_weighting=uniform",
+    )
     unbroken = run_experiment(asked, replace_root(tmp_path, "unbroken"))
     with pytest.raises(Killed):
         run_experiment(asked, replace_root(tmp_path, "broken"), killed_at(2))

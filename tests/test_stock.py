@@ -47,8 +47,9 @@ def trained(model) -> dict[str, torch.Tensor]:
     params = model.init_params(0).take(torch.zeros(2, dtype=torch.long))
     tokens = torch.arange(2, 66).view(2, 2, 16)
     for _ in range(3):
-        loss, grad = value_and_gradient(model, params, {"tokens": tokens, "keep": torch.ones_like(tokens, dtype=torch.bool)},
-                                        torch.arange(2))
+        loss, grad = value_and_gradient(
+            model, params, {"tokens": tokens, "keep": torch.ones_like(tokens, dtype=torch.bool)}, torch.arange(2)
+        )
         params, _ = Sgd(0.5).step(params, grad, type(params)())
     return {**params, "loss": loss}
 
@@ -64,8 +65,7 @@ def test_whatever_is_trained_the_frozen_weights_are_in_memory_once_and_stay_as_t
         assert all(torch.equal(leaf, ends[tune][name]) for name, leaf in trained(model).items())
     places = [sorted(leaf.data_ptr() for leaf in model.network.parameters()) for model in models.values()]
     assert all(each == places[0] for each in places)
-    joined = [{part.fused[0].weight.data_ptr() for part in model.network.modules() if hasattr(part, "fused")}
-              for model in models.values()]
+    joined = [{part.fused[0].weight.data_ptr() for part in model.network.modules() if hasattr(part, "fused")} for model in models.values()]
     assert all(each <= joined[0] for each in joined) and bool(joined[0]) == (kind == "llama")
     held = {leaf.untyped_storage().data_ptr(): leaf.untyped_storage().nbytes() for leaf in first.parameters()}
     assert sum(held.values()) == sum(leaf.nbytes for leaf in first.parameters())

@@ -21,8 +21,14 @@ from fedrift.engine.run import check_stored_run, describe_finished_run, run_expe
 from fedrift.storage import list_runs, list_unreadable
 from tests.worlds import experiment, stock
 
-SHORT = ("training.num_rounds=1", "training.local_steps=1", "evaluation.blocks_per_domain=1", "evaluation.blocks_per_client=0",
-         "evaluation.final_blocks_per_domain=0", "evaluation.probes=[]")
+SHORT = (
+    "training.num_rounds=1",
+    "training.local_steps=1",
+    "evaluation.blocks_per_domain=1",
+    "evaluation.blocks_per_client=0",
+    "evaluation.final_blocks_per_domain=0",
+    "evaluation.probes=[]",
+)
 
 
 def call(capsys, monkeypatch, *words: str) -> tuple[int, str, str]:
@@ -110,9 +116,19 @@ def test_fresh_with_what_cannot_be_run_moves_nothing(made, world):
     assert (folder / "finished.json").exists() and not (world / "runs" / "replaced").exists()
 
 
-@pytest.mark.parametrize(("path", "value"), [
-    ("training.local_steps", 7), ("training.batch_size", "2"), ("algorithm.type", "FedProx"), ("schema", None), ("seed", 1),
-    ("trainable.target_modules", ["q_proj"]), ("evaluation.more", 3), ("model_fingerprint", "0" * 64)])
+@pytest.mark.parametrize(
+    ("path", "value"),
+    [
+        ("training.local_steps", 7),
+        ("training.batch_size", "2"),
+        ("algorithm.type", "FedProx"),
+        ("schema", None),
+        ("seed", 1),
+        ("trainable.target_modules", ["q_proj"]),
+        ("evaluation.more", 3),
+        ("model_fingerprint", "0" * 64),
+    ],
+)
 @pytest.mark.parametrize("finished", [True, False])
 def test_a_stored_run_of_another_experiment_is_refused_by_the_field(made, world, path, value, finished):
     folder = only(world)
@@ -150,7 +166,7 @@ def test_an_unforeseen_error_is_one_line_and_its_traceback_is_stored_and_printed
     code, _, err = call(capsys, monkeypatch, "run", "e.yaml", "seed=1", "--device", "cpu")
     assert code == 1
     assert "fedrift: KeyError: 'update.norm'" in err and "--verbose" in err and "Traceback" not in err
-    path, = (world / "runs").glob("*/failed.json")
+    (path,) = (world / "runs").glob("*/failed.json")
     said = json.loads(path.read_bytes())
     assert said["message"] == "KeyError: 'update.norm'" and said["round"] == 0
     assert "Traceback" in said["traceback"] and "in fail" in said["traceback"]
@@ -207,7 +223,8 @@ def test_what_a_finished_run_was_made_with_is_told_though_it_was_not_stored(made
     run = fedrift.engine.run.Run(world / "runs", folder.name)
     check_stored_run(asked, run, there.runtime)
     assert describe_finished_run(run) == (
-        "finished on a day that was not stored, float32 on an unknown device, fedrift of an unknown version")
+        "finished on a day that was not stored, float32 on an unknown device, fedrift of an unknown version"
+    )
 
 
 def test_a_users_own_algorithm_is_run_listed_and_asked_for_like_any_other(made, world, capsys, monkeypatch, tmp_path):
@@ -218,8 +235,13 @@ def test_a_users_own_algorithm_is_run_listed_and_asked_for_like_any_other(made, 
     run = run_experiment(replace(asked, algorithm=importlib.import_module("own_rules").Halved()), there)
     assert run.id != only_finished(world, run).id
     assert run_experiment(replace(asked, algorithm=importlib.import_module("own_rules").Halved()), there) == run
-    for words in (("list",), ("show", run.id), ("query", "SELECT run, algorithm FROM runs"),
-                  ("compare", run.id, only_finished(world, run).id), ("diagnose", run.id)):
+    for words in (
+        ("list",),
+        ("show", run.id),
+        ("query", "SELECT run, algorithm FROM runs"),
+        ("compare", run.id, only_finished(world, run).id),
+        ("diagnose", run.id),
+    ):
         code, out, err = call(capsys, monkeypatch, *words)
         assert code == 0 and "own_rules:Halved" in out, (words, err)
     code, _, err = call(capsys, monkeypatch, "fork", run.id, "--from-round", "1")
@@ -253,14 +275,12 @@ def test_a_run_that_cannot_be_read_hides_no_other_from_any_command(made, world, 
     rows = {row["id"]: row for row in json.loads(out)}
     assert code == 0 and rows[good]["status"] == "finished"
     assert all(rows[f"bad{number}"]["reason"] for number in range(4))
-    for words in (("list",), ("query", "SELECT run FROM runs"), ("report", good, "badrows", "bad1"),
-                  ("diagnose", good, "bad2", "badrows")):
+    for words in (("list",), ("query", "SELECT run FROM runs"), ("report", good, "badrows", "bad1"), ("diagnose", good, "bad2", "badrows")):
         code, out, err = call(capsys, monkeypatch, *words)
         assert code == 0, (words, err)
         for number in range(4):
             assert sum(line.startswith(f"run bad{number} cannot be read: ") for line in err.splitlines()) == 1, (words, err)
     assert len(shown) == 1 and shown[0].status == "finished"
-    for words in (("show", "bad0"), ("compare", good, "bad1"), ("report", "bad2"), ("diagnose", "bad3"),
-                  ("compare", good, "badrows")):
+    for words in (("show", "bad0"), ("compare", good, "bad1"), ("report", "bad2"), ("diagnose", "bad3"), ("compare", good, "badrows")):
         code, _, err = call(capsys, monkeypatch, *words)
         assert code == 2 and "Traceback" not in err, (words, err)

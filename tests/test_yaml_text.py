@@ -16,21 +16,48 @@ from fedrift.core.errors import MAX_ECHO_CHARS, UserError, quote_value
 from fedrift.studies import Study, parse_study
 
 
-@pytest.mark.parametrize(("text", "value"), [
-    ("1:30", "1:30"), ("010", 10), ("0o10", 8), ("0x10", 16), ("1_000", "1_000"), ("+5", 5), ("-0", 0),
-    ("2001-01-01", "2001-01-01"),
-    ("yes", "yes"), ("no", "no"), ("on", "on"), ("Off", "Off"), ("y", "y"), ("true", True), ("False", False),
-    ("~", None), ("Null", None), ("", None), ("1e-3", 1e-3), ("1e5", 1e5), (".5", 0.5), ("5.", 5.0), ("1.5E+3", 1500.0),
-    (".inf", float("inf")), ("-.Inf", float("-inf")), ("0b11", "0b11"), ("=", "="), ("'5'", "5"),
-    ("1" * 5000, "1" * 5000)], ids=str)
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("1:30", "1:30"),
+        ("010", 10),
+        ("0o10", 8),
+        ("0x10", 16),
+        ("1_000", "1_000"),
+        ("+5", 5),
+        ("-0", 0),
+        ("2001-01-01", "2001-01-01"),
+        ("yes", "yes"),
+        ("no", "no"),
+        ("on", "on"),
+        ("Off", "Off"),
+        ("y", "y"),
+        ("true", True),
+        ("False", False),
+        ("~", None),
+        ("Null", None),
+        ("", None),
+        ("1e-3", 1e-3),
+        ("1e5", 1e5),
+        (".5", 0.5),
+        ("5.", 5.0),
+        ("1.5E+3", 1500.0),
+        (".inf", float("inf")),
+        ("-.Inf", float("-inf")),
+        ("0b11", "0b11"),
+        ("=", "="),
+        ("'5'", "5"),
+        ("1" * 5000, "1" * 5000),
+    ],
+    ids=str,
+)
 def test_values_have_the_types_of_yaml_1_2(text, value):
     found = parse_yaml(text, "text")
     assert found == value
     assert type(found) is type(value)
 
 
-@pytest.mark.parametrize("value", [
-    "yes", "1e5", "010", "0o7", "1:30", "null", "~", "2001-01-01", ".nan", "", "5", 5, 1e-5, True, None])
+@pytest.mark.parametrize("value", ["yes", "1e5", "010", "0o7", "1:30", "null", "~", "2001-01-01", ".nan", "", "5", 5, 1e-5, True, None])
 def test_what_is_written_is_read_back_the_same(value):
     assert parse_yaml(dump_yaml({"key": [value]}), "text") == {"key": [value]}
 
@@ -38,7 +65,8 @@ def test_what_is_written_is_read_back_the_same(value):
 def expanding(times: int) -> str:
     """Aliases of aliases: 10 to the power of ``times`` values."""
     return "a0: &a0 [x, x, x, x, x, x, x, x, x, x]\n" + "".join(
-        f"a{k}: &a{k} [{', '.join([f'*a{k - 1}'] * 10)}]\n" for k in range(1, times))
+        f"a{k}: &a{k} [{', '.join([f'*a{k - 1}'] * 10)}]\n" for k in range(1, times)
+    )
 
 
 REFUSED = {
@@ -74,12 +102,17 @@ def test_what_is_not_read_is_refused_in_one_line_with_its_place(text):
     assert said.startswith("the file ") and len(said.splitlines()) == 1 and len(said) < 250
 
 
-@pytest.mark.parametrize(("make", "told"), [
-    (lambda path: path.mkdir(), "it is a folder"), (os.mkfifo, "it is no plain file"),
-    (lambda path: path.write_bytes("dataset: bbc".encode("utf-16")), "not a text file in UTF-8"),
-    (lambda path: path.write_bytes(b"corpus: caf\xe9"), "not a text file in UTF-8"),
-    (lambda path: path.write_bytes(b" " * (MAX_BYTES + 1)), "at most 250,000 are read"),
-    (lambda path: None, "No such file")])
+@pytest.mark.parametrize(
+    ("make", "told"),
+    [
+        (lambda path: path.mkdir(), "it is a folder"),
+        (os.mkfifo, "it is no plain file"),
+        (lambda path: path.write_bytes("dataset: bbc".encode("utf-16")), "not a text file in UTF-8"),
+        (lambda path: path.write_bytes(b"corpus: caf\xe9"), "not a text file in UTF-8"),
+        (lambda path: path.write_bytes(b" " * (MAX_BYTES + 1)), "at most 250,000 are read"),
+        (lambda path: None, "No such file"),
+    ],
+)
 def test_what_is_no_yaml_file_is_refused_at_once(make, told, tmp_path):
     path = tmp_path / "experiment.yaml"
     make(path)
@@ -102,9 +135,16 @@ def test_a_name_that_no_file_has_is_refused(name, tmp_path):
 
 
 SHOWN = [
-    (None, "null"), (True, "true"), (float("inf"), ".inf"), (float("nan"), ".nan"), ("a", "'a'"), (1.5, "1.5"),
+    (None, "null"),
+    (True, "true"),
+    (float("inf"), ".inf"),
+    (float("nan"), ".nan"),
+    ("a", "'a'"),
+    (1.5, "1.5"),
     ([1, "a"], "[1, 'a']"),
-    ("x" * 5000, f"'{'x' * 40}' and 4,960 more characters"), (10**5000, "a whole number of about 5,001 digits")]
+    ("x" * 5000, f"'{'x' * 40}' and 4,960 more characters"),
+    (10**5000, "a whole number of about 5,001 digits"),
+]
 
 
 def test_a_message_repeats_80_characters_of_a_value_at_most():
@@ -115,19 +155,30 @@ def test_a_message_repeats_80_characters_of_a_value_at_most():
 
 
 # Any text at all: a loader's alphabet, and pieces of experiments and studies put together wrongly.
-WORDS = ("dataset bbc training local_steps client_optimizer type Sgd lr algorithm FedProx mu partition num_clients trainable "
-         "target_modules evaluation probes fork seed "
-         "clustering name base factors seeds tuning space more stages design hypotheses outcomes set").split()
+WORDS = (
+    "dataset bbc training local_steps client_optimizer type Sgd lr algorithm FedProx mu partition num_clients trainable "
+    "target_modules evaluation probes fork seed "
+    "clustering name base factors seeds tuning space more stages design hypotheses outcomes set"
+).split()
 MARKS = [": ", ": ", "\n", "\n  ", "- ", ", ", "&a ", "\x07", "\u2028", "\ufeff"] + (
-    "[ ] { } *a !! | > ' \" # % ? --- 1e400 .nan -.inf 1:30 true null 999999999999999999999999999999 0 -1 0.5 é << .").split()
+    "[ ] { } *a !! | > ' \" # % ? --- 1e400 .nan -.inf 1:30 true null 999999999999999999999999999999 0 -1 0.5 é << ."
+).split()
 PIECES = WORDS + MARKS
-TEXTS = st.one_of(st.text(st.sampled_from(list("abc:-[]{},&*!|>'\"%@`#?~ \n\t0159.eE+_\\xuU")), max_size=80),
-                  st.lists(st.sampled_from(PIECES), max_size=40).map("".join), st.text(max_size=60))
-SCALARS = st.one_of(st.none(), st.booleans(), st.integers(), st.floats(), st.text(max_size=20),
-                    st.sampled_from(["Sgd", "FedProx", "TopicMix", "bbc", "main", "type", "x" * 5000]))
+TEXTS = st.one_of(
+    st.text(st.sampled_from(list("abc:-[]{},&*!|>'\"%@`#?~ \n\t0159.eE+_\\xuU")), max_size=80),
+    st.lists(st.sampled_from(PIECES), max_size=40).map("".join),
+    st.text(max_size=60),
+)
+SCALARS = st.one_of(
+    st.none(),
+    st.booleans(),
+    st.integers(),
+    st.floats(),
+    st.text(max_size=20),
+    st.sampled_from(["Sgd", "FedProx", "TopicMix", "bbc", "main", "type", "x" * 5000]),
+)
 KEYS = st.sampled_from(WORDS) | st.text(max_size=5) | st.integers()
-VALUES = st.recursive(SCALARS, lambda inner: st.lists(inner, max_size=4) | st.dictionaries(KEYS, inner, max_size=4),
-                      max_leaves=12)
+VALUES = st.recursive(SCALARS, lambda inner: st.lists(inner, max_size=4) | st.dictionaries(KEYS, inner, max_size=4), max_leaves=12)
 
 
 def judged(read, *args) -> None:
@@ -165,9 +216,11 @@ STUDY_KEYS = [field.name for field in fields(Study)]
 
 
 @settings(max_examples=100, derandomize=True, deadline=None, database=None, suppress_health_check=[HealthCheck.too_slow])
-@given(st.dictionaries(st.sampled_from(EXPERIMENT_KEYS), VALUES, max_size=3),
-       st.dictionaries(st.sampled_from(STUDY_KEYS), VALUES, max_size=3),
-       st.lists(st.tuples(st.lists(KEYS.map(str), min_size=1, max_size=3).map(".".join), TEXTS).map("=".join), max_size=2))
+@given(
+    st.dictionaries(st.sampled_from(EXPERIMENT_KEYS), VALUES, max_size=3),
+    st.dictionaries(st.sampled_from(STUDY_KEYS), VALUES, max_size=3),
+    st.lists(st.tuples(st.lists(KEYS.map(str), min_size=1, max_size=3).map(".".join), TEXTS).map("=".join), max_size=2),
+)
 def test_any_values_are_an_experiment_and_a_study_or_are_refused(experiment, study, overrides):
     judged(parse_config, {"dataset": "bbc", **experiment}, overrides)
     judged(parse_study, {"name": "a", "base": {"dataset": "bbc"}, **study})

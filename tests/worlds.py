@@ -27,17 +27,26 @@ WORDS = {
 def documents(per_topic: int = 60, seed: int = 0) -> list[tuple[str, str]]:
     """(text, label): sentences that only use the words of their topic."""
     draw = np.random.default_rng(seed)
-    return [(" ".join(draw.choice(words, size=int(draw.integers(12, 40)))) + ".", topic)
-            for topic, words in WORDS.items() for _ in range(per_topic)]
+    return [
+        (" ".join(draw.choice(words, size=int(draw.integers(12, 40)))) + ".", topic)
+        for topic, words in WORDS.items()
+        for _ in range(per_topic)
+    ]
 
 
 def byte_tokenizer(vocabulary: int = 320) -> PreTrainedTokenizerFast:
     bpe = Tokenizer(models.BPE())
     bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     bpe.decoder = decoders.ByteLevel()
-    bpe.train_from_iterator([text for text, _ in documents(20)], trainers.BpeTrainer(
-        vocab_size=vocabulary, special_tokens=["<end>", "<pad>"], show_progress=False,
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet()))
+    bpe.train_from_iterator(
+        [text for text, _ in documents(20)],
+        trainers.BpeTrainer(
+            vocab_size=vocabulary,
+            special_tokens=["<end>", "<pad>"],
+            show_progress=False,
+            initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        ),
+    )
     return PreTrainedTokenizerFast(tokenizer_object=bpe, bos_token="<end>", eos_token="<end>", pad_token="<pad>")
 
 
@@ -65,10 +74,17 @@ def experiment(folder: Path, *overrides: str, kind: str = "llama") -> Experiment
     if not corpus.exists():
         corpus_file(corpus)
     raw = {
-        "dataset": str(corpus), "model": str(model),
+        "dataset": str(corpus),
+        "model": str(model),
         "partition": {"type": "TopicMix", "num_clients": 3, "severity": 1.0},
-        "training": {"num_rounds": 4, "participation_rate": 0.67, "local_steps": 2, "batch_size": 2, "max_seq_length": 16,
-                     "client_optimizer": {"type": "Sgd", "lr": 0.5}},
+        "training": {
+            "num_rounds": 4,
+            "participation_rate": 0.67,
+            "local_steps": 2,
+            "batch_size": 2,
+            "max_seq_length": 16,
+            "client_optimizer": {"type": "Sgd", "lr": 0.5},
+        },
         "evaluation": {"blocks_per_domain": 3, "blocks_per_client": 2, "final_blocks_per_domain": 6},
     }
     return parse_config(raw, overrides)

@@ -17,15 +17,22 @@ if TYPE_CHECKING:
 
     NullRuns = dict[str, Callable[[int], RunEvidence]]
 
-Collection = Annotated[Literal["analytic", "synthetic", "lm"], typer.Option(
-    "--collection", help="`analytic`: quadratics, adapters, drawn states (about three minutes). `synthetic`: a tiny language "
-                         "model on a made-up language (about ten). `lm`: `pocket` on news (longer).")]
+Collection = Annotated[
+    Literal["analytic", "synthetic", "lm"],
+    typer.Option(
+        "--collection",
+        help="`analytic`: quadratics, adapters, drawn states (about three minutes). `synthetic`: a tiny language "
+        "model on a made-up language (about ten). `lm`: `pocket` on news (longer).",
+    ),
+]
 Output = Annotated[Path | None, typer.Option("--output", help="A folder for calibration-COLLECTION.json.")]
 MarkdownFile = Annotated[
     Path | None, typer.Option("--markdown-file", help="A Markdown file to be made of all calibrations in that folder.")
 ]
-RunsDir = Annotated[Path | None, typer.Option(
-    "--keep", help="Where runs of language models are kept, so that a stopped calibration goes on; the cache if not said.")]
+RunsDir = Annotated[
+    Path | None,
+    typer.Option("--keep", help="Where runs of language models are kept, so that a stopped calibration goes on; the cache if not said."),
+]
 
 
 def calibrate(
@@ -57,7 +64,7 @@ def calibrate(
     from fedrift.diagnosis.across_seeds import to_json_value
 
     healthy, plants = load_collection(collection, runs_dir, threads)
-    seeds = (TUNING_SEEDS if tune else REPORT_SEEDS)[:GROUP_SIZE if quick else None]
+    seeds = (TUNING_SEEDS if tune else REPORT_SEEDS)[: GROUP_SIZE if quick else None]
     wanted = [] if tune else plants
     with progress_bar(len(healthy) * len(seeds) + len(wanted) * GROUP_SIZE) as say:
         alarms = count_false_alarms(healthy, seeds, say)
@@ -101,6 +108,7 @@ def progress_bar(num_cases: int) -> Any:
     @contextmanager
     def moving() -> Any:
         with RunProgressBar(num_cases) as bar:
+
             def say(said: str) -> None:
                 bar.callback_for(said)
                 bar.advance(1)

@@ -118,15 +118,11 @@ def run_quadratics(federation: QuadraticFederation) -> Trajectory:
     a, slope = np.asarray(federation.a), np.asarray(federation.slope or (0.0,) * len(federation.a))
     mix, b = np.asarray(federation.mixtures), federation.optima()
     pull = torch.tensor(mix @ a, dtype=QUADRATIC_DTYPE)[:, None]  # [N, 1] curvature of F_k
-    push = torch.tensor(
-        (mix * a) @ b - (mix @ slope)[:, None], dtype=QUADRATIC_DTYPE
-    )  # [N, width]: its gradient is pull x - push
+    push = torch.tensor((mix * a) @ b - (mix @ slope)[:, None], dtype=QUADRATIC_DTYPE)  # [N, width]: its gradient is pull x - push
     push[list(federation.nan_clients)] = torch.nan
     steps = QuadraticBatches(pull, push, federation.local_steps, federation.noise, federation.sampling_seed)
     fleet = ClientSimulator(federation.num_clients, quadratic_loss, steps, Sgd(federation.lr), client_weighting="uniform")
-    state = init_state(
-        federation.algorithm, Tree(x=torch.full((1, federation.width), federation.x0, dtype=QUADRATIC_DTYPE)), fleet.size
-    )
+    state = init_state(federation.algorithm, Tree(x=torch.full((1, federation.width), federation.x0, dtype=QUADRATIC_DTYPE)), fleet.size)
     rows = to_records(exact_losses(federation, state, b, slope), 0, [], fleet.size)
     with np.errstate(over="ignore", invalid="ignore"):  # some are there to diverge
         for done in run_rounds(
@@ -170,7 +166,7 @@ def exact_losses(federation: QuadraticFederation, state: FederatedState, b: np.n
 
 def quadratic_loss(params: Tree, batch: dict[str, Tensor]) -> Tensor:
     x = params["x"]
-    return (batch["pull"] / 2 * x ** 2 - (batch["push"] + batch["noise"]) * x).sum(1)
+    return (batch["pull"] / 2 * x**2 - (batch["push"] + batch["noise"]) * x).sum(1)
 
 
 @dataclass(frozen=True, eq=False)
@@ -192,8 +188,7 @@ class QuadraticBatches:
             ]
         )  # [C, S, width]
         for step in range(self.local_steps):
-            yield {"pull": self.pull[cohort], "push": self.push[cohort], "noise": noise[:, step],
-                   "weight": torch.ones(len(cohort))}
+            yield {"pull": self.pull[cohort], "push": self.push[cohort], "noise": noise[:, step], "weight": torch.ones(len(cohort))}
 
 
 # A federation of low-rank adapters: linear regressions whose factors are averaged, and what exact averaging would have saved.
@@ -220,17 +215,11 @@ class AdapterFederation:
 def run_adapters(federation: AdapterFederation) -> Trajectory:
     """The world's run, from its first round to its end."""
     draw = torch_stream(federation.seed, "adapters")
-    common = random_normal(draw, OUTPUTS, RANK) @ random_normal(draw, RANK, INPUTS) / RANK ** 0.5
-    own = (
-        random_normal(draw, federation.num_clients, OUTPUTS, RANK)
-        @ random_normal(draw, federation.num_clients, RANK, INPUTS)
-        / RANK**0.5
-    )
+    common = random_normal(draw, OUTPUTS, RANK) @ random_normal(draw, RANK, INPUTS) / RANK**0.5
+    own = random_normal(draw, federation.num_clients, OUTPUTS, RANK) @ random_normal(draw, federation.num_clients, RANK, INPUTS) / RANK**0.5
     x = random_normal(draw, federation.num_clients, ROWS, INPUTS)
     y = x @ (common + federation.map_distance * own).mT + 0.1 * random_normal(draw, federation.num_clients, ROWS, OUTPUTS)
-    params = Tree(
-        {"m.A": random_normal(draw, 1, RANK, INPUTS) / INPUTS**0.5, "m.B": torch.zeros(1, OUTPUTS, RANK, dtype=ADAPTER_DTYPE)}
-    )
+    params = Tree({"m.A": random_normal(draw, 1, RANK, INPUTS) / INPUTS**0.5, "m.B": torch.zeros(1, OUTPUTS, RANK, dtype=ADAPTER_DTYPE)})
     fleet = ClientSimulator(
         federation.num_clients,
         adapter_loss,
@@ -243,12 +232,7 @@ def run_adapters(federation: AdapterFederation) -> Trajectory:
     for done in run_rounds(
         state, fleet, FedAvg(), num_rounds=federation.num_rounds, cohort_size=federation.num_clients, seed=federation.seed
     ):
-        reading: MetricValues = {
-            **training_metrics(done),
-            **update_geometry(done),
-            **aggregation_error(done),
-            **adapter_losses(done, x, y),
-        }
+        reading: MetricValues = {**training_metrics(done), **update_geometry(done), **aggregation_error(done), **adapter_losses(done, x, y)}
         rows += to_records(reading, done.after.round, done.cohort.tolist(), federation.num_clients)
     return Trajectory(tuple(rows))
 
@@ -310,7 +294,9 @@ def run_states(setup: CollapsingStates) -> Trajectory:
     for round in range(setup.num_rounds + 1):
         drawn = setup.strength * max(0, round - setup.onset_round) / (setup.num_rounds - setup.onset_round)
         states = first - drawn * first @ across + setup.jitter * torch.randn(first.shape, generator=draw, dtype=torch.float64)
-        rows += [Record(round, "hidden.rank.ratio", LAYER, -1, float(effective_rank(states)) / rank),
-                 Record(round, "hidden.anisotropy", LAYER, -1, float(anisotropy(states))),
-                 Record(round, "loss", "", -1, 4.0 - 0.02 * round)]
+        rows += [
+            Record(round, "hidden.rank.ratio", LAYER, -1, float(effective_rank(states)) / rank),
+            Record(round, "hidden.anisotropy", LAYER, -1, float(anisotropy(states))),
+            Record(round, "loss", "", -1, 4.0 - 0.02 * round),
+        ]
     return Trajectory(tuple(rows))

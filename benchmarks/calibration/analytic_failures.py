@@ -145,17 +145,13 @@ def overshoot(seed: int) -> RunEvidence:
 
 def averaged_factors(seed: int) -> RunEvidence:
     """Adapters after 50 local steps: the mean of the factors is far from the mean of the products."""
-    run, twin = (
-        analytic.run_adapters(analytic.AdapterFederation(apart, num_rounds=6, lr=0.02, seed=seed)) for apart in (1.0, 0.0)
-    )
+    run, twin = (analytic.run_adapters(analytic.AdapterFederation(apart, num_rounds=6, lr=0.02, seed=seed)) for apart in (1.0, 0.0))
     return RunEvidence(run, twin, info=RunInfo(50), seed=seed)
 
 
 def nine_to_one(seed: int) -> RunEvidence:
     """Nine clients hold one domain, the tenth another: the model is the nine's."""
-    world = QuadraticFederation(
-        a=(1.0, 1.0), b=(0.0, 2.0), mixtures=((1.0, 0.0),) * 9 + ((0.0, 1.0),), noise=0.1, optimum_spread=0.1
-    )
+    world = QuadraticFederation(a=(1.0, 1.0), b=(0.0, 2.0), mixtures=((1.0, 0.0),) * 9 + ((0.0, 1.0),), noise=0.1, optimum_spread=0.1)
     return run_with_control(world, seed=seed, local_only=replace(world, algorithm=LocalOnly()))
 
 
@@ -229,24 +225,16 @@ INJECTED_FAILURES = (
         OSCILLATION_EFFECTS | {"stale control variates", "divergence"},
     ),
     InjectedFailure("two of 24 a round", "stale control variates", stale_control_variates, OSCILLATION_EFFECTS | DRIFT_EFFECTS),
-    InjectedFailure(
-        "server rate 4.65, momentum .9", "server overshoot", overshoot, OSCILLATION_EFFECTS | DRIFT_EFFECTS | {"divergence"}
-    ),
+    InjectedFailure("server rate 4.65, momentum .9", "server overshoot", overshoot, OSCILLATION_EFFECTS | DRIFT_EFFECTS | {"divergence"}),
     InjectedFailure("adapters, 50 steps", "aggregation error", averaged_factors, DRIFT_EFFECTS),
     InjectedFailure("nine to one", "unfairness", nine_to_one, DRIFT_EFFECTS),
     InjectedFailure("a client that is NaN", "failed clients", nan_client),
     InjectedFailure("scheduled absence", "forgetting during absence", scheduled_absence, OSCILLATION_EFFECTS),
     InjectedFailure(
-        "one domain only",
-        "forgetting of general text",
-        single_domain,
-        DRIFT_EFFECTS | {"forgetting of syntax", "stalled convergence"},
+        "one domain only", "forgetting of general text", single_domain, DRIFT_EFFECTS | {"forgetting of syntax", "stalled convergence"}
     ),
     InjectedFailure(
-        "one domain only",
-        "forgetting of syntax",
-        single_domain,
-        DRIFT_EFFECTS | {"forgetting of general text", "stalled convergence"},
+        "one domain only", "forgetting of syntax", single_domain, DRIFT_EFFECTS | {"forgetting of general text", "stalled convergence"}
     ),
     InjectedFailure("onto one direction", "representation collapse", collapsed_states, onset_round=5),
 )

@@ -42,9 +42,7 @@ class MajorityMix:
         columns, own = tokens_per_group(topic, size), np.zeros((self.num_clients, len(names)))
         own[:-1, :-1], own[-1, -1] = 1 / (self.num_clients - 1), 1.0
         pure = own * columns
-        return assign_documents(
-            (1 - self.severity) * uniform_table(pure.sum(axis=1), columns) + self.severity * pure, topic, size, rng
-        )
+        return assign_documents((1 - self.severity) * uniform_table(pure.sum(axis=1), columns) + self.severity * pure, topic, size, rng)
 
 
 def with_iid_partition(config: ExperimentConfig) -> ExperimentConfig:
@@ -81,10 +79,7 @@ def divergence(testbed: Testbed, seed: int) -> RunEvidence:
 def alternating_clients(testbed: Testbed, seed: int) -> RunEvidence:
     """One client a round, in turn: each domain is away most of the time."""
     asked = testbed.make_config(
-        training__num_rounds=26,
-        training__local_steps=12 * testbed.steps_factor,
-        evaluation__probes=(),
-        **strong_local_training(testbed),
+        training__num_rounds=26, training__local_steps=12 * testbed.steps_factor, evaluation__probes=(), **strong_local_training(testbed)
     )
     return run_with_iid_baseline(testbed, asked, seed, client_sampler=AlternatingClients())
 
@@ -116,11 +111,7 @@ def no_function_words(testbed: Testbed, seed: int) -> RunEvidence:
 def excluded_minority(testbed: Testbed, seed: int) -> RunEvidence:
     """Four clients of some domains and one of another, who is never asked: the model is the four's."""
     asked = testbed.make_config(
-        training__num_rounds=8,
-        training__local_steps=16,
-        partition=MajorityMix(),
-        evaluation__probes=(),
-        **strong_local_training(testbed),
+        training__num_rounds=8, training__local_steps=16, partition=MajorityMix(), evaluation__probes=(), **strong_local_training(testbed)
     )
     four = SubsetClients((0, 1, 2, 3))
     return testbed.run_with_baseline(
@@ -174,10 +165,7 @@ def wrong_control_variates(testbed: Testbed, seed: int) -> RunEvidence:
 def small_learning_rate(testbed: Testbed, seed: int) -> RunEvidence:
     """A thousandth of the learning rate."""
     asked = testbed.make_config(
-        training__num_rounds=12 * testbed.steps_factor,
-        training__local_steps=10,
-        evaluation__probes=(),
-        **strong_local_training(testbed),
+        training__num_rounds=12 * testbed.steps_factor, training__local_steps=10, evaluation__probes=(), **strong_local_training(testbed)
     )
     late = replace(asked, training=replace(asked.training, client_optimizer=AdamW(testbed.strong_lr / 1000)))
     return testbed.run_with_baseline(RunRequest(late), RunRequest(with_iid_partition(asked)), seed, best_lr=RunRequest(asked))
@@ -228,6 +216,10 @@ def null_run(testbed: Testbed, changes: dict[str, Any], seed: int) -> RunEvidenc
 
 def make_null_runs(testbed: Testbed) -> dict[str, Callable[[int], RunEvidence]]:
     kinds: dict[str, dict[str, Any]] = {
-        f"{testbed.name}, FedAvg": {}, f"{testbed.name}, SCAFFOLD, two take part": {
-            "algorithm": Scaffold(), "training__participation_rate": 2 / testbed.base.partition.num_clients}}
+        f"{testbed.name}, FedAvg": {},
+        f"{testbed.name}, SCAFFOLD, two take part": {
+            "algorithm": Scaffold(),
+            "training__participation_rate": 2 / testbed.base.partition.num_clients,
+        },
+    }
     return {name: partial(null_run, testbed, changes) for name, changes in kinds.items()}

@@ -65,8 +65,11 @@ class Recall:
     placebo: float  # share of the other tags that confirm it too; NaN where no control is asked for
 
 
-def count_false_alarms(null_runs: Mapping[str, Callable[[int], RunEvidence]], seeds: Iterable[int] = REPORT_SEEDS,
-                 on_message: MessageCallback = lambda said: None) -> list[FalseAlarms]:
+def count_false_alarms(
+    null_runs: Mapping[str, Callable[[int], RunEvidence]],
+    seeds: Iterable[int] = REPORT_SEEDS,
+    on_message: MessageCallback = lambda said: None,
+) -> list[FalseAlarms]:
     """Every collection, every seed; groups never mix collections."""
     seeds, called, near, confirmed = list(seeds), dict[str, list[bool]](), dict[str, list[float]](), dict[str, list[bool]]()
     for name, make in null_runs.items():
@@ -80,7 +83,7 @@ def count_false_alarms(null_runs: Mapping[str, Callable[[int], RunEvidence]], se
                     called.setdefault(finding.failure, []).append(finding.grade == "suspected")
                     near.setdefault(finding.failure, []).append(finding.excess / finding.threshold)
         for start in range(0, len(cases) - GROUP_SIZE + 1, GROUP_SIZE):
-            for judgement in diagnose(cases[start:start + GROUP_SIZE]):
+            for judgement in diagnose(cases[start : start + GROUP_SIZE]):
                 if judgement.num_seeds:
                     confirmed.setdefault(judgement.failure, []).append(judgement.grade == "confirmed")
     return [
@@ -114,10 +117,20 @@ def measure_recall(
         also = sorted(name for name, each in judged.items() if each.grade == "confirmed" and name != plant.failure)
         firsts = [round for case in cases if (round := first_detected(case, plant.failure)) is not None]
         first, end = float(np.median(firsts)) if firsts else np.nan, float(cases[0].run.rounds.max())
-        found.append(Recall(plant.name, plant.failure, asked.num_positive, len(seeds), asked.grade,
-                            tuple(name for name in also if name in plant.side_effects),
-                            tuple(name for name in also if name not in plant.side_effects), first, end - first,
-                            placebo_rate(cases, plant.failure)))
+        found.append(
+            Recall(
+                plant.name,
+                plant.failure,
+                asked.num_positive,
+                len(seeds),
+                asked.grade,
+                tuple(name for name in also if name in plant.side_effects),
+                tuple(name for name in also if name not in plant.side_effects),
+                first,
+                end - first,
+                placebo_rate(cases, plant.failure),
+            )
+        )
     return found
 
 
@@ -132,9 +145,7 @@ def placebo_rate(cases: Sequence[RunEvidence], failure: str) -> float:
     if len(other) < len(told):
         return float("nan")
     every = list(product((True, False), repeat=len(cases)))[1:]
-    grades = [
-        combine_seeds([one if true else two for true, one, two in zip(tags, told, other, strict=True)]).grade for tags in every
-    ]
+    grades = [combine_seeds([one if true else two for true, one, two in zip(tags, told, other, strict=True)]).grade for tags in every]
     return float(np.mean([grade == "confirmed" for grade in grades]))
 
 
@@ -180,7 +191,7 @@ Calibration = dict[str, Any]
 DESCRIPTIONS = {
     "analytic": "Quadratics, small adapters and drawn states of which everything is known, with the real round loop and probes.",
     "synthetic": "A made-up language of which everything is known, and a tiny language model that was raised on it; whole "
-               "experiments with LoRA and the whole panel.",
+    "experiments with LoRA and the whole panel.",
     "lm": "`pocket` with LoRA on three topics of BBC News, a client each; whole experiments with the whole panel.",
 }
 PAGE_HEADER = """# Are the detectors right?
@@ -201,9 +212,15 @@ about 1 in 2^n. A broken control is a bug whatever its twin does, so no tags are
 def to_dict(collection: str, alarms: Sequence[FalseAlarms], recalls: Sequence[Recall]) -> Calibration:
     limits = load_thresholds()
     return {
-        "collection": collection, "date": date.today().isoformat(), "fedrift": __version__, "numpy": version("numpy"),
-        "torch": version("torch"), "thresholds": {"version": limits["version"], "date": str(limits["date"])},
-        "false_alarms": [asdict(each) for each in alarms], "recall": [asdict(each) for each in recalls]}
+        "collection": collection,
+        "date": date.today().isoformat(),
+        "fedrift": __version__,
+        "numpy": version("numpy"),
+        "torch": version("torch"),
+        "thresholds": {"version": limits["version"], "date": str(limits["date"])},
+        "false_alarms": [asdict(each) for each in alarms],
+        "recall": [asdict(each) for each in recalls],
+    }
 
 
 def render_page(calibrations: Iterable[Calibration]) -> str:
@@ -214,8 +231,11 @@ def render_page(calibrations: Iterable[Calibration]) -> str:
 def render_section(calibration: Calibration) -> str:
     """One collection."""
     thresholds = calibration["thresholds"]
-    rows = [f"| {a['failure']} | {a['called']} of {a['runs']} | {a['low']:.1%} to {a['high']:.1%} | "
-            f"{a['confirmed']} of {a['groups']} | {format_value(a['highest'], '.2f')} |" for a in calibration["false_alarms"]]
+    rows = [
+        f"| {a['failure']} | {a['called']} of {a['runs']} | {a['low']:.1%} to {a['high']:.1%} | "
+        f"{a['confirmed']} of {a['groups']} | {format_value(a['highest'], '.2f')} |"
+        for a in calibration["false_alarms"]
+    ]
     found = [
         f"| {r['plant']} | {r['failure']} | {r['found']} of {r['seeds']} | {r['grade']} | {format_value(r['first'], '.0f')} | "
         f"{format_value(r['lead'], '.0f')} | {', '.join(r['beside']) or '–'} | {', '.join(r['off_target']) or '–'} | "

@@ -184,9 +184,7 @@ UNRELATED_PACKAGES = ("cli", "report", "diagnosis", "studies", "stats", "flower"
 ANALYSIS_FILES = ("__main__.py", "score.py")  # of this folder: what looks at runs
 
 
-def load_or_run(
-    cache_dir: Path | None, request: Any, run_fn: Callable[[], tuple[Trajectory, RunInfo]]
-) -> tuple[Trajectory, RunInfo]:
+def load_or_run(cache_dir: Path | None, request: Any, run_fn: Callable[[], tuple[Trajectory, RunInfo]]) -> tuple[Trajectory, RunInfo]:
     """The run of ``request``, whose ``repr`` says all that it is; made if it is not in the folder."""
     if cache_dir is None:
         return run_fn()
@@ -204,8 +202,7 @@ def load_or_run(
 @lru_cache(maxsize=1)
 def code_hash() -> str:
     """A hash of every file that can change what a run records."""
-    package = (path for path in sorted(PACKAGE_DIR.rglob("*.py"))
-               if path.relative_to(PACKAGE_DIR).parts[0] not in UNRELATED_PACKAGES)
+    package = (path for path in sorted(PACKAGE_DIR.rglob("*.py")) if path.relative_to(PACKAGE_DIR).parts[0] not in UNRELATED_PACKAGES)
     ours = (path for path in sorted(CALIBRATION_DIR.glob("*.py")) if path.name not in ANALYSIS_FILES)
     return sha256(b"".join(path.read_bytes() for path in (*package, *ours))).hexdigest()
 
@@ -215,10 +212,22 @@ def code_hash() -> str:
 # The sandbox's language is known exactly: its model is raised on documents that no client has, until it decides nine of ten
 # minimal pairs rightly. Other documents that no client has are its general text.
 
-SYNTHETIC_CORPUS = {"num_domains": 4, "num_documents": 1600, "overlap": 0.2, "concept_shift": 0.4, "words_per_class": 20,
-                    "mean_sentences": 4, "seed": 7}
-PRETRAINING = {"local_steps": 350, "batch_size": 32, "max_seq_length": 32, "num_rounds": 1,
-               "client_optimizer": {"type": "AdamW", "lr": 0.003}}
+SYNTHETIC_CORPUS = {
+    "num_domains": 4,
+    "num_documents": 1600,
+    "overlap": 0.2,
+    "concept_shift": 0.4,
+    "words_per_class": 20,
+    "mean_sentences": 4,
+    "seed": 7,
+}
+PRETRAINING = {
+    "local_steps": 350,
+    "batch_size": 32,
+    "max_seq_length": 32,
+    "num_rounds": 1,
+    "client_optimizer": {"type": "AdamW", "lr": 0.003},
+}
 PROBE_GROUPS = ["updates", "hidden", "adapters", "general", "syntax"]
 
 
@@ -345,8 +354,7 @@ def pretrain_model(folder: Path, resources: ResourceCache) -> None:
     """Plant a model that knows the sandbox's words and train it on documents that no client will have."""
     dials = SyntheticConfig(**SYNTHETIC_CORPUS)  # type: ignore[arg-type]
     grammar = get_language(dials).grammars
-    words = {word for each in grammar for choices in each.rules.values() for _, said in choices for word in said
-             if word not in each.rules}
+    words = {word for each in grammar for choices in each.rules.values() for _, said in choices for word in said if word not in each.rules}
     seed = make_tiny_model(folder / "seed", words)
     for name, first, count in (("raised", 100_000, 400), ("general", 200_000, 60)):
         write_corpus(
@@ -357,12 +365,18 @@ def pretrain_model(folder: Path, resources: ResourceCache) -> None:
                 for domain in range(dials.num_domains)
             ],
         )
-    experiment = parse_config({
-        "dataset": str(folder / "raised.csv"), "model": str(seed), "trainable": "All",
-        "partition": {"type": "TopicMix", "num_clients": 1, "severity": 0.0}, "training": PRETRAINING,
-        "evaluation": {"probes": [], "blocks_per_client": 0, "final_blocks_per_domain": 0}})
+    experiment = parse_config(
+        {
+            "dataset": str(folder / "raised.csv"),
+            "model": str(seed),
+            "trainable": "All",
+            "partition": {"type": "TopicMix", "num_clients": 1, "severity": 0.0},
+            "training": PRETRAINING,
+            "evaluation": {"probes": [], "blocks_per_client": 0, "final_blocks_per_domain": 0},
+        }
+    )
     setting = build_run(experiment, resources)
-    done, = run_rounds(setting.initial_state, setting.simulator, experiment.algorithm, num_rounds=1, cohort_size=1, seed=0)
+    (done,) = run_rounds(setting.initial_state, setting.simulator, experiment.algorithm, num_rounds=1, cohort_size=1, seed=0)
     model = setting.model
     resources.get_language_model(str(seed), experiment.trainable).tokenizer.save_pretrained(str(folder / "model"))
     save_model(folder / "model", model, experiment.trainable, str(seed), done.after.server)

@@ -45,9 +45,11 @@ class StrategySubject:
 
 def adaptive_factory(strategy_class: type[Any], betas: tuple[str, ...] = ("beta1", "beta2")) -> StrategyFactory:
     """A server optimiser with the problem's options."""
+
     def make(p: Problem, known: dict[str, Any]) -> Any:
         decays = {f"{beta[:-1]}_{beta[-1]}": p.options[beta] for beta in betas}
         return strategy_class(eta=p.options["server_lr"], eta_l=p.lr, tau=p.options["tau"], **decays, **known)
+
     return make
 
 
@@ -62,9 +64,9 @@ def docstring_proximal_term(p: Problem) -> Callable[[float, float, float], float
 # aggregates (``StrategySubject`` has the clients' steps). ``QFedAvg`` takes the loss from the server's ``evaluate_fn``,
 # as its source does; it is given the mean loss over the clients.
 
+
 @dataclass(frozen=True)
 class FlowerSubject(StrategySubject):
-
     @property
     def name(self) -> str:
         return f"flwr {self.strategy}"
@@ -75,8 +77,13 @@ class FlowerSubject(StrategySubject):
         def evaluate(round: int, arrays: list[Any], config: dict[str, Any]) -> tuple[float, dict[str, Any]]:
             return float(np.mean([problem.loss(k, float(arrays[0][0])) for k in range(problem.num_clients)])), {}
 
-        known = {"initial_parameters": pack_parameters(x), "evaluate_fn": evaluate, "min_fit_clients": 1,
-                 "min_available_clients": 1, "min_evaluate_clients": 1}
+        known = {
+            "initial_parameters": pack_parameters(x),
+            "evaluate_fn": evaluate,
+            "min_fit_clients": 1,
+            "min_available_clients": 1,
+            "min_evaluate_clients": 1,
+        }
         strategy = self.make_strategy(problem, known)
         for round, cohort in enumerate(problem.cohorts, 1):
             strategy.configure_fit(round, pack_parameters(x), FixedClientManager(cohort))
@@ -87,9 +94,7 @@ class FlowerSubject(StrategySubject):
 
     def fit(self, p: Problem, k: int, x: float) -> tuple[ClientProxy, FitRes]:
         """The client's answer."""
-        return AnsweredClient(str(k)), FitRes(
-            Status(Code.OK, ""), pack_parameters(self.train_client(p, k, x)), int(p.weight_of(k)), {}
-        )
+        return AnsweredClient(str(k)), FitRes(Status(Code.OK, ""), pack_parameters(self.train_client(p, k, x)), int(p.weight_of(k)), {})
 
 
 def pack_parameters(x: float) -> Parameters:
@@ -117,20 +122,32 @@ class FixedClientManager:
 
 FLOWER = (
     FlowerSubject("fedavg", "FedAvg", lambda p, known: flower.FedAvg(**known)),
-    FlowerSubject("fedprox", "FedProx (client as in its docstring)",
-           lambda p, known: flower.FedProx(proximal_mu=p.options["mu"], **known), docstring_proximal_term),
-    FlowerSubject("fedavgm", "FedAvgM", lambda p, known: flower.FedAvgM(
-        server_learning_rate=p.options["server_lr"], server_momentum=p.options["momentum"], **known)),
+    FlowerSubject(
+        "fedprox",
+        "FedProx (client as in its docstring)",
+        lambda p, known: flower.FedProx(proximal_mu=p.options["mu"], **known),
+        docstring_proximal_term,
+    ),
+    FlowerSubject(
+        "fedavgm",
+        "FedAvgM",
+        lambda p, known: flower.FedAvgM(server_learning_rate=p.options["server_lr"], server_momentum=p.options["momentum"], **known),
+    ),
     FlowerSubject("fedadam", "FedAdam", adaptive_factory(flower.FedAdam)),
     FlowerSubject("fedyogi", "FedYogi", adaptive_factory(flower.FedYogi)),
     FlowerSubject("fedadagrad", "FedAdagrad", adaptive_factory(flower.FedAdagrad, ())),
-    FlowerSubject("qfedavg", "QFedAvg", lambda p, known: flower.QFedAvg(
-        q_param=p.options["q"], qffl_learning_rate=p.lr, **known)),
+    FlowerSubject("qfedavg", "QFedAvg", lambda p, known: flower.QFedAvg(q_param=p.options["q"], qffl_learning_rate=p.lr, **known)),
     FlowerSubject("median", "FedMedian", lambda p, known: flower.FedMedian(**known)),
     FlowerSubject("trimmed_mean", "FedTrimmedAvg", lambda p, known: flower.FedTrimmedAvg(beta=p.options["share"], **known)),
-    FlowerSubject("krum", "Krum", lambda p, known: flower.Krum(
-        num_malicious_clients=int(p.options["liars"]),
-        num_clients_to_keep=int(p.options["keep"]) if p.options["keep"] > 1 else 0, **known)),
+    FlowerSubject(
+        "krum",
+        "Krum",
+        lambda p, known: flower.Krum(
+            num_malicious_clients=int(p.options["liars"]),
+            num_clients_to_keep=int(p.options["keep"]) if p.options["keep"] > 1 else 0,
+            **known,
+        ),
+    ),
 )
 
 

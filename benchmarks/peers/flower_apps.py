@@ -23,7 +23,6 @@ from fedrift.conformance.problems import Problem
 
 @dataclass(frozen=True)
 class FlowerAppSubject(StrategySubject):
-
     @property
     def name(self) -> str:
         return f"flwr.serverapp {self.strategy}"
@@ -37,8 +36,9 @@ class FlowerAppSubject(StrategySubject):
                 calls = list(strategy.configure_train(round, pack_arrays(x), ConfigRecord(), FixedGrid(cohort)))
             setstate(before)
             calls = sorted(calls, key=lambda call: call.metadata.dst_node_id)
-            arrays, _ = strategy.aggregate_train(round, [
-                self.reply(problem, call, k) for call, k in zip(calls, sorted(cohort), strict=True) if problem.weight_of(k)])
+            arrays, _ = strategy.aggregate_train(
+                round, [self.reply(problem, call, k) for call, k in zip(calls, sorted(cohort), strict=True) if problem.weight_of(k)]
+            )
             x = unpack_arrays(arrays)
             seen.append(x)
         return seen
@@ -82,19 +82,28 @@ class FixedGrid:
 
 FLOWER_APPS = (
     FlowerAppSubject("fedavg", "FedAvg", lambda p, known: flower.FedAvg(**known)),
-    FlowerAppSubject("fedprox", "FedProx (client as in its docstring)",
-               lambda p, known: flower.FedProx(proximal_mu=p.options["mu"], **known), docstring_proximal_term),
-    FlowerAppSubject("fedavgm", "FedAvgM", lambda p, known: flower.FedAvgM(
-        server_learning_rate=p.options["server_lr"], server_momentum=p.options["momentum"], **known)),
+    FlowerAppSubject(
+        "fedprox",
+        "FedProx (client as in its docstring)",
+        lambda p, known: flower.FedProx(proximal_mu=p.options["mu"], **known),
+        docstring_proximal_term,
+    ),
+    FlowerAppSubject(
+        "fedavgm",
+        "FedAvgM",
+        lambda p, known: flower.FedAvgM(server_learning_rate=p.options["server_lr"], server_momentum=p.options["momentum"], **known),
+    ),
     FlowerAppSubject("fedadam", "FedAdam", adaptive_factory(flower.FedAdam)),
     FlowerAppSubject("fedyogi", "FedYogi", adaptive_factory(flower.FedYogi)),
     FlowerAppSubject("fedadagrad", "FedAdagrad", adaptive_factory(flower.FedAdagrad, ())),
-    FlowerAppSubject("qfedavg", "QFedAvg", lambda p, known: flower.QFedAvg(
-        client_learning_rate=p.lr, q=p.options["q"], **known)),
+    FlowerAppSubject("qfedavg", "QFedAvg", lambda p, known: flower.QFedAvg(client_learning_rate=p.lr, q=p.options["q"], **known)),
     FlowerAppSubject("median", "FedMedian", lambda p, known: flower.FedMedian(**known)),
     FlowerAppSubject("trimmed_mean", "FedTrimmedAvg", lambda p, known: flower.FedTrimmedAvg(beta=p.options["share"], **known)),
-    FlowerAppSubject("krum", "MultiKrum", lambda p, known: flower.MultiKrum(
-        num_malicious_nodes=int(p.options["liars"]), num_nodes_to_select=int(p.options["keep"]), **known)),
+    FlowerAppSubject(
+        "krum",
+        "MultiKrum",
+        lambda p, known: flower.MultiKrum(num_malicious_nodes=int(p.options["liars"]), num_nodes_to_select=int(p.options["keep"]), **known),
+    ),
 )
 
 

@@ -59,15 +59,22 @@ class FlukeSubject:
         if not even and not alike:
             raise Unsupported("clients that differ both in steps and in what they count")
         asked = DDict(
-            client={"batch_size": 0, "local_epochs": max(p.steps) if even else 1, "loss": QuadraticLoss, "clipping": 0,
-                    "optimizer": {"name": "SGD", "lr": p.lr}, "scheduler": {"name": "StepLR", "step_size": 1, "gamma": 1},
-                    **self.client_options(p)},
-            server={"weighted": not alike, **self.server_options(p)}, model=ScalarModel(p.x0))
+            client={
+                "batch_size": 0,
+                "local_epochs": max(p.steps) if even else 1,
+                "loss": QuadraticLoss,
+                "clipping": 0,
+                "optimizer": {"name": "SGD", "lr": p.lr},
+                "scheduler": {"name": "StepLR", "step_size": 1, "gamma": 1},
+                **self.client_options(p),
+            },
+            server={"weighted": not alike, **self.server_options(p)},
+            model=ScalarModel(p.x0),
+        )
         FlukeENV().set_evaluator(NullEvaluator())
         federation = self.federation_class(p.num_clients, Splitter(p, even), asked)
         rounds = iter(p.cohorts)
-        federation.server.get_eligible_clients = lambda share: [
-            federation.clients[k] for k in next(rounds) if p.weight_of(k)]
+        federation.server.get_eligible_clients = lambda share: [federation.clients[k] for k in next(rounds) if p.weight_of(k)]
         seen: list[float] = []
         aggregate = federation.server.aggregate
 
@@ -129,8 +136,13 @@ def momentum_options(p: Problem) -> dict[str, Any]:
 
 
 def adaptive_options(mode: str) -> Options:
-    return lambda p: {"mode": mode, "lr": p.options["server_lr"], "tau": p.options["tau"],
-                      "beta1": p.options["beta1"], "beta2": p.options["beta2"]}
+    return lambda p: {
+        "mode": mode,
+        "lr": p.options["server_lr"],
+        "tau": p.options["tau"],
+        "beta1": p.options["beta1"],
+        "beta2": p.options["beta2"],
+    }
 
 
 FLUKE = (
@@ -142,8 +154,14 @@ FLUKE = (
     FlukeSubject("fedyogi", "FedOpt, yogi", FedOpt, server_options=adaptive_options("yogi")),
     FlukeSubject("fedadagrad", "FedOpt, adagrad", FedOpt, server_options=adaptive_options("adagrad")),
     FlukeSubject("fednova", "FedNova", FedNova),
-    FlukeSubject("feddyn", "FedDyn", FedDyn, client_options=lambda p: {"alpha": p.options["alpha"]},
-          server_options=lambda p: {"alpha": p.options["alpha"]}, evaluated_model=lambda server: server.cld_mdl),
+    FlukeSubject(
+        "feddyn",
+        "FedDyn",
+        FedDyn,
+        client_options=lambda p: {"alpha": p.options["alpha"]},
+        server_options=lambda p: {"alpha": p.options["alpha"]},
+        evaluated_model=lambda server: server.cld_mdl,
+    ),
 )
 
 

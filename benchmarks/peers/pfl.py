@@ -66,17 +66,28 @@ class PflSubject:
         order = (k for cohort in here for k in cohort)
         users = FederatedDataset(lambda k: make_user(problem, k, rows[k]), lambda: next(order))
         weighting = [WeightByUser() if alike else WeightByDatapoints()] if self.can_weight else []
-        model = PyTorchModel(
-            module, torch.optim.SGD, torch.optim.SGD(module.parameters(), **self.central_optimizer_options(problem))
+        model = PyTorchModel(module, torch.optim.SGD, torch.optim.SGD(module.parameters(), **self.central_optimizer_options(problem)))
+        algorithm, params = self.make_algorithm(
+            problem,
+            {
+                "central_num_iterations": len(here),
+                "evaluation_frequency": len(here) + 1,
+                "train_cohort_size": len(here[0]),
+                "val_cohort_size": 0,
+            },
         )
-        algorithm, params = self.make_algorithm(problem, {
-            "central_num_iterations": len(here), "evaluation_frequency": len(here) + 1,
-            "train_cohort_size": len(here[0]), "val_cohort_size": 0})
         seen = PathRecorder(module)
         asyncio.set_event_loop(asyncio.new_event_loop())  # pfl asks for the current one
-        algorithm.run(params, SimulatedBackend(users, users, weighting), model, NNTrainHyperParams(
-            local_num_epochs=max(problem.steps) if even else 1, local_learning_rate=problem.lr,
-            local_batch_size=None if even else 1), callbacks=[seen], send_metrics_to_platform=False)
+        algorithm.run(
+            params,
+            SimulatedBackend(users, users, weighting),
+            model,
+            NNTrainHyperParams(
+                local_num_epochs=max(problem.steps) if even else 1, local_learning_rate=problem.lr, local_batch_size=None if even else 1
+            ),
+            callbacks=[seen],
+            send_metrics_to_platform=False,
+        )
         return seen.path
 
 
@@ -113,16 +124,20 @@ class PathRecorder(TrainingProcessCallback):  # type: ignore[misc]
 
 def scaffold(p: Problem, known: dict[str, Any]) -> tuple[Any, Any]:
     """Option II, which the problems are about."""
-    return SCAFFOLD(), SCAFFOLDParams(population=p.num_clients, use_gradient_as_control_variate=False,
-                                      user_state_storage=InMemoryUserStateStorage(), **known)
+    return SCAFFOLD(), SCAFFOLDParams(
+        population=p.num_clients, use_gradient_as_control_variate=False, user_state_storage=InMemoryUserStateStorage(), **known
+    )
 
 
 PFL = (
     PflSubject("fedavg", "FederatedAveraging", lambda p, known: (FederatedAveraging(), NNAlgorithmParams(**known))),
     PflSubject("fedprox", "FedProx", lambda p, known: (FedProx(), FedProxParams(mu=p.options["mu"], **known))),
-    PflSubject("fedavgm", "FederatedAveraging, central SGD with momentum",
+    PflSubject(
+        "fedavgm",
+        "FederatedAveraging, central SGD with momentum",
         lambda p, known: (FederatedAveraging(), NNAlgorithmParams(**known)),
-        lambda p: {"lr": p.options["server_lr"], "momentum": p.options["momentum"]}),
+        lambda p: {"lr": p.options["server_lr"], "momentum": p.options["momentum"]},
+    ),
     PflSubject("scaffold", "SCAFFOLD, Option II", scaffold, can_weight=False),
 )
 

@@ -34,9 +34,7 @@ class Algorithm(ABC):
 
     # Before the first round.
 
-    def configure_clients(
-        self, client_rows: list[np.ndarray], cohort_size: int, local_steps: int
-    ) -> tuple[list[np.ndarray], int, int]:
+    def configure_clients(self, client_rows: list[np.ndarray], cohort_size: int, local_steps: int) -> tuple[list[np.ndarray], int, int]:
         """Who takes part with which rows, how many in a round, for how many local steps."""
         return client_rows, cohort_size, local_steps
 

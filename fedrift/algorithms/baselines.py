@@ -33,9 +33,7 @@ class Centralized(FedAvg):
 
     one_client_per_model: ClassVar[bool] = True
 
-    def configure_clients(
-        self, client_rows: list[np.ndarray], cohort_size: int, local_steps: int
-    ) -> tuple[list[np.ndarray], int, int]:
+    def configure_clients(self, client_rows: list[np.ndarray], cohort_size: int, local_steps: int) -> tuple[list[np.ndarray], int, int]:
         return [np.sort(np.concatenate(client_rows))], 1, cohort_size * local_steps
 
 
@@ -43,9 +41,7 @@ class Centralized(FedAvg):
 class Pretrained(FedAvg):
     """Nobody trains: the pretrained model stays as it is."""
 
-    def configure_clients(
-        self, client_rows: list[np.ndarray], cohort_size: int, local_steps: int
-    ) -> tuple[list[np.ndarray], int, int]:
+    def configure_clients(self, client_rows: list[np.ndarray], cohort_size: int, local_steps: int) -> tuple[list[np.ndarray], int, int]:
         return client_rows, cohort_size, 0
 
     def server_update(self, server: ServerState, report: CohortUpdate) -> ServerState:

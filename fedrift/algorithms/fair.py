@@ -47,8 +47,7 @@ class QFedAvg(FedAvg):
     def incompatibilities(self, optimizer: Optimizer, weighting: str, param_names: Collection[str]) -> list[str]:
         said = super().incompatibilities(optimizer, weighting, param_names)
         if is_adaptive(optimizer):
-            said.append("q-FedAvg takes (w - y) / lr for a gradient, to bound its step; under an adaptive optimiser "
-                        "it is none: use Sgd")
+            said.append("q-FedAvg takes (w - y) / lr for a gradient, to bound its step; under an adaptive optimiser it is none: use Sgd")
         return said
 
 
@@ -61,6 +60,7 @@ class QFedAvg(FedAvg):
 # local steps w moves by FedAvg weighted with lambda, as of the beginning of the round. The projection onto the
 # simplex is max(mu_k - theta, 0) with one theta for all; a client keeps mu_k, the server finds theta. F_k is the
 # training loss of the first step. All clients must take part: theta is found over the cohort.
+
 
 @dataclass(frozen=True)
 class AFL(FedAvg):
@@ -79,8 +79,9 @@ class AFL(FedAvg):
         return Tree(mu=share + self.lambda_lr * local.loss.to(share).unsqueeze(1))
 
     def server_update(self, server: ServerState, report: CohortUpdate) -> ServerState:
-        share = mixture_weight(report.client_state.to(report.weight.device) - report.state_delta,
-                               server.broadcast.take(report.cluster_ids))[:, 0]
+        share = mixture_weight(
+            report.client_state.to(report.weight.device) - report.state_delta, server.broadcast.take(report.cluster_ids)
+        )[:, 0]
         after = super().server_update(server, replace(report, weight=share * (report.weight > 0)))
         theta = server.broadcast["theta"].clone()
         mu = report.client_state["mu"][:, 0].to(theta)
@@ -95,8 +96,10 @@ class AFL(FedAvg):
         return replace(server, broadcast=Tree(theta=theta))
 
     def warnings(self, optimizer: Optimizer, weighting: str) -> list[str]:
-        return [*super().warnings(optimizer, "uniform"),
-                "AFL weighs clients by their losses, not by their sizes, and needs all of them in every round"]
+        return [
+            *super().warnings(optimizer, "uniform"),
+            "AFL weighs clients by their losses, not by their sizes, and needs all of them in every round",
+        ]
 
 
 def mixture_weight(client_state: Tree, broadcast: Tree) -> Tensor:

@@ -33,8 +33,9 @@ class FedAvg(Algorithm):
     aggregator: Mean = Mean()
 
     def init_server(self, params: Tree) -> ServerState:
-        return ServerState(params, self.init_broadcast(params), self.server_optimizer.init(params),
-                           self.aggregator.init_merged_base(params))
+        return ServerState(
+            params, self.init_broadcast(params), self.server_optimizer.init(params), self.aggregator.init_merged_base(params)
+        )
 
     def frozen_params(self, param_names: Collection[str], round: int) -> frozenset[str]:
         return self.aggregator.frozen_params(param_names, round)
@@ -43,8 +44,7 @@ class FedAvg(Algorithm):
         descent = -self.aggregator.aggregate(server, report)
         params, moments = self.server_optimizer.step(server.params, descent, server.opt_state)
         trained = has_update(report)  # a model nobody trained stays, moments and all
-        after = replace(server, params=params.where(trained, server.params),
-                        opt_state=moments.where(trained, server.opt_state))
+        after = replace(server, params=params.where(trained, server.params), opt_state=moments.where(trained, server.opt_state))
         return self.aggregator.after_server_step(server, after, report)
 
     def round_metrics(self, result: RoundResult) -> RoundMetrics:
@@ -75,6 +75,7 @@ def mean_over_clients(model_values: Tensor, result: RoundResult) -> Tensor:
 # ``proximal="prox_step"`` takes the exact proximal step after the optimiser's instead:
 # y <- (y + lr mu w) / (1 + lr mu), which is also stable for any mu.
 
+
 @dataclass(frozen=True)
 class FedProx(FedAvg):
     mu: Annotated[float, Ge(0)] = 0.01
@@ -94,11 +95,15 @@ class FedProx(FedAvg):
     def warnings(self, optimizer: Optimizer, weighting: str) -> list[str]:
         said = super().warnings(optimizer, weighting)
         if self.proximal == "gradient" and is_adaptive(optimizer):
-            said.append("FedProx(proximal='gradient') under AdamW: the proximal gradient is normalised with the rest, so mu is "
-                        "not comparable with the SGD literature; proximal='prox_step' takes the exact proximal step")
+            said.append(
+                "FedProx(proximal='gradient') under AdamW: the proximal gradient is normalised with the rest, so mu is "
+                "not comparable with the SGD literature; proximal='prox_step' takes the exact proximal step"
+            )
         elif self.proximal == "gradient" and optimizer.lr * self.mu >= 2:
-            said.append(f"FedProx(proximal='gradient'): with lr mu = {optimizer.lr * self.mu:g} every step ends farther beyond "
-                        "the received model than it began, and runs away; keep lr mu below 2, or take proximal='prox_step'")
+            said.append(
+                f"FedProx(proximal='gradient'): with lr mu = {optimizer.lr * self.mu:g} every step ends farther beyond "
+                "the received model than it began, and runs away; keep lr mu below 2, or take proximal='prox_step'"
+            )
         return said
 
 
@@ -111,6 +116,7 @@ class FedProx(FedAvg):
 # constant unit gradient would carry client k, in learning rates: K_k for plain SGD, and
 # [K - rho (1 - rho^K) / (1 - rho)] / (1 - rho) for heavy ball rho. With equal steps it is FedAvg.
 # It removes the inconsistency of unequal steps to O(lr K L) only; the drift of FedAvg stays.
+
 
 @dataclass(frozen=True)
 class FedNova(FedAvg):
@@ -127,12 +133,17 @@ class FedNova(FedAvg):
     def incompatibilities(self, optimizer: Optimizer, weighting: str, param_names: Collection[str]) -> list[str]:
         said = super().incompatibilities(optimizer, weighting, param_names)
         if is_adaptive(optimizer):
-            return [*said, "FedNova divides by the length of the local path in learning rates, which an adaptive "
-                           "client optimiser does not have; use Sgd, with momentum if you like"]
+            return [
+                *said,
+                "FedNova divides by the length of the local path in learning rates, which an adaptive "
+                "client optimiser does not have; use Sgd, with momentum if you like",
+            ]
         momentum = getattr(optimizer, "momentum", 0.0)
         if momentum != self.momentum:
-            said.append(f"FedNova must know the clients' momentum: they have {momentum}, it was told {self.momentum}; "
-                        f"say FedNova(momentum={momentum})")
+            said.append(
+                f"FedNova must know the clients' momentum: they have {momentum}, it was told {self.momentum}; "
+                f"say FedNova(momentum={momentum})"
+            )
         return said
 
 
@@ -151,6 +162,7 @@ def path_length(steps: Tensor, momentum: float) -> Tensor:
 # buy, and what drift costs, is the difference of the two. The learning rate is the server's; the
 # clients' optimiser is not used, so neither is its clipping.
 
+
 @dataclass(frozen=True)
 class FedSGD(FedAvg):
     rescales_updates: ClassVar[bool] = True
@@ -164,9 +176,11 @@ class FedSGD(FedAvg):
         return super().server_update(server, replace(report, delta=-report.mean_grad))
 
     def warnings(self, optimizer: Optimizer, weighting: str) -> list[str]:
-        return [*super().warnings(optimizer, weighting),
-                f"FedSGD takes one step of the server's rate ({self.server_optimizer.lr:g}) a "
-                "round; the clients' optimiser, its rate and its clipping are not used"]
+        return [
+            *super().warnings(optimizer, weighting),
+            f"FedSGD takes one step of the server's rate ({self.server_optimizer.lr:g}) a "
+            "round; the clients' optimiser, its rate and its clipping are not used",
+        ]
 
 
 __all__ = ["FedAvg", "cluster_mean", "cluster_sum", "has_update", "mean_over_clients", "weighted_mean"]

@@ -67,9 +67,10 @@ class FedDyn(FedAvg):
     def incompatibilities(self, optimizer: Optimizer, weighting: str, param_names: Collection[str]) -> list[str]:
         said = super().incompatibilities(optimizer, weighting, param_names)
         if is_adaptive(optimizer):
-            said.append("FedDyn's memory is the gradient only if the clients follow it unscaled; under an adaptive "
-                        "optimiser the tilt never settles: use Sgd, or Scaffold, which stays a gradient")
+            said.append(
+                "FedDyn's memory is the gradient only if the clients follow it unscaled; under an adaptive "
+                "optimiser the tilt never settles: use Sgd, or Scaffold, which stays a gradient"
+            )
         if self.server_optimizer != Sgd(1.0):
-            said.append(f"FedDyn's server step is its own; server_optimizer={self.server_optimizer} would not be used: "
-                        "leave it out")
+            said.append(f"FedDyn's server step is its own; server_optimizer={self.server_optimizer} would not be used: leave it out")
         return said

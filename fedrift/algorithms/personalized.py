@@ -48,8 +48,13 @@ def split_per_client(state: FederatedState, algorithm: FedAvg) -> FederatedState
     copies = algorithm.init_server(state.server.params.take(state.cluster_ids))
     memory = ClientStateStore.from_rows(algorithm.init_client_state(copies.params.to(torch.device("cpu"))), size)
     base = state.server.merged_base.take(state.cluster_ids)
-    return replace(state, server=ServerState(copies.params, copies.broadcast, copies.opt_state, base),
-                   client_states=memory, cluster_ids=torch.arange(size), client_means=Tree())
+    return replace(
+        state,
+        server=ServerState(copies.params, copies.broadcast, copies.opt_state, base),
+        client_states=memory,
+        cluster_ids=torch.arange(size),
+        client_means=Tree(),
+    )
 
 
 # FedPer: some leaves are shared, the others stay with the client for good.
@@ -59,6 +64,7 @@ def split_per_client(state: FederatedState, algorithm: FedAvg) -> FederatedState
 #
 # ``personal_params`` names the leaves that stay, by patterns. The default keeps B and shares A of every adapter, as in Guo
 # et al., "Selective Aggregation for Low-Rank Adaptation in Federated Learning" (FedSA-LoRA), ICLR 2025, arXiv:2410.01463.
+
 
 @dataclass(frozen=True)
 class FedPer(FedAvg):
@@ -105,6 +111,7 @@ class FedPer(FedAvg):
 #
 # lam = 0 is local training, lam -> infinity the shared model. The shared model is FedAvg's bit for bit.
 
+
 @dataclass(frozen=True)
 class Ditto(FedAvg):
     is_personalized: ClassVar[bool] = True
@@ -122,8 +129,10 @@ class Ditto(FedAvg):
     def warnings(self, optimizer: Optimizer, weighting: str) -> list[str]:
         said = super().warnings(optimizer, weighting)
         if self.lambda_ and is_adaptive(optimizer):
-            said.append("Ditto under AdamW: the pull lambda (v - w) is normalised with the rest of the gradient, so lambda_ "
-                        "is not comparable with the SGD literature")
+            said.append(
+                "Ditto under AdamW: the pull lambda (v - w) is normalised with the rest of the gradient, so lambda_ "
+                "is not comparable with the SGD literature"
+            )
         return said
 
 
@@ -152,6 +161,7 @@ class DittoPersonalTraining(FedAvg):
 #
 # Every inner step takes a new batch (the paper repeats one), so that a step costs what a step of FedAvg costs.
 # theta goes on from where it was; the client wears the last one.
+
 
 @dataclass(frozen=True)
 class PFedMe(FedAvg):
@@ -190,8 +200,10 @@ class PFedMe(FedAvg):
     def warnings(self, optimizer: Optimizer, weighting: str) -> list[str]:
         said = super().warnings(optimizer, weighting)
         if is_adaptive(optimizer):
-            said.append("pFedMe under AdamW: the pull lambda (theta - y) is normalised with the rest of the gradient, so theta "
-                        "solves another problem than the paper's; use Sgd")
+            said.append(
+                "pFedMe under AdamW: the pull lambda (theta - y) is normalised with the rest of the gradient, so theta "
+                "solves another problem than the paper's; use Sgd"
+            )
         return said
 
     def incompatibilities(self, optimizer: Optimizer, weighting: str, param_names: Collection[str]) -> list[str]:
@@ -220,6 +232,7 @@ def outer_params(local: LocalState) -> Tree:
 # never took part has the first model as its last: while that is what it receives, the contrast has no gradient.
 # Beside the loss, a step passes the batch through three models more, two of them without a gradient.
 
+
 @dataclass(frozen=True)
 class MOON(FedAvg):
     mu: Annotated[float, Ge(0)] = 1.0
@@ -246,8 +259,10 @@ class MOON(FedAvg):
     def incompatibilities(self, optimizer: Optimizer, weighting: str, param_names: Collection[str]) -> list[str]:
         said = super().incompatibilities(optimizer, weighting, param_names)
         if self.aggregator.modifies_base:
-            said.append(f"{type(self.aggregator).__name__} moves the weights under the adapters, and MOON's clients keep "
-                        "their last model as adapters only: over other weights it is another model; use Mean or FFALoRA")
+            said.append(
+                f"{type(self.aggregator).__name__} moves the weights under the adapters, and MOON's clients keep "
+                "their last model as adapters only: over other weights it is another model; use Mean or FFALoRA"
+            )
         return said
 
 

@@ -33,8 +33,9 @@ def compute_epsilon(aggregator: DPMean, *, num_rounds: int, cohort_size: int, nu
     if num_rounds < 0:
         raise UserError(f"num_rounds: wanted a whole number of at least 0, got {quote_value(num_rounds)}")
     if not 1 <= cohort_size <= num_clients:
-        raise UserError(f"cohort_size: wanted a whole number from 1 to {num_clients}, the number of clients, "
-                        f"got {quote_value(cohort_size)}")
+        raise UserError(
+            f"cohort_size: wanted a whole number from 1 to {num_clients}, the number of clients, got {quote_value(cohort_size)}"
+        )
     if not 0 < delta < 1:
         raise UserError(f"delta: wanted a number above 0 and below 1, got {quote_value(delta)}")
     if aggregator.noise_multiplier == 0 or num_rounds == 0:

@@ -62,11 +62,15 @@ class Scaffold(FedAvg):
     def warnings(self, optimizer: Optimizer, weighting: str) -> list[str]:
         said = super().warnings(optimizer, weighting)
         if is_adaptive(optimizer):
-            said.append("SCAFFOLD under AdamW is 'SCAFFOLD-style': the correction is added to the gradient before "
-                        "Adam normalises it, so the fixed point is off by O(lr) and no theory covers it; use Sgd")
+            said.append(
+                "SCAFFOLD under AdamW is 'SCAFFOLD-style': the correction is added to the gradient before "
+                "Adam normalises it, so the fixed point is off by O(lr) and no theory covers it; use Sgd"
+            )
         if weighting != "uniform":
-            said.append(f"SCAFFOLD is derived for a uniform mean; client_weighting={weighting!r} keeps it only while all "
-                        "clients train equally many, and blew up in trials on skewed sizes; use client_weighting: uniform")
+            said.append(
+                f"SCAFFOLD is derived for a uniform mean; client_weighting={weighting!r} keeps it only while all "
+                "clients train equally many, and blew up in trials on skewed sizes; use client_weighting: uniform"
+            )
         return said
 
 
@@ -84,8 +88,10 @@ def control_variate_metrics(result: RoundResult, client_controls: Tree, server_c
     last = result.before.last_round_seen[result.cohort] if len(result.before.last_round_seen) else torch.zeros(len(result.cohort))
     known = (last > 0) & ~result.report.failed & (size > 0)
     stale = (client_controls - gradient).norm() / size
-    said: RoundMetrics = {"control.age": torch.where(known, (result.after.round - last).double(), torch.nan),
-                          "control.staleness": torch.where(known, stale, torch.nan)}
+    said: RoundMetrics = {
+        "control.age": torch.where(known, (result.after.round - last).double(), torch.nan),
+        "control.staleness": torch.where(known, stale, torch.nan),
+    }
     averages = result.after.client_means
     if averages:  # a round that the round loop did not make has none
         off = (server_control - averages.map(lambda mean, c: mean.to(c), server_control)).norm().square().sum().sqrt()
@@ -103,9 +109,9 @@ def control_variate_metrics(result: RoundResult, client_controls: Tree, server_c
 # mean weight and the correction (u - u_k) / n_k, which needs nobody else's weight. u = mean_k u_k holds in
 # every round, whoever takes part. A client that comes for the first time takes the mean weight for its own.
 
+
 @dataclass(frozen=True)
 class ScaffoldWeighted(Scaffold):
-
     def init_broadcast(self, params: Tree) -> Tree:  # means over the fleet: u, n, and the share of clients seen so far
         leaf = next(iter(params.values()))
         none = torch.zeros(len(leaf), 1, dtype=leaf.dtype, device=leaf.device)
@@ -136,7 +142,8 @@ class ScaffoldWeighted(Scaffold):
         kept = result.before.client_states.gather(result.cohort)
         controls = select_prefix("u", kept) / kept["weight"][:, 0].clamp_min(1e-12)  # c_k = u_k / n_k
         return super(Scaffold, self).round_metrics(result) | control_variate_metrics(
-            result, controls, select_prefix("u", result.after.server.broadcast))
+            result, controls, select_prefix("u", result.after.server.broadcast)
+        )
 
     def warnings(self, optimizer: Optimizer, weighting: str) -> list[str]:
         return super().warnings(optimizer, "uniform")

@@ -24,14 +24,25 @@ class CommandGroup(TyperGroup):
     def get_command(self, ctx: Any, cmd_name: str) -> Any:
         command = super().get_command(ctx, cmd_name)
         if command is not None and all(param.name != "verbose" for param in command.params):
-            command.params.append(TyperOption(
-                param_decls=["--verbose"], is_flag=True, expose_value=False, default=False, help="Print tracebacks of errors.",
-                callback=lambda ctx, param, value: VERBOSE.set(VERBOSE.get() or bool(value))))
+            command.params.append(
+                TyperOption(
+                    param_decls=["--verbose"],
+                    is_flag=True,
+                    expose_value=False,
+                    default=False,
+                    help="Print tracebacks of errors.",
+                    callback=lambda ctx, param, value: VERBOSE.set(VERBOSE.get() or bool(value)),
+                )
+            )
         return command
 
 
 app = typer.Typer(
-    cls=CommandGroup, name="fedrift", no_args_is_help=True, add_completion=False, rich_markup_mode="markdown",
+    cls=CommandGroup,
+    name="fedrift",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode="markdown",
     pretty_exceptions_show_locals=False,
     help="""When, how and why does federated fine-tuning of language models break under non-IID data?
 
@@ -39,7 +50,8 @@ app = typer.Typer(
 (`experiments/*.yaml`); any key can be changed on the command line, e.g.
 `fedrift run experiments/demo.yaml algorithm=Scaffold partition.severity=0.5`.
 
-A run that was stopped goes on where it was when the same command is given again.""")
+A run that was stopped goes on where it was when the same command is given again.""",
+)
 
 
 def print_version(is_requested: bool) -> None:

@@ -12,13 +12,22 @@ if TYPE_CHECKING:
     from ..conformance import Verdict
     from ..conformance.judge import Expectation
 
-Suite = Annotated[Literal["scoreboard", "quick", "published", "native"], typer.Argument(
-    help="`scoreboard`: every algorithm here against the papers' equations (seconds). "
-         "`quick`: published results with closed forms (seconds). `published`: these, and FedProx's and SCAFFOLD's on "
-         "synthetic data (minutes). `native`: the synthetic data with its sizes as drawn (long).")]
-Subjects = Annotated[list[str] | None, typer.Option(
-    "--subject", metavar="MODULE:NAME", help="Judge this instead: `benchmarks.peers.flower:FLOWER`, or your own "
-                                             "`mine.py:SUBJECT`. May be said more than once.")]
+Suite = Annotated[
+    Literal["scoreboard", "quick", "published", "native"],
+    typer.Argument(
+        help="`scoreboard`: every algorithm here against the papers' equations (seconds). "
+        "`quick`: published results with closed forms (seconds). `published`: these, and FedProx's and SCAFFOLD's on "
+        "synthetic data (minutes). `native`: the synthetic data with its sizes as drawn (long)."
+    ),
+]
+Subjects = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--subject",
+        metavar="MODULE:NAME",
+        help="Judge this instead: `benchmarks.peers.flower:FLOWER`, or your own `mine.py:SUBJECT`. May be said more than once.",
+    ),
+]
 Markdown = Annotated[bool, typer.Option("--markdown", help="Print Markdown, for documents.")]
 
 
@@ -56,9 +65,19 @@ def conformance(suite: Suite = "scoreboard", subject: Subjects = None, markdown:
 def print_scoreboard(verdicts: list[Verdict]) -> None:
     """The scoreboard, a line a problem."""
     sign = {True: "right", False: "WRONG", None: "not asked"}
-    print_verdict_table("implementation", "algorithm", "problem", "verdict", "expected", "found", "what was said", rows=[
-        (f"{v.subject} {v.version}", v.algorithm, v.problem, sign[v.holds], f"{v.expected:.6g}", f"{v.observed:.6g}", v.message)
-        for v in verdicts])
+    print_verdict_table(
+        "implementation",
+        "algorithm",
+        "problem",
+        "verdict",
+        "expected",
+        "found",
+        "what was said",
+        rows=[
+            (f"{v.subject} {v.version}", v.algorithm, v.problem, sign[v.holds], f"{v.expected:.6g}", f"{v.observed:.6g}", v.message)
+            for v in verdicts
+        ],
+    )
     asked = [v for v in verdicts if v.holds is not None]
     typer.echo(f"{sum(bool(v.holds) for v in asked)} of {len(asked)} verdicts are right.")
 
@@ -66,8 +85,9 @@ def print_scoreboard(verdicts: list[Verdict]) -> None:
 def print_outcomes(outcomes: list[Expectation]) -> None:
     from ..conformance.judge import holds_text
 
-    print_verdict_table("test", "what", "expected", "found", "", rows=[
-        (o.test, o.description, o.expected, o.observed, holds_text(o)) for o in outcomes])
+    print_verdict_table(
+        "test", "what", "expected", "found", "", rows=[(o.test, o.description, o.expected, o.observed, holds_text(o)) for o in outcomes]
+    )
 
 
 def print_verdict_table(*columns: str, rows: list[tuple[str, ...]]) -> None:

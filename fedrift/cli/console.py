@@ -28,8 +28,14 @@ class RunProgressBar:
     """A progress bar over the rounds of several runs."""
 
     def __init__(self, rounds: int) -> None:
-        self.progress = Progress(TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
-                                 TimeRemainingColumn(), console=Console(stderr=True))
+        self.progress = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TimeRemainingColumn(),
+            console=Console(stderr=True),
+        )
         self.task = self.progress.add_task("loading", total=rounds)
         self.done = 0
 
@@ -42,6 +48,7 @@ class RunProgressBar:
 
     def callback_for(self, name: str) -> ProgressCallback:
         """The watch of one run."""
+
         def watch(told: Told) -> None:
             loss = "" if math.isnan(told.loss) else f"  loss {told.loss:.3f}"
             self.progress.update(self.task, completed=self.done + told.round, description=f"{name}{loss}")
@@ -58,9 +65,7 @@ class RunProgressBar:
 def run_view(run: Run, iid_baseline: Run | None = None) -> RunView:
     """A run as the report shows it."""
     said = run.config
-    return RunView(
-        run_title(run), said, run.trajectory(), iid_baseline.trajectory() if iid_baseline else None, run.status, run.environment
-    )
+    return RunView(run_title(run), said, run.trajectory(), iid_baseline.trajectory() if iid_baseline else None, run.status, run.environment)
 
 
 def run_title(run: Run) -> str:
@@ -80,12 +85,15 @@ def print_summary(run: Run) -> None:
     if run.is_finished:
         end = run.read_json("finished")
         seconds = end["seconds"]
-        screen.print(f"final loss {end['final_loss']:.3f} nats per token on the larger test set; "
-                     f"{end['train_tokens']:,.0f} tokens trained in {seconds['train']:.0f} s, "
-                     f"evaluated in {seconds['evaluate'] + seconds['final']:.0f} s")
+        screen.print(
+            f"final loss {end['final_loss']:.3f} nats per token on the larger test set; "
+            f"{end['train_tokens']:,.0f} tokens trained in {seconds['train']:.0f} s, "
+            f"evaluated in {seconds['evaluate'] + seconds['final']:.0f} s"
+        )
         if kept := end.get("updates"):
-            screen.print(f"updates of {kept['rounds']} rounds kept, {kept['bytes'] / 1e6:.1f} MB: "
-                         f"`fedrift fork {run.id[:6]} --from-round ...`")
+            screen.print(
+                f"updates of {kept['rounds']} rounds kept, {kept['bytes'] / 1e6:.1f} MB: `fedrift fork {run.id[:6]} --from-round ...`"
+            )
     screen.print(f"[dim]{run.folder}[/]", soft_wrap=True)
 
 
@@ -93,8 +101,7 @@ def print_verdicts(pairs: list[tuple[Run, Run]]) -> None:
     """Runs beside their IID baselines, and what to think of each."""
     table = Table(title="Loss (nats per token, mean of the last 5 evaluations) beside IID baseline", box=SIMPLE, collapse_padding=True)
     for name in ("algorithm", "loss", "gap", "worst domain", "variability", "diagnosis", "run"):
-        table.add_column(name, justify="right" if name in ("loss", "gap", "variability") else "left",
-                         no_wrap=True)
+        table.add_column(name, justify="right" if name in ("loss", "gap", "variability") else "left", no_wrap=True)
     screen, sentences = Console(highlight=False), []
     for run, twin in pairs:
         said, name = judge_run(run.trajectory(), twin.trajectory()), run.config["algorithm"]["type"]
@@ -107,9 +114,7 @@ def print_verdicts(pairs: list[tuple[Run, Run]]) -> None:
             said.grade,
             run.id[:6],
         )
-        sentences.append(
-            f"[bold]{name}[/]: {said.sentence}" + "".join(f"\nCaveat: {escape(caveat)}." for caveat in run_caveats(run))
-        )
+        sentences.append(f"[bold]{name}[/]: {said.sentence}" + "".join(f"\nCaveat: {escape(caveat)}." for caveat in run_caveats(run)))
     screen.print(table)
     for sentence in sentences:
         screen.print(sentence + "\n")
@@ -139,9 +144,16 @@ class StudyProgressBar:
     """Counts rounds; those done before this start count as done but not as speed."""
 
     def __init__(self) -> None:
-        self.progress = Progress(TextColumn("{task.description}"), BarColumn(), TextColumn("{task.percentage:>3.0f}%"),
-                                 TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn(elapsed_when_finished=False),
-                                 console=Console(stderr=True), speed_estimate_period=600)
+        self.progress = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            TextColumn("{task.percentage:>3.0f}%"),
+            TimeElapsedColumn(),
+            TextColumn("left"),
+            TimeRemainingColumn(elapsed_when_finished=False),
+            console=Console(stderr=True),
+            speed_estimate_period=600,
+        )
 
     def __enter__(self) -> StudyProgressBar:
         self.progress.start()
@@ -171,8 +183,13 @@ class StudyProgressBar:
 if TYPE_CHECKING:
     from ..report.monitor import RunStatus, Snapshot
 
-STATE_MARKS = {"finished": ("●", "blue"), "running": ("◐", "yellow"), "unfinished": ("◌", "dim"), "missing": ("·", "dim"),
-         "failed": ("✕", "bold red")}
+STATE_MARKS = {
+    "finished": ("●", "blue"),
+    "running": ("◐", "yellow"),
+    "unfinished": ("◌", "dim"),
+    "missing": ("·", "dim"),
+    "failed": ("✕", "bold red"),
+}
 BLOCKS = "▁▂▃▄▅▆▇█"
 SPARKLINE_WIDTH = 24  # characters of a small curve
 CurveFn = Callable[[str], dict[int, float]]
@@ -194,14 +211,12 @@ def render_header(snapshot: Snapshot) -> RenderableType:
     parts: list[RenderableType] = [Text.from_markup(f"[bold]{escape(snapshot.title)}[/]  {escape(snapshot.question)}")]
     if snapshot.rounds_total:
         said = ", ".join(f"{snapshot.counts[state]} {STATE_LABELS[state]}" for state in STATE_LABELS if snapshot.counts[state])
-        left = (
-            ""
-            if snapshot.is_complete or math.isnan(snapshot.seconds_left)
-            else f"; about {format_duration(snapshot.seconds_left)} left"
-        )
+        left = "" if snapshot.is_complete or math.isnan(snapshot.seconds_left) else f"; about {format_duration(snapshot.seconds_left)} left"
         bar = Table.grid(padding=(0, 1))
-        bar.add_row(ProgressBar(total=snapshot.rounds_total, completed=snapshot.rounds_done, width=30),
-                    f"{snapshot.rounds_done / snapshot.rounds_total:.0%} of {snapshot.rounds_total} rounds; {said}{left}")
+        bar.add_row(
+            ProgressBar(total=snapshot.rounds_total, completed=snapshot.rounds_done, width=30),
+            f"{snapshot.rounds_done / snapshot.rounds_total:.0%} of {snapshot.rounds_total} rounds; {said}{left}",
+        )
         parts.append(bar)
     if snapshot.note:
         parts.append(Text(snapshot.note, style="cyan"))
@@ -216,16 +231,26 @@ def render_grid(snapshot: Snapshot, curve: CurveFn, max_rows: int) -> Renderable
     low, high = shared_range(curves.values())
     table = Table(box=SIMPLE, pad_edge=False)
     scale = "" if math.isnan(low) else f"loss, {low:.2f} to {high:.2f}"
-    for name, side in (("condition", "left"), ("seeds", "left"), ("rounds", "right"), (scale, "left"), ("now", "right"),
-                       ("gap to IID", "right")):
+    for name, side in (
+        ("condition", "left"),
+        ("seeds", "left"),
+        ("rounds", "right"),
+        (scale, "left"),
+        ("now", "right"),
+        ("gap to IID", "right"),
+    ):
         table.add_column(name, justify=side, no_wrap=name != "condition")  # type: ignore[arg-type]
     for row in shown:
         stage = f"{row.stage}: " if row.stage not in ("", "main", "tuning") else ""
         reached = min(run.round for run in row.runs), max(run.round for run in row.runs)
-        table.add_row(Text(stage + row.condition, style="" if row.role == "run" else "dim"), seed_marks(row.runs),
-                      str(reached[1]) if reached[0] == reached[1] else f"{reached[0]}-{reached[1]}",
-                      sparkline(curves[row.key], low, high), format_known(mean_known(run.loss for run in row.runs)),
-                      format_known(mean_known(run.gap for run in row.runs), "+.3f"))
+        table.add_row(
+            Text(stage + row.condition, style="" if row.role == "run" else "dim"),
+            seed_marks(row.runs),
+            str(reached[1]) if reached[0] == reached[1] else f"{reached[0]}-{reached[1]}",
+            sparkline(curves[row.key], low, high),
+            format_known(mean_known(run.loss for run in row.runs)),
+            format_known(mean_known(run.gap for run in row.runs), "+.3f"),
+        )
     hidden = [row for row in snapshot.rows if row not in shown]
     if not hidden:
         return table
@@ -250,9 +275,7 @@ def render_findings(snapshot: Snapshot, max_items: int) -> list[RenderableType]:
         where = f"{each['condition']}, and in {len(each['also'])} more" if each["also"] else each["condition"]
         parts.append(Text.from_markup(f"[{colour}]{each['failure']}[/] [bold]{escape(where)}[/]: {escape(each['sentence'])}"))
     if len(snapshot.findings) > max_items:
-        parts.append(
-            Text(f"and {len(snapshot.findings) - max_items} more findings; `fedrift monitor --web` has them all", style="dim")
-        )
+        parts.append(Text(f"and {len(snapshot.findings) - max_items} more findings; `fedrift monitor --web` has them all", style="dim"))
     failed = [(row, run) for row in snapshot.rows for run in row.runs if run.state == "failed"]
     for row, run in failed[:max_items]:
         reason = run.failure_reason.splitlines()[0] if run.failure_reason else "no reason was left"

@@ -15,15 +15,26 @@ if TYPE_CHECKING:
 
 BACKENDS = ("simulated", "flower")
 Address = Annotated[str, typer.Option("--address", metavar="HOST:PORT", help="Where the server machine's SuperLink listens.")]
-ClientFolders = Annotated[list[str] | None, typer.Option(
-    "--own", metavar="CLIENT=FOLDER", help="The folder of a client's own documents, on its machine. May be said more than once.")]
-Certificates = Annotated[Path | None, typer.Option(
-    "--certificates", help="A folder with ca.crt, server.pem and server.key: TLS. Nothing is encrypted without it.")]
-Keys = Annotated[Path | None, typer.Option(
-    "--keys", help="A folder with client-0, client-0.pub ...: only nodes that hold a registered key join. Needs --certificates.")]
+ClientFolders = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--own", metavar="CLIENT=FOLDER", help="The folder of a client's own documents, on its machine. May be said more than once."
+    ),
+]
+Certificates = Annotated[
+    Path | None,
+    typer.Option("--certificates", help="A folder with ca.crt, server.pem and server.key: TLS. Nothing is encrypted without it."),
+]
+Keys = Annotated[
+    Path | None,
+    typer.Option(
+        "--keys", help="A folder with client-0, client-0.pub ...: only nodes that hold a registered key join. Needs --certificates."
+    ),
+]
 DeployOutput = Annotated[Path, typer.Option("--output", help="Where the app, Flower's configuration and the logs go.")]
-PrintOnly = Annotated[bool, typer.Option(
-    "--print", help="Print the commands for each machine instead of running everything on this one, on loopback.")]
+PrintOnly = Annotated[
+    bool, typer.Option("--print", help="Print the commands for each machine instead of running everything on this one, on loopback.")
+]
 
 
 def deploy(
@@ -75,18 +86,40 @@ def deploy(
     app = flower.write_app(output_dir.resolve() / "app", experiment.to_dict(), config)
     flower.write_connection(output_dir.resolve() / "flwr", address, tls)
     everywhere = "export " + " ".join(f"{name}={value}" for name, value in flower.ENVIRONMENT.items())
-    said = ["# On every machine, in every terminal:", everywhere, "", "# On the server machine, in every terminal:",
-            f"export FLWR_HOME={output_dir.resolve() / 'flwr'}", "", "# On the server machine, in a terminal of its own:",
-            str(flower.superlink_command(host, port, tls, authenticate=bool(keys)))]
+    said = [
+        "# On every machine, in every terminal:",
+        everywhere,
+        "",
+        "# On the server machine, in every terminal:",
+        f"export FLWR_HOME={output_dir.resolve() / 'flwr'}",
+        "",
+        "# On the server machine, in a terminal of its own:",
+        str(flower.superlink_command(host, port, tls, authenticate=bool(keys))),
+    ]
     if keys:
-        said += ["", "# On the server machine, once that is up:",
-                 *(str(flower.register_command(flower.private_key_path(keys, client) + ".pub")) for client in clients)]
+        said += [
+            "",
+            "# On the server machine, once that is up:",
+            *(str(flower.register_command(flower.private_key_path(keys, client) + ".pub")) for client in clients),
+        ]
     for client in clients:
-        said += ["", f"# On the machine of client {client}, in a terminal of its own:",
-                 str(flower.supernode_command(client, address, 9194 + client, tls, data=folders.get(client, ""),
-                                      key=flower.private_key_path(keys, client)))]
-    said += ["", "# On the server machine, when the clients are there:", f"{flower.submit_command(app)} --stream", "",
-             "# What comes of it:", f"fedrift show {experiment.id[:6]} --runs-dir {runs_dir.resolve()}"]
+        said += [
+            "",
+            f"# On the machine of client {client}, in a terminal of its own:",
+            str(
+                flower.supernode_command(
+                    client, address, 9194 + client, tls, data=folders.get(client, ""), key=flower.private_key_path(keys, client)
+                )
+            ),
+        ]
+    said += [
+        "",
+        "# On the server machine, when the clients are there:",
+        f"{flower.submit_command(app)} --stream",
+        "",
+        "# What comes of it:",
+        f"fedrift show {experiment.id[:6]} --runs-dir {runs_dir.resolve()}",
+    ]
     typer.echo("\n".join(said))
 
 
@@ -96,9 +129,7 @@ def parse_address(address: str) -> tuple[str, int]:
 
     host, _, port = address.rpartition(":")
     if not re.fullmatch(r"[\w.:\[\]%-]+", host) or parse_whole_number(port, 65_535) < 1:
-        raise UserError(
-            f"--address {quote_value(address)}: wanted HOST:PORT with a port from 1 to 65535, e.g. --address 10.0.0.5:9191"
-        )
+        raise UserError(f"--address {quote_value(address)}: wanted HOST:PORT with a port from 1 to 65535, e.g. --address 10.0.0.5:9191")
     return host, int(port)
 
 
@@ -110,8 +141,9 @@ def parse_client_folders(texts: list[str] | None, clients: int) -> dict[int, str
     for text in texts or ():
         client, _, folder = text.partition("=")
         if parse_whole_number(client, clients - 1) < 0 or not folder:
-            raise UserError(f"--own {quote_value(text)}: wanted CLIENT=FOLDER with a client from 0 to {clients - 1}, "
-                            "e.g. --own 0=/home/ann/texts")
+            raise UserError(
+                f"--own {quote_value(text)}: wanted CLIENT=FOLDER with a client from 0 to {clients - 1}, e.g. --own 0=/home/ann/texts"
+            )
         if int(client) in found:
             raise UserError(f"--own {quote_value(text)}: client {int(client)} has two folders")
         found[int(client)] = folder

@@ -31,8 +31,10 @@ if TYPE_CHECKING:
     from ..diagnosis import Diagnosis
     from ..diagnosis.cases import RunGroup
 
-FailOn = Annotated[Literal["suspected", "confirmed"] | None, typer.Option(
-    "--fail-on", help="Exit with 1 if anything is found of this grade or a graver one.")]
+FailOn = Annotated[
+    Literal["suspected", "confirmed"] | None,
+    typer.Option("--fail-on", help="Exit with 1 if anything is found of this grade or a graver one."),
+]
 RunBaselines = Annotated[bool, typer.Option("--iid-baseline", help="Run the IID baselines that are not there yet.")]
 
 
@@ -72,9 +74,12 @@ def diagnose(
     for group in groups:
         judgements = judge(group.cases)
         every += judgements
-        said = {"runs": [run.id for run in group.runs],
-                "iid_baselines": [each.id if each else None for each in group.baselines],
-                "thresholds": dict(threshold_version()), "findings": diagnoses_to_json(judgements)}
+        said = {
+            "runs": [run.id for run in group.runs],
+            "iid_baselines": [each.id if each else None for each in group.baselines],
+            "thresholds": dict(threshold_version()),
+            "findings": diagnoses_to_json(judgements),
+        }
         for run in group.runs:
             run.write_json("findings", said)
         if as_json:
@@ -125,9 +130,7 @@ def print_diagnoses(group: RunGroup, name: str, diagnoses: list[Diagnosis]) -> N
             table.add_column(column, justify="right" if column in ("since", "strength") else "left")
         for each in found:
             since = "" if each.first_round is None else str(each.first_round)
-            table.add_row(
-                each.failure, each.grade, since, abbreviate(each.clients), abbreviate(each.locations), f"{each.strength:.1f}x"
-            )
+            table.add_row(each.failure, each.grade, since, abbreviate(each.clients), abbreviate(each.locations), f"{each.strength:.1f}x")
         screen.print(table)
         for each in found:
             screen.print(f"[bold]{each.failure}[/]: {each.sentence}\n")
@@ -165,11 +168,15 @@ BreakTest = Callable[[str, int, float], bool]
 LEARNING_RATE = "training.client_optimizer.lr"
 
 Param = Annotated[str, typer.Option("--param", help="The setting that is moved: any number of the experiment.")]
-Seeds = Annotated[int, typer.Option(
-    "--seeds", min=2, max=1000, help="Paired seeds, from the experiment's own on; four or more for an interval that is worth its "
-                                     "name.")]
-Tolerance = Annotated[float, typer.Option(
-    "--tolerance", min=0.001, max=1, callback=reject_nan, help="How closely a boundary is bracketed: 0.05 is 5 %.")]
+Seeds = Annotated[
+    int,
+    typer.Option(
+        "--seeds", min=2, max=1000, help="Paired seeds, from the experiment's own on; four or more for an interval that is worth its name."
+    ),
+]
+Tolerance = Annotated[
+    float, typer.Option("--tolerance", min=0.001, max=1, callback=reject_nan, help="How closely a boundary is bracketed: 0.05 is 5 %.")
+]
 BreaksBelow = Annotated[
     bool, typer.Option("--breaks-below", help="Runs break below the boundary, not above: `--param training.participation_rate`.")
 ]
@@ -217,8 +224,7 @@ def find_boundary(
     at: dict[str, list[float]] = {condition: [] for condition in conditions}
     made: dict[str, list[int]] = {condition: [] for condition in conditions}
     with show_boundary_progress(len(conditions) * seeds, param) as tell:
-        breaks, start, first = build_break_test(
-            file, overrides or [], param, make_runtime(runs_dir, data_dir, device, threads), tell)
+        breaks, start, first = build_break_test(file, overrides or [], param, make_runtime(runs_dir, data_dir, device, threads), tell)
         every = range(first, first + seeds)
         low, high = sorted((flip_scale(min_value, breaks_below), flip_scale(max_value, breaks_below)))
 
@@ -232,8 +238,7 @@ def find_boundary(
             tell.on_found(condition, seed, at[condition][-1], found.num_runs)
     ratio = geometric_mean_ratio(np.asarray(at["IID"]), np.asarray(at["skewed"])) if len(conditions) > 1 else None
     if as_json:
-        print_json({"param": param, "seeds": list(every), "boundary": at, "runs": made,
-                    "ratio": asdict(ratio) if ratio else None})
+        print_json({"param": param, "seeds": list(every), "boundary": at, "runs": made, "ratio": asdict(ratio) if ratio else None})
     else:
         print_boundaries(param, first, at, ratio)
 
@@ -265,8 +270,10 @@ class BoundaryProgress:
 
     def on_found(self, condition: str, seed: int, setting: float, runs: int) -> None:
         self.num_found += 1
-        self.print_line(f"boundary {self.num_found} of {self.num_searches}: seed {seed}, {condition}, "
-                  f"{'not found' if math.isnan(setting) else f'{setting:.4g}'} after {runs} runs")
+        self.print_line(
+            f"boundary {self.num_found} of {self.num_searches}: seed {seed}, {condition}, "
+            f"{'not found' if math.isnan(setting) else f'{setting:.4g}'} after {runs} runs"
+        )
 
     def print_line(self, text: str) -> None:
         self.status.console.print(text, soft_wrap=True, markup=False)
@@ -301,8 +308,10 @@ def build_break_test(
     for part in param.split("."):
         start = getattr(start, part, None)
     if isinstance(start, bool) or not isinstance(start, (int, float)) or not start > 0:
-        raise UserError(f"--param {param}: wanted a number above 0 in the experiment, got {start!r}; "
-                        "for instance training.client_optimizer.lr, training.participation_rate or partition.severity")
+        raise UserError(
+            f"--param {param}: wanted a number above 0 in the experiment, got {start!r}; "
+            "for instance training.client_optimizer.lr, training.participation_rate or partition.severity"
+        )
     looks, least = base.training.num_rounds // base.evaluation.interval + 1, int(THRESHOLDS["common"]["shortest"])
     if looks < least:
         raise UserError(
@@ -336,5 +345,7 @@ def print_boundaries(param: str, first_seed: int, boundaries_by_condition: dict[
     if math.isnan(ratio.estimate):
         screen.print("No ratio: not every boundary was found. Widen --min and --max, or start elsewhere.")
     else:
-        screen.print(f"IID runs stand {ratio.estimate:.3f} times as much as skewed ones "
-                     f"({ratio.confidence_level:.0%} interval {ratio.low:.3f} to {ratio.high:.3f}).")
+        screen.print(
+            f"IID runs stand {ratio.estimate:.3f} times as much as skewed ones "
+            f"({ratio.confidence_level:.0%} interval {ratio.low:.3f} to {ratio.high:.3f})."
+        )

@@ -24,14 +24,23 @@ def list_command(runs_dir: RunsDir = DEFAULT_RUNS_DIR, as_json: Json = False) ->
 
     def row(run: Run) -> tuple[str, ...]:
         said, reached = run.config, int(run.trajectory().rounds.max(initial=0))
-        return (run.id, run_title(run), said["dataset"]["name"], said["model"], str(said["seed"]),
-                f"{reached}/{said['training']['num_rounds']}", run.status)
+        return (
+            run.id,
+            run_title(run),
+            said["dataset"]["name"],
+            said["model"],
+            str(said["seed"]),
+            f"{reached}/{said['training']['num_rounds']}",
+            run.status,
+        )
 
     found, bad = read_each(list_runs(runs_dir), row)
     bad += list_unreadable(runs_dir)
     if as_json:
-        print_json([{"id": run.id, "status": run.status, "name": run_title(run), "experiment": run.config}
-                    for run, _ in found] + [{"id": each.id, "status": "unreadable", "reason": each.reason} for each in bad])
+        print_json(
+            [{"id": run.id, "status": run.status, "name": run_title(run), "experiment": run.config} for run, _ in found]
+            + [{"id": each.id, "status": "unreadable", "reason": each.reason} for each in bad]
+        )
         return
     if not (found or bad):
         typer.echo(f"no runs in {runs_dir.resolve()}; `fedrift demo` makes six")
@@ -46,8 +55,11 @@ def list_command(runs_dir: RunsDir = DEFAULT_RUNS_DIR, as_json: Json = False) ->
     print_unreadable(bad)
 
 
-def show(name: Annotated[str, typer.Argument(help="A run's id (its first letters do), or its folder.", metavar="RUN")],
-         runs_dir: RunsDir = DEFAULT_RUNS_DIR, as_json: Json = False) -> None:
+def show(
+    name: Annotated[str, typer.Argument(help="A run's id (its first letters do), or its folder.", metavar="RUN")],
+    runs_dir: RunsDir = DEFAULT_RUNS_DIR,
+    as_json: Json = False,
+) -> None:
     """Show one run: verdict, losses by domain, events; `--json` gives the experiment and every record."""
     from rich.console import Console
     from rich.table import Table
@@ -58,8 +70,7 @@ def show(name: Annotated[str, typer.Argument(help="A run's id (its first letters
     run = find_run(runs_dir, name)
     trajectory = run.trajectory()
     if as_json:
-        print_json({"id": run.id, "status": run.status, "experiment": run.config, "records": trajectory.to_frame(),
-                    "events": run.events()})
+        print_json({"id": run.id, "status": run.status, "experiment": run.config, "records": trajectory.to_frame(), "events": run.events()})
         return
     print_summary(run)
     domains = trajectory.domains_of("loss") if trajectory.has_curve("loss") else ()
@@ -81,9 +92,7 @@ def show(name: Annotated[str, typer.Argument(help="A run's id (its first letters
 
 
 def report(
-    names: Annotated[
-        list[str], typer.Argument(help="A study's name or YAML file; or ids of runs, or folders.", metavar="STUDY | RUN...")
-    ],
+    names: Annotated[list[str], typer.Argument(help="A study's name or YAML file; or ids of runs, or folders.", metavar="STUDY | RUN...")],
     html: Annotated[bool, typer.Option("--html", help="A study as one page; what is made if nothing is asked.")] = False,
     pdf: Annotated[bool, typer.Option("--pdf", help="A study as a paper, and its figures as SVG.")] = False,
     latex: Annotated[bool, typer.Option("--latex", help="A study's tables as LaTeX (booktabs).")] = False,
@@ -105,9 +114,7 @@ def report(
             typer.echo(path.resolve())
         return
     if pdf or latex:
-        known = (
-            f"; there are {', '.join(list_studies(runs_dir))}" if list_studies(runs_dir) else f"; {runs_dir.resolve()} holds none"
-        )
+        known = f"; there are {', '.join(list_studies(runs_dir))}" if list_studies(runs_dir) else f"; {runs_dir.resolve()} holds none"
         raise UserError(f"--pdf and --latex are of a study, and {' '.join(names)!r} names none{known}. Runs have an HTML page")
     from ..report import write_report
     from .console import run_view
@@ -156,6 +163,7 @@ def is_iid(stored_config: dict) -> bool:  # type: ignore[type-arg]
 
 # Commands that tell what there is: models, corpora, doctor.
 
+
 def models(as_json: Json = False) -> None:
     """The models by name; any hub id and any folder with a causal language model will do too.
 
@@ -170,9 +178,25 @@ def models(as_json: Json = False) -> None:
         print_json([{**vars(preset), "here": here, "training_memory": preset.training_memory()} for preset, here in every])
         return
     fetched = {"pip": "package index", "hub": "model hub"}
-    print_table("name", "files", "parameters", "memory", "license", "what it is", rows=[
-        (preset.name, "here" if here else fetched[preset.origin], f"{preset.num_parameters / 1e6:,.1f} M",
-         f"{preset.training_memory() / 1e9:.1f} GB", preset.license_id, preset.description) for preset, here in every])
+    print_table(
+        "name",
+        "files",
+        "parameters",
+        "memory",
+        "license",
+        "what it is",
+        rows=[
+            (
+                preset.name,
+                "here" if here else fetched[preset.origin],
+                f"{preset.num_parameters / 1e6:,.1f} M",
+                f"{preset.training_memory() / 1e9:.1f} GB",
+                preset.license_id,
+                preset.description,
+            )
+            for preset, here in every
+        ],
+    )
 
 
 def datasets(data_dir: DataDir = None, as_json: Json = False) -> None:
@@ -183,9 +207,16 @@ def datasets(data_dir: DataDir = None, as_json: Json = False) -> None:
     if as_json:
         print_json([listing._asdict() for listing in found])
         return
-    print_table("name", "documents", "comes from", "what it is", rows=[
-        (listing.name, f"{listing.num_documents:,}" if listing.num_documents else "", listing.origin, listing.description)
-        for listing in found])
+    print_table(
+        "name",
+        "documents",
+        "comes from",
+        "what it is",
+        rows=[
+            (listing.name, f"{listing.num_documents:,}" if listing.num_documents else "", listing.origin, listing.description)
+            for listing in found
+        ],
+    )
 
 
 def doctor() -> None:
@@ -206,8 +237,10 @@ def doctor() -> None:
     where = Runtime(device="cpu")
     typer.echo(f"fedrift {__version__}, Python {platform.python_version()}, {platform.platform()}")
     typer.echo(", ".join(f"{name} {version(name)}" for name in ("torch", "transformers", "peft", "datasets")))
-    typer.echo(f"device {Runtime().resolve_device()}, {torch.get_num_threads()} threads, "
-               f"{psutil.virtual_memory().available / 2**30:.1f} GiB memory free")
+    typer.echo(
+        f"device {Runtime().resolve_device()}, {torch.get_num_threads()} threads, "
+        f"{psutil.virtual_memory().available / 2**30:.1f} GiB memory free"
+    )
     home = next(folder for folder in (where.cache_dir, *where.cache_dir.parents) if folder.exists())
     typer.echo(f"cache {where.cache_dir}, {shutil.disk_usage(home).free / 2**30:.1f} GiB disk free")
     begun = perf_counter()
@@ -216,8 +249,11 @@ def doctor() -> None:
     params = model.init_params().take(torch.zeros(4, dtype=torch.long))
     with torch.no_grad():
         loss = model(params, {"tokens": tokens, "keep": torch.ones_like(tokens, dtype=torch.bool)})
-    typer.echo(f"pocket loads and computes ({perf_counter() - begun:.1f} s)" if loss.isfinite().all() else
-               "pocket gives non-finite losses on this machine: do not trust its results")
+    typer.echo(
+        f"pocket loads and computes ({perf_counter() - begun:.1f} s)"
+        if loss.isfinite().all()
+        else "pocket gives non-finite losses on this machine: do not trust its results"
+    )
     if not loss.isfinite().all():
         raise typer.Exit(1)
 
@@ -229,8 +265,9 @@ def print_table(*columns: str, rows: list[tuple[str, ...]]) -> None:
 
     drawn = Table(box=SIMPLE)
     for column in columns:
-        drawn.add_column(column, justify="right" if column in ("parameters", "memory", "documents") else "left",
-                         no_wrap=column in ("name", "memory"))
+        drawn.add_column(
+            column, justify="right" if column in ("parameters", "memory", "documents") else "left", no_wrap=column in ("name", "memory")
+        )
     for row in rows:
         drawn.add_row(*row)
     Console().print(drawn)
@@ -238,10 +275,13 @@ def print_table(*columns: str, rows: list[tuple[str, ...]]) -> None:
 
 # Commands that carry studies and models elsewhere: export, import.
 
-def export(name: Annotated[str, typer.Argument(help="A study's name or YAML file; with --hf a run.", metavar="STUDY|RUN")],
-           output: Annotated[Path | None, typer.Option("--output", help="The file; with --hf the folder.")] = None,
-           hf: Annotated[bool, typer.Option("--hf", help="The models of a run, each with a model card.")] = False,
-           runs_dir: RunsDir = DEFAULT_RUNS_DIR) -> None:
+
+def export(
+    name: Annotated[str, typer.Argument(help="A study's name or YAML file; with --hf a run.", metavar="STUDY|RUN")],
+    output: Annotated[Path | None, typer.Option("--output", help="The file; with --hf the folder.")] = None,
+    hf: Annotated[bool, typer.Option("--hf", help="The models of a run, each with a model card.")] = False,
+    runs_dir: RunsDir = DEFAULT_RUNS_DIR,
+) -> None:
     """Write a study as one file, from which tables and reports are the same elsewhere; without states and weights.
 
     `fedrift export first --output first.zip`, and there `fedrift import first.zip`
@@ -268,8 +308,10 @@ def export(name: Annotated[str, typer.Argument(help="A study's name or YAML file
     typer.echo(f"{path.resolve()} ({path.stat().st_size / 1e6:.1f} MB)")
 
 
-def import_study(archive: Annotated[Path, typer.Argument(help="A file of `fedrift export STUDY`.", metavar="STUDY.zip")],
-            runs_dir: RunsDir = DEFAULT_RUNS_DIR) -> None:
+def import_study(
+    archive: Annotated[Path, typer.Argument(help="A file of `fedrift export STUDY`.", metavar="STUDY.zip")],
+    runs_dir: RunsDir = DEFAULT_RUNS_DIR,
+) -> None:
     """Take in a study that `fedrift export` wrote elsewhere; runs that are here already stay as they are."""
     from ..studies import import_study
 
@@ -283,8 +325,12 @@ def import_study(archive: Annotated[Path, typer.Argument(help="A file of `fedrif
 if TYPE_CHECKING:
     from ..report.monitor import Monitor
 
-MonitorTarget = Annotated[str, typer.Argument(help="A study's name or its YAML file, or a folder of runs; all runs if not said.",
-                                     metavar="[STUDY]", show_default=False)]
+MonitorTarget = Annotated[
+    str,
+    typer.Argument(
+        help="A study's name or its YAML file, or a folder of runs; all runs if not said.", metavar="[STUDY]", show_default=False
+    ),
+]
 Web = Annotated[bool, typer.Option("--web", help="In the browser: a page on this machine, for this machine only.")]
 Port = Annotated[int, typer.Option("--port", min=0, max=65535, help="With --web; 0 takes any free one.")]
 Host = Annotated[str, typer.Option("--host", help="With --web: where to listen; others than 127.0.0.1 let the network read.")]

@@ -20,15 +20,25 @@ app = typer.Typer(name="partition", no_args_is_help=True, help="See who holds wh
 
 @app.command()
 def show(
-    file: ExperimentFile, overrides: Overrides = None,
-    html: Annotated[Path | None, typer.Option("--html", help="Write the page to this HTML file. "
-                                             "[default: partition.html, none with --json]", show_default=False)] = None,
-    encoder: Annotated[str | None, typer.Option("--encoder", show_default=False, help=(
-        "In whose vectors the clients' documents are compared: lsa, wordllama or none. [default: the corpus's, else lsa]"
-    ))] = None,
-    gradients: Annotated[bool, typer.Option("--gradients", help=(
-        "Compare the clients' gradients at the first weights too; this loads the model."))] = False,
-    data_dir: DataDir = None, as_json: Json = False,
+    file: ExperimentFile,
+    overrides: Overrides = None,
+    html: Annotated[
+        Path | None,
+        typer.Option("--html", help="Write the page to this HTML file. [default: partition.html, none with --json]", show_default=False),
+    ] = None,
+    encoder: Annotated[
+        str | None,
+        typer.Option(
+            "--encoder",
+            show_default=False,
+            help=("In whose vectors the clients' documents are compared: lsa, wordllama or none. [default: the corpus's, else lsa]"),
+        ),
+    ] = None,
+    gradients: Annotated[
+        bool, typer.Option("--gradients", help=("Compare the clients' gradients at the first weights too; this loads the model."))
+    ] = False,
+    data_dir: DataDir = None,
+    as_json: Json = False,
 ) -> None:
     """How different the clients are, each number beside what chance gives; and an HTML page with the figures.
 
@@ -62,9 +72,12 @@ def show(
 
 
 @app.command()
-def export(file: ExperimentFile, overrides: Overrides = None,
-           output_dir: Annotated[Path, typer.Option("--output", help="A new folder.")] = Path("clients"),
-           data_dir: DataDir = None) -> None:
+def export(
+    file: ExperimentFile,
+    overrides: Overrides = None,
+    output_dir: Annotated[Path, typer.Option("--output", help="A new folder.")] = Path("clients"),
+    data_dir: DataDir = None,
+) -> None:
     """Write what each client holds as a data set of its own, with `partition.json`.
 
     `datasets.load_dataset("clients", "client0")` reads the first client back.
@@ -80,9 +93,11 @@ def export(file: ExperimentFile, overrides: Overrides = None,
 
 
 @app.command()
-def tables(seed: Annotated[int, typer.Option("--seed", min=0, max=2**53 - 1, help="Of the draws.")] = 0,
-           draws: Annotated[int, typer.Option("--draws", min=10, max=1_000_000, help="Of each Dirichlet distribution.")] = 2000,
-           as_json: Json = False) -> None:
+def tables(
+    seed: Annotated[int, typer.Option("--seed", min=0, max=2**53 - 1, help="Of the draws.")] = 0,
+    draws: Annotated[int, typer.Option("--draws", min=10, max=1_000_000, help="Of each Dirichlet distribution.")] = 2000,
+    as_json: Json = False,
+) -> None:
     """Deal synthetic pools and set what is measured beside what the books say; exit code 1 if they disagree."""
     from rich.console import Console
     from rich.table import Table
@@ -97,8 +112,15 @@ def tables(seed: Annotated[int, typer.Option("--seed", min=0, max=2**53 - 1, hel
         for name in ("table", "setting", "quantity", "expected", "found", "allowed", ""):
             shown.add_column(name, justify="right" if name in ("expected", "found", "allowed") else "left")
         for row in rows:
-            shown.add_row(row.table, row.setting, row.quantity, f"{row.expected:.4g}", f"{row.measured:.4f}",
-                          f"± {row.tolerance:.4f}", "" if row.is_within_tolerance else "[red]differs[/]")
+            shown.add_row(
+                row.table,
+                row.setting,
+                row.quantity,
+                f"{row.expected:.4g}",
+                f"{row.measured:.4f}",
+                f"± {row.tolerance:.4f}",
+                "" if row.is_within_tolerance else "[red]differs[/]",
+            )
         screen = Console(highlight=False)
         screen.print(shown)
         screen.print(f"{sum(row.is_within_tolerance for row in rows)} of {len(rows)} agree within sampling error")
@@ -145,8 +167,12 @@ def print_partition(report: PartitionReport) -> None:
         for name in ("number", "weights", "here", "dealt IID"):
             slopes.add_column(name, justify="left" if name == "number" else "right")
         for slope in report.gradients:
-            slopes.add_row(METRIC_TITLES[slope.name][0], slope.weights, format_number(slope.value),
-                           f"{format_number(slope.iid_mean)} ± {format_number(slope.deviation)}")
+            slopes.add_row(
+                METRIC_TITLES[slope.name][0],
+                slope.weights,
+                format_number(slope.value),
+                f"{format_number(slope.iid_mean)} ± {format_number(slope.deviation)}",
+            )
         screen.print(slopes)
 
     clients = range(min(measured.num_clients, MAX_CLIENTS))
@@ -155,8 +181,12 @@ def print_partition(report: PartitionReport) -> None:
     for name in ("client", "documents", report.unit, *(measured.domains[d] for d in domains)):
         held.add_column(name, justify="right", overflow="fold")
     for k in clients:
-        held.add_row(str(k), f"{measured.documents[k]:,}", f"{measured.budgets[k]:,.0f}",
-                     *(f"{measured.tokens_by_domain[k, d]:,.0f}" for d in domains))
+        held.add_row(
+            str(k),
+            f"{measured.documents[k]:,}",
+            f"{measured.budgets[k]:,.0f}",
+            *(f"{measured.tokens_by_domain[k, d]:,.0f}" for d in domains),
+        )
     screen.print(held)
 
     if 1 < measured.num_clients <= 12:
@@ -172,8 +202,11 @@ def print_partition(report: PartitionReport) -> None:
     for name in ("client", "words", "text"):
         texts.add_column(name, overflow="fold")
     for k in clients:
-        texts.add_row(str(k), ", ".join(word for word, _ in report.distinctive_words[k][:6]),
-                      truncate_text(report.samples[k][0].text, 160) if report.samples[k] else "")
+        texts.add_row(
+            str(k),
+            ", ".join(word for word, _ in report.distinctive_words[k][:6]),
+            truncate_text(report.samples[k][0].text, 160) if report.samples[k] else "",
+        )
     screen.print(texts)
     if measured.num_clients > MAX_CLIENTS:
         screen.print(f"[dim]the first {MAX_CLIENTS} of {measured.num_clients} clients; --json has them all[/]")

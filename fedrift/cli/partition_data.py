@@ -70,9 +70,7 @@ def load_data_config(path: Path, overrides: Iterable[str] = ()) -> DataConfig:
 
 def partition_dataset(config: DataConfig, data_dir: Path | None = None) -> PartitionedData:
     """Load and deal the training documents, as a run of the experiment would."""
-    corpus = load_corpus(
-        config.dataset, data_dir=data_dir, half=dataset_half(config.model), cache_dir=default_cache_dir() / "vectors"
-    )
+    corpus = load_corpus(config.dataset, data_dir=data_dir, half=dataset_half(config.model), cache_dir=default_cache_dir() / "vectors")
     corpus = corpus.take(np.flatnonzero(corpus.split == TRAIN))
     file, note = find_tokenizer(config.model)
     if file is not None:
@@ -151,8 +149,10 @@ def find_tokenizer(model: str) -> tuple[Path | None, str]:
         file = Path(cached) if isinstance(cached, str) else None
     if file is not None and file.is_file():
         return file, ""
-    return None, (f"Budgets are counted in words, because the tokenizer of {model} cannot be read here without loading "
-                  "the model. A run counts tokens, and may deal single documents otherwise.")
+    return None, (
+        f"Budgets are counted in words, because the tokenizer of {model} cannot be read here without loading "
+        "the model. A run counts tokens, and may deal single documents otherwise."
+    )
 
 
 def count_tokens(corpus: Corpus, file: Path) -> np.ndarray:
@@ -165,6 +165,6 @@ def count_tokens(corpus: Corpus, file: Path) -> np.ndarray:
     tokenizer.no_padding()
     lengths: list[int] = []
     for start in range(0, len(corpus), TOKENIZER_BATCH):
-        found = tokenizer.encode_batch_fast(corpus.text[start:start + TOKENIZER_BATCH].tolist(), add_special_tokens=False)
+        found = tokenizer.encode_batch_fast(corpus.text[start : start + TOKENIZER_BATCH].tolist(), add_special_tokens=False)
         lengths += [len(one.ids) + 1 for one in found]
     return np.array(lengths, dtype=np.int64)

@@ -39,8 +39,10 @@ if TYPE_CHECKING:
     from ..storage import Run
     from ..storage.loggers import Loggers
 
-LogTo = Annotated[list[str] | None, typer.Option(
-    "--log-to", help="Also send its numbers to tensorboard, mlflow, wandb or trackio; may be given more than once.")]
+LogTo = Annotated[
+    list[str] | None,
+    typer.Option("--log-to", help="Also send its numbers to tensorboard, mlflow, wandb or trackio; may be given more than once."),
+]
 IidBaseline = Annotated[bool, typer.Option("--iid-baseline/--no-iid-baseline", help="Run its IID baseline too, and compare.")]
 
 
@@ -90,16 +92,23 @@ def run(
         print_summary(runs[0])
 
 
-def demo(output_dir: Annotated[Path, typer.Option("--output", help="Where the HTML page goes.")] = Path("demo-report"),
-         runs_dir: RunsDir = DEFAULT_RUNS_DIR, data_dir: DataDir = None, threads: Threads = None, fresh: Fresh = False) -> None:
+def demo(
+    output_dir: Annotated[Path, typer.Option("--output", help="Where the HTML page goes.")] = Path("demo-report"),
+    runs_dir: RunsDir = DEFAULT_RUNS_DIR,
+    data_dir: DataDir = None,
+    threads: Threads = None,
+    fresh: Fresh = False,
+) -> None:
     """The whole way: FedAvg, FedProx and SCAFFOLD on BBC News, one topic a client, each beside its IID baseline."""
     from .. import algorithms
     from ..config.schema import edit_config, load_config
     from ..config.schema import iid_baseline as iid
 
     base = load_config(example_experiments_dir() / "demo.yaml")
-    skewed = [edit_config(base, {"algorithm": algorithm})
-              for algorithm in (algorithms.FedAvg(), algorithms.FedProx(mu=0.1), algorithms.Scaffold())]
+    skewed = [
+        edit_config(base, {"algorithm": algorithm})
+        for algorithm in (algorithms.FedAvg(), algorithms.FedProx(mu=0.1), algorithms.Scaffold())
+    ]
     typer.echo("BBC News on the language model `pocket`: one topic a client, and the same documents dealt IID.")
     runs = run_experiments(
         [one for each in skewed for one in (each, iid(each))], make_runtime(runs_dir, data_dir, "cpu", threads), fresh=fresh
@@ -128,8 +137,13 @@ def validate(file: ExperimentFile, overrides: Overrides = None) -> None:
     typer.echo(f"# valid; id {experiment.id} before the corpus's content is known")
 
 
-def run_experiments(experiments: list[ExperimentConfig], runtime: Runtime, flower_config: FlowerConfig | None = None,
-                  loggers: Iterable[str] = (), fresh: bool = False) -> list[Run]:
+def run_experiments(
+    experiments: list[ExperimentConfig],
+    runtime: Runtime,
+    flower_config: FlowerConfig | None = None,
+    loggers: Iterable[str] = (),
+    fresh: bool = False,
+) -> list[Run]:
     """Each in turn, under one progress bar; what they share is loaded once. ``flower_config``: over Flower, on these terms.
     ``loggers``: by name, each fed as rounds come. ``fresh``: stored runs are moved aside and run anew."""
     from ..storage.loggers import create_backends, open_loggers
@@ -147,6 +161,7 @@ def run_experiments(experiments: list[ExperimentConfig], runtime: Runtime, flowe
 
         def run_experiment(experiment: ExperimentConfig, stock: ResourceCache, watch: ProgressCallback) -> Run:  # type: ignore[misc]
             return simulate(experiment, stock, flower_config, watch)
+
     stock, runs = ResourceCache(runtime), []
     try:
         with RunProgressBar(sum(experiment.training.num_rounds for experiment in experiments)) as bar:
@@ -155,9 +170,7 @@ def run_experiments(experiments: list[ExperimentConfig], runtime: Runtime, flowe
                     move_stored_run_aside(experiment, stock)
                 with open_loggers(loggers, runtime.runs_dir) as feeds:
                     runs.append(
-                        run_experiment(
-                            experiment, stock, chain_callbacks(bar.callback_for(experiment.name), feeds, runtime.runs_dir)
-                        )
+                        run_experiment(experiment, stock, chain_callbacks(bar.callback_for(experiment.name), feeds, runtime.runs_dir))
                     )
                     feeds.push(runs[-1])
                 bar.advance(experiment.training.num_rounds)
@@ -192,8 +205,9 @@ if TYPE_CHECKING:
 
 MAX_DOMAIN_COLUMNS = 6  # domains that a table has room for
 
-ForkedRunName = Annotated[str, typer.Argument(
-    help="A run that kept its updates: its id (its first letters do), or its folder.", metavar="RUN")]
+ForkedRunName = Annotated[
+    str, typer.Argument(help="A run that kept its updates: its id (its first letters do), or its folder.", metavar="RUN")
+]
 ForkOverrides = Annotated[
     list[str] | None,
     typer.Argument(
@@ -202,8 +216,9 @@ ForkOverrides = Annotated[
         metavar="[a.b=c]...",
     ),
 ]
-FromRound = Annotated[int, typer.Option(
-    "--from-round", min=1, max=1_000_000, help="The first round that may differ; those before are the run's.")]
+FromRound = Annotated[
+    int, typer.Option("--from-round", min=1, max=1_000_000, help="The first round that may differ; those before are the run's.")
+]
 
 
 def fork(
@@ -271,8 +286,11 @@ def print_fork(fork_report: ForkReport) -> None:
             *(format_signed(row.domains[domain]) for domain in shown),
         )
     screen.print(table)
-    round = (f"Round {fork_report.round} took the clients' recorded updates." if fork_report.has_reused_updates else
-             f"The change touches what clients do, so round {fork_report.round} was trained anew too.")
+    round = (
+        f"Round {fork_report.round} took the clients' recorded updates."
+        if fork_report.has_reused_updates
+        else f"The change touches what clients do, so round {fork_report.round} was trained anew too."
+    )
     screen.print(f"{fork_report.sentence} {round}\n")
     held = (
         f"the IID baseline {fork_report.baseline[:6]}"
@@ -293,14 +311,14 @@ if TYPE_CHECKING:
 
     from ..profiling import Profile
 
-ProfiledRounds = Annotated[
-    int, typer.Option("--rounds", min=1, max=1_000_000, help="Rounds that are measured, after one to warm up.")
-]
+ProfiledRounds = Annotated[int, typer.Option("--rounds", min=1, max=1_000_000, help="Rounds that are measured, after one to warm up.")]
 MIN_SHARE_SHOWN = 0.005  # of a run; what takes less is summed up on the screen
 MIN_BUSY_SHARE = 0.8  # of the threads at work; below, something else may have had the processor
 ProfileOutput = Annotated[Path | None, typer.Option("--output", help="Also write the figures to this file, as JSON.")]
-Trace = Annotated[Path | None, typer.Option(
-    "--trace", help="Write one whole round of training as a Chrome trace to this file (chrome://tracing, ui.perfetto.dev).")]
+Trace = Annotated[
+    Path | None,
+    typer.Option("--trace", help="Write one whole round of training as a Chrome trace to this file (chrome://tracing, ui.perfetto.dev)."),
+]
 
 
 def profile(
@@ -370,35 +388,50 @@ def show_status(status: Any, message: str) -> None:
 def print_profile(screen: Console, result: Profile) -> None:
     machine, compute, passes = result.machine, result.compute, result.passes
     screen.print(f"[bold]{result.experiment}[/]  on {machine['device']}, {machine['threads']} thread(s), {machine['dtype']}")
-    screen.print(f"{compute['tokens_per_second']:,.0f} tokens a second in training; {compute['flops_per_token'] / 1e6:,.1f} "
-                 f"MFLOP a token, {compute['gflops']:,.1f} GFLOP/s, {compute['share_of_peak']:.0%} of what a large matrix "
-                 f"product reaches here ({machine['gemm_peak_gflops']:,.0f})")
+    screen.print(
+        f"{compute['tokens_per_second']:,.0f} tokens a second in training; {compute['flops_per_token'] / 1e6:,.1f} "
+        f"MFLOP a token, {compute['gflops']:,.1f} GFLOP/s, {compute['share_of_peak']:.0%} of what a large matrix "
+        f"product reaches here ({machine['gemm_peak_gflops']:,.0f})"
+    )
     if machine["device"] == "cpu" and machine["threads_at_work"] < MIN_BUSY_SHARE * machine["threads"]:
-        screen.print(f"[yellow]Of the {machine['threads']} thread(s) {machine['threads_at_work']:.2f} were at work: where other "
-                     "programs run, seconds are longer than they need be, and the share of peak lower.[/]")
-    rows = [(phase["name"], f"{phase['seconds']:.3f}", f"{phase['times']:,} x", f"{phase['total']:,.1f}", f"{phase['share']:.1%}")
-            for per in ("run", "round") for phase in result.phases if phase["per"] == per and phase["share"] >= MIN_SHARE_SHOWN]
+        screen.print(
+            f"[yellow]Of the {machine['threads']} thread(s) {machine['threads_at_work']:.2f} were at work: where other "
+            "programs run, seconds are longer than they need be, and the share of peak lower.[/]"
+        )
+    rows = [
+        (phase["name"], f"{phase['seconds']:.3f}", f"{phase['times']:,} x", f"{phase['total']:,.1f}", f"{phase['share']:.1%}")
+        for per in ("run", "round")
+        for phase in result.phases
+        if phase["per"] == per and phase["share"] >= MIN_SHARE_SHOWN
+    ]
     small = [phase for phase in result.phases if phase["share"] < MIN_SHARE_SHOWN]
-    rows.append((f"{len(small)} smaller", "", "", f"{sum(phase['total'] for phase in small):,.1f}",
-                 f"{sum(phase['share'] for phase in small):.1%}"))
+    rows.append(
+        (f"{len(small)} smaller", "", "", f"{sum(phase['total'] for phase in small):,.1f}", f"{sum(phase['share'] for phase in small):.1%}")
+    )
     print_profile_table(screen, "A run", ("", "seconds each", "times", "seconds", "share"), rows)
     training = result.training
     part = f" (the first {training['steps']} steps)" if training["steps"] else ""
-    print_profile_table(screen, f"Inside training{part}", ("", "seconds", "share"),
-          [(kind, f"{seconds:.3f}", f"{training['shares'][kind]:.1%}") for kind, seconds in training["seconds"].items()])
+    print_profile_table(
+        screen,
+        f"Inside training{part}",
+        ("", "seconds", "share"),
+        [(kind, f"{seconds:.3f}", f"{training['shares'][kind]:.1%}") for kind, seconds in training["seconds"].items()],
+    )
     screen.print(f"[dim]under the profiler it took {training['slower_under_the_profiler']:.2f}x the time[/]")
     held = result.memory["bytes"]
     total = sum(each for each in held.values() if each == each)
-    print_profile_table(screen, "Memory", ("", "MB", "share"),
-          [(name, f"{size / 1e6:,.1f}", f"{size / total:.1%}") for name, size in held.items() if size])
-    screen.print(f"resident at most {result.memory['resident_peak'] / 1e6:,.0f} MB" + (
-        f", on the device {result.memory['device_peak'] / 1e6:,.0f} MB" if result.memory["device_peak"] else ""))
-    screen.print(f"{passes['clients_per_pass']} clients in a pass: {passes['why']}")
-    screen.print("; ".join(f"{trial['clients']} x batch {trial['batch']}: {trial['tokens_per_second']:,.0f} tokens/s"
-                           for trial in passes["trials"]))
-    screen.print(
-        f"a client sends {result.traffic['up'] / 1e3:,.1f} kB a round and receives {result.traffic['down'] / 1e3:,.1f} kB\n"
+    print_profile_table(
+        screen, "Memory", ("", "MB", "share"), [(name, f"{size / 1e6:,.1f}", f"{size / total:.1%}") for name, size in held.items() if size]
     )
+    screen.print(
+        f"resident at most {result.memory['resident_peak'] / 1e6:,.0f} MB"
+        + (f", on the device {result.memory['device_peak'] / 1e6:,.0f} MB" if result.memory["device_peak"] else "")
+    )
+    screen.print(f"{passes['clients_per_pass']} clients in a pass: {passes['why']}")
+    screen.print(
+        "; ".join(f"{trial['clients']} x batch {trial['batch']}: {trial['tokens_per_second']:,.0f} tokens/s" for trial in passes["trials"])
+    )
+    screen.print(f"a client sends {result.traffic['up'] / 1e3:,.1f} kB a round and receives {result.traffic['down'] / 1e3:,.1f} kB\n")
     for hint in result.hints:
         screen.print(f"- {hint}")
 

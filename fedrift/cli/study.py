@@ -34,16 +34,20 @@ if TYPE_CHECKING:
     from ..studies import Study
 
 StudyFile = Annotated[Path, typer.Argument(help="The study's YAML file.", metavar="STUDY.yaml")]
-StudyOverrides = Annotated[list[str] | None, typer.Argument(
-    help="`executor=processes`, `executor.num_workers=4`, and changes to the study: `seeds=3`, `base.training.num_rounds=10`.",
-    metavar="[a.b=c]...")]
-StudyLogTo = Annotated[list[str] | None, typer.Option(
-    "--log-to", help="Also send every run's numbers to tensorboard, mlflow, wandb or trackio; may be given more than once.")]
+StudyOverrides = Annotated[
+    list[str] | None,
+    typer.Argument(
+        help="`executor=processes`, `executor.num_workers=4`, and changes to the study: `seeds=3`, `base.training.num_rounds=10`.",
+        metavar="[a.b=c]...",
+    ),
+]
+StudyLogTo = Annotated[
+    list[str] | None,
+    typer.Option("--log-to", help="Also send every run's numbers to tensorboard, mlflow, wandb or trackio; may be given more than once."),
+]
 HiddenStates = Annotated[bool, typer.Option("--states", help="Also how alike their final models' hidden states are, by layer.")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Only list the runs, their ids, what is confounded, and the cost.")]
-MeasureSpeed = Annotated[
-    bool, typer.Option("--probe/--no-probe", help="With --dry-run: measure this machine's speed in a few rounds.")
-]
+MeasureSpeed = Annotated[bool, typer.Option("--probe/--no-probe", help="With --dry-run: measure this machine's speed in a few rounds.")]
 
 
 def study(
@@ -106,9 +110,17 @@ def preview_study(study: Study, stock: ResourceCache, measure_speed: bool, as_js
     said, price = build_manifest_content(study, plan, known), estimate_cost(plan.configs.values(), stock, measure_speed)
     caveats = Counter(caveat for experiment in plan.configs.values() for caveat in config_caveats(experiment))
     if as_json:
-        print_json({"study": said["study"], "designs": said["designs"], "choices": said["choices"], "ids_final": known,
-                    "runs": [vars(entry) for entry in plan.entries], "cost": vars(price),
-                    "caveats": [{"caveat": caveat, "runs": runs} for caveat, runs in caveats.items()]})
+        print_json(
+            {
+                "study": said["study"],
+                "designs": said["designs"],
+                "choices": said["choices"],
+                "ids_final": known,
+                "runs": [vars(entry) for entry in plan.entries],
+                "cost": vars(price),
+                "caveats": [{"caveat": caveat, "runs": runs} for caveat, runs in caveats.items()],
+            }
+        )
         return
     screen = Console(highlight=False)
     table = Table(box=SIMPLE)
@@ -169,8 +181,10 @@ def run_and_summarize(
         typer.echo(verdict.sentence)
     for row in failed.to_dict("records"):
         typer.echo(f"failed {str(row['run'])[:6]} {row['condition']}, seed {row['seed']}: {str(row['failure']).splitlines()[0]}")
-    typer.echo(f"{len(frame)} runs: {(frame.status == 'finished').sum()} finished, {len(failed)} failed, "
-               f"{int(frame.diverged.sum())} diverged. Above are means over seeds.")
+    typer.echo(
+        f"{len(frame)} runs: {(frame.status == 'finished').sum()} finished, {len(failed)} failed, "
+        f"{int(frame.diverged.sum())} diverged. Above are means over seeds."
+    )
     typer.echo(f"{book.folder}; `fedrift report {book.name}{runs_dir_option(stock)} --html --pdf` shows it")
     if len(failed):
         raise typer.Exit(1)
@@ -252,8 +266,13 @@ def compare(
 
         inside = measure_similarity(a, b, ResourceCache(make_runtime(runs_dir, data_dir, device, threads)))
     if as_json:
-        print_json({"asked": {path: list(pair) for path, pair in differs.items()},
-                    "came": [asdict(each) for each in found], **({"states": inside} if inside else {})})
+        print_json(
+            {
+                "asked": {path: list(pair) for path, pair in differs.items()},
+                "came": [asdict(each) for each in found],
+                **({"states": inside} if inside else {}),
+            }
+        )
         return
     screen = Console(highlight=False)
     config = Table(title="asked" if differs else "asked: the same", box=SIMPLE)
@@ -267,8 +286,15 @@ def compare(
         table.add_column(name, justify="left" if name in ("metric", "of") else "right")
     for each in found:
         if each.mean_difference or each.max_difference:
-            table.add_row(each.metric, each.domain, f"{each.first:.4g}", f"{each.second:.4g}", f"{each.mean_difference:+.4f}",
-                          f"{each.max_difference:+.4f}", str(each.max_difference_round))
+            table.add_row(
+                each.metric,
+                each.domain,
+                f"{each.first:.4g}",
+                f"{each.second:.4g}",
+                f"{each.mean_difference:+.4f}",
+                f"{each.max_difference:+.4f}",
+                str(each.max_difference_round),
+            )
     screen.print(table)
     if inside:
         table = Table(title="hidden states of the final models, beside each other and the pretrained one (0)", box=SIMPLE)
@@ -305,14 +331,11 @@ SeedOffset = Annotated[int, typer.Option("--seed-offset", min=0, max=2**53 - 100
 Conditions = Annotated[
     str, typer.Option("--conditions", help="Some conditions, e.g. `text,random,oracle`; `all` for the optional ones too.")
 ]
-Clusters = Annotated[int | None, typer.Option(
-    "--clusters", min=1, max=100_000, help="How many clusters; counted from the text if not said.")]
-IfcaRestarts = Annotated[
-    int, typer.Option("--ifca-restarts", min=1, max=1000, help="Starts of IFCA in every seed, all of them paid for.")
+Clusters = Annotated[
+    int | None, typer.Option("--clusters", min=1, max=100_000, help="How many clusters; counted from the text if not said.")
 ]
-RandomRepeats = Annotated[
-    int, typer.Option("--random-repeats", min=1, max=1000, help="Draws of the random clusters in every seed.")
-]
+IfcaRestarts = Annotated[int, typer.Option("--ifca-restarts", min=1, max=1000, help="Starts of IFCA in every seed, all of them paid for.")]
+RandomRepeats = Annotated[int, typer.Option("--random-repeats", min=1, max=1000, help="Draws of the random clusters in every seed.")]
 Encoder = Annotated[str, typer.Option("--encoder", help="wordllama, minilm, states, hashing or lsa.")]
 Workers = Annotated[int, typer.Option("--workers", min=1, max=1024, help="Runs at once, each in a process of one thread.")]
 ComparisonOutput = Annotated[Path | None, typer.Option("--output", help="Write the tables here too: .md, .html or .json.")]
@@ -418,14 +441,10 @@ def preview_comparison(study: Study, stock: ResourceCache, as_json: bool) -> Non
         ids.setdefault(", ".join(str(level) for level in entry.factors.values() if level is not None), []).append(entry.run[:6])
     for label, every in ids.items():
         typer.echo(f"{label:24} {' '.join(every)}")
-    typer.echo(
-        f"study {study.name}: {price.num_runs} runs, {price.num_finished} of them done; {price.tokens:,.0f} tokens to train on"
-    )
+    typer.echo(f"study {study.name}: {price.num_runs} runs, {price.num_finished} of them done; {price.tokens:,.0f} tokens to train on")
 
 
-def print_comparison(
-    report_parts: list[ReportPart], results: dict[str, Any], command: str, output: Path | None, as_json: bool
-) -> None:
+def print_comparison(report_parts: list[ReportPart], results: dict[str, Any], command: str, output: Path | None, as_json: bool) -> None:
     """The tables on the screen, and in a file."""
     from rich.box import SIMPLE
     from rich.console import Console

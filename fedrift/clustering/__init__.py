@@ -4,13 +4,4 @@ from .base import NoClustering
 from .iterative import CFL, IFCA, UpdateClustering
 from .one_shot import OracleClustering, RandomClustering, SoftClustering, TextClustering
 
-__all__ = [
-    "CFL",
-    "IFCA",
-    "NoClustering",
-    "OracleClustering",
-    "RandomClustering",
-    "SoftClustering",
-    "TextClustering",
-    "UpdateClustering",
-]
+__all__ = ["CFL", "IFCA", "NoClustering", "OracleClustering", "RandomClustering", "SoftClustering", "TextClustering", "UpdateClustering"]

@@ -97,8 +97,7 @@ def assign_new_clients(assignment: Assignment | dict[str, Any], embeddings: np.n
     found = assignment.centroids if isinstance(assignment, Assignment) else assignment.get("centroids")
     if found is None:
         raise UserError(
-            "this clustering did not group clients by descriptors: nobody can be assigned by one; use TextClustering or "
-            "SoftClustering"
+            "this clustering did not group clients by descriptors: nobody can be assigned by one; use TextClustering or SoftClustering"
         )
     centroids = np.asarray(found)
     apart = np.linalg.norm(embeddings[..., None, :] - centroids, axis=-1)
@@ -109,6 +108,7 @@ def assign_new_clients(assignment: Assignment | dict[str, Any], embeddings: np.n
 #
 # A clustering decides which clients share a model. What happens inside such a group is the algorithm's, whichever it is: all
 # groups begin from the same weights, and together as many clients train in a round as without clustering.
+
 
 @dataclass(frozen=True)
 class NoClustering:
@@ -151,14 +151,18 @@ def assign_to_one_cluster(size: int) -> np.ndarray:
 
 # From one grouping to the next: which model goes where, who is held back, and what becomes of the server's state.
 
+
 def transfer_state(state: FederatedState, assignment: Assignment, algorithm: FedAvg) -> FederatedState:
     """The state under a new grouping: every model with its moments, its last move and what is merged under it.
 
     What the server keeps as a mean of its members' memories (SCAFFOLD's c) is told anew from the members there are now. Where
     nothing changes, nothing is touched.
     """
-    group, parents = (assignment.cluster_ids, assignment.parents) if assignment.parents is not None else match_clusters(
-        state.cluster_ids.numpy(), assignment.cluster_ids, state.server.num_models, assignment.num_models)
+    group, parents = (
+        (assignment.cluster_ids, assignment.parents)
+        if assignment.parents is not None
+        else match_clusters(state.cluster_ids.numpy(), assignment.cluster_ids, state.server.num_models, assignment.num_models)
+    )
     assert parents is not None
     new, rows = torch.as_tensor(group).long(), torch.as_tensor(parents).long()
     server, moved = state.server, state.server_delta
@@ -174,9 +178,7 @@ def transfer_state(state: FederatedState, assignment: Assignment, algorithm: Fed
 def select_models(server: ServerState, model_ids: torch.Tensor) -> ServerState:
     """The server with these of its models."""
     model_ids = model_ids.to(tree_device(server.params))
-    return ServerState(
-        *(tree.take(model_ids) for tree in (server.params, server.broadcast, server.opt_state, server.merged_base))
-    )
+    return ServerState(*(tree.take(model_ids) for tree in (server.params, server.broadcast, server.opt_state, server.merged_base)))
 
 
 def match_clusters(old: np.ndarray, new: np.ndarray, num_old: int, num_new: int) -> tuple[np.ndarray, np.ndarray]:

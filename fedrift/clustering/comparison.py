@@ -67,10 +67,7 @@ CONDITIONS: dict[str, Condition] = {
     "update": Condition(
         "clusters of the first updates",
         lambda asked, _: {
-            "clustering": {
-                "type": "UpdateClustering",
-                **({} if asked.num_clusters is None else {"num_clusters": asked.num_clusters}),
-            }
+            "clustering": {"type": "UpdateClustering", **({} if asked.num_clusters is None else {"num_clusters": asked.num_clusters})}
         },
     ),
     "ifca": Condition(
@@ -80,15 +77,13 @@ CONDITIONS: dict[str, Condition] = {
     ),
     "local": Condition("everybody alone", lambda asked, _: {"algorithm": {"type": "LocalOnly"}}, has_clusters=False),
     "tuned": Condition(
-        "vanilla, then local steps", lambda asked, _: {"algorithm": with_base_server(asked, "FedAvgFineTuning")},
-        has_clusters=False),
+        "vanilla, then local steps", lambda asked, _: {"algorithm": with_base_server(asked, "FedAvgFineTuning")}, has_clusters=False
+    ),
     "text+tuned": Condition(
         "text clusters, then local steps",
         lambda asked, _: {"clustering": asked.text_clustering, "algorithm": with_base_server(asked, "FedAvgFineTuning")},
     ),
-    "pooled": Condition(
-        "all text in one place, centralised", lambda asked, _: {"algorithm": {"type": "Centralized"}}, has_clusters=False
-    ),
+    "pooled": Condition("all text in one place, centralised", lambda asked, _: {"algorithm": {"type": "Centralized"}}, has_clusters=False),
     "cfl": Condition("recursive bipartition, CFL", lambda asked, _: {"clustering": {"type": "CFL"}}),
     "soft": Condition(
         "soft mixtures of text clusters",
@@ -178,16 +173,22 @@ def build_comparison(
             raise unknown_name_error("condition", name, CONDITIONS)
     experiment = parse_config(raw_config)
     if type(experiment.clustering).__name__ != "NoClustering":
-        raise UserError(f"clustering: the experiment has {type(experiment.clustering).__name__} already; leave it out, the "
-                        "conditions bring their own")
+        raise UserError(
+            f"clustering: the experiment has {type(experiment.clustering).__name__} already; leave it out, the conditions bring their own"
+        )
     if experiment.partition.num_clients < 4:
         raise UserError(f"partition.num_clients: {experiment.partition.num_clients}; clusters of clients take 4 clients or more")
     if experiment.partition.severity == 0:
-        raise UserError("partition.severity: 0 deals IID, and every condition would be its own control; say partition.severity=1.0, or "
-                        "ask for the map (--map), which goes through severities")
+        raise UserError(
+            "partition.severity: 0 deals IID, and every condition would be its own control; say partition.severity=1.0, or "
+            "ask for the map (--map), which goes through severities"
+        )
     raw_config = {key: value for key, value in raw_config.items() if key not in ("clustering", "seed")}
-    watched = {"probes": COMPARISON_PROBES, "expensive_interval": max(experiment.training.num_rounds, 1),
-               **raw_config.get("evaluation", {})}
+    watched = {
+        "probes": COMPARISON_PROBES,
+        "expensive_interval": max(experiment.training.num_rounds, 1),
+        **raw_config.get("evaluation", {}),
+    }
     raw_config = {**raw_config, "evaluation": watched}
     plain = parse_config(raw_config).to_dict()
     domains = len((cache or ResourceCache()).get_corpus(replace(experiment.dataset, fingerprint=""), experiment.model).domains)

@@ -58,8 +58,10 @@ def render_html(report: Sequence[ReportPart], command: str = "") -> str:
             head = "".join(f"<th scope=col>{escape(name)}</th>" for name in part.columns)
             rows = "".join("<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in row) + "</tr>" for row in part.rows)
             body.append(f"<div class=wide><table><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table></div>")
-    return (f"<!doctype html><html lang=en><meta charset=utf-8><meta name=viewport content='width=device-width'>"
-            f"<title>{escape(report[0].heading)}</title><style>{CSS}</style>{''.join(body)}</html>\n")
+    return (
+        f"<!doctype html><html lang=en><meta charset=utf-8><meta name=viewport content='width=device-width'>"
+        f"<title>{escape(report[0].heading)}</title><style>{CSS}</style>{''.join(body)}</html>\n"
+    )
 
 
 def format_number(value: Any, digits: int, signed: bool = False) -> str:
@@ -77,8 +79,7 @@ def format_p_value(p: float, attainable: float) -> str:
 
 # What is told of a contest and of a map, table by table, and all of it as plain JSON.
 
-DIGITS = {"own": 4, "worst": 4, "cross": 4, "next": 4, "general": 4, "syntax": 3, "compute": 2, "traffic": 2, "models": 1,
-          "ari": 2}
+DIGITS = {"own": 4, "worst": 4, "cross": 4, "next": 4, "general": 4, "syntax": 3, "compute": 2, "traffic": 2, "models": 1, "ari": 2}
 LOSS_METRICS = ("own", "worst", "cross", "next")
 
 
@@ -131,12 +132,16 @@ def contrast_tables(results: ComparisonResults) -> list[ReportPart]:
                 ]
                 for row in table.to_dict("records")
             ]
-            made.append(ReportPart(
-                f"{COMPARISON_METRICS[metric][0].capitalize()}, less {reference}",
-                "Below zero is better. Mean paired difference in nats per token, 95 % t-interval, the same as a change of "
-                "perplexity (PPL), exact sign-flip p, and the p corrected for all rows (Holm). Where runs diverged on one side "
-                "it is the median, its interval and signed ranks; seeds in which both sides diverged are left out.",
-                ["condition", "mean", "95 % interval", "PPL", "p", "Holm", "seeds", "diverged"], rows))
+            made.append(
+                ReportPart(
+                    f"{COMPARISON_METRICS[metric][0].capitalize()}, less {reference}",
+                    "Below zero is better. Mean paired difference in nats per token, 95 % t-interval, the same as a change of "
+                    "perplexity (PPL), exact sign-flip p, and the p corrected for all rows (Holm). Where runs diverged on one side "
+                    "it is the median, its interval and signed ranks; seeds in which both sides diverged are left out.",
+                    ["condition", "mean", "95 % interval", "PPL", "p", "Holm", "seeds", "diverged"],
+                    rows,
+                )
+            )
     return made
 
 
@@ -155,10 +160,15 @@ def cluster_table(results: ComparisonResults) -> ReportPart:
         for said in results.decisions
     ]
     words = str(results.decisions[0].get("privacy", "")) if results.decisions else "No run has text clusters."
-    words += (" p: of the permutation of documents; identified: documents that are nearest to their own client's mean; "
-              "bootstraps: their mean pairwise adjusted Rand index.") if rows else ""
-    return ReportPart("The text clusters", words,
-                ["seed", "k", "sizes", "p", "silhouette", "identified", "bootstraps", "verdict"], rows)
+    words += (
+        (
+            " p: of the permutation of documents; identified: documents that are nearest to their own client's mean; "
+            "bootstraps: their mean pairwise adjusted Rand index."
+        )
+        if rows
+        else ""
+    )
+    return ReportPart("The text clusters", words, ["seed", "k", "sizes", "p", "silhouette", "identified", "bootstraps", "verdict"], rows)
 
 
 def map_report_parts(gains: pd.DataFrame, cluster_costs: pd.DataFrame) -> list[ReportPart]:
@@ -235,12 +245,10 @@ def format_cluster_sizes(assignment: dict[str, Any]) -> str:
 def failure_table(results: ComparisonResults) -> ReportPart:
     table = grade_table(results.diagnoses)
     rows = [[arm, *table[arm]] for arm in results.conditions if arm in table]
-    words = ("Before is vanilla, after each clustering; beside vanilla's IID baseline, the pooled run and everybody alone, first "
-             "repeats.")
+    words = "Before is vanilla, after each clustering; beside vanilla's IID baseline, the pooled run and everybody alone, first repeats."
     if results.diagnoses.get("vanilla"):
         none, missing = undetected_failures(results.diagnoses["vanilla"])
-        words += (f" In vanilla looked for and not found: {', '.join(none) or 'nothing'}; not measured: "
-                  f"{', '.join(missing) or 'nothing'}.")
+        words += f" In vanilla looked for and not found: {', '.join(none) or 'nothing'}; not measured: {', '.join(missing) or 'nothing'}."
     if not rows:
         words += " No condition shows a failure."
     stopped = f" Not finished, and not in any table: {'; '.join(results.stopped_runs)}." if results.stopped_runs else ""
@@ -258,11 +266,9 @@ def summarize_results(results: ComparisonResults) -> str:
     share = results.recovered_gain()
     if math.isfinite(share.estimate):
         if math.isfinite(share.high - share.low):
-            told.append(f"They recover {share.estimate:.0%} of the oracle's gain over vanilla ({share.low:.0%} to "
-                        f"{share.high:.0%}).")
+            told.append(f"They recover {share.estimate:.0%} of the oracle's gain over vanilla ({share.low:.0%} to {share.high:.0%}).")
         else:
-            told.append("The oracle itself gains nothing over vanilla that so many seeds could show: there is no share of it to "
-                        "tell.")
+            told.append("The oracle itself gains nothing over vanilla that so many seeds could show: there is no share of it to tell.")
     if results.decisions and all(said.get("k") == 1 for said in results.decisions):
         told.append("In every seed one cluster was chosen: text clusters are vanilla.")
     return " ".join(told)
@@ -286,8 +292,10 @@ def describe_contrast(row: Mapping[Any, Any], reference: str) -> str:
 
 def results_to_json(results: ComparisonResults, command: str = "") -> dict[str, Any]:
     """Everything as JSON: every run, every comparison, what was decided and what was judged."""
-    comparisons = {reference: {metric: frame_to_records(results.contrasts(metric, reference)) for metric in CONTRASTED_METRICS}
-                   for reference in CONTRAST_REFERENCES}
+    comparisons = {
+        reference: {metric: frame_to_records(results.contrasts(metric, reference)) for metric in CONTRASTED_METRICS}
+        for reference in CONTRAST_REFERENCES
+    }
     share = results.recovered_gain()
     return {
         "study": results.name,
@@ -299,9 +307,7 @@ def results_to_json(results: ComparisonResults, command: str = "") -> dict[str, 
         "conditions": frame_to_records(results.means()),
         "less": comparisons,
         "recovered": {end: to_json_number(getattr(share, end)) for end in ("estimate", "low", "high")},
-        "clusters": [
-            {key: value for key, value in said.items() if key not in ("documents", "privacy")} for said in results.decisions
-        ],
+        "clusters": [{key: value for key, value in said.items() if key not in ("documents", "privacy")} for said in results.decisions],
         "failures": frame_to_records(grade_table(results.diagnoses)),
         "stopped": list(results.stopped_runs),
         "runs": frame_to_records(results.rows),

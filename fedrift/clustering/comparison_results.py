@@ -28,8 +28,11 @@ COMPARISON_METRICS = {  # column: what it is, in words, and its unit
     "own": ("own text", "mean over the clients of the loss on text mixed as their own, nats per token"),
     "worst": ("worst client", "the highest of those losses"),
     "cross": ("other text", "mean over the clients of the loss on the domains that they lack, nats per token"),
-    "next": ("next batch", "mean over the clients of the loss on the training text that comes next, under the model that they "
-                           "receive, last three rounds, nats per token"),
+    "next": (
+        "next batch",
+        "mean over the clients of the loss on the training text that comes next, under the model that they "
+        "receive, last three rounds, nats per token",
+    ),
     "general": ("general text", "loss on text that no client has, less what it was before training, nats per token"),
     "syntax": ("syntax", "share of minimal pairs whose right sentence is preferred, less what it was before training"),
     "compute": ("compute", "tokens trained on; reading alone counts a third; as a share of vanilla's"),
@@ -43,11 +46,7 @@ def measure_run(run: Run, vanilla: Run) -> dict[str, float]:
     """Every column of ``COMPARISON_METRICS`` but that compute is in tokens, and ``train``, the loss that IFCA's starts are chosen by."""
     asked, seen = run.config, run.trajectory()
     own, cross = client_losses(seen, vanilla)
-    table = (
-        seen.client_table("train.loss")[1:][-NUM_LAST_ROUNDS:]
-        if seen.has_client_table("train.loss")
-        else np.full((1, 1), math.nan)
-    )
+    table = seen.client_table("train.loss")[1:][-NUM_LAST_ROUNDS:] if seen.has_client_table("train.loss") else np.full((1, 1), math.nan)
     return {
         "own": mean_or_nan(own),
         "worst": float(own.max()) if len(own) else math.nan,
@@ -200,8 +199,12 @@ class ComparisonResults:
         every = []
         for arm in self.conditions:
             mine = self.rows[self.rows["condition"] == arm]
-            row: dict[str, object] = {"condition": arm, "title": condition_title(arm), "seeds": mine["seed"].nunique(),
-                                      "diverged": int(mine["diverged"].sum())}
+            row: dict[str, object] = {
+                "condition": arm,
+                "title": condition_title(arm),
+                "seeds": mine["seed"].nunique(),
+                "diverged": int(mine["diverged"].sum()),
+            }
             for metric in COMPARISON_METRICS:
                 values = mine.groupby("seed")[metric].mean().to_numpy(dtype=np.float64)
                 found = mean_ci(values[~np.isnan(values)] if not row["diverged"] else np.full(1, math.nan))
@@ -220,8 +223,11 @@ class ComparisonResults:
 
     def seed_means(self, metric: str) -> pd.DataFrame:
         """One row an arm and seed; diverged if one of its runs did."""
-        found = self.rows[self.rows["condition"] != "iid"].groupby(["condition", "seed"], as_index=False).agg(
-            run=("run", "first"), diverged=("diverged", "any"), value=(metric, "mean"))
+        found = (
+            self.rows[self.rows["condition"] != "iid"]
+            .groupby(["condition", "seed"], as_index=False)
+            .agg(run=("run", "first"), diverged=("diverged", "any"), value=(metric, "mean"))
+        )
         return found.rename(columns={"value": metric}).assign(iid=False, iid_baseline="")
 
     def recovered_gain(self, condition: str = "text") -> Interval:
@@ -237,13 +243,21 @@ class ComparisonResults:
         """What so many seeds can show."""
         least, count = min_p(len(self.seeds)), len(self.seeds)
         if least > 0.05:
-            return (f"{count} paired seed{'s' if count > 1 else ''}: no exact p below {least:.3g} is possible, whatever the "
-                    "effect. Read the intervals; nothing here is significant at .05, nor could it be.")
+            return (
+                f"{count} paired seed{'s' if count > 1 else ''}: no exact p below {least:.3g} is possible, whatever the "
+                "effect. Read the intervals; nothing here is significant at .05, nor could it be."
+            )
         arms = len(self.conditions) - 2
         needed = math.ceil(1 - math.log2(0.05 / max(arms, 1)))
-        more = "" if count >= needed else (f" Corrected for all {arms} conditions of a table (Holm) nothing can be: that takes "
-                                           f"{needed} seeds. The two primary comparisons, text against random and against "
-                                           "vanilla, stand by themselves.")
+        more = (
+            ""
+            if count >= needed
+            else (
+                f" Corrected for all {arms} conditions of a table (Holm) nothing can be: that takes "
+                f"{needed} seeds. The two primary comparisons, text against random and against "
+                "vanilla, stand by themselves."
+            )
+        )
         return f"{count} paired seeds: the smallest exact p is {least:.3g}.{more}"
 
 
@@ -258,13 +272,20 @@ def collect_results(manifest: StudyManifest) -> ComparisonResults:
     for (seed, label), entry in entries.items():
         run, (arm, number) = manifest.get_run(entry), parse_condition_label(label)
         if not run.is_finished or not vanilla[seed].is_finished:
-            failures.append(
-                f"{label}, seed {seed}: {manifest.get_failure(entry.run) or manifest.get_status(entry.run)}".splitlines()[0]
-            )
+            failures.append(f"{label}, seed {seed}: {manifest.get_failure(entry.run) or manifest.get_status(entry.run)}".splitlines()[0])
             continue
         seen = run.trajectory()
-        rows.append({"run": run.id, "condition": arm, "number": number, "seed": seed, "iid": False,
-                     "diverged": has_diverged(seen), **measure_run(run, vanilla[seed])})
+        rows.append(
+            {
+                "run": run.id,
+                "condition": arm,
+                "number": number,
+                "seed": seed,
+                "iid": False,
+                "diverged": has_diverged(seen),
+                **measure_run(run, vanilla[seed]),
+            }
+        )
         if arm == "text":
             decisions.append({"seed": seed, **{key: value for key, value in first_assignment(run).items() if key != "centroids"}})
         if number == 0 and arm not in ("iid", "pooled"):
@@ -284,13 +305,15 @@ def best_ifca_starts(frame: pd.DataFrame) -> pd.DataFrame:
     chosen = []
     for _, starts in frame[frame["condition"] == "ifca"].groupby("seed"):
         least = int(starts["train"].fillna(np.inf).to_numpy(dtype=np.float64).argmin())
-        chosen.append(starts.iloc[least].to_dict() | {
-            "condition": BEST_IFCA, "compute": starts["compute"].sum(), "traffic": starts["traffic"].sum()})
+        chosen.append(
+            starts.iloc[least].to_dict() | {"condition": BEST_IFCA, "compute": starts["compute"].sum(), "traffic": starts["traffic"].sum()}
+        )
     return pd.DataFrame(chosen)
 
 
 def build_evidence(run: Run, seed: int, entries: dict[tuple[int, str], ManifestEntry], manifest: StudyManifest) -> RunEvidence:
     """A run beside vanilla's IID baseline, everybody alone, and the pooled run of its seed."""
+
     def beside(label: str) -> Run | None:
         entry = entries.get((seed, label))
         other = manifest.get_run(entry) if entry is not None else None
@@ -330,8 +353,10 @@ def perplexity_change(nats: float) -> float:
 
 def undetected_failures(diagnoses: Sequence[Diagnosis]) -> tuple[list[str], list[str]]:
     """Failures looked for and not found; failures not measured."""
-    return ([each.failure for each in diagnoses if each.grade == "none"],
-            [each.failure for each in diagnoses if each.grade == "not measured"])
+    return (
+        [each.failure for each in diagnoses if each.grade == "none"],
+        [each.failure for each in diagnoses if each.grade == "not measured"],
+    )
 
 
 # Where clustering cannot help: regimes and severities, each with vanilla, clusters of like text and random ones; and what
@@ -364,13 +389,13 @@ class ClusteringMap:
                 raise unknown_name_error("regime", name, REGIMES)
             regimes[name] = {"partition": {"type": REGIMES[name], "num_clients": clients}}
         arms: dict[str, dict[str, Any]] = {
-            "vanilla": {}, "text": {"clustering": text}, "random": {"clustering": {"type": "RandomClustering", "like": text}}}
+            "vanilla": {},
+            "text": {"clustering": text},
+            "random": {"clustering": {"type": "RandomClustering", "like": text}},
+        }
         counts = [k for k in (2, 3, 5, 10, 20, 50) if k < clients] + [clients]
         starved: dict[str, Any] = {"1 cluster": {}}
-        starved |= {
-            f"{k} clusters": {"clustering": {"type": "RandomClustering", "cluster_sizes": equal_sizes(clients, k)}}
-            for k in counts
-        }
+        starved |= {f"{k} clusters": {"clustering": {"type": "RandomClustering", "cluster_sizes": equal_sizes(clients, k)}} for k in counts}
         name = self.comparison.build_study().name.replace("clustering-", "clustering-map-", 1)
         if not self.severities:
             raise UserError("no severity to go through")
@@ -416,10 +441,21 @@ def summarize_map(manifest: StudyManifest) -> tuple[pd.DataFrame, pd.DataFrame]:
         run = manifest.get_run(entry)
         if run.is_finished:
             told, level = first_assignment(run), entry.factors
-            rows.append({"run": run.id, "stage": entry.stage, "condition": level["method"], "regime": level.get("regime"),
-                         "severity": level.get("partition.severity"), "seed": entry.seed, "iid": False, "iid_baseline": "",
-                         "diverged": has_diverged(run.trajectory()), **measure_run(run, run),
-                         **{name: told.get(name) for name in ("p_value", "identified", "chance", "counted")}})
+            rows.append(
+                {
+                    "run": run.id,
+                    "stage": entry.stage,
+                    "condition": level["method"],
+                    "regime": level.get("regime"),
+                    "severity": level.get("partition.severity"),
+                    "seed": entry.seed,
+                    "iid": False,
+                    "iid_baseline": "",
+                    "diverged": has_diverged(run.trajectory()),
+                    **measure_run(run, run),
+                    **{name: told.get(name) for name in ("p_value", "identified", "chance", "counted")},
+                }
+            )
     frame = pd.DataFrame(rows)
     if frame.empty:
         return frame, frame
@@ -438,8 +474,12 @@ def clustering_gains(frame: pd.DataFrame) -> pd.DataFrame:
         own = compare_to_reference(cell, "own", "condition", "random", ["condition"]).set_index("condition")
         row["own"] = own.loc["text", "effect"] if "text" in own.index else float("nan")
         text = cell[cell["condition"] == "text"].astype(dict.fromkeys(("p_value", "identified", "chance", "counted"), float))
-        row |= {"p": text["p_value"].median(), "identified": text["identified"].mean(), "chance": text["chance"].mean(),
-                "counted": text["counted"].median()}
+        row |= {
+            "p": text["p_value"].median(),
+            "identified": text["identified"].mean(),
+            "chance": text["chance"].mean(),
+            "counted": text["counted"].median(),
+        }
         found.append(row)
     return pd.DataFrame(found)
 

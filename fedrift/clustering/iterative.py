@@ -60,6 +60,7 @@ def cosine_similarity(gram: Tensor) -> Tensor:
 # after so many rounds and grouped anew; a client changes its group only if the other is at less than ``hysteresis`` of its
 # distance.
 
+
 @dataclass(frozen=True)
 class UpdateClustering(NoClustering):
     has_full_participation_rounds: ClassVar[bool] = True
@@ -83,14 +84,19 @@ class UpdateClustering(NoClustering):
         old = result.before.cluster_ids.numpy()
         if round and models > 1:
             group, _ = match_clusters(old, group, int(old.max()) + 1, models)
-            kept = apply_hysteresis(
-                distance_to_clusters(alike, group, models), np.where(old < models, old, group), self.hysteresis
-            )
+            kept = apply_hysteresis(distance_to_clusters(alike, group, models), np.where(old < models, old, group), self.hysteresis)
             held, group = int((kept != group).sum()), kept
-        why = {"signal": "UpdateClustering", "k": models, "asked": self.num_clusters,
-               "silhouettes": {str(k): value for k, value in silhouettes.items()},
-               "silhouette": silhouettes.get(models, float("nan")),
-               "switched": int((group != old).sum()) if round else 0, "held": held, "called": len(result.cohort), "bytes": 0}
+        why = {
+            "signal": "UpdateClustering",
+            "k": models,
+            "asked": self.num_clusters,
+            "silhouettes": {str(k): value for k, value in silhouettes.items()},
+            "silhouette": silhouettes.get(models, float("nan")),
+            "switched": int((group != old).sum()) if round else 0,
+            "held": held,
+            "called": len(result.cohort),
+            "bytes": 0,
+        }
         return Assignment(group, models, why)
 
     def cluster_updates(self, distances: np.ndarray) -> tuple[np.ndarray, dict[int, float]]:
@@ -136,6 +142,7 @@ def distance_to_clusters(cosine: Tensor, cluster_ids: np.ndarray, num_models: in
 # The thresholds depend on the scale of the updates: they are shares of the longest update of the first round. Groups are looked
 # at in rounds that call the whole fleet, the first and every ``interval``-th.
 
+
 @dataclass(frozen=True)
 class CFL(NoClustering):
     has_full_participation_rounds: ClassVar[bool] = True
@@ -167,12 +174,20 @@ class CFL(NoClustering):
             if cut is not None:
                 group[members[cut]] = len(parents)
                 parents.append(model)
-        why = {"signal": "CFL", "k": len(parents), "scale": float(scale), "looked": looked, "called": len(result.cohort),
-               "switched": int((group != state.cluster_ids.numpy()).sum()), "bytes": 0}
+        why = {
+            "signal": "CFL",
+            "k": len(parents),
+            "scale": float(scale),
+            "looked": looked,
+            "called": len(result.cohort),
+            "switched": int((group != state.cluster_ids.numpy()).sum()),
+            "bytes": 0,
+        }
         return Assignment(group, len(parents), why, np.array(parents), state=Tree(scale=scale))
 
-    def find_split(self, inner_product_matrix: Tensor, weight: Tensor, members: np.ndarray,
-            scale: float) -> tuple[np.ndarray | None, dict[str, Any]]:
+    def find_split(
+        self, inner_product_matrix: Tensor, weight: Tensor, members: np.ndarray, scale: float
+    ) -> tuple[np.ndarray | None, dict[str, Any]]:
         """The half to leave, as bool over the members, or None; and the numbers that decided."""
         rows = torch.as_tensor(members)
         own = inner_product_matrix[rows][:, rows]
@@ -191,8 +206,10 @@ class CFL(NoClustering):
         return (half if wanted else None), said
 
     def warnings(self) -> list[str]:
-        return ["CFL calls the whole fleet in the first and every few rounds: with participation below 1 more clients "
-                "train in them than without clustering"]
+        return [
+            "CFL calls the whole fleet in the first and every few rounds: with participation below 1 more clients "
+            "train in them than without clustering"
+        ]
 
 
 # Every client takes the one of J models that fits its training text best, every round.
@@ -235,9 +252,7 @@ class IFCA(NoClustering):
         if self.symmetry_breaking == "warm-up":
             return params
         draw = torch_stream(client_info.seed, "unlike models", self.restart)
-        return params.map(
-            lambda leaf: leaf + self.noise_scale * torch.randn(leaf.shape, generator=draw, dtype=leaf.dtype).to(leaf)
-        )
+        return params.map(lambda leaf: leaf + self.noise_scale * torch.randn(leaf.shape, generator=draw, dtype=leaf.dtype).to(leaf))
 
     def refine(self, state: FederatedState, client_info: ClientInfo) -> Assignment | None:
         return self.choose_models(state, client_info) if self.symmetry_breaking == "noise" else None

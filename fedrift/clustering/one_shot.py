@@ -24,14 +24,7 @@ from ..core.tree import Tree, to_float64
 from ..core.types import CohortUpdate, FederatedState, ServerState
 from ..simulation.simulator import ClientAlgorithm, ClientPool
 from .base import Assignment, ClientInfo, NoClustering
-from .selection import (
-    ClientEmbeddings,
-    ClusteringResult,
-    cluster_clients,
-    document_identification_rate,
-    embed_clients,
-    privacy_statement,
-)
+from .selection import ClientEmbeddings, ClusteringResult, cluster_clients, document_identification_rate, embed_clients, privacy_statement
 
 Encoder = Literal["wordllama", "minilm", "states", "hashing", "lsa"]
 
@@ -89,6 +82,7 @@ class TextClustering(NoClustering):
 
 # The control: random groups of the same sizes as another clustering's, for what grouping does without any likeness.
 
+
 @dataclass(frozen=True)
 class RandomClustering(NoClustering):
     """``like``: whose sizes; or ``cluster_sizes`` themselves, largest first or not. ``repeat``: the number of the shuffle, for several."""
@@ -102,19 +96,20 @@ class RandomClustering(NoClustering):
         if not sizes:
             model = self.like.init_assignment(client_info)
             if model is None:
-                raise UserError(f"clustering.like: {type(self.like).__name__} does not say its groups before the first round; "
-                                "say clustering.cluster_sizes, e.g. [3, 3, 4]")
+                raise UserError(
+                    f"clustering.like: {type(self.like).__name__} does not say its groups before the first round; "
+                    "say clustering.cluster_sizes, e.g. [3, 3, 4]"
+                )
             sizes = tuple(np.bincount(model.cluster_ids, minlength=model.num_models).tolist())
         if sum(sizes) != client_info.num_clients:
-            raise UserError(
-                f"clustering.cluster_sizes: {list(sizes)} are {sum(sizes)} clients, and there are {client_info.num_clients}"
-            )
+            raise UserError(f"clustering.cluster_sizes: {list(sizes)} are {sum(sizes)} clients, and there are {client_info.num_clients}")
         group = numpy_stream(client_info.seed, "random groups", self.repeat).permutation(np.repeat(np.arange(len(sizes)), sizes))
         why = {"signal": "RandomClustering", "k": len(sizes), "sizes": list(sizes), "draw": self.repeat, "bytes": 0}
         return Assignment(group, len(sizes), why)
 
 
 # The oracle: clients whose texts are mostly of the same true domain share a model. What grouping could bring at best.
+
 
 @dataclass(frozen=True)
 class OracleClustering(NoClustering):
@@ -143,6 +138,7 @@ class OracleClustering(NoClustering):
 # Adapters cannot be mixed factor by factor: the mean of products is not the product of means. With FFA-LoRA all share A, and mixing
 # B is exact.
 
+
 @dataclass(frozen=True)
 class SoftClustering(NoClustering):
     needs_client_data: ClassVar[bool] = True
@@ -153,10 +149,15 @@ class SoftClustering(NoClustering):
         found, chosen = self.text.cluster_documents(client_info)
         share = mixture_weights(found.means, chosen.centroids, self.temperature)
         entropy = -(share * np.log(np.maximum(share, 1e-300))).sum(axis=1)
-        why = {"signal": "SoftClustering", **self.text.build_reason(found, chosen, client_info.seed),
-               "temperature": self.temperature, "effective": float(np.exp(entropy).mean())}  # how many models a client is made of
-        return Assignment(chosen.cluster_ids, chosen.k, why, membership=share, centroids=chosen.centroids,
-                        state=Tree(share=torch.from_numpy(share)))
+        why = {
+            "signal": "SoftClustering",
+            **self.text.build_reason(found, chosen, client_info.seed),
+            "temperature": self.temperature,
+            "effective": float(np.exp(entropy).mean()),
+        }  # how many models a client is made of
+        return Assignment(
+            chosen.cluster_ids, chosen.k, why, membership=share, centroids=chosen.centroids, state=Tree(share=torch.from_numpy(share))
+        )
 
     def warnings(self) -> list[str]:
         return self.text.warnings()
@@ -200,8 +201,12 @@ class MixingClientPool:
         share = state.clustering_state["share"]
         report = self.inner.train(mix_models(state), algorithm, cohort)
         device = report.weight.device
-        return replace(report, cluster_ids=state.cluster_ids[cohort].to(device), cluster_sizes=share.sum(0).to(device),
-                       membership=share[cohort].to(device))
+        return replace(
+            report,
+            cluster_ids=state.cluster_ids[cohort].to(device),
+            cluster_sizes=share.sum(0).to(device),
+            membership=share[cohort].to(device),
+        )
 
 
 def mix_models(state: FederatedState) -> FederatedState:
@@ -209,8 +214,13 @@ def mix_models(state: FederatedState) -> FederatedState:
     share = state.clustering_state["share"]
 
     def mix(tree: Tree) -> Tree:
-        return tree.map(lambda leaf: torch.einsum("nm,m...->n...", to_float64(share.to(leaf)), to_float64(leaf)).to(leaf.dtype)
-                        if leaf.is_floating_point() else leaf[share.argmax(1)])
+        return tree.map(
+            lambda leaf: (
+                torch.einsum("nm,m...->n...", to_float64(share.to(leaf)), to_float64(leaf)).to(leaf.dtype)
+                if leaf.is_floating_point()
+                else leaf[share.argmax(1)]
+            )
+        )
 
     server = state.server
     return replace(
@@ -222,12 +232,4 @@ def mix_models(state: FederatedState) -> FederatedState:
     )
 
 
-__all__ = [
-    "MixingClientPool",
-    "OracleClustering",
-    "RandomClustering",
-    "SoftClustering",
-    "TextClustering",
-    "mix_models",
-    "mixture_weights",
-]
+__all__ = ["MixingClientPool", "OracleClustering", "RandomClustering", "SoftClustering", "TextClustering", "mix_models", "mixture_weights"]

@@ -44,6 +44,7 @@ def sample_stratified(cluster_ids: Tensor, cohort_size: int, seed: int, round: i
 
 # A clustering at work in one run: the first state, who takes part, what happens between rounds, what probes see.
 
+
 @dataclass(frozen=True, eq=False)
 class ClusteringRuntime:
     """One clustering on its ground, around one algorithm. ``pending_assignments``: those that nobody has read yet, with their rounds."""
@@ -60,11 +61,17 @@ class ClusteringRuntime:
         if decision is None:
             return state
         if state.server.num_models > 1:
-            raise UserError(f"{type(self.algorithm).__name__} gives every client a model of its own: there is nobody to group by "
-                            f"{type(self.strategy).__name__}; leave the clustering out")
+            raise UserError(
+                f"{type(self.algorithm).__name__} gives every client a model of its own: there is nobody to group by "
+                f"{type(self.strategy).__name__}; leave the clustering out"
+            )
         models = params.take(torch.zeros(decision.num_models, dtype=torch.long))
-        state = replace(state, server=self.algorithm.init_server(self.strategy.init_models(models, self.client_info)),
-                        cluster_ids=torch.as_tensor(decision.cluster_ids).long(), clustering_state=decision.state)
+        state = replace(
+            state,
+            server=self.algorithm.init_server(self.strategy.init_models(models, self.client_info)),
+            cluster_ids=torch.as_tensor(decision.cluster_ids).long(),
+            clustering_state=decision.state,
+        )
         settled = self.strategy.refine(state, self.client_info)
         self.pending_assignments.append((0, settled or decision))
         return transfer_state(state, settled, self.algorithm) if settled else state

@@ -65,8 +65,9 @@ def add_privacy_noise(
     """The descriptors with the noise of a privacy budget, if there is one."""
     width = document_embeddings[0].shape[1]
     sigma = np.array([gaussian_noise_std(len(own), epsilon, delta) if epsilon else 0.0 for own in document_embeddings])
-    noise = np.stack([spread * numpy_stream(seed, "descriptor noise", client).standard_normal(width)
-                      for client, spread in enumerate(sigma)])
+    noise = np.stack(
+        [spread * numpy_stream(seed, "descriptor noise", client).standard_normal(width) for client, spread in enumerate(sigma)]
+    )
     return ClientEmbeddings(document_embeddings, sigma, noise)
 
 
@@ -79,7 +80,7 @@ def document_identification_rate(document_embeddings: Sequence[np.ndarray], seed
     halves = []
     for client, own in enumerate(document_embeddings):
         mixed = numpy_stream(seed, "halves of documents", client).permutation(len(own))
-        halves.append((own[mixed[:len(own) // 2]], own[mixed[len(own) // 2:]]))
+        halves.append((own[mixed[: len(own) // 2]], own[mixed[len(own) // 2 :]]))
     there = [client for client, (one, other) in enumerate(halves) if len(one) and len(other)]
     right = []
     for side in (0, 1) if there else ():
@@ -236,9 +237,7 @@ def bootstrap_stability(
     """Mean pairwise adjusted Rand index of the groups of resampled documents."""
     draw, labels = numpy_stream(seed, "bootstraps of documents"), []
     for _ in range(num_bootstraps):
-        points = mean_embeddings(
-            [own[draw.integers(len(own), size=len(own))] if len(own) else own for own in document_embeddings]
-        )
+        points = mean_embeddings([own[draw.integers(len(own), size=len(own))] if len(own) else own for own in document_embeddings])
         points = points + noise_std[:, None] * draw.standard_normal(points.shape)
         labels.append(kmeans(points, k, seed, num_init=KMEANS_RESTARTS // 4)[0])
     return mean_adjusted_rand_index(np.stack(labels))

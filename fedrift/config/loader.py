@@ -36,8 +36,7 @@ CORE_SCHEMA = {  # https://yaml.org/spec/1.2.2/#103-core-schema
     "null": (r"null|Null|NULL|~|", ["n", "N", "~", ""]),
     "bool": (r"true|True|TRUE|false|False|FALSE", list("tTfF")),
     "int": (r"[-+]?[0-9]+|0o[0-7]+|0x[0-9a-fA-F]+", list("-+0123456789")),
-    "float": (r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?|[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)",
-              list("-+.0123456789")),
+    "float": (r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?|[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)", list("-+.0123456789")),
 }
 
 
@@ -63,8 +62,13 @@ class CoreLoader(yaml.SafeLoader):
         node: Node | None = super().compose_node(parent, index)  # type: ignore[no-untyped-call]
         self.depth -= 1
         if node is not None and not alias:
-            parts = [part for pair in node.value for part in pair] if isinstance(node, MappingNode) else \
-                node.value if isinstance(node, SequenceNode) else []
+            parts = (
+                [part for pair in node.value for part in pair]
+                if isinstance(node, MappingNode)
+                else node.value
+                if isinstance(node, SequenceNode)
+                else []
+            )
             self.node_sizes[id(node)] = 1 + sum(self.node_sizes[id(part)] for part in parts)
         if self.num_composed > MAX_NODES or (node is not None and self.node_sizes[id(node)] > MAX_NODES):
             raise yaml_error(f"more than {MAX_NODES:,} values", event.start_mark)
@@ -145,8 +149,9 @@ def parse_yaml(text: str, source_name: str) -> Any:
         problem = error.problem or error.context or "it cannot be read"
         raise UserError(f"{source_name} is not YAML that can be read: {place}{to_single_line(problem)}") from None
     except yaml.reader.ReaderError as error:
-        raise UserError(f"{source_name} is not YAML that can be read: the character {error.character!r} at position "
-                        f"{error.position:,} is not allowed") from None
+        raise UserError(
+            f"{source_name} is not YAML that can be read: the character {error.character!r} at position {error.position:,} is not allowed"
+        ) from None
     except (yaml.YAMLError, ValueError, TypeError, RecursionError, OverflowError, IndexError) as error:
         raise UserError(f"{source_name} is not YAML that can be read: {to_single_line(str(error))}") from None
 
@@ -234,8 +239,9 @@ class Registry:
         if kind in self.kinds and is_import_path(name):
             thing = import_object(name)
             if not (isinstance(thing, type) and issubclass(thing, kind) and is_dataclass(thing)):
-                raise UserError(f"{name} is no {kind.__name__}: write a frozen dataclass that is derived from {kind.__module__}."
-                                f"{kind.__name__}")
+                raise UserError(
+                    f"{name} is no {kind.__name__}: write a frozen dataclass that is derived from {kind.__module__}.{kind.__name__}"
+                )
             return thing
         if name.casefold() == "none" and kind.__name__.startswith("No"):
             return kind  # type: ignore[no-any-return]
@@ -268,8 +274,10 @@ def _parse_value(kind: Any, raw: Any, registry: Registry, key_path: str, errors:
     choices = registry.choices(kind)
     if choices is not None:
         if not isinstance(raw, (str, Mapping)) and _is_instance(kind, raw):
-            errors.append(f"{key_path}: {type(raw).__name__} is no dataclass: write @dataclass(frozen=True) above the class, "
-                         "so that its settings are part of the run's id")
+            errors.append(
+                f"{key_path}: {type(raw).__name__} is no dataclass: write @dataclass(frozen=True) above the class, "
+                "so that its settings are part of the run's id"
+            )
             return None
         name = raw if isinstance(raw, str) else raw.get("type") if isinstance(raw, Mapping) else None
         if name is None and isinstance(raw, Mapping) and "type" not in raw and default is not MISSING:
@@ -300,8 +308,11 @@ def _parse_value(kind: Any, raw: Any, registry: Registry, key_path: str, errors:
         if raw is None and NoneType in inner:
             return None
         whole = plain_type(fitting[0]) in SCALAR_TYPES if len(fitting) == 1 else True
-        return _parse_scalar(fitting[0] if len(fitting) == 1 else kind, raw, key_path, errors, kind) if whole else \
-            _parse_value(fitting[0], raw, registry, key_path, errors, default)
+        return (
+            _parse_scalar(fitting[0] if len(fitting) == 1 else kind, raw, key_path, errors, kind)
+            if whole
+            else _parse_value(fitting[0], raw, registry, key_path, errors, default)
+        )
     if origin is Annotated and get_origin(inner[0]) is tuple and isinstance(raw, (list, tuple)):
         least = next((part.min_length for part in inner[1:] if isinstance(part, (MinLen, Len))), 0)
         if len(raw) < least:
@@ -311,13 +322,18 @@ def _parse_value(kind: Any, raw: Any, registry: Registry, key_path: str, errors:
     if origin is tuple and inner and isinstance(raw, (list, tuple)):
         kinds = [inner[0]] * len(raw) if inner[-1] is Ellipsis else list(inner)
         if len(kinds) == len(raw):
-            return tuple(_parse_value(part, value, registry, f"{key_path}[{number}]", errors)
-                         for number, (part, value) in enumerate(zip(kinds, raw, strict=True)))
+            return tuple(
+                _parse_value(part, value, registry, f"{key_path}[{number}]", errors)
+                for number, (part, value) in enumerate(zip(kinds, raw, strict=True))
+            )
     if origin is dict and isinstance(raw, Mapping):
         odd = [key for key in raw if not isinstance(key, str)]
         errors += [f"{key_path}: wanted keys that are words, got {quote_value(key)}" for key in odd]
-        return {key: _parse_value(inner[1], value, registry, f"{key_path}.{_display_key(key)}", errors)
-                for key, value in raw.items() if key not in odd}
+        return {
+            key: _parse_value(inner[1], value, registry, f"{key_path}.{_display_key(key)}", errors)
+            for key, value in raw.items()
+            if key not in odd
+        }
     return _parse_scalar(kind, raw, key_path, errors)
 
 
@@ -327,8 +343,15 @@ def _has_form_of(kind: Any, raw: Any, registry: Registry) -> bool:
     if registry.choices(plain) is not None or is_dataclass(plain):
         return isinstance(raw, (Mapping, str))
     origin = get_origin(plain)
-    return isinstance(raw, (list, tuple)) if origin is tuple else isinstance(raw, Mapping) if origin is dict else \
-        raw is None if plain is NoneType else not isinstance(raw, (list, tuple, Mapping))
+    return (
+        isinstance(raw, (list, tuple))
+        if origin is tuple
+        else isinstance(raw, Mapping)
+        if origin is dict
+        else raw is None
+        if plain is NoneType
+        else not isinstance(raw, (list, tuple, Mapping))
+    )
 
 
 def _parse_scalar(kind: Any, raw: Any, key_path: str, errors: list[str], union: Any = None) -> Any:
@@ -382,8 +405,9 @@ def _collect_corrections(value: Any, registry: Registry, key_path: str, errors: 
             )
     for f in fields(value):
         before = getattr(value, f.name)
-        after = _parse_value(types.get(f.name, Any), before, registry, f"{key_path}.{f.name}" if key_path else f.name, errors,
-                             _field_default(f))
+        after = _parse_value(
+            types.get(f.name, Any), before, registry, f"{key_path}.{f.name}" if key_path else f.name, errors, _field_default(f)
+        )
         if f.init and not _is_identical(before, after):
             changed[f.name] = after
     return changed
@@ -416,14 +440,14 @@ def _is_allowed_scalar(value: Any, kind: Any) -> bool:
     if isinstance(value, bool):
         return True
     if isinstance(value, int):
-        return any(isinstance(bound, Le) or (isinstance(bound, Interval) and bound.le is not None) for bound in bounds) \
-            or abs(value) <= (MAX_INT if plain_type(kind) is int else MAX_FLOAT)
+        return any(isinstance(bound, Le) or (isinstance(bound, Interval) and bound.le is not None) for bound in bounds) or abs(value) <= (
+            MAX_INT if plain_type(kind) is int else MAX_FLOAT
+        )
     if isinstance(value, float):
         return value == 0 or MIN_FLOAT <= abs(value) <= MAX_FLOAT
     if isinstance(value, str):
         most = next((bound.max_length for bound in bounds if isinstance(bound, MaxLen)), MAX_TEXT_LENGTH)
-        return len(value) <= most and not any(
-            unicodedata.category(letter) in ("Cc", "Cs") and letter not in "\n\t" for letter in value)
+        return len(value) <= most and not any(unicodedata.category(letter) in ("Cc", "Cs") and letter not in "\n\t" for letter in value)
     return True
 
 
@@ -463,15 +487,17 @@ def describe_type(kind: Any) -> str:
     """What a type takes, in words: ``a whole number from 1 to 1,000,000``."""
     origin, inner = get_origin(kind), get_args(kind)
     if origin is Annotated:
-        return next((part.documentation for part in inner[1:] if isinstance(part, DocInfo)), "") or \
-            _describe_bounds(inner[0], inner[1:])
+        return next((part.documentation for part in inner[1:] if isinstance(part, DocInfo)), "") or _describe_bounds(inner[0], inner[1:])
     if origin in (Union, UnionType):
         return " or ".join(describe_type(part) for part in inner)
     if origin is Literal:
         return " or ".join(repr(choice) for choice in inner)
     if origin is tuple and inner:
-        return f"a list, each part {describe_type(inner[0])}" if inner[-1] is Ellipsis else \
-            f"a list of {len(inner)}: {', '.join(describe_type(part) for part in inner)}"
+        return (
+            f"a list, each part {describe_type(inner[0])}"
+            if inner[-1] is Ellipsis
+            else f"a list of {len(inner)}: {', '.join(describe_type(part) for part in inner)}"
+        )
     if origin is dict or is_dataclass(kind):
         return "keys and values"
     return {NoneType: "null", bool: "true or false"}.get(kind) or _describe_bounds(kind, ())
@@ -493,8 +519,7 @@ def _describe_bounds(kind: Any, bounds: tuple[Any, ...]) -> str:
     if kind is float and low == (0, False):
         low = (MIN_FLOAT, True)
     name, form = ("a whole number", "{:,}") if kind is int else ("a number", "{:,g}")
-    return (f"{name} {'from' if low[1] else 'above'} {form.format(low[0])} {'to' if high[1] else 'and below'} "
-            f"{form.format(high[0])}")
+    return f"{name} {'from' if low[1] else 'above'} {form.format(low[0])} {'to' if high[1] else 'and below'} {form.format(high[0])}"
 
 
 @cache
@@ -514,14 +539,18 @@ def _parse_fields(kind: type, raw: Mapping[Any, Any], registry: Registry, key_pa
         if key not in known:
             near = closest_match(str(key), known) if isinstance(key, str) else None
             hint = f": did you mean {near!r}?" if near else ";"
-            errors.append(f"{key_path + '.' if key_path else ''}{_display_key(key)}: {kind.__name__} has no such key{hint} "
-                         f"It has {', '.join(known)}")
+            errors.append(
+                f"{key_path + '.' if key_path else ''}{_display_key(key)}: {kind.__name__} has no such key{hint} It has {', '.join(known)}"
+            )
     for f in fields(kind):
         if f.name not in raw and _field_default(f) is MISSING:
             errors.append(f"{key_path + '.' if key_path else ''}{f.name}: must be said")
     defaults = {f.name: _field_default(f) for f in fields(kind)}
-    given = {key: _parse_value(types.get(key, Any), value, registry, f"{key_path}.{key}" if key_path else key, errors,
-                               defaults[key]) for key, value in raw.items() if key in known}
+    given = {
+        key: _parse_value(types.get(key, Any), value, registry, f"{key_path}.{key}" if key_path else key, errors, defaults[key])
+        for key, value in raw.items()
+        if key in known
+    }
     return None if len(errors) > before else kind(**given)
 
 
@@ -575,8 +604,10 @@ def _read_source(kind: type) -> bytes:
         try:
             return inspect.getsource(kind).encode()
         except (OSError, TypeError):
-            raise UserError(f"the source of {kind.__module__}.{kind.__qualname__} cannot be read, and the run's id is made from "
-                            "it: write the class into a file and import it") from None
+            raise UserError(
+                f"the source of {kind.__module__}.{kind.__qualname__} cannot be read, and the run's id is made from "
+                "it: write the class into a file and import it"
+            ) from None
 
 
 def _top_package(kind: type) -> str:
@@ -587,8 +618,10 @@ def load_yaml(path: Path) -> dict[str, Any]:
     """The keys and values of a YAML file, which have to be there."""
     said = parse_yaml(read_text(Path(path), "an experiment is YAML, e.g. experiments/demo.yaml"), str(path))
     if not isinstance(said, dict):
-        raise UserError(f"{path} holds no experiment: wanted keys and values such as `dataset: bbc`, "
-                        f"got {'nothing' if said is None else type(said).__name__}")
+        raise UserError(
+            f"{path} holds no experiment: wanted keys and values such as `dataset: bbc`, "
+            f"got {'nothing' if said is None else type(said).__name__}"
+        )
     return said
 
 

@@ -36,15 +36,21 @@ from .loader import Registry, apply_overrides, dump_value, edit_config, load_yam
 SCHEMA_VERSION = 3
 METADATA_KEYS = ("id", "schema", "partition_table")  # what experiment.json holds beside the experiment
 
-REGISTRY = Registry({FedAvg: algorithms, Mean: aggregators, Optimizer: optimizers, Partitioner: partition, Trainable: trainable,
-                     NoClustering: clustering},
-                    {FedAvg: "algorithm", Mean: "aggregator", Optimizer: "optimizer", Partitioner: "partition", Trainable: "trainable",
-                     NoClustering: "clustering"})
+REGISTRY = Registry(
+    {FedAvg: algorithms, Mean: aggregators, Optimizer: optimizers, Partitioner: partition, Trainable: trainable, NoClustering: clustering},
+    {
+        FedAvg: "algorithm",
+        Mean: "aggregator",
+        Optimizer: "optimizer",
+        Partitioner: "partition",
+        Trainable: "trainable",
+        NoClustering: "clustering",
+    },
+)
 Fraction = Annotated[float, Gt(0), Le(1)]
 NonEmptyStr = Annotated[str, MinLen(1)]
 PositiveInt = Annotated[int, Ge(1)]
-PROBE_GROUPS = ("language", "updates", "fairness", "cost", "hidden", "attention", "barriers", "adapters", "general", "syntax",
-                "text")
+PROBE_GROUPS = ("language", "updates", "fairness", "cost", "hidden", "attention", "barriers", "adapters", "general", "syntax", "text")
 
 
 @dataclass(frozen=True)
@@ -91,8 +97,10 @@ class TrainingConfig:
         count = self.num_clients_per_round
         if count is not None:
             if self.participation_rate != 1.0:
-                raise UserError(f"training.num_clients_per_round: {count} beside training.participation_rate: "
-                                f"{self.participation_rate}: give one of the two")
+                raise UserError(
+                    f"training.num_clients_per_round: {count} beside training.participation_rate: "
+                    f"{self.participation_rate}: give one of the two"
+                )
             if count > num_clients:
                 raise UserError(f"training.num_clients_per_round: {count} of {num_clients} clients; allowed: 1 to {num_clients}")
             return count
@@ -184,8 +192,10 @@ class ExperimentConfig:
         """A short name for tables and legends."""
         groups = "" if self.clustering == NoClustering() else f" {type(self.clustering).__name__}"
         fork = f", parting from {self.fork.run[:6]} in round {self.fork.from_round}" if self.fork else ""
-        return (f"{type(self.algorithm).__name__}{groups} {self.dataset.name} {display_name(self.partition)} "
-                f"{self.partition.severity:g} seed {self.seed}{fork}")
+        return (
+            f"{type(self.algorithm).__name__}{groups} {self.dataset.name} {display_name(self.partition)} "
+            f"{self.partition.severity:g} seed {self.seed}{fork}"
+        )
 
     def iid_baseline(self) -> ExperimentConfig:
         """Return the same experiment with IID partitioning and no fork; an effect that it shows too is not caused by heterogeneity."""
@@ -233,18 +243,21 @@ def _to_plain(value: Any, key_path: str = "") -> Any:
         return int(value)
     if value is None or isinstance(value, (bool, int, float, str)):
         return value
-    raise UserError(
-        f"{key_path} is a {type(value).__name__}, which cannot be stored: use numbers, texts, lists, or a dataclass of these"
-    )
+    raise UserError(f"{key_path} is a {type(value).__name__}, which cannot be stored: use numbers, texts, lists, or a dataclass of these")
 
 
 def diff_stored_configs(requested: Mapping[str, Any], stored: Mapping[str, Any]) -> list[str]:
     """Where two contents of ``experiment.json`` ask for different runs, a line for each field."""
-    one, other = (_flatten(_to_plain({key: value for key, value in said.items() if key not in ("id", "partition_table")}))
-                  for said in (requested, stored))
-    return [f"{path} is {_shorten(other[path]) if path in other else 'not there'} in the stored run and "
-            f"{_shorten(one[path]) if path in one else 'not there'} in what is asked"
-            for path in {**one, **other} if path not in one or path not in other or one[path] != other[path]]
+    one, other = (
+        _flatten(_to_plain({key: value for key, value in said.items() if key not in ("id", "partition_table")}))
+        for said in (requested, stored)
+    )
+    return [
+        f"{path} is {_shorten(other[path]) if path in other else 'not there'} in the stored run and "
+        f"{_shorten(one[path]) if path in one else 'not there'} in what is asked"
+        for path in {**one, **other}
+        if path not in one or path not in other or one[path] != other[path]
+    ]
 
 
 def _flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -276,6 +289,20 @@ def expand_grid(base: ExperimentConfig, **axes: Iterable[Any]) -> list[Experimen
     return [edit_config(base, dict(zip(axes, values, strict=True))) for values in product(*axes.values())]
 
 
-__all__ = ["METADATA_KEYS", "REGISTRY", "SCHEMA_VERSION", "EvaluationConfig", "ExperimentConfig", "ForkConfig", "TrainingConfig",
-           "compute_id", "diff_stored_configs", "edit_config", "expand_grid", "iid_baseline", "load_config", "parse_config",
-           "parse_stored_config"]
+__all__ = [
+    "METADATA_KEYS",
+    "REGISTRY",
+    "SCHEMA_VERSION",
+    "EvaluationConfig",
+    "ExperimentConfig",
+    "ForkConfig",
+    "TrainingConfig",
+    "compute_id",
+    "diff_stored_configs",
+    "edit_config",
+    "expand_grid",
+    "iid_baseline",
+    "load_config",
+    "parse_config",
+    "parse_stored_config",
+]

@@ -29,8 +29,9 @@ def expect_near(test: str, description: str, expected: float, observed: float, t
     return Expectation(test, description, f"{expected:.7g}", f"{observed:.7g}", holds)
 
 
-def expect_every_seed(test: str, description: str, expected: str, values: np.ndarray,
-          holds: Callable[[np.ndarray], np.ndarray]) -> Expectation:
+def expect_every_seed(
+    test: str, description: str, expected: str, values: np.ndarray, holds: Callable[[np.ndarray], np.ndarray]
+) -> Expectation:
     """An expectation that must hold for every seed."""
     return Expectation(test, description, expected, format_values(values), bool(holds(values).all()))
 
@@ -92,8 +93,7 @@ def judge_problem(subject: Subject, problem: Problem) -> Verdict:
     scale = TOLERANCE * max(1.0, *(abs(x) for x in expected), abs(problem.x0))
 
     def verdict(holds: bool | None, round: int, found: float, said: str) -> Verdict:
-        return Verdict(subject.name, subject.version, problem.algorithm, problem.name, holds, expected[round], found,
-                       said)
+        return Verdict(subject.name, subject.version, problem.algorithm, problem.name, holds, expected[round], found, said)
 
     try:
         path = subject.run(problem)
@@ -117,7 +117,10 @@ def scoreboard(subjects: Iterable[Subject]) -> list[Verdict]:
 def verdict_table(verdicts: Iterable[Verdict]) -> str:
     """A scoreboard as Markdown."""
     sign = {True: "right", False: "**wrong**", None: "not asked"}
-    rows = [f"| {v.subject} {v.version} | {v.algorithm} | {v.problem} | {sign[v.holds]} | {v.expected:.6f} "
-            f"| {v.observed:.6f} | {v.message} |" for v in verdicts]
-    return "\n".join(["| implementation | algorithm | problem | verdict | expected | found | what was said |",
-                      "|---|---|---|---|---|---|---|", *rows])
+    rows = [
+        f"| {v.subject} {v.version} | {v.algorithm} | {v.problem} | {sign[v.holds]} | {v.expected:.6f} | {v.observed:.6f} | {v.message} |"
+        for v in verdicts
+    ]
+    return "\n".join(
+        ["| implementation | algorithm | problem | verdict | expected | found | what was said |", "|---|---|---|---|---|---|---|", *rows]
+    )

@@ -97,15 +97,22 @@ def full_participation(num_clients: int, num_rounds: int) -> tuple[tuple[int, ..
 
 def two_clients(algorithm: str, detects: str, num_rounds: int = 6, steps: int = 10, **more: Any) -> Problem:
     """Two clients, a = (1, 4), b = (0, 1), optimum 0.8, all in every round."""
-    return Problem("two clients", algorithm, detects, (1.0, 4.0), (0.0, 1.0), full_participation(2, num_rounds), (steps, steps),
-                   **more)
+    return Problem("two clients", algorithm, detects, (1.0, 4.0), (0.0, 1.0), full_participation(2, num_rounds), (steps, steps), **more)
 
 
 def two_of_five(algorithm: str, detects: str, num_rounds: int = 12, lr: float = 0.05, **more: Any) -> Problem:
     """Two of five clients a round, in turn."""
     turns = ((0, 1), (2, 3), (1, 4), (0, 3), (2, 4))
-    return Problem("two of five take part", algorithm, detects, cohorts=tuple(turns[r % 5] for r in range(num_rounds)),
-                   steps=(6,) * 5, lr=lr, **FIVE_CLIENTS, **more)
+    return Problem(
+        "two of five take part",
+        algorithm,
+        detects,
+        cohorts=tuple(turns[r % 5] for r in range(num_rounds)),
+        steps=(6,) * 5,
+        lr=lr,
+        **FIVE_CLIENTS,
+        **more,
+    )
 
 
 def unequal_steps(algorithm: str, detects: str, **more: Any) -> Problem:
@@ -115,27 +122,45 @@ def unequal_steps(algorithm: str, detects: str, **more: Any) -> Problem:
 
 def unequal_sizes(algorithm: str, detects: str, **more: Any) -> Problem:
     """Clients with 1 to 30 examples."""
-    return replace(two_of_five(algorithm, detects, **more), name="clients of unequal size",
-                   num_examples=(1.0, 30.0, 2.0, 5.0, 10.0))
+    return replace(two_of_five(algorithm, detects, **more), name="clients of unequal size", num_examples=(1.0, 30.0, 2.0, 5.0, 10.0))
 
 
 def client_without_data(algorithm: str, detects: str, **more: Any) -> Problem:
     """A client without data among three."""
-    return Problem("a client without data", algorithm, detects, (1.0, 4.0, 2.0), (0.0, 1.0, 3.0), full_participation(3, 4),
-                   (5, 5, 0), **more)
+    return Problem(
+        "a client without data", algorithm, detects, (1.0, 4.0, 2.0), (0.0, 1.0, 3.0), full_participation(3, 4), (5, 5, 0), **more
+    )
 
 
 def conflicting_clients(algorithm: str, detects: str, **more: Any) -> Problem:
     """x^2 + 100 x against -100 x: SCAFFOLD paper, section 7; the optimum is 0."""
-    return Problem("two clients in conflict", algorithm, detects, (2.0, 0.0), (0.0, 0.0), full_participation(2, 40), (10, 10),
-                   x0=1.0, slope=(100.0, -100.0), **more)
+    return Problem(
+        "two clients in conflict",
+        algorithm,
+        detects,
+        (2.0, 0.0),
+        (0.0, 0.0),
+        full_participation(2, 40),
+        (10, 10),
+        x0=1.0,
+        slope=(100.0, -100.0),
+        **more,
+    )
 
 
 def byzantine_clients(algorithm: str, **more: Any) -> Problem:
     """Seven clients of which two drag far away."""
-    return Problem("two of seven lie", algorithm, "a liar that moves the server", (1.0,) * 7,
-                   (1.0, 1.1, 0.9, 1.3, 1.0, 1.05, 0.8), full_participation(7, 5), (3,) * 7,
-                   slope=(0, 0, 500.0, 0, 0, -900.0, 0), **more)
+    return Problem(
+        "two of seven lie",
+        algorithm,
+        "a liar that moves the server",
+        (1.0,) * 7,
+        (1.0, 1.1, 0.9, 1.3, 1.0, 1.05, 0.8),
+        full_participation(7, 5),
+        (3,) * 7,
+        slope=(0, 0, 500.0, 0, 0, -900.0, 0),
+        **more,
+    )
 
 
 ADAPTIVE_OPTIONS = {"beta1": 0.9, "beta2": 0.99, "tau": 1e-3, "server_lr": 0.1}
@@ -157,8 +182,10 @@ SHARED_PROBLEMS: tuple[Problem, ...] = (
     conflicting_clients("scaffold", "only the last client's change that counts"),
     client_without_data("scaffold", "a division by no steps"),
     two_clients("fedavgm", "a damped mean for heavy ball", options={"momentum": 0.9, "server_lr": 0.5}),
-    replace(two_clients("fedavgm", "a first change that is lost", options={"momentum": 0.9, "server_lr": 1.0}),
-            name="two clients, a server rate of 1"),
+    replace(
+        two_clients("fedavgm", "a first change that is lost", options={"momentum": 0.9, "server_lr": 1.0}),
+        name="two clients, a server rate of 1",
+    ),
     two_clients("fedadam", MOMENT_ERRORS, options=ADAPTIVE_OPTIONS),
     unequal_sizes("fedadam", "a uniform mean", options=ADAPTIVE_OPTIONS),
     two_clients("fedyogi", MOMENT_ERRORS, options=ADAPTIVE_OPTIONS, num_rounds=10),
@@ -180,6 +207,7 @@ SHARED_PROBLEMS: tuple[Problem, ...] = (
 
 # Problems of models of one's own and of adapters, each made to show what public implementations have got wrong.
 
+
 def patterned_matrix(rows: int, columns: int, seed: int) -> Matrix:
     """Small numbers without a pattern that two mistakes could hide in."""
     return tuple(tuple(((7 * i + 11 * j + 13 * seed + 3 * i * j) % 17 - 8) / 8 for j in range(columns)) for i in range(rows))
@@ -191,15 +219,29 @@ def for_client(problem: Problem, client: int) -> Problem:
 
 def adapter_problem(algorithm: str, detects: str, cohorts: tuple[tuple[int, ...], ...], **more: Any) -> Problem:
     """Three clients of 1, 5 and 2 examples, rank 2, a module of 3 by 4: a transposed product has the wrong shape."""
-    return Problem("adapters of three clients", algorithm, detects, (1.0, 2.0, 1.5), (0.0,) * 3, cohorts, (4, 4, 4),
-                   lr=0.05, num_examples=(1.0, 5.0, 2.0), adapters=AdapterProblem(
-                       ((0.0, 0.0),) * 3, patterned_matrix(2, 4, 5), tuple(patterned_matrix(3, 4, k) for k in range(3)),
-                       (1.0, -0.5, 0.25), (0.5, 1.0, -1.0, 0.75)), **more)
+    return Problem(
+        "adapters of three clients",
+        algorithm,
+        detects,
+        (1.0, 2.0, 1.5),
+        (0.0,) * 3,
+        cohorts,
+        (4, 4, 4),
+        lr=0.05,
+        num_examples=(1.0, 5.0, 2.0),
+        adapters=AdapterProblem(
+            ((0.0, 0.0),) * 3,
+            patterned_matrix(2, 4, 5),
+            tuple(patterned_matrix(3, 4, k) for k in range(3)),
+            (1.0, -0.5, 0.25),
+            (0.5, 1.0, -1.0, 0.75),
+        ),
+        **more,
+    )
 
 
 def partial_participation(problem: Problem) -> Problem:
-    return replace(problem, name="adapters, two of three take part",
-                   cohorts=tuple(((0, 1), (1, 2), (0, 2))[r % 3] for r in range(6)))
+    return replace(problem, name="adapters, two of three take part", cohorts=tuple(((0, 1), (1, 2), (0, 2))[r % 3] for r in range(6)))
 
 
 ALL_CLIENTS = full_participation(3, 5)
@@ -212,8 +254,10 @@ PERSONAL_PROBLEMS: tuple[Problem, ...] = (
     for_client(two_clients("fine_tuned", "the shared model instead of the tuned one"), 1),
     for_client(two_of_five("fine_tuned", STATE_BY_SLOT), 4),
     two_clients("pfedme", "theta that is shared, not y", steps=15, options={"lam": 2.0, "eta": 0.3, "inner": 5, "beta": 1.0}),
-    replace(two_clients("pfedme", "the server's beta left out", steps=10,
-                 options={"lam": 2.0, "eta": 0.3, "inner": 5, "beta": 0.5}), name="two clients, a server's beta of 1/2"),
+    replace(
+        two_clients("pfedme", "the server's beta left out", steps=10, options={"lam": 2.0, "eta": 0.3, "inner": 5, "beta": 0.5}),
+        name="two clients, a server's beta of 1/2",
+    ),
     for_client(two_of_five("pfedme", STATE_BY_SLOT, options={"lam": 2.0, "eta": 0.3, "inner": 3, "beta": 1.0}), 3),
     adapter_problem("lora", "plain means for weighted ones; alpha/r twice or not at all", ALL_CLIENTS),
     partial_participation(adapter_problem("lora", "weights over the fleet, not the cohort", ALL_CLIENTS)),

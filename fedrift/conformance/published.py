@@ -31,8 +31,7 @@ def run_algorithm(algorithm: FedAvg, problem: Problem) -> list[float]:
 
 def opposing_clients(steps: int, gap: float, num_rounds: int) -> Problem:
     """f1 = x^2 + G x, f2 = -G x: SCAFFOLD paper, section 7; the optimum of the mean is 0."""
-    return Problem("pair", "scaffold", "", (2.0, 0.0), (0.0, 0.0), ((0, 1),) * num_rounds, (steps, steps), x0=1.0,
-                   slope=(gap, -gap))
+    return Problem("pair", "scaffold", "", (2.0, 0.0), (0.0, 0.0), ((0, 1),) * num_rounds, (steps, steps), x0=1.0, slope=(gap, -gap))
 
 
 def quadratic_pair(steps: tuple[int, int], num_rounds: int, lr: float = 0.1, x0: float = 5.0) -> Problem:
@@ -78,8 +77,13 @@ def expect_fednova_limits() -> Iterable[Expectation]:
     known = ((1e-3, 0.9747060, 0.7939637), (0.01, 0.9655648, 0.7371194), (0.1, 0.8403312, 0.3448193))
     for lr, fedavg, fednova in known:
         for rule, point in ((FedAvg(), fedavg), (FedNova(), fednova)):
-            yield expect_near("AT-5", f"{type(rule).__name__} ends, 2 and 20 steps, lr={lr:g}", point,
-                       fixed_point(rule, quadratic_pair((2, 20), 1, lr)), 1e-7)
+            yield expect_near(
+                "AT-5",
+                f"{type(rule).__name__} ends, 2 and 20 steps, lr={lr:g}",
+                point,
+                fixed_point(rule, quadratic_pair((2, 20), 1, lr)),
+                1e-7,
+            )
 
 
 def expect_minimax_limits() -> Iterable[Expectation]:
@@ -97,9 +101,7 @@ def expect_ditto_limits() -> Iterable[Expectation]:
     for lam, points in ((0.0, (0.0, 1.0)), (1.0, (0.4, 0.96)), (5.0, (0.6666667, 0.8888889))):
         for client, point in enumerate(points):
             asked = replace(quadratic_pair((1, 1), 250), algorithm="ditto", evaluated_client=client)
-            yield expect_near(
-                "Ditto", f"where it ends, lam={lam:g}, client {client}", point, run_algorithm(Ditto(lambda_=lam), asked)[-1]
-            )
+            yield expect_near("Ditto", f"where it ends, lam={lam:g}, client {client}", point, run_algorithm(Ditto(lambda_=lam), asked)[-1])
 
 
 @dataclass(frozen=True)
@@ -125,17 +127,19 @@ def expect_sampling_robustness(num_rounds: int = 150) -> Iterable[Expectation]:
     goal = float((a * b).sum() / a.sum())
     one = tuple((int(k),) for k in draw.integers(0, 10, num_rounds))
     for reach in (2.0, 4.0):
-        asked = Problem("ten", "scaffold", "", tuple(a.tolist()), tuple(b.tolist()), one, (10,) * 10, x0=goal + 1,
-                        lr=reach / (10 * 4.667))
-        fedavg, first, second = (float(np.abs(np.array(run_algorithm(rule, asked)[-50:]) - goal).mean())
-                                 for rule in (FedAvg(), ScaffoldOptionI(), Scaffold()))
-        yield Expectation("AT-7", f"one of ten a round, K lr L = {reach:g}: error of SCAFFOLD II",
-                      "< 1/10 of I's and FedAvg's",
-                      f"{second:.2g} (I {first:.2g}, FedAvg {fedavg:.2g})", 10 * second < min(first, fedavg))
+        asked = Problem("ten", "scaffold", "", tuple(a.tolist()), tuple(b.tolist()), one, (10,) * 10, x0=goal + 1, lr=reach / (10 * 4.667))
+        fedavg, first, second = (
+            float(np.abs(np.array(run_algorithm(rule, asked)[-50:]) - goal).mean()) for rule in (FedAvg(), ScaffoldOptionI(), Scaffold())
+        )
+        yield Expectation(
+            "AT-7",
+            f"one of ten a round, K lr L = {reach:g}: error of SCAFFOLD II",
+            "< 1/10 of I's and FedAvg's",
+            f"{second:.2g} (I {first:.2g}, FedAvg {fedavg:.2g})",
+            10 * second < min(first, fedavg),
+        )
     turns = tuple((int(k),) for k in draw.integers(0, 2, 60))
-    stale, sound = (
-        run_algorithm(rule, replace(quadratic_pair((10, 10), 1), cohorts=turns)) for rule in (ScaffoldOptionI(), Scaffold())
-    )
+    stale, sound = (run_algorithm(rule, replace(quadratic_pair((10, 10), 1), cohorts=turns)) for rule in (ScaffoldOptionI(), Scaffold()))
     peak, end = max(abs(x - 0.8) for x in stale[10:]), abs(sound[-1] - 0.8)
     yield Expectation("AT-7", "one of two a round: SCAFFOLD I's worst error after round 10", "> 1", f"{peak:.2g}", peak > 1)
     yield Expectation("AT-7", "one of two a round: SCAFFOLD II's error after round 60", "< 1e-5", f"{end:.2g}", end < 1e-5)
@@ -190,7 +194,7 @@ def make_devices(federation: SyntheticFederation) -> list[tuple[np.ndarray, np.n
         rules = ((rng.normal(mean, 1, (INPUTS, CLASSES)), rng.normal(mean, 1, CLASSES)) for mean in u)  # drawn device by device
     made = []
     for size, v, (w, b) in zip(sizes, centres, rules, strict=True):
-        x = rng.normal(v, spread, (size, INPUTS))[:federation.max_examples]
+        x = rng.normal(v, spread, (size, INPUTS))[: federation.max_examples]
         made.append((x.astype(np.float32), np.argmax(x @ w + b, 1)))
     return made
 
@@ -214,15 +218,21 @@ class SyntheticBatches:
         most = max((len(plan) for plan in plans), default=0)
         index = np.full((len(plans), most, self.batch_size), -1)
         for row, plan in enumerate(plans):
-            index[row, :len(plan)] = plan
+            index[row, : len(plan)] = plan
         rows_of, count = torch.from_numpy(index), np.array([len(plan) for plan in plans])
         for step in range(most):
             rows = torch.from_numpy(np.flatnonzero(count > step))
             take = rows_of[rows, step]  # [A, B]
             who = cohort[rows].unsqueeze(1)
             keep = take >= 0
-            yield {"rows": rows, "x": self.x[who, take.clamp_min(0)], "y": self.y[who, take.clamp_min(0)], "keep": keep,
-                   "weight": keep.sum(1) / max(self.num_epochs(round, 0), 1), "held": self.num_examples[cohort[rows]]}
+            yield {
+                "rows": rows,
+                "x": self.x[who, take.clamp_min(0)],
+                "y": self.y[who, take.clamp_min(0)],
+                "keep": keep,
+                "weight": keep.sum(1) / max(self.num_epochs(round, 0), 1),
+                "held": self.num_examples[cohort[rows]],
+            }
 
     def batch_order(self, round: int, client: int) -> np.ndarray:
         """Which examples each step of a client takes, ``[S, B]``, -1 beyond the end of an epoch."""
@@ -262,8 +272,7 @@ def make_batches(
             xs.append(torch.from_numpy(x[order[:cut]]))
             ys.append(torch.from_numpy(y[order[:cut]]))
             test.append((x[order[cut:]], y[order[cut:]]))
-        tests.append((torch.from_numpy(np.concatenate([x for x, _ in test])),
-                      torch.from_numpy(np.concatenate([y for _, y in test]))))
+        tests.append((torch.from_numpy(np.concatenate([x for x, _ in test])), torch.from_numpy(np.concatenate([y for _, y in test]))))
     seeds = tuple(world.seed for world in federations for _ in range(DEVICES))
     pad = torch.nn.utils.rnn.pad_sequence
     return batch_class(pad(xs, True), pad(ys, True), torch.tensor([len(y) for y in ys]), tests, seeds, **options)  # type: ignore[arg-type]
@@ -296,10 +305,12 @@ def evaluate_models(params: Tree, batches: SyntheticBatches) -> dict[str, Tensor
     slope = torch.cat([batches.x.mT @ off, off.sum(1, keepdim=True)], 1).flatten(1)
     slope = slope.unflatten(0, (models, DEVICES))  # [M, 30, .]
     mean = (slope * share.view(models, DEVICES, 1)).sum(1, keepdim=True)
-    right = torch.stack([((x @ params["w"][m] + params["b"][m]).argmax(1) == y).float().mean()
-                         for m, (x, y) in enumerate(batches.test)])
-    return {"loss": (losses.sum(1) / batches.num_examples * share).unflatten(0, (models, DEVICES)).sum(1), "accuracy": right,
-            "dissimilarity": (slope - mean).square().sum(2).mean(1)}
+    right = torch.stack([((x @ params["w"][m] + params["b"][m]).argmax(1) == y).float().mean() for m, (x, y) in enumerate(batches.test)])
+    return {
+        "loss": (losses.sum(1) / batches.num_examples * share).unflatten(0, (models, DEVICES)).sum(1),
+        "accuracy": right,
+        "dissimilarity": (slope - mean).square().sum(2).mean(1),
+    }
 
 
 def draw_cohort(federations: list[SyntheticFederation], round: int, cohort_size: int = 10) -> Tensor:
@@ -333,8 +344,13 @@ class Curves:
         return getattr(self, name)[-num_rounds:].mean(0)
 
 
-def run_federations(algorithm: FedAvg, federations: list[SyntheticFederation], batches: SyntheticBatches, num_rounds: int,
-              on_message: Callable[[str], None] = lambda said: None) -> Curves:
+def run_federations(
+    algorithm: FedAvg,
+    federations: list[SyntheticFederation],
+    batches: SyntheticBatches,
+    num_rounds: int,
+    on_message: Callable[[str], None] = lambda said: None,
+) -> Curves:
     """Ten of thirty devices a round in every world, weighted by examples."""
     fleet = ClientSimulator(len(batches.seeds), logistic_loss, batches, Sgd(0.01))
     params = glorot_params()
@@ -353,8 +369,9 @@ def run_federations(algorithm: FedAvg, federations: list[SyntheticFederation], b
     return Curves(**{name: np.stack([row[name] for row in seen]) for name in seen[0]})
 
 
-def synthetic_results(seeds: int = 3, num_rounds: int = 100,
-                      on_message: Callable[[str], None] = lambda said: None) -> Iterable[Expectation]:
+def synthetic_results(
+    seeds: int = 3, num_rounds: int = 100, on_message: Callable[[str], None] = lambda said: None
+) -> Iterable[Expectation]:
     """AT-1 and AT-3, sizes cut at 200."""
     worlds = [SyntheticFederation(alpha, seed) for alpha in ALPHAS.values() for seed in range(seeds)]
     dealt = make_batches(worlds)
@@ -381,30 +398,41 @@ def synthetic_results(seeds: int = 3, num_rounds: int = 100,
         lambda v: v > 0.1,
     )
     gain = prox.final_mean("accuracy")[one] - plain.final_mean("accuracy")[one]
-    yield expect_accuracy_gain(
-        UNUSED_SEEDS, num_rounds, on_message, f"; told, not judged: seeds 0 to {seeds - 1} {format_values(gain)}"
-    )
+    yield expect_accuracy_gain(UNUSED_SEEDS, num_rounds, on_message, f"; told, not judged: seeds 0 to {seeds - 1} {format_values(gain)}")
     late = worlds[one]
     kept, dropped = (make_batches(late, StragglingBatches, keep=keep) for keep in (True, False))
-    drop, work, both = (run_federations(rule, late, data, num_rounds, on_message).final_mean("accuracy") for rule, data in (
-        (FedAvg(), dropped), (FedAvg(), kept), (FedProx(mu=1.0), kept)))
-    yield expect_every_seed("AT-1 v", "(1,1), 90 % stragglers: accuracy, FedProx mu=1 - FedAvg that drops them", "> 0.1",
-                both - drop, lambda v: v > 0.1)
+    drop, work, both = (
+        run_federations(rule, late, data, num_rounds, on_message).final_mean("accuracy")
+        for rule, data in ((FedAvg(), dropped), (FedAvg(), kept), (FedProx(mu=1.0), kept))
+    )
+    yield expect_every_seed(
+        "AT-1 v", "(1,1), 90 % stragglers: accuracy, FedProx mu=1 - FedAvg that drops them", "> 0.1", both - drop, lambda v: v > 0.1
+    )
     yield expect_every_seed("AT-1 v", "of which by keeping partial work alone (mu=0)", "> 0", work - drop, lambda v: v > 0)
-    yield expect_every_seed("AT-3 vi", "IID: |SCAFFOLD - FedAvg| in loss, last 20 rounds", "< 0.02",
-                np.abs(scaffold.final_mean("loss")[iid] - plain.final_mean("loss")[iid]), lambda v: v < 0.02)
-    yield expect_every_seed("AT-3 vii", "(1,1): loss, FedAvg - SCAFFOLD, last 20 rounds", "> 0.1",
-                plain.final_mean("loss")[one] - scaffold.final_mean("loss")[one], lambda v: v > 0.1)
+    yield expect_every_seed(
+        "AT-3 vi",
+        "IID: |SCAFFOLD - FedAvg| in loss, last 20 rounds",
+        "< 0.02",
+        np.abs(scaffold.final_mean("loss")[iid] - plain.final_mean("loss")[iid]),
+        lambda v: v < 0.02,
+    )
+    yield expect_every_seed(
+        "AT-3 vii",
+        "(1,1): loss, FedAvg - SCAFFOLD, last 20 rounds",
+        "> 0.1",
+        plain.final_mean("loss")[one] - scaffold.final_mean("loss")[one],
+        lambda v: v > 0.1,
+    )
 
 
-def expect_accuracy_gain(seeds: Iterable[int], num_rounds: int = 100, on_message: Callable[[str], None] = lambda said: None,
-                  note: str = "") -> Expectation:
+def expect_accuracy_gain(
+    seeds: Iterable[int], num_rounds: int = 100, on_message: Callable[[str], None] = lambda said: None, note: str = ""
+) -> Expectation:
     """AT-1 iv: what FedProx gains in accuracy, mean of the last 20 rounds, over seeds; the paper's own figure shows losses."""
     worlds = [SyntheticFederation(1.0, seed) for seed in seeds]
     dealt = make_batches(worlds)
     plain, prox = (
-        run_federations(rule, worlds, dealt, num_rounds, on_message).final_mean("accuracy")
-        for rule in (FedAvg(), FedProx(mu=1.0))
+        run_federations(rule, worlds, dealt, num_rounds, on_message).final_mean("accuracy") for rule in (FedAvg(), FedProx(mu=1.0))
     )
     what = f"(1,1): accuracy, FedProx mu=1 - FedAvg, seeds {worlds[0].seed} to {worlds[-1].seed}"
     return expect_positive_mean("AT-1 iv", what, prox - plain, note)
@@ -415,10 +443,16 @@ def native_size_results(num_rounds: int = 60, on_message: Callable[[str], None] 
     worlds = [SyntheticFederation(1.0, 0, max_examples=10**9)]
     dealt = make_batches(worlds)
     plain, prox = (run_federations(rule, worlds, dealt, num_rounds, on_message) for rule in (FedAvg(), FedProx(mu=1.0)))
-    yield expect_every_seed("AT-1 full", "(1,1), native sizes: final loss, FedAvg - FedProx mu=1", "> 0.1",
-                plain.loss[-1] - prox.loss[-1], lambda v: v > 0.1)
-    yield expect_every_seed("AT-1 full", "(1,1), native sizes: upward moves, FedAvg - FedProx mu=1", "> 0.1",
-                plain.upward_moves() - prox.upward_moves(), lambda v: v > 0.1)
+    yield expect_every_seed(
+        "AT-1 full", "(1,1), native sizes: final loss, FedAvg - FedProx mu=1", "> 0.1", plain.loss[-1] - prox.loss[-1], lambda v: v > 0.1
+    )
+    yield expect_every_seed(
+        "AT-1 full",
+        "(1,1), native sizes: upward moves, FedAvg - FedProx mu=1",
+        "> 0.1",
+        plain.upward_moves() - prox.upward_moves(),
+        lambda v: v > 0.1,
+    )
 
 
 # The papers' results at three lengths.

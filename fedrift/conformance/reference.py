@@ -13,7 +13,6 @@ from .problems import AdapterProblem, Problem
 # ruff: noqa: B023
 
 
-
 Correction = Callable[[float, float], float]  # (y, gradient) -> the direction to follow
 
 
@@ -77,9 +76,7 @@ def scaffold(p: Problem) -> list[float]:
     return seen
 
 
-def with_server_optimizer(
-    p: Problem, update: Callable[[float, float, float], tuple[float, float, float]], v: float
-) -> list[float]:
+def with_server_optimizer(p: Problem, update: Callable[[float, float, float], tuple[float, float, float]], v: float) -> list[float]:
     """``step(delta, m, v) -> (move, m, v)`` on the mean change."""
     x, m, seen = p.x0, 0.0, []
     for who in participants(p):
@@ -93,6 +90,7 @@ def fedavgm(p: Problem) -> list[float]:
     def step(delta: float, m: float, v: float) -> tuple[float, float, float]:
         m = p.options["momentum"] * m + delta
         return m, m, v
+
     return with_server_optimizer(p, step, 0.0)
 
 
@@ -102,6 +100,7 @@ def adaptive_server(p: Problem, second_moment: Callable[[float, float], float]) 
     def step(delta: float, m: float, v: float) -> tuple[float, float, float]:
         m, v = beta * m + (1 - beta) * delta, second_moment(v, delta**2)
         return m / (math.sqrt(v) + tau), m, v
+
     return with_server_optimizer(p, step, tau**2)
 
 
@@ -183,8 +182,9 @@ def median(p: Problem) -> list[float]:
 def with_trimmed_mean(p: Problem, num_trimmed: Callable[[int], int]) -> list[float]:
     def rule(changes: list[float]) -> float:
         drop = num_trimmed(len(changes))
-        kept = sorted(changes)[drop:len(changes) - drop]
+        kept = sorted(changes)[drop : len(changes) - drop]
         return sum(kept) / len(kept)
+
     return with_aggregator(p, rule)
 
 
@@ -196,15 +196,34 @@ def krum(p: Problem) -> list[float]:
     def rule(changes: list[float]) -> float:
         def score(i: int) -> float:
             apart = sorted((changes[i] - other) ** 2 for j, other in enumerate(changes) if j != i)
-            return sum(apart[:len(changes) - int(p.options["liars"]) - 2])
-        best = sorted(range(len(changes)), key=score)[:int(p.options["keep"])]
+            return sum(apart[: len(changes) - int(p.options["liars"]) - 2])
+
+        best = sorted(range(len(changes)), key=score)[: int(p.options["keep"])]
         return sum(changes[i] for i in best) / len(best)
+
     return with_aggregator(p, rule)
 
 
-SHARED_MODEL_RULES: dict[str, Callable[[Problem], list[float]]] = {rule.__name__: rule for rule in (
-    fedavg, fedsgd, fedprox, scaffold, fedavgm, fedadam, fedyogi, fedadagrad, fednova, feddyn, qfedavg, afl, median,
-    trimmed_mean, krum)}
+SHARED_MODEL_RULES: dict[str, Callable[[Problem], list[float]]] = {
+    rule.__name__: rule
+    for rule in (
+        fedavg,
+        fedsgd,
+        fedprox,
+        scaffold,
+        fedavgm,
+        fedadam,
+        fedyogi,
+        fedadagrad,
+        fednova,
+        feddyn,
+        qfedavg,
+        afl,
+        median,
+        trimmed_mean,
+        krum,
+    )
+}
 
 
 # Models of one's own, in plain numbers: each function answers with the model that the asked client wears.
@@ -213,8 +232,6 @@ SHARED_MODEL_RULES: dict[str, Callable[[Problem], list[float]]] = {rule.__name__
 
 # The functions given to ``local_training`` and ``weighted_mean`` are called before their loop goes on.
 # ruff: noqa: B023
-
-
 
 
 def ditto(p: Problem) -> list[float]:
@@ -273,8 +290,10 @@ def train_factors(p: Problem, k: int, start: Factors, base: np.ndarray, frozen_f
     (up, down), goal = start, np.array(asked.targets[k])
     for _ in range(p.steps[k]):
         slope = p.a[k] * asked.scale * (asked.scale * (base + up @ down) - goal)
-        up, down = (up if frozen_factor == "B" else up - p.lr * slope @ down.T,
-                    down if frozen_factor == "A" else down - p.lr * up.T @ slope)
+        up, down = (
+            up if frozen_factor == "B" else up - p.lr * slope @ down.T,
+            down if frozen_factor == "A" else down - p.lr * up.T @ slope,
+        )
     return up, down
 
 
@@ -327,24 +346,29 @@ def fedex(p: Problem) -> list[float]:
     def gather(round: int, shares: list[float], ends: list[Factors], base: np.ndarray) -> tuple[Factors, np.ndarray]:
         up, down = mean_factors(shares, ends)
         return (up, down), base + mean_product(shares, ends) - up @ down
+
     return run_rounds(p, gather)
 
 
 def flora(p: Problem) -> list[float]:
     """B begins anew at zero; A's draw is the implementation's, so only the first round has one answer."""
+
     def gather(round: int, shares: list[float], ends: list[Factors], base: np.ndarray) -> tuple[Factors, np.ndarray]:
         up, down = ends[0]
         return (up * 0, down), base + mean_product(shares, ends)
+
     return run_rounds(p, gather)
 
 
 def svd(p: Problem) -> list[float]:
     """The nearest product of the same rank, its singular values shared by both factors."""
+
     def gather(round: int, shares: list[float], ends: list[Factors], base: np.ndarray) -> tuple[Factors, np.ndarray]:
         left, values, right = np.linalg.svd(mean_product(shares, ends))
         rank = ends[0][1].shape[0]
         root = np.sqrt(values[:rank])
         return (left[:, :rank] * root, root[:, None] * right[:rank]), base
+
     return run_rounds(p, gather)
 
 
@@ -364,7 +388,8 @@ def fedper(p: Problem) -> list[float]:
 
 
 ADAPTER_RULES: dict[str, Callable[[Problem], list[float]]] = {
-    rule.__name__: rule for rule in (lora, ffa, rolora, fedex, flora, svd, fedper)}
+    rule.__name__: rule for rule in (lora, ffa, rolora, fedex, flora, svd, fedper)
+}
 
 
 # The papers' lines in plain numbers, one client after the other: what every implementation is compared with.
@@ -374,12 +399,4 @@ ADAPTER_RULES: dict[str, Callable[[Problem], list[float]]] = {
 REFERENCES = {**SHARED_MODEL_RULES, **PERSONAL_RULES, **ADAPTER_RULES}
 
 
-__all__ = [
-    "ADAPTER_RULES",
-    "PERSONAL_RULES",
-    "REFERENCES",
-    "SHARED_MODEL_RULES",
-    "local_training",
-    "participants",
-    "weighted_mean",
-]
+__all__ = ["ADAPTER_RULES", "PERSONAL_RULES", "REFERENCES", "SHARED_MODEL_RULES", "local_training", "participants", "weighted_mean"]

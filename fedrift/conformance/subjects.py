@@ -46,9 +46,7 @@ ALGORITHM_FACTORIES: dict[str, Callable[[Options, float], FedAvg]] = {
     "krum": lambda o, lr: FedAvg(aggregator=Krum(int(o["liars"]), int(o["keep"]))),
     "ditto": lambda o, lr: algorithms.Ditto(lambda_=o["lam"]),
     "fine_tuned": lambda o, lr: algorithms.FedAvgFineTuning(),
-    "pfedme": lambda o, lr: algorithms.PFedMe(
-        Sgd(o["beta"]), lambda_=o["lam"], personal_lr=o["eta"], inner_steps=int(o["inner"])
-    ),
+    "pfedme": lambda o, lr: algorithms.PFedMe(Sgd(o["beta"]), lambda_=o["lam"], personal_lr=o["eta"], inner_steps=int(o["inner"])),
     "lora": lambda o, lr: FedAvg(),
     "ffa": lambda o, lr: FedAvg(aggregator=FFALoRA()),
     "rolora": lambda o, lr: FedAvg(aggregator=RoLoRA()),
@@ -78,8 +76,12 @@ class FedriftSubject:
         for round, cohort in enumerate(problem.cohorts):
             who = torch.tensor(sorted(cohort))
             report = fleet.train(state, algorithm, who)
-            state = replace(state, round=round + 1, server=algorithm.server_update(state.server, report),
-                            client_states=state.client_states.update(who, report.client_state))
+            state = replace(
+                state,
+                round=round + 1,
+                server=algorithm.server_update(state.server, report),
+                client_states=state.client_states.update(who, report.client_state),
+            )
             params = state.server.params
             if problem.evaluated_client >= 0:
                 one = torch.tensor([problem.evaluated_client])
@@ -133,21 +135,24 @@ class ProblemBatches:
     def __call__(self, round: int, cohort: Tensor) -> Iterator[dict[str, Tensor]]:
         p = self.problem
         told: dict[str, tuple[Any, ...]] = {
-            "a": p.a, "b": p.b, "slope": p.slope or (0.0,) * p.num_clients,
-            "weight": tuple(p.weight_of(k) / max(p.steps[k], 1) for k in range(p.num_clients))}
+            "a": p.a,
+            "b": p.b,
+            "slope": p.slope or (0.0,) * p.num_clients,
+            "weight": tuple(p.weight_of(k) / max(p.steps[k], 1) for k in range(p.num_clients)),
+        }
         if p.adapters:
             told |= {"target": p.adapters.targets, "scale": (p.adapters.scale,) * p.num_clients}
         count = torch.tensor(p.steps)[cohort]
         for step in range(int(count.max())):
             rows = (count > step).nonzero().flatten()
-            yield {"rows": rows, **{name: torch.tensor(column, dtype=torch.float64)[cohort[rows]]
-                                    for name, column in told.items()}}
+            yield {"rows": rows, **{name: torch.tensor(column, dtype=torch.float64)[cohort[rows]] for name, column in told.items()}}
 
 
 FEDRIFT_SUBJECTS = tuple(FedriftSubject(name, build) for name, build in ALGORITHM_FACTORIES.items())
 
 
 # Finding implementations to judge: ``package.module:NAME`` or ``file.py:NAME``, one subject or several.
+
 
 def load_subjects(path: str) -> list[Subject]:
     """The subjects that a module or file calls NAME. A module may lie in the working directory.
@@ -156,15 +161,16 @@ def load_subjects(path: str) -> list[Subject]:
         UserError: There is no such thing, or it is no subject.
     """
     if not is_import_path(path):
-        raise UserError(f"{path!r}: a subject is written package.module:NAME or file.py:NAME, "
-                        "e.g. benchmarks.peers.flower:FLOWER")
+        raise UserError(f"{path!r}: a subject is written package.module:NAME or file.py:NAME, e.g. benchmarks.peers.flower:FLOWER")
     found = import_object(path)
     every = list(found) if isinstance(found, Iterable) else [found]
     for subject in every:
         lacks = [part for part in ("name", "version", "algorithm", "run") if not hasattr(subject, part)]
         if lacks:
-            raise UserError(f"{path} is no subject: a {type(subject).__name__} without {', '.join(lacks)}; "
-                            "fedrift.conformance.Subject says what is asked of one")
+            raise UserError(
+                f"{path} is no subject: a {type(subject).__name__} without {', '.join(lacks)}; "
+                "fedrift.conformance.Subject says what is asked of one"
+            )
         if subject.algorithm not in REFERENCES:
             raise unknown_name_error("algorithm to be judged by", subject.algorithm, REFERENCES)
     return every

@@ -45,9 +45,9 @@ def quote_value(value: Any) -> str:
         return ".nan" if math.isnan(value) else ".inf" if value > 0 else "-.inf"
     more = ""
     if isinstance(value, str) and len(value) > MAX_ECHO_CHARS - 20:
-        value, more = value[:MAX_ECHO_CHARS // 2], f" and {len(value) - MAX_ECHO_CHARS // 2:,} more characters"
+        value, more = value[: MAX_ECHO_CHARS // 2], f" and {len(value) - MAX_ECHO_CHARS // 2:,} more characters"
     text = repr(value) if isinstance(value, (str, int, float)) else SHORT_REPR.repr(value)
-    return (text if len(text) <= MAX_ECHO_CHARS else f"{text[:MAX_ECHO_CHARS - 4]} ...") + more
+    return (text if len(text) <= MAX_ECHO_CHARS else f"{text[: MAX_ECHO_CHARS - 4]} ...") + more
 
 
 def closest_match(name: str, names: Iterable[str]) -> str | None:
@@ -60,6 +60,7 @@ def closest_match(name: str, names: Iterable[str]) -> str | None:
 
 
 # Where things are kept that can be made or fetched again.
+
 
 def default_cache_dir() -> Path:
     """Where fetched models, tokenised corpora and embeddings are kept: ``FEDRIFT_CACHE``, else the user's cache."""

@@ -88,12 +88,27 @@ class AdamW:
 
     def _fused_step(self, params: Tree, grad: Tree, opt_state: Tree, count: torch.Tensor) -> tuple[Tree, Tree]:
         """The same step by torch's kernel, on copies: trees are values."""
-        params, first, second = (tree.map(contiguous_copy)
-                                 for tree in (params, select_prefix("m", opt_state), select_prefix("v", opt_state)))
+        params, first, second = (
+            tree.map(contiguous_copy) for tree in (params, select_prefix("m", opt_state), select_prefix("v", opt_state))
+        )
         taken = [torch.tensor(float(count[0] - 1)) for _ in params]
-        adamw(list(params.values()), [grad[name].contiguous() for name in params], [first[name] for name in params],
-              [second[name] for name in params], [], taken, foreach=False, fused=True, amsgrad=False, beta1=self.betas[0],
-              beta2=self.betas[1], lr=self.lr, weight_decay=self.weight_decay, eps=self.eps, maximize=False)
+        adamw(
+            list(params.values()),
+            [grad[name].contiguous() for name in params],
+            [first[name] for name in params],
+            [second[name] for name in params],
+            [],
+            taken,
+            foreach=False,
+            fused=True,
+            amsgrad=False,
+            beta1=self.betas[0],
+            beta2=self.betas[1],
+            lr=self.lr,
+            weight_decay=self.weight_decay,
+            eps=self.eps,
+            maximize=False,
+        )
         return params, Tree({"count": count, **with_prefix("m", first), **with_prefix("v", second)})
 
 
@@ -159,7 +174,7 @@ def with_prefix(prefix: str, tree: Tree) -> dict[str, torch.Tensor]:
 def select_prefix(prefix: str, tree: Tree) -> Tree:
     """What ``named`` put under this prefix."""
     start = prefix + "."
-    return Tree({name[len(start):]: leaf for name, leaf in tree.items() if name.startswith(start)})
+    return Tree({name[len(start) :]: leaf for name, leaf in tree.items() if name.startswith(start)})
 
 
 __all__ = ["Adagrad", "Adam", "AdamW", "Optimizer", "Sgd", "Yogi", "is_adaptive"]

@@ -46,8 +46,10 @@ class RecordColumns(Sequence[Record]):
             return records
         metrics: dict[str, int] = {}
         domains: dict[str, int] = {}
-        rows = [(round, metrics.setdefault(metric, len(metrics)), domains.setdefault(domain, len(domains)), client)
-                for round, metric, domain, client, _ in records]
+        rows = [
+            (round, metrics.setdefault(metric, len(metrics)), domains.setdefault(domain, len(domains)), client)
+            for round, metric, domain, client, _ in records
+        ]
         whole = np.array(rows, dtype=np.int64).reshape(-1, 4)
         values = np.array([record[4] for record in records], dtype=np.float64)
         return RecordColumns(whole[:, 0], whole[:, 1], whole[:, 2], whole[:, 3], values, tuple(metrics), tuple(domains))
@@ -62,12 +64,18 @@ class RecordColumns(Sequence[Record]):
     def __getitem__(self, place: int | slice) -> Record | Sequence[Record]:
         if isinstance(place, slice):
             return [self[index] for index in range(*place.indices(len(self)))]
-        return Record(int(self.round[place]), self.metrics[self.metric[place]], self.domains[self.domain[place]],
-                      int(self.client[place]), float(self.value[place]))
+        return Record(
+            int(self.round[place]),
+            self.metrics[self.metric[place]],
+            self.domains[self.domain[place]],
+            int(self.client[place]),
+            float(self.value[place]),
+        )
 
     def __iter__(self) -> Iterator[Record]:
-        for round, metric, domain, client, value in zip(*(column.tolist() for column in (
-                self.round, self.metric, self.domain, self.client, self.value)), strict=True):
+        for round, metric, domain, client, value in zip(
+            *(column.tolist() for column in (self.round, self.metric, self.domain, self.client, self.value)), strict=True
+        ):
             yield Record(round, self.metrics[metric], self.domains[domain], client, value)
 
 
@@ -168,8 +176,9 @@ class Trajectory:
             return of_metric[domain, -1]
         if domain:
             raise UserError(f"no {metric!r} of domain {domain!r};{_suggest_name(domain, self.domains_of(metric))}")
-        raise UserError(f"{metric!r} has no one number for the federation; by client: table({metric!r}), "
-                        f"by domain: {list(self.domains_of(metric))}")
+        raise UserError(
+            f"{metric!r} has no one number for the federation; by client: table({metric!r}), by domain: {list(self.domains_of(metric))}"
+        )
 
 
 def final_round_indices(rounds: np.ndarray, count: int = 5) -> np.ndarray:

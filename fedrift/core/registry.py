@@ -85,8 +85,10 @@ def _load(point: EntryPoint) -> Any:
     try:
         return point.load()
     except Exception as error:
-        raise UserError(f"the entry point {point.name} = {point.value} of the group {point.group} cannot be loaded: "
-                        f"{type(error).__name__}: {error}; mend or uninstall that distribution") from error
+        raise UserError(
+            f"the entry point {point.name} = {point.value} of the group {point.group} cannot be loaded: "
+            f"{type(error).__name__}: {error}; mend or uninstall that distribution"
+        ) from error
 
 
 def find_extension(kind: str, name: str) -> Any | None:
@@ -102,8 +104,9 @@ def find_extension(kind: str, name: str) -> Any | None:
 def is_import_path(name: object) -> bool:
     """Return whether a name is an import path: ``module:Name`` or ``file.py:Name``."""
     module, colon, attribute = name.rpartition(":") if isinstance(name, str) else ("", "", "")
-    return bool(colon and attribute.isidentifier() and module and
-                (module.endswith(".py") or all(part.isidentifier() for part in module.split("."))))
+    return bool(
+        colon and attribute.isidentifier() and module and (module.endswith(".py") or all(part.isidentifier() for part in module.split(".")))
+    )
 
 
 def import_object(path: str) -> Any:

@@ -66,6 +66,7 @@ class ClientStateStore:
 #
 # Axis letters: N clients of the fleet, C clients of the cohort, M models of the server.
 
+
 @dataclass(frozen=True, eq=False)
 class ServerState:
     """What the server holds: M models, what it sends beside them, and its optimiser's moments."""
@@ -137,16 +138,10 @@ class FederatedState:
     server: ServerState
     client_states: ClientStateStore  # [N, ...] what each client keeps; zeros for one that never took part
     cluster_ids: Tensor  # [N] which model each client shares
-    server_delta: Tree = field(
-        default_factory=Tree
-    )  # [M, ...] what the last round changed of the server's params; empty before round 1
+    server_delta: Tree = field(default_factory=Tree)  # [M, ...] what the last round changed of the server's params; empty before round 1
     clustering_state: Tree = field(default_factory=Tree)  # what the mitigation remembers; each leaf has axes of its own
-    last_round_seen: Tensor = field(
-        default_factory=empty_ids
-    )  # [N] the last round in which each client's report counted; 0: none yet
-    client_means: Tree = field(
-        default_factory=Tree
-    )  # [M, ...] float64, the mean of ``Algorithm.averaged`` over each model's clients
+    last_round_seen: Tensor = field(default_factory=empty_ids)  # [N] the last round in which each client's report counted; 0: none yet
+    client_means: Tree = field(default_factory=Tree)  # [M, ...] float64, the mean of ``Algorithm.averaged`` over each model's clients
 
 
 @dataclass(frozen=True, eq=False)

@@ -11,9 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from hashlib import sha256
 
-POCKET_PRETRAINING_DATASETS = frozenset(
-    {"wikitext2", "dbpedia", "reddit_posts", "stackexchange", "medquad", "newsgroups20"}
-)
+POCKET_PRETRAINING_DATASETS = frozenset({"wikitext2", "dbpedia", "reddit_posts", "stackexchange", "medquad", "newsgroups20"})
 
 
 def is_in_pretraining_half(text: str) -> bool:
@@ -25,6 +23,7 @@ def is_in_pretraining_half(text: str) -> bool:
 #
 # A folder of that name in the folder that ``FEDRIFT_DATA`` names comes first (columns text, label, source);
 # then the hub. Those without a sure hub id are read from the local folder only.
+
 
 @dataclass(frozen=True)
 class NamedDataset:
@@ -50,11 +49,7 @@ def make_variant(base_name: str, named: NamedDataset, description: str, **domain
 
 NAMED_DATASETS = {
     "bbc": NamedDataset("news articles of 2004-2005 in 5 topics", "the BBC's articles, for research"),
-    "ag_news": NamedDataset(
-        "news headlines with a sentence, 4 topics",
-        "research and other non-commercial use",
-        hub_id="fancyzhx/ag_news",
-    ),
+    "ag_news": NamedDataset("news headlines with a sentence, 4 topics", "research and other non-commercial use", hub_id="fancyzhx/ag_news"),
     "wikitext2": NamedDataset(
         "Wikipedia paragraphs, no labels",
         "CC BY-SA",
@@ -89,16 +84,10 @@ NAMED_DATASETS = {
         label_column="labels",
     ),
     "dbpedia": NamedDataset(
-        "encyclopaedia abstracts, 14 classes",
-        "text from Wikipedia (CC BY-SA)",
-        hub_id="fancyzhx/dbpedia_14",
-        text_column="content",
+        "encyclopaedia abstracts, 14 classes", "text from Wikipedia (CC BY-SA)", hub_id="fancyzhx/dbpedia_14", text_column="content"
     ),
     "newsgroups20": NamedDataset(
-        "Usenet posts of 1993, 20 groups; strong opinions",
-        "not stated",
-        hub_id="SetFit/20_newsgroups",
-        label_column="label_text",
+        "Usenet posts of 1993, 20 groups; strong opinions", "not stated", hub_id="SetFit/20_newsgroups", label_column="label_text"
     ),
     "huffpost": NamedDataset("news headlines with a sentence, 29 very unequal categories", "not stated"),
     "reddit_posts": NamedDataset("Reddit posts of 2013, 10 equal topics", "PDDL (public domain)"),
@@ -122,8 +111,7 @@ NAMED_DATASETS["newsgroups_topics"] = make_variant(
     "newsgroups20 gathered into sports, politics, tech and health",
     sports="rec.sport.baseball rec.sport.hockey",
     politics="talk.politics.guns talk.politics.mideast talk.politics.misc",
-    tech="comp.graphics comp.os.ms-windows.misc comp.sys.ibm.pc.hardware comp.sys.mac.hardware "
-    "comp.windows.x sci.electronics sci.crypt",
+    tech="comp.graphics comp.os.ms-windows.misc comp.sys.ibm.pc.hardware comp.sys.mac.hardware comp.windows.x sci.electronics sci.crypt",
     health="sci.med",
 )
 NAMED_DATASETS["styles"] = NamedDataset(

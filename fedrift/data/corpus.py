@@ -67,9 +67,7 @@ class Corpus:
     def fingerprint(self) -> str:
         """sha256 in hex of text, label and split of every document, whatever their order."""
         lines = sorted(
-            json.dumps(
-                [sha256(text.encode()).hexdigest(), int(split), self.domains[label] if label >= 0 else None]
-            )
+            json.dumps([sha256(text.encode()).hexdigest(), int(split), self.domains[label] if label >= 0 else None])
             for text, label, split in zip(self.text, self.label, self.split, strict=True)
         )
         return sha256("\n".join(lines).encode()).hexdigest()

@@ -32,24 +32,16 @@ from .documents import (
     subsample,
 )
 from .encoders import Encoder, embed_texts, label_by_cluster
-from .readers import (
-    BBC_PACKAGE,
-    find_local_path,
-    find_table_files,
-    list_bbc_files,
-    missing_path_error,
-    read_bbc,
-    read_hub,
-    read_path,
-)
+from .readers import BBC_PACKAGE, find_local_path, find_table_files, list_bbc_files, missing_path_error, read_bbc, read_hub, read_path
 from .rows import Rows, concat_rows, detect_split, group_similar_names, normalize_label
 from .synthetic import SyntheticConfig, generate_rows
 from .tables import detect_format, read_table
 
 HALVES = ("all", "pretraining", "unseen")
 MIN_LABELED_DOCUMENTS = 20  # labelled documents from which labels that hardly repeat are refused
-Fingerprint = Annotated[str, Predicate(re.compile(r"([0-9a-f]{64})?").fullmatch),
-                   doc("nothing, or the 64 hexadecimal digits that a run wrote")]
+Fingerprint = Annotated[
+    str, Predicate(re.compile(r"([0-9a-f]{64})?").fullmatch), doc("nothing, or the 64 hexadecimal digits that a run wrote")
+]
 MAX_NAME_LENGTH = 1000  # characters of a name
 HUB_ID_PATTERN = re.compile(r"([\w.-]+/[\w.-]+)(?::([\w.-]+))?")
 
@@ -87,9 +79,7 @@ class DatasetConfig:
         return said
 
 
-def load_corpus(
-    config: DatasetConfig, *, data_dir: Path | None = None, half: str = "all", cache_dir: Path | None = None
-) -> Corpus:
+def load_corpus(config: DatasetConfig, *, data_dir: Path | None = None, half: str = "all", cache_dir: Path | None = None) -> Corpus:
     """The documents of ``config``, clean and split.
 
     ``data_dir`` is the folder of local copies of named corpora (default: the environment's FEDRIFT_DATA).
@@ -100,8 +90,10 @@ def load_corpus(
     if not config.name.strip():
         raise UserError("dataset is empty: give a named corpus, a local file or folder, or a Hugging Face data set id")
     if len(config.name) > MAX_NAME_LENGTH:
-        raise UserError(f"corpus {config.name[:60]!r}... is a name of {len(config.name):,} characters: give a named corpus, a "
-                        f"local file or folder, or a Hugging Face data set id of at most {MAX_NAME_LENGTH:,}")
+        raise UserError(
+            f"corpus {config.name[:60]!r}... is a name of {len(config.name):,} characters: give a named corpus, a "
+            f"local file or folder, or a Hugging Face data set id of at most {MAX_NAME_LENGTH:,}"
+        )
     if half not in HALVES:
         raise unknown_name_error("half", half, HALVES)
     if config.validation_fraction + config.test_fraction >= 1:
@@ -115,11 +107,14 @@ def load_corpus(
             f"{', '.join(sorted(POCKET_PRETRAINING_DATASETS))}"
         )
     if config.synthetic != SyntheticConfig() and config.name != "synthetic":
-        raise UserError(f"dataset.synthetic sets the dials of the corpus 'synthetic', not of {config.name!r}: leave it out, "
-                        "or say dataset.name=synthetic")
+        raise UserError(
+            f"dataset.synthetic sets the dials of the corpus 'synthetic', not of {config.name!r}: leave it out, "
+            "or say dataset.name=synthetic"
+        )
     if config.encoder and config.num_clusters is None:
-        raise UserError("dataset.encoder says in whose vectors clusters are found: say how many with dataset.num_clusters=8, "
-                        "or leave it out")
+        raise UserError(
+            "dataset.encoder says in whose vectors clusters are found: say how many with dataset.num_clusters=8, or leave it out"
+        )
     counts: Counter[str] = Counter()
     rows: list[Rows] = []
     found = collect_documents(config, resolve_data_dir(data_dir), half, counts, rows)
@@ -133,9 +128,7 @@ def load_corpus(
         found = subsample(found, config.limit, config.split_seed)
     if not found:
         left_out = ", ".join(f"{count:,} {why}" for why, count in counts.items() if count)
-        raise UserError(
-            f"corpus {config.name!r} holds no usable document (left out: {left_out or 'nothing'})"
-        )
+        raise UserError(f"corpus {config.name!r} holds no usable document (left out: {left_out or 'nothing'})")
     corpus = build_corpus(config, found, counts, concat_rows(rows))
     if config.num_clusters is not None:
         vectors = embed_texts(corpus.text.tolist(), config.encoder or "lsa", cache_dir=cache_dir)
@@ -148,21 +141,13 @@ def load_corpus(
     return corpus
 
 
-def collect_documents(
-    config: DatasetConfig, data_dir: Path | None, half: str, counts: Counter[str], rows: list[Rows]
-) -> list[Document]:
+def collect_documents(config: DatasetConfig, data_dir: Path | None, half: str, counts: Counter[str], rows: list[Rows]) -> list[Document]:
     """Tidy documents of the corpus's own domains and of one half; what was read goes to ``rows``."""
     named = NAMED_DATASETS.get(config.name)
     if named and named.parts:
-        parts = {
-            domain: collect_documents(replace(config, name=part), data_dir, half, counts, rows) for domain, part in named.parts
-        }
+        parts = {domain: collect_documents(replace(config, name=part), data_dir, half, counts, rows) for domain, part in named.parts}
         return merge_datasets(
-            parts,
-            counts,
-            validation_fraction=config.validation_fraction,
-            test_fraction=config.test_fraction,
-            seed=config.split_seed,
+            parts, counts, validation_fraction=config.validation_fraction, test_fraction=config.test_fraction, seed=config.split_seed
         )
     rows.append(read_rows(config, data_dir))
     found = extract_documents(rows[-1], counts, skip_headings=bool(named and named.skip_headings))
@@ -232,11 +217,18 @@ def rows_of_frame(table: Any, config: DatasetConfig) -> Rows:
     if "split" in frame:
         splits = [detect_split(str(each)) for each in frame["split"]]
     if None in splits:
-        raise UserError(f"dataset {config.name!r}: the column 'split' holds {frame['split'].iloc[splits.index(None)]!r}; allowed: train, "
-                        "validation, test")
-    return Rows(frame[config.text_column].tolist(), frame[config.label_column].tolist() if config.label_column in frame else absent,
-                frame[config.source_column].tolist() if config.source_column in frame else absent,
-                [split for split in splits if split is not None], tuple(map(str, frame.columns)), config.source_column in frame)
+        raise UserError(
+            f"dataset {config.name!r}: the column 'split' holds {frame['split'].iloc[splits.index(None)]!r}; allowed: train, "
+            "validation, test"
+        )
+    return Rows(
+        frame[config.text_column].tolist(),
+        frame[config.label_column].tolist() if config.label_column in frame else absent,
+        frame[config.source_column].tolist() if config.source_column in frame else absent,
+        [split for split in splits if split is not None],
+        tuple(map(str, frame.columns)),
+        config.source_column in frame,
+    )
 
 
 def known_origin(name: str) -> str:
@@ -352,6 +344,7 @@ def local_general_datasets(data_dir: Path | None) -> list[str]:
 
 
 # What corpora there are, quick enough for a command line: nothing is loaded, only counted.
+
 
 class CatalogEntry(NamedTuple):
     """One named corpus."""

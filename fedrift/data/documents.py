@@ -31,9 +31,7 @@ def extract_documents(rows: Rows, counts: Counter[str], *, skip_headings: bool =
     """The usable rows; cells without text and, with ``skip_headings``, headings are counted and left out."""
     if len(rows) and not any(isinstance(cell, str) for cell in rows.text):
         kinds = sorted({type(cell).__name__ for cell in rows.text})
-        raise UserError(
-            f"the text column holds no text but {', '.join(kinds)}; name the right one with dataset.text_column"
-        )
+        raise UserError(f"the text column holds no text but {', '.join(kinds)}; name the right one with dataset.text_column")
     found = []
     for cell, label, source, split in zip(rows.text, rows.label, rows.source, rows.split, strict=True):
         if not isinstance(cell, str):
@@ -45,9 +43,7 @@ def extract_documents(rows: Rows, counts: Counter[str], *, skip_headings: bool =
         elif skip_headings and is_heading(text):
             counts["heading"] += 1
         else:
-            found.append(
-                Document(sha256(text.encode()).digest(), text, normalize_label(label), normalize_label(source) or "", split)
-            )
+            found.append(Document(sha256(text.encode()).digest(), text, normalize_label(label), normalize_label(source) or "", split))
     return found
 
 
@@ -100,6 +96,7 @@ def deduplicate(documents: Sequence[Document], counts: Counter[str]) -> list[Doc
 
 # Which document goes into which split, and which stay when there are too many.
 
+
 def assign_splits(documents: Sequence[Document], *, validation_fraction: float, test_fraction: float, seed: int) -> np.ndarray:
     """The split of every document, [D] int8.
 
@@ -115,11 +112,7 @@ def assign_splits(documents: Sequence[Document], *, validation_fraction: float, 
     ]
     if len(rows) <= len(wanted):
         return split
-    order = rows[
-        stratified_order(
-            [d.label or "" for d in documents if d.split == TRAIN], numpy_stream(seed, "corpus", "split")
-        )
-    ]
+    order = rows[stratified_order([d.label or "" for d in documents if d.split == TRAIN], numpy_stream(seed, "corpus", "split"))]
     start = 0
     for still, (part, share) in zip(range(len(wanted), 0, -1), wanted, strict=True):
         count = min(max(1, round(share * len(rows))), len(rows) - start - still)
@@ -132,9 +125,7 @@ def subsample(documents: Sequence[Document], limit: int, seed: int) -> list[Docu
     """At most ``limit`` documents, splits and labels in proportion; a larger limit keeps a smaller one's."""
     if len(documents) <= limit:
         return list(documents)
-    order = stratified_order(
-        [f"{d.split} {d.label or ''}" for d in documents], numpy_stream(seed, "corpus", "limit")
-    )
+    order = stratified_order([f"{d.split} {d.label or ''}" for d in documents], numpy_stream(seed, "corpus", "limit"))
     return [documents[row] for row in np.sort(order[:limit])]
 
 
@@ -154,6 +145,7 @@ def stratified_order(strata: Sequence[str], rng: np.random.Generator) -> np.ndar
 
 
 # Several corpora as one, each a domain of it.
+
 
 def merge_datasets(
     parts: Mapping[str, list[Document]], counts: Counter[str], *, validation_fraction: float, test_fraction: float, seed: int

@@ -55,8 +55,9 @@ def encode_hashing(texts: Sequence[str]) -> np.ndarray:
     """The texts, each by itself, [D, 64]."""
     from sklearn.feature_extraction.text import HashingVectorizer
 
-    count = HashingVectorizer(n_features=HASHING_BUCKETS, stop_words="english", alternate_sign=True, norm=None,
-                              token_pattern=r"(?u)[^\W\d_][^\W_]+").transform(texts)
+    count = HashingVectorizer(
+        n_features=HASHING_BUCKETS, stop_words="english", alternate_sign=True, norm=None, token_pattern=r"(?u)[^\W\d_][^\W_]+"
+    ).transform(texts)
     count.data = np.sign(count.data) * (1 + np.log(np.maximum(np.abs(count.data), 1)))
     project = numpy_stream(0, "hashing").standard_normal((HASHING_BUCKETS, HASHING_DIMENSIONS)) / np.sqrt(HASHING_DIMENSIONS)
     return np.asarray(count @ project)
@@ -76,14 +77,18 @@ def encode_minilm(texts: Sequence[str]) -> np.ndarray:
     try:
         from sentence_transformers import SentenceTransformer
     except ImportError:
-        raise UserError("the encoder 'minilm' needs a package of its own: pip install sentence-transformers, or choose "
-                        "the encoder 'wordllama' or 'hashing'") from None
+        raise UserError(
+            "the encoder 'minilm' needs a package of its own: pip install sentence-transformers, or choose "
+            "the encoder 'wordllama' or 'hashing'"
+        ) from None
     place = os.environ.get("FEDRIFT_MINILM", MINILM_ID)
     try:
         model = SentenceTransformer(place, device="cpu")
     except (OSError, ValueError) as error:
-        raise UserError(f"the weights of the encoder 'minilm' cannot be had from {place}: {error}. Set FEDRIFT_MINILM to a "
-                        "folder that has them, or choose the encoder 'wordllama' or 'hashing'") from error
+        raise UserError(
+            f"the weights of the encoder 'minilm' cannot be had from {place}: {error}. Set FEDRIFT_MINILM to a "
+            "folder that has them, or choose the encoder 'wordllama' or 'hashing'"
+        ) from error
     return np.asarray(model.encode(list(texts), convert_to_numpy=True, show_progress_bar=False), dtype=np.float64)
 
 
@@ -139,8 +144,14 @@ def encode_lsa(texts: Sequence[str]) -> np.ndarray:
     from sklearn.decomposition import TruncatedSVD  # a second that no other corpus needs to wait for
     from sklearn.feature_extraction.text import TfidfVectorizer
 
-    weigh = TfidfVectorizer(stop_words="english", sublinear_tf=True, max_features=LSA_MAX_WORDS, dtype=np.float32,
-                            token_pattern=r"(?u)[^\W\d_][^\W_]+", min_df=2 if len(texts) >= 50 else 1)
+    weigh = TfidfVectorizer(
+        stop_words="english",
+        sublinear_tf=True,
+        max_features=LSA_MAX_WORDS,
+        dtype=np.float32,
+        token_pattern=r"(?u)[^\W\d_][^\W_]+",
+        min_df=2 if len(texts) >= 50 else 1,
+    )
     try:
         weighed = weigh.fit_transform(texts)
     except ValueError:  # no text has a word
@@ -158,15 +169,21 @@ def encode_wordllama(texts: Sequence[str]) -> np.ndarray:
     try:
         import wordllama as package
     except ImportError:
-        raise UserError("the encoder 'wordllama' is a package of its own: pip install 'fedrift[encoder]', or choose "
-                        "the encoder 'lsa', which needs nothing") from None
+        raise UserError(
+            "the encoder 'wordllama' is a package of its own: pip install 'fedrift[encoder]', or choose "
+            "the encoder 'lsa', which needs nothing"
+        ) from None
     folder = Path(package.__file__).parent
     model = package.WordLlama.load(cache_dir=folder, disable_download=True)
     return np.asarray(model.embed([text or " " for text in texts]), dtype=np.float64)
 
 
 ENCODERS: dict[str, Callable[[Sequence[str]], np.ndarray]] = {
-    "lsa": encode_lsa, "wordllama": encode_wordllama, "minilm": encode_minilm, "hashing": encode_hashing}
+    "lsa": encode_lsa,
+    "wordllama": encode_wordllama,
+    "minilm": encode_minilm,
+    "hashing": encode_hashing,
+}
 
 
 def embedding_fingerprint(texts: Sequence[str], encoder: str) -> str:
@@ -178,6 +195,7 @@ def embedding_fingerprint(texts: Sequence[str], encoder: str) -> str:
 
 
 # Topics for a corpus without labels: clusters of its documents' embeddings.
+
 
 def label_by_cluster(corpus: Corpus, vectors: np.ndarray, num_clusters: int, rng: np.random.Generator) -> Corpus:
     """The same documents labelled by k-means on their ``vectors`` [D, E] of length one; ``count`` domains.

@@ -82,8 +82,9 @@ def read_saved_dataset(folder: Path, columns: ColumnNames) -> Rows:
     try:
         found = datasets.load_from_disk(str(folder))
     except Exception as error:  # a missing shard, damaged bytes, other versions: the library has no common class for them
-        raise UserError(f"{folder} is a folder of save_to_disk that cannot be read "
-                        f"({type(error).__name__}: {first_line(error)}); save it again") from error
+        raise UserError(
+            f"{folder} is a folder of save_to_disk that cannot be read ({type(error).__name__}: {first_line(error)}); save it again"
+        ) from error
     whole = found if isinstance(found, datasets.DatasetDict) else {str(found.split or "data"): found}
     return read_dataset_splits(whole, str(folder), folder.name, columns)
 
@@ -101,9 +102,7 @@ def download_dataset(name: str, config: str | None) -> Any:
     try:
         return datasets.load_dataset(name, config)
     except ValueError as error:  # a wrong or missing configuration; the library names those there are
-        raise UserError(
-            f"data set {name[:80]!r}: {single_line(error)} (a configuration goes behind a colon: {name}:NAME)"
-        ) from error
+        raise UserError(f"data set {name[:80]!r}: {single_line(error)} (a configuration goes behind a colon: {name}:NAME)") from error
     except Exception as error:
         # Offline, unknown, gated, a proxy's refusal: the library has no common class for them.
         raise UserError(
@@ -169,9 +168,7 @@ def read_folder(folder: Path, columns: ColumnNames) -> Rows:
         return read_saved_dataset(folder, columns)
     tables, notes = find_table_files(folder)
     if tables:
-        return concat_rows(
-            (read_table_rows(file, split, columns, file.relative_to(folder).as_posix()) for file, split in tables), notes
-        )
+        return concat_rows((read_table_rows(file, split, columns, file.relative_to(folder).as_posix()) for file, split in tables), notes)
     return read_text_folder(folder)
 
 
@@ -179,9 +176,7 @@ def find_table_files(folder: Path) -> tuple[list[tuple[Path, int]], list[str]]:
     """The tables of a folder with the split of each, and a note of what is left alone."""
     every = [file for file in list_files(folder) if not is_metadata_file(file)]
     names = {
-        file.relative_to(folder).as_posix(): file
-        for file in every
-        if detect_format(file) in SUFFIXES and is_in_split_folder(folder, file)
+        file.relative_to(folder).as_posix(): file for file in every if detect_format(file) in SUFFIXES and is_in_split_folder(folder, file)
     }
     if not names:
         return [], []
@@ -200,8 +195,12 @@ def is_in_split_folder(folder: Path, file: Path) -> bool:
 def is_metadata_file(file: Path) -> bool:
     """Whether a file tells of a data set and holds none of it: README, dataset_info.json, _metadata and the like."""
     stem, suffix = base_stem(file).lower(), file.suffix.lower()
-    return (stem in METADATA_STEMS or file.name.startswith("_") or suffix in METADATA_SUFFIXES
-            or (detect_format(file) == ".json" and stem in METADATA_JSON_STEMS))
+    return (
+        stem in METADATA_STEMS
+        or file.name.startswith("_")
+        or suffix in METADATA_SUFFIXES
+        or (detect_format(file) == ".json" and stem in METADATA_JSON_STEMS)
+    )
 
 
 def read_table_rows(path: Path, split: int, columns: ColumnNames, where: str) -> Rows:
@@ -231,8 +230,13 @@ def read_text_folder(folder: Path) -> Rows:
             return concat_rows((read_paragraphs(folder / name, split) for name, split in splits.items()), [*more, *notes])
     read, more = detect_text_splits(folder, places)
     inner = folder_labels({file: places[file][:-1] for file in read})
-    rows = Rows([read_text(file, allow_empty=True) for file in read], [inner[file] for file in read],
-                ["/".join(places[file]) for file in read], list(read.values()), has_source=False)
+    rows = Rows(
+        [read_text(file, allow_empty=True) for file in read],
+        [inner[file] for file in read],
+        ["/".join(places[file]) for file in read],
+        list(read.values()),
+        has_source=False,
+    )
     return concat_rows([rows], [*more, *notes])
 
 
@@ -247,9 +251,11 @@ def detect_text_splits(folder: Path, path_parts: Mapping[Path, Sequence[str]]) -
     named = sorted({part + "/" for file in known for part in path_parts[file][:-1] if split_words(part)})
     where = folder.name
     if TRAIN not in known.values() and (others or len(set(known.values())) > 1):
-        raise UserError(f"{where} has {format_names(named)} but no sub-folder named after train"
-                        + (f"; beside it: {format_names(others)}" if others else "")
-                        + ". Rename the sub-folder to train on to train/, or name that folder alone as dataset")
+        raise UserError(
+            f"{where} has {format_names(named)} but no sub-folder named after train"
+            + (f"; beside it: {format_names(others)}" if others else "")
+            + ". Rename the sub-folder to train on to train/, or name that folder alone as dataset"
+        )
     if others and len(set(known.values())) == 1:
         raise UserError(
             f"{where} has sub-folders {format_names(named)}, named after a split, beside {format_names(others)}: a split or a "
@@ -297,16 +303,14 @@ def no_documents_error(folder: Path) -> UserError:
     below = [item.name for item in sorted(folder.iterdir()) if item.is_dir() and (is_saved_dataset(item) or has_tables(item))]
     hint = f"; did you mean {str(folder / below[0])!r}?" if below else "."
     return UserError(
-        f"{folder} holds nothing usable{hint} Wanted files: {SUPPORTED_FORMATS}; "
-        f"it holds: {', '.join(holds[:12]) or 'nothing'}"
+        f"{folder} holds nothing usable{hint} Wanted files: {SUPPORTED_FORMATS}; it holds: {', '.join(holds[:12]) or 'nothing'}"
     )
 
 
 def has_tables(folder: Path) -> bool:
     """Whether a folder has tables that would be read."""
     return any(
-        detect_format(file) in SUFFIXES and not is_metadata_file(file) and is_in_split_folder(folder, file)
-        for file in list_files(folder)
+        detect_format(file) in SUFFIXES and not is_metadata_file(file) and is_in_split_folder(folder, file) for file in list_files(folder)
     )
 
 

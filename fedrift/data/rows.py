@@ -15,9 +15,7 @@ from ..core.errors import UserError
 from .corpus import TEST, TRAIN, VALIDATION
 
 # What pandas, and with it the CSV reader of the library `datasets`, takes for a missing value.
-MISSING_VALUES = frozenset(
-    "#N/A|#N/A N/A|#NA|-1.#IND|-1.#QNAN|-NaN|-nan|1.#IND|1.#QNAN|<NA>|N/A|NA|NULL|NaN|None|n/a|nan|null".split("|")
-)
+MISSING_VALUES = frozenset("#N/A|#N/A N/A|#NA|-1.#IND|-1.#QNAN|-NaN|-nan|1.#IND|1.#QNAN|<NA>|N/A|NA|NULL|NaN|None|n/a|nan|null".split("|"))
 AMBIGUOUS_LABELS = frozenset({"na", "n/a", "none", "null", "nil", "-", "?", "unknown", "missing", "undefined"})
 NUMBER_PATTERN = re.compile(r"-?(?:0|[1-9]\d*)(?:\.\d+)?")
 
@@ -45,8 +43,10 @@ def read_labels(cells: Sequence[Any], feature: Any, where: str) -> tuple[list[st
         feature = getattr(feature, "feature", feature)
     for cell in cells:
         if isinstance(cell, (Mapping, list, tuple, bytes)):
-            raise UserError(f"{where} holds {describe_type(cell)}, which name no topic. Name a column of text or numbers with "
-                            "dataset.label_column, or take no labels with dataset.label_column=''")
+            raise UserError(
+                f"{where} holds {describe_type(cell)}, which name no topic. Name a column of text or numbers with "
+                "dataset.label_column, or take no labels with dataset.label_column=''"
+            )
     names = getattr(feature, "names", None)
     if names is not None and all(cell is None or is_integer(cell) for cell in cells):
         return [class_label(cell, names, where) for cell in cells], notes
@@ -56,8 +56,7 @@ def read_labels(cells: Sequence[Any], feature: Any, where: str) -> tuple[list[st
         notes.append(f"{where}: {missing.total():,} labels read {quote_labels(missing)} and count as no label")
     doubtful = Counter(name for name in labels if name and name not in MISSING_VALUES and name.lower() in AMBIGUOUS_LABELS)
     if doubtful:
-        notes.append(f"{where}: {quote_labels(doubtful)} counts as a topic ({doubtful.total():,} rows); "
-                     "dataset.domains can leave it out")
+        notes.append(f"{where}: {quote_labels(doubtful)} counts as a topic ({doubtful.total():,} rows); dataset.domains can leave it out")
     return [None if name in MISSING_VALUES else name for name in labels], notes
 
 
@@ -174,8 +173,10 @@ def detect_split(name: str) -> int | None:
     """
     found = {SPLIT_NAMES[word] for word in SPLIT_PATTERN.findall(name.lower())}
     if len(found) > 1:
-        raise UserError(f"{name[:80]!r} names more than one split ({' and '.join(split_words(name))}): rename it after one, "
-                        "or name the file itself as dataset")
+        raise UserError(
+            f"{name[:80]!r} names more than one split ({' and '.join(split_words(name))}): rename it after one, "
+            "or name the file itself as dataset"
+        )
     return found.pop() if found else None
 
 
@@ -203,9 +204,11 @@ def detect_splits(names: Sequence[str], where: str) -> tuple[dict[str, int], lis
         return dict.fromkeys(names, TRAIN), []
     if TRAIN not in known.values():
         if others or len(set(known.values())) > 1:
-            raise UserError(f"{where} has {format_names(list(known))} but nothing named after train"
-                            + (f"; beside it: {format_names(others)}" if others else "")
-                            + ". Rename the part to train on to train, or name that part alone as dataset")
+            raise UserError(
+                f"{where} has {format_names(list(known))} but nothing named after train"
+                + (f"; beside it: {format_names(others)}" if others else "")
+                + ". Rename the part to train on to train, or name that part alone as dataset"
+            )
         return dict.fromkeys(names, TRAIN), [f"{where} has no train split: {format_names(list(known))} is divided anew"]
     return known, skipped_note(others, where)
 
@@ -223,10 +226,7 @@ def format_names(names: Sequence[str]) -> str:
 
 def requested_columns(columns: ColumnNames) -> tuple[list[str], list[str]]:
     """The columns that have to be there, and those that may: label and source under their usual names, none if empty."""
-    wanted = [
-        columns[0],
-        *(name for name, usual in zip(columns[1:], DEFAULT_COLUMNS[1:], strict=True) if name not in ("", usual)),
-    ]
+    wanted = [columns[0], *(name for name, usual in zip(columns[1:], DEFAULT_COLUMNS[1:], strict=True) if name not in ("", usual))]
     return wanted, [name for name in columns[1:] if name]
 
 

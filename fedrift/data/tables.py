@@ -77,8 +77,10 @@ def cell_count_error(where: str, line: int, cells: Sequence[str], names: Sequenc
     """A row that does not fit the first line."""
     found = "more" if len(cells) > len(names) else "fewer"
     first = ", ".join(name[:40] for name in names[:8])
-    return UserError(f"{where}, line {line}: the row has {found} cells ({len(cells)}) than the first line names columns "
-                     f"({len(names)}: {first}); quote texts that hold the separator {separator!r}")
+    return UserError(
+        f"{where}, line {line}: the row has {found} cells ({len(cells)}) than the first line names columns "
+        f"({len(names)}: {first}); quote texts that hold the separator {separator!r}"
+    )
 
 
 def describe_quote_error(error: csv.Error) -> str:
@@ -89,8 +91,9 @@ def describe_quote_error(error: csv.Error) -> str:
     return "a quoted text goes on after its closing quotation mark" if "expected after" in said else said
 
 
-def check_stray_quotes(where: str, lines: Sequence[str], rows: Sequence[Sequence[str]], spans: dict[int, tuple[int, int]],
-                     text_index: int, separator: str) -> None:
+def check_stray_quotes(
+    where: str, lines: Sequence[str], rows: Sequence[Sequence[str]], spans: dict[int, tuple[int, int]], text_index: int, separator: str
+) -> None:
     """Refuse a cell whose lines are rows: a stray quotation mark opened it, and another closed it far below.
 
     Every line of such a cell has as many cells as a row, and in most of them the right things stand in the columns beside
@@ -99,11 +102,15 @@ def check_stray_quotes(where: str, lines: Sequence[str], rows: Sequence[Sequence
     if not spans or len(rows[0]) < 2:
         return
     width = len(rows[0])
-    inner = {row: [lines[line - 1].rstrip("\r\n").split(separator) for line in range(begin, end + 1)]
-             for row, (begin, end) in spans.items()}
+    inner = {
+        row: [lines[line - 1].rstrip("\r\n").split(separator) for line in range(begin, end + 1)] for row, (begin, end) in spans.items()
+    }
     like_rows = [cells for found in inner.values() for cells in found if len(cells) == width]
-    beside = {number: cell_matcher([row[number] for row in rows], [cells[number] for cells in like_rows])
-              for number in range(width) if number != text_index}
+    beside = {
+        number: cell_matcher([row[number] for row in rows], [cells[number] for cells in like_rows])
+        for number in range(width)
+        if number != text_index
+    }
     for row, (begin, end) in spans.items():
         quoted = next(number for number, value in enumerate(rows[row]) if "\n" in value or "\r" in value)
         found = []
@@ -111,16 +118,19 @@ def check_stray_quotes(where: str, lines: Sequence[str], rows: Sequence[Sequence
             # What stands beside the quoted cell in its first and last line belongs to this row.
             looked = [number for number in beside if (line > begin or number > quoted) and (line < end or number < quoted)]
             if looked and cells != [""]:
-                found.append((line, row_match([beside[number](cells[number].strip('"')) for number in looked])
-                              if len(cells) == width else "none"))
+                found.append(
+                    (line, row_match([beside[number](cells[number].strip('"')) for number in looked]) if len(cells) == width else "none")
+                )
         fits = [kind for _, kind in found if kind not in ("none", "other")]
         if not found or any(kind == "none" for _, kind in found) or 2 * len(fits) < len(found):
             continue
         if "sure" in fits or fits.count("perhaps") > 1:
             example = next(line for line, kind in found if kind not in ("none", "other"))
-            raise UserError(f"{where}, line {begin}: a quoted text that opens here closes in line {end} and holds lines that "
-                            f"are rows of their own (line {example}): a quotation mark is stray. Take it out, or quote the "
-                            'text and write each of its quotation marks twice ("")')
+            raise UserError(
+                f"{where}, line {begin}: a quoted text that opens here closes in line {end} and holds lines that "
+                f"are rows of their own (line {example}): a quotation mark is stray. Take it out, or quote the "
+                'text and write each of its quotation marks twice ("")'
+            )
 
 
 def row_match(matches: Sequence[str]) -> str:
@@ -164,8 +174,9 @@ def long_cell_notes(where: str, spans: dict[int, tuple[int, int]], num_rows: int
     if not long or len(spans) > max(2, RARE_SHARE * num_rows):
         return []
     begin, end = max(long, key=lambda span: span[1] - span[0])
-    return [f"{where}: a quoted text runs from line {begin} to {end}, and hardly another row has two lines; "
-            "look for a stray quotation mark"]
+    return [
+        f"{where}: a quoted text runs from line {begin} to {end}, and hardly another row has two lines; look for a stray quotation mark"
+    ]
 
 
 # One local table file, as columns: Parquet, Arrow, CSV, TSV, JSON or JSON Lines, compressed or not.
@@ -181,7 +192,11 @@ def decompress_zst(data: bytes) -> bytes:
 
 
 DECOMPRESSORS: Mapping[str, Callable[[bytes], bytes]] = {
-    ".gz": gzip.decompress, ".bz2": bz2.decompress, ".xz": lzma.decompress, ".zst": decompress_zst}
+    ".gz": gzip.decompress,
+    ".bz2": bz2.decompress,
+    ".xz": lzma.decompress,
+    ".zst": decompress_zst,
+}
 SUPPORTED_FORMATS = f"{' '.join(SUFFIXES)} {TEXT_SUFFIX}, each also with {' '.join(DECOMPRESSORS)}"
 
 
@@ -215,9 +230,7 @@ def read_table(path: Path, required: Sequence[str], optional: Sequence[str] = ()
     else:
         columns = read_json(path, text)
         names = list(columns)
-    return Table(
-        {name: columns[name] for name in resolve_columns(path.name, names, required, optional)}, tuple(names), notes=tuple(notes)
-    )
+    return Table({name: columns[name] for name in resolve_columns(path.name, names, required, optional)}, tuple(names), notes=tuple(notes))
 
 
 def resolve_columns(where: str, columns: Sequence[str], required: Sequence[str], optional: Sequence[str]) -> list[str]:
@@ -233,8 +246,10 @@ def resolve_columns(where: str, columns: Sequence[str], required: Sequence[str],
     picked = list(dict.fromkeys([*required, *(name for name in optional if name in columns)]))
     for name in picked:
         if (count := list(columns).count(name)) > 1:
-            raise UserError(f"{where} has {count} columns named {name[:80]!r}: rename all but one, or name another one with "
-                            "dataset.text_column, dataset.label_column or dataset.source_column")
+            raise UserError(
+                f"{where} has {count} columns named {name[:80]!r}: rename all but one, or name another one with "
+                "dataset.text_column, dataset.label_column or dataset.source_column"
+            )
     return picked
 
 
@@ -337,10 +352,7 @@ def read_json(path: Path, text: str) -> dict[str, list[Any]]:
                     raise UserError(f"{path}, line {number}: not JSON ({error})") from error
     for number, record in records:
         if not isinstance(record, dict):
-            raise UserError(
-                f'{path}, record {number}: wanted an object such as {{"text": ...}}, '
-                f"got {type(record).__name__}"
-            )
+            raise UserError(f'{path}, record {number}: wanted an object such as {{"text": ...}}, got {type(record).__name__}')
     names = dict.fromkeys(str(name) for _, record in records for name in record)
     return {name: [record.get(name) for _, record in records] for name in names}
 

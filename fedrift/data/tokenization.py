@@ -53,9 +53,7 @@ def tokenize_corpus(corpus: Corpus, tokenizer: Any, *, cache_dir: Path | None) -
     done without.
     """
     if getattr(tokenizer, "backend_tokenizer", None) is None:
-        raise UserError(
-            f"{type(tokenizer).__name__} is not a fast tokenizer; wanted one with a tokenizer.json"
-        )
+        raise UserError(f"{type(tokenizer).__name__} is not a fast tokenizer; wanted one with a tokenizer.json")
     end = tokenizer.eos_token_id
     if end is None:
         raise UserError(f"the tokenizer {tokenizer.name_or_path!r} has no end token; set its eos_token")
@@ -105,9 +103,7 @@ def tokenization_fingerprint(corpus: Corpus, tokenizer: Any) -> str:
     return said.hexdigest()
 
 
-def read_token_cache(
-    file: Path, *, num_documents: int, eos_id: int, expected_dtype: np.dtype
-) -> tuple[np.ndarray, np.ndarray] | None:
+def read_token_cache(file: Path, *, num_documents: int, eos_id: int, expected_dtype: np.dtype) -> tuple[np.ndarray, np.ndarray] | None:
     """What an earlier call kept; None if there is nothing, or nothing sound."""
     try:
         with np.load(file, allow_pickle=False) as kept:
@@ -142,6 +138,7 @@ def write_token_cache(file: Path, flat: np.ndarray, offset: np.ndarray) -> None:
 
 # Documents packed into blocks of one length, for training and evaluation.
 
+
 @dataclass(frozen=True, eq=False)
 class Blocks:
     """K blocks of T tokens."""
@@ -168,8 +165,6 @@ def pack_blocks(tokens: TokenizedCorpus, rows: np.ndarray, block_length: int) ->
     blocks = -(-total // block_length)
     packed = np.full(blocks * block_length, tokens.pad_id, dtype=np.int64)
     # One copy of D slices; an index of every token costs several times as much.
-    np.concatenate(
-        [tokens.ids[:0], *(tokens.ids[a:z] for a, z in zip(begin, end, strict=True))], out=packed[:total]
-    )
+    np.concatenate([tokens.ids[:0], *(tokens.ids[a:z] for a, z in zip(begin, end, strict=True))], out=packed[:total])
     keep = np.arange(blocks * block_length) < total
     return Blocks(packed.reshape(blocks, block_length), keep.reshape(blocks, block_length))

@@ -75,8 +75,14 @@ def combine_seeds(seed_findings: Sequence[Finding], thresholds: Thresholds = THR
     common, first = thresholds["common"], seed_findings[0]
     measured = [finding for finding in seed_findings if finding.grade != "not measured"]
     if not measured:
-        return Diagnosis(first.failure, "not measured", "no baseline", tuple(seed_findings), missing_input=first.missing_input,
-                         sentence=f"Not measured: {first.failure} needs {first.missing_input}.")
+        return Diagnosis(
+            first.failure,
+            "not measured",
+            "no baseline",
+            tuple(seed_findings),
+            missing_input=first.missing_input,
+            sentence=f"Not measured: {first.failure} needs {first.missing_input}.",
+        )
     positive = [finding for finding in measured if finding.is_positive]
     called = positive or [finding for finding in measured if finding.grade == "suspected"]
     excess, low, high, least = paired_excess(measured, common["level"], common["power"])
@@ -157,13 +163,8 @@ def write_sentence(diagnosis: Diagnosis, median_finding: Finding, num_called: in
     size = f"{diagnosis.detectable_effect:.3g} {diagnosis.unit}"
     if diagnosis.grade == "none":
         some = f" ({num_called} of {diagnosis.num_seeds} seeds hint at it.)" if num_called else ""
-        return (f"No {diagnosis.failure} in {seeds}: {median_finding.message}. An effect under {size} would not have been "
-                f"called.{some}")
-    lead = (
-        "Training failed"
-        if diagnosis.failure in FACTUAL_FAILURES and diagnosis.grade == "suspected"
-        else diagnosis.grade.capitalize()
-    )
+        return f"No {diagnosis.failure} in {seeds}: {median_finding.message}. An effect under {size} would not have been called.{some}"
+    lead = "Training failed" if diagnosis.failure in FACTUAL_FAILURES and diagnosis.grade == "suspected" else diagnosis.grade.capitalize()
     words = f"{lead}: {median_finding.message}; in {num_called} of {seeds}. {CAUSE_MESSAGES[diagnosis.cause]}"
     if diagnosis.grade == "confirmed":
         return words
@@ -179,6 +180,7 @@ def write_sentence(diagnosis: Diagnosis, median_finding: Finding, num_called: in
 
 
 # Judgements as plain JSON.
+
 
 def diagnoses_to_json(diagnoses: Sequence[Diagnosis]) -> list[dict[str, Any]]:
     """Everything that was found, the findings of every seed included; what is missing is null."""

@@ -51,9 +51,7 @@ def group_readable_runs(chosen: Sequence[Run], known_runs: Iterable[Run]) -> tup
         runs.sort(key=lambda run: run.config["seed"])
         twins = [shelf.find_baseline(run) for run in runs]
         made.append(
-            RunGroup(
-                tuple(runs), tuple(twins), tuple(shelf.build_evidence(run, twin) for run, twin in zip(runs, twins, strict=True))
-            )
+            RunGroup(tuple(runs), tuple(twins), tuple(shelf.build_evidence(run, twin) for run, twin in zip(runs, twins, strict=True)))
         )
     return made, list(dict.fromkeys([*bad, *shelf.unreadable.values()]))
 
@@ -129,9 +127,7 @@ class RunIndex:
 
     def find_reference(self, config: dict[str, Any], algorithm_type: str) -> Trajectory | None:
         """The same with another algorithm, as skewed or, if that was not run, IID (what is pooled is the same)."""
-        for drop in (
-            (("algorithm",), ("algorithm", "partition.severity")) if algorithm_type == "Centralized" else (("algorithm",),)
-        ):
+        for drop in (("algorithm",), ("algorithm", "partition.severity")) if algorithm_type == "Centralized" else (("algorithm",),):
             for other, said in self.find_similar(config, *drop):
                 if said["algorithm"]["type"] == algorithm_type and (found := self.try_load_trajectory(other)) is not None:
                     return found
@@ -139,8 +135,11 @@ class RunIndex:
 
     def find_local_steps_sweep(self, run: Run, config: dict[str, Any]) -> dict[int, Trajectory]:
         """The same with other numbers of local steps."""
-        return {int(said["training"]["local_steps"]): found for other, said in self.find_similar(config, "training.local_steps")
-                if other.id != run.id and (found := self.try_load_trajectory(other)) is not None}
+        return {
+            int(said["training"]["local_steps"]): found
+            for other, said in self.find_similar(config, "training.local_steps")
+            if other.id != run.id and (found := self.try_load_trajectory(other)) is not None
+        }
 
     def find_best_lr(self, run: Run, config: dict[str, Any]) -> Trajectory | None:
         """The one of lowest end loss among those that differ in the clients' learning rate; None if there are no others.
@@ -150,9 +149,7 @@ class RunIndex:
         others = [
             found
             for other, said in self.find_similar(config, "training.client_optimizer.lr")
-            if other.id != run.id
-            and (found := self.try_load_trajectory(other)) is not None
-            and not find_dead_model(found, THRESHOLDS)[0]
+            if other.id != run.id and (found := self.try_load_trajectory(other)) is not None and not find_dead_model(found, THRESHOLDS)[0]
         ]
         curves = [read_curve(other) for other in others]
         ends = [float(loss[final_round_indices(rounds)].mean()) if len(loss) else math.inf for rounds, loss in curves]

@@ -39,8 +39,11 @@ def oscillation(case: RunEvidence) -> list[Finding]:
     wild = changes >= limit["changes"] and spread > limit["floor"] and not spread <= limit["spread"] * base
     positive = wild and index > limit["index"]
     notice = wild and index > limit["suspected"] and case.iid_baseline is not None
-    said = (f"the loss goes up and down: upward moves are {index:.2f} of all it came down, {changes:.0%} of the steps turn back"
-            if positive or notice else "the loss does not go up and down")
+    said = (
+        f"the loss goes up and down: upward moves are {index:.2f} of all it came down, {changes:.0%} of the steps turn back"
+        if positive or notice
+        else "the loss does not go up and down"
+    )
     restless = other > limit["index"] and other_changes >= limit["changes"] and base > limit["floor"]
     shown = None if math.isnan(other) else bool(restless)
     up = np.flatnonzero(np.diff(loss) > 0)
@@ -71,7 +74,7 @@ def index_to_share(index: float) -> float:
 def measure_oscillation(run: Trajectory, burn_in: float) -> tuple[float, float, float]:
     """Oscillation index, share of sign changes, residual deviation; the way is up in a run that only rises."""
     loss = read_curve(run)[1]
-    late = loss[round(burn_in * len(loss)):]
+    late = loss[round(burn_in * len(loss)) :]
     if len(late) < 5 or not np.isfinite(loss).all():
         return math.nan, math.nan, math.nan
     steps = np.diff(late)
@@ -90,15 +93,14 @@ def domain_oscillation(case: RunEvidence) -> list[Finding]:
         return []
     ratio = ours / max(theirs, limit["swing_floor"] / 10)  # below that a twin is at rest, and how much so is of no interest
     positive = ratio > limit["swing"] and ours > limit["swing_floor"]
-    said = (
-        f"domains swing {ratio:.1f} times as much as in the baseline"
-        if positive
-        else "domains swing no more than in the baseline"
-    )
+    said = f"domains swing {ratio:.1f} times as much as in the baseline" if positive else "domains swing no more than in the baseline"
     each = {name: loss_changes(case.run, name) for name in case.run.domains_of("loss") if len(loss_changes(case.run, name))}
     order = tuple(sorted(each, key=lambda name: -float(np.nanmean(each[name]))))
-    wild = {name: limit["swing"] * max(float(np.nanmean(other)), limit["swing_floor"]) for name in order
-            if len(other := loss_changes(case.iid_baseline, name))}
+    wild = {
+        name: limit["swing"] * max(float(np.nanmean(other)), limit["swing_floor"])
+        for name in order
+        if len(other := loss_changes(case.iid_baseline, name))
+    }
     where = tuple(name for name in order if name in wild and np.nanmean(each[name]) > wild[name]) or order[:1]
     begun = [read_curve(case.run, "loss", name)[0][1:][each[name] > wild[name]] for name in where if name in wild]
     return [
@@ -140,20 +142,20 @@ def server_overshoot(case: RunEvidence) -> list[Finding]:
     if not kept or sound.sum() < limit["rounds"]:
         return make_not_measured(
             "server overshoot",
-            f"`update.turn` in {limit['rounds']:.0f} rounds, and a server that remembers "
-            "(`server.momentum` or `server.correction`)",
+            f"`update.turn` in {limit['rounds']:.0f} rounds, and a server that remembers (`server.momentum` or `server.correction`)",
         )
     back, memory = -float(np.median(turn[sound])), read_curve(case.run, kept[0])
     tau, p = kendall_trend(case.run, kept[0])
     positive = back > limit["turn"] and tau > 0 and p < limit["p"]
     base = median_turn(case.iid_baseline)
-    said = (f"server steps turn back on each other (median cosine {-back:.2f}) while {kept[0]} grows" if positive else
-            f"the server does not overshoot (median cosine of its steps {-back:.2f})")
+    said = (
+        f"server steps turn back on each other (median cosine {-back:.2f}) while {kept[0]} grows"
+        if positive
+        else f"the server does not overshoot (median cosine of its steps {-back:.2f})"
+    )
     shown = None
     if case.iid_baseline is not None and math.isfinite(base):
-        shown = (
-            base > limit["turn"] and case.iid_baseline.has_curve(kept[0]) and is_rising(case.iid_baseline, kept[0], limit["p"])
-        )
+        shown = base > limit["turn"] and case.iid_baseline.has_curve(kept[0]) and is_rising(case.iid_baseline, kept[0], limit["p"])
     first = np.flatnonzero(turn < -limit["turn"])
     return [
         make_finding(
@@ -198,6 +200,7 @@ def is_rising(run: Trajectory, metric: str, p: float) -> bool:
 # the anchors: the pooled run, the best learning rate of a grid, and, if neither is there, the control. A run that has converged
 # is flat too: so without any of them nothing is said.
 
+
 def stalled_convergence(case: RunEvidence) -> list[Finding]:
     limit, (rounds, loss) = case.thresholds["stall"], read_curve(case.run)
     if len(loss) < limit["evaluations"]:
@@ -217,24 +220,38 @@ def stalled_convergence(case: RunEvidence) -> list[Finding]:
         loss[final_round_indices(rounds, int(case.thresholds["common"]["last"]))].mean() - above
     )  # from the start to the anchor
     still = abs(slope) <= max(limit["slope"], limit["way"] * max(way, 0.0))
-    late = loss[-max(2, round(limit["window"] * len(loss))):]
+    late = loss[-max(2, round(limit["window"] * len(loss))) :]
     rest = late - slope * np.arange(len(late))
     positive = bool(still and above > limit["gap"] and 2 * rest.std() < above)  # what swings does not stand still
-    said = (f"the loss stands still {above:.3f} nats above {nearest} ({slope:+.4f} an evaluation)" if positive else
-            f"the loss has not stalled ({slope:+.4f} nats an evaluation, {above:.3f} above {nearest})")
+    said = (
+        f"the loss stands still {above:.3f} nats above {nearest} ({slope:+.4f} an evaluation)"
+        if positive
+        else f"the loss has not stalled ({slope:+.4f} nats an evaluation, {above:.3f} above {nearest})"
+    )
     control = 0.0 if case.iid_baseline is not None else math.nan
     if case.iid_baseline is not None and nearest != "the baseline":
         control = final_gap(case.iid_baseline, there[nearest], num_last=int(case.thresholds["common"]["last"]))
     wanting = "the pooled run, or other learning rates: what drifts to a wrong place stands still there too"
-    return [make_finding("stalled convergence", above, control, limit["gap"], "nats above the anchor", is_positive=positive,
-                         message=said, in_baseline=None if math.isnan(control) else bool(control > limit["gap"]),
-                         first_round=int(rounds[-max(2, round(limit["window"] * len(rounds)))]) if positive else None,
-                         is_confirmable=nearest != "the baseline", missing_input=wanting if nearest == "the baseline" else "",
-                         evidence=(make_series("loss", rounds, loss),))]
+    return [
+        make_finding(
+            "stalled convergence",
+            above,
+            control,
+            limit["gap"],
+            "nats above the anchor",
+            is_positive=positive,
+            message=said,
+            in_baseline=None if math.isnan(control) else bool(control > limit["gap"]),
+            first_round=int(rounds[-max(2, round(limit["window"] * len(rounds)))]) if positive else None,
+            is_confirmable=nearest != "the baseline",
+            missing_input=wanting if nearest == "the baseline" else "",
+            evidence=(make_series("loss", rounds, loss),),
+        )
+    ]
 
 
 def theil_sen_slope(run: Trajectory, window: float) -> float:
     """Theil-Sen slope of the last share of the evaluations, nats an evaluation."""
     loss = read_curve(run)[1]
-    late = loss[-max(2, round(window * len(loss))):]
+    late = loss[-max(2, round(window * len(loss))) :]
     return float(stats.theilslopes(late, np.arange(len(late))).slope) if np.isfinite(late).all() else math.nan

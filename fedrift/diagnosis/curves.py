@@ -20,8 +20,9 @@ def read_curve(run: Trajectory | None, metric: str = "loss", domain: str = "") -
     return run.rounds[seen], run.curve(metric, domain)[seen]
 
 
-def align_curves(run: Trajectory, baseline: Trajectory | None, metric: str = "loss",
-             domain: str = "") -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def align_curves(
+    run: Trajectory, baseline: Trajectory | None, metric: str = "loss", domain: str = ""
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """The rounds that both have, and both curves there."""
     (ours, mine), (theirs, other) = read_curve(run, metric, domain), read_curve(baseline, metric, domain)
     both = np.intersect1d(ours, theirs)
@@ -50,23 +51,23 @@ def noise_interval(values: np.ndarray, num_last: int = 5, num_tests: int = 1, le
     t (Bartlett, JRSS Suppl. 8, 1946). 0 where there are fewer than three, which tell nothing of their scatter.
     """
     values = values[np.isfinite(values)]
-    late = values[-max(num_last, len(values) // 2):]
+    late = values[-max(num_last, len(values) // 2) :]
     count, num_last = len(late), min(num_last, len(late))
     if count < 3:
         return 0.0
     line = np.polyfit(np.arange(count), late, 1) if count > 4 else np.array([0.0, late.mean()])
     rest = late - np.polyval(line, np.arange(count))
     free = count - (2 if count > 4 else 1)
-    spread = float(np.sqrt((rest ** 2).sum() / free))
+    spread = float(np.sqrt((rest**2).sum() / free))
     rho = lag1_autocorrelation(rest)
-    wide = 1 + 2 * sum((1 - k / num_last) * rho ** k for k in range(1, num_last))
+    wide = 1 + 2 * sum((1 - k / num_last) * rho**k for k in range(1, num_last))
     independent = max(2.0, free * (1 - rho) / (1 + rho))
     return float(stats.t.ppf(1 - (1 - level) / 2 / max(num_tests, 1), independent) * spread * np.sqrt(wide / num_last))
 
 
 def lag1_autocorrelation(residuals: np.ndarray) -> float:
     """Correlation of successive residuals, corrected for their small number, 0 to .9; 0 of too few to tell."""
-    count, square = len(residuals), float((residuals ** 2).sum())
+    count, square = len(residuals), float((residuals**2).sum())
     if count < 6 or not square > 0:
         return 0.0
     found = float((residuals[1:] * residuals[:-1]).sum()) / square
@@ -82,7 +83,7 @@ def domain_variability(run: Trajectory | None, rounds: np.ndarray) -> float:
     """
     if run is None or not run.has_curve("loss"):
         return math.nan
-    late = np.isin(run.rounds, rounds[len(rounds) // 2:])
+    late = np.isin(run.rounds, rounds[len(rounds) // 2 :])
     found = []
     for domain in run.domains_of("loss"):
         change = np.diff(run.curve("loss", domain)[late])

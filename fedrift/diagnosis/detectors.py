@@ -22,9 +22,20 @@ Detector = Callable[[RunEvidence], list[Finding]]
 FATAL_DETECTORS: tuple[Detector, ...] = (dead_model, divergence, exploding_updates, failed_clients)
 # The order is the order of findings in every table.
 ALL_DETECTORS: tuple[Detector, ...] = (
-    *FATAL_DETECTORS, aggregation_error, representation_collapse, client_drift, forgetting_during_absence,
-    forgetting_general_text, forgetting_syntax, loss_gap, oscillation, server_overshoot, control_variates, stalled_convergence,
-    unfairness)
+    *FATAL_DETECTORS,
+    aggregation_error,
+    representation_collapse,
+    client_drift,
+    forgetting_during_absence,
+    forgetting_general_text,
+    forgetting_syntax,
+    loss_gap,
+    oscillation,
+    server_overshoot,
+    control_variates,
+    stalled_convergence,
+    unfairness,
+)
 
 
 def run_detectors(case: RunEvidence) -> list[Finding]:

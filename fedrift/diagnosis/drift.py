@@ -27,9 +27,7 @@ def client_drift(case: RunEvidence) -> list[Finding]:
     rounds, ours, theirs = align_curves(case.run, case.iid_baseline, "update.diversity")
     sound = np.isfinite(ours) & np.isfinite(theirs)
     if sound.sum() < limit["rounds"]:
-        return make_not_measured(
-            "client drift", f"`update.diversity` of the run and of an IID baseline in {limit['rounds']:.0f} rounds"
-        )
+        return make_not_measured("client drift", f"`update.diversity` of the run and of an IID baseline in {limit['rounds']:.0f} rounds")
     ratio = float(np.median(ours[sound].clip(1, MAX_DIVERSITY)) / np.median(theirs[sound].clip(1, MAX_DIVERSITY)))
     rises, closed = drift_growth_exponent(case), closed_gap_share(case)
     positive = ratio > limit["ratio"] and not rises <= limit["slope"] and not closed < limit["closes"]
@@ -58,10 +56,7 @@ def client_drift(case: RunEvidence) -> list[Finding]:
             locations=most_diverse_layers(case, limit["ratio"]) if positive else (),
             is_confirmable=not wanting,
             missing_input=" and ".join(wanting),
-            evidence=(
-                make_series("update.diversity", rounds, ours),
-                make_series("update.diversity of the baseline", rounds, theirs),
-            ),
+            evidence=(make_series("update.diversity", rounds, ours), make_series("update.diversity of the baseline", rounds, theirs)),
         )
     ]
 
@@ -125,6 +120,7 @@ def opposing_clients(case: RunEvidence) -> tuple[int, ...]:
 # Beside it the identity c = mean c_k, which holds in every round whoever takes part: where it is broken the algorithm is (a sum
 # divided by the cohort, not the fleet), and nothing that it does is a phenomenon.
 
+
 def control_variates(case: RunEvidence) -> list[Finding]:
     return [*stale_control_variates(case), *control_variate_invariant(case)]
 
@@ -132,16 +128,20 @@ def control_variates(case: RunEvidence) -> list[Finding]:
 def stale_control_variates(case: RunEvidence) -> list[Finding]:
     limit, (age, far) = case.thresholds["staleness"], age_distance_pairs(case.run)
     if len(age) < limit["pairs"]:
-        return make_not_measured("stale control variates", f"`control.age` and `control.staleness` {limit['pairs']:.0f} times; "
-                                              f"there are {len(age)}")
+        return make_not_measured(
+            "stale control variates", f"`control.age` and `control.staleness` {limit['pairs']:.0f} times; there are {len(age)}"
+        )
     if np.ptp(age) == 0:
         return make_not_measured("stale control variates", "partial participation: every control has the same age")
     rho, ratio = rank_correlation(age, far), float(np.median(far))
     others, other = age_distance_pairs(case.iid_baseline)
     base = float(np.median(other)) if len(other) else math.nan
     positive = rho > limit["correlation"] and ratio > limit["ratio"] and not ratio - base <= limit["beyond"]
-    said = (f"controls are {ratio:.1f} gradients off, the more the older (rho {rho:.2f})" if positive else
-            f"controls are {ratio:.2f} gradients off, rho {rho:.2f} with their age")
+    said = (
+        f"controls are {ratio:.1f} gradients off, the more the older (rho {rho:.2f})"
+        if positive
+        else f"controls are {ratio:.2f} gradients off, rho {rho:.2f} with their age"
+    )
     ages, distances = client_table(case.run, "control.age"), client_table(case.run, "control.staleness")
     seen = np.isfinite(ages) & np.isfinite(distances) if positive else np.zeros((0, 0), dtype=bool)
     far_off = np.where(seen, distances, 0.0).sum(axis=0) / seen.sum(axis=0).clip(1) if positive else np.zeros(0)  # [N]
@@ -189,7 +189,7 @@ def control_variate_invariant(case: RunEvidence) -> list[Finding]:
     if not len(off):
         return make_not_measured("control-variate invariant violated", "`control.imbalance`")
     limit = case.thresholds["staleness"]
-    most = float(np.nanmedian(off[:int(limit["first"])]))
+    most = float(np.nanmedian(off[: int(limit["first"])]))
     positive = most > limit["imbalance"]
     said = f"c lies {most:.2g} of its length off the mean of the c_k"
     return [
@@ -215,6 +215,7 @@ def control_variate_invariant(case: RunEvidence) -> list[Finding]:
 # exactly in the same round would have given a loss lower by .01 nats. The error is there without heterogeneity too and grows with
 # the local steps, so the baseline's is its base. Without the counterfactual loss (`adapters.error.loss`) it is suspected only.
 
+
 def aggregation_error(case: RunEvidence) -> list[Finding]:
     rounds, error = read_curve(case.run, "adapters.error.update")
     if len(error) < case.thresholds["common"]["shortest"]:
@@ -223,10 +224,7 @@ def aggregation_error(case: RunEvidence) -> list[Finding]:
             f"`adapters.error.update` in {case.thresholds['common']['shortest']:.0f} rounds: adapters, averaged factor by factor",
         )
     limit = case.thresholds["aggregation"]
-    mine, theirs = (
-        median_over_rounds(case.run, "adapters.error.update"),
-        median_over_rounds(case.iid_baseline, "adapters.error.update"),
-    )
+    mine, theirs = (median_over_rounds(case.run, "adapters.error.update"), median_over_rounds(case.iid_baseline, "adapters.error.update"))
     cost = median_over_rounds(case.run, "adapters.error.loss")
     positive = mine > limit["error"] and not cost <= limit["loss"]
     said = f"averaging factors loses {mine:.1%} of what a round changes"

@@ -56,7 +56,8 @@ def has_dead_model_records(run: Trajectory) -> bool:
     """Whether a run has the records that either of the two signs is read from."""
     rounds, _ = read_curve(run)
     return bool(run.has_curve("loss.uniform") and (rounds > 0).any()) or (
-        len(client_table(run, "update.relative")) > 0 and len(client_table(run, "gradient.norm")) > 0)
+        len(client_table(run, "update.relative")) > 0 and len(client_table(run, "gradient.norm")) > 0
+    )
 
 
 def find_dead_model(run: Trajectory | None, thresholds: Mapping[str, Mapping[str, float]]) -> tuple[str, int | None]:
@@ -66,12 +67,16 @@ def find_dead_model(run: Trajectory | None, thresholds: Mapping[str, Mapping[str
     since = find_uniform_loss_round(run, thresholds["dead"]["uniform"])
     if since is not None:
         level = run.curve("loss.uniform")[run.observed_mask("loss.uniform")][0]
-        return (f"the model is dead: from round {since} on its loss is {level:.4f} nats, ln {math.exp(level):.0f}, "
-                "so that it gives every token the same probability"), since
+        return (
+            f"the model is dead: from round {since} on its loss is {level:.4f} nats, ln {math.exp(level):.0f}, "
+            "so that it gives every token the same probability"
+        ), since
     since = find_vanished_gradient_round(run, thresholds["explosion"]["relative"], thresholds["dead"]["vanished"])
     if since is not None:
-        return (f"the model is dead: its weights or an update of them exploded in round {since - 1}, and from round {since} on "
-                "its gradients are all but 0"), since
+        return (
+            f"the model is dead: its weights or an update of them exploded in round {since - 1}, and from round {since} on "
+            "its gradients are all but 0"
+        ), since
     return "", None
 
 
@@ -102,7 +107,7 @@ def find_vanished_gradient_round(run: Trajectory, explosion_ratio: float, vanish
     seen = np.isfinite(slope).any(axis=1)
     most = np.where(seen, np.nan_to_num(slope, nan=0.0).max(axis=1), np.nan)  # [rounds]
     for row in np.flatnonzero(burst):
-        before, after = most[:row + 1][seen[:row + 1]], most[row + 1:][seen[row + 1:]]
+        before, after = most[: row + 1][seen[: row + 1]], most[row + 1 :][seen[row + 1 :]]
         if len(before) and len(after) and before.max() > 0 and (after <= vanishing_ratio * before.max()).all():
             return int(run.rounds[row]) + 1
     return None
@@ -135,9 +140,7 @@ def divergence(case: RunEvidence) -> list[Finding]:
     rounds, loss = read_curve(case.run)
     words, since = find_divergence(case.run, case.thresholds)
     if not words and len(loss) < case.thresholds["common"]["shortest"]:
-        return make_not_measured(
-            "divergence", f"{case.thresholds['common']['shortest']:.0f} evaluations of loss; there are {len(loss)}"
-        )
+        return make_not_measured("divergence", f"{case.thresholds['common']['shortest']:.0f} evaluations of loss; there are {len(loss)}")
     theirs = find_divergence(case.iid_baseline, case.thresholds)[0] if case.iid_baseline is not None else ""
     if words and case.iid_baseline is not None:
         if (
@@ -176,8 +179,10 @@ def find_divergence(run: Trajectory | None, thresholds: Mapping[str, Mapping[str
     rounds, loss = read_curve(run)
     level, within = loss[0], thresholds["divergence"]["above"]
     below = np.flatnonzero(loss <= level + within)
-    return (f"the run ends {above:.3f} nats above the loss of the untrained model ({level:.3f}): it would be better not to train",
-            int(rounds[min(int(below[-1]) + 1, len(rounds) - 1)]))
+    return (
+        f"the run ends {above:.3f} nats above the loss of the untrained model ({level:.3f}): it would be better not to train",
+        int(rounds[min(int(below[-1]) + 1, len(rounds) - 1)]),
+    )
 
 
 def excess_over_initial_loss(run: Trajectory | None, thresholds: Mapping[str, Mapping[str, float]]) -> float | None:
@@ -309,6 +314,7 @@ def find_exploding_updates(
 
 
 # Failed clients: their update was not a number, so the server quarantined it and their text was not heard.
+
 
 def failed_clients(case: RunEvidence) -> list[Finding]:
     ours, theirs = client_table(case.run, "failed"), client_table(case.iid_baseline, "failed")

@@ -108,9 +108,7 @@ class Finding:
 
 def make_not_measured(failure: str, missing_input: str) -> list[Finding]:
     """Nothing can be said, which is not the same as nothing being there."""
-    return [
-        Finding(failure, "not measured", f"{failure} was not measured: it needs {missing_input}", missing_input=missing_input)
-    ]
+    return [Finding(failure, "not measured", f"{failure} was not measured: it needs {missing_input}", missing_input=missing_input)]
 
 
 def make_finding(
@@ -161,6 +159,7 @@ def make_series(name: str, rounds: Sequence[int] | Any, values: Sequence[float] 
 
 
 # Who holds which domain.
+
 
 def domain_holders(info: RunInfo, min_ratio: float) -> np.ndarray:
     """Who holds which domain, ``[N, J]`` bool."""

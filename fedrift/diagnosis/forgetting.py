@@ -26,13 +26,27 @@ def forgetting_general_text(case: RunEvidence) -> list[Finding]:
     limit, base = case.thresholds["forgetting"]["general"], net_increase(case.iid_baseline, "general.loss", case)
     rise = net_increase(case.run, "general.loss", case)
     positive = rise > limit and not rise - base <= max(limit, baseline_noise(case, "general.loss"))
-    said = (f"text that no client holds costs {rise:.3f} nats a token more than before training" +
-            (f" ({base:.3f} in the baseline)" if math.isfinite(base) else "") if positive else "general text is not forgotten")
+    said = (
+        f"text that no client holds costs {rise:.3f} nats a token more than before training"
+        + (f" ({base:.3f} in the baseline)" if math.isfinite(base) else "")
+        if positive
+        else "general text is not forgotten"
+    )
     over = np.flatnonzero(loss - loss[0] > limit)
-    return [make_finding("forgetting of general text", rise, base, limit, "nats", is_positive=positive, message=said,
-                   in_baseline=None if math.isnan(base) else base > limit,
-                   first_round=int(rounds[over[0]]) if positive and len(over) else None,
-                   evidence=(make_series("general.loss", rounds, loss),))]
+    return [
+        make_finding(
+            "forgetting of general text",
+            rise,
+            base,
+            limit,
+            "nats",
+            is_positive=positive,
+            message=said,
+            in_baseline=None if math.isnan(base) else base > limit,
+            first_round=int(rounds[over[0]]) if positive and len(over) else None,
+            evidence=(make_series("general.loss", rounds, loss),),
+        )
+    ]
 
 
 def forgetting_syntax(case: RunEvidence) -> list[Finding]:
@@ -41,8 +55,10 @@ def forgetting_syntax(case: RunEvidence) -> list[Finding]:
     if len(right) < 2 and len(margin) < 2:
         return make_not_measured("forgetting of syntax", "`syntax.accuracy` or `syntax.margin`: minimal pairs")
     limit = case.thresholds["forgetting"]
-    pairs = {name: (-net_increase(case.run, f"syntax.{name}", case), -net_increase(case.iid_baseline, f"syntax.{name}", case))
-             for name in ("accuracy", "margin")}
+    pairs = {
+        name: (-net_increase(case.run, f"syntax.{name}", case), -net_increase(case.iid_baseline, f"syntax.{name}", case))
+        for name in ("accuracy", "margin")
+    }
     first = abs(float(margin[0])) or math.nan if len(margin) else math.nan
     scaled = {"accuracy": pairs["accuracy"], "margin": (pairs["margin"][0] / first, pairs["margin"][1] / first)}
     noise = {"accuracy": baseline_noise(case, "syntax.accuracy"), "margin": baseline_noise(case, "syntax.margin") / first}
@@ -90,8 +106,11 @@ def baseline_noise(case: RunEvidence, metric: str) -> float:
 
 def most_forgotten_phenomena(case: RunEvidence, threshold: float) -> tuple[str, ...]:
     """The phenomena that lost most, the worst first."""
-    drops = {name: -net_increase(case.run, "syntax.accuracy", case, name) for name in case.run.domains_of("syntax.accuracy")} \
-        if "syntax.accuracy" in case.run.metrics else {}
+    drops = (
+        {name: -net_increase(case.run, "syntax.accuracy", case, name) for name in case.run.domains_of("syntax.accuracy")}
+        if "syntax.accuracy" in case.run.metrics
+        else {}
+    )
     return tuple(sorted((name for name in drops if drops[name] > threshold), key=lambda name: -drops[name]))
 
 
@@ -126,13 +145,14 @@ def forgetting_during_absence(case: RunEvidence) -> list[Finding]:
     if find_runaway(case.run, case.thresholds)[0]:
         return make_not_measured(FORGETTING_DURING_ABSENCE, "a run that has not diverged")
     if not case.info.domains or not len(participation_mask(case.run)):
-        return make_not_measured(
-            FORGETTING_DURING_ABSENCE, "who holds which domain, and who took part (`train.steps` or `update.norm`)"
-        )
+        return make_not_measured(FORGETTING_DURING_ABSENCE, "who holds which domain, and who took part (`train.steps` or `update.norm`)")
     held = domain_holders(case.info, limit["holder"])
     every = list_absences(case.run, case.info.domains, held, case.iid_baseline)
-    ends = [absence for number, absence in enumerate(every)  # of each stretch the last: it is followed by a return or the end
-            if number + 1 == len(every) or every[number + 1][:2] != absence[:2]]
+    ends = [
+        absence
+        for number, absence in enumerate(every)  # of each stretch the last: it is followed by a return or the end
+        if number + 1 == len(every) or every[number + 1][:2] != absence[:2]
+    ]
     if len(ends) < limit["episodes"]:
         return make_not_measured(
             FORGETTING_DURING_ABSENCE, f"{limit['episodes']:.0f} absences of a domain's holders; there are {len(ends)}"
@@ -140,13 +160,17 @@ def forgetting_during_absence(case: RunEvidence) -> list[Finding]:
     rise = float(np.mean([absence.rise for absence in ends]))
     slope, p = fit_trend(every)
     positive = rise > limit["absent"] and p < limit["p"]
-    worst = {name: np.mean([absence.rise for absence in ends if absence.domain == name])
-             for name in sorted({absence.domain for absence in ends})}
+    worst = {
+        name: np.mean([absence.rise for absence in ends if absence.domain == name]) for name in sorted({absence.domain for absence in ends})
+    }
     order = tuple(sorted((name for name in worst if worst[name] > limit["absent"]), key=lambda name: -worst[name]))
     mine = {client for name in order for client in np.flatnonzero(held[:, case.info.domains.index(name)])}
     beyond = " beyond the baseline" if case.iid_baseline is not None else ""
-    said = (f"a domain loses {rise:.3f} nats{beyond} while its holders sit out, {slope:.3f} a round of absence" if positive else
-            f"domains lose {rise:.3f} nats{beyond} while their holders sit out")
+    said = (
+        f"a domain loses {rise:.3f} nats{beyond} while its holders sit out, {slope:.3f} a round of absence"
+        if positive
+        else f"domains lose {rise:.3f} nats{beyond} while their holders sit out"
+    )
     base = math.nan if case.iid_baseline is None else 0.0
     return [
         make_finding(
@@ -182,9 +206,7 @@ def list_absences(run: Trajectory, domains: tuple[str, ...], is_holder: np.ndarr
     """Every evaluated round of every absence, in order of domain and round."""
     there, found = participation_mask(run), []
     there = (
-        there[:, : len(is_holder)]
-        if there.shape[1] >= len(is_holder)
-        else np.pad(there, ((0, 0), (0, len(is_holder) - there.shape[1])))
+        there[:, : len(is_holder)] if there.shape[1] >= len(is_holder) else np.pad(there, ((0, 0), (0, len(is_holder) - there.shape[1])))
     )
     for number, name in enumerate(domains):
         if not run.has_curve("loss", name):
@@ -232,6 +254,7 @@ def fit_trend(absences: list[Absence]) -> tuple[float, float]:
 # The effective rank of the hidden states falls below .7 of the pretrained model's, or their mean cosine rises by .15; and both
 # more than in the anchor that trained on everything, or in the baseline. Fine-tuning alone narrows a model too.
 
+
 def representation_collapse(case: RunEvidence) -> list[Finding]:
     if not {"hidden.rank.ratio", "hidden.anisotropy"} & set(case.run.metrics):
         return make_not_measured("representation collapse", "`hidden.rank.ratio` or `hidden.anisotropy`")
@@ -239,11 +262,16 @@ def representation_collapse(case: RunEvidence) -> list[Finding]:
     other = case.centralized if case.centralized is not None else case.iid_baseline
     mine, theirs = measure_collapse(case.run), measure_collapse(other)
     lacking = [math.nan if other is None else theirs[name] for name in ("rank", "anisotropy")]
-    over = [name for name, base in zip(("rank", "anisotropy"), lacking, strict=True)
-            if mine[name] > limit[name] and not mine[name] - base <= limit[name] / 2]
+    over = [
+        name
+        for name, base in zip(("rank", "anisotropy"), lacking, strict=True)
+        if mine[name] > limit[name] and not mine[name] - base <= limit[name] / 2
+    ]
     worst = max(over or mine, key=lambda name: float(np.nanmax([mine[name] / limit[name], theirs[name] / limit[name], -np.inf])))
-    words = {"rank": f"the last layer has lost {mine['rank']:.0%} of its effective rank",
-             "anisotropy": f"hidden states of the last layer have come {mine['anisotropy']:.2f} closer in cosine"}
+    words = {
+        "rank": f"the last layer has lost {mine['rank']:.0%} of its effective rank",
+        "anisotropy": f"hidden states of the last layer have come {mine['anisotropy']:.2f} closer in cosine",
+    }
     base = theirs[worst] if other is not None else math.nan
     metric = {"rank": "hidden.rank.ratio", "anisotropy": "hidden.anisotropy"}[worst]
     layer = find_last_layer(case.run, metric)

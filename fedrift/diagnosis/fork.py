@@ -52,8 +52,10 @@ def parse_clients(value: str) -> list[int]:
 def parse_int(value: str, override: str) -> int:
     number = parse_yaml(value, f"the override {quote_value(override)}")
     if isinstance(number, bool) or not isinstance(number, int):
-        raise UserError(f"{quote_value(override)}: wanted a whole number, or several for exclude_clients (exclude_clients=3,4); "
-                        f"got {quote_value(value.strip())}")
+        raise UserError(
+            f"{quote_value(override)}: wanted a whole number, or several for exclude_clients (exclude_clients=3,4); "
+            f"got {quote_value(value.strip())}"
+        )
     return number
 
 
@@ -93,8 +95,15 @@ def trace_divergence(origin: Run, fork: Run) -> list[Divergence]:
         before, after = one.load_params(round), two.load_params(round)
         gone = model_distance(before, start)
         distance = model_distance(after, before) / gone if gone else 0.0 if round == since else math.nan
-        rows.append(Divergence(round, distance, loss_at_round(ours, round), loss_at_round(theirs, round), {
-            domain: loss_at_round(theirs, round, domain) - loss_at_round(ours, round, domain) for domain in loss_domains(ours)}))
+        rows.append(
+            Divergence(
+                round,
+                distance,
+                loss_at_round(ours, round),
+                loss_at_round(theirs, round),
+                {domain: loss_at_round(theirs, round, domain) - loss_at_round(ours, round, domain) for domain in loss_domains(ours)},
+            )
+        )
     return rows
 
 
@@ -181,8 +190,10 @@ class ForkReport:
         words += f", the loss after round {first.round} is {format_loss_change(first)}"
         if last is not first:
             words += f"; after round {last.round} it is {format_loss_change(last)}"
-        return (f"{words}. The servers part in round {self.first_divergent_round} and end {self.rounds[-1].distance:.2f} times as "
-                f"far apart as the origin went since round {self.round - 1}.")
+        return (
+            f"{words}. The servers part in round {self.first_divergent_round} and end {self.rounds[-1].distance:.2f} times as "
+            f"far apart as the origin went since round {self.round - 1}."
+        )
 
     @property
     def first_divergent_round(self) -> int:
@@ -195,8 +206,16 @@ class ForkReport:
         return {
             **{name: getattr(self, name) for name in keys},
             "rounds": [{**asdict(row), "difference": row.difference} for row in self.rounds],
-            "findings": [{"failure": each.failure, "sentence": each.sentence, "origin": summarize_diagnosis(each.origin),
-                          "fork": summarize_diagnosis(each.fork)} for each in self.findings]}
+            "findings": [
+                {
+                    "failure": each.failure,
+                    "sentence": each.sentence,
+                    "origin": summarize_diagnosis(each.origin),
+                    "fork": summarize_diagnosis(each.fork),
+                }
+                for each in self.findings
+            ],
+        }
 
 
 def report_fork(forked_run: ForkedRun, known_runs: Iterable[Run]) -> ForkReport:
@@ -218,22 +237,26 @@ def report_fork(forked_run: ForkedRun, known_runs: Iterable[Run]) -> ForkReport:
     )
 
 
-def compare_diagnoses(
-    before: Sequence[Diagnosis], after: Sequence[Diagnosis], excluded: Sequence[int]
-) -> tuple[FindingChange, ...]:
+def compare_diagnoses(before: Sequence[Diagnosis], after: Sequence[Diagnosis], excluded: Sequence[int]) -> tuple[FindingChange, ...]:
     """What is found in either. Excluded clients that count as failed clients are no finding."""
     now, ours = {each.failure: each for each in after}, set(excluded)
     pairs = [FindingChange(each.failure, each, now[each.failure]) for each in before if each.failure in now]
     pairs = [each for each in pairs if each.origin.grade in POSITIVE_GRADES or each.fork.grade in POSITIVE_GRADES]
-    return tuple(each for each in pairs if not (
-        each.failure == "failed clients" and each.origin.grade not in POSITIVE_GRADES and set(each.fork.clients) <= ours))
+    return tuple(
+        each
+        for each in pairs
+        if not (each.failure == "failed clients" and each.origin.grade not in POSITIVE_GRADES and set(each.fork.clients) <= ours)
+    )
 
 
 def format_loss_change(row: Divergence) -> str:
     """``4.301 nats per token instead of 4.420 (-0.119), most in business (-0.400)``."""
     words = f"{row.fork:.3f} nats per token instead of {row.origin:.3f} ({row.difference:+.3f})"
-    most = max((domain for domain, value in row.domains.items() if abs(value) >= MIN_VISIBLE_DIFFERENCE),
-               key=lambda domain: abs(row.domains[domain]), default="")
+    most = max(
+        (domain for domain, value in row.domains.items() if abs(value) >= MIN_VISIBLE_DIFFERENCE),
+        key=lambda domain: abs(row.domains[domain]),
+        default="",
+    )
     return words + (f", most in {most} ({row.domains[most]:+.3f})" if most else "")
 
 

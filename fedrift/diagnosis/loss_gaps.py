@@ -20,9 +20,7 @@ def loss_gap(case: RunEvidence) -> list[Finding]:
     both, ours, theirs = align_curves(case.run, case.iid_baseline)
     common = case.thresholds["common"]
     if len(both) < common["shortest"]:
-        return make_not_measured(
-            "loss gap", f"{common['shortest']:.0f} evaluations that the run and an IID baseline have in common"
-        )
+        return make_not_measured("loss gap", f"{common['shortest']:.0f} evaluations that the run and an IID baseline have in common")
     if find_runaway(case.run, case.thresholds)[0]:
         return make_not_measured("loss gap", "a run that has not diverged")
     if find_dead_model(case.iid_baseline, case.thresholds)[0]:
@@ -31,25 +29,30 @@ def loss_gap(case: RunEvidence) -> list[Finding]:
 
 
 def overall_gap(case: RunEvidence, both: np.ndarray, ours: np.ndarray, theirs: np.ndarray) -> Finding:
-    above, limit = (
-        final_gap(case.run, case.iid_baseline, num_last=int(case.thresholds["common"]["last"])),
-        case.thresholds["gap"]["all"],
-    )
+    above, limit = (final_gap(case.run, case.iid_baseline, num_last=int(case.thresholds["common"]["last"])), case.thresholds["gap"]["all"])
     limit = max(limit, noise_interval(ours - theirs, int(case.thresholds["common"]["last"])))
     said = (
         f"the end loss is {above:.3f} nats above the IID baseline's ({perplexity_change_percent(above):+.1f}% perplexity)"
         if above > limit
         else "the end loss is not above the IID baseline's by more than the limit"
     )
-    return make_finding("loss gap", above, 0.0, limit, "nats", is_positive=above > limit, message=said, in_baseline=False,
-                  first_round=first_round_above(both, ours - theirs, limit) if above > limit else None,
-                  evidence=(make_series("loss", both, ours), make_series("loss of the baseline", both, theirs)))
+    return make_finding(
+        "loss gap",
+        above,
+        0.0,
+        limit,
+        "nats",
+        is_positive=above > limit,
+        message=said,
+        in_baseline=False,
+        first_round=first_round_above(both, ours - theirs, limit) if above > limit else None,
+        evidence=(make_series("loss", both, ours), make_series("loss of the baseline", both, theirs)),
+    )
 
 
 def domain_gaps(case: RunEvidence) -> list[Finding]:
     gaps = {
-        name: final_gap(case.run, case.iid_baseline, name, int(case.thresholds["common"]["last"]))
-        for name in case.run.domains_of("loss")
+        name: final_gap(case.run, case.iid_baseline, name, int(case.thresholds["common"]["last"])) for name in case.run.domains_of("loss")
     }
     known = {name: value for name, value in gaps.items() if math.isfinite(value)}
     if not known:
@@ -93,6 +96,7 @@ def first_round_above(rounds: np.ndarray, differences: np.ndarray, threshold: fl
 # have been better off alone. What a client lay above the mean before the first round does not count: its text is harder, which
 # training has not done to it. Without the run in which everybody trains alone it is suspected only.
 
+
 def unfairness(case: RunEvidence) -> list[Finding]:
     if find_runaway(case.run, case.thresholds)[0]:
         return make_not_measured("unfairness", "a run that has not diverged")
@@ -108,8 +112,11 @@ def unfairness(case: RunEvidence) -> list[Finding]:
     share = len(harmed) / len(mine) if known else math.nan
     positive = bool(worst - (0 if math.isnan(base) else base) > limit["gap"] and not share <= limit["harmed"])
     order = np.argsort(-above)
-    said = (f"client {order[0]} ends {worst:.3f} nats above the mean client, more than where it began" if positive else
-            f"the worst client ends {worst:.3f} nats above the mean, more than where it began")
+    said = (
+        f"client {order[0]} ends {worst:.3f} nats above the mean client, more than where it began"
+        if positive
+        else f"the worst client ends {worst:.3f} nats above the mean, more than where it began"
+    )
     said += f" ({base:.3f} in the baseline)" if math.isfinite(base) else ""
     if known:
         said += f"; {share:.0%} of the clients would be better off alone"

@@ -46,9 +46,7 @@ def judge_run(run: Trajectory, baseline: Trajectory | None = None) -> Verdict:
     rounds, loss = read_curve(run)
     found = [finding for finding in run_detectors(RunEvidence(run, baseline)) if finding.grade == "suspected"]
     start, end = (
-        (float(loss[0]), float(loss[final_round_indices(rounds, NUM_LAST_EVALUATIONS)].mean()))
-        if len(loss)
-        else (math.nan, math.nan)
+        (float(loss[0]), float(loss[final_round_indices(rounds, NUM_LAST_EVALUATIONS)].mean())) if len(loss) else (math.nan, math.nan)
     )
     gap = final_gap(run, baseline, num_last=NUM_LAST_EVALUATIONS)
     worst, worst_gap = find_worst_domain(run, baseline)
@@ -75,15 +73,16 @@ def judge_run(run: Trajectory, baseline: Trajectory | None = None) -> Verdict:
     )
 
 
-def write_verdict_sentence(
-    start: float, end: float, gap: float, num_evaluations: int, reasons: list[str], has_failed: bool = False
-) -> str:
+def write_verdict_sentence(start: float, end: float, gap: float, num_evaluations: int, reasons: list[str], has_failed: bool = False) -> str:
     """The verdict in plain English; that training ``failed`` is a fact of one seed, and no suspicion."""
     limit = THRESHOLDS["gap"]
     if not num_evaluations and not reasons:
         return "Nothing has been evaluated yet, so there is nothing to judge."
-    told = (f"Loss went from {start:.3f} to {end:.3f} nats per token" if math.isfinite(start + end) else
-            f"Loss began at {start:.3f} nats per token and did not end as a finite number")
+    told = (
+        f"Loss went from {start:.3f} to {end:.3f} nats per token"
+        if math.isfinite(start + end)
+        else f"Loss began at {start:.3f} nats per token and did not end as a finite number"
+    )
     if math.isfinite(gap) and (gap <= limit["all"] or not reasons):  # above, it is among the reasons
         side = "above" if gap >= 0 else "below"
         told += f", {abs(gap):.3f} {side} the IID baseline ({perplexity_change_percent(gap):+.1f}% perplexity)"
@@ -95,8 +94,10 @@ def write_verdict_sentence(
         return f"{told}. Too early to judge: that takes {MIN_EVALUATIONS} evaluations, and there are {num_evaluations}."
     if math.isnan(gap):
         return f"{told}; no divergence. Without an IID baseline the effect of the skew cannot be told."
-    return (f"Nothing found that the IID baseline has not. {told}. A gap under {limit['all']} nats in all, or under "
-            f"{limit['domain']} in one domain, would not have been called; and one seed proves nothing.")
+    return (
+        f"Nothing found that the IID baseline has not. {told}. A gap under {limit['all']} nats in all, or under "
+        f"{limit['domain']} in one domain, would not have been called; and one seed proves nothing."
+    )
 
 
 def find_worst_domain(run: Trajectory, baseline: Trajectory | None) -> tuple[str, float]:

@@ -30,8 +30,10 @@ class ResourceCache:
     def get_corpus(self, dataset: DatasetConfig, model_name: str) -> Corpus:
         """The documents; for ``pocket`` without those that it was pretrained on."""
         half = "unseen" if model_name == PRESETS["pocket"].name else "all"
-        return self._get_or_create(("corpus", dataset, half), lambda: load_corpus(
-            dataset, data_dir=self.runtime.data_dir, half=half, cache_dir=self.runtime.cache_dir / "vectors"))
+        return self._get_or_create(
+            ("corpus", dataset, half),
+            lambda: load_corpus(dataset, data_dir=self.runtime.data_dir, half=half, cache_dir=self.runtime.cache_dir / "vectors"),
+        )
 
     @property
     def numeric_options(self) -> dict[str, Any]:
@@ -45,27 +47,40 @@ class ResourceCache:
 
     def get_language_model(self, name: str, trainable: Trainable) -> LanguageModel:
         """The model for one kind of trained parts; its parameters are those of every other kind on the same base."""
+
         def load() -> LanguageModel:
-            loaded = load_model(name, cache_dir=self.runtime.cache_dir, dtype=self.numeric_options.get("dtype", "float32"),
-                                quantization=trainable.quantization, on_message=self.runtime.on_message)
+            loaded = load_model(
+                name,
+                cache_dir=self.runtime.cache_dir,
+                dtype=self.numeric_options.get("dtype", "float32"),
+                quantization=trainable.quantization,
+                on_message=self.runtime.on_message,
+            )
             device = self.runtime.resolve_device()
             # four-bit weights are packed on the CPU: there they stay as they are
             if trainable.quantization != "nf4" or device.type != "cpu":
                 loaded.network.to(device)  # type: ignore[arg-type]  # before it is shared: a move may make new parameters
             return loaded
+
         return self._get_or_create(
             ("model", name, trainable), lambda: self._get_or_create(("base", name, trainable.quantization), load).with_shared_weights()
         )
 
     def get_stacked_model(self, name: str, trainable: Trainable) -> StackedModel:
         """The model, ready to be worn by many clients."""
+
         def make() -> StackedModel:
             compiled = self.runtime.compiled  # the compiler fuses plain modules itself
-            model = StackedModel(self.get_language_model(name, trainable).network, trainable, fused=not compiled,
-                                 use_prefix_cache=False if compiled else None)
+            model = StackedModel(
+                self.get_language_model(name, trainable).network,
+                trainable,
+                fused=not compiled,
+                use_prefix_cache=False if compiled else None,
+            )
             if self.runtime.compiled:
                 model.compile()
             return model
+
         model = self._get_or_create(("stacked", name, trainable), make)
         return BatchedModel(model, self.coordinator) if self.coordinator else model
 
@@ -73,8 +88,7 @@ class ResourceCache:
         """The corpus in the model's tokens."""
         tokenizer = self.get_language_model(name, trainable).tokenizer
         cache: Path = self.runtime.cache_dir / "tokens"
-        return self._get_or_create(("tokens", corpus.fingerprint, name),
-                                   lambda: tokenize_corpus(corpus, tokenizer, cache_dir=cache))
+        return self._get_or_create(("tokens", corpus.fingerprint, name), lambda: tokenize_corpus(corpus, tokenizer, cache_dir=cache))
 
     def _get_or_create(self, key: tuple[Any, ...], create: Any) -> Any:
         if key not in self._items:

@@ -37,17 +37,32 @@ def keep_clusters(result: RoundResult) -> FederatedState:
     return result.after
 
 
-def run_rounds(state: FederatedState, client_pool: ClientPool, algorithm: FedAvg, *, num_rounds: int, cohort_size: int, seed: int,
-           recluster: ReclusterFn = keep_clusters, sample_clients: ClientSampler = sample_uniform) -> Iterator[RoundResult]:
+def run_rounds(
+    state: FederatedState,
+    client_pool: ClientPool,
+    algorithm: FedAvg,
+    *,
+    num_rounds: int,
+    cohort_size: int,
+    seed: int,
+    recluster: ReclusterFn = keep_clusters,
+    sample_clients: ClientSampler = sample_uniform,
+) -> Iterator[RoundResult]:
     """Yield round after round, from ``state`` up to and including ``until``."""
     state = ensure_client_means(state, algorithm)
     while state.round < num_rounds:
         who = sample_clients(state, cohort_size, seed)
         report = replace(client_pool.train(state, algorithm, who), server_seed=derive_seed(seed, "server", state.round))
         server = algorithm.server_update(state.server, report)
-        after = replace(state, round=state.round + 1, server=server, client_states=state.client_states.update(who, report.client_state),
-                        server_delta=server.params - state.server.params, last_round_seen=update_participation(state, who, report),
-                        client_means=update_client_means(state, algorithm, who, report))
+        after = replace(
+            state,
+            round=state.round + 1,
+            server=server,
+            client_states=state.client_states.update(who, report.client_state),
+            server_delta=server.params - state.server.params,
+            last_round_seen=update_participation(state, who, report),
+            client_means=update_client_means(state, algorithm, who, report),
+        )
         done = RoundResult(state, after, who, report)
         done = replace(done, after=ensure_client_means(recluster(done), algorithm))
         yield done
@@ -75,8 +90,9 @@ def update_client_means(state: FederatedState, algorithm: FedAvg, cohort: Tensor
         return state.client_means
     new, old = algorithm.state_to_average(report.client_state), algorithm.state_to_average(state.client_states.gather(cohort))
     share = None if report.membership is None else report.membership.cpu()
-    here = replace(report, cluster_ids=report.cluster_ids.cpu(), cluster_sizes=report.cluster_sizes.cpu(),
-                   weight=report.weight.cpu(), membership=share)
+    here = replace(
+        report, cluster_ids=report.cluster_ids.cpu(), cluster_sizes=report.cluster_sizes.cpu(), weight=report.weight.cpu(), membership=share
+    )
     return state.client_means + cluster_sum(new.to(torch.float64) - old.to(torch.float64), here) / here.cluster_sizes.clamp_min(1)
 
 

@@ -33,13 +33,10 @@ def measure_similarity(first_run: Run, second_run: Run, resources: ResourceCache
     for name in MATCHING_FIELDS:
         left, right = (getattr(each, name) for each in asked)
         if left != right:
-            raise UserError(
-                f"states are compared under one {name}, but {first_run.id[:6]} has {left} and {second_run.id[:6]} {right}"
-            )
+            raise UserError(f"states are compared under one {name}, but {first_run.id[:6]} has {left} and {second_run.id[:6]} {right}")
     experiment = resolve_fingerprints(replace(asked[0], evaluation=replace(asked[0].evaluation, probes=("hidden",))), resources)
     setting = build_run(experiment, resources)
-    probe = next((look.probe for look in setting.probe_suite.probes if isinstance(look, ScheduledProbe)
-                  and look.name == "hidden"), None)
+    probe = next((look.probe for look in setting.probe_suite.probes if isinstance(look, ScheduledProbe) and look.name == "hidden"), None)
     if not isinstance(probe, HiddenStates):
         raise UserError(
             "there is too little held-out text to compare states on: raise dataset.test_fraction or evaluation.blocks_per_domain"
@@ -48,11 +45,8 @@ def measure_similarity(first_run: Run, second_run: Run, resources: ResourceCache
     if first is None or second is None:
         raise UserError(f"run {(first_run if first is None else second_run).id[:6]} has no model yet: let it come to its end")
     if second.server.num_models > 1:
-        raise UserError(
-            f"run {second_run.id[:6]} has {second.server.num_models} models and would have to have one: name it first"
-        )
-    against = {"both": (first, server_models(second)), "one": (first, probe.initial_params),
-               "other": (second, probe.initial_params)}
+        raise UserError(f"run {second_run.id[:6]} has {second.server.num_models} models and would have to have one: name it first")
+    against = {"both": (first, server_models(second)), "one": (first, probe.initial_params), "other": (second, probe.initial_params)}
     found: dict[str, dict[str, dict[str, float]]] = {}
     for pair, (state, beside) in against.items():
         said = replace(probe, initial_params=beside, pretrained_states={}).evaluate_state(state)

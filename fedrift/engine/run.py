@@ -24,16 +24,7 @@ from ..storage import Run, check_environment, collect_environment, move_aside
 from ..storage.fork import Checkpoint, ForkedRun, UpdateLog, check_history
 from .build import RunContext, build_run, resolve_fingerprints
 from .cache import ResourceCache
-from .callbacks import (
-    Callback,
-    ProgressCallback,
-    ReportProgress,
-    RoundEnd,
-    RunBegin,
-    SaveCheckpoint,
-    SaveUpdates,
-    last_value,
-)
+from .callbacks import Callback, ProgressCallback, ReportProgress, RoundEnd, RunBegin, SaveCheckpoint, SaveUpdates, last_value
 from .loop import run_rounds
 
 MIN_TRAINING_SECONDS = 10.0  # seconds of training; below, nothing is worth saving
@@ -43,8 +34,14 @@ ClientPoolFactory = Callable[[ExperimentConfig, RunContext, Run], ClientPool]
 """Who trains, where that is not this machine: the fleet in place of the setting's own."""
 
 
-def run_experiment(config: ExperimentConfig, resources: ResourceCache | None = None, on_progress: ProgressCallback | None = None,
-                   pool_factory: ClientPoolFactory | None = None, fresh: bool = False, callbacks: Sequence[Callback] = ()) -> Run:
+def run_experiment(
+    config: ExperimentConfig,
+    resources: ResourceCache | None = None,
+    on_progress: ProgressCallback | None = None,
+    pool_factory: ClientPoolFactory | None = None,
+    fresh: bool = False,
+    callbacks: Sequence[Callback] = (),
+) -> Run:
     """Run an experiment to its end, or return the finished run.
 
     An interrupted run continues from its last stored round, bit for bit as if it had not been interrupted.
@@ -100,8 +97,10 @@ def check_stored_run(config: ExperimentConfig, run: Run, runtime: Runtime) -> No
     unlike = diff_stored_configs(config.to_stored_dict(), run.config)
     if unlike:
         more = f" (and {len(unlike) - 1} more)" if len(unlike) > 1 else ""
-        raise UserError(f"{run.folder} holds another experiment than its name says: {unlike[0]}{more}. --fresh moves that folder "
-                        "aside and runs what is asked")
+        raise UserError(
+            f"{run.folder} holds another experiment than its name says: {unlike[0]}{more}. --fresh moves that folder "
+            "aside and runs what is asked"
+        )
     if run.is_finished:
         stored = {**NUMERIC_DEFAULTS, **run.environment.get("engine", {})}
         for name, choice in runtime.explicit_numeric_options().items():
@@ -150,21 +149,26 @@ def ensure_runs_dir(runs_dir: Path) -> Path:
     return runs_dir
 
 
-def _execute_run(config: ExperimentConfig, run: Run, resources: ResourceCache, callbacks: Sequence[Callback],
-                 pool_factory: ClientPoolFactory | None) -> None:
+def _execute_run(
+    config: ExperimentConfig, run: Run, resources: ResourceCache, callbacks: Sequence[Callback], pool_factory: ClientPoolFactory | None
+) -> None:
     plan, algorithm, parting = config.training, config.algorithm, ForkedRun.from_config(run, config)
     check_history(run)
     if parting and not run.state_path.exists():
         parting.copy_history()
-    setting = build_run(config, resources, run.environment.get("engine"),
-                        has_client_state=pool_factory is None or "client_state" in algorithm.uploads)
+    setting = build_run(
+        config, resources, run.environment.get("engine"), has_client_state=pool_factory is None or "client_state" in algorithm.uploads
+    )
     run.write_json("experiment", {**config.to_stored_dict(), "id": config.id, "partition_table": setting.partition_table})
     engine = {name: choice for name, choice in setting.resume_options.items() if name != "backend"}
     if pool_factory:
         engine["backend"] = "flower"  # half of what such a run remembers is elsewhere: it cannot go on without
-    changed = check_environment(run,
-                                collect_environment(str(resources.runtime.resolve_device()), torch.get_num_threads(), engine,
-                                                    shares_passes=resources.coordinator is not None))
+    changed = check_environment(
+        run,
+        collect_environment(
+            str(resources.runtime.resolve_device()), torch.get_num_threads(), engine, shares_passes=resources.coordinator is not None
+        ),
+    )
     checkpoint, updates = Checkpoint(run), UpdateLog(run)
     state = checkpoint.load(setting.initial_state)
     if state is None and parting:
@@ -201,8 +205,16 @@ def _execute_run(config: ExperimentConfig, run: Run, resources: ResourceCache, c
     fleet = pool_factory(config, setting, run) if pool_factory else setting.simulator
     work = setting.clustering
     hands = parting.wrap_client_pool(work.wrap_client_pool(fleet), setting) if parting else work.wrap_client_pool(fleet)
-    loop = run_rounds(state, hands, algorithm, num_rounds=plan.num_rounds, cohort_size=setting.cohort_size, seed=config.seed,
-                  recluster=work.recluster, sample_clients=work.sample_cohort)
+    loop = run_rounds(
+        state,
+        hands,
+        algorithm,
+        num_rounds=plan.num_rounds,
+        cohort_size=setting.cohort_size,
+        seed=config.seed,
+        recluster=work.recluster,
+        sample_clients=work.sample_cohort,
+    )
     for done, spent in time_rounds(loop):
         begun = perf_counter()
         rows, looks = evaluate_round(done, setting, past)
@@ -217,8 +229,7 @@ def _execute_run(config: ExperimentConfig, run: Run, resources: ResourceCache, c
         event = RoundEnd(run, done, rows, plan.num_rounds)
         for callback in storing:
             callback.on_round_end(event)
-        run.log_timing(state.round, train=spent, evaluate=measured - begun, store=perf_counter() - measured,
-                       **prefix_probe_names(looks))
+        run.log_timing(state.round, train=spent, evaluate=measured - begun, store=perf_counter() - measured, **prefix_probe_names(looks))
         stopping = [type(callback).__name__ for callback in callbacks if callback.on_round_end(event)]
         if stopping and state.round < plan.num_rounds:
             checkpoint.save(state)
@@ -251,8 +262,7 @@ def client_events(result: RoundResult) -> Iterator[tuple[int, str, str]]:
 def record_clustering(run: Run, context: RunContext) -> None:
     """Write down what the clustering has decided since: an event each, and the whole of it in clustering.json."""
     for round, decision in context.clustering.pending_assignments:
-        run.write_json("clustering",
-                       [*(said for said in run.cluster_assignments() if said["round"] < round), decision.to_json(round)])
+        run.write_json("clustering", [*(said for said in run.cluster_assignments() if said["round"] < round), decision.to_json(round)])
         run.log_event(round, "clustering", decision.describe())
     context.clustering.pending_assignments.clear()
 
@@ -262,8 +272,9 @@ def prefix_probe_names(probe_seconds: dict[str, float]) -> dict[str, float]:
     return {f"probe.{name}": seconds for name, seconds in probe_seconds.items()}
 
 
-def finish_run(config: ExperimentConfig, run: Run, context: RunContext, state: FederatedState, resources: ResourceCache,
-               has_client_state: bool) -> None:
+def finish_run(
+    config: ExperimentConfig, run: Run, context: RunContext, state: FederatedState, resources: ResourceCache, has_client_state: bool
+) -> None:
     """The larger evaluation, the models, and the word that the run is over. ``here``: whether clients' memories are."""
     begun = perf_counter()
     records = run.records()
@@ -277,8 +288,13 @@ def finish_run(config: ExperimentConfig, run: Run, context: RunContext, state: F
     algorithm, tune = config.algorithm, config.trainable
     if has_client_state and algorithm.is_personalized and isinstance(tune, Lora) and not state.server.merged_base:
         own = state.server.params.take(state.cluster_ids)
-        save_personal_adapters(run.folder / "model" / "clients", context.model, tune, config.model,
-                      algorithm.personalized_params(own, state.client_states.gather_all().to(next(iter(own.values())).device)))
+        save_personal_adapters(
+            run.folder / "model" / "clients",
+            context.model,
+            tune,
+            config.model,
+            algorithm.personalized_params(own, state.client_states.gather_all().to(next(iter(own.values())).device)),
+        )
     run.log_timing(state.round, final=perf_counter() - begun)
     timings = run.timings()
     spent = {phase: sum(row.get(phase, 0.0) for row in timings) for phase in ("train", "evaluate", "store", "final")}
@@ -287,9 +303,19 @@ def finish_run(config: ExperimentConfig, run: Run, context: RunContext, state: F
     warning = overhead_warning(overhead, spent["train"], context.probe_suite)
     if warning and spent["train"] > MIN_TRAINING_SECONDS:
         run.log_event(state.round, "probes over budget", warning)
-    run.mark_finished({"rounds": state.round, "date": datetime.now(UTC).isoformat(timespec="seconds"), "loss": last_value(records, "loss"),
-                "final_loss": last_value(rows, "final.loss"), "seconds": spent, "probe_overhead": overhead, "train_tokens": tokens,
-                "caveats": context.caveats, **update_log_size(UpdateLog(run))})
+    run.mark_finished(
+        {
+            "rounds": state.round,
+            "date": datetime.now(UTC).isoformat(timespec="seconds"),
+            "loss": last_value(records, "loss"),
+            "final_loss": last_value(rows, "final.loss"),
+            "seconds": spent,
+            "probe_overhead": overhead,
+            "train_tokens": tokens,
+            "caveats": context.caveats,
+            **update_log_size(UpdateLog(run)),
+        }
+    )
 
 
 def update_log_size(updates: UpdateLog) -> dict[str, dict[str, int]]:

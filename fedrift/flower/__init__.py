@@ -15,8 +15,10 @@ def require_flower(simulation: bool = False) -> None:
     if find_spec("flwr") is None:
         raise UserError("this needs Flower, which is not installed: pip install 'fedrift[flower]'")
     if simulation and find_spec("ray") is None:
-        raise UserError("Flower's simulation needs Ray, which is not installed: pip install 'fedrift[flower]', or run on nodes: "
-                        "fedrift deploy EXPERIMENT.yaml --run")
+        raise UserError(
+            "Flower's simulation needs Ray, which is not installed: pip install 'fedrift[flower]', or run on nodes: "
+            "fedrift deploy EXPERIMENT.yaml --run"
+        )
 
 
 __all__ = ["require_flower"]

@@ -38,16 +38,7 @@ from ..simulation import ClientSimulator
 from ..simulation.batches import TextBatches
 from ..storage.tensors import load_tensors, save_tensors
 from .config import ARITHMETIC_OPTIONS, arithmetic_options, read_dtype, read_experiment_config, read_threads
-from .wire import (
-    PROTOCOL_VERSION,
-    MessageRejected,
-    pack_message,
-    read_int,
-    read_metadata,
-    read_stock_arrays,
-    read_trees,
-    to_stock_arrays,
-)
+from .wire import PROTOCOL_VERSION, MessageRejected, pack_message, read_int, read_metadata, read_stock_arrays, read_trees, to_stock_arrays
 
 
 class StateLost(Exception):
@@ -74,8 +65,7 @@ def load_client_state(path: Path, initial: Tree, counted_round: int, restored: T
             and found.keys() == initial.keys()
         ):
             return found
-    raise StateLost(f"the memory of round {counted_round} is not here, only those of rounds {told.get('before')} and "
-                    f"{told.get('after')}")
+    raise StateLost(f"the memory of round {counted_round} is not here, only those of rounds {told.get('before')} and {told.get('after')}")
 
 
 def save_client_state(path: Path, counted_round: int, before: Tree, round: int, after: Tree) -> None:
@@ -99,6 +89,7 @@ def lock_state(path: Path) -> FileLock:
 # The model, the batches, the local steps and the algorithm are those of a run on one machine. What a client is comes from the
 # run's configuration (the experiment) and from its own node's (``client=0 data=/folder``), never from a message: a message brings
 # numbers and says which round it is. Its documents and what it keeps between rounds stay on its machine.
+
 
 @dataclass(frozen=True, eq=False)
 class FlowerClient:
@@ -125,8 +116,9 @@ def make_client_app(client_factory: ClientFactory) -> ClientApp:
     def who(message: Message, context: Context) -> Message:
         """Which client lives here."""
         client = client_factory(context)
-        content = pack_message({}, {"client": client.client_id, "experiment_id": client.experiment_id,
-                                    "has_own_documents": client.has_own_documents})
+        content = pack_message(
+            {}, {"client": client.client_id, "experiment_id": client.experiment_id, "has_own_documents": client.has_own_documents}
+        )
         return Message(content, reply_to=message)
 
     @app.train()  # type: ignore[untyped-decorator]
@@ -154,8 +146,12 @@ def train_round(client: FlowerClient, content: RecordDict) -> RecordDict:
             raise MessageRejected(f"this is {name} {here!r}, the message is for {quote_value(told.get(name))}")
     first = client.initial_server
     kept = client.algorithm.init_client_state(first.params.to(torch.device("cpu")))
-    wanted = {"params": first.params, "broadcast": first.broadcast, "merged_base": first.merged_base,
-              "client_state": kept if told.get("restores_state") else Tree()}
+    wanted = {
+        "params": first.params,
+        "broadcast": first.broadcast,
+        "merged_base": first.merged_base,
+        "client_state": kept if told.get("restores_state") else Tree(),
+    }
     found = read_trees(content, wanted)
     life, round, counted = told.get("run_incarnation"), read_int(told, "round", 0), read_int(told, "counted_round", 0)
     if not (isinstance(life, str) and life.isascii() and life.isalnum() and len(life) <= 64 and counted <= round):
@@ -165,12 +161,24 @@ def train_round(client: FlowerClient, content: RecordDict) -> RecordDict:
     report = train_locally(client, round, found, memory)
     save_client_state(path, counted, memory, round + 1, report.client_state)
     tells = client.algorithm.uploads
-    trees = {"delta": report.delta, "state_delta": report.state_delta if "client_state" in tells else Tree(),
-             "mean_grad": report.mean_grad if "mean_grad" in tells or told.get("send_gradients") else Tree()}
-    return pack_message(trees, {
-        "client": client.client_id, "round": round, "weight": report.weight.item(), "steps": report.steps.item(),
-        "loss": report.loss[0].tolist(), "tokens": report.tokens.item(), "failed": bool(report.failed.item()),
-        "lr": report.lr.item()})
+    trees = {
+        "delta": report.delta,
+        "state_delta": report.state_delta if "client_state" in tells else Tree(),
+        "mean_grad": report.mean_grad if "mean_grad" in tells or told.get("send_gradients") else Tree(),
+    }
+    return pack_message(
+        trees,
+        {
+            "client": client.client_id,
+            "round": round,
+            "weight": report.weight.item(),
+            "steps": report.steps.item(),
+            "loss": report.loss[0].tolist(),
+            "tokens": report.tokens.item(),
+            "failed": bool(report.failed.item()),
+            "lr": report.lr.item(),
+        },
+    )
 
 
 def train_locally(client: FlowerClient, round: int, trees: dict[str, Tree], client_state: Tree) -> CohortUpdate:
@@ -190,8 +198,7 @@ def train_stock_round(client: FlowerClient, content: RecordDict) -> RecordDict:
             f"a plain strategy sends a model and nothing beside it; {type(client.algorithm).__name__} needs more: "
             "run it with fedrift's server, or ask for FedAvg or FedProx"
         )
-    absent = [name for name, records in (("arrays", content.array_records), ("config", content.config_records))
-              if name not in records]
+    absent = [name for name, records in (("arrays", content.array_records), ("config", content.config_records)) if name not in records]
     if absent:
         raise MessageRejected(f"it brings no {' and no '.join(absent)}, which Flower's strategies send")
     start = read_stock_arrays(content.array_records["arrays"], first.params)
@@ -226,29 +233,49 @@ def single_client_simulator(simulator: ClientSimulator, client_id: int) -> Clien
 # ``flower-supernode --node-config 'client=0 data="/home/me/texts"'``. Without ``data`` it takes its part of the
 # experiment's corpus, dealt as on one machine.
 
+
 def make_client(context: Context) -> FlowerClient:
     """The client of this node; loaded once for a process."""
     run, node = context.run_config, context.node_config
     number = node.get("client", node.get("partition-id"))
     if not isinstance(number, int) or isinstance(number, bool):
-        raise UserError("the node does not say which client it is: --node-config 'client=0'"
-                        + ("" if number is None else f"; it says {quote_value(number)}"))
+        raise UserError(
+            "the node does not say which client it is: --node-config 'client=0'"
+            + ("" if number is None else f"; it says {quote_value(number)}")
+        )
     names = ("data", "state_dir", "device", "dtype", "threads", "data_dir", "cwd", *ARITHMETIC_OPTIONS)
     said = {name: str(node.get(name, run.get(name, ""))) for name in names}
     return load_client(str(run.get("experiment", "")), number, **said)
 
 
 @lru_cache(maxsize=1)
-def load_client(experiment_json: str, client_id: int, data: str = "", state_dir: str = "", device: str = "", dtype: str = "",
-                threads: str = "", data_dir: str = "", cwd: str = "", **engine: str) -> FlowerClient:
+def load_client(
+    experiment_json: str,
+    client_id: int,
+    data: str = "",
+    state_dir: str = "",
+    device: str = "",
+    dtype: str = "",
+    threads: str = "",
+    data_dir: str = "",
+    cwd: str = "",
+    **engine: str,
+) -> FlowerClient:
     """Client ``client_id`` of a written experiment. ``data_dir``: the folder of local datasets by name, as ``--data-dir``
     says it. ``engine``: of the arithmetic, what is not the default."""
     if cwd:
         os.chdir(cwd)
     experiment = read_experiment_config({"experiment": experiment_json})
-    stock = ResourceCache(Runtime(device=device or "auto", threads=read_threads({"threads": threads}), clients_per_pass=1,
-                          dtype=read_dtype({"dtype": dtype}),
-                          data_dir=Path(data_dir).expanduser() if data_dir else None, **arithmetic_options(engine)))
+    stock = ResourceCache(
+        Runtime(
+            device=device or "auto",
+            threads=read_threads({"threads": threads}),
+            clients_per_pass=1,
+            dtype=read_dtype({"dtype": dtype}),
+            data_dir=Path(data_dir).expanduser() if data_dir else None,
+            **arithmetic_options(engine),
+        )
+    )
     size = experiment.partition.num_clients
     if not 0 <= client_id < size:
         raise UserError(f"this node says that it is client {client_id}; the experiment has clients 0 to {size - 1}")
@@ -258,11 +285,11 @@ def load_client(experiment_json: str, client_id: int, data: str = "", state_dir:
         setting = build_run(resolve_fingerprints(experiment, stock), stock)
         fleet, state = setting.simulator, setting.initial_state
     first, one = state.server, slice(0, 1)
-    first = ServerState(first.params.take(one), first.broadcast.take(one), first.opt_state.zeros_like(),
-                        first.merged_base.take(one))
+    first = ServerState(first.params.take(one), first.broadcast.take(one), first.opt_state.zeros_like(), first.merged_base.take(one))
     folder = Path(state_dir).expanduser() if state_dir else default_cache_dir() / "clients"
-    return FlowerClient(client_id, experiment.id, experiment.algorithm, single_client_simulator(fleet, client_id), first, folder,
-                        bool(data))
+    return FlowerClient(
+        client_id, experiment.id, experiment.algorithm, single_client_simulator(fleet, client_id), first, folder, bool(data)
+    )
 
 
 def prepare_own_documents(
@@ -273,22 +300,31 @@ def prepare_own_documents(
     runtime.configure_torch()
     if fingerprint_model(config.model) != config.model_fingerprint:
         raise UserError(f"the model {config.model!r} on this node is not the server's: copy it anew")
-    own = replace(DatasetConfig(str(data)), text_column=config.dataset.text_column, label_column="", validation_fraction=0.0,
-                  test_fraction=0.0)
+    own = replace(
+        DatasetConfig(str(data)), text_column=config.dataset.text_column, label_column="", validation_fraction=0.0, test_fraction=0.0
+    )
     corpus = load_corpus(own).train
     tokens = resources.get_tokens(corpus, config.model, config.trainable)
     size = config.partition.num_clients
     parts, _, steps = config.algorithm.configure_clients([np.arange(0)] * size, plan.cohort_size(size), plan.local_steps)
     if len(parts) != size:
-        raise UserError(f"{type(config.algorithm).__name__} brings the documents of clients together; "
-                        "these stay where they are")
+        raise UserError(f"{type(config.algorithm).__name__} brings the documents of clients together; these stay where they are")
     order = numpy_stream(config.seed, "pack", client_id).permutation(len(corpus))
     blocks, none = pack_blocks(tokens, order, plan.max_seq_length), pack_blocks(tokens, order[:0], plan.max_seq_length)
     every: tuple[Blocks, ...] = tuple(blocks if client == client_id else none for client in range(size))
     batches = TextBatches(every, plan.batch_size, config.seed, steps, plan.local_epochs, runtime.resolve_device())
     model = resources.get_stacked_model(config.model, config.trainable)
-    fleet = ClientSimulator(size, model, batches, plan.client_optimizer, plan.max_grad_norm, plan.client_weighting,
-                            plan.lr_factor, 1, partial(mean_hidden_states, model.hidden_states))
+    fleet = ClientSimulator(
+        size,
+        model,
+        batches,
+        plan.client_optimizer,
+        plan.max_grad_norm,
+        plan.client_weighting,
+        plan.lr_factor,
+        1,
+        partial(mean_hidden_states, model.hidden_states),
+    )
     template = model.init_params(config.seed).to(runtime.resolve_device())
     return fleet, init_state(config.algorithm, template, size)
 

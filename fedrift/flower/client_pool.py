@@ -28,8 +28,9 @@ from .wire import (
 )
 
 
-def send_and_collect(grid: Grid, messages: dict[int, Message], timeout_s: float, poll_interval_s: float,
-                     is_complete: Callable[[], bool] = lambda: False) -> Iterator[tuple[int, Message]]:
+def send_and_collect(
+    grid: Grid, messages: dict[int, Message], timeout_s: float, poll_interval_s: float, is_complete: Callable[[], bool] = lambda: False
+) -> Iterator[tuple[int, Message]]:
     """Send, and yield each addressee's first reply as it comes; those after it, and replies to nothing, are not looked at.
 
     Nobody is waited for any longer once ``is_complete()``.
@@ -87,16 +88,20 @@ class NodeRegistry:
         self.finished_waits.append(True)
         odd = [f"node {node}: {why}" for node in here if isinstance(why := self.known_nodes.get(node), str)]
         nobody = "no node says that it is this client" + (f" ({'; '.join(odd)})" if odd else "")
-        return LocatedClients({client: found[client] for client in sorted(wanted & found.keys())},
-                              dict.fromkeys(sorted(wanted - found.keys()), nobody))
+        return LocatedClients(
+            {client: found[client] for client in sorted(wanted & found.keys())}, dict.fromkeys(sorted(wanted - found.keys()), nobody)
+        )
 
     def discover(self, pool: FlowerClientPool, online_nodes: list[int], wanted: set[int]) -> dict[int, int]:
         """client -> node, of the nodes that are there. To Flower a dead node is there for a minute more: once all that are wanted
         have answered, nobody else is waited for."""
         if pool.stock_clients:  # plain clients have no numbers: theirs is their place among the nodes
             return dict(enumerate(online_nodes))
-        new = {node: Message(pack_message({}, {"experiment_id": pool.experiment_id}), node, MessageType.QUERY,
-                             ttl=pool.round_timeout_s) for node in online_nodes if node not in self.known_nodes}
+        new = {
+            node: Message(pack_message({}, {"experiment_id": pool.experiment_id}), node, MessageType.QUERY, ttl=pool.round_timeout_s)
+            for node in online_nodes
+            if node not in self.known_nodes
+        }
         self.known_nodes.update(dict.fromkeys(new, MSG_NO_IDENTITY))
         heard: set[int | str] = set()
         for node, reply in send_and_collect(pool.grid, new, pool.round_timeout_s, pool.poll_interval_s, lambda: wanted <= heard):
@@ -207,13 +212,16 @@ class FlowerClientPool:
         heard = sum(not answer.failed for answer in answers.values())
         if heard < self.min_results:
             reasons = "; ".join(f"client {client}: {answer.note}" for client, answer in sorted(answers.items()) if answer.failed)
-            raise UserError(f"round {state.round + 1}: {heard} of {len(clients)} clients sent what can be used, at least "
-                            f"{self.min_results} must ({reasons}). Nothing of the round was taken; the same command goes on with "
-                            "it.")
+            raise UserError(
+                f"round {state.round + 1}: {heard} of {len(clients)} clients sent what can be used, at least "
+                f"{self.min_results} must ({reasons}). Nothing of the round was taken; the same command goes on with "
+                "it."
+            )
         return self.stack_answers(state, algorithm, cohort, [answers[client] for client in clients], down)
 
-    def send_round(self, state: FederatedState, algorithm: ClientAlgorithm, nodes: dict[int, int], bytes_down: dict[int, int],
-                   state_lost: bool = False) -> dict[int, ClientAnswer]:
+    def send_round(
+        self, state: FederatedState, algorithm: ClientAlgorithm, nodes: dict[int, int], bytes_down: dict[int, int], state_lost: bool = False
+    ) -> dict[int, ClientAnswer]:
         """Send a message to each client and collect what comes back."""
         contents = {client: self.make_message(state, algorithm, client, state_lost) for client in nodes}
         for client, content in contents.items():
@@ -234,26 +242,42 @@ class FlowerClientPool:
 
     def make_message(self, state: FederatedState, algorithm: ClientAlgorithm, client: int, state_lost: bool) -> RecordDict:
         """What a client is sent."""
-        group = state.cluster_ids[client:client + 1]
+        group = state.cluster_ids[client : client + 1]
         server, counted = state.server, int(state.last_round_seen[client]) if len(state.last_round_seen) else 0
         params = server.params.take(group)
         if self.stock_clients:
-            return RecordDict({"arrays": to_stock_arrays(params), "config": ConfigRecord(
-                {"lr": self.lr_at(state.round), "server-round": state.round + 1})})
+            return RecordDict(
+                {
+                    "arrays": to_stock_arrays(params),
+                    "config": ConfigRecord({"lr": self.lr_at(state.round), "server-round": state.round + 1}),
+                }
+            )
         back = state_lost and "client_state" in algorithm.uploads
-        trees = {"params": params, "broadcast": server.broadcast.take(group), "merged_base": server.base_for(group),
-                 "client_state": state.client_states.gather(slice(client, client + 1)) if back else Tree()}
-        return pack_message(trees, {
-            "experiment_id": self.experiment_id, "run_incarnation": self.run_incarnation, "client": client, "round": state.round,
-            "restores_state": back, "counted_round": 0 if state_lost and not back else counted,
-            "send_gradients": self.send_gradients})
+        trees = {
+            "params": params,
+            "broadcast": server.broadcast.take(group),
+            "merged_base": server.base_for(group),
+            "client_state": state.client_states.gather(slice(client, client + 1)) if back else Tree(),
+        }
+        return pack_message(
+            trees,
+            {
+                "experiment_id": self.experiment_id,
+                "run_incarnation": self.run_incarnation,
+                "client": client,
+                "round": state.round,
+                "restores_state": back,
+                "counted_round": 0 if state_lost and not back else counted,
+                "send_gradients": self.send_gradients,
+            },
+        )
 
     def parse_reply(self, state: FederatedState, algorithm: ClientAlgorithm, client: int, reply: Message) -> ClientAnswer:
         """A reply, checked."""
         if reply.has_error():
             raise MessageRejected(error_reason(reply))
         content = reply.content
-        params = state.server.params.take(state.cluster_ids[client:client + 1]).to(torch.device("cpu"))
+        params = state.server.params.take(state.cluster_ids[client : client + 1]).to(torch.device("cpu"))
         if self.stock_clients:
             return parse_stock_reply(content, params)
         told = read_metadata(content)
@@ -261,24 +285,38 @@ class FlowerClientPool:
             raise MessageRejected(f"it is from client {quote_value(told.get('client'))}, and client {client} was asked")
         for kind in ("rejected", "state_lost"):
             if kind in told:
-                return ClientAnswer(note=str(told[kind])[:500], state_lost=kind == "state_lost",
-                                    num_bytes=content_num_bytes(content))
+                return ClientAnswer(note=str(told[kind])[:500], state_lost=kind == "state_lost", num_bytes=content_num_bytes(content))
         if told.get("round") != state.round:
             raise MessageRejected(f"it answers round {quote_value(told.get('round'))}, and round {state.round} was asked")
         memory = state.client_states.gather(slice(client, client + 1))
-        found = read_trees(content, {
-            "delta": params, "state_delta": memory if "client_state" in algorithm.uploads else Tree(),
-            "mean_grad": params if "mean_grad" in algorithm.uploads or self.send_gradients else Tree()})
+        found = read_trees(
+            content,
+            {
+                "delta": params,
+                "state_delta": memory if "client_state" in algorithm.uploads else Tree(),
+                "mean_grad": params if "mean_grad" in algorithm.uploads or self.send_gradients else Tree(),
+            },
+        )
         loss = told.get("loss")
         if not isinstance(loss, list) or len(loss) != 2:
             raise MessageRejected("it does not say its losses")
         first, mean = (read_number({"loss": value}, "loss") for value in loss)
-        return reject_non_finite(ClientAnswer(
-            found, read_number(told, "weight", 0), read_number(told, "steps", 0), (first, mean), read_number(told, "tokens", 0),
-            bool(told.get("failed")), read_number(told, "lr", 0), num_bytes=content_num_bytes(content)))
+        return reject_non_finite(
+            ClientAnswer(
+                found,
+                read_number(told, "weight", 0),
+                read_number(told, "steps", 0),
+                (first, mean),
+                read_number(told, "tokens", 0),
+                bool(told.get("failed")),
+                read_number(told, "lr", 0),
+                num_bytes=content_num_bytes(content),
+            )
+        )
 
-    def stack_answers(self, state: FederatedState, algorithm: ClientAlgorithm, cohort: Tensor, answers: list[ClientAnswer],
-                      bytes_down: dict[int, int]) -> CohortUpdate:
+    def stack_answers(
+        self, state: FederatedState, algorithm: ClientAlgorithm, cohort: Tensor, answers: list[ClientAnswer], bytes_down: dict[int, int]
+    ) -> CohortUpdate:
         """The answers stacked, ``[C, ...]``; those that failed are zeros, and their memories what they were."""
         server = state.server
         device = next(iter(server.params.values())).device
@@ -303,13 +341,21 @@ class FlowerClientPool:
         why = tuple(answer.note for answer in answers)
         travelled = [[bytes_down[client], answer.num_bytes] for client, answer in zip(cohort.tolist(), answers, strict=True)]
         return CohortUpdate(
-            part("delta", none).to(device), old + news, news.to(device), gradient.to(device),
-            weight=column("weight").to(device), steps=column("steps"),
+            part("delta", none).to(device),
+            old + news,
+            news.to(device),
+            gradient.to(device),
+            weight=column("weight").to(device),
+            steps=column("steps"),
             loss=torch.tensor([answer.loss for answer in answers], dtype=torch.float64),
-            tokens=column("tokens"), failed=failed, cluster_ids=state.cluster_ids[cohort].to(device),
+            tokens=column("tokens"),
+            failed=failed,
+            cluster_ids=state.cluster_ids[cohort].to(device),
             cluster_sizes=state.cluster_ids.bincount(minlength=server.num_models).to(device),
             lr=torch.tensor([lr if answer.lr is None else answer.lr for answer in answers], dtype=torch.float64),
-            notes=why if any(why) else (), bytes_on_wire=torch.tensor(travelled))
+            notes=why if any(why) else (),
+            bytes_on_wire=torch.tensor(travelled),
+        )
 
 
 def parse_stock_reply(content: RecordDict, params: Tree) -> ClientAnswer:
@@ -321,8 +367,11 @@ def parse_stock_reply(content: RecordDict, params: Tree) -> ClientAnswer:
     loss = float(loss) if isinstance(loss, (int, float)) and not isinstance(loss, bool) else float("nan")
     weight = read_number(metrics[0], "num-examples", 0)
     end = read_stock_arrays(arrays[0], params)
-    return reject_non_finite(ClientAnswer({"delta": end - params}, weight, float("nan"), (float("nan"), loss), weight, False,
-                                          num_bytes=content_num_bytes(content)))
+    return reject_non_finite(
+        ClientAnswer(
+            {"delta": end - params}, weight, float("nan"), (float("nan"), loss), weight, False, num_bytes=content_num_bytes(content)
+        )
+    )
 
 
 def reject_non_finite(answer: ClientAnswer) -> ClientAnswer:
@@ -330,8 +379,14 @@ def reject_non_finite(answer: ClientAnswer) -> ClientAnswer:
     finite = all(bool(tree.is_finite().all()) for tree in (answer.trees or {}).values() if tree)
     if finite and answer.weight == answer.weight and not answer.failed:
         return answer
-    return ClientAnswer(loss=answer.loss, tokens=answer.tokens, steps=answer.steps, lr=answer.lr, num_bytes=answer.num_bytes,
-                        note="non-finite numbers: left out of the mean, its memory kept")
+    return ClientAnswer(
+        loss=answer.loss,
+        tokens=answer.tokens,
+        steps=answer.steps,
+        lr=answer.lr,
+        num_bytes=answer.num_bytes,
+        note="non-finite numbers: left out of the mean, its memory kept",
+    )
 
 
 def with_note(answer: ClientAnswer, text: str) -> ClientAnswer:

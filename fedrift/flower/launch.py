@@ -106,26 +106,63 @@ def to_toml(value: str | int | float | bool) -> str:
     return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
 
 
-def superlink_command(host: str, port: int, tls: TlsFiles | None = None, *, authenticate: bool = False, simulation: bool = False,
-              database: Path | None = None) -> Command:
+def superlink_command(
+    host: str, port: int, tls: TlsFiles | None = None, *, authenticate: bool = False, simulation: bool = False, database: Path | None = None
+) -> Command:
     """The server machine's meeting point."""
-    secured = ("--ssl-ca-certfile", str(tls.ca_certificate), "--ssl-certfile", str(tls.server_certificate),
-               "--ssl-keyfile", str(tls.server_key)) if tls else ("--insecure",)
-    return Command("server", (
-        "flower-superlink", *secured, "--host", host, "--port", str(port), "--disable-runtime-dependency-installation",
-        *(("--enable-supernode-auth",) if authenticate else ()), *(("--simulation",) if simulation else ()),
-        *(("--database", str(database)) if database else ())))
+    secured = (
+        ("--ssl-ca-certfile", str(tls.ca_certificate), "--ssl-certfile", str(tls.server_certificate), "--ssl-keyfile", str(tls.server_key))
+        if tls
+        else ("--insecure",)
+    )
+    return Command(
+        "server",
+        (
+            "flower-superlink",
+            *secured,
+            "--host",
+            host,
+            "--port",
+            str(port),
+            "--disable-runtime-dependency-installation",
+            *(("--enable-supernode-auth",) if authenticate else ()),
+            *(("--simulation",) if simulation else ()),
+            *(("--database", str(database)) if database else ()),
+        ),
+    )
 
 
-def supernode_command(client: int, address: str, port: int, tls: TlsFiles | None = None, *, data: str = "", state_dir: str = "",
-                      key: str = "", extra_config: Mapping[str, str] | None = None) -> Command:
+def supernode_command(
+    client: int,
+    address: str,
+    port: int,
+    tls: TlsFiles | None = None,
+    *,
+    data: str = "",
+    state_dir: str = "",
+    key: str = "",
+    extra_config: Mapping[str, str] | None = None,
+) -> Command:
     """A client's machine. ``data``: the folder of its documents; ``key``: its private key, where nodes are authenticated."""
     folders = {name: to_toml(value) for name, value in (("data", data), ("state_dir", state_dir)) if value}
     said = {"client": str(client), **folders, **(extra_config or {})}
     secured = ("--root-certificates", str(tls.ca_certificate)) if tls else ("--insecure",)
-    return Command(f"client {client}", (
-        "flower-supernode", *secured, "--superlink", address, "--host", "127.0.0.1", "--port", str(port),
-        *(("--auth-supernode-private-key", key) if key else ()), "--node-config", " ".join(f"{k}={v}" for k, v in said.items())))
+    return Command(
+        f"client {client}",
+        (
+            "flower-supernode",
+            *secured,
+            "--superlink",
+            address,
+            "--host",
+            "127.0.0.1",
+            "--port",
+            str(port),
+            *(("--auth-supernode-private-key", key) if key else ()),
+            "--node-config",
+            " ".join(f"{k}={v}" for k, v in said.items()),
+        ),
+    )
 
 
 def load_certificates(folder: Path) -> TlsFiles:
@@ -133,8 +170,10 @@ def load_certificates(folder: Path) -> TlsFiles:
     tls = TlsFiles(*(folder.resolve() / name for name in CERTIFICATE_FILES))
     absent = [path.name for path in (tls.ca_certificate, tls.server_certificate, tls.server_key) if not path.is_file()]
     if absent:
-        raise UserError(f"--certificates {folder}: wanted {', '.join(CERTIFICATE_FILES)}; not there: {', '.join(absent)}. "
-                        "docs/beyond-one-machine.md says how to make them")
+        raise UserError(
+            f"--certificates {folder}: wanted {', '.join(CERTIFICATE_FILES)}; not there: {', '.join(absent)}. "
+            "docs/beyond-one-machine.md says how to make them"
+        )
     return tls
 
 
@@ -149,8 +188,10 @@ def check_keys(keys: Path, clients: int, tls: TlsFiles | None) -> Path:
         raise UserError("--keys: Flower authenticates nodes over TLS only; add --certificates FOLDER")
     absent = [name for k in range(clients) for name in (f"client-{k}", f"client-{k}.pub") if not (keys / name).is_file()]
     if absent:
-        raise UserError(f"--keys {keys}: wanted client-0, client-0.pub ... client-{clients - 1}.pub; not there: "
-                        f"{', '.join(absent)}. Make one with: ssh-keygen -t ecdsa -b 384 -N '' -f {keys}/{absent[0]}")
+        raise UserError(
+            f"--keys {keys}: wanted client-0, client-0.pub ... client-{clients - 1}.pub; not there: "
+            f"{', '.join(absent)}. Make one with: ssh-keygen -t ecdsa -b 384 -N '' -f {keys}/{absent[0]}"
+        )
     return keys
 
 
@@ -181,16 +222,23 @@ class ProcessGroup:
     @property
     def environment(self) -> dict[str, str]:
         scripts = str(Path(sys.executable).parent)  # Flower's commands are beside this Python
-        return {**os.environ, **ENVIRONMENT, "FLWR_HOME": str(self.folder / "flwr"), ENVIRONMENT_MARK: str(self.folder),
-                "RAY_DEFAULT_OBJECT_STORE_MAX_MEMORY_BYTES": "200000000", "RAY_USAGE_STATS_ENABLED": "0",
-                "PATH": os.pathsep.join([scripts, os.environ.get("PATH", "")])}
+        return {
+            **os.environ,
+            **ENVIRONMENT,
+            "FLWR_HOME": str(self.folder / "flwr"),
+            ENVIRONMENT_MARK: str(self.folder),
+            "RAY_DEFAULT_OBJECT_STORE_MAX_MEMORY_BYTES": "200000000",
+            "RAY_USAGE_STATS_ENABLED": "0",
+            "PATH": os.pathsep.join([scripts, os.environ.get("PATH", "")]),
+        }
 
     def start(self, name: str, command: Command) -> subprocess.Popen[bytes]:
         """Start a process in a group of its own."""
         self.folder.mkdir(parents=True, exist_ok=True)
         with (self.folder / f"{name}.log").open("ab") as log:
-            child = subprocess.Popen(command.args, stdout=log, stderr=log, stdin=subprocess.DEVNULL, env=self.environment,
-                                     start_new_session=True)
+            child = subprocess.Popen(
+                command.args, stdout=log, stderr=log, stdin=subprocess.DEVNULL, env=self.environment, start_new_session=True
+            )
         self.children[name] = child
         return child
 
@@ -312,14 +360,10 @@ STATUS_INTERVAL_S = 10.0  # and between two questions to Flower how it stands
 
 
 def simulate(
-    config: ExperimentConfig,
-    resources: ResourceCache,
-    flower_config: FlowerConfig,
-    on_progress: ProgressCallback = lambda progress: None,
+    config: ExperimentConfig, resources: ResourceCache, flower_config: FlowerConfig, on_progress: ProgressCallback = lambda progress: None
 ) -> Run:
     """Carry an experiment out over Flower's simulation (Ray), one client after the other on each processor."""
-    with (tempfile.TemporaryDirectory(prefix="fedrift-flower-", ignore_cleanup_errors=True) as folder,
-          process_group(Path(folder)) as made):
+    with tempfile.TemporaryDirectory(prefix="fedrift-flower-", ignore_cleanup_errors=True) as folder, process_group(Path(folder)) as made:
         return run_federation(config, resources, flower_config, on_progress, made, simulation=True)
 
 
@@ -354,9 +398,7 @@ def run_federation(
 ) -> Run:
     """Start everything, watch the run's records until it is over, and leave nothing behind."""
     if resources.runtime.clients_per_pass is not None:
-        raise UserError(
-            "--clients-per-pass: over Flower every client trains in a process of its own, one in a pass; leave it out"
-        )
+        raise UserError("--clients-per-pass: over Flower every client trains in a process of its own, one in a pass; leave it out")
     config = resolve_fingerprints(config, resources)
     run = Run(ensure_runs_dir(resources.runtime.runs_dir), config.id)
     check_stored_run(config, run, resources.runtime)
@@ -366,8 +408,11 @@ def run_federation(
     clients = config.partition.num_clients
     port, home = find_free_port(), group.folder / "flwr"
     address = f"127.0.0.1:{port}"
-    app = write_app(group.folder / "app", config.to_dict(), {
-        **make_run_config(resources.runtime, flower_config), "state_dir": str((run.folder / "clients").resolve())})
+    app = write_app(
+        group.folder / "app",
+        config.to_dict(),
+        {**make_run_config(resources.runtime, flower_config), "state_dir": str((run.folder / "clients").resolve())},
+    )
     write_connection(home, address, tls)
     link = group.start("superlink", superlink_command("127.0.0.1", port, tls, authenticate=bool(keys), simulation=simulation))
     if not wait_for_port(port, link):
@@ -377,8 +422,9 @@ def run_federation(
             key = private_key_path(keys, client)
             if key:
                 group.run_command(register_command(f"{key}.pub"))
-            group.start(f"client-{client}",
-                       supernode_command(client, address, find_free_port(), tls, data=(data or {}).get(client, ""), key=key))
+            group.start(
+                f"client-{client}", supernode_command(client, address, find_free_port(), tls, data=(data or {}).get(client, ""), key=key)
+            )
     number = group.submit_run(submit_command(app, clients if simulation else None))
     monitor_run(run, config.training.num_rounds, on_progress, group, number)
     return run
@@ -387,8 +433,12 @@ def run_federation(
 def make_run_config(runtime: Runtime, flower_config: FlowerConfig) -> dict[str, str | int | float | bool]:
     """What server and nodes read of the run's configuration."""
     said: dict[str, str | int | float | bool] = {
-        "runs_dir": str(runtime.runs_dir.resolve()), "cwd": os.getcwd(), "device": runtime.device, "dtype": runtime.dtype,
-        **asdict(flower_config)}
+        "runs_dir": str(runtime.runs_dir.resolve()),
+        "cwd": os.getcwd(),
+        "device": runtime.device,
+        "dtype": runtime.dtype,
+        **asdict(flower_config),
+    }
     said |= {name: value for name in ARITHMETIC_OPTIONS if (value := getattr(runtime, name)) != getattr(Runtime(), name)}
     if runtime.threads:
         said["threads"] = runtime.threads

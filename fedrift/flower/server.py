@@ -23,20 +23,10 @@ from ..engine.callbacks import Progress
 from ..engine.run import run_experiment
 from ..storage import Run
 from .client_pool import FlowerClientPool, NodeRegistry
-from .config import (
-    FlowerConfig,
-    arithmetic_options,
-    read_bool,
-    read_dtype,
-    read_experiment_config,
-    read_flower_config,
-    read_threads,
-)
+from .config import FlowerConfig, arithmetic_options, read_bool, read_dtype, read_experiment_config, read_flower_config, read_threads
 
 
-def make_client_pool(
-    grid: Grid, flower_config: FlowerConfig, config: ExperimentConfig, context: RunContext, run: Run
-) -> FlowerClientPool:
+def make_client_pool(grid: Grid, flower_config: FlowerConfig, config: ExperimentConfig, context: RunContext, run: Run) -> FlowerClientPool:
     """The experiment's fleet behind a grid. What clients kept for an earlier life of the run's folder does not count."""
     if not (run.folder / "flower.json").exists():
         run.write_json("flower", {"run_incarnation": uuid4().hex})
@@ -46,8 +36,13 @@ def make_client_pool(
             run.log_event(0, "caveat", caveat)
     plan, mitigation = config.training, config.clustering
     return FlowerClientPool(
-        context.simulator.size, grid, config.id, run.read_json("flower")["run_incarnation"], flower_config.min_results,
-        flower_config.round_timeout_s, send_gradients=flower_config.send_gradients,
+        context.simulator.size,
+        grid,
+        config.id,
+        run.read_json("flower")["run_incarnation"],
+        flower_config.min_results,
+        flower_config.round_timeout_s,
+        send_gradients=flower_config.send_gradients,
         stock_clients=flower_config.stock_clients,
         document_strategy=type(mitigation).__name__ if mitigation.needs_client_data else "",
         lr_at=lambda round: plan.client_optimizer.lr * plan.lr_factor(round),
@@ -60,10 +55,15 @@ def run_server(grid: Grid, run_config: Mapping[str, Any]) -> Run:
     if run_config.get("cwd"):
         os.chdir(str(run_config["cwd"]))
     experiment = read_experiment_config(run_config)
-    runtime = Runtime(runs_dir=Path(str(run_config["runs_dir"])), device=str(run_config.get("device") or "auto"),
-                      threads=read_threads(run_config), dtype=read_dtype(run_config),
-                      data_dir=Path(str(run_config["data_dir"])) if run_config.get("data_dir") else None,
-                      save_updates=read_bool(run_config, "save_updates"), **arithmetic_options(run_config))
+    runtime = Runtime(
+        runs_dir=Path(str(run_config["runs_dir"])),
+        device=str(run_config.get("device") or "auto"),
+        threads=read_threads(run_config),
+        dtype=read_dtype(run_config),
+        data_dir=Path(str(run_config["data_dir"])) if run_config.get("data_dir") else None,
+        save_updates=read_bool(run_config, "save_updates"),
+        **arithmetic_options(run_config),
+    )
     terms = read_flower_config(run_config)
     return run_experiment(experiment, ResourceCache(runtime), print_progress, partial(make_client_pool, grid, terms))
 

@@ -39,8 +39,7 @@ class MessageRejected(Exception):
 
 def pack_message(trees: Mapping[str, Tree], metadata: Mapping[str, Any]) -> RecordDict:
     """The content of a message. Empty trees are left out."""
-    leaves = {f"{part}/{name}": leaf.detach().cpu().contiguous().clone()
-              for part, tree in trees.items() for name, leaf in tree.items()}
+    leaves = {f"{part}/{name}": leaf.detach().cpu().contiguous().clone() for part, tree in trees.items() for name, leaf in tree.items()}
     data = save(leaves)
     block = Array(dtype=TENSOR_FORMAT, shape=(len(data),), stype=TENSOR_FORMAT, data=data)
     text = json.dumps({"protocol_version": PROTOCOL_VERSION, **metadata})
@@ -66,8 +65,10 @@ def read_metadata(content: RecordDict) -> dict[str, Any]:
     if not isinstance(found, dict):
         raise MessageRejected("what it says is no JSON object")
     if found.get("protocol_version") != PROTOCOL_VERSION:
-        raise MessageRejected(f"it speaks version {found.get('protocol_version')!r} of fedrift's messages, here is version "
-                              f"{PROTOCOL_VERSION}: install the same fedrift")
+        raise MessageRejected(
+            f"it speaks version {found.get('protocol_version')!r} of fedrift's messages, here is version "
+            f"{PROTOCOL_VERSION}: install the same fedrift"
+        )
     return found
 
 
@@ -148,9 +149,11 @@ def read_array(name: str, array: Array, like: torch.Tensor) -> torch.Tensor:
         dims, fortran, dtype = NPY_HEADER_READERS[npy.read_magic(stream)](stream)
     except Exception:  # a header is an expression of Python, and its tokens, syntax and types have errors of all kinds
         raise MessageRejected(f"{name} is no numpy array") from None
-    rest = array.data[stream.tell():]
+    rest = array.data[stream.tell() :]
     if dims != shape or dtype.kind != "f" or dtype.itemsize not in FLOAT_SIZES or len(rest) != like.numel() * dtype.itemsize:
-        raise MessageRejected(f"{name} must be floats {list(shape)} of 16, 32 or 64 bits, and is {quote_value(str(dtype))} "
-                              f"{quote_value(list(dims))} in {len(rest):,} bytes")
+        raise MessageRejected(
+            f"{name} must be floats {list(shape)} of 16, 32 or 64 bits, and is {quote_value(str(dtype))} "
+            f"{quote_value(list(dims))} in {len(rest):,} bytes"
+        )
     numbers = np.frombuffer(rest, dtype=dtype).reshape(dims, order="F" if fortran else "C")
     return torch.from_numpy(numbers.astype(dtype.newbyteorder("="), order="C")).to(like.dtype).unsqueeze(0)

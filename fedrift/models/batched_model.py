@@ -44,8 +44,14 @@ class GradRequest:
         """Questions of one kind can be answered by one pass. A leaf that leads with 1 for all clients is its run's own."""
         rows = len(self.batch["tokens"])
         plain = all(len(leaf) == rows for leaf in (*self.params.values(), *self.batch.values()))
-        return (id(self.model), tuple(self.params), self.requested, tuple(self.batch), tuple(self.batch["tokens"].shape[1:]),
-                plain or id(self))
+        return (
+            id(self.model),
+            tuple(self.params),
+            self.requested,
+            tuple(self.batch),
+            tuple(self.batch["tokens"].shape[1:]),
+            plain or id(self),
+        )
 
 
 class BatchCoordinator:

@@ -41,9 +41,7 @@ class DeviceCheck:
 def compare_step(model: StackedModel, reference: StackedModel, params: Tree, batch: dict[str, Tensor]) -> DeviceCheck:
     """One step of ``params [C, ...]`` on ``batch`` by the model where it is and by ``reference``, which is on the CPU."""
     loss, gradient = loss_and_gradient(model, params, batch)
-    theirs, wanted = loss_and_gradient(
-        reference, params.to(torch.device("cpu")), {name: value.cpu() for name, value in batch.items()}
-    )
+    theirs, wanted = loss_and_gradient(reference, params.to(torch.device("cpu")), {name: value.cpu() for name, value in batch.items()})
     apart = (loss - theirs).abs().max() / theirs.abs().max().clamp_min(1e-12)
     cosine = gradient @ wanted / (gradient.norm() * wanted.norm()).clamp_min(1e-30)
     return DeviceCheck(float(apart), float(1 - cosine))

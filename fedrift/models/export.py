@@ -82,8 +82,7 @@ def check_peft_compatible(model: StackedModel, trainable: Lora) -> None:
     """Raise `UserError` unless PEFT puts every adapter of a saved file where it is trained here."""
     config: Any = model.network.config
     transposed = any(is_transposed(module) for module in model.modules.values())
-    shapes = tuple((name, tuple(leaf.shape))
-                   for name, leaf in to_peft_state_dict(model.init_params().map(lambda leaf: leaf[0])).items())
+    shapes = tuple((name, tuple(leaf.shape)) for name, leaf in to_peft_state_dict(model.init_params().map(lambda leaf: leaf[0])).items())
     if wrong := find_misplaced_adapters(pickle.dumps((type(model.network), config)), trainable.r, transposed, shapes):
         raise UserError(f"{type(model.network).__name__}: {wrong}")
 
@@ -132,8 +131,12 @@ def is_transposed(module: nn.Module) -> bool:
 def save_network(folder: Path, params: Tree, model: StackedModel) -> None:
     """The whole network with its trained weights, as transformers saves it; what is tied to a trained weight is that weight."""
     network: Any = model.network
-    trained = {id(leaf): params[f"{path}.{name}"].to(leaf) for path, module in model.modules.items()
-               for name, leaf in module.named_parameters() if f"{path}.{name}" in params}
+    trained = {
+        id(leaf): params[f"{path}.{name}"].to(leaf)
+        for path, module in model.modules.items()
+        for name, leaf in module.named_parameters()
+        if f"{path}.{name}" in params
+    }
     state = {}
     for key, leaf in network.state_dict(keep_vars=True).items():
         state[key.replace(".base.", ".")] = trained[id(leaf)] if id(leaf) in trained else leaf.detach()

@@ -51,7 +51,7 @@ class FusedLinear:
         self.bias = torch.cat([base.bias for base in bases]) if bases[0].bias is not None else None
         self.output_ends = torch.tensor([base.out_features for base in bases]).cumsum(0).tolist()
         for base, end in zip(bases, self.output_ends, strict=True):
-            base.weight.data = self.weight[end - base.out_features:end]
+            base.weight.data = self.weight[end - base.out_features : end]
 
     def ensure_fused(self) -> FusedLinear:
         """Joined again if the network was moved meanwhile."""
@@ -98,12 +98,10 @@ class PassPlan:
         rank = up_factors[0].shape[2]
         whole = up_factors[0].new_zeros(len(up_factors[0]), len(self.weight), rank * len(up_factors))
         for number, ((first, last), up) in enumerate(zip(self.spans, up_factors, strict=True)):
-            whole[:, first:last, number * rank:(number + 1) * rank] = up
+            whole[:, first:last, number * rank : (number + 1) * rank] = up
         return whole
 
-    def backward(
-        self, saved: Sequence[Tensor], grad_output: Tensor, needs_input_grad: bool
-    ) -> tuple[Tensor | None, list[Tensor]]:
+    def backward(self, saved: Sequence[Tensor], grad_output: Tensor, needs_input_grad: bool) -> tuple[Tensor | None, list[Tensor]]:
         """Gradients on x and on the factors, from ``grad_output [C*B, T, O]``."""
         x = saved[0]
         rows = grad_output.reshape(-1, grad_output.shape[-1])
@@ -128,8 +126,11 @@ def find_joint_weight(weights: Sequence[Tensor]) -> Tensor | None:
     """The matrix of which these ``[O_i, I]`` are the rows, one after the other; None where they lie elsewhere."""
     first, end = weights[0], weights[0].data_ptr()
     for weight in weights:
-        if not weight.is_contiguous() or weight.data_ptr() != end or \
-                weight.untyped_storage().data_ptr() != first.untyped_storage().data_ptr():
+        if (
+            not weight.is_contiguous()
+            or weight.data_ptr() != end
+            or weight.untyped_storage().data_ptr() != first.untyped_storage().data_ptr()
+        ):
             return None
         end += weight.nbytes
     return first.as_strided((sum(map(len, weights)), first.shape[1]), first.stride())
@@ -188,13 +189,25 @@ def norm_forward(self: Any, x: Tensor) -> Any:
     return FusedRMSNorm.apply(x, self.weight, self.variance_epsilon)
 
 
-def attention_forward(self: Any, hidden_states: Tensor, position_embeddings: Any = None, attention_mask: Tensor | None = None,
-                      past_key_values: Any = None, **more: Any) -> Any:
+def attention_forward(
+    self: Any,
+    hidden_states: Tensor,
+    position_embeddings: Any = None,
+    attention_mask: Tensor | None = None,
+    past_key_values: Any = None,
+    **more: Any,
+) -> Any:
     joined, outfit = self.fused
     way = joined.ensure_fused().make_plan(outfit.leaves, hidden_states.dtype)
     if way is None or past_key_values is not None or self.config._attn_implementation != "sdpa":
-        return original_forward(self, hidden_states, position_embeddings=position_embeddings, attention_mask=attention_mask,
-                                past_key_values=past_key_values, **more)
+        return original_forward(
+            self,
+            hidden_states,
+            position_embeddings=position_embeddings,
+            attention_mask=attention_mask,
+            past_key_values=past_key_values,
+            **more,
+        )
     cos, sin = position_embeddings
     query, key, value = FusedQKVRope.apply(hidden_states, cos, sin, self.head_dim, joined.output_ends, way[0], *way[1])
     mixed, _ = sdpa_attention_forward(self, query, key, value, attention_mask, scaling=self.scaling)
@@ -230,12 +243,13 @@ class FusedQKVRope(torch.autograd.Function):
     """Queries and keys turned by their positions, and values, ``[C*B, heads, T, D]`` each, of ``x [C*B, T, I]``."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, cos: Tensor, sin: Tensor, width: int, ends: list[int], plan: Any,
-                *factors: Tensor) -> tuple[Tensor, ...]:
+    def forward(
+        ctx: Any, x: Tensor, cos: Tensor, sin: Tensor, width: int, ends: list[int], plan: Any, *factors: Tensor
+    ) -> tuple[Tensor, ...]:
         y = plan.forward(ctx, x, factors).unflatten(-1, (-1, width))  # [C*B, T, heads, D]
         half = width // 2
         turn = cos[..., None, :half], sin[..., None, :half]  # [1, T, 1, D/2]: both halves turn alike
-        first, second = y[:, :, :ends[1] // width].split(half, -1)
+        first, second = y[:, :, : ends[1] // width].split(half, -1)
         before = first.clone()
         first.mul_(turn[0]).addcmul_(second, turn[1], value=-1)
         second.mul_(turn[0]).addcmul_(before, turn[1])
@@ -253,7 +267,7 @@ class FusedQKVRope(torch.autograd.Function):
             one, two = grad.transpose(1, 2).split(half, -1)
             torch.mul(one, cos, out=part[..., :half]).addcmul_(two, sin)
             torch.mul(two, cos, out=part[..., half:]).addcmul_(one, sin, value=-1)
-        slope[:, :, ctx.heads[1]:] = grads[2].transpose(1, 2)
+        slope[:, :, ctx.heads[1] :] = grads[2].transpose(1, 2)
         dx, found = ctx.plan.backward(ctx.saved_tensors, slope.flatten(2), ctx.needs_input_grad[0])
         return dx, None, None, None, None, None, *found
 

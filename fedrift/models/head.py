@@ -46,9 +46,7 @@ class FrozenHeadLoss(torch.autograd.Function):
     """``(hidden [P, H], weight [V, H], target [P], bias [V]) -> loss [P]`` in nats; gradients reach ``hidden`` only."""
 
     @staticmethod
-    def forward(
-        ctx: Any, hidden: Tensor, weight: Tensor, target: Tensor, bias: Tensor | None, to_logits: LogitTransform
-    ) -> Tensor:
+    def forward(ctx: Any, hidden: Tensor, weight: Tensor, target: Tensor, bias: Tensor | None, to_logits: LogitTransform) -> Tensor:
         rows = max(MIN_ROWS_PER_CHUNK, LOGITS_PER_CHUNK // len(weight))
         want = ctx.needs_input_grad[0]
         losses, slopes = [], []
@@ -86,9 +84,7 @@ class PerClientHeadLoss(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(
-        ctx: Any, hidden: Tensor, weight: Tensor, target: Tensor, bias: Tensor | None, to_logits: LogitTransform
-    ) -> Tensor:
+    def forward(ctx: Any, hidden: Tensor, weight: Tensor, target: Tensor, bias: Tensor | None, to_logits: LogitTransform) -> Tensor:
         want = any(ctx.needs_input_grad)
         rows = hidden.shape[1] if want else max(MIN_ROWS_PER_CHUNK, LOGITS_PER_CHUNK // weight.shape[1])
         losses = torch.empty(target.shape, dtype=to_float32(hidden[:0]).dtype, device=hidden.device)
@@ -117,7 +113,7 @@ class PerClientHeadLoss(torch.autograd.Function):
         hidden, weight, target, bias, *kept = ctx.saved_tensors
         to_hidden, to_weight = torch.empty_like(hidden), torch.empty_like(weight)
         to_bias = None if bias is None else torch.empty_like(bias)
-        for client, share in enumerate(kept[:len(hidden)]):
+        for client, share in enumerate(kept[: len(hidden)]):
             each = grad[client][:, None].to(share.dtype)
             slope = (share * each).scatter_add_(1, target[client][:, None], -each)  # [P, V]
             if ctx.to_logits.cap is not None:
@@ -137,7 +133,8 @@ def to_float32(logits: Tensor) -> Tensor:
     return logits.float() if logits.dtype in (torch.bfloat16, torch.float16) else logits
 
 
-def frozen_head_losses(hidden: Tensor, weight: Tensor, target: Tensor, bias: Tensor | None = None,
-                       to_logits: LogitTransform = LogitTransform()) -> Tensor:
+def frozen_head_losses(
+    hidden: Tensor, weight: Tensor, target: Tensor, bias: Tensor | None = None, to_logits: LogitTransform = LogitTransform()
+) -> Tensor:
     """Cross-entropy of each position ``[P]`` under a frozen head."""
     return FrozenHeadLoss.apply(hidden, weight, target, bias, to_logits)  # type: ignore[no-any-return]

@@ -48,8 +48,7 @@ def visit_attention(model: StackedModel, params: Tree, tokens: Tensor, on_layer:
     def show(layer: int, out: Any) -> None:
         weights = out[1] if isinstance(out, tuple) and len(out) > 1 else None
         if weights is None:
-            raise UserError(f"{type(model.network).__name__} does not show where its heads look: leave attention out of the "
-                            "probes")
+            raise UserError(f"{type(model.network).__name__} does not show where its heads look: leave attention out of the probes")
         on_layer(layer, weights.detach().unflatten(0, (count, -1)))
 
     with use_eager_attention(model.network), hook_outputs(find_attention_modules(model.network), show):
@@ -69,8 +68,10 @@ def find_attention_modules(network: nn.Module) -> list[nn.Module]:
 @contextmanager
 def hook_outputs(modules: Iterable[nn.Module], on_output: Callable[[int, Any], None]) -> Iterator[None]:
     """``on_output(number, output)`` whenever one of the modules has worked, until the end; compiled ones work plainly."""
-    hooks = [module.register_forward_hook(lambda module, args, out, number=number: on_output(number, out))
-             for number, module in enumerate(modules)]
+    hooks = [
+        module.register_forward_hook(lambda module, args, out, number=number: on_output(number, out))
+        for number, module in enumerate(modules)
+    ]
     try:
         with torch.compiler.set_stance("force_eager"):
             yield
@@ -125,15 +126,16 @@ class HiddenStateEncoder:
     @torch.no_grad()
     def encode_batch(self, texts: Sequence[str]) -> np.ndarray:
         """Masked means of the middle block's states, [len(texts), H] float64."""
-        ids = [self.tokenizer(text)["input_ids"][:min(MAX_TOKENS, self.context_length)] for text in texts]
+        ids = [self.tokenizer(text)["input_ids"][: min(MAX_TOKENS, self.context_length)] for text in texts]
         width = max(1, max(map(len, ids)))
         tokens, keep = torch.zeros(len(ids), width, dtype=torch.long), torch.zeros(len(ids), width, dtype=torch.bool)
         for row, line in enumerate(ids):
-            tokens[row, :len(line)], keep[row, :len(line)] = torch.tensor(line, dtype=torch.long), True
+            tokens[row, : len(line)], keep[row, : len(line)] = torch.tensor(line, dtype=torch.long), True
         _, blocks = find_blocks(self.network)
         seen: list[Tensor] = []
         hook = blocks[max(0, len(blocks) // 2 - 1)].register_forward_hook(
-            lambda module, args, out: seen.append(out[0] if isinstance(out, tuple) else out))
+            lambda module, args, out: seen.append(out[0] if isinstance(out, tuple) else out)
+        )
         try:  # padding lies to the right: what is before it does not see it
             self.network.base_model(input_ids=tokens.to(next(self.network.parameters()).device), use_cache=False)
         finally:

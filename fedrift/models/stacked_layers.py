@@ -129,10 +129,13 @@ class PerClientLoop(PerClientModule):
         def part(client: int) -> Callable[[Any], Any]:
             def one(leaf: Any) -> Any:
                 return leaf.chunk(count)[client] if size and isinstance(leaf, Tensor) and leaf.shape[:1] == (size,) else leaf
+
             return one
 
-        found = [functional_call(self.base, {name: leaf[client] for name, leaf in weights.items()},
-                                 *tree_map(part(client), (args, named))) for client in range(count)]
+        found = [
+            functional_call(self.base, {name: leaf[client] for name, leaf in weights.items()}, *tree_map(part(client), (args, named)))
+            for client in range(count)
+        ]
         rows = self.active_params.num_rows // count
 
         def together(*parts: Any) -> Any:

@@ -44,8 +44,7 @@ def sample_tokens(network: Any) -> Tensor:
     """A few tokens ``[CHECK_CLIENTS, CHECK_ROWS, CHECK_LENGTH]`` that stand for plain text: no mark of
     an image or the like among them."""
     config = network.config.get_text_config()
-    marks = {value for name, value in vars(network.config).items() if name.endswith(("token_id", "token_index"))
-             and isinstance(value, int)}
+    marks = {value for name, value in vars(network.config).items() if name.endswith(("token_id", "token_index")) and isinstance(value, int)}
     size = min(network.get_output_embeddings().weight.shape[0], config.vocab_size)
     plain = torch.tensor([number for number in range(min(size, 1000)) if number not in marks])
     draw = torch.Generator().manual_seed(0)
@@ -70,8 +69,9 @@ def read_logits(network: Any) -> LogitTransform:
     kind = type(network).__name__
     head: Any = network.get_output_embeddings()
     if not isinstance(head, nn.Module) or getattr(head, "weight", None) is None or head.weight.ndim != 2:
-        raise UserError(f"{kind} has no matrix that makes logits of hidden states (get_output_embeddings), which fedrift trains "
-                        f"by: {SUGGESTION}")
+        raise UserError(
+            f"{kind} has no matrix that makes logits of hidden states (get_output_embeddings), which fedrift trains by: {SUGGESTION}"
+        )
     tokens = sample_tokens(network)[0]
     states = network.base_model(input_ids=tokens, use_cache=False).last_hidden_state
     weight: Tensor = head.weight  # type: ignore[assignment]
@@ -88,20 +88,18 @@ def read_logits(network: Any) -> LogitTransform:
     before = fit_scale(seen[0], states)
     plain = F.linear(given, weight, getattr(head, "bias", None))
     if not (is_close(before * states, seen[0], exact) and is_close(plain, seen[1], exact)):
-        raise UserError(f"{kind} changes its last hidden states before they become logits in a way that fedrift does not know: "
-                        f"{SUGGESTION}")
+        raise UserError(
+            f"{kind} changes its last hidden states before they become logits in a way that fedrift does not know: {SUGGESTION}"
+        )
     found = fit_logit_transform(to_float32(plain), to_float32(logits), numeric_settings(network.config), exact)
     if found is None or (before != 1 and getattr(head, "bias", None) is not None):
         raise UserError(f"{kind} changes its logits in a way that fedrift does not know: {SUGGESTION}")
     return LogitTransform(snap_to_config(before, numeric_settings(network.config), exact) * found.scale, found.cap)
 
 
-def fit_logit_transform(
-    plain: Tensor, logits: Tensor, config_numbers: dict[str, float], tolerance: float
-) -> LogitTransform | None:
+def fit_logit_transform(plain: Tensor, logits: Tensor, config_numbers: dict[str, float], tolerance: float) -> LogitTransform | None:
     """The factor and the soft cap that make ``logits`` of ``plain = h W^T + b``; None if it is neither."""
-    caps = [value for name, value in config_numbers.items()
-            if "cap" in name and "logit" in name and "att" not in name and value > 0]
+    caps = [value for name, value in config_numbers.items() if "cap" in name and "logit" in name and "att" not in name and value > 0]
     for cap in (None, *caps):
         inner = logits if cap is None else (logits / cap).clamp(-0.9, 0.9).atanh() * cap
         use = torch.ones_like(logits, dtype=torch.bool) if cap is None else logits.abs() < 0.9 * cap
@@ -127,8 +125,12 @@ def snap_to_config(measured: float, config_numbers: dict[str, float], tolerance:
 
 def numeric_settings(config: Any) -> dict[str, float]:
     """The numbers of a configuration by name."""
-    return {name: float(value) for part in (config, config.get_text_config()) for name, value in vars(part).items()
-            if isinstance(value, Real) and not isinstance(value, bool)}
+    return {
+        name: float(value)
+        for part in (config, config.get_text_config())
+        for name, value in vars(part).items()
+        if isinstance(value, Real) and not isinstance(value, bool)
+    }
 
 
 def is_close(actual: Tensor, expected: Tensor, tolerance: float) -> bool:
@@ -141,12 +143,12 @@ def is_close(actual: Tensor, expected: Tensor, tolerance: float) -> bool:
 def replace_head_input(head: nn.Module, hidden: Tensor, captured: list[Tensor]) -> Iterator[None]:
     """While the network works, its head reads ``hidden``; ``captured`` gets what it was to read and what it made of
     ``hidden``."""
+
     def before(module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
         captured.append(args[0])
         return (hidden.to(args[0].dtype).view(args[0].shape) if args[0].numel() == hidden.numel() else args[0],)
 
-    hooks = [head.register_forward_pre_hook(before),
-             head.register_forward_hook(lambda module, args, out: captured.append(out))]
+    hooks = [head.register_forward_pre_hook(before), head.register_forward_hook(lambda module, args, out: captured.append(out))]
     try:
         yield
     finally:
@@ -155,8 +157,7 @@ def replace_head_input(head: nn.Module, hidden: Tensor, captured: list[Tensor]) 
 
 
 @torch.no_grad()
-def reference_losses(network: Any, modules: dict[str, nn.Module], leaves: Tree, scale: float,
-                 tokens: Tensor) -> tuple[Tensor, set[str]]:
+def reference_losses(network: Any, modules: dict[str, nn.Module], leaves: Tree, scale: float, tokens: Tensor) -> tuple[Tensor, set[str]]:
     """The loss of every position ``[B, T-1]`` as transformers has it, of one client: ``leaves`` without a leading axis.
 
     Adapters are added to what their maps give; all other leaves take the place of the network's own. Also returned: the paths of
@@ -191,11 +192,13 @@ def check_losses(actual: Tensor, expected: Tensor, head_weight: Tensor, descript
     if through == COARSE_TOLERANCE[1]:  # in few bits single positions may be far off
         apart, expected = apart.mean(), expected.mean()
     if not bool((apart <= through * expected.abs().clamp_min(1).to(actual)).all()):
-        raise UserError(f"{description} computes other losses in a stack of clients than alone (by up to "
-                        f"{float(apart.max()):.1e} nats): {SUGGESTION}")
+        raise UserError(
+            f"{description} computes other losses in a stack of clients than alone (by up to {float(apart.max()):.1e} nats): {SUGGESTION}"
+        )
 
 
 # A language model that C clients wear at once, and the two things asked of it: loss and gradient, and evaluation.
+
 
 class StackedModel:
     """A frozen causal language model whose trained parts are given with every call, stacked along C.
@@ -208,8 +211,7 @@ class StackedModel:
     made of it is kept (None: on a CPU, if there are such blocks).
     """
 
-    def __init__(self, network: nn.Module, trainable: Trainable, fused: bool = True,
-                 use_prefix_cache: bool | None = None) -> None:
+    def __init__(self, network: nn.Module, trainable: Trainable, fused: bool = True, use_prefix_cache: bool | None = None) -> None:
         check_unshared(network)
         network.eval().requires_grad_(False)
         self.network, self.trainable = network, trainable
@@ -227,12 +229,15 @@ class StackedModel:
                 params = Tree({name: leaf for name, leaf in params.items() if name.rsplit(".", 1)[0] not in idle})
                 expected.append(losses)
         leaves = self.init_params().keys()
-        names = {id(leaf): f"{path}.{name}" for path, module in self.modules.items() for name, leaf in module.named_parameters()
-                 if f"{path}.{name}" in leaves}
+        names = {
+            id(leaf): f"{path}.{name}"
+            for path, module in self.modules.items()
+            for name, leaf in module.named_parameters()
+            if f"{path}.{name}" in leaves
+        }
         self.head_leaf = names.get(id(self.head.weight))  # a tied head's is the embedding's
         self.bias_leaf = names.get(id(getattr(self.head, "bias", None)))
-        replace_modules(network, {module: trainable.wrap(module, path, self.active_params)
-                                  for path, module in self.modules.items()})
+        replace_modules(network, {module: trainable.wrap(module, path, self.active_params) for path, module in self.modules.items()})
         if fused:
             fuse_blocks(network, self.active_params)
         below = count_frozen_blocks(network, self.modules)
@@ -342,8 +347,10 @@ def explain_errors(network: nn.Module, trainable: Trainable) -> Iterator[None]:
         raise
     except Exception as error:
         first = next(iter(str(error).strip().splitlines()), "")[:160]
-        raise UserError(f"{type(network).__name__} does not work with trainable: {{type: {type(trainable).__name__}}} "
-                        f"({type(error).__name__}: {first}): {SUGGESTION}") from error
+        raise UserError(
+            f"{type(network).__name__} does not work with trainable: {{type: {type(trainable).__name__}}} "
+            f"({type(error).__name__}: {first}): {SUGGESTION}"
+        ) from error
 
 
 def replace_modules(network: nn.Module, replacements: dict[nn.Module, nn.Module]) -> None:
@@ -356,10 +363,11 @@ def replace_modules(network: nn.Module, replacements: dict[nn.Module, nn.Module]
 
 def check_unshared(network: nn.Module) -> None:
     """Raise `UserError` if another stacked model has already taken this network: its adapters would lie under the new ones."""
-    if taken := next((path for path, module in network.named_modules()
-                      if isinstance(module, (PerClientLora, PerClientModule))), None):
-        raise UserError(f"this {type(network).__name__} already belongs to another StackedModel, which trains {taken}: load the "
-                        "network again, or use that StackedModel")
+    if taken := next((path for path, module in network.named_modules() if isinstance(module, (PerClientLora, PerClientModule))), None):
+        raise UserError(
+            f"this {type(network).__name__} already belongs to another StackedModel, which trains {taken}: load the "
+            "network again, or use that StackedModel"
+        )
 
 
 # Continuations of many prompts at once, with a cache of keys and values, of one model that a network wears.
@@ -386,9 +394,7 @@ class NucleusSampler:
 
 
 @torch.no_grad()
-def generate_tokens(
-    model: StackedModel, params: Tree, prompts: Tensor, num_tokens: int, sampler: TokenSampler = greedy
-) -> Tensor:
+def generate_tokens(model: StackedModel, params: Tree, prompts: Tensor, num_tokens: int, sampler: TokenSampler = greedy) -> Tensor:
     """``num_tokens`` further tokens of each prompt, one after the other: ``[B, P] -> [B, num_tokens]``.
 
     ``params [1, ...]``. All prompts are equally long: nothing is padded. An end mark ends nothing.
@@ -416,9 +422,8 @@ def first_head_weights(model: StackedModel, params: Tree, dtype: torch.dtype) ->
 
 # How a language model represents a sequence: the mean of its last hidden states over what is not padding.
 
-def mean_hidden_states(
-    hidden_fn: Callable[[Tree, Tensor], Tensor], params: Tree, batch: dict[str, Tensor]
-) -> tuple[Tensor, Tensor]:
+
+def mean_hidden_states(hidden_fn: Callable[[Tree, Tensor], Tensor], params: Tree, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
     """``z [C, B, H]``, and which sequences hold anything, ``[C, B]``. ``hidden_fn``: ``(params, tokens) -> [C, B, T, H]``."""
     states, keep = hidden_fn(params, batch["tokens"]), batch["keep"]
     share = keep / keep.sum(2, keepdim=True).clamp_min(1)  # [C, B, T]

@@ -34,8 +34,9 @@ def check_quantization_installed(quantization: Quantization) -> None:
     """Raise `UserError` if the package that quantises this way is not here."""
     package = REQUIRED_PACKAGES.get(quantization)
     if package and find_spec(package) is None:
-        raise UserError(f"quantization: {quantization} needs the package {package}: pip install 'fedrift[quantised]'; "
-                        "or say quantization: none")
+        raise UserError(
+            f"quantization: {quantization} needs the package {package}: pip install 'fedrift[quantised]'; or say quantization: none"
+        )
 
 
 def loading_options(quantization: Quantization, dtype: torch.dtype) -> dict[str, Any]:
@@ -54,8 +55,10 @@ def quantize(network: PreTrainedModel, quantization: Quantization) -> PreTrained
         head = network.get_output_embeddings()
         maps = [module for module in network.modules() if type(module) is nn.Linear and module is not head]
         if not maps:
-            raise UserError(f"quantization: int8 finds no linear map in {type(network).__name__} (GPT-2 keeps its own kind): "
-                            "say quantization: nf4 or none")
+            raise UserError(
+                f"quantization: int8 finds no linear map in {type(network).__name__} (GPT-2 keeps its own kind): "
+                "say quantization: nf4 or none"
+            )
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             quantize_(network, Int8WeightOnlyConfig(), filter_fn=lambda module, path: any(module is one for one in maps))
@@ -81,8 +84,16 @@ def disable_avx512_kernel(network: PreTrainedModel) -> PreTrainedModel:
 # weights, the client's: C for a cohort, M for a server's models.
 
 # What "auto" means for an architecture that PEFT has no default for: the first of these that the network has.
-DEFAULT_TARGETS = (("q_proj", "v_proj"), ("query", "value"), ("query_key_value",), ("qkv_proj",), ("Wqkv",), ("c_attn",),
-                   ("q_b_proj", "kv_b_proj"), ("in_proj", "x_proj"))
+DEFAULT_TARGETS = (
+    ("q_proj", "v_proj"),
+    ("query", "value"),
+    ("query_key_value",),
+    ("qkv_proj",),
+    ("Wqkv",),
+    ("c_attn",),
+    ("q_b_proj", "kv_b_proj"),
+    ("in_proj", "x_proj"),
+)
 
 
 class Trainable(Protocol):
@@ -120,14 +131,19 @@ class Lora:
 
     def select_modules(self, network: nn.Module) -> dict[str, nn.Module]:
         """The modules that get an adapter, by path."""
-        linear = {path: module for path, module in network.named_modules()
-                  if linear_shape(module) and module is not network.get_output_embeddings()}  # type: ignore[operator]
+        linear = {
+            path: module
+            for path, module in network.named_modules()
+            if linear_shape(module) and module is not network.get_output_embeddings()
+        }  # type: ignore[operator]
         chosen = self._select_targets(linear, network.config.model_type)  # type: ignore[union-attr,arg-type]
         dims = {path: min(linear_shape(module) or (0,)) for path, module in chosen.items()}
         if self.r > max(dims.values()):
             path = max(dims, key=lambda name: dims[name])
-            raise UserError(f"trainable.r: {str(self.r)[:80]} is more than any adapted map has dimensions; at most "
-                            f"{dims[path]}, of {path}, at which an adapter is as good as the whole matrix")
+            raise UserError(
+                f"trainable.r: {str(self.r)[:80]} is more than any adapted map has dimensions; at most "
+                f"{dims[path]}, of {path}, at which an adapter is as good as the whole matrix"
+            )
         return chosen
 
     def _select_targets(self, linear: dict[str, nn.Module], model_type: str) -> dict[str, nn.Module]:
@@ -135,8 +151,9 @@ class Lora:
         if not linear:
             raise UserError(f"a model of type {model_type!r} has no linear map to adapt: use trainable: {{type: All}}")
         if not self.target_modules:
-            raise UserError("trainable.target_modules is empty, so that nothing would be trained: name endings of modules, or "
-                            "say [auto] or [all]")
+            raise UserError(
+                "trainable.target_modules is empty, so that nothing would be trained: name endings of modules, or say [auto] or [all]"
+            )
         if self.target_modules == ("all",):
             return linear
         if self.target_modules == ("auto",):
@@ -156,8 +173,11 @@ class Lora:
             own = sum(leaf.numel() for leaf in module.parameters(recurse=False) if leaf.ndim > 1)
             if own and not is_known(module):
                 kept[type(module).__name__] = kept.get(type(module).__name__, 0) + own
-        return [f"trainable.target_modules: [all] adapts linear maps, so that {name} gets no adapter: {share:.1%} of the model's "
-                "weights" for name, count in kept.items() if (share := count / size) >= 0.001]
+        return [
+            f"trainable.target_modules: [all] adapts linear maps, so that {name} gets no adapter: {share:.1%} of the model's weights"
+            for name, count in kept.items()
+            if (share := count / size) >= 0.001
+        ]
 
     def init_params(self, modules: dict[str, nn.Module], seed: int) -> Tree:
         tree = Tree()
@@ -189,8 +209,10 @@ class LastBlocks:
         prefixes = tuple(f"{path}.{number}." for number in range(len(stack) - self.num_blocks, len(stack)))
         found = {name: module for name, module in weight_modules(network).items() if f"{name}.".startswith(prefixes)}
         if not found:
-            raise UserError(f"{type(network).__name__} does not hold the weights of {path}.{len(stack) - 1} apart from others: "
-                            "use trainable: {type: All} or {type: Lora}")
+            raise UserError(
+                f"{type(network).__name__} does not hold the weights of {path}.{len(stack) - 1} apart from others: "
+                "use trainable: {type: All} or {type: Lora}"
+            )
         return found
 
     def warnings(self, network: nn.Module) -> list[str]:
@@ -247,8 +269,10 @@ def weight_modules(network: nn.Module) -> dict[str, nn.Module]:
     A module of an unknown kind that holds weights owns all that is inside it.
     """
     if getattr(network.config, "quantization_config", None) is not None:
-        raise UserError(f"the weights of this {type(network).__name__} are quantised (quantization_config in config.json) and "
-                        "cannot be trained themselves: use trainable: {type: Lora}, or a folder with the weights in full")
+        raise UserError(
+            f"the weights of this {type(network).__name__} are quantised (quantization_config in config.json) and "
+            "cannot be trained themselves: use trainable: {type: Lora}, or a folder with the weights in full"
+        )
     head = network.get_output_embeddings()  # type: ignore[operator]
     tied = head.weight is network.get_input_embeddings().weight  # type: ignore[operator]
     found = dict[str, nn.Module]()

@@ -115,15 +115,13 @@ def document_topics(corpus: Corpus, min_topics: int = 2) -> tuple[np.ndarray, tu
 
 # What the clients of a partition hold, counted: texts as written, tokens by domain, words by client.
 
+
 def rewritten_texts(corpus: Corpus, partition: Partition, owner: np.ndarray) -> list[str]:
     """The texts as their owners write them."""
     if not partition.rewrites:
         return list(corpus.text)
     rewrites = [partition.rewrites[client] for client in owner]
-    return [
-        text if r is None else r(text, document_id(text))
-        for text, r in zip(corpus.text, rewrites, strict=True)
-    ]
+    return [text if r is None else r(text, document_id(text)) for text, r in zip(corpus.text, rewrites, strict=True)]
 
 
 def tokens_by_label(corpus: Corpus, size: np.ndarray, owner: np.ndarray, num_clients: int) -> np.ndarray:
@@ -141,6 +139,7 @@ def counts_by_client(counts: csr_array, owner: np.ndarray, num_clients: int) -> 
 
 
 # A deal that is IID although its severity is not 0: refused, for its results would be reported as those of skewed clients.
+
 
 def partition_corpus(partitioner: Partitioner, corpus: Corpus, make_rng: Callable[[], np.random.Generator]) -> Partition:
     """Deal a corpus, and make sure that the clients differ where the severity says that they do.
@@ -187,17 +186,18 @@ def has_identical_rewrites(partitioner: Partitioner, partition: Partition) -> bo
     return bool(partition.rewrites) and len(set(partition.rewrites)) == 1 and not getattr(partitioner, "homogeneous", False)
 
 
-def is_iid_baseline(
-    partitioner: Partitioner, corpus: Corpus, partition: Partition, make_rng: Callable[[], np.random.Generator]
-) -> bool:
+def is_iid_baseline(partitioner: Partitioner, corpus: Corpus, partition: Partition, make_rng: Callable[[], np.random.Generator]) -> bool:
     """Whether each client holds, as it writes them, just the documents that it holds at severity 0."""
     changeable: Any = partitioner
     twin: Partition = replace(changeable, severity=0.0)(corpus, make_rng())
     if not all(np.array_equal(one, other) for one, other in zip(partition.rows, twin.rows, strict=True)):
         return False
     ways = partition.rewrites or (None,) * len(partition)
-    return not any(way is not None and way(text, document_id(text)) != text
-                   for way, rows in zip(ways, partition.rows, strict=True) for text in (corpus.text[row] for row in rows))
+    return not any(
+        way is not None and way(text, document_id(text)) != text
+        for way, rows in zip(ways, partition.rows, strict=True)
+        for text in (corpus.text[row] for row in rows)
+    )
 
 
 __all__ = ["partition_corpus", "partition_notes"]

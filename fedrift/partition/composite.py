@@ -58,9 +58,7 @@ class Composed:
         size = document_sizes(corpus, self.num_clients)
         group, names = document_topics(corpus)
         columns = tokens_per_group(group, size)
-        share = sample_budget_shares(
-            self.num_clients, self.severity * self.quantity_severity, self.min_share, rng.random(self.num_clients)
-        )
+        share = sample_budget_shares(self.num_clients, self.severity * self.quantity_severity, self.min_share, rng.random(self.num_clients))
         rows = share * columns.sum()
         uniform = rng.random((self.num_clients, len(names)))
         table = uniform_table(rows, columns)
@@ -186,10 +184,18 @@ class Calibrated:
         plain = type(regime)()
         for name in ("num_clients", "severity"):
             if getattr(regime, name) not in (getattr(plain, name), getattr(self, name)):
-                raise UserError(f"partition.base.{name} is {getattr(regime, name)}, partition.{name} "
-                                f"{getattr(self, name)}: say it once, as partition.{name}")
+                raise UserError(
+                    f"partition.base.{name} is {getattr(regime, name)}, partition.{name} "
+                    f"{getattr(self, name)}: say it once, as partition.{name}"
+                )
         start: Partitioner = replace(regime, num_clients=self.num_clients, severity=0.0)
         if self.severity == 0:
             return start
-        return calibrate_severity(start, corpus, self.severity, lambda: deepcopy(rng), measure=SEVERITY_MEASURES[self.measure],
-                         allow_nearest=self.if_unreachable == "nearest")
+        return calibrate_severity(
+            start,
+            corpus,
+            self.severity,
+            lambda: deepcopy(rng),
+            measure=SEVERITY_MEASURES[self.measure],
+            allow_nearest=self.if_unreachable == "nearest",
+        )

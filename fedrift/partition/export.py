@@ -35,9 +35,7 @@ def export_partition(corpus: Corpus, partition: Partition, folder: Path, metadat
         rewrite = partition.rewrites[client] if partition.rewrites else None
         found = [str(corpus.text[row]) for row in rows]
         ids = [document_id(text) for text in found]
-        texts = (
-            found if rewrite is None else [rewrite(text, one) for text, one in zip(found, ids, strict=True)]
-        )
+        texts = found if rewrite is None else [rewrite(text, one) for text, one in zip(found, ids, strict=True)]
         file = folder / name / TRAIN_FILE
         file.parent.mkdir(parents=True)
         pq.write_table(client_table(corpus.take(rows), texts), file)
@@ -72,12 +70,7 @@ def client_table(corpus: Corpus, texts: list[str]) -> pa.Table:
     """The columns of one client."""
     labels = [corpus.domains[label] if label >= 0 else None for label in corpus.label]
     sources = [str(source) for source in corpus.source]
-    return pa.table(
-        {
-            name: pa.array(column, pa.string())
-            for name, column in (("text", texts), ("label", labels), ("source", sources))
-        }
-    )
+    return pa.table({name: pa.array(column, pa.string()) for name, column in (("text", texts), ("label", labels), ("source", sources))})
 
 
 def partition_fingerprint(partition: Partition, corpus: Corpus) -> str:
@@ -91,10 +84,5 @@ def dataset_card(names: list[str]) -> str:
     lines = ["---", "configs:"]
     for name in names:
         lines += [f"- config_name: {name}", "  data_files:", "  - split: train", f"    path: {name}/{TRAIN_FILE}"]
-    lines += [
-        "---",
-        "",
-        "One configuration a client; `partition.json` says which document went where, and why.",
-        "",
-    ]
+    lines += ["---", "", "One configuration a client; `partition.json` says which document went where, and why.", ""]
     return "\n".join(lines)

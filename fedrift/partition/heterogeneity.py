@@ -70,12 +70,7 @@ class Heterogeneity:
 
         return {
             "numbers": {
-                m.name: {
-                    "value": number(m.value),
-                    "null": number(m.null_mean),
-                    "deviation": number(m.null_std),
-                    "z": number(m.z),
-                }
+                m.name: {"value": number(m.value), "null": number(m.null_mean), "deviation": number(m.null_std), "z": number(m.z)}
                 for m in self.measurements
             },
             "clients": self.num_clients,
@@ -106,10 +101,7 @@ def mmd2(one: np.ndarray, two: np.ndarray, bandwidth: float | None = None) -> fl
     if min(n, m) < 2:
         return float("nan")
     bandwidth = float(np.median(pdist(np.concatenate([one, two])))) if bandwidth is None else bandwidth
-    near = [
-        np.exp(-cdist(a, b, "sqeuclidean") / (2 * max(bandwidth, 1e-12) ** 2))
-        for a, b in ((one, one), (two, two), (one, two))
-    ]
+    near = [np.exp(-cdist(a, b, "sqeuclidean") / (2 * max(bandwidth, 1e-12) ** 2)) for a, b in ((one, one), (two, two), (one, two))]
     within = (near[0].sum() - n) / (n * (n - 1)) + (near[1].sum() - m) / (m * (m - 1))
     return float(within - 2 * near[2].mean())
 
@@ -147,9 +139,7 @@ def project_principal(vectors: np.ndarray, dimensions: int) -> np.ndarray:
     return centred @ axes[:, ::-1][:, :dimensions]
 
 
-def embedding_distances(
-    vectors: np.ndarray, owner: np.ndarray, sample_sizes: np.ndarray, rng: np.random.Generator
-) -> dict[str, float]:
+def embedding_distances(vectors: np.ndarray, owner: np.ndarray, sample_sizes: np.ndarray, rng: np.random.Generator) -> dict[str, float]:
     """Mean over the clients of MMD^2 and Frechet distance between a client's documents and the others'.
 
     ``vectors`` [D, E] in principal axes, ``owner`` [D], ``sample_sizes`` [N] how many documents of each client to
@@ -170,6 +160,7 @@ def embedding_distances(
 
 
 # Can one tell from a document whose it is? The plainest measure of heterogeneity, whatever its kind.
+
 
 def identification_accuracy(counts: csr_array, owner: np.ndarray, num_clients: int, rng: np.random.Generator) -> float:
     """Balanced accuracy of naive Bayes on bags of words [D, V], trained on half of them; 1/N is chance.
@@ -196,12 +187,7 @@ NUM_LENGTH_BINS = 10  # quantiles of document length
 
 
 def measure_heterogeneity(
-    corpus: Corpus,
-    partition: Partition,
-    rng: np.random.Generator,
-    *,
-    vectors: np.ndarray | None = None,
-    resplits: int = NUM_RESPLITS,
+    corpus: Corpus, partition: Partition, rng: np.random.Generator, *, vectors: np.ndarray | None = None, resplits: int = NUM_RESPLITS
 ) -> Heterogeneity:
     """Measure a partition of ``corpus``, with ``vectors`` [D, E] if its documents have embeddings; NaN: it has none.
 
@@ -232,11 +218,7 @@ def measure_heterogeneity(
     numbers = [Measurement("budget.variation", float(budgets.std() / budgets.mean()))]
     for name, value in found.items():
         null = np.array([each[name] for each in nulls])
-        numbers.append(
-            Measurement(name, value, float(null.mean()), float(null.std(ddof=1)))
-            if len(null) > 1
-            else Measurement(name, value)
-        )
+        numbers.append(Measurement(name, value, float(null.mean()), float(null.std(ddof=1))) if len(null) > 1 else Measurement(name, value))
     counts = counts_by_client(words.counts, owner, clients)
     return Heterogeneity(
         measurements=tuple(numbers),
@@ -255,20 +237,13 @@ MeasureFn = Callable[[np.ndarray, np.random.Generator], dict[str, float]]
 
 
 def _make_measure_fn(
-    corpus: Corpus,
-    size: np.ndarray,
-    words: WordCounts,
-    original_words: WordCounts,
-    sample_sizes: np.ndarray,
-    vectors: np.ndarray | None,
+    corpus: Corpus, size: np.ndarray, words: WordCounts, original_words: WordCounts, sample_sizes: np.ndarray, vectors: np.ndarray | None
 ) -> MeasureFn:
     """The numbers of a deal, as a function of who owns which document, [D]."""
     clients = len(sample_sizes)
     asked = np.arange(len(size))[:: max(1, -(-len(size) // MAX_IDENTIFICATION_DOCUMENTS))]
     few = words.counts[asked][:, frequent_words(words)]
-    content = original_words.counts[asked][
-        :, [v for v in frequent_words(original_words) if is_content_word(original_words.vocabulary[v])]
-    ]
+    content = original_words.counts[asked][:, [v for v in frequent_words(original_words) if is_content_word(original_words.vocabulary[v])]]
     manner = words.counts[asked][:, [v for v in frequent_words(words) if words.vocabulary[v] in FUNCTION_WORDS]]
     longer = np.minimum((np.argsort(np.argsort(size, kind="stable")) * NUM_LENGTH_BINS) // len(size), NUM_LENGTH_BINS - 1)
     there = np.flatnonzero(np.isfinite(vectors[:, 0])) if vectors is not None else np.empty(0, dtype=np.int64)

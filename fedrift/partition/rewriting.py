@@ -24,6 +24,7 @@ def stable_uniform(key: bytes, document: str, position: int | str) -> float:
 
 # Hands: the different ways in which the clients of a deal write, and texts as a hand writes them.
 
+
 @dataclass(frozen=True, eq=False)
 class RewriteGroups:
     """H hands, the first of which leaves texts as they are found; clients that rewrite alike have one hand."""
@@ -84,9 +85,7 @@ RETENTION_SAMPLE = 300  # documents that are rewritten to learn how much texts s
 class BlendRewrite:
     """The homogeneous control: each document is rewritten by one of the variants, chosen by its id."""
 
-    variants: tuple[
-        Rewrite | None, ...
-    ]  # one entry a client: a variant is chosen as often as clients have it
+    variants: tuple[Rewrite | None, ...]  # one entry a client: a variant is chosen as often as clients have it
     key: bytes
 
     def __call__(self, text: str, document: str) -> str:
@@ -95,13 +94,7 @@ class BlendRewrite:
 
 
 def partition_with_rewrites(
-    corpus: Corpus,
-    variants: Sequence[Rewrite | None],
-    rng: np.random.Generator,
-    *,
-    equalize_words: bool,
-    homogeneous: bool,
-    key: bytes,
+    corpus: Corpus, variants: Sequence[Rewrite | None], rng: np.random.Generator, *, equalize_words: bool, homogeneous: bool, key: bytes
 ) -> Partition:
     """Every client the corpus in small; client k rewrites by ``variants[k]``, or all by a blend of them."""
     clients = len(variants)

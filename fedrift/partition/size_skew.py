@@ -47,6 +47,7 @@ def sample_budget_shares(num_clients: int, severity: float, min_share: float, un
 
 # Length skew: some clients hold short documents and some long ones, with equal budgets of tokens.
 
+
 @dataclass(frozen=True)
 class Length:
     """Severity 0: every client holds all lengths. Severity 1: client k holds the k-th N-quantile alone.

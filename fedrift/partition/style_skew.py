@@ -19,9 +19,7 @@ from ..data.corpus import Corpus
 from .base import NumClients, Partition, Severity
 from .rewriting import partition_with_rewrites, stable_uniform
 
-Rule = Callable[
-    [str, float], str
-]  # (what was matched, a number in [0, 1) to choose by) -> what stands there instead
+Rule = Callable[[str, float], str]  # (what was matched, a number in [0, 1) to choose by) -> what stands there instead
 
 CONTRACTIONS = {
     "do not": "don't", "does not": "doesn't", "did not": "didn't", "is not": "isn't", "are not": "aren't",
@@ -113,8 +111,7 @@ STYLES: dict[str, dict[str, tuple[str, Rule]]] = {
     },
 }
 PATTERNS = {
-    style: re.compile("|".join(f"(?P<{name}>{pattern})" for name, (pattern, _) in rules.items()))
-    for style, rules in STYLES.items()
+    style: re.compile("|".join(f"(?P<{name}>{pattern})" for name, (pattern, _) in rules.items())) for style, rules in STYLES.items()
 }
 
 
@@ -141,6 +138,7 @@ class StyleRewrite:
 
 # Style skew with the content held fixed: clients hold like documents and write them in different manners.
 
+
 @dataclass(frozen=True)
 class Style:
     """Severity 0: everybody writes as found. Severity 1: client k writes all in style k mod S of ``styles``.
@@ -162,9 +160,7 @@ class Style:
             for client in range(self.num_clients):
                 style = self.styles[client % len(self.styles)]
                 variants[client] = None if style == "plain" else StyleRewrite(style, self.severity, key)
-        return partition_with_rewrites(
-            corpus, variants, rng, equalize_words=self.equalize_words, homogeneous=self.homogeneous, key=key
-        )
+        return partition_with_rewrites(corpus, variants, rng, equalize_words=self.equalize_words, homogeneous=self.homogeneous, key=key)
 
 
 # Length skew by cutting: some clients see only the beginnings of documents.
@@ -192,9 +188,7 @@ class Truncate:
         length = round(max(longest, self.min_words) ** (1 - self.severity) * self.min_words**self.severity)
         cut = TruncateRewrite(length) if self.severity > 0 else None
         variants = [cut if client % 2 else None for client in range(self.num_clients)]
-        return partition_with_rewrites(
-            corpus, variants, rng, equalize_words=self.equalize_words, homogeneous=self.homogeneous, key=key
-        )
+        return partition_with_rewrites(corpus, variants, rng, equalize_words=self.equalize_words, homogeneous=self.homogeneous, key=key)
 
 
 @dataclass(frozen=True)

@@ -64,9 +64,7 @@ class TokenTilt:
 
     def iid_reason(self, corpus: Corpus) -> str:
         """Why no direction tells these documents apart; "" where one does."""
-        flat = (
-            np.ptp(document_tilts(count_words(corpus.text), 1, bytes(16))) < 1e-3
-        )  # in standard deviations, or nothing but rounding
+        flat = np.ptp(document_tilts(count_words(corpus.text), 1, bytes(16))) < 1e-3  # in standard deviations, or nothing but rounding
         return "no content word that it has 5 times tells its documents apart" if flat else ""
 
 
@@ -74,9 +72,7 @@ def document_tilts(words: WordCounts, num_directions: int, key: bytes) -> np.nda
     """phi in units of its standard deviation, [D, directions]."""
     content = np.flatnonzero([word not in FUNCTION_WORDS for word in words.vocabulary] & (words.totals >= 5))
     z = np.zeros((len(words.vocabulary), num_directions))
-    z[content] = np.array([word_normals(words.vocabulary[v], num_directions, key) for v in content]).reshape(
-        -1, num_directions
-    )
+    z[content] = np.array([word_normals(words.vocabulary[v], num_directions, key) for v in content]).reshape(-1, num_directions)
     lengths = np.maximum(words.counts.sum(axis=1), 1.0)
     phi = (words.counts @ z) / lengths[:, None]
     return (phi - phi.mean(axis=0)) / np.maximum(phi.std(axis=0), 1e-12)
@@ -84,10 +80,7 @@ def document_tilts(words: WordCounts, num_directions: int, key: bytes) -> np.nda
 
 def word_normals(word: str, num_directions: int, key: bytes) -> np.ndarray:
     """One N(0, 1) number a direction that only the word and the key decide, [directions]."""
-    drawn = [
-        blake2b(word.encode(), digest_size=8, key=key, salt=d.to_bytes(16)).digest()
-        for d in range(num_directions)
-    ]
+    drawn = [blake2b(word.encode(), digest_size=8, key=key, salt=d.to_bytes(16)).digest() for d in range(num_directions)]
     return ndtri((np.frombuffer(b"".join(drawn), dtype=">u8").astype(np.float64) + 0.5) / 2.0**64)
 
 
@@ -134,9 +127,7 @@ class StopwordDrop:
         key = rng.bytes(16)
         drop = DropRewrite(self.severity, key) if self.severity > 0 else None
         variants = [drop if client % 2 else None for client in range(self.num_clients)]
-        return partition_with_rewrites(
-            corpus, variants, rng, equalize_words=self.equalize_words, homogeneous=self.homogeneous, key=key
-        )
+        return partition_with_rewrites(corpus, variants, rng, equalize_words=self.equalize_words, homogeneous=self.homogeneous, key=key)
 
 
 @dataclass(frozen=True)
@@ -187,9 +178,7 @@ class Substitute:
             words = count_words(corpus.text)
             spoken[1:] = [SwapRewrite(self.severity, key, pair_words(words, rng)) for _ in spoken[1:]]
         variants = [spoken[client % self.num_dialects] for client in range(self.num_clients)]
-        return partition_with_rewrites(
-            corpus, variants, rng, equalize_words=self.equalize_words, homogeneous=self.homogeneous, key=key
-        )
+        return partition_with_rewrites(corpus, variants, rng, equalize_words=self.equalize_words, homogeneous=self.homogeneous, key=key)
 
 
 @dataclass(frozen=True)

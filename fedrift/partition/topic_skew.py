@@ -89,6 +89,7 @@ def trim_to_proportions(group: np.ndarray, size: np.ndarray, proportions: np.nda
 # Decentralized Data", AISTATS 2017, arXiv:1602.05629, section 3 (there: two digits a client), dealt round-robin
 # instead of by chance.
 
+
 @dataclass(frozen=True)
 class KDomains:
     """Severity 0: all T topics. Severity 1: one topic a client, or as few as N clients need to hold all T.
@@ -134,6 +135,7 @@ def assign_round_robin(num_clients: int, num_topics: int, topics_per_client: int
 #
 # q_k ~ Dir(alpha T pi), alpha = 100^(1 - s) 0.01^s. Hsu, Qi & Brown, "Measuring the Effects of Non-Identical
 # Data Distribution for Federated Visual Classification", 2019, arXiv:1909.06335.
+
 
 @dataclass(frozen=True)
 class Dirichlet:
@@ -191,6 +193,7 @@ def sample_dirichlet(concentration: np.ndarray, uniform: np.ndarray) -> np.ndarr
 # LEAF (Caldas et al., 2018, arXiv:1812.01097) makes a client of each Reddit user, McMahan et al. (2017,
 # arXiv:1602.05629, section 3) of each author of posts; here a client is a source of the corpus, such as a subreddit.
 
+
 @dataclass(frozen=True)
 class BySource:
     """Severity 0: every client is the corpus in small. Severity 1: client k holds source k mod S alone.
@@ -209,14 +212,20 @@ class BySource:
         names, source = np.unique(corpus.source.astype(str), return_inverse=True)
         name, columns = corpus.name, f"its columns: {format_columns(corpus.columns)}"
         if not corpus.has_source:
-            raise UserError(f"a deal by source needs a column that says who wrote or published a text: corpus {name!r} has no "
-                            f"column 'source' ({columns}). Name the right one with dataset.source_column")
+            raise UserError(
+                f"a deal by source needs a column that says who wrote or published a text: corpus {name!r} has no "
+                f"column 'source' ({columns}). Name the right one with dataset.source_column"
+            )
         if missing := int((corpus.source == "").sum()):
-            raise UserError(f"a deal by source needs a source for every document, but {missing} of the {len(corpus)} documents "
-                            f"of corpus {name!r} have none ({columns}). Name another column with dataset.source_column")
+            raise UserError(
+                f"a deal by source needs a source for every document, but {missing} of the {len(corpus)} documents "
+                f"of corpus {name!r} have none ({columns}). Name another column with dataset.source_column"
+            )
         if len(names) < 2:
-            raise UserError(f"a deal by source needs at least 2 sources, but corpus {name!r} has 1, {names[0][:80]!r} "
-                            f"({columns}). Name another column with dataset.source_column")
+            raise UserError(
+                f"a deal by source needs at least 2 sources, but corpus {name!r} has 1, {names[0][:80]!r} "
+                f"({columns}). Name another column with dataset.source_column"
+            )
         if 2 * len(names) > len(corpus):
             raise UserError(
                 f"corpus {name!r} names {len(names)} sources for {len(corpus)} documents: hardly one has two, "

@@ -31,8 +31,7 @@ def to_records(metrics: MetricValues, round: int, cohort: Iterable[int], num_cli
         clients = {len(cohort): cohort, num_clients: range(num_clients)}.get(len(value))
         if clients is None:
             raise ValueError(f"{metric}: {len(value)} values for a cohort of {len(cohort)} in a fleet of {num_clients}")
-        rows += [Record(round, metric, domain, client, number)
-                 for client, number in zip(clients, value.tolist(), strict=True)]
+        rows += [Record(round, metric, domain, client, number) for client, number in zip(clients, value.tolist(), strict=True)]
     return rows
 
 
@@ -114,8 +113,7 @@ class ProbeSuite:
         """What is seen in a round, and the seconds of each look."""
         now = result.after.round
         return self._collect(
-            history,
-            lambda look: look.probe(result) if is_due(look.schedule, now, self.last_round, self.expensive_interval) else None,
+            history, lambda look: look.probe(result) if is_due(look.schedule, now, self.last_round, self.expensive_interval) else None
         )
 
     def _collect(
@@ -158,10 +156,7 @@ def overhead_share(
     """Share of the run's tokens, counted in forward passes, that all looks together take; ``train_tokens`` a round."""
     seen = sum(
         look.forward_tokens
-        * (
-            sum(is_due(look.schedule, now, last_round, expensive_interval) for now in range(1, last_round + 1))
-            + has_initial(look)
-        )
+        * (sum(is_due(look.schedule, now, last_round, expensive_interval) for now in range(1, last_round + 1)) + has_initial(look))
         for look in probes
         if isinstance(look, ScheduledProbe) and look.forward_tokens
     )
@@ -169,15 +164,12 @@ def overhead_share(
     return seen / whole if whole else 0.0
 
 
-def choose_interval(
-    probes: Iterable[ScheduledProbe | DerivedMetric], train_tokens: float, last_round: int, max_overhead: float
-) -> int:
+def choose_interval(probes: Iterable[ScheduledProbe | DerivedMetric], train_tokens: float, last_round: int, max_overhead: float) -> int:
     """The shortest period of the expensive probes that keeps the panel within its budget; the longest where none does."""
     probes = tuple(probes)
     possible = [every for every in CANDIDATE_INTERVALS if every < last_round] or CANDIDATE_INTERVALS[:1]
     return next(
-        (every for every in possible if overhead_share(probes, train_tokens, last_round, every) <= max_overhead),
-        max(last_round, 1),
+        (every for every in possible if overhead_share(probes, train_tokens, last_round, every) <= max_overhead), max(last_round, 1)
     )
 
 
@@ -206,8 +198,10 @@ def overhead_warning(summary: Mapping[str, Any], train_seconds: float, suite: Pr
     if found <= suite.max_overhead or not seconds:
         return ""
     total, dearest = sum(seconds.values()), next(iter(seconds))
-    sentence = (f"the panel took {found:.0%} of the run's time, its budget is {suite.max_overhead:.0%}; the dearest is "
-                f"{dearest} with {seconds[dearest] / total:.0%} of that")
+    sentence = (
+        f"the panel took {found:.0%} of the run's time, its budget is {suite.max_overhead:.0%}; the dearest is "
+        f"{dearest} with {seconds[dearest] / total:.0%} of that"
+    )
     slow = {look.name for look in suite.probes if isinstance(look, ScheduledProbe) and look.schedule == "expensive"}
     mine = sum(value for name, value in seconds.items() if name in slow)
     for every in CANDIDATE_INTERVALS:

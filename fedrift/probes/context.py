@@ -84,6 +84,7 @@ def select_passages(held_out: HeldOut, num_positions: int) -> Passages:
 
 # The models of a round as they are worn: trained parts and, with them, what lies under adapters.
 
+
 def server_models(state: FederatedState) -> Tree:
     """The server's models, ``[M, ...]``."""
     return Tree({**state.server.params, **state.server.merged_base})
@@ -102,7 +103,7 @@ def client_models(result: RoundResult) -> Tree:
 
 def client_model(result: RoundResult, row: int) -> Tree:
     """The model of the cohort's client ``row``, ``[1, ...]``."""
-    groups = result.before.cluster_ids[result.cohort][row:row + 1]
+    groups = result.before.cluster_ids[result.cohort][row : row + 1]
     return Tree({**result.client_params.take(slice(row, row + 1)), **result.before.server.base_for(groups)})
 
 

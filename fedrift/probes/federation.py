@@ -34,10 +34,15 @@ def fairness_metrics(metrics: MetricValues, history: MetricHistory) -> MetricVal
     loss = loss[~loss.isnan()].double()
     if not len(loss):
         return {}
-    worst = loss.sort(descending=True).values[:math.ceil(len(loss) / 10)]
+    worst = loss.sort(descending=True).values[: math.ceil(len(loss) / 10)]
     variance = loss.var(correction=0)
-    return {"fair.variance": variance, "fair.sd": variance.sqrt(), "fair.worst10": worst.mean(),
-            "fair.gap": loss.max() - loss.min(), "fair.jain": jain_index(torch.exp(loss.min() - loss))}
+    return {
+        "fair.variance": variance,
+        "fair.sd": variance.sqrt(),
+        "fair.worst10": worst.mean(),
+        "fair.gap": loss.max() - loss.min(),
+        "fair.jain": jain_index(torch.exp(loss.min() - loss)),
+    }
 
 
 def jain_index(utility: Tensor) -> Tensor:
@@ -50,6 +55,7 @@ def fairness_probes(context: ProbeContext) -> list[ScheduledProbe | DerivedMetri
 
 
 # Who shares a model with whom, and how far that agrees with the true domains.
+
 
 @dataclass(frozen=True, eq=False)
 class ClusterAgreement:
@@ -110,9 +116,7 @@ class CommunicationCost:
         beside = {"client_state": report.state_delta, "mean_grad": report.mean_grad}
         return {
             "cost.down": float(sum(row_bytes(tree, still) for tree in (server.params, server.broadcast, server.merged_base))),
-            "cost.up": float(
-                row_bytes(report.delta, still) + sum(row_bytes(beside[name], still) for name in self.algorithm.uploads)
-            ),
+            "cost.up": float(row_bytes(report.delta, still) + sum(row_bytes(beside[name], still) for name in self.algorithm.uploads)),
         }
 
 

@@ -50,15 +50,19 @@ class GeneralTextLoss:
         where = next(iter(params.values())).device
         rows = max(1, self.tokens_per_pass // self.blocks.tokens.shape[1])
         parts = zip(torch.from_numpy(self.blocks.tokens).split(rows), torch.from_numpy(self.blocks.mask).split(rows), strict=True)
-        return sum(self.model.sequence_losses(params, tokens[None].to(where), keep[None].to(where))[0].double().sum().item()
-                   for tokens, keep in parts)
+        return sum(
+            self.model.sequence_losses(params, tokens[None].to(where), keep[None].to(where))[0].double().sum().item()
+            for tokens, keep in parts
+        )
 
 
 def count_predicted_bytes(tokenizer: Any, blocks: Blocks) -> int:
     """Bytes of UTF-8 that the predicted tokens of all blocks spell; end tokens spell none."""
     lines = [tokens[1:][keep[1:]] for tokens, keep in zip(blocks.tokens, blocks.mask, strict=True)]
-    return sum(len(said.encode()) for said in tokenizer.batch_decode(
-        [line.tolist() for line in lines], skip_special_tokens=True, clean_up_tokenization_spaces=False))
+    return sum(
+        len(said.encode())
+        for said in tokenizer.batch_decode([line.tolist() for line in lines], skip_special_tokens=True, clean_up_tokenization_spaces=False)
+    )
 
 
 def general_text_probes(context: ProbeContext) -> list[ScheduledProbe | DerivedMetric]:
@@ -101,16 +105,16 @@ class WordKindLosses:
         reading: MetricValues = {}
         for name, kind in (("loss.function", FUNCTION_WORD), ("loss.content", CONTENT_WORD)):
             mean = mean_by_domain(
-                every,
-                torch.from_numpy((self.word_kinds[:, 1:] == kind) & held.blocks.mask[:, 1:]),
-                held.domain_ids,
-                len(held.domains),
+                every, torch.from_numpy((self.word_kinds[:, 1:] == kind) & held.blocks.mask[:, 1:]), held.domain_ids, len(held.domains)
             )[state.cluster_ids]  # [N, J]
             mix = pool.where(~mean.isnan() | every.isnan().any(), 0.0)
             total = (mix * mean).where(mix > 0, 0.0)
             reading[name, ""] = total.sum() / mix.sum()
-            reading |= {(name, domain): total[:, column].sum() / mix[:, column].sum()
-                        for column, domain in enumerate(held.domains) if mix[:, column].any()}
+            reading |= {
+                (name, domain): total[:, column].sum() / mix[:, column].sum()
+                for column, domain in enumerate(held.domains)
+                if mix[:, column].any()
+            }
         return reading
 
 
@@ -130,9 +134,7 @@ def worst_losses(metrics: MetricValues, history: MetricHistory) -> MetricValues:
     there = clients[~clients.isnan()]
     if len(there):
         said["loss.worst"] = there.max()
-    domains = [
-        federation_value(metrics, "loss", key[1]) for key in metrics if isinstance(key, tuple) and key[0] == "loss" and key[1]
-    ]
+    domains = [federation_value(metrics, "loss", key[1]) for key in metrics if isinstance(key, tuple) and key[0] == "loss" and key[1]]
     finite = [value for value in domains if not math.isnan(value)]
     return said | ({"loss.worst.domain": max(finite)} if finite else {})
 
@@ -155,9 +157,7 @@ def domain_forgetting(metrics: MetricValues, history: MetricHistory) -> MetricVa
 def language_probes(context: ProbeContext) -> list[ScheduledProbe | DerivedMetric]:
     losses = context.losses
     return [
-        ScheduledProbe(
-            "words", WordKindLosses(losses, classify_tokens(losses.held_out.blocks, context.tokenizer)), losses.interval
-        ),
+        ScheduledProbe("words", WordKindLosses(losses, classify_tokens(losses.held_out.blocks, context.tokenizer)), losses.interval),
         DerivedMetric("worst", worst_losses),
         DerivedMetric("forgetting", domain_forgetting),
     ]

@@ -36,10 +36,7 @@ class HeldOut:
         rank = np.concatenate([np.arange(count) for count in np.bincount(self.domain_ids, minlength=len(self.domains))])
         rows = rank < blocks_per_domain
         return HeldOut(
-            Blocks(self.blocks.tokens[rows], self.blocks.mask[rows]),
-            self.domain_ids[rows],
-            self.domains,
-            self.client_domain_tokens,
+            Blocks(self.blocks.tokens[rows], self.blocks.mask[rows]), self.domain_ids[rows], self.domains, self.client_domain_tokens
         )
 
     def client_blocks(self, client: int, num_blocks: int) -> np.ndarray:
@@ -48,7 +45,7 @@ class HeldOut:
         mix = self.client_domain_tokens[client] * (count_predicted_tokens(self) > 0)
         share = mix / max(mix.sum(), 1)
         wanted = np.floor(share * num_blocks).astype(int)
-        for domain in np.argsort(-(share * num_blocks - wanted), kind="stable")[:num_blocks - wanted.sum()]:
+        for domain in np.argsort(-(share * num_blocks - wanted), kind="stable")[: num_blocks - wanted.sum()]:
             wanted[domain] += 1  # largest remainders
         picks = []
         for domain, number in enumerate(wanted):
@@ -63,13 +60,7 @@ def count_predicted_tokens(held_out: HeldOut) -> np.ndarray:
 
 
 def build_held_out(
-    corpus: Corpus,
-    tokens: TokenizedCorpus,
-    split: int,
-    block_length: int,
-    max_blocks: int,
-    seed: int,
-    client_domain_tokens: np.ndarray,
+    corpus: Corpus, tokens: TokenizedCorpus, split: int, block_length: int, max_blocks: int, seed: int, client_domain_tokens: np.ndarray
 ) -> HeldOut:
     """At most ``max_blocks`` blocks of ``block_length`` tokens of each domain, from the documents of one split.
 
@@ -187,8 +178,9 @@ def classify_tokens(blocks: Blocks, tokenizer: Any) -> np.ndarray:
             first, after = np.searchsorted(ends, [word.start(), word.end() - 1], side="right")
             said = word.group().lower().replace("’", "'")
             own = slice(first, after + 1)  # a token of two words is of the first one's kind
-            found[row, own] = np.where(found[row, own] == NOT_A_WORD, FUNCTION_WORD if said in FUNCTION_WORDS else CONTENT_WORD,
-                                       found[row, own])
+            found[row, own] = np.where(
+                found[row, own] == NOT_A_WORD, FUNCTION_WORD if said in FUNCTION_WORDS else CONTENT_WORD, found[row, own]
+            )
     return found
 
 

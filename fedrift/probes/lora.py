@@ -117,10 +117,7 @@ class ProductGeometry:
         now = result.after.server.params
         if len(next(iter(reference.values()))) != result.after.server.num_models:
             reference = reference.take(torch.zeros(result.after.server.num_models, dtype=torch.long))
-        return (
-            self.scale
-            * product_gram(reference, now - reference).diagonal().clamp_min(0).sqrt()[result.after.cluster_ids.cpu()].mean()
-        )
+        return self.scale * product_gram(reference, now - reference).diagonal().clamp_min(0).sqrt()[result.after.cluster_ids.cpu()].mean()
 
 
 def turning_cosine(result: RoundResult, model: int) -> Tensor:
@@ -152,10 +149,7 @@ def product_gram_by_layer(start: Tree, deltas: Tree) -> dict[str, Tensor]:
         tall = torch.cat([up + by_up, by_up], 2).transpose(0, 1).flatten(1)  # [O, n 2R]: B_k, B_k - B
         flat = torch.cat([by_down, down], 1).flatten(0, 1)  # [n 2R, I]: A_k - A, A
         each = (tall.mT @ tall) * (flat @ flat.mT)  # [n 2R, n 2R]
-        gram, layer = (
-            each.unflatten(0, (count, -1)).unflatten(2, (count, -1)).sum((1, 3)).cpu().double(),
-            layer_label(module + "."),
-        )
+        gram, layer = (each.unflatten(0, (count, -1)).unflatten(2, (count, -1)).sum((1, 3)).cpu().double(), layer_label(module + "."))
         grams[layer] = grams.get(layer, 0.0) + gram
     return grams
 
@@ -236,7 +230,7 @@ def product_svd(up: Tensor, down: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     NaN where a factor is not finite.
     """
     up, down = to_float64(up).cpu(), to_float64(down).cpu()
-    finite = (up.isfinite().flatten(1).all(1) & down.isfinite().flatten(1).all(1))
+    finite = up.isfinite().flatten(1).all(1) & down.isfinite().flatten(1).all(1)
     tall, left = torch.linalg.qr(torch.where(finite[:, None, None], up, 0))
     flat, right = torch.linalg.qr(torch.where(finite[:, None, None], down, 0).mT)
     u, values, v = torch.linalg.svd(left @ right.mT, full_matrices=False)
@@ -303,8 +297,10 @@ class ExactMean:
             if len(mine):
                 share = weight[mine] / weight[mine].sum()
                 local, under = result.client_params.take(mine), result.before.server.base_for(torch.tensor([number]))
-                apart, exact = (passage_loss(self.model, Tree({**mean, **under}), self.passages)
-                                for mean in (average_params(local, share), average_products(local, share)))
+                apart, exact = (
+                    passage_loss(self.model, Tree({**mean, **under}), self.passages)
+                    for mean in (average_params(local, share), average_products(local, share))
+                )
                 saved, whole = saved + (apart - exact) * float(weight[mine].sum()), whole + float(weight[mine].sum())
         return {"adapters.error.loss": saved / whole} if whole else {}
 

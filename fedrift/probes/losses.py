@@ -85,13 +85,17 @@ class HeldOutLosses:
     def evaluate_state(self, state: FederatedState) -> MetricValues:
         """Losses of the server's models."""
         sums = self.all_block_losses(state)
-        total, mix = client_domain_losses(self.held_out, sums[:, :len(self.held_out.blocks)], state.cluster_ids)  # [N, J]
+        total, mix = client_domain_losses(self.held_out, sums[:, : len(self.held_out.blocks)], state.cluster_ids)  # [N, J]
         client, domain = total.sum(1) / mix.sum(1), total.sum(0) / mix.sum(0)
         reading: MetricValues = {"loss": client, "perplexity": client.exp()}
         if self.rewritten:
             own, tokens = (amount.sum(1) for amount in client_domain_losses(self.rewritten, sums, state.cluster_ids))  # [N]
-            reading = {"loss": own / tokens, "perplexity": (own / tokens).exp(), "loss.plain": client,
-                       ("loss.own", ""): own.sum() / tokens.sum()}
+            reading = {
+                "loss": own / tokens,
+                "perplexity": (own / tokens).exp(),
+                "loss.plain": client,
+                ("loss.own", ""): own.sum() / tokens.sum(),
+            }
         for name, value in [("", total.sum() / mix.sum()), *zip(self.held_out.domains, domain, strict=True)]:
             if not name or mix[:, self.held_out.domains.index(name)].any():
                 reading["loss", name], reading["perplexity", name] = value, value.exp()
@@ -101,17 +105,18 @@ class HeldOutLosses:
         if self.bytes_per_token is not None:
             size = torch.from_numpy(self.bytes_per_token) * math.log(2)
             reading["bits", ""] = total.sum() / (mix * size).sum()
-            reading |= {("bits", name): reading["loss", name] / float(size[number])
-                        for number, name in enumerate(self.held_out.domains) if ("loss", name) in reading}
+            reading |= {
+                ("bits", name): reading["loss", name] / float(size[number])
+                for number, name in enumerate(self.held_out.domains)
+                if ("loss", name) in reading
+            }
         return prefix_metrics(reading, self.prefix)
 
     def evaluate_final(self, state: FederatedState) -> MetricValues:
         """Losses of the server's models and, where clients keep models of their own, of each of those, ``[N]``."""
         everybody = torch.arange(len(state.cluster_ids))
         return self.evaluate_state(state) | (
-            prefix_metrics({"loss.worn": self.personalized_losses(state, everybody)}, self.prefix)
-            if self.personalized_params
-            else {}
+            prefix_metrics({"loss.worn": self.personalized_losses(state, everybody)}, self.prefix) if self.personalized_params else {}
         )
 
     def evaluate_before_and_after(self, result: RoundResult) -> MetricValues:
@@ -155,8 +160,10 @@ class HeldOutLosses:
         width = max(map(len, client_blocks), default=0)
         rows = np.stack([np.pad(blocks, (0, width - len(blocks)), constant_values=-1) for blocks in client_blocks])  # [C, K]
         step = self.clients_per_pass(width)
-        parts = [self.compute_position_losses(slice_clients(params, slice(first, first + step)), rows[first:first + step])
-                 for first in range(0, len(rows), step)]
+        parts = [
+            self.compute_position_losses(slice_clients(params, slice(first, first + step)), rows[first : first + step])
+            for first in range(0, len(rows), step)
+        ]
         return torch.cat(parts).double().sum((1, 2)) / self.count_predicted(client_blocks)
 
     def clients_per_pass(self, num_blocks: int) -> int:
@@ -169,7 +176,7 @@ class HeldOutLosses:
 
     def position_losses(self, state: FederatedState) -> Tensor:
         """Loss of every model on every token after the first of a block of text as found, ``[M, E, T-1]``."""
-        return self.all_position_losses(state)[:, :len(self.held_out.blocks)]
+        return self.all_position_losses(state)[:, : len(self.held_out.blocks)]
 
     def all_block_losses(self, state: FederatedState) -> Tensor:
         """Summed loss of every model on every block, ``[M, E']`` float64: the E as found, then those as clients write."""
@@ -199,10 +206,11 @@ class HeldOutLosses:
         step = max(1, self.tokens_per_pass // (blocks.tokens.shape[1] * len(rows)))
         parts = []
         for first in range(0, rows.shape[1], step):
-            some = rows[:, first:first + step]
+            some = rows[:, first : first + step]
             keep = blocks.mask[some] & (some >= 0)[:, :, None]
-            losses, _ = self.model.position_losses(params, torch.from_numpy(blocks.tokens[some]).to(device),
-                                             torch.from_numpy(keep).to(device))
+            losses, _ = self.model.position_losses(
+                params, torch.from_numpy(blocks.tokens[some]).to(device), torch.from_numpy(keep).to(device)
+            )
             parts.append(losses.cpu())
         return torch.cat(parts, 1) if parts else torch.zeros(len(rows), 0, blocks.tokens.shape[1] - 1)
 
@@ -231,8 +239,7 @@ def slice_clients(params: Tree, rows: slice) -> Tree:
 
 def prefix_metrics(metrics: MetricValues, prefix: str) -> MetricValues:
     """The reading with a prefix before every metric."""
-    return {(prefix + key[0], key[1]) if isinstance(key, tuple) else prefix + key: value
-            for key, value in metrics.items()}
+    return {(prefix + key[0], key[1]) if isinstance(key, tuple) else prefix + key: value for key, value in metrics.items()}
 
 
 def trees_equal(a: Tree, b: Tree) -> bool:
@@ -240,6 +247,7 @@ def trees_equal(a: Tree, b: Tree) -> bool:
 
 
 # Whom the final models serve, client by client: on text like the client's own, and on all the text that it has not.
+
 
 def evaluate_personalized(losses: HeldOutLosses, state: FederatedState) -> MetricValues:
     """``loss.own`` and ``loss.cross`` of every client ``[N]`` under the model that it uses, nats per token.
@@ -259,7 +267,7 @@ def evaluate_personalized(losses: HeldOutLosses, state: FederatedState) -> Metri
     there = (np.bincount(held.domain_ids, minlength=len(held.domains)) > 0) & (held.client_domain_tokens.sum(0) > 0)
     mix = torch.from_numpy(held.client_domain_tokens * there).double()
     lacks = (1 - mix / mix.sum(1, keepdim=True)).clamp_min(0) * torch.from_numpy(there)
-    table = mean_domain_losses(held, sums[:, :len(held.blocks)])[group]
+    table = mean_domain_losses(held, sums[:, : len(held.blocks)])[group]
     cross = (table * lacks).where(lacks != 0, 0.0).sum(1) / lacks.sum(1)
     return prefix_metrics({"loss.own": amount.sum(1) / tokens.sum(1), "loss.cross": cross}, losses.prefix)
 
@@ -314,8 +322,10 @@ class PretrainedLossCache:
 
     def is_initial(self, params: Tree) -> bool:
         """Whether this is w_0, with nothing under it."""
-        return all(torch.equal(leaf, self.initial_params[name]) if name in self.initial_params else not bool(leaf.any())
-                   for name, leaf in params.items())
+        return all(
+            torch.equal(leaf, self.initial_params[name]) if name in self.initial_params else not bool(leaf.any())
+            for name, leaf in params.items()
+        )
 
 
 def tensor_digest(values: Tensor) -> bytes:

@@ -51,10 +51,16 @@ class LossBarriers:
         server = server_models(result.after)
         models = {group: server.take(slice(group, group + 1)) for group in {groups[row] for row in rows}}
         losses = {group: self.mean_loss(model) for group, model in models.items()}
-        reading: MetricValues = {"barrier.server": scatter_clients(torch.tensor(
-            [self.barrier_between(locals_[row], models[groups[row]], ends[row], losses[groups[row]]) for row in rows],
-            dtype=torch.float64), there)}
-        pairs = list(zip(rows, rows[1:] + rows[:1], strict=True))[:len(rows) if len(rows) > 2 else len(rows) - 1]
+        reading: MetricValues = {
+            "barrier.server": scatter_clients(
+                torch.tensor(
+                    [self.barrier_between(locals_[row], models[groups[row]], ends[row], losses[groups[row]]) for row in rows],
+                    dtype=torch.float64,
+                ),
+                there,
+            )
+        }
+        pairs = list(zip(rows, rows[1:] + rows[:1], strict=True))[: len(rows) if len(rows) > 2 else len(rows) - 1]
         if pairs:
             found = [self.barrier_between(locals_[one], locals_[two], ends[one], ends[two]) for one, two in pairs]
             reading["barrier.clients"] = sum(found) / len(found)

@@ -36,11 +36,23 @@ def group_factories(pairs: Iterable[tuple[str, ProbeFactory]]) -> dict[str, Prob
 
 
 # The order is the order of rows in records.jsonl.
-PROBE_GROUPS: dict[str, ProbeFactory] = group_factories([
-    (ATTENTION_GROUP, attention_probes), (BARRIERS_GROUP, barrier_probes), (COST_GROUP, cost_probes),
-    (EXACT_MEAN_GROUP, exact_mean_probes), (FAIRNESS_GROUP, fairness_probes), (GENERAL_GROUP, general_text_probes),
-    (HIDDEN_GROUP, hidden_state_probes), (LANGUAGE_GROUP, language_probes), (SERVER_PATH_GROUP, server_path_probes),
-    (PRODUCT_GROUP, product_probes), (SUBSPACE_GROUP, subspace_probes), (SYNTAX_GROUP, syntax_probes), (TEXT_GROUP, text_probes)])
+PROBE_GROUPS: dict[str, ProbeFactory] = group_factories(
+    [
+        (ATTENTION_GROUP, attention_probes),
+        (BARRIERS_GROUP, barrier_probes),
+        (COST_GROUP, cost_probes),
+        (EXACT_MEAN_GROUP, exact_mean_probes),
+        (FAIRNESS_GROUP, fairness_probes),
+        (GENERAL_GROUP, general_text_probes),
+        (HIDDEN_GROUP, hidden_state_probes),
+        (LANGUAGE_GROUP, language_probes),
+        (SERVER_PATH_GROUP, server_path_probes),
+        (PRODUCT_GROUP, product_probes),
+        (SUBSPACE_GROUP, subspace_probes),
+        (SYNTAX_GROUP, syntax_probes),
+        (TEXT_GROUP, text_probes),
+    ]
+)
 
 
 def find_probe_group(name: str) -> ProbeFactory:

@@ -128,9 +128,7 @@ class HiddenStates:
     model: StackedModel
     initial_params: Tree  # [1, ...] the pretrained model, as it is worn
     passages: Passages
-    pretrained_states: dict[int, Tensor] = field(
-        default_factory=dict, repr=False
-    )  # layer -> its states in the pretrained model [1, P, H]
+    pretrained_states: dict[int, Tensor] = field(default_factory=dict, repr=False)  # layer -> its states in the pretrained model [1, P, H]
 
     def __call__(self, result: RoundResult) -> MetricValues:
         server = self.compute_states(server_models(result.after))
@@ -180,8 +178,7 @@ class HiddenStates:
         visit_hidden_states(self.model, client_models(result), self.passages.tokens.to(self.model.device), see)
         reading: MetricValues = {}
         for name, each in found.items():
-            reading |= {(f"hidden.{name}.server", layer_name(layer)): scatter_clients(values, there)
-                        for layer, values in enumerate(each)}
+            reading |= {(f"hidden.{name}.server", layer_name(layer)): scatter_clients(values, there) for layer, values in enumerate(each)}
             reading[f"hidden.{name}.server"] = scatter_clients(each.mean(0), there)
             if len(rows) > 1:
                 reading |= layer_metrics(f"hidden.{name}.clients", between[name])
@@ -190,8 +187,12 @@ class HiddenStates:
     def compute_states(self, params: Tree) -> dict[int, Tensor]:
         """The states of A models at the places that count, ``[A, P, H]`` a layer."""
         found: dict[int, Tensor] = {}
-        visit_hidden_states(self.model, params, self.passages.tokens.to(self.model.device),
-                     lambda layer, states: found.__setitem__(layer, self.select_positions(states).clone()))
+        visit_hidden_states(
+            self.model,
+            params,
+            self.passages.tokens.to(self.model.device),
+            lambda layer, states: found.__setitem__(layer, self.select_positions(states).clone()),
+        )
         return found
 
     def select_positions(self, states: Tensor) -> Tensor:
@@ -252,9 +253,7 @@ class AttentionProbe:
         models = server_models(state)
         each = [self.measure_heads(models.take(slice(number, number + 1))) for number in range(state.server.num_models)]
         reading: MetricValues = {}
-        for metric, values in zip(
-            ("attention.entropy", "attention.shift"), mean_over_models(torch.stack(each), state), strict=True
-        ):
+        for metric, values in zip(("attention.entropy", "attention.shift"), mean_over_models(torch.stack(each), state), strict=True):
             reading[metric] = values.mean()  # values [L, heads]
             for layer, heads in enumerate(values):
                 reading[metric, layer_name(layer)] = heads.mean()
@@ -306,7 +305,5 @@ def attention_probes(context: ProbeContext) -> list[ScheduledProbe | DerivedMetr
     if not len(text.positions):
         return []
     return [
-        ScheduledProbe(
-            "attention", AttentionProbe(context.model, context.initial_params, text), "expensive", 2.0 * text.tokens.numel()
-        )
+        ScheduledProbe("attention", AttentionProbe(context.model, context.initial_params, text), "expensive", 2.0 * text.tokens.numel())
     ]

@@ -23,26 +23,13 @@ from ..data.synthetic.minimal_pairs import MinimalPair
 from .base import DerivedMetric, MetricValues, ScheduledProbe
 from .context import ProbeContext, mean_over_models, score_models, server_models
 from .losses import LossModel
-from .syntax_templates import (
-    ENGLISH_LEXICON,
-    ENGLISH_PHENOMENA,
-    Lexicon,
-    SentencePair,
-    WordSampler,
-    select_shared_lexicon,
-    word_forms,
-)
+from .syntax_templates import ENGLISH_LEXICON, ENGLISH_PHENOMENA, Lexicon, SentencePair, WordSampler, select_shared_lexicon, word_forms
 
 MAX_ATTEMPTS = 60  # drawings for one pair whose two sentences have equally many tokens
 
 
 def generate_english_pairs(
-    phenomenon: str,
-    count: int,
-    *,
-    lexicon: Lexicon = ENGLISH_LEXICON,
-    count_tokens: Callable[[str], int] | None = None,
-    seed: int = 0,
+    phenomenon: str, count: int, *, lexicon: Lexicon = ENGLISH_LEXICON, count_tokens: Callable[[str], int] | None = None, seed: int = 0
 ) -> list[MinimalPair]:
     """Up to ``count`` pairs, no two alike, their templates in turn. With ``count_tokens`` (how many tokens a text has) both
     sentences of a pair have equally many; a template that has no such pairs is left out, and fewer may be had."""
@@ -133,16 +120,14 @@ class MinimalPairProbe:
         return wrong - right
 
 
-def build_syntax_probe(
-    model: LossModel, tokenizer: Any, pairs: Sequence[MinimalPair], tokens_per_pass: int = 8192
-) -> MinimalPairProbe:
+def build_syntax_probe(model: LossModel, tokenizer: Any, pairs: Sequence[MinimalPair], tokens_per_pass: int = 8192) -> MinimalPairProbe:
     """The probe for some pairs."""
     texts = [pair.good for pair in pairs] + [pair.bad for pair in pairs]
     lines = [[tokenizer.eos_token_id, *token_ids(tokenizer, text)] for text in texts]
     tokens = torch.zeros(len(lines), max(map(len, lines)), dtype=torch.long)
     keep = torch.zeros_like(tokens, dtype=torch.bool)
     for row, line in enumerate(lines):
-        tokens[row, :len(line)], keep[row, :len(line)] = torch.tensor(line), True
+        tokens[row, : len(line)], keep[row, : len(line)] = torch.tensor(line), True
     return MinimalPairProbe(model, tuple(pairs), tokens, keep, tokens_per_pass)
 
 
@@ -156,6 +141,7 @@ def select_pairs(
 ) -> list[MinimalPair]:
     """``pairs_per_phenomenon`` pairs of each phenomenon whose sentences have equally many tokens; none of one that has no such
     pairs."""
+
     def tokens(text: str) -> int:
         return len(token_ids(tokenizer, text))
 

@@ -72,9 +72,7 @@ ENGLISH_LEXICON = Lexicon(
         "make/made take/took/taken bring/brought buy/bought build/built use mention describe produce create "
         "receive reject raise keep/kept get/got own treat include need"
     ),
-    intransitive=parse_verbs(
-        "arrive sleep/slept fall/fell/fallen appear laugh smile exist talk listen stay disappear wait come/came/come"
-    ),
+    intransitive=parse_verbs("arrive sleep/slept fall/fell/fallen appear laugh smile exist talk listen stay disappear wait come/came/come"),
     adjectives=tuple(
         "new old big small young good bad long short great large little real red strong special local common "
         "different happy nice important popular serious".split()
@@ -89,20 +87,22 @@ def select_shared_lexicon(lexicon: Lexicon, holders: Mapping[str, int], num_hold
 
     ``holders`` says how many hold a word. A class with fewer than ``LEAST`` such words is filled up with those that most hold.
     """
+
     def held(word: str | Noun | Verb) -> int:
         return min(holders.get(form, 0) for form in ((word,) if isinstance(word, str) else word[:3]))
 
     def kept(words: tuple[Any, ...]) -> tuple[Any, ...]:
         best = sorted(words, key=lambda word: -held(word))
-        return tuple(best[:max(MIN_CLASS_WORDS, sum(held(word) >= num_holders for word in words))])
+        return tuple(best[: max(MIN_CLASS_WORDS, sum(held(word) >= num_holders for word in words))])
 
     return replace(lexicon, **{f.name: kept(getattr(lexicon, f.name)) for f in fields(lexicon)})
 
 
 def word_forms(lexicon: Lexicon) -> frozenset[str]:
     """Every word of a lexicon, in every form."""
-    return frozenset(form for f in fields(lexicon) for word in getattr(lexicon, f.name)
-                     for form in ((word,) if isinstance(word, str) else word))
+    return frozenset(
+        form for f in fields(lexicon) for word in getattr(lexicon, f.name) for form in ((word,) if isinstance(word, str) else word)
+    )
 
 
 # Patterns of English sentences beside ones that break a single rule of grammar.
@@ -143,10 +143,14 @@ class WordSampler:
     def predicate(self, number: str) -> tuple[str, str, str]:
         """A verb that agrees, the same that does not, and what follows."""
         verb, quality = self.intransitive_verb(), self.choose(self.lexicon.adjectives)
-        return self.choose(((BE[number], BE[OTHER_NUMBER[number]], f" very {quality}."),
-                         (WAS[number], WAS[OTHER_NUMBER[number]], f" {quality}."),
-                         (HAVE[number], HAVE[OTHER_NUMBER[number]], f" a {self.thing('sg')}."),
-                         (getattr(verb, number), getattr(verb, OTHER_NUMBER[number]), " here.")))  # type: ignore[no-any-return]
+        return self.choose(
+            (
+                (BE[number], BE[OTHER_NUMBER[number]], f" very {quality}."),
+                (WAS[number], WAS[OTHER_NUMBER[number]], f" {quality}."),
+                (HAVE[number], HAVE[OTHER_NUMBER[number]], f" a {self.thing('sg')}."),
+                (getattr(verb, number), getattr(verb, OTHER_NUMBER[number]), " here."),
+            )
+        )  # type: ignore[no-any-return]
 
 
 def make_pair(prefix: str, good: str, bad: str, suffix: str) -> SentencePair:
@@ -166,8 +170,7 @@ def agreement_adjective(sampler: WordSampler, number: str) -> SentencePair:
 
 def agreement_phrase(sampler: WordSampler, number: str, attractor_number: str = "") -> SentencePair:
     right, wrong, end = sampler.predicate(number)
-    subject = (f"The {sampler.person(number)} {sampler.choose(('near', 'behind', 'with'))} "
-               f"the {sampler.thing(attractor_number or number)}")
+    subject = f"The {sampler.person(number)} {sampler.choose(('near', 'behind', 'with'))} the {sampler.thing(attractor_number or number)}"
     return make_pair(
         sampler.choose((subject, f"The {sampler.thing(number)} of the {sampler.person(attractor_number or number)}")) + " ",
         right,
@@ -220,30 +223,22 @@ def determiner_object(sampler: WordSampler, number: str) -> SentencePair:
 
 def determiner_subject(sampler: WordSampler, number: str) -> SentencePair:
     said = {"sg": "This", "pl": "These"}
-    return make_pair(
-        "", said[number], said[OTHER_NUMBER[number]], f" {sampler.person(number)} {sampler.intransitive_verb().past}."
-    )
+    return make_pair("", said[number], said[OTHER_NUMBER[number]], f" {sampler.person(number)} {sampler.intransitive_verb().past}.")
 
 
 def determiner_count(sampler: WordSampler, number: str) -> SentencePair:
     said = {"sg": "one", "pl": "two"}
-    return make_pair(
-        f"We {sampler.transitive_verb().past} ", said[number], said[OTHER_NUMBER[number]], f" {sampler.thing(number)}."
-    )
+    return make_pair(f"We {sampler.transitive_verb().past} ", said[number], said[OTHER_NUMBER[number]], f" {sampler.thing(number)}.")
 
 
 def anaphor_noun(sampler: WordSampler, number: str) -> SentencePair:
     men: Noun = sampler.choose(sampler.lexicon.men)
     said = {"sg": "himself", "pl": "themselves"}
-    return make_pair(
-        f"The {getattr(men, number)} {sampler.transitive_verb().past} ", said[number], said[OTHER_NUMBER[number]], "."
-    )
+    return make_pair(f"The {getattr(men, number)} {sampler.transitive_verb().past} ", said[number], said[OTHER_NUMBER[number]], ".")
 
 
 def anaphor_gender(sampler: WordSampler, number: str) -> SentencePair:
-    subject, right = (
-        (sampler.choose(sampler.lexicon.women).sg, "herself") if number == "sg" else (sampler.person("pl"), "themselves")
-    )
+    subject, right = (sampler.choose(sampler.lexicon.women).sg, "herself") if number == "sg" else (sampler.person("pl"), "themselves")
     return make_pair(f"The {subject} {sampler.transitive_verb().past} ", right, "itself" if number == "pl" else "himself", ".")
 
 
@@ -253,8 +248,12 @@ def anaphor_pronoun(sampler: WordSampler, number: str) -> SentencePair:
 
 
 def polarity_ever(sampler: WordSampler, number: str) -> SentencePair:
-    return make_pair("", "No", sampler.choose(("The", "This" if number == "sg" else "These")),
-                f" {sampler.person(number)} {HAVE[number]} ever {sampler.intransitive_verb().participle}.")
+    return make_pair(
+        "",
+        "No",
+        sampler.choose(("The", "This" if number == "sg" else "These")),
+        f" {sampler.person(number)} {HAVE[number]} ever {sampler.intransitive_verb().participle}.",
+    )
 
 
 def polarity_any(sampler: WordSampler, number: str) -> SentencePair:
@@ -300,23 +299,17 @@ def form_perfect(sampler: WordSampler, number: str) -> SentencePair:
 
 def form_future(sampler: WordSampler, number: str) -> SentencePair:
     verb = sampler.transitive_verb()
-    return make_pair(
-        f"The {sampler.person(number)} will ", verb.pl, sampler.choose((verb.sg, verb.past)), f" the {sampler.thing()}."
-    )
+    return make_pair(f"The {sampler.person(number)} will ", verb.pl, sampler.choose((verb.sg, verb.past)), f" the {sampler.thing()}.")
 
 
 def form_negated(sampler: WordSampler, number: str) -> SentencePair:
     verb = sampler.transitive_verb()
-    return make_pair(
-        f"The {sampler.person(number)} did not ", verb.pl, sampler.choose((verb.sg, verb.past)), f" the {sampler.thing()}."
-    )
+    return make_pair(f"The {sampler.person(number)} did not ", verb.pl, sampler.choose((verb.sg, verb.past)), f" the {sampler.thing()}.")
 
 
 def order_object(sampler: WordSampler, number: str) -> SentencePair:
     thing = sampler.thing(number)
-    return make_pair(
-        f"The {sampler.person(OTHER_NUMBER[number])} {sampler.transitive_verb().past} ", f"the {thing}", f"{thing} the", "."
-    )
+    return make_pair(f"The {sampler.person(OTHER_NUMBER[number])} {sampler.transitive_verb().past} ", f"the {thing}", f"{thing} the", ".")
 
 
 def order_adjective(sampler: WordSampler, number: str) -> SentencePair:
@@ -330,19 +323,13 @@ def order_negation(sampler: WordSampler, number: str) -> SentencePair:
 
 def order_degree(sampler: WordSampler, number: str) -> SentencePair:
     return make_pair(
-        f"The {sampler.thing(number)} ",
-        f"{WAS[number]} very",
-        f"very {WAS[number]}",
-        f" {sampler.choose(sampler.lexicon.adjectives)}.",
+        f"The {sampler.thing(number)} ", f"{WAS[number]} very", f"very {WAS[number]}", f" {sampler.choose(sampler.lexicon.adjectives)}."
     )
 
 
 def argument_wanted(sampler: WordSampler, number: str) -> SentencePair:
     return make_pair(
-        f"The {sampler.person(number)} ",
-        sampler.transitive_verb().past,
-        sampler.intransitive_verb().past,
-        f" the {sampler.thing()}.",
+        f"The {sampler.person(number)} ", sampler.transitive_verb().past, sampler.intransitive_verb().past, f" the {sampler.thing()}."
     )
 
 
@@ -357,9 +344,7 @@ def case_object(sampler: WordSampler, number: str) -> SentencePair:
 
 def case_phrase(sampler: WordSampler, number: str) -> SentencePair:
     right, wrong = sampler.choose(PRONOUN_CASES)
-    return make_pair(
-        f"The {sampler.person(number)} {sampler.choose(('talked to', 'was with', 'lived near'))} ", right, wrong, "."
-    )
+    return make_pair(f"The {sampler.person(number)} {sampler.choose(('talked to', 'was with', 'lived near'))} ", right, wrong, ".")
 
 
 def case_subject(sampler: WordSampler, number: str) -> SentencePair:
@@ -370,8 +355,12 @@ def case_subject(sampler: WordSampler, number: str) -> SentencePair:
 ENGLISH_PHENOMENA: dict[str, tuple[Callable[[WordSampler, str], SentencePair], ...]] = {
     "agreement": (agreement, agreement_adjective),
     "agreement across a phrase": (agreement_phrase, agreement_phrase_attractor),
-    "agreement across a relative clause": (agreement_relative, agreement_relative_attractor, agreement_relative_subject,
-                                           agreement_relative_subject_attractor),
+    "agreement across a relative clause": (
+        agreement_relative,
+        agreement_relative_attractor,
+        agreement_relative_subject,
+        agreement_relative_subject_attractor,
+    ),
     "determiner and noun": (determiner_object, determiner_subject, determiner_count),
     "anaphor": (anaphor_noun, anaphor_gender, anaphor_pronoun),
     "negative polarity": (polarity_ever, polarity_any),

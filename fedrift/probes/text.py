@@ -52,21 +52,19 @@ class Continuations:
 
     def __call__(self, result: RoundResult) -> MetricValues:
         half, state = prompt_length(self.held_out), result.after
-        whole = self.held_out.blocks.mask[:, :2 * half].all(1)
+        whole = self.held_out.blocks.mask[:, : 2 * half].all(1)
         every: dict[str, list[tuple[str, str]]] = {way: [] for way in METRIC_PREFIXES}
         reading: MetricValues = {}
         for number, name in enumerate(self.held_out.domains):
             rows = np.flatnonzero(whole & (self.held_out.domain_ids == number))
             if not len(rows):
                 continue
-            holders = np.bincount(
-                state.cluster_ids.cpu().numpy(), self.held_out.client_domain_tokens[:, number], state.server.num_models
-            )
+            holders = np.bincount(state.cluster_ids.cpu().numpy(), self.held_out.client_domain_tokens[:, number], state.server.num_models)
             one = torch.tensor([int(holders.argmax())])
             params = Tree({**state.server.params.take(one), **state.server.base_for(one)})
             chosen: tuple[TokenSampler, ...] = greedy, NucleusSampler(torch_stream(self.seed, "nucleus", name))
             for way, choose in zip(METRIC_PREFIXES, chosen, strict=True):
-                pairs = self.generate_pairs(params, self.held_out.blocks.tokens[rows, :2 * half], half, choose)
+                pairs = self.generate_pairs(params, self.held_out.blocks.tokens[rows, : 2 * half], half, choose)
                 reading |= {(metric, name): value for metric, value in score_continuations(pairs, way).items()}
                 every[way] += pairs
         for way, pairs in every.items():
@@ -109,8 +107,10 @@ def bleu_score(pairs: Sequence[tuple[str, str]]) -> tuple[dict[str, float], str]
     metric, (ours, theirs) = BLEU(), zip(*pairs, strict=True)
     enough = len(pairs) >= MIN_PROMPTS
     found = metric.corpus_score(ours, [theirs], n_bootstrap=NUM_RESAMPLES if enough else 1)
-    return ({"bleu": found.score, "bleu.ci": float(found._ci) if enough else float("nan")},  # told by format() alone
-            f"BLEU {metric.get_signature()}")
+    return (
+        {"bleu": found.score, "bleu.ci": float(found._ci) if enough else float("nan")},  # told by format() alone
+        f"BLEU {metric.get_signature()}",
+    )
 
 
 def bootstrap_half_width(values: np.ndarray) -> float:
@@ -119,8 +119,9 @@ def bootstrap_half_width(values: np.ndarray) -> float:
 
     if len(values) < MIN_PROMPTS:
         return float("nan")
-    low, high = bootstrap((values,), np.mean, n_resamples=NUM_RESAMPLES, method="percentile",
-                          random_state=numpy_stream(0, "prompts")).confidence_interval
+    low, high = bootstrap(
+        (values,), np.mean, n_resamples=NUM_RESAMPLES, method="percentile", random_state=numpy_stream(0, "prompts")
+    ).confidence_interval
     return float(high - low) / 2
 
 
@@ -130,7 +131,7 @@ def bleu_signature() -> str:
 
 
 def ngrams(words: Sequence[str], length: int) -> list[tuple[str, ...]]:
-    return [tuple(words[first:first + length]) for first in range(len(words) - length + 1)]
+    return [tuple(words[first : first + length]) for first in range(len(words) - length + 1)]
 
 
 def distinct_ngrams(texts: Sequence[Sequence[str]], length: int) -> float:

@@ -105,9 +105,13 @@ def measure_agreement(gram: Tensor) -> UpdateAgreement:
     norm, along = gram.diagonal().clamp_min(0).sqrt(), gram.mean(1)  # <d_i, mean d>
     length = gram.mean().clamp_min(0).sqrt()  # |mean d|
     apart = ~torch.eye(len(gram), dtype=torch.bool)
-    return UpdateAgreement(norm, along / (norm * length).clamp_min(1e-30), length / norm.mean().clamp_min(1e-30),
-                     norm.pow(2).mean() / length.pow(2).clamp_min(1e-30),
-                     (gram / (norm[:, None] * norm).clamp_min(1e-30))[apart].mean())
+    return UpdateAgreement(
+        norm,
+        along / (norm * length).clamp_min(1e-30),
+        length / norm.mean().clamp_min(1e-30),
+        norm.pow(2).mean() / length.pow(2).clamp_min(1e-30),
+        (gram / (norm[:, None] * norm).clamp_min(1e-30))[apart].mean(),
+    )
 
 
 def gram_by_layer(updates: Tree) -> dict[str, Tensor]:
@@ -148,6 +152,7 @@ def device_of(tree: Tree) -> torch.device:
 # Gradients of samples are g_k plus noise, and |g_k + noise|^2 is too large. So each client's probe is cut into two disjoint
 # halves with independent noise, and every product <x, y> is taken between a gradient of one half and one of the other.
 
+
 def mean_gradient(loss_fn: LossFn, params: Tree, batches: Iterable[dict[str, Tensor]]) -> Tree:
     """Each client's gradient of its mean loss over all batches, ``[C, ...]``, at ``params [C, ...]``.
 
@@ -176,9 +181,12 @@ def gradient_dissimilarity(first_half: Tree, second_half: Tree, weights: Tensor)
     own, length = gram.diagonal(), p @ gram @ p
     norm = torch.where(own > 0, own, torch.nan).sqrt()
     apart = ~torch.eye(len(gram), dtype=torch.bool)
-    return {"gradient.G2": p @ own - length, "gradient.B2": safe_ratio(p @ own, length),
-            "gradient.diversity": safe_ratio(own.sum(), gram.sum()),
-            "gradient.cosine": (gram / (norm[:, None] * norm))[apart].nanmean()}
+    return {
+        "gradient.G2": p @ own - length,
+        "gradient.B2": safe_ratio(p @ own, length),
+        "gradient.diversity": safe_ratio(own.sum(), gram.sum()),
+        "gradient.cosine": (gram / (norm[:, None] * norm))[apart].nanmean(),
+    }
 
 
 def safe_ratio(numerator: Tensor, denominator: Tensor) -> Tensor:
@@ -210,7 +218,8 @@ class ServerPath:
         moved, group = result.after.server_delta, result.after.cluster_ids.cpu()
         reading: MetricValues = {
             "update.step": moved.norm().cpu()[group].mean(),
-            "update.travelled": distance(result.after.server.params, self.initial_params).cpu()[group].mean()}
+            "update.travelled": distance(result.after.server.params, self.initial_params).cpu()[group].mean(),
+        }
         before = result.before.server_delta
         if before and len(next(iter(before.values()))) == len(next(iter(moved.values()))):
             turn = moved.dot(before) / (moved.norm() * before.norm())

@@ -34,13 +34,7 @@ from ..probes import MetricHistory, ScheduledProbe, to_records
 from ..probes.base import is_due
 from ..probes.federation import CommunicationCost
 from ..simulation import ClientSimulator
-from ..simulation.batches import (
-    CPU_BYTES_PER_PASS,
-    CPU_TOKENS_PER_PASS,
-    MEMORY_FRACTION,
-    activation_bytes_per_token,
-    free_memory_bytes,
-)
+from ..simulation.batches import CPU_BYTES_PER_PASS, CPU_TOKENS_PER_PASS, MEMORY_FRACTION, activation_bytes_per_token, free_memory_bytes
 from ..simulation.simulator import ClientAlgorithm, ClientPool
 from ..storage import Run
 from ..storage.fork import Checkpoint
@@ -114,6 +108,7 @@ class RecordedOptimizer:
 
 def with_recorded_ranges(simulator: ClientSimulator, max_steps: int | None = None) -> ClientSimulator:
     """The fleet with its data, losses and optimizer as ranges of the trace; of every round its first ``max_steps``."""
+
     def batches(round: int, cohort: Tensor) -> Iterator[dict[str, Tensor]]:
         every = islice(simulator.batches(round, cohort), max_steps)
         while True:
@@ -127,14 +122,10 @@ def with_recorded_ranges(simulator: ClientSimulator, max_steps: int | None = Non
         with record_function("fedrift.loss"):
             return simulator.loss_fn(params, batch)
 
-    return replace(
-        simulator, batches=batches, loss_fn=loss, optimizer=RecordedOptimizer(simulator.optimizer, simulator.optimizer.lr)
-    )
+    return replace(simulator, batches=batches, loss_fn=loss, optimizer=RecordedOptimizer(simulator.optimizer, simulator.optimizer.lr))
 
 
-def time_by_kind(
-    replay: ReplayFn, device: torch.device, trace_path: Path | None = None
-) -> tuple[dict[str, float], float, CohortUpdate]:
+def time_by_kind(replay: ReplayFn, device: torch.device, trace_path: Path | None = None) -> tuple[dict[str, float], float, CohortUpdate]:
     """Seconds of each kind of work, which sum to the seconds of the whole replay, both told; and what it trained.
 
     The profiler itself takes some microseconds an operation, which show as Python and idle and in the smallest operations.
@@ -187,6 +178,7 @@ def count_flops(replay: ReplayFn) -> tuple[float, CohortUpdate]:
     Attention counts all positions before and after one another, masked or not.
     """
     ops = torch.ops.aten
+
     def product(add: Any, one: Any, two: Any, *rest: Any, **named: Any) -> int:
         """Shapes ``[..., A, B]`` and ``[..., B, C]``."""
         return 2 * prod(one) * int(two[-1])
@@ -195,7 +187,8 @@ def count_flops(replay: ReplayFn) -> tuple[float, CohortUpdate]:
     with suppress(AttributeError):  # nor the attention of a CPU
         more[ops._scaled_dot_product_flash_attention_for_cpu] = lambda q, k, v, *rest, **named: sdpa_flop(q, k, v)
         more[ops._scaled_dot_product_flash_attention_for_cpu_backward] = (  # five products where forward has two
-            lambda grad, q, k, v, *rest, **named: 5 * sdpa_flop(q, k, v) / 2)
+            lambda grad, q, k, v, *rest, **named: 5 * sdpa_flop(q, k, v) / 2
+        )
     with FlopCounterMode(display=False, custom_mapping=more) as counter:
         report = replay()
     return float(counter.get_total_flops()), report
@@ -221,6 +214,7 @@ def peak_bytes(replay: ReplayFn, device: torch.device) -> float:
 
 
 # What a run's memory holds, in bytes; and why so many clients train in one pass.
+
 
 def tree_bytes(*trees: Tree) -> int:
     """Bytes of all leaves."""
@@ -249,9 +243,7 @@ def memory_breakdown(
         f"models of the server ({server.num_models})": tree_bytes(server.params, server.merged_base, state.server_delta),
         "what the server keeps and sends beside them": tree_bytes(server.broadcast, server.opt_state),
         f"what {context.simulator.size} clients remember": state.client_states.num_bytes(),
-        f"what {len(report.tokens)} clients report": tree_bytes(
-            report.delta, report.mean_grad, report.client_state, report.state_delta
-        ),
+        f"what {len(report.tokens)} clients report": tree_bytes(report.delta, report.mean_grad, report.client_state, report.state_delta),
         f"optimizer of the {pass_size} in a pass": moments,
         "their models, starts, gradients, memories": copies,
         "activations and temporaries of a step": max(0.0, step_peak - moments - copies) if step_peak == step_peak else step_peak,
@@ -267,11 +259,7 @@ def cached_in_memory(prefix: Any) -> dict[str, Tensor]:
 
 def explain_pass_size(context: RunContext, runtime: Runtime, batch_size: int, length: int, passes_per_step: int) -> str:
     """Why so many clients train in one pass."""
-    micro, cohort, device = (
-        context.simulator.clients_per_pass or context.cohort_size,
-        context.cohort_size,
-        runtime.resolve_device(),
-    )
+    micro, cohort, device = (context.simulator.clients_per_pass or context.cohort_size, context.cohort_size, runtime.resolve_device())
     if runtime.clients_per_pass:
         return f"--clients-per-pass {runtime.clients_per_pass} asks for it"
     if runtime.clients_per_pass == 0:
@@ -282,10 +270,14 @@ def explain_pass_size(context: RunContext, runtime: Runtime, batch_size: int, le
     if device.type == "cpu" and micro == max(1, CPU_TOKENS_PER_PASS // (batch_size * length)):
         return f"of {batch_size} x {length} tokens each, about {CPU_TOKENS_PER_PASS:,} tokens keep a processor's cache warm"
     if device.type == "cpu" and micro == max(1, int(CPU_BYTES_PER_PASS // each)):
-        return (f"a client's activations take about {each / 1e6:,.0f} MB, and a pass on a processor that holds more than "
-                f"{CPU_BYTES_PER_PASS / 1e9:g} GB of them is no faster")
-    return (f"a client's activations take about {each / 1e6:,.0f} MB, and {MEMORY_FRACTION:.0%} of the "
-            f"{free_memory_bytes(device) / 1e9:,.1f} GB that are free may go to them")
+        return (
+            f"a client's activations take about {each / 1e6:,.0f} MB, and a pass on a processor that holds more than "
+            f"{CPU_BYTES_PER_PASS / 1e9:g} GB of them is no faster"
+        )
+    return (
+        f"a client's activations take about {each / 1e6:,.0f} MB, and {MEMORY_FRACTION:.0%} of the "
+        f"{free_memory_bytes(device) / 1e9:,.1f} GB that are free may go to them"
+    )
 
 
 # Would other passes be faster: fewer or more clients at once, a larger batch? Only what was tried is told.
@@ -293,9 +285,7 @@ def explain_pass_size(context: RunContext, runtime: Runtime, batch_size: int, le
 TIME_BUDGET_S = 10.0  # seconds for all trials
 
 
-def time_pass_sizes(
-    context: RunContext, result: RoundResult, batch: dict[str, Tensor], num_repeats: int = 3
-) -> list[dict[str, Any]]:
+def time_pass_sizes(context: RunContext, result: RoundResult, batch: dict[str, Tensor], num_repeats: int = 3) -> list[dict[str, Any]]:
     """Tokens a second of a step of one client, of those that are chosen, of the cohort, and of twice the batch; in turns."""
     model: Any = getattr(context.simulator.loss_fn, "inner", context.simulator.loss_fn)
     batch = {"tokens": batch["tokens"][:1], "keep": batch["keep"][:1]}
@@ -311,8 +301,7 @@ def time_pass_sizes(
     each = perf_counter() - begun  # seconds of a client's step, about
     ways = [(count, batch, count == chosen) for count in sorted({1, chosen, len(result.cohort)})] + [(chosen, double, False)]
     most = TIME_BUDGET_S / len(ways) / (num_repeats + 1) / each  # of a client's steps
-    ways = [(count, some, ours) for count, some, ours in ways
-            if ours or count * some["tokens"].numel() / batch["tokens"].numel() < most]
+    ways = [(count, some, ours) for count, some, ours in ways if ours or count * some["tokens"].numel() / batch["tokens"].numel() < most]
     spent: list[list[float]] = [[] for _ in ways]
     for turn in range(num_repeats + 1):
         for place, (count, some, _) in enumerate(ways):
@@ -320,9 +309,15 @@ def time_pass_sizes(
             timing_step(model, params, some, count)
             if turn:
                 spent[place].append(perf_counter() - begun)
-    return [{"clients": count, "batch": some["tokens"].shape[1], "chosen": ours,
-             "tokens_per_second": count * float(some["keep"][:, :, 1:].sum()) / median(seconds)}
-            for (count, some, ours), seconds in zip(ways, spent, strict=True)]
+    return [
+        {
+            "clients": count,
+            "batch": some["tokens"].shape[1],
+            "chosen": ours,
+            "tokens_per_second": count * float(some["keep"][:, :, 1:].sum()) / median(seconds),
+        }
+        for (count, some, ours), seconds in zip(ways, spent, strict=True)
+    ]
 
 
 # Some rounds of an experiment, as they are, by the clock; then one of them again under torch's profiler and counters.
@@ -409,16 +404,19 @@ def profile_run(
     )
     peaks = [measure_gemm_peak(clock.device, compute_dtype(setting))]
     done, took, seen = profile_rounds(config, setting, run, clock, num_rounds, on_message, timed)
-    timed(
-        "final evaluation, models saved", lambda: finish_run(config, run, setting, done.after, resources, has_client_state=True)
-    )
+    timed("final evaluation, models saved", lambda: finish_run(config, run, setting, done.after, resources, has_client_state=True))
     inside = profile_operations(config, setting, done, clock.device, trace_path, on_message)
     peaks.append(measure_gemm_peak(clock.device, compute_dtype(setting)))
 
     rate = float(done.report.tokens.sum()) / took["training"]
     flops = inside["flops_per_token"]
-    compute = {"flops_per_token": flops, "gflops": flops * rate / 1e9, "share_of_peak": flops * rate / max(peaks),
-               "tokens_per_second": rate, "padding": inside["padding"]}
+    compute = {
+        "flops_per_token": flops,
+        "gflops": flops * rate / 1e9,
+        "share_of_peak": flops * rate / max(peaks),
+        "tokens_per_second": rate,
+        "padding": inside["padding"],
+    }
     on_message("passes of other sizes")
     one = next(first_batches(setting, done), None)
     trials = time_pass_sizes(setting, done, one) if one else []
@@ -462,14 +460,20 @@ def profile_rounds(
     """The last round, the mean seconds of a round's phases, and of each look when it is taken. The first round warms up."""
     past, state, work, checkpoint = MetricHistory(), context.initial_state, context.clustering, Checkpoint(run)
     until = min(config.training.num_rounds, 1 + num_rounds)
-    reading, _ = time_phase(
-        "round 0: evaluation", lambda: context.probe_suite.evaluate_initial(work.with_client_models(state), past)
-    )
+    reading, _ = time_phase("round 0: evaluation", lambda: context.probe_suite.evaluate_initial(work.with_client_models(state), past))
     run.write_json("experiment", {**config.to_stored_dict(), "id": config.id, "partition_table": context.partition_table})
     run.append_records(to_records(reading, 0, [], context.simulator.size))
     past.add_records(run.records())
-    loop = run_rounds(state, pool, config.algorithm, num_rounds=until, cohort_size=context.cohort_size, seed=config.seed,
-                  recluster=work.recluster, sample_clients=work.sample_cohort)
+    loop = run_rounds(
+        state,
+        pool,
+        config.algorithm,
+        num_rounds=until,
+        cohort_size=context.cohort_size,
+        seed=config.seed,
+        recluster=work.recluster,
+        sample_clients=work.sample_cohort,
+    )
     spent: dict[str, list[float]] = {"training": [], "aggregation": [], "records and state": []}
     looks: dict[str, list[float]] = {}
     for number in range(1, until + 1):
@@ -500,23 +504,22 @@ def profile_rounds(
     return done, {name: mean(seconds) for name, seconds in spent.items()}, {name: mean(each) for name, each in looks.items()}
 
 
-def summarize_phases(config: ExperimentConfig, context: RunContext, once_s: dict[str, float], round_s: dict[str, float],
-          probe_s: dict[str, float]) -> list[dict[str, Any]]:
+def summarize_phases(
+    config: ExperimentConfig, context: RunContext, once_s: dict[str, float], round_s: dict[str, float], probe_s: dict[str, float]
+) -> list[dict[str, Any]]:
     """A run of all its rounds, by phase: what is done once, and what in how many rounds."""
     last = config.training.num_rounds
     phases = [(name, "run", seconds, 1) for name, seconds in once_s.items()]
     phases += [(name, "round", seconds, last) for name, seconds in round_s.items()]
     for name, seconds in probe_s.items():
-        when = [
-            look.schedule for look in context.probe_suite.probes if isinstance(look, ScheduledProbe) and look.name == name
-        ] or [1]
-        times = sum(
-            any(is_due(each, now, last, context.probe_suite.expensive_interval) for each in when) for now in range(1, last + 1)
-        )
+        when = [look.schedule for look in context.probe_suite.probes if isinstance(look, ScheduledProbe) and look.name == name] or [1]
+        times = sum(any(is_due(each, now, last, context.probe_suite.expensive_interval) for each in when) for now in range(1, last + 1))
         phases.append((f"probe {name}", "round", seconds, times))
     total = sum(seconds * times for _, _, seconds, times in phases)
-    return [{"name": name, "per": per, "seconds": seconds, "times": times, "total": seconds * times,
-             "share": seconds * times / total} for name, per, seconds, times in phases]
+    return [
+        {"name": name, "per": per, "seconds": seconds, "times": times, "total": seconds * times, "share": seconds * times / total}
+        for name, per, seconds, times in phases
+    ]
 
 
 def profile_operations(
@@ -546,9 +549,18 @@ def profile_operations(
     step_peak = peak_bytes(replay(result.cohort[:micro], 2), device)
     positions = sum(batch["tokens"][:, :, 1:].numel() for batch in first_batches(context, result))
     learnt = sum(float(batch["weight"].sum()) for batch in first_batches(context, result))
-    return {"training": {"seconds": kinds, "total": total, "shares": {kind: seconds / total for kind, seconds in kinds.items()},
-                         "steps": None if trace_path else PROFILED_STEPS, "slower_under_the_profiler": total / plain},
-            "flops_per_token": flops / tokens, "step_peak": step_peak, "padding": 1 - learnt / positions}
+    return {
+        "training": {
+            "seconds": kinds,
+            "total": total,
+            "shares": {kind: seconds / total for kind, seconds in kinds.items()},
+            "steps": None if trace_path else PROFILED_STEPS,
+            "slower_under_the_profiler": total / plain,
+        },
+        "flops_per_token": flops / tokens,
+        "step_peak": step_peak,
+        "padding": 1 - learnt / positions,
+    }
 
 
 def first_batches(context: RunContext, result: RoundResult) -> Iterator[dict[str, Tensor]]:
@@ -562,22 +574,12 @@ def first_batches(context: RunContext, result: RoundResult) -> Iterator[dict[str
 def measure_memory(context: RunContext, result: RoundResult, step_peak: float, device: torch.device) -> dict[str, Any]:
     """Bytes by what they are, and the most that the process, and the device, held."""
     held = memory_breakdown(
-        context,
-        result.after,
-        result.report,
-        min(context.simulator.clients_per_pass or context.cohort_size, len(result.cohort)),
-        step_peak,
+        context, result.after, result.report, min(context.simulator.clients_per_pass or context.cohort_size, len(result.cohort)), step_peak
     )
-    peak = (
-        peak_resident_bytes() if device.type == "cpu" else torch.cuda.max_memory_allocated(device) if device.type == "cuda" else 0
-    )
+    peak = peak_resident_bytes() if device.type == "cpu" else torch.cuda.max_memory_allocated(device) if device.type == "cuda" else 0
     known = sum(each for each in held.values() if each == each)
     rest = {"the rest: Python, libraries, loading" if device.type == "cpu" else "the rest": max(0, peak - known)}
-    return {
-        "resident_peak": peak_resident_bytes(),
-        "device_peak": peak if device.type == "cuda" else None,
-        "bytes": {**held, **rest},
-    }
+    return {"resident_peak": peak_resident_bytes(), "device_peak": peak if device.type == "cuda" else None, "bytes": {**held, **rest}}
 
 
 def compute_dtype(context: RunContext) -> torch.dtype:
@@ -585,13 +587,4 @@ def compute_dtype(context: RunContext) -> torch.dtype:
     return model.head.weight.dtype  # type: ignore[no-any-return]
 
 
-__all__ = [
-    "IDLE",
-    "OPERATION_KINDS",
-    "Profile",
-    "count_flops",
-    "peak_bytes",
-    "profile_run",
-    "time_by_kind",
-    "with_recorded_ranges",
-]
+__all__ = ["IDLE", "OPERATION_KINDS", "Profile", "count_flops", "peak_bytes", "profile_run", "time_by_kind", "with_recorded_ranges"]

@@ -46,10 +46,7 @@ def color_scale(colors: Mapping[str, str]) -> alt.Scale:
 
 def round_axis() -> alt.X:
     return alt.X(
-        "round:Q",
-        title="round",
-        scale=alt.Scale(nice=False, zero=False),
-        axis=alt.Axis(tickMinStep=1, tickCount=6, grid=False, format="d"),
+        "round:Q", title="round", scale=alt.Scale(nice=False, zero=False), axis=alt.Axis(tickMinStep=1, tickCount=6, grid=False, format="d")
     )
 
 
@@ -69,33 +66,20 @@ def curve_chart(
     def draw(width: Width) -> Chart:
         shade = alt.Color("of:N", scale=color_scale(colors), legend=None)
         dash = alt.StrokeDash("which:N", scale=alt.Scale(domain=list(LINE_DASHES), range=list(LINE_DASHES.values())), legend=None)
-        scale = (
-            alt.Scale(zero=zero, clamp=True)
-            if value_range is None
-            else alt.Scale(domain=list(value_range), nice=False, clamp=True)
-        )
+        scale = alt.Scale(zero=zero, clamp=True) if value_range is None else alt.Scale(domain=list(value_range), nice=False, clamp=True)
         y = alt.Y("value:Q", title=title, scale=scale, axis=alt.Axis(tickCount=5))
         chart = filterable_chart(rows, domain)
         band = (
             chart.transform_filter(f"datum.low !== null && datum.which === {RUN!r}")
             .mark_area(opacity=0.15)
-            .encode(
-                x=round_axis(),
-                y=alt.Y("low:Q", title=title, scale=scale),
-                y2="high:Q",
-                color=shade,
-                detail=["condition:N", "which:N"],
-            )
+            .encode(x=round_axis(), y=alt.Y("low:Q", title=title, scale=scale), y2="high:Q", color=shade, detail=["condition:N", "which:N"])
         )
         line = chart.mark_line(strokeWidth=1.8).encode(x=round_axis(), y=y, color=shade, strokeDash=dash, detail="condition:N")
         tips = [
             alt.Tooltip("of:N", title=" "),
             alt.Tooltip("which:N"),
             alt.Tooltip("round:Q"),
-            *(
-                alt.Tooltip(f"{name}:Q", title=said, format=".4~g")
-                for name, said in (("value", "mean"), ("low", "low"), ("high", "high"))
-            ),
+            *(alt.Tooltip(f"{name}:Q", title=said, format=".4~g") for name, said in (("value", "mean"), ("low", "low"), ("high", "high"))),
             alt.Tooltip("seeds:Q"),
         ]
         touch = chart.mark_point(filled=True, size=110, opacity=0).encode(x=round_axis(), y=y, tooltip=tips)
@@ -115,14 +99,7 @@ def curve_chart(
 
 
 def parameter_chart(
-    seed_rows: Sequence[Row],
-    mean_rows: Sequence[Row],
-    colors: Mapping[str, str],
-    *,
-    x: str,
-    y: str,
-    zero: bool = True,
-    height: int = 200,
+    seed_rows: Sequence[Row], mean_rows: Sequence[Row], colors: Mapping[str, str], *, x: str, y: str, zero: bool = True, height: int = 200
 ) -> Callable[[Width], Chart]:
     """An outcome along a dial: every seed a dot, the mean with its interval a line through the levels."""
 
@@ -130,9 +107,7 @@ def parameter_chart(
         shade = alt.Color("of:N", scale=color_scale(colors), legend=None)
         levels = sorted({row["x"] for row in [*seed_rows, *mean_rows]})
         step = DODGE_WIDTH * (levels[-1] - levels[0])
-        beside = {
-            of: step * (place - (len(colors) - 1) / 2) for place, of in enumerate(colors)
-        }  # so that arms do not hide each other
+        beside = {of: step * (place - (len(colors) - 1) / 2) for place, of in enumerate(colors)}  # so that arms do not hide each other
         rows, means = ([{**row, "at": row["x"] + beside[row["of"]]} for row in each] for each in (seed_rows, mean_rows))
         across = alt.X("at:Q", title=x, scale=alt.Scale(zero=False, padding=18), axis=alt.Axis(grid=False, values=levels[:12]))
         up = alt.Scale(zero=False)
@@ -178,6 +153,7 @@ def parameter_chart(
 
 
 # Heat maps, and the atlas of failures.
+
 
 def heatmap(
     rows: Sequence[Row],
@@ -269,9 +245,7 @@ def failure_atlas(rows: Sequence[Row], *, x: Sequence[str], y: Sequence[str], la
     """Failures by arms: a mark that grows and reddens with the grade."""
 
     def draw(width: Width) -> Chart:
-        across = alt.X(
-            "x:N", title=None, sort=list(x), axis=alt.Axis(labelAngle=label_angle, labelLimit=150, grid=True, ticks=False)
-        )
+        across = alt.X("x:N", title=None, sort=list(x), axis=alt.Axis(labelAngle=label_angle, labelLimit=150, grid=True, ticks=False))
         beside = alt.Y("y:N", title=None, sort=list(y), axis=alt.Axis(labelLimit=170, grid=True, ticks=False))
         marks = (
             filterable_chart(rows)
@@ -289,9 +263,7 @@ def failure_atlas(rows: Sequence[Row], *, x: Sequence[str], y: Sequence[str], la
                     scale=alt.Scale(domain=list(GRADE_MARKS), range=[s for _, s in GRADE_MARKS.values()]),
                 ),
                 shape=alt.Shape(
-                    "grade:N",
-                    legend=None,
-                    scale=alt.Scale(domain=list(GRADE_MARKS), range=["circle", "circle", "square", "diamond"]),
+                    "grade:N", legend=None, scale=alt.Scale(domain=list(GRADE_MARKS), range=["circle", "circle", "square", "diamond"])
                 ),
                 tooltip=[
                     alt.Tooltip("y:N", title="failure"),
@@ -308,14 +280,9 @@ def failure_atlas(rows: Sequence[Row], *, x: Sequence[str], y: Sequence[str], la
 
 # Arms below one another, each over its seeds; and one comparison over its seeds.
 
+
 def strip_chart(
-    seed_rows: Sequence[Row],
-    mean_rows: Sequence[Row],
-    colors: Mapping[str, str],
-    order: Sequence[str],
-    *,
-    x: str,
-    zero: bool = False,
+    seed_rows: Sequence[Row], mean_rows: Sequence[Row], colors: Mapping[str, str], order: Sequence[str], *, x: str, zero: bool = False
 ) -> Callable[[Width], Chart]:
     """Arms below one another: every seed a dot, the mean and its interval."""
 
@@ -364,14 +331,7 @@ def strip_chart(
 
 
 def forest_chart(
-    points: Iterable[tuple[int, float]],
-    low: float,
-    high: float,
-    estimate: float,
-    *,
-    color: str,
-    unit: str,
-    null_value: float = 0.0,
+    points: Iterable[tuple[int, float]], low: float, high: float, estimate: float, *, color: str, unit: str, null_value: float = 0.0
 ) -> Callable[[Width], Chart]:
     """One comparison: every seed a ring, the estimate and its interval a line, the value of no effect a rule."""
     seeds = [{"condition": -1, "seed": seed, "value": to_plot_value(value)} for seed, value in points]

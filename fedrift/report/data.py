@@ -97,22 +97,21 @@ def band_rows(run: Trajectory) -> list[Row]:
         for number, row in zip(run.rounds, table, strict=True):
             if not np.isnan(row).all():
                 low, middle, high = np.nanquantile(row, [0, 0.5, 1])
-                rows.append({"stage": stage, "round": int(number), "value": round_value(middle), "low": round_value(low),
-                             "high": round_value(high)})
+                rows.append(
+                    {"stage": stage, "round": int(number), "value": round_value(middle), "low": round_value(low), "high": round_value(high)}
+                )
     return rows
 
 
 def runs_with_baselines(views: Iterable[RunView]) -> list[tuple[RunView, str, Trajectory]]:
     """Every run, and its twin where there is one."""
-    both = [(exhibit, arm, run) for exhibit in views
-            for arm, run in ((RUN, exhibit.trajectory), (IID_BASELINE, exhibit.iid_baseline))]
+    both = [(exhibit, arm, run) for exhibit in views for arm, run in ((RUN, exhibit.trajectory), (IID_BASELINE, exhibit.iid_baseline))]
     return [(exhibit, arm, run) for exhibit, arm, run in both if run is not None]
 
 
 def to_rows(rounds: np.ndarray, values: np.ndarray, **said: str) -> list[Row]:
     """One row a number; ``None`` where it is not finite."""
-    return [{**said, "round": int(number), "value": round_value(value)}
-            for number, value in zip(rounds, values, strict=True)]
+    return [{**said, "round": int(number), "value": round_value(value)} for number, value in zip(rounds, values, strict=True)]
 
 
 def round_value(value: float) -> float | None:
@@ -132,8 +131,7 @@ def loss_ceiling(rows: Sequence[Row]) -> float | None:
 def split_off_scale(rows: Sequence[Row], top: float | None) -> tuple[list[Row], list[Row]]:
     """The rows with what is above ``top`` blanked out, and a mark wherever a curve goes blank."""
     highest = float("inf") if top is None else top
-    inside = [{**row, "value": None} if row["value"] is not None and row["value"] > highest else row
-              for row in rows]
+    inside = [{**row, "value": None} if row["value"] is not None and row["value"] > highest else row for row in rows]
     marks: list[Row] = []
     gone: dict[tuple[Any, ...], bool] = {}
     for row in inside:
@@ -146,6 +144,5 @@ def split_off_scale(rows: Sequence[Row], top: float | None) -> tuple[list[Row], 
 
 def value_span(panels: Iterable[Sequence[Row]]) -> float:
     """The longest stretch of values that a panel needs, for panels that must be compared by eye."""
-    lengths = [max(values) - min(values) for rows in panels
-               if (values := [row["value"] for row in rows if row["value"] is not None])]
+    lengths = [max(values) - min(values) for rows in panels if (values := [row["value"] for row in rows if row["value"] is not None])]
     return max(lengths, default=0.0)

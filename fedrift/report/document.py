@@ -151,19 +151,17 @@ PARAGRAPH_WIDTH = 44  # letters from which a column is a paragraph
 def table_to_latex(table: Table) -> str:
     """A table that stands by itself in a document with booktabs; a long one runs over pages."""
     columns = "".join(
-        "r"
-        if place in table.numeric_columns
-        else "p{6cm}"
-        if any(len(row[place]) > PARAGRAPH_WIDTH for row in table.rows)
-        else "l"
+        "r" if place in table.numeric_columns else "p{6cm}" if any(len(row[place]) > PARAGRAPH_WIDTH for row in table.rows) else "l"
         for place in range(len(table.columns))
     )
     head = format_latex_row(table.columns)
     body = "\n".join(format_latex_row(row) for row in table.rows)
     caption = f"\\caption{{{escape_latex(table.caption)}}}\\label{{tab:{table.key}}}"
     if table.is_long:
-        return (f"{LONGTABLE_HEADER}\\begin{{longtable}}{{{columns}}}\n{caption}\\\\\n\\toprule\n{head}\n\\midrule\n\\endhead\n"
-                f"\\bottomrule\n\\endfoot\n{body}\n\\end{{longtable}}\n")
+        return (
+            f"{LONGTABLE_HEADER}\\begin{{longtable}}{{{columns}}}\n{caption}\\\\\n\\toprule\n{head}\n\\midrule\n\\endhead\n"
+            f"\\bottomrule\n\\endfoot\n{body}\n\\end{{longtable}}\n"
+        )
     return (
         f"{BOOKTABS_HEADER}\\begin{{table}}\n\\centering\\small\n{caption}\n\\begin{{tabular}}{{{columns}}}\n\\toprule\n{head}\n\\midrule\n{body}\n\\bottomrule\n"
         "\\end{tabular}\n\\end{table}\n"

@@ -51,9 +51,7 @@ def export_models(run: Run, output_dir: Path, base_model_id: str = "", license_i
     shutil.copytree(source, output_dir, dirs_exist_ok=True)
     folders = sorted(path.parent for name in ("adapter_config.json", "config.json") for path in output_dir.rglob(name))
     for folder in folders:
-        (folder / "README.md").write_text(
-            render_card(run, folder.relative_to(output_dir), base_model_id, license_id), encoding="utf-8"
-        )
+        (folder / "README.md").write_text(render_card(run, folder.relative_to(output_dir), base_model_id, license_id), encoding="utf-8")
     return folders
 
 
@@ -64,7 +62,8 @@ def render_card(run: Run, relative_path: Path, base_model_id: str = "", license_
     loss = curve.curve("loss")[curve.observed_mask("loss")] if curve.has_curve("loss") else []
     lora = said["trainable"]["type"] == "Lora"
     whose = {"clients": f"the personal model of client {relative_path.name}", "": "the federation's model"}.get(
-        relative_path.parts[0] if relative_path.parts else "", f"the model of cluster {relative_path.name}")
+        relative_path.parts[0] if relative_path.parts else "", f"the model of cluster {relative_path.name}"
+    )
     head = {
         "base_model": base_model_id or None,
         "library_name": "peft" if lora else "transformers",

@@ -25,8 +25,13 @@ from ..studies import StudyManifest, find_study, list_studies, parse_study
 from ..studies.spec import build_base_config
 
 STATES = ("finished", "running", "unfinished", "missing", "failed")
-STATE_LABELS = {"finished": "finished", "running": "running", "unfinished": "begun, nobody at work on it", "missing": "not begun",
-         "failed": "failed"}
+STATE_LABELS = {
+    "finished": "finished",
+    "running": "running",
+    "unfinished": "begun, nobody at work on it",
+    "missing": "not begun",
+    "failed": "failed",
+}
 
 
 @dataclass(frozen=True)
@@ -111,7 +116,7 @@ class LossTail:
         except FileNotFoundError:
             self._read_archived()
             return
-        whole = new[:new.rfind(b"\n") + 1]  # the last line may be half written
+        whole = new[: new.rfind(b"\n") + 1]  # the last line may be half written
         self.offset += len(whole)
         lines = whole.splitlines()
         for line in lines:
@@ -189,9 +194,19 @@ class LiveDiagnoser:
             judgements = diagnose(cases) if cases else []
         except (UserError, ValueError):  # rows that are being written
             return []
-        return [{"condition": row.condition, "failure": each.failure, "grade": each.grade, "cause": each.cause,
-                 "since": each.first_round, "strength": float(each.strength), "sentence": strip_grade(each.sentence)}
-                for each in judgements if each.grade in ("suspected", "confirmed")]
+        return [
+            {
+                "condition": row.condition,
+                "failure": each.failure,
+                "grade": each.grade,
+                "cause": each.cause,
+                "since": each.first_round,
+                "strength": float(each.strength),
+                "sentence": strip_grade(each.sentence),
+            }
+            for each in judgements
+            if each.grade in ("suspected", "confirmed")
+        ]
 
     def _evidence(self, run: RunStatus) -> RunEvidence | None:
         tail, twin = self.tails.get(run.run), self.tails.get(run.baseline_run)
@@ -199,10 +214,7 @@ class LiveDiagnoser:
             if tail is None:
                 return None
             return RunEvidence(
-                tail.run.trajectory(),
-                twin.run.trajectory() if twin else None,
-                info=extract_run_info(tail.run.config),
-                seed=run.seed,
+                tail.run.trajectory(), twin.run.trajectory() if twin else None, info=extract_run_info(tail.run.config), seed=run.seed
             )
         except (UserError, OSError):
             return None
@@ -215,9 +227,7 @@ def group_findings(findings: list[dict[str, Any]]) -> tuple[dict[str, Any], ...]
     for each in sorted(findings, key=lambda each: -each["strength"]):
         groups.setdefault((each["failure"], each["grade"], each["cause"]), []).append(each)
     told = [{**first, "also": [other["condition"] for other in others]} for first, *others in groups.values()]
-    return tuple(
-        sorted(told, key=lambda each: (each["grade"] != "confirmed", each["cause"] == "also in IID baseline", -each["strength"]))
-    )
+    return tuple(sorted(told, key=lambda each: (each["grade"] != "confirmed", each["cause"] == "also in IID baseline", -each["strength"])))
 
 
 def strip_grade(sentence: str) -> str:
@@ -292,8 +302,10 @@ class FolderLayout:
 
 def group_titles(configs: dict[str, dict[str, Any]]) -> dict[str, str]:
     """A short name of each row, with the settings that tell it from others of that name."""
-    short = {key: f"{said['algorithm']['type']} · {said['partition']['type']} {said['partition'].get('severity', 0):g}"
-             for key, said in configs.items()}
+    short = {
+        key: f"{said['algorithm']['type']} · {said['partition']['type']} {said['partition'].get('severity', 0):g}"
+        for key, said in configs.items()
+    }
     same: dict[str, list[str]] = defaultdict(list)
     for key, called in short.items():
         same[called].append(key)
@@ -324,9 +336,7 @@ class StudyLayout:
         if stamp != self.mtime_ns:
             self.manifest_values, self.mtime_ns = self.manifest.read(), stamp
             rounds = int(build_base_config(parse_study(self.manifest_values["study"])).get("training", {}).get("num_rounds", 0))
-            every = [
-                self._placement(entry, rounds) for role in ROLES for entry in self.manifest_values["runs"] if entry.role == role
-            ]
+            every = [self._placement(entry, rounds) for role in ROLES for entry in self.manifest_values["runs"] if entry.role == role]
             self.placements = list({(place.key, place.run): place for place in every}.values())  # a twin may serve several arms
         return self.placements
 
@@ -376,9 +386,7 @@ class Monitor:
             heads.setdefault(place.key, place)
             state = "failed" if place.run in self.read_errors else states[place.run]
             rows.setdefault(place.key, []).append(self._run_status(place, state))
-        laid = tuple(
-            RunGroup(key, heads[key].condition, heads[key].stage, heads[key].role, tuple(runs)) for key, runs in rows.items()
-        )
+        laid = tuple(RunGroup(key, heads[key].condition, heads[key].stage, heads[key].role, tuple(runs)) for key, runs in rows.items())
         return self._build_snapshot(laid)
 
     def curve(self, run: str, domain: str = "") -> dict[int, float]:
@@ -461,8 +469,11 @@ def status_note(snapshot: Snapshot, manifest: StudyManifest | None, root: Path, 
     """What a reader should know first."""
     counts = snapshot.counts
     if not snapshot.rows:
-        return (f"study {manifest.name} is not begun in {root}: `fedrift study STUDY.yaml` begins it" if manifest else
-                f"no runs in {root} yet: `fedrift run EXPERIMENT.yaml` makes one")
+        return (
+            f"study {manifest.name} is not begun in {root}: `fedrift study STUDY.yaml` begins it"
+            if manifest
+            else f"no runs in {root} yet: `fedrift run EXPERIMENT.yaml` makes one"
+        )
     if snapshot.is_complete:
         failed = f", {counts['failed']} failed" if counts["failed"] else ""
         return f"all is done: {counts['finished']} finished{failed}"
@@ -497,8 +508,6 @@ def open_monitor(root: Path, name: str = "", clock: Callable[[], float] = monoto
 
 
 # Runs while they go on, seen from another process: on the terminal and in the browser. It reads only, and needs no torch.
-
-
 
 
 __all__ = ["Monitor", "RunGroup", "RunStatus", "Snapshot", "open_monitor"]

@@ -15,18 +15,7 @@ from markupsafe import Markup
 from .. import __version__
 from ..storage.files import write_atomically
 from . import figures
-from .data import (
-    Row,
-    RunView,
-    band_rows,
-    client_rows,
-    curve_rows,
-    loss_ceiling,
-    mean_rows,
-    split_off_scale,
-    value_span,
-    with_unique_names,
-)
+from .data import Row, RunView, band_rows, client_rows, curve_rows, loss_ceiling, mean_rows, split_off_scale, value_span, with_unique_names
 from .format import to_yaml, verdict_line
 
 MAX_CLIENT_PANELS = 12  # clients; above, their panels become one band
@@ -74,13 +63,22 @@ def render_runs(views: list[RunView]) -> str:
 
     template = template_environment().get_template("page.html")
     return template.render(
-        version=__version__, exhibits=views, colour=colour, stages=figures.STAGE_COLORS,
-        place=place, specs=specs, twins=any(exhibit.iid_baseline for exhibit in views),
+        version=__version__,
+        exhibits=views,
+        colour=colour,
+        stages=figures.STAGE_COLORS,
+        place=place,
+        specs=specs,
+        twins=any(exhibit.iid_baseline for exhibit in views),
         lines=[verdict_line(exhibit) for exhibit in views],
-        overall=overall_panels(views, colour), by_domain=domain_panels(views, colour),
-        by_client=[(exhibit, client_panels(exhibit)) for exhibit in views], updates=update_panels(views, colour),
+        overall=overall_panels(views, colour),
+        by_domain=domain_panels(views, colour),
+        by_client=[(exhibit, client_panels(exhibit)) for exhibit in views],
+        updates=update_panels(views, colour),
         partitions=partition_panels(views),
-        as_yaml=to_yaml, bundle=vega_script())
+        as_yaml=to_yaml,
+        bundle=vega_script(),
+    )
 
 
 def overall_panels(views: list[RunView], color_by_run: dict[str, str]) -> list[ChartPanel]:
@@ -96,8 +94,7 @@ def domain_panels(views: list[RunView], color_by_run: dict[str, str]) -> list[Ch
     domains = sorted({domain for exhibit in views for domain in exhibit.trajectory.domains_of("loss")})
     drawn = {domain: rows for domain in domains if (rows := curve_rows(views, "loss", domain))}
     stretch = _shared_range(list(drawn.values()))
-    return [ChartPanel(domain, figures.line_chart(rows, color_by_run, value_range=stretch, height=180))
-            for domain, rows in drawn.items()]
+    return [ChartPanel(domain, figures.line_chart(rows, color_by_run, value_range=stretch, height=180)) for domain, rows in drawn.items()]
 
 
 def client_panels(view: RunView) -> list[ChartPanel]:
@@ -109,8 +106,7 @@ def client_panels(view: RunView) -> list[ChartPanel]:
         return [ChartPanel(title, figures.client_band_chart(rows))] if rows else []
     drawn = {client: rows for client in run.clients if (rows := client_rows(run, client))}
     stretch = _shared_range(list(drawn.values()))
-    return [ChartPanel(f"client {client}", figures.before_after_chart(rows, value_range=stretch))
-            for client, rows in drawn.items()]
+    return [ChartPanel(f"client {client}", figures.before_after_chart(rows, value_range=stretch)) for client, rows in drawn.items()]
 
 
 def update_panels(views: list[RunView], color_by_run: dict[str, str]) -> list[ChartPanel]:
@@ -130,9 +126,13 @@ def partition_panels(views: list[RunView]) -> list[tuple[str, ChartPanel]]:
         table = exhibit.experiment.get("partition_table")
         if table and table["tokens"]:
             dealt.setdefault(json.dumps(table), ([], table))[0].append(exhibit.name)
-    return [(" · ".join(names), ChartPanel("training tokens by client and domain",
-                                      figures.partition_heatmap(table["domains"], table["tokens"])))
-            for names, table in dealt.values()]
+    return [
+        (
+            " · ".join(names),
+            ChartPanel("training tokens by client and domain", figures.partition_heatmap(table["domains"], table["tokens"])),
+        )
+        for names, table in dealt.values()
+    ]
 
 
 def _shared_range(panels: list[list[Row]]) -> float | None:
@@ -151,5 +151,6 @@ def vega_script() -> Markup:
 
 @cache
 def template_environment() -> Environment:
-    return Environment(loader=PackageLoader("fedrift.report", "."), autoescape=True,
-                       undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    return Environment(
+        loader=PackageLoader("fedrift.report", "."), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )

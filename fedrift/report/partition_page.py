@@ -25,18 +25,18 @@ RngFactory = Callable[..., np.random.Generator]  # of a purpose, as ``partial(nu
 SAMPLES_PER_CLIENT = 2  # documents of each client
 SAMPLE_LENGTH = 320  # characters of each
 METRIC_TITLES = {  # of the numbers of a report: what it is called, what it means
-    "token.jsd": ("word divergence", "Jensen-Shannon, bits: 0 if all clients use the same words equally often, "
-                                     "log2 N if none in common"),
+    "token.jsd": ("word divergence", "Jensen-Shannon, bits: 0 if all clients use the same words equally often, log2 N if none in common"),
     "label.jsd": ("domain divergence", "Jensen-Shannon as a share of the most there can be: 1 is one domain a client"),
     "label.distance": ("domain distance", "total variation of a client's domains from the pool's, mean over tokens"),
     "length.jsd": ("length divergence", "Jensen-Shannon of document lengths, as a share of the most there can be"),
     "vocabulary.jaccard": ("vocabulary in common", "words two clients share, of all that either has"),
     "vocabulary.coverage": ("vocabulary covered", "share of a client's text in words that another client has twice"),
     "identification": ("client identified", "how often naive Bayes tells the client of a document from its words"),
-    "identification.content": ("… by what it is about",
-                               "the same from content words alone, before any rewriting: topic, not manner"),
-    "identification.manner": ("… by how it is written",
-                              "the same from function words alone, as written: manner, though topics differ in them too"),
+    "identification.content": ("… by what it is about", "the same from content words alone, before any rewriting: topic, not manner"),
+    "identification.manner": (
+        "… by how it is written",
+        "the same from function words alone, as written: manner, though topics differ in them too",
+    ),
     "embedding.mmd2": ("embedding MMD²", "kernel distance of a client's documents from the others'"),
     "embedding.frechet": ("embedding Fréchet", "distance of fitted Gaussians, a client's against the others'"),
     "gradient.G2": ("gradient spread G²", "mean squared distance of a client's gradient from the mean gradient"),
@@ -85,12 +85,21 @@ class PartitionReport(NamedTuple):
     def to_json(self) -> dict[str, Any]:
         """Everything as JSON."""
         return {
-            "title": self.title, "experiment": self.settings, "unit": self.unit, "note": self.note,
-            "documents_in_pool": self.num_documents, "left_out": self.num_left_out, **self.heterogeneity.to_dict(),
+            "title": self.title,
+            "experiment": self.settings,
+            "unit": self.unit,
+            "note": self.note,
+            "documents_in_pool": self.num_documents,
+            "left_out": self.num_left_out,
+            **self.heterogeneity.to_dict(),
             "characteristic": [[{"word": word, "z": float(z)} for word, z in words] for words in self.distinctive_words],
-            "characteristic_by_chance": float(self.chance_z), "encoder": self.encoder,
-            "gradients": [slope._asdict() | {name: None if np.isnan(number := getattr(slope, name)) else number
-                                             for name in ("value", "iid_mean", "deviation")} for slope in self.gradients],
+            "characteristic_by_chance": float(self.chance_z),
+            "encoder": self.encoder,
+            "gradients": [
+                slope._asdict()
+                | {name: None if np.isnan(number := getattr(slope, name)) else number for name in ("value", "iid_mean", "deviation")}
+                for slope in self.gradients
+            ],
             "samples": [[sample._asdict() for sample in client] for client in self.samples],
         }
 
@@ -113,15 +122,24 @@ def build_partition_report(
     rows = np.sort(np.concatenate(partition.rows))
     owner, dealt = partition.document_owners(len(corpus))[rows], corpus.take(rows)
     counted = count_words(rewritten_texts(dealt, partition, owner))
-    title = (f"{settings['dataset']['name']} dealt to {len(partition)} clients by {partition_label(regime)}, "
-             f"severity {regime['severity']:g}")
+    title = f"{settings['dataset']['name']} dealt to {len(partition)} clients by {partition_label(regime)}, severity {regime['severity']:g}"
     if partition.rewrites:
         unit = "words"  # as written: that is what `measure` counts then
-    return PartitionReport(title, settings, int(settings["seed"]), unit, note, len(corpus), len(corpus) - len(rows),
-                 measure_heterogeneity(corpus, partition, make_rng("heterogeneity"), resplits=num_resplits, vectors=vectors),
-                 distinctive_words(counts_by_client(counted.counts, owner, len(partition)), counted.vocabulary),
-                 max_z_by_chance(counted, owner, len(partition), make_rng("heterogeneity", "words")),
-                 [pick_samples(corpus, partition, client, make_rng) for client in range(len(partition))], encoder, gradients)
+    return PartitionReport(
+        title,
+        settings,
+        int(settings["seed"]),
+        unit,
+        note,
+        len(corpus),
+        len(corpus) - len(rows),
+        measure_heterogeneity(corpus, partition, make_rng("heterogeneity"), resplits=num_resplits, vectors=vectors),
+        distinctive_words(counts_by_client(counted.counts, owner, len(partition)), counted.vocabulary),
+        max_z_by_chance(counted, owner, len(partition), make_rng("heterogeneity", "words")),
+        [pick_samples(corpus, partition, client, make_rng) for client in range(len(partition))],
+        encoder,
+        gradients,
+    )
 
 
 def max_z_by_chance(word_counts: WordCounts, owner: np.ndarray, clients: int, rng: np.random.Generator) -> float:
@@ -147,8 +165,9 @@ def pick_samples(corpus: Corpus, partition: Partition, client: int, make_rng: Rn
     for row in drawn:
         found, label = str(corpus.text[row]), corpus.label[row]
         text = found if rewrite is None else rewrite(found, document_id(found))
-        shown.append(Sample(corpus.domains[label] if label >= 0 else "", truncate_text(text),
-                            truncate_text(found) if text != found else ""))
+        shown.append(
+            Sample(corpus.domains[label] if label >= 0 else "", truncate_text(text), truncate_text(found) if text != found else "")
+        )
     return shown
 
 
@@ -172,8 +191,7 @@ def summarize(heterogeneity: Heterogeneity) -> str:
     told = next((number for number in judged if number.name == "identification"), None)
     if told is None:
         return says + "."
-    return (f"{says}; from its words alone a document's client is named right {told.value:.0%} of the time "
-            f"({told.null_mean:.0%} by chance).")
+    return f"{says}; from its words alone a document's client is named right {told.value:.0%} of the time ({told.null_mean:.0%} by chance)."
 
 
 def format_row(number: Measurement) -> tuple[str, str, str, str, str]:
@@ -182,8 +200,7 @@ def format_row(number: Measurement) -> tuple[str, str, str, str, str]:
     if np.isnan(number.null_mean):
         return title, meaning, f"{number.value:.3f}", "–", "–"
     z = f"{number.z:+.1f}" if abs(number.z) < 1000 else f"{number.z:+.0f}"
-    return (title, meaning, f"{number.value:.3f}", f"{number.null_mean:.3f} ± {number.null_std:.3f}",
-            z if np.isfinite(number.z) else "–")
+    return (title, meaning, f"{number.value:.3f}", f"{number.null_mean:.3f} ± {number.null_std:.3f}", z if np.isfinite(number.z) else "–")
 
 
 def format_number(value: float) -> str:
@@ -248,13 +265,20 @@ def holdings_panels(report: PartitionReport) -> list[ChartPanel]:
         domains = np.argsort(-measured.tokens_by_domain.sum(axis=0), kind="stable")[:MAX_DOMAINS_DRAWN]
         domains = np.sort(domains)
         few = f", the {MAX_DOMAINS_DRAWN} largest domains" if len(measured.domains) > MAX_DOMAINS_DRAWN else ""
-        panels.append(ChartPanel(f"{report.unit} by client and domain{few}{some}", figures.partition_heatmap(
-            [measured.domains[d] for d in domains], np.round(measured.tokens_by_domain[first][:, domains]).tolist())))
+        panels.append(
+            ChartPanel(
+                f"{report.unit} by client and domain{few}{some}",
+                figures.partition_heatmap(
+                    [measured.domains[d] for d in domains], np.round(measured.tokens_by_domain[first][:, domains]).tolist()
+                ),
+            )
+        )
     else:
         panels.append(ChartPanel(f"{report.unit} by client{some}", figures.budget_bars(measured.budgets[first], report.unit)))
     if measured.num_clients > 1:
-        panels.append(ChartPanel(f"divergence of two clients' words, bits{some}",
-                            figures.divergence_matrix(measured.word_jsd[first, first])))
+        panels.append(
+            ChartPanel(f"divergence of two clients' words, bits{some}", figures.divergence_matrix(measured.word_jsd[first, first]))
+        )
     return panels
 
 
@@ -263,10 +287,7 @@ def word_panels(report: PartitionReport) -> list[ChartPanel]:
     longest = max((z for client in report.distinctive_words for _, z in client), default=1.0)
     longest = max(longest, report.chance_z)
     return [
-        ChartPanel(
-            f"client {client}{main_domain_label(report, client)}",
-            figures.distinctive_words_chart(found, longest, report.chance_z),
-        )
+        ChartPanel(f"client {client}{main_domain_label(report, client)}", figures.distinctive_words_chart(found, longest, report.chance_z))
         for client, found in list(enumerate(report.distinctive_words))[:MAX_CLIENTS_SHOWN]
         if found
     ]

@@ -115,8 +115,7 @@ def build_stages(
             )
         )
     return tuple(
-        build_stage(name, [arm for arm in arms if arm.stage == name], factors)
-        for name in dict.fromkeys(arm.stage for arm in arms)
+        build_stage(name, [arm for arm in arms if arm.stage == name], factors) for name in dict.fromkeys(arm.stage for arm in arms)
     )
 
 
@@ -141,17 +140,13 @@ def merge_axes(stages: Sequence[StageView]) -> list[FactorAxis]:
     for name, same in axes.items():
         levels = dict.fromkeys(arm.levels[name] for each in stages for arm in each.conditions)
         numbers = all(axis.is_numeric for axis in same)
-        merged.append(
-            FactorAxis(name, tuple(sorted(levels, key=float) if numbers and all(map(_is_number, levels)) else levels), numbers)
-        )
+        merged.append(FactorAxis(name, tuple(sorted(levels, key=float) if numbers and all(map(_is_number, levels)) else levels), numbers))
     return merged
 
 
 def condition_label(condition: Condition, axes: Sequence[FactorAxis]) -> str:
     """An arm by its levels of some axes: ``topic, severity 0.5``."""
-    return ", ".join(
-        condition.levels[axis.name] if not axis.is_numeric else f"{axis.label} {condition.levels[axis.name]}" for axis in axes
-    )
+    return ", ".join(condition.levels[axis.name] if not axis.is_numeric else f"{axis.label} {condition.levels[axis.name]}" for axis in axes)
 
 
 def assign_level_colors(levels: Sequence[str]) -> dict[str, str]:
@@ -230,9 +225,7 @@ class StudyData:
     def connection(self) -> Any:
         """DuckDB with ``thin`` and ``cells``; trials are not among its runs."""
         wanted = {run for arm in self.conditions for run in (*arm.runs.values(), *arm.baselines.values())}
-        found = connect(
-            Path(self.manifest.root), [self.manifest.get_run(run) for run in sorted(wanted) if run in self.experiments]
-        )
+        found = connect(Path(self.manifest.root), [self.manifest.get_run(run) for run in sorted(wanted) if run in self.experiments])
         found.execute("SET enable_progress_bar = false")
         found.register(
             "cells",
@@ -353,19 +346,9 @@ def load_study_data(manifest: StudyManifest, on_progress: Callable[[str], None] 
     experiments = {run.id: experiment for run, (experiment, _, _) in read}
     endings = {run.id: ending for run, (_, ending, _) in read if run.is_finished}
     places = {run.id: environment for run, (_, _, environment) in read if environment}
-    flattened = {
-        id: flatten({key: value for key, value in asked.items() if key != "partition_table"}) for id, asked in experiments.items()
-    }
+    flattened = {id: flatten({key: value for key, value in asked.items() if key != "partition_table"}) for id, asked in experiments.items()}
     return StudyData(
-        manifest,
-        said,
-        frame,
-        verdicts,
-        build_stages(entries, said["factors"], flattened),
-        experiments,
-        endings,
-        places,
-        on_progress,
+        manifest, said, frame, verdicts, build_stages(entries, said["factors"], flattened), experiments, endings, places, on_progress
     )
 
 

@@ -58,9 +58,7 @@ def drift_section(study_data: StudyData) -> Section | MissingSection:
     if not any(study_data.has_metric(metric) for metric in DRIFT_METRICS):
         return MissingSection("Drift", "no update has been recorded: no run has finished a round")
     figures: list[Figure] = []
-    numbers = {
-        title: study_data.metric_by_run(metric) for metric, title in DRIFT_METRICS.items() if study_data.has_metric(metric)
-    }
+    numbers = {title: study_data.metric_by_run(metric) for metric, title in DRIFT_METRICS.items() if study_data.has_metric(metric)}
     gap = study_data.outcome_by_run("gap")
     outcomes = {**numbers, **({"gap to IID baseline, nats": gap} if gap else {})}
     varied = False
@@ -86,13 +84,10 @@ def drift_section(study_data: StudyData) -> Section | MissingSection:
             "agree, about 1/√C where they have nothing in common. IID baselines dashed.",
             title="consensus",
         )
-    text = [
-        "Small batches make updates noisy, and noise alone lowers consensus: what counts is the distance to the IID baseline."
-    ]
+    text = ["Small batches make updates noisy, and noise alone lowers consensus: what counts is the distance to the IID baseline."]
     if not varied:
         text.append(
-            "Local steps and participation are not varied here; `training.local_steps` and `training.participation_rate` are the"
-            " factors."
+            "Local steps and participation are not varied here; `training.local_steps` and `training.participation_rate` are the factors."
         )
     return Section("drift", "Drift", tuple(text), tuple(figures))
 
@@ -208,8 +203,7 @@ def forgetting_section(study_data: StudyData) -> Section | MissingSection:
             figures += final_forgetting_figures(study_data, stage, curves)
     else:
         text.append(
-            "Not recorded: `forgetting`, the loss of a domain above its own lowest so far; it comes with `language` in"
-            " `evaluation.probes`."
+            "Not recorded: `forgetting`, the loss of a domain above its own lowest so far; it comes with `language` in `evaluation.probes`."
         )
     if not figures:
         return MissingSection("Forgetting by domain", "a run beside its IID baseline with losses by domain")
@@ -312,9 +306,7 @@ def final_forgetting_figures(study_data: StudyData, stage: StageView, curves: pd
         Figure(
             f"forgetting-{stage.name}",
             stage_caption(
-                study_data,
-                stage,
-                "What was forgotten at the end: loss of each domain above its own lowest, nats, mean over seeds.",
+                study_data, stage, "What was forgotten at the end: loss of each domain above its own lowest, nats, mean over seeds."
             ),
             tuple(panels),
             columns=1 if len(names) > 8 else len(panels),
@@ -324,13 +316,7 @@ def final_forgetting_figures(study_data: StudyData, stage: StageView, curves: pd
 
 # What separate means of the two factors of an adapter lose.
 
-LORA_PARAMETERS = (
-    "training.local_steps",
-    "training.local_epochs",
-    "partition.severity",
-    "trainable.r",
-    "training.participation_rate",
-)
+LORA_PARAMETERS = ("training.local_steps", "training.local_epochs", "partition.severity", "trainable.r", "training.participation_rate")
 
 
 def lora_aggregation_section(study_data: StudyData) -> Section | MissingSection:
@@ -347,13 +333,7 @@ def lora_aggregation_section(study_data: StudyData) -> Section | MissingSection:
     for stage in study_data.stages:
         for axis in (axis for axis in stage.numeric_axes if axis.name in LORA_PARAMETERS):
             made = parameter_figure(
-                study_data,
-                stage,
-                axis,
-                "adapters-dial",
-                numbers,
-                f"The same, mean over rounds, against {axis.label}.",
-                zero=False,
+                study_data, stage, axis, "adapters-dial", numbers, f"The same, mean over rounds, against {axis.label}.", zero=False
             )
             figures += [made] if made else []
     return Section(

@@ -127,9 +127,7 @@ def parameter_figure(
                 seeds = {seed: numbers.get(run, math.nan) for seed, run in arm.runs.items()}
                 common = {"condition": arm.index, "of": of, "x": float(arm.values[axis.name])}
                 dots += [
-                    {**common, "seed": seed, "value": charts.to_plot_value(value)}
-                    for seed, value in seeds.items()
-                    if math.isfinite(value)
+                    {**common, "seed": seed, "value": charts.to_plot_value(value)} for seed, value in seeds.items() if math.isfinite(value)
                 ]
                 middle, low, high, count = seed_mean_ci(seeds.values())
                 if count:
@@ -145,10 +143,7 @@ def parameter_figure(
             if dots:
                 means.sort(key=lambda row: float(row["x"]))
                 panels.append(
-                    Panel(
-                        name if len(cells) > 1 else title,
-                        charts.parameter_chart(dots, means, shades, x=axis.label, y=title, zero=zero),
-                    )
+                    Panel(name if len(cells) > 1 else title, charts.parameter_chart(dots, means, shades, x=axis.label, y=title, zero=zero))
                 )
     keys = stage_legend(stage, mark="dot") if colour else ()
     return (
@@ -175,16 +170,10 @@ def strip_figure(
         dots: list[Row] = []
         means: list[Row] = []
         for arm in arms:
-            common = {
-                "condition": arm.index,
-                "of": stage.color_level(arm),
-                "row": stage.color_level(arm) if stage.color_axis else "all",
-            }
+            common = {"condition": arm.index, "of": stage.color_level(arm), "row": stage.color_level(arm) if stage.color_axis else "all"}
             seeds = {seed: numbers.get(run, math.nan) for seed, run in arm.runs.items()}
             dots += [
-                {**common, "seed": seed, "value": charts.to_plot_value(value)}
-                for seed, value in seeds.items()
-                if math.isfinite(value)
+                {**common, "seed": seed, "value": charts.to_plot_value(value)} for seed, value in seeds.items() if math.isfinite(value)
             ]
             middle, low, high, count = seed_mean_ci(seeds.values())
             if count and not math.isnan(middle):
@@ -202,12 +191,7 @@ def strip_figure(
                 Panel(
                     name,
                     charts.strip_chart(
-                        dots,
-                        means,
-                        stage.colors,
-                        [row for row in stage.colors if row in {dot["row"] for dot in dots}],
-                        x=x,
-                        zero=zero,
+                        dots, means, stage.colors, [row for row in stage.colors if row in {dot["row"] for dot in dots}], x=x, zero=zero
                     ),
                 )
             )

@@ -46,6 +46,7 @@ SECTIONS: tuple[Callable[[StudyData], Section | MissingSection], ...] = (
 
 # From a study's store to the report as data.
 
+
 def build_document(study_data: StudyData) -> Document:
     """Every section that has something to show; the others say what they want."""
     sections, missing = [], []
@@ -58,9 +59,7 @@ def build_document(study_data: StudyData) -> Document:
             sections.append(made)
     axes = merge_axes(study_data.stages)
     compared = {stage.color_axis.name: stage.colors for stage in study_data.stages if stage.color_axis}
-    filters = tuple(
-        Filter(axis.name, axis.levels, (compared.get(axis.name) and assign_level_colors(axis.levels)) or {}) for axis in axes
-    )
+    filters = tuple(Filter(axis.name, axis.levels, (compared.get(axis.name) and assign_level_colors(axis.levels)) or {}) for axis in axes)
     if len(study_data.stages) > 1:
         filters = (Filter("stage", tuple(stage.name for stage in study_data.stages), {}), *filters)
     arms = tuple({"stage": arm.stage, **arm.levels} for arm in study_data.conditions)
@@ -136,6 +135,7 @@ def write_abstract(study_data: StudyData) -> tuple[str, ...]:
 
 # The report as one HTML file: figures that filters act on, tables, nothing fetched from anywhere.
 
+
 def render_study(document: Document) -> str:
     """The page as text."""
     specs: dict[str, dict[str, Any]] = {}
@@ -192,15 +192,12 @@ def pack_rows(spec: dict[str, Any]) -> dict[str, Any]:
 @cache
 def _template_environment() -> Environment:
     return Environment(
-        loader=PackageLoader("fedrift.report", "."),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
+        loader=PackageLoader("fedrift.report", "."), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
 
 
 # A study as a report: a page, a paper, and tables for one. No torch.
+
 
 def write_study_report(
     manifest: StudyManifest,

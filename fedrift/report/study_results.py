@@ -17,13 +17,7 @@ from .study_data import Condition, FactorAxis, StageView, StudyData, condition_l
 from .study_figures import MAX_PANELS, condition_name, panel_limit_note, parameter_figure, stage_caption, strip_figure
 
 VERDICT_COLORS = {"supported": "#009E73", "refuted": "#D55E00", "inconclusive": "#0072B2"}
-EFFECT_UNITS = {
-    "difference": "difference",
-    "ratio": "ratio",
-    "slope": "slope",
-    "share": "share recovered",
-    "rate": "difference of rates",
-}
+EFFECT_UNITS = {"difference": "difference", "ratio": "ratio", "slope": "slope", "share": "share recovered", "rate": "difference of rates"}
 
 
 def build_claims(study_data: StudyData) -> tuple[Claim, ...]:
@@ -155,12 +149,7 @@ def results_table(study_data: StudyData, stage: StageView) -> Table:
             fewer = f" (n = {count})" if math.isfinite(middle) and count != ended else ""
             cells.append((f"{form(middle)} ± {format_number(half)}" if math.isfinite(half) else form(middle)) + fewer)
         rows.append(
-            (
-                condition_name(stage, arm),
-                *cells,
-                f"{ended}/{len(arm.runs)}",
-                str(sum(bool(broke.get(run)) for run in arm.runs.values())),
-            )
+            (condition_name(stage, arm), *cells, f"{ended}/{len(arm.runs)}", str(sum(bool(broke.get(run)) for run in arm.runs.values())))
         )
     return Table(
         f"results-{stage.name}",
@@ -257,9 +246,7 @@ def dose_response_section(study_data: StudyData) -> Section | MissingSection:
         if made:
             figures.append(made)
     if not figures:
-        return MissingSection(
-            "Dose-response", "vary `partition.severity`, and keep `gap` among the `metrics` with `iid_baselines: true`"
-        )
+        return MissingSection("Dose-response", "vary `partition.severity`, and keep `gap` among the `metrics` with `iid_baselines: true`")
     return Section("dose", "Dose and response", (), tuple(figures))
 
 
@@ -302,8 +289,7 @@ def stability_figures(study_data: StudyData, stage: StageView, rate: FactorAxis,
     cells: dict[str, list] = {}  # type: ignore[type-arg]
     for arm in stage.conditions:
         cells.setdefault(
-            ", ".join(arm.levels[axis.name] if not axis.is_numeric else f"{axis.label} {arm.levels[axis.name]}" for axis in axes),
-            [],
+            ", ".join(arm.levels[axis.name] if not axis.is_numeric else f"{axis.label} {arm.levels[axis.name]}" for axis in axes), []
         ).append(arm)
     ends = [
         value
@@ -472,8 +458,7 @@ def diagnose_conditions(study_data: StudyData) -> dict[int, list[Diagnosis]]:
                 twin = arm.baselines.get(seed, "")
                 cases.append(
                     shelf.build_evidence(
-                        study_data.manifest.get_run(run),
-                        study_data.manifest.get_run(twin) if twin in study_data.finished else None,
+                        study_data.manifest.get_run(run), study_data.manifest.get_run(twin) if twin in study_data.finished else None
                     )
                 )
         if cases:
@@ -504,8 +489,7 @@ def clustering_section(study_data: StudyData) -> Section | MissingSection:
     chosen = [stage for stage in study_data.stages if stage.find_axis("clustering")]
     if not chosen:
         return MissingSection(
-            "Clustering",
-            "vary `clustering`, e.g. [NoClustering, TextClustering, {type: RandomClustering, like: {type: TextClustering}}]",
+            "Clustering", "vary `clustering`, e.g. [NoClustering, TextClustering, {type: RandomClustering, like: {type: TextClustering}}]"
         )
     blocks: list[Figure | Table] = []
     loss = study_data.outcome_by_run("loss") or {run: end["loss"] for run, end in study_data.finished.items()}

@@ -25,14 +25,8 @@ def partitions_section(study_data: StudyData) -> Section | MissingSection:
     deals = distinct_partitions(study_data)
     if not deals:
         return MissingSection("What was dealt", "no run has begun, or the corpus has no domains")
-    panels = tuple(
-        Panel(f"{name}, seed {seed}", partial(partition_chart, table)) for name, seed, table in deals[:MAX_PARTITIONS_SHOWN]
-    )
-    more = (
-        f" The first {MAX_PARTITIONS_SHOWN} of {len(deals)} different deals are drawn."
-        if len(deals) > MAX_PARTITIONS_SHOWN
-        else ""
-    )
+    panels = tuple(Panel(f"{name}, seed {seed}", partial(partition_chart, table)) for name, seed, table in deals[:MAX_PARTITIONS_SHOWN])
+    more = f" The first {MAX_PARTITIONS_SHOWN} of {len(deals)} different deals are drawn." if len(deals) > MAX_PARTITIONS_SHOWN else ""
     return Section(
         "deals",
         "What was dealt",
@@ -45,10 +39,7 @@ def partitions_section(study_data: StudyData) -> Section | MissingSection:
         ),
         (
             Figure(
-                "deals",
-                "Training tokens of each client (rows) in each domain, of one seed." + more,
-                panels,
-                columns=min(3, len(panels)),
+                "deals", "Training tokens of each client (rows) in each domain, of one seed." + more, panels, columns=min(3, len(panels))
             ),
             *(heterogeneity_table(study_data, stage) for stage in study_data.stages),
         ),
@@ -71,7 +62,9 @@ def distinct_partitions(study_data: StudyData) -> list[tuple[str, int, dict[str,
             name = (
                 f"{said['type']} {said['severity']:g}"
                 if not kind and "severity" in said
-                else f"{said['type']}, {kind}" if kind else said["type"]
+                else f"{said['type']}, {kind}"
+                if kind
+                else said["type"]
             )
             found.setdefault(json.dumps([table["tokens"]]), (name, seed, table))
     return list(found.values())
@@ -123,6 +116,7 @@ def heterogeneity_table(study_data: StudyData, stage: StageView) -> Table:
 
 # What tuning chose, at what budget, and every trial.
 
+
 def tuning_section(study_data: StudyData) -> Section | MissingSection:
     choices, tuning = study_data.manifest_values["choices"], study_data.study_config.get("tuning") or {}
     if not choices:
@@ -151,18 +145,13 @@ def tuning_section(study_data: StudyData) -> Section | MissingSection:
         " settings go into all runs."
     ]
     if edges:
-        text.append(
-            f"The best value of {'; '.join(edges)} lies at the edge of what was tried: a wider grid may find better ones."
-        )
+        text.append(f"The best value of {'; '.join(edges)} lies at the edge of what was tried: a wider grid may find better ones.")
     tried = [(each["group"], trial) for each in choices for trial in each["trials"]]
     rows = tuple(
         (
             of,
             format_settings(trial["settings"]),
-            *(
-                format_number(to_float(trial["scores"].get(seed, trial["scores"].get(str(seed)))))
-                for seed in tuning.get("seeds", ())
-            ),
+            *(format_number(to_float(trial["scores"].get(seed, trial["scores"].get(str(seed))))) for seed in tuning.get("seeds", ())),
             format_number(to_float(trial["mean"])),
         )
         for of, trial in tried
@@ -237,9 +226,7 @@ def trials_figure(choices: list[dict[str, Any]]) -> Figure | None:
 
 
 def format_settings(settings: dict[str, Any]) -> str:
-    return ", ".join(
-        f"{path} {setting:g}" if isinstance(setting, float) else f"{path} {setting}" for path, setting in settings.items()
-    )
+    return ", ".join(f"{path} {setting:g}" if isinstance(setting, float) else f"{path} {setting}" for path, setting in settings.items())
 
 
 def to_float(number: Any) -> float:
@@ -248,6 +235,7 @@ def to_float(number: Any) -> float:
 
 
 # What it took: tokens, seconds, bytes.
+
 
 def cost_section(study_data: StudyData) -> Section | MissingSection:
     if not study_data.finished:
@@ -291,8 +279,7 @@ def cost_table(study_data: StudyData, stage: StageView) -> Table:
         )
     return Table(
         f"cost-{stage.name}",
-        "Cost of a run, means over seeds. Bytes down and up are of one client in one round; in all: of the whole cohort over all"
-        " rounds.",
+        "Cost of a run, means over seeds. Bytes down and up are of one client in one round; in all: of the whole cohort over all rounds.",
         ("condition", "tokens trained", "s training", "s in all", "down", "up", "in all", "runs"),
         tuple(rows),
         frozenset(range(1, 8)),
@@ -303,23 +290,19 @@ def cost_table(study_data: StudyData, stage: StageView) -> Table:
 
 # How it was done, from the study's own file and the experiments as they were run.
 
+
 def methods_section(study_data: StudyData) -> Section | MissingSection:
     asked = next(
-        (
-            study_data.experiments[run]
-            for arm in study_data.conditions
-            for run in arm.runs.values()
-            if run in study_data.experiments
-        ),
-        None,
+        (study_data.experiments[run] for arm in study_data.conditions for run in arm.runs.values() if run in study_data.experiments), None
     )
     if asked is None:
         return MissingSection("Methods", "no run has begun yet")
     training, dataset, partition, evaluation = asked["training"], asked["dataset"], asked["partition"], asked["evaluation"]
     clients = partition["num_clients"]
     cohort = max(1, round(training["participation_rate"] * clients))
-    work = (f"{training['local_epochs']:g} local epochs" if training.get("local_epochs") else
-            pluralize(training["local_steps"], "local step"))
+    work = (
+        f"{training['local_epochs']:g} local epochs" if training.get("local_epochs") else pluralize(training["local_steps"], "local step")
+    )
     limit = f", the first {dataset['limit']} documents" if dataset.get("limit") else ""
     often = "round" if evaluation["interval"] == 1 else pluralize(evaluation["interval"], "round")
     factors = ", ".join(study_data.manifest_values["factors"]) or "(none)"
@@ -338,11 +321,7 @@ def methods_section(study_data: StudyData) -> Section | MissingSection:
         ),
         f"Evaluated every {often} on {evaluation['blocks_per_domain']} held-out blocks a domain of the {evaluation['split']}"
         " split"
-        + (
-            f", and on {evaluation['final_blocks_per_domain']} after the last round."
-            if evaluation.get("final_blocks_per_domain")
-            else "."
-        ),
+        + (f", and on {evaluation['final_blocks_per_domain']} after the last round." if evaluation.get("final_blocks_per_domain") else "."),
         (
             "Each run is held against its IID baseline: the same experiment and the same documents, dealt by chance. A difference"
             " that the IID baseline shows too is not caused by the skew."
@@ -358,8 +337,7 @@ def methods_section(study_data: StudyData) -> Section | MissingSection:
     for stage, design in study_data.manifest_values["designs"].items():
         if design["aliases"]:
             mixed = "; ".join(
-                f"{alias['factor']} is read with {alias['share']:.0%} of {' x '.join(alias['pair'])}"
-                for alias in design["aliases"]
+                f"{alias['factor']} is read with {alias['share']:.0%} of {' x '.join(alias['pair'])}" for alias in design["aliases"]
             )
             said.append(f"Stage {stage} is a fraction of the full grid, so main effects are mixed with interactions: {mixed}.")
     return Section("methods", "Methods", tuple(said))
@@ -368,11 +346,7 @@ def methods_section(study_data: StudyData) -> Section | MissingSection:
 def describe_component(settings: dict[str, Any]) -> str:
     """A class with its settings: ``Lora (rank 8, alpha 16)``."""
     rest = ", ".join(
-        (
-            f"{key} {value:g}"
-            if isinstance(value, float)
-            else f"{key} {' '.join(map(str, value)) if isinstance(value, list) else value}"
-        )
+        (f"{key} {value:g}" if isinstance(value, float) else f"{key} {' '.join(map(str, value)) if isinstance(value, list) else value}")
         for key, value in settings.items()
         if key != "type" and value not in (0.0, None, [], "") and not isinstance(value, dict)
     )
@@ -380,6 +354,7 @@ def describe_component(settings: dict[str, Any]) -> str:
 
 
 # What made these numbers: versions, machines, ids, seeds, and every run with how it ended.
+
 
 def provenance_section(study_data: StudyData) -> Section:
     entries = pluralize(len(study_data.manifest_values["runs"]), "entry", "entries")

@@ -50,10 +50,28 @@ def snapshot_to_json(snapshot: Snapshot, domains: Iterable[str], interval: float
 
 
 def row_to_json(row: RunGroup, number: Callable[[float], float | None]) -> dict[str, Any]:
-    return {"id": row_id(row), "condition": row.condition, "stage": row.stage, "role": row.role, "live": row.is_running,
-            "loss": number(mean_known(run.loss for run in row.runs)), "gap": number(mean_known(run.gap for run in row.runs)),
-            "runs": [{"run": run.run, "seed": run.seed, "state": run.state, "round": run.round, "rounds": run.rounds,
-                      "loss": number(run.loss), "gap": number(run.gap), "why": run.failure_reason} for run in row.runs]}
+    return {
+        "id": row_id(row),
+        "condition": row.condition,
+        "stage": row.stage,
+        "role": row.role,
+        "live": row.is_running,
+        "loss": number(mean_known(run.loss for run in row.runs)),
+        "gap": number(mean_known(run.gap for run in row.runs)),
+        "runs": [
+            {
+                "run": run.run,
+                "seed": run.seed,
+                "state": run.state,
+                "round": run.round,
+                "rounds": run.rounds,
+                "loss": number(run.loss),
+                "gap": number(run.gap),
+                "why": run.failure_reason,
+            }
+            for run in row.runs
+        ],
+    }
 
 
 def default_rows(snapshot: Snapshot) -> list[str]:
@@ -83,8 +101,10 @@ def curves_to_json(monitor: Monitor, snapshot: Snapshot, ids: Iterable[str], dom
 
 
 def curve_points(id: str, condition: str, kind: str, run: str, curve: dict[int, float]) -> list[dict[str, Any]]:
-    return [{"id": id, "condition": condition, "kind": kind, "run": run, "round": round, "value": round_value(value)}
-            for round, value in curve.items()]
+    return [
+        {"id": id, "condition": condition, "kind": kind, "run": run, "round": round, "value": round_value(value)}
+        for round, value in curve.items()
+    ]
 
 
 def mean_curve(curves: Iterable[dict[int, float]]) -> dict[int, float]:
@@ -122,9 +142,12 @@ def row_id(row: RunGroup) -> str:
 DEFAULT_HOST, DEFAULT_PORT = "127.0.0.1", 8770
 SECURITY_HEADERS = {
     "Content-Security-Policy": "default-src 'none'; script-src 'unsafe-inline' 'unsafe-eval'; style-src 'unsafe-inline'; "
-                               "connect-src 'self'; img-src data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
-    "X-Content-Type-Options": "nosniff", "Referrer-Policy": "no-referrer", "Cache-Control": "no-store",
-    "Cross-Origin-Resource-Policy": "same-origin"}
+    "connect-src 'self'; img-src data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
+    "X-Content-Type-Options": "nosniff",
+    "Referrer-Policy": "no-referrer",
+    "Cache-Control": "no-store",
+    "Cross-Origin-Resource-Policy": "same-origin",
+}
 
 
 class SnapshotCache:
@@ -159,8 +182,9 @@ class MonitorServer(ThreadingHTTPServer):
         try:
             super().__init__((host, port), MonitorHandler)
         except OSError as error:
-            raise UserError(f"cannot listen at {host}:{port}: {error.strerror or error}; another port: --port {port + 1}, "
-                            "any free one: --port 0") from None
+            raise UserError(
+                f"cannot listen at {host}:{port}: {error.strerror or error}; another port: --port {port + 1}, any free one: --port 0"
+            ) from None
 
     @property
     def address(self) -> str:

@@ -41,8 +41,7 @@ class TextBatches:
         for step in range(int(count.max(initial=0))):
             work = np.flatnonzero(count > step)
             yield self.make_batch(
-                [(clients[row], order[row][step * self.batch_size : (step + 1) * self.batch_size]) for row in work],
-                torch.from_numpy(work),
+                [(clients[row], order[row][step * self.batch_size : (step + 1) * self.batch_size]) for row in work], torch.from_numpy(work)
             )
 
     def block_order(self, client: int, round: int) -> np.ndarray:
@@ -62,8 +61,8 @@ class TextBatches:
         tokens = np.zeros((len(client_blocks), wide, length), dtype=np.int64)
         keep = np.zeros((len(client_blocks), wide, length), dtype=bool)
         for row, (client, chosen) in enumerate(client_blocks):
-            tokens[row, :len(chosen)] = self.blocks[client].tokens[chosen]
-            keep[row, :len(chosen)] = self.blocks[client].mask[chosen]
+            tokens[row, : len(chosen)] = self.blocks[client].tokens[chosen]
+            keep[row, : len(chosen)] = self.blocks[client].mask[chosen]
         return {
             "rows": rows,
             "tokens": torch.from_numpy(tokens).to(self.device),
@@ -108,7 +107,7 @@ class StragglingBatches(TextBatches):
         if draw.random() >= self.straggler_fraction or not steps:
             return whole
         done = int(draw.integers(1, steps)) if steps > 1 else 1
-        return whole[:0] if self.straggler_policy == "drop" else whole[:done * self.batch_size]
+        return whole[:0] if self.straggler_policy == "drop" else whole[: done * self.batch_size]
 
 
 # How many clients train in one forward pass: as many as fit the memory and, on a CPU, as keep its cache warm.

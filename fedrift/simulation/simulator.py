@@ -127,9 +127,7 @@ class ClientSimulator:
         sizes = state.cluster_ids.bincount(minlength=state.server.num_models)
         return make_update(at, algorithm.client_update(at), old, algorithm.update_client_state(at), tokens, told, group, sizes)
 
-    def _local_steps(
-        self, state: FederatedState, algorithm: ClientAlgorithm, cohort: Tensor
-    ) -> tuple[LocalState, Tensor, Tensor]:
+    def _local_steps(self, state: FederatedState, algorithm: ClientAlgorithm, cohort: Tensor) -> tuple[LocalState, Tensor, Tensor]:
         """The local steps: where the clients ended, their tokens ``[C]`` and losses (first, mean) ``[C, 2]``."""
         server, group = state.server, state.cluster_ids[cohort]
         start, under = server.params.take(group), server.base_for(group)
@@ -138,8 +136,17 @@ class ClientSimulator:
         optimizer = replace(self.optimizer, lr=self.optimizer.lr * scale) if scale != 1 else self.optimizer  # type: ignore[type-var]
         zero = torch.zeros(len(cohort), dtype=torch.float64)
         memory = state.client_states.gather(cohort).to(device)
-        at = LocalState(algorithm.init_local(start, memory), start, server.broadcast.take(group), memory,
-                        mean_grad=start.zeros_like(), steps=zero, loss=zero * torch.nan, weight=zero, lr=optimizer.lr)
+        at = LocalState(
+            algorithm.init_local(start, memory),
+            start,
+            server.broadcast.take(group),
+            memory,
+            mean_grad=start.zeros_like(),
+            steps=zero,
+            loss=zero * torch.nan,
+            weight=zero,
+            lr=optimizer.lr,
+        )
         moments = optimizer.init(start)
         frozen, penalty = algorithm.frozen_params(start.keys(), state.round), algorithm.local_regularizer()
         tokens, held, total = zero, zero, zero
@@ -177,7 +184,8 @@ class ClientSimulator:
             raise UserError("this algorithm compares representations, and the simulator has none: give it represent_fn=...")
         here = replace(local, global_params=local.global_params.take(rows), client_state=local.client_state.take(rows))
         return lambda leaves, under: local_regularizer(
-            replace(here, params=leaves), lambda params: represent(Tree({**params, **under}), batch))
+            replace(here, params=leaves), lambda params: represent(Tree({**params, **under}), batch)
+        )
 
 
 def split_active_rows(batch: dict[str, Tensor], num_clients: int) -> tuple[Tensor, dict[str, Tensor]]:
@@ -185,9 +193,15 @@ def split_active_rows(batch: dict[str, Tensor], num_clients: int) -> tuple[Tenso
     return batch.get("rows", torch.arange(num_clients)), {name: leaf for name, leaf in batch.items() if name != "rows"}
 
 
-def value_and_gradient(loss_fn: LossFn, params: Tree, batch: dict[str, Tensor], rows: Tensor,
-                       frozen: Set[str] = frozenset(), merged_base: Tree | None = None,
-                       regularizer: BatchRegularizer | None = None) -> tuple[Tensor, Tree]:
+def value_and_gradient(
+    loss_fn: LossFn,
+    params: Tree,
+    batch: dict[str, Tensor],
+    rows: Tensor,
+    frozen: Set[str] = frozenset(),
+    merged_base: Tree | None = None,
+    regularizer: BatchRegularizer | None = None,
+) -> tuple[Tensor, Tree]:
     """Loss ``[A]`` and gradient ``[C, ...]`` of the clients at ``rows [A]``; the gradient of the others is zero.
 
     Rows do not touch, so one backward pass of the sum gives all of them. Those at rest cost nothing,
@@ -212,8 +226,10 @@ def value_and_gradient(loss_fn: LossFn, params: Tree, batch: dict[str, Tensor], 
 def examples_per_client(batch: dict[str, Tensor]) -> Tensor:
     """How many training examples each client of a batch holds, ``[A]``; UserError if the batch does not say."""
     if "held" not in batch:
-        raise UserError("client_weighting 'examples' goes by the training examples that clients hold, and the batches have no "
-                        "'held': give them one, or choose client_weighting 'tokens' or 'uniform'")
+        raise UserError(
+            "client_weighting 'examples' goes by the training examples that clients hold, and the batches have no "
+            "'held': give them one, or choose client_weighting 'tokens' or 'uniform'"
+        )
     return batch["held"]
 
 
@@ -227,8 +243,16 @@ def scatter_rows(values: Tensor, rows: Tensor, size: int) -> Tensor:
     return torch.zeros(size, dtype=torch.float64).index_put((rows,), values.detach().double().cpu())
 
 
-def make_update(local: LocalState, final_params: Tree, old_state: Tree, new_state: Tree, tokens: Tensor, loss: Tensor,
-                cluster_ids: Tensor, cluster_sizes: Tensor) -> CohortUpdate:
+def make_update(
+    local: LocalState,
+    final_params: Tree,
+    old_state: Tree,
+    new_state: Tree,
+    tokens: Tensor,
+    loss: Tensor,
+    cluster_ids: Tensor,
+    cluster_sizes: Tensor,
+) -> CohortUpdate:
     """What the cohort sends. A client with a non-finite number anywhere counts for nothing and changes nothing."""
     delta, new_state = final_params - local.global_params, new_state.to(torch.device("cpu"))
     worked = (local.steps > 0) & (local.weight > 0)  # steps on nothing are no work
@@ -241,9 +265,20 @@ def make_update(local: LocalState, final_params: Tree, old_state: Tree, new_stat
     counts = (sound & worked).to(device)
     if not counts.all():
         delta, gradient = delta.where(counts, delta.zeros_like()), gradient.where(counts, gradient.zeros_like())
-    return CohortUpdate(delta, new_state, (new_state - old_state).to(device), gradient, weight=(local.weight * sound).to(device),
-                        steps=local.steps, loss=loss, tokens=tokens, failed=~sound, cluster_ids=cluster_ids.to(device),
-                        cluster_sizes=cluster_sizes.to(device), lr=torch.full_like(local.steps, local.lr))
+    return CohortUpdate(
+        delta,
+        new_state,
+        (new_state - old_state).to(device),
+        gradient,
+        weight=(local.weight * sound).to(device),
+        steps=local.steps,
+        loss=loss,
+        tokens=tokens,
+        failed=~sound,
+        cluster_ids=cluster_ids.to(device),
+        cluster_sizes=cluster_sizes.to(device),
+        lr=torch.full_like(local.steps, local.lr),
+    )
 
 
 def concat_updates(updates: list[CohortUpdate]) -> CohortUpdate:
@@ -263,6 +298,7 @@ def concat_updates(updates: list[CohortUpdate]) -> CohortUpdate:
 
 
 # What clients would lose under each of the server's models: how they choose one.
+
 
 @torch.no_grad()
 def client_losses_per_model(simulator: ClientSimulator, state: FederatedState, num_batches: int) -> Tensor:

@@ -33,8 +33,16 @@ class Bracket(NamedTuple):
         return math.sqrt(self.stable * self.broken) if self.stable > 0 and math.isfinite(self.broken) else math.nan
 
 
-def find_boundary(is_broken: Callable[[float], bool], start: float, *, tolerance: float = 0.05, factor: float = 4.0,
-           minimum: float = 0.0, maximum: float = math.inf, max_runs: int = 40) -> Bracket:
+def find_boundary(
+    is_broken: Callable[[float], bool],
+    start: float,
+    *,
+    tolerance: float = 0.05,
+    factor: float = 4.0,
+    minimum: float = 0.0,
+    maximum: float = math.inf,
+    max_runs: int = 40,
+) -> Bracket:
     """The boundary of ``is_broken``, which is False below it and True above, to a factor of 1 + ``tolerance``.
 
     From ``start`` (> 0) up or down by ``factor`` until it is bracketed, within ``minimum`` and ``maximum``, then by halves of the
@@ -61,8 +69,15 @@ def find_boundary(is_broken: Callable[[float], bool], start: float, *, tolerance
     return Bracket(stable, broken, trials)
 
 
-def find_boundaries(is_broken: Callable[[str, int, float], bool], conditions: Sequence[str], seeds: Sequence[int], start: float,
-               tolerance: float = 0.05, minimum: float = 0.0, maximum: float = math.inf) -> Iterator[tuple[int, str, Bracket]]:
+def find_boundaries(
+    is_broken: Callable[[str, int, float], bool],
+    conditions: Sequence[str],
+    seeds: Sequence[int],
+    start: float,
+    tolerance: float = 0.05,
+    minimum: float = 0.0,
+    maximum: float = math.inf,
+) -> Iterator[tuple[int, str, Bracket]]:
     """Seed by seed and arm by arm, as they are found: where ``is_broken(condition, seed, setting)`` turns True.
 
     The first search begins at ``start``, each other near a boundary that is known: the latest of its own arm, else of another.

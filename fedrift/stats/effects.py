@@ -167,6 +167,7 @@ def detectable_margin(seeds: int, sd: float, alpha: float = ALPHA, power: float 
 # With a diverged run among them the mean has no interval: then it is the median, its interval by order statistics, and
 # signed ranks.
 
+
 @dataclass(frozen=True)
 class PairedComparison:
     """What the differences of some seeds say."""

@@ -77,12 +77,13 @@ class HypothesisResult:
     tied: int = 0  # seeds in which both sides diverged: no difference, and not one of zero
 
 
-def empty_result(
-    description: str, unit: str, incomplete: int = 0, reason: str = "", diverged: int = 0, tied: int = 0
-) -> HypothesisResult:
+def empty_result(description: str, unit: str, incomplete: int = 0, reason: str = "", diverged: int = 0, tied: int = 0) -> HypothesisResult:
     """Of a comparison without a single complete seed."""
-    reason = reason or (f"both sides diverged in all of {count_seeds(tied)}, so there is no difference to tell" if tied
-                  else "no seed has all the runs that are compared")
+    reason = reason or (
+        f"both sides diverged in all of {count_seeds(tied)}, so there is no difference to tell"
+        if tied
+        else "no seed has all the runs that are compared"
+    )
     none = Interval(math.nan, math.nan, math.nan, math.nan)
     return HypothesisResult(
         description,
@@ -126,8 +127,7 @@ def directional_result(
     excluded = min_effect > 0 and reach < min_effect and 0.5 ** len(numbers) <= criteria.strictest_alpha
     notes = []
     if found.infinite:
-        notes.append(f"{found.infinite} of {found.seeds} seeds differ by a run that diverged: "
-                     "the median and ranks instead of the mean")
+        notes.append(f"{found.infinite} of {found.seeds} seeds differ by a run that diverged: the median and ranks instead of the mean")
     equal = int((numbers == margin * sign).sum())
     if equal:
         notes.append(f"{equal} of {count_seeds(len(numbers))} {'does' if equal == 1 else 'do'} not differ at all")
@@ -303,6 +303,7 @@ class All(Hypothesis):
 
 # How each kind of hypothesis is weighed: from the frame of runs to one number a seed, and to a test of them.
 
+
 def group_difference(
     hypothesis: Hypothesis,
     runs: pd.DataFrame,
@@ -327,9 +328,7 @@ def group_difference(
     right = select_runs(table, hypothesis.where, reference, *also) if reference else None
     named = {*group, *reference, *(name for selection in also for name in selection)}
     pairing = [f for f in factors if f not in named] if right is None else shared_factors(left, right, factors, list(named))
-    return values_per_seed(left, right, pairing), count_diverged(
-        runs, hypothesis.contrast, left, *([] if right is None else [right])
-    )
+    return values_per_seed(left, right, pairing), count_diverged(runs, hypothesis.contrast, left, *([] if right is None else [right]))
 
 
 def count_diverged(runs: pd.DataFrame, contrast: str, *sides: pd.DataFrame) -> int:
@@ -349,9 +348,7 @@ def format_groups(group: Selection, reference: Selection) -> str:
     return f"{first} against {format_selection(reference)}" if reference else first
 
 
-def evaluate_difference(
-    hypothesis: Greater, runs: pd.DataFrame, factors: Sequence[str], criteria: DecisionCriteria
-) -> HypothesisResult:
+def evaluate_difference(hypothesis: Greater, runs: pd.DataFrame, factors: Sequence[str], criteria: DecisionCriteria) -> HypothesisResult:
     """Greater, Less: one paired difference."""
     d, diverged = group_difference(hypothesis, runs, factors, hypothesis.group, hypothesis.reference, scale=hypothesis.scale)
     found = directional_result(
@@ -388,10 +385,15 @@ def evaluate_interaction(
     seeds = inside.values.index.intersection(outside.values.index)
     a, b = inside.values[seeds].to_numpy(float), outside.values[seeds].to_numpy(float)
     both = both_diverged(a, b)
-    d = PerSeedValues(pd.Series(paired_differences(a, b)[~both], index=seeds[~both]), max(inside.incomplete, outside.incomplete),
-                max(inside.tied, outside.tied) + int(both.sum()))
-    words = (f"{metric_label(hypothesis)}{format_groups(hypothesis.group, hypothesis.reference)}, "
-             f"in {format_selection(hypothesis.inside)} less in {format_selection(hypothesis.outside)}")
+    d = PerSeedValues(
+        pd.Series(paired_differences(a, b)[~both], index=seeds[~both]),
+        max(inside.incomplete, outside.incomplete),
+        max(inside.tied, outside.tied) + int(both.sum()),
+    )
+    words = (
+        f"{metric_label(hypothesis)}{format_groups(hypothesis.group, hypothesis.reference)}, "
+        f"in {format_selection(hypothesis.inside)} less in {format_selection(hypothesis.outside)}"
+    )
     sign = 1 if hypothesis.direction == "greater" else -1
     return directional_result(d, sign, 0.0, hypothesis.min_effect, criteria, words, "difference", bad + bad_there)
 
@@ -406,12 +408,12 @@ def evaluate_equivalence(
         return empty_result(words, "difference", incomplete, diverged=diverged, tied=tied)
     numbers = d.to_numpy(float)
     if not np.isfinite(numbers).all():
-        return replace(empty_result(words, "difference", incomplete, "a run diverged on one side only: not equivalent there",
-                               diverged, tied), points=seed_points(d))
+        return replace(
+            empty_result(words, "difference", incomplete, "a run diverged on one side only: not equivalent there", diverged, tied),
+            points=seed_points(d),
+        )
     found, wide = tost(numbers, hypothesis.margin, criteria.alpha), mean_ci(numbers, 1 - 2 * criteria.strictest_alpha)
-    beyond = (
-        wide.low > hypothesis.margin or wide.high < -hypothesis.margin
-    ) and found.p.min_attainable_p <= criteria.strictest_alpha
+    beyond = (wide.low > hypothesis.margin or wide.high < -hypothesis.margin) and found.p.min_attainable_p <= criteria.strictest_alpha
     sd = float(numbers.std(ddof=1)) if len(numbers) > 1 else math.nan
     inside = bool(abs(numbers.mean()) < hypothesis.margin)
     return HypothesisResult(
@@ -436,22 +438,20 @@ def evaluate_recovered_fraction(
     (reference - group) - min_fraction (reference - target)."""
     (gain, missing, tied), bad = group_difference(hypothesis, runs, factors, hypothesis.reference, hypothesis.group)
     target = replace(hypothesis, contrast="iid_baseline") if not hypothesis.target else hypothesis
-    (whole, missing_there, tied_there), bad_there = group_difference(
-        target, runs, factors, hypothesis.reference, hypothesis.target
-    )
+    (whole, missing_there, tied_there), bad_there = group_difference(target, runs, factors, hypothesis.reference, hypothesis.target)
     tied = max(tied, tied_there)
     goal = format_selection(hypothesis.target) or "its IID baseline"
-    words = (f"share of {hypothesis.metric} that {format_selection(hypothesis.group)} recovers, "
-             f"from {format_selection(hypothesis.reference)} to {goal}")
+    words = (
+        f"share of {hypothesis.metric} that {format_selection(hypothesis.group)} recovers, "
+        f"from {format_selection(hypothesis.reference)} to {goal}"
+    )
     seeds = gain.index.intersection(whole.index)
     incomplete = max(missing, missing_there)
     if not len(seeds):
         return empty_result(words, "share", incomplete, diverged=bad + bad_there, tied=tied)
     part, full = gain[seeds].to_numpy(float), whole[seeds].to_numpy(float)
     if not (np.isfinite(part).all() and np.isfinite(full).all()):
-        return empty_result(
-            words, "share", incomplete, "a run diverged, and there is no share of an infinite loss", bad + bad_there, tied
-        )
+        return empty_result(words, "share", incomplete, "a run diverged, and there is no share of an infinite loss", bad + bad_there, tied)
     sign = (
         1.0 if (hypothesis.worst_end or default_worst_end(hypothesis.metric)) == "high" else -1.0
     )  # what is lost is above 0 where high is bad
@@ -465,8 +465,9 @@ def evaluate_recovered_fraction(
     found, favours = ratio_ci(part, full, 1 - criteria.alpha), bool(sign * left.mean() > 0)
     points = tuple((int(seed), float(a / b)) for seed, a, b in zip(seeds, part, full, strict=True) if b)
     seen = hypothesis.min_fraction + detectable_effect(left, criteria) / abs(full.mean()) if full.mean() else math.inf
-    return HypothesisResult(words, "share", found, p, favours, False, incomplete, bad + bad_there, detectable=seen, points=points,
-                    notes=tuple(notes), tied=tied)
+    return HypothesisResult(
+        words, "share", found, p, favours, False, incomplete, bad + bad_there, detectable=seen, points=points, notes=tuple(notes), tied=tied
+    )
 
 
 def evaluate_event_rates(
@@ -480,9 +481,7 @@ def evaluate_event_rates(
         else (runs[hypothesis.metric] > hypothesis.threshold).astype(float)
     )
     diverged = runs["diverged"].astype(bool)
-    struck = struck.where(runs[hypothesis.metric].notna(), np.nan).where(
-        ~diverged, 1.0
-    )  # diverged: struck, whatever it last said
+    struck = struck.where(runs[hypothesis.metric].notna(), np.nan).where(~diverged, 1.0)  # diverged: struck, whatever it last said
     events = runs.assign(event=struck)
     left = select_runs(events, hypothesis.where, hypothesis.group)
     right = (
@@ -500,12 +499,23 @@ def evaluate_event_rates(
     a, b = first[seeds].to_numpy(bool), second[seeds].to_numpy(bool)
     count, here, there = len(seeds), clopper_pearson(int(a.sum()), len(seeds)), clopper_pearson(int(b.sum()), len(seeds))
     needed = min_seeds(criteria.alpha, criteria.family_size)
-    shown = (f"{int(a.sum())} of {count} ({here.low:.2f} to {here.high:.2f}) against "
-             f"{int(b.sum())} of {count} ({there.low:.2f} to {there.high:.2f})")
-    return HypothesisResult(words, "rate", Interval(here.estimate - there.estimate, math.nan, math.nan, math.nan), mcnemar(a, b),
-                    bool(a.sum() > b.sum()), False, incomplete, int(left["diverged"].sum() + right["diverged"].sum()),
-                    detectable=needed / count if needed <= count else math.inf,
-                    points=tuple((int(s), float(x) - float(y)) for s, x, y in zip(seeds, a, b, strict=True)), notes=(shown,))
+    shown = (
+        f"{int(a.sum())} of {count} ({here.low:.2f} to {here.high:.2f}) against "
+        f"{int(b.sum())} of {count} ({there.low:.2f} to {there.high:.2f})"
+    )
+    return HypothesisResult(
+        words,
+        "rate",
+        Interval(here.estimate - there.estimate, math.nan, math.nan, math.nan),
+        mcnemar(a, b),
+        bool(a.sum() > b.sum()),
+        False,
+        incomplete,
+        int(left["diverged"].sum() + right["diverged"].sum()),
+        detectable=needed / count if needed <= count else math.inf,
+        points=tuple((int(s), float(x) - float(y)) for s, x, y in zip(seeds, a, b, strict=True)),
+        notes=(shown,),
+    )
 
 
 def combine_parts(hypothesis: All, results: Sequence[HypothesisResult]) -> HypothesisResult:
@@ -517,12 +527,22 @@ def combine_parts(hypothesis: All, results: Sequence[HypothesisResult]) -> Hypot
     else:
         weakest = max(results, key=lambda part: part.p.value)
         p = replace(weakest.p, min_attainable_p=max(part.p.min_attainable_p for part in results))
-    notes = tuple(f"{inner.name}: {part.description} {part.interval.estimate:.3g} ({part.p})"
-                  for inner, part in zip(hypothesis.parts, results, strict=True))
-    return replace(weakest, p=p, has_predicted_sign=not against, is_ruled_out=any(part.is_ruled_out for part in results),
-                   incomplete=max(part.incomplete for part in results), diverged=max(part.diverged for part in results),
-                   detectable=max(part.detectable for part in results), notes=notes, tied=max(part.tied for part in results),
-                   description=f"the weakest of {len(results)} parts, {weakest.description}")
+    notes = tuple(
+        f"{inner.name}: {part.description} {part.interval.estimate:.3g} ({part.p})"
+        for inner, part in zip(hypothesis.parts, results, strict=True)
+    )
+    return replace(
+        weakest,
+        p=p,
+        has_predicted_sign=not against,
+        is_ruled_out=any(part.is_ruled_out for part in results),
+        incomplete=max(part.incomplete for part in results),
+        diverged=max(part.diverged for part in results),
+        detectable=max(part.detectable for part in results),
+        notes=notes,
+        tied=max(part.tied for part in results),
+        description=f"the weakest of {len(results)} parts, {weakest.description}",
+    )
 
 
 # How a trend is weighed: by the levels of a factor, or along a dial that every run has its own value of.
@@ -533,8 +553,7 @@ MIN_TREND_SEEDS = 3  # seeds: fewer do not make a trend that holds beyond them, 
 def evaluate_trend(hypothesis: Trend, runs: pd.DataFrame, factors: Sequence[str], criteria: DecisionCriteria) -> HypothesisResult:
     """Three or more levels of a factor by Page's L, two by their paired contrast, a measured dial by Spearman's rho."""
     table = select_runs(
-        outcome_values(runs, hypothesis.metric, None, hypothesis.contrast, hypothesis.worst_end, include_baselines=True),
-        hypothesis.where,
+        outcome_values(runs, hypothesis.metric, None, hypothesis.contrast, hypothesis.worst_end, include_baselines=True), hypothesis.where
     )
     words = f"{metric_label(hypothesis)} along {hypothesis.predictor}" + (
         f", {format_selection(hypothesis.where)}" if hypothesis.where else ""
@@ -606,11 +625,10 @@ def evaluate_two_levels(
     """
     low, high = (complete.iloc[:, place].to_numpy(dtype=np.float64) for place in (0, 1))
     both = both_diverged(high, low)
-    d = PerSeedValues(pd.Series(paired_differences(high, low)[~both], index=complete.index[~both]), excluded.incomplete,
-                excluded.tied + int(both.sum()))
-    found = directional_result(
-        d, sign, 0.0, 0.0, criteria, f"{description}, {levels[1]:g} less {levels[0]:g}", "difference", diverged
+    d = PerSeedValues(
+        pd.Series(paired_differences(high, low)[~both], index=complete.index[~both]), excluded.incomplete, excluded.tied + int(both.sum())
     )
+    found = directional_result(d, sign, 0.0, 0.0, criteria, f"{description}, {levels[1]:g} less {levels[0]:g}", "difference", diverged)
     return replace(found, notes=("two levels are no trend: this is their paired contrast", *found.notes))
 
 
@@ -619,8 +637,9 @@ def numeric_levels(levels: pd.Index, predictor: str) -> np.ndarray:
     try:
         return levels.to_numpy(dtype=np.float64)
     except (TypeError, ValueError):
-        raise UserError(f"predictor: a trend takes a factor whose levels are numbers; those of {predictor!r} are "
-                        f"{', '.join(map(str, levels))[:80]}") from None
+        raise UserError(
+            f"predictor: a trend takes a factor whose levels are numbers; those of {predictor!r} are {', '.join(map(str, levels))[:80]}"
+        ) from None
 
 
 def average_by_level(rows: pd.DataFrame, predictor: str, factors: Sequence[str]) -> tuple[pd.DataFrame, int]:

@@ -81,6 +81,7 @@ def median(d: np.ndarray) -> float:
 # Fieller, JRSS B 16, 1954: all r for which mean(a - r b) is no further from 0 than t allows. Where the denominator may be
 # 0 there is no finite interval, and none is given.
 
+
 def ratio_ci(a: np.ndarray, b: np.ndarray, confidence_level: float = 0.95) -> Interval:
     """mean(a) / mean(b) over seeds; both ``[seeds]``, paired."""
     a, b = np.asarray(a, dtype=np.float64), np.asarray(b, dtype=np.float64)
@@ -94,9 +95,7 @@ def ratio_ci(a: np.ndarray, b: np.ndarray, confidence_level: float = 0.95) -> In
     root = middle**2 - square * rest
     if square <= 0 or root < 0:
         return Interval(estimate, -math.inf, math.inf, confidence_level)
-    return Interval(
-        estimate, float((middle - math.sqrt(root)) / square), float((middle + math.sqrt(root)) / square), confidence_level
-    )
+    return Interval(estimate, float((middle - math.sqrt(root)) / square), float((middle + math.sqrt(root)) / square), confidence_level)
 
 
 # The bootstrap, for items inside one run only: documents, minimal pairs, tokens.
@@ -108,22 +107,28 @@ def ratio_ci(a: np.ndarray, b: np.ndarray, confidence_level: float = 0.95) -> In
 MIN_CLUSTERS = 15  # clusters; below it the percentile interval of the mean covers less than 92 % for 95 %
 
 
-def bootstrap_items(values: np.ndarray, clusters: np.ndarray | None = None, statistic: Callable[[np.ndarray], float] = np.mean,
-              confidence_level: float = 0.95, num_resamples: int = 2000, seed: int = 0) -> Interval:
+def bootstrap_items(
+    values: np.ndarray,
+    clusters: np.ndarray | None = None,
+    statistic: Callable[[np.ndarray], float] = np.mean,
+    confidence_level: float = 0.95,
+    num_resamples: int = 2000,
+    seed: int = 0,
+) -> Interval:
     """The percentile interval of ``statistic`` over items ``values [items]``, drawn by whole ``clusters [items]``."""
     values = np.asarray(values, dtype=np.float64)
-    members = (
-        [values[[number]] for number in range(len(values))]
-        if clusters is None
-        else split_by_cluster(values, np.asarray(clusters))
-    )
+    members = [values[[number]] for number in range(len(values))] if clusters is None else split_by_cluster(values, np.asarray(clusters))
     if len(members) < MIN_CLUSTERS:
         kind = "items" if clusters is None else "clusters"
-        raise UserError(f"a bootstrap of {len(members)} {kind} covers too little; it wants {MIN_CLUSTERS} or more. "
-                        "Over seeds use paired_t_test and sign_flip_test")
+        raise UserError(
+            f"a bootstrap of {len(members)} {kind} covers too little; it wants {MIN_CLUSTERS} or more. "
+            "Over seeds use paired_t_test and sign_flip_test"
+        )
     rng = numpy_stream(seed, "bootstrap")
-    drawn = [float(statistic(np.concatenate([members[place] for place in rng.integers(0, len(members), len(members))])))
-             for _ in range(num_resamples)]
+    drawn = [
+        float(statistic(np.concatenate([members[place] for place in rng.integers(0, len(members), len(members))])))
+        for _ in range(num_resamples)
+    ]
     low, high = np.quantile(drawn, [(1 - confidence_level) / 2, (1 + confidence_level) / 2])
     estimate = float(statistic(values)) if len(values) else math.nan
     return Interval(estimate, float(low), float(high), confidence_level)
@@ -140,6 +145,7 @@ def split_by_cluster(values: np.ndarray, clusters: np.ndarray) -> list[np.ndarra
 # DiD_s = [M(a, non-IID) - M(a, IID)] - [M(b, non-IID) - M(b, IID)] for each paired seed s. With b centralised or FedSGD
 # it says what the skew did to a; with b = FedAvg, how a fails otherwise than FedAvg. What both show on IID data too
 # cancels (Card & Krueger, AER 84, 1994).
+
 
 def difference_in_differences(a: np.ndarray, a_baseline: np.ndarray, b: np.ndarray, b_baseline: np.ndarray) -> np.ndarray:
     """One number a seed; all ``[seeds]``, in the same order of seeds."""

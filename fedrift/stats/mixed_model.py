@@ -48,8 +48,9 @@ def fit_mixed_model(
     many = frame[groups].nunique()
     half = stats.t.ppf((1 + confidence_level) / 2, max(many - 1, 1))
     names = [name for name in fit.fe_params.index]
-    table = pd.DataFrame({"term": [unquote_term(name) for name in names], "estimate": fit.fe_params.to_numpy(),
-                          "error": fit.bse_fe.to_numpy()})
+    table = pd.DataFrame(
+        {"term": [unquote_term(name) for name in names], "estimate": fit.fe_params.to_numpy(), "error": fit.bse_fe.to_numpy()}
+    )
     table["low"], table["high"] = table["estimate"] - half * table["error"], table["estimate"] + half * table["error"]
     spread = float(np.sqrt(max(float(np.asarray(fit.cov_re)[0, 0]), 0.0)))
     notes = ["the intervals take groups - 1 degrees of freedom; a p needs bootstrap_term_p"]
@@ -61,13 +62,7 @@ def fit_mixed_model(
 
 
 def bootstrap_term_p(
-    runs: pd.DataFrame,
-    outcome: str,
-    terms: Sequence[str],
-    term: str,
-    groups: str = "seed",
-    num_resamples: int = 199,
-    seed: int = 0,
+    runs: pd.DataFrame, outcome: str, terms: Sequence[str], term: str, groups: str = "seed", num_resamples: int = 199, seed: int = 0
 ) -> PValue:
     """Whether ``term`` is needed: the likelihood ratio of the models with and without it, by parametric bootstrap."""
     if term not in terms:
@@ -84,10 +79,7 @@ def bootstrap_term_p(
         again = frame.assign(**{outcome: mean + own + rng.normal(0, noise, len(frame))})
         far += likelihood_ratio(again, outcome, terms, without, groups) >= seen
     return PValue(
-        (far + 1) / (num_resamples + 1),
-        1 / (num_resamples + 1),
-        int(place.max() + 1),
-        f"parametric bootstrap, {num_resamples} draws",
+        (far + 1) / (num_resamples + 1), 1 / (num_resamples + 1), int(place.max() + 1), f"parametric bootstrap, {num_resamples} draws"
     )
 
 
@@ -117,8 +109,7 @@ def select_usable_runs(runs: pd.DataFrame, outcome: str, terms: Sequence[str], g
         if not pd.api.types.is_numeric_dtype(frame[name]):
             frame[name] = frame[name].astype(str)
     if frame[groups].nunique() < 3:
-        raise UserError(f"a mixed model wants 3 or more of {groups!r}; "
-                        f"the runs with a finite {outcome!r} have {frame[groups].nunique()}")
+        raise UserError(f"a mixed model wants 3 or more of {groups!r}; the runs with a finite {outcome!r} have {frame[groups].nunique()}")
     return frame
 
 

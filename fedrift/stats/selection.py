@@ -30,9 +30,25 @@ Contrast = Literal["none", "iid_baseline"]
 Scale = Literal["difference", "ratio"]
 Selection = Mapping[str, Any]
 REQUIRED_COLUMNS = ("run", "seed", "iid", "diverged")
-HIGHER_IS_BETTER = ("syntax.", "text.bleu", "text.rouge", "text.distinct", "text.nucleus.bleu", "text.nucleus.rouge",
-                "text.nucleus.distinct", "fair.jain", "cluster.", "hidden.cosine", "hidden.cka", "update.cosine",
-                "update.consensus", "update.pairwise", "product.cosine", "product.consensus", "product.pairwise")
+HIGHER_IS_BETTER = (
+    "syntax.",
+    "text.bleu",
+    "text.rouge",
+    "text.distinct",
+    "text.nucleus.bleu",
+    "text.nucleus.rouge",
+    "text.nucleus.distinct",
+    "fair.jain",
+    "cluster.",
+    "hidden.cosine",
+    "hidden.cka",
+    "update.cosine",
+    "update.consensus",
+    "update.pairwise",
+    "product.cosine",
+    "product.consensus",
+    "product.pairwise",
+)
 
 
 class PerSeedValues(NamedTuple):
@@ -70,8 +86,15 @@ def select_runs(runs: pd.DataFrame, *selections: Selection) -> pd.DataFrame:
     return runs[keep]
 
 
-def outcome_values(runs: pd.DataFrame, metric: str, where: Selection | None = None, contrast: Contrast = "none",
-           worst_end: WorstEnd | None = None, scale: Scale = "difference", include_baselines: bool = False) -> pd.DataFrame:
+def outcome_values(
+    runs: pd.DataFrame,
+    metric: str,
+    where: Selection | None = None,
+    contrast: Contrast = "none",
+    worst_end: WorstEnd | None = None,
+    scale: Scale = "difference",
+    include_baselines: bool = False,
+) -> pd.DataFrame:
     """The chosen rows (all of them with ``include_baselines``) with a column ``value``: the outcome or, against the
     ``iid_baseline``, what it is above its own IID baseline's; and a column ``tied``: the run and its baseline diverged both,
     and ``value`` is NaN.
@@ -99,8 +122,11 @@ def outcome_values(runs: pd.DataFrame, metric: str, where: Selection | None = No
 
 def shared_factors(group: pd.DataFrame, reference: pd.DataFrame, factors: Sequence[str], named: Sequence[str]) -> list[str]:
     """The factors by which two sides are paired: those that neither names and both have."""
-    return [factor for factor in factors
-            if factor not in named and factor in group and group[factor].notna().any() and reference[factor].notna().any()]
+    return [
+        factor
+        for factor in factors
+        if factor not in named and factor in group and group[factor].notna().any() and reference[factor].notna().any()
+    ]
 
 
 def values_per_seed(group: pd.DataFrame, reference: pd.DataFrame | None, factors: Sequence[str]) -> PerSeedValues:
@@ -138,8 +164,14 @@ def average_cells(rows: pd.DataFrame, key: Sequence[str]) -> pd.DataFrame:
     A value that is missing makes the mean NaN. A cell in which one side alone diverged makes it infinite, whatever else is there.
     """
     value, tied = rows["value"].to_numpy(dtype=np.float64), rows["tied"].to_numpy(dtype=bool)
-    parts = rows[list(key)].assign(finite=np.where(np.isfinite(value), value, 0.0), up=np.isposinf(value),
-                                   down=np.isneginf(value), missing=np.isnan(value) & ~tied, tied=tied, count=1)
+    parts = rows[list(key)].assign(
+        finite=np.where(np.isfinite(value), value, 0.0),
+        up=np.isposinf(value),
+        down=np.isneginf(value),
+        missing=np.isnan(value) & ~tied,
+        tied=tied,
+        count=1,
+    )
     cells = parts.groupby(list(key), dropna=False, observed=True).sum().reset_index()
     up, down, missing = (cells[name].to_numpy() > 0 for name in ("up", "down", "missing"))
     neither = ~missing & ((up & down) | ((cells["tied"].to_numpy() > 0) & ~up & ~down))
@@ -149,11 +181,13 @@ def average_cells(rows: pd.DataFrame, key: Sequence[str]) -> pd.DataFrame:
 
 def format_selection(selection: Selection) -> str:
     """A selection in words: ``algorithm FedProx, partition.severity 0.5 or 1``."""
-    return ", ".join(f"{factor} {' or '.join(map(str, level)) if isinstance(level, (list, tuple)) else level}"
-                     for factor, level in selection.items())
+    return ", ".join(
+        f"{factor} {' or '.join(map(str, level)) if isinstance(level, (list, tuple)) else level}" for factor, level in selection.items()
+    )
 
 
 # Tables of a study's arms: each with its interval over seeds, against a reference, and how often it failed.
+
 
 def summarize_conditions(
     runs: pd.DataFrame,
@@ -170,8 +204,17 @@ def summarize_conditions(
     for name, arm in outcome_values(runs, metric, where, contrast, worst_end).groupby(list(by), dropna=False, observed=True):
         numbers = average_cells(arm, ["seed"])["value"].dropna().to_numpy(dtype=np.float64)
         found = mean_ci(numbers, confidence_level)
-        rows.append([*name, found.estimate, found.low, found.high, median(numbers) if len(numbers) else math.nan, len(numbers),
-                     int(arm["diverged"].sum())])
+        rows.append(
+            [
+                *name,
+                found.estimate,
+                found.low,
+                found.high,
+                median(numbers) if len(numbers) else math.nan,
+                len(numbers),
+                int(arm["diverged"].sum()),
+            ]
+        )
     return pd.DataFrame(rows, columns=[*by, "mean", "low", "high", "median", "seeds", "diverged"])
 
 
@@ -201,9 +244,7 @@ def compare_to_reference(
         for level, arm in cell.groupby(factor, observed=True):
             if level != reference:
                 pairing = shared_factors(arm, base, factors, [factor, *by])
-                found.append(
-                    ([*name, level], values_per_seed(arm, base, pairing), int(arm["diverged"].sum() + base["diverged"].sum()))
-                )
+                found.append(([*name, level], values_per_seed(arm, base, pairing), int(arm["diverged"].sum() + base["diverged"].sum())))
     rows = []
     for head, d, diverged in found:
         c = compare_paired(d.values.to_numpy(dtype=np.float64), 1 - alpha, alpha, family_size=len(found))
@@ -225,14 +266,32 @@ def compare_to_reference(
                 c.detectable,
             ]
         )
-    frame = pd.DataFrame(rows, columns=[*by, factor, "effect", "low", "high", "g", "rank_biserial", "p", "attainable", "seeds",
-                                        "incomplete", "tied", "diverged", "detectable"])
+    frame = pd.DataFrame(
+        rows,
+        columns=[
+            *by,
+            factor,
+            "effect",
+            "low",
+            "high",
+            "g",
+            "rank_biserial",
+            "p",
+            "attainable",
+            "seeds",
+            "incomplete",
+            "tied",
+            "diverged",
+            "detectable",
+        ],
+    )
     frame.insert(list(frame.columns).index("attainable"), "holm", holm(frame["p"].to_numpy(dtype=np.float64)))
     return frame
 
 
-def failure_rates(runs: pd.DataFrame, by: Sequence[str], event: str = "diverged", where: Selection | None = None,
-                  confidence_level: float = 0.95) -> pd.DataFrame:
+def failure_rates(
+    runs: pd.DataFrame, by: Sequence[str], event: str = "diverged", where: Selection | None = None, confidence_level: float = 0.95
+) -> pd.DataFrame:
     """How many runs of each arm an event struck, with the exact interval; IID twins are rows of their own where ``iid``
     is in ``by``."""
     require_columns(runs, [*by, event])

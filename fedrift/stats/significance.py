@@ -174,6 +174,7 @@ def cliffs_delta(x: np.ndarray, y: np.ndarray) -> float:
 # Clopper & Pearson, Biometrika 26, 1934; McNemar, Psychometrika 12, 1947, in its exact (binomial) form, for the same
 # seeds on both sides; Fisher, JRSS 98, 1935, for independent ones.
 
+
 def clopper_pearson(failed: int, runs: int, confidence_level: float = 0.95) -> Interval:
     """A rate and its exact interval; [0, 1] of no runs."""
     if runs == 0:
@@ -185,8 +186,7 @@ def clopper_pearson(failed: int, runs: int, confidence_level: float = 0.95) -> I
 def mcnemar(first: np.ndarray, second: np.ndarray) -> PValue:
     """Whether ``first [seeds]`` fails as often as ``second [seeds]`` of the same seeds; only seeds that differ say anything."""
     first, second = np.asarray(first, dtype=bool), np.asarray(second, dtype=bool)
-    counts = [[int((first & second).sum()), int((first & ~second).sum())],
-              [int((~first & second).sum()), int((~first & ~second).sum())]]
+    counts = [[int((first & second).sum()), int((first & ~second).sum())], [int((~first & second).sum()), int((~first & ~second).sum())]]
     value = float(of_table(counts, exact=True).pvalue) if counts[0][1] + counts[1][0] else 1.0
     return PValue(min(1.0, value), min_p(len(first)), len(first), "exact McNemar")
 
@@ -242,9 +242,7 @@ def sign_test(d: np.ndarray) -> PValue:
     return PValue(float(stats.binomtest(up, up + down).pvalue), min_p(up + down), up + down, "exact sign test")
 
 
-def spearman_within_blocks(
-    x: np.ndarray, y: np.ndarray, blocks: np.ndarray, num_permutations: int = 9_999, seed: int = 0
-) -> MonotoneTrend:
+def spearman_within_blocks(x: np.ndarray, y: np.ndarray, blocks: np.ndarray, num_permutations: int = 9_999, seed: int = 0) -> MonotoneTrend:
     """The dial ``x``, the outcome ``y`` and the seed of each run, ``[runs]``; infinite outcomes are the last ranks."""
     x, y, blocks = np.asarray(x, dtype=np.float64), np.asarray(y, dtype=np.float64), np.asarray(blocks)
     parts = [(x[blocks == block], y[blocks == block]) for block in np.unique(blocks)]
@@ -261,8 +259,7 @@ def spearman_within_blocks(
     else:
         rng = numpy_stream(seed, "orders")
         null = sum(
-            (rng.permuted(np.tile(outcome, (num_permutations, 1)), axis=1) @ dial for dial, outcome in scored),
-            np.zeros(num_permutations),
+            (rng.permuted(np.tile(outcome, (num_permutations, 1)), axis=1) @ dial for dial, outcome in scored), np.zeros(num_permutations)
         )
         extra, total, name = 1, num_permutations + 1, f"Spearman, {num_permutations} permutations"
     far = np.abs(null) >= abs(seen) - 1e-9
@@ -294,6 +291,7 @@ def least_squares_slope(predictor: np.ndarray, outcome: np.ndarray) -> float:
 # Hochberg, JRSS B 57, 1995: the expected share of false ones among the calls does. A hypothesis that could not be tested
 # still counts, as p = 1. (statsmodels has Holm too, and collects the garbage of the process in each call: .2 s where torch is
 # loaded.)
+
 
 def holm(p: Sequence[float] | np.ndarray) -> np.ndarray:
     """Adjusted p, same order."""

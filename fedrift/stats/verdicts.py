@@ -21,8 +21,7 @@ def format_verdict(name: str, verdict: str, result: HypothesisResult, adjusted_p
         why = f": {result.notes[0]}" if result.notes else ""
         return " ".join([f"{lead} Nothing to judge in {result.description}{why}.", *format_exclusions(result)])
     what = result.description[0].upper() + result.description[1:]
-    said = (f"{lead} {what}: {format_effect(result)} over {count_seeds(result.p.seeds)}, "
-            f"{format_p_value(result, adjusted_p, criteria)}.")
+    said = f"{lead} {what}: {format_effect(result)} over {count_seeds(result.p.seeds)}, {format_p_value(result, adjusted_p, criteria)}."
     return " ".join([said, *format_limits(verdict, result, criteria)])
 
 
@@ -36,9 +35,7 @@ def format_effect(result: HypothesisResult) -> str:
         text, ends = f"{i.estimate:{plus}.3g}", f"{i.low:{plus}.3g} to {i.high:{plus}.3g}"
     per, of = (" per unit", " of the seeds' slopes") if result.unit == "slope" else ("", "")
     what = "a ratio of " if result.unit == "ratio" else ""
-    return f"{what}{text}{per}" + (
-        "" if math.isnan(i.confidence_level) else f" ({i.confidence_level * 100:.3g} % interval{of} {ends})"
-    )
+    return f"{what}{text}{per}" + ("" if math.isnan(i.confidence_level) else f" ({i.confidence_level * 100:.3g} % interval{of} {ends})")
 
 
 def format_p_value(result: HypothesisResult, adjusted_p: float, criteria: DecisionCriteria) -> str:
@@ -59,9 +56,7 @@ def format_limits(verdict: str, result: HypothesisResult, criteria: DecisionCrit
         told.append(f"No effect, however large, can be called by {count_seeds(result.p.seeds)}: it takes {needed}.")
     elif verdict == "inconclusive" and not math.isnan(result.detectable):
         size = f"{result.detectable:.0%}" if result.unit == "share" else f"{result.detectable:.3g}"
-        told.append(
-            f"An effect of {size} would have been called with {criteria.power:.0%} probability; a smaller one may be there."
-        )
+        told.append(f"An effect of {size} would have been called with {criteria.power:.0%} probability; a smaller one may be there.")
     elif verdict == "inconclusive" and result.unit == "slope":
         told.append("The p is of ranks and the interval of slopes: no smallest effect that would have been called is known.")
     return [*told, *format_exclusions(result)]
@@ -73,8 +68,7 @@ def format_exclusions(result: HypothesisResult) -> list[str]:
     if result.diverged:
         one = result.diverged == 1
         worst = result.unit != "rate" and (not result.tied or any(math.isinf(value) for _, value in result.points))
-        told.append(f"{result.diverged} run{'' if one else 's'} diverged"
-                    + (f" and count{'s' if one else ''} as the worst" * worst) + ".")
+        told.append(f"{result.diverged} run{'' if one else 's'} diverged" + (f" and count{'s' if one else ''} as the worst" * worst) + ".")
     if result.tied and result.points:
         told.append(f"In {count_seeds(result.tied)} both sides diverged: no difference, and left out.")
     if result.incomplete:
@@ -88,6 +82,7 @@ def format_exclusions(result: HypothesisResult) -> list[str]:
 # Supported: the estimate lies on the side that was foretold, and the p, by Holm inside the family, is at most alpha.
 # Refuted: it lies on the other side as surely, or the data rule out the smallest effect that was said to matter.
 # Everything else is inconclusive, and says how small an effect would have been seen.
+
 
 @dataclass(frozen=True)
 class Verdict:
@@ -119,8 +114,9 @@ class Verdict:
     notes: tuple[str, ...]
 
 
-def evaluate_hypotheses(hypotheses: Sequence[Hypothesis], runs: pd.DataFrame, factors: Sequence[str], alpha: float = ALPHA,
-          power: float = 0.8) -> tuple[Verdict, ...]:
+def evaluate_hypotheses(
+    hypotheses: Sequence[Hypothesis], runs: pd.DataFrame, factors: Sequence[str], alpha: float = ALPHA, power: float = 0.8
+) -> tuple[Verdict, ...]:
     """Every hypothesis, in its order; ``runs`` as ``selection`` describes it, ``factors`` the columns by which runs are
     paired."""
     twice = [name for name, count in Counter(said.name for said in hypotheses).items() if count > 1]
@@ -128,15 +124,18 @@ def evaluate_hypotheses(hypotheses: Sequence[Hypothesis], runs: pd.DataFrame, fa
         raise UserError(f"two hypotheses are named {twice[0]!r}; a verdict needs a name of its own")
     sizes = Counter(said.family for said in hypotheses)
     bars = {family: DecisionCriteria(alpha, power, size) for family, size in sizes.items()}
-    found = [said.evaluate(runs, factors, bars[said.family]) if len(runs)
-             else empty_result(said.metric, "difference", reason="no run has ended") for said in hypotheses]
+    found = [
+        said.evaluate(runs, factors, bars[said.family]) if len(runs) else empty_result(said.metric, "difference", reason="no run has ended")
+        for said in hypotheses
+    ]
     adjusted = [math.nan] * len(found)
     for family in sizes:
         members = [place for place, said in enumerate(hypotheses) if said.family == family]
         for place, value in zip(members, holm([found[place].p.value for place in members]), strict=True):
             adjusted[place] = float(value)
-    return tuple(build_verdict(said, measured, value, bars[said.family])
-                 for said, measured, value in zip(hypotheses, found, adjusted, strict=True))
+    return tuple(
+        build_verdict(said, measured, value, bars[said.family]) for said, measured, value in zip(hypotheses, found, adjusted, strict=True)
+    )
 
 
 def build_verdict(hypothesis: Hypothesis, result: HypothesisResult, adjusted_p: float, criteria: DecisionCriteria) -> Verdict:

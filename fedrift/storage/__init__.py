@@ -4,5 +4,17 @@ from .index import find_run, find_runs, list_runs, list_unreadable, move_aside, 
 from .query import connect, query_frame, query_rows
 from .run import Run, check_environment, collect_environment
 
-__all__ = ["Run", "check_environment", "collect_environment", "connect", "find_run", "find_runs", "list_runs", "list_unreadable",
-           "move_aside", "query_frame", "query_rows", "read_each"]
+__all__ = [
+    "Run",
+    "check_environment",
+    "collect_environment",
+    "connect",
+    "find_run",
+    "find_runs",
+    "list_runs",
+    "list_unreadable",
+    "move_aside",
+    "query_frame",
+    "query_rows",
+    "read_each",
+]

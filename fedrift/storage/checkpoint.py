@@ -29,8 +29,11 @@ def summarize_history(run: Run, round: int) -> dict[str, Any]:
     """How far the run's files have come after ``round``, plain JSON for the meta of the state that is about to be stored."""
     before = read_metadata(run.state_path)[0].get("history", {}) if run.state_path.is_file() else {}
     kept = list_recorded_rounds(run)
-    return {**{name: jsonl.compute_checksum(run.folder / name, before.get(name, jsonl.EMPTY_CHECKSUM)) for name in GROWING_FILES},
-            "clustering": _checksum_assignments(run, round), "updates": kept[0] if kept else None}
+    return {
+        **{name: jsonl.compute_checksum(run.folder / name, before.get(name, jsonl.EMPTY_CHECKSUM)) for name in GROWING_FILES},
+        "clustering": _checksum_assignments(run, round),
+        "updates": kept[0] if kept else None,
+    }
 
 
 def check_history(run: Run) -> None:
@@ -45,8 +48,7 @@ def check_history(run: Run) -> None:
     if not isinstance(round, int):
         raise UserError(f"{run.state_path} does not say of which round it is. {STATE_RECOVERY_HINT}")
     if digest is None:
-        run.log_event(round, "older state",
-                      "an older fedrift stored the state, without a digest: whether it is damaged is not known")
+        run.log_event(round, "older state", "an older fedrift stored the state, without a digest: whether it is damaged is not known")
     if not isinstance(noted, Mapping):
         return
     for name in GROWING_FILES:
@@ -54,8 +56,7 @@ def check_history(run: Run) -> None:
         if not jsonl.has_prefix(path, noted[name]):
             raise _resume_error(run, round, f"{name} {_describe_loss(run, name, round, noted[name][0])}")
     if _checksum_assignments(run, round) != noted["clustering"]:
-        raise _resume_error(run, round,
-                            f"clustering.json has not the {noted['clustering'][0]} decisions that were made until then")
+        raise _resume_error(run, round, f"clustering.json has not the {noted['clustering'][0]} decisions that were made until then")
     first = noted["updates"]
     missing = sorted(set(range(first, round + 1)) - set(list_recorded_rounds(run))) if first is not None else []
     if missing:
@@ -74,8 +75,10 @@ def list_recorded_rounds(run: Run) -> list[int]:
 
 
 def _resume_error(run: Run, round: int, reason: str) -> UserError:
-    return UserError(f"run {run.id} cannot be resumed from round {round}, it would have a hole: {reason}. Put a copy of the file "
-                     f"back in {run.folder}, or begin the run again (`fedrift run --fresh`, or remove that folder)")
+    return UserError(
+        f"run {run.id} cannot be resumed from round {round}, it would have a hole: {reason}. Put a copy of the file "
+        f"back in {run.folder}, or begin the run again (`fedrift run --fresh`, or remove that folder)"
+    )
 
 
 def _describe_loss(run: Run, name: str, round: int, size: int) -> str:
@@ -141,8 +144,10 @@ class Checkpoint:
             return None
         tensors, round, memory = self.read()
         try:
-            expected, found = ({name: leaf.shape[1:] for name, leaf in tree.items()}
-                               for tree in (template.server.params, select_subtree(tensors, "server.params")))
+            expected, found = (
+                {name: leaf.shape[1:] for name, leaf in tree.items()}
+                for tree in (template.server.params, select_subtree(tensors, "server.params"))
+            )
             if expected != found:
                 raise ValueError("its server.params have other leaves")
             return unflatten_state(tensors, round, get_device(template), template.last_round_seen, memory)
@@ -231,8 +236,9 @@ def unpack_tree(record: bytes, leaf_layout: LeafLayout) -> Tree:
     """The tree that ``packed`` made bytes of; each leaf has an aligned memory of its own."""
     whole = torch.frombuffer(bytearray(record), dtype=torch.uint8)
     parts = whole.split([count_bytes(*leaf[1:]) for leaf in leaf_layout])  # type: ignore[no-untyped-call]
-    return Tree({name: part.clone().view(getattr(torch, dtype)).view(shape)
-                 for part, (name, dtype, shape) in zip(parts, leaf_layout, strict=True)})
+    return Tree(
+        {name: part.clone().view(getattr(torch, dtype)).view(shape) for part, (name, dtype, shape) in zip(parts, leaf_layout, strict=True)}
+    )
 
 
 def count_bytes(dtype: str, shape: Sequence[int]) -> int:
@@ -243,29 +249,49 @@ def flatten_state(state: FederatedState, include_client_states: bool = True) -> 
     """All tensors of a state by ``<part>/<leaf>``, but ``cluster_ids`` and ``last_round_seen`` by their names. ``client_states``: what
     all clients keep is copied into one tree ``[N, ...]`` among them."""
     trees: dict[str, Tree] = {part: getattr(state.server, part.partition(".")[2]) for part in SERVER_PARTS}
-    trees |= {"client_states": state.client_states.gather_all() if include_client_states else Tree(),
-              "server_delta": state.server_delta, "clustering_state": state.clustering_state, "client_means": state.client_means}
+    trees |= {
+        "client_states": state.client_states.gather_all() if include_client_states else Tree(),
+        "server_delta": state.server_delta,
+        "clustering_state": state.clustering_state,
+        "client_means": state.client_means,
+    }
     tensors = {f"{part}/{name}": leaf for part, tree in trees.items() for name, leaf in tree.items()}
     return {**tensors, "cluster_ids": state.cluster_ids, "last_round_seen": state.last_round_seen}
 
 
-def unflatten_state(tensors: Mapping[str, Tensor], round: int, device: torch.device, last_round_seen: Tensor,
-                    client_states: ClientStateStore) -> FederatedState:
+def unflatten_state(
+    tensors: Mapping[str, Tensor], round: int, device: torch.device, last_round_seen: Tensor, client_states: ClientStateStore
+) -> FederatedState:
     """The state of tensors by name, the server's half on its device. ``last``: in its place, where it was not stored."""
     server = ServerState(*(select_subtree(tensors, part).to(device) for part in SERVER_PARTS))
-    return FederatedState(round, server, client_states, tensors["cluster_ids"],
-                          select_subtree(tensors, "server_delta").to(device), select_subtree(tensors, "clustering_state"),
-                          tensors["last_round_seen"], select_subtree(tensors, "client_means"))
+    return FederatedState(
+        round,
+        server,
+        client_states,
+        tensors["cluster_ids"],
+        select_subtree(tensors, "server_delta").to(device),
+        select_subtree(tensors, "clustering_state"),
+        tensors["last_round_seen"],
+        select_subtree(tensors, "client_means"),
+    )
 
 
 def select_subtree(tensors: Mapping[str, Tensor], prefix: str) -> Tree:
     start = prefix + "/"
-    return Tree({name[len(start):]: leaf for name, leaf in tensors.items() if name.startswith(start)})
+    return Tree({name[len(start) :]: leaf for name, leaf in tensors.items() if name.startswith(start)})
 
 
 def get_device(state: FederatedState) -> torch.device:
     return next(iter(state.server.params.values())).device
 
 
-__all__ = ["Checkpoint", "check_history", "flatten_state", "list_recorded_rounds", "load_checkpoint", "select_subtree",
-           "summarize_history", "unflatten_state"]
+__all__ = [
+    "Checkpoint",
+    "check_history",
+    "flatten_state",
+    "list_recorded_rounds",
+    "load_checkpoint",
+    "select_subtree",
+    "summarize_history",
+    "unflatten_state",
+]

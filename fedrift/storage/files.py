@@ -94,11 +94,13 @@ def explain_write_errors(path: Path, size: int) -> Iterator[None]:
         raise
     except OSError as error:
         if error.errno not in DISK_FULL_ERRNOS:
-            raise UserError(f"{path} cannot be written: {error.strerror or error}. Make {path.parent} writable, or name "
-                            "another folder (--runs-dir)") from error
+            raise UserError(
+                f"{path} cannot be written: {error.strerror or error}. Make {path.parent} writable, or name another folder (--runs-dir)"
+            ) from error
         raise UserError(
             f"the disk is full: {path} needs {size:,} bytes and {describe_free_space(path.parent)}. What was stored "
-            f"before is whole. Make room and run the same command again: it resumes.") from error
+            f"before is whole. Make room and run the same command again: it resumes."
+        ) from error
 
 
 def describe_free_space(folder: Path) -> str:

@@ -31,26 +31,32 @@ def check_fork(origin: Run, old_config: ExperimentConfig, new_config: Experiment
     record = UpdateLog(origin)
     name, kept = origin.id[:6], record.rounds
     if old_config.fork:
-        raise UserError(
-            f"run {name} is a fork of {old_config.fork.run[:6]} itself; fork {old_config.fork.run[:6]}, with both changes"
-        )
+        raise UserError(f"run {name} is a fork of {old_config.fork.run[:6]} itself; fork {old_config.fork.run[:6]}, with both changes")
     if origin.environment.get("engine", {}).get("backend") == "flower":
-        raise UserError(f"run {name} was trained by clients behind Flower, who cannot be asked again from here; run its "
-                        "experiment on this machine, in another folder: `fedrift run ... --save-updates --runs-dir ELSEWHERE`")
+        raise UserError(
+            f"run {name} was trained by clients behind Flower, who cannot be asked again from here; run its "
+            "experiment on this machine, in another folder: `fedrift run ... --save-updates --runs-dir ELSEWHERE`"
+        )
     if len(kept) < 2:
-        raise UserError(f"run {name} kept no updates, so there is nothing to fork from. `fedrift run EXPERIMENT.yaml "
-                        "--save-updates` keeps them from its next round on; of a finished run in another folder (--runs-dir), "
-                        f"or once {origin.folder} is removed")
+        raise UserError(
+            f"run {name} kept no updates, so there is nothing to fork from. `fedrift run EXPERIMENT.yaml "
+            "--save-updates` keeps them from its next round on; of a finished run in another folder (--runs-dir), "
+            f"or once {origin.folder} is removed"
+        )
     if not kept[0] < fork.from_round <= kept[-1]:
-        raise UserError(f"run {name} cannot be forked at round {fork.from_round}: wanted {kept[0] + 1} to {kept[-1]}, the rounds "
-                        "whose updates it kept")
+        raise UserError(
+            f"run {name} cannot be forked at round {fork.from_round}: wanted {kept[0] + 1} to {kept[-1]}, the rounds whose updates it kept"
+        )
     if new_config.training.num_rounds < fork.from_round:
         raise UserError(
             f"training.num_rounds: {new_config.training.num_rounds} rounds end before round {fork.from_round}, where the fork begins"
         )
     check_excluded_clients(name, len(record.load_params(kept[0])[2]), fork)
-    closed = [f.name for f in fields(ExperimentConfig) if f.name not in CHANGEABLE_KEYS
-              and getattr(old_config, f.name) != getattr(new_config, f.name)]
+    closed = [
+        f.name
+        for f in fields(ExperimentConfig)
+        if f.name not in CHANGEABLE_KEYS and getattr(old_config, f.name) != getattr(new_config, f.name)
+    ]
     if old_config.training.max_seq_length != new_config.training.max_seq_length:
         closed.append("training.max_seq_length")
     if closed:
@@ -69,9 +75,7 @@ def check_excluded_clients(run_id: str, num_clients: int, fork: ForkConfig) -> N
     if num_clients <= len(set(fork.exclude_clients)):
         raise UserError(f"exclude_clients: all {num_clients} clients of run {run_id} would be left out; leave one in")
     if fork.exclude_until is not None and fork.exclude_until < fork.from_round:
-        raise UserError(
-            f"exclude_until: wanted a round from {fork.from_round} on, where the fork begins, got {fork.exclude_until}"
-        )
+        raise UserError(f"exclude_until: wanted a round from {fork.from_round} on, where the fork begins, got {fork.exclude_until}")
     if fork.exclude_until is not None and not fork.exclude_clients:
         raise UserError("exclude_until says how long clients are left out: say which with exclude_clients")
 
@@ -83,10 +87,13 @@ def check_algorithms_compatible(old_config: ExperimentConfig, new_config: Experi
     if same == one:
         return
     clients = old_config.partition.num_clients
-    if type(one).configure_clients is not type(two).configure_clients or not torch.equal(one.initial_clusters(clients),
-                                                                                         two.initial_clusters(clients)):
-        raise UserError(f"{type(one).__name__} cannot become {type(two).__name__} half-way: other clients take part, or they "
-                        "share models in another way. `fedrift run` makes a run of its own")
+    if type(one).configure_clients is not type(two).configure_clients or not torch.equal(
+        one.initial_clusters(clients), two.initial_clusters(clients)
+    ):
+        raise UserError(
+            f"{type(one).__name__} cannot become {type(two).__name__} half-way: other clients take part, or they "
+            "share models in another way. `fedrift run` makes a run of its own"
+        )
 
 
 # Clients left out by a fork: they are called and train as before, and what they send counts for nothing.
@@ -114,9 +121,7 @@ class ForkedClientPool:
         if self.load_recorded and state.round + 1 == self.fork.from_round:
             recorded, report = self.load_recorded()
             if not torch.equal(recorded, cohort):
-                raise ValueError(
-                    f"round {self.fork.from_round} was recorded of {recorded.tolist()}, and {cohort.tolist()} are called"
-                )
+                raise ValueError(f"round {self.fork.from_round} was recorded of {recorded.tolist()}, and {cohort.tolist()} are called")
         else:
             report = self.client_pool.train(state, algorithm, cohort)
         gone = torch.isin(cohort, torch.tensor(self.fork.excluded_clients(state.round + 1), dtype=torch.long))
@@ -127,11 +132,16 @@ def mask_excluded(report: CohortUpdate, previous_state: Tree, is_excluded: Tenso
     """The report in which those who are ``gone [C]`` failed; ``old [C, ...]``: what they remembered before."""
     here = ~is_excluded.to(report.weight.device)
     zeros, said = report.delta.zeros_like(), report.notes or ("",) * len(is_excluded)
-    return replace(report, delta=report.delta.where(here, zeros), mean_grad=report.mean_grad.where(here, zeros),
-                   client_state=report.client_state.where(~is_excluded, previous_state),
-                   state_delta=report.state_delta.where(here, report.state_delta.zeros_like()), weight=report.weight * here,
-                   failed=report.failed | is_excluded,
-                   notes=tuple(EXCLUDED_REASON if out else why for out, why in zip(is_excluded.tolist(), said, strict=True)))
+    return replace(
+        report,
+        delta=report.delta.where(here, zeros),
+        mean_grad=report.mean_grad.where(here, zeros),
+        client_state=report.client_state.where(~is_excluded, previous_state),
+        state_delta=report.state_delta.where(here, report.state_delta.zeros_like()),
+        weight=report.weight * here,
+        failed=report.failed | is_excluded,
+        notes=tuple(EXCLUDED_REASON if out else why for out, why in zip(is_excluded.tolist(), said, strict=True)),
+    )
 
 
 # A fork: a run that resumes from the past of another, changed from one round on.
@@ -139,8 +149,18 @@ def mask_excluded(report: CohortUpdate, previous_state: Tree, is_excluded: Tenso
 # What it shares with its origin it does not compute again: records, events and state are the origin's. In the first round that may
 # differ the clients' own reports are taken from the record, unless the change touches what they would have sent.
 
-CLIENT_HOOKS = ("init_client_state", "frozen_params", "init_local", "local_regularizer", "transform_grad", "after_step",
-                "on_step_end", "client_update", "personal_algorithm", "update_client_state")
+CLIENT_HOOKS = (
+    "init_client_state",
+    "frozen_params",
+    "init_local",
+    "local_regularizer",
+    "transform_grad",
+    "after_step",
+    "on_step_end",
+    "client_update",
+    "personal_algorithm",
+    "update_client_state",
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -182,13 +202,17 @@ class ForkedRun:
     def load_origin_state(self, context: RunContext) -> FederatedState:
         """The origin's state before the fork's first round, as the fork's algorithm has it."""
         where = get_device(context.initial_state)
-        return convert_state(UpdateLog(self.origin).load_state(self.fork.from_round - 1, where), self.origin_config.algorithm,
-                             self.config.algorithm)
+        return convert_state(
+            UpdateLog(self.origin).load_state(self.fork.from_round - 1, where), self.origin_config.algorithm, self.config.algorithm
+        )
 
     def wrap_client_pool(self, client_pool: ClientPool, context: RunContext) -> ClientPool:
         """The fleet, with the record in place of the first round where that is right, and without those left out."""
-        sent = (partial(UpdateLog(self.origin).load_update, self.fork.from_round, get_device(context.initial_state))
-                if self.can_reuse_updates else None)
+        sent = (
+            partial(UpdateLog(self.origin).load_update, self.fork.from_round, get_device(context.initial_state))
+            if self.can_reuse_updates
+            else None
+        )
         return ForkedClientPool(client_pool, self.fork, sent)
 
     @cached_property
@@ -204,10 +228,12 @@ class ForkedRun:
     def description(self) -> str:
         """What is changed, in words: ``without client 3 up to round 9, with training.max_grad_norm 0.5 instead of 1.0``."""
         gone, until = self.fork.exclude_clients, self.fork.exclude_until
-        without = f"without client{'s' if len(gone) > 1 else ''} {', '.join(map(str, gone))}" + (
-            f" up to round {until}" if until else "")
-        other = [f"{path} {new}" + (f" instead of {old}" if old is not None else "")
-                 for path, old, new in list_changes(self.origin_config, self.config) if new is not None]
+        without = f"without client{'s' if len(gone) > 1 else ''} {', '.join(map(str, gone))}" + (f" up to round {until}" if until else "")
+        other = [
+            f"{path} {new}" + (f" instead of {old}" if old is not None else "")
+            for path, old, new in list_changes(self.origin_config, self.config)
+            if new is not None
+        ]
         words = ([without] if gone else []) + ([f"with {', '.join(other)}"] if other else [])
         return ", ".join(words) or "with nothing changed"
 
@@ -220,24 +246,29 @@ def load_run_config(run: Run) -> ExperimentConfig:
 def list_changes(old_config: ExperimentConfig, new_config: ExperimentConfig) -> list[tuple[str, object, object]]:
     """Path, old and new value of everything that is not the same in two experiments, but for the fork."""
     one, two = flatten_config(old_config.to_dict()), flatten_config(new_config.to_dict())
-    return [(path, one.get(path), two.get(path)) for path in {**one, **two}
-            if one.get(path) != two.get(path) and path.split(".")[0] != "fork"]
+    return [
+        (path, one.get(path), two.get(path)) for path in {**one, **two} if one.get(path) != two.get(path) and path.split(".")[0] != "fork"
+    ]
 
 
 def flatten_config(value: object, path: str = "") -> dict[str, object]:
     """Nested keys as dotted paths; the class of a value goes by the path of the value."""
     if not isinstance(value, dict):
         return {path: value}
-    return {at: leaf for key, part in value.items()
-            for at, leaf in flatten_config(part, path if key == "type" else f"{path}.{key}" if path else key).items()}
+    return {
+        at: leaf
+        for key, part in value.items()
+        for at, leaf in flatten_config(part, path if key == "type" else f"{path}.{key}" if path else key).items()
+    }
 
 
-def is_server_side_change(old_config: ExperimentConfig, new_config: ExperimentConfig, round: int,
-                          leaf_names: Collection[str]) -> bool:
+def is_server_side_change(old_config: ExperimentConfig, new_config: ExperimentConfig, round: int, leaf_names: Collection[str]) -> bool:
     """Whether a change leaves what the clients send in this round: they train the same steps at the same rate by the same
     hooks. (What is sent to them is the same in any case: the state is.)"""
-    alike = (replace(new_config.training, num_rounds=old_config.training.num_rounds, lr_schedule=old_config.training.lr_schedule)
-             == old_config.training)
+    alike = (
+        replace(new_config.training, num_rounds=old_config.training.num_rounds, lr_schedule=old_config.training.lr_schedule)
+        == old_config.training
+    )
     if not alike or old_config.training.lr_factor(round - 1) != new_config.training.lr_factor(round - 1):
         return False
     one, two = old_config.algorithm, new_config.algorithm
@@ -245,8 +276,9 @@ def is_server_side_change(old_config: ExperimentConfig, new_config: ExperimentCo
         return False
     if type(one) is type(two):
         return replace(two, server_optimizer=one.server_optimizer, aggregator=one.aggregator) == one
-    return all(getattr(type(each), hook) is getattr(FedAvg, hook) for each in (one, two) for hook in CLIENT_HOOKS
-               if hook != "frozen_params")
+    return all(
+        getattr(type(each), hook) is getattr(FedAvg, hook) for each in (one, two) for hook in CLIENT_HOOKS if hook != "frozen_params"
+    )
 
 
 def convert_state(state: FederatedState, old_algorithm: FedAvg, new_algorithm: FedAvg) -> FederatedState:
@@ -266,11 +298,29 @@ def convert_state(state: FederatedState, old_algorithm: FedAvg, new_algorithm: F
     shared = server.broadcast if same else new_algorithm.init_broadcast(params)
     kept = new_algorithm.init_client_state(params.to(torch.device("cpu")).take(state.cluster_ids.cpu()))
     averages = state.client_means if same else Tree()  # of another memory: the round loop computes them anew
-    return replace(state, client_states=state.client_states if same else ClientStateStore.from_rows(kept, len(state.cluster_ids)),
-                   client_means=averages,
-                   server=replace(server, broadcast=shared, opt_state=server.opt_state if rule else fresh,
-                                  merged_base=server.merged_base or new_algorithm.aggregator.init_merged_base(params)))
+    return replace(
+        state,
+        client_states=state.client_states if same else ClientStateStore.from_rows(kept, len(state.cluster_ids)),
+        client_means=averages,
+        server=replace(
+            server,
+            broadcast=shared,
+            opt_state=server.opt_state if rule else fresh,
+            merged_base=server.merged_base or new_algorithm.aggregator.init_merged_base(params),
+        ),
+    )
 
 
-__all__ = ["Checkpoint", "ForkedClientPool", "ForkedRun", "UpdateLog", "check_history", "convert_state", "is_server_side_change",
-           "list_changes", "load_checkpoint", "load_run_config", "mask_excluded"]
+__all__ = [
+    "Checkpoint",
+    "ForkedClientPool",
+    "ForkedRun",
+    "UpdateLog",
+    "check_history",
+    "convert_state",
+    "is_server_side_change",
+    "list_changes",
+    "load_checkpoint",
+    "load_run_config",
+    "mask_excluded",
+]

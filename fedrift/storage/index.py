@@ -86,7 +86,7 @@ def format_reason(error: BaseException) -> str:
     """An error in one line."""
     text = " ".join(str(error).split())
     text = text if isinstance(error, UserError) else f"{type(error).__name__}: {text}"
-    return text if len(text) <= MAX_REASON_LENGTH else f"{text[:MAX_REASON_LENGTH - 3]}..."
+    return text if len(text) <= MAX_REASON_LENGTH else f"{text[: MAX_REASON_LENGTH - 3]}..."
 
 
 def move_aside(run: Run) -> Path:
@@ -139,8 +139,11 @@ def _find_fault_cached(run: Run, modified_ns: int, size: int) -> str:
             value = value.get(part) if isinstance(value, dict) else None
         wanted: type = int if key in ("seed", "training.num_rounds") else str
         if not isinstance(value, wanted):
-            return (f"experiment.json holds {str(value)[:80]!r} as {key}; remove or repair {run.folder}" if value is not None else
-                    f"experiment.json has no {key}; remove or repair {run.folder}")
+            return (
+                f"experiment.json holds {str(value)[:80]!r} as {key}; remove or repair {run.folder}"
+                if value is not None
+                else f"experiment.json has no {key}; remove or repair {run.folder}"
+            )
     severity = stored["partition"].get("severity", 0.0)
     if not isinstance(severity, (int, float)):
         return f"experiment.json holds {str(severity)[:80]!r} as partition.severity; remove or repair {run.folder}"

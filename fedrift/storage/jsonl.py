@@ -53,8 +53,11 @@ def _iter_json_parts(value: Any, indent: int, line_break: str) -> Iterator[str]:
         yield from _iter_json_parts(value.tolist(), indent, line_break)
     elif isinstance(value, (Mapping, list, tuple, set, frozenset)):
         begin, end = "{}" if isinstance(value, Mapping) else "[]"
-        pairs = ((f"{json.dumps(str(key))}: ", item) for key, item in value.items()) if isinstance(value, Mapping) else (
-            ("", item) for item in value)
+        pairs = (
+            ((f"{json.dumps(str(key))}: ", item) for key, item in value.items())
+            if isinstance(value, Mapping)
+            else (("", item) for item in value)
+        )
         inner, comma = f"{line_break}{' ' * indent}", ("," if indent else ", ")
         yield begin
         for place, (key, item) in enumerate(pairs):
@@ -127,8 +130,10 @@ def read_lines(path: Path) -> list[Any]:
         try:
             values.append(json.loads(line))
         except (ValueError, RecursionError) as error:
-            raise UserError(f"{path}, line {number} is not JSON: {line[:80]!r}. Something other than fedrift "
-                            f"wrote there; remove the run's folder to begin it again.") from error
+            raise UserError(
+                f"{path}, line {number} is not JSON: {line[:80]!r}. Something other than fedrift "
+                f"wrote there; remove the run's folder to begin it again."
+            ) from error
     return values
 
 
@@ -149,15 +154,16 @@ def read_complete_lines(path: Path) -> list[bytes]:
     try:
         return path.read_bytes().split(b"\n")[:-1] if path.exists() else []
     except OSError as error:
-        raise UserError(f"{path} cannot be read: {error.strerror or error}. Move it away, or remove the run's folder to begin it "
-                        "again.") from error
+        raise UserError(
+            f"{path} cannot be read: {error.strerror or error}. Move it away, or remove the run's folder to begin it again."
+        ) from error
 
 
 def write_all(handle: int, content: bytes) -> None:
     """Write all of it: a single call may stop half-way where a disk fills up."""
     rest = memoryview(content)
     while rest:
-        rest = rest[os.write(handle, rest):]
+        rest = rest[os.write(handle, rest) :]
 
 
 def _drop_partial_line(path: Path) -> int:

@@ -50,11 +50,14 @@ def import_library(package: str, pip_name: str) -> ModuleType:
     try:
         return import_module(package)
     except ImportError as error:
-        raise UserError(f"this sink needs {pip_name}, which is not here ({error}): pip install '{pip_name}', "
-                        "or all sinks with pip install 'fedrift[sinks]'") from None
+        raise UserError(
+            f"this sink needs {pip_name}, which is not here ({error}): pip install '{pip_name}', "
+            "or all sinks with pip install 'fedrift[sinks]'"
+        ) from None
 
 
 # TensorBoard: `tensorboard --logdir runs/sinks/tensorboard`.
+
 
 class TensorBoard(LoggingBackend):
     """One folder a run."""
@@ -119,6 +122,7 @@ def to_mlflow_name(name: str) -> str:
 
 # Weights & Biases: project ``fedrift``. WANDB_MODE=offline keeps it on this machine; `wandb sync` sends it later.
 
+
 class Wandb(LoggingBackend):
     """The run has our id there too, so that one that resumes goes on in the same place."""
 
@@ -126,8 +130,15 @@ class Wandb(LoggingBackend):
 
     def start_run(self, run_id: str, name: str, config: JsonObject, is_resumed: bool) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
-        self.run = self.module.init(project="fedrift", id=run_id, name=f"{name} {run_id[:6]}", config=config,
-                                    dir=str(self.folder), resume="allow", reinit="create_new")
+        self.run = self.module.init(
+            project="fedrift",
+            id=run_id,
+            name=f"{name} {run_id[:6]}",
+            config=config,
+            dir=str(self.folder),
+            resume="allow",
+            reinit="create_new",
+        )
 
     def log_metrics(self, round: int, metrics: dict[str, float]) -> None:
         self.run.log(metrics, step=round)
@@ -138,6 +149,7 @@ class Wandb(LoggingBackend):
 
 
 # trackio: `trackio show --project fedrift`; its database is where TRACKIO_DIR says.
+
 
 class Trackio(LoggingBackend):
     """The run's name is our id."""
@@ -159,8 +171,7 @@ class Trackio(LoggingBackend):
 # A sink is fed from what the run has stored, so nothing depends on it: reports are made of the runs alone. It needs the extra
 # ``sinks`` (`pip install 'fedrift[sinks]'`).
 
-LOGGING_BACKENDS: dict[str, type[LoggingBackend]] = {"tensorboard": TensorBoard, "mlflow": Mlflow, "wandb": Wandb,
-                                                     "trackio": Trackio}
+LOGGING_BACKENDS: dict[str, type[LoggingBackend]] = {"tensorboard": TensorBoard, "mlflow": Mlflow, "wandb": Wandb, "trackio": Trackio}
 
 
 # Feeding sinks from what a run has stored. What each was told is noted beside the run, so that a run which was killed and
@@ -218,8 +229,11 @@ def flatten_records(records: Iterable[Record]) -> dict[str, float]:
     for metric, values in clients.items():
         known = [value for value in values if not math.isnan(value)]
         if known:
-            found |= {f"{metric}/clients.mean": sum(known) / len(known), f"{metric}/clients.min": min(known),
-                      f"{metric}/clients.max": max(known)}
+            found |= {
+                f"{metric}/clients.mean": sum(known) / len(known),
+                f"{metric}/clients.min": min(known),
+                f"{metric}/clients.max": max(known),
+            }
     return found
 
 
@@ -257,12 +271,14 @@ def open_loggers(names: Iterable[str], root: Path) -> Iterator[Loggers]:
             feed.close()
 
 
-def log_finished_runs(on_start: Callable[[str, Sequence[Any]], Callable[[str, int], None]], names: Sequence[str],
-                   root: Path) -> Callable[[str, Sequence[Any]], Callable[[str, int], None]]:
+def log_finished_runs(
+    on_start: Callable[[str, Sequence[Any]], Callable[[str, int], None]], names: Sequence[str], root: Path
+) -> Callable[[str, Sequence[Any]], Callable[[str, int], None]]:
     """A study's ``begin`` whose runs are told to the sinks, each when it is over; those that were over before, now.
 
     One after the other, wherever they are computed, for a sink may have room for one run at a time.
     """
+
     def started(what: str, experiments: Sequence[Any]) -> Callable[[str, int], None]:
         tell, left = on_start(what, experiments), {experiment.id for experiment in experiments}
 
@@ -287,5 +303,16 @@ def log_finished_runs(on_start: Callable[[str, Sequence[Any]], Callable[[str, in
     return started if names else on_start
 
 
-__all__ = ["LOGGING_BACKENDS", "Logger", "Loggers", "LoggingBackend", "Mlflow", "TensorBoard", "Trackio", "Wandb",
-           "create_backends", "log_finished_runs", "open_loggers"]
+__all__ = [
+    "LOGGING_BACKENDS",
+    "Logger",
+    "Loggers",
+    "LoggingBackend",
+    "Mlflow",
+    "TensorBoard",
+    "Trackio",
+    "Wandb",
+    "create_backends",
+    "log_finished_runs",
+    "open_loggers",
+]

@@ -43,14 +43,16 @@ def write_parquet(folder: Path) -> Path:
         latest[tuple(row[:4])] = row[4]
     of = list(zip(*latest, strict=True)) if latest else [(), (), (), ()]
     names = pa.dictionary(pa.int32(), pa.string())
-    table = pa.table({
-        "run": pa.array([folder.name] * len(latest), pa.string()).cast(names),
-        "round": pa.array(of[0], pa.int32()),
-        "metric": pa.array(of[1], pa.string()).cast(names),
-        "domain": pa.array(of[2], pa.string()).cast(names),
-        "client": pa.array(of[3], pa.int32()),
-        "value": pa.array([float("nan") if value is None else float(value) for value in latest.values()], pa.float64()),
-    })
+    table = pa.table(
+        {
+            "run": pa.array([folder.name] * len(latest), pa.string()).cast(names),
+            "round": pa.array(of[0], pa.int32()),
+            "metric": pa.array(of[1], pa.string()).cast(names),
+            "domain": pa.array(of[2], pa.string()).cast(names),
+            "client": pa.array(of[3], pa.int32()),
+            "value": pa.array([float("nan") if value is None else float(value) for value in latest.values()], pa.float64()),
+        }
+    )
     path = parquet_path(folder)
     with replace_atomically(path, table.nbytes) as part:
         pq.write_table(table, part, compression="zstd", write_page_checksum=True)
@@ -73,8 +75,9 @@ def read_parquet(folder: Path) -> RecordColumns:
         round, client = (table[name].cast(pa.int32()).to_numpy() for name in ("round", "client"))
         value = table["value"].cast(pa.float64()).to_numpy()
     except (pa.ArrowException, OSError, LookupError, TypeError, ValueError, AttributeError) as error:
-        way = ("remove it, and it is made again" if (folder / "records.jsonl").exists() else
-               "import the study again, or put back a copy of it")
+        way = (
+            "remove it, and it is made again" if (folder / "records.jsonl").exists() else "import the study again, or put back a copy of it"
+        )
         raise UserError(f"{path} is damaged, or is no file of a run's records ({format_error(error)}); {way}") from error
     metric, domain = (each.indices.to_numpy() for each in coded)
     return RecordColumns(round, metric, domain, client, value, *(tuple(each.dictionary.to_pylist()) for each in coded))
@@ -100,20 +103,28 @@ def save_arrays(path: Path, arrays: Mapping[str, np.ndarray], metadata: dict[str
 
     def numbers(column: str) -> Any:
         kind, own = np.dtype(column), [(array.dtype == np.float32) == (column == FLOAT32_COLUMN) for array in arrays.values()]
-        rows = [array.astype(kind, copy=False).ravel() if mine else None
-                for array, mine in zip(arrays.values(), own, strict=True)]
+        rows = [array.astype(kind, copy=False).ravel() if mine else None for array, mine in zip(arrays.values(), own, strict=True)]
         return pa.array(rows, pa.list_(pa.from_numpy_dtype(kind)))
 
     text = json.dumps(metadata)
-    table = pa.table({
-        "name": pa.array(list(arrays), pa.string()),
-        "dtype": pa.array([array.dtype.name for array in arrays.values()], pa.string()),
-        "shape": pa.array([list(array.shape) for array in arrays.values()], pa.list_(pa.int64())),
-        FLOAT32_COLUMN: numbers(FLOAT32_COLUMN), FLOAT64_COLUMN: numbers(FLOAT64_COLUMN),
-    }).replace_schema_metadata({"meta": text, "digests": json.dumps(_compute_digests(text, arrays))})
+    table = pa.table(
+        {
+            "name": pa.array(list(arrays), pa.string()),
+            "dtype": pa.array([array.dtype.name for array in arrays.values()], pa.string()),
+            "shape": pa.array([list(array.shape) for array in arrays.values()], pa.list_(pa.int64())),
+            FLOAT32_COLUMN: numbers(FLOAT32_COLUMN),
+            FLOAT64_COLUMN: numbers(FLOAT64_COLUMN),
+        }
+    ).replace_schema_metadata({"meta": text, "digests": json.dumps(_compute_digests(text, arrays))})
     with replace_atomically(path, table.nbytes) as part:
-        pq.write_table(table, part, compression="zstd", compression_level=ZSTD_LEVEL, use_dictionary=False,
-                       column_encoding={f"{FLOAT32_COLUMN}.list.element": "BYTE_STREAM_SPLIT"})
+        pq.write_table(
+            table,
+            part,
+            compression="zstd",
+            compression_level=ZSTD_LEVEL,
+            use_dictionary=False,
+            column_encoding={f"{FLOAT32_COLUMN}.list.element": "BYTE_STREAM_SPLIT"},
+        )
 
 
 def load_arrays(path: Path, *starts: str) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
@@ -151,6 +162,7 @@ def load_arrays(path: Path, *starts: str) -> tuple[dict[str, np.ndarray], dict[s
 
 def _compute_digests(metadata: str, arrays: Mapping[str, np.ndarray]) -> dict[str, str]:
     """A digest of the meta, and one of each array: often only some arrays of a file are read."""
+
     def each() -> Iterator[tuple[str, str]]:
         yield "", compute_digest(metadata, ())
         for name, array in arrays.items():

@@ -26,8 +26,7 @@ if TYPE_CHECKING:
 
 TABLES_HINT = 'The tables are records, runs and findings; `fedrift query "DESCRIBE runs"` lists the columns of one'
 EMPTY_RECORDS_SQL = "SELECT ''::VARCHAR run, 0 round, '' metric, '' domain, 0 client, 0.0::DOUBLE AS value WHERE false"
-FINDING_COLUMNS = {"run": "str", "failure": "str", "grade": "str", "first_round": "float64", "strength": "float64",
-                   "sentence": "str"}
+FINDING_COLUMNS = {"run": "str", "failure": "str", "grade": "str", "first_round": "float64", "strength": "float64", "sentence": "str"}
 
 
 def query_frame(root: Path, query: str) -> pd.DataFrame:
@@ -127,14 +126,30 @@ def _build_run_row(run: Run) -> dict[str, Any]:
     end = run.summary()
     status = "finished" if end else run.status
     failure = run.failure_message() if status == "failed" else ""
-    return {"run": run.id, "status": status, "rounds": end.get("rounds"), "loss": end.get("loss"),
-            "final_loss": end.get("final_loss"), "train_tokens": end.get("train_tokens"),
-            "seconds": sum((end.get("seconds") or {}).values()) if end else None, "failure": failure, **flatten(said)}
+    return {
+        "run": run.id,
+        "status": status,
+        "rounds": end.get("rounds"),
+        "loss": end.get("loss"),
+        "final_loss": end.get("final_loss"),
+        "train_tokens": end.get("train_tokens"),
+        "seconds": sum((end.get("seconds") or {}).values()) if end else None,
+        "failure": failure,
+        **flatten(said),
+    }
 
 
 def _build_finding_rows(run: Run) -> list[dict[str, Any]]:
-    return [{"run": run.id, **{key: value if isinstance(value, (str, int, float, bool)) or value is None else json.dumps(value)
-                               for key, value in each.items()}} for each in run.findings()]
+    return [
+        {
+            "run": run.id,
+            **{
+                key: value if isinstance(value, (str, int, float, bool)) or value is None else json.dumps(value)
+                for key, value in each.items()
+            },
+        }
+        for each in run.findings()
+    ]
 
 
 def build_findings_frame(runs: Iterable[Run]) -> pd.DataFrame:

@@ -97,8 +97,10 @@ class Run:
         for name, value in said.items():
             if (name in OBJECT_KEYS) != isinstance(value, dict) and name in (*OBJECT_KEYS, *SCALAR_KEYS):
                 wanted = "an object" if name in OBJECT_KEYS else "no object"
-                raise UserError(f"{self.folder / 'experiment.json'}: {name!r} is {str(value)[:80]!r}, and has to be {wanted}; "
-                                "remove its folder to begin it again")
+                raise UserError(
+                    f"{self.folder / 'experiment.json'}: {name!r} is {str(value)[:80]!r}, and has to be {wanted}; "
+                    "remove its folder to begin it again"
+                )
         return said
 
     @property
@@ -118,8 +120,7 @@ class Run:
         said = self.read_json("findings")
         found = said.get("findings", []) if isinstance(said, dict) else said
         if not isinstance(found, list) or not all(isinstance(each, dict) for each in found):
-            raise UserError(f"{self.folder / 'findings.json'} holds {str(said)[:80]!r}, and has to hold a list of objects; "
-                            "remove it")
+            raise UserError(f"{self.folder / 'findings.json'} holds {str(said)[:80]!r}, and has to hold a list of objects; remove it")
         return found
 
     def summary(self) -> dict[str, Any]:
@@ -129,12 +130,16 @@ class Run:
         end: dict[str, Any] = self.read_json("finished", dict)
         seconds = end.get("seconds", {})
         if not isinstance(seconds, dict) or not all(type(value) in NUMBER_TYPES for value in seconds.values()):
-            raise UserError(f"{self.folder / 'finished.json'}: 'seconds' is {str(seconds)[:80]!r}, and has to be an object of "
-                            "numbers; remove its folder to begin it again")
+            raise UserError(
+                f"{self.folder / 'finished.json'}: 'seconds' is {str(seconds)[:80]!r}, and has to be an object of "
+                "numbers; remove its folder to begin it again"
+            )
         stored = end.get("stored", {})
         if not isinstance(stored, dict) or not all(_is_checksum(mark) for mark in stored.values()):
-            raise UserError(f"{self.folder / 'finished.json'}: 'stored' is {str(stored)[:80]!r}, and has to be an object of "
-                            "marks; remove its folder to begin it again")
+            raise UserError(
+                f"{self.folder / 'finished.json'}: 'stored' is {str(stored)[:80]!r}, and has to be an object of "
+                "marks; remove its folder to begin it again"
+            )
         return end
 
     def failure_message(self) -> str:
@@ -143,8 +148,16 @@ class Run:
 
     def check_files(self) -> None:
         """Raise UserError where a file of the run does not hold what it has to hold."""
-        for read in (lambda: self.config, lambda: self.environment, self.summary, self.failure_message, self.findings,
-                     self.cluster_assignments, self.events, self.timings):
+        for read in (
+            lambda: self.config,
+            lambda: self.environment,
+            self.summary,
+            self.failure_message,
+            self.findings,
+            self.cluster_assignments,
+            self.events,
+            self.timings,
+        ):
             read()
 
     # Rows
@@ -184,9 +197,11 @@ class Run:
             path = self.folder / name
             if name.startswith(prefix) and not jsonl.has_prefix(path, mark):
                 there = path.stat().st_size if path.exists() else 0
-                raise UserError(f"{path} is not what it was when the run ended ({there:,} bytes, {mark[0]:,} then): it lost or "
-                                "changed something since. Put a copy of it back, or run it again (`fedrift run --fresh`, or "
-                                f"remove {self.folder})")
+                raise UserError(
+                    f"{path} is not what it was when the run ended ({there:,} bytes, {mark[0]:,} then): it lost or "
+                    "changed something since. Put a copy of it back, or run it again (`fedrift run --fresh`, or "
+                    f"remove {self.folder})"
+                )
 
     def metrics(self) -> pd.DataFrame:
         """Return all recorded numbers as a table: round, metric, domain, client, value."""
@@ -227,8 +242,9 @@ class Run:
         """Say that the run is over, and what came of it."""
         if is_parquet_stale(self.folder):
             write_parquet(self.folder)
-        files = [path for path in (self.folder / "records.jsonl", *sorted((self.folder / "model").rglob("*.safetensors")))
-                 if path.is_file()]
+        files = [
+            path for path in (self.folder / "records.jsonl", *sorted((self.folder / "model").rglob("*.safetensors"))) if path.is_file()
+        ]
         stored = {path.relative_to(self.folder).as_posix(): jsonl.compute_checksum(path) for path in files}
         self.write_json("finished", {**summary, "stored": stored} if stored else summary)
         (self.folder / "failed.json").unlink(missing_ok=True)
@@ -257,8 +273,10 @@ class Run:
                 self.folder.mkdir(parents=True, exist_ok=True)
                 lock.acquire(timeout=LOCK_TIMEOUT_S)
         except Timeout:
-            raise UserError(f"run {self.id} is being written by another process ({self.folder}); "
-                            f"wait for it, or stop it: the run then resumes where it was") from None
+            raise UserError(
+                f"run {self.id} is being written by another process ({self.folder}); "
+                f"wait for it, or stop it: the run then resumes where it was"
+            ) from None
         try:
             yield
         finally:
@@ -293,17 +311,24 @@ def _parse_record(row: Any, path: Path) -> Record:
         round, metric, domain, client, value = row
         if type(round) is type(client) is int and type(metric) is type(domain) is str and type(value) in NUMBER_TYPES:
             return Record(round, metric, domain, client, float("nan") if value is None else float(value))
-    raise UserError(f"{path} holds {str(row)[:80]!r}, which is no record {list(Record._fields)}. Something other than fedrift "
-                    "wrote there; remove the run's folder to begin it again.")
+    raise UserError(
+        f"{path} holds {str(row)[:80]!r}, which is no record {list(Record._fields)}. Something other than fedrift "
+        "wrote there; remove the run's folder to begin it again."
+    )
 
 
 def _check_round_rows(rows: list[Any], path: Path, numbers_only: bool = False) -> list[dict[str, Any]]:
     """The rows, if each is an object that says its round; ``numbers``: and holds nothing but numbers."""
     for row in rows:
-        if not isinstance(row, dict) or type(row.get("round")) is not int or (
-                numbers_only and any(type(value) not in NUMBER_TYPES for value in row.values())):
-            raise UserError(f"{path} holds {str(row)[:80]!r}, which is no object of a round. Something other than fedrift wrote "
-                            "there; remove the run's folder to begin it again.")
+        if (
+            not isinstance(row, dict)
+            or type(row.get("round")) is not int
+            or (numbers_only and any(type(value) not in NUMBER_TYPES for value in row.values()))
+        ):
+            raise UserError(
+                f"{path} holds {str(row)[:80]!r}, which is no object of a round. Something other than fedrift wrote "
+                "there; remove the run's folder to begin it again."
+            )
     return rows
 
 
@@ -322,6 +347,7 @@ class StoredObject(dict[str, Any]):
 
 def read_json_file(path: Path, json_type: type = object, recovery_hint: str = "") -> Any:
     """What a JSON file holds, its objects as ``StoredObject``. Raises UserError where it is not JSON, or not of the ``shape``."""
+
     def stored(pairs: list[tuple[str, Any]]) -> StoredObject:
         found = StoredObject(pairs)
         found.path = path
@@ -347,8 +373,14 @@ def _to_plain(value: Any) -> Any:
 
 # What a run was made with, and what must not change before it resumes.
 
-KERNEL_VARIABLES = ("ATEN_CPU_CAPABILITY", "ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA", "ONEDNN_DEFAULT_FPMATH_MODE", "MKL_CBWR",
-          "MKL_ENABLE_INSTRUCTIONS")  # environment variables that choose the kernels of torch, oneDNN and MKL
+KERNEL_VARIABLES = (
+    "ATEN_CPU_CAPABILITY",
+    "ONEDNN_MAX_CPU_ISA",
+    "DNNL_MAX_CPU_ISA",
+    "ONEDNN_DEFAULT_FPMATH_MODE",
+    "MKL_CBWR",
+    "MKL_ENABLE_INSTRUCTIONS",
+)  # environment variables that choose the kernels of torch, oneDNN and MKL
 PACKAGES = ("fedrift", "torch", "transformers", "tokenizers", "peft", "datasets", "safetensors", "numpy")
 
 
@@ -398,24 +430,36 @@ def check_environment(run: Run, environment: dict[str, Any]) -> list[str]:
         return []
     odd = _list_differences(before["engine"], environment["engine"])
     if odd:
-        raise UserError(f"run {run.id} was begun with other engine choices and would not resume as the same "
-                        f"run: {'; '.join(odd)}. Ask for those, or remove {run.folder} to begin again.")
+        raise UserError(
+            f"run {run.id} was begun with other engine choices and would not resume as the same "
+            f"run: {'; '.join(odd)}. Ask for those, or remove {run.folder} to begin again."
+        )
     return _list_differences(_flatten(before), _flatten(environment)) + _list_processor_differences(
-        before.get("processor", {}), environment.get("processor", {}))
+        before.get("processor", {}), environment.get("processor", {})
+    )
 
 
 def _list_differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
-    return [f"{name} was {old.get(name)!r} and is {new.get(name)!r}"
-            for name in sorted(old.keys() | new.keys()) if old.get(name) != new.get(name)]
+    return [
+        f"{name} was {old.get(name)!r} and is {new.get(name)!r}"
+        for name in sorted(old.keys() | new.keys())
+        if old.get(name) != new.get(name)
+    ]
 
 
 def _list_processor_differences(previous: dict[str, Any], current: dict[str, Any]) -> list[str]:
-    said = [f"processor {name} was {previous[name]!r} and is {current[name]!r}" for name in ("name", "capability", "limits")
-            if name in previous and name in current and previous[name] != current[name]]
+    said = [
+        f"processor {name} was {previous[name]!r} and is {current[name]!r}"
+        for name in ("name", "capability", "limits")
+        if name in previous and name in current and previous[name] != current[name]
+    ]
     if "instructions" in previous and "instructions" in current:
         old, new = set(previous["instructions"].split()), set(current["instructions"].split())
-        said += [f"the processor {verb} {', '.join(sorted(names))}"
-                 for verb, names in (("no longer has", old - new), ("now has", new - old)) if names]
+        said += [
+            f"the processor {verb} {', '.join(sorted(names))}"
+            for verb, names in (("no longer has", old - new), ("now has", new - old))
+            if names
+        ]
     return said
 
 

@@ -58,11 +58,13 @@ class UpdateLog:
         """Keep one more round; a round that is run again, as after a crash, takes its place."""
         report = result.report
         tensors = {f"report.{tree}/{name}": leaf for tree in TREE_FIELDS for name, leaf in getattr(report, tree).items()}
-        tensors |= {f"report.{f.name}": value for f in fields(CohortUpdate)
-                    if isinstance(value := getattr(report, f.name), Tensor)}
+        tensors |= {f"report.{f.name}": value for f in fields(CohortUpdate) if isinstance(value := getattr(report, f.name), Tensor)}
         tensors |= flatten_state(result.after, include_client_states=False)
-        save_arrays(self.path(result.after.round), to_numpy({"cohort": result.cohort, **tensors}),
-                    {"round": result.after.round, "server_seed": report.server_seed, "notes": list(report.notes)})
+        save_arrays(
+            self.path(result.after.round),
+            to_numpy({"cohort": result.cohort, **tensors}),
+            {"round": result.after.round, "server_seed": report.server_seed, "notes": list(report.notes)},
+        )
 
     def load_update(self, round: int, device: torch.device) -> tuple[Tensor, CohortUpdate]:
         """The cohort ``[C]`` of a round and what it sent, the server's half of it on the server's device."""
@@ -70,18 +72,18 @@ class UpdateLog:
         if "cohort" not in tensors:
             raise UserError(f"run {self.run.id} kept no updates of round {round}; it has those of rounds {self.rounds[1:]}")
         said = {name.removeprefix("report."): leaf for name, leaf in tensors.items()}
-        whole = {f.name: said[f.name].to("cpu" if f.name in CPU_FIELDS else device) for f in fields(CohortUpdate)
-                 if f.name in said}
-        trees = {name: select_subtree(said, name).to(torch.device("cpu") if name in CPU_FIELDS else device)
-                 for name in TREE_FIELDS}
+        whole = {f.name: said[f.name].to("cpu" if f.name in CPU_FIELDS else device) for f in fields(CohortUpdate) if f.name in said}
+        trees = {name: select_subtree(said, name).to(torch.device("cpu") if name in CPU_FIELDS else device) for name in TREE_FIELDS}
         return tensors["cohort"], CohortUpdate(**trees, **whole, server_seed=meta["server_seed"], notes=tuple(meta["notes"]))  # type: ignore[arg-type]
 
     def load_state(self, round: int, device: torch.device) -> FederatedState:
         """All that the run was after a round."""
         kept = self.rounds
         if not kept or set(range(kept[0], round + 1)) - set(kept) or round < kept[0]:
-            raise UserError(f"run {self.run.id} did not keep its state after round {round}; " + (
-                f"its record begins at round {kept[0]} and has {len(kept) - 1} rounds" if kept else "it kept no updates at all"))
+            raise UserError(
+                f"run {self.run.id} did not keep its state after round {round}; "
+                + (f"its record begins at round {kept[0]} and has {len(kept) - 1} rounds" if kept else "it kept no updates at all")
+            )
         first = kept[0]
         begun = self._read(first, "client_states/", "cluster_ids")[0]
         memory = ClientStateStore.from_rows(select_subtree(begun, "client_states"), len(begun["cluster_ids"]))

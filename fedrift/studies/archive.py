@@ -26,8 +26,17 @@ from ..storage.files import explain_write_errors, format_error, replace_atomical
 from ..storage.query import ensure_parquet
 from .manifest import STUDIES_FOLDER, StudyManifest
 
-RUN_FILES = ("experiment.json", "environment.json", "finished.json", "failed.json", "findings.json", "clustering.json",
-         "events.jsonl", "timings.jsonl", "records.parquet")
+RUN_FILES = (
+    "experiment.json",
+    "environment.json",
+    "finished.json",
+    "failed.json",
+    "findings.json",
+    "clustering.json",
+    "events.jsonl",
+    "timings.jsonl",
+    "records.parquet",
+)
 ZIP_TIMESTAMP = (1980, 1, 1, 0, 0, 0)  # the earliest date that the format knows: no clock in the bytes
 MAX_TOTAL_BYTES = 4 << 30  # bytes that an archive may unpack to
 MAX_MEMBER_BYTES = 1 << 28  # bytes of one file; each is held in memory when it is read
@@ -79,9 +88,7 @@ def import_study(archive: Path, root: Path) -> StudyManifest:
     """
     archive, root = Path(archive), Path(root)
     if not archive.is_file():
-        raise UserError(
-            f"{archive} cannot be read: {'it is no file' if archive.exists() else 'it is not there'}; {EXPECTED_HINT}"
-        )
+        raise UserError(f"{archive} cannot be read: {'it is no file' if archive.exists() else 'it is not there'}; {EXPECTED_HINT}")
     with _explain_damage(archive), zipfile.ZipFile(archive) as file:
         name, members = _check_members(archive, file.infolist())
         with explain_write_errors(root, sum(member.file_size for member in members)):
@@ -103,6 +110,7 @@ def import_study(archive: Path, root: Path) -> StudyManifest:
 
 def _check_members(archive: Path, infos: list[zipfile.ZipInfo]) -> tuple[str, list[zipfile.ZipInfo]]:
     """The study's name and the files to unpack. Raises UserError where the archive holds anything else."""
+
     def refuse(member: zipfile.ZipInfo, why: str) -> UserError:
         return UserError(f"{archive} cannot be imported: {member.filename[:80]!r} {why}; {EXPECTED_HINT}")
 

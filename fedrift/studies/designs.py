@@ -57,8 +57,9 @@ def build_array(name: str) -> np.ndarray:
     p, r = LINEAR_ARRAYS[name]
     points = np.array(list(product(range(p), repeat=r)))
     # Single coordinates first, then sums of two, and so on: the first r columns are a full grid of their own.
-    directions = sorted((v for v in points.tolist() if next((n for n in v if n), 0) == 1),
-                        key=lambda v: (sum(n > 0 for n in v), [-n for n in v]))
+    directions = sorted(
+        (v for v in points.tolist() if next((n for n in v if n), 0) == 1), key=lambda v: (sum(n > 0 for n in v), [-n for n in v])
+    )
     return (points @ np.array(directions).T) % p
 
 
@@ -88,6 +89,7 @@ def _orthonormal_basis(columns: np.ndarray) -> np.ndarray:
 
 # Every combination of levels.
 
+
 @dataclass(frozen=True)
 class FullGrid(Design):
     """All main effects and all interactions can be told apart; the most runs."""
@@ -97,6 +99,7 @@ class FullGrid(Design):
 
 
 # The cells that were written down, and no others.
+
 
 @dataclass(frozen=True)
 class ExplicitDesign(Design):
@@ -121,6 +124,7 @@ class ExplicitDesign(Design):
 
 # One factor at a time around a centre.
 
+
 @dataclass(frozen=True)
 class OneFactorAtATime(Design):
     """The centre, and every cell that differs from it in one factor. ``center``: a level for some factors; the first
@@ -131,11 +135,11 @@ class OneFactorAtATime(Design):
     def __call__(self, levels: Levels) -> list[Cell]:
         said = {factor: find_level(levels, factor, label) for factor, label in self.center.items()}
         centre = {factor: said.get(factor, labels[0]) for factor, labels in levels.items()}
-        return [centre] + [{**centre, factor: label} for factor, labels in levels.items()
-                           for label in labels if label != centre[factor]]
+        return [centre] + [{**centre, factor: label} for factor, labels in levels.items() for label in labels if label != centre[factor]]
 
 
 # A fraction of the grid in which the main effects of all factors stay apart: an orthogonal array.
+
 
 @dataclass(frozen=True)
 class Orthogonal(Design):
@@ -166,7 +170,7 @@ class Orthogonal(Design):
             if factor not in levels:
                 raise unknown_name_error("factor", factor, levels)
         first = [factor for pair in self.clear for factor in pair]
-        order = sorted(levels, key=lambda factor: (first.index(factor) if factor in first else len(first)))
+        order = sorted(levels, key=lambda factor: first.index(factor) if factor in first else len(first))
         free, chosen = list(range(table.shape[1])), dict[str, np.ndarray]()
         for factor in order:
             count, best = len(levels[factor]), (np.inf, np.inf, -1)
@@ -180,8 +184,10 @@ class Orthogonal(Design):
                 )
                 best = min(best, (there - count, mixed, column))
             if best[2] < 0:
-                raise UserError(f"design.array: {self.array} has no column left for {factor!r} ({count} levels, after "
-                                f"{', '.join(chosen) or 'none'}); take a larger array, fewer levels or a shorter design.clear")
+                raise UserError(
+                    f"design.array: {self.array} has no column left for {factor!r} ({count} levels, after "
+                    f"{', '.join(chosen) or 'none'}); take a larger array, fewer levels or a shorter design.clear"
+                )
             free.remove(int(best[2]))
             chosen[factor] = table[:, int(best[2])] % count
         return {factor: chosen[factor] for factor in levels}
@@ -207,9 +213,12 @@ def find_aliases(cells: list[Cell]) -> list[dict[str, Any]]:
     factors = [factor for factor in (cells[0] if cells else {}) if len({str(cell[factor]) for cell in cells}) > 1]
     columns = {factor: np.unique([str(cell[factor]) for cell in cells], return_inverse=True)[1] for factor in factors}
     pairs = {pair: compute_interaction(columns[pair[0]], columns[pair[1]]) for pair in combinations(factors, 2)}
-    return [{"factor": factor, "pair": list(pair), "share": round(mixed, 6)}
-            for factor in factors for pair, both in pairs.items()
-            if factor not in pair and (mixed := compute_overlap(compute_contrasts(columns[factor]), both)) > 1e-9]
+    return [
+        {"factor": factor, "pair": list(pair), "share": round(mixed, 6)}
+        for factor in factors
+        for pair, both in pairs.items()
+        if factor not in pair and (mixed := compute_overlap(compute_contrasts(columns[factor]), both)) > 1e-9
+    ]
 
 
 # Which combinations of levels a study runs. In a study ``design: {type: Name}`` is a class named in ``__all__``.

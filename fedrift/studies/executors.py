@@ -43,12 +43,18 @@ def ignore_message(message: str) -> None:
 
 def prepare_for_worker(runtime: Runtime, threads: int | None = None) -> Runtime:
     """The runtime for another process: absolute paths, nobody to talk to."""
-    return replace(runtime, runs_dir=runtime.runs_dir.resolve(), cache_dir=runtime.cache_dir.resolve(),
-                   data_dir=runtime.data_dir.resolve() if runtime.data_dir else None, on_message=ignore_message,
-                   threads=runtime.threads if threads is None else threads)
+    return replace(
+        runtime,
+        runs_dir=runtime.runs_dir.resolve(),
+        cache_dir=runtime.cache_dir.resolve(),
+        data_dir=runtime.data_dir.resolve() if runtime.data_dir else None,
+        on_message=ignore_message,
+        threads=runtime.threads if threads is None else threads,
+    )
 
 
 # One run after another in this process; corpus and model are loaded once.
+
 
 @dataclass(frozen=True)
 class Local(Executor):
@@ -102,8 +108,10 @@ class Processes(Executor):
                 gone = [worker for worker in workers if not worker.is_alive()]
                 deaths += sum(worker.exitcode != 0 for worker in gone)
                 if deaths > 3 * count:
-                    raise UserError(f"{deaths} workers ended by themselves (exit code {gone[-1].exitcode}); is there too little "
-                                    "memory? Try fewer, executor.num_workers=1. What was done is kept")
+                    raise UserError(
+                        f"{deaths} workers ended by themselves (exit code {gone[-1].exitcode}); is there too little "
+                        "memory? Try fewer, executor.num_workers=1. What was done is kept"
+                    )
                 if gone:  # a run may have been taken with it: its claim passes to the next
                     workers = [worker for worker in workers if worker.is_alive()]
                     workers += [start() for worker in gone if worker.exitcode != 0]
@@ -143,6 +151,7 @@ def _run_worker_process(configs: list[ExperimentConfig], runtime: Runtime, manif
 
 # Several runs in this process at once, their training steps made as one forward pass: for devices that one run leaves idle.
 
+
 @dataclass(frozen=True)
 class Stacked(Executor):
     """``num_concurrent_runs`` under way at once, at most ``clients_per_pass`` of their clients in one pass. Passes join runs
@@ -156,15 +165,19 @@ class Stacked(Executor):
     def __call__(
         self, configs: Sequence[ExperimentConfig], resources: ResourceCache, manifest: StudyManifest, on_progress: ProgressFn
     ) -> None:
-        alike = sorted(
-            configs, key=lambda each: (each.model, repr(each.trainable), each.training.max_seq_length, each.training.batch_size)
-        )
+        alike = sorted(configs, key=lambda each: (each.model, repr(each.trainable), each.training.max_seq_length, each.training.batch_size))
         count = min(self.num_concurrent_runs, len(alike))
         meeting = BatchCoordinator(count, self.clients_per_pass)
         queue, left, errors = iter(alike), list[ExperimentConfig](), list[BaseException]()
         finished = [Event() for _ in range(count)]
-        threads = [Thread(target=_run_worker_thread, args=(queue, replace(resources, coordinator=meeting), manifest, on_progress,
-                                                           left, errors, event), daemon=True) for event in finished]
+        threads = [
+            Thread(
+                target=_run_worker_thread,
+                args=(queue, replace(resources, coordinator=meeting), manifest, on_progress, left, errors, event),
+                daemon=True,
+            )
+            for event in finished
+        ]
         try:
             for thread in threads:
                 thread.start()
@@ -211,6 +224,7 @@ def _run_worker_thread(
 
 # Runs as tasks of a Ray cluster, a local one by default; a task whose worker dies is begun again and resumes.
 
+
 @dataclass(frozen=True)
 class Ray(Executor):
     """``address``: of a cluster (``auto``: the one this machine belongs to), none for a cluster in this machine of
@@ -230,9 +244,14 @@ class Ray(Executor):
             raise UserError("executor=ray needs Ray, which comes with Flower: pip install 'fedrift[flower]'") from None
         runtime, ours = prepare_for_worker(resources.runtime, self.threads), not ray.is_initialized()
         if ours:
-            here: dict[str, Any] = {"address": self.address} if self.address else {
-                "num_cpus": self.threads * (self.num_workers or max(1, (os.cpu_count() or 1) // self.threads)),
-                "include_dashboard": False}
+            here: dict[str, Any] = (
+                {"address": self.address}
+                if self.address
+                else {
+                    "num_cpus": self.threads * (self.num_workers or max(1, (os.cpu_count() or 1) // self.threads)),
+                    "include_dashboard": False,
+                }
+            )
             ray.init(**here, log_to_driver=False, logging_level=logging.ERROR)
         try:
             task = ray.remote(num_cpus=self.threads, num_gpus=self.num_gpus, max_retries=3)(_run_ray_task)
@@ -263,6 +282,7 @@ def _load_resources(runtime: Runtime) -> ResourceCache:
 
 
 # Workers as jobs of a SLURM cluster, through submitit; each claims runs until none are left.
+
 
 @dataclass(frozen=True)
 class Slurm(Executor):
@@ -295,8 +315,10 @@ class Slurm(Executor):
         try:
             while report_progress(configs, manifest, on_progress):
                 if all(job.done() for job in jobs) and report_progress(configs, manifest, on_progress):
-                    raise UserError(f"all {count} jobs are over and runs are left: {_describe_job_error(jobs)} Logs are in "
-                                    f"{there.folder / 'slurm'}; the same command submits new jobs, which resume")
+                    raise UserError(
+                        f"all {count} jobs are over and runs are left: {_describe_job_error(jobs)} Logs are in "
+                        f"{there.folder / 'slurm'}; the same command submits new jobs, which resume"
+                    )
                 time.sleep(1.0 if self.cluster != "slurm" else 10.0)
         except BaseException:
             for job in jobs:

@@ -21,16 +21,19 @@ from ..storage.files import write_atomically
 from ..storage.run import JSON_TYPE_NAMES, read_json_file
 
 STUDIES_FOLDER = "studies"
-MANIFEST_TYPES = {
-    "study": dict,
-    "factors": list,
-    "complete": bool,
-    "designs": dict,
-    "choices": list,
-    "runs": list,
-}  # of study.json
-ENTRY_TYPES: dict[str, Any] = {"run": str, "role": str, "stage": str, "condition": str, "seed": int, "iid": bool,
-                               "iid_baseline": str, "factors": dict, "settings": (dict, type(None)), "name": str}
+MANIFEST_TYPES = {"study": dict, "factors": list, "complete": bool, "designs": dict, "choices": list, "runs": list}  # of study.json
+ENTRY_TYPES: dict[str, Any] = {
+    "run": str,
+    "role": str,
+    "stage": str,
+    "condition": str,
+    "seed": int,
+    "iid": bool,
+    "iid_baseline": str,
+    "factors": dict,
+    "settings": (dict, type(None)),
+    "name": str,
+}
 NAME_PATTERN = re.compile(r"(?!\.)[\w.-]{1,100}")
 MANIFEST_RECOVERY_HINT = "run the study again to write it, or take a copy of it"
 
@@ -77,13 +80,17 @@ class StudyManifest:
         path = self.folder / "study.json"
         if not path.exists():
             known = list_studies(self.root)
-            raise unknown_name_error("study", self.name, known) if known else UserError(
-                f"no study {self.name!r}: {Path(self.root).resolve()} holds none; `fedrift study STUDY.yaml` makes one")
+            raise (
+                unknown_name_error("study", self.name, known)
+                if known
+                else UserError(f"no study {self.name!r}: {Path(self.root).resolve()} holds none; `fedrift study STUDY.yaml` makes one")
+            )
         said = read_json_file(path, dict, MANIFEST_RECOVERY_HINT)
         for key, shape in MANIFEST_TYPES.items():
             if not isinstance(said[key], shape):
-                raise UserError(f"{path}: {key!r} is {str(said[key])[:80]!r}, and has to be {JSON_TYPE_NAMES[shape]}; "
-                                f"{MANIFEST_RECOVERY_HINT}")
+                raise UserError(
+                    f"{path}: {key!r} is {str(said[key])[:80]!r}, and has to be {JSON_TYPE_NAMES[shape]}; {MANIFEST_RECOVERY_HINT}"
+                )
         for entry in said["runs"]:
             if not _is_entry(entry):
                 raise UserError(f"{path}: runs holds {str(entry)[:80]!r}, which is no run of a study; {MANIFEST_RECOVERY_HINT}")

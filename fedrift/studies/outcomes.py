@@ -37,8 +37,12 @@ from .spec import parse_study
 
 FINAL_EVALUATIONS = 5  # evaluations in the end of a run
 BURN_IN = 0.3  # share of a run before oscillation counts
-MOMENTS: dict[str, Callable[[np.ndarray], float]] = {"mean": np.nanmean, "max": np.nanmax, "min": np.nanmin,
-                                                     "last": lambda values: values[-1]}
+MOMENTS: dict[str, Callable[[np.ndarray], float]] = {
+    "mean": np.nanmean,
+    "max": np.nanmax,
+    "min": np.nanmin,
+    "last": lambda values: values[-1],
+}
 LOSS_METRICS = ("gap", "gap.worst", "oscillation", "movement")
 
 
@@ -57,8 +61,9 @@ def parse_metric_name(name: str) -> tuple[str, str, str]:
     rest, _, moment = name.partition(":")
     metric, _, domain = rest.partition("@")
     if moment and moment not in MOMENTS:
-        raise UserError(f"metrics: {name!r} ends in {moment!r}; there are {', '.join(MOMENTS)}, "
-                        "and without one the mean of the last five evaluations")
+        raise UserError(
+            f"metrics: {name!r} ends in {moment!r}; there are {', '.join(MOMENTS)}, and without one the mean of the last five evaluations"
+        )
     return metric, domain, moment
 
 
@@ -121,14 +126,14 @@ def compute_oscillation_index(loss: np.ndarray) -> float:
     """The oscillation index; NaN where the loss never fell."""
     if len(loss) < 3 or not np.isfinite(loss).all() or loss[0] <= loss.min():
         return math.nan
-    late = loss[int(BURN_IN * len(loss)):]
+    late = loss[int(BURN_IN * len(loss)) :]
     return float(np.maximum(np.diff(late), 0).sum() / (loss[0] - loss.min()))
 
 
 def compute_movement(run: Trajectory) -> float:
     """The mean absolute change of a domain's loss between evaluations, in the second half of a run."""
     rounds, _ = get_loss_series(run)
-    late = np.isin(run.rounds, rounds[len(rounds) // 2:])
+    late = np.isin(run.rounds, rounds[len(rounds) // 2 :])
     changes = [np.abs(np.diff(run.curve("loss", domain)[late])) for domain in (run.domains_of("loss") if len(rounds) else ())]
     every = np.concatenate(changes) if changes else np.zeros(0)
     every = every[np.isfinite(every)]
@@ -161,9 +166,7 @@ def has_diverged(run: Trajectory) -> bool:
 METADATA_COLUMNS = ("run", "study", "role", "stage", "condition", "seed", "iid", "iid_baseline", "status", "failure", "diverged")
 
 
-def build_study_table(
-    manifest: StudyManifest, metrics: Sequence[str] = (), roles: Sequence[str] = ("run", "iid_baseline")
-) -> pd.DataFrame:
+def build_study_table(manifest: StudyManifest, metrics: Sequence[str] = (), roles: Sequence[str] = ("run", "iid_baseline")) -> pd.DataFrame:
     """``run, study, role, stage, condition, seed, iid, iid_baseline, status, failure, diverged``, a column a factor, a column
     a metric.
 
@@ -181,9 +184,19 @@ def build_study_table(
         fault = f"it cannot be read: {faults[entry.run]}" if entry.run in faults else ""
         state, run = "failed" if fault else manifest.get_status(entry.run), trajectories.get(entry.run)
         ended, twin = state in ("finished", "failed"), trajectories.get(entry.iid_baseline)
-        row = {"run": entry.run, "study": manifest.name, "role": entry.role, "stage": entry.stage, "condition": entry.condition,
-               "seed": entry.seed, "iid": entry.iid, "iid_baseline": entry.iid_baseline, "status": state,
-               "failure": fault or manifest.get_failure(entry.run), "diverged": bool(ended and run and has_diverged(run))}
+        row = {
+            "run": entry.run,
+            "study": manifest.name,
+            "role": entry.role,
+            "stage": entry.stage,
+            "condition": entry.condition,
+            "seed": entry.seed,
+            "iid": entry.iid,
+            "iid_baseline": entry.iid_baseline,
+            "status": state,
+            "failure": fault or manifest.get_failure(entry.run),
+            "diverged": bool(ended and run and has_diverged(run)),
+        }
         row |= {factor: entry.factors.get(factor) for factor in said["factors"]}
         row |= {name: summarize_metric(name, run, twin) if state == "finished" and run else math.nan for name in names}
         rows.append(row)
@@ -198,21 +211,30 @@ def load_trajectories(manifest: StudyManifest, entries: Iterable[ManifestEntry],
     with connect(Path(manifest.root), there) as connection:
         marks = ", ".join("?" * len(metrics))
         frame = connection.execute(
-            f"SELECT run, round, metric, domain, client, value FROM records WHERE metric IN ({marks}) "
-            "ORDER BY run, round", list(metrics)).df()
+            f"SELECT run, round, metric, domain, client, value FROM records WHERE metric IN ({marks}) ORDER BY run, round", list(metrics)
+        ).df()
     codes = {column: pd.factorize(frame[column].astype("object")) for column in ("metric", "domain")}
     ends: list[int] = (np.flatnonzero(np.diff(pd.factorize(frame["run"].astype("object"))[0], append=-1)) + 1).tolist()
     found = {}
     for begin, end in zip([0, *ends], ends, strict=False):
         rows = slice(begin, end)
         numbers = [frame[column].to_numpy()[rows] for column in ("round", "client", "value")]
-        found[str(frame["run"].iloc[begin])] = Trajectory(RecordColumns(
-            numbers[0], codes["metric"][0][rows], codes["domain"][0][rows], numbers[1], numbers[2],
-            tuple(map(str, codes["metric"][1])), tuple(map(str, codes["domain"][1]))))
+        found[str(frame["run"].iloc[begin])] = Trajectory(
+            RecordColumns(
+                numbers[0],
+                codes["metric"][0][rows],
+                codes["domain"][0][rows],
+                numbers[1],
+                numbers[2],
+                tuple(map(str, codes["metric"][1])),
+                tuple(map(str, codes["domain"][1])),
+            )
+        )
     return found
 
 
 # What a study's hypotheses come to, from the runs that there are.
+
 
 def judge_hypotheses(manifest: StudyManifest) -> tuple[pd.DataFrame, tuple[Verdict, ...]]:
     """The study's tidy frame and the verdict on each of its hypotheses; outcomes that only these name are columns too."""
@@ -251,10 +273,14 @@ class MetricDifference:
 
 def compare_configs(first: Run, second: Run) -> dict[str, tuple[Any, Any]]:
     """What differs in the experiments, by path."""
-    left, right = (flatten({key: value for key, value in run.config.items() if key not in ("id", "partition_table")})
-                   for run in (first, second))
-    return {path: (left.get(path, NOT_SET), right.get(path, NOT_SET)) for path in {**left, **right}
-            if left.get(path, NOT_SET) != right.get(path, NOT_SET)}
+    left, right = (
+        flatten({key: value for key, value in run.config.items() if key not in ("id", "partition_table")}) for run in (first, second)
+    )
+    return {
+        path: (left.get(path, NOT_SET), right.get(path, NOT_SET))
+        for path in {**left, **right}
+        if left.get(path, NOT_SET) != right.get(path, NOT_SET)
+    }
 
 
 def compare_metrics(first: Run, second: Run) -> list[MetricDifference]:
@@ -272,6 +298,16 @@ def compare_metrics(first: Run, second: Run) -> list[MetricDifference]:
             apart = y - x
             worst = int(np.nanargmax(np.abs(apart))) if not np.isnan(apart).all() else 0
             late = final_round_indices(both, FINAL_SHARED_EVALUATIONS)
-            found.append(MetricDifference(metric, domain, float(x[late].mean()), float(y[late].mean()), float(apart[late].mean()),
-                                    float(apart[worst]), int(both[worst]), len(both)))
+            found.append(
+                MetricDifference(
+                    metric,
+                    domain,
+                    float(x[late].mean()),
+                    float(y[late].mean()),
+                    float(apart[late].mean()),
+                    float(apart[worst]),
+                    int(both[worst]),
+                    len(both),
+                )
+            )
     return found

@@ -63,9 +63,7 @@ def plan_runs(planned_runs: Iterable[PlannedRun], resources: ResourceCache) -> S
             experiments.setdefault(iid.id, iid)
             levels = {name: 0.0 if name == "partition.severity" else label for name, label in cell.factors.items()}
             twins.append(
-                ManifestEntry(
-                    iid.id, "iid_baseline", cell.stage, format_cell(levels), cell.seed, True, "", levels, cell.settings, iid.name
-                )
+                ManifestEntry(iid.id, "iid_baseline", cell.stage, format_cell(levels), cell.seed, True, "", levels, cell.settings, iid.name)
             )
     cells_too = {entry.run for entry in entries}  # a cell of severity 0 is its own twin, and no row beside itself
     return StudyPlan(entries + [entry for entry in twins if entry.run not in cells_too], experiments)
@@ -97,10 +95,19 @@ def plan_study(study: Study, resources: ResourceCache, trial_plan: StudyPlan, tu
 
 def build_manifest_content(study: Study, plan: StudyPlan, complete: bool) -> dict[str, Any]:
     """What the study's book holds. ``complete``: tuning is over, so that all runs are known."""
-    designs = {stage.name: {"cells": len(every), "aliases": find_aliases(every)}
-               for stage in expand_stages(study) if (every := list_stage_cells(study, stage.name))}
-    return {"study": study.to_dict(), "factors": list_factor_names(study), "complete": complete, "designs": designs,
-            "choices": [asdict(choice) for choice in plan.tuning_results], "runs": plan.entries}
+    designs = {
+        stage.name: {"cells": len(every), "aliases": find_aliases(every)}
+        for stage in expand_stages(study)
+        if (every := list_stage_cells(study, stage.name))
+    }
+    return {
+        "study": study.to_dict(),
+        "factors": list_factor_names(study),
+        "complete": complete,
+        "designs": designs,
+        "choices": [asdict(choice) for choice in plan.tuning_results],
+        "runs": plan.entries,
+    }
 
 
 def list_stage_cells(study: Study, name: str) -> list[dict[str, Any]]:
@@ -132,12 +139,7 @@ class RunSpeed:
 
     def estimate_seconds(self, config: ExperimentConfig) -> float:
         evaluations = config.training.num_rounds / config.evaluation.interval
-        return (
-            self.startup_s
-            + count_tokens(config) * self.seconds_per_token
-            + evaluations * self.seconds_per_evaluation
-            + self.final_s
-        )
+        return self.startup_s + count_tokens(config) * self.seconds_per_token + evaluations * self.seconds_per_evaluation + self.final_s
 
 
 @dataclass(frozen=True)
@@ -153,11 +155,7 @@ def count_tokens(config: ExperimentConfig) -> float:
     """The tokens that all clients together train on, padding included; by ``steps`` also where epochs decide."""
     plan = config.training
     return float(
-        plan.num_rounds
-        * plan.cohort_size(config.partition.num_clients)
-        * plan.local_steps
-        * plan.batch_size
-        * plan.max_seq_length
+        plan.num_rounds * plan.cohort_size(config.partition.num_clients) * plan.local_steps * plan.batch_size * plan.max_seq_length
     )
 
 

@@ -19,8 +19,13 @@ StartFn = Callable[[str, Sequence[ExperimentConfig]], ProgressFn]
 """Told what begins (``tuning`` or ``runs``) and its runs; gives back who is told of every round."""
 
 
-def run_study(study: Study, resources: ResourceCache, executor: Executor | None = None,
-            on_start: StartFn = lambda what, experiments: lambda run, round: None, fresh: bool = False) -> StudyManifest:
+def run_study(
+    study: Study,
+    resources: ResourceCache,
+    executor: Executor | None = None,
+    on_start: StartFn = lambda what, experiments: lambda run, round: None,
+    fresh: bool = False,
+) -> StudyManifest:
     """Run what is missing of a study. Killed at any moment, it goes on when asked again; a run that fails is noted and
     the study goes on without it.
 
@@ -52,24 +57,12 @@ def run_study(study: Study, resources: ResourceCache, executor: Executor | None 
     book.write(build_manifest_content(study, plan, complete=True))
     runs = select_configs(plan, "run")
     trials = {entry.run for entry in tuning.entries}
-    run_phase(
-        move_stored_aside(runs, book, resources, excluded_ids=trials) if fresh else runs,
-        resources,
-        book,
-        executor,
-        on_start,
-        "runs",
-    )
+    run_phase(move_stored_aside(runs, book, resources, excluded_ids=trials) if fresh else runs, resources, book, executor, on_start, "runs")
     return book
 
 
 def run_phase(
-    configs: list[ExperimentConfig],
-    resources: ResourceCache,
-    manifest: StudyManifest,
-    executor: Executor,
-    on_start: StartFn,
-    phase: str,
+    configs: list[ExperimentConfig], resources: ResourceCache, manifest: StudyManifest, executor: Executor, on_start: StartFn, phase: str
 ) -> None:
     """Settle some runs; those that are finished already have to be what is asked, and are counted."""
     for experiment in configs:
@@ -88,8 +81,10 @@ def run_phase(
         executor(left, resources, manifest, tell)
         lost = list_pending(left, manifest)
         if lost:
-            raise UserError(f"{phase}: {len(lost)} of {len(left)} ended neither finished nor failed, the first is run "
-                            f"{lost[0].id}; the same command goes on with them")
+            raise UserError(
+                f"{phase}: {len(lost)} of {len(left)} ended neither finished nor failed, the first is run "
+                f"{lost[0].id}; the same command goes on with them"
+            )
 
 
 def move_stored_aside(
@@ -97,9 +92,7 @@ def move_stored_aside(
 ) -> list[ExperimentConfig]:
     """The experiments, after their stored runs have been moved aside."""
     stored = [
-        run
-        for experiment in configs
-        if experiment.id not in excluded_ids and (run := manifest.get_run(experiment.id)).folder.exists()
+        run for experiment in configs if experiment.id not in excluded_ids and (run := manifest.get_run(experiment.id)).folder.exists()
     ]
     places = [move_aside(run) for run in stored]
     if places:

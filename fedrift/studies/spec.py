@@ -38,8 +38,11 @@ def parse_factors(raw: Mapping[str, Any]) -> dict[str, Factor]:
     for key, levels in raw.items():
         name = key.removesuffix(".type")
         if isinstance(levels, Mapping):
-            wrong = [label for label, changes in levels.items()
-                     if not isinstance(changes, Mapping) or not all(isinstance(path, str) for path in changes)]
+            wrong = [
+                label
+                for label, changes in levels.items()
+                if not isinstance(changes, Mapping) or not all(isinstance(path, str) for path in changes)
+            ]
             if wrong or not levels:
                 raise UserError(
                     f"factors.{key}: a named level is {{path: value, ...}}, e.g. topic: {{partition.type: TopicMix}}; "
@@ -58,8 +61,7 @@ def parse_factors(raw: Mapping[str, Any]) -> dict[str, Factor]:
 def label_levels(values: Iterable[Any]) -> list[Any]:
     """What to call each of some values: itself, or a class's name, with its settings where the name alone is not enough."""
     values = list(values)
-    names = Counter(get_class_name(value) if isinstance(value, Mapping) else value if isinstance(value, str) else None
-                    for value in values)
+    names = Counter(get_class_name(value) if isinstance(value, Mapping) else value if isinstance(value, str) else None for value in values)
     return [label_level(value, names) for value in values]
 
 
@@ -177,8 +179,9 @@ def parse_study(raw: dict[str, Any]) -> Study:
     seen = set()
     for stage in expand_stages(study):
         varied = parse_factors(stage.factors)
-        runs = len(list_seeds(stage)) * (prod(len(factor.levels) for factor in varied.values())
-                                    if isinstance(stage.design, FullGrid) else 1)
+        runs = len(list_seeds(stage)) * (
+            prod(len(factor.levels) for factor in varied.values()) if isinstance(stage.design, FullGrid) else 1
+        )
         if runs > MAX_RUNS:
             raise UserError(
                 f"factors: {quote_value(runs)} runs in the stage {stage.name!r}, all combinations of levels and seeds; "
@@ -189,8 +192,7 @@ def parse_study(raw: dict[str, Any]) -> Study:
         seen.add(stage.name)
         both = sorted(set(list_seeds(stage)) & set(study.tuning.seeds)) if study.tuning.trials else []
         if both:
-            raise UserError(f"tuning.seeds: {both} are seeds of the study too; what is tuned and what is judged must not share "
-                            "seeds")
+            raise UserError(f"tuning.seeds: {both} are seeds of the study too; what is tuned and what is judged must not share seeds")
     tuned = prod(len(values) for values in study.tuning.space.values())
     for level, space in {"": {}, **study.tuning.space_by_level}.items():
         every = tuned * prod(len(values) for values in space.values())
@@ -212,8 +214,11 @@ def expand_stages(study: Study) -> list[Study]:
     for number, said in enumerate(study.stages):
         odd = sorted(set(said) - set(STAGE_KEYS))
         if odd or "name" not in said:
-            raise UserError(f"stages[{number}]: " + (f"no such key {quote_value(odd[0])};" if odd else "must have a name;")
-                            + f" a stage has {', '.join(STAGE_KEYS)}")
+            raise UserError(
+                f"stages[{number}]: "
+                + (f"no such key {quote_value(odd[0])};" if odd else "must have a name;")
+                + f" a stage has {', '.join(STAGE_KEYS)}"
+            )
         whole = {f.name: getattr(study, f.name) for f in fields(Study)}
         own: Study = parse_value(
             Study,
@@ -241,6 +246,7 @@ def build_base_config(study: Study) -> dict[str, Any]:
 
 # From a study to its runs: which cell, which seed, tuned how, and whose IID baseline.
 
+
 @dataclass(frozen=True)
 class PlannedRun:
     """One run of a study as plain YAML. ``role``: ``run``, or ``trial`` of the tuning stage."""
@@ -267,15 +273,11 @@ def expand_cells(study: Study, tuned_settings: Mapping[str, Mapping[str, Any]] |
         for seed in list_seeds(stage):
             for cell in chosen:
                 settings = dict(
-                    (tuned_settings or {}).get(
-                        format_cell({name: cell[name] for name in study.tuning.tune_per if name in cell}), {}
-                    )
+                    (tuned_settings or {}).get(format_cell({name: cell[name] for name in study.tuning.tune_per if name in cell}), {})
                 )
                 changes = [varied[name].levels[label] for name, label in cell.items()]
                 said = apply_changes(build_base_config(stage), [*changes, settings, {"seed": seed}])
-                found.append(
-                    PlannedRun("run", stage.name, format_cell(cell), seed, cell, said, stage.iid_baselines, settings or None)
-                )
+                found.append(PlannedRun("run", stage.name, format_cell(cell), seed, cell, said, stage.iid_baselines, settings or None))
     return found
 
 

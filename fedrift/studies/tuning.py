@@ -38,11 +38,7 @@ def plan_trials(study: Study) -> list[PlannedRun]:
     for name in (*tuning.tune_per, *tuning.at_levels):
         if name not in varied:
             raise unknown_name_error("factor to tune for", name, varied)
-    odd = [
-        label
-        for label in tuning.space_by_level
-        if label not in [str(each) for name in tuning.tune_per for each in varied[name].levels]
-    ]
+    odd = [label for label in tuning.space_by_level if label not in [str(each) for name in tuning.tune_per for each in varied[name].levels]]
     if odd:
         raise unknown_name_error(
             "level in tuning.space_by_level", odd[0], [str(each) for name in tuning.tune_per for each in varied[name].levels]
@@ -65,8 +61,10 @@ def plan_trials(study: Study) -> list[PlannedRun]:
 
 def list_tuning_groups(study: Study, factors_by_name: Mapping[str, Factor]) -> list[dict[str, Any]]:
     """The combinations of levels that are tuned for, one budget each."""
-    return [dict(zip(study.tuning.tune_per, labels, strict=True))
-            for labels in product(*(factors_by_name[name].levels for name in study.tuning.tune_per))]
+    return [
+        dict(zip(study.tuning.tune_per, labels, strict=True))
+        for labels in product(*(factors_by_name[name].levels for name in study.tuning.tune_per))
+    ]
 
 
 def sample_settings(study: Study, group: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -78,7 +76,7 @@ def sample_settings(study: Study, group: Mapping[str, Any]) -> list[dict[str, An
             f"tuning: {format_cell(group)} has {len(every)} combinations for {tuning.trials} trials; everybody gets the "
             "same number of trials, so give it a finer grid (tuning.space_by_level) or ask for fewer trials"
         )
-    order = numpy_stream(0, "tuning", study.name, format_cell(group)).permutation(len(every))[:tuning.trials]
+    order = numpy_stream(0, "tuning", study.name, format_cell(group)).permutation(len(every))[: tuning.trials]
     return [every[index] for index in sorted(order)]
 
 
@@ -95,20 +93,14 @@ def pick_best_settings(study: Study, scored_trials: list[tuple[PlannedRun, float
         name = format_cell(group)
         tried: list[dict[str, Any]] = []
         for settings in sample_settings(study, group):
-            scores = {
-                planned.seed: score
-                for planned, score in scored_trials
-                if planned.condition == name and planned.settings == settings
-            }
+            scores = {planned.seed: score for planned, score in scored_trials if planned.condition == name and planned.settings == settings}
             mean = sum(scores.values()) / len(scores) if scores else math.nan
             tried.append({"settings": settings, "scores": scores, "mean": mean if math.isfinite(mean) else math.inf})
         best = min(tried, key=lambda each: each["mean"])  # of equals the first, in the order of the grid
         if not math.isfinite(best["mean"]):
             chosen.append(TuningResult(name, {}, math.inf, (), tuple(tried)))
             continue
-        edges = tuple(
-            path for path, values in get_search_space(study, group).items() if is_on_edge(best["settings"][path], values)
-        )
+        edges = tuple(path for path, values in get_search_space(study, group).items() if is_on_edge(best["settings"][path], values))
         chosen.append(TuningResult(name, best["settings"], best["mean"], edges, tuple(tried)))
     return chosen
 

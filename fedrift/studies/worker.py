@@ -105,8 +105,9 @@ def read_last_recorded_round(run: Run) -> int:
 
 def list_pending(configs: Sequence[ExperimentConfig], manifest: StudyManifest) -> list[ExperimentConfig]:
     """The runs that are neither finished nor failed."""
-    return [experiment for experiment in configs
-            if not (manifest.get_run(experiment.id).is_finished or manifest.get_failure(experiment.id))]
+    return [
+        experiment for experiment in configs if not (manifest.get_run(experiment.id).is_finished or manifest.get_failure(experiment.id))
+    ]
 
 
 def report_progress(configs: Sequence[ExperimentConfig], manifest: StudyManifest, on_progress: ProgressFn) -> int:
@@ -115,8 +116,6 @@ def report_progress(configs: Sequence[ExperimentConfig], manifest: StudyManifest
     for experiment in configs:
         on_progress(
             experiment.id,
-            read_last_recorded_round(manifest.get_run(experiment.id))
-            if experiment.id in left
-            else experiment.training.num_rounds,
+            read_last_recorded_round(manifest.get_run(experiment.id)) if experiment.id in left else experiment.training.num_rounds,
         )
     return len(left)

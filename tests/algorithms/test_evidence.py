@@ -48,6 +48,7 @@ def test_the_mean_of_the_controls_is_updated_from_the_cohort_and_is_the_mean_of_
 
 def test_a_memory_that_the_server_was_not_told_of_is_seen():
     """The mean is of what clients keep, not of what they send: a client that keeps twice what it sent is found."""
+
     class Twice(Scaffold):
         def update_client_state(self, at):
             return at.mean_grad

@@ -93,4 +93,5 @@ def test_fair_mutants_are_seen():
     for bug in (LossAfterTraining, WeightsOnly):
         assert path(train(bug(), Q2(3), until=3)) != pytest.approx(right, abs=1e-6)
     assert path(train(NeverProjected(lambda_lr=0.3), Q2(1), until=12, x=2.0)) != pytest.approx(
-        path(train(AFL(lambda_lr=0.3), Q2(1), until=12, x=2.0)), abs=1e-6)
+        path(train(AFL(lambda_lr=0.3), Q2(1), until=12, x=2.0)), abs=1e-6
+    )

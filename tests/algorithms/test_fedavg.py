@@ -13,8 +13,7 @@ from fedrift.core.tree import Tree
 from tests.quadratics import Q2, clients, path, train
 
 
-@pytest.mark.parametrize(("steps", "fixed_point"), [
-    (1, 0.8), (2, 0.7710843373), (5, 0.6925023465), (10, 0.6041260077), (50, 0.5012917726)])
+@pytest.mark.parametrize(("steps", "fixed_point"), [(1, 0.8), (2, 0.7710843373), (5, 0.6925023465), (10, 0.6041260077), (50, 0.5012917726)])
 def test_fedavg_ends_where_the_closed_form_says(steps, fixed_point):
     x = path(train(FedAvg(), Q2(steps), until=120 if steps < 10 else 20))
     assert x[-1] == pytest.approx(fixed_point, abs=1e-10)
@@ -25,8 +24,7 @@ def test_fedavg_takes_the_known_path():
     assert path(train(FedAvg(), Q2(), until=5)) == pytest.approx(expected, abs=1e-10)
 
 
-@pytest.mark.parametrize(("lr", "fixed_point"), [(0.001, 0.7978358), (0.01, 0.7780381), (0.05, 0.6898783),
-                                                 (0.2, 0.5283664)])
+@pytest.mark.parametrize(("lr", "fixed_point"), [(0.001, 0.7978358), (0.01, 0.7780381), (0.05, 0.6898783), (0.2, 0.5283664)])
 def test_the_bias_of_fedavg_grows_with_the_learning_rate(lr, fixed_point):
     """Started at the fixed point it stays there, and from beside it comes nearer by the known rate."""
     stays = path(train(FedAvg(), Q2(), until=1, x=fixed_point, optimizer=Sgd(lr)))[0]

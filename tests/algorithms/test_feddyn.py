@@ -18,9 +18,7 @@ def drift(algorithm, cohort: int) -> float:
     """The largest |h - mean_k g_k| in 20 rounds."""
     group = clients((1, 4, 2, 3, 5), (0, 1, -2, 3, 7), 6)
     done = train(algorithm, group, until=20, cohort=cohort, optimizer=Sgd(0.05))
-    return max(
-        (d.after.server.opt_state["x"][0] - d.after.client_states.gather_all()["x"].mean(0)).abs().max().item() for d in done
-    )
+    return max((d.after.server.opt_state["x"][0] - d.after.client_states.gather_all()["x"].mean(0)).abs().max().item() for d in done)
 
 
 def test_with_solved_local_problems_it_takes_the_papers_path():
@@ -64,8 +62,7 @@ def test_combinations_without_meaning_are_refused():
 class DividedByCohort(FedDyn):
     def server_update(self, server, report):
         extra = (
-            cluster_sum(report.state_delta, report) / len(report.weight)
-            - cluster_sum(report.state_delta, report) / report.cluster_sizes
+            cluster_sum(report.state_delta, report) / len(report.weight) - cluster_sum(report.state_delta, report) / report.cluster_sizes
         )
         return super().server_update(replace(server, opt_state=server.opt_state + extra), report)
 

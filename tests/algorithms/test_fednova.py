@@ -18,8 +18,9 @@ def uneven():
     return clients((1, 4), (0, 1), (2, 20))
 
 
-@pytest.mark.parametrize(("lr", "fedavg", "fednova"), [
-    (1e-3, 0.9747060433, 0.7939636937), (0.01, 0.9655648, 0.7371194), (0.1, 0.8403312, 0.3448193)])
+@pytest.mark.parametrize(
+    ("lr", "fedavg", "fednova"), [(1e-3, 0.9747060433, 0.7939636937), (0.01, 0.9655648, 0.7371194), (0.1, 0.8403312, 0.3448193)]
+)
 def test_unequal_steps_pull_fedavg_and_not_fednova(lr, fedavg, fednova):
     assert fixed_point(FedAvg(), uneven(), lr) == pytest.approx(fedavg, abs=1e-7)
     assert fixed_point(FedNova(), uneven(), lr) == pytest.approx(fednova, abs=1e-7)

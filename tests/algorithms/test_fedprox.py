@@ -11,9 +11,10 @@ from fedrift.core.tree import Tree
 from tests.quadratics import Q2, local, path, train
 
 
-@pytest.mark.parametrize(("mu", "fixed_point", "rate"), [
-    (0.1, 0.6080669772, 0.20188), (1.0, 0.6416687560, 0.37723), (5.0, 0.7272935260, 0.69445),
-    (10.0, 0.7586014871, 0.81170)])
+@pytest.mark.parametrize(
+    ("mu", "fixed_point", "rate"),
+    [(0.1, 0.6080669772, 0.20188), (1.0, 0.6416687560, 0.37723), (5.0, 0.7272935260, 0.69445), (10.0, 0.7586014871, 0.81170)],
+)
 def test_fedprox_trades_bias_for_speed(mu, fixed_point, rate):
     x = path(train(FedProx(mu=mu), Q2(), until=150))
     assert x[-1] == pytest.approx(fixed_point, abs=1e-9)
@@ -32,7 +33,8 @@ def test_the_decoupled_form_solves_the_proximal_step_exactly():
     at = local(Tree(x=torch.tensor([[y]])), Tree(x=torch.tensor([[w]])), lr)
     stepped = Tree(x=torch.tensor([[y - lr * 4.0]]))
     assert FedProx(mu=mu, proximal="prox_step").after_step(stepped, at)["x"].item() == pytest.approx(
-        (y - lr * 4.0 + lr * mu * w) / (1 + lr * mu))
+        (y - lr * 4.0 + lr * mu * w) / (1 + lr * mu)
+    )
 
 
 @pytest.mark.parametrize("form", ["gradient", "prox_step"])
@@ -69,10 +71,12 @@ def test_fedprox_says_that_mu_is_not_comparable_under_adam():
     assert not FedProx(proximal="prox_step").warnings(AdamW(), "tokens")
 
 
-@pytest.mark.parametrize(("mu", "fixed_point"), [
-    (0.1, 0.5176470588), (1.0, 0.6153846154), (5.0, 0.7272727273), (10.0, 0.7586206897), (100.0, 0.7952755906)])
+@pytest.mark.parametrize(
+    ("mu", "fixed_point"), [(0.1, 0.5176470588), (1.0, 0.6153846154), (5.0, 0.7272727273), (10.0, 0.7586206897), (100.0, 0.7952755906)]
+)
 def test_solved_exactly_it_ends_nearer_the_optimum_the_slower_it_goes(mu, fixed_point):
     """x = [sum p a b / (a + mu)] / [sum p a / (a + mu)], approached at the rate sum p mu / (a + mu)."""
+
     def after(x: float) -> float:
         return path(train(FedProx(mu=mu, proximal="prox_step"), Q2(400), until=1, x=x, optimizer=Sgd(0.1)))[0]
 

@@ -41,16 +41,14 @@ def by_hand(ups: Tensor, downs: Tensor, share: Tensor, before: tuple[Tensor, Ten
     none, group = torch.ones(size, dtype=torch.float64), torch.zeros(size, dtype=torch.long)
     delta = Tree({"m.A": downs - down, "m.B": ups - up})
     sound = torch.zeros(size, dtype=torch.bool)
-    report = CohortUpdate(delta, Tree(), Tree(), Tree(), share, none, torch.zeros(size, 2), none, sound, group,
-                    torch.tensor([size]), none)
+    report = CohortUpdate(delta, Tree(), Tree(), Tree(), share, none, torch.zeros(size, 2), none, sound, group, torch.tensor([size]), none)
     state = FederatedState(0, ServerState(start, Tree(), Tree()), ClientStateStore.replicate(Tree(), size), group)
     return RoundResult(state, state, torch.arange(size), report)
 
 
 def factors(size: int, seed: int = 0) -> tuple[Tensor, Tensor]:
     draw = torch.Generator().manual_seed(seed)
-    return (torch.randn(size, 6, 2, generator=draw, dtype=torch.float64),
-            torch.randn(size, 2, 5, generator=draw, dtype=torch.float64))
+    return (torch.randn(size, 6, 2, generator=draw, dtype=torch.float64), torch.randn(size, 2, 5, generator=draw, dtype=torch.float64))
 
 
 def test_the_error_is_the_covariance_of_the_factors():
@@ -75,7 +73,8 @@ def test_the_error_of_the_round_is_measured_against_its_change():
     done = by_hand(ups, downs, SHARE, before)
     lost = aggregation_error(done)["adapters.error"] * ideal(done).norm()
     assert aggregation_error(done)["adapters.error.update"] == pytest.approx(
-        (lost / (ideal(done) - before[0] @ before[1]).norm()).item(), abs=1e-12)
+        (lost / (ideal(done) - before[0] @ before[1]).norm()).item(), abs=1e-12
+    )
 
 
 def test_the_same_product_in_another_basis_costs_dearly():
@@ -161,25 +160,38 @@ def test_ffa_under_privacy_adds_no_noise_to_the_frozen_factor():
 def test_scaffold_and_ffa_go_together():
     for done in train(Scaffold(aggregator=FFALoRA()), data(), until=4, cohort=3):
         assert (done.after.client_states.gather_all()["m.A"] == 0).all()
-        assert torch.allclose(
-            done.after.server.broadcast["m.B"][0], done.after.client_states.gather_all()["m.B"].mean(0), atol=1e-12
-        )
+        assert torch.allclose(done.after.server.broadcast["m.B"][0], done.after.client_states.gather_all()["m.B"].mean(0), atol=1e-12)
 
 
 LEAVES = ["m.A", "m.B", "h"]
 
 
-@pytest.mark.parametrize("algorithm", [
-    Scaffold(aggregator=FLoRA()), Scaffold(aggregator=FlexLoRA()), FedDyn(aggregator=RoLoRA()), FedNova(aggregator=FedEx()),
-    FedAvg(aggregator=FedEx(), server_optimizer=Adam()), FedAvg(aggregator=RoLoRA(), server_optimizer=Sgd(1.0, momentum=0.9))],
-    ids=lambda a: f"{type(a).__name__}-{type(a.aggregator).__name__}")
+@pytest.mark.parametrize(
+    "algorithm",
+    [
+        Scaffold(aggregator=FLoRA()),
+        Scaffold(aggregator=FlexLoRA()),
+        FedDyn(aggregator=RoLoRA()),
+        FedNova(aggregator=FedEx()),
+        FedAvg(aggregator=FedEx(), server_optimizer=Adam()),
+        FedAvg(aggregator=RoLoRA(), server_optimizer=Sgd(1.0, momentum=0.9)),
+    ],
+    ids=lambda a: f"{type(a).__name__}-{type(a.aggregator).__name__}",
+)
 def test_combinations_without_meaning_are_refused(algorithm):
     assert algorithm.incompatibilities(Sgd(0.1), "uniform", LEAVES)
 
 
-@pytest.mark.parametrize("algorithm", [Scaffold(aggregator=FFALoRA()), Scaffold(aggregator=FedEx()),
-                                       FedProx(aggregator=FLoRA()), FedNova(aggregator=RoLoRA()),
-                                       FedAvg(aggregator=FFALoRA(DPMean()), server_optimizer=Adam())])
+@pytest.mark.parametrize(
+    "algorithm",
+    [
+        Scaffold(aggregator=FFALoRA()),
+        Scaffold(aggregator=FedEx()),
+        FedProx(aggregator=FLoRA()),
+        FedNova(aggregator=RoLoRA()),
+        FedAvg(aggregator=FFALoRA(DPMean()), server_optimizer=Adam()),
+    ],
+)
 def test_combinations_with_meaning_are_not(algorithm):
     assert algorithm.incompatibilities(Sgd(0.1), "uniform", LEAVES) == []
 
@@ -190,6 +202,7 @@ def test_aggregates_of_adapters_ask_for_adapters(aggregate):
 
 
 # The bugs of public implementations, planted.
+
 
 @dataclass(frozen=True)
 class Transposed(FedEx):  # FedEx-LoRA's own code on nn.Linear; only square modules let it pass
@@ -213,9 +226,7 @@ class WeightsBothFactors(FLoRA):
     def after_server_step(self, before, after, report):
         share = report.weight / report.weight.sum()
         end = before.params.take(report.cluster_ids) + report.delta
-        return super().after_server_step(
-            before, after, replace(report, delta=end * share - before.params.take(report.cluster_ids))
-        )
+        return super().after_server_step(before, after, replace(report, delta=end * share - before.params.take(report.cluster_ids)))
 
 
 @dataclass(frozen=True)

@@ -25,6 +25,7 @@ from tests.worlds import experiment, stock
 
 def local(y: list[list[float]], w: list[list[float]], last: list[list[float]]) -> LocalState:
     """A cohort whose params are its representations."""
+
     def tree(rows):
         return Tree(z=torch.tensor(rows, dtype=torch.float64))
 
@@ -143,8 +144,9 @@ def test_the_loss_that_is_told_is_the_tasks():
     plain, moon = train(MOON(), data()), train(Told(), data())
     assert torch.equal(plain[-1].report.loss, moon[-1].report.loss)
     params = Tree(x=torch.tensor([[3.0]]))
-    loss, grad = value_and_gradient(lambda p, b: p["x"][:, 0] ** 2, params, {}, torch.arange(1),
-                                    regularizer=lambda leaves, under: 5 * leaves["x"][:, 0])
+    loss, grad = value_and_gradient(
+        lambda p, b: p["x"][:, 0] ** 2, params, {}, torch.arange(1), regularizer=lambda leaves, under: 5 * leaves["x"][:, 0]
+    )
     assert (loss.item(), grad["x"].item()) == (9.0, 11.0)
 
 

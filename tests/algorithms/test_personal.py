@@ -20,9 +20,7 @@ from tests.quadratics import Q2, clients, fleet_of, path, train
 def worn(done: RoundResult, algorithm: FedAvg) -> list[float]:
     state = done.after
     return (
-        algorithm.personalized_params(state.server.params.take(state.cluster_ids), state.client_states.gather_all())["x"]
-        .flatten()
-        .tolist()
+        algorithm.personalized_params(state.server.params.take(state.cluster_ids), state.client_states.gather_all())["x"].flatten().tolist()
     )
 
 
@@ -37,7 +35,8 @@ def test_ditto_ends_between_the_own_and_the_shared_optimum(lam, ends):
 def test_dittos_shared_model_is_fedavgs_bit_for_bit(optimizer):
     group = clients((1, 4, 2), (0, 1, 3), (4, 7, 2))
     assert path(train(Ditto(lambda_=0.7), group, until=5, cohort=2, optimizer=optimizer)) == path(
-        train(FedAvg(), group, until=5, cohort=2, optimizer=optimizer))
+        train(FedAvg(), group, until=5, cohort=2, optimizer=optimizer)
+    )
 
 
 def test_ditto_without_a_pull_is_local_training():
@@ -58,8 +57,14 @@ def test_solved_pfedme_is_fedavg_on_the_moreau_envelopes():
 def test_pfedme_by_hand_with_a_last_solve_cut_short():
     lam, eta, lr, w = 2.0, 0.3, 0.1, 5.0
     done = train(PFedMe(lambda_=lam, personal_lr=eta, inner_steps=2), clients((1, 4), (0, 1), (5, 4)), until=1)[0]
-    for a, b, steps, moved, theta_found in zip((1, 4), (0, 1), (5, 4), done.report.delta["x"][:, 0].tolist(),
-                                               done.after.client_states.gather_all()["x"][:, 0].tolist(), strict=True):
+    for a, b, steps, moved, theta_found in zip(
+        (1, 4),
+        (0, 1),
+        (5, 4),
+        done.report.delta["x"][:, 0].tolist(),
+        done.after.client_states.gather_all()["x"][:, 0].tolist(),
+        strict=True,
+    ):
         theta = y = w
         for step in range(1, steps + 1):
             theta -= lr * (a * (theta - b) + lam * (theta - y))
@@ -109,11 +114,8 @@ def test_after_the_last_round_everybody_goes_on_alone():
     """Ten steps each from the shared model: x <- b + (1 - lr a)^10 (x - b)."""
     shared = train(FedAvg(), Q2(), until=3)[-1].after
     x = shared.server.params["x"].item()
-    done = next(
-        run_rounds(split_per_client(shared, LocalOnly()), fleet_of(Q2()), LocalOnly(), num_rounds=4, cohort_size=2, seed=0)
-    )
-    assert done.after.server.params["x"].flatten().tolist() == pytest.approx(
-        [0.9**10 * x, 1 + 0.6**10 * (x - 1)], abs=1e-12)
+    done = next(run_rounds(split_per_client(shared, LocalOnly()), fleet_of(Q2()), LocalOnly(), num_rounds=4, cohort_size=2, seed=0))
+    assert done.after.server.params["x"].flatten().tolist() == pytest.approx([0.9**10 * x, 1 + 0.6**10 * (x - 1)], abs=1e-12)
     assert torch.equal(shared.server.params["x"], torch.full((1, 1), x, dtype=torch.float64))
 
 
@@ -136,6 +138,7 @@ class PullsToItself(Ditto):  # the anchor is v_k's own start, not the shared mod
         class Wrong(type(super().personal_algorithm())):
             def transform_grad(self, grad, at):
                 return grad + self.lambda_ * (at.params - at.client_state)
+
         return Wrong(lambda_=self.lambda_)
 
 

@@ -18,6 +18,7 @@ SETTING = {"num_rounds": 50, "cohort_size": 10, "num_clients": 1000, "delta": 1e
 
 def test_one_full_round_is_the_gaussian_mechanism_with_sensitivity_two_clips():
     """Its exact delta (Balle & Wang 2018, Theorem 8) at the epsilon said is below the delta asked for, and not far."""
+
     def normal(x):
         return 0.5 * math.erfc(-x / math.sqrt(2))
 
@@ -39,8 +40,10 @@ def test_it_grows_with_the_rounds_and_the_cohort_and_falls_with_the_noise():
 @pytest.mark.parametrize("noise", [1.0, 4.0])
 def test_more_clients_in_a_cohort_cost_more_and_never_more_than_everybody(noise):
     """Also where nearly everybody is drawn, and the bound for sampling is looser: at noise 4 it is 31.68."""
-    spent = [compute_epsilon(DPMean(noise_multiplier=noise), num_rounds=30, cohort_size=cohort, num_clients=100, delta=1e-5)
-             for cohort in (1, 30, 99, 100)]
+    spent = [
+        compute_epsilon(DPMean(noise_multiplier=noise), num_rounds=30, cohort_size=cohort, num_clients=100, delta=1e-5)
+        for cohort in (1, 30, 99, 100)
+    ]
     assert spent == sorted(spent)
     assert spent[0] < spent[1] < spent[2] == spent[3]
     if noise == 4.0:

@@ -26,19 +26,7 @@ from fedrift.algorithms import (
     Scaffold,
     aggregators,
 )
-from fedrift.algorithms.aggregators import (
-    DPMean,
-    FedEx,
-    FFALoRA,
-    FlexLoRA,
-    FLoRA,
-    Krum,
-    Mean,
-    Median,
-    NormClippedMean,
-    RoLoRA,
-    TrimmedMean,
-)
+from fedrift.algorithms.aggregators import DPMean, FedEx, FFALoRA, FlexLoRA, FLoRA, Krum, Mean, Median, NormClippedMean, RoLoRA, TrimmedMean
 from fedrift.algorithms.fair import mixture_weight as share_of
 from fedrift.core.optimizers import Adagrad, Adam, AdamW, Sgd, Yogi
 from fedrift.core.tree import Tree
@@ -54,9 +42,17 @@ RESCALES = {"FedDyn", "FedNova", "FedSGD", "QFedAvg"}
 OWN = {"Ditto", "FedPer", "FedAvgFineTuning", "PFedMe", "MOON"}  # keep models, not gradients
 
 REFUSED = {  # by each aggregate of plain clients' adapters, these algorithms
-    "Mean": set(), "NormClippedMean": set(), "FFALoRA": {"FedPer"}, "RoLoRA": CONTROLS,
-    "Median": WEIGHS | ALONE, "TrimmedMean": WEIGHS | ALONE, "Krum": WEIGHS | ALONE, "DPMean": WEIGHS | ALONE | CONTROLS,
-    "FedEx": RESCALES | OWN, "FLoRA": RESCALES | OWN | CONTROLS, "FlexLoRA": RESCALES | OWN | CONTROLS,
+    "Mean": set(),
+    "NormClippedMean": set(),
+    "FFALoRA": {"FedPer"},
+    "RoLoRA": CONTROLS,
+    "Median": WEIGHS | ALONE,
+    "TrimmedMean": WEIGHS | ALONE,
+    "Krum": WEIGHS | ALONE,
+    "DPMean": WEIGHS | ALONE | CONTROLS,
+    "FedEx": RESCALES | OWN,
+    "FLoRA": RESCALES | OWN | CONTROLS,
+    "FlexLoRA": RESCALES | OWN | CONTROLS,
 }
 SERVERS = [Sgd(1.0, momentum=0.5), Sgd(1.0, weight_decay=0.01), Adam(0.05), Yogi(0.05), Adagrad(0.05)]
 
@@ -72,6 +68,7 @@ def aggregate(name: str) -> Mean:
 
 def learns(algorithm: FedAvg, **options) -> bool:
     """Whether the clients' losses, with the models they wear, are lower after four rounds."""
+
     def mean(state) -> float:
         deal = data()
         worn = algorithm.personalized_params(state.server.params.take(state.cluster_ids), state.client_states.gather_all())
@@ -118,64 +115,71 @@ def test_an_algorithm_and_adamw_clients_learn_or_are_refused(name):
         assert learns(algorithm, optimizer=AdamW(0.05))
 
 
-@pytest.mark.parametrize(("algorithm", "optimizer", "leaves", "reason"), [
-    (FedAvg(aggregator=FedEx()), Sgd(), PLAIN, "FedEx is about low-rank adapters"),
-    (FedAvg(aggregator=FFALoRA()), Sgd(), PLAIN, "FFALoRA is about low-rank adapters"),
-    (FedAvg(aggregator=RoLoRA()), Sgd(), PLAIN, "RoLoRA is about low-rank adapters"),
-    (FedAvg(aggregator=FLoRA()), Sgd(), PLAIN, "FLoRA is about low-rank adapters"),
-    (FedAvg(aggregator=FlexLoRA()), Sgd(), PLAIN, "FlexLoRA is about low-rank adapters"),
-    (FedAvg(aggregator=FedEx(), server_optimizer=Adam()), Sgd(), LORA, "a server optimiser would move them elsewhere"),
-    (FedNova(aggregator=FLoRA()), Sgd(), LORA, "FedNova rescales the changes or steps beyond them"),
-    (Ditto(aggregator=FedEx()), Sgd(), LORA, "Ditto's clients wear their own"),
-    (Scaffold(aggregator=FLoRA()), Sgd(), LORA, "changes what A and B mean from round to round, and Scaffold keeps memories"),
-    (MOON(aggregator=FlexLoRA()), Sgd(), LORA, "changes what A and B mean from round to round, and MOON keeps memories"),
-    (MOON(aggregator=FedEx()), Sgd(), LORA, "over other weights it is another model"),
-    (Scaffold(aggregator=RoLoRA()), Sgd(), LORA, "what Scaffold remembers of it would be of a round in which it stood still"),
-    (FedAvg(aggregator=RoLoRA(), server_optimizer=Sgd(1.0, momentum=0.9)), Sgd(), LORA, "the momentum of"),
-    (FedAvg(aggregator=RoLoRA(), server_optimizer=Adam()), Sgd(), LORA, "the momentum of"),
-    (FedAvg(aggregator=RoLoRA(), server_optimizer=Sgd(1.0, weight_decay=0.1)), Sgd(), LORA, "the weight decay of"),
-    (FedAvg(aggregator=FFALoRA(), server_optimizer=Sgd(1.0, weight_decay=0.1)), Sgd(), LORA, "the weight decay of"),
-    (FedAvg(aggregator=FFALoRA(FedEx())), Sgd(), LORA, "FFALoRA aggregates B alone, and FedEx is about B and A"),
-    (FedAvg(aggregator=FFALoRA(FLoRA())), Sgd(), LORA, "FFALoRA aggregates B alone, and FLoRA is about B and A"),
-    (FedAvg(aggregator=FFALoRA(RoLoRA())), Sgd(), LORA, "FFALoRA aggregates B alone, and RoLoRA is about B and A"),
-    (AFL(aggregator=FFALoRA(Krum())), Sgd(), LORA, "AFL weighs clients by what all of them report, and Krum counts them alike"),
-    (QFedAvg(aggregator=Median()), Sgd(), LORA, "QFedAvg weighs clients by what all of them report, and Median"),
-    (FedNova(aggregator=DPMean()), Sgd(), LORA, "FedNova weighs clients by what all of them report, and DPMean"),
-    (Centralized(aggregator=DPMean()), Sgd(), LORA, "Centralized has one client a model, and DPMean is about many"),
-    (LocalOnly(aggregator=TrimmedMean()), Sgd(), LORA, "LocalOnly has one client a model"),
-    (Scaffold(aggregator=DPMean()), Sgd(), LORA, "no epsilon would be true"),
-    (FedDyn(aggregator=FFALoRA(DPMean())), Sgd(), LORA, "no epsilon would be true"),
-    (FedDyn(), AdamW(), LORA, "the tilt never settles"),
-    (FedDyn(server_optimizer=Sgd(1.0, momentum=0.9)), Sgd(), LORA, "FedDyn's server step is its own"),
-    (FedNova(), AdamW(), LORA, "an adaptive client optimiser does not have"),
-    (FedNova(), Sgd(0.1, momentum=0.9), LORA, "say FedNova(momentum=0.9)"),
-    (QFedAvg(), AdamW(), LORA, "under an adaptive optimiser it is none"),
-    (FedPer(), Sgd(), PLAIN, "FedPer must share some trained leaves and keep others"),
-    (FedPer(aggregator=FFALoRA()), Sgd(), LORA, "splits none of these: m.B"),
-    (FedPer(personal_params=("*.A",), aggregator=FFALoRA()), Sgd(), LORA, "splits none of these: m.B"),
-    (PFedMe(personal_lr=0.5, lambda_=4.0), Sgd(), LORA, "past it and farther away"),
-], ids=lambda value: f"{type(value).__name__}-{type(value.aggregator).__name__}" if isinstance(value, FedAvg) else "")
+@pytest.mark.parametrize(
+    ("algorithm", "optimizer", "leaves", "reason"),
+    [
+        (FedAvg(aggregator=FedEx()), Sgd(), PLAIN, "FedEx is about low-rank adapters"),
+        (FedAvg(aggregator=FFALoRA()), Sgd(), PLAIN, "FFALoRA is about low-rank adapters"),
+        (FedAvg(aggregator=RoLoRA()), Sgd(), PLAIN, "RoLoRA is about low-rank adapters"),
+        (FedAvg(aggregator=FLoRA()), Sgd(), PLAIN, "FLoRA is about low-rank adapters"),
+        (FedAvg(aggregator=FlexLoRA()), Sgd(), PLAIN, "FlexLoRA is about low-rank adapters"),
+        (FedAvg(aggregator=FedEx(), server_optimizer=Adam()), Sgd(), LORA, "a server optimiser would move them elsewhere"),
+        (FedNova(aggregator=FLoRA()), Sgd(), LORA, "FedNova rescales the changes or steps beyond them"),
+        (Ditto(aggregator=FedEx()), Sgd(), LORA, "Ditto's clients wear their own"),
+        (Scaffold(aggregator=FLoRA()), Sgd(), LORA, "changes what A and B mean from round to round, and Scaffold keeps memories"),
+        (MOON(aggregator=FlexLoRA()), Sgd(), LORA, "changes what A and B mean from round to round, and MOON keeps memories"),
+        (MOON(aggregator=FedEx()), Sgd(), LORA, "over other weights it is another model"),
+        (Scaffold(aggregator=RoLoRA()), Sgd(), LORA, "what Scaffold remembers of it would be of a round in which it stood still"),
+        (FedAvg(aggregator=RoLoRA(), server_optimizer=Sgd(1.0, momentum=0.9)), Sgd(), LORA, "the momentum of"),
+        (FedAvg(aggregator=RoLoRA(), server_optimizer=Adam()), Sgd(), LORA, "the momentum of"),
+        (FedAvg(aggregator=RoLoRA(), server_optimizer=Sgd(1.0, weight_decay=0.1)), Sgd(), LORA, "the weight decay of"),
+        (FedAvg(aggregator=FFALoRA(), server_optimizer=Sgd(1.0, weight_decay=0.1)), Sgd(), LORA, "the weight decay of"),
+        (FedAvg(aggregator=FFALoRA(FedEx())), Sgd(), LORA, "FFALoRA aggregates B alone, and FedEx is about B and A"),
+        (FedAvg(aggregator=FFALoRA(FLoRA())), Sgd(), LORA, "FFALoRA aggregates B alone, and FLoRA is about B and A"),
+        (FedAvg(aggregator=FFALoRA(RoLoRA())), Sgd(), LORA, "FFALoRA aggregates B alone, and RoLoRA is about B and A"),
+        (AFL(aggregator=FFALoRA(Krum())), Sgd(), LORA, "AFL weighs clients by what all of them report, and Krum counts them alike"),
+        (QFedAvg(aggregator=Median()), Sgd(), LORA, "QFedAvg weighs clients by what all of them report, and Median"),
+        (FedNova(aggregator=DPMean()), Sgd(), LORA, "FedNova weighs clients by what all of them report, and DPMean"),
+        (Centralized(aggregator=DPMean()), Sgd(), LORA, "Centralized has one client a model, and DPMean is about many"),
+        (LocalOnly(aggregator=TrimmedMean()), Sgd(), LORA, "LocalOnly has one client a model"),
+        (Scaffold(aggregator=DPMean()), Sgd(), LORA, "no epsilon would be true"),
+        (FedDyn(aggregator=FFALoRA(DPMean())), Sgd(), LORA, "no epsilon would be true"),
+        (FedDyn(), AdamW(), LORA, "the tilt never settles"),
+        (FedDyn(server_optimizer=Sgd(1.0, momentum=0.9)), Sgd(), LORA, "FedDyn's server step is its own"),
+        (FedNova(), AdamW(), LORA, "an adaptive client optimiser does not have"),
+        (FedNova(), Sgd(0.1, momentum=0.9), LORA, "say FedNova(momentum=0.9)"),
+        (QFedAvg(), AdamW(), LORA, "under an adaptive optimiser it is none"),
+        (FedPer(), Sgd(), PLAIN, "FedPer must share some trained leaves and keep others"),
+        (FedPer(aggregator=FFALoRA()), Sgd(), LORA, "splits none of these: m.B"),
+        (FedPer(personal_params=("*.A",), aggregator=FFALoRA()), Sgd(), LORA, "splits none of these: m.B"),
+        (PFedMe(personal_lr=0.5, lambda_=4.0), Sgd(), LORA, "past it and farther away"),
+    ],
+    ids=lambda value: f"{type(value).__name__}-{type(value.aggregator).__name__}" if isinstance(value, FedAvg) else "",
+)
 def test_a_refusal_says_why(algorithm, optimizer, leaves, reason):
     assert any(reason in said for said in algorithm.incompatibilities(optimizer, "uniform", leaves))
 
 
-@pytest.mark.parametrize(("algorithm", "optimizer", "weighting", "words"), [
-    (Scaffold(), AdamW(), "uniform", "off by O(lr)"),
-    (Scaffold(), Sgd(), "tokens", "derived for a uniform mean"),
-    (Scaffold(aggregator=Krum()), Sgd(), "uniform", "go into plain means"),
-    (FedDyn(aggregator=FFALoRA(Median())), Sgd(), "uniform", "go into plain means"),
-    (FedDyn(), Sgd(), "tokens", "is not used"),
-    (FedProx(aggregator=TrimmedMean()), Sgd(), "tokens", "TrimmedMean counts clients alike"),
-    (FedAvg(aggregator=FFALoRA(DPMean())), Sgd(), "examples", "DPMean counts clients alike"),
-    (FedAvg(aggregator=DPMean(noise_multiplier=0.0)), Sgd(), "uniform", "it protects nobody"),
-    (Ditto(aggregator=DPMean()), Sgd(), "uniform", "what is reported of them is not protected"),
-    (FedProx(), AdamW(), "uniform", "prox_step"),
-    (FedProx(mu=10.0), Sgd(0.2), "uniform", "runs away"),
-    (Ditto(), AdamW(), "uniform", "normalised"),
-    (PFedMe(), AdamW(), "uniform", "another problem"),
-    (AFL(), Sgd(), "uniform", "needs all of them in every round"),
-    (FedSGD(), Sgd(), "uniform", "the clients' optimiser"),
-])
+@pytest.mark.parametrize(
+    ("algorithm", "optimizer", "weighting", "words"),
+    [
+        (Scaffold(), AdamW(), "uniform", "off by O(lr)"),
+        (Scaffold(), Sgd(), "tokens", "derived for a uniform mean"),
+        (Scaffold(aggregator=Krum()), Sgd(), "uniform", "go into plain means"),
+        (FedDyn(aggregator=FFALoRA(Median())), Sgd(), "uniform", "go into plain means"),
+        (FedDyn(), Sgd(), "tokens", "is not used"),
+        (FedProx(aggregator=TrimmedMean()), Sgd(), "tokens", "TrimmedMean counts clients alike"),
+        (FedAvg(aggregator=FFALoRA(DPMean())), Sgd(), "examples", "DPMean counts clients alike"),
+        (FedAvg(aggregator=DPMean(noise_multiplier=0.0)), Sgd(), "uniform", "it protects nobody"),
+        (Ditto(aggregator=DPMean()), Sgd(), "uniform", "what is reported of them is not protected"),
+        (FedProx(), AdamW(), "uniform", "prox_step"),
+        (FedProx(mu=10.0), Sgd(0.2), "uniform", "runs away"),
+        (Ditto(), AdamW(), "uniform", "normalised"),
+        (PFedMe(), AdamW(), "uniform", "another problem"),
+        (AFL(), Sgd(), "uniform", "needs all of them in every round"),
+        (FedSGD(), Sgd(), "uniform", "the clients' optimiser"),
+    ],
+)
 def test_what_a_reader_must_know_is_said(algorithm, optimizer, weighting, words):
     assert any(words in said for said in algorithm.warnings(optimizer, weighting))
 
@@ -215,8 +219,10 @@ def test_steps_past_theta_run_away():
 
 # Combinations that could quietly be something else.
 
-@pytest.mark.parametrize("algorithm", [FedPer(aggregator=DPMean()), FedPer(server_optimizer=Sgd(1.0, weight_decay=0.5))],
-                         ids=["noise", "decay"])
+
+@pytest.mark.parametrize(
+    "algorithm", [FedPer(aggregator=DPMean()), FedPer(server_optimizer=Sgd(1.0, weight_decay=0.5))], ids=["noise", "decay"]
+)
 def test_leaves_that_clients_keep_are_left_alone_by_the_server(algorithm):
     first = params()
     last = train(algorithm, data(), until=3)[-1].after.server.params
@@ -265,5 +271,3 @@ def test_personal_models_and_rolora_wear_what_they_trained():
     run = train(FedAvgFineTuning(aggregator=RoLoRA()), data(), until=2)
     for name in LORA:
         assert torch.equal(run[-1].after.client_states.gather_all()[name], run[-1].client_params[name])
-
-

@@ -23,8 +23,9 @@ def report(*values: float, weight=None, group=None) -> CohortUpdate:
     ones = torch.ones(size, dtype=torch.float64)
     weight = ones if weight is None else torch.tensor(weight, dtype=torch.float64)
     sound = torch.zeros(size, dtype=torch.bool)
-    return CohortUpdate(Tree(x=x), Tree(), Tree(), Tree(x=x), weight, ones, torch.zeros(size, 2), ones, sound, group,
-                  group.bincount(), ones)
+    return CohortUpdate(
+        Tree(x=x), Tree(), Tree(), Tree(x=x), weight, ones, torch.zeros(size, 2), ones, sound, group, group.bincount(), ones
+    )
 
 
 def change(rule: Mean, *values, **options) -> list[float]:
@@ -34,10 +35,18 @@ def change(rule: Mean, *values, **options) -> list[float]:
     return rule.aggregate(server, told)["x"].flatten().tolist()
 
 
-@pytest.mark.parametrize(("rule", "values", "expected"), [
-    (Median(), (1.0, 100.0, 2.0), 2.0), (Median(), (4.0, 1.0, 2.0, -50.0), 1.5), (Median(), (7.0,), 7.0),
-    (TrimmedMean(0.2), (1.0, 2.0, 3.0, 100.0, -100.0), 2.0), (TrimmedMean(0.2), (1.0, 2.0, 30.0), 11.0),
-    (TrimmedMean(0.0), (1.0, 2.0, 6.0), 3.0), (TrimmedMean(0.4), (1.0, 2.0, 3.0, 100.0, -100.0), 2.0)])
+@pytest.mark.parametrize(
+    ("rule", "values", "expected"),
+    [
+        (Median(), (1.0, 100.0, 2.0), 2.0),
+        (Median(), (4.0, 1.0, 2.0, -50.0), 1.5),
+        (Median(), (7.0,), 7.0),
+        (TrimmedMean(0.2), (1.0, 2.0, 3.0, 100.0, -100.0), 2.0),
+        (TrimmedMean(0.2), (1.0, 2.0, 30.0), 11.0),
+        (TrimmedMean(0.0), (1.0, 2.0, 6.0), 3.0),
+        (TrimmedMean(0.4), (1.0, 2.0, 3.0, 100.0, -100.0), 2.0),
+    ],
+)
 def test_the_middle_is_the_middle(rule, values, expected):
     assert change(rule, *values) == pytest.approx([expected])
 

@@ -23,9 +23,7 @@ def drift_of_the_controls(algorithm, cohort: int) -> float:
     """The largest |c - mean_k c_k| in 30 rounds with ``cohort`` of 5 clients."""
     group = clients((1, 4, 2, 3, 5), (0, 1, -2, 3, 7), 6)
     done = train(algorithm, group, until=30, cohort=cohort, optimizer=Sgd(0.05))
-    return max(
-        (d.after.server.broadcast["x"][0] - d.after.client_states.gather_all()["x"].mean(0)).abs().max().item() for d in done
-    )
+    return max((d.after.server.broadcast["x"][0] - d.after.client_states.gather_all()["x"].mean(0)).abs().max().item() for d in done)
 
 
 def test_the_first_round_is_fedavg_bit_for_bit():
@@ -54,8 +52,9 @@ def test_identical_clients_make_it_fedavg():
     assert path(train(Scaffold(), clients((2, 2), (1, 1)), until=5)) == pytest.approx(expected, abs=1e-9)
 
 
-@pytest.mark.parametrize(("steps", "gap", "needed"), [
-    (2, 1.0, 65), (2, 10.0, 66), (2, 100.0, 69), (10, 1.0, 18), (10, 10.0, 24), (10, 100.0, 28)])
+@pytest.mark.parametrize(
+    ("steps", "gap", "needed"), [(2, 1.0, 65), (2, 10.0, 66), (2, 100.0, 69), (10, 1.0, 18), (10, 10.0, 24), (10, 100.0, 28)]
+)
 def test_on_the_lower_bound_pair_heterogeneity_hardly_slows_it(steps, gap, needed):
     pair = clients((2, 0), (0, 0), steps, slope=(gap, -gap))
     assert rounds_to(path(train(Scaffold(), pair, until=90, x=1.0)), 0.0) == needed
@@ -85,9 +84,7 @@ def test_heavy_ball_and_adam_clients_stay_sound():
 def test_a_client_that_never_took_part_begins_at_zero():
     for done in train(Scaffold(), clients((1, 4, 2, 3), (0, 1, -2, 3)), until=3, cohort=1):
         absent = torch.ones(4, dtype=torch.bool).index_fill(0, done.cohort, False)
-        assert torch.equal(
-            done.after.client_states.gather_all()["x"][absent], done.before.client_states.gather_all()["x"][absent]
-        )
+        assert torch.equal(done.after.client_states.gather_all()["x"][absent], done.before.client_states.gather_all()["x"][absent])
     assert (train(Scaffold(), Q2(), until=1)[0].before.client_states.gather_all()["x"] == 0).all()
 
 
@@ -98,6 +95,7 @@ def test_it_says_where_it_is_unsound():
 
 
 # The bugs of public implementations, planted: each must break the invariant or miss the optimum.
+
 
 @dataclass(frozen=True)
 class SignFlipped(Scaffold):
@@ -142,8 +140,7 @@ class UpdatedTooEarly(Scaffold):
         return replace(once, broadcast=once.broadcast + cluster_sum(report.state_delta, report) / report.cluster_sizes)
 
 
-@pytest.mark.parametrize("bug", [
-    UpdatedTooEarly, SignFlipped, DividedByCohort, WrongStepCount, NeverRemembered, StartsAtTheWeights])
+@pytest.mark.parametrize("bug", [UpdatedTooEarly, SignFlipped, DividedByCohort, WrongStepCount, NeverRemembered, StartsAtTheWeights])
 def test_planted_bugs_are_seen(bug):
     x = path(train(bug(), Q2(), until=6))
     assert x != pytest.approx(ITERATES, abs=1e-6) or drift_of_the_controls(bug(), cohort=2) > 1e-6

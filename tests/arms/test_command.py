@@ -61,8 +61,7 @@ def test_killed_it_goes_on_and_ends_with_the_unbroken_table(asked, tmp_path, wor
         came = subprocess.run(command(root), capture_output=True, text=True, check=True)
         return json.loads(came.stdout.strip().splitlines()[-1])
 
-    killed = subprocess.Popen(command(tmp_path / "killed"), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-                              start_new_session=True)
+    killed = subprocess.Popen(command(tmp_path / "killed"), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
     while killed.poll() is None and len(list((tmp_path / "killed").glob("*/finished.json"))) < 3:
         time.sleep(0.02)
     assert killed.poll() is None, "it ended before it could be killed"
@@ -71,4 +70,5 @@ def test_killed_it_goes_on_and_ends_with_the_unbroken_table(asked, tmp_path, wor
     assert 3 <= len(list((tmp_path / "killed").glob("*/finished.json"))) < 10
     again, unbroken = told(tmp_path / "killed"), told(tmp_path / "unbroken")
     assert {key: value for key, value in again.items() if key != "command"} == {
-        key: value for key, value in unbroken.items() if key != "command"}
+        key: value for key, value in unbroken.items() if key != "command"
+    }

@@ -86,8 +86,9 @@ def test_the_pooled_model_is_judged_on_every_clients_own_text(runs):
         assert own[client] == pytest.approx(loss[home])
         assert cross[client] == pytest.approx(np.delete(loss, home).mean())
     same, _ = client_losses(vanilla.trajectory(), vanilla)
-    assert same == pytest.approx(np.array([vanilla.trajectory().curve("final.loss", table["domains"][int(np.argmax(tokens))])[-1]
-                                           for tokens in table["tokens"]]))
+    assert same == pytest.approx(
+        np.array([vanilla.trajectory().curve("final.loss", table["domains"][int(np.argmax(tokens))])[-1] for tokens in table["tokens"]])
+    )
 
 
 def test_clients_that_keep_models_are_judged_in_those(runs):
@@ -100,8 +101,12 @@ def test_differences_are_paired_by_seed_with_exact_p_and_honest_about_two_seeds(
     wide = came.seed_means("own").pivot(index="seed", columns="condition", values="own")
     row = came.contrasts("own", "random").set_index("condition").loc["text"]
     d = (wide["text"] - wide["random"]).to_numpy()
-    assert row["effect"] == pytest.approx(d.mean()) and (row["low"], row["high"]) == pytest.approx(
-        (mean_ci(d).low, mean_ci(d).high)) and row["p"] == sign_flip_test(d).value and row["attainable"] == 0.5
+    assert (
+        row["effect"] == pytest.approx(d.mean())
+        and (row["low"], row["high"]) == pytest.approx((mean_ci(d).low, mean_ci(d).high))
+        and row["p"] == sign_flip_test(d).value
+        and row["attainable"] == 0.5
+    )
     assert "no exact p below 0.5 is possible" in came.power_statement()
     share = came.recovered_gain()
     assert share.estimate == pytest.approx((wide["vanilla"] - wide["text"]).mean() / (wide["vanilla"] - wide["oracle"]).mean())
@@ -115,10 +120,21 @@ def test_detectors_judge_before_and_after_beside_the_same_controls(came):
 
 def made(own, diverged=(), seeds=7) -> ComparisonResults:
     """A contest of given losses by arm, as if it had been run. ``diverged``: pairs of arm and seed."""
-    rows = [{"run": f"{arm} {seed}", "condition": arm, "number": 0, "seed": seed, "iid": False, "diverged": (arm, seed) in diverged,
-             **dict.fromkeys(COMPARISON_METRICS, math.nan), "train": math.nan,
-             "own": math.nan if (arm, seed) in diverged else values + seed / 10}
-            for arm, values in own.items() for seed in range(seeds)]
+    rows = [
+        {
+            "run": f"{arm} {seed}",
+            "condition": arm,
+            "number": 0,
+            "seed": seed,
+            "iid": False,
+            "diverged": (arm, seed) in diverged,
+            **dict.fromkeys(COMPARISON_METRICS, math.nan),
+            "train": math.nan,
+            "own": math.nan if (arm, seed) in diverged else values + seed / 10,
+        }
+        for arm, values in own.items()
+        for seed in range(seeds)
+    ]
     return ComparisonResults("made", pd.DataFrame(rows), (), {}, ())
 
 
@@ -128,11 +144,7 @@ def test_too_few_seeds_call_nothing_better_whatever_their_interval():
         one = made({"vanilla": 4.1, "text": 4.0, "random": 4.1}, seeds=seeds)
         one.rows["own"] += 1e-3 * np.arange(len(one.rows)) ** 2 % 0.01
         said = summarize_results(one)
-        assert (
-            f"text clusters are {verdict} random" in said
-            and "nan" not in said
-            and "+nan" not in render_markdown(report_parts(one))
-        )
+        assert f"text clusters are {verdict} random" in said and "nan" not in said and "+nan" not in render_markdown(report_parts(one))
         assert "|  to  |" not in render_markdown(report_parts(one))
 
 
@@ -143,9 +155,7 @@ def test_an_arm_of_which_a_run_diverged_has_no_mean_and_ties_no_zero():
     assert math.isnan(means.loc["text", "own"]) and means.loc["text", "diverged"] == 1 and means.loc["vanilla", "own"] > 4
     assert (row["seeds"], row["tied"], row["diverged"]) == (6, 1, 2) and row["effect"] == pytest.approx(-0.1)
     every = made(own, {(arm, seed) for arm in own for seed in range(7)})
-    assert "in 7 seeds runs of both diverged" in summarize_results(every) and "+0.0000" not in render_markdown(
-        report_parts(every)
-    )
+    assert "in 7 seeds runs of both diverged" in summarize_results(every) and "+0.0000" not in render_markdown(report_parts(every))
 
 
 def test_the_tables_can_be_written_and_hold_what_was_found(came):
@@ -168,8 +178,16 @@ def test_asked_again_nothing_is_run_again(asked, world, book, monkeypatch):
 
 def test_a_run_that_stops_is_named_and_the_rest_is_told(asked, world, tmp_path):
     there = replace(world, runtime=replace(world.runtime, runs_dir=tmp_path))
-    odd = replace(asked, conditions=("vanilla", "iid", "oracle"), seeds=(0,), raw_config={**asked.raw_config, "dataset": {
-        **asked.raw_config["dataset"], "label_column": ""}, "partition": {"type": "Quantity", "num_clients": 6, "severity": 0.5}})
+    odd = replace(
+        asked,
+        conditions=("vanilla", "iid", "oracle"),
+        seeds=(0,),
+        raw_config={
+            **asked.raw_config,
+            "dataset": {**asked.raw_config["dataset"], "label_column": ""},
+            "partition": {"type": "Quantity", "num_clients": 6, "severity": 0.5},
+        },
+    )
     came = collect_results(run_study(odd.build_study(), there))
     assert len(came.stopped_runs) == 1
     assert came.stopped_runs[0].startswith("oracle, seed 0: OracleClustering groups clients by their true domains")
@@ -193,10 +211,15 @@ def test_what_makes_no_sense_is_refused_with_the_way_out(asked, world, change, m
 def test_general_text_and_syntax_are_each_runs_end_less_its_beginning(asked, world, tmp_path):
     there = replace(world, runtime=replace(world.runtime, runs_dir=tmp_path))
     (tmp_path / "general.csv").write_text("text\n" + "\n".join(text for text, _ in documents(seed=1)))
-    evaluate = {**asked.raw_config["evaluation"], "probes": ["general", "syntax"], "expensive_interval": 5,
-                "general_dataset": str(tmp_path / "general.csv"), "general_tokens": 128, "minimal_pairs": 4}
-    watched = replace(asked, conditions=("vanilla", "iid", "local"), seeds=(0,),
-                      raw_config={**asked.raw_config, "evaluation": evaluate})
+    evaluate = {
+        **asked.raw_config["evaluation"],
+        "probes": ["general", "syntax"],
+        "expensive_interval": 5,
+        "general_dataset": str(tmp_path / "general.csv"),
+        "general_tokens": 128,
+        "minimal_pairs": 4,
+    }
+    watched = replace(asked, conditions=("vanilla", "iid", "local"), seeds=(0,), raw_config={**asked.raw_config, "evaluation": evaluate})
     book = run_study(watched.build_study(), there)
     rows = collect_results(book).rows.set_index("condition")
     for entry in book.read()["runs"]:

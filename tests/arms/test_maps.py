@@ -17,11 +17,14 @@ def test_the_map_has_every_regime_severity_and_seed_and_forces_the_clusters(aske
     cells = [entry for entry in plan.entries if entry.stage == "map"]
     assert len(cells) == 4 * 3 * 3 * 2 and {entry.factors["regime"] for entry in cells} == set(REGIMES)
     kinds = {(said.partition.__class__.__name__, type(said.clustering).__name__) for said in plan.configs.values()}
-    assert {
-        (regime, arm) for regime in REGIMES.values() for arm in ("NoClustering", "TextClustering", "RandomClustering")
-    } <= kinds
+    assert {(regime, arm) for regime in REGIMES.values() for arm in ("NoClustering", "TextClustering", "RandomClustering")} <= kinds
     assert {entry.factors["method"] for entry in plan.entries if entry.stage == "starved"} == {
-        "1 cluster", "2 clusters", "3 clusters", "5 clusters", "6 clusters"}
+        "1 cluster",
+        "2 clusters",
+        "3 clusters",
+        "5 clusters",
+        "6 clusters",
+    }
     assert equal_sizes(7, 3) == [3, 2, 2]
 
 

@@ -50,14 +50,20 @@ def test_whole_blocks_and_all_weights(tmp_path):
 def test_a_round_grows_with_its_work(tmp_path):
     rows = ran(tmp_path, "scaling", "--repeats", "1")["scaling"]["rows"]
     assert [(row["axis"], row["value"], row["work"]) for row in rows] == [
-        ("clients", 2, 0.67), ("clients", 3, 1.0), ("rank", 2, 1.0), ("rank", 4, 1.0)]
+        ("clients", 2, 0.67),
+        ("clients", 3, 1.0),
+        ("rank", 2, 1.0),
+        ("rank", 4, 1.0),
+    ]
     assert all(row["difference"] < 1e-4 for row in rows)
 
 
 def test_a_round_does_not_grow_with_the_clients_that_sit_out(tmp_path):
     found = ran(tmp_path, "clients", "--rounds", "3", "--algorithms", "FedAvg", "Scaffold")["clients"]
     assert [(row["algorithm"], row["clients"], row["rounds"]) for row in found["rows"]] == [
-        ("FedAvg", [4, 12], 3), ("Scaffold", [4, 12], 3)]
+        ("FedAvg", [4, 12], 3),
+        ("Scaffold", [4, 12], 3),
+    ]
     assert all(0 < low <= row["ratio"] <= high for row in found["rows"] for low, high in [row["ratio_quartiles"]])
     assert found["device"] and found["date"]
 

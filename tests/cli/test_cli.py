@@ -40,8 +40,10 @@ def world(tmp_path, monkeypatch):
 
 
 def test_help_answers_without_torch():
-    code = "import sys; sys.argv = ['fedrift', '--help']\nfrom fedrift.cli import main\ntry: main()\nexcept SystemExit: pass\n" \
-           "heavy = {'torch', 'transformers', 'pandas', 'datasets', 'peft', 'altair'} & set(sys.modules)\nassert not heavy, heavy"
+    code = (
+        "import sys; sys.argv = ['fedrift', '--help']\nfrom fedrift.cli import main\ntry: main()\nexcept SystemExit: pass\n"
+        "heavy = {'torch', 'transformers', 'pandas', 'datasets', 'peft', 'altair'} & set(sys.modules)\nassert not heavy, heavy"
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert "demo" in done.stdout
@@ -141,9 +143,17 @@ def test_a_signal_that_is_ignored_stays_ignored(monkeypatch):
 
 def test_json_keeps_every_digit_and_infinities(tmp_path, capsys, monkeypatch):
     run = Run(tmp_path, "abc")
-    run.write_json("experiment", {"dataset": {"name": "bbc"}, "model": "pocket", "seed": 0,
-                                  "training": {"num_rounds": 1, "max_grad_norm": 0.1 + 0.2}, "algorithm": {"type": "FedAvg"},
-                                  "partition": {"type": "TopicMix", "severity": 1.0}})
+    run.write_json(
+        "experiment",
+        {
+            "dataset": {"name": "bbc"},
+            "model": "pocket",
+            "seed": 0,
+            "training": {"num_rounds": 1, "max_grad_norm": 0.1 + 0.2},
+            "algorithm": {"type": "FedAvg"},
+            "partition": {"type": "TopicMix", "severity": 1.0},
+        },
+    )
     values = [1.23456789012e-12, math.inf, 0.1 + 0.2]
     run.append_records(Record(round, "loss", "", -1, value) for round, value in enumerate(values))
     ask = ("query", "SELECT value FROM records ORDER BY round", "--json", "--runs-dir", str(tmp_path))
@@ -173,7 +183,8 @@ def test_conformance_judges_whoever_is_named(capsys, monkeypatch, tmp_path):
         "        x, seen = p.x0, []\n        for cohort in p.cohorts:\n"
         "            total = sum(p.weight_of(k) for k in cohort)\n"
         "            x -= p.lr * sum(p.weight_of(k) * p.gradient(k, x) for k in cohort) / total + self.off\n"
-        "            seen.append(x)\n        return seen\n\n\nRIGHT, BOTH = Mine(), [Mine(), Mine(off=1.0)]\n")
+        "            seen.append(x)\n        return seen\n\n\nRIGHT, BOTH = Mine(), [Mine(), Mine(off=1.0)]\n"
+    )
     monkeypatch.chdir(tmp_path)
     code, out, _ = fedrift(capsys, monkeypatch, "conformance", "--subject", "mine.py:RIGHT")
     assert code == 0
@@ -183,14 +194,17 @@ def test_conformance_judges_whoever_is_named(capsys, monkeypatch, tmp_path):
     assert [v["holds"] for v in json.loads(out)["verdicts"]] == [True, True, False, False]
 
 
-@pytest.mark.parametrize(("words", "said"), [
-    (["--subject", "mine"], "MODULE:NAME|package.module:NAME"),
-    (["--subject", "no.such.module:X"], "cannot import"),
-    (["--subject", "tests.mutants:MUTANS"], "did you mean 'MUTANTS'"),
-    (["--subject", "fedrift.conformance.problems:PROBLEMS"], "is no subject"),
-    (["quick", "--subject", "fedrift.conformance:FEDRIFT_SUBJECTS"], "leave it out"),
-    (["quickly"], "quick"),
-])
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--subject", "mine"], "MODULE:NAME|package.module:NAME"),
+        (["--subject", "no.such.module:X"], "cannot import"),
+        (["--subject", "tests.mutants:MUTANS"], "did you mean 'MUTANTS'"),
+        (["--subject", "fedrift.conformance.problems:PROBLEMS"], "is no subject"),
+        (["quick", "--subject", "fedrift.conformance:FEDRIFT_SUBJECTS"], "leave it out"),
+        (["quickly"], "quick"),
+    ],
+)
 def test_conformance_says_what_it_was_not_given(capsys, monkeypatch, words, said):
     code, _, err = fedrift(capsys, monkeypatch, "conformance", *words)
     assert code == 2

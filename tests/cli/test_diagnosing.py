@@ -48,13 +48,7 @@ def shelf(tmp_path):
         stored(tmp_path, f"t{seed}", down, seed=seed, partition__severity=0.0, evaluation={"split": "test", "probes": []})
         stored(tmp_path, f"c{seed}", down, seed=seed, partition__severity=0.0, algorithm={"type": "Centralized"})
         stored(tmp_path, f"k{seed}", down, seed=seed, training__local_steps=50)
-        stored(
-            tmp_path,
-            f"b{seed}",
-            [value - 0.1 for value in down],
-            seed=seed,
-            training__client_optimizer={"type": "Sgd", "lr": 0.3},
-        )
+        stored(tmp_path, f"b{seed}", [value - 0.1 for value in down], seed=seed, training__client_optimizer={"type": "Sgd", "lr": 0.3})
     return tmp_path
 
 
@@ -72,20 +66,15 @@ def test_a_dead_run_is_not_the_best_learning_rate_however_low_its_loss(shelf):
 
 def test_runs_that_differ_in_the_seed_are_one_group_with_their_twins_and_anchors(shelf):
     runs = [run for run in list_runs(shelf) if run.id.startswith("a")]
-    group, = group_runs(runs, list_runs(shelf))
+    (group,) = group_runs(runs, list_runs(shelf))
     assert [run.id for run in group.runs] == ["a0", "a1", "a2"] and [run.id for run in group.baselines] == ["t0", "t1", "t2"]
     case = group.cases[1]
-    assert (
-        case.centralized is not None
-        and case.best_lr is not None
-        and list(case.local_steps_sweep) == [50]
-        and case.local_only is None
-    )
+    assert case.centralized is not None and case.best_lr is not None and list(case.local_steps_sweep) == [50] and case.local_only is None
     assert case.info.domains == ("a",) and case.info.local_steps == 5
 
 
 def test_a_run_dealt_iid_is_nobodys_skewed_run(shelf):
-    group, = group_runs([run for run in list_runs(shelf) if run.id == "t0"], list_runs(shelf))
+    (group,) = group_runs([run for run in list_runs(shelf) if run.id == "t0"], list_runs(shelf))
     assert group.baselines == (None,)
 
 
@@ -119,7 +108,7 @@ def test_a_real_run_finds_its_twin_and_what_the_panel_recorded(tmp_path):
     stock = worlds.stock(tmp_path)
     experiment = edit_config(worlds.experiment(tmp_path), {"training__num_rounds": 6})
     run, other = run_experiment(experiment, stock), run_experiment(iid_baseline(experiment), stock)
-    group, = group_runs([run], list_runs(tmp_path / "runs"))
+    (group,) = group_runs([run], list_runs(tmp_path / "runs"))
     assert group.baselines[0].id == other.id
     done = call("diagnose", run.id, "--runs-dir", tmp_path / "runs", "--json")
     said = {each["failure"]: each["grade"] for each in json.loads(done.stdout)["findings"]}
@@ -137,17 +126,7 @@ def test_a_boundary_of_real_runs_says_how_far_it_is_and_goes_on_where_it_was_sto
         "evaluation.blocks_per_client=0",
     )
     (tmp_path / "runaway.yaml").write_text(json.dumps(asked.to_dict()))
-    said = [
-        "find-boundary",
-        tmp_path / "runaway.yaml",
-        "--runs-dir",
-        tmp_path / "runs",
-        "--seeds",
-        2,
-        "--tolerance",
-        0.5,
-        "--json",
-    ]
+    said = ["find-boundary", tmp_path / "runaway.yaml", "--runs-dir", tmp_path / "runs", "--seeds", 2, "--tolerance", 0.5, "--json"]
     fresh: list[str] = []
 
     def stopped_at(most):
@@ -158,6 +137,7 @@ def test_a_boundary_of_real_runs_says_how_far_it_is_and_goes_on_where_it_was_sto
             run = run_experiment(experiment, stock, watch)
             fresh.extend([run.id] * (len(list_runs(tmp_path / "runs")) - there))
             return run
+
         return counted
 
     monkeypatch.setattr("fedrift.engine.run.run_experiment", stopped_at(5))
@@ -191,15 +171,16 @@ def test_a_run_that_is_ruined_breaks_though_it_does_not_diverge(tmp_path, monkey
     assert found == {"IID": [pytest.approx(3, rel=0.025)] * 2, "skewed": [pytest.approx(2, rel=0.025)] * 2}
 
 
-@pytest.mark.parametrize(("words", "told"), [
-    (["training.num_rounds=3"], "4 times, and whether it diverges is told from 5 on"),
-    (["training.num_rounds=8", "evaluation.interval=4"], "3 times"),
-    (["--param", "training.client_optimizer.kind"], "wanted a number above 0"),
-])
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["training.num_rounds=3"], "4 times, and whether it diverges is told from 5 on"),
+        (["training.num_rounds=8", "evaluation.interval=4"], "3 times"),
+        (["--param", "training.client_optimizer.kind"], "wanted a number above 0"),
+    ],
+)
 def test_a_boundary_that_no_run_could_show_is_refused(tmp_path, words, told):
-    (tmp_path / "e.yaml").write_text(
-        "dataset: synthetic\nmodel: pocket\npartition: {type: TopicMix, num_clients: 2, severity: 1.0}\n"
-    )
+    (tmp_path / "e.yaml").write_text("dataset: synthetic\nmodel: pocket\npartition: {type: TopicMix, num_clients: 2, severity: 1.0}\n")
     refused = call("find-boundary", tmp_path / "e.yaml", *words, "--runs-dir", tmp_path / "runs")
     assert isinstance(refused.exception, UserError) and told in str(refused.exception)
 

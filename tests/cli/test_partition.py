@@ -32,10 +32,7 @@ def sandbox(tmp_path):
     """An experiment on a small sandbox, three clients of one domain each."""
     file = tmp_path / "e.yaml"
     said = {
-        "dataset": {
-            "name": "synthetic",
-            "synthetic": {"num_domains": 3, "num_documents": 150, "words_per_class": 15, "overlap": 0.2},
-        },
+        "dataset": {"name": "synthetic", "synthetic": {"num_domains": 3, "num_documents": 150, "words_per_class": 15, "overlap": 0.2}},
         "partition": {"type": "TopicMix", "num_clients": 3},
         "algorithm": "FedProx",
         "training": {"num_rounds": 2},
@@ -79,8 +76,10 @@ def test_it_knows_every_key_of_an_experiment(sandbox):
 
 def test_show_needs_no_torch(sandbox, tmp_path):
     show = ["partition", "show", str(sandbox), "--html", str(tmp_path / "p.html")]
-    code = (f"import sys; from fedrift.cli.app import app; app({show}, standalone_mode=False); "
-            "assert 'torch' not in sys.modules and 'transformers' not in sys.modules")
+    code = (
+        f"import sys; from fedrift.cli.app import app; app({show}, standalone_mode=False); "
+        "assert 'torch' not in sys.modules and 'transformers' not in sys.modules"
+    )
     subprocess.run([sys.executable, "-c", code], check=True, stdout=subprocess.DEVNULL)
     assert (tmp_path / "p.html").stat().st_size > 10_000
 
@@ -206,12 +205,18 @@ def test_documents_that_a_regime_leaves_out_are_counted(sandbox, tmp_path):
     assert sum(client["documents"] for client in told["clients"]) + told["left_out"] == told["documents"]
 
 
-@pytest.mark.parametrize(("table", "overrides", "words"), [
-    ("text,author\n" + "".join(f"text {n},{'ab'[n % 2]}\n" for n in range(40)), ["partition={type: BySource, num_clients: 2}"],
-     "no column 'source' (its columns: 'text', 'author')"),
-    ("text,label\n" + "".join(f"text {n},id{n}\n" for n in range(40)), [], "names documents and no topics"),
-    ('text,label\n"a,x\nb,y\nc",x\n', [], "a quotation mark is stray"),
-])
+@pytest.mark.parametrize(
+    ("table", "overrides", "words"),
+    [
+        (
+            "text,author\n" + "".join(f"text {n},{'ab'[n % 2]}\n" for n in range(40)),
+            ["partition={type: BySource, num_clients: 2}"],
+            "no column 'source' (its columns: 'text', 'author')",
+        ),
+        ("text,label\n" + "".join(f"text {n},id{n}\n" for n in range(40)), [], "names documents and no topics"),
+        ('text,label\n"a,x\nb,y\nc",x\n', [], "a quotation mark is stray"),
+    ],
+)
 def test_validate_reads_and_deals_a_local_file(tmp_path, table, overrides, words):
     (tmp_path / "t.csv").write_text(table)
     said = {"dataset": str(tmp_path / "t.csv"), "partition": {"type": "TopicMix", "num_clients": 2}}

@@ -7,8 +7,7 @@ import pytest
 from tests.cli.test_cli import fedrift
 
 WRONG = {
-    "training: {client_optimizer: {type: Sgd, lr: .inf}}":
-        "training.client_optimizer.lr: wanted a number from 1e-30 to 1e+30, got .inf",
+    "training: {client_optimizer: {type: Sgd, lr: .inf}}": "training.client_optimizer.lr: wanted a number from 1e-30 to 1e+30, got .inf",
     "partition: {num_clients: true}": "partition.num_clients: wanted a whole number",
     "seed: 1\nseed: 2": "the key 'seed' is given twice",
     "model: " + "a" * 5000: "and 4,960 more characters",

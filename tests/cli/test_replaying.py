@@ -48,8 +48,12 @@ def test_from_a_run_with_a_liar_to_what_it_did(world, capsys, monkeypatch):
     assert f"from {run.id[:6]} at 2" in fedrift(capsys, monkeypatch, "list")[1]
     out = fedrift(capsys, monkeypatch, "diagnose", forked.id)[1]
     assert "1 of 1 with an IID baseline" in out
-    for words, told in [((run.id, "--from-round", "9"), "wanted 1 to 8"), ((twin.id, "--from-round", "2"), "--save-updates"),
-                        ((run.id, "--from-round", "2", "model=pocket"), "cannot change model"), ((run.id,), "--from-round")]:
+    for words, told in [
+        ((run.id, "--from-round", "9"), "wanted 1 to 8"),
+        ((twin.id, "--from-round", "2"), "--save-updates"),
+        ((run.id, "--from-round", "2", "model=pocket"), "cannot change model"),
+        ((run.id,), "--from-round"),
+    ]:
         code, _, err = fedrift(capsys, monkeypatch, "fork", *words)
         assert code == 2 and told in err and "Traceback" not in err
 

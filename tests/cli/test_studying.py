@@ -15,8 +15,12 @@ from tests.study.small import TUNED, said
 def place(tmp_path_factory):
     """A folder with a study in it."""
     folder = tmp_path_factory.mktemp("studying")
-    whole = said(folder, seeds=1, hypotheses=[{"type": "Greater", "name": "H1", "metric": "loss", "contrast": "iid_baseline",
-                                               "group": {"partition.severity": 1.0}}], **TUNED)
+    whole = said(
+        folder,
+        seeds=1,
+        hypotheses=[{"type": "Greater", "name": "H1", "metric": "loss", "contrast": "iid_baseline", "group": {"partition.severity": 1.0}}],
+        **TUNED,
+    )
     (folder / "e.yaml").write_text(yaml.safe_dump(whole["base"]))
     (folder / "s.yaml").write_text(yaml.safe_dump({**whole, "base": "e.yaml"}))
     return folder

@@ -15,8 +15,18 @@ def test_a_look_at_a_study_on_the_terminal(tmp_path, capsys, monkeypatch):
     book.record_failure("run1", "MemoryError: no room")
     code, out, _ = fedrift(capsys, monkeypatch, "monitor", "tiny", "--runs-dir", str(tmp_path), "--once")
     assert code == 0
-    for words in ("study tiny", "Does it run?", "56% of 16 rounds", "●✕", "+0.100", "IID baseline: algorithm=FedAvg", "▂▁",
-                  "failed run1", "MemoryError: no room", "nobody is at work"):
+    for words in (
+        "study tiny",
+        "Does it run?",
+        "56% of 16 rounds",
+        "●✕",
+        "+0.100",
+        "IID baseline: algorithm=FedAvg",
+        "▂▁",
+        "failed run1",
+        "MemoryError: no room",
+        "nobody is at work",
+    ):
         assert words in out, words
     code, out, _ = fedrift(capsys, monkeypatch, "monitor", "tiny", "--runs-dir", str(tmp_path), "--json")
     assert json.loads(out)["counts"] == {"finished": 1, "failed": 1, "unfinished": 1, "missing": 1}

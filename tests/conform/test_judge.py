@@ -31,8 +31,7 @@ def test_every_reference_has_a_problem_and_every_problem_a_reference():
 def test_the_references_know_the_published_numbers():
     paths = {p.algorithm: REFERENCES[p.algorithm](p) for p in reversed(PROBLEMS) if p.name == "two clients"}
     assert paths["fedavg"][:3] == pytest.approx([1.3837893354, 0.7424090671, 0.6286522408])
-    assert paths["scaffold"][:6] == pytest.approx(
-        [1.3837893354, 0.6699790781, 0.6283130012, 0.6922771306, 0.7443112481, 0.7737159831])
+    assert paths["scaffold"][:6] == pytest.approx([1.3837893354, 0.6699790781, 0.6283130012, 0.6922771306, 0.7443112481, 0.7737159831])
 
 
 def test_adapters_are_asked_in_a_module_that_is_not_square_and_with_unequal_weights():

@@ -33,8 +33,7 @@ def test_a_peers_algorithms_can_be_driven(where):
 
 def test_a_subject_in_the_working_directory_is_found_wherever_fedrift_was_started(tmp_path, monkeypatch):
     (tmp_path / "peers_of_mine").mkdir()
-    (tmp_path / "peers_of_mine" / "first.py").write_text(
-        "from fedrift.conformance import FEDRIFT_SUBJECTS\nONE = FEDRIFT_SUBJECTS[0]\n")
+    (tmp_path / "peers_of_mine" / "first.py").write_text("from fedrift.conformance import FEDRIFT_SUBJECTS\nONE = FEDRIFT_SUBJECTS[0]\n")
     monkeypatch.chdir(tmp_path)
     assert [subject.algorithm for subject in load_subjects("peers_of_mine.first:ONE")] == ["fedavg"]
     assert str(tmp_path) not in sys.path

@@ -34,7 +34,7 @@ def in_plain_words(alpha: float | None, seed: int) -> list[tuple[np.ndarray, np.
     """The draws of the authors' two generators one after the other, as their code reads."""
     draw = np.random.RandomState(seed)
     sizes = [int(size) + 50 for size in draw.lognormal(4, 2, 30)]
-    cov = np.diag([j ** -1.2 for j in range(1, 61)])
+    cov = np.diag([j**-1.2 for j in range(1, 61)])
     if alpha is None:
         w, b = draw.normal(0, 1, (60, 10)), draw.normal(0, 1, 10)
         inputs = [draw.multivariate_normal(np.zeros(60), cov, size) for size in sizes]

@@ -23,10 +23,7 @@ def tokenizer() -> PreTrainedTokenizerFast:
     bpe.train_from_iterator(
         ["the cat sat on the mat, the end"],
         trainers.BpeTrainer(
-            vocab_size=300,
-            special_tokens=[END, PAD],
-            show_progress=False,
-            initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+            vocab_size=300, special_tokens=[END, PAD], show_progress=False, initial_alphabet=pre_tokenizers.ByteLevel.alphabet()
         ),
     )
     return PreTrainedTokenizerFast(tokenizer_object=bpe, bos_token=END, eos_token=END, pad_token=PAD)

@@ -15,15 +15,18 @@ TOPICS = ("food", "space", "sport")
 pytestmark = pytest.mark.skipif(not CASES.is_dir(), reason="the cases lie beside the project, and are not here")
 
 
-@pytest.mark.parametrize(("name", "train", "test", "domains", "words"), [
-    ("c01_numbered_shards", 240, 30, TOPICS, ""),
-    ("c03_train_testing", 120, 30, TOPICS, ""),
-    ("c04_train_and_gz", 120, 30, TOPICS, ""),
-    ("c12_classlabel.parquet", 120, 0, TOPICS, ""),
-    ("c13_save_to_disk", 108, 12, TOPICS, ""),
-    ("c16_label_NA.csv", 120, 0, TOPICS, "30 labels read 'NA', 'None', 'null' and count as no label"),
-    ("c31_unsup_folder", 20, 20, ("food", "sport"), "left alone: unsup/"),
-])
+@pytest.mark.parametrize(
+    ("name", "train", "test", "domains", "words"),
+    [
+        ("c01_numbered_shards", 240, 30, TOPICS, ""),
+        ("c03_train_testing", 120, 30, TOPICS, ""),
+        ("c04_train_and_gz", 120, 30, TOPICS, ""),
+        ("c12_classlabel.parquet", 120, 0, TOPICS, ""),
+        ("c13_save_to_disk", 108, 12, TOPICS, ""),
+        ("c16_label_NA.csv", 120, 0, TOPICS, "30 labels read 'NA', 'None', 'null' and count as no label"),
+        ("c31_unsup_folder", 20, 20, ("food", "sport"), "left alone: unsup/"),
+    ],
+)
 def test_the_case_is_read_rightly(name, train, test, domains, words):
     corpus = load_corpus(DatasetConfig(str(CASES / name), validation_fraction=0.0, test_fraction=0.0))
     assert np.bincount(corpus.split, minlength=3).tolist() == [train, 0, test]
@@ -31,11 +34,14 @@ def test_the_case_is_read_rightly(name, train, test, domains, words):
     assert words in "; ".join(corpus.notes)
 
 
-@pytest.mark.parametrize(("name", "words"), [
-    ("c11_struct_label.parquet", r"column 'label' holds structures \(id, name\)"),
-    ("c27_stray_quote.csv", "line 7: .* line 62 "),
-    ("c32_id_label.csv", "names documents and no topics"),
-])
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("c11_struct_label.parquet", r"column 'label' holds structures \(id, name\)"),
+        ("c27_stray_quote.csv", "line 7: .* line 62 "),
+        ("c32_id_label.csv", "names documents and no topics"),
+    ],
+)
 def test_the_case_is_refused_in_one_line(name, words):
     with pytest.raises(UserError, match=words) as caught:
         load_corpus(DatasetConfig(str(CASES / name)))

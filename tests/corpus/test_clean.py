@@ -96,9 +96,7 @@ def test_line_ends_are_one_kind_and_half_surrogates_are_replaced():
 
 
 def test_cells_that_are_no_text_are_left_out_and_counted():
-    found, counts = cleaned(
-        [("a", None, "s", 0), (None, None, "s", 0), (3, None, "s", 0), (float("nan"), "x", "s", 0)]
-    )
+    found, counts = cleaned([("a", None, "s", 0), (None, None, "s", 0), (3, None, "s", 0), (float("nan"), "x", "s", 0)])
     assert [d.text for d in found] == ["a"]
     assert counts["not text"] == 3
 

@@ -24,11 +24,7 @@ def small() -> Corpus:
 
 def test_the_three_views_are_the_corpus():
     corpus = small()
-    assert [list(part.text) for part in (corpus.train, corpus.validation, corpus.test)] == [
-        ["one", "two"],
-        ["three"],
-        ["four"],
-    ]
+    assert [list(part.text) for part in (corpus.train, corpus.validation, corpus.test)] == [["one", "two"], ["three"], ["four"]]
 
 
 def test_a_view_keeps_the_label_numbers():

@@ -47,22 +47,32 @@ def test_two_stray_quotes_never_swallow_the_rows_between_them(columns, first, la
     assert len(str(caught.value).splitlines()) == 1
 
 
-@pytest.mark.parametrize(("text", "words"), [
-    ('text,label\na,x\n"b,y\nc,x\n', "row from line 3: a quotation mark is opened and never closed"),
-    ('text,label\na,x\n"b" and c,y\nc,x\n', "row from line 3: a quoted text goes on after its closing quotation mark"),
-    ('text,label\na,x\n"b,y\nc "quoted, x",y\n', "row from line 3: a quoted text goes on"),
-    ("text,label\na\n", "line 2: the row has fewer cells"),
-    ("text,label\na,x\nb, c,x\n", "line 3: the row has more cells"),
-    ("text\n\na\n\nb,c\n", "line 5: the row has more cells"),
-])
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ('text,label\na,x\n"b,y\nc,x\n', "row from line 3: a quotation mark is opened and never closed"),
+        ('text,label\na,x\n"b" and c,y\nc,x\n', "row from line 3: a quoted text goes on after its closing quotation mark"),
+        ('text,label\na,x\n"b,y\nc "quoted, x",y\n', "row from line 3: a quoted text goes on"),
+        ("text,label\na\n", "line 2: the row has fewer cells"),
+        ("text,label\na,x\nb, c,x\n", "line 3: the row has more cells"),
+        ("text\n\na\n\nb,c\n", "line 5: the row has more cells"),
+    ],
+)
 def test_a_row_that_cannot_be_read_is_named(text, words):
     with pytest.raises(UserError, match=words):
         read(text)
 
 
-LETTER = ("Dear John,\nI write, as I said, about food.\nsport, or no sport\n\nYours,\nA. B.",
-          "1, 2\n3, 4\nfive", "a list:\n- food\n- space\nsport", 'He said ""no"",\nand left.', "price,1\nand more\nrest",
-          "In the year of\n1999, we left", "roses are red, violets\nsugar is sweet, and\nso are, you", "x\n" * 30)
+LETTER = (
+    "Dear John,\nI write, as I said, about food.\nsport, or no sport\n\nYours,\nA. B.",
+    "1, 2\n3, 4\nfive",
+    "a list:\n- food\n- space\nsport",
+    'He said ""no"",\nand left.',
+    "price,1\nand more\nrest",
+    "In the year of\n1999, we left",
+    "roses are red, violets\nsugar is sweet, and\nso are, you",
+    "x\n" * 30,
+)
 
 
 @pytest.mark.parametrize("columns", WIDTHS)

@@ -18,8 +18,15 @@ from fedrift.partition import TopicMix
 from tests import worlds
 
 ODD = ["", "😀", "日本語の文章です", "the of and", "a", "word " * 5000, *(f"some words {i}" for i in range(6))]
-ENCODERS = ["lsa", pytest.param("wordllama", marks=pytest.mark.skipif(
-    __import__("importlib.util").util.find_spec("wordllama") is None, reason="the extra 'encoder' is not installed"))]
+ENCODERS = [
+    "lsa",
+    pytest.param(
+        "wordllama",
+        marks=pytest.mark.skipif(
+            __import__("importlib.util").util.find_spec("wordllama") is None, reason="the extra 'encoder' is not installed"
+        ),
+    ),
+]
 
 
 @pytest.fixture
@@ -39,9 +46,7 @@ def test_any_text_has_a_vector_of_length_one_or_none(encoder):
 @pytest.mark.parametrize("encoder", ENCODERS)
 def test_topics_without_labels_are_found_again(tmp_path, encoder):
     texts = worlds.documents(60)
-    corpus = load_corpus(
-        DatasetConfig(str(worlds.corpus_file(tmp_path / "c.csv")), label_column="", num_clusters=3, encoder=encoder)
-    )
+    corpus = load_corpus(DatasetConfig(str(worlds.corpus_file(tmp_path / "c.csv")), label_column="", num_clusters=3, encoder=encoder))
     topic = dict(texts)
     truth = [topic[text] for text in corpus.text]
     assert normalized_mutual_info_score(truth, corpus.label) > 0.95
@@ -55,10 +60,7 @@ def test_train_and_test_documents_share_the_clusters(source, tmp_path):
 
 
 def test_an_unlabelled_corpus_is_dealt_by_its_topics_from_yaml(source, tmp_path):
-    said = {
-        "dataset": {"name": source.name, "label_column": "", "num_clusters": 3},
-        "partition": {"type": "TopicMix", "num_clients": 3},
-    }
+    said = {"dataset": {"name": source.name, "label_column": "", "num_clusters": 3}, "partition": {"type": "TopicMix", "num_clients": 3}}
     experiment = parse_config(said)
     assert experiment.dataset == source and experiment.partition == TopicMix(3)
     corpus, topic = load_corpus(experiment.dataset).train, dict(worlds.documents(60))
@@ -73,9 +75,7 @@ def test_vectors_are_kept_by_what_they_are_of(tmp_path, monkeypatch):
         embed_texts(asked, cache_dir=tmp_path / "v")
     assert len(made) == 2
     monkeypatch.setitem(encoders.ENCODERS, "wordllama", lambda texts: np.eye(len(texts)))
-    assert not np.array_equal(
-        embed_texts(texts, "wordllama", cache_dir=tmp_path / "v"), embed_texts(texts, cache_dir=tmp_path / "v")
-    )
+    assert not np.array_equal(embed_texts(texts, "wordllama", cache_dir=tmp_path / "v"), embed_texts(texts, cache_dir=tmp_path / "v"))
     assert len(made) == 2
     for file in (tmp_path / "v").iterdir():
         file.write_bytes(b"damaged")
@@ -95,8 +95,9 @@ def test_what_cannot_be_clustered_says_why(source):
 
 def test_without_the_package_the_way_out_is_told(monkeypatch):
     real = builtins.__import__
-    monkeypatch.setattr(builtins, "__import__", lambda name, *rest: (_ for _ in ()).throw(ImportError(name))
-                        if name == "wordllama" else real(name, *rest))
+    monkeypatch.setattr(
+        builtins, "__import__", lambda name, *rest: (_ for _ in ()).throw(ImportError(name)) if name == "wordllama" else real(name, *rest)
+    )
     with pytest.raises(UserError, match=r"pip install 'fedrift\[encoder\]'"):
         embed_texts(["a"], "wordllama")
 
@@ -107,7 +108,7 @@ def test_no_damage_to_kept_vectors_is_read(tmp_path):
     content = (tmp_path / "x.npy").read_bytes()
     assert (load_cached_array(tmp_path / "x.npy", 6) == vectors).all()
     for place in range(len(content)):
-        (tmp_path / "x.npy").write_bytes(content[:place] + bytes([content[place] ^ 4]) + content[place + 1:])
+        (tmp_path / "x.npy").write_bytes(content[:place] + bytes([content[place] ^ 4]) + content[place + 1 :])
         found = load_cached_array(tmp_path / "x.npy", 6)
         assert found is None or (found == vectors).all()
     np.save(tmp_path / "old.npy", vectors)

@@ -35,10 +35,7 @@ def load(path: Path, **more):
 
 
 def labelled(corpus) -> dict[str, str | None]:
-    return {
-        text: corpus.domains[label] if label >= 0 else None
-        for text, label in zip(corpus.text, corpus.label, strict=True)
-    }
+    return {text: corpus.domains[label] if label >= 0 else None for text, label in zip(corpus.text, corpus.label, strict=True)}
 
 
 def refusal(path: Path, **more) -> str:
@@ -59,11 +56,7 @@ def test_every_kind_of_table_gives_the_same_corpus(tmp_path, suffix):
 
 @settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
-    st.lists(
-        st.tuples(st.text(st.characters(exclude_categories=["Cs"]), max_size=8), st.sampled_from("xyz")),
-        min_size=1,
-        max_size=20,
-    ),
+    st.lists(st.tuples(st.text(st.characters(exclude_categories=["Cs"]), max_size=8), st.sampled_from("xyz")), min_size=1, max_size=20),
     st.randoms(),
 )
 def test_a_corpus_does_not_depend_on_rows_or_file_order(tmp_path_factory, cells, random):
@@ -83,12 +76,7 @@ def test_a_corpus_does_not_depend_on_rows_or_file_order(tmp_path_factory, cells,
 
 
 def test_split_files_keep_their_splits_and_other_files_are_left_alone(tmp_path):
-    for name, texts in {
-        "train_partial": "abcdefgh",
-        "test-00000-of-00001": "xy",
-        "dev": "z",
-        "extra": "q",
-    }.items():
+    for name, texts in {"train_partial": "abcdefgh", "test-00000-of-00001": "xy", "dev": "z", "extra": "q"}.items():
         pd.DataFrame({"text": list(texts)}).to_parquet(tmp_path / f"{name}.parquet")
     corpus = load(tmp_path)
     assert "left alone: extra.parquet" in " ".join(corpus.notes)
@@ -101,11 +89,7 @@ def test_a_duplicate_across_splits_stays_in_test_then_in_validation(tmp_path):
     for name, texts in {"train": ["a", "b", "c"], "validation": ["b", "c", "d"], "test": ["c", "e "]}.items():
         pd.DataFrame({"text": texts}).to_csv(tmp_path / f"{name}.csv")
     corpus = load(tmp_path)
-    assert [set(part.text) for part in (corpus.train, corpus.validation, corpus.test)] == [
-        {"a"},
-        {"b", "d"},
-        {"c", "e"},
-    ]
+    assert [set(part.text) for part in (corpus.train, corpus.validation, corpus.test)] == [{"a"}, {"b", "d"}, {"c", "e"}]
     assert corpus.drop_counts == {"duplicate": 3}
 
 
@@ -212,12 +196,7 @@ def test_a_binary_file_says_so(tmp_path, name):
 
 
 @pytest.mark.parametrize(
-    "damage",
-    [
-        lambda data: b"PAR1 nonsense",
-        lambda data: data[:-20],
-        lambda data: data[:60] + b"\xff" * 60 + data[120:],
-    ],
+    "damage", [lambda data: b"PAR1 nonsense", lambda data: data[:-20], lambda data: data[:60] + b"\xff" * 60 + data[120:]]
 )
 def test_a_damaged_parquet_file_is_told_not_thrown(tmp_path, damage):
     path = tmp_path / "b.parquet"

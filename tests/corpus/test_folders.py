@@ -52,56 +52,74 @@ def splits(corpus) -> list[str]:
     return ["".join(sorted(part.text)) for part in (corpus.train, corpus.validation, corpus.test)]
 
 
-@pytest.mark.parametrize(("files", "wanted"), [
-    ({"train1.csv": "ab", "train2.csv": "cd", "test.csv": "e"}, ["abcd", "", "e"]),
-    ({"train.csv": "ab", "testing.csv": "e"}, ["ab", "", "e"]),
-    ({"TRAIN.CSV": "ab", "Valid.csv": "c", "Test.JSONL": "e"}, ["ab", "c", "e"]),
-    ({"train-00000-of-00002.parquet": "ab", "train-00001-of-00002.parquet": "c", "dev-00000-of-00001.parquet": "d"},
-     ["abc", "d", ""]),
-    ({"imdb_train.csv": "ab", "imdb.val.csv": "c", "imdb-test 2.csv": "e"}, ["ab", "c", "e"]),
-    ({"training.csv": "ab", "validation_matched.csv": "c", "evaluation.csv": "e"}, ["ab", "c", "e"]),
-    ({"trainset.csv": "ab", "testset.csv": "e"}, ["ab", "", "e"]),
-    ({"train/1.csv": "a", "train/sub-train/2.csv": "b", "test/1.csv": "e"}, ["ab", "", "e"]),
-    ({"train/1.csv": "a", "test.csv": "e"}, ["a", "", "e"]),
-    ({"latest.csv": "a", "contest.csv": "b", "trainers.csv": "c", "devices.csv": "d"}, ["abcd", "", ""]),
-    ({"train.txt": "a\n\nb", "valid.txt": "c", "test.txt": "e"}, ["ab", "c", "e"]),
-], ids=lambda files: "-".join(files)[:40])
+@pytest.mark.parametrize(
+    ("files", "wanted"),
+    [
+        ({"train1.csv": "ab", "train2.csv": "cd", "test.csv": "e"}, ["abcd", "", "e"]),
+        ({"train.csv": "ab", "testing.csv": "e"}, ["ab", "", "e"]),
+        ({"TRAIN.CSV": "ab", "Valid.csv": "c", "Test.JSONL": "e"}, ["ab", "c", "e"]),
+        ({"train-00000-of-00002.parquet": "ab", "train-00001-of-00002.parquet": "c", "dev-00000-of-00001.parquet": "d"}, ["abc", "d", ""]),
+        ({"imdb_train.csv": "ab", "imdb.val.csv": "c", "imdb-test 2.csv": "e"}, ["ab", "c", "e"]),
+        ({"training.csv": "ab", "validation_matched.csv": "c", "evaluation.csv": "e"}, ["ab", "c", "e"]),
+        ({"trainset.csv": "ab", "testset.csv": "e"}, ["ab", "", "e"]),
+        ({"train/1.csv": "a", "train/sub-train/2.csv": "b", "test/1.csv": "e"}, ["ab", "", "e"]),
+        ({"train/1.csv": "a", "test.csv": "e"}, ["a", "", "e"]),
+        ({"latest.csv": "a", "contest.csv": "b", "trainers.csv": "c", "devices.csv": "d"}, ["abcd", "", ""]),
+        ({"train.txt": "a\n\nb", "valid.txt": "c", "test.txt": "e"}, ["ab", "c", "e"]),
+    ],
+    ids=lambda files: "-".join(files)[:40],
+)
 def test_files_keep_the_split_that_they_are_named_after(tmp_path, files, wanted):
     assert splits(load(lay(tmp_path, **files))) == wanted
 
 
-@pytest.mark.parametrize(("files", "wanted", "words"), [
-    ({"train.csv": "ab", "data.csv": "c"}, ["ab", "", ""], "left alone: data.csv"),
-    ({"train.csv": "ab", "test.csv": "c", "unsupervised.csv": "d", "sheet.xlsx": "e"}, ["ab", "", "c"], "sheet.xlsx"),
-    ({"train.csv": "ab", "test.csv.zip": "e"}, ["ab", "", ""], "left alone: test.csv.zip"),
-    ({"train.csv": "ab", "notes.txt": "e", "old/train.csv": "f"}, ["ab", "", ""], "notes.txt, old/train.csv"),
-    ({"test.csv": "ab"}, ["ab", "", ""], "no train split: test.csv is divided anew"),
-    ({"train.csv": "ab", "test.csv": ""}, ["ab", "", ""], "test.csv has no rows"),
-    ({"train/1.txt": "a", "test/2.txt": "e", "unsup/3.txt": "f", "loose.txt": "g"}, ["a", "", "e"],
-     "left alone: unsup/, loose.txt"),
-    ({"test/1.txt": "a"}, ["a", "", ""], "no train split: test/ is divided anew"),
-], ids=lambda files: "-".join(files)[:40])
+@pytest.mark.parametrize(
+    ("files", "wanted", "words"),
+    [
+        ({"train.csv": "ab", "data.csv": "c"}, ["ab", "", ""], "left alone: data.csv"),
+        ({"train.csv": "ab", "test.csv": "c", "unsupervised.csv": "d", "sheet.xlsx": "e"}, ["ab", "", "c"], "sheet.xlsx"),
+        ({"train.csv": "ab", "test.csv.zip": "e"}, ["ab", "", ""], "left alone: test.csv.zip"),
+        ({"train.csv": "ab", "notes.txt": "e", "old/train.csv": "f"}, ["ab", "", ""], "notes.txt, old/train.csv"),
+        ({"test.csv": "ab"}, ["ab", "", ""], "no train split: test.csv is divided anew"),
+        ({"train.csv": "ab", "test.csv": ""}, ["ab", "", ""], "test.csv has no rows"),
+        ({"train/1.txt": "a", "test/2.txt": "e", "unsup/3.txt": "f", "loose.txt": "g"}, ["a", "", "e"], "left alone: unsup/, loose.txt"),
+        ({"test/1.txt": "a"}, ["a", "", ""], "no train split: test/ is divided anew"),
+    ],
+    ids=lambda files: "-".join(files)[:40],
+)
 def test_what_is_not_read_is_said(tmp_path, files, wanted, words):
     corpus = load(lay(tmp_path, **files))
     assert splits(corpus) == wanted
     assert words in "; ".join(corpus.notes)
 
 
-@pytest.mark.parametrize(("files", "words"), [
-    ({"test.csv": "ab", "data.csv": "c"}, "nothing named after train; beside it: data.csv"),
-    ({"test.csv": "ab", "dev.csv": "c"}, "nothing named after train"),
-    ({"train_test.csv": "ab"}, "more than one split (train and test)"),
-    ({"train.csv": "", "test.csv": "ab"}, "no documents to train on"),
-    ({"train/1.txt": "a", "car/2.txt": "b"}, "a split or a topic?"),
-    ({"test/1.txt": "a", "car/2.txt": "b"}, "no sub-folder named after train; beside it: car/"),
-    ({"train/test/1.txt": "a"}, "more than one split"),
-], ids=lambda files: "-".join(files)[:40] if isinstance(files, dict) else "")
+@pytest.mark.parametrize(
+    ("files", "words"),
+    [
+        ({"test.csv": "ab", "data.csv": "c"}, "nothing named after train; beside it: data.csv"),
+        ({"test.csv": "ab", "dev.csv": "c"}, "nothing named after train"),
+        ({"train_test.csv": "ab"}, "more than one split (train and test)"),
+        ({"train.csv": "", "test.csv": "ab"}, "no documents to train on"),
+        ({"train/1.txt": "a", "car/2.txt": "b"}, "a split or a topic?"),
+        ({"test/1.txt": "a", "car/2.txt": "b"}, "no sub-folder named after train; beside it: car/"),
+        ({"train/test/1.txt": "a"}, "more than one split"),
+    ],
+    ids=lambda files: "-".join(files)[:40] if isinstance(files, dict) else "",
+)
 def test_an_ambiguous_folder_is_refused(tmp_path, files, words):
     assert words in refusal(lay(tmp_path, **files))
 
 
-@pytest.mark.parametrize("layout", ["{split}/{topic}/{n}.txt", "{topic}/{split}/{n}.txt", "whole/{split}/{topic}/{n}.TXT",
-                                    "Data/{split}ing/{topic}/old/{n}.txt", "{split}_data/{topic}/{n}.txt.gz"])
+@pytest.mark.parametrize(
+    "layout",
+    [
+        "{split}/{topic}/{n}.txt",
+        "{topic}/{split}/{n}.txt",
+        "whole/{split}/{topic}/{n}.TXT",
+        "Data/{split}ing/{topic}/old/{n}.txt",
+        "{split}_data/{topic}/{n}.txt.gz",
+    ],
+)
 def test_split_folders_are_never_topics_wherever_they_stand(tmp_path, layout):
     number = 0
     for split in ("train", "test"):
@@ -114,13 +132,27 @@ def test_split_folders_are_never_topics_wherever_they_stand(tmp_path, layout):
     corpus = load(tmp_path)
     assert corpus.domains == ("food", "sport")
     assert {(text, corpus.domains[label]) for text, label in zip(corpus.test.text, corpus.test.label, strict=True)} == {
-        ("test sport", "sport"), ("test food", "food")}
+        ("test sport", "sport"),
+        ("test food", "food"),
+    }
     assert set(corpus.train.text) == {"train sport", "train food"}
 
 
 def test_files_about_a_data_set_and_hidden_files_are_no_documents(tmp_path):
-    about = ["README.md", "README.txt", "LICENSE", ".gitattributes", "_metadata", "_SUCCESS", "croissant.json",
-             "dataset_infos.json", "dataset_info.json", "metadata.json", ".cache/train.csv", ".hidden.csv"]
+    about = [
+        "README.md",
+        "README.txt",
+        "LICENSE",
+        ".gitattributes",
+        "_metadata",
+        "_SUCCESS",
+        "croissant.json",
+        "dataset_infos.json",
+        "dataset_info.json",
+        "metadata.json",
+        ".cache/train.csv",
+        ".hidden.csv",
+    ]
     for name in about:
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text('{"description": "a text"}')
@@ -150,9 +182,13 @@ PACK = {".gz": gzip.compress, ".bz2": bz2.compress, ".xz": lzma.compress, ".zst"
 @pytest.mark.parametrize("packed", PACK)
 @pytest.mark.parametrize("name", ["train.csv", "train.tsv", "train.jsonl", "train.json", "train.parquet", "train.txt"])
 def test_compressed_files_are_read_as_what_they_hold(tmp_path, name, packed):
-    data = {"train.csv": b"text,label\nab,x\n", "train.tsv": b"text\tlabel\nab\tx\n",
-            "train.jsonl": b'{"text": "ab", "label": "x"}\n',
-            "train.json": b'[{"text": "ab", "label": "x"}]', "train.txt": b"ab\n"}.get(name)
+    data = {
+        "train.csv": b"text,label\nab,x\n",
+        "train.tsv": b"text\tlabel\nab\tx\n",
+        "train.jsonl": b'{"text": "ab", "label": "x"}\n',
+        "train.json": b'[{"text": "ab", "label": "x"}]',
+        "train.txt": b"ab\n",
+    }.get(name)
     if data is None:
         pd.DataFrame({"text": ["ab"], "label": ["x"]}).to_parquet(tmp_path / "plain.parquet")
         data = (tmp_path / "plain.parquet").read_bytes()
@@ -230,8 +266,11 @@ def test_an_empty_name_is_no_corpus(name):
         load_corpus(DatasetConfig(name))
 
 
-@pytest.mark.parametrize("name", ["a" * 5000, "x" * 300 + ".csv", "/" + "y" * 400, "~nobody-of-that-name/x.csv", "a\0b.csv",
-                                  "a\nb", "./" + "z" * 300 + "/t.csv"], ids=lambda name: f"{name[:6]!r}")
+@pytest.mark.parametrize(
+    "name",
+    ["a" * 5000, "x" * 300 + ".csv", "/" + "y" * 400, "~nobody-of-that-name/x.csv", "a\0b.csv", "a\nb", "./" + "z" * 300 + "/t.csv"],
+    ids=lambda name: f"{name[:6]!r}",
+)
 def test_a_name_that_no_file_can_have_is_refused_in_one_line(name):
     with pytest.raises(UserError) as caught:
         load_corpus(DatasetConfig(name))

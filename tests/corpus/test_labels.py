@@ -31,8 +31,7 @@ PLAIN = [name for name in COLUMNS if "classes" not in name]  # what formats with
 
 def topics(corpus) -> list[str | None]:
     """The topic of each text, in the order of the texts."""
-    found = {text: corpus.domains[label] if label >= 0 else None
-             for text, label in zip(corpus.text, corpus.label, strict=True)}
+    found = {text: corpus.domains[label] if label >= 0 else None for text, label in zip(corpus.text, corpus.label, strict=True)}
     return [found[text] for text in sorted(found)]
 
 
@@ -51,11 +50,14 @@ def written(data: datasets.Dataset, kind: str, folder: Path) -> Path:
     return path
 
 
-@pytest.mark.parametrize(("name", "kind"), [
-    *((name, kind) for name in COLUMNS for kind in ("parquet", "saved")),
-    *((name, kind) for name in PLAIN for kind in ("jsonl", "pandas parquet")),
-    *((name, kind) for name in PLAIN if "lists" not in name for kind in ("csv", "pandas csv")),
-])
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [
+        *((name, kind) for name in COLUMNS for kind in ("parquet", "saved")),
+        *((name, kind) for name in PLAIN for kind in ("jsonl", "pandas parquet")),
+        *((name, kind) for name in PLAIN if "lists" not in name for kind in ("csv", "pandas csv")),
+    ],
+)
 def test_a_file_gives_the_topics_of_the_same_rows_on_the_hub(tmp_path, monkeypatch, name, kind):
     labels, feature, wanted = COLUMNS[name]
     features = datasets.Features({"text": datasets.Value("string"), "label": feature})
@@ -73,12 +75,15 @@ def test_a_categorical_column_has_its_names(tmp_path):
     assert topics(load_corpus(DatasetConfig(str(tmp_path / "t.parquet")))) == ["b", None, "a"]
 
 
-@pytest.mark.parametrize(("cells", "words"), [
-    ([{"id": 1, "name": "a"}], r"structures \(id, name\)"),
-    ([[{"id": 1}]], "structures"),
-    ([[["a"]]], "lists of lists"),
-    ([b"a"], "bytes"),
-])
+@pytest.mark.parametrize(
+    ("cells", "words"),
+    [
+        ([{"id": 1, "name": "a"}], r"structures \(id, name\)"),
+        ([[{"id": 1}]], "structures"),
+        ([[["a"]]], "lists of lists"),
+        ([b"a"], "bytes"),
+    ],
+)
 def test_cells_that_name_no_topic_are_refused(tmp_path, cells, words):
     with pytest.raises(UserError, match=words) as caught:
         read_labels([None, *cells], None, "t.csv, column 'label'")
@@ -96,8 +101,10 @@ def test_a_class_number_without_a_name_is_refused():
 def test_what_is_taken_for_no_label_or_for_a_doubtful_topic_is_said():
     labels, notes = read_labels(["NA", "N/A", "none", "Unknown", "a"], None, "t.csv, column 'label'")
     assert labels == [None, None, "none", "Unknown", "a"]
-    assert notes == ["t.csv, column 'label': 2 labels read 'NA', 'N/A' and count as no label",
-                     "t.csv, column 'label': 'none', 'Unknown' counts as a topic (2 rows); dataset.domains can leave it out"]
+    assert notes == [
+        "t.csv, column 'label': 2 labels read 'NA', 'N/A' and count as no label",
+        "t.csv, column 'label': 'none', 'Unknown' counts as a topic (2 rows); dataset.domains can leave it out",
+    ]
     assert "2 rows have more than one" in read_labels([["a", "b"], ["a", "c"], ["b"]], None, "t")[1][0]
 
 
@@ -108,10 +115,7 @@ def test_whole_numbers_lose_their_point_only_among_numbers():
 
 
 def test_topics_that_differ_in_capitals_or_blanks_are_said(tmp_path):
-    assert group_similar_names(("Sport", "food", "sport", "New York", "New  York")) == [
-        ("Sport", "sport"),
-        ("New York", "New  York"),
-    ]
+    assert group_similar_names(("Sport", "food", "sport", "New York", "New  York")) == [("Sport", "sport"), ("New York", "New  York")]
     (tmp_path / "t.csv").write_text("text,label\na,Sport\nb,sport\nc, sport \n")
     corpus = load_corpus(DatasetConfig(str(tmp_path / "t.csv")))
     assert corpus.domains == ("Sport", "sport")

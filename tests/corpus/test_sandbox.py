@@ -52,15 +52,23 @@ def test_more_documents_keep_the_earlier_ones():
 def test_its_dials_are_written_with_it_and_with_no_other_corpus():
     assert "synthetic" not in DatasetConfig("bbc").to_dict()
     assert DatasetConfig("synthetic", synthetic=SMALL).to_dict()["synthetic"] == {
-        "num_domains": 3, "num_documents": 90, "overlap": 0.5, "concept_shift": 0.0, "styles": ["plain"], "words_per_class": 20,
-        "zipf_exponent": 1.0, "modifier_rate": 0.2, "mean_sentences": 6.0, "seed": 0}
+        "num_domains": 3,
+        "num_documents": 90,
+        "overlap": 0.5,
+        "concept_shift": 0.0,
+        "styles": ["plain"],
+        "words_per_class": 20,
+        "zipf_exponent": 1.0,
+        "modifier_rate": 0.2,
+        "mean_sentences": 6.0,
+        "seed": 0,
+    }
 
 
 def test_its_dials_are_turned_in_yaml_and_on_the_command_line_and_checked_at_the_door():
     said = {"dataset": "synthetic"}
     assert parse_config(said, ["dataset.synthetic.overlap=0.25"]).dataset.synthetic == SyntheticConfig(overlap=0.25)
-    for wrong, told in (("overlp=1", "did you mean 'overlap'"), ("overlap=2", "from 0 to 1"),
-                        ("styles=[posh]", "posh")):
+    for wrong, told in (("overlp=1", "did you mean 'overlap'"), ("overlap=2", "from 0 to 1"), ("styles=[posh]", "posh")):
         with pytest.raises(UserError, match=told):
             parse_config(said, [f"dataset.synthetic.{wrong}"])
 
@@ -85,8 +93,9 @@ def test_without_overlap_no_noun_or_verb_is_shared_and_with_full_overlap_all_are
 CLOSED = {"itself", "themselves", "behind", "beside"}
 
 
-@pytest.mark.parametrize(("style", "has", "not_"), [
-    ("plain", "the", "da"), ("formal", "said", "da"), ("slang", "da", "the"), ("short", "some", "the")])
+@pytest.mark.parametrize(
+    ("style", "has", "not_"), [("plain", "the", "da"), ("formal", "said", "da"), ("slang", "da", "the"), ("short", "some", "the")]
+)
 def test_a_style_is_its_own_closed_class_words(style, has, not_):
     words = words_of(corpus(styles=(style,)), "domain0")
     assert has in words and not_ not in words
@@ -98,9 +107,13 @@ def test_concept_shift_leaves_the_frequency_of_words_alone():
     seen = []
     for grammar in made.grammars[:2]:
         sentences = [grammar.sample(START_SYMBOL, rng) for _ in range(4000)]
-        seen.append([{w: n / 4000 for w, n in zip(*np.unique(col, return_counts=True))}
-                     for col in ([s[-3] for s in sentences], [s[-2] for s in sentences])]
-                    + [{tuple(s[-3:-1]) for s in sentences}])
+        seen.append(
+            [
+                {w: n / 4000 for w, n in zip(*np.unique(col, return_counts=True))}
+                for col in ([s[-3] for s in sentences], [s[-2] for s in sentences])
+            ]
+            + [{tuple(s[-3:-1]) for s in sentences}]
+        )
     for place in (0, 1):  # noun, verb: the same words, as often
         assert seen[0][place].keys() == seen[1][place].keys()
         assert max(abs(seen[0][place][w] - seen[1][place][w]) for w in seen[0][place]) < 0.02

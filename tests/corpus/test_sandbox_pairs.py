@@ -10,9 +10,7 @@ from fedrift.core.errors import UserError
 from fedrift.data.synthetic import PHENOMENA, SyntheticConfig, document_nats, get_language, make_minimal_pairs
 from fedrift.data.synthetic.language import split_sentences
 
-ALL = get_language(
-    SyntheticConfig(num_domains=4, styles=("plain", "formal", "slang", "short"), concept_shift=0.1, words_per_class=30)
-)
+ALL = get_language(SyntheticConfig(num_domains=4, styles=("plain", "formal", "slang", "short"), concept_shift=0.1, words_per_class=30))
 
 
 def test_there_are_the_phenomena_that_were_promised():

@@ -25,9 +25,7 @@ from fedrift.data.synthetic.language import START_SYMBOL, split_sentences
 
 STYLES = ("plain", "slang", "formal", "short")
 MIXED = SyntheticConfig(num_domains=4, overlap=0.9, concept_shift=0.05, styles=STYLES, words_per_class=20, mean_sentences=2)
-SHORT = SyntheticConfig(
-    num_domains=3, overlap=0.95, concept_shift=0.1, styles=("plain", "slang"), words_per_class=20, mean_sentences=1
-)
+SHORT = SyntheticConfig(num_domains=3, overlap=0.95, concept_shift=0.1, styles=("plain", "slang"), words_per_class=20, mean_sentences=1)
 
 
 def near(values: list[float], truth: float) -> bool:
@@ -82,11 +80,14 @@ def test_words_that_are_all_alike_add_the_logarithm_of_their_number():
     assert gained == pytest.approx(slots * math.log(3), rel=0.03)
 
 
-@pytest.mark.parametrize(("dials", "wanted"), [
-    ({"overlap": 1.0}, 0.0),
-    ({"overlap": 1.0, "concept_shift": 1.0}, math.log(4)),
-    ({"overlap": 1.0, "concept_shift": 1.0, "num_domains": 1}, 0.0),
-])
+@pytest.mark.parametrize(
+    ("dials", "wanted"),
+    [
+        ({"overlap": 1.0}, 0.0),
+        ({"overlap": 1.0, "concept_shift": 1.0}, math.log(4)),
+        ({"overlap": 1.0, "concept_shift": 1.0, "num_domains": 1}, 0.0),
+    ],
+)
 def test_domains_that_are_alike_or_told_by_every_sentence_are_the_extremes(dials, wanted):
     assert domain_information(get_language(SyntheticConfig(**dials))) == pytest.approx(wanted, abs=1e-12)
 

@@ -83,9 +83,7 @@ def test_a_variant_gathers_labels_into_domains(tmp_path):
 def test_wikitext_documents_are_its_paragraphs(tmp_path):
     (tmp_path / "wikitext2").mkdir()
     lines = ["", " = Title = \n", " A paragraph . \n", " = = Part = = \n", " Another one . \n", " \n"]
-    pd.DataFrame({"text": lines, "label": None, "source": "w"}).to_parquet(
-        tmp_path / "wikitext2" / "test.parquet"
-    )
+    pd.DataFrame({"text": lines, "label": None, "source": "w"}).to_parquet(tmp_path / "wikitext2" / "test.parquet")
     corpus = load_corpus(DatasetConfig("wikitext2"), data_dir=tmp_path)
     assert set(corpus.text) == {"A paragraph .", "Another one ."}
     assert corpus.domains == ()
@@ -108,9 +106,7 @@ def test_changed_data_is_told(tmp_path):
 @pytest.mark.parametrize("name", sorted(POCKET_PRETRAINING_DATASETS))
 def test_the_unseen_half_holds_no_train_document_that_pocket_has_read(tmp_path, name):
     local(tmp_path, name)
-    whole, unseen, read = (
-        load_corpus(DatasetConfig(name), data_dir=tmp_path, half=half) for half in ("all", "unseen", "pretraining")
-    )
+    whole, unseen, read = (load_corpus(DatasetConfig(name), data_dir=tmp_path, half=half) for half in ("all", "unseen", "pretraining"))
     dealt_from_train = [*unseen.train.text, *unseen.validation.text]
     assert len(dealt_from_train) > 50
     assert not any(is_in_pretraining_half(text) for text in dealt_from_train)
@@ -122,9 +118,7 @@ def test_the_unseen_half_holds_no_train_document_that_pocket_has_read(tmp_path, 
 def test_variants_paths_and_hub_ids_of_a_corpus_are_halved_as_it_is(tmp_path):
     local(tmp_path, "dbpedia")
     for name in (tmp_path / "dbpedia", tmp_path / "dbpedia" / "train.parquet"):
-        assert not any(
-            map(is_in_pretraining_half, load_corpus(DatasetConfig(str(name), test_fraction=0.0), half="unseen").train.text)
-        )
+        assert not any(map(is_in_pretraining_half, load_corpus(DatasetConfig(str(name), test_fraction=0.0), half="unseen").train.text))
     assert known_origin("reddit_topics") == "reddit_posts"
     assert known_origin("newsgroups_topics") == "newsgroups20"
     assert known_origin("Salesforce/wikitext:wikitext-103-raw-v1") == "wikitext2"
@@ -158,17 +152,12 @@ def on_the_hub(monkeypatch, found):
 
 def split_by(texts, labels, feature, column="label"):
     columns = {"text": texts, column: labels, "content": texts}
-    features = datasets.Features(
-        {"text": datasets.Value("string"), column: feature, "content": datasets.Value("string")}
-    )
+    features = datasets.Features({"text": datasets.Value("string"), column: feature, "content": datasets.Value("string")})
     return datasets.Dataset.from_dict(columns, features=features)
 
 
 def labels_of(corpus):
-    return {
-        text: corpus.domains[label] if label >= 0 else None
-        for text, label in zip(corpus.text, corpus.label, strict=True)
-    }
+    return {text: corpus.domains[label] if label >= 0 else None for text, label in zip(corpus.text, corpus.label, strict=True)}
 
 
 def test_class_numbers_of_the_hub_get_their_names(monkeypatch):
@@ -176,9 +165,7 @@ def test_class_numbers_of_the_hub_get_their_names(monkeypatch):
     said = on_the_hub(
         monkeypatch,
         datasets.DatasetDict(
-            train=split_by(["a", "b", "c"], [0, 1, -1], names),
-            test=split_by(["d"], [1], names),
-            unsupervised=split_by(["e"], [0], names),
+            train=split_by(["a", "b", "c"], [0, 1, -1], names), test=split_by(["d"], [1], names), unsupervised=split_by(["e"], [0], names)
         ),
     )
     corpus = load_corpus(DatasetConfig("ag_news", validation_fraction=0.0))
@@ -190,9 +177,7 @@ def test_class_numbers_of_the_hub_get_their_names(monkeypatch):
 
 def test_of_a_list_of_labels_the_first_counts(monkeypatch):
     names = datasets.List(datasets.ClassLabel(names=["joy", "fear"]))
-    on_the_hub(
-        monkeypatch, datasets.DatasetDict(train=split_by(["a", "b", "c"], [[1, 0], [0], []], names, "labels"))
-    )
+    on_the_hub(monkeypatch, datasets.DatasetDict(train=split_by(["a", "b", "c"], [[1, 0], [0], []], names, "labels")))
     assert labels_of(load_corpus(DatasetConfig("reddit_comments"))) == {"a": "fear", "b": "joy", "c": None}
 
 
@@ -220,9 +205,7 @@ def test_any_hub_id_with_its_configuration_and_columns(monkeypatch):
     assert "did you mean 'content'" in refusal("someone/set", text_column="contents")
 
 
-@pytest.mark.parametrize(
-    "error", [ConnectionError("no route"), FileNotFoundError("gone"), RuntimeError("proxy")]
-)
+@pytest.mark.parametrize("error", [ConnectionError("no route"), FileNotFoundError("gone"), RuntimeError("proxy")])
 def test_a_hub_out_of_reach_names_the_ways_out(monkeypatch, error):
     def load_dataset(name, config):
         raise error

@@ -17,10 +17,7 @@ GOLDEN = [0, 2, 2, 1, 0, 1, 2, 0, 0, 0, 1, 0]  # what seed 0 gave when runs bega
 
 def some(count, labels=("a",), split=TRAIN):
     texts = [f"document {split} {n}" for n in range(count)]
-    return [
-        Document(sha256(t.encode()).digest(), t, labels[n % len(labels)], "s", split)
-        for n, t in enumerate(texts)
-    ]
+    return [Document(sha256(t.encode()).digest(), t, labels[n % len(labels)], "s", split) for n, t in enumerate(texts)]
 
 
 @given(st.integers(1, 60), st.integers(0, 5), st.floats(0, 0.6), st.floats(0, 0.39))

@@ -28,8 +28,9 @@ def data(tmp_path):
 
 def count(corpus) -> np.ndarray:
     """Documents of each split and domain, [3, T]."""
-    return np.array([np.bincount(corpus.label[corpus.split == split], minlength=len(corpus.domains))
-                     for split in (TRAIN, VALIDATION, TEST)])
+    return np.array(
+        [np.bincount(corpus.label[corpus.split == split], minlength=len(corpus.domains)) for split in (TRAIN, VALIDATION, TEST)]
+    )
 
 
 def test_styles_are_corpora_and_equally_many_documents_of_each_in_every_split(data):

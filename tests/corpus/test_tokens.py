@@ -68,9 +68,7 @@ def test_nothing_is_cut_whatever_the_tokenizer_was_last_asked(tokenizer):
 def test_more_documents_than_a_batch_keep_their_order(tokenizer):
     texts = [f"number {n}" for n in range(2345)]
     tokens = tokenize_corpus(corpus_of(*texts), tokenizer, cache_dir=None)
-    assert [tokenizer.decode(tokens.document_ids(row)[:-1]) for row in (0, 999, 1000, 2344)] == [
-        texts[row] for row in (0, 999, 1000, 2344)
-    ]
+    assert [tokenizer.decode(tokens.document_ids(row)[:-1]) for row in (0, 999, 1000, 2344)] == [texts[row] for row in (0, 999, 1000, 2344)]
 
 
 def test_a_cached_corpus_is_not_tokenised_again(tokenizer, tmp_path, monkeypatch):
@@ -99,13 +97,7 @@ def test_other_texts_another_order_and_another_tokenizer_are_other_files(tokeniz
 
 
 @pytest.mark.parametrize(
-    "damage",
-    [
-        lambda data: b"",
-        lambda data: b"PK nonsense",
-        lambda data: data[:-30],
-        lambda data: data[:100] + b"\xff" * 20 + data[120:],
-    ],
+    "damage", [lambda data: b"", lambda data: b"PK nonsense", lambda data: data[:-30], lambda data: data[:100] + b"\xff" * 20 + data[120:]]
 )
 def test_a_damaged_cache_file_is_made_again(tokenizer, tmp_path, damage):
     first = tokenize_corpus(corpus_of(*TEXTS), tokenizer, cache_dir=tmp_path)
@@ -155,13 +147,9 @@ def test_without_a_cache_nothing_is_written(tokenizer, tmp_path, monkeypatch):
 
 def test_a_begin_token_that_the_tokenizer_likes_to_add_is_not_added(tokenizer):
     liking = deepcopy(tokenizer)
-    liking.backend_tokenizer.post_processor = TemplateProcessing(
-        single="<|end|> $A", special_tokens=[("<|end|>", tokenizer.eos_token_id)]
-    )
+    liking.backend_tokenizer.post_processor = TemplateProcessing(single="<|end|> $A", special_tokens=[("<|end|>", tokenizer.eos_token_id)])
     assert liking("a")["input_ids"][0] == tokenizer.eos_token_id
-    assert same(
-        tokenize_corpus(corpus_of("a"), liking, cache_dir=None), tokenize_corpus(corpus_of("a"), tokenizer, cache_dir=None)
-    )
+    assert same(tokenize_corpus(corpus_of("a"), liking, cache_dir=None), tokenize_corpus(corpus_of("a"), tokenizer, cache_dir=None))
 
 
 def test_ids_beyond_two_bytes_do_not_wrap(tmp_path):

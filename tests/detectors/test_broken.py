@@ -31,10 +31,12 @@ def find_failure(found, failure):
 def dead(rounds=5, start=5.884, relative=1e30, slope=0.0, **more) -> Trajectory:
     """As on a processor with AMX at a learning rate of 1e30: weights of 1e30, uniform logits, no gradient, no failed client."""
     loss = [start] + [UNIFORM] * rounds
-    clients = {"update.relative": [[NAN, NAN], [relative, relative]] + [[0.0, 0.0]] * (rounds - 1),
-               "gradient.norm": [[NAN, NAN], [0.3, 0.4]] + [[slope, slope]] * (rounds - 1),
-               "update.norm": [[NAN, NAN], [1e31, 1e31]] + [[0.0, 0.0]] * (rounds - 1),
-               "failed": [[NAN, NAN]] + [[0, 0]] * rounds}
+    clients = {
+        "update.relative": [[NAN, NAN], [relative, relative]] + [[0.0, 0.0]] * (rounds - 1),
+        "gradient.norm": [[NAN, NAN], [0.3, 0.4]] + [[slope, slope]] * (rounds - 1),
+        "update.norm": [[NAN, NAN], [1e31, 1e31]] + [[0.0, 0.0]] * (rounds - 1),
+        "failed": [[NAN, NAN]] + [[0, 0]] * rounds,
+    }
     curves = {"loss": loss, "loss__a": loss, "loss__b": loss, "loss_uniform": [UNIFORM], **more}
     return run(clients=clients, **curves)
 
@@ -45,13 +47,10 @@ def test_a_dead_model_is_told_first_and_plainly_for_one_seed_however_short_the_r
     said = judge_run(found)
     assert said.has_diverged and said.sentence.startswith(
         "Training failed: the model is dead: from round 1 on its loss is 5.7683 nats, ln 320, so that it gives every token the "
-        "same probability; client 0's update")
-    first, *rest = diagnose([RunEvidence(found)])
-    assert (
-        first.failure == "dead model"
-        and first.first_round == 1
-        and first.sentence.startswith("Training failed: the model is dead")
+        "same probability; client 0's update"
     )
+    first, *rest = diagnose([RunEvidence(found)])
+    assert first.failure == "dead model" and first.first_round == 1 and first.sentence.startswith("Training failed: the model is dead")
     assert "That is a fact of this run" in first.sentence
     assert {each.failure for each in rest if each.grade == "suspected"} == {"divergence", "exploding updates"}
 
@@ -67,8 +66,9 @@ def test_no_run_is_held_against_a_dead_one():
 
 def test_a_loss_near_that_of_a_uniform_guess_is_no_dead_model():
     near = run(loss=[5.9, 5.8] + [UNIFORM + 2e-5] * 4, loss_uniform=[UNIFORM])
-    domains = run(loss=[5.9] + [UNIFORM] * 4, loss__a=[5.9] + [UNIFORM - 0.2] * 4, loss__b=[5.9] + [UNIFORM + 0.2] * 4,
-                  loss_uniform=[UNIFORM])
+    domains = run(
+        loss=[5.9] + [UNIFORM] * 4, loss__a=[5.9] + [UNIFORM - 0.2] * 4, loss__b=[5.9] + [UNIFORM + 0.2] * 4, loss_uniform=[UNIFORM]
+    )
     passing = run(loss=[5.9, UNIFORM, 5.5, 5.4, 5.3], loss_uniform=[UNIFORM])
     untrained = run(loss=[UNIFORM], loss_uniform=[UNIFORM])
     for case in (near, domains, passing):
@@ -87,15 +87,12 @@ def test_gradients_that_vanish_after_an_explosion_are_a_dead_model_whatever_its_
 
 def test_an_exploding_update_names_client_round_and_ratio():
     ratios = [[NAN, NAN, NAN], [0.2, 0.3, NAN], [0.2, NAN, 4e4], [0.1, 0.2, NAN]]
-    finding = find_failure(
-        detectors.exploding_updates(RunEvidence(run(clients={"update.relative": ratios}))), "exploding updates"
-    )
+    finding = find_failure(detectors.exploding_updates(RunEvidence(run(clients={"update.relative": ratios}))), "exploding updates")
     assert finding.is_positive and finding.clients == (2,) and finding.first_round == 2
     assert finding.message == "client 2's update in round 2 is 4e+04 times as long as the model it received"
     calm = [[16.0, 99.0]] * 4  # LoRA with Adam at its bound
     assert (
-        find_failure(detectors.exploding_updates(RunEvidence(run(clients={"update.relative": calm}))), "exploding updates").grade
-        == "none"
+        find_failure(detectors.exploding_updates(RunEvidence(run(clients={"update.relative": calm}))), "exploding updates").grade == "none"
     )
 
 
@@ -104,11 +101,7 @@ def test_a_run_that_ends_above_its_start_is_called_however_large_its_own_noise()
     up = run(loss=np.append(4.0, 4.2 + noise))
     calm = run(loss=falling(21, 4.0, 3.9))
     finding = find_failure(detectors.divergence(RunEvidence(up, calm)), "divergence")
-    assert (
-        finding.is_positive
-        and finding.in_baseline is False
-        and "nats above the loss of the untrained model (4.000)" in finding.message
-    )
+    assert finding.is_positive and finding.in_baseline is False and "nats above the loss of the untrained model (4.000)" in finding.message
     assert not find_failure(detectors.loss_gap(RunEvidence(up, calm)), "loss gap").is_positive  # its own scatter hides it there
     assert judge_run(up, calm).sentence.startswith("Training failed: the run ends") and not judge_run(up, calm).has_diverged
     assert not find_failure(detectors.divergence(RunEvidence(run(loss=[4.0] + [4.005] * 20))), "divergence").is_positive
@@ -171,11 +164,7 @@ def test_a_client_whose_update_explodes_is_an_event_and_no_other_is(tmp_path):
     "overrides",
     [
         ("trainable=All", "training.client_optimizer.lr=1.0", "training.max_grad_norm=null"),  # from random weights
-        (
-            "trainable={type: Lora, r: 1, target_modules: [q_proj]}",
-            "training.client_optimizer.lr=1.0",
-            "training.max_grad_norm=null",
-        ),
+        ("trainable={type: Lora, r: 1, target_modules: [q_proj]}", "training.client_optimizer.lr=1.0", "training.max_grad_norm=null"),
         ("trainable=All", "training.client_optimizer={type: AdamW, lr: 0.01}", "training.local_steps=5"),
         (
             "trainable={type: Lora, r: 1, target_modules: [q_proj]}",
@@ -187,17 +176,15 @@ def test_a_client_whose_update_explodes_is_an_event_and_no_other_is(tmp_path):
 )
 def test_healthy_runs_are_not_called_broken(tmp_path, overrides):
     made = run_experiment(
-        experiment(
-            tmp_path,
-            "training.num_rounds=4",
-            "evaluation.blocks_per_client=0",
-            "evaluation.final_blocks_per_domain=0",
-            *overrides,
-        ),
+        experiment(tmp_path, "training.num_rounds=4", "evaluation.blocks_per_client=0", "evaluation.final_blocks_per_domain=0", *overrides),
         stock(tmp_path),
     )
-    found = {finding.failure for detector in (detectors.dead_model, detectors.divergence, detectors.exploding_updates)
-             for finding in detector(RunEvidence(made.trajectory())) if finding.is_positive}
+    found = {
+        finding.failure
+        for detector in (detectors.dead_model, detectors.divergence, detectors.exploding_updates)
+        for finding in detector(RunEvidence(made.trajectory()))
+        if finding.is_positive
+    }
     assert not found and np.nanmax(made.trajectory().client_table("update.relative")) < THRESHOLDS["explosion"]["relative"] / 5
     assert not [event for event in made.events() if event["kind"] == "update exploded"]
 

@@ -7,27 +7,20 @@ import pytest
 
 from benchmarks.calibration.analytic import QuadraticFederation, make_mixtures, run_quadratics
 from benchmarks.calibration.analytic_failures import INJECTED_FAILURES, quadratic_null_run, run_with_control, with_iid_mixtures
-from benchmarks.calibration.score import (
-    REPORT_SEEDS,
-    TUNING_SEEDS,
-    count_false_alarms,
-    exact_interval,
-    first_detected,
-    measure_recall,
-)
+from benchmarks.calibration.score import REPORT_SEEDS, TUNING_SEEDS, count_false_alarms, exact_interval, first_detected, measure_recall
 from fedrift.diagnosis import diagnose
 
 
 def test_q2_ends_where_fedavg_must():
     x = 0.6041260077  # the fixed point of ten local steps
     loss = run_quadratics(QuadraticFederation(num_rounds=15)).curve("loss")[-1]
-    assert loss == pytest.approx(x ** 2 / 4 + (x - 1) ** 2, rel=1e-6)
+    assert loss == pytest.approx(x**2 / 4 + (x - 1) ** 2, rel=1e-6)
 
 
 def test_the_divergence_plant_grows_by_its_factor_and_its_twin_vanishes():
     world = QuadraticFederation(a=(1.0, 9.5), b=(0.0, 0.0), lr=0.22, num_rounds=12)
     loss = run_quadratics(world).curve("loss")
-    assert loss[-1] / loss[-2] == pytest.approx(1.2253607 ** 2, rel=1e-6)
+    assert loss[-1] / loss[-2] == pytest.approx(1.2253607**2, rel=1e-6)
     assert run_quadratics(with_iid_mixtures(world)).curve("loss")[-1] < 1e-12
 
 
@@ -46,8 +39,7 @@ def test_thresholds_are_never_reported_on_the_seeds_that_they_may_be_set_by():
     assert not set(TUNING_SEEDS) & set(REPORT_SEEDS) and len(REPORT_SEEDS) >= 20
 
 
-@pytest.mark.parametrize(("count", "of", "low", "high"), [
-    (0, 20, 0.0, 0.16843), (1, 20, 0.00127, 0.24873), (5, 10, 0.18709, 0.81291)])
+@pytest.mark.parametrize(("count", "of", "low", "high"), [(0, 20, 0.0, 0.16843), (1, 20, 0.00127, 0.24873), (5, 10, 0.18709, 0.81291)])
 def test_rates_have_clopper_and_pearsons_interval(count, of, low, high):
     assert exact_interval(count, of) == pytest.approx((low, high), abs=1e-5)
 
@@ -64,9 +56,7 @@ def test_a_control_divided_by_the_cohort_is_confirmed_as_a_bug_and_nothing_else(
         said["control-variate invariant violated"].grade == "confirmed"
         and said["control-variate invariant violated"].cause == "implementation error"
     )
-    assert {name for name, each in said.items() if each.grade == "confirmed"} <= plant.side_effects | {
-        "control-variate invariant violated"
-    }
+    assert {name for name, each in said.items() if each.grade == "confirmed"} <= plant.side_effects | {"control-variate invariant violated"}
 
 
 @pytest.mark.slow

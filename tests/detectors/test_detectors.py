@@ -33,18 +33,21 @@ def test_what_is_not_recorded_is_not_measured_and_never_none(detector):
 
 
 def test_a_run_beside_a_copy_of_itself_shows_nothing():
-    one = run(loss=falling(), loss__a=falling(), loss__b=falling(), update_diversity=[2.0] * 40, general_loss=falling(),
-              adapters_error_update=[0.01] * 40, clients={"loss": [[4.0, 4.1]] * 40, "failed": [[0, 0]] * 40})
+    one = run(
+        loss=falling(),
+        loss__a=falling(),
+        loss__b=falling(),
+        update_diversity=[2.0] * 40,
+        general_loss=falling(),
+        adapters_error_update=[0.01] * 40,
+        clients={"loss": [[4.0, 4.1]] * 40, "failed": [[0, 0]] * 40},
+    )
     assert {finding.grade for finding in run_detectors(RunEvidence(one, one))} == {"none", "not measured"}
 
 
 def test_one_run_alone_is_never_confirmed():
     bad = run(loss=[4.0, NAN, NAN], clients={"failed": [[0, 1]] * 3})
-    assert {finding.grade for finding in run_detectors(RunEvidence(bad, run(loss=falling())))} <= {
-        "suspected",
-        "none",
-        "not measured",
-    }
+    assert {finding.grade for finding in run_detectors(RunEvidence(bad, run(loss=falling())))} <= {"suspected", "none", "not measured"}
 
 
 def test_growing_server_steps_with_a_rising_loss_are_divergence_before_the_loss_has_run_away():
@@ -59,7 +62,7 @@ def test_growing_server_steps_with_a_rising_loss_are_divergence_before_the_loss_
 def test_the_oscillation_index_is_upward_moves_over_the_way_down():
     loss = np.concatenate([[6.0], np.tile([4.0, 5.0], 10)])  # after 30 %: 15 values, of which 7 or so go up by 1; way down 2
     index, changes, _ = measure_oscillation(run(loss=loss), 0.3)
-    late = loss[round(0.3 * len(loss)):]
+    late = loss[round(0.3 * len(loss)) :]
     assert index == pytest.approx(np.diff(late).clip(0).sum() / 2) and changes == 1.0
 
 
@@ -78,9 +81,7 @@ def test_a_loss_that_only_falls_does_not_swing_however_much_faster_than_the_twin
 
 def test_domains_that_swing_are_found_where_the_mean_is_calm():
     up = run(loss=falling(), loss__a=falling() + ZIGZAG, loss__b=falling() - ZIGZAG)
-    finding = only(
-        detectors.oscillation(RunEvidence(up, run(loss=falling(), loss__a=falling(), loss__b=falling()))), "domain oscillation"
-    )
+    finding = only(detectors.oscillation(RunEvidence(up, run(loss=falling(), loss__a=falling(), loss__b=falling()))), "domain oscillation")
     assert finding.is_positive and set(finding.locations) == {"a", "b"}
 
 
@@ -96,14 +97,15 @@ def test_drift_needs_other_numbers_of_steps_and_an_arm_without_local_steps_to_be
     assert only(detectors.client_drift(whole)).is_positive and only(detectors.client_drift(whole)).is_confirmable
 
 
-@pytest.mark.parametrize("change", [
-    {"fedsgd": drifting()},  # the gap stays without local steps
-    {"local_steps_sweep": {5: drifting(norm=2.0)}},  # fewer local steps take the clients further apart
-])
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"fedsgd": drifting()},  # the gap stays without local steps
+        {"local_steps_sweep": {5: drifting(norm=2.0)}},  # fewer local steps take the clients further apart
+    ],
+)
 def test_what_does_not_grow_with_the_steps_or_stays_without_them_is_no_drift(change):
-    assert not only(
-        detectors.client_drift(RunEvidence(drifting(), drifting(1.0), info=RunInfo(local_steps=10), **change))
-    ).is_positive
+    assert not only(detectors.client_drift(RunEvidence(drifting(), drifting(1.0), info=RunInfo(local_steps=10), **change))).is_positive
 
 
 def test_general_text_is_forgotten_only_beyond_the_twin():
@@ -137,12 +139,8 @@ def test_a_domain_that_rises_while_its_holder_is_away_is_forgotten():
     facts = RunInfo(5, ("a", "b"), ((1.0, 0.0), (0.0, 1.0)))
     finding = only(detectors.forgetting_during_absence(RunEvidence(taking_turns(0.1), taking_turns(0.0), info=facts)))
     assert finding.is_positive and finding.statistic == pytest.approx(0.3) and set(finding.locations) == {"a", "b"}
-    assert not only(
-        detectors.forgetting_during_absence(RunEvidence(taking_turns(0.1), taking_turns(0.1), info=facts))
-    ).is_positive
-    assert not only(
-        detectors.forgetting_during_absence(RunEvidence(taking_turns(-0.1), taking_turns(0.0), info=facts))
-    ).is_positive
+    assert not only(detectors.forgetting_during_absence(RunEvidence(taking_turns(0.1), taking_turns(0.1), info=facts))).is_positive
+    assert not only(detectors.forgetting_during_absence(RunEvidence(taking_turns(-0.1), taking_turns(0.0), info=facts))).is_positive
 
 
 def test_where_everybody_holds_everything_nobody_is_absent():
@@ -217,29 +215,32 @@ def test_stale_controls_are_older_and_further_off_than_a_gradient():
 
 def test_a_twin_whose_controls_are_far_off_at_any_age_does_not_show_stale_ones():
     age = np.arange(1, 31).reshape(15, 2)
-    said = [only(detectors.control_variates(RunEvidence(controls(age, age / 10), twin)), "stale control variates").in_baseline
-            for twin in (None, controls(age, age / 10), controls(age, 3 + age % 2), controls(age, age / 100))]
+    said = [
+        only(detectors.control_variates(RunEvidence(controls(age, age / 10), twin)), "stale control variates").in_baseline
+        for twin in (None, controls(age, age / 10), controls(age, 3 + age % 2), controls(age, age / 100))
+    ]
     assert said == [None, True, False, False]
 
 
 def test_controls_no_further_off_than_the_twins_are_not_stale_however_old():
     age = np.arange(1, 31).reshape(15, 2)
     noisy = controls(age, 1.3 + age / 100)  # minibatch noise puts fresh controls off as well
-    positive = [only(detectors.control_variates(RunEvidence(noisy, twin)), "stale control variates").is_positive
-                for twin in (None, controls(age, 1.4 - age / 100), controls(age, 0.3 + age / 100))]
+    positive = [
+        only(detectors.control_variates(RunEvidence(noisy, twin)), "stale control variates").is_positive
+        for twin in (None, controls(age, 1.4 - age / 100), controls(age, 0.3 + age / 100))
+    ]
     assert positive == [True, False, True]
 
 
 @pytest.mark.parametrize(("off", "bug"), [(1e-15, False), (1e-6, False), (1e-3, True)])
 def test_controls_whose_mean_is_not_theirs_are_a_bug(off, bug):
-    finding = only(
-        detectors.control_variates(RunEvidence(run(control_imbalance=[off] * 12))), "control-variate invariant violated"
-    )
+    finding = only(detectors.control_variates(RunEvidence(run(control_imbalance=[off] * 12))), "control-variate invariant violated")
     assert finding.is_positive is bug and finding.is_implementation_error
 
 
 def test_overshoot_is_turning_back_with_a_memory_that_grows():
     back, on = [-0.9] * 12, [0.9] * 12
+
     def at(turn, memory):
         return only(detectors.server_overshoot(RunEvidence(run(update_turn=turn, server_momentum=memory)))).is_positive
 

@@ -101,14 +101,9 @@ def test_calibrations_are_told_on_one_page(tmp_path):
     numbers = to_dict("synthetic", alarms, recalls)
     (tmp_path / "calibration-synthetic.json").write_text(__import__("json").dumps(numbers))
     page = render_page(load_calibrations(tmp_path))
-    assert (
-        page.startswith(PAGE_HEADER[:20])
-        and "| slow | stalled convergence | 5 of 5 | confirmed | 10 | – | loss gap | – | 0% |" in page
-    )
+    assert page.startswith(PAGE_HEADER[:20]) and "| slow | stalled convergence | 5 of 5 | confirmed | 10 | – | loss gap | – | 0% |" in page
 
 
 def test_seeds_make_other_runs(ground):
     quick = edit_config(ground.base, {"training__num_rounds": 1, "evaluation__probes": ()})
-    assert (
-        ground.run_cached(RunRequest(quick), 1)[0].curve("loss")[1] != ground.run_cached(RunRequest(quick), 2)[0].curve("loss")[1]
-    )
+    assert ground.run_cached(RunRequest(quick), 1)[0].curve("loss")[1] != ground.run_cached(RunRequest(quick), 2)[0].curve("loss")[1]

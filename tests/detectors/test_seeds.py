@@ -62,15 +62,7 @@ def test_what_wants_more_evidence_stays_suspected_and_says_what():
 def test_an_event_is_worth_a_word_in_one_seed_and_needs_pairs_that_point_one_way():
     def event(run, twin):
         return make_finding(
-            "trouble",
-            float(run),
-            float(twin),
-            0.5,
-            "event",
-            is_positive=run,
-            message="it happened",
-            in_baseline=twin,
-            is_event=True,
+            "trouble", float(run), float(twin), 0.5, "event", is_positive=run, message="it happened", in_baseline=twin, is_event=True
         )
 
     assert grade(*[event(True, False)] + [event(False, False)] * 4) == "suspected"
@@ -108,8 +100,9 @@ def test_placebo_twins_of_noise_confirm_in_less_than_five_per_cent():
 
 
 def test_clients_and_places_are_those_of_most_seeds():
-    said = combine_seeds([one(2.0, clients=(1, 2), locations=("a",)), one(2.1, clients=(1,), locations=("b",)),
-                    one(1.9, clients=(1, 3), locations=("a",))])
+    said = combine_seeds(
+        [one(2.0, clients=(1, 2), locations=("a",)), one(2.1, clients=(1,), locations=("b",)), one(1.9, clients=(1, 3), locations=("a",))]
+    )
     assert said.clients == (1,) and said.locations == ("a",)
 
 

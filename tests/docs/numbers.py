@@ -21,12 +21,15 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = tuple(sorted([*(ROOT / "docs").glob("*.md"), ROOT / "README.md"]))
 MARK = re.compile(r"<!-- numbers: (?:(checked)|(\d+) (settings|measured on \d{4}-\d\d-\d\d with .+?|tested by \S+)) -->")
-HIDDEN = re.compile(r"""
+HIDDEN = re.compile(
+    r"""
     ^```(?!text).*?^```$                       # code; what a command printed stands in ```text
     | <!--.*?--> | `[^`\n]+` | \]\([^)\s]*\)   # comments, code in a line, addresses
     | https?://\S+ | arXiv:\S+ | \d{4}-\d\d-\d\d
     | ^\d+\.(?=\s)                             # numbered lists
-    """, re.VERBOSE | re.MULTILINE | re.DOTALL)
+    """,
+    re.VERBOSE | re.MULTILINE | re.DOTALL,
+)
 NUMBER = re.compile(r"(?<![\w.,])(?<!\w-)[+-]?(?:\d+(?:,\d{3})*(?:\.\d+)*|\.\d+)(?:e[+-]?\d+)?(?!\w*[A-Za-z]-?\d)")
 
 
@@ -74,9 +77,13 @@ def spans(page: str, claim: str) -> list[tuple[int, int]]:
 def uncovered(page: str, claims: list[str]) -> list[str]:
     """The numbers of the checked regions, with what is around them, that no claim has."""
     covered = [span for claim in claims for span in spans(page, claim)]
-    return [f"{number[0]!r} in {page[max(0, number.start() - 50):number.end() + 30]!r}"
-            for region in regions(page) if region.kind == "checked" for number in told(page, region)
-            if not any(low <= number.start() and number.end() <= high for low, high in covered)]
+    return [
+        f"{number[0]!r} in {page[max(0, number.start() - 50) : number.end() + 30]!r}"
+        for region in regions(page)
+        if region.kind == "checked"
+        for number in told(page, region)
+        if not any(low <= number.start() and number.end() <= high for low, high in covered)
+    ]
 
 
 def counted(page: str) -> str:

@@ -30,9 +30,7 @@ def test_a_clustering_snippet_is_an_experiment(snippet):
 
 
 def test_every_signal_has_its_snippet():
-    assert {yaml.safe_load(snippet)["clustering"]["type"] for snippet in CLUSTERING_SNIPPETS} == set(clustering.__all__) - {
-        "NoClustering"
-    }
+    assert {yaml.safe_load(snippet)["clustering"]["type"] for snippet in CLUSTERING_SNIPPETS} == set(clustering.__all__) - {"NoClustering"}
 
 
 def test_the_new_signal_of_the_page_works():

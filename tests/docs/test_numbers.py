@@ -16,9 +16,15 @@ def claims(tmp_path_factory):
     """What each page must say, by its name."""
     root = tmp_path_factory.mktemp("stores")
     kept = {name: imported(root, name) for name in ("first", "failures", "smollm2")}
-    return {"first-study.md": first_study.claims(**kept), "clustering.md": mitigation.page(),
-            "clustering-tables.md": mitigation.every_table(), "speed.md": measured.speed(root), "models.md": measured.models(),
-            "beyond-one-machine.md": measured.backends(), "detectors.md": measured.detectors()}
+    return {
+        "first-study.md": first_study.claims(**kept),
+        "clustering.md": mitigation.page(),
+        "clustering-tables.md": mitigation.every_table(),
+        "speed.md": measured.speed(root),
+        "models.md": measured.models(),
+        "beyond-one-machine.md": measured.backends(),
+        "detectors.md": measured.detectors(),
+    }
 
 
 def test_the_page_of_the_calibration_is_made_of_its_results():
@@ -27,8 +33,9 @@ def test_the_page_of_the_calibration_is_made_of_its_results():
 
 def test_every_number_of_every_page_has_a_source(claims):
     """One test for all pages, so that the stores are read once, whatever the number of processes."""
-    wrong = {path.name: problems(path.read_text(encoding="utf-8"), claims.get(path.name, []))
-             for path in PAGES if path.name != "calibration.md"}
+    wrong = {
+        path.name: problems(path.read_text(encoding="utf-8"), claims.get(path.name, [])) for path in PAGES if path.name != "calibration.md"
+    }
     assert not {name: found for name, found in wrong.items() if found} and set(claims) <= set(wrong)
 
 
@@ -65,7 +72,11 @@ def test_a_number_without_a_claim_and_a_changed_one_are_seen():
     assert [number[0] for number in told(PAGE, regions(PAGE)[0])] == ["3"]
     more = PAGE.replace("1,000", "1,000 or 2,000")
     assert [said[:8] for said in problems(more, [whole.replace("+0.048", "+0.024"), "see [12]"])] == [
-        "say wher", "a number", "the comm", *["'+0.048'"[:8], "'-0.008'"[:8], "'+0.105'"[:8], "'.047' i"]]
+        "say wher",
+        "a number",
+        "the comm",
+        *["'+0.048'"[:8], "'-0.008'"[:8], "'+0.105'"[:8], "'.047' i"],
+    ]
 
 
 @pytest.mark.parametrize(

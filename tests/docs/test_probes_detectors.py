@@ -32,9 +32,15 @@ def written(page: str, package: ModuleType, name: str, monkeypatch: pytest.Monke
 
 
 def test_a_whole_panel_records_nothing_that_the_page_does_not_name(tmp_path):
-    asked = worlds.experiment(tmp_path, "training.num_rounds=2", "training.client_weighting=uniform", "algorithm=Scaffold",
-                              "evaluation.minimal_pairs=3", "evaluation.final_blocks_per_domain=0",
-                              f"evaluation.probes={list(probes.PROBE_GROUPS)}")
+    asked = worlds.experiment(
+        tmp_path,
+        "training.num_rounds=2",
+        "training.client_weighting=uniform",
+        "algorithm=Scaffold",
+        "evaluation.minimal_pairs=3",
+        "evaluation.final_blocks_per_domain=0",
+        f"evaluation.probes={list(probes.PROBE_GROUPS)}",
+    )
     made = run_experiment(asked, worlds.stock(tmp_path)).trajectory()
     named = set(re.findall(r"`([\w.]+)`", PROBES)) | {"train.loss.start"}
     assert len(made.metrics) > 60 and set(made.metrics) <= named, sorted(set(made.metrics) - named)

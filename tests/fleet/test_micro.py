@@ -13,9 +13,7 @@ def test_a_cohort_is_cut_where_memory_ends(monkeypatch):
     need = 4 * 16 * batches.activation_bytes_per_token(plain)
     monkeypatch.setattr(batches, "free_memory_bytes", lambda device: need * 6)
     assert batches.choose_clients_per_pass(plain, 10, 4, 16, cpu) == 3  # half of the free memory holds three clients
-    assert (
-        batches.choose_clients_per_pass(plain, 10, 4, 16, cpu, num_passes=2) == 1
-    )  # MOON keeps a second pass of the same sequences
+    assert batches.choose_clients_per_pass(plain, 10, 4, 16, cpu, num_passes=2) == 1  # MOON keeps a second pass of the same sequences
     monkeypatch.setattr(batches, "free_memory_bytes", lambda device: need // 100)
     assert batches.choose_clients_per_pass(plain, 10, 4, 16, cpu) == 1
     monkeypatch.setattr(batches, "free_memory_bytes", lambda device: need * 1000)
@@ -46,6 +44,7 @@ def test_one_after_the_other_where_that_is_faster_by_the_clock(monkeypatch):
     def takes(alone: float, together: float):
         def step(count: int) -> None:
             clock[0] += alone if count == 1 else together
+
         return step
 
     assert batches.choose_faster(takes(1.0, 5.0), 4) == 1

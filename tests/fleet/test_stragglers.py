@@ -14,9 +14,7 @@ CLIENTS = 40
 
 def reader(share: float, late="partial", steps: int = 6, seed: int = 3, **options) -> StragglingBatches:
     blocks = tuple(blocks_of(5, client) for client in range(CLIENTS))
-    return StragglingBatches(
-        blocks, batch_size=2, seed=seed, local_steps=steps, straggler_fraction=share, straggler_policy=late, **options
-    )
+    return StragglingBatches(blocks, batch_size=2, seed=seed, local_steps=steps, straggler_fraction=share, straggler_policy=late, **options)
 
 
 def taken(batches: StragglingBatches, round: int = 0) -> np.ndarray:
@@ -60,7 +58,7 @@ def test_a_straggler_does_the_steps_that_it_would_have_done():
     for client in range(CLIENTS):
         done = part.block_order(client, 2)
         assert len(done) % 2 == 0 and 0 < len(done) < 12
-        assert (done == whole.block_order(client, 2)[:len(done)]).all()
+        assert (done == whole.block_order(client, 2)[: len(done)]).all()
 
 
 def test_epochs_are_cut_short_too():

@@ -73,8 +73,7 @@ class Loopback(Grid):
                 answer = app(arrived, context)
             except Exception as error:  # as flwr-clientapp answers
                 answer = Message(Error(code=1, reason=str(error)), reply_to=arrived)
-            arrived = [carried(reply) for reply in (
-                self.meddle(message, answer) if message.metadata.message_type == "train" else [answer])]
+            arrived = [carried(reply) for reply in (self.meddle(message, answer) if message.metadata.message_type == "train" else [answer])]
             self.replies += arrived
             self.came += arrived
         return ids
@@ -113,9 +112,20 @@ def nodes(deal: Data, algorithm: FedAvg, keeps: Path, optimizer: Optimizer = Sgd
     return found
 
 
-def over_flower(algorithm: FedAvg, deal: Data, keeps: Path, *, until: int = 3, cohort: int | None = None,
-                state: FederatedState | None = None, grid: Loopback | None = None, optimizer: Optimizer = Sgd(0.05),
-                clients=None, work: ClusteringRuntime | None = None, **options):
+def over_flower(
+    algorithm: FedAvg,
+    deal: Data,
+    keeps: Path,
+    *,
+    until: int = 3,
+    cohort: int | None = None,
+    state: FederatedState | None = None,
+    grid: Loopback | None = None,
+    optimizer: Optimizer = Sgd(0.05),
+    clients=None,
+    work: ClusteringRuntime | None = None,
+    **options,
+):
     size = len(deal.steps)
     grid = grid or Loopback(nodes(deal, algorithm, keeps, optimizer, **(clients or {})))
     made = FlowerClientPool(size, grid, EXPERIMENT, round_timeout_s=0.05, poll_interval_s=0.01, **options)
@@ -130,5 +140,8 @@ def grouped(state: FederatedState, group: list[int]) -> FederatedState:
     """The first state, of clients that share several models."""
     many = torch.zeros(max(group) + 1, dtype=torch.long)
     server = state.server
-    return replace(state, cluster_ids=torch.tensor(group), server=ServerState(*(getattr(server, name).take(many) for name in (
-        "params", "broadcast", "opt_state", "merged_base"))))
+    return replace(
+        state,
+        cluster_ids=torch.tensor(group),
+        server=ServerState(*(getattr(server, name).take(many) for name in ("params", "broadcast", "opt_state", "merged_base"))),
+    )

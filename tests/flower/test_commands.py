@@ -138,8 +138,7 @@ def test_own_folders_and_an_address_are_of_clients_and_ports_that_there_are():
 
 def test_a_flower_configuration_is_read_as_strictly_as_an_experiment():
     assert read_flower_config({"min_results": 2, "round_timeout_s": 60, "runs_dir": "x", "stock_clients": False}) == FlowerConfig(2, 60.0)
-    assert (read_threads({"threads": "2"}), read_threads({}), read_dtype({}), read_bool({"a": True}, "a")) == (
-        2, None, "auto", True)
+    assert (read_threads({"threads": "2"}), read_threads({}), read_dtype({}), read_bool({"a": True}, "a")) == (2, None, "auto", True)
     experiment = parse_config({"dataset": "bbc"})
     assert read_experiment_config({"experiment": json.dumps(experiment.to_dict())}) == experiment
     for reader, config, told in (
@@ -157,11 +156,7 @@ def test_a_flower_configuration_is_read_as_strictly_as_an_experiment():
         (read_experiment_config, {"experiment": 3}, "as JSON"),
         (read_experiment_config, {"experiment": "[" * 100_000}, "as JSON"),
         (read_experiment_config, {"experiment": "1" * 5000}, "as JSON"),
-        (
-            read_experiment_config,
-            {"experiment": '{"dataset": "bbc", "training": {"max_grad_norm": Infinity}}'},
-            "training.max_grad_norm",
-        ),
+        (read_experiment_config, {"experiment": '{"dataset": "bbc", "training": {"max_grad_norm": Infinity}}'}, "training.max_grad_norm"),
         (make_client, Context(1, 1, {"client": True}, RecordDict(), {}), "which client it is.*says true"),
         (make_client, Context(1, 1, {"client": "0"}, RecordDict(), {}), "which client it is"),
         (make_client, Context(1, 1, {"client": 0}, RecordDict(), {}), "as JSON"),
@@ -179,8 +174,11 @@ def test_deploy_says_what_it_does():
 def test_the_arithmetic_that_was_asked_for_travels_and_micro_is_refused(tmp_path):
     asked = Runtime(runs_dir=tmp_path, check_device=False, compiled=True, tf32=True)
     said = make_run_config(asked, FlowerConfig())
-    assert arithmetic_options(said) == arithmetic_options({name: str(value) for name, value in said.items()}) == {
-        "compiled": True, "check_device": False, "tf32": True}
+    assert (
+        arithmetic_options(said)
+        == arithmetic_options({name: str(value) for name, value in said.items()})
+        == {"compiled": True, "check_device": False, "tf32": True}
+    )
     assert arithmetic_options(make_run_config(Runtime(runs_dir=tmp_path), FlowerConfig())) == {}
     with pytest.raises(UserError, match="--clients-per-pass: over Flower"):
         simulate(parse_config({"dataset": "bbc"}), ResourceCache(Runtime(runs_dir=tmp_path, clients_per_pass=2)), FlowerConfig())

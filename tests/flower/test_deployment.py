@@ -75,8 +75,11 @@ def test_a_deployment_is_the_run_on_one_machine_whoever_is_killed(tmp_path):
     address = f"127.0.0.1:{port}"
 
     def app(**terms):
-        return write_app(folder / "app", wanted.to_dict(), {
-            **make_run_config(lent.runtime, FlowerConfig(join_timeout_s=240, **terms)), "state_dir": str(tmp_path / "kept")})
+        return write_app(
+            folder / "app",
+            wanted.to_dict(),
+            {**make_run_config(lent.runtime, FlowerConfig(join_timeout_s=240, **terms)), "state_dir": str(tmp_path / "kept")},
+        )
 
     with process_group(folder) as made:
         write_connection(folder / "flwr", address)
@@ -121,9 +124,7 @@ SIMULATED = [(), ("partition.num_clients=3", "clustering={type: UpdateClustering
 def test_over_flowers_simulation_it_is_the_same_run_too(overrides, tmp_path):
     wanted = asked(tmp_path, "training.num_rounds=2", *overrides)
     here = run_experiment(wanted, stock(tmp_path, clients_per_pass=1))
-    over = simulate(
-        wanted, stock(tmp_path / "elsewhere", threads=1), FlowerConfig(min_results=2, round_timeout_s=240, join_timeout_s=240)
-    )
+    over = simulate(wanted, stock(tmp_path / "elsewhere", threads=1), FlowerConfig(min_results=2, round_timeout_s=240, join_timeout_s=240))
     assert_same_curves(over, here)
 
 
@@ -158,8 +159,15 @@ def test_under_tls_only_nodes_whose_key_was_registered_join(tmp_path):
                     child.wait(60)
                 said[name] = made.log_tail(name, 50)
 
-    over = deploy(wanted, lent, FlowerConfig(min_results=2, round_timeout_s=240, join_timeout_s=240), folder, watch, tls=tls,
-                  keys=check_keys(keys, 2, tls))
+    over = deploy(
+        wanted,
+        lent,
+        FlowerConfig(min_results=2, round_timeout_s=240, join_timeout_s=240),
+        folder,
+        watch,
+        tls=tls,
+        keys=check_keys(keys, 2, tls),
+    )
     assert over.status == "finished" and not ProcessGroup(folder.resolve()).remaining_processes()
     assert "Failed to activate SuperNode" in said["stranger"], said
     assert "Connection attempt failed" in said["plain"], said

@@ -110,9 +110,11 @@ def emptied(answer: Message) -> Message:
 
 def in_round(round: int, fault, client: int = BAD):
     """Client ``client``'s answer of one round goes wrong on its way."""
+
     def meddle(sent: Message, answer: Message):
         mine = sent.metadata.dst_node_id == NODE + client and sent.metadata.group_id == str(round)
         return list(fault(answer)) if mine else [answer]
+
     return meddle
 
 
@@ -125,8 +127,10 @@ def invariant(state) -> None:
 def on_nodes(algorithm, keeps: Path, state) -> Tree:
     """What the nodes hold, as of the last round of each that the server counted, ``[N, ...]``."""
     first = state.client_states.gather(slice(0, 1)).zeros_like()
-    each = [load_client_state(keeps / "0" / f"client-{k}.safetensors", first, int(state.last_round_seen[k]))
-            for k in range(len(state.cluster_ids))]
+    each = [
+        load_client_state(keeps / "0" / f"client-{k}.safetensors", first, int(state.last_round_seen[k]))
+        for k in range(len(state.cluster_ids))
+    ]
     return Tree({name: torch.cat([tree[name] for tree in each]) for name in first})
 
 
@@ -150,8 +154,9 @@ def test_a_client_that_answers_wrongly_counts_as_absent_for_that_round(fault, tm
 def test_the_round_is_the_one_in_which_it_was_not_there(algorithm, tmp_path):
     """The same as a client whose numbers broke on one machine."""
     deal = data()
-    silent = Loopback(nodes(deal, algorithm, tmp_path / "one"), lambda sent, answer: [
-        *([] if sent.metadata.dst_node_id == NODE + BAD else [answer])])
+    silent = Loopback(
+        nodes(deal, algorithm, tmp_path / "one"), lambda sent, answer: [*([] if sent.metadata.dst_node_id == NODE + BAD else [answer])]
+    )
     over = over_flower(algorithm, deal, tmp_path, grid=silent, until=3)
     here = train(algorithm, deal.edit(BAD, torch.nan), until=3)
     assert all(done.report.notes[BAD] == "no answer within 0.05 seconds" for done in over)
@@ -309,8 +314,7 @@ def test_a_pickle_is_never_opened(tmp_path):
     numpy_evil = io.BytesIO()
     np.save(numpy_evil, np.array([Evil(str(trace))], dtype=object), allow_pickle=True)
     for stype, content in (("safetensors", evil), ("pickle", evil), ("numpy.ndarray", numpy_evil.getvalue())):
-        grid = Loopback(nodes(deal, FedAvg(), tmp_path), in_round(
-            0, lambda answer, s=stype, c=content: [with_block(answer, c, stype=s)]))
+        grid = Loopback(nodes(deal, FedAvg(), tmp_path), in_round(0, lambda answer, s=stype, c=content: [with_block(answer, c, stype=s)]))
         assert over_flower(FedAvg(), deal, tmp_path, grid=grid, until=1)[0].report.failed[BAD]
     assert not trace.exists()
     room = Path(fedrift.flower.__file__).parent
@@ -384,9 +388,13 @@ def test_a_client_does_not_train_for_somebody_else(tmp_path):
         return real(messages)
 
     grid.push_messages = spoiled
-    for lie, why in (({"experiment_id": "ffff"}, "the client refused: this is experiment_id"), ({"client": 0}, "this is client 1"),  # noqa: B007
-                     ({"run_incarnation": "../../x"}, "which round"), ({"protocol_version": 1}, "version 1"),
-                     ({"counted_round": 9}, "which round")):
+    for lie, why in (  # noqa: B007 (read by `spoiled`)
+        ({"experiment_id": "ffff"}, "the client refused: this is experiment_id"),
+        ({"client": 0}, "this is client 1"),
+        ({"run_incarnation": "../../x"}, "which round"),
+        ({"protocol_version": 1}, "version 1"),
+        ({"counted_round": 9}, "which round"),
+    ):
         done = over_flower(FedAvg(), deal, tmp_path, grid=grid, until=1)[0]
         assert why in done.report.notes[BAD]
 

@@ -30,19 +30,30 @@ def over(wanted, folder: Path, data: dict[int, str] | None = None) -> tuple[Loop
     """A node for each client, and the configuration of the server."""
     written, apps = json.dumps(wanted.to_dict()), {}
     for number in range(wanted.partition.num_clients):
-        made = load_client(written, number, data=(data or {}).get(number, ""), state_dir=str(folder / "kept"), device="cpu",
-                           threads="1")
+        made = load_client(written, number, data=(data or {}).get(number, ""), state_dir=str(folder / "kept"), device="cpu", threads="1")
         apps[NODE + number] = (make_client_app(lambda context, made=made: made), Context(1, NODE + number, {}, RecordDict(), {}))
-    return Loopback(apps), {"experiment": written, "runs_dir": str(folder / "runs"), "device": "cpu", "threads": 1,
-                            "min_results": wanted.training.cohort_size(wanted.partition.num_clients), "round_timeout_s": 60.0,
-                            "join_timeout_s": 0.0}
+    return Loopback(apps), {
+        "experiment": written,
+        "runs_dir": str(folder / "runs"),
+        "device": "cpu",
+        "threads": 1,
+        "min_results": wanted.training.cohort_size(wanted.partition.num_clients),
+        "round_timeout_s": 60.0,
+        "join_timeout_s": 0.0,
+    }
 
 
-@pytest.mark.parametrize("overrides", [
-    ("algorithm=Scaffold",), ("algorithm=Ditto", "training.client_weighting=examples"),
-    ("algorithm=Scaffold", "partition.num_clients=3", "clustering={type: UpdateClustering, num_clusters: 2}"),
-    ("algorithm=FedProx", "partition.num_clients=3", "clustering={type: TextClustering, num_clusters: 2, encoder: hashing}"),
-    ("partition.num_clients=3", "clustering={type: IFCA, num_clusters: 2, num_batches: 1}")], ids=" ".join)
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ("algorithm=Scaffold",),
+        ("algorithm=Ditto", "training.client_weighting=examples"),
+        ("algorithm=Scaffold", "partition.num_clients=3", "clustering={type: UpdateClustering, num_clusters: 2}"),
+        ("algorithm=FedProx", "partition.num_clients=3", "clustering={type: TextClustering, num_clusters: 2, encoder: hashing}"),
+        ("partition.num_clients=3", "clustering={type: IFCA, num_clusters: 2, num_batches: 1}"),
+    ],
+    ids=" ".join,
+)
 def test_the_two_halves_together_are_the_run_on_one_machine(overrides, tmp_path):
     wanted = make_experiment(tmp_path, *overrides)
     here = run_experiment(wanted, stock(tmp_path, clients_per_pass=1, threads=1))

@@ -66,8 +66,10 @@ SIGNALS = [
     CFL(interval=2, eps1=9.0, eps2=1e-6, gamma=0.0, min_cluster_size=1),
 ]
 CLUSTERED = [(signal, Scaffold()) for signal in SIGNALS] + [
-    (signal, algorithm) for signal in SIGNALS[:2]
-    for algorithm in (FedAvg(), FedProx(mu=0.1), FedAvg(server_optimizer=optimizers.Adam(0.05)))]
+    (signal, algorithm)
+    for signal in SIGNALS[:2]
+    for algorithm in (FedAvg(), FedProx(mu=0.1), FedAvg(server_optimizer=optimizers.Adam(0.05)))
+]
 
 
 def at_work(signal: NoClustering, algorithm: FedAvg, deal: Data) -> tuple[ClusteringRuntime, ClientSimulator]:
@@ -138,10 +140,9 @@ def test_the_memory_of_a_personal_algorithm_stays_on_its_node(tmp_path):
     deal = data(dtype=torch.float32)
     over, here = over_flower(Ditto(), deal, tmp_path)[-1], train(Ditto(), deal)[-1]
     first = init_state(Ditto(), params(torch.float32), 5).client_states.gather_all()
-    assert all(
-        torch.equal(leaf, first[name]) for name, leaf in over.after.client_states.gather_all().items()
-    )  # the server never sees it
+    assert all(torch.equal(leaf, first[name]) for name, leaf in over.after.client_states.gather_all().items())  # the server never sees it
     from fedrift.flower.client import load_client_state
+
     own = load_client_state(tmp_path / "0" / "client-2.safetensors", first.take(slice(0, 1)), 3)
     assert all(torch.allclose(leaf[0], here.after.client_states.gather_all()[name][2], atol=1e-5) for name, leaf in own.items())
 

@@ -51,9 +51,17 @@ def headed(header: str, rest: bytes = b"0" * 24) -> bytes:
     return b"\x93NUMPY\x01\x00" + len(text).to_bytes(2, "little") + text + rest
 
 
-@pytest.mark.parametrize("array", [
-    LIKE[0].numpy(), LIKE[0].numpy().astype("<f8"), LIKE[0].numpy().astype(">f4"), LIKE[0].numpy().astype("<f2"),
-    np.asfortranarray(LIKE[0].numpy())], ids=lambda array: array.dtype.str)
+@pytest.mark.parametrize(
+    "array",
+    [
+        LIKE[0].numpy(),
+        LIKE[0].numpy().astype("<f8"),
+        LIKE[0].numpy().astype(">f4"),
+        LIKE[0].numpy().astype("<f2"),
+        np.asfortranarray(LIKE[0].numpy()),
+    ],
+    ids=lambda array: array.dtype.str,
+)
 @pytest.mark.parametrize("version", [(1, 0), (2, 0)])
 def test_an_array_of_numpys_is_read_as_the_leaf_that_was_agreed(array, version):
     found = read_array("h", numpy_array(saved(array, version)), LIKE)
@@ -61,23 +69,37 @@ def test_an_array_of_numpys_is_read_as_the_leaf_that_was_agreed(array, version):
 
 
 WRONG = {
-    "16 bytes a number": saved(np.zeros((2, 3), dtype=np.longdouble)), "<f16": headed(
-        "{'descr': '<f16', 'fortran_order': False, 'shape': (2, 3), }", b"0" * 96),
-    "whole numbers": saved(np.zeros((2, 3), dtype=np.int32)), "complex": saved(np.zeros((2, 3), dtype=np.complex64)),
-    "truth values": saved(np.zeros((2, 3), dtype=bool)), "dates": saved(np.zeros((2, 3), dtype="<M8[s]")),
-    "text": saved(np.zeros((2, 3), dtype="<U2")), "fields": saved(np.zeros((2, 3), dtype=[("a", "<f4")])),
+    "16 bytes a number": saved(np.zeros((2, 3), dtype=np.longdouble)),
+    "<f16": headed("{'descr': '<f16', 'fortran_order': False, 'shape': (2, 3), }", b"0" * 96),
+    "whole numbers": saved(np.zeros((2, 3), dtype=np.int32)),
+    "complex": saved(np.zeros((2, 3), dtype=np.complex64)),
+    "truth values": saved(np.zeros((2, 3), dtype=bool)),
+    "dates": saved(np.zeros((2, 3), dtype="<M8[s]")),
+    "text": saved(np.zeros((2, 3), dtype="<U2")),
+    "fields": saved(np.zeros((2, 3), dtype=[("a", "<f4")])),
     "objects": headed("{'descr': '|O', 'fortran_order': False, 'shape': (2, 3), }", pickle.dumps(1)),
-    "another shape": saved(np.zeros((3, 2), dtype=np.float32)), "no axes": saved(np.zeros((), dtype=np.float32)),
+    "another shape": saved(np.zeros((3, 2), dtype=np.float32)),
+    "no axes": saved(np.zeros((), dtype=np.float32)),
     "negative": headed("{'descr': '<f4', 'fortran_order': False, 'shape': (-2, -3), }"),
     "8 TB": headed("{'descr': '<f4', 'fortran_order': False, 'shape': (2000000000000,), }"),
     "a shape of text": headed("{'descr': '<f4', 'fortran_order': False, 'shape': ('2', '3'), }"),
     "a call": headed("{'descr': __import__('os'), 'fortran_order': False, 'shape': (2, 3), }"),
-    "nested": headed("(" * 110), "unclosed": headed("{'descr': '<f4'"), "no keys": headed("{}"), "a list": headed("[]"),
-    "quotes": headed("'''"), "indented": headed("  \n   x\n y"), "zeros": headed("\0" * 50),
+    "nested": headed("(" * 110),
+    "unclosed": headed("{'descr': '<f4'"),
+    "no keys": headed("{}"),
+    "a list": headed("[]"),
+    "quotes": headed("'''"),
+    "indented": headed("  \n   x\n y"),
+    "zeros": headed("\0" * 50),
     "version 3": saved(LIKE[0].numpy(), (3, 0)),
-    "version 9": b"\x93NUMPY\x09\x00" + saved(LIKE[0].numpy())[8:], "a long header": b"\x93NUMPY\x01\x00\xff\xff" + b"0" * 60,
-    "nothing": b"", "magic": b"\x93NUMPY", "truncated": saved(LIKE[0].numpy())[:-1], "more": saved(LIKE[0].numpy()) + b"0",
-    "large": saved(LIKE[0].numpy()) + b"0" * (HEADER_BYTES + 100), "pickle": pickle.dumps(LIKE[0].numpy()),
+    "version 9": b"\x93NUMPY\x09\x00" + saved(LIKE[0].numpy())[8:],
+    "a long header": b"\x93NUMPY\x01\x00\xff\xff" + b"0" * 60,
+    "nothing": b"",
+    "magic": b"\x93NUMPY",
+    "truncated": saved(LIKE[0].numpy())[:-1],
+    "more": saved(LIKE[0].numpy()) + b"0",
+    "large": saved(LIKE[0].numpy()) + b"0" * (HEADER_BYTES + 100),
+    "pickle": pickle.dumps(LIKE[0].numpy()),
 }
 
 
@@ -120,9 +142,24 @@ def test_flipped_bits_are_read_as_floats_or_refused():
             assert isinstance(told, dict)
 
 
-@pytest.mark.parametrize("text", ["", "1", "[1]", "null", "{", '"protocol_version"', "[" * 60_000,
-                                  '{"protocol_version": ' + "1" * 5000 + "}", '{"protocol_version": 3}',
-                                  '{"protocol_version": "2"}', "{}", "x" * (MAX_TEXT_BYTES + 1)], ids=range(12))
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "1",
+        "[1]",
+        "null",
+        "{",
+        '"protocol_version"',
+        "[" * 60_000,
+        '{"protocol_version": ' + "1" * 5000 + "}",
+        '{"protocol_version": 3}',
+        '{"protocol_version": "2"}',
+        "{}",
+        "x" * (MAX_TEXT_BYTES + 1),
+    ],
+    ids=range(12),
+)
 def test_words_that_are_no_message_are_refused(text):
     with pytest.raises(MessageRejected) as raised:
         read_metadata(RecordDict({"metadata": ConfigRecord({"json": text})}))
@@ -145,22 +182,35 @@ def broken(content: RecordDict, how: str) -> RecordDict:
     arrays, config = content.array_records.get("arrays"), dict(content.config_records.get("config", {}))
     name = next(iter(arrays))
     changed = {
-        "nothing": {}, "no arrays": {"config": ConfigRecord(config)}, "no config": {"arrays": arrays},
+        "nothing": {},
+        "no arrays": {"config": ConfigRecord(config)},
+        "no config": {"arrays": arrays},
         "no round": {"arrays": arrays, "config": ConfigRecord({"lr": 0.1})},
         "arrays in words": {"arrays": ConfigRecord({"a": "b"}), "config": ConfigRecord(config)},
         "config in numbers": {"arrays": arrays, "config": MetricRecord({"server-round": 1})},
         "no leaf": {"arrays": ArrayRecord({}), "config": ConfigRecord(config)},
         "a leaf of another name": {"arrays": ArrayRecord({"x" * 5000: arrays[name]}), "config": ConfigRecord(config)},
         "NaN": {"arrays": ArrayRecord({**arrays, name: Array(arrays[name].numpy() * np.nan)}), "config": ConfigRecord(config)},
-        **{f"round {value!r}": {"arrays": arrays, "config": ConfigRecord({"server-round": value})}
-           for value in ROUNDS},
+        **{f"round {value!r}": {"arrays": arrays, "config": ConfigRecord({"server-round": value})} for value in ROUNDS},
     }
     return RecordDict(changed[how])
 
 
-@pytest.mark.parametrize("how", [
-    "nothing", "no arrays", "no config", "no round", "arrays in words", "config in numbers", "no leaf",
-    "a leaf of another name", "NaN", *(f"round {value!r}" for value in ROUNDS)])
+@pytest.mark.parametrize(
+    "how",
+    [
+        "nothing",
+        "no arrays",
+        "no config",
+        "no round",
+        "arrays in words",
+        "config in numbers",
+        "no leaf",
+        "a leaf of another name",
+        "NaN",
+        *(f"round {value!r}" for value in ROUNDS),
+    ],
+)
 def test_what_a_plain_strategy_sends_wrongly_is_refused_and_answered_by_an_error(how, tmp_path):
     here = client(0, data(dtype=torch.float32), FedAvg(), tmp_path, Sgd(0.05))
     good = RecordDict({"arrays": to_stock_arrays(here.initial_server.params), "config": ConfigRecord({"server-round": 1})})
@@ -174,10 +224,23 @@ def test_what_a_plain_strategy_sends_wrongly_is_refused_and_answered_by_an_error
     assert answer.has_error() and answer.error.reason.startswith("the client refused: ")
 
 
-@pytest.mark.parametrize("told", [
-    {"round": True}, {"round": 10**9}, {"round": "1"}, {"round": -1}, {"run_incarnation": "x" * 5000},
-    {"run_incarnation": "../a"}, {"run_incarnation": "\u00e9"}, {"counted_round": True}, {"counted_round": None},
-    {"counted_round": 5}, {"experiment_id": "x" * 5000}, {"client": "0"}])
+@pytest.mark.parametrize(
+    "told",
+    [
+        {"round": True},
+        {"round": 10**9},
+        {"round": "1"},
+        {"round": -1},
+        {"run_incarnation": "x" * 5000},
+        {"run_incarnation": "../a"},
+        {"run_incarnation": "\u00e9"},
+        {"counted_round": True},
+        {"counted_round": None},
+        {"counted_round": 5},
+        {"experiment_id": "x" * 5000},
+        {"client": "0"},
+    ],
+)
 def test_what_our_server_would_not_send_is_refused_by_a_client(told, tmp_path):
     here = client(0, data(dtype=torch.float32), FedAvg(), tmp_path, Sgd(0.05))
     sound = {"experiment_id": EXPERIMENT, "client": 0, "run_incarnation": "a", "round": 1, "counted_round": 0}
@@ -189,8 +252,9 @@ def test_what_our_server_would_not_send_is_refused_by_a_client(told, tmp_path):
     assert len(str(raised.value)) < 250
 
 
-@pytest.mark.parametrize("wrong", [
-    {}, {"arrays": 1}, {"metrics": 1}, {"more": 1}, {"num-examples": None}, {"num-examples": -1}, {"num-examples": [1, 2]}])
+@pytest.mark.parametrize(
+    "wrong", [{}, {"arrays": 1}, {"metrics": 1}, {"more": 1}, {"num-examples": None}, {"num-examples": -1}, {"num-examples": [1, 2]}]
+)
 def test_what_a_plain_client_answers_wrongly_is_refused(wrong):
     params, arrays = Tree(h=LIKE), ArrayRecord({"h": Array(LIKE[0].numpy())})
     metrics = {"num-examples": 5, "train_loss": [1.0, 2.0], **{k: v for k, v in wrong.items() if k == "num-examples"}}

@@ -54,9 +54,14 @@ def represent(params: Tree, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
 
 def params(dtype: torch.dtype = torch.float64) -> Tree:
     draw = torch_stream(0, "params")
-    return Tree({"m.A": torch.randn(1, RANK, INPUTS, generator=draw, dtype=torch.float64).to(dtype),
-                 "m.B": torch.zeros(1, OUTPUTS, RANK, dtype=dtype), "h": torch.zeros(1, OUTPUTS, dtype=dtype),
-                 "idle": torch.ones(1, 2, 2, dtype=dtype)})
+    return Tree(
+        {
+            "m.A": torch.randn(1, RANK, INPUTS, generator=draw, dtype=torch.float64).to(dtype),
+            "m.B": torch.zeros(1, OUTPUTS, RANK, dtype=dtype),
+            "h": torch.zeros(1, OUTPUTS, dtype=dtype),
+            "idle": torch.ones(1, 2, 2, dtype=dtype),
+        }
+    )
 
 
 @dataclass(frozen=True, eq=False)
@@ -74,12 +79,18 @@ class Data:
         for step in range(int(count.max())):
             rows = (count > step).nonzero().flatten()
             who = cohort[rows]
-            yield {"rows": rows, "x": self.x[who, step], "y": self.y[who, step], "w": self.w.expand(len(who), -1, -1),
-                   "weight": torch.tensor(self.weight)[who]}
+            yield {
+                "rows": rows,
+                "x": self.x[who, step],
+                "y": self.y[who, step],
+                "w": self.w.expand(len(who), -1, -1),
+                "weight": torch.tensor(self.weight)[who],
+            }
 
     def of(self, order: list[int]) -> Data:
-        return replace(self, x=self.x[order], y=self.y[order], steps=tuple(self.steps[k] for k in order),
-                       weight=tuple(self.weight[k] for k in order))
+        return replace(
+            self, x=self.x[order], y=self.y[order], steps=tuple(self.steps[k] for k in order), weight=tuple(self.weight[k] for k in order)
+        )
 
     def edit(self, client: int, factor: float) -> Data:
         """The same, but for one client's targets, which are multiplied."""
@@ -88,8 +99,12 @@ class Data:
         return replace(self, y=self.y * scale)
 
 
-def data(steps: tuple[int, ...] = (3,) * SIZE, weight: tuple[float, ...] = (4.0, 1.0, 2.0, 3.0, 2.0),
-         dtype: torch.dtype = torch.float64, same: bool = False) -> Data:
+def data(
+    steps: tuple[int, ...] = (3,) * SIZE,
+    weight: tuple[float, ...] = (4.0, 1.0, 2.0, 3.0, 2.0),
+    dtype: torch.dtype = torch.float64,
+    same: bool = False,
+) -> Data:
     draw = torch_stream(0, "data")
     own = torch.randn(SIZE, OUTPUTS, INPUTS, generator=draw, dtype=torch.float64)
     x = torch.randn(SIZE, 1 if same else 3, ROWS, INPUTS, generator=draw, dtype=torch.float64).expand(-1, 3, -1, -1)
@@ -98,8 +113,16 @@ def data(steps: tuple[int, ...] = (3,) * SIZE, weight: tuple[float, ...] = (4.0,
     return replace(made, x=made.x[[0] * len(steps)], y=made.y[[0] * len(steps)]) if same else made
 
 
-def train(algorithm: FedAvg, deal: Data, *, until: int = 3, cohort: int | None = None, state: FederatedState | None = None,
-          optimizer: Optimizer = Sgd(0.05), **options) -> list[RoundResult]:
+def train(
+    algorithm: FedAvg,
+    deal: Data,
+    *,
+    until: int = 3,
+    cohort: int | None = None,
+    state: FederatedState | None = None,
+    optimizer: Optimizer = Sgd(0.05),
+    **options,
+) -> list[RoundResult]:
     size = len(deal.steps)
     fleet = ClientSimulator(size, loss, deal, optimizer, represent_fn=represent, **options)
     state = state or init_state(algorithm, params(deal.x.dtype), size)
@@ -109,8 +132,13 @@ def train(algorithm: FedAvg, deal: Data, *, until: int = 3, cohort: int | None =
 def tensors(state: FederatedState) -> dict[str, Tensor]:
     """Everything a state holds, by name."""
     server = state.server
-    trees = {"params": server.params, "broadcast": server.broadcast, "opt_state": server.opt_state,
-             "merged_base": server.merged_base, "client_states": state.client_states.gather_all()}
+    trees = {
+        "params": server.params,
+        "broadcast": server.broadcast,
+        "opt_state": server.opt_state,
+        "merged_base": server.merged_base,
+        "client_states": state.client_states.gather_all(),
+    }
     found = {f"{kind}/{name}": leaf for kind, tree in trees.items() for name, leaf in tree.items()}
     return {**found, "cluster_ids": state.cluster_ids}
 

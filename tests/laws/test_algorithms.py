@@ -63,9 +63,11 @@ def test_in_single_precision_it_is_the_same_run_up_to_rounding(algorithm):
     assert apart(double, single) < 2e-3 * (1 + max(leaf.abs().max().item() for leaf in tensors(double).values()))
 
 
-@pytest.mark.parametrize(("steps", "weight"), [((3,) * 5, (4.0, 0.0, 2.0, 3.0, 2.0)),
-                                               ((3, 0, 3, 3, 3), (4.0, 1.0, 2.0, 3.0, 2.0))],
-                         ids=["trains on nothing that counts", "has no data"])
+@pytest.mark.parametrize(
+    ("steps", "weight"),
+    [((3,) * 5, (4.0, 0.0, 2.0, 3.0, 2.0)), ((3, 0, 3, 3, 3), (4.0, 1.0, 2.0, 3.0, 2.0))],
+    ids=["trains on nothing that counts", "has no data"],
+)
 def test_a_client_without_weight_changes_nothing_and_is_not_changed(algorithm, steps, weight):
     plain = train(algorithm, data(steps, weight), until=2)
     wild = train(algorithm, data(steps, weight).edit(1, 50.0), until=2)

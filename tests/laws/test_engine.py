@@ -29,10 +29,14 @@ class PlainAdamW(AdamW):
         return self._unfused_step(params, grad, opt_state, count)
 
 
-OPTIONS = {"plain modules": {"fused": False}, "no prefix": {"use_prefix_cache": False}, "slots": {"clients_per_pass": 1},
-           "two at once": {"clients_per_pass": 2},
-           "plain optimiser": {"optimizer": PlainAdamW(0.01, weight_decay=0.1)},
-           "none of it": {"fused": False, "use_prefix_cache": False, "clients_per_pass": 1}}
+OPTIONS = {
+    "plain modules": {"fused": False},
+    "no prefix": {"use_prefix_cache": False},
+    "slots": {"clients_per_pass": 1},
+    "two at once": {"clients_per_pass": 2},
+    "plain optimiser": {"optimizer": PlainAdamW(0.01, weight_decay=0.1)},
+    "none of it": {"fused": False, "use_prefix_cache": False, "clients_per_pass": 1},
+}
 TUNES = {"lora": Lora(r=2), "last_k": LastBlocks(1), "full": All()}
 PLACES = [("llama", "FedAvg"), ("gpt2", "FedAvg"), ("qwen2", "FedAvg"), ("llama", "Scaffold"), ("llama", "MOON")]
 RULES = {"FedAvg": (FedAvg(), AdamW(0.01, weight_decay=0.1)), "Scaffold": (Scaffold(), Sgd(0.1)), "MOON": (MOON(), Sgd(0.1))}
@@ -55,8 +59,15 @@ def trained(kind: str, tune: str, rule: str, fused: bool = True, use_prefix_cach
 def federated(model: StackedModel, rule: str, clients_per_pass: int | None = None, optimizer=None) -> Tree:
     """The server's params after two rounds."""
     algorithm, usual = RULES[rule]
-    fleet = ClientSimulator(3, model, batches, optimizer or usual, max_grad_norm=1.0, clients_per_pass=clients_per_pass,
-                            represent_fn=lambda params, read: mean_hidden_states(model.hidden_states, params, read))
+    fleet = ClientSimulator(
+        3,
+        model,
+        batches,
+        optimizer or usual,
+        max_grad_norm=1.0,
+        clients_per_pass=clients_per_pass,
+        represent_fn=lambda params, read: mean_hidden_states(model.hidden_states, params, read),
+    )
     *_, last = run_rounds(init_state(algorithm, model.init_params(), 3), fleet, algorithm, num_rounds=2, cohort_size=3, seed=0)
     return last.after.server.params
 
@@ -74,14 +85,20 @@ def usual():
         if which not in kept:
             kept[which] = trained(*which)
         return kept[which]
+
     return get
 
 
 # Every pair of world and option, of tune and option, and of world and tune once by default; all triples with `-m slow`.
-CASES = [pytest.param(kind, rule, tune, option, id=f"{kind}-{rule}-{tune}-{option}",
-                      marks=() if place == (world + number) % 3 else pytest.mark.slow)
-         for world, (kind, rule) in enumerate(PLACES) for place, tune in enumerate(TUNES) for number, option in enumerate(OPTIONS)
-         if rule == "FedAvg" or "optimizer" not in OPTIONS[option]]  # that option is AdamW's
+CASES = [
+    pytest.param(
+        kind, rule, tune, option, id=f"{kind}-{rule}-{tune}-{option}", marks=() if place == (world + number) % 3 else pytest.mark.slow
+    )
+    for world, (kind, rule) in enumerate(PLACES)
+    for place, tune in enumerate(TUNES)
+    for number, option in enumerate(OPTIONS)
+    if rule == "FedAvg" or "optimizer" not in OPTIONS[option]
+]  # that option is AdamW's
 
 WORLDS = pytest.mark.parametrize(("kind", "rule"), PLACES)
 
@@ -124,8 +141,7 @@ def test_runs_that_share_their_passes(usual, kind, rule, tune):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("kind", "tune"), [("llama", "lora"), ("gpt2", "lora"), ("qwen2", "lora"), ("llama", "last_k"),
-                                            ("llama", "full")])
+@pytest.mark.parametrize(("kind", "tune"), [("llama", "lora"), ("gpt2", "lora"), ("qwen2", "lora"), ("llama", "last_k"), ("llama", "full")])
 def test_compiled_blocks(usual, kind, tune):
     """As `--compile` trains: plain modules, no prefix, every block compiled."""
     if not (which("g++") or which("clang++") or which("c++")):

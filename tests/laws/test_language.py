@@ -57,8 +57,11 @@ class Spoilt:
 
 def spoilt(fleet: ClientSimulator, broken: set[int] = frozenset(), empty: set[int] = frozenset()) -> ClientSimulator:
     plain = fleet.loss_fn
-    return replace(fleet, batches=Spoilt(fleet.batches, frozenset(broken), frozenset(empty)),
-                   loss_fn=lambda params, batch: plain(params, batch) * batch["factor"])
+    return replace(
+        fleet,
+        batches=Spoilt(fleet.batches, frozenset(broken), frozenset(empty)),
+        loss_fn=lambda params, batch: plain(params, batch) * batch["factor"],
+    )
 
 
 def train(fleet: ClientSimulator, rule: FedAvg, state: FederatedState | None, params: Tree, until: int) -> list[RoundResult]:
@@ -91,6 +94,7 @@ def test_a_broken_client_an_empty_one_and_a_lost_round_are_survived(settings, na
 @pytest.mark.parametrize("tune", TUNES)
 def test_a_mean_that_takes_everybody_would_be_seen(settings, tune):
     """Planted: the quarantine undone."""
+
     @dataclass(frozen=True)
     class Gullible(FedAvg):
         def server_update(self, server, report):

@@ -8,8 +8,9 @@ from fedrift.clustering.base import ClientInfo
 from fedrift.clustering.selection import ClientEmbeddings, add_privacy_noise
 
 
-def documents(size: int, severity: float, seed: int, *, domains: int = 4, width: int = 32, each: int = 100,
-              noise: float = 0.25) -> tuple[tuple[np.ndarray, ...], np.ndarray]:
+def documents(
+    size: int, severity: float, seed: int, *, domains: int = 4, width: int = 32, each: int = 100, noise: float = 0.25
+) -> tuple[tuple[np.ndarray, ...], np.ndarray]:
     """N clients' documents [D, E] and true domains [N]: of every document a share ``severity`` is of the client's own domain,
     the rest of any."""
     draw = np.random.default_rng(seed)

@@ -55,14 +55,7 @@ def train(signal: IFCA, fleet: ClientSimulator, until: int = 50) -> tuple[list, 
     state = work.init_state(Tree(w=torch.zeros(1, WIDTH, dtype=torch.float64)))
     return list(
         run_rounds(
-            state,
-            fleet,
-            FedAvg(),
-            num_rounds=until,
-            cohort_size=SIZE,
-            seed=0,
-            recluster=work.recluster,
-            sample_clients=work.sample_cohort,
+            state, fleet, FedAvg(), num_rounds=until, cohort_size=SIZE, seed=0, recluster=work.recluster, sample_clients=work.sample_cohort
         )
     ), work
 
@@ -84,9 +77,7 @@ def test_what_clients_lose_under_each_model_is_their_loss():
     for model in (0, 1):
         everybody = state.server.params.take(torch.full((SIZE,), model))
         assert torch.allclose(found[:, model], loss(everybody, {"x": fleet.batches.x, "y": fleet.batches.y}))
-    assert torch.equal(
-        client_losses_per_model(ClientSimulator(SIZE, loss, fleet.batches, Sgd(0.05), clients_per_pass=3), state, 2), found
-    )
+    assert torch.equal(client_losses_per_model(ClientSimulator(SIZE, loss, fleet.batches, Sgd(0.05), clients_per_pass=3), state, 2), found)
 
 
 def test_models_that_are_alike_never_part():
@@ -116,10 +107,7 @@ def test_a_model_that_nobody_takes_stays_as_it_is():
 def test_some_starts_find_the_planted_groups_and_some_do_not_and_the_loss_tells_which():
     """Measured over 40 starts: see docs/clustering.md. Right ends lose the noise, .01; wrong ones far more."""
     fleet, truth = plant()
-    found = [
-        outcome(start, fleet, truth)
-        for start in IFCA(2, symmetry_breaking="noise", noise_scale=1.0, num_batches=1).with_restarts(5)
-    ]
+    found = [outcome(start, fleet, truth) for start in IFCA(2, symmetry_breaking="noise", noise_scale=1.0, num_batches=1).with_restarts(5)]
     right = [loss for agreement, loss in found if agreement == 1]
     wrong = [loss for agreement, loss in found if agreement < 1]
     assert right and wrong

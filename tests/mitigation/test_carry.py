@@ -23,13 +23,11 @@ GROUPS = st.lists(st.integers(0, 3), min_size=4, max_size=12)
 
 def flip(at: dict[int, list[int]], models: int, algorithm):
     """Regroup after the named rounds."""
+
     def regroup(done):
         group = at.get(done.after.round)
-        return (
-            transfer_state(done.after, Assignment(np.array(group), models, {}, np.arange(models)), algorithm)
-            if group
-            else done.after
-        )
+        return transfer_state(done.after, Assignment(np.array(group), models, {}, np.arange(models)), algorithm) if group else done.after
+
     return regroup
 
 
@@ -63,8 +61,11 @@ def test_where_nothing_changes_nothing_is_touched():
     algorithm, group = Scaffold(), clients((1, 4), (0, 1))
     state = init_state(algorithm, params(1.0), 2)
     plain = list(run_rounds(state, fleet_of(group), algorithm, num_rounds=3, cohort_size=2, seed=0))[-1].after
-    still = list(run_rounds(state, fleet_of(group), algorithm, num_rounds=3, cohort_size=2, seed=0,
-                        recluster=flip({1: [0, 0], 2: [0, 0]}, 1, algorithm)))[-1].after
+    still = list(
+        run_rounds(
+            state, fleet_of(group), algorithm, num_rounds=3, cohort_size=2, seed=0, recluster=flip({1: [0, 0], 2: [0, 0]}, 1, algorithm)
+        )
+    )[-1].after
     assert same(plain, still)
 
 
@@ -94,8 +95,9 @@ def test_scaffold_ends_at_the_optimum_of_each_group_after_clients_have_moved():
     group, algorithm = clients((1, 4, 1, 1), (0, 1, 2, 3)), Scaffold()
     state = init_state(algorithm, params(0.0), 4)
     regroup = flip({5: [0, 0, 1, 1]}, 2, algorithm)
-    state = replace(state, server=algorithm.init_server(params(0.0).take(torch.zeros(2, dtype=torch.long))),
-                    cluster_ids=torch.tensor([0, 1, 0, 1]))
+    state = replace(
+        state, server=algorithm.init_server(params(0.0).take(torch.zeros(2, dtype=torch.long))), cluster_ids=torch.tensor([0, 1, 0, 1])
+    )
     done = list(run_rounds(state, fleet_of(group), algorithm, num_rounds=120, cohort_size=4, seed=0, recluster=regroup))
     assert torch.allclose(done[-1].after.server.params["x"][:, 0], torch.tensor([0.8, 2.5], dtype=DOUBLE), atol=1e-6)
 
@@ -126,8 +128,11 @@ def test_moments_and_the_last_move_follow_the_models(server):
     before = list(run_rounds(state, fleet_of(group), algorithm, num_rounds=2, cohort_size=3, seed=0))[-1].after
     after = transfer_state(before, Assignment(np.array([0, 0, 1]), 2, {}), algorithm)
     assert after.server.num_models == 2
-    for tree, other in ((after.server.params, before.server.params), (after.server.opt_state, before.server.opt_state),
-                        (after.server_delta, before.server_delta)):
+    for tree, other in (
+        (after.server.params, before.server.params),
+        (after.server.opt_state, before.server.opt_state),
+        (after.server_delta, before.server_delta),
+    ):
         assert tree and all(torch.equal(leaf[one], other[name][0]) for name, leaf in tree.items() for one in (0, 1))
 
 
@@ -138,13 +143,7 @@ def test_a_group_that_nobody_trains_is_held_still():
     fleet = fleet_of(group)
     warm = list(run_rounds(state, fleet, algorithm, num_rounds=2, cohort_size=4, seed=0))[-1].after
     (done,) = run_rounds(
-        warm,
-        fleet,
-        algorithm,
-        num_rounds=3,
-        cohort_size=2,
-        seed=0,
-        sample_clients=lambda state, count, seed: torch.tensor([0, 1]),
+        warm, fleet, algorithm, num_rounds=3, cohort_size=2, seed=0, sample_clients=lambda state, count, seed: torch.tensor([0, 1])
     )
     for part in ("params", "opt_state"):
         one, two = getattr(warm.server, part)["x"], getattr(done.after.server, part)["x"]

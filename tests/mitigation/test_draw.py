@@ -28,9 +28,7 @@ def test_the_shares_sum_to_the_cohort_and_are_proportions_rounded(sizes, pick):
 @given(st.integers(1, 12), st.integers(0, 10**6), st.integers(0, 50))
 def test_with_one_group_or_everybody_the_cohort_is_the_one_of_no_mitigation(size, seed, round):
     count = 1 + seed % size
-    assert torch.equal(
-        sample_stratified(torch.zeros(size, dtype=torch.long), count, seed, round), sample_cohort(size, count, seed, round)
-    )
+    assert torch.equal(sample_stratified(torch.zeros(size, dtype=torch.long), count, seed, round), sample_cohort(size, count, seed, round))
     group = torch.arange(size) % 3
     assert torch.equal(sample_stratified(group, size, seed, round), torch.arange(size))
 

@@ -44,7 +44,5 @@ def test_yaml_knows_it_a_run_groups_by_it_and_its_random_control_is_there(signal
     setting = build_run(resolve_fingerprints(asked(world, signal()), world), at(world, tmp_path))
     assert setting.initial_state.server.num_models == 2 and setting.initial_state.cluster_ids.bincount().tolist() == [3, 3]
     control = parse_config({"dataset": "bbc", "clustering": {"type": "RandomClustering", "like": "ByLength"}}).clustering
-    ((_, decision),) = build_run(
-        resolve_fingerprints(asked(world, control), world), at(world, tmp_path)
-    ).clustering.pending_assignments
+    ((_, decision),) = build_run(resolve_fingerprints(asked(world, control), world), at(world, tmp_path)).clustering.pending_assignments
     assert sorted(np.bincount(decision.cluster_ids)) == [3, 3]

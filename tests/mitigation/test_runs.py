@@ -8,16 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from fedrift.clustering import (
-    CFL,
-    IFCA,
-    NoClustering,
-    OracleClustering,
-    RandomClustering,
-    SoftClustering,
-    TextClustering,
-    UpdateClustering,
-)
+from fedrift.clustering import CFL, IFCA, NoClustering, OracleClustering, RandomClustering, SoftClustering, TextClustering, UpdateClustering
 from fedrift.clustering.base import assign_new_clients
 from fedrift.config.schema import parse_config
 from fedrift.core.errors import UserError
@@ -102,14 +93,10 @@ def test_without_mitigation_the_name_of_a_run_is_what_it_was():
         != parse_config({"dataset": "bbc", "clustering": "TextClustering"}).id
     )
     assert "TextClustering" in parse_config({"dataset": "bbc", "clustering": {"type": "TextClustering", "num_clusters": 3}}).name
-    nested = parse_config(
-        {"dataset": "bbc", "clustering": {"type": "RandomClustering", "like": {"type": "OracleClustering"}, "repeat": 2}}
-    )
+    nested = parse_config({"dataset": "bbc", "clustering": {"type": "RandomClustering", "like": {"type": "OracleClustering"}, "repeat": 2}})
     assert nested.clustering == RandomClustering(OracleClustering(), repeat=2)
     assert parse_config(nested.to_dict()) == nested
-    soft = parse_config(
-        {"dataset": "bbc", "clustering": {"type": "SoftClustering", "text": {"encoder": "hashing"}, "temperature": 0.2}}
-    )
+    soft = parse_config({"dataset": "bbc", "clustering": {"type": "SoftClustering", "text": {"encoder": "hashing"}, "temperature": 0.2}})
     assert soft.clustering == SoftClustering(TextClustering(encoder="hashing"), 0.2) and parse_config(soft.to_dict()) == soft
 
 
@@ -133,16 +120,19 @@ def test_any_algorithm_works_inside_groups(world, tmp_path, algorithm):
         assert run.trajectory().has_client_table("loss.worn") == wanted.algorithm.is_personalized
 
 
-@pytest.mark.parametrize(("algorithm", "clustering", "told"), [
-    ("LocalOnly", TEXT, "LocalOnly gives every client a model of its own"),
-    ("Centralized", TEXT, "Centralized has no clients to group"),
-    ("FedAvg", replace(TEXT, num_clusters=7), "7 groups of 6 clients"),
-    ("FedAvg", RandomClustering(cluster_sizes=(3, 4)), r"\[3, 4\] are 7 clients, and there are 6"),
-    ("FedAvg", RandomClustering(like=UpdateClustering()), "UpdateClustering does not say its groups before the first round"),
-    ("FedAvg", SoftClustering(TEXT), "aggregator: FFALoRA"),
-    ("{type: FedAvg, aggregator: Median}", SoftClustering(TEXT), "weighted means"),
-    ("FedDyn", SoftClustering(TEXT), "weighted means"),
-])
+@pytest.mark.parametrize(
+    ("algorithm", "clustering", "told"),
+    [
+        ("LocalOnly", TEXT, "LocalOnly gives every client a model of its own"),
+        ("Centralized", TEXT, "Centralized has no clients to group"),
+        ("FedAvg", replace(TEXT, num_clusters=7), "7 groups of 6 clients"),
+        ("FedAvg", RandomClustering(cluster_sizes=(3, 4)), r"\[3, 4\] are 7 clients, and there are 6"),
+        ("FedAvg", RandomClustering(like=UpdateClustering()), "UpdateClustering does not say its groups before the first round"),
+        ("FedAvg", SoftClustering(TEXT), "aggregator: FFALoRA"),
+        ("{type: FedAvg, aggregator: Median}", SoftClustering(TEXT), "weighted means"),
+        ("FedDyn", SoftClustering(TEXT), "weighted means"),
+    ],
+)
 def test_what_makes_no_sense_is_refused_with_the_way_out(world, tmp_path, algorithm, clustering, told):
     with pytest.raises(UserError, match=told):
         run_experiment(asked(world, clustering, f"algorithm={algorithm}"), at(world, tmp_path))

@@ -47,27 +47,37 @@ def test_clients_of_four_domains_are_four_groups_in_every_seed(size, severity, u
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("severity", "size", "right", "agreement"), [  # 20 seeds; science F's table, our plant's draws
-    (0.0, 8, (19, 1), 0), (0.0, 12, (19, 1), 0), (0.0, 20, (19, 1), 0), (0.1, 8, (19, 1), 0), (0.1, 12, (19, 1), 0),
-    (0.25, 8, (13, 4), 0.80), (0.25, 12, (17, 4), 0.87), (0.25, 20, (19, 4), 0.93),
-    (0.5, 8, (20, 4), 1), (0.5, 12, (20, 4), 1), (0.5, 20, (20, 4), 1), (1.0, 8, (20, 4), 1), (1.0, 12, (20, 4), 1),
-    (1.0, 20, (20, 4), 1)])
+@pytest.mark.parametrize(
+    ("severity", "size", "right", "agreement"),
+    [  # 20 seeds; science F's table, our plant's draws
+        (0.0, 8, (19, 1), 0),
+        (0.0, 12, (19, 1), 0),
+        (0.0, 20, (19, 1), 0),
+        (0.1, 8, (19, 1), 0),
+        (0.1, 12, (19, 1), 0),
+        (0.25, 8, (13, 4), 0.80),
+        (0.25, 12, (17, 4), 0.87),
+        (0.25, 20, (19, 4), 0.93),
+        (0.5, 8, (20, 4), 1),
+        (0.5, 12, (20, 4), 1),
+        (0.5, 20, (20, 4), 1),
+        (1.0, 8, (20, 4), 1),
+        (1.0, 12, (20, 4), 1),
+        (1.0, 20, (20, 4), 1),
+    ],
+)
 def test_the_table_of_the_plant(severity, size, right, agreement, unbooted):
     made = [planted(size, severity, seed) for seed in range(20)]
     found = [cluster_clients(one, seed) for seed, (one, _) in enumerate(made)]
     assert sum(one.k == right[1] for one in found) >= right[0]
-    assert (
-        np.mean([adjusted_rand_score(truth, one.cluster_ids) for one, (_, truth) in zip(found, made, strict=True)]) >= agreement
-    )
+    assert np.mean([adjusted_rand_score(truth, one.cluster_ids) for one, (_, truth) in zip(found, made, strict=True)]) >= agreement
 
 
 @settings(deadline=None, max_examples=5)
 @given(st.permutations(range(8)), st.sampled_from([0.0, 0.25, 1.0]))
 def test_the_order_of_the_clients_changes_nothing(order, severity):
     made, _ = planted(8, severity, 3, each=30)
-    turned = ClientEmbeddings(
-        tuple(made.document_embeddings[k] for k in order), made.noise_std[list(order)], made.noise[list(order)]
-    )
+    turned = ClientEmbeddings(tuple(made.document_embeddings[k] for k in order), made.noise_std[list(order)], made.noise[list(order)])
     one, two = cluster_clients(made, 0), cluster_clients(turned, 0)
     assert (one.k, one.p_value) == (two.k, two.p_value)
     assert one.silhouettes == pytest.approx(two.silhouettes)

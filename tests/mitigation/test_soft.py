@@ -19,13 +19,7 @@ from tests.quadratics import clients, fleet_of, params
 from .plant import documents, ground
 from .worlds import Killed, asked, at, killed_at, outcome
 
-ALGORITHMS = [
-    FedAvg(),
-    FedProx(mu=0.5),
-    FedAvg(server_optimizer=Sgd(1.0, momentum=0.9)),
-    FedAvg(server_optimizer=Adam(0.05)),
-    Scaffold(),
-]
+ALGORITHMS = [FedAvg(), FedProx(mu=0.5), FedAvg(server_optimizer=Sgd(1.0, momentum=0.9)), FedAvg(server_optimizer=Adam(0.05)), Scaffold()]
 
 
 def train(mitigation, algorithm, held: ClientInfo, until: int = 4):
@@ -111,10 +105,7 @@ def test_the_mixture_is_a_softmax_of_squared_distances():
 )
 def test_a_soft_run_resumes_bit_for_bit_and_judges_clients_by_their_mixtures(world, tmp_path, overrides):
     wanted = asked(
-        world,
-        SoftClustering(TextClustering(encoder="hashing", num_clusters=3), temperature=0.2),
-        "training.num_rounds=3",
-        *overrides,
+        world, SoftClustering(TextClustering(encoder="hashing", num_clusters=3), temperature=0.2), "training.num_rounds=3", *overrides
     )
     unbroken = run_experiment(wanted, at(world, tmp_path / "unbroken"))
     with pytest.raises(Killed):
@@ -128,9 +119,7 @@ def test_a_soft_run_resumes_bit_for_bit_and_judges_clients_by_their_mixtures(wor
 def test_soft_and_hard_agree_in_a_whole_run(world, tmp_path):
     text, last = TextClustering(encoder="hashing", num_clusters=3), "trainable={type: LastBlocks, num_blocks: 1}"
     hard = run_experiment(asked(world, text, last, "training.num_rounds=2"), at(world, tmp_path))
-    soft = run_experiment(
-        asked(world, SoftClustering(text, temperature=1e-9), last, "training.num_rounds=2"), at(world, tmp_path)
-    )
+    soft = run_experiment(asked(world, SoftClustering(text, temperature=1e-9), last, "training.num_rounds=2"), at(world, tmp_path))
     for metric in ("loss", "loss.before", "loss.after"):
         one, two = (run.trajectory().client_table(metric) for run in (hard, soft))
         assert np.allclose(one, two, atol=1e-6, equal_nan=True)

@@ -8,12 +8,7 @@ from dataclasses import replace
 from fedrift.config.schema import edit_config
 from tests.worlds import experiment
 
-SIX = (
-    "partition.num_clients=6",
-    "training.participation_rate=0.67",
-    "evaluation.probes=[]",
-    "evaluation.final_blocks_per_domain=3",
-)
+SIX = ("partition.num_clients=6", "training.participation_rate=0.67", "evaluation.probes=[]", "evaluation.final_blocks_per_domain=3")
 
 
 class Killed(Exception):
@@ -24,6 +19,7 @@ def killed_at(round: int):
     def watch(progress):
         if progress.round == round:
             raise Killed
+
     return watch
 
 
@@ -36,5 +32,8 @@ def asked(world, mitigation, *overrides):
 
 
 def outcome(run):
-    return (run.folder / "records.jsonl").read_bytes(), json.loads((run.folder / "clustering.json").read_bytes()), [
-        event for event in run.events() if event["kind"] == "clustering"]
+    return (
+        (run.folder / "records.jsonl").read_bytes(),
+        json.loads((run.folder / "clustering.json").read_bytes()),
+        [event for event in run.events() if event["kind"] == "clustering"],
+    )

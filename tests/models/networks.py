@@ -14,11 +14,33 @@ KINDS = ("llama", "gpt2", "qwen2", "untied")
 
 def network(kind: str, dtype: torch.dtype = torch.float64, vocabulary: int = 61) -> nn.Module:
     torch.manual_seed(7)
-    common = dict(vocab_size=vocabulary, hidden_size=16, intermediate_size=24, num_hidden_layers=3, num_attention_heads=4,
-                  num_key_value_heads=2, max_position_embeddings=64, bos_token_id=0, eos_token_id=0, pad_token_id=1)
+    common = dict(
+        vocab_size=vocabulary,
+        hidden_size=16,
+        intermediate_size=24,
+        num_hidden_layers=3,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=64,
+        bos_token_id=0,
+        eos_token_id=0,
+        pad_token_id=1,
+    )
     if kind == "gpt2":
-        model = GPT2LMHeadModel(GPT2Config(vocab_size=vocabulary, n_embd=16, n_layer=3, n_head=4, n_positions=64, bos_token_id=0,
-                                           eos_token_id=0, resid_pdrop=0.1, embd_pdrop=0.1, attn_pdrop=0.1))
+        model = GPT2LMHeadModel(
+            GPT2Config(
+                vocab_size=vocabulary,
+                n_embd=16,
+                n_layer=3,
+                n_head=4,
+                n_positions=64,
+                bos_token_id=0,
+                eos_token_id=0,
+                resid_pdrop=0.1,
+                embd_pdrop=0.1,
+                attn_pdrop=0.1,
+            )
+        )
     elif kind == "qwen2":
         model = Qwen2ForCausalLM(Qwen2Config(**common, tie_word_embeddings=True))
     else:
@@ -41,6 +63,6 @@ def batch(clients: int, sequences: int = 3, length: int = 10, vocabulary: int = 
     draw = torch.Generator().manual_seed(seed)
     tokens = torch.randint(2, vocabulary, (clients, sequences, length), generator=draw)
     keep = torch.ones_like(tokens, dtype=torch.bool)
-    keep[0, -1, length // 2:] = False  # one padded sequence
-    tokens[0, -1, length // 2:] = 1
+    keep[0, -1, length // 2 :] = False  # one padded sequence
+    tokens[0, -1, length // 2 :] = 1
     return {"tokens": tokens, "keep": keep}

@@ -40,8 +40,9 @@ def architectures(monkeypatch):
 @pytest.mark.parametrize(("scale", "cap"), [(1.0, None), (0.125, None), (1.0, 3.0), (-1.7, 2.0)])
 def test_the_head_and_its_gradients_are_those_of_the_plain_formula(scale, cap, bias):
     draw = torch.Generator().manual_seed(0)
-    hidden, weight, offset = (torch.randn(shape, generator=draw, dtype=torch.float64).requires_grad_()
-                              for shape in ((2, 7, 5), (2, 11, 5), (2, 11)))
+    hidden, weight, offset = (
+        torch.randn(shape, generator=draw, dtype=torch.float64).requires_grad_() for shape in ((2, 7, 5), (2, 11, 5), (2, 11))
+    )
     target, slope = torch.randint(11, (2, 7), generator=draw), torch.randn(2, 7, generator=draw, dtype=torch.float64)
     logits = scale * (hidden @ weight.mT + (offset.unsqueeze(1) if bias else 0))
     logits = logits if cap is None else cap * torch.tanh(logits / cap)
@@ -61,7 +62,7 @@ def test_the_head_and_its_gradients_are_those_of_the_plain_formula(scale, cap, b
             hidden[client], weight[client].detach(), target[client], offset[client].detach() if bias else None, to_logits
         )
         assert torch.allclose(frozen, plain[client], atol=1e-10, rtol=0)
-        to_hidden, = torch.autograd.grad((frozen * slope[client]).sum(), [hidden])
+        (to_hidden,) = torch.autograd.grad((frozen * slope[client]).sum(), [hidden])
         assert torch.allclose(to_hidden[client], wanted[0][client], atol=1e-10, rtol=0)
 
 
@@ -82,12 +83,16 @@ class Strange(nn.Module):
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
-@pytest.mark.parametrize(("change", "found"), [
-    ({}, (1.0, None)),
-    ({"logits": lambda z: z * 0.3}, (0.3, None)), ({"states": lambda h: h / 16}, (1 / 16, None)),
-    ({"logits": lambda z: 30 * torch.tanh(z / 30)}, (1.0, 30.0)),
-    ({"logits": lambda z: 30 * torch.tanh(0.5 * z / 30)}, (0.5, 30.0)),
-])
+@pytest.mark.parametrize(
+    ("change", "found"),
+    [
+        ({}, (1.0, None)),
+        ({"logits": lambda z: z * 0.3}, (0.3, None)),
+        ({"states": lambda h: h / 16}, (1 / 16, None)),
+        ({"logits": lambda z: 30 * torch.tanh(z / 30)}, (1.0, 30.0)),
+        ({"logits": lambda z: 30 * torch.tanh(0.5 * z / 30)}, (0.5, 30.0)),
+    ],
+)
 def test_a_factor_and_a_soft_cap_are_read_off_a_network_as_its_configuration_says_them(change, found, dtype):
     plain = network("untied").to(dtype)
     plain.config.update({"final_logit_softcapping": 30.0, "logits_scaling": 0.3, "attn_logit_softcapping": 50.0})
@@ -97,17 +102,26 @@ def test_a_factor_and_a_soft_cap_are_read_off_a_network_as_its_configuration_say
     assert seen.cap == found[1]
 
 
-@pytest.mark.parametrize("change", [
-    {"logits": lambda z: z + 0.01 * torch.linspace(-1, 1, 61)}, {"logits": lambda z: z + z.square() * 1e-3},
-    {"states": lambda h: h * torch.linspace(0.99, 1.01, 16)}, {"states": torch.tanh}, {"logits": lambda z: z[..., :-1]},
-    {"logits": lambda z: 100 * torch.tanh(z / 100)}], ids=["bias", "square", "scales", "squashed", "cut", "cap that is not said"])
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"logits": lambda z: z + 0.01 * torch.linspace(-1, 1, 61)},
+        {"logits": lambda z: z + z.square() * 1e-3},
+        {"states": lambda h: h * torch.linspace(0.99, 1.01, 16)},
+        {"states": torch.tanh},
+        {"logits": lambda z: z[..., :-1]},
+        {"logits": lambda z: 100 * torch.tanh(z / 100)},
+    ],
+    ids=["bias", "square", "scales", "squashed", "cut", "cap that is not said"],
+)
 def test_logits_made_in_an_unknown_way_are_refused(change):
     with pytest.raises(UserError, match="in a way that fedrift does not know"):
         read_logits(Strange(network("untied", torch.float32), **change))
 
 
-@pytest.mark.parametrize("kind", ["llama", "phi", "gptj", "gemma2", "cohere", "granite", "gpt_neo", "bloom", "falcon", "opt",
-                                  "mamba", "olmoe", "bart"])
+@pytest.mark.parametrize(
+    "kind", ["llama", "phi", "gptj", "gemma2", "cohere", "granite", "gpt_neo", "bloom", "falcon", "opt", "mamba", "olmoe", "bart"]
+)
 def test_what_is_trained_has_the_loss_and_gradient_of_plain_transformers(kind, architectures):
     row = architectures.make_row(kind)
     assert row.pop("kind") == kind
@@ -117,8 +131,11 @@ def test_what_is_trained_has_the_loss_and_gradient_of_plain_transformers(kind, a
 
 
 def test_adapters_that_peft_would_not_load_are_refused_before_training(architectures):
-    for kind, tune, told in (("deepseek_v3", ALL, r"no place for \d+ of the \d+ .* without down_proj, gate_proj, up_proj$"),
-                             ("mamba2", ALL, r"PEFT .* refuses these adapters, .*out_proj"), ("mamba2", Lora(r=2), "")):
+    for kind, tune, told in (
+        ("deepseek_v3", ALL, r"no place for \d+ of the \d+ .* without down_proj, gate_proj, up_proj$"),
+        ("mamba2", ALL, r"PEFT .* refuses these adapters, .*out_proj"),
+        ("mamba2", Lora(r=2), ""),
+    ):
         model = StackedModel(architectures.make_network(kind), tune)
         if not told:
             check_peft_compatible(model, tune)
@@ -187,8 +204,11 @@ def test_a_tied_head_with_a_bias_trains_the_bias_and_generates_with_it(architect
     assert torch.equal(generate_tokens(model, model.init_params(), prompt, 4), expected)
 
 
-@pytest.mark.parametrize(("kind", "tune"), [("phi", All()), ("gpt_neox", All()), ("mixtral", All()), ("mamba", LastBlocks(1)),
-                                            ("opt", All()), ("gemma2", LastBlocks(2))], ids=str)
+@pytest.mark.parametrize(
+    ("kind", "tune"),
+    [("phi", All()), ("gpt_neox", All()), ("mixtral", All()), ("mamba", LastBlocks(1)), ("opt", All()), ("gemma2", LastBlocks(2))],
+    ids=str,
+)
 def test_a_whole_model_that_is_saved_is_the_one_that_was_trained(kind, tune, architectures, tmp_path):
     config = architectures.small_config(kind)
     config.tie_word_embeddings = kind in ("phi", "gpt_neox", "opt")

@@ -61,8 +61,10 @@ def test_the_canary_is_silent_where_nothing_is_wrong_and_sings_where_something_i
 def test_a_run_can_ask_the_canary_and_is_the_same_run(tmp_path):
     plain = run_experiment(experiment(tmp_path, "training.num_rounds=1"), stock(tmp_path))
     other = stock(tmp_path, check_device=True)
-    asked = run_experiment(experiment(tmp_path, "training.num_rounds=1"), type(other)(other.runtime.__class__(
-        **{**vars(other.runtime), "runs_dir": tmp_path / "again"})))
+    asked = run_experiment(
+        experiment(tmp_path, "training.num_rounds=1"),
+        type(other)(other.runtime.__class__(**{**vars(other.runtime), "runs_dir": tmp_path / "again"})),
+    )
     assert asked.records() == plain.records()
 
 
@@ -78,7 +80,10 @@ def test_on_a_cpu_auto_is_float32_and_defaults_are_not_written():
     assert Runtime(device="cpu").numeric_options() == {}
     assert Runtime(device="cpu", dtype="bfloat16").numeric_options() == {"dtype": "bfloat16"}
     assert Runtime(device="cpu", tf32=True, deterministic=False, compiled=True).numeric_options() == {
-        "tf32": True, "deterministic": False, "compiled": True}
+        "tf32": True,
+        "deterministic": False,
+        "compiled": True,
+    }
     assert measure_bf16_speedup(torch.device("cpu"), size=64) > 0
 
 
@@ -101,6 +106,4 @@ def test_a_device_without_bfloat16_computes_in_float32(monkeypatch):
 def test_compiled_blocks_give_the_same_losses_and_gradients():
     plain, compiled = (StackedModel(random_model("llama").network, Lora()) for _ in range(2))
     compiled.compile()
-    compare_step(compiled, plain, plain.init_params().take(torch.zeros(2, dtype=torch.long)), BATCH).check(
-        "float32", "the compiler"
-    )
+    compare_step(compiled, plain, plain.init_params().take(torch.zeros(2, dtype=torch.long)), BATCH).check("float32", "the compiler")

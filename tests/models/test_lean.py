@@ -45,8 +45,9 @@ def test_they_are_in_use(kind, monkeypatch):
     ours, _, params = both(kind, Lora(target_modules=("q_proj", "down_proj")))
     used = []
     for function in (fused.FusedRMSNorm, fused.FusedQKVRope, fused.FusedSwiGLU):
-        monkeypatch.setattr(function, "apply", lambda *said, function=function, apply=function.apply:
-                            (used.append(function), apply(*said))[1])
+        monkeypatch.setattr(
+            function, "apply", lambda *said, function=function, apply=function.apply: (used.append(function), apply(*said))[1]
+        )
     ours(params, batch(3))
     assert used.count(fused.FusedQKVRope) == used.count(fused.FusedSwiGLU) == 3 and used.count(fused.FusedRMSNorm) == 7
 
@@ -54,8 +55,10 @@ def test_they_are_in_use(kind, monkeypatch):
 def test_what_lies_under_the_adapters_goes_the_plain_way_and_counts():
     ours, plain, params = both("llama", Lora(r=2))
     draw = torch.Generator().manual_seed(5)
-    under = {f"{path}.base": torch.randn(1, module.out_features, module.in_features, generator=draw, dtype=torch.float64)
-             for path, module in ours.modules.items()}
+    under = {
+        f"{path}.base": torch.randn(1, module.out_features, module.in_features, generator=draw, dtype=torch.float64)
+        for path, module in ours.modules.items()
+    }
     with_it = Tree({**params, **under})
     assert torch.allclose(ours(with_it, batch(3)), plain(with_it, batch(3)), rtol=1e-10)
     assert not torch.allclose(ours(with_it, batch(3)), ours(params, batch(3)), rtol=1e-3)
@@ -87,8 +90,10 @@ def test_joined_weights_are_the_network_s_own_and_are_saved_whole(tmp_path):
     assert mlp.gate_proj.weight.untyped_storage().data_ptr() == mlp.up_proj.weight.untyped_storage().data_ptr()
     from fedrift.algorithms import FedAvg
     from fedrift.engine.loop import init_state
+
     save_model(tmp_path, ours, LastBlocks(1), "llama", init_state(FedAvg(), ours.init_params(), 1).server)
     from safetensors.torch import load_file
+
     kept = {name: leaf for file in tmp_path.rglob("*.safetensors") for name, leaf in load_file(file).items()}
     fresh = dict(network("llama", torch.float32).named_parameters())
     for name in ("model.layers.0.mlp.gate_proj.weight", "model.layers.0.mlp.up_proj.weight", "model.layers.2.mlp.up_proj.weight"):

@@ -26,7 +26,7 @@ from fedrift.models.load import LanguageModel, load_model
 from fedrift.models.presets import POCKET_FILES, PRESETS, fingerprint_model, pocket_folder
 from tests.models.tiny import KINDS, WINDOW, plain_tokenizer, random_model
 
-REAL = {"gpt2": "gpt2", "qwen2": "qwen2", "llama": "llama2-tinyllama"}     # folders of real tokenizers
+REAL = {"gpt2": "gpt2", "qwen2": "qwen2", "llama": "llama2-tinyllama"}  # folders of real tokenizers
 
 
 def keep(model: LanguageModel, folder: Path) -> Path:
@@ -114,10 +114,7 @@ def test_a_folder_that_holds_no_model_is_told_what_is_wanted_and_what_is_there(t
         load(tmp_path)
 
 
-@pytest.mark.parametrize(("gone", "told"), [
-    ("model.safetensors", "cannot read the weights"),
-    ("config.json", "cannot read config.json"),
-])
+@pytest.mark.parametrize(("gone", "told"), [("model.safetensors", "cannot read the weights"), ("config.json", "cannot read config.json")])
 def test_a_folder_without_a_part_is_told_which(llama, gone, told):
     (llama / gone).unlink()
     with pytest.raises(UserError, match=told):
@@ -156,8 +153,7 @@ def test_a_model_without_its_head_is_refused_rather_than_given_a_random_one(tmp_
 
 
 def test_an_encoder_and_an_encoder_decoder_are_refused(tmp_path):
-    bert = BertConfig(vocab_size=9, hidden_size=8, intermediate_size=8, num_hidden_layers=1,
-                      num_attention_heads=2)
+    bert = BertConfig(vocab_size=9, hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=2)
     BertForMaskedLM(bert).save_pretrained(tmp_path / "bert")
     with pytest.raises(UserError, match="holds BertForMaskedLM, which is not a causal language model"):
         load(tmp_path / "bert")
@@ -203,13 +199,20 @@ def test_a_model_folder_that_holds_an_adapter_is_refused_before_anything_is_load
 
 
 def test_without_a_hub_the_way_out_is_told(tmp_path):
-    code = ("import sys\nfrom pathlib import Path\nfrom fedrift.core.errors import UserError\n"
-            "from fedrift.models.load import load_model\n"
-            "for name in 'distilgpt2', 'somebody/some-model':\n"
-            "    try:\n        load_model(name, cache_dir=Path(sys.argv[1]))\n"
-            "    except UserError as error:\n        print(str(error).replace('\\n', ' '))\n")
-    done = subprocess.run([sys.executable, "-c", code, str(tmp_path)], check=True, capture_output=True,
-                          text=True, env={**os.environ, "HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path)})
+    code = (
+        "import sys\nfrom pathlib import Path\nfrom fedrift.core.errors import UserError\n"
+        "from fedrift.models.load import load_model\n"
+        "for name in 'distilgpt2', 'somebody/some-model':\n"
+        "    try:\n        load_model(name, cache_dir=Path(sys.argv[1]))\n"
+        "    except UserError as error:\n        print(str(error).replace('\\n', ' '))\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path)],
+        check=True,
+        capture_output=True,
+        text=True,
+        env={**os.environ, "HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path)},
+    )
     told = done.stdout.splitlines()
     assert len(told) == 2
     for hub, line in zip([PRESETS["distilgpt2"].hub_id, "somebody/some-model"], told, strict=True):
@@ -238,5 +241,3 @@ def test_pocket_comes_with_the_package_and_is_what_its_preset_says(tmp_path):
     assert pocket_folder() == POCKET
     assert not list(tmp_path.iterdir())
     assert "FILL" not in (POCKET / "README.md").read_text()
-
-

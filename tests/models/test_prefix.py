@@ -13,8 +13,11 @@ from fedrift.simulation.simulator import value_and_gradient
 from tests.models.networks import KINDS, batch, network
 
 UPPER = {"gpt2": "transformer.h.2.attn.c_attn"}
-PREFIX_TRAINABLES = {"last 1": lambda kind: LastBlocks(1), "last 2": lambda kind: LastBlocks(2),
-                     "upper adapters": lambda kind: Lora(r=2, target_modules=(UPPER.get(kind, "model.layers.2.self_attn.q_proj"),))}
+PREFIX_TRAINABLES = {
+    "last 1": lambda kind: LastBlocks(1),
+    "last 2": lambda kind: LastBlocks(2),
+    "upper adapters": lambda kind: Lora(r=2, target_modules=(UPPER.get(kind, "model.layers.2.self_attn.q_proj"),)),
+}
 
 
 def worn(kind: str, tune, dtype=torch.float64, **said):

@@ -25,8 +25,10 @@ def folder(tmp_path: Path) -> Path:
 
 
 def test_the_presets_are_told_without_torch_or_transformers():
-    code = ("import sys, fedrift.models.presets as presets; presets.fingerprint_model('pocket');"
-            "print(sorted({'torch', 'transformers'} & set(sys.modules)))")
+    code = (
+        "import sys, fedrift.models.presets as presets; presets.fingerprint_model('pocket');"
+        "print(sorted({'torch', 'transformers'} & set(sys.modules)))"
+    )
     done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
     assert done.stdout.strip() == "[]"
 
@@ -76,15 +78,18 @@ def test_a_preset_wins_over_a_folder_of_its_name_unless_a_path_is_said(tmp_path,
     assert resolve_model("./pocket") == Path("pocket")
 
 
-@pytest.mark.parametrize(("name", "told"), [
-    ("pockt", "did you mean 'pocket'"),
-    ("qwen-0.5B", "did you mean 'qwen-0.5b'"),
-    ("", "no model ''"),
-    ("./nowhere", "no folder './nowhere'"),
-    ("/no/such/place", "no folder"),
-    ("owner/", "no model"),
-    ("a/b/c", "no folder"),
-])
+@pytest.mark.parametrize(
+    ("name", "told"),
+    [
+        ("pockt", "did you mean 'pocket'"),
+        ("qwen-0.5B", "did you mean 'qwen-0.5b'"),
+        ("", "no model ''"),
+        ("./nowhere", "no folder './nowhere'"),
+        ("/no/such/place", "no folder"),
+        ("owner/", "no model"),
+        ("a/b/c", "no folder"),
+    ],
+)
 def test_a_name_that_is_nothing_is_refused_with_what_there_is(name, told):
     with pytest.raises(UserError, match=told):
         resolve_model(name)

@@ -68,8 +68,10 @@ def test_a_run_and_its_twin_pass_with_a_real_tokenizer(kind, tmp_path, shared_da
     )
     held = build_run(asked, there).losses.held_out.blocks
     tokens, keep = torch.from_numpy(held.tokens), torch.from_numpy(held.mask)
-    losses = [theirs(input_ids=tokens[rows], labels=tokens[rows].masked_fill(~keep[rows], -100)).loss.item()
-              for rows in torch.arange(len(tokens)).view(3, -1)]
+    losses = [
+        theirs(input_ids=tokens[rows], labels=tokens[rows].masked_fill(~keep[rows], -100)).loss.item()
+        for rows in torch.arange(len(tokens)).view(3, -1)
+    ]
     told = skewed.trajectory()
     assert sum(losses) / 3 == pytest.approx(told.curve("loss.macro")[-1], abs=2e-4)
     seen = {row.metric.split(".")[0] for row in skewed.records()}

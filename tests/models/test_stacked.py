@@ -33,8 +33,11 @@ def reference(kind: str, params: Tree, row: int, tune, data: dict, dtype=torch.f
     if isinstance(tune, Lora):
         modules = list(tune.select_modules(plain))
         plain = get_peft_model(plain, LoraConfig(r=tune.r, lora_alpha=tune.lora_alpha, target_modules=modules))
-        leaves = {name.replace("base_model.model.", "").replace(".lora_", ".").replace(".default.weight", ""): leaf
-                  for name, leaf in plain.named_parameters() if "lora_" in name}
+        leaves = {
+            name.replace("base_model.model.", "").replace(".lora_", ".").replace(".default.weight", ""): leaf
+            for name, leaf in plain.named_parameters()
+            if "lora_" in name
+        }
     else:
         leaves = {name: leaf for name, leaf in plain.named_parameters() if name in params}
         plain.requires_grad_(True)
@@ -73,7 +76,7 @@ def test_stacked_is_one_by_one(tune, dtype, tolerance):
     data = batch(4)
     loss, grad = value_and_gradient(model, params, data, torch.arange(4))
     for row in range(4):
-        alone = {name: part[row:row + 1] for name, part in data.items()}
+        alone = {name: part[row : row + 1] for name, part in data.items()}
         own_loss, own_grad = value_and_gradient(model, params.take(slice(row, row + 1)), alone, torch.arange(1))
         assert torch.allclose(loss[row], own_loss[0], rtol=tolerance)
         for name in grad:
@@ -136,22 +139,32 @@ def test_an_unknown_target_gets_the_nearest_name():
         StackedModel(network("llama"), Lora(target_modules=("q_prj",)))
 
 
-@pytest.mark.parametrize(("tune", "told"), [
-    (Lora(target_modules=()), "target_modules is empty"),
-    (Lora(r=1_000_000_000), "trainable.r: 1000000000 is more than .* at most 16, of model.layers.0.self_attn.q_proj"),
-    (Lora(r=17, target_modules=("v_proj",)), "at most 8, of model.layers.0.self_attn.v_proj"),
-])
+@pytest.mark.parametrize(
+    ("tune", "told"),
+    [
+        (Lora(target_modules=()), "target_modules is empty"),
+        (Lora(r=1_000_000_000), "trainable.r: 1000000000 is more than .* at most 16, of model.layers.0.self_attn.q_proj"),
+        (Lora(r=17, target_modules=("v_proj",)), "at most 8, of model.layers.0.self_attn.v_proj"),
+    ],
+)
 def test_adapters_of_nothing_or_of_more_than_a_matrix_are_refused(tune, told):
     with pytest.raises(UserError, match=told):
         StackedModel(network("llama"), tune)
     assert Lora(r=16).select_modules(network("llama"))  # a whole matrix of some of the maps
 
 
-@pytest.mark.parametrize(("kind", "names", "endings"), [
-    ("gpt_neox", ["query_key_value", "dense"], {"query_key_value"}), ("phi", ["q_proj", "k_proj", "fc1"], {"q_proj", "fc1"}),
-    ("rwkv", ["key", "output", "other"], {"key", "output"}), ("gemma4", ["q_proj"], set()),
-    ("nobody", ["q_proj", "k_proj", "v_proj"], {"q_proj", "v_proj"}), ("nobody", ["qkv_proj", "o_proj"], {"qkv_proj"}),
-    ("nobody", ["one", "two"], {"one", "two"})])
+@pytest.mark.parametrize(
+    ("kind", "names", "endings"),
+    [
+        ("gpt_neox", ["query_key_value", "dense"], {"query_key_value"}),
+        ("phi", ["q_proj", "k_proj", "fc1"], {"q_proj", "fc1"}),
+        ("rwkv", ["key", "output", "other"], {"key", "output"}),
+        ("gemma4", ["q_proj"], set()),
+        ("nobody", ["q_proj", "k_proj", "v_proj"], {"q_proj", "v_proj"}),
+        ("nobody", ["qkv_proj", "o_proj"], {"qkv_proj"}),
+        ("nobody", ["one", "two"], {"one", "two"}),
+    ],
+)
 def test_auto_is_pefts_default_then_the_usual_projections_then_every_map(kind, names, endings):
     linear = {f"blocks.0.{name}": torch.nn.Linear(2, 2) for name in names}
     if kind == "gemma4":  # PEFT names these by a pattern

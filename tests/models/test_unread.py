@@ -9,9 +9,13 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from fedrift.models.load import make_random_network
 from fedrift.models.presets import PRESETS
 
-SMALL = {"gpt2": {"n_layer": 2, "n_embd": 32, "n_head": 4},
-         **{kind: {"num_hidden_layers": 2, "hidden_size": 32, "intermediate_size": 48, "num_attention_heads": 4,
-                   "num_key_value_heads": 2} for kind in ("llama", "qwen2")}}
+SMALL = {
+    "gpt2": {"n_layer": 2, "n_embd": 32, "n_head": 4},
+    **{
+        kind: {"num_hidden_layers": 2, "hidden_size": 32, "intermediate_size": 48, "num_attention_heads": 4, "num_key_value_heads": 2}
+        for kind in ("llama", "qwen2")
+    },
+}
 
 
 @pytest.mark.parametrize("name", PRESETS)
@@ -26,8 +30,6 @@ def test_an_unread_network_is_what_transformers_builds_but_for_its_weights(name)
     theirs.load_state_dict(ours.state_dict())
     ids = torch.arange(24).view(2, 12)
     assert torch.equal(ours(input_ids=ids).logits, theirs(input_ids=ids).logits)
-    assert all(
-        torch.equal(a, b) for a, b in zip(ours.parameters(), make_random_network(preset, **small).parameters(), strict=True)
-    )
+    assert all(torch.equal(a, b) for a, b in zip(ours.parameters(), make_random_network(preset, **small).parameters(), strict=True))
     assert not any(leaf.requires_grad for leaf in ours.parameters())
     assert make_random_network(preset, dtype=torch.bfloat16, **small).dtype == torch.bfloat16

@@ -22,8 +22,9 @@ KINDS = ("llama", "gpt2", "qwen2")
 WINDOW = 64
 
 
-def random_model(kind: str, tokenizer: PreTrainedTokenizerBase | int = 97, seed: int = 0,
-                 dtype: torch.dtype = torch.float32) -> LanguageModel:
+def random_model(
+    kind: str, tokenizer: PreTrainedTokenizerBase | int = 97, seed: int = 0, dtype: torch.dtype = torch.float32
+) -> LanguageModel:
     """Two blocks, 32 wide, four heads. ``tokenizer`` is one, or how many words a plain one should know.
 
     Frozen, in eval mode and without cache, as `fedrift.models.load.load_model` gives them. The seed decides
@@ -40,17 +41,26 @@ def random_model(kind: str, tokenizer: PreTrainedTokenizerBase | int = 97, seed:
 
 
 def build(kind: str, rows: int, ends: dict[str, int | None]) -> PreTrainedModel:
-    shape = dict(vocab_size=rows, hidden_size=32, intermediate_size=48, num_hidden_layers=2,
-                 num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=WINDOW,
-                 initializer_range=0.1, **ends)
+    shape = dict(
+        vocab_size=rows,
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=WINDOW,
+        initializer_range=0.1,
+        **ends,
+    )
     match kind:
         case "llama":
             return LlamaForCausalLM(LlamaConfig(**shape, tie_word_embeddings=False))
         case "qwen2":
             return Qwen2ForCausalLM(Qwen2Config(**shape, tie_word_embeddings=True))
         case "gpt2":
-            return GPT2LMHeadModel(GPT2Config(vocab_size=rows, n_embd=32, n_layer=2, n_head=4,
-                                              n_positions=WINDOW, initializer_range=0.1, **ends))
+            return GPT2LMHeadModel(
+                GPT2Config(vocab_size=rows, n_embd=32, n_layer=2, n_head=4, n_positions=WINDOW, initializer_range=0.1, **ends)
+            )
     raise ValueError(f"no kind {kind!r} of tiny model; there are {', '.join(KINDS)}")
 
 
@@ -59,5 +69,4 @@ def plain_tokenizer(words: int) -> PreTrainedTokenizerFast:
     vocabulary = {"<end>": 0, **{f"w{index}": index for index in range(1, words)}}
     by_word = Tokenizer(models.WordLevel(vocabulary, unk_token="w1"))
     by_word.pre_tokenizer = pre_tokenizers.Whitespace()
-    return PreTrainedTokenizerFast(tokenizer_object=by_word, bos_token="<end>", eos_token="<end>",
-                                   unk_token="w1")
+    return PreTrainedTokenizerFast(tokenizer_object=by_word, bos_token="<end>", eos_token="<end>", unk_token="w1")

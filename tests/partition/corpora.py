@@ -9,17 +9,7 @@ from hypothesis import strategies as st
 
 from fedrift.data.corpus import Corpus
 
-SCRIPTS = (
-    "plain words of it",
-    "😀 🎉 emoji 👩‍👩‍👧",
-    "日本語の文章です",
-    "Привет мир",
-    "שלום עולם",
-    "مرحبا",
-    "a",
-    ".",
-    "don't",
-)
+SCRIPTS = ("plain words of it", "😀 🎉 emoji 👩‍👩‍👧", "日本語の文章です", "Привет мир", "שלום עולם", "مرحبا", "a", ".", "don't")
 
 
 def corpus(texts, label, domains=None, size=None) -> Corpus:
@@ -29,9 +19,7 @@ def corpus(texts, label, domains=None, size=None) -> Corpus:
     size = np.array([len(t.split()) for t in texts]) if size is None else np.asarray(size)
     domains = tuple(f"topic{i}" for i in range(label.max(initial=-1) + 1)) if domains is None else domains
     source = np.array([f"source{number % 2}" for number in range(len(text))], dtype=object)
-    return Corpus(
-        "small", text, label, domains, source, np.zeros(len(text), np.int8), size[order].astype(np.int64)
-    )
+    return Corpus("small", text, label, domains, source, np.zeros(len(text), np.int8), size[order].astype(np.int64))
 
 
 def topical(documents=400, count=4, words=30, seed=0, spread=0.5) -> Corpus:
@@ -43,10 +31,7 @@ def topical(documents=400, count=4, words=30, seed=0, spread=0.5) -> Corpus:
         length = max(3, int(words * np.exp(rng.normal(0, spread))))
         own = rng.random(length) < 0.5
         rank = np.minimum(rng.zipf(1.4, length), 200)
-        texts.append(
-            f"n{i} "
-            + " ".join(f"t{topic}w{r}" if o else f"common{r}" for o, r in zip(own, rank, strict=True))
-        )
+        texts.append(f"n{i} " + " ".join(f"t{topic}w{r}" if o else f"common{r}" for o, r in zip(own, rank, strict=True)))
     return corpus(texts, label)
 
 
@@ -56,9 +41,7 @@ def corpora(draw, most=60, least=2) -> Corpus:
     documents = draw(st.integers(least, most))
     count = draw(st.integers(2, min(6, documents)))
     rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
-    label = np.concatenate(
-        [np.arange(count), rng.integers(0, draw(st.integers(1, count)), documents - count)]
-    )
+    label = np.concatenate([np.arange(count), rng.integers(0, draw(st.integers(1, count)), documents - count)])
     texts = [f"{rng.choice(SCRIPTS)} {i}" for i in range(documents)]
     texts[draw(st.integers(0, documents - 1))] = draw(st.sampled_from(["", "\u200b", "…", "same"]))
     size = {

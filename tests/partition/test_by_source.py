@@ -88,12 +88,19 @@ def test_a_deal_without_sources_is_refused_and_names_the_columns():
 def test_a_key_of_the_corpus_names_the_column(tmp_path, kind):
     frame = pd.DataFrame({"text": [f"text {n}" for n in range(40)], "author": [0, 1, 2, 3] * 10})
     path = tmp_path / f"t.{kind}"
-    {"csv": lambda: frame.to_csv(path, index=False), "parquet": lambda: frame.to_parquet(path),
-     "jsonl": lambda: frame.to_json(path, orient="records", lines=True)}[kind]()
+    {
+        "csv": lambda: frame.to_csv(path, index=False),
+        "parquet": lambda: frame.to_parquet(path),
+        "jsonl": lambda: frame.to_json(path, orient="records", lines=True),
+    }[kind]()
     with pytest.raises(UserError, match=r"no column 'source' \(its columns: 'text', 'author'\)"):
         BySource(4)(load_corpus(DatasetConfig(str(path))), numpy_stream(0, "partition"))
     with pytest.raises(UserError, match="no column 'writer'"):
         load_corpus(DatasetConfig(str(path), source_column="writer"))
     corpus = load_corpus(DatasetConfig(str(path), source_column="author"))
     assert [sorted(set(corpus.source[rows])) for rows in BySource(4)(corpus, numpy_stream(0, "partition")).rows] == [
-        ["0"], ["1"], ["2"], ["3"]]
+        ["0"],
+        ["1"],
+        ["2"],
+        ["3"],
+    ]

@@ -38,9 +38,7 @@ def test_a_regime_inside_a_regime_is_read_and_written_back():
     assert said({"type": "Calibrated", "base": "Dirichlet"}) == Calibrated(base=Dirichlet())
     assert said({"type": "Calibrated", "base": {"budgets": "equal"}}) == Calibrated(base=TopicMix(budgets="equal"))
     assert said({"type": "Calibrated", "base": {"type": "Calibrated", "base": "KDomains"}}).base.base == KDomains()
-    experiment = parse_config(
-        {"dataset": "bbc", "partition": yaml}, ["partition.base.topic_severity=0.5", "partition.measure=words"]
-    )
+    experiment = parse_config({"dataset": "bbc", "partition": yaml}, ["partition.base.topic_severity=0.5", "partition.measure=words"])
     assert experiment.partition == Calibrated(4, 0.5, Composed(topic_method="dirichlet", topic_severity=0.5), measure="words")
     assert parse_config(experiment.to_dict()) == experiment and parse_config(experiment.to_dict()).id == experiment.id
 
@@ -82,8 +80,7 @@ def test_a_calibrated_regime_keeps_its_rewrites():
     assert all(partition.rewrites)
 
 
-@pytest.mark.parametrize("of", [TopicMix(), Dirichlet(), Quantity(), Length(), TokenTilt(), Composed()],
-                         ids=lambda of: type(of).__name__)
+@pytest.mark.parametrize("of", [TopicMix(), Dirichlet(), Quantity(), Length(), TokenTilt(), Composed()], ids=lambda of: type(of).__name__)
 def test_severity_0_is_the_twin_of_the_regime_inside(of):
     documents = topical(400)
     calibrated = Calibrated(5, 0.9, of, if_unreachable="nearest")

@@ -33,21 +33,25 @@ CHINESE = corpus([f"文章{n} 内容" for n in range(60)], np.arange(60) % 3)
 ALIKE = topical(documents=60, count=3)
 
 
-@pytest.mark.parametrize(("partitioner", "documents", "words"), [
-    (Quantity(4, 1.0, min_share=1.0), ALIKE, "exactly that of severity 0"),
-    (KDomains(6, 0.1), ALIKE, "exactly that of severity 0"),
-    (Composed(4, 1.0, topic_severity=0.0, quantity_severity=0.0), ALIKE, "exactly that of severity 0"),
-    (Length(4), corpus([f"one two {n}" for n in range(60)], np.arange(60) % 3), "all documents are of one length"),
-    (TokenTilt(4), corpus([f"of the and {n}" for n in range(60)], np.arange(60) % 3), "no content word"),
-    (TokenTilt(4), CHINESE, "no content word that it has 5 times"),
-    (StopwordDrop(4), CHINESE, "nothing in the texts can be rewritten"),
-    (StopwordDrop(4, homogeneous=True), CHINESE, "nothing in the texts can be rewritten"),
-    (Substitute(4), CHINESE, "nothing in the texts can be rewritten"),
-    (Truncate(4, min_words=10_000), ALIKE, "nothing in the texts can be rewritten"),
-    (Style(4, styles=("short",)), CHINESE, "rewrites its texts alike"),
-    (Style(4, styles=("formal", "formal")), ALIKE, "rewrites its texts alike"),
-    (Style(4, styles=("plain",)), ALIKE, "exactly that of severity 0"),
-], ids=lambda value: type(value).__name__ if hasattr(value, "severity") else "")
+@pytest.mark.parametrize(
+    ("partitioner", "documents", "words"),
+    [
+        (Quantity(4, 1.0, min_share=1.0), ALIKE, "exactly that of severity 0"),
+        (KDomains(6, 0.1), ALIKE, "exactly that of severity 0"),
+        (Composed(4, 1.0, topic_severity=0.0, quantity_severity=0.0), ALIKE, "exactly that of severity 0"),
+        (Length(4), corpus([f"one two {n}" for n in range(60)], np.arange(60) % 3), "all documents are of one length"),
+        (TokenTilt(4), corpus([f"of the and {n}" for n in range(60)], np.arange(60) % 3), "no content word"),
+        (TokenTilt(4), CHINESE, "no content word that it has 5 times"),
+        (StopwordDrop(4), CHINESE, "nothing in the texts can be rewritten"),
+        (StopwordDrop(4, homogeneous=True), CHINESE, "nothing in the texts can be rewritten"),
+        (Substitute(4), CHINESE, "nothing in the texts can be rewritten"),
+        (Truncate(4, min_words=10_000), ALIKE, "nothing in the texts can be rewritten"),
+        (Style(4, styles=("short",)), CHINESE, "rewrites its texts alike"),
+        (Style(4, styles=("formal", "formal")), ALIKE, "rewrites its texts alike"),
+        (Style(4, styles=("plain",)), ALIKE, "exactly that of severity 0"),
+    ],
+    ids=lambda value: type(value).__name__ if hasattr(value, "severity") else "",
+)
 def test_a_deal_that_is_iid_is_refused(partitioner, documents, words):
     with pytest.raises(UserError, match=words) as caught:
         partition_corpus(partitioner, documents, STREAM)
@@ -67,8 +71,13 @@ def test_a_deal_by_topic_needs_two_topics_at_any_severity(kind, severity):
 
 @pytest.mark.parametrize("kind", [getattr(room, name) for name in room.__all__], ids=lambda kind: kind.__name__)
 def test_a_deal_that_differs_or_is_to_be_iid_passes_unchanged(kind):
-    documents = corpus([f"it is the {'big ' * (n % 5)}house of {word} and we went to see {word} and the {word} {n}"
-                        for n, word in enumerate(["garden", "market", "teacher", "engine"] * 20)], np.arange(80) % 4)
+    documents = corpus(
+        [
+            f"it is the {'big ' * (n % 5)}house of {word} and we went to see {word} and the {word} {n}"
+            for n, word in enumerate(["garden", "market", "teacher", "engine"] * 20)
+        ],
+        np.arange(80) % 4,
+    )
     for severity in (0.0, 1.0):
         partitioner = kind(4, severity)
         if kind is room.Calibrated:

@@ -8,9 +8,7 @@ from hypothesis import strategies as st
 
 from fedrift.partition.margins import assign_documents, fit_columns, fit_margins, split_by_budget, tokens_per_group, uniform_table
 
-shapes = st.tuples(
-    st.integers(1, 12), st.integers(1, 8), st.integers(0, 2**32 - 1), st.sampled_from([0.01, 0.1, 1, 50])
-)
+shapes = st.tuples(st.integers(1, 12), st.integers(1, 8), st.integers(0, 2**32 - 1), st.sampled_from([0.01, 0.1, 1, 50]))
 
 
 @given(shapes)
@@ -51,11 +49,7 @@ def test_cut_gives_a_document_to_the_piece_that_holds_its_middle():
     assert split_by_budget(np.ones(10), np.array([3.0, 0.0, 7.0, 0.0])).tolist() == [0] * 3 + [2] * 7
 
 
-@given(
-    st.integers(0, 2**32 - 1),
-    st.sampled_from([0.0, 0.5, 1.0, 1.5]),
-    st.sampled_from([0, 0.01, 0.1, 1.0, 100]),
-)
+@given(st.integers(0, 2**32 - 1), st.sampled_from([0.0, 0.5, 1.0, 1.5]), st.sampled_from([0, 0.01, 0.1, 1.0, 100]))
 @settings(max_examples=150, deadline=None, derandomize=True)
 def test_budgets_are_met_within_two_documents_and_mostly_within_one(seed, wildness, alpha):
     rng = np.random.default_rng(seed)

@@ -45,9 +45,7 @@ def test_severity_0_is_not_beyond_chance(name):
     documents = topical(500)
     vectors = np.eye(4)[documents.label] + numpy_stream(0).normal(0, 0.3, (500, 4))
     found = report(getattr(room, name)(5, 0.0), documents, vectors=vectors)
-    assert not [
-        m.name for m in found.measurements if m.value > m.null_mean + 5 * m.null_std and m.value - m.null_mean > 0.01
-    ]
+    assert not [m.name for m in found.measurements if m.value > m.null_mean + 5 * m.null_std and m.value - m.null_mean > 0.01]
 
 
 @pytest.mark.parametrize(

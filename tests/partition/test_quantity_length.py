@@ -26,8 +26,7 @@ def partition_documents(partitioner, documents, seed=0):
 def test_quantity_grows_with_the_dial_from_equal_to_nearly_all_with_one():
     documents = wild()
     largest = [
-        partition_documents(Quantity(8, s), documents).budgets(documents).max() / documents.size.sum()
-        for s in (0, 0.25, 0.5, 0.75, 1)
+        partition_documents(Quantity(8, s), documents).budgets(documents).max() / documents.size.sum() for s in (0, 0.25, 0.5, 0.75, 1)
     ]
     assert abs(largest[0] - 1 / 8) < 0.02 and largest[-1] > 0.8
     assert np.diff(largest).min() > 0

@@ -41,9 +41,7 @@ def stories(documents=300, seed=0):
             ]
         )
 
-    texts = [
-        " ".join([f"Story {i}."] + [sentence() for _ in range(rng.integers(3, 12))]) for i in range(documents)
-    ]
+    texts = [" ".join([f"Story {i}."] + [sentence() for _ in range(rng.integers(3, 12))]) for i in range(documents)]
     return corpus(texts, np.arange(documents) % 3)
 
 
@@ -87,9 +85,7 @@ def test_a_rewrite_is_pure_bears_any_text_and_travels(kind, homogeneous, severit
 @every
 def test_refill_gives_all_clients_equally_many_words_after_rewriting(kind):
     documents = stories(900)
-    words = [
-        sum(len(t.split()) for t in texts) for texts in rewritten_texts(deal(kind(6, 1.0), documents), documents)
-    ]
+    words = [sum(len(t.split()) for t in texts) for texts in rewritten_texts(deal(kind(6, 1.0), documents), documents)]
     assert np.ptp(words) < 0.1 * np.mean(words)
 
 
@@ -104,9 +100,7 @@ def test_without_refill_clients_have_equally_many_words_before_rewriting(kind):
 def test_the_control_gives_everybody_one_distribution_and_changes_the_pool_as_much(kind):
     documents = stories(900)
     same = kind(6, 1.0, equalize_words=False)
-    arms = [
-        rewritten_texts(deal(kind(6, 1.0, equalize_words=False, homogeneous=e), documents), documents) for e in (False, True)
-    ]
+    arms = [rewritten_texts(deal(kind(6, 1.0, equalize_words=False, homogeneous=e), documents), documents) for e in (False, True)]
     lengths = [np.array([np.mean([len(t.split()) for t in texts]) for texts in arm]) for arm in arms]
     assert abs(lengths[0].mean() - lengths[1].mean()) < 0.05 * lengths[0].mean()
     same = deal(kind(6, 1.0, homogeneous=True), documents)
@@ -137,9 +131,7 @@ def test_what_a_low_severity_drops_a_high_one_drops_too():
         sum(len(split_into_words(r(t, document_id(t)))) if r else len(split_into_words(t)) for t in documents.text)
         for r in (None, low, high, full)
     ]
-    assert np.allclose(
-        (lengths[0] - np.array(lengths)) / (lengths[0] - lengths[3]), [0, 0.3, 0.6, 1], atol=0.05
-    )
+    assert np.allclose((lengths[0] - np.array(lengths)) / (lengths[0] - lengths[3]), [0, 0.3, 0.6, 1], atol=0.05)
     for text in documents.text:
         kept = [split_into_words(rewrite(text, document_id(text))) for rewrite in (high, low)]
         remaining = iter(kept[1])
@@ -169,10 +161,7 @@ def test_a_swap_is_an_involution():
 
 def test_pairs_are_of_like_frequency_and_ending():
     rng = np.random.default_rng(0)
-    texts = [
-        " ".join(f"wor{r}ing" if r % 2 else f"v{r}" for r in np.minimum(rng.zipf(1.2, 50), 400))
-        for _ in range(300)
-    ]
+    texts = [" ".join(f"wor{r}ing" if r % 2 else f"v{r}" for r in np.minimum(rng.zipf(1.2, 50), 400)) for _ in range(300)]
     words = count_words(texts)
     total = dict(zip(words.vocabulary, words.totals, strict=True))
     partner = pair_words(words, rng)
@@ -221,14 +210,7 @@ def test_at_severity_1_a_classifier_tells_the_styles_apart_and_under_the_control
 
 def test_styles_keep_the_content_words():
     """Without function words and words of the styles themselves, the words are the same before and after."""
-    said = [
-        *CASUAL,
-        *CASUAL.values(),
-        *FORMAL,
-        *FORMAL.values(),
-        *FILLERS,
-        "furthermore moreover in addition accordingly in this regard",
-    ]
+    said = [*CASUAL, *CASUAL.values(), *FORMAL, *FORMAL.values(), *FILLERS, "furthermore moreover in addition accordingly in this regard"]
     manner = FUNCTION_WORDS | {word for phrase in said for word in split_into_words(phrase)} | {"w", "o"}
     for text in stories(30).text:
         content = [word for word in split_into_words(text) if word not in manner]

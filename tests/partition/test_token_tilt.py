@@ -65,9 +65,7 @@ def test_a_word_pulls_the_same_way_in_train_and_test():
     train, test = mixed(seed=1), mixed(seed=2)
     assert np.array_equal(word_normals("w3", 3, key), word_normals("w3", 3, key))
     phi = {name: document_tilts(count_words(docs.text), 1, key) for name, docs in (("a", train), ("b", test))}
-    presence = {
-        name: np.array(["w3 " in text for text in docs.text]) for name, docs in (("a", train), ("b", test))
-    }
+    presence = {name: np.array(["w3 " in text for text in docs.text]) for name, docs in (("a", train), ("b", test))}
     pull = [phi[name][presence[name]].mean() - phi[name][~presence[name]].mean() for name in "ab"]
     assert np.sign(pull[0]) == np.sign(pull[1])
 

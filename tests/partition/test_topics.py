@@ -59,9 +59,7 @@ def test_fewer_clients_than_topics_share_them_out():
     assert [np.flatnonzero(row).tolist() for row in table] == [[0, 2, 4], [1, 3]]
 
 
-@pytest.mark.parametrize(
-    "severity, expected", [(0.25, 0.0599), (0.5, 0.2256), (0.75, 0.5033), (0.9, 0.7484), (1, 1)]
-)
+@pytest.mark.parametrize("severity, expected", [(0.25, 0.0599), (0.5, 0.2256), (0.75, 0.5033), (0.9, 0.7484), (1, 1)])
 def test_the_mix_dial_has_the_divergence_of_the_books(severity, expected):
     """science.md B.1, N = 8, T = 4, topics of one size."""
     assert abs(divergence(table_of(TopicMix(8, severity), topical(4000))) - expected) < 0.004
@@ -83,10 +81,7 @@ def test_budgets_and_pool_are_the_same_at_every_severity(budgets):
 
 def test_trimmed_leaves_out_and_is_pure_where_equal_fills_up():
     documents = lopsided()
-    trimmed, equal = (
-        table_of(TopicMix(4, 1.0, "trimmed"), documents),
-        table_of(TopicMix(4, 1.0, "equal"), documents),
-    )
+    trimmed, equal = (table_of(TopicMix(4, 1.0, "trimmed"), documents), table_of(TopicMix(4, 1.0, "equal"), documents))
     assert ((trimmed > 0).sum(1) == 1).all() and trimmed.sum() < documents.size.sum()
     assert ((equal > 0).sum(1) > 1).any() and equal.sum() == documents.size.sum()
     smallest = documents.size[documents.label == 3].sum()
@@ -136,9 +131,7 @@ def test_dirichlet_is_finite_where_gamma_variables_underflow():
     assert np.isfinite(drawn).all() and np.allclose(drawn.sum(1), 1) and drawn.max(1).mean() > 0.99
 
 
-@pytest.mark.parametrize(
-    "clients, severity, each", [(8, 0, 4), (8, 1 / 3, 3), (8, 2 / 3, 2), (8, 1, 1), (6, 2 / 3, 2)]
-)
+@pytest.mark.parametrize("clients, severity, each", [(8, 0, 4), (8, 1 / 3, 3), (8, 2 / 3, 2), (8, 1, 1), (6, 2 / 3, 2)])
 def test_k_domains_are_k_domains_with_equal_holders(clients, severity, each):
     table = table_of(KDomains(clients, severity), topical(800))
     assert ((table > 0).sum(1) == each).all()

@@ -63,7 +63,7 @@ def held_out(blocks: int = 12, length: int = 12, domains: int = 3, seed: int = 0
     keep = np.ones_like(tokens, dtype=bool)
     domain = np.repeat(np.arange(domains), blocks // domains)
     for last in np.flatnonzero(np.diff(domain, append=domains)):
-        keep[last, length // 2:] = False
+        keep[last, length // 2 :] = False
     return HeldOut(Blocks(tokens, keep), domain, tuple("abcdefg"[:domains]), np.ones((2, domains)))
 
 

@@ -88,6 +88,7 @@ def test_it_goes_back_to_it_even_if_the_look_fails():
 
     def refuse(layer, weights):
         raise RuntimeError("no")
+
     with pytest.raises(RuntimeError):
         visit_attention(model, model.init_params(), TEXT.tokens, refuse)
     assert model.network.config._attn_implementation == "sdpa"

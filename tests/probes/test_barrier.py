@@ -75,7 +75,7 @@ def test_a_convex_loss_has_no_barrier_anywhere():
 
 
 def test_more_points_find_a_hill_beside_the_middle():
-    hill = lambda x: torch.exp(-((x - 0.1) / 0.03) ** 2)  # noqa: E731
+    hill = lambda x: torch.exp(-(((x - 0.1) / 0.03) ** 2))  # noqa: E731
     walk = a_walk([0.0, 1.0], 1.0)
     assert probe(hill, points=3)(walk)["barrier.clients"] == pytest.approx(0, abs=1e-4)
     assert probe(hill, points=11)(walk)["barrier.clients"] == pytest.approx(1, abs=1e-3)
@@ -92,8 +92,16 @@ def test_a_client_that_failed_has_no_barrier():
 @pytest.mark.parametrize("x", [0.0, 0.3, 1.0])
 def test_between_two_adapters_lies_the_mix_of_their_products(x):
     draw = torch.Generator().manual_seed(0)
-    one, two = (Tree({"m.A": torch.randn(1, 2, 5, generator=draw), "m.B": torch.randn(1, 4, 2, generator=draw),
-                      "m.base": torch.randn(1, 4, 5, generator=draw)}) for _ in range(2))
+    one, two = (
+        Tree(
+            {
+                "m.A": torch.randn(1, 2, 5, generator=draw),
+                "m.B": torch.randn(1, 4, 2, generator=draw),
+                "m.base": torch.randn(1, 4, 5, generator=draw),
+            }
+        )
+        for _ in range(2)
+    )
     mixed = interpolate(one, two, x)
     expected = (1 - x) * one["m.B"] @ one["m.A"] + x * two["m.B"] @ two["m.A"]
     assert torch.allclose(mixed["m.B"] @ mixed["m.A"], expected, atol=1e-6)

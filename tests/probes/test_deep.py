@@ -23,8 +23,10 @@ def world(tmp_path, monkeypatch):
     other = tmp_path / "data" / "dbpedia"
     other.mkdir(parents=True)
     with (other / "train.csv").open("w") as file:
-        file.write("text,label,source\n" + "".join(
-            f"an article of number {number} about the late match and the new chip,x,y\n" for number in range(40)))
+        file.write(
+            "text,label,source\n"
+            + "".join(f"an article of number {number} about the late match and the new chip,x,y\n" for number in range(40))
+        )
     monkeypatch.setenv("FEDRIFT_DATA", str(tmp_path / "data"))
     return tmp_path
 
@@ -52,9 +54,20 @@ def test_all_groups_look_when_they_should_and_change_nothing(world):
     end = new[new["round"] == 4]
     assert end.value.notna().all()
     assert set(end[end.client >= 0].metric) == {"hidden.cka.server", "hidden.cosine.server", "barrier.server"}
-    assert {"hidden.cka.clients", "hidden.cosine.clients", "adapters.error.loss",
-            "hidden.anisotropy", "attention.entropy", "barrier.clients", "adapters.rank", "adapters.angle",
-            "adapters.rank.stable", "general.bits", "syntax.accuracy", "syntax.margin"} <= set(end.metric)
+    assert {
+        "hidden.cka.clients",
+        "hidden.cosine.clients",
+        "adapters.error.loss",
+        "hidden.anisotropy",
+        "attention.entropy",
+        "barrier.clients",
+        "adapters.rank",
+        "adapters.angle",
+        "adapters.rank.stable",
+        "general.bits",
+        "syntax.accuracy",
+        "syntax.margin",
+    } <= set(end.metric)
     assert "layer 01 head 03" in set(end[end.metric == "attention.shift"].domain)
     assert len(end[end.metric == "syntax.accuracy"]) >= 9
 
@@ -70,6 +83,7 @@ def test_a_run_killed_and_resumed_has_the_same_numbers(world, monkeypatch):
         if state.round == 3:
             raise KeyboardInterrupt
         save(checkpoint, state)
+
     monkeypatch.setattr(Checkpoint, "save", dying)
     with pytest.raises(KeyboardInterrupt):
         run_experiment(experiment, worlds.stock(world))
@@ -110,7 +124,11 @@ def test_where_there_is_no_general_text_the_run_says_so(world, monkeypatch):
 
 
 def test_the_sandbox_is_asked_in_its_own_language(world):
-    run = run_experiment(worlds.experiment(world, "evaluation.probes=[syntax]", "training.num_rounds=1", "dataset=synthetic",
-                                      "dataset.synthetic.num_documents=60"), worlds.stock(world))
+    run = run_experiment(
+        worlds.experiment(
+            world, "evaluation.probes=[syntax]", "training.num_rounds=1", "dataset=synthetic", "dataset.synthetic.num_documents=60"
+        ),
+        worlds.stock(world),
+    )
     table = frame(run)
     assert "agreement in a relative clause" in set(table[table.metric == "syntax.accuracy"].domain)

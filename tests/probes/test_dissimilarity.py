@@ -44,8 +44,13 @@ def test_at_the_optimum_of_the_mean_there_is_no_ratio_and_clients_are_opposed():
 
 def test_batches_count_by_their_weight():
     def batch(a, weight):
-        return {"a": torch.tensor([[a]], dtype=DOUBLE), "b": torch.zeros(1, 1), "slope": torch.zeros(1, 1),
-                "weight": torch.tensor([weight])}
+        return {
+            "a": torch.tensor([[a]], dtype=DOUBLE),
+            "b": torch.zeros(1, 1),
+            "slope": torch.zeros(1, 1),
+            "weight": torch.tensor([weight]),
+        }
+
     found = mean_gradient(loss, Tree(x=torch.ones(1, 1, dtype=DOUBLE)), [batch(1.0, 1.0), batch(4.0, 3.0)])
     assert found["x"].item() == pytest.approx((1 * 1 + 3 * 4) / 4)
 

@@ -27,8 +27,13 @@ def test_the_exact_mean_is_the_mean_of_the_products_and_the_hand_case_loses_all_
 
 def test_shares_weigh_products_and_other_leaves():
     draw = torch.Generator().manual_seed(0)
-    local = Tree({"m.A": torch.randn(3, 2, 5, generator=draw), "m.B": torch.randn(3, 4, 2, generator=draw),
-                  "norm": torch.tensor([[1.0], [2.0], [4.0]])})
+    local = Tree(
+        {
+            "m.A": torch.randn(3, 2, 5, generator=draw),
+            "m.B": torch.randn(3, 4, 2, generator=draw),
+            "norm": torch.tensor([[1.0], [2.0], [4.0]]),
+        }
+    )
     share = torch.tensor([0.5, 0.25, 0.25])
     exact = average_products(local, share)
     assert torch.allclose(factor_product(exact)[0], (share[:, None, None] * factor_product(local)).sum(0), atol=1e-6)
@@ -43,8 +48,10 @@ def test_clients_that_agree_lose_nothing_and_the_loss_is_that_of_both_means():
     assert probe(same)["adapters.error.loss"] == pytest.approx(0, abs=1e-9)
     local, share = done.client_params.take(torch.tensor([0, 1])), torch.tensor([0.5, 0.5])
     tokens, keep = TEXT.tokens[None], TEXT.mask[None]
-    apart, exact = (model.sequence_losses(made, tokens, keep)[0].sum() / TEXT.mask[:, 1:].sum()
-                    for made in (average_params(local, share), average_products(local, share)))
+    apart, exact = (
+        model.sequence_losses(made, tokens, keep)[0].sum() / TEXT.mask[:, 1:].sum()
+        for made in (average_params(local, share), average_products(local, share))
+    )
     assert probe(done)["adapters.error.loss"] == pytest.approx((apart - exact).item(), abs=1e-9) and apart != exact
 
 

@@ -44,14 +44,18 @@ A, B, H, IDLE, BASE = 2 * 3 * 8, 4 * 2 * 8, 4 * 8, 2 * 2 * 8, 4 * 3 * 8  # bytes
 ALL = A + B + H + IDLE
 
 
-@pytest.mark.parametrize(("algorithm", "down", "up"), [
-    (FedAvg(), ALL, ALL),
-    (Scaffold(), 2 * ALL, 2 * ALL),
-    (Ditto(), ALL, ALL),  # its memory stays at home
-    (FedSGD(), ALL, 2 * ALL),  # its server steps along the gradient
-    (FedAvg(aggregator=FFALoRA()), ALL - A, ALL - A),
-    (FedAvg(aggregator=FedEx()), ALL + BASE, ALL),
-], ids=lambda value: type(getattr(value, "aggregator", value)).__name__ if not isinstance(value, int) else str(value))
+@pytest.mark.parametrize(
+    ("algorithm", "down", "up"),
+    [
+        (FedAvg(), ALL, ALL),
+        (Scaffold(), 2 * ALL, 2 * ALL),
+        (Ditto(), ALL, ALL),  # its memory stays at home
+        (FedSGD(), ALL, 2 * ALL),  # its server steps along the gradient
+        (FedAvg(aggregator=FFALoRA()), ALL - A, ALL - A),
+        (FedAvg(aggregator=FedEx()), ALL + BASE, ALL),
+    ],
+    ids=lambda value: type(getattr(value, "aggregator", value)).__name__ if not isinstance(value, int) else str(value),
+)
 def test_traffic_is_what_each_algorithm_must_send(algorithm, down, up):
     assert CommunicationCost(algorithm)(train(algorithm, data(), until=1)[0]) == {"cost.down": down, "cost.up": up}
 

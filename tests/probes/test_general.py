@@ -118,7 +118,7 @@ def test_bytes_are_those_that_the_predicted_tokens_spell():
     keep = np.ones_like(tokens, dtype=bool)
     keep[0, -1] = False
     assert count_predicted_bytes(tokenizer, Blocks(tokens, keep)) == len("the team won") - first
-    keep[0, len(line) - 1:] = False
+    keep[0, len(line) - 1 :] = False
     assert count_predicted_bytes(tokenizer, Blocks(tokens, keep)) == len(tokenizer.decode(line[1:-1]))
 
 

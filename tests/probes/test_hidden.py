@@ -93,8 +93,7 @@ def test_a_client_is_compared_with_the_model_that_it_shares():
     same, apart = reading["hidden.cka.server"].tolist()
     assert same == pytest.approx(1) and apart < 0.999
     alone = [
-        probe(model).evaluate_state(regrouped(done.after, [0, 0], params))["hidden.cka.pretrained"].item()
-        for params in (start, other)
+        probe(model).evaluate_state(regrouped(done.after, [0, 0], params))["hidden.cka.pretrained"].item() for params in (start, other)
     ]
     assert reading["hidden.cka.pretrained"].item() == pytest.approx(sum(alone) / 2)
 

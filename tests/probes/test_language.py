@@ -16,15 +16,7 @@ from fedrift.models.stacked_model import StackedModel
 from fedrift.models.trainable import Lora
 from fedrift.probes.base import MetricHistory
 from fedrift.probes.forgetting import WordKindLosses, domain_forgetting, worst_losses
-from fedrift.probes.held_out import (
-    CONTENT_WORD,
-    FUNCTION_WORD,
-    NOT_A_WORD,
-    HeldOut,
-    bytes_per_token,
-    classify_tokens,
-    token_texts,
-)
+from fedrift.probes.held_out import CONTENT_WORD, FUNCTION_WORD, NOT_A_WORD, HeldOut, bytes_per_token, classify_tokens, token_texts
 from fedrift.probes.losses import HeldOutLosses
 from tests.models.tiny import random_model
 from tests.probes.test_loss import Priced, held_out, state_of
@@ -43,9 +35,7 @@ def blocks_of(*texts: str, pad: int = 0) -> Blocks:
 def said(blocks: Blocks, kind: int) -> str:
     texts = token_texts(TOKENIZER, blocks.tokens)
     return "".join(
-        texts[token]
-        for token, own in zip(blocks.tokens[0].tolist(), classify_tokens(blocks, TOKENIZER)[0], strict=True)
-        if own == kind
+        texts[token] for token, own in zip(blocks.tokens[0].tolist(), classify_tokens(blocks, TOKENIZER)[0], strict=True) if own == kind
     ).replace(" ", "")
 
 
@@ -142,8 +132,9 @@ def test_own_blocks_of_many_clients_in_one_pass_are_those_of_one_after_the_other
     blocks = blocks_of("the team won a match", "cook the onion", "the coach praised", "warm bread with soup")
     held = HeldOut(blocks, np.array([0, 1, 1, 1]), ("a", "b"), np.ones((3, 2)))
     draw = torch.Generator().manual_seed(0)
-    params = model.init_params().take(torch.zeros(3, dtype=torch.long)).map(
-        lambda leaf: leaf + 0.1 * torch.randn(leaf.shape, generator=draw))
+    params = (
+        model.init_params().take(torch.zeros(3, dtype=torch.long)).map(lambda leaf: leaf + 0.1 * torch.randn(leaf.shape, generator=draw))
+    )
     mine = [np.array([0]), np.array([1, 2, 3]), np.array([0, 2])]
     together, apart = (HeldOutLosses(model, held, tokens_per_pass=chunk).mean_losses(params, mine) for chunk in (8192, 1))
     plain = torch.stack(

@@ -73,9 +73,7 @@ def test_the_pool_counts_by_tokens_and_the_macro_mean_does_not():
 
 
 def test_every_client_is_judged_by_the_model_it_shares():
-    reading = HeldOutLosses(Priced(), held_out(((10, 0), (10, 0), (0, 20)))).evaluate_state(
-        state_of([1.0, 5.0, 7.0], LocalOnly())
-    )
+    reading = HeldOutLosses(Priced(), held_out(((10, 0), (10, 0), (0, 20)))).evaluate_state(state_of([1.0, 5.0, 7.0], LocalOnly()))
     assert reading["loss"].tolist() == pytest.approx([1.0, 5.0, 8.0])
     assert reading["loss", "sport"] == pytest.approx(3.0)
 
@@ -87,9 +85,7 @@ def test_a_domain_that_nobody_holds_has_no_number():
 
 
 def test_clients_that_rewrite_are_judged_by_text_as_they_write_it_and_everything_else_by_text_as_found():
-    plain, told = (
-        HeldOutLosses(Priced(), held_out(), rewritten=own).evaluate_state(state_of([2.0])) for own in (None, written())
-    )
+    plain, told = (HeldOutLosses(Priced(), held_out(), rewritten=own).evaluate_state(state_of([2.0])) for own in (None, written()))
     assert told["loss"][:2].tolist() == pytest.approx([2.25, (10 * 4 + 30 * 5) / 40])
     assert told["perplexity"][:2].tolist() == pytest.approx(told["loss"][:2].exp().tolist())
     assert told["loss.plain"][:2].tolist() == pytest.approx(plain["loss"][:2].tolist())
@@ -179,10 +175,9 @@ def test_what_lay_under_the_adapters_when_a_client_trained_is_what_its_model_is_
 
     done = train(FedAvg(), clients((1, 4, 2), (0, 1, 3)), until=1)[0]
     bases = (Tree({"m.base": torch.full((1, 1, 1), lift).double()}) for lift in (100.0, 200.0))
-    before, after = (replace(state, server=replace(state.server, merged_base=base))
-                     for state, base in zip((done.before, done.after), bases, strict=True))
-    reading = HeldOutLosses(Lifted(), held_out(((10, 0), (10, 0), (10, 0))), blocks_per_client=2)(
-        replace(done, before=before, after=after)
+    before, after = (
+        replace(state, server=replace(state.server, merged_base=base)) for state, base in zip((done.before, done.after), bases, strict=True)
     )
+    reading = HeldOutLosses(Lifted(), held_out(((10, 0), (10, 0), (10, 0))), blocks_per_client=2)(replace(done, before=before, after=after))
     assert reading["loss.before"].tolist() == pytest.approx((100 + done.client_params["x"].flatten()).tolist())
     assert reading["loss.after"].tolist() == pytest.approx([200 + done.after.server.params["x"].item()] * 3)

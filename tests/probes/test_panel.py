@@ -52,9 +52,7 @@ def test_a_probe_that_can_see_a_state_is_asked_before_the_first_round():
     def blind(done):
         return {"b": 1.0}
 
-    panel = ProbeSuite(
-        (ScheduledProbe("a", Eye(), 5), ScheduledProbe("b", blind), ScheduledProbe("c", Eye(), "last")), last_round=12
-    )
+    panel = ProbeSuite((ScheduledProbe("a", Eye(), 5), ScheduledProbe("b", blind), ScheduledProbe("c", Eye(), "last")), last_round=12)
     done = rounds()
     reading, seconds = panel.evaluate_initial(done[0].before, MetricHistory())
     assert reading == {"a": 0.0}
@@ -77,8 +75,15 @@ def test_what_follows_from_the_past_sees_the_rounds_before_and_the_numbers_of_th
 
 def test_the_past_keeps_sum_lowest_and_latest_of_the_federation_alone():
     past = MetricHistory()
-    past.add_records([Record(1, "loss", "sport", -1, 3.0), Record(1, "loss", "", 2, 99.0), Record(2, "loss", "sport", -1, 1.0),
-               Record(3, "loss", "sport", -1, math.nan), Record(4, "loss", "sport", -1, 2.0)])
+    past.add_records(
+        [
+            Record(1, "loss", "sport", -1, 3.0),
+            Record(1, "loss", "", 2, 99.0),
+            Record(2, "loss", "sport", -1, 1.0),
+            Record(3, "loss", "sport", -1, math.nan),
+            Record(4, "loss", "sport", -1, 2.0),
+        ]
+    )
     assert past.total == {("loss", "sport"): 6.0}
     assert (past.lowest, past.latest) == ({("loss", "sport"): 1.0}, {("loss", "sport"): 2.0})
 
@@ -124,9 +129,7 @@ def test_seconds_are_told_look_by_look_and_an_overdrawn_budget_with_the_way_out(
         "the panel took 27% of the run's time, its budget is 20%; the dearest is hidden with 67% "
         "of that; evaluation.expensive_interval=10 would bring it to 20%"
     )
-    assert (
-        overhead_warning(overhead_summary([{"train": 90.0, "evaluate": 10.0, "probe.losses": 10.0}], panel), 90.0, panel) == ""
-    )
+    assert overhead_warning(overhead_summary([{"train": 90.0, "evaluate": 10.0, "probe.losses": 10.0}], panel), 90.0, panel) == ""
     assert "evaluation.interval" in overhead_warning(
         overhead_summary([{"train": 5.0, "evaluate": 5.0, "probe.losses": 5.0}], panel), 5.0, panel
     )

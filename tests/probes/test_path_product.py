@@ -63,8 +63,14 @@ def test_pairs_of_clients_have_a_mean_cosine():
 
 def test_layers_are_told_apart():
     done = a_round([[1, 0], [0, 1]])
-    delta = Tree({"model.layers.3.q.A": torch.tensor([[1.0, 0], [0, 1]]), "h.11.B": torch.tensor([[1.0, 0], [1, 0]]),
-                  "h.2.idle": torch.zeros(2, 2), "norm": torch.tensor([[1.0, 0], [-1, 0]])}).to(torch.float64)
+    delta = Tree(
+        {
+            "model.layers.3.q.A": torch.tensor([[1.0, 0], [0, 1]]),
+            "h.11.B": torch.tensor([[1.0, 0], [1, 0]]),
+            "h.2.idle": torch.zeros(2, 2),
+            "norm": torch.tensor([[1.0, 0], [-1, 0]]),
+        }
+    ).to(torch.float64)
     reading = update_geometry(replace(done, report=replace(done.report, delta=delta)))
     assert reading["update.diversity", "layer 03"].item() == pytest.approx(2)
     assert reading["update.consensus", "layer 11"].item() == pytest.approx(1)
@@ -80,8 +86,9 @@ def dense(start: Tree, moves: Tree) -> torch.Tensor:
 
 def test_products_of_thin_factors_are_those_of_the_matrices():
     draw = torch.Generator().manual_seed(1)
-    start, moves = (Tree({"m.A": torch.randn(4, 2, 5, generator=draw), "m.B": torch.randn(4, 3, 2, generator=draw)})
-                    .to(torch.float64) for _ in range(2))
+    start, moves = (
+        Tree({"m.A": torch.randn(4, 2, 5, generator=draw), "m.B": torch.randn(4, 3, 2, generator=draw)}).to(torch.float64) for _ in range(2)
+    )
     full = dense(start, moves)
     assert torch.allclose(SCALE**2 * product_gram(start, moves), full @ full.T, atol=1e-10)
 
@@ -108,8 +115,7 @@ def test_clients_and_the_server_are_measured_in_the_space_of_products(algorithm)
     turns = torch.nn.functional.cosine_similarity(moves[1], moves[0])
     assert reading["product.turn"].item() == pytest.approx(turns.mean().item())
     assert "product.turn" not in ProductGeometry(SCALE)(done[0])
-    pairs = [torch.nn.functional.cosine_similarity(update[one], update[two], dim=0)
-             for one in range(len(update)) for two in range(one)]
+    pairs = [torch.nn.functional.cosine_similarity(update[one], update[two], dim=0) for one in range(len(update)) for two in range(one)]
     assert reading["product.pairwise"].item() == pytest.approx(torch.stack(pairs).mean().item())
 
 
@@ -126,8 +132,16 @@ def test_the_way_of_the_products_is_that_of_the_matrices():
 
 def test_layers_of_products_are_told_apart():
     draw = torch.Generator().manual_seed(1)
-    start, moves = (Tree({f"layers.{layer}.{leaf}": torch.randn(shape, generator=draw, dtype=torch.float64)
-                          for layer in (0, 1) for leaf, shape in (("A", (2, 2, 5)), ("B", (2, 3, 2)))}) for _ in range(2))
+    start, moves = (
+        Tree(
+            {
+                f"layers.{layer}.{leaf}": torch.randn(shape, generator=draw, dtype=torch.float64)
+                for layer in (0, 1)
+                for leaf, shape in (("A", (2, 2, 5)), ("B", (2, 3, 2)))
+            }
+        )
+        for _ in range(2)
+    )
     grams = product_gram_by_layer(start, moves)
     assert list(grams) == ["layer 00", "layer 01"]
     assert torch.allclose(grams["layer 00"] + grams["layer 01"], product_gram(start, moves))

@@ -35,7 +35,7 @@ def song(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
 @pytest.mark.parametrize(("positions", "uncorrected"), [(64, 0.674), (256, 0.334), (1024, 0.110)])
 def test_independent_states_are_unlike_at_any_number_of_positions(positions, uncorrected):
     x, y = gaussian(20, positions, 128), gaussian(20, positions, 128, seed=1)
-    own = torch.stack([cka(x[k:k + 1], y[k:k + 1]).squeeze() for k in range(20 if positions < 1024 else 3)])
+    own = torch.stack([cka(x[k : k + 1], y[k : k + 1]).squeeze() for k in range(20 if positions < 1024 else 3)])
     assert own.mean().abs() < 3 * own.std() / len(own) ** 0.5 + 0.002
     assert own.abs().max() < 10 / positions
     assert biased(x[0], y[0]) == pytest.approx(uncorrected, abs=0.02)  # what the correction is for
@@ -72,9 +72,10 @@ def test_too_few_positions_for_the_correction_are_refused():
         cka(gaussian(1, 3, 4), gaussian(1, 3, 4))
 
 
-@pytest.mark.parametrize(("states", "rank"), [
-    (torch.eye(5), 5.0), (torch.outer(torch.arange(1.0, 9), torch.ones(6)), 1.0),
-    (torch.diag(torch.tensor([4.0, 2, 1, 1])), 3.3636)])
+@pytest.mark.parametrize(
+    ("states", "rank"),
+    [(torch.eye(5), 5.0), (torch.outer(torch.arange(1.0, 9), torch.ones(6)), 1.0), (torch.diag(torch.tensor([4.0, 2, 1, 1])), 3.3636)],
+)
 def test_effective_rank_counts_directions_that_are_used(states, rank):
     assert effective_rank(states).item() == pytest.approx(rank, abs=5e-5)
     assert effective_rank(17 * states).item() == pytest.approx(rank, abs=5e-5)

@@ -14,19 +14,23 @@ from fedrift.probes import evaluate_personalized
 
 def judge(mix, table, domains=(0, 1, 2)):
     """Models whose losses on three domains are known, one block of one predicted token each."""
-    held = SimpleNamespace(client_domain_tokens=np.array(mix, dtype=float), domains=("a", "b", "c"), domain_ids=np.array(domains),
-                           blocks=Blocks(np.zeros((len(domains), 2), dtype=int), np.ones((len(domains), 2), dtype=bool)))
-    sums = torch.tensor(table, dtype=torch.float64)[:, :len(domains)]
-    return SimpleNamespace(held_out=held, all_text=held, personalized_params=None, prefix="final.",
-                           all_block_losses=lambda state: sums)
+    held = SimpleNamespace(
+        client_domain_tokens=np.array(mix, dtype=float),
+        domains=("a", "b", "c"),
+        domain_ids=np.array(domains),
+        blocks=Blocks(np.zeros((len(domains), 2), dtype=int), np.ones((len(domains), 2), dtype=bool)),
+    )
+    sums = torch.tensor(table, dtype=torch.float64)[:, : len(domains)]
+    return SimpleNamespace(held_out=held, all_text=held, personalized_params=None, prefix="final.", all_block_losses=lambda state: sums)
 
 
 def test_own_text_is_weighed_by_what_a_client_has_and_other_text_by_what_it_lacks():
     losses = judge([[10, 0, 0], [5, 5, 0], [1, 1, 2]], [[1.0, 2.0, 4.0], [3.0, 5.0, 7.0]])
     found = evaluate_personalized(losses, SimpleNamespace(cluster_ids=torch.tensor([0, 1, 0])))
     assert found["final.loss.own"].tolist() == pytest.approx([1, (3 + 5) / 2, (1 + 2 + 2 * 4) / 4])
-    assert found["final.loss.cross"].tolist() == pytest.approx([
-        (2 + 4) / 2, (0.5 * 3 + 0.5 * 5 + 1 * 7) / 2, (0.75 * 1 + 0.75 * 2 + 0.5 * 4) / 2])
+    assert found["final.loss.cross"].tolist() == pytest.approx(
+        [(2 + 4) / 2, (0.5 * 3 + 0.5 * 5 + 1 * 7) / 2, (0.75 * 1 + 0.75 * 2 + 0.5 * 4) / 2]
+    )
 
 
 def test_what_is_not_there_says_nothing():

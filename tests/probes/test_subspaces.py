@@ -23,8 +23,9 @@ def a_fleet(ups: list[torch.Tensor], downs: list[torch.Tensor]):
     local = Tree({f"{path}.A": torch.stack(downs).to(DOUBLE), f"{path}.B": torch.stack(ups).to(DOUBLE)})
     zero = local.take(slice(0, 1)).zeros_like()
     put = lambda state, tree: replace(state, server=replace(state.server, params=tree))  # noqa: E731
-    return replace(done, before=put(done.before, zero), after=put(done.after, local.take(slice(0, 1))),
-                   report=replace(done.report, delta=local))
+    return replace(
+        done, before=put(done.before, zero), after=put(done.after, local.take(slice(0, 1))), report=replace(done.report, delta=local)
+    )
 
 
 def columns(*which: int, tall: int = 6) -> torch.Tensor:
@@ -119,8 +120,7 @@ def test_every_layer_is_the_mean_of_its_modules():
     model = stacked()
     done = a_round(model, [0.5, 0.5])
     reading = adapter_subspaces(done)
-    assert {key[1] for key in reading if isinstance(key, tuple) and key[0] == "adapters.rank"} == {
-        "layer 00", "layer 01", "layer 02"}
+    assert {key[1] for key in reading if isinstance(key, tuple) and key[0] == "adapters.rank"} == {"layer 00", "layer 01", "layer 02"}
     layers = [reading["adapters.rank", f"layer {layer:02d}"].item() for layer in range(3)]
     assert reading["adapters.rank"].item() == pytest.approx(sum(layers) / 3)
     assert noise(model.init_params(), 0.0, 0).norm() == 0

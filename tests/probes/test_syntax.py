@@ -18,14 +18,7 @@ from fedrift.models.load import load_model
 from fedrift.models.stacked_model import StackedModel
 from fedrift.models.trainable import Lora
 from fedrift.probes.held_out import HeldOut
-from fedrift.probes.syntax import (
-    MinimalPairProbe,
-    build_lexicon,
-    build_syntax_probe,
-    generate_english_pairs,
-    select_pairs,
-    token_ids,
-)
+from fedrift.probes.syntax import MinimalPairProbe, build_lexicon, build_syntax_probe, generate_english_pairs, select_pairs, token_ids
 from fedrift.probes.syntax_templates import (
     ENGLISH_LEXICON,
     ENGLISH_PHENOMENA,
@@ -66,12 +59,19 @@ def probe(price, pairs) -> MinimalPairProbe:
 def corpus(texts: dict[str, list[str]]) -> Corpus:
     flat = [(text, number) for number, domain in enumerate(texts) for text in texts[domain]]
     many = len(flat)
-    return Corpus("made up", np.array([text for text, _ in flat], dtype=object), np.array([label for _, label in flat]),
-                  tuple(texts), np.array([""] * many, dtype=object), np.full(many, TRAIN, dtype=np.int8),
-                  np.ones(many, dtype=np.int64))
+    return Corpus(
+        "made up",
+        np.array([text for text, _ in flat], dtype=object),
+        np.array([label for _, label in flat]),
+        tuple(texts),
+        np.array([""] * many, dtype=object),
+        np.full(many, TRAIN, dtype=np.int8),
+        np.ones(many, dtype=np.int64),
+    )
 
 
 # The sentences.
+
 
 def test_there_are_the_phenomena_that_were_promised():
     assert len(ENGLISH_PHENOMENA) >= 8
@@ -124,11 +124,7 @@ def test_a_template_without_such_pairs_is_left_out():
 
 
 def test_pairs_are_the_same_for_the_same_seed_only():
-    assert (
-        generate_english_pairs("agreement", 9)
-        == generate_english_pairs("agreement", 9)
-        == generate_english_pairs("agreement", 20)[:9]
-    )
+    assert generate_english_pairs("agreement", 9) == generate_english_pairs("agreement", 9) == generate_english_pairs("agreement", 20)[:9]
     assert generate_english_pairs("agreement", 9) != generate_english_pairs("agreement", 9, seed=1)
 
 
@@ -139,15 +135,13 @@ def test_a_wrong_name_gets_the_nearest_right_one():
 
 # The words.
 
+
 def test_only_words_that_every_domain_uses_are_asked():
     everywhere = "The teacher made a report. The teachers made reports. " * 2
     texts = {"a": [everywhere, everywhere + "x", "guys and guy", "a guy, guys"], "b": [everywhere, everywhere + "y"]}
     lexicon = build_lexicon(corpus(texts))
     assert lexicon.people[0] == ("teacher", "teachers") and lexicon.things[0] == ("report", "reports")
-    assert len(lexicon.people) == MIN_CLASS_WORDS and lexicon.people[1] == (
-        "guy",
-        "guys",
-    )  # filled up with what most domains hold
+    assert len(lexicon.people) == MIN_CLASS_WORDS and lexicon.people[1] == ("guy", "guys")  # filled up with what most domains hold
 
 
 def test_a_word_of_one_document_is_not_a_domains_word():
@@ -163,21 +157,22 @@ def test_a_corpus_that_has_them_all_leaves_the_lexicon_as_it_is():
 
 def test_forms_are_spelled_as_english_does():
     assert parse_nouns("boy man/men") == (("boy", "boys"), ("man", "men"))
-    assert parse_verbs("use take/took/taken keep/kept") == (("use", "uses", "used", "used"), ("take", "takes", "took", "taken"),
-                                                      ("keep", "keeps", "kept", "kept"))
+    assert parse_verbs("use take/took/taken keep/kept") == (
+        ("use", "uses", "used", "used"),
+        ("take", "takes", "took", "taken"),
+        ("keep", "keeps", "kept", "kept"),
+    )
     assert isinstance(ENGLISH_LEXICON, Lexicon) and {"children", "stories"} <= word_forms(ENGLISH_LEXICON)
 
 
 def test_the_sandbox_is_asked_in_its_own_language():
     pairs = select_pairs(corpus({"a": ["x"]}), TOKENIZER, SyntheticConfig(num_documents=4), 0, pairs_per_phenomenon=8)
     assert {pair.phenomenon for pair in pairs} <= SANDBOX_PHENOMENA.keys() and len({pair.phenomenon for pair in pairs}) >= 8
-    assert (
-        select_pairs(corpus({"a": ["x"]}), TOKENIZER, SyntheticConfig(num_documents=4, overlap=0.0), 0, pairs_per_phenomenon=8)
-        == []
-    )
+    assert select_pairs(corpus({"a": ["x"]}), TOKENIZER, SyntheticConfig(num_documents=4, overlap=0.0), 0, pairs_per_phenomenon=8) == []
 
 
 # The scores.
+
 
 def test_a_model_that_dislikes_the_wrong_word_gets_every_pair():
     pairs = generate_english_pairs("determiner and noun", 12)
@@ -272,9 +267,18 @@ def test_pocket_knows_grammar_and_less_when_its_weights_are_noise(pocket):
 
 def test_a_bench_makes_a_look(pocket):
     from fedrift.probes.syntax import syntax_probes
+
     model, tokenizer = pocket
-    bench = SimpleNamespace(loss_model=model, tokenizer=tokenizer, corpus=corpus({"a": ["the teacher"]}), synthetic=None,
-                            split_seed=0, tokens_per_pass=8192, held_out=HeldOut, pairs_per_phenomenon=100)
+    bench = SimpleNamespace(
+        loss_model=model,
+        tokenizer=tokenizer,
+        corpus=corpus({"a": ["the teacher"]}),
+        synthetic=None,
+        split_seed=0,
+        tokens_per_pass=8192,
+        held_out=HeldOut,
+        pairs_per_phenomenon=100,
+    )
     (look,) = syntax_probes(bench)
     assert look.name == "syntax" and look.schedule == "expensive" and len(look.probe.pairs) == 100 * len(ENGLISH_PHENOMENA)
     assert 15_000 < look.forward_tokens < 25_000

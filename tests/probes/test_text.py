@@ -70,8 +70,15 @@ def test_different_pairs_and_repeated_runs():
 def test_a_continuation_is_that_of_transformers(kind):
     network = random_model(kind, byte_tokenizer()).network
     prompts = torch.arange(12).view(3, 4)
-    theirs = network.generate(prompts, max_new_tokens=6, min_new_tokens=6, do_sample=False, use_cache=True,
-                              attention_mask=torch.ones_like(prompts), pad_token_id=0)[:, 4:]
+    theirs = network.generate(
+        prompts,
+        max_new_tokens=6,
+        min_new_tokens=6,
+        do_sample=False,
+        use_cache=True,
+        attention_mask=torch.ones_like(prompts),
+        pad_token_id=0,
+    )[:, 4:]
     model = StackedModel(network, Lora(r=2))
     assert generate_tokens(model, model.init_params(), prompts, 6).tolist() == theirs.tolist()
     assert not model.active_params.leaves
@@ -89,8 +96,17 @@ def test_a_drawn_continuation_is_that_of_transformers_with_the_same_draws():
     prompts = torch.arange(12).view(3, 4)
     with torch.random.fork_rng():
         torch.manual_seed(5)
-        theirs = network.generate(prompts, max_new_tokens=6, min_new_tokens=6, do_sample=True, top_p=0.9, top_k=0,
-                                  attention_mask=torch.ones_like(prompts), pad_token_id=0, eos_token_id=None)[:, 4:]
+        theirs = network.generate(
+            prompts,
+            max_new_tokens=6,
+            min_new_tokens=6,
+            do_sample=True,
+            top_p=0.9,
+            top_k=0,
+            attention_mask=torch.ones_like(prompts),
+            pad_token_id=0,
+            eos_token_id=None,
+        )[:, 4:]
     model = StackedModel(network, Lora(r=2))
     draws = (NucleusSampler(torch.Generator().manual_seed(seed)) for seed in (5, 6))
     ours, others = (generate_tokens(model, model.init_params(), prompts, 6, draw) for draw in draws)

@@ -55,10 +55,15 @@ def test_a_failed_client_has_no_number_and_does_not_count():
 
 
 def test_values_are_recorded_for_those_they_belong_to():
-    rows = to_records({"a": 1.5, "b": torch.tensor([1.0, 2.0]), ("c", "sport"): torch.tensor(3.0),
-                     "d": torch.arange(3.0)}, 7, [0, 2], 3)
+    rows = to_records({"a": 1.5, "b": torch.tensor([1.0, 2.0]), ("c", "sport"): torch.tensor(3.0), "d": torch.arange(3.0)}, 7, [0, 2], 3)
     assert [(row.metric, row.domain, row.client, row.value) for row in rows] == [
-        ("a", "", -1, 1.5), ("b", "", 0, 1.0), ("b", "", 2, 2.0), ("c", "sport", -1, 3.0),
-        ("d", "", 0, 0.0), ("d", "", 1, 1.0), ("d", "", 2, 2.0)]
+        ("a", "", -1, 1.5),
+        ("b", "", 0, 1.0),
+        ("b", "", 2, 2.0),
+        ("c", "sport", -1, 3.0),
+        ("d", "", 0, 0.0),
+        ("d", "", 1, 1.0),
+        ("d", "", 2, 2.0),
+    ]
     with pytest.raises(ValueError, match="4 values for a cohort of 2 in a fleet of 3"):
         to_records({"a": torch.zeros(4)}, 7, [0, 2], 3)

@@ -11,8 +11,12 @@ from fedrift.models.stacked_model import StackedModel
 from fedrift.probes.losses import PretrainedLossCache
 from tests.worlds import experiment, stock
 
-TUNES = {"lora": [], "last_k": ["trainable={type: LastBlocks, num_blocks: 1}"], "full": ["trainable={type: All}"],
-         "lora with a base": ["algorithm={type: FedAvg, aggregator: FedEx}"]}
+TUNES = {
+    "lora": [],
+    "last_k": ["trainable={type: LastBlocks, num_blocks: 1}"],
+    "full": ["trainable={type: All}"],
+    "lora with a base": ["algorithm={type: FedAvg, aggregator: FedEx}"],
+}
 
 
 @pytest.mark.parametrize("tune", TUNES)
@@ -57,11 +61,7 @@ def test_only_the_first_model_is_remembered(tmp_path):
     keep = torch.ones_like(tokens, dtype=torch.bool)
     with torch.no_grad():
         first, counts = judge.sequence_losses(start, tokens, keep)
-        assert (
-            len(known) == 1
-            and torch.equal(first, setting.sequence_losses(start, tokens, keep)[0])
-            and counts.tolist() == [[11, 11]]
-        )
+        assert len(known) == 1 and torch.equal(first, setting.sequence_losses(start, tokens, keep)[0]) and counts.tolist() == [[11, 11]]
         other = PretrainedLossCache(setting, setting.init_params(1), "here", known)  # adapters of another seed: the same function
         assert torch.equal(other.sequence_losses(setting.init_params(1), tokens, keep)[0], first) and len(known) == 1
         moved = start.map(lambda leaf: leaf + 0.1)

@@ -99,21 +99,32 @@ def test_what_two_tensors_share_is_held_once():
 
 def test_operations_go_where_they_were_called_from():
     def event(number, name, above=None, took=1.0, start=0):
-        return SimpleNamespace(id=number, name=name, cpu_parent=above, self_cpu_time_total=took * 1e6, cpu_time_total=10e6,
-                               time_range=SimpleNamespace(start=start, end=100 - start))
+        return SimpleNamespace(
+            id=number,
+            name=name,
+            cpu_parent=above,
+            self_cpu_time_total=took * 1e6,
+            cpu_time_total=10e6,
+            time_range=SimpleNamespace(start=start, end=100 - start),
+        )
 
     root = event(0, "fedrift.training")
     loss, step = event(1, "fedrift.loss", root, 0.5, 1), event(2, "fedrift.optimizer", root, 0.5, 1)
     head = event(3, "FrozenHead", loss, 0.5, 2)
-    seconds, total = sum_by_kind([root, loss, step, head, event(4, "aten::mm", head, 1, 3), event(5, "aten::mul", step, 2, 3),
-                             event(6, "aten::mul", loss, 3, 3)], is_cuda=False)
+    seconds, total = sum_by_kind(
+        [root, loss, step, head, event(4, "aten::mm", head, 1, 3), event(5, "aten::mul", step, 2, 3), event(6, "aten::mul", loss, 3, 3)],
+        is_cuda=False,
+    )
     assert (seconds[HEAD], seconds[OPTIMIZER], seconds[ELEMENTWISE], seconds[IDLE]) == (1, 2, 3, 4)
     assert total == 10
 
 
 def plan(**changes):
-    return SimpleNamespace(training=SimpleNamespace(batch_size=2, max_seq_length=64, num_rounds=20),
-                           evaluation=SimpleNamespace(interval=1, final_blocks_per_domain=40), **changes)
+    return SimpleNamespace(
+        training=SimpleNamespace(batch_size=2, max_seq_length=64, num_rounds=20),
+        evaluation=SimpleNamespace(interval=1, final_blocks_per_domain=40),
+        **changes,
+    )
 
 
 def phases(**seconds):
@@ -121,14 +132,24 @@ def phases(**seconds):
 
 
 def test_hints_are_computed_and_the_dearest_comes_first():
-    told = find_hints(phases(training=5.0, probe_losses=4.0), plan(), 0.0, [
-        {"clients": 4, "batch": 2, "chosen": True, "tokens_per_second": 1000.0},
-        {"clients": 1, "batch": 2, "chosen": False, "tokens_per_second": 1250.0},
-        {"clients": 4, "batch": 4, "chosen": False, "tokens_per_second": 900.0}], 0.22)
-    assert told == ["evaluation of the losses takes 44% of a run: evaluation.interval=5 would make it 14%",
-                    "1 clients in a pass gave 1.25x the tokens a second of 4: --clients-per-pass 1"]
+    told = find_hints(
+        phases(training=5.0, probe_losses=4.0),
+        plan(),
+        0.0,
+        [
+            {"clients": 4, "batch": 2, "chosen": True, "tokens_per_second": 1000.0},
+            {"clients": 1, "batch": 2, "chosen": False, "tokens_per_second": 1250.0},
+            {"clients": 4, "batch": 4, "chosen": False, "tokens_per_second": 900.0},
+        ],
+        0.22,
+    )
+    assert told == [
+        "evaluation of the losses takes 44% of a run: evaluation.interval=5 would make it 14%",
+        "1 clients in a pass gave 1.25x the tokens a second of 4: --clients-per-pass 1",
+    ]
     assert find_hints(phases(training=5.0), plan(), 0.0, [], 0.7) == [
-        "nothing stands out: training is 100% of a run, at 70% of the machine's peak"]
+        "nothing stands out: training is 100% of a run, at 70% of the machine's peak"
+    ]
     assert find_hints(phases(training=5.0), plan(), 0.3, [], 0.7)[0].startswith("30% of the trained positions are padding")
 
 

@@ -40,12 +40,12 @@ def run(tmp_path) -> Run:
 
 def cut(path, share=0.6):
     content = path.read_bytes()
-    path.write_bytes(content[:int(share * len(content))])
+    path.write_bytes(content[: int(share * len(content))])
 
 
 def drop_line(path, place=3):
     rows = path.read_bytes().splitlines(keepends=True)
-    path.write_bytes(b"".join(rows[:place] + rows[place + 1:]))
+    path.write_bytes(b"".join(rows[:place] + rows[place + 1 :]))
 
 
 def change(path, old=b"3.8", new=b"3.9"):
@@ -60,7 +60,7 @@ LOST = {
     "records emptied": (lambda run: cut(run.folder / "records.jsonl", 0), r"records\.jsonl is empty"),
     "record missing": (lambda run: drop_line(run.folder / "records.jsonl"), r"records\.jsonl has"),
     "record changed": (lambda run: change(run.folder / "records.jsonl"), r"records\.jsonl is not what it was then"),
-    "record garbled": (lambda run: change(run.folder / "records.jsonl", b'"loss"', b'\x00\xff-~ ;'), r"is not what it was then"),
+    "record garbled": (lambda run: change(run.folder / "records.jsonl", b'"loss"', b"\x00\xff-~ ;"), r"is not what it was then"),
     "last line torn": (lambda run: cut(run.folder / "records.jsonl", 0.999), r"records\.jsonl has"),
     "events cut": (lambda run: cut(run.folder / "events.jsonl"), r"events\.jsonl has"),
     "events deleted": (lambda run: (run.folder / "events.jsonl").unlink(), r"events\.jsonl is missing"),
@@ -83,11 +83,14 @@ def test_a_run_that_lost_something_is_refused_and_the_way_out_told(run, lost):
     assert "\n" not in str(refusal.value)
 
 
-LEFT = {"nothing": lambda run: None, "a round without its state": lambda run: advance(run, 5, kept=False, timed=False),
-        "two of them": lambda run: (advance(run, 5, kept=False), advance(run, 6, kept=False, timed=False)),
-        "no timing": lambda run: drop_line(run.folder / "timings.jsonl", 4),
-        "events after the state": lambda run: run.log_event(4, "resumed elsewhere", "threads was 2 and is 1"),
-        "rows of the end": lambda run: run.append_records([Record(4, "final.loss", "", -1, 3.0)])}
+LEFT = {
+    "nothing": lambda run: None,
+    "a round without its state": lambda run: advance(run, 5, kept=False, timed=False),
+    "two of them": lambda run: (advance(run, 5, kept=False), advance(run, 6, kept=False, timed=False)),
+    "no timing": lambda run: drop_line(run.folder / "timings.jsonl", 4),
+    "events after the state": lambda run: run.log_event(4, "resumed elsewhere", "threads was 2 and is 1"),
+    "rows of the end": lambda run: run.append_records([Record(4, "final.loss", "", -1, 3.0)]),
+}
 
 
 @pytest.mark.parametrize("torn", [False, True], ids=["whole lines", "torn lines"])

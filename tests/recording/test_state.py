@@ -35,8 +35,13 @@ def after(state: FederatedState) -> FederatedState:
     who = torch.randperm(len(state.cluster_ids), generator=draw)[:COHORT].sort().values
     rows = PARAMS.map(lambda leaf: torch.randn(COHORT, *leaf.shape[1:], generator=draw))
     server = replace(state.server, params=state.server.params + 1.0)
-    return replace(state, round=state.round + 1, server=server, client_states=state.client_states.update(who, rows),
-                   last_round_seen=torch.full((len(state.cluster_ids),), state.round))
+    return replace(
+        state,
+        round=state.round + 1,
+        server=server,
+        client_states=state.client_states.update(who, rows),
+        last_round_seen=torch.full((len(state.cluster_ids),), state.round),
+    )
 
 
 def same(one: FederatedState | None, two: FederatedState) -> bool:
@@ -80,14 +85,14 @@ def test_a_process_that_resumes_writes_what_changed_only_and_what_clients_share_
     Checkpoint(run).save(state)
     checkpoint = Checkpoint(run)
     back = checkpoint.load(first())
-    assert (back.client_states.num_bytes() == state.client_states.num_bytes()
-            and len({id(client) for client in back.client_states.states}) == 1)
+    assert (
+        back.client_states.num_bytes() == state.client_states.num_bytes() and len({id(client) for client in back.client_states.states}) == 1
+    )
     state = back
     for _ in range(3):  # rounds between two saves
         state = after(state)
     checkpoint.save(state)
-    assert (written == [1, len(find_changed(back.client_states.states, state.client_states.states))]
-            and COHORT < written[1] <= 3 * COHORT)
+    assert written == [1, len(find_changed(back.client_states.states, state.client_states.states))] and COHORT < written[1] <= 3 * COHORT
     assert same(load_checkpoint(run, first()), state)
 
 
@@ -107,9 +112,10 @@ def test_a_process_killed_at_any_write_leaves_the_state_before_or_the_one_after(
             calls.append(name)
             if len(calls) > at:
                 if name == "write" and len(calls) == at + 1:
-                    do(args[0], bytes(args[1])[:len(args[1]) // 2])  # half of it is on the disk
+                    do(args[0], bytes(args[1])[: len(args[1]) // 2])  # half of it is on the disk
                 raise Killed(name)
             return do(*args, **options)
+
         return call
 
     class Killed(OSError):
@@ -125,15 +131,22 @@ def test_a_process_killed_at_any_write_leaves_the_state_before_or_the_one_after(
     again = Checkpoint(run)
     found = again.load(first())
     assert same(found, states[-2]) or same(found, states[-1])
-    for expected in [*states[found.round + 1:], after(states[-1])]:  # the round is repeated, and the run goes on
+    for expected in [*states[found.round + 1 :], after(states[-1])]:  # the round is repeated, and the run goes on
         again.save(expected)
         assert same(load_checkpoint(run, first()), expected)
 
 
 def test_what_is_stored_comes_back_bit_for_bit_with_its_types_and_aligned(run):
     odd = torch.tensor([0x7FC00001, -0x80000000, 1, 0x3F800001], dtype=torch.int32).view(torch.float32)
-    leaves = Tree({"z": odd.view(1, 4), "n": torch.tensor([[True]]), "a": torch.tensor([[1e-320, -0.0]], dtype=torch.float64),
-                   "none": torch.zeros(1, 0), "half": torch.tensor([[1.5, -2.0]], dtype=torch.bfloat16)})
+    leaves = Tree(
+        {
+            "z": odd.view(1, 4),
+            "n": torch.tensor([[True]]),
+            "a": torch.tensor([[1e-320, -0.0]], dtype=torch.float64),
+            "none": torch.zeros(1, 0),
+            "half": torch.tensor([[1.5, -2.0]], dtype=torch.bfloat16),
+        }
+    )
     back = unpack_tree(pack_tree(leaves), get_layout(leaves))
     assert list(back) == list(leaves)
     for name, leaf in leaves.items():
@@ -189,6 +202,7 @@ def test_a_file_of_another_time_is_never_read(run, tmp_path):
 def test_a_state_that_the_process_did_not_read_is_not_written_over(run, monkeypatch):
     state = after(first())
     Checkpoint(run).save(state)
+
     def killed(*said):
         raise KeyboardInterrupt
 

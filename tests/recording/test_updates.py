@@ -24,9 +24,13 @@ from tests.test_run import Killed, assert_equal, killed_at, replace_root
 from tests.worlds import experiment
 
 CPU = torch.device("cpu")
-WAYS = {"Scaffold": {"algorithm": Scaffold()}, "FedAdam": {"algorithm": FedAvg(server_optimizer=Adam(0.05))},
-        "FedEx": {"algorithm": FedAvg(aggregator=aggregators.FedEx())}, "Ditto": {"algorithm": Ditto()},
-        "groups": {"clustering": UpdateClustering(num_clusters=2, interval=2)}}
+WAYS = {
+    "Scaffold": {"algorithm": Scaffold()},
+    "FedAdam": {"algorithm": FedAvg(server_optimizer=Adam(0.05))},
+    "FedEx": {"algorithm": FedAvg(aggregator=aggregators.FedEx())},
+    "Ditto": {"algorithm": Ditto()},
+    "groups": {"clustering": UpdateClustering(num_clusters=2, interval=2)},
+}
 
 
 def recording(folder, name, **options):
@@ -36,14 +40,19 @@ def recording(folder, name, **options):
 
 @pytest.fixture
 def asked(tmp_path):
-    return experiment(tmp_path, "evaluation.probes=[]", "evaluation.final_blocks_per_domain=0",
-                      "training.client_weighting=uniform")
+    return experiment(tmp_path, "evaluation.probes=[]", "evaluation.final_blocks_per_domain=0", "training.client_weighting=uniform")
 
 
 def test_arrays_come_back_bit_for_bit_with_their_types_and_in_their_order(tmp_path):
     odd = np.array([0x7FC00001, 0x80000000, 0x00000001, 0x3F800001], dtype=np.uint32).view(np.float32)  # NaN, -0, denormal, 1+
-    said = {"z": odd.reshape(2, 2), "a": np.array([np.nan, 1e-320, -0.0]), "n": np.array([[2**40, -1]]), "none": np.zeros((0, 3)),
-            "b": np.array([True, False]), "one": np.array(3.5, dtype=np.float32)}
+    said = {
+        "z": odd.reshape(2, 2),
+        "a": np.array([np.nan, 1e-320, -0.0]),
+        "n": np.array([[2**40, -1]]),
+        "none": np.zeros((0, 3)),
+        "b": np.array([True, False]),
+        "one": np.array(3.5, dtype=np.float32),
+    }
     save_arrays(tmp_path / "x.parquet", said, {"notes": ["", "ünusual"], "server_seed": 2**62 + 1})
     found, meta = load_arrays(tmp_path / "x.parquet")
     assert list(found) == list(said) and meta == {"notes": ["", "ünusual"], "server_seed": 2**62 + 1}

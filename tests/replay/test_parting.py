@@ -32,18 +32,25 @@ def test_how_a_product_is_written_is_no_distance():
 def test_the_distance_is_the_root_mean_square_over_the_clients():
     def served(*biases, group):
         return Tree({"bias": torch.tensor(biases).view(-1, 1)}), Tree(), torch.tensor(group)
+
     assert model_distance(served(0.0, group=[0, 0, 0, 0]), served(3.0, 5.0, group=[0, 0, 1, 0])) == pytest.approx(
-        math.sqrt((3 * 9 + 25) / 4))
+        math.sqrt((3 * 9 + 25) / 4)
+    )
     assert model_distance(served(1.0, 2.0, group=[0, 1]), served(2.0, 1.0, group=[1, 0])) == 0  # another numbering
 
 
 def test_the_sentence_says_what_came_of_it_and_where():
-    rows = (Divergence(6, 0.0, 4.5, 4.5, {"a": 0.0}), Divergence(7, 0.25, 4.4, 4.3, {"a": -0.3, "b": 0.1, "c": math.nan}),
-            Divergence(8, 0.5, 4.4, math.nan, {"a": math.nan}), Divergence(9, 0.75, 4.2, 4.2, {"a": 0.0001}))
+    rows = (
+        Divergence(6, 0.0, 4.5, 4.5, {"a": 0.0}),
+        Divergence(7, 0.25, 4.4, 4.3, {"a": -0.3, "b": 0.1, "c": math.nan}),
+        Divergence(8, 0.5, 4.4, math.nan, {"a": math.nan}),
+        Divergence(9, 0.75, 4.2, 4.2, {"a": 0.0001}),
+    )
     said = ForkReport("o", "f", 7, "", "without client 3", True, rows, ())
     assert said.sentence == (
         "Without client 3 from round 7 on, the loss after round 7 is 4.300 nats per token instead of 4.400 (-0.100), most in a "
         "(-0.300); after round 9 it is 4.200 nats per token instead of 4.200 (+0.000). The servers part in round 7 and end 0.75 "
-        "times as far apart as the origin went since round 6.")
+        "times as far apart as the origin went since round 6."
+    )
     assert json.loads(to_json(said.to_json()))["rounds"][2]["fork"] is None
     assert "instead of" in format_loss_change(rows[1])

@@ -108,8 +108,10 @@ def test_a_fork_keeps_its_origins_choices_of_arithmetic(world):
 
 def test_a_server_side_change_takes_what_the_clients_sent_and_asks_nobody(recorded, monkeypatch):
     there, origin = recorded
+
     def busy(*asked):
         raise AssertionError("a client was asked")
+
     monkeypatch.setattr(ClientSimulator, "train", busy)
     run, said = fork(there, origin, 3, "algorithm.aggregator=Median", "training.num_rounds=3")
     before, (_, report) = UpdateLog(origin).load_state(2, CPU), UpdateLog(origin).load_update(3, CPU)
@@ -163,19 +165,13 @@ def test_who_is_left_out_counts_for_nothing_keeps_its_memory_and_may_come_back(w
         assert report.failed.tolist() == [False, True, False] and report.weight.tolist() == [1, 0, 1]
         assert not report.delta.take(slice(1, 2)).norm().item() and not report.state_delta.take(slice(1, 2)).norm().item()
         assert same(
-            kept.load_state(round, CPU).client_states.gather(slice(1, 2)),
-            kept.load_state(1, CPU).client_states.gather(slice(1, 2)),
+            kept.load_state(round, CPU).client_states.gather(slice(1, 2)), kept.load_state(1, CPU).client_states.gather(slice(1, 2))
         )
     assert not kept.load_update(4, CPU)[1].failed.any()
     end = kept.load_state(4, CPU)
     for name, leaf in end.server.broadcast.items():  # c stays the mean of all c_k
         assert torch.allclose(leaf[0], end.client_states.gather_all()[name].mean(0), atol=1e-6)
-    assert said.change == "without client 1 up to round 3" and run.trajectory().client_table("failed")[:, 1].tolist()[1:] == [
-        0,
-        1,
-        1,
-        0,
-    ]
+    assert said.change == "without client 1 up to round 3" and run.trajectory().client_table("failed")[:, 1].tolist()[1:] == [0, 1, 1, 0]
     assert not any(each.failure == "failed clients" for each in said.findings)
 
 
@@ -215,7 +211,8 @@ def test_without_a_client_whose_updates_were_no_numbers_anyway_nothing_changes(w
     assert "the same run, bit for bit" in said.sentence
     assert_equal(origin, run)
     assert [(each.failure, each.sentence[:16]) for each in said.findings if each.failure == "failed clients"] == [
-        ("failed clients", "failed clients: ")]
+        ("failed clients", "failed clients: ")
+    ]
 
 
 def test_what_changes_only_the_server_is_told_apart_from_what_clients_do():
@@ -228,8 +225,14 @@ def test_what_changes_only_the_server_is_told_apart_from_what_clients_do():
         {"algorithm": QFedAvg()},
         {},
     ]
-    clients = [{"algorithm": FedProx()}, {"algorithm": Scaffold()}, {"algorithm": FedAvg(aggregator=aggregators.FFALoRA())},
-               {"training__max_grad_norm": 0.5}, {"training__participation_rate": 0.5}, {"training__lr_schedule": "cosine"}]
+    clients = [
+        {"algorithm": FedProx()},
+        {"algorithm": Scaffold()},
+        {"algorithm": FedAvg(aggregator=aggregators.FFALoRA())},
+        {"training__max_grad_norm": 0.5},
+        {"training__participation_rate": 0.5},
+        {"training__lr_schedule": "cosine"},
+    ]
     assert all(is_server_side_change(base, edit_config(base, change), 3, leaves) for change in server)
     assert not any(is_server_side_change(base, edit_config(base, change), 3, leaves) for change in clients)
     assert is_server_side_change(
@@ -241,10 +244,7 @@ def test_another_algorithm_takes_over_the_models_and_begins_what_it_keeps_anew()
     params, merged = Tree({"m.A": torch.ones(1, 2, 3), "m.B": torch.ones(1, 4, 2)}), Tree({"m.base": torch.ones(1, 4, 3)})
     momentum = FedAvg(server_optimizer=Sgd(1.0, momentum=0.9))
     state = FederatedState(
-        3,
-        ServerState(params, Tree(), params * 5.0, merged),
-        ClientStateStore.replicate(Tree(), 5),
-        torch.zeros(5, dtype=torch.long),
+        3, ServerState(params, Tree(), params * 5.0, merged), ClientStateStore.replicate(Tree(), 5), torch.zeros(5, dtype=torch.long)
     )
     kept = convert_state(state, momentum, replace(momentum, server_optimizer=Sgd(0.1, momentum=0.9)))
     assert kept.server.opt_state is state.server.opt_state and kept.server.merged_base is merged
@@ -256,15 +256,18 @@ def test_another_algorithm_takes_over_the_models_and_begins_what_it_keeps_anew()
         and not controls.server.broadcast["m.B"].any()
     )
     assert convert_state(state, momentum, Ditto()).client_states.gather_all()["m.B"].shape == (5, 4, 2)
-    assert convert_state(replace(state, server=replace(state.server, merged_base=Tree())), momentum, FedAvg(
-        aggregator=aggregators.FedEx())).server.merged_base["m.base"].shape == (1, 4, 3)
+    assert convert_state(
+        replace(state, server=replace(state.server, merged_base=Tree())), momentum, FedAvg(aggregator=aggregators.FedEx())
+    ).server.merged_base["m.base"].shape == (1, 4, 3)
 
 
 def test_what_cannot_be_replayed_is_refused_with_a_way_out(recorded, tmp_path):
     there, origin = recorded
     first = fork(there, origin, 4)[0]
-    plain = run_experiment(edit_config(make_fork_config(origin, 1), {"fork": None, "seed": 7}), replace(there, runtime=replace(
-        there.runtime, save_updates=False)))
+    plain = run_experiment(
+        edit_config(make_fork_config(origin, 1), {"fork": None, "seed": 7}),
+        replace(there, runtime=replace(there.runtime, save_updates=False)),
+    )
     for run, round, words, wanted in [
         (plain, 1, [], "--save-updates"),
         (origin, 5, [], "wanted 1 to 4"),
@@ -282,9 +285,12 @@ def test_what_cannot_be_replayed_is_refused_with_a_way_out(recorded, tmp_path):
         asked = make_fork_config(run, round, words)
         with pytest.raises(UserError, match=wanted):
             ForkedRun.from_config(Run(run.root, asked.id), asked)
-    for word, wanted in [("exclude_clients=three", "a whole number"), ("exclude_clients", "e.g. exclude_clients=3"),
-                         ("algorithm=Medin", "Medin"),
-                         ("lr=0.1", "no such key")]:
+    for word, wanted in [
+        ("exclude_clients=three", "a whole number"),
+        ("exclude_clients", "e.g. exclude_clients=3"),
+        ("algorithm=Medin", "Medin"),
+        ("lr=0.1", "no such key"),
+    ]:
         with pytest.raises(UserError, match=wanted):
             make_fork_config(origin, 2, [word])
     origin.write_json("environment", {**origin.environment, "engine": {"backend": "flower"}})

@@ -146,9 +146,7 @@ def run(
     }
     id = compute_id(experiment)
     kept = Run(root, id)
-    kept.write_json(
-        "experiment", {**experiment, "id": id, "partition_table": {"domains": list(DOMAINS), "tokens": rows}}
-    )
+    kept.write_json("experiment", {**experiment, "id": id, "partition_table": {"domains": list(DOMAINS), "tokens": rows}})
     kept.write_json(
         "environment",
         {

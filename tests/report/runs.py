@@ -20,12 +20,13 @@ def trajectory(rounds: int = 8, clients: int = 2, lift: float = 0.0, bad: int | 
         for client in range(clients):
             records.append(Record(round, "loss", "", client, loss))
             if round and client != round % clients:
-                records += [Record(round, "loss.before", "", client, loss - 0.1),
-                            Record(round, "update.norm", "", client, 1 / round),
-                            Record(round, "update.cosine", "", client, 0.5)]
+                records += [
+                    Record(round, "loss.before", "", client, loss - 0.1),
+                    Record(round, "update.norm", "", client, 1 / round),
+                    Record(round, "update.cosine", "", client, 0.5),
+                ]
         if round and clients:
-            records += [Record(round, "update.consensus", "", -1, 0.6),
-                        Record(round, "update.divergence", "", -1, 1.2)]
+            records += [Record(round, "update.consensus", "", -1, 0.6), Record(round, "update.divergence", "", -1, 1.2)]
     return Trajectory(records)
 
 

@@ -18,10 +18,7 @@ from .made import made
 
 DRIVER = shutil.which("chromedriver")
 BROWSER = shutil.which("chromium") or shutil.which("google-chrome")
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.skipif(not (DRIVER and BROWSER), reason="needs chromium and chromedriver on the path"),
-]
+pytestmark = [pytest.mark.slow, pytest.mark.skipif(not (DRIVER and BROWSER), reason="needs chromium and chromedriver on the path")]
 MARKS = (
     'return [...document.querySelectorAll(\'#figure-gap-main svg [aria-roledescription="line mark"], #figure-gap-main svg'
     " .mark-line path')].length"
@@ -119,22 +116,16 @@ def test_everything_can_be_reached_by_keyboard(browser):
     reached = set()
     for _ in range(60):
         browser.switch_to.active_element.send_keys(Keys.TAB)
-        reached.add(
-            browser.execute_script("const e = document.activeElement; return e.tagName + (e.dataset.factor ? ':' + e.value : '')")
-        )
+        reached.add(browser.execute_script("const e = document.activeElement; return e.tagName + (e.dataset.factor ? ':' + e.value : '')"))
     assert {"INPUT:FedAvg", "INPUT:Scaffold", "BUTTON", "A", "SELECT", "SUMMARY", "DIV"} <= reached
     box = browser.find_element("css selector", "input[value=FedAvg]")
     box.send_keys(Keys.SPACE)
     settled(browser)
-    assert (
-        not box.is_selected() and browser.execute_script("return document.getElementById('shown').textContent") == "4 of 8 conditions"
-    )
+    assert not box.is_selected() and browser.execute_script("return document.getElementById('shown').textContent") == "4 of 8 conditions"
 
 
 def test_it_fits_a_phone(browser):
-    browser.execute_cdp_cmd(
-        "Emulation.setDeviceMetricsOverride", {"width": 375, "height": 700, "deviceScaleFactor": 1, "mobile": True}
-    )
+    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", {"width": 375, "height": 700, "deviceScaleFactor": 1, "mobile": True})
     browser.execute_async_script("setTimeout(arguments[0], 300)")
     settled(browser)
     assert browser.execute_script("return document.documentElement.scrollWidth") <= 375

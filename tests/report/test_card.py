@@ -31,9 +31,11 @@ def test_the_federations_model_and_the_clients_own_are_exported_and_differ(perso
     folders = export_models(personal, tmp_path / "out", "someone/model", "apache-2.0")
     names = [folder.relative_to(tmp_path / "out").as_posix() for folder in folders]
     assert names == [".", "clients/0", "clients/1", "clients/2"]
+
     def worn(folder):
         base = AutoModelForCausalLM.from_pretrained(personal.config["model"])
         return {name: leaf for name, leaf in PeftModel.from_pretrained(base, folder).state_dict().items() if "lora_B" in name}
+
     shared, own = worn(folders[0]), worn(folders[1])
     assert any((shared[name] != own[name]).any() for name in shared)
 

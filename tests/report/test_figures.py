@@ -27,14 +27,18 @@ def test_a_figure_of_another_kind_is_refused(tmp_path):
         save_figure(figures.loss_figure([exhibit()]), tmp_path / "loss.gif")
 
 
-@pytest.mark.parametrize("chart", [
-    figures.line_chart(curve_rows([exhibit()], "loss"), {"FedAvg": "#000"}, width=200),
-    figures.line_chart(curve_rows([exhibit(trajectory=trajectory(bad=2))], "loss"), {"FedAvg": "#000"}, width=99),
-    figures.line_chart(mean_rows([exhibit()], "update.norm"), {"FedAvg": "#000"}, loss=False, width=200),
-    figures.before_after_chart(client_rows(trajectory(), 0), width=200),
-    figures.client_band_chart(band_rows(trajectory(clients=20)), width=200),
-    figures.partition_heatmap(["a", "b"], [[1, 0], [0, 2], [3, 3]], width=200),
-], ids=["curves", "diverged", "updates", "stages", "spread", "heat map"])
+@pytest.mark.parametrize(
+    "chart",
+    [
+        figures.line_chart(curve_rows([exhibit()], "loss"), {"FedAvg": "#000"}, width=200),
+        figures.line_chart(curve_rows([exhibit(trajectory=trajectory(bad=2))], "loss"), {"FedAvg": "#000"}, width=99),
+        figures.line_chart(mean_rows([exhibit()], "update.norm"), {"FedAvg": "#000"}, loss=False, width=200),
+        figures.before_after_chart(client_rows(trajectory(), 0), width=200),
+        figures.client_band_chart(band_rows(trajectory(clients=20)), width=200),
+        figures.partition_heatmap(["a", "b"], [[1, 0], [0, 2], [3, 3]], width=200),
+    ],
+    ids=["curves", "diverged", "updates", "stages", "spread", "heat map"],
+)
 def test_every_chart_can_be_drawn(chart):
     assert vl_convert.vegalite_to_svg(chart.to_dict()).startswith("<svg")
 
@@ -45,8 +49,7 @@ def test_rounds_without_an_evaluation_have_no_row():
 
 
 def test_the_mean_is_over_the_clients_that_took_part():
-    run = Trajectory([Record(1, "update.norm", "", 0, 1.0), Record(1, "update.norm", "", 1, 3.0),
-                      Record(2, "update.norm", "", 1, 5.0)])
+    run = Trajectory([Record(1, "update.norm", "", 0, 1.0), Record(1, "update.norm", "", 1, 3.0), Record(2, "update.norm", "", 1, 5.0)])
     rows = mean_rows([exhibit(trajectory=run, iid_baseline=None)], "update.norm")
     assert [row["value"] for row in rows] == [2.0, 5.0]
 
@@ -57,8 +60,7 @@ def test_a_band_reaches_from_the_lowest_to_the_highest_client():
 
 
 def test_a_loss_twice_as_high_as_the_highest_start_leaves_the_scale_and_is_marked_once():
-    rows = [{"run": "a", "which": "run", "round": round, "value": value}
-            for round, value in enumerate([5.0, 4.0, 11.0, 1e30, None, 4.0])]
+    rows = [{"run": "a", "which": "run", "round": round, "value": value} for round, value in enumerate([5.0, 4.0, 11.0, 1e30, None, 4.0])]
     assert loss_ceiling(rows) == 10.0
     inside, marks = split_off_scale(rows, 10.0)
     assert [row["value"] for row in inside] == [5.0, 4.0, None, None, None, 4.0]
@@ -70,8 +72,7 @@ def test_losses_within_the_scale_have_no_ceiling():
 
 
 def test_updates_that_explode_are_drawn_on_a_logarithmic_scale():
-    rows = [{"run": "a", "which": "run", "round": round, "value": value}
-            for round, value in enumerate([1.0, 1.0, 1.0, 1e6])]
+    rows = [{"run": "a", "which": "run", "round": round, "value": value} for round, value in enumerate([1.0, 1.0, 1.0, 1e6])]
     drawn = figures.line_chart(rows, {"a": "#000"}, loss=False).to_dict()
     assert drawn["layer"][0]["encoding"]["y"]["scale"]["type"] == "log"
 
@@ -82,7 +83,7 @@ def test_the_colours_are_told_apart_by_the_colour_blind():
         "red": np.array([[0.1124, 0.8876, 0], [0.1124, 0.8876, 0], [0.0040, -0.0040, 1]]),
         "green": np.array([[0.2928, 0.7073, 0], [0.2928, 0.7073, 0], [-0.0223, 0.0223, 1]]),
     }
-    colours = [np.array([int(hue[i:i + 2], 16) / 255 for i in (1, 3, 5)]) for hue in figures.OKABE_ITO]
+    colours = [np.array([int(hue[i : i + 2], 16) / 255 for i in (1, 3, 5)]) for hue in figures.OKABE_ITO]
     for seen in simulated.values():
         points = [lab(seen @ linear(colour)) for colour in colours]
         distances = [np.linalg.norm(a - b) for i, a in enumerate(points) for b in points[:i]]

@@ -58,8 +58,17 @@ def test_every_chart_has_its_place_and_every_place_its_chart(tmp_path):
 
 def test_the_verdict_comes_first_and_the_experiment_last(tmp_path):
     text = prose(page(tmp_path, exhibit()))
-    words = ("Verdict", "suspected", "Loss by domain", "Clients before", "Updates", "Who holds what",
-             "Experiments", "num_rounds: 8", "python:")
+    words = (
+        "Verdict",
+        "suspected",
+        "Loss by domain",
+        "Clients before",
+        "Updates",
+        "Who holds what",
+        "Experiments",
+        "num_rounds: 8",
+        "python:",
+    )
     order = [text.index(word) for word in words]
     assert order == sorted(order)
     assert "partition_table" not in text
@@ -74,8 +83,7 @@ def test_a_run_and_its_twin_share_a_colour_and_differ_by_dash(tmp_path):
 
 
 def test_an_empty_run_gives_a_page_that_says_so(tmp_path):
-    html = page(tmp_path, exhibit(experiment={}, trajectory=Trajectory([]), iid_baseline=None, status="unfinished",
-                                  environment={}))
+    html = page(tmp_path, exhibit(experiment={}, trajectory=Trajectory([]), iid_baseline=None, status="unfinished", environment={}))
     text = prose(html)
     assert "No loss has been recorded yet" in text and "nothing to judge" in text and "(not recorded)" in text
     assert "<script" not in html

@@ -37,8 +37,7 @@ def corpus():
 
 def shown(corpus, partitioner, **said) -> PartitionReport:
     dealt = partitioner(corpus, numpy_stream(0, "partition"))
-    told = {"dataset": {"name": corpus.name}, "partition": {"type": type(partitioner).__name__, **vars(partitioner)},
-            "seed": 0}
+    told = {"dataset": {"name": corpus.name}, "partition": {"type": type(partitioner).__name__, **vars(partitioner)}, "seed": 0}
     return build_partition_report(corpus, dealt, told, partial(numpy_stream, 0), unit="words", num_resplits=5, **said)
 
 
@@ -54,8 +53,17 @@ def test_the_page_needs_nothing_beside_it_and_draws_every_figure(corpus, tmp_pat
 
 def test_it_says_first_what_the_clients_are_like_and_last_how_they_were_dealt(corpus):
     text = prose(render_partition(shown(corpus, TopicMix(3))))
-    words = ("TopicMix, severity 1", "beyond what chance gives", "How different", "word divergence", "Who holds what",
-             "client 0, 100% domain0", "What they read", "The deal", "severity: 1.0")
+    words = (
+        "TopicMix, severity 1",
+        "beyond what chance gives",
+        "How different",
+        "word divergence",
+        "Who holds what",
+        "client 0, 100% domain0",
+        "What they read",
+        "The deal",
+        "severity: 1.0",
+    )
     order = [text.index(word) for word in words]
     assert order == sorted(order)
 

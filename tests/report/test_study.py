@@ -100,13 +100,22 @@ def test_what_is_called_is_counted_from_the_p_and_not_from_its_cell(tmp_path):
     assert f"Of 4 comparisons below {called} ha" in study_results.results_section(dossier).text[1] and called > 0
 
 
-@pytest.mark.parametrize(
-    ("p", "attainable", "called"), [(0.05, 0.03, 1), (0.050001, 0.03, 0), (1e-9, 1e-9, 1), (0.01, 0.0625, 0)]
-)
+@pytest.mark.parametrize(("p", "attainable", "called"), [(0.05, 0.03, 1), (0.050001, 0.03, 0), (1e-9, 1e-9, 1), (0.01, 0.0625, 0)])
 def test_the_bar_is_met_by_the_number(p, attainable, called, whole, monkeypatch):
     """What is printed as 0.05 or as .05 is no matter: .050001 is above the bar, and p of too few seeds is no p."""
-    row = {"partition.severity": 1.0, "algorithm": "Scaffold", "effect": 0.1, "low": 0.0, "high": 0.2, "g": 1.0, "holm": p,
-           "attainable": attainable, "detectable": 0.1, "seeds": 6, "diverged": 0}
+    row = {
+        "partition.severity": 1.0,
+        "algorithm": "Scaffold",
+        "effect": 0.1,
+        "low": 0.0,
+        "high": 0.2,
+        "g": 1.0,
+        "holm": p,
+        "attainable": attainable,
+        "detectable": 0.1,
+        "seeds": 6,
+        "diverged": 0,
+    }
     monkeypatch.setattr(study_results, "compare_to_reference", lambda *_, **__: pd.DataFrame([row]))
     assert f"Of 2 comparisons below {2 * called} ha" in study_results.results_section(load_study_data(whole)).text[1]
 
@@ -229,9 +238,7 @@ def test_the_tables_are_latex(document):
         if name != "all.tex":
             assert text.count("\\begin{") == text.count("\\end{") and "\\toprule" in text and "\\bottomrule" in text
     assert escape_latex("50% of a_b & {c} < d") == r"50\% of a\_b \& \{c\} $<$ d" and escape_latex("-0.1") == "$-0.1$"
-    widths = {
-        line.count(" & ") for line in table_to_latex(document.tables[0]).splitlines() if line.endswith(r"\\") and " & " in line
-    }
+    widths = {line.count(" & ") for line in table_to_latex(document.tables[0]).splitlines() if line.endswith(r"\\") and " & " in line}
     assert widths == {len(document.tables[0].columns) - 1}
 
 

@@ -78,11 +78,22 @@ def test_a_run_that_was_killed_tells_nothing_twice(tmp_path):
 
 
 def test_names_of_numbers():
-    got = flatten_records([Record(1, "loss", "", -1, 4.0), Record(1, "loss", "sport", -1, 5.0),
-                           Record(1, "update.norm", "", 0, 1.0), Record(1, "update.norm", "", 1, 3.0),
-                           Record(1, "update.norm", "", 2, math.nan)])
-    assert got == {"loss": 4.0, "loss/sport": 5.0, "update.norm/clients.mean": 2.0, "update.norm/clients.min": 1.0,
-                   "update.norm/clients.max": 3.0}
+    got = flatten_records(
+        [
+            Record(1, "loss", "", -1, 4.0),
+            Record(1, "loss", "sport", -1, 5.0),
+            Record(1, "update.norm", "", 0, 1.0),
+            Record(1, "update.norm", "", 1, 3.0),
+            Record(1, "update.norm", "", 2, math.nan),
+        ]
+    )
+    assert got == {
+        "loss": 4.0,
+        "loss/sport": 5.0,
+        "update.norm/clients.mean": 2.0,
+        "update.norm/clients.min": 1.0,
+        "update.norm/clients.max": 3.0,
+    }
 
 
 def test_what_is_not_installed_and_what_is_no_sink_is_told_with_the_way_out(tmp_path, monkeypatch):
@@ -109,7 +120,8 @@ def test_tensorboard_has_the_curve(tmp_path):
     found = EventAccumulator(str(folder / "abc"))
     found.Reload()
     assert [(event.step, event.value) for event in found.Scalars("loss/sport")] == [
-        (round, pytest.approx(5.0 - 0.1 * round)) for round in range(ROUNDS + 1)]
+        (round, pytest.approx(5.0 - 0.1 * round)) for round in range(ROUNDS + 1)
+    ]
 
 
 def test_mlflow_has_the_curve_and_the_experiment(tmp_path, monkeypatch):
@@ -136,9 +148,11 @@ def test_trackio_has_the_curve(tmp_path, monkeypatch):
     pytest.importorskip("trackio")
     place = os.environ | {"TRACKIO_DIR": str(tmp_path / "kept"), "PYTHONPATH": os.environ.get("PYTHONPATH", "")}
     begun(tmp_path, "abc", ROUNDS)
-    said = (f"from pathlib import Path; from fedrift.storage.loggers import open_loggers; from fedrift.storage import Run\n"
-            f"root = Path({str(tmp_path)!r})\n"
-            "with open_loggers(['trackio'], root) as feeds: feeds.push(Run(root, 'abc'))")
+    said = (
+        f"from pathlib import Path; from fedrift.storage.loggers import open_loggers; from fedrift.storage import Run\n"
+        f"root = Path({str(tmp_path)!r})\n"
+        "with open_loggers(['trackio'], root) as feeds: feeds.push(Run(root, 'abc'))"
+    )
     subprocess.run([sys.executable, "-c", said], env=place, check=True, capture_output=True, timeout=300)
     database = next((tmp_path / "kept").rglob("fedrift*.db"))
     with sqlite3.connect(database) as connection:

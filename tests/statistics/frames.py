@@ -10,8 +10,15 @@ import pandas as pd
 FACTORS = ["algorithm", "partition", "partition.severity", "training.participation_rate"]
 
 
-def study(truth: Callable[..., float], seeds: int = 10, algorithms=("FedAvg", "Scaffold"), severities=(0.5, 1.0),
-          participations=(1.0,), noise: float = 0.01, draw: int = 0) -> pd.DataFrame:
+def study(
+    truth: Callable[..., float],
+    seeds: int = 10,
+    algorithms=("FedAvg", "Scaffold"),
+    severities=(0.5, 1.0),
+    participations=(1.0,),
+    noise: float = 0.01,
+    draw: int = 0,
+) -> pd.DataFrame:
     """Every arm with its twin; one twin for all severities. ``truth(algorithm, severity, participation)``; a seed moves
     all its runs."""
     rng, rows = np.random.default_rng(draw), []
@@ -21,11 +28,21 @@ def study(truth: Callable[..., float], seeds: int = 10, algorithms=("FedAvg", "S
             for participation in participations:
                 for severity in (0.0, *severities):
                     name = f"{algorithm} {participation} {seed}"
-                    rows.append({
-                        "run": f"{name} {severity}", "study": "made", "seed": seed, "iid": severity == 0.0, "diverged": False,
-                        "iid_baseline": f"{name} 0.0" if severity else "", "algorithm": algorithm, "partition": "TopicMix",
-                        "partition.severity": severity, "training.participation_rate": participation,
-                        "loss": own + truth(algorithm, severity, participation) + rng.normal(0, noise)})
+                    rows.append(
+                        {
+                            "run": f"{name} {severity}",
+                            "study": "made",
+                            "seed": seed,
+                            "iid": severity == 0.0,
+                            "diverged": False,
+                            "iid_baseline": f"{name} 0.0" if severity else "",
+                            "algorithm": algorithm,
+                            "partition": "TopicMix",
+                            "partition.severity": severity,
+                            "training.participation_rate": participation,
+                            "loss": own + truth(algorithm, severity, participation) + rng.normal(0, noise),
+                        }
+                    )
     return pd.DataFrame(rows)
 
 

@@ -23,15 +23,15 @@ def test_a_summary_is_the_t_interval_of_each_arm_and_a_diverged_one_has_a_median
     found = s.summarize_conditions(runs, "loss", ["algorithm"], contrast="iid_baseline").set_index("algorithm")
     gaps = s.outcome_values(runs, "loss", {"algorithm": "FedAvg"}, "iid_baseline")["value"].to_numpy()
     assert found.loc["FedAvg", ["mean", "low", "high"]].tolist() == pytest.approx(
-        [s.mean_ci(gaps).estimate, s.mean_ci(gaps).low, s.mean_ci(gaps).high])
+        [s.mean_ci(gaps).estimate, s.mean_ci(gaps).low, s.mean_ci(gaps).high]
+    )
     assert math.isnan(found.loc["Scaffold", "mean"]) and found.loc["Scaffold", "median"] == pytest.approx(0.1, abs=0.02)
     assert found.loc["Scaffold", "diverged"] == 1 and found["seeds"].tolist() == [10, 10]
 
 
 def test_against_a_reference_every_other_level_in_every_cell_with_holm_over_the_table():
     runs = study(truth, algorithms=("FedAvg", "FedProx", "Scaffold"), severities=(0.5, 1.0))
-    found = s.compare_to_reference(runs, "loss", "algorithm", "FedAvg", FACTORS, by=["partition.severity"],
-                                   contrast="iid_baseline")
+    found = s.compare_to_reference(runs, "loss", "algorithm", "FedAvg", FACTORS, by=["partition.severity"], contrast="iid_baseline")
     assert len(found) == 4 and (found["seeds"] == 10).all()
     rows = found.set_index(["partition.severity", "algorithm"])
     assert rows.loc[(1.0, "Scaffold"), "effect"] == pytest.approx(-0.1, abs=0.02)
@@ -43,7 +43,7 @@ def test_failure_rates_have_exact_intervals_and_twins_beside_them():
     runs = study(truth, algorithms=("FedAvg",), severities=(1.0,))
     found = s.failure_rates(diverge(runs, ~runs["iid"] & (runs["seed"] < 7)), ["iid"]).set_index("iid")
     assert found.loc[False, ["failed", "runs"]].tolist() == [7, 10] and found.loc[True, "rate"] == 0
-    assert found.loc[True, "high"] == pytest.approx(1 - 0.025 ** 0.1)
+    assert found.loc[True, "high"] == pytest.approx(1 - 0.025**0.1)
 
 
 def test_a_balanced_mixed_model_is_the_paired_comparison():
@@ -71,9 +71,7 @@ def test_the_bootstrap_sees_a_term_that_is_there_and_not_one_that_is_not():
 
 def test_a_mixed_model_tells_what_it_left_out_and_refuses_two_seeds():
     runs = study(truth, algorithms=("FedAvg", "Scaffold"), severities=(1.0,))
-    found = s.fit_mixed_model(
-        diverge(runs, runs["run"] == runs["run"].iloc[0]), "loss", ["algorithm:partition.severity", "algorithm"]
-    )
+    found = s.fit_mixed_model(diverge(runs, runs["run"] == runs["run"].iloc[0]), "loss", ["algorithm:partition.severity", "algorithm"])
     assert found.num_excluded == 1 and "algorithm[Scaffold]:partition.severity" in " ".join(found.table["term"])
     with pytest.raises(UserError, match="3 or more"):
         s.fit_mixed_model(runs[runs["seed"] < 2], "loss", ["algorithm"])

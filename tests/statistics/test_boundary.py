@@ -42,9 +42,7 @@ def test_each_search_begins_near_a_boundary_that_is_known_of_its_own_arm_first()
         assert bracket.boundary == pytest.approx(true[arm] * (1 + seed / 100), rel=0.025)
     at = {(seed, arm): bracket.boundary for seed, arm, bracket in found}
     assert first[0, "skewed"] == at[0, "IID"] and first[1, "IID"] == at[0, "IID"] and first[2, "skewed"] == at[1, "skewed"]
-    assert [bracket.num_runs for *_, bracket in found[2:]] == [5] * 4 and len(tried) == sum(
-        bracket.num_runs for *_, bracket in found
-    )
+    assert [bracket.num_runs for *_, bracket in found[2:]] == [5] * 4 and len(tried) == sum(bracket.num_runs for *_, bracket in found)
 
 
 def test_a_search_that_found_nothing_starts_no_other():
@@ -60,7 +58,12 @@ def test_the_search_wants_a_start_above_zero():
 
 def test_curvatures_1_and_9_5_break_1_75_times_earlier_apart_than_mixed():
     """IID at 2 / 5.25 = .381; apart, with ten local steps, at .2176: found by the divergence detector alone."""
-    found = [[find_boundary(lambda lr: is_divergent(skewed, seed, lr), 0.2, tolerance=0.04, factor=2.0).boundary  # noqa: B023
-              for seed in range(2)] for skewed in (False, True)]
+    found = [
+        [
+            find_boundary(lambda lr: is_divergent(skewed, seed, lr), 0.2, tolerance=0.04, factor=2.0).boundary  # noqa: B023
+            for seed in range(2)
+        ]
+        for skewed in (False, True)
+    ]
     assert found[0] == pytest.approx([2 / 5.25] * 2, rel=0.04) and found[1] == pytest.approx([0.2175868] * 2, rel=0.04)
     assert geometric_mean_ratio(*map(np.asarray, found)).estimate == pytest.approx(1.75, rel=0.05)

@@ -33,6 +33,7 @@ def test_fieller_covers_a_ratio():
     def make(rng):
         whole = rng.normal(1, 0.2, 8)
         return s.ratio_ci(0.8 * whole + rng.normal(0, 0.1, 8), whole)
+
     assert covered(make, 0.8) == pytest.approx(0.95, abs=0.023)
 
 
@@ -54,23 +55,17 @@ def test_sign_flip_calls_exactly_as_often_as_its_size_when_nothing_is_there(seed
 
 def test_tost_calls_a_difference_at_its_margin_equivalent_in_five_of_a_hundred():
     rng = np.random.default_rng(5)
-    assert np.mean([s.tost(rng.normal(0.5, 0.2, 10), 0.5).p.is_significant() for _ in range(2000)]) == pytest.approx(
-        0.05, abs=0.02
-    )
+    assert np.mean([s.tost(rng.normal(0.5, 0.2, 10), 0.5).p.is_significant() for _ in range(2000)]) == pytest.approx(0.05, abs=0.02)
 
 
 def test_the_margin_that_is_detectable_is_shown_in_eighty_of_a_hundred():
     rng, margin = np.random.default_rng(6), s.detectable_margin(10, 1.0)
-    assert np.mean([s.tost(rng.normal(0, 1, 10), margin).p.is_significant() for _ in range(2000)]) == pytest.approx(
-        0.8, abs=0.036
-    )
+    assert np.mean([s.tost(rng.normal(0, 1, 10), margin).p.is_significant() for _ in range(2000)]) == pytest.approx(0.8, abs=0.036)
 
 
 def test_the_detectable_effect_is_called_in_about_eighty_of_a_hundred():
     rng, effect = np.random.default_rng(8), s.min_detectable_effect(10, 1.0)
-    assert np.mean([s.sign_flip_test(rng.normal(effect, 1, 10)).is_significant() for _ in range(2000)]) == pytest.approx(
-        0.8, abs=0.05
-    )
+    assert np.mean([s.sign_flip_test(rng.normal(effect, 1, 10)).is_significant() for _ in range(2000)]) == pytest.approx(0.8, abs=0.05)
 
 
 @pytest.mark.parametrize("times", [8, pytest.param(400, marks=pytest.mark.slow)])
@@ -78,9 +73,10 @@ def test_a_study_of_nothing_gives_about_five_in_a_hundred(times):
     """Both algorithms are the same. Ten seeds call 4.9 % of single hypotheses, and anything in at most 5 % of the
     families of three."""
     sides = {"metric": "loss", "group": {"algorithm": "Scaffold"}, "reference": {"algorithm": "FedAvg"}}
-    said = [Greater(name="alone", family="alone", where={"partition.severity": 1.0}, **sides),
-            *(Greater(name=f"{level}", where={"partition.severity": level}, contrast="iid_baseline", **sides)
-              for level in (0.25, 0.5, 1.0))]
+    said = [
+        Greater(name="alone", family="alone", where={"partition.severity": 1.0}, **sides),
+        *(Greater(name=f"{level}", where={"partition.severity": level}, contrast="iid_baseline", **sides) for level in (0.25, 0.5, 1.0)),
+    ]
     alone = together = 0
     for draw in range(times):
         found = s.evaluate_hypotheses(said, study(lambda *arm: 0.0, severities=(0.25, 0.5, 1.0), draw=draw), FACTORS)

@@ -12,17 +12,7 @@ from fedrift import stats as s
 from fedrift.config.loader import Registry, dump_value, parse_value
 from fedrift.core.errors import UserError
 from fedrift.stats import hypotheses
-from fedrift.stats.hypotheses import (
-    All,
-    Equivalent,
-    Greater,
-    Hypothesis,
-    Interaction,
-    Less,
-    RateGreater,
-    RecoveredFraction,
-    Trend,
-)
+from fedrift.stats.hypotheses import All, Equivalent, Greater, Hypothesis, Interaction, Less, RateGreater, RecoveredFraction, Trend
 
 from .frames import FACTORS, diverge, study
 
@@ -67,8 +57,7 @@ def test_the_yaml_of_a_study_says_every_kind():
             "inside": {"iid": False},
             "outside": {"iid": True},
         },
-        {"type": "Equivalent", "name": "H5", "metric": "syntax.accuracy", "margin": 0.01, "contrast": "iid_baseline",
-         "worst_end": "low"},
+        {"type": "Equivalent", "name": "H5", "metric": "syntax.accuracy", "margin": 0.01, "contrast": "iid_baseline", "worst_end": "low"},
         {"type": "RateGreater", "name": "H6", "metric": "diverged", "group": {"partition.severity": 1.0}},
         {
             "type": "RecoveredFraction",
@@ -102,16 +91,24 @@ def test_a_difference_that_is_there_is_supported_and_its_opposite_refuted():
 
 def test_against_the_twins_the_sides_are_a_difference_in_differences():
     """Scaffold is .3 worse everywhere and half as hurt by the skew: the twin takes the .3 away."""
-    found = one(Less(name="H", metric="loss", contrast="iid_baseline", group={"algorithm": "Scaffold"},
-                     reference={"algorithm": "FedAvg"}, where={"partition.severity": 1.0}), study(gap))
+    found = one(
+        Less(
+            name="H",
+            metric="loss",
+            contrast="iid_baseline",
+            group={"algorithm": "Scaffold"},
+            reference={"algorithm": "FedAvg"},
+            where={"partition.severity": 1.0},
+        ),
+        study(gap),
+    )
     assert found.verdict == "supported" and found.effect == pytest.approx(-0.1, abs=0.02)
 
 
 def test_without_an_other_side_the_gap_itself_is_judged():
     found = one(Greater(name="H", where={"algorithm": "FedAvg"}, margin=0.1, **GAP), study(gap))
     assert found.verdict == "supported" and found.effect == pytest.approx(0.2, abs=0.02)
-    assert one(Greater(name="H", where={"algorithm": "FedAvg"}, margin=0.3, **GAP),
-               study(gap)).verdict == "refuted"
+    assert one(Greater(name="H", where={"algorithm": "FedAvg"}, margin=0.3, **GAP), study(gap)).verdict == "refuted"
 
 
 def test_five_seeds_are_refused_however_clear_and_the_sentence_says_how_many_it_takes():
@@ -123,8 +120,7 @@ def test_five_seeds_are_refused_however_clear_and_the_sentence_says_how_many_it_
 def test_a_family_costs_and_is_adjusted_by_itself():
     """Seven seeds: p = 2/128 = .016 is enough alone, not for one of four."""
     runs = study(gap, seeds=7, noise=1e-4)
-    said = [Greater(name=str(k), family=family, **GAP) for k, family in
-            enumerate(["a", "b", "b", "b", "b"])]
+    said = [Greater(name=str(k), family=family, **GAP) for k, family in enumerate(["a", "b", "b", "b", "b"])]
     found = s.evaluate_hypotheses(said, runs, FACTORS)
     assert [v.verdict for v in found] == ["supported"] + ["inconclusive"] * 4
     assert found[0].holm == 2 / 128 and found[1].holm == pytest.approx(4 * 2 / 128) and found[1].detectable == math.inf
@@ -141,15 +137,18 @@ def test_an_effect_too_small_to_matter_is_ruled_out():
 def test_a_run_that_diverged_counts_as_the_worst_and_is_not_dropped():
     runs = study(gap, algorithms=("FedAvg", "Scaffold"))
     bad = (runs["algorithm"] == "Scaffold") & (runs["partition.severity"] == 1.0) & (runs["seed"] < 3)
-    found = one(Greater(name="H", metric="loss", group={"algorithm": "Scaffold"}, reference={"algorithm": "FedAvg"},
-                        where={"partition.severity": 1.0}), diverge(runs, bad))
+    found = one(
+        Greater(
+            name="H", metric="loss", group={"algorithm": "Scaffold"}, reference={"algorithm": "FedAvg"}, where={"partition.severity": 1.0}
+        ),
+        diverge(runs, bad),
+    )
     assert (found.verdict, found.seeds, found.diverged, found.test) == ("supported", 10, 3, "exact signed-rank")
     assert sorted(value for _, value in found.points)[-3:] == [math.inf] * 3
     assert math.isfinite(found.effect) and "3 runs diverged" in found.sentence
 
 
-BOTH = {"metric": "loss", "group": {"algorithm": "Scaffold"}, "reference": {"algorithm": "FedAvg"},
-        "where": {"partition.severity": 1.0}}
+BOTH = {"metric": "loss", "group": {"algorithm": "Scaffold"}, "reference": {"algorithm": "FedAvg"}, "where": {"partition.severity": 1.0}}
 KINDS = [
     Greater(name="H", **BOTH),
     Less(name="H", **GAP),
@@ -176,8 +175,11 @@ def test_seeds_in_which_both_sides_diverged_are_no_zeros(said):
     assert "In 2 seeds both sides diverged" in found.sentence and "count as the worst" not in found.sentence
 
 
-@pytest.mark.parametrize("said", [*KINDS, Trend(name="H", predictor="partition.severity", metric="loss",
-                                                contrast="iid_baseline")], ids=lambda said: type(said).__name__)
+@pytest.mark.parametrize(
+    "said",
+    [*KINDS, Trend(name="H", predictor="partition.severity", metric="loss", contrast="iid_baseline")],
+    ids=lambda said: type(said).__name__,
+)
 def test_where_every_run_diverged_there_is_no_effect_of_zero(said):
     runs = study(gap, seeds=3)
     found = one(said, diverge(runs, runs["seed"] >= 0))
@@ -259,8 +261,7 @@ def test_a_trend_is_found_with_its_slope_and_a_flat_one_is_not():
 def test_two_levels_are_no_trend_but_their_paired_contrast(direction, verdict):
     """Test, interval and power are those of the upper level less the lower; seven seeds all rise: p = 2/128."""
     runs = study(gap, seeds=7, severities=(0.5, 1.0), algorithms=("FedAvg",))
-    found = one(Trend(name="H", metric="loss", contrast="iid_baseline", predictor="partition.severity",
-                      direction=direction), runs)
+    found = one(Trend(name="H", metric="loss", contrast="iid_baseline", predictor="partition.severity", direction=direction), runs)
     gaps = s.outcome_values(runs, "loss", {}, "iid_baseline").pivot(index="seed", columns="partition.severity", values="value")
     d = (gaps[1.0] - gaps[0.5]).to_numpy()
     assert (found.verdict, found.test, found.unit, found.p) == (verdict, "exact sign-flip", "difference", 2 / 128)
@@ -279,29 +280,34 @@ def test_a_trend_of_ranks_claims_no_power_of_another_test():
 
 
 def test_a_trend_inside_two_seeds_is_not_replicated():
-    found = one(Trend(name="H", metric="loss", contrast="iid_baseline", predictor="partition.severity"),
-                study(gap, seeds=2, severities=(0.2, 0.4, 0.6, 0.8, 1.0), noise=1e-6))
+    found = one(
+        Trend(name="H", metric="loss", contrast="iid_baseline", predictor="partition.severity"),
+        study(gap, seeds=2, severities=(0.2, 0.4, 0.6, 0.8, 1.0), noise=1e-6),
+    )
     assert found.verdict == "inconclusive" and "not replicated" in " ".join(found.notes)
 
 
 def test_a_trend_that_turns_back_says_where():
     bend = {0.0: 0.0, 0.25: 0.1, 0.5: 0.3, 0.75: 0.2, 1.0: 0.5}
-    found = one(Trend(name="H", metric="loss", contrast="iid_baseline", predictor="partition.severity"),
-                study(lambda a, severity, p: bend[severity], severities=(0.25, 0.5, 0.75, 1.0)))
+    found = one(
+        Trend(name="H", metric="loss", contrast="iid_baseline", predictor="partition.severity"),
+        study(lambda a, severity, p: bend[severity], severities=(0.25, 0.5, 0.75, 1.0)),
+    )
     assert found.verdict == "supported" and any("0.5 to 0.75" in note for note in found.notes)
 
 
 def test_a_measured_dial_is_judged_by_spearman():
     runs = study(gap, severities=(0.25, 0.5, 0.75, 1.0)).assign(measured=lambda r: r["partition.severity"] ** 2 + r["seed"] / 1e4)
-    found = one(Trend(name="H", metric="loss", contrast="iid_baseline", predictor="measured",
-                      where={"algorithm": "FedAvg"}), runs)
+    found = one(Trend(name="H", metric="loss", contrast="iid_baseline", predictor="measured", where={"algorithm": "FedAvg"}), runs)
     assert found.verdict == "supported" and found.test.startswith("Spearman") and found.seeds == 10
 
 
 def test_an_interaction_is_a_difference_between_differences():
     """Lower participation costs .2 on skewed data and nothing on IID data."""
+
     def truth(algorithm, severity, participation):
         return 0.2 * severity * (participation < 1)
+
     runs = study(truth, participations=(0.2, 1.0), severities=(1.0,))
     sides = {"metric": "loss", "group": {"training.participation_rate": 0.2}, "reference": {"training.participation_rate": 1.0}}
     found = one(Interaction(name="H3", inside={"iid": False}, outside={"iid": True}, **sides), runs)
@@ -319,8 +325,10 @@ def test_equivalence_is_shown_refuted_or_open():
 
 def test_a_share_of_the_gap_to_the_twins_and_to_an_oracle():
     """Scaffold's gap is half of FedAvg's once its own level is taken away; Oracle has none."""
+
     def truth(algorithm, severity, participation):
         return {"FedAvg": 0.2, "Half": 0.1, "Oracle": 0.0}[algorithm] * severity
+
     runs = study(truth, algorithms=("FedAvg", "Half", "Oracle"), severities=(1.0,), noise=0.005)
     sides = {"metric": "loss", "group": {"algorithm": "Half"}, "reference": {"algorithm": "FedAvg"}}
     for whole in ({}, {"algorithm": "Oracle"}):
@@ -355,8 +363,7 @@ def test_all_parts_must_hold():
 
 def test_boundaries_are_compared_as_ratios():
     runs = study(lambda a, severity, p: 0.0).assign(boundary=lambda r: np.exp(r["loss"]) * np.where(r["iid"], 0.381, 0.2176))
-    found = one(Less(name="H2", metric="boundary", contrast="iid_baseline", scale="ratio",
-                     group={"partition.severity": 1.0}), runs)
+    found = one(Less(name="H2", metric="boundary", contrast="iid_baseline", scale="ratio", group={"partition.severity": 1.0}), runs)
     assert found.verdict == "supported" and found.unit == "ratio" and found.effect == pytest.approx(0.2176 / 0.381, rel=0.02)
     assert found.low < 0.2176 / 0.381 < found.high < 1
 

@@ -92,8 +92,7 @@ def test_the_heart_keeps_a_claim_young(tmp_path):
     assert not list((tmp_path / "run").glob(".now*"))
 
 
-@pytest.mark.parametrize("text", [
-    '{"whe', "[]", "3", "null", '{"host": "HERE"}', '{"host": "HERE", "pid": "x", "started_at": []}'])
+@pytest.mark.parametrize("text", ['{"whe', "[]", "3", "null", '{"host": "HERE"}', '{"host": "HERE", "pid": "x", "started_at": []}'])
 def test_a_claim_cut_short_while_it_was_written_is_judged_by_its_age(tmp_path, text):
     (tmp_path / "lease.0").write_text(text.replace("HERE", get_host_id()))
     assert is_alive(tmp_path / "lease.0")

@@ -14,22 +14,39 @@ from fedrift.storage import Run, connect, jsonl, query_frame, query_rows
 from fedrift.storage.parquet import is_parquet_stale, parquet_path, write_parquet
 from fedrift.storage.query import flatten
 
-ROWS = [Record(0, "loss", "", -1, 4.5), Record(0, "loss", "sport", -1, 0.1 + 0.2), Record(1, "update.norm", "", 2, math.nan),
-        Record(1, "loss", "", -1, math.inf), Record(1, "loss", "", -1, 3.25)]
+ROWS = [
+    Record(0, "loss", "", -1, 4.5),
+    Record(0, "loss", "sport", -1, 0.1 + 0.2),
+    Record(1, "update.norm", "", 2, math.nan),
+    Record(1, "loss", "", -1, math.inf),
+    Record(1, "loss", "", -1, 3.25),
+]
 
 
 def made(root, id: str = "abc", **said) -> Run:
     run = Run(root, id)
-    run.write_json("experiment", {"algorithm": {"type": "FedProx", "mu": 0.1}, "partition": {"type": "TopicMix", "severity": 0.5},
-                                  "seed": 3, "dataset": {"name": "bbc"}, "model": "pocket", "training": {"num_rounds": 3}, **said,
-                                  "id": id, "partition_table": {"tokens": [1]}})
+    run.write_json(
+        "experiment",
+        {
+            "algorithm": {"type": "FedProx", "mu": 0.1},
+            "partition": {"type": "TopicMix", "severity": 0.5},
+            "seed": 3,
+            "dataset": {"name": "bbc"},
+            "model": "pocket",
+            "training": {"num_rounds": 3},
+            **said,
+            "id": id,
+            "partition_table": {"tokens": [1]},
+        },
+    )
     run.append_records(ROWS)
     return run
 
 
 def same(one, other) -> bool:
-    return len(one) == len(other) and all(a[:4] == b[:4] and (a[4] == b[4] or (math.isnan(a[4]) and math.isnan(b[4])))
-                                          for a, b in zip(one, other, strict=True))
+    return len(one) == len(other) and all(
+        a[:4] == b[:4] and (a[4] == b[4] or (math.isnan(a[4]) and math.isnan(b[4]))) for a, b in zip(one, other, strict=True)
+    )
 
 
 def test_a_finished_run_has_parquet_that_reads_back_to_the_bit_the_last_word_counting(tmp_path):
@@ -53,16 +70,18 @@ def test_sql_sees_numbers_experiments_and_findings_of_all_runs(tmp_path):
     one.mark_finished({"rounds": 1, "loss": 3.25, "final_loss": 3.0, "train_tokens": 10, "seconds": {"train": 2.0, "final": 1.0}})
     other.mark_failed(1, "it broke")
     one.write_json("findings", [{"failure": "drift", "grade": "suspected", "first_round": 3, "clients": [1, 2]}])
-    got = query_frame(tmp_path, 'SELECT run, status, algorithm, "algorithm.mu", "partition.severity", seconds, failure '
-                        'FROM runs ORDER BY run')
+    got = query_frame(
+        tmp_path, 'SELECT run, status, algorithm, "algorithm.mu", "partition.severity", seconds, failure FROM runs ORDER BY run'
+    )
     assert got.run.tolist() == ["abc", "def"]
     assert got.status.tolist() == ["finished", "failed"]
     assert got.algorithm.tolist() == ["FedProx", "FedProx"]
     assert got["algorithm.mu"].tolist() == [0.1, 0.1]
     assert got.seconds[0] == 3.0
     assert got.failure[1] == "it broke"
-    joined = query_frame(tmp_path, "SELECT seed, min(value) v FROM records JOIN runs USING (run) "
-                           "WHERE metric = 'loss' AND domain = '' GROUP BY seed")
+    joined = query_frame(
+        tmp_path, "SELECT seed, min(value) v FROM records JOIN runs USING (run) WHERE metric = 'loss' AND domain = '' GROUP BY seed"
+    )
     assert sorted(joined.v) == [3.25, 3.25]
     assert query_frame(tmp_path, "SELECT failure, clients FROM findings").values.tolist() == [["drift", "[1, 2]"]]
 
@@ -116,12 +135,25 @@ def test_rows_that_a_finished_run_lost_are_no_answer(tmp_path):
 
 def test_rows_of_python_keep_every_digit(tmp_path):
     made(tmp_path)
-    asked = ("SELECT 1.23456789012e-12::DOUBLE a, 'inf'::DOUBLE b, 'nan'::DOUBLE c, NULL d, 9007199254740993 e, 1.10 f, 'x' a, "
-             "[1, NULL] g, DATE '2026-01-02' h, 0.1::FLOAT i, true j")
+    asked = (
+        "SELECT 1.23456789012e-12::DOUBLE a, 'inf'::DOUBLE b, 'nan'::DOUBLE c, NULL d, 9007199254740993 e, 1.10 f, 'x' a, "
+        "[1, NULL] g, DATE '2026-01-02' h, 0.1::FLOAT i, true j"
+    )
     (row,) = query_rows(tmp_path, asked)
     back = json.loads(jsonl.to_json(row))
-    assert back == {"a": 1.23456789012e-12, "b": math.inf, "c": None, "d": None, "e": 9007199254740993, "f": 1.1, "a_1": "x",
-                    "g": [1, None], "h": "2026-01-02", "i": row["i"], "j": True}
+    assert back == {
+        "a": 1.23456789012e-12,
+        "b": math.inf,
+        "c": None,
+        "d": None,
+        "e": 9007199254740993,
+        "f": 1.1,
+        "a_1": "x",
+        "g": [1, None],
+        "h": "2026-01-02",
+        "i": row["i"],
+        "j": True,
+    }
     values = [each["value"] for each in query_rows(tmp_path, "SELECT value FROM records WHERE domain = 'sport'")]
     assert values == [0.1 + 0.2]
 

@@ -44,8 +44,10 @@ def test_every_float_reads_back_as_the_same_bits(value):
         assert np.float64(back).tobytes() == np.float64(value).tobytes()
 
 
-ANY = st.recursive(st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=3),
-                   lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=3), inner, max_size=3))
+ANY = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=3),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=3), inner, max_size=3),
+)
 
 
 def missing_as_none(value):
@@ -70,12 +72,20 @@ def test_tables_arrays_and_what_is_missing_in_them_are_json():
     said = {"table": table, "array": np.array([[0.1, -np.inf]]), "one": np.float32(0.1), "path": Path("x"), 3: pd.NaT}
     assert json.loads(jsonl.to_json(said)) == {
         "table": [{"a": 1.23456789012e-12, "b": 2**53 + 1, "c": True}, {"a": None, "b": 2, "c": None}],
-        "array": [[0.1, -math.inf]], "one": float(np.float32(0.1)), "path": "x", "3": None}
+        "array": [[0.1, -math.inf]],
+        "one": float(np.float32(0.1)),
+        "path": "x",
+        "3": None,
+    }
 
 
 def test_records_read_back_as_they_were_written(run):
-    records = [Record(3, "loss", "ärzte", -1, 0.1 + 0.2), Record(3, "loss.before", "", 7, float("nan")),
-               Record(3, "loss", "", -1, float("inf")), Record(np.int64(4), "loss", "", -1, np.float32(0.1))]
+    records = [
+        Record(3, "loss", "ärzte", -1, 0.1 + 0.2),
+        Record(3, "loss.before", "", 7, float("nan")),
+        Record(3, "loss", "", -1, float("inf")),
+        Record(np.int64(4), "loss", "", -1, np.float32(0.1)),
+    ]
     run.append_records(records)
     back = run.records()
     assert back[0] == records[0] and back[2] == records[2]
@@ -265,8 +275,9 @@ def test_two_processes_never_write_the_same_run_and_a_killed_one_lets_go(run):
         run.append_records([loss(0, 1.0)])
 
 
-@pytest.mark.parametrize("content", [
-    "[]", "3", "null", '"text"', "[" * 100_000, "9" * 5000, "{", "\udce4", '{"training": []}', '{"seed": {}}'])
+@pytest.mark.parametrize(
+    "content", ["[]", "3", "null", '"text"', "[" * 100_000, "9" * 5000, "{", "\udce4", '{"training": []}', '{"seed": {}}']
+)
 def test_an_experiment_of_another_shape_is_one_line(run, content):
     (run.folder / "experiment.json").write_bytes(content.encode(errors="surrogateescape"))
     with pytest.raises(UserError, match=r"experiment\.json") as caught:
@@ -276,8 +287,7 @@ def test_an_experiment_of_another_shape_is_one_line(run, content):
 
 def test_a_key_that_a_stored_file_lacks_is_one_line(run):
     run.write_json("environment", {"engine": {}})
-    for ask in (lambda: run.config["training"], lambda: run.environment["engine"]["clients_per_pass"],
-                lambda: run.environment["threads"]):
+    for ask in (lambda: run.config["training"], lambda: run.environment["engine"]["clients_per_pass"], lambda: run.environment["threads"]):
         with pytest.raises(UserError, match="json has no '"):
             ask()
 
@@ -290,8 +300,7 @@ def test_a_timing_of_another_shape_is_one_line(run, line):
             ask()
 
 
-@pytest.mark.parametrize("line", [
-    "7", "{}", '["1", "loss", "", -1, 2.0]', "[1, 2, 3, 4, 5]", '[1, "loss", "", -1, "x"]', "[true, 1]"])
+@pytest.mark.parametrize("line", ["7", "{}", '["1", "loss", "", -1, 2.0]', "[1, 2, 3, 4, 5]", '[1, "loss", "", -1, "x"]', "[true, 1]"])
 def test_a_record_of_another_shape_is_one_line(run, line):
     (run.folder / "records.jsonl").write_text(line + "\n")
     for ask in (run.records, lambda: run.truncate_after(3)):
@@ -299,11 +308,19 @@ def test_a_record_of_another_shape_is_one_line(run, line):
             ask()
 
 
-@pytest.mark.parametrize("name, write", [
-    ("lock", lambda run: run.lock().__enter__()), ("records.jsonl", lambda run: run.append_records([loss(0, 1.0)])),
-    ("events.jsonl", lambda run: run.log_event(0, "a", "b")), ("finished.json", lambda run: run.mark_finished({})),
-    (".failed.json.part", lambda run: run.mark_failed(1, "x")), ("experiment.json", lambda run: run.config),
-    ("timings.jsonl", lambda run: run.timings()), ("clustering.json", lambda run: run.cluster_assignments())])
+@pytest.mark.parametrize(
+    "name, write",
+    [
+        ("lock", lambda run: run.lock().__enter__()),
+        ("records.jsonl", lambda run: run.append_records([loss(0, 1.0)])),
+        ("events.jsonl", lambda run: run.log_event(0, "a", "b")),
+        ("finished.json", lambda run: run.mark_finished({})),
+        (".failed.json.part", lambda run: run.mark_failed(1, "x")),
+        ("experiment.json", lambda run: run.config),
+        ("timings.jsonl", lambda run: run.timings()),
+        ("clustering.json", lambda run: run.cluster_assignments()),
+    ],
+)
 def test_a_folder_in_the_place_of_a_file_is_one_line(run, name, write):
     shutil.rmtree(run.folder / name, ignore_errors=True)
     (run.folder / name).unlink(missing_ok=True)
@@ -316,8 +333,7 @@ def test_a_folder_in_the_place_of_a_file_is_one_line(run, name, write):
 def test_a_folder_that_takes_no_files_is_one_line(tmp_path):
     (tmp_path / "file").write_text("")
     run = Run(tmp_path / "file", "abc")
-    for write in (lambda: run.write_json("experiment", {}), lambda: run.append_records([loss(0, 1.0)]),
-                  lambda: run.lock().__enter__()):
+    for write in (lambda: run.write_json("experiment", {}), lambda: run.append_records([loss(0, 1.0)]), lambda: run.lock().__enter__()):
         with pytest.raises(UserError, match="cannot be written"):
             write()
 
@@ -346,8 +362,11 @@ def test_another_processor_is_told_and_one_that_was_never_written_down_is_not(ru
     limited = {**amx, "capability": "AVX2", "instructions": "avx2 fma3", "limits": {"ONEDNN_MAX_CPU_ISA": "AVX2"}}
     assert check_environment(run, {**here, "processor": amx}) == []
     assert check_environment(run, {**here, "processor": limited}) == [
-        "processor capability was 'AVX512' and is 'AVX2'", "processor limits was {} and is {'ONEDNN_MAX_CPU_ISA': 'AVX2'}",
-        "the processor no longer has amx_tile", "the processor now has fma3"]
+        "processor capability was 'AVX512' and is 'AVX2'",
+        "processor limits was {} and is {'ONEDNN_MAX_CPU_ISA': 'AVX2'}",
+        "the processor no longer has amx_tile",
+        "the processor now has fma3",
+    ]
     run.write_json("environment", {name: value for name, value in here.items() if name != "processor"})
     assert check_environment(run, here) == []  # of a version that did not write it
     run.write_json("environment", {**here, "processor": {"capability": here["processor"]["capability"]}})

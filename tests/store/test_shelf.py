@@ -11,8 +11,14 @@ from fedrift.core.errors import UserError
 from fedrift.core.records import Record
 from fedrift.storage import Run, find_run, find_runs, list_runs, list_unreadable, move_aside, query_frame, read_each
 
-ASKED = {"dataset": {"name": "bbc"}, "model": "pocket", "algorithm": {"type": "FedAvg"},
-         "partition": {"type": "TopicMix", "severity": 1.0}, "training": {"num_rounds": 3, "local_steps": 5}, "seed": 0}
+ASKED = {
+    "dataset": {"name": "bbc"},
+    "model": "pocket",
+    "algorithm": {"type": "FedAvg"},
+    "partition": {"type": "TopicMix", "severity": 1.0},
+    "training": {"num_rounds": 3, "local_steps": 5},
+    "seed": 0,
+}
 
 
 @pytest.fixture

@@ -20,10 +20,15 @@ def test_tensors_and_meta_read_back_bit_for_bit(tmp_path):
     draw = torch.Generator().manual_seed(0)
     wide = torch.randn(4, 6, generator=draw)
     state = {
-        "server.params.q": wide, "a.view": wide[1:, ::2], "turned": wide.T, "same": wide,
+        "server.params.q": wide,
+        "a.view": wide[1:, ::2],
+        "turned": wide.T,
+        "same": wide,
         "nan": torch.tensor([float("nan"), -0.0, float("inf")]),
-        "round": torch.tensor(7), "none": torch.zeros(0, 3),
-        "half": torch.randn(3, generator=draw).bfloat16(), "double": torch.randn(2, generator=draw).double(),
+        "round": torch.tensor(7),
+        "none": torch.zeros(0, 3),
+        "half": torch.randn(3, generator=draw).bfloat16(),
+        "double": torch.randn(2, generator=draw).double(),
         "flag": torch.tensor([True, False]),
     }
     path = tmp_path / "state.safetensors"
@@ -58,8 +63,10 @@ def test_a_state_of_a_run_lies_in_its_folder(tmp_path):
     assert load_tensors(run.state_path)[1]["round"] == 2
 
 
-FULL = [OSError(errno.ENOSPC, "No space left on device"),
-        SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")]
+FULL = [
+    OSError(errno.ENOSPC, "No space left on device"),
+    SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)"),
+]
 
 
 @pytest.mark.parametrize("error", FULL, ids=["system", "safetensors"])
@@ -91,8 +98,7 @@ def test_the_state_is_on_the_disk_before_it_takes_the_name(tmp_path, monkeypatch
     order = []
     flush, replace = files.fsync_path, files.os.replace
     monkeypatch.setattr(files, "fsync_path", lambda path: (order.append(("flush", path.name)), flush(path)))
-    monkeypatch.setattr(files.os, "replace",
-                        lambda old, new: (order.append(("replace", new.name)), replace(old, new)))
+    monkeypatch.setattr(files.os, "replace", lambda old, new: (order.append(("replace", new.name)), replace(old, new)))
     save_tensors(tmp_path / "state", {"a": torch.zeros(3)}, {})
     assert order == [("flush", ".state.part"), ("replace", "state"), ("flush", tmp_path.name)]
 

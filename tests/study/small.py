@@ -10,11 +10,15 @@ from tests.worlds import experiment
 
 
 def said(folder: Path, **changes: Any) -> dict[str, Any]:
-    base = experiment(
-        folder, "training.num_rounds=2", "evaluation.blocks_per_domain=2", "evaluation.final_blocks_per_domain=2"
-    ).to_dict()
-    return {"name": "tiny", "question": "Does it run?", "base": base, "seeds": 2,
-            "factors": {"algorithm": ["FedAvg", {"type": "FedProx", "mu": 0.1}], "partition.severity": [0.5, 1.0]}, **changes}
+    base = experiment(folder, "training.num_rounds=2", "evaluation.blocks_per_domain=2", "evaluation.final_blocks_per_domain=2").to_dict()
+    return {
+        "name": "tiny",
+        "question": "Does it run?",
+        "base": base,
+        "seeds": 2,
+        "factors": {"algorithm": ["FedAvg", {"type": "FedProx", "mu": 0.1}], "partition.severity": [0.5, 1.0]},
+        **changes,
+    }
 
 
 def study(folder: Path, **changes: Any) -> Study:

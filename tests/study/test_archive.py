@@ -159,10 +159,25 @@ def test_a_file_that_cannot_be_read_is_refused(sound, tmp_path, case):
 
 
 UNKNOWN = [
-    "../outside.txt", "/outside.txt", "studies/../../outside.txt", "studies\\..\\outside.txt", "C:/outside.txt", "notes.txt",
-    "000000000000/state.safetensors", "000000000000/lock", "000000000000/../outside.json", "studies/made/notes.txt",
-    "studies/made/failures/x", "studies/other/failures/000000000000", "studies/.made/study.json", "./studies/made/study.json",
-    "000000000000/updates/00000.parquet", "00000000000G/experiment.json", "made\n/experiment.json", "../", "studies//x/",
+    "../outside.txt",
+    "/outside.txt",
+    "studies/../../outside.txt",
+    "studies\\..\\outside.txt",
+    "C:/outside.txt",
+    "notes.txt",
+    "000000000000/state.safetensors",
+    "000000000000/lock",
+    "000000000000/../outside.json",
+    "studies/made/notes.txt",
+    "studies/made/failures/x",
+    "studies/other/failures/000000000000",
+    "studies/.made/study.json",
+    "./studies/made/study.json",
+    "000000000000/updates/00000.parquet",
+    "00000000000G/experiment.json",
+    "made\n/experiment.json",
+    "../",
+    "studies//x/",
 ]
 
 
@@ -214,14 +229,14 @@ def test_encryption_and_unknown_compression_are_told(sound, tmp_path, place, val
 def test_a_size_that_is_not_the_members_is_refused(sound, tmp_path):
     content = bytearray(sound)
     first = content.index(b"PK\x01\x02")
-    content[first + 24:first + 28] = (50).to_bytes(4, "little")  # smaller than it is
+    content[first + 24 : first + 28] = (50).to_bytes(4, "little")  # smaller than it is
     (tmp_path / "x.zip").write_bytes(content)
     assert "cannot be read" in refusal(tmp_path / "x.zip", tmp_path / "runs")
 
 
 @pytest.mark.parametrize("share", [0.0, 0.01, 0.5, 0.99, 0.9999])
 def test_a_truncated_archive_is_refused(sound, tmp_path, share):
-    (tmp_path / "x.zip").write_bytes(sound[:int(share * len(sound))])
+    (tmp_path / "x.zip").write_bytes(sound[: int(share * len(sound))])
     assert "cannot be read" in refusal(tmp_path / "x.zip", tmp_path / "runs")
 
 
@@ -247,11 +262,14 @@ def test_the_project_s_own_archives_have_the_ids_of_their_experiments(tmp_path):
     assert len(there.read()["runs"]) == 6 and all(there.get_run(entry).is_finished for entry in there.read()["runs"])
 
 
-FUZZ = settings(derandomize=True, max_examples=60, deadline=None, database=None,
-                suppress_health_check=[HealthCheck.function_scoped_fixture])
-VALUES = st.recursive(st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
-                      lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
-                      max_leaves=5)
+FUZZ = settings(
+    derandomize=True, max_examples=60, deadline=None, database=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
+    max_leaves=5,
+)
 
 
 def take_in(path: Path, root: Path) -> dict[str, bytes] | None:
@@ -277,11 +295,11 @@ def test_no_damage_to_an_archive_is_taken_in(sound, tmp_path, data):
         elif kind == "byte":
             content[place] = data.draw(st.integers(0, 255))
         elif kind == "cut":
-            del content[max(1, place):]
+            del content[max(1, place) :]
         elif kind == "repeat":
-            content[place:place] = content[place:place + 20]
+            content[place:place] = content[place : place + 20]
         elif len(content) > 30:
-            del content[place:place + 10]
+            del content[place : place + 10]
     (tmp_path / "x.zip").write_bytes(content)
     found = take_in(tmp_path / "x.zip", tmp_path / "runs")
     whole = members(sound, tmp_path / "s.zip")

@@ -25,17 +25,19 @@ def test_a_level_is_called_by_its_value_or_its_class_and_its_settings_where_two_
 
 
 def test_a_named_level_makes_many_changes_and_a_path_one():
-    found = parse_factors({"regime": {"topic": {"partition.type": "TopicMix"}, "style": {"partition.type": "Style", "seed": 3}},
-                     "partition.type": ["TopicMix", "Style"]})
+    found = parse_factors(
+        {
+            "regime": {"topic": {"partition.type": "TopicMix"}, "style": {"partition.type": "Style", "seed": 3}},
+            "partition.type": ["TopicMix", "Style"],
+        }
+    )
     assert list(found) == ["regime", "partition"]
     assert found["regime"].levels["style"] == {"partition.type": "Style", "seed": 3}
 
 
 def test_shorter_paths_are_set_first_and_nothing_is_set_twice():
     base = {"algorithm": "FedAvg", "partition": {"type": "TopicMix", "num_clients": 4}}
-    got = apply_changes(
-        base, [{"algorithm.mu": 0.3, "partition.severity": 1}, {"algorithm": "FedProx", "partition.type": "Style"}]
-    )
+    got = apply_changes(base, [{"algorithm.mu": 0.3, "partition.severity": 1}, {"algorithm": "FedProx", "partition.type": "Style"}])
     assert got == {"algorithm": {"type": "FedProx", "mu": 0.3}, "partition": {"type": "Style", "num_clients": 4, "severity": 1}}
     with pytest.raises(UserError, match="let one factor set it"):
         apply_changes(base, [{"seed": 1}, {"seed": 2}])
@@ -68,30 +70,39 @@ def test_stages_differ_from_the_whole_in_what_they_say(tmp_path):
     assert {cell.raw_config["training"]["num_rounds"] for cell in every if cell.stage == "confirm"} == {3}
 
 
-@pytest.mark.parametrize(("changes", "told"), [
-    ({"factors": {"regime": ["a"], "seed": {"x": 3}}}, "factors.seed: a named level is"),
-    ({"factors": {"algorithm": "FedAvg"}}, "factors.algorithm: wanted a list"),
-    ({"factors": {"algorithm": ["FedAvg", "FedAvg"]}}, "two levels are the same"),
-    ({"name": "../x"}, "names a folder"),
-    ({"desgn": {}}, "did you mean 'design'"),
-    ({"design": {"type": "Grid"}}, "FullGrid"),
-    ({"stages": [{"name": "a"}, {"name": "a"}]}, "two are called 'a'"),
-    ({"stages": [{"name": "a", "seds": 3}]}, "no such key 'seds'"),
-    ({"seeds": [0, 1000], **{"tuning": {**TUNED["tuning"], "seeds": [1000]}}}, "must not share"),
-    ({"tuning": {"trials": 3}}, "tuning.space: must be said"),
-    ({"tuning": {"space": {"training.local_steps": []}}}, "tuning.space: 0 combinations"),
-    ({"tuning": {"space_by_level": {"FedProx": {"a": list(range(1000)), "b": list(range(1000))}}}},
-     "tuning.space_by_level.FedProx: 1000000 combinations"),
-    ({"factors": {f"training.{k}": list(range(10)) for k in range(20)}}, "factors: 200000000000000000000"),
-    ({"seeds": 10**9}, "seeds: wanted a whole number from 1 to 10,000 or a list"), ({"seeds": []}, "at least one, got "),
-    ({"seeds": [True]}, "seeds.0.: wanted a whole number"), ({"iid_baselines": "yes"}, "iid_baselines: wanted true or false"),
-    ({"factors": {"regime": {"a": {1: 2}}}}, "a named level is"),
-    ({"overrides": {1: 2}}, "overrides: wanted keys that are words, got 1"),
-    ({"factors": {"a": [{"type": [1]}, {"type": [1]}]}}, "two levels are the same"),
-    ({"name": "x" * 5000}, "name: wanted text of 1 to 100"),
-    ({"hypotheses": [{"type": "Equivalent", "name": "a", "margin": float("inf")}]},
-     r"hypotheses.0..margin: wanted a number from 1e-30"),
-])
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"factors": {"regime": ["a"], "seed": {"x": 3}}}, "factors.seed: a named level is"),
+        ({"factors": {"algorithm": "FedAvg"}}, "factors.algorithm: wanted a list"),
+        ({"factors": {"algorithm": ["FedAvg", "FedAvg"]}}, "two levels are the same"),
+        ({"name": "../x"}, "names a folder"),
+        ({"desgn": {}}, "did you mean 'design'"),
+        ({"design": {"type": "Grid"}}, "FullGrid"),
+        ({"stages": [{"name": "a"}, {"name": "a"}]}, "two are called 'a'"),
+        ({"stages": [{"name": "a", "seds": 3}]}, "no such key 'seds'"),
+        ({"seeds": [0, 1000], **{"tuning": {**TUNED["tuning"], "seeds": [1000]}}}, "must not share"),
+        ({"tuning": {"trials": 3}}, "tuning.space: must be said"),
+        ({"tuning": {"space": {"training.local_steps": []}}}, "tuning.space: 0 combinations"),
+        (
+            {"tuning": {"space_by_level": {"FedProx": {"a": list(range(1000)), "b": list(range(1000))}}}},
+            "tuning.space_by_level.FedProx: 1000000 combinations",
+        ),
+        ({"factors": {f"training.{k}": list(range(10)) for k in range(20)}}, "factors: 200000000000000000000"),
+        ({"seeds": 10**9}, "seeds: wanted a whole number from 1 to 10,000 or a list"),
+        ({"seeds": []}, "at least one, got "),
+        ({"seeds": [True]}, "seeds.0.: wanted a whole number"),
+        ({"iid_baselines": "yes"}, "iid_baselines: wanted true or false"),
+        ({"factors": {"regime": {"a": {1: 2}}}}, "a named level is"),
+        ({"overrides": {1: 2}}, "overrides: wanted keys that are words, got 1"),
+        ({"factors": {"a": [{"type": [1]}, {"type": [1]}]}}, "two levels are the same"),
+        ({"name": "x" * 5000}, "name: wanted text of 1 to 100"),
+        (
+            {"hypotheses": [{"type": "Equivalent", "name": "a", "margin": float("inf")}]},
+            r"hypotheses.0..margin: wanted a number from 1e-30",
+        ),
+    ],
+)
 def test_a_mistake_is_told_with_its_place(tmp_path, changes, told):
     with pytest.raises(UserError, match=told.replace("(", r"\(")):
         study(tmp_path, **changes)
@@ -121,11 +132,12 @@ def test_every_algorithm_gets_the_same_number_of_trials_from_its_own_grid(tmp_pa
 def test_the_lowest_mean_wins_what_diverged_never_does_and_edges_are_told(tmp_path):
     tuned = study(tmp_path, tuning={"trials": 3, "seeds": [100, 101], "space": {"training.client_optimizer.lr": [0.1, 0.5, 1.0]}})
     assert len(list_tuning_groups(tuned, parse_factors(tuned.factors))) == 2
-    score = {"algorithm=FedAvg": {0.1: [3.0, 3.0], 0.5: [2.0, 2.2], 1.0: [1.0, float("nan")]},
-             "algorithm=FedProx": {0.1: [1.0, 9.0], 0.5: [4.0, 3.0], 1.0: [2.0, 2.0]}}
+    score = {
+        "algorithm=FedAvg": {0.1: [3.0, 3.0], 0.5: [2.0, 2.2], 1.0: [1.0, float("nan")]},
+        "algorithm=FedProx": {0.1: [1.0, 9.0], 0.5: [4.0, 3.0], 1.0: [2.0, 2.0]},
+    }
     done = [
-        (trial, score[trial.condition][trial.settings["training.client_optimizer.lr"]][trial.seed - 100])
-        for trial in plan_trials(tuned)
+        (trial, score[trial.condition][trial.settings["training.client_optimizer.lr"]][trial.seed - 100]) for trial in plan_trials(tuned)
     ]
     avg, prox = pick_best_settings(tuned, done)
     assert (avg.settings, avg.at_grid_edge, avg.score) == ({"training.client_optimizer.lr": 0.5}, (), pytest.approx(2.1))

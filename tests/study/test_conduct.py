@@ -78,13 +78,7 @@ def test_hypotheses_are_judged_on_the_frame_and_two_seeds_never_call_anything(do
     folder, book = done
     said = [
         {"type": "Greater", "name": "H1", "metric": "loss", "contrast": "iid_baseline", "group": {"partition.severity": 1.0}},
-        {
-            "type": "Less",
-            "name": "H2",
-            "metric": "loss:max",
-            "group": {"algorithm": "FedProx"},
-            "reference": {"algorithm": "FedAvg"},
-        },
+        {"type": "Less", "name": "H2", "metric": "loss:max", "group": {"algorithm": "FedProx"}, "reference": {"algorithm": "FedAvg"}},
     ]
     other = StudyManifest(book.root, "judged")
     other.write({**book.read(), "study": study(folder, name="judged", hypotheses=said, **TUNED).to_dict()})
@@ -203,8 +197,9 @@ def test_what_is_left_is_priced(tmp_path, done):
 def test_processes_give_the_same_table_as_one_after_another(done, tmp_path):
     folder, _ = done
     small = study(folder, seeds=1, factors={"partition.severity": [0.5, 1.0]})
-    one, other = (run_study(small, elsewhere(folder, tmp_path / name), executor)
-                  for name, executor in (("one", None), ("other", Processes(2))))
+    one, other = (
+        run_study(small, elsewhere(folder, tmp_path / name), executor) for name, executor in (("one", None), ("other", Processes(2)))
+    )
     assert text(one) == text(other)
 
 
@@ -287,8 +282,15 @@ def test_tuning_does_not_choose_a_rate_that_left_a_dead_model_behind(tmp_path, m
 
     def curves(book, entries, metrics):
         ends = {entry.run: level if "1e+30" in str(entry.settings) else 5.8 for entry in entries}
-        return {run: Trajectory([*(Record(round, "loss", "", -1, value) for round, value in enumerate([5.9, end, end])),
-                                 Record(0, "loss.uniform", "", -1, level)]) for run, end in ends.items()}
+        return {
+            run: Trajectory(
+                [
+                    *(Record(round, "loss", "", -1, value) for round, value in enumerate([5.9, end, end])),
+                    Record(0, "loss.uniform", "", -1, level),
+                ]
+            )
+            for run, end in ends.items()
+        }
 
     monkeypatch.setattr(fedrift.studies.plan, "load_trajectories", curves)
     manifest = SimpleNamespace(get_run=lambda entry: SimpleNamespace(is_finished=True))

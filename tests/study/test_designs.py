@@ -70,7 +70,10 @@ def test_what_two_interacting_factors_do_to_a_third_is_what_the_alias_table_says
     levels = {"a": (0, 1, 2), "b": (0, 1, 2), "c": (0, 1, 2)}
     cells = Orthogonal("L9")(levels)
     assert {(alias["factor"], tuple(alias["pair"])) for alias in find_aliases(cells)} == {
-        ("a", ("b", "c")), ("b", ("a", "c")), ("c", ("a", "b"))}
+        ("a", ("b", "c")),
+        ("b", ("a", "c")),
+        ("c", ("a", "b")),
+    }
     a, b, c = (np.array([cell[name] for cell in cells]) for name in levels)
     response = compute_interaction(a, b) @ np.arange(1.0, 5.0)
     means = [response[c == level].mean() for level in range(3)]
@@ -85,15 +88,18 @@ def test_a_factor_of_two_levels_takes_a_column_of_its_own_kind_or_begins_again()
     assert Counter(cell["two"] for cell in dummy) == {"x": 6, "y": 3}
 
 
-@pytest.mark.parametrize(("design", "levels", "told"), [
-    (Orthogonal("L9"), {name: (0, 1, 2) for name in "abcde"}, "L9 has no column left for 'e'"),
-    (Orthogonal("L9"), {"a": (0, 1, 2, 3)}, "4 levels"),
-    (Orthogonal("L9", (("a", "z"),)), {"a": (0, 1, 2)}, "no factor 'z'"),
-    (Orthogonal("L9", (("a", "b"),)), {name: (0, 1, 2) for name in "abc"}, "shorter design.clear"),
-    (OneFactorAtATime({"a": 7}), {"a": (0, 1)}, "no level 7; it has 0, 1"),
-    (ExplicitDesign(({"a": 0},)), {"a": (0, 1), "b": (0, 1)}, "must say a level for b"),
-    (ExplicitDesign(), {"a": (0, 1)}, "names no cell"),
-])
+@pytest.mark.parametrize(
+    ("design", "levels", "told"),
+    [
+        (Orthogonal("L9"), {name: (0, 1, 2) for name in "abcde"}, "L9 has no column left for 'e'"),
+        (Orthogonal("L9"), {"a": (0, 1, 2, 3)}, "4 levels"),
+        (Orthogonal("L9", (("a", "z"),)), {"a": (0, 1, 2)}, "no factor 'z'"),
+        (Orthogonal("L9", (("a", "b"),)), {name: (0, 1, 2) for name in "abc"}, "shorter design.clear"),
+        (OneFactorAtATime({"a": 7}), {"a": (0, 1)}, "no level 7; it has 0, 1"),
+        (ExplicitDesign(({"a": 0},)), {"a": (0, 1), "b": (0, 1)}, "must say a level for b"),
+        (ExplicitDesign(), {"a": (0, 1)}, "names no cell"),
+    ],
+)
 def test_what_cannot_be_designed_is_told_with_the_way_out(design, levels, told):
     with pytest.raises(UserError, match=told):
         design(levels)

@@ -65,8 +65,9 @@ def test_an_error_outside_a_run_ends_the_study_loudly(folder, tmp_path, monkeypa
 
     if place == "claim":
         real = fedrift.studies.worker.acquire_lease
-        monkeypatch.setattr(fedrift.studies.worker, "acquire_lease",
-                            lambda path, *rest: fail() if path.name == every[1].id else real(path, *rest))
+        monkeypatch.setattr(
+            fedrift.studies.worker, "acquire_lease", lambda path, *rest: fail() if path.name == every[1].id else real(path, *rest)
+        )
     if place == "note":
         monkeypatch.setattr(fedrift.studies.worker, "run_experiment", lambda *_: {}["update.norm"])
         monkeypatch.setattr(StudyManifest, "record_failure", fail)
@@ -90,12 +91,7 @@ def test_an_executor_that_leaves_runs_behind_is_no_success(folder, tmp_path):
     every = asked(folder, there)
     with pytest.raises(UserError, match=f"2 of 3 ended neither finished nor failed, the first is run {every[1].id}"):
         run_phase(
-            every,
-            there,
-            StudyManifest(there.runtime.runs_dir, "s"),
-            Lazy(),
-            lambda what, experiments: lambda run, round: None,
-            "runs",
+            every, there, StudyManifest(there.runtime.runs_dir, "s"), Lazy(), lambda what, experiments: lambda run, round: None, "runs"
         )
 
 
@@ -143,9 +139,12 @@ def test_a_task_of_rays_raises_the_error_that_it_had(folder, tmp_path, monkeypat
         raise RayTaskError("a whole traceback")
 
     fake = types.SimpleNamespace(
-        is_initialized=lambda: True, remote=lambda **_: lambda function: types.SimpleNamespace(remote=lambda *_: 0),
-        wait=lambda waiting, timeout: (waiting, []), get=raising,
-        exceptions=types.SimpleNamespace(RayError=RayError, RayTaskError=RayTaskError))
+        is_initialized=lambda: True,
+        remote=lambda **_: lambda function: types.SimpleNamespace(remote=lambda *_: 0),
+        wait=lambda waiting, timeout: (waiting, []),
+        get=raising,
+        exceptions=types.SimpleNamespace(RayError=RayError, RayTaskError=RayTaskError),
+    )
     monkeypatch.setitem(sys.modules, "ray", fake)
     there = elsewhere(folder, tmp_path / "runs")
     with pytest.raises(OSError, match="No space left"):
@@ -161,8 +160,11 @@ def test_jobs_that_are_over_are_told_with_the_error_of_whichever_had_one(folder,
     class Submitter:
         def __init__(self, **_): ...
         def update_parameters(self, **_): ...
-        def batch(self): return nullcontext()
-        def submit(self, *_): return next(jobs)
+        def batch(self):
+            return nullcontext()
+
+        def submit(self, *_):
+            return next(jobs)
 
     monkeypatch.setitem(sys.modules, "submitit", types.SimpleNamespace(AutoExecutor=Submitter))
     there = elsewhere(folder, tmp_path / "runs")
@@ -229,11 +231,10 @@ def test_a_broken_run_of_a_study_has_failed_and_hides_no_other(folder, tmp_path,
     (first.folder / "experiment.json").write_text("[")
     got = build_study_table(book).set_index("run")
     assert got.status[first.id] == "failed" and "it cannot be read: " in got.failure[first.id]
-    assert (
-        got.status[second.id] == "finished" and got.loss[second.id] == build_study_table(done[1]).set_index("run").loss[second.id]
+    assert got.status[second.id] == "finished" and got.loss[second.id] == build_study_table(done[1]).set_index("run").loss[second.id]
+    monkeypatch.setattr(
+        sys, "argv", ["fedrift", "report", book.name, "--latex", "--runs-dir", str(book.root), "--output", str(tmp_path / "page")]
     )
-    monkeypatch.setattr(sys, "argv", ["fedrift", "report", book.name, "--latex", "--runs-dir", str(book.root),
-                                      "--output", str(tmp_path / "page")])
     with pytest.raises(SystemExit) as ended:
         main()
     assert not ended.value.code, capsys.readouterr().err
@@ -249,8 +250,9 @@ def test_a_study_with_a_failed_run_exits_with_1_and_its_traceback_is_there(folde
 
     monkeypatch.setattr(fedrift.engine.run, "evaluate_round", fail)
     for more in ((), ("--verbose",)):
-        monkeypatch.setattr(sys, "argv", ["fedrift", "study", str(tmp_path / "s.yaml"), "--runs-dir", str(tmp_path / "runs"),
-                                          "--device", "cpu", *more])
+        monkeypatch.setattr(
+            sys, "argv", ["fedrift", "study", str(tmp_path / "s.yaml"), "--runs-dir", str(tmp_path / "runs"), "--device", "cpu", *more]
+        )
         with pytest.raises(SystemExit) as ended:
             main()
         out, err = capsys.readouterr()

@@ -15,8 +15,9 @@ from fedrift.studies.outcomes import has_diverged, list_recorded_metrics, summar
 
 
 def run(loss, **domains) -> Trajectory:
-    rows = [Record(round, "loss", domain, -1, value) for domain, values in {"": loss, **domains}.items()
-            for round, value in enumerate(values)]
+    rows = [
+        Record(round, "loss", domain, -1, value) for domain, values in {"": loss, **domains}.items() for round, value in enumerate(values)
+    ]
     return Trajectory(tuple(rows))
 
 
@@ -33,8 +34,9 @@ def test_moments_domains_and_clients():
     assert summarize_metric("loss:last", one) == 3
     assert summarize_metric("loss@sport", one) == 7.5  # round 0 is no end
     assert summarize_metric("loss@sport", run([4], sport=[6])) == 6
-    clients = Trajectory(tuple(Record(round, "update.cosine", "", client, value) for round, client, value in [
-        (1, 0, 0.2), (1, 1, 0.4), (2, 2, 0.6)]))
+    clients = Trajectory(
+        tuple(Record(round, "update.cosine", "", client, value) for round, client, value in [(1, 0, 0.2), (1, 1, 0.4), (2, 2, 0.6)])
+    )
     assert summarize_metric("update.cosine", clients) == pytest.approx(0.45)  # the mean of .3 and .6
     with pytest.raises(UserError, match="there are mean, max, min, last"):
         summarize_metric("loss:median", one)

@@ -178,6 +178,7 @@ def test_a_study_interrupted_while_runs_wait_for_each_other_goes_on_to_the_same_
                 signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)
                 while not meetings[0].is_cancelled:  # the main thread has heard it
                     time.sleep(0.01)
+
         return tell
 
     with pytest.raises(KeyboardInterrupt):

@@ -40,9 +40,19 @@ def planted(seeds: int = 8) -> pd.DataFrame:
         for severity in (0.0, 0.5, 1.0):
             ended = path(train(algorithm, group(severity), until=30, optimizer=Sgd(0.1), client_weighting="uniform"))[-1]
             for seed in range(seeds):
-                rows.append({"run": f"{name} {severity} {seed}", "study": "planted", "seed": seed, "iid": severity == 0.0,
-                             "diverged": False, "iid_baseline": f"{name} 0.0 {seed}" if severity else "", "algorithm": name,
-                             "partition.severity": severity, "loss": excess(ended, severity) + draw.normal(0, NOISE)})
+                rows.append(
+                    {
+                        "run": f"{name} {severity} {seed}",
+                        "study": "planted",
+                        "seed": seed,
+                        "iid": severity == 0.0,
+                        "diverged": False,
+                        "iid_baseline": f"{name} 0.0 {seed}" if severity else "",
+                        "algorithm": name,
+                        "partition.severity": severity,
+                        "loss": excess(ended, severity) + draw.normal(0, NOISE),
+                    }
+                )
     return pd.DataFrame(rows)
 
 
@@ -66,18 +76,16 @@ def test_what_was_planted_is_called_with_its_size_and_nothing_else():
     ]
     nothing = [
         Greater(name="Scaffold alone", metric="loss", contrast="iid_baseline", group={"algorithm": "Scaffold", **hard}),
-        Less(name="FedProx", metric="loss", contrast="iid_baseline", group={"algorithm": "FedProx"},
-             reference={"algorithm": "FedAvg"}),
-        Greater(
-            name="IID", metric="loss", group={"algorithm": "FedAvg"}, reference={"algorithm": "Scaffold"}, where={"iid": True}
-        ),
-        Trend(name="flat", metric="loss", contrast="iid_baseline", predictor="partition.severity",
-              where={"algorithm": "Scaffold"}),
+        Less(name="FedProx", metric="loss", contrast="iid_baseline", group={"algorithm": "FedProx"}, reference={"algorithm": "FedAvg"}),
+        Greater(name="IID", metric="loss", group={"algorithm": "FedAvg"}, reference={"algorithm": "Scaffold"}, where={"iid": True}),
+        Trend(name="flat", metric="loss", contrast="iid_baseline", predictor="partition.severity", where={"algorithm": "Scaffold"}),
     ]
     said = [replace(one, family=family) for family, every in (("there", there), ("nothing", nothing)) for one in every]
     found = {one.name: one for one in evaluate_hypotheses(said, planted(), ["algorithm", "partition.severity"])}
     assert {name: one.verdict for name, one in found.items()} == {
-        **{one.name: "supported" for one in there}, **{one.name: "inconclusive" for one in nothing}}
+        **{one.name: "supported" for one in there},
+        **{one.name: "inconclusive" for one in nothing},
+    }
     assert found["FedAvg"].low < bias < found["FedAvg"].high
     assert found["Scaffold"].low < -bias < found["Scaffold"].high
 
@@ -102,8 +110,20 @@ def test_iid_runs_under_names_that_mean_nothing_are_called_as_often_as_the_test_
     called = 0
     for _ in range(times):
         values = draw.permutation(ends)
-        rows = [{"run": f"{arm}{seed}", "study": "null", "condition": arm, "seed": seed, "iid": False, "iid_baseline": "",
-                 "diverged": False, "loss": values[2 * seed + place]} for seed in range(8) for place, arm in enumerate("AB")]
+        rows = [
+            {
+                "run": f"{arm}{seed}",
+                "study": "null",
+                "condition": arm,
+                "seed": seed,
+                "iid": False,
+                "iid_baseline": "",
+                "diverged": False,
+                "loss": values[2 * seed + place],
+            }
+            for seed in range(8)
+            for place, arm in enumerate("AB")
+        ]
         called += evaluate_hypotheses(said, pd.DataFrame(rows), ["condition"])[0].verdict != "inconclusive"
     size = 12 / 256
     assert called / times == pytest.approx(size, abs=4 * np.sqrt(size * (1 - size) / times))

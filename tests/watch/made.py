@@ -28,14 +28,18 @@ def asked(algorithm: str = "FedAvg", severity: float = 1.0, seed: int = 0, **mor
 
 def rows(upto: int, start: float = 5.0, first: int = 0) -> list[Record]:
     """A loss that falls by a tenth a round, in two domains and of two clients."""
-    return [Record(round, "loss", domain, client, start - 0.1 * round)
-            for round in range(first, upto + 1) for domain, client in (("", -1), ("sport", -1), ("tech", -1), ("", 0), ("", 1))]
+    return [
+        Record(round, "loss", domain, client, start - 0.1 * round)
+        for round in range(first, upto + 1)
+        for domain, client in (("", -1), ("sport", -1), ("tech", -1), ("", 0), ("", 1))
+    ]
 
 
 def begun(root: Path, id: str, upto: int, start: float = 5.0, **said: Any) -> Run:
     run = Run(root, id)
-    run.write_json("experiment", {**asked(**said), "id": id, "partition_table": {"domains": ["sport", "tech"],
-                                                                                "tokens": [[10, 0], [0, 10]]}})
+    run.write_json(
+        "experiment", {**asked(**said), "id": id, "partition_table": {"domains": ["sport", "tech"], "tokens": [[10, 0], [0, 10]]}}
+    )
     run.append_records(rows(upto, start))
     if upto == ROUNDS:
         run.mark_finished({"rounds": ROUNDS, "loss": 4.4, "final_loss": 4.4, "train_tokens": 10, "seconds": {"train": 1.0}})
@@ -48,6 +52,7 @@ def booked(root: Path, folder: Path, complete: bool = True) -> StudyManifest:
     arm, levels = "algorithm=FedAvg", {"algorithm": "FedAvg"}
     entries = [ManifestEntry(f"run{seed}", "run", "main", arm, seed, False, f"twin{seed}", levels, None, "") for seed in (0, 1)]
     entries += [ManifestEntry(f"twin{seed}", "iid_baseline", "main", arm, seed, True, "", levels, None, "") for seed in (0, 1)]
-    book.write({"study": study(folder).to_dict(), "factors": ["algorithm"], "complete": complete, "designs": {}, "choices": [],
-                "runs": entries})
+    book.write(
+        {"study": study(folder).to_dict(), "factors": ["algorithm"], "complete": complete, "designs": {}, "choices": [], "runs": entries}
+    )
     return book

@@ -175,9 +175,7 @@ def test_findings_appear_while_runs_go_on(tmp_path):
         run = begun(tmp_path, f"run{seed}", 3, seed=seed)
         begun(tmp_path, f"twin{seed}", ROUNDS, severity=0.0, seed=seed)
         run.append_records([Record(round, "loss", "", -1, 50.0 + round) for round in range(4, 7)])
-        run.append_records(
-            [Record(round, "loss", domain, -1, 50.0 + round) for round in range(4, 7) for domain in ("sport", "tech")]
-        )
+        run.append_records([Record(round, "loss", domain, -1, 50.0 + round) for round in range(4, 7) for domain in ("sport", "tech")])
     watcher = Monitor(tmp_path, book)
     found = watcher.take_snapshot().findings
     assert "divergence" in {each["failure"] for each in found}
@@ -187,9 +185,14 @@ def test_findings_appear_while_runs_go_on(tmp_path):
 
 def test_a_failure_is_told_once_the_skews_first():
     each = {"grade": "suspected", "failure": "swing", "cause": "heterogeneity", "sentence": ""}
-    got = group_findings([{**each, "condition": "a", "strength": 2.0}, {**each, "condition": "b", "strength": 3.0},
-                    {**each, "condition": "c", "strength": 9.0, "cause": "also in IID baseline"},
-                    {**each, "condition": "d", "strength": 1.5, "grade": "confirmed"}])
+    got = group_findings(
+        [
+            {**each, "condition": "a", "strength": 2.0},
+            {**each, "condition": "b", "strength": 3.0},
+            {**each, "condition": "c", "strength": 9.0, "cause": "also in IID baseline"},
+            {**each, "condition": "d", "strength": 1.5, "grade": "confirmed"},
+        ]
+    )
     assert [(one["condition"], one["also"]) for one in got] == [("d", []), ("b", ["a"]), ("c", [])]
 
 

@@ -5,16 +5,4 @@ from .mean import Mean, NormClippedMean
 from .private import DPMean
 from .robust import Krum, Median, TrimmedMean
 
-__all__ = [
-    "DPMean",
-    "FFALoRA",
-    "FLoRA",
-    "FedEx",
-    "FlexLoRA",
-    "Krum",
-    "Mean",
-    "Median",
-    "NormClippedMean",
-    "RoLoRA",
-    "TrimmedMean",
-]
+__all__ = ["DPMean", "FFALoRA", "FLoRA", "FedEx", "FlexLoRA", "Krum", "Mean", "Median", "NormClippedMean", "RoLoRA", "TrimmedMean"]

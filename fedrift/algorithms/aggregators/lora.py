@@ -31,11 +31,15 @@ class ProductAggregator(Mean):
     def incompatibilities(self, algorithm: AlgorithmInfo, param_names: Collection[str]) -> list[str]:
         said, ours = reject_missing_adapters(self, param_names), type(self).__name__
         if algorithm.server_optimizer != Sgd(1.0):
-            said.append(f"{ours} sets the adapters to what the clients' products say; a server optimiser would move "
-                        f"them elsewhere: use server_optimizer=Sgd(1.0), not {algorithm.server_optimizer}")
+            said.append(
+                f"{ours} sets the adapters to what the clients' products say; a server optimiser would move "
+                f"them elsewhere: use server_optimizer=Sgd(1.0), not {algorithm.server_optimizer}"
+            )
         if algorithm.rescales_updates:
-            said.append(f"{ours} multiplies the clients' factors, and {type(algorithm).__name__} rescales the "
-                        "changes or steps beyond them, which does not so with their products: use Mean or FFALoRA")
+            said.append(
+                f"{ours} multiplies the clients' factors, and {type(algorithm).__name__} rescales the "
+                "changes or steps beyond them, which does not so with their products: use Mean or FFALoRA"
+            )
         return said
 
 
@@ -55,8 +59,10 @@ def reject_param_state(aggregator: Mean, algorithm: AlgorithmInfo, param_names: 
     """The refusal of such memories by an aggregate that changes what the params mean."""
     if not keeps_param_state(algorithm, param_names):
         return []
-    return [f"{type(aggregator).__name__} changes what A and B mean from round to round, and {type(algorithm).__name__} "
-            "keeps memories in their terms; use Mean or FFALoRA with it"]
+    return [
+        f"{type(aggregator).__name__} changes what A and B mean from round to round, and {type(algorithm).__name__} "
+        "keeps memories in their terms; use Mean or FFALoRA with it"
+    ]
 
 
 def reject_weight_decay(aggregator: Mean, server_optimizer: Any) -> list[str]:
@@ -100,6 +106,7 @@ def add_to_base(base: Tree, module: str, model: int, change: Tensor) -> Tensor:
 # linear under clipping and noise: ``inner_aggregator`` is how B is aggregated, ``FFALoRA(DPMean(clip_norm=0.5))``
 # the paper's case.
 
+
 @dataclass(frozen=True)
 class FFALoRA(Mean):
     couples_lora_factors: ClassVar[bool] = True
@@ -117,8 +124,11 @@ class FFALoRA(Mean):
     def incompatibilities(self, algorithm: AlgorithmInfo, param_names: Collection[str]) -> list[str]:
         said = reject_missing_adapters(self, param_names) + reject_weight_decay(self, algorithm.server_optimizer)
         if self.inner_aggregator.couples_lora_factors:
-            return [*said, f"FFALoRA aggregates B alone, and {type(self.inner_aggregator).__name__} is about B and A: use "
-                           "inner_aggregator=Mean, Median, TrimmedMean, Krum or DPMean"]
+            return [
+                *said,
+                f"FFALoRA aggregates B alone, and {type(self.inner_aggregator).__name__} is about B and A: use "
+                "inner_aggregator=Mean, Median, TrimmedMean, Krum or DPMean",
+            ]
         return said + self.inner_aggregator.incompatibilities(algorithm, param_names)
 
     def warnings(self, algorithm: AlgorithmInfo, weighting: str) -> list[str]:
@@ -133,6 +143,7 @@ class FFALoRA(Mean):
 # Chen, Guo, Ju, Dalal, Zhu & Khisti, "Robust Federated Finetuning of LLMs via Alternating Optimization of LoRA", 2025,
 # arXiv:2502.01755 (RoLoRA). The first round trains B: while B is zero, A has no gradient.
 
+
 @dataclass(frozen=True)
 class RoLoRA(Mean):
     couples_lora_factors: ClassVar[bool] = True
@@ -144,8 +155,10 @@ class RoLoRA(Mean):
     def incompatibilities(self, algorithm: AlgorithmInfo, param_names: Collection[str]) -> list[str]:
         said = reject_missing_adapters(self, param_names) + reject_weight_decay(self, algorithm.server_optimizer)
         if "client_state" in algorithm.uploads and keeps_param_state(algorithm, param_names):
-            said.append(f"RoLoRA trains each factor every other round only, and what {type(algorithm).__name__} remembers of it "
-                        "would be of a round in which it stood still; use Mean or FFALoRA with it")
+            said.append(
+                f"RoLoRA trains each factor every other round only, and what {type(algorithm).__name__} remembers of it "
+                "would be of a round in which it stood still; use Mean or FFALoRA with it"
+            )
         if getattr(algorithm.server_optimizer, "momentum", 0) or getattr(algorithm.server_optimizer, "betas", (0,))[0]:
             said.append(f"RoLoRA holds one factor still; the momentum of {algorithm.server_optimizer} would move it")
         return said
@@ -158,9 +171,9 @@ class RoLoRA(Mean):
 # Fine-tuning of Large Language Models under Heterogeneous Tasks and Client Resources" (FlexLoRA), NeurIPS 2024,
 # arXiv:2402.11505, aggregates so. M is never built: its factors are stacked and orthogonalised first.
 
+
 @dataclass(frozen=True)
 class FlexLoRA(ProductAggregator):
-
     def aggregate(self, server: ServerState, report: CohortUpdate) -> Tree:
         change = Tree(super().aggregate(server, report))
         for module in lora_modules(server.params.keys()):
@@ -198,6 +211,7 @@ def truncate_rank(up: Tensor, down: Tensor, rank: int) -> tuple[Tensor, Tensor]:
 # base <- base + (sum p_k B_k A_k - B̄ Ā); a module computes W + s (base + B A), so the model is the ideal mean.
 # The residual takes the same p_k as the factors and is an ``[O, I]`` matrix that every client must receive.
 
+
 @dataclass(frozen=True)
 class FedEx(ProductAggregator):
     modifies_base: ClassVar[bool] = True
@@ -216,8 +230,10 @@ class FedEx(ProductAggregator):
     def incompatibilities(self, algorithm: AlgorithmInfo, param_names: Collection[str]) -> list[str]:
         said = super().incompatibilities(algorithm, param_names)
         if algorithm.is_personalized:
-            said.append(f"FedEx moves the weights under everybody's adapters by what the shared ones lack, and "
-                        f"{type(algorithm).__name__}'s clients wear their own; use Mean or FFALoRA with it")
+            said.append(
+                f"FedEx moves the weights under everybody's adapters by what the shared ones lack, and "
+                f"{type(algorithm).__name__}'s clients wear their own; use Mean or FFALoRA with it"
+            )
         return said
 
 
@@ -226,6 +242,7 @@ class FedEx(ProductAggregator):
 # Wang et al., "FLoRA: Federated Fine-Tuning Large Language Models with Heterogeneous Low-Rank Adaptations",
 # NeurIPS 2024, arXiv:2409.05976. A = [A_1; ...; A_m], B = [p_1 B_1, ..., p_m B_m], base <- base + B A; the weights
 # stand on one factor only (on both they would be squared). Then B = 0 and a fresh random A, the same for all.
+
 
 @dataclass(frozen=True)
 class FLoRA(ProductAggregator):
@@ -239,8 +256,11 @@ class FLoRA(ProductAggregator):
         for module in lora_modules(server.params.keys()):
             down, up = server.params[module + ".A"], server.params[module + ".B"]
             bound = 1 / math.sqrt(down.shape[-1])
-            fresh = torch.empty(down.shape, dtype=torch.float64).uniform_(
-                -bound, bound, generator=torch_stream(report.server_seed, "flora", module)).to(down)
+            fresh = (
+                torch.empty(down.shape, dtype=torch.float64)
+                .uniform_(-bound, bound, generator=torch_stream(report.server_seed, "flora", module))
+                .to(down)
+            )
             change[module + ".A"], change[module + ".B"] = fresh - down, -up
         return change
 

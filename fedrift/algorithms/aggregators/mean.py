@@ -55,14 +55,19 @@ def has_update(report: CohortUpdate) -> Tensor:
     """Which models were trained by anybody, ``[M]`` bool."""
     if report.membership is not None:
         return ((report.weight > 0).unsqueeze(1) & (report.membership.to(report.weight) > 0)).any(0)
-    return torch.zeros(len(report.cluster_sizes), device=report.cluster_ids.device).index_add(
-        0, report.cluster_ids, (report.weight > 0).float()) > 0
+    return (
+        torch.zeros(len(report.cluster_sizes), device=report.cluster_ids.device).index_add(
+            0, report.cluster_ids, (report.weight > 0).float()
+        )
+        > 0
+    )
 
 
 def rows_by_model(report: CohortUpdate) -> list[tuple[int, Tensor]]:
     """Each model that was trained, with the rows ``[.]`` of the clients whose work counts."""
-    rows = [(model, ((report.cluster_ids == model) & (report.weight > 0)).nonzero().flatten())
-            for model in range(len(report.cluster_sizes))]
+    rows = [
+        (model, ((report.cluster_ids == model) & (report.weight > 0)).nonzero().flatten()) for model in range(len(report.cluster_sizes))
+    ]
     return [(model, mine) for model, mine in rows if len(mine)]
 
 
@@ -70,6 +75,7 @@ def rows_by_model(report: CohortUpdate) -> list[tuple[int, Tensor]]:
 #
 # An aggregate turns the changes of a cohort, ``[C, ...]``, into the change of each model, ``[M, ...]``. It
 # is a value of an algorithm, ``FedProx(mu=0.1, aggregator=Median())``, so that each rule is written once.
+
 
 class AlgorithmInfo(Protocol):
     """What an aggregate may ask of the algorithm it serves."""
@@ -130,6 +136,7 @@ class Mean:
 # Sun, Kairouz, Suresh & McMahan, "Can You Really Backdoor Federated Learning?", 2019, arXiv:1911.07963 (norm thresholding):
 # sum_k p_k delta_k / max(1, ||delta_k|| / M), M ``max_norm``; the norm is over all trained leaves of a client.
 
+
 @dataclass(frozen=True)
 class NormClippedMean(Mean):
     max_norm: Annotated[float, Gt(0)] = 1.0
@@ -140,6 +147,7 @@ class NormClippedMean(Mean):
 
 # Rules that count clients alike, whatever their weight: what they share is what cannot be combined with them.
 
+
 @dataclass(frozen=True)
 class Unweighted(Mean):
     """The frame of the rules that compare clients, or that must not tell who was there."""
@@ -147,8 +155,9 @@ class Unweighted(Mean):
     def incompatibilities(self, algorithm: AlgorithmInfo, param_names: Collection[str]) -> list[str]:
         said, ours, theirs = super().incompatibilities(algorithm, param_names), type(self).__name__, type(algorithm).__name__
         if algorithm.reweights_clients:
-            said.append(f"{theirs} weighs clients by what all of them report, and {ours} counts them alike and bounds what each "
-                        "can do: use Mean")
+            said.append(
+                f"{theirs} weighs clients by what all of them report, and {ours} counts them alike and bounds what each can do: use Mean"
+            )
         if algorithm.one_client_per_model:
             said.append(f"{theirs} has one client a model, and {ours} is about many: use Mean")
         return said
@@ -167,19 +176,11 @@ class Robust(Unweighted):
     def warnings(self, algorithm: AlgorithmInfo, weighting: str) -> list[str]:
         said = super().warnings(algorithm, weighting)
         if "client_state" in algorithm.uploads:
-            said.append(f"{type(self).__name__} bears liars in the changes only: the memories that {type(algorithm).__name__}'s "
-                        "clients send beside them go into plain means")
+            said.append(
+                f"{type(self).__name__} bears liars in the changes only: the memories that {type(algorithm).__name__}'s "
+                "clients send beside them go into plain means"
+            )
         return said
 
 
-__all__ = [
-    "AlgorithmInfo",
-    "Mean",
-    "Robust",
-    "Unweighted",
-    "cluster_mean",
-    "cluster_sum",
-    "has_update",
-    "rows_by_model",
-    "weighted_mean",
-]
+__all__ = ["AlgorithmInfo", "Mean", "Robust", "Unweighted", "cluster_mean", "cluster_sum", "has_update", "rows_by_model", "weighted_mean"]

@@ -35,15 +35,26 @@ class DPMean(Unweighted):
         short = (self.clip_norm / report.delta.norm().clamp_min(self.clip_norm)) * counts
         total = cluster_sum(report.delta * short, report)
         size = report.cluster_ids.bincount(minlength=len(report.cluster_sizes)).clamp_min(1)
-        return Tree({name: leaf + self.noise_multiplier * self.clip_norm * torch.randn(
-            leaf.shape, generator=torch_stream(report.server_seed, "privacy", name), dtype=torch.float64).to(leaf)
-            for name, leaf in total.items()}) / size
+        return (
+            Tree(
+                {
+                    name: leaf
+                    + self.noise_multiplier
+                    * self.clip_norm
+                    * torch.randn(leaf.shape, generator=torch_stream(report.server_seed, "privacy", name), dtype=torch.float64).to(leaf)
+                    for name, leaf in total.items()
+                }
+            )
+            / size
+        )
 
     def incompatibilities(self, algorithm: AlgorithmInfo, param_names: Collection[str]) -> list[str]:
         said = super().incompatibilities(algorithm, param_names)
         if "client_state" in algorithm.uploads:
-            said.append(f"DPMean protects the changes only, and {type(algorithm).__name__}'s server also reads what its clients "
-                        "keep, unclipped and without noise: no epsilon would be true; use FedAvg or FedProx")
+            said.append(
+                f"DPMean protects the changes only, and {type(algorithm).__name__}'s server also reads what its clients "
+                "keep, unclipped and without noise: no epsilon would be true; use FedAvg or FedProx"
+            )
         return said
 
     def warnings(self, algorithm: AlgorithmInfo, weighting: str) -> list[str]:
@@ -51,6 +62,8 @@ class DPMean(Unweighted):
         if self.noise_multiplier == 0:
             said.append("DPMean(noise_multiplier=0) only clips: it protects nobody")
         if algorithm.is_personalized:
-            said.append(f"DPMean protects the shared model; those that {type(algorithm).__name__}'s clients wear are fitted to "
-                        "their own data without noise, and what is reported of them is not protected")
+            said.append(
+                f"DPMean protects the shared model; those that {type(algorithm).__name__}'s clients wear are fitted to "
+                "their own data without noise, and what is reported of them is not protected"
+            )
         return said

@@ -21,7 +21,6 @@ from .mean import Robust, rows_by_model
 
 @dataclass(frozen=True)
 class Median(Robust):
-
     def aggregate(self, server: ServerState, report: CohortUpdate) -> Tree:
         return coordinate_trimmed_mean(report, lambda count: (count - 1) // 2)
 
@@ -37,7 +36,7 @@ def coordinate_trimmed_mean(report: CohortUpdate, count_dropped: Callable[[int],
         found = leaf.new_zeros(len(report.cluster_sizes), *leaf.shape[1:])
         for model, mine in rows:
             cut = count_dropped(len(mine))
-            found[model] = leaf[mine].sort(0).values[cut:len(mine) - cut].mean(0)
+            found[model] = leaf[mine].sort(0).values[cut : len(mine) - cut].mean(0)
         return found
 
     return report.delta.map(middle)
@@ -47,6 +46,7 @@ def coordinate_trimmed_mean(report: CohortUpdate, count_dropped: Callable[[int],
 #
 # Yin, Chen, Ramchandran & Bartlett, ICML 2018, arXiv:1803.01498 (Algorithm 1, Option II): the mean of
 # what remains when floor(trim_fraction * n) clients are dropped at each end. Clients count alike.
+
 
 @dataclass(frozen=True)
 class TrimmedMean(Robust):
@@ -60,9 +60,11 @@ class TrimmedMean(Robust):
         return int(self.trim_fraction * count + 1e-9)
 
     def cohort_warnings(self, cohort_size: int) -> list[str]:
-        return [] if self.num_trimmed(cohort_size) else [
-            f"TrimmedMean(trim_fraction={self.trim_fraction:g}) leaves out nobody of {cohort_size} clients a round: "
-            "it is their mean"]
+        return (
+            []
+            if self.num_trimmed(cohort_size)
+            else [f"TrimmedMean(trim_fraction={self.trim_fraction:g}) leaves out nobody of {cohort_size} clients a round: it is their mean"]
+        )
 
 
 # Krum: the change that lies closest to its neighbours; multi-Krum: the mean of the best few.
@@ -72,14 +74,17 @@ class TrimmedMean(Robust):
 # client i scores the sum of its squared distances to its n - num_byzantine - 2 nearest; the lowest score wins.
 # ``num_selected`` > 1 is multi-Krum. The guarantee needs n >= 2 num_byzantine + 3. Clients count alike.
 
+
 @dataclass(frozen=True)
 class Krum(Robust):
     num_byzantine: Annotated[int, Ge(0)] = 1
     num_selected: Annotated[int, Ge(1)] = 1
 
     def aggregate(self, server: ServerState, report: CohortUpdate) -> Tree:
-        chosen = [(model, mine[select_lowest_scores(pairwise_squared_distances(report.delta.take(mine)), self.num_byzantine,
-                                                    self.num_selected)]) for model, mine in rows_by_model(report)]
+        chosen = [
+            (model, mine[select_lowest_scores(pairwise_squared_distances(report.delta.take(mine)), self.num_byzantine, self.num_selected)])
+            for model, mine in rows_by_model(report)
+        ]
 
         def pick(leaf: Tensor) -> Tensor:
             found = leaf.new_zeros(len(report.cluster_sizes), *leaf.shape[1:])
@@ -91,8 +96,11 @@ class Krum(Robust):
 
     def cohort_warnings(self, cohort_size: int) -> list[str]:
         least = 2 * self.num_byzantine + 3
-        return [] if cohort_size >= least else [
-            f"Krum(num_byzantine={self.num_byzantine}) promises nothing for {cohort_size} clients a round: it needs {least}"]
+        return (
+            []
+            if cohort_size >= least
+            else [f"Krum(num_byzantine={self.num_byzantine}) promises nothing for {cohort_size} clients a round: it needs {least}"]
+        )
 
 
 def pairwise_squared_distances(tree: Tree) -> Tensor:
@@ -106,8 +114,8 @@ def select_lowest_scores(squared_distances: Tensor, num_byzantine: int, num_sele
     """The rows of the ``num_selected`` lowest scores, from squared distances ``[n, n]``."""
     size = len(squared_distances)
     near = min(max(size - num_byzantine - 2, 1), size - 1)
-    score = squared_distances.sort(1).values[:, 1:1 + near].sum(1)  # the first is the distance to itself
-    return score.argsort(stable=True)[:min(num_selected, size)]
+    score = squared_distances.sort(1).values[:, 1 : 1 + near].sum(1)  # the first is the distance to itself
+    return score.argsort(stable=True)[: min(num_selected, size)]
 
 
 __all__ = ["Median", "coordinate_trimmed_mean"]

@@ -63,15 +63,10 @@ def domain_information(language: SyntheticLanguage, weights: Sequence[float] | N
 
 def domain_surprisal(language: SyntheticLanguage, domain: int, share: np.ndarray) -> float:
     """E[-log P(domains that the document leaves)] for documents of one domain, in nats."""
-    grammar, same = (
-        language.grammars[domain],
-        [language.domain_style(d) == language.domain_style(domain) for d in range(len(share))],
-    )
+    grammar, same = (language.grammars[domain], [language.domain_style(d) == language.domain_style(domain) for d in range(len(share))])
     telling = {*OWN_SYMBOLS, CONCEPT_SYMBOL}
     style_only = prob_without_evidence(grammar.probability_without(START_SYMBOL, telling), language.config.mean_sentences)
-    nothing = prob_without_evidence(
-        grammar.probability_without(START_SYMBOL, {*telling, *STYLE_FORMS}), language.config.mean_sentences
-    )
+    nothing = prob_without_evidence(grammar.probability_without(START_SYMBOL, {*telling, *STYLE_FORMS}), language.config.mean_sentences)
     return float(-np.log(share[domain]) * (1 - style_only) - np.log(share[same].sum()) * (style_only - nothing))
 
 
@@ -88,9 +83,7 @@ def normalize_weights(language: SyntheticLanguage, weights: Sequence[float] | No
     return share / share.sum()
 
 
-def document_nats(
-    language: SyntheticLanguage, text: str, domain: int | None = None, weights: Sequence[float] | None = None
-) -> float:
+def document_nats(language: SyntheticLanguage, text: str, domain: int | None = None, weights: Sequence[float] | None = None) -> float:
     """-log P(text) of a whole document in a domain, or (None) in the mixture; infinite if it is not in the language."""
     sentences = split_sentences(text)
     stop, count = 1 / language.config.mean_sentences, len(sentences)
@@ -119,5 +112,4 @@ def corpus_nats(language: SyntheticLanguage, corpus: Corpus) -> np.ndarray:
             raise unknown_name_error("domain of the synthetic corpus", name, names)
     if (corpus.label < 0).any():
         raise UserError("the floor of a document needs its domain, and some documents have no label")
-    return np.array([document_nats(language, text, names.index(corpus.domains[label]))
-                     for text, label in zip(corpus.text, corpus.label)])
+    return np.array([document_nats(language, text, names.index(corpus.domains[label])) for text, label in zip(corpus.text, corpus.label)])

@@ -26,9 +26,7 @@ class Grammar:
     """``rules``: for each symbol its choices, with probabilities that sum to one; impossible ones are dropped."""
 
     def __init__(self, rules: Mapping[str, Sequence[Production]]) -> None:
-        self.rules: dict[str, list[Production]] = {
-            symbol: [(p, said) for p, said in choices if p > 0] for symbol, choices in rules.items()
-        }
+        self.rules: dict[str, list[Production]] = {symbol: [(p, said) for p, said in choices if p > 0] for symbol, choices in rules.items()}
         for symbol, choices in self.rules.items():
             total = sum(p for p, _ in choices)
             if abs(total - 1) > 1e-9:
@@ -76,13 +74,17 @@ class Grammar:
 
     def entropy(self, start: str) -> float:
         """Nats of one derivation."""
-        return self._expected_total(start, {symbol: -sum(p * log(p) for p, _ in choices)
-                                 for symbol, choices in self.rules.items()})
+        return self._expected_total(start, {symbol: -sum(p * log(p) for p, _ in choices) for symbol, choices in self.rules.items()})
 
     def mean_words(self, start: str) -> float:
         """How many words a sentence has on average, full stops included."""
-        return self._expected_total(start, {symbol: sum(p * sum(part not in self.rules for part in said) for p, said in choices)
-                                 for symbol, choices in self.rules.items()})
+        return self._expected_total(
+            start,
+            {
+                symbol: sum(p * sum(part not in self.rules for part in said) for p, said in choices)
+                for symbol, choices in self.rules.items()
+            },
+        )
 
     def probability_without(self, start: str, symbols: Collection[str]) -> float:
         """The probability of a derivation in which none of ``symbols`` occurs."""
@@ -90,13 +92,16 @@ class Grammar:
         goes_on: dict[str, list[Production]] = {}
         for symbol, choices in self.rules.items():
             goes_on[symbol] = [choice for choice in choices if any(part in self.rules for part in choice[1])]
-            ends[symbol] = sum(p for p, said in choices if not any(part in self.rules or part in symbols
-                                                                   for part in said))
+            ends[symbol] = sum(p for p, said in choices if not any(part in self.rules or part in symbols for part in said))
         chance = dict.fromkeys(self.rules, 0.0)
         for _ in range(MAX_ITERATIONS):
-            step = {symbol: 0.0 if symbol in symbols else ends[symbol] + sum(
-                p * prod(chance.get(part, float(part not in symbols)) for part in said)
-                for p, said in goes_on[symbol]) for symbol in self.rules}
+            step = {
+                symbol: 0.0
+                if symbol in symbols
+                else ends[symbol]
+                + sum(p * prod(chance.get(part, float(part not in symbols)) for part in said) for p, said in goes_on[symbol])
+                for symbol in self.rules
+            }
             if all(abs(step[symbol] - chance[symbol]) < 1e-16 for symbol in chance):
                 break
             chance = step
@@ -123,8 +128,9 @@ def count_derivations(grammar: Grammar, start: str, words: Sequence[str]) -> int
     return round(sentence_probability(counting, start, words))
 
 
-def _inside_ends(grammar: Grammar, symbol: str, words: tuple[str, ...], begin: int,
-          memo: dict[tuple[str, int], dict[int, float]]) -> dict[int, float]:
+def _inside_ends(
+    grammar: Grammar, symbol: str, words: tuple[str, ...], begin: int, memo: dict[tuple[str, int], dict[int, float]]
+) -> dict[int, float]:
     choices = grammar.rules.get(symbol)
     if choices is None:
         return {begin + 1: 1.0} if begin < len(words) and words[begin] == symbol else {}

@@ -170,10 +170,7 @@ def make_rules(config: SyntheticConfig, words: Vocabulary, domain: int) -> dict[
             (0.04, ("what", aux, f"NP.{n}", "VT.pl", "?")),
         ]
         said[f"DET.{n}"] = [(0.4, ("THE",)), *((0.2, (word,)) for word in DETERMINERS[n])]
-        said[f"NP.{n}"] = [
-            (1 - config.modifier_rate, (f"DET.{n}", f"N.{n}")),
-            (config.modifier_rate, (f"DET.{n}", f"N.{n}", f"MOD.{n}")),
-        ]
+        said[f"NP.{n}"] = [(1 - config.modifier_rate, (f"DET.{n}", f"N.{n}")), (config.modifier_rate, (f"DET.{n}", f"N.{n}", f"MOD.{n}"))]
         said[f"MOD.{n}"] = [
             *((0.25, ("P", f"NP.{m}")) for m in NUMBERS),
             *((0.15, ("that", f"VT.{n}", f"NP.{m}")) for m in NUMBERS),
@@ -186,8 +183,11 @@ def make_rules(config: SyntheticConfig, words: Vocabulary, domain: int) -> dict[
                 (0.10, (f"VT.{form}", ANAPHOR[n])),
             ]
         own, common = words.own[domain], words.common
-        for symbol, one, other in (("N", common.nouns, own.nouns), ("VT", common.transitive, own.transitive),
-                                   ("VI", common.intransitive, own.intransitive)):
+        for symbol, one, other in (
+            ("N", common.nouns, own.nouns),
+            ("VT", common.transitive, own.transitive),
+            ("VI", common.intransitive, own.intransitive),
+        ):
             name = f"{symbol}.{n}"
             said[name] = [(config.overlap, (f"{name}.common",)), (1 - config.overlap, (f"{name}.own",))]
             said[f"{name}.common"] = zipf_choices(one, n, config.zipf_exponent)
@@ -199,7 +199,8 @@ def make_rules(config: SyntheticConfig, words: Vocabulary, domain: int) -> dict[
             said[f"HABIT{group}.{n}"] = zipf_choices(words.concept_verbs[group], n, 0.0)
     said[CONCEPT_SYMBOL] = [
         (0.5 / len(groups), (f"DET.{n}", f"CREATURE{group}.{n}", f"HABIT{(group + domain) % len(groups)}.{n}", "."))
-        for n in NUMBERS for group in groups
+        for n in NUMBERS
+        for group in groups
     ]
     said["PLAIN"] = plain
     said[START_SYMBOL] = [(1 - config.concept_shift, ("PLAIN",)), (config.concept_shift, (CONCEPT_SYMBOL,))]

@@ -13,17 +13,7 @@ import numpy as np
 
 from ...core.errors import UserError, unknown_name_error
 from ...core.random import numpy_stream
-from .language import (
-    ANAPHOR,
-    AUXILIARY,
-    DETERMINERS,
-    NUMBERS,
-    PREPOSITIONS,
-    SUBJECT_PRONOUNS,
-    Lexicon,
-    SyntheticLanguage,
-    join_words,
-)
+from .language import ANAPHOR, AUXILIARY, DETERMINERS, NUMBERS, PREPOSITIONS, SUBJECT_PRONOUNS, Lexicon, SyntheticLanguage, join_words
 
 MAX_TRIES = 200  # drawings for one pair whose two sentences have equally many tokens
 Words = tuple[str, ...]
@@ -86,10 +76,7 @@ def agreement_relative(sampler: WordSampler, n: str, m: str) -> tuple[Words, Wor
 
 def agreement_in_relative(sampler: WordSampler, n: str, m: str) -> tuple[Words, Words]:
     right, wrong = sampler.sample_both_numbers("transitive", m)
-    subject, end = (
-        (*sampler.sample_noun_phrase(n), "that", *sampler.sample_noun_phrase(m)),
-        (sampler.sample_form("intransitive", n), "."),
-    )
+    subject, end = ((*sampler.sample_noun_phrase(n), "that", *sampler.sample_noun_phrase(m)), (sampler.sample_form("intransitive", n), "."))
     return (*subject, right, *end), (*subject, wrong, *end)
 
 
@@ -109,10 +96,7 @@ def polarity(sampler: WordSampler, n: str, m: str) -> tuple[Words, Words]:
 
 
 def filler_gap(sampler: WordSampler, n: str, m: str) -> tuple[Words, Words]:
-    who, clause = (
-        sampler.sample_one(SUBJECT_PRONOUNS),
-        (*sampler.sample_noun_phrase(n), sampler.sample_form("transitive", n), "."),
-    )
+    who, clause = (sampler.sample_one(SUBJECT_PRONOUNS), (*sampler.sample_noun_phrase(n), sampler.sample_form("transitive", n), "."))
     return (who, "know", "what", *clause), (who, "know", "that", *clause)
 
 
@@ -129,8 +113,10 @@ def word_order(sampler: WordSampler, n: str, m: str) -> tuple[Words, Words]:
 
 def argument(sampler: WordSampler, n: str, m: str) -> tuple[Words, Words]:
     subject, target = sampler.sample_noun_phrase(n), sampler.sample_noun_phrase(m)
-    return ((*subject, sampler.sample_form("transitive", n), *target, "."),
-            (*subject, sampler.sample_form("intransitive", n), *target, "."))
+    return (
+        (*subject, sampler.sample_form("transitive", n), *target, "."),
+        (*subject, sampler.sample_form("intransitive", n), *target, "."),
+    )
 
 
 PHENOMENA: dict[str, Callable[[WordSampler, str, str], tuple[Words, Words]]] = {
@@ -147,12 +133,23 @@ PHENOMENA: dict[str, Callable[[WordSampler, str, str], tuple[Words, Words]]] = {
     "argument structure": argument,
 }
 # The second number is of the noun in between, or of the object; patterns without one ignore it.
-TWO_NUMBER_PHENOMENA = {"agreement across a phrase", "agreement across a relative clause", "agreement in a relative clause",
-               "argument structure"}
+TWO_NUMBER_PHENOMENA = {
+    "agreement across a phrase",
+    "agreement across a relative clause",
+    "agreement in a relative clause",
+    "argument structure",
+}
 
 
-def make_minimal_pairs(language: SyntheticLanguage, phenomenon: str, count: int, *, domain: int | None = None,
-                  count_tokens: Callable[[str], int] | None = None, seed: int = 0) -> list[MinimalPair]:
+def make_minimal_pairs(
+    language: SyntheticLanguage,
+    phenomenon: str,
+    count: int,
+    *,
+    domain: int | None = None,
+    count_tokens: Callable[[str], int] | None = None,
+    seed: int = 0,
+) -> list[MinimalPair]:
     """``count`` pairs, no two alike, their templates in turn; words of the common lexicon, or of one domain's own.
 
     Both sentences have equally many words. With ``tokens`` (how many tokens a text has) they have equally many
@@ -163,8 +160,10 @@ def make_minimal_pairs(language: SyntheticLanguage, phenomenon: str, count: int,
         raise unknown_name_error("phenomenon", phenomenon, PHENOMENA)
     overlap = language.config.overlap
     if (domain is None and overlap == 0) or (domain is not None and overlap == 1):
-        raise UserError(f"at dataset.synthetic.overlap {overlap:g} the language has no words "
-                        f"{'in common' if domain is None else 'of one domain alone'} to make pairs of")
+        raise UserError(
+            f"at dataset.synthetic.overlap {overlap:g} the language has no words "
+            f"{'in common' if domain is None else 'of one domain alone'} to make pairs of"
+        )
     lexicon = language.vocabulary.common if domain is None else language.vocabulary.own[domain]
     draw = WordSampler(lexicon, numpy_stream(seed, "sandbox", "pairs", phenomenon, -1 if domain is None else domain))
     templates = [(n, m) for n in NUMBERS for m in (NUMBERS if phenomenon in TWO_NUMBER_PHENOMENA else NUMBERS[:1])]
@@ -179,6 +178,8 @@ def make_minimal_pairs(language: SyntheticLanguage, phenomenon: str, count: int,
             found.setdefault((good, bad), MinimalPair(phenomenon, name, good, bad))
     if len(found) < count:
         matched = " with equally many tokens" if count_tokens else ""
-        raise UserError(f"only {len(found)} of {count} pairs of {phenomenon!r} could be made{matched}: ask for fewer, "
-                        "or raise dataset.synthetic.words_per_class")
+        raise UserError(
+            f"only {len(found)} of {count} pairs of {phenomenon!r} could be made{matched}: ask for fewer, "
+            "or raise dataset.synthetic.words_per_class"
+        )
     return list(found.values())

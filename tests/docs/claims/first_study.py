@@ -23,8 +23,15 @@ def p(one: Verdict, holm: bool = False) -> str:
 
 
 def claims(first: Kept, failures: Kept, smollm2: Kept) -> list[str]:
-    return [*design(first), *table(first), *behind(first), *detectors(first), *induced(failures), *small(smollm2),
-            *averaged(first, failures, smollm2)]
+    return [
+        *design(first),
+        *table(first),
+        *behind(first),
+        *detectors(first),
+        *induced(failures),
+        *small(smollm2),
+        *averaged(first, failures, smollm2),
+    ]
 
 
 def design(first: Kept) -> list[str]:
@@ -65,7 +72,10 @@ def averaged(*studies: Kept) -> list[str]:
 def table(first: Kept) -> list[str]:
     v = first.verdicts
     assert {name: one.verdict for name, one in v.items() if one.verdict != "inconclusive"} == {
-        "H1 style": "supported", "swing": "supported", "H6 FedProx": "supported"}
+        "H1 style": "supported",
+        "swing": "supported",
+        "H6 FedProx": "supported",
+    }
     low, high = first.said["study"]["factors"]["partition.severity"]
     return [
         "effect, 95 % interval",
@@ -92,9 +102,16 @@ def behind(first: Kept) -> list[str]:
     alike, fed = first.runs(stage="control"), style["FedAvg"]
     times = {name: rows["movement"].mean() / rows["base.movement"].mean() for name, rows in topic.items()}
     ratios = [np.log(of(rows["movement"]) / of(rows["base.movement"])) for rows in topic.values()]
-    behind_fedavg = [float((first.runs(stage="main", regime=regime, algorithm="FedProx", severity=severity)["loss"]
-                            - first.runs(stage="main", regime=regime, algorithm="FedAvg", severity=severity)["loss"]).mean())
-                     for regime in ("topic", "tokens") for severity in (0.5, 1.0)]
+    behind_fedavg = [
+        float(
+            (
+                first.runs(stage="main", regime=regime, algorithm="FedProx", severity=severity)["loss"]
+                - first.runs(stage="main", regime=regime, algorithm="FedAvg", severity=severity)["loss"]
+            ).mean()
+        )
+        for regime in ("topic", "tokens")
+        for severity in (0.5, 1.0)
+    ]
     choices = {choice["group"].split("=")[1]: choice for choice in first.said["choices"]}
     rates = [trial["settings"]["training.client_optimizer.lr"] for trial in choices["FedProx"]["trials"]]
     rate = choices["FedAvg"]["settings"]["training.client_optimizer.lr"]
@@ -133,15 +150,26 @@ def limit() -> float:
 
 def detectors(first: Kept) -> list[str]:
     judged = diagnose_conditions(first.dossier)
-    graded = {(arm.values.get("regime"), arm.values.get("algorithm"), arm.values.get("partition.severity"), each.failure): each.grade
-              for arm in first.dossier.conditions for each in judged.get(arm.index, ()) if each.grade in ("confirmed", "suspected")}
+    graded = {
+        (arm.values.get("regime"), arm.values.get("algorithm"), arm.values.get("partition.severity"), each.failure): each.grade
+        for arm in first.dossier.conditions
+        for each in judged.get(arm.index, ())
+        if each.grade in ("confirmed", "suspected")
+    }
     swings = {key[:3] for key, grade in graded.items() if key[3] == "domain oscillation" and grade == "confirmed"}
     assert swings == {("style", name, severity) for name in ("FedAvg", "FedProx", "Scaffold") for severity in (0.5, 1.0)}
     rest = {key: grade for key, grade in graded.items() if key[3] != "domain oscillation"}
-    assert rest == {("style", "Scaffold", 1.0, "loss gap"): "confirmed", ("style", "FedAvg", 1.0, "divergence"): "suspected",
-                    ("style", "FedProx", 1.0, "divergence"): "confirmed", ("style", "Scaffold", 1.0, "divergence"): "confirmed"}
-    return [f"`domain oscillation` is confirmed in all {len(swings)} style arms, and in no other. `loss gap` is confirmed in 1 (SCAFFOLD,"
-            " severity 1).", "is confirmed for FedProx and SCAFFOLD at severity 1 and suspected for FedAvg"]
+    assert rest == {
+        ("style", "Scaffold", 1.0, "loss gap"): "confirmed",
+        ("style", "FedAvg", 1.0, "divergence"): "suspected",
+        ("style", "FedProx", 1.0, "divergence"): "confirmed",
+        ("style", "Scaffold", 1.0, "divergence"): "confirmed",
+    }
+    return [
+        f"`domain oscillation` is confirmed in all {len(swings)} style arms, and in no other. `loss gap` is confirmed in 1 (SCAFFOLD,"
+        " severity 1).",
+        "is confirmed for FedProx and SCAFFOLD at severity 1 and suspected for FedAvg",
+    ]
 
 
 def induced(failures: Kept) -> list[str]:
@@ -151,8 +179,11 @@ def induced(failures: Kept) -> list[str]:
     assert (swing.verdict, syntax.verdict, general.verdict) == ("supported", "inconclusive", "inconclusive")
     pairs = [100 * failures.runs(role, stage="forgetting")["syntax.accuracy"].mean() for role in ("run", "iid_baseline")]
     swings = [failures.runs(role, stage="oscillation")["movement"].mean() for role in ("run", "iid_baseline")]
-    broke = {(role, rate): failures.runs(role, stage="divergence", rate=rate)["diverged"] for role in ("run", "iid_baseline")
-             for rate in (0.5, 1.0, 2.0)}
+    broke = {
+        (role, rate): failures.runs(role, stage="divergence", rate=rate)["diverged"]
+        for role in ("run", "iid_baseline")
+        for rate in (0.5, 1.0, 2.0)
+    }
     assert all(struck.all() if rate == 2.0 else not struck.any() for (_, rate), struck in broke.items())
     assert divergence.tied == 3 and divergence.diverged == 6 and np.isnan(divergence.effect)
     base, clients = study["base"], study["base"]["partition"]["num_clients"]
@@ -186,8 +217,9 @@ def earlier(failures: Kept) -> str:
             found[metric, role] = of([seen.curve(metric)[seen.observed_mask(metric)][-FINAL_EVALUATIONS:].mean() for seen in curves])
     pairs = [100 * found["syntax.accuracy", role].mean() for role in ("run", "iid_baseline")]
     general = (found["general.loss", "run"] - found["general.loss", "iid_baseline"]).mean()
-    return (f"averaged the untrained model into the two numbers of forgetting: {pairs[0]:.1f} and {pairs[1]:.1f} %, and"
-            f" {signed(general)} nats.")
+    return (
+        f"averaged the untrained model into the two numbers of forgetting: {pairs[0]:.1f} and {pairs[1]:.1f} %, and {signed(general)} nats."
+    )
 
 
 def small(smollm2: Kept) -> list[str]:

@@ -14,8 +14,14 @@ from fedrift.stats import mean_ci, min_p, sign_flip_test
 
 from .stores import ROOT, result, signed
 
-CONTESTS = {"BBC News, 10": "bbc-10", "AG News, 10": "ag_news-10", "Reddit, 10": "reddit_topics-10", "BBC News, 20": "bbc-20",
-            "AG News, 20": "ag_news-20", "Reddit, 20": "reddit_topics-20"}
+CONTESTS = {
+    "BBC News, 10": "bbc-10",
+    "AG News, 10": "ag_news-10",
+    "Reddit, 10": "reddit_topics-10",
+    "BBC News, 20": "bbc-20",
+    "AG News, 20": "ag_news-20",
+    "Reddit, 20": "reddit_topics-20",
+}
 Row = Mapping[str, Any]
 
 
@@ -51,10 +57,21 @@ def tables() -> list[str]:
             if row["condition"] == "ifca best" and len({run["number"] for run in contest["runs"] if run["condition"] == "ifca"}) == 1:
                 continue  # of one start the best is the mean
             random, vanilla = (less(contest, row["condition"], reference, "own") for reference in ("random", "vanilla"))
-            cells = [row["condition"], f"{row['own']:.4f}", interval(random), p(random["p"]) if random else "", interval(vanilla),
-                     p(vanilla["p"]) if vanilla else "", interval(less(contest, row["condition"], "vanilla", "worst")),
-                     interval(less(contest, row["condition"], "vanilla", "cross")), number(row["general"], "+.3f"),
-                     number(row["compute"], ".2f"), number(row["traffic"], ".1f"), number(row["models"], ".1f"), number(row["ari"], ".2f")]
+            cells = [
+                row["condition"],
+                f"{row['own']:.4f}",
+                interval(random),
+                p(random["p"]) if random else "",
+                interval(vanilla),
+                p(vanilla["p"]) if vanilla else "",
+                interval(less(contest, row["condition"], "vanilla", "worst")),
+                interval(less(contest, row["condition"], "vanilla", "cross")),
+                number(row["general"], "+.3f"),
+                number(row["compute"], ".2f"),
+                number(row["traffic"], ".1f"),
+                number(row["models"], ".1f"),
+                number(row["ari"], ".2f"),
+            ]
             found.append("| " + " | ".join(cells) + " |")
     return found
 
@@ -77,8 +94,13 @@ def every_table() -> list[str]:
     for contest in every.values():
         checked(contest)
     (seeds,) = {len(contest["seeds"]) for contest in every.values()}
-    return [*tables(), *(f"## {name} clients" for name in CONTESTS), "95 % t-intervals",
-            f"{p(min_p(seeds))} is the least that six seeds can give", "fedrift 0.1.0, torch 2.13.0+cpu"]
+    return [
+        *tables(),
+        *(f"## {name} clients" for name in CONTESTS),
+        "95 % t-intervals",
+        f"{p(min_p(seeds))} is the least that six seeds can give",
+        "fedrift 0.1.0, torch 2.13.0+cpu",
+    ]
 
 
 def span(values: Iterable[float], form: str = "+.3f") -> str:
@@ -93,30 +115,54 @@ def page() -> list[str]:
     every, mapped, style = contests(), result("clustering-map"), result("clustering-bbc-style-10")
     base = yaml.safe_load((ROOT / "experiments" / "clustering.yaml").read_text())
     plan, counted = base["training"], {row["severity"]: row["counted"] for row in mapped["map"] if row["regime"] == "topic"}
-    return [*main_table(every), *prose(every), *map_tables(mapped), *styles(style),
-            f"On BBC News with {base['partition']['num_clients']} clients and `wordllama`, `TopicMix` at severity 0 is {counted[0.0]:.0f} group, at"
-            f" 0.5 and at 1 it is {counted[0.5]:.0f}, as many as there are topics.", "`cluster.ari` is 1 at severity 0 too",
-            f"LoRA of rank {base['trainable']['r']}, clients of one topic each (`TopicMix`, severity {base['partition']['severity']:g}),"
-            f" {plan['num_rounds']} rounds of {plan['local_steps']} steps of {plan['batch_size']} x"
-            f" {plan['max_seq_length']} tokens"]
+    return [
+        *main_table(every),
+        *prose(every),
+        *map_tables(mapped),
+        *styles(style),
+        f"On BBC News with {base['partition']['num_clients']} clients and `wordllama`, `TopicMix` at severity 0 is {counted[0.0]:.0f} group, at"
+        f" 0.5 and at 1 it is {counted[0.5]:.0f}, as many as there are topics.",
+        "`cluster.ari` is 1 at severity 0 too",
+        f"LoRA of rank {base['trainable']['r']}, clients of one topic each (`TopicMix`, severity {base['partition']['severity']:g}),"
+        f" {plan['num_rounds']} rounds of {plan['local_steps']} steps of {plan['batch_size']} x"
+        f" {plan['max_seq_length']} tokens",
+    ]
 
 
 def main_table(every: Mapping[str, Row]) -> list[str]:
     found = []
     for name, contest in every.items():
         arms = {row["condition"]: row for row in contest["conditions"]}
-        cells = [name, *(interval(less(contest, arm, reference, metric)) for arm, reference, metric in (
-            ("text", "random", "own"), ("text", "vanilla", "own"), ("text", "vanilla", "worst"), ("text", "vanilla", "cross"),
-            ("oracle", "vanilla", "own"), ("ifca", "vanilla", "own"))), f"{arms['text']['ari']:.2f}"]
+        cells = [
+            name,
+            *(
+                interval(less(contest, arm, reference, metric))
+                for arm, reference, metric in (
+                    ("text", "random", "own"),
+                    ("text", "vanilla", "own"),
+                    ("text", "vanilla", "worst"),
+                    ("text", "vanilla", "cross"),
+                    ("oracle", "vanilla", "own"),
+                    ("ifca", "vanilla", "own"),
+                )
+            ),
+            f"{arms['text']['ari']:.2f}",
+        ]
         found.append("| " + " | ".join(cells) + " |")
     return found
 
 
 def prose(every: Mapping[str, Row]) -> list[str]:
     arms = {name: {row["condition"]: row for row in contest["conditions"]} for name, contest in every.items()}
-    against = {name: {(arm, reference, metric): less(contest, arm, reference, metric) for arm in arms[name]
-                      for reference in ("random", "vanilla") for metric in ("own", "cross", "worst")}
-               for name, contest in every.items()}
+    against = {
+        name: {
+            (arm, reference, metric): less(contest, arm, reference, metric)
+            for arm in arms[name]
+            for reference in ("random", "vanilla")
+            for metric in ("own", "cross", "worst")
+        }
+        for name, contest in every.items()
+    }
     text_random = {name: rows["text", "random", "own"] for name, rows in against.items()}
     text_vanilla = {name: rows["text", "vanilla", "own"] for name, rows in against.items()}
     gains = [-row["effect"] for row in text_random.values()]
@@ -137,10 +183,13 @@ def prose(every: Mapping[str, Row]) -> list[str]:
 
     def own(rows: Row, arm: str) -> float:
         return rows[arm, "vanilla", "own"]["effect"]
+
     return [
-        "10 clients all in every round, 20 clients ten at a time", "95 % t-intervals; below",
+        "10 clients all in every round, 20 clients ten at a time",
+        "95 % t-intervals; below",
         f"six seeds can call is p = {p(min_p(6))} for",
-        "adjusted Rand index 1, all bootstraps stable", f"for {sent:,} bytes a client",
+        "adjusted Rand index 1, all bootstraps stable",
+        f"for {sent:,} bytes a client",
         f"{span(gains, '.3f')} nats, {min(percent):.0f} to {max(percent):.1f} % of perplexity, p = {p(min_p(6))} but on Reddit with 20"
         f" clients (p = {p(text_random['Reddit, 20']['p'])})",
         f"Only on BBC News with 20 clients ({signed(text_vanilla['BBC News, 20']['effect']).replace('0.', '.')}, "
@@ -163,23 +212,35 @@ def map_tables(mapped: Row) -> list[str]:
     assert {row["random.seeds"] for row in rows} == {3.0} and {row["random.attainable"] for row in rows} == {0.25}
     (chance,) = {row["chance"] for row in rows}
     return [
-        "BBC News, 10 clients, four", f"identified ({chance:.2f}".replace("0.", ".") + " is chance)",
-        *(f"| {row['regime']} | {row['severity']:g} | {interval(row, prefix='random.')} | {interval(row, prefix='vanilla.')} |"
-          f" {signed(row['own'])} | {row['identified']:.2f} | {row['counted']:.0f} |" for row in rows),
-        *(f"| {row['k']} | {interval(row)} |" for row in mapped["starved"])]
+        "BBC News, 10 clients, four",
+        f"identified ({chance:.2f}".replace("0.", ".") + " is chance)",
+        *(
+            f"| {row['regime']} | {row['severity']:g} | {interval(row, prefix='random.')} | {interval(row, prefix='vanilla.')} |"
+            f" {signed(row['own'])} | {row['identified']:.2f} | {row['counted']:.0f} |"
+            for row in rows
+        ),
+        *(f"| {row['k']} | {interval(row)} |" for row in mapped["starved"]),
+    ]
 
 
 def styles(style: Row) -> list[str]:
     checked(style)
     arms = {row["condition"]: row for row in style["conditions"]}
-    rows = {(arm, reference, metric): less(style, arm, reference, metric) for arm in arms for reference in ("random", "vanilla")
-            for metric in ("own", "worst", "cross")}
+    rows = {
+        (arm, reference, metric): less(style, arm, reference, metric)
+        for arm in arms
+        for reference in ("random", "vanilla")
+        for metric in ("own", "worst", "cross")
+    }
     drops = [-100 * math.expm1(rows["text", reference, "own"]["effect"]) for reference in ("vanilla", "random")]
     seeds = style["seeds"]
     return [
         f"Style at severity 1 was run again over six seeds of its own ({seeds[0]} to {seeds[-1]})",
-        *(f"| {reference} | {interval(rows['text', reference, 'own'])}, p = {p(rows['text', reference, 'own']['p'])} |"
-          f" {interval(rows['text', reference, 'worst'])} | {interval(rows['text', reference, 'cross'])} |" for reference in ("random", "vanilla")),
+        *(
+            f"| {reference} | {interval(rows['text', reference, 'own'])}, p = {p(rows['text', reference, 'own']['p'])} |"
+            f" {interval(rows['text', reference, 'worst'])} | {interval(rows['text', reference, 'cross'])} |"
+            for reference in ("random", "vanilla")
+        ),
         f"by {drops[0]:.0f} % of perplexity over vanilla and {drops[1]:.0f} % over random",
         f"General text pays: {arms['text']['general']:+.3f} nats against {arms['vanilla']['general']:+.3f}.".replace("+0.", "+."),
         f"a little too ({signed(rows['random', 'vanilla', 'own']['effect'])} under vanilla)".replace("-0.", "-."),

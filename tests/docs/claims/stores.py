@@ -37,8 +37,9 @@ class Kept:
         frame = self.dossier.frame
         first = dict(self.asked("SELECT run, value FROM records WHERE metric = 'loss' AND domain = '' AND client < 0 AND round = 0"))
         known = frame.set_index("run")
-        return frame.assign(start=frame["run"].map(first), **{f"base.{name}": frame["iid_baseline"].map(known[name])
-                                                              for name in ("loss", "movement")})
+        return frame.assign(
+            start=frame["run"].map(first), **{f"base.{name}": frame["iid_baseline"].map(known[name]) for name in ("loss", "movement")}
+        )
 
     def asked(self, query: str) -> list[Any]:
         """Rows of a query over the records of all runs, the trials of tuning among them."""
