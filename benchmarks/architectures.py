@@ -1,11 +1,11 @@
-"""Every causal architecture of transformers, small and with random weights: what of it can be trained, beside plain transformers.
+"""Test which causal architectures of transformers fedrift can train, with small random networks.
 
     make architectures        (python benchmarks/architectures.py [--kinds gpt2 bloom])
 
-The configuration of each architecture is made small by the usual names of its numbers; where that gives no network, the table
-says so. Every weight is moved a little, so that no bias is zero. Then two clients with different trained weights compute a loss
-and a gradient as a stacked model, and each alone by plain transformers. They are the same where the loss differs by less than
-1e-5 nats and every gradient by less than 1e-4 of its length.
+The configuration of each architecture is reduced by setting the fields with common names to small values. If this gives no valid
+network, the table says so. Every weight is perturbed, so that no bias is zero. Then two clients with different trained weights
+compute loss and gradient as a stacked model, and each client alone with plain transformers. The results count as equal if the
+losses differ by less than 1e-5 nats per token and every gradient by less than 1e-4 of its norm.
 """
 
 from __future__ import annotations
@@ -41,9 +41,9 @@ from fedrift.models.trainable import All, LastBlocks, Lora, Trainable
 TRAINABLES: dict[str, Trainable] = {"lora": Lora(r=2), "lora_all": Lora(r=2, target_modules=("all",)), "last": LastBlocks(1), "full": All()}
 COLUMNS = {"kind": "architecture", "lora": "LoRA", "lora_all": "LoRA, [all]", "last": "last block", "full": "full"}
 MAX_LOSS_DIFFERENCE, MAX_GRADIENT_DIFFERENCE = 1e-5, 1e-4
-MAX_WEIGHTS = 20_000_000  # weights
+MAX_WEIGHTS = 20_000_000
 VOCABULARY, WIDTH, HEADS, LAYERS, WINDOW = 96, 32, 4, 2, 64
-# The usual names of what makes a network large, and what they become.
+# Common names of the configuration fields that determine the size of a network, and their small values.
 SMALL_VALUES: dict[str, Any] = {
     name: value
     for names, value in (
@@ -82,28 +82,28 @@ SMALL_VALUES: dict[str, Any] = {
 
 
 def small_config(kind: str) -> Any:
-    """The configuration of an architecture with the usual numbers made small."""
-    made = CONFIG_MAPPING[kind]
-    return made(**small_values(made, kind))
+    """Return the configuration of an architecture with small sizes."""
+    config_class = CONFIG_MAPPING[kind]
+    return config_class(**small_values(config_class, kind))
 
 
 def small_values(config_class: Any, kind: str = "") -> dict[str, Any]:
-    """What a class of configurations is given, so that its network, and those of the configurations inside it, are small."""
-    known = {**vars(config_class()), **dict.fromkeys(config_class.attribute_map)}
-    given = {name: value for name, value in SMALL_VALUES.items() if name in known and (value is not None or known[name] is not None)}
-    given |= {name: number for number, name in enumerate(("pad_token_id", "bos_token_id", "eos_token_id")) if name in known}
-    if "kv_lora_rank" in known:  # latent attention
-        given.pop("head_dim", None)
-        given["num_key_value_heads"] = HEADS
-    for name, inner in config_class.sub_configs.items():
-        there = known.get(name)
-        if there is not None:
-            class_of = type(there) if inner.__name__ == "AutoConfig" else inner
-            given[name] = {"model_type": there.model_type, **small_values(class_of, there.model_type)}
-    return given | SPECIAL_VALUES.get(kind or config_class.model_type, {})
+    """Return the arguments of a configuration class that make its network, and those of its sub-configurations, small."""
+    fields = {**vars(config_class()), **dict.fromkeys(config_class.attribute_map)}
+    values = {name: value for name, value in SMALL_VALUES.items() if name in fields and (value is not None or fields[name] is not None)}
+    values |= {name: token_id for token_id, name in enumerate(("pad_token_id", "bos_token_id", "eos_token_id")) if name in fields}
+    if "kv_lora_rank" in fields:  # latent attention
+        values.pop("head_dim", None)
+        values["num_key_value_heads"] = HEADS
+    for name, sub_config in config_class.sub_configs.items():
+        default = fields.get(name)
+        if default is not None:
+            sub_class = type(default) if sub_config.__name__ == "AutoConfig" else sub_config
+            values[name] = {"model_type": default.model_type, **small_values(sub_class, default.model_type)}
+    return values | SPECIAL_VALUES.get(kind or config_class.model_type, {})
 
 
-# Numbers that an architecture needs in a relation that the usual ones do not have.
+# Architectures whose configuration fields must satisfy relations that the common values violate.
 SPECIAL_VALUES: dict[str, dict[str, Any]] = {
     "gpt_neo": {"attention_types": [[["global", "local"], 1]], "window_size": 8},
     "cohere_compass_text": {"layer_types": ["sliding_attention", "full_attention"]},
@@ -119,7 +119,11 @@ SPECIAL_VALUES: dict[str, dict[str, Any]] = {
 
 
 def make_network(kind: str) -> Any:
-    """A small random network, no weight of which is exactly 0 or 1."""
+    """Create a small random network in which no weight is exactly 0 or 1.
+
+    Raises:
+        ValueError: If the network is not small.
+    """
     config = small_config(kind)
     with torch.device("meta"):
         size = AutoModelForCausalLM.from_config(config).num_parameters()
@@ -137,21 +141,39 @@ def make_network(kind: str) -> Any:
 
 
 def plain_loss(network: Any, trainable: Trainable, leaves: dict[str, Tensor], tokens: Tensor, keep: Tensor) -> Tensor:
-    """One client's loss by plain transformers, as a function of its ``leaves``."""
-    own = dict(leaves)
+    """Compute the loss of one client with plain transformers.
+
+    Args:
+        network: The frozen network.
+        trainable: Which weights are trained.
+        leaves: The trained weights of the client.
+        tokens: Token ids [B, T].
+        keep: Which tokens count [B, T].
+
+    Returns:
+        The mean loss in nats per token, as a function of ``leaves``.
+    """
+    weights = dict(leaves)
     if isinstance(trainable, Lora):
-        own = {}
+        weights = {}
         for path in {name.rsplit(".", 1)[0] for name in leaves}:
             module = network.get_submodule(path)
             change = trainable.scale * (leaves[f"{path}.B"] @ leaves[f"{path}.A"])
-            own[f"{path}.weight"] = module.weight + (change.T if "Conv1D" in type(module).__name__ else change)
-    logits = functional_call(network, own, (), {"input_ids": tokens, "use_cache": False}).logits[:, :-1].float()
+            weights[f"{path}.weight"] = module.weight + (change.T if "Conv1D" in type(module).__name__ else change)
+    logits = functional_call(network, weights, (), {"input_ids": tokens, "use_cache": False}).logits[:, :-1].float()
     losses = F.cross_entropy(logits.flatten(0, 1), tokens[:, 1:].flatten(), reduction="none").view(tokens[:, 1:].shape)
     return (losses * keep[:, 1:]).sum() / keep[:, 1:].sum()
 
 
 def compare(network: Any, trainable: Trainable) -> tuple[float, float]:
-    """How far two clients' losses (nats) and gradients (as a share of their length) are from those of plain transformers."""
+    """Compare a stacked model of two clients with plain transformers.
+
+    Returns:
+        The largest difference of the losses in nats per token, and of the gradients relative to their norm.
+
+    Raises:
+        UserError: If fedrift refuses the network or PEFT could not load its adapters.
+    """
     plain, model = copy.deepcopy(network), StackedModel(network, trainable)
     if isinstance(trainable, Lora):
         check_peft_compatible(model, trainable)
@@ -167,26 +189,26 @@ def compare(network: Any, trainable: Trainable) -> tuple[float, float]:
         }
     )
     loss = model(params, {"tokens": tokens, "keep": keep})
-    found = torch.autograd.grad(loss.sum(), list(params.values()), materialize_grads=True)
-    to_loss = to_gradient = 0.0
+    gradients = torch.autograd.grad(loss.sum(), list(params.values()), materialize_grads=True)
+    loss_difference = gradient_difference = 0.0
     for client in range(2):
         leaves = {name: leaf[client].detach().clone().requires_grad_() for name, leaf in params.items()}
-        theirs = plain_loss(plain, trainable, leaves, tokens[client], keep[client])
-        wanted = torch.autograd.grad(theirs, list(leaves.values()), materialize_grads=True)
-        to_loss = max(to_loss, abs(float(loss[client] - theirs)))
-        whole = torch.cat([leaf.flatten() for leaf in wanted]).norm()
-        to_gradient = max(
-            to_gradient,
+        expected_loss = plain_loss(plain, trainable, leaves, tokens[client], keep[client])
+        expected = torch.autograd.grad(expected_loss, list(leaves.values()), materialize_grads=True)
+        loss_difference = max(loss_difference, abs(float(loss[client] - expected_loss)))
+        total_norm = torch.cat([leaf.flatten() for leaf in expected]).norm()
+        gradient_difference = max(
+            gradient_difference,
             *(
-                float((ours[client] - other).norm() / other.norm().clamp_min(1e-3 * whole))
-                for ours, other in zip(found, wanted, strict=True)
+                float((gradient[client] - reference).norm() / reference.norm().clamp_min(1e-3 * total_norm))
+                for gradient, reference in zip(gradients, expected, strict=True)
             ),
         )
-    return to_loss, to_gradient
+    return loss_difference, gradient_difference
 
 
 def judge_architecture(kind: str, name: str) -> str:
-    """``yes``, or why not."""
+    """Return ``yes`` if an architecture can be trained in this way, or the reason why not."""
     try:
         network = make_network(kind)
     except Exception as error:
@@ -203,73 +225,79 @@ def judge_architecture(kind: str, name: str) -> str:
 
 
 def first_line(error: BaseException) -> str:
+    """Return the message of an error on one line, at most 250 characters."""
     return (" ".join(str(error).split()) or type(error).__name__)[:250]
 
 
 def make_row(kind: str) -> dict[str, str]:
-    """An architecture's row, in this process."""
+    """Test an architecture in this process, and return a row of the table."""
     warnings.simplefilter("ignore")
     transformers.logging.set_verbosity_error()
     return {"kind": kind, **{name: judge_architecture(kind, name) for name in TRAINABLES}}
 
 
 def run_with_timeout(work: Callable[[str], dict[str, str]], kind: str, timeout_s: float) -> dict[str, str]:
-    """``work(kind)`` in a process of its own, which may die or take too long."""
-    there, here = multiprocessing.Pipe()
-    process = multiprocessing.get_context("fork").Process(target=lambda: there.send(work(kind)))
+    """Run ``work(kind)`` in a separate process, because it may crash or take too long."""
+    sender, receiver = multiprocessing.Pipe()
+    process = multiprocessing.get_context("fork").Process(target=lambda: sender.send(work(kind)))
     process.start()
-    said = here.recv() if here.poll(timeout_s) else None
+    row = receiver.recv() if receiver.poll(timeout_s) else None
     process.kill()
     process.join()
-    return said or {"kind": kind, **dict.fromkeys(TRAINABLES, f"no answer in {timeout_s:.0f} seconds")}
+    return row or {"kind": kind, **dict.fromkeys(TRAINABLES, f"no result in {timeout_s:.0f} seconds")}
 
 
 def generalize_reason(reason: str) -> str:
-    """A reason without what differs from one architecture to the next, so that it stands once under the table."""
+    """Remove the parts of a reason that depend on the architecture, so that it appears only once below the table."""
     reason = re.sub(r"^refused: \w+", "refused: the network", reason)
-    reason = re.sub(r"no place for .* among them: name", "no place for some of the adapters: name", reason)
+    reason = re.sub(r"would not load .* for example .*?: remove", "would not load some of the adapters: remove", reason)
     return reason.replace("|", "/").replace("<", "&lt;")
 
 
 def number_reasons(rows: list[dict[str, str]]) -> tuple[list[dict[str, str]], str]:
-    """The rows with numbers for what is not ``yes``, and the list of what the numbers mean."""
-    notes, short = dict[str, int](), []
+    """Replace reasons by numbers; return the rows and the numbered list of reasons."""
+    numbers, short_rows = dict[str, int](), []
     for row in rows:
         cells = {"kind": f"`{row['kind']}`"}
         for name in TRAINABLES:
-            said = generalize_reason(row[name])
-            cells[name] = "yes" if said == "yes" else f"no ({notes.setdefault(said, len(notes) + 1)})"
-        short.append(cells)
-    return short, "\n".join(f"{number}. {said}" for said, number in notes.items())
+            reason = generalize_reason(row[name])
+            cells[name] = "yes" if reason == "yes" else f"no ({numbers.setdefault(reason, len(numbers) + 1)})"
+        short_rows.append(cells)
+    return short_rows, "\n".join(f"{number}. {reason}" for reason, number in numbers.items())
 
 
 def make_page(results: dict[str, Any]) -> tuple[list[dict[str, str]], dict[str, str], str]:
-    """What stands in docs/models.md: the rows, their columns, and what is written under them."""
-    short, notes = number_reasons(results["rows"])
-    works = ", ".join(f"{COLUMNS[name]} {count}" for name, count in results["works"].items())
+    """Return the rows, the columns and the footer of the table in docs/models.md."""
+    rows, reasons = number_reasons(results["rows"])
+    counts = ", ".join(f"{COLUMNS[name]} {count}" for name, count in results["works"].items())
     return (
-        short,
+        rows,
         COLUMNS,
         (
-            f"{len(short)} architectures of transformers {results['transformers']}, peft {results['peft']}, torch "
-            f"{results['torch']}, {results['date']}. Works: {works}. The numbers stand for:\n\n{notes}"
+            f"{len(rows)} architectures of transformers {results['transformers']}, peft {results['peft']}, torch "
+            f"{results['torch']}, {results['date']}. Supported: {counts}. The numbers mean:\n\n{reasons}"
         ),
     )
 
 
 def main(words: list[str] | None = None) -> int:
-    ask = ArgumentParser(description=__doc__)
-    ask.add_argument("--kinds", nargs="+", default=sorted(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES), help="all, if not said")
-    ask.add_argument("--seconds", type=float, default=600, help="for each architecture")
-    ask.add_argument("--out", type=Path, default=RESULTS, help="only there, docs/models.md is written too")
-    said = ask.parse_args(words)
+    """Test all architectures, print a line for each and write the results; return 1 if one is wrong."""
+    parser = ArgumentParser(description=__doc__)
+    parser.add_argument(
+        "--kinds", nargs="+", default=sorted(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES), help="the architectures to test; by default all"
+    )
+    parser.add_argument("--seconds", type=float, default=600, help="the maximum number of seconds per architecture")
+    parser.add_argument(
+        "--out", type=Path, default=RESULTS, help="the folder for the results; docs/models.md is updated only with the default folder"
+    )
+    args = parser.parse_args(words)
     torch.set_num_threads(1)
     rows = []
-    for kind in said.kinds:
-        rows.append(run_with_timeout(make_row, kind, said.seconds))
+    for kind in args.kinds:
+        rows.append(run_with_timeout(make_row, kind, args.seconds))
         print(" | ".join(rows[-1].values()), flush=True)
     works = {name: sum(row[name] == "yes" for row in rows) for name in TRAINABLES}
-    whole = {
+    results = {
         "transformers": transformers.__version__,
         "peft": peft.__version__,
         "torch": torch.__version__,
@@ -277,9 +305,9 @@ def main(words: list[str] | None = None) -> int:
         "works": works,
         "rows": rows,
     }
-    if said.out == RESULTS and len(rows) == len(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES):
-        update_docs_table(MODELS_PAGE, "architectures", *make_page(whole))
-    print(write_results(said.out, "architectures", whole))
+    if args.out == RESULTS and len(rows) == len(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES):
+        update_docs_table(MODELS_PAGE, "architectures", *make_page(results))
+    print(write_results(args.out, "architectures", results))
     return int(any(row[name].startswith(("FAULT", "WRONG")) for row in rows for name in TRAINABLES))
 
 

@@ -1,10 +1,9 @@
-"""What a backend costs beside the training: seconds and bytes of a client-round, in process, over Flower's simulation, on loopback.
+"""Measure the overhead of each backend: seconds and bytes per client-round in process, over Flower's simulation, and on loopback.
 
-Run on a machine that does nothing else: ``python benchmarks/backends.py [--rounds 10] [--clients 2]``. Of each way: the seconds of
-its rounds from the third on (by then an actor of the simulation has started and loaded its model), a client, and what of them
-is not training: the local steps of one client, as they take in process. Clients in processes of their own train beside each
-other, so that this can be less than the backend costs a client, and is what it costs the run. Writes
-benchmarks/results/backends.json.
+Use an idle machine: ``python benchmarks/backends.py [--rounds 10] [--clients 2]``. The script reports the seconds per client from the
+third round on, when the actors of the simulation have started and loaded the model. The overhead is this time minus the time of the
+local steps of one client in process. Clients in separate processes train in parallel, so the overhead is that of the run and
+can be smaller than that of a client. The script writes benchmarks/results/backends.json.
 """
 
 from __future__ import annotations
@@ -33,6 +32,7 @@ RESULT = Path(__file__).parent / "results" / "backends.json"
 
 
 def make_config(num_rounds: int, num_clients: int) -> ExperimentConfig:
+    """Return a SCAFFOLD experiment with short local training."""
     return parse_config(
         {
             "dataset": "bbc",
@@ -60,61 +60,64 @@ def make_config(num_rounds: int, num_clients: int) -> ExperimentConfig:
 
 @contextmanager
 def time_local_steps() -> Iterator[list[float]]:
-    """The seconds of every client's local steps in this process, for the time of a block."""
-    found: list[float] = []
-    real = ClientSimulator._local_steps
+    """Record the seconds of the local steps of all clients in this process, for the duration of a ``with`` block."""
+    seconds: list[float] = []
+    original = ClientSimulator._local_steps
 
-    def timed(*what: Any) -> Any:
-        begun = perf_counter()
-        came = real(*what)
-        found.append(perf_counter() - begun)
-        return came
+    def timed(*args: Any) -> Any:
+        start = perf_counter()
+        result = original(*args)
+        seconds.append(perf_counter() - start)
+        return result
 
     with patch.object(ClientSimulator, "_local_steps", timed):
-        yield found
+        yield seconds
 
 
 def measure(backend: str, run: Run, num_clients: int, training_s: float) -> dict[str, Any]:
-    """Seconds of a client-round and what of them is not ``training``, in seconds, and the bytes."""
+    """Return a row of the table: the seconds per client-round, the overhead beyond ``training_s``, and the bytes."""
     seconds = median(row["train"] for row in run.timings() if row["round"] > 2 and "train" in row) / num_clients
     trajectory = run.trajectory()
-    bytes = {
+    num_bytes = {
         name: float(trajectory.client_table(f"wire.{name}")[-1].mean()) if trajectory.has_client_table(f"wire.{name}") else 0.0
         for name in ("down", "up")
     }
-    return {"backend": backend, "seconds": seconds, "beside training": seconds - training_s, **bytes}
+    return {"backend": backend, "seconds": seconds, "beside training": seconds - training_s, **num_bytes}
 
 
 def main() -> None:
-    options = argparse.ArgumentParser(description=__doc__)
-    options.add_argument("--rounds", type=int, default=10)
-    options.add_argument("--clients", type=int, default=2)
-    options.add_argument("--busy", action="store_true", help="say in the file that the machine had other work")
-    asked = options.parse_args()
-    experiment, rows = make_config(asked.rounds, asked.clients), []
+    """Measure all backends, print a table and write the results."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--rounds", type=int, default=10, help="the number of rounds")
+    parser.add_argument("--clients", type=int, default=2, help="the number of clients")
+    parser.add_argument("--busy", action="store_true", help="record in the results that the machine ran other programs")
+    args = parser.parse_args()
+    experiment, rows = make_config(args.rounds, args.clients), []
     with tempfile.TemporaryDirectory() as folder:
 
-        def stock(name: str) -> ResourceCache:
+        def make_cache(name: str) -> ResourceCache:
             return ResourceCache(Runtime(runs_dir=Path(folder) / name, device="cpu", threads=1, clients_per_pass=1))
 
-        ways = {
-            "in process": lambda: run_experiment(experiment, stock("here")),
-            "Flower simulation": lambda: simulate(experiment, stock("simulation"), FlowerConfig()),
-            "Flower on loopback": lambda: deploy(experiment, stock("loopback"), FlowerConfig(), Path(folder) / "deployment"),
+        backends = {
+            "in process": lambda: run_experiment(experiment, make_cache("here")),
+            "Flower simulation": lambda: simulate(experiment, make_cache("simulation"), FlowerConfig()),
+            "Flower on loopback": lambda: deploy(experiment, make_cache("loopback"), FlowerConfig(), Path(folder) / "deployment"),
         }
-        print("| backend | seconds a client-round | of them beside training | bytes down | bytes up |\n|---|---|---|---|---|")
-        training = float("nan")
-        for way, go in ways.items():
-            with time_local_steps() as found:
-                run = go()
-            if found:
-                training = median(found[2 * asked.clients :])
-            row = measure(way, run, asked.clients, training)
-            print(f"| {way} | {row['seconds']:.3f} | {row['beside training']:.4f} | {row['down']:,.0f} | {row['up']:,.0f} |", flush=True)
+        print("| backend | seconds per client-round | overhead without training, s | bytes down | bytes up |\n|---|---|---|---|---|")
+        training_s = float("nan")
+        for backend, run_backend in backends.items():
+            with time_local_steps() as step_seconds:
+                run = run_backend()
+            if step_seconds:
+                training_s = median(step_seconds[2 * args.clients :])
+            row = measure(backend, run, args.clients, training_s)
+            print(
+                f"| {backend} | {row['seconds']:.3f} | {row['beside training']:.4f} | {row['down']:,.0f} | {row['up']:,.0f} |", flush=True
+            )
             rows.append(row)
     RESULT.parent.mkdir(exist_ok=True)
-    said = {"rounds": asked.rounds, "clients": asked.clients, "busy": asked.busy, "training": training, "rows": rows}
-    RESULT.write_text(json.dumps(said, indent=2) + "\n")
+    results = {"rounds": args.rounds, "clients": args.clients, "busy": args.busy, "training": training_s, "rows": rows}
+    RESULT.write_text(json.dumps(results, indent=2) + "\n")
 
 
 if __name__ == "__main__":

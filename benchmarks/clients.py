@@ -1,11 +1,11 @@
-"""How a round of a whole run grows with the clients that do not take part in it.
+"""Measure how the time of a round depends on the number of clients that do not participate in it.
 
     python benchmarks/clients.py [--rounds 40]
 
-Each algorithm runs twice, with 20 clients and with 1,000, a cohort of ten in both: the same corpus, model and local steps, and
-all that a run does in a round (training, aggregation, probes, records, the stored state). The runs take turns, a round each, and
-each round is measured in seconds of the processor (user and system time of the process), so that other work on the machine
-disturbs neither. ``ratio`` is a round at 1,000 clients over one at 20, the median over the turns.
+Each algorithm runs with 20 and with 1,000 clients and a cohort of ten. Both runs use the same dataset, model and local steps, and do
+everything that a run does in a round: training, aggregation, probes, records and checkpoints. The runs take turns, one round each.
+A round is measured in CPU time (user and system time of the process), so that other programs do not affect the result. ``ratio`` is
+the time of a round with 1,000 clients divided by that with 20, as the median over the turns.
 """
 
 from __future__ import annotations
@@ -33,12 +33,12 @@ from fedrift.engine.callbacks import Progress
 from fedrift.engine.run import run_experiment
 
 ALGORITHMS = ("FedAvg", "Scaffold", "ScaffoldWeighted", "FedDyn", "Ditto", "FedPer", "PFedMe", "MOON")
-MAX_RATIO = 1.2  # times a round at the smaller number of clients
+MAX_RATIO = 1.2  # target: the maximum ratio to a round with the smaller number of clients
 
 
 @dataclass(eq=False)
 class InterleavedRun:
-    """One run in a thread of its own that waits for its turn before each round."""
+    """A run in its own thread, which waits for its turn before each round."""
 
     turn: threading.Semaphore = field(default_factory=lambda: threading.Semaphore(0))
     returned: threading.Semaphore = field(default_factory=lambda: threading.Semaphore(0))
@@ -47,17 +47,20 @@ class InterleavedRun:
     error: BaseException | None = None
 
     def start(self, run: Callable[[Callable[[Progress], None]], Any]) -> None:
-        def work() -> None:
+        """Start the thread; ``run`` receives the progress callback that waits for turns."""
+
+        def run_in_turns() -> None:
             self.turn.acquire()
             try:
                 run(self.wait_for_turn)
-            except BaseException as error:  # the thread that waits raises it
+            except BaseException as error:  # run_one_round raises it in the main thread
                 self.error = error
             self.returned.release()
 
-        threading.Thread(target=work, daemon=True).start()
+        threading.Thread(target=run_in_turns, daemon=True).start()
 
     def wait_for_turn(self, progress: Progress) -> None:
+        """Record the CPU time of the previous round and wait for the next turn."""
         if progress.round:
             self.round_s.append(process_time() - self.started_at)
         self.returned.release()
@@ -65,7 +68,7 @@ class InterleavedRun:
         self.started_at = process_time()
 
     def run_one_round(self) -> None:
-        """Let the run make one round."""
+        """Let the run compute one round, and wait until it has finished."""
         self.turn.release()
         self.returned.acquire()
         if self.error:
@@ -73,19 +76,19 @@ class InterleavedRun:
 
 
 def write_corpus(path: Path, num_documents: int) -> Path:
-    """Documents of four topics, each in words of its own."""
+    """Write documents of four topics with disjoint vocabularies to a CSV file, and return its path."""
     draw = np.random.default_rng(0)
     words = np.array([["".join(draw.choice(list("aeioulnrst"), size=5)) for _ in range(200)] for _ in range(4)])
     with path.open("w", newline="", encoding="utf-8") as file:
-        rows = csv.writer(file)
-        rows.writerow(["text", "label"])
+        writer = csv.writer(file)
+        writer.writerow(["text", "label"])
         for number in range(num_documents):
-            rows.writerow([" ".join(draw.choice(words[number % 4], size=60)), f"topic {number % 4}"])
+            writer.writerow([" ".join(draw.choice(words[number % 4], size=60)), f"topic {number % 4}"])
     return path
 
 
 def make_config(algorithm: str, num_clients: int, corpus: Path, num_rounds: int, small: bool) -> ExperimentConfig:
-    """A run of few tokens a round, so that what is done beside the training weighs the more."""
+    """Return an experiment with few tokens per round, so that the costs other than training dominate."""
     return parse_config(
         {
             "dataset": str(corpus),
@@ -112,54 +115,55 @@ def make_config(algorithm: str, num_clients: int, corpus: Path, num_rounds: int,
 
 
 def measure(algorithm: str, sizes: tuple[int, int], corpus: Path, folder: Path, num_rounds: int, small: bool) -> dict[str, Any]:
-    """A row of the table."""
+    """Measure an algorithm with both numbers of clients, and return a row of the table."""
     sides = {size: InterleavedRun() for size in sizes}
     for size, side in sides.items():
-        stock = ResourceCache(Runtime(runs_dir=folder / f"{algorithm}-{size}", cache_dir=folder / "cache", device="cpu", threads=1))
+        cache = ResourceCache(Runtime(runs_dir=folder / f"{algorithm}-{size}", cache_dir=folder / "cache", device="cpu", threads=1))
         experiment = make_config(algorithm, size, corpus, num_rounds, small)
-        side.start(lambda watch, experiment=experiment, stock=stock: run_experiment(experiment, stock, watch))
+        side.start(lambda on_progress, experiment=experiment, cache=cache: run_experiment(experiment, cache, on_progress))
     for number in range(num_rounds + 1):
         for size in sizes if number % 2 else sizes[::-1]:
             sides[size].run_one_round()
-    few, many = (side.round_s[1:] for side in sides.values())  # the first round warms up
-    ratios = sorted(b / a for a, b in zip(few, many, strict=True))
+    few_s, many_s = (side.round_s[1:] for side in sides.values())  # the first round warms up
+    ratios = sorted(b / a for a, b in zip(few_s, many_s, strict=True))
     low, _, high = quantiles(ratios, n=4)
     return {
         "algorithm": algorithm,
         "clients": list(sizes),
         "cohort": 2 if small else 10,
-        "rounds": len(few),
+        "rounds": len(few_s),
         "ratio": round(median(ratios), 3),
         "ratio_quartiles": [round(low, 3), round(high, 3)],
-        "ratio_of_sums": round(sum(many) / sum(few), 3),
-        "cpu_ms": [round(1e3 * median(each), 1) for each in (few, many)],
+        "ratio_of_sums": round(sum(many_s) / sum(few_s), 3),
+        "cpu_ms": [round(1e3 * median(seconds), 1) for seconds in (few_s, many_s)],
     }
 
 
 def main(words: list[str] | None = None) -> int:
-    ask = make_parser(__doc__ or "")
-    ask.add_argument("--rounds", type=int, default=40, help="that are measured, after a first one")
-    ask.add_argument("--algorithms", nargs="+", default=ALGORITHMS, choices=ALGORITHMS)
-    said = ask.parse_args(words)
-    sizes, documents = ((4, 12), 120) if said.small else ((20, 1000), 10_000)
+    """Measure all algorithms, print a line for each and write the results."""
+    parser = make_parser(__doc__ or "")
+    parser.add_argument("--rounds", type=int, default=40, help="the number of measured rounds, after a warm-up round")
+    parser.add_argument("--algorithms", nargs="+", default=ALGORITHMS, choices=ALGORITHMS, help="the algorithms to measure")
+    args = parser.parse_args(words)
+    sizes, documents = ((4, 12), 120) if args.small else ((20, 1000), 10_000)
     rows = list[dict[str, Any]]()
     with tempfile.TemporaryDirectory() as name, torch.random.fork_rng():
         folder = Path(name)
         corpus = write_corpus(folder / "corpus.csv", documents)
-        for algorithm in said.algorithms:
-            rows.append(measure(algorithm, sizes, corpus, folder, said.rounds + 1, said.small))
+        for algorithm in args.algorithms:
+            rows.append(measure(algorithm, sizes, corpus, folder, args.rounds + 1, args.small))
             print(
-                "{algorithm:17} a round at {clients[1]:,} clients takes {ratio:.2f} times one at {clients[0]} (quartiles "
+                "{algorithm:17} a round with {clients[1]:,} clients takes {ratio:.2f} times as long as with {clients[0]} (quartiles "
                 "{ratio_quartiles[0]:.2f} to {ratio_quartiles[1]:.2f}); {cpu_ms} ms".format(**rows[-1]),
                 flush=True,
             )
-    told = {
-        "measure": "user and system time of the process, interleaved rounds; the machine may be busy with other work",
+    summary = {
+        "measure": "user and system time of the process in interleaved rounds; the machine may run other programs",
         "most": MAX_RATIO,
         "met": all(row["ratio"] <= MAX_RATIO for row in rows),
     }
-    print(f"at most {MAX_RATIO} everywhere: {'yes' if told['met'] else 'no'}")
-    write_rows(said.out, "clients", rows, **told)
+    print(f"all ratios are at most {MAX_RATIO}: {'yes' if summary['met'] else 'no'}")
+    write_rows(args.out, "clients", rows, **summary)
     return 0
 
 

@@ -1,8 +1,8 @@
-"""Two ways to train the same clients on the same batches, and how a benchmark compares them.
+"""Train the same clients on the same batches in two ways, and compare their speed.
 
-Stacked, and one after another with transformers + peft: both take plain gradient steps on the same adapters, from networks with the
-same weights, and must end at the same adapters. The loop is a fair one: the network stays in memory, adapters are swapped by
-copying, nothing is padded or wrapped again. Both sides take turns, must agree, and are held to what the machine can do.
+The two sides are stacked training and a sequential loop with transformers and PEFT. Both use plain SGD on the same adapters of
+networks with the same weights, and must end at the same adapters. The loop is efficient: the network stays in memory, adapters are
+swapped by copying, and nothing is padded or wrapped again. Both sides take turns and are compared with the peak of the machine.
 """
 
 from __future__ import annotations
@@ -49,42 +49,53 @@ TrainFn = Callable[[], Tree]
 
 
 def load_network(name: str, device: torch.device = CPU, dtype: torch.dtype = torch.float32, small: bool = False) -> Any:
-    """A preset's network: its own weights where its files are here, random ones elsewhere, or a toy of its family."""
+    """Load the network of a preset.
+
+    Args:
+        name: The name of the preset.
+        device: The device of the network.
+        dtype: The data type of the weights.
+        small: Whether to return a small random network of the same architecture family.
+
+    Returns:
+        The network; its weights are random if the files of the preset are not on this machine.
+    """
     preset = PRESETS[name]
     if small:
         return make_random_network(preset, device, dtype, **TOY_ARCHITECTURES[model_type_of(preset)])
     if is_available(preset, default_cache_dir()):
-        said = str(dtype).removeprefix("torch.")
-        return load_model(name, cache_dir=default_cache_dir(), dtype=said).network.to(device)  # type: ignore[arg-type]
+        dtype_name = str(dtype).removeprefix("torch.")
+        return load_model(name, cache_dir=default_cache_dir(), dtype=dtype_name).network.to(device)  # type: ignore[arg-type]
     return make_random_network(preset, device, dtype)
 
 
 def model_type_of(preset: Preset) -> str:
+    """Return the architecture family of a preset, such as ``llama``."""
     return str(preset.architecture["model_type"])
 
 
 def make_batches(
     num_clients: int, num_sequences: int, num_tokens: int, num_steps: int, vocab_size: int, device: torch.device = CPU
 ) -> list[dict[str, Tensor]]:
-    """The same random tokens for both sides, ``[C, B, T]`` a step."""
+    """Return one batch of random tokens [C, B, T] per step; equal arguments give equal batches."""
     draw = torch_stream(0, "benchmark", num_clients, num_sequences, num_tokens)
-    every = [torch.randint(2, vocab_size, (num_clients, num_sequences, num_tokens), generator=draw).to(device) for _ in range(num_steps)]
-    return [{"tokens": step, "keep": torch.ones_like(step, dtype=torch.bool)} for step in every]
+    steps = [torch.randint(2, vocab_size, (num_clients, num_sequences, num_tokens), generator=draw).to(device) for _ in range(num_steps)]
+    return [{"tokens": step, "keep": torch.ones_like(step, dtype=torch.bool)} for step in steps]
 
 
 def make_start_params(network: Any, trainable: Trainable = Lora()) -> Tree:
-    """First adapters, on query and value if not said; B is moved off zero, so that both factors learn from the first step on."""
+    """Return initial adapters, by default on query and value. B is not zero, so that both factors have gradients in the first step."""
     params = StackedModel(network, trainable).init_params()
     draw = torch_stream(0, "benchmark", "start")
     return Tree({name: leaf + (0.01 * torch.randn(leaf.shape, generator=draw)).to(leaf) for name, leaf in params.items()})
 
 
 def repeat_batches(batches: list[dict[str, Tensor]]) -> Batches:
-    """The same batches in every round, of whoever takes part."""
+    """Return a batch function that gives the clients of a cohort the same batches in every round."""
 
     def read(round: int, cohort: Tensor) -> list[dict[str, Tensor]]:
-        some = cohort.to(next(iter(batches[0].values())).device)
-        return [{leaf: values[some] for leaf, values in batch.items()} for batch in batches]
+        rows = cohort.to(next(iter(batches[0].values())).device)
+        return [{leaf: values[rows] for leaf, values in batch.items()} for batch in batches]
 
     return read
 
@@ -92,14 +103,15 @@ def repeat_batches(batches: list[dict[str, Tensor]]) -> Batches:
 def stacked_training(
     model: StackedModel, batches: list[dict[str, Tensor]], start: Tree, clients_per_pass: int | None = None, optimizer: Optimizer = Sgd(LR)
 ) -> TrainFn:
+    """Return a function that trains all clients with fedrift's simulator and returns their updates [C, ...]."""
     clients = len(batches[0]["tokens"])
-    fleet = ClientSimulator(clients, model, repeat_batches(batches), optimizer, clients_per_pass=clients_per_pass)
+    simulator = ClientSimulator(clients, model, repeat_batches(batches), optimizer, clients_per_pass=clients_per_pass)
     state = init_state(FedAvg(), start, clients)
-    return lambda: fleet.train(state, FedAvg(), torch.arange(clients)).delta
+    return lambda: simulator.train(state, FedAvg(), torch.arange(clients)).delta
 
 
 def wrap_with_peft(network: Any, start: Tree) -> tuple[Any, dict[str, Tensor]]:
-    """A network wrapped by peft, and its adapters by the names that ours have."""
+    """Wrap a network with PEFT; return it and its adapters, keyed by fedrift's names."""
     endings, rank = sorted({path.rsplit(".", 2)[-2] for path in start}), next(iter(start.values())).shape[1]
     model: Any = get_peft_model(network, LoraConfig(r=rank, lora_alpha=16, target_modules=endings)).eval()  # type: ignore[arg-type]
     return model, {
@@ -110,10 +122,11 @@ def wrap_with_peft(network: Any, start: Tree) -> tuple[Any, dict[str, Tensor]]:
 
 
 def sequential_training(network: Any, batches: list[dict[str, Tensor]], start: Tree) -> TrainFn:
+    """Return a function that trains the clients one after another with PEFT and returns their updates [C, ...]."""
     model, leaves = wrap_with_peft(network, start)
 
     def train() -> Tree:
-        moved: dict[str, list[Tensor]] = {name: [] for name in start}
+        updates: dict[str, list[Tensor]] = {name: [] for name in start}
         for client in range(len(batches[0]["tokens"])):
             with torch.no_grad():
                 for name, leaf in leaves.items():
@@ -125,34 +138,43 @@ def sequential_training(network: Any, batches: list[dict[str, Tensor]], start: T
                 model(input_ids=tokens, labels=tokens).loss.backward()
                 optimizer.step()
             for name, leaf in leaves.items():
-                moved[name].append(leaf.detach() - start[name][0])
-        return Tree({name: torch.stack(parts) for name, parts in moved.items()})
+                updates[name].append(leaf.detach() - start[name][0])
+        return Tree({name: torch.stack(parts) for name, parts in updates.items()})
 
     return train
 
 
 def relative_difference(ours: Tree, theirs: Tree) -> float:
-    """How far two trees differ, as a share of the second one's length over all rows."""
-    gap = sum(float((ours[name].double() - leaf.double()).pow(2).sum()) for name, leaf in theirs.items())
-    return (gap / sum(float(leaf.double().pow(2).sum()) for leaf in theirs.values())) ** 0.5
+    """Return the norm of the difference of two trees relative to the norm of the second, over all rows."""
+    squared_difference = sum(float((ours[name].double() - leaf.double()).pow(2).sum()) for name, leaf in theirs.items())
+    return (squared_difference / sum(float(leaf.double().pow(2).sum()) for leaf in theirs.values())) ** 0.5
 
 
-# Two sides of a benchmark take turns, must agree, and are held to what the machine can do.
+# Timing and checks.
 
 
 def time_in_turns(sides: Mapping[str, Callable[[], Any]], num_repeats: int) -> dict[str, list[float]]:
-    """Seconds of every side, each measured in every turn, so that what disturbs the machine disturbs all."""
-    spent: dict[str, list[float]] = {side: [] for side in sides}
+    """Time all sides in alternation, so that other load on the machine affects all of them; return the seconds of each."""
+    seconds: dict[str, list[float]] = {side: [] for side in sides}
     for _ in range(num_repeats):
         for side, run in sides.items():
-            begun = perf_counter()
+            start = perf_counter()
             run()
-            spent[side].append(perf_counter() - begun)
-    return spent
+            seconds[side].append(perf_counter() - start)
+    return seconds
 
 
 def speed_ratios(spent: dict[str, list[float]], slow: str, fast: str) -> dict[str, Any]:
-    """How many times faster one side is, turn by turn: the median and the ends; beside it the ratio of the best turns."""
+    """Return how many times faster one side is.
+
+    Args:
+        spent: The seconds of each side, as ``time_in_turns`` returns them.
+        slow: The name of the side in the numerator.
+        fast: The name of the side in the denominator.
+
+    Returns:
+        The median, minimum and maximum of the ratios per repetition, and the ratio of the minimum times.
+    """
     ratios = sorted(a / b for a, b in zip(spent[slow], spent[fast], strict=True))
     return {
         "ratio": round(median(ratios), 2),
@@ -163,23 +185,35 @@ def speed_ratios(spent: dict[str, list[float]], slow: str, fast: str) -> dict[st
 
 
 def measure_gemm_peak(side: int = 1024, num_trials: int = 20) -> float:
-    """FLOP a second of one large float32 matrix product, the best of some trials."""
-    one, best = torch.ones(side, side), float("inf")
+    """Return the FLOP/s of a large float32 matrix product, the best of several trials."""
+    matrix, seconds = torch.ones(side, side), float("inf")
     for _ in range(num_trials):
-        begun = perf_counter()
-        one @ one
-        best = min(best, perf_counter() - begun)
-    return 2 * side**3 / best
+        start = perf_counter()
+        matrix @ matrix
+        seconds = min(seconds, perf_counter() - start)
+    return 2 * side**3 / seconds
 
 
 def check_agreement(params: Tree, expected: Tree, tolerance: float = 1e-3) -> float:
-    """How far two ends lie apart, as a share of the length of what was expected; more than ``most`` ends the benchmark."""
-    gap = relative_difference(params, expected)
-    if not gap <= tolerance:
-        raise SystemExit(f"the sides end {gap:.1e} apart (at most {tolerance:.0e} is rounding): nothing to compare")
-    return float(f"{gap:.1e}")
+    """Check that two sides end at the same parameters, and return their relative difference.
+
+    Args:
+        params: The parameters of one side.
+        expected: The parameters of the reference.
+        tolerance: The largest relative difference that rounding can explain.
+
+    Raises:
+        SystemExit: If the difference is larger.
+    """
+    difference = relative_difference(params, expected)
+    if not difference <= tolerance:
+        raise SystemExit(
+            f"nothing to compare, because the sides end at different parameters: the relative difference is {difference:.1e}, "
+            f"and rounding explains at most {tolerance:.0e}"
+        )
+    return float(f"{difference:.1e}")
 
 
 def write_rows(out: Path, name: str, rows: list[dict[str, Any]], **more: Any) -> None:
-    """Keep the rows with the machine, the versions and the day."""
+    """Write rows with a description of the machine, the versions and the date."""
     print(write_results(out, f"{name}-{platform.machine()}", {**more, **describe_machine(torch.device("cpu")), "rows": rows}))

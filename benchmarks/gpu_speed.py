@@ -1,11 +1,11 @@
-"""Tokens trained per second on this device: stacked clients beside the same clients one after another with transformers + peft.
+"""Compare the training speed of stacked clients on this device with a sequential loop of transformers and PEFT.
 
     make gpu-bench            (python benchmarks/gpu_speed.py [--device cuda] [--minutes 9] [--small] [--compile])
 
-Both sides take turns and must end at the same adapters (float32). ``share`` is that of the device's own matrix products:
-4 operations a weight and token (forward, and back to the activations; frozen weights get no gradient) over what a large
-product reaches. Rows are written as they come; a run that hits its time limit goes on when asked again. Weights are the presets'
-own where their files are here and random elsewhere, which changes no time.
+Both sides take turns and must end at the same adapters. ``share`` is the share of the device's peak: 4 FLOPs per weight and token
+(forward, and backward to the activations; frozen weights have no gradient), relative to the speed of a large matrix product.
+Each row is written when it is measured. If the time limit ends the benchmark, repeat the command to measure the remaining rows. If
+the files of a preset are missing, its weights are random, which does not affect the time.
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ from fedrift.models.trainable import Lora
 MODELS = ("pocket", "smollm2-135m", "distilgpt2", "qwen-0.5b", "tinyllama-1.1b")
 LADDER = ((20, 1, 64), (20, 8, 64), (20, 4, 128), (100, 1, 64), (4, 8, 64))  # clients, sequences, tokens
 ARITHMETIC = ("bfloat16", "float32", "tf32")
-MAX_DIFFERENCE = {"float32": 1e-3, "tf32": 2e-1, "bfloat16": 5e-1}  # of the updates' length: what rounding may make of them
-STEPS, MIN_REPEATS, MIN_SECONDS = 2, 3, 2.0  # of a round; repeats, and seconds of them
+MAX_DIFFERENCE = {"float32": 1e-3, "tf32": 2e-1, "bfloat16": 5e-1}  # maximum difference relative to the norm of the updates, by rounding
+STEPS, MIN_REPEATS, MIN_SECONDS = 2, 3, 2.0  # local steps; minimum repetitions and minimum total seconds
 
 
 def flops_per_token(network: Any) -> int:
-    """Operations that training adapters takes for one token, about."""
+    """Return the approximate FLOPs per token of training adapters."""
     head = network.get_output_embeddings().weight
     tied = head is network.get_input_embeddings().weight
     matrices = sum(leaf.numel() for leaf in network.parameters() if leaf.ndim == 2)
@@ -41,28 +41,28 @@ def flops_per_token(network: Any) -> int:
 
 
 def measure_gemm_peak(device: torch.device, dtype: torch.dtype, side: int) -> float:
-    """Operations a second of a large matrix product; the best of some."""
-    one, best = torch.randn(side, side, device=device).to(dtype), 0.0
+    """Return the FLOP/s of a large matrix product, the best of several trials."""
+    matrix, best = torch.randn(side, side, device=device).to(dtype), 0.0
     for _ in range(8):
         synchronize(device)
-        begun = perf_counter()
-        one @ one
+        start = perf_counter()
+        matrix @ matrix
         synchronize(device)
-        best = max(best, 2 * side**3 / (perf_counter() - begun))
+        best = max(best, 2 * side**3 / (perf_counter() - start))
     return best
 
 
 def measure_row(
     name: str, arithmetic: str, shape: tuple[int, int, int], device: torch.device, small: bool, compiled: bool, gemm_peak: float
 ) -> dict[str, Any]:
-    """Both sides of one rung of the ladder."""
+    """Measure both sides in one setting, and return a row of the results."""
     dtype = torch.bfloat16 if arithmetic == "bfloat16" else torch.float32
     if device.type == "cuda":
         torch.backends.cuda.matmul.allow_tf32 = arithmetic == "tf32"
     network = load_network(name, device, dtype, small)
     clients, sequences, tokens = shape
     batches = make_batches(clients, sequences, tokens, STEPS, network.config.vocab_size, device)
-    start, each = make_start_params(load_network(name, device, dtype, small)), flops_per_token(network)
+    start, token_flops = make_start_params(load_network(name, device, dtype, small)), flops_per_token(network)
     loop = sequential_training(load_network(name, device, dtype, small), batches, start)
     model = StackedModel(network, Lora(), fused=not compiled)
     if compiled:
@@ -70,21 +70,23 @@ def measure_row(
     sides = {"loop": loop, "stacked": stacked_training(model, batches, start)}
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
-    ends = {side: run() for side, run in sides.items()}  # warm, and compared
-    differ = relative_difference(ends["stacked"], ends["loop"])
-    if not differ <= MAX_DIFFERENCE[arithmetic]:
-        raise SystemExit(f"{name} {arithmetic} {shape}: the two sides differ by {differ:.1e} of the updates: nothing to compare")
-    spent: dict[str, list[float]] = {side: [] for side in sides}
-    while len(spent["loop"]) < MIN_REPEATS or (sum(map(sum, spent.values())) < MIN_SECONDS and len(spent["loop"]) < 20):
+    updates = {side: run() for side, run in sides.items()}  # the warm-up runs are also compared
+    difference = relative_difference(updates["stacked"], updates["loop"])
+    if not difference <= MAX_DIFFERENCE[arithmetic]:
+        raise SystemExit(
+            f"{name} {arithmetic} {shape}: nothing to compare, because the updates of the two sides differ by {difference:.1e}"
+        )
+    seconds: dict[str, list[float]] = {side: [] for side in sides}
+    while len(seconds["loop"]) < MIN_REPEATS or (sum(map(sum, seconds.values())) < MIN_SECONDS and len(seconds["loop"]) < 20):
         for side, run in sides.items():
             synchronize(device)
-            begun = perf_counter()
+            started = perf_counter()
             run()
             synchronize(device)
-            spent[side].append(perf_counter() - begun)
-    trained = clients * sequences * tokens * STEPS
-    ratios = sorted(a / b for a, b in zip(spent["loop"], spent["stacked"], strict=True))
-    speed = trained / median(spent["stacked"])
+            seconds[side].append(perf_counter() - started)
+    num_tokens = clients * sequences * tokens * STEPS
+    ratios = sorted(a / b for a, b in zip(seconds["loop"], seconds["stacked"], strict=True))
+    speed = num_tokens / median(seconds["stacked"])
     return {
         "model": name,
         "arithmetic": arithmetic,
@@ -92,45 +94,48 @@ def measure_row(
         "clients": clients,
         "sequences": sequences,
         "tokens": tokens,
-        "loop_tokens_per_s": round(trained / median(spent["loop"])),
+        "loop_tokens_per_s": round(num_tokens / median(seconds["loop"])),
         "stacked_tokens_per_s": round(speed),
         "ratio": round(median(ratios), 2),
         "ratio_lowest": round(ratios[0], 2),
         "ratio_highest": round(ratios[-1], 2),
-        "share": round(speed * each / gemm_peak, 4),
-        "differ": float(f"{differ:.1e}"),
+        "share": round(speed * token_flops / gemm_peak, 4),
+        "differ": float(f"{difference:.1e}"),
         "memory_gb": round(torch.cuda.max_memory_allocated(device) / 1e9, 2) if device.type == "cuda" else None,
     }
 
 
 def main(words: list[str] | None = None) -> int:
-    ask = make_parser(__doc__ or "", "cuda")
-    ask.add_argument("--minutes", type=float, default=9.0, help="no rung is begun after this")
-    ask.add_argument("--compile", action="store_true", help="compile the stacked side's blocks first")
-    ask.add_argument("--models", nargs="+", default=list(MODELS), choices=MODELS)
-    said = ask.parse_args(words)
-    begun, runtime = perf_counter(), Runtime(device=said.device, deterministic=False)
+    """Measure the remaining settings until the time is over."""
+    parser = make_parser(__doc__ or "", "cuda")
+    parser.add_argument("--minutes", type=float, default=9.0, help="start no further measurement after this time")
+    parser.add_argument("--compile", action="store_true", help="compile the blocks of the stacked side first")
+    parser.add_argument("--models", nargs="+", default=list(MODELS), choices=MODELS, help="the models to measure")
+    args = parser.parse_args(words)
+    started, runtime = perf_counter(), Runtime(device=args.device, deterministic=False)
     runtime.configure_torch()
-    device, name = runtime.resolve_device(), f"gpu-speed-{runtime.resolve_device().type}{'-small' if said.small else ''}"
-    kinds = ARITHMETIC if device.type == "cuda" else ("float32",)
-    ladder = ((3, 1, 16), (2, 2, 16)) if said.small else LADDER
-    path = said.out / f"{name}.json"
+    device, name = runtime.resolve_device(), f"gpu-speed-{runtime.resolve_device().type}{'-small' if args.small else ''}"
+    dtypes = ARITHMETIC if device.type == "cuda" else ("float32",)
+    shapes = ((3, 1, 16), (2, 2, 16)) if args.small else LADDER
+    path = args.out / f"{name}.json"
     rows: list[dict[str, Any]] = json.loads(path.read_text())["rows"] if path.exists() else []
-    done = {(old["model"], old["arithmetic"], old["compiled"], old["clients"], old["sequences"], old["tokens"]) for old in rows}
-    highest = {kind: arithmetic_peak(device, kind, 256 if said.small else 8192 if device.type == "cuda" else 2048) for kind in kinds}
-    left = [rung for rung in product(kinds, ladder, said.models) if (rung[2], rung[0], said.compile, *rung[1]) not in done]
-    for kind, shape, model in left:
-        if perf_counter() - begun > 60 * said.minutes:
+    done = {(row["model"], row["arithmetic"], row["compiled"], row["clients"], row["sequences"], row["tokens"]) for row in rows}
+    peaks = {dtype: arithmetic_peak(device, dtype, 256 if args.small else 8192 if device.type == "cuda" else 2048) for dtype in dtypes}
+    remaining = [
+        setting for setting in product(dtypes, shapes, args.models) if (setting[2], setting[0], args.compile, *setting[1]) not in done
+    ]
+    for dtype, shape, model in remaining:
+        if perf_counter() - started > 60 * args.minutes:
             break
         try:
-            rows.append(measure_row(model, kind, shape, device, said.small, said.compile, highest[kind]))
+            rows.append(measure_row(model, dtype, shape, device, args.small, args.compile, peaks[dtype]))
         except torch.OutOfMemoryError:
-            print(f"{model} {kind} {shape}: does not fit", flush=True)
+            print(f"{model} {dtype} {shape}: does not fit into the memory", flush=True)
             rows.append(
                 {
                     "model": model,
-                    "arithmetic": kind,
-                    "compiled": said.compile,
+                    "arithmetic": dtype,
+                    "compiled": args.compile,
                     "clients": shape[0],
                     "sequences": shape[1],
                     "tokens": shape[2],
@@ -140,12 +145,12 @@ def main(words: list[str] | None = None) -> int:
         if device.type == "cuda":
             torch.cuda.empty_cache()
         write_results(
-            said.out,
+            args.out,
             name,
             {
                 **describe_machine(device),
-                "small": said.small,
-                "peak_tflops": {each: round(value / 1e12, 1) for each, value in highest.items()},
+                "small": args.small,
+                "peak_tflops": {dtype_name: round(value / 1e12, 1) for dtype_name, value in peaks.items()},
                 "rows": rows,
             },
         )
@@ -156,13 +161,13 @@ def main(words: list[str] | None = None) -> int:
                 "{share:6.1%} of peak".format(**rows[-1]),
                 flush=True,
             )
-        left = [rung for rung in left if rung != (kind, shape, model)]
-    print(f"{path}: {len(rows)} rows, {len(left)} left{'; the same command goes on' if left else ''}")
+        remaining = [setting for setting in remaining if setting != (dtype, shape, model)]
+    print(f"{path}: {len(rows)} rows, {len(remaining)} left{'; repeat the same command to measure them' if remaining else ''}")
     return 0
 
 
 def arithmetic_peak(device: torch.device, arithmetic: str, side: int) -> float:
-    """The peak of one arithmetic."""
+    """Return the peak FLOP/s of matrix products in one data type."""
     if device.type == "cuda":
         torch.backends.cuda.matmul.allow_tf32 = arithmetic == "tf32"
     return measure_gemm_peak(device, torch.bfloat16 if arithmetic == "bfloat16" else torch.float32, side)

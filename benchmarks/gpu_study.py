@@ -1,9 +1,9 @@
-"""The grid for a GPU (studies/gpu.yaml), as far as the time goes: every run of it once, several trained in one pass.
+"""Run the study for one GPU (studies/gpu.yaml) for a limited time; several runs train in one forward pass.
 
     make gpu-study            (python benchmarks/gpu_study.py [--device cuda] [--minutes 9] [--together 8])
 
-Asked again it goes on; where it ends does not matter. What was found so far is written after each piece: seconds, means of every
-arm, and what the hypotheses say; and the study as one file that `fedrift import` takes in elsewhere.
+Repeat the command to continue the study. After each part, the script writes the results so far: seconds, the mean metrics of each
+condition, and the verdicts on the hypotheses. It also exports the study as an archive for `fedrift import`.
 """
 
 from __future__ import annotations
@@ -41,60 +41,68 @@ SMALL_FACTORS = {"algorithm": ["FedAvg", "Scaffold"], "training.local_steps": [1
 
 
 def stop_on_alarm(signal: int, frame: object) -> None:
+    """Stop the study as ctrl-C does."""
     raise KeyboardInterrupt
 
 
 def run_for_minutes(minutes: float, study: Study, resources: ResourceCache, executor: Executor) -> tuple[StudyManifest, int]:
-    """Conduct the study until it is done or the time is up; how many runs are left."""
-    every: list[ExperimentConfig] = []
-    begun = perf_counter()
+    """Run a study until it is finished or the time is over.
 
-    def begin(what: str, experiments: Sequence[ExperimentConfig]) -> Any:
-        every[:] = experiments
-        signal.setitimer(signal.ITIMER_REAL, max(0.1, 60 * minutes - (perf_counter() - begun)))  # once it is known what to do
+    Returns:
+        The manifest of the study and the number of runs that are left.
+    """
+    configs: list[ExperimentConfig] = []
+    started = perf_counter()
+
+    def on_start(label: str, experiments: Sequence[ExperimentConfig]) -> Any:
+        configs[:] = experiments
+        signal.setitimer(signal.ITIMER_REAL, max(0.1, 60 * minutes - (perf_counter() - started)))  # the time starts after planning
         return lambda run, round: None
 
     signal.signal(signal.SIGALRM, stop_on_alarm)
     try:
-        run_study(study, resources, executor, begin)
+        run_study(study, resources, executor, on_start)
     except KeyboardInterrupt:
-        print("the time is up; the same command goes on from here", flush=True)
+        print("the time is over; repeat the same command to continue", flush=True)
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
-    book = StudyManifest(resources.runtime.runs_dir, study.name)
-    return book, len(list_pending(every, book))
+    manifest = StudyManifest(resources.runtime.runs_dir, study.name)
+    return manifest, len(list_pending(configs, manifest))
 
 
 def main(words: list[str] | None = None) -> int:
-    ask = make_parser(__doc__ or "", "cuda")
-    ask.add_argument("--minutes", type=float, default=9.0)
-    ask.add_argument("--together", type=int, default=8, help="runs trained in one pass; 1: one run after another")
-    ask.add_argument("--runs", type=Path, default=Path("runs"), help="the folder that holds the runs")
-    said = ask.parse_args(words)
-    begun, runtime = perf_counter(), Runtime(said.runs, device=said.device)
-    study = load_study(STUDY_FILE, SMALL_OVERRIDES if said.small else ())
-    if said.small:
+    """Run a part of the study, print its results and write them."""
+    parser = make_parser(__doc__ or "", "cuda")
+    parser.add_argument("--minutes", type=float, default=9.0, help="the time limit")
+    parser.add_argument(
+        "--together", type=int, default=8, help="the number of runs that train in one forward pass; 1 trains them one after another"
+    )
+    parser.add_argument("--runs", type=Path, default=Path("runs"), help="the runs directory")
+    args = parser.parse_args(words)
+    started, runtime = perf_counter(), Runtime(args.runs, device=args.device)
+    study = load_study(STUDY_FILE, SMALL_OVERRIDES if args.small else ())
+    if args.small:
         study = replace(study, factors=SMALL_FACTORS, hypotheses=())
-    executor = Stacked(num_concurrent_runs=said.together) if said.together > 1 else Local()
-    book, left = run_for_minutes(said.minutes, study, ResourceCache(runtime), executor)
-    frame, verdicts = judge_hypotheses(book)
-    ended = frame[frame.status == "finished"]
-    means = ended.groupby("condition", sort=False)[list(study.metrics)].mean(numeric_only=True)
-    name = f"gpu-study-{runtime.resolve_device().type}{'-small' if said.small else ''}"
+    executor = Stacked(num_concurrent_runs=args.together) if args.together > 1 else Local()
+    manifest, left = run_for_minutes(args.minutes, study, ResourceCache(runtime), executor)
+    frame, verdicts = judge_hypotheses(manifest)
+    finished = frame[frame.status == "finished"]
+    means = finished.groupby("condition", sort=False)[list(study.metrics)].mean(numeric_only=True)
+    name = f"gpu-study-{runtime.resolve_device().type}{'-small' if args.small else ''}"
     print(means.to_string(float_format=lambda value: f"{value:.3f}"))
     for verdict in verdicts:
         print(verdict.sentence)
     print(
         write_results(
-            said.out,
+            args.out,
             name,
             {
                 **describe_machine(runtime.resolve_device()),
-                "small": said.small,
-                "together": said.together,
-                "seconds_of_this_piece": round(perf_counter() - begun, 1),
+                "small": args.small,
+                "together": args.together,
+                "seconds_of_this_piece": round(perf_counter() - started, 1),
                 "runs": len(frame),
-                "finished": len(ended),
+                "finished": len(finished),
                 "left": left,
                 "failed": frame[frame.status == "failed"].failure.tolist(),
                 "means": json.loads(means.to_json(orient="index")),
@@ -102,7 +110,7 @@ def main(words: list[str] | None = None) -> int:
             },
         )
     )
-    print(export_study(book, said.out / f"{name}.zip"))
+    print(export_study(manifest, args.out / f"{name}.zip"))
     return 0
 
 

@@ -1,11 +1,11 @@
-"""Gradients of stacked clients beside those of each client alone, in float32 and float64: rounding and nothing else.
+"""Check that the gradients of stacked clients equal those of single clients up to rounding, in float32 and float64.
 
     python benchmarks/gradients.py
 
-Three clients of 2 x 32 tokens, one of them padded, each with adapters of its own; two blocks of each model's width. Alone, a
-client works through the same lean blocks (``alone``) and through transformers' own modules and autograd (``plain``; its RMS norm
-in the arithmetic asked for: transformers' own is float32 whatever comes). A figure is the length of the difference as a share of
-the gradients' own; one beyond its limit ends the benchmark with exit code 1.
+Three clients with their own adapters train on 2 x 32 tokens each, one of them padded, with two blocks of each model's width. Each
+client is compared with two references: fedrift's fused blocks for this client alone (``alone``), and transformers' modules with
+autograd (``plain``). In the latter, the RMS norm computes in the tested data type, because transformers always uses float32 for
+it. A value is the norm of the difference relative to the norm of the gradients. The exit code is 1 if a value exceeds its limit.
 """
 
 from __future__ import annotations
@@ -24,36 +24,37 @@ MAX_DIFFERENCE = {torch.float32: 1e-5, torch.float64: 1e-10}
 
 
 def main(words: list[str] | None = None) -> int:
-    said = make_parser(__doc__ or "").parse_args(words)
-    rows, where = list[dict[str, Any]](), CheckSetup(CPU, said.small)
+    """Check all models and data types; return 1 if a difference exceeds its limit."""
+    args = make_parser(__doc__ or "").parse_args(words)
+    rows, setup = list[dict[str, Any]](), CheckSetup(CPU, args.small)
     for name in MODELS:
-        for dtype, most in MAX_DIFFERENCE.items():
-            for tuned in TRAINABLES if name == "pocket" else ("adapters",):
-                network, plain = where.make_network(name, dtype), with_exact_norms(where.make_network(name, dtype))
-                batch = where.make_batch(network)
-                found = {
-                    "alone": gradient_difference(network, TRAINABLES[tuned], batch),
-                    "plain": gradient_difference(where.make_network(name, dtype), TRAINABLES[tuned], batch, plain),
+        for dtype, limit in MAX_DIFFERENCE.items():
+            for trainable_name in TRAINABLES if name == "pocket" else ("adapters",):
+                network, plain = setup.make_network(name, dtype), with_exact_norms(setup.make_network(name, dtype))
+                batch = setup.make_batch(network)
+                differences = {
+                    "alone": gradient_difference(network, TRAINABLES[trainable_name], batch),
+                    "plain": gradient_difference(setup.make_network(name, dtype), TRAINABLES[trainable_name], batch, plain),
                 }
                 rows.append(
                     {
                         "model": name,
-                        "tuned": tuned,
+                        "tuned": trainable_name,
                         "arithmetic": str(dtype).removeprefix("torch."),
-                        **{way: float(f"{value:.1e}") for way, value in found.items()},
-                        "most": most,
+                        **{reference: float(f"{value:.1e}") for reference, value in differences.items()},
+                        "most": limit,
                     }
                 )
                 print(
-                    "{model:13} {tuned:11} {arithmetic}   alone {alone:.1e}   plain {plain:.1e}   at most {most:.0e}".format(**rows[-1]),
+                    "{model:13} {tuned:11} {arithmetic}   alone {alone:.1e}   plain {plain:.1e}   limit {most:.0e}".format(**rows[-1]),
                     flush=True,
                 )
-    write_rows(said.out, "gradients", rows)
+    write_rows(args.out, "gradients", rows)
     return 0 if all(max(row["alone"], row["plain"]) <= row["most"] for row in rows) else 1
 
 
 def with_exact_norms(network: Any) -> Any:
-    """A network whose RMS norms compute in the arithmetic of their input."""
+    """Make the RMS norms of a network compute in the data type of their input, and return the network."""
 
     def norm(self: Any, x: torch.Tensor) -> torch.Tensor:
         return x * torch.rsqrt(x.square().mean(-1, keepdim=True) + self.variance_epsilon) * self.weight

@@ -1,12 +1,12 @@
-"""A round of local training: our stacked fleet beside a plain transformers + peft loop, one client after another.
+"""Compare stacked training of a cohort with a sequential loop of transformers and PEFT over the clients.
 
     python benchmarks/loop.py [--models pocket distilgpt2] [--repeats 5] [--shape 10,2,64,4]
 
-Both sides train the same clients on the same batches with plain gradient descent on the same LoRA adapters and must end at the
-same adapters. They take turns in one process, each from a warm start; the table gives medians and the spread. The loop is a fair
-one: one base model in memory, adapters swapped by copying, no padding, no re-wrapping. The share of peak is that of the frozen
-matrix products, which both sides must do, in what a large float32 product reaches here: its inverse is the most that anything
-could win. DistilGPT2's weights are random where its files are not here, which changes no time.
+Both sides train the same LoRA adapters of the same clients on the same batches with plain SGD, and must end at the same adapters.
+After a warm-up they take turns in one process; the table shows medians and ranges. The loop is efficient: it keeps one base model
+in memory, swaps adapters by copying, and neither pads sequences nor wraps the model again. The share of the peak compares the
+frozen matrix products, which both sides must compute, with the speed of a large float32 product on this machine. Its inverse is
+the largest possible speedup. If the files of DistilGPT2 are missing, its weights are random, which does not affect the time.
 """
 
 from __future__ import annotations
@@ -47,72 +47,80 @@ SMALL_SHAPE: Shape = (3, 2, 16, 2)
 
 
 def flops_per_token(network: Any) -> float:
-    """Of the frozen matrix products of a step: all maps forward; backward all but those that read the embedding."""
+    """Return the FLOPs per token of the frozen matrix products in one training step.
+
+    The forward pass uses all linear maps. The backward pass omits those that read the embedding, because it needs no gradient.
+    """
     head = network.get_output_embeddings()
-    maps = {
+    sizes = {
         path: math.prod(shape)
         for path, module in network.named_modules()
         if (shape := linear_shape(module)) is not None and module is not head
     }
-    first = find_blocks(network)[0] + ".0."
-    readers = "q_proj", "k_proj", "v_proj", "c_attn"
-    idle = sum(size for path, size in maps.items() if path.startswith(first) and path.endswith(readers))
-    return 2.0 * (2 * (sum(maps.values()) + head.weight.numel()) - idle)
+    first_block = find_blocks(network)[0] + ".0."
+    embedding_readers = "q_proj", "k_proj", "v_proj", "c_attn"
+    skipped = sum(size for path, size in sizes.items() if path.startswith(first_block) and path.endswith(embedding_readers))
+    return 2.0 * (2 * (sum(sizes.values()) + head.weight.numel()) - skipped)
 
 
 def measure(name: str, shape: Shape, num_repeats: int, clients_per_pass: int | None, small: bool) -> tuple[dict[str, Any], float]:
-    """The row of a shape, and the peak."""
+    """Measure both sides on one shape.
+
+    Returns:
+        The row of the table, and the peak speed of this machine in FLOP/s.
+    """
     network = load_network(name, small=small)
     clients, sequences, tokens, steps = shape
     batches = make_batches(*shape, network.config.vocab_size)
-    fits = min(clients, clients_per_pass or choose_clients_per_pass(network, clients, sequences, tokens, CPU))
-    each, work = flops_per_token(network), math.prod(shape)
+    group_size = min(clients, clients_per_pass or choose_clients_per_pass(network, clients, sequences, tokens, CPU))
+    token_flops, num_tokens = flops_per_token(network), math.prod(shape)
     start = make_start_params(load_network(name, small=small))
     sides = {
         "loop": sequential_training(load_network(name, small=small), batches, start),
-        "stacked": stacked_training(StackedModel(network, Lora()), batches, start, fits),
+        "stacked": stacked_training(StackedModel(network, Lora()), batches, start, group_size),
     }
-    ends = {side: run() for side, run in sides.items()}  # warm, and compared
-    difference = check_agreement(ends["stacked"], ends["loop"])
-    top = measure_gemm_peak()
-    spent = time_in_turns(sides, num_repeats)
-    top = max(top, measure_gemm_peak())
-    rate = {side: work / median(seconds) for side, seconds in spent.items()}
+    results = {side: run() for side, run in sides.items()}  # the warm-up runs are also compared
+    difference = check_agreement(results["stacked"], results["loop"])
+    peak_flops = measure_gemm_peak()
+    seconds_by_side = time_in_turns(sides, num_repeats)
+    peak_flops = max(peak_flops, measure_gemm_peak())
+    tokens_per_s = {side: num_tokens / median(samples) for side, samples in seconds_by_side.items()}
     return {
         "clients": clients,
         "sequences": sequences,
         "tokens": tokens,
         "steps": steps,
-        "micro": fits,
-        **{f"{side}_tokens_per_s": round(value) for side, value in rate.items()},
-        **{f"{side}_share_of_peak": round(value * each / top, 2) for side, value in rate.items()},
-        **speed_ratios(spent, "loop", "stacked"),
+        "micro": group_size,
+        **{f"{side}_tokens_per_s": round(value) for side, value in tokens_per_s.items()},
+        **{f"{side}_share_of_peak": round(value * token_flops / peak_flops, 2) for side, value in tokens_per_s.items()},
+        **speed_ratios(seconds_by_side, "loop", "stacked"),
         "difference": difference,
-    }, top
+    }, peak_flops
 
 
 def main(words: list[str] | None = None) -> int:
-    ask = make_parser(__doc__ or "")
-    ask.add_argument("--models", nargs="+", default=list(SHAPES), choices=list(PRESETS))
-    ask.add_argument("--repeats", type=int, default=5)
-    ask.add_argument("--micro", type=int, help="clients in one pass; as a run would choose if not said")
-    ask.add_argument("--shape", action="append", help="clients,sequences,tokens,steps in place of the usual ones")
-    said = ask.parse_args(words)
-    asked: Any = [tuple(map(int, shape.split(","))) for shape in said.shape or []]
-    configure_malloc()  # as every run does; both sides profit
-    for name in said.models:
-        rows, top = list[dict[str, Any]](), 0.0
-        for shape in asked or ([SMALL_SHAPE] if said.small else SHAPES.get(name, [(4, 8, 64, 1)])):
-            row, reached = measure(name, shape, said.repeats, said.micro, said.small)
+    """Measure all shapes, print a line for each and write the results."""
+    parser = make_parser(__doc__ or "")
+    parser.add_argument("--models", nargs="+", default=list(SHAPES), choices=list(PRESETS), help="the models to measure")
+    parser.add_argument("--repeats", type=int, default=5, help="the number of measurements per side")
+    parser.add_argument("--micro", type=int, help="the number of clients per forward pass; by default chosen as in a run")
+    parser.add_argument("--shape", action="append", help="clients,sequences,tokens,steps instead of the default shapes")
+    args = parser.parse_args(words)
+    shapes: Any = [tuple(map(int, shape.split(","))) for shape in args.shape or []]
+    configure_malloc()  # as in every run; both sides benefit
+    for name in args.models:
+        rows, peak_flops = list[dict[str, Any]](), 0.0
+        for shape in shapes or ([SMALL_SHAPE] if args.small else SHAPES.get(name, [(4, 8, 64, 1)])):
+            row, row_peak = measure(name, shape, args.repeats, args.micro, args.small)
             rows.append(row)
-            top = max(top, reached)
+            peak_flops = max(peak_flops, row_peak)
             print(
                 "{name:10} {clients:3d} x {sequences} x {tokens:3d}   loop {loop_tokens_per_s:6,d} tokens/s "
                 "({loop_share_of_peak:.0%})   stacked {stacked_tokens_per_s:6,d} ({stacked_share_of_peak:.0%})   {ratio:.2f}x "
-                "({ratio_lowest:.2f} to {ratio_highest:.2f})   adapters differ by {difference:.0e}".format(name=name, **row),
+                "({ratio_lowest:.2f} to {ratio_highest:.2f})   difference of the adapters {difference:.0e}".format(name=name, **row),
                 flush=True,
             )
-        write_rows(said.out, f"loop-{name}", rows, model=name, peak_gflops=round(top / 1e9))
+        write_rows(args.out, f"loop-{name}", rows, model=name, peak_gflops=round(peak_flops / 1e9))
     return 0
 
 

@@ -1,4 +1,4 @@
-"""What a benchmark was measured on, and where its figures are written."""
+"""Describe the machine of a benchmark, parse common options and write results."""
 
 from __future__ import annotations
 
@@ -17,17 +17,22 @@ MODELS_PAGE = Path(__file__).parents[1] / "docs" / "models.md"
 
 
 def make_parser(description: str, device: str = "") -> argparse.ArgumentParser:
-    """What all scripts are asked; those for a ``device`` of choice also which."""
-    ask = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    """Return a parser with the options of all benchmarks.
+
+    Args:
+        description: The help text.
+        device: The default device; "" omits the option ``--device``.
+    """
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     if device:
-        ask.add_argument("--device", default=device, help="cuda, mps or cpu")
-    ask.add_argument("--small", action="store_true", help="toy sizes: does the script itself work here?")
-    ask.add_argument("--out", type=Path, default=RESULTS, help="folder of the figures")
-    return ask
+        parser.add_argument("--device", default=device, help="the device: cuda, mps or cpu")
+    parser.add_argument("--small", action="store_true", help="use toy sizes, to check that the script works")
+    parser.add_argument("--out", type=Path, default=RESULTS, help="the folder for the results")
+    return parser
 
 
 def describe_machine(device: torch.device) -> dict[str, Any]:
-    """Device, versions and date, as every result carries them."""
+    """Return device, versions and date, which are stored with every result."""
     card = torch.cuda.get_device_properties(device) if device.type == "cuda" else None
     return {
         "device": card.name if card else f"{device.type}, {processor_name()}",
@@ -41,6 +46,7 @@ def describe_machine(device: torch.device) -> dict[str, Any]:
 
 
 def package_version(name: str) -> str | None:
+    """Return the version of a package, or None if it is not installed."""
     try:
         return version(name)
     except PackageNotFoundError:
@@ -48,6 +54,7 @@ def package_version(name: str) -> str | None:
 
 
 def processor_name() -> str:
+    """Return the number and the name of the CPUs."""
     info = Path("/proc/cpuinfo")
     lines = info.read_text().splitlines() if info.exists() else []
     names = [line.split(":")[1].strip() for line in lines if line.startswith("model name")]
@@ -55,7 +62,7 @@ def processor_name() -> str:
 
 
 def write_results(out: Path, name: str, results: dict[str, Any]) -> Path:
-    """``<name>.json`` in the folder of the figures, whole or not at all."""
+    """Write ``NAME.json`` to the results folder atomically, and return its path."""
     out.mkdir(parents=True, exist_ok=True)
     partial, path = out / f".{name}.partial", out / f"{name}.json"
     partial.write_text(json.dumps(results, indent=2) + "\n")
@@ -63,22 +70,30 @@ def write_results(out: Path, name: str, results: dict[str, Any]) -> Path:
 
 
 def update_docs_table(page: Path, marker: str, rows: list[dict[str, Any]], columns: dict[str, str], footer: str = "") -> None:
-    """The rows as a table of a page, a line ``under`` it, in place of what stands between ``<!-- mark -->`` and its end."""
+    """Replace the table between ``<!-- marker -->`` and ``<!-- /marker -->`` in a page.
+
+    Args:
+        page: The Markdown file.
+        marker: The name of the region.
+        rows: The rows of the table.
+        columns: Maps keys of the rows to column titles.
+        footer: A line below the table; "" for none.
+    """
     lines = [f"| {' | '.join(columns.values())} |", "|---" * len(columns) + "|"]
     lines += [f"| {' | '.join(format_cell(row.get(key)) for key in columns)} |" for row in rows]
     lines += ["", footer] if footer else []
-    before, rest = page.read_text().split(f"<!-- {marker} -->\n")
-    _, after = rest.split(f"<!-- /{marker} -->")
+    before, remainder = page.read_text().split(f"<!-- {marker} -->\n")
+    _, after = remainder.split(f"<!-- /{marker} -->")
     page.write_text(f"{before}<!-- {marker} -->\n" + "\n".join(lines) + f"\n<!-- /{marker} -->{after}")
 
 
 def format_cell(value: Any) -> str:
-    """A value in a table; what is missing is empty."""
+    """Format a value for a table; None becomes an empty cell."""
     return "" if value is None else f"{value:,}" if isinstance(value, int) else str(value)
 
 
 def synchronize(device: torch.device) -> None:
-    """Wait until the device has done all that it was given."""
+    """Wait until the device has finished all submitted work."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     elif device.type == "mps":

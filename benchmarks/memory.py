@@ -1,12 +1,12 @@
-"""Memory of a federation: clients stacked over one base beside a copy of the model each, and a fleet that grows to 1,000.
+"""Measure the memory of a federation: stacked clients compared with one model copy per client, and up to 1,000 clients.
 
     python benchmarks/memory.py [--rounds 3]
 
-Each line is measured in a process of its own: the highest resident set and what is held after the last round, less what the
-process had before its network. Copies: DistilGPT2's shape with random weights, LoRA r = 8, 8 x 64 tokens a client, a step of
-AdamW. The growing fleet: SCAFFOLD on `pocket`, a cohort of ten, one step of 8 x 64 tokens; a client's adapters and state are its
-control variate and two counts, and all clients hold theirs from the beginning. Both sides of a comparison must end with the
-same updates.
+Each case runs in its own process. The results are the peak resident memory and the memory after the last round, minus the memory
+before the network is loaded. The copies use DistilGPT2's architecture with random weights, LoRA of rank 8, 8 x 64 tokens per client
+and one AdamW step. The growing client pool uses SCAFFOLD on `pocket`, a cohort of ten and one step of 8 x 64 tokens. The state of a
+client is its control variate and two counters, and all clients have their state from the start. Both sides of a comparison must
+end at the same updates.
 """
 
 from __future__ import annotations
@@ -46,89 +46,106 @@ SMALL_CASES: list[Case] = [("copies", 3, 3), ("stacked", 1, 1), ("stacked", 3, 3
 
 
 def peak_resident_bytes() -> float:
-    """Bytes of the highest resident set."""
+    """Return the peak resident memory of this process in bytes."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
 def train_stacked(network: Any, num_clients: int, shape: tuple[int, int]) -> Tree:
+    """Train all clients stacked over one base model; return their updates [C, ...]."""
     batches = make_batches(num_clients, *shape, 1, network.config.vocab_size)
     model = StackedModel(network, Lora())
     return stacked_training(model, batches, model.init_params(), choose_clients_per_pass(network, num_clients, *shape, CPU), AdamW())()
 
 
 def train_copies(network: Any, num_clients: int, shape: tuple[int, int]) -> Tree:
-    """As if each client had a model: all in memory, trained one after another."""
+    """Train clients one after another, each with its own copy of the model in memory; return their updates [C, ...]."""
     models = [StackedModel(copy.deepcopy(network), Lora(), fused=False) for _ in range(num_clients)]
-    ends = []
+    updates = []
     for number, model in enumerate(models):
-        whole = make_batches(num_clients, *shape, 1, network.config.vocab_size)[0]
-        own = {name: leaf[number : number + 1] for name, leaf in whole.items()}
-        ends.append(stacked_training(model, [own], model.init_params(), 1, AdamW())())
-    return Tree({name: torch.cat([end[name] for end in ends]) for name in ends[0]})
+        batch = make_batches(num_clients, *shape, 1, network.config.vocab_size)[0]
+        rows = {name: leaf[number : number + 1] for name, leaf in batch.items()}
+        updates.append(stacked_training(model, [rows], model.init_params(), 1, AdamW())())
+    return Tree({name: torch.cat([update[name] for update in updates]) for name in updates[0]})
 
 
 def train_growing_fleet(
     network: Any, num_clients: int, cohort_size: int, shape: tuple[int, int], num_rounds: int
 ) -> tuple[Tree, list[float], int]:
-    """The first round's updates, seconds of the rounds after it, and bytes of what a client keeps."""
+    """Train a client pool of which a cohort participates in each round.
+
+    Returns:
+        The updates of the first round, the seconds of each later round, and the bytes of the state of one client.
+    """
     model, algorithm = StackedModel(network, Lora()), Scaffold()
     batches = make_batches(cohort_size, *shape, 1, network.config.vocab_size)
 
-    def read(round: int, who: torch.Tensor) -> list[dict[str, torch.Tensor]]:
-        return [{leaf: values[who % cohort_size] for leaf, values in batch.items()} for batch in batches]
+    def read_batches(round: int, cohort: torch.Tensor) -> list[dict[str, torch.Tensor]]:
+        return [{leaf: values[cohort % cohort_size] for leaf, values in batch.items()} for batch in batches]
 
-    def in_turn(state: FederatedState, count: int, seed: int) -> torch.Tensor:
+    def sample_in_turn(state: FederatedState, count: int, seed: int) -> torch.Tensor:
         return (torch.arange(count) + state.round * count) % num_clients
 
-    fleet = ClientSimulator(num_clients, model, read, Sgd(0.1), clients_per_pass=choose_clients_per_pass(network, cohort_size, *shape, CPU))
+    simulator = ClientSimulator(
+        num_clients, model, read_batches, Sgd(0.1), clients_per_pass=choose_clients_per_pass(network, cohort_size, *shape, CPU)
+    )
     state = init_state(algorithm, model.init_params(), num_clients)
     row = state.client_states.gather(slice(0, 1))
-    for client in range(num_clients):  # as if all had taken part: until then they share what they begin with
+    for client in range(num_clients):  # clients share one initial state until they have participated, so give each its own
         state = replace(state, client_states=state.client_states.update(torch.tensor([client]), row))
-    own = state.client_states.num_bytes() // num_clients + 2 * state.cluster_ids.element_size()
-    first, spent, begun = Tree(), list[float](), perf_counter()
-    for done in run_rounds(state, fleet, algorithm, num_rounds=num_rounds, cohort_size=cohort_size, seed=0, sample_clients=in_turn):
-        spent.append(perf_counter() - begun)
-        first = first or done.report.delta
-        begun = perf_counter()
-    return first, spent[1:], own
+    state_bytes = state.client_states.num_bytes() // num_clients + 2 * state.cluster_ids.element_size()
+    first_updates, seconds, start = Tree(), list[float](), perf_counter()
+    for result in run_rounds(
+        state, simulator, algorithm, num_rounds=num_rounds, cohort_size=cohort_size, seed=0, sample_clients=sample_in_turn
+    ):
+        seconds.append(perf_counter() - start)
+        first_updates = first_updates or result.report.delta
+        start = perf_counter()
+    return first_updates, seconds[1:], state_bytes
 
 
 def run_case(case: Case, num_rounds: int, small: bool, out: Path) -> dict[str, Any]:
-    """A case, in this process."""
+    """Measure a case in this process.
+
+    Args:
+        case: The side, the number of clients and the size of the cohort.
+        num_rounds: The number of timed rounds, for the side ``fleet``.
+        small: Whether to use toy sizes.
+        out: The file to which the updates are written.
+    """
     side, clients, cohort = case
     configure_malloc()
-    before, shape, said = psutil.Process().memory_info().rss, (2, 16) if small else (8, 64), dict[str, Any]()
+    memory_before, shape, extra = psutil.Process().memory_info().rss, (2, 16) if small else (8, 64), dict[str, Any]()
     network = load_network("pocket" if side == "fleet" else "distilgpt2", small=small)
     if side == "fleet":
-        end, spent, own = train_growing_fleet(network, clients, cohort, shape, num_rounds + 1)
-        said = {"round_s": round(median(spent), 3), "own_bytes": own}
+        updates, seconds, state_bytes = train_growing_fleet(network, clients, cohort, shape, num_rounds + 1)
+        extra = {"round_s": round(median(seconds), 3), "own_bytes": state_bytes}
     else:
-        end = {"copies": train_copies, "stacked": train_stacked}[side](network, clients, shape)
-    torch.save(dict(end), out)
+        updates = {"copies": train_copies, "stacked": train_stacked}[side](network, clients, shape)
+    torch.save(dict(updates), out)
     return {
         "side": side,
         "clients": clients,
         "cohort": cohort,
-        "peak_mb": round((peak_resident_bytes() - before) / 1e6, 1),
-        "held_mb": round((psutil.Process().memory_info().rss - before) / 1e6, 1),
-        **said,
+        "peak_mb": round((peak_resident_bytes() - memory_before) / 1e6, 1),
+        "held_mb": round((psutil.Process().memory_info().rss - memory_before) / 1e6, 1),
+        **extra,
     }
 
 
 def main(words: list[str] | None = None) -> int:
-    ask = make_parser(__doc__ or "")
-    ask.add_argument("--rounds", type=int, default=3, help="of the growing fleet, after a first one")
-    ask.add_argument("--case", help="side,clients,cohort: in this process, and only print")
-    ask.add_argument("--ends", type=Path, default=Path("ends.pt"), help="file of the updates, with --case")
-    said = ask.parse_args(words)
-    if said.case:
-        side, clients, cohort = said.case.split(",")
-        print(json.dumps(run_case((side, int(clients), int(cohort)), said.rounds, said.small, said.ends)))
+    """Measure all cases, print a line for each and write the results."""
+    parser = make_parser(__doc__ or "")
+    parser.add_argument("--rounds", type=int, default=3, help="the number of timed rounds of the growing client pool, after a first round")
+    parser.add_argument("--case", help="side,clients,cohort: measure this case in this process, and only print the result")
+    parser.add_argument("--ends", type=Path, default=Path("ends.pt"), help="the file for the updates, with --case")
+    args = parser.parse_args(words)
+    if args.case:
+        side, clients, cohort = args.case.split(",")
+        print(json.dumps(run_case((side, int(clients), int(cohort)), args.rounds, args.small, args.ends)))
         return 0
-    rows, ends = list[dict[str, Any]](), dict[Case, Tree]()
+    rows, updates = list[dict[str, Any]](), dict[Case, Tree]()
     with tempfile.TemporaryDirectory() as folder:
-        for case in SMALL_CASES if said.small else [*COPY_CASES, *FLEET_CASES]:
+        for case in SMALL_CASES if args.small else [*COPY_CASES, *FLEET_CASES]:
             path = Path(folder) / "ends.pt"
             command = [
                 sys.executable,
@@ -138,43 +155,50 @@ def main(words: list[str] | None = None) -> int:
                 "--ends",
                 str(path),
                 "--rounds",
-                str(said.rounds),
-                *(["--small"] if said.small else []),
+                str(args.rounds),
+                *(["--small"] if args.small else []),
             ]
-            heard = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
-            rows.append(json.loads(heard.splitlines()[-1]))
-            ends[case] = Tree(torch.load(path))
+            output = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
+            rows.append(json.loads(output.splitlines()[-1]))
+            updates[case] = Tree(torch.load(path))
             print(
-                "{side:8s} {clients:5d} clients, {cohort:3d} a round   at most {peak_mb:8,.1f} MB, held {held_mb:8,.1f}".format(**rows[-1]),
+                "{side:8s} {clients:5d} clients, cohort of {cohort:3d}   peak {peak_mb:8,.1f} MB, "
+                "after the last round {held_mb:8,.1f} MB".format(**rows[-1]),
                 f"  {rows[-1].get('round_s', '')}",
                 flush=True,
             )
-    told = summarize(rows, ends)
-    print("\n".join(f"{name}: {value}" for name, value in told.items()))
-    write_rows(said.out, "memory", rows, **told)
+    summary = summarize(rows, updates)
+    print("\n".join(f"{name}: {value}" for name, value in summary.items()))
+    write_rows(args.out, "memory", rows, **summary)
     return 0
 
 
 def summarize(rows: list[dict[str, Any]], ends: dict[Case, Tree]) -> dict[str, Any]:
-    """What the rows come to; ends the benchmark where sides that should end alike do not."""
+    """Summarize the rows and check that the sides agree.
+
+    Raises:
+        SystemExit: If sides that should end at the same updates do not.
+    """
     copies, stacks = (next(row for row in reversed(rows) if row["side"] == side) for side in ("copies", "stacked"))
-    fleets = [row for row in rows if row["side"] == "fleet"]
-    case = {row["clients"]: (row["side"], row["clients"], row["cohort"]) for row in fleets}
-    whole = [row for row in fleets if row["cohort"] == fleets[-1]["cohort"]]
-    differ = [check_agreement(ends[case[row["clients"]]], ends[case[whole[0]["clients"]]]) for row in whole[1:]]
-    few, many = whole[-2], whole[-1]
-    further = many["clients"] - few["clients"]
+    pool_rows = [row for row in rows if row["side"] == "fleet"]
+    case_by_size = {row["clients"]: (row["side"], row["clients"], row["cohort"]) for row in pool_rows}
+    full_cohort = [row for row in pool_rows if row["cohort"] == pool_rows[-1]["cohort"]]
+    differences = [
+        check_agreement(ends[case_by_size[row["clients"]]], ends[case_by_size[full_cohort[0]["clients"]]]) for row in full_cohort[1:]
+    ]
+    fewer, most = full_cohort[-2], full_cohort[-1]
+    num_added = most["clients"] - fewer["clients"]
     return {
         "copies_over_stacked": round(copies["peak_mb"] / stacks["peak_mb"], 2),
-        # AdamW's first step has the size of its rate however small the gradient: where that is all rounding, so is the sign
+        # The size of AdamW's first step is the learning rate. Where the gradient is only rounding error, its sign is random.
         "copies_difference": check_agreement(
             ends["stacked", stacks["clients"], stacks["cohort"]], ends["copies", copies["clients"], copies["cohort"]], tolerance=0.1
         ),
-        "own_bytes": many["own_bytes"],
-        "held_bytes_a_further_client": round(1e6 * (many["held_mb"] - few["held_mb"]) / further),
-        "peak_bytes_a_further_client": round(1e6 * (many["peak_mb"] - few["peak_mb"]) / further),
-        "round_at_most_clients_over_20": round(many["round_s"] / whole[min(1, len(whole) - 1)]["round_s"], 3),
-        "fleet_difference": max(differ, default=0.0),
+        "own_bytes": most["own_bytes"],
+        "held_bytes_a_further_client": round(1e6 * (most["held_mb"] - fewer["held_mb"]) / num_added),
+        "peak_bytes_a_further_client": round(1e6 * (most["peak_mb"] - fewer["peak_mb"]) / num_added),
+        "round_at_most_clients_over_20": round(most["round_s"] / full_cohort[min(1, len(full_cohort) - 1)]["round_s"], 3),
+        "fleet_difference": max(differences, default=0.0),
     }
 
 

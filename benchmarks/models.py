@@ -1,10 +1,11 @@
-"""Every preset: tokens trained and read a second here, and the memory that it takes; each in a process of its own.
+"""Measure the training speed, evaluation speed and memory of every model preset, each in its own process.
 
     make bench-models         (python benchmarks/models.py [--models pocket distilgpt2])
 
-Adapters of rank 8 on query and value, 2 clients of 4 sequences of 64 tokens stacked (512 tokens a pass), plain gradient steps, on
-the CPU in float32. ``peak`` is the process's largest resident memory less what Python, torch and the imports take; beside it the
-formula of `fedrift models`. Weights are the presets' own where their files are here and random elsewhere, which changes no time.
+The setting is LoRA of rank 8 on query and value, two stacked clients with 4 sequences of 64 tokens (512 tokens per forward pass),
+plain SGD, float32 and the CPU. ``peak`` is the maximum resident memory of the process minus the memory before the model is loaded.
+It is compared with the formula of `fedrift models`. If the files of a preset are missing, its weights are random, which does not
+affect the time.
 """
 
 from __future__ import annotations
@@ -34,59 +35,62 @@ CLIENTS, SEQUENCES, TOKENS = 2, 4, 64
 
 
 def median_seconds(function: Callable[[], object], num_repeats: int) -> float:
-    """Seconds, the median."""
-    spent = []
+    """Return the median of the seconds that a function takes."""
+    seconds = []
     for _ in range(num_repeats):
-        begun = perf_counter()
+        start = perf_counter()
         function()
-        spent.append(perf_counter() - begun)
-    return median(spent)
+        seconds.append(perf_counter() - start)
+    return median(seconds)
 
 
 def measure_preset(name: str, num_repeats: int) -> dict[str, Any]:
-    """A preset, in this process."""
-    before, cpu = psutil.Process().memory_info().rss, torch.device("cpu")
+    """Measure a preset in this process."""
+    memory_before, cpu = psutil.Process().memory_info().rss, torch.device("cpu")
     model = StackedModel(load_network(name, cpu, torch.float32), Lora())
     batches = make_batches(CLIENTS, SEQUENCES, TOKENS, 1, PRESETS[name].architecture["vocab_size"], cpu)
-    train, start, work = stacked_training(model, batches, model.init_params()), model.init_params(), CLIENTS * SEQUENCES * TOKENS
+    train, start, num_tokens = stacked_training(model, batches, model.init_params()), model.init_params(), CLIENTS * SEQUENCES * TOKENS
 
-    def read() -> None:
+    def evaluate() -> None:
         with torch.no_grad():
             model.sequence_losses(start.take(torch.zeros(CLIENTS, dtype=torch.long)), batches[0]["tokens"], batches[0]["keep"])
 
     train()
-    trained, seen = median_seconds(train, num_repeats), median_seconds(read, num_repeats)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024) - before
+    training_s, evaluation_s = median_seconds(train, num_repeats), median_seconds(evaluate, num_repeats)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024) - memory_before
     return {
         "model": name,
         "weights": "its own" if is_available(PRESETS[name], default_cache_dir()) else "random",
-        "trained_tokens_per_s": round(work / trained),
-        "read_tokens_per_s": round(work / seen),
+        "trained_tokens_per_s": round(num_tokens / training_s),
+        "read_tokens_per_s": round(num_tokens / evaluation_s),
         "peak_gb": round(peak / 1e9, 2),
-        "formula_gb": round(PRESETS[name].training_memory(work) / 1e9, 2),
+        "formula_gb": round(PRESETS[name].training_memory(num_tokens) / 1e9, 2),
     }
 
 
 def main(words: list[str] | None = None) -> int:
-    ask = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    ask.add_argument("--models", nargs="+", default=list(PRESETS), choices=list(PRESETS))
-    ask.add_argument("--repeats", type=int, default=3)
-    ask.add_argument("--out", type=Path, default=RESULTS, help="only there, docs/models.md is written too")
-    ask.add_argument("--here", action="store_true", help="in this process, and only print")
-    said = ask.parse_args(words)
-    if said.here:
-        print(json.dumps(measure_preset(said.models[0], said.repeats)))
+    """Measure all presets, print a line for each and write the results."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--models", nargs="+", default=list(PRESETS), choices=list(PRESETS), help="the presets to measure")
+    parser.add_argument("--repeats", type=int, default=3, help="the number of measurements")
+    parser.add_argument(
+        "--out", type=Path, default=RESULTS, help="the folder for the results; docs/models.md is updated only with the default folder"
+    )
+    parser.add_argument("--here", action="store_true", help="measure the first model in this process, and only print the result")
+    args = parser.parse_args(words)
+    if args.here:
+        print(json.dumps(measure_preset(args.models[0], args.repeats)))
         return 0
     rows = []
-    for name in said.models:
-        command = [sys.executable, __file__, "--here", "--models", name, "--repeats", str(said.repeats)]
+    for name in args.models:
+        command = [sys.executable, __file__, "--here", "--models", name, "--repeats", str(args.repeats)]
         rows.append(json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()[-1]))
         print(
-            "{model:15} trained {trained_tokens_per_s:7,d}   read {read_tokens_per_s:7,d} tokens/s   peak {peak_gb:5.2f} GB, "
-            "by the formula {formula_gb:5.2f}".format(**rows[-1]),
+            "{model:15} training {trained_tokens_per_s:7,d}   evaluation {read_tokens_per_s:7,d} tokens/s   peak {peak_gb:5.2f} GB, "
+            "formula {formula_gb:5.2f} GB".format(**rows[-1]),
             flush=True,
         )
-    if said.out == RESULTS:
+    if args.out == RESULTS:
         update_docs_table(
             MODELS_PAGE,
             "models",
@@ -94,13 +98,13 @@ def main(words: list[str] | None = None) -> int:
             {
                 "model": "preset",
                 "weights": "weights",
-                "trained_tokens_per_s": "trained, tokens/s",
-                "read_tokens_per_s": "read, tokens/s",
-                "peak_gb": "memory at the peak, GB",
-                "formula_gb": "by the formula, GB",
+                "trained_tokens_per_s": "training, tokens/s",
+                "read_tokens_per_s": "evaluation, tokens/s",
+                "peak_gb": "peak memory, GB",
+                "formula_gb": "memory by the formula, GB",
             },
         )
-    print(write_results(said.out, "models", {**describe_machine(torch.device("cpu")), "rows": rows}))
+    print(write_results(args.out, "models", {**describe_machine(torch.device("cpu")), "rows": rows}))
     return 0
 
 

@@ -1,10 +1,9 @@
-"""How long it takes to deal and to measure: documents into clients, and the full heterogeneity report.
+"""Measure how long it takes to partition documents, and to compute the full heterogeneity report.
 
     make bench-partition
 
-Prints a table and writes benchmarks/results/partition.json with the machine, the versions and the date. The pool is made
-up (Zipf words, ten topics, documents of about sixty words), so that nothing has to be downloaded. Measure on a machine
-that does nothing else.
+The script prints a table and writes benchmarks/results/partition.json with the machine, the versions and the date. The documents
+are synthetic (Zipf-distributed words, ten topics, about sixty words per document), so nothing is downloaded. Use an idle machine.
 """
 
 from __future__ import annotations
@@ -28,56 +27,59 @@ from fedrift.data.encoders import embed_texts
 from fedrift.partition.base import rewritten_texts
 from fedrift.partition.heterogeneity import measure_heterogeneity
 
-NUM_EMBEDDED = 5000  # documents, as `fedrift partition show`
+NUM_EMBEDDED = 5000  # documents, as in `fedrift partition show`
 TARGETS = {"deal": 2.0, "report": 60.0}  # seconds
 OUT = Path(__file__).parent / "results" / "partition.json"
 
 
 def make_corpus(num_documents: int, num_topics: int = 10, mean_words: int = 60) -> Corpus:
-    """Made-up documents: half of the words are their topic's, half everybody's, all with Zipf's frequencies."""
+    """Create synthetic documents: half of their words are specific to a topic, half are common, and all follow a Zipf distribution."""
     rng = numpy_stream(0, "benchmark", num_documents)
-    label = rng.integers(num_topics, size=num_documents)
-    length = np.maximum(5, mean_words * np.exp(rng.normal(0, 0.5, num_documents))).astype(int)
-    rank = np.minimum(rng.zipf(1.3, length.sum()), 20_000)
-    own = rng.random(len(rank)) < 0.5
-    spelled = [f"topic{t}word{r}" if o else f"word{r}" for t, r, o in zip(np.repeat(label, length), rank, own, strict=True)]
-    ends = np.cumsum(length)
-    texts = [" ".join(spelled[end - count : end]) for end, count in zip(ends, length, strict=True)]
+    labels = rng.integers(num_topics, size=num_documents)
+    lengths = np.maximum(5, mean_words * np.exp(rng.normal(0, 0.5, num_documents))).astype(int)
+    ranks = np.minimum(rng.zipf(1.3, lengths.sum()), 20_000)
+    is_topic_word = rng.random(len(ranks)) < 0.5
+    words = [
+        f"topic{t}word{r}" if is_topic else f"word{r}"
+        for t, r, is_topic in zip(np.repeat(labels, lengths), ranks, is_topic_word, strict=True)
+    ]
+    ends = np.cumsum(lengths)
+    texts = [" ".join(words[end - count : end]) for end, count in zip(ends, lengths, strict=True)]
     order = np.argsort([sha256(text.encode()).hexdigest() for text in texts])
     return Corpus(
         "made up",
         np.array(texts, dtype=object)[order],
-        label[order].astype(np.int64),
+        labels[order].astype(np.int64),
         tuple(f"topic{t}" for t in range(num_topics)),
         np.array([f"source{n % 50}" for n in range(num_documents)], dtype=object),
         np.zeros(num_documents, dtype=np.int8),
-        length[order].astype(np.int64),
+        lengths[order].astype(np.int64),
     )
 
 
 def time_partition(corpus: Corpus, name: str, num_clients: int, has_report: bool) -> dict[str, object]:
-    """Seconds of one regime at severity 1; NaN for a report that was not made."""
-    partitioner = getattr(regimes, name)(num_clients, 0.5 if name == "Calibrated" else 1.0)  # at 1 it has nothing to search
+    """Time one partition at severity 1, and its report if requested; return a row of the table."""
+    partitioner = getattr(regimes, name)(num_clients, 0.5 if name == "Calibrated" else 1.0)  # severity 1 would need no search
     start = perf_counter()
     partition = partitioner(corpus, numpy_stream(0, "partition"))
-    dealt = perf_counter()
+    partitioned = perf_counter()
     if has_report:
         rows = np.sort(numpy_stream(0, "embedded").permutation(len(corpus))[:NUM_EMBEDDED])
-        found = embed_texts(rewritten_texts(corpus.take(rows), partition, partition.document_owners(len(corpus))[rows]))
-        vectors = np.full((len(corpus), found.shape[1]), np.nan)
-        vectors[rows] = found
+        embedded = embed_texts(rewritten_texts(corpus.take(rows), partition, partition.document_owners(len(corpus))[rows]))
+        vectors = np.full((len(corpus), embedded.shape[1]), np.nan)
+        vectors[rows] = embedded
         measure_heterogeneity(corpus, partition, numpy_stream(0, "measure"), vectors=vectors)
     return {
         "regime": name,
         "documents": len(corpus),
         "clients": num_clients,
-        "deal": round(dealt - start, 3),
-        "report": round(perf_counter() - dealt, 2) if has_report else None,
+        "deal": round(partitioned - start, 3),
+        "report": round(perf_counter() - partitioned, 2) if has_report else None,
     }
 
 
 def describe_machine() -> dict[str, object]:
-    """What the figures hang on."""
+    """Return the properties of the machine that affect the times."""
     packages = ("numpy", "scipy", "scikit-learn", "fedrift")
     return {
         "processor": processor_name(),
@@ -91,7 +93,7 @@ def describe_machine() -> dict[str, object]:
 
 
 def processor_name() -> str:
-    """The processor's name where the system tells it."""
+    """Return the name of the CPU."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
         return next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
@@ -100,28 +102,28 @@ def processor_name() -> str:
 
 
 def main() -> None:
-    """Time every regime, and the report of those asked for."""
-    asked = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    asked.add_argument("--documents", type=int, default=100_000)
-    asked.add_argument("--clients", type=int, default=100)
-    asked.add_argument("--reports", nargs="*", default=["TopicMix"], help="regimes whose report is timed too")
-    asked.add_argument("--out", type=Path, default=OUT)
-    said = asked.parse_args()
-    before, corpus = describe_machine(), make_corpus(said.documents)
+    """Time every partition, and the report of the selected ones."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--documents", type=int, default=100_000, help="the number of documents")
+    parser.add_argument("--clients", type=int, default=100, help="the number of clients")
+    parser.add_argument("--reports", nargs="*", default=["TopicMix"], help="the partitions whose report is timed too")
+    parser.add_argument("--out", type=Path, default=OUT, help="the results file")
+    args = parser.parse_args()
+    machine, corpus = describe_machine(), make_corpus(args.documents)
     print(
-        f"{said.documents:,} documents of {corpus.size.sum():,} words into {said.clients} clients; "
-        f"targets: deal {TARGETS['deal']:g} s, report {TARGETS['report']:g} s\n"
+        f"{args.documents:,} documents of {corpus.size.sum():,} words into {args.clients} clients; "
+        f"targets: partition {TARGETS['deal']:g} s, report {TARGETS['report']:g} s\n"
     )
-    print(f"{'regime':<14}{'deal, s':>10}{'report, s':>12}")
+    print(f"{'type':<14}{'partition, s':>14}{'report, s':>12}")
     rows = []
     for name in regimes.__all__:
-        row = time_partition(corpus, name, said.clients, name in said.reports)
+        row = time_partition(corpus, name, args.clients, name in args.reports)
         rows.append(row)
-        print(f"{name:<14}{row['deal']:>10.2f}{'' if row['report'] is None else row['report']:>12}", flush=True)
-    said.out.parent.mkdir(parents=True, exist_ok=True)
-    told = {"date": datetime.now(UTC).isoformat(timespec="seconds"), "machine": before, "targets": TARGETS, "rows": rows}
-    said.out.write_text(json.dumps(told, indent=1) + "\n", encoding="utf-8")
-    print(f"\nwritten to {said.out}")
+        print(f"{name:<14}{row['deal']:>14.2f}{'' if row['report'] is None else row['report']:>12}", flush=True)
+    args.out.parent.mkdir(parents=True, exist_ok=True)
+    results = {"date": datetime.now(UTC).isoformat(timespec="seconds"), "machine": machine, "targets": TARGETS, "rows": rows}
+    args.out.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+    print(f"\nwritten to {args.out}")
 
 
 if __name__ == "__main__":

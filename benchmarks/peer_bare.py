@@ -1,4 +1,4 @@
-"""A piece of federated work by nobody: the same client, one after another, and a mean. What it takes is the training alone."""
+"""Run a workload without a framework: the same client is trained in a loop and the results are averaged. This times the training alone."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from peer_work import Learner, TurnClient, Workload
 
 
 def run(work: Workload, turn: TurnClient) -> None:
+    """Run all rounds of a workload, each in its turn."""
     learner, server = Learner(work), {name: leaf[0].clone() for name, leaf in work.initial_params.items()}
     for _ in range(work.warmup_rounds + work.num_rounds):
         turn.next_round()

@@ -1,4 +1,4 @@
-"""A piece of federated work by fedrift's simulated fleet."""
+"""Run a workload with fedrift's client simulator."""
 
 from __future__ import annotations
 
@@ -19,21 +19,23 @@ from fedrift.simulation.batches import choose_clients_per_pass
 
 
 def linear_loss(params: Tree, batch: dict[str, Tensor]) -> Tensor:
+    """Return the loss of the workload without a model, [C]; its gradient is one number per client."""
     return params["x"].sum(1) * batch["tokens"].flatten()
 
 
 def run(work: Workload, turn: TurnClient) -> None:
+    """Run all rounds of a workload, each in its turn."""
     configure_malloc()
     objective: LossFn = StackedModel(work.network, Lora()) if work.model else linear_loss
-    micro = choose_clients_per_pass(work.network, work.num_clients, work.sequences, work.tokens, CPU) if work.model else None
-    fleet = ClientSimulator(
-        work.num_clients, objective, repeat_batches(work.batches), Sgd(LR), client_weighting="uniform", clients_per_pass=micro
+    clients_per_pass = choose_clients_per_pass(work.network, work.num_clients, work.sequences, work.tokens, CPU) if work.model else None
+    simulator = ClientSimulator(
+        work.num_clients, objective, repeat_batches(work.batches), Sgd(LR), client_weighting="uniform", clients_per_pass=clients_per_pass
     )
     state = init_state(FedAvg(), work.initial_params, work.num_clients)
-    until = work.warmup_rounds + work.num_rounds
+    total_rounds = work.warmup_rounds + work.num_rounds
     turn.next_round()
-    for done in run_rounds(state, fleet, FedAvg(), num_rounds=until, cohort_size=work.num_clients, seed=0):
-        if done.after.round < until:
+    for result in run_rounds(state, simulator, FedAvg(), num_rounds=total_rounds, cohort_size=work.num_clients, seed=0):
+        if result.after.round < total_rounds:
             turn.next_round()
         else:
-            turn.finish({name: leaf[0] for name, leaf in done.after.server.params.items()})
+            turn.finish({name: leaf[0] for name, leaf in result.after.server.params.items()})

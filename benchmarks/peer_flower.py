@@ -1,7 +1,7 @@
-"""A piece of federated work by Flower's simulation: a ServerApp with its FedAvg, a ClientApp, one Ray actor.
+"""Run a workload with Flower's simulation: a ServerApp with Flower's FedAvg, a ClientApp and one Ray actor.
 
-The actor keeps its network from task to task; adapters travel, and nothing else. The server looks for answers every 5 ms, not
-every 100 as by default. ``run_simulation`` keeps all in one process tree; `flwr run` takes the same path behind a SuperLink.
+The actor keeps its network between tasks, so messages contain only adapters. The server polls for results every 5 ms instead of
+Flower's default of 100 ms. ``run_simulation`` keeps everything in one process tree; `flwr run` uses the same code behind a SuperLink.
 """
 
 from __future__ import annotations
@@ -22,36 +22,40 @@ client = ClientApp()
 
 @lru_cache(maxsize=1)
 def load_learner(work_json: str) -> Learner:
-    """One for a process."""
+    """Load the learner once per process."""
     torch.set_num_threads(1)
     return Learner(Workload.from_json(work_json))
 
 
 @client.train()  # type: ignore[untyped-decorator]
 def train(message: Message, context: Context) -> Message:
-    mine = load_learner(str(message.content["config"]["work"]))
-    mine.load_params(message.content["arrays"].to_torch_state_dict())
-    mine.train_on(mine.work.rows_of(int(context.node_config["partition-id"])))
-    return Message(RecordDict({"arrays": ArrayRecord(mine.get_params()), "metrics": MetricRecord({"num-examples": 1})}), reply_to=message)
+    """Train one client for one round."""
+    learner = load_learner(str(message.content["config"]["work"]))
+    learner.load_params(message.content["arrays"].to_torch_state_dict())
+    learner.train_on(learner.work.rows_of(int(context.node_config["partition-id"])))
+    return Message(
+        RecordDict({"arrays": ArrayRecord(learner.get_params()), "metrics": MetricRecord({"num-examples": 1})}), reply_to=message
+    )
 
 
 def run(work: Workload, turn: TurnClient) -> None:
-    server, until = ServerApp(), work.warmup_rounds + work.num_rounds
+    """Run all rounds of a workload, each in its turn."""
+    server, total_rounds = ServerApp(), work.warmup_rounds + work.num_rounds
 
     @server.main()  # type: ignore[untyped-decorator]
     def main(grid: Grid, context: Context) -> None:
         vars(grid)["pull_interval"] = 0.005
 
-        def between(round: int, arrays: ArrayRecord) -> Any:
-            """Flower calls this before the first round and after each."""
-            if round < until:
+        def take_turn(round: int, arrays: ArrayRecord) -> Any:
+            """Take a turn; Flower calls this before the first round and after each round."""
+            if round < total_rounds:
                 turn.next_round()
             else:
                 turn.finish(dict(arrays.to_torch_state_dict()))
 
         start = ArrayRecord({name: leaf[0] for name, leaf in work.initial_params.items()})
         FedAvg(fraction_evaluate=0.0, min_train_nodes=work.num_clients, min_available_nodes=work.num_clients).start(
-            grid, start, until, train_config=ConfigRecord({"work": str(work)}), evaluate_fn=between
+            grid, start, total_rounds, train_config=ConfigRecord({"work": str(work)}), evaluate_fn=take_turn
         )
 
     run_simulation(

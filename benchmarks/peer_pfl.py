@@ -1,4 +1,4 @@
-"""A piece of federated work by Apple's pfl: its FederatedAveraging over its simulated backend, in one process."""
+"""Run a workload with Apple's pfl: its FederatedAveraging over its simulated backend, in one process."""
 
 from __future__ import annotations
 
@@ -24,16 +24,18 @@ from pfl.model.pytorch import PyTorchModel
 
 
 class TurnCallback(TrainingProcessCallback):  # type: ignore[misc]
-    """pfl calls this before the first round and after each."""
+    """A callback that pfl calls before the first round and after each round, to take turns."""
 
     def __init__(self, work: Workload, turn: TurnClient, learner: Learner) -> None:
         self.last_round, self.turn, self.learner = work.warmup_rounds + work.num_rounds - 1, turn, learner
 
     def on_train_begin(self, *, model: Any) -> Metrics:
+        """Wait for the first turn."""
         self.turn.next_round()
         return Metrics()
 
     def after_central_iteration(self, aggregate_metrics: Any, model: Any, *, central_iteration: int) -> tuple[bool, Any]:
+        """Report a round and wait for the next turn, or report the final parameters."""
         if central_iteration < self.last_round:
             self.turn.next_round()
         else:
@@ -42,12 +44,15 @@ class TurnCallback(TrainingProcessCallback):  # type: ignore[misc]
 
 
 def run(work: Workload, turn: TurnClient) -> None:
-    until, learner = work.warmup_rounds + work.num_rounds, Learner(work)
-    vars(learner)["metrics"] = MethodType(lambda self, tokens, eval=False: {}, learner)  # nothing is evaluated
+    """Run all rounds of a workload, each in its turn."""
+    total_rounds, learner = work.warmup_rounds + work.num_rounds, Learner(work)
+    vars(learner)["metrics"] = MethodType(
+        lambda self, tokens, eval=False: {}, learner
+    )  # pfl requires the method, although nothing is evaluated
     users, order = cache(lambda client: Dataset([work.rows_of(client)], user_id=str(client))), cycle(range(work.num_clients))
-    data = FederatedDataset(users, lambda: next(order))
+    dataset = FederatedDataset(users, lambda: next(order))
     params = NNAlgorithmParams(
-        central_num_iterations=until, evaluation_frequency=until + 1, train_cohort_size=work.num_clients, val_cohort_size=0
+        central_num_iterations=total_rounds, evaluation_frequency=total_rounds + 1, train_cohort_size=work.num_clients, val_cohort_size=0
     )
     trained = [leaf for leaf in learner.parameters() if leaf.requires_grad]
     model = PyTorchModel(
@@ -55,10 +60,10 @@ def run(work: Workload, turn: TurnClient) -> None:
         lambda leaves, lr: torch.optim.SGD([leaf for leaf in leaves if leaf.requires_grad], lr=lr),
         torch.optim.SGD(trained, lr=1.0),
     )
-    asyncio.set_event_loop(asyncio.new_event_loop())  # pfl asks for the current one
+    asyncio.set_event_loop(asyncio.new_event_loop())  # pfl uses the current event loop
     FederatedAveraging().run(
         params,
-        SimulatedBackend(data, data, [WeightByUser()]),
+        SimulatedBackend(dataset, dataset, [WeightByUser()]),
         model,
         NNTrainHyperParams(local_num_epochs=1, local_learning_rate=LR, local_batch_size=len(work.rows_of(0)) // work.local_steps),
         callbacks=[TurnCallback(work, turn, learner)],

@@ -1,14 +1,14 @@
-"""The same federated work by fedrift, by Flower's simulation and by Apple's pfl, round by round in turn.
+"""Compare the speed of fedrift, Flower's simulation and Apple's pfl on the same federated workloads.
 
     make bench-peers          (python benchmarks/peer_speed.py [--sides fedrift bare flower pfl] [--rounds 8] [--pfl .peers/pfl])
 
-Federated averaging of LoRA adapters on `pocket`: the same first adapters, batches, local steps and clients. Each framework lives
-in a process of its own, with one thread for training (Flower's one Ray actor, beside its own helpers), and works a round when it
-is its turn; the first rounds, in which actors start and networks load, do not count. The other frameworks' client is a fair
-one: transformers + peft, loaded once, unpadded; ``bare`` is that client one after another with a mean and no framework. All must
-end at the same adapters. The last work is next to nothing, a step on a vector of 1 MB: what a client-task takes there more than
-``bare`` is the framework's own. pfl's package asks for older versions of packages than
-fedrift's: it is put, alone, into a folder that only its process sees (`make bench-peers` does; `--pfl` says where).
+All frameworks average LoRA adapters on `pocket`, with the same initial adapters, batches, local steps and clients. Each framework
+runs in its own process with one training thread (Flower uses one Ray actor and further helper processes). The processes take
+turns, one round each. The first rounds, in which actors start and networks load, are not counted. The client of the other
+frameworks is efficient: transformers and PEFT, loaded once, without padding. ``bare`` runs that client in a loop and averages the
+results without any framework. All sides must end at the same adapters. In the last workload, a client only takes a step on a vector
+of 1 MB; its time beyond ``bare`` is the overhead of the framework. pfl requires older versions of packages than fedrift. It is
+therefore installed into a separate folder that only its process imports (`make bench-peers` does this; `--pfl` names the folder).
 """
 
 from __future__ import annotations
@@ -47,35 +47,46 @@ SMALL_WORKLOADS = (
 
 
 class SideUnavailable(Exception):
-    """A side that could not begin, or broke down, and why."""
+    """Raised if a side could not start or has failed; the text gives the reason."""
 
 
 RoundSeconds = dict[str, list[float]]
 
 
 def time_sides(work: Workload, sides: Sequence[str], folder: Path, pfl_dir: Path) -> tuple[RoundSeconds, dict[str, Tree], dict[str, str]]:
-    """Seconds of every side's steady rounds, its last params, and why a side is absent."""
-    with process_group(folder) as made, Listener(family="AF_UNIX", address=str(folder / "line")) as listener:
-        lines, absent = connect_sides(made, listener, sides, work, pfl_dir)
-        spent: RoundSeconds = {side: [] for side in lines}
+    """Run a workload with all sides in turn.
+
+    Args:
+        work: The workload.
+        sides: The names of the sides.
+        folder: The folder for logs and the socket.
+        pfl_dir: The folder of pfl's packages.
+
+    Returns:
+        The seconds of the timed rounds of each side, its final parameters, and the reason for each missing side.
+    """
+    with process_group(folder) as group, Listener(family="AF_UNIX", address=str(folder / "line")) as listener:
+        connections, absent = connect_sides(group, listener, sides, work, pfl_dir)
+        seconds_by_side: RoundSeconds = {side: [] for side in connections}
         for _ in range(work.warmup_rounds + work.num_rounds):
-            for side in list(lines):
+            for side in list(connections):
                 try:
-                    lines[side].send("go")
-                    spent[side].append(receive(made, lines[side], side))
+                    connections[side].send("go")
+                    seconds_by_side[side].append(receive(group, connections[side], side))
                 except SideUnavailable as error:
                     absent[side] = str(error)
-                    del lines[side], spent[side]
-        ends = {
-            side: Tree({name: torch.from_numpy(leaf) for name, leaf in receive(made, line, side).items()}) for side, line in lines.items()
+                    del connections[side], seconds_by_side[side]
+        final_params = {
+            side: Tree({name: torch.from_numpy(leaf) for name, leaf in receive(group, connection, side).items()})
+            for side, connection in connections.items()
         }
-        return {side: seconds[work.warmup_rounds :] for side, seconds in spent.items()}, ends, absent
+        return {side: seconds[work.warmup_rounds :] for side, seconds in seconds_by_side.items()}, final_params, absent
 
 
 def connect_sides(
     group: ProcessGroup, listener: Listener, sides: Sequence[str], work: Workload, pfl_dir: Path
 ) -> tuple[dict[str, Connection], dict[str, str]]:
-    """Start all sides and wait until each is on the line, or gone."""
+    """Start all sides and wait until each has connected or ended; return the connections and the reasons for missing sides."""
     for side in sides:
         group.start(
             side,
@@ -84,18 +95,24 @@ def connect_sides(
                 (sys.executable, __file__, "--side", side, "--work", str(work), "--address", str(listener.address), "--pfl", str(pfl_dir)),
             ),
         )
-    lines, absent = dict[str, Connection](), dict[str, str]()
-    while len(lines) + len(absent) < len(sides):
+    connections, absent = dict[str, Connection](), dict[str, str]()
+    while len(connections) + len(absent) < len(sides):
         if wait([listener._listener._socket], 1):  # type: ignore[attr-defined]
-            line = listener.accept()
-            lines[line.recv()] = line
+            connection = listener.accept()
+            connections[connection.recv()] = connection
         else:
-            absent |= {side: group.log_tail(side, 1) for side in sides if side not in lines and group.children[side].poll() is not None}
-    return {side: lines[side] for side in sides if side in lines}, absent
+            absent |= {
+                side: group.log_tail(side, 1) for side in sides if side not in connections and group.children[side].poll() is not None
+            }
+    return {side: connections[side] for side in sides if side in connections}, absent
 
 
 def receive(group: ProcessGroup, connection: Connection, side: str) -> Any:
-    """What a side says next."""
+    """Receive the next value from a side.
+
+    Raises:
+        SideUnavailable: If the process of the side has ended.
+    """
     while not connection.poll(1):
         if group.children[side].poll() is not None:
             raise SideUnavailable(group.log_tail(side, 1))
@@ -106,7 +123,7 @@ def receive(group: ProcessGroup, connection: Connection, side: str) -> Any:
 
 
 def run_side(options: Namespace) -> None:
-    """Be a side, in this process."""
+    """Run one side in this process."""
     if options.side == "pfl":
         sys.path.insert(0, str(options.pfl))
     torch.set_num_threads(1)
@@ -115,6 +132,7 @@ def run_side(options: Namespace) -> None:
 
 
 def make_rows(work: Workload, spent: RoundSeconds, final_params: dict[str, Tree], absent: dict[str, str]) -> Iterator[dict[str, Any]]:
+    """Yield one row of results per side."""
     for side, seconds in spent.items():
         row = {
             "work": work.name,
@@ -125,10 +143,10 @@ def make_rows(work: Workload, spent: RoundSeconds, final_params: dict[str, Tree]
             "client_ms": round(1000 * median(seconds) / work.num_clients, 2),
         }
         if "bare" in spent:
-            more = [theirs - own for theirs, own in zip(seconds, spent["bare"], strict=True)]
-            row["beside_ms"] = round(1000 * median(more) / work.num_clients, 2)
+            overheads = [side_s - reference_s for side_s, reference_s in zip(seconds, spent["bare"], strict=True)]
+            row["beside_ms"] = round(1000 * median(overheads) / work.num_clients, 2)
         if "fedrift" in spent:
-            ratios = sorted(theirs / own for theirs, own in zip(seconds, spent["fedrift"], strict=True))
+            ratios = sorted(side_s / reference_s for side_s, reference_s in zip(seconds, spent["fedrift"], strict=True))
             row |= {
                 "of_ours": round(median(ratios), 2),
                 "of_ours_lowest": round(ratios[0], 2),
@@ -136,57 +154,59 @@ def make_rows(work: Workload, spent: RoundSeconds, final_params: dict[str, Tree]
                 "difference": check_agreement(final_params[side], final_params["fedrift"]),
             }
         yield row
-    for side, why in absent.items():
-        yield {"work": work.name, "side": side, "absent": why}
+    for side, reason in absent.items():
+        yield {"work": work.name, "side": side, "absent": reason}
 
 
 def format_row(row: dict[str, Any]) -> str:
-    begin = "{work:24} {side:8}".format(**row)
+    """Return a row as one line of text."""
+    prefix = "{work:24} {side:8}".format(**row)
     if "absent" in row:
-        return f"{begin} not measured: {row['absent']}"
-    line = begin + " {round_s:8.4f} s a round ({lowest_s:.4f} to {highest_s:.4f})   {client_ms:8.2f} ms a client".format(**row)
+        return f"{prefix} not measured: {row['absent']}"
+    line = prefix + " {round_s:8.4f} s per round ({lowest_s:.4f} to {highest_s:.4f})   {client_ms:8.2f} ms per client".format(**row)
     if "beside_ms" in row:
-        line += f", {row['beside_ms']:+.2f} of bare"
+        line += f", overhead over bare {row['beside_ms']:+.2f} ms"
     if "of_ours" in row:
-        line += "   {of_ours}x ours ({of_ours_lowest} to {of_ours_highest})   params differ by {difference:.0e}".format(**row)
+        line += "   {of_ours}x fedrift ({of_ours_lowest} to {of_ours_highest})   difference of parameters {difference:.0e}".format(**row)
     return line
 
 
 @contextmanager
 def with_import_path() -> Iterator[None]:
-    """What is beside this file can be imported by all that is started from here, Ray's actors too."""
-    before = os.environ.get("PYTHONPATH")
-    os.environ["PYTHONPATH"] = os.pathsep.join([str(Path(__file__).parent), *([before] if before else [])])
+    """Add the folder of this file to PYTHONPATH, so that child processes and Ray's actors can import its modules."""
+    previous = os.environ.get("PYTHONPATH")
+    os.environ["PYTHONPATH"] = os.pathsep.join([str(Path(__file__).parent), *([previous] if previous else [])])
     try:
         yield
     finally:
         os.environ.pop("PYTHONPATH")
-        if before is not None:
-            os.environ["PYTHONPATH"] = before
+        if previous is not None:
+            os.environ["PYTHONPATH"] = previous
 
 
 def main(words: list[str] | None = None) -> int:
-    ask = make_parser(__doc__ or "")
-    ask.add_argument("--sides", nargs="+", default=list(SIDES), choices=SIDES)
-    ask.add_argument("--rounds", type=int, help="steady ones of each work, in place of 8, 8 and 30")
-    ask.add_argument("--pfl", type=Path, default=Path(".peers/pfl"), help="folder of pfl's packages")
-    for inner in ("--side", "--work", "--address"):
-        ask.add_argument(inner, help="one side, which takes part: the benchmark itself asks")
-    said = ask.parse_args(words)
-    if said.side:
-        run_side(said)
+    """Run all workloads, print a line per side and write the results."""
+    parser = make_parser(__doc__ or "")
+    parser.add_argument("--sides", nargs="+", default=list(SIDES), choices=SIDES, help="the sides to compare")
+    parser.add_argument("--rounds", type=int, help="the number of timed rounds per workload, instead of 8, 8 and 30")
+    parser.add_argument("--pfl", type=Path, default=Path(".peers/pfl"), help="the folder of pfl's packages")
+    for option in ("--side", "--work", "--address"):
+        parser.add_argument(option, help="internal: the benchmark uses this option to start a side")
+    args = parser.parse_args(words)
+    if args.side:
+        run_side(args)
         return 0
     rows = list[dict[str, Any]]()
-    for work in SMALL_WORKLOADS if said.small else WORKLOADS:
-        work = replace(work, num_rounds=said.rounds or work.num_rounds)
+    for work in SMALL_WORKLOADS if args.small else WORKLOADS:
+        work = replace(work, num_rounds=args.rounds or work.num_rounds)
         with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder, with_import_path():
-            spent, ends, absent = time_sides(work, said.sides, Path(folder), said.pfl.resolve())
-        for row in make_rows(work, spent, ends, absent):
+            seconds, final_params, absent = time_sides(work, args.sides, Path(folder), args.pfl.resolve())
+        for row in make_rows(work, seconds, final_params, absent):
             rows.append(row)
             print(format_row(row), flush=True)
     print(
         write_results(
-            said.out,
+            args.out,
             "peers",
             {**describe_machine(CPU), "peers": {"flwr": package_version("flwr"), "ray": package_version("ray")}, "rows": rows},
         )

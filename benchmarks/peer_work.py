@@ -1,4 +1,4 @@
-"""The federated work that every framework is given, the client that Flower and pfl are given for it, and how sides take turns."""
+"""The workload that all frameworks run, the client for Flower and pfl, and the protocol by which processes take turns."""
 
 from __future__ import annotations
 
@@ -15,14 +15,24 @@ from torch import Tensor, nn
 
 from fedrift.core.tree import Tree
 
-VECTOR_SIZE = 250_000  # 1 MB, where nothing but a step on numbers is to be done
+VECTOR_SIZE = 250_000  # float32 numbers: 1 MB, for the workload without a model
 
 
 @dataclass(frozen=True)
 class Workload:
-    """Federated averaging by ``clients`` who all take part: ``steps`` local steps of ``sequences`` x ``tokens``.
+    """A workload of federated averaging in which all clients participate in every round.
 
-    Without a ``model`` a client's step subtracts a number of its own from a vector of 1 MB: what is left is the framework.
+    Attributes:
+        name: The name of the workload.
+        num_clients: The number of clients.
+        sequences: The number of sequences per batch.
+        tokens: The number of tokens per sequence.
+        local_steps: The number of local steps per round.
+        model: The model preset. "" means that a client only subtracts a number from a vector of 1 MB, to measure the overhead
+            of the framework.
+        small: Whether to use a small random network.
+        warmup_rounds: The number of rounds that are not timed.
+        num_rounds: The number of rounds that are timed.
     """
 
     name: str
@@ -40,34 +50,35 @@ class Workload:
 
     @staticmethod
     def from_json(text: str) -> Workload:
+        """Parse a workload from the JSON that ``str(workload)`` returns."""
         return Workload(**json.loads(text))
 
     @property
     def network(self) -> Any:
-        """A new one: whoever gets it changes it."""
+        """A new network on each access, because wrapping with PEFT modifies it."""
         return load_network(self.model, small=self.small)
 
     @cached_property
     def initial_params(self) -> Tree:
-        """The first params, ``[1, ...]``."""
+        """The initial parameters [1, ...]."""
         if not self.model:
             return Tree(x=torch.zeros(1, VECTOR_SIZE))
         return make_start_params(self.network)
 
     @cached_property
     def batches(self) -> list[dict[str, Tensor]]:
-        """One a local step, each leading with C."""
+        """One batch [C, ...] per local step."""
         if not self.model:
             return [{"tokens": torch.arange(1.0, self.num_clients + 1).view(-1, 1, 1)}] * self.local_steps
         return make_batches(self.num_clients, self.sequences, self.tokens, self.local_steps, self.network.config.vocab_size)
 
     def rows_of(self, client: int) -> Tensor:
-        """All that a client trains on in a round, in order: ``[steps * B, T]``."""
+        """Return the sequences that a client trains on in a round, in order: [steps * B, T]."""
         return torch.cat([batch["tokens"][client] for batch in self.batches])
 
 
 class Learner(nn.Module):
-    """What a user of another framework would write: the network wrapped by peft, loaded once, and its loss."""
+    """A client as a user of another framework would write it: a network wrapped with PEFT, which is loaded once, and its loss."""
 
     def __init__(self, work: Workload) -> None:
         super().__init__()
@@ -78,17 +89,19 @@ class Learner(nn.Module):
         self.load_params({name: leaf[0] for name, leaf in work.initial_params.items()})
 
     def load_params(self, params: dict[str, Tensor]) -> None:
+        """Copy the server's parameters into the adapters."""
         with torch.no_grad():
             for name, leaf in self.leaves.items():
                 leaf.copy_(params[name])
 
     def loss(self, tokens: Tensor) -> Tensor:
+        """Return the mean training loss of a batch [B, T]."""
         if self.network is None:
             return (self.leaves["x"] * tokens.flatten()[0]).sum()
         return self.network(input_ids=tokens, labels=tokens).loss  # type: ignore[no-any-return]
 
     def train_on(self, rows: Tensor) -> None:
-        """A client's local steps."""
+        """Run the local steps of a client on its sequences [steps * B, T]."""
         optimizer = torch.optim.SGD(self.leaves.values(), lr=LR)
         for tokens in rows.split(len(rows) // self.work.local_steps):
             optimizer.zero_grad()
@@ -96,24 +109,25 @@ class Learner(nn.Module):
             optimizer.step()
 
     def get_params(self) -> dict[str, Tensor]:
+        """Return the current adapters."""
         return {name: leaf.detach() for name, leaf in self.leaves.items()}
 
 
 class TurnClient:
-    """A side's end of the line to the benchmark: it works a round when it is told to, and says how long that took."""
+    """A side's connection to the benchmark, over which it receives its turns and reports the seconds of each round."""
 
     def __init__(self, address: str, side: str) -> None:
         self.connection, self.started_at = Client(address), 0.0
         self.connection.send(side)
 
     def next_round(self) -> None:
-        """A round is over, if one was begun; wait for the word to begin the next."""
+        """Report the seconds of the previous round, if there was one, and wait for the next turn."""
         if self.started_at:
             self.connection.send(perf_counter() - self.started_at)
         self.connection.recv()
         self.started_at = perf_counter()
 
     def finish(self, params: dict[str, Tensor]) -> None:
-        """The last round is over; ``ends``: the server's params then."""
+        """Report the seconds of the last round and the final parameters of the server."""
         self.connection.send(perf_counter() - self.started_at)
         self.connection.send({name: leaf.numpy() for name, leaf in params.items()})

@@ -1,10 +1,11 @@
-"""What looking costs: every probe of the panel on `pocket`, seconds and forward tokens of one look, beside a round of training.
+"""Measure the cost of every probe on `pocket`, in seconds and forward tokens, compared with a round of training.
 
     python benchmarks/probes.py [--data FOLDER] [--repeats 3]
 
-Ten BBC clients, five a round, LoRA of rank 8: a round of 10 steps of 8 x 64 tokens. Every look is taken on the same round,
-`repeats` times; the median and the range are told. General text needs a local copy of a corpus that `pocket` has read
-(FEDRIFT_DATA). One or two minutes; writes benchmarks/results/probes.json.
+The setting has ten clients on BBC News, five per round, LoRA of rank 8 and 10 local steps of 8 x 64 tokens. Every probe runs
+`repeats` times on the same round; the script reports the median and the range. The probe of general text needs a local copy of a
+dataset on which `pocket` was pretrained (FEDRIFT_DATA). The script takes one or two minutes and writes
+benchmarks/results/probes.json.
 """
 
 from __future__ import annotations
@@ -49,79 +50,94 @@ OUTPUT = Path(__file__).parent / "results" / "probes.json"
 
 
 def main() -> None:
-    asked = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    asked.add_argument("--data", type=Path, default=None, help="local corpora, for general text")
-    asked.add_argument("--repeats", type=int, default=3)
-    asked.add_argument("--out", type=Path, default=OUTPUT)
-    said = asked.parse_args()
+    """Time all probes, print a table and write the results."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, default=None, help="the folder of local datasets, for general text")
+    parser.add_argument("--repeats", type=int, default=3, help="the number of measurements per probe")
+    parser.add_argument("--out", type=Path, default=OUTPUT, help="the results file")
+    args = parser.parse_args()
     torch.set_num_threads(1)
     experiment = parse_config(EXPERIMENT)
     with TemporaryDirectory() as folder:
-        setting = build_run(experiment, ResourceCache(Runtime(runs_dir=Path(folder), data_dir=said.data, device="cpu", threads=1)))
-        past = MetricHistory()
-        past.add_records(to_records(setting.probe_suite.evaluate_initial(setting.initial_state, past)[0], 0, [], setting.simulator.size))
-        begun, train = perf_counter(), []
-        for each in run_rounds(
-            setting.initial_state, setting.simulator, experiment.algorithm, num_rounds=2, cohort_size=setting.cohort_size, seed=0
+        run_context = build_run(experiment, ResourceCache(Runtime(runs_dir=Path(folder), data_dir=args.data, device="cpu", threads=1)))
+        history = MetricHistory()
+        history.add_records(
+            to_records(run_context.probe_suite.evaluate_initial(run_context.initial_state, history)[0], 0, [], run_context.simulator.size)
+        )
+        start, round_seconds = perf_counter(), []
+        for result in run_rounds(
+            run_context.initial_state,
+            run_context.simulator,
+            experiment.algorithm,
+            num_rounds=2,
+            cohort_size=run_context.cohort_size,
+            seed=0,
         ):
-            train.append(perf_counter() - begun)
-            done, begun = each, perf_counter()
-        rows = [measure_probe(look, done, past, said.repeats, setting.losses) for look in setting.probe_suite.probes]
-    tokens = float(done.report.tokens.sum())
-    every = statistics.median(train)
-    numbers = {
+            round_seconds.append(perf_counter() - start)
+            last_result, start = result, perf_counter()
+        rows = [measure_probe(probe, last_result, history, args.repeats, run_context.losses) for probe in run_context.probe_suite.probes]
+    tokens = float(last_result.report.tokens.sum())
+    round_s = statistics.median(round_seconds)
+    results = {
         "date": date.today().isoformat(),
         "machine": platform.processor() or platform.machine(),
         "torch": torch.__version__,
         "threads": 1,
-        "round": {"seconds": every, "tokens": tokens},
-        "expensive_interval": setting.probe_suite.expensive_interval,
-        "max_overhead": setting.probe_suite.max_overhead,
+        "round": {"seconds": round_s, "tokens": tokens},
+        "expensive_interval": run_context.probe_suite.expensive_interval,
+        "max_overhead": run_context.probe_suite.max_overhead,
         "looks": rows,
-        "caveats": setting.caveats,
+        "caveats": run_context.caveats,
     }
-    said.out.parent.mkdir(parents=True, exist_ok=True)
-    said.out.write_text(json.dumps(numbers, indent=1) + "\n")
+    args.out.parent.mkdir(parents=True, exist_ok=True)
+    args.out.write_text(json.dumps(results, indent=1) + "\n")
     print(
-        f"a round of training: {every:.2f} s, {tokens:,.0f} tokens; expensive probes every "
-        f"{setting.probe_suite.expensive_interval} rounds keep all within {setting.probe_suite.max_overhead:.0%}\n"
+        f"one round of training: {round_s:.2f} s, {tokens:,.0f} tokens; with expensive probes every "
+        f"{run_context.probe_suite.expensive_interval} rounds, all probes stay within {run_context.probe_suite.max_overhead:.0%}\n"
     )
-    print(f"{'look':<12} {'when':>5} {'forward tokens':>15} {'seconds':>9} {'range':>17} {'of a round':>11}")
+    print(f"{'probe':<12} {'when':>5} {'forward tokens':>15} {'seconds':>9} {'range':>17} {'of a round':>11}")
     for row in rows:
         print(
             f"{row['look']:<12} {row['when']!s:>5} {row['tokens']:>15,.0f} {row['seconds']:>9.4f} "
-            f"{row['least']:>8.4f}-{row['most']:.4f} {row['seconds'] / every:>11.1%}"
+            f"{row['least']:>8.4f}-{row['most']:.4f} {row['seconds'] / round_s:>11.1%}"
         )
-    for caveat in setting.caveats:
+    for caveat in run_context.caveats:
         print(f"note: {caveat}")
 
 
 def measure_probe(
     scheduled_probe: ScheduledProbe | DerivedMetric, result: RoundResult, history: MetricHistory, num_repeats: int, losses: HeldOutLosses
 ) -> dict[str, object]:
-    """One look, some times over, as if it were the first; losses by token are paid by the look that asks first."""
-    took: list[float] = []
-    said: MetricValues = {}
+    """Time one probe.
+
+    The cache of losses is cleared before each repetition of the probe ``losses``, because the first probe that needs losses
+    per token computes them for all.
+
+    Returns:
+        A row of the table: name, schedule, forward tokens and seconds.
+    """
+    seconds: list[float] = []
+    metrics: MetricValues = {}
     for _ in range(num_repeats):
         if scheduled_probe.name == "losses":
             losses.cache.clear()
-        begun = perf_counter()
-        said = (
+        start = perf_counter()
+        metrics = (
             scheduled_probe.derive({"loss": torch.zeros(10)}, history)
             if isinstance(scheduled_probe, DerivedMetric)
             else scheduled_probe.probe(result)
         )
-        took.append(perf_counter() - begun)
-    plain = isinstance(scheduled_probe, DerivedMetric)
+        seconds.append(perf_counter() - start)
+    is_derived = isinstance(scheduled_probe, DerivedMetric)
     return {
         "look": scheduled_probe.name,
-        "when": "after" if plain else scheduled_probe.schedule,
-        "tokens": 0.0 if plain else scheduled_probe.forward_tokens,
-        "before round 1": not plain and has_initial(scheduled_probe),
-        "seconds": statistics.median(took),
-        "least": min(took),
-        "most": max(took),
-        "metrics": len(said),
+        "when": "after" if is_derived else scheduled_probe.schedule,
+        "tokens": 0.0 if is_derived else scheduled_probe.forward_tokens,
+        "before round 1": not is_derived and has_initial(scheduled_probe),
+        "seconds": statistics.median(seconds),
+        "least": min(seconds),
+        "most": max(seconds),
+        "metrics": len(metrics),
     }
 
 

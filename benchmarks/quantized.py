@@ -1,10 +1,11 @@
-"""Quantised bases beside the dense one: what they take of memory, and what they lose of a model's language.
+"""Measure the memory, perplexity and gradients of quantized base weights compared with dense ones.
 
     make bench-quantized      (python benchmarks/quantized.py [--models pocket smollm2-135m])
 
-Weights: bytes of all parameters and buffers as they lie in memory. Perplexity: on windows of 128 tokens, the first of each only
-context, spread evenly over the WikiText-2 test set (FEDRIFT_DATA, or ../shared/data), or else the made-up text of `synthetic`; the same
-windows for every base. Gradient: 1 - cosine between the adapters' gradients on a base and on the dense one, after an evaluation.
+Weights: the bytes of all parameters and buffers in memory. Perplexity: windows of 128 tokens, whose first token is only context, are
+spread evenly over the WikiText-2 test set (FEDRIFT_DATA or ../shared/data). If that dataset is missing, the synthetic dataset is
+used. All bases see the same windows. Gradient: 1 - cosine between the adapters' gradients with the quantized and with the dense
+weights, after an evaluation.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ BASES = {"none": "torch", "nf4": "bitsandbytes", "int8": "torchao"}
 
 
 def load_texts() -> tuple[str, list[str]]:
-    """The name of the text, and its documents."""
+    """Return the name of the test dataset and its documents."""
     folder = Path(os.environ.get("FEDRIFT_DATA") or Path(__file__).resolve().parents[2] / "shared" / "data")
     name = "wikitext2" if (folder / "wikitext2").is_dir() else "synthetic"
     corpus = load_corpus(DatasetConfig(name), data_dir=folder)
@@ -41,15 +42,15 @@ def load_texts() -> tuple[str, list[str]]:
 
 
 def token_windows(tokenizer: Any, documents: list[str], count: int, length: int = 128) -> torch.Tensor:
-    """``[count, length]`` token ids, spread evenly over the text."""
+    """Return at most ``count`` windows of token ids [count, length], spread evenly over the text."""
     ids = torch.tensor(tokenizer("\n\n".join(documents), verbose=False)["input_ids"])
-    every = ids[: len(ids) // length * length].view(-1, length)
-    return every[torch.linspace(0, len(every) - 1, min(count, len(every))).long()]
+    windows = ids[: len(ids) // length * length].view(-1, length)
+    return windows[torch.linspace(0, len(windows) - 1, min(count, len(windows))).long()]
 
 
 def weight_bytes(network: torch.nn.Module) -> int:
-    """Bytes of the weights as they lie in memory, those inside packed tensors too."""
-    seen: dict[int, int] = {}
+    """Return the bytes of the weights in memory, including those inside packed tensors."""
+    bytes_by_pointer: dict[int, int] = {}
 
     def count(leaf: torch.Tensor) -> None:
         inner = getattr(leaf, "__tensor_flatten__", None)
@@ -57,19 +58,19 @@ def weight_bytes(network: torch.nn.Module) -> int:
             for name in inner()[0]:
                 count(getattr(leaf, name))
         else:
-            seen[leaf.data_ptr()] = leaf.untyped_storage().nbytes()
+            bytes_by_pointer[leaf.data_ptr()] = leaf.untyped_storage().nbytes()
         state = getattr(leaf, "quant_state", None)
         for part in (getattr(state, name, None) for name in ("absmax", "code")):
             if part is not None:
-                seen[part.data_ptr()] = part.untyped_storage().nbytes()
+                bytes_by_pointer[part.data_ptr()] = part.untyped_storage().nbytes()
 
     for leaf in (*network.parameters(), *network.buffers()):
         count(leaf)
-    return sum(seen.values())
+    return sum(bytes_by_pointer.values())
 
 
 def adapter_gradient(model: StackedModel, tokens: torch.Tensor) -> torch.Tensor:
-    """The adapters' gradient as one vector, both factors moved off their start."""
+    """Return the gradient of the adapters as one vector, at values where neither factor is zero."""
     draw = torch.Generator().manual_seed(3)
     params = model.init_params()
     leaves = Tree(
@@ -80,60 +81,64 @@ def adapter_gradient(model: StackedModel, tokens: torch.Tensor) -> torch.Tensor:
 
 
 def measure_base(name: str, base: str, documents: list[str], count: int) -> tuple[dict[str, Any], torch.Tensor]:
-    begun = perf_counter()
-    language = load_model(name, cache_dir=default_cache_dir(), quantization=base)  # type: ignore[arg-type]
-    loaded = perf_counter() - begun
-    model = StackedModel(language.network, Lora(quantization=base))  # type: ignore[arg-type]
-    tokens = token_windows(language.tokenizer, documents, count)
-    total = seen = 0.0
-    begun = perf_counter()
+    """Measure one base; return a row of the table and the gradient of the adapters."""
+    start = perf_counter()
+    language_model = load_model(name, cache_dir=default_cache_dir(), quantization=base)  # type: ignore[arg-type]
+    load_s = perf_counter() - start
+    model = StackedModel(language_model.network, Lora(quantization=base))  # type: ignore[arg-type]
+    tokens = token_windows(language_model.tokenizer, documents, count)
+    total = num_tokens = 0.0
+    start = perf_counter()
     with torch.no_grad():
-        for part in tokens.split(8):
-            loss, counted = model.sequence_losses(model.init_params(), part[None], torch.ones_like(part, dtype=torch.bool)[None])
-            total, seen = total + float(loss.double().sum()), seen + float(counted.sum())
-    spent = perf_counter() - begun
+        for batch in tokens.split(8):
+            loss, num_counted = model.sequence_losses(model.init_params(), batch[None], torch.ones_like(batch, dtype=torch.bool)[None])
+            total, num_tokens = total + float(loss.double().sum()), num_tokens + float(num_counted.sum())
+    evaluation_s = perf_counter() - start
     return {
         "model": name,
         "base": base,
-        "weights_mb": round(weight_bytes(language.network) / 1e6, 1),
-        "nats_per_token": round(total / seen, 5),
-        "perplexity": round(exp(total / seen), 3),
-        "tokens": int(seen),
-        "evaluated_tokens_per_s": round(seen / spent),
-        "load_s": round(loaded, 1),
+        "weights_mb": round(weight_bytes(language_model.network) / 1e6, 1),
+        "nats_per_token": round(total / num_tokens, 5),
+        "perplexity": round(exp(total / num_tokens), 3),
+        "tokens": int(num_tokens),
+        "evaluated_tokens_per_s": round(num_tokens / evaluation_s),
+        "load_s": round(load_s, 1),
     }, adapter_gradient(model, tokens[:2][None])
 
 
 def main(words: list[str] | None = None) -> int:
-    ask = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    ask.add_argument("--models", nargs="+", default=["pocket", "smollm2-135m"])
-    ask.add_argument("--windows", type=int, default=64)
-    ask.add_argument("--out", type=Path, default=RESULTS)
-    said = ask.parse_args(words)
+    """Measure all models and bases, print a line for each and write the results."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--models", nargs="+", default=["pocket", "smollm2-135m"], help="the models to measure")
+    parser.add_argument("--windows", type=int, default=64, help="the number of windows of text")
+    parser.add_argument(
+        "--out", type=Path, default=RESULTS, help="the folder for the results; docs/models.md is updated only with the default folder"
+    )
+    args = parser.parse_args(words)
     warnings.simplefilter("ignore")
     text, documents = load_texts()
     rows: list[dict[str, Any]] = []
-    for name in said.models:
+    for name in args.models:
         dense: dict[str, Any] = {}
         for base, package in BASES.items():
             if find_spec(package) is None:
-                print(f"{name} {base}: {package} is not installed, pip install 'fedrift[quantised]'")
+                print(f"{name} {base}: {package} is not installed: pip install 'fedrift[quantised]'")
                 continue
-            row, slope = measure_base(name, base, documents, said.windows)
-            dense = dense or {"slope": slope, **row}
-            turned = 1 - float(torch.cosine_similarity(slope.double(), dense["slope"].double(), 0))
+            row, gradient = measure_base(name, base, documents, args.windows)
+            dense = dense or {"slope": gradient, **row}
+            distance = 1 - float(torch.cosine_similarity(gradient.double(), dense["slope"].double(), 0))
             row |= {
                 "memory_share": round(row["weights_mb"] / dense["weights_mb"], 3),
                 "perplexity_ratio": round(row["perplexity"] / dense["perplexity"], 4),
-                "gradient_turned": float(f"{turned:.1e}"),
+                "gradient_turned": float(f"{distance:.1e}"),
             }
             rows.append(row)
             print(
                 "{model:14} {base:6} {weights_mb:8.1f} MB ({memory_share:.2f})   perplexity {perplexity:8.3f} "
-                "({perplexity_ratio:.4f})   gradient turned by {gradient_turned:.1e}".format(**row),
+                "({perplexity_ratio:.4f})   1 - cosine of the gradients {gradient_turned:.1e}".format(**row),
                 flush=True,
             )
-    if said.out == RESULTS:
+    if args.out == RESULTS:
         update_docs_table(
             MODELS_PAGE,
             "quantized",
@@ -142,14 +147,14 @@ def main(words: list[str] | None = None) -> int:
                 "model": "model",
                 "base": "base",
                 "weights_mb": "weights, MB",
-                "memory_share": "of the dense",
+                "memory_share": "share of dense",
                 "perplexity": "perplexity",
-                "perplexity_ratio": "to the dense",
+                "perplexity_ratio": "ratio to dense",
                 "gradient_turned": "adapters' gradient, 1 - cosine to the dense",
             },
         )
     print(
-        write_results(said.out, "quantized", {**describe_machine(torch.device("cpu")), "text": text, "windows": said.windows, "rows": rows})
+        write_results(args.out, "quantized", {**describe_machine(torch.device("cpu")), "text": text, "windows": args.windows, "rows": rows})
     )
     return 0
 

@@ -1,10 +1,11 @@
-"""How a round grows with its clients, the adapters' rank, the length of sequences and the vocabulary.
+"""Measure how the time of a round grows with the clients, the LoRA rank, the sequence length and the vocabulary.
 
     python benchmarks/scaling.py [--repeats 3]
 
-One thing at a time from 10 clients, rank 8, 2 sequences of 64 tokens and 4,096 words, on `pocket`'s architecture with random
-weights. Our stacked fleet beside the transformers + peft loop: they take turns and must end at the same adapters. ``work`` is the
-frozen matrix products of the round as multiples of the base case's: a round that grows faster than its work grows badly.
+One factor at a time is varied from a base case with 10 clients, rank 8, 2 sequences of 64 tokens and 4,096 words. The model is
+`pocket`'s architecture with random weights. Stacked training and a loop of transformers and PEFT take turns and must end at the same
+adapters. ``work`` is the FLOPs of the frozen matrix products relative to the base case. A round scales well if its time does not
+grow faster than ``work``.
 """
 
 from __future__ import annotations
@@ -40,7 +41,7 @@ from fedrift.simulation.batches import choose_clients_per_pass
 
 @dataclass(frozen=True)
 class RoundShape:
-    """What a round is made of."""
+    """The size of a round."""
 
     clients: int = 10
     rank: int = 8
@@ -55,60 +56,64 @@ SMALL_AXES = {"clients": (2, 3), "rank": (2, 4)}
 
 
 def measure(shape_of_round: RoundShape, num_repeats: int, small: bool) -> dict[str, Any]:
-    """Seconds of a round on both sides, and its work."""
-    preset, tune = PRESETS["pocket"], Lora(r=shape_of_round.rank)
-    shape = (
+    """Time a round on both sides, and compute its FLOPs."""
+    preset, trainable = PRESETS["pocket"], Lora(r=shape_of_round.rank)
+    architecture = (
         {**TOY_ARCHITECTURES[model_type_of(preset)], "vocab_size": shape_of_round.vocabulary}
         if small
         else {"vocab_size": shape_of_round.vocabulary}
     )
-    network, other = (make_random_network(preset, **shape) for _ in range(2))
+    network, loop_network = (make_random_network(preset, **architecture) for _ in range(2))
     batches = make_batches(
         shape_of_round.clients, shape_of_round.sequences, shape_of_round.tokens, shape_of_round.steps, shape_of_round.vocabulary
     )
     work = flops_per_token(network) * shape_of_round.clients * shape_of_round.sequences * shape_of_round.tokens * shape_of_round.steps
-    model = StackedModel(network, tune)
-    start = make_start_params(make_random_network(preset, **shape), tune)
-    micro = choose_clients_per_pass(network, shape_of_round.clients, shape_of_round.sequences, shape_of_round.tokens, CPU)
-    sides = {"loop": sequential_training(other, batches, start), "stacked": stacked_training(model, batches, start, micro)}
+    model = StackedModel(network, trainable)
+    start = make_start_params(make_random_network(preset, **architecture), trainable)
+    clients_per_pass = choose_clients_per_pass(network, shape_of_round.clients, shape_of_round.sequences, shape_of_round.tokens, CPU)
+    sides = {
+        "loop": sequential_training(loop_network, batches, start),
+        "stacked": stacked_training(model, batches, start, clients_per_pass),
+    }
     difference = check_agreement(sides["stacked"](), sides["loop"]())
-    spent = time_in_turns(sides, num_repeats)
+    seconds_by_side = time_in_turns(sides, num_repeats)
     return {
-        **{f"{side}_s": round(median(seconds), 4) for side, seconds in spent.items()},
+        **{f"{side}_s": round(median(seconds), 4) for side, seconds in seconds_by_side.items()},
         "work": work,
-        **speed_ratios(spent, "loop", "stacked"),
+        **speed_ratios(seconds_by_side, "loop", "stacked"),
         "difference": difference,
     }
 
 
 def main(words: list[str] | None = None) -> int:
-    ask = make_parser(__doc__ or "")
-    ask.add_argument("--repeats", type=int, default=3)
-    said = ask.parse_args(words)
-    base, axes = (RoundShape(3, 4, 16, 97, 1, 1), SMALL_AXES) if said.small else (RoundShape(), AXES)
+    """Measure all sizes, print a line for each and write the results."""
+    parser = make_parser(__doc__ or "")
+    parser.add_argument("--repeats", type=int, default=3, help="the number of measurements per side")
+    args = parser.parse_args(words)
+    base, axes = (RoundShape(3, 4, 16, 97, 1, 1), SMALL_AXES) if args.small else (RoundShape(), AXES)
     configure_malloc()
-    usual, rows = measure(base, said.repeats, said.small), list[dict[str, Any]]()
+    base_row, rows = measure(base, args.repeats, args.small), list[dict[str, Any]]()
     for axis, values in axes.items():
         for value in values:
-            one = replace(base, **{axis: value})
-            found = usual if one == base else measure(one, said.repeats, said.small)
+            shape = replace(base, **{axis: value})
+            measured = base_row if shape == base else measure(shape, args.repeats, args.small)
             rows.append(
                 {
                     "axis": axis,
                     "value": value,
-                    **found,
-                    "work": round(found["work"] / usual["work"], 2),
-                    **{f"{side}_growth": round(found[f"{side}_s"] / usual[f"{side}_s"], 2) for side in ("loop", "stacked")},
+                    **measured,
+                    "work": round(measured["work"] / base_row["work"], 2),
+                    **{f"{side}_growth": round(measured[f"{side}_s"] / base_row[f"{side}_s"], 2) for side in ("loop", "stacked")},
                 }
             )
             print(
-                "{axis:10} {value:6,d}   loop {loop_s:7.3f} s ({loop_growth:5.2f} of the base)   stacked {stacked_s:7.3f} s "
+                "{axis:10} {value:6,d}   loop {loop_s:7.3f} s ({loop_growth:5.2f}x the base)   stacked {stacked_s:7.3f} s "
                 "({stacked_growth:5.2f})   products {work:5.2f}   {ratio:.2f}x ({ratio_lowest:.2f} to {ratio_highest:.2f})".format(
                     **rows[-1]
                 ),
                 flush=True,
             )
-    write_rows(said.out, "scaling", rows)
+    write_rows(args.out, "scaling", rows)
     return 0
 
 

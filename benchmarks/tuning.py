@@ -1,10 +1,10 @@
-"""Fine-tuning of whole blocks: what the kept frozen prefix and the fused optimiser save.
+"""Measure how much time the prefix cache and the fused optimizer save when complete blocks are fine-tuned.
 
     python benchmarks/tuning.py [--model pocket] [--repeats 5]
 
-The last 1 and 2 blocks with and without the prefix (from the second time on that blocks of text are read; the first is shown
-apart), and full fine-tuning, one client after another, with torch's fused AdamW kernel and with the rule as it is written. Sides
-take turns and must end at the same weights.
+The first two cases train the last one or two blocks with and without the cache of the frozen prefix. The cache only helps when a text
+is used again, so the first round is shown separately. The third case trains all weights, with torch's fused AdamW kernel and with
+the plain update rule. Clients are trained one after another. Sides take turns and must end at the same weights.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from fedrift.models.trainable import All, LastBlocks, Trainable
 
 @dataclass(frozen=True)
 class UnfusedAdamW(AdamW):
-    """AdamW as the rule is written."""
+    """AdamW without torch's fused kernel."""
 
     def _fused_step(self, params: Tree, grad: Tree, opt_state: Tree, count: Tensor) -> tuple[Tree, Tree]:
         return self._unfused_step(params, grad, opt_state, count)
@@ -44,43 +44,44 @@ CASES: list[tuple[str, Trainable, dict[str, tuple[AdamW, bool]]]] = [
 
 
 def main(words: list[str] | None = None) -> int:
-    ask = make_parser(__doc__ or "")
-    ask.add_argument("--model", default="pocket", choices=list(PRESETS))
-    ask.add_argument("--repeats", type=int, default=5)
-    ask.add_argument("--shape", help="clients,sequences,tokens,steps in place of 4,8,64,3")
-    said = ask.parse_args(words)
-    shape = said.shape or ("2,2,16,2" if said.small else "4,8,64,3")
+    """Measure all cases, print a line for each and write the results."""
+    parser = make_parser(__doc__ or "")
+    parser.add_argument("--model", default="pocket", choices=list(PRESETS), help="the model preset")
+    parser.add_argument("--repeats", type=int, default=5, help="the number of measurements per side")
+    parser.add_argument("--shape", help="clients,sequences,tokens,steps instead of 4,8,64,3")
+    args = parser.parse_args(words)
+    shape = args.shape or ("2,2,16,2" if args.small else "4,8,64,3")
     clients, sequences, tokens, steps = map(int, shape.split(","))
     configure_malloc()
-    vocabulary = load_network(said.model, small=said.small).config.vocab_size
+    vocabulary = load_network(args.model, small=args.small).config.vocab_size
     batches = make_batches(clients, sequences, tokens, steps, vocabulary)
     rows: list[dict[str, Any]] = []
-    for case, tune, how in CASES:
+    for case, trainable, variants in CASES:
         sides = {}
-        for side, (optimizer, prefix) in how.items():
-            model = StackedModel(load_network(said.model, small=said.small), tune, use_prefix_cache=prefix)
+        for side, (optimizer, prefix) in variants.items():
+            model = StackedModel(load_network(args.model, small=args.small), trainable, use_prefix_cache=prefix)
             sides[side] = stacked_training(model, batches, model.init_params(), 1, optimizer)
-        begun = perf_counter()
-        end = sides["fast"]()
-        first = perf_counter() - begun
-        # Adam divides by the gradient's size: where that is all rounding, so is the step.
-        difference = check_agreement(end, sides["plain"](), tolerance=0.1)
-        spent = time_in_turns(sides, said.repeats)
+        start = perf_counter()
+        result = sides["fast"]()
+        first_round_s = perf_counter() - start
+        # Adam divides by the size of the gradient. Where the gradient is only rounding error, the step is too.
+        difference = check_agreement(result, sides["plain"](), tolerance=0.1)
+        seconds_by_side = time_in_turns(sides, args.repeats)
         rows.append(
             {
                 "case": case,
-                "first_round_s": round(first, 2),
-                "round_s": round(min(spent["fast"]), 2),
-                **speed_ratios(spent, "plain", "fast"),
+                "first_round_s": round(first_round_s, 2),
+                "round_s": round(min(seconds_by_side["fast"]), 2),
+                **speed_ratios(seconds_by_side, "plain", "fast"),
                 "difference": difference,
             }
         )
         print(
             "{case:24s} {ratio:.2f}x ({ratio_lowest:.2f} to {ratio_highest:.2f})   first round {first_round_s} s, "
-            "later {round_s} s   weights differ by {difference:.0e}".format(**rows[-1]),
+            "later rounds {round_s} s   difference of the weights {difference:.0e}".format(**rows[-1]),
             flush=True,
         )
-    write_rows(said.out, f"tuning-{said.model}", rows, model=said.model, shape=shape)
+    write_rows(args.out, f"tuning-{args.model}", rows, model=args.model, shape=shape)
     return 0
 
 

@@ -1,7 +1,7 @@
 """fedrift: when, how and why does federated fine-tuning of language models break under non-IID data, and what repairs it?
 
-The public names are those of ``fedrift.__all__``. They are loaded on first use, so ``import fedrift`` itself needs no torch. Every
-other module is internal and may change without notice.
+The public names are listed in ``fedrift.__all__``. They are loaded on first use, so ``import fedrift`` itself does not import torch.
+All other names are internal and can change without notice.
 
 Example:
     >>> import fedrift

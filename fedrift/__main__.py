@@ -1,4 +1,4 @@
-"""``python -m fedrift``: the command line."""
+"""Run the command line with ``python -m fedrift``."""
 
 from .cli import main
 

@@ -1,6 +1,6 @@
-"""The calls of the public interface: run an experiment or a study, read what is stored, diagnose and compare.
+"""The functions of the public interface: run an experiment or a study, load stored runs, diagnose them and compare them.
 
-Messages go to ``logging.getLogger("fedrift")``; ``logging.basicConfig(level="INFO")`` shows them.
+Messages go to the logger ``logging.getLogger("fedrift")``; ``logging.basicConfig(level="INFO")`` shows them.
 """
 
 from __future__ import annotations
@@ -31,17 +31,17 @@ ConfigSource = ExperimentConfig | Mapping[str, Any] | str | PathLike[str]
 
 
 def load_config(source: ConfigSource, overrides: Iterable[str] = ()) -> ExperimentConfig:
-    """Read and check the configuration of an experiment.
+    """Load and check the configuration of an experiment.
 
     Args:
-        source: The path of a YAML file, a dictionary of the same keys, or a configuration.
+        source: The path of a YAML file, a dictionary with the same keys, or a configuration.
         overrides: Changes as ``"key.key=value"``, for example ``"algorithm=Scaffold"``.
 
     Returns:
-        The configuration, frozen, with all defaults.
+        The immutable configuration with all defaults.
 
     Raises:
-        UserError: A key is unknown, a value is not allowed, or a file cannot be read; one line for each mistake.
+        UserError: A key is unknown, a value is not allowed, or the file cannot be read. The message has one line per mistake.
 
     Example:
         >>> load_config({"dataset": "bbc"}, ["training.num_rounds=5"]).training.num_rounds
@@ -62,24 +62,25 @@ def run(
     resources: ResourceCache | None = None,
     **runtime: Any,
 ) -> Run:
-    """Run an experiment to its end.
+    """Run an experiment until its last round.
 
-    A run that was interrupted continues where it stopped, bit for bit. A finished run is returned as it is.
+    An interrupted run continues from its last checkpoint, and its results are bit for bit those of a run without interruption. If
+    the run is finished already, it is returned without running again.
 
     Args:
-        config: The experiment; whatever ``load_config`` takes.
+        config: The experiment, in any form that ``load_config`` accepts.
         overrides: Changes as ``"key.key=value"``.
-        runs_dir: The folder that holds the runs.
-        callbacks: Called at the begin of the run, after each round and at the end; one of them may stop the run.
-        fresh: Move a stored run of this experiment aside and run it again.
-        resources: Loaded models and data shared between runs. Default: loaded for this run.
+        runs_dir: The folder of the runs.
+        callbacks: Called at the start of the run, after each round and at the end. A callback can stop the run.
+        fresh: Whether to move a stored run of this experiment to another folder and run the experiment again.
+        resources: Loaded models and data that several runs share. Default: loaded for this run.
         **runtime: Fields of ``fedrift.config.runtime.Runtime``, for example ``device="cuda"`` or ``threads=4``.
 
     Returns:
-        The stored run: ``run.metrics()``, ``run.trajectory()``, ``run.summary``, ``run.folder``.
+        The stored run, with ``run.metrics()``, ``run.trajectory()``, ``run.summary`` and ``run.folder``.
 
     Raises:
-        UserError: The configuration is wrong, its parts cannot work together, or the stored run does not answer it.
+        UserError: The configuration is invalid or cannot be run, or the folder of the run contains another experiment.
 
     Example:
         >>> run = fedrift.run({"dataset": "bbc", "training": {"num_rounds": 2}}, runs_dir=folder)  # doctest: +SKIP
@@ -87,11 +88,11 @@ def run(
     """
     from .engine.run import move_stored_run_aside, run_experiment
 
-    parsed = load_config(config, overrides)
-    shared = _resources(resources, runs_dir, runtime)
+    experiment = load_config(config, overrides)
+    run_resources = _resources(resources, runs_dir, runtime)
     if fresh:
-        move_stored_run_aside(parsed, shared)
-    return run_experiment(parsed, shared, callbacks=callbacks)
+        move_stored_run_aside(experiment, run_resources)
+    return run_experiment(experiment, run_resources, callbacks=callbacks)
 
 
 def study(
@@ -104,22 +105,28 @@ def study(
     resources: ResourceCache | None = None,
     **runtime: Any,
 ) -> StudyManifest:
-    """Run a study: every cell and seed of its design, each beside its IID baseline, tuned first where the study says so.
+    """Run a study: all conditions and seeds of its design, each with its IID baseline.
+
+    If the study defines a tuning stage, hyperparameters are tuned first. Finished runs are not run again.
 
     Args:
-        config: The path of a study's YAML file, a dictionary of the same keys, or a ``Study``.
+        config: The path of the YAML file of a study, a dictionary with the same keys, or a ``Study``.
         overrides: Changes as ``"key.key=value"``.
         executor: ``local``, ``processes``, ``stacked``, ``ray``, ``slurm``, or an ``Executor``.
-        runs_dir: The folder that holds the runs.
-        fresh: Move stored runs of the study aside and run them again.
-        resources: Loaded models and data shared between runs. Default: loaded for this study.
+        runs_dir: The folder of the runs.
+        fresh: Whether to move stored runs of the study to another folder and run them again.
+        resources: Loaded models and data that the runs share. Default: loaded for this study.
         **runtime: Fields of ``fedrift.config.runtime.Runtime``.
 
     Returns:
-        The study's manifest: its runs, tuning choices and failures.
+        The manifest of the study, which lists its runs, tuned values and failures.
 
     Raises:
-        UserError: The study is wrong, or a run ended neither finished nor failed.
+        UserError: The study is invalid, or a run has neither finished nor failed.
+
+    Example:
+        >>> manifest = fedrift.study("studies/small.yaml", overrides=["seeds=[0, 1, 2]"])  # doctest: +SKIP
+        >>> [entry.run for entry in manifest.read()["runs"]]                               # doctest: +SKIP
     """
     from .config.loader import Registry, parse_value
     from .studies import Study, executors, load_study, parse_study
@@ -127,89 +134,114 @@ def study(
     from .studies.run import run_study
 
     if isinstance(config, Study):
-        wanted = config
+        parsed_study = config
     elif isinstance(config, Mapping):
-        wanted = parse_study(apply_overrides(dict(config), overrides))
+        parsed_study = parse_study(apply_overrides(dict(config), overrides))
     else:
-        wanted = load_study(Path(config), list(overrides))
-    chosen = parse_value(Executor, executor, Registry({Executor: executors}), "executor")
-    return run_study(wanted, _resources(resources, runs_dir, runtime), chosen, fresh=fresh)
+        parsed_study = load_study(Path(config), list(overrides))
+    parsed_executor = parse_value(Executor, executor, Registry({Executor: executors}), "executor")
+    return run_study(parsed_study, _resources(resources, runs_dir, runtime), parsed_executor, fresh=fresh)
 
 
 def load_run(name: str, runs_dir: str | PathLike[str] = "runs") -> Run:
-    """Find a stored run by its id or the beginning of its id.
+    """Load a stored run.
+
+    Args:
+        name: The id of the run, or the first characters of the id.
+        runs_dir: The folder of the runs.
 
     Raises:
-        UserError: There is no such run, or more than one.
+        UserError: No run or more than one run has such an id.
+
+    Example:
+        >>> run = fedrift.load_run("5c35")           # doctest: +SKIP
+        >>> run.trajectory().curve("loss")           # doctest: +SKIP
     """
     return find_run(Path(runs_dir), name)
 
 
 def diagnose(runs: Run | Sequence[Run], baseline: Run | Sequence[Run] | None = None) -> list[Diagnosis]:
-    """Report which failures runs show, from which round, on which clients, and whether heterogeneity caused them.
+    """Diagnose which failures runs show, from which round on, for which clients, and whether heterogeneity caused them.
 
     Args:
-        runs: One run, or runs of one experiment that differ only in their seed. One or two seeds can raise a suspicion; three can
-            confirm it.
-        baseline: The IID baseline of each run. Default: found among the runs stored in the same folder.
+        runs: One run, or runs that differ only in their seed. A failure can be suspected with one or two seeds, and confirmed with
+            three or more.
+        baseline: The IID baseline of each run. Default: searched among the runs in the same folder.
 
     Returns:
-        One ``Diagnosis`` per failure that fedrift knows, measured or not.
+        One ``Diagnosis`` per failure that fedrift can detect, including failures that the runs do not show or cannot show.
 
     Raises:
-        UserError: A run cannot be read, or the runs are not of one experiment.
+        UserError: A run cannot be read, the runs differ in more than their seed, or ``baseline`` is not their IID baseline.
 
     Example:
-        >>> base = fedrift.run(config.iid_baseline())                 # doctest: +SKIP
-        >>> for each in fedrift.diagnose(run, baseline=base):         # doctest: +SKIP
-        ...     print(each.grade, each.sentence)
+        >>> baseline = fedrift.run(config.iid_baseline())                     # doctest: +SKIP
+        >>> for diagnosis in fedrift.diagnose(run, baseline=baseline):        # doctest: +SKIP
+        ...     print(diagnosis.grade, diagnosis.sentence)
     """
     from .diagnosis import diagnose as diagnose_evidence
     from .diagnosis.cases import group_readable_runs
 
-    chosen = [runs] if isinstance(runs, Run) else list(runs)
-    given = [] if baseline is None else [baseline] if isinstance(baseline, Run) else list(baseline)
-    known = given if baseline is not None else [each for folder in {run.folder.parent for run in chosen} for each in list_runs(folder)]
-    groups, unreadable = group_readable_runs(chosen, known)
+    run_list = [runs] if isinstance(runs, Run) else list(runs)
+    baselines = [] if baseline is None else [baseline] if isinstance(baseline, Run) else list(baseline)
+    candidates = (
+        baselines
+        if baseline is not None
+        else [stored for folder in {run.folder.parent for run in run_list} for stored in list_runs(folder)]
+    )
+    groups, unreadable = group_readable_runs(run_list, candidates)
     if len(groups) != 1:
         raise UserError(
-            f"these runs are of {len(groups)} experiments: diagnose the runs of one experiment at a time"
+            f"these runs belong to {len(groups)} experiments; diagnose the runs of one experiment at a time"
             if groups
-            else f"none of these runs can be read: {'; '.join(str(each) for each in unreadable)}"
+            else f"none of these runs can be read: {'; '.join(str(error) for error in unreadable)}"
         )
     if baseline is not None and not any(groups[0].baselines):
         raise UserError(
-            "the baseline is not the IID baseline of these runs: it must differ in partition.severity = 0 alone; "
-            "config.iid_baseline() makes it"
+            "the baseline is not the IID baseline of these runs: it may differ only in partition.severity, which must be 0; "
+            "config.iid_baseline() returns its configuration"
         )
     return diagnose_evidence(groups[0].cases)
 
 
 def compare(first: Run, second: Run) -> pd.DataFrame:
-    """Compare what two runs recorded, over the rounds that both have.
+    """Compare the recorded metrics of two runs in the rounds that both have recorded.
+
+    Args:
+        first: The first run.
+        second: The second run.
 
     Returns:
-        One row per metric and domain: the mean of each over the last shared rounds, their difference (second minus first), and the
-        largest difference in any shared round.
+        One row per metric and domain, with the mean of each run over the last shared rounds, the difference of the means (second minus
+        first), and the largest difference in a shared round.
+
+    Example:
+        >>> table = fedrift.compare(run, baseline)             # doctest: +SKIP
+        >>> table[table.metric == "loss"]                      # doctest: +SKIP
     """
     import pandas as pd
 
     from .studies.outcomes import compare_metrics
 
-    return pd.DataFrame([vars(each) for each in compare_metrics(first, second)])
+    return pd.DataFrame([vars(comparison) for comparison in compare_metrics(first, second)])
 
 
 def _resources(resources: ResourceCache | None, runs_dir: str | PathLike[str], runtime: Mapping[str, Any]) -> ResourceCache:
+    """Combine shared resources, the folder of the runs and runtime options.
+
+    Raises:
+        UserError: A runtime option is unknown.
+    """
     from dataclasses import fields, replace
 
     from .engine.cache import ResourceCache
 
-    known = [f.name for f in fields(Runtime)]
+    options = [f.name for f in fields(Runtime)]
     for name in runtime:
-        if name not in known:
-            near = closest_match(name, known)
+        if name not in options:
+            match = closest_match(name, options)
             raise UserError(
-                f"unknown runtime option {name!r}" + (f": did you mean {near!r}?" if near else f"; available: {', '.join(known)}")
+                f"unknown runtime option {name!r}" + (f": did you mean {match!r}?" if match else f"; available: {', '.join(options)}")
             )
     if resources is None:
         return ResourceCache(Runtime(**{"runs_dir": Path(runs_dir), "on_message": logger.info, **runtime}))

@@ -1,6 +1,6 @@
-"""Bugs of public implementations, planted on purpose: a suite that does not see them judges nobody.
+"""Algorithms with bugs of public implementations, which test whether the conformance problems detect them.
 
-``python -m tests.mutants`` prints which problems see which bug, and fails if one is seen by none.
+``python -m tests.mutants`` prints which problems detect which bug, and fails if a bug is not detected by any problem.
 """
 
 from __future__ import annotations
@@ -21,17 +21,21 @@ from fedrift.core.optimizers import Adagrad, Adam, Sgd, Yogi, select_prefix, wit
 from fedrift.core.tree import Tree
 from fedrift.core.types import CohortUpdate, LocalState, ServerState
 
-# Bugs planted into server rules and robust aggregates.
+# Bugs in server update rules and robust aggregators.
 
 
 @dataclass(frozen=True)
 class UniformGradientMean(FedSGD):
+    """FedSGD with a uniform instead of a weighted mean."""
+
     def server_update(self, server: ServerState, report: CohortUpdate) -> ServerState:
         return super().server_update(server, replace(report, weight=(report.weight > 0).to(report.weight)))
 
 
 @dataclass(frozen=True)
-class SquaresTheMomentum(Adam):  # OpenFedLLM
+class SquaresTheMomentum(Adam):
+    """Adam that squares the momentum instead of the gradient, as in OpenFedLLM."""
+
     def step(self, params: Tree, grad: Tree, moments: Tree) -> tuple[Tree, Tree]:
         first = self.betas[0] * select_prefix("m", moments) + (1 - self.betas[0]) * grad
         second = self.second_moment(select_prefix("v", moments), first * first)
@@ -41,23 +45,29 @@ class SquaresTheMomentum(Adam):  # OpenFedLLM
 
 @dataclass(frozen=True)
 class SquaresYogisMomentum(SquaresTheMomentum, Yogi):
-    pass
+    """Yogi that squares the momentum instead of the gradient."""
 
 
 @dataclass(frozen=True)
 class OmitsTheSum(Adagrad):
+    """Adagrad that uses the last squared gradient instead of the sum."""
+
     def second_moment(self, v: Tree, square: Tree) -> Tree:
         return square
 
 
 @dataclass(frozen=True)
-class TheLowerMiddle(Median):  # torch.median of an even number
+class TheLowerMiddle(Median):
+    """A median that takes the lower of the two middle values, as torch.median does."""
+
     def aggregate(self, server: ServerState, report: CohortUpdate) -> Tree:
         return report.delta.map(lambda leaf: leaf.median(0, keepdim=True).values)
 
 
 @dataclass(frozen=True)
 class DividedByAll(TrimmedMean):
+    """A trimmed mean that divides by all clients instead of the remaining ones."""
+
     def aggregate(self, server: ServerState, report: CohortUpdate) -> Tree:
         count = len(report.weight)
         cut = int(self.trim_fraction * count)
@@ -65,7 +75,9 @@ class DividedByAll(TrimmedMean):
 
 
 @dataclass(frozen=True)
-class ScoresByTheFarthest(Krum):  # the sum over the n - liars - 2 farthest
+class ScoresByTheFarthest(Krum):
+    """Krum whose score sums the n - f - 2 largest distances instead of the smallest."""
+
     def aggregate(self, server: ServerState, report: CohortUpdate) -> Tree:
         square = pairwise_squared_distances(report.delta)
         far = len(square) - self.num_byzantine - 2
@@ -75,6 +87,8 @@ class ScoresByTheFarthest(Krum):  # the sum over the n - liars - 2 farthest
 
 @dataclass(frozen=True)
 class KeepsTheWorst(Krum):
+    """Krum that selects the clients with the highest scores."""
+
     def aggregate(self, server: ServerState, report: CohortUpdate) -> Tree:
         square = pairwise_squared_distances(report.delta)
         near = len(square) - self.num_byzantine - 2
@@ -83,6 +97,7 @@ class KeepsTheWorst(Krum):
 
 
 def mean_of_rows(report: CohortUpdate, rows: Tensor) -> Tree:
+    """Return the mean update of some clients of a cohort."""
     return report.delta.map(lambda leaf: leaf[rows].mean(0, keepdim=True))
 
 
@@ -99,22 +114,22 @@ SERVER_MUTANTS = (
     FedriftSubject(
         "fedadagrad", lambda o, lr: FedAvg(server_optimizer=OmitsTheSum(o["server_lr"], adam_betas(o), o["tau"])), "no sum of squares"
     ),
-    FedriftSubject("median", lambda o, lr: FedAvg(aggregator=TheLowerMiddle()), "the lower of two for their mean"),
+    FedriftSubject("median", lambda o, lr: FedAvg(aggregator=TheLowerMiddle()), "the lower of two middle values"),
     FedriftSubject("median", lambda o, lr: FedAvg(aggregator=Mean()), "a mean"),
     FedriftSubject("trimmed_mean", lambda o, lr: FedAvg(aggregator=DividedByAll(o["share"])), "divided by all clients"),
     FedriftSubject("trimmed_mean", lambda o, lr: FedAvg(aggregator=TrimmedMean(o["share"] / 2)), "half of the share at each end"),
     FedriftSubject("krum", lambda o, lr: FedAvg(aggregator=ScoresByTheFarthest(int(o["liars"]), int(o["keep"]))), "scores by the farthest"),
     FedriftSubject("krum", lambda o, lr: FedAvg(aggregator=KeepsTheWorst(int(o["liars"]), int(o["keep"]))), "the highest score"),
-    FedriftSubject("krum", lambda o, lr: FedAvg(aggregator=Krum(0, int(o["keep"]))), "nobody is taken for a liar"),
+    FedriftSubject("krum", lambda o, lr: FedAvg(aggregator=Krum(0, int(o["keep"]))), "no client is assumed malicious"),
 )
 
 
-# Bugs planted into models of one's own and into the aggregation of adapters.
+# Bugs in personalized models and in the aggregation of adapters.
 
 
 @dataclass(frozen=True)
 class ProximalToItself(FedAvg):
-    """The training of v_k, drawn to where v_k itself was."""
+    """Training of v_k with a proximal term to its own previous value instead of the global model."""
 
     lambda_: float = 0.1
 
@@ -130,54 +145,72 @@ class ProximalToItself(FedAvg):
 
 @dataclass(frozen=True)
 class AnchoredToItself(Ditto):
+    """Ditto with the wrong proximal term."""
+
     def personal_algorithm(self) -> FedAvg:
         return ProximalToItself(lambda_=self.lambda_)
 
 
 @dataclass(frozen=True)
 class UsesTheSharedModel(Ditto):
+    """Ditto that evaluates the global model instead of the personalized one."""
+
     def personalized_params(self, params: Tree, memory: Tree) -> Tree:
         return params
 
 
 @dataclass(frozen=True)
 class NeverFineTuned(FedAvgFineTuning):
+    """FedAvg with fine-tuning whose clients keep the global model."""
+
     def update_client_state(self, at: LocalState) -> Tree:
         return at.global_params
 
 
 @dataclass(frozen=True)
 class SharesTheta(PFedMe):
+    """pFedMe that sends the personalized model theta to the server."""
+
     def client_update(self, at: LocalState) -> Tree:
         return at.params
 
 
 @dataclass(frozen=True)
 class PlainMeans(Mean):
+    """A mean without weights."""
+
     def aggregate(self, server: ServerState, report: CohortUpdate) -> Tree:
         return super().aggregate(server, replace(report, weight=(report.weight > 0).to(report.weight)))
 
 
 @dataclass(frozen=True)
 class TrainsBoth(FFALoRA):
+    """FFA-LoRA that trains both factors."""
+
     def frozen_params(self, leaves: Collection[str], round: int) -> frozenset[str]:
         return frozenset()
 
 
 @dataclass(frozen=True)
 class StartsWithA(RoLoRA):
+    """RoLoRA that trains A in the first round."""
+
     def frozen_params(self, leaves: Collection[str], round: int) -> frozenset[str]:
         return super().frozen_params(leaves, round + 1)
 
 
 @dataclass(frozen=True)
 class OmitsTheResidual(FedEx):
+    """FedEx-LoRA without the residual."""
+
     def after_server_step(self, before: ServerState, after: ServerState, report: CohortUpdate) -> ServerState:
         return after
 
 
 @dataclass(frozen=True)
-class UnweightedMeans(FedEx):  # FedLLM-Factory: weighted products, plain means
+class UnweightedMeans(FedEx):
+    """FedEx-LoRA with weighted products but unweighted means of the factors, as in FedLLM-Factory."""
+
     def aggregate(self, server: ServerState, report: CohortUpdate) -> Tree:
         return PlainMeans().aggregate(server, report)
 
@@ -187,14 +220,18 @@ class UnweightedMeans(FedEx):  # FedLLM-Factory: weighted products, plain means
 
 
 @dataclass(frozen=True)
-class Transposed(FedEx):  # FedEx-LoRA's own code on nn.Linear: only square modules let it pass
+class Transposed(FedEx):
+    """FedEx-LoRA with a transposed residual, as in the authors' code for nn.Linear; it only runs for square modules."""
+
     def after_server_step(self, before: ServerState, after: ServerState, report: CohortUpdate) -> ServerState:
-        right = super().after_server_step(before, after, report)
-        return replace(right, merged_base=right.merged_base.map(lambda leaf: leaf.mT.reshape(leaf.shape)))
+        correct = super().after_server_step(before, after, report)
+        return replace(correct, merged_base=correct.merged_base.map(lambda leaf: leaf.mT.reshape(leaf.shape)))
 
 
 @dataclass(frozen=True)
 class WeightsBothFactors(FLoRA):
+    """FLoRA that applies the client weights to both factors."""
+
     def after_server_step(self, before: ServerState, after: ServerState, report: CohortUpdate) -> ServerState:
         share = report.weight / report.weight.sum()
         start = before.params.take(report.cluster_ids)
@@ -202,15 +239,17 @@ class WeightsBothFactors(FLoRA):
 
 
 @dataclass(frozen=True)
-class TruncatesEachFactor(FlexLoRA):  # the means of the factors, as if they were the factors of the mean
+class TruncatesEachFactor(FlexLoRA):
+    """FlexLoRA that averages the factors instead of decomposing the mean of their products."""
+
     def aggregate(self, server: ServerState, report: CohortUpdate) -> Tree:
         return Mean().aggregate(server, report)
 
 
 PERSONAL_MUTANTS = (
-    FedriftSubject("ditto", lambda o, lr: AnchoredToItself(lambda_=o["lam"]), "an anchor of one's own"),
-    FedriftSubject("ditto", lambda o, lr: UsesTheSharedModel(lambda_=o["lam"]), "the shared model is worn"),
-    FedriftSubject("fine_tuned", lambda o, lr: NeverFineTuned(), "not tuned"),
+    FedriftSubject("ditto", lambda o, lr: AnchoredToItself(lambda_=o["lam"]), "a proximal term to its own previous value"),
+    FedriftSubject("ditto", lambda o, lr: UsesTheSharedModel(lambda_=o["lam"]), "the global model is evaluated"),
+    FedriftSubject("fine_tuned", lambda o, lr: NeverFineTuned(), "not fine-tuned"),
     FedriftSubject(
         "pfedme",
         lambda o, lr: SharesTheta(Sgd(o["beta"]), lambda_=o["lam"], personal_lr=o["eta"], inner_steps=int(o["inner"])),
@@ -220,52 +259,64 @@ PERSONAL_MUTANTS = (
     FedriftSubject("lora", lambda o, lr: FedAvg(aggregator=PlainMeans()), "plain means"),
     FedriftSubject("ffa", lambda o, lr: FedAvg(aggregator=TrainsBoth()), "A is trained"),
     FedriftSubject("rolora", lambda o, lr: FedAvg(aggregator=StartsWithA()), "A first"),
-    FedriftSubject("fedex", lambda o, lr: FedAvg(aggregator=OmitsTheResidual()), "no residue"),
-    FedriftSubject("fedex", lambda o, lr: FedAvg(aggregator=UnweightedMeans()), "weights of the residue only"),
-    FedriftSubject("fedex", lambda o, lr: FedAvg(aggregator=Transposed()), "a transposed residue"),
+    FedriftSubject("fedex", lambda o, lr: FedAvg(aggregator=OmitsTheResidual()), "no residual"),
+    FedriftSubject("fedex", lambda o, lr: FedAvg(aggregator=UnweightedMeans()), "weights only in the residual"),
+    FedriftSubject("fedex", lambda o, lr: FedAvg(aggregator=Transposed()), "a transposed residual"),
     FedriftSubject("flora", lambda o, lr: FedAvg(aggregator=WeightsBothFactors()), "weights on both factors"),
     FedriftSubject("svd", lambda o, lr: FedAvg(aggregator=TruncatesEachFactor()), "means of the factors"),
     FedriftSubject("fedper", lambda o, lr: FedPer(personal_params=()), "B is shared"),
 )
 
 
-# Bugs planted into what is trained and averaged.
+# Bugs in local training and averaging.
 
 
 @dataclass(frozen=True)
 class UniformMean(FedAvg):
+    """FedAvg with a uniform instead of a weighted mean."""
+
     def server_update(self, server: ServerState, report: CohortUpdate) -> ServerState:
         return super().server_update(server, replace(report, weight=(report.weight > 0).to(report.weight)))
 
 
 @dataclass(frozen=True)
-class UnsquaredProx(FedProx):  # the gradient of mu/2 |y - w|, as in the docstring of Flower's FedProx
+class UnsquaredProx(FedProx):
+    """FedProx with the gradient of mu/2 |y - w|, as in the docstring of Flower's FedProx."""
+
     def transform_grad(self, grad: Tree, at: LocalState) -> Tree:
-        apart = at.params - at.global_params
-        return grad + self.mu / 2 * (apart / apart.norm().clamp_min(1e-12))
+        difference = at.params - at.global_params
+        return grad + self.mu / 2 * (difference / difference.norm().clamp_min(1e-12))
 
 
 @dataclass(frozen=True)
 class TwiceTheProx(FedProx):
+    """FedProx with mu instead of mu/2."""
+
     def transform_grad(self, grad: Tree, at: LocalState) -> Tree:
         return grad + 2 * self.mu * (at.params - at.global_params)
 
 
 @dataclass(frozen=True)
 class SignFlipped(Scaffold):
+    """SCAFFOLD with the wrong sign of the correction."""
+
     def transform_grad(self, grad: Tree, at: LocalState) -> Tree:
         return grad + at.client_state - at.broadcast
 
 
 @dataclass(frozen=True)
 class DividedByCohort(Scaffold):
+    """SCAFFOLD whose update of c is divided by the size of the cohort instead of the number of all clients."""
+
     def server_update(self, server: ServerState, report: CohortUpdate) -> ServerState:
-        shared = server.broadcast + cluster_sum(report.state_delta, report) / len(report.weight)
-        return replace(super().server_update(server, report), broadcast=shared)
+        broadcast = server.broadcast + cluster_sum(report.state_delta, report) / len(report.weight)
+        return replace(super().server_update(server, report), broadcast=broadcast)
 
 
 @dataclass(frozen=True)
-class ControlsStartAtWeights(Scaffold):  # Flower's baseline: c and every c_k begin as the model
+class ControlsStartAtWeights(Scaffold):
+    """SCAFFOLD whose c starts at the model weights, as in Flower's baseline."""
+
     def init_broadcast(self, params: Tree) -> Tree:
         return params
 
@@ -274,13 +325,17 @@ class ControlsStartAtWeights(Scaffold):  # Flower's baseline: c and every c_k be
 
 
 @dataclass(frozen=True)
-class ControlsNeverUpdated(Scaffold):  # FL-bench since 2024-04: c_k never comes back
+class ControlsNeverUpdated(Scaffold):
+    """SCAFFOLD whose c_k are never updated, as in FL-bench since 2024-04."""
+
     def update_client_state(self, at: LocalState) -> Tree:
         return at.client_state
 
 
 @dataclass(frozen=True)
-class OnlyTheLastClient(Scaffold):  # FedML: only the last client's change counts
+class OnlyTheLastClient(Scaffold):
+    """SCAFFOLD that uses only the update of the last client, as in FedML."""
+
     def server_update(self, server: ServerState, report: CohortUpdate) -> ServerState:
         weight = report.weight * 0
         weight[-1] = 1
@@ -289,32 +344,42 @@ class OnlyTheLastClient(Scaffold):  # FedML: only the last client's change count
 
 @dataclass(frozen=True)
 class NominalSteps(Scaffold):
+    """SCAFFOLD that divides by a nominal number of steps instead of the steps taken."""
+
     def update_client_state(self, at: LocalState) -> Tree:
         return at.client_state - at.broadcast + (at.global_params - at.params) / (10 * at.lr)
 
 
 @dataclass(frozen=True)
 class OmitsTheMeanSteps(FedNova):
+    """FedNova without the factor tau_eff."""
+
     def server_update(self, server: ServerState, report: CohortUpdate) -> ServerState:
         return FedAvg().server_update(server, replace(report, delta=report.delta / report.steps.clamp_min(1)))
 
 
 @dataclass(frozen=True)
 class DynDividedByCohort(FedDyn):
+    """FedDyn whose update of h is divided by the size of the cohort instead of the number of all clients."""
+
     def server_update(self, server: ServerState, report: CohortUpdate) -> ServerState:
-        news = cluster_sum(report.state_delta, report)
-        extra = news / len(report.weight) - news / report.cluster_sizes
+        state_change = cluster_sum(report.state_delta, report)
+        extra = state_change / len(report.weight) - state_change / report.cluster_sizes
         return super().server_update(replace(server, opt_state=server.opt_state + extra), report)
 
 
 @dataclass(frozen=True)
 class WeightsOnly(QFedAvg):
+    """q-FedAvg that weights updates by the losses but omits the bound of the Lipschitz constant."""
+
     def server_update(self, server: ServerState, report: CohortUpdate) -> ServerState:
         return FedAvg().server_update(server, replace(report, weight=report.weight * report.loss[:, 0] ** self.q))
 
 
 @dataclass(frozen=True)
 class NeverProjected(AFL):
+    """AFL whose client weights lambda stay at their initial values."""
+
     def server_update(self, server: ServerState, report: CohortUpdate) -> ServerState:
         return replace(super().server_update(server, report), broadcast=server.broadcast)
 
@@ -322,11 +387,11 @@ class NeverProjected(AFL):
 MUTANTS = (
     FedriftSubject("fedavg", lambda o, lr: UniformMean(), "a uniform mean"),
     FedriftSubject("fedprox", lambda o, lr: UnsquaredProx(mu=o["mu"]), "a norm that is not squared"),
-    FedriftSubject("fedprox", lambda o, lr: TwiceTheProx(mu=o["mu"]), "mu for mu/2"),
-    FedriftSubject("scaffold", lambda o, lr: SignFlipped(), "a sign"),
+    FedriftSubject("fedprox", lambda o, lr: TwiceTheProx(mu=o["mu"]), "mu instead of mu/2"),
+    FedriftSubject("scaffold", lambda o, lr: SignFlipped(), "a wrong sign"),
     FedriftSubject("scaffold", lambda o, lr: DividedByCohort(), "c divided by the cohort"),
-    FedriftSubject("scaffold", lambda o, lr: ControlsStartAtWeights(), "c that starts as weights"),
-    FedriftSubject("scaffold", lambda o, lr: ControlsNeverUpdated(), "controls that never come back"),
+    FedriftSubject("scaffold", lambda o, lr: ControlsStartAtWeights(), "c starts at the weights"),
+    FedriftSubject("scaffold", lambda o, lr: ControlsNeverUpdated(), "c_k is never updated"),
     FedriftSubject("scaffold", lambda o, lr: OnlyTheLastClient(), "only the last client"),
     FedriftSubject("scaffold", lambda o, lr: NominalSteps(), "nominal steps"),
     FedriftSubject(
@@ -342,17 +407,18 @@ MUTANTS = (
 
 
 def judge_mutants() -> list[tuple[FedriftSubject, list[Verdict]]]:
-    """Each planted bug, and the verdicts that saw it."""
+    """Return each buggy algorithm and the verdicts that detect its bug."""
     return [(bug, [verdict for verdict in judge_subject(bug) if verdict.holds is False]) for bug in MUTANTS]
 
 
 def mutant_table(results: Iterable[tuple[FedriftSubject, list[Verdict]]]) -> str:
-    """The planted bugs as Markdown."""
+    """Return the detected bugs as a Markdown table."""
     rows = [f"| {bug.algorithm} | {bug.name} | {'; '.join(v.problem for v in verdicts) or '**nothing**'} |" for bug, verdicts in results]
-    return "\n".join(["| algorithm | planted bug | seen by |", "|---|---|---|", *rows])
+    return "\n".join(["| algorithm | bug | detected by |", "|---|---|---|", *rows])
 
 
 def main() -> int:
+    """Print the table; return 1 if a bug is not detected."""
     results = judge_mutants()
     print(mutant_table(results))
     return int(not all(verdicts for _, verdicts in results))

@@ -48,7 +48,7 @@ def test_a_corpus_is_all_that_must_be_said():
     assert experiment.model == "pocket"
     assert experiment.partition == TopicMix()
     assert wrong({"dataset": None}).startswith("dataset: ")
-    with pytest.raises(UserError, match="dataset: must be said"):
+    with pytest.raises(UserError, match="dataset: this key is required"):
         parse_config({})
 
 
@@ -77,7 +77,7 @@ def test_classes_are_named_by_type_or_by_their_name_alone():
         ({"training": {"participation_rate": 0.01}}, "training.participation_rate: 0.01 of 10 clients rounds to no client"),
         ({"training": 3}, "training: wanted TrainingConfig as keys and values, got 3"),
         ({"trainable": {"type": "Lora", "r": 0}}, "trainable.r: wanted a whole number from 1 to 16,384, got 0"),
-        ({"algorithm": 7}, "algorithm: say which one with `type:`"),
+        ({"algorithm": 7}, "algorithm: choose a class with `type:`"),
         ({"evaluation": {"split": "train"}}, "evaluation.split: wanted 'validation' or 'test', got 'train'"),
     ],
 )
@@ -186,8 +186,8 @@ def test_the_defaults_of_every_class_are_values_that_it_takes():
         ("model: ''", "model: wanted text of 1 to"),
         ("dataset:", "dataset: wanted DatasetConfig as keys and values, got null"),
         ("model: ~", "model: wanted text"),
-        ("model_fingerprint: zz", "model_fingerprint: wanted nothing, or the 64 hexadecimal digits that a run wrote, got 'zz'"),
-        ("dataset: {name: bbc, fingerprint: zz}", "dataset.fingerprint: wanted nothing, or the 64 hexadecimal digits"),
+        ("model_fingerprint: zz", "model_fingerprint: wanted an empty string or the 64 hexadecimal digits that a run wrote, got 'zz'"),
+        ("dataset: {name: bbc, fingerprint: zz}", "dataset.fingerprint: wanted an empty string or the 64 hexadecimal digits"),
         ("training: {local_steps: 1:30}", "training.local_steps: wanted a whole number from 1 to 1,000,000, got '1:30'"),
         ("training: {local_steps: '5'}", "training.local_steps: wanted a whole number from 1 to 1,000,000, got '5'"),
         ("seed: " + "1" * 5000, f"from 0 to 9,007,199,254,740,991, got '{'1' * 40}' and 4,960 more characters"),
@@ -236,12 +236,12 @@ def test_a_whole_number_may_be_written_with_an_exponent_and_a_rate_of_1e30_is_al
     [
         ("training.num_rounds", "written path=value"),
         ("=3", "written path=value"),
-        ("training..num_rounds=3", "a path is keys with dots"),
+        ("training..num_rounds=3", "a path consists of keys"),
         ("training.=3", "a path"),
         (".=1", "a path"),
         ("seed.x=3", "'seed.x': seed is 7, which has no keys to change"),
-        ("a." * 500 + "b=1", "a path is keys with dots"),
-        ("seed=[1", "is not YAML that can be read: line 1"),
+        ("a." * 500 + "b=1", "a path consists of keys"),
+        ("seed=[1", "is not valid YAML: line 1"),
         ("training.local_steps=true", "training.local_steps: wanted a whole number"),
         ("seed=", "seed: wanted a whole number"),
         ("x" * 5000, "and 4,960 more characters: an override"),
@@ -350,9 +350,9 @@ def test_the_learning_rate_goes_down_the_cosine_by_round():
 @pytest.mark.parametrize(
     ("content", "told"),
     [
-        (b"", "holds no experiment"),
-        (b"- a\n- b", "holds no experiment"),
-        (b"dataset: [", "is not YAML"),
+        (b"", "contains no experiment"),
+        (b"- a\n- b", "contains no experiment"),
+        (b"dataset: [", "is not valid YAML"),
         (b"\xff\xfe\x00", "not a text file"),
     ],
 )

@@ -29,8 +29,8 @@ def falling_losses(rounds=20, end=4.5):
 def test_a_run_like_its_twin_is_an_ordinary_finding_of_nothing():
     judged = judge_run(trajectory(falling_losses(), sport=falling_losses()), trajectory(falling_losses(), sport=falling_losses()))
     assert judged.grade == "none" and not judged.reasons
-    assert judged.sentence.startswith("Nothing found that the IID baseline has not.")
-    assert "0.05 nats" in judged.sentence and "one seed" in judged.sentence
+    assert judged.sentence.startswith("No failure was found beyond the IID baseline.")
+    assert "0.05 nats" in judged.sentence and "single seed" in judged.sentence
 
 
 def test_start_and_end_are_the_first_and_the_mean_of_the_last_five():
@@ -86,7 +86,7 @@ def test_the_worst_domain_is_the_one_that_lost_most_against_the_twin_and_not_the
     twin = trajectory(falling_losses(), hard=falling_losses() + 2, sport=falling_losses())
     judged = judge_run(run, twin)
     assert judged.worst_domain == "sport" and judged.worst_domain_gap == pytest.approx(0.15)
-    assert judged.reasons == ("sport ends 0.150 nats above the baseline",)
+    assert judged.reasons == ("the final loss on sport is 0.150 nats above the IID baseline's",)
 
 
 def test_without_a_twin_the_hardest_domain_is_named_and_nothing_is_claimed_about_the_skew():
@@ -103,7 +103,7 @@ def test_swing_is_the_mean_change_of_the_domains_less_the_net_change_in_the_seco
     judged = judge_run(trajectory(still, a=late, b=early), twin)
     assert judged.domain_variability == pytest.approx(0.05)
     assert judged.domain_variability_ratio == pytest.approx(4)
-    assert judged.reasons == ("domains swing 4.0 times as much as in the baseline",)
+    assert judged.reasons == ("domain losses fluctuate 4.0 times as much as in the IID baseline",)
 
 
 def test_a_swing_that_is_tiny_in_nats_is_no_finding_whatever_its_ratio():
@@ -158,7 +158,7 @@ def test_a_loss_runs_away_when_it_is_high_by_both_measures_three_times_running(l
 
 
 def test_a_run_away_is_dated_where_it_begins():
-    assert "runs away from round 30 on" in judge_run(trajectory([4, 3, 2, 7, 7, 7], range(0, 60, 10))).sentence
+    assert "the loss diverges from round 30 on" in judge_run(trajectory([4, 3, 2, 7, 7, 7], range(0, 60, 10))).sentence
 
 
 def test_a_run_too_short_is_not_judged():

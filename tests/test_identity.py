@@ -94,10 +94,10 @@ def test_the_id_is_made_of_what_is_stored():
     assert diff_stored_configs(asked.to_stored_dict(), stored) == []
     other = edit_config(asked, {"training__local_steps": 1, "algorithm": FedAvg()})
     assert diff_stored_configs(other.to_stored_dict(), stored) == [
-        'algorithm.type is "FedProx" in the stored run and "FedAvg" in what is asked',
-        "training.local_steps is 5 in the stored run and 1 in what is asked",
-        "algorithm.mu is 0.1 in the stored run and not there in what is asked",
-        'algorithm.proximal is "gradient" in the stored run and not there in what is asked',
+        'algorithm.type is "FedProx" in the stored run and "FedAvg" in the requested run',
+        "training.local_steps is 5 in the stored run and 1 in the requested run",
+        "algorithm.mu is 0.1 in the stored run and missing in the requested run",
+        'algorithm.proximal is "gradient" in the stored run and missing in the requested run',
     ]
 
 

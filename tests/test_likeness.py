@@ -78,7 +78,7 @@ def test_runs_that_tune_something_else_are_refused(world):
     other = run_experiment(
         worlds.experiment(folder, "trainable.r=2", "training.num_rounds=1", "evaluation.final_blocks_per_domain=0"), stock
     )
-    with pytest.raises(UserError, match="under one trainable"):
+    with pytest.raises(UserError, match="must have the same trainable"):
         measure_similarity(run, other, stock)
 
 

@@ -89,7 +89,7 @@ def test_a_client_without_held_out_text_is_refused_before_training(held, words):
 
 def test_a_domain_without_held_out_text_is_said_and_left_out_of_the_own_blocks():
     held = held_out([[1, 0, 9], [0, 1, 0]])
-    assert "domain c of corpus 'news': no test documents" in check_held_out(held, "test", "news")[0]
+    assert "domain c of dataset 'news': no test documents" in check_held_out(held, "test", "news")[0]
     assert held.client_blocks(0, 2).tolist() == [0, 1]  # nine tenths of its text are of c, and all that is measured is of a
     assert check_held_out(held_out([[1, 2, 0]]), "test", "news") == []
 

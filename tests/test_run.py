@@ -158,7 +158,7 @@ def test_a_run_that_lost_rows_or_whose_state_was_changed_is_never_resumed(tmp_pa
     rows = folder / "records.jsonl"
     rows.write_bytes(b"".join(rows.read_bytes().splitlines(keepends=True)[:-9]))
     os.utime(rows, ns=(2**62, 2**62))  # read instead of the older Parquet file
-    with pytest.raises(UserError, match="is not what it was when the run ended"):
+    with pytest.raises(UserError, match="has changed since the run finished"):
         run.trajectory()
 
 

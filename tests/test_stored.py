@@ -79,7 +79,7 @@ def test_a_finished_run_is_shown_with_its_day_its_arithmetic_and_its_version(mad
     version = json.loads(before["environment.json"])["packages"]["fedrift"]
     lines = [line for line in err.splitlines() if "not run again" in line]
     assert len(lines) == 1 and len(date) == 10
-    assert lines[0].endswith(f"finished on {date}, float32 on cpu, fedrift {version}: not run again; --fresh runs it")
+    assert lines[0].endswith(f"finished on {date}, float32 on cpu, fedrift {version}: not run again; --fresh runs it again")
     assert {path.name: path.read_bytes() for path in only(world).iterdir() if path.is_file()} == before
 
 
@@ -87,7 +87,7 @@ def test_a_finished_run_is_shown_with_its_day_its_arithmetic_and_its_version(mad
 def test_another_arithmetic_is_never_answered_by_the_stored_run(made, world, words, capsys, monkeypatch):
     code, out, err = call(capsys, monkeypatch, "run", "e.yaml", "--device", "cpu", *words)
     assert code == 2 and "worst domain" not in out
-    assert "float32" in err and "--fresh runs it anew" in err
+    assert "float32" in err and "Use --fresh to run it again" in err
     code, *_ = call(capsys, monkeypatch, "run", "e.yaml", "--device", "cpu", "--dtype", "float32")
     assert code == 0
 
@@ -144,7 +144,7 @@ def test_a_stored_run_of_another_experiment_is_refused_by_the_field(made, world,
     asked, there = asked_of(made, world)
     with pytest.raises(UserError) as raised:
         run_experiment(asked, there)
-    assert f"holds another experiment than its name says: {path} is " in str(raised.value)
+    assert f"contains another experiment than its name indicates: {path} is " in str(raised.value)
     assert "\n" not in str(raised.value)
     assert json.loads((folder / "experiment.json").read_bytes()) == stored
 
@@ -222,9 +222,7 @@ def test_what_a_finished_run_was_made_with_is_told_though_it_was_not_stored(made
     asked = resolve_fingerprints(asked, there)
     run = fedrift.engine.run.Run(world / "runs", folder.name)
     check_stored_run(asked, run, there.runtime)
-    assert describe_finished_run(run) == (
-        "finished on a day that was not stored, float32 on an unknown device, fedrift of an unknown version"
-    )
+    assert describe_finished_run(run) == "finished on an unknown date, float32 on an unknown device, fedrift of an unknown version"
 
 
 def test_a_users_own_algorithm_is_run_listed_and_asked_for_like_any_other(made, world, capsys, monkeypatch, tmp_path):
@@ -245,7 +243,7 @@ def test_a_users_own_algorithm_is_run_listed_and_asked_for_like_any_other(made, 
         code, out, err = call(capsys, monkeypatch, *words)
         assert code == 0 and "own_rules:Halved" in out, (words, err)
     code, _, err = call(capsys, monkeypatch, "fork", run.id, "--from-round", "1")
-    assert code == 2 and "kept no updates" in err and len(err.splitlines()) == 1
+    assert code == 2 and "has no stored updates" in err and len(err.splitlines()) == 1
     sys.modules.pop("own_rules")
     (tmp_path / "own_rules.py").write_text(source.replace("pass", "rescales_updates = True"))
     importlib.invalidate_caches()

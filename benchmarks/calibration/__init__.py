@@ -1,1 +1,1 @@
-"""Are the detectors right? Healthy runs that they must leave alone, planted failures that they must find."""
+"""Calibration of the detectors: false alarms on healthy runs, and recall on runs with injected failures."""

@@ -1,4 +1,4 @@
-"""What the server's moves and the algorithms' own state say in a round, as the panel's probes record it."""
+"""Analytic federations with exactly known properties: quadratics, low-rank adapters and hidden states."""
 
 from __future__ import annotations
 
@@ -23,62 +23,84 @@ from fedrift.simulation import ClientSimulator
 
 
 def server_metrics(result: RoundResult, algorithm: FedAvg) -> MetricValues:
-    """`update.step`, `update.turn`; `control.*` of Scaffold; `server.correction` of FedDyn, `server.momentum` of others."""
-    now, before = flatten(result.after.server_delta), flatten(result.before.server_delta)
-    reading: MetricValues = {"update.step": float(now.norm())}
-    if len(before) and before.norm() > 0 and now.norm() > 0:
-        reading["update.turn"] = float(now @ before / (now.norm() * before.norm()))
+    """Measure the server step and the state of the algorithm, under the metric names of the probes.
+
+    Returns:
+        ``update.step`` and ``update.turn``; ``control.*`` for Scaffold; ``server.correction`` for FedDyn and ``server.momentum`` for
+        other algorithms with server state.
+    """
+    step, previous_step = flatten(result.after.server_delta), flatten(result.before.server_delta)
+    metrics: MetricValues = {"update.step": float(step.norm())}
+    if len(previous_step) and previous_step.norm() > 0 and step.norm() > 0:
+        metrics["update.turn"] = float(step @ previous_step / (step.norm() * previous_step.norm()))
     if isinstance(algorithm, Scaffold):
-        memory, c = result.after.client_states, flatten(result.after.server.broadcast)
-        controls = torch.stack([flatten(memory.gather(torch.tensor([k]))) for k in range(len(result.after.cluster_ids))])
-        reading["control.imbalance"] = float((c - controls.mean(0)).norm() / controls.norm(dim=1).mean().clamp_min(1e-300))
-        here = (
+        client_states, c = result.after.client_states, flatten(result.after.server.broadcast)
+        controls = torch.stack([flatten(client_states.gather(torch.tensor([k]))) for k in range(len(result.after.cluster_ids))])
+        metrics["control.imbalance"] = float((c - controls.mean(0)).norm() / controls.norm(dim=1).mean().clamp_min(1e-300))
+        last_seen = (
             result.before.last_round_seen
             if len(result.before.last_round_seen)
             else torch.zeros(len(result.after.cluster_ids), dtype=torch.long)
         )
-        old = torch.stack([flatten(result.before.client_states.gather(torch.tensor([k]))) for k in result.cohort.tolist()])
-        slope = torch.stack([flatten(result.report.mean_grad.take(torch.tensor([row]))) for row in range(len(result.cohort))])
-        took_part = here[result.cohort] > 0
-        reading["control.age"] = torch.where(took_part, (result.after.round - here[result.cohort]).double(), torch.nan)
-        distance = (old - slope).norm(dim=1) / slope.norm(dim=1).clamp_min(1e-300)
-        reading["control.staleness"] = torch.where(took_part, distance, torch.nan)
+        old_controls = torch.stack([flatten(result.before.client_states.gather(torch.tensor([k]))) for k in result.cohort.tolist()])
+        gradients = torch.stack([flatten(result.report.mean_grad.take(torch.tensor([row]))) for row in range(len(result.cohort))])
+        has_participated = last_seen[result.cohort] > 0
+        metrics["control.age"] = torch.where(has_participated, (result.after.round - last_seen[result.cohort]).double(), torch.nan)
+        distance = (old_controls - gradients).norm(dim=1) / gradients.norm(dim=1).clamp_min(1e-300)
+        metrics["control.staleness"] = torch.where(has_participated, distance, torch.nan)
     elif len(result.after.server.opt_state):
         alpha = algorithm.alpha if isinstance(algorithm, FedDyn) else 0.0
-        length = float(flatten(result.after.server.opt_state).norm())
-        reading.update({"server.correction": length / alpha} if alpha else {"server.momentum": length})
-    return reading
+        norm = float(flatten(result.after.server.opt_state).norm())
+        metrics.update({"server.correction": norm / alpha} if alpha else {"server.momentum": norm})
+    return metrics
 
 
 def flatten(tree: Tree) -> torch.Tensor:
-    """All of a tree as one vector, of all its rows, float64."""
+    """Return all entries of a tree as one float64 vector."""
     return torch.cat([leaf.flatten() for leaf in tree.values()]).double() if len(tree) else torch.zeros(0, dtype=torch.float64)
 
 
-# A federation of which everything is known: domains are quadratics, clients are mixtures of them.
-#
-# Domain j is f_j(x) = a_j/2 |x - b_j|^2 + slope_j x; client k holds it with share mix[k, j], so that F_k = sum_j mix[k, j] f_j is
-# a quadratic too, and all clients holding the pool's mixture is the same documents dealt IID. A local step follows the
-# gradient of F_k with noise of its own. The real round loop, fleet, algorithms and probes run on it; a run takes a fraction
-# of a second.
+# Quadratics. Domain j has the loss f_j(x) = a_j/2 |x - b_j|^2 + slope_j x. Client k holds it with share mix[k, j], so its loss
+# F_k = sum_j mix[k, j] f_j is a quadratic too. In the IID baseline, all clients hold the mean mixture.
 
 QUADRATIC_DTYPE = torch.float64
 
 
 def make_mixtures(num_domains: int, num_clients: int, severity: float) -> tuple[tuple[float, ...], ...]:
-    """Client k holds domain k mod J more than the others do: all of it at severity 1, the pool's mixture at 0, ``[N][J]``."""
+    """Return mixtures [N][J] in which client k prefers domain k mod J: completely at severity 1, not at all at severity 0."""
     own = np.eye(num_domains)[np.arange(num_clients) % num_domains]
     return tuple(map(tuple, (1 - severity) * np.full((num_clients, num_domains), 1 / num_domains) + severity * own))
 
 
 @dataclass(frozen=True)
 class QuadraticFederation:
-    """One experiment. ``b`` and ``x0`` count for every coordinate; ``optimum_spread`` draws each domain's b about its own."""
+    """A federation of quadratics with N clients, J domains and ``width`` coordinates.
 
-    a: tuple[float, ...] = (1.0, 4.0)  # [J]
-    b: tuple[float, ...] = (0.0, 1.0)  # [J]
-    mixtures: tuple[tuple[float, ...], ...] = ((1.0, 0.0), (0.0, 1.0))  # [N][J]
-    slope: tuple[float, ...] = ()  # [J]
+    Attributes:
+        a: The curvature of each domain, [J].
+        b: The optimum of each domain, [J], the same in every coordinate.
+        mixtures: The shares of the domains for each client, [N][J].
+        slope: The linear term of each domain, [J].
+        width: The number of coordinates.
+        optimum_spread: The standard deviation of the random shift of each domain's optimum.
+        noise: The standard deviation of the gradient noise.
+        local_steps: The number of local steps per round.
+        lr: The learning rate of the clients.
+        x0: The initial value of every coordinate.
+        num_rounds: The number of rounds.
+        cohort_size: The number of clients per round; 0 means all clients.
+        algorithm: The federated algorithm.
+        client_sampler: Selects the cohort of each round; None samples at random.
+        general_optimum: The x at which the losses of general text and syntax are best; None omits these metrics.
+        nan_clients: Clients whose gradients are NaN.
+        seed: The seed of the optima.
+        replicate: Selects other noise and cohorts for the same optima.
+    """
+
+    a: tuple[float, ...] = (1.0, 4.0)
+    b: tuple[float, ...] = (0.0, 1.0)
+    mixtures: tuple[tuple[float, ...], ...] = ((1.0, 0.0), (0.0, 1.0))
+    slope: tuple[float, ...] = ()
     width: int = 1
     optimum_spread: float = 0.0
     noise: float = 0.0
@@ -86,13 +108,13 @@ class QuadraticFederation:
     lr: float = 0.1
     x0: float = 5.0
     num_rounds: int = 60
-    cohort_size: int = 0  # 0: everybody
+    cohort_size: int = 0
     algorithm: FedAvg = FedAvg()
-    client_sampler: ClientSampler | None = None  # who takes part, where it is not left to chance
-    general_optimum: float | None = None  # x at which general text and its grammar are best: where the pretrained model stands
-    nan_clients: tuple[int, ...] = ()  # clients whose gradients are not numbers
+    client_sampler: ClientSampler | None = None
+    general_optimum: float | None = None
+    nan_clients: tuple[int, ...] = ()
     seed: int = 0
-    replicate: int = 0  # another draw of noise and cohorts over the same documents
+    replicate: int = 0
 
     @property
     def sampling_seed(self) -> int:
@@ -101,80 +123,88 @@ class QuadraticFederation:
 
     @property
     def num_clients(self) -> int:
+        """The number of clients."""
         return len(self.mixtures)
 
     @property
     def domain_names(self) -> tuple[str, ...]:
+        """The names of the domains."""
         return tuple(f"domain{j}" for j in range(len(self.a)))
 
     def optima(self) -> np.ndarray:
-        """b of every domain, ``[J, width]``; the seed's, whoever holds what."""
-        drawn = numpy_stream(self.seed, "optima").normal(0, 1, (len(self.a), self.width))
-        return np.asarray(self.b)[:, None] + self.optimum_spread * drawn
+        """Return the optimum of every domain, [J, width]; it depends on the seed but not on the mixtures."""
+        shifts = numpy_stream(self.seed, "optima").normal(0, 1, (len(self.a), self.width))
+        return np.asarray(self.b)[:, None] + self.optimum_spread * shifts
 
 
 def run_quadratics(federation: QuadraticFederation) -> Trajectory:
-    """The world's run, from round 0 to its end."""
+    """Run a federation of quadratics with the real round loop, and return its trajectory."""
     a, slope = np.asarray(federation.a), np.asarray(federation.slope or (0.0,) * len(federation.a))
     mix, b = np.asarray(federation.mixtures), federation.optima()
-    pull = torch.tensor(mix @ a, dtype=QUADRATIC_DTYPE)[:, None]  # [N, 1] curvature of F_k
-    push = torch.tensor((mix * a) @ b - (mix @ slope)[:, None], dtype=QUADRATIC_DTYPE)  # [N, width]: its gradient is pull x - push
-    push[list(federation.nan_clients)] = torch.nan
-    steps = QuadraticBatches(pull, push, federation.local_steps, federation.noise, federation.sampling_seed)
-    fleet = ClientSimulator(federation.num_clients, quadratic_loss, steps, Sgd(federation.lr), client_weighting="uniform")
-    state = init_state(federation.algorithm, Tree(x=torch.full((1, federation.width), federation.x0, dtype=QUADRATIC_DTYPE)), fleet.size)
-    rows = to_records(exact_losses(federation, state, b, slope), 0, [], fleet.size)
-    with np.errstate(over="ignore", invalid="ignore"):  # some are there to diverge
-        for done in run_rounds(
+    curvature = torch.tensor(mix @ a, dtype=QUADRATIC_DTYPE)[:, None]  # [N, 1] curvature of F_k
+    target = torch.tensor(
+        (mix * a) @ b - (mix @ slope)[:, None], dtype=QUADRATIC_DTYPE
+    )  # [N, width]: the gradient of F_k is curvature x - target
+    target[list(federation.nan_clients)] = torch.nan
+    batches = QuadraticBatches(curvature, target, federation.local_steps, federation.noise, federation.sampling_seed)
+    simulator = ClientSimulator(federation.num_clients, quadratic_loss, batches, Sgd(federation.lr), client_weighting="uniform")
+    state = init_state(
+        federation.algorithm, Tree(x=torch.full((1, federation.width), federation.x0, dtype=QUADRATIC_DTYPE)), simulator.size
+    )
+    records = to_records(exact_losses(federation, state, b, slope), 0, [], simulator.size)
+    with np.errstate(over="ignore", invalid="ignore"):  # some federations are meant to diverge
+        for result in run_rounds(
             state,
-            fleet,
+            simulator,
             federation.algorithm,
             num_rounds=federation.num_rounds,
-            cohort_size=federation.cohort_size or fleet.size,
+            cohort_size=federation.cohort_size or simulator.size,
             seed=federation.sampling_seed,
             sample_clients=federation.client_sampler or sample_uniform,
         ):
-            rows += round_records(federation, done, b, slope)
-    return Trajectory(tuple(rows))
+            records += round_records(federation, result, b, slope)
+    return Trajectory(tuple(records))
 
 
 def round_records(federation: QuadraticFederation, result: RoundResult, b: np.ndarray, slope: np.ndarray) -> list[Record]:
-    reading: MetricValues = {
+    """Return all metrics of a round as records."""
+    metrics: MetricValues = {
         **exact_losses(federation, result.after, b, slope),
         **training_metrics(result),
         **update_geometry(result),
         **server_metrics(result, federation.algorithm),
     }
-    return to_records(reading, result.after.round, result.cohort.tolist(), federation.num_clients)
+    return to_records(metrics, result.after.round, result.cohort.tolist(), federation.num_clients)
 
 
 def exact_losses(federation: QuadraticFederation, state: FederatedState, b: np.ndarray, slope: np.ndarray) -> MetricValues:
-    """Exact losses of the models: by domain, of every client under its own model, and of the federation."""
+    """Compute the exact losses per domain, per client under its own model, and of the federation."""
     x = state.server.params["x"].numpy()[state.cluster_ids.numpy()]  # [N, width]
-    each = np.asarray(federation.a) / 2 * ((x[:, None] - b) ** 2).sum(2) + slope * x.sum(1)[:, None]  # [N, J]
-    mix, reading = np.asarray(federation.mixtures), MetricValues()
-    client = (mix * each).sum(1)
-    reading["loss"] = torch.from_numpy(client)
-    reading["loss", ""] = float(client.mean())
+    domain_losses = np.asarray(federation.a) / 2 * ((x[:, None] - b) ** 2).sum(2) + slope * x.sum(1)[:, None]  # [N, J]
+    mix, metrics = np.asarray(federation.mixtures), MetricValues()
+    client_losses = (mix * domain_losses).sum(1)
+    metrics["loss"] = torch.from_numpy(client_losses)
+    metrics["loss", ""] = float(client_losses.mean())
     for j, name in enumerate(federation.domain_names):
-        reading["loss", name] = float((mix[:, j] * each[:, j]).sum() / mix[:, j].sum()) if mix[:, j].sum() else float("nan")
+        metrics["loss", name] = float((mix[:, j] * domain_losses[:, j]).sum() / mix[:, j].sum()) if mix[:, j].sum() else float("nan")
     if federation.general_optimum is not None:
-        far = float(((x - federation.general_optimum) ** 2).sum(1).mean() / 2)
-        reading |= {"general.loss": far, "syntax.margin": 2 - far, "syntax.accuracy": float(norm.cdf(2 - far))}
-    return reading
+        distance = float(((x - federation.general_optimum) ** 2).sum(1).mean() / 2)
+        metrics |= {"general.loss": distance, "syntax.margin": 2 - distance, "syntax.accuracy": float(norm.cdf(2 - distance))}
+    return metrics
 
 
 def quadratic_loss(params: Tree, batch: dict[str, Tensor]) -> Tensor:
+    """Return the loss of each client, [C], up to a constant."""
     x = params["x"]
     return (batch["pull"] / 2 * x**2 - (batch["push"] + batch["noise"]) * x).sum(1)
 
 
 @dataclass(frozen=True, eq=False)
 class QuadraticBatches:
-    """Every client's local steps; the noise of a step is the client's and the round's own, whoever else takes part."""
+    """The local steps of all clients. The gradient noise depends only on the client and the round, not on the cohort."""
 
-    pull: Tensor  # [N, 1]
-    push: Tensor  # [N, width]
+    pull: Tensor  # [N, 1] curvature
+    push: Tensor  # [N, width] gradient at 0, with its sign changed
     local_steps: int
     noise: float
     seed: int
@@ -191,10 +221,8 @@ class QuadraticBatches:
             yield {"pull": self.pull[cohort], "push": self.push[cohort], "noise": noise[:, step], "weight": torch.ones(len(cohort))}
 
 
-# A federation of low-rank adapters: linear regressions whose factors are averaged, and what exact averaging would have saved.
-#
-# Client k fits y = (W0 + B A) x to targets of its own map W_k = W0 + common + ``map_distance`` times its own; with that 0 all
-# clients have the same map and differ in their samples only. Long local training drives the factors apart even then.
+# Low-rank adapters. Client k fits y = (W0 + B A) x to targets of W_k = W0 + common + ``map_distance`` times its own map. With
+# ``map_distance`` 0, clients differ only in their samples, but long local training still drives the factors apart.
 
 ADAPTER_DTYPE = torch.float64
 INPUTS, OUTPUTS, RANK, ROWS = 8, 6, 2, 64
@@ -202,7 +230,7 @@ INPUTS, OUTPUTS, RANK, ROWS = 8, 6, 2, 64
 
 @dataclass(frozen=True)
 class AdapterFederation:
-    """One experiment."""
+    """A federation of linear regressions with low-rank adapters; ``map_distance`` scales the difference of the clients' targets."""
 
     map_distance: float = 1.0
     local_steps: int = 50
@@ -213,14 +241,16 @@ class AdapterFederation:
 
 
 def run_adapters(federation: AdapterFederation) -> Trajectory:
-    """The world's run, from its first round to its end."""
+    """Run a federation of adapters with the real round loop, and return its trajectory."""
     draw = torch_stream(federation.seed, "adapters")
     common = random_normal(draw, OUTPUTS, RANK) @ random_normal(draw, RANK, INPUTS) / RANK**0.5
-    own = random_normal(draw, federation.num_clients, OUTPUTS, RANK) @ random_normal(draw, federation.num_clients, RANK, INPUTS) / RANK**0.5
+    client_maps = (
+        random_normal(draw, federation.num_clients, OUTPUTS, RANK) @ random_normal(draw, federation.num_clients, RANK, INPUTS) / RANK**0.5
+    )
     x = random_normal(draw, federation.num_clients, ROWS, INPUTS)
-    y = x @ (common + federation.map_distance * own).mT + 0.1 * random_normal(draw, federation.num_clients, ROWS, OUTPUTS)
+    y = x @ (common + federation.map_distance * client_maps).mT + 0.1 * random_normal(draw, federation.num_clients, ROWS, OUTPUTS)
     params = Tree({"m.A": random_normal(draw, 1, RANK, INPUTS) / INPUTS**0.5, "m.B": torch.zeros(1, OUTPUTS, RANK, dtype=ADAPTER_DTYPE)})
-    fleet = ClientSimulator(
+    simulator = ClientSimulator(
         federation.num_clients,
         adapter_loss,
         AdapterBatches(x, y, federation.local_steps),
@@ -228,30 +258,36 @@ def run_adapters(federation: AdapterFederation) -> Trajectory:
         max_grad_norm=5.0,
         client_weighting="uniform",
     )
-    state, rows = init_state(FedAvg(), params, fleet.size), list[Record]()
-    for done in run_rounds(
-        state, fleet, FedAvg(), num_rounds=federation.num_rounds, cohort_size=federation.num_clients, seed=federation.seed
+    state, records = init_state(FedAvg(), params, simulator.size), list[Record]()
+    for result in run_rounds(
+        state, simulator, FedAvg(), num_rounds=federation.num_rounds, cohort_size=federation.num_clients, seed=federation.seed
     ):
-        reading: MetricValues = {**training_metrics(done), **update_geometry(done), **aggregation_error(done), **adapter_losses(done, x, y)}
-        rows += to_records(reading, done.after.round, done.cohort.tolist(), federation.num_clients)
-    return Trajectory(tuple(rows))
+        metrics: MetricValues = {
+            **training_metrics(result),
+            **update_geometry(result),
+            **aggregation_error(result),
+            **adapter_losses(result, x, y),
+        }
+        records += to_records(metrics, result.after.round, result.cohort.tolist(), federation.num_clients)
+    return Trajectory(tuple(records))
 
 
 def adapter_losses(result: RoundResult, x: Tensor, y: Tensor) -> MetricValues:
-    """The loss of the federation, and how much lower it were had the products been averaged (`adapters.error.loss`)."""
+    """Return the loss, and how much lower it would be if the products of the factors were averaged (``adapters.error.loss``)."""
     product = result.client_params["m.B"] @ result.client_params["m.A"]  # [C, O, I]
     after = result.after.server.params
-    now, exact = (float((x @ weight.mT - y).square().mean()) for weight in (after["m.B"][0] @ after["m.A"][0], product.mean(0)))
-    return {"loss": now, "adapters.error.loss": now - exact}
+    current, exact = (float((x @ weight.mT - y).square().mean()) for weight in (after["m.B"][0] @ after["m.A"][0], product.mean(0)))
+    return {"loss": current, "adapters.error.loss": current - exact}
 
 
 def adapter_loss(params: Tree, batch: dict[str, Tensor]) -> Tensor:
+    """Return the mean squared error of each client, [C]."""
     return (batch["x"] @ (params["m.B"] @ params["m.A"]).mT - batch["y"]).square().flatten(1).mean(1)
 
 
 @dataclass(frozen=True, eq=False)
 class AdapterBatches:
-    """All of a client's rows at every step."""
+    """Full batches: every step uses all rows of a client."""
 
     x: Tensor  # [N, B, I]
     y: Tensor  # [N, B, O]
@@ -263,12 +299,12 @@ class AdapterBatches:
 
 
 def random_normal(draw: torch.Generator, *shape: int) -> Tensor:
+    """Return standard normal numbers of the given shape."""
     return torch.randn(*shape, generator=draw, dtype=ADAPTER_DTYPE)
 
 
-# Hidden states that collapse on purpose: the last layer's are drawn, round by round, onto one direction.
-#
-# H_t = H (I - s_t (I - v v')) with s_t growing to ``strength``, and a jitter that healthy runs have too.
+# Hidden states that collapse onto one direction: H_t = H (I - s_t (I - v v')), where s_t grows to ``strength``, plus noise that
+# healthy runs have too.
 
 POSITIONS, WIDTH = 1024, 32
 LAYER = "layer 05"
@@ -276,7 +312,7 @@ LAYER = "layer 05"
 
 @dataclass(frozen=True)
 class CollapsingStates:
-    """One experiment: nothing but the states of a probe's positions."""
+    """Hidden states at the positions of a probe, which collapse from ``onset_round`` on."""
 
     strength: float = 0.9
     jitter: float = 0.05
@@ -286,17 +322,18 @@ class CollapsingStates:
 
 
 def run_states(setup: CollapsingStates) -> Trajectory:
+    """Create the hidden states of all rounds and return the metrics of their collapse."""
     draw = torch_stream(setup.seed, "states")
-    first = torch.randn(POSITIONS, WIDTH, generator=draw, dtype=torch.float64) + 0.3
-    way = torch.nn.functional.normalize(torch.randn(WIDTH, generator=draw, dtype=torch.float64), dim=0)
-    across = torch.eye(WIDTH, dtype=torch.float64) - torch.outer(way, way)
-    rank, rows = float(effective_rank(first)), list[Record]()
+    initial = torch.randn(POSITIONS, WIDTH, generator=draw, dtype=torch.float64) + 0.3
+    direction = torch.nn.functional.normalize(torch.randn(WIDTH, generator=draw, dtype=torch.float64), dim=0)
+    complement = torch.eye(WIDTH, dtype=torch.float64) - torch.outer(direction, direction)
+    rank, records = float(effective_rank(initial)), list[Record]()
     for round in range(setup.num_rounds + 1):
-        drawn = setup.strength * max(0, round - setup.onset_round) / (setup.num_rounds - setup.onset_round)
-        states = first - drawn * first @ across + setup.jitter * torch.randn(first.shape, generator=draw, dtype=torch.float64)
-        rows += [
+        strength = setup.strength * max(0, round - setup.onset_round) / (setup.num_rounds - setup.onset_round)
+        states = initial - strength * initial @ complement + setup.jitter * torch.randn(initial.shape, generator=draw, dtype=torch.float64)
+        records += [
             Record(round, "hidden.rank.ratio", LAYER, -1, float(effective_rank(states)) / rank),
             Record(round, "hidden.anisotropy", LAYER, -1, float(anisotropy(states))),
             Record(round, "loss", "", -1, 4.0 - 0.02 * round),
         ]
-    return Trajectory(tuple(rows))
+    return Trajectory(tuple(records))

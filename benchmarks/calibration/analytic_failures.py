@@ -1,7 +1,7 @@
-"""Failures planted on purpose, each exact or nearly so: what must be found, and what may be found beside it.
+"""Failures injected into analytic federations, and healthy runs of them.
 
-Where the skew is the plant, the control is the same world dealt IID; where something else is (a mistake, a learning rate), the
-control is the same world without it.
+Each injected failure is exact or nearly exact. If the failure is caused by heterogeneity, the control is the same federation with IID
+clients. If it has another cause (a bug, a learning rate), the control is the same federation without that cause.
 """
 
 from __future__ import annotations
@@ -26,79 +26,104 @@ from fedrift.diagnosis.finding import THRESHOLDS, RunEvidence, RunInfo
 
 @dataclass(frozen=True)
 class InjectedFailure:
-    """``make_evidence(seed)`` holds the failure ``failure``; ``side_effects`` come with it and are no false alarms."""
+    """A failure that a detector must find.
+
+    Attributes:
+        name: The name of the injected failure.
+        failure: The failure that a detector must report.
+        make_evidence: Computes the run and its control, given a seed.
+        side_effects: Failures that occur together with it and are no false alarms.
+        onset_round: The round in which the failure starts.
+    """
 
     name: str
     failure: str
     make_evidence: Callable[[int], RunEvidence]
     side_effects: frozenset[str] = frozenset()
-    onset_round: int = 0  # the round from which on it is there
+    onset_round: int = 0
 
 
 @dataclass(frozen=True)
 class DividedByCohort(Scaffold):
-    """c divided by the cohort, not by the fleet."""
+    """SCAFFOLD with a bug: the update of c is divided by the size of the cohort instead of the number of all clients."""
 
     def server_update(self, server: ServerState, report: CohortUpdate) -> ServerState:
-        shared = server.broadcast + cluster_sum(report.state_delta, report) / len(report.weight)
-        return replace(super().server_update(server, report), broadcast=shared)
+        """Update the server with the wrong divisor."""
+        broadcast = server.broadcast + cluster_sum(report.state_delta, report) / len(report.weight)
+        return replace(super().server_update(server, report), broadcast=broadcast)
 
 
 def with_iid_mixtures(federation: QuadraticFederation) -> QuadraticFederation:
-    """The same documents, dealt alike."""
-    pool = np.asarray(federation.mixtures).mean(axis=0)
-    return replace(federation, mixtures=(tuple(pool.tolist()),) * federation.num_clients)
+    """Return the federation with the same mixture of domains for all clients."""
+    mean_mixture = np.asarray(federation.mixtures).mean(axis=0)
+    return replace(federation, mixtures=(tuple(mean_mixture.tolist()),) * federation.num_clients)
 
 
 def run_with_control(
     federation: QuadraticFederation, control: QuadraticFederation | None = None, seed: int = 0, **anchors: QuadraticFederation
 ) -> RunEvidence:
-    """A world beside its control, and anchors by their field in ``RunEvidence``."""
-    worlds = {"run": federation, "iid_baseline": control or with_iid_mixtures(federation), **anchors}
-    runs = {field: run_quadratics(replace(each, seed=seed)) for field, each in worlds.items()}
+    """Run a federation, its control and further reference runs with one seed.
+
+    Args:
+        federation: The federation with the injected failure.
+        control: The control; None uses the federation with IID clients.
+        seed: The seed of all runs.
+        anchors: Further reference runs, by their field in ``RunEvidence``.
+    """
+    federations = {"run": federation, "iid_baseline": control or with_iid_mixtures(federation), **anchors}
+    runs = {field: run_quadratics(replace(one, seed=seed)) for field, one in federations.items()}
     return RunEvidence(**runs, info=RunInfo(federation.local_steps, federation.domain_names, federation.mixtures), seed=seed)  # type: ignore[arg-type]
 
 
 def divergence(seed: int) -> RunEvidence:
-    """Mean factor of a round 1.225 with the curvatures 1 and 9.5 apart, 8e-9 with them mixed: only the skewed run diverges."""
+    """Inject divergence: curvatures 1 and 9.5 on separate clients.
+
+    A round multiplies x by 1.225 on average, but by 8e-9 in the IID run, so only the skewed run diverges.
+    """
     return run_with_control(QuadraticFederation(a=(1.0, 9.5), lr=0.22, optimum_spread=0.3), seed=seed)
 
 
 def is_divergent(is_skewed: bool, seed: int, lr: float) -> bool:
-    """Whether curvatures 1 and 9.5 diverge at a rate, apart or mixed: the boundaries are .2176 and 2 / 5.25 = .381."""
-    world = QuadraticFederation(a=(1.0, 9.5), lr=lr, optimum_spread=0.3, num_rounds=60, seed=seed)
-    return bool(find_runaway(run_quadratics(world if is_skewed else with_iid_mixtures(world)), THRESHOLDS)[0])
+    """Return whether a federation with curvatures 1 and 9.5 diverges at a learning rate.
+
+    The exact boundaries are 0.2176 with one curvature per client (skewed), and 2 / 5.25 = 0.381 with both on every client (IID).
+    """
+    federation = QuadraticFederation(a=(1.0, 9.5), lr=lr, optimum_spread=0.3, num_rounds=60, seed=seed)
+    return bool(find_runaway(run_quadratics(federation if is_skewed else with_iid_mixtures(federation)), THRESHOLDS)[0])
 
 
 def oscillation(seed: int) -> RunEvidence:
-    """One of two clients a round: x has a standard deviation of .406 about its mean, and comes to rest if dealt IID."""
+    """Inject oscillation: with one of two clients per round, x has a standard deviation of 0.406, and converges in the IID run."""
     return run_with_control(QuadraticFederation(x0=2.0, cohort_size=1, optimum_spread=0.1, num_rounds=80), seed=seed)
 
 
 def client_drift(seed: int) -> RunEvidence:
-    """f1 = x^2 + G x, f2 = -G x: FedAvg ends G K lr / (1 - r) - G / 2 off the optimum 0 (SCAFFOLD, section 7)."""
-    world = QuadraticFederation(a=(2.0, 0.0), b=(0.0, 0.0), slope=(2.0, -2.0), x0=5.0, noise=0.1)
-    made = run_with_control(world, seed=seed, fedsgd=replace(world, algorithm=FedSGD(Sgd(0.1)), local_steps=10))
-    sweep = {steps: run_quadratics(replace(world, local_steps=steps, seed=seed)) for steps in (2, 5)}
-    return replace(made, local_steps_sweep=sweep)
+    """Inject client drift: f1 = x^2 + G x and f2 = -G x.
+
+    FedAvg ends at the distance G K lr / (1 - r) - G / 2 from the optimum 0 (SCAFFOLD paper, section 7).
+    """
+    federation = QuadraticFederation(a=(2.0, 0.0), b=(0.0, 0.0), slope=(2.0, -2.0), x0=5.0, noise=0.1)
+    evidence = run_with_control(federation, seed=seed, fedsgd=replace(federation, algorithm=FedSGD(Sgd(0.1)), local_steps=10))
+    sweep = {steps: run_quadratics(replace(federation, local_steps=steps, seed=seed)) for steps in (2, 5)}
+    return replace(evidence, local_steps_sweep=sweep)
 
 
 def large_proximal_term(seed: int) -> RunEvidence:
-    """Solved exactly, mu = 100 leaves 97.6 % of the way after each round."""
-    world = QuadraticFederation(optimum_spread=0.1, num_rounds=60, noise=0.05)
-    control = with_iid_mixtures(world)
-    return run_with_control(replace(world, algorithm=FedProx(mu=100.0, proximal="prox_step")), control, seed, best_lr=world)
+    """Inject stalled convergence: with mu = 100 and exact proximal steps, 97.6 % of the distance remain after each round."""
+    federation = QuadraticFederation(optimum_spread=0.1, num_rounds=60, noise=0.05)
+    control = with_iid_mixtures(federation)
+    return run_with_control(replace(federation, algorithm=FedProx(mu=100.0, proximal="prox_step")), control, seed, best_lr=federation)
 
 
 def small_learning_rate(seed: int) -> RunEvidence:
-    """A thousandth of the learning rate."""
-    world = QuadraticFederation(optimum_spread=0.1, noise=0.05)
-    return run_with_control(replace(world, lr=world.lr / 1000), with_iid_mixtures(world), seed, best_lr=world)
+    """Inject stalled convergence: a learning rate that is a thousand times too low."""
+    federation = QuadraticFederation(optimum_spread=0.1, noise=0.05)
+    return run_with_control(replace(federation, lr=federation.lr / 1000), with_iid_mixtures(federation), seed, best_lr=federation)
 
 
 def wrong_control_variates(seed: int) -> RunEvidence:
-    """SCAFFOLD's c divided by the cohort, not by the fleet: a mistake of public code."""
-    world = QuadraticFederation(
+    """Inject a bug of public code: SCAFFOLD's update of c is divided by the size of the cohort instead of the number of all clients."""
+    federation = QuadraticFederation(
         a=(1.0, 2.0, 3.0, 4.0),
         b=(-1.0, 0.0, 1.0, 2.0),
         mixtures=make_mixtures(4, 8, 0.5),
@@ -107,16 +132,16 @@ def wrong_control_variates(seed: int) -> RunEvidence:
         lr=0.02,
         algorithm=DividedByCohort(),
     )
-    return run_with_control(world, replace(world, algorithm=Scaffold()), seed)
+    return run_with_control(federation, replace(federation, algorithm=Scaffold()), seed)
 
 
 def stale_control_variates(seed: int) -> RunEvidence:
-    """SCAFFOLD far from its goal, two of 24 a round: by the time c_k is used again the gradient is a fraction of it. The
-    control is the same with sixteen.
+    """Inject stale control variates: two of 24 clients per round, far from the optimum; the control has cohorts of sixteen.
 
-    (Where the run has come to rest a c_k lasts, the longer the more the clients differ: age is harmless there.)
+    When a c_k is used again, the gradient has shrunk to a fraction of it. After convergence, age would be harmless, because c_k
+    stays valid.
     """
-    world = QuadraticFederation(
+    federation = QuadraticFederation(
         a=(1.0, 2.0, 3.0, 4.0),
         b=(-1.0, 0.0, 1.0, 2.0),
         mixtures=make_mixtures(4, 24, 0.1),
@@ -129,47 +154,49 @@ def stale_control_variates(seed: int) -> RunEvidence:
         num_rounds=36,
         algorithm=Scaffold(),
     )
-    return run_with_control(world, replace(world, cohort_size=16), seed)
+    return run_with_control(federation, replace(federation, cohort_size=16), seed)
 
 
 def overshoot(seed: int) -> RunEvidence:
-    """Heavy ball on the server, just past its stable rate 2 (1 + beta) / (1 - r) = 4.62: every step throws it further back.
+    """Inject server overshoot: heavy-ball momentum on the server just above its stable rate 2 (1 + beta) / (1 - r) = 4.62.
 
-    (FedDyn with a tiny alpha overshoots too, but once: |h| / alpha is largest after the first round and never grows.)
+    FedDyn with a tiny alpha is not suitable, because it overshoots only once: |h| / alpha is largest after the first round.
     """
-    world = QuadraticFederation(
+    federation = QuadraticFederation(
         optimum_spread=0.1, noise=0.05, algorithm=FedAvg(server_optimizer=Sgd(4.65, momentum=0.9)), num_rounds=30, x0=2.0
     )
-    return run_with_control(world, replace(world, algorithm=FedAvg(server_optimizer=Sgd(0.5, momentum=0.9))), seed)
+    return run_with_control(federation, replace(federation, algorithm=FedAvg(server_optimizer=Sgd(0.5, momentum=0.9))), seed)
 
 
 def averaged_factors(seed: int) -> RunEvidence:
-    """Adapters after 50 local steps: the mean of the factors is far from the mean of the products."""
-    run, twin = (analytic.run_adapters(analytic.AdapterFederation(apart, num_rounds=6, lr=0.02, seed=seed)) for apart in (1.0, 0.0))
-    return RunEvidence(run, twin, info=RunInfo(50), seed=seed)
+    """Inject an aggregation error: after 50 local steps, the product of the mean factors differs from the mean of the products."""
+    run, control = (
+        analytic.run_adapters(analytic.AdapterFederation(map_distance, num_rounds=6, lr=0.02, seed=seed)) for map_distance in (1.0, 0.0)
+    )
+    return RunEvidence(run, control, info=RunInfo(50), seed=seed)
 
 
 def nine_to_one(seed: int) -> RunEvidence:
-    """Nine clients hold one domain, the tenth another: the model is the nine's."""
-    world = QuadraticFederation(a=(1.0, 1.0), b=(0.0, 2.0), mixtures=((1.0, 0.0),) * 9 + ((0.0, 1.0),), noise=0.1, optimum_spread=0.1)
-    return run_with_control(world, seed=seed, local_only=replace(world, algorithm=LocalOnly()))
+    """Inject unfairness: nine clients hold one domain and the tenth client another, so the model fits the nine."""
+    federation = QuadraticFederation(a=(1.0, 1.0), b=(0.0, 2.0), mixtures=((1.0, 0.0),) * 9 + ((0.0, 1.0),), noise=0.1, optimum_spread=0.1)
+    return run_with_control(federation, seed=seed, local_only=replace(federation, algorithm=LocalOnly()))
 
 
 def nan_client(seed: int) -> RunEvidence:
-    """One client's gradients are not numbers; the server must leave it out and say so."""
-    world = QuadraticFederation(optimum_spread=0.1, mixtures=make_mixtures(2, 6, 0.0), noise=0.1)
-    return run_with_control(replace(world, nan_clients=(3,)), world, seed)
+    """Inject a failed client: its gradients are NaN, so the server must exclude and report it."""
+    federation = QuadraticFederation(optimum_spread=0.1, mixtures=make_mixtures(2, 6, 0.0), noise=0.1)
+    return run_with_control(replace(federation, nan_clients=(3,)), federation, seed)
 
 
 def sample_with_absence(state: FederatedState, cohort_size: int, seed: int) -> Tensor:
-    """In turn, all holders of one of four domains sit out for three rounds."""
-    away = state.round // 3 % 4
-    return torch.tensor([client for client in range(len(state.cluster_ids)) if client % 4 != away])
+    """Sample all clients except those of one of four domains, which are absent for three rounds in turn."""
+    absent_domain = state.round // 3 % 4
+    return torch.tensor([client for client in range(len(state.cluster_ids)) if client % 4 != absent_domain])
 
 
 def scheduled_absence(seed: int) -> RunEvidence:
-    """Each of four domains sits out for three rounds in twelve: what it taught is unlearned meanwhile."""
-    world = QuadraticFederation(
+    """Inject forgetting during absence: each of four domains is absent in three of twelve rounds."""
+    federation = QuadraticFederation(
         a=(1.0, 1.0, 1.0, 1.0),
         b=(-2.0, -1.0, 1.0, 2.0),
         mixtures=make_mixtures(4, 8, 1.0),
@@ -181,17 +208,17 @@ def scheduled_absence(seed: int) -> RunEvidence:
         num_rounds=96,
         client_sampler=sample_with_absence,
     )
-    return run_with_control(world, seed=seed)
+    return run_with_control(federation, seed=seed)
 
 
 def sample_first_domain(state: FederatedState, cohort_size: int, seed: int) -> Tensor:
-    """Nobody but the holders of domain 0."""
+    """Sample only the clients of domain 0."""
     return torch.arange(0, len(state.cluster_ids), 2)
 
 
 def single_domain(seed: int) -> RunEvidence:
-    """Only one of two domains is ever trained on: the model leaves the middle, where general text is, for that domain."""
-    world = QuadraticFederation(
+    """Inject forgetting: only one of two domains is trained, so the model moves away from the optimum of general text between them."""
+    federation = QuadraticFederation(
         a=(1.0, 1.0),
         b=(-1.0, 1.0),
         mixtures=make_mixtures(2, 8, 1.0),
@@ -200,13 +227,13 @@ def single_domain(seed: int) -> RunEvidence:
         general_optimum=0.0,
         client_sampler=sample_first_domain,
     )
-    return run_with_control(world, seed=seed)
+    return run_with_control(federation, seed=seed)
 
 
 def collapsed_states(seed: int) -> RunEvidence:
-    """States drawn onto one direction, nearly all of the way."""
-    run, twin = (analytic.run_states(analytic.CollapsingStates(strength, seed=seed)) for strength in (0.98, 0.0))
-    return RunEvidence(run, twin, seed=seed)
+    """Inject representation collapse: the states are projected almost completely onto one direction."""
+    run, control = (analytic.run_states(analytic.CollapsingStates(strength, seed=seed)) for strength in (0.98, 0.0))
+    return RunEvidence(run, control, seed=seed)
 
 
 OSCILLATION_EFFECTS = frozenset({"domain oscillation", "loss gap", "domain gap", "forgetting during absence", "oscillation"})
@@ -240,10 +267,8 @@ INJECTED_FAILURES = (
 )
 
 
-# Healthy runs: every client holds the same, so whatever a detector says of the skew is a false alarm.
-#
-# The control of each is the same world with other draws of noise and cohorts: a placebo, as if tags of skewed and IID had been
-# given at random. Who holds which domain is made up, so that detectors which ask for it are asked too.
+# Healthy runs: all clients have the same mixture, so every finding about heterogeneity is a false alarm. The control is the same
+# federation with other noise and cohorts. The table of domains per client is invented, so that detectors that need it are tested too.
 
 NULL_FEDERATION = QuadraticFederation(
     a=(1.0, 2.0, 3.0, 4.0),
@@ -271,22 +296,24 @@ NULL_FEDERATIONS = {
 
 
 def quadratic_null_run(name: str, seed: int) -> RunEvidence:
-    """A healthy world and its placebo."""
-    world = replace(NULL_FEDERATIONS[name], seed=seed)
-    facts = RunInfo(world.local_steps, world.domain_names, make_mixtures(4, 8, 1.0))
-    return RunEvidence(run_quadratics(world), run_quadratics(replace(world, replicate=1)), info=facts, seed=seed)
+    """Run a healthy federation and its control."""
+    federation = replace(NULL_FEDERATIONS[name], seed=seed)
+    info = RunInfo(federation.local_steps, federation.domain_names, make_mixtures(4, 8, 1.0))
+    return RunEvidence(run_quadratics(federation), run_quadratics(replace(federation, replicate=1)), info=info, seed=seed)
 
 
 def adapter_null_run(seed: int) -> RunEvidence:
-    """Adapters of clients with one map, few local steps."""
-    run, twin = (analytic.run_adapters(analytic.AdapterFederation(0.0, local_steps=5, seed=each)) for each in (seed, seed + 5000))
-    return RunEvidence(run, twin, info=RunInfo(5), seed=seed)
+    """Run adapters of clients with the same target map and few local steps, and their control."""
+    run, control = (
+        analytic.run_adapters(analytic.AdapterFederation(0.0, local_steps=5, seed=run_seed)) for run_seed in (seed, seed + 5000)
+    )
+    return RunEvidence(run, control, info=RunInfo(5), seed=seed)
 
 
 def state_null_run(seed: int) -> RunEvidence:
-    """Hidden states that jitter and stay."""
-    run, twin = (analytic.run_states(analytic.CollapsingStates(0.0, seed=each)) for each in (seed, seed + 5000))
-    return RunEvidence(run, twin, seed=seed)
+    """Create hidden states with noise but without collapse, and their control."""
+    run, control = (analytic.run_states(analytic.CollapsingStates(0.0, seed=run_seed)) for run_seed in (seed, seed + 5000))
+    return RunEvidence(run, control, seed=seed)
 
 
 NULL_RUNS: dict[str, Callable[[int], RunEvidence]] = {

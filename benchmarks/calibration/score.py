@@ -1,11 +1,12 @@
-"""How good the detectors are: false alarms on healthy runs, recall and lead on planted ones.
+"""Score the detectors: false alarms on healthy runs, and recall and lead on runs with injected failures.
 
-Thresholds are looked at on ``TUNING_SEEDS`` and reported on ``REPORT_SEEDS``, never the same. Rates are of runs for "called",
-and of groups of ``GROUP_SIZE`` seeds for "confirmed"; intervals are Clopper and Pearson's, which hold at any number of runs.
+Thresholds may be set on ``TUNING_SEEDS`` and are reported on ``REPORT_SEEDS``, which are disjoint. The rate of "called" counts runs,
+and that of "confirmed" counts groups of ``GROUP_SIZE`` seeds. Intervals are exact (Clopper-Pearson), so they hold for any number of
+runs.
 
-A placebo asks the other way round: the tags "run" and "control" of a planted failure are exchanged in some of its seeds, in
-every way but the true one. What is then confirmed, random tags would have confirmed. With n seeds the least that such a test can
-come to is about 1 in 2^n, so three seeds cannot keep it under 5 %, and five can.
+A placebo test exchanges the labels "run" and "control" of an injected failure in some of its seeds, in all ways but the true one.
+The share of exchanges that confirm the failure estimates how often random labels would confirm it. With n seeds this test cannot
+give less than about 1 in 2^n, so three seeds cannot reach 5 %, but five seeds can.
 """
 
 from __future__ import annotations
@@ -37,55 +38,61 @@ MessageCallback = Callable[[str], None]
 
 @dataclass(frozen=True)
 class FalseAlarms:
-    """Of one failure on healthy runs: how often it was called, in how many runs it was measured; and confirmed, of groups."""
+    """The false alarms of one failure on healthy runs."""
 
     failure: str
-    called: int
-    runs: int
-    low: float
+    called: int  # runs in which the failure was suspected
+    runs: int  # runs in which it was measured
+    low: float  # lower end of the 95 % interval of called / runs
     high: float
-    confirmed: int
+    confirmed: int  # groups of seeds in which it was confirmed
     groups: int
-    highest: float  # statistic in units of its limit, above the placebo's: how near the nearest came
+    highest: float  # the largest excess over the control, in units of the threshold
 
 
 @dataclass(frozen=True)
 class Recall:
-    """Of one plant: seeds that found it, the grade of all together, what else was confirmed, and when it was first seen."""
+    """The recall of one injected failure."""
 
-    plant: str
-    failure: str
-    found: int
+    plant: str  # the name of the injected failure
+    failure: str  # the failure that a detector must find
+    found: int  # seeds in which it was found
     seeds: int
-    grade: str
-    beside: tuple[str, ...]  # confirmed too, as documented
-    off_target: tuple[str, ...]  # confirmed too, and a false alarm
-    first: float  # median round in which the run so far was enough
-    lead: float  # rounds from there to the end
-    placebo: float  # share of the other tags that confirm it too; NaN where no control is asked for
+    grade: str  # the grade over all seeds
+    beside: tuple[str, ...]  # documented side effects that were confirmed too
+    off_target: tuple[str, ...]  # other confirmed failures, which are false alarms
+    first: float  # median of the first round whose records are sufficient
+    lead: float  # rounds from there to the end of the run
+    placebo: float  # share of exchanged labels that confirm the failure; NaN if no control is needed
 
 
 def count_false_alarms(
     null_runs: Mapping[str, Callable[[int], RunEvidence]],
     seeds: Iterable[int] = REPORT_SEEDS,
-    on_message: MessageCallback = lambda said: None,
+    on_message: MessageCallback = lambda message: None,
 ) -> list[FalseAlarms]:
-    """Every collection, every seed; groups never mix collections."""
-    seeds, called, near, confirmed = list(seeds), dict[str, list[bool]](), dict[str, list[float]](), dict[str, list[bool]]()
-    for name, make in null_runs.items():
+    """Count the false alarms of all detectors on healthy runs.
+
+    Args:
+        null_runs: Creates a healthy run with its control, given a seed; by name.
+        seeds: The seeds. Groups of seeds never mix runs of different names.
+        on_message: Receives a message per run.
+    """
+    seeds, called, excesses, confirmed = list(seeds), dict[str, list[bool]](), dict[str, list[float]](), dict[str, list[bool]]()
+    for name, make_evidence in null_runs.items():
         cases = []
         for seed in seeds:
             on_message(f"healthy: {name}, seed {seed}")
-            cases.append(make(seed))
+            cases.append(make_evidence(seed))
         for case in cases:
             for finding in run_detectors(case):
                 if finding.grade != "not measured":
                     called.setdefault(finding.failure, []).append(finding.grade == "suspected")
-                    near.setdefault(finding.failure, []).append(finding.excess / finding.threshold)
+                    excesses.setdefault(finding.failure, []).append(finding.excess / finding.threshold)
         for start in range(0, len(cases) - GROUP_SIZE + 1, GROUP_SIZE):
-            for judgement in diagnose(cases[start : start + GROUP_SIZE]):
-                if judgement.num_seeds:
-                    confirmed.setdefault(judgement.failure, []).append(judgement.grade == "confirmed")
+            for diagnosis in diagnose(cases[start : start + GROUP_SIZE]):
+                if diagnosis.num_seeds:
+                    confirmed.setdefault(diagnosis.failure, []).append(diagnosis.grade == "confirmed")
     return [
         FalseAlarms(
             failure,
@@ -94,7 +101,7 @@ def count_false_alarms(
             *exact_interval(sum(alarms), len(alarms)),
             sum(confirmed.get(failure, ())),
             len(confirmed.get(failure, ())),
-            finite_max(near[failure]),
+            finite_max(excesses[failure]),
         )
         for failure, alarms in called.items()
     ]
@@ -103,60 +110,83 @@ def count_false_alarms(
 def measure_recall(
     failures: Iterable[InjectedFailure],
     seeds: Iterable[int] = range(100, 100 + GROUP_SIZE),
-    on_message: MessageCallback = lambda said: None,
+    on_message: MessageCallback = lambda message: None,
 ) -> list[Recall]:
-    """Every plant over a few seeds."""
-    seeds, found = list(seeds), []
-    for plant in failures:
+    """Measure the recall of injected failures.
+
+    Args:
+        failures: The injected failures.
+        seeds: The seeds of each failure.
+        on_message: Receives a message per run.
+    """
+    seeds, recalls = list(seeds), []
+    for injected in failures:
         cases = []
         for seed in seeds:
-            on_message(f"planted: {plant.name} ({plant.failure}), seed {seed}")
-            cases.append(plant.make_evidence(seed))
-        judged = {judgement.failure: judgement for judgement in diagnose(cases)}
-        asked = judged[plant.failure]
-        also = sorted(name for name, each in judged.items() if each.grade == "confirmed" and name != plant.failure)
-        firsts = [round for case in cases if (round := first_detected(case, plant.failure)) is not None]
-        first, end = float(np.median(firsts)) if firsts else np.nan, float(cases[0].run.rounds.max())
-        found.append(
+            on_message(f"injected: {injected.name} ({injected.failure}), seed {seed}")
+            cases.append(injected.make_evidence(seed))
+        diagnoses = {diagnosis.failure: diagnosis for diagnosis in diagnose(cases)}
+        target = diagnoses[injected.failure]
+        others = sorted(name for name, other in diagnoses.items() if other.grade == "confirmed" and name != injected.failure)
+        first_rounds = [round for case in cases if (round := first_detected(case, injected.failure)) is not None]
+        first, end = float(np.median(first_rounds)) if first_rounds else np.nan, float(cases[0].run.rounds.max())
+        recalls.append(
             Recall(
-                plant.name,
-                plant.failure,
-                asked.num_positive,
+                injected.name,
+                injected.failure,
+                target.num_positive,
                 len(seeds),
-                asked.grade,
-                tuple(name for name in also if name in plant.side_effects),
-                tuple(name for name in also if name not in plant.side_effects),
+                target.grade,
+                tuple(name for name in others if name in injected.side_effects),
+                tuple(name for name in others if name not in injected.side_effects),
                 first,
                 end - first,
-                placebo_rate(cases, plant.failure),
+                placebo_rate(cases, injected.failure),
             )
         )
-    return found
+    return recalls
 
 
 def placebo_rate(cases: Sequence[RunEvidence], failure: str) -> float:
-    """The share of all exchanges of run and control but the true one in which a failure is confirmed; NaN if it is a bug, which
-    needs no control, or if there is no control."""
-    told = [next(finding for finding in run_detectors(case) if finding.failure == failure) for case in cases]
-    if told[0].is_implementation_error:
+    """Return the share of wrong assignments of run and control that confirm a failure.
+
+    Returns:
+        The share, or NaN if the failure is an implementation error, which needs no control, or if there is no control.
+    """
+    findings = [next(finding for finding in run_detectors(case) if finding.failure == failure) for case in cases]
+    if findings[0].is_implementation_error:
         return float("nan")
     exchanged = [replace(case, run=case.iid_baseline, iid_baseline=case.run) for case in cases if case.iid_baseline is not None]
-    other = [next(finding for finding in run_detectors(case) if finding.failure == failure) for case in exchanged]
-    if len(other) < len(told):
+    exchanged_findings = [next(finding for finding in run_detectors(case) if finding.failure == failure) for case in exchanged]
+    if len(exchanged_findings) < len(findings):
         return float("nan")
-    every = list(product((True, False), repeat=len(cases)))[1:]
-    grades = [combine_seeds([one if true else two for true, one, two in zip(tags, told, other, strict=True)]).grade for tags in every]
+    assignments = list(product((True, False), repeat=len(cases)))[1:]
+    grades = [
+        combine_seeds(
+            [original if is_true else swapped for is_true, original, swapped in zip(assignment, findings, exchanged_findings, strict=True)]
+        ).grade
+        for assignment in assignments
+    ]
     return float(np.mean([grade == "confirmed" for grade in grades]))
 
 
 def first_detected(case: RunEvidence, failure: str, num_checks: int = 12) -> int | None:
-    """The first of some rounds after which the records so far were enough to call a failure, and remained so; None if never."""
+    """Find the first round from which on the records up to that round are sufficient to detect a failure.
+
+    Args:
+        case: The run and its control.
+        failure: The failure.
+        num_checks: The number of rounds to test.
+
+    Returns:
+        The round, or None if the failure is not detected.
+    """
     rounds = case.run.rounds
     first = None
     for round in sorted({int(rounds[int(k)]) for k in np.linspace(0, len(rounds) - 1, num_checks)}, reverse=True):
         run = truncate_trajectory(case.run, round)
         assert run is not None
-        then = RunEvidence(
+        partial_case = RunEvidence(
             run,
             truncate_trajectory(case.iid_baseline, round),
             case.centralized,
@@ -168,99 +198,199 @@ def first_detected(case: RunEvidence, failure: str, num_checks: int = 12) -> int
             case.seed,
             case.thresholds,
         )
-        if not any(finding.failure == failure and finding.is_positive for finding in run_detectors(then)):
+        if not any(finding.failure == failure and finding.is_positive for finding in run_detectors(partial_case)):
             break
         first = round
     return first
 
 
 def exact_interval(count: int, total: int) -> tuple[float, float]:
-    """Clopper and Pearson's 95 % interval of a rate."""
+    """Return the Clopper-Pearson 95 % interval of a rate."""
     interval = binomtest(count, total).proportion_ci(method="exact")
     return float(interval.low), float(interval.high)
 
 
 def finite_max(values: Iterable[float]) -> float:
-    kept = [value for value in values if np.isfinite(value)]
-    return max(kept) if kept else float("nan")
+    """Return the largest finite value; NaN if there is none."""
+    finite = [value for value in values if np.isfinite(value)]
+    return max(finite) if finite else float("nan")
 
 
-# Calibrations as Markdown and as plain JSON, with what they were made with.
+# Results as Markdown and as JSON.
 
 Calibration = dict[str, Any]
 DESCRIPTIONS = {
-    "analytic": "Quadratics, small adapters and drawn states of which everything is known, with the real round loop and probes.",
-    "synthetic": "A made-up language of which everything is known, and a tiny language model that was raised on it; whole "
-    "experiments with LoRA and the whole panel.",
-    "lm": "`pocket` with LoRA on three topics of BBC News, a client each; whole experiments with the whole panel.",
+    "analytic": "This collection has quadratics, small adapters and random hidden states. Their properties are known exactly, and the "
+    "round loop and the probes are the real ones.",
+    "synthetic": "This collection has a synthetic language with exactly known properties, and a tiny language model that was pretrained "
+    "on it. Its runs are complete experiments with LoRA and all probes.",
+    "lm": "This collection trains `pocket` with LoRA on three topics of BBC News, one topic per client. Its runs are complete experiments "
+    "with all probes.",
 }
-PAGE_HEADER = """# Are the detectors right?
+INJECTION_LABELS = {  # stored name of an injected failure -> its label on the page
+    "curvatures 1 and 9.5": "two clients of curvature 1 and 9.5, learning rate 0.22",
+    "one of two a round": "one of two clients per round",
+    "lower-bound pair": "two opposing clients (SCAFFOLD, section 7)",
+    "mu = 100, exact": "FedProx with mu = 100 and the exact proximal step",
+    "lr / 1000": "learning rate divided by 1000",
+    "c divided by the cohort": "SCAFFOLD's c divided by the cohort size",
+    "two of 24 a round": "SCAFFOLD with two of 24 clients per round",
+    "server rate 4.65, momentum .9": "server learning rate 4.65, server momentum 0.9",
+    "adapters, 50 steps": "adapters after 50 local steps",
+    "nine to one": "nine clients of one domain, one of another",
+    "a client that is NaN": "one client that computes NaN",
+    "scheduled absence": "each domain absent in three of twelve rounds",
+    "one domain only": "only clients of one domain participate",
+    "onto one direction": "hidden states moved towards one direction",
+    "lr x 30": "learning rate multiplied by 30",
+    "one client a round, in turn": "one client per round, in a fixed order",
+    "no function words": "only a client without function words participates",
+    "four to one": "the only client of a domain never participates",
+    "factors turned": "both adapter factors negated in every second client",
+}
+PAGE_HEADER = """# Calibration: how often are the detectors wrong?
 
-Made by `python -m benchmarks.calibration` (`make calibrate` does all of it). Seeds 100 and above; thresholds may only be
-looked at on seeds 0 to 19 (`--tune`), and never are on the runs that they are reported on.
+This page answers two questions about the [detectors](detectors.md). How often do they report a failure in a healthy run? How reliably do
+they find a failure that was injected on purpose?
 
-*False alarms*: healthy runs hold the same documents at every client, and the control is the same again with other noise,
-cohorts and deals. *Called* is one run that raised a suspicion, with the exact 95 % interval of that rate; *confirmed* is of
-groups of {group} seeds. *Nearest* is the largest excess over the control in units of the limit.
+## Example
 
-*Planted failures*: *first* is the round after which the records so far were enough, *lead* the rounds from there to the end.
-*Beside* are confirmations that belong to the plant and are documented with it, *off target* those that do not. *Placebo*
-is the share of other ways to tag the same runs as run and control that confirm the failure too; n seeds cannot bring it under
-about 1 in 2^n. A broken control is a bug whatever its twin does, so no tags are exchanged there."""
+Run these commands in the root of the repository:
+
+```sh
+python -m benchmarks.calibration                          # quadratics, adapters and hidden states: about three minutes
+python -m benchmarks.calibration --collection synthetic   # a tiny language model: about ten minutes
+python -m benchmarks.calibration --tune                   # only false alarms, on the seeds that may be used to set thresholds
+make calibrate                                            # all collections; writes this page
+```
+
+A command exits with code 1 if an injected failure is not confirmed, or if an unexpected failure is confirmed."""
+PAGE_REFERENCE = """## Reference
+
+| collection | runs | healthy runs, 20 seeds each |
+|---|---|---|
+| `analytic` | quadratics, small adapters, random hidden states | FedAvg with all and with half of the clients; \
+FedAvgM; FedProx; SCAFFOLD; FedDyn; adapters; hidden states |
+| `synthetic` | a tiny language model on a synthetic language | FedAvg; SCAFFOLD with two of four clients per round |
+| `lm` | `pocket` on BBC News | FedAvg; SCAFFOLD with two of three clients per round |
+
+The tables of false alarms have these columns:
+
+| column | meaning | unit |
+|---|---|---|
+| suspected | healthy runs in which the detector raised a suspicion, of the runs in which it was measured | runs |
+| 95 % interval | exact interval of that rate (Clopper and Pearson) | share of runs |
+| confirmed | groups of {group} healthy seeds in which the failure was confirmed | groups |
+| largest excess | largest excess over the control, divided by the threshold | |
+
+The tables of injected failures have these columns:
+
+| column | meaning | unit |
+|---|---|---|
+| found | seeds in which the detector found the failure | seeds |
+| grade | grade over all {group} seeds together | |
+| first round | median round from which on the records are sufficient to find the failure | rounds |
+| lead | rounds from there to the end of the run | rounds |
+| side effects | other confirmed failures that are documented as side effects of the injected failure | |
+| unexpected | other confirmed failures that are not documented, i.e. false alarms | |
+| placebo | share of wrong assignments of the labels "run" and "control" that confirm the failure too | share |
+
+## How it is measured
+
+- **Seeds.** The page uses seeds 100 and above. Thresholds may only be set on seeds 0 to 19 (`--tune`), never on the runs that this page
+  reports.
+- **Healthy runs.** All clients have the same mixture of documents. The control repeats the run with other noise, cohorts and partitions.
+- **Injected failures.** Where the partition causes the failure, the control is the matched IID baseline. Where something else causes it,
+  such as an error or a learning rate, the control is the same experiment without it.
+- **Placebo.** With n seeds, the placebo share cannot be below about 1 in 2^n. A violated invariant of control variates is a bug
+  regardless of the control, so no placebo is computed for it."""
 
 
 def to_dict(collection: str, alarms: Sequence[FalseAlarms], recalls: Sequence[Recall]) -> Calibration:
-    limits = load_thresholds()
+    """Return the results of a collection as plain values."""
+    thresholds = load_thresholds()
     return {
         "collection": collection,
         "date": date.today().isoformat(),
         "fedrift": __version__,
         "numpy": version("numpy"),
         "torch": version("torch"),
-        "thresholds": {"version": limits["version"], "date": str(limits["date"])},
+        "thresholds": {"version": thresholds["version"], "date": str(thresholds["date"])},
         "false_alarms": [asdict(each) for each in alarms],
         "recall": [asdict(each) for each in recalls],
     }
 
 
 def render_page(calibrations: Iterable[Calibration]) -> str:
-    """How to read it, and two tables a collection."""
-    return "\n\n".join([PAGE_HEADER.format(group=GROUP_SIZE), *map(render_section, calibrations)]) + "\n"
+    """Return a Markdown page with a summary, an explanation, and two tables per collection."""
+    calibrations = list(calibrations)
+    parts = [PAGE_HEADER, render_summary(calibrations), PAGE_REFERENCE.format(group=GROUP_SIZE), *map(render_section, calibrations)]
+    return "\n\n".join(parts) + "\n"
+
+
+def render_summary(calibrations: Iterable[Calibration]) -> str:
+    """Return one row per collection: its false alarms, and how many of its injected failures were confirmed."""
+    lines = [
+        "## Result",
+        "",
+        "| collection | false alarms of single healthy runs | most frequent false alarm | confirmed false alarms | "
+        "injected failures confirmed | unexpected confirmations |",
+        "|---|---|---|---|---|---|",
+    ]
+    for calibration in calibrations:
+        alarms, recalls = calibration["false_alarms"], calibration["recall"]
+        total = {key: sum(alarm[key] for alarm in alarms) for key in ("called", "runs", "confirmed", "groups")}
+        most = max(alarms, key=lambda alarm: alarm["called"] / alarm["runs"])
+        num_confirmed = sum(recall["grade"] == "confirmed" for recall in recalls)
+        lines.append(
+            f"| `{calibration['collection']}` | {total['called']} of {total['runs']} | "
+            f"{most['failure']}, {most['called']} of {most['runs']} | {total['confirmed']} of {total['groups']} | "
+            f"{num_confirmed} of {len(recalls)} | {sum(len(recall['off_target']) for recall in recalls)} |"
+        )
+    note = (
+        f"False alarms are counted over all detectors: single runs that raised a suspicion, and groups of {GROUP_SIZE} seeds that "
+        "confirmed a failure."
+    )
+    return "\n".join([*lines, "", note])
 
 
 def render_section(calibration: Calibration) -> str:
-    """One collection."""
+    """Return the section of one collection."""
     thresholds = calibration["thresholds"]
     rows = [
-        f"| {a['failure']} | {a['called']} of {a['runs']} | {a['low']:.1%} to {a['high']:.1%} | "
-        f"{a['confirmed']} of {a['groups']} | {format_value(a['highest'], '.2f')} |"
-        for a in calibration["false_alarms"]
+        f"| {alarm['failure']} | {alarm['called']} of {alarm['runs']} | {alarm['low']:.1%} to {alarm['high']:.1%} | "
+        f"{alarm['confirmed']} of {alarm['groups']} | {format_value(alarm['highest'], '.2f')} |"
+        for alarm in calibration["false_alarms"]
     ]
-    found = [
-        f"| {r['plant']} | {r['failure']} | {r['found']} of {r['seeds']} | {r['grade']} | {format_value(r['first'], '.0f')} | "
-        f"{format_value(r['lead'], '.0f')} | {', '.join(r['beside']) or '–'} | {', '.join(r['off_target']) or '–'} | "
-        f"{format_value(r['placebo'], '.0%')} |"
-        for r in calibration["recall"]
+    recall_rows = [
+        f"| {INJECTION_LABELS.get(row['plant'], row['plant'])} | {row['failure']} | {row['found']} of {row['seeds']} | "
+        f"{row['grade']} | {format_value(row['first'], '.0f')} | {format_value(row['lead'], '.0f')} | "
+        f"{', '.join(row['beside']) or '–'} | {', '.join(row['off_target']) or '–'} | {format_value(row['placebo'], '.0%')} |"
+        for row in calibration["recall"]
     ]
     return "\n".join(
         [
             f"## {calibration['collection']}",
             "",
             DESCRIPTIONS[calibration["collection"]],
-            f"{calibration['date']}, fedrift {calibration['fedrift']}, torch {calibration['torch']}, "
-            f"thresholds version {thresholds['version']} of {thresholds['date']}.",
+            f"It was measured on {calibration['date']} with fedrift {calibration['fedrift']}, torch {calibration['torch']} and thresholds "
+            f"version {thresholds['version']} of {thresholds['date']}.",
             "",
-            "| failure | called | interval | confirmed | nearest |",
+            "False alarms on healthy runs:",
+            "",
+            "| failure | suspected | 95 % interval | confirmed | largest excess |",
             "|---|---|---|---|---|",
             *rows,
             "",
             *(
                 [
-                    "| plant | failure | found | all seeds | first | lead | beside | off target | placebo |",
+                    "Injected failures:",
+                    "",
+                    "| injected failure | expected finding | found | grade | first round | lead | side effects | unexpected | placebo |",
                     "|---|---|---|---|---|---|---|---|---|",
-                    *found,
+                    *recall_rows,
                 ]
-                if found
+                if recall_rows
                 else []
             ),
         ]
@@ -268,10 +398,10 @@ def render_section(calibration: Calibration) -> str:
 
 
 def format_value(value: float | None, format_spec: str) -> str:
-    """A number, or a dash where there is none."""
+    """Format a number; missing and non-finite values become a dash."""
     return "–" if value is None or not math.isfinite(value) else format(value, format_spec)
 
 
 def load_calibrations(folder: Path) -> list[Calibration]:
-    """The calibrations that are in a folder, in the order of ``DESCRIPTIONS``."""
-    return [json.loads(place.read_text()) for name in DESCRIPTIONS if (place := folder / f"calibration-{name}.json").exists()]
+    """Load the calibrations in a folder, in the order of ``DESCRIPTIONS``."""
+    return [json.loads(path.read_text()) for name in DESCRIPTIONS if (path := folder / f"calibration-{name}.json").exists()]

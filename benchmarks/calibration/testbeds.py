@@ -1,4 +1,7 @@
-"""Whole runs of language models with something planted in them: the real setting, round loop and panel, and no run folder."""
+"""Complete runs of language models with injected failures, and the experiments (testbeds) that they modify.
+
+The runs use the real models, round loop and probes, but no run directory.
+"""
 
 from __future__ import annotations
 
@@ -39,12 +42,16 @@ from fedrift.storage.files import write_atomically
 
 @dataclass(frozen=True)
 class RunRequest:
-    """An experiment, and what is planted in it.
+    """An experiment and the failure that is injected into it.
 
-    ``client_sampler``: who takes part, where it is not left to chance. ``nan_clients``: their losses are not numbers.
-    ``collapse_strength``: how far the last block's states are drawn onto one direction in the last round, growing from
-    half-way on. ``has_flipped_signs``: every second client sends -B and -A, the same model written otherwise, so that the mean
-    of factors cancels.
+    Attributes:
+        config: The experiment.
+        client_sampler: Selects the cohort of each round; None samples at random.
+        nan_clients: Clients whose losses are NaN.
+        collapse_strength: How far the states of the last block are projected onto one direction in the last round. The
+            projection starts in the middle of the run and grows linearly.
+        has_flipped_signs: Whether every second client sends -B and -A, which is the same model but makes the factors cancel in
+            the mean.
     """
 
     config: ExperimentConfig
@@ -56,7 +63,7 @@ class RunRequest:
 
 @dataclass(frozen=True)
 class AlternatingClients:
-    """One client a round, in turn: all others sit out."""
+    """A sampler that selects one client per round, in turn."""
 
     def __call__(self, state: FederatedState, cohort_size: int, seed: int) -> Tensor:
         return torch.tensor([state.round % len(state.cluster_ids)])
@@ -64,7 +71,7 @@ class AlternatingClients:
 
 @dataclass(frozen=True)
 class SubsetClients:
-    """These clients and nobody else."""
+    """A sampler that always selects the same clients."""
 
     clients: tuple[int, ...]
 
@@ -73,50 +80,50 @@ class SubsetClients:
 
 
 def run_request(request: RunRequest, resources: ResourceCache) -> tuple[Trajectory, RunInfo]:
-    """The run, from round 0 to its end, and what is known of it."""
-    experiment = request.config
-    plan = experiment.training
-    setting = build_run(experiment, resources)
-    state, past, model = setting.initial_state, MetricHistory(), setting.model
-    fleet = setting.simulator
+    """Run an experiment with its injected failure; return the trajectory and the facts that detectors need."""
+    config = request.config
+    training = config.training
+    run_context = build_run(config, resources)
+    state, history, model = run_context.initial_state, MetricHistory(), run_context.model
+    simulator = run_context.simulator
     if request.nan_clients:
-        fleet = replace(fleet, batches=MarkedBatches(fleet.batches, request.nan_clients), loss_fn=NanLoss(fleet.loss_fn))
-    at = RunPosition(plan.num_rounds)
-    working: ClientPool = SignFlippedPool(fleet) if request.has_flipped_signs else fleet
-    with collapse_last_block(model, request.collapse_strength, at) if request.collapse_strength else nullcontext():
-        rows = to_records(setting.probe_suite.evaluate_initial(state, past)[0], 0, [], fleet.size)
-        past.add_records(rows)
-        for done in run_rounds(
+        simulator = replace(simulator, batches=MarkedBatches(simulator.batches, request.nan_clients), loss_fn=NanLoss(simulator.loss_fn))
+    position = RunPosition(training.num_rounds)
+    pool: ClientPool = SignFlippedPool(simulator) if request.has_flipped_signs else simulator
+    with collapse_last_block(model, request.collapse_strength, position) if request.collapse_strength else nullcontext():
+        records = to_records(run_context.probe_suite.evaluate_initial(state, history)[0], 0, [], simulator.size)
+        history.add_records(records)
+        for result in run_rounds(
             state,
-            working,
-            experiment.algorithm,
-            num_rounds=plan.num_rounds,
-            cohort_size=setting.cohort_size,
-            seed=experiment.seed,
-            sample_clients=request.client_sampler or setting.clustering.sample_cohort,
+            pool,
+            config.algorithm,
+            num_rounds=training.num_rounds,
+            cohort_size=run_context.cohort_size,
+            seed=config.seed,
+            sample_clients=request.client_sampler or run_context.clustering.sample_cohort,
         ):
-            at.round = done.after.round
-            rows += evaluate_round(done, setting, past)[0]
-    table = setting.partition_table
-    return Trajectory(tuple(rows)), RunInfo(plan.local_steps, tuple(table["domains"]), tuple(map(tuple, table["tokens"])))
+            position.round = result.after.round
+            records += evaluate_round(result, run_context, history)[0]
+    table = run_context.partition_table
+    return Trajectory(tuple(records)), RunInfo(training.local_steps, tuple(table["domains"]), tuple(map(tuple, table["tokens"])))
 
 
 @dataclass(frozen=True)
 class MarkedBatches:
-    """Batches that say whose loss is to be spoilt, ``spoilt [A]``."""
+    """Batches with the additional entry ``spoilt`` [A], which marks the rows of clients whose loss becomes NaN."""
 
     batches: Batches
     clients: tuple[int, ...]
 
     def __call__(self, round: int, cohort: Tensor) -> Iterator[dict[str, Tensor]]:
         for batch in self.batches(round, cohort):
-            who = cohort[batch.get("rows", torch.arange(len(cohort)))]
-            yield {**batch, "spoilt": torch.isin(who, torch.tensor(self.clients))}
+            row_clients = cohort[batch.get("rows", torch.arange(len(cohort)))]
+            yield {**batch, "spoilt": torch.isin(row_clients, torch.tensor(self.clients))}
 
 
 @dataclass(frozen=True)
 class NanLoss:
-    """A loss that is not a number for those who are marked."""
+    """A loss that is NaN for the marked rows."""
 
     objective: Any
 
@@ -128,89 +135,93 @@ class NanLoss:
 
 @dataclass(frozen=True)
 class SignFlippedPool:
-    """A fleet whose odd clients write their adapters B A as (-B)(-A)."""
+    """A client pool whose odd clients send their adapters B A as (-B)(-A)."""
 
     pool: ClientSimulator
 
     @property
     def size(self) -> int:
+        """The number of clients."""
         return self.pool.size
 
     def train(self, state: FederatedState, algorithm: ClientAlgorithm, cohort: Tensor) -> CohortUpdate:
-        report = self.pool.train(state, algorithm, cohort)
-        start, odd = state.server.params.take(state.cluster_ids[cohort]), cohort % 2 == 1
-        return replace(report, delta=(start * -2.0 - report.delta).where(odd & ~report.failed, report.delta))
+        """Train a cohort and flip the signs of the odd clients' adapters."""
+        update = self.pool.train(state, algorithm, cohort)
+        start, is_odd = state.server.params.take(state.cluster_ids[cohort]), cohort % 2 == 1
+        return replace(update, delta=(start * -2.0 - update.delta).where(is_odd & ~update.failed, update.delta))
 
 
 @dataclass
 class RunPosition:
-    """Where a run is."""
+    """The current round of a run."""
 
     num_rounds: int
     round: int = 0
 
     def strength(self, maximum: float) -> float:
-        """Nothing in the first half, then growing evenly to ``maximum``."""
+        """Return a strength that is 0 in the first half of the run and then grows linearly to ``maximum``."""
         return maximum * max(0.0, 2 * self.round / self.num_rounds - 1)
 
 
 @contextmanager
 def collapse_last_block(model: Any, maximum: float, position: RunPosition) -> Iterator[None]:
-    """The last block's states h become h - s (h - v v'h), with one direction v: what later layers see is crowded together."""
+    """Replace the states h of the last block by h - s (h - v v'h) with a fixed direction v, for the duration of a ``with`` block."""
     block = find_blocks(model.network)[1][-1]
     width = model.network.get_input_embeddings().weight.shape[1]
-    way = torch.nn.functional.normalize(torch.randn(width, generator=torch_stream(0, "crowded")), dim=0)
+    direction = torch.nn.functional.normalize(torch.randn(width, generator=torch_stream(0, "crowded")), dim=0)
 
-    def draw(module: Any, args: Any, out: Any) -> Any:
-        states, strength = out[0] if isinstance(out, tuple) else out, position.strength(maximum)
-        v = way.to(states)
+    def project(module: Any, args: Any, output: Any) -> Any:
+        states, strength = output[0] if isinstance(output, tuple) else output, position.strength(maximum)
+        v = direction.to(states)
         states = states - strength * (states - (states @ v)[..., None] * v)
-        return (states, *out[1:]) if isinstance(out, tuple) else states
+        return (states, *output[1:]) if isinstance(output, tuple) else states
 
-    hook = block.register_forward_hook(draw)
+    hook = block.register_forward_hook(project)
     try:
         yield
     finally:
         hook.remove()
 
 
-# Runs of a calibration, kept on disk: one that was stopped goes on where it was, and none is run twice.
-#
-# A run is kept under a hash of all that was asked and of the code that ran it: change either and it is another run. Detectors are
-# not part of that code, so thresholds can be looked at without running anything again.
+# Cache of runs. The key is a hash of the request and of the code that runs it. Detectors are not part of that code, so thresholds can
+# be changed without running anything again.
 
 PACKAGE_DIR, CALIBRATION_DIR = Path(fedrift.__file__).parent, Path(__file__).parent
 UNRELATED_PACKAGES = ("cli", "report", "diagnosis", "studies", "stats", "flower", "conformance")
-ANALYSIS_FILES = ("__main__.py", "score.py")  # of this folder: what looks at runs
+ANALYSIS_FILES = ("__main__.py", "score.py")  # files of this folder that only analyze runs
 
 
 def load_or_run(cache_dir: Path | None, request: Any, run_fn: Callable[[], tuple[Trajectory, RunInfo]]) -> tuple[Trajectory, RunInfo]:
-    """The run of ``request``, whose ``repr`` says all that it is; made if it is not in the folder."""
+    """Return the run of a request, from the cache if it is stored there.
+
+    Args:
+        cache_dir: The folder of stored runs; None runs without a cache.
+        request: The request, whose ``repr`` must contain everything that determines the run.
+        run_fn: Computes the run.
+    """
     if cache_dir is None:
         return run_fn()
-    place = cache_dir / f"{sha256(f'{code_hash()} {request!r}'.encode()).hexdigest()[:24]}.json"
-    if place.exists():
-        said = json.loads(place.read_text())
-        facts = RunInfo(said["steps"], tuple(said["domains"]), tuple(map(tuple, said["tokens"])))
-        return Trajectory(tuple(Record(*row) for row in said["records"])), facts
-    run, facts = run_fn()
-    rows = {"steps": facts.local_steps, "domains": facts.domains, "tokens": facts.tokens, "records": run.records}
-    write_atomically(place, json.dumps(rows).encode())
-    return run, facts
+    path = cache_dir / f"{sha256(f'{code_hash()} {request!r}'.encode()).hexdigest()[:24]}.json"
+    if path.exists():
+        content = json.loads(path.read_text())
+        info = RunInfo(content["steps"], tuple(content["domains"]), tuple(map(tuple, content["tokens"])))
+        return Trajectory(tuple(Record(*row) for row in content["records"])), info
+    run, info = run_fn()
+    rows = {"steps": info.local_steps, "domains": info.domains, "tokens": info.tokens, "records": run.records}
+    write_atomically(path, json.dumps(rows).encode())
+    return run, info
 
 
 @lru_cache(maxsize=1)
 def code_hash() -> str:
-    """A hash of every file that can change what a run records."""
-    package = (path for path in sorted(PACKAGE_DIR.rglob("*.py")) if path.relative_to(PACKAGE_DIR).parts[0] not in UNRELATED_PACKAGES)
-    ours = (path for path in sorted(CALIBRATION_DIR.glob("*.py")) if path.name not in ANALYSIS_FILES)
-    return sha256(b"".join(path.read_bytes() for path in (*package, *ours))).hexdigest()
+    """Return a hash of all source files that can change the records of a run."""
+    package_files = (path for path in sorted(PACKAGE_DIR.rglob("*.py")) if path.relative_to(PACKAGE_DIR).parts[0] not in UNRELATED_PACKAGES)
+    calibration_files = (path for path in sorted(CALIBRATION_DIR.glob("*.py")) if path.name not in ANALYSIS_FILES)
+    return sha256(b"".join(path.read_bytes() for path in (*package_files, *calibration_files))).hexdigest()
 
 
-# The grounds that whole runs are planted on: the synthetic language with a model raised in seconds, and `pocket` on news.
-#
-# The sandbox's language is known exactly: its model is raised on documents that no client has, until it decides nine of ten
-# minimal pairs rightly. Other documents that no client has are its general text.
+# Testbeds. The model of the synthetic testbed is pretrained on documents that no client has, until it judges nine of ten minimal pairs
+# correctly. Other documents that no client has are its general text.
 
 SYNTHETIC_CORPUS = {
     "num_domains": 4,
@@ -233,47 +244,65 @@ PROBE_GROUPS = ["updates", "hidden", "adapters", "general", "syntax"]
 
 @dataclass(frozen=True, eq=False)
 class Testbed:
-    """Where plants grow: ``base`` is a healthy skewed experiment, ``cache_dir`` where runs are kept (None: nowhere)."""
+    """A healthy skewed experiment into which failures are injected.
+
+    Attributes:
+        name: The name of the testbed.
+        base: The healthy experiment.
+        resources: The cache of models and datasets.
+        strong_lr: An AdamW learning rate with a visible effect after a few dozen steps.
+        damaging_lr: An AdamW learning rate that damages what is not trained on.
+        cache_dir: The folder that stores runs; None stores none.
+        steps_factor: The number of steps for a visible effect, relative to the synthetic testbed.
+    """
 
     name: str
     base: ExperimentConfig
     resources: ResourceCache
-    strong_lr: float  # AdamW's learning rate that leaves its mark in a few dozen steps
-    damaging_lr: float  # that which costs what it was not trained on
+    strong_lr: float
+    damaging_lr: float
     cache_dir: Path | None = None
-    steps_factor: int = 1  # times the steps that leave their mark on the sandbox
+    steps_factor: int = 1
 
     def run_with_baseline(
         self, run: RunRequest, baseline: RunRequest, seed: int, ladder: Iterable[RunRequest] = (), **anchors: RunRequest
     ) -> RunEvidence:
-        """A run beside its control, and anchors by their field in ``RunEvidence``; all of one seed."""
-        made, facts = self.run_cached(run, seed)
-        others = {field: self.run_cached(asked, seed)[0] for field, asked in {"iid_baseline": baseline, **anchors}.items()}
-        rungs = {asked.config.training.local_steps: self.run_cached(asked, seed)[0] for asked in ladder}
-        return RunEvidence(made, **others, local_steps_sweep=rungs, info=facts, seed=seed)
+        """Run a request, its control and further reference runs with one seed.
+
+        Args:
+            run: The run with the injected failure.
+            baseline: The control.
+            seed: The seed of all runs.
+            ladder: Runs with other numbers of local steps.
+            anchors: Further reference runs, by their field in ``RunEvidence``.
+        """
+        trajectory, info = self.run_cached(run, seed)
+        references = {field: self.run_cached(request, seed)[0] for field, request in {"iid_baseline": baseline, **anchors}.items()}
+        local_steps_sweep = {request.config.training.local_steps: self.run_cached(request, seed)[0] for request in ladder}
+        return RunEvidence(trajectory, **references, local_steps_sweep=local_steps_sweep, info=info, seed=seed)
 
     def run_cached(self, request: RunRequest, seed: int) -> Any:
-        """One run and its facts."""
+        """Return the trajectory and the facts of a request with a seed, from the cache if possible."""
         seeded = replace(request, config=edit_config(request.config, {"seed": seed}))
         return load_or_run(self.cache_dir, (self.name, seeded), lambda: run_request(seeded, self.resources))
 
     def make_config(self, **changes: Any) -> ExperimentConfig:
-        """The base with some changes, by path with ``__`` for dots."""
+        """Return the base experiment with changes; keys use ``__`` instead of dots."""
         changed: ExperimentConfig = edit_config(self.base, changes)
         return changed
 
 
 def synthetic_testbed(resources: ResourceCache, cache_dir: Path | None = None) -> Testbed:
-    """Four domains of a made-up language, four clients of one domain each, and a model that knows the language roughly."""
-    place = resources.runtime.cache_dir / "calibration" / f"synthetic {code_hash()[:12]}"
-    if not (place / "model" / "config.json").exists():
-        pretrain_model(place, resources)
+    """Return the synthetic testbed: four domains, four clients of one domain each, and a model pretrained on the language."""
+    folder = resources.runtime.cache_dir / "calibration" / f"synthetic {code_hash()[:12]}"
+    if not (folder / "model" / "config.json").exists():
+        pretrain_model(folder, resources)
     return Testbed(
         "synthetic",
         parse_config(
             {
                 "dataset": {"name": "synthetic", "synthetic": SYNTHETIC_CORPUS},
-                "model": str(place / "model"),
+                "model": str(folder / "model"),
                 "trainable": {"type": "Lora", "r": 4, "target_modules": ["all"]},
                 "partition": {"type": "TopicMix", "num_clients": 4, "severity": 1.0},
                 "training": {
@@ -291,7 +320,7 @@ def synthetic_testbed(resources: ResourceCache, cache_dir: Path | None = None) -
                     "blocks_per_domain": 8,
                     "blocks_per_client": 0,
                     "final_blocks_per_domain": 0,
-                    "general_dataset": str(place / "general.csv"),
+                    "general_dataset": str(folder / "general.csv"),
                 },
             }
         ),
@@ -303,12 +332,12 @@ def synthetic_testbed(resources: ResourceCache, cache_dir: Path | None = None) -
 
 
 def news_testbed(resources: ResourceCache, cache_dir: Path | None = None) -> Testbed:
-    """Three topics of BBC News, three clients of one topic each, and `pocket`; the other two topics are the general text."""
+    """Return the news testbed: `pocket` and three clients with one topic of BBC News each; the other topics are the general text."""
     base = {"dataset": {"name": "bbc", "domains": ["entertainment", "sports", "tech"]}, "model": "pocket"}
-    place = resources.runtime.cache_dir / "calibration" / "news.csv"
-    if not place.exists():
-        others = resources.get_corpus(DatasetConfig("bbc", domains=("business", "politics")), "pocket")
-        write_corpus(place, [(text, "general") for text in others.text[:40]])
+    path = resources.runtime.cache_dir / "calibration" / "news.csv"
+    if not path.exists():
+        general = resources.get_corpus(DatasetConfig("bbc", domains=("business", "politics")), "pocket")
+        write_corpus(path, [(text, "general") for text in general.text[:40]])
     return Testbed(
         "lm",
         parse_config(
@@ -331,7 +360,7 @@ def news_testbed(resources: ResourceCache, cache_dir: Path | None = None) -> Tes
                     "blocks_per_domain": 6,
                     "blocks_per_client": 0,
                     "final_blocks_per_domain": 0,
-                    "general_dataset": str(place),
+                    "general_dataset": str(path),
                 },
             }
         ),
@@ -344,42 +373,49 @@ def news_testbed(resources: ResourceCache, cache_dir: Path | None = None) -> Tes
 
 
 def write_corpus(path: Path, rows: Iterable[tuple[str, str]]) -> None:
-    """Texts with their labels as a corpus file."""
+    """Write texts and labels as a dataset file."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("w", newline="") as file:
         csv.writer(file).writerows([("text", "label"), *rows])
 
 
 def pretrain_model(folder: Path, resources: ResourceCache) -> None:
-    """Plant a model that knows the sandbox's words and train it on documents that no client will have."""
-    dials = SyntheticConfig(**SYNTHETIC_CORPUS)  # type: ignore[arg-type]
-    grammar = get_language(dials).grammars
-    words = {word for each in grammar for choices in each.rules.values() for _, said in choices for word in said if word not in each.rules}
-    seed = make_tiny_model(folder / "seed", words)
-    for name, first, count in (("raised", 100_000, 400), ("general", 200_000, 60)):
+    """Create a tiny model for the synthetic language and pretrain it on documents that no client has."""
+    language_config = SyntheticConfig(**SYNTHETIC_CORPUS)  # type: ignore[arg-type]
+    grammars = get_language(language_config).grammars
+    words = {
+        word
+        for grammar in grammars
+        for choices in grammar.rules.values()
+        for _, symbols in choices
+        for word in symbols
+        if word not in grammar.rules
+    }
+    initial_model = make_tiny_model(folder / "seed", words)
+    for name, first_document, count in (("raised", 100_000, 400), ("general", 200_000, 60)):
         write_corpus(
             folder / f"{name}.csv",
             [
-                (generate_document(dials, domain, first + number), str(domain))
-                for number in range(count)
-                for domain in range(dials.num_domains)
+                (generate_document(language_config, domain, first_document + offset), str(domain))
+                for offset in range(count)
+                for domain in range(language_config.num_domains)
             ],
         )
     experiment = parse_config(
         {
             "dataset": str(folder / "raised.csv"),
-            "model": str(seed),
+            "model": str(initial_model),
             "trainable": "All",
             "partition": {"type": "TopicMix", "num_clients": 1, "severity": 0.0},
             "training": PRETRAINING,
             "evaluation": {"probes": [], "blocks_per_client": 0, "final_blocks_per_domain": 0},
         }
     )
-    setting = build_run(experiment, resources)
-    (done,) = run_rounds(setting.initial_state, setting.simulator, experiment.algorithm, num_rounds=1, cohort_size=1, seed=0)
-    model = setting.model
-    resources.get_language_model(str(seed), experiment.trainable).tokenizer.save_pretrained(str(folder / "model"))
-    save_model(folder / "model", model, experiment.trainable, str(seed), done.after.server)
+    run_context = build_run(experiment, resources)
+    (result,) = run_rounds(run_context.initial_state, run_context.simulator, experiment.algorithm, num_rounds=1, cohort_size=1, seed=0)
+    model = run_context.model
+    resources.get_language_model(str(initial_model), experiment.trainable).tokenizer.save_pretrained(str(folder / "model"))
+    save_model(folder / "model", model, experiment.trainable, str(initial_model), result.after.server)
 
 
 TESTBEDS = {"synthetic": synthetic_testbed, "lm": news_testbed}

@@ -1,4 +1,4 @@
-"""A language model small enough to be raised in seconds: a tiny Llama that knows a closed list of words, and nothing yet."""
+"""Create a tiny Llama with random weights and a fixed vocabulary, which can be pretrained in seconds."""
 
 from __future__ import annotations
 
@@ -15,15 +15,27 @@ END_TOKEN = "<end>"
 
 
 def make_tiny_model(folder: Path, words: Iterable[str], *, width: int = 64, blocks: int = 2, window: int = 64, seed: int = 0) -> Path:
-    """A model of random weights with one token a word, as transformers saves one; what it does not know is its last word."""
-    known = {END_TOKEN: 0, **{word: number for number, word in enumerate(sorted(set(words)), start=1)}}
-    plain = Tokenizer(models.WordLevel({**known, "<new>": len(known)}, unk_token="<new>"))
-    plain.pre_tokenizer = pre_tokenizers.Whitespace()
+    """Write a model with random weights and one token per word, in the format of transformers.
+
+    Args:
+        folder: The folder to write.
+        words: The vocabulary; other words become the last token, ``<new>``.
+        width: The hidden size.
+        blocks: The number of transformer blocks.
+        window: The maximum number of tokens.
+        seed: The seed of the weights.
+
+    Returns:
+        The folder.
+    """
+    vocabulary = {END_TOKEN: 0, **{word: index for index, word in enumerate(sorted(set(words)), start=1)}}
+    word_tokenizer = Tokenizer(models.WordLevel({**vocabulary, "<new>": len(vocabulary)}, unk_token="<new>"))
+    word_tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
     tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=plain, bos_token=END_TOKEN, eos_token=END_TOKEN, pad_token=END_TOKEN, unk_token="<new>"
+        tokenizer_object=word_tokenizer, bos_token=END_TOKEN, eos_token=END_TOKEN, pad_token=END_TOKEN, unk_token="<new>"
     )
     config = LlamaConfig(
-        vocab_size=len(known) + 1,
+        vocab_size=len(vocabulary) + 1,
         hidden_size=width,
         intermediate_size=2 * width,
         num_hidden_layers=blocks,
@@ -37,7 +49,10 @@ def make_tiny_model(folder: Path, words: Iterable[str], *, width: int = 64, bloc
     network = LlamaForCausalLM(config)
     draw = torch.Generator().manual_seed(seed)
     with torch.no_grad():
-        for name, leaf in network.named_parameters():  # transformers draws from the global stream: not here
+        for (
+            name,
+            leaf,
+        ) in network.named_parameters():  # transformers initializes from the global random generator; use the given seed instead
             leaf.copy_(torch.ones_like(leaf) if "norm" in name else torch.randn(leaf.shape, generator=draw) * 0.02**0.5 / 2)
     with quiet_transformers():
         network.save_pretrained(folder)

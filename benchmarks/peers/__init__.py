@@ -1,4 +1,4 @@
-"""Adapters that put other frameworks to the problems, each as its documentation says to use it.
+"""Adapters that test other federated learning frameworks with fedrift's conformance problems, used as their documentation says.
 
-Nothing here is imported by fedrift: a peer is installed by whoever wants its verdict.
+fedrift does not import these modules. Install a framework to test it.
 """

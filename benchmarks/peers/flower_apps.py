@@ -1,7 +1,7 @@
-"""Flower's newer strategies (``flwr.serverapp.strategy``), driven round by round as their ``start`` drives them.
+"""Flower's newer strategies (``flwr.serverapp.strategy``), called round by round as their method ``start`` does.
 
-Messages are Flower's own; the clients behind them (``flower.StrategySubject``) reply with their arrays, their number of examples
-and ``train_loss``, here F_k at the model they received, as q-FFL's paper has it.
+The messages are Flower's. The clients (``flower.StrategySubject``) reply with their arrays, their number of examples and
+``train_loss``. The latter is F_k at the model that they received, as in the q-FFL paper.
 """
 
 from __future__ import annotations
@@ -23,60 +23,68 @@ from fedrift.conformance.problems import Problem
 
 @dataclass(frozen=True)
 class FlowerAppSubject(StrategySubject):
+    """A strategy of ``flwr.serverapp`` as a subject of the conformance tests."""
+
     @property
     def name(self) -> str:
+        """The name in the tables of verdicts."""
         return f"flwr.serverapp {self.strategy}"
 
     def run(self, problem: Problem) -> list[float]:
-        known = {"min_train_nodes": 1, "min_evaluate_nodes": 1, "min_available_nodes": 1}
-        strategy, x, seen = self.make_strategy(problem, known), problem.x0, []
+        """Return x after every round of the problem."""
+        defaults = {"min_train_nodes": 1, "min_evaluate_nodes": 1, "min_available_nodes": 1}
+        strategy, x, path = self.make_strategy(problem, defaults), problem.x0, []
         for round, cohort in enumerate(problem.cohorts, 1):
-            before = getstate()  # Flower draws nodes from the global generator
+            random_state = getstate()  # Flower samples nodes with the global random generator
             with server_app_identity():
-                calls = list(strategy.configure_train(round, pack_arrays(x), ConfigRecord(), FixedGrid(cohort)))
-            setstate(before)
-            calls = sorted(calls, key=lambda call: call.metadata.dst_node_id)
+                messages = list(strategy.configure_train(round, pack_arrays(x), ConfigRecord(), FixedGrid(cohort)))
+            setstate(random_state)
+            messages = sorted(messages, key=lambda message: message.metadata.dst_node_id)
             arrays, _ = strategy.aggregate_train(
-                round, [self.reply(problem, call, k) for call, k in zip(calls, sorted(cohort), strict=True) if problem.weight_of(k)]
+                round,
+                [self.reply(problem, message, k) for message, k in zip(messages, sorted(cohort), strict=True) if problem.weight_of(k)],
             )
             x = unpack_arrays(arrays)
-            seen.append(x)
-        return seen
+            path.append(x)
+        return path
 
     def reply(self, p: Problem, call: Any, k: int) -> Any:
-        """The client's answer."""
+        """Train a client and return its reply to a message."""
         w = unpack_arrays(call.content["arrays"])
-        told = MetricRecord({"num-examples": int(p.weight_of(k)), "train_loss": p.loss(k, w)})
-        return Message(RecordDict({"arrays": pack_arrays(self.train_client(p, k, w)), "metrics": told}), reply_to=call)
+        metrics = MetricRecord({"num-examples": int(p.weight_of(k)), "train_loss": p.loss(k, w)})
+        return Message(RecordDict({"arrays": pack_arrays(self.train_client(p, k, w)), "metrics": metrics}), reply_to=call)
 
 
 def pack_arrays(x: float) -> Any:
+    """Pack x as a Flower array record."""
     return ArrayRecord({"x": Array(np.array([x]))})
 
 
 def unpack_arrays(arrays: Any) -> float:
+    """Unpack x from a Flower array record."""
     return float(arrays["x"].numpy()[0])
 
 
 @contextmanager
 def server_app_identity() -> Iterator[None]:
-    """The process passes for that of a ServerApp, which Flower's runtime tells its run and node."""
-    before = dict(vars(TaskIdentity))
+    """Give this process the run and node ids that Flower's runtime gives to a ServerApp."""
+    previous = dict(vars(TaskIdentity))
     TaskIdentity.task_id = TaskIdentity.run_id = TaskIdentity.node_id = 1
     try:
         yield
     finally:
         for name in ("_task_id", "_run_id", "_node_id"):
-            setattr(TaskIdentity, name, before[name])
+            setattr(TaskIdentity, name, previous[name])
 
 
 @dataclass(frozen=True)
 class FixedGrid:
-    """The part of a grid that ``configure_train`` asks for: client k is node k + 2."""
+    """The part of a grid that ``configure_train`` uses: client k is node k + 2."""
 
     cohort: tuple[int, ...]
 
     def get_node_ids(self) -> list[int]:
+        """Return the nodes of the cohort."""
         return [k + 2 for k in self.cohort]
 
 

@@ -1,10 +1,10 @@
-"""fluke (``fluke-fl``): its federations, run by its own loop with clients, server and optimiser of its own.
+"""fluke (``fluke-fl``) as a subject of the conformance tests, run by its own loop with its clients, servers and optimizers.
 
 Source: https://makgyver.github.io/fluke (an algorithm is built from a data splitter and the ``client`` and ``server``
-hyper-parameters of its configuration files). The cohort of each round is ours, and a client without data is in none.
-Full batches are one batch an epoch, ``local_epochs`` of them; where clients differ in steps, as many equal examples
-in batches of one. ``weighted`` is said where clients differ in what they count. Clipping, which FedDyn's clients do
-by default, is switched off. FedDyn is judged by the model that its server sends to the clients.
+hyperparameters of its configuration files). The cohorts are those of the problem, without clients that have no data. If all clients
+take the same number of steps, ``local_epochs`` epochs of one full batch give these steps. Otherwise each client has as many equal
+examples as steps, in batches of one. ``weighted`` is set if the clients have different weights. Clipping, which FedDyn's clients
+use by default, is switched off. FedDyn is judged by the model that its server sends to the clients.
 """
 
 from __future__ import annotations
@@ -31,12 +31,22 @@ Options = Callable[[Problem], dict[str, Any]]
 
 
 def no_options(p: Problem) -> dict[str, Any]:
+    """Return no hyperparameters."""
     return {}
 
 
 @dataclass(frozen=True)
 class FlukeSubject:
-    """One of fluke's algorithms; ``client`` and ``server`` are its hyper-parameters from a problem's options."""
+    """An algorithm of fluke as a subject of the conformance tests.
+
+    Attributes:
+        algorithm: The algorithm of fedrift's problems.
+        title: The name in the tables of verdicts.
+        federation_class: fluke's class of the federation.
+        client_options: Returns the client hyperparameters for a problem.
+        server_options: Returns the server hyperparameters for a problem.
+        evaluated_model: Returns the model that is judged, given the server.
+    """
 
     algorithm: str
     title: str
@@ -47,95 +57,111 @@ class FlukeSubject:
 
     @property
     def name(self) -> str:
+        """The name in the tables of verdicts."""
         return f"fluke {self.title}"
 
     @property
     def version(self) -> str:
+        """The installed version of fluke."""
         return version("fluke-fl")
 
     def run(self, problem: Problem) -> list[float]:
-        p, counts = problem, [problem.weight_of(k) for k in range(problem.num_clients) if problem.weight_of(k)]
-        even, alike = len({step for step in p.steps if step}) == 1, len(set(counts)) == 1
-        if not even and not alike:
-            raise Unsupported("clients that differ both in steps and in what they count")
-        asked = DDict(
+        """Return x after every round of the problem.
+
+        Raises:
+            Unsupported: If fluke cannot express the problem.
+        """
+        p, weights = problem, [problem.weight_of(k) for k in range(problem.num_clients) if problem.weight_of(k)]
+        has_equal_steps, has_equal_weights = len({step for step in p.steps if step}) == 1, len(set(weights)) == 1
+        if not has_equal_steps and not has_equal_weights:
+            raise Unsupported("clients that differ both in their steps and in their weights")
+        options = DDict(
             client={
                 "batch_size": 0,
-                "local_epochs": max(p.steps) if even else 1,
+                "local_epochs": max(p.steps) if has_equal_steps else 1,
                 "loss": QuadraticLoss,
                 "clipping": 0,
                 "optimizer": {"name": "SGD", "lr": p.lr},
                 "scheduler": {"name": "StepLR", "step_size": 1, "gamma": 1},
                 **self.client_options(p),
             },
-            server={"weighted": not alike, **self.server_options(p)},
+            server={"weighted": not has_equal_weights, **self.server_options(p)},
             model=ScalarModel(p.x0),
         )
         FlukeENV().set_evaluator(NullEvaluator())
-        federation = self.federation_class(p.num_clients, Splitter(p, even), asked)
+        federation = self.federation_class(p.num_clients, Splitter(p, has_equal_steps), options)
         rounds = iter(p.cohorts)
         federation.server.get_eligible_clients = lambda share: [federation.clients[k] for k in next(rounds) if p.weight_of(k)]
-        seen: list[float] = []
+        path: list[float] = []
         aggregate = federation.server.aggregate
 
-        def watched(*words: Any) -> None:
-            aggregate(*words)
-            seen.append(self.evaluated_model(federation.server).x.item())
+        def record_aggregate(*args: Any) -> None:
+            aggregate(*args)
+            path.append(self.evaluated_model(federation.server).x.item())
 
-        federation.server.aggregate = watched
-        federation.finalize = lambda: None  # would ask the clients for an evaluation
+        federation.server.aggregate = record_aggregate
+        federation.finalize = lambda: None  # it would evaluate the clients
         federation.run(len(p.cohorts), 1.0)
-        return seen
+        return path
 
 
 @dataclass(frozen=True)
 class Splitter:
-    """Gives every client its quadratic, as many times as it counts or takes steps."""
+    """A data splitter that gives every client its quadratic, once per unit of weight or per step."""
 
     problem: Problem
     has_equal_steps: bool
 
     def assign(self, n_clients: int, batch_size: int) -> tuple[Any, Any]:
+        """Return the data of all clients, in the form that fluke expects."""
         return ([self.make_loader(k) for k in range(n_clients)], [None] * n_clients), None
 
     def make_loader(self, k: int) -> FastDataLoader:
+        """Return the data loader of client k."""
         p = self.problem
         rows = max(int(p.weight_of(k)) if self.has_equal_steps else p.steps[k], 1)
-        told = torch.tensor([[p.a[k], p.b[k], p.slope_of(k)]], dtype=torch.float64).expand(rows, -1)
-        return FastDataLoader(told, told, num_labels=1, batch_size=0 if self.has_equal_steps else 1, skip_singleton=False)
+        coefficients = torch.tensor([[p.a[k], p.b[k], p.slope_of(k)]], dtype=torch.float64).expand(rows, -1)
+        return FastDataLoader(coefficients, coefficients, num_labels=1, batch_size=0 if self.has_equal_steps else 1, skip_singleton=False)
 
 
 class ScalarModel(torch.nn.Module):
-    """A model that answers x whatever it is shown."""
+    """A model that returns its parameter x for every input."""
 
     def __init__(self, x: float) -> None:
         super().__init__()
         self.x = torch.nn.Parameter(torch.tensor(x, dtype=torch.float64))
 
     def forward(self, rows: torch.Tensor) -> torch.Tensor:
+        """Return x for every row."""
         return self.x.expand(len(rows))
 
 
 class QuadraticLoss(torch.nn.Module):
+    """The mean of the quadratics a/2 (x - b)^2 + slope x."""
+
     def forward(self, x: torch.Tensor, told: torch.Tensor) -> torch.Tensor:
+        """Return the loss at x, given the coefficients a, b and slope in the columns of ``told``."""
         a, b, slope = told.unbind(1)
         return (a / 2 * (x - b) ** 2 + slope * x).mean()
 
 
 class NullEvaluator:
-    """fluke evaluates after every round; there is nothing here that it could."""
+    """An evaluator that does nothing, because fluke evaluates after every round."""
 
     def evaluate(self, *words: Any, **more: Any) -> dict[str, float]:
+        """Return no results."""
         return {}
 
 
 def momentum_options(p: Problem) -> dict[str, Any]:
+    """Return the server hyperparameters of FedAVGM."""
     if p.options["server_lr"] != 1:
-        raise Unsupported("a server rate: FedAVGM takes none")
+        raise Unsupported("a server learning rate, because FedAVGM has none")
     return {"momentum": p.options["momentum"]}
 
 
 def adaptive_options(mode: str) -> Options:
+    """Return a function that gives the server hyperparameters of an adaptive optimizer."""
     return lambda p: {
         "mode": mode,
         "lr": p.options["server_lr"],

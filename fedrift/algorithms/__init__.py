@@ -1,4 +1,7 @@
-"""Federated algorithms: one file each, one import line here. YAML finds them by these names."""
+"""Federated algorithms and baselines.
+
+Configurations select an algorithm by its name in ``__all__``. ``base.Algorithm`` documents how to write another one.
+"""
 
 from .baselines import Centralized, LocalOnly, Pretrained
 from .fair import AFL, QFedAvg

@@ -1,7 +1,7 @@
-"""What every algorithm can say: the hooks, of which it writes those that make it differ.
+"""The base class of all algorithms. It defines the hooks with which an algorithm differs from FedAvg.
 
-An algorithm is a frozen dataclass; its fields are its hyperparameters and its YAML. Each hook does nothing until it is
-written, but for ``init_server`` and ``server_update``, the server's: ``FedAvg`` has them, and the others derive from it.
+Axis letters: N clients in total, C clients of the cohort, A clients with a step in the current batch, M models of the server,
+B sequences per batch, H hidden dimensions.
 """
 
 from __future__ import annotations
@@ -18,113 +18,267 @@ from ..core.optimizers import Optimizer
 from ..core.tree import Tree
 from ..core.types import CohortUpdate, LocalState, RoundResult, ServerState, single_cluster
 
-RoundMetrics = dict[str | tuple[str, str], Tensor | float]  # as a probe's reading
-RepresentFn = Callable[[Tree], tuple[Tensor, Tensor]]  # how a model sees the batch: params [A, ...] -> z [A, B, H], counts [A, B]
+RoundMetrics = dict[str | tuple[str, str], Tensor | float]  # metric, or (metric, domain) -> value, as probes return it
+# params [A, ...] -> representations z [A, B, H] of the batch, and which sequences are not padding [A, B]
+RepresentFn = Callable[[Tree], tuple[Tensor, Tensor]]
 
 
 @dataclass(frozen=True)
 class Algorithm(ABC):
-    """The frame of every algorithm."""
+    """Base class of federated algorithms.
 
-    rescales_updates: ClassVar[bool] = False  # whether the server rescales the clients' changes or steps beyond them
-    reweights_clients: ClassVar[bool] = False  # whether what the server counts a client for depends on what the others report
-    uploads: ClassVar[frozenset[str]] = frozenset()  # what the server reads beside the changes: "client_state", "mean_grad"
-    is_personalized: ClassVar[bool] = False  # whether clients wear models of their own
-    one_client_per_model: ClassVar[bool] = False  # whether every model has one client only
+    An algorithm is a frozen dataclass. Its fields are its hyperparameters and its keys in YAML. The class attributes declare
+    properties that fedrift checks for compatibility. A new algorithm usually derives from ``FedAvg``, which implements the two
+    abstract hooks ``init_server`` and ``server_update``, and overrides only the hooks in which it differs.
 
-    # Before the first round.
+    In each round, the clients of the cohort start at ``init_local``. Every local step calls ``transform_grad``, the client optimizer,
+    ``after_step`` and ``on_step_end``, in this order. After the last step, ``client_update`` and ``update_client_state`` determine
+    what the clients send and what they keep. Finally, ``server_update`` computes the next state of the server.
+
+    Example:
+        >>> from dataclasses import dataclass
+        >>> import fedrift
+        >>> @fedrift.register("algorithm")
+        ... @dataclass(frozen=True)
+        ... class ShortenedUpdates(fedrift.FedAvg):
+        ...     fraction: float = 0.5  # of the update that clients send
+        ...
+        ...     def client_update(self, local):
+        ...         return local.global_params + self.fraction * (local.params - local.global_params)
+        >>> fedrift.load_config({"dataset": "bbc", "algorithm": {"type": "ShortenedUpdates", "fraction": 0.25}})  # doctest: +SKIP
+    """
+
+    rescales_updates: ClassVar[bool] = False  # whether the server rescales the updates or moves beyond their mean
+    reweights_clients: ClassVar[bool] = False  # whether the weight of a client depends on the reports of other clients
+    uploads: ClassVar[frozenset[str]] = frozenset()  # what the server uses besides the updates: "client_state", "mean_grad"
+    is_personalized: ClassVar[bool] = False  # whether every client has a personalized model
+    one_client_per_model: ClassVar[bool] = False  # whether every model of the server has only one client
+
+    # Hooks before the first round.
 
     def configure_clients(self, client_rows: list[np.ndarray], cohort_size: int, local_steps: int) -> tuple[list[np.ndarray], int, int]:
-        """Who takes part with which rows, how many in a round, for how many local steps."""
+        """Change the clients, the cohort size or the number of local steps.
+
+        Baselines use this hook. Centralized training, for example, has one client with all documents.
+
+        Args:
+            client_rows: The document indices of each client, N arrays.
+            cohort_size: Number of clients per round.
+            local_steps: Local steps of each client per round.
+
+        Returns:
+            The document indices of each client, the cohort size and the number of local steps that are used.
+        """
         return client_rows, cohort_size, local_steps
 
     def initial_clusters(self, num_clients: int) -> Tensor:
-        """Which model each client shares, ``[N]``."""
+        """Return the index of the model that each client trains, ``[N]``."""
         return single_cluster(num_clients)
 
     @abstractmethod
     def init_server(self, params: Tree) -> ServerState:
-        """The server's first state, from params ``[M, ...]``."""
+        """Create the initial state of the server.
+
+        Args:
+            params: The initial parameters of the models, ``[M, ...]``.
+        """
 
     def init_broadcast(self, params: Tree) -> Tree:
-        """What the server sends beside the params, in its first state."""
+        """Create the initial values that the server sends with the params, such as c of SCAFFOLD.
+
+        Args:
+            params: The initial parameters of the models, ``[M, ...]``.
+
+        Returns:
+            A tree ``[M, ...]`` with any leaf names; empty if the server sends only the params.
+        """
         return Tree()
 
     def init_client_state(self, params: Tree) -> Tree:
-        """What a client keeps between rounds, in its first state."""
+        """Create the initial persistent state of a client, such as c_k of SCAFFOLD.
+
+        Args:
+            params: The initial parameters, ``[A, ...]``. A is 1 if all clients start with the same state, else the number of clients.
+
+        Returns:
+            A tree ``[A, ...]`` with any leaf names; empty if clients keep nothing between rounds.
+        """
         return Tree()
 
     def warnings(self, optimizer: Optimizer, weighting: str) -> list[str]:
-        """What a reader of the results must know about this combination; said before the run and stored with it."""
+        """Return warnings about a combination of settings. They are shown before the run and stored with it.
+
+        Args:
+            optimizer: The client optimizer.
+            weighting: ``training.client_weighting``: ``tokens``, ``examples`` or ``uniform``.
+
+        Returns:
+            One sentence per warning.
+        """
         return []
 
     def incompatibilities(self, optimizer: Optimizer, weighting: str, param_names: Collection[str]) -> list[str]:
-        """Why this combination makes no sense; a run with any reason is not begun."""
+        """Return the reasons why a combination of settings is wrong. If there is any, the run does not start.
+
+        Args:
+            optimizer: The client optimizer.
+            weighting: ``training.client_weighting``: ``tokens``, ``examples`` or ``uniform``.
+            param_names: The names of the trained parameters.
+
+        Returns:
+            One sentence per reason, with a way to fix it.
+        """
         return []
 
-    # On the clients.
+    # Hooks on the clients.
 
     def frozen_params(self, param_names: Collection[str], round: int) -> frozenset[str]:
-        """The leaves that nobody trains in this round."""
+        """Return the names of the parameters that no client trains in a round.
+
+        Args:
+            param_names: The names of the trained parameters.
+            round: Number of completed rounds; 0 in the first round.
+        """
         return frozenset()
 
     def init_local(self, params: Tree, client_state: Tree) -> Tree:
-        """Where a client begins, from the model it received."""
+        """Return the parameters at which the local steps start.
+
+        Args:
+            params: The received models, ``[C, ...]``.
+            client_state: The persistent states of the clients, ``[C, ...]``.
+
+        Returns:
+            The initial local models y, ``[C, ...]``.
+        """
         return params
 
     def local_regularizer(self) -> Callable[[LocalState, RepresentFn], Tensor] | None:
-        """What to minimise by ``local.params`` beside the loss, ``(local, represent) -> [A]``; a gradient in
-        closed form is ``transform_grad``'s."""
+        """Return a term that clients minimize in addition to the loss; None if there is none.
+
+        A term with a gradient in closed form belongs into ``transform_grad``, which needs no backward pass.
+
+        Returns:
+            A function ``(local, represent) -> [A]`` that is differentiated with respect to ``local.params``. ``represent`` computes
+            the representations of the batch under any params.
+        """
         return None
 
     def transform_grad(self, grad: Tree, local: LocalState) -> Tree:
-        """At every local step: the gradient to follow (it is clipped after this)."""
+        """Return the gradient that the client optimizer uses in a local step. It is clipped afterwards.
+
+        Args:
+            grad: The gradient of the loss, ``[C, ...]``.
+            local: The state of the cohort. ``local.params`` are the models before the step; ``local.steps`` and
+                ``local.mean_grad`` include the step already.
+
+        Returns:
+            The gradient to follow, ``[C, ...]``.
+        """
         return grad
 
     def after_step(self, params: Tree, local: LocalState) -> Tree:
-        """At every local step, after the optimiser's: where to end up. ``local`` is from before the step."""
+        """Return the local models after a local step.
+
+        Args:
+            params: The local models after the step of the client optimizer, ``[C, ...]``.
+            local: The state of the cohort, with the models before the step in ``local.params``.
+
+        Returns:
+            The local models at the end of the step, ``[C, ...]``.
+        """
         return params
 
     def on_step_end(self, grad: Tree, local: LocalState, active: Tensor) -> LocalState:
-        """At every local step, at its end: what to write down. ``active [C]``: who took this step."""
+        """Return the state of the cohort at the end of a local step, for example with changed ``local.client_state``.
+
+        Args:
+            grad: The raw gradient of the step, ``[C, ...]``.
+            local: The state of the cohort after the step.
+            active: Which clients took the step, ``[C]`` bool.
+        """
         return local
 
     def client_update(self, local: LocalState) -> Tree:
-        """After the last local step: the model to send, as its change."""
+        """Return the models that the clients send after their last local step, ``[C, ...]``.
+
+        Clients send the difference to the received model.
+
+        Args:
+            local: The state of the cohort after the last local step.
+        """
         return local.params
 
     def personal_algorithm(self) -> Algorithm | None:
-        """A second training on the same batches, for what stays with the client; its state becomes ``local.client_state``."""
+        """Return the algorithm of a second local training on the same batches; None if there is no second training.
+
+        The persistent states that the second training computes replace ``local.client_state``.
+        """
         return None
 
     def update_client_state(self, local: LocalState) -> Tree:
-        """After the last local step: the new memory."""
+        """Return the persistent states of the clients after their last local step, ``[C, ...]``.
+
+        Args:
+            local: The state of the cohort after the last local step.
+        """
         return local.client_state
 
     def personalized_params(self, params: Tree, client_state: Tree) -> Tree:
-        """The model a client uses and is judged by, from the one it shares and its memory, all ``[C, ...]``."""
+        """Return the personalized models of clients, on which they are evaluated.
+
+        Args:
+            params: The models of the server that the clients train, ``[C, ...]``.
+            client_state: The persistent states of the clients, ``[C, ...]``.
+
+        Returns:
+            The personalized models, ``[C, ...]``.
+        """
         return params
 
-    # On the server.
+    # Hooks on the server.
 
     @abstractmethod
     def server_update(self, server: ServerState, report: CohortUpdate) -> ServerState:
-        """Once a round: the next server."""
+        """Compute the next state of the server. The round loop calls it once per round.
+
+        Args:
+            server: The state of the server before the round.
+            report: The updates of the cohort.
+        """
 
     def state_to_average(self, client_state: Tree) -> Tree:
-        """The part of the clients' memory ``[C, ...]`` whose mean over the clients of each model ``round_metrics`` needs.
+        """Select the part of the persistent states whose mean over the clients of each model ``round_metrics`` needs.
 
-        The round loop updates that mean (``FederatedState.client_means``) from the changes of the cohort, so that no round
-        reads the memory of all N clients.
+        The round loop maintains this mean in ``FederatedState.client_means`` from the changes of the cohort, so that no round reads
+        the states of all N clients.
+
+        Args:
+            client_state: Persistent states of any clients, ``[C, ...]``.
+
+        Returns:
+            The selected leaves, ``[C, ...]``; empty if no mean is needed.
         """
         return Tree()
 
     def round_metrics(self, result: RoundResult) -> RoundMetrics:
-        """What only the algorithm knows of a round, for the record."""
+        """Compute metrics of the algorithm for a round, such as the norm of the server momentum.
+
+        Returns:
+            One number per metric, or one number per client of the cohort, ``[C]``.
+        """
         return {}
 
     def on_recluster(self, server: ServerState, client_state: Tree, cluster_ids: Tensor) -> ServerState:
-        """When clients ``[N]`` change the models that they share: what must be told from ``client_state [N, ...]`` anew."""
+        """Recompute the values of the server that depend on which clients train which model.
+
+        The clustering calls this hook after it has assigned clients to other models.
+
+        Args:
+            server: The state of the server.
+            client_state: The persistent states of all clients, ``[N, ...]``.
+            cluster_ids: The new index of the model that each client trains, ``[N]``.
+        """
         return server
 
 

@@ -1,8 +1,4 @@
-"""Anchors: the ends of the scale that a federated algorithm is read against.
-
-Local-only is the floor of personal training, centralised the ceiling of pooled training with the
-same number of tokens, zero-shot the pretrained model untouched.
-"""
+"""Baselines with which federated algorithms are compared: local training, centralized training, and the pretrained model."""
 
 from __future__ import annotations
 
@@ -19,7 +15,7 @@ from .fedavg import FedAvg
 
 @dataclass(frozen=True)
 class LocalOnly(FedAvg):
-    """Every client keeps a model of its own: N groups of one."""
+    """Local training: every client trains its own model, without any exchange between clients."""
 
     one_client_per_model: ClassVar[bool] = True
 
@@ -29,7 +25,11 @@ class LocalOnly(FedAvg):
 
 @dataclass(frozen=True)
 class Centralized(FedAvg):
-    """One client holds all rows and takes the steps of the whole cohort: tokens matched, C times the steps."""
+    """Centralized training on the documents of all clients.
+
+    One client has all documents and takes the local steps of the whole cohort, C times as many. The number of trained tokens per
+    round therefore matches federated training.
+    """
 
     one_client_per_model: ClassVar[bool] = True
 
@@ -39,7 +39,7 @@ class Centralized(FedAvg):
 
 @dataclass(frozen=True)
 class Pretrained(FedAvg):
-    """Nobody trains: the pretrained model stays as it is."""
+    """The pretrained model without any training (zero-shot)."""
 
     def configure_clients(self, client_rows: list[np.ndarray], cohort_size: int, local_steps: int) -> tuple[list[np.ndarray], int, int]:
         return client_rows, cohort_size, 0

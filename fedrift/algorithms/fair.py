@@ -1,13 +1,4 @@
-"""q-FedAvg: clients with a high loss pull harder, so that losses become more equal.
-
-Li, Sanjabi, Beirami & Smith, "Fair Resource Allocation in Federated Learning", ICLR 2020,
-arXiv:1905.10497 (Algorithm 2). It minimises f_q(w) = sum_k p_k F_k(w)^(q+1) / (q+1).
-
-dw_k = L (w - y_k) with L = 1/lr; D_k = F_k^q dw_k; h_k = q F_k^(q-1) ||dw_k||^2 + L F_k^q;
-w <- w - sum_k p_k D_k / sum_k p_k h_k. q = 0 is FedAvg; q -> infinity the minimax of AFL.
-F_k is the training loss of the first step, at the received model: the paper evaluates all of the
-client's data there, which a first batch estimates without an extra pass.
-"""
+"""Algorithms for fairness between clients: q-FedAvg and AFL."""
 
 from __future__ import annotations
 
@@ -28,6 +19,20 @@ from .fedavg import FedAvg, cluster_sum
 
 @dataclass(frozen=True)
 class QFedAvg(FedAvg):
+    """q-FedAvg: clients with a higher loss have a larger weight, so that the losses of clients become more equal.
+
+    Li, Sanjabi, Beirami & Smith, "Fair Resource Allocation in Federated Learning", ICLR 2020, arXiv:1905.10497 (Algorithm 2).
+    The objective is f_q(w) = sum_k p_k F_k(w)^(q+1) / (q+1).
+
+    dw_k = L (w - y_k) with L = 1/lr; D_k = F_k^q dw_k; h_k = q F_k^(q-1) ||dw_k||^2 + L F_k^q;
+    w <- w - sum_k p_k D_k / sum_k p_k h_k. q = 0 is FedAvg; q -> infinity is the minimax objective of AFL. F_k is the training
+    loss of the first local step, at the received model. The paper evaluates F_k on all data of the client, which the loss of
+    the first batch estimates without additional computation.
+
+    Args:
+        q: Exponent of the losses; larger values give more equal losses.
+    """
+
     rescales_updates: ClassVar[bool] = True
     reweights_clients: ClassVar[bool] = True
     q: Annotated[float, Ge(0)] = 1.0
@@ -35,58 +40,64 @@ class QFedAvg(FedAvg):
     def server_update(self, server: ServerState, report: CohortUpdate) -> ServerState:
         counts = report.weight > 0
         loss = report.loss[:, 0].to(report.weight).where(counts, 1.0).clamp_min(1e-10)  # F_k
-        steep = 1 / report.lr.to(report.weight)  # L
-        most = loss.new_zeros(server.num_models).scatter_reduce(0, report.cluster_ids, loss, "amax")[report.cluster_ids]
-        pull = report.weight * (loss / most) ** self.q  # p_k F_k^q, but for a factor that D and h share
-        length = (report.delta.norm().to(report.weight) * steep) ** 2  # ||dw_k||^2
-        h = pull * (self.q * length / loss + steep)
-        sums = cluster_sum(Tree(pull=pull * steep, h=h), report)
-        step = sums["pull"] / sums["h"].clamp_min(1e-12)  # [M]: sum D / sum h = mean of the changes by pull, times this
-        return super().server_update(server, replace(report, weight=pull, delta=report.delta * step[report.cluster_ids]))
+        inverse_lr = 1 / report.lr.to(report.weight)  # L
+        largest = loss.new_zeros(server.num_models).scatter_reduce(0, report.cluster_ids, loss, "amax")[report.cluster_ids]
+        weight = report.weight * (loss / largest) ** self.q  # p_k F_k^q up to a factor that cancels in sum D / sum h
+        squared_norm = (report.delta.norm().to(report.weight) * inverse_lr) ** 2  # ||dw_k||^2
+        h = weight * (self.q * squared_norm / loss + inverse_lr)
+        sums = cluster_sum(Tree(pull=weight * inverse_lr, h=h), report)
+        scale = sums["pull"] / sums["h"].clamp_min(1e-12)  # [M]: sum D / sum h is the weighted mean of the updates times this
+        return super().server_update(server, replace(report, weight=weight, delta=report.delta * scale[report.cluster_ids]))
 
     def incompatibilities(self, optimizer: Optimizer, weighting: str, param_names: Collection[str]) -> list[str]:
-        said = super().incompatibilities(optimizer, weighting, param_names)
+        reasons = super().incompatibilities(optimizer, weighting, param_names)
         if is_adaptive(optimizer):
-            said.append("q-FedAvg takes (w - y) / lr for a gradient, to bound its step; under an adaptive optimiser it is none: use Sgd")
-        return said
-
-
-# AFL: the weights of the clients climb with their losses, towards the worst mixture of them.
-#
-# Mohri, Sivek & Suresh, "Agnostic Federated Learning", ICML 2019, arXiv:1902.00146 (section 5, Stochastic-AFL):
-# min_w max_lambda sum_k lambda_k F_k(w) by w <- w - lr grad_w, lambda <- Proj_simplex(lambda + lambda_lr F(w)).
-#
-# Here lambda counts 1 for an average client (the paper's is lambda/N, its rate is ``lambda_lr``/N), and with several
-# local steps w moves by FedAvg weighted with lambda, as of the beginning of the round. The projection onto the
-# simplex is max(mu_k - theta, 0) with one theta for all; a client keeps mu_k, the server finds theta. F_k is the
-# training loss of the first step. All clients must take part: theta is found over the cohort.
+            reasons.append("q-FedAvg uses (w - y) / lr as a gradient to bound its step, which is wrong for an adaptive optimizer; use Sgd")
+        return reasons
 
 
 @dataclass(frozen=True)
 class AFL(FedAvg):
+    """AFL: the weights of clients increase with their losses, so that the worst mixture of the clients is optimized.
+
+    Mohri, Sivek & Suresh, "Agnostic Federated Learning", ICML 2019, arXiv:1902.00146 (section 5, Stochastic-AFL):
+    min_w max_lambda sum_k lambda_k F_k(w) by w <- w - lr grad_w, lambda <- Proj_simplex(lambda + lambda_lr F(w)).
+
+    The mean of lambda over the clients is 1 here; lambda of the paper is this value divided by N, and its learning rate is
+    ``lambda_lr``/N. With several local steps, w is updated by FedAvg, weighted with lambda at the start of the round. The
+    projection onto the simplex is max(mu_k - theta, 0) with the same theta for all clients. The client stores mu_k, and the
+    server computes theta. F_k is the training loss of the first local step. All clients must participate in every round,
+    because theta is computed from the cohort.
+
+    Args:
+        lambda_lr: Learning rate of lambda.
+    """
+
     reweights_clients: ClassVar[bool] = True
     uploads: ClassVar[frozenset[str]] = frozenset({"client_state"})
     lambda_lr: Annotated[float, Gt(0)] = 0.1
 
     def init_broadcast(self, params: Tree) -> Tree:
+        """Return the initial theta, which is zero."""
         return Tree(theta=_ones_column(params) * 0)
 
     def init_client_state(self, params: Tree) -> Tree:
+        """Return the initial mu_k, which is one."""
         return Tree(mu=_ones_column(params))
 
     def update_client_state(self, local: LocalState) -> Tree:
-        share = mixture_weight(local.client_state, local.broadcast)
-        return Tree(mu=share + self.lambda_lr * local.loss.to(share).unsqueeze(1))
+        lambda_k = mixture_weight(local.client_state, local.broadcast)
+        return Tree(mu=lambda_k + self.lambda_lr * local.loss.to(lambda_k).unsqueeze(1))
 
     def server_update(self, server: ServerState, report: CohortUpdate) -> ServerState:
-        share = mixture_weight(
+        lambda_k = mixture_weight(
             report.client_state.to(report.weight.device) - report.state_delta, server.broadcast.take(report.cluster_ids)
         )[:, 0]
-        after = super().server_update(server, replace(report, weight=share * (report.weight > 0)))
+        after = super().server_update(server, replace(report, weight=lambda_k * (report.weight > 0)))
         theta = server.broadcast["theta"].clone()
         mu = report.client_state["mu"][:, 0].to(theta)
-        for model, mine in rows_by_model(report):
-            theta[model] = simplex_threshold(mu[mine])
+        for model, rows in rows_by_model(report):
+            theta[model] = simplex_threshold(mu[rows])
         return replace(after, broadcast=Tree(theta=theta))
 
     def on_recluster(self, server: ServerState, client_state: Tree, cluster_ids: Tensor) -> ServerState:
@@ -98,23 +109,24 @@ class AFL(FedAvg):
     def warnings(self, optimizer: Optimizer, weighting: str) -> list[str]:
         return [
             *super().warnings(optimizer, "uniform"),
-            "AFL weighs clients by their losses, not by their sizes, and needs all of them in every round",
+            "AFL weights clients by their losses, not by their sizes, and needs all clients in every round",
         ]
 
 
 def mixture_weight(client_state: Tree, broadcast: Tree) -> Tensor:
-    """lambda_k, ``[C, 1]``; 1 on average."""
+    """Compute the weights lambda_k of AFL, whose mean is 1, ``[C, 1]``."""
     return (client_state["mu"] - broadcast["theta"]).clamp_min(0)
 
 
 def simplex_threshold(mu: Tensor) -> Tensor:
-    """The theta with sum_k max(mu_k - theta, 0) = n, for ``mu [n]`` (Duchi et al., ICML 2008, Figure 1)."""
-    down = mu.sort(descending=True).values
+    """Compute theta with sum_k max(mu_k - theta, 0) = n for ``mu [n]`` (Duchi et al., ICML 2008, Figure 1)."""
+    descending = mu.sort(descending=True).values
     rank = torch.arange(1, len(mu) + 1, device=mu.device)
-    theta = (down.cumsum(0) - len(mu)) / rank
-    return theta[(down > theta).nonzero().max()]
+    theta = (descending.cumsum(0) - len(mu)) / rank
+    return theta[(descending > theta).nonzero().max()]
 
 
 def _ones_column(params: Tree) -> Tensor:
+    """Return ones ``[A, 1]`` with the data type and device of ``params [A, ...]``."""
     leaf = next(iter(params.values()))
     return torch.ones(len(leaf), 1, dtype=leaf.dtype, device=leaf.device)

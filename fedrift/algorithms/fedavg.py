@@ -1,14 +1,7 @@
-"""FedAvg: every client trains the same model for a while, the server takes the mean of the changes.
+"""FedAvg, and three algorithms that differ from it in one step: FedProx, FedNova and FedSGD.
 
-McMahan, Moore, Ramage, Hampson & Agüera y Arcas, "Communication-Efficient Learning of Deep
-Networks from Decentralized Data", AISTATS 2017, arXiv:1602.05629 (Algorithm 1).
-
-Client k: y <- y - lr g_k(y), K_k times from y = w. Server: w <- w + eta_g sum_k p_k (y_k - w), with
-p_k = n_k / sum n over the cohort. Written as a step of a server optimiser on the negative mean
-change (Reddi et al., ICLR 2021, arXiv:2003.00295, Algorithm 2); ``Sgd(1.0)`` is the paper's eta_g = 1.
-
-``server_optimizer`` and ``aggregator`` multiply instead of adding classes: ``FedAvg(server_optimizer=Sgd(1.0, momentum=0.9))``
-is FedAvgM, ``FedAvg(server_optimizer=Adam(0.01))`` FedAdam, ``FedAvg(aggregator=Median())`` the coordinate-wise median.
+Notation: w is the model of the server, y_k the local model of client k, g_k its gradient, K_k its number of local steps, n_k its
+number of examples or tokens, and p_k = n_k / sum n its weight in the cohort.
 """
 
 from __future__ import annotations
@@ -29,6 +22,27 @@ from .base import Algorithm, RoundMetrics
 
 @dataclass(frozen=True)
 class FedAvg(Algorithm):
+    """Federated averaging: the clients train the same model locally, and the server applies the mean of their updates.
+
+    McMahan, Moore, Ramage, Hampson & Agüera y Arcas, "Communication-Efficient Learning of Deep Networks from Decentralized
+    Data", AISTATS 2017, arXiv:1602.05629 (Algorithm 1).
+
+    Client k computes y <- y - lr g_k(y), K_k times from y = w. The server computes w <- w + eta_g sum_k p_k (y_k - w). It is
+    implemented as a step of a server optimizer on the negative mean update (Reddi et al., ICLR 2021, arXiv:2003.00295,
+    Algorithm 2). The optimizer ``Sgd(1.0)`` corresponds to eta_g = 1 of the FedAvg paper.
+
+    Args:
+        server_optimizer: Optimizer of the server step.
+        aggregator: Rule that combines the updates of the cohort.
+
+    Example:
+        >>> from fedrift.algorithms.aggregators import Median
+        >>> from fedrift.core.optimizers import Adam
+        >>> fed_avg_m = FedAvg(server_optimizer=Sgd(1.0, momentum=0.9))
+        >>> fed_adam = FedAvg(server_optimizer=Adam(0.01))
+        >>> coordinate_wise_median = FedAvg(aggregator=Median())
+    """
+
     server_optimizer: Optimizer = Sgd(1.0)
     aggregator: Mean = Mean()
 
@@ -43,12 +57,15 @@ class FedAvg(Algorithm):
     def server_update(self, server: ServerState, report: CohortUpdate) -> ServerState:
         descent = -self.aggregator.aggregate(server, report)
         params, moments = self.server_optimizer.step(server.params, descent, server.opt_state)
-        trained = has_update(report)  # a model nobody trained stays, moments and all
+        trained = has_update(report)  # a model without an update in this round keeps its params and moments
         after = replace(server, params=params.where(trained, server.params), opt_state=moments.where(trained, server.opt_state))
         return self.aggregator.after_server_step(server, after, report)
 
     def round_metrics(self, result: RoundResult) -> RoundMetrics:
-        """``server.momentum``: its length; of several models, the clients' mean over the one that each shares."""
+        """Compute ``server.momentum``, the norm of the first moment of the server optimizer, if the optimizer has one.
+
+        If there are several models, the value is the mean over all clients of the norm for the model of the client.
+        """
         moments = result.after.server.opt_state
         velocity = moments if moments.keys() == result.after.server.params.keys() else select_prefix("m", moments)
         return {"server.momentum": mean_over_clients(velocity.norm(), result)} if velocity else {}
@@ -61,68 +78,72 @@ class FedAvg(Algorithm):
 
 
 def mean_over_clients(model_values: Tensor, result: RoundResult) -> Tensor:
-    """Of a number of each model ``[M]``: the mean over the clients of the model that each shares."""
+    """Average a value per model ``[M]`` over all clients, each with the value of the model that it trains."""
     return model_values.cpu()[result.after.cluster_ids.cpu()].mean()
-
-
-# FedProx: each client is held near the model it received.
-#
-# Li, Sahu, Zaheer, Sanjabi, Talwalkar & Smith, "Federated Optimization in Heterogeneous Networks",
-# MLSys 2020, arXiv:1812.06127 (Algorithm 2). Local objective: F_k(y) + mu/2 ||y - w||^2.
-#
-# ``proximal="gradient"`` adds its gradient, mu (y - w), as the literature does; it is clipped with the rest.
-# Under Adam that pull is divided by sqrt(v) like everything else, so mu means less than it says;
-# ``proximal="prox_step"`` takes the exact proximal step after the optimiser's instead:
-# y <- (y + lr mu w) / (1 + lr mu), which is also stable for any mu.
 
 
 @dataclass(frozen=True)
 class FedProx(FedAvg):
+    """FedAvg with a proximal term that keeps each local model near the received model.
+
+    Li, Sahu, Zaheer, Sanjabi, Talwalkar & Smith, "Federated Optimization in Heterogeneous Networks", MLSys 2020,
+    arXiv:1812.06127 (Algorithm 2). The local objective is F_k(y) + mu/2 ||y - w||^2.
+
+    Args:
+        mu: Weight of the proximal term.
+        proximal: ``gradient`` adds the gradient of the term, mu (y - w), before clipping, as in the literature. Under Adam this
+            gradient is divided by sqrt(v) with the rest, so the effective weight is not mu. ``prox_step`` instead computes the
+            exact proximal step after the optimizer step, y <- (y + lr mu w) / (1 + lr mu), which is stable for any mu.
+    """
+
     mu: Annotated[float, Ge(0)] = 0.01
     proximal: Literal["gradient", "prox_step"] = "gradient"
 
     def transform_grad(self, grad: Tree, local: LocalState) -> Tree:
-        if self.proximal != "gradient" or self.mu == 0:  # mu = 0 is FedAvg bit for bit
+        if self.proximal != "gradient" or self.mu == 0:  # mu = 0 must equal FedAvg bit for bit
             return grad
         return grad + self.mu * (local.params - local.global_params)
 
     def after_step(self, params: Tree, local: LocalState) -> Tree:
         if self.proximal != "prox_step" or self.mu == 0:
             return params
-        pull = local.lr * self.mu
-        return (params + pull * local.global_params) / (1 + pull)
+        strength = local.lr * self.mu
+        return (params + strength * local.global_params) / (1 + strength)
 
     def warnings(self, optimizer: Optimizer, weighting: str) -> list[str]:
-        said = super().warnings(optimizer, weighting)
+        messages = super().warnings(optimizer, weighting)
         if self.proximal == "gradient" and is_adaptive(optimizer):
-            said.append(
-                "FedProx(proximal='gradient') under AdamW: the proximal gradient is normalised with the rest, so mu is "
-                "not comparable with the SGD literature; proximal='prox_step' takes the exact proximal step"
+            messages.append(
+                "FedProx(proximal='gradient') under AdamW: the proximal gradient is normalized with the rest of the gradient, so mu is "
+                "not comparable with the SGD literature; proximal='prox_step' computes the exact proximal step"
             )
         elif self.proximal == "gradient" and optimizer.lr * self.mu >= 2:
-            said.append(
-                f"FedProx(proximal='gradient'): with lr mu = {optimizer.lr * self.mu:g} every step ends farther beyond "
-                "the received model than it began, and runs away; keep lr mu below 2, or take proximal='prox_step'"
+            messages.append(
+                f"FedProx(proximal='gradient'): with lr * mu = {optimizer.lr * self.mu:g} every step increases the distance to the "
+                "received model, and the local models diverge; keep lr * mu below 2, or use proximal='prox_step'"
             )
-        return said
-
-
-# FedNova: changes are compared per step, so that who takes more steps does not pull the optimum.
-#
-# Wang, Liu, Liang, Joshi & Poor, "Tackling the Objective Inconsistency Problem in Heterogeneous
-# Federated Optimization", NeurIPS 2020, arXiv:2007.07481 (equation 10 and section 4).
-#
-# d_k = (w - y_k) / a_k; w <- w - tau_eff sum_k p_k d_k with tau_eff = sum_k p_k a_k. a_k = ||a||_1 is how far a
-# constant unit gradient would carry client k, in learning rates: K_k for plain SGD, and
-# [K - rho (1 - rho^K) / (1 - rho)] / (1 - rho) for heavy ball rho. With equal steps it is FedAvg.
-# It removes the inconsistency of unequal steps to O(lr K L) only; the drift of FedAvg stays.
+        return messages
 
 
 @dataclass(frozen=True)
 class FedNova(FedAvg):
+    """FedAvg with updates normalized by the number of local steps, for clients with unequal numbers of steps.
+
+    Wang, Liu, Liang, Joshi & Poor, "Tackling the Objective Inconsistency Problem in Heterogeneous Federated Optimization",
+    NeurIPS 2020, arXiv:2007.07481 (equation 10 and section 4).
+
+    d_k = (w - y_k) / a_k and w <- w - tau_eff sum_k p_k d_k with tau_eff = sum_k p_k a_k. The path length a_k = ||a||_1 is the
+    distance that client k would move under a constant unit gradient, in units of the learning rate. It is K_k for plain SGD and
+    [K - rho (1 - rho^K) / (1 - rho)] / (1 - rho) for heavy-ball momentum rho. If all clients take equally many steps, FedNova
+    equals FedAvg. It removes the inconsistency of unequal steps only up to O(lr K L); the client drift of FedAvg remains.
+
+    Args:
+        momentum: Momentum of the client optimizer, which the path length depends on.
+    """
+
     rescales_updates: ClassVar[bool] = True
-    reweights_clients: ClassVar[bool] = True  # by the steps of everybody
-    momentum: Decay = 0.0  # of the clients' optimiser
+    reweights_clients: ClassVar[bool] = True  # tau_eff depends on the steps of all clients
+    momentum: Decay = 0.0
 
     def server_update(self, server: ServerState, report: CohortUpdate) -> ServerState:
         a = path_length(report.steps.to(report.weight), self.momentum)
@@ -131,40 +152,48 @@ class FedNova(FedAvg):
         return super().server_update(server, replace(report, delta=scaled))
 
     def incompatibilities(self, optimizer: Optimizer, weighting: str, param_names: Collection[str]) -> list[str]:
-        said = super().incompatibilities(optimizer, weighting, param_names)
+        reasons = super().incompatibilities(optimizer, weighting, param_names)
         if is_adaptive(optimizer):
             return [
-                *said,
-                "FedNova divides by the length of the local path in learning rates, which an adaptive "
-                "client optimiser does not have; use Sgd, with momentum if you like",
+                *reasons,
+                "FedNova divides by the length of the local path in units of the learning rate, which is not defined for an adaptive "
+                "client optimizer; use Sgd, with or without momentum",
             ]
         momentum = getattr(optimizer, "momentum", 0.0)
         if momentum != self.momentum:
-            said.append(
-                f"FedNova must know the clients' momentum: they have {momentum}, it was told {self.momentum}; "
-                f"say FedNova(momentum={momentum})"
+            reasons.append(
+                f"the client optimizer has momentum {momentum}, but FedNova is configured for momentum {self.momentum}; "
+                f"use FedNova(momentum={momentum})"
             )
-        return said
+        return reasons
 
 
 def path_length(steps: Tensor, momentum: float) -> Tensor:
-    """||a||_1 after ``steps [C]``: the sum over steps j of (1 - rho^(K - j)) / (1 - rho)."""
+    """Compute the path length ||a||_1 of FedNova, the sum over steps j of (1 - rho^(K - j)) / (1 - rho).
+
+    Args:
+        steps: Number of local steps K of each client, ``[C]``.
+        momentum: Heavy-ball momentum rho of the client optimizer.
+
+    Returns:
+        The path lengths in units of the learning rate, ``[C]``.
+    """
     if momentum == 0:
         return steps
     return (steps - momentum * (1 - momentum**steps) / (1 - momentum)) / (1 - momentum)
 
 
-# FedSGD: nobody moves; every client sends the mean gradient of all its batches, the server takes one step.
-#
-# McMahan et al., AISTATS 2017, arXiv:1602.05629 (section 2: the case E = 1, B = inf). w <- w - lr sum_k p_k g_k(w).
-#
-# It reads as many tokens as FedAvg with the same plan and takes one step for them: what local steps
-# buy, and what drift costs, is the difference of the two. The learning rate is the server's; the
-# clients' optimiser is not used, so neither is its clipping.
-
-
 @dataclass(frozen=True)
 class FedSGD(FedAvg):
+    """Federated SGD: the clients send the mean gradient of their batches at w, and the server takes one step.
+
+    McMahan et al., AISTATS 2017, arXiv:1602.05629 (section 2: the case E = 1, B = inf). w <- w - lr sum_k p_k g_k(w).
+
+    FedSGD processes as many tokens per round as FedAvg with the same training configuration, but takes one step. The difference
+    between the two shows the net effect of local steps and client drift. The learning rate is that of ``server_optimizer``.
+    The client optimizer and gradient clipping are not used.
+    """
+
     rescales_updates: ClassVar[bool] = True
     uploads: ClassVar[frozenset[str]] = frozenset({"mean_grad"})
     server_optimizer: Optimizer = Sgd(0.1)
@@ -178,8 +207,8 @@ class FedSGD(FedAvg):
     def warnings(self, optimizer: Optimizer, weighting: str) -> list[str]:
         return [
             *super().warnings(optimizer, weighting),
-            f"FedSGD takes one step of the server's rate ({self.server_optimizer.lr:g}) a "
-            "round; the clients' optimiser, its rate and its clipping are not used",
+            f"FedSGD takes one step per round with the learning rate of the server ({self.server_optimizer.lr:g}); the client "
+            "optimizer, its learning rate and gradient clipping are not used",
         ]
 
 

@@ -1,13 +1,4 @@
-"""FedAvg with local fine-tuning: the shared model, trained once more on the client's own data, is the client's.
-
-The cheap personalisation that others must beat (Wang et al., "Federated Evaluation of On-device
-Personalization", 2019, arXiv:1910.10252; Cheng, Chadha & Duchi, "Fine-tuning in Federated Learning", 2021,
-arXiv:2108.07313).
-
-``FedAvgFineTuning`` costs nothing: a client wears what its local steps made of the model it last received. For
-fine-tuning after the last round, with a budget of its own, ``split_per_client`` gives every client its copy of the
-shared model, and the round loop goes on from there with the whole fleet.
-"""
+"""Algorithms with personalized models, and MOON, whose clients store their last local model."""
 
 from __future__ import annotations
 
@@ -30,6 +21,14 @@ from .fedavg import FedAvg
 
 @dataclass(frozen=True)
 class FedAvgFineTuning(FedAvg):
+    """FedAvg with local fine-tuning: the personalized model of a client is its last local model.
+
+    This is the simple baseline for personalization (Wang et al., "Federated Evaluation of On-device Personalization", 2019,
+    arXiv:1910.10252; Cheng, Chadha & Duchi, "Fine-tuning in Federated Learning", 2021, arXiv:2108.07313). It needs no
+    additional computation, because it uses the local steps that follow the last received model. ``split_per_client`` is an
+    alternative with additional steps after the last round.
+    """
+
     is_personalized: ClassVar[bool] = True
 
     def init_client_state(self, params: Tree) -> Tree:
@@ -43,35 +42,48 @@ class FedAvgFineTuning(FedAvg):
 
 
 def split_per_client(state: FederatedState, algorithm: FedAvg) -> FederatedState:
-    """Every client its own copy of the model it shares, ``[M, ...] -> [N, ...]``; nobody shares from now on."""
-    size = len(state.cluster_ids)
-    copies = algorithm.init_server(state.server.params.take(state.cluster_ids))
-    memory = ClientStateStore.from_rows(algorithm.init_client_state(copies.params.to(torch.device("cpu"))), size)
+    """Give every client its own copy of the model that it trains, so that clients no longer share models.
+
+    The round loop can continue from the returned state to fine-tune the models of all clients with a separate budget of steps.
+
+    Args:
+        state: The federated state with M models.
+        algorithm: The algorithm that continues; it initializes the states of the server and of the clients.
+
+    Returns:
+        The federated state with N models, one per client.
+    """
+    num_clients = len(state.cluster_ids)
+    server = algorithm.init_server(state.server.params.take(state.cluster_ids))
+    client_states = ClientStateStore.from_rows(algorithm.init_client_state(server.params.to(torch.device("cpu"))), num_clients)
     base = state.server.merged_base.take(state.cluster_ids)
     return replace(
         state,
-        server=ServerState(copies.params, copies.broadcast, copies.opt_state, base),
-        client_states=memory,
-        cluster_ids=torch.arange(size),
+        server=ServerState(server.params, server.broadcast, server.opt_state, base),
+        client_states=client_states,
+        cluster_ids=torch.arange(num_clients),
         client_means=Tree(),
     )
 
 
-# FedPer: some leaves are shared, the others stay with the client for good.
-#
-# Arivazhagan, Aggarwal, Singh & Choudhary, "Federated Learning with Personalization Layers", 2019,
-# arXiv:1912.00818 (Algorithms 1 and 2): base layers are averaged, personalisation layers are not.
-#
-# ``personal_params`` names the leaves that stay, by patterns. The default keeps B and shares A of every adapter, as in Guo
-# et al., "Selective Aggregation for Low-Rank Adaptation in Federated Learning" (FedSA-LoRA), ICLR 2025, arXiv:2410.01463.
-
-
 @dataclass(frozen=True)
 class FedPer(FedAvg):
+    """FedPer: some parameters are shared, and the others are personal and remain on the client.
+
+    Arivazhagan, Aggarwal, Singh & Choudhary, "Federated Learning with Personalization Layers", 2019, arXiv:1912.00818
+    (Algorithms 1 and 2): base layers are averaged, personalization layers are not.
+
+    Args:
+        personal_params: Patterns for the names of the personal parameters, with the wildcard ``*``. By default B of every
+            adapter is personal and A is shared, as in Guo et al., "Selective Aggregation for Low-Rank Adaptation in Federated
+            Learning" (FedSA-LoRA), ICLR 2025, arXiv:2410.01463.
+    """
+
     is_personalized: ClassVar[bool] = True
     personal_params: Annotated[tuple[Annotated[str, MinLen(1)], ...], MinLen(1)] = ("*.B",)
 
     def is_personal(self, name: str) -> bool:
+        """Return whether a parameter is personal."""
         return any(fnmatchcase(name, pattern) for pattern in self.personal_params)
 
     def init_client_state(self, params: Tree) -> Tree:
@@ -90,34 +102,39 @@ class FedPer(FedAvg):
         return self.init_local(params, client_state)
 
     def server_update(self, server: ServerState, report: CohortUpdate) -> ServerState:
-        after = super().server_update(server, report)  # its noise or its decay would move what nobody shares
+        after = super().server_update(server, report)  # noise or weight decay on the server may change personal parameters
         return replace(after, params=Tree({**after.params, **self.init_client_state(server.params)}))
 
     def incompatibilities(self, optimizer: Optimizer, weighting: str, param_names: Collection[str]) -> list[str]:
-        said = super().incompatibilities(optimizer, weighting, param_names)
+        reasons = super().incompatibilities(optimizer, weighting, param_names)
         trained = set(param_names) - (self.frozen_params(param_names, 0) & self.frozen_params(param_names, 1))
         if len({self.is_personal(name) for name in trained}) < 2:
-            said.append(
-                f"FedPer must share some trained leaves and keep others; personal_params={self.personal_params} splits none "
-                f"of these: {', '.join(sorted(trained)[:4])}, ...; name the leaves to keep, or use LocalOnly or FedAvg"
+            reasons.append(
+                f"FedPer must share some trained parameters and keep others personal, but personal_params={self.personal_params} does "
+                f"not split the trained parameters {', '.join(sorted(trained)[:4])}, ...; change it, or use LocalOnly or FedAvg"
             )
-        return said
-
-
-# Ditto: everybody trains the shared model as ever, and beside it one of their own that is held near it.
-#
-# Li, Hu, Beirami & Smith, "Ditto: Fair and Robust Federated Learning Through Personalization", ICML 2021,
-# arXiv:2012.04221 (Algorithm 1). v_k <- v_k - lr (g_k(v_k) + lam (v_k - w)), beside FedAvg on w, on the same batches.
-#
-# lam = 0 is local training, lam -> infinity the shared model. The shared model is FedAvg's bit for bit.
+        return reasons
 
 
 @dataclass(frozen=True)
 class Ditto(FedAvg):
+    """Ditto: every client trains a personalized model near the shared model, in addition to FedAvg.
+
+    Li, Hu, Beirami & Smith, "Ditto: Fair and Robust Federated Learning Through Personalization", ICML 2021, arXiv:2012.04221
+    (Algorithm 1). v_k <- v_k - lr (g_k(v_k) + lambda (v_k - w)), in addition to FedAvg on w, on the same batches.
+
+    lambda = 0 is local training, and lambda -> infinity gives the shared model. The shared model equals that of FedAvg bit for
+    bit.
+
+    Args:
+        lambda_: Weight of the proximal term lambda/2 ||v_k - w||^2.
+    """
+
     is_personalized: ClassVar[bool] = True
     lambda_: Annotated[float, Ge(0)] = 0.1
 
-    def init_client_state(self, params: Tree) -> Tree:  # v_k
+    def init_client_state(self, params: Tree) -> Tree:
+        """Return the initial personalized model v_k, which is w."""
         return params
 
     def personal_algorithm(self) -> FedAvg:
@@ -127,18 +144,18 @@ class Ditto(FedAvg):
         return client_state
 
     def warnings(self, optimizer: Optimizer, weighting: str) -> list[str]:
-        said = super().warnings(optimizer, weighting)
+        messages = super().warnings(optimizer, weighting)
         if self.lambda_ and is_adaptive(optimizer):
-            said.append(
-                "Ditto under AdamW: the pull lambda (v - w) is normalised with the rest of the gradient, so lambda_ "
+            messages.append(
+                "Ditto under AdamW: the proximal gradient lambda (v - w) is normalized with the rest of the gradient, so lambda_ "
                 "is not comparable with the SGD literature"
             )
-        return said
+        return messages
 
 
 @dataclass(frozen=True)
 class DittoPersonalTraining(FedAvg):
-    """The training of v_k, from the memory and back into it."""
+    """The local training of the personalized models v_k of Ditto, which are stored in the client states."""
 
     lambda_: float = 0.1
 
@@ -152,25 +169,31 @@ class DittoPersonalTraining(FedAvg):
         return local.params
 
 
-# pFedMe: each client solves for a model of its own near y, and moves y towards it; y is what is shared.
-#
-# T. Dinh, Tran & Nguyen, "Personalized Federated Learning with Moreau Envelopes", NeurIPS 2020,
-# arXiv:2006.08848 (Algorithm 1). theta ~ argmin F_k(theta) + lam/2 ||theta - y||^2 by ``inner_steps`` steps of the
-# clients' optimiser; then y <- y - eta lam (y - theta), and so on until the round's steps are used up.
-# The server's w <- (1 - beta) w + beta mean_k y_k is ``server_optimizer=Sgd(beta)``.
-#
-# Every inner step takes a new batch (the paper repeats one), so that a step costs what a step of FedAvg costs.
-# theta goes on from where it was; the client wears the last one.
-
-
 @dataclass(frozen=True)
 class PFedMe(FedAvg):
+    """pFedMe: each client trains a personalized model theta near its local model y, and moves y towards theta; y is shared.
+
+    T. Dinh, Tran & Nguyen, "Personalized Federated Learning with Moreau Envelopes", NeurIPS 2020, arXiv:2006.08848
+    (Algorithm 1). theta ~ argmin F_k(theta) + lambda/2 ||theta - y||^2 by ``inner_steps`` steps of the client optimizer; then
+    y <- y - eta lambda (y - theta), repeated until the local steps of the round are used. The server step
+    w <- (1 - beta) w + beta mean_k y_k is ``server_optimizer=Sgd(beta)``.
+
+    Every inner step uses a new batch (the paper repeats one batch), so a local step costs as much as a step of FedAvg. theta is
+    not reset when y changes. The last theta is the personalized model.
+
+    Args:
+        lambda_: Weight lambda of the proximal term.
+        personal_lr: Learning rate eta of y.
+        inner_steps: Steps of the client optimizer on theta for each step of y.
+    """
+
     is_personalized: ClassVar[bool] = True
     lambda_: Annotated[float, Gt(0)] = 1.0
     personal_lr: Annotated[float, Gt(0)] = 0.1
     inner_steps: Annotated[int, Ge(1)] = 5
 
-    def init_client_state(self, params: Tree) -> Tree:  # theta_k
+    def init_client_state(self, params: Tree) -> Tree:
+        """Return the initial personalized model theta_k, which is w."""
         return params
 
     def transform_grad(self, grad: Tree, local: LocalState) -> Tree:
@@ -178,17 +201,19 @@ class PFedMe(FedAvg):
 
     def on_step_end(self, grad: Tree, local: LocalState, active: Tensor) -> LocalState:
         y = outer_params(local)
-        solved = (active & (local.steps % self.inner_steps == 0)).to(next(iter(y.values())).device)
-        if solved.any():
-            y = self.outer_step(local, y).where(solved, y)
+        inner_done = (active & (local.steps % self.inner_steps == 0)).to(next(iter(y.values())).device)
+        if inner_done.any():
+            y = self.outer_step(local, y).where(inner_done, y)
         return replace(local, client_state=Tree({**local.client_state, **with_prefix("y", y)}))
 
     def client_update(self, local: LocalState) -> Tree:
         y = outer_params(local)
-        unused = (local.steps % self.inner_steps != 0).to(next(iter(y.values())).device)  # the last solve was cut short
-        return self.outer_step(local, y).where(unused, y)
+        # The round may end within a series of inner steps, which y has not used yet.
+        pending = (local.steps % self.inner_steps != 0).to(next(iter(y.values())).device)
+        return self.outer_step(local, y).where(pending, y)
 
     def outer_step(self, local: LocalState, y: Tree) -> Tree:
+        """Return y - eta lambda (y - theta)."""
         return y - self.personal_lr * self.lambda_ * (y - local.params)
 
     def update_client_state(self, local: LocalState) -> Tree:
@@ -198,72 +223,79 @@ class PFedMe(FedAvg):
         return client_state
 
     def warnings(self, optimizer: Optimizer, weighting: str) -> list[str]:
-        said = super().warnings(optimizer, weighting)
+        messages = super().warnings(optimizer, weighting)
         if is_adaptive(optimizer):
-            said.append(
-                "pFedMe under AdamW: the pull lambda (theta - y) is normalised with the rest of the gradient, so theta "
-                "solves another problem than the paper's; use Sgd"
+            messages.append(
+                "pFedMe under AdamW: the proximal gradient lambda (theta - y) is normalized with the rest of the gradient, so theta "
+                "solves a different problem than in the paper; use Sgd"
             )
-        return said
+        return messages
 
     def incompatibilities(self, optimizer: Optimizer, weighting: str, param_names: Collection[str]) -> list[str]:
-        said = super().incompatibilities(optimizer, weighting, param_names)
+        reasons = super().incompatibilities(optimizer, weighting, param_names)
         if self.personal_lr * self.lambda_ >= 2:
-            said.append(
-                f"pFedMe moves y by personal_lr lambda_ = {self.personal_lr * self.lambda_:g} of its way to theta, past it and "
-                "farther away than it was; keep personal_lr lambda_ below 2"
+            reasons.append(
+                f"pFedMe moves y by personal_lr * lambda_ = {self.personal_lr * self.lambda_:g} times the distance to theta and beyond it, "
+                "so that the distance does not decrease; keep personal_lr * lambda_ below 2"
             )
-        return said
+        return reasons
 
 
 def outer_params(local: LocalState) -> Tree:
-    """y, which begins at the received model."""
+    """Return the local models y of pFedMe; before the first step they are the received models."""
     return select_prefix("y", local.client_state) or local.global_params
-
-
-# MOON: each client's representations are drawn to the received model's and away from its own last model's.
-#
-# Li, He & Song, "Model-Contrastive Federated Learning", CVPR 2021, arXiv:2103.16049 (Algorithm 1, equations 3 and 4).
-# Local objective: F_k(y) + mu * -log(e^(sim(z, z_glob)/T) / (e^(sim(z, z_glob)/T) + e^(sim(z, z_prev)/T))), with sim the
-# cosine, z, z_glob and z_prev what y, the received w and the client's last y make of an input. Server: FedAvg's mean.
-#
-# The paper classifies images and adds a projection head; here z is what the simulator's ``represent_fn`` says, of language
-# models the mean of the last hidden states (no head, so nothing more to train), one contrast a sequence. A client that
-# never took part has the first model as its last: while that is what it receives, the contrast has no gradient.
-# Beside the loss, a step passes the batch through three models more, two of them without a gradient.
 
 
 @dataclass(frozen=True)
 class MOON(FedAvg):
+    """MOON: a contrastive term keeps the representations of the local model close to those of the received model.
+
+    Li, He & Song, "Model-Contrastive Federated Learning", CVPR 2021, arXiv:2103.16049 (Algorithm 1, equations 3 and 4).
+
+    The local objective is F_k(y) + mu * -log(e^(sim(z, z_glob)/T) / (e^(sim(z, z_glob)/T) + e^(sim(z, z_prev)/T))), where sim is
+    the cosine similarity, and z, z_glob and z_prev are the representations of an input by y, by the received w and by the last
+    local model of the client. The server computes the mean, as in FedAvg.
+
+    The paper classifies images and adds a projection head. Here the ``represent_fn`` of the simulator computes z. For language
+    models, z is the mean of the last hidden states of a sequence, without a projection head. A client that has not participated
+    before uses the initial model as its last local model; as long as it also receives that model, the contrastive term has no
+    gradient. In addition to the loss, each step evaluates three models on the batch, two of them without a gradient.
+
+    Args:
+        mu: Weight of the contrastive term.
+        temperature: Temperature T.
+    """
+
     mu: Annotated[float, Ge(0)] = 1.0
     temperature: Annotated[float, Gt(0)] = 0.5
 
-    def init_client_state(self, params: Tree) -> Tree:  # the client's last y
+    def init_client_state(self, params: Tree) -> Tree:
+        """Return the initial value of the last local model of a client."""
         return params
 
     def local_regularizer(self) -> Callable[[LocalState, RepresentFn], Tensor] | None:
-        return self.contrastive_loss if self.mu else None  # mu = 0 is FedAvg bit for bit
+        return self.contrastive_loss if self.mu else None  # mu = 0 must equal FedAvg bit for bit
 
     def contrastive_loss(self, local: LocalState, represent: RepresentFn) -> Tensor:
-        """mu times the mean contrast of each client's sequences, ``[A]``."""
+        """Compute mu times the mean contrastive term over the sequences of each client, ``[A]``."""
         z, counts = represent(local.params)
         with torch.no_grad():
-            received, last = represent(local.global_params)[0], represent(local.client_state)[0]
-        near, far = F.cosine_similarity(z, received, dim=-1), F.cosine_similarity(z, last, dim=-1)  # [A, B]
-        each = F.softplus((far - near) / self.temperature)  # the equation's -log, without overflow
-        return self.mu * (each * counts).sum(1) / counts.sum(1).clamp_min(1)
+            z_global, z_previous = represent(local.global_params)[0], represent(local.client_state)[0]
+        sim_global, sim_previous = F.cosine_similarity(z, z_global, dim=-1), F.cosine_similarity(z, z_previous, dim=-1)  # [A, B]
+        contrast = F.softplus((sim_previous - sim_global) / self.temperature)  # equals the -log of the objective and cannot overflow
+        return self.mu * (contrast * counts).sum(1) / counts.sum(1).clamp_min(1)
 
     def update_client_state(self, local: LocalState) -> Tree:
         return local.params
 
     def incompatibilities(self, optimizer: Optimizer, weighting: str, param_names: Collection[str]) -> list[str]:
-        said = super().incompatibilities(optimizer, weighting, param_names)
+        reasons = super().incompatibilities(optimizer, weighting, param_names)
         if self.aggregator.modifies_base:
-            said.append(
-                f"{type(self.aggregator).__name__} moves the weights under the adapters, and MOON's clients keep "
-                "their last model as adapters only: over other weights it is another model; use Mean or FFALoRA"
+            reasons.append(
+                f"MOON stores the last local model of a client as adapters only, but with {type(self.aggregator).__name__} the base "
+                "weights under it change, so the stored model would be a different one; use Mean or FFALoRA"
             )
-        return said
+        return reasons
 
 
 __all__ = ["MOON", "Ditto", "FedAvgFineTuning", "PFedMe", "split_per_client"]

@@ -1,16 +1,16 @@
-"""What a run with ``DPMean`` would have spent: the (epsilon, delta) of central, client-level differential privacy.
+"""Privacy accounting for ``DPMean``: the (epsilon, delta) of central, client-level differential privacy.
 
-Two fleets are neighbours if one client's data is replaced by anything else. Each round draws its cohort uniformly
-without replacement and releases a sum of clipped changes with Gaussian noise: Wang, Balle & Kasiviswanathan,
-"Subsampled Rényi Differential Privacy and Analytical Moments Accountant", AISTATS 2019, arXiv:1808.00087,
-composed over the rounds by Google's dp-accounting. (Poisson accountants, such as Opacus', would be wrong here.)
+Two federations are neighbors if they differ in the data of one client. Each round samples its cohort uniformly without replacement
+and releases a sum of clipped updates with Gaussian noise: Wang, Balle & Kasiviswanathan, "Subsampled Rényi Differential Privacy and
+Analytical Moments Accountant", AISTATS 2019, arXiv:1808.00087. Google's dp-accounting composes the rounds. Accountants for Poisson
+sampling, such as that of Opacus, do not apply to this sampling.
 
-Replacing a client moves the sum by up to 2 clip_norm, so the accountant is given half of ``DPMean.noise_multiplier``.
+Replacing a client changes the sum by up to 2 clip_norm, so the accountant receives half of ``DPMean.noise_multiplier``.
 
-A cohort's sum is also protected as if everybody were in every cohort: for each cohort that can be drawn, the two fleets' sums
-differ by one client at most, and the divergence of a mixture is at most the largest of its parts (van Erven & Harremoës, "Rényi
-Divergence and Kullback-Leibler Divergence", IEEE Trans. Inf. Theory 60, 2014, Theorem 13). Both bounds hold, the one for
-sampling is the looser where most clients are drawn, and the smaller is given.
+A second bound ignores the sampling: for every possible cohort, the sums of the two federations differ in at most one client, and the
+divergence of a mixture is at most the largest divergence of its components (van Erven & Harremoës, "Rényi Divergence and
+Kullback-Leibler Divergence", IEEE Trans. Inf. Theory 60, 2014, Theorem 13). Both bounds hold. The first is looser if most clients are
+sampled, so the smaller of the two is returned.
 """
 
 from __future__ import annotations
@@ -23,12 +23,25 @@ from .aggregators.private import DPMean
 
 
 def compute_epsilon(aggregator: DPMean, *, num_rounds: int, cohort_size: int, num_clients: int, delta: float) -> float:
-    """The epsilon of ``num_rounds`` rounds with ``cohort_size`` of ``num_clients`` clients, at ``delta``; infinite without noise.
+    """Compute epsilon for a run with ``DPMean``.
 
-    ``delta`` should be well below 1 / num_clients. Tuning on the data, early stops and released metrics are not counted.
+    Hyperparameter tuning on the data, early stopping and released metrics also cost privacy; they are not included.
+
+    Args:
+        aggregator: The aggregator of the run.
+        num_rounds: Number of rounds.
+        cohort_size: Number of clients per round.
+        num_clients: Number of clients in total.
+        delta: The delta of (epsilon, delta); it should be well below 1 / num_clients.
+
+    Returns:
+        Epsilon; infinite without noise, and 0 for a run without rounds.
 
     Raises:
-        UserError: If there are no such rounds, cohort or delta.
+        UserError: ``num_rounds``, ``cohort_size`` or ``delta`` is out of range.
+
+    Example:
+        >>> compute_epsilon(DPMean(noise_multiplier=1.0), num_rounds=30, cohort_size=10, num_clients=1000, delta=1e-5)  # doctest: +SKIP
     """
     if num_rounds < 0:
         raise UserError(f"num_rounds: wanted a whole number of at least 0, got {quote_value(num_rounds)}")
@@ -41,13 +54,13 @@ def compute_epsilon(aggregator: DPMean, *, num_rounds: int, cohort_size: int, nu
     if aggregator.noise_multiplier == 0 or num_rounds == 0:
         return float("inf") if num_rounds else 0.0
     noisy = GaussianDpEvent(aggregator.noise_multiplier / 2)
-    everybody = compose_epsilon(noisy, num_rounds, delta)
-    if cohort_size == num_clients or everybody == 0:
-        return everybody
-    return min(everybody, compose_epsilon(SampledWithoutReplacementDpEvent(num_clients, cohort_size, noisy), num_rounds, delta))
+    without_sampling = compose_epsilon(noisy, num_rounds, delta)
+    if cohort_size == num_clients or without_sampling == 0:
+        return without_sampling
+    return min(without_sampling, compose_epsilon(SampledWithoutReplacementDpEvent(num_clients, cohort_size, noisy), num_rounds, delta))
 
 
 def compose_epsilon(event: DpEvent, num_rounds: int, delta: float) -> float:
-    """The epsilon of as many equal rounds."""
+    """Compute epsilon at ``delta`` for the composition of ``num_rounds`` rounds with the same privacy event."""
     accountant = RdpAccountant(neighboring_relation=NeighboringRelation.REPLACE_ONE)
     return float(accountant.compose(SelfComposedDpEvent(event, num_rounds)).get_epsilon(delta))

@@ -1,4 +1,7 @@
-"""The command line. Its commands import what they need when they are called, so that ``--help`` answers at once."""
+"""Command-line interface of fedrift.
+
+Each command imports its heavy dependencies (torch, transformers, pandas) inside the function, so that ``--help`` stays fast.
+"""
 
 from .app import main
 

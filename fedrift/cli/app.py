@@ -1,4 +1,4 @@
-"""``fedrift``: the commands, and how mistakes are told."""
+"""Assemble the ``fedrift`` command from its subcommands and turn exceptions into messages and exit codes."""
 
 from __future__ import annotations
 
@@ -19,9 +19,10 @@ from .options import VERBOSE
 
 
 class CommandGroup(TyperGroup):
-    """The commands, each with the option ``--verbose``."""
+    """A command group that adds the option ``--verbose`` to every subcommand."""
 
     def get_command(self, ctx: Any, cmd_name: str) -> Any:
+        """Return the subcommand, with the option ``--verbose`` added if it lacks one."""
         command = super().get_command(ctx, cmd_name)
         if command is not None and all(param.name != "verbose" for param in command.params):
             command.params.append(
@@ -30,7 +31,7 @@ class CommandGroup(TyperGroup):
                     is_flag=True,
                     expose_value=False,
                     default=False,
-                    help="Print tracebacks of errors.",
+                    help="Print the full traceback when a command fails.",
                     callback=lambda ctx, param, value: VERBOSE.set(VERBOSE.get() or bool(value)),
                 )
             )
@@ -46,15 +47,17 @@ app = typer.Typer(
     pretty_exceptions_show_locals=False,
     help="""When, how and why does federated fine-tuning of language models break under non-IID data?
 
-`fedrift demo` shows the whole way in a few minutes. An experiment is a YAML file
-(`experiments/*.yaml`); any key can be changed on the command line, e.g.
+Start with `fedrift demo`, which trains three algorithms with and without heterogeneity in a few minutes.
+
+An experiment is a YAML file; `experiments/` holds examples. Overrides on the command line change any key:
 `fedrift run experiments/demo.yaml algorithm=Scaffold partition.severity=0.5`.
 
-A run that was stopped goes on where it was when the same command is given again.""",
+Results are written to `runs/<id>/`. To resume an interrupted run, repeat the same command.""",
 )
 
 
 def print_version(is_requested: bool) -> None:
+    """Print the version and exit if ``--version`` was given."""
     if is_requested:
         typer.echo(f"fedrift {__version__}")
         raise typer.Exit
@@ -62,9 +65,10 @@ def print_version(is_requested: bool) -> None:
 
 @app.callback()
 def global_options(
-    version: Annotated[bool, typer.Option("--version", callback=print_version, is_eager=True, help="Print the version.")] = False,
-    verbose: Annotated[bool, typer.Option("--verbose", help="Print tracebacks of errors.")] = False,
+    version: Annotated[bool, typer.Option("--version", callback=print_version, is_eager=True, help="Print the version and exit.")] = False,
+    verbose: Annotated[bool, typer.Option("--verbose", help="Print the full traceback when a command fails.")] = False,
 ) -> None:
+    """Store the options that precede the subcommand."""
     VERBOSE.set(verbose)
 
 
@@ -97,8 +101,11 @@ app.add_typer(partition.app)
 
 
 def main() -> None:
-    """Entry point: a user's mistake is one message and exit code 2, an error of fedrift's own one message and exit code 1, a
-    signal that stops it 128 and its number."""
+    """Run the command line and exit with its exit code.
+
+    The exit code is 2 after a user error and 1 after an unexpected error; both print one message. It is 128 plus the signal
+    number if SIGTERM or SIGHUP stopped the command.
+    """
     with catch_signals() as caught:
         try:
             run_app()
@@ -109,10 +116,13 @@ def main() -> None:
 
 @contextmanager
 def catch_signals() -> Iterator[list[int]]:
-    """Stop at SIGTERM and SIGHUP as at ctrl-C, with the same word; the signal that came is in the list then.
+    """Turn the first SIGTERM or SIGHUP into a KeyboardInterrupt, as ctrl-C does.
 
-    Those that come after it are ignored, so that the stop is a clean one. A signal that somebody ignores or handles already stays
-    theirs (``nohup``).
+    Later signals are ignored, so that the command can shut down cleanly. Signals that are already ignored or handled stay as
+    they are, because ``nohup`` relies on that.
+
+    Returns:
+        A list that holds the number of the signal once it has arrived, and is empty before.
     """
     caught: list[int] = []
 
@@ -121,18 +131,19 @@ def catch_signals() -> Iterator[list[int]]:
             caught.append(number)
             raise KeyboardInterrupt
 
-    every = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]  # Windows has no SIGHUP
-    ours = [number for number in every if signal.getsignal(number) == signal.SIG_DFL]
-    for number in ours:
+    stop_signals = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]  # Windows has no SIGHUP
+    unhandled = [number for number in stop_signals if signal.getsignal(number) == signal.SIG_DFL]
+    for number in unhandled:
         signal.signal(number, interrupt)
     try:
         yield caught
     finally:
-        for number in ours:
+        for number in unhandled:
             signal.signal(number, signal.SIG_DFL)
 
 
 def run_app() -> None:
+    """Run the Typer app, print each error as one message and exit with its exit code."""
     try:
         app()
     except Exception as error:
@@ -144,6 +155,6 @@ def run_app() -> None:
             sys.exit(2)
         typer.echo(f"{type(error).__name__}: {error}", err=True)
         if not VERBOSE.get():
-            for line in ("This was not foreseen; --verbose prints the traceback.", *getattr(error, "__notes__", ())):
+            for line in ("This is an unexpected error; --verbose prints the traceback.", *getattr(error, "__notes__", ())):
                 typer.echo(line.partition("\n")[0], err=True)
         sys.exit(1)

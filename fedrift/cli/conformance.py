@@ -1,4 +1,4 @@
-"""Commands that judge implementations: conformance."""
+"""The command ``conformance``, which tests implementations of federated algorithms."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ if TYPE_CHECKING:
 Suite = Annotated[
     Literal["scoreboard", "quick", "published", "native"],
     typer.Argument(
-        help="`scoreboard`: every algorithm here against the papers' equations (seconds). "
-        "`quick`: published results with closed forms (seconds). `published`: these, and FedProx's and SCAFFOLD's on "
-        "synthetic data (minutes). `native`: the synthetic data with its sizes as drawn (long)."
+        help="`scoreboard`: check every algorithm of fedrift against the papers' equations (seconds). "
+        "`quick`: reproduce published results that have closed forms (seconds). `published`: reproduce these and the FedProx and "
+        "SCAFFOLD results on synthetic data (minutes). `native`: use the synthetic data with its client sizes as drawn (long)."
     ),
 ]
 Subjects = Annotated[
@@ -25,46 +25,54 @@ Subjects = Annotated[
     typer.Option(
         "--subject",
         metavar="MODULE:NAME",
-        help="Judge this instead: `benchmarks.peers.flower:FLOWER`, or your own `mine.py:SUBJECT`. May be said more than once.",
+        help="Test this implementation instead, e.g. `benchmarks.peers.flower:FLOWER` or your own `mine.py:SUBJECT`. "
+        "The option may be repeated.",
     ),
 ]
-Markdown = Annotated[bool, typer.Option("--markdown", help="Print Markdown, for documents.")]
+Markdown = Annotated[bool, typer.Option("--markdown", help="Print the table as Markdown.")]
 
 
 def conformance(suite: Suite = "scoreboard", subject: Subjects = None, markdown: Markdown = False, as_json: Json = False) -> None:
-    """Judge federated algorithms, ours or others', by the papers' equations and results; exit code 1 if one fails."""
+    """Test implementations of federated algorithms against the equations and results of their papers.
+
+    `fedrift conformance` checks every algorithm of fedrift. `fedrift conformance published` reproduces published results.
+
+    `fedrift conformance --subject mine.py:SUBJECT` checks your own implementation.
+
+    The command prints one verdict per problem and writes no files. The exit code is 1 if a verdict is wrong.
+    """
     from ..conformance import judge
     from ..conformance.published import RESULT_SETS
     from ..conformance.subjects import FEDRIFT_SUBJECTS, load_subjects
 
     if subject or suite == "scoreboard":
         if suite != "scoreboard":
-            raise typer.BadParameter(f"{suite} judges fedrift's own algorithms; leave it out with --subject")
-        asked = [each for where in subject for each in load_subjects(where)] if subject else FEDRIFT_SUBJECTS
-        verdicts = judge.scoreboard(asked)
+            raise typer.BadParameter(f"the suite {suite} tests only fedrift's own algorithms; leave it out or remove --subject")
+        implementations = [each for reference in subject for each in load_subjects(reference)] if subject else FEDRIFT_SUBJECTS
+        verdicts = judge.scoreboard(implementations)
         if as_json:
             print_json({"verdicts": [vars(v) for v in verdicts]})
         elif markdown:
             typer.echo(judge.verdict_table(verdicts))
         else:
             print_scoreboard(verdicts)
-        fails = any(v.holds is False for v in verdicts)
+        has_failure = any(v.holds is False for v in verdicts)
     else:
-        outcomes = list(RESULT_SETS[suite](lambda said: typer.echo(said, err=True)))
+        outcomes = list(RESULT_SETS[suite](lambda message: typer.echo(message, err=True)))
         if as_json:
             print_json([vars(o) for o in outcomes])
         elif markdown:
             typer.echo(judge.expectation_table(outcomes))
         else:
             print_outcomes(outcomes)
-        fails = not all(o.holds for o in outcomes)
-    if fails:
+        has_failure = not all(o.holds for o in outcomes)
+    if has_failure:
         raise typer.Exit(1)
 
 
 def print_scoreboard(verdicts: list[Verdict]) -> None:
-    """The scoreboard, a line a problem."""
-    sign = {True: "right", False: "WRONG", None: "not asked"}
+    """Print the scoreboard: one line per implementation and problem."""
+    labels = {True: "right", False: "WRONG", None: "not tested"}
     print_verdict_table(
         "implementation",
         "algorithm",
@@ -72,25 +80,32 @@ def print_scoreboard(verdicts: list[Verdict]) -> None:
         "verdict",
         "expected",
         "found",
-        "what was said",
+        "message",
         rows=[
-            (f"{v.subject} {v.version}", v.algorithm, v.problem, sign[v.holds], f"{v.expected:.6g}", f"{v.observed:.6g}", v.message)
+            (f"{v.subject} {v.version}", v.algorithm, v.problem, labels[v.holds], f"{v.expected:.6g}", f"{v.observed:.6g}", v.message)
             for v in verdicts
         ],
     )
-    asked = [v for v in verdicts if v.holds is not None]
-    typer.echo(f"{sum(bool(v.holds) for v in asked)} of {len(asked)} verdicts are right.")
+    tested = [v for v in verdicts if v.holds is not None]
+    typer.echo(f"{sum(bool(v.holds) for v in tested)} of {len(tested)} verdicts are right.")
 
 
 def print_outcomes(outcomes: list[Expectation]) -> None:
+    """Print the reproduced results beside the published ones."""
     from ..conformance.judge import holds_text
 
     print_verdict_table(
-        "test", "what", "expected", "found", "", rows=[(o.test, o.description, o.expected, o.observed, holds_text(o)) for o in outcomes]
+        "test",
+        "description",
+        "expected",
+        "found",
+        "",
+        rows=[(o.test, o.description, o.expected, o.observed, holds_text(o)) for o in outcomes],
     )
 
 
 def print_verdict_table(*columns: str, rows: list[tuple[str, ...]]) -> None:
+    """Print rows as a table whose long cells wrap."""
     from rich.box import SIMPLE
     from rich.console import Console
     from rich.table import Table

@@ -1,4 +1,4 @@
-"""What runs look like on a terminal: a progress bar, a summary, a table of verdicts."""
+"""Terminal output of runs and studies: progress bars, summaries, tables of verdicts and the dashboard of `fedrift monitor`."""
 
 from __future__ import annotations
 
@@ -20,12 +20,16 @@ from ..storage import Run
 from .study import format_duration
 
 if TYPE_CHECKING:
-    from ..engine.callbacks import Progress as Told
+    from ..engine.callbacks import Progress as RunProgress
     from ..engine.callbacks import ProgressCallback
 
 
 class RunProgressBar:
-    """A progress bar over the rounds of several runs."""
+    """A progress bar over the rounds of several runs.
+
+    Args:
+        rounds: The total number of rounds of all runs.
+    """
 
     def __init__(self, rounds: int) -> None:
         self.progress = Progress(
@@ -47,93 +51,96 @@ class RunProgressBar:
         self.progress.stop()
 
     def callback_for(self, name: str) -> ProgressCallback:
-        """The watch of one run."""
+        """Return the progress callback of one run; ``name`` labels the bar."""
 
-        def watch(told: Told) -> None:
-            loss = "" if math.isnan(told.loss) else f"  loss {told.loss:.3f}"
-            self.progress.update(self.task, completed=self.done + told.round, description=f"{name}{loss}")
+        def on_progress(progress: RunProgress) -> None:
+            loss = "" if math.isnan(progress.loss) else f"  loss {progress.loss:.3f}"
+            self.progress.update(self.task, completed=self.done + progress.round, description=f"{name}{loss}")
 
         self.progress.update(self.task, description=name)
-        return watch
+        return on_progress
 
     def advance(self, rounds: int) -> None:
-        """A run is over, or was before: its rounds count."""
+        """Count the rounds of a run that has finished now or was finished before."""
         self.done += rounds
         self.progress.update(self.task, completed=self.done)
 
 
 def run_view(run: Run, iid_baseline: Run | None = None) -> RunView:
-    """A run as the report shows it."""
-    said = run.config
-    return RunView(run_title(run), said, run.trajectory(), iid_baseline.trajectory() if iid_baseline else None, run.status, run.environment)
+    """Return a run, and its IID baseline if given, in the form that the report shows."""
+    config = run.config
+    return RunView(
+        run_title(run), config, run.trajectory(), iid_baseline.trajectory() if iid_baseline else None, run.status, run.environment
+    )
 
 
 def run_title(run: Run) -> str:
-    """A short name: algorithm, regime and severity; of a fork, where it parts."""
-    said = run.config
-    fork = f" · from {said['fork']['run'][:6]} at {said['fork']['from_round']}" if "fork" in said else ""
-    return f"{said['algorithm']['type']} · {said['partition']['type']} {said['partition'].get('severity', 0):g}{fork}"
+    """Return a short title: algorithm, partition and severity, and for a fork also its origin and round."""
+    config = run.config
+    fork = f" · fork of {config['fork']['run'][:6]} at round {config['fork']['from_round']}" if "fork" in config else ""
+    return f"{config['algorithm']['type']} · {config['partition']['type']} {config['partition'].get('severity', 0):g}{fork}"
 
 
 def print_summary(run: Run) -> None:
-    """One run in a few lines."""
-    screen, said = Console(highlight=False), judge_run(run.trajectory())
-    screen.print(f"[bold]{run_title(run)}[/]  run {run.id}  {run.status}")
-    screen.print(said.sentence)
+    """Print one run in a few lines: status, verdict, caveats, final loss and cost."""
+    console, verdict = Console(highlight=False), judge_run(run.trajectory())
+    console.print(f"[bold]{run_title(run)}[/]  run {run.id}  {run.status}")
+    console.print(verdict.sentence)
     for caveat in run_caveats(run):
-        screen.print(f"Caveat: {escape(caveat)}.")
+        console.print(f"Caveat: {escape(caveat)}.")
     if run.is_finished:
-        end = run.read_json("finished")
-        seconds = end["seconds"]
-        screen.print(
-            f"final loss {end['final_loss']:.3f} nats per token on the larger test set; "
-            f"{end['train_tokens']:,.0f} tokens trained in {seconds['train']:.0f} s, "
+        result = run.read_json("finished")
+        seconds = result["seconds"]
+        console.print(
+            f"final loss {result['final_loss']:.3f} nats per token on the larger held-out set; "
+            f"trained on {result['train_tokens']:,.0f} tokens in {seconds['train']:.0f} s, "
             f"evaluated in {seconds['evaluate'] + seconds['final']:.0f} s"
         )
-        if kept := end.get("updates"):
-            screen.print(
-                f"updates of {kept['rounds']} rounds kept, {kept['bytes'] / 1e6:.1f} MB: `fedrift fork {run.id[:6]} --from-round ...`"
-            )
-    screen.print(f"[dim]{run.folder}[/]", soft_wrap=True)
+        if updates := result.get("updates"):
+            size = f"{updates['bytes'] / 1e6:.1f} MB"
+            console.print(f"stored updates of {updates['rounds']} rounds ({size}): `fedrift fork {run.id[:6]} --from-round ...`")
+    console.print(f"[dim]{run.folder}[/]", soft_wrap=True)
 
 
 def print_verdicts(pairs: list[tuple[Run, Run]]) -> None:
-    """Runs beside their IID baselines, and what to think of each."""
-    table = Table(title="Loss (nats per token, mean of the last 5 evaluations) beside IID baseline", box=SIMPLE, collapse_padding=True)
+    """Print a table of ``(run, IID baseline)`` pairs, and the verdict on each run in words."""
+    table = Table(title="Loss and gap to IID baseline (nats per token, mean of last 5 evaluations)", box=SIMPLE, collapse_padding=True)
     for name in ("algorithm", "loss", "gap", "worst domain", "variability", "diagnosis", "run"):
         table.add_column(name, justify="right" if name in ("loss", "gap", "variability") else "left", no_wrap=True)
-    screen, sentences = Console(highlight=False), []
-    for run, twin in pairs:
-        said, name = judge_run(run.trajectory(), twin.trajectory()), run.config["algorithm"]["type"]
+    console, sentences = Console(highlight=False), []
+    for run, baseline in pairs:
+        verdict, name = judge_run(run.trajectory(), baseline.trajectory()), run.config["algorithm"]["type"]
         table.add_row(
             name,
-            format_number(said.final_loss),
-            format_signed(said.gap_to_iid),
-            f"{said.worst_domain} {format_signed(said.worst_domain_gap)}",
-            "" if math.isnan(said.domain_variability_ratio) else f"{said.domain_variability_ratio:.1f}x",
-            said.grade,
+            format_number(verdict.final_loss),
+            format_signed(verdict.gap_to_iid),
+            f"{verdict.worst_domain} {format_signed(verdict.worst_domain_gap)}",
+            "" if math.isnan(verdict.domain_variability_ratio) else f"{verdict.domain_variability_ratio:.1f}x",
+            verdict.grade,
             run.id[:6],
         )
-        sentences.append(f"[bold]{name}[/]: {said.sentence}" + "".join(f"\nCaveat: {escape(caveat)}." for caveat in run_caveats(run)))
-    screen.print(table)
+        sentences.append(f"[bold]{name}[/]: {verdict.sentence}" + "".join(f"\nCaveat: {escape(caveat)}." for caveat in run_caveats(run)))
+    console.print(table)
     for sentence in sentences:
-        screen.print(sentence + "\n")
+        console.print(sentence + "\n")
 
 
 def run_caveats(run: Run) -> list[str]:
-    """What was said of a run when it began, each once."""
+    """Return the caveats that a run recorded at its start, without duplicates."""
     return list(dict.fromkeys(event["message"].rstrip(".") for event in run.events() if event["kind"] == "caveat"))
 
 
 def format_signed(value: float) -> str:
+    """Format a number with its sign and three decimals; NaN becomes an empty string."""
     return "" if math.isnan(value) else f"{value:+.3f}"
 
 
 def format_number(value: float) -> str:
+    """Format a number with three decimals; NaN becomes an empty string."""
     return "" if math.isnan(value) else f"{value:.3f}"
 
 
-# A progress bar over the rounds of a whole study, with the time that is left.
+# Progress bar of a study.
 
 if TYPE_CHECKING:
     from ..config.schema import ExperimentConfig
@@ -141,7 +148,10 @@ if TYPE_CHECKING:
 
 
 class StudyProgressBar:
-    """Counts rounds; those done before this start count as done but not as speed."""
+    """A progress bar over the rounds of a whole study, with the remaining time.
+
+    Rounds that finished before this start count as completed, but do not enter the estimate of the speed.
+    """
 
     def __init__(self) -> None:
         self.progress = Progress(
@@ -149,7 +159,7 @@ class StudyProgressBar:
             BarColumn(),
             TextColumn("{task.percentage:>3.0f}%"),
             TimeElapsedColumn(),
-            TextColumn("left"),
+            TextColumn("remaining"),
             TimeRemainingColumn(elapsed_when_finished=False),
             console=Console(stderr=True),
             speed_estimate_period=600,
@@ -163,22 +173,30 @@ class StudyProgressBar:
         self.progress.stop()
 
     def start(self, label: str, experiments: Sequence[ExperimentConfig]) -> ProgressFn:
-        """A bar for the tuning stage or for the runs."""
+        """Add a bar for one stage of the study.
+
+        Args:
+            label: The name of the stage: the tuning or the runs.
+            experiments: All experiments of the stage.
+
+        Returns:
+            A function that the study calls with a run id and the round that this run has reached.
+        """
         rounds = {experiment.id: max(experiment.training.num_rounds, 1) for experiment in experiments}
         reached = dict.fromkeys(rounds, 0)
         total = sum(rounds.values())
         task = self.progress.add_task(f"{label} 0/{len(rounds)}", total=total)
 
-        def tell(run: str, round: int) -> None:
+        def on_round(run: str, round: int) -> None:
             if reached.get(run) != round and run in reached:
                 reached[run] = max(round, reached[run]) if round < rounds[run] else rounds[run]
-                over = sum(reached[each] >= rounds[each] for each in rounds)
-                self.progress.update(task, completed=sum(reached.values()), description=f"{label} {over}/{len(rounds)}")
+                num_finished = sum(reached[run_id] >= rounds[run_id] for run_id in rounds)
+                self.progress.update(task, completed=sum(reached.values()), description=f"{label} {num_finished}/{len(rounds)}")
 
-        return tell
+        return on_round
 
 
-# A study or a folder of runs on the terminal: the grid's state, losses as small curves, findings.
+# Dashboard of `fedrift monitor`: the state of every run, losses as sparklines, and findings.
 
 if TYPE_CHECKING:
     from ..report.monitor import RunStatus, Snapshot
@@ -191,47 +209,63 @@ STATE_MARKS = {
     "failed": ("✕", "bold red"),
 }
 BLOCKS = "▁▂▃▄▅▆▇█"
-SPARKLINE_WIDTH = 24  # characters of a small curve
+SPARKLINE_WIDTH = 24  # characters
 CurveFn = Callable[[str], dict[int, float]]
 
 
 def render_dashboard(snapshot: Snapshot, curve: CurveFn, height: int = 60) -> RenderableType:
-    """All of it, in about ``height`` lines; ``curve``: a run's loss by round."""
+    """Return the whole dashboard.
+
+    Args:
+        snapshot: The state of the study or of the folder of runs.
+        curve: Returns the loss by round of a run, given its id.
+        height: The approximate number of lines to fill.
+    """
     parts: list[RenderableType] = [render_header(snapshot)]
-    found = render_findings(snapshot, max(3, height // 6))
+    findings = render_findings(snapshot, max(3, height // 6))
     if snapshot.rows:
-        parts.append(render_grid(snapshot, curve, max(5, height - 10 - 2 * len(found))))
-    return Group(*parts, *found)
+        parts.append(render_grid(snapshot, curve, max(5, height - 10 - 2 * len(findings))))
+    return Group(*parts, *findings)
 
 
 def render_header(snapshot: Snapshot) -> RenderableType:
-    """Title, how far it is, and what to know first."""
+    """Return the title, the overall progress and the most important note."""
     from ..report.monitor import STATE_LABELS
 
     parts: list[RenderableType] = [Text.from_markup(f"[bold]{escape(snapshot.title)}[/]  {escape(snapshot.question)}")]
     if snapshot.rounds_total:
-        said = ", ".join(f"{snapshot.counts[state]} {STATE_LABELS[state]}" for state in STATE_LABELS if snapshot.counts[state])
-        left = "" if snapshot.is_complete or math.isnan(snapshot.seconds_left) else f"; about {format_duration(snapshot.seconds_left)} left"
-        bar = Table.grid(padding=(0, 1))
-        bar.add_row(
-            ProgressBar(total=snapshot.rounds_total, completed=snapshot.rounds_done, width=30),
-            f"{snapshot.rounds_done / snapshot.rounds_total:.0%} of {snapshot.rounds_total} rounds; {said}{left}",
+        states = ", ".join(f"{snapshot.counts[state]} {STATE_LABELS[state]}" for state in STATE_LABELS if snapshot.counts[state])
+        remaining = (
+            ""
+            if snapshot.is_complete or math.isnan(snapshot.seconds_left)
+            else f"; about {format_duration(snapshot.seconds_left)} remaining"
         )
-        parts.append(bar)
+        progress = Table.grid(padding=(0, 1))
+        progress.add_row(
+            ProgressBar(total=snapshot.rounds_total, completed=snapshot.rounds_done, width=30),
+            f"{snapshot.rounds_done / snapshot.rounds_total:.0%} of {snapshot.rounds_total} rounds; {states}{remaining}",
+        )
+        parts.append(progress)
     if snapshot.note:
         parts.append(Text(snapshot.note, style="cyan"))
     return Group(*parts)
 
 
 def render_grid(snapshot: Snapshot, curve: CurveFn, max_rows: int) -> RenderableType:
-    """A row an arm: its seeds' states, its loss over the rounds, its end, its distance to the IID baseline."""
+    """Return one row per condition: states of its seeds, loss over the rounds, current loss and gap to the IID baseline.
+
+    Args:
+        snapshot: The state of the study.
+        curve: Returns the loss by round of a run, given its id.
+        max_rows: The maximum number of rows. Running conditions come first; the hidden rows are summarized in one line.
+    """
     order = sorted(snapshot.rows, key=lambda row: (not row.is_running, row.role == "iid_baseline"))
     shown = [row for row in snapshot.rows if row in order[:max_rows]]
     curves = {row.key: mean_curve(curve(run.run) for run in row.runs) for row in shown}
     low, high = shared_range(curves.values())
     table = Table(box=SIMPLE, pad_edge=False)
     scale = "" if math.isnan(low) else f"loss, {low:.2f} to {high:.2f}"
-    for name, side in (
+    for name, justify in (
         ("condition", "left"),
         ("seeds", "left"),
         ("rounds", "right"),
@@ -239,7 +273,7 @@ def render_grid(snapshot: Snapshot, curve: CurveFn, max_rows: int) -> Renderable
         ("now", "right"),
         ("gap to IID", "right"),
     ):
-        table.add_column(name, justify=side, no_wrap=name != "condition")  # type: ignore[arg-type]
+        table.add_column(name, justify=justify, no_wrap=name != "condition")  # type: ignore[arg-type]
     for row in shown:
         stage = f"{row.stage}: " if row.stage not in ("", "main", "tuning") else ""
         reached = min(run.round for run in row.runs), max(run.round for run in row.runs)
@@ -255,12 +289,12 @@ def render_grid(snapshot: Snapshot, curve: CurveFn, max_rows: int) -> Renderable
     if not hidden:
         return table
     states = {state: sum(run.state == state for row in hidden for run in row.runs) for state in STATE_MARKS}
-    rest = ", ".join(f"{count} {state}" for state, count in states.items() if count)
-    return Group(table, Text(f"and {len(hidden)} more rows: {rest}", style="dim"))
+    summary = ", ".join(f"{count} {state}" for state, count in states.items() if count)
+    return Group(table, Text(f"and {len(hidden)} more rows: {summary}", style="dim"))
 
 
 def seed_marks(runs: Iterable[RunStatus]) -> Text:
-    """A mark a seed."""
+    """Return one mark per seed."""
     text = Text()
     for run in runs:
         text.append(*STATE_MARKS[run.state])
@@ -268,40 +302,49 @@ def seed_marks(runs: Iterable[RunStatus]) -> Text:
 
 
 def render_findings(snapshot: Snapshot, max_items: int) -> list[RenderableType]:
-    """The gravest, and what failed."""
+    """Return the most severe findings, then the failed runs; at most ``max_items`` of each."""
     parts: list[RenderableType] = []
-    for each in snapshot.findings[:max_items]:
-        colour = "bold red" if each["grade"] == "confirmed" else "yellow"
-        where = f"{each['condition']}, and in {len(each['also'])} more" if each["also"] else each["condition"]
-        parts.append(Text.from_markup(f"[{colour}]{each['failure']}[/] [bold]{escape(where)}[/]: {escape(each['sentence'])}"))
+    for finding in snapshot.findings[:max_items]:
+        color = "bold red" if finding["grade"] == "confirmed" else "yellow"
+        condition = f"{finding['condition']}, and in {len(finding['also'])} more conditions" if finding["also"] else finding["condition"]
+        parts.append(Text.from_markup(f"[{color}]{finding['failure']}[/] [bold]{escape(condition)}[/]: {escape(finding['sentence'])}"))
     if len(snapshot.findings) > max_items:
-        parts.append(Text(f"and {len(snapshot.findings) - max_items} more findings; `fedrift monitor --web` has them all", style="dim"))
+        parts.append(
+            Text(f"and {len(snapshot.findings) - max_items} more findings; `fedrift monitor --web` shows all of them", style="dim")
+        )
     failed = [(row, run) for row in snapshot.rows for run in row.runs if run.state == "failed"]
     for row, run in failed[:max_items]:
-        reason = run.failure_reason.splitlines()[0] if run.failure_reason else "no reason was left"
+        reason = run.failure_reason.splitlines()[0] if run.failure_reason else "no reason was recorded"
         parts.append(Text(f"failed {run.run[:6]} {row.condition}, seed {run.seed}: {reason}", style="red"))
     return parts
 
 
 def mean_curve(curves: Iterable[dict[int, float]]) -> list[float]:
-    """The mean by round over the runs that have begun."""
-    begun = [curve for curve in curves if curve]
-    rounds = sorted(set.intersection(*(set(curve) for curve in begun))) if begun else []
-    return [sum(curve[round] for curve in begun) / len(begun) for round in rounds]
+    """Return the mean by round over the runs that have records, at the rounds that all of them have."""
+    nonempty = [curve for curve in curves if curve]
+    rounds = sorted(set.intersection(*(set(curve) for curve in nonempty))) if nonempty else []
+    return [sum(curve[round] for curve in nonempty) / len(nonempty) for round in rounds]
 
 
 def shared_range(curves: Iterable[list[float]]) -> tuple[float, float]:
-    """The scale that all small curves share; a loss that runs away does not flatten the others."""
-    every = [curve for curve in curves if curve]
-    known = sorted(value for curve in every for value in curve if math.isfinite(value))
-    starts = [curve[0] for curve in every if math.isfinite(curve[0])]
-    if not known:
+    """Return the lowest and the highest loss of the scale that all sparklines share; NaN if there is no loss.
+
+    The scale ends at 1.5 times the highest initial loss, so that a diverging loss does not flatten the other curves.
+    """
+    nonempty = [curve for curve in curves if curve]
+    finite = sorted(value for curve in nonempty for value in curve if math.isfinite(value))
+    starts = [curve[0] for curve in nonempty if math.isfinite(curve[0])]
+    if not finite:
         return math.nan, math.nan
-    return known[0], min(known[-1], 1.5 * max(starts)) if starts else known[-1]
+    return finite[0], min(finite[-1], 1.5 * max(starts)) if starts else finite[-1]
 
 
 def sparkline(values: list[float], low: float, high: float) -> str:
-    """``▇▆▅▃▂``: at most ``WIDE`` characters, the last value at the end; ``×`` is no number or off the scale."""
+    """Return values as block characters such as ``▇▆▅▃▂``.
+
+    The text has at most ``SPARKLINE_WIDTH`` characters and ends with the last value. ``×`` marks a value that is not finite or
+    lies above ``high``.
+    """
     if not values or math.isnan(low):
         return ""
     step = max(1, math.ceil(len(values) / SPARKLINE_WIDTH))
@@ -316,16 +359,18 @@ def sparkline(values: list[float], low: float, high: float) -> str:
 
 
 def mean_known(values: Iterable[float]) -> float:
+    """Return the mean of the values that are not NaN; NaN if there are none."""
     known = [value for value in values if not math.isnan(value)]
     return sum(known) / len(known) if known else math.nan
 
 
 def format_known(value: float, number_format: str = ".3f") -> str:
+    """Format a number; NaN becomes an empty string."""
     return "" if math.isnan(value) else format(value, number_format)
 
 
 def snapshot_to_plain(snapshot: Snapshot) -> dict[str, Any]:
-    """The same for scripts."""
+    """Return the snapshot as plain values for ``--json``."""
     from ..report.web import snapshot_to_json
 
     return {

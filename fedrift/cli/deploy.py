@@ -1,4 +1,4 @@
-"""Commands beyond one machine: deploy, and ``backend=flower`` of ``run``."""
+"""The command ``deploy``, and the override ``backend=flower`` of ``run``: federated training over Flower."""
 
 from __future__ import annotations
 
@@ -14,26 +14,29 @@ if TYPE_CHECKING:
     from ..flower.config import FlowerConfig
 
 BACKENDS = ("simulated", "flower")
-Address = Annotated[str, typer.Option("--address", metavar="HOST:PORT", help="Where the server machine's SuperLink listens.")]
+Address = Annotated[str, typer.Option("--address", metavar="HOST:PORT", help="The address of the SuperLink on the server machine.")]
 ClientFolders = Annotated[
     list[str] | None,
     typer.Option(
-        "--own", metavar="CLIENT=FOLDER", help="The folder of a client's own documents, on its machine. May be said more than once."
+        "--own",
+        metavar="CLIENT=FOLDER",
+        help="The folder with a client's own documents, on that client's machine. The option may be repeated.",
     ),
 ]
 Certificates = Annotated[
     Path | None,
-    typer.Option("--certificates", help="A folder with ca.crt, server.pem and server.key: TLS. Nothing is encrypted without it."),
+    typer.Option("--certificates", help="A folder with ca.crt, server.pem and server.key, to use TLS. Without it, nothing is encrypted."),
 ]
 Keys = Annotated[
     Path | None,
     typer.Option(
-        "--keys", help="A folder with client-0, client-0.pub ...: only nodes that hold a registered key join. Needs --certificates."
+        "--keys",
+        help="A folder with client-0, client-0.pub and so on. Only nodes with a registered key may then join. Requires --certificates.",
     ),
 ]
-DeployOutput = Annotated[Path, typer.Option("--output", help="Where the app, Flower's configuration and the logs go.")]
+DeployOutput = Annotated[Path, typer.Option("--output", help="The folder for the Flower app, Flower's configuration and the logs.")]
 PrintOnly = Annotated[
-    bool, typer.Option("--print", help="Print the commands for each machine instead of running everything on this one, on loopback.")
+    bool, typer.Option("--print", help="Print the commands for each machine instead of running everything on this machine.")
 ]
 
 
@@ -51,9 +54,16 @@ def deploy(
     device: Device = "auto",
     threads: Threads = None,
 ) -> None:
-    """Run an experiment over Flower on this machine, one process per client; `--print`: print the commands for several machines.
+    """Run an experiment over Flower with one process per client, or print the commands for several machines.
 
-    `fedrift deploy my.yaml --print --address 10.0.0.5:9191 --own 0=/home/ann/texts --own 1=/home/bob/texts`
+    `fedrift deploy my.yaml` starts the server and all clients on this machine over loopback.
+
+    `fedrift deploy my.yaml --print --address 10.0.0.5:9191 --own 0=/home/ann/texts --own 1=/home/bob/texts` prints the commands
+    to type on each machine. Clients 0 and 1 then train on the documents in their own folders.
+
+    The command writes the Flower app, Flower's configuration and one log per process to the `--output` folder. The run is stored
+    in the runs directory like any other run. Settings of the network are overrides such as `backend.min_results=2` and
+    `backend.round_timeout_s=600`; they do not change the run's id.
     """
     from ..config.schema import load_config
     from ..engine.build import resolve_fingerprints
@@ -61,15 +71,15 @@ def deploy(
     from ..flower import require_flower
 
     require_flower()
-    rest, _, terms = split_backend_override(overrides)
+    experiment_overrides, _, flower_config = split_backend_override(overrides)
     from ..flower import launch as flower
-    from ..flower.launch import deploy as here
+    from ..flower.launch import deploy as deploy_locally
     from ..flower.launch import make_run_config
 
     host, port = parse_address(address)
-    where = make_runtime(runs_dir, data_dir, device, threads)
-    stock = ResourceCache(where)
-    experiment = load_config(file, rest)
+    runtime = make_runtime(runs_dir, data_dir, device, threads)
+    cache = ResourceCache(runtime)
+    experiment = load_config(file, experiment_overrides)
     clients = range(experiment.partition.num_clients)
     folders = parse_client_folders(client_folders, len(clients))
     tls = flower.load_certificates(certificates) if certificates else None
@@ -78,101 +88,122 @@ def deploy(
         from .console import RunProgressBar, print_summary
 
         with RunProgressBar(experiment.training.num_rounds) as bar:
-            done = here(experiment, stock, terms, output_dir, bar.callback_for(experiment.name), folders, tls, keys)
-        print_summary(done)
+            run = deploy_locally(experiment, cache, flower_config, output_dir, bar.callback_for(experiment.name), folders, tls, keys)
+        print_summary(run)
         return
-    experiment = resolve_fingerprints(experiment, stock)
-    config = {key: value for key, value in make_run_config(where, terms).items() if key != "cwd"}
-    app = flower.write_app(output_dir.resolve() / "app", experiment.to_dict(), config)
+    experiment = resolve_fingerprints(experiment, cache)
+    run_config = {key: value for key, value in make_run_config(runtime, flower_config).items() if key != "cwd"}
+    app = flower.write_app(output_dir.resolve() / "app", experiment.to_dict(), run_config)
     flower.write_connection(output_dir.resolve() / "flwr", address, tls)
-    everywhere = "export " + " ".join(f"{name}={value}" for name, value in flower.ENVIRONMENT.items())
-    said = [
-        "# On every machine, in every terminal:",
-        everywhere,
+    exports = "export " + " ".join(f"{name}={value}" for name, value in flower.ENVIRONMENT.items())
+    lines = [
+        "# In every terminal on every machine:",
+        exports,
         "",
-        "# On the server machine, in every terminal:",
+        "# In every terminal on the server machine:",
         f"export FLWR_HOME={output_dir.resolve() / 'flwr'}",
         "",
-        "# On the server machine, in a terminal of its own:",
+        "# In a separate terminal on the server machine:",
         str(flower.superlink_command(host, port, tls, authenticate=bool(keys))),
     ]
     if keys:
-        said += [
+        lines += [
             "",
-            "# On the server machine, once that is up:",
+            "# On the server machine, after the SuperLink has started:",
             *(str(flower.register_command(flower.private_key_path(keys, client) + ".pub")) for client in clients),
         ]
     for client in clients:
-        said += [
+        lines += [
             "",
-            f"# On the machine of client {client}, in a terminal of its own:",
+            f"# In a separate terminal on the machine of client {client}:",
             str(
                 flower.supernode_command(
                     client, address, 9194 + client, tls, data=folders.get(client, ""), key=flower.private_key_path(keys, client)
                 )
             ),
         ]
-    said += [
+    lines += [
         "",
-        "# On the server machine, when the clients are there:",
+        "# On the server machine, after all clients have connected:",
         f"{flower.submit_command(app)} --stream",
         "",
-        "# What comes of it:",
+        "# Show the result:",
         f"fedrift show {experiment.id[:6]} --runs-dir {runs_dir.resolve()}",
     ]
-    typer.echo("\n".join(said))
+    typer.echo("\n".join(lines))
 
 
 def parse_address(address: str) -> tuple[str, int]:
-    """``10.0.0.5:9191`` as its two parts."""
+    """Split ``HOST:PORT`` into its two parts.
+
+    Raises:
+        UserError: If the text is not HOST:PORT with a port from 1 to 65535.
+    """
     from ..core.errors import UserError, quote_value
 
     host, _, port = address.rpartition(":")
     if not re.fullmatch(r"[\w.:\[\]%-]+", host) or parse_whole_number(port, 65_535) < 1:
-        raise UserError(f"--address {quote_value(address)}: wanted HOST:PORT with a port from 1 to 65535, e.g. --address 10.0.0.5:9191")
+        raise UserError(
+            f"--address must be HOST:PORT with a port from 1 to 65535, got {quote_value(address)}: write e.g. --address 10.0.0.5:9191"
+        )
     return host, int(port)
 
 
 def parse_client_folders(texts: list[str] | None, clients: int) -> dict[int, str]:
-    """``0=/folder`` as {0: "/folder"}, for clients that there are."""
+    """Parse ``CLIENT=FOLDER`` options: ``0=/folder`` becomes ``{0: "/folder"}``.
+
+    Args:
+        texts: The values of the option ``--own``.
+        clients: The number of clients of the experiment.
+
+    Raises:
+        UserError: If a value is malformed, names an unknown client, or names a client twice.
+    """
     from ..core.errors import UserError, quote_value
 
-    found: dict[int, str] = {}
+    folders: dict[int, str] = {}
     for text in texts or ():
         client, _, folder = text.partition("=")
         if parse_whole_number(client, clients - 1) < 0 or not folder:
             raise UserError(
-                f"--own {quote_value(text)}: wanted CLIENT=FOLDER with a client from 0 to {clients - 1}, e.g. --own 0=/home/ann/texts"
+                f"--own must be CLIENT=FOLDER with a client from 0 to {clients - 1}, got {quote_value(text)}: "
+                "write e.g. --own 0=/home/ann/texts"
             )
-        if int(client) in found:
-            raise UserError(f"--own {quote_value(text)}: client {int(client)} has two folders")
-        found[int(client)] = folder
-    return found
+        if int(client) in folders:
+            raise UserError(f"--own {quote_value(text)}: client {int(client)} already has a folder; give each client one folder")
+        folders[int(client)] = folder
+    return folders
 
 
 def parse_whole_number(text: str, max_value: int) -> int:
-    """The whole number from 0 to ``most`` that a text is; -1 if it is none."""
+    """Parse a whole number from 0 to ``max_value``; return -1 if the text is anything else."""
     number = int(text) if text.isascii() and text.isdecimal() and len(text) < 10 else -1
     return number if number <= max_value else -1
 
 
 def split_backend_override(overrides: list[str] | None) -> tuple[list[str], str, FlowerConfig]:
-    """The overrides of the experiment, and apart from them the backend and its terms: they are no part of the experiment.
+    """Separate the overrides of the backend from those of the experiment, because the backend is not part of the experiment.
 
-    ``backend=flower backend.min_results=2 backend.round_timeout_s=600``
+    Example of backend overrides: ``backend=flower backend.min_results=2 backend.round_timeout_s=600``.
+
+    Returns:
+        The overrides of the experiment, the name of the backend and the settings of Flower.
+
+    Raises:
+        UserError: If a backend override is malformed or out of range.
     """
     from ..config.loader import Registry, parse_value, parse_yaml
     from ..core.errors import UserError, quote_value, unknown_name_error
     from ..flower.config import FlowerConfig
 
     rest = [text for text in overrides or () if not text.startswith(("backend=", "backend."))]
-    said = dict(text.partition("=")[::2] for text in overrides or () if text not in rest and "=" in text)
-    wrong = [text for text in overrides or () if text not in rest and "=" not in text]
-    if wrong:
-        raise UserError(f"{quote_value(wrong[0])}: an override is written path=value, e.g. backend.min_results=2")
-    fleet = said.pop("backend", "simulated").strip()
-    if fleet not in BACKENDS:
-        raise unknown_name_error("backend", fleet, BACKENDS)
-    asked = {key.removeprefix("backend."): parse_yaml(value, f"the override {quote_value(key)}") for key, value in said.items()}
-    terms: FlowerConfig = parse_value(FlowerConfig, asked, Registry({}), "backend")
-    return rest, fleet, terms
+    settings = dict(text.partition("=")[::2] for text in overrides or () if text not in rest and "=" in text)
+    malformed = [text for text in overrides or () if text not in rest and "=" not in text]
+    if malformed:
+        raise UserError(f"{quote_value(malformed[0])} is not an override; an override is written path=value, e.g. backend.min_results=2")
+    backend = settings.pop("backend", "simulated").strip()
+    if backend not in BACKENDS:
+        raise unknown_name_error("backend", backend, BACKENDS)
+    values = {key.removeprefix("backend."): parse_yaml(value, f"the override {quote_value(key)}") for key, value in settings.items()}
+    flower_config: FlowerConfig = parse_value(FlowerConfig, values, Registry({}), "backend")
+    return rest, backend, flower_config

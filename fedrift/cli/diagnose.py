@@ -1,4 +1,4 @@
-"""Commands that judge runs: diagnose, find-boundary."""
+"""The commands ``diagnose``, which detects failures in runs, and ``find-boundary``, which finds the setting at which runs break."""
 
 from __future__ import annotations
 
@@ -33,9 +33,9 @@ if TYPE_CHECKING:
 
 FailOn = Annotated[
     Literal["suspected", "confirmed"] | None,
-    typer.Option("--fail-on", help="Exit with 1 if anything is found of this grade or a graver one."),
+    typer.Option("--fail-on", help="Exit with code 1 if a finding has this grade or a more severe one."),
 ]
-RunBaselines = Annotated[bool, typer.Option("--iid-baseline", help="Run the IID baselines that are not there yet.")]
+RunBaselines = Annotated[bool, typer.Option("--iid-baseline", help="First run the IID baselines that are missing.")]
 
 
 def diagnose(
@@ -48,114 +48,123 @@ def diagnose(
     device: Device = "auto",
     threads: Threads = None,
 ) -> None:
-    """Say what broke, since when, for whom, and whether the skew did it.
-
-    Runs that differ only in their seed are judged together. Each is held against its IID baseline; a pooled run, everybody alone,
-    FedSGD, other learning rates and other numbers of local steps are used where they are among the runs. One or two seeds raise a
-    suspicion; three can confirm one.
+    """Diagnose runs: which failures occurred, from which round on, for which clients, and whether heterogeneity caused them.
 
     `fedrift diagnose 5c35 77e0 a01b --iid-baseline --fail-on confirmed`
+
+    Runs that differ only in their seed are judged together. Each run is compared with its matched IID baseline. The detectors
+    also use further reference runs if they are stored: centralized training, local-only training, FedSGD, other learning rates
+    and other numbers of local steps. One or two seeds can only raise a suspicion; three seeds can confirm a finding.
+
+    The command prints the findings and writes them to `findings.json` in each run directory.
     """
     from ..core.errors import UserError
-    from ..diagnosis import diagnose as judge
+    from ..diagnosis import diagnose as diagnose_cases
     from ..diagnosis.across_seeds import diagnoses_to_json
     from ..diagnosis.cases import group_readable_runs
     from ..storage import find_runs, list_runs, list_unreadable
     from .console import run_title
 
-    chosen, faulty = find_runs(runs_dir, names)
-    groups, bad = group_readable_runs(chosen, list_runs(runs_dir))
+    chosen, unreadable_names = find_runs(runs_dir, names)
+    groups, unreadable_runs = group_readable_runs(chosen, list_runs(runs_dir))
     if run_baselines and run_missing_baselines(groups, runs_dir, data_dir, device, threads):
-        groups, bad = group_readable_runs(chosen, list_runs(runs_dir))
-    print_unreadable(dict.fromkeys([*faulty, *bad, *list_unreadable(runs_dir)]))
+        groups, unreadable_runs = group_readable_runs(chosen, list_runs(runs_dir))
+    print_unreadable(dict.fromkeys([*unreadable_names, *unreadable_runs, *list_unreadable(runs_dir)]))
     if not groups:
-        raise UserError("none of these runs can be read")
-    every = []
+        raise UserError("none of these runs can be read; `fedrift list` shows the readable ones")
+    all_diagnoses = []
     for group in groups:
-        judgements = judge(group.cases)
-        every += judgements
-        said = {
+        diagnoses = diagnose_cases(group.cases)
+        all_diagnoses += diagnoses
+        content = {
             "runs": [run.id for run in group.runs],
-            "iid_baselines": [each.id if each else None for each in group.baselines],
+            "iid_baselines": [baseline.id if baseline else None for baseline in group.baselines],
             "thresholds": dict(threshold_version()),
-            "findings": diagnoses_to_json(judgements),
+            "findings": diagnoses_to_json(diagnoses),
         }
         for run in group.runs:
-            run.write_json("findings", said)
+            run.write_json("findings", content)
         if as_json:
-            print_json({**said, "findings": [asdict(judgement) for judgement in judgements]})
+            print_json({**content, "findings": [asdict(diagnosis) for diagnosis in diagnoses]})
         else:
-            print_diagnoses(group, f"{run_title(group.runs[0])}", judgements)
-    grave = {"suspected": ("suspected", "confirmed"), "confirmed": ("confirmed",)}
-    if fail_on and any(judgement.grade in grave[fail_on] for judgement in every):
+            print_diagnoses(group, f"{run_title(group.runs[0])}", diagnoses)
+    failing_grades = {"suspected": ("suspected", "confirmed"), "confirmed": ("confirmed",)}
+    if fail_on and any(diagnosis.grade in failing_grades[fail_on] for diagnosis in all_diagnoses):
         raise typer.Exit(1)
 
 
 def run_missing_baselines(groups: list[RunGroup], runs_dir: Path, data_dir: Path | None, device: str, threads: int | None) -> int:
-    """Run the twins that are missing; how many that were."""
-    from ..config.schema import iid_baseline as iid
+    """Run the IID baselines that are missing and return how many were missing."""
+    from ..config.schema import iid_baseline as make_iid_baseline
     from ..config.schema import parse_stored_config
     from .run import run_experiments
 
-    lone = [run.config for group in groups for run, twin in zip(group.runs, group.baselines, strict=True) if twin is None]
-    asked = [parse_stored_config(said) for said in lone]
-    wanted = [iid(experiment) for experiment in asked if experiment.partition.severity > 0]
-    if wanted:
-        run_experiments(wanted, make_runtime(runs_dir, data_dir, device, threads))
-    return len(wanted)
+    configs = [run.config for group in groups for run, baseline in zip(group.runs, group.baselines, strict=True) if baseline is None]
+    experiments = [parse_stored_config(config) for config in configs]
+    missing = [make_iid_baseline(experiment) for experiment in experiments if experiment.partition.severity > 0]
+    if missing:
+        run_experiments(missing, make_runtime(runs_dir, data_dir, device, threads))
+    return len(missing)
 
 
 def threshold_version() -> dict[str, str]:
-    """Which thresholds judged."""
+    """Return the version and the date of the detection thresholds."""
     from ..diagnosis.finding import load_thresholds
 
-    limits = load_thresholds()
-    return {"version": str(limits["version"]), "date": str(limits["date"])}
+    thresholds = load_thresholds()
+    return {"version": str(thresholds["version"]), "date": str(thresholds["date"])}
 
 
 def print_diagnoses(group: RunGroup, name: str, diagnoses: list[Diagnosis]) -> None:
-    """What was found first, then what was looked for in vain, then what was not measured."""
+    """Print the findings, then the failures that were not detected, then those that were not measured."""
     from rich.box import SIMPLE
     from rich.console import Console
     from rich.table import Table
 
-    screen = Console(highlight=False)
+    console = Console(highlight=False)
     seeds = ", ".join(str(run.config["seed"]) for run in group.runs)
-    twins = sum(twin is not None for twin in group.baselines)
-    screen.print(f"[bold]{name}[/]  seeds {seeds}; {twins} of {len(group.runs)} with an IID baseline")
-    found = [judgement for judgement in diagnoses if judgement.grade in ("suspected", "confirmed")]
-    if found:
+    num_baselines = sum(baseline is not None for baseline in group.baselines)
+    console.print(f"[bold]{name}[/]  seeds {seeds}; {num_baselines} of {len(group.runs)} with an IID baseline")
+    findings = [diagnosis for diagnosis in diagnoses if diagnosis.grade in ("suspected", "confirmed")]
+    if findings:
         table = Table(box=SIMPLE)
         for column in ("failure", "grade", "since", "clients", "where", "strength"):
             table.add_column(column, justify="right" if column in ("since", "strength") else "left")
-        for each in found:
-            since = "" if each.first_round is None else str(each.first_round)
-            table.add_row(each.failure, each.grade, since, abbreviate(each.clients), abbreviate(each.locations), f"{each.strength:.1f}x")
-        screen.print(table)
-        for each in found:
-            screen.print(f"[bold]{each.failure}[/]: {each.sentence}\n")
+        for diagnosis in findings:
+            since = "" if diagnosis.first_round is None else str(diagnosis.first_round)
+            table.add_row(
+                diagnosis.failure,
+                diagnosis.grade,
+                since,
+                abbreviate(diagnosis.clients),
+                abbreviate(diagnosis.locations),
+                f"{diagnosis.strength:.1f}x",
+            )
+        console.print(table)
+        for diagnosis in findings:
+            console.print(f"[bold]{diagnosis.failure}[/]: {diagnosis.sentence}\n")
     else:
-        screen.print("Nothing found. One look is no certificate: effects smaller than these would have been missed.")
-    silent = [judgement for judgement in diagnoses if judgement.grade == "none"]
-    if silent:
-        screen.print("Looked for and not found, with the smallest effect that would have been called:")
-        for each in silent:
-            screen.print(f"  {each.failure} ({each.detectable_effect:.3g} {each.unit})")
-    missing = [judgement for judgement in diagnoses if judgement.grade == "not measured"]
-    if missing:
-        screen.print("Not measured:")
-        for each in missing:
-            screen.print(f"  {each.failure}: needs {each.missing_input}")
-    if not twins:
-        screen.print("Without IID baselines nothing can be laid on the skew; `--iid-baseline` runs them.")
+        console.print("Nothing found, but effects that are too small to detect may have been missed.")
+    not_found = [diagnosis for diagnosis in diagnoses if diagnosis.grade == "none"]
+    if not_found:
+        console.print("Tested and not found, with the smallest effect that would have been detected:")
+        for diagnosis in not_found:
+            console.print(f"  {diagnosis.failure} ({diagnosis.detectable_effect:.3g} {diagnosis.unit})")
+    unmeasured = [diagnosis for diagnosis in diagnoses if diagnosis.grade == "not measured"]
+    if unmeasured:
+        console.print("Not measured:")
+        for diagnosis in unmeasured:
+            console.print(f"  {diagnosis.failure}: needs {diagnosis.missing_input}")
+    if not num_baselines:
+        console.print("Without IID baselines no failure can be attributed to heterogeneity; `--iid-baseline` runs them.")
 
 
 def abbreviate(names: tuple[int, ...] | tuple[str, ...]) -> str:
-    """The first of many."""
+    """Join the first four names with commas."""
     return ", ".join(map(str, names[:4])) + (" ..." if len(names) > 4 else "")
 
 
-# The command that finds where runs begin to break: find-boundary.
+# find-boundary
 
 if TYPE_CHECKING:
     from rich.status import Status
@@ -164,24 +173,27 @@ if TYPE_CHECKING:
     from ..engine.callbacks import Progress
 
 BreakTest = Callable[[str, int, float], bool]
-"""``(condition, seed, setting)`` -> whether the run breaks."""
+"""Maps ``(condition, seed, setting)`` to whether the run breaks. The condition is ``IID`` or ``skewed``."""
 LEARNING_RATE = "training.client_optimizer.lr"
 
-Param = Annotated[str, typer.Option("--param", help="The setting that is moved: any number of the experiment.")]
+Param = Annotated[str, typer.Option("--param", help="The key of the setting to search over; any positive number of the experiment.")]
 Seeds = Annotated[
     int,
     typer.Option(
-        "--seeds", min=2, max=1000, help="Paired seeds, from the experiment's own on; four or more for an interval that is worth its name."
+        "--seeds",
+        min=2,
+        max=1000,
+        help="The number of paired seeds, starting with the experiment's seed. Use four or more for a useful interval.",
     ),
 ]
 Tolerance = Annotated[
-    float, typer.Option("--tolerance", min=0.001, max=1, callback=reject_nan, help="How closely a boundary is bracketed: 0.05 is 5 %.")
+    float, typer.Option("--tolerance", min=0.001, max=1, callback=reject_nan, help="The relative precision of a boundary: 0.05 means 5 %.")
 ]
 BreaksBelow = Annotated[
-    bool, typer.Option("--breaks-below", help="Runs break below the boundary, not above: `--param training.participation_rate`.")
+    bool, typer.Option("--breaks-below", help="Runs break below the boundary, not above it, as for `--param training.participation_rate`.")
 ]
-Min = Annotated[float, typer.Option("--min", min=0, max=1e30, callback=reject_nan, help="Nothing lower is tried.")]
-Max = Annotated[float, typer.Option("--max", min=0, callback=reject_nan, help="Nothing higher is tried; 1 for shares.")]
+Min = Annotated[float, typer.Option("--min", min=0, max=1e30, callback=reject_nan, help="The lowest value to try.")]
+Max = Annotated[float, typer.Option("--max", min=0, callback=reject_nan, help="The highest value to try; use 1 for rates and severities.")]
 
 
 def find_boundary(
@@ -199,17 +211,20 @@ def find_boundary(
     threads: Threads = None,
     as_json: Json = False,
 ) -> None:
-    """Find the learning rate (or another setting) at which a run breaks, and at which its IID baseline does.
-
-    A run breaks if it diverges, as `fedrift diagnose` says it, or if its loss ends above where it began. The first boundary is
-    bracketed by factors of four from the experiment's own setting, the others by 1.4 from one that is known, and
-    bisected in logarithms. Four seeds and their twins take about 45 runs: shorten them, as below, with rounds enough to break
-    in. Runs are kept: stopped, the same command goes on. The ratio IID / skewed comes with its paired t-interval; along
-    `partition.severity` there is one condition and no ratio.
+    """Find the learning rate, or another setting, at which a run breaks and at which its IID baseline breaks.
 
     `fedrift find-boundary experiments/high_rate.yaml --seeds 4`
 
     `fedrift find-boundary my.yaml training.num_rounds=8 evaluation.final_blocks_per_domain=0 --tolerance 0.1`
+
+    A run breaks if `fedrift diagnose` finds that it diverges, or if its final loss lies above its initial loss. The first search
+    starts at the experiment's value and moves by factors of 4 until the boundary is bracketed. Later searches start at a known
+    boundary and move by factors of 1.4. Every bracket is then bisected on a logarithmic scale. Four seeds and their IID
+    baselines take about 45 runs, so use few rounds, but enough for a run to break.
+
+    The command prints the boundary of each seed and the ratio IID / skewed with its paired t-interval. Along
+    `partition.severity` there is one condition and no ratio. Every run is stored in the runs directory. If the search is
+    interrupted, repeat the same command to resume it.
     """
     from dataclasses import asdict
 
@@ -219,44 +234,65 @@ def find_boundary(
     from ..stats.boundary import find_boundaries, geometric_mean_ratio
 
     if not min_value < max_value:
-        raise UserError(f"--min {min_value:g} --max {max_value:g}: the lowest setting must lie below the highest")
+        raise UserError(f"--min must be below --max, got --min {min_value:g} --max {max_value:g}")
     conditions = ["skewed"] if param == "partition.severity" else ["IID", "skewed"]
-    at: dict[str, list[float]] = {condition: [] for condition in conditions}
-    made: dict[str, list[int]] = {condition: [] for condition in conditions}
-    with show_boundary_progress(len(conditions) * seeds, param) as tell:
-        breaks, start, first = build_break_test(file, overrides or [], param, make_runtime(runs_dir, data_dir, device, threads), tell)
-        every = range(first, first + seeds)
+    boundaries: dict[str, list[float]] = {condition: [] for condition in conditions}
+    num_runs: dict[str, list[int]] = {condition: [] for condition in conditions}
+    with show_boundary_progress(len(conditions) * seeds, param) as progress:
+        breaks, start, first_seed = build_break_test(
+            file, overrides or [], param, make_runtime(runs_dir, data_dir, device, threads), progress
+        )
+        seed_values = range(first_seed, first_seed + seeds)
         low, high = sorted((flip_scale(min_value, breaks_below), flip_scale(max_value, breaks_below)))
 
-        def trial(condition: str, seed: int, place: float) -> bool:
-            return tell.run_trial(breaks, condition, seed, flip_scale(place, breaks_below))
+        def trial(condition: str, seed: int, position: float) -> bool:
+            return progress.run_trial(breaks, condition, seed, flip_scale(position, breaks_below))
 
         start = flip_scale(start, breaks_below)
-        for seed, condition, found in find_boundaries(trial, conditions, every, start, tolerance, low, high):
-            at[condition].append(flip_scale(found.boundary, breaks_below))
-            made[condition].append(found.num_runs)
-            tell.on_found(condition, seed, at[condition][-1], found.num_runs)
-    ratio = geometric_mean_ratio(np.asarray(at["IID"]), np.asarray(at["skewed"])) if len(conditions) > 1 else None
+        for seed, condition, bracket in find_boundaries(trial, conditions, seed_values, start, tolerance, low, high):
+            boundaries[condition].append(flip_scale(bracket.boundary, breaks_below))
+            num_runs[condition].append(bracket.num_runs)
+            progress.on_found(condition, seed, boundaries[condition][-1], bracket.num_runs)
+    ratio = geometric_mean_ratio(np.asarray(boundaries["IID"]), np.asarray(boundaries["skewed"])) if len(conditions) > 1 else None
     if as_json:
-        print_json({"param": param, "seeds": list(every), "boundary": at, "runs": made, "ratio": asdict(ratio) if ratio else None})
+        print_json(
+            {
+                "param": param,
+                "seeds": list(seed_values),
+                "boundary": boundaries,
+                "runs": num_runs,
+                "ratio": asdict(ratio) if ratio else None,
+            }
+        )
     else:
-        print_boundaries(param, first, at, ratio)
+        print_boundaries(param, first_seed, boundaries, ratio)
 
 
 def flip_scale(value: float, breaks_below: bool) -> float:
-    """From a setting to where the search has it, and back: the reciprocal, where runs break below the boundary."""
+    """Convert between a setting and its position in the search.
+
+    The search expects that runs break above the boundary. If they break below it, the position is the reciprocal of the
+    setting. The conversion is its own inverse.
+    """
     if not breaks_below:
         return value
     return 1 / value if value else math.inf
 
 
 class BoundaryProgress:
-    """Says which search, run and round it is: on a terminal a line that changes, everywhere a line a run and a search."""
+    """Report the progress of a boundary search: one line per run and per search, and on a terminal a status line.
+
+    Args:
+        status: The status line, which shows the current search, run and round.
+        num_searches: The number of boundaries to find.
+        param: The key of the setting that is searched.
+    """
 
     def __init__(self, status: Status, num_searches: int, param: str) -> None:
         self.status, self.num_searches, self.param, self.num_found, self.current = status, num_searches, param, 0, ""
 
     def run_trial(self, break_test: BreakTest, condition: str, seed: int, setting: float) -> bool:
+        """Run ``break_test`` and print whether the run broke."""
         self.current = f"seed {seed}, {condition}, {self.param} {setting:.4g}"
         self.status.update(f"boundary {self.num_found + 1} of {self.num_searches}: {self.current}")
         broken = break_test(condition, seed, setting)
@@ -264,11 +300,13 @@ class BoundaryProgress:
         return broken
 
     def on_round(self, progress: Progress) -> None:
+        """Update the status line after a round."""
         self.status.update(
             f"boundary {self.num_found + 1} of {self.num_searches}: {self.current}, round {progress.round}/{progress.num_rounds}"
         )
 
     def on_found(self, condition: str, seed: int, setting: float, runs: int) -> None:
+        """Print the boundary of one seed and condition; NaN means that none was found."""
         self.num_found += 1
         self.print_line(
             f"boundary {self.num_found} of {self.num_searches}: seed {seed}, {condition}, "
@@ -276,26 +314,41 @@ class BoundaryProgress:
         )
 
     def print_line(self, text: str) -> None:
+        """Print one line above the status line."""
         self.status.console.print(text, soft_wrap=True, markup=False)
 
 
 @contextmanager
 def show_boundary_progress(num_searches: int, param: str) -> Iterator[BoundaryProgress]:
-    """Tells while it lasts; if it is stopped, how to go on."""
+    """Show the progress of a boundary search, and how to resume it if ctrl-C stops it."""
     from rich.console import Console
 
     try:
         with Console(stderr=True, highlight=False).status("loading") as status:
             yield BoundaryProgress(status, num_searches, param)
     except KeyboardInterrupt:
-        typer.echo("stopped; the same command goes on from here", err=True)
+        typer.echo("stopped; repeat the same command to resume", err=True)
         raise
 
 
 def build_break_test(
     file: Path, overrides: list[str], param: str, runtime: Runtime, progress: BoundaryProgress
 ) -> tuple[BreakTest, float, int]:
-    """Of an experiment's runs; and where to start, its own setting, and its seed."""
+    """Build the test whether a run with a changed setting breaks.
+
+    Args:
+        file: The experiment's YAML file.
+        overrides: Overrides of the experiment.
+        param: The key of the setting to change, e.g. ``training.client_optimizer.lr``.
+        runtime: Where and with what to compute.
+        progress: Receives the progress of each run.
+
+    Returns:
+        The test, the experiment's value of the setting as the start of the search, and the experiment's seed.
+
+    Raises:
+        UserError: If the setting is not a positive number, or if the run evaluates its loss too rarely to detect divergence.
+    """
     from ..config.schema import iid_baseline, load_config
     from ..core.errors import UserError
     from ..diagnosis.failures import find_runaway, has_worse_final_loss
@@ -303,31 +356,32 @@ def build_break_test(
     from ..engine.cache import ResourceCache
     from ..engine.run import run_experiment
 
-    stock, base = ResourceCache(runtime), load_config(file, overrides)
+    cache, base = ResourceCache(runtime), load_config(file, overrides)
     start: Any = base
     for part in param.split("."):
         start = getattr(start, part, None)
     if isinstance(start, bool) or not isinstance(start, (int, float)) or not start > 0:
         raise UserError(
-            f"--param {param}: wanted a number above 0 in the experiment, got {start!r}; "
-            "for instance training.client_optimizer.lr, training.participation_rate or partition.severity"
+            f"--param {param} must name a number above 0 in the experiment, got {start!r}: "
+            "use e.g. training.client_optimizer.lr, training.participation_rate or partition.severity"
         )
-    looks, least = base.training.num_rounds // base.evaluation.interval + 1, int(THRESHOLDS["common"]["shortest"])
-    if looks < least:
+    num_evaluations, min_evaluations = base.training.num_rounds // base.evaluation.interval + 1, int(THRESHOLDS["common"]["shortest"])
+    if num_evaluations < min_evaluations:
         raise UserError(
-            f"the loss of a run of {base.training.num_rounds} rounds is evaluated {looks} times, and whether it diverges "
-            f"is told from {least} on: raise training.num_rounds, or lower evaluation.interval"
+            f"a run of {base.training.num_rounds} rounds evaluates its loss {num_evaluations} times, and divergence can be detected "
+            f"from {min_evaluations} evaluations on: raise training.num_rounds or lower evaluation.interval"
         )
 
     def breaks(condition: str, seed: int, setting: float) -> bool:
-        made = load_config(file, [*overrides, f"{param}={setting!r}", f"seed={seed}"])
-        run = run_experiment(iid_baseline(made) if condition == "IID" else made, stock, progress.on_round)
+        experiment = load_config(file, [*overrides, f"{param}={setting!r}", f"seed={seed}"])
+        run = run_experiment(iid_baseline(experiment) if condition == "IID" else experiment, cache, progress.on_round)
         return bool(find_runaway(run.trajectory(), THRESHOLDS)[0]) or has_worse_final_loss(run.trajectory())
 
     return breaks, float(start), base.seed
 
 
 def print_boundaries(param: str, first_seed: int, boundaries_by_condition: dict[str, list[float]], ratio: Any) -> None:
+    """Print the boundary of each seed and condition, and the ratio IID / skewed if there is one."""
     from rich.box import SIMPLE
     from rich.console import Console
     from rich.table import Table
@@ -335,17 +389,17 @@ def print_boundaries(param: str, first_seed: int, boundaries_by_condition: dict[
     table = Table(box=SIMPLE)
     for column in ("seed", *boundaries_by_condition):
         table.add_column(column, justify="right")
-    for number, row in enumerate(zip(*boundaries_by_condition.values(), strict=True)):
-        table.add_row(str(first_seed + number), *("not found" if math.isnan(value) else f"{value:.4g}" for value in row))
-    screen = Console(highlight=False)
-    screen.print(f"Where {param} breaks a run:")
-    screen.print(table)
+    for offset, boundaries in enumerate(zip(*boundaries_by_condition.values(), strict=True)):
+        table.add_row(str(first_seed + offset), *("not found" if math.isnan(value) else f"{value:.4g}" for value in boundaries))
+    console = Console(highlight=False)
+    console.print(f"Values of {param} at which a run breaks:")
+    console.print(table)
     if ratio is None:
         return
     if math.isnan(ratio.estimate):
-        screen.print("No ratio: not every boundary was found. Widen --min and --max, or start elsewhere.")
+        console.print("There is no ratio, because not every boundary was found. Widen --min and --max, or start from another value.")
     else:
-        screen.print(
-            f"IID runs stand {ratio.estimate:.3f} times as much as skewed ones "
+        console.print(
+            f"The boundary of the IID runs is {ratio.estimate:.3f} times that of the skewed runs "
             f"({ratio.confidence_level:.0%} interval {ratio.low:.3f} to {ratio.high:.3f})."
         )

@@ -1,4 +1,4 @@
-"""Commands that look at what there is: list, show, report, models, datasets, export, import, monitor; and doctor."""
+"""Commands that show or move existing results: list, show, report, models, datasets, doctor, export, import and monitor."""
 
 from __future__ import annotations
 
@@ -13,7 +13,12 @@ from .options import DEFAULT_RUNS_DIR, VERBOSE, DataDir, Json, RunsDir, print_js
 
 
 def list_command(runs_dir: RunsDir = DEFAULT_RUNS_DIR, as_json: Json = False) -> None:
-    """List the runs, the oldest first."""
+    """List all runs, oldest first.
+
+    `fedrift list` prints one line per run: id, title, dataset, model, seed, rounds and status.
+
+    `fedrift list --json` prints each run's experiment too. The command writes no files.
+    """
     from rich.box import SIMPLE
     from rich.console import Console
     from rich.table import Table
@@ -23,44 +28,49 @@ def list_command(runs_dir: RunsDir = DEFAULT_RUNS_DIR, as_json: Json = False) ->
     from .console import run_title
 
     def row(run: Run) -> tuple[str, ...]:
-        said, reached = run.config, int(run.trajectory().rounds.max(initial=0))
+        config, last_round = run.config, int(run.trajectory().rounds.max(initial=0))
         return (
             run.id,
             run_title(run),
-            said["dataset"]["name"],
-            said["model"],
-            str(said["seed"]),
-            f"{reached}/{said['training']['num_rounds']}",
+            config["dataset"]["name"],
+            config["model"],
+            str(config["seed"]),
+            f"{last_round}/{config['training']['num_rounds']}",
             run.status,
         )
 
-    found, bad = read_each(list_runs(runs_dir), row)
-    bad += list_unreadable(runs_dir)
+    readable, unreadable = read_each(list_runs(runs_dir), row)
+    unreadable += list_unreadable(runs_dir)
     if as_json:
         print_json(
-            [{"id": run.id, "status": run.status, "name": run_title(run), "experiment": run.config} for run, _ in found]
-            + [{"id": each.id, "status": "unreadable", "reason": each.reason} for each in bad]
+            [{"id": run.id, "status": run.status, "name": run_title(run), "experiment": run.config} for run, _ in readable]
+            + [{"id": each.id, "status": "unreadable", "reason": each.reason} for each in unreadable]
         )
         return
-    if not (found or bad):
-        typer.echo(f"no runs in {runs_dir.resolve()}; `fedrift demo` makes six")
+    if not (readable or unreadable):
+        typer.echo(f"no runs in {runs_dir.resolve()}; `fedrift demo` creates six")
         return
     table = Table(box=SIMPLE)
     for name in ("id", "run", "dataset", "model", "seed", "rounds", "status"):
         table.add_column(name, no_wrap=name in ("id", "run", "status"))
-    for _, cells in found:
+    for _, cells in readable:
         table.add_row(*cells)
-    if found:
+    if readable:
         Console().print(table)
-    print_unreadable(bad)
+    print_unreadable(unreadable)
 
 
 def show(
-    name: Annotated[str, typer.Argument(help="A run's id (its first letters do), or its folder.", metavar="RUN")],
+    name: Annotated[str, typer.Argument(help="A run id (a unique prefix is enough) or a run directory.", metavar="RUN")],
     runs_dir: RunsDir = DEFAULT_RUNS_DIR,
     as_json: Json = False,
 ) -> None:
-    """Show one run: verdict, losses by domain, events; `--json` gives the experiment and every record."""
+    """Show one run: its verdict, the loss of each domain and its events.
+
+    `fedrift show 5c35` prints a summary. `fedrift show 5c35 --json` prints the experiment, every record and every event.
+
+    The command writes no files.
+    """
     from rich.console import Console
     from rich.table import Table
 
@@ -85,25 +95,31 @@ def show(
     for event in run.events():
         typer.echo(f"round {event['round']}: {event['kind']}: {event['message']}")
     if run.status == "failed":
-        why = run.read_json("failed")
-        typer.echo(f"failed after round {why['round']}: {why['message']}")
+        failure = run.read_json("failed")
+        typer.echo(f"failed after round {failure['round']}: {failure['message']}")
         if VERBOSE.get():
-            typer.echo(why.get("traceback", "no traceback was stored"))
+            typer.echo(failure.get("traceback", "no traceback was stored"))
 
 
 def report(
-    names: Annotated[list[str], typer.Argument(help="A study's name or YAML file; or ids of runs, or folders.", metavar="STUDY | RUN...")],
-    html: Annotated[bool, typer.Option("--html", help="A study as one page; what is made if nothing is asked.")] = False,
-    pdf: Annotated[bool, typer.Option("--pdf", help="A study as a paper, and its figures as SVG.")] = False,
-    latex: Annotated[bool, typer.Option("--latex", help="A study's tables as LaTeX (booktabs).")] = False,
-    output: Annotated[Path, typer.Option("--output", help="A folder, or an .html file.")] = Path("report"),
+    names: Annotated[
+        list[str],
+        typer.Argument(help="The name or YAML file of a study, or any number of run ids or run directories.", metavar="STUDY | RUN..."),
+    ],
+    html: Annotated[bool, typer.Option("--html", help="Write the study as one HTML page; this is the default.")] = False,
+    pdf: Annotated[bool, typer.Option("--pdf", help="Write the study as a PDF paper, with its figures as SVG files.")] = False,
+    latex: Annotated[bool, typer.Option("--latex", help="Write the study's tables as LaTeX (booktabs).")] = False,
+    output: Annotated[Path, typer.Option("--output", help="The folder to write, or an .html file for a report on runs.")] = Path("report"),
     runs_dir: RunsDir = DEFAULT_RUNS_DIR,
 ) -> None:
-    """Write a study's report, or one self-contained HTML page about some runs, each beside its IID baseline if that was run too.
+    """Write the report of a study, or one HTML page that compares runs with their IID baselines.
 
-    `fedrift report small --html --pdf --latex --output small-report`, or `fedrift report 5c35 77e0`
+    `fedrift report small --html --pdf --latex --output small-report` reports on a study.
 
-    A study may be empty, unfinished or failed: the report says so. Nothing is fetched from anywhere.
+    `fedrift report 5c35 77e0` reports on two runs, and on their IID baselines if these were run.
+
+    The command writes to the `--output` folder and prints the paths. Pages are self-contained and load nothing from the network.
+    A study may be empty, unfinished or failed; the report then says so.
     """
     from ..core.errors import UserError
     from ..storage import Run, find_runs, list_runs, list_unreadable, read_each
@@ -114,113 +130,126 @@ def report(
             typer.echo(path.resolve())
         return
     if pdf or latex:
-        known = f"; there are {', '.join(list_studies(runs_dir))}" if list_studies(runs_dir) else f"; {runs_dir.resolve()} holds none"
-        raise UserError(f"--pdf and --latex are of a study, and {' '.join(names)!r} names none{known}. Runs have an HTML page")
+        studies = list_studies(runs_dir)
+        known = f"the studies are {', '.join(studies)}" if studies else f"{runs_dir.resolve()} contains no study"
+        raise UserError(f"--pdf and --latex need a study, and {' '.join(names)!r} is none ({known}). Runs only have an HTML page")
     from ..report import write_report
     from .console import run_view
 
-    twins = {iid_baseline_key(run.config): run for run in list_runs(runs_dir) if is_iid(run.config) and "fork" not in run.config}
-    chosen, faulty = find_runs(runs_dir, names)
-    runs, bad = read_each(chosen, Run.trajectory)
-    others = {run.id: None if is_iid(run.config) else twins.get(iid_baseline_key(run.config)) for run, _ in runs}
-    baselines, missing = read_each([twin for twin in others.values() if twin], Run.trajectory)
-    print_unreadable(dict.fromkeys([*faulty, *bad, *missing, *list_unreadable(runs_dir)]))
-    if not runs:
-        raise UserError("none of these runs can be read")
-    readable = {run.id for run, _ in baselines}
-    pairs = [(run, twin if (twin := others[run.id]) and twin.id in readable else None) for run, _ in runs]
-    page = write_report([run_view(run, twin) for run, twin in pairs], output)
+    iid_runs = {iid_baseline_key(run.config): run for run in list_runs(runs_dir) if is_iid(run.config) and "fork" not in run.config}
+    chosen, unreadable_names = find_runs(runs_dir, names)
+    readable, unreadable = read_each(chosen, Run.trajectory)
+    baseline_of = {run.id: None if is_iid(run.config) else iid_runs.get(iid_baseline_key(run.config)) for run, _ in readable}
+    baselines, unreadable_baselines = read_each([baseline for baseline in baseline_of.values() if baseline], Run.trajectory)
+    print_unreadable(dict.fromkeys([*unreadable_names, *unreadable, *unreadable_baselines, *list_unreadable(runs_dir)]))
+    if not readable:
+        raise UserError("none of these runs can be read; `fedrift list` shows the readable ones")
+    readable_ids = {run.id for run, _ in baselines}
+    pairs = [(run, baseline if (baseline := baseline_of[run.id]) and baseline.id in readable_ids else None) for run, _ in readable]
+    page = write_report([run_view(run, baseline) for run, baseline in pairs], output)
     typer.echo(page.resolve())
 
 
 def is_study_name(name: str, runs_dir: Path) -> bool:
+    """Return whether a name is a stored study, a YAML file or the directory of a study."""
     from ..studies import list_studies
 
     return name in list_studies(runs_dir) or name.endswith((".yaml", ".yml")) or (Path(name) / "study.json").is_file()
 
 
 def write_study(name: str, output: Path, runs_dir: Path, html: bool, pdf: bool, latex: bool) -> list[Path]:
-    """Write a study's report, telling what is being made; the files to look at."""
+    """Write the report of a study with a progress line; return its main files: pages, PDFs and `all.tex`."""
     from rich.console import Console
 
     from ..report.study_report import write_study_report
     from ..studies import find_study
 
     with Console(stderr=True).status("reading") as status:
-        made = write_study_report(find_study(runs_dir, name), output, html=html, pdf=pdf, latex=latex, on_progress=status.update)
-    return [path for path in made if path.suffix in (".html", ".pdf") or path.name == "all.tex"]
+        paths = write_study_report(find_study(runs_dir, name), output, html=html, pdf=pdf, latex=latex, on_progress=status.update)
+    return [path for path in paths if path.suffix in (".html", ".pdf") or path.name == "all.tex"]
 
 
 def iid_baseline_key(stored_config: dict) -> str:  # type: ignore[type-arg]
-    """The stored experiment as its IID baseline would be stored, to find that by."""
-    kept = {key: value for key, value in stored_config.items() if key not in ("id", "partition_table", "fork")}
-    return json.dumps({**kept, "partition": {**kept["partition"], "severity": 0.0}}, sort_keys=True)
+    """Return a key that a run shares with its IID baseline: its stored experiment with severity 0."""
+    config = {key: value for key, value in stored_config.items() if key not in ("id", "partition_table", "fork")}
+    return json.dumps({**config, "partition": {**config["partition"], "severity": 0.0}}, sort_keys=True)
 
 
 def is_iid(stored_config: dict) -> bool:  # type: ignore[type-arg]
-    return bool(stored_config["partition"].get("severity") == 0)  # and so is a fork of such a run
+    """Return whether a run, or the origin of a fork, has an IID partition."""
+    return bool(stored_config["partition"].get("severity") == 0)
 
 
-# Commands that tell what there is: models, corpora, doctor.
+# models, datasets and doctor
 
 
 def models(as_json: Json = False) -> None:
-    """The models by name; any hub id and any folder with a causal language model will do too.
+    """List the named models. The key `model` also takes a Hugging Face model id or a folder with a causal language model.
 
-    `files`: here, on this machine, or where they are fetched from. `memory`: what training adapters takes, about, with 512
-    tokens in a pass and the weights in float32 (`docs/models.md` has the formula, and what was measured).
+    `fedrift models` prints a table. `fedrift models --json` prints all fields. The command writes no files.
+
+    The column `files` shows whether the files are on this machine or where they are downloaded from. The column `memory` is an
+    estimate for training adapters with 512 tokens per forward pass and float32 weights; `docs/models.md` gives the formula.
     """
     from ..core.errors import default_cache_dir
     from ..models.presets import PRESETS, is_available
 
-    every = [(preset, is_available(preset, default_cache_dir())) for preset in PRESETS.values()]
+    presets = [(preset, is_available(preset, default_cache_dir())) for preset in PRESETS.values()]
     if as_json:
-        print_json([{**vars(preset), "here": here, "training_memory": preset.training_memory()} for preset, here in every])
+        print_json([{**vars(preset), "here": is_local, "training_memory": preset.training_memory()} for preset, is_local in presets])
         return
-    fetched = {"pip": "package index", "hub": "model hub"}
+    sources = {"pip": "package index", "hub": "model hub"}
     print_table(
         "name",
         "files",
         "parameters",
         "memory",
         "license",
-        "what it is",
+        "description",
         rows=[
             (
                 preset.name,
-                "here" if here else fetched[preset.origin],
+                "on this machine" if is_local else sources[preset.origin],
                 f"{preset.num_parameters / 1e6:,.1f} M",
                 f"{preset.training_memory() / 1e9:.1f} GB",
                 preset.license_id,
                 preset.description,
             )
-            for preset, here in every
+            for preset, is_local in presets
         ],
     )
 
 
 def datasets(data_dir: DataDir = None, as_json: Json = False) -> None:
-    """The corpora by name; any Parquet, CSV or JSONL file, folder of texts or hub data set will do too."""
-    from ..data import list_datasets as listings
+    """List the named datasets. The key `dataset` also takes a file, a folder of texts or a Hugging Face dataset.
 
-    found = listings(data_dir)
+    `fedrift datasets --data-dir DATA` lists local datasets in DATA too. Files may be Parquet, CSV or JSONL.
+
+    The command writes no files.
+    """
+    from ..data import list_datasets
+
+    listings = list_datasets(data_dir)
     if as_json:
-        print_json([listing._asdict() for listing in found])
+        print_json([listing._asdict() for listing in listings])
         return
     print_table(
         "name",
         "documents",
-        "comes from",
-        "what it is",
+        "origin",
+        "description",
         rows=[
             (listing.name, f"{listing.num_documents:,}" if listing.num_documents else "", listing.origin, listing.description)
-            for listing in found
+            for listing in listings
         ],
     )
 
 
 def doctor() -> None:
-    """Check this machine: versions, device, memory, caches, and whether the embedded model works."""
+    """Check this machine: versions, device, memory, caches, and whether the built-in model works.
+
+    Run `fedrift doctor` after the installation. The exit code is 1 if the built-in model `pocket` computes non-finite losses.
+    """
     import platform
     import shutil
     from importlib.metadata import version
@@ -234,60 +263,62 @@ def doctor() -> None:
     from ..engine.cache import ResourceCache
     from ..models.trainable import Lora
 
-    where = Runtime(device="cpu")
+    runtime = Runtime(device="cpu")
     typer.echo(f"fedrift {__version__}, Python {platform.python_version()}, {platform.platform()}")
     typer.echo(", ".join(f"{name} {version(name)}" for name in ("torch", "transformers", "peft", "datasets")))
     typer.echo(
         f"device {Runtime().resolve_device()}, {torch.get_num_threads()} threads, "
         f"{psutil.virtual_memory().available / 2**30:.1f} GiB memory free"
     )
-    home = next(folder for folder in (where.cache_dir, *where.cache_dir.parents) if folder.exists())
-    typer.echo(f"cache {where.cache_dir}, {shutil.disk_usage(home).free / 2**30:.1f} GiB disk free")
-    begun = perf_counter()
-    model = ResourceCache(where).get_stacked_model("pocket", Lora())
+    existing = next(folder for folder in (runtime.cache_dir, *runtime.cache_dir.parents) if folder.exists())
+    typer.echo(f"cache {runtime.cache_dir}, {shutil.disk_usage(existing).free / 2**30:.1f} GiB disk free")
+    started = perf_counter()
+    model = ResourceCache(runtime).get_stacked_model("pocket", Lora())
     tokens = torch.arange(512).view(4, 2, 64)
     params = model.init_params().take(torch.zeros(4, dtype=torch.long))
     with torch.no_grad():
         loss = model(params, {"tokens": tokens, "keep": torch.ones_like(tokens, dtype=torch.bool)})
     typer.echo(
-        f"pocket loads and computes ({perf_counter() - begun:.1f} s)"
+        f"pocket loads and computes ({perf_counter() - started:.1f} s)"
         if loss.isfinite().all()
-        else "pocket gives non-finite losses on this machine: do not trust its results"
+        else "pocket computes non-finite losses on this machine: do not use results from it"
     )
     if not loss.isfinite().all():
         raise typer.Exit(1)
 
 
 def print_table(*columns: str, rows: list[tuple[str, ...]]) -> None:
+    """Print rows as a table; the columns that contain numbers are right-aligned."""
     from rich.box import SIMPLE
     from rich.console import Console
     from rich.table import Table
 
-    drawn = Table(box=SIMPLE)
+    table = Table(box=SIMPLE)
     for column in columns:
-        drawn.add_column(
+        table.add_column(
             column, justify="right" if column in ("parameters", "memory", "documents") else "left", no_wrap=column in ("name", "memory")
         )
     for row in rows:
-        drawn.add_row(*row)
-    Console().print(drawn)
+        table.add_row(*row)
+    Console().print(table)
 
 
-# Commands that carry studies and models elsewhere: export, import.
+# export and import
 
 
 def export(
-    name: Annotated[str, typer.Argument(help="A study's name or YAML file; with --hf a run.", metavar="STUDY|RUN")],
-    output: Annotated[Path | None, typer.Option("--output", help="The file; with --hf the folder.")] = None,
-    hf: Annotated[bool, typer.Option("--hf", help="The models of a run, each with a model card.")] = False,
+    name: Annotated[str, typer.Argument(help="The name or YAML file of a study; with --hf, a run.", metavar="STUDY|RUN")],
+    output: Annotated[Path | None, typer.Option("--output", help="The file to write; with --hf, the folder.")] = None,
+    hf: Annotated[bool, typer.Option("--hf", help="Export the models of a run, each with a model card.")] = False,
     runs_dir: RunsDir = DEFAULT_RUNS_DIR,
 ) -> None:
-    """Write a study as one file, from which tables and reports are the same elsewhere; without states and weights.
+    """Export a study as one archive, or export the trained models of a run.
 
-    `fedrift export first --output first.zip`, and there `fedrift import first.zip`
+    `fedrift export first --output first.zip` writes a study without checkpoints and weights. On another machine,
+    `fedrift import first.zip` restores it, and `fedrift report` produces the same tables and reports.
 
-    `fedrift export 5c35 --hf --output adapters` writes a run's models instead: the federation's, each cluster's, each client's
-    where clients have their own. `peft` reads them, and the folder can be uploaded as it is.
+    `fedrift export 5c35 --hf --output adapters` writes the models of a run: the global model, or each cluster's model, and each
+    client's personalized model if there are any. `peft` loads them, and the folder can be uploaded to Hugging Face unchanged.
     """
     if hf:
         from ..models.presets import PRESETS
@@ -295,32 +326,37 @@ def export(
         from ..storage import find_run
 
         run = find_run(runs_dir, name)
-        model, base = run.config["model"], PRESETS.get(run.config["model"])
-        hub = base.hub_id if base else "" if Path(model).exists() else model
-        folders = export_models(run, output or Path(f"{run.id}-models"), hub, base.license_id.lower() if base else "")
+        model, preset = run.config["model"], PRESETS.get(run.config["model"])
+        hub = preset.hub_id if preset else "" if Path(model).exists() else model
+        folders = export_models(run, output or Path(f"{run.id}-models"), hub, preset.license_id.lower() if preset else "")
         for folder in folders:
             typer.echo(folder.resolve())
         return
     from ..studies import export_study, find_study
 
-    book = find_study(runs_dir, name)
-    path = export_study(book, output or Path(f"{book.name}.zip"))
+    manifest = find_study(runs_dir, name)
+    path = export_study(manifest, output or Path(f"{manifest.name}.zip"))
     typer.echo(f"{path.resolve()} ({path.stat().st_size / 1e6:.1f} MB)")
 
 
 def import_study(
-    archive: Annotated[Path, typer.Argument(help="A file of `fedrift export STUDY`.", metavar="STUDY.zip")],
+    archive: Annotated[Path, typer.Argument(help="An archive that `fedrift export STUDY` wrote.", metavar="STUDY.zip")],
     runs_dir: RunsDir = DEFAULT_RUNS_DIR,
 ) -> None:
-    """Take in a study that `fedrift export` wrote elsewhere; runs that are here already stay as they are."""
+    """Import a study that `fedrift export` wrote on another machine.
+
+    `fedrift import first.zip`, then `fedrift report first`
+
+    The command adds the study and its runs to the runs directory. Runs that are already stored there stay unchanged.
+    """
     from ..studies import import_study
 
-    book = import_study(archive, runs_dir)
-    count = len({entry.run for entry in book.read()["runs"]})
-    typer.echo(f"study {book.name}, {count} runs in {runs_dir.resolve()}; `fedrift report {book.name}` shows it")
+    manifest = import_study(archive, runs_dir)
+    count = len({entry.run for entry in manifest.read()["runs"]})
+    typer.echo(f"study {manifest.name}, {count} runs in {runs_dir.resolve()}; `fedrift report {manifest.name}` shows it")
 
 
-# The command that looks on: monitor.
+# monitor
 
 if TYPE_CHECKING:
     from ..report.monitor import Monitor
@@ -328,14 +364,20 @@ if TYPE_CHECKING:
 MonitorTarget = Annotated[
     str,
     typer.Argument(
-        help="A study's name or its YAML file, or a folder of runs; all runs if not said.", metavar="[STUDY]", show_default=False
+        help="The name or YAML file of a study, or a folder of runs; by default all runs in --runs-dir.",
+        metavar="[STUDY]",
+        show_default=False,
     ),
 ]
-Web = Annotated[bool, typer.Option("--web", help="In the browser: a page on this machine, for this machine only.")]
-Port = Annotated[int, typer.Option("--port", min=0, max=65535, help="With --web; 0 takes any free one.")]
-Host = Annotated[str, typer.Option("--host", help="With --web: where to listen; others than 127.0.0.1 let the network read.")]
-Interval = Annotated[float, typer.Option("--interval", min=0.2, max=3600, callback=reject_nan, help="Seconds between two looks.")]
-Once = Annotated[bool, typer.Option("--once", help="Look once and end.")]
+Web = Annotated[bool, typer.Option("--web", help="Serve a page for the browser instead; only this machine can open it.")]
+Port = Annotated[int, typer.Option("--port", min=0, max=65535, help="The port for --web; 0 selects any free port.")]
+Host = Annotated[
+    str, typer.Option("--host", help="The address for --web to listen on. Any address but 127.0.0.1 lets the network read the runs.")
+]
+Interval = Annotated[
+    float, typer.Option("--interval", min=0.2, max=3600, callback=reject_nan, help="The number of seconds between two updates.")
+]
+Once = Annotated[bool, typer.Option("--once", help="Print the state once and exit.")]
 
 
 def monitor(
@@ -348,56 +390,59 @@ def monitor(
     runs_dir: RunsDir = DEFAULT_RUNS_DIR,
     as_json: Json = False,
 ) -> None:
-    """Look on while runs go on in other processes: losses, findings, how far the grid is. It only reads.
+    """Show the progress, losses and findings of runs that other processes compute.
 
-    `fedrift monitor small` beside `fedrift study studies/small.yaml`, or `fedrift monitor small --web`
+    `fedrift monitor small` shows the study of `fedrift study studies/small.yaml` in another terminal.
 
-    On the terminal it ends when nothing is left to run; ctrl-C ends it at any time and stops no run.
+    `fedrift monitor small --web` shows it in the browser.
+
+    The command only reads and writes no files. On the terminal it ends when no run is left. Ctrl-C ends it at any time and does
+    not stop the runs.
     """
     from ..report.monitor import open_monitor
 
-    watcher = open_monitor(runs_dir, name)
+    run_monitor = open_monitor(runs_dir, name)
     if as_json:
         from .console import snapshot_to_plain
 
-        print_json(snapshot_to_plain(watcher.take_snapshot()))
+        print_json(snapshot_to_plain(run_monitor.take_snapshot()))
     elif web:
-        serve_web(watcher, host, port, interval)
+        serve_web(run_monitor, host, port, interval)
     else:
-        show_terminal(watcher, interval, once)
+        show_terminal(run_monitor, interval, once)
 
 
 def serve_web(run_monitor: Monitor, host: str, port: int, interval: float) -> None:
-    """The page, until ctrl-C."""
+    """Serve the page until ctrl-C."""
     from ..report.web import MonitorServer
 
     with MonitorServer(run_monitor, host, port, interval) as server:
-        typer.echo(f"{server.address}  (ctrl-C ends it; the runs go on)")
+        typer.echo(f"{server.address}  (ctrl-C stops the page; the runs continue)")
         if host not in ("127.0.0.1", "localhost", "::1"):
-            typer.echo(f"who reaches {host} can read these runs; `ssh -L {port}:127.0.0.1:{port}` keeps them to you", err=True)
+            typer.echo(f"everyone who can reach {host} can read these runs; `ssh -L {port}:127.0.0.1:{port}` keeps them private", err=True)
         try:
             server.serve_forever()
         except KeyboardInterrupt:
-            typer.echo("ended; the runs go on", err=True)
+            typer.echo("the monitor has ended; the runs continue", err=True)
 
 
 def show_terminal(run_monitor: Monitor, interval: float, once: bool) -> None:
-    """The terminal, until all is done or ctrl-C."""
+    """Update the terminal until no run is left or ctrl-C is pressed."""
     from rich.console import Console
     from rich.live import Live
 
     from .console import render_dashboard
 
-    screen = Console(highlight=False)
-    scene = run_monitor.take_snapshot()
-    if once or scene.is_complete or not screen.is_terminal:
-        screen.print(render_dashboard(scene, run_monitor.curve, max(screen.height, 40)))
+    console = Console(highlight=False)
+    snapshot = run_monitor.take_snapshot()
+    if once or snapshot.is_complete or not console.is_terminal:
+        console.print(render_dashboard(snapshot, run_monitor.curve, max(console.height, 40)))
         return
     try:
-        with Live(render_dashboard(scene, run_monitor.curve, screen.height), console=screen, auto_refresh=False) as live:
-            while not scene.is_complete:
+        with Live(render_dashboard(snapshot, run_monitor.curve, console.height), console=console, auto_refresh=False) as live:
+            while not snapshot.is_complete:
                 time.sleep(interval)
-                scene = run_monitor.take_snapshot()
-                live.update(render_dashboard(scene, run_monitor.curve, screen.height), refresh=True)
+                snapshot = run_monitor.take_snapshot()
+                live.update(render_dashboard(snapshot, run_monitor.curve, console.height), refresh=True)
     except KeyboardInterrupt:
-        typer.echo("ended; the runs go on", err=True)
+        typer.echo("the monitor has ended; the runs continue", err=True)

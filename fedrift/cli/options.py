@@ -1,4 +1,4 @@
-"""Arguments and options that several commands have."""
+"""Arguments, options and helper functions that several commands share."""
 
 from __future__ import annotations
 
@@ -13,66 +13,88 @@ if TYPE_CHECKING:
     from ..config.runtime import Runtime
     from ..storage.index import UnreadableRun
 
-ExperimentFile = Annotated[Path, typer.Argument(help="The experiment's YAML file.", metavar="EXPERIMENT.yaml")]
+ExperimentFile = Annotated[Path, typer.Argument(help="The YAML file of the experiment.", metavar="EXPERIMENT.yaml")]
 Overrides = Annotated[
     list[str] | None,
-    typer.Argument(help="Changes to it: `partition.severity=0.5`, `algorithm=FedProx`, `algorithm.mu=0.1`.", metavar="[a.b=c]..."),
+    typer.Argument(
+        help="Overrides of the experiment's keys, e.g. `partition.severity=0.5`, `algorithm=FedProx`, `algorithm.mu=0.1`.",
+        metavar="[a.b=c]...",
+    ),
 ]
-RunsDir = Annotated[Path, typer.Option("--runs-dir", help="The folder that holds the runs.")]
+RunsDir = Annotated[Path, typer.Option("--runs-dir", help="The runs directory, which contains one folder per run.")]
 DataDir = Annotated[
     Path | None,
-    typer.Option("--data-dir", envvar="FEDRIFT_DATA", help="Local corpora by name: DATA/CORPUS/train.parquet, test.parquet ..."),
+    typer.Option(
+        "--data-dir",
+        envvar="FEDRIFT_DATA",
+        help="The folder of local datasets, one subfolder per dataset: DATA_DIR/NAME/train.parquet, test.parquet ...",
+    ),
 ]
-Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda or mps.")]
-Threads = Annotated[int | None, typer.Option("--threads", min=1, max=1024, help="Processor threads; torch's own choice if not said.")]
+Device = Annotated[str, typer.Option("--device", help="The device that computes: auto, cpu, cuda or mps.")]
+Threads = Annotated[int | None, typer.Option("--threads", min=1, max=1024, help="The number of CPU threads; by default torch chooses it.")]
 ClientsPerPass = Annotated[
     int | None,
     typer.Option(
         "--clients-per-pass",
         min=0,
         max=100_000,
-        help="Clients in one forward pass; chosen by memory if not said, 0: try one at a time beside "
-        "that and keep the faster. Changes rounding only.",
+        help="The number of clients that train in one forward pass; by default the available memory decides. 0 times that number "
+        "against one client per pass and uses the faster. The option changes only rounding.",
     ),
 ]
-Dtype = Annotated[str, typer.Option("--dtype", help="What the frozen base computes in: auto, float32 or bfloat16.")]
-Compile = Annotated[bool, typer.Option("--compile", help="Compile every block first: a minute, then faster steps.")]
+Dtype = Annotated[str, typer.Option("--dtype", help="The data type in which the frozen base weights compute: auto, float32 or bfloat16.")]
+Compile = Annotated[
+    bool,
+    typer.Option(
+        "--compile", help="Compile every transformer block with torch.compile first: this takes about a minute and makes steps faster."
+    ),
+]
 CheckDevice = Annotated[
     bool | None,
     typer.Option(
-        "--check-device/--no-check-device", help="Compute a step again on the CPU and compare, first; on Apple's GPU if not said."
+        "--check-device/--no-check-device",
+        help="Compute one training step on the device and on the CPU first, and compare them. By default only Apple GPUs are checked.",
     ),
 ]
-Tf32 = Annotated[bool, typer.Option("--tf32", help="Coarser, faster float32 products on NVIDIA GPUs.")]
+Tf32 = Annotated[bool, typer.Option("--tf32", help="Use TF32 for float32 matrix products on NVIDIA GPUs: faster and less precise.")]
 Deterministic = Annotated[
-    bool, typer.Option("--deterministic/--no-deterministic", help="On a GPU: kernels that give the same bits twice, where there are any.")
+    bool,
+    typer.Option(
+        "--deterministic/--no-deterministic", help="On a GPU, use kernels that reproduce results bit for bit, where such kernels exist."
+    ),
 ]
 SaveUpdates = Annotated[
-    bool, typer.Option("--save-updates", help="Keep what the clients send in every round, for `fedrift fork`; adapters are small.")
+    bool, typer.Option("--save-updates", help="Store the updates that clients send in every round; `fedrift fork` needs them.")
 ]
 Json = Annotated[
-    bool, typer.Option("--json", help="Print JSON, for scripts: numbers with all digits; NaN is null, infinities are 1e999 and -1e999.")
+    bool,
+    typer.Option(
+        "--json", help="Print JSON for scripts. Numbers have all their digits; NaN becomes null, infinities become 1e999 and -1e999."
+    ),
 ]
-RunNames = Annotated[list[str], typer.Argument(help="Ids of runs (their first letters do), or folders.", metavar="RUN...")]
+RunNames = Annotated[list[str], typer.Argument(help="Run ids (a unique prefix is enough) or run directories.", metavar="RUN...")]
 
 Fresh = Annotated[
-    bool, typer.Option("--fresh", help="Run anew what is stored already; the old folders are moved into `replaced` beside the runs.")
+    bool,
+    typer.Option(
+        "--fresh", help="Run again even if a finished run is stored. The old run directory moves to `replaced/` in the runs directory."
+    ),
 ]
 
 DEFAULT_RUNS_DIR = Path("runs")
-VERBOSE: ContextVar[bool] = ContextVar("verbose", default=False)  # whether tracebacks are printed
+VERBOSE: ContextVar[bool] = ContextVar("verbose", default=False)  # whether errors print their traceback
 
 
 def print_unreadable(unreadable: Iterable[UnreadableRun]) -> None:
-    """Print a line for each run that cannot be read."""
+    """Print one line on stderr for each run that cannot be read."""
     for each in unreadable:
         typer.echo(f"run {each.id} cannot be read: {each.reason}", err=True)
 
 
 def reject_nan(value: float | None) -> float | None:
-    """Refuse NaN, which stands in no range and which ranges let through."""
+    """Reject NaN in an option callback, because Click's range checks accept it."""
     if value is not None and value != value:
-        raise typer.BadParameter("nan is no number")
+        raise typer.BadParameter("nan is not allowed; give a finite number")
     return value
 
 
@@ -89,7 +111,11 @@ def make_runtime(
     deterministic: bool = True,
     save_updates: bool = False,
 ) -> Runtime:
-    """Where and with what to compute; what takes long says so on the screen."""
+    """Build the Runtime from command-line options; its progress messages go to stderr.
+
+    Raises:
+        UserError: If ``dtype`` is not a known data type.
+    """
     from typing import get_args
 
     from ..config.runtime import Dtype as Dtypes
@@ -115,7 +141,7 @@ def make_runtime(
 
 
 def print_json(value: object) -> None:
-    """A value as JSON on one line, as the option ``--json`` promises it."""
+    """Print a value as JSON on one line, in the format that the help of ``--json`` describes."""
     from ..storage.jsonl import to_json
 
     typer.echo(to_json(value))

@@ -1,4 +1,7 @@
-"""Commands that look at a partition before any training: show, export, tables. Without ``--gradients`` none loads torch."""
+"""The commands ``partition show``, ``partition export`` and ``partition tables``, which need no training.
+
+They do not load torch, except for ``partition show --gradients``.
+"""
 
 from __future__ import annotations
 
@@ -14,8 +17,12 @@ if TYPE_CHECKING:
     from ..data.encoders import Encoder
     from ..report.partition_page import PartitionReport
 
-MAX_CLIENTS = 20  # clients on a terminal; the page shows more
-app = typer.Typer(name="partition", no_args_is_help=True, help="See who holds what, before any training.")
+MAX_CLIENTS = 20  # clients shown on a terminal; the HTML page shows more
+app = typer.Typer(
+    name="partition",
+    no_args_is_help=True,
+    help="Show, export and check partitions, which assign documents to clients. No training is needed.",
+)
 
 
 @app.command()
@@ -24,25 +31,30 @@ def show(
     overrides: Overrides = None,
     html: Annotated[
         Path | None,
-        typer.Option("--html", help="Write the page to this HTML file. [default: partition.html, none with --json]", show_default=False),
+        typer.Option("--html", help="The HTML file to write. [default: partition.html; with --json no file]", show_default=False),
     ] = None,
     encoder: Annotated[
         str | None,
         typer.Option(
             "--encoder",
             show_default=False,
-            help=("In whose vectors the clients' documents are compared: lsa, wordllama or none. [default: the corpus's, else lsa]"),
+            help="The text embedding that compares the clients' documents: lsa, wordllama or none. [default: dataset.encoder, else lsa]",
         ),
     ] = None,
     gradients: Annotated[
-        bool, typer.Option("--gradients", help=("Compare the clients' gradients at the first weights too; this loads the model."))
+        bool, typer.Option("--gradients", help="Also compare the clients' gradients at the initial weights; this loads the model.")
     ] = False,
     data_dir: DataDir = None,
     as_json: Json = False,
 ) -> None:
-    """How different the clients are, each number beside what chance gives; and an HTML page with the figures.
+    """Show how much the clients of a partition differ, compared with random IID partitions.
 
     `fedrift partition show experiments/demo.yaml partition.severity=0.5`
+
+    `fedrift partition show my.yaml --gradients --html my-partition.html` also compares the clients' gradients.
+
+    The command prints the measures, the documents per client and the distinctive words of each client. It writes an HTML page
+    with figures.
     """
     from functools import partial
 
@@ -50,24 +62,24 @@ def show(
     from ..report.partition_page import build_partition_report, write_partition_page
     from .partition_data import embed_documents, gradient_statistics, load_data_config, partition_dataset
 
-    dealt = partition_dataset(load_data_config(file, overrides or ()), data_dir)
-    chosen = parse_encoder(encoder) if encoder else dealt.config.dataset.encoder or "lsa"
-    shown = build_partition_report(
-        dealt.corpus,
-        dealt.partition,
-        dealt.config.to_dict(),
-        partial(numpy_stream, dealt.config.seed),
-        unit=dealt.unit,
-        note=dealt.note,
-        vectors=embed_documents(dealt, chosen) if chosen else None,
-        encoder=chosen or "",
+    data = partition_dataset(load_data_config(file, overrides or ()), data_dir)
+    encoder_name = parse_encoder(encoder) if encoder else data.config.dataset.encoder or "lsa"
+    report = build_partition_report(
+        data.corpus,
+        data.partition,
+        data.config.to_dict(),
+        partial(numpy_stream, data.config.seed),
+        unit=data.unit,
+        note=data.note,
+        vectors=embed_documents(data, encoder_name) if encoder_name else None,
+        encoder=encoder_name or "",
         gradients=gradient_statistics(file, overrides or (), data_dir) if gradients else (),
     )
-    page = None if as_json and html is None else write_partition_page(shown, html or Path("partition.html"))
+    page = None if as_json and html is None else write_partition_page(report, html or Path("partition.html"))
     if as_json:
-        print_json(shown.to_json())
+        print_json(report.to_json())
     else:
-        print_partition(shown)
+        print_partition(report)
         typer.echo(f"\npage {page.resolve()}" if page else "")
 
 
@@ -75,30 +87,41 @@ def show(
 def export(
     file: ExperimentFile,
     overrides: Overrides = None,
-    output_dir: Annotated[Path, typer.Option("--output", help="A new folder.")] = Path("clients"),
+    output_dir: Annotated[Path, typer.Option("--output", help="The folder to create.")] = Path("clients"),
     data_dir: DataDir = None,
 ) -> None:
-    """Write what each client holds as a data set of its own, with `partition.json`.
+    """Export the documents of each client as a separate dataset.
 
-    `datasets.load_dataset("clients", "client0")` reads the first client back.
+    `fedrift partition export experiments/demo.yaml --output clients`
+
+    The command writes one Hugging Face dataset per client and `partition.json` to the `--output` folder.
+    `datasets.load_dataset("clients", "client0")` loads the documents of the first client.
     """
-    from ..partition.export import export_partition as write
+    from ..partition.export import export_partition
     from .partition_data import load_data_config, partition_dataset
 
-    dealt = partition_dataset(load_data_config(file, overrides or ()), data_dir)
-    listed = write(dealt.corpus, dealt.partition, output_dir, {"experiment": dealt.config.to_dict(), "unit": dealt.unit})
-    typer.echo(f"{len(dealt.partition)} clients in {output_dir.resolve()}, listed in {listed.name}")
-    if dealt.note:
-        typer.echo(dealt.note, err=True)
+    data = partition_dataset(load_data_config(file, overrides or ()), data_dir)
+    index_path = export_partition(data.corpus, data.partition, output_dir, {"experiment": data.config.to_dict(), "unit": data.unit})
+    typer.echo(f"{len(data.partition)} clients in {output_dir.resolve()}, listed in {index_path.name}")
+    if data.note:
+        typer.echo(data.note, err=True)
 
 
 @app.command()
 def tables(
-    seed: Annotated[int, typer.Option("--seed", min=0, max=2**53 - 1, help="Of the draws.")] = 0,
-    draws: Annotated[int, typer.Option("--draws", min=10, max=1_000_000, help="Of each Dirichlet distribution.")] = 2000,
+    seed: Annotated[int, typer.Option("--seed", min=0, max=2**53 - 1, help="The random seed of the simulated partitions.")] = 0,
+    draws: Annotated[
+        int, typer.Option("--draws", min=10, max=1_000_000, help="The number of draws from each Dirichlet distribution.")
+    ] = 2000,
     as_json: Json = False,
 ) -> None:
-    """Deal synthetic pools and set what is measured beside what the books say; exit code 1 if they disagree."""
+    """Check partitions of synthetic documents against reference tables of their divergence.
+
+    `fedrift partition tables --draws 10000`
+
+    The command prints each expected value, the measured value and the allowed difference, and writes no files. The exit code is 1
+    if a difference is larger than allowed.
+    """
     from rich.console import Console
     from rich.table import Table
 
@@ -108,11 +131,11 @@ def tables(
     if as_json:
         print_json([{**asdict(row), "agrees": row.is_within_tolerance} for row in rows])
     else:
-        shown = Table(title="What a dial should measure and what it does")
+        table = Table(title="Measured divergence of synthetic partitions and its expected value")
         for name in ("table", "setting", "quantity", "expected", "found", "allowed", ""):
-            shown.add_column(name, justify="right" if name in ("expected", "found", "allowed") else "left")
+            table.add_column(name, justify="right" if name in ("expected", "found", "allowed") else "left")
         for row in rows:
-            shown.add_row(
+            table.add_row(
                 row.table,
                 row.setting,
                 row.quantity,
@@ -121,84 +144,88 @@ def tables(
                 f"± {row.tolerance:.4f}",
                 "" if row.is_within_tolerance else "[red]differs[/]",
             )
-        screen = Console(highlight=False)
-        screen.print(shown)
-        screen.print(f"{sum(row.is_within_tolerance for row in rows)} of {len(rows)} agree within sampling error")
+        console = Console(highlight=False)
+        console.print(table)
+        console.print(f"{sum(row.is_within_tolerance for row in rows)} of {len(rows)} agree within sampling error")
     if not all(row.is_within_tolerance for row in rows):
         raise typer.Exit(1)
 
 
 def parse_encoder(name: str) -> Encoder | None:
-    """The encoder of that name, none for ``none``."""
+    """Return the encoder of that name, or None for ``none``.
+
+    Raises:
+        UserError: If there is no encoder of that name.
+    """
     from typing import get_args
 
     from ..core.errors import unknown_name_error
     from ..data.encoders import Encoder
 
-    known: dict[str, Encoder | None] = {**{one: one for one in get_args(Encoder)}, "none": None}
+    known: dict[str, Encoder | None] = {**{encoder: encoder for encoder in get_args(Encoder)}, "none": None}
     if name not in known:
         raise unknown_name_error("encoder", name, known)
     return known[name]
 
 
 def print_partition(report: PartitionReport) -> None:
-    """The numbers, who holds what, who differs from whom, words and a sample of each client."""
+    """Print the measures, the documents per client, the pairwise divergence, and words and a sample text of each client."""
     from rich.console import Console
     from rich.table import Table
 
     from ..report.partition_page import METRIC_TITLES, format_number, format_row, summarize, truncate_text
 
-    screen, measured = Console(highlight=False), report.heterogeneity
-    screen.print(f"[bold]{report.title}[/]")
-    screen.print(summarize(measured))
+    console, heterogeneity = Console(highlight=False), report.heterogeneity
+    console.print(f"[bold]{report.title}[/]")
+    console.print(summarize(heterogeneity))
     if report.note:
-        screen.print(f"[dim]{report.note}[/]")
+        console.print(f"[dim]{report.note}[/]")
 
-    numbers = Table(title="How different the clients are (chance: 20 IID re-splits)")
-    for name in ("number", "here", "by chance", "z"):
-        numbers.add_column(name, justify="left" if name == "number" else "right")
-    for number in measured.measurements:
-        title, _, *rest = format_row(number)
-        numbers.add_row(title, *rest, style="bold" if number.is_beyond_chance else "")
-    screen.print(numbers)
+    measures = Table(title="How different the clients are (chance: 20 IID re-splits)")
+    for name in ("measure", "value", "by chance", "z"):
+        measures.add_column(name, justify="left" if name == "measure" else "right")
+    for measurement in heterogeneity.measurements:
+        title, _, *cells = format_row(measurement)
+        measures.add_row(title, *cells, style="bold" if measurement.is_beyond_chance else "")
+    console.print(measures)
 
     if report.gradients:
-        slopes = Table(title="How differently they pull at the first weights (chance: 5 IID deals)")
-        for name in ("number", "weights", "here", "dealt IID"):
-            slopes.add_column(name, justify="left" if name == "number" else "right")
-        for slope in report.gradients:
-            slopes.add_row(
-                METRIC_TITLES[slope.name][0],
-                slope.weights,
-                format_number(slope.value),
-                f"{format_number(slope.iid_mean)} ± {format_number(slope.deviation)}",
+        gradient_table = Table(title="Gradient dissimilarity at the initial weights (chance: 5 IID partitions)")
+        for name in ("measure", "weights", "value", "IID"):
+            gradient_table.add_column(name, justify="left" if name == "measure" else "right")
+        for stat in report.gradients:
+            gradient_table.add_row(
+                METRIC_TITLES[stat.name][0],
+                stat.weights,
+                format_number(stat.value),
+                f"{format_number(stat.iid_mean)} ± {format_number(stat.deviation)}",
             )
-        screen.print(slopes)
+        console.print(gradient_table)
 
-    clients = range(min(measured.num_clients, MAX_CLIENTS))
-    held = Table(title=f"{report.unit.capitalize()} by client and domain")
-    domains = range(len(measured.domains)) if len(measured.domains) <= 8 else []
-    for name in ("client", "documents", report.unit, *(measured.domains[d] for d in domains)):
-        held.add_column(name, justify="right", overflow="fold")
+    clients = range(min(heterogeneity.num_clients, MAX_CLIENTS))
+    holdings = Table(title=f"{report.unit.capitalize()} by client and domain")
+    domains = range(len(heterogeneity.domains)) if len(heterogeneity.domains) <= 8 else []
+    for name in ("client", "documents", report.unit, *(heterogeneity.domains[d] for d in domains)):
+        holdings.add_column(name, justify="right", overflow="fold")
     for k in clients:
-        held.add_row(
+        holdings.add_row(
             str(k),
-            f"{measured.documents[k]:,}",
-            f"{measured.budgets[k]:,.0f}",
-            *(f"{measured.tokens_by_domain[k, d]:,.0f}" for d in domains),
+            f"{heterogeneity.documents[k]:,}",
+            f"{heterogeneity.budgets[k]:,.0f}",
+            *(f"{heterogeneity.tokens_by_domain[k, d]:,.0f}" for d in domains),
         )
-    screen.print(held)
+    console.print(holdings)
 
-    if 1 < measured.num_clients <= 12:
-        apart = Table(title="Divergence of two clients' words, bits")
-        apart.add_column("")
+    if 1 < heterogeneity.num_clients <= 12:
+        pairwise = Table(title="Jensen-Shannon divergence of the words of two clients, in bits")
+        pairwise.add_column("")
         for k in clients:
-            apart.add_column(str(k), justify="right")
+            pairwise.add_column(str(k), justify="right")
         for k in clients:
-            apart.add_row(str(k), *("" if k == j else f"{measured.word_jsd[k, j]:.2f}" for j in clients))
-        screen.print(apart)
+            pairwise.add_row(str(k), *("" if k == j else f"{heterogeneity.word_jsd[k, j]:.2f}" for j in clients))
+        console.print(pairwise)
 
-    texts = Table(title="What tells each client from the others, and how one of its documents begins", show_lines=True)
+    texts = Table(title="Distinctive words of each client, and the beginning of one of its documents", show_lines=True)
     for name in ("client", "words", "text"):
         texts.add_column(name, overflow="fold")
     for k in clients:
@@ -207,6 +234,6 @@ def print_partition(report: PartitionReport) -> None:
             ", ".join(word for word, _ in report.distinctive_words[k][:6]),
             truncate_text(report.samples[k][0].text, 160) if report.samples[k] else "",
         )
-    screen.print(texts)
-    if measured.num_clients > MAX_CLIENTS:
-        screen.print(f"[dim]the first {MAX_CLIENTS} of {measured.num_clients} clients; --json has them all[/]")
+    console.print(texts)
+    if heterogeneity.num_clients > MAX_CLIENTS:
+        console.print(f"[dim]the first {MAX_CLIENTS} of {heterogeneity.num_clients} clients; --json shows all of them[/]")

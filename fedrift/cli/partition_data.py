@@ -1,4 +1,4 @@
-"""The data side of an experiment: which corpus is dealt how. Read from the same YAML, but without torch."""
+"""Load the dataset and the partition of an experiment from its YAML file, without importing torch."""
 
 from __future__ import annotations
 
@@ -26,15 +26,23 @@ from ..partition.base import partition_corpus, partition_notes, rewritten_texts
 from ..report.partition_page import GradientStat
 
 PARTITION_REGISTRY = Registry({Partitioner: regimes})
-OTHER_KEYS = ("trainable", "algorithm", "training", "evaluation", "clustering", "model_fingerprint", "fork")  # they deal nothing
+OTHER_KEYS = (
+    "trainable",
+    "algorithm",
+    "training",
+    "evaluation",
+    "clustering",
+    "model_fingerprint",
+    "fork",
+)  # keys that do not affect the partition
 TOKENIZER_BATCH = 1000
 MAX_EMBEDDED = 5000  # documents whose embeddings are compared
-NUM_CHANCE_PARTITIONS = 5  # IID deals behind the band of a gradient's number: each is a pass over every client's text
+NUM_CHANCE_PARTITIONS = 5  # IID partitions that estimate the chance level of gradient measures; each costs a pass over every client's text
 
 
 @dataclass(frozen=True)
 class DataConfig:
-    """What decides who holds what; the fields are those of an experiment. ``model`` for its tokenizer."""
+    """The part of an experiment that determines its partition; ``model`` provides the tokenizer."""
 
     dataset: DatasetConfig
     model: Annotated[str, MinLen(1)] = "pocket"
@@ -42,75 +50,93 @@ class DataConfig:
     seed: Seed = 0
 
     def to_dict(self) -> dict[str, Any]:
-        """Everything that has a say, as plain YAML, defaults included."""
+        """Return all fields as plain YAML values, including defaults."""
         return {**dump_value(self, PARTITION_REGISTRY), "dataset": self.dataset.to_dict()}
 
 
 @dataclass(frozen=True, eq=False)
 class PartitionedData:
-    """A deal carried out: ``corpus`` are the training documents, sized in ``unit``."""
+    """A partition and the training documents that it assigns to clients."""
 
     config: DataConfig
-    corpus: Corpus
+    corpus: Corpus  # the training documents, with their sizes in ``unit``
     partition: Partition
-    unit: str  # "tokens", or "words" where the model's tokenizer is not at hand
-    note: str  # what to know of the unit and of how the corpus was read; "" if nothing
+    unit: str  # "tokens", or "words" if the model's tokenizer is not available
+    note: str  # remarks on the unit, the corpus and the partition, one per line; "" if there are none
 
 
 def load_data_config(path: Path, overrides: Iterable[str] = ()) -> DataConfig:
-    """The data side of the experiment in a YAML file; other keys are left to ``fedrift validate``."""
-    said = apply_overrides(load_yaml(path), overrides)
-    own = [field.name for field in fields(DataConfig)]
-    for key in said:
-        if key not in own and key not in OTHER_KEYS:
-            raise unknown_name_error("key of an experiment", str(key), [*own, *OTHER_KEYS])
-    deal: DataConfig = parse_value(DataConfig, {key: value for key, value in said.items() if key in own}, PARTITION_REGISTRY)
-    return deal
+    """Read the dataset, model, partition and seed of an experiment.
+
+    Other keys of an experiment are not checked; ``fedrift validate`` checks them.
+
+    Raises:
+        UserError: If the file cannot be read, a key is unknown or a value is invalid.
+    """
+    content = apply_overrides(load_yaml(path), overrides)
+    names = [field.name for field in fields(DataConfig)]
+    for key in content:
+        if key not in names and key not in OTHER_KEYS:
+            raise unknown_name_error("key of an experiment", str(key), [*names, *OTHER_KEYS])
+    config: DataConfig = parse_value(DataConfig, {key: value for key, value in content.items() if key in names}, PARTITION_REGISTRY)
+    return config
 
 
 def partition_dataset(config: DataConfig, data_dir: Path | None = None) -> PartitionedData:
-    """Load and deal the training documents, as a run of the experiment would."""
+    """Load the training documents and partition them as a run of the experiment does."""
     corpus = load_corpus(config.dataset, data_dir=data_dir, half=dataset_half(config.model), cache_dir=default_cache_dir() / "vectors")
     corpus = corpus.take(np.flatnonzero(corpus.split == TRAIN))
-    file, note = find_tokenizer(config.model)
+    file, tokenizer_note = find_tokenizer(config.model)
     if file is not None:
         corpus = corpus.with_sizes(count_tokens(corpus, file))
-    dealt = partition_corpus(config.partition, corpus, partial(numpy_stream, config.seed, "partition"))
-    notes = "\n".join(filter(None, [note, *corpus.notes, *partition_notes(config.partition)]))
-    return PartitionedData(config, corpus, dealt, "words" if file is None else "tokens", notes)
+    partition = partition_corpus(config.partition, corpus, partial(numpy_stream, config.seed, "partition"))
+    notes = "\n".join(filter(None, [tokenizer_note, *corpus.notes, *partition_notes(config.partition)]))
+    return PartitionedData(config, corpus, partition, "words" if file is None else "tokens", notes)
 
 
 def check_local_dataset(dataset: DatasetConfig, model: str, partition: Partitioner, seed: int) -> None:
-    """Read and deal a corpus that is a local file, in words; UserError if that cannot be done. Any other is left alone."""
+    """Check that a dataset in a local file can be read and partitioned; other datasets are not checked.
+
+    Documents are measured in words, so that no tokenizer is needed.
+
+    Raises:
+        UserError: If the file cannot be read or partitioned.
+    """
     path = find_local_path(dataset.name)
     if dataset.name in NAMED_DATASETS or not path or path.is_dir():
         return
     corpus = load_corpus(dataset, half=dataset_half(model), cache_dir=default_cache_dir() / "vectors").train
-    if not isinstance(partition, Calibrated):  # which measures tokens
+    if not isinstance(partition, Calibrated):  # calibration measures tokens
         partition(corpus, numpy_stream(seed, "partition"))
 
 
 def dataset_half(model: str) -> str:
-    """Which half of a corpus that ``pocket`` was pretrained on a model trains on."""
+    """Return which half of a corpus a model may train on; ``pocket`` was pretrained on the other half of some corpora."""
     return "unseen" if model == PRESETS["pocket"].name else "all"
 
 
 def embed_documents(data: PartitionedData, encoder: Encoder) -> np.ndarray:
-    """The documents as their owners write them in the encoder's vectors, [D, E]; NaN beyond 5,000, chosen by chance."""
+    """Embed the documents as their clients see them, after any rewriting.
+
+    Returns:
+        Vectors [D, E] for D documents. If there are more than 5,000 documents, a random sample is embedded and the rows of the
+        others are NaN.
+    """
     owner = data.partition.document_owners(len(data.corpus))
     rows = numpy_stream(data.config.seed, "heterogeneity", "embedded").permutation(np.flatnonzero(owner >= 0))[:MAX_EMBEDDED]
     rows = np.sort(rows)
     texts = rewritten_texts(data.corpus.take(rows), data.partition, owner[rows])
-    found = embed_texts(texts, encoder, cache_dir=default_cache_dir() / "vectors")
-    vectors = np.full((len(data.corpus), found.shape[1]), np.nan)
-    vectors[rows] = found
+    embedded = embed_texts(texts, encoder, cache_dir=default_cache_dir() / "vectors")
+    vectors = np.full((len(data.corpus), embedded.shape[1]), np.nan)
+    vectors[rows] = embedded
     return vectors
 
 
 def gradient_statistics(file: Path, overrides: Iterable[str], data_dir: Path | None) -> tuple[GradientStat, ...]:
-    """Gradient dissimilarity at the first weights, here and in five IID deals of the same documents: of what is trained
-    and, where adapters that begin at zero are, of the last block's own weights too. The one part of a partition's report
-    that loads the model.
+    """Measure the gradient dissimilarity at the initial weights, in this partition and in five IID partitions.
+
+    The gradients are those of the trainable parameters. With LoRA, whose adapters start at zero, the gradients of the last
+    block's weights are measured too. This function loads the model.
     """
     from ..config.runtime import Runtime
     from ..config.schema import iid_baseline, load_config
@@ -118,53 +144,52 @@ def gradient_statistics(file: Path, overrides: Iterable[str], data_dir: Path | N
     from ..engine.cache import ResourceCache
     from ..models.trainable import LastBlocks, Lora
 
-    experiment, stock = load_config(file, overrides), ResourceCache(Runtime(data_dir=data_dir))
-    told = {"trained": experiment.trainable, **({"last block": LastBlocks()} if isinstance(experiment.trainable, Lora) else {})}
-    found: list[GradientStat] = []
-    for parts, tune in told.items():
-        asked, iid = replace(experiment, trainable=tune), replace(iid_baseline(experiment), trainable=tune)
-        here = measure_gradient_dissimilarity(asked, stock)
-        seeds = [
-            derive_seed(experiment.seed, "gradients", "chance", deal) % 2**53 for deal in range(NUM_CHANCE_PARTITIONS)
-        ]  # a seed has 53 bits
-        chance = [measure_gradient_dissimilarity(iid, stock, partition_seed=seed) for seed in seeds]
-        for name in here:
-            null = np.array([float(one[name]) for one in chance])
-            found.append(GradientStat(parts, str(name), float(here[name]), float(null.mean()), float(null.std(ddof=1))))
-    return tuple(found)
+    config, cache = load_config(file, overrides), ResourceCache(Runtime(data_dir=data_dir))
+    trainables = {"trained": config.trainable, **({"last block": LastBlocks()} if isinstance(config.trainable, Lora) else {})}
+    statistics: list[GradientStat] = []
+    for weights, trainable in trainables.items():
+        skewed, iid = replace(config, trainable=trainable), replace(iid_baseline(config), trainable=trainable)
+        measured = measure_gradient_dissimilarity(skewed, cache)
+        # Seeds have 53 bits, because they are stored in JSON.
+        seeds = [derive_seed(config.seed, "gradients", "chance", index) % 2**53 for index in range(NUM_CHANCE_PARTITIONS)]
+        chance_values = [measure_gradient_dissimilarity(iid, cache, partition_seed=seed) for seed in seeds]
+        for name in measured:
+            values = np.array([float(result[name]) for result in chance_values])
+            statistics.append(GradientStat(weights, str(name), float(measured[name]), float(values.mean()), float(values.std(ddof=1))))
+    return tuple(statistics)
 
 
 def find_tokenizer(model: str) -> tuple[Path | None, str]:
-    """The model's tokenizer.json if it is on this machine; else why budgets are counted in words."""
-    found = resolve_model(model)
+    """Return the model's tokenizer.json, or None and a note on why documents are counted in words."""
+    model_source = resolve_model(model)
     file = None
-    if isinstance(found, Path):
-        file = found / "tokenizer.json"
-    elif isinstance(found, Preset) and found.origin == "package":
+    if isinstance(model_source, Path):
+        file = model_source / "tokenizer.json"
+    elif isinstance(model_source, Preset) and model_source.origin == "package":
         file = Path(presets.__file__).with_name("pocket") / "tokenizer.json"
     else:
         from huggingface_hub import try_to_load_from_cache
 
-        cached = try_to_load_from_cache(found.hub_id if isinstance(found, Preset) else found, "tokenizer.json")
+        cached = try_to_load_from_cache(model_source.hub_id if isinstance(model_source, Preset) else model_source, "tokenizer.json")
         file = Path(cached) if isinstance(cached, str) else None
     if file is not None and file.is_file():
         return file, ""
     return None, (
-        f"Budgets are counted in words, because the tokenizer of {model} cannot be read here without loading "
-        "the model. A run counts tokens, and may deal single documents otherwise."
+        f"Documents are counted in words, because the tokenizer of {model} cannot be read without loading the model. "
+        "A run counts tokens and may assign a few documents to other clients."
     )
 
 
 def count_tokens(corpus: Corpus, file: Path) -> np.ndarray:
-    """Tokens of each document, [D], its end token included, as ``corpus.tokenise`` counts them."""
+    """Count the tokens of each document [D], including the end token, as a run counts them."""
     from tokenizers import Tokenizer
 
     tokenizer = Tokenizer.from_file(str(file))
-    tokenizer.encode_special_tokens = True  # text that spells a special token is text
+    tokenizer.encode_special_tokens = True  # text that spells a special token is tokenized as text
     tokenizer.no_truncation()
     tokenizer.no_padding()
     lengths: list[int] = []
     for start in range(0, len(corpus), TOKENIZER_BATCH):
-        found = tokenizer.encode_batch_fast(corpus.text[start : start + TOKENIZER_BATCH].tolist(), add_special_tokens=False)
-        lengths += [len(one.ids) + 1 for one in found]
+        encodings = tokenizer.encode_batch_fast(corpus.text[start : start + TOKENIZER_BATCH].tolist(), add_special_tokens=False)
+        lengths += [len(encoding.ids) + 1 for encoding in encodings]
     return np.array(lengths, dtype=np.int64)

@@ -1,4 +1,4 @@
-"""Commands that compute: run, demo, validate, fork, profile."""
+"""The commands ``run``, ``demo``, ``validate``, ``fork`` and ``profile``, which work on single experiments."""
 
 from __future__ import annotations
 
@@ -41,9 +41,11 @@ if TYPE_CHECKING:
 
 LogTo = Annotated[
     list[str] | None,
-    typer.Option("--log-to", help="Also send its numbers to tensorboard, mlflow, wandb or trackio; may be given more than once."),
+    typer.Option("--log-to", help="Also log the metrics to tensorboard, mlflow, wandb or trackio. The option may be repeated."),
 ]
-IidBaseline = Annotated[bool, typer.Option("--iid-baseline/--no-iid-baseline", help="Run its IID baseline too, and compare.")]
+IidBaseline = Annotated[
+    bool, typer.Option("--iid-baseline/--no-iid-baseline", help="Also run the matched IID baseline, and compare the two.")
+]
 
 
 def run(
@@ -64,26 +66,27 @@ def run(
     save_updates: SaveUpdates = False,
     fresh: Fresh = False,
 ) -> None:
-    """Run an experiment, or go on with it; a finished one is only shown, unless `--fresh` asks to run it anew.
+    """Run an experiment, or resume it if it was interrupted.
 
     `fedrift run experiments/demo.yaml algorithm=Scaffold partition.severity=0.5 seed=3 --iid-baseline`
 
-    `backend=flower` runs the same experiment over Flower's simulation; `fedrift deploy` over real machines.
+    `fedrift run my.yaml --save-updates` stores the clients' updates, so that `fedrift fork` can fork the run at any round.
 
-    `--log-to tensorboard` lets it be watched there too; `fedrift monitor` needs nothing.
+    `fedrift run my.yaml backend=flower` runs the experiment over Flower's simulation; `fedrift deploy` uses real machines.
 
-    `--save-updates` records what clients send, so that `fedrift fork` can fork the run at any round.
+    The command writes configuration, records, checkpoint and final model to `runs/<id>/`, and prints the verdict. A finished
+    run is only printed; `--fresh` runs it again. `fedrift monitor` shows the progress in another terminal.
     """
-    from ..config.schema import iid_baseline as iid
+    from ..config.schema import iid_baseline as make_iid_baseline
     from ..config.schema import load_config
 
-    rest, fleet, terms = split_backend_override(overrides)
-    experiment = load_config(file, rest)
-    wanted = [experiment, iid(experiment)] if iid_baseline else [experiment]
-    where = make_runtime(
+    experiment_overrides, backend, flower_config = split_backend_override(overrides)
+    experiment = load_config(file, experiment_overrides)
+    experiments = [experiment, make_iid_baseline(experiment)] if iid_baseline else [experiment]
+    runtime = make_runtime(
         runs_dir, data_dir, device, threads, clients_per_pass, dtype, compiled, check_device, tf32, deterministic, save_updates
     )
-    runs = run_experiments(wanted, where, terms if fleet == "flower" else None, log_to or (), fresh)
+    runs = run_experiments(experiments, runtime, flower_config if backend == "flower" else None, log_to or (), fresh)
     from .console import print_summary, print_verdicts
 
     if iid_baseline:
@@ -93,39 +96,52 @@ def run(
 
 
 def demo(
-    output_dir: Annotated[Path, typer.Option("--output", help="Where the HTML page goes.")] = Path("demo-report"),
+    output_dir: Annotated[Path, typer.Option("--output", help="The folder for the HTML page.")] = Path("demo-report"),
     runs_dir: RunsDir = DEFAULT_RUNS_DIR,
     data_dir: DataDir = None,
     threads: Threads = None,
     fresh: Fresh = False,
 ) -> None:
-    """The whole way: FedAvg, FedProx and SCAFFOLD on BBC News, one topic a client, each beside its IID baseline."""
+    """Run the demo: FedAvg, FedProx and SCAFFOLD on BBC News, one topic per client, each with its IID baseline.
+
+    `fedrift demo` takes a few minutes on two CPU cores and needs neither a GPU nor a model hub.
+
+    `fedrift demo --output my-report` writes the report to another folder.
+
+    The command trains the built-in model `pocket`, stores six runs in the runs directory, and prints the verdicts. It also writes an HTML
+    report to the `--output` folder.
+    """
     from .. import algorithms
     from ..config.schema import edit_config, load_config
-    from ..config.schema import iid_baseline as iid
+    from ..config.schema import iid_baseline as make_iid_baseline
 
     base = load_config(example_experiments_dir() / "demo.yaml")
     skewed = [
         edit_config(base, {"algorithm": algorithm})
         for algorithm in (algorithms.FedAvg(), algorithms.FedProx(mu=0.1), algorithms.Scaffold())
     ]
-    typer.echo("BBC News on the language model `pocket`: one topic a client, and the same documents dealt IID.")
+    typer.echo("BBC News on the language model `pocket`: one topic per client, and the matched IID baselines.")
     runs = run_experiments(
-        [one for each in skewed for one in (each, iid(each))], make_runtime(runs_dir, data_dir, "cpu", threads), fresh=fresh
+        [experiment for config in skewed for experiment in (config, make_iid_baseline(config))],
+        make_runtime(runs_dir, data_dir, "cpu", threads),
+        fresh=fresh,
     )
     from ..report import write_report
     from .console import print_verdicts, run_view
 
     pairs = list(zip(runs[::2], runs[1::2], strict=True))
     print_verdicts(pairs)
-    page = write_report([run_view(run, twin) for run, twin in pairs], output_dir)
+    page = write_report([run_view(run, baseline) for run, baseline in pairs], output_dir)
     typer.echo(f"runs   {runs_dir.resolve()}\nreport {page.resolve()}")
 
 
 def validate(file: ExperimentFile, overrides: Overrides = None) -> None:
-    """Check an experiment without running it; prints it whole, with all defaults, and its id.
+    """Check an experiment without running it.
 
-    Where the corpus is a file on this machine, it is read and dealt.
+    `fedrift validate my.yaml partition.severity=0.5`
+
+    The command prints the full experiment with all defaults, and its id. A dataset in a local file is read and partitioned, so
+    that errors in it show up. No files are written.
     """
     from ..config.loader import dump_yaml
     from ..config.schema import load_config
@@ -134,7 +150,7 @@ def validate(file: ExperimentFile, overrides: Overrides = None) -> None:
     experiment = load_config(file, overrides or ())
     check_local_dataset(experiment.dataset, experiment.model, experiment.partition, experiment.seed)
     typer.echo(dump_yaml(experiment.to_dict()).rstrip())
-    typer.echo(f"# valid; id {experiment.id} before the corpus's content is known")
+    typer.echo(f"# valid; the id is {experiment.id} before the content of the dataset is known")
 
 
 def run_experiments(
@@ -144,11 +160,24 @@ def run_experiments(
     loggers: Iterable[str] = (),
     fresh: bool = False,
 ) -> list[Run]:
-    """Each in turn, under one progress bar; what they share is loaded once. ``flower_config``: over Flower, on these terms.
-    ``loggers``: by name, each fed as rounds come. ``fresh``: stored runs are moved aside and run anew."""
+    """Run experiments one after another under one progress bar; shared resources are loaded once.
+
+    Args:
+        experiments: The experiments to run.
+        runtime: Where and with what to compute.
+        flower_config: The settings of Flower; None runs the clients in this process.
+        loggers: Names of loggers that receive the metrics of every round.
+        fresh: Whether to move stored runs aside and run them again.
+
+    Returns:
+        The runs, in the order of the experiments.
+
+    Raises:
+        UserError: If an experiment cannot be run, or if Flower or a logger is not installed.
+    """
     from ..storage.loggers import create_backends, open_loggers
 
-    create_backends(loggers, runtime.runs_dir)  # what is missing is told before anything is loaded
+    create_backends(loggers, runtime.runs_dir)  # report a missing logger before anything is loaded
     from ..engine.cache import ResourceCache
     from ..engine.run import move_stored_run_aside, run_experiment
     from .console import RunProgressBar
@@ -159,65 +188,65 @@ def run_experiments(
         require_flower(simulation=True)
         from ..flower.launch import simulate
 
-        def run_experiment(experiment: ExperimentConfig, stock: ResourceCache, watch: ProgressCallback) -> Run:  # type: ignore[misc]
-            return simulate(experiment, stock, flower_config, watch)
+        def run_experiment(experiment: ExperimentConfig, cache: ResourceCache, on_progress: ProgressCallback) -> Run:  # type: ignore[misc]
+            return simulate(experiment, cache, flower_config, on_progress)
 
-    stock, runs = ResourceCache(runtime), []
+    cache, runs = ResourceCache(runtime), []
     try:
         with RunProgressBar(sum(experiment.training.num_rounds for experiment in experiments)) as bar:
             for experiment in experiments:
                 if fresh:
-                    move_stored_run_aside(experiment, stock)
-                with open_loggers(loggers, runtime.runs_dir) as feeds:
+                    move_stored_run_aside(experiment, cache)
+                with open_loggers(loggers, runtime.runs_dir) as backends:
                     runs.append(
-                        run_experiment(experiment, stock, chain_callbacks(bar.callback_for(experiment.name), feeds, runtime.runs_dir))
+                        run_experiment(experiment, cache, chain_callbacks(bar.callback_for(experiment.name), backends, runtime.runs_dir))
                     )
-                    feeds.push(runs[-1])
+                    backends.push(runs[-1])
                 bar.advance(experiment.training.num_rounds)
     except KeyboardInterrupt:
-        typer.echo("stopped; the same command goes on from here", err=True)
+        typer.echo("stopped; repeat the same command to resume", err=True)
         raise
     return runs
 
 
 def chain_callbacks(on_progress: ProgressCallback, loggers: Loggers, runs_dir: Path) -> ProgressCallback:
-    """The bar and the sinks are told of every round."""
+    """Return a callback that passes every round to ``on_progress`` and then sends its metrics to the loggers."""
     from ..storage import Run
 
-    def tell(told: Progress) -> None:
-        on_progress(told)
-        loggers.push(Run(runs_dir, told.run_id))
+    def on_round(progress: Progress) -> None:
+        on_progress(progress)
+        loggers.push(Run(runs_dir, progress.run_id))
 
-    return tell
+    return on_round
 
 
 def example_experiments_dir() -> Path:
-    """The experiments that come with fedrift: beside the package in a checkout, inside it when installed."""
+    """Return the folder of example experiments, which is inside an installed package and next to it in a checkout."""
     package = Path(__file__).resolve().parents[1]
-    inside = package / "experiments"
-    return inside if inside.is_dir() else package.parent / "experiments"
+    installed = package / "experiments"
+    return installed if installed.is_dir() else package.parent / "experiments"
 
 
-# The command that forks a run.
+# fork
 
 if TYPE_CHECKING:
     from ..diagnosis.fork import ForkReport
 
-MAX_DOMAIN_COLUMNS = 6  # domains that a table has room for
+MAX_DOMAIN_COLUMNS = 6  # domains that fit into the table
 
 ForkedRunName = Annotated[
-    str, typer.Argument(help="A run that kept its updates: its id (its first letters do), or its folder.", metavar="RUN")
+    str, typer.Argument(help="A run with stored updates: its id (a unique prefix is enough) or its run directory.", metavar="RUN")
 ]
 ForkOverrides = Annotated[
     list[str] | None,
     typer.Argument(
-        help="What to change: `exclude_clients=3`, `algorithm.aggregator=Median`, `training.client_optimizer.lr=0.1`, "
+        help="The changes of the fork: `exclude_clients=3`, `algorithm.aggregator=Median`, `training.client_optimizer.lr=0.1`, "
         "`training.max_grad_norm=0.5`.",
         metavar="[a.b=c]...",
     ),
 ]
 FromRound = Annotated[
-    int, typer.Option("--from-round", min=1, max=1_000_000, help="The first round that may differ; those before are the run's.")
+    int, typer.Option("--from-round", min=1, max=1_000_000, help="The first round to compute again; the earlier rounds are copied.")
 ]
 
 
@@ -231,17 +260,21 @@ def fork(
     device: Device = "auto",
     threads: Threads = None,
 ) -> None:
-    """Fork a run at a round with something changed, and show where the two part: causes, not correlations.
+    """Fork a run: repeat it from one round on with a single change, to test what caused a failure.
 
-    `fedrift run my.yaml --save-updates`, and then `fedrift fork 5c35 --from-round 7 exclude_clients=3`
+    `fedrift run my.yaml --save-updates`, then `fedrift fork 5c35 --from-round 7 exclude_clients=3`
 
-    `exclude_clients=3` (or `3,4`): what they send counts for nothing from that round on; up to `exclude_until=9`, if that is
-    said. Anything of `algorithm` and `training` can be changed too: `algorithm.server_optimizer={type: Adam, lr: 0.01}` (another
-    server optimiser), `algorithm.aggregator={type: NormClippedMean, max_norm: 0.5}` (changes no longer than that). A change on
-    the server's side takes the clients' recorded updates in the first round; what comes after is trained anew. With nothing
-    changed it is the same run, bit for bit.
+    `fedrift fork 5c35 --from-round 7 "algorithm.aggregator={type: NormClippedMean, max_norm: 0.5}"`
 
-    The fork is a run like any other, for `show`, `report`, `compare` and `diagnose`.
+    `exclude_clients=3` (or `3,4`) ignores the updates of these clients from that round on, or up to round 9 with
+    `exclude_until=9`. Any key of `algorithm` and `training` can be changed too, e.g.
+    `algorithm.server_optimizer={type: Adam, lr: 0.01}`.
+
+    If a change affects only the server, the first round uses the recorded updates of the clients. All other rounds are trained
+    again. Without a change, the fork reproduces the run bit for bit.
+
+    The command prints the difference to the origin round by round. The fork is stored in the runs directory, where `show`,
+    `report`, `compare` and `diagnose` can use it.
     """
     from ..diagnosis.across_seeds import to_json_value
     from ..diagnosis.fork import make_fork_config, report_fork
@@ -250,31 +283,31 @@ def fork(
 
     origin = find_run(runs_dir, name)
     experiment = make_fork_config(origin, from_round, overrides or ())
-    parting = ForkedRun.from_config(Run(origin.root, experiment.id), experiment)
-    assert parting is not None
+    forked_run = ForkedRun.from_config(Run(origin.root, experiment.id), experiment)
+    assert forked_run is not None
     run_experiments([experiment], make_runtime(origin.root, data_dir, device, threads))
-    said = report_fork(parting, list_runs(origin.root))
-    parting.run.write_json("fork", to_json_value(said.to_json()))
+    fork_report = report_fork(forked_run, list_runs(origin.root))
+    forked_run.run.write_json("fork", to_json_value(fork_report.to_json()))
     if as_json:
-        print_json(said.to_json())
+        print_json(fork_report.to_json())
     else:
-        print_fork(said)
+        print_fork(fork_report)
 
 
 def print_fork(fork_report: ForkReport) -> None:
-    """The table of rounds, the sentence, and what the detectors say of both."""
+    """Print the differences by round, their summary, and the findings in the fork and in its origin."""
     from rich.box import SIMPLE
     from rich.console import Console
     from rich.table import Table
 
     from .console import format_number, format_signed
 
-    screen = Console(highlight=False)
-    screen.print(f"[bold]Run {fork_report.origin[:6]} from round {fork_report.round} on[/], {fork_report.change}", markup=True)
-    names = sorted({domain for row in fork_report.rounds for domain in row.domains})
-    shown = names if len(names) <= MAX_DOMAIN_COLUMNS else []
-    table = Table(title="Fork less origin: loss in nats per token", box=SIMPLE)
-    for column in ("round", "apart", "origin", "fork", "all", *shown):
+    console = Console(highlight=False)
+    console.print(f"[bold]Run {fork_report.origin[:6]} from round {fork_report.round} on[/], {fork_report.change}", markup=True)
+    domains = sorted({domain for row in fork_report.rounds for domain in row.domains})
+    shown = domains if len(domains) <= MAX_DOMAIN_COLUMNS else []
+    table = Table(title="Loss of the fork minus the origin (nats per token)", box=SIMPLE)
+    for column in ("round", "distance", "origin", "fork", "all", *shown):
         table.add_column(column, justify="right")
     for row in fork_report.rounds:
         table.add_row(
@@ -285,39 +318,43 @@ def print_fork(fork_report: ForkReport) -> None:
             format_signed(row.difference),
             *(format_signed(row.domains[domain]) for domain in shown),
         )
-    screen.print(table)
-    round = (
-        f"Round {fork_report.round} took the clients' recorded updates."
+    console.print(table)
+    first_round = (
+        f"Round {fork_report.round} used the clients' recorded updates."
         if fork_report.has_reused_updates
-        else f"The change touches what clients do, so round {fork_report.round} was trained anew too."
+        else f"The change affects the clients, so round {fork_report.round} was trained again too."
     )
-    screen.print(f"{fork_report.sentence} {round}\n")
-    held = (
+    console.print(f"{fork_report.sentence} {first_round}\n")
+    reference = (
         f"the IID baseline {fork_report.baseline[:6]}"
         if fork_report.baseline
         else "no IID baseline (`fedrift diagnose --iid-baseline` runs it)"
     )
-    found = "Detectors on both" if fork_report.findings else "The detectors find nothing in either"
-    screen.print(f"{found}, held against {held}{':' if fork_report.findings else '.'}")
-    for each in fork_report.findings:
-        screen.print(f"  {each.sentence}")
-    screen.print(f"[dim]fork {fork_report.fork}[/]")
+    heading = "Findings in the fork and in the origin" if fork_report.findings else "The detectors find nothing in the fork or the origin"
+    console.print(f"{heading}, compared with {reference}{':' if fork_report.findings else '.'}")
+    for change in fork_report.findings:
+        console.print(f"  {change.sentence}")
+    console.print(f"[dim]fork {fork_report.fork}[/]")
 
 
-# The command that says where a round's time and memory go: profile.
+# profile
 
 if TYPE_CHECKING:
     from rich.console import Console
 
     from ..profiling import Profile
 
-ProfiledRounds = Annotated[int, typer.Option("--rounds", min=1, max=1_000_000, help="Rounds that are measured, after one to warm up.")]
-MIN_SHARE_SHOWN = 0.005  # of a run; what takes less is summed up on the screen
-MIN_BUSY_SHARE = 0.8  # of the threads at work; below, something else may have had the processor
-ProfileOutput = Annotated[Path | None, typer.Option("--output", help="Also write the figures to this file, as JSON.")]
+ProfiledRounds = Annotated[
+    int, typer.Option("--rounds", min=1, max=1_000_000, help="The number of rounds to measure after one warm-up round.")
+]
+MIN_SHARE_SHOWN = 0.005  # share of a run; smaller phases are summed up in one line
+MIN_BUSY_SHARE = 0.8  # share of the threads; below it, other programs may have used the processor
+ProfileOutput = Annotated[Path | None, typer.Option("--output", help="Also write the measurements to this JSON file.")]
 Trace = Annotated[
     Path | None,
-    typer.Option("--trace", help="Write one whole round of training as a Chrome trace to this file (chrome://tracing, ui.perfetto.dev)."),
+    typer.Option(
+        "--trace", help="Write a Chrome trace of one round of training to this file; chrome://tracing and ui.perfetto.dev show it."
+    ),
 ]
 
 
@@ -337,48 +374,49 @@ def profile(
     output: ProfileOutput = None,
     trace: Trace = None,
 ) -> None:
-    """Say where a round's time and memory go, and what would make the run cheaper.
+    """Measure where a round spends time and memory, and suggest how to make the run cheaper.
 
     `fedrift profile experiments/demo.yaml training.batch_size=8 --threads 1`
 
-    It computes a few rounds of the experiment as they are, in a folder that is thrown away, then one of them again
-    under torch's profiler: seconds by phase, by kind of operation, FLOPs beside the machine's own matrix products,
-    bytes by what they are. What it says is of this machine as it is now: profile on an idle one. `--trace round.json` keeps
-    every operation of a round for a viewer.
+    `fedrift profile my.yaml --trace round.json` also writes every operation of one round to a trace file.
+
+    The command runs a few rounds in a temporary folder, then repeats one of them under torch's profiler. It prints the time of
+    each phase and of each kind of operation, the FLOPs relative to the machine's peak, the memory by purpose, and the traffic of
+    a client. Only `--output` and `--trace` write files. Results hold for this machine as it is now, so use an idle machine.
     """
     from ..config.schema import load_config
     from ..core.errors import UserError
 
     for path in (output, trace):
         if path is not None and not path.resolve().parent.is_dir():
-            raise UserError(f"there is no folder {path.resolve().parent} to write {path.name} in: make it first")
+            raise UserError(f"cannot write {path.name}: the folder {path.resolve().parent} does not exist; create it first")
     experiment = load_config(file, overrides or ())
-    os.environ.setdefault("KINETO_LOG_LEVEL", "5")  # the profiler would tell on the screen that it starts
+    os.environ.setdefault("KINETO_LOG_LEVEL", "5")  # otherwise the profiler prints when it starts
     from rich.console import Console
 
     from ..engine.cache import ResourceCache
     from ..profiling import profile_run
     from ..storage.jsonl import to_json
 
-    stock = ResourceCache(
+    cache = ResourceCache(
         make_runtime(DEFAULT_RUNS_DIR, data_dir, device, threads, clients_per_pass, dtype, compiled, None, tf32, deterministic)
     )
     with Console(stderr=True).status("loading") as status:
-        seen = profile_run(experiment, stock, rounds, trace, on_message=lambda told: show_status(status, told))
-    text = to_json(seen.to_dict(), 2)
+        result = profile_run(experiment, cache, rounds, trace, on_message=lambda message: show_status(status, message))
+    text = to_json(result.to_dict(), 2)
     if output is not None:
         output.write_text(text + "\n")
     if as_json:
         typer.echo(text)
     else:
-        print_profile(Console(highlight=False), seen)
+        print_profile(Console(highlight=False), result)
     for path in (output, trace):
         if path is not None:
             typer.echo(path.resolve(), err=True)
 
 
 def show_status(status: Any, message: str) -> None:
-    """On a terminal a line that changes, elsewhere a line each."""
+    """Show a message in the status line of a terminal, or print it as a line elsewhere."""
     if status.console.is_terminal:
         status.update(message)
     else:
@@ -386,17 +424,18 @@ def show_status(status: Any, message: str) -> None:
 
 
 def print_profile(screen: Console, result: Profile) -> None:
+    """Print the measurements of a profile and the hints that follow from them."""
     machine, compute, passes = result.machine, result.compute, result.passes
     screen.print(f"[bold]{result.experiment}[/]  on {machine['device']}, {machine['threads']} thread(s), {machine['dtype']}")
     screen.print(
-        f"{compute['tokens_per_second']:,.0f} tokens a second in training; {compute['flops_per_token'] / 1e6:,.1f} "
-        f"MFLOP a token, {compute['gflops']:,.1f} GFLOP/s, {compute['share_of_peak']:.0%} of what a large matrix "
-        f"product reaches here ({machine['gemm_peak_gflops']:,.0f})"
+        f"{compute['tokens_per_second']:,.0f} training tokens per second; {compute['flops_per_token'] / 1e6:,.1f} "
+        f"MFLOP per token, {compute['gflops']:,.1f} GFLOP/s, {compute['share_of_peak']:.0%} of the speed of a large matrix "
+        f"product on this machine ({machine['gemm_peak_gflops']:,.0f} GFLOP/s)"
     )
     if machine["device"] == "cpu" and machine["threads_at_work"] < MIN_BUSY_SHARE * machine["threads"]:
         screen.print(
-            f"[yellow]Of the {machine['threads']} thread(s) {machine['threads_at_work']:.2f} were at work: where other "
-            "programs run, seconds are longer than they need be, and the share of peak lower.[/]"
+            f"[yellow]Only {machine['threads_at_work']:.2f} of {machine['threads']} thread(s) were busy. If other programs run, "
+            "the measured times are too long and the share of the peak is too low.[/]"
         )
     rows = [
         (phase["name"], f"{phase['seconds']:.3f}", f"{phase['times']:,} x", f"{phase['total']:,.1f}", f"{phase['share']:.1%}")
@@ -404,45 +443,49 @@ def print_profile(screen: Console, result: Profile) -> None:
         for phase in result.phases
         if phase["per"] == per and phase["share"] >= MIN_SHARE_SHOWN
     ]
-    small = [phase for phase in result.phases if phase["share"] < MIN_SHARE_SHOWN]
+    minor = [phase for phase in result.phases if phase["share"] < MIN_SHARE_SHOWN]
     rows.append(
-        (f"{len(small)} smaller", "", "", f"{sum(phase['total'] for phase in small):,.1f}", f"{sum(phase['share'] for phase in small):.1%}")
+        (f"{len(minor)} smaller", "", "", f"{sum(phase['total'] for phase in minor):,.1f}", f"{sum(phase['share'] for phase in minor):.1%}")
     )
-    print_profile_table(screen, "A run", ("", "seconds each", "times", "seconds", "share"), rows)
+    print_profile_table(screen, "Whole run", ("", "seconds each", "times", "seconds", "share"), rows)
     training = result.training
-    part = f" (the first {training['steps']} steps)" if training["steps"] else ""
+    scope = f" (the first {training['steps']} steps)" if training["steps"] else ""
     print_profile_table(
         screen,
-        f"Inside training{part}",
+        f"Inside training{scope}",
         ("", "seconds", "share"),
         [(kind, f"{seconds:.3f}", f"{training['shares'][kind]:.1%}") for kind, seconds in training["seconds"].items()],
     )
-    screen.print(f"[dim]under the profiler it took {training['slower_under_the_profiler']:.2f}x the time[/]")
-    held = result.memory["bytes"]
-    total = sum(each for each in held.values() if each == each)
+    screen.print(f"[dim]The profiler increased the time by a factor of {training['slower_under_the_profiler']:.2f}.[/]")
+    memory = result.memory["bytes"]
+    total = sum(value for value in memory.values() if value == value)
     print_profile_table(
-        screen, "Memory", ("", "MB", "share"), [(name, f"{size / 1e6:,.1f}", f"{size / total:.1%}") for name, size in held.items() if size]
+        screen,
+        "Memory",
+        ("", "MB", "share"),
+        [(name, f"{size / 1e6:,.1f}", f"{size / total:.1%}") for name, size in memory.items() if size],
     )
     screen.print(
-        f"resident at most {result.memory['resident_peak'] / 1e6:,.0f} MB"
-        + (f", on the device {result.memory['device_peak'] / 1e6:,.0f} MB" if result.memory["device_peak"] else "")
+        f"peak resident memory {result.memory['resident_peak'] / 1e6:,.0f} MB"
+        + (f", peak device memory {result.memory['device_peak'] / 1e6:,.0f} MB" if result.memory["device_peak"] else "")
     )
-    screen.print(f"{passes['clients_per_pass']} clients in a pass: {passes['why']}")
+    screen.print(f"{passes['clients_per_pass']} clients per forward pass: {passes['why']}")
     screen.print(
         "; ".join(f"{trial['clients']} x batch {trial['batch']}: {trial['tokens_per_second']:,.0f} tokens/s" for trial in passes["trials"])
     )
-    screen.print(f"a client sends {result.traffic['up'] / 1e3:,.1f} kB a round and receives {result.traffic['down'] / 1e3:,.1f} kB\n")
+    screen.print(f"each client sends {result.traffic['up'] / 1e3:,.1f} kB per round and receives {result.traffic['down'] / 1e3:,.1f} kB\n")
     for hint in result.hints:
         screen.print(f"- {hint}")
 
 
 def print_profile_table(screen: Console, title: str, columns: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> None:
+    """Print one table of a profile."""
     from rich.box import SIMPLE
     from rich.table import Table
 
-    made = Table(title=title, title_justify="left", box=SIMPLE)
+    table = Table(title=title, title_justify="left", box=SIMPLE)
     for column in columns:
-        made.add_column(column, justify="right" if column else "left", no_wrap=True)
+        table.add_column(column, justify="right" if column else "left", no_wrap=True)
     for row in rows:
-        made.add_row(*row)
-    screen.print(made)
+        table.add_row(*row)
+    screen.print(table)

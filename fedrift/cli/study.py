@@ -1,4 +1,4 @@
-"""Commands about many runs: study, query, compare, compare-clustering."""
+"""The commands ``study``, ``query``, ``compare`` and ``compare-clustering``, which work on several runs."""
 
 from __future__ import annotations
 
@@ -33,21 +33,28 @@ if TYPE_CHECKING:
     from ..storage import Run
     from ..studies import Study
 
-StudyFile = Annotated[Path, typer.Argument(help="The study's YAML file.", metavar="STUDY.yaml")]
+StudyFile = Annotated[Path, typer.Argument(help="The YAML file of the study.", metavar="STUDY.yaml")]
 StudyOverrides = Annotated[
     list[str] | None,
     typer.Argument(
-        help="`executor=processes`, `executor.num_workers=4`, and changes to the study: `seeds=3`, `base.training.num_rounds=10`.",
+        help="The executor, e.g. `executor=processes executor.num_workers=4`, and overrides of the study, e.g. `seeds=3`, "
+        "`base.training.num_rounds=10`.",
         metavar="[a.b=c]...",
     ),
 ]
 StudyLogTo = Annotated[
     list[str] | None,
-    typer.Option("--log-to", help="Also send every run's numbers to tensorboard, mlflow, wandb or trackio; may be given more than once."),
+    typer.Option(
+        "--log-to", help="Also log the metrics of every run to tensorboard, mlflow, wandb or trackio. The option may be repeated."
+    ),
 ]
-HiddenStates = Annotated[bool, typer.Option("--states", help="Also how alike their final models' hidden states are, by layer.")]
-DryRun = Annotated[bool, typer.Option("--dry-run", help="Only list the runs, their ids, what is confounded, and the cost.")]
-MeasureSpeed = Annotated[bool, typer.Option("--probe/--no-probe", help="With --dry-run: measure this machine's speed in a few rounds.")]
+HiddenStates = Annotated[
+    bool, typer.Option("--states", help="Also compare the hidden states of the final models, layer by layer; this loads both models.")
+]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Only list the runs, their ids, confounded effects and the cost.")]
+MeasureSpeed = Annotated[
+    bool, typer.Option("--probe/--no-probe", help="With --dry-run, measure the speed of this machine in a few rounds.")
+]
 
 
 def study(
@@ -63,14 +70,20 @@ def study(
     fresh: Fresh = False,
     as_json: Json = False,
 ) -> None:
-    """Run a study, or go on with it: every cell, every seed, each beside its IID baseline; tuned first where it says so.
+    """Run a study: all conditions of its factors over all seeds, each run with its IID baseline.
 
-    `fedrift study studies/small.yaml --dry-run`, then `fedrift study studies/small.yaml executor=processes`
+    `fedrift study studies/small.yaml --dry-run` lists the runs and estimates the time.
 
-    Stopped at any moment it goes on when the same command is given again. Executors: `local` (one run after another),
-    `processes` (several at once on this machine), `ray`, `slurm`. Started on several machines that share the folder of the
-    runs, each run is done once. Runs that another study made are not made again, unless `--fresh` asks for it. `--log-to` sends
-    a run's numbers there when it is over. The exit code is 1 if a run failed.
+    `fedrift study studies/small.yaml executor=processes` runs the study on several CPU cores.
+
+    A study with a `tuning` section first tunes hyperparameters. To resume an interrupted study, repeat the same command.
+    Finished runs of other studies are reused, unless `--fresh` is given.
+
+    Executors: `local` (one run after another), `processes` (parallel on this machine), `ray` and `slurm`. Several machines can
+    run the same study if they share the runs directory; each run is computed once.
+
+    The command stores runs in `runs/<id>/` and the study in `runs/studies/NAME/`. It prints mean metrics and the verdict on each
+    hypothesis. The exit code is 1 if a run failed.
     """
     from ..config.loader import Registry, apply_overrides, parse_value
     from ..engine.cache import ResourceCache
@@ -78,26 +91,26 @@ def study(
     from ..studies import executors, load_study
     from ..studies.executors import Executor
 
-    said = list(overrides or ())
-    where = [text for text in said if text.split("=")[0].split(".")[0] == "executor"]
-    asked = load_study(file, [text for text in said if text not in where])
-    named = {name.lower(): name for name in executors.__all__}
-    place: dict[str, Any] = apply_overrides({"executor": "Local"}, where)
-    chosen = {"type": place["executor"]} if isinstance(place["executor"], str) else place["executor"]
-    if isinstance(chosen, dict):
-        kind = chosen.get("type", "Local")
-        chosen = {**chosen, "type": named.get(kind.lower(), kind) if isinstance(kind, str) else kind}
-    executor = parse_value(Executor, chosen, Registry({Executor: executors}), "executor")
-    stock = ResourceCache(make_runtime(runs_dir, data_dir, device, threads))
+    arguments = list(overrides or ())
+    executor_overrides = [text for text in arguments if text.split("=")[0].split(".")[0] == "executor"]
+    study_config = load_study(file, [text for text in arguments if text not in executor_overrides])
+    names_by_lowercase = {name.lower(): name for name in executors.__all__}
+    executor_config: dict[str, Any] = apply_overrides({"executor": "Local"}, executor_overrides)
+    choice = {"type": executor_config["executor"]} if isinstance(executor_config["executor"], str) else executor_config["executor"]
+    if isinstance(choice, dict):
+        kind = choice.get("type", "Local")
+        choice = {**choice, "type": names_by_lowercase.get(kind.lower(), kind) if isinstance(kind, str) else kind}
+    executor = parse_value(Executor, choice, Registry({Executor: executors}), "executor")
+    cache = ResourceCache(make_runtime(runs_dir, data_dir, device, threads))
     if dry_run:
-        preview_study(asked, stock, measure_speed, as_json)
+        preview_study(study_config, cache, measure_speed, as_json)
     else:
-        create_backends(log_to or (), runs_dir)  # what is missing is told before anything is run
-        run_and_summarize(asked, stock, executor, as_json, log_to or (), fresh)
+        create_backends(log_to or (), runs_dir)  # report a missing logger before anything is run
+        run_and_summarize(study_config, cache, executor, as_json, log_to or (), fresh)
 
 
 def preview_study(study: Study, stock: ResourceCache, measure_speed: bool, as_json: bool) -> None:
-    """What would be run."""
+    """Print the runs of a study, confounded effects and the estimated cost, without running it."""
     from rich.box import SIMPLE
     from rich.console import Console
     from rich.table import Table
@@ -106,23 +119,23 @@ def preview_study(study: Study, stock: ResourceCache, measure_speed: bool, as_js
     from ..studies.plan import build_manifest_content, estimate_cost
     from ..studies.run import preview_study
 
-    plan, known = preview_study(study, stock)
-    said, price = build_manifest_content(study, plan, known), estimate_cost(plan.configs.values(), stock, measure_speed)
+    plan, ids_final = preview_study(study, stock)
+    manifest, cost = build_manifest_content(study, plan, ids_final), estimate_cost(plan.configs.values(), stock, measure_speed)
     caveats = Counter(caveat for experiment in plan.configs.values() for caveat in config_caveats(experiment))
     if as_json:
         print_json(
             {
-                "study": said["study"],
-                "designs": said["designs"],
-                "choices": said["choices"],
-                "ids_final": known,
+                "study": manifest["study"],
+                "designs": manifest["designs"],
+                "choices": manifest["choices"],
+                "ids_final": ids_final,
                 "runs": [vars(entry) for entry in plan.entries],
-                "cost": vars(price),
+                "cost": vars(cost),
                 "caveats": [{"caveat": caveat, "runs": runs} for caveat, runs in caveats.items()],
             }
         )
         return
-    screen = Console(highlight=False)
+    console = Console(highlight=False)
     table = Table(box=SIMPLE)
     for name in ("stage", "role", "condition", "seeds", "ids"):
         table.add_column(name, no_wrap=name in ("stage", "role"), overflow="fold")
@@ -130,111 +143,115 @@ def preview_study(study: Study, stock: ResourceCache, measure_speed: bool, as_js
     for entry in plan.entries:
         settings = f" [{', '.join(f'{k}={v}' for k, v in entry.settings.items())}]" if entry.settings else ""
         rows.setdefault((entry.stage, entry.role, entry.condition + settings), []).append(entry)
-    for (stage, role, arm), entries in rows.items():
+    for (stage, role, condition), entries in rows.items():
         ids = list(dict.fromkeys(entry.run[:6] for entry in entries))
         seeds = ", ".join(map(str, dict.fromkeys(entry.seed for entry in entries)))
-        table.add_row(stage, role, arm.replace("[", r"\["), seeds, " ".join(ids[:6]) + (" ..." if len(ids) > 6 else ""))
-    screen.print(table)
-    for stage, design in said["designs"].items():
-        mixed = "; a main effect is read with part of an interaction in it where one exists:" if design["aliases"] else ""
-        screen.print(f"{stage}: {design['cells']} cells{mixed}")
+        table.add_row(stage, role, condition.replace("[", r"\["), seeds, " ".join(ids[:6]) + (" ..." if len(ids) > 6 else ""))
+    console.print(table)
+    for stage, design in manifest["designs"].items():
+        note = "; these main effects are confounded with part of an interaction:" if design["aliases"] else ""
+        console.print(f"{stage}: {design['cells']} cells{note}")
         for alias in design["aliases"]:
-            screen.print(f"  {alias['factor']}: {alias['share']:.0%} within {' x '.join(alias['pair'])}")
-    if not known:
-        screen.print("tuning is not done: ids of what is tuned will change with what it chooses")
-    print_choices(said["choices"])
+            console.print(f"  {alias['factor']}: {alias['share']:.0%} confounded with {' x '.join(alias['pair'])}")
+    if not ids_final:
+        console.print("tuning is not done: the ids of tuned runs will change when it chooses their settings")
+    print_choices(manifest["choices"])
     for caveat, runs in caveats.items():
-        typer.echo(f"caveat, {runs} of {price.num_runs} runs: {caveat}")
-    speed = "" if math.isnan(price.tokens_per_second) else f" at {price.tokens_per_second:,.0f} tokens a second, measured here"
-    time = "" if math.isnan(price.seconds) else f": about {format_duration(price.seconds)} one after another"
-    screen.print(f"{price.num_runs} runs, {price.num_finished} of them done; {price.tokens:,.0f} tokens to train on{time}{speed}")
+        typer.echo(f"caveat, {runs} of {cost.num_runs} runs: {caveat}")
+    speed = "" if math.isnan(cost.tokens_per_second) else f" at {cost.tokens_per_second:,.0f} tokens per second, measured on this machine"
+    time = "" if math.isnan(cost.seconds) else f": about {format_duration(cost.seconds)} if run one after another"
+    console.print(f"{cost.num_runs} runs, {cost.num_finished} of them finished; {cost.tokens:,.0f} training tokens{time}{speed}")
 
 
 def run_and_summarize(
     study: Study, stock: ResourceCache, executor: Any, as_json: bool, loggers: Sequence[str] = (), fresh: bool = False
 ) -> None:
-    """Run it, and tell how it ended; exit code 1 if a run failed."""
+    """Run a study and print its results; exit with code 1 if a run failed."""
     from ..storage.loggers import log_finished_runs
     from ..studies import judge_hypotheses
     from ..studies.run import run_study
     from .console import StudyProgressBar
 
-    with StudyProgressBar() as watching:
+    with StudyProgressBar() as progress:
         try:
-            book = run_study(study, stock, executor, log_finished_runs(watching.start, loggers, stock.runtime.runs_dir), fresh)
+            manifest = run_study(study, stock, executor, log_finished_runs(progress.start, loggers, stock.runtime.runs_dir), fresh)
         except KeyboardInterrupt:
-            typer.echo("stopped; the same command goes on from here", err=True)
+            typer.echo("stopped; repeat the same command to resume", err=True)
             raise
-    frame, verdicts = judge_hypotheses(book)
+    frame, verdicts = judge_hypotheses(manifest)
     failed = frame[frame.status == "failed"]
     if VERBOSE.get():
         for run in failed.run:
-            print_traceback(book.get_run(run))
+            print_traceback(manifest.get_run(run))
     if as_json:
         print_json(frame)
         raise typer.Exit(1 if len(failed) else 0)
-    print_choices(book.read()["choices"])
+    print_choices(manifest.read()["choices"])
     runs = frame[frame.role == "run"]
-    shown = runs.groupby(["stage", "condition"], sort=False)[list(study.metrics)].mean(numeric_only=True)
-    typer.echo(shown.to_string(float_format=lambda value: f"{value:.3f}", max_colwidth=60) if len(shown) else "no runs")
+    means = runs.groupby(["stage", "condition"], sort=False)[list(study.metrics)].mean(numeric_only=True)
+    typer.echo(means.to_string(float_format=lambda value: f"{value:.3f}", max_colwidth=60) if len(means) else "no runs")
     for verdict in verdicts:
         typer.echo(verdict.sentence)
     for row in failed.to_dict("records"):
         typer.echo(f"failed {str(row['run'])[:6]} {row['condition']}, seed {row['seed']}: {str(row['failure']).splitlines()[0]}")
     typer.echo(
         f"{len(frame)} runs: {(frame.status == 'finished').sum()} finished, {len(failed)} failed, "
-        f"{int(frame.diverged.sum())} diverged. Above are means over seeds."
+        f"{int(frame.diverged.sum())} diverged. The table shows means over seeds."
     )
-    typer.echo(f"{book.folder}; `fedrift report {book.name}{runs_dir_option(stock)} --html --pdf` shows it")
+    typer.echo(f"{manifest.folder}; `fedrift report {manifest.name}{runs_dir_option(stock)} --html --pdf` writes the report")
     if len(failed):
         raise typer.Exit(1)
 
 
 def print_traceback(run: Run) -> None:
-    """The traceback that a failed run has stored, if it has."""
+    """Print the stored traceback of a failed run, if there is one."""
     if (run.folder / "failed.json").exists():
         typer.echo(f"run {run.id}:\n{run.read_json('failed').get('traceback', '')}", err=True)
 
 
 def runs_dir_option(stock: ResourceCache) -> str:
-    """The option that names the folder of the runs, where it is not the usual one."""
+    """Return the option ``--runs-dir`` with its value, or "" if the runs are in the default folder."""
     return "" if stock.runtime.runs_dir == DEFAULT_RUNS_DIR else f" --runs-dir {stock.runtime.runs_dir}"
 
 
 def print_choices(tuned: list[dict[str, Any]]) -> None:
-    """What tuning chose, and where a wider grid is wanted."""
+    """Print the settings that tuning chose, and which of them lie at the edge of the tuning grid."""
     for choice in tuned:
-        settings = ", ".join(f"{path}={value}" for path, value in choice["settings"].items()) or "nothing: no trial ended well"
+        settings = (
+            ", ".join(f"{path}={value}" for path, value in choice["settings"].items()) or "no setting, because no trial had a finite score"
+        )
         edge = f"; at the edge of the grid: {', '.join(choice['at_grid_edge'])}" if choice["at_grid_edge"] else ""
         typer.echo(f"tuned {choice['group']}: {settings}{edge} ({len(choice['trials'])} trials)")
 
 
 def query(
-    query: Annotated[str, typer.Argument(help="SQL over `runs`, `records` and `findings`.")],
+    query: Annotated[str, typer.Argument(help="An SQL query over the tables `runs`, `records` and `findings`.")],
     runs_dir: RunsDir = DEFAULT_RUNS_DIR,
     as_json: Json = False,
 ) -> None:
-    """Ask all runs a question in SQL (DuckDB's).
+    """Query all runs with SQL, in DuckDB's dialect.
 
     `fedrift query "SELECT algorithm, avg(final_loss) FROM runs GROUP BY ALL"`
 
-    `records(run, round, metric, domain, client, value)` has every number; `runs` one row a run, with a column a path of the
-    experiment (`"partition.severity"`, in double quotes); `findings` what detectors left. `DESCRIBE runs` lists columns.
-    """
-    from ..storage import list_unreadable, query_rows
-    from ..storage import query_frame as ask
+    `fedrift query "DESCRIBE runs"` lists the columns of a table.
 
-    answer = query_rows(runs_dir, query) if as_json else ask(runs_dir, query)
+    `runs` has one row per run and one column per key of the experiment; write keys in double quotes: `"partition.severity"`.
+    `records(run, round, metric, domain, client, value)` has one row per measured value. `findings` has the results of
+    `fedrift diagnose`. The command prints the result and writes no files.
+    """
+    from ..storage import list_unreadable, query_frame, query_rows
+
+    result = query_rows(runs_dir, query) if as_json else query_frame(runs_dir, query)
     print_unreadable(list_unreadable(runs_dir))
-    if isinstance(answer, list):
-        print_json(answer)
+    if isinstance(result, list):
+        print_json(result)
     else:
-        typer.echo(answer.to_string(index=False, max_rows=200))
+        typer.echo(result.to_string(index=False, max_rows=200))
 
 
 def compare(
-    first: Annotated[str, typer.Argument(help="A run's id (its first letters do), or its folder.", metavar="A")],
-    second: Annotated[str, typer.Argument(help="Another.", metavar="B")],
+    first: Annotated[str, typer.Argument(help="A run id (a unique prefix is enough) or a run directory.", metavar="A")],
+    second: Annotated[str, typer.Argument(help="Another run.", metavar="B")],
     runs_dir: RunsDir = DEFAULT_RUNS_DIR,
     hidden_states: HiddenStates = False,
     data_dir: DataDir = None,
@@ -242,12 +259,14 @@ def compare(
     threads: Threads = None,
     as_json: Json = False,
 ) -> None:
-    """What differs between two runs: in what was asked, and in what came, over the rounds that both have.
+    """Compare two runs: their configurations, and their metrics at the rounds that both have.
 
     `fedrift compare 5c35 77e0`
 
-    `fedrift compare 5c35 77e0 --states` loads both models too: how alike are their hidden states, layer by layer? Beside the
-    run of `algorithm=Centralized` it is what federation makes of the representation.
+    `fedrift compare 5c35 77e0 --states` also compares the hidden states of both final models, layer by layer. If one of the runs
+    has `algorithm=Centralized`, this shows how federated training changes the representation.
+
+    The command prints tables and writes no files.
     """
     from dataclasses import asdict
 
@@ -259,88 +278,94 @@ def compare(
     from ..studies.outcomes import compare_configs, compare_metrics
 
     a, b = find_run(runs_dir, first), find_run(runs_dir, second)
-    differs, found, inside = compare_configs(a, b), compare_metrics(a, b), {}
+    config_differences, metric_differences, similarity = compare_configs(a, b), compare_metrics(a, b), {}
     if hidden_states:
         from ..engine.cache import ResourceCache
         from ..engine.model_similarity import measure_similarity
 
-        inside = measure_similarity(a, b, ResourceCache(make_runtime(runs_dir, data_dir, device, threads)))
+        similarity = measure_similarity(a, b, ResourceCache(make_runtime(runs_dir, data_dir, device, threads)))
     if as_json:
         print_json(
             {
-                "asked": {path: list(pair) for path, pair in differs.items()},
-                "came": [asdict(each) for each in found],
-                **({"states": inside} if inside else {}),
+                "asked": {path: list(pair) for path, pair in config_differences.items()},
+                "came": [asdict(difference) for difference in metric_differences],
+                **({"states": similarity} if similarity else {}),
             }
         )
         return
-    screen = Console(highlight=False)
-    config = Table(title="asked" if differs else "asked: the same", box=SIMPLE)
+    console = Console(highlight=False)
+    config = Table(title="configuration" if config_differences else "configuration: identical", box=SIMPLE)
     for name in ("", f"A {a.id[:6]}", f"B {b.id[:6]}"):
         config.add_column(name)
-    for path, (left, right) in differs.items():
+    for path, (left, right) in config_differences.items():
         config.add_row(path, str(left), str(right))
-    screen.print(config)
-    table = Table(title="came: mean of the last 5 shared evaluations", box=SIMPLE)
-    for name in ("metric", "of", "A", "B", "B - A", "largest B - A", "in round"):
-        table.add_column(name, justify="left" if name in ("metric", "of") else "right")
-    for each in found:
-        if each.mean_difference or each.max_difference:
+    console.print(config)
+    table = Table(title="metrics: mean of the last 5 shared evaluations", box=SIMPLE)
+    for name in ("metric", "domain", "A", "B", "B - A", "largest B - A", "in round"):
+        table.add_column(name, justify="left" if name in ("metric", "domain") else "right")
+    for difference in metric_differences:
+        if difference.mean_difference or difference.max_difference:
             table.add_row(
-                each.metric,
-                each.domain,
-                f"{each.first:.4g}",
-                f"{each.second:.4g}",
-                f"{each.mean_difference:+.4f}",
-                f"{each.max_difference:+.4f}",
-                str(each.max_difference_round),
+                difference.metric,
+                difference.domain,
+                f"{difference.first:.4g}",
+                f"{difference.second:.4g}",
+                f"{difference.mean_difference:+.4f}",
+                f"{difference.max_difference:+.4f}",
+                str(difference.max_difference_round),
             )
-    screen.print(table)
-    if inside:
-        table = Table(title="hidden states of the final models, beside each other and the pretrained one (0)", box=SIMPLE)
+    console.print(table)
+    if similarity:
+        table = Table(title="similarity of the hidden states of the final models A and B and the pretrained model 0", box=SIMPLE)
         for name in ("", "CKA A, B", "A, 0", "B, 0", "cosine A, B", "A, 0", "B, 0"):
             table.add_column(name, justify="right" if name else "left")
-        for layer, measures in inside.items():
+        for layer, measures in similarity.items():
             table.add_row(layer or "mean", *(f"{value:.4f}" for pairs in measures.values() for value in pairs.values()))
-        screen.print(table)
-    equal = sum(not (each.mean_difference or each.max_difference) for each in found)
-    screen.print(f"{equal} of {len(found)} numbers are the same in both. One seed each: a difference is no effect yet.")
+        console.print(table)
+    num_equal = sum(not (difference.mean_difference or difference.max_difference) for difference in metric_differences)
+    console.print(
+        f"{num_equal} of {len(metric_differences)} metrics are equal in both runs. A difference between two single runs may be random."
+    )
 
 
 def null_non_finite(values: dict[str, Any]) -> dict[str, Any]:
-    """Numbers that JSON has no name for as null."""
+    """Replace NaN and infinities by None, because JSON cannot represent them."""
     return {key: None if isinstance(value, float) and not math.isfinite(value) else value for key, value in values.items()}
 
 
 def format_duration(seconds: float) -> str:
-    """``2 h 5 min``, ``3 min 20 s``."""
-    minutes, rest = divmod(round(seconds), 60)
+    """Format a duration such as ``2 h 5 min`` or ``3 min 20 s``."""
+    minutes, seconds_left = divmod(round(seconds), 60)
     hours, minutes_left = divmod(minutes, 60)
-    return f"{hours} h {minutes_left} min" if hours else f"{minutes} min {rest} s" if minutes else f"{rest} s"
+    return f"{hours} h {minutes_left} min" if hours else f"{minutes} min {seconds_left} s" if minutes else f"{seconds_left} s"
 
 
-# The command that compares clusterings: compare-clustering.
+# compare-clustering
 
 if TYPE_CHECKING:
     from ..clustering.comparison_report import ReportPart
     from ..engine.cache import ResourceCache
     from ..studies import Study, StudyManifest
 
-Seeds = Annotated[int, typer.Option("--seeds", min=1, max=1000, help="How many paired seeds, from --seed-offset on.")]
+Seeds = Annotated[int, typer.Option("--seeds", min=1, max=1000, help="The number of paired seeds, starting at --seed-offset.")]
 SeedOffset = Annotated[int, typer.Option("--seed-offset", min=0, max=2**53 - 1001, help="The first seed.")]
 Conditions = Annotated[
-    str, typer.Option("--conditions", help="Some conditions, e.g. `text,random,oracle`; `all` for the optional ones too.")
+    str, typer.Option("--conditions", help="The conditions to run, e.g. `text,random,oracle`; `all` also selects the optional ones.")
 ]
 Clusters = Annotated[
-    int | None, typer.Option("--clusters", min=1, max=100_000, help="How many clusters; counted from the text if not said.")
+    int | None, typer.Option("--clusters", min=1, max=100_000, help="The number of clusters; by default it is estimated from the texts.")
 ]
-IfcaRestarts = Annotated[int, typer.Option("--ifca-restarts", min=1, max=1000, help="Starts of IFCA in every seed, all of them paid for.")]
-RandomRepeats = Annotated[int, typer.Option("--random-repeats", min=1, max=1000, help="Draws of the random clusters in every seed.")]
-Encoder = Annotated[str, typer.Option("--encoder", help="wordllama, minilm, states, hashing or lsa.")]
-Workers = Annotated[int, typer.Option("--workers", min=1, max=1024, help="Runs at once, each in a process of one thread.")]
-ComparisonOutput = Annotated[Path | None, typer.Option("--output", help="Write the tables here too: .md, .html or .json.")]
-RegimeMap = Annotated[bool, typer.Option("--map", help="Over regimes and severities: where can clustering help, where not?")]
-ListRuns = Annotated[bool, typer.Option("--dry-run", help="Only list the runs and what they cost.")]
+IfcaRestarts = Annotated[
+    int, typer.Option("--ifca-restarts", min=1, max=1000, help="The number of IFCA initializations per seed; the cost counts all of them.")
+]
+RandomRepeats = Annotated[int, typer.Option("--random-repeats", min=1, max=1000, help="The number of random clusterings per seed.")]
+Encoder = Annotated[str, typer.Option("--encoder", help="The text embedding: wordllama, minilm, states, hashing or lsa.")]
+Workers = Annotated[
+    int, typer.Option("--workers", min=1, max=1024, help="The number of runs in parallel; each uses one process with one thread.")
+]
+ComparisonOutput = Annotated[Path | None, typer.Option("--output", help="Also write the tables to this .md, .html or .json file.")]
+RegimeMap = Annotated[bool, typer.Option("--map", help="Run all kinds of skew and severities instead, to map where clustering helps.")]
+ListRuns = Annotated[bool, typer.Option("--dry-run", help="Only list the runs and their cost.")]
 
 
 def compare_clustering(
@@ -364,17 +389,21 @@ def compare_clustering(
     fresh: Fresh = False,
     as_json: Json = False,
 ) -> None:
-    """Does it help to cluster the clients? All conditions of one experiment, at equal training, over paired seeds.
+    """Test whether clustering the clients helps: run all clustering conditions with equal training over paired seeds.
 
     `fedrift compare-clustering experiments/clustering.yaml --seeds 6 --output table.md`
 
-    Conditions: vanilla; k-means on text embeddings; random clusters of the same sizes; the true domains; clusters of the first
-    updates; IFCA; everybody alone; vanilla and text clusters with local steps; centralised; the IID deal. `cfl` and `soft` are
-    there for the asking. Each is compared with random clusters and with vanilla, seed by seed. Five seeds or fewer can
-    never reach p < .05. Stopped at any moment it goes on when the same command is given again.
+    `fedrift compare-clustering experiments/clustering.yaml --map --seeds 3` repeats the comparison for topic, style, token and
+    quantity skew at several severities.
 
-    `fedrift compare-clustering experiments/clustering.yaml --map --seeds 3` goes through topic, style, token and quantity skew
-    and severities: what text clusters gain over random ones, beside what the descriptors know of the clients.
+    Conditions: `vanilla` (one global model), `text` (k-means on text embeddings), `random` (random clusters of the same sizes),
+    `oracle` (the true domains), `update` (clusters of the first updates), `ifca`, `local` (no federation), `tuned` and
+    `text+tuned` (local fine-tuning after `vanilla` and `text`), `pooled` (centralized training) and `iid` (the IID baseline).
+    `cfl` and `soft` are optional. Each condition is compared with `random` and `vanilla` by paired tests over seeds. With five
+    seeds or fewer, no test can reach p < 0.05.
+
+    The command prints tables and writes them to `--output`. Its runs are stored in the runs directory as a study. To resume an interrupted
+    comparison, repeat the same command.
     """
     from ..clustering.comparison import build_comparison
     from ..clustering.comparison_report import frame_to_records, map_report_parts, report_parts, results_to_json
@@ -382,8 +411,8 @@ def compare_clustering(
     from ..config.loader import load_yaml
     from ..engine.cache import ResourceCache
 
-    stock = ResourceCache(make_runtime(runs_dir, data_dir, device, threads))
-    asked = build_comparison(
+    cache = ResourceCache(make_runtime(runs_dir, data_dir, device, threads))
+    comparison = build_comparison(
         load_yaml(file),
         overrides or (),
         conditions=parse_conditions(conditions),
@@ -392,60 +421,60 @@ def compare_clustering(
         num_clusters=clusters,
         ifca_restarts=ifca_restarts,
         random_repeats=random_repeats,
-        cache=stock,
+        cache=cache,
     )
-    study = ClusteringMap(asked).build_study() if regime_map else asked.build_study()
+    study = ClusteringMap(comparison).build_study() if regime_map else comparison.build_study()
     if dry_run:
-        preview_comparison(study, stock, as_json)
+        preview_comparison(study, cache, as_json)
         return
-    book = run_missing(study, stock, workers, fresh)
+    manifest = run_missing(study, cache, workers, fresh)
     command = "fedrift " + " ".join(shlex.quote(word) for word in sys.argv[1:])
     if regime_map:
-        gains, starved = summarize_map(book)
-        told = map_report_parts(gains, starved)
-        said = {"study": study.name, "command": command, "map": frame_to_records(gains), "starved": frame_to_records(starved)}
+        gains, starved = summarize_map(manifest)
+        parts = map_report_parts(gains, starved)
+        results = {"study": study.name, "command": command, "map": frame_to_records(gains), "starved": frame_to_records(starved)}
     else:
-        came = collect_results(book)
-        told, said = report_parts(came), results_to_json(came, command)
-    print_comparison(told, said, command, output, as_json)
+        outcomes = collect_results(manifest)
+        parts, results = report_parts(outcomes), results_to_json(outcomes, command)
+    print_comparison(parts, results, command, output, as_json)
     if not as_json:
-        typer.echo(book.folder)
+        typer.echo(manifest.folder)
 
 
 def run_missing(study: Study, stock: ResourceCache, workers: int, fresh: bool = False) -> StudyManifest:
-    """Run what is missing; ``fresh``: everything."""
+    """Run the missing runs of a study; ``fresh`` runs all of them again."""
     from ..studies.executors import Local, Processes
     from ..studies.run import run_study
     from .console import StudyProgressBar
 
-    with StudyProgressBar() as watching:
+    with StudyProgressBar() as progress:
         try:
-            return run_study(study, stock, Local() if workers == 1 else Processes(workers), watching.start, fresh)
+            return run_study(study, stock, Local() if workers == 1 else Processes(workers), progress.start, fresh)
         except KeyboardInterrupt:
-            typer.echo("stopped; the same command goes on from here", err=True)
+            typer.echo("stopped; repeat the same command to resume", err=True)
             raise
 
 
 def preview_comparison(study: Study, stock: ResourceCache, as_json: bool) -> None:
-    """What would be run."""
+    """Print the runs of a clustering comparison and their cost, without running them."""
     from ..studies.plan import estimate_cost
     from ..studies.run import preview_study
 
     plan, _ = preview_study(study, stock)
-    price = estimate_cost(plan.configs.values(), stock, False)
+    cost = estimate_cost(plan.configs.values(), stock, False)
     if as_json:
         print_json({"study": study.name, "runs": [vars(entry) for entry in plan.entries]})
         return
     ids: dict[str, list[str]] = {}
     for entry in plan.entries:
         ids.setdefault(", ".join(str(level) for level in entry.factors.values() if level is not None), []).append(entry.run[:6])
-    for label, every in ids.items():
-        typer.echo(f"{label:24} {' '.join(every)}")
-    typer.echo(f"study {study.name}: {price.num_runs} runs, {price.num_finished} of them done; {price.tokens:,.0f} tokens to train on")
+    for label, run_ids in ids.items():
+        typer.echo(f"{label:24} {' '.join(run_ids)}")
+    typer.echo(f"study {study.name}: {cost.num_runs} runs, {cost.num_finished} of them finished; {cost.tokens:,.0f} training tokens")
 
 
 def print_comparison(report_parts: list[ReportPart], results: dict[str, Any], command: str, output: Path | None, as_json: bool) -> None:
-    """The tables on the screen, and in a file."""
+    """Print the tables of a clustering comparison, or its JSON, and write them to a file if requested."""
     from rich.box import SIMPLE
     from rich.console import Console
     from rich.table import Table
@@ -465,21 +494,21 @@ def print_comparison(report_parts: list[ReportPart], results: dict[str, Any], co
     if as_json:
         print_json(results)
         return
-    screen = Console(highlight=False, markup=False)
+    console = Console(highlight=False, markup=False)
     for part in report_parts:
-        screen.print(f"\n{part.heading}", style="bold")
-        screen.print(part.text)
+        console.print(f"\n{part.heading}", style="bold")
+        console.print(part.text)
         if part.rows:
             table = Table(box=SIMPLE)
-            for place, name in enumerate(part.columns):
-                table.add_column(name, justify="right" if place else "left")
+            for column, name in enumerate(part.columns):
+                table.add_column(name, justify="right" if column else "left")
             for row in part.rows:
                 table.add_row(*row)
-            screen.print(table)
+            console.print(table)
 
 
 def parse_conditions(text: str) -> list[str]:
-    """The conditions that were asked for."""
+    """Parse a comma-separated list of conditions; ``all`` selects every condition."""
     from ..clustering.comparison import CONDITIONS
 
     return list(CONDITIONS) if text == "all" else [name.strip() for name in text.split(",") if name.strip()]

@@ -1,4 +1,8 @@
-"""Mitigations: who shares a model with whom. One file each, one import line here. YAML finds them by these names."""
+"""Clustering strategies: rules that decide which clients share a model.
+
+A configuration names a class of ``__all__`` as ``clustering: {type: Name}``. A new strategy needs a file in this package and an
+import here.
+"""
 
 from .base import NoClustering
 from .iterative import CFL, IFCA, UpdateClustering

@@ -1,6 +1,6 @@
-"""What a clustering may look at, and what it decides.
+"""Interface of clustering strategies: the information that a strategy receives and the assignment that it returns.
 
-Axis letters: N clients of the fleet, M models of the server, D documents of a client, E numbers of an embedding.
+Axis letters: N clients in total, M models of the server, D documents of a client, E dimensions of an embedding.
 """
 
 from __future__ import annotations
@@ -20,197 +20,294 @@ from ..core.types import FederatedState, RoundResult, ServerState
 
 
 def documents_unavailable(client: int) -> list[str]:
-    raise UserError("this clustering reads the clients' documents, and there are none here")
+    """Raise a UserError; default of ``ClientInfo.documents``."""
+    raise UserError(
+        "This clustering strategy reads the clients' documents, but none are available here. Use a strategy that does not read them."
+    )
 
 
 def encoder_unavailable(texts: Sequence[str], encoder: str) -> np.ndarray:
-    raise UserError("this clustering embeds documents, and there is no encoder here")
+    """Raise a UserError; default of ``ClientInfo.embed``."""
+    raise UserError("This clustering strategy embeds documents, but no encoder is available here. Use a strategy that embeds no documents.")
 
 
 def losses_unavailable(state: FederatedState, batches: int) -> Tensor:
-    raise UserError("this clustering asks clients for their losses, and this fleet does not answer")
+    """Raise a UserError; default of ``ClientInfo.losses``."""
+    raise UserError("This clustering strategy needs the clients' losses, but this client pool does not compute them. Use another strategy.")
 
 
 @dataclass(frozen=True, eq=False)
 class ClientInfo:
-    """What is known of N clients before and beside their reports. ``main_domains`` is the truth, for the oracle and the
-    judge only."""
+    """The information about N clients that is available to a clustering strategy in addition to their updates.
+
+    Attributes:
+        num_clients: N, the number of clients.
+        seed: Seed of the run.
+        documents: Function from a client index to the client's training documents.
+        embed: Function from (texts, name of the encoder) to unit-length embeddings, [D, E].
+        losses: Function from (state, number of batches) to the loss of each model on each client's training text, [N, M].
+        main_domains: Domain with most of each client's tokens, [N]; -1 if unknown. These are ground truth, so only the oracle strategy and
+            the evaluation may use them.
+    """
 
     num_clients: int
     seed: int
-    documents: Callable[[int], Sequence[str]] = documents_unavailable  # a client's training documents, and no others
-    embed: Callable[[Sequence[str], str], np.ndarray] = encoder_unavailable  # (texts, encoder) -> [D, E] of length one
-    # (state, batches) -> [N, M] on the clients' training text
+    documents: Callable[[int], Sequence[str]] = documents_unavailable
+    embed: Callable[[Sequence[str], str], np.ndarray] = encoder_unavailable
     losses: Callable[[FederatedState, int], Tensor] = losses_unavailable
-    main_domains: np.ndarray | None = None  # [N] the domain that most of a client's tokens are of; -1: unknown
+    main_domains: np.ndarray | None = None
 
 
 @dataclass(frozen=True, eq=False)
 class Assignment:
-    """Who shares which model from now on, and why.
+    """The decision of a clustering strategy: which clients share which model from now on, and the reason.
 
-    ``parents``: the former model that each begins as; if it is not said, models go where most of their clients go.
-    ``membership``: how much of each client is each model's, where clients mix them; the rows sum to 1.
+    Attributes:
+        cluster_ids: Index of the model that each client shares, [N].
+        num_models: M, the number of models.
+        reason: The evidence for the decision, as plain JSON.
+        parents: Previous model with which each model starts, [M]. If None, models follow the majority of their clients.
+        membership: Weight of each model in each client's mixture, [N, M], for strategies that mix models. The rows sum to 1.
+        centroids: Centroid of each cluster in embedding space, [M, E], to which later clients can be assigned.
+        state: Tensors that the strategy needs at its next decision.
     """
 
-    cluster_ids: np.ndarray  # [N] which model each client shares
-    num_models: int  # M
-    reason: dict[str, Any]  # plain JSON
-    parents: np.ndarray | None = None  # [M]
-    membership: np.ndarray | None = None  # [N, M]
-    centroids: np.ndarray | None = None  # [M, E] for clients that come later
-    state: Tree = field(default_factory=Tree)  # what to remember until the next decision
+    cluster_ids: np.ndarray
+    num_models: int
+    reason: dict[str, Any]
+    parents: np.ndarray | None = None
+    membership: np.ndarray | None = None
+    centroids: np.ndarray | None = None
+    state: Tree = field(default_factory=Tree)
 
     def describe(self) -> str:
-        """The decision for people."""
+        """Return the decision as one line of text."""
         sizes = ", ".join(map(str, np.bincount(self.cluster_ids, minlength=self.num_models)))
-        told = {"p": "p_value", "silhouette": "silhouette", "ARI of bootstraps": "stability"}
-        numbers = [f"{name} {self.reason[key]:.2g}" for name, key in told.items() if np.isfinite(self.reason.get(key, np.nan))]
+        reason_keys = {"p": "p_value", "silhouette": "silhouette", "bootstrap ARI": "stability"}
+        numbers = [f"{name} {self.reason[key]:.2g}" for name, key in reason_keys.items() if np.isfinite(self.reason.get(key, np.nan))]
         if self.reason.get("switched"):
-            numbers.append(f"{self.reason['switched']} clients changed")
+            numbers.append(f"{self.reason['switched']} clients changed cluster")
         verdict = f": {self.reason['verdict']}" if "verdict" in self.reason else ""
-        groups = "1 group" if self.num_models == 1 else f"{self.num_models} groups"
+        groups = "1 cluster" if self.num_models == 1 else f"{self.num_models} clusters"
         return f"{self.reason['signal']}: {groups} of {sizes} clients{verdict}" + (f" ({'; '.join(numbers)})" if numbers else "")
 
     def to_json(self, round: int) -> dict[str, Any]:
-        """The decision as plain JSON."""
-        whole: dict[str, Any] = {"round": round, "group": self.cluster_ids.tolist(), "models": self.num_models, **self.reason}
+        """Return the decision as plain JSON.
+
+        Args:
+            round: Number of rounds before the decision.
+        """
+        entry: dict[str, Any] = {"round": round, "group": self.cluster_ids.tolist(), "models": self.num_models, **self.reason}
         if self.membership is not None:
-            whole["share"] = self.membership.tolist()
+            entry["share"] = self.membership.tolist()
         if self.centroids is not None:
-            whole["centroids"] = self.centroids.tolist()
-        return {key: nan_to_null(value) for key, value in whole.items()}
+            entry["centroids"] = self.centroids.tolist()
+        return {key: nan_to_null(value) for key, value in entry.items()}
 
 
 def nan_to_null(value: Any) -> Any:
-    """Plain JSON has no NaN: what is missing is null."""
+    """Replace NaN by None in a number or a nested dictionary, because plain JSON has no NaN."""
     if isinstance(value, dict):
         return {key: nan_to_null(part) for key, part in value.items()}
     return None if isinstance(value, float) and np.isnan(value) else value
 
 
 def assign_new_clients(assignment: Assignment | dict[str, Any], embeddings: np.ndarray) -> np.ndarray:
-    """The model for clients that took no part, ``embeddings [..., E] -> [...]``: that of the nearest centroid.
+    """Assign clients that took no part in training to the model with the nearest centroid.
 
-    ``assignment`` may be an entry of a run's clustering.json.
+    Args:
+        assignment: The decision, or an entry of a run's clustering.json.
+        embeddings: Mean embedding of each client, [..., E].
+
+    Returns:
+        Model of each client, [...].
+
+    Raises:
+        UserError: The decision has no centroids.
     """
-    found = assignment.centroids if isinstance(assignment, Assignment) else assignment.get("centroids")
-    if found is None:
+    centroid_rows = assignment.centroids if isinstance(assignment, Assignment) else assignment.get("centroids")
+    if centroid_rows is None:
         raise UserError(
-            "this clustering did not group clients by descriptors: nobody can be assigned by one; use TextClustering or SoftClustering"
+            "This clustering has no centroids, so new clients cannot be assigned to its clusters. Use TextClustering or SoftClustering."
         )
-    centroids = np.asarray(found)
-    apart = np.linalg.norm(embeddings[..., None, :] - centroids, axis=-1)
-    return np.asarray(apart.argmin(axis=-1))
+    centroids = np.asarray(centroid_rows)
+    distances = np.linalg.norm(embeddings[..., None, :] - centroids, axis=-1)
+    return np.asarray(distances.argmin(axis=-1))
 
 
-# No clustering: everybody shares one model. The frame of every other: its fields are the settings, its methods the hooks.
-#
-# A clustering decides which clients share a model. What happens inside such a group is the algorithm's, whichever it is: all
-# groups begin from the same weights, and together as many clients train in a round as without clustering.
+# The base class of all strategies: its fields are the settings, and its methods are the hooks. A strategy only decides which
+# clients share a model. Within a cluster the federated algorithm runs unchanged, all clusters start from the same weights, and
+# each round trains as many clients as without clustering.
 
 
 @dataclass(frozen=True)
 class NoClustering:
-    has_full_participation_rounds: ClassVar[bool] = False  # whether some rounds call the whole fleet
-    needs_client_data: ClassVar[bool] = False  # whether it looks at the clients' documents, or at their losses on them
+    """The default strategy, in which all clients share one model, and the base class of all other strategies.
+
+    To write a strategy, subclass it, decorate the class with ``@dataclass(frozen=True)`` and override the hooks that differ.
+
+    Example:
+        Assign each client to one of two models by its index::
+
+            @dataclass(frozen=True)
+            class EvenAndOdd(NoClustering):
+                def init_assignment(self, client_info: ClientInfo) -> Assignment:
+                    cluster_ids = np.arange(client_info.num_clients) % 2
+                    return Assignment(cluster_ids, num_models=2, reason={"signal": "EvenAndOdd", "k": 2})
+    """
+
+    has_full_participation_rounds: ClassVar[bool] = False  # whether some rounds train all clients
+    needs_client_data: ClassVar[bool] = False  # whether it uses the clients' documents or their losses on them
 
     def init_assignment(self, client_info: ClientInfo) -> Assignment | None:
-        """Before the first round: who shares which model. None: the clustering has nothing to say."""
+        """Return the assignment before the first round, or None for a single shared model."""
         return None
 
     def init_models(self, params: Tree, client_info: ClientInfo) -> Tree:
-        """The models ``[M, ...]`` before the first round; all the same unless a clustering must tell them apart."""
+        """Return the models before the first round.
+
+        Args:
+            params: The M initial models, all equal, [M, ...].
+            client_info: Information about the clients.
+
+        Returns:
+            The models, [M, ...]; the default returns ``params``.
+        """
         return params
 
     def refine(self, state: FederatedState, client_info: ClientInfo) -> Assignment | None:
-        """Once the first models are there: a second thought."""
+        """Return a revised assignment once the initial models exist, or None to keep the first one.
+
+        Args:
+            state: The state before the first round, with the initial models.
+            client_info: Information about the clients.
+        """
         return None
 
     def needs_full_participation(self, round: int) -> bool:
-        """Whether the round after ``round`` rounds calls the whole fleet."""
+        """Return whether the round that follows ``round`` completed rounds trains all clients."""
         return False
 
     def recluster(self, result: RoundResult, client_info: ClientInfo) -> Assignment | None:
-        """After a round: who shares which model from now on. None: nothing changes."""
+        """Return the assignment after a round, or None to keep the current one.
+
+        Args:
+            result: The round's states, cohort and updates.
+            client_info: Information about the clients.
+        """
         return None
 
     def warnings(self) -> list[str]:
-        """What a reader of the results must know."""
+        """Return warnings that a reader of the results needs."""
         return []
 
     def incompatibilities(self, algorithm: FedAvg, param_names: Collection[str]) -> list[str]:
-        """Why this makes no sense with the algorithm or these trained leaves."""
+        """Return the reasons why this strategy cannot be combined with the algorithm or the trained parameters.
+
+        Args:
+            algorithm: The federated algorithm.
+            param_names: Names of the trained parameters.
+        """
         return []
 
 
 def assign_to_one_cluster(size: int) -> np.ndarray:
-    """Everybody in group 0, ``[N]``."""
+    """Return the assignment of all clients to cluster 0, [N]."""
     return np.zeros(size, dtype=np.int64)
 
 
-# From one grouping to the next: which model goes where, who is held back, and what becomes of the server's state.
+# Transfer of models and server state from one assignment to the next.
 
 
 def transfer_state(state: FederatedState, assignment: Assignment, algorithm: FedAvg) -> FederatedState:
-    """The state under a new grouping: every model with its moments, its last move and what is merged under it.
+    """Return the state under a new assignment.
 
-    What the server keeps as a mean of its members' memories (SCAFFOLD's c) is told anew from the members there are now. Where
-    nothing changes, nothing is touched.
+    Each model keeps its server optimizer state, its last update and the weights merged into its base. Means over the states of a cluster's
+    clients (such as SCAFFOLD's c) are recomputed from the cluster's new clients. Nothing changes if the assignment is the same.
+
+    Args:
+        state: The current state.
+        assignment: The new assignment.
+        algorithm: The federated algorithm, whose hook ``on_recluster`` recomputes the means.
     """
-    group, parents = (
+    cluster_ids, parents = (
         (assignment.cluster_ids, assignment.parents)
         if assignment.parents is not None
         else match_clusters(state.cluster_ids.numpy(), assignment.cluster_ids, state.server.num_models, assignment.num_models)
     )
     assert parents is not None
-    new, rows = torch.as_tensor(group).long(), torch.as_tensor(parents).long()
-    server, moved = state.server, state.server_delta
+    new_ids, rows = torch.as_tensor(cluster_ids).long(), torch.as_tensor(parents).long()
+    server, server_delta = state.server, state.server_delta
     if not torch.equal(rows, torch.arange(server.num_models)):
-        server, moved = select_models(server, rows), moved.take(rows.to(tree_device(moved)) if moved else rows)
+        server, server_delta = select_models(server, rows), server_delta.take(rows.to(tree_device(server_delta)) if server_delta else rows)
         state = replace(state, client_means=Tree())
-    if not torch.equal(new, state.cluster_ids):
-        server = algorithm.on_recluster(server, state.client_states.gather_all(), new)
-        state = replace(state, client_means=Tree())  # of other members: the round loop computes them anew
-    return replace(state, server=server, server_delta=moved, cluster_ids=new, clustering_state=assignment.state)
+    if not torch.equal(new_ids, state.cluster_ids):
+        server = algorithm.on_recluster(server, state.client_states.gather_all(), new_ids)
+        state = replace(state, client_means=Tree())  # means over the previous clients of each cluster; the round loop recomputes them
+    return replace(state, server=server, server_delta=server_delta, cluster_ids=new_ids, clustering_state=assignment.state)
 
 
 def select_models(server: ServerState, model_ids: torch.Tensor) -> ServerState:
-    """The server with these of its models."""
+    """Return the server state with a selection of its models.
+
+    Args:
+        server: The server state with M models.
+        model_ids: Indices of the selected models.
+    """
     model_ids = model_ids.to(tree_device(server.params))
     return ServerState(*(tree.take(model_ids) for tree in (server.params, server.broadcast, server.opt_state, server.merged_base)))
 
 
 def match_clusters(old: np.ndarray, new: np.ndarray, num_old: int, num_new: int) -> tuple[np.ndarray, np.ndarray]:
-    """Models go with their clients: the new groups ``[N]``, numbered after the old they overlap most, and ``parents [M]``.
+    """Renumber new clusters so that as many clients as possible keep their cluster number.
 
-    Numbers are given so that as many clients as can be keep theirs (Kuhn, Naval Research Logistics 2, 1955); a group left over
-    begins as the model that most of its members had.
+    The matching solves the assignment problem (Kuhn, Naval Research Logistics 2, 1955). An unmatched cluster starts with the model
+    that most of its clients had.
+
+    Args:
+        old: Previous cluster of each client, [N].
+        new: New cluster of each client, [N].
+        num_old: Number of previous clusters.
+        num_new: M, the number of new clusters.
+
+    Returns:
+        The renumbered cluster of each client, [N], and the previous model with which each new model starts (``parents``), [M].
     """
     from scipy.optimize import linear_sum_assignment
 
-    both = np.zeros((num_new, num_old), dtype=np.int64)
-    np.add.at(both, (new, old), 1)
-    number = np.full(num_new, -1)
-    for group, before in zip(*linear_sum_assignment(-both), strict=True):
-        if before < num_new and both[group, before]:
-            number[group] = before
-    free = [one for one in range(num_new) if one not in set(number.tolist())]
-    number[number < 0] = free
+    overlap = np.zeros((num_new, num_old), dtype=np.int64)
+    np.add.at(overlap, (new, old), 1)
+    new_number = np.full(num_new, -1)
+    for cluster, old_cluster in zip(*linear_sum_assignment(-overlap), strict=True):
+        if old_cluster < num_new and overlap[cluster, old_cluster]:
+            new_number[cluster] = old_cluster
+    unused = [candidate for candidate in range(num_new) if candidate not in set(new_number.tolist())]
+    new_number[new_number < 0] = unused
     parents = np.empty(num_new, dtype=np.int64)
-    parents[number] = both.argmax(axis=1)
-    return number[new], parents
+    parents[new_number] = overlap.argmax(axis=1)
+    return new_number[new], parents
 
 
 def apply_hysteresis(distances: np.ndarray, current: np.ndarray, ratio: float) -> np.ndarray:
-    """Who is nearest to which group, ``distances [N, M] -> [N]``; a client leaves its own for one at less than ``ratio`` of its
-    distance only."""
+    """Return the nearest cluster of each client, with hysteresis.
+
+    A client leaves its current cluster only if the distance to the nearest one is below ``ratio`` times the distance to its own.
+
+    Args:
+        distances: Distance of each client to each cluster, [N, M].
+        current: Current cluster of each client, [N].
+        ratio: Largest ratio of the two distances at which a client moves.
+
+    Returns:
+        Cluster of each client, [N].
+    """
     rows = np.arange(len(distances))
     best = distances.argmin(axis=1)
     return np.where(distances[rows, best] < ratio * distances[rows, current], best, current)
 
 
 def tree_device(tree: Tree) -> torch.device:
+    """Return the device of a tree's tensors."""
     return next(iter(tree.values())).device
 
 

@@ -1,4 +1,9 @@
-"""Mitigations beside each other: every arm of one experiment over paired seeds, and where clustering cannot help."""
+"""Comparison of clustering strategies: the conditions of one experiment, run over paired seeds as a study.
+
+Each condition changes one thing in the experiment. All conditions start from the same initial weights, use the same partition for the
+same seed, and train as many client steps per round as the condition ``vanilla``. Additional costs, such as IFCA's restarts and
+its choice of models or rounds with all clients, are counted and reported.
+"""
 
 from __future__ import annotations
 
@@ -14,115 +19,147 @@ from ..engine.cache import ResourceCache
 from ..studies import Study, parse_study
 from ..studies.spec import NAME_CHARACTERS
 
-# The arms that a clustering is held against, each the same experiment with one thing changed.
-#
-# All train as many client steps a round as vanilla does, from the same first weights, on the same deal of the same seed; what
-# an arm costs beside that (IFCA's restarts and choices, a fleet that is called whole) is counted and told.
-
-ConfigOverrides = dict[str, Any]  # path in the experiment -> value
+ConfigOverrides = dict[str, Any]  # configuration path -> value
 
 
 @dataclass(frozen=True)
 class ComparisonConfig:
-    """What the conditions are made of. ``num_clusters``: of text and updates, None counts them; ``ifca_clusters``: IFCA's J."""
+    """Settings of the conditions.
+
+    Attributes:
+        encoder: Encoder of the text clustering.
+        num_clusters: Number of clusters of the text and update clusterings; None estimates it.
+        ifca_clusters: J, IFCA's number of models.
+        ifca_restarts: Number of IFCA runs per seed.
+        random_repeats: Number of runs with random clusters per seed.
+        algorithm: The base experiment's algorithm as plain YAML.
+    """
 
     encoder: str = "wordllama"
     num_clusters: int | None = None
     ifca_clusters: int = 4
-    ifca_restarts: int = 5  # of IFCA
-    random_repeats: int = 1  # of the random clusters
-    algorithm: Mapping[str, Any] = field(default_factory=lambda: {"type": "FedAvg"})  # the base experiment's
+    ifca_restarts: int = 5
+    random_repeats: int = 1
+    algorithm: Mapping[str, Any] = field(default_factory=lambda: {"type": "FedAvg"})
 
     @property
     def text_clustering(self) -> ConfigOverrides:
-        counted = {} if self.num_clusters is None else {"num_clusters": self.num_clusters}
-        return {"type": "TextClustering", "encoder": self.encoder, **counted}
+        """Return the text clustering as plain YAML."""
+        num_clusters = {} if self.num_clusters is None else {"num_clusters": self.num_clusters}
+        return {"type": "TextClustering", "encoder": self.encoder, **num_clusters}
 
 
 @dataclass(frozen=True)
 class Condition:
-    """``num_repeats``: how many runs a seed it takes, each with the overrides of its number."""
+    """One condition of the comparison.
+
+    Attributes:
+        title: Description for tables.
+        overrides: Function from the settings and the index of the repeat to the configuration overrides.
+        num_repeats: Function from the settings to the number of runs per seed.
+        has_clusters: Whether clients share models in clusters that can be compared with the true domains.
+    """
 
     title: str
     overrides: Callable[[ComparisonConfig, int], ConfigOverrides]
-    num_repeats: Callable[[ComparisonConfig], int] = lambda asked: 1
-    has_clusters: bool = True  # whether its clients share models in groups that can be held against the true domains
+    num_repeats: Callable[[ComparisonConfig], int] = lambda config: 1
+    has_clusters: bool = True
 
 
 def with_base_server(config: ComparisonConfig, algorithm_type: str) -> ConfigOverrides:
-    """The base's server and aggregate under another algorithm."""
-    kept = {key: config.algorithm[key] for key in ("server_optimizer", "aggregator") if key in config.algorithm}
-    return {"type": algorithm_type, **kept}
+    """Return another algorithm with the server optimizer and aggregator of the base experiment, as plain YAML.
+
+    Args:
+        config: Settings of the conditions.
+        algorithm_type: Name of the algorithm.
+    """
+    server_settings = {key: config.algorithm[key] for key in ("server_optimizer", "aggregator") if key in config.algorithm}
+    return {"type": algorithm_type, **server_settings}
 
 
 CONDITIONS: dict[str, Condition] = {
-    "vanilla": Condition("one model for all", lambda asked, _: {}, has_clusters=False),
-    "text": Condition("k-means on text embeddings", lambda asked, _: {"clustering": asked.text_clustering}),
+    "vanilla": Condition("one model for all", lambda config, _: {}, has_clusters=False),
+    "text": Condition("k-means on text embeddings", lambda config, _: {"clustering": config.text_clustering}),
     "random": Condition(
         "random clusters of the same sizes",
-        lambda asked, draw: {"clustering": {"type": "RandomClustering", "like": asked.text_clustering, "repeat": draw}},
-        lambda asked: asked.random_repeats,
+        lambda config, repeat: {"clustering": {"type": "RandomClustering", "like": config.text_clustering, "repeat": repeat}},
+        lambda config: config.random_repeats,
     ),
-    "oracle": Condition("the true domains", lambda asked, _: {"clustering": {"type": "OracleClustering"}}),
+    "oracle": Condition("clusters of the true domains", lambda config, _: {"clustering": {"type": "OracleClustering"}}),
     "update": Condition(
         "clusters of the first updates",
-        lambda asked, _: {
-            "clustering": {"type": "UpdateClustering", **({} if asked.num_clusters is None else {"num_clusters": asked.num_clusters})}
+        lambda config, _: {
+            "clustering": {"type": "UpdateClustering", **({} if config.num_clusters is None else {"num_clusters": config.num_clusters})}
         },
     ),
     "ifca": Condition(
         "IFCA",
-        lambda asked, start: {"clustering": {"type": "IFCA", "num_clusters": asked.ifca_clusters, "restart": start}},
-        lambda asked: asked.ifca_restarts,
+        lambda config, repeat: {"clustering": {"type": "IFCA", "num_clusters": config.ifca_clusters, "restart": repeat}},
+        lambda config: config.ifca_restarts,
     ),
-    "local": Condition("everybody alone", lambda asked, _: {"algorithm": {"type": "LocalOnly"}}, has_clusters=False),
+    "local": Condition("local training only", lambda config, _: {"algorithm": {"type": "LocalOnly"}}, has_clusters=False),
     "tuned": Condition(
-        "vanilla, then local steps", lambda asked, _: {"algorithm": with_base_server(asked, "FedAvgFineTuning")}, has_clusters=False
+        "one model for all, then local steps",
+        lambda config, _: {"algorithm": with_base_server(config, "FedAvgFineTuning")},
+        has_clusters=False,
     ),
     "text+tuned": Condition(
         "text clusters, then local steps",
-        lambda asked, _: {"clustering": asked.text_clustering, "algorithm": with_base_server(asked, "FedAvgFineTuning")},
+        lambda config, _: {"clustering": config.text_clustering, "algorithm": with_base_server(config, "FedAvgFineTuning")},
     ),
-    "pooled": Condition("all text in one place, centralised", lambda asked, _: {"algorithm": {"type": "Centralized"}}, has_clusters=False),
-    "cfl": Condition("recursive bipartition, CFL", lambda asked, _: {"clustering": {"type": "CFL"}}),
+    "pooled": Condition("centralized training on all text", lambda config, _: {"algorithm": {"type": "Centralized"}}, has_clusters=False),
+    "cfl": Condition("CFL, recursive bipartition", lambda config, _: {"clustering": {"type": "CFL"}}),
     "soft": Condition(
         "soft mixtures of text clusters",
-        lambda asked, _: {
-            "clustering": {"type": "SoftClustering", "text": asked.text_clustering},
-            "algorithm": {**asked.algorithm, "aggregator": {"type": "FFALoRA"}},
+        lambda config, _: {
+            "clustering": {"type": "SoftClustering", "text": config.text_clustering},
+            "algorithm": {**config.algorithm, "aggregator": {"type": "FFALoRA"}},
         },
     ),
-    "iid": Condition("vanilla, the documents dealt IID", lambda asked, _: {"partition.severity": 0.0}, has_clusters=False),
+    "iid": Condition("one model for all, IID baseline", lambda config, _: {"partition.severity": 0.0}, has_clusters=False),
 }
 OPTIONAL_CONDITIONS = ("cfl", "soft")
-REQUIRED_CONDITIONS = ("vanilla", "iid")  # what the others are read against: nothing is told without them
+REQUIRED_CONDITIONS = ("vanilla", "iid")  # the references of the other conditions
 DEFAULT_CONDITIONS = tuple(name for name in CONDITIONS if name not in OPTIONAL_CONDITIONS)
 
 
 def expand_conditions(conditions: tuple[str, ...], config: ComparisonConfig) -> dict[str, ConfigOverrides]:
-    """The runs of a seed, by label: ``vanilla``, ``random 1``, ``ifca 1`` ... in the order of the table above."""
-    found = {}
-    for name, arm in CONDITIONS.items():
+    """Return the overrides of each run of one seed, by label.
+
+    Labels are condition names such as ``vanilla``. The conditions ``random`` and ``ifca`` also have a number, as in ``ifca 1``. The
+    order is that of ``CONDITIONS``.
+
+    Args:
+        conditions: Names of the conditions to include.
+        config: Settings of the conditions.
+    """
+    runs = {}
+    for name, condition in CONDITIONS.items():
         if name in conditions:
-            for number in range(arm.num_repeats(config)):
-                found[f"{name} {number + 1}" if name in ("random", "ifca") else name] = arm.overrides(config, number)
-    return found
+            for repeat in range(condition.num_repeats(config)):
+                runs[f"{name} {repeat + 1}" if name in ("random", "ifca") else name] = condition.overrides(config, repeat)
+    return runs
 
 
 def parse_condition_label(label: str) -> tuple[str, int]:
-    """A label taken apart: the arm, and its number from 0 on."""
+    """Return the condition name of a run's label and the index of the repeat, from 0."""
     name, _, number = label.partition(" ")
     return name, int(number or 1) - 1
 
-
-# All arms of one experiment over paired seeds, as a study: resumable, one run once, on any executor.
 
 COMPARISON_PROBES = ["updates", "fairness", "cost", "general", "syntax"]
 
 
 @dataclass(frozen=True)
 class ClusteringComparison:
-    """``raw_config``: the base experiment as plain YAML, without a clustering of its own."""
+    """A comparison of conditions over paired seeds. As a study it can be resumed, and no run is repeated.
+
+    Attributes:
+        raw_config: The base experiment as plain YAML, without a clustering.
+        config: Settings of the conditions.
+        conditions: Names of the conditions.
+        seeds: The seeds.
+    """
 
     raw_config: dict[str, Any]
     config: ComparisonConfig
@@ -131,13 +168,18 @@ class ClusteringComparison:
 
     @property
     def base_config(self) -> ExperimentConfig:
+        """Return the parsed base experiment."""
         return parse_config(self.raw_config)
 
     def build_study(self, name: str = "") -> Study:
-        """The study whose one factor is the method. Its name is made of the experiment, so that the same question finds it."""
+        """Return the study, whose only factor is ``method``, the condition.
+
+        Args:
+            name: Name of the study. By default it is derived from the experiment, so the same comparison resumes the same study.
+        """
         base = self.base_config
-        plain = "".join(letter if letter in NAME_CHARACTERS else "-" for letter in Path(base.dataset.name).stem)
-        name = name or f"clustering-{plain}-{base.partition.num_clients}-{replace(base, seed=0).id[:6]}"
+        dataset_name = "".join(character if character in NAME_CHARACTERS else "-" for character in Path(base.dataset.name).stem)
+        name = name or f"clustering-{dataset_name}-{base.partition.num_clients}-{replace(base, seed=0).id[:6]}"
         return parse_study(
             {
                 "name": name,
@@ -163,9 +205,22 @@ def build_comparison(
     random_repeats: int = 1,
     cache: ResourceCache | None = None,
 ) -> ClusteringComparison:
-    """The comparison of an experiment's YAML. ``conditions``: some of them (``vanilla`` and ``iid`` are always there).
+    """Build the comparison of clustering strategies for an experiment.
 
-    IFCA must be told how many models: ``num_clusters``, or as many as the corpus has domains, at most half as many as clients.
+    Args:
+        raw_config: The experiment as plain YAML.
+        overrides: Changes to it, such as ``partition.severity=0.5``.
+        conditions: Names of the conditions; ``vanilla`` and ``iid`` are always included. Empty means all but the optional ones.
+        seeds: The seeds; empty means 0 to 5.
+        encoder: Encoder of the text clustering.
+        num_clusters: Number of clusters of the text and update clusterings and of IFCA. None estimates it for the former. IFCA then
+            uses the number of the corpus's domains, but at most half the number of clients.
+        ifca_restarts: Number of IFCA runs per seed.
+        random_repeats: Number of runs with random clusters per seed.
+        cache: Cache of loaded corpora and models.
+
+    Raises:
+        UserError: A condition is unknown, the experiment already has a clustering, has fewer than 4 clients, or is IID.
     """
     raw_config = apply_overrides(raw_config, overrides)
     for name in conditions:
@@ -174,28 +229,31 @@ def build_comparison(
     experiment = parse_config(raw_config)
     if type(experiment.clustering).__name__ != "NoClustering":
         raise UserError(
-            f"clustering: the experiment has {type(experiment.clustering).__name__} already; leave it out, the conditions bring their own"
+            f"The experiment sets clustering to {type(experiment.clustering).__name__}, but each condition of the comparison sets its own. "
+            "Remove clustering from the experiment."
         )
     if experiment.partition.num_clients < 4:
-        raise UserError(f"partition.num_clients: {experiment.partition.num_clients}; clusters of clients take 4 clients or more")
+        raise UserError(
+            f"partition.num_clients is {experiment.partition.num_clients}, but clustering needs at least 4 clients. Increase it."
+        )
     if experiment.partition.severity == 0:
         raise UserError(
-            "partition.severity: 0 deals IID, and every condition would be its own control; say partition.severity=1.0, or "
-            "ask for the map (--map), which goes through severities"
+            "partition.severity is 0, so the clients are IID and clustering has no effect to measure. Set partition.severity=1.0, or use "
+            "--map, which varies the severity."
         )
     raw_config = {key: value for key, value in raw_config.items() if key not in ("clustering", "seed")}
-    watched = {
+    evaluation = {
         "probes": COMPARISON_PROBES,
         "expensive_interval": max(experiment.training.num_rounds, 1),
         **raw_config.get("evaluation", {}),
     }
-    raw_config = {**raw_config, "evaluation": watched}
-    plain = parse_config(raw_config).to_dict()
-    domains = len((cache or ResourceCache()).get_corpus(replace(experiment.dataset, fingerprint=""), experiment.model).domains)
-    guess = num_clusters or min(domains if domains > 1 else 4, experiment.partition.num_clients // 2)
-    asked = ComparisonConfig(encoder, num_clusters, guess, ifca_restarts, random_repeats, plain["algorithm"])
-    chosen = tuple(dict.fromkeys([*REQUIRED_CONDITIONS, *(conditions or DEFAULT_CONDITIONS)]))
-    return ClusteringComparison(raw_config, asked, chosen, tuple(seeds) or (0, 1, 2, 3, 4, 5))
+    raw_config = {**raw_config, "evaluation": evaluation}
+    default_config = parse_config(raw_config).to_dict()
+    num_domains = len((cache or ResourceCache()).get_corpus(replace(experiment.dataset, fingerprint=""), experiment.model).domains)
+    ifca_clusters = num_clusters or min(num_domains if num_domains > 1 else 4, experiment.partition.num_clients // 2)
+    config = ComparisonConfig(encoder, num_clusters, ifca_clusters, ifca_restarts, random_repeats, default_config["algorithm"])
+    included = tuple(dict.fromkeys([*REQUIRED_CONDITIONS, *(conditions or DEFAULT_CONDITIONS)]))
+    return ClusteringComparison(raw_config, config, included, tuple(seeds) or (0, 1, 2, 3, 4, 5))
 
 
 __all__ = [

@@ -1,4 +1,4 @@
-"""Tables with their words as Markdown and HTML; numbers as they are written there."""
+"""Report of a comparison of clustering strategies: its tables with their captions as Markdown, HTML and JSON."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from .comparison_results import (
 
 
 class ReportPart(NamedTuple):
-    """A heading, words, and perhaps a table under them."""
+    """A heading with a text and, unless ``rows`` is empty, a table below the text."""
 
     heading: str
     text: str
@@ -32,9 +32,15 @@ class ReportPart(NamedTuple):
 
 
 def render_markdown(report: Sequence[ReportPart], command: str = "") -> str:
+    """Return the report as Markdown.
+
+    Args:
+        report: The parts; the first heading is the title.
+        command: The command that produced the report, or "" for none.
+    """
     lines = [f"`{command}`", ""] if command else []
-    for place, part in enumerate(report):
-        lines += [f"{'##' if place else '#'} {part.heading}", "", part.text, ""]
+    for index, part in enumerate(report):
+        lines += [f"{'##' if index else '#'} {part.heading}", "", part.text, ""]
         if part.rows:
             lines += [f"| {' | '.join(part.columns)} |", "|" + "---|" * len(part.columns)]
             lines += [f"| {' | '.join(row)} |" for row in part.rows] + [""]
@@ -49,10 +55,15 @@ th:first-child,td:first-child{text-align:left}.wide{overflow-x:auto}code{backgro
 
 
 def render_html(report: Sequence[ReportPart], command: str = "") -> str:
-    """One file that needs no other."""
+    """Return the report as a self-contained HTML file.
+
+    Args:
+        report: The parts; the first heading is the title.
+        command: The command that produced the report, or "" for none.
+    """
     body = [f"<p><code>{escape(command)}</code></p>"] if command else []
-    for place, part in enumerate(report):
-        level = "h2" if place else "h1"
+    for index, part in enumerate(report):
+        level = "h2" if index else "h1"
         body.append(f"<{level}>{escape(part.heading)}</{level}><p>{escape(part.text)}</p>")
         if part.rows:
             head = "".join(f"<th scope=col>{escape(name)}</th>" for name in part.columns)
@@ -65,41 +76,56 @@ def render_html(report: Sequence[ReportPart], command: str = "") -> str:
 
 
 def format_number(value: Any, digits: int, signed: bool = False) -> str:
+    """Format a number with fixed decimal places; return an empty string for None and NaN."""
     if value is None or (isinstance(value, float) and math.isnan(value)):
         return ""
     return f"{float(value):{'+' if signed else ''}.{digits}f}"
 
 
 def format_p_value(p: float, attainable: float) -> str:
-    """With so few seeds that no p can be below .05, the least there is is told instead."""
+    """Format a p value; if the smallest possible p value exceeds 0.05, add that value.
+
+    Args:
+        p: The p value.
+        attainable: Smallest p value that the number of seeds permits.
+    """
     if math.isnan(p):
         return ""
-    return format_p(p) if attainable <= 0.05 else f"{format_p(p)}, least possible {format_p(attainable)}"
+    return format_p(p) if attainable <= 0.05 else f"{format_p(p)}, smallest possible {format_p(attainable)}"
 
-
-# What is told of a contest and of a map, table by table, and all of it as plain JSON.
 
 DIGITS = {"own": 4, "worst": 4, "cross": 4, "next": 4, "general": 4, "syntax": 3, "compute": 2, "traffic": 2, "models": 1, "ari": 2}
 LOSS_METRICS = ("own", "worst", "cross", "next")
 
 
 def report_parts(results: ComparisonResults) -> list[ReportPart]:
-    """Everything that is told, in its order. Rows bear the names that ``--conditions`` takes: titles would not fit a screen."""
-    every = "; ".join(f"{name}: {condition_title(name)}" for name in results.conditions)
-    columns = "; ".join(f"{name}: {words}" for name, words in COMPARISON_METRICS.values())
+    """Return all parts of the report in order.
+
+    Rows are labeled with the condition names that ``--conditions`` accepts, because their titles would not fit on a screen.
+    """
+    conditions = "; ".join(f"{name}: {condition_title(name)}" for name in results.conditions)
+    columns = "; ".join(f"{name}: {description}" for name, description in COMPARISON_METRICS.values())
     return [
         ReportPart(results.name, f"{results.power_statement()} {summarize_results(results)}"),
-        condition_table(results, "Losses", LOSS_METRICS, "Means over seeds, nats per token; perplexity in brackets."),
+        condition_table(results, "Losses", LOSS_METRICS, "Means over seeds in nats per token, with the perplexity in parentheses."),
         condition_table(results, "Costs", [name for name in COMPARISON_METRICS if name not in LOSS_METRICS], "Means over seeds."),
         *contrast_tables(results),
         cluster_table(results),
         failure_table(results),
-        ReportPart("What the conditions are", f"{every}."),
-        ReportPart("What the columns are", f"{columns}."),
+        ReportPart("Conditions", f"{conditions}."),
+        ReportPart("Columns", f"{columns}."),
     ]
 
 
 def condition_table(results: ComparisonResults, heading: str, metrics: Sequence[str], text: str) -> ReportPart:
+    """Return a table of means with one row per condition.
+
+    Args:
+        results: The results.
+        heading: Heading of the part.
+        metrics: Columns of ``COMPARISON_METRICS`` to show.
+        text: Text above the table.
+    """
     rows = []
     for row in results.means().to_dict("records"):
         cells = [row["condition"]]
@@ -113,7 +139,8 @@ def condition_table(results: ComparisonResults, heading: str, metrics: Sequence[
 
 
 def contrast_tables(results: ComparisonResults) -> list[ReportPart]:
-    made = []
+    """Return one table of paired differences per reference condition and metric."""
+    parts = []
     for reference in CONTRAST_REFERENCES:
         for metric in CONTRASTED_METRICS:
             table = results.contrasts(metric, reference)
@@ -132,47 +159,54 @@ def contrast_tables(results: ComparisonResults) -> list[ReportPart]:
                 ]
                 for row in table.to_dict("records")
             ]
-            made.append(
+            parts.append(
                 ReportPart(
-                    f"{COMPARISON_METRICS[metric][0].capitalize()}, less {reference}",
-                    "Below zero is better. Mean paired difference in nats per token, 95 % t-interval, the same as a change of "
-                    "perplexity (PPL), exact sign-flip p, and the p corrected for all rows (Holm). Where runs diverged on one side "
-                    "it is the median, its interval and signed ranks; seeds in which both sides diverged are left out.",
+                    f"{COMPARISON_METRICS[metric][0].capitalize()}: difference from {reference}",
+                    "Negative values are better. The columns are the mean paired difference in nats per token, its 95 % t-interval, the "
+                    "corresponding change of perplexity (PPL), the exact sign-flip p value and the p value corrected for all rows "
+                    "(Holm). If runs of one side diverged, the row has the median, its interval and a signed-rank test instead. Seeds "
+                    "in which both sides diverged are left out.",
                     ["condition", "mean", "95 % interval", "PPL", "p", "Holm", "seeds", "diverged"],
                     rows,
                 )
             )
-    return made
+    return parts
 
 
 def cluster_table(results: ComparisonResults) -> ReportPart:
+    """Return the table of the text clustering's decisions, one row per seed."""
     rows = [
         [
-            str(said["seed"]),
-            str(said.get("k")),
-            format_cluster_sizes(said),
-            format_number(said.get("p_value"), 2),
-            format_number(said.get("silhouette"), 2),
-            format_number(said.get("identified"), 2),
-            format_number(said.get("stability"), 2),
-            str(said.get("verdict", "")),
+            str(decision["seed"]),
+            str(decision.get("k")),
+            format_cluster_sizes(decision),
+            format_number(decision.get("p_value"), 2),
+            format_number(decision.get("silhouette"), 2),
+            format_number(decision.get("identified"), 2),
+            format_number(decision.get("stability"), 2),
+            str(decision.get("verdict", "")),
         ]
-        for said in results.decisions
+        for decision in results.decisions
     ]
-    words = str(results.decisions[0].get("privacy", "")) if results.decisions else "No run has text clusters."
-    words += (
+    text = str(results.decisions[0].get("privacy", "")) if results.decisions else "No finished run has text clusters."
+    text += (
         (
-            " p: of the permutation of documents; identified: documents that are nearest to their own client's mean; "
-            "bootstraps: their mean pairwise adjusted Rand index."
+            " p is the p value of the permutation test of documents. identified is the share of documents that are closest to their "
+            "own client's mean. bootstraps is the mean pairwise adjusted Rand index over bootstraps."
         )
         if rows
         else ""
     )
-    return ReportPart("The text clusters", words, ["seed", "k", "sizes", "p", "silhouette", "identified", "bootstraps", "verdict"], rows)
+    return ReportPart("Text clusters", text, ["seed", "k", "sizes", "p", "silhouette", "identified", "bootstraps", "verdict"], rows)
 
 
 def map_report_parts(gains: pd.DataFrame, cluster_costs: pd.DataFrame) -> list[ReportPart]:
-    """The tables of a map."""
+    """Return the two tables of the map.
+
+    Args:
+        gains: First table of ``summarize_map``: the gain of text clusters by partition and severity.
+        cluster_costs: Second table of ``summarize_map``: the cost of smaller clusters.
+    """
     rows = [
         [
             str(row["regime"]),
@@ -189,7 +223,7 @@ def map_report_parts(gains: pd.DataFrame, cluster_costs: pd.DataFrame) -> list[R
         ]
         for row in gains.to_dict("records")
     ]
-    cost = [
+    cost_rows = [
         [
             str(row["k"]),
             format_number(row["effect"], 4, signed=True),
@@ -202,96 +236,126 @@ def map_report_parts(gains: pd.DataFrame, cluster_costs: pd.DataFrame) -> list[R
     return [
         ReportPart(
             "Where text clusters help",
-            "Loss of text clusters less that of random clusters of the same sizes, nats per token; "
-            "below zero they help. Next text is what clients are about to train on; held-out own text is drawn by domain "
-            "and knows no token skew. Beside it what the descriptors know: p of the permutation of documents, how often a "
-            "document is nearest to its own client's mean (chance), and how many clusters would have been chosen. Each p is "
-            "of its own row: none is corrected for the number of rows.",
+            "Loss with text clusters minus loss with random clusters of the same sizes or with vanilla, in nats per token. "
+            "Negative values mean that text clusters help. Next text is the text of the clients' next training batches. Own text is "
+            "held-out text; it is drawn by domain and has no token skew. The other columns describe the clients' embeddings: the p "
+            "value of the permutation test of documents, the rate at which documents are closest to their own client's mean (with its "
+            "chance level), and the number of clusters that would have been selected. No p value is corrected for the number of rows.",
             [
-                "regime",
+                "partition",
                 "severity",
-                "less random, next text",
+                "minus random, next text",
                 "95 % interval",
                 "p",
-                "less vanilla",
-                "less random, own text",
-                "p of the permutation",
+                "minus vanilla, next text",
+                "minus random, own text",
+                "p of permutation test",
                 "identified (chance)",
-                "k chosen",
+                "k selected",
                 "seeds",
             ],
             rows,
         ),
         ReportPart(
-            "What fewer clients to a model cost",
-            "Random clusters on IID deals, less one model for all, on own text: nothing "
-            "but the smaller pool differs. No p is corrected for the number of rows.",
+            "Cost of fewer clients per model",
+            "Loss on own text with random clusters of IID clients minus the loss with one model for all. Only the number of clients "
+            "per model differs. No p value is corrected for the number of rows.",
             ["clusters", "difference", "95 % interval", "p", "seeds"],
-            cost,
+            cost_rows,
         ),
     ]
 
 
 def format_interval(row: Mapping[Any, Any], prefix: str = "") -> str:
+    """Format the interval of a row, or return an empty string if it has none.
+
+    Args:
+        row: Row with the columns ``low`` and ``high``.
+        prefix: Prefix of the two column names.
+    """
     low, high = row.get(f"{prefix}low", math.nan), row.get(f"{prefix}high", math.nan)
     return "" if math.isnan(low) else f"{low:+.4f} to {high:+.4f}"
 
 
 def format_cluster_sizes(assignment: dict[str, Any]) -> str:
-    held = pd.Series(assignment.get("group", [])).value_counts()
-    return ", ".join(str(count) for count in sorted(held, reverse=True))
+    """Return the cluster sizes of a decision in descending order, separated by commas."""
+    sizes = pd.Series(assignment.get("group", [])).value_counts()
+    return ", ".join(str(count) for count in sorted(sizes, reverse=True))
 
 
 def failure_table(results: ComparisonResults) -> ReportPart:
+    """Return the table of the failure detectors' grades by condition."""
     table = grade_table(results.diagnoses)
-    rows = [[arm, *table[arm]] for arm in results.conditions if arm in table]
-    words = "Before is vanilla, after each clustering; beside vanilla's IID baseline, the pooled run and everybody alone, first repeats."
+    rows = [[condition, *table[condition]] for condition in results.conditions if condition in table]
+    text = (
+        "Grades of the failure detectors for vanilla (before) and for the other conditions (after). The detectors compare the first "
+        "repeat of each condition with vanilla's IID baseline, the centralized run and local training only."
+    )
     if results.diagnoses.get("vanilla"):
-        none, missing = undetected_failures(results.diagnoses["vanilla"])
-        words += f" In vanilla looked for and not found: {', '.join(none) or 'nothing'}; not measured: {', '.join(missing) or 'nothing'}."
+        not_found, not_measured = undetected_failures(results.diagnoses["vanilla"])
+        text += f" Not found in vanilla: {', '.join(not_found) or 'none'}. Not measured in vanilla: {', '.join(not_measured) or 'none'}."
     if not rows:
-        words += " No condition shows a failure."
-    stopped = f" Not finished, and not in any table: {'; '.join(results.stopped_runs)}." if results.stopped_runs else ""
-    return ReportPart("Failures", words + stopped, ["condition", *table["failure"]] if rows else (), rows)
+        text += " No condition shows a failure."
+    stopped_note = f" Unfinished runs, which are in no table: {'; '.join(results.stopped_runs)}." if results.stopped_runs else ""
+    return ReportPart("Failures", text + stopped_note, ["condition", *table["failure"]] if rows else (), rows)
 
 
 def summarize_results(results: ComparisonResults) -> str:
-    """The answer in words: text clusters against random ones and against vanilla, and the share of the oracle's gain."""
-    told = []
+    """Return the answer in words.
+
+    It compares text clusters with random clusters and with vanilla, and states the recovered share of the oracle's gain.
+    """
+    sentences = []
     for reference in CONTRAST_REFERENCES:
         table = results.contrasts("own", reference)
-        mine = table[table["condition"] == "text"] if len(table) else table
-        for row in mine.to_dict("records"):
-            told.append(describe_contrast(row, reference))
+        text_rows = table[table["condition"] == "text"] if len(table) else table
+        for row in text_rows.to_dict("records"):
+            sentences.append(describe_contrast(row, reference))
     share = results.recovered_gain()
     if math.isfinite(share.estimate):
         if math.isfinite(share.high - share.low):
-            told.append(f"They recover {share.estimate:.0%} of the oracle's gain over vanilla ({share.low:.0%} to {share.high:.0%}).")
+            sentences.append(
+                f"Text clusters recover {share.estimate:.0%} of the oracle's gain over vanilla ({share.low:.0%} to {share.high:.0%})."
+            )
         else:
-            told.append("The oracle itself gains nothing over vanilla that so many seeds could show: there is no share of it to tell.")
-    if results.decisions and all(said.get("k") == 1 for said in results.decisions):
-        told.append("In every seed one cluster was chosen: text clusters are vanilla.")
-    return " ".join(told)
+            sentences.append(
+                "The oracle's gain over vanilla is not distinguishable from zero with these seeds, so no recovered share is reported."
+            )
+    if results.decisions and all(decision.get("k") == 1 for decision in results.decisions):
+        sentences.append("One cluster was selected in every seed, so the text clusters are identical to vanilla.")
+    return " ".join(sentences)
 
 
 def describe_contrast(row: Mapping[Any, Any], reference: str) -> str:
-    """Better or worse only where a single comparison at .05 calls it: too few seeds can call nothing, whatever their interval."""
-    lead = f"On their own text, text clusters are {{}} {condition_title(reference)}"
+    """Describe the comparison of text clusters with a reference in one sentence.
+
+    It says better or worse only if a single test at 0.05 is significant and the number of seeds permits this, regardless of the interval.
+
+    Args:
+        row: Row of ``ComparisonResults.contrasts``.
+        reference: Name of the reference condition.
+    """
+    sentence_start = f"On their own text, text clusters are {{}} {condition_title(reference)}"
     if math.isnan(row["effect"]):
         return (
-            f"Text clusters cannot be compared with {condition_title(reference)}: in {row['tied']} seeds runs of both diverged."
+            f"Text clusters cannot be compared with {condition_title(reference)}, because runs of both diverged in {row['tied']} seeds."
             if row["tied"]
-            else f"Text clusters cannot be compared with {condition_title(reference)}: no seed has both."
+            else f"Text clusters cannot be compared with {condition_title(reference)}, because no seed has both."
         )
-    called = max(row["p"], row["attainable"]) <= ALPHA
-    verdict = "not told apart from" if not called else "better than" if row["effect"] < 0 else "worse than"
-    size = [f"{row['effect']:+.4f} nats", format_interval(row), f"p = {format_p_value(row['p'], row['attainable'])}"]
-    seen = f"; {row['detectable']:.3g} would have been seen with 80 % power" if math.isfinite(row["detectable"]) else ""
-    return f"{lead.format(verdict)} ({', '.join(filter(None, size))}{seen})."
+    is_significant = max(row["p"], row["attainable"]) <= ALPHA
+    verdict = "not distinguishable from" if not is_significant else "better than" if row["effect"] < 0 else "worse than"
+    numbers = [f"{row['effect']:+.4f} nats", format_interval(row), f"p = {format_p_value(row['p'], row['attainable'])}"]
+    power_note = f"; 80 % power for a difference of {row['detectable']:.3g}" if math.isfinite(row["detectable"]) else ""
+    return f"{sentence_start.format(verdict)} ({', '.join(filter(None, numbers))}{power_note})."
 
 
 def results_to_json(results: ComparisonResults, command: str = "") -> dict[str, Any]:
-    """Everything as JSON: every run, every comparison, what was decided and what was judged."""
+    """Return all results as plain JSON: every run, every comparison, the clusterings and the diagnoses.
+
+    Args:
+        results: The results.
+        command: The command that produced them, or "" for none.
+    """
     comparisons = {
         reference: {metric: frame_to_records(results.contrasts(metric, reference)) for metric in CONTRASTED_METRICS}
         for reference in CONTRAST_REFERENCES
@@ -303,11 +367,13 @@ def results_to_json(results: ComparisonResults, command: str = "") -> dict[str, 
         "seeds": list(results.seeds),
         "limits": results.power_statement(),
         "says": summarize_results(results),
-        "metrics": {key: list(words) for key, words in COMPARISON_METRICS.items()},
+        "metrics": {key: list(description) for key, description in COMPARISON_METRICS.items()},
         "conditions": frame_to_records(results.means()),
         "less": comparisons,
-        "recovered": {end: to_json_number(getattr(share, end)) for end in ("estimate", "low", "high")},
-        "clusters": [{key: value for key, value in said.items() if key not in ("documents", "privacy")} for said in results.decisions],
+        "recovered": {bound: to_json_number(getattr(share, bound)) for bound in ("estimate", "low", "high")},
+        "clusters": [
+            {key: value for key, value in decision.items() if key not in ("documents", "privacy")} for decision in results.decisions
+        ],
         "failures": frame_to_records(grade_table(results.diagnoses)),
         "stopped": list(results.stopped_runs),
         "runs": frame_to_records(results.rows),
@@ -315,11 +381,12 @@ def results_to_json(results: ComparisonResults, command: str = "") -> dict[str, 
 
 
 def frame_to_records(frame: pd.DataFrame) -> list[dict[str, Any]]:
+    """Return a table as a list of dictionaries with plain JSON values."""
     return [{str(key): to_json_number(value) for key, value in row.items()} for row in frame.to_dict("records")]
 
 
 def to_json_number(value: Any) -> Any:
-    """A number of Python, with all its digits; NaN is None."""
+    """Return a value as a Python number with all digits; NaN becomes None."""
     value = value.item() if hasattr(value, "item") else value
     return None if isinstance(value, float) and math.isnan(value) else value
 

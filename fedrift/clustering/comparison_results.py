@@ -1,4 +1,7 @@
-"""What one run of a contest came to: fixed before it is run, all at the end of training, on the larger test set."""
+"""Results of a comparison of clustering strategies, and the map of where clustering helps.
+
+All outcomes were fixed before the runs. They are measured at the end of training, on the larger test set.
+"""
 
 from __future__ import annotations
 
@@ -22,90 +25,115 @@ from ..studies import ManifestEntry, Study, StudyManifest, parse_study
 from ..studies.outcomes import has_diverged
 from .comparison import CONDITIONS, ClusteringComparison, parse_condition_label
 
-NUM_NEXT_ROUNDS = 3  # rounds of which the next batches are averaged
-NUM_LAST_ROUNDS = 5  # rounds whose mean training loss chooses among IFCA's starts
-COMPARISON_METRICS = {  # column: what it is, in words, and its unit
-    "own": ("own text", "mean over the clients of the loss on text mixed as their own, nats per token"),
-    "worst": ("worst client", "the highest of those losses"),
-    "cross": ("other text", "mean over the clients of the loss on the domains that they lack, nats per token"),
+NUM_NEXT_ROUNDS = 3  # number of last rounds over which the loss on the next batches is averaged
+NUM_LAST_ROUNDS = 5  # number of last rounds whose mean training loss selects among IFCA's restarts
+COMPARISON_METRICS = {  # column: (title, description with unit)
+    "own": (
+        "own text",
+        "mean over clients of the loss on held-out text with the client's own mixture of domains and rewrites, nats per token",
+    ),
+    "worst": ("worst client", "largest of these losses over clients, nats per token"),
+    "cross": ("other text", "mean over clients of the loss on held-out text of the domains that the client lacks, nats per token"),
     "next": (
         "next batch",
-        "mean over the clients of the loss on the training text that comes next, under the model that they "
-        "receive, last three rounds, nats per token",
+        "mean over clients of the loss of the received model on the client's next training batches, averaged over the last "
+        "three rounds, nats per token",
     ),
-    "general": ("general text", "loss on text that no client has, less what it was before training, nats per token"),
-    "syntax": ("syntax", "share of minimal pairs whose right sentence is preferred, less what it was before training"),
-    "compute": ("compute", "tokens trained on; reading alone counts a third; as a share of vanilla's"),
-    "traffic": ("traffic", "MB sent to clients and from them, in the whole run"),
-    "models": ("models", "that the server keeps"),
-    "ari": ("agreement", "adjusted Rand index of the groups and the clients' main domains"),
+    "general": ("general text", "change during training of the loss on text that no client holds, nats per token"),
+    "syntax": ("syntax", "change during training of the share of minimal pairs whose correct sentence has the higher probability"),
+    "compute": ("compute", "number of trained tokens, plus a third for each token that is only evaluated, relative to vanilla"),
+    "traffic": ("traffic", "data sent to and from clients in the whole run, MB"),
+    "models": ("models", "number of models that clients use at the end"),
+    "ari": ("agreement", "adjusted Rand index of the clusters and the clients' main domains"),
 }
 
 
 def measure_run(run: Run, vanilla: Run) -> dict[str, float]:
-    """Every column of ``COMPARISON_METRICS`` but that compute is in tokens, and ``train``, the loss that IFCA's starts are chosen by."""
-    asked, seen = run.config, run.trajectory()
-    own, cross = client_losses(seen, vanilla)
-    table = seen.client_table("train.loss")[1:][-NUM_LAST_ROUNDS:] if seen.has_client_table("train.loss") else np.full((1, 1), math.nan)
+    """Measure all columns of ``COMPARISON_METRICS`` for one run.
+
+    ``compute`` is the number of tokens and not yet relative to vanilla. The additional key ``train`` is the training loss that selects
+    among IFCA's restarts.
+
+    Args:
+        run: The run.
+        vanilla: The run of the condition ``vanilla`` with the same seed.
+    """
+    config, trajectory = run.config, run.trajectory()
+    own_losses, cross_losses = client_losses(trajectory, vanilla)
+    train_losses = (
+        trajectory.client_table("train.loss")[1:][-NUM_LAST_ROUNDS:]
+        if trajectory.has_client_table("train.loss")
+        else np.full((1, 1), math.nan)
+    )
     return {
-        "own": mean_or_nan(own),
-        "worst": float(own.max()) if len(own) else math.nan,
-        "cross": mean_or_nan(cross),
-        "next": next_batch_loss(seen),
-        "general": net_change(seen, "general.loss"),
-        "syntax": net_change(seen, "syntax.accuracy"),
-        "compute": training_compute(run, seen, asked),
-        "traffic": communication_bytes(run, seen, asked) / 1e6,
-        "models": count_models(run, seen, asked),
-        "ari": last_value(seen, "cluster.ari"),
-        "train": float(np.nanmean(table)) if np.isfinite(table).any() else math.nan,
+        "own": mean_or_nan(own_losses),
+        "worst": float(own_losses.max()) if len(own_losses) else math.nan,
+        "cross": mean_or_nan(cross_losses),
+        "next": next_batch_loss(trajectory),
+        "general": net_change(trajectory, "general.loss"),
+        "syntax": net_change(trajectory, "syntax.accuracy"),
+        "compute": training_compute(run, trajectory, config),
+        "traffic": communication_bytes(run, trajectory, config) / 1e6,
+        "models": count_models(run, trajectory, config),
+        "ari": last_value(trajectory, "cluster.ari"),
+        "train": float(np.nanmean(train_losses)) if np.isfinite(train_losses).any() else math.nan,
     }
 
 
 def client_losses(trajectory: Trajectory, vanilla: Run) -> tuple[np.ndarray, np.ndarray]:
-    """Loss on own and on other text, ``[N]`` each. A pooled run has no clients: its one model is asked for vanilla's."""
-    mix = client_domain_tokens(vanilla)
+    """Return each client's loss on text like its own and on text of the domains that it lacks, [N] each, in nats per token.
+
+    A centralized run has no clients. Its single model is evaluated on the domain mixtures of the clients of vanilla.
+
+    Args:
+        trajectory: Records of the run.
+        vanilla: The run of the condition ``vanilla`` with the same seed.
+    """
+    domain_tokens = client_domain_tokens(vanilla)
     if not trajectory.has_client_table("final.loss.own"):
         return np.zeros(0), np.zeros(0)
-    if len(trajectory.clients) == len(mix):
+    if len(trajectory.clients) == len(domain_tokens):
         return trajectory.client_table("final.loss.own")[-1], trajectory.client_table("final.loss.cross")[-1]
     domains = vanilla.config["partition_table"]["domains"]
     loss = np.array([last_value(trajectory, "final.loss", domain) for domain in domains])
-    there = np.isfinite(loss) & (mix.sum(axis=0) > 0)
-    q = mix * there / (mix * there).sum(axis=1, keepdims=True)
-    lacks = np.clip(1 - q, 0, None) * there
-    loss = np.where(there, loss, 0.0)
+    is_available = np.isfinite(loss) & (domain_tokens.sum(axis=0) > 0)
+    own_share = domain_tokens * is_available / (domain_tokens * is_available).sum(axis=1, keepdims=True)
+    missing_share = np.clip(1 - own_share, 0, None) * is_available
+    loss = np.where(is_available, loss, 0.0)
     with np.errstate(invalid="ignore"):
-        return q @ loss, lacks @ loss / lacks.sum(axis=1)
+        return own_share @ loss, missing_share @ loss / missing_share.sum(axis=1)
 
 
 def next_batch_loss(trajectory: Trajectory) -> float:
-    """Loss on the batches that clients are about to train on: their own text, rewritten and tilted as it is. The arms of a seed
-    read the same batches."""
+    """Return the mean loss of the received model on the batches that clients train on next.
+
+    These batches are the clients' own text, with all rewrites and token skew. All conditions of a seed have the same batches.
+    """
     if not trajectory.has_client_table("train.loss.start"):
         return math.nan
-    table = trajectory.client_table("train.loss.start")[-NUM_NEXT_ROUNDS:]
-    return float(np.nanmean(table)) if np.isfinite(table).any() else math.nan
+    losses = trajectory.client_table("train.loss.start")[-NUM_NEXT_ROUNDS:]
+    return float(np.nanmean(losses)) if np.isfinite(losses).any() else math.nan
 
 
 def client_domain_tokens(run: Run) -> np.ndarray:
-    """Training tokens of each client in each domain, ``[N, J]``."""
+    """Return the number of training tokens of each client in each domain, [N, J]."""
     return np.asarray(run.config["partition_table"]["tokens"], dtype=np.float64)
 
 
 def mean_or_nan(values: np.ndarray) -> float:
+    """Return the mean, or NaN if there are no values."""
     return float(values.mean()) if len(values) else math.nan
 
 
 def last_value(trajectory: Trajectory, metric: str, domain: str = "") -> float:
-    """The latest written number; NaN where there is none."""
+    """Return the last recorded value of a metric, or NaN if there is none."""
     if metric not in trajectory.metrics or not trajectory.has_curve(metric, domain):
         return math.nan
     return float(trajectory.curve(metric, domain)[trajectory.observed_mask(metric, domain)][-1])
 
 
 def net_change(trajectory: Trajectory, metric: str) -> float:
-    """The end above the beginning."""
+    """Return the last recorded value of a metric minus the first one, or NaN if there are fewer than two."""
     if metric not in trajectory.metrics or not trajectory.has_curve(metric):
         return math.nan
     values = trajectory.curve(metric)[trajectory.observed_mask(metric)]
@@ -113,49 +141,71 @@ def net_change(trajectory: Trajectory, metric: str) -> float:
 
 
 def training_compute(run: Run, trajectory: Trajectory, config: dict[str, Any]) -> float:
-    """Tokens trained on, and a third for each that is only read: IFCA's clients read batches with all models, every round."""
-    trained = float(run.read_json("finished")["train_tokens"])
-    mitigation = config["clustering"]
-    if mitigation["type"] != "IFCA":
-        return trained
-    plan = config["training"]
-    looks = plan["num_rounds"] + (mitigation["symmetry_breaking"] == "noise")
-    read = mitigation["num_batches"] * plan["batch_size"] * (plan["max_seq_length"] - 1)
-    return trained + looks * config["partition"]["num_clients"] * mitigation["num_clusters"] * read / 3
+    """Return the number of trained tokens, plus a third for each token that is only evaluated.
+
+    Only IFCA has such tokens: in every round all clients evaluate all models on their next batches.
+
+    Args:
+        run: The run.
+        trajectory: Records of the run.
+        config: Configuration of the run.
+    """
+    trained_tokens = float(run.read_json("finished")["train_tokens"])
+    clustering = config["clustering"]
+    if clustering["type"] != "IFCA":
+        return trained_tokens
+    training = config["training"]
+    num_evaluations = training["num_rounds"] + (clustering["symmetry_breaking"] == "noise")
+    tokens_per_model = clustering["num_batches"] * training["batch_size"] * (training["max_seq_length"] - 1)
+    return trained_tokens + num_evaluations * config["partition"]["num_clients"] * clustering["num_clusters"] * tokens_per_model / 3
 
 
 def communication_bytes(run: Run, trajectory: Trajectory, config: dict[str, Any]) -> float:
-    """Bytes between server and clients: every round's model and change, descriptors, and all of IFCA's models to everybody."""
-    kind = config["algorithm"]["type"]
-    if kind == "LocalOnly":
+    """Return the number of bytes between server and clients in the whole run.
+
+    It includes the models and updates of every round, the embeddings, and all of IFCA's models for all clients.
+
+    Args:
+        run: The run.
+        trajectory: Records of the run.
+        config: Configuration of the run.
+    """
+    algorithm_type = config["algorithm"]["type"]
+    if algorithm_type == "LocalOnly":
         return 0.0
-    if kind == "Centralized" or "cost.up" not in trajectory.metrics:
+    if algorithm_type == "Centralized" or "cost.up" not in trajectory.metrics:
         return math.nan
-    took = np.isfinite(trajectory.client_table("weight")).sum(axis=1)  # [rounds] clients that trained
+    num_trained = np.isfinite(trajectory.client_table("weight")).sum(axis=1)  # [rounds] number of clients that trained
     down, up = (np.nan_to_num(trajectory.curve(metric)) for metric in ("cost.down", "cost.up"))
-    sent = float((took * (down + up)).sum())
-    said = config["clustering"]
-    if said["type"] == "IFCA":
-        model, clients = float(down.max()), config["partition"]["num_clients"]
-        sent += float(((took > 0) * (clients * said["num_clusters"] - took) * model).sum())
-    return sent + config["partition"]["num_clients"] * embedding_bytes(run)
+    total = float((num_trained * (down + up)).sum())
+    clustering = config["clustering"]
+    if clustering["type"] == "IFCA":
+        model_bytes, num_clients = float(down.max()), config["partition"]["num_clients"]
+        total += float(((num_trained > 0) * (num_clients * clustering["num_clusters"] - num_trained) * model_bytes).sum())
+    return total + config["partition"]["num_clients"] * embedding_bytes(run)
 
 
 def embedding_bytes(run: Run) -> float:
-    """Bytes that each client sends once so that it can be grouped."""
+    """Return the number of bytes that each client sends once for the clustering."""
     return float(first_assignment(run).get("bytes") or 0)
 
 
 def first_assignment(run: Run) -> dict[str, Any]:
-    """What the clustering decided at first; empty where there is none."""
+    """Return the first decision of the clustering as JSON; empty for a run without clustering."""
     if not (run.folder / "clustering.json").exists():
         return {}
-    said: list[dict[str, Any]] = run.read_json("clustering")
-    return said[0] if said else {}
+    entries: list[dict[str, Any]] = run.read_json("clustering")
+    return entries[0] if entries else {}
 
 
 def count_models(run: Run, trajectory: Trajectory, config: dict[str, Any]) -> float:
-    """Models that clients use at the end."""
+    """Return the number of models that clients use at the end of the run.
+
+    Args:
+        run: The run.
+        trajectory: Records of the run.
+        config: Configuration of the run.
+    """
     if config["algorithm"]["type"] == "LocalOnly":
         return float(config["partition"]["num_clients"])
     if trajectory.has_client_table("group"):
@@ -163,242 +213,298 @@ def count_models(run: Run, trajectory: Trajectory, config: dict[str, Any]) -> fl
     return 1.0
 
 
-# What the arms came to: means over paired seeds, each arm less random clusters and less vanilla, the share of the oracle's
-# gain, and what the failure detectors say before and after.
-
 PRIMARY_METRIC, CONTRAST_REFERENCES = "own", ("random", "vanilla")
 CONTRASTED_METRICS = ("own", "cross", "worst")
-BEST_IFCA = "ifca best"  # of the starts by training loss, all starts paid for
+BEST_IFCA = "ifca best"  # the restart with the smallest training loss, at the cost of all restarts
 
 
 @dataclass(frozen=True, eq=False)
 class ComparisonResults:
-    """``rows``: one a run, with its numbers. ``decisions``: what text k-means decided in each seed."""
+    """Results of all conditions of a comparison.
+
+    Attributes:
+        name: Name of the study.
+        rows: One row per run with the columns run, condition, number, seed, iid, diverged and those of ``COMPARISON_METRICS``.
+        decisions: The first decision of the text clustering in each seed.
+        diagnoses: Diagnoses of the failure detectors, by condition.
+        stopped_runs: Descriptions of runs that did not finish, with the reason.
+    """
 
     name: str
-    rows: pd.DataFrame  # run, condition, number, seed, iid, diverged, and COMPARISON_METRICS
+    rows: pd.DataFrame
     decisions: tuple[dict[str, object], ...]
-    diagnoses: dict[str, list[Diagnosis]]  # by arm
-    stopped_runs: tuple[str, ...]  # runs that stopped, and why
+    diagnoses: dict[str, list[Diagnosis]]
+    stopped_runs: tuple[str, ...]
 
     @property
     def seeds(self) -> tuple[int, ...]:
+        """Return the seeds in ascending order."""
         return tuple(sorted(set(self.rows["seed"])))
 
     @property
     def conditions(self) -> list[str]:
-        """In the order of the table."""
+        """Return the names of the conditions that have runs, in the order of ``CONDITIONS``."""
         order = [*(name for name in CONDITIONS if name != "ifca"), "ifca", BEST_IFCA]
         return [name for name in order if name in set(self.rows["condition"])]
 
     def means(self) -> pd.DataFrame:
-        """One row an arm: each metric's mean over seeds (repeats of a seed first averaged), its t-interval, diverged runs.
+        """Return one row per condition with the mean of each metric over seeds, its t-interval and the number of diverged runs.
 
-        An arm of which a run diverged has no mean: one over the runs that are left would hide it.
+        Repeats of a seed are averaged first. A condition with a diverged run has no mean, because a mean over the other runs would
+        hide the divergence.
         """
-        every = []
-        for arm in self.conditions:
-            mine = self.rows[self.rows["condition"] == arm]
+        rows = []
+        for condition in self.conditions:
+            condition_rows = self.rows[self.rows["condition"] == condition]
             row: dict[str, object] = {
-                "condition": arm,
-                "title": condition_title(arm),
-                "seeds": mine["seed"].nunique(),
-                "diverged": int(mine["diverged"].sum()),
+                "condition": condition,
+                "title": condition_title(condition),
+                "seeds": condition_rows["seed"].nunique(),
+                "diverged": int(condition_rows["diverged"].sum()),
             }
             for metric in COMPARISON_METRICS:
-                values = mine.groupby("seed")[metric].mean().to_numpy(dtype=np.float64)
-                found = mean_ci(values[~np.isnan(values)] if not row["diverged"] else np.full(1, math.nan))
-                row |= {metric: found.estimate, f"{metric}.low": found.low, f"{metric}.high": found.high}
-            every.append(row)
-        return pd.DataFrame(every)
+                values = condition_rows.groupby("seed")[metric].mean().to_numpy(dtype=np.float64)
+                interval = mean_ci(values[~np.isnan(values)] if not row["diverged"] else np.full(1, math.nan))
+                row |= {metric: interval.estimate, f"{metric}.low": interval.low, f"{metric}.high": interval.high}
+            rows.append(row)
+        return pd.DataFrame(rows)
 
     def contrasts(self, metric: str, reference: str) -> pd.DataFrame:
-        """Each arm less a reference, paired by seed; the repeats of a seed averaged. Holm over the rows of the table."""
-        averaged = self.seed_means(metric)
-        if reference not in set(averaged["condition"]):
+        """Compare each condition with a reference condition, paired by seed.
+
+        Repeats of a seed are averaged first. The Holm correction covers all rows of the table.
+
+        Args:
+            metric: Column of ``COMPARISON_METRICS``.
+            reference: Name of the reference condition.
+
+        Returns:
+            One row per condition with the columns of ``compare_to_reference``; empty if the reference has no runs.
+        """
+        seed_means = self.seed_means(metric)
+        if reference not in set(seed_means["condition"]):
             return pd.DataFrame()
-        order = {arm: place for place, arm in enumerate(self.conditions)}
-        told = compare_to_reference(averaged, metric, "condition", reference, ["condition"])
-        return told.sort_values("condition", key=lambda names: names.map(order), ignore_index=True)
+        order = {condition: position for position, condition in enumerate(self.conditions)}
+        table = compare_to_reference(seed_means, metric, "condition", reference, ["condition"])
+        return table.sort_values("condition", key=lambda names: names.map(order), ignore_index=True)
 
     def seed_means(self, metric: str) -> pd.DataFrame:
-        """One row an arm and seed; diverged if one of its runs did."""
-        found = (
+        """Return the mean of a metric for each condition and seed.
+
+        A row is marked as diverged if one of its runs diverged. The condition ``iid`` is left out.
+        """
+        means = (
             self.rows[self.rows["condition"] != "iid"]
             .groupby(["condition", "seed"], as_index=False)
             .agg(run=("run", "first"), diverged=("diverged", "any"), value=(metric, "mean"))
         )
-        return found.rename(columns={"value": metric}).assign(iid=False, iid_baseline="")
+        return means.rename(columns={"value": metric}).assign(iid=False, iid_baseline="")
 
     def recovered_gain(self, condition: str = "text") -> Interval:
-        """(vanilla - arm) / (vanilla - oracle) on own text, with Fieller's interval: without bounds where the oracle may gain
-        nothing."""
-        wide = self.seed_means(PRIMARY_METRIC).pivot(index="seed", columns="condition", values=PRIMARY_METRIC)
-        if not {"vanilla", "oracle", condition} <= set(wide.columns):
+        """Return the share of the oracle's gain that a condition recovers: (vanilla - condition) / (vanilla - oracle) on own text.
+
+        The interval is Fieller's. It has no bounds if the oracle's gain may be zero.
+        """
+        losses = self.seed_means(PRIMARY_METRIC).pivot(index="seed", columns="condition", values=PRIMARY_METRIC)
+        if not {"vanilla", "oracle", condition} <= set(losses.columns):
             return Interval(math.nan, math.nan, math.nan, math.nan)
-        wide = wide[["vanilla", "oracle", condition]].replace([np.inf, -np.inf], np.nan).dropna()
-        return ratio_ci((wide["vanilla"] - wide[condition]).to_numpy(), (wide["vanilla"] - wide["oracle"]).to_numpy())
+        losses = losses[["vanilla", "oracle", condition]].replace([np.inf, -np.inf], np.nan).dropna()
+        return ratio_ci((losses["vanilla"] - losses[condition]).to_numpy(), (losses["vanilla"] - losses["oracle"]).to_numpy())
 
     def power_statement(self) -> str:
-        """What so many seeds can show."""
-        least, count = min_p(len(self.seeds)), len(self.seeds)
-        if least > 0.05:
+        """Return a sentence about the smallest p value that the number of seeds permits."""
+        smallest, count = min_p(len(self.seeds)), len(self.seeds)
+        if smallest > 0.05:
             return (
-                f"{count} paired seed{'s' if count > 1 else ''}: no exact p below {least:.3g} is possible, whatever the "
-                "effect. Read the intervals; nothing here is significant at .05, nor could it be."
+                f"With {count} paired seed{'s' if count > 1 else ''} no exact p below {smallest:.3g} is possible, regardless of the "
+                "effect. No result can be significant at 0.05, so read the intervals instead."
             )
-        arms = len(self.conditions) - 2
-        needed = math.ceil(1 - math.log2(0.05 / max(arms, 1)))
-        more = (
+        num_conditions = len(self.conditions) - 2
+        needed = math.ceil(1 - math.log2(0.05 / max(num_conditions, 1)))
+        holm_note = (
             ""
             if count >= needed
             else (
-                f" Corrected for all {arms} conditions of a table (Holm) nothing can be: that takes "
-                f"{needed} seeds. The two primary comparisons, text against random and against "
-                "vanilla, stand by themselves."
+                f" After correction for all {num_conditions} conditions of a table (Holm) no result can be significant with fewer than "
+                f"{needed} seeds. The two primary comparisons, text with random and text with vanilla, are not corrected."
             )
         )
-        return f"{count} paired seeds: the smallest exact p is {least:.3g}.{more}"
+        return f"With {count} paired seeds the smallest possible exact p is {smallest:.3g}.{holm_note}"
 
 
 def collect_results(manifest: StudyManifest) -> ComparisonResults:
-    """Everything that the runs of a contest say; runs that are not finished are left out and named."""
-    said = manifest.read()
-    entries = {(entry.seed, str(entry.factors["method"])): entry for entry in said["runs"]}
+    """Collect the results of a comparison study.
+
+    Unfinished runs are left out and listed in ``stopped_runs``.
+    """
+    contents = manifest.read()
+    entries = {(entry.seed, str(entry.factors["method"])): entry for entry in contents["runs"]}
     vanilla = {seed: manifest.get_run(entry) for (seed, label), entry in entries.items() if label == "vanilla"}
     rows: list[dict[str, Any]] = []
-    cases: dict[str, list[RunEvidence]] = {}
-    decisions, failures = [], []
+    evidence: dict[str, list[RunEvidence]] = {}
+    decisions, stopped_runs = [], []
     for (seed, label), entry in entries.items():
-        run, (arm, number) = manifest.get_run(entry), parse_condition_label(label)
+        run, (condition, number) = manifest.get_run(entry), parse_condition_label(label)
         if not run.is_finished or not vanilla[seed].is_finished:
-            failures.append(f"{label}, seed {seed}: {manifest.get_failure(entry.run) or manifest.get_status(entry.run)}".splitlines()[0])
+            stopped_runs.append(
+                f"{label}, seed {seed}: {manifest.get_failure(entry.run) or manifest.get_status(entry.run)}".splitlines()[0]
+            )
             continue
-        seen = run.trajectory()
+        trajectory = run.trajectory()
         rows.append(
             {
                 "run": run.id,
-                "condition": arm,
+                "condition": condition,
                 "number": number,
                 "seed": seed,
                 "iid": False,
-                "diverged": has_diverged(seen),
+                "diverged": has_diverged(trajectory),
                 **measure_run(run, vanilla[seed]),
             }
         )
-        if arm == "text":
+        if condition == "text":
             decisions.append({"seed": seed, **{key: value for key, value in first_assignment(run).items() if key != "centroids"}})
-        if number == 0 and arm not in ("iid", "pooled"):
-            cases.setdefault(arm, []).append(build_evidence(run, seed, entries, manifest))
+        if number == 0 and condition not in ("iid", "pooled"):
+            evidence.setdefault(condition, []).append(build_evidence(run, seed, entries, manifest))
     frame = pd.DataFrame(rows, columns=["run", "condition", "number", "seed", "iid", "diverged", *COMPARISON_METRICS, "train"])
-    if frame.loc[frame["condition"] == "ifca", "number"].nunique() > 1:  # of one start the best is the mean
+    if frame.loc[frame["condition"] == "ifca", "number"].nunique() > 1:  # with a single restart the best equals the mean
         frame = pd.concat([frame, best_ifca_starts(frame)], ignore_index=True)
-    base = frame[frame["condition"] == "vanilla"].set_index("seed")["compute"]
-    frame["compute"] = frame["compute"] / frame["seed"].map(base)
+    vanilla_compute = frame[frame["condition"] == "vanilla"].set_index("seed")["compute"]
+    frame["compute"] = frame["compute"] / frame["seed"].map(vanilla_compute)
     return ComparisonResults(
-        manifest.name, frame, tuple(decisions), {arm: diagnose(every) for arm, every in cases.items()}, tuple(failures)
+        manifest.name, frame, tuple(decisions), {condition: diagnose(runs) for condition, runs in evidence.items()}, tuple(stopped_runs)
     )
 
 
 def best_ifca_starts(frame: pd.DataFrame) -> pd.DataFrame:
-    """IFCA as its paper runs it: of all starts of a seed the one of least training loss, and the cost of all of them."""
-    chosen = []
-    for _, starts in frame[frame["condition"] == "ifca"].groupby("seed"):
-        least = int(starts["train"].fillna(np.inf).to_numpy(dtype=np.float64).argmin())
-        chosen.append(
-            starts.iloc[least].to_dict() | {"condition": BEST_IFCA, "compute": starts["compute"].sum(), "traffic": starts["traffic"].sum()}
+    """Return IFCA's results as in its paper: for each seed the restart with the smallest training loss, at the cost of all restarts.
+
+    Args:
+        frame: Rows of all runs.
+    """
+    rows = []
+    for _, restarts in frame[frame["condition"] == "ifca"].groupby("seed"):
+        best = int(restarts["train"].fillna(np.inf).to_numpy(dtype=np.float64).argmin())
+        rows.append(
+            restarts.iloc[best].to_dict()
+            | {"condition": BEST_IFCA, "compute": restarts["compute"].sum(), "traffic": restarts["traffic"].sum()}
         )
-    return pd.DataFrame(chosen)
+    return pd.DataFrame(rows)
 
 
 def build_evidence(run: Run, seed: int, entries: dict[tuple[int, str], ManifestEntry], manifest: StudyManifest) -> RunEvidence:
-    """A run beside vanilla's IID baseline, everybody alone, and the pooled run of its seed."""
+    """Return a run together with the IID baseline, the centralized run and the local-training run of its seed, for the failure detectors.
 
-    def beside(label: str) -> Run | None:
+    Args:
+        run: The run.
+        seed: Its seed.
+        entries: Manifest entries by seed and label.
+        manifest: Manifest of the study.
+    """
+
+    def finished_run(label: str) -> Run | None:
         entry = entries.get((seed, label))
         other = manifest.get_run(entry) if entry is not None else None
         return other if other and other.is_finished and other.id != run.id else None
 
-    twin, central, local = (other.trajectory() if (other := beside(label)) else None for label in ("iid", "pooled", "local"))
-    return RunEvidence(run.trajectory(), twin, central, local, info=extract_run_info(run.config), seed=seed)
+    iid_baseline, centralized, local = (
+        other.trajectory() if (other := finished_run(label)) else None for label in ("iid", "pooled", "local")
+    )
+    return RunEvidence(run.trajectory(), iid_baseline, centralized, local, info=extract_run_info(run.config), seed=seed)
 
 
 def condition_title(condition: str) -> str:
-    """An arm in words."""
+    """Return the description of a condition."""
     return (
-        "IFCA, best of its starts"
+        "IFCA, best restart"
         if condition == BEST_IFCA
-        else "IFCA, mean of its starts"
+        else "IFCA, mean of the restarts"
         if condition == "ifca"
         else CONDITIONS[condition].title
     )
 
 
 def grade_table(diagnoses: dict[str, list[Diagnosis]]) -> pd.DataFrame:
-    """Failure by arm: what was found. Failures that no arm shows, and that were measured nowhere, are left out."""
-    by_arm = {arm: {each.failure: each for each in every} for arm, every in diagnoses.items()}
-    names = list(dict.fromkeys(name for every in by_arm.values() for name in every))
+    """Return a table of the detectors' grades with one row per failure and one column per condition.
+
+    Failures that no condition shows are left out.
+    """
+    by_condition = {condition: {diagnosis.failure: diagnosis for diagnosis in found} for condition, found in diagnoses.items()}
+    names = list(dict.fromkeys(name for found in by_condition.values() for name in found))
     rows = []
     for name in names:
-        row = {arm: every[name].grade if name in every else "not measured" for arm, every in by_arm.items()}
+        row = {condition: found[name].grade if name in found else "not measured" for condition, found in by_condition.items()}
         if set(row.values()) - {"none", "not measured"}:
             rows.append({"failure": name, **row})
     return pd.DataFrame(rows)
 
 
 def perplexity_change(nats: float) -> float:
-    """A difference of losses as a change of perplexity, %."""
+    """Return a difference of losses in nats per token as a relative change of perplexity in percent."""
     return perplexity_change_percent(nats)
 
 
 def undetected_failures(diagnoses: Sequence[Diagnosis]) -> tuple[list[str], list[str]]:
-    """Failures looked for and not found; failures not measured."""
+    """Return the failures that were measured but not found, and the failures that were not measured."""
     return (
-        [each.failure for each in diagnoses if each.grade == "none"],
-        [each.failure for each in diagnoses if each.grade == "not measured"],
+        [diagnosis.failure for diagnosis in diagnoses if diagnosis.grade == "none"],
+        [diagnosis.failure for diagnosis in diagnoses if diagnosis.grade == "not measured"],
     )
 
 
-# Where clustering cannot help: regimes and severities, each with vanilla, clusters of like text and random ones; and what
-# smaller clusters cost where all clients are alike.
-#
-# The clusters are forced (k is said), for where they would not be chosen their gain is zero by definition; whether they would
-# have been, and whether the descriptors can tell the clients apart at all, stands beside the gain.
+# The map varies the partition and its severity, each with vanilla, text clusters and random clusters, and measures the cost of smaller
+# clusters with IID clients. The number of clusters is fixed, because the gain would be zero by definition where the strategy selects one
+# cluster. The report shows the number that would have been selected and how well the embeddings separate the clients.
 
 REGIMES = {"topic": "TopicMix", "style": "Style", "token": "TokenTilt", "quantity": "Quantity"}
 SEVERITIES = (0.0, 0.5, 1.0)
-GAIN_METRIC = "next"  # token skew is in the clients' own text alone: held-out text is drawn by domain
+GAIN_METRIC = "next"  # token skew is present only in training text, because held-out text is drawn by domain
 
 
 @dataclass(frozen=True)
 class ClusteringMap:
-    """``comparison`` has the base experiment, the encoder and the seeds."""
+    """The map of where clustering helps: several partitions and severities.
+
+    Attributes:
+        comparison: Provides the base experiment, the settings and the seeds.
+        regimes: Names of partitions, keys of ``REGIMES``.
+        severities: Severities of each partition.
+    """
 
     comparison: ClusteringComparison
     regimes: tuple[str, ...] = tuple(REGIMES)
     severities: tuple[float, ...] = SEVERITIES
 
     def build_study(self) -> Study:
-        """Two stages: ``map``, and ``starved``, random clusters of ever fewer clients on IID deals."""
-        base, asked = self.comparison.base_config, self.comparison.config
-        clients, k = base.partition.num_clients, asked.num_clusters or min(4, base.partition.num_clients // 2)
-        text = {"type": "TextClustering", "encoder": asked.encoder, "num_clusters": k}
-        regimes: dict[str, dict[str, Any]] = {}
+        """Return a study with two stages.
+
+        The stage ``map`` varies partition, severity and method. The stage ``starved`` has increasingly many random clusters, and therefore
+        fewer clients per cluster, with IID clients.
+
+        Raises:
+            UserError: A partition name is unknown, or there is no severity.
+        """
+        base_config, config = self.comparison.base_config, self.comparison.config
+        num_clients, k = base_config.partition.num_clients, config.num_clusters or min(4, base_config.partition.num_clients // 2)
+        text = {"type": "TextClustering", "encoder": config.encoder, "num_clusters": k}
+        partition_levels: dict[str, dict[str, Any]] = {}
         for name in self.regimes:
             if name not in REGIMES:
-                raise unknown_name_error("regime", name, REGIMES)
-            regimes[name] = {"partition": {"type": REGIMES[name], "num_clients": clients}}
-        arms: dict[str, dict[str, Any]] = {
+                raise unknown_name_error("partition", name, REGIMES)
+            partition_levels[name] = {"partition": {"type": REGIMES[name], "num_clients": num_clients}}
+        methods: dict[str, dict[str, Any]] = {
             "vanilla": {},
             "text": {"clustering": text},
             "random": {"clustering": {"type": "RandomClustering", "like": text}},
         }
-        counts = [k for k in (2, 3, 5, 10, 20, 50) if k < clients] + [clients]
-        starved: dict[str, Any] = {"1 cluster": {}}
-        starved |= {f"{k} clusters": {"clustering": {"type": "RandomClustering", "cluster_sizes": equal_sizes(clients, k)}} for k in counts}
+        counts = [k for k in (2, 3, 5, 10, 20, 50) if k < num_clients] + [num_clients]
+        cluster_counts: dict[str, Any] = {"1 cluster": {}}
+        cluster_counts |= {
+            f"{k} clusters": {"clustering": {"type": "RandomClustering", "cluster_sizes": equal_sizes(num_clients, k)}} for k in counts
+        }
         name = self.comparison.build_study().name.replace("clustering-", "clustering-map-", 1)
         if not self.severities:
-            raise UserError("no severity to go through")
+            raise UserError("severities is empty. Give at least one severity, for example 1.0.")
         return parse_study(
             {
                 "name": name,
@@ -409,51 +515,58 @@ class ClusteringMap:
                 "metrics": ["final.loss", "loss"],
                 "overrides": {
                     "evaluation.probes": ["updates"],
-                    "evaluation.interval": max(base.training.num_rounds, 1),
+                    "evaluation.interval": max(base_config.training.num_rounds, 1),
                     "partition.severity": 0.0,
                 },
                 "stages": [
                     {
                         "name": "map",
-                        "factors": {"regime": regimes, "partition.severity": list(self.severities), "method": arms},
-                        "overrides": {"partition": {"type": "TopicMix", "num_clients": clients}},
+                        "factors": {"regime": partition_levels, "partition.severity": list(self.severities), "method": methods},
+                        "overrides": {"partition": {"type": "TopicMix", "num_clients": num_clients}},
                     },
-                    {"name": "starved", "factors": {"method": starved}},
+                    {"name": "starved", "factors": {"method": cluster_counts}},
                 ],
             }
         )
 
 
 def equal_sizes(num_clients: int, k: int) -> list[int]:
-    """k sizes as equal as can be."""
-    return [num_clients // k + (place < num_clients % k) for place in range(k)]
+    """Return k cluster sizes that are as equal as possible and sum to the number of clients."""
+    return [num_clients // k + (cluster < num_clients % k) for cluster in range(k)]
 
 
 def summarize_map(manifest: StudyManifest) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """The map, one row a regime and severity, and the cost of starvation, one row a number of clusters.
+    """Return the two tables of the map.
 
-    ``gain``: loss of text clusters less that of random ones of the same sizes, on the text that clients train on next; its
-    t-interval and exact p. ``p``: of the permutation of documents, the median over seeds; ``identified``: how often a document
-    is nearest to its own client's mean; ``counted``: how many clusters would have been chosen.
+    The first table has one row per partition and severity. Its columns ``random.*`` and ``vanilla.*`` compare the loss of text clusters
+    with that of random clusters of the same sizes and of vanilla, on each client's next training batches: effect, t-interval and
+    exact p value. ``own`` is the effect relative to random clusters on own text. ``p`` is the median over seeds of the permutation test's p
+    value. ``identified`` is the rate at which documents are closest to their own client's mean. ``counted`` is the number of
+    clusters that would have been selected.
+
+    The second table has the cost of smaller clusters, one row per number of random clusters.
+
+    Args:
+        manifest: Manifest of the study.
     """
     rows = []
     for entry in manifest.read()["runs"]:
         run = manifest.get_run(entry)
         if run.is_finished:
-            told, level = first_assignment(run), entry.factors
+            decision, levels = first_assignment(run), entry.factors
             rows.append(
                 {
                     "run": run.id,
                     "stage": entry.stage,
-                    "condition": level["method"],
-                    "regime": level.get("regime"),
-                    "severity": level.get("partition.severity"),
+                    "condition": levels["method"],
+                    "regime": levels.get("regime"),
+                    "severity": levels.get("partition.severity"),
                     "seed": entry.seed,
                     "iid": False,
                     "iid_baseline": "",
                     "diverged": has_diverged(run.trajectory()),
                     **measure_run(run, run),
-                    **{name: told.get(name) for name in ("p_value", "identified", "chance", "counted")},
+                    **{name: decision.get(name) for name in ("p_value", "identified", "chance", "counted")},
                 }
             )
     frame = pd.DataFrame(rows)
@@ -463,14 +576,15 @@ def summarize_map(manifest: StudyManifest) -> tuple[pd.DataFrame, pd.DataFrame]:
 
 
 def clustering_gains(frame: pd.DataFrame) -> pd.DataFrame:
-    found = []
+    """Return the first table of ``summarize_map`` from the rows of the runs."""
+    rows = []
     for (regime, severity), cell in frame.groupby(["regime", "severity"], sort=False):
         row: dict[str, Any] = {"regime": regime, "severity": severity}
         for reference in ("random", "vanilla"):
             table = compare_to_reference(cell, GAIN_METRIC, "condition", reference, ["condition"]).set_index("condition")
             if "text" in table.index:
-                told = table.loc["text"]
-                row |= {f"{reference}.{name}": told[name] for name in ("effect", "low", "high", "p", "attainable", "seeds")}
+                text_row = table.loc["text"]
+                row |= {f"{reference}.{name}": text_row[name] for name in ("effect", "low", "high", "p", "attainable", "seeds")}
         own = compare_to_reference(cell, "own", "condition", "random", ["condition"]).set_index("condition")
         row["own"] = own.loc["text", "effect"] if "text" in own.index else float("nan")
         text = cell[cell["condition"] == "text"].astype(dict.fromkeys(("p_value", "identified", "chance", "counted"), float))
@@ -480,16 +594,16 @@ def clustering_gains(frame: pd.DataFrame) -> pd.DataFrame:
             "chance": text["chance"].mean(),
             "counted": text["counted"].median(),
         }
-        found.append(row)
-    return pd.DataFrame(found)
+        rows.append(row)
+    return pd.DataFrame(rows)
 
 
 def small_cluster_cost(frame: pd.DataFrame) -> pd.DataFrame:
-    """What each number of random clusters loses against one, on IID deals."""
+    """Return the second table of ``summarize_map``: the loss of each number of random clusters relative to one cluster."""
     if frame.empty:
         return frame
     table = compare_to_reference(frame, "own", "condition", "1 cluster", ["condition"])
-    table["k"] = [int(str(arm).split(" ", 1)[0]) for arm in table["condition"]]
+    table["k"] = [int(str(label).split(" ", 1)[0]) for label in table["condition"]]
     return table.sort_values("k", ignore_index=True)[["k", "effect", "low", "high", "p", "attainable", "seeds"]]
 
 

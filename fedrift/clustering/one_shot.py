@@ -1,8 +1,9 @@
-"""Clients whose texts are alike share a model: k-means on the mean embeddings of their documents.
+"""Clustering strategies that decide before training: by text, at random, by the true domains, and by mixtures.
 
-The one-shot clustering of Ghosh, Hong, Yin & Ramchandran, "Robust Federated Learning in a Heterogeneous Environment", 2019,
-arXiv:1906.06629, by what clients read instead of by what they learnt; embeddings as in Marfoq, Neglia, Bellet, Kameni & Vidal for
-mixtures, NeurIPS 2021, arXiv:2108.10252. ``selection.py`` says what clients send and how groups are counted.
+``TextClustering`` is the one-shot clustering of Ghosh, Hong, Yin & Ramchandran, "Robust Federated Learning in a Heterogeneous
+Environment", 2019, arXiv:1906.06629, applied to the clients' texts instead of to their trained models. Embeddings as in Marfoq,
+Neglia, Bellet, Kameni & Vidal for mixtures, NeurIPS 2021, arXiv:2108.10252. ``selection.py`` describes what clients send
+and how the number of clusters is selected.
 """
 
 from __future__ import annotations
@@ -31,7 +32,15 @@ Encoder = Literal["wordllama", "minilm", "states", "hashing", "lsa"]
 
 @dataclass(frozen=True)
 class TextClustering(NoClustering):
-    """``num_clusters``: how many; None counts them. ``epsilon``: a privacy budget for the descriptors; None adds no noise."""
+    """Clustering of clients by k-means on the mean embeddings of their training documents.
+
+    Attributes:
+        encoder: Name of the frozen encoder of documents.
+        num_clusters: Number of clusters; None estimates it.
+        max_documents: Largest number of documents per client that are embedded.
+        epsilon: Privacy budget of the clients' mean embeddings; None adds no noise.
+        delta: Failure probability of the privacy guarantee.
+    """
 
     needs_client_data: ClassVar[bool] = True
     encoder: Encoder = "wordllama"
@@ -41,22 +50,33 @@ class TextClustering(NoClustering):
     delta: Annotated[float, Gt(0), Lt(1)] = 1e-5
 
     def init_assignment(self, client_info: ClientInfo) -> Assignment:
-        found, chosen = self.cluster_documents(client_info)
-        why = {"signal": "TextClustering", **self.build_reason(found, chosen, client_info.seed)}
-        return Assignment(chosen.cluster_ids, chosen.k, why, centroids=chosen.centroids)
+        """Return the clusters of the clients' mean embeddings."""
+        embeddings, clustering = self.cluster_documents(client_info)
+        reason = {"signal": "TextClustering", **self.build_reason(embeddings, clustering, client_info.seed)}
+        return Assignment(clustering.cluster_ids, clustering.k, reason, centroids=clustering.centroids)
 
     def cluster_documents(self, client_info: ClientInfo) -> tuple[ClientEmbeddings, ClusteringResult]:
-        """The clients' descriptors, and their groups."""
+        """Return the clients' embeddings and their clusters.
+
+        Raises:
+            UserError: ``num_clusters`` exceeds the number of clients.
+        """
         if self.num_clusters is not None and self.num_clusters > client_info.num_clients:
             raise UserError(
-                f"clustering.num_clusters: {self.num_clusters} groups of {client_info.num_clients} clients; ask for "
-                f"{client_info.num_clients} at most, or leave it out to have them counted"
+                f"clustering.num_clusters is {self.num_clusters}, but there are only {client_info.num_clients} clients. Set it to at "
+                f"most {client_info.num_clients}, or remove it to estimate the number of clusters."
             )
-        described = embed_clients(client_info, self.encoder, self.max_documents, self.epsilon, self.delta)
-        return described, cluster_clients(described, client_info.seed, self.num_clusters)
+        embeddings = embed_clients(client_info, self.encoder, self.max_documents, self.epsilon, self.delta)
+        return embeddings, cluster_clients(embeddings, client_info.seed, self.num_clusters)
 
     def build_reason(self, embeddings: ClientEmbeddings, clustering: ClusteringResult, seed: int) -> dict[str, Any]:
-        """The evidence, as plain JSON."""
+        """Return the evidence for the clusters as plain JSON.
+
+        Args:
+            embeddings: The clients' embeddings.
+            clustering: The clusters.
+            seed: Seed of the identification rate.
+        """
         return {
             "k": clustering.k,
             "asked": self.num_clusters,
@@ -67,7 +87,7 @@ class TextClustering(NoClustering):
             "stability": clustering.stability,
             "verdict": clustering.verdict,
             "encoder": self.encoder,
-            "documents": [len(own) for own in embeddings.document_embeddings],
+            "documents": [len(vectors) for vectors in embeddings.document_embeddings],
             "bytes": embeddings.num_bytes,
             "identified": document_identification_rate(embeddings.document_embeddings, seed),
             "chance": 1 / len(embeddings.document_embeddings),
@@ -75,129 +95,194 @@ class TextClustering(NoClustering):
         }
 
     def warnings(self) -> list[str]:
+        """Return a warning if the encoder is fitted on the documents of all clients."""
         if self.encoder == "lsa":
-            return ["The encoder 'lsa' is fitted on all clients' documents together: it is not private, and no federation has it"]
+            return [
+                "The encoder 'lsa' is fitted on the documents of all clients together. This is not private and not possible in a real "
+                "federation."
+            ]
         return []
-
-
-# The control: random groups of the same sizes as another clustering's, for what grouping does without any likeness.
 
 
 @dataclass(frozen=True)
 class RandomClustering(NoClustering):
-    """``like``: whose sizes; or ``cluster_sizes`` themselves, largest first or not. ``repeat``: the number of the shuffle, for several."""
+    """The control for other strategies: random clusters of the same sizes.
+
+    It shows the effect of smaller clusters alone, without any similarity of the clients.
+
+    Attributes:
+        like: Strategy whose cluster sizes are used.
+        cluster_sizes: Cluster sizes, in any order; if given, ``like`` is ignored.
+        repeat: Index of the random permutation, for repeated controls.
+    """
 
     like: NoClustering = TextClustering()
     cluster_sizes: tuple[Annotated[int, Ge(1)], ...] = ()
     repeat: Annotated[int, Ge(0)] = 0
 
     def init_assignment(self, client_info: ClientInfo) -> Assignment:
+        """Return random clusters.
+
+        Raises:
+            UserError: ``like`` does not cluster before the first round, or the sizes do not sum to the number of clients.
+        """
         sizes = self.cluster_sizes
         if not sizes:
-            model = self.like.init_assignment(client_info)
-            if model is None:
+            assignment = self.like.init_assignment(client_info)
+            if assignment is None:
                 raise UserError(
-                    f"clustering.like: {type(self.like).__name__} does not say its groups before the first round; "
-                    "say clustering.cluster_sizes, e.g. [3, 3, 4]"
+                    f"clustering.like is {type(self.like).__name__}, which does not cluster the clients before the first round. "
+                    "Set clustering.cluster_sizes instead, for example [3, 3, 4]."
                 )
-            sizes = tuple(np.bincount(model.cluster_ids, minlength=model.num_models).tolist())
+            sizes = tuple(np.bincount(assignment.cluster_ids, minlength=assignment.num_models).tolist())
         if sum(sizes) != client_info.num_clients:
-            raise UserError(f"clustering.cluster_sizes: {list(sizes)} are {sum(sizes)} clients, and there are {client_info.num_clients}")
-        group = numpy_stream(client_info.seed, "random groups", self.repeat).permutation(np.repeat(np.arange(len(sizes)), sizes))
-        why = {"signal": "RandomClustering", "k": len(sizes), "sizes": list(sizes), "draw": self.repeat, "bytes": 0}
-        return Assignment(group, len(sizes), why)
-
-
-# The oracle: clients whose texts are mostly of the same true domain share a model. What grouping could bring at best.
+            raise UserError(f"clustering.cluster_sizes {list(sizes)} sum to {sum(sizes)}, but there are {client_info.num_clients} clients.")
+        cluster_ids = numpy_stream(client_info.seed, "random groups", self.repeat).permutation(np.repeat(np.arange(len(sizes)), sizes))
+        reason = {"signal": "RandomClustering", "k": len(sizes), "sizes": list(sizes), "draw": self.repeat, "bytes": 0}
+        return Assignment(cluster_ids, len(sizes), reason)
 
 
 @dataclass(frozen=True)
 class OracleClustering(NoClustering):
+    """The oracle: clients with the same true main domain share a model.
+
+    It is an upper reference for the benefit of clustering by domain.
+    """
+
     needs_client_data: ClassVar[bool] = True
 
     def init_assignment(self, client_info: ClientInfo) -> Assignment:
+        """Return one cluster per true main domain.
+
+        Raises:
+            UserError: The main domain of a client is unknown.
+        """
         if client_info.main_domains is None or (client_info.main_domains < 0).any():
             raise UserError(
-                "OracleClustering groups clients by their true domains, and this dataset has none: use TextClustering, or find "
-                "topics by clustering (dataset.num_clusters=8)"
+                "OracleClustering needs the true domains of the clients, but this dataset has no domains. Use TextClustering, or find "
+                "topics by clustering (dataset.num_clusters=8)."
             )
-        names, group = np.unique(client_info.main_domains, return_inverse=True)
-        return Assignment(group.astype(np.int64), len(names), {"signal": "OracleClustering", "k": len(names), "bytes": 0})
+        names, cluster_ids = np.unique(client_info.main_domains, return_inverse=True)
+        return Assignment(cluster_ids.astype(np.int64), len(names), {"signal": "OracleClustering", "k": len(names), "bytes": 0})
 
     def warnings(self) -> list[str]:
-        return ["OracleClustering knows the true domain of every client: it is a bound for comparison, not a method"]
+        """Return a warning that the strategy uses ground truth."""
+        return ["OracleClustering uses the true domain of every client, so it is a reference for comparison and not a method."]
 
 
-# Clients in between: each trains from a mixture of the groups' models, and gives to each in proportion.
-#
-# pi_kc = softmax_c(-|mu_k - nu_c|^2 / T) with the descriptors mu and centroids nu of ``TextClustering``. A client receives w = sum_c
-# pi_kc w_c; the server takes w_c += sum_k pi_kc p_k D_k / sum_k pi_kc p_k. For T -> 0 these are its groups, for T ->
-# infinity all models are the same and it is no clustering. As in FedSoft (Ruan & Joe-Wong, AAAI 2022, arXiv:2112.06053), with
-# weights by text.
-#
-# Adapters cannot be mixed factor by factor: the mean of products is not the product of means. With FFA-LoRA all share A, and mixing
-# B is exact.
+# SoftClustering follows FedSoft (Ruan & Joe-Wong, AAAI 2022, arXiv:2112.06053), with mixture weights from text.
 
 
 @dataclass(frozen=True)
 class SoftClustering(NoClustering):
+    """Clustering with mixtures: each client trains a mixture of the clusters' models and contributes to each in proportion.
+
+    The mixture weights are pi_kc = softmax_c(-|mu_k - nu_c|^2 / T), with the embeddings mu and centroids nu of ``TextClustering``. A client
+    receives w = sum_c pi_kc w_c, and the server updates w_c += sum_k pi_kc p_k D_k / sum_k pi_kc p_k. For T -> 0 this is
+    ``TextClustering``; for T -> infinity all models are equal, which means no clustering. It is similar to FedSoft (Ruan & Joe-Wong,
+    AAAI 2022, arXiv:2112.06053), with weights computed from text.
+
+    The factors of adapters cannot be mixed separately, because the mean of products is not the product of means. With FFA-LoRA all
+    clients share A, so mixing B is exact.
+
+    Attributes:
+        text: Text clustering that provides embeddings and centroids.
+        temperature: T, the temperature of the softmax, in units of squared distance.
+    """
+
     needs_client_data: ClassVar[bool] = True
     text: TextClustering = TextClustering()
     temperature: Annotated[float, Gt(0)] = 0.05
 
     def init_assignment(self, client_info: ClientInfo) -> Assignment:
-        found, chosen = self.text.cluster_documents(client_info)
-        share = mixture_weights(found.means, chosen.centroids, self.temperature)
+        """Return the clusters and the mixture weights of all clients."""
+        embeddings, clustering = self.text.cluster_documents(client_info)
+        share = mixture_weights(embeddings.means, clustering.centroids, self.temperature)
         entropy = -(share * np.log(np.maximum(share, 1e-300))).sum(axis=1)
-        why = {
+        reason = {
             "signal": "SoftClustering",
-            **self.text.build_reason(found, chosen, client_info.seed),
+            **self.text.build_reason(embeddings, clustering, client_info.seed),
             "temperature": self.temperature,
-            "effective": float(np.exp(entropy).mean()),
-        }  # how many models a client is made of
+            "effective": float(np.exp(entropy).mean()),  # effective number of models per client, from the entropy of its weights
+        }
         return Assignment(
-            chosen.cluster_ids, chosen.k, why, membership=share, centroids=chosen.centroids, state=Tree(share=torch.from_numpy(share))
+            clustering.cluster_ids,
+            clustering.k,
+            reason,
+            membership=share,
+            centroids=clustering.centroids,
+            state=Tree(share=torch.from_numpy(share)),
         )
 
     def warnings(self) -> list[str]:
+        """Return the warnings of the text clustering."""
         return self.text.warnings()
 
     def incompatibilities(self, algorithm: FedAvg, param_names: Collection[str]) -> list[str]:
-        said = []
-        plain = algorithm.aggregator
-        factors = any(leaf.endswith(".A") for leaf in param_names) and any(leaf.endswith(".B") for leaf in param_names)
-        if factors and not isinstance(plain, FFALoRA):
-            said.append(
-                "SoftClustering mixes models, and a mixture of adapters' factors is not the mixture of the adapters: use "
-                "aggregator: FFALoRA with it, which trains B alone, or trainable: {type: LastBlocks}"
+        """Return the reasons why models cannot be mixed with this algorithm or these parameters.
+
+        Args:
+            algorithm: The federated algorithm.
+            param_names: Names of the trained parameters.
+        """
+        reasons = []
+        aggregator = algorithm.aggregator
+        has_both_factors = any(name.endswith(".A") for name in param_names) and any(name.endswith(".B") for name in param_names)
+        if has_both_factors and not isinstance(aggregator, FFALoRA):
+            reasons.append(
+                "SoftClustering mixes models, but mixing the factors of adapters does not mix the adapters. Use "
+                "aggregator: FFALoRA, which trains only B, or trainable: {type: LastBlocks}."
             )
-        inner = plain.inner_aggregator if isinstance(plain, FFALoRA) else plain
-        if type(inner) is not Mean or algorithm.rescales_updates or algorithm.reweights_clients:
-            said.append(
-                f"SoftClustering needs a server that takes weighted means; {type(algorithm).__name__} with "
-                f"{type(inner).__name__} does something else: use FedAvg, FedProx or Scaffold with Mean, or TextClustering"
+        inner_aggregator = aggregator.inner_aggregator if isinstance(aggregator, FFALoRA) else aggregator
+        if type(inner_aggregator) is not Mean or algorithm.rescales_updates or algorithm.reweights_clients:
+            reasons.append(
+                f"SoftClustering needs a server that computes weighted means, but {type(algorithm).__name__} with "
+                f"{type(inner_aggregator).__name__} does not. Use FedAvg, FedProx or Scaffold with Mean, or use TextClustering."
             )
-        return said
+        return reasons
 
 
 def mixture_weights(points: np.ndarray, centroids: np.ndarray, temperature: float) -> np.ndarray:
-    """softmax(-|mu_k - nu_c|^2 / T), ``[N, E], [M, E] -> [N, M]``."""
-    near = -((points[:, None] - centroids[None]) ** 2).sum(axis=-1) / temperature
-    weight = np.exp(near - near.max(axis=1, keepdims=True))
+    """Return the mixture weights softmax_c(-|mu_k - nu_c|^2 / T).
+
+    Args:
+        points: Mean embedding mu of each client, [N, E].
+        centroids: Centroids nu, [M, E].
+        temperature: T.
+
+    Returns:
+        Weights, [N, M]; the rows sum to 1.
+    """
+    logits = -((points[:, None] - centroids[None]) ** 2).sum(axis=-1) / temperature
+    weight = np.exp(logits - logits.max(axis=1, keepdims=True))
     return np.asarray(weight / weight.sum(axis=1, keepdims=True))
 
 
 @dataclass(frozen=True, eq=False)
 class MixingClientPool:
-    """A fleet whose clients receive mixtures of the server's models; what they send is shared out in the same way."""
+    """A client pool whose clients receive mixtures of the server's models.
+
+    Their updates are distributed to the models with the same weights.
+    """
 
     inner: ClientPool
 
     @property
     def size(self) -> int:
+        """Return N, the number of clients."""
         return self.inner.size
 
     def train(self, state: FederatedState, algorithm: ClientAlgorithm, cohort: Tensor) -> CohortUpdate:
+        """Train a cohort on mixtures of the models.
+
+        Args:
+            state: State with M models and the mixture weights.
+            algorithm: The client side of the federated algorithm.
+            cohort: Indices of the clients to train, [C].
+
+        Returns:
+            The cohort's updates, with the mixture weights of its clients, [C, M].
+        """
         share = state.clustering_state["share"]
         report = self.inner.train(mix_models(state), algorithm, cohort)
         device = report.weight.device
@@ -210,7 +295,7 @@ class MixingClientPool:
 
 
 def mix_models(state: FederatedState) -> FederatedState:
-    """The state as the clients see it: N models, each client's own mixture of the M there are."""
+    """Return the state with N models, in which each client's model is its own mixture of the M models."""
     share = state.clustering_state["share"]
 
     def mix(tree: Tree) -> Tree:

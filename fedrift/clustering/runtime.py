@@ -1,4 +1,4 @@
-"""Stratified participation: of m clients a round, every group gives its share."""
+"""Clustering at run time: stratified client sampling, and the hooks that the round loop and the probes call."""
 
 from __future__ import annotations
 
@@ -20,34 +20,62 @@ from .one_shot import MixingClientPool, SoftClustering, mix_models
 
 
 def stratum_sizes(sizes: np.ndarray, count: int, offset: int) -> np.ndarray:
-    """How many of each group take part, ``sizes [M] -> [M]``: ``count`` in all, each its proportion rounded up or down.
+    """Return how many clients of each cluster take part: each cluster's proportional number, rounded up or down.
 
-    Systematic sampling (Madow & Madow, Annals of Mathematical Statistics 15, 1944): over the offsets 0..N-1 the mean is the
-    exact proportion, so that every client takes part equally often whatever the size of its group.
+    The method is systematic sampling (Madow & Madow, Annals of Mathematical Statistics 15, 1944). Over the offsets 0..N-1 the mean is the
+    exact proportion, so every client takes part equally often regardless of the size of its cluster.
+
+    Args:
+        sizes: Number of clients of each cluster, [M].
+        count: Total number of clients to sample.
+        offset: Random offset in 0..N-1.
+
+    Returns:
+        Number of sampled clients of each cluster, [M].
     """
     ends = (count * np.cumsum(sizes) + offset) // sizes.sum()
     return np.diff(ends, prepend=0)
 
 
 def sample_stratified(cluster_ids: Tensor, cohort_size: int, seed: int, round: int) -> Tensor:
-    """The cohort of a round, ascending ``[C]``; with one group it is the one drawn without clustering."""
-    size, held = len(cluster_ids), cluster_ids.numpy()
-    if not held.any():
+    """Sample the cohort of a round with proportional numbers of clients from each cluster.
+
+    With one cluster the cohort equals the one drawn without clustering.
+
+    Args:
+        cluster_ids: Cluster of each client, [N].
+        cohort_size: C, the number of clients to sample.
+        seed: Seed of the run.
+        round: Number of completed rounds.
+
+    Returns:
+        Client indices in ascending order, [C].
+    """
+    size, ids = len(cluster_ids), cluster_ids.numpy()
+    if not ids.any():
         return sample_cohort(size, cohort_size, seed, round)
-    order = numpy_stream(seed, "cohort", round).permutation(size)  # as ``sample`` draws: cohorts stay as alike as can be
-    models = np.unique(held)
-    sizes = np.array([(held == model).sum() for model in models])
-    wanted = stratum_sizes(sizes, cohort_size, int(numpy_stream(seed, "strata", round).integers(size)))
-    picks = [order[held[order] == model][:number] for model, number in zip(models, wanted, strict=True)]
-    return torch.from_numpy(np.sort(np.concatenate(picks)))
+    # This is the stream of ``sample_cohort``, so that cohorts with and without clustering are as similar as possible.
+    order = numpy_stream(seed, "cohort", round).permutation(size)
+    models = np.unique(ids)
+    sizes = np.array([(ids == model).sum() for model in models])
+    counts = stratum_sizes(sizes, cohort_size, int(numpy_stream(seed, "strata", round).integers(size)))
+    chosen = [order[ids[order] == model][:count] for model, count in zip(models, counts, strict=True)]
+    return torch.from_numpy(np.sort(np.concatenate(chosen)))
 
 
-# A clustering at work in one run: the first state, who takes part, what happens between rounds, what probes see.
+# The hooks of one run.
 
 
 @dataclass(frozen=True, eq=False)
 class ClusteringRuntime:
-    """One clustering on its ground, around one algorithm. ``pending_assignments``: those that nobody has read yet, with their rounds."""
+    """A clustering strategy in one run, together with the clients' information and the federated algorithm.
+
+    Attributes:
+        strategy: The clustering strategy.
+        client_info: Information about the clients.
+        algorithm: The federated algorithm.
+        pending_assignments: Decisions that have not been recorded yet, each with its number of completed rounds.
+    """
 
     strategy: NoClustering
     client_info: ClientInfo
@@ -55,15 +83,24 @@ class ClusteringRuntime:
     pending_assignments: list[tuple[int, Assignment]] = field(default_factory=list, repr=False)
 
     def init_state(self, params: Tree) -> FederatedState:
-        """Round 0, from params ``[1, ...]``: one model a group, all the same unless the clustering must tell them apart."""
+        """Return the state before the first round, with one model per cluster.
+
+        All models are equal unless the strategy initializes them differently.
+
+        Args:
+            params: Initial parameters, [1, ...].
+
+        Raises:
+            UserError: The algorithm already gives every client its own model, so there is nothing to cluster.
+        """
         decision = self.strategy.init_assignment(self.client_info)
         state = init_state(self.algorithm, params, self.client_info.num_clients)
         if decision is None:
             return state
         if state.server.num_models > 1:
             raise UserError(
-                f"{type(self.algorithm).__name__} gives every client a model of its own: there is nobody to group by "
-                f"{type(self.strategy).__name__}; leave the clustering out"
+                f"{type(self.algorithm).__name__} gives every client its own model, so {type(self.strategy).__name__} cannot "
+                "cluster the clients. Remove the clustering from the configuration."
             )
         models = params.take(torch.zeros(decision.num_models, dtype=torch.long))
         state = replace(
@@ -72,20 +109,29 @@ class ClusteringRuntime:
             cluster_ids=torch.as_tensor(decision.cluster_ids).long(),
             clustering_state=decision.state,
         )
-        settled = self.strategy.refine(state, self.client_info)
-        self.pending_assignments.append((0, settled or decision))
-        return transfer_state(state, settled, self.algorithm) if settled else state
+        refined = self.strategy.refine(state, self.client_info)
+        self.pending_assignments.append((0, refined or decision))
+        return transfer_state(state, refined, self.algorithm) if refined else state
 
     def sample_cohort(self, state: FederatedState, cohort_size: int, seed: int) -> Tensor:
-        """The coming round's cohort: every group in proportion, or the whole fleet where the clustering calls it."""
+        """Sample the next round's cohort, proportionally from each cluster, or return all clients if the strategy requires it.
+
+        Args:
+            state: The current state.
+            cohort_size: C, the number of clients to sample.
+            seed: Seed of the run.
+
+        Returns:
+            Client indices in ascending order, [C] or [N].
+        """
         if self.strategy.needs_full_participation(state.round):
             return torch.arange(self.client_info.num_clients)
-        if type(self.strategy) is NoClustering:  # an algorithm may group clients for itself
+        if type(self.strategy) is NoClustering:  # the algorithm itself may use several models
             return sample_stratified(torch.zeros_like(state.cluster_ids), cohort_size, seed, state.round)
         return sample_stratified(state.cluster_ids, cohort_size, seed, state.round)
 
     def recluster(self, result: RoundResult) -> FederatedState:
-        """The state after a round, under whatever the clustering decides now."""
+        """Return the state after a round under the strategy's current assignment."""
         decision = self.strategy.recluster(result, self.client_info)
         if decision is None:
             return result.after
@@ -93,15 +139,15 @@ class ClusteringRuntime:
         return transfer_state(result.after, decision, self.algorithm)
 
     def wrap_client_pool(self, fleet: ClientPool) -> ClientPool:
-        """Who trains: the fleet, or the fleet with mixtures."""
+        """Return the client pool, wrapped by ``MixingClientPool`` if the strategy mixes models."""
         return MixingClientPool(fleet) if isinstance(self.strategy, SoftClustering) else fleet
 
     def with_client_models(self, state: FederatedState) -> FederatedState:
-        """The state in the models that clients use: where they mix them, N mixtures."""
+        """Return the state with the models that clients use; if clients mix models, these are N mixtures."""
         return mix_models(state) if "share" in state.clustering_state else state
 
     def probe_view(self, result: RoundResult) -> RoundResult:
-        """A round as probes see it."""
+        """Return the round's result with the models that clients use, for the probes."""
         return replace(result, before=self.with_client_models(result.before), after=self.with_client_models(result.after))
 
 

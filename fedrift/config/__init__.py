@@ -1,1 +1,1 @@
-"""Configurations: YAML as plain values, the classes of an experiment, and where and with what it is computed."""
+"""Configurations: the YAML loader, the configuration classes of an experiment, and the runtime options."""

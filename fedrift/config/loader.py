@@ -1,8 +1,13 @@
-"""YAML as plain values, by the core schema of YAML 1.2, within limits: no text hangs or ends in a traceback.
+"""Loading of YAML into plain values, and of plain values into configuration classes.
 
-PyYAML reads YAML 1.1, in which ``1:30`` is 90, ``010`` is 8, ``no`` is false and ``1e-3`` is text. Here they are text, 10, text
-and a number. Not read at all: duplicate keys, tags, merge keys, keys that are lists or mappings, several documents, and whatever
-its aliases make larger than ``NODES``.
+YAML is read with the core schema of YAML 1.2. PyYAML itself reads YAML 1.1, in which ``1:30`` is 90, ``010`` is 8, ``no`` is false and
+``1e-3`` is text; here they are text, 10, text and a number. Limits on the size of the text ensure that no input hangs or raises
+anything but ``UserError``. Not supported are duplicate keys, tags, merge keys, keys that are lists or mappings, several documents,
+and aliases that expand to more than ``MAX_NODES`` values.
+
+Plain values are checked strictly against the annotated types of dataclass fields. An error message names the key and, for an unknown
+key, the closest key that exists. A class that can be chosen is named by the key ``type``: ``algorithm: {type: FedProx, mu: 0.1}``, or
+``algorithm: FedProx`` for its defaults. A ``Registry`` defines which classes can be chosen.
 """
 
 from __future__ import annotations
@@ -27,10 +32,10 @@ from yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
 from ..core.errors import UserError, closest_match, quote_value, unknown_name_error
 from ..core.registry import extensions, import_object, import_path_of, is_import_path
 
-MAX_BYTES = 250_000  # of a file: read in a few seconds, whatever is in it
-MAX_NODES = 20_000  # values and keys, each counted as often as aliases repeat it
-MAX_DEPTH = 50  # lists and mappings inside each other
-MAX_DIGITS = 300  # of a whole number; longer ones stay text, which no number is made of
+MAX_BYTES = 250_000  # size of a file; any file of this size is read within a few seconds
+MAX_NODES = 20_000  # number of values and keys after the expansion of aliases
+MAX_DEPTH = 50  # nested lists and mappings
+MAX_DIGITS = 300  # digits of a whole number; a longer one remains text, which no field of a number accepts
 
 CORE_SCHEMA = {  # https://yaml.org/spec/1.2.2/#103-core-schema
     "null": (r"null|Null|NULL|~|", ["n", "N", "~", ""]),
@@ -41,23 +46,23 @@ CORE_SCHEMA = {  # https://yaml.org/spec/1.2.2/#103-core-schema
 
 
 class CoreLoader(yaml.SafeLoader):
-    """PyYAML's loader with the types of YAML 1.2, which counts what it composes."""
+    """The loader of PyYAML with the types of YAML 1.2 and with limits on depth and size."""
 
     def __init__(self, text: str) -> None:
         super().__init__(text)
         self.depth = self.num_composed = 0
-        self.node_sizes: dict[int, int] = {}  # by the identity of a node: how many values it stands for
+        self.node_sizes: dict[int, int] = {}  # id of a node -> number of values after the expansion of aliases
 
     def compose_node(self, parent: Node | None, index: Any) -> Node | None:
         event = self.peek_event()  # type: ignore[no-untyped-call]
         if getattr(event, "tag", None) not in (None, "!"):
-            raise yaml_error(f"a tag, {quote_value(event.tag)}: tags are not read", event.start_mark)
+            raise yaml_error(f"the tag {quote_value(event.tag)}: tags are not supported", event.start_mark)
         alias = self.check_event(yaml.AliasEvent)  # type: ignore[no-untyped-call]
         if alias and event.anchor in self.anchors and id(self.anchors[event.anchor]) not in self.node_sizes:
-            raise yaml_error(f"the alias {quote_value(event.anchor)} stands inside what it repeats", event.start_mark)
+            raise yaml_error(f"the alias {quote_value(event.anchor)} is inside the value that it refers to", event.start_mark)
         self.num_composed += 1
         if self.depth >= MAX_DEPTH:
-            raise yaml_error(f"more than {MAX_DEPTH} lists or mappings inside each other", event.start_mark)
+            raise yaml_error(f"more than {MAX_DEPTH} nested lists or mappings", event.start_mark)
         self.depth += 1
         node: Node | None = super().compose_node(parent, index)  # type: ignore[no-untyped-call]
         self.depth -= 1
@@ -75,25 +80,26 @@ class CoreLoader(yaml.SafeLoader):
         return node
 
     def construct_mapping(self, node: Node, deep: bool = False) -> dict[Any, Any]:
-        found: dict[Any, Any] = {}
+        mapping: dict[Any, Any] = {}
         for key_node, value_node in node.value:
             if not isinstance(key_node, ScalarNode):
-                raise yaml_error("a list or a mapping as a key; a key is a word", key_node.start_mark)
+                raise yaml_error("a list or a mapping is used as a key; a key must be text or a number", key_node.start_mark)
             if key_node.value == "<<" and key_node.style is None:
-                raise yaml_error("the merge key <<, which is not read: write the keys out", key_node.start_mark)
+                raise yaml_error("the merge key << is not supported; repeat the keys", key_node.start_mark)
             key = self.construct_object(key_node, deep=True)
-            if key in found:
+            if key in mapping:
                 raise yaml_error(f"the key {quote_value(key)} is given twice", key_node.start_mark)
-            found[key] = self.construct_object(value_node, deep=deep)
-        return found
+            mapping[key] = self.construct_object(value_node, deep=deep)
+        return mapping
 
 
 def yaml_error(problem: str, mark: Any) -> yaml.MarkedYAMLError:
+    """Create the error for a problem at a position of the text."""
     return yaml.MarkedYAMLError(problem=problem, problem_mark=mark)
 
 
 def construct_int(loader: CoreLoader, node: ScalarNode) -> int | str:
-    """A whole number; 010 is ten."""
+    """Convert a node to a whole number; 010 is ten, and a number with too many digits remains text."""
     text = str(loader.construct_scalar(node))
     if len(text) > MAX_DIGITS:
         return text
@@ -101,7 +107,7 @@ def construct_int(loader: CoreLoader, node: ScalarNode) -> int | str:
 
 
 def construct_float(loader: CoreLoader, node: ScalarNode) -> float:
-    """A number with a fraction, an exponent, or none at all (.inf, .nan)."""
+    """Convert a node to a floating-point number, including .inf and .nan."""
     text = str(loader.construct_scalar(node)).lower()
     return float(text.replace(".inf", "inf").replace(".nan", "nan"))
 
@@ -111,32 +117,37 @@ CoreLoader.add_constructor("tag:yaml.org,2002:float", construct_float)
 
 
 class CoreDumper(yaml.SafeDumper):
-    """PyYAML's dumper, which quotes what ``Core`` would not read as text."""
+    """The dumper of PyYAML, which quotes text that ``CoreLoader`` would not read as text."""
 
 
-CoreLoader.yaml_implicit_resolvers = {}  # none of YAML 1.1
+CoreLoader.yaml_implicit_resolvers = {}  # removes the types of YAML 1.1
 for name, (pattern, first) in CORE_SCHEMA.items():
     for side in (CoreLoader, CoreDumper):
         side.add_implicit_resolver(f"tag:yaml.org,2002:{name}", re.compile(rf"(?:{pattern})\Z"), first)
 
 
 def dump_yaml(value: Any, **options: Any) -> str:
-    """Plain values as YAML that ``parse_yaml`` reads back."""
+    """Convert plain values to YAML that ``parse_yaml`` reads.
+
+    Args:
+        value: Dictionaries, lists, texts, numbers, truth values and None.
+        **options: Further options of ``yaml.dump``.
+    """
     return str(yaml.dump(value, Dumper=CoreDumper, sort_keys=False, allow_unicode=True, **options))
 
 
 def parse_yaml(text: str, source_name: str) -> Any:
-    """YAML as plain values.
+    """Parse YAML into plain values.
 
     Args:
         text: The YAML.
-        where: What to call it in a refusal, such as the file's name.
+        source_name: The name of the source in error messages, such as the name of the file.
 
     Raises:
-        UserError: In one line, with the place in the text, where it is not YAML or is more than is read.
+        UserError: The text is not valid YAML or exceeds a limit. The message has one line, with the position in the text.
     """
     if len(text) > MAX_BYTES:
-        raise UserError(f"{source_name} has {len(text):,} characters of YAML; at most {MAX_BYTES:,} are read")
+        raise UserError(f"{source_name} has {len(text):,} characters of YAML; at most {MAX_BYTES:,} are allowed")
     try:
         loader = CoreLoader(text)
         try:
@@ -145,93 +156,108 @@ def parse_yaml(text: str, source_name: str) -> Any:
             loader.dispose()  # type: ignore[no-untyped-call]
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
-        place = f"line {mark.line + 1}, column {mark.column + 1}: " if mark else ""
-        problem = error.problem or error.context or "it cannot be read"
-        raise UserError(f"{source_name} is not YAML that can be read: {place}{to_single_line(problem)}") from None
+        position = f"line {mark.line + 1}, column {mark.column + 1}: " if mark else ""
+        problem = error.problem or error.context or "it cannot be parsed"
+        raise UserError(f"{source_name} is not valid YAML: {position}{to_single_line(problem)}") from None
     except yaml.reader.ReaderError as error:
         raise UserError(
-            f"{source_name} is not YAML that can be read: the character {error.character!r} at position {error.position:,} is not allowed"
+            f"{source_name} is not valid YAML: the character {error.character!r} at position {error.position:,} is not allowed"
         ) from None
     except (yaml.YAMLError, ValueError, TypeError, RecursionError, OverflowError, IndexError) as error:
-        raise UserError(f"{source_name} is not YAML that can be read: {to_single_line(str(error))}") from None
+        raise UserError(f"{source_name} is not valid YAML: {to_single_line(str(error))}") from None
 
 
 def to_single_line(text: str, max_length: int = 200) -> str:
-    """The words of a text in one line."""
+    """Replace all whitespace by single spaces and truncate the text."""
     return " ".join(text.split())[:max_length]
 
 
 def read_text(path: Path, example: str) -> str:
-    """The text of a YAML file.
+    """Read the text of a YAML file.
+
+    Args:
+        path: The path of the file.
+        example: A hint for error messages on what the file should be.
 
     Raises:
-        UserError: If it cannot be read, is no plain file, is no UTF-8, or is too large. ``example`` says what is wanted.
+        UserError: The file cannot be read, is not a regular file, is not UTF-8, or is too large.
     """
     shown = str(path) if len(str(path)) <= 200 else quote_value(str(path))
     try:
         if path.exists() and not path.is_file():
-            raise UserError(f"cannot read {shown}: it is {'a folder' if path.is_dir() else 'no plain file'}; {example}")
+            raise UserError(f"cannot read {shown}: it is {'a folder' if path.is_dir() else 'not a regular file'}; {example}")
         size = path.stat().st_size
         if size > MAX_BYTES:
-            raise UserError(f"{shown} has {size:,} bytes; at most {MAX_BYTES:,} are read: {example}")
+            raise UserError(f"{shown} has {size:,} bytes; at most {MAX_BYTES:,} are allowed: {example}")
         return path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError:
         raise UserError(f"{shown} is not a text file in UTF-8; {example}") from None
     except OSError as error:
         raise UserError(f"cannot read {shown}: {error.strerror or error}") from None
-    except ValueError as error:  # a NUL in the name
+    except ValueError as error:  # the path contains a NUL character
         raise UserError(f"cannot read {quote_value(str(path))}: {error}") from None
 
 
-# Reading YAML into the objects themselves: unknown keys refused with the nearest right one, ranges checked at the door.
-#
-# A class that can stand in a place is named by ``type``: ``algorithm: {type: FedProx, mu: 0.1}``, or
-# ``algorithm: FedProx`` where its defaults do. What may stand there is what its room exports.
-
-MAX_INT = 1_000_000  # the largest whole number, either sign, where a field's type does not say another
-MIN_FLOAT, MAX_FLOAT = 1e-30, 1e30  # sizes of any other number but 0, which float32 holds with room for squares of them
-MAX_TEXT_LENGTH = 1000  # characters of a text, where a field's type does not say another
-MAX_REPORTED_ERRORS = 20  # told at once
+MAX_INT = 1_000_000  # largest absolute value of a whole number, unless the type of the field sets another bound
+MIN_FLOAT, MAX_FLOAT = 1e-30, 1e30  # range of the absolute value of other numbers than 0, well within the range of float32
+MAX_TEXT_LENGTH = 1000  # characters of a text, unless the type of the field sets another bound
+MAX_REPORTED_ERRORS = 20  # in one error message
 SCALAR_TYPES = (bool, int, float, str)
 PACKAGE = __name__.partition(".")[0]
 
 
 class Registry:
-    """Which classes may stand where a type is asked for.
+    """The classes that can be chosen for fields of some base classes.
 
     Args:
-        modules: For each base class the module whose ``__all__`` names the choices: ``{FedAvg: algorithms}``.
-        kinds: For each base class the kind of extension (``core.registry.KINDS``) that may stand there too.
+        modules: The module of each base class, whose ``__all__`` names the choices, for example ``{FedAvg: algorithms}``.
+        kinds: The kind of extension (``core.registry.KINDS``) of each base class that can also be chosen.
+
+    Example:
+        >>> from fedrift import algorithms
+        >>> registry = Registry({algorithms.FedAvg: algorithms})
+        >>> parse_value(algorithms.FedAvg, {"type": "FedProx", "mu": 0.1}, registry).mu
+        0.1
     """
 
     def __init__(self, modules: Mapping[type, ModuleType], kinds: Mapping[type, str] | None = None) -> None:
         self.modules, self.kinds = dict(modules), dict(kinds or {})
 
     def choices(self, kind: Any) -> dict[str, type] | None:
-        """The classes by name, extensions included; None if the type is not chosen by name."""
+        """Return the classes that can be chosen for a base class by name, with extensions; None if ``kind`` is no such base class."""
         module = self.modules.get(kind)
         if module is None:
             return None
-        own = {name: thing for name in module.__all__ if is_dataclass(thing := getattr(module, name))}
-        return {**(extensions(self.kinds[kind]) if kind in self.kinds else {}), **own}  # type: ignore[dict-item]
+        builtin = {name: thing for name in module.__all__ if is_dataclass(thing := getattr(module, name))}
+        return {**(extensions(self.kinds[kind]) if kind in self.kinds else {}), **builtin}  # type: ignore[dict-item]
 
     def is_choice(self, value: Any) -> bool:
-        """Whether a value's class is chosen by name, so that writing it down must name it."""
+        """Return whether the class of a value can be chosen by name, so that the stored form must contain the name."""
         return self.is_choice_class(type(value))
 
     def is_choice_class(self, cls: type) -> bool:
-        """Whether a class is one that may be chosen by name."""
+        """Return whether a class can be chosen by name."""
         return any(cls in (self.choices(kind) or {}).values() for kind in self.modules)
 
     def name_of(self, cls: type) -> str | None:
-        """The name that configurations choose a class by; None if it has none."""
-        return next((name for kind in self.modules for name, each in (self.choices(kind) or {}).items() if each is cls), None)
+        """Return the name of a class in configurations; None if it cannot be chosen by name."""
+        return next((name for kind in self.modules for name, choice in (self.choices(kind) or {}).items() if choice is cls), None)
 
     def resolve(self, kind: Any, name: str) -> type | None:
-        """The class that a name stands for, or an import path: ``last_blocks`` is LastBlocks, ``text`` is TextClustering.
+        """Return the class for a name or an import path.
+
+        Upper and lower case, underscores and hyphens do not matter, and the name of the base class may be omitted at the end:
+        ``last_blocks`` is LastBlocks, and ``text`` is TextClustering.
+
+        Args:
+            kind: The base class.
+            name: The name or import path of the class.
+
+        Returns:
+            The class; None if no class or more than one class has the name.
 
         Raises:
-            UserError: An import path leads to no dataclass of this kind.
+            UserError: The import path does not lead to a dataclass that is derived from ``kind``.
         """
         choices = self.choices(kind) or {}
         if name in choices:
@@ -240,14 +266,14 @@ class Registry:
             thing = import_object(name)
             if not (isinstance(thing, type) and issubclass(thing, kind) and is_dataclass(thing)):
                 raise UserError(
-                    f"{name} is no {kind.__name__}: write a frozen dataclass that is derived from {kind.__module__}.{kind.__name__}"
+                    f"{name} is no {kind.__name__}; it must be a frozen dataclass that is derived from {kind.__module__}.{kind.__name__}"
                 )
             return thing
         if name.casefold() == "none" and kind.__name__.startswith("No"):
             return kind  # type: ignore[no-any-return]
-        wanted, family = _plain_name(name), _plain_name(kind.__name__.removeprefix("No"))
-        alike = {each for choice, each in choices.items() if wanted in (plain := _plain_name(choice), plain.removesuffix(family))}
-        return alike.pop() if len(alike) == 1 else None
+        requested, suffix = _plain_name(name), _plain_name(kind.__name__.removeprefix("No"))
+        matches = {cls for choice, cls in choices.items() if requested in (plain := _plain_name(choice), plain.removesuffix(suffix))}
+        return matches.pop() if len(matches) == 1 else None
 
 
 def _plain_name(name: str) -> str:
@@ -255,19 +281,29 @@ def _plain_name(name: str) -> str:
 
 
 def parse_value(kind: Any, raw: Any, registry: Registry, key_path: str = "") -> Any:
-    """``said`` (plain YAML) as a ``kind``; all mistakes in one ``UserError``, one line each, with its place."""
-    wrong: list[str] = []
-    value = _parse_value(kind, raw, registry, key_path, wrong)
-    if len(wrong) > MAX_REPORTED_ERRORS:
-        wrong[MAX_REPORTED_ERRORS:] = [f"and {len(wrong) - MAX_REPORTED_ERRORS:,} more mistakes"]
-    if wrong:
-        raise UserError("\n".join(wrong))
+    """Convert plain values to a value of a type.
+
+    Args:
+        kind: The type, for example a dataclass or an annotated number.
+        raw: The plain values, as from YAML.
+        registry: The classes that can be chosen by name.
+        key_path: The path of the key, for error messages.
+
+    Raises:
+        UserError: There are mistakes; the message has one line per mistake, each with the path of its key.
+    """
+    errors: list[str] = []
+    value = _parse_value(kind, raw, registry, key_path, errors)
+    if len(errors) > MAX_REPORTED_ERRORS:
+        errors[MAX_REPORTED_ERRORS:] = [f"and {len(errors) - MAX_REPORTED_ERRORS:,} more mistakes"]
+    if errors:
+        raise UserError("\n".join(errors))
     return value
 
 
 def _parse_value(kind: Any, raw: Any, registry: Registry, key_path: str, errors: list[str], default: Any = MISSING) -> Any:
-    """A value, by its type: a class of a room, a dataclass, one of several types, a list, a mapping, a plain value."""
-    if hasattr(raw, "tolist"):  # a scalar or an array of numpy's
+    """Convert plain values to a value of a type: a class chosen by name, a dataclass, a union, a list, a mapping or a scalar."""
+    if hasattr(raw, "tolist"):  # a numpy scalar or array
         raw = raw.tolist()
     if is_dataclass(raw) and not isinstance(raw, type):
         return _check_object(kind, raw, registry, key_path, errors)
@@ -275,13 +311,13 @@ def _parse_value(kind: Any, raw: Any, registry: Registry, key_path: str, errors:
     if choices is not None:
         if not isinstance(raw, (str, Mapping)) and _is_instance(kind, raw):
             errors.append(
-                f"{key_path}: {type(raw).__name__} is no dataclass: write @dataclass(frozen=True) above the class, "
-                "so that its settings are part of the run's id"
+                f"{key_path}: {type(raw).__name__} is no dataclass; decorate the class with @dataclass(frozen=True), "
+                "so that its settings are part of the run id"
             )
             return None
         name = raw if isinstance(raw, str) else raw.get("type") if isinstance(raw, Mapping) else None
         if name is None and isinstance(raw, Mapping) and "type" not in raw and default is not MISSING:
-            name = type(default).__name__  # {mu: 0.1} changes the default, whichever class that is
+            name = type(default).__name__  # without a type, the keys change the default value
         try:
             chosen = registry.resolve(kind, name) if isinstance(name, str) else None
         except UserError as error:
@@ -290,32 +326,37 @@ def _parse_value(kind: Any, raw: Any, registry: Registry, key_path: str, errors:
         if chosen is None:
             errors.append(f"{key_path}: {_unknown_choice_error(key_path, raw, name, choices)}")
             return None
-        aside = ("type",) if _top_package(chosen) == PACKAGE else ("type", "source")  # the digest beside a stored class of a user
-        rest = {} if isinstance(raw, str) else {key: value for key, value in raw.items() if key not in aside}
-        return _parse_fields(chosen, rest, registry, key_path, errors)
+        # A stored configuration also contains a hash of the source of classes from outside fedrift.
+        reserved = ("type",) if _top_package(chosen) == PACKAGE else ("type", "source")
+        field_values = {} if isinstance(raw, str) else {key: value for key, value in raw.items() if key not in reserved}
+        return _parse_fields(chosen, field_values, registry, key_path, errors)
     if is_dataclass(kind) and isinstance(kind, type):
-        if isinstance(raw, str) and _field_default(fields(kind)[0]) is MISSING:  # what must be given may stand alone: dataset: bbc
+        if (
+            isinstance(raw, str) and _field_default(fields(kind)[0]) is MISSING
+        ):  # short form of a class with a required first field, such as dataset: bbc
             raw = {fields(kind)[0].name: raw}
         if not isinstance(raw, Mapping):
             errors.append(f"{key_path}: wanted {kind.__name__} as keys and values, got {quote_value(raw)}")
             return None
-        if raw.get("type") == kind.__name__ and registry.is_choice_class(kind):  # as it is written where others may stand
+        if raw.get("type") == kind.__name__ and registry.is_choice_class(
+            kind
+        ):  # the class is also a choice elsewhere, where ``type`` is written
             raw = {key: value for key, value in raw.items() if key != "type"}
         return _parse_fields(kind, raw, registry, key_path, errors)
     origin, inner = get_origin(kind), get_args(kind)
     if origin in (Union, UnionType):
-        fitting = [part for part in inner if _has_form_of(part, raw, registry)]
+        candidates = [part for part in inner if _has_form_of(part, raw, registry)]
         if raw is None and NoneType in inner:
             return None
-        whole = plain_type(fitting[0]) in SCALAR_TYPES if len(fitting) == 1 else True
+        is_scalar = plain_type(candidates[0]) in SCALAR_TYPES if len(candidates) == 1 else True
         return (
-            _parse_scalar(fitting[0] if len(fitting) == 1 else kind, raw, key_path, errors, kind)
-            if whole
-            else _parse_value(fitting[0], raw, registry, key_path, errors, default)
+            _parse_scalar(candidates[0] if len(candidates) == 1 else kind, raw, key_path, errors, kind)
+            if is_scalar
+            else _parse_value(candidates[0], raw, registry, key_path, errors, default)
         )
     if origin is Annotated and get_origin(inner[0]) is tuple and isinstance(raw, (list, tuple)):
-        least = next((part.min_length for part in inner[1:] if isinstance(part, (MinLen, Len))), 0)
-        if len(raw) < least:
+        min_length = next((part.min_length for part in inner[1:] if isinstance(part, (MinLen, Len))), 0)
+        if len(raw) < min_length:
             errors.append(f"{key_path}: wanted {describe_type(kind)}, got {quote_value(list(raw))}")
             return None
         return _parse_value(inner[0], raw, registry, key_path, errors)
@@ -327,18 +368,18 @@ def _parse_value(kind: Any, raw: Any, registry: Registry, key_path: str, errors:
                 for number, (part, value) in enumerate(zip(kinds, raw, strict=True))
             )
     if origin is dict and isinstance(raw, Mapping):
-        odd = [key for key in raw if not isinstance(key, str)]
-        errors += [f"{key_path}: wanted keys that are words, got {quote_value(key)}" for key in odd]
+        invalid = [key for key in raw if not isinstance(key, str)]
+        errors += [f"{key_path}: wanted keys that are text, got {quote_value(key)}" for key in invalid]
         return {
             key: _parse_value(inner[1], value, registry, f"{key_path}.{_display_key(key)}", errors)
             for key, value in raw.items()
-            if key not in odd
+            if key not in invalid
         }
     return _parse_scalar(kind, raw, key_path, errors)
 
 
 def _has_form_of(kind: Any, raw: Any, registry: Registry) -> bool:
-    """Whether a value has the form of a type that is one of several: a list, keys and values, or neither."""
+    """Return whether a value has the form of one type of a union: a list, a mapping, or neither."""
     plain = get_args(kind)[0] if get_origin(kind) is Annotated else kind
     if registry.choices(plain) is not None or is_dataclass(plain):
         return isinstance(raw, (Mapping, str))
@@ -355,7 +396,7 @@ def _has_form_of(kind: Any, raw: Any, registry: Registry) -> bool:
 
 
 def _parse_scalar(kind: Any, raw: Any, key_path: str, errors: list[str], union: Any = None) -> Any:
-    """A number, a text or the like: of its own type, finite, and within bounds. ``among``: the types of which it is one."""
+    """Check a number, a text or another scalar against its type and bounds. ``union`` is the type that error messages describe."""
     if isinstance(raw, float) and raw.is_integer() and abs(raw) <= MAX_INT and plain_type(kind) is int:
         raw = int(raw)  # 1e3
     try:
@@ -365,43 +406,48 @@ def _parse_scalar(kind: Any, raw: Any, key_path: str, errors: list[str], union: 
     if value is MISSING:
         errors.append(f"{key_path}: wanted {describe_type(union or kind)}, got {quote_value(raw)}")
         return None
-    return value + 0.0 if isinstance(value, float) else value  # there is one zero
+    return value + 0.0 if isinstance(value, float) else value  # converts -0.0 to 0.0
 
 
 def _check_object(kind: Any, value: Any, registry: Registry, key_path: str, errors: list[str]) -> Any:
-    """An object that was made in Python, checked as if it had been read."""
+    """Check an object that was created in Python like a value from a file."""
     if not _is_instance(kind, value):
         errors.append(f"{key_path}: wanted {getattr(kind, '__name__', kind)}, got {type(value).__name__}")
         return None
-    changed = _collect_corrections(value, registry, key_path, errors)
-    return replace(value, **changed) if changed and not errors else value
+    corrections = _collect_corrections(value, registry, key_path, errors)
+    return replace(value, **corrections) if corrections and not errors else value
 
 
 def validate_fields(value: Any, registry: Registry) -> dict[str, Any]:
-    """Check the fields of an object as ``read`` checks those of a file.
+    """Check the fields of a dataclass instance as ``parse_value`` checks values from a file.
+
+    Args:
+        value: The instance.
+        registry: The classes that can be chosen by name.
 
     Returns:
-        The fields whose values equal what their types ask for but are of another type (1 for 1.0, a list for a tuple, a scalar of
-        numpy's), each as its type has it.
+        New values for the fields whose values are equal to a value of the right type but have another type: 1 instead of 1.0, a list
+        instead of a tuple, or a numpy scalar.
 
     Raises:
-        UserError: with all mistakes, each with its place.
+        UserError: There are mistakes; the message has one line per mistake, each with the path of its key.
     """
-    wrong: list[str] = []
-    changed = _collect_corrections(value, registry, "", wrong)
-    if wrong:
-        raise UserError("\n".join(wrong))
-    return changed
+    errors: list[str] = []
+    corrections = _collect_corrections(value, registry, "", errors)
+    if errors:
+        raise UserError("\n".join(errors))
+    return corrections
 
 
 def _collect_corrections(value: Any, registry: Registry, key_path: str, errors: list[str]) -> dict[str, Any]:
+    """Return the fields to correct, and append mistakes to ``errors``."""
     kind: type = type(value)
-    types, known, changed = _field_types(kind), {f.name for f in fields(value)}, {}
+    types, known, corrections = _field_types(kind), {f.name for f in fields(value)}, {}
     for name in sorted(vars(value).keys() - known):
         if not name.startswith("_") and not hasattr(type(value), name):
             errors.append(
-                f"{key_path + '.' if key_path else ''}{name}: no field of the dataclass {type(value).__name__}: declare it as "
-                "one, so that it is part of the run's id"
+                f"{key_path + '.' if key_path else ''}{name}: no field of the dataclass {type(value).__name__}; declare it as a "
+                "field, so that it is part of the run id"
             )
     for f in fields(value):
         before = getattr(value, f.name)
@@ -409,12 +455,12 @@ def _collect_corrections(value: Any, registry: Registry, key_path: str, errors: 
             types.get(f.name, Any), before, registry, f"{key_path}.{f.name}" if key_path else f.name, errors, _field_default(f)
         )
         if f.init and not _is_identical(before, after):
-            changed[f.name] = after
-    return changed
+            corrections[f.name] = after
+    return corrections
 
 
 def _is_identical(before: Any, after: Any) -> bool:
-    """Whether two equal values are of the same types too."""
+    """Return whether two equal values also have the same types."""
     if after is before:
         return True
     if type(after) is not type(before) or is_dataclass(after):
@@ -433,7 +479,7 @@ def _is_instance(kind: Any, value: Any) -> bool:
 
 
 def _is_allowed_scalar(value: Any, kind: Any) -> bool:
-    """Whether any field may hold this value: a number of a size that is computed with, or a text without control characters."""
+    """Return whether a value respects the general limits: the range of numbers, the length of text, and no control characters."""
     if kind is Any:
         return True
     bounds = get_args(kind)[1:] if get_origin(kind) is Annotated else ()
@@ -446,13 +492,15 @@ def _is_allowed_scalar(value: Any, kind: Any) -> bool:
     if isinstance(value, float):
         return value == 0 or MIN_FLOAT <= abs(value) <= MAX_FLOAT
     if isinstance(value, str):
-        most = next((bound.max_length for bound in bounds if isinstance(bound, MaxLen)), MAX_TEXT_LENGTH)
-        return len(value) <= most and not any(unicodedata.category(letter) in ("Cc", "Cs") and letter not in "\n\t" for letter in value)
+        max_length = next((bound.max_length for bound in bounds if isinstance(bound, MaxLen)), MAX_TEXT_LENGTH)
+        return len(value) <= max_length and not any(
+            unicodedata.category(character) in ("Cc", "Cs") and character not in "\n\t" for character in value
+        )
     return True
 
 
 def plain_type(kind: Any) -> Any:
-    """The plain type under annotations and beside None; None if there are several."""
+    """Return the type without annotations and without an alternative None; None if several types remain."""
     if get_origin(kind) is Annotated:
         return plain_type(get_args(kind)[0])
     if get_origin(kind) in (Union, UnionType):
@@ -474,7 +522,7 @@ def _get_adapter(kind: Any) -> TypeAdapter[Any]:
 
 
 def strict_type(kind: Any) -> Any:
-    """The type without conversions: no text and no truth value is a number, no number is a text."""
+    """Return the type with strict validation, so that texts and truth values are not converted to numbers or vice versa."""
     origin, inner = get_origin(kind), get_args(kind)
     if origin is Annotated:
         return Annotated[(strict_type(inner[0]), *inner[1:])]  # type: ignore[return-value]
@@ -484,7 +532,7 @@ def strict_type(kind: Any) -> Any:
 
 
 def describe_type(kind: Any) -> str:
-    """What a type takes, in words: ``a whole number from 1 to 1,000,000``."""
+    """Describe the values that a type allows, for example ``a whole number from 1 to 1,000,000``."""
     origin, inner = get_origin(kind), get_args(kind)
     if origin is Annotated:
         return next((part.documentation for part in inner[1:] if isinstance(part, DocInfo)), "") or _describe_bounds(inner[0], inner[1:])
@@ -504,16 +552,16 @@ def describe_type(kind: Any) -> str:
 
 
 def _describe_bounds(kind: Any, bounds: tuple[Any, ...]) -> str:
-    """A number or a text with its bounds, in words."""
+    """Describe a number or a text with its bounds."""
     if kind is str:
-        least = any(isinstance(bound, (MinLen, Len)) for bound in bounds)
-        most = next((bound.max_length for bound in bounds if isinstance(bound, MaxLen)), MAX_TEXT_LENGTH)
-        return f"text of {'1 to' if least else 'at most'} {most:,} characters without control characters"
+        has_minimum = any(isinstance(bound, (MinLen, Len)) for bound in bounds)
+        max_length = next((bound.max_length for bound in bounds if isinstance(bound, MaxLen)), MAX_TEXT_LENGTH)
+        return f"text of {'1 to' if has_minimum else 'at most'} {max_length:,} characters without control characters"
     if kind not in (int, float):
         return describe_type(kind) + (", at least one" if any(isinstance(bound, (MinLen, Len)) for bound in bounds) else "")
     low: tuple[float, bool] = (-MAX_INT if kind is int else -MAX_FLOAT, True)
     high: tuple[float, bool] = (MAX_INT if kind is int else MAX_FLOAT, True)
-    for bound in (one for each in bounds for one in (each if isinstance(each, Interval) else [each])):
+    for bound in (part for entry in bounds for part in (entry if isinstance(entry, Interval) else [entry])):
         low = (bound.ge, True) if isinstance(bound, Ge) else (bound.gt, False) if isinstance(bound, Gt) else low  # type: ignore
         high = (bound.le, True) if isinstance(bound, Le) else (bound.lt, False) if isinstance(bound, Lt) else high  # type: ignore
     if kind is float and low == (0, False):
@@ -524,7 +572,7 @@ def _describe_bounds(kind: Any, bounds: tuple[Any, ...]) -> str:
 
 @cache
 def _field_types(kind: type) -> dict[str, Any]:
-    """The types of a class's fields; none where a user's class names types that exist for type checkers only."""
+    """Return the types of the fields of a class; empty if the class refers to types that are imported for type checking only."""
     try:
         return get_type_hints(kind, include_extras=True)
     except (NameError, TypeError):
@@ -537,31 +585,31 @@ def _parse_fields(kind: type, raw: Mapping[Any, Any], registry: Registry, key_pa
     before = len(errors)
     for key in raw:
         if key not in known:
-            near = closest_match(str(key), known) if isinstance(key, str) else None
-            hint = f": did you mean {near!r}?" if near else ";"
+            match = closest_match(str(key), known) if isinstance(key, str) else None
+            hint = f": did you mean {match!r}?" if match else ";"
             errors.append(
                 f"{key_path + '.' if key_path else ''}{_display_key(key)}: {kind.__name__} has no such key{hint} It has {', '.join(known)}"
             )
     for f in fields(kind):
         if f.name not in raw and _field_default(f) is MISSING:
-            errors.append(f"{key_path + '.' if key_path else ''}{f.name}: must be said")
+            errors.append(f"{key_path + '.' if key_path else ''}{f.name}: this key is required")
     defaults = {f.name: _field_default(f) for f in fields(kind)}
-    given = {
+    parsed = {
         key: _parse_value(types.get(key, Any), value, registry, f"{key_path}.{key}" if key_path else key, errors, defaults[key])
         for key, value in raw.items()
         if key in known
     }
-    return None if len(errors) > before else kind(**given)
+    return None if len(errors) > before else kind(**parsed)
 
 
 def _display_key(key: Any) -> str:
-    """A key as a message names it."""
+    """Return a key as error messages show it."""
     return key if isinstance(key, str) and len(key) <= 60 and key.isprintable() else quote_value(key)
 
 
 def _unknown_choice_error(key_path: str, raw: Any, name: Any, choices: Mapping[str, type]) -> UserError:
     if not isinstance(name, str):
-        return UserError(f"say which one with `type:`; there are {', '.join(sorted(choices))}; got {quote_value(raw)}")
+        return UserError(f"choose a class with `type:`; available: {', '.join(sorted(choices))}; got {quote_value(raw)}")
     return unknown_name_error(key_path.rsplit(".", 1)[-1], name, choices)
 
 
@@ -570,17 +618,22 @@ def _field_default(f: Field[Any]) -> Any:
 
 
 def dump_value(value: Any, registry: Registry) -> Any:
-    """Everything a value holds, as plain YAML that ``read`` takes back.
+    """Convert a value to plain values that ``parse_value`` reads.
 
-    A class that is not fedrift's is written by its import path and a digest of its source.
+    A class from outside fedrift is represented by its registered name or import path and by a hash of its source.
+
+    Args:
+        value: A dataclass instance, a mapping, a list or a scalar.
+        registry: The classes that can be chosen by name.
     """
     if is_dataclass(value) and not isinstance(value, type):
-        said = {f.name: dump_value(getattr(value, f.name), registry) for f in fields(value)}
+        field_values = {f.name: dump_value(getattr(value, f.name), registry) for f in fields(value)}
         if _top_package(type(value)) != PACKAGE:
-            return {"type": registry.name_of(type(value)) or import_path_of(type(value)), "source": hash_source(type(value)), **said}
+            name = registry.name_of(type(value)) or import_path_of(type(value))
+            return {"type": name, "source": hash_source(type(value)), **field_values}
         if registry.is_choice(value):
-            return {"type": type(value).__name__, **said}
-        return said
+            return {"type": type(value).__name__, **field_values}
+        return field_values
     if isinstance(value, Mapping):
         return {str(key): dump_value(part, registry) for key, part in value.items()}
     if isinstance(value, (list, tuple)):
@@ -589,24 +642,24 @@ def dump_value(value: Any, registry: Registry) -> Any:
 
 
 def hash_source(kind: type) -> str:
-    """The sha256 of the files that a user's class and its bases are written in."""
-    found = sha256()
-    for each in kind.__mro__:
-        if _top_package(each) not in (PACKAGE, *sys.stdlib_module_names):
-            found.update(_read_source(each))
-    return found.hexdigest()
+    """Return the sha256 of the source files of a class and of its base classes outside fedrift and the standard library."""
+    digest = sha256()
+    for cls in kind.__mro__:
+        if _top_package(cls) not in (PACKAGE, *sys.stdlib_module_names):
+            digest.update(_read_source(cls))
+    return digest.hexdigest()
 
 
 def _read_source(kind: type) -> bytes:
     try:
         return Path(str(inspect.getsourcefile(kind))).read_bytes()
-    except (OSError, TypeError):  # a notebook has no file
+    except (OSError, TypeError):  # a class in a notebook has no file
         try:
             return inspect.getsource(kind).encode()
         except (OSError, TypeError):
             raise UserError(
-                f"the source of {kind.__module__}.{kind.__qualname__} cannot be read, and the run's id is made from "
-                "it: write the class into a file and import it"
+                f"the source of {kind.__module__}.{kind.__qualname__} cannot be read, but the run id depends on it; "
+                "define the class in a file and import it"
             ) from None
 
 
@@ -615,35 +668,56 @@ def _top_package(kind: type) -> str:
 
 
 def load_yaml(path: Path) -> dict[str, Any]:
-    """The keys and values of a YAML file, which have to be there."""
-    said = parse_yaml(read_text(Path(path), "an experiment is YAML, e.g. experiments/demo.yaml"), str(path))
-    if not isinstance(said, dict):
+    """Read a YAML file of keys and values.
+
+    Raises:
+        UserError: The file cannot be read, is not valid YAML, or does not contain keys and values.
+    """
+    raw = parse_yaml(read_text(Path(path), "an experiment is YAML, e.g. experiments/demo.yaml"), str(path))
+    if not isinstance(raw, dict):
         raise UserError(
-            f"{path} holds no experiment: wanted keys and values such as `dataset: bbc`, "
-            f"got {'nothing' if said is None else type(said).__name__}"
+            f"{path} contains no experiment: wanted keys and values such as `dataset: bbc`, "
+            f"got {'nothing' if raw is None else type(raw).__name__}"
         )
-    return said
+    return raw
 
 
 def apply_overrides(raw: dict[str, Any], overrides: Iterable[str]) -> dict[str, Any]:
-    """The YAML ``said`` with ``a.b=c`` overrides, each value YAML itself."""
+    """Apply overrides to plain values.
+
+    Args:
+        raw: The keys and values, which are not modified.
+        overrides: Changes as ``"key.key=value"``; each value is YAML.
+
+    Returns:
+        A dictionary with the changes.
+
+    Raises:
+        UserError: An override has another form, or its path leads through a value without keys.
+    """
     for text in overrides:
-        path, sign, value = text.partition("=")
-        if not sign or not path:
+        path, separator, value = text.partition("=")
+        if not separator or not path:
             raise UserError(f"{quote_value(text)}: an override is written path=value, e.g. partition.severity=0.5")
         raw = set_key(raw, path.strip(), parse_yaml(value, f"the override {quote_value(text)}"))
     return raw
 
 
 def set_key(raw: dict[str, Any], path: str, value: Any) -> dict[str, Any]:
-    """The YAML ``said`` with ``value`` at the dotted ``path``; a class said by its name alone is opened up."""
+    """Set the value at a dotted path, and return the new dictionary.
+
+    On the way, a class that is given by its name only is expanded: ``FedProx`` becomes ``{type: FedProx}``.
+
+    Raises:
+        UserError: The path is malformed, or it leads through a value without keys.
+    """
     head, _, rest = path.partition(".")
     inner = raw.get(head)
     if not head or path.count(".") > MAX_DEPTH:
-        raise UserError(f"{quote_value(path)}: a path is keys with dots between them, e.g. partition.severity")
+        raise UserError(f"{quote_value(path)}: a path consists of keys separated by dots, e.g. partition.severity")
     if not rest:
         if path != head:
-            raise UserError(f"{quote_value(path)}: a path ends with a key, e.g. partition.severity")
+            raise UserError(f"{quote_value(path)}: a path must end with a key, e.g. partition.severity")
         return {**raw, head: value}
     if isinstance(inner, str):
         inner = {"name": inner} if head == "dataset" else {"type": inner}
@@ -653,14 +727,25 @@ def set_key(raw: dict[str, Any], path: str, value: Any) -> dict[str, Any]:
 
 
 def edit_config(value: Any, changes: Mapping[str, Any]) -> Any:
-    """A copy with other fields, by path: ``edit(e, {"partition__severity": 0})``. The changes are made together."""
-    new: dict[str, Any] = {}
+    """Return a copy of a configuration with changed fields. All changes are applied before the copy is checked.
+
+    Args:
+        value: The configuration.
+        changes: The new values by path; a double underscore separates nested fields.
+
+    Raises:
+        UserError: A field does not exist.
+
+    Example:
+        >>> edit_config(config, {"partition__severity": 0})  # doctest: +SKIP
+    """
+    new_values: dict[str, Any] = {}
     for path, part in changes.items():
         head, _, rest = path.partition("__")
         if not hasattr(value, head):
             raise unknown_name_error(f"field of {type(value).__name__}", head, [f.name for f in fields(value)])
-        new[head] = edit_config(new.get(head, getattr(value, head)), {rest: part}) if rest else part
-    return replace(value, **new)
+        new_values[head] = edit_config(new_values.get(head, getattr(value, head)), {rest: part}) if rest else part
+    return replace(value, **new_values)
 
 
 __all__ = ["dump_yaml", "parse_yaml", "read_text"]

@@ -1,4 +1,4 @@
-"""Where and with what a run is computed: nothing in here is part of the experiment, and nothing is global."""
+"""Runtime options: where and with which numerics a run is computed. They are not part of the experiment and its id."""
 
 from __future__ import annotations
 
@@ -17,20 +17,31 @@ from ..core.errors import UserError, default_cache_dir
 
 Dtype = Literal["auto", "float32", "bfloat16"]
 NUMERIC_DEFAULTS = {"dtype": "float32", "tf32": False, "compiled": False, "deterministic": True}
-M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
-MIN_BF16_SPEEDUP = 1.5  # bfloat16 rounds 2^16 times coarser: it must be that much faster
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # constants of malloc.h of glibc
+MIN_BF16_SPEEDUP = 1.5  # below this speedup, float32 is preferred because bfloat16 rounds 2^16 times more coarsely
 
 
 @dataclass(frozen=True)
 class Runtime:
-    """``root`` holds the runs, ``data`` local corpora by name. ``micro`` clients train in one forward pass (None:
-    as many as memory and the processor's cache like; 0: those or one, by a trial). ``checkpoint``: the state is stored every
-    so many rounds. ``keep_updates``: every round's report is kept, for ``fedrift fork``.
+    """The runtime options of a run.
 
-    ``dtype``: what the frozen base computes in; ``auto`` is float32 on CPUs and what is faster on GPUs. Adapters, gradients
-    and the server are float32 whatever it is. ``tf32``: coarser float32 products on NVIDIA GPUs. ``deterministic``: kernels
-    that give the same bits twice, where there are any. ``compiled``: torch.compile for every block: slow to start, then
-    faster. ``canary``: compute a step again on the CPU first and compare (None: on Apple's GPU).
+    Args:
+        runs_dir: The folder of the runs.
+        cache_dir: The folder for downloaded models, tokenized datasets and embeddings.
+        data_dir: A folder with local copies of datasets, by name. None: no such folder.
+        device: ``auto``, ``cpu``, ``cuda``, ``cuda:1`` or ``mps``. ``auto`` prefers CUDA, then the Apple GPU, then the CPU.
+        threads: CPU threads of torch. None: the default of torch.
+        clients_per_pass: Clients that train in one forward pass. None: chosen from the free memory and the CPU cache. 0: that number or
+            1, whichever is faster in a measurement.
+        checkpoint_interval: Rounds between two checkpoints.
+        save_updates: Whether the updates of every round are stored, which ``fedrift fork`` needs.
+        dtype: Data type of the frozen base weights and their computations. ``auto`` is float32 on CPUs, and the faster of float32 and
+            bfloat16 on GPUs. Adapters, gradients and the server always use float32.
+        tf32: Whether NVIDIA GPUs may compute float32 products in TF32, which rounds more coarsely.
+        deterministic: Whether to use deterministic kernels where they exist.
+        compiled: Whether to compile every block with torch.compile, which makes the start slow and the rounds faster.
+        check_device: Whether to compare a training step with the same step on the CPU before the run. None: on the Apple GPU only.
+        on_message: Called with messages for the user.
     """
 
     runs_dir: Path = Path("runs")
@@ -49,74 +60,84 @@ class Runtime:
     on_message: Callable[[str], None] = lambda message: None
 
     def resolve_device(self) -> torch.device:
-        """``auto`` is CUDA, else Apple's GPU, else the CPU."""
+        """Return the torch device that ``device`` denotes.
+
+        Raises:
+            UserError: The device is not available on this machine.
+        """
         if self.device == "auto":
             if torch.cuda.is_available():
                 return torch.device("cuda")
             return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
-        there = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
-        if not there.get(self.device.split(":")[0], False):
-            has = ", ".join(["auto", *(device for device, ok in there.items() if ok)])
-            raise UserError(f"device {self.device!r} is not here; there are {has}")
+        available = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+        if not available.get(self.device.split(":")[0], False):
+            names = ", ".join(["auto", *(device for device, is_available in available.items() if is_available)])
+            raise UserError(f"device {self.device!r} is not available on this machine; choose one of {names}")
         return torch.device(self.device)
 
     def numeric_options(self) -> dict[str, Any]:
-        """The choices of arithmetic that must be the same for a run to resume as the same run, but for defaults."""
+        """Return the numeric options that differ from their defaults. A run can only continue with the same numeric options."""
         device = self.resolve_device()
         dtype = self.dtype
         if dtype == "auto":
             dtype = "float32" if device.type == "cpu" or measure_bf16_speedup(device) < MIN_BF16_SPEEDUP else "bfloat16"
-        said = {"dtype": dtype, "tf32": self.tf32, "compiled": self.compiled, "deterministic": self.deterministic}
-        return {name: choice for name, choice in said.items() if choice != NUMERIC_DEFAULTS[name]}
+        options = {"dtype": dtype, "tf32": self.tf32, "compiled": self.compiled, "deterministic": self.deterministic}
+        return {name: value for name, value in options.items() if value != NUMERIC_DEFAULTS[name]}
 
     def explicit_numeric_options(self) -> dict[str, Any]:
-        """The choices of arithmetic that were made, not left to the default."""
-        return {name: choice for name in NUMERIC_DEFAULTS if (choice := getattr(self, name)) != getattr(type(self), name)}
+        """Return the numeric options that were set explicitly to another value than the default of the class."""
+        return {name: value for name in NUMERIC_DEFAULTS if (value := getattr(self, name)) != getattr(type(self), name)}
 
     def should_check_device(self) -> bool:
-        """Whether the canary is to be asked."""
+        """Return whether a training step is compared with the CPU before the run."""
         return self.resolve_device().type == "mps" if self.check_device is None else self.check_device
 
     def configure_torch(self) -> None:
-        """Settle what torch keeps per process."""
+        """Apply the options to the global settings of torch in this process."""
         configure_malloc()
         if self.threads is not None:
             torch.set_num_threads(self.threads)
         if self.resolve_device().type == "cuda":
             torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = self.tf32
             if self.deterministic:
-                os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS gives the same bits twice only with it
+                os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS is deterministic only with this setting
             torch.use_deterministic_algorithms(self.deterministic, warn_only=True)
 
 
 def configure_malloc() -> None:
-    """Have glibc keep freed memory for the next step: given back, every page of it is fetched and zeroed again at every step.
+    """Configure glibc to keep freed memory for the next step instead of returning it to the operating system.
 
-    Ten pocket clients of 8 x 64 tokens touch 30,000 such pages a step, a tenth of its time. Larger tensors than 256 MiB
-    are given back as before.
+    The operating system must provide and zero every returned page again in the next step. A step of ten clients with 8 x 64 tokens
+    each on the model ``pocket`` uses 30,000 such pages, which take a tenth of its time. Memory of tensors above 256 MiB is still
+    returned.
     """
     if sys.platform == "linux":
-        mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # other libraries of C have none, and may need none
+        mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # only glibc provides mallopt
         if mallopt is not None:
             mallopt(M_MMAP_THRESHOLD, 1 << 28)
             mallopt(M_TRIM_THRESHOLD, 1 << 30)
 
 
 def measure_bf16_speedup(device: torch.device, size: int = 1024) -> float:
-    """How many times faster a device multiplies matrices in bfloat16 than in float32; the best of some trials each.
+    """Measure the speedup of matrix products in bfloat16 over float32, from the fastest of five trials of each.
 
-    0 where it cannot at all, as older Apple GPUs.
+    Args:
+        device: The device to measure.
+        size: Rows and columns of the matrices.
+
+    Returns:
+        The time in float32 divided by the time in bfloat16; 0 if the device does not support bfloat16, as older Apple GPUs.
     """
-    took = {}
+    fastest = {}
     for dtype in (torch.float32, torch.bfloat16):
         try:
-            one = torch.ones(size, size, dtype=dtype, device=device)
+            matrix = torch.ones(size, size, dtype=dtype, device=device)
         except (TypeError, RuntimeError):
             return 0.0
         trials = []
         for _ in range(5):
-            begun = perf_counter()
-            (one @ one)[0, 0].item()  # waits for the device
-            trials.append(perf_counter() - begun)
-        took[dtype] = min(trials)
-    return took[torch.float32] / took[torch.bfloat16]
+            start = perf_counter()
+            (matrix @ matrix)[0, 0].item()  # item() waits until the device has finished
+            trials.append(perf_counter() - start)
+        fastest[dtype] = min(trials)
+    return fastest[torch.float32] / fastest[torch.bfloat16]

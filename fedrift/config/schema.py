@@ -1,4 +1,4 @@
-"""An experiment: everything that can change a result, and an id made of just that."""
+"""The configuration of an experiment, which contains everything that can change a result, and the id that is derived from it."""
 
 from __future__ import annotations
 
@@ -32,9 +32,9 @@ from ..simulation.batches import StragglerPolicy
 from ..simulation.simulator import ClientWeighting
 from .loader import Registry, apply_overrides, dump_value, edit_config, load_yaml, parse_value, validate_fields
 
-# Part of every id. Raise it when a key, a default or the numerics change, so that no stored run answers for a new one.
+# The version is part of every id. Increase it when a key, a default or the numerics change, so that stored runs are not reused.
 SCHEMA_VERSION = 3
-METADATA_KEYS = ("id", "schema", "partition_table")  # what experiment.json holds beside the experiment
+METADATA_KEYS = ("id", "schema", "partition_table")  # keys of experiment.json that are not part of the experiment
 
 REGISTRY = Registry(
     {FedAvg: algorithms, Mean: aggregators, Optimizer: optimizers, Partitioner: partition, Trainable: trainable, NoClustering: clustering},
@@ -59,19 +59,20 @@ class TrainingConfig:
 
     Args:
         num_rounds: Communication rounds.
-        participation_rate: Share of the clients that take part in each round.
-        num_clients_per_round: Number of clients that take part in each round; takes the place of ``participation_rate``.
-        local_steps: Optimizer steps of each client in a round.
-        local_epochs: Passes of each client over its data in a round; takes the place of ``local_steps``.
+        participation_rate: Fraction of the clients that participate in each round.
+        num_clients_per_round: Number of clients that participate in each round. Replaces ``participation_rate``.
+        local_steps: Optimizer steps of each client per round.
+        local_epochs: Passes of each client over its data per round. Replaces ``local_steps``.
         batch_size: Sequences per step.
         max_seq_length: Tokens per sequence.
-        client_optimizer: Optimizer of the local steps, made anew in each round.
-        max_grad_norm: Largest norm of a client's gradient; longer ones are scaled down. None: no limit.
-        lr_schedule: How the learning rate changes from round to round; it is constant within a round.
-        client_weighting: Weight of a client in the mean: ``tokens`` trained in the round, ``examples`` (sequences) held, which is
-            n_k of McMahan et al. (arXiv:1602.05629), or ``uniform``. Fixed ``local_steps`` make ``tokens`` nearly equal.
-        straggler_fraction: Share of the clients that do not finish a round's steps.
-        straggler_policy: ``partial`` keeps the steps that a straggler did, ``drop`` leaves the straggler out.
+        client_optimizer: Optimizer of the local steps. It is initialized again in each round.
+        max_grad_norm: Largest norm of the gradient of a client; gradients with a larger norm are scaled down. None: no limit.
+        lr_schedule: How the learning rate changes from round to round. It is constant within a round.
+        client_weighting: Weight of a client in the mean: ``tokens`` trained in the round, ``examples`` (sequences) in the data of the
+            client, which is n_k of McMahan et al. (arXiv:1602.05629), or ``uniform``. With ``local_steps``, the trained tokens of all
+            clients are nearly equal.
+        straggler_fraction: Probability that a client does not finish its local steps in a round.
+        straggler_policy: ``partial`` uses the finished steps of a straggler, ``drop`` discards them.
     """
 
     num_rounds: Annotated[int, Ge(0)] = 30
@@ -89,17 +90,17 @@ class TrainingConfig:
     straggler_policy: StragglerPolicy = "partial"
 
     def cohort_size(self, num_clients: int) -> int:
-        """Return how many of ``num_clients`` clients take part in a round.
+        """Return how many of ``num_clients`` clients participate in a round.
 
         Raises:
-            UserError: It would be none of them, or more than there are.
+            UserError: The number would be 0 or larger than ``num_clients``, or both keys that define it are set.
         """
         count = self.num_clients_per_round
         if count is not None:
             if self.participation_rate != 1.0:
                 raise UserError(
-                    f"training.num_clients_per_round: {count} beside training.participation_rate: "
-                    f"{self.participation_rate}: give one of the two"
+                    f"training.num_clients_per_round is {count} and training.participation_rate is "
+                    f"{self.participation_rate}; give one of the two"
                 )
             if count > num_clients:
                 raise UserError(f"training.num_clients_per_round: {count} of {num_clients} clients; allowed: 1 to {num_clients}")
@@ -108,24 +109,37 @@ class TrainingConfig:
         if count < 1:
             raise UserError(
                 f"training.participation_rate: {self.participation_rate} of {num_clients} clients rounds to no client; "
-                f"the least that takes one is {0.5 / num_clients + 0.005:.2f}"
+                f"use at least {0.5 / num_clients + 0.005:.2f}"
             )
         return count
 
     def lr_factor(self, round: int) -> float:
-        """What the learning rate is multiplied by in a round."""
+        """Return the factor of the learning rate in a round.
+
+        Args:
+            round: Number of completed rounds; 0 in the first round.
+        """
         return 1.0 if self.lr_schedule == "constant" else 0.5 * (1 + cos(pi * round / max(self.num_rounds, 1)))
 
 
 @dataclass(frozen=True)
 class EvaluationConfig:
-    """What is measured on, when. ``blocks`` of each domain every ``every`` rounds, ``final`` of each at the end;
-    ``own`` blocks of each client of the cohort for its loss before and after aggregation.
+    """How an experiment is evaluated.
 
-    ``panel``: which groups of probes look beside the losses (``docs/probes.md``). Those that cost look every ``deep``
-    rounds; None: as often as keeps all that is measured within ``budget``, the share of a run that it may take.
-    ``general``: the corpus of the panel's general text; the first that is at hand, if none is named, and
-    ``general_tokens`` of it. ``pairs``: minimal pairs of each phenomenon of syntax."""
+    Args:
+        split: The split of the dataset on which losses are measured.
+        interval: Rounds between two evaluations.
+        blocks_per_domain: Held-out blocks per domain in each evaluation. A block has ``training.max_seq_length`` tokens.
+        blocks_per_client: Held-out blocks per client of the cohort, for its loss before and after aggregation.
+        final_blocks_per_domain: Held-out blocks per domain in the evaluation after the last round; 0: no such evaluation.
+        probes: Groups of probes that run in addition to the losses (``docs/probes.md``), by name or import path.
+        expensive_interval: Rounds between two runs of expensive probes. None: the smallest interval that keeps the evaluation within
+            ``max_overhead``.
+        max_overhead: Largest fraction of the time of a run that evaluation may take.
+        general_dataset: The dataset of the probe group ``general``. "": the first of its default datasets that is available.
+        general_tokens: Tokens of this dataset that are used.
+        minimal_pairs: Minimal pairs per phenomenon of the probe group ``syntax``.
+    """
 
     split: Literal["validation", "test"] = "test"
     interval: PositiveInt = 1
@@ -142,8 +156,14 @@ class EvaluationConfig:
 
 @dataclass(frozen=True)
 class ForkConfig:
-    """The ``run`` that this one parts from (``fedrift fork``) and the first ``round`` that may differ; those before are that
-    run's own. What ``exclude_clients`` send counts for nothing from there on, up to and including ``exclude_until``."""
+    """How a run forks from another run (``fedrift fork``).
+
+    Args:
+        run: The id of the original run, whose rounds before ``from_round`` are reused.
+        from_round: The first round that can differ from the original run.
+        exclude_clients: Clients whose updates are ignored from ``from_round`` on.
+        exclude_until: The last round in which they are ignored. None: the last round of the run.
+    """
 
     run: NonEmptyStr
     from_round: PositiveInt
@@ -151,13 +171,35 @@ class ForkConfig:
     exclude_until: PositiveInt | None = None
 
     def excluded_clients(self, round: int) -> tuple[int, ...]:
-        """Who is left out in a round."""
+        """Return the clients whose updates are ignored in a round."""
         return self.exclude_clients if self.from_round <= round <= (self.exclude_until or round) else ()
 
 
 @dataclass(frozen=True)
 class ExperimentConfig:
-    """One run. Device, paths, threads and the like are a ``Runtime``'s and not part of it."""
+    """The configuration of one run.
+
+    Options that do not change what is computed, such as device, paths and threads, belong to ``Runtime``.
+
+    Args:
+        dataset: The text that clients train on.
+        model: A preset, a model id of the Hugging Face hub, or a local folder.
+        trainable: Which parameters are trained.
+        partition: How documents are assigned to clients.
+        algorithm: The federated algorithm.
+        training: How clients train.
+        evaluation: How the run is evaluated.
+        seed: The seed of all random streams.
+        clustering: How clients are assigned to models.
+        model_fingerprint: Hash of the files of a local model, so that changed weights give another id. It is filled automatically.
+        fork: The run from which this run forks; None if it does not fork.
+
+    Example:
+        >>> import fedrift
+        >>> config = fedrift.load_config({"dataset": "bbc", "algorithm": "FedProx", "partition": {"num_clients": 5, "severity": 1.0}})
+        >>> config.iid_baseline().partition.severity
+        0.0
+    """
 
     dataset: DatasetConfig
     model: NonEmptyStr = "pocket"
@@ -168,71 +210,89 @@ class ExperimentConfig:
     evaluation: EvaluationConfig = EvaluationConfig()
     seed: Seed = 0
     clustering: NoClustering = NoClustering()
-    model_fingerprint: Fingerprint = ""  # of a local folder; filled when resolved, so that changed weights are another experiment
+    model_fingerprint: Fingerprint = ""
     fork: ForkConfig | None = None
 
     def __post_init__(self) -> None:
-        """Check everything, however the experiment was made, and give each value the type of its field."""
+        """Check all fields, and convert each value to the type of its field.
+
+        Raises:
+            UserError: A value is not allowed, or values are not compatible.
+        """
         for name, value in validate_fields(self, REGISTRY).items():
             object.__setattr__(self, name, value)
         self.training.cohort_size(self.partition.num_clients)
         for name in self.evaluation.probes:
-            if name not in PROBE_GROUPS:  # an extension is worth loading the probes for
+            if name not in PROBE_GROUPS:  # importing the probes is slow, so it happens for extensions only
                 from ..probes import find_probe_group
 
                 find_probe_group(name)
 
     @cached_property
     def id(self) -> str:
-        """12 hex digits of all that can change a result: every field's value, and the schema version."""
+        """The id of the experiment: 12 hexadecimal digits that depend on all fields and on the schema version."""
         return compute_id(self.to_stored_dict())
 
     @property
     def name(self) -> str:
         """A short name for tables and legends."""
-        groups = "" if self.clustering == NoClustering() else f" {type(self.clustering).__name__}"
-        fork = f", parting from {self.fork.run[:6]} in round {self.fork.from_round}" if self.fork else ""
+        clustering = "" if self.clustering == NoClustering() else f" {type(self.clustering).__name__}"
+        fork = f", fork of {self.fork.run[:6]} from round {self.fork.from_round}" if self.fork else ""
         return (
-            f"{type(self.algorithm).__name__}{groups} {self.dataset.name} {display_name(self.partition)} "
+            f"{type(self.algorithm).__name__}{clustering} {self.dataset.name} {display_name(self.partition)} "
             f"{self.partition.severity:g} seed {self.seed}{fork}"
         )
 
     def iid_baseline(self) -> ExperimentConfig:
-        """Return the same experiment with IID partitioning and no fork; an effect that it shows too is not caused by heterogeneity."""
+        """Return the same experiment with IID partitioning and no fork.
+
+        An effect that the baseline shows too is not caused by heterogeneity.
+        """
         return iid_baseline(self)
 
     def to_dict(self) -> dict[str, Any]:
-        """The whole experiment as plain YAML, defaults included; a fork, where it is one."""
-        said = {**dump_value(self, REGISTRY), "dataset": self.dataset.to_dict()}
-        return said if self.fork else {key: value for key, value in said.items() if key != "fork"}
+        """Return the experiment as a dictionary of plain values with all defaults; ``load_config`` reads it.
+
+        The key ``fork`` is missing if the run does not fork from another run.
+        """
+        raw = {**dump_value(self, REGISTRY), "dataset": self.dataset.to_dict()}
+        return raw if self.fork else {key: value for key, value in raw.items() if key != "fork"}
 
     def to_stored_dict(self) -> dict[str, Any]:
-        """The experiment as ``experiment.json`` holds it, but for its id and the partition's table."""
+        """Return the content of ``experiment.json`` without the keys ``id`` and ``partition_table``."""
         return {**self.to_dict(), "schema": SCHEMA_VERSION}
 
 
 def parse_config(raw: dict[str, Any], overrides: Iterable[str] = ()) -> ExperimentConfig:
-    """An experiment from plain YAML and ``a.b=c`` overrides; what cannot work together is refused."""
+    """Create an experiment from plain values and overrides.
+
+    Args:
+        raw: The keys and values of the configuration, as in YAML.
+        overrides: Changes as ``"key.key=value"``.
+
+    Raises:
+        UserError: A key is unknown or a value is not allowed; the message has one line per mistake.
+    """
     experiment: ExperimentConfig = parse_value(ExperimentConfig, apply_overrides(raw, overrides), REGISTRY)
     return experiment
 
 
 def parse_stored_config(stored: Mapping[str, Any]) -> ExperimentConfig:
-    """The experiment that an ``experiment.json`` holds."""
+    """Create the experiment from the content of an ``experiment.json``."""
     return parse_config({key: value for key, value in stored.items() if key not in METADATA_KEYS})
 
 
 def compute_id(stored: Mapping[str, Any]) -> str:
-    """The id of what an ``experiment.json`` holds, the schema version included.
+    """Compute the id from the content of an ``experiment.json``.
 
-    Equal numbers give equal ids: 1, 1.0 and a scalar of numpy's; 0 and -0.0.
+    Equal numbers give equal ids: 1, 1.0 and a numpy scalar do, and 0 and -0.0 do.
     """
     plain = _to_plain({key: value for key, value in stored.items() if key not in ("id", "partition_table")})
     return sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()[:12]
 
 
 def _to_plain(value: Any, key_path: str = "") -> Any:
-    """A value as JSON in which equal numbers are written alike."""
+    """Convert a value to JSON types, with one notation for equal numbers."""
     if hasattr(value, "tolist"):
         value = value.tolist()
     if isinstance(value, Mapping):
@@ -243,29 +303,29 @@ def _to_plain(value: Any, key_path: str = "") -> Any:
         return int(value)
     if value is None or isinstance(value, (bool, int, float, str)):
         return value
-    raise UserError(f"{key_path} is a {type(value).__name__}, which cannot be stored: use numbers, texts, lists, or a dataclass of these")
+    raise UserError(f"{key_path} is a {type(value).__name__}, which cannot be stored; use numbers, texts, lists, or a dataclass of these")
 
 
 def diff_stored_configs(requested: Mapping[str, Any], stored: Mapping[str, Any]) -> list[str]:
-    """Where two contents of ``experiment.json`` ask for different runs, a line for each field."""
-    one, other = (
-        _flatten(_to_plain({key: value for key, value in said.items() if key not in ("id", "partition_table")}))
-        for said in (requested, stored)
+    """Describe the differences between two contents of ``experiment.json``, with one line per field."""
+    requested_flat, stored_flat = (
+        _flatten(_to_plain({key: value for key, value in content.items() if key not in ("id", "partition_table")}))
+        for content in (requested, stored)
     )
     return [
-        f"{path} is {_shorten(other[path]) if path in other else 'not there'} in the stored run and "
-        f"{_shorten(one[path]) if path in one else 'not there'} in what is asked"
-        for path in {**one, **other}
-        if path not in one or path not in other or one[path] != other[path]
+        f"{path} is {_shorten(stored_flat[path]) if path in stored_flat else 'missing'} in the stored run and "
+        f"{_shorten(requested_flat[path]) if path in requested_flat else 'missing'} in the requested run"
+        for path in {**requested_flat, **stored_flat}
+        if path not in requested_flat or path not in stored_flat or requested_flat[path] != stored_flat[path]
     ]
 
 
 def _flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    found: dict[str, Any] = {}
+    flat: dict[str, Any] = {}
     for key, value in values.items():
         path = f"{prefix}.{key}" if prefix else key
-        found |= _flatten(value, path) if isinstance(value, Mapping) and value else {path: value}
-    return found
+        flat |= _flatten(value, path) if isinstance(value, Mapping) and value else {path: value}
+    return flat
 
 
 def _shorten(value: Any) -> str:
@@ -274,7 +334,11 @@ def _shorten(value: Any) -> str:
 
 
 def load_config(path: Path, overrides: Iterable[str] = ()) -> ExperimentConfig:
-    """The experiment in a YAML file."""
+    """Create the experiment from a YAML file.
+
+    Raises:
+        UserError: The file cannot be read, a key is unknown, or a value is not allowed.
+    """
     return parse_config(load_yaml(path), overrides)
 
 
@@ -285,7 +349,16 @@ def iid_baseline(config: ExperimentConfig) -> ExperimentConfig:
 
 
 def expand_grid(base: ExperimentConfig, **axes: Iterable[Any]) -> list[ExperimentConfig]:
-    """Every combination: ``grid(e, partition__severity=[0, 1], seed=range(3))``."""
+    """Return the experiments for all combinations of some values.
+
+    Args:
+        base: The experiment to change.
+        **axes: The values of each key; a double underscore separates nested keys.
+
+    Example:
+        >>> len(expand_grid(base, partition__severity=[0, 1], seed=range(3)))  # doctest: +SKIP
+        6
+    """
     return [edit_config(base, dict(zip(axes, values, strict=True))) for values in product(*axes.values())]
 
 

@@ -1,6 +1,7 @@
-"""Conformance: is an implementation of a federated algorithm the paper's? Closed problems, plain references, verdicts.
+"""Conformance tests: check whether an implementation of a federated algorithm agrees with its paper.
 
-``judge_subject(subject)`` judges anything that answers ``Subject``: fedrift's algorithms, another framework's, yours.
+``judge_subject`` runs an implementation on small problems with known solutions and returns verdicts. It accepts any object with the
+interface of ``Subject``, whether it wraps fedrift, another framework or your own code.
 """
 
 from .judge import Verdict, judge_subject, scoreboard, verdict_table

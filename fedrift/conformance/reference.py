@@ -1,4 +1,8 @@
-"""One model for all, in plain numbers: each function answers a problem with the server's x after every round."""
+"""Reference implementations in plain numbers, with which every implementation is compared.
+
+They follow the papers' equations one client after the other, and they share no code with ``fedrift.algorithms``, whose modules cite the
+papers. Each function returns the solution of a problem after every round.
+"""
 
 from __future__ import annotations
 
@@ -9,15 +13,22 @@ import numpy as np
 
 from .problems import AdapterProblem, Problem
 
-# The functions given to ``local_training`` and ``weighted_mean`` are called before their loop goes on.
+# The closures below are called within the iteration that defines them, so B023 (late binding of loop variables) does not apply.
 # ruff: noqa: B023
 
 
-Correction = Callable[[float, float], float]  # (y, gradient) -> the direction to follow
+Correction = Callable[[float, float], float]  # (y, gradient) -> direction of the local step
 
 
 def local_training(p: Problem, k: int, x: float, direction: Correction = lambda y, g: g) -> float:
-    """Client k's y after its local steps from x."""
+    """Return client k's y after its local steps.
+
+    Args:
+        p: The problem.
+        k: The client.
+        x: Initial y.
+        direction: Function of y and its gradient that returns the direction of the step.
+    """
     y = x
     for _ in range(p.steps[k]):
         y -= p.lr * direction(y, p.gradient(k, y))
@@ -25,68 +36,74 @@ def local_training(p: Problem, k: int, x: float, direction: Correction = lambda 
 
 
 def participants(p: Problem) -> Iterator[tuple[int, ...]]:
-    """Round by round, who of the cohort has data."""
+    """Yield the clients of each round that have data."""
     for cohort in p.cohorts:
         yield tuple(k for k in cohort if p.weight_of(k))
 
 
 def weighted_mean(p: Problem, clients: tuple[int, ...], value: Callable[[int], float]) -> float:
-    """By n_k over those present."""
+    """Return the mean of a value over clients, weighted by n_k."""
     return sum(p.weight_of(k) * value(k) for k in clients) / sum(p.weight_of(k) for k in clients)
 
 
 def fedavg(p: Problem) -> list[float]:
-    x, seen = p.x0, []
-    for who in participants(p):
-        x = weighted_mean(p, who, lambda k: local_training(p, k, x))
-        seen.append(x)
-    return seen
+    """Solve with FedAvg: average the local models."""
+    x, path = p.x0, []
+    for cohort in participants(p):
+        x = weighted_mean(p, cohort, lambda k: local_training(p, k, x))
+        path.append(x)
+    return path
 
 
 def fedsgd(p: Problem) -> list[float]:
-    x, seen = p.x0, []
-    for who in participants(p):
-        x -= p.lr * weighted_mean(p, who, lambda k: p.gradient(k, x))
-        seen.append(x)
-    return seen
+    """Solve with FedSGD: take one server step along the mean gradient at x."""
+    x, path = p.x0, []
+    for cohort in participants(p):
+        x -= p.lr * weighted_mean(p, cohort, lambda k: p.gradient(k, x))
+        path.append(x)
+    return path
 
 
 def fedprox(p: Problem) -> list[float]:
-    x, seen = p.x0, []
-    for who in participants(p):
+    """Solve with FedProx: take local steps on F_k(y) + mu/2 (y - w)^2."""
+    x, path = p.x0, []
+    for cohort in participants(p):
         w = x
-        x = weighted_mean(p, who, lambda k: local_training(p, k, w, lambda y, g: g + p.options["mu"] * (y - w)))
-        seen.append(x)
-    return seen
+        x = weighted_mean(p, cohort, lambda k: local_training(p, k, w, lambda y, g: g + p.options["mu"] * (y - w)))
+        path.append(x)
+    return path
 
 
 def scaffold(p: Problem) -> list[float]:
-    x, c, controls, seen = p.x0, 0.0, [0.0] * p.num_clients, []
-    for who in participants(p):
-        ends, news = [], []
-        for k in who:
+    """Solve with SCAFFOLD, Option II: take local steps along g - c_k + c."""
+    x, c, controls, path = p.x0, 0.0, [0.0] * p.num_clients, []
+    for cohort in participants(p):
+        local_models, new_controls = [], []
+        for k in cohort:
             y = local_training(p, k, x, lambda y, g: g - controls[k] + c)
-            ends.append(y)
-            news.append(controls[k] - c + (x - y) / (p.steps[k] * p.lr))
-        change = sum(new - controls[k] for new, k in zip(news, who, strict=True)) / p.num_clients
-        for new, k in zip(news, who, strict=True):
-            controls[k] = new
-        x, c = sum(ends) / len(who), c + change
-        seen.append(x)
-    return seen
+            local_models.append(y)
+            new_controls.append(controls[k] - c + (x - y) / (p.steps[k] * p.lr))
+        change = sum(new_control - controls[k] for new_control, k in zip(new_controls, cohort, strict=True)) / p.num_clients
+        for new_control, k in zip(new_controls, cohort, strict=True):
+            controls[k] = new_control
+        x, c = sum(local_models) / len(cohort), c + change
+        path.append(x)
+    return path
 
 
 def with_server_optimizer(p: Problem, update: Callable[[float, float, float], tuple[float, float, float]], v: float) -> list[float]:
-    """``step(delta, m, v) -> (move, m, v)`` on the mean change."""
-    x, m, seen = p.x0, 0.0, []
-    for who in participants(p):
-        move, m, v = update(weighted_mean(p, who, lambda k: local_training(p, k, x)) - x, m, v)
-        x += p.options["server_lr"] * move
-        seen.append(x)
-    return seen
+    """Apply a server optimizer to the mean update; ``update(delta, m, v)`` returns (step, m, v)."""
+    x, m, path = p.x0, 0.0, []
+    for cohort in participants(p):
+        step, m, v = update(weighted_mean(p, cohort, lambda k: local_training(p, k, x)) - x, m, v)
+        x += p.options["server_lr"] * step
+        path.append(x)
+    return path
 
 
 def fedavgm(p: Problem) -> list[float]:
+    """Solve with FedAvgM: use heavy-ball momentum on the server."""
+
     def step(delta: float, m: float, v: float) -> tuple[float, float, float]:
         m = p.options["momentum"] * m + delta
         return m, m, v
@@ -95,6 +112,7 @@ def fedavgm(p: Problem) -> list[float]:
 
 
 def adaptive_server(p: Problem, second_moment: Callable[[float, float], float]) -> list[float]:
+    """Solve with an adaptive server optimizer without bias correction; v starts at tau^2."""
     beta, tau = p.options["beta1"], p.options["tau"]
 
     def step(delta: float, m: float, v: float) -> tuple[float, float, float]:
@@ -105,103 +123,117 @@ def adaptive_server(p: Problem, second_moment: Callable[[float, float], float]) 
 
 
 def fedadam(p: Problem) -> list[float]:
+    """Solve with FedAdam: v is an exponential mean of the squared updates."""
     return adaptive_server(p, lambda v, d2: p.options["beta2"] * v + (1 - p.options["beta2"]) * d2)
 
 
 def fedyogi(p: Problem) -> list[float]:
+    """Solve with FedYogi: v changes by (1 - beta2) delta^2, with the sign of delta^2 - v."""
     return adaptive_server(p, lambda v, d2: v - (1 - p.options["beta2"]) * d2 * ((v > d2) - (v < d2)))
 
 
 def fedadagrad(p: Problem) -> list[float]:
+    """Solve with FedAdagrad: v is the sum of the squared updates."""
     return adaptive_server(p, lambda v, d2: v + d2)
 
 
 def fednova(p: Problem) -> list[float]:
-    x, seen = p.x0, []
-    for who in participants(p):
-        per_step = weighted_mean(p, who, lambda k: (x - local_training(p, k, x)) / p.steps[k])
-        x -= weighted_mean(p, who, lambda k: p.steps[k]) * per_step
-        seen.append(x)
-    return seen
+    """Solve with FedNova: multiply the mean update per local step by the mean number of local steps."""
+    x, path = p.x0, []
+    for cohort in participants(p):
+        per_step = weighted_mean(p, cohort, lambda k: (x - local_training(p, k, x)) / p.steps[k])
+        x -= weighted_mean(p, cohort, lambda k: p.steps[k]) * per_step
+        path.append(x)
+    return path
 
 
 def feddyn(p: Problem) -> list[float]:
-    alpha, x, h, memory, seen = p.options["alpha"], p.x0, 0.0, [0.0] * p.num_clients, []
-    for who in participants(p):
-        w, ends = x, []
-        for k in who:
-            y = local_training(p, k, w, lambda y, g: g - memory[k] + alpha * (y - w))
-            memory[k] -= alpha * (y - w)
-            ends.append(y)
-        h -= alpha / p.num_clients * sum(y - w for y in ends)
-        x = sum(ends) / len(ends) - h / alpha
-        seen.append(x)
-    return seen
+    """Solve with FedDyn: use a dual variable per client, and h on the server."""
+    alpha, x, h, duals, path = p.options["alpha"], p.x0, 0.0, [0.0] * p.num_clients, []
+    for cohort in participants(p):
+        w, local_models = x, []
+        for k in cohort:
+            y = local_training(p, k, w, lambda y, g: g - duals[k] + alpha * (y - w))
+            duals[k] -= alpha * (y - w)
+            local_models.append(y)
+        h -= alpha / p.num_clients * sum(y - w for y in local_models)
+        x = sum(local_models) / len(local_models) - h / alpha
+        path.append(x)
+    return path
 
 
 def qfedavg(p: Problem) -> list[float]:
-    q, x, seen = p.options["q"], p.x0, []
-    for who in participants(p):
+    """Solve with q-FedAvg: weight the updates by loss^q, and divide by the bound on the step."""
+    q, x, path = p.options["q"], p.x0, []
+    for cohort in participants(p):
         top = bottom = 0.0
-        for k in who:
+        for k in cohort:
             loss, step = p.loss(k, x), (x - local_training(p, k, x)) / p.lr
             top += p.weight_of(k) * loss**q * step
             bottom += p.weight_of(k) * (q * loss ** (q - 1) * step**2 + loss**q / p.lr)
         x -= top / bottom
-        seen.append(x)
-    return seen
+        path.append(x)
+    return path
 
 
 def afl(p: Problem) -> list[float]:
-    x, share, seen = p.x0, [1 / p.num_clients] * p.num_clients, []
-    for who in participants(p):
-        raised = [share[k] + p.options["rate"] / p.num_clients * p.loss(k, x) for k in range(p.num_clients)]
-        ends = [local_training(p, k, x) for k in who]
-        x = sum(share[k] * y for k, y in zip(who, ends, strict=True)) / sum(share[k] for k in who)
-        low, high = min(raised) - 1, max(raised)
+    """Solve with AFL: adapt the client weights by projected gradient ascent on the losses."""
+    x, weights, path = p.x0, [1 / p.num_clients] * p.num_clients, []
+    for cohort in participants(p):
+        ascended = [weights[k] + p.options["rate"] / p.num_clients * p.loss(k, x) for k in range(p.num_clients)]
+        local_models = [local_training(p, k, x) for k in cohort]
+        x = sum(weights[k] * y for k, y in zip(cohort, local_models, strict=True)) / sum(weights[k] for k in cohort)
+        low, high = min(ascended) - 1, max(ascended)
         for _ in range(200):  # the projection onto the simplex, by bisection
             middle = (low + high) / 2
-            low, high = (middle, high) if sum(max(r - middle, 0) for r in raised) > 1 else (low, middle)
-        share = [max(r - low, 0) for r in raised]
-        seen.append(x)
-    return seen
+            low, high = (middle, high) if sum(max(r - middle, 0) for r in ascended) > 1 else (low, middle)
+        weights = [max(r - low, 0) for r in ascended]
+        path.append(x)
+    return path
 
 
 def with_aggregator(p: Problem, aggregate: Callable[[list[float]], float]) -> list[float]:
-    x, seen = p.x0, []
-    for who in participants(p):
-        x += aggregate([local_training(p, k, x) - x for k in who])
-        seen.append(x)
-    return seen
+    """Add an aggregate of the clients' updates to x."""
+    x, path = p.x0, []
+    for cohort in participants(p):
+        x += aggregate([local_training(p, k, x) - x for k in cohort])
+        path.append(x)
+    return path
 
 
 def median(p: Problem) -> list[float]:
+    """Solve with the median of the updates, which is the trimmed mean of the middle one or two."""
     return with_trimmed_mean(p, lambda count: (count - 1) // 2)
 
 
 def with_trimmed_mean(p: Problem, num_trimmed: Callable[[int], int]) -> list[float]:
-    def rule(changes: list[float]) -> float:
-        drop = num_trimmed(len(changes))
-        kept = sorted(changes)[drop : len(changes) - drop]
-        return sum(kept) / len(kept)
+    """Aggregate with a trimmed mean; ``num_trimmed`` returns how many values to drop at each end."""
 
-    return with_aggregator(p, rule)
+    def aggregate(changes: list[float]) -> float:
+        cut = num_trimmed(len(changes))
+        remaining = sorted(changes)[cut : len(changes) - cut]
+        return sum(remaining) / len(remaining)
+
+    return with_aggregator(p, aggregate)
 
 
 def trimmed_mean(p: Problem) -> list[float]:
+    """Solve with the trimmed mean of the updates."""
     return with_trimmed_mean(p, lambda count: int(p.options["share"] * count + 1e-9))
 
 
 def krum(p: Problem) -> list[float]:
-    def rule(changes: list[float]) -> float:
+    """Solve with Krum or Multi-Krum: average the updates with the lowest scores."""
+
+    def aggregate(changes: list[float]) -> float:
         def score(i: int) -> float:
-            apart = sorted((changes[i] - other) ** 2 for j, other in enumerate(changes) if j != i)
-            return sum(apart[: len(changes) - int(p.options["liars"]) - 2])
+            distances = sorted((changes[i] - other) ** 2 for j, other in enumerate(changes) if j != i)
+            return sum(distances[: len(changes) - int(p.options["liars"]) - 2])
 
-        best = sorted(range(len(changes)), key=score)[: int(p.options["keep"])]
-        return sum(changes[i] for i in best) / len(best)
+        selected = sorted(range(len(changes)), key=score)[: int(p.options["keep"])]
+        return sum(changes[i] for i in selected) / len(selected)
 
-    return with_aggregator(p, rule)
+    return with_aggregator(p, aggregate)
 
 
 SHARED_MODEL_RULES: dict[str, Callable[[Problem], list[float]]] = {
@@ -226,175 +258,181 @@ SHARED_MODEL_RULES: dict[str, Callable[[Problem], list[float]]] = {
 }
 
 
-# Models of one's own, in plain numbers: each function answers with the model that the asked client wears.
-#
-# ``Problem.evaluated_client`` is the client. One that never took part wears the first model.
-
-# The functions given to ``local_training`` and ``weighted_mean`` are called before their loop goes on.
-# ruff: noqa: B023
+# Personalized models: the solution is the model of the client ``Problem.evaluated_client``. A client that has not participated yet has
+# the initial model.
 
 
 def ditto(p: Problem) -> list[float]:
-    x, own, seen = p.x0, [p.x0] * p.num_clients, []
-    for who in participants(p):
+    """Solve with Ditto: v_k <- v_k - lr (g_k(v_k) + lam (v_k - w)), next to FedAvg on w."""
+    x, own, path = p.x0, [p.x0] * p.num_clients, []
+    for cohort in participants(p):
         w = x
-        x = weighted_mean(p, who, lambda k: local_training(p, k, w))
-        for k in who:
+        x = weighted_mean(p, cohort, lambda k: local_training(p, k, w))
+        for k in cohort:
             for _ in range(p.steps[k]):
                 own[k] -= p.lr * (p.gradient(k, own[k]) + p.options["lam"] * (own[k] - w))
-        seen.append(own[p.evaluated_client])
-    return seen
+        path.append(own[p.evaluated_client])
+    return path
 
 
 def fine_tuned(p: Problem) -> list[float]:
-    """What its local steps made of the model it last received."""
-    x, own, seen = p.x0, [p.x0] * p.num_clients, []
-    for who in participants(p):
-        for k in who:
+    """Solve with FedAvg and fine-tuning: a client's model is the result of its last local steps."""
+    x, own, path = p.x0, [p.x0] * p.num_clients, []
+    for cohort in participants(p):
+        for k in cohort:
             own[k] = local_training(p, k, x)
-        x = weighted_mean(p, who, lambda k: own[k])
-        seen.append(own[p.evaluated_client])
-    return seen
+        x = weighted_mean(p, cohort, lambda k: own[k])
+        path.append(own[p.evaluated_client])
+    return path
 
 
 def pfedme(p: Problem) -> list[float]:
-    """theta goes on from where it was; a last solve that is cut short counts."""
-    lam, x, own, seen = p.options["lam"], p.x0, [p.x0] * p.num_clients, []
-    for who in participants(p):
-        ends = {}
-        for k in who:
+    """Solve with pFedMe: theta continues from its last value, and an incomplete inner solve counts."""
+    lam, x, own, path = p.options["lam"], p.x0, [p.x0] * p.num_clients, []
+    for cohort in participants(p):
+        local_models = {}
+        for k in cohort:
             theta = y = x
             for step in range(1, p.steps[k] + 1):
                 theta -= p.lr * (p.gradient(k, theta) + lam * (theta - y))
                 if step % p.options["inner"] == 0 or step == p.steps[k]:
                     y -= p.options["eta"] * lam * (y - theta)
-            own[k], ends[k] = theta, y
-        x = (1 - p.options["beta"]) * x + p.options["beta"] * weighted_mean(p, who, lambda k: ends[k])
-        seen.append(x if p.evaluated_client < 0 else own[p.evaluated_client])
-    return seen
+            own[k], local_models[k] = theta, y
+        x = (1 - p.options["beta"]) * x + p.options["beta"] * weighted_mean(p, cohort, lambda k: local_models[k])
+        path.append(x if p.evaluated_client < 0 else own[p.evaluated_client])
+    return path
 
 
 PERSONAL_RULES: dict[str, Callable[[Problem], list[float]]] = {rule.__name__: rule for rule in (ditto, fine_tuned, pfedme)}
 
 
-# How adapters are aggregated, in plain matrices: each function answers with u^T W v, W = s (base + B A).
+# Aggregation of adapters: the solution is u^T W v with W = s (base + B A).
 
 Factors = tuple[np.ndarray, np.ndarray]  # B [O, R], A [R, I]
 AggregateFn = Callable[[int, list[float], list[Factors], np.ndarray], tuple[Factors, np.ndarray]]
-"""``(round, shares, the clients' factors, base) -> (the server's factors, base)``"""
+"""``(round, client weights, factors of the clients, base) -> (factors of the server, base)``"""
 
 
 def train_factors(p: Problem, k: int, start: Factors, base: np.ndarray, frozen_factor: str = "") -> Factors:
-    """Client k's factors after its steps on a_k/2 |s (base + B A) - T_k|^2; ``frozen_factor`` is the one nobody trains."""
-    asked = adapters_of(p)
-    (up, down), goal = start, np.array(asked.targets[k])
+    """Return client k's factors after its local steps on a_k/2 |s (base + B A) - T_k|^2.
+
+    ``frozen_factor`` names a factor that is not trained.
+    """
+    adapters = adapters_of(p)
+    (up, down), target = start, np.array(adapters.targets[k])
     for _ in range(p.steps[k]):
-        slope = p.a[k] * asked.scale * (asked.scale * (base + up @ down) - goal)
+        gradient = p.a[k] * adapters.scale * (adapters.scale * (base + up @ down) - target)
         up, down = (
-            up if frozen_factor == "B" else up - p.lr * slope @ down.T,
-            down if frozen_factor == "A" else down - p.lr * up.T @ slope,
+            up if frozen_factor == "B" else up - p.lr * gradient @ down.T,
+            down if frozen_factor == "A" else down - p.lr * up.T @ gradient,
         )
     return up, down
 
 
 def adapters_of(p: Problem) -> AdapterProblem:
+    """Return the adapters of a problem that has them."""
     assert p.adapters is not None
     return p.adapters
 
 
 def module_output(p: Problem, factors: Factors, base: np.ndarray) -> float:
-    """What the module answers."""
-    asked = adapters_of(p)
-    return float(np.array(asked.u) @ (asked.scale * (base + factors[0] @ factors[1])) @ np.array(asked.v))
+    """Return u^T s (base + B A) v."""
+    adapters = adapters_of(p)
+    return float(np.array(adapters.u) @ (adapters.scale * (base + factors[0] @ factors[1])) @ np.array(adapters.v))
 
 
 def run_rounds(p: Problem, aggregate: AggregateFn, frozen_factor: Callable[[int], str] = lambda round: "") -> list[float]:
-    asked = adapters_of(p)
-    now, base, seen = (np.array(asked.up), np.array(asked.down)), np.zeros_like(np.array(asked.targets[0])), []
-    for round, who in enumerate(participants(p)):
-        ends = [train_factors(p, k, now, base, frozen_factor(round)) for k in who]
-        shares = [p.weight_of(k) / sum(p.weight_of(j) for j in who) for k in who]
-        now, base = aggregate(round, shares, ends, base)
-        seen.append(module_output(p, now, base))
-    return seen
+    """Run all rounds with an aggregation function; ``frozen_factor`` returns the factor that is not trained in a round."""
+    adapters = adapters_of(p)
+    factors, base, path = (np.array(adapters.up), np.array(adapters.down)), np.zeros_like(np.array(adapters.targets[0])), []
+    for round, cohort in enumerate(participants(p)):
+        client_factors = [train_factors(p, k, factors, base, frozen_factor(round)) for k in cohort]
+        client_weights = [p.weight_of(k) / sum(p.weight_of(j) for j in cohort) for k in cohort]
+        factors, base = aggregate(round, client_weights, client_factors, base)
+        path.append(module_output(p, factors, base))
+    return path
 
 
 def mean_factors(client_weights: list[float], client_factors: list[Factors]) -> Factors:
-    up, down = (sum(share * end[i] for share, end in zip(client_weights, client_factors, strict=True)) for i in (0, 1))
+    """Return the separate weighted means of B and A."""
+    up, down = (sum(weight * factors[i] for weight, factors in zip(client_weights, client_factors, strict=True)) for i in (0, 1))
     return np.asarray(up), np.asarray(down)
 
 
 def mean_product(client_weights: list[float], client_factors: list[Factors]) -> np.ndarray:
-    """sum_k p_k B_k A_k."""
-    return np.asarray(sum(share * up @ down for share, (up, down) in zip(client_weights, client_factors, strict=True)))
+    """Return sum_k p_k B_k A_k."""
+    return np.asarray(sum(weight * up @ down for weight, (up, down) in zip(client_weights, client_factors, strict=True)))
 
 
 def lora(p: Problem) -> list[float]:
-    """Separate means of B and A."""
-    return run_rounds(p, lambda round, shares, ends, base: (mean_factors(shares, ends), base))
+    """Solve with separate means of B and A."""
+    return run_rounds(p, lambda round, weights, factors, base: (mean_factors(weights, factors), base))
 
 
 def ffa(p: Problem) -> list[float]:
-    return run_rounds(p, lambda round, shares, ends, base: (mean_factors(shares, ends), base), lambda round: "A")
+    """Solve with FFA-LoRA: A is frozen."""
+    return run_rounds(p, lambda round, weights, factors, base: (mean_factors(weights, factors), base), lambda round: "A")
 
 
 def rolora(p: Problem) -> list[float]:
-    return run_rounds(p, lambda round, shares, ends, base: (mean_factors(shares, ends), base), lambda round: "AB"[round % 2])
+    """Solve with RoLoRA: train B and A in alternate rounds, B first."""
+    return run_rounds(p, lambda round, weights, factors, base: (mean_factors(weights, factors), base), lambda round: "AB"[round % 2])
 
 
 def fedex(p: Problem) -> list[float]:
-    def gather(round: int, shares: list[float], ends: list[Factors], base: np.ndarray) -> tuple[Factors, np.ndarray]:
-        up, down = mean_factors(shares, ends)
-        return (up, down), base + mean_product(shares, ends) - up @ down
+    """Solve with FedEx-LoRA: use separate means, and add the residual of the product to the base weights."""
 
-    return run_rounds(p, gather)
+    def aggregate(round: int, weights: list[float], factors: list[Factors], base: np.ndarray) -> tuple[Factors, np.ndarray]:
+        up, down = mean_factors(weights, factors)
+        return (up, down), base + mean_product(weights, factors) - up @ down
+
+    return run_rounds(p, aggregate)
 
 
 def flora(p: Problem) -> list[float]:
-    """B begins anew at zero; A's draw is the implementation's, so only the first round has one answer."""
+    """Solve with FLoRA: add the mean product to the base weights and reset B to zero.
 
-    def gather(round: int, shares: list[float], ends: list[Factors], base: np.ndarray) -> tuple[Factors, np.ndarray]:
-        up, down = ends[0]
-        return (up * 0, down), base + mean_product(shares, ends)
+    The reference covers only the first round, because each implementation draws a new A after it.
+    """
 
-    return run_rounds(p, gather)
+    def aggregate(round: int, weights: list[float], factors: list[Factors], base: np.ndarray) -> tuple[Factors, np.ndarray]:
+        up, down = factors[0]
+        return (up * 0, down), base + mean_product(weights, factors)
+
+    return run_rounds(p, aggregate)
 
 
 def svd(p: Problem) -> list[float]:
-    """The nearest product of the same rank, its singular values shared by both factors."""
+    """Solve with FlexLoRA: take the nearest product of the same rank, with the singular values split between both factors."""
 
-    def gather(round: int, shares: list[float], ends: list[Factors], base: np.ndarray) -> tuple[Factors, np.ndarray]:
-        left, values, right = np.linalg.svd(mean_product(shares, ends))
-        rank = ends[0][1].shape[0]
+    def aggregate(round: int, weights: list[float], factors: list[Factors], base: np.ndarray) -> tuple[Factors, np.ndarray]:
+        left, values, right = np.linalg.svd(mean_product(weights, factors))
+        rank = factors[0][1].shape[0]
         root = np.sqrt(values[:rank])
         return (left[:, :rank] * root, root[:, None] * right[:rank]), base
 
-    return run_rounds(p, gather)
+    return run_rounds(p, aggregate)
 
 
 def fedper(p: Problem) -> list[float]:
-    """A is shared, every client keeps its own B; asked is what a client wears."""
-    asked = adapters_of(p)
-    down, base = np.array(asked.down), np.zeros_like(np.array(asked.targets[0]))
-    own, seen = [np.array(asked.up)] * p.num_clients, []
-    for who in participants(p):
-        shared = []
-        for k in who:
-            own[k], moved = train_factors(p, k, (own[k], down), base)
-            shared.append((p.weight_of(k), moved))
-        down = np.asarray(sum(count * moved for count, moved in shared)) / sum(count for count, _ in shared)
-        seen.append(module_output(p, (own[p.evaluated_client], down), base))
-    return seen
+    """Solve with FedPer: average A, while every client keeps its own B."""
+    adapters = adapters_of(p)
+    down, base = np.array(adapters.down), np.zeros_like(np.array(adapters.targets[0]))
+    own, path = [np.array(adapters.up)] * p.num_clients, []
+    for cohort in participants(p):
+        trained = []
+        for k in cohort:
+            own[k], client_down = train_factors(p, k, (own[k], down), base)
+            trained.append((p.weight_of(k), client_down))
+        down = np.asarray(sum(weight * client_down for weight, client_down in trained)) / sum(weight for weight, _ in trained)
+        path.append(module_output(p, (own[p.evaluated_client], down), base))
+    return path
 
 
 ADAPTER_RULES: dict[str, Callable[[Problem], list[float]]] = {
     rule.__name__: rule for rule in (lora, ffa, rolora, fedex, flora, svd, fedper)
 }
 
-
-# The papers' lines in plain numbers, one client after the other: what every implementation is compared with.
-#
-# Nothing is shared with ``fedrift.algorithms``, and nothing is clever. Sources stand in the modules there.
 
 REFERENCES = {**SHARED_MODEL_RULES, **PERSONAL_RULES, **ADAPTER_RULES}
 

@@ -1,4 +1,4 @@
-"""fedrift's own algorithms, put to the problems."""
+"""fedrift's own algorithms as subjects of the conformance tests, and loading of other implementations."""
 
 from __future__ import annotations
 
@@ -25,6 +25,7 @@ Options = Mapping[str, float]
 
 
 def adam_betas(o: Options) -> tuple[float, float]:
+    """Return beta1 and beta2 of a problem's options."""
     return o["beta1"], o["beta2"]
 
 
@@ -59,7 +60,14 @@ ALGORITHM_FACTORIES: dict[str, Callable[[Options, float], FedAvg]] = {
 
 @dataclass(frozen=True)
 class FedriftSubject:
-    """One of fedrift's algorithms; ``build`` makes it from a problem's options and learning rate."""
+    """Run one of fedrift's algorithms on the problems.
+
+    Attributes:
+        algorithm: Name of the algorithm, as in ``REFERENCES``.
+        build: Function that builds the algorithm from a problem's options and learning rate.
+        name: Name of the implementation.
+        version: Its version.
+    """
 
     algorithm: str
     build: Callable[[Options, float], FedAvg]
@@ -67,113 +75,121 @@ class FedriftSubject:
     version: str = __version__
 
     def run(self, problem: Problem) -> list[float]:
+        """Return the solution of a problem after every round."""
         algorithm = self.build(problem.options, problem.lr)
-        fleet = ClientSimulator(
+        simulator = ClientSimulator(
             problem.num_clients, adapter_loss if problem.adapters else quadratic_loss, ProblemBatches(problem), Sgd(problem.lr)
         )
         state = init_state(algorithm, initial_params(problem), problem.num_clients)
-        seen = []
+        path = []
         for round, cohort in enumerate(problem.cohorts):
-            who = torch.tensor(sorted(cohort))
-            report = fleet.train(state, algorithm, who)
+            clients = torch.tensor(sorted(cohort))
+            update = simulator.train(state, algorithm, clients)
             state = replace(
                 state,
                 round=round + 1,
-                server=algorithm.server_update(state.server, report),
-                client_states=state.client_states.update(who, report.client_state),
+                server=algorithm.server_update(state.server, update),
+                client_states=state.client_states.update(clients, update.client_state),
             )
             params = state.server.params
             if problem.evaluated_client >= 0:
-                one = torch.tensor([problem.evaluated_client])
-                params = algorithm.personalized_params(params.take(state.cluster_ids[one]), state.client_states.gather(one))
-            seen.append(solution_of(problem, Tree({**params, **state.server.merged_base})))
-        return seen
+                client = torch.tensor([problem.evaluated_client])
+                params = algorithm.personalized_params(params.take(state.cluster_ids[client]), state.client_states.gather(client))
+            path.append(solution_of(problem, Tree({**params, **state.server.merged_base})))
+        return path
 
 
 def initial_params(problem: Problem) -> Tree:
+    """Return the initial parameters of a problem: x, or the factors of the adapter."""
     if problem.adapters is None:
         return Tree(x=torch.full((1, 1), problem.x0, dtype=torch.float64))
     return Tree({"m.B": to_tensor(problem.adapters.up), "m.A": to_tensor(problem.adapters.down)})
 
 
 def to_tensor(rows: Matrix) -> Tensor:
-    """``[1, O, R]`` or ``[1, R, I]``."""
+    """Return a matrix as a tensor, [1, O, R] or [1, R, I]."""
     return torch.tensor([rows], dtype=torch.float64)
 
 
 def solution_of(problem: Problem, params: Tree) -> float:
-    """x, or what the module answers."""
-    asked = problem.adapters
-    if asked is None:
+    """Return x, or the output of the module."""
+    adapters = problem.adapters
+    if adapters is None:
         return params["x"].item()
-    u, v = (torch.tensor(vector, dtype=torch.float64) for vector in (asked.u, asked.v))
-    return (u @ (asked.scale * adapter_product(params))[0] @ v).item()
+    u, v = (torch.tensor(vector, dtype=torch.float64) for vector in (adapters.u, adapters.v))
+    return (u @ (adapters.scale * adapter_product(params))[0] @ v).item()
 
 
 def adapter_product(params: Tree) -> Tensor:
-    """What the adapters make of a module, below their scale, ``[C, O, I]``."""
+    """Return base + B A of the module without its scale, [C, O, I]."""
     product = params["m.B"] @ params["m.A"]
     return product + params["m.base"] if "m.base" in params else product
 
 
 def quadratic_loss(params: Tree, batch: dict[str, Tensor]) -> Tensor:
+    """Return the loss of each client of a quadratic problem, [C]."""
     x = params["x"][:, 0]
     return batch["a"] / 2 * (x - batch["b"]) ** 2 + batch["slope"] * x
 
 
 def adapter_loss(params: Tree, batch: dict[str, Tensor]) -> Tensor:
-    apart = batch["scale"].view(-1, 1, 1) * adapter_product(params) - batch["target"]
-    return batch["a"] / 2 * apart.square().flatten(1).sum(1)
+    """Return the loss of each client of an adapter problem, [C]."""
+    error = batch["scale"].view(-1, 1, 1) * adapter_product(params) - batch["target"]
+    return batch["a"] / 2 * error.square().flatten(1).sum(1)
 
 
 @dataclass(frozen=True)
 class ProblemBatches:
-    """The problem's full-batch steps; a client's n_k is spread over them."""
+    """Provide the full-batch steps of a problem. The n_k examples of a client are spread over its steps."""
 
     problem: Problem
 
     def __call__(self, round: int, cohort: Tensor) -> Iterator[dict[str, Tensor]]:
+        """Yield the batches of a cohort, one dictionary per local step."""
         p = self.problem
-        told: dict[str, tuple[Any, ...]] = {
+        columns: dict[str, tuple[Any, ...]] = {
             "a": p.a,
             "b": p.b,
             "slope": p.slope or (0.0,) * p.num_clients,
             "weight": tuple(p.weight_of(k) / max(p.steps[k], 1) for k in range(p.num_clients)),
         }
         if p.adapters:
-            told |= {"target": p.adapters.targets, "scale": (p.adapters.scale,) * p.num_clients}
-        count = torch.tensor(p.steps)[cohort]
-        for step in range(int(count.max())):
-            rows = (count > step).nonzero().flatten()
-            yield {"rows": rows, **{name: torch.tensor(column, dtype=torch.float64)[cohort[rows]] for name, column in told.items()}}
+            columns |= {"target": p.adapters.targets, "scale": (p.adapters.scale,) * p.num_clients}
+        steps = torch.tensor(p.steps)[cohort]
+        for step in range(int(steps.max())):
+            rows = (steps > step).nonzero().flatten()
+            yield {"rows": rows, **{name: torch.tensor(values, dtype=torch.float64)[cohort[rows]] for name, values in columns.items()}}
 
 
 FEDRIFT_SUBJECTS = tuple(FedriftSubject(name, build) for name, build in ALGORITHM_FACTORIES.items())
 
 
-# Finding implementations to judge: ``package.module:NAME`` or ``file.py:NAME``, one subject or several.
-
-
 def load_subjects(path: str) -> list[Subject]:
-    """The subjects that a module or file calls NAME. A module may lie in the working directory.
+    """Load implementations to judge.
+
+    Args:
+        path: ``package.module:NAME`` or ``file.py:NAME``. The name refers to one subject or to several. The module may be in the working
+            directory.
 
     Raises:
-        UserError: There is no such thing, or it is no subject.
+        UserError: There is no such object, or it lacks the interface of ``Subject``.
     """
     if not is_import_path(path):
-        raise UserError(f"{path!r}: a subject is written package.module:NAME or file.py:NAME, e.g. benchmarks.peers.flower:FLOWER")
-    found = import_object(path)
-    every = list(found) if isinstance(found, Iterable) else [found]
-    for subject in every:
-        lacks = [part for part in ("name", "version", "algorithm", "run") if not hasattr(subject, part)]
-        if lacks:
+        raise UserError(
+            f"{path!r} does not refer to a subject; write package.module:NAME or file.py:NAME, e.g. benchmarks.peers.flower:FLOWER"
+        )
+    loaded = import_object(path)
+    subjects = list(loaded) if isinstance(loaded, Iterable) else [loaded]
+    for subject in subjects:
+        missing = [part for part in ("name", "version", "algorithm", "run") if not hasattr(subject, part)]
+        if missing:
             raise UserError(
-                f"{path} is no subject: a {type(subject).__name__} without {', '.join(lacks)}; "
-                "fedrift.conformance.Subject says what is asked of one"
+                f"{path} is not a subject because its {type(subject).__name__} lacks {', '.join(missing)}; "
+                "implement the interface of fedrift.conformance.Subject"
             )
         if subject.algorithm not in REFERENCES:
-            raise unknown_name_error("algorithm to be judged by", subject.algorithm, REFERENCES)
-    return every
+            raise unknown_name_error("reference algorithm", subject.algorithm, REFERENCES)
+    return subjects
 
 
 __all__ = ["FEDRIFT_SUBJECTS", "FedriftSubject", "load_subjects"]

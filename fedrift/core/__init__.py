@@ -1,1 +1,4 @@
-"""The nouns of a federated run, and what needs nothing else of fedrift: errors, random numbers, trees, records, optimizers."""
+"""Data types of a federated run, and helpers that import no other part of fedrift.
+
+The helpers are errors, random streams, trees of tensors, records, optimizers and the registry of extensions.
+"""

@@ -1,7 +1,7 @@
-"""Update rules as pure functions on trees; they serve the clients and the server alike.
+"""Optimizers as pure functions on trees, for the local steps of clients and for the step of the server.
 
-On a server the "gradient" is the negative mean update (Reddi et al., "Adaptive Federated
-Optimization", ICLR 2021, arXiv:2003.00295, Algorithm 2), so ``Sgd(1.0)`` there is FedAvg.
+The "gradient" of a server optimizer is the negative mean update (Reddi et al., "Adaptive Federated Optimization", ICLR 2021,
+arXiv:2003.00295, Algorithm 2). The server optimizer ``Sgd(1.0)`` is therefore FedAvg.
 """
 
 from __future__ import annotations
@@ -20,20 +20,54 @@ Decay = Annotated[float, Ge(0), Lt(1)]
 
 
 class Optimizer(Protocol):
-    """``init`` gives the moments of fresh params; ``step`` the next params and moments."""
+    """An optimizer: a frozen dataclass whose methods do not modify their arguments.
+
+    Example:
+        >>> from dataclasses import dataclass
+        >>> @dataclass(frozen=True)
+        ... class SignSgd:
+        ...     adaptive = True
+        ...     lr: float = 0.001
+        ...
+        ...     def init(self, params):
+        ...         return Tree()
+        ...
+        ...     def step(self, params, grad, opt_state):
+        ...         return params - self.lr * grad.map(torch.sign), opt_state
+    """
 
     @property
-    def lr(self) -> float: ...
-    def init(self, params: Tree) -> Tree: ...
-    def step(self, params: Tree, grad: Tree, opt_state: Tree) -> tuple[Tree, Tree]: ...
+    def lr(self) -> float:
+        """The learning rate."""
+        ...
+
+    def init(self, params: Tree) -> Tree:
+        """Return the initial moments for ``params [A, ...]``; every leaf has the leading axis A. An empty tree means none."""
+        ...
+
+    def step(self, params: Tree, grad: Tree, opt_state: Tree) -> tuple[Tree, Tree]:
+        """Return the next params and moments.
+
+        Args:
+            params: The current parameters, ``[A, ...]``; each row is an independent model.
+            grad: The gradient, ``[A, ...]``.
+            opt_state: The moments from ``init`` or from the previous step.
+        """
+        ...
 
 
 @dataclass(frozen=True)
 class Sgd:
-    """Gradient descent; with momentum, Polyak's heavy ball: v <- momentum v + (1 - dampening) g, w <- w - lr v.
+    """Stochastic gradient descent, optionally with Polyak's heavy-ball momentum.
 
-    As a server rule with momentum it is FedAvgM (Hsu et al. 2019, arXiv:1909.06335).
-    Weight decay is the L2 term added to the gradient, as in ``torch.optim.SGD``.
+    The step is v <- momentum v + (1 - dampening) g, w <- w - lr v. As the server optimizer with momentum it is FedAvgM
+    (Hsu et al. 2019, arXiv:1909.06335).
+
+    Args:
+        lr: Learning rate.
+        momentum: Factor of the previous velocity v.
+        dampening: The gradient is multiplied by 1 - dampening before it is added to v.
+        weight_decay: Factor of the L2 term that is added to the gradient, as in ``torch.optim.SGD``.
     """
 
     lr: Rate = 0.1
@@ -56,11 +90,11 @@ class Sgd:
 class AdamW:
     """Adam with bias correction and decoupled weight decay, as ``torch.optim.AdamW`` (Loshchilov & Hutter 2019).
 
-    The rule is element-wise, so on stacked leaves it is each client's own optimiser. Where all rows have taken the same
-    number of steps, torch's fused kernel takes the next one, in one pass over memory instead of some fifteen.
+    The rule is element-wise, so on stacked leaves every client has its own optimizer. If all rows have taken the same number of
+    steps, torch's fused CPU kernel computes the next step in one pass over memory instead of about fifteen.
     """
 
-    adaptive: ClassVar[bool] = True  # rescales the gradient coordinate by coordinate
+    adaptive: ClassVar[bool] = True  # the gradient is rescaled per coordinate
     lr: Rate = 1e-3
     betas: tuple[Decay, Decay] = (0.9, 0.999)
     eps: Rate = 1e-8
@@ -73,32 +107,30 @@ class AdamW:
 
     def step(self, params: Tree, grad: Tree, opt_state: Tree) -> tuple[Tree, Tree]:
         count = opt_state["count"] + 1
-        even = count.device.type == "cpu" and bool((count == count[0]).all())
-        return (self._fused_step if even else self._unfused_step)(params, grad, opt_state, count)
+        fusable = count.device.type == "cpu" and bool((count == count[0]).all())
+        return (self._fused_step if fusable else self._unfused_step)(params, grad, opt_state, count)
 
     def _unfused_step(self, params: Tree, grad: Tree, opt_state: Tree, count: torch.Tensor) -> tuple[Tree, Tree]:
-        """The rule, row by row."""
-        one, two = self.betas
-        first = one * select_prefix("m", opt_state) + (1 - one) * grad
-        second = two * select_prefix("v", opt_state) + (1 - two) * (grad * grad)
-        scale = self.lr / (1 - one**count)  # [C]: rows that were held still count their own steps
-        root = (second.map(torch.sqrt) / (1 - two**count).sqrt()) + self.eps
-        params = params * (1 - self.lr * self.weight_decay) - (first / root) * scale
-        return params, Tree({"count": count, **with_prefix("m", first), **with_prefix("v", second)})
+        """Compute the step with an own step count for each row."""
+        beta1, beta2 = self.betas
+        m = beta1 * select_prefix("m", opt_state) + (1 - beta1) * grad
+        v = beta2 * select_prefix("v", opt_state) + (1 - beta2) * (grad * grad)
+        scale = self.lr / (1 - beta1**count)  # [C]: clients that have finished their local steps have smaller counts
+        denominator = (v.map(torch.sqrt) / (1 - beta2**count).sqrt()) + self.eps
+        params = params * (1 - self.lr * self.weight_decay) - (m / denominator) * scale
+        return params, Tree({"count": count, **with_prefix("m", m), **with_prefix("v", v)})
 
     def _fused_step(self, params: Tree, grad: Tree, opt_state: Tree, count: torch.Tensor) -> tuple[Tree, Tree]:
-        """The same step by torch's kernel, on copies: trees are values."""
-        params, first, second = (
-            tree.map(contiguous_copy) for tree in (params, select_prefix("m", opt_state), select_prefix("v", opt_state))
-        )
-        taken = [torch.tensor(float(count[0] - 1)) for _ in params]
+        """Compute the same step with torch's fused kernel, on copies because the kernel works in place."""
+        params, m, v = (tree.map(contiguous_copy) for tree in (params, select_prefix("m", opt_state), select_prefix("v", opt_state)))
+        previous_steps = [torch.tensor(float(count[0] - 1)) for _ in params]
         adamw(
             list(params.values()),
             [grad[name].contiguous() for name in params],
-            [first[name] for name in params],
-            [second[name] for name in params],
+            [m[name] for name in params],
+            [v[name] for name in params],
             [],
-            taken,
+            previous_steps,
             foreach=False,
             fused=True,
             amsgrad=False,
@@ -109,15 +141,15 @@ class AdamW:
             eps=self.eps,
             maximize=False,
         )
-        return params, Tree({"count": count, **with_prefix("m", first), **with_prefix("v", second)})
+        return params, Tree({"count": count, **with_prefix("m", m), **with_prefix("v", v)})
 
 
 @dataclass(frozen=True)
 class Adam:
-    """FedAdam on a server: m <- b1 m + (1 - b1) g, v <- b2 v + (1 - b2) g^2, w <- w - lr m / (sqrt v + tau).
+    """FedAdam as the server optimizer: m <- b1 m + (1 - b1) g, v <- b2 v + (1 - b2) g^2, w <- w - lr m / (sqrt v + tau).
 
-    Reddi et al., ICLR 2021, arXiv:2003.00295, Algorithm 2: no bias correction, m_-1 = 0, v_-1 = tau^2.
-    It is g, the negative mean change, that is squared, not m.
+    Reddi et al., ICLR 2021, arXiv:2003.00295, Algorithm 2. There is no bias correction, and m_-1 = 0, v_-1 = tau^2.
+    The second moment uses g, the negative mean update, and not m.
     """
 
     adaptive: ClassVar[bool] = True
@@ -126,22 +158,23 @@ class Adam:
     tau: Rate = 1e-3
 
     def init(self, params: Tree) -> Tree:
-        floor = params.map(lambda leaf: torch.full_like(leaf, self.tau**2))
-        return Tree({**with_prefix("m", params.zeros_like()), **with_prefix("v", floor)})
+        initial_v = params.map(lambda leaf: torch.full_like(leaf, self.tau**2))
+        return Tree({**with_prefix("m", params.zeros_like()), **with_prefix("v", initial_v)})
 
     def step(self, params: Tree, grad: Tree, opt_state: Tree) -> tuple[Tree, Tree]:
-        first = self.betas[0] * select_prefix("m", opt_state) + (1 - self.betas[0]) * grad
-        second = self.second_moment(select_prefix("v", opt_state), grad * grad)
-        params = params - self.lr * (first / (second.map(torch.sqrt) + self.tau))
-        return params, Tree({**with_prefix("m", first), **with_prefix("v", second)})
+        m = self.betas[0] * select_prefix("m", opt_state) + (1 - self.betas[0]) * grad
+        v = self.second_moment(select_prefix("v", opt_state), grad * grad)
+        params = params - self.lr * (m / (v.map(torch.sqrt) + self.tau))
+        return params, Tree({**with_prefix("m", m), **with_prefix("v", v)})
 
     def second_moment(self, v: Tree, square: Tree) -> Tree:
+        """Return the next second moment from the previous one and from g^2."""
         return self.betas[1] * v + (1 - self.betas[1]) * square
 
 
 @dataclass(frozen=True)
 class Yogi(Adam):
-    """FedYogi: v <- v - (1 - b2) g^2 sign(v - g^2); as ``Adam`` otherwise. v moves by at most (1 - b2) g^2."""
+    """FedYogi: ``Adam`` with v <- v - (1 - b2) g^2 sign(v - g^2), so that v changes by at most (1 - b2) g^2."""
 
     def second_moment(self, v: Tree, square: Tree) -> Tree:
         return v - (1 - self.betas[1]) * (square * (v - square).map(torch.sign))
@@ -149,7 +182,7 @@ class Yogi(Adam):
 
 @dataclass(frozen=True)
 class Adagrad(Adam):
-    """FedAdagrad: v <- v + g^2; as ``Adam`` otherwise. The paper takes b1 = 0; b2 is not used."""
+    """FedAdagrad: ``Adam`` with v <- v + g^2. The paper sets b1 = 0; b2 is not used."""
 
     betas: tuple[Decay, Decay] = (0.0, 0.0)
 
@@ -158,21 +191,22 @@ class Adagrad(Adam):
 
 
 def is_adaptive(optimizer: Any) -> bool:
-    """Whether a rule rescales the gradient coordinate by coordinate, so that adding to it means something else."""
+    """Return whether an optimizer rescales the gradient per coordinate, which also rescales any term added to the gradient."""
     return bool(getattr(optimizer, "adaptive", False))
 
 
 def contiguous_copy(leaf: torch.Tensor) -> torch.Tensor:
+    """Copy a tensor into contiguous memory."""
     return leaf.clone(memory_format=torch.contiguous_format)
 
 
 def with_prefix(prefix: str, tree: Tree) -> dict[str, torch.Tensor]:
-    """The leaves of a tree under ``<prefix>.<name>``, to be kept with others in one tree."""
+    """Rename the leaves of a tree to ``<prefix>.<name>``, so that several trees can be stored in one."""
     return {f"{prefix}.{name}": leaf for name, leaf in tree.items()}
 
 
 def select_prefix(prefix: str, tree: Tree) -> Tree:
-    """What ``named`` put under this prefix."""
+    """Return the leaves that ``with_prefix`` stored under a prefix, with their original names."""
     start = prefix + "."
     return Tree({name[len(start) :]: leaf for name, leaf in tree.items() if name.startswith(start)})
 

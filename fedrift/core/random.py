@@ -1,7 +1,7 @@
-"""Randomness by name: every draw has a purpose, and no draw moves another.
+"""Named random streams: each purpose has its own generator, so that no draw changes another draw.
 
-``numpy_stream(seed, "cohort", 12)`` is the same generator in every process and on every machine,
-whatever else was drawn before. No torch here: partitions are made without it.
+``numpy_stream(seed, "cohort", 12)`` is the same generator in every process and on every machine, regardless of earlier draws.
+This module does not import torch, because partitioning works without it.
 """
 
 from __future__ import annotations
@@ -14,28 +14,37 @@ import numpy as np
 from annotated_types import Interval
 
 Seed: TypeAlias = Annotated[int, Interval(ge=0, le=2**53 - 1)]
-"""A seed as configurations hold it: JSON and tables keep every digit."""
+"""The range of seeds in configurations. JSON numbers and tables represent integers up to 2**53 - 1 exactly."""
 
 
 def derive_seed(seed: int, *purpose: str | int) -> int:
-    """A 63-bit number that only ``seed`` and ``purpose`` decide. (``hash()`` differs from process to process.)"""
-    said = json.dumps([seed, *purpose]).encode()
-    return int.from_bytes(sha256(said).digest()[:8], "big") >> 1
+    """Derive a 63-bit seed from a seed and a purpose.
+
+    Args:
+        seed: The seed of the run.
+        *purpose: The name of the random stream, followed by indices such as the round or the client.
+
+    Returns:
+        A number that depends on the arguments only. The built-in ``hash()`` would differ from process to process.
+    """
+    encoded = json.dumps([seed, *purpose]).encode()
+    return int.from_bytes(sha256(encoded).digest()[:8], "big") >> 1
 
 
 def numpy_stream(seed: int, *purpose: str | int) -> np.random.Generator:
-    """The generator for one purpose."""
+    """Return the numpy generator of one purpose, seeded with ``derive_seed(seed, *purpose)``."""
     return np.random.default_rng(derive_seed(seed, *purpose))
 
-
-# Named random streams for tensors; the numpy ones are in ``seeds``.
 
 if TYPE_CHECKING:
     import torch
 
 
 def torch_stream(seed: int, *purpose: str | int) -> torch.Generator:
-    """The CPU generator for one purpose: the same draws whatever device the result is moved to."""
-    import torch  # here: numpy_stream must do without it
+    """Return the torch generator of one purpose, seeded with ``derive_seed(seed, *purpose)``.
+
+    The generator is on the CPU, so that the draws do not depend on the device to which the result is moved.
+    """
+    import torch  # a module-level import would make numpy_stream depend on torch
 
     return torch.Generator().manual_seed(derive_seed(seed, *purpose))

@@ -1,4 +1,4 @@
-"""What a run leaves behind as numbers: tidy records, and the trajectory that they draw."""
+"""Records of metrics, one number per record, and their view as curves and tables."""
 
 from __future__ import annotations
 
@@ -15,33 +15,30 @@ from .errors import UserError, closest_match
 
 
 class Record(NamedTuple):
-    """One number of one round; ``domain`` is "" and ``client`` is -1 where they do not apply."""
+    """One value of a metric."""
 
-    round: int
+    round: int  # 0 is the evaluation before training
     metric: str
-    domain: str
-    client: int
+    domain: str  # "" if the value is not of one domain
+    client: int  # -1 if the value is not of one client
     value: float
 
 
 @dataclass(frozen=True, eq=False)
 class RecordColumns(Sequence[Record]):
-    """Records by the column, [records] each, as a Parquet file has them; a row at a time they are what a list of them is.
+    """Records in columns, as in a Parquet file. As a sequence it behaves like the list of the records."""
 
-    ``metric`` and ``domain`` are places in ``metrics`` and ``domains``.
-    """
-
-    round: np.ndarray
-    metric: np.ndarray
-    domain: np.ndarray
-    client: np.ndarray
-    value: np.ndarray
+    round: np.ndarray  # [records]
+    metric: np.ndarray  # [records] indices into ``metrics``
+    domain: np.ndarray  # [records] indices into ``domains``
+    client: np.ndarray  # [records]
+    value: np.ndarray  # [records]
     metrics: tuple[str, ...]
     domains: tuple[str, ...]
 
     @staticmethod
     def from_records(records: Iterable[Record]) -> RecordColumns:
-        """The same records by the column."""
+        """Convert records to columns; return ``records`` unchanged if they are in columns already."""
         if isinstance(records, RecordColumns):
             return records
         metrics: dict[str, int] = {}
@@ -50,9 +47,9 @@ class RecordColumns(Sequence[Record]):
             (round, metrics.setdefault(metric, len(metrics)), domains.setdefault(domain, len(domains)), client)
             for round, metric, domain, client, _ in records
         ]
-        whole = np.array(rows, dtype=np.int64).reshape(-1, 4)
+        indices = np.array(rows, dtype=np.int64).reshape(-1, 4)
         values = np.array([record[4] for record in records], dtype=np.float64)
-        return RecordColumns(whole[:, 0], whole[:, 1], whole[:, 2], whole[:, 3], values, tuple(metrics), tuple(domains))
+        return RecordColumns(indices[:, 0], indices[:, 1], indices[:, 2], indices[:, 3], values, tuple(metrics), tuple(domains))
 
     def __len__(self) -> int:
         return len(self.value)
@@ -81,10 +78,16 @@ class RecordColumns(Sequence[Record]):
 
 @dataclass(frozen=True, eq=False)
 class Trajectory:
-    """A run's records as curves and tables; of rows that say the same thing the last one counts.
+    """The records of a run as curves over rounds and tables over clients.
 
-    Missing is NaN. ``seen`` tells a number that was never written from one that was written as NaN.
-    A name that the run does not have raises UserError and lists those that it has.
+    If several records have the same round, metric, domain and client, the last one counts. Missing values are NaN;
+    ``observed_mask`` distinguishes a missing value from a recorded NaN. Methods raise ``UserError`` for a name that the run has
+    not recorded, and the message lists the recorded names.
+
+    Example:
+        >>> trajectory = Trajectory([Record(0, "loss", "", -1, 4.5), Record(1, "loss", "", -1, 4.2)])
+        >>> trajectory.rounds, trajectory.curve("loss")
+        (array([0, 1]), array([4.5, 4.2]))
     """
 
     records: Sequence[Record]
@@ -95,75 +98,95 @@ class Trajectory:
 
     @cached_property
     def rounds(self) -> np.ndarray:
-        """Every round that has a record, ascending, [rounds] int64."""
+        """The rounds that have a record, ascending, ``[rounds]`` int64."""
         return np.unique(self._columns.round).astype(np.int64)
 
     @cached_property
     def metrics(self) -> tuple[str, ...]:
-        return tuple(sorted(self._columns.metrics[place] for place in np.unique(self._columns.metric)))
+        """The names of the recorded metrics, sorted."""
+        return tuple(sorted(self._columns.metrics[index] for index in np.unique(self._columns.metric)))
 
     @cached_property
     def domains(self) -> tuple[str, ...]:
-        return tuple(sorted({self._columns.domains[place] for place in np.unique(self._columns.domain)} - {""}))
+        """The names of the domains that have a record, sorted."""
+        return tuple(sorted({self._columns.domains[index] for index in np.unique(self._columns.domain)} - {""}))
 
     @cached_property
     def clients(self) -> tuple[int, ...]:
-        """Numbers 0 to N - 1, N being one above the highest client that has a record."""
+        """The client ids 0 to N - 1, where N - 1 is the highest id that has a record."""
         return tuple(range(int(self._columns.client.max(initial=-1)) + 1))
 
     def curve(self, metric: str, domain: str = "") -> np.ndarray:
-        """A metric of the federation, or of one domain, [rounds] float64 aligned with ``rounds``."""
+        """Return the values of a metric over the rounds.
+
+        Args:
+            metric: The name of the metric.
+            domain: The domain of the values; "" for the value of the whole federation.
+
+        Returns:
+            The values ``[rounds]`` in float64, aligned with ``rounds``; NaN where nothing is recorded.
+
+        Raises:
+            UserError: The metric is not recorded for this domain.
+        """
         return self._get_series(metric, domain)[0].copy()
 
     def observed_mask(self, metric: str, domain: str = "") -> np.ndarray:
-        """In which rounds ``curve`` has a written number, be it NaN, [rounds] bool."""
+        """Return in which rounds ``curve(metric, domain)`` has a recorded value, which may be NaN, ``[rounds]`` bool."""
         return self._get_series(metric, domain)[1].copy()
 
     def client_table(self, metric: str) -> np.ndarray:
-        """A metric of every client, [rounds, N] float64: column k is client k."""
-        of_metric = self._series_of(metric)
-        clients = [client for domain, client in of_metric if domain == "" and client >= 0]
+        """Return the values of a metric for each client.
+
+        Returns:
+            The values ``[rounds, N]`` in float64; column k is client k.
+
+        Raises:
+            UserError: The metric is not recorded per client.
+        """
+        series = self._series_of(metric)
+        clients = [client for domain, client in series if domain == "" and client >= 0]
         if not clients:
-            raise UserError(f"{metric!r} is not recorded by client in this run; curve({metric!r}) has it")
+            raise UserError(f"{metric!r} is not recorded per client in this run; use curve({metric!r})")
         table = np.full((len(self.rounds), len(self.clients)), np.nan)
         for client in clients:
-            table[:, client] = of_metric["", client][0]
+            table[:, client] = series["", client][0]
         return table
 
     def has_curve(self, metric: str, domain: str = "") -> bool:
-        """Whether ``curve(metric, domain)`` would answer."""
+        """Return whether ``curve(metric, domain)`` is recorded."""
         return (domain, -1) in self._series_by_metric.get(metric, {})
 
     def has_client_table(self, metric: str) -> bool:
-        """Whether ``table(metric)`` would answer."""
+        """Return whether ``client_table(metric)`` is recorded."""
         return any(domain == "" and client >= 0 for domain, client in self._series_by_metric.get(metric, {}))
 
     def domains_of(self, metric: str) -> tuple[str, ...]:
-        """The domains for which ``curve(metric, domain)`` would answer, sorted."""
+        """Return the domains for which a metric is recorded, sorted."""
         return tuple(sorted(domain for domain, client in self._series_by_metric.get(metric, {}) if domain and client < 0))
 
     def to_frame(self) -> pd.DataFrame:
-        """One row a number: round, metric, domain, client, value, in the order of writing."""
+        """Return the records as a table with the columns round, metric, domain, client and value, in the order of recording."""
         latest = {record[:4]: record for record in self.records}
         frame = pd.DataFrame(list(latest.values()), columns=list(Record._fields))
         return frame.astype({"round": "int64", "client": "int64", "value": "float64"})
 
     @cached_property
     def _series_by_metric(self) -> dict[str, dict[tuple[str, int], tuple[np.ndarray, np.ndarray]]]:
-        """metric -> (domain, client) -> values and whether each was written, both [rounds]."""
-        every: dict[str, dict[tuple[str, int], tuple[np.ndarray, np.ndarray]]] = {}
-        said = self._columns
-        order = np.lexsort((said.client, said.domain, said.metric))  # stable: of rows that say the same the last comes last
-        keys = np.stack([said.metric, said.domain, said.client])[:, order]
-        begins = np.flatnonzero(np.concatenate([[True], (np.diff(keys) != 0).any(axis=0)])) if len(order) else order
-        for begin, end in pairwise([*begins.tolist(), len(order)]):
-            rows = order[begin:end]
-            place = np.searchsorted(self.rounds, said.round[rows])
-            values, seen = np.full(len(self.rounds), np.nan), np.zeros(len(self.rounds), dtype=bool)
-            values[place], seen[place] = said.value[rows], True
-            metric, domain, client = keys[:, begin].tolist()
-            every.setdefault(said.metrics[metric], {})[said.domains[domain], client] = values, seen
-        return every
+        """Map metric and (domain, client) to the values and to whether each is recorded, both ``[rounds]``."""
+        by_metric: dict[str, dict[tuple[str, int], tuple[np.ndarray, np.ndarray]]] = {}
+        columns = self._columns
+        order = np.lexsort((columns.client, columns.domain, columns.metric))  # the sort is stable, so the last duplicate stays last
+        keys = np.stack([columns.metric, columns.domain, columns.client])[:, order]
+        starts = np.flatnonzero(np.concatenate([[True], (np.diff(keys) != 0).any(axis=0)])) if len(order) else order
+        for start, end in pairwise([*starts.tolist(), len(order)]):
+            rows = order[start:end]
+            index = np.searchsorted(self.rounds, columns.round[rows])
+            values, observed = np.full(len(self.rounds), np.nan), np.zeros(len(self.rounds), dtype=bool)
+            values[index], observed[index] = columns.value[rows], True
+            metric, domain, client = keys[:, start].tolist()
+            by_metric.setdefault(columns.metrics[metric], {})[columns.domains[domain], client] = values, observed
+        return by_metric
 
     def _series_of(self, metric: str) -> dict[tuple[str, int], tuple[np.ndarray, np.ndarray]]:
         if metric not in self._series_by_metric:
@@ -171,22 +194,26 @@ class Trajectory:
         return self._series_by_metric[metric]
 
     def _get_series(self, metric: str, domain: str) -> tuple[np.ndarray, np.ndarray]:
-        of_metric = self._series_of(metric)
-        if (domain, -1) in of_metric:
-            return of_metric[domain, -1]
+        series = self._series_of(metric)
+        if (domain, -1) in series:
+            return series[domain, -1]
         if domain:
             raise UserError(f"no {metric!r} of domain {domain!r};{_suggest_name(domain, self.domains_of(metric))}")
         raise UserError(
-            f"{metric!r} has no one number for the federation; by client: table({metric!r}), by domain: {list(self.domains_of(metric))}"
+            f"{metric!r} is not recorded for the whole federation; use client_table({metric!r}) for the values per client, "
+            f"or name one of the domains {list(self.domains_of(metric))}"
         )
 
 
 def final_round_indices(rounds: np.ndarray, count: int = 5) -> np.ndarray:
-    """Where the last of some rounds are; round 0, which no training has touched, only where there is no other."""
-    places = np.flatnonzero(rounds > 0)
-    return (places if len(places) else np.arange(len(rounds)))[-count:]
+    """Return the indices of the last ``count`` rounds of an ascending array of rounds.
+
+    Round 0, which is the evaluation before training, is included only if there is no other round.
+    """
+    indices = np.flatnonzero(rounds > 0)
+    return (indices if len(indices) else np.arange(len(rounds)))[-count:]
 
 
 def _suggest_name(name: str, known: tuple[str, ...]) -> str:
-    near = closest_match(name, known)
-    return (f" did you mean {near!r}?" if near else "") + f" it has {list(known)}"
+    match = closest_match(name, known)
+    return (f" did you mean {match!r}?" if match else "") + f" it has {list(known)}"

@@ -1,8 +1,8 @@
-"""Extensions: algorithms, partitions, probes and the like that live outside the package.
+"""Extensions: algorithms, partitions, probes and other parts that are defined outside the package.
 
-Three ways make an extension known under its kind:
+There are three ways to make an extension available:
 
-1. ``@fedrift.register("algorithm")`` above the class or function, in code that runs before the configuration is read;
+1. the decorator ``@fedrift.register("algorithm")`` on the class or function, in code that runs before the configuration is read;
 2. an import path in the configuration, ``type: "my_package.my_module:MyAvg"`` or ``type: "my_file.py:MyAvg"``;
 3. an entry point of an installed distribution, in the group of the kind: ``fedrift.algorithms``, ``fedrift.aggregators``,
    ``fedrift.optimizers``, ``fedrift.trainables``, ``fedrift.partitions``, ``fedrift.clusterings``, ``fedrift.probes``,
@@ -27,11 +27,11 @@ from .errors import UserError, unknown_name_error
 T = TypeVar("T")
 KINDS = ("algorithm", "aggregator", "optimizer", "trainable", "partition", "clustering", "probe", "detector", "dataset", "model")
 _registered: dict[str, dict[str, Any]] = {kind: {} for kind in KINDS}
-_import_paths: dict[int, str] = {}  # id of an object -> the path it was imported by, where its module has no importable name
+_import_paths: dict[int, str] = {}  # id of an object -> its import path, for objects from files, whose modules have no importable name
 
 
 def register(kind: str, name: str | None = None) -> Callable[[T], T]:
-    """Make a class or function known to configurations.
+    """Make a class or function available under a name in configurations.
 
     Args:
         kind: One of ``KINDS``.
@@ -41,7 +41,7 @@ def register(kind: str, name: str | None = None) -> Callable[[T], T]:
         A decorator that returns its argument unchanged.
 
     Raises:
-        UserError: The kind is unknown, or another object has the name.
+        UserError: The kind is unknown, or another object is registered under the name.
 
     Example:
         >>> import fedrift
@@ -54,9 +54,9 @@ def register(kind: str, name: str | None = None) -> Callable[[T], T]:
 
     def decorate(thing: T) -> T:
         key: str = name or str(getattr(thing, "__name__", ""))
-        known = _registered[kind].get(key)
-        if known is not None and _identity(known) != _identity(thing):
-            raise UserError(f"{kind} {key!r} is registered already, by {_identity(known)}: choose another name")
+        registered = _registered[kind].get(key)
+        if registered is not None and _identity(registered) != _identity(thing):
+            raise UserError(f"the {kind} {key!r} is registered already, by {_identity(registered)}; choose another name")
         _registered[kind][key] = thing
         return thing
 
@@ -68,7 +68,10 @@ def _identity(thing: Any) -> str:
 
 
 def extensions(kind: str) -> Mapping[str, Any]:
-    """Return what is registered for a kind, by name; entry points of installed distributions are loaded on the first call.
+    """Return the extensions of a kind by name. The first call loads the entry points of installed distributions.
+
+    Args:
+        kind: One of ``KINDS``.
 
     Raises:
         UserError: An entry point cannot be loaded.
@@ -87,7 +90,7 @@ def _load(point: EntryPoint) -> Any:
     except Exception as error:
         raise UserError(
             f"the entry point {point.name} = {point.value} of the group {point.group} cannot be loaded: "
-            f"{type(error).__name__}: {error}; mend or uninstall that distribution"
+            f"{type(error).__name__}: {error}. Fix or uninstall that distribution"
         ) from error
 
 
@@ -95,10 +98,10 @@ def find_extension(kind: str, name: str) -> Any | None:
     """Return the extension of a kind by its registered name or import path; None if the name is neither.
 
     Raises:
-        UserError: An import path leads nowhere.
+        UserError: The name is an import path that cannot be imported.
     """
-    known = extensions(kind)
-    return known[name] if name in known else import_object(name) if is_import_path(name) else None
+    available = extensions(kind)
+    return available[name] if name in available else import_object(name) if is_import_path(name) else None
 
 
 def is_import_path(name: object) -> bool:
@@ -112,38 +115,38 @@ def is_import_path(name: object) -> bool:
 def import_object(path: str) -> Any:
     """Import ``package.module:Name`` or ``file.py:Name``.
 
-    A module is looked for on ``sys.path`` and in the working directory; a file by its path.
+    A module is searched on ``sys.path`` and in the working directory. A file is found by its path, relative or absolute.
 
     Raises:
-        UserError: The module or file cannot be imported, or has no such name.
+        UserError: The module or file cannot be imported, or does not define the name.
     """
-    place, _, name = path.rpartition(":")
-    module = _load_file(os.path.abspath(place)) if place.endswith(".py") else _import_module(place)
+    source, _, name = path.rpartition(":")
+    module = _load_file(os.path.abspath(source)) if source.endswith(".py") else _import_module(source)
     if not hasattr(module, name):
-        raise unknown_name_error(f"name in {place}:", name, (known for known in vars(module) if not known.startswith("_")))
+        raise unknown_name_error(f"object in {source} named", name, (public for public in vars(module) if not public.startswith("_")))
     thing = getattr(module, name)
-    if place.endswith(".py"):
+    if source.endswith(".py"):
         _import_paths[id(thing)] = path
     return thing
 
 
 def import_path_of(thing: Any) -> str:
-    """Return the path that ``import_object`` finds a class or function by."""
+    """Return the import path with which ``import_object`` finds a class or function."""
     return _import_paths.get(id(thing)) or f"{thing.__module__}:{thing.__qualname__}"
 
 
 def _import_module(name: str) -> ModuleType:
-    here = os.getcwd()
-    added = here not in sys.path and "" not in sys.path
+    working_dir = os.getcwd()
+    added = working_dir not in sys.path and "" not in sys.path
     if added:
-        sys.path.insert(0, here)
+        sys.path.insert(0, working_dir)
     try:
         return import_module(name)
     except ImportError as error:
-        raise UserError(f"cannot import {name}: {error}. It has to be installed, or lie in the working directory {here}") from error
+        raise UserError(f"cannot import {name}: {error}. Install it, or put it into the working directory {working_dir}") from error
     finally:
         if added:
-            sys.path.remove(here)
+            sys.path.remove(working_dir)
 
 
 @cache
@@ -152,7 +155,7 @@ def _load_file(path: str) -> ModuleType:
     if spec is None or spec.loader is None or not os.path.exists(path):
         raise UserError(f"cannot import {path}: there is no such Python file")
     module = module_from_spec(spec)
-    sys.modules.setdefault(spec.name, module)  # dataclasses look their module up
+    sys.modules.setdefault(spec.name, module)  # the dataclass decorator reads sys.modules
     try:
         spec.loader.exec_module(module)
     except ImportError as error:

@@ -1,7 +1,8 @@
-"""A tree: named tensors that add, subtract and scale as one.
+"""Trees: dictionaries of named tensors with arithmetic.
 
-All leaves of a tree lead with the same axis: C for a cohort, M for models, N for a fleet. So
-``grad - at.memory + at.shared`` is code and the paper's line at once, for all clients together.
+All leaves of a tree have the same leading axis: C clients of a cohort, M models of the server, or N clients in total.
+An expression such as ``grad - local.client_state + local.broadcast`` therefore computes an equation of a paper for all clients of
+a cohort at once.
 """
 
 from __future__ import annotations
@@ -14,18 +15,36 @@ from torch import Tensor
 
 
 class Tree(dict[str, Tensor]):
-    """``{name: tensor}`` with arithmetic, leaf by leaf. The empty tree adds and scales to itself.
+    """A dictionary ``{name: tensor}`` with arithmetic on all leaves.
 
-    A number scales every leaf; a vector ``[A]`` (A: the leading axis) scales row by row.
-    Trees are values: nothing here writes into a leaf.
+    The other operand of ``+``, ``-``, ``*`` and ``/`` is a tree with the same leaves, a number, or a vector ``[A]``, where A is the
+    size of the leading axis. A number applies to every leaf; a vector applies row by row. Operations on an empty tree return
+    an empty tree. No method writes into a leaf.
+
+    Example:
+        >>> import torch
+        >>> tree = Tree(w=torch.ones(2, 3), b=torch.zeros(2))
+        >>> (tree * torch.tensor([1.0, 2.0]) + tree)["w"][:, 0]
+        tensor([2., 3.])
     """
 
     def map(self, fn: Callable[..., Tensor], *others: Tree) -> Self:
-        """``do`` on every leaf, beside the leaves of the same name in ``others``."""
+        """Apply a function to every leaf.
+
+        Args:
+            fn: A function of one leaf of this tree and of the leaf with the same name in each of ``others``.
+            *others: Trees with the same leaf names.
+
+        Returns:
+            The tree of the results.
+
+        Raises:
+            KeyError: The trees have different leaf names.
+        """
         for other in others:
             if other.keys() != self.keys():
-                odd = sorted(self.keys() ^ other.keys())
-                raise KeyError(f"the trees must have the same leaves; these are in one only: {odd}")
+                unmatched = sorted(self.keys() ^ other.keys())
+                raise KeyError(f"the trees must have the same leaves; these leaves are in only one of them: {unmatched}")
         return type(self)({name: fn(leaf, *(other[name] for other in others)) for name, leaf in self.items()})
 
     def _apply_binary(self, fn: Callable[[Tensor, Tensor | float], Tensor], other: Tree | Tensor | float) -> Self:
@@ -53,53 +72,72 @@ class Tree(dict[str, Tensor]):
         return self.map(torch.neg)
 
     def lerp(self, other: Tree, weight: Tensor) -> Self:
-        """``self + share (other - self)``, row by row by ``share [A]``, in one pass."""
-        return self.map(lambda leaf, end: leaf.lerp(end, broadcast_rows(weight, leaf)), other)
+        """Return ``self + weight * (other - self)``, computed row by row in one pass over memory.
+
+        Args:
+            other: A tree with the same leaves.
+            weight: The interpolation weights of the rows, ``[A]``.
+        """
+        return self.map(lambda leaf, target: leaf.lerp(target, broadcast_rows(weight, leaf)), other)
 
     def take(self, index: Tensor | slice) -> Self:
-        """The named rows of every leaf, ``[A, ...] -> [len(index), ...]``."""
+        """Select rows of every leaf, ``[A, ...] -> [len(index), ...]``."""
         return self.map(lambda leaf: leaf[index])
 
     def index_update(self, index: Tensor, rows: Tree) -> Self:
-        """A tree in which the rows at ``index`` are ``rows``; this one stays as it was."""
+        """Return a copy in which the rows at ``index`` are replaced by ``rows``."""
         return self.map(lambda leaf, new: leaf.index_copy(0, index, new.to(leaf)), rows)
 
     def where(self, mask: Tensor, other: Tree) -> Self:
-        """Our rows where ``mask [A]`` is true, else the rows of ``other``."""
-        return self.map(lambda leaf, alt: torch.where(broadcast_rows(mask, leaf), leaf, alt), other)
+        """Select the rows of this tree where ``mask [A]`` is true, and the rows of ``other`` elsewhere."""
+        return self.map(lambda leaf, alternative: torch.where(broadcast_rows(mask, leaf), leaf, alternative), other)
 
     def zeros_like(self) -> Self:
+        """Return a tree of zeros with the same leaves and shapes."""
         return self.map(torch.zeros_like)
 
     def dot(self, other: Tree) -> Tensor:
-        """The inner product row by row over all leaves, ``[A]``, summed in float64."""
+        """Compute the inner product of each row with the same row of ``other``.
+
+        Args:
+            other: A tree with the same leaves.
+
+        Returns:
+            The inner products over all leaves, ``[A]``, accumulated in float64.
+
+        Raises:
+            ValueError: The tree is empty.
+        """
         if not self:
-            raise ValueError("an empty tree has no inner product: it has no rows")
-        parts = [(to_float64(leaf) * to_float64(other[name])).flatten(1).sum(1) for name, leaf in self.items()]
-        return torch.stack(parts).sum(0)
+            raise ValueError("the inner product of an empty tree is undefined, because the tree has no rows")
+        products = [(to_float64(leaf) * to_float64(other[name])).flatten(1).sum(1) for name, leaf in self.items()]
+        return torch.stack(products).sum(0)
 
     def norm(self) -> Tensor:
-        """The Euclidean length of every row over all leaves, ``[A]``, float64."""
+        """Compute the Euclidean norm of each row over all leaves, ``[A]`` in float64."""
         return self.dot(self).sqrt()
 
     def is_finite(self) -> Tensor:
-        """Which rows hold finite numbers only, ``[A]`` bool."""
-        sums = torch.stack([leaf.flatten(1).sum(1).isfinite() for leaf in self.values()]).all(0)
-        if sums.all():  # in one pass: what has a finite sum has no NaN and no infinity
-            return sums
+        """Return which rows contain only finite numbers, ``[A]`` bool."""
+        finite_sums = torch.stack([leaf.flatten(1).sum(1).isfinite() for leaf in self.values()]).all(0)
+        if finite_sums.all():  # a finite sum proves that all terms are finite, and needs only one pass over memory
+            return finite_sums
         return torch.stack([leaf.isfinite().flatten(1).all(1) for leaf in self.values()]).all(0)
 
     def to(self, *where: torch.device | torch.dtype) -> Self:
-        """The same numbers on another device or in another type."""
+        """Convert all leaves to another device or data type, with the arguments of ``torch.Tensor.to``."""
         return self.map(lambda leaf: leaf.to(*where))
 
 
 def broadcast_rows(vector: Tensor, leaf: Tensor) -> Tensor:
-    """``vector [A]`` shaped to scale the rows of ``leaf [A, ...]``, in the leaf's type unless it is a mask."""
+    """Reshape ``vector [A]`` so that it broadcasts over the rows of ``leaf [A, ...]``.
+
+    A vector that is not a mask is converted to the type of the leaf.
+    """
     vector = vector.view(-1, *[1] * (leaf.ndim - 1))
     return vector if vector.dtype == torch.bool else vector.to(leaf.dtype)
 
 
 def to_float64(leaf: Tensor) -> Tensor:
-    """The leaf in float64, for sums that must not lose digits; as it is on MPS, which has no float64."""
+    """Convert a leaf to float64 for exact sums; return it unchanged on MPS, which does not support float64."""
     return leaf if leaf.device.type == "mps" else leaf.double()

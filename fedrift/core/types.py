@@ -1,7 +1,8 @@
-"""What each client of a fleet keeps between rounds.
+"""Data types of a federated run: the states of server and clients, the update of a cohort, and the result of a round.
 
-One small tree a client, not one large one: a round then costs what its cohort keeps, however many clients wait, and the
-states before and after it share everything that did not change. Clients that never took part share one tree.
+All types are frozen: no function modifies a state, so a state can be saved, sent and compared.
+
+Axis letters: N clients in total, C clients of the cohort, M models of the server.
 """
 
 from __future__ import annotations
@@ -17,160 +18,168 @@ from .tree import Tree
 
 @dataclass(frozen=True, eq=False)
 class ClientStateStore:
-    """``clients [N]``, each a tree ``[1, ...]``. A value, as a tree is: ``put`` gives another and writes into none."""
+    """The persistent states of all clients, such as the control variates c_k of SCAFFOLD.
 
-    states: tuple[Tree, ...]
+    The store holds one tree ``[1, ...]`` per client instead of one tree ``[N, ...]``. The cost of a round then depends on the size of
+    the cohort only, and the stores before and after a round share the states of all other clients. Clients that have not
+    participated yet share one tree. The store is immutable: ``update`` returns a new store.
+    """
+
+    states: tuple[Tree, ...]  # N trees [1, ...]
 
     @classmethod
     def replicate(cls, initial: Tree, num_clients: int) -> ClientStateStore:
-        """Of ``size`` clients that all keep ``first [1, ...]``."""
+        """Create the store of ``num_clients`` clients that share the state ``initial [1, ...]``."""
         return cls((initial,) * num_clients)
 
     @classmethod
     def from_rows(cls, rows: Tree, num_clients: int) -> ClientStateStore:
-        """Of the rows of ``whole [N, ...]``, or of N clients that keep nothing."""
+        """Create the store whose client k has row k of ``rows [N, ...]``; an empty tree means that clients have no state."""
         return cls.replicate(Tree(), num_clients).update(torch.arange(num_clients), rows)
 
     def __bool__(self) -> bool:
-        """Whether clients keep anything."""
-        return bool(self.states) and bool(self.states[0])  # all keep the same leaves
+        """Return whether clients have any state."""
+        return bool(self.states) and bool(self.states[0])  # the leaves are the same for all clients
 
     def __len__(self) -> int:
         return len(self.states)
 
     def gather(self, index: Tensor | slice) -> Tree:
-        """What some clients keep, ``[len(index), ...]``."""
-        some = self.states[index] if isinstance(index, slice) else [self.states[client] for client in index.tolist()]
-        return Tree({name: torch.cat([client[name] for client in some]) for name in some[0]}) if some else Tree()
+        """Return the states of the clients at ``index`` as one tree ``[len(index), ...]``."""
+        selected = self.states[index] if isinstance(index, slice) else [self.states[client] for client in index.tolist()]
+        return Tree({name: torch.cat([state[name] for state in selected]) for name in selected[0]}) if selected else Tree()
 
     def gather_all(self) -> Tree:
-        """What all clients keep, ``[N, ...]``: a copy of all of it."""
+        """Return the states of all clients as one tree ``[N, ...]``; this copies all of them."""
         return self.gather(slice(None))
 
     def update(self, index: Tensor, rows: Tree) -> ClientStateStore:
-        """The memory in which the clients at ``index`` keep ``rows``; this one stays as it was."""
+        """Return a store in which the clients at ``index`` have the states ``rows [len(index), ...]``."""
         if not rows:
             return self
-        clients = list(self.states)
-        for place, client in enumerate(index.tolist()):  # cloned: a view would keep the whole cohort's rows
-            clients[client] = rows.take(slice(place, place + 1)).map(torch.clone)
-        return ClientStateStore(tuple(clients))
+        states = list(self.states)
+        for row, client in enumerate(index.tolist()):
+            states[client] = rows.take(slice(row, row + 1)).map(torch.clone)  # a view would keep all rows of the cohort in memory
+        return ClientStateStore(tuple(states))
 
     def num_bytes(self) -> int:
-        """Bytes of all that is kept; what several clients share counts once."""
-        apart = {id(client): client for client in self.states}
-        return sum(leaf.numel() * leaf.element_size() for client in apart.values() for leaf in client.values())
-
-
-# The nouns of a federated run. All are frozen: a value can be saved, sent, compared and tested.
-#
-# Axis letters: N clients of the fleet, C clients of the cohort, M models of the server.
+        """Return the size of all states in bytes; a state that several clients share counts once."""
+        distinct = {id(state): state for state in self.states}
+        return sum(leaf.numel() * leaf.element_size() for state in distinct.values() for leaf in state.values())
 
 
 @dataclass(frozen=True, eq=False)
 class ServerState:
-    """What the server holds: M models, what it sends beside them, and its optimiser's moments."""
+    """The state of the server: M models, further broadcast values, and the moments of the server optimizer.
 
-    params: Tree  # [M, ...]
-    broadcast: Tree  # [M, ...] sent to the clients with the params (SCAFFOLD's c); empty for most
-    opt_state: Tree  # [M, ...] of the server's optimiser; stays on the server
-    merged_base: Tree = field(default_factory=Tree)  # "<module>.base" [M, O, I], merged under the adapters, below their scale
+    Without clustering, M is 1.
+    """
+
+    params: Tree  # [M, ...] the trained parameters of the models
+    broadcast: Tree  # [M, ...] values that the server sends with the params, such as c of SCAFFOLD; empty for most algorithms
+    opt_state: Tree  # [M, ...] moments of the server optimizer, which clients do not receive
+    # "<module>.base" [M, O, I]: changes of the base weights by aggregators such as FedEx, before the adapter scale alpha/r is applied
+    merged_base: Tree = field(default_factory=Tree)
 
     @property
     def num_models(self) -> int:
+        """The number M of models."""
         return len(next(iter(self.params.values())))
 
     def base_for(self, cluster_ids: Tensor) -> Tree:
-        """What lies under the adapters of clients that share the models ``group [C]``.
+        """Return the merged base weights for clients of the clusters ``cluster_ids [C]``.
 
-        One model's base leads with 1, not C: it is the same for all and must not be copied for each.
+        Returns:
+            The rows ``[C, O, I]``. If there is one model, the leading axis is 1 instead of C, so that the weights are not copied
+            for each client.
         """
         return self.merged_base.take(cluster_ids) if self.num_models > 1 else self.merged_base
 
 
 @dataclass(frozen=True, eq=False)
 class LocalState:
-    """A cohort in the middle of its local steps."""
+    """The state of a cohort during its local steps. The hooks of algorithms receive it."""
 
-    params: Tree  # [C, ...] y
-    global_params: Tree  # [C, ...] the model that was received, w
-    broadcast: Tree  # [C, ...]
-    client_state: Tree  # [C, ...] as it was when the round began, unless the algorithm's ``note`` has written in it
-    mean_grad: Tree  # [C, ...] mean of the raw gradients of the steps taken so far
-    steps: Tensor  # [C] steps taken so far
-    loss: Tensor  # [C] training loss of the first step; NaN before it
-    weight: Tensor  # [C] what the client counts, so far
-    lr: float  # the learning rate of this round
+    params: Tree  # [C, ...] the current local models, y
+    global_params: Tree  # [C, ...] the models that the clients received, w
+    broadcast: Tree  # [C, ...] the values that the server sent with the models
+    client_state: Tree  # [C, ...] the persistent states at the start of the round, or as ``Algorithm.on_step_end`` changed them
+    mean_grad: Tree  # [C, ...] mean of the raw gradients over the steps so far
+    steps: Tensor  # [C] number of steps so far
+    loss: Tensor  # [C] training loss of the first step in nats per token; NaN before that step
+    weight: Tensor  # [C] weight of the client in the mean: its tokens so far, its examples, or 1
+    lr: float  # learning rate of this round
 
 
 @dataclass(frozen=True, eq=False)
 class CohortUpdate:
-    """What a cohort sends back. A client that failed has weight 0, delta 0 and its old memory."""
+    """The updates that a cohort sends to the server. A failed client has weight 0, delta 0 and its previous state."""
 
-    delta: Tree  # [C, ...] y - w
-    client_state: Tree  # [C, ...] the new memory
-    state_delta: Tree  # [C, ...] new memory - old memory
-    mean_grad: Tree  # [C, ...] mean raw gradient of the local steps; 0 of a client that failed
-    weight: Tensor  # [C] what a client counts in the mean: trained tokens, examples, or 1
-    steps: Tensor  # [C] local steps taken
-    loss: Tensor  # [C, 2] training loss of the first step, and the mean over the steps (nats per token)
-    tokens: Tensor  # [C] tokens trained
-    failed: Tensor  # [C] bool: non-finite numbers, nothing of it is used
-    cluster_ids: Tensor  # [C] which model each client shares
-    cluster_sizes: Tensor  # [M] clients that share each model, sampled or not
+    delta: Tree  # [C, ...] change of the local model, y - w
+    client_state: Tree  # [C, ...] new persistent states
+    state_delta: Tree  # [C, ...] new minus previous persistent states
+    mean_grad: Tree  # [C, ...] mean raw gradient over the local steps; 0 for a failed client
+    weight: Tensor  # [C] weight of the client in the mean: trained tokens, examples, or 1
+    steps: Tensor  # [C] number of local steps
+    loss: Tensor  # [C, 2] training loss of the first step, and mean over the steps (nats per token)
+    tokens: Tensor  # [C] number of trained tokens
+    failed: Tensor  # [C] bool: the client produced non-finite numbers and its update is not used
+    cluster_ids: Tensor  # [C] index of the model that each client trains
+    cluster_sizes: Tensor  # [M] number of clients per model, whether they are in the cohort or not
     lr: Tensor  # [C] learning rate of the local steps
-    server_seed: int = 0  # what the server's own draws of this round are made from; the round loop says it
-    membership: Tensor | None = None  # [C, M] how much of each client is each model's, where it is not all its group's
-    notes: tuple[str, ...] = ()  # [C] what is to be said of each client, above all why it failed; () if nothing of any
-    bytes_on_wire: Tensor | None = None  # [C, 2] bytes that travelled to each client and back, where they did
+    server_seed: int = 0  # seed of random draws on the server in this round; the round loop sets it
+    membership: Tensor | None = None  # [C, M] weight of each client in each model, for soft clustering; None: cluster_ids apply
+    notes: tuple[str, ...] = ()  # [C] messages about clients, such as the reason of a failure; () if there are none
+    bytes_on_wire: Tensor | None = None  # [C, 2] bytes sent to and received from each client; None for simulated clients
 
 
 def empty_ids() -> Tensor:
-    """Of a fleet whose clients are not known yet, ``[0]``."""
+    """Return an empty index tensor, ``[0]``, for a state in which no client has participated."""
     return torch.zeros(0, dtype=torch.long)
 
 
 @dataclass(frozen=True, eq=False)
 class FederatedState:
-    """All that a run is between two rounds; saved, it resumes."""
+    """The complete state of a run between two rounds. A run continues from a stored state exactly as if it had not stopped."""
 
-    round: int
+    round: int  # number of completed rounds
     server: ServerState
-    client_states: ClientStateStore  # [N, ...] what each client keeps; zeros for one that never took part
-    cluster_ids: Tensor  # [N] which model each client shares
-    server_delta: Tree = field(default_factory=Tree)  # [M, ...] what the last round changed of the server's params; empty before round 1
-    clustering_state: Tree = field(default_factory=Tree)  # what the mitigation remembers; each leaf has axes of its own
-    last_round_seen: Tensor = field(default_factory=empty_ids)  # [N] the last round in which each client's report counted; 0: none yet
-    client_means: Tree = field(default_factory=Tree)  # [M, ...] float64, the mean of ``Algorithm.averaged`` over each model's clients
+    client_states: ClientStateStore  # [N, ...] persistent states of the clients
+    cluster_ids: Tensor  # [N] index of the model that each client trains
+    server_delta: Tree = field(default_factory=Tree)  # [M, ...] change of the server's params in the last round; empty before round 1
+    clustering_state: Tree = field(default_factory=Tree)  # state of the clustering strategy; the axes differ from leaf to leaf
+    last_round_seen: Tensor = field(default_factory=empty_ids)  # [N] last round in which the server used the client's update; 0: none
+    # [M, ...] float64: means of ``Algorithm.state_to_average`` over the clients of each model
+    client_means: Tree = field(default_factory=Tree)
 
 
 @dataclass(frozen=True, eq=False)
 class RoundResult:
-    """The evidence of one round: the loop's only output."""
+    """The result of one round, which the round loop yields."""
 
     before: FederatedState
     after: FederatedState
-    cohort: Tensor  # [C] client numbers, ascending
+    cohort: Tensor  # [C] client ids, ascending
     report: CohortUpdate
 
     @property
     def client_params(self) -> Tree:
-        """The clients' models before aggregation, ``[C, ...]``."""
+        """The local models before aggregation, ``[C, ...]``."""
         return self.before.server.params.take(self.before.cluster_ids[self.cohort]) + self.report.delta
 
 
 LossFn = Callable[[Tree, dict[str, Tensor]], Tensor]
-"""``(params [C, ...], batch [C, ...]) -> loss [C]``: all that federated code knows of a language model."""
+"""``(params [C, ...], batch [C, ...]) -> loss [C]``. Algorithms and the round loop use a language model only through this function."""
 
 ReclusterFn = Callable[[RoundResult], FederatedState]
-"""A clustering between two rounds: who shares a model with whom from now on."""
+"""Returns the state after a round, in which the clients may be assigned to other clusters."""
 
 ClientSampler = Callable[[FederatedState, int, int], Tensor]
-"""``(state, count, seed) -> [C]``: which clients take part in the coming round, ascending."""
+"""``(state, cohort_size, seed) -> [C]``: ids of the clients that participate in the next round, ascending."""
 
 
 def single_cluster(num_clients: int) -> Tensor:
-    """Everybody shares model 0, ``[N]``."""
+    """Return the assignment of all clients to model 0, ``[N]``."""
     return torch.zeros(num_clients, dtype=torch.long)
 
 

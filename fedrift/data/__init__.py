@@ -1,4 +1,7 @@
-"""Corpora: real text with topics, split by document, tokenised once and packed into blocks. No torch here."""
+"""Load text corpora, assign documents to splits, tokenize them once and pack them into blocks.
+
+This package does not import torch.
+"""
 
 from .catalog import is_in_pretraining_half
 from .corpus import TEST, TRAIN, VALIDATION, Corpus

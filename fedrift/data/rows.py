@@ -1,4 +1,7 @@
-"""Labels as names: the same cells give the same topics whether they come from a file or from a hub data set."""
+"""Represent the raw rows of a dataset, normalize labels and detect splits by name.
+
+Equal cells give equal topic names, whether they come from a file or from a hub dataset.
+"""
 
 from __future__ import annotations
 
@@ -14,38 +17,38 @@ from unicodedata import normalize
 from ..core.errors import UserError
 from .corpus import TEST, TRAIN, VALIDATION
 
-# What pandas, and with it the CSV reader of the library `datasets`, takes for a missing value.
+# The strings that pandas, and hence the CSV reader of the library `datasets`, reads as missing values.
 MISSING_VALUES = frozenset("#N/A|#N/A N/A|#NA|-1.#IND|-1.#QNAN|-NaN|-nan|1.#IND|1.#QNAN|<NA>|N/A|NA|NULL|NaN|None|n/a|nan|null".split("|"))
 AMBIGUOUS_LABELS = frozenset({"na", "n/a", "none", "null", "nil", "-", "?", "unknown", "missing", "undefined"})
 NUMBER_PATTERN = re.compile(r"-?(?:0|[1-9]\d*)(?:\.\d+)?")
 
 
 def read_labels(cells: Sequence[Any], feature: Any, where: str) -> tuple[list[str | None], list[str]]:
-    """Turn the cells of a label column into topic names.
+    """Convert the cells of a label column to topic names.
 
     Args:
         cells: The column, as Python values.
-        feature: The column's feature in the sense of the library ``datasets``, or None where there is none.
-        where: The column, for messages: ``"train.csv, column 'label'"``.
+        feature: The feature of the column as defined by the library ``datasets``, or None if there is none.
+        where: The column, for messages, such as ``"train.csv, column 'label'"``.
 
     Returns:
-        One name a cell (None: no label), and what a reader of the results must know.
+        One name per cell (None for a cell without a label), and notes for a reader of the results.
 
     Raises:
         UserError: The cells are structures or bytes, or a class number has no name.
     """
     notes: list[str] = []
     if any(isinstance(cell, (list, tuple)) for cell in cells):
-        several = sum(isinstance(cell, (list, tuple)) and len(cell) > 1 for cell in cells)
-        if several:
-            notes.append(f"{where} holds lists: the first item counts as the label ({several:,} rows have more than one)")
+        num_long_lists = sum(isinstance(cell, (list, tuple)) and len(cell) > 1 for cell in cells)
+        if num_long_lists:
+            notes.append(f"{where} holds lists: the first item is used as the label ({num_long_lists:,} rows have more than one item)")
         cells = [(cell[0] if cell else None) if isinstance(cell, (list, tuple)) else cell for cell in cells]
         feature = getattr(feature, "feature", feature)
     for cell in cells:
         if isinstance(cell, (Mapping, list, tuple, bytes)):
             raise UserError(
-                f"{where} holds {describe_type(cell)}, which name no topic. Name a column of text or numbers with "
-                "dataset.label_column, or take no labels with dataset.label_column=''"
+                f"{where} holds {describe_type(cell)}, which cannot be topics. Name a column of text or numbers with "
+                "dataset.label_column, or use no labels with dataset.label_column=''"
             )
     names = getattr(feature, "names", None)
     if names is not None and all(cell is None or is_integer(cell) for cell in cells):
@@ -53,15 +56,15 @@ def read_labels(cells: Sequence[Any], feature: Any, where: str) -> tuple[list[st
     labels = strip_integer_decimals([normalize_label(cell) for cell in cells])
     missing = Counter(name for name in labels if name in MISSING_VALUES)
     if missing:
-        notes.append(f"{where}: {missing.total():,} labels read {quote_labels(missing)} and count as no label")
-    doubtful = Counter(name for name in labels if name and name not in MISSING_VALUES and name.lower() in AMBIGUOUS_LABELS)
-    if doubtful:
-        notes.append(f"{where}: {quote_labels(doubtful)} counts as a topic ({doubtful.total():,} rows); dataset.domains can leave it out")
+        notes.append(f"{where}: {missing.total():,} labels are {quote_labels(missing)} and count as missing")
+    ambiguous = Counter(name for name in labels if name and name not in MISSING_VALUES and name.lower() in AMBIGUOUS_LABELS)
+    if ambiguous:
+        notes.append(f"{where}: {quote_labels(ambiguous)} counts as a topic ({ambiguous.total():,} rows); dataset.domains can exclude it")
     return [None if name in MISSING_VALUES else name for name in labels], notes
 
 
 def normalize_label(cell: Any) -> str | None:
-    """A label as text: 3 and 3.0 are "3"; None, NaN and the empty string are no label."""
+    """Convert a label to text: 3 and 3.0 become "3"; None, NaN and the empty string become None (no label)."""
     if cell is None or isinstance(cell, str):
         name = (cell or "").strip()
         return None if name.lower() in ("", "nan") else name
@@ -73,18 +76,22 @@ def normalize_label(cell: Any) -> str | None:
 
 
 def class_label(cell: Any, names: Sequence[str], where: str) -> str | None:
-    """The name of a class number; -1 and a missing number are no label."""
+    """Return the name of a class number; -1 and None mean that there is no label.
+
+    Raises:
+        UserError: The metadata has no name for the number.
+    """
     if cell is None or cell == -1:
         return None
     if not 0 <= cell < len(names):
-        raise UserError(f"{where} holds class number {int(cell)}, but its metadata names classes 0 to {len(names) - 1}")
+        raise UserError(f"{where} holds class number {int(cell)}, but its metadata only names the classes 0 to {len(names) - 1}")
     return str(names[int(cell)])
 
 
 def strip_integer_decimals(labels: list[str | None]) -> list[str | None]:
-    """Whole numbers without ``.0``, where a column of text holds numbers alone.
+    """Remove ``.0`` from integers if a text column holds only numbers.
 
-    A column of whole numbers with gaps is written as ``1.0`` to a CSV file, and is 1 in every other format.
+    A column of integers with gaps is written as ``1.0`` to a CSV file, but is 1 in every other format.
     """
     known = {name for name in labels if name is not None and name not in MISSING_VALUES}
     if not any(name.endswith(".0") for name in known):
@@ -95,7 +102,7 @@ def strip_integer_decimals(labels: list[str | None]) -> list[str | None]:
 
 
 def group_similar_names(domains: Sequence[str]) -> list[tuple[str, ...]]:
-    """Groups of names that differ only in capitals, white space or the Unicode form."""
+    """Group names that differ only in capitals, white space or Unicode form."""
     groups: dict[str, list[str]] = {}
     for name in domains:
         groups.setdefault(" ".join(normalize("NFKC", name).casefold().split()), []).append(name)
@@ -103,23 +110,23 @@ def group_similar_names(domains: Sequence[str]) -> list[tuple[str, ...]]:
 
 
 def is_integer(cell: Any) -> bool:
-    """Whether a cell is a whole number and no truth value."""
+    """Return whether a cell is an integer or an integral float, but not a Boolean."""
     return (isinstance(cell, int) and not isinstance(cell, bool)) or (isinstance(cell, float) and cell.is_integer())
 
 
 def describe_type(cell: Any) -> str:
-    """What a cell is, in words."""
+    """Describe the type of a cell for a message."""
     if isinstance(cell, Mapping):
         return f"structures ({', '.join(map(str, list(cell)[:5]))})"[:80]
     return "lists of lists" if isinstance(cell, (list, tuple)) else "bytes"
 
 
 def quote_labels(names: Counter[str]) -> str:
-    """The names in quotes, the most frequent first."""
+    """Quote the five most frequent names, in descending order of frequency."""
     return ", ".join(repr(name[:40]) for name, _ in names.most_common(5))
 
 
-# `Rows`: what a reader brings in, before any cleaning; and the names by which splits are known.
+# The words by which splits are recognized in the names of files, folders and parts of a dataset.
 
 SPLIT_NAMES = {
     "train": TRAIN,
@@ -134,7 +141,7 @@ SPLIT_NAMES = {
     "evaluation": TEST,
 }
 ColumnNames = tuple[str, str, str]
-"""The names of the columns of text, label and source."""
+"""The names of the text, label and source columns, in this order."""
 DEFAULT_COLUMNS: ColumnNames = ("text", "label", "source")
 SPLIT_PATTERN = re.compile(rf"(?:^|[-._ /\d])({'|'.join(SPLIT_NAMES)})(?:set|data|split)?(?=$|[-._ /\d])")
 
@@ -144,115 +151,134 @@ class Table:
     """Some columns of one table, as Python values."""
 
     columns: Mapping[str, Sequence[Any]]
-    column_names: tuple[str, ...]  # of all columns of the table, those that were not read included
-    features: Mapping[str, Any] = field(default_factory=dict)  # as the library `datasets` knows them
+    column_names: tuple[str, ...]  # all columns of the table, including those that were not read
+    features: Mapping[str, Any] = field(default_factory=dict)  # features of the library `datasets`, by column
     notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, eq=False)
 class Rows:
-    """Cells as they stand in the data, four lists of one length."""
+    """Uncleaned cells of a dataset in four lists of equal length."""
 
     text: Sequence[Any]
     label: Sequence[Any]
     source: Sequence[Any]
-    split: Sequence[int]  # TRAIN too where the data is not divided
-    columns: tuple[str, ...] = ()  # of the tables; empty where the documents come from no table
-    has_source: bool = True  # whether the sources come from the data, and are not the names of its files
-    notes: tuple[str, ...] = ()  # what a reader of the results must know
+    split: Sequence[int]  # TRAIN for all rows if the data has no splits
+    columns: tuple[str, ...] = ()  # columns of the tables; empty if the documents do not come from a table
+    has_source: bool = True  # False if the sources are only the names of the files
+    notes: tuple[str, ...] = ()  # facts that a reader of the results must know
 
     def __len__(self) -> int:
         return len(self.text)
 
 
 def detect_split(name: str) -> int | None:
-    """The split that a file, folder or part of a data set is named after; None if it is after none.
+    """Return the split that the name of a file, folder or part of a dataset contains, or None.
 
-    As in the library ``datasets``, a split's word counts wherever it stands between digits, blanks and any of
-    ``- _ . /``: train-00000-of-00002, train1, imdb_test, data/dev. Raises UserError for a name of two splits.
+    The rule is that of the library ``datasets``: a split word counts if it stands between digits, spaces and any of
+    ``- _ . /``. Examples are train-00000-of-00002, train1, imdb_test and data/dev.
+
+    Raises:
+        UserError: The name contains the words of two splits.
     """
     found = {SPLIT_NAMES[word] for word in SPLIT_PATTERN.findall(name.lower())}
     if len(found) > 1:
         raise UserError(
-            f"{name[:80]!r} names more than one split ({' and '.join(split_words(name))}): rename it after one, "
-            "or name the file itself as dataset"
+            f"{name[:80]!r} names more than one split ({' and '.join(split_words(name))}): rename it after one split, "
+            "or use the file itself as dataset"
         )
     return found.pop() if found else None
 
 
 def split_words(name: str) -> list[str]:
-    """The split words in a name."""
+    """Return the different split words in a name."""
     return list(dict.fromkeys(SPLIT_PATTERN.findall(name.lower())))
 
 
 def detect_splits(names: Sequence[str], where: str) -> tuple[dict[str, int], list[str]]:
-    """Say which parts of a data set are read, and as which split.
+    """Decide which parts of a dataset are read, and as which split.
 
-    Parts named after a split keep it, and parts of other names beside them are left alone. Without any such name all
-    parts are one undivided corpus; so is a lone part named after test or validation.
+    Parts named after a split are read as that split, and the other parts are ignored. If no part is named after a split, all
+    parts form one undivided corpus. The same holds for a single part named after test or validation.
+
+    Args:
+        names: The names of the parts.
+        where: The dataset, for messages.
 
     Returns:
-        The split of every part that is read, and what a reader of the results must know.
+        The split of every part that is read, and notes for a reader of the results.
 
     Raises:
         UserError: There are splits, but none to train on.
     """
-    found = {name: detect_split(name) for name in names}
-    known = {name: split for name, split in found.items() if split is not None}
-    others = [name for name in names if found[name] is None]
-    if not known:
+    splits = {name: detect_split(name) for name in names}
+    named = {name: split for name, split in splits.items() if split is not None}
+    unnamed = [name for name in names if splits[name] is None]
+    if not named:
         return dict.fromkeys(names, TRAIN), []
-    if TRAIN not in known.values():
-        if others or len(set(known.values())) > 1:
+    if TRAIN not in named.values():
+        if unnamed or len(set(named.values())) > 1:
             raise UserError(
-                f"{where} has {format_names(list(known))} but nothing named after train"
-                + (f"; beside it: {format_names(others)}" if others else "")
-                + ". Rename the part to train on to train, or name that part alone as dataset"
+                f"{where} has {format_names(list(named))} but no part named after train"
+                + (f"; its other parts are {format_names(unnamed)}" if unnamed else "")
+                + ". Rename the training part to train, or use that part alone as dataset"
             )
-        return dict.fromkeys(names, TRAIN), [f"{where} has no train split: {format_names(list(known))} is divided anew"]
-    return known, skipped_note(others, where)
+        return dict.fromkeys(names, TRAIN), [f"{where} has no train split: {format_names(list(named))} is divided into new splits"]
+    return named, skipped_note(unnamed, where)
 
 
 def skipped_note(names: Sequence[str], where: str) -> list[str]:
-    """A note of parts that are not read."""
-    return [f"{where}: left alone: {format_names(names)} (not named after a split)"] if names else []
+    """Return a note on the parts that are not read, if there are any."""
+    return [f"{where}: ignored {format_names(names)} (not named after a split)"] if names else []
 
 
 def format_names(names: Sequence[str]) -> str:
-    """The first few names, and how many more there are."""
-    more = f" and {len(names) - 5:,} more" if len(names) > 5 else ""
-    return ", ".join(name[:80] for name in names[:5]) + more
+    """Format the first five names and the number of further ones."""
+    suffix = f" and {len(names) - 5:,} more" if len(names) > 5 else ""
+    return ", ".join(name[:80] for name in names[:5]) + suffix
 
 
 def requested_columns(columns: ColumnNames) -> tuple[list[str], list[str]]:
-    """The columns that have to be there, and those that may: label and source under their usual names, none if empty."""
-    wanted = [columns[0], *(name for name, usual in zip(columns[1:], DEFAULT_COLUMNS[1:], strict=True) if name not in ("", usual))]
-    return wanted, [name for name in columns[1:] if name]
+    """Return the required and the optional columns.
+
+    The text column is required. The label and source columns are optional under their default names and required under other
+    names; an empty name requests no column.
+    """
+    required = [columns[0], *(name for name, default in zip(columns[1:], DEFAULT_COLUMNS[1:], strict=True) if name not in ("", default))]
+    return required, [name for name in columns[1:] if name]
 
 
 def table_to_rows(table: Table, split: int, columns: ColumnNames, where: str, default_source: str) -> Rows:
-    """The rows of one table; ``columns`` name those of text, label and source, ``file`` stands in for the last."""
+    """Convert one table to rows.
+
+    Args:
+        table: The columns.
+        split: The split of all rows.
+        columns: The names of the text, label and source columns.
+        where: The table, for messages.
+        default_source: The source of all documents if there is no source column.
+    """
     text, label, source = columns
-    found, count = table.columns, len(table.columns[text])
+    cells, count = table.columns, len(table.columns[text])
     labels: Sequence[Any] = [None] * count
     notes: list[str] = []
-    if label in found:
-        labels, notes = read_labels(found[label], table.features.get(label), f"{where}, column {label!r}")
+    if label in cells:
+        labels, notes = read_labels(cells[label], table.features.get(label), f"{where}, column {label!r}")
     if not count:
         notes.append(f"{where} has no rows")
     return Rows(
-        found[text],
+        cells[text],
         labels,
-        found.get(source, [default_source] * count),
+        cells.get(source, [default_source] * count),
         [split] * count,
         table.column_names,
-        source in found,
+        source in cells,
         (*table.notes, *notes),
     )
 
 
 def concat_rows(parts: Iterable[Rows], notes: Iterable[str] = ()) -> Rows:
-    """All parts as one."""
+    """Concatenate rows, and prepend ``notes`` to their notes."""
     parts = list(parts)
     return Rows(
         [cell for part in parts for cell in part.text],

@@ -1,4 +1,8 @@
-"""CSV and TSV, read strictly: every row has as many cells as the first line names columns, and no quote swallows rows."""
+"""Read local table files (Parquet, Arrow, CSV, TSV, JSON, JSON Lines), plain or compressed, as columns.
+
+CSV and TSV files are read strictly: every row must have as many cells as the header, and no stray quotation mark may
+join several rows into one cell.
+"""
 
 from __future__ import annotations
 
@@ -21,142 +25,169 @@ import pyarrow.parquet as pq
 from ..core.errors import UserError, closest_match
 from .rows import Table
 
-LONG_CELL_LINES = 5  # lines in one cell that are remarked on where hardly another cell has two
-RARE_SHARE = 0.05  # share of the rows that count as hardly one
+LONG_CELL_LINES = 5  # a cell of more lines is reported if hardly any other cell has two lines
+RARE_SHARE = 0.05  # largest share of the rows that counts as hardly any
 
 
 def read_delimited(where: str, text: str, separator: str, text_column: str) -> tuple[list[str], dict[str, list[str]], list[str]]:
-    """Read a table of separated cells, each a string; the first line names the columns.
+    """Read a table of delimited cells as strings; the first line names the columns.
 
     Args:
         where: The path of the file, for messages.
-        text: Its content.
-        separator: What stands between cells.
+        text: The content of the file.
+        separator: The separator between cells.
         text_column: The column of running text, whose cells may have many lines.
 
     Returns:
-        The names of all columns, the columns by name (of two of one name the first), and notes for the reader.
+        The names of all columns, the columns by name (the first of two columns with one name), and notes for the reader.
 
     Raises:
-        UserError: A row has more or fewer cells than the first line; a quote is not closed, or is closed before its
-            cell ends, or swallows lines that are rows of their own.
+        UserError: A row has more or fewer cells than the header, a quoted cell is not closed, is closed too early, or
+            contains lines that are rows of their own.
     """
     lines = list(io.StringIO(text, newline=""))
     names: list[str] = []
     rows: list[list[str]] = []
-    spans: dict[int, tuple[int, int]] = {}  # of rows of more than one line: the first and the last, from 1
-    limit = csv.field_size_limit(min(len(text) + 1, 2**31 - 1))
+    spans: dict[int, tuple[int, int]] = {}  # first and last line (from 1) of each row with several lines
+    old_limit = csv.field_size_limit(min(len(text) + 1, 2**31 - 1))
     reader = csv.reader(lines, delimiter=separator, strict=True)
-    begin = 1
+    first_line = 1
     try:
         for cells in reader:
             if not names:
                 names = cells
             elif cells:
                 if len(cells) != len(names):
-                    raise cell_count_error(where, begin, cells, names, separator)
-                if reader.line_num > begin:
-                    spans[len(rows)] = begin, reader.line_num
+                    raise cell_count_error(where, first_line, cells, names, separator)
+                if reader.line_num > first_line:
+                    spans[len(rows)] = first_line, reader.line_num
                 rows.append(cells)
-            begin = reader.line_num + 1
+            first_line = reader.line_num + 1
     except csv.Error as error:
         raise UserError(
-            f"{where}, row from line {begin}: {describe_quote_error(error)}. Inside a quoted text a quotation mark is "
-            'written twice (""); a text that only begins with one is to be quoted too'
+            f"{where}, row that starts in line {first_line}: {describe_quote_error(error)}. Inside a quoted text, write each quotation "
+            'mark twice (""); also quote a text that only starts with a quotation mark'
         ) from error
     finally:
-        csv.field_size_limit(limit)
+        csv.field_size_limit(old_limit)
     check_stray_quotes(where, lines, rows, spans, names.index(text_column) if text_column in names else -1, separator)
     columns: dict[str, list[str]] = {}
-    for number, name in enumerate(names):
-        columns.setdefault(name, [row[number] for row in rows])
+    for index, name in enumerate(names):
+        columns.setdefault(name, [row[index] for row in rows])
     return names, columns, long_cell_notes(Path(where).name, spans, len(rows))
 
 
 def cell_count_error(where: str, line: int, cells: Sequence[str], names: Sequence[str], separator: str) -> UserError:
-    """A row that does not fit the first line."""
-    found = "more" if len(cells) > len(names) else "fewer"
-    first = ", ".join(name[:40] for name in names[:8])
+    """Return the error for a row with another number of cells than the header."""
+    comparison = "more" if len(cells) > len(names) else "fewer"
+    header = ", ".join(name[:40] for name in names[:8])
     return UserError(
-        f"{where}, line {line}: the row has {found} cells ({len(cells)}) than the first line names columns "
-        f"({len(names)}: {first}); quote texts that hold the separator {separator!r}"
+        f"{where}, line {line}: the row has {comparison} cells ({len(cells)}) than the header has columns "
+        f"({len(names)}: {header}). Quote texts that contain the separator {separator!r}"
     )
 
 
 def describe_quote_error(error: csv.Error) -> str:
-    """What is wrong with the quotation marks, in words."""
-    said = str(error)
-    if "end of data" in said:
-        return "a quotation mark is opened and never closed"
-    return "a quoted text goes on after its closing quotation mark" if "expected after" in said else said
+    """Describe an error of the CSV parser in plain words."""
+    message = str(error)
+    if "end of data" in message:
+        return "a quotation mark is opened but never closed"
+    return "a quoted text continues after its closing quotation mark" if "expected after" in message else message
 
 
 def check_stray_quotes(
     where: str, lines: Sequence[str], rows: Sequence[Sequence[str]], spans: dict[int, tuple[int, int]], text_index: int, separator: str
 ) -> None:
-    """Refuse a cell whose lines are rows: a stray quotation mark opened it, and another closed it far below.
+    """Check that no quoted cell contains lines that are rows of their own.
 
-    Every line of such a cell has as many cells as a row, and in most of them the right things stand in the columns beside
-    the text: a value that the column has elsewhere or, where no two rows share one, an unused one of the same shape.
+    Such a cell arises if one stray quotation mark opens it and another one closes it many lines below. Each of its lines has
+    as many cells as a row. In most of these lines, the cells outside the text column fit their columns: a cell repeats a
+    value of its column or, if all values of the column differ, is a new value of the same shape.
+
+    Args:
+        where: The path of the file, for messages.
+        lines: All lines of the file.
+        rows: The parsed rows.
+        spans: The first and last line of each row with several lines, by row.
+        text_index: The index of the text column, or -1.
+        separator: The separator between cells.
+
+    Raises:
+        UserError: A cell contains such lines.
     """
     if not spans or len(rows[0]) < 2:
         return
     width = len(rows[0])
-    inner = {
-        row: [lines[line - 1].rstrip("\r\n").split(separator) for line in range(begin, end + 1)] for row, (begin, end) in spans.items()
+    split_lines = {
+        row: [lines[line - 1].rstrip("\r\n").split(separator) for line in range(first_line, last_line + 1)]
+        for row, (first_line, last_line) in spans.items()
     }
-    like_rows = [cells for found in inner.values() for cells in found if len(cells) == width]
-    beside = {
-        number: cell_matcher([row[number] for row in rows], [cells[number] for cells in like_rows])
-        for number in range(width)
-        if number != text_index
+    candidates = [cells for cell_lists in split_lines.values() for cells in cell_lists if len(cells) == width]
+    matchers = {
+        column: cell_matcher([row[column] for row in rows], [cells[column] for cells in candidates])
+        for column in range(width)
+        if column != text_index
     }
-    for row, (begin, end) in spans.items():
-        quoted = next(number for number, value in enumerate(rows[row]) if "\n" in value or "\r" in value)
-        found = []
-        for line, cells in enumerate(inner[row], begin):
-            # What stands beside the quoted cell in its first and last line belongs to this row.
-            looked = [number for number in beside if (line > begin or number > quoted) and (line < end or number < quoted)]
-            if looked and cells != [""]:
-                found.append(
-                    (line, row_match([beside[number](cells[number].strip('"')) for number in looked]) if len(cells) == width else "none")
+    for row, (first_line, last_line) in spans.items():
+        quoted = next(column for column, value in enumerate(rows[row]) if "\n" in value or "\r" in value)
+        line_matches = []
+        for line, cells in enumerate(split_lines[row], first_line):
+            # In the first and last line, the cells before and after the quoted cell belong to this row itself.
+            outer_columns = [
+                column for column in matchers if (line > first_line or column > quoted) and (line < last_line or column < quoted)
+            ]
+            if outer_columns and cells != [""]:
+                line_matches.append(
+                    (
+                        line,
+                        row_match([matchers[column](cells[column].strip('"')) for column in outer_columns])
+                        if len(cells) == width
+                        else "none",
+                    )
                 )
-        fits = [kind for _, kind in found if kind not in ("none", "other")]
-        if not found or any(kind == "none" for _, kind in found) or 2 * len(fits) < len(found):
+        matches = [match for _, match in line_matches if match not in ("none", "other")]
+        if not line_matches or any(match == "none" for _, match in line_matches) or 2 * len(matches) < len(line_matches):
             continue
-        if "sure" in fits or fits.count("perhaps") > 1:
-            example = next(line for line, kind in found if kind not in ("none", "other"))
+        if "sure" in matches or matches.count("perhaps") > 1:
+            example = next(line for line, match in line_matches if match not in ("none", "other"))
             raise UserError(
-                f"{where}, line {begin}: a quoted text that opens here closes in line {end} and holds lines that "
-                f"are rows of their own (line {example}): a quotation mark is stray. Take it out, or quote the "
+                f"{where}, line {first_line}: a quoted text starts here, ends in line {last_line} and contains lines that "
+                f"look like rows of their own (line {example}), so that a quotation mark seems to be stray. Remove it, or quote the "
                 'text and write each of its quotation marks twice ("")'
             )
 
 
 def row_match(matches: Sequence[str]) -> str:
-    """How well the cells of a line fit the columns of a row: as the best of them does, or "other" where one does not."""
+    """Combine the matches of the cells of a line into one for the line.
+
+    The result is the best match of its cells, or "other" if one cell does not fit its column.
+    """
     if "" in matches:
         return "other"
     return next((kind for kind in ("sure", "perhaps", "repeated") if kind in matches), "other")
 
 
 def cell_matcher(values: Sequence[str], candidates: Sequence[str]) -> Callable[[str], str]:
-    """How a cell fits a column of ``values``: "sure", "perhaps", "repeated" or not (""); "open" where anything would.
+    """Return a function that rates how well a cell fits a column.
 
-    ``candidates``, cells of lines that may be rows, help to tell a column of few values from one of many. One that is in no
-    row, but in several such lines, is "repeated".
+    The rating is "sure", "perhaps", "repeated" (the value is in no row, but in several candidates) or "" (no fit). It is
+    "open" for every cell if the column holds free text.
+
+    Args:
+        values: The cells of the column.
+        candidates: The cells of lines that may be rows. They help to distinguish a column of few values from one of many.
     """
-    seen, every, count = set(values), [*values, *candidates], Counter(candidates)
-    if len({*every}) < 0.9 * len(every):
-        return lambda cell: "sure" if cell in seen else "repeated" if count[cell] > 1 else ""
+    known, all_cells, count = set(values), [*values, *candidates], Counter(candidates)
+    if len({*all_cells}) < 0.9 * len(all_cells):
+        return lambda cell: "sure" if cell in known else "repeated" if count[cell] > 1 else ""
     shapes = {digit_shape(value) for value in values}
-    if len(shapes) > 0.1 * len(values) + 1 or not all("0" in one for one in shapes):
+    if len(shapes) > 0.1 * len(values) + 1 or not all("0" in shape for shape in shapes):
         return lambda cell: "open"
     numbers = [int(value) for value in values if value.isdecimal()]
     low, high = min(numbers, default=0), max(numbers, default=0)
 
     def unused(cell: str) -> str:
-        if digit_shape(cell) not in shapes or cell in seen:
+        if digit_shape(cell) not in shapes or cell in known:
             return ""
         return "sure" if not cell.isdecimal() or low < int(cell) < high else "perhaps"
 
@@ -164,29 +195,28 @@ def cell_matcher(values: Sequence[str], candidates: Sequence[str]) -> Callable[[
 
 
 def digit_shape(cell: str) -> str:
-    """A cell with every run of digits as one 0."""
+    """Replace every run of digits in a cell by one 0."""
     return re.sub(r"\d+", "0", cell)
 
 
 def long_cell_notes(where: str, spans: dict[int, tuple[int, int]], num_rows: int) -> list[str]:
-    """A note where a cell or two of a table run over many lines, and all others over one."""
-    long = [(begin, end) for begin, end in spans.values() if end - begin >= LONG_CELL_LINES]
+    """Return a note if one or two cells of a table have many lines and nearly all others have one."""
+    long = [(start, stop) for start, stop in spans.values() if stop - start >= LONG_CELL_LINES]
     if not long or len(spans) > max(2, RARE_SHARE * num_rows):
         return []
-    begin, end = max(long, key=lambda span: span[1] - span[0])
+    start, stop = max(long, key=lambda span: span[1] - span[0])
     return [
-        f"{where}: a quoted text runs from line {begin} to {end}, and hardly another row has two lines; look for a stray quotation mark"
+        f"{where}: a quoted text extends from line {start} to line {stop}, but hardly any other row has two lines; "
+        "check for a stray quotation mark"
     ]
 
-
-# One local table file, as columns: Parquet, Arrow, CSV, TSV, JSON or JSON Lines, compressed or not.
 
 SUFFIXES = (".parquet", ".arrow", ".csv", ".tsv", ".json", ".jsonl", ".ndjson")
 TEXT_SUFFIX = ".txt"
 
 
 def decompress_zst(data: bytes) -> bytes:
-    """The content of a Zstandard file."""
+    """Decompress the content of a Zstandard file."""
     with pa.CompressedInputStream(pa.BufferReader(data), "zstd") as stream:
         return bytes(stream.read())
 
@@ -201,7 +231,7 @@ SUPPORTED_FORMATS = f"{' '.join(SUFFIXES)} {TEXT_SUFFIX}, each also with {' '.jo
 
 
 def detect_format(path: Path) -> str:
-    """The suffix that says how a file is read, small and without that of its compression; "" if it cannot be read."""
+    """Return the lower-case suffix that determines how a file is read, without compression; "" if it cannot be read."""
     suffixes = [suffix.lower() for suffix in path.suffixes]
     if suffixes and suffixes[-1] in DECOMPRESSORS:
         suffixes.pop()
@@ -209,24 +239,31 @@ def detect_format(path: Path) -> str:
 
 
 def base_stem(path: Path) -> str:
-    """The name of a file without the suffixes of its kind and compression."""
+    """Return the name of a file without the suffixes of its format and compression."""
     inner = path.stem if path.suffix.lower() in DECOMPRESSORS else path.name
     return Path(inner).stem
 
 
 def read_table(path: Path, required: Sequence[str], optional: Sequence[str] = ()) -> Table:
-    """The columns ``required``, and those of ``optional`` that are there, as lists of cells.
+    """Read columns of a table file as lists of cells.
 
-    Numbers in CSV and TSV files stay the text they are. Raises UserError for a file that cannot be read or
-    parsed, for a wanted column that is not there, and for one that is there twice.
+    Numbers in CSV and TSV files remain text.
+
+    Args:
+        path: The file.
+        required: Columns that must exist.
+        optional: Columns that are read if they exist.
+
+    Raises:
+        UserError: The file cannot be read or parsed, a required column is missing, or a requested column occurs twice.
     """
-    kind = detect_format(path)
-    if kind in (".parquet", ".arrow"):
-        return read_columns(path, kind, required, optional)
+    file_format = detect_format(path)
+    if file_format in (".parquet", ".arrow"):
+        return read_columns(path, file_format, required, optional)
     text = read_text(path)
     notes: list[str] = []
-    if kind in (".csv", ".tsv"):
-        names, columns, notes = read_delimited(str(path), text, "\t" if kind == ".tsv" else ",", text_column=required[0])
+    if file_format in (".csv", ".tsv"):
+        names, columns, notes = read_delimited(str(path), text, "\t" if file_format == ".tsv" else ",", text_column=required[0])
     else:
         columns = read_json(path, text)
         names = list(columns)
@@ -234,77 +271,89 @@ def read_table(path: Path, required: Sequence[str], optional: Sequence[str] = ()
 
 
 def resolve_columns(where: str, columns: Sequence[str], required: Sequence[str], optional: Sequence[str]) -> list[str]:
-    """The columns to read; UserError if one that is wanted is not there, or one that is read is there twice."""
+    """Return the names of the columns to read.
+
+    Raises:
+        UserError: A required column is missing, or a requested column occurs twice.
+    """
     for name in required:
         if name not in columns:
-            near = closest_match(name, columns)
-            hint = f"; did you mean {near!r}?" if near else "."
+            match = closest_match(name, columns)
+            hint = f"; did you mean {match!r}?" if match else "."
             raise UserError(
-                f"{where} has no column {name[:80]!r}{hint} Its columns: {format_columns(columns)}. "
-                f"Name the right one with dataset.text_column, dataset.label_column or dataset.source_column"
+                f"{where} has no column {name[:80]!r}{hint} Its columns are: {format_columns(columns)}. "
+                f"Name another column with dataset.text_column, dataset.label_column or dataset.source_column"
             )
-    picked = list(dict.fromkeys([*required, *(name for name in optional if name in columns)]))
-    for name in picked:
+    selected = list(dict.fromkeys([*required, *(name for name in optional if name in columns)]))
+    for name in selected:
         if (count := list(columns).count(name)) > 1:
             raise UserError(
-                f"{where} has {count} columns named {name[:80]!r}: rename all but one, or name another one with "
+                f"{where} has {count} columns named {name[:80]!r}: rename all but one, or name another column with "
                 "dataset.text_column, dataset.label_column or dataset.source_column"
             )
-    return picked
+    return selected
 
 
 def format_columns(columns: Sequence[str]) -> str:
-    """The names of columns for a message."""
+    """Format column names for a message."""
     return ", ".join(repr(c if len(c) <= 40 else c[:40] + "...") for c in list(columns)[:20]) or "none"
 
 
 def read_bytes(path: Path) -> bytes:
-    """The whole file, unpacked where its name says that it is packed; UserError if it cannot be read."""
+    """Read a whole file and decompress it if its suffix is that of a compression format.
+
+    Raises:
+        UserError: The file cannot be read or decompressed.
+    """
     if path.exists() and not path.is_file():
-        raise UserError(f"cannot read {path}: it is no regular file (a pipe, a socket or a device); copy its content to a file")
+        raise UserError(f"cannot read {path}: it is not a regular file but a pipe, a socket or a device. Copy its content to a file")
     try:
         data = path.read_bytes()
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror or error}") from error
-    unpack = DECOMPRESSORS.get(path.suffix.lower())
-    if unpack is None or not data:
+    decompress = DECOMPRESSORS.get(path.suffix.lower())
+    if decompress is None or not data:
         return data
     try:
-        return unpack(data)
+        return decompress(data)
     except (OSError, EOFError, ValueError, lzma.LZMAError, zlib.error, pa.ArrowException) as error:
         raise UserError(f"{path} is not a readable {path.suffix} file: {error}") from error
 
 
 def read_text(path: Path, *, allow_empty: bool = False) -> str:
-    """The whole file as text (UTF-8, or UTF-16 with its mark); UserError if it is empty or not text."""
+    """Read a whole text file (UTF-8, or UTF-16 with a byte order mark).
+
+    Raises:
+        UserError: The file is empty (unless ``allow_empty``), binary or in another encoding.
+    """
     data = read_bytes(path)
     if not data.strip() and not allow_empty:
         raise UserError(f"{path} is empty")
     encoding = "utf-16" if data[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig"
     if encoding != "utf-16" and b"\0" in data:
-        raise UserError(f"{path} is binary, not text; wanted one of: {SUPPORTED_FORMATS}")
+        raise UserError(f"{path} is a binary file, not text. Supported formats: {SUPPORTED_FORMATS}")
     try:
         return data.decode(encoding)
     except UnicodeDecodeError as error:
         raise UserError(
-            f"{path} is not UTF-8 (byte 0x{data[error.start]:02x} at position {error.start:,}); "
-            f"convert it first, for instance: iconv -f latin1 -t utf-8"
+            f"{path} is not encoded as UTF-8 (byte 0x{data[error.start]:02x} at position {error.start:,}). "
+            f"Convert it first, for example with: iconv -f latin1 -t utf-8"
         ) from error
 
 
 def read_columns(path: Path, kind: str, required: Sequence[str], optional: Sequence[str]) -> Table:
-    """Columns of a Parquet or Arrow file; of a Parquet file only those asked for are read."""
-    packed = path.suffix.lower() in DECOMPRESSORS
-    if not path.is_file() or packed or kind == ".arrow" or path.stat().st_size == 0:
+    """Read columns of a Parquet or Arrow file; from a Parquet file, only the requested columns are read."""
+    is_compressed = path.suffix.lower() in DECOMPRESSORS
+    if not path.is_file() or is_compressed or kind == ".arrow" or path.stat().st_size == 0:
         data = read_bytes(path)
         if not data:
             raise UserError(f"{path} is empty")
     try:
         if kind == ".arrow":
-            whole = read_arrow(data)
-            names = resolve_columns(path.name, whole.schema.names, required, optional)
-            return arrow_columns(whole.select(names), whole.schema)
-        with pq.ParquetFile(pa.BufferReader(data) if packed else path) as file:
+            table = read_arrow(data)
+            names = resolve_columns(path.name, table.schema.names, required, optional)
+            return arrow_columns(table.select(names), table.schema)
+        with pq.ParquetFile(pa.BufferReader(data) if is_compressed else path) as file:
             names = resolve_columns(path.name, file.schema_arrow.names, required, optional)
             return arrow_columns(file.read(columns=names), file.schema_arrow)
     except (pa.ArrowException, UnicodeDecodeError) as error:
@@ -314,63 +363,68 @@ def read_columns(path: Path, kind: str, required: Sequence[str], optional: Seque
 
 
 def read_arrow(data: bytes) -> pa.Table:
-    """An Arrow file of either form: a stream, as the library ``datasets`` keeps, or a file with a footer (Feather)."""
+    """Read an Arrow file in either form: a stream (as the library ``datasets`` writes) or a file with a footer (Feather)."""
     if data[:6] == b"ARROW1":
         return pa.ipc.open_file(pa.BufferReader(data)).read_all()
     return pa.ipc.open_stream(pa.BufferReader(data)).read_all()
 
 
 def arrow_columns(table: pa.Table, schema: pa.Schema) -> Table:
-    """An Arrow table as lists of cells, with the features that ``datasets`` left in the metadata of its schema."""
+    """Convert an Arrow table to lists of cells, with the features that ``datasets`` stored in the schema metadata."""
     features: Mapping[str, Any] = {}
     if b"huggingface" in (schema.metadata or {}):
-        import datasets  # here, not above: half a second that no other file needs to wait for
+        import datasets  # imported here because it takes half a second and most files do not need it
 
         try:
             features = datasets.Features.from_arrow_schema(schema)
-        except (ValueError, KeyError, TypeError, AttributeError):  # of a newer version, or edited by hand
+        except (ValueError, KeyError, TypeError, AttributeError):  # the metadata was written by a newer version or edited by hand
             features = {}
     return Table({name: table.column(name).to_pylist() for name in table.column_names}, tuple(schema.names), features)
 
 
 def read_json(path: Path, text: str) -> dict[str, list[Any]]:
-    """A list of records, or one record a line."""
+    """Read a JSON list of records, or JSON Lines with one record per line."""
     try:
         records = [(1, parse_json(text))] if detect_format(path) == ".json" else None
         if records and isinstance(records[0][1], list):
             records = list(enumerate(records[0][1], 1))
     except (ValueError, RecursionError):
-        records = None  # JSON Lines by another name
+        records = None  # JSON Lines in a file with the suffix .json
     if records is None:
         records = []
-        # Not splitlines(): it also cuts at U+2028 and its like, which JSON strings may hold.
+        # splitlines() would also split at U+2028 and similar characters, which JSON strings may contain.
         for number, line in enumerate(text.split("\n"), 1):
             if line.strip():
                 try:
                     records.append((number, parse_json(line)))
                 except (ValueError, RecursionError) as error:
-                    raise UserError(f"{path}, line {number}: not JSON ({error})") from error
+                    raise UserError(f"{path}, line {number}: the line is not valid JSON ({error})") from error
     for number, record in records:
         if not isinstance(record, dict):
-            raise UserError(f'{path}, record {number}: wanted an object such as {{"text": ...}}, got {type(record).__name__}')
+            raise UserError(f'{path}, record {number}: expected an object such as {{"text": ...}}, got {type(record).__name__}')
     names = dict.fromkeys(str(name) for _, record in records for name in record)
     return {name: [record.get(name) for _, record in records] for name in names}
 
 
 def parse_json(text: str) -> Any:
-    """The JSON value of a text; ValueError where an object has a key twice, of which only the last would count."""
+    """Parse JSON text.
+
+    Raises:
+        ValueError: The text is not valid JSON, or an object has a key twice (the standard parser would keep the last one).
+    """
     return json.loads(text, object_pairs_hook=unique_object)
 
 
 def unique_object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) < len(pairs):
+    """Convert the key-value pairs of a JSON object to a dictionary; raise ValueError for a repeated key."""
+    record = dict(pairs)
+    if len(record) < len(pairs):
         names = [name for name, _ in pairs]
-        twice = next(name for name in names if names.count(name) > 1)
-        raise ValueError(f"an object has the key {twice[:80]!r} twice")
-    return found
+        repeated = next(name for name in names if names.count(name) > 1)
+        raise ValueError(f"an object has the key {repeated[:80]!r} twice")
+    return record
 
 
 def first_line(error: BaseException) -> str:
-    """What an error says, in one line."""
+    """Return the first line of an error message, at most 200 characters."""
     return (str(error).splitlines() or [type(error).__name__])[0][:200]

@@ -1,4 +1,4 @@
-"""From findings to verdicts: a run beside its IID baseline, and runs of several seeds beside theirs."""
+"""Diagnose failures of a run compared with its IID baseline, and of runs with several seeds compared with theirs."""
 
 from .across_seeds import Diagnosis, diagnose
 from .verdict import MIN_EVALUATIONS, Verdict, judge_run

@@ -1,11 +1,13 @@
-"""What runs of several seeds say together: none, suspected, or confirmed as the heterogeneity's doing.
+"""Combine the findings of several seeds into a diagnosis: none, suspected, or confirmed as an effect of heterogeneity.
 
-Confirmed needs three seeds or more, most of them positive each by itself, and the contrast: their IID twins do not show it, and
-the excess over the baseline, paired by seed, has a t-interval above zero. The excess is the difference in differences
-[M(run) - M(ref)] - [M(twin) - M(ref)]: a deal moves the same documents about, so the pooled reference is one for both and falls
-out. For what either happens or not (divergence) the pairs in which only one of the two shows it must all point one way. A broken
-identity of an algorithm needs no twin. One or two seeds are suspected at most; where most twins show it too it is a failure, but
-not the heterogeneity's.
+A confirmation requires at least three seeds, most of which are positive on their own. In addition, the IID baselines must not show
+the failure, and the excess over the baseline, paired by seed, must have a t-interval above zero. The excess is the difference in
+differences [M(run) - M(ref)] - [M(baseline) - M(ref)]. A partition only assigns the same documents to different clients, so the
+centralized reference is the same for both and cancels.
+
+Failures that either occur or not, such as divergence, are tested by discordant pairs: all pairs in which only one run shows the
+failure must be in the same direction. A violated invariant of an algorithm needs no baseline. One or two seeds give at most a
+suspicion. If most baselines also show the failure, it is reported but heterogeneity is not its cause.
 """
 
 from __future__ import annotations
@@ -27,32 +29,53 @@ Cause = Literal["heterogeneity", "also in IID baseline", "no baseline", "impleme
 CAUSE_MESSAGES: dict[Cause, str] = {
     "heterogeneity": "The IID baseline does not show it.",
     "also in IID baseline": "The IID baseline shows it too, so the heterogeneity did not cause it.",
-    "no baseline": "There is no IID baseline to tell whether the heterogeneity caused it.",
-    "implementation error": "It is a mistake in an implementation, whatever the data.",
+    "no baseline": "Without an IID baseline, it is unknown whether the heterogeneity caused it.",
+    "implementation error": "It is an error in the implementation and does not depend on the data.",
 }
 
 
-FACTUAL_FAILURES = ("dead model", "divergence")  # that training failed is a fact of one run; what caused it is not
+FACTUAL_FAILURES = ("dead model", "divergence")  # one run is enough to state these, but not their cause
 
 
 @dataclass(frozen=True)
 class Diagnosis:
-    """What all seeds say of one failure. ``excess`` over the baseline with its interval; NaN where there is none."""
+    """The combined result of all seeds for one failure mode.
+
+    Attributes:
+        failure: Name of the failure mode.
+        grade: The grade.
+        cause: Whether heterogeneity is the cause.
+        findings: One finding per seed.
+        sentence: The diagnosis in plain English.
+        num_seeds: Seeds in which the failure mode was measured.
+        num_positive: Seeds in which the finding is positive.
+        num_in_baseline: Seeds in which the IID baseline shows the failure.
+        excess: Mean excess over the baseline; NaN without baselines.
+        low: Lower bound of its t-interval.
+        high: Upper bound of its t-interval.
+        detectable_effect: The smallest effect that would have been detected.
+        unit: Unit of the effects.
+        strength: Median statistic divided by its threshold.
+        first_round: Median first round with signs of the failure.
+        clients: Clients that are affected in most seeds.
+        locations: Domains, layers or phenomena that are affected in most seeds.
+        missing_input: Measurements that are missing for a confirmation.
+    """
 
     failure: str
     grade: Grade
     cause: Cause
-    findings: tuple[Finding, ...]  # one a seed
+    findings: tuple[Finding, ...]
     sentence: str = ""
-    num_seeds: int = 0  # in which it was measured
+    num_seeds: int = 0
     num_positive: int = 0
-    num_in_baseline: int = 0  # by twins
+    num_in_baseline: int = 0
     excess: float = math.nan
     low: float = math.nan
     high: float = math.nan
-    detectable_effect: float = math.nan  # the smallest effect that could have been called
+    detectable_effect: float = math.nan
     unit: str = ""
-    strength: float = math.nan  # median statistic in units of its limit
+    strength: float = math.nan
     first_round: int | None = None
     clients: tuple[int, ...] = ()
     locations: tuple[str, ...] = ()
@@ -60,18 +83,32 @@ class Diagnosis:
 
 
 def diagnose(cases: Sequence[RunEvidence]) -> list[Diagnosis]:
-    """All detectors over the seeds of one experiment, the gravest first."""
-    found: dict[str, list[Finding]] = {}
-    limits = cases[0].thresholds if cases else THRESHOLDS
+    """Run all detectors on the seeds of one experiment.
+
+    Args:
+        cases: Evidence for each seed.
+
+    Returns:
+        One diagnosis per failure mode, the most severe grade first.
+    """
+    by_failure: dict[str, list[Finding]] = {}
+    thresholds = cases[0].thresholds if cases else THRESHOLDS
     for case in cases:
         for finding in run_detectors(case):
-            found.setdefault(finding.failure, []).append(finding)
+            by_failure.setdefault(finding.failure, []).append(finding)
     order: tuple[Grade, ...] = ("confirmed", "suspected", "none", "not measured")
-    return sorted((combine_seeds(each, limits) for each in found.values()), key=lambda said: order.index(said.grade))
+    return sorted(
+        (combine_seeds(findings, thresholds) for findings in by_failure.values()), key=lambda diagnosis: order.index(diagnosis.grade)
+    )
 
 
 def combine_seeds(seed_findings: Sequence[Finding], thresholds: Thresholds = THRESHOLDS) -> Diagnosis:
-    """One failure over seeds."""
+    """Combine the findings of one failure mode over seeds.
+
+    Args:
+        seed_findings: One finding per seed.
+        thresholds: Thresholds of all detectors.
+    """
     common, first = thresholds["common"], seed_findings[0]
     measured = [finding for finding in seed_findings if finding.grade != "not measured"]
     if not measured:
@@ -84,22 +121,22 @@ def combine_seeds(seed_findings: Sequence[Finding], thresholds: Thresholds = THR
             sentence=f"Not measured: {first.failure} needs {first.missing_input}.",
         )
     positive = [finding for finding in measured if finding.is_positive]
-    called = positive or [finding for finding in measured if finding.grade == "suspected"]
-    excess, low, high, least = paired_excess(measured, common["level"], common["power"])
+    suspected = positive or [finding for finding in measured if finding.grade == "suspected"]
+    excess, low, high, detectable = paired_excess(measured, common["level"], common["power"])
     cause = attribute_cause(measured, positive)
     enough = len(measured) >= common["seeds"] and 2 * len(positive) > len(measured)
-    wanting = sorted({finding.missing_input for finding in positive if not finding.is_confirmable})
-    apart = has_one_sided_discordance(measured) if first.is_event else low > 0
-    if enough and (cause == "implementation error" or (cause == "heterogeneity" and apart and not wanting)):
+    missing = sorted({finding.missing_input for finding in positive if not finding.is_confirmable})
+    exceeds_baseline = has_one_sided_discordance(measured) if first.is_event else low > 0
+    if enough and (cause == "implementation error" or (cause == "heterogeneity" and exceeds_baseline and not missing)):
         grade: Grade = "confirmed"
-    elif called and (first.is_event or len(measured) < common["seeds"] or 2 * len(called) >= len(measured)):
+    elif suspected and (first.is_event or len(measured) < common["seeds"] or 2 * len(suspected) >= len(measured)):
         grade = "suspected"
     else:
         grade = "none"
-    told = called if grade != "none" else measured
-    middle = sorted(told, key=lambda finding: finding.statistic)[len(told) // 2]
-    starts = sorted(finding.first_round for finding in told if finding.first_round is not None)
-    judgement = Diagnosis(
+    relevant = suspected if grade != "none" else measured
+    median_finding = sorted(relevant, key=lambda finding: finding.statistic)[len(relevant) // 2]
+    first_rounds = sorted(finding.first_round for finding in relevant if finding.first_round is not None)
+    diagnosis = Diagnosis(
         first.failure,
         grade,
         cause,
@@ -107,88 +144,106 @@ def combine_seeds(seed_findings: Sequence[Finding], thresholds: Thresholds = THR
         "",
         len(measured),
         len(positive),
-        sum(bool(each.in_baseline) for each in measured),
+        sum(bool(finding.in_baseline) for finding in measured),
         excess,
         low,
         high,
-        middle.threshold if math.isnan(least) else max(middle.threshold, least),
-        middle.unit,
+        median_finding.threshold if math.isnan(detectable) else max(median_finding.threshold, detectable),
+        median_finding.unit,
         float(np.median([finding.strength for finding in measured])),
-        starts[len(starts) // 2] if starts and grade != "none" else None,
-        majority_names(finding.clients for finding in told),
-        majority_names(finding.locations for finding in told),
-        "; ".join(wanting),
+        first_rounds[len(first_rounds) // 2] if first_rounds and grade != "none" else None,
+        majority_names(finding.clients for finding in relevant),
+        majority_names(finding.locations for finding in relevant),
+        "; ".join(missing),
     )
-    return replace(judgement, sentence=write_sentence(judgement, middle, len(called), int(common["seeds"])))
+    return replace(diagnosis, sentence=write_sentence(diagnosis, median_finding, len(suspected), int(common["seeds"])))
 
 
 def attribute_cause(measured: Sequence[Finding], positive: Sequence[Finding]) -> Cause:
-    """Whose doing it is, by what most of the twins of the positive seeds show."""
+    """Determine the cause from the baselines of the positive seeds, or of all measured seeds if none is positive."""
     if measured[0].is_implementation_error:
         return "implementation error"
-    told = [finding for finding in positive or measured if finding.in_baseline is not None]
-    if not told:
+    with_baseline = [finding for finding in positive or measured if finding.in_baseline is not None]
+    if not with_baseline:
         return "no baseline"
-    return "also in IID baseline" if 2 * sum(bool(finding.in_baseline) for finding in told) >= len(told) else "heterogeneity"
+    return (
+        "also in IID baseline" if 2 * sum(bool(finding.in_baseline) for finding in with_baseline) >= len(with_baseline) else "heterogeneity"
+    )
 
 
 def paired_excess(measured: Sequence[Finding], level: float, power: float) -> tuple[float, float, float, float]:
-    """Mean excess over the baseline, its paired t-interval, and the smallest excess that so many seeds would have shown."""
+    """Compute the mean excess over the baseline and its paired t-interval.
+
+    Args:
+        measured: One finding per seed.
+        level: Level of the interval.
+        power: Power of the smallest detectable excess.
+
+    Returns:
+        Mean, lower bound, upper bound, and the smallest excess that this number of seeds detects. Missing values are NaN.
+    """
     excess = np.array([finding.excess for finding in measured])
     excess = excess[np.isfinite(excess)]
     if not len(excess):
         return math.nan, math.nan, math.nan, math.nan
-    mean, freedom = float(excess.mean()), len(excess) - 1
-    if not freedom:
+    mean, degrees_of_freedom = float(excess.mean()), len(excess) - 1
+    if not degrees_of_freedom:
         return mean, math.nan, math.nan, math.nan
-    wide, error = float(stats.t.ppf((1 + level) / 2, freedom)), float(excess.std(ddof=1) / np.sqrt(len(excess)))
-    return mean, mean - wide * error, mean + wide * error, (wide + float(stats.t.ppf(power, freedom))) * error
+    quantile, error = float(stats.t.ppf((1 + level) / 2, degrees_of_freedom)), float(excess.std(ddof=1) / np.sqrt(len(excess)))
+    return mean, mean - quantile * error, mean + quantile * error, (quantile + float(stats.t.ppf(power, degrees_of_freedom))) * error
 
 
 def has_one_sided_discordance(measured: Sequence[Finding]) -> bool:
-    """Whether no twin shows what its run does not: McNemar's discordant pairs, all on one side."""
+    """Return whether no baseline shows the failure without its run: all discordant pairs (McNemar) have the same direction."""
     return not any(finding.in_baseline and not finding.is_positive for finding in measured)
 
 
 def majority_names(name_lists: Iterable[tuple[Name, ...]]) -> tuple[Name, ...]:
-    """What is named in most of the seeds, the most often named first."""
-    every = list(name_lists)
-    counts = Counter(name for names in every for name in names)
-    return tuple(name for name, count in counts.most_common() if 2 * count > len(every))
+    """Return the names that occur in most of the lists, the most frequent first."""
+    lists = list(name_lists)
+    counts = Counter(name for names in lists for name in names)
+    return tuple(name for name, count in counts.most_common() if 2 * count > len(lists))
 
 
 def write_sentence(diagnosis: Diagnosis, median_finding: Finding, num_called: int, min_seeds: int) -> str:
-    """The judgement in plain English."""
+    """Write a diagnosis in plain English.
+
+    Args:
+        diagnosis: The diagnosis.
+        median_finding: The finding with the median statistic, whose message is used.
+        num_called: Seeds in which the failure is at least suspected.
+        min_seeds: Seeds that a confirmation requires.
+    """
     seeds = f"{diagnosis.num_seeds} seed{'s' if diagnosis.num_seeds > 1 else ''}"
     size = f"{diagnosis.detectable_effect:.3g} {diagnosis.unit}"
     if diagnosis.grade == "none":
-        some = f" ({num_called} of {diagnosis.num_seeds} seeds hint at it.)" if num_called else ""
-        return f"No {diagnosis.failure} in {seeds}: {median_finding.message}. An effect under {size} would not have been called.{some}"
+        hint = f" Signs of it appear in {num_called} of {diagnosis.num_seeds} seeds." if num_called else ""
+        return f"No {diagnosis.failure} in {seeds}: {median_finding.message}. Effects below {size} would not have been detected.{hint}"
     lead = "Training failed" if diagnosis.failure in FACTUAL_FAILURES and diagnosis.grade == "suspected" else diagnosis.grade.capitalize()
-    words = f"{lead}: {median_finding.message}; in {num_called} of {seeds}. {CAUSE_MESSAGES[diagnosis.cause]}"
+    sentence = f"{lead}: {median_finding.message} ({num_called} of {seeds}). {CAUSE_MESSAGES[diagnosis.cause]}"
     if diagnosis.grade == "confirmed":
-        return words
+        return sentence
     if diagnosis.num_seeds < min_seeds and diagnosis.failure in FACTUAL_FAILURES:
         these = "this run" if diagnosis.num_seeds == 1 else "these runs"
-        words += f" That is a fact of {these}; to tell its cause takes {min_seeds} seeds."
+        sentence += f" The failure of {these} is certain, but identifying its cause requires {min_seeds} seeds."
     elif diagnosis.num_seeds < min_seeds:
-        raised = "One seed raises" if diagnosis.num_seeds == 1 else "Two seeds raise"
-        words += f" {raised} a suspicion; to confirm it takes {min_seeds}."
+        subject = "One seed" if diagnosis.num_seeds == 1 else "Two seeds"
+        sentence += f" {subject} can only raise a suspicion; a confirmation requires {min_seeds} seeds."
     elif diagnosis.missing_input:
-        words += f" To confirm it takes {diagnosis.missing_input}."
-    return words
+        sentence += f" A confirmation requires {diagnosis.missing_input}."
+    return sentence
 
 
-# Judgements as plain JSON.
+# Conversion of diagnoses to JSON.
 
 
 def diagnoses_to_json(diagnoses: Sequence[Diagnosis]) -> list[dict[str, Any]]:
-    """Everything that was found, the findings of every seed included; what is missing is null."""
-    return [to_json_value(asdict(judgement)) for judgement in diagnoses]
+    """Convert diagnoses with the findings of every seed to JSON values; missing numbers are null."""
+    return [to_json_value(asdict(diagnosis)) for diagnosis in diagnoses]
 
 
 def to_json_value(value: Any) -> Any:
-    """The same with NaN as None, infinities as text, and tuples as lists: JSON has none of them."""
+    """Convert NaN to None, infinities to text, and tuples to lists, because JSON does not have them."""
     if isinstance(value, dict):
         return {key: to_json_value(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):

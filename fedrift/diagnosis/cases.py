@@ -1,7 +1,7 @@
-"""Cases from stored runs: which belong together, which is whose IID baseline, and which anchors are there.
+"""Build detector inputs from stored runs: group runs by experiment and find their IID baselines and reference runs.
 
-Runs belong together if they differ in nothing but the seed. An anchor is a stored run of the same seed that differs in just the
-one thing that makes it an anchor.
+Runs belong to one group if they differ only in their seed. A reference run is a stored run with the same seed that differs from
+the run only in the property that makes it a reference.
 """
 
 from __future__ import annotations
@@ -20,14 +20,24 @@ from .curves import read_curve
 from .failures import find_dead_model
 from .finding import THRESHOLDS, RunEvidence, RunInfo
 
-NON_CONFIG_KEYS = ("id", "partition_table")  # stored beside what was asked
-COMPARED_EVALUATION_KEYS = ("split", "blocks_per_domain", "final_blocks_per_domain")  # losses on other blocks are other losses
-REFERENCE_ALGORITHMS = ("Centralized", "LocalOnly", "FedSGD")  # algorithms, by name
+NON_CONFIG_KEYS = ("id", "partition_table")  # stored with the configuration, but not part of it
+COMPARED_EVALUATION_KEYS = (
+    "split",
+    "blocks_per_domain",
+    "final_blocks_per_domain",
+)  # losses on different held-out blocks are not comparable
+REFERENCE_ALGORITHMS = ("Centralized", "LocalOnly", "FedSGD")  # names of algorithms
 
 
 @dataclass(frozen=True, eq=False)
 class RunGroup:
-    """Runs of one experiment over its seeds, and what each can be judged by."""
+    """Runs of one experiment with different seeds, and the evidence for each run.
+
+    Attributes:
+        runs: The runs, in order of their seeds.
+        baselines: The IID baseline of each run, or None.
+        cases: The evidence for each run.
+    """
 
     runs: tuple[Run, ...]
     baselines: tuple[Run | None, ...]
@@ -35,30 +45,56 @@ class RunGroup:
 
 
 def group_runs(chosen: Sequence[Run], known_runs: Iterable[Run]) -> list[RunGroup]:
-    """The chosen runs by experiment, in order of seed, each with its twin and anchors among all the known ones."""
+    """Group runs by experiment, in order of their seeds.
+
+    Args:
+        chosen: The runs to diagnose.
+        known_runs: Stored runs among which IID baselines and reference runs are found.
+    """
     return group_readable_runs(chosen, known_runs)[0]
 
 
 def group_readable_runs(chosen: Sequence[Run], known_runs: Iterable[Run]) -> tuple[list[RunGroup], list[UnreadableRun]]:
-    """``group_runs``, and the runs that could not be read: a chosen one is in no group, a known one is no twin and no anchor."""
-    shelf = RunIndex.from_runs([*known_runs, *chosen])
+    """Group runs as ``group_runs`` does, and report runs that cannot be read.
+
+    An unreadable chosen run is in no group, and an unreadable known run is not used as a baseline or reference.
+
+    Args:
+        chosen: The runs to diagnose.
+        known_runs: Stored runs among which IID baselines and reference runs are found.
+
+    Returns:
+        The groups and the unreadable runs.
+    """
+    index = RunIndex.from_runs([*known_runs, *chosen])
     groups: dict[str, list[Run]] = {}
-    readable, bad = read_each({run.id: run for run in chosen}.values(), shelf.load_trajectory)
+    readable, unreadable = read_each({run.id: run for run in chosen}.values(), index.load_trajectory)
     for run, _ in readable:
         groups.setdefault(make_config_key(run.config, ignored=("seed",)), []).append(run)
-    made = []
+    run_groups = []
     for runs in groups.values():
         runs.sort(key=lambda run: run.config["seed"])
-        twins = [shelf.find_baseline(run) for run in runs]
-        made.append(
-            RunGroup(tuple(runs), tuple(twins), tuple(shelf.build_evidence(run, twin) for run, twin in zip(runs, twins, strict=True)))
+        baselines = [index.find_baseline(run) for run in runs]
+        run_groups.append(
+            RunGroup(
+                tuple(runs),
+                tuple(baselines),
+                tuple(index.build_evidence(run, baseline) for run, baseline in zip(runs, baselines, strict=True)),
+            )
         )
-    return made, list(dict.fromkeys([*bad, *shelf.unreadable.values()]))
+    return run_groups, list(dict.fromkeys([*unreadable, *index.unreadable.values()]))
 
 
 @dataclass(frozen=True, eq=False)
 class RunIndex:
-    """Stored runs, by what was asked of them. ``unreadable``: those that turned out to be unreadable; the others are read once."""
+    """Stored runs, indexed by their configuration. Each run is read once.
+
+    Attributes:
+        runs: The runs and their configurations.
+        matches: Runs by the configuration without some keys; filled on demand.
+        unreadable: Runs that could not be read, by id.
+        trajectories: Trajectories by run directory; filled on demand, None if unreadable.
+    """
 
     runs: tuple[tuple[Run, dict[str, Any]], ...]
     matches: dict[tuple[str, ...], dict[str, list[tuple[Run, dict[str, Any]]]]] = field(default_factory=dict, repr=False)
@@ -67,111 +103,143 @@ class RunIndex:
 
     @staticmethod
     def from_runs(runs: Iterable[Run]) -> RunIndex:
-        read, bad = read_each({run.folder: run for run in runs}.values(), lambda run: run.config)
-        return RunIndex(tuple(read), unreadable={each.id: each for each in bad})
+        """Read the configurations of runs and build an index."""
+        readable, unreadable_runs = read_each({run.folder: run for run in runs}.values(), lambda run: run.config)
+        return RunIndex(tuple(readable), unreadable={each.id: each for each in unreadable_runs})
 
     def load_trajectory(self, run: Run) -> Trajectory:
-        """A run's trajectory."""
-        found = self.trajectories.get(run.folder)
-        if found is None:
-            found = self.trajectories[run.folder] = run.trajectory()
-        return found
+        """Return a run's trajectory, from the cache if possible."""
+        trajectory = self.trajectories.get(run.folder)
+        if trajectory is None:
+            trajectory = self.trajectories[run.folder] = run.trajectory()
+        return trajectory
 
     def try_load_trajectory(self, run: Run) -> Trajectory | None:
-        """A run's trajectory, None if it cannot be read."""
+        """Return a run's trajectory, or None if it cannot be read."""
         if run.folder not in self.trajectories:
-            read, bad = read_each([run], self.load_trajectory)
-            self.unreadable.update((each.id, each) for each in bad)
-            self.trajectories[run.folder] = read[0][1] if read else None
+            readable, unreadable_runs = read_each([run], self.load_trajectory)
+            self.unreadable.update((each.id, each) for each in unreadable_runs)
+            self.trajectories[run.folder] = readable[0][1] if readable else None
         return self.trajectories[run.folder]
 
     def find_similar(self, config: dict[str, Any], *drop: str) -> list[tuple[Run, dict[str, Any]]]:
-        """The runs that were asked the same but for ``drop``; names are made once for all runs."""
+        """Find the runs whose configuration equals a configuration, except for some keys.
+
+        Args:
+            config: The configuration.
+            drop: Dotted keys to ignore.
+
+        Returns:
+            The runs and their configurations.
+        """
         if drop not in self.matches:
-            names: dict[str, list[tuple[Run, dict[str, Any]]]] = {}
-            for run, said in self.runs:
-                names.setdefault(make_config_key(said, drop), []).append((run, said))
-            self.matches[drop] = names
+            by_key: dict[str, list[tuple[Run, dict[str, Any]]]] = {}
+            for run, run_config in self.runs:
+                by_key.setdefault(make_config_key(run_config, drop), []).append((run, run_config))
+            self.matches[drop] = by_key
         return self.matches[drop].get(make_config_key(config, drop), [])
 
     def find_baseline(self, run: Run) -> Run | None:
-        """The same experiment dealt IID, from its beginning; None if it is not there, or the run is dealt IID itself."""
-        asked = run.config
-        if asked["partition"].get("severity") == 0:
+        """Find a run's matched IID baseline: the same experiment with severity 0, which is not a fork.
+
+        Returns:
+            The baseline; None if there is none, or if the run itself has severity 0.
+        """
+        config = run.config
+        if config["partition"].get("severity") == 0:
             return None
         return next(
             (
                 other
-                for other, said in self.find_similar(asked, "partition.severity", "fork")
-                if said["partition"].get("severity") == 0 and "fork" not in said and self.try_load_trajectory(other) is not None
+                for other, other_config in self.find_similar(config, "partition.severity", "fork")
+                if other_config["partition"].get("severity") == 0
+                and "fork" not in other_config
+                and self.try_load_trajectory(other) is not None
             ),
             None,
         )
 
     def build_evidence(self, run: Run, baseline: Run | None) -> RunEvidence:
-        asked, mine = run.config, self.load_trajectory(run)
-        central, local, fedsgd = (
-            self.find_reference(asked, kind) if asked["algorithm"]["type"] != kind else None for kind in REFERENCE_ALGORITHMS
+        """Collect the baseline, the reference runs and the facts that a run is judged by."""
+        config, trajectory = run.config, self.load_trajectory(run)
+        centralized, local_only, fedsgd = (
+            self.find_reference(config, kind) if config["algorithm"]["type"] != kind else None for kind in REFERENCE_ALGORITHMS
         )
         return RunEvidence(
-            mine,
+            trajectory,
             self.try_load_trajectory(baseline) if baseline else None,
-            central,
-            local,
+            centralized,
+            local_only,
             fedsgd,
-            self.find_best_lr(run, asked),
-            self.find_local_steps_sweep(run, asked),
-            extract_run_info(asked),
-            int(asked["seed"]),
+            self.find_best_lr(run, config),
+            self.find_local_steps_sweep(run, config),
+            extract_run_info(config),
+            int(config["seed"]),
         )
 
     def find_reference(self, config: dict[str, Any], algorithm_type: str) -> Trajectory | None:
-        """The same with another algorithm, as skewed or, if that was not run, IID (what is pooled is the same)."""
+        """Find the same run with a reference algorithm.
+
+        A centralized run does not depend on the partition. So if there is none with the same severity, one with any other is used.
+
+        Returns:
+            The trajectory, or None.
+        """
         for drop in (("algorithm",), ("algorithm", "partition.severity")) if algorithm_type == "Centralized" else (("algorithm",),):
-            for other, said in self.find_similar(config, *drop):
-                if said["algorithm"]["type"] == algorithm_type and (found := self.try_load_trajectory(other)) is not None:
-                    return found
+            for other, other_config in self.find_similar(config, *drop):
+                if other_config["algorithm"]["type"] == algorithm_type and (trajectory := self.try_load_trajectory(other)) is not None:
+                    return trajectory
         return None
 
     def find_local_steps_sweep(self, run: Run, config: dict[str, Any]) -> dict[int, Trajectory]:
-        """The same with other numbers of local steps."""
+        """Find the same run with other numbers of local steps, by that number."""
         return {
-            int(said["training"]["local_steps"]): found
-            for other, said in self.find_similar(config, "training.local_steps")
-            if other.id != run.id and (found := self.try_load_trajectory(other)) is not None
+            int(other_config["training"]["local_steps"]): trajectory
+            for other, other_config in self.find_similar(config, "training.local_steps")
+            if other.id != run.id and (trajectory := self.try_load_trajectory(other)) is not None
         }
 
     def find_best_lr(self, run: Run, config: dict[str, Any]) -> Trajectory | None:
-        """The one of lowest end loss among those that differ in the clients' learning rate; None if there are no others.
+        """Find the run with the lowest final loss among those that differ only in the clients' learning rate.
 
-        A dead model is none of them, however low its loss.
+        A run with a dead model is excluded, because its loss can be low.
+
+        Returns:
+            The trajectory; None if there are no such runs.
         """
         others = [
-            found
-            for other, said in self.find_similar(config, "training.client_optimizer.lr")
-            if other.id != run.id and (found := self.try_load_trajectory(other)) is not None and not find_dead_model(found, THRESHOLDS)[0]
+            trajectory
+            for other, _config in self.find_similar(config, "training.client_optimizer.lr")
+            if other.id != run.id
+            and (trajectory := self.try_load_trajectory(other)) is not None
+            and not find_dead_model(trajectory, THRESHOLDS)[0]
         ]
         curves = [read_curve(other) for other in others]
-        ends = [float(loss[final_round_indices(rounds)].mean()) if len(loss) else math.inf for rounds, loss in curves]
-        ends = [end if math.isfinite(end) else math.inf for end in ends]
-        return others[ends.index(min(ends))] if ends and math.isfinite(min(ends)) else None
+        final_losses = [float(loss[final_round_indices(rounds)].mean()) if len(loss) else math.inf for rounds, loss in curves]
+        final_losses = [final_loss if math.isfinite(final_loss) else math.inf for final_loss in final_losses]
+        return others[final_losses.index(min(final_losses))] if final_losses and math.isfinite(min(final_losses)) else None
 
 
 def make_config_key(config: dict[str, Any], ignored: Iterable[str]) -> str:
-    """What was asked, without some of it, as text to compare by."""
-    kept = json.loads(json.dumps({key: value for key, value in config.items() if key not in NON_CONFIG_KEYS}))
-    kept["evaluation"] = {key: value for key, value in kept.get("evaluation", {}).items() if key in COMPARED_EVALUATION_KEYS}
+    """Serialize a configuration without some keys, to compare configurations.
+
+    Args:
+        config: The stored configuration.
+        ignored: Dotted keys to leave out.
+    """
+    compared = json.loads(json.dumps({key: value for key, value in config.items() if key not in NON_CONFIG_KEYS}))
+    compared["evaluation"] = {key: value for key, value in compared.get("evaluation", {}).items() if key in COMPARED_EVALUATION_KEYS}
     for path in ignored:
         *parts, last = path.split(".")
-        place = kept
+        section = compared
         for part in parts:
-            place = place.get(part) or {}
-        place.pop(last, None)
-    return json.dumps(kept, sort_keys=True)
+            section = section.get(part) or {}
+        section.pop(last, None)
+    return json.dumps(compared, sort_keys=True)
 
 
 def extract_run_info(config: dict[str, Any]) -> RunInfo:
-    """What the experiment says that detectors ask for."""
+    """Extract the facts about a run that detectors need from its stored configuration."""
     table = config.get("partition_table", {})
     tokens = tuple(tuple(float(value) for value in row) for row in table.get("tokens", ()))
     steps = 0 if config["training"].get("local_epochs") else int(config["training"]["local_steps"])

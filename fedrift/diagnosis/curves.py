@@ -1,4 +1,4 @@
-"""Readings of trajectories that several detectors share: what was evaluated, ends, swings, slopes."""
+"""Compute quantities of trajectories that several detectors share: curves, final gaps, fluctuations and noise."""
 
 from __future__ import annotations
 
@@ -10,45 +10,77 @@ from scipy import stats
 from ..core.records import Trajectory, final_round_indices
 
 Curve = tuple[np.ndarray, np.ndarray]
+"""Rounds ``[K]`` and values ``[K]`` of a metric."""
 
 
 def read_curve(run: Trajectory | None, metric: str = "loss", domain: str = "") -> Curve:
-    """The rounds in which a metric of the federation was written, and its values; one written as NaN stays."""
+    """Read a federation metric of a run.
+
+    Args:
+        run: The run, or None.
+        metric: Name of the metric.
+        domain: Name of the domain; "" is the whole federation.
+
+    Returns:
+        The rounds in which the metric was recorded and its values, which may be NaN. Both are empty if it was never recorded.
+    """
     if run is None or not run.has_curve(metric, domain):
         return np.zeros(0, dtype=np.int64), np.zeros(0)
-    seen = run.observed_mask(metric, domain)
-    return run.rounds[seen], run.curve(metric, domain)[seen]
+    recorded = run.observed_mask(metric, domain)
+    return run.rounds[recorded], run.curve(metric, domain)[recorded]
 
 
 def align_curves(
     run: Trajectory, baseline: Trajectory | None, metric: str = "loss", domain: str = ""
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """The rounds that both have, and both curves there."""
-    (ours, mine), (theirs, other) = read_curve(run, metric, domain), read_curve(baseline, metric, domain)
-    both = np.intersect1d(ours, theirs)
-    return both, mine[np.searchsorted(ours, both)], other[np.searchsorted(theirs, both)]
+    """Read a metric of a run and of its baseline in the rounds that both have.
+
+    Returns:
+        Rounds, values of the run and values of the baseline, each ``[K]``.
+    """
+    (run_rounds, run_values), (baseline_rounds, baseline_values) = read_curve(run, metric, domain), read_curve(baseline, metric, domain)
+    rounds = np.intersect1d(run_rounds, baseline_rounds)
+    return rounds, run_values[np.searchsorted(run_rounds, rounds)], baseline_values[np.searchsorted(baseline_rounds, rounds)]
 
 
 def final_gap(run: Trajectory, baseline: Trajectory | None, domain: str = "", num_last: int = 5) -> float:
-    """Mean loss of the last evaluations that both have (not of round 0), above the baseline's; NaN where there are none.
+    """Compute the mean loss of the last common evaluations, minus the baseline's.
 
-    Which rounds those are the global loss says, for domains too.
+    Round 0 is excluded if there are other rounds. The rounds are determined by the global loss, for domains as well.
+
+    Args:
+        run: The run.
+        baseline: The run to compare with.
+        domain: Name of the domain; "" is the whole federation.
+        num_last: Number of last evaluations.
+
+    Returns:
+        The gap in nats per token; NaN without common evaluations.
     """
-    both = align_curves(run, baseline)[0]
-    both = both[final_round_indices(both, num_last)]
-    if baseline is None or not len(both) or not (run.has_curve("loss", domain) and baseline.has_curve("loss", domain)):
+    rounds = align_curves(run, baseline)[0]
+    rounds = rounds[final_round_indices(rounds, num_last)]
+    if baseline is None or not len(rounds) or not (run.has_curve("loss", domain) and baseline.has_curve("loss", domain)):
         return math.nan
-    ours, theirs = np.searchsorted(run.rounds, both), np.searchsorted(baseline.rounds, both)
-    return float(run.curve("loss", domain)[ours].mean() - baseline.curve("loss", domain)[theirs].mean())
+    run_index, baseline_index = np.searchsorted(run.rounds, rounds), np.searchsorted(baseline.rounds, rounds)
+    return float(run.curve("loss", domain)[run_index].mean() - baseline.curve("loss", domain)[baseline_index].mean())
 
 
 def noise_interval(values: np.ndarray, num_last: int = 5, num_tests: int = 1, level: float = 0.95) -> float:
-    """How far from 0 the mean of the last of some differences may lie by chance, in so many tests.
+    """Compute how far the mean of the last differences may deviate from 0 by chance.
 
-    The scatter is that of the second half around its straight line. Evaluations follow each other, so what is high stays high
-    for a while: with correlation rho from one to the next (Kendall's correction for few of them), the mean of n has the variance
-    s^2 / n (1 + 2 sum_k (1 - k/n) rho^k), and the second half counts for (1 - rho) / (1 + rho) of its number in Student's
-    t (Bartlett, JRSS Suppl. 8, 1946). 0 where there are fewer than three, which tell nothing of their scatter.
+    The noise level is the residual deviation of the second half from a straight line. Successive evaluations are correlated. With lag-1
+    correlation rho (Kendall's correction for small samples), the mean of n values has the variance
+    s^2 / n (1 + 2 sum_k (1 - k/n) rho^k). Student's t uses the number of values of the second half times (1 - rho) / (1 + rho)
+    (Bartlett, JRSS Suppl. 8, 1946).
+
+    Args:
+        values: Differences in order of the rounds.
+        num_last: Number of last values that are averaged.
+        num_tests: Number of simultaneous tests (Bonferroni).
+        level: Level of the interval.
+
+    Returns:
+        Half the width of the interval; 0 with fewer than three values, whose noise is unknown.
     """
     values = values[np.isfinite(values)]
     late = values[-max(num_last, len(values) // 2) :]
@@ -56,60 +88,70 @@ def noise_interval(values: np.ndarray, num_last: int = 5, num_tests: int = 1, le
     if count < 3:
         return 0.0
     line = np.polyfit(np.arange(count), late, 1) if count > 4 else np.array([0.0, late.mean()])
-    rest = late - np.polyval(line, np.arange(count))
-    free = count - (2 if count > 4 else 1)
-    spread = float(np.sqrt((rest**2).sum() / free))
-    rho = lag1_autocorrelation(rest)
-    wide = 1 + 2 * sum((1 - k / num_last) * rho**k for k in range(1, num_last))
-    independent = max(2.0, free * (1 - rho) / (1 + rho))
-    return float(stats.t.ppf(1 - (1 - level) / 2 / max(num_tests, 1), independent) * spread * np.sqrt(wide / num_last))
+    residuals = late - np.polyval(line, np.arange(count))
+    degrees_of_freedom = count - (2 if count > 4 else 1)
+    spread = float(np.sqrt((residuals**2).sum() / degrees_of_freedom))
+    rho = lag1_autocorrelation(residuals)
+    inflation = 1 + 2 * sum((1 - k / num_last) * rho**k for k in range(1, num_last))
+    effective_freedom = max(2.0, degrees_of_freedom * (1 - rho) / (1 + rho))
+    return float(stats.t.ppf(1 - (1 - level) / 2 / max(num_tests, 1), effective_freedom) * spread * np.sqrt(inflation / num_last))
 
 
 def lag1_autocorrelation(residuals: np.ndarray) -> float:
-    """Correlation of successive residuals, corrected for their small number, 0 to .9; 0 of too few to tell."""
-    count, square = len(residuals), float((residuals**2).sum())
-    if count < 6 or not square > 0:
+    """Estimate the correlation of successive residuals, corrected for small samples.
+
+    Returns:
+        A value from 0 to 0.9; 0 with fewer than six residuals.
+    """
+    count, sum_of_squares = len(residuals), float((residuals**2).sum())
+    if count < 6 or not sum_of_squares > 0:
         return 0.0
-    found = float((residuals[1:] * residuals[:-1]).sum()) / square
-    return float(np.clip(found + (1 + 3 * found) / count, 0.0, 0.9))
+    correlation = float((residuals[1:] * residuals[:-1]).sum()) / sum_of_squares
+    return float(np.clip(correlation + (1 + 3 * correlation) / count, 0.0, 0.9))
 
 
 def domain_variability(run: Trajectory | None, rounds: np.ndarray) -> float:
-    """How much the domains' losses move there and back between evaluations, in the second half of ``rounds``; NaN without any.
+    """Compute how much the domain losses fluctuate between evaluations, in the second half of ``rounds``.
 
-    The mean absolute change less the net change, over the domains: a loss that only falls does not swing, however fast (it has
-    ``movement``, an outcome of studies, which is the mean absolute change alone). The rounds are given, so that a run and its
-    twin are measured on the same ones.
+    The value is the mean absolute change minus the absolute net change per evaluation, averaged over domains. A loss that only
+    decreases does not fluctuate, however fast it decreases. (The study outcome ``movement`` is the mean absolute change alone.)
+
+    Args:
+        run: The run, or None.
+        rounds: Rounds to measure in. They are given, so that a run and its baseline are measured in the same rounds.
+
+    Returns:
+        The fluctuation in nats; NaN without domain losses.
     """
     if run is None or not run.has_curve("loss"):
         return math.nan
     late = np.isin(run.rounds, rounds[len(rounds) // 2 :])
-    found = []
+    by_domain = []
     for domain in run.domains_of("loss"):
         change = np.diff(run.curve("loss", domain)[late])
         change = change[np.isfinite(change)]
-        found += [(np.abs(change).sum() - abs(change.sum())) / len(change)] if len(change) else []
-    return float(np.mean(found)) if found else math.nan
+        by_domain += [(np.abs(change).sum() - abs(change.sum())) / len(change)] if len(change) else []
+    return float(np.mean(by_domain)) if by_domain else math.nan
 
 
 def client_table(run: Trajectory | None, metric: str) -> np.ndarray:
-    """A metric by client, ``[rounds, N]``; no rounds where it is not recorded so."""
+    """Read a metric per client, ``[rounds, N]``; without rounds if it is not recorded per client."""
     return run.client_table(metric) if run is not None and run.has_client_table(metric) else np.zeros((0, 0))
 
 
 def find_last_layer(run: Trajectory, metric: str) -> str:
-    """The last layer that a metric speaks of ("layer 03"); "" if it speaks of none."""
+    """Return the last layer for which a metric is recorded, e.g. ``layer 03``, or ""."""
     layers = [domain for domain in run.domains_of(metric) if domain.startswith("layer") and "head" not in domain]
     return layers[-1] if layers else ""
 
 
 def truncate_trajectory(run: Trajectory | None, round: int) -> Trajectory | None:
-    """The run as it stood after a round."""
+    """Return the records of a run up to and including a round."""
     if run is None:
         return None
     return Trajectory(tuple(record for record in run.records if record.round <= round))
 
 
 def perplexity_change_percent(gap: float) -> float:
-    """A difference of losses in nats as per cent of perplexity."""
+    """Convert a difference of losses in nats to a percentage of perplexity."""
     return math.inf if gap > 700 else 100 * math.expm1(gap)

@@ -1,7 +1,7 @@
-"""Detectors: what a run shows of one failure mode, beside its IID baseline. Grouped by family, one import line here.
+"""Register the detectors. Each detects one failure mode of a run, compared with its IID baseline where there is one.
 
-A detector is a function of a ``RunEvidence`` that returns at least one ``Finding``; it reads records only. Its thresholds are in
-``thresholds.yaml`` and nowhere else. Where a number that it needs is missing, its grade is "not measured".
+A detector is a function of a ``RunEvidence`` that returns at least one ``Finding`` and reads only records. All thresholds are in
+``thresholds.yaml``. If a required number is missing, the grade is "not measured".
 """
 
 from __future__ import annotations
@@ -17,10 +17,20 @@ from .forgetting import forgetting_during_absence, forgetting_general_text, forg
 from .loss_gaps import loss_gap, unfairness
 
 Detector = Callable[[RunEvidence], list[Finding]]
+"""A function that detects one failure mode. Example::
 
-# A run that shows one of these is broken: they come first.
+    def high_final_loss(case: RunEvidence) -> list[Finding]:
+        rounds, loss = read_curve(case.run)
+        if not len(loss):
+            return make_not_measured("high final loss", "a loss")
+        is_high = bool(loss[-1] > 10)
+        message = f"the final loss is {loss[-1]:.2f} nats per token"
+        return [make_finding("high final loss", loss[-1], math.nan, 10.0, "nats", is_positive=is_high, message=message)]
+"""
+
+# These failures invalidate a run, so they are reported first.
 FATAL_DETECTORS: tuple[Detector, ...] = (dead_model, divergence, exploding_updates, failed_clients)
-# The order is the order of findings in every table.
+# This order determines the order of findings in tables.
 ALL_DETECTORS: tuple[Detector, ...] = (
     *FATAL_DETECTORS,
     aggregation_error,
@@ -39,5 +49,5 @@ ALL_DETECTORS: tuple[Detector, ...] = (
 
 
 def run_detectors(case: RunEvidence) -> list[Finding]:
-    """What every detector says of one run."""
+    """Run all detectors, including registered extensions, on one run."""
     return [finding for detector in (*ALL_DETECTORS, *extensions("detector").values()) for finding in detector(case)]

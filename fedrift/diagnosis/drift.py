@@ -1,9 +1,10 @@
-"""Client drift: local steps carry the clients apart, and the mean of where they end is not where the mean would go.
+"""Detect client drift, stale control variates and the aggregation error of adapters.
 
-The statistic is the diversity of the updates, R = mean |d_k|^2 / |mean d|^2, in the baseline's (log of the ratio of the medians
-over the rounds): with sampling noise alone both have the same. It grows with the number K of local steps: where runs with
-other K are at hand, the distance apart sqrt(mean |d_k|^2 (1 - 1 / R)) must grow with K, log against log. That it costs
-anything is confirmed only by the arm without local steps (FedSGD), which must close half of the loss gap to the baseline.
+Client drift: local steps move the clients apart, so that the mean of their models differs from the path of the mean gradient. The
+statistic is the diversity of the updates, R = mean |d_k|^2 / |mean d|^2, relative to the IID baseline (the log ratio of the medians
+over rounds). With sampling noise alone, both have the same diversity. The drift grows with the number K of local steps. If runs with
+other K are available, the distance sqrt(mean |d_k|^2 (1 - 1 / R)) must therefore grow with K on a log-log scale. Harm is confirmed
+only by the run without local steps (FedSGD), which must close half of the loss gap to the baseline.
 """
 
 from __future__ import annotations
@@ -19,28 +20,31 @@ from ..core.records import Trajectory
 from .curves import align_curves, client_table, final_gap, read_curve
 from .finding import Finding, RunEvidence, make_finding, make_not_measured, make_series
 
-MAX_DIVERSITY = 1e6  # of R: it has no upper end where the mean update vanishes
+MAX_DIVERSITY = 1e6  # upper limit of R, which is unbounded as the mean update approaches zero
 
 
 def client_drift(case: RunEvidence) -> list[Finding]:
+    """Detect client drift from the diversity of the clients' updates."""
     limit = case.thresholds["drift"]
-    rounds, ours, theirs = align_curves(case.run, case.iid_baseline, "update.diversity")
-    sound = np.isfinite(ours) & np.isfinite(theirs)
-    if sound.sum() < limit["rounds"]:
-        return make_not_measured("client drift", f"`update.diversity` of the run and of an IID baseline in {limit['rounds']:.0f} rounds")
-    ratio = float(np.median(ours[sound].clip(1, MAX_DIVERSITY)) / np.median(theirs[sound].clip(1, MAX_DIVERSITY)))
-    rises, closed = drift_growth_exponent(case), closed_gap_share(case)
-    positive = ratio > limit["ratio"] and not rises <= limit["slope"] and not closed < limit["closes"]
-    wanting = []
-    if math.isnan(rises):
-        wanting.append("runs with another number of local steps")
-    if math.isnan(closed):
-        wanting.append("the same run without local steps (FedSGD) and a loss gap for it to close")
-    said = f"the clients' updates are {ratio:.2f} times as diverse as in the baseline"
-    if positive and math.isfinite(rises):
-        said += f"; they part as K^{rises:.2f} with the local steps K"
-    if positive and math.isfinite(closed):
-        said += f"; without local steps {closed:.0%} of the loss gap closes"
+    rounds, run_values, baseline_values = align_curves(case.run, case.iid_baseline, "update.diversity")
+    valid = np.isfinite(run_values) & np.isfinite(baseline_values)
+    if valid.sum() < limit["rounds"]:
+        return make_not_measured(
+            "client drift", f"`update.diversity` of the run and of an IID baseline in at least {limit['rounds']:.0f} rounds"
+        )
+    ratio = float(np.median(run_values[valid].clip(1, MAX_DIVERSITY)) / np.median(baseline_values[valid].clip(1, MAX_DIVERSITY)))
+    exponent, closed_share = drift_growth_exponent(case), closed_gap_share(case)
+    positive = ratio > limit["ratio"] and not exponent <= limit["slope"] and not closed_share < limit["closes"]
+    missing = []
+    if math.isnan(exponent):
+        missing.append("runs with other numbers of local steps")
+    if math.isnan(closed_share):
+        missing.append("the same run with FedSGD, i.e. without local steps, and a loss gap to the baseline")
+    message = f"the clients' updates are {ratio:.2f} times as diverse as in the IID baseline"
+    if positive and math.isfinite(exponent):
+        message += f"; their distance grows as K^{exponent:.2f} with the number of local steps K"
+    if positive and math.isfinite(closed_share):
+        message += f"; FedSGD, without local steps, closes {closed_share:.0%} of the loss gap"
     return [
         make_finding(
             "client drift",
@@ -49,212 +53,231 @@ def client_drift(case: RunEvidence) -> list[Finding]:
             math.log(limit["ratio"]),
             "log ratio to the baseline",
             is_positive=positive,
-            message=said,
+            message=message,
             in_baseline=False,
-            first_round=int(rounds[sound][0]) if positive else None,
+            first_round=int(rounds[valid][0]) if positive else None,
             clients=opposing_clients(case),
             locations=most_diverse_layers(case, limit["ratio"]) if positive else (),
-            is_confirmable=not wanting,
-            missing_input=" and ".join(wanting),
-            evidence=(make_series("update.diversity", rounds, ours), make_series("update.diversity of the baseline", rounds, theirs)),
+            is_confirmable=not missing,
+            missing_input=" and ".join(missing),
+            evidence=(
+                make_series("update.diversity", rounds, run_values),
+                make_series("update.diversity of the IID baseline", rounds, baseline_values),
+            ),
         )
     ]
 
 
 def drift_growth_exponent(case: RunEvidence) -> float:
-    """Of log distance apart in log local steps, over the run and its ladder; NaN without two numbers of steps."""
+    """Fit the exponent with which the distance between clients grows with the number of local steps.
+
+    Returns:
+        The slope of log distance over log local steps; NaN with fewer than two numbers of local steps.
+    """
     points = {steps: client_spread(run) for steps, run in case.local_steps_sweep.items()}
     if case.info.local_steps:
         points[case.info.local_steps] = client_spread(case.run)
-    sound = {steps: far for steps, far in points.items() if far > 0 and math.isfinite(far)}
-    if len(sound) < 2:
+    valid = {steps: distance for steps, distance in points.items() if distance > 0 and math.isfinite(distance)}
+    if len(valid) < 2:
         return math.nan
-    return float(np.polyfit(np.log(list(sound)), np.log(list(sound.values())), 1)[0])
+    return float(np.polyfit(np.log(list(valid)), np.log(list(valid.values())), 1)[0])
 
 
 def client_spread(run: Trajectory) -> float:
-    """How far the clients of a round end from their mean, root mean square, median over the rounds."""
+    """Compute the root mean square distance of the trained clients from their mean, as the median over rounds."""
     diversity = read_curve(run, "update.diversity")[1]
     norm = client_table(run, "update.norm")
     if not len(diversity) or not len(norm):
         return math.nan
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", RuntimeWarning)  # rounds in which nobody trained
+        warnings.simplefilter("ignore", RuntimeWarning)  # rounds in which no client trained
         square = np.nanmean(norm[run.observed_mask("update.diversity")] ** 2, axis=1)
         return float(np.nanmedian(np.sqrt(square * (1 - 1 / diversity.clip(1, None)))))
 
 
 def closed_gap_share(case: RunEvidence) -> float:
-    """The share of the loss gap to the baseline that the arm without local steps does not have; NaN where there is none."""
+    """Compute the share of the loss gap to the IID baseline that the run without local steps closes.
+
+    Returns:
+        The share; NaN without such a run or without a gap.
+    """
     last = int(case.thresholds["common"]["last"])
-    whole, left = (
+    gap, closed_gap = (
         final_gap(case.run, case.iid_baseline, num_last=last),
         final_gap(case.run, case.fedsgd, num_last=last) if case.fedsgd else math.nan,
     )
-    return left / whole if math.isfinite(left) and whole > case.thresholds["drift"]["floor"] else math.nan
+    return closed_gap / gap if math.isfinite(closed_gap) and gap > case.thresholds["drift"]["floor"] else math.nan
 
 
 def most_diverse_layers(case: RunEvidence, ratio: float) -> tuple[str, ...]:
-    """The layers whose updates are that much more diverse than in the baseline, the worst first."""
-    found = {}
+    """Return the layers whose diversity exceeds ``ratio`` times the IID baseline's, the largest first."""
+    ratios = {}
     for name in case.run.domains_of("update.diversity"):
-        _, ours, theirs = align_curves(case.run, case.iid_baseline, "update.diversity", name)
-        if len(ours):
-            found[name] = float(np.nanmedian(ours.clip(1, MAX_DIVERSITY)) / np.nanmedian(theirs.clip(1, MAX_DIVERSITY)))
-    return tuple(sorted((name for name in found if found[name] > ratio), key=lambda name: -found[name]))
+        _, run_values, baseline_values = align_curves(case.run, case.iid_baseline, "update.diversity", name)
+        if len(run_values):
+            ratios[name] = float(np.nanmedian(run_values.clip(1, MAX_DIVERSITY)) / np.nanmedian(baseline_values.clip(1, MAX_DIVERSITY)))
+    return tuple(sorted((name for name in ratios if ratios[name] > ratio), key=lambda name: -ratios[name]))
 
 
 def opposing_clients(case: RunEvidence) -> tuple[int, ...]:
-    """Clients whose updates point against the mean update, on average."""
+    """Return the clients whose updates have a negative mean cosine with the mean update."""
     cosine = client_table(case.run, "update.cosine")
     if not len(cosine):
         return ()
-    there = np.isfinite(cosine).any(axis=0)
-    return tuple(int(client) for client in np.flatnonzero(there) if np.nanmean(cosine[:, client]) < 0)
+    measured = np.isfinite(cosine).any(axis=0)
+    return tuple(int(client) for client in np.flatnonzero(measured) if np.nanmean(cosine[:, client]) < 0)
 
 
-# Stale control variates (SCAFFOLD): a client's memory of its gradient is of a model long gone.
+# Stale control variates (SCAFFOLD).
 #
-# The distance of a control c_k from the client's gradient, in lengths of that gradient, grows with the rounds since the client
-# last took part. Minibatch noise puts any control off, a fresh one too: where there is a twin, it must be further off than there.
-# Beside it the identity c = mean c_k, which holds in every round whoever takes part: where it is broken the algorithm is (a sum
-# divided by the cohort, not the fleet), and nothing that it does is a phenomenon.
+# The distance of a control variate c_k from the client's gradient, relative to the norm of that gradient, grows with the number of
+# rounds since the client last participated. Minibatch noise adds to the distance at any age, so the distance must also exceed the
+# IID baseline's. A second finding tests the invariant c = mean c_k, which holds in every round for any cohort. A violation is an
+# implementation error, e.g. a sum that is divided by the cohort size instead of the number of clients.
 
 
 def control_variates(case: RunEvidence) -> list[Finding]:
+    """Detect stale control variates and violations of the invariant c = mean c_k."""
     return [*stale_control_variates(case), *control_variate_invariant(case)]
 
 
 def stale_control_variates(case: RunEvidence) -> list[Finding]:
-    limit, (age, far) = case.thresholds["staleness"], age_distance_pairs(case.run)
+    """Detect control variates that differ from the clients' gradients the more, the older they are."""
+    limit, (age, distance) = case.thresholds["staleness"], age_distance_pairs(case.run)
     if len(age) < limit["pairs"]:
         return make_not_measured(
-            "stale control variates", f"`control.age` and `control.staleness` {limit['pairs']:.0f} times; there are {len(age)}"
+            "stale control variates", f"at least {limit['pairs']:.0f} values of `control.age` and `control.staleness`; there are {len(age)}"
         )
     if np.ptp(age) == 0:
-        return make_not_measured("stale control variates", "partial participation: every control has the same age")
-    rho, ratio = rank_correlation(age, far), float(np.median(far))
-    others, other = age_distance_pairs(case.iid_baseline)
-    base = float(np.median(other)) if len(other) else math.nan
-    positive = rho > limit["correlation"] and ratio > limit["ratio"] and not ratio - base <= limit["beyond"]
-    said = (
-        f"controls are {ratio:.1f} gradients off, the more the older (rho {rho:.2f})"
+        return make_not_measured("stale control variates", "partial participation; all control variates of this run have the same age")
+    rho, ratio = rank_correlation(age, distance), float(np.median(distance))
+    baseline_age, baseline_distance = age_distance_pairs(case.iid_baseline)
+    baseline_ratio = float(np.median(baseline_distance)) if len(baseline_distance) else math.nan
+    positive = rho > limit["correlation"] and ratio > limit["ratio"] and not ratio - baseline_ratio <= limit["beyond"]
+    message = (
+        f"control variates differ from the gradients by {ratio:.1f} gradient norms, and the difference grows with age (rho {rho:.2f})"
         if positive
-        else f"controls are {ratio:.2f} gradients off, rho {rho:.2f} with their age"
+        else f"control variates differ from the gradients by {ratio:.2f} gradient norms (rho {rho:.2f} with age)"
     )
     ages, distances = client_table(case.run, "control.age"), client_table(case.run, "control.staleness")
-    seen = np.isfinite(ages) & np.isfinite(distances) if positive else np.zeros((0, 0), dtype=bool)
-    far_off = np.where(seen, distances, 0.0).sum(axis=0) / seen.sum(axis=0).clip(1) if positive else np.zeros(0)  # [N]
-    shown = base > limit["ratio"] and rank_correlation(others, other) > limit["correlation"]
+    measured = np.isfinite(ages) & np.isfinite(distances) if positive else np.zeros((0, 0), dtype=bool)
+    mean_distance = np.where(measured, distances, 0.0).sum(axis=0) / measured.sum(axis=0).clip(1) if positive else np.zeros(0)  # [N]
+    in_baseline = baseline_ratio > limit["ratio"] and rank_correlation(baseline_age, baseline_distance) > limit["correlation"]
     return [
         make_finding(
             "stale control variates",
             ratio,
-            base,
+            baseline_ratio,
             limit["ratio"],
-            "lengths of the gradient",
+            "gradient norms",
             is_positive=positive,
-            message=said,
-            in_baseline=None if math.isnan(base) else shown,
+            message=message,
+            in_baseline=None if math.isnan(baseline_ratio) else in_baseline,
             first_round=first_stale_round(case.run, limit) if positive else None,
-            clients=tuple(int(k) for k in np.flatnonzero(far_off > limit["ratio"])),
-            evidence=(make_series("control.age", range(len(age)), age), make_series("control.staleness", range(len(far)), far)),
+            clients=tuple(int(k) for k in np.flatnonzero(mean_distance > limit["ratio"])),
+            evidence=(make_series("control.age", range(len(age)), age), make_series("control.staleness", range(len(distance)), distance)),
         )
     ]
 
 
 def rank_correlation(age: np.ndarray, distance: np.ndarray) -> float:
-    """Spearman's correlation of age and distance; 0 where either is all the same."""
+    """Compute Spearman's correlation of age and distance; 0 if either is constant."""
     return float(stats.spearmanr(age, distance).statistic) if np.ptp(age) > 0 and np.ptp(distance) > 0 else 0.0
 
 
 def first_stale_round(run: Trajectory, thresholds: Mapping[str, float]) -> int | None:
-    """The first round in which a control was further off than allowed."""
-    far = np.nan_to_num(client_table(run, "control.staleness"), nan=0.0)
-    over = np.flatnonzero((far > thresholds["ratio"]).any(axis=1))
-    return int(run.rounds[over[0]]) if len(over) else None
+    """Return the first round in which the distance of a control variate exceeds the threshold."""
+    distance = np.nan_to_num(client_table(run, "control.staleness"), nan=0.0)
+    rows = np.flatnonzero((distance > thresholds["ratio"]).any(axis=1))
+    return int(run.rounds[rows[0]]) if len(rows) else None
 
 
 def age_distance_pairs(run: Trajectory | None) -> tuple[np.ndarray, np.ndarray]:
-    """Age and distance wherever both were seen."""
-    age, far = client_table(run, "control.age"), client_table(run, "control.staleness")
-    if not len(age) or not len(far):
+    """Return age and distance of all control variates for which both were recorded, each ``[pairs]``."""
+    age, distance = client_table(run, "control.age"), client_table(run, "control.staleness")
+    if not len(age) or not len(distance):
         return np.zeros(0), np.zeros(0)
-    both = np.isfinite(age) & np.isfinite(far)
-    return age[both], far[both]
+    both = np.isfinite(age) & np.isfinite(distance)
+    return age[both], distance[both]
 
 
 def control_variate_invariant(case: RunEvidence) -> list[Finding]:
-    rounds, off = read_curve(case.run, "control.imbalance")
-    if not len(off):
+    """Detect violations of the invariant c = mean c_k of SCAFFOLD."""
+    rounds, imbalance = read_curve(case.run, "control.imbalance")
+    if not len(imbalance):
         return make_not_measured("control-variate invariant violated", "`control.imbalance`")
     limit = case.thresholds["staleness"]
-    most = float(np.nanmedian(off[: int(limit["first"])]))
-    positive = most > limit["imbalance"]
-    said = f"c lies {most:.2g} of its length off the mean of the c_k"
+    median_imbalance = float(np.nanmedian(imbalance[: int(limit["first"])]))
+    positive = median_imbalance > limit["imbalance"]
+    message = f"c differs from the mean of the c_k by {median_imbalance:.2g} of |c|"
     return [
         make_finding(
             "control-variate invariant violated",
-            most,
+            median_imbalance,
             0.0,
             limit["imbalance"],
             "of |c|",
             is_positive=positive,
-            message=said,
+            message=message,
             in_baseline=False,
             is_implementation_error=True,
-            first_round=int(rounds[np.flatnonzero(off > limit["imbalance"])[0]]) if positive else None,
-            evidence=(make_series("control.imbalance", rounds, off),),
+            first_round=int(rounds[np.flatnonzero(imbalance > limit["imbalance"])[0]]) if positive else None,
+            evidence=(make_series("control.imbalance", rounds, imbalance),),
         )
     ]
 
 
-# Aggregation error of low-rank adapters: the mean of the factors is not the mean of the products.
+# Aggregation error of low-rank adapters: the product of the mean factors differs from the mean of the products.
 #
-# The error of a round, |mean of products - product of means| over what the round changed, is above .1, and costs: averaging
-# exactly in the same round would have given a loss lower by .01 nats. The error is there without heterogeneity too and grows with
-# the local steps, so the baseline's is its base. Without the counterfactual loss (`adapters.error.loss`) it is suspected only.
+# The error |mean of products - product of means|, relative to the change in the round, must exceed 0.1. It must also be harmful:
+# exact averaging in the same round would have reduced the loss by more than 0.01 nats per token. The error also occurs on IID data
+# and grows with the number of local steps, so it is compared with the IID baseline's. Without the counterfactual loss
+# (`adapters.error.loss`) it can only be suspected.
 
 
 def aggregation_error(case: RunEvidence) -> list[Finding]:
+    """Detect a harmful error from averaging adapter factors separately."""
     rounds, error = read_curve(case.run, "adapters.error.update")
     if len(error) < case.thresholds["common"]["shortest"]:
         return make_not_measured(
             "aggregation error",
-            f"`adapters.error.update` in {case.thresholds['common']['shortest']:.0f} rounds: adapters, averaged factor by factor",
+            f"`adapters.error.update` in at least {case.thresholds['common']['shortest']:.0f} rounds; it is recorded only for adapters",
         )
     limit = case.thresholds["aggregation"]
-    mine, theirs = (median_over_rounds(case.run, "adapters.error.update"), median_over_rounds(case.iid_baseline, "adapters.error.update"))
+    run_error, baseline_error = (
+        median_over_rounds(case.run, "adapters.error.update"),
+        median_over_rounds(case.iid_baseline, "adapters.error.update"),
+    )
     cost = median_over_rounds(case.run, "adapters.error.loss")
-    positive = mine > limit["error"] and not cost <= limit["loss"]
-    said = f"averaging factors loses {mine:.1%} of what a round changes"
-    if math.isfinite(theirs):
-        said += f" ({theirs:.1%} in the baseline)"
+    positive = run_error > limit["error"] and not cost <= limit["loss"]
+    message = f"averaging adapter factors separately causes an error of {run_error:.1%} of a round's change"
+    if math.isfinite(baseline_error):
+        message += f" ({baseline_error:.1%} in the IID baseline)"
     if positive and math.isfinite(cost):
-        said += f"; averaging exactly would save {cost:.3f} nats"
-    wanting = "" if math.isfinite(cost) else "`adapters.error.loss`: what exact aggregation would have saved in the same round"
-    over = np.flatnonzero(error > limit["error"])
-    shown = None if math.isnan(theirs) else bool(theirs > limit["error"] and theirs > mine / 2)
+        message += f"; exact averaging would reduce the loss by {cost:.3f} nats per token"
+    missing = "" if math.isfinite(cost) else "`adapters.error.loss`, the loss that exact aggregation would have saved in the same round"
+    rows = np.flatnonzero(error > limit["error"])
+    in_baseline = None if math.isnan(baseline_error) else bool(baseline_error > limit["error"] and baseline_error > run_error / 2)
     return [
         make_finding(
             "aggregation error",
-            mine,
-            theirs,
+            run_error,
+            baseline_error,
             limit["error"],
-            "share of a round",
+            "of a round's change",
             is_positive=positive,
-            message=said,
-            in_baseline=shown,
-            first_round=int(rounds[over[0]]) if positive and len(over) else None,
-            is_confirmable=not wanting,
-            missing_input=wanting,
+            message=message,
+            in_baseline=in_baseline,
+            first_round=int(rounds[rows[0]]) if positive and len(rows) else None,
+            is_confirmable=not missing,
+            missing_input=missing,
             evidence=(make_series("adapters.error.update", rounds, error),),
         )
     ]
 
 
 def median_over_rounds(run: Trajectory | None, metric: str) -> float:
-    """The median of a curve over its rounds."""
+    """Compute the median of a metric over rounds, ignoring values that are not finite."""
     values = read_curve(run, metric)[1]
     values = values[np.isfinite(values)]
     return float(np.median(values)) if len(values) else math.nan

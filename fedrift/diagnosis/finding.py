@@ -1,4 +1,4 @@
-"""What a detector is given and what it says: `RunEvidence` and `Finding`."""
+"""Define the input and the output of a detector: ``RunEvidence`` and ``Finding``."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from ..core.records import Trajectory
 
 Grade = Literal["not measured", "none", "suspected", "confirmed"]
 GRADES: tuple[Grade, ...] = ("not measured", "none", "suspected", "confirmed")
-Thresholds = Mapping[str, Mapping[str, float]]
+Thresholds = Mapping[str, Mapping[str, float]]  # detector family -> name of the threshold -> value
 
 THRESHOLDS_FILE = Path(__file__).with_name("thresholds.yaml")
 
 
 def load_thresholds(path: Path = THRESHOLDS_FILE) -> dict[str, Any]:
-    """The thresholds of a file, with its version and date."""
+    """Load the thresholds of a YAML file, with its version and date."""
     return dict(yaml.safe_load(path.read_text()))
 
 
@@ -31,20 +31,37 @@ THRESHOLDS: Thresholds = MappingProxyType({name: value for name, value in load_t
 
 @dataclass(frozen=True)
 class RunInfo:
-    """What is known of a run beside its records. ``tokens [N][J]``: training tokens of each client in each domain."""
+    """Facts about a run that its records do not contain.
 
-    local_steps: int = 0  # local steps a round; 0 if unknown
+    Attributes:
+        local_steps: Local steps per round; 0 if unknown.
+        domains: Names of J domains.
+        tokens: ``[N][J]``, training tokens of each client in each domain.
+    """
+
+    local_steps: int = 0
     domains: tuple[str, ...] = ()
     tokens: tuple[tuple[float, ...], ...] = ()
 
 
 @dataclass(frozen=True, eq=False)
 class RunEvidence:
-    """One run with all that it can be judged by. Only ``run`` must be there; what is missing is not measured.
+    """One run together with the runs that it is compared with.
 
-    ``iid_baseline`` is the control of the same seed: the run dealt IID. The anchors are runs of the same seed, corpus and budget:
-    ``centralized`` pooled, ``local_only`` everybody alone, ``fedsgd`` without local steps, ``best_lr`` at the best learning rate
-    of a grid. ``local_steps_sweep``: the run with other numbers of local steps, by that number.
+    Only ``run`` is required. Detectors that need a missing run report "not measured". All reference runs have the same seed, corpus
+    and budget.
+
+    Attributes:
+        run: The run to diagnose.
+        iid_baseline: The matched IID baseline, i.e. the same experiment with an IID partition.
+        centralized: A run that trains on all data centrally.
+        local_only: A run in which each client trains alone.
+        fedsgd: A run without local steps.
+        best_lr: The run with the best learning rate of a grid.
+        local_steps_sweep: Runs with other numbers of local steps, by that number.
+        info: Facts about the run that its records do not contain.
+        seed: Seed of the run.
+        thresholds: Thresholds of all detectors.
     """
 
     run: Trajectory
@@ -61,7 +78,7 @@ class RunEvidence:
 
 @dataclass(frozen=True)
 class Series:
-    """A series that a finding rests on."""
+    """A curve that a finding is based on."""
 
     name: str
     rounds: tuple[int, ...]
@@ -70,44 +87,64 @@ class Series:
 
 @dataclass(frozen=True)
 class Finding:
-    """What one detector says of one run. A single run is never graded above ``suspected``.
+    """The result of one detector for one run. A single run is never graded above ``suspected``.
 
-    ``statistic`` grows with the harm and is called above ``threshold``; ``baseline`` is the same number of the baseline, and
-    ``is_positive`` and ``in_baseline`` (None without one) whether all the detector's conditions are met. ``is_confirmable``:
-    whether enough was measured that more seeds could confirm it; what is wanting is in ``missing_input``.
+    Attributes:
+        failure: Name of the failure mode.
+        grade: The grade.
+        message: The result in plain English, without the grade.
+        statistic: A number that increases with the harm and is compared with ``threshold``.
+        baseline: The same number for the IID baseline.
+        threshold: Threshold of the statistic.
+        unit: Unit of statistic, baseline and threshold.
+        is_positive: Whether all conditions of the detector are met.
+        in_baseline: Whether the baseline meets the conditions; None without a baseline.
+        first_round: First round with signs of the failure.
+        clients: Affected clients.
+        locations: Affected domains, layers or phenomena.
+        is_confirmable: Whether enough was measured for further seeds to confirm the failure.
+        is_event: Whether the failure either occurs or not. An event in a minority of seeds is still suspected.
+        is_implementation_error: Whether the finding is a violated invariant of an algorithm. It needs no baseline.
+        missing_input: Measurements that are missing for a confirmation.
+        evidence: Curves that the finding is based on.
     """
 
     failure: str
     grade: Grade
-    message: str  # in plain English, without the grade
+    message: str
     statistic: float = math.nan
     baseline: float = math.nan
     threshold: float = math.nan
     unit: str = ""
     is_positive: bool = False
     in_baseline: bool | None = None
-    first_round: int | None = None  # round
+    first_round: int | None = None
     clients: tuple[int, ...] = ()
-    locations: tuple[str, ...] = ()  # domains or layers
+    locations: tuple[str, ...] = ()
     is_confirmable: bool = True
-    is_event: bool = False  # happens or not: one seed is worth a word
-    is_implementation_error: bool = False  # a broken identity: no phenomenon, and needs no twin
+    is_event: bool = False
+    is_implementation_error: bool = False
     missing_input: str = ""
     evidence: tuple[Series, ...] = ()
 
     @property
     def excess(self) -> float:
-        """The statistic above the baseline's: one seed of the difference in differences."""
+        """Return the statistic minus the baseline's, the difference in differences of one seed."""
         return self.statistic - self.baseline
 
     @property
     def strength(self) -> float:
-        """The statistic in units of its limit."""
+        """Return the statistic divided by its threshold."""
         return self.statistic / self.threshold if self.threshold else math.nan
 
 
 def make_not_measured(failure: str, missing_input: str) -> list[Finding]:
-    """Nothing can be said, which is not the same as nothing being there."""
+    """Build the findings of a detector that lacks an input. "Not measured" does not mean that there is no failure.
+
+    Args:
+        failure: Name of the failure mode.
+        missing_input: The missing input, as a phrase that continues "it needs".
+    """
     return [Finding(failure, "not measured", f"{failure} was not measured: it needs {missing_input}", missing_input=missing_input)]
 
 
@@ -131,7 +168,14 @@ def make_finding(
     missing_input: str = "",
     evidence: tuple[Series, ...] = (),
 ) -> Finding:
-    """A finding of one run: suspected if positive, or if it is worth a word (``noteworthy``)."""
+    """Build the finding of one run.
+
+    The grade is "suspected" if ``is_positive`` or ``noteworthy`` is true, otherwise "none". All other arguments are fields of
+    ``Finding``.
+
+    Args:
+        noteworthy: Whether to suspect the failure although not all conditions are met.
+    """
     grade: Grade = "suspected" if is_positive or noteworthy else "none"
     return Finding(
         failure,
@@ -155,23 +199,30 @@ def make_finding(
 
 
 def make_series(name: str, rounds: Sequence[int] | Any, values: Sequence[float] | Any) -> Series:
+    """Build a series from rounds and values."""
     return Series(name, tuple(int(round) for round in rounds), tuple(float(value) for value in values))
 
 
-# Who holds which domain.
+# Assignment of domains to clients.
 
 
 def domain_holders(info: RunInfo, min_ratio: float) -> np.ndarray:
-    """Who holds which domain, ``[N, J]`` bool."""
+    """Determine which clients hold which domains.
+
+    A client holds a domain if the domain's share of the client's tokens is at least ``min_ratio`` times its share of all tokens.
+
+    Returns:
+        Bool, ``[N, J]``; ``[0, 0]`` if the token counts are unknown.
+    """
     tokens = np.asarray(info.tokens, dtype=float)
     share = tokens / tokens.sum(axis=1, keepdims=True).clip(1e-12)
     return share >= min_ratio * tokens.sum(axis=0) / tokens.sum() - 1e-12 if tokens.size else np.zeros((0, 0), dtype=bool)
 
 
 def clients_holding(case: RunEvidence, domains: Iterable[str]) -> tuple[int, ...]:
-    """The clients that hold any of some domains; nobody where that is not known."""
+    """Return the clients that hold at least one of some domains; none if the token counts are unknown."""
     if not case.info.tokens:
         return ()
-    held, names = domain_holders(case.info, case.thresholds["forgetting"]["holder"]), case.info.domains
+    is_holder, names = domain_holders(case.info, case.thresholds["forgetting"]["holder"]), case.info.domains
     columns = [names.index(name) for name in domains if name in names]
-    return tuple(int(client) for client in np.flatnonzero(held[:, columns].any(axis=1))) if columns else ()
+    return tuple(int(client) for client in np.flatnonzero(is_holder[:, columns].any(axis=1))) if columns else ()

@@ -1,4 +1,4 @@
-"""Causes, not correlations: a run forked at a round with one thing changed, and where the two part."""
+"""Test causes by forks: rerun a run from some round on with one change, and compare the fork with its origin."""
 
 from __future__ import annotations
 
@@ -22,57 +22,76 @@ from ..storage.fork import ForkedRun, UpdateLog
 from .across_seeds import Diagnosis, diagnose
 from .cases import RunIndex
 
-# What is asked of a fork, in words: ``exclude_clients=3 training.client_optimizer.lr=0.1``.
+# Overrides of a fork, e.g. ``exclude_clients=3 training.client_optimizer.lr=0.1``.
 
 EXCLUSION_KEYS = ("exclude_clients", "exclude_until")
 
 
 def make_fork_config(origin: Run, round: int, overrides: Iterable[str] = ()) -> ExperimentConfig:
-    """The experiment of a fork of a run from a round on. Whether it can be is asked when it begins."""
+    """Build the configuration of a fork.
+
+    This does not check that the fork is possible; ``ForkedRun.from_config`` does.
+
+    Args:
+        origin: The run to fork.
+        round: First round that differs from the origin.
+        overrides: Overrides such as ``training.client_optimizer.lr=0.1``, ``exclude_clients=3`` or ``exclude_until=9``.
+
+    Raises:
+        UserError: An override has no value or an invalid value.
+    """
     overrides = list(overrides)
-    said = {key: value for key, value in origin.config.items() if key not in (*METADATA_KEYS, "fork")}
+    config = {key: value for key, value in origin.config.items() if key not in (*METADATA_KEYS, "fork")}
     fork: dict[str, object] = {"run": origin.id, "from_round": round}
-    rest = [text for text in overrides if text.partition("=")[0].strip() not in EXCLUSION_KEYS]
+    config_overrides = [text for text in overrides if text.partition("=")[0].strip() not in EXCLUSION_KEYS]
     for text in overrides:
-        key, sign, value = (part.strip() for part in text.partition("="))
-        if key in EXCLUSION_KEYS and not sign:
-            raise UserError(f"{quote_value(text)}: wanted {key}=VALUE, e.g. exclude_clients=3")
+        key, separator, value = (part.strip() for part in text.partition("="))
+        if key in EXCLUSION_KEYS and not separator:
+            raise UserError(f"the override {quote_value(text)} has no value; write {key}=VALUE, e.g. exclude_clients=3")
         if key == "exclude_clients":
             fork[key] = [*fork.get(key, ()), *parse_clients(value)]  # type: ignore[misc]
         elif key == "exclude_until":
             fork[key] = parse_int(value, text)
-    return parse_config({**said, "fork": fork}, rest)
+    return parse_config({**config, "fork": fork}, config_overrides)
 
 
 def parse_clients(value: str) -> list[int]:
-    """``3``, ``3,4`` or ``[3, 4]``."""
-    return [parse_int(one, f"exclude_clients={value}") for one in value.strip("[]").split(",")]
+    """Parse client ids such as ``3``, ``3,4`` or ``[3, 4]``."""
+    return [parse_int(part, f"exclude_clients={value}") for part in value.strip("[]").split(",")]
 
 
 def parse_int(value: str, override: str) -> int:
+    """Parse a whole number of an override."""
     number = parse_yaml(value, f"the override {quote_value(override)}")
     if isinstance(number, bool) or not isinstance(number, int):
         raise UserError(
-            f"{quote_value(override)}: wanted a whole number, or several for exclude_clients (exclude_clients=3,4); "
-            f"got {quote_value(value.strip())}"
+            f"{quote_value(value.strip())} in the override {quote_value(override)} is not a whole number; "
+            "use a whole number, or several for exclude_clients (exclude_clients=3,4)"
         )
     return number
 
 
-# Where two runs part: how far apart their servers are, round by round, and what that does to the losses.
+# Distance between the server models of two runs per round, and differences of their losses.
 #
-# The distance is between the weights that clients are served, B A and what is merged under it, not between B and B and A and A,
-# which can differ where the models do not. It is told in units of how far the origin has gone since the fork began:
-# sqrt(mean_k |W'_k - W_k|^2) / sqrt(mean_k |W_k - W0_k|^2), k over the clients, each with the model it shares.
+# The distance compares the weights that clients receive, i.e. B A plus the weights merged under the adapters. Factors B and A can
+# differ although the models are equal. The distance is relative to the distance that the origin moved since the fork:
+# sqrt(mean_k |W'_k - W_k|^2) / sqrt(mean_k |W_k - W0_k|^2), where k runs over clients and W_k is the model that serves client k.
 
 ServedModels = tuple[Tree, Tree, Tensor]
-"""Params ``[M, ...]``, what is merged under them ``[M, ...]``, and who shares which ``[N]``."""
+"""Parameters ``[M, ...]``, merged base weights ``[M, ...]``, and the model of each client ``[N]``."""
 
 
 @dataclass(frozen=True)
 class Divergence:
-    """One round of both. Losses in nats per token, NaN where there was no evaluation; ``domains``: the fork's loss less the
-    origin's."""
+    """Difference between a fork and its origin after one round.
+
+    Attributes:
+        round: The round.
+        distance: Distance of the server models, relative to the origin's movement since the fork.
+        origin: Loss of the origin in nats per token; NaN without an evaluation.
+        fork: Loss of the fork in nats per token; NaN without an evaluation.
+        domains: Loss of the fork minus the origin's, by domain.
+    """
 
     round: int
     distance: float
@@ -82,74 +101,89 @@ class Divergence:
 
     @property
     def difference(self) -> float:
+        """Return the fork's loss minus the origin's."""
         return self.fork - self.origin
 
 
 def trace_divergence(origin: Run, fork: Run) -> list[Divergence]:
-    """Round by round, from the one before the fork on, as far as both went."""
-    since = int(fork.config["fork"]["from_round"]) - 1
-    one, two = UpdateLog(origin), UpdateLog(fork)
-    ours, theirs = origin.trajectory(), fork.trajectory()
-    start, rows = one.load_params(since), []
-    for round in sorted({*one.rounds} & {*two.rounds}):
-        before, after = one.load_params(round), two.load_params(round)
-        gone = model_distance(before, start)
-        distance = model_distance(after, before) / gone if gone else 0.0 if round == since else math.nan
+    """Compare a fork with its origin in every round that both have, from the last common round on.
+
+    Both runs must have stored their updates.
+    """
+    start_round = int(fork.config["fork"]["from_round"]) - 1
+    origin_log, fork_log = UpdateLog(origin), UpdateLog(fork)
+    origin_records, fork_records = origin.trajectory(), fork.trajectory()
+    start_params, rows = origin_log.load_params(start_round), []
+    for round in sorted({*origin_log.rounds} & {*fork_log.rounds}):
+        origin_params, fork_params = origin_log.load_params(round), fork_log.load_params(round)
+        moved = model_distance(origin_params, start_params)
+        distance = model_distance(fork_params, origin_params) / moved if moved else 0.0 if round == start_round else math.nan
         rows.append(
             Divergence(
                 round,
                 distance,
-                loss_at_round(ours, round),
-                loss_at_round(theirs, round),
-                {domain: loss_at_round(theirs, round, domain) - loss_at_round(ours, round, domain) for domain in loss_domains(ours)},
+                loss_at_round(origin_records, round),
+                loss_at_round(fork_records, round),
+                {
+                    domain: loss_at_round(fork_records, round, domain) - loss_at_round(origin_records, round, domain)
+                    for domain in loss_domains(origin_records)
+                },
             )
         )
     return rows
 
 
 def model_distance(one: ServedModels, two: ServedModels) -> float:
-    """sqrt(mean_k |W_k - W'_k|^2) over the clients."""
+    """Compute sqrt(mean_k |W_k - W'_k|^2) over the clients k."""
     pairs, count = torch.stack([one[2].cpu(), two[2].cpu()], 1).unique(dim=0, return_counts=True)
     total = torch.zeros(len(pairs), dtype=torch.float64)
-    first, second = effective_weights(*one[:2]), effective_weights(*two[:2])
-    for name in first:
-        total += (to_float64(first[name])[pairs[:, 0]] - to_float64(second[name])[pairs[:, 1]]).square().flatten(1).sum(1)
+    first_weights, second_weights = effective_weights(*one[:2]), effective_weights(*two[:2])
+    for name in first_weights:
+        total += (to_float64(first_weights[name])[pairs[:, 0]] - to_float64(second_weights[name])[pairs[:, 1]]).square().flatten(1).sum(1)
     return float(((total * count).sum() / count.sum()).sqrt())
 
 
 def effective_weights(params: Tree, base: Tree) -> Tree:
-    """What is served, ``[M, ...]``: B A and what is merged under it where there are adapters, any other leaf as it is."""
+    """Compute the weights that clients receive, ``[M, ...]``.
+
+    These are B A plus the merged base weights for modules with adapters; other leaves are unchanged.
+
+    Args:
+        params: Trained parameters, ``[M, ...]``.
+        base: Merged base weights, ``[M, ...]``.
+    """
     modules = adapter_modules(params)
-    served = {name: leaf for name, leaf in params.items() if name[:-2] not in modules}
+    weights = {name: leaf for name, leaf in params.items() if name[:-2] not in modules}
     for module in modules:
-        served[module] = to_float64(params[module + ".B"]) @ to_float64(params[module + ".A"])
+        weights[module] = to_float64(params[module + ".B"]) @ to_float64(params[module + ".A"])
         if module + ".base" in base:
-            served[module] = served[module] + to_float64(base[module + ".base"])
-    return Tree(served)
+            weights[module] = weights[module] + to_float64(base[module + ".base"])
+    return Tree(weights)
 
 
 def loss_domains(run: Trajectory) -> tuple[str, ...]:
+    """Return the domains for which a run recorded losses."""
     return run.domains_of("loss") if "loss" in run.metrics else ()
 
 
 def loss_at_round(run: Trajectory, round: int, domain: str = "") -> float:
-    """The loss after a round."""
+    """Return the loss after a round; NaN without an evaluation."""
     if not run.has_curve("loss", domain):
         return math.nan
-    place = np.searchsorted(run.rounds, round)
-    there = place < len(run.rounds) and run.rounds[place] == round
-    return float(run.curve("loss", domain)[place]) if there else math.nan
+    index = np.searchsorted(run.rounds, round)
+    is_recorded = index < len(run.rounds) and run.rounds[index] == round
+    return float(run.curve("loss", domain)[index]) if is_recorded else math.nan
 
 
-# What the parting of two runs says: sentences, and what the detectors find in the one and in the other.
+# Report of a fork: a summary, and the findings of the detectors in both runs.
 
 POSITIVE_GRADES = ("suspected", "confirmed")
-MIN_VISIBLE_DIFFERENCE = 0.0005  # nats; less is not to be seen in three digits
+MIN_VISIBLE_DIFFERENCE = 0.0005  # nats; smaller differences vanish when rounded to three digits
 
 
 @dataclass(frozen=True)
 class FindingChange:
-    """One failure, before and after the change."""
+    """The diagnosis of one failure mode in the origin and in the fork."""
 
     failure: str
     origin: Diagnosis
@@ -157,51 +191,65 @@ class FindingChange:
 
     @property
     def sentence(self) -> str:
-        """``divergence: gone (was: loss is no number; ...)``."""
-        was, now = self.origin.grade in POSITIVE_GRADES, self.fork.grade in POSITIVE_GRADES
-        if was and now:
-            return f"{self.failure}: in both ({self.origin.strength:.1f}x and {self.fork.strength:.1f}x its limit)"
-        return f"{self.failure}: {'gone. It was ' if was else 'new. '}{(self.origin if was else self.fork).sentence}"
+        """Describe the change in plain English.
+
+        For example: ``divergence: only in the origin. Training failed: the loss is not a finite number in round 3 (1 of 1 seed). ...``
+        """
+        in_origin, in_fork = self.origin.grade in POSITIVE_GRADES, self.fork.grade in POSITIVE_GRADES
+        if in_origin and in_fork:
+            return f"{self.failure}: in both runs ({self.origin.strength:.1f}x and {self.fork.strength:.1f}x the threshold)"
+        return f"{self.failure}: only in the {'origin' if in_origin else 'fork'}. {(self.origin if in_origin else self.fork).sentence}"
 
 
 @dataclass(frozen=True)
 class ForkReport:
-    """A fork beside its origin."""
+    """Comparison of a fork with its origin.
+
+    Attributes:
+        origin: Id of the origin.
+        fork: Id of the fork.
+        round: First round of the fork.
+        baseline: Id of the IID baseline that both are compared with, or "".
+        change: Description of the change, e.g. ``without client 3``.
+        has_reused_updates: Whether the first round used the recorded updates of the clients.
+        rounds: Differences per round.
+        findings: Failure modes that are at least suspected in one of the runs.
+    """
 
     origin: str
     fork: str
     round: int
-    baseline: str  # the IID twin that both are held against; "" if none was run
-    change: str  # what was changed
+    baseline: str
+    change: str
     has_reused_updates: bool
     rounds: tuple[Divergence, ...]
     findings: tuple[FindingChange, ...]
 
     @property
     def sentence(self) -> str:
-        """What the change did, in plain English."""
-        words = f"{self.change[:1].upper()}{self.change[1:]} from round {self.round} on"
-        seen = [row for row in self.rounds if row.round >= self.round and math.isfinite(row.difference)]
+        """Describe the effect of the change in plain English."""
+        text = f"{self.change[:1].upper()}{self.change[1:]} from round {self.round} on"
+        evaluated = [row for row in self.rounds if row.round >= self.round and math.isfinite(row.difference)]
         if all(row.distance == 0 for row in self.rounds):
-            return f"{words}, it is the same run, bit for bit."
-        if not seen:
-            return f"{words}, the servers part in round {self.first_divergent_round}; there is no finite loss to compare."
-        first, last = seen[0], seen[-1]
-        words += f", the loss after round {first.round} is {format_loss_change(first)}"
+            return f"{text}, the fork is identical to its origin, bit for bit."
+        if not evaluated:
+            return f"{text}, the server models differ from round {self.first_divergent_round} on; there is no finite loss to compare."
+        first, last = evaluated[0], evaluated[-1]
+        text += f", the loss after round {first.round} is {format_loss_change(first)}"
         if last is not first:
-            words += f"; after round {last.round} it is {format_loss_change(last)}"
+            text += f"; after round {last.round} it is {format_loss_change(last)}"
         return (
-            f"{words}. The servers part in round {self.first_divergent_round} and end {self.rounds[-1].distance:.2f} times as "
-            f"far apart as the origin went since round {self.round - 1}."
+            f"{text}. The server models differ from round {self.first_divergent_round} on; their final distance is "
+            f"{self.rounds[-1].distance:.2f} times the distance that the origin moved since round {self.round - 1}."
         )
 
     @property
     def first_divergent_round(self) -> int:
-        """The first round after which the servers differ."""
+        """Return the first round after which the server models differ."""
         return next((row.round for row in self.rounds if row.distance != 0), self.round)
 
     def to_json(self) -> dict[str, Any]:
-        """All of it as JSON."""
+        """Convert the report to JSON values."""
         keys = ("origin", "fork", "round", "baseline", "change", "has_reused_updates", "sentence")
         return {
             **{name: getattr(self, name) for name in keys},
@@ -219,49 +267,64 @@ class ForkReport:
 
 
 def report_fork(forked_run: ForkedRun, known_runs: Iterable[Run]) -> ForkReport:
-    """Both runs side by side. The fork is judged by the baseline and the anchors of its origin: they are of the same seed."""
+    """Compare a fork with its origin.
+
+    The fork is diagnosed with the baseline and the reference runs of its origin, because these have the same seed.
+
+    Args:
+        forked_run: The finished fork.
+        known_runs: Stored runs among which the baseline and the reference runs are found.
+    """
     origin, fork = forked_run.origin, forked_run.run
-    shelf = RunIndex.from_runs([*known_runs, origin, fork])
-    twin = shelf.find_baseline(origin)
-    before = shelf.build_evidence(origin, twin)
-    after = replace(before, run=fork.trajectory())
+    index = RunIndex.from_runs([*known_runs, origin, fork])
+    baseline = index.find_baseline(origin)
+    origin_evidence = index.build_evidence(origin, baseline)
+    fork_evidence = replace(origin_evidence, run=fork.trajectory())
     return ForkReport(
         origin.id,
         fork.id,
         forked_run.fork.from_round,
-        twin.id if twin else "",
+        baseline.id if baseline else "",
         forked_run.description,
         forked_run.can_reuse_updates,
         tuple(trace_divergence(origin, fork)),
-        compare_diagnoses(diagnose([before]), diagnose([after]), forked_run.fork.exclude_clients),
+        compare_diagnoses(diagnose([origin_evidence]), diagnose([fork_evidence]), forked_run.fork.exclude_clients),
     )
 
 
 def compare_diagnoses(before: Sequence[Diagnosis], after: Sequence[Diagnosis], excluded: Sequence[int]) -> tuple[FindingChange, ...]:
-    """What is found in either. Excluded clients that count as failed clients are no finding."""
-    now, ours = {each.failure: each for each in after}, set(excluded)
-    pairs = [FindingChange(each.failure, each, now[each.failure]) for each in before if each.failure in now]
-    pairs = [each for each in pairs if each.origin.grade in POSITIVE_GRADES or each.fork.grade in POSITIVE_GRADES]
+    """Return the failure modes that are at least suspected in one of the two runs.
+
+    Args:
+        before: Diagnoses of the origin.
+        after: Diagnoses of the fork.
+        excluded: Clients that the fork excludes. Counting them as failed clients is not a finding.
+    """
+    by_failure, excluded_clients = {each.failure: each for each in after}, set(excluded)
+    changes = [FindingChange(each.failure, each, by_failure[each.failure]) for each in before if each.failure in by_failure]
+    changes = [each for each in changes if each.origin.grade in POSITIVE_GRADES or each.fork.grade in POSITIVE_GRADES]
     return tuple(
         each
-        for each in pairs
-        if not (each.failure == "failed clients" and each.origin.grade not in POSITIVE_GRADES and set(each.fork.clients) <= ours)
+        for each in changes
+        if not (
+            each.failure == "failed clients" and each.origin.grade not in POSITIVE_GRADES and set(each.fork.clients) <= excluded_clients
+        )
     )
 
 
 def format_loss_change(row: Divergence) -> str:
-    """``4.301 nats per token instead of 4.420 (-0.119), most in business (-0.400)``."""
-    words = f"{row.fork:.3f} nats per token instead of {row.origin:.3f} ({row.difference:+.3f})"
-    most = max(
+    """Format the losses of a round, e.g. ``4.301 nats per token instead of 4.420 (-0.119), most in business (-0.400)``."""
+    text = f"{row.fork:.3f} nats per token instead of {row.origin:.3f} ({row.difference:+.3f})"
+    domain_name = max(
         (domain for domain, value in row.domains.items() if abs(value) >= MIN_VISIBLE_DIFFERENCE),
         key=lambda domain: abs(row.domains[domain]),
         default="",
     )
-    return words + (f", most in {most} ({row.domains[most]:+.3f})" if most else "")
+    return text + (f", most in {domain_name} ({row.domains[domain_name]:+.3f})" if domain_name else "")
 
 
 def summarize_diagnosis(diagnosis: Diagnosis) -> dict[str, Any]:
-    """What a script wants of a diagnosis."""
+    """Convert the main fields of a diagnosis to JSON values."""
     keys = ("grade", "cause", "first_round", "clients", "locations", "strength", "sentence")
     return {name: getattr(diagnosis, name) for name in keys}
 

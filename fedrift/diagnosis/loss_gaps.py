@@ -1,7 +1,8 @@
-"""The loss gap: the run ends above its IID baseline, in all or in one domain.
+"""Detect loss gaps to the IID baseline, and unfairness between clients.
 
-Called above a limit and above what the scatter of the last evaluations gives by chance. No failure mode of its own but the
-price of whatever happened; without it the other findings have done no harm yet.
+Loss gap: the final loss, overall or in one domain, is above the IID baseline's by more than a threshold and by more than the noise
+of the last evaluations. It is not a failure mode of its own but the cost of all others. Without a gap, other findings have caused no
+harm so far.
 """
 
 from __future__ import annotations
@@ -17,154 +18,192 @@ from .finding import Finding, RunEvidence, clients_holding, make_finding, make_n
 
 
 def loss_gap(case: RunEvidence) -> list[Finding]:
-    both, ours, theirs = align_curves(case.run, case.iid_baseline)
+    """Detect a final loss above the IID baseline's, overall and per domain."""
+    rounds, run_loss, baseline_loss = align_curves(case.run, case.iid_baseline)
     common = case.thresholds["common"]
-    if len(both) < common["shortest"]:
-        return make_not_measured("loss gap", f"{common['shortest']:.0f} evaluations that the run and an IID baseline have in common")
+    if len(rounds) < common["shortest"]:
+        return make_not_measured(
+            "loss gap", f"at least {common['shortest']:.0f} evaluations in rounds that the run and an IID baseline share"
+        )
     if find_runaway(case.run, case.thresholds)[0]:
         return make_not_measured("loss gap", "a run that has not diverged")
     if find_dead_model(case.iid_baseline, case.thresholds)[0]:
         return make_not_measured("loss gap", "an IID baseline whose model is not dead")
-    return [overall_gap(case, both, ours, theirs), *domain_gaps(case)]
+    return [overall_gap(case, rounds, run_loss, baseline_loss), *domain_gaps(case)]
 
 
 def overall_gap(case: RunEvidence, both: np.ndarray, ours: np.ndarray, theirs: np.ndarray) -> Finding:
-    above, limit = (final_gap(case.run, case.iid_baseline, num_last=int(case.thresholds["common"]["last"])), case.thresholds["gap"]["all"])
+    """Compare the final global loss with the IID baseline's.
+
+    Args:
+        case: The evidence.
+        both: Common rounds, ``[K]``.
+        ours: Losses of the run, ``[K]``.
+        theirs: Losses of the baseline, ``[K]``.
+    """
+    gap, limit = (final_gap(case.run, case.iid_baseline, num_last=int(case.thresholds["common"]["last"])), case.thresholds["gap"]["all"])
     limit = max(limit, noise_interval(ours - theirs, int(case.thresholds["common"]["last"])))
-    said = (
-        f"the end loss is {above:.3f} nats above the IID baseline's ({perplexity_change_percent(above):+.1f}% perplexity)"
-        if above > limit
-        else "the end loss is not above the IID baseline's by more than the limit"
+    message = (
+        f"the final loss is {gap:.3f} nats above the IID baseline's ({perplexity_change_percent(gap):+.1f}% perplexity)"
+        if gap > limit
+        else "the final loss does not exceed the IID baseline's by more than the threshold"
     )
     return make_finding(
         "loss gap",
-        above,
+        gap,
         0.0,
         limit,
         "nats",
-        is_positive=above > limit,
-        message=said,
+        is_positive=gap > limit,
+        message=message,
         in_baseline=False,
-        first_round=first_round_above(both, ours - theirs, limit) if above > limit else None,
-        evidence=(make_series("loss", both, ours), make_series("loss of the baseline", both, theirs)),
+        first_round=first_round_above(both, ours - theirs, limit) if gap > limit else None,
+        evidence=(make_series("loss", both, ours), make_series("loss of the IID baseline", both, theirs)),
     )
 
 
 def domain_gaps(case: RunEvidence) -> list[Finding]:
+    """Compare the final loss of each domain with the IID baseline's, and report the largest gap."""
     gaps = {
         name: final_gap(case.run, case.iid_baseline, name, int(case.thresholds["common"]["last"])) for name in case.run.domains_of("loss")
     }
-    known = {name: value for name, value in gaps.items() if math.isfinite(value)}
-    if not known:
+    finite_gaps = {name: value for name, value in gaps.items() if math.isfinite(value)}
+    if not finite_gaps:
         return []
-    worst, limit = max(known, key=lambda name: known[name]), case.thresholds["gap"]["domain"]
-    both, ours, theirs = align_curves(case.run, case.iid_baseline, "loss", worst)
+    worst, limit = max(finite_gaps, key=lambda name: finite_gaps[name]), case.thresholds["gap"]["domain"]
+    rounds, run_loss, baseline_loss = align_curves(case.run, case.iid_baseline, "loss", worst)
     last = int(case.thresholds["common"]["last"])
-    limit = max(limit, noise_interval(ours - theirs, last, len(known)))  # the worst of many looks
-    over = known[worst] > limit
-    back = -min(known.values())  # how far the twin's worst domain lies above the run: what choosing the worst gives by itself
-    where = tuple(sorted((name for name in known if known[name] > limit), key=lambda name: -known[name]))
-    said = f"{worst} ends {known[worst]:.3f} nats above the baseline" if over else "no domain ends above the baseline by much"
+    limit = max(limit, noise_interval(run_loss - baseline_loss, last, len(finite_gaps)))  # corrected for the selection of the worst domain
+    positive = finite_gaps[worst] > limit
+    baseline_gap = -min(finite_gaps.values())  # the largest gap in the opposite direction, i.e. the effect of selecting the worst domain
+    domains = tuple(sorted((name for name in finite_gaps if finite_gaps[name] > limit), key=lambda name: -finite_gaps[name]))
+    message = (
+        f"the final loss on {worst} is {finite_gaps[worst]:.3f} nats above the IID baseline's"
+        if positive
+        else "no domain's final loss exceeds the IID baseline's by more than the threshold"
+    )
     return [
         make_finding(
             "domain gap",
-            known[worst],
-            back,
+            finite_gaps[worst],
+            baseline_gap,
             limit,
             "nats",
-            is_positive=over,
-            message=said,
-            in_baseline=back > limit,
-            first_round=first_round_above(both, ours - theirs, limit) if over else None,
-            locations=where,
-            clients=clients_holding(case, where),
-            evidence=(make_series(f"loss of {worst}", both, ours), make_series(f"loss of {worst} in the baseline", both, theirs)),
+            is_positive=positive,
+            message=message,
+            in_baseline=baseline_gap > limit,
+            first_round=first_round_above(rounds, run_loss - baseline_loss, limit) if positive else None,
+            locations=domains,
+            clients=clients_holding(case, domains),
+            evidence=(
+                make_series(f"loss of {worst}", rounds, run_loss),
+                make_series(f"loss of {worst} in the IID baseline", rounds, baseline_loss),
+            ),
         )
     ]
 
 
 def first_round_above(rounds: np.ndarray, differences: np.ndarray, threshold: float) -> int:
-    """The round from which on a difference stays above a limit; the last if it does not stay."""
-    under = np.flatnonzero(~(differences > threshold))
-    first = under[-1] + 1 if len(under) else 0
-    return int(rounds[min(first, len(rounds) - 1)])
+    """Return the round from which a difference stays above a threshold; the last round if it does not stay above."""
+    below = np.flatnonzero(~(differences > threshold))
+    start = below[-1] + 1 if len(below) else 0
+    return int(rounds[min(start, len(rounds) - 1)])
 
 
-# Unfairness: the model serves some clients at the expense of others.
+# Unfairness: the model benefits some clients at the expense of others.
 #
-# The worst client's loss lies further above the mean than in the baseline, by .1 nats; and more than 15 % of the clients would
-# have been better off alone. What a client lay above the mean before the first round does not count: its text is harder, which
-# training has not done to it. Without the run in which everybody trains alone it is suspected only.
+# Two conditions must hold: the loss of the worst client exceeds the mean over clients by 0.1 nats more than in the IID baseline, and
+# more than 15 % of the clients would have a lower loss with local-only training. A client's excess before the first round is
+# subtracted, because it is due to difficult text and not to training. Without the local-only run, unfairness can only be suspected.
 
 
 def unfairness(case: RunEvidence) -> list[Finding]:
+    """Detect clients whose loss is far above the mean, and clients that local-only training would serve better."""
     if find_runaway(case.run, case.thresholds)[0]:
         return make_not_measured("unfairness", "a run that has not diverged")
-    mine = final_client_losses(case.run, case)
-    if len(mine) < 2 or not np.isfinite(mine).all():
-        return make_not_measured("unfairness", "finite losses of two clients or more")
-    limit, theirs = case.thresholds["unfairness"], final_client_losses(case.iid_baseline, case)
-    above, other = excess_over_mean(case.run, mine), excess_over_mean(case.iid_baseline, theirs)
-    worst, base = float(above.max()), float(other.max()) if len(other) else math.nan
-    alone = final_client_losses(case.local_only, case)
-    known = len(alone) == len(mine)
-    harmed = np.flatnonzero(mine > alone + limit["margin"]) if known else np.zeros(0, dtype=int)
-    share = len(harmed) / len(mine) if known else math.nan
-    positive = bool(worst - (0 if math.isnan(base) else base) > limit["gap"] and not share <= limit["harmed"])
-    order = np.argsort(-above)
-    said = (
-        f"client {order[0]} ends {worst:.3f} nats above the mean client, more than where it began"
+    losses = final_client_losses(case.run, case)
+    if len(losses) < 2 or not np.isfinite(losses).all():
+        return make_not_measured("unfairness", "finite losses of at least two clients")
+    limit, baseline_losses = case.thresholds["unfairness"], final_client_losses(case.iid_baseline, case)
+    excess, baseline_excess = excess_over_mean(case.run, losses), excess_over_mean(case.iid_baseline, baseline_losses)
+    worst, baseline_worst = float(excess.max()), float(baseline_excess.max()) if len(baseline_excess) else math.nan
+    local_only_losses = final_client_losses(case.local_only, case)
+    has_local_only = len(local_only_losses) == len(losses)
+    harmed = np.flatnonzero(losses > local_only_losses + limit["margin"]) if has_local_only else np.zeros(0, dtype=int)
+    share = len(harmed) / len(losses) if has_local_only else math.nan
+    positive = bool(worst - (0 if math.isnan(baseline_worst) else baseline_worst) > limit["gap"] and not share <= limit["harmed"])
+    order = np.argsort(-excess)
+    message = (
+        f"the final loss of client {order[0]} is {worst:.3f} nats above the clients' mean, not counting its initial excess"
         if positive
-        else f"the worst client ends {worst:.3f} nats above the mean, more than where it began"
+        else f"the final loss of the worst client is {worst:.3f} nats above the clients' mean, not counting its initial excess"
     )
-    said += f" ({base:.3f} in the baseline)" if math.isfinite(base) else ""
-    if known:
-        said += f"; {share:.0%} of the clients would be better off alone"
+    message += f" ({baseline_worst:.3f} in the IID baseline)" if math.isfinite(baseline_worst) else ""
+    if has_local_only:
+        message += f"; {share:.0%} of the clients would have a lower loss with local-only training"
     rounds = case.run.rounds
-    every = client_table(case.run, "loss")
-    gaps = worst_excess_per_round(every, case.run)
-    evidence = (make_series("worst client above the mean", rounds, gaps),) if len(every) else ()
-    over = rounds[gaps - (0 if math.isnan(base) else base) > limit["gap"]] if len(every) else rounds[:0]
+    table = client_table(case.run, "loss")
+    worst_excess = worst_excess_per_round(table, case.run)
+    evidence = (make_series("excess of the worst client over the mean", rounds, worst_excess),) if len(table) else ()
+    positive_rounds = (
+        rounds[worst_excess - (0 if math.isnan(baseline_worst) else baseline_worst) > limit["gap"]] if len(table) else rounds[:0]
+    )
     return [
         make_finding(
             "unfairness",
             worst,
-            base,
+            baseline_worst,
             limit["gap"],
             "nats",
             is_positive=positive,
-            message=said,
-            in_baseline=None if math.isnan(base) else base > limit["gap"],
-            first_round=int(over[0]) if positive and len(over) else None,
-            clients=tuple(int(k) for k in (harmed if known else order[:1])) if positive else (),
-            is_confirmable=known,
-            missing_input="" if known else "the run in which every client trains alone",
+            message=message,
+            in_baseline=None if math.isnan(baseline_worst) else baseline_worst > limit["gap"],
+            first_round=int(positive_rounds[0]) if positive and len(positive_rounds) else None,
+            clients=tuple(int(k) for k in (harmed if has_local_only else order[:1])) if positive else (),
+            is_confirmable=has_local_only,
+            missing_input="" if has_local_only else "a LocalOnly run, in which every client trains alone",
             evidence=evidence,
         )
     ]
 
 
 def final_client_losses(run: Trajectory | None, case: RunEvidence) -> np.ndarray:
-    """The clients' losses at the end, ``[N]``: of the larger evaluation, else the mean of the last ones."""
-    large = client_table(run, "final.loss")
-    values = large if len(large) else client_table(run, "loss")
+    """Return the clients' final losses.
+
+    Args:
+        run: The run, or None.
+        case: The evidence, for its thresholds.
+
+    Returns:
+        Losses of the large final evaluation or, if there is none, the means of the last evaluations, ``[N]``; empty without losses.
+    """
+    final = client_table(run, "final.loss")
+    values = final if len(final) else client_table(run, "loss")
     if run is None or not np.isfinite(values).any():
         return np.zeros(0)
-    seen = np.isfinite(values).any(axis=1)
-    ends: np.ndarray = values[seen][final_round_indices(run.rounds[seen], int(case.thresholds["common"]["last"]))].mean(axis=0)
-    return ends
+    measured = np.isfinite(values).any(axis=1)
+    means: np.ndarray = values[measured][final_round_indices(run.rounds[measured], int(case.thresholds["common"]["last"]))].mean(axis=0)
+    return means
 
 
 def excess_over_mean(run: Trajectory | None, values: np.ndarray) -> np.ndarray:
-    """How far losses ``[..., N]`` lie above their mean, less what the same client lay above it before the first round."""
-    every, above = client_table(run, "loss"), values - values.mean(axis=-1, keepdims=True) if len(values) else values
-    if not len(every) or run is None or run.rounds[0] != 0 or not np.isfinite(every[0]).all():
-        return above
-    harder: np.ndarray = (every[0] - every[0].mean()).clip(0)
-    return above - harder if len(harder) == above.shape[-1] else above
+    """Compute how far losses are above their mean, minus the client's excess before the first round.
+
+    Args:
+        run: The run, whose round 0 gives the initial losses.
+        values: Losses, ``[..., N]``.
+
+    Returns:
+        Excesses, ``[..., N]``. Nothing is subtracted if the initial losses are unknown.
+    """
+    table, excess = client_table(run, "loss"), values - values.mean(axis=-1, keepdims=True) if len(values) else values
+    if not len(table) or run is None or run.rounds[0] != 0 or not np.isfinite(table[0]).all():
+        return excess
+    initial_excess: np.ndarray = (table[0] - table[0].mean()).clip(0)
+    return excess - initial_excess if len(initial_excess) == excess.shape[-1] else excess
 
 
 def worst_excess_per_round(values: np.ndarray, run: Trajectory) -> np.ndarray:
-    """The most harm in every round, NaN where nobody was measured."""
-    seen = np.isfinite(values).all(axis=1)
-    return np.where(seen, excess_over_mean(run, np.where(seen[:, None], values, 0)).max(axis=1), np.nan)
+    """Compute the largest excess over the mean in every round, ``[rounds]``; NaN where a client was not measured."""
+    measured = np.isfinite(values).all(axis=1)
+    return np.where(measured, excess_over_mean(run, np.where(measured[:, None], values, 0)).max(axis=1), np.nan)

@@ -1,7 +1,7 @@
-"""A run against its IID baseline in one line: what went worse than it would have without the skew.
+"""Summarize one run, compared with its IID baseline, in one verdict.
 
-One run is one seed: it can raise a suspicion and never confirm one, so a verdict is ``none`` or
-``suspected``. Nor is ``none`` a certificate: it names the smallest effect that would have been called.
+One run has one seed, so a verdict is ``none`` or ``suspected`` and never ``confirmed``. The verdict ``none`` does not prove that
+there is no failure; its sentence names the smallest effect that would have been detected.
 """
 
 from __future__ import annotations
@@ -24,90 +24,120 @@ NUM_LAST_EVALUATIONS = int(THRESHOLDS["common"]["last"])
 
 @dataclass(frozen=True)
 class Verdict:
-    """What one run says beside its twin. Losses in nats per token; NaN where there is nothing to say."""
+    """The verdict on one run. Losses are in nats per token, and missing values are NaN.
 
-    grade: str  # "none" or "suspected"
-    initial_loss: float  # the first evaluated loss
-    final_loss: float  # the mean of the last evaluations
-    gap_to_iid: float  # end above the twin's, same rounds
-    perplexity_gap_percent: float  # the same as per cent of perplexity
-    worst_domain: str  # where the gap is largest; without a twin, where the loss is highest
+    Attributes:
+        grade: "none" or "suspected".
+        initial_loss: First evaluated loss.
+        final_loss: Mean loss of the last evaluations.
+        gap_to_iid: Final loss minus the IID baseline's in the same rounds.
+        perplexity_gap_percent: The same gap as a percentage of perplexity.
+        worst_domain: Domain with the largest gap; without a baseline, the domain with the highest loss.
+        worst_domain_gap: Gap of the worst domain.
+        domain_variability: Fluctuation of the domain losses in the second half of the run, see ``curves.domain_variability``.
+        domain_variability_ratio: The fluctuation divided by the IID baseline's.
+        has_diverged: Whether the run diverged or the model is dead. A final loss above the untrained model's is only a reason.
+        num_evaluations: Number of evaluations of the loss.
+        reasons: One phrase per suspected failure.
+        sentence: The verdict in plain English.
+    """
+
+    grade: str
+    initial_loss: float
+    final_loss: float
+    gap_to_iid: float
+    perplexity_gap_percent: float
+    worst_domain: str
     worst_domain_gap: float
-    domain_variability: float  # how much the domains' losses move there and back, second half (``curves.domain_variability``)
-    domain_variability_ratio: float  # to the twin's
-    has_diverged: bool  # left for infinity or died; an end above the untrained model is a reason alone
+    domain_variability: float
+    domain_variability_ratio: float
+    has_diverged: bool
     num_evaluations: int
-    reasons: tuple[str, ...]  # what is suspected, one phrase each
+    reasons: tuple[str, ...]
     sentence: str
 
 
 def judge_run(run: Trajectory, baseline: Trajectory | None = None) -> Verdict:
-    """Judge a run by all detectors, beside its IID baseline where there is one."""
+    """Judge a run with all detectors.
+
+    Args:
+        run: The run's records.
+        baseline: Records of the matched IID baseline.
+    """
     rounds, loss = read_curve(run)
-    found = [finding for finding in run_detectors(RunEvidence(run, baseline)) if finding.grade == "suspected"]
-    start, end = (
+    findings = [finding for finding in run_detectors(RunEvidence(run, baseline)) if finding.grade == "suspected"]
+    initial_loss, final_loss = (
         (float(loss[0]), float(loss[final_round_indices(rounds, NUM_LAST_EVALUATIONS)].mean())) if len(loss) else (math.nan, math.nan)
     )
     gap = final_gap(run, baseline, num_last=NUM_LAST_EVALUATIONS)
-    worst, worst_gap = find_worst_domain(run, baseline)
-    mine, base = domain_variability(run, rounds), domain_variability(baseline, rounds)
-    ratio = mine / base if base > 0 else math.nan
-    first = ("dead model", "divergence", "exploding updates", "failed clients", "loss gap", "domain gap", "domain oscillation")
-    found.sort(key=lambda finding: first.index(finding.failure) if finding.failure in first else len(first))
-    reasons = list(dict.fromkeys(finding.message for finding in found))  # a dead model is a divergence in the same words
-    failed, diverged = any(finding.failure in FACTUAL_FAILURES for finding in found), bool(find_runaway(run, THRESHOLDS)[0])
+    worst_domain, worst_gap = find_worst_domain(run, baseline)
+    variability, baseline_variability = domain_variability(run, rounds), domain_variability(baseline, rounds)
+    ratio = variability / baseline_variability if baseline_variability > 0 else math.nan
+    order = ("dead model", "divergence", "exploding updates", "failed clients", "loss gap", "domain gap", "domain oscillation")
+    findings.sort(key=lambda finding: order.index(finding.failure) if finding.failure in order else len(order))
+    reasons = list(dict.fromkeys(finding.message for finding in findings))  # a dead model is also a divergence with the same message
+    has_failed, has_diverged = any(finding.failure in FACTUAL_FAILURES for finding in findings), bool(find_runaway(run, THRESHOLDS)[0])
     return Verdict(
         "suspected" if reasons else "none",
-        start,
-        end,
+        initial_loss,
+        final_loss,
         gap,
         perplexity_change_percent(gap),
-        worst,
+        worst_domain,
         worst_gap,
-        mine,
+        variability,
         ratio,
-        diverged,
+        has_diverged,
         len(loss),
         tuple(reasons),
-        write_verdict_sentence(start, end, gap, len(loss), reasons, failed),
+        write_verdict_sentence(initial_loss, final_loss, gap, len(loss), reasons, has_failed),
     )
 
 
 def write_verdict_sentence(start: float, end: float, gap: float, num_evaluations: int, reasons: list[str], has_failed: bool = False) -> str:
-    """The verdict in plain English; that training ``failed`` is a fact of one seed, and no suspicion."""
+    """Write the verdict in plain English.
+
+    Args:
+        start: First evaluated loss.
+        end: Final loss.
+        gap: Final loss minus the IID baseline's.
+        num_evaluations: Number of evaluations.
+        reasons: One phrase per suspected failure.
+        has_failed: Whether training failed, which one seed is enough to state.
+    """
     limit = THRESHOLDS["gap"]
     if not num_evaluations and not reasons:
-        return "Nothing has been evaluated yet, so there is nothing to judge."
-    told = (
-        f"Loss went from {start:.3f} to {end:.3f} nats per token"
+        return "No evaluation has been recorded yet, so there is nothing to judge."
+    summary = (
+        f"The loss changed from {start:.3f} to {end:.3f} nats per token"
         if math.isfinite(start + end)
-        else f"Loss began at {start:.3f} nats per token and did not end as a finite number"
+        else f"The loss started at {start:.3f} nats per token and is not finite at the end"
     )
-    if math.isfinite(gap) and (gap <= limit["all"] or not reasons):  # above, it is among the reasons
+    if math.isfinite(gap) and (gap <= limit["all"] or not reasons):  # otherwise the gap is one of the reasons
         side = "above" if gap >= 0 else "below"
-        told += f", {abs(gap):.3f} {side} the IID baseline ({perplexity_change_percent(gap):+.1f}% perplexity)"
+        summary += f", which is {abs(gap):.3f} {side} the IID baseline ({perplexity_change_percent(gap):+.1f}% perplexity)"
     if has_failed:
-        return f"Training failed: {'; '.join(reasons)}. {told}. One seed cannot tell whether heterogeneity is the cause."
+        return f"Training failed: {'; '.join(reasons)}. {summary}. A single seed cannot show whether heterogeneity is the cause."
     if reasons:
-        return f"Suspected: {'; '.join(reasons)}. {told}. One seed can raise a suspicion, not confirm it."
+        return f"Suspected: {'; '.join(reasons)}. {summary}. A single seed can raise a suspicion but not confirm it."
     if num_evaluations < MIN_EVALUATIONS:
-        return f"{told}. Too early to judge: that takes {MIN_EVALUATIONS} evaluations, and there are {num_evaluations}."
+        return f"{summary}. Too early to judge: {MIN_EVALUATIONS} evaluations are required, and there are {num_evaluations}."
     if math.isnan(gap):
-        return f"{told}; no divergence. Without an IID baseline the effect of the skew cannot be told."
+        return f"{summary}. No divergence was found. Without an IID baseline, the effect of heterogeneity is unknown."
     return (
-        f"Nothing found that the IID baseline has not. {told}. A gap under {limit['all']} nats in all, or under "
-        f"{limit['domain']} in one domain, would not have been called; and one seed proves nothing."
+        f"No failure was found beyond the IID baseline. {summary}. A gap below {limit['all']} nats overall, or below "
+        f"{limit['domain']} nats in one domain, would not have been detected. A single seed proves nothing."
     )
 
 
 def find_worst_domain(run: Trajectory, baseline: Trajectory | None) -> tuple[str, float]:
-    """The domain with the largest gap and that gap; without a twin the one with the highest loss, and NaN."""
+    """Return the domain with the largest gap and the gap; without a baseline, the domain with the highest loss and NaN."""
     domains = run.domains_of("loss")
     gaps = {domain: final_gap(run, baseline, domain, NUM_LAST_EVALUATIONS) for domain in domains}
-    known = {domain: gap for domain, gap in gaps.items() if math.isfinite(gap)}
-    if known:
-        worst = max(known, key=lambda domain: known[domain])
-        return worst, known[worst]
-    last = {domain: run.curve("loss", domain)[run.observed_mask("loss", domain)][-1] for domain in domains}
-    last = {domain: loss for domain, loss in last.items() if np.isfinite(loss)}
-    return (max(last, key=lambda domain: last[domain]) if last else ""), math.nan
+    finite_gaps = {domain: gap for domain, gap in gaps.items() if math.isfinite(gap)}
+    if finite_gaps:
+        worst = max(finite_gaps, key=lambda domain: finite_gaps[domain])
+        return worst, finite_gaps[worst]
+    last_losses = {domain: run.curve("loss", domain)[run.observed_mask("loss", domain)][-1] for domain in domains}
+    last_losses = {domain: loss for domain, loss in last_losses.items() if np.isfinite(loss)}
+    return (max(last_losses, key=lambda domain: last_losses[domain]) if last_losses else ""), math.nan

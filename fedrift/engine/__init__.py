@@ -1,1 +1,1 @@
-"""From a configuration to a finished run: what is loaded, the rounds, and what is stored."""
+"""The engine, which turns a configuration into a finished run: it loads resources, runs the round loop, and stores the results."""

@@ -1,4 +1,7 @@
-"""From an experiment to all that measures it: the held-out text, the losses, and the panel of probes."""
+"""Preparation of a run: from a configuration to the simulated clients, the initial state, and the probes.
+
+This is the only module in which text data and federated algorithms meet. Axis letters: D documents, M models of the server.
+"""
 
 from __future__ import annotations
 
@@ -64,19 +67,19 @@ SPLIT_CODES = {"validation": VALIDATION, "test": TEST}
 
 @dataclass(frozen=True, eq=False)
 class Evaluation:
-    """What looks at every round, the losses among it, and the larger evaluation of the end."""
+    """The evaluation of a run."""
 
-    probe_suite: ProbeSuite
+    probe_suite: ProbeSuite  # all probes, including the losses
     losses: HeldOutLosses
-    final_losses: HeldOutLosses | None
+    final_losses: HeldOutLosses | None  # the larger evaluation after the last round; None: there is none
     caveats: list[str]
 
 
 @dataclass(frozen=True, eq=False)
 class RewrittenCorpus:
-    """The corpus as the clients of a deal write it, sized in tokens; the corpus itself where nobody rewrites."""
+    """The corpus after the rewrites of the partition, with document sizes in tokens."""
 
-    corpus: Corpus
+    corpus: Corpus  # the original corpus if the partition rewrites nothing
     partition: Partition
 
 
@@ -94,120 +97,156 @@ def build_evaluation(
     expensive_interval: int | None = None,
     has_client_state: bool = True,
 ) -> Evaluation:
-    """``parts``: the rows that each client trains on; ``start [1, ...]`` w_0; ``deep``: the period of an earlier start."""
-    said, plan = config.evaluation, config.training
-    asked = (
-        SPLIT_CODES[said.split],
-        plan.max_seq_length,
-        max(said.blocks_per_domain, said.final_blocks_per_domain),
+    """Create the held-out text, the losses and the probes of a run.
+
+    Args:
+        config: The configuration of the experiment.
+        resources: Loaded models and data.
+        corpus: The original corpus.
+        tokens: The tokens of the original corpus.
+        rewritten: The corpus after the rewrites of the partition.
+        client_rows: The document indices of each client.
+        model: The model for many clients.
+        initial_params: The initial parameters w_0, ``[1, ...]``.
+        cohort_size: Number of clients per round.
+        local_steps: Local steps of each client per round.
+        expensive_interval: The interval of expensive probes that an earlier start of the run chose. None: choose it now.
+        has_client_state: Whether the client states are available on this machine, which personalized models need.
+
+    Raises:
+        UserError: There is no held-out text, or none for the domains of some client.
+    """
+    evaluation, training = config.evaluation, config.training
+    block_options = (
+        SPLIT_CODES[evaluation.split],
+        training.max_seq_length,
+        max(evaluation.blocks_per_domain, evaluation.final_blocks_per_domain),
         config.dataset.split_seed,
     )
-    held = build_held_out(corpus, tokens, *asked, count_client_domain_tokens(rewritten.corpus, client_rows))
-    if not len(held.blocks):
+    held_out = build_held_out(corpus, tokens, *block_options, count_client_domain_tokens(rewritten.corpus, client_rows))
+    if not len(held_out.blocks):
         raise UserError(
-            f"corpus {corpus.name!r} has no {said.split} documents to measure on: raise dataset.{said.split}_fraction (the share held out)"
+            f"dataset {corpus.name!r} has no {evaluation.split} documents for the evaluation; increase dataset.{evaluation.split}_fraction"
         )
-    wear = config.algorithm.personalized_params if config.algorithm.is_personalized and has_client_state else None
-    tokenizer, few = resources.get_language_model(config.model, config.trainable).tokenizer, held.head(said.blocks_per_domain)
-    sizes = [bytes_per_token(blocks, tokenizer) if "language" in said.probes else None for blocks in (few, held)]
-    own = held_out_as_rewritten(held, corpus, rewritten, client_rows, tokenizer, *asked) if rewritten.partition.rewrites else None
-    unmeasured = check_held_out(own or held, said.split, corpus.name)
-    judge = PretrainedLossCache(
+    personalized_params = config.algorithm.personalized_params if config.algorithm.is_personalized and has_client_state else None
+    tokenizer = resources.get_language_model(config.model, config.trainable).tokenizer
+    round_held_out = held_out.head(evaluation.blocks_per_domain)
+    sizes = [bytes_per_token(blocks, tokenizer) if "language" in evaluation.probes else None for blocks in (round_held_out, held_out)]
+    all_held_out = (
+        held_out_as_rewritten(held_out, corpus, rewritten, client_rows, tokenizer, *block_options) if rewritten.partition.rewrites else None
+    )
+    held_out_caveats = check_held_out(all_held_out or held_out, evaluation.split, corpus.name)
+    loss_cache = PretrainedLossCache(
         model, initial_params, (config.model, config.trainable, *sorted(resources.numeric_options.items())), resources.pretrained_losses
     )
     losses = HeldOutLosses(
-        judge,
-        few,
-        said.blocks_per_client,
-        said.interval,
-        plan.num_rounds,
-        wear,
+        loss_cache,
+        round_held_out,
+        evaluation.blocks_per_client,
+        evaluation.interval,
+        training.num_rounds,
+        personalized_params,
         bytes_per_token=sizes[0],
-        rewritten=own and own.head(said.blocks_per_domain),
+        rewritten=all_held_out and all_held_out.head(evaluation.blocks_per_domain),
         vocab_size=len(model.head.weight),
     )
-    final = (
+    final_losses = (
         HeldOutLosses(
-            judge, held, said.final_blocks_per_domain, personalized_params=wear, prefix="final.", bytes_per_token=sizes[1], rewritten=own
+            loss_cache,
+            held_out,
+            evaluation.final_blocks_per_domain,
+            personalized_params=personalized_params,
+            prefix="final.",
+            bytes_per_token=sizes[1],
+            rewritten=all_held_out,
         )
-        if said.final_blocks_per_domain
+        if evaluation.final_blocks_per_domain
         else None
     )
-    bench = ProbeContext(
+    probe_context = ProbeContext(
         model,
         tokenizer,
         initial_params,
-        held,
+        held_out,
         losses,
         config.dataset.split_seed,
         cohort_size,
         corpus,
         tuple(client_rows),
         config.algorithm,
-        load_general_text(config, resources, corpus, tokenizer) if "general" in said.probes else None,
+        load_general_text(config, resources, corpus, tokenizer) if "general" in evaluation.probes else None,
         config.dataset.synthetic if config.dataset.name == "synthetic" else None,
-        said.minimal_pairs,
+        evaluation.minimal_pairs,
     )
-    looks: list[ScheduledProbe | DerivedMetric] = [ScheduledProbe("training", training_metrics), ScheduledProbe("updates", update_geometry)]
+    probes: list[ScheduledProbe | DerivedMetric] = [
+        ScheduledProbe("training", training_metrics),
+        ScheduledProbe("updates", update_geometry),
+    ]
     if isinstance(config.trainable, Lora):
-        looks.append(ScheduledProbe("adapters", aggregation_error))
-    looks.append(ScheduledProbe("losses", losses, said.interval, losses.forward_tokens(cohort_size)))
-    for name in dict.fromkeys(said.probes):
-        looks += find_probe_group(name)(bench)
-    trained = (
-        plan.batch_size * plan.max_seq_length * local_steps
-        if plan.local_epochs is None
-        else plan.local_epochs * held.client_domain_tokens.sum() / len(client_rows)
+        probes.append(ScheduledProbe("adapters", aggregation_error))
+    probes.append(ScheduledProbe("losses", losses, evaluation.interval, losses.forward_tokens(cohort_size)))
+    for name in dict.fromkeys(evaluation.probes):
+        probes += find_probe_group(name)(probe_context)
+    tokens_per_client = (
+        training.batch_size * training.max_seq_length * local_steps
+        if training.local_epochs is None
+        else training.local_epochs * held_out.client_domain_tokens.sum() / len(client_rows)
     )
     expensive_interval = (
-        said.expensive_interval
+        evaluation.expensive_interval
         or expensive_interval
-        or choose_interval(looks, cohort_size * float(trained), plan.num_rounds, said.max_overhead)
+        or choose_interval(probes, cohort_size * float(tokens_per_client), training.num_rounds, evaluation.max_overhead)
     )
-    caveats = (
+    general_caveats = (
         []
-        if bench.general_blocks or "general" not in said.probes
+        if probe_context.general_blocks or "general" not in evaluation.probes
         else [
-            "general text is not looked at, for there is none: name a corpus that no client trains on with evaluation.general_dataset, or "
-            f"give a local copy of wikitext2 (the folder above it is named by FEDRIFT_DATA) for {config.model} to be asked about"
+            "the probes of general text do not run, because no general text is available. Name a dataset that no client trains on with "
+            f"evaluation.general_dataset, or, for {config.model}, put a local copy of wikitext2 into a folder and set FEDRIFT_DATA to "
+            "that folder"
         ]
     )
-    return Evaluation(ProbeSuite(tuple(looks), plan.num_rounds, expensive_interval, said.max_overhead), losses, final, caveats + unmeasured)
+    suite = ProbeSuite(tuple(probes), training.num_rounds, expensive_interval, evaluation.max_overhead)
+    return Evaluation(suite, losses, final_losses, general_caveats + held_out_caveats)
 
 
 def check_held_out(held_out: HeldOut, split: str, corpus_name: str) -> list[str]:
-    """Make sure that every client's loss can be measured.
+    """Check that the loss of every client can be measured.
+
+    Args:
+        held_out: The held-out blocks of each domain, and the training tokens of each client in each domain.
+        split: The name of the held-out split, for messages.
+        corpus_name: The name of the dataset, for messages.
 
     Returns:
-        What a reader must know of domains that are trained on and have no held-out text.
+        A caveat if some domains have training text but no held-out text.
 
     Raises:
-        UserError: All domains of a client's data have none, so that its loss would be no number.
+        UserError: None of the domains of a client has held-out text.
     """
-    trained, there = held_out.client_domain_tokens > 0, count_predicted_tokens(held_out) > 0
-    absent = [name for name, asked in zip(held_out.domains, trained.any(0) & ~there, strict=True) if asked]
-    blind = np.flatnonzero(trained.any(1) & ~(trained & there).any(1))
-    if len(blind):
+    is_trained, is_measured = held_out.client_domain_tokens > 0, count_predicted_tokens(held_out) > 0
+    missing = [name for name, is_missing in zip(held_out.domains, is_trained.any(0) & ~is_measured, strict=True) if is_missing]
+    unmeasured_clients = np.flatnonzero(is_trained.any(1) & ~(is_trained & is_measured).any(1))
+    if len(unmeasured_clients):
         raise UserError(
-            f"no loss of {format_names(blind.tolist(), 'client')} can be measured: corpus {corpus_name!r} has no {split} documents of "
-            f"{format_names(absent, 'domain')}. Raise dataset.{split}_fraction (the share held out), keep larger domains with "
-            f"dataset.domains, "
-            "or take no labels with dataset.label_column=''"
+            f"no loss of {format_names(unmeasured_clients.tolist(), 'client')} can be measured: dataset {corpus_name!r} has no {split} "
+            f"documents of {format_names(missing, 'domain')}. Increase dataset.{split}_fraction, select larger domains with "
+            "dataset.domains, or ignore the labels with dataset.label_column=''"
         )
     return (
         [
-            f"{format_names(absent, 'domain')} of corpus {corpus_name!r}: no {split} documents, so no loss is measured on what is trained "
-            "there, and other losses leave it out"
+            f"{format_names(missing, 'domain')} of dataset {corpus_name!r}: no {split} documents, so clients train on text for which no "
+            "loss is measured, and the losses over all domains do not include it"
         ]
-        if absent
+        if missing
         else []
     )
 
 
 def format_names(names: Sequence[object], noun: str) -> str:
-    """``client 3``, ``domains a, b`` or, of many, the first few and their number."""
-    first = ", ".join(str(one)[:40] for one in names[:5])
-    return f"{noun}{'s' * (len(names) > 1)} {first}" + (f" and {len(names) - 5:,} more" if len(names) > 5 else "")
+    """List names after a noun: ``client 3``, ``domains a, b``, or the first five names and the number of the others."""
+    listed = ", ".join(str(name)[:40] for name in names[:5])
+    return f"{noun}{'s' * (len(names) > 1)} {listed}" + (f" and {len(names) - 5:,} more" if len(names) > 5 else "")
 
 
 def held_out_as_rewritten(
@@ -221,62 +260,85 @@ def held_out_as_rewritten(
     max_blocks: int,
     seed: int,
 ) -> HeldOut:
-    """The held-out text as found and, behind it, as each hand of the deal writes it."""
-    known = rewrite_groups(rewritten.partition)
-    hand = np.append(known.client_group, 0)[rewritten.partition.document_owners(len(corpus))]  # [D]; nobody's documents are as found
-    mix = [count_client_domain_tokens(rewritten.corpus, [rows[hand[rows] == one] for rows in client_rows]) for one in range(len(known))]
-    read = [
-        lambda rows, way=way: tokenize_corpus(rewrite_corpus(corpus.take(rows), way), tokenizer, cache_dir=None)
-        for way in known.rewrites[1:]
+    """Append rewritten held-out text to the original held-out text, for each distinct rewrite of the partition.
+
+    Args:
+        held_out: The original held-out text.
+        corpus: The original corpus.
+        rewritten: The corpus after the rewrites of the partition.
+        client_rows: The document indices of each client.
+        tokenizer: The tokenizer of the model.
+        split: The code of the held-out split.
+        block_length: Tokens per block.
+        max_blocks: Largest number of blocks per domain.
+        seed: The seed of the selection of held-out documents.
+    """
+    groups = rewrite_groups(rewritten.partition)
+    # [D] group of the rewrite of each document; documents without a client belong to group 0, which is not rewritten
+    document_group = np.append(groups.client_group, 0)[rewritten.partition.document_owners(len(corpus))]
+    domain_tokens = [
+        count_client_domain_tokens(rewritten.corpus, [rows[document_group[rows] == group] for rows in client_rows])
+        for group in range(len(groups))
     ]
-    return append_rewritten(held_out, corpus, split, block_length, max_blocks, seed, read, np.concatenate(mix, axis=1))
+    tokenize_rewritten = [
+        lambda rows, rewrite=rewrite: tokenize_corpus(rewrite_corpus(corpus.take(rows), rewrite), tokenizer, cache_dir=None)
+        for rewrite in groups.rewrites[1:]
+    ]
+    return append_rewritten(
+        held_out, corpus, split, block_length, max_blocks, seed, tokenize_rewritten, np.concatenate(domain_tokens, axis=1)
+    )
 
 
 def load_general_text(config: ExperimentConfig, resources: ResourceCache, corpus: Corpus, tokenizer: Any) -> Blocks | None:
-    """Some text that is in no client's pool, in blocks as long as the held-out ones; None where there is none."""
-    found = load_general_corpus(
+    """Load text that no client trains on, in blocks of the length of the held-out blocks.
+
+    Returns:
+        The blocks, with up to ``evaluation.general_tokens`` tokens in total; None if no such text is available.
+    """
+    general_corpus = load_general_corpus(
         corpus,
         config.evaluation.general_dataset,
         is_pocket_model=config.model == PRESETS["pocket"].name,
         data_dir=resources.runtime.data_dir,
     )
-    if found is None:
+    if general_corpus is None:
         return None
     length = config.training.max_seq_length
-    blocks = pack_blocks(tokenize_corpus(found, tokenizer, cache_dir=resources.runtime.cache_dir / "tokens"), np.arange(len(found)), length)
-    most = max(1, config.evaluation.general_tokens // length)
-    return Blocks(blocks.tokens[:most], blocks.mask[:most])
-
-
-# From an experiment to all that its rounds need: fleet, first state, probes. The one place where text meets algorithms.
+    tokens = tokenize_corpus(general_corpus, tokenizer, cache_dir=resources.runtime.cache_dir / "tokens")
+    blocks = pack_blocks(tokens, np.arange(len(general_corpus)), length)
+    max_blocks = max(1, config.evaluation.general_tokens // length)
+    return Blocks(blocks.tokens[:max_blocks], blocks.mask[:max_blocks])
 
 
 @dataclass(frozen=True, eq=False)
 class RunContext:
-    """What the rounds of one experiment run on."""
+    """Everything that the rounds of one run need."""
 
     simulator: ClientSimulator
     model: StackedModel
-    initial_state: FederatedState  # of round 0
+    initial_state: FederatedState  # before the first round
     cohort_size: int
     probe_suite: ProbeSuite
     losses: HeldOutLosses
-    final_losses: HeldOutLosses | None
-    partition_table: dict[str, Any]  # tokens of each client in each domain, for people
+    final_losses: HeldOutLosses | None  # the larger evaluation after the last round; None: there is none
+    partition_table: dict[str, Any]  # names of the domains, and training tokens of each client in each domain
     caveats: list[str]
-    resume_options: dict[str, Any]  # choices that must be the same for a run to resume as the same run
-    clustering: ClusteringRuntime  # the mitigation
-    cluster_probe: ClusterAgreement | None  # what sees who shares a model with whom, where that is not plain
+    resume_options: dict[str, Any]  # choices that must not change when an interrupted run continues
+    clustering: ClusteringRuntime
+    cluster_probe: ClusterAgreement | None  # measures the clustering; None without clustering
 
 
 def resolve_fingerprints(config: ExperimentConfig, resources: ResourceCache) -> ExperimentConfig:
-    """The experiment with the contents of its corpus and model in it, so that changed files are another experiment."""
+    """Add the hashes of the dataset and of a local model to a configuration, so that changed files give another id.
+
+    Raises:
+        UserError: The configuration contains a hash of the dataset already, and the dataset has changed.
+    """
     corpus = resources.get_corpus(replace(config.dataset, fingerprint=""), config.model)
     if config.dataset.fingerprint not in ("", corpus.fingerprint):
         raise UserError(
-            f"the corpus {config.dataset.name!r} has changed: the experiment was made with content "
-            f"{config.dataset.fingerprint[:12]}, here is {corpus.fingerprint[:12]}. Bring the old files back, or "
-            "leave dataset.fingerprint out to begin anew."
+            f"the dataset {config.dataset.name!r} has changed: its hash is {corpus.fingerprint[:12]}, but the configuration "
+            f"requires {config.dataset.fingerprint[:12]}. Restore the old files, or remove dataset.fingerprint for a new experiment"
         )
     return replace(
         config, dataset=replace(config.dataset, fingerprint=corpus.fingerprint), model_fingerprint=fingerprint_model(config.model)
@@ -284,7 +346,7 @@ def resolve_fingerprints(config: ExperimentConfig, resources: ResourceCache) -> 
 
 
 def partition_documents(config: ExperimentConfig, corpus: Corpus) -> Partition:
-    """The training documents dealt to the clients; rows index the whole corpus."""
+    """Assign the training documents to the clients. The rows of the partition are indices of the whole corpus."""
     train = np.flatnonzero(corpus.split == TRAIN)
     partition = partition_corpus(config.partition, corpus.take(train), partial(numpy_stream, config.seed, "partition"))
     return replace(partition, rows=tuple(train[rows] for rows in partition.rows))
@@ -293,111 +355,124 @@ def partition_documents(config: ExperimentConfig, corpus: Corpus) -> Partition:
 def build_run(
     config: ExperimentConfig, resources: ResourceCache, resume_options: dict[str, Any] | None = None, has_client_state: bool = True
 ) -> RunContext:
-    """Everything loaded, dealt, packed and stacked. ``engine``: the choices of an earlier start, to be kept.
-    ``worn``: whether what clients keep can be looked at here, so that models of their own are judged."""
-    runtime, plan = resources.runtime, config.training
+    """Load the resources of a run, assign the documents to clients, and create the simulator, the initial state and the probes.
+
+    Args:
+        config: The configuration of the experiment.
+        resources: Loaded models and data, and the runtime options.
+        resume_options: The choices of an earlier start of the run, which are used again. None: the run starts for the first time.
+        has_client_state: Whether the client states are available on this machine, so that personalized models can be evaluated.
+
+    Raises:
+        UserError: The configuration cannot be run.
+    """
+    runtime, training = resources.runtime, config.training
     runtime.configure_torch()
-    made = config.model, config.trainable
-    words = resources.get_corpus(replace(config.dataset, fingerprint=""), config.model)
-    language = resources.get_language_model(*made)
-    if plan.max_seq_length > language.context_length:
+    model_key = config.model, config.trainable
+    loaded_corpus = resources.get_corpus(replace(config.dataset, fingerprint=""), config.model)
+    language_model = resources.get_language_model(*model_key)
+    if training.max_seq_length > language_model.context_length:
         raise UserError(
-            f"training.max_seq_length: {plan.max_seq_length} tokens, but {config.model} takes {language.context_length} at most"
+            f"training.max_seq_length is {training.max_seq_length} tokens, but {config.model} takes {language_model.context_length} at most"
         )
-    tokens = resources.get_tokens(words, *made)
-    corpus = words.with_sizes(tokens.lengths)
-    model = resources.get_stacked_model(*made)
+    tokens = resources.get_tokens(loaded_corpus, *model_key)
+    corpus = loaded_corpus.with_sizes(tokens.lengths)
+    model = resources.get_stacked_model(*model_key)
     if isinstance(config.trainable, Lora):
         check_peft_compatible(model, config.trainable)
 
     partition = partition_documents(config, corpus)
-    parts, cohort, steps = config.algorithm.configure_clients(
-        list(partition.rows), plan.cohort_size(config.partition.num_clients), plan.local_steps
+    client_rows, cohort_size, local_steps = config.algorithm.configure_clients(
+        list(partition.rows), training.cohort_size(config.partition.num_clients), training.local_steps
     )
-    told = apply_rewrites(corpus, partition)
-    heard = tokenize_corpus(told, language.tokenizer, cache_dir=runtime.cache_dir / "tokens") if partition.rewrites else tokens
-    written = RewrittenCorpus(told.with_sizes(heard.lengths), partition)
-    blocks = pack_client_blocks(config, heard, parts)
-    template = model.init_params(config.seed).to(runtime.resolve_device())
-    mitigation = config.clustering
-    said = config.algorithm.incompatibilities(plan.client_optimizer, plan.client_weighting, list(template))
-    said += mitigation.incompatibilities(config.algorithm, list(template))
-    if mitigation != NoClustering() and len(parts) != len(partition.rows):
-        said.append(f"{type(config.algorithm).__name__} has no clients to group: leave the clustering out")
-    if said:
-        raise UserError("\n".join(said))
+    client_corpus = apply_rewrites(corpus, partition)
+    client_tokens = (
+        tokenize_corpus(client_corpus, language_model.tokenizer, cache_dir=runtime.cache_dir / "tokens") if partition.rewrites else tokens
+    )
+    rewritten = RewrittenCorpus(client_corpus.with_sizes(client_tokens.lengths), partition)
+    blocks = pack_client_blocks(config, client_tokens, client_rows)
+    params = model.init_params(config.seed).to(runtime.resolve_device())
+    strategy = config.clustering
+    reasons = config.algorithm.incompatibilities(training.client_optimizer, training.client_weighting, list(params))
+    reasons += strategy.incompatibilities(config.algorithm, list(params))
+    if strategy != NoClustering() and len(client_rows) != len(partition.rows):
+        reasons.append(f"{type(config.algorithm).__name__} has no clients to group; remove the clustering")
+    if reasons:
+        raise UserError("\n".join(reasons))
 
-    batches = make_batches(config, blocks, steps, len(parts) == len(partition.rows), runtime)
-    most = len(parts) if mitigation.has_full_participation_rounds else cohort
-    passes = 2 if config.algorithm.local_regularizer() else 1  # of a step that are kept for its backward pass
-    micro = runtime.clients_per_pass or choose_clients_per_pass(
-        model.network, most, plan.batch_size, plan.max_seq_length, runtime.resolve_device(), passes
+    batches = make_batches(config, blocks, local_steps, len(client_rows) == len(partition.rows), runtime)
+    max_clients = len(client_rows) if strategy.has_full_participation_rounds else cohort_size
+    num_passes = 2 if config.algorithm.local_regularizer() else 1  # forward passes whose activations are stored for the backward pass
+    clients_per_pass = runtime.clients_per_pass or choose_clients_per_pass(
+        model.network, max_clients, training.batch_size, training.max_seq_length, runtime.resolve_device(), num_passes
     )
     if runtime.clients_per_pass == 0 and "clients_per_pass" not in (resume_options or {}):
-        first = next(iter(batches(0, torch.arange(len(parts)))), {})
-        # not of the model that batches the passes of several runs
-        micro = choose_faster(partial(timing_step, getattr(model, "inner", model), template, first), micro)
-    kept = {name: choice for name, choice in (resume_options or {}).items() if name not in NUMERIC_DEFAULTS}
-    resume_options = {"clients_per_pass": micro, **kept, **resources.numeric_options}
+        first_batch = next(iter(batches(0, torch.arange(len(client_rows)))), {})
+        # A model that batches the passes of several runs would wait for the other runs, so the inner model is measured.
+        clients_per_pass = choose_faster(partial(timing_step, getattr(model, "inner", model), params, first_batch), clients_per_pass)
+    earlier_options = {name: value for name, value in (resume_options or {}).items() if name not in NUMERIC_DEFAULTS}
+    resume_options = {"clients_per_pass": clients_per_pass, **earlier_options, **resources.numeric_options}
     if runtime.should_check_device():
-        check_device(resources, made, template, next(iter(batches(0, torch.zeros(1, dtype=torch.long)))))
-    fleet = ClientSimulator(
-        len(parts),
+        check_device(resources, model_key, params, next(iter(batches(0, torch.zeros(1, dtype=torch.long)))))
+    simulator = ClientSimulator(
+        len(client_rows),
         model,
         batches,
-        plan.client_optimizer,
-        plan.max_grad_norm,
-        plan.client_weighting,
-        plan.lr_factor,
+        training.client_optimizer,
+        training.max_grad_norm,
+        training.client_weighting,
+        training.lr_factor,
         resume_options["clients_per_pass"],
         partial(mean_hidden_states, model.hidden_states),
     )
-    seen = build_evaluation(
+    evaluation = build_evaluation(
         config,
         resources,
         corpus,
         tokens,
-        written,
-        parts,
+        rewritten,
+        client_rows,
         model,
-        template,
-        cohort,
-        steps,
+        params,
+        cohort_size,
+        local_steps,
         resume_options.get("expensive_interval"),
         has_client_state,
     )
-    if any(look.schedule == "expensive" for look in seen.probe_suite.probes if isinstance(look, ScheduledProbe)):
-        resume_options = {**resume_options, "expensive_interval": seen.probe_suite.expensive_interval}
-    held = seen.losses.held_out
-    ground = client_info(config, resources, corpus, partition, fleet, held.client_domain_tokens)
-    work = ClusteringRuntime(mitigation, ground, config.algorithm)
+    if any(probe.schedule == "expensive" for probe in evaluation.probe_suite.probes if isinstance(probe, ScheduledProbe)):
+        resume_options = {**resume_options, "expensive_interval": evaluation.probe_suite.expensive_interval}
+    held_out = evaluation.losses.held_out
+    info = client_info(config, resources, corpus, partition, simulator, held_out.client_domain_tokens)
+    clustering = ClusteringRuntime(strategy, info, config.algorithm)
     return RunContext(
-        fleet,
+        simulator,
         model,
-        work.init_state(template),
-        cohort,
-        seen.probe_suite,
-        seen.losses,
-        seen.final_losses,
-        {"domains": list(held.domains), "tokens": held.client_domain_tokens.astype(int).tolist()},
-        config_caveats(config) + model.caveats + seen.caveats + list(words.notes),
+        clustering.init_state(params),
+        cohort_size,
+        evaluation.probe_suite,
+        evaluation.losses,
+        evaluation.final_losses,
+        {"domains": list(held_out.domains), "tokens": held_out.client_domain_tokens.astype(int).tolist()},
+        config_caveats(config) + model.caveats + evaluation.caveats + list(loaded_corpus.notes),
         resume_options,
-        work,
-        ClusterAgreement(ground.main_domains) if mitigation != NoClustering() else None,
+        clustering,
+        ClusterAgreement(info.main_domains) if strategy != NoClustering() else None,
     )
 
 
 def config_caveats(config: ExperimentConfig) -> list[str]:
-    """What a reader of the results must know and that the experiment alone tells, before anything is loaded."""
-    plan, algorithm, clients = config.training, config.algorithm, config.partition.num_clients
-    _, cohort, steps = algorithm.configure_clients([np.zeros(1, dtype=np.int64)] * clients, plan.cohort_size(clients), plan.local_steps)
-    found = algorithm.warnings(plan.client_optimizer, plan.client_weighting) + algorithm.aggregator.cohort_warnings(cohort)
-    if cohort == 1 and steps and not algorithm.one_client_per_model:
-        found.append(
-            "one client per round: nothing is averaged, so update.divergence and gradient.norm.variance do not exist; "
-            "raise training.participation_rate for a cohort of two or more"
+    """Return the caveats about the results that follow from the configuration alone, before anything is loaded."""
+    training, algorithm, num_clients = config.training, config.algorithm, config.partition.num_clients
+    _, cohort_size, local_steps = algorithm.configure_clients(
+        [np.zeros(1, dtype=np.int64)] * num_clients, training.cohort_size(num_clients), training.local_steps
+    )
+    caveats = algorithm.warnings(training.client_optimizer, training.client_weighting) + algorithm.aggregator.cohort_warnings(cohort_size)
+    if cohort_size == 1 and local_steps and not algorithm.one_client_per_model:
+        caveats.append(
+            "one client per round: nothing is averaged, so update.divergence and gradient.norm.variance are not defined; "
+            "increase training.participation_rate for a cohort of two or more clients"
         )
-    return found + config.clustering.warnings() + partition_notes(config.partition)
+    return caveats + config.clustering.warnings() + partition_notes(config.partition)
 
 
 def client_info(
@@ -408,33 +483,42 @@ def client_info(
     simulator: ClientSimulator,
     domain_tokens: np.ndarray,
 ) -> ClientInfo:
-    """What a clustering may look at: the clients' training documents as they have them, frozen encoders, losses."""
+    """Create the information about clients that clustering strategies can use: their training documents, embeddings and losses.
 
-    def texts(client: int) -> list[str]:
-        way = partition.rewrites[client] if partition.rewrites else None
-        return list(rewrite_corpus(corpus.take(partition.rows[client]), way).text)
+    Args:
+        config: The configuration of the experiment.
+        resources: Loaded models and data.
+        corpus: The original corpus.
+        partition: The documents of each client and their rewrites.
+        simulator: The simulated clients.
+        domain_tokens: Training tokens of each client in each domain, ``[N, domains]``.
+    """
 
-    def embedded(texts: Sequence[str], encoder: str) -> np.ndarray:
+    def load_texts(client: int) -> list[str]:
+        rewrite = partition.rewrites[client] if partition.rewrites else None
+        return list(rewrite_corpus(corpus.take(partition.rows[client]), rewrite).text)
+
+    def embed(texts: Sequence[str], encoder: str) -> np.ndarray:
         if encoder != "states":
             return embed_texts(texts, encoder, cache_dir=resources.runtime.cache_dir / "vectors")
-        language = resources.get_language_model(config.model, config.trainable)
+        language_model = resources.get_language_model(config.model, config.trainable)
         name = f"states {config.model} {fingerprint_model(config.model)} {resources.numeric_options.get('dtype', 'float32')}"
-        states = HiddenStateEncoder(name, language.network, language.tokenizer, language.context_length)
+        states = HiddenStateEncoder(name, language_model.network, language_model.tokenizer, language_model.context_length)
         return embed_texts(texts, states, cache_dir=resources.runtime.cache_dir / "vectors")
 
     domain = domain_tokens.argmax(axis=1) if corpus.domains else np.full(len(domain_tokens), -1)
     return ClientInfo(
         simulator.size,
         config.seed,
-        texts,
-        embedded,
+        load_texts,
+        embed,
         partial(client_losses_per_model, simulator),
         np.where((domain < len(corpus.domains)) & (domain_tokens.sum(axis=1) > 0), domain, -1),
     )
 
 
 def timing_step(model: StackedModel, params: Tree, batch: dict[str, torch.Tensor], num_clients: int) -> None:
-    """A step of so many clients, each with the batch of the first."""
+    """Compute the loss and the gradient of ``num_clients`` clients in one pass, each with the batch of the first client."""
     if batch:
         rows = torch.zeros(num_clients, dtype=torch.long)
         value_and_gradient(
@@ -446,10 +530,14 @@ def timing_step(model: StackedModel, params: Tree, batch: dict[str, torch.Tensor
 
 
 def check_device(resources: ResourceCache, model_key: tuple[str, Trainable], params: Tree, batch: dict[str, torch.Tensor]) -> None:
-    """Ask the canary whether this device computes a step of this model rightly."""
-    plain = ResourceCache(replace(resources.runtime, device="cpu", dtype="float32", compiled=False)).get_stacked_model(*model_key)
+    """Compare a training step on the device with the same step on the CPU in float32.
+
+    Raises:
+        UserError: The results differ by more than rounding.
+    """
+    reference = ResourceCache(replace(resources.runtime, device="cpu", dtype="float32", compiled=False)).get_stacked_model(*model_key)
     batch = {name: leaf for name, leaf in batch.items() if name != "rows"}
-    compare_step(resources.get_stacked_model(*model_key), plain, params, batch).check(
+    compare_step(resources.get_stacked_model(*model_key), reference, params, batch).check(
         resources.numeric_options.get("dtype", "float32"), str(resources.runtime.resolve_device())
     )
 
@@ -457,57 +545,74 @@ def check_device(resources: ResourceCache, model_key: tuple[str, Trainable], par
 def make_batches(
     config: ExperimentConfig, blocks: tuple[Blocks, ...], local_steps: int, allow_stragglers: bool, runtime: Runtime
 ) -> TextBatches:
-    """What clients train on. Where an anchor enrolled others than the clients dealt, nobody straggles."""
-    plan = config.training
-    every = (blocks, plan.batch_size, config.seed, local_steps, plan.local_epochs, runtime.resolve_device())
+    """Create the training batches of the clients.
+
+    Args:
+        config: The configuration of the experiment.
+        blocks: The training blocks of each client.
+        local_steps: Local steps of each client per round.
+        allow_stragglers: Whether clients can be stragglers; false for baselines that replace the clients of the partition.
+        runtime: The runtime options.
+    """
+    training = config.training
+    options = (blocks, training.batch_size, config.seed, local_steps, training.local_epochs, runtime.resolve_device())
     return (
-        StragglingBatches(*every, plan.straggler_fraction, plan.straggler_policy)
-        if plan.straggler_fraction and allow_stragglers
-        else TextBatches(*every)
+        StragglingBatches(*options, training.straggler_fraction, training.straggler_policy)
+        if training.straggler_fraction and allow_stragglers
+        else TextBatches(*options)
     )
 
 
 def measure_gradient_dissimilarity(
     config: ExperimentConfig, resources: ResourceCache, max_blocks: int = 32, partition_seed: int | None = None
 ) -> MetricValues:
-    """Dissimilarity of the clients' gradients at the first weights, over two halves of up to ``blocks`` / 2 blocks each.
+    """Measure the dissimilarity of the gradients of the clients at the initial weights.
 
-    Clients of fewer than two blocks are left out. Whatever the algorithm, all begin at the same weights, those of the
-    experiment's seed; ``deal`` is another seed to deal by.
+    The gradient of each client is computed on two disjoint halves of its blocks. Clients with fewer than two blocks are not included.
+    All clients start at the same weights, which depend on the seed of the experiment, regardless of the algorithm.
+
+    Args:
+        config: The configuration of the experiment.
+        resources: Loaded models and data.
+        max_blocks: Largest number of blocks per client.
+        partition_seed: Another seed for the partition. None: the seed of the experiment.
+
+    Raises:
+        UserError: No client has two blocks.
     """
-    dealt_by = replace(
+    plain_config = replace(
         config, algorithm=FedAvg(), clustering=NoClustering(), seed=config.seed if partition_seed is None else partition_seed
     )
-    setting = build_run(dealt_by, resources)
-    model = setting.model
+    context = build_run(plain_config, resources)
+    model = context.model
     params = model.init_params(config.seed).to(resources.runtime.resolve_device())
-    batches: Any = setting.simulator.batches
-    order = [
-        numpy_stream(dealt_by.seed, "gradients", client).permutation(len(own))[: max_blocks // 2 * 2]
-        for client, own in enumerate(batches.blocks)
+    batches: Any = context.simulator.batches
+    block_order = [
+        numpy_stream(plain_config.seed, "gradients", client).permutation(len(blocks))[: max_blocks // 2 * 2]
+        for client, blocks in enumerate(batches.blocks)
     ]
-    there = [client for client, rows in enumerate(order) if len(rows) > 1]
-    if not there:
+    clients = [client for client, order in enumerate(block_order) if len(order) > 1]
+    if not clients:
         raise UserError(
-            "no client has two blocks of text: gradients cannot be compared; lower training.max_seq_length or the number of clients"
+            "no client has two blocks of text, so gradients cannot be compared; decrease training.max_seq_length or the number of clients"
         )
     halves = []
     for half in range(2):
-        found = []
-        for client in there:
-            own = order[client][half : len(order[client]) // 2 * 2 : 2]
-            probe = [
-                batches.make_batch([(client, own[first : first + batches.batch_size])], torch.zeros(1, dtype=torch.long))
-                for first in range(0, len(own), batches.batch_size)
+        gradients = []
+        for client in clients:
+            blocks = block_order[client][half : len(block_order[client]) // 2 * 2 : 2]
+            client_batches = [
+                batches.make_batch([(client, blocks[start : start + batches.batch_size])], torch.zeros(1, dtype=torch.long))
+                for start in range(0, len(blocks), batches.batch_size)
             ]
-            found.append(mean_gradient(model, params, probe))
-        halves.append(Tree({name: torch.cat([each[name] for each in found]) for name in found[0]}))
-    share = torch.tensor(np.asarray(setting.partition_table["tokens"], dtype=float).sum(axis=1)[there])
-    return gradient_dissimilarity(halves[0], halves[1], share)
+            gradients.append(mean_gradient(model, params, client_batches))
+        halves.append(Tree({name: torch.cat([gradient[name] for gradient in gradients]) for name in gradients[0]}))
+    weight = torch.tensor(np.asarray(context.partition_table["tokens"], dtype=float).sum(axis=1)[clients])
+    return gradient_dissimilarity(halves[0], halves[1], weight)
 
 
 def pack_client_blocks(config: ExperimentConfig, tokens: TokenizedCorpus, client_rows: list[np.ndarray]) -> tuple[Blocks, ...]:
-    """Each client's documents, in an order of its own, packed into blocks."""
+    """Pack the documents of each client into training blocks, in a random order that depends on the seed and the client."""
     return tuple(
         pack_blocks(tokens, numpy_stream(config.seed, "pack", client).permutation(rows), config.training.max_seq_length)
         for client, rows in enumerate(client_rows)

@@ -1,4 +1,4 @@
-"""What runs share: corpora, models and tokens are loaded once and lent to every run that needs them."""
+"""A cache of resources that several runs share, so that datasets, models and tokens are loaded only once."""
 
 from __future__ import annotations
 
@@ -17,10 +17,20 @@ from ..models.trainable import Trainable
 
 @dataclass(frozen=True)
 class ResourceCache:
-    """Loaded things by name. One network can wear one kind of trained parts; another kind has a network of its own, whose
-    parameters are the same tensors: the frozen weights are in memory once, whatever is trained.
+    """Loaded datasets, models and tokens.
 
-    ``meeting``: where the runs that share this stock train together, each in a thread of its own.
+    Each choice of trained parameters needs its own network, but all networks of a model share the tensors of the base weights. The
+    frozen weights are therefore in memory only once.
+
+    Args:
+        runtime: The runtime options.
+        coordinator: Batches the forward passes of several runs that train at the same time, each in its own thread. None: each run
+            computes its own passes.
+
+    Example:
+        >>> resources = ResourceCache(Runtime(device="cpu"))        # doctest: +SKIP
+        >>> for seed in range(3):                                   # doctest: +SKIP
+        ...     fedrift.run(config, overrides=[f"seed={seed}"], resources=resources)
     """
 
     runtime: Runtime = field(default_factory=Runtime)
@@ -28,7 +38,15 @@ class ResourceCache:
     coordinator: BatchCoordinator | None = None
 
     def get_corpus(self, dataset: DatasetConfig, model_name: str) -> Corpus:
-        """The documents; for ``pocket`` without those that it was pretrained on."""
+        """Return the documents of a dataset, for the model ``pocket`` without the documents of its pretraining.
+
+        Args:
+            dataset: The dataset.
+            model_name: The name of the model in the configuration.
+
+        Raises:
+            UserError: The dataset does not exist or cannot be read.
+        """
         half = "unseen" if model_name == PRESETS["pocket"].name else "all"
         return self._get_or_create(
             ("corpus", dataset, half),
@@ -37,19 +55,26 @@ class ResourceCache:
 
     @property
     def numeric_options(self) -> dict[str, Any]:
-        """The runtime's choices of arithmetic; made once, as some are made by trying."""
+        """The numeric options of the runtime. They are computed once, because some depend on a speed measurement."""
         return self._get_or_create(("engine",), self.runtime.numeric_options)  # type: ignore[no-any-return]
 
     @property
     def pretrained_losses(self) -> dict[Any, Any]:
-        """Losses of pretrained models on texts that some run has asked for (``probes.zero_shot``)."""
+        """A cache of losses of the pretrained models, which runs with the same model and texts share."""
         return self._get_or_create(("zero-shot",), dict)  # type: ignore[no-any-return]
 
     def get_language_model(self, name: str, trainable: Trainable) -> LanguageModel:
-        """The model for one kind of trained parts; its parameters are those of every other kind on the same base."""
+        """Return the network and tokenizer of a model for one choice of trained parameters.
+
+        The base weights are shared with the networks for other choices.
+
+        Args:
+            name: The name of the model in the configuration.
+            trainable: Which parameters are trained.
+        """
 
         def load() -> LanguageModel:
-            loaded = load_model(
+            model = load_model(
                 name,
                 cache_dir=self.runtime.cache_dir,
                 dtype=self.numeric_options.get("dtype", "float32"),
@@ -57,20 +82,25 @@ class ResourceCache:
                 on_message=self.runtime.on_message,
             )
             device = self.runtime.resolve_device()
-            # four-bit weights are packed on the CPU: there they stay as they are
+            # 4-bit weights are already packed on the CPU, so they must stay unchanged if the device is the CPU.
             if trainable.quantization != "nf4" or device.type != "cpu":
-                loaded.network.to(device)  # type: ignore[arg-type]  # before it is shared: a move may make new parameters
-            return loaded
+                model.network.to(device)  # type: ignore[arg-type]  # must precede the sharing, because it can create new parameters
+            return model
 
         return self._get_or_create(
             ("model", name, trainable), lambda: self._get_or_create(("base", name, trainable.quantization), load).with_shared_weights()
         )
 
     def get_stacked_model(self, name: str, trainable: Trainable) -> StackedModel:
-        """The model, ready to be worn by many clients."""
+        """Return the model that computes the forward passes of many clients at once, each with its own trained parameters.
 
-        def make() -> StackedModel:
-            compiled = self.runtime.compiled  # the compiler fuses plain modules itself
+        Args:
+            name: The name of the model in the configuration.
+            trainable: Which parameters are trained.
+        """
+
+        def create() -> StackedModel:
+            compiled = self.runtime.compiled  # the compiler fuses modules itself, so it gets the unfused model
             model = StackedModel(
                 self.get_language_model(name, trainable).network,
                 trainable,
@@ -81,14 +111,20 @@ class ResourceCache:
                 model.compile()
             return model
 
-        model = self._get_or_create(("stacked", name, trainable), make)
+        model = self._get_or_create(("stacked", name, trainable), create)
         return BatchedModel(model, self.coordinator) if self.coordinator else model
 
     def get_tokens(self, corpus: Corpus, name: str, trainable: Trainable) -> TokenizedCorpus:
-        """The corpus in the model's tokens."""
+        """Return the documents of a corpus as tokens of a model.
+
+        Args:
+            corpus: The documents.
+            name: The name of the model in the configuration.
+            trainable: Which parameters are trained.
+        """
         tokenizer = self.get_language_model(name, trainable).tokenizer
-        cache: Path = self.runtime.cache_dir / "tokens"
-        return self._get_or_create(("tokens", corpus.fingerprint, name), lambda: tokenize_corpus(corpus, tokenizer, cache_dir=cache))
+        cache_dir: Path = self.runtime.cache_dir / "tokens"
+        return self._get_or_create(("tokens", corpus.fingerprint, name), lambda: tokenize_corpus(corpus, tokenizer, cache_dir=cache_dir))
 
     def _get_or_create(self, key: tuple[Any, ...], create: Any) -> Any:
         if key not in self._items:

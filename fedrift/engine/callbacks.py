@@ -1,6 +1,6 @@
-"""Callbacks of a run: what happens at its begin, after each round and at its end.
+"""Callbacks of a run, which are called at its start, after each round and at its end.
 
-Progress, checkpoints, the update log, experiment trackers and early stopping are callbacks; so is anything of a user's own.
+Progress reports, checkpoints, the update log, experiment trackers and early stopping are callbacks. Users can write their own.
 """
 
 from __future__ import annotations
@@ -20,24 +20,24 @@ if TYPE_CHECKING:
 
 
 class Progress(NamedTuple):
-    """How far a run is. ``loss``: nats per token, NaN between evaluations."""
+    """The progress of a run."""
 
     run_id: str
-    round: int
+    round: int  # number of completed rounds
     num_rounds: int
-    loss: float
+    loss: float  # nats per token; NaN if the loss was not evaluated in this round
 
 
 ProgressCallback = Callable[[Progress], None]
 
 
 class RunBegin(NamedTuple):
-    """A run that begins, or continues.
+    """The start of a run, or the point from which an interrupted run continues.
 
     Args:
         run: The stored run.
-        state: The federated state that the next round begins from.
-        records: All rows that were recorded before, in order.
+        state: The federated state before the next round.
+        records: All records so far, in the order of recording.
         num_rounds: The last round of the configuration.
     """
 
@@ -48,12 +48,12 @@ class RunBegin(NamedTuple):
 
 
 class RoundEnd(NamedTuple):
-    """A round that is over; its rows are stored.
+    """The end of a round. The records of the round are stored already.
 
     Args:
         run: The stored run.
-        result: States before and after the round, the cohort, and what it sent.
-        records: The rows that were recorded in this round.
+        result: The states before and after the round, the cohort, and its updates.
+        records: The records of this round.
         num_rounds: The last round of the configuration.
     """
 
@@ -64,15 +64,16 @@ class RoundEnd(NamedTuple):
 
     @property
     def round(self) -> int:
+        """The number of completed rounds."""
         return self.result.after.round
 
     def value(self, metric: str) -> float:
-        """The federation's value of a metric in this round; NaN if it was not evaluated."""
+        """Return the value of a metric for the whole federation in this round; NaN if it was not evaluated."""
         return last_value(self.records, metric)
 
 
 class Callback:
-    """Base of callbacks; each method does nothing unless it is overridden.
+    """Base class of callbacks. Each method does nothing unless a subclass overrides it.
 
     Example:
         >>> class Print(Callback):
@@ -81,17 +82,32 @@ class Callback:
     """
 
     def on_run_begin(self, event: RunBegin) -> None:
-        """Called once, before the first round that is computed."""
+        """Handle the start of the run. It is called once, before the first round that is computed.
+
+        Args:
+            event: The stored run, its state and its earlier records.
+        """
 
     def on_round_end(self, event: RoundEnd) -> bool | None:
-        """Called after each round, once its rows are stored. Return True to stop the run after this round."""
+        """Handle the end of a round. It is called after the records of the round are stored.
+
+        Args:
+            event: The result and the records of the round.
+
+        Returns:
+            True to stop the run after this round; False or None to continue.
+        """
 
     def on_run_end(self, run: Run) -> None:
-        """Called once, when the run is finished."""
+        """Handle the end of the run. It is called once, when the run is marked as finished.
+
+        Args:
+            run: The stored run.
+        """
 
 
 class ReportProgress(Callback):
-    """Calls a function with the progress of the run, at its begin and after each round."""
+    """A callback that passes the progress of the run to a function, at the start and after each round."""
 
     def __init__(self, on_progress: ProgressCallback) -> None:
         self.on_progress = on_progress
@@ -104,7 +120,7 @@ class ReportProgress(Callback):
 
 
 class SaveUpdates(Callback):
-    """Records what each client sent, for ``fedrift fork``."""
+    """A callback that stores the updates of all clients in each round, which ``fedrift fork`` needs."""
 
     def __init__(self, updates: UpdateLog) -> None:
         self.updates = updates
@@ -117,7 +133,7 @@ class SaveUpdates(Callback):
 
 
 class SaveCheckpoint(Callback):
-    """Stores the state every ``interval`` rounds and after the last one, so that the run can continue from there."""
+    """A callback that stores a checkpoint every ``interval`` rounds and after the last round."""
 
     def __init__(self, checkpoint: Checkpoint, interval: int) -> None:
         self.checkpoint, self.interval = checkpoint, interval
@@ -128,7 +144,7 @@ class SaveCheckpoint(Callback):
 
 
 class LogMetrics(Callback):
-    """Sends what a run records to experiment trackers, such as TensorBoard."""
+    """A callback that sends the records of a run to experiment trackers, such as TensorBoard."""
 
     def __init__(self, loggers: Loggers) -> None:
         self.loggers = loggers
@@ -141,11 +157,11 @@ class LogMetrics(Callback):
 
 
 class EarlyStopping(Callback):
-    """Stops a run once a metric has not improved for some evaluations.
+    """A callback that stops a run when a metric has not improved for several evaluations.
 
     Args:
-        patience: Evaluations in a row without improvement after which the run stops.
-        metric: A metric of the federation, for example ``"loss"``.
+        patience: The run stops after this number of consecutive evaluations without improvement.
+        metric: A metric of the whole federation, for example ``"loss"``.
         min_delta: The smallest change that counts as an improvement, in the metric's unit.
         mode: Whether lower (``"min"``) or higher (``"max"``) is better.
 
@@ -168,12 +184,13 @@ class EarlyStopping(Callback):
         return self.waited >= self.patience
 
     def _observe(self, value: float) -> None:
-        if math.isnan(value):  # not evaluated in this round
+        if math.isnan(value):  # the metric was not evaluated in this round
             return
         improved = self.sign * value < self.best - self.min_delta
         self.best, self.waited = (self.sign * value, 0) if improved else (self.best, self.waited + 1)
 
 
 def last_value(records: Sequence[Record], metric: str) -> float:
-    """Return the federation's latest value of a metric in some records; NaN if there is none."""
-    return next((row.value for row in reversed(records) if row.metric == metric and row.client < 0 and not row.domain), math.nan)
+    """Return the last value of a metric for the whole federation in some records; NaN if there is none."""
+    matching = (record.value for record in reversed(records) if record.metric == metric and record.client < 0 and not record.domain)
+    return next(matching, math.nan)

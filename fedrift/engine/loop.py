@@ -1,7 +1,9 @@
-"""The round loop: a generator of rounds that owns nothing.
+"""The round loop: a generator that yields the result of one round after another.
 
-No file, no print, no model, no early stop: whoever iterates decides what to store, show and when
-to end. ``State`` is a value, so a run that resumes is a run that was never interrupted.
+The loop neither reads nor writes files, and it prints nothing. The caller decides what to store and when to stop. A state is immutable
+and complete, so continuing from a stored state gives the same results as a run without interruption.
+
+Axis letters: N clients in total, C clients of the cohort, M models of the server.
 """
 
 from __future__ import annotations
@@ -20,20 +22,26 @@ from ..simulation.simulator import ClientPool
 
 
 def init_state(algorithm: FedAvg, params: Tree, num_clients: int) -> FederatedState:
-    """Round 0, from one set of params ``[1, ...]``: each group of clients gets its copy."""
-    group = algorithm.initial_clusters(num_clients)
-    models = params.take(torch.zeros(int(group.max()) + 1, dtype=torch.long))
-    memory = ClientStateStore.replicate(algorithm.init_client_state(params.to(torch.device("cpu"))), num_clients)
-    return FederatedState(0, algorithm.init_server(models), memory, group)
+    """Create the federated state before the first round.
+
+    Args:
+        algorithm: The algorithm, which initializes the states of the server and of the clients.
+        params: The initial parameters of one model, ``[1, ...]``. Every model of the server starts with a copy.
+        num_clients: Number of clients N.
+    """
+    cluster_ids = algorithm.initial_clusters(num_clients)
+    models = params.take(torch.zeros(int(cluster_ids.max()) + 1, dtype=torch.long))
+    client_states = ClientStateStore.replicate(algorithm.init_client_state(params.to(torch.device("cpu"))), num_clients)
+    return FederatedState(0, algorithm.init_server(models), client_states, cluster_ids)
 
 
 def sample_uniform(state: FederatedState, cohort_size: int, seed: int) -> Tensor:
-    """A cohort of the whole fleet, whoever shares which model, ``[C]``."""
+    """Sample the cohort of the next round uniformly from all clients, regardless of their clusters, ``[C]``."""
     return sample_cohort(len(state.cluster_ids), cohort_size, seed, state.round)
 
 
 def keep_clusters(result: RoundResult) -> FederatedState:
-    """No clustering: everybody goes on sharing the model they share."""
+    """Return the state after a round without changing the assignment of clients to models."""
     return result.after
 
 
@@ -48,60 +56,118 @@ def run_rounds(
     recluster: ReclusterFn = keep_clusters,
     sample_clients: ClientSampler = sample_uniform,
 ) -> Iterator[RoundResult]:
-    """Yield round after round, from ``state`` up to and including ``until``."""
+    """Run federated training from a state until ``num_rounds`` rounds are completed.
+
+    Each round samples a cohort, trains its clients, computes the next state of the server, and lets the clustering change the
+    assignment of clients to models.
+
+    Args:
+        state: The state to start from; ``init_state`` creates the state before the first round.
+        client_pool: The clients, simulated or remote.
+        algorithm: The federated algorithm.
+        num_rounds: The last round, counted from the first round of the run, not from ``state``.
+        cohort_size: Number of clients per round C.
+        seed: The seed of the run, from which the random streams of sampling and of the server are derived.
+        recluster: Changes the assignment of clients to models after each round. Default: no change.
+        sample_clients: Samples the cohort. Default: uniform over all clients.
+
+    Yields:
+        The result of each round, directly after the round.
+
+    Example:
+        >>> state = init_state(algorithm, params, simulator.size)  # doctest: +SKIP
+        >>> for result in run_rounds(state, simulator, algorithm, num_rounds=10, cohort_size=2, seed=0):  # doctest: +SKIP
+        ...     print(result.after.round, result.report.loss[:, 1].mean().item())
+    """
     state = ensure_client_means(state, algorithm)
     while state.round < num_rounds:
-        who = sample_clients(state, cohort_size, seed)
-        report = replace(client_pool.train(state, algorithm, who), server_seed=derive_seed(seed, "server", state.round))
+        cohort = sample_clients(state, cohort_size, seed)
+        report = replace(client_pool.train(state, algorithm, cohort), server_seed=derive_seed(seed, "server", state.round))
         server = algorithm.server_update(state.server, report)
         after = replace(
             state,
             round=state.round + 1,
             server=server,
-            client_states=state.client_states.update(who, report.client_state),
+            client_states=state.client_states.update(cohort, report.client_state),
             server_delta=server.params - state.server.params,
-            last_round_seen=update_participation(state, who, report),
-            client_means=update_client_means(state, algorithm, who, report),
+            last_round_seen=update_participation(state, cohort, report),
+            client_means=update_client_means(state, algorithm, cohort, report),
         )
-        done = RoundResult(state, after, who, report)
-        done = replace(done, after=ensure_client_means(recluster(done), algorithm))
-        yield done
-        state = done.after
+        result = RoundResult(state, after, cohort, report)
+        result = replace(result, after=ensure_client_means(recluster(result), algorithm))
+        yield result
+        state = result.after
 
 
 def update_participation(state: FederatedState, cohort: Tensor, report: CohortUpdate) -> Tensor:
-    """The last round in which each client's report counted, this one included, ``[N]``."""
-    last = state.last_round_seen if len(state.last_round_seen) else torch.zeros_like(state.cluster_ids, device="cpu")
-    return last.index_fill(0, cohort[~report.failed], state.round + 1)
+    """Compute the last round in which the server used the update of each client, including this round.
+
+    Args:
+        state: The state before the round.
+        cohort: The clients of the round, ``[C]``.
+        report: The updates of the cohort. Failed clients do not count as participants.
+
+    Returns:
+        The round of each client, counted from 1, ``[N]``; 0 for clients without a used update.
+    """
+    last_round = state.last_round_seen if len(state.last_round_seen) else torch.zeros_like(state.cluster_ids, device="cpu")
+    return last_round.index_fill(0, cohort[~report.failed], state.round + 1)
 
 
 def ensure_client_means(state: FederatedState, algorithm: FedAvg) -> FederatedState:
-    """The state with the averages that the algorithm asks for, computed from all clients where the state has none."""
+    """Return the state with ``client_means``, computed from the states of all clients if the algorithm needs them and they are missing."""
     if state.client_means or not algorithm.state_to_average(state.client_states.gather(slice(0, 1))):
         return state
-    every = algorithm.state_to_average(state.client_states.gather_all())
-    like = every.map(lambda leaf: leaf.new_zeros((state.server.num_models, *leaf.shape[1:]), dtype=torch.float64))
-    return replace(state, client_means=cluster_mean(every, state.cluster_ids.cpu(), like))
+    client_state = algorithm.state_to_average(state.client_states.gather_all())
+    like = client_state.map(lambda leaf: leaf.new_zeros((state.server.num_models, *leaf.shape[1:]), dtype=torch.float64))
+    return replace(state, client_means=cluster_mean(client_state, state.cluster_ids.cpu(), like))
 
 
 def update_client_means(state: FederatedState, algorithm: FedAvg, cohort: Tensor, report: CohortUpdate) -> Tree:
-    """The averages after a round, from what the cohort ``who [C]`` kept before and after it."""
+    """Update ``client_means`` from the changes of the client states of a cohort, without reading the states of other clients.
+
+    Args:
+        state: The state before the round.
+        algorithm: The federated algorithm.
+        cohort: The clients of the round, ``[C]``.
+        report: The updates of the cohort.
+
+    Returns:
+        The means after the round, ``[M, ...]`` in float64; empty if the algorithm needs no means.
+    """
     if not state.client_means:
         return state.client_means
     new, old = algorithm.state_to_average(report.client_state), algorithm.state_to_average(state.client_states.gather(cohort))
-    share = None if report.membership is None else report.membership.cpu()
-    here = replace(
-        report, cluster_ids=report.cluster_ids.cpu(), cluster_sizes=report.cluster_sizes.cpu(), weight=report.weight.cpu(), membership=share
+    membership = None if report.membership is None else report.membership.cpu()
+    cpu_report = replace(
+        report,
+        cluster_ids=report.cluster_ids.cpu(),
+        cluster_sizes=report.cluster_sizes.cpu(),
+        weight=report.weight.cpu(),
+        membership=membership,
     )
-    return state.client_means + cluster_sum(new.to(torch.float64) - old.to(torch.float64), here) / here.cluster_sizes.clamp_min(1)
+    change = cluster_sum(new.to(torch.float64) - old.to(torch.float64), cpu_report)
+    return state.client_means + change / cpu_report.cluster_sizes.clamp_min(1)
 
 
 def sample_cohort(num_clients: int, cohort_size: int, seed: int, round: int) -> Tensor:
-    """``count`` of the clients, without replacement, ascending ``[C]``.
+    """Sample clients uniformly without replacement.
 
-    Only seed and round decide, so that all algorithms see the same cohorts.
+    The cohort depends only on the arguments, so all algorithms train the same cohorts.
+
+    Args:
+        num_clients: Number of clients N.
+        cohort_size: Number of clients to sample C.
+        seed: The seed of the run.
+        round: Number of completed rounds; 0 in the first round.
+
+    Returns:
+        The ids of the clients, ascending, ``[C]``.
+
+    Raises:
+        ValueError: The cohort is empty or larger than the number of clients.
     """
     if not 1 <= cohort_size <= num_clients:
-        raise ValueError(f"a cohort takes 1 to {num_clients} clients, not {cohort_size}")
-    drawn = numpy_stream(seed, "cohort", round).permutation(num_clients)[:cohort_size]
-    return torch.from_numpy(drawn).sort().values
+        raise ValueError(f"cohort_size must be from 1 to {num_clients}, the number of clients, but it is {cohort_size}")
+    sampled = numpy_stream(seed, "cohort", round).permutation(num_clients)[:cohort_size]
+    return torch.from_numpy(sampled).sort().values

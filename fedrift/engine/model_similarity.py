@@ -1,8 +1,8 @@
-"""How alike two runs' final models see: hidden states of the one beside the other's, on the same text.
+"""Similarity of the hidden states of the final models of two runs, on the same text.
 
-A federated run beside the pooled one of its seed (`algorithm=Centralized`) shows what federation makes of the representation,
-beside its IID baseline what the skew does. The measures are those of the probe ``hidden``, with the second run's model in the place
-of the pretrained one.
+The comparison of a federated run with the centralized run of its seed (``algorithm=Centralized``) shows the effect of federation on the
+representation. The comparison with its IID baseline shows the effect of heterogeneity. The measures are those of the probe ``hidden``,
+with the model of the second run instead of the pretrained model.
 """
 
 from __future__ import annotations
@@ -20,45 +20,64 @@ from .build import build_run, resolve_fingerprints
 from .cache import ResourceCache
 
 SIMILARITY_MEASURES = ("cka", "cosine")
-MATCHING_FIELDS = ("dataset", "model", "trainable")  # of the experiments, or there is nothing to compare or no text to do it on
+MATCHING_FIELDS = ("dataset", "model", "trainable")  # keys of the configurations that must be equal
 
 
 def measure_similarity(first_run: Run, second_run: Run, resources: ResourceCache) -> dict[str, dict[str, dict[str, float]]]:
-    """``{layer: {"cka" | "cosine": {"both", "one", "other"}}}``: of the two models, and of each with the pretrained one.
+    """Measure the similarity of the hidden states of two models, and of each model with the pretrained model.
 
-    "" is the mean over the layers. Debiased linear CKA, and the mean cosine of a position's two states, on 1,024 held-out
-    positions where there are as many. Of several models of ``one``'s server the mean over its fleet; ``other`` must have one.
+    The measures are debiased linear CKA, and the mean cosine similarity of the two states of a position. They are computed on up to
+    1,024 held-out positions.
+
+    Args:
+        first_run: The first run. If its server has several models, the similarity is the mean over its clients.
+        second_run: The second run, whose server must have one model.
+        resources: Loaded models and data.
+
+    Returns:
+        ``{layer: {"cka" | "cosine": {"both": .., "one": .., "other": ..}}}``. ``both`` compares the two models, ``one`` the first
+        with the pretrained model, and ``other`` the second with the pretrained model. The layer "" is the mean over the layers.
+
+    Raises:
+        UserError: The runs have different datasets, models or trained parameters, a run has no model yet, or there is too little
+            held-out text.
     """
-    asked = [parse_run_config(run) for run in (first_run, second_run)]
+    configs = [parse_run_config(run) for run in (first_run, second_run)]
     for name in MATCHING_FIELDS:
-        left, right = (getattr(each, name) for each in asked)
-        if left != right:
-            raise UserError(f"states are compared under one {name}, but {first_run.id[:6]} has {left} and {second_run.id[:6]} {right}")
-    experiment = resolve_fingerprints(replace(asked[0], evaluation=replace(asked[0].evaluation, probes=("hidden",))), resources)
-    setting = build_run(experiment, resources)
-    probe = next((look.probe for look in setting.probe_suite.probes if isinstance(look, ScheduledProbe) and look.name == "hidden"), None)
+        first_value, second_value = (getattr(config, name) for config in configs)
+        if first_value != second_value:
+            raise UserError(
+                f"both runs must have the same {name}, but {first_run.id[:6]} has {first_value} and {second_run.id[:6]} has {second_value}"
+            )
+    config = resolve_fingerprints(replace(configs[0], evaluation=replace(configs[0].evaluation, probes=("hidden",))), resources)
+    context = build_run(config, resources)
+    probe = next(
+        (entry.probe for entry in context.probe_suite.probes if isinstance(entry, ScheduledProbe) and entry.name == "hidden"), None
+    )
     if not isinstance(probe, HiddenStates):
         raise UserError(
-            "there is too little held-out text to compare states on: raise dataset.test_fraction or evaluation.blocks_per_domain"
+            "there is too little held-out text to compare hidden states; increase dataset.test_fraction or evaluation.blocks_per_domain"
         )
-    first, second = (load_checkpoint(run, setting.initial_state) for run in (first_run, second_run))
+    first, second = (load_checkpoint(run, context.initial_state) for run in (first_run, second_run))
     if first is None or second is None:
-        raise UserError(f"run {(first_run if first is None else second_run).id[:6]} has no model yet: let it come to its end")
+        raise UserError(f"run {(first_run if first is None else second_run).id[:6]} has no models yet; finish the run first")
     if second.server.num_models > 1:
-        raise UserError(f"run {second_run.id[:6]} has {second.server.num_models} models and would have to have one: name it first")
-    against = {"both": (first, server_models(second)), "one": (first, probe.initial_params), "other": (second, probe.initial_params)}
-    found: dict[str, dict[str, dict[str, float]]] = {}
-    for pair, (state, beside) in against.items():
-        said = replace(probe, initial_params=beside, pretrained_states={}).evaluate_state(state)
+        raise UserError(
+            f"run {second_run.id[:6]} has {second.server.num_models} models, but the second run must have one; exchange the two runs"
+        )
+    pairs = {"both": (first, server_models(second)), "one": (first, probe.initial_params), "other": (second, probe.initial_params)}
+    similarity: dict[str, dict[str, dict[str, float]]] = {}
+    for pair, (state, reference_params) in pairs.items():
+        values = replace(probe, initial_params=reference_params, pretrained_states={}).evaluate_state(state)
         for measure in SIMILARITY_MEASURES:
             metric = f"hidden.{measure}.pretrained"
-            for key, value in said.items():
+            for key, value in values.items():
                 name, layer = key if isinstance(key, tuple) else (key, "")
                 if name == metric:
-                    found.setdefault(layer, {}).setdefault(measure, {})[pair] = float(value)
-    return found
+                    similarity.setdefault(layer, {}).setdefault(measure, {})[pair] = float(value)
+    return similarity
 
 
 def parse_run_config(run: Run) -> ExperimentConfig:
-    """What a stored run was asked."""
+    """Return the configuration of a stored run."""
     return parse_stored_config(run.config)

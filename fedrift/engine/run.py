@@ -1,4 +1,4 @@
-"""Carrying out an experiment: begin it, resume it, or find it finished."""
+"""Running an experiment: start a run, continue an interrupted run, or return a finished run."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ from .cache import ResourceCache
 from .callbacks import Callback, ProgressCallback, ReportProgress, RoundEnd, RunBegin, SaveCheckpoint, SaveUpdates, last_value
 from .loop import run_rounds
 
-MIN_TRAINING_SECONDS = 10.0  # seconds of training; below, nothing is worth saving
+MIN_TRAINING_SECONDS = 10.0  # a run with less training time gets no warning about the time of its probes
 
 
 ClientPoolFactory = Callable[[ExperimentConfig, RunContext, Run], ClientPool]
-"""Who trains, where that is not this machine: the fleet in place of the setting's own."""
+"""Creates the clients of a run if they are not simulated on this machine."""
 
 
 def run_experiment(
@@ -42,23 +42,24 @@ def run_experiment(
     fresh: bool = False,
     callbacks: Sequence[Callback] = (),
 ) -> Run:
-    """Run an experiment to its end, or return the finished run.
+    """Run an experiment until its last round, or return the finished run if there is one.
 
-    An interrupted run continues from its last stored round, bit for bit as if it had not been interrupted.
+    An interrupted run continues from its last checkpoint. Its results are bit for bit those of a run without interruption.
 
     Args:
-        config: The experiment.
-        resources: Loaded models and data that runs share, and the runtime. Default: loaded for this run.
-        on_progress: Called with the ``Progress`` at the begin and after each round.
-        pool_factory: Makes the clients that train, where they are not simulated on this machine.
-        fresh: Whether a stored run is moved aside and run again.
-        callbacks: Called at the begin, after each round and at the end; one of them may stop the run.
+        config: The configuration of the experiment.
+        resources: Loaded models and data that several runs share, and the runtime options. Default: loaded for this run.
+        on_progress: Called with the ``Progress`` at the start and after each round.
+        pool_factory: Creates the clients if they are not simulated on this machine.
+        fresh: Whether to move a stored run of this experiment to another folder and run the experiment again.
+        callbacks: Called at the start, after each round and at the end. A callback can stop the run.
 
     Returns:
         The stored run.
 
     Raises:
-        UserError: The stored run of this id is another experiment's, or finished with other arithmetic than requested.
+        UserError: The configuration cannot be run, the folder of the run contains another experiment, or the finished run used other
+            numeric options than requested.
     """
     resources = resources or ResourceCache()
     config = resolve_fingerprints(config, resources)
@@ -67,7 +68,7 @@ def run_experiment(
         move_stored_run_aside(config, resources)
     check_stored_run(config, run, resources.runtime)
     if run.is_finished:
-        resources.runtime.on_message(f"run {run.id[:6]}: {describe_finished_run(run)}: not run again; --fresh runs it")
+        resources.runtime.on_message(f"run {run.id[:6]}: {describe_finished_run(run)}: not run again; --fresh runs it again")
         return run
     with run.lock():
         try:
@@ -79,8 +80,13 @@ def run_experiment(
 
 
 def move_stored_run_aside(config: ExperimentConfig, resources: ResourceCache) -> None:
-    """Move the stored run of an experiment aside, if there is one; first the experiment is prepared, so that what cannot be run
-    moves nothing."""
+    """Move the stored run of an experiment to another folder, if there is one.
+
+    The experiment is prepared first, so that the stored run stays in place if the experiment cannot be run.
+
+    Raises:
+        UserError: The experiment cannot be run.
+    """
     config = resolve_fingerprints(config, resources)
     run = Run(resources.runtime.runs_dir, config.id)
     if run.folder.exists():
@@ -90,226 +96,267 @@ def move_stored_run_aside(config: ExperimentConfig, resources: ResourceCache) ->
 
 
 def check_stored_run(config: ExperimentConfig, run: Run, runtime: Runtime) -> None:
-    """Raise UserError unless a stored run answers what is asked: the same experiment and, if it is finished, in an arithmetic
-    that is not ruled out."""
+    """Check that a stored run matches the requested experiment and, if it is finished, the requested numeric options.
+
+    Raises:
+        UserError: The stored run differs.
+    """
     if not run.is_finished and not (run.folder / "experiment.json").exists():
         return
-    unlike = diff_stored_configs(config.to_stored_dict(), run.config)
-    if unlike:
-        more = f" (and {len(unlike) - 1} more)" if len(unlike) > 1 else ""
+    differences = diff_stored_configs(config.to_stored_dict(), run.config)
+    if differences:
+        further = f" (and {len(differences) - 1} more)" if len(differences) > 1 else ""
         raise UserError(
-            f"{run.folder} holds another experiment than its name says: {unlike[0]}{more}. --fresh moves that folder "
-            "aside and runs what is asked"
+            f"{run.folder} contains another experiment than its name indicates: {differences[0]}{further}. Use --fresh to move that "
+            "folder aside and run the requested experiment"
         )
     if run.is_finished:
         stored = {**NUMERIC_DEFAULTS, **run.environment.get("engine", {})}
-        for name, choice in runtime.explicit_numeric_options().items():
-            if stored[name] != choice:
+        for name, value in runtime.explicit_numeric_options().items():
+            if stored[name] != value:
                 raise UserError(
-                    f"run {run.id[:6]} is {describe_finished_run(run)}, with {name}={stored[name]}, and {name}={choice} "
-                    f"is asked: --fresh runs it anew and keeps the old run; without {name} the old one is shown"
+                    f"run {run.id[:6]} is {describe_finished_run(run)}, with {name}={stored[name]}, but {name}={value} is requested. "
+                    f"Use --fresh to run it again and keep the stored run, or omit {name} to use the stored run"
                 )
 
 
 def describe_finished_run(run: Run) -> str:
-    """``finished on 2026-11-29, float32 on cpu, fedrift 0.1.0``: when, and with what, a run was made."""
+    """Describe when and how a finished run was computed: ``finished on 2026-11-29, float32 on cpu, fedrift 0.1.0``."""
     environment, date = run.environment, str(run.read_json("finished").get("date", ""))
     engine = {**NUMERIC_DEFAULTS, **environment.get("engine", {})}
-    rest = [name for name in ("tf32", "compiled") if engine[name]] + ([] if engine["deterministic"] else ["not deterministic"])
+    options = [name for name in ("tf32", "compiled") if engine[name]] + ([] if engine["deterministic"] else ["not deterministic"])
     version = environment.get("packages", {}).get("fedrift") or "of an unknown version"
-    when = f"finished on {date[:10]}" if date else "finished on a day that was not stored"
-    how = f"{engine['dtype']} on {environment.get('device', 'an unknown device')}"
-    return ", ".join([when, how, *rest, f"fedrift {version}"])
+    day = f"finished on {date[:10]}" if date else "finished on an unknown date"
+    numerics = f"{engine['dtype']} on {environment.get('device', 'an unknown device')}"
+    return ", ".join([day, numerics, *options, f"fedrift {version}"])
 
 
 def record_failure(run: Run, error: Exception) -> None:
-    """Store why a run stopped, with the traceback. What goes wrong in that is added to the error and hides nothing."""
-    unforeseen = not isinstance(error, UserError)
-    if not unforeseen and not (run.folder / "experiment.json").exists():
-        return  # nothing has begun that could have failed
+    """Store the error and the traceback of a failed run. If that fails too, add a note to the original error.
+
+    Args:
+        run: The run.
+        error: The error that stopped it. A ``UserError`` before the start of the run is not stored.
+    """
+    is_unexpected = not isinstance(error, UserError)
+    if not is_unexpected and not (run.folder / "experiment.json").exists():
+        return  # the run had not started
     try:
-        reached = int(run.trajectory().rounds.max(initial=0))
-    except Exception:  # its rows may be what is wrong
-        reached = 0
+        last_round = int(run.trajectory().rounds.max(initial=0))
+    except Exception:  # the error may come from the stored records
+        last_round = 0
     try:
-        run.mark_failed(reached, f"{type(error).__name__}: {error}", "".join(traceback.format_exception(error)))
-    except Exception as second:
-        error.add_note(f"This could not be stored in {run.folder / 'failed.json'}: {second}")
+        run.mark_failed(last_round, f"{type(error).__name__}: {error}", "".join(traceback.format_exception(error)))
+    except Exception as storage_error:
+        error.add_note(f"This error could not be stored in {run.folder / 'failed.json'}: {storage_error}")
     else:
-        if unforeseen:
+        if is_unexpected:
             error.add_note(f"The traceback is stored in {run.folder / 'failed.json'}")
 
 
 def ensure_runs_dir(runs_dir: Path) -> Path:
-    """The folder of the runs, made if it is not there."""
+    """Create the folder of the runs if it does not exist.
+
+    Raises:
+        UserError: The folder cannot be created.
+    """
     try:
         runs_dir.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise UserError(f"runs cannot be kept in {runs_dir}: {error.strerror}; name another folder (--runs-dir)") from error
+        raise UserError(f"the folder {runs_dir} for runs cannot be created: {error.strerror}; use another folder (--runs-dir)") from error
     return runs_dir
 
 
 def _execute_run(
     config: ExperimentConfig, run: Run, resources: ResourceCache, callbacks: Sequence[Callback], pool_factory: ClientPoolFactory | None
 ) -> None:
-    plan, algorithm, parting = config.training, config.algorithm, ForkedRun.from_config(run, config)
+    """Run the rounds that are missing in a stored run."""
+    training, algorithm, forked_run = config.training, config.algorithm, ForkedRun.from_config(run, config)
     check_history(run)
-    if parting and not run.state_path.exists():
-        parting.copy_history()
-    setting = build_run(
+    if forked_run and not run.state_path.exists():
+        forked_run.copy_history()
+    context = build_run(
         config, resources, run.environment.get("engine"), has_client_state=pool_factory is None or "client_state" in algorithm.uploads
     )
-    run.write_json("experiment", {**config.to_stored_dict(), "id": config.id, "partition_table": setting.partition_table})
-    engine = {name: choice for name, choice in setting.resume_options.items() if name != "backend"}
+    run.write_json("experiment", {**config.to_stored_dict(), "id": config.id, "partition_table": context.partition_table})
+    engine = {name: value for name, value in context.resume_options.items() if name != "backend"}
     if pool_factory:
-        engine["backend"] = "flower"  # half of what such a run remembers is elsewhere: it cannot go on without
-    changed = check_environment(
+        engine["backend"] = "flower"  # the client states are stored on the nodes, so the run can only continue with them
+    environment_changes = check_environment(
         run,
         collect_environment(
             str(resources.runtime.resolve_device()), torch.get_num_threads(), engine, shares_passes=resources.coordinator is not None
         ),
     )
     checkpoint, updates = Checkpoint(run), UpdateLog(run)
-    state = checkpoint.load(setting.initial_state)
-    if state is None and parting:
-        state = parting.load_origin_state(setting)
+    state = checkpoint.load(context.initial_state)
+    if state is None and forked_run:
+        state = forked_run.load_origin_state(context)
         checkpoint.save(state)
     run.truncate_after(state.round if state else -1)
-    past = MetricHistory()
+    history = MetricHistory()
     if state is None:
-        state = setting.initial_state
-        for caveat in setting.caveats:
+        state = context.initial_state
+        for caveat in context.caveats:
             run.log_event(0, "caveat", caveat)
-        reading, looks = setting.probe_suite.evaluate_initial(setting.clustering.with_client_models(state), past)
-        reading |= setting.cluster_probe.evaluate_state(state) if setting.cluster_probe else {}
-        run.append_records(to_records(reading, 0, [], setting.simulator.size))
-        record_clustering(run, setting)
-        run.log_timing(0, **prefix_probe_names(looks))
+        values, probe_seconds = context.probe_suite.evaluate_initial(context.clustering.with_client_models(state), history)
+        values |= context.cluster_probe.evaluate_state(state) if context.cluster_probe else {}
+        run.append_records(to_records(values, 0, [], context.simulator.size))
+        record_clustering(run, context)
+        run.log_timing(0, **prefix_probe_names(probe_seconds))
         checkpoint.save(state)
-    # Rows are stored first and the state second: a crash between them repeats the round. A log of updates that was begun has no gaps.
-    recording = bool(resources.runtime.save_updates or updates.rounds or parting)
-    storing: list[Callback] = [
-        *([SaveUpdates(updates)] if recording else []),
+    # Records are stored before the checkpoint, so a crash between the two repeats the round. Once an update log exists, every further
+    # round is added to it, because the log must not have gaps.
+    records_updates = bool(resources.runtime.save_updates or updates.rounds or forked_run)
+    storage_callbacks: list[Callback] = [
+        *([SaveUpdates(updates)] if records_updates else []),
         SaveCheckpoint(checkpoint, resources.runtime.checkpoint_interval),
     ]
-    setting.clustering.pending_assignments.clear()  # what a run that resumes decided at its beginning is written down
-    for difference in changed:
-        run.log_event(state.round, "resumed elsewhere", difference)
-    earlier = run.records()
-    past.add_records(earlier)
-    begin = RunBegin(run, state, earlier, plan.num_rounds)
-    for callback in (*storing, *callbacks):
-        callback.on_run_begin(begin)
-    del earlier, begin
+    context.clustering.pending_assignments.clear()  # a run that continues has stored its initial assignment already
+    for change in environment_changes:
+        run.log_event(state.round, "resumed elsewhere", change)
+    previous_records = run.records()
+    history.add_records(previous_records)
+    run_begin = RunBegin(run, state, previous_records, training.num_rounds)
+    for callback in (*storage_callbacks, *callbacks):
+        callback.on_run_begin(run_begin)
+    del previous_records, run_begin  # the records of a long run take much memory
 
-    fleet = pool_factory(config, setting, run) if pool_factory else setting.simulator
-    work = setting.clustering
-    hands = parting.wrap_client_pool(work.wrap_client_pool(fleet), setting) if parting else work.wrap_client_pool(fleet)
+    client_pool: ClientPool = pool_factory(config, context, run) if pool_factory else context.simulator
+    clustering = context.clustering
+    client_pool = clustering.wrap_client_pool(client_pool)
     loop = run_rounds(
         state,
-        hands,
+        forked_run.wrap_client_pool(client_pool, context) if forked_run else client_pool,
         algorithm,
-        num_rounds=plan.num_rounds,
-        cohort_size=setting.cohort_size,
+        num_rounds=training.num_rounds,
+        cohort_size=context.cohort_size,
         seed=config.seed,
-        recluster=work.recluster,
-        sample_clients=work.sample_cohort,
+        recluster=clustering.recluster,
+        sample_clients=clustering.sample_cohort,
     )
-    for done, spent in time_rounds(loop):
-        begun = perf_counter()
-        rows, looks = evaluate_round(done, setting, past)
-        measured = perf_counter()
-        state = done.after
-        for client, kind, why in client_events(done):
-            run.log_event(state.round, kind, why, client)
-        for client, why in find_exploding_updates(rows):
-            run.log_event(state.round, "update exploded", why, client)
-        run.append_records(rows)
-        record_clustering(run, setting)
-        event = RoundEnd(run, done, rows, plan.num_rounds)
-        for callback in storing:
-            callback.on_round_end(event)
-        run.log_timing(state.round, train=spent, evaluate=measured - begun, store=perf_counter() - measured, **prefix_probe_names(looks))
-        stopping = [type(callback).__name__ for callback in callbacks if callback.on_round_end(event)]
-        if stopping and state.round < plan.num_rounds:
+    for result, train_seconds in time_rounds(loop):
+        start = perf_counter()
+        records, probe_seconds = evaluate_round(result, context, history)
+        evaluated = perf_counter()
+        state = result.after
+        for client, kind, message in client_events(result):
+            run.log_event(state.round, kind, message, client)
+        for client, message in find_exploding_updates(records):
+            run.log_event(state.round, "update exploded", message, client)
+        run.append_records(records)
+        record_clustering(run, context)
+        round_end = RoundEnd(run, result, records, training.num_rounds)
+        for callback in storage_callbacks:
+            callback.on_round_end(round_end)
+        run.log_timing(
+            state.round,
+            train=train_seconds,
+            evaluate=evaluated - start,
+            store=perf_counter() - evaluated,
+            **prefix_probe_names(probe_seconds),
+        )
+        stopped_by = [type(callback).__name__ for callback in callbacks if callback.on_round_end(round_end)]
+        if stopped_by and state.round < training.num_rounds:
             checkpoint.save(state)
-            run.log_event(state.round, "stopped early", f"stopped after round {state.round} of {plan.num_rounds} by {', '.join(stopping)}")
+            message = f"stopped after round {state.round} of {training.num_rounds} by {', '.join(stopped_by)}"
+            run.log_event(state.round, "stopped early", message)
             break
-    finish_run(config, run, setting, state, resources, has_client_state=pool_factory is None)
+    finish_run(config, run, context, state, resources, has_client_state=pool_factory is None)
     for callback in callbacks:
         callback.on_run_end(run)
 
 
 def evaluate_round(result: RoundResult, context: RunContext, history: MetricHistory) -> tuple[list[Record], dict[str, float]]:
-    """What the panel sees in a round, noted in the ``past`` of the next, and the seconds of each look."""
-    reading, looks = context.probe_suite(context.clustering.probe_view(result), history)
-    reading |= context.cluster_probe(result) if context.cluster_probe else {}
-    rows = to_records(reading, result.after.round, result.cohort.tolist(), context.simulator.size)
-    history.add_records(rows)
-    return rows, looks
+    """Evaluate a round with all probes.
+
+    Args:
+        result: The result of the round.
+        context: The context of the run.
+        history: The values of earlier rounds, to which the values of this round are added.
+
+    Returns:
+        The records of the round, and the seconds of each probe by name.
+    """
+    values, probe_seconds = context.probe_suite(context.clustering.probe_view(result), history)
+    values |= context.cluster_probe(result) if context.cluster_probe else {}
+    records = to_records(values, result.after.round, result.cohort.tolist(), context.simulator.size)
+    history.add_records(records)
+    return records, probe_seconds
 
 
 def client_events(result: RoundResult) -> Iterator[tuple[int, str, str]]:
-    """What is to be said of single clients: number, kind, and in words."""
+    """Yield the events of single clients in a round: client id, kind of the event, and message."""
     for row, client in enumerate(result.cohort.tolist()):
-        why = result.report.notes[row] if result.report.notes else ""
+        note = result.report.notes[row] if result.report.notes else ""
         if result.report.failed[row]:
-            yield client, "client failed", why or "non-finite numbers: left out of the mean, its memory kept"
-        elif why:
-            yield client, "client", why
+            yield client, "client failed", note or "non-finite numbers: the update is not used, and the client state is unchanged"
+        elif note:
+            yield client, "client", note
 
 
 def record_clustering(run: Run, context: RunContext) -> None:
-    """Write down what the clustering has decided since: an event each, and the whole of it in clustering.json."""
-    for round, decision in context.clustering.pending_assignments:
-        run.write_json("clustering", [*(said for said in run.cluster_assignments() if said["round"] < round), decision.to_json(round)])
-        run.log_event(round, "clustering", decision.describe())
+    """Store the cluster assignments that are not stored yet: an event for each, and the complete assignments in clustering.json."""
+    for round, assignment in context.clustering.pending_assignments:
+        earlier = [stored for stored in run.cluster_assignments() if stored["round"] < round]
+        run.write_json("clustering", [*earlier, assignment.to_json(round)])
+        run.log_event(round, "clustering", assignment.describe())
     context.clustering.pending_assignments.clear()
 
 
 def prefix_probe_names(probe_seconds: dict[str, float]) -> dict[str, float]:
-    """The seconds of each look, as the timings call them."""
+    """Return the seconds of each probe with the key ``probe.<name>``, as the timings of a run store them."""
     return {f"probe.{name}": seconds for name, seconds in probe_seconds.items()}
 
 
 def finish_run(
     config: ExperimentConfig, run: Run, context: RunContext, state: FederatedState, resources: ResourceCache, has_client_state: bool
 ) -> None:
-    """The larger evaluation, the models, and the word that the run is over. ``here``: whether clients' memories are."""
-    begun = perf_counter()
+    """Evaluate the final models, save them, and mark the run as finished.
+
+    Args:
+        config: The configuration of the experiment.
+        run: The run.
+        context: The context of the run.
+        state: The state after the last round.
+        resources: The resources of the run.
+        has_client_state: Whether the client states are available on this machine, which personalized models need.
+    """
+    start = perf_counter()
     records = run.records()
-    rows = [row for row in records if row.metric.startswith("final.")]  # there already if it was killed below
-    if context.final_losses and not rows:
-        used = context.clustering.with_client_models(state)
-        reading = context.final_losses.evaluate_final(used) | evaluate_personalized(context.final_losses, used)
-        rows = to_records(reading, state.round, [], context.simulator.size)
-        run.append_records(rows)
+    # The records exist already if the run was interrupted after the final evaluation.
+    final_records = [record for record in records if record.metric.startswith("final.")]
+    if context.final_losses and not final_records:
+        evaluated_state = context.clustering.with_client_models(state)
+        values = context.final_losses.evaluate_final(evaluated_state) | evaluate_personalized(context.final_losses, evaluated_state)
+        final_records = to_records(values, state.round, [], context.simulator.size)
+        run.append_records(final_records)
     save_model(run.folder / "model", context.model, config.trainable, config.model, state.server)
-    algorithm, tune = config.algorithm, config.trainable
-    if has_client_state and algorithm.is_personalized and isinstance(tune, Lora) and not state.server.merged_base:
-        own = state.server.params.take(state.cluster_ids)
+    algorithm, trainable = config.algorithm, config.trainable
+    if has_client_state and algorithm.is_personalized and isinstance(trainable, Lora) and not state.server.merged_base:
+        params = state.server.params.take(state.cluster_ids)
         save_personal_adapters(
             run.folder / "model" / "clients",
             context.model,
-            tune,
+            trainable,
             config.model,
-            algorithm.personalized_params(own, state.client_states.gather_all().to(next(iter(own.values())).device)),
+            algorithm.personalized_params(params, state.client_states.gather_all().to(next(iter(params.values())).device)),
         )
-    run.log_timing(state.round, final=perf_counter() - begun)
+    run.log_timing(state.round, final=perf_counter() - start)
     timings = run.timings()
-    spent = {phase: sum(row.get(phase, 0.0) for row in timings) for phase in ("train", "evaluate", "store", "final")}
-    tokens = sum(row.value for row in records if row.metric == "train.tokens")
+    seconds = {phase: sum(row.get(phase, 0.0) for row in timings) for phase in ("train", "evaluate", "store", "final")}
+    tokens = sum(record.value for record in records if record.metric == "train.tokens")
     overhead = overhead_summary(timings, context.probe_suite)
-    warning = overhead_warning(overhead, spent["train"], context.probe_suite)
-    if warning and spent["train"] > MIN_TRAINING_SECONDS:
+    warning = overhead_warning(overhead, seconds["train"], context.probe_suite)
+    if warning and seconds["train"] > MIN_TRAINING_SECONDS:
         run.log_event(state.round, "probes over budget", warning)
     run.mark_finished(
         {
             "rounds": state.round,
             "date": datetime.now(UTC).isoformat(timespec="seconds"),
             "loss": last_value(records, "loss"),
-            "final_loss": last_value(rows, "final.loss"),
-            "seconds": spent,
+            "final_loss": last_value(final_records, "final.loss"),
+            "seconds": seconds,
             "probe_overhead": overhead,
             "train_tokens": tokens,
             "caveats": context.caveats,
@@ -319,15 +366,15 @@ def finish_run(
 
 
 def update_log_size(updates: UpdateLog) -> dict[str, dict[str, int]]:
-    """How large the record of the clients' updates is, where there is one."""
+    """Return the rounds and bytes of the update log; empty if there is no log."""
     return {"updates": {"rounds": len(updates.rounds) - 1, "bytes": updates.num_bytes}} if updates.rounds else {}
 
 
 def time_rounds(loop: Iterator[RoundResult]) -> Iterator[tuple[RoundResult, float]]:
-    """The rounds, and the seconds that each took."""
+    """Yield the result of each round and its duration in seconds."""
     while True:
-        begun = perf_counter()
-        done = next(loop, None)
-        if done is None:
+        start = perf_counter()
+        result = next(loop, None)
+        if result is None:
             return
-        yield done, perf_counter() - begun
+        yield result, perf_counter() - start

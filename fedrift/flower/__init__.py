@@ -1,6 +1,7 @@
-"""The same federation over Flower: real machines, one client each. Only the fleet differs.
+"""Run an experiment over Flower, with each client in its own process or on its own machine.
 
-Flower is an extra. Nothing here names it before ``wanted()`` was asked.
+Only the client pool differs from a simulated run. Flower is an optional dependency: call ``require_flower`` before importing a
+module of this package.
 """
 
 from __future__ import annotations
@@ -11,13 +12,20 @@ from ..core.errors import UserError
 
 
 def require_flower(simulation: bool = False) -> None:
-    """Flower is needed from here on, and Ray for its simulation; raises UserError where they are not installed."""
+    """Check that Flower is installed.
+
+    Args:
+        simulation: Whether to check for Ray too, which Flower's simulation needs.
+
+    Raises:
+        UserError: If Flower or Ray is not installed.
+    """
     if find_spec("flwr") is None:
         raise UserError("this needs Flower, which is not installed: pip install 'fedrift[flower]'")
     if simulation and find_spec("ray") is None:
         raise UserError(
-            "Flower's simulation needs Ray, which is not installed: pip install 'fedrift[flower]', or run on nodes: "
-            "fedrift deploy EXPERIMENT.yaml --run"
+            "Flower's simulation needs Ray, which is not installed: pip install 'fedrift[flower]', or run without Ray: "
+            "fedrift deploy EXPERIMENT.yaml"
         )
 
 

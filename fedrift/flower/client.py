@@ -1,8 +1,13 @@
-"""What a client keeps on its own machine between rounds, written so that client and server cannot disagree about it.
+"""The Flower ClientApp of fedrift, which trains one client with the code of the simulated client pool.
 
-A client does not know whether its answer arrived. So it keeps two memories, the one that it had and the one that it would have
-had, each with the round it belongs to, and the next message says which round of this client the server counted last.
-That one holds; the other is forgotten. c = mean_k c_k of SCAFFOLD then holds whatever was lost on the way.
+The model, the batches, the local steps and the algorithm are those of a run on one machine. The run configuration specifies the
+experiment; the node configuration specifies the client (``client=0 data=/folder``). Messages contain only tensors, numbers and
+the round. A client's documents and its state stay on its machine.
+
+A client cannot know whether the server received its result. It therefore stores two states with their rounds: the state before
+the last local training and the state after it. The next message names the last round of this client that the server counted. The
+client continues from the state of that round and discards the other. The SCAFFOLD invariant c = mean_k c_k therefore holds even
+if messages are lost.
 """
 
 from __future__ import annotations
@@ -42,34 +47,56 @@ from .wire import PROTOCOL_VERSION, MessageRejected, pack_message, read_int, rea
 
 
 class StateLost(Exception):
-    """The memory that the server means is not here."""
+    """The client does not have the stored state of the round that the server named."""
 
 
 def load_client_state(path: Path, initial: Tree, counted_round: int, restored: Tree | None = None) -> Tree:
-    """The memory as of round ``counted_round`` (0: none yet), ``[1, ...]``. ``initial`` is how memories begin; ``restored``: what
-    to go on with in place of one that was lost."""
+    """Load a client's state from disk.
+
+    Args:
+        path: The file of the client's state.
+        initial: The initial state of a client [1, ...], empty if the algorithm has no client state.
+        counted_round: The last round of this client that the server counted; 0 if there is none.
+        restored: A state [1, ...] that the server sent to replace a lost one.
+
+    Returns:
+        The client state [1, ...] after round ``counted_round``.
+
+    Raises:
+        StateLost: If the file is missing, unreadable, or does not contain the state of that round.
+    """
     if not initial or (counted_round == 0 and restored is None):
         return initial
     if restored is not None:
         return restored
     try:
         with lock_state(path):
-            leaves, told = load_tensors(path)
+            leaves, metadata = load_tensors(path)
     except UserError as error:
-        raise StateLost(f"the memory of round {counted_round} is not here") from error
+        raise StateLost(f"the client state of round {counted_round} is missing") from error
     for part in ("after", "before"):
-        found = Tree({name: leaves[f"{part}/{name}"].clone() for name in initial if f"{part}/{name}" in leaves})
+        state = Tree({name: leaves[f"{part}/{name}"].clone() for name in initial if f"{part}/{name}" in leaves})
         if (
-            told.get(part) == counted_round
-            and all(found[name].shape == leaf.shape for name, leaf in initial.items() if name in found)
-            and found.keys() == initial.keys()
+            metadata.get(part) == counted_round
+            and all(state[name].shape == leaf.shape for name, leaf in initial.items() if name in state)
+            and state.keys() == initial.keys()
         ):
-            return found
-    raise StateLost(f"the memory of round {counted_round} is not here, only those of rounds {told.get('before')} and {told.get('after')}")
+            return state
+    raise StateLost(
+        f"the client state of round {counted_round} is missing; stored are rounds {metadata.get('before')} and {metadata.get('after')}"
+    )
 
 
 def save_client_state(path: Path, counted_round: int, before: Tree, round: int, after: Tree) -> None:
-    """Keep both: the memory as of round ``counted_round``, and that as of ``round`` should the server count it."""
+    """Store the client state before and after local training.
+
+    Args:
+        path: The file of the client's state.
+        counted_round: The round of the state ``before``.
+        before: The client state [1, ...] before local training; nothing is written if it is empty.
+        round: The round of the state ``after``, which becomes valid if the server counts the result.
+        after: The client state [1, ...] after local training.
+    """
     if not before:
         return
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -79,42 +106,38 @@ def save_client_state(path: Path, counted_round: int, before: Tree, round: int, 
 
 
 def lock_state(path: Path) -> FileLock:
-    """A client that is asked twice at once writes one after the other."""
+    """Lock a client's state file, so that two simultaneous requests do not write it at the same time."""
     path.parent.mkdir(parents=True, exist_ok=True)
     return FileLock(path.with_suffix(".lock"))
 
 
-# The client half: a Flower ClientApp that is the simulated fleet with a cohort of one.
-#
-# The model, the batches, the local steps and the algorithm are those of a run on one machine. What a client is comes from the
-# run's configuration (the experiment) and from its own node's (``client=0 data=/folder``), never from a message: a message brings
-# numbers and says which round it is. Its documents and what it keeps between rounds stay on its machine.
+# The ClientApp.
 
 
 @dataclass(frozen=True, eq=False)
 class FlowerClient:
-    """One client on its machine."""
+    """One client and everything that it needs for local training."""
 
     client_id: int
-    experiment_id: str  # its id
+    experiment_id: str
     algorithm: FedAvg
-    simulator: ClientSimulator  # of size 1: this client
-    initial_server: ServerState  # [1, ...] as the server is before the first round
-    state_dir: Path  # the folder of what it keeps
-    has_own_documents: bool = False  # whether it trains on documents of its own, not on its part of the experiment's
+    simulator: ClientSimulator  # a simulator of size 1 for this client
+    initial_server: ServerState  # [1, ...] the server state before the first round
+    state_dir: Path  # the folder of the stored client state
+    has_own_documents: bool = False  # whether it trains on its own documents instead of its part of the experiment's dataset
 
 
 ClientFactory = Callable[[Context], FlowerClient]
-"""The client that a node is; the same one for the same configuration."""
+"""Maps a Flower context to the client of this node; it returns the same client for the same configuration."""
 
 
 def make_client_app(client_factory: ClientFactory) -> ClientApp:
-    """The app, of whoever makes the client."""
+    """Build a Flower ClientApp that handles messages with the client that ``client_factory`` returns."""
     app = ClientApp()
 
     @app.query()  # type: ignore[untyped-decorator]
     def who(message: Message, context: Context) -> Message:
-        """Which client lives here."""
+        """Answer which client runs on this node."""
         client = client_factory(context)
         content = pack_message(
             {}, {"client": client.client_id, "experiment_id": client.experiment_id, "has_own_documents": client.has_own_documents}
@@ -123,14 +146,15 @@ def make_client_app(client_factory: ClientFactory) -> ClientApp:
 
     @app.train()  # type: ignore[untyped-decorator]
     def train(message: Message, context: Context) -> Message:
+        """Train one round, for a server of fedrift or for a plain Flower strategy."""
         client = client_factory(context)
-        fits = "metadata" in message.content
+        is_fedrift_message = "metadata" in message.content
         try:
-            content = train_round(client, message.content) if fits else train_stock_round(client, message.content)
+            content = train_round(client, message.content) if is_fedrift_message else train_stock_round(client, message.content)
         except StateLost as error:
             content = pack_message({}, {"client": client.client_id, "state_lost": str(error)})
         except MessageRejected as error:
-            if not fits:  # a plain strategy knows errors, and no words of ours
+            if not is_fedrift_message:  # a plain Flower strategy understands errors but not fedrift's metadata
                 return Message(Error(ErrorCode.CLIENT_APP_RAISED_EXCEPTION, f"the client refused: {error}"), reply_to=message)
             content = pack_message({}, {"client": client.client_id, "rejected": f"the client refused: {error}"})
         return Message(content, reply_to=message)
@@ -139,81 +163,113 @@ def make_client_app(client_factory: ClientFactory) -> ClientApp:
 
 
 def train_round(client: FlowerClient, content: RecordDict) -> RecordDict:
-    """A round, from the message of ``FlowerClientPool`` to the answer."""
-    told = read_metadata(content)
-    for name, here in (("experiment_id", client.experiment_id), ("client", client.client_id)):
-        if told.get(name) != here:
-            raise MessageRejected(f"this is {name} {here!r}, the message is for {quote_value(told.get(name))}")
-    first = client.initial_server
-    kept = client.algorithm.init_client_state(first.params.to(torch.device("cpu")))
-    wanted = {
-        "params": first.params,
-        "broadcast": first.broadcast,
-        "merged_base": first.merged_base,
-        "client_state": kept if told.get("restores_state") else Tree(),
+    """Train one round as requested by a message of ``FlowerClientPool``.
+
+    Returns:
+        The content of the reply: the update, and the changes of client state and mean gradient that the server needs.
+
+    Raises:
+        MessageRejected: If the message is invalid or meant for another experiment or client.
+        StateLost: If the client state of the counted round is missing.
+    """
+    metadata = read_metadata(content)
+    for name, own_value in (("experiment_id", client.experiment_id), ("client", client.client_id)):
+        if metadata.get(name) != own_value:
+            raise MessageRejected(f"this is {name} {own_value!r}, but the message is for {quote_value(metadata.get(name))}")
+    initial = client.initial_server
+    initial_state = client.algorithm.init_client_state(initial.params.to(torch.device("cpu")))
+    expected = {
+        "params": initial.params,
+        "broadcast": initial.broadcast,
+        "merged_base": initial.merged_base,
+        "client_state": initial_state if metadata.get("restores_state") else Tree(),
     }
-    found = read_trees(content, wanted)
-    life, round, counted = told.get("run_incarnation"), read_int(told, "round", 0), read_int(told, "counted_round", 0)
-    if not (isinstance(life, str) and life.isascii() and life.isalnum() and len(life) <= 64 and counted <= round):
-        raise MessageRejected("it does not say which round of which run it is")
-    path = client.state_dir / life / f"client-{client.client_id}.safetensors"
-    memory = load_client_state(path, kept, counted, found["client_state"] or None)
-    report = train_locally(client, round, found, memory)
-    save_client_state(path, counted, memory, round + 1, report.client_state)
-    tells = client.algorithm.uploads
-    trees = {
-        "delta": report.delta,
-        "state_delta": report.state_delta if "client_state" in tells else Tree(),
-        "mean_grad": report.mean_grad if "mean_grad" in tells or told.get("send_gradients") else Tree(),
+    trees = read_trees(content, expected)
+    incarnation, round, counted_round = (
+        metadata.get("run_incarnation"),
+        read_int(metadata, "round", 0),
+        read_int(metadata, "counted_round", 0),
+    )
+    if not (
+        isinstance(incarnation, str)
+        and incarnation.isascii()
+        and incarnation.isalnum()
+        and len(incarnation) <= 64
+        and counted_round <= round
+    ):
+        raise MessageRejected("it does not name a valid round of a run")
+    path = client.state_dir / incarnation / f"client-{client.client_id}.safetensors"
+    state = load_client_state(path, initial_state, counted_round, trees["client_state"] or None)
+    update = train_locally(client, round, trees, state)
+    save_client_state(path, counted_round, state, round + 1, update.client_state)
+    uploads = client.algorithm.uploads
+    reply_trees = {
+        "delta": update.delta,
+        "state_delta": update.state_delta if "client_state" in uploads else Tree(),
+        "mean_grad": update.mean_grad if "mean_grad" in uploads or metadata.get("send_gradients") else Tree(),
     }
     return pack_message(
-        trees,
+        reply_trees,
         {
             "client": client.client_id,
             "round": round,
-            "weight": report.weight.item(),
-            "steps": report.steps.item(),
-            "loss": report.loss[0].tolist(),
-            "tokens": report.tokens.item(),
-            "failed": bool(report.failed.item()),
-            "lr": report.lr.item(),
+            "weight": update.weight.item(),
+            "steps": update.steps.item(),
+            "loss": update.loss[0].tolist(),
+            "tokens": update.tokens.item(),
+            "failed": bool(update.failed.item()),
+            "lr": update.lr.item(),
         },
     )
 
 
 def train_locally(client: FlowerClient, round: int, trees: dict[str, Tree], client_state: Tree) -> CohortUpdate:
-    """The local training of this client, as a fleet of one with one model, ``[1, ...]``."""
+    """Train this client locally.
+
+    Args:
+        client: The client.
+        round: The number of the round, counted from 0.
+        trees: The server's ``params``, ``broadcast`` and ``merged_base``, each [1, ...].
+        client_state: The client's state [1, ...].
+
+    Returns:
+        The update of a cohort of one client.
+    """
     device = next(iter(client.initial_server.params.values())).device
     server = ServerState(trees["params"].to(device), trees["broadcast"].to(device), Tree(), trees["merged_base"].to(device))
-    alone = torch.zeros(1, dtype=torch.long)
-    state = FederatedState(round, server, ClientStateStore.from_rows(client_state, 1), alone)
-    return client.simulator.train(state, client.algorithm, alone)
+    cohort = torch.zeros(1, dtype=torch.long)
+    state = FederatedState(round, server, ClientStateStore.from_rows(client_state, 1), cohort)
+    return client.simulator.train(state, client.algorithm, cohort)
 
 
 def train_stock_round(client: FlowerClient, content: RecordDict) -> RecordDict:
-    """A round for a plain Flower strategy: it sends ``arrays`` and ``config``, and takes ``arrays`` and ``metrics``."""
-    first = client.initial_server
-    if first.broadcast or client.algorithm.init_client_state(first.params):
+    """Train one round for a plain Flower strategy, which sends ``arrays`` and ``config`` and expects ``arrays`` and ``metrics``.
+
+    Raises:
+        MessageRejected: If the message is invalid, or if the algorithm needs more than a model.
+    """
+    initial = client.initial_server
+    if initial.broadcast or client.algorithm.init_client_state(initial.params):
         raise MessageRejected(
-            f"a plain strategy sends a model and nothing beside it; {type(client.algorithm).__name__} needs more: "
-            "run it with fedrift's server, or ask for FedAvg or FedProx"
+            f"a plain Flower strategy sends only a model, and {type(client.algorithm).__name__} needs more: "
+            "run it with fedrift's server, or use FedAvg or FedProx"
         )
     absent = [name for name, records in (("arrays", content.array_records), ("config", content.config_records)) if name not in records]
     if absent:
-        raise MessageRejected(f"it brings no {' and no '.join(absent)}, which Flower's strategies send")
-    start = read_stock_arrays(content.array_records["arrays"], first.params)
+        raise MessageRejected(f"it contains no {' and no '.join(absent)}, which Flower's strategies send")
+    start = read_stock_arrays(content.array_records["arrays"], initial.params)
     if not bool(start.is_finite().all()):
-        raise MessageRejected("its arrays hold numbers that are not finite")
-    round = read_int(content.config_records["config"], "server-round", 1) - 1  # theirs begin at 1
-    found = {"params": start, "broadcast": Tree(), "merged_base": first.merged_base}
-    report = train_locally(client, round, found, Tree())
-    metrics = MetricRecord({"num-examples": report.weight.item(), "train_loss": report.loss[0, 1].item()})
-    return RecordDict({"arrays": to_stock_arrays(start + report.delta.to(torch.device("cpu"))), "metrics": metrics})
+        raise MessageRejected("its arrays contain numbers that are not finite")
+    round = read_int(content.config_records["config"], "server-round", 1) - 1  # Flower counts rounds from 1
+    trees = {"params": start, "broadcast": Tree(), "merged_base": initial.merged_base}
+    update = train_locally(client, round, trees, Tree())
+    metrics = MetricRecord({"num-examples": update.weight.item(), "train_loss": update.loss[0, 1].item()})
+    return RecordDict({"arrays": to_stock_arrays(start + update.delta.to(torch.device("cpu"))), "metrics": metrics})
 
 
 @dataclass(frozen=True, eq=False)
 class SingleClientBatches:
-    """The batches of one client of a fleet, as those of a fleet of one."""
+    """The batches of one client of a pool, in the form of a pool that has only this client."""
 
     batches: Any
     client_id: int
@@ -223,29 +279,33 @@ class SingleClientBatches:
 
 
 def single_client_simulator(simulator: ClientSimulator, client_id: int) -> ClientSimulator:
-    """The fleet of one that client ``client_id`` is."""
+    """Return a simulator of size 1 that contains only client ``client_id``."""
     return replace(simulator, size=1, batches=SingleClientBatches(simulator.batches, client_id), clients_per_pass=None)
 
 
-# The client that a node is, made from the run's configuration and the node's own.
-#
-# The run says the experiment; the node says which client it is and, where it has documents of its own, where they lie:
-# ``flower-supernode --node-config 'client=0 data="/home/me/texts"'``. Without ``data`` it takes its part of the
-# experiment's corpus, dealt as on one machine.
+# Building the client of a node from the run configuration and the node configuration.
 
 
 def make_client(context: Context) -> FlowerClient:
-    """The client of this node; loaded once for a process."""
+    """Build the client of this node from a Flower context; the client is loaded once per process.
+
+    The node configuration names the client and, if it has its own documents, their folder:
+    ``flower-supernode --node-config 'client=0 data="/home/me/texts"'``. Without ``data`` the client trains on its part of the
+    experiment's dataset.
+
+    Raises:
+        UserError: If the node configuration does not name a client.
+    """
     run, node = context.run_config, context.node_config
     number = node.get("client", node.get("partition-id"))
     if not isinstance(number, int) or isinstance(number, bool):
         raise UserError(
-            "the node does not say which client it is: --node-config 'client=0'"
-            + ("" if number is None else f"; it says {quote_value(number)}")
+            "the node configuration does not name a client: pass e.g. --node-config 'client=0'"
+            + ("" if number is None else f"; it has client={quote_value(number)}")
         )
     names = ("data", "state_dir", "device", "dtype", "threads", "data_dir", "cwd", *ARITHMETIC_OPTIONS)
-    said = {name: str(node.get(name, run.get(name, ""))) for name in names}
-    return load_client(str(run.get("experiment", "")), number, **said)
+    settings = {name: str(node.get(name, run.get(name, ""))) for name in names}
+    return load_client(str(run.get("experiment", "")), number, **settings)
 
 
 @lru_cache(maxsize=1)
@@ -261,12 +321,27 @@ def load_client(
     cwd: str = "",
     **engine: str,
 ) -> FlowerClient:
-    """Client ``client_id`` of a written experiment. ``data_dir``: the folder of local datasets by name, as ``--data-dir``
-    says it. ``engine``: of the arithmetic, what is not the default."""
+    """Load one client of an experiment.
+
+    Args:
+        experiment_json: The experiment as JSON.
+        client_id: The number of the client, from 0.
+        data: The folder of the client's own documents; "" selects its part of the experiment's dataset.
+        state_dir: The folder for the client's state; "" selects fedrift's cache folder.
+        device: The device, as for ``--device``.
+        dtype: The data type of the frozen base weights, as for ``--dtype``.
+        threads: The number of CPU threads.
+        data_dir: The folder of local datasets, as for ``--data-dir``.
+        cwd: The working directory to change to.
+        engine: Numeric options that differ from their defaults.
+
+    Raises:
+        UserError: If the experiment or an option is invalid, or if there is no such client.
+    """
     if cwd:
         os.chdir(cwd)
     experiment = read_experiment_config({"experiment": experiment_json})
-    stock = ResourceCache(
+    cache = ResourceCache(
         Runtime(
             device=device or "auto",
             threads=read_threads({"threads": threads}),
@@ -278,55 +353,66 @@ def load_client(
     )
     size = experiment.partition.num_clients
     if not 0 <= client_id < size:
-        raise UserError(f"this node says that it is client {client_id}; the experiment has clients 0 to {size - 1}")
+        raise UserError(f"this node is configured as client {client_id}, but the experiment has clients 0 to {size - 1}")
     if data:
-        fleet, state = prepare_own_documents(experiment, stock, client_id, Path(data).expanduser())
+        pool_simulator, state = prepare_own_documents(experiment, cache, client_id, Path(data).expanduser())
     else:
-        setting = build_run(resolve_fingerprints(experiment, stock), stock)
-        fleet, state = setting.simulator, setting.initial_state
-    first, one = state.server, slice(0, 1)
-    first = ServerState(first.params.take(one), first.broadcast.take(one), first.opt_state.zeros_like(), first.merged_base.take(one))
+        run_context = build_run(resolve_fingerprints(experiment, cache), cache)
+        pool_simulator, state = run_context.simulator, run_context.initial_state
+    server, first_row = state.server, slice(0, 1)
+    server = ServerState(
+        server.params.take(first_row), server.broadcast.take(first_row), server.opt_state.zeros_like(), server.merged_base.take(first_row)
+    )
     folder = Path(state_dir).expanduser() if state_dir else default_cache_dir() / "clients"
     return FlowerClient(
-        client_id, experiment.id, experiment.algorithm, single_client_simulator(fleet, client_id), first, folder, bool(data)
+        client_id, experiment.id, experiment.algorithm, single_client_simulator(pool_simulator, client_id), server, folder, bool(data)
     )
 
 
 def prepare_own_documents(
     config: ExperimentConfig, resources: ResourceCache, client_id: int, data: Path
 ) -> tuple[ClientSimulator, FederatedState]:
-    """The fleet in which client ``client_id`` trains on the documents in ``data``, and the first state; nobody else has any."""
-    runtime, plan = resources.runtime, config.training
+    """Build a client pool in which client ``client_id`` trains on the documents in ``data`` and the other clients have none.
+
+    Returns:
+        The simulator of the pool and the initial state.
+
+    Raises:
+        UserError: If the model differs from the server's, the documents cannot be read, or the algorithm pools the documents.
+    """
+    runtime, training = resources.runtime, config.training
     runtime.configure_torch()
     if fingerprint_model(config.model) != config.model_fingerprint:
-        raise UserError(f"the model {config.model!r} on this node is not the server's: copy it anew")
-    own = replace(
+        raise UserError(f"the model {config.model!r} on this node differs from the server's: copy it from the server again")
+    dataset = replace(
         DatasetConfig(str(data)), text_column=config.dataset.text_column, label_column="", validation_fraction=0.0, test_fraction=0.0
     )
-    corpus = load_corpus(own).train
+    corpus = load_corpus(dataset).train
     tokens = resources.get_tokens(corpus, config.model, config.trainable)
     size = config.partition.num_clients
-    parts, _, steps = config.algorithm.configure_clients([np.arange(0)] * size, plan.cohort_size(size), plan.local_steps)
-    if len(parts) != size:
-        raise UserError(f"{type(config.algorithm).__name__} brings the documents of clients together; these stay where they are")
+    client_rows, _, steps = config.algorithm.configure_clients([np.arange(0)] * size, training.cohort_size(size), training.local_steps)
+    if len(client_rows) != size:
+        raise UserError(
+            f"{type(config.algorithm).__name__} pools the documents of all clients, but a client's own documents cannot leave its machine"
+        )
     order = numpy_stream(config.seed, "pack", client_id).permutation(len(corpus))
-    blocks, none = pack_blocks(tokens, order, plan.max_seq_length), pack_blocks(tokens, order[:0], plan.max_seq_length)
-    every: tuple[Blocks, ...] = tuple(blocks if client == client_id else none for client in range(size))
-    batches = TextBatches(every, plan.batch_size, config.seed, steps, plan.local_epochs, runtime.resolve_device())
+    blocks, no_blocks = pack_blocks(tokens, order, training.max_seq_length), pack_blocks(tokens, order[:0], training.max_seq_length)
+    all_blocks: tuple[Blocks, ...] = tuple(blocks if client == client_id else no_blocks for client in range(size))
+    batches = TextBatches(all_blocks, training.batch_size, config.seed, steps, training.local_epochs, runtime.resolve_device())
     model = resources.get_stacked_model(config.model, config.trainable)
-    fleet = ClientSimulator(
+    simulator = ClientSimulator(
         size,
         model,
         batches,
-        plan.client_optimizer,
-        plan.max_grad_norm,
-        plan.client_weighting,
-        plan.lr_factor,
+        training.client_optimizer,
+        training.max_grad_norm,
+        training.client_weighting,
+        training.lr_factor,
         1,
         partial(mean_hidden_states, model.hidden_states),
     )
     template = model.init_params(config.seed).to(runtime.resolve_device())
-    return fleet, init_state(config.algorithm, template, size)
+    return simulator, init_state(config.algorithm, template, size)
 
 
 app = make_client_app(make_client)

@@ -1,4 +1,9 @@
-"""Messages out, first replies in: over any of Flower's grids, waiting no longer than was said."""
+"""The client pool that trains clients on other machines through Flower's grid.
+
+The server sends the model and what the algorithm broadcasts. A client sends its update, and the change of its client state only if
+the server needs it. A client that does not reply in time, or replies with an invalid message, has failed in this round: its weight
+is 0, its state stays as it was, and a note gives the reason.
+"""
 
 from __future__ import annotations
 
@@ -31,33 +36,43 @@ from .wire import (
 def send_and_collect(
     grid: Grid, messages: dict[int, Message], timeout_s: float, poll_interval_s: float, is_complete: Callable[[], bool] = lambda: False
 ) -> Iterator[tuple[int, Message]]:
-    """Send, and yield each addressee's first reply as it comes; those after it, and replies to nothing, are not looked at.
+    """Send messages and yield the first reply to each message as it arrives.
 
-    Nobody is waited for any longer once ``is_complete()``.
+    Further replies to the same message, and replies to unknown messages, are ignored.
+
+    Args:
+        grid: Flower's grid.
+        messages: The messages, each with a key of the caller's choice.
+        timeout_s: The number of seconds to wait for replies.
+        poll_interval_s: The number of seconds between two polls.
+        is_complete: Returns True to stop waiting early.
+
+    Yields:
+        The key of a message and its reply.
     """
-    order = list(messages)
+    keys = list(messages)
     waiting: dict[str, int] = {}
-    if order:
-        ids = list(grid.push_messages([messages[key] for key in order]))
-        waiting = {message: key for message, key in zip(ids, order, strict=False) if message}
-    end = time.monotonic() + timeout_s
+    if keys:
+        ids = list(grid.push_messages([messages[key] for key in keys]))
+        waiting = {message: key for message, key in zip(ids, keys, strict=False) if message}
+    deadline = time.monotonic() + timeout_s
     while waiting:
         for reply in grid.pull_messages(list(waiting)):
             key = waiting.pop(reply.metadata.reply_to_message_id, None)
             if key is not None:
                 yield key, reply
-        if not waiting or is_complete() or time.monotonic() >= end:
+        if not waiting or is_complete() or time.monotonic() >= deadline:
             return
         time.sleep(poll_interval_s)
 
 
-# Which client lives on which node: asked of the nodes themselves, once each, and again when nodes come and go.
+# Locating clients: each node is asked once which client it runs.
 
-MSG_NO_IDENTITY = "it did not say who it is"
+MSG_NO_IDENTITY = "it did not report which client it runs"
 
 
 class LocatedClients(NamedTuple):
-    """Of the clients that were called: the nodes of those that are there, and why the others are not."""
+    """The nodes of the located clients, and the reasons why the other clients were not found."""
 
     nodes: dict[int, int]
     missing: dict[int, str]
@@ -65,126 +80,146 @@ class LocatedClients(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class NodeRegistry:
-    """What is known of the nodes so far: their clients, or why a node is none."""
+    """The clients of the known nodes, or the reasons why a node is not usable.
 
-    known_nodes: dict[int, int | str] = field(default_factory=dict)  # node -> client, or why not
-    join_timeout_s: float = 0.0  # seconds to wait, once, for nodes that are not there yet
-    clients_with_own_documents: set[int] = field(default_factory=set)  # those not told of yet
+    Attributes:
+        known_nodes: Maps a node to its client, or to the reason why it is not usable.
+        join_timeout_s: The number of seconds to wait, once, for missing clients.
+        clients_with_own_documents: Clients with their own documents that no note has mentioned yet.
+        finished_waits: Not empty after the first wait for missing clients.
+    """
+
+    known_nodes: dict[int, int | str] = field(default_factory=dict)
+    join_timeout_s: float = 0.0
+    clients_with_own_documents: set[int] = field(default_factory=set)
     finished_waits: list[bool] = field(default_factory=list)
 
     def locate(self, pool: FlowerClientPool, clients: Iterable[int]) -> LocatedClients:
-        """Where the clients are now. Nodes not asked before are asked who they are."""
-        wanted = set(clients)
-        if not wanted <= self.clients_on(pool.grid.get_node_ids()).keys():  # whoever did not say who it is may be the one missed
+        """Find the nodes of some clients; new nodes are asked which client they run."""
+        requested = set(clients)
+        if not requested <= self.clients_on(pool.grid.get_node_ids()).keys():
+            # A node that did not answer before may run the missing client, so it is asked again.
             for node in [node for node, client in self.known_nodes.items() if client == MSG_NO_IDENTITY]:
                 del self.known_nodes[node]
-        end = time.monotonic() + (0 if self.finished_waits else self.join_timeout_s)
+        deadline = time.monotonic() + (0 if self.finished_waits else self.join_timeout_s)
         while True:
-            here = sorted(pool.grid.get_node_ids())
-            found = self.discover(pool, here, wanted)
-            if wanted <= found.keys() or time.monotonic() >= end:
+            online_nodes = sorted(pool.grid.get_node_ids())
+            located = self.discover(pool, online_nodes, requested)
+            if requested <= located.keys() or time.monotonic() >= deadline:
                 break
             time.sleep(pool.poll_interval_s)
         self.finished_waits.append(True)
-        odd = [f"node {node}: {why}" for node in here if isinstance(why := self.known_nodes.get(node), str)]
-        nobody = "no node says that it is this client" + (f" ({'; '.join(odd)})" if odd else "")
+        unusable = [f"node {node}: {why}" for node in online_nodes if isinstance(why := self.known_nodes.get(node), str)]
+        reason = "no node runs this client" + (f" ({'; '.join(unusable)})" if unusable else "")
         return LocatedClients(
-            {client: found[client] for client in sorted(wanted & found.keys())}, dict.fromkeys(sorted(wanted - found.keys()), nobody)
+            {client: located[client] for client in sorted(requested & located.keys())},
+            dict.fromkeys(sorted(requested - located.keys()), reason),
         )
 
     def discover(self, pool: FlowerClientPool, online_nodes: list[int], wanted: set[int]) -> dict[int, int]:
-        """client -> node, of the nodes that are there. To Flower a dead node is there for a minute more: once all that are wanted
-        have answered, nobody else is waited for."""
-        if pool.stock_clients:  # plain clients have no numbers: theirs is their place among the nodes
+        """Ask new nodes which client they run, and map each client to its node.
+
+        The method stops waiting when all requested clients have answered, because Flower lists a dead node for another minute.
+
+        Args:
+            pool: The client pool.
+            online_nodes: The nodes that Flower lists.
+            wanted: The requested clients.
+        """
+        if pool.stock_clients:  # plain Flower clients have no number, so the position of the node numbers them
             return dict(enumerate(online_nodes))
-        new = {
+        queries = {
             node: Message(pack_message({}, {"experiment_id": pool.experiment_id}), node, MessageType.QUERY, ttl=pool.round_timeout_s)
             for node in online_nodes
             if node not in self.known_nodes
         }
-        self.known_nodes.update(dict.fromkeys(new, MSG_NO_IDENTITY))
-        heard: set[int | str] = set()
-        for node, reply in send_and_collect(pool.grid, new, pool.round_timeout_s, pool.poll_interval_s, lambda: wanted <= heard):
+        self.known_nodes.update(dict.fromkeys(queries, MSG_NO_IDENTITY))
+        answered: set[int | str] = set()
+        for node, reply in send_and_collect(pool.grid, queries, pool.round_timeout_s, pool.poll_interval_s, lambda: wanted <= answered):
             self.known_nodes[node] = client = parse_identity(reply, pool.experiment_id, pool.size)
-            heard.add(client)
+            answered.add(client)
             if isinstance(client, int) and read_metadata(reply.content).get("has_own_documents"):
                 self.clients_with_own_documents.add(client)
         return self.clients_on(online_nodes)
 
     def clients_on(self, online_nodes: Iterable[int]) -> dict[int, int]:
-        """client -> node, of those known: in the order of meeting them, so that who came back takes its place again."""
-        there = set(online_nodes)
-        return {client: node for node, client in self.known_nodes.items() if isinstance(client, int) and node in there}
+        """Map each known client to its node. If several nodes run a client, the node that was discovered last is used."""
+        online = set(online_nodes)
+        return {client: node for node, client in self.known_nodes.items() if isinstance(client, int) and node in online}
 
 
 def error_reason(reply: Message) -> str:
-    """The first line of the error that came in place of an answer."""
+    """Return the first line of the error in an error reply."""
     return next(iter((reply.error.reason or "").splitlines()), "")[:500] or f"error {reply.error.code}"
 
 
 def parse_identity(reply: Message, experiment_id: str, num_clients: int) -> int | str:
-    """The client that a node says it is, or why it is none of ours."""
+    """Return the client that a node runs, or the reason why the node is not usable."""
     if reply.has_error():
         return error_reason(reply)
     try:
-        told = read_metadata(reply.content)
+        metadata = read_metadata(reply.content)
     except MessageRejected as error:
         return str(error)
-    client = told.get("client")
-    if told.get("experiment_id") != experiment_id:
-        return f"it was set up for experiment {str(told.get('experiment_id'))[:12]!r}, this is {experiment_id!r}"
+    client = metadata.get("client")
+    if metadata.get("experiment_id") != experiment_id:
+        return f"it was set up for experiment {str(metadata.get('experiment_id'))[:12]!r}, but this is {experiment_id!r}"
     if not isinstance(client, int) or isinstance(client, bool) or not 0 <= client < num_clients:
-        return f"it says that it is client {str(client)[:12]!r}; there are clients 0 to {num_clients - 1}"
+        return f"it reports client {str(client)[:12]!r}, but the clients are 0 to {num_clients - 1}"
     return client
 
 
-# A fleet whose clients live on other machines, asked through Flower's grid.
-#
-# The server sends the model that a client shares, and what the algorithm sends beside it; the client sends how the model
-# changed, and of its memory only how that changed, and only where the algorithm's server half needs it. Whoever does not answer,
-# answers late, or answers something else than was agreed has failed in this round: weight 0, memory as it was, and the report
-# says why.
+# The client pool.
 
-MSG_OWN_DOCUMENTS = "it trains on documents of its own; what is measured of single clients speaks of the experiment's deal"
+MSG_OWN_DOCUMENTS = "it trains on its own documents, so measures of single clients refer to the experiment's partition instead"
 MSG_DOCUMENTS_NOT_AVAILABLE = (
-    "client {} trains on documents of its own, and {} decides by documents that it would have by the experiment's deal: "
-    "use a clustering that goes by updates (UpdateClustering, CFL), or no documents of their own"
+    "client {} trains on its own documents, but {} clusters clients by the documents of the experiment's partition: "
+    "use a clustering strategy that uses updates (UpdateClustering, CFL), or give no client its own documents"
 )
 
 
 @dataclass(frozen=True, eq=False)
 class ClientAnswer:
-    """What came of one client: its numbers, or why there are none."""
+    """The result of one client, or the reason why there is none."""
 
-    trees: dict[str, Tree] | None = None
+    trees: dict[str, Tree] | None = None  # delta, state_delta and mean_grad, each [1, ...]
     weight: float = 0.0
-    steps: float = 0.0
-    loss: tuple[float, float] = (float("nan"), float("nan"))
-    tokens: float = 0.0
+    steps: float = 0.0  # local steps
+    loss: tuple[float, float] = (float("nan"), float("nan"))  # of the first step, and mean over the steps (nats per token)
+    tokens: float = 0.0  # trained tokens
     failed: bool = True
     lr: float | None = None
-    note: str = ""
-    state_lost: bool = False
-    num_bytes: int = 0
+    note: str = ""  # remark for the records, e.g. why the client failed
+    state_lost: bool = False  # whether the client lost its stored state
+    num_bytes: int = 0  # bytes that the client sent
 
 
 @dataclass(frozen=True, eq=False)
 class FlowerClientPool:
-    """N clients behind a grid.
+    """A pool of N clients that train on the nodes of a Flower grid.
 
-    ``min_results``: a round with fewer usable answers is not counted, the run stops and can be resumed. ``round_timeout_s``:
-    seconds that a round waits. ``send_gradients``: whether clients send their mean gradients too, for those who measure them.
-    ``stock_clients``: the nodes run a plain Flower client, which knows models and nothing else. ``document_strategy``: a
-    clustering that looks at the clients' documents as the experiment deals them, "" if there is none.
+    Attributes:
+        size: The number of clients, N.
+        grid: Flower's grid.
+        experiment_id: The id of the experiment; nodes of other experiments are ignored.
+        run_incarnation: The id of the run directory. Clients ignore state that they stored for another incarnation.
+        min_results: The minimum number of usable results per round. With fewer, the run stops and can be resumed.
+        round_timeout_s: The number of seconds to wait for the results of a round.
+        poll_interval_s: The number of seconds between two polls for results.
+        send_gradients: Whether clients also send their mean gradients, which gradient probes need.
+        stock_clients: Whether the nodes run a plain Flower client, which knows only a model and no other state.
+        document_strategy: The name of a clustering strategy that uses the documents of the experiment's partition, or "".
+        lr_at: Maps a round to its learning rate.
+        registry: The nodes that are known so far.
     """
 
     size: int
     grid: Grid
-    experiment_id: str = ""  # its id; clients of another one are not asked
-    run_incarnation: str = "0"  # of this run's folder: what clients kept for another life of it does not count
+    experiment_id: str = ""
+    run_incarnation: str = "0"
     min_results: int = 1
     round_timeout_s: float = 3600.0
-    poll_interval_s: float = 0.1  # between two looks for answers
+    poll_interval_s: float = 0.1
     send_gradients: bool = False
     stock_clients: bool = False
     document_strategy: str = ""
@@ -192,37 +227,56 @@ class FlowerClientPool:
     registry: NodeRegistry = field(default_factory=NodeRegistry)
 
     def train(self, state: FederatedState, algorithm: ClientAlgorithm, cohort: Tensor) -> CohortUpdate:
-        """One round of local training, ``cohort [C] -> CohortUpdate``."""
+        """Train a cohort for one round.
+
+        Args:
+            state: The state before the round.
+            algorithm: The federated algorithm.
+            cohort: The clients of the round, [C].
+
+        Returns:
+            The updates of the cohort; failed clients have weight 0 and a note.
+
+        Raises:
+            UserError: If fewer than ``min_results`` results are usable, or if the clients cannot run the algorithm.
+        """
         clients = cohort.tolist()
         if self.stock_clients and (state.server.broadcast or state.server.merged_base or state.client_states):
-            raise UserError(f"plain Flower clients know a model and nothing beside it; {type(algorithm).__name__} needs more")
-        nodes = self.registry.locate(self, clients)
-        unknown = sorted(self.registry.clients_with_own_documents & set(clients)) if self.document_strategy else []
-        if unknown:
-            raise UserError(MSG_DOCUMENTS_NOT_AVAILABLE.format(unknown[0], self.document_strategy))
-        down = dict.fromkeys(clients, 0)
-        answers = {client: ClientAnswer(note=why) for client, why in nodes.missing.items()}
-        answers |= self.send_round(state, algorithm, nodes.nodes, down)
-        again = {client: nodes.nodes[client] for client, answer in answers.items() if answer.state_lost}
-        if again:  # a client that lost its memory goes on with what is known of it, or begins anew
-            answers |= self.send_round(state, algorithm, again, down, state_lost=True)
+            raise UserError(f"plain Flower clients receive only a model, and {type(algorithm).__name__} needs more: use FedAvg or FedProx")
+        located = self.registry.locate(self, clients)
+        own_document_clients = sorted(self.registry.clients_with_own_documents & set(clients)) if self.document_strategy else []
+        if own_document_clients:
+            raise UserError(MSG_DOCUMENTS_NOT_AVAILABLE.format(own_document_clients[0], self.document_strategy))
+        bytes_down = dict.fromkeys(clients, 0)
+        answers = {client: ClientAnswer(note=why) for client, why in located.missing.items()}
+        answers |= self.send_round(state, algorithm, located.nodes, bytes_down)
+        retries = {client: located.nodes[client] for client, answer in answers.items() if answer.state_lost}
+        if retries:  # a client that lost its state continues from the server's copy, or starts again
+            answers |= self.send_round(state, algorithm, retries, bytes_down, state_lost=True)
         for client in sorted(self.registry.clients_with_own_documents & answers.keys()):
             answers[client] = with_note(answers[client], MSG_OWN_DOCUMENTS)
         self.registry.clients_with_own_documents.difference_update(answers)
-        heard = sum(not answer.failed for answer in answers.values())
-        if heard < self.min_results:
+        num_usable = sum(not answer.failed for answer in answers.values())
+        if num_usable < self.min_results:
             reasons = "; ".join(f"client {client}: {answer.note}" for client, answer in sorted(answers.items()) if answer.failed)
             raise UserError(
-                f"round {state.round + 1}: {heard} of {len(clients)} clients sent what can be used, at least "
-                f"{self.min_results} must ({reasons}). Nothing of the round was taken; the same command goes on with "
-                "it."
+                f"round {state.round + 1}: {num_usable} of {len(clients)} clients sent a usable result, but backend.min_results "
+                f"requires {self.min_results} ({reasons}). The round was discarded; repeat the same command to try it again."
             )
-        return self.stack_answers(state, algorithm, cohort, [answers[client] for client in clients], down)
+        return self.stack_answers(state, algorithm, cohort, [answers[client] for client in clients], bytes_down)
 
     def send_round(
         self, state: FederatedState, algorithm: ClientAlgorithm, nodes: dict[int, int], bytes_down: dict[int, int], state_lost: bool = False
     ) -> dict[int, ClientAnswer]:
-        """Send a message to each client and collect what comes back."""
+        """Send a message to each client and collect the results.
+
+        Args:
+            state: The state before the round.
+            algorithm: The federated algorithm.
+            nodes: Maps each client to its node.
+            bytes_down: Bytes sent to each client; this method adds to them.
+            state_lost: Whether these clients reported that they lost their state.
+        """
         contents = {client: self.make_message(state, algorithm, client, state_lost) for client in nodes}
         for client, content in contents.items():
             bytes_down[client] += content_num_bytes(content)
@@ -235,16 +289,20 @@ class FlowerClientPool:
             try:
                 answers[client] = self.parse_reply(state, algorithm, client, reply)
             except MessageRejected as error:
-                answers[client] = ClientAnswer(note=f"its answer cannot be used: {error}", num_bytes=reply_num_bytes(reply))
-        silent = f"no answer within {self.round_timeout_s:g} seconds"
-        anew = "it had lost what it kept, and " + ("got it back" if "client_state" in algorithm.uploads else "began anew")
-        return {client: with_note(answers.get(client, ClientAnswer(note=silent)), anew if state_lost else "") for client in nodes}
+                answers[client] = ClientAnswer(note=f"its result is not usable: {error}", num_bytes=reply_num_bytes(reply))
+        timeout_note = f"no result within {self.round_timeout_s:g} seconds"
+        recovery_note = "the client had lost its state; " + (
+            "the server restored it" if "client_state" in algorithm.uploads else "it started from the initial state"
+        )
+        return {
+            client: with_note(answers.get(client, ClientAnswer(note=timeout_note)), recovery_note if state_lost else "") for client in nodes
+        }
 
     def make_message(self, state: FederatedState, algorithm: ClientAlgorithm, client: int, state_lost: bool) -> RecordDict:
-        """What a client is sent."""
-        group = state.cluster_ids[client : client + 1]
-        server, counted = state.server, int(state.last_round_seen[client]) if len(state.last_round_seen) else 0
-        params = server.params.take(group)
+        """Build the message that asks a client to train a round."""
+        cluster = state.cluster_ids[client : client + 1]
+        server, counted_round = state.server, int(state.last_round_seen[client]) if len(state.last_round_seen) else 0
+        params = server.params.take(cluster)
         if self.stock_clients:
             return RecordDict(
                 {
@@ -252,12 +310,12 @@ class FlowerClientPool:
                     "config": ConfigRecord({"lr": self.lr_at(state.round), "server-round": state.round + 1}),
                 }
             )
-        back = state_lost and "client_state" in algorithm.uploads
+        restores_state = state_lost and "client_state" in algorithm.uploads
         trees = {
             "params": params,
-            "broadcast": server.broadcast.take(group),
-            "merged_base": server.base_for(group),
-            "client_state": state.client_states.gather(slice(client, client + 1)) if back else Tree(),
+            "broadcast": server.broadcast.take(cluster),
+            "merged_base": server.base_for(cluster),
+            "client_state": state.client_states.gather(slice(client, client + 1)) if restores_state else Tree(),
         }
         return pack_message(
             trees,
@@ -266,50 +324,54 @@ class FlowerClientPool:
                 "run_incarnation": self.run_incarnation,
                 "client": client,
                 "round": state.round,
-                "restores_state": back,
-                "counted_round": 0 if state_lost and not back else counted,
+                "restores_state": restores_state,
+                "counted_round": 0 if state_lost and not restores_state else counted_round,
                 "send_gradients": self.send_gradients,
             },
         )
 
     def parse_reply(self, state: FederatedState, algorithm: ClientAlgorithm, client: int, reply: Message) -> ClientAnswer:
-        """A reply, checked."""
+        """Check a reply and convert it to a result.
+
+        Raises:
+            MessageRejected: If the reply is an error or invalid.
+        """
         if reply.has_error():
             raise MessageRejected(error_reason(reply))
         content = reply.content
         params = state.server.params.take(state.cluster_ids[client : client + 1]).to(torch.device("cpu"))
         if self.stock_clients:
             return parse_stock_reply(content, params)
-        told = read_metadata(content)
-        if told.get("client") != client:
-            raise MessageRejected(f"it is from client {quote_value(told.get('client'))}, and client {client} was asked")
+        metadata = read_metadata(content)
+        if metadata.get("client") != client:
+            raise MessageRejected(f"it is from client {quote_value(metadata.get('client'))}, but client {client} was requested")
         for kind in ("rejected", "state_lost"):
-            if kind in told:
-                return ClientAnswer(note=str(told[kind])[:500], state_lost=kind == "state_lost", num_bytes=content_num_bytes(content))
-        if told.get("round") != state.round:
-            raise MessageRejected(f"it answers round {quote_value(told.get('round'))}, and round {state.round} was asked")
-        memory = state.client_states.gather(slice(client, client + 1))
-        found = read_trees(
+            if kind in metadata:
+                return ClientAnswer(note=str(metadata[kind])[:500], state_lost=kind == "state_lost", num_bytes=content_num_bytes(content))
+        if metadata.get("round") != state.round:
+            raise MessageRejected(f"it answers round {quote_value(metadata.get('round'))}, but round {state.round} was requested")
+        client_state = state.client_states.gather(slice(client, client + 1))
+        trees = read_trees(
             content,
             {
                 "delta": params,
-                "state_delta": memory if "client_state" in algorithm.uploads else Tree(),
+                "state_delta": client_state if "client_state" in algorithm.uploads else Tree(),
                 "mean_grad": params if "mean_grad" in algorithm.uploads or self.send_gradients else Tree(),
             },
         )
-        loss = told.get("loss")
+        loss = metadata.get("loss")
         if not isinstance(loss, list) or len(loss) != 2:
-            raise MessageRejected("it does not say its losses")
-        first, mean = (read_number({"loss": value}, "loss") for value in loss)
+            raise MessageRejected("it does not contain two losses")
+        first_loss, mean_loss = (read_number({"loss": value}, "loss") for value in loss)
         return reject_non_finite(
             ClientAnswer(
-                found,
-                read_number(told, "weight", 0),
-                read_number(told, "steps", 0),
-                (first, mean),
-                read_number(told, "tokens", 0),
-                bool(told.get("failed")),
-                read_number(told, "lr", 0),
+                trees,
+                read_number(metadata, "weight", 0),
+                read_number(metadata, "steps", 0),
+                (first_loss, mean_loss),
+                read_number(metadata, "tokens", 0),
+                bool(metadata.get("failed")),
+                read_number(metadata, "lr", 0),
                 num_bytes=content_num_bytes(content),
             )
         )
@@ -317,33 +379,33 @@ class FlowerClientPool:
     def stack_answers(
         self, state: FederatedState, algorithm: ClientAlgorithm, cohort: Tensor, answers: list[ClientAnswer], bytes_down: dict[int, int]
     ) -> CohortUpdate:
-        """The answers stacked, ``[C, ...]``; those that failed are zeros, and their memories what they were."""
+        """Stack the results of a cohort to [C, ...]; failed clients have zero updates and an unchanged state."""
         server = state.server
         device = next(iter(server.params.values())).device
         failed = torch.tensor([answer.failed for answer in answers])
-        none = server.params.take(slice(0, 1)).to(torch.device("cpu")).zeros_like()
-        old = state.client_states.gather(cohort)
+        zeros = server.params.take(slice(0, 1)).to(torch.device("cpu")).zeros_like()
+        old_state = state.client_states.gather(cohort)
 
-        def part(name: str, instead: Tree) -> Tree:
-            return concat_rows([answer.trees[name] if answer.trees and not answer.failed else instead for answer in answers])
+        def stack_part(name: str, default: Tree) -> Tree:
+            return concat_rows([answer.trees[name] if answer.trees and not answer.failed else default for answer in answers])
 
-        sends_state = bool("client_state" in algorithm.uploads and old)
-        news = part("state_delta", old.take(slice(0, 1)).zeros_like()) if sends_state else old.zeros_like()
+        sends_state = bool("client_state" in algorithm.uploads and old_state)
+        state_change = stack_part("state_delta", old_state.take(slice(0, 1)).zeros_like()) if sends_state else old_state.zeros_like()
         if any(answer.trees and answer.trees.get("mean_grad") for answer in answers):
-            gradient = part("mean_grad", none)
-        else:  # nobody was asked for it: missing is NaN
-            gradient = none.map(lambda leaf: leaf.new_full((1,) * leaf.ndim, torch.nan).expand(len(answers), *leaf.shape[1:]))
+            gradient = stack_part("mean_grad", zeros)
+        else:  # gradients were not requested; NaN marks them as missing
+            gradient = zeros.map(lambda leaf: leaf.new_full((1,) * leaf.ndim, torch.nan).expand(len(answers), *leaf.shape[1:]))
 
         def column(name: str) -> Tensor:
             return torch.tensor([getattr(answer, name) for answer in answers], dtype=torch.float64)
 
         lr = next((answer.lr for answer in answers if answer.lr is not None), self.lr_at(state.round))
-        why = tuple(answer.note for answer in answers)
-        travelled = [[bytes_down[client], answer.num_bytes] for client, answer in zip(cohort.tolist(), answers, strict=True)]
+        notes = tuple(answer.note for answer in answers)
+        bytes_on_wire = [[bytes_down[client], answer.num_bytes] for client, answer in zip(cohort.tolist(), answers, strict=True)]
         return CohortUpdate(
-            part("delta", none).to(device),
-            old + news,
-            news.to(device),
+            stack_part("delta", zeros).to(device),
+            old_state + state_change,
+            state_change.to(device),
             gradient.to(device),
             weight=column("weight").to(device),
             steps=column("steps"),
@@ -353,31 +415,39 @@ class FlowerClientPool:
             cluster_ids=state.cluster_ids[cohort].to(device),
             cluster_sizes=state.cluster_ids.bincount(minlength=server.num_models).to(device),
             lr=torch.tensor([lr if answer.lr is None else answer.lr for answer in answers], dtype=torch.float64),
-            notes=why if any(why) else (),
-            bytes_on_wire=torch.tensor(travelled),
+            notes=notes if any(notes) else (),
+            bytes_on_wire=torch.tensor(bytes_on_wire),
         )
 
 
 def parse_stock_reply(content: RecordDict, params: Tree) -> ClientAnswer:
-    """The answer of a plain Flower client: its model, and how many examples it counts."""
+    """Convert the reply of a plain Flower client, which contains its model and its number of examples.
+
+    Args:
+        content: The content of the reply.
+        params: The model that the client received, [1, ...].
+
+    Raises:
+        MessageRejected: If the reply is invalid.
+    """
     arrays, metrics = list(content.array_records.values()), list(content.metric_records.values())
     if len(arrays) != 1 or len(metrics) != 1:
-        raise MessageRejected("it brings no model as arrays with its metrics")
+        raise MessageRejected("it does not contain exactly one record of arrays and one of metrics")
     loss = metrics[0].get("train_loss", float("nan"))
     loss = float(loss) if isinstance(loss, (int, float)) and not isinstance(loss, bool) else float("nan")
     weight = read_number(metrics[0], "num-examples", 0)
-    end = read_stock_arrays(arrays[0], params)
+    trained = read_stock_arrays(arrays[0], params)
     return reject_non_finite(
         ClientAnswer(
-            {"delta": end - params}, weight, float("nan"), (float("nan"), loss), weight, False, num_bytes=content_num_bytes(content)
+            {"delta": trained - params}, weight, float("nan"), (float("nan"), loss), weight, False, num_bytes=content_num_bytes(content)
         )
     )
 
 
 def reject_non_finite(answer: ClientAnswer) -> ClientAnswer:
-    """The answer, or a failed one if any of its numbers is not finite: what a client says of itself is not believed."""
-    finite = all(bool(tree.is_finite().all()) for tree in (answer.trees or {}).values() if tree)
-    if finite and answer.weight == answer.weight and not answer.failed:
+    """Return the result, or a failed one if any of its numbers is not finite, whatever the client reported."""
+    is_finite = all(bool(tree.is_finite().all()) for tree in (answer.trees or {}).values() if tree)
+    if is_finite and answer.weight == answer.weight and not answer.failed:
         return answer
     return ClientAnswer(
         loss=answer.loss,
@@ -385,21 +455,22 @@ def reject_non_finite(answer: ClientAnswer) -> ClientAnswer:
         steps=answer.steps,
         lr=answer.lr,
         num_bytes=answer.num_bytes,
-        note="non-finite numbers: left out of the mean, its memory kept",
+        note="non-finite numbers: the client is left out of the mean and keeps its state",
     )
 
 
 def with_note(answer: ClientAnswer, text: str) -> ClientAnswer:
-    """The answer, with a note where it has none."""
+    """Return the result, with the note added if it has none."""
     return answer if answer.note or not text else ClientAnswer(**{**vars(answer), "note": text})
 
 
 def reply_num_bytes(reply: Message) -> int:
+    """Return the number of bytes in the tensors of a reply."""
     return content_num_bytes(reply.content) if reply.has_content() else 0
 
 
 def concat_rows(trees: list[Tree]) -> Tree:
-    """Rows ``[1, ...]`` as one tree ``[C, ...]``."""
+    """Concatenate C trees [1, ...] to one tree [C, ...]."""
     return Tree({name: torch.cat([tree[name] for tree in trees]) for name in trees[0]})
 
 

@@ -1,4 +1,4 @@
-"""On what terms clients on other machines are waited for."""
+"""Settings of a federation over Flower, and readers for the run configuration that Flower passes to servers and clients."""
 
 from __future__ import annotations
 
@@ -17,9 +17,15 @@ from ..core.errors import UserError, quote_value, unknown_name_error
 
 @dataclass(frozen=True)
 class FlowerConfig:
-    """``min_results`` usable answers make a round; ``round_timeout_s`` seconds for each round's answers, ``join_timeout_s`` for
-    the clients to be there at first; ``send_gradients``: clients send their mean gradients too, for those who measure them;
-    ``stock_clients``: they are Flower clients of somebody else's, that know a model and nothing beside it."""
+    """Settings of the Flower backend, given on the command line as ``backend.NAME=VALUE``.
+
+    Attributes:
+        min_results: The minimum number of usable results per round; with fewer, the run stops.
+        round_timeout_s: The number of seconds that the server waits for the results of a round.
+        join_timeout_s: The number of seconds that the server waits, once, for the clients to connect.
+        send_gradients: Whether clients also send their mean gradients, which gradient probes need.
+        stock_clients: Whether the clients are plain Flower clients, which know only a model and no other state.
+    """
 
     min_results: Annotated[int, Ge(1)] = 1
     round_timeout_s: Annotated[float, Gt(0), Le(1e8)] = 3600.0
@@ -28,33 +34,45 @@ class FlowerConfig:
     stock_clients: bool = False
 
 
-# Of a runtime, told to server and nodes where it is not the default.
+# Fields of Runtime that are passed to server and clients if they differ from their defaults.
 ARITHMETIC_OPTIONS = ("compiled", "check_device", "tf32", "deterministic")
 
 
 def arithmetic_options(values: Mapping[str, Any]) -> dict[str, Any]:
-    """What a configuration says of the arithmetic; a node's words come as text."""
+    """Return the numeric options in a Flower configuration. Values in a node configuration are strings."""
     return {name: read_bool(values, name) for name in ARITHMETIC_OPTIONS if str(values.get(name, ""))}
 
 
 def read_bool(config: Mapping[str, Any], name: str) -> bool:
-    """A truth value of a Flower configuration, as TOML or as text; false where it says nothing."""
+    """Read a boolean from a Flower configuration, where it is a TOML value or a string; a missing value is False.
+
+    Raises:
+        UserError: If the value is not true or false.
+    """
     text = str(config.get(name, "")).lower()
     if text not in ("true", "false", ""):
-        raise UserError(f"{name}: wanted true or false, got {quote_value(config[name])}")
+        raise UserError(f"{name} must be true or false, got {quote_value(config[name])}")
     return text == "true"
 
 
 def read_threads(config: Mapping[str, Any]) -> int | None:
-    """The processor threads of a Flower configuration; None where it says nothing."""
+    """Read the number of CPU threads from a Flower configuration; None if it is missing.
+
+    Raises:
+        UserError: If the value is not a whole number from 1 to 1,024.
+    """
     text = str(config.get("threads") or "")
     if text and not (text.isascii() and text.isdecimal() and 1 <= int(text[:5]) <= 1024):
-        raise UserError(f"threads: wanted a whole number from 1 to 1,024, got {quote_value(config['threads'])}")
+        raise UserError(f"threads must be a whole number from 1 to 1,024, got {quote_value(config['threads'])}")
     return int(text) if text else None
 
 
 def read_dtype(config: Mapping[str, Any]) -> Dtype:
-    """What the frozen base computes in, of a Flower configuration."""
+    """Read the data type of the frozen base weights from a Flower configuration; ``auto`` if it is missing.
+
+    Raises:
+        UserError: If there is no such data type.
+    """
     name: Any = str(config.get("dtype") or "auto")
     if name not in get_args(Dtype):
         raise unknown_name_error("dtype", name, get_args(Dtype))
@@ -62,22 +80,26 @@ def read_dtype(config: Mapping[str, Any]) -> Dtype:
 
 
 def read_flower_config(config: Mapping[str, Any]) -> FlowerConfig:
-    """The terms of a Flower run's configuration."""
-    known = {f.name: config[f.name] for f in fields(FlowerConfig) if f.name in config}
-    terms: FlowerConfig = parse_value(FlowerConfig, known, Registry({}), "backend")
-    return terms
+    """Read the backend settings from the configuration of a Flower run."""
+    settings = {config_field.name: config[config_field.name] for config_field in fields(FlowerConfig) if config_field.name in config}
+    flower_config: FlowerConfig = parse_value(FlowerConfig, settings, Registry({}), "backend")
+    return flower_config
 
 
 def read_experiment_config(config: Mapping[str, Any]) -> ExperimentConfig:
-    """The experiment of a Flower run's configuration, which holds it as JSON."""
+    """Read the experiment from the configuration of a Flower run, which contains it as JSON.
+
+    Raises:
+        UserError: If the experiment is missing or invalid.
+    """
     text = config.get("experiment", "")
     try:
-        written = json.loads(text)
+        content = json.loads(text)
     except (ValueError, TypeError, RecursionError):
-        written = None
-    if not isinstance(written, dict):
-        raise UserError(f"experiment: wanted the experiment as JSON, as `fedrift deploy` writes it, got {quote_value(text)}")
-    return parse_config(written)
+        content = None
+    if not isinstance(content, dict):
+        raise UserError(f"experiment must be the experiment as JSON, as `fedrift deploy` writes it, got {quote_value(text)}")
+    return parse_config(content)
 
 
 __all__ = [

@@ -1,7 +1,7 @@
-"""What has to be typed where: the commands of a federation over Flower, and the folder of the app that they run.
+"""Launch a federation over Flower: its commands, its app and its processes.
 
-The app is two lines that name ``fedrift.flower``, and the experiment: every machine has fedrift installed, so no code
-but these two lines travels. Runtime installation of dependencies is off, and so is Flower's telemetry.
+The app contains no code. It names the ServerApp and ClientApp of ``fedrift.flower`` and contains the experiment, because every
+machine has fedrift installed. Flower's telemetry and its installation of dependencies at run time are switched off.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ clientapp = "fedrift.flower.client:app"
 
 @dataclass(frozen=True)
 class TlsFiles:
-    """Files of a certificate authority and of the SuperLink's certificate."""
+    """The certificate of a certificate authority, and the certificate and key of the SuperLink."""
 
     ca_certificate: Path
     server_certificate: Path
@@ -69,9 +69,9 @@ class TlsFiles:
 
 @dataclass(frozen=True)
 class Command:
-    """A command, and who types it."""
+    """A command line and the machine on which it runs."""
 
-    machine: str
+    machine: str  # "server" or "client 0"
     args: tuple[str, ...]
 
     def __str__(self) -> str:
@@ -79,38 +79,55 @@ class Command:
 
 
 def write_app(folder: Path, experiment: Mapping[str, Any], config: Mapping[str, str | int | float | bool]) -> Path:
-    """The folder that ``flwr run`` takes. ``experiment``: as ``ExperimentConfig.to_dict`` gives it; ``config``: what server and
-    nodes read."""
+    """Write the Flower app, which is the folder that ``flwr run`` expects.
+
+    Args:
+        folder: The folder to write.
+        experiment: The experiment as ``ExperimentConfig.to_dict`` returns it.
+        config: Further entries of the run configuration, which server and clients read.
+
+    Returns:
+        The folder.
+    """
     folder.mkdir(parents=True, exist_ok=True)
-    said = {"experiment": json.dumps(experiment), **config}
-    lines = "\n".join(f"{key} = {to_toml(value)}" for key, value in said.items())
+    entries = {"experiment": json.dumps(experiment), **config}
+    lines = "\n".join(f"{key} = {to_toml(value)}" for key, value in entries.items())
     (folder / "pyproject.toml").write_text(PYPROJECT_TEMPLATE.format(config=lines), encoding="utf-8")
     (folder / "LICENSE").write_text("Apache-2.0\n")
     return folder
 
 
 def write_connection(flwr_home: Path, address: str, tls: TlsFiles | None = None) -> Path:
-    """Flower's configuration in ``FLWR_HOME``: where the SuperLink is."""
+    """Write Flower's configuration, which names the address of the SuperLink, to ``FLWR_HOME``."""
     flwr_home.mkdir(parents=True, exist_ok=True)
-    secured = f"root-certificates = {to_toml(str(tls.ca_certificate))}" if tls else "insecure = true"
+    security = f"root-certificates = {to_toml(str(tls.ca_certificate))}" if tls else "insecure = true"
     path = flwr_home / "config.toml"
     path.write_text(
-        f'[superlink]\ndefault = "{CONNECTION_NAME}"\n\n[superlink.{CONNECTION_NAME}]\naddress = {to_toml(address)}\n{secured}\n',
+        f'[superlink]\ndefault = "{CONNECTION_NAME}"\n\n[superlink.{CONNECTION_NAME}]\naddress = {to_toml(address)}\n{security}\n',
         encoding="utf-8",
     )
     return path
 
 
 def to_toml(value: str | int | float | bool) -> str:
-    """A value as TOML, which takes the escapes of JSON but no pairs of surrogates."""
+    """Write a value as TOML, whose strings allow the escapes of JSON, but no surrogate pairs and no raw DEL character."""
     return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
 
 
 def superlink_command(
     host: str, port: int, tls: TlsFiles | None = None, *, authenticate: bool = False, simulation: bool = False, database: Path | None = None
 ) -> Command:
-    """The server machine's meeting point."""
-    secured = (
+    """Return the command that starts the SuperLink on the server machine.
+
+    Args:
+        host: The host name or address to listen on.
+        port: The port to listen on.
+        tls: The certificates; None means no encryption.
+        authenticate: Whether only registered nodes may join.
+        simulation: Whether the SuperLink runs Flower's simulation.
+        database: The file of the SuperLink's database; None keeps it in memory.
+    """
+    security = (
         ("--ssl-ca-certfile", str(tls.ca_certificate), "--ssl-certfile", str(tls.server_certificate), "--ssl-keyfile", str(tls.server_key))
         if tls
         else ("--insecure",)
@@ -119,7 +136,7 @@ def superlink_command(
         "server",
         (
             "flower-superlink",
-            *secured,
+            *security,
             "--host",
             host,
             "--port",
@@ -143,15 +160,26 @@ def supernode_command(
     key: str = "",
     extra_config: Mapping[str, str] | None = None,
 ) -> Command:
-    """A client's machine. ``data``: the folder of its documents; ``key``: its private key, where nodes are authenticated."""
+    """Return the command that starts the SuperNode of a client on its machine.
+
+    Args:
+        client: The number of the client.
+        address: The address of the SuperLink, HOST:PORT.
+        port: The port of the SuperNode on its own machine.
+        tls: The certificates; None means no encryption.
+        data: The folder of the client's own documents; "" if it has none.
+        state_dir: The folder for the client's state; "" selects fedrift's cache folder.
+        key: The path of the client's private key; "" if nodes are not authenticated.
+        extra_config: Further entries of the node configuration.
+    """
     folders = {name: to_toml(value) for name, value in (("data", data), ("state_dir", state_dir)) if value}
-    said = {"client": str(client), **folders, **(extra_config or {})}
-    secured = ("--root-certificates", str(tls.ca_certificate)) if tls else ("--insecure",)
+    node_config = {"client": str(client), **folders, **(extra_config or {})}
+    security = ("--root-certificates", str(tls.ca_certificate)) if tls else ("--insecure",)
     return Command(
         f"client {client}",
         (
             "flower-supernode",
-            *secured,
+            *security,
             "--superlink",
             address,
             "--host",
@@ -160,68 +188,87 @@ def supernode_command(
             str(port),
             *(("--auth-supernode-private-key", key) if key else ()),
             "--node-config",
-            " ".join(f"{k}={v}" for k, v in said.items()),
+            " ".join(f"{k}={v}" for k, v in node_config.items()),
         ),
     )
 
 
 def load_certificates(folder: Path) -> TlsFiles:
-    """The certificates in a folder."""
+    """Return the paths of the certificates in a folder.
+
+    Raises:
+        UserError: If a file is missing.
+    """
     tls = TlsFiles(*(folder.resolve() / name for name in CERTIFICATE_FILES))
-    absent = [path.name for path in (tls.ca_certificate, tls.server_certificate, tls.server_key) if not path.is_file()]
-    if absent:
+    missing = [path.name for path in (tls.ca_certificate, tls.server_certificate, tls.server_key) if not path.is_file()]
+    if missing:
         raise UserError(
-            f"--certificates {folder}: wanted {', '.join(CERTIFICATE_FILES)}; not there: {', '.join(absent)}. "
-            "docs/beyond-one-machine.md says how to make them"
+            f"--certificates {folder} must contain {', '.join(CERTIFICATE_FILES)}; missing: {', '.join(missing)}. "
+            "docs/beyond-one-machine.md shows how to create them"
         )
     return tls
 
 
 def private_key_path(keys: Path | None, client: int) -> str:
-    """The path of a client's private key, "" where nodes are not authenticated."""
+    """Return the path of a client's private key, or "" if nodes are not authenticated."""
     return str(keys.resolve() / f"client-{client}") if keys else ""
 
 
 def check_keys(keys: Path, clients: int, tls: TlsFiles | None) -> Path:
-    """The folder of the nodes' keys, looked through."""
+    """Check that a folder contains the key pairs of all clients, and return the folder.
+
+    Raises:
+        UserError: If a key is missing or TLS is not used.
+    """
     if tls is None:
-        raise UserError("--keys: Flower authenticates nodes over TLS only; add --certificates FOLDER")
-    absent = [name for k in range(clients) for name in (f"client-{k}", f"client-{k}.pub") if not (keys / name).is_file()]
-    if absent:
+        raise UserError("--keys requires TLS, because Flower authenticates nodes over TLS only: add --certificates FOLDER")
+    missing = [name for client in range(clients) for name in (f"client-{client}", f"client-{client}.pub") if not (keys / name).is_file()]
+    if missing:
         raise UserError(
-            f"--keys {keys}: wanted client-0, client-0.pub ... client-{clients - 1}.pub; not there: "
-            f"{', '.join(absent)}. Make one with: ssh-keygen -t ecdsa -b 384 -N '' -f {keys}/{absent[0]}"
+            f"--keys {keys} must contain client-0, client-0.pub ... client-{clients - 1}.pub; missing: "
+            f"{', '.join(missing)}. Create a key with: ssh-keygen -t ecdsa -b 384 -N '' -f {keys}/{missing[0]}"
         )
     return keys
 
 
 def register_command(public_key: str) -> Command:
-    """Let a node's key in, on the server machine."""
+    """Return the command that registers the public key of a node on the server machine."""
     return Command("server", ("flwr", "supernode", "register", public_key, CONNECTION_NAME))
 
 
 def submit_command(app: Path, clients: int | None = None) -> Command:
-    """Start the run; ``clients``: simulated nodes, one processor each."""
+    """Return the command that submits the app as a run.
+
+    Args:
+        app: The folder of the app.
+        clients: The number of simulated nodes, each with one CPU; None if real nodes are used.
+    """
     simulated = f"num-supernodes={clients} client-resources-num-cpus=1 init-args-num-cpus=1"
     return Command("server", ("flwr", "run", str(app), CONNECTION_NAME, *(("--federation-config", simulated) if clients else ())))
 
 
-# Flower's processes on this machine: started, waited for, and every one of them gone at the end, whatever happened.
+# Flower's processes on this machine.
 
-ENVIRONMENT_MARK = "FEDRIFT_FEDERATION"  # in the environment of every process that one of ours started
+ENVIRONMENT_MARK = "FEDRIFT_FEDERATION"  # an environment variable that marks every process of a group and its descendants
 TERMINAL_STATUSES = ("finished:completed", "finished:failed", "finished:stopped")
 
 
 @dataclass(frozen=True, eq=False)
 class ProcessGroup:
-    """A federation's processes; ``folder`` holds Flower's own files and a log each."""
+    """The processes of a federation on this machine.
+
+    Attributes:
+        folder: The folder for Flower's files and one log per process.
+        children: The running processes by name.
+    """
 
     folder: Path
     children: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict)
 
     @property
     def environment(self) -> dict[str, str]:
-        scripts = str(Path(sys.executable).parent)  # Flower's commands are beside this Python
+        """Return the environment variables of the processes."""
+        scripts = str(Path(sys.executable).parent)  # Flower's commands are installed next to this Python
         return {
             **os.environ,
             **ENVIRONMENT,
@@ -233,7 +280,7 @@ class ProcessGroup:
         }
 
     def start(self, name: str, command: Command) -> subprocess.Popen[bytes]:
-        """Start a process in a group of its own."""
+        """Start a process in a new process group; its output goes to ``NAME.log``."""
         self.folder.mkdir(parents=True, exist_ok=True)
         with (self.folder / f"{name}.log").open("ab") as log:
             child = subprocess.Popen(
@@ -243,38 +290,42 @@ class ProcessGroup:
         return child
 
     def run_command(self, command: Command, timeout_s: float = 180) -> str:
-        """Run a command to its end; what it prints."""
-        found = subprocess.run(command.args, env=self.environment, capture_output=True, text=True, timeout=timeout_s)
-        if found.returncode:
-            raise UserError(f"`{command}` failed:\n{(found.stderr or found.stdout).strip()[-2000:]}")
-        return found.stdout
+        """Run a command until it ends and return its output.
+
+        Raises:
+            UserError: If the command fails.
+        """
+        process = subprocess.run(command.args, env=self.environment, capture_output=True, text=True, timeout=timeout_s)
+        if process.returncode:
+            raise UserError(f"`{command}` failed:\n{(process.stderr or process.stdout).strip()[-2000:]}")
+        return process.stdout
 
     def submit_run(self, command: Command) -> int:
-        """Start a run; its number."""
-        said = self.run_command(Command(command.machine, (*command.args, "--format", "json")))
-        return int(parse_json_output(said)["run-id"])
+        """Submit a run to Flower and return its number."""
+        output = self.run_command(Command(command.machine, (*command.args, "--format", "json")))
+        return int(parse_json_output(output)["run-id"])
 
     def run_status(self, run_id: int) -> str:
-        """The status of a run. (``flwr run`` returns 0 even where the run failed.)"""
-        found = parse_json_output(
+        """Return the status of a run, because ``flwr run`` returns 0 even if the run failed."""
+        listing = parse_json_output(
             self.run_command(Command("server", ("flwr", "list", CONNECTION_NAME, "--run-id", str(run_id), "--format", "json")))
         )
-        return str(found["runs"][0]["status"])
+        return str(listing["runs"][0]["status"])
 
     def log_tail(self, name: str, lines: int = 15) -> str:
-        """The end of a process's log."""
+        """Return the last lines of a process's log."""
         path = self.folder / f"{name}.log"
         return "\n".join(path.read_text(errors="replace").splitlines()[-lines:]) if path.exists() else ""
 
     def kill(self, name: str, signal_number: signal.Signals = signal.SIGKILL) -> None:
-        """End a process and all that it started."""
+        """Kill a process and its descendants."""
         child = self.children.pop(name)
-        for one in process_tree(child.pid):
-            send_signal_to(one, signal_number)
+        for process in process_tree(child.pid):
+            send_signal_to(process, signal_number)
         child.wait(20)
 
     def stop(self) -> None:
-        """End everything: politely, then not."""
+        """Terminate all processes, and kill those that have not ended after five seconds."""
         for child in self.children.values():
             if child.poll() is None:
                 child.terminate()
@@ -283,36 +334,36 @@ class ProcessGroup:
                 child.wait(5)
             except subprocess.TimeoutExpired:
                 child.kill()
-        for one in self.remaining_processes():
-            send_signal_to(one, signal.SIGKILL)
+        for process in self.remaining_processes():
+            send_signal_to(process, signal.SIGKILL)
         for child in self.children.values():
             child.wait(5)
         psutil.wait_procs(self.remaining_processes(), timeout=5)
 
     def remaining_processes(self) -> list[psutil.Process]:
-        """What still runs of all that was started here, and by those in turn, Ray's daemons too."""
-        found = []
-        for one in psutil.process_iter():
+        """Return the running processes of this group and their descendants, including Ray's daemons."""
+        remaining = []
+        for process in psutil.process_iter():
             try:
-                if one.pid != os.getpid() and one.environ().get(ENVIRONMENT_MARK) == str(self.folder):
-                    found.append(one)
+                if process.pid != os.getpid() and process.environ().get(ENVIRONMENT_MARK) == str(self.folder):
+                    remaining.append(process)
             except (psutil.AccessDenied, psutil.NoSuchProcess, psutil.ZombieProcess):
                 continue
-        return found
+        return remaining
 
 
 @contextmanager
 def process_group(folder: Path) -> Iterator[ProcessGroup]:
-    """A federation's processes, for the time of a block."""
-    made = ProcessGroup(folder)
+    """Create a process group that is stopped at the end of a ``with`` block."""
+    group = ProcessGroup(folder)
     try:
-        yield made
+        yield group
     finally:
-        made.stop()
+        group.stop()
 
 
 def process_tree(pid: int) -> list[psutil.Process]:
-    """A process and its descendants."""
+    """Return a process and its descendants; the list is empty if the process has ended."""
     try:
         parent = psutil.Process(pid)
         return [*parent.children(recursive=True), parent]
@@ -321,21 +372,22 @@ def process_tree(pid: int) -> list[psutil.Process]:
 
 
 def send_signal_to(process: psutil.Process, signal_number: signal.Signals) -> None:
+    """Send a signal to a process, if it still runs."""
     with suppress(psutil.NoSuchProcess, psutil.AccessDenied):
         process.send_signal(signal_number)
 
 
 def find_free_port() -> int:
-    """A port of this machine that nobody listens on now."""
+    """Return a port of this machine that is free now."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
 
 
 def wait_for_port(port: int, child: subprocess.Popen[bytes], timeout_s: float = 120) -> bool:
-    """Whether somebody listens on a port of this machine before the time is over, or the process is."""
-    end = time.monotonic() + timeout_s
-    while time.monotonic() < end and child.poll() is None:
+    """Wait until a process listens on a port of this machine; return False if the time is over or ``child`` has ended."""
+    deadline = time.monotonic() + timeout_s
+    while time.monotonic() < deadline and child.poll() is None:
         with socket.socket() as probe:
             probe.settimeout(1)
             if probe.connect_ex(("127.0.0.1", port)) == 0:
@@ -345,26 +397,43 @@ def wait_for_port(port: int, child: subprocess.Popen[bytes], timeout_s: float = 
 
 
 def parse_json_output(text: str) -> Mapping[str, Any]:
-    """The JSON in what a Flower command printed, whatever stands before it."""
+    """Return the JSON object in the output of a Flower command, which may print other lines before it.
+
+    Raises:
+        UserError: If there is no JSON object.
+    """
     start = text.find("{")
     if start < 0:
-        raise UserError(f"Flower said: {text.strip()[-500:]}")
-    found: Mapping[str, Any] = json.JSONDecoder().raw_decode(text[start:])[0]
-    return found
+        raise UserError(f"Flower printed no JSON: {text.strip()[-500:]}")
+    content: Mapping[str, Any] = json.JSONDecoder().raw_decode(text[start:])[0]
+    return content
 
 
-# A whole federation on this machine: Flower's simulation, or a SuperLink with a SuperNode a client on loopback.
+# A complete federation on this machine: Flower's simulation, or a SuperLink with one SuperNode per client on loopback.
 
-POLL_INTERVAL_S = 1.0  # seconds between two looks at a run's records
-STATUS_INTERVAL_S = 10.0  # and between two questions to Flower how it stands
+POLL_INTERVAL_S = 1.0  # seconds between two reads of a run's records
+STATUS_INTERVAL_S = 10.0  # seconds between two queries of the run's status
 
 
 def simulate(
     config: ExperimentConfig, resources: ResourceCache, flower_config: FlowerConfig, on_progress: ProgressCallback = lambda progress: None
 ) -> Run:
-    """Carry an experiment out over Flower's simulation (Ray), one client after the other on each processor."""
-    with tempfile.TemporaryDirectory(prefix="fedrift-flower-", ignore_cleanup_errors=True) as folder, process_group(Path(folder)) as made:
-        return run_federation(config, resources, flower_config, on_progress, made, simulation=True)
+    """Run an experiment over Flower's simulation, in which Ray trains one client at a time per CPU.
+
+    Args:
+        config: The experiment.
+        resources: The cache of models and datasets.
+        flower_config: The settings of the Flower backend.
+        on_progress: Called after each round.
+
+    Returns:
+        The finished run.
+
+    Raises:
+        UserError: If Flower cannot be started or the run fails.
+    """
+    with tempfile.TemporaryDirectory(prefix="fedrift-flower-", ignore_cleanup_errors=True) as folder, process_group(Path(folder)) as group:
+        return run_federation(config, resources, flower_config, on_progress, group, simulation=True)
 
 
 def deploy(
@@ -377,11 +446,26 @@ def deploy(
     tls: TlsFiles | None = None,
     keys: Path | None = None,
 ) -> Run:
-    """Carry an experiment out over real SuperNodes on loopback; Flower's files and logs are left in ``folder``.
+    """Run an experiment over real SuperNodes on loopback.
 
-    ``keys``: the folder of the nodes' keys, where only those may join."""
-    with process_group(folder.resolve()) as made:
-        return run_federation(config, resources, flower_config, on_progress, made, data=data or {}, tls=tls, keys=keys)
+    Args:
+        config: The experiment.
+        resources: The cache of models and datasets.
+        flower_config: The settings of the Flower backend.
+        folder: The folder for Flower's files and logs, which are kept.
+        on_progress: Called after each round.
+        data: Maps a client to the folder of its own documents.
+        tls: The certificates; None means no encryption.
+        keys: The folder of the nodes' keys, if only registered nodes may join.
+
+    Returns:
+        The finished run.
+
+    Raises:
+        UserError: If Flower cannot be started or the run fails.
+    """
+    with process_group(folder.resolve()) as group:
+        return run_federation(config, resources, flower_config, on_progress, group, data=data or {}, tls=tls, keys=keys)
 
 
 def run_federation(
@@ -396,14 +480,32 @@ def run_federation(
     tls: TlsFiles | None = None,
     keys: Path | None = None,
 ) -> Run:
-    """Start everything, watch the run's records until it is over, and leave nothing behind."""
+    """Start the processes of a federation, submit the run and monitor it until it ends.
+
+    Args:
+        config: The experiment.
+        resources: The cache of models and datasets.
+        flower_config: The settings of the Flower backend.
+        on_progress: Called after each round.
+        group: The process group, which the caller stops.
+        simulation: Whether to use Flower's simulation instead of SuperNodes.
+        data: Maps a client to the folder of its own documents.
+        tls: The certificates; None means no encryption.
+        keys: The folder of the nodes' keys, if only registered nodes may join.
+
+    Returns:
+        The finished run. A run that was finished before is returned without running it again.
+
+    Raises:
+        UserError: If an option does not apply to Flower, Flower cannot be started or the run fails.
+    """
     if resources.runtime.clients_per_pass is not None:
-        raise UserError("--clients-per-pass: over Flower every client trains in a process of its own, one in a pass; leave it out")
+        raise UserError("--clients-per-pass cannot be used over Flower, where each client trains in its own process: remove the option")
     config = resolve_fingerprints(config, resources)
     run = Run(ensure_runs_dir(resources.runtime.runs_dir), config.id)
     check_stored_run(config, run, resources.runtime)
     if run.is_finished:
-        resources.runtime.on_message(f"run {run.id[:6]}: {describe_finished_run(run)}: not run again; --fresh runs it")
+        resources.runtime.on_message(f"run {run.id[:6]}: {describe_finished_run(run)}: not run again; --fresh runs it again")
         return run
     clients = config.partition.num_clients
     port, home = find_free_port(), group.folder / "flwr"
@@ -414,8 +516,8 @@ def run_federation(
         {**make_run_config(resources.runtime, flower_config), "state_dir": str((run.folder / "clients").resolve())},
     )
     write_connection(home, address, tls)
-    link = group.start("superlink", superlink_command("127.0.0.1", port, tls, authenticate=bool(keys), simulation=simulation))
-    if not wait_for_port(port, link):
+    superlink = group.start("superlink", superlink_command("127.0.0.1", port, tls, authenticate=bool(keys), simulation=simulation))
+    if not wait_for_port(port, superlink):
         raise UserError(f"Flower's SuperLink did not start:\n{group.log_tail('superlink')}")
     if not simulation:
         for client in range(clients):
@@ -431,40 +533,44 @@ def run_federation(
 
 
 def make_run_config(runtime: Runtime, flower_config: FlowerConfig) -> dict[str, str | int | float | bool]:
-    """What server and nodes read of the run's configuration."""
-    said: dict[str, str | int | float | bool] = {
+    """Return the run configuration that server and clients read."""
+    run_config: dict[str, str | int | float | bool] = {
         "runs_dir": str(runtime.runs_dir.resolve()),
         "cwd": os.getcwd(),
         "device": runtime.device,
         "dtype": runtime.dtype,
         **asdict(flower_config),
     }
-    said |= {name: value for name in ARITHMETIC_OPTIONS if (value := getattr(runtime, name)) != getattr(Runtime(), name)}
+    run_config |= {name: value for name in ARITHMETIC_OPTIONS if (value := getattr(runtime, name)) != getattr(Runtime(), name)}
     if runtime.threads:
-        said["threads"] = runtime.threads
+        run_config["threads"] = runtime.threads
     if runtime.save_updates:
-        said["save_updates"] = True
+        run_config["save_updates"] = True
     if runtime.data_dir:
-        said["data_dir"] = str(runtime.data_dir.resolve())
-    return said
+        run_config["data_dir"] = str(runtime.data_dir.resolve())
+    return run_config
 
 
 def monitor_run(run: Run, num_rounds: int, on_progress: ProgressCallback, group: ProcessGroup, flower_run_id: int) -> None:
-    """Tell how far the run is, until it is over; UserError with what Flower logged if it fails."""
-    asked, told = time.monotonic(), -1
+    """Report the progress of a run until it ends.
+
+    Raises:
+        UserError: If the run fails; the message contains the end of Flower's log.
+    """
+    last_query, last_round = time.monotonic(), -1
     while not run.is_finished:
         time.sleep(POLL_INTERVAL_S)
         rows = run.records() if (run.folder / "records.jsonl").exists() else []
-        reached = max((row.round for row in rows), default=-1)
-        if reached > told:
-            on_progress(Progress(run.id, reached, num_rounds, last_value(rows, "loss")))
-            told = reached
-        if time.monotonic() - asked > STATUS_INTERVAL_S:
-            status, asked = group.run_status(flower_run_id), time.monotonic()
+        round = max((row.round for row in rows), default=-1)
+        if round > last_round:
+            on_progress(Progress(run.id, round, num_rounds, last_value(rows, "loss")))
+            last_round = round
+        if time.monotonic() - last_query > STATUS_INTERVAL_S:
+            status, last_query = group.run_status(flower_run_id), time.monotonic()
             if status.startswith("finished") and not run.is_finished:
-                known = (run.folder / "failed.json").exists()
-                failed = run.read_json("failed")["message"] if known else group.log_tail("superlink", 25)
-                raise UserError(f"the run ended as {status} before it was done: {failed}")
+                has_reason = (run.folder / "failed.json").exists()
+                reason = run.read_json("failed")["message"] if has_reason else group.log_tail("superlink", 25)
+                raise UserError(f"the run ended with status {status} before it was complete: {reason}")
     on_progress(Progress(run.id, num_rounds, num_rounds, last_value(run.records(), "loss")))
 
 

@@ -1,6 +1,7 @@
-"""The server half: a Flower ServerApp that carries the experiment out, as on one machine, with a fleet behind its grid.
+"""The Flower ServerApp of fedrift, which runs an experiment with clients that it reaches through Flower's grid.
 
-Same rounds, same probes, same folder of the run: killed at any moment, the same command goes on with it.
+The round loop, the probes and the run directory are those of a run on one machine. An interrupted run is resumed by repeating the
+same command.
 """
 
 from __future__ import annotations
@@ -27,14 +28,18 @@ from .config import FlowerConfig, arithmetic_options, read_bool, read_dtype, rea
 
 
 def make_client_pool(grid: Grid, flower_config: FlowerConfig, config: ExperimentConfig, context: RunContext, run: Run) -> FlowerClientPool:
-    """The experiment's fleet behind a grid. What clients kept for an earlier life of the run's folder does not count."""
+    """Build the client pool that reaches the experiment's clients through a Flower grid.
+
+    Each run directory has a random id, the run incarnation. Clients ignore state that they stored for another incarnation, e.g.
+    for a run directory that was deleted.
+    """
     if not (run.folder / "flower.json").exists():
         run.write_json("flower", {"run_incarnation": uuid4().hex})
     if config.algorithm.is_personalized and "client_state" not in config.algorithm.uploads:
-        caveat = "what clients wear stays with them: there is no loss.worn"
+        caveat = "personalized models stay on the clients, so loss.worn is not measured"
         if not any(event["message"] == caveat for event in run.events()):
             run.log_event(0, "caveat", caveat)
-    plan, mitigation = config.training, config.clustering
+    training, clustering = config.training, config.clustering
     return FlowerClientPool(
         context.simulator.size,
         grid,
@@ -44,14 +49,14 @@ def make_client_pool(grid: Grid, flower_config: FlowerConfig, config: Experiment
         flower_config.round_timeout_s,
         send_gradients=flower_config.send_gradients,
         stock_clients=flower_config.stock_clients,
-        document_strategy=type(mitigation).__name__ if mitigation.needs_client_data else "",
-        lr_at=lambda round: plan.client_optimizer.lr * plan.lr_factor(round),
+        document_strategy=type(clustering).__name__ if clustering.needs_client_data else "",
+        lr_at=lambda round: training.client_optimizer.lr * training.lr_factor(round),
         registry=NodeRegistry(join_timeout_s=flower_config.join_timeout_s),
     )
 
 
 def run_server(grid: Grid, run_config: Mapping[str, Any]) -> Run:
-    """The run that a Flower run's configuration says."""
+    """Run the experiment of a Flower run's configuration, or resume it."""
     if run_config.get("cwd"):
         os.chdir(str(run_config["cwd"]))
     experiment = read_experiment_config(run_config)
@@ -64,12 +69,12 @@ def run_server(grid: Grid, run_config: Mapping[str, Any]) -> Run:
         save_updates=read_bool(run_config, "save_updates"),
         **arithmetic_options(run_config),
     )
-    terms = read_flower_config(run_config)
-    return run_experiment(experiment, ResourceCache(runtime), print_progress, partial(make_client_pool, grid, terms))
+    flower_config = read_flower_config(run_config)
+    return run_experiment(experiment, ResourceCache(runtime), print_progress, partial(make_client_pool, grid, flower_config))
 
 
 def print_progress(progress: Progress) -> None:
-    """A line a round, for Flower's log."""
+    """Print one line per round for Flower's log."""
     print(f"round {progress.round} of {progress.num_rounds}, run {progress.run_id}, loss {progress.loss:.4f}", flush=True)
 
 
@@ -78,6 +83,7 @@ app = ServerApp()
 
 @app.main()  # type: ignore[untyped-decorator]
 def main(grid: Grid, context: Context) -> None:
+    """Run the experiment when Flower starts the ServerApp."""
     run_server(grid, context.run_config)
 
 

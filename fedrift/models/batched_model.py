@@ -1,9 +1,10 @@
-"""Training passes of several runs made as one: runs with the same network meet at every step.
+"""Combine the training passes of several runs that share a network into joint passes.
 
-The rows of a stacked pass do not touch, so they need not belong to the same run. Each run is computed in a thread of its own,
-but only one thread at a time: the one that has the turn. Where a run needs a loss with its gradient it lays down its clients'
-parts and their batch and waits; when the last has come, one pass along C answers all of them. Between two passes nothing is
-computed beside anything else, so what runs share (network, tokens, files) needs no locks, and who comes first changes nothing.
+The rows of a stacked pass do not interact, so that they may belong to different runs. Each run executes in its own thread, but
+only one thread at a time, namely the one that holds the lock. When a run needs a loss with its gradient, it submits its
+parameters and batch and waits. Once all running threads wait, one pass along C answers all of them. Nothing runs concurrently
+with another computation, so that shared objects (network, tokens, files) need no further locks and results do not depend on
+the order of the threads.
 """
 
 from __future__ import annotations
@@ -24,49 +25,75 @@ from .stacked_model import StackedModel
 
 
 class Cancelled(BaseException):
-    """The meeting was called off: whoever waited goes home. No ``Exception``, so that no run counts as failed by it."""
+    """The coordinator was cancelled; this is not an ``Exception``, so that no waiting run is reported as failed."""
 
 
 @dataclass(eq=False)
 class GradRequest:
-    """A loss and gradient that a run waits for: ``params [A, ...]``, of which ``requested`` are differentiated."""
+    """A request of one run for losses and gradients.
+
+    Attributes:
+        model: The model of the run.
+        params: The parameters of A clients, [A, ...].
+        batch: Their batch; each value is [A, ...].
+        requested: The names of the parameters whose gradients are requested.
+        loss: The answer: losses [A].
+        grad: The answer: gradients [A, ...].
+        error: The error that replaces the answer.
+    """
 
     model: StackedModel
     params: Tree
     batch: dict[str, Tensor]
     requested: tuple[str, ...]
-    loss: Tensor | None = None  # [A]
-    grad: Tree | None = None  # [A, ...]
+    loss: Tensor | None = None
+    grad: Tree | None = None
     error: Exception | None = None
 
     @property
     def batch_key(self) -> tuple[Hashable, ...]:
-        """Questions of one kind can be answered by one pass. A leaf that leads with 1 for all clients is its run's own."""
+        """Return a key; one pass can answer all requests with equal keys.
+
+        A request in which a leaf is shared by all clients (leading dimension 1) cannot be combined with other requests.
+        """
         rows = len(self.batch["tokens"])
-        plain = all(len(leaf) == rows for leaf in (*self.params.values(), *self.batch.values()))
+        is_per_client = all(len(leaf) == rows for leaf in (*self.params.values(), *self.batch.values()))
         return (
             id(self.model),
             tuple(self.params),
             self.requested,
             tuple(self.batch),
             tuple(self.batch["tokens"].shape[1:]),
-            plain or id(self),
+            is_per_client or id(self),
         )
 
 
 class BatchCoordinator:
-    """``num_threads`` threads that wait for each other at every step; at most ``max_clients`` of all their runs train in one
-    pass."""
+    """Let threads wait for each other at every training step and compute their requests together.
+
+    Args:
+        num_threads: The number of threads.
+        max_clients: The largest number of clients, over all runs, in one pass.
+
+    Example:
+        >>> coordinator = BatchCoordinator(num_threads=2, max_clients=64)
+        >>> model = BatchedModel(stacked_model, coordinator)
+        >>> with coordinator.participant():  # in each of the two threads
+        ...     loss = model(params, batch)  # waits for the other thread
+    """
 
     def __init__(self, num_threads: int, max_clients: int) -> None:
         self.condition, self.num_active, self.max_clients = Condition(), num_threads, max_clients
         self.pending: list[GradRequest] = []
         self.is_cancelled = False
-        self.pass_sizes: list[int] = []  # clients of each pass so far
+        self.pass_sizes: list[int] = []  # number of clients in each pass so far
 
     @contextmanager
     def participant(self) -> Iterator[None]:
-        """What a thread does at the meeting: with the turn but while it waits; at its end nobody waits for it any more."""
+        """Run the body of a thread under the lock.
+
+        The thread releases the lock only while it waits for an answer. When the body ends, other threads no longer wait for it.
+        """
         with self.condition, suppress(Cancelled):
             try:
                 yield
@@ -75,7 +102,11 @@ class BatchCoordinator:
                 self._compute_if_complete()
 
     def submit(self, request: GradRequest) -> GradRequest:
-        """Wait until all have asked, and take the answer; called with the turn."""
+        """Submit a request and wait until it has been answered; the calling thread must hold the lock.
+
+        Raises:
+            Cancelled: The coordinator was cancelled.
+        """
         if self.is_cancelled:
             raise Cancelled
         self.pending.append(request)
@@ -88,89 +119,97 @@ class BatchCoordinator:
         return request
 
     def cancel(self) -> None:
-        """Send everybody home at the next step."""
+        """Stop all threads at their next training step."""
         self.is_cancelled = True
         with self.condition:
             self.condition.notify_all()
 
     def _compute_if_complete(self) -> None:
+        """Answer all requests if every active thread waits for an answer."""
         if self.pending and len(self.pending) >= self.num_active and not self.is_cancelled:
-            asked, self.pending = sorted(self.pending, key=lambda question: str(question.batch_key)), []
-            for _, alike in groupby(asked, key=lambda question: question.batch_key):
-                for some in self._split_by_size(list(alike)):
-                    self._compute(some)
+            requests, self.pending = sorted(self.pending, key=lambda request: str(request.batch_key)), []
+            for _, group in groupby(requests, key=lambda request: request.batch_key):
+                for part in self._split_by_size(list(group)):
+                    self._compute(part)
             self.condition.notify_all()
 
     def _split_by_size(self, requests: list[GradRequest]) -> Iterator[list[GradRequest]]:
-        """Whole questions, as many as a pass takes clients."""
+        """Split requests into parts of at most ``max_clients`` clients; requests stay whole."""
         part: list[GradRequest] = []
-        for question in requests:
-            if part and sum(len(one.batch["tokens"]) for one in (*part, question)) > self.max_clients:
+        for request in requests:
+            if part and sum(len(member.batch["tokens"]) for member in (*part, request)) > self.max_clients:
                 yield part
                 part = []
-            part.append(question)
+            part.append(request)
         yield part
 
     def _compute(self, requests: list[GradRequest]) -> None:
-        """One pass for all; should it fail, each alone, so that an error is its own run's only."""
+        """Answer requests by one pass; if it fails, answer each alone, so that an error affects only its own run."""
         try:
             compute_gradients(requests)
-            self.pass_sizes.append(sum(len(question.batch["tokens"]) for question in requests))
+            self.pass_sizes.append(sum(len(request.batch["tokens"]) for request in requests))
         except Exception as error:
             if len(requests) == 1:
                 requests[0].error = error
                 return
-            for question in requests:
-                self._compute([question])
+            for request in requests:
+                self._compute([request])
 
 
 def compute_gradients(requests: list[GradRequest]) -> None:
-    """Losses and gradients of questions of one kind, by one forward and one backward pass."""
-    first, sizes = requests[0], [len(question.batch["tokens"]) for question in requests]
+    """Answer requests with equal keys by one forward and one backward pass."""
+    first, sizes = requests[0], [len(request.batch["tokens"]) for request in requests]
 
-    def joined(parts: list[Tensor]) -> Tensor:
+    def concatenate(parts: list[Tensor]) -> Tensor:
         return parts[0] if len(parts) == 1 else torch.cat(parts)
 
-    leaves = Tree({name: joined([question.params[name].detach() for question in requests]) for name in first.params})
-    batch = {name: joined([question.batch[name] for question in requests]) for name in first.batch}
+    leaves = Tree({name: concatenate([request.params[name].detach() for request in requests]) for name in first.params})
+    batch = {name: concatenate([request.batch[name] for request in requests]) for name in first.batch}
     with torch.enable_grad():
-        free = {name: leaves[name].requires_grad_() for name in first.requested}
+        inputs = {name: leaves[name].requires_grad_() for name in first.requested}
         loss = StackedModel.__call__(first.model, leaves, batch)
-        found = torch.autograd.grad(loss.sum(), list(free.values()), materialize_grads=True)
-    grads = [gradient.split(sizes) for gradient in found]
-    for number, (question, own) in enumerate(zip(requests, loss.detach().split(sizes), strict=True)):
-        question.grad = Tree({name: parts[number] for name, parts in zip(first.requested, grads, strict=True)})
-        question.loss = own
+        gradients = torch.autograd.grad(loss.sum(), list(inputs.values()), materialize_grads=True)
+    grads = [gradient.split(sizes) for gradient in gradients]
+    for number, (request, losses) in enumerate(zip(requests, loss.detach().split(sizes), strict=True)):
+        request.grad = Tree({name: parts[number] for name, parts in zip(first.requested, grads, strict=True)})
+        request.loss = losses
 
 
 class CoordinatedLoss(torch.autograd.Function):
-    """``leaves [A, ...] -> loss [A]``, computed at a meeting; the gradient is there before anybody asks for it."""
+    """The loss [A] of ``leaves`` [A, ...], computed by the coordinator; the gradient is computed with it."""
 
     @staticmethod
     def forward(ctx: Any, model: BatchedModel, names: tuple[str, ...], batch: dict[str, Tensor], *leaves: Tensor) -> Tensor:
-        want = tuple(name for name, needs in zip(names, ctx.needs_input_grad[3:], strict=True) if needs)
+        """Submit a request and store the gradient of its answer."""
+        requested = tuple(name for name, needs in zip(names, ctx.needs_input_grad[3:], strict=True) if needs)
         params = Tree(zip(names, leaves, strict=True))
-        question = model.coordinator.submit(GradRequest(model.inner, params, batch, want))
-        ctx.save_for_backward(*(question.grad[name] for name in want))  # type: ignore[index]
-        return question.loss  # type: ignore[return-value]
+        answer = model.coordinator.submit(GradRequest(model.inner, params, batch, requested))
+        ctx.save_for_backward(*(answer.grad[name] for name in requested))  # type: ignore[index]
+        return answer.loss  # type: ignore[return-value]
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, slope: Tensor) -> tuple[Any, ...]:  # type: ignore[override]
-        """Rows do not touch: the slope of each loss scales its own client's gradient."""
-        found = iter(ctx.saved_tensors)
-        grads = [next(found) if needs else None for needs in ctx.needs_input_grad[3:]]
+        """Scale each client's gradient by the gradient of its loss, because rows do not interact."""
+        stored = iter(ctx.saved_tensors)
+        grads = [next(stored) if needs else None for needs in ctx.needs_input_grad[3:]]
         return None, None, None, *(grad if grad is None else grad * broadcast_rows(slope, grad) for grad in grads)
 
 
 class BatchedModel(StackedModel):
-    """A stacked model whose passes with gradients are made at a meeting. Whatever needs none it computes by itself."""
+    """A stacked model whose passes with gradients go through a coordinator; it computes passes without gradients itself.
+
+    Args:
+        inner: The stacked model, whose attributes are shared.
+        coordinator: The coordinator of all threads.
+    """
 
     def __init__(self, inner: StackedModel, coordinator: BatchCoordinator) -> None:
         self.__dict__.update(vars(inner))
         self.inner, self.coordinator = inner, coordinator
 
     def __call__(self, params: Tree, batch: dict[str, Tensor]) -> Tensor:
+        """Return the mean loss of each client, [C], as `StackedModel` does."""
         if not torch.is_grad_enabled() or not any(leaf.requires_grad for leaf in params.values()):
             return super().__call__(params, batch)
         return CoordinatedLoss.apply(self, tuple(params), dict(batch), *params.values())  # type: ignore[no-any-return]

@@ -1,7 +1,7 @@
-"""The canary: one training step computed again in single precision on the CPU, before a run believes its device.
+"""Compare one training step on a device with the same step in float32 on the CPU before a run starts.
 
-Accelerators have been silently wrong before (Apple's GPU: gradients of strided tensors, very large heads; 4-bit kernels without
-a backward pass). One step of one client costs seconds and tells.
+Accelerators have computed wrong results silently (Apple's GPU: gradients of strided tensors, very large heads; 4-bit kernels
+without a backward pass). One step of one client takes seconds and detects this.
 """
 
 from __future__ import annotations
@@ -15,44 +15,62 @@ from ..core.errors import UserError
 from ..core.tree import Tree
 from .stacked_model import StackedModel
 
-# Relative difference of the loss, and 1 - cosine of the gradients, that rounding may make.
+# The largest relative difference of losses, and the largest 1 - cosine of gradients, that rounding explains.
 DEVICE_TOLERANCE = {"float32": (1e-3, 1e-4), "bfloat16": (3e-2, 3e-2), "float16": (1e-2, 1e-2), "float64": (1e-3, 1e-4)}
 
 
 @dataclass(frozen=True)
 class DeviceCheck:
-    """How far a device is from the CPU: |loss - loss'| / |loss'|, and 1 - cosine of the two gradients."""
+    """The difference between a device and the CPU in one training step.
+
+    Attributes:
+        loss_error: |loss - reference| / |reference|.
+        gradient_error: 1 - cosine of the two gradients.
+    """
 
     loss_error: float
     gradient_error: float
 
     def check(self, dtype: str, device: str) -> None:
-        """Raise `UserError` where it is more than rounding."""
+        """Check that rounding explains the difference.
+
+        Raises:
+            UserError: The difference exceeds the tolerance of the dtype.
+        """
         loss, gradient = DEVICE_TOLERANCE[dtype]
-        if not (self.loss_error <= loss and self.gradient_error <= gradient):  # NaN is wrong too
+        if not (self.loss_error <= loss and self.gradient_error <= gradient):  # this form also rejects NaN
             raise UserError(
-                f"{device} computes a training step of this model in {dtype} wrongly: its loss is {self.loss_error:.1e} "
-                f"off the CPU's (rounding makes {loss:.0e}), its gradient turned by {self.gradient_error:.1e} "
-                f"(1 - cosine; rounding makes {gradient:.0e}). Say --device cpu, or --dtype float32; "
-                "--no-check-device runs in spite of it."
+                f"{device} computes a training step of this model in {dtype} incorrectly. Relative to the CPU, its loss differs "
+                f"by {self.loss_error:.1e} (tolerance {loss:.0e}) and its gradient by {self.gradient_error:.1e} "
+                f"(1 - cosine, tolerance {gradient:.0e}). Use --device cpu or --dtype float32; "
+                "--no-check-device skips this check."
             )
 
 
 def compare_step(model: StackedModel, reference: StackedModel, params: Tree, batch: dict[str, Tensor]) -> DeviceCheck:
-    """One step of ``params [C, ...]`` on ``batch`` by the model where it is and by ``reference``, which is on the CPU."""
+    """Compute one training step with a model and with its reference on the CPU, and compare them.
+
+    Args:
+        model: The model on the device.
+        reference: The same model on the CPU.
+        params: The trained weights, [C, ...].
+        batch: The batch, as in `StackedModel`.
+    """
     loss, gradient = loss_and_gradient(model, params, batch)
-    theirs, wanted = loss_and_gradient(reference, params.to(torch.device("cpu")), {name: value.cpu() for name, value in batch.items()})
-    apart = (loss - theirs).abs().max() / theirs.abs().max().clamp_min(1e-12)
-    cosine = gradient @ wanted / (gradient.norm() * wanted.norm()).clamp_min(1e-30)
-    return DeviceCheck(float(apart), float(1 - cosine))
+    reference_loss, reference_gradient = loss_and_gradient(
+        reference, params.to(torch.device("cpu")), {name: value.cpu() for name, value in batch.items()}
+    )
+    loss_error = (loss - reference_loss).abs().max() / reference_loss.abs().max().clamp_min(1e-12)
+    cosine = gradient @ reference_gradient / (gradient.norm() * reference_gradient.norm()).clamp_min(1e-30)
+    return DeviceCheck(float(loss_error), float(1 - cosine))
 
 
 def loss_and_gradient(model: StackedModel, params: Tree, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
-    """Losses ``[C]`` and the gradient as one vector; float64, on the CPU.
+    """Return the losses [C] and the gradient as one vector, both float64 on the CPU.
 
-    Adapters begin at B = 0, where A has no gradient: B is moved first, so that both factors are seen.
+    B of a new adapter is 0, so that the gradient of A vanishes. B is therefore shifted first, so that both factors are compared.
     """
     leaves = {name: (leaf.detach() + (0.01 if name.endswith(".B") else 0)).requires_grad_() for name, leaf in params.items()}
     loss = model(Tree(leaves), batch)
-    found = torch.autograd.grad(loss.sum(), list(leaves.values()))
-    return loss.detach().cpu().double(), torch.cat([leaf.detach().cpu().double().flatten() for leaf in found])
+    gradients = torch.autograd.grad(loss.sum(), list(leaves.values()))
+    return loss.detach().cpu().double(), torch.cat([leaf.detach().cpu().double().flatten() for leaf in gradients])

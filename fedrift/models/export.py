@@ -1,4 +1,4 @@
-"""Trained models in the formats that others read: adapters as PEFT's, whole networks as transformers'."""
+"""Export trained models: adapters in the format of PEFT, whole networks in the format of transformers."""
 
 from __future__ import annotations
 
@@ -23,49 +23,56 @@ from .trainable import Lora, Trainable
 
 
 def save_model(folder: Path, model: StackedModel, trainable: Trainable, base_model_name: str, server: ServerState) -> None:
-    """Each of the server's models: in ``folder``, or in ``folder/<number>`` if there are several.
+    """Save each model of the server in ``folder``, or in ``folder/<number>`` if there are several.
 
-    Adapters are saved as PEFT does (``PeftModel.from_pretrained(base, folder)`` wears them), all else, and adapters under
-    which something was merged, as a whole model (``AutoModelForCausalLM.from_pretrained(folder)``).
+    Adapters are saved in the format of PEFT (``PeftModel.from_pretrained(base, folder)``). Other trained weights, and adapters below
+    which a matrix was merged, are saved as a whole model (``AutoModelForCausalLM.from_pretrained(folder)``).
+
+    Args:
+        folder: The output folder.
+        model: The stacked model, which provides the network.
+        trainable: The trained part.
+        base_model_name: The name of the base model in the saved PEFT config.
+        server: The server state with M models.
     """
     for number in range(server.num_models):
-        place = folder / str(number) if server.num_models > 1 else folder
+        target = folder / str(number) if server.num_models > 1 else folder
         params = server.params.map(lambda leaf: leaf[number]).to(torch.device("cpu"))  # noqa: B023
-        place.mkdir(parents=True, exist_ok=True)
-        under = server.base_for(torch.tensor([number])).map(lambda leaf: leaf[0].cpu())
-        if isinstance(trainable, Lora) and under:
-            save_network(place, merge_adapters(params, under, trainable, model), model)
+        target.mkdir(parents=True, exist_ok=True)
+        merged_base = server.base_for(torch.tensor([number])).map(lambda leaf: leaf[0].cpu())
+        if isinstance(trainable, Lora) and merged_base:
+            save_network(target, merge_adapters(params, merged_base, trainable, model), model)
         elif isinstance(trainable, Lora):
-            save_adapters(place, params, trainable, base_model_name, model)
+            save_adapters(target, params, trainable, base_model_name, model)
         else:
-            save_network(place, params, model)
+            save_network(target, params, model)
 
 
 def save_personal_adapters(folder: Path, model: StackedModel, trainable: Lora, base_model_name: str, params: Tree) -> None:
-    """The adapters ``[N, ...]`` that clients use themselves, each in ``folder/<client>``."""
+    """Save the personalized adapters [N, ...] of N clients, each in ``folder/<client>``."""
     for client in range(len(next(iter(params.values())))):
-        place = folder / str(client)
-        place.mkdir(parents=True, exist_ok=True)
-        save_adapters(place, params.map(lambda leaf: leaf[client]).to(torch.device("cpu")), trainable, base_model_name, model)  # noqa: B023
+        target = folder / str(client)
+        target.mkdir(parents=True, exist_ok=True)
+        save_adapters(target, params.map(lambda leaf: leaf[client]).to(torch.device("cpu")), trainable, base_model_name, model)  # noqa: B023
 
 
 def save_adapters(folder: Path, params: Tree, trainable: Lora, base_model_name: str, model: StackedModel) -> None:
-    """Adapters in PEFT's file format; ``params`` without a leading axis."""
+    """Save adapters (``params`` without a leading axis) in the file format of PEFT."""
     make_peft_config(trainable, model, base_model_name).save_pretrained(str(folder))
     save_file(to_peft_state_dict(params), folder / "adapter_model.safetensors", metadata={"format": "pt"})
 
 
 def to_peft_state_dict(params: Tree) -> dict[str, Tensor]:
-    """Adapters by the names that PEFT's files have for them."""
-    kinds, leaves = {"A": "lora_A", "B": "lora_B"}, {}
+    """Rename adapters to their names in PEFT files."""
+    factor_names, leaves = {"A": "lora_A", "B": "lora_B"}, {}
     for leaf, value in params.items():
-        path, kind = leaf.rsplit(".", 1)
-        leaves[f"base_model.model.{path}.{kinds[kind]}.weight"] = value.contiguous()
+        path, factor = leaf.rsplit(".", 1)
+        leaves[f"base_model.model.{path}.{factor_names[factor]}.weight"] = value.contiguous()
     return leaves
 
 
 def make_peft_config(trainable: Lora, model: StackedModel, base_model_name: str) -> LoraConfig:
-    """PEFT's own description of the adapters."""
+    """Return the PEFT config of the adapters."""
     transposed = any(is_transposed(module) for module in model.modules.values())
     return LoraConfig(
         r=trainable.r,
@@ -79,42 +86,63 @@ def make_peft_config(trainable: Lora, model: StackedModel, base_model_name: str)
 
 
 def check_peft_compatible(model: StackedModel, trainable: Lora) -> None:
-    """Raise `UserError` unless PEFT puts every adapter of a saved file where it is trained here."""
+    """Check that PEFT would load every saved adapter into the module for which it was trained.
+
+    Raises:
+        UserError: PEFT refuses the adapters or would not load all of them.
+    """
     config: Any = model.network.config
     transposed = any(is_transposed(module) for module in model.modules.values())
     shapes = tuple((name, tuple(leaf.shape)) for name, leaf in to_peft_state_dict(model.init_params().map(lambda leaf: leaf[0])).items())
-    if wrong := find_misplaced_adapters(pickle.dumps((type(model.network), config)), trainable.r, transposed, shapes):
-        raise UserError(f"{type(model.network).__name__}: {wrong}")
+    if problem := find_misplaced_adapters(pickle.dumps((type(model.network), config)), trainable.r, transposed, shapes):
+        raise UserError(f"{type(model.network).__name__}: {problem}")
 
 
 @lru_cache
 def find_misplaced_adapters(pickled: bytes, rank: int, transposed: bool, shapes: tuple[tuple[str, tuple[int, ...]], ...]) -> str:
-    """What PEFT would do wrong with a file of such tensors for a model of this pickled class and configuration; empty if nothing.
+    """Return the problem that PEFT has with saved adapters, or "" if there is none.
 
-    PEFT lays the file over a network without weights: it refuses some modules, and has other places for those of some experts.
+    PEFT loads the file into a network without weights. It refuses some modules, and it expects other names for the adapters of some
+    experts.
+
+    Args:
+        pickled: The pickled pair of network class and configuration.
+        rank: The rank of the adapters.
+        transposed: Whether the maps store transposed weights.
+        shapes: The name and shape of each tensor in the file.
     """
-    kind, plain = pickle.loads(pickled)
-    vars(plain).pop("quantization_config", None)
+    network_class, config = pickle.loads(pickled)
+    vars(config).pop("quantization_config", None)
     paths = sorted({name.split(".lora_")[0].removeprefix("base_model.model.") for name, _ in shapes})
     lora = LoraConfig(r=rank, target_modules=paths, fan_in_fan_out=transposed, task_type="CAUSAL_LM")  # type: ignore[arg-type]
     with torch.device("meta"), warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        base: Any = kind(plain)
+        network: Any = network_class(config)
         try:
-            theirs = get_peft_model(base, lora)
-            result = set_peft_model_state_dict(theirs, {name: torch.empty(shape) for name, shape in shapes})
+            peft_model = get_peft_model(network, lora)
+            result = set_peft_model_state_dict(peft_model, {name: torch.empty(shape) for name, shape in shapes})
         except (ValueError, RuntimeError, KeyError, TypeError) as error:
-            return f"PEFT {peft_version} refuses these adapters, so that nobody could load them: {first_line(error)[:200]}"
-    there = {name.replace(".default.", ".") for name in theirs.state_dict() if "lora_" in name}
-    lost = sorted(({name for name, _ in shapes} - there) | set(result.unexpected_keys))  # type: ignore[attr-defined]
-    ends = ", ".join(sorted({name.split(".lora_")[0].rsplit(".", 1)[-1] for name in lost}))
-    told = f"PEFT {peft_version} has no place for {len(lost)} of the {len(shapes)} adapters' tensors, {lost[:1]} among them: "
-    return told + f"name trainable.target_modules without {ends}" if lost else ""
+            return f"PEFT {peft_version} refuses these adapters, so that they could not be loaded: {first_line(error)[:200]}"
+    expected = {name.replace(".default.", ".") for name in peft_model.state_dict() if "lora_" in name}
+    misplaced = sorted(({name for name, _ in shapes} - expected) | set(result.unexpected_keys))  # type: ignore[attr-defined]
+    ends = ", ".join(sorted({name.split(".lora_")[0].rsplit(".", 1)[-1] for name in misplaced}))
+    message = (
+        f"PEFT {peft_version} would not load {len(misplaced)} of the {len(shapes)} tensors of the adapters, for example {misplaced[:1]}: "
+    )
+    return message + f"remove {ends} from trainable.target_modules" if misplaced else ""
 
 
 def merge_adapters(params: Tree, merged_base: Tree, trainable: Lora, model: StackedModel) -> Tree:
-    """The adapted modules' whole weights, W + s (base + B A): where the server has merged something under the adapters,
-    adapters alone are not the model."""
+    """Return the whole weights of the adapted modules, W + s (base + B A).
+
+    They are needed if the server has merged a matrix below the adapters, because the adapters alone do not define the model then.
+
+    Args:
+        params: The adapters without a leading axis.
+        merged_base: The merged matrix of each module.
+        trainable: The adapter configuration.
+        model: The stacked model.
+    """
     weights = Tree()
     for path, module in model.modules.items():
         weight = module.get_parameter("weight").detach().cpu()
@@ -124,12 +152,12 @@ def merge_adapters(params: Tree, merged_base: Tree, trainable: Lora, model: Stac
 
 
 def is_transposed(module: nn.Module) -> bool:
-    """GPT-2's Conv1D holds its weight as ``[I, O]``."""
+    """Return whether a module is GPT-2's Conv1D, whose weight is [I, O]."""
     return "Conv1D" in type(module).__name__
 
 
 def save_network(folder: Path, params: Tree, model: StackedModel) -> None:
-    """The whole network with its trained weights, as transformers saves it; what is tied to a trained weight is that weight."""
+    """Save the whole network with its trained weights as transformers does; weights tied to a trained one stay tied."""
     network: Any = model.network
     trained = {
         id(leaf): params[f"{path}.{name}"].to(leaf)

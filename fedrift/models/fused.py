@@ -1,8 +1,13 @@
-"""Linear maps that read the same input, as one product; their adapters beside it as one low-rank product.
+"""Fuse linear maps that read the same input, and use faster implementations of known transformer blocks.
 
-A frozen map with adapters gives y = x W' + s (x A') B'. For maps 1, 2, ... of one input, W and A are put one under the
-other and B goes into the blocks of a matrix that is zero elsewhere: the input is read once in either direction, and nothing is
-computed for W.
+A frozen map with an adapter computes y = x W' + s (x A') B'. For several maps of one input, the matrices W and A are
+concatenated along their outputs, and the matrices B form a block-diagonal matrix. The input is then read only once in the
+forward pass and once in the backward pass, and no gradient is computed for W.
+
+Frozen matrix products dominate the arithmetic of a block; the remaining time is spent on reading and writing intermediate
+results. Rotary embedding, gate and norm are therefore written together with their gradients, and in place if possible. The
+results equal those of transformers. Modules keep their names, positions and original forward methods. The original methods
+handle all unsupported cases: a key-value cache, requested attention weights, and matrices merged below adapters.
 """
 
 from __future__ import annotations
@@ -24,55 +29,78 @@ from .stacked_layers import ActiveParams, PerClientLora
 
 @dataclass(eq=False)
 class FusedLinear:
-    """Frozen linear maps of one input, some with adapters. The modules' own weights become views of the joint one."""
+    """Frozen linear maps of one input, some with adapters; their weights become views of one joint matrix.
+
+    Attributes:
+        modules: The maps.
+        weight: The joint matrix, [O, I].
+        bias: The joint bias, [O], or None.
+        output_ends: The end of each map's outputs within O.
+    """
 
     modules: Sequence[nn.Module]
-    weight: Tensor = field(init=False)  # [O, I]
-    bias: Tensor | None = field(init=False)  # [O]
-    output_ends: list[int] = field(init=False)  # of each map's outputs
+    weight: Tensor = field(init=False)
+    bias: Tensor | None = field(init=False)
+    output_ends: list[int] = field(init=False)
 
     @staticmethod
     def try_fuse(modules: Sequence[nn.Module]) -> FusedLinear | None:
-        """None where one of the maps is of another kind: quantised, trained as a whole, a stranger."""
+        """Fuse the maps; return None if one is quantized, fully trained or of an unknown type."""
         bases = [unwrap_adapter(module) for module in modules]
-        plain = all(type(base) is nn.Linear and type(base.weight) is nn.Parameter for base in bases)
-        alike = plain and len({(base.weight.dtype, base.weight.device, base.bias is None) for base in bases}) == 1
-        return FusedLinear(modules) if alike else None
+        all_linear = all(type(base) is nn.Linear and type(base.weight) is nn.Parameter for base in bases)
+        can_fuse = all_linear and len({(base.weight.dtype, base.weight.device, base.bias is None) for base in bases}) == 1
+        return FusedLinear(modules) if can_fuse else None
 
     def __post_init__(self) -> None:
         self.fuse()
 
     @torch.no_grad()
     def fuse(self) -> None:
+        """Concatenate the weights and make those of the modules views of the joint matrix."""
         bases: list[Any] = [unwrap_adapter(module) for module in self.modules]
         weights = [base.weight.data for base in bases]
-        together = find_joint_weight(weights)  # another network with the same parameters may have joined them
-        self.weight = torch.cat(weights) if together is None else together
+        joint_weight = find_joint_weight(weights)  # another network that shares the parameters may have fused them already
+        self.weight = torch.cat(weights) if joint_weight is None else joint_weight
         self.bias = torch.cat([base.bias for base in bases]) if bases[0].bias is not None else None
         self.output_ends = torch.tensor([base.out_features for base in bases]).cumsum(0).tolist()
         for base, end in zip(bases, self.output_ends, strict=True):
             base.weight.data = self.weight[end - base.out_features : end]
 
     def ensure_fused(self) -> FusedLinear:
-        """Joined again if the network was moved meanwhile."""
+        """Fuse the maps again if the network has been moved to another device or dtype."""
         first: Any = unwrap_adapter(self.modules[0])
         if first.weight.data_ptr() != self.weight.data_ptr():
             self.fuse()
         return self
 
     def make_plan(self, leaves: Tree, dtype: torch.dtype) -> tuple[PassPlan, list[Tensor]] | None:
-        """How these maps are worn now, and their adapters (A, B, A, B ...); None where something lies under the adapters."""
-        worn = [(number, module) for number, module in enumerate(self.modules) if isinstance(module, PerClientLora) and leaves]
-        if any(f"{module.path}.base" in leaves for _, module in worn):
+        """Plan a pass with the current adapters.
+
+        Args:
+            leaves: The active weights; each leaf is [C, ...].
+            dtype: The dtype of the pass.
+
+        Returns:
+            The plan and the adapter matrices (A, B, A, B, ...), or None if a matrix is merged below an adapter.
+        """
+        adapted = [(number, module) for number, module in enumerate(self.modules) if isinstance(module, PerClientLora) and leaves]
+        if any(f"{module.path}.base" in leaves for _, module in adapted):
             return None
-        spans = [((self.output_ends[number - 1] if number else 0), self.output_ends[number]) for number, _ in worn]
-        factors = [leaves[f"{module.path}.{name}"].to(dtype) for _, module in worn for name in "AB"]
-        return PassPlan(self.weight, self.bias, spans, worn[0][1].scale if worn else 1.0), factors
+        spans = [((self.output_ends[number - 1] if number else 0), self.output_ends[number]) for number, _ in adapted]
+        factors = [leaves[f"{module.path}.{name}"].to(dtype) for _, module in adapted for name in "AB"]
+        return PassPlan(self.weight, self.bias, spans, adapted[0][1].scale if adapted else 1.0), factors
 
 
 @dataclass(frozen=True, eq=False)
 class PassPlan:
-    """One pass of joined maps: ``spans`` are the outputs of those with adapters. ``ctx`` keeps what the way back needs."""
+    """One pass through fused maps; ``ctx`` stores what the backward pass needs.
+
+    Attributes:
+        weight: The joint matrix, [O, I].
+        bias: The joint bias, [O], or None.
+        spans: The output ranges of the maps with adapters.
+        scale: The factor of the adapters.
+    """
 
     weight: Tensor
     bias: Tensor | None
@@ -80,50 +108,68 @@ class PassPlan:
     scale: float
 
     def forward(self, ctx: Any, x: Tensor, factors: Sequence[Tensor]) -> Tensor:
-        """``x [C*B, T, I] -> y [C*B, T, O]``; factors ``A [C, R, I]``, ``B [C, O_i, R]`` in turn."""
+        """Compute the outputs of all maps.
+
+        Args:
+            ctx: The context of the autograd function; ``ctx.kept`` receives the tensors for the backward pass.
+            x: The input, [C*B, T, I].
+            factors: The adapter matrices A [C, R, I] and B [C, O_i, R] in turn.
+
+        Returns:
+            The outputs, [C*B, T, O].
+        """
         rows = x.reshape(-1, x.shape[-1])
         y = rows @ self.weight.T if self.bias is None else torch.addmm(self.bias, rows, self.weight.T)
-        ctx.plan, kept = self, [x]
+        ctx.plan, saved = self, [x]
         if factors:
             down, up = torch.cat(list(factors[::2]), 1), self.block_diagonal(factors[1::2])  # [C, nR, I], [C, O, nR]
             rows = rows.view(len(down), -1, x.shape[-1])
             low = torch.bmm(rows, down.mT)  # [C, B*T, nR]
             y.view(len(down), -1, y.shape[-1]).baddbmm_(low, up.mT, alpha=self.scale)
-            kept = [x, low, down, up]
-        ctx.kept = kept
+            saved = [x, low, down, up]
+        ctx.kept = saved
         return y.view(*x.shape[:-1], -1)
 
     def block_diagonal(self, up_factors: Sequence[Tensor]) -> Tensor:
-        """B of every map in its block, ``[C, O, nR]``."""
+        """Arrange the matrices B of all maps in a block-diagonal matrix, [C, O, nR]."""
         rank = up_factors[0].shape[2]
-        whole = up_factors[0].new_zeros(len(up_factors[0]), len(self.weight), rank * len(up_factors))
-        for number, ((first, last), up) in enumerate(zip(self.spans, up_factors, strict=True)):
-            whole[:, first:last, number * rank : (number + 1) * rank] = up
-        return whole
+        matrix = up_factors[0].new_zeros(len(up_factors[0]), len(self.weight), rank * len(up_factors))
+        for number, ((start, stop), up) in enumerate(zip(self.spans, up_factors, strict=True)):
+            matrix[:, start:stop, number * rank : (number + 1) * rank] = up
+        return matrix
 
     def backward(self, saved: Sequence[Tensor], grad_output: Tensor, needs_input_grad: bool) -> tuple[Tensor | None, list[Tensor]]:
-        """Gradients on x and on the factors, from ``grad_output [C*B, T, O]``."""
+        """Compute the gradients of the input and of the adapter matrices.
+
+        Args:
+            saved: The tensors of the forward pass.
+            grad_output: The gradient of the outputs, [C*B, T, O].
+            needs_input_grad: Whether the gradient of the input is needed.
+
+        Returns:
+            The gradient of the input [C*B, T, I] or None, and the gradients of A and B in turn.
+        """
         x = saved[0]
         rows = grad_output.reshape(-1, grad_output.shape[-1])
-        dx = rows @ self.weight if needs_input_grad else None
-        found: list[Tensor] = []
+        input_grad = rows @ self.weight if needs_input_grad else None
+        factor_grads: list[Tensor] = []
         if len(saved) > 1:
             _, low, down, up = saved
             count, rank = len(down), down.shape[1] // len(self.spans)
-            each = rows.view(count, -1, rows.shape[1])
-            inner = torch.bmm(each, up).mul_(self.scale)  # [C, B*T, nR]
-            if dx is not None:
-                dx.view(count, -1, dx.shape[1]).baddbmm_(inner, down)
-            ddown = torch.bmm(inner.mT, x.reshape(count, -1, x.shape[-1]))  # [C, nR, I]
-            dup = torch.bmm(each.mT, low).mul_(self.scale)  # [C, O, nR]
-            for number, (first, last) in enumerate(self.spans):
+            client_rows = rows.view(count, -1, rows.shape[1])
+            low_grad = torch.bmm(client_rows, up).mul_(self.scale)  # [C, B*T, nR]
+            if input_grad is not None:
+                input_grad.view(count, -1, input_grad.shape[1]).baddbmm_(low_grad, down)
+            down_grad = torch.bmm(low_grad.mT, x.reshape(count, -1, x.shape[-1]))  # [C, nR, I]
+            up_grad = torch.bmm(client_rows.mT, low).mul_(self.scale)  # [C, O, nR]
+            for number, (start, stop) in enumerate(self.spans):
                 part = slice(number * rank, (number + 1) * rank)
-                found += [ddown[:, part].contiguous(), dup[:, first:last, part].contiguous()]
-        return None if dx is None else dx.view(x.shape), found
+                factor_grads += [down_grad[:, part].contiguous(), up_grad[:, start:stop, part].contiguous()]
+        return None if input_grad is None else input_grad.view(x.shape), factor_grads
 
 
 def find_joint_weight(weights: Sequence[Tensor]) -> Tensor | None:
-    """The matrix of which these ``[O_i, I]`` are the rows, one after the other; None where they lie elsewhere."""
+    """Return the matrix whose consecutive rows the weights [O_i, I] are, or None if they are not adjacent in memory."""
     first, end = weights[0], weights[0].data_ptr()
     for weight in weights:
         if (
@@ -137,53 +183,50 @@ def find_joint_weight(weights: Sequence[Tensor]) -> Tensor | None:
 
 
 def unwrap_adapter(module: nn.Module) -> Any:
-    """The frozen map under a module's adapters, or the module."""
+    """Return the frozen map below an adapter, or the module itself if it has no adapter."""
     return module.base if isinstance(module, PerClientLora) else module
 
 
-# The blocks of Llama-like and GPT-2 networks with fewer passes over memory; what they compute is what transformers computes.
-#
-# Frozen matrix products are a block's real work; the rest of its time goes into reading and writing what lies between them.
-# Here maps that read the same input are one product (``FusedLinear``); rotation, gate and norm are written together with their
-# gradients, in place where they can be. Modules keep their names, places and plain forward passes: what these do not cover (a
-# cache of keys, the weights of attention, a base merged under the adapters) goes the plain way.
-
+# The module types with a fused forward pass, and the maps that read the same input in each of them.
 FUSED_ATTENTION = {"LlamaAttention": ("q_proj", "k_proj", "v_proj"), "Qwen2Attention": ("q_proj", "k_proj", "v_proj")}
 FUSED_MLP = {"LlamaMLP": ("gate_proj", "up_proj"), "Qwen2MLP": ("gate_proj", "up_proj")}
 FUSED_NORM = {"LlamaRMSNorm", "Qwen2RMSNorm"}
 
 
 def fuse_blocks(network: nn.Module, active_params: ActiveParams) -> None:
-    """Give the modules of a network that are known here their fused forward passes."""
+    """Replace the forward methods of the known modules of a network by fused ones."""
     for module in list(network.modules()):
-        kind, own = type(module).__name__, vars(module)["_modules"]
-        if kind in FUSED_NORM:
+        type_name, children = type(module).__name__, vars(module)["_modules"]
+        if type_name in FUSED_NORM:
             set_forward(module, norm_forward)
-        elif kind in FUSED_ATTENTION and getattr(module, "sliding_window", None) is None:
-            fuse_maps(module, [own[name] for name in FUSED_ATTENTION[kind]], active_params, attention_forward)
-        elif kind in FUSED_MLP and type(own["act_fn"]).__name__ in ("SiLU", "SiLUActivation"):
-            fuse_maps(module, [own[name] for name in FUSED_MLP[kind]], active_params, mlp_forward)
-        elif kind == "GPT2MLP" and type(own["act"]).__name__ == "NewGELUActivation":
+        elif type_name in FUSED_ATTENTION and getattr(module, "sliding_window", None) is None:
+            fuse_maps(module, [children[name] for name in FUSED_ATTENTION[type_name]], active_params, attention_forward)
+        elif type_name in FUSED_MLP and type(children["act_fn"]).__name__ in ("SiLU", "SiLUActivation"):
+            fuse_maps(module, [children[name] for name in FUSED_MLP[type_name]], active_params, mlp_forward)
+        elif type_name == "GPT2MLP" and type(children["act"]).__name__ == "NewGELUActivation":
             module.act = nn.GELU(approximate="tanh")  # the same formula; one kernel, not eight
 
 
 def fuse_maps(module: nn.Module, maps: list[nn.Module], active_params: ActiveParams, forward: Any) -> None:
-    joined = FusedLinear.try_fuse(maps)
-    if joined is not None:
-        vars(module)["fused"] = joined, active_params
+    """Fuse the maps of a module if possible, and set its forward method."""
+    fused = FusedLinear.try_fuse(maps)
+    if fused is not None:
+        vars(module)["fused"] = fused, active_params
         set_forward(module, forward)
 
 
 def set_forward(module: nn.Module, forward: Any) -> None:
+    """Replace the forward method of one module."""
     vars(module)["forward"] = MethodType(forward, module)
 
 
 def original_forward(module: Any, *args: Any, **more: Any) -> Any:
-    """What transformers does."""
+    """Run the forward method of transformers."""
     return type(module).forward(module, *args, **more)
 
 
 def norm_forward(self: Any, x: Tensor) -> Any:
+    """Apply the fused RMSNorm in float32 and float64, and the original one in other dtypes."""
     if x.dtype not in (torch.float32, torch.float64):
         return original_forward(self, x)
     return FusedRMSNorm.apply(x, self.weight, self.variance_epsilon)
@@ -197,9 +240,10 @@ def attention_forward(
     past_key_values: Any = None,
     **more: Any,
 ) -> Any:
-    joined, outfit = self.fused
-    way = joined.ensure_fused().make_plan(outfit.leaves, hidden_states.dtype)
-    if way is None or past_key_values is not None or self.config._attn_implementation != "sdpa":
+    """Apply fused attention, or the original one in unsupported cases; the signature is that of transformers."""
+    fused, active_params = self.fused
+    plan = fused.ensure_fused().make_plan(active_params.leaves, hidden_states.dtype)
+    if plan is None or past_key_values is not None or self.config._attn_implementation != "sdpa":
         return original_forward(
             self,
             hidden_states,
@@ -209,67 +253,76 @@ def attention_forward(
             **more,
         )
     cos, sin = position_embeddings
-    query, key, value = FusedQKVRope.apply(hidden_states, cos, sin, self.head_dim, joined.output_ends, way[0], *way[1])
+    query, key, value = FusedQKVRope.apply(hidden_states, cos, sin, self.head_dim, fused.output_ends, plan[0], *plan[1])
     mixed, _ = sdpa_attention_forward(self, query, key, value, attention_mask, scaling=self.scaling)
     return self.o_proj(mixed.reshape(*hidden_states.shape[:-1], -1)), None
 
 
 def mlp_forward(self: Any, x: Tensor) -> Any:
-    joined, outfit = self.fused
-    way = joined.ensure_fused().make_plan(outfit.leaves, x.dtype)
-    return original_forward(self, x) if way is None else self.down_proj(FusedSwiGLU.apply(x, way[0], *way[1]))
+    """Apply the fused gated MLP, or the original one if a matrix is merged below an adapter."""
+    fused, active_params = self.fused
+    plan = fused.ensure_fused().make_plan(active_params.leaves, x.dtype)
+    return original_forward(self, x) if plan is None else self.down_proj(FusedSwiGLU.apply(x, plan[0], *plan[1]))
 
 
 class FusedRMSNorm(torch.autograd.Function):
-    """``x [..., H], weight [H], eps -> x / rms(x) * weight``; gradients reach x only."""
+    """``x [..., H], weight [H], eps -> x / rms(x) * weight``; only x gets a gradient."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float) -> Tensor:
-        rate = torch.linalg.vector_norm(x, dim=-1, keepdim=True).square_().div_(x.shape[-1]).add_(eps).rsqrt_()
+        """Compute the norm."""
+        inverse_rms = torch.linalg.vector_norm(x, dim=-1, keepdim=True).square_().div_(x.shape[-1]).add_(eps).rsqrt_()
         if ctx.needs_input_grad[0]:
-            ctx.save_for_backward(x, weight, rate)
-        return torch.mul(x, rate).mul_(weight)
+            ctx.save_for_backward(x, weight, inverse_rms)
+        return torch.mul(x, inverse_rms).mul_(weight)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:  # type: ignore[override]
-        x, weight, rate = ctx.saved_tensors
-        slope = grad * weight
-        along = (slope * x).sum(-1, keepdim=True).mul_(rate.pow(3)).div_(-x.shape[-1])
-        return slope.mul_(rate).addcmul_(x, along), None, None
+        """Compute the gradient of x."""
+        x, weight, inverse_rms = ctx.saved_tensors
+        scaled_grad = grad * weight
+        projection = (scaled_grad * x).sum(-1, keepdim=True).mul_(inverse_rms.pow(3)).div_(-x.shape[-1])
+        return scaled_grad.mul_(inverse_rms).addcmul_(x, projection), None, None
 
 
 class FusedQKVRope(torch.autograd.Function):
-    """Queries and keys turned by their positions, and values, ``[C*B, heads, T, D]`` each, of ``x [C*B, T, I]``."""
+    """Queries and keys with rotary position embedding, and values, each [C*B, heads, T, D].
+
+    The inputs are ``x [C*B, T, I]``, the cosines and sines of the positions, the size D of a head, the output ends of the three maps,
+    the plan and the adapter matrices.
+    """
 
     @staticmethod
     def forward(
         ctx: Any, x: Tensor, cos: Tensor, sin: Tensor, width: int, ends: list[int], plan: Any, *factors: Tensor
     ) -> tuple[Tensor, ...]:
+        """Compute queries, keys and values, and rotate queries and keys in place."""
         y = plan.forward(ctx, x, factors).unflatten(-1, (-1, width))  # [C*B, T, heads, D]
         half = width // 2
-        turn = cos[..., None, :half], sin[..., None, :half]  # [1, T, 1, D/2]: both halves turn alike
+        rotation = cos[..., None, :half], sin[..., None, :half]  # [1, T, 1, D/2]; both halves of a head use the same angles
         first, second = y[:, :, : ends[1] // width].split(half, -1)
-        before = first.clone()
-        first.mul_(turn[0]).addcmul_(second, turn[1], value=-1)
-        second.mul_(turn[0]).addcmul_(before, turn[1])
-        ctx.turn, ctx.width, ctx.heads = turn, width, [end // width for end in ends]
+        original_first = first.clone()
+        first.mul_(rotation[0]).addcmul_(second, rotation[1], value=-1)
+        second.mul_(rotation[0]).addcmul_(original_first, rotation[1])
+        ctx.turn, ctx.width, ctx.heads = rotation, width, [end // width for end in ends]
         save_context(ctx)
         return tuple(part.transpose(1, 2) for part in y.tensor_split(ctx.heads[:-1], 2))
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Any, ...]:  # type: ignore[override]
+        """Compute the gradients of x and of the adapter matrices."""
         (cos, sin), half = ctx.turn, ctx.width // 2
-        like = grads[0]
-        slope = like.new_empty(len(like), like.shape[2], ctx.heads[-1], ctx.width)
-        for part, grad in zip(slope.tensor_split(ctx.heads[:-1], 2)[:2], grads[:2], strict=True):
-            one, two = grad.transpose(1, 2).split(half, -1)
-            torch.mul(one, cos, out=part[..., :half]).addcmul_(two, sin)
-            torch.mul(two, cos, out=part[..., half:]).addcmul_(one, sin, value=-1)
-        slope[:, :, ctx.heads[1] :] = grads[2].transpose(1, 2)
-        dx, found = ctx.plan.backward(ctx.saved_tensors, slope.flatten(2), ctx.needs_input_grad[0])
-        return dx, None, None, None, None, None, *found
+        query_grad = grads[0]
+        output_grad = query_grad.new_empty(len(query_grad), query_grad.shape[2], ctx.heads[-1], ctx.width)
+        for target, grad in zip(output_grad.tensor_split(ctx.heads[:-1], 2)[:2], grads[:2], strict=True):
+            first, second = grad.transpose(1, 2).split(half, -1)
+            torch.mul(first, cos, out=target[..., :half]).addcmul_(second, sin)
+            torch.mul(second, cos, out=target[..., half:]).addcmul_(first, sin, value=-1)
+        output_grad[:, :, ctx.heads[1] :] = grads[2].transpose(1, 2)
+        input_grad, factor_grads = ctx.plan.backward(ctx.saved_tensors, output_grad.flatten(2), ctx.needs_input_grad[0])
+        return input_grad, None, None, None, None, None, *factor_grads
 
 
 class FusedSwiGLU(torch.autograd.Function):
@@ -277,28 +330,30 @@ class FusedSwiGLU(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, plan: Any, *factors: Tensor) -> Tensor:
+        """Compute the gated activations."""
         y = plan.forward(ctx, x, factors)
         gate, up = y.chunk(2, -1)
-        ease = F.silu(gate)
-        out = ease * up
-        save_context(ctx, y, ease)
+        activation = F.silu(gate)
+        out = activation * up
+        save_context(ctx, y, activation)
         return out
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:  # type: ignore[override]
-        *kept, y, ease = ctx.saved_tensors
+        """Compute the gradients of x and of the adapter matrices."""
+        *saved, y, activation = ctx.saved_tensors
         gate, up = y.chunk(2, -1)
-        slope = torch.empty_like(y)
-        to_gate, to_up = slope.chunk(2, -1)
-        torch.mul(grad, ease, out=to_up)
-        torch.ops.aten.silu_backward.grad_input(grad * up, gate, grad_input=to_gate)
-        dx, found = ctx.plan.backward(kept, slope, ctx.needs_input_grad[0])
-        return dx, None, *found
+        output_grad = torch.empty_like(y)
+        gate_grad, up_grad = output_grad.chunk(2, -1)
+        torch.mul(grad, activation, out=up_grad)
+        torch.ops.aten.silu_backward.grad_input(grad * up, gate, grad_input=gate_grad)
+        input_grad, factor_grads = ctx.plan.backward(saved, output_grad, ctx.needs_input_grad[0])
+        return input_grad, None, *factor_grads
 
 
 def save_context(ctx: Any, *more: Tensor) -> None:
-    """Save what the plan and its user need, if there is a way back."""
+    """Save the tensors of the plan and further ones for the backward pass, if one is needed."""
     if any(ctx.needs_input_grad):
         ctx.save_for_backward(*ctx.kept, *more)
     del ctx.kept

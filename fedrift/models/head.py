@@ -1,10 +1,10 @@
-"""The loss of every predicted position, without ever holding all logits.
+"""Compute the loss of every predicted position without storing all logits at once.
 
-Logits of 4,096 to 150,000 words for every position are the largest thing in a small model's step.
-They are made a chunk at a time and reduced at once to the loss and, the head being frozen, to the
-gradient on the hidden states: d loss / d h = softmax(h W^T) W - W[target].
+The logits (4,096 to 150,000 per position) are the largest tensor in a training step of a small model. They are computed in
+chunks. Each chunk is immediately reduced to the loss and, if the head is frozen, to the gradient with respect to the hidden
+states: d loss / d h = softmax(h W^T) W - W[target].
 
-Some architectures add a bias, multiply the logits by a constant or squash them: logits = cap tanh(scale (h W^T + b) / cap).
+Some architectures add a bias, scale the logits or apply a soft cap: logits = cap tanh(scale (h W^T + b) / cap).
 """
 
 from __future__ import annotations
@@ -16,19 +16,30 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-LOGITS_PER_CHUNK = 1 << 22  # logits at once: 16 MiB in float32
-MIN_ROWS_PER_CHUNK = 256  # but so many positions at least: the head is read from memory twice for every chunk
+LOGITS_PER_CHUNK = 1 << 22  # 16 MiB in float32
+MIN_ROWS_PER_CHUNK = 256  # each chunk reads the head from memory twice, so that very small chunks would be slow
 
 
 @dataclass(frozen=True)
 class LogitTransform:
-    """What an architecture does to h W^T + b: a factor, then a soft cap (None: no cap)."""
+    """The transform that an architecture applies to h W^T + b: a factor, then an optional soft cap.
+
+    Attributes:
+        scale: The factor.
+        cap: The bound of the soft cap cap tanh(x / cap), or None.
+    """
 
     scale: float = 1.0
     cap: float | None = None
 
     def __call__(self, hidden: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-        """``hidden [P, H], weight [V, H], bias [V] -> logits [P, V]``, in float32 at least."""
+        """Compute logits [P, V] in at least float32.
+
+        Args:
+            hidden: Hidden states, [P, H].
+            weight: The matrix of the head, [V, H].
+            bias: The bias of the head, [V], or None.
+        """
         logits = hidden @ weight.T
         if bias is not None:
             logits += bias
@@ -38,103 +49,118 @@ class LogitTransform:
         return logits if self.cap is None else logits.div_(self.cap).tanh_().mul_(self.cap)
 
     def cap_derivative(self, logits: Tensor) -> Tensor | None:
-        """The derivative of the soft cap, ``[P, V]``; None without one."""
+        """Return the derivative of the soft cap, [P, V], or None if there is no cap."""
         return None if self.cap is None else 1 - (logits / self.cap).square_()
 
 
 class FrozenHeadLoss(torch.autograd.Function):
-    """``(hidden [P, H], weight [V, H], target [P], bias [V]) -> loss [P]`` in nats; gradients reach ``hidden`` only."""
+    """The loss [P] in nats of a frozen head; only ``hidden`` gets a gradient.
+
+    The inputs are ``hidden [P, H], weight [V, H], target [P], bias [V]`` and the `LogitTransform`.
+    """
 
     @staticmethod
     def forward(ctx: Any, hidden: Tensor, weight: Tensor, target: Tensor, bias: Tensor | None, to_logits: LogitTransform) -> Tensor:
+        """Compute the losses and, if needed, the gradients with respect to ``hidden``, chunk by chunk."""
         rows = max(MIN_ROWS_PER_CHUNK, LOGITS_PER_CHUNK // len(weight))
-        want = ctx.needs_input_grad[0]
-        losses, slopes = [], []
-        for part, words in zip(hidden.split(rows), target.split(rows), strict=True):
-            logits = to_logits(part, weight, bias)  # [rows, V]
-            squashed = to_logits.cap_derivative(logits) if want else None
-            aim = logits.gather(1, words[:, None]).squeeze(1)
-            top = logits.amax(1, keepdim=True)
-            power = logits.sub_(top).exp_()
-            total = power.sum(1)
-            losses.append(total.log() + top.squeeze(1) - aim)
-            if squashed is not None:
-                share = power.div_(total[:, None]).scatter_add_(1, words[:, None], -power.new_ones(len(words), 1))
-                slopes.append(share.mul_(squashed).to(weight.dtype) @ weight)
-            elif want:
-                slopes.append((power.to(weight.dtype) @ weight).div_(total[:, None]).sub_(weight[words]))
-            if want and to_logits.scale != 1:
-                slopes[-1] *= to_logits.scale
-        if want:
-            ctx.save_for_backward(torch.cat(slopes))
+        needs_grad = ctx.needs_input_grad[0]
+        losses, grads = [], []
+        for chunk, chunk_targets in zip(hidden.split(rows), target.split(rows), strict=True):
+            logits = to_logits(chunk, weight, bias)  # [rows, V]
+            cap_grad = to_logits.cap_derivative(logits) if needs_grad else None
+            target_logits = logits.gather(1, chunk_targets[:, None]).squeeze(1)
+            max_logits = logits.amax(1, keepdim=True)
+            exp_logits = logits.sub_(max_logits).exp_()
+            total = exp_logits.sum(1)
+            losses.append(total.log() + max_logits.squeeze(1) - target_logits)
+            if cap_grad is not None:
+                probs = exp_logits.div_(total[:, None]).scatter_add_(1, chunk_targets[:, None], -exp_logits.new_ones(len(chunk_targets), 1))
+                grads.append(probs.mul_(cap_grad).to(weight.dtype) @ weight)
+            elif needs_grad:
+                grads.append((exp_logits.to(weight.dtype) @ weight).div_(total[:, None]).sub_(weight[chunk_targets]))
+            if needs_grad and to_logits.scale != 1:
+                grads[-1] *= to_logits.scale
+        if needs_grad:
+            ctx.save_for_backward(torch.cat(grads))
         return torch.cat(losses) if losses else hidden.new_zeros(0)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None, None]:  # type: ignore[override]
-        (slope,) = ctx.saved_tensors
-        return slope * grad[:, None].to(slope.dtype), None, None, None, None
+        """Scale the stored gradients by the gradients of the losses."""
+        (hidden_grad,) = ctx.saved_tensors
+        return hidden_grad * grad[:, None].to(hidden_grad.dtype), None, None, None, None
 
 
 class PerClientHeadLoss(torch.autograd.Function):
-    """``(hidden [C, P, H], weight [C, V, H], target [C, P], bias [C, V]) -> loss [C, P]`` in nats; gradients reach all but
-    the target.
+    """The losses [C, P] in nats of one head per client; all inputs but the target get gradients.
 
-    Of the logits the probabilities are kept, once; where no gradient is wanted nothing is, and a chunk is made at a time.
+    The inputs are ``hidden [C, P, H], weight [C, V, H], target [C, P], bias [C, V]`` and the `LogitTransform`. For the backward
+    pass, one set of probabilities is stored. If no gradient is needed, logits are computed in chunks and nothing is stored.
     """
 
     @staticmethod
     def forward(ctx: Any, hidden: Tensor, weight: Tensor, target: Tensor, bias: Tensor | None, to_logits: LogitTransform) -> Tensor:
-        want = any(ctx.needs_input_grad)
-        rows = hidden.shape[1] if want else max(MIN_ROWS_PER_CHUNK, LOGITS_PER_CHUNK // weight.shape[1])
+        """Compute the losses and store the probabilities for the backward pass."""
+        needs_grad = any(ctx.needs_input_grad)
+        rows = hidden.shape[1] if needs_grad else max(MIN_ROWS_PER_CHUNK, LOGITS_PER_CHUNK // weight.shape[1])
         losses = torch.empty(target.shape, dtype=to_float32(hidden[:0]).dtype, device=hidden.device)
-        shares, squashed = list[Tensor](), list[Tensor]()
+        probs, cap_grads = list[Tensor](), list[Tensor]()
         for client in range(len(hidden)):
-            for first in range(0, hidden.shape[1], rows):
-                part = slice(first, first + rows)
-                logits = to_logits(hidden[client, part], weight[client], None if bias is None else bias[client])  # [rows, V]
-                ease = to_logits.cap_derivative(logits) if want else None
-                squashed += [] if ease is None else [ease]
-                aim = logits.gather(1, target[client, part, None]).squeeze(1)
-                top = logits.amax(1, keepdim=True)
-                power = logits.sub_(top).exp_()
-                total = power.sum(1, keepdim=True)
-                losses[client, part] = (total.log() + top).squeeze(1) - aim
-                if want:
-                    shares.append(power.div_(total))
-        if want:
+            for start in range(0, hidden.shape[1], rows):
+                chunk = slice(start, start + rows)
+                logits = to_logits(hidden[client, chunk], weight[client], None if bias is None else bias[client])  # [rows, V]
+                cap_grad = to_logits.cap_derivative(logits) if needs_grad else None
+                cap_grads += [] if cap_grad is None else [cap_grad]
+                target_logits = logits.gather(1, target[client, chunk, None]).squeeze(1)
+                max_logits = logits.amax(1, keepdim=True)
+                exp_logits = logits.sub_(max_logits).exp_()
+                total = exp_logits.sum(1, keepdim=True)
+                losses[client, chunk] = (total.log() + max_logits).squeeze(1) - target_logits
+                if needs_grad:
+                    probs.append(exp_logits.div_(total))
+        if needs_grad:
             ctx.to_logits = to_logits
-            ctx.save_for_backward(hidden, weight, target, bias, *shares, *squashed)
+            ctx.save_for_backward(hidden, weight, target, bias, *probs, *cap_grads)
         return losses
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None, Tensor | None, None]:  # type: ignore[override]
-        hidden, weight, target, bias, *kept = ctx.saved_tensors
-        to_hidden, to_weight = torch.empty_like(hidden), torch.empty_like(weight)
-        to_bias = None if bias is None else torch.empty_like(bias)
-        for client, share in enumerate(kept[: len(hidden)]):
-            each = grad[client][:, None].to(share.dtype)
-            slope = (share * each).scatter_add_(1, target[client][:, None], -each)  # [P, V]
+        """Compute the gradients with respect to hidden states, weights and biases."""
+        hidden, weight, target, bias, *stored = ctx.saved_tensors
+        hidden_grad, weight_grad = torch.empty_like(hidden), torch.empty_like(weight)
+        bias_grad = None if bias is None else torch.empty_like(bias)
+        for client, probs in enumerate(stored[: len(hidden)]):
+            loss_grad = grad[client][:, None].to(probs.dtype)
+            logit_grad = (probs * loss_grad).scatter_add_(1, target[client][:, None], -loss_grad)  # [P, V]
             if ctx.to_logits.cap is not None:
-                slope *= kept[len(hidden) + client]
+                logit_grad *= stored[len(hidden) + client]
             if ctx.to_logits.scale != 1:
-                slope *= ctx.to_logits.scale
-            slope = slope.to(hidden.dtype)
-            torch.mm(slope, weight[client], out=to_hidden[client])
-            torch.mm(slope.T, hidden[client], out=to_weight[client])
-            if to_bias is not None:
-                to_bias[client] = slope.sum(0)
-        return to_hidden, to_weight, None, to_bias, None
+                logit_grad *= ctx.to_logits.scale
+            logit_grad = logit_grad.to(hidden.dtype)
+            torch.mm(logit_grad, weight[client], out=hidden_grad[client])
+            torch.mm(logit_grad.T, hidden[client], out=weight_grad[client])
+            if bias_grad is not None:
+                bias_grad[client] = logit_grad.sum(0)
+        return hidden_grad, weight_grad, None, bias_grad, None
 
 
 def to_float32(logits: Tensor) -> Tensor:
-    """Logits as float32 where they came in fewer bits: a sum of exponentials over a vocabulary needs them."""
+    """Convert bfloat16 and float16 logits to float32, which a sum of exponentials over a vocabulary needs."""
     return logits.float() if logits.dtype in (torch.bfloat16, torch.float16) else logits
 
 
 def frozen_head_losses(
     hidden: Tensor, weight: Tensor, target: Tensor, bias: Tensor | None = None, to_logits: LogitTransform = LogitTransform()
 ) -> Tensor:
-    """Cross-entropy of each position ``[P]`` under a frozen head."""
+    """Compute the cross-entropy of each position under a frozen head, [P] in nats.
+
+    Args:
+        hidden: Hidden states, [P, H].
+        weight: The matrix of the head, [V, H].
+        target: The correct token ids, [P].
+        bias: The bias of the head, [V], or None.
+        to_logits: The transform of the architecture.
+    """
     return FrozenHeadLoss.apply(hidden, weight, target, bias, to_logits)  # type: ignore[no-any-return]

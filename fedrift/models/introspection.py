@@ -1,8 +1,7 @@
-"""What goes on inside a network while clients wear it: the states after each block, and where each head looks.
+"""Read hidden states and attention weights of all layers, and embed texts by the hidden states of a language model.
 
-Both are seen layer by layer in one forward pass, by hooks that are gone after it: nothing of a layer is kept unless who
-sees it keeps it. Layers are counted from 0 as the network counts its blocks, and the last one is seen before the
-network's final norm.
+Layers are visited one by one in a single forward pass through temporary hooks, so that only the callback decides what is
+stored. Layers are numbered from 0, as the blocks of the network are. The states of the last layer precede the final norm.
 """
 
 from __future__ import annotations
@@ -22,54 +21,78 @@ from .stacked_model import StackedModel
 from .trainable import find_blocks
 
 LayerCallback = Callable[[int, Tensor], None]
+"""Called with the number of a layer and its tensor."""
 
 
 @torch.no_grad()
 def visit_hidden_states(model: StackedModel, params: Tree, tokens: Tensor, on_layer: LayerCallback) -> None:
-    """``on_layer(layer, states [A, B, T, H])`` for every block of A models ``params [A, ...]`` that read ``tokens [B, T]``."""
+    """Call ``on_layer(layer, states [A, B, T, H])`` for every block.
+
+    Args:
+        model: The stacked model.
+        params: The trained weights of A models, [A, ...].
+        tokens: The token ids that each of the models processes, [B, T].
+        on_layer: The callback.
+    """
     count = count_models(params)
 
-    def show(layer: int, out: Any) -> None:
-        states = out[0] if isinstance(out, tuple) else out
+    def on_output(layer: int, output: Any) -> None:
+        states = output[0] if isinstance(output, tuple) else output
         on_layer(layer, states.detach().view(count, *tokens.shape, -1))
 
-    with hook_outputs(find_blocks(model.network)[1], show):
+    with hook_outputs(find_blocks(model.network)[1], on_output):
         model.hidden_states(params, tokens.expand(count, *tokens.shape), bypass_cache=True)
 
 
 @torch.no_grad()
 def visit_attention(model: StackedModel, params: Tree, tokens: Tensor, on_layer: LayerCallback) -> None:
-    """``on_layer(layer, weights [A, B, heads, T, T])``, queries before keys, for every block.
+    """Call ``on_layer(layer, weights [A, B, heads, T, T])`` for every block; queries precede keys.
 
-    Only the plain implementation of attention has its weights to show; the network works in it for this one pass.
+    Only the eager implementation of attention returns its weights, so that the network uses it for this pass.
+
+    Args:
+        model: The stacked model.
+        params: The trained weights of A models, [A, ...].
+        tokens: The token ids that each of the models processes, [B, T].
+        on_layer: The callback.
+
+    Raises:
+        UserError: The attention modules are not recognized, or they do not return their weights.
     """
     count = count_models(params)
 
-    def show(layer: int, out: Any) -> None:
-        weights = out[1] if isinstance(out, tuple) and len(out) > 1 else None
+    def on_output(layer: int, output: Any) -> None:
+        weights = output[1] if isinstance(output, tuple) and len(output) > 1 else None
         if weights is None:
-            raise UserError(f"{type(model.network).__name__} does not show where its heads look: leave attention out of the probes")
+            raise UserError(f"{type(model.network).__name__} does not return attention weights: remove the attention probe")
         on_layer(layer, weights.detach().unflatten(0, (count, -1)))
 
-    with use_eager_attention(model.network), hook_outputs(find_attention_modules(model.network), show):
+    with use_eager_attention(model.network), hook_outputs(find_attention_modules(model.network), on_output):
         model.hidden_states(params, tokens.expand(count, *tokens.shape), bypass_cache=True)
 
 
 def find_attention_modules(network: nn.Module) -> list[nn.Module]:
-    """The attention of every block."""
-    found = []
+    """Return the attention module of every block.
+
+    Raises:
+        UserError: No block has a module whose class name ends with "Attention".
+    """
+    modules = []
     for block in find_blocks(network)[1]:
-        found += [part for part in block.modules() if type(part).__name__.endswith("Attention")][:1]
-    if not found:
-        raise UserError(f"{type(network).__name__} has no attention that is known by its name: leave attention out of the probes")
-    return found
+        modules += [module for module in block.modules() if type(module).__name__.endswith("Attention")][:1]
+    if not modules:
+        raise UserError(f"{type(network).__name__} has no module whose class name ends with 'Attention': remove the attention probe")
+    return modules
 
 
 @contextmanager
 def hook_outputs(modules: Iterable[nn.Module], on_output: Callable[[int, Any], None]) -> Iterator[None]:
-    """``on_output(number, output)`` whenever one of the modules has worked, until the end; compiled ones work plainly."""
+    """Call ``on_output(number, output)`` after every forward pass of one of the modules, until the context ends.
+
+    Compiled modules run eagerly in this context, because hooks would not be called otherwise.
+    """
     hooks = [
-        module.register_forward_hook(lambda module, args, out, number=number: on_output(number, out))
+        module.register_forward_hook(lambda module, args, output, number=number: on_output(number, output))
         for number, module in enumerate(modules)
     ]
     try:
@@ -82,35 +105,39 @@ def hook_outputs(modules: Iterable[nn.Module], on_output: Callable[[int, Any], N
 
 @contextmanager
 def use_eager_attention(network: Any) -> Iterator[None]:
-    """Attention by its plain implementation, and as it was afterwards."""
-    before = network.config._attn_implementation
+    """Use the eager implementation of attention and restore the previous one afterwards."""
+    previous = network.config._attn_implementation
     network.set_attn_implementation("eager")
     try:
         yield
     finally:
-        network.set_attn_implementation(before)
+        network.set_attn_implementation(previous)
 
 
 def count_models(params: Tree) -> int:
-    """How many models ``params [A, ...]`` are; what lies under adapters may lead with 1."""
+    """Return the number A of models in ``params`` [A, ...]; matrices merged below adapters may have a leading 1."""
     return max(len(leaf) for leaf in params.values())
 
 
-# Texts as a language model's own states half-way up: an encoder that every federation has already.
-#
-# The mean over a text's tokens of the states after the middle block. States of language models lie in a narrow cone, whatever
-# the text says (Ethayarajh, EMNLP 2019, arXiv:1909.00512), so the mean over all texts and their first principal direction are
-# taken out (Mu & Viswanath, "All-but-the-Top", ICLR 2018, arXiv:1702.01417). Both are told from all clients' texts together,
-# which a deployment would have to sum up securely. Of few topics the first direction may be one
-# that tells them apart; then groups are lost with it.
-
-MAX_TOKENS = 256  # of a text that are read
+MAX_TOKENS = 256  # tokens per text that are used
 BATCH_SIZE = 16
 
 
 @dataclass(frozen=True, eq=False)
 class HiddenStateEncoder:
-    """The frozen encoder of one language model; ``name`` is the model's, for the cache."""
+    """A frozen text encoder that averages the states after the middle block of a language model.
+
+    It needs no extra model. States of language models lie in a narrow cone whatever the text (Ethayarajh, EMNLP 2019,
+    arXiv:1909.00512). Therefore the mean over all texts and their first principal direction are removed (Mu & Viswanath,
+    "All-but-the-Top", ICLR 2018, arXiv:1702.01417). Both are computed from the texts of all clients, which a deployment would have
+    to sum securely. With few topics, the first direction may separate topics, so that removing it can lose groups.
+
+    Args:
+        name: The name of the model, which is part of the cache key.
+        network: The language model.
+        tokenizer: Its tokenizer.
+        context_length: Its longest input, in tokens.
+    """
 
     name: str
     network: Any
@@ -118,39 +145,39 @@ class HiddenStateEncoder:
     context_length: int
 
     def __call__(self, texts: Sequence[str]) -> np.ndarray:
-        """[D, H], without what all of them share."""
+        """Embed texts without their common component, [D, H]."""
         return remove_common_component(
             np.concatenate([self.encode_batch(texts[start : start + BATCH_SIZE]) for start in range(0, len(texts), BATCH_SIZE)])
         )
 
     @torch.no_grad()
     def encode_batch(self, texts: Sequence[str]) -> np.ndarray:
-        """Masked means of the middle block's states, [len(texts), H] float64."""
+        """Return the masked means of the states of the middle block, [len(texts), H] float64."""
         ids = [self.tokenizer(text)["input_ids"][: min(MAX_TOKENS, self.context_length)] for text in texts]
         width = max(1, max(map(len, ids)))
-        tokens, keep = torch.zeros(len(ids), width, dtype=torch.long), torch.zeros(len(ids), width, dtype=torch.bool)
-        for row, line in enumerate(ids):
-            tokens[row, : len(line)], keep[row, : len(line)] = torch.tensor(line, dtype=torch.long), True
+        tokens, mask = torch.zeros(len(ids), width, dtype=torch.long), torch.zeros(len(ids), width, dtype=torch.bool)
+        for row, sequence in enumerate(ids):
+            tokens[row, : len(sequence)], mask[row, : len(sequence)] = torch.tensor(sequence, dtype=torch.long), True
         _, blocks = find_blocks(self.network)
-        seen: list[Tensor] = []
+        captured: list[Tensor] = []
         hook = blocks[max(0, len(blocks) // 2 - 1)].register_forward_hook(
-            lambda module, args, out: seen.append(out[0] if isinstance(out, tuple) else out)
+            lambda module, args, output: captured.append(output[0] if isinstance(output, tuple) else output)
         )
-        try:  # padding lies to the right: what is before it does not see it
+        try:  # padding is on the right, so that causal attention does not reach it
             self.network.base_model(input_ids=tokens.to(next(self.network.parameters()).device), use_cache=False)
         finally:
             hook.remove()
-        share = keep / keep.sum(1, keepdim=True).clamp_min(1)  # [D, T]
-        return torch.einsum("dth,dt->dh", seen[0].double().cpu(), share.double()).numpy()
+        share = mask / mask.sum(1, keepdim=True).clamp_min(1)  # [D, T]
+        return torch.einsum("dth,dt->dh", captured[0].double().cpu(), share.double()).numpy()
 
 
 def remove_common_component(vectors: np.ndarray) -> np.ndarray:
-    """The vectors [D, H] less their mean and their first principal direction."""
-    centred = vectors - vectors.mean(axis=0)
-    if len(vectors) < 3:  # two points have one direction, and it is all that tells them apart
-        return np.asarray(centred)
-    _, axes = np.linalg.eigh(centred.T @ centred)
-    return np.asarray(centred - np.outer(centred @ axes[:, -1], axes[:, -1]))
+    """Subtract the mean and the first principal direction from vectors [D, H]."""
+    centered = vectors - vectors.mean(axis=0)
+    if len(vectors) < 3:  # two centered points differ in this direction only
+        return np.asarray(centered)
+    _, axes = np.linalg.eigh(centered.T @ centered)
+    return np.asarray(centered - np.outer(centered @ axes[:, -1], axes[:, -1]))
 
 
 __all__ = ["HiddenStateEncoder", "remove_common_component"]

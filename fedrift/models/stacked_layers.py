@@ -1,8 +1,8 @@
-"""Modules that wear their clients' weights: one forward pass of a frozen network, C clients' trained parts.
+"""Wrap modules so that one forward pass of a network applies the weights of C clients.
 
-The rows of a pass are the clients' sequences one after the other, ``[C * B, T, ...]``. A worn
-module looks up the weights of the day in its ``ActiveParams`` and treats the rows of each client with
-the client's own. Whoever wears nothing is the network as it was.
+The batch dimension of a pass contains the sequences of all clients in order, ``[C * B, T, ...]``. A wrapped module reads the
+current weights from its ``ActiveParams`` and applies each client's weights to that client's rows. Without active weights, it
+computes what the original module computes.
 """
 
 from __future__ import annotations
@@ -21,15 +21,18 @@ from ..core.tree import Tree
 
 
 class ActiveParams:
-    """What a network wears now: the trees' leaves, each leading with C. The one mutable thing, and no global."""
+    """Hold the weights that the wrapped modules of a network apply in the current pass; each leaf is [C, ...]."""
 
     def __init__(self) -> None:
         self.leaves = Tree()
-        self.num_rows = 0  # C * B sequences in this pass
+        self.num_rows = 0  # C * B, the number of sequences in this pass
 
 
 def linear_shape(module: nn.Module) -> tuple[int, int] | None:
-    """(inputs, outputs) of a linear map, None for any other module. GPT-2's Conv1D holds its weight transposed."""
+    """Return (inputs, outputs) of a linear map, or None for any other module.
+
+    GPT-2's Conv1D stores its weight transposed.
+    """
     if isinstance(module, Conv1D):
         return module.weight.shape[0], module.weight.shape[1]
     if isinstance(module, nn.Linear):
@@ -38,17 +41,25 @@ def linear_shape(module: nn.Module) -> tuple[int, int] | None:
 
 
 def is_norm(module: nn.Module) -> bool:
-    """Whether a module is called a norm."""
+    """Return whether the class name of a module contains "Norm"."""
     return "Norm" in type(module).__name__
 
 
 def is_known(module: nn.Module) -> bool:
-    """Whether a module with weights is a linear map, an embedding or a norm."""
+    """Return whether a module with weights is a linear map, an embedding or a norm."""
     return linear_shape(module) is not None or isinstance(module, nn.Embedding) or is_norm(module)
 
 
 class PerClientLora(nn.Module):
-    """A frozen linear map and, beside it, each client's low-rank one: y = W x + s B_c A_c x."""
+    """A frozen linear map with one low-rank adapter per client: y = W x + s B_c A_c x.
+
+    Args:
+        base: The frozen map.
+        path: Its path in the network, by which the adapters are looked up.
+        active_params: The adapters of the current pass: ``<path>.A`` [C, R, I] and ``<path>.B`` [C, O, R]. An optional
+            ``<path>.base`` [1 or C, O, I] is a matrix that the server has merged below the adapters.
+        scale: The factor s.
+    """
 
     def __init__(self, base: nn.Module, path: str, active_params: ActiveParams, scale: float) -> None:
         super().__init__()
@@ -57,24 +68,30 @@ class PerClientLora(nn.Module):
 
     @property
     def weight(self) -> Tensor:
-        """The frozen one, for who asks for its type; `check` finds out who computes with it."""
+        """Return the frozen weight, for code that inspects its dtype.
+
+        `StackedModel` detects networks that compute with this weight directly.
+        """
         return self.base.weight  # type: ignore[return-value]
 
     def forward(self, x: Tensor) -> Tensor:
+        """Apply the map and the adapters, [C*B, ..., I] -> [C*B, ..., O]."""
         y = self.base(x)
         if not self.active_params.leaves:
             return y
-        down, up = (self.active_params.leaves[f"{self.path}.{name}"].to(x.dtype) for name in "AB")  # kept in full precision
+        down, up = (
+            self.active_params.leaves[f"{self.path}.{name}"].to(x.dtype) for name in "AB"
+        )  # the adapters are stored in full precision
         rows = x.reshape(len(down), -1, x.shape[-1])  # [C, B*T, I]
         low = torch.bmm(rows, down.mT)  # [C, B*T, R]
-        under = self.active_params.leaves.get(f"{self.path}.base")  # [1 or C, O, I]: merged under the adapters by the server
-        if under is not None:
-            y = y + self.scale * torch.matmul(rows, under.mT.to(x.dtype)).view_as(y)
+        merged_base = self.active_params.leaves.get(f"{self.path}.base")  # [1 or C, O, I]
+        if merged_base is not None:
+            y = y + self.scale * torch.matmul(rows, merged_base.mT.to(x.dtype)).view_as(y)
         return torch.baddbmm(y.view(len(down), -1, y.shape[-1]), low, up.mT, alpha=self.scale).view_as(y)
 
 
 class PerClientModule(nn.Module):
-    """A module whose weights each client has for itself."""
+    """A module of which each client has its own weights."""
 
     def __init__(self, base: nn.Module, path: str, active_params: ActiveParams) -> None:
         super().__init__()
@@ -83,11 +100,11 @@ class PerClientModule(nn.Module):
 
     @staticmethod
     def wrap(module: nn.Module, path: str, active_params: ActiveParams) -> PerClientModule:
-        """The worn form of a module, by its kind."""
-        kind: Any = type(module)
-        if kind in (nn.Linear, Conv1D):
+        """Wrap a module by the implementation for its type."""
+        module_type: Any = type(module)
+        if module_type in (nn.Linear, Conv1D):
             return PerClientLinear(module, path, active_params)
-        if kind is nn.Embedding and module.max_norm is None:
+        if module_type is nn.Embedding and module.max_norm is None:
             return PerClientEmbedding(module, path, active_params)
         if is_norm(module) and PerClientNorm.is_supported(module):
             return PerClientNorm(module, path, active_params)
@@ -95,60 +112,72 @@ class PerClientModule(nn.Module):
 
     @property
     def weight(self) -> Tensor:
-        """The frozen one, for who asks for its type; `check` finds out who computes with it."""
+        """Return the frozen weight, for code that inspects its dtype.
+
+        `StackedModel` detects networks that compute with this weight directly.
+        """
         return self.base.weight  # type: ignore[return-value]
 
     @property
     def bias(self) -> Tensor | None:
-        """As `weight`."""
+        """Return the frozen bias, for the same purpose as `weight`."""
         return self.base.bias  # type: ignore[return-value]
 
     def client_weight(self, name: str) -> Tensor:
+        """Return the clients' values of one parameter, [C, ...], in the dtype of the original."""
         return self.active_params.leaves[f"{self.path}.{name}"].to(self.base.get_parameter(name).dtype)
 
     def forward(self, x: Tensor) -> Tensor:
+        """Apply each client's weights to its rows, or the original module if there are no active weights."""
         return self.forward_per_client(x) if self.active_params.leaves else self.base(x)
 
     def forward_per_client(self, x: Tensor) -> Tensor:
+        """Apply each client's weights to its rows of ``x`` [C*B, ...]."""
         raise NotImplementedError
 
 
 class PerClientLoop(PerClientModule):
-    """A module of any kind with all that is inside it: it works once for each client, with the client's weights."""
+    """A module of any type, including its submodules, that runs once per client with the client's weights."""
 
-    def forward(self, *args: Any, **named: Any) -> Any:
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """Split tensor arguments by client, run the module for each client and concatenate the outputs."""
         leaves, names = self.active_params.leaves, [name for name, _ in self.base.named_parameters()]
         if not leaves:
-            return self.base(*args, **named)
+            return self.base(*args, **kwargs)
         weights = {name: self.client_weight(name) for name in names}
         count = len(next(iter(weights.values())))
-        first = next((leaf for leaf in tree_leaves((args, named)) if isinstance(leaf, Tensor) and leaf.ndim), torch.zeros(0))
-        alike = first.ndim == 1 or len(first) % self.active_params.num_rows > 0  # positions, the same for all rows
-        size = 0 if alike else len(first)
+        main_input = next((leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor) and leaf.ndim), torch.zeros(0))
+        is_shared = main_input.ndim == 1 or len(main_input) % self.active_params.num_rows > 0  # positions, equal for all rows
+        size = 0 if is_shared else len(main_input)
 
-        def part(client: int) -> Callable[[Any], Any]:
-            def one(leaf: Any) -> Any:
+        def arguments_of(client: int) -> Callable[[Any], Any]:
+            def select(leaf: Any) -> Any:
                 return leaf.chunk(count)[client] if size and isinstance(leaf, Tensor) and leaf.shape[:1] == (size,) else leaf
 
-            return one
+            return select
 
-        found = [
-            functional_call(self.base, {name: leaf[client] for name, leaf in weights.items()}, *tree_map(part(client), (args, named)))
+        outputs = [
+            functional_call(
+                self.base, {name: leaf[client] for name, leaf in weights.items()}, *tree_map(arguments_of(client), (args, kwargs))
+            )
             for client in range(count)
         ]
         rows = self.active_params.num_rows // count
 
-        def together(*parts: Any) -> Any:
+        def concatenate(*parts: Any) -> Any:
             if not isinstance(parts[0], Tensor) or parts[0].ndim == 0:
                 return parts[0]
-            one = [leaf.unsqueeze(0) if first.ndim == 1 else leaf for leaf in parts]
-            return torch.cat([leaf if size and len(leaf) > 1 else leaf.expand(rows, *leaf.shape[1:]) for leaf in one])
+            batched = [leaf.unsqueeze(0) if main_input.ndim == 1 else leaf for leaf in parts]
+            return torch.cat([leaf if size and len(leaf) > 1 else leaf.expand(rows, *leaf.shape[1:]) for leaf in batched])
 
-        return tree_map(together, *found)
+        return tree_map(concatenate, *outputs)
 
 
 class PerClientLinear(PerClientModule):
+    """A linear map or Conv1D of which each client has its own weight and bias."""
+
     def forward_per_client(self, x: Tensor) -> Tensor:
+        """Apply each client's map, [C*B, ..., I] -> [C*B, ..., O]."""
         weight = self.client_weight("weight")  # [C, O, I]; Conv1D: [C, I, O]
         matrix = weight if isinstance(self.base, Conv1D) else weight.mT
         rows = x.reshape(len(weight), -1, x.shape[-1])  # [C, B*T, I]
@@ -157,7 +186,7 @@ class PerClientLinear(PerClientModule):
 
 
 class PerClientNorm(PerClientModule):
-    """The norm without its scale and shift, then each client's. The base is kept with scale 1 and shift 0."""
+    """A LayerNorm or RMSNorm of which each client has its own scale and shift."""
 
     def __init__(self, base: nn.Module, path: str, active_params: ActiveParams) -> None:
         super().__init__(base, path, active_params)
@@ -165,26 +194,33 @@ class PerClientNorm(PerClientModule):
 
     @staticmethod
     def is_supported(module: Any) -> bool:
-        """Whether a norm is LayerNorm or RMSNorm, of one scale for each number and perhaps a shift, and nothing else."""
+        """Return whether a norm is a LayerNorm or RMSNorm with one scale per feature and an optional shift.
+
+        The norm is compared numerically with this implementation.
+        """
         if [name for name, _ in module.named_parameters()] not in (["weight"], ["weight", "bias"]) or module.weight.ndim != 1:
             return False
-        ours = PerClientNorm(module, "", ActiveParams())
-        scale = torch.linspace(0.5, 2, module.weight.numel()).to(module.weight)  # the module's own may all be 0 or 1
-        own = {"weight": scale, **({"bias": scale - 1} if ours.has_bias else {})}
+        candidate = PerClientNorm(module, "", ActiveParams())
+        scale = torch.linspace(0.5, 2, module.weight.numel()).to(
+            module.weight
+        )  # the scales of the module may all be 0 or 1, which would hide a difference
+        weights = {"weight": scale, **({"bias": scale - 1} if candidate.has_bias else {})}
         probe = torch.linspace(-2, 3, 4 * len(scale)).view(4, -1).to(scale)
         try:
-            theirs = functional_call(module, own, (probe,))
-        except Exception:  # it takes something else than states
+            expected = functional_call(module, weights, (probe,))
+        except Exception:  # the module needs other inputs than states
             return False
-        found = ours.normalize(probe) * scale + own.get("bias", 0)
-        return isinstance(theirs, Tensor) and torch.allclose(found, theirs, rtol=1e-4, atol=1e-5)
+        actual = candidate.normalize(probe) * scale + weights.get("bias", 0)
+        return isinstance(expected, Tensor) and torch.allclose(actual, expected, rtol=1e-4, atol=1e-5)
 
     def normalize(self, x: Tensor) -> Tensor:
+        """Normalize the last dimension without scale and shift."""
         if isinstance(self.base, nn.LayerNorm):
             return F.layer_norm(x, x.shape[-1:], None, None, self.eps)
         return F.rms_norm(x, x.shape[-1:], None, self.eps)
 
     def forward_per_client(self, x: Tensor) -> Tensor:
+        """Normalize, then apply each client's scale and shift, [C*B, ..., H]."""
         scale = self.client_weight("weight")  # [C, H]
         shape = (len(scale), *[1] * (x.ndim - 1), scale.shape[-1])
         y = self.normalize(x).unflatten(0, (len(scale), -1)) * scale.view(shape)  # [C, B, T, H]
@@ -194,12 +230,15 @@ class PerClientNorm(PerClientModule):
 
 
 class PerClientEmbedding(PerClientModule):
+    """An embedding of which each client has its own table."""
+
     def forward_per_client(self, x: Tensor) -> Tensor:
+        """Look up each client's rows, [C*B, T] -> [C*B, T, H]."""
         table = self.client_weight("weight")  # [C, V, H]
-        if len(x) != self.active_params.num_rows:  # positions, the same for all rows: [1, T]
+        if len(x) != self.active_params.num_rows:  # positions [1, T], equal for all rows
             x = x.expand(self.active_params.num_rows, *x.shape[1:])
-        first = torch.arange(len(table), device=x.device) * table.shape[1]
-        shifted = x.unflatten(0, (len(table), -1)) + first.view(-1, *[1] * x.ndim)
-        found = F.embedding(shifted.flatten(0, 1), table.flatten(0, 1))
-        blank: Any = self.base.padding_idx  # its row is not trained by being read
-        return found if blank is None else found.where(x.ne(blank).unsqueeze(-1), found.detach())
+        offsets = torch.arange(len(table), device=x.device) * table.shape[1]
+        indices = x.unflatten(0, (len(table), -1)) + offsets.view(-1, *[1] * x.ndim)
+        embeddings = F.embedding(indices.flatten(0, 1), table.flatten(0, 1))
+        padding_idx: Any = self.base.padding_idx  # as in nn.Embedding, the row of the padding token gets no gradient
+        return embeddings if padding_idx is None else embeddings.where(x.ne(padding_idx).unsqueeze(-1), embeddings.detach())

@@ -1,8 +1,8 @@
-"""Quantised bases: the frozen weights in 4 or 8 bits, with adapters of full precision on top.
+"""Select the trained part of a network (adapters, last blocks or all weights) and quantize the frozen part.
 
-``nf4``: 4-bit NormalFloat of Dettmers et al., "QLoRA", NeurIPS 2023, arXiv:2305.14314, by bitsandbytes. ``int8``: one byte and
-one scale per output row, weights only, by torchao. Both leave embeddings, norms and the head as they are: what is
-quantised are the linear maps of the blocks.
+Quantization ``nf4`` is 4-bit NormalFloat by bitsandbytes (Dettmers et al., "QLoRA", NeurIPS 2023, arXiv:2305.14314).
+Quantization ``int8`` stores weights as one byte each with one scale per output row, by torchao. Both quantize the linear maps of
+the blocks only; embeddings, norms, the head and the adapters keep their precision.
 """
 
 from __future__ import annotations
@@ -31,16 +31,20 @@ REQUIRED_PACKAGES = {"nf4": "bitsandbytes", "int8": "torchao"}
 
 
 def check_quantization_installed(quantization: Quantization) -> None:
-    """Raise `UserError` if the package that quantises this way is not here."""
+    """Check that the package for a quantization is installed.
+
+    Raises:
+        UserError: It is not installed.
+    """
     package = REQUIRED_PACKAGES.get(quantization)
     if package and find_spec(package) is None:
         raise UserError(
-            f"quantization: {quantization} needs the package {package}: pip install 'fedrift[quantised]'; or say quantization: none"
+            f"quantization: {quantization} needs the package {package}: pip install 'fedrift[quantised]', or set quantization: none"
         )
 
 
 def loading_options(quantization: Quantization, dtype: torch.dtype) -> dict[str, Any]:
-    """What transformers is told when it reads the weights; 4-bit weights are packed as they are read."""
+    """Return the options by which transformers quantizes weights to 4 bits while it loads them; empty otherwise."""
     if quantization != "nf4":
         return {}
     config: Any = BitsAndBytesConfig
@@ -48,7 +52,11 @@ def loading_options(quantization: Quantization, dtype: torch.dtype) -> dict[str,
 
 
 def quantize(network: PreTrainedModel, quantization: Quantization) -> PreTrainedModel:
-    """The network with its blocks' linear maps in ``quantization``; itself, changed in place."""
+    """Quantize the linear maps in the blocks of a network in place and return the network.
+
+    Raises:
+        UserError: ``int8`` is requested for a network without `nn.Linear` maps.
+    """
     if quantization == "int8":
         from torchao.quantization import Int8WeightOnlyConfig, quantize_
 
@@ -56,21 +64,21 @@ def quantize(network: PreTrainedModel, quantization: Quantization) -> PreTrained
         maps = [module for module in network.modules() if type(module) is nn.Linear and module is not head]
         if not maps:
             raise UserError(
-                f"quantization: int8 finds no linear map in {type(network).__name__} (GPT-2 keeps its own kind): "
-                "say quantization: nf4 or none"
+                f"quantization: int8 does not apply to {type(network).__name__}, which has no torch.nn.Linear maps "
+                "(GPT-2 uses its own type): set quantization: nf4 or none"
             )
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             quantize_(network, Int8WeightOnlyConfig(), filter_fn=lambda module, path: any(module is one for one in maps))
-    return disable_avx512_kernel(network)  # a folder may hold 4-bit weights whatever quantization is asked for
+    return disable_avx512_kernel(network)  # a model folder may contain 4-bit weights independently of this setting
 
 
 def disable_avx512_kernel(network: PreTrainedModel) -> PreTrainedModel:
-    """Keep bitsandbytes from a processor kernel without gradients.
+    """Prevent bitsandbytes from using a CPU kernel that has no backward pass.
 
-    On processors with AVX512_BF16 a forward pass without gradients (any evaluation) repacks the weight for a kernel that has no
-    backward pass, and going back to training does not undo it: half of the adapters then get no gradient, silently
-    (bitsandbytes 0.50.2). Evaluate-then-train is every federated round.
+    On processors with AVX512_BF16, any forward pass without gradients repacks the weight for a kernel without a backward pass, and
+    returning to training does not undo this. Half of the adapters then silently get no gradient (bitsandbytes 0.50.2). Every
+    federated round evaluates and then trains, so that it would be affected.
     """
     for module in network.modules():
         if hasattr(module, "support_avx512bf16_for_cpu"):
@@ -78,12 +86,7 @@ def disable_avx512_kernel(network: PreTrainedModel) -> PreTrainedModel:
     return network
 
 
-# What is trained: adapters, the last blocks, or everything. Each says which leaves a network's tree gets.
-#
-# A leaf is named by the module it belongs to. Leaves lead with one axis more than the network's own
-# weights, the client's: C for a cohort, M for a server's models.
-
-# What "auto" means for an architecture that PEFT has no default for: the first of these that the network has.
+# "auto" uses the first of these that exists in the network if PEFT has no default for its architecture.
 DEFAULT_TARGETS = (
     ("q_proj", "v_proj"),
     ("query", "value"),
@@ -97,27 +100,65 @@ DEFAULT_TARGETS = (
 
 
 class Trainable(Protocol):
-    """``select_modules``: which modules are trained, by path; ``init_params``: their first tree ``[1, ...]``; ``wrap``: the
-    module that takes the place of one of them and reads its trained part from the active params; ``quantization``: how the
-    frozen weights are kept; ``warnings``: what a reader should know of what is not trained."""
+    """The interface of the trained part of a network.
+
+    The trained weights form a tree whose leaves are named ``<path of the module>.<name>``. Compared with the weights of the network,
+    each leaf has an additional leading axis: C for the clients of a cohort, M for the models of a server.
+
+    Example:
+        >>> @dataclass(frozen=True)
+        ... class Norms:
+        ...     quantization: ClassVar[Quantization] = "none"
+        ...
+        ...     def select_modules(self, network):
+        ...         return {path: module for path, module in network.named_modules() if is_norm(module)}
+        ...
+        ...     def init_params(self, modules, seed):
+        ...         return copy_weights(modules)
+        ...
+        ...     def wrap(self, module, path, active_params):
+        ...         return PerClientModule.wrap(module, path, active_params)
+        ...
+        ...     def warnings(self, network):
+        ...         return []
+    """
 
     @property
-    def quantization(self) -> Quantization: ...
-    def select_modules(self, network: nn.Module) -> dict[str, nn.Module]: ...
-    def init_params(self, modules: dict[str, nn.Module], seed: int) -> Tree: ...
-    def wrap(self, module: nn.Module, path: str, active_params: ActiveParams) -> nn.Module: ...
-    def warnings(self, network: nn.Module) -> list[str]: ...
+    def quantization(self) -> Quantization:
+        """Return the quantization of the frozen weights."""
+        ...
+
+    def select_modules(self, network: nn.Module) -> dict[str, nn.Module]:
+        """Return the trained modules by path."""
+        ...
+
+    def init_params(self, modules: dict[str, nn.Module], seed: int) -> Tree:
+        """Return the initial trained weights of the selected modules, [1, ...]."""
+        ...
+
+    def wrap(self, module: nn.Module, path: str, active_params: ActiveParams) -> nn.Module:
+        """Return the replacement of a selected module, which reads its weights from ``active_params``."""
+        ...
+
+    def warnings(self, network: nn.Module) -> list[str]:
+        """Return caveats about weights that are not trained."""
+        ...
 
 
 @dataclass(frozen=True)
 class Lora:
-    """Low-rank adapters: W + (lora_alpha / r) B A, with A ``[R, I]`` random and the same for all clients, B ``[O, R]`` zero.
+    """Low-rank adapters: W + (lora_alpha / r) B A, with random A ``[R, I]`` (equal for all clients) and zero B ``[O, R]``.
 
-    Hu et al., "LoRA: Low-Rank Adaptation of Large Language Models", ICLR 2022, arXiv:2106.09685.
-    ``target_modules``: endings of module names; ``auto`` is PEFT's default for the architecture, most often the query and
-    value projections, ``all`` every linear map but the head.
-    There is no dropout: a stacked step equals a lone one. ``quantization``: the frozen weights as
-    they are (none), or in 4 bits (nf4) or 8 (int8); adapters stay in full precision.
+    Hu et al., "LoRA: Low-Rank Adaptation of Large Language Models", ICLR 2022, arXiv:2106.09685. There is no dropout, so that a
+    training step of stacked clients equals that of single clients.
+
+    Attributes:
+        r: The rank R.
+        lora_alpha: The numerator of the scale.
+        target_modules: Endings of module names. ``auto`` is the default of PEFT for the architecture, in most cases the query and
+            value projections. ``all`` is every linear map except the head.
+        quantization: The precision of the frozen weights: unchanged (``none``), 4 bits (``nf4``) or 8 bits (``int8``). Adapters
+            keep full precision.
     """
 
     r: Annotated[int, Interval(ge=1, le=16_384)] = 8
@@ -127,10 +168,15 @@ class Lora:
 
     @property
     def scale(self) -> float:
+        """Return lora_alpha / r."""
         return self.lora_alpha / self.r
 
     def select_modules(self, network: nn.Module) -> dict[str, nn.Module]:
-        """The modules that get an adapter, by path."""
+        """Return the modules that get an adapter, by path.
+
+        Raises:
+            UserError: No module matches ``target_modules``, or the rank exceeds the dimensions of all selected maps.
+        """
         linear = {
             path: module
             for path, module in network.named_modules()
@@ -141,18 +187,18 @@ class Lora:
         if self.r > max(dims.values()):
             path = max(dims, key=lambda name: dims[name])
             raise UserError(
-                f"trainable.r: {str(self.r)[:80]} is more than any adapted map has dimensions; at most "
-                f"{dims[path]}, of {path}, at which an adapter is as good as the whole matrix"
+                f"trainable.r: {str(self.r)[:80]} exceeds the dimensions of all adapted maps. The maximum is "
+                f"{dims[path]} (of {path}), at which an adapter can represent any change of the matrix"
             )
         return chosen
 
     def _select_targets(self, linear: dict[str, nn.Module], model_type: str) -> dict[str, nn.Module]:
-        """Those of the linear maps that the targets name."""
+        """Return the linear maps that ``target_modules`` selects."""
         if not linear:
-            raise UserError(f"a model of type {model_type!r} has no linear map to adapt: use trainable: {{type: All}}")
+            raise UserError(f"a model of type {model_type!r} has no linear map for adapters: use trainable: {{type: All}}")
         if not self.target_modules:
             raise UserError(
-                "trainable.target_modules is empty, so that nothing would be trained: name endings of modules, or say [auto] or [all]"
+                "trainable.target_modules is empty, so that nothing would be trained: give endings of module names, [auto] or [all]"
             )
         if self.target_modules == ("all",):
             return linear
@@ -161,153 +207,179 @@ class Lora:
         ends = sorted({path.rsplit(".", 1)[-1] for path in linear})
         for ending in self.target_modules:
             if ending not in ends and ending not in linear:
-                raise unknown_name_error("module to adapt", ending, [*ends, "auto", "all"])
+                raise unknown_name_error("target module", ending, [*ends, "auto", "all"])
         return {path: module for path, module in linear.items() if has_ending(path, self.target_modules)}
 
     def warnings(self, network: nn.Module) -> list[str]:
-        """What ``all`` leaves out: weights that are held in no linear map, as those of experts often are."""
+        """Return caveats about weights outside linear maps, such as those of experts, which ``all`` does not adapt."""
         if self.target_modules != ("all",):
             return []
-        kept, size = dict[str, int](), sum(leaf.numel() for leaf in network.parameters())
+        num_weights, size = dict[str, int](), sum(leaf.numel() for leaf in network.parameters())
         for module in network.modules():
-            own = sum(leaf.numel() for leaf in module.parameters(recurse=False) if leaf.ndim > 1)
-            if own and not is_known(module):
-                kept[type(module).__name__] = kept.get(type(module).__name__, 0) + own
+            module_size = sum(leaf.numel() for leaf in module.parameters(recurse=False) if leaf.ndim > 1)
+            if module_size and not is_known(module):
+                num_weights[type(module).__name__] = num_weights.get(type(module).__name__, 0) + module_size
         return [
-            f"trainable.target_modules: [all] adapts linear maps, so that {name} gets no adapter: {share:.1%} of the model's weights"
-            for name, count in kept.items()
+            f"trainable.target_modules: [all] adapts linear maps only, so that {name} ({share:.1%} of the model's weights) gets no adapter"
+            for name, count in num_weights.items()
             if (share := count / size) >= 0.001
         ]
 
     def init_params(self, modules: dict[str, nn.Module], seed: int) -> Tree:
+        """Return the initial adapters, A [1, R, I] and B [1, O, R]."""
         tree = Tree()
         for path, module in modules.items():
-            wide, tall = linear_shape(module)  # type: ignore[misc]
+            inputs, outputs = linear_shape(module)  # type: ignore[misc]
             like = master_like(next(module.parameters()))
-            first = torch.empty(1, self.r, wide)
-            bound = math.sqrt(1 / wide)  # kaiming_uniform with a = sqrt(5), as PEFT begins
-            first.uniform_(-bound, bound, generator=torch_stream(seed, "adapters", path))
-            tree[f"{path}.A"] = first.to(like)  # [1, R, I]
-            tree[f"{path}.B"] = torch.zeros(1, tall, self.r).to(like)  # [1, O, R]
+            matrix = torch.empty(1, self.r, inputs)
+            bound = math.sqrt(1 / inputs)  # kaiming_uniform with a = sqrt(5), the initialization of PEFT
+            matrix.uniform_(-bound, bound, generator=torch_stream(seed, "adapters", path))
+            tree[f"{path}.A"] = matrix.to(like)  # [1, R, I]
+            tree[f"{path}.B"] = torch.zeros(1, outputs, self.r).to(like)  # [1, O, R]
         return tree
 
     def wrap(self, module: nn.Module, path: str, active_params: ActiveParams) -> nn.Module:
+        """Return the map with one adapter per client."""
         return LoraModule(module, path, active_params, self.scale)
 
 
 @dataclass(frozen=True)
 class LastBlocks:
-    """The last ``num_blocks`` transformer blocks, all their weights; what lies below stays frozen and keeps no gradients."""
+    """All weights of the last ``num_blocks`` transformer blocks; lower blocks are frozen and store nothing for the backward pass."""
 
     quantization: ClassVar[Quantization] = "none"
     num_blocks: Annotated[int, Interval(ge=1, le=10_000)] = 1
 
     def select_modules(self, network: nn.Module) -> dict[str, nn.Module]:
-        path, stack = find_blocks(network)
-        if self.num_blocks > len(stack):
-            raise UserError(f"trainable.num_blocks: {self.num_blocks} asked for, but the network has {len(stack)} blocks")
-        prefixes = tuple(f"{path}.{number}." for number in range(len(stack) - self.num_blocks, len(stack)))
-        found = {name: module for name, module in weight_modules(network).items() if f"{name}.".startswith(prefixes)}
-        if not found:
+        """Return the modules with weights in the last blocks, by path.
+
+        Raises:
+            UserError: The network has fewer blocks, or their weights do not belong to separate modules.
+        """
+        path, blocks = find_blocks(network)
+        if self.num_blocks > len(blocks):
+            raise UserError(f"trainable.num_blocks is {self.num_blocks}, but the network has only {len(blocks)} blocks")
+        prefixes = tuple(f"{path}.{number}." for number in range(len(blocks) - self.num_blocks, len(blocks)))
+        modules = {name: module for name, module in weight_modules(network).items() if f"{name}.".startswith(prefixes)}
+        if not modules:
             raise UserError(
-                f"{type(network).__name__} does not hold the weights of {path}.{len(stack) - 1} apart from others: "
+                f"{type(network).__name__} does not store the weights of {path}.{len(blocks) - 1} in separate modules: "
                 "use trainable: {type: All} or {type: Lora}"
             )
-        return found
+        return modules
 
     def warnings(self, network: nn.Module) -> list[str]:
+        """Return no caveats."""
         return []
 
     def init_params(self, modules: dict[str, nn.Module], seed: int) -> Tree:
+        """Return the weights of the modules, [1, ...]."""
         return copy_weights(modules)
 
     def wrap(self, module: nn.Module, path: str, active_params: ActiveParams) -> nn.Module:
+        """Return the module with one set of weights per client."""
         return PerClientModule.wrap(module, path, active_params)
 
 
 @dataclass(frozen=True)
 class All:
-    """Every weight of the network; tied ones once."""
+    """All weights of the network; tied weights are trained once."""
 
     quantization: ClassVar[Quantization] = "none"
 
     def select_modules(self, network: nn.Module) -> dict[str, nn.Module]:
+        """Return all modules with weights, by path."""
         return weight_modules(network)
 
     def warnings(self, network: nn.Module) -> list[str]:
+        """Return no caveats."""
         return []
 
     def init_params(self, modules: dict[str, nn.Module], seed: int) -> Tree:
+        """Return the weights of the modules, [1, ...]."""
         return copy_weights(modules)
 
     def wrap(self, module: nn.Module, path: str, active_params: ActiveParams) -> nn.Module:
+        """Return the module with one set of weights per client."""
         return PerClientModule.wrap(module, path, active_params)
 
 
 def default_targets(linear: dict[str, nn.Module], model_type: str) -> dict[str, nn.Module]:
-    """The maps that PEFT adapts by default in a model of this type; without such, the usual projections, or all maps."""
-    from peft.utils.constants import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING  # seconds that no configuration waits for
+    """Return the maps that PEFT adapts by default in a model of this type.
+
+    If PEFT has no default, the first existing entry of `DEFAULT_TARGETS` is used, and otherwise all maps.
+    """
+    from peft.utils.constants import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING  # imported here because it takes seconds
 
     default = TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING.get(model_type, ())
     if isinstance(default, str):
-        found = {path: module for path, module in linear.items() if re.fullmatch(default, path)}
+        selected = {path: module for path, module in linear.items() if re.fullmatch(default, path)}
     else:
-        found = {path: module for path, module in linear.items() if has_ending(path, default)}
+        selected = {path: module for path, module in linear.items() if has_ending(path, default)}
     for endings in DEFAULT_TARGETS:
-        found = found or {path: module for path, module in linear.items() if has_ending(path, endings)}
-    return found or linear
+        selected = selected or {path: module for path, module in linear.items() if has_ending(path, endings)}
+    return selected or linear
 
 
 def has_ending(path: str, endings: Collection[str]) -> bool:
-    """Whether a module's path or its last name is one of ``endings``."""
+    """Return whether the path of a module or its last name is one of ``endings``."""
     return path in endings or path.rsplit(".", 1)[-1] in endings
 
 
 def weight_modules(network: nn.Module) -> dict[str, nn.Module]:
-    """The modules that hold weights themselves, by path; the head only for its bias when it is tied to the embedding.
+    """Return the modules that own weights, by path.
 
-    A module of an unknown kind that holds weights owns all that is inside it.
+    A head that is tied to the embedding is included only if it has a bias. A module of an unknown type that owns weights is
+    treated as the owner of everything inside it.
+
+    Raises:
+        UserError: The weights are quantized and cannot be trained.
     """
     if getattr(network.config, "quantization_config", None) is not None:
         raise UserError(
-            f"the weights of this {type(network).__name__} are quantised (quantization_config in config.json) and "
-            "cannot be trained themselves: use trainable: {type: Lora}, or a folder with the weights in full"
+            f"the weights of this {type(network).__name__} are quantized (quantization_config in config.json) and "
+            "cannot be trained: use trainable: {type: Lora}, or a model folder with unquantized weights"
         )
     head = network.get_output_embeddings()  # type: ignore[operator]
     tied = head.weight is network.get_input_embeddings().weight  # type: ignore[operator]
-    found = dict[str, nn.Module]()
+    selected = dict[str, nn.Module]()
     for path, module in network.named_modules():
-        inside = path.startswith(tuple(f"{owner}." for owner, whole in found.items() if not is_known(whole)))
-        if inside or not any(True for _ in module.parameters(recurse=False)):
+        is_inside = path.startswith(tuple(f"{owner}." for owner, whole in selected.items() if not is_known(whole)))
+        if is_inside or not any(True for _ in module.parameters(recurse=False)):
             continue
         if not (tied and module is head and head.bias is None):
-            found[path] = module
-    return found
+            selected[path] = module
+    return selected
 
 
 def copy_weights(modules: dict[str, nn.Module]) -> Tree:
-    """The modules' own weights as a tree ``[1, ...]``; a tied one once, in the first module that has it."""
-    tree, seen = Tree(), set[int]()
+    """Copy the weights of modules to a tree, [1, ...]; a tied weight is stored once, for the first module that has it."""
+    tree, copied = Tree(), set[int]()
     for path, module in modules.items():
         for name, leaf in module.named_parameters():
-            if id(leaf) not in seen:
-                seen.add(id(leaf))
+            if id(leaf) not in copied:
+                copied.add(id(leaf))
                 tree[f"{path}.{name}"] = leaf.detach().to(master_like(leaf), copy=True)[None]
     return tree
 
 
 def master_like(leaf: torch.Tensor) -> torch.Tensor:
-    """What trained weights are kept like: on the leaf's device, in single precision at least, whatever it is stored in.
+    """Return an empty tensor with the device and dtype in which a trained weight is stored, at least float32.
 
-    Steps of training are smaller than bfloat16's spacing: they would be lost.
+    Training steps are smaller than the spacing of bfloat16 numbers, so that they would be lost in bfloat16.
     """
-    wide = leaf.dtype if leaf.dtype in (torch.float32, torch.float64) else torch.float32
-    return torch.empty(0, dtype=wide, device=leaf.device)
+    dtype = leaf.dtype if leaf.dtype in (torch.float32, torch.float64) else torch.float32
+    return torch.empty(0, dtype=dtype, device=leaf.device)
 
 
 def find_blocks(network: nn.Module) -> tuple[str, nn.ModuleList]:
-    """Path and list of the transformer blocks: of the lists of modules that lie in no other, the one as long as the
-    configuration says, or the longest."""
+    """Return the path and the list of the transformer blocks.
+
+    Of the module lists that are not inside another list, the one with the configured number of layers is chosen, or else the longest.
+
+    Raises:
+        UserError: The network has no list of modules.
+    """
     lists = dict[str, nn.ModuleList]()
     for path, module in network.named_modules():
         if isinstance(module, nn.ModuleList) and not path.startswith(tuple(f"{outer}." for outer in lists)):

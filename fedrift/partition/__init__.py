@@ -1,4 +1,7 @@
-"""Every way to deal a corpus to clients. In an experiment ``{type: Name}`` is a class named in ``__all__``."""
+"""Partitioners: rules that assign the documents of a corpus to clients.
+
+An experiment names a class of ``__all__`` as ``partition: {type: Name}``.
+"""
 
 from .base import Partition as Partition
 from .base import Partitioner as Partitioner

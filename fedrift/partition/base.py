@@ -1,11 +1,11 @@
-"""What a partitioner is and what it gives: who holds which documents, and how each client rewrites its own.
+"""Interface of partitioners, which assign the documents of a corpus to clients, and helpers that all of them share.
 
-A partitioner is a frozen dataclass with ``clients`` and ``severity``. Called with a corpus and a named stream
-it deals that corpus. Two laws hold for all of them (tests/partition/test_laws.py):
+A partitioner is a frozen dataclass with the fields ``num_clients`` and ``severity``. It is called with a corpus and a
+random generator and returns a ``Partition``. Every partitioner satisfies two laws (tests/partition/test_laws.py):
 
-- severity 0 is the corpus in small for every client, so ``replace(p, severity=0)`` is the IID baseline of ``p``;
-- the same stream makes the same choices for any corpus: deal the train and the test documents with two equal
-  streams and each client is tested on the mix that it trains on.
+- At severity 0 every client holds an IID sample of the corpus, so ``replace(p, severity=0)`` is the IID baseline of ``p``.
+- Equal random streams give equal choices for any corpus. If the training and the test documents are partitioned with equal
+  streams, each client is tested on the mixture of domains that it trains on.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from ..data.corpus import Corpus
 from ..data.tables import format_columns
 
 Rewrite: TypeAlias = Callable[[str, str], str]
-"""(text, sha256 hex of the text) -> text. Pure: the same two strings always give the same third."""
+"""Function from (text, SHA-256 hex digest of the text) to the rewritten text. It must be pure: equal inputs give equal outputs."""
 
 NumClients: TypeAlias = Annotated[int, Interval(ge=1, le=100_000)]
 Severity: TypeAlias = Annotated[float, Interval(ge=0, le=1)]
@@ -32,10 +32,11 @@ Severity: TypeAlias = Annotated[float, Interval(ge=0, le=1)]
 
 @dataclass(frozen=True, eq=False)
 class Partition:
-    """A corpus dealt to N clients.
+    """An assignment of a corpus's documents to N clients.
 
-    ``rows``: N sorted arrays of document indices into the corpus that was dealt; no document is in two of
-    them. ``rewrites``: N rewrites, None where a client leaves its texts alone; empty where nobody rewrites.
+    Attributes:
+        rows: N sorted arrays of document indices into the corpus. No document belongs to two clients.
+        rewrites: One rewrite per client, or None for a client whose texts stay unchanged. The tuple is empty if no client rewrites.
     """
 
     rows: tuple[np.ndarray, ...]
@@ -45,79 +46,135 @@ class Partition:
         return len(self.rows)
 
     def document_owners(self, num_documents: int) -> np.ndarray:
-        """Which client holds each of the ``documents``, [D] int64; -1 where nobody does."""
+        """Return the client that holds each document.
+
+        Args:
+            num_documents: D, the number of documents in the corpus.
+
+        Returns:
+            Client indices, [D] int64; -1 for a document that no client holds.
+        """
         owner = np.full(num_documents, -1, dtype=np.int64)
         for client, rows in enumerate(self.rows):
             owner[rows] = client
         return owner
 
     def budgets(self, corpus: Corpus) -> np.ndarray:
-        """Tokens of each client, [N] int64, before any rewriting."""
+        """Return the number of tokens that each client holds before any rewriting, [N] int64."""
         return np.array([corpus.size[rows].sum() for rows in self.rows], dtype=np.int64)
 
 
 class Partitioner(Protocol):
-    """Deals a corpus; every class in ``fedrift.partition.__all__`` is one."""
+    """Protocol of classes that assign the documents of a corpus to clients.
+
+    Every class in ``fedrift.partition.__all__`` implements it.
+
+    Example:
+        This minimal partitioner assigns shuffled documents round-robin. It ignores its severity, so it is always IID::
+
+            @dataclass(frozen=True)
+            class RoundRobin:
+                num_clients: int = 10
+                severity: float = 0.0
+
+                def __call__(self, corpus: Corpus, rng: np.random.Generator) -> Partition:
+                    order = rng.permutation(len(corpus))
+                    return Partition(tuple(np.sort(order[k :: self.num_clients]) for k in range(self.num_clients)))
+    """
 
     @property
-    def num_clients(self) -> int: ...
+    def num_clients(self) -> int:
+        """Return N, the number of clients."""
+        ...
+
     @property
-    def severity(self) -> float: ...
-    def __call__(self, corpus: Corpus, rng: np.random.Generator) -> Partition: ...
+    def severity(self) -> float:
+        """Return the degree of heterogeneity in [0, 1]; 0 is IID."""
+        ...
+
+    def __call__(self, corpus: Corpus, rng: np.random.Generator) -> Partition:
+        """Assign the documents of ``corpus`` to clients, with random numbers from ``rng``."""
+        ...
 
 
 def display_name(partitioner: Partitioner) -> str:
-    """A regime's name for tables: its class, with what is inside where it is made of another (its ``name_detail``)."""
+    """Return the name of a partitioner for tables.
+
+    The name is the class name, followed by the partitioner's ``name_detail`` if it has one.
+    """
     return " ".join([type(partitioner).__name__, *filter(None, [getattr(partitioner, "name_detail", "")])])
 
 
 def document_id(text: str) -> str:
-    """The name of a document: sha256 hex of its text before any rewriting."""
+    """Return the identifier of a document: the SHA-256 hex digest of its text before any rewriting."""
     return sha256(text.encode()).hexdigest()
 
 
 def document_sizes(corpus: Corpus, num_clients: int) -> np.ndarray:
-    """Tokens of each document, [D] float64, an empty one counting as one token; refuses too many clients."""
+    """Return the number of tokens of each document, [D] float64. An empty document counts as one token.
+
+    Raises:
+        UserError: The corpus has fewer documents than there are clients.
+    """
     if num_clients > len(corpus):
         raise UserError(
-            f"{num_clients} clients cannot share the {len(corpus)} documents of corpus {corpus.name!r}: "
-            f"each needs at least one. Ask for at most {len(corpus)} clients, or take a larger corpus."
+            f"{num_clients} clients cannot share the {len(corpus)} documents of corpus {corpus.name!r}, because each client "
+            f"needs at least one document. Set partition.num_clients to at most {len(corpus)}, or use a larger corpus."
         )
     return np.maximum(np.asarray(corpus.size, dtype=np.float64), 1.0)
 
 
 def document_topics(corpus: Corpus, min_topics: int = 2) -> tuple[np.ndarray, tuple[str, ...]]:
-    """The topic of each document, [D] int64 in 0..T-1, and the T names; an empty topic is none."""
+    """Return the topic of each document and the names of the topics.
+
+    Topics without a document are dropped, so the indices are contiguous.
+
+    Args:
+        corpus: The corpus; every document needs a label.
+        min_topics: Smallest number of distinct topics that the partitioner accepts.
+
+    Returns:
+        Topic indices in 0..T-1, [D] int64, and the T topic names.
+
+    Raises:
+        UserError: A document has no label, or the corpus has fewer than ``min_topics`` topics.
+    """
     missing = int((corpus.label < 0).sum())
     if missing == len(corpus) and corpus.columns:
         raise UserError(
-            f"a deal by topic needs a label for every document, and no document of corpus {corpus.name!r} has one (its columns: "
+            f"A partition by topic needs a label for every document, but no document of corpus {corpus.name!r} has one (its columns: "
             f"{format_columns(corpus.columns)}). Name the column of labels with dataset.label_column, find topics by clustering "
-            "(dataset.num_clusters=8), or choose a regime that needs no labels: TokenTilt, Quantity, Length."
+            "(dataset.num_clusters=8), or choose a partition that needs no labels: TokenTilt, Quantity, Length."
         )
     if missing:
         raise UserError(
-            f"a deal by topic needs a label for every document, but {missing} of the {len(corpus)} documents "
-            f"of corpus {corpus.name!r} have none (labels such as NA, None and null count as none). Find topics "
-            "by clustering (dataset.num_clusters=8), keep only its labelled domains, or choose a regime that "
+            f"A partition by topic needs a label for every document, but {missing} of the {len(corpus)} documents "
+            f"of corpus {corpus.name!r} have none (labels such as NA, None and null count as missing). Find topics "
+            "by clustering (dataset.num_clusters=8), keep only the labeled domains, or choose a partition that "
             "needs no labels: TokenTilt, Quantity, Length."
         )
     present, topic = np.unique(corpus.label, return_inverse=True)
     names = tuple(corpus.domains[label] for label in present)
     if len(names) < min_topics:
         raise UserError(
-            f"this deal needs at least {min_topics} topics, but corpus {corpus.name!r} has {len(names)}: "
-            f"{', '.join(names) or 'none'}. Keep more of its domains, or choose a regime that needs none: "
+            f"This partition needs at least {min_topics} topics, but corpus {corpus.name!r} has {len(names)}: "
+            f"{', '.join(names) or 'none'}. Keep more of its domains, or choose a partition that needs no topics: "
             "TokenTilt, Quantity, Length."
         )
     return topic.astype(np.int64), names
 
 
-# What the clients of a partition hold, counted: texts as written, tokens by domain, words by client.
+# Counts over the documents of each client.
 
 
 def rewritten_texts(corpus: Corpus, partition: Partition, owner: np.ndarray) -> list[str]:
-    """The texts as their owners write them."""
+    """Return the text of each document after its owner's rewrite.
+
+    Args:
+        corpus: The corpus with D documents.
+        partition: The partition, which holds the rewrites.
+        owner: Client that holds each document, [D].
+    """
     if not partition.rewrites:
         return list(corpus.text)
     rewrites = [partition.rewrites[client] for client in owner]
@@ -125,7 +182,17 @@ def rewritten_texts(corpus: Corpus, partition: Partition, owner: np.ndarray) -> 
 
 
 def tokens_by_label(corpus: Corpus, size: np.ndarray, owner: np.ndarray, num_clients: int) -> np.ndarray:
-    """Tokens of each client and domain, [N, T]; documents without a label are left out."""
+    """Return the number of tokens of each client and domain.
+
+    Args:
+        corpus: The corpus with D documents.
+        size: Number of tokens of each document, [D].
+        owner: Client that holds each document, [D].
+        num_clients: N, the number of clients.
+
+    Returns:
+        Token counts, [N, T]. Documents without a label are not counted.
+    """
     table = np.zeros((num_clients, len(corpus.domains)))
     known = corpus.label >= 0
     np.add.at(table, (owner[known], corpus.label[known]), size[known])
@@ -133,69 +200,92 @@ def tokens_by_label(corpus: Corpus, size: np.ndarray, owner: np.ndarray, num_cli
 
 
 def counts_by_client(counts: csr_array, owner: np.ndarray, num_clients: int) -> csr_array:
-    """Word counts of each client, [N, V]."""
+    """Sum the word counts of documents over the documents of each client.
+
+    Args:
+        counts: Word counts of the documents, [D, V].
+        owner: Client that holds each document, [D].
+        num_clients: N, the number of clients.
+
+    Returns:
+        Word counts of the clients, [N, V].
+    """
     documents = np.arange(len(owner))
     return csr_array((np.ones(len(owner)), (owner, documents)), shape=(num_clients, len(owner))) @ counts
 
 
-# A deal that is IID although its severity is not 0: refused, for its results would be reported as those of skewed clients.
+# A partition with severity > 0 that is nevertheless IID is an error, because its results would be reported as those of
+# non-IID clients.
 
 
 def partition_corpus(partitioner: Partitioner, corpus: Corpus, make_rng: Callable[[], np.random.Generator]) -> Partition:
-    """Deal a corpus, and make sure that the clients differ where the severity says that they do.
+    """Partition a corpus and check that the clients differ if the severity is above 0.
 
     Args:
-        partitioner: The regime.
+        partitioner: The partitioner.
         corpus: The training documents.
-        make_rng: Gives a fresh generator of one name at each call, as for ``calibrate_severity``.
+        make_rng: Returns a fresh generator of the same random stream at each call, as for ``calibrate_severity``.
 
     Raises:
-        UserError: The severity is not 0, there are two clients or more, and yet the deal is that of severity 0, or nothing
-            tells the documents or the clients apart in what the regime deals by.
+        UserError: The clients do not differ although the severity is above 0 and there are at least two clients. This happens if the
+            partition equals that of severity 0, or if the corpus does not vary in the property that the partitioner uses.
     """
-    dealt = partitioner(corpus, make_rng())
+    partition = partitioner(corpus, make_rng())
     if partitioner.severity == 0 or partitioner.num_clients == 1:
-        return dealt
-    why = getattr(partitioner, "iid_reason", no_iid_reason)(corpus)
-    if not why and has_identical_rewrites(partitioner, dealt):
-        why = "every client rewrites its texts alike"
-    if not why and is_iid_baseline(partitioner, corpus, dealt, make_rng):
-        why = "nothing in the texts can be rewritten" if dealt.rewrites else "the deal is exactly that of severity 0"
-    if why:
-        raise UserError(
-            f"partition {display_name(partitioner)} with severity {partitioner.severity:g} deals corpus {corpus.name!r} "
-            f"IID: {why}. Change its settings, raise its severity, choose another regime or corpus, or take "
-            "severity 0"
+        return partition
+    reason = getattr(partitioner, "iid_reason", no_iid_reason)(corpus)
+    if not reason and has_identical_rewrites(partitioner, partition):
+        reason = "every client rewrites its texts in the same way"
+    if not reason and is_iid_baseline(partitioner, corpus, partition, make_rng):
+        reason = (
+            "the texts contain nothing that can be rewritten" if partition.rewrites else "it is identical to the partition of severity 0"
         )
-    return dealt
+    if reason:
+        raise UserError(
+            f"Partition {display_name(partitioner)} with severity {partitioner.severity:g} gives IID clients on corpus "
+            f"{corpus.name!r}: {reason}. Change its settings, raise its severity, choose another partition or corpus, or set "
+            "partition.severity=0."
+        )
+    return partition
 
 
 def partition_notes(partitioner: Partitioner) -> list[str]:
-    """What a reader of the results must know of the deal."""
+    """Return notes about the partition that a reader of the results needs; the list is usually empty."""
     if partitioner.severity == 0 or partitioner.num_clients > 1:
         return []
-    return [f"partition {display_name(partitioner)} has one client, which holds all documents: no severity makes it non-IID"]
+    return [f"Partition {display_name(partitioner)} has one client, which holds all documents, so no severity makes it non-IID."]
 
 
 def no_iid_reason(corpus: Corpus) -> str:
+    """Return an empty reason; the default for partitioners without a method ``iid_reason``."""
     return ""
 
 
 def has_identical_rewrites(partitioner: Partitioner, partition: Partition) -> bool:
-    """Whether all clients rewrite in one way, and not as the homogeneous control, which is to do so."""
+    """Return whether all clients rewrite their texts in the same way.
+
+    The homogeneous control (``homogeneous=True``) has identical rewrites by design and does not count.
+    """
     return bool(partition.rewrites) and len(set(partition.rewrites)) == 1 and not getattr(partitioner, "homogeneous", False)
 
 
 def is_iid_baseline(partitioner: Partitioner, corpus: Corpus, partition: Partition, make_rng: Callable[[], np.random.Generator]) -> bool:
-    """Whether each client holds, as it writes them, just the documents that it holds at severity 0."""
-    changeable: Any = partitioner
-    twin: Partition = replace(changeable, severity=0.0)(corpus, make_rng())
-    if not all(np.array_equal(one, other) for one, other in zip(partition.rows, twin.rows, strict=True)):
+    """Return whether each client holds the same documents with the same texts as at severity 0.
+
+    Args:
+        partitioner: The partitioner.
+        corpus: The corpus that was partitioned.
+        partition: The partition at the partitioner's severity.
+        make_rng: Returns a fresh generator of the same random stream at each call.
+    """
+    dataclass_instance: Any = partitioner
+    baseline: Partition = replace(dataclass_instance, severity=0.0)(corpus, make_rng())
+    if not all(np.array_equal(own_rows, baseline_rows) for own_rows, baseline_rows in zip(partition.rows, baseline.rows, strict=True)):
         return False
-    ways = partition.rewrites or (None,) * len(partition)
+    rewrites = partition.rewrites or (None,) * len(partition)
     return not any(
-        way is not None and way(text, document_id(text)) != text
-        for way, rows in zip(ways, partition.rows, strict=True)
+        rewrite is not None and rewrite(text, document_id(text)) != text
+        for rewrite, rows in zip(rewrites, partition.rows, strict=True)
         for text in (corpus.text[row] for row in rows)
     )
 

@@ -1,4 +1,4 @@
-"""Topic skew and quantity skew at once: some clients are small, and all are one-sided."""
+"""Partitioners built from others: combined topic and quantity skew, and severities calibrated to a measured divergence."""
 
 from __future__ import annotations
 
@@ -34,12 +34,21 @@ from .words import count_words
 
 @dataclass(frozen=True)
 class Composed:
-    """Severity 0: the corpus in small, equal budgets. Severity 1: topic and quantity skew in full.
+    """Topic skew and quantity skew combined.
 
-    ``topic_severity`` and ``quantity_severity`` are those of the two skews at severity 1; in between both are scaled
-    by s. ``topic_method`` says how topics are mixed: ``mix`` as TopicMix does, ``dirichlet`` as Dirichlet does. Budgets
-    are those of Quantity exactly; a client that is larger than its topic is filled up with others, as little
-    as the sums allow.
+    At severity 0 every client holds an IID sample of the corpus, and all budgets are equal. At severity 1 topic skew has severity
+    ``topic_severity`` and quantity skew has severity ``quantity_severity``. In between, both are multiplied by the severity.
+
+    The budgets are exactly those of ``Quantity``. A client whose budget exceeds the tokens of its topics also receives documents of
+    other topics, as few as the row and column sums allow.
+
+    Attributes:
+        num_clients: N, the number of clients.
+        severity: Common factor of both skews, in [0, 1].
+        topic_severity: Severity of the topic skew when ``severity`` is 1.
+        quantity_severity: Severity of the quantity skew when ``severity`` is 1.
+        topic_method: How topics are mixed: ``mix`` as in ``TopicMix``, ``dirichlet`` as in ``Dirichlet``.
+        min_share: Smallest budget of a client, as a share of an equal budget.
     """
 
     num_clients: NumClients = 10
@@ -51,7 +60,7 @@ class Composed:
 
     @property
     def name_detail(self) -> str:
-        """How much of what is composed."""
+        """Return the topic method and the two severities, for the display name."""
         return f"{self.topic_method} {self.topic_severity:g} quantity {self.quantity_severity:g}"
 
     def __call__(self, corpus: Corpus, rng: np.random.Generator) -> Partition:
@@ -64,46 +73,50 @@ class Composed:
         table = uniform_table(rows, columns)
         severity = self.severity * self.topic_severity
         if self.topic_method == "mix":
-            own = topic_ownership(self.num_clients, len(names)) * columns
-            own = own * (rows / own.sum(axis=1))[:, None]
-            table = fit_margins((1 - severity) * table + severity * own, rows, columns)
+            own_topics = topic_ownership(self.num_clients, len(names)) * columns
+            own_topics = own_topics * (rows / own_topics.sum(axis=1))[:, None]
+            table = fit_margins((1 - severity) * table + severity * own_topics, rows, columns)
         elif severity > 0:
-            drawn = sample_dirichlet(alpha_from_severity(severity) * len(names) * columns / columns.sum(), uniform)
-            table = fit_margins(drawn * rows[:, None], rows, columns)
+            topic_shares = sample_dirichlet(alpha_from_severity(severity) * len(names) * columns / columns.sum(), uniform)
+            table = fit_margins(topic_shares * rows[:, None], rows, columns)
         return assign_documents(table, group, size, rng)
 
 
-# Severity in common units: the dial of one regime set so that it measures as much as the dial of another.
+# Calibration: find the severity at which a partitioner reaches a given measured divergence, so that different partitioners can be
+# compared at equal heterogeneity.
 
 PartitionerT = TypeVar("PartitionerT", bound=Partitioner)
 SeverityMeasure = Callable[[Corpus, Partition], float]
 
 
 def label_severity(corpus: Corpus, partition: Partition) -> float:
-    """Jensen-Shannon divergence of the clients' topics over the most that it can be, in [0, 1]."""
+    """Return the normalized Jensen-Shannon divergence of the clients' topic distributions.
+
+    The divergence is divided by its maximum, so the value lies in [0, 1].
+    """
     owner = partition.document_owners(len(corpus))
-    held = np.flatnonzero(owner >= 0)
-    dealt = corpus.take(held)
-    return float(normalized_jsd(tokens_by_label(dealt, document_sizes(dealt, 1), owner[held], len(partition))))
+    rows = np.flatnonzero(owner >= 0)
+    assigned = corpus.take(rows)
+    return float(normalized_jsd(tokens_by_label(assigned, document_sizes(assigned, 1), owner[rows], len(partition))))
 
 
 def token_severity(corpus: Corpus, partition: Partition) -> float:
-    """Jensen-Shannon divergence of the clients' words above a chance deal's, over log2 N less that: 0 to 1.
+    """Return the Jensen-Shannon divergence of the clients' word distributions in excess of chance, normalized to at most 1.
 
-    The chance deal has the same documents, as their owners write them, and the same budgets; its cut is
-    always the same one.
+    With divergence J and chance level J0 the value is (J - J0) / (log2 N - J0). J0 is the divergence of one random partition of the
+    same rewritten documents with the same budgets. That partition is drawn from a fixed random stream.
     """
     owner = partition.document_owners(len(corpus))
-    held = np.flatnonzero(owner >= 0)
-    dealt, owner, clients = corpus.take(held), owner[held], len(partition)
-    counts = count_words(rewritten_texts(dealt, partition, owner)).counts
+    rows = np.flatnonzero(owner >= 0)
+    assigned, owner, num_clients = corpus.take(rows), owner[rows], len(partition)
+    counts = count_words(rewritten_texts(assigned, partition, owner)).counts
     size = np.maximum(counts.sum(axis=1), 1.0)
-    mixed = numpy_stream(0, "token severity").permutation(len(owner))
-    chance = np.empty_like(owner)
-    chance[mixed] = split_by_budget(size[mixed], np.bincount(owner, weights=size, minlength=clients))
-    found, null = (generalized_jsd(counts_by_client(counts, who, clients)) for who in (owner, chance))
-    most = np.log2(clients) if clients > 1 else 1.0
-    return float((found - null) / max(most - null, 1e-12))
+    order = numpy_stream(0, "token severity").permutation(len(owner))
+    chance_owner = np.empty_like(owner)
+    chance_owner[order] = split_by_budget(size[order], np.bincount(owner, weights=size, minlength=num_clients))
+    measured, chance_level = (generalized_jsd(counts_by_client(counts, owners, num_clients)) for owners in (owner, chance_owner))
+    maximum = np.log2(num_clients) if num_clients > 1 else 1.0
+    return float((measured - chance_level) / max(maximum - chance_level, 1e-12))
 
 
 def calibrate_severity(
@@ -117,51 +130,68 @@ def calibrate_severity(
     max_trials: int = 30,
     allow_nearest: bool = False,
 ) -> PartitionerT:
-    """The same regime with the dial where ``measure`` gives ``target``, within ``tolerance``; by bisection.
+    """Return the partitioner with the severity at which ``measure`` equals ``target``, found by bisection.
 
-    ``make_rng`` gives a fresh generator of one name at each call, so that only the dial changes from trial to
-    trial. A target that the regime does not reach, or steps over, is refused with what it can measure;
-    ``allow_nearest`` takes the nearest dial instead.
+    Args:
+        partitioner: The partitioner; its own severity is ignored.
+        corpus: The documents to partition in each trial.
+        target: Value that ``measure`` should have.
+        make_rng: Returns a fresh generator of the same random stream at each call, so that only the severity changes between trials.
+        measure: Function from corpus and partition to a divergence that grows with the severity.
+        tolerance: Largest accepted absolute difference from ``target``.
+        max_trials: Largest number of bisection steps.
+        allow_nearest: Whether to return the nearest severity if no trial reaches ``target`` within ``tolerance``.
+
+    Raises:
+        UserError: No trial reaches ``target`` within ``tolerance``, and ``allow_nearest`` is False. The message names the
+            values that the partitioner reaches.
     """
-    changeable: Any = partitioner
+    dataclass_instance: Any = partitioner
 
-    def at(dial: float) -> tuple[PartitionerT, float]:
-        trial = replace(changeable, severity=dial)
+    def run_trial(severity: float) -> tuple[PartitionerT, float]:
+        trial = replace(dataclass_instance, severity=severity)
         return trial, measure(corpus, trial(corpus, make_rng()))
 
     low, high = 0.0, 1.0
-    tried = [at(low), at(high)]
-    within = tried[0][1] - tolerance <= target <= tried[1][1] + tolerance
-    for _ in range(max_trials if within else 0):
-        best, found = min(tried, key=lambda trial: abs(trial[1] - target))
-        if abs(found - target) <= tolerance:
+    trials = [run_trial(low), run_trial(high)]
+    is_reachable = trials[0][1] - tolerance <= target <= trials[1][1] + tolerance
+    for _ in range(max_trials if is_reachable else 0):
+        best, measured = min(trials, key=lambda trial: abs(trial[1] - target))
+        if abs(measured - target) <= tolerance:
             return best
         middle = (low + high) / 2
-        tried.append(at(middle))
-        low, high = (middle, high) if tried[-1][1] < target else (low, middle)
-    best, found = min(tried, key=lambda trial: abs(trial[1] - target))
-    if allow_nearest or abs(found - target) <= tolerance:
+        trials.append(run_trial(middle))
+        low, high = (middle, high) if trials[-1][1] < target else (low, middle)
+    best, measured = min(trials, key=lambda trial: abs(trial[1] - target))
+    if allow_nearest or abs(measured - target) <= tolerance:
         return best
     raise UserError(
-        f"{type(partitioner).__name__} cannot be set to measure {target:.3f} on corpus {corpus.name!r}: it "
-        f"measures {tried[0][1]:.3f} at severity 0, {tried[1][1]:.3f} at 1, and at the nearest {found:.3f} "
-        f"(severity {best.severity:.3f}). Choose such a target, another regime, or another corpus."
+        f"No severity of {type(partitioner).__name__} gives a measured divergence of {target:.3f} on corpus {corpus.name!r}. The "
+        f"divergence is {trials[0][1]:.3f} at severity 0 and {trials[1][1]:.3f} at severity 1, and the nearest value is "
+        f"{measured:.3f} (at severity {best.severity:.3f}). Choose a target that is reached, another partition, or another corpus."
     )
 
 
-# Any regime with its severity in common units: the dial is what is measured, not what is nominal.
+# A partitioner whose severity is the measured divergence instead of the partitioner's own parameter.
 
 SEVERITY_MEASURES = {"domains": label_severity, "words": token_severity}
 
 
 @dataclass(frozen=True)
 class Calibrated:
-    """Severity 0: the IID baseline of ``base``. Severity s: its dial where the clients' divergence measures s, within 0.01.
+    """Another partitioner whose severity is calibrated to a measured divergence.
 
-    ``measure``: the divergence of the clients' domains, or of their words above chance, each as a share of the
-    most there can be. The dial is found by bisection on the very documents and draws of the deal.
-    ``num_clients`` and ``severity`` are said here, and ``base`` has neither. A severity that the regime cannot measure
-    is refused with what it can; ``if_unreachable: nearest`` takes the nearest it can.
+    At severity 0 this is the IID baseline of ``base``. At severity s the severity of ``base`` is chosen so that the clients'
+    divergence equals s within 0.01. The bisection uses the same documents and the same random stream as the final partition.
+
+    Attributes:
+        num_clients: N, the number of clients. ``base`` must not set a different one.
+        severity: Target divergence, in [0, 1]. ``base`` must not set a different severity.
+        base: The partitioner to calibrate.
+        measure: The divergence as a share of its maximum: of the clients' domains (``domains``), or of their words in excess of
+            chance (``words``).
+        if_unreachable: What happens if ``base`` cannot reach the divergence. ``refuse`` raises an error that names the reachable
+            values, and ``nearest`` uses the nearest reachable value.
     """
 
     num_clients: NumClients = 10
@@ -172,27 +202,35 @@ class Calibrated:
 
     @property
     def name_detail(self) -> str:
-        """What is calibrated."""
+        """Return the display name of the calibrated partitioner."""
         return display_name(self.base)
 
     def __call__(self, corpus: Corpus, rng: np.random.Generator) -> Partition:
         return self.resolve(corpus, rng)(corpus, rng)
 
     def resolve(self, corpus: Corpus, rng: np.random.Generator) -> Partitioner:
-        """The regime with its dial set; ``rng`` stays as it was."""
-        regime: Any = self.base
-        plain = type(regime)()
+        """Return ``base`` with its calibrated severity.
+
+        Args:
+            corpus: The documents to partition.
+            rng: Random generator; it is copied, so its state does not change.
+
+        Raises:
+            UserError: ``base`` sets its own number of clients or severity, or the divergence cannot be reached.
+        """
+        base: Any = self.base
+        default = type(base)()
         for name in ("num_clients", "severity"):
-            if getattr(regime, name) not in (getattr(plain, name), getattr(self, name)):
+            if getattr(base, name) not in (getattr(default, name), getattr(self, name)):
                 raise UserError(
-                    f"partition.base.{name} is {getattr(regime, name)}, partition.{name} "
-                    f"{getattr(self, name)}: say it once, as partition.{name}"
+                    f"partition.base.{name} is {getattr(base, name)}, but partition.{name} is {getattr(self, name)}. "
+                    f"Remove partition.base.{name}, because Calibrated sets it."
                 )
-        start: Partitioner = replace(regime, num_clients=self.num_clients, severity=0.0)
+        iid_baseline: Partitioner = replace(base, num_clients=self.num_clients, severity=0.0)
         if self.severity == 0:
-            return start
+            return iid_baseline
         return calibrate_severity(
-            start,
+            iid_baseline,
             corpus,
             self.severity,
             lambda: deepcopy(rng),

@@ -1,6 +1,6 @@
-"""How far distributions lie apart: the plain functions behind the heterogeneity report.
+"""Divergences between the clients' distributions, as used by the heterogeneity report.
 
-All divergences are in bits. A table holds one client's counts in each row, [N, V], dense or sparse.
+All divergences are in bits. A count table has one row of counts per client, [N, V], dense or sparse.
 """
 
 from __future__ import annotations
@@ -12,68 +12,76 @@ CountTable = np.ndarray | csr_array
 
 
 def entropy(table: CountTable) -> np.ndarray:
-    """Shannon entropy of each row's distribution in bits, [N]; NaN for an empty row."""
+    """Return the Shannon entropy of each row's distribution in bits, [N]; NaN for an empty row."""
     sparse: csr_array = csr_array(table).astype(np.float64)
     mass = np.asarray(sparse.sum(axis=1)).ravel()
-    each = csr_array((_xlogx(sparse.data), sparse.indices, sparse.indptr), shape=sparse.shape)
+    terms = csr_array((_xlogx(sparse.data), sparse.indices, sparse.indptr), shape=sparse.shape)
     with np.errstate(invalid="ignore", divide="ignore"):
-        return np.log2(mass) - np.asarray(each.sum(axis=1)).ravel() / mass
+        return np.log2(mass) - np.asarray(terms.sum(axis=1)).ravel() / mass
 
 
 def generalized_jsd(table: CountTable) -> float:
-    """H(sum_k p_k P_k) - sum_k p_k H(P_k) in bits, with p_k the rows' shares of all counts.
+    """Return the generalized Jensen-Shannon divergence of the rows in bits.
 
-    It is the mutual information of "which client" and "which word". Lin, "Divergence measures based on the
-    Shannon entropy", IEEE Trans. Information Theory 37(1), 1991. From samples it is biased upwards by about
-    (V - 1)(N - 1) / (2 n ln 2) bits: read it beside its null band.
+    It is H(sum_k p_k P_k) - sum_k p_k H(P_k), where p_k is the share of row k in all counts. It equals the mutual information of
+    client and word. Lin, "Divergence measures based on the Shannon entropy", IEEE Trans. Information Theory 37(1), 1991.
+
+    The estimate from samples is biased upward by about (V - 1)(N - 1) / (2 n ln 2) bits for n counts, so compare it with its null
+    distribution.
+
+    Args:
+        table: Counts, [N, V].
     """
     share = np.asarray(table.sum(axis=1)).ravel()
-    held = share > 0
-    pooled = entropy(np.asarray(table.sum(axis=0)).reshape(1, -1))[0]
-    return float(pooled - (share[held] / share.sum()) @ entropy(table[held]))
+    nonempty = share > 0
+    pooled_entropy = entropy(np.asarray(table.sum(axis=0)).reshape(1, -1))[0]
+    return float(pooled_entropy - (share[nonempty] / share.sum()) @ entropy(table[nonempty]))
 
 
 def normalized_jsd(table: CountTable) -> float:
-    """``generalized_jsd`` over its most, log2 min(N, V): in [0, 1]; 0 where either is one."""
-    least = min(int((np.asarray(table.sum(axis=axis)).ravel() > 0).sum()) for axis in (0, 1))
-    return generalized_jsd(table) / np.log2(least) if least > 1 else 0.0
+    """Return ``generalized_jsd`` divided by its maximum, log2 min(N, V), where N and V count the nonempty rows and columns.
+
+    The value lies in [0, 1]. It is 0 if only one row or one column is nonempty.
+    """
+    num_outcomes = min(int((np.asarray(table.sum(axis=axis)).ravel() > 0).sum()) for axis in (0, 1))
+    return generalized_jsd(table) / np.log2(num_outcomes) if num_outcomes > 1 else 0.0
 
 
 def pairwise_jsd(table: np.ndarray) -> np.ndarray:
-    """Jensen-Shannon divergence of each two rows with equal weights, [N, N] in bits."""
-    mixes = table / table.sum(axis=1, keepdims=True)
-    own = _xlogx(mixes).sum(axis=1)
-    found = np.zeros((len(mixes), len(mixes)))
-    for row in range(len(mixes)):
-        middle = _xlogx((mixes[row] + mixes[row + 1 :]) / 2).sum(axis=1)
-        found[row, row + 1 :] = (own[row] + own[row + 1 :]) / 2 - middle
-    return found + found.T
+    """Return the Jensen-Shannon divergence of each pair of rows with equal weights, [N, N] in bits."""
+    distributions = table / table.sum(axis=1, keepdims=True)
+    neg_entropy = _xlogx(distributions).sum(axis=1)
+    divergence = np.zeros((len(distributions), len(distributions)))
+    for row in range(len(distributions)):
+        mixture_neg_entropy = _xlogx((distributions[row] + distributions[row + 1 :]) / 2).sum(axis=1)
+        divergence[row, row + 1 :] = (neg_entropy[row] + neg_entropy[row + 1 :]) / 2 - mixture_neg_entropy
+    return divergence + divergence.T
 
 
 def total_variation(table: CountTable) -> np.ndarray:
-    """Half the L1 distance of each row's distribution to the pooled one, [N]; NaN for an empty row."""
+    """Return the total variation distance of each row's distribution to the pooled one, [N]; NaN for an empty row."""
     dense = np.asarray(table, dtype=np.float64)
     with np.errstate(invalid="ignore"):
-        mixes = dense / dense.sum(axis=1, keepdims=True)
-    return np.abs(mixes - dense.sum(axis=0) / dense.sum()).sum(axis=1) / 2
+        distributions = dense / dense.sum(axis=1, keepdims=True)
+    return np.abs(distributions - dense.sum(axis=0) / dense.sum()).sum(axis=1) / 2
 
 
 def jaccard(table: csr_array) -> np.ndarray:
-    """Words that two clients share over words that either has, [N, N]."""
-    has = (table > 0).astype(np.float64)
-    both = (has @ has.T).toarray()
-    size = np.diag(both)
-    return both / np.maximum(size[:, None] + size[None, :] - both, 1.0)
+    """Return the Jaccard index of each pair of clients' vocabularies, [N, N]: shared words divided by words of either client."""
+    present = (table > 0).astype(np.float64)
+    shared = (present @ present.T).toarray()
+    size = np.diag(shared)
+    return shared / np.maximum(size[:, None] + size[None, :] - shared, 1.0)
 
 
 def coverage(table: csr_array) -> np.ndarray:
-    """Share of client i's word occurrences whose word client j has at least twice, [N, N]."""
-    often = (table >= 2).astype(np.float64)
-    return (table @ often.T).toarray() / np.maximum(np.asarray(table.sum(axis=1)).reshape(-1, 1), 1.0)
+    """Return the share of client i's word occurrences whose word occurs at least twice at client j, [N, N]."""
+    repeated = (table >= 2).astype(np.float64)
+    return (table @ repeated.T).toarray() / np.maximum(np.asarray(table.sum(axis=1)).reshape(-1, 1), 1.0)
 
 
 def off_diagonal(matrix: np.ndarray) -> np.ndarray:
-    """The entries of a square matrix beside its diagonal."""
+    """Return the off-diagonal entries of a square matrix, [N (N - 1)]."""
     return matrix[~np.eye(len(matrix), dtype=bool)]
 
 

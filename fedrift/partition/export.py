@@ -1,4 +1,4 @@
-"""A partition as files: one data set a client, as ``datasets.load_dataset`` and any reader of Parquet takes it."""
+"""Export of a partition to files: one Parquet dataset per client, readable by ``datasets.load_dataset`` and any Parquet reader."""
 
 from __future__ import annotations
 
@@ -21,21 +21,32 @@ TRAIN_FILE = "train.parquet"
 
 
 def export_partition(corpus: Corpus, partition: Partition, folder: Path, metadata: Mapping[str, Any]) -> Path:
-    """Write what each client holds, as it writes it, and ``partition.json``; where that lies.
+    """Write the documents of each client after their rewrites, together with ``partition.json`` and a dataset card.
 
-    ``load_dataset(folder, "client3")`` is client 3 (columns text, label, source), as is
-    ``load_dataset("parquet", data_files=folder/client3/train.parquet)``. ``metadata`` is the experiment's data side.
-    A folder that holds anything already is refused.
+    ``load_dataset(folder, "client3")`` returns client 3 with the columns text, label and source, as does
+    ``load_dataset("parquet", data_files=folder/client3/train.parquet)``.
+
+    Args:
+        corpus: The corpus that was partitioned.
+        partition: The partition.
+        folder: Output folder; it must be new or empty.
+        metadata: The settings of the experiment that determine the data. They are copied into ``partition.json``.
+
+    Returns:
+        The path of ``partition.json``.
+
+    Raises:
+        UserError: ``folder`` exists and is not empty.
     """
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise UserError(f"{folder} is there already and not empty: name another folder, or remove it first")
-    names = [f"client{k:0{len(str(len(partition) - 1))}d}" for k in range(len(partition))]
+        raise UserError(f"The output folder {folder} already exists and is not empty. Choose another folder, or remove it first.")
+    client_names = [f"client{k:0{len(str(len(partition) - 1))}d}" for k in range(len(partition))]
     clients = []
-    for name, (client, rows) in zip(names, enumerate(partition.rows), strict=True):
+    for name, (client, rows) in zip(client_names, enumerate(partition.rows), strict=True):
         rewrite = partition.rewrites[client] if partition.rewrites else None
-        found = [str(corpus.text[row]) for row in rows]
-        ids = [document_id(text) for text in found]
-        texts = found if rewrite is None else [rewrite(text, one) for text, one in zip(found, ids, strict=True)]
+        original_texts = [str(corpus.text[row]) for row in rows]
+        ids = [document_id(text) for text in original_texts]
+        texts = original_texts if rewrite is None else [rewrite(text, document) for text, document in zip(original_texts, ids, strict=True)]
         file = folder / name / TRAIN_FILE
         file.parent.mkdir(parents=True)
         pq.write_table(client_table(corpus.take(rows), texts), file)
@@ -50,7 +61,7 @@ def export_partition(corpus: Corpus, partition: Partition, folder: Path, metadat
                 "ids": ids,
             }
         )
-    told = {
+    index = {
         "made_by": f"fedrift {__version__}",
         **metadata,
         "corpus_content": corpus.fingerprint,
@@ -60,29 +71,45 @@ def export_partition(corpus: Corpus, partition: Partition, folder: Path, metadat
         "content": partition_fingerprint(partition, corpus),
         "clients": clients,
     }
-    (folder / "README.md").write_text(dataset_card(names), encoding="utf-8")
-    listed = folder / "partition.json"
-    listed.write_text(json.dumps(told, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    return listed
+    (folder / "README.md").write_text(dataset_card(client_names), encoding="utf-8")
+    index_file = folder / "partition.json"
+    index_file.write_text(json.dumps(index, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    return index_file
 
 
 def client_table(corpus: Corpus, texts: list[str]) -> pa.Table:
-    """The columns of one client."""
+    """Return the columns text, label and source of one client's documents.
+
+    Args:
+        corpus: The client's documents.
+        texts: The documents' texts after rewriting, [D].
+    """
     labels = [corpus.domains[label] if label >= 0 else None for label in corpus.label]
     sources = [str(source) for source in corpus.source]
     return pa.table({name: pa.array(column, pa.string()) for name, column in (("text", texts), ("label", labels), ("source", sources))})
 
 
 def partition_fingerprint(partition: Partition, corpus: Corpus) -> str:
-    """sha256 hex of who holds which documents, in whatever order they stand in."""
+    """Return the SHA-256 hex digest of each client's set of document identifiers; document order does not matter."""
     ids = np.array([document_id(text) for text in corpus.text])
     return sha256(json.dumps([sorted(ids[rows].tolist()) for rows in partition.rows]).encode()).hexdigest()
 
 
 def dataset_card(names: list[str]) -> str:
-    """The data set card, which tells ``datasets`` that every client is a configuration of its own."""
+    """Return the README.md of the exported dataset.
+
+    Its YAML header tells the library ``datasets`` that each client is a configuration.
+
+    Args:
+        names: Names of the clients' folders.
+    """
     lines = ["---", "configs:"]
     for name in names:
         lines += [f"- config_name: {name}", "  data_files:", "  - split: train", f"    path: {name}/{TRAIN_FILE}"]
-    lines += ["---", "", "One configuration a client; `partition.json` says which document went where, and why.", ""]
+    lines += [
+        "---",
+        "",
+        "This dataset has one configuration per client. `partition.json` lists each client's documents and the settings of the partition.",
+        "",
+    ]
     return "\n".join(lines)

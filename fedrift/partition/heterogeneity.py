@@ -1,4 +1,7 @@
-"""What the heterogeneity report holds: numbers beside their null, and the tables behind its figures."""
+"""The heterogeneity report: how non-IID a partition is, with the null distribution of each number under IID partitions.
+
+The module also computes the tables behind the report's figures.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +15,7 @@ from scipy.spatial.distance import cdist, pdist
 from sklearn.naive_bayes import MultinomialNB
 
 from ..data.corpus import Corpus
-from . import divergence as apart
+from . import divergence
 from .base import Partition, counts_by_client, rewritten_texts, tokens_by_label
 from .margins import split_by_budget
 from .words import FUNCTION_WORDS, WordCounts, count_words, is_content_word
@@ -20,7 +23,10 @@ from .words import FUNCTION_WORDS, WordCounts, count_words, is_content_word
 
 @dataclass(frozen=True)
 class Measurement:
-    """One number with the mean and standard deviation of its IID re-splits; NaN where there is no null."""
+    """One measured number with the mean and the standard deviation of its IID re-splits.
+
+    The mean and the standard deviation are NaN if the number has no null distribution.
+    """
 
     name: str
     value: float
@@ -29,41 +35,44 @@ class Measurement:
 
     @property
     def z(self) -> float:
-        """Standard deviations above chance."""
+        """Return the difference from the mean of the null in standard deviations; NaN without a null."""
         return (self.value - self.null_mean) / self.null_std if self.null_std > 0 else float("nan")
 
     @property
     def is_beyond_chance(self) -> bool:
-        """More than three standard deviations beyond chance, to the heterogeneous side; False without a null.
+        """Return whether the number is more heterogeneous than chance by over three standard deviations; False without a null.
 
-        Vocabularies are the less shared the more clients differ; all other numbers grow.
+        Numbers of vocabulary overlap decrease as clients become more different. All other numbers increase.
         """
-        side = -1 if self.name.startswith("vocabulary.") else 1
-        return side * (self.value - self.null_mean) > 3 * self.null_std
+        sign = -1 if self.name.startswith("vocabulary.") else 1
+        return sign * (self.value - self.null_mean) > 3 * self.null_std
 
 
 @dataclass(frozen=True, eq=False)
 class Heterogeneity:
-    """What a partition looks like before any training."""
+    """The heterogeneity report of a partition, which needs no training.
+
+    ``__getitem__`` returns the measurement with a given name.
+    """
 
     measurements: tuple[Measurement, ...]
     num_clients: int
     domains: tuple[str, ...]
-    tokens_by_domain: np.ndarray  # [N, T] tokens of each client and domain, as written
-    budgets: np.ndarray  # [N] tokens, as written
-    documents: np.ndarray  # [N]
-    word_totals: np.ndarray  # [N] word occurrences, as written
-    word_jsd: np.ndarray  # [N, N] divergence of the clients' words in bits
-    characteristic_words: tuple[tuple[str, ...], ...]  # N times ten words
+    tokens_by_domain: np.ndarray  # [N, T] tokens of each client and domain; like all counts here, after rewriting
+    budgets: np.ndarray  # [N] tokens
+    documents: np.ndarray  # [N] number of documents
+    word_totals: np.ndarray  # [N] word occurrences
+    word_jsd: np.ndarray  # [N, N] Jensen-Shannon divergence of the clients' word distributions in bits
+    characteristic_words: tuple[tuple[str, ...], ...]  # ten words per client
 
     def __getitem__(self, name: str) -> Measurement:
-        for measured in self.measurements:
-            if measured.name == name:
-                return measured
-        raise KeyError(f"no number {name!r} in this report; it has {[m.name for m in self.measurements]}")
+        for measurement in self.measurements:
+            if measurement.name == name:
+                return measurement
+        raise KeyError(f"This report has no number {name!r}. Its numbers are {[m.name for m in self.measurements]}.")
 
     def to_dict(self) -> dict[str, object]:
-        """Numbers, lists and strings only, for JSON; missing is None."""
+        """Return the report as numbers, lists and strings for JSON; missing numbers are None."""
 
         def number(value: float) -> float | None:
             return None if np.isnan(value) else float(value)
@@ -84,151 +93,202 @@ class Heterogeneity:
         }
 
 
-# How far the clients' documents lie apart in the space of a frozen encoder.
+# Distances between the clients' documents in the embedding space of a frozen encoder.
 
-MAX_SAMPLE = 200  # documents of a client, and of the others, that are compared
-MIN_SAMPLE = 10  # a client of fewer is not compared
+MAX_SAMPLE = 200  # largest number of documents per client that are compared, and as many of the other clients
+MIN_SAMPLE = 10  # clients with fewer documents are not compared
 
 
 def mmd2(one: np.ndarray, two: np.ndarray, bandwidth: float | None = None) -> float:
-    """Unbiased squared maximum mean discrepancy of two samples [n, E], [m, E] under a Gaussian kernel.
+    """Return the unbiased squared maximum mean discrepancy of two samples under a Gaussian kernel.
 
-    Gretton, Borgwardt, Rasch, Schölkopf & Smola, "A Kernel Two-Sample Test", JMLR 13, 2012, equation 3.
-    ``bandwidth`` is the median distance within the pooled sample unless given. Below zero by chance where both
-    are alike.
+    Gretton, Borgwardt, Rasch, Schölkopf & Smola, "A Kernel Two-Sample Test", JMLR 13, 2012, equation 3. The estimate is below 0 by chance
+    if both distributions are equal.
+
+    Args:
+        one: First sample, [n, E].
+        two: Second sample, [m, E].
+        bandwidth: Width of the kernel; None uses the median distance within the pooled sample.
+
+    Returns:
+        The estimate, or NaN if a sample has fewer than two rows.
     """
     n, m = len(one), len(two)
     if min(n, m) < 2:
         return float("nan")
     bandwidth = float(np.median(pdist(np.concatenate([one, two])))) if bandwidth is None else bandwidth
-    near = [np.exp(-cdist(a, b, "sqeuclidean") / (2 * max(bandwidth, 1e-12) ** 2)) for a, b in ((one, one), (two, two), (one, two))]
-    within = (near[0].sum() - n) / (n * (n - 1)) + (near[1].sum() - m) / (m * (m - 1))
-    return float(within - 2 * near[2].mean())
+    kernels = [np.exp(-cdist(a, b, "sqeuclidean") / (2 * max(bandwidth, 1e-12) ** 2)) for a, b in ((one, one), (two, two), (one, two))]
+    within = (kernels[0].sum() - n) / (n * (n - 1)) + (kernels[1].sum() - m) / (m * (m - 1))
+    return float(within - 2 * kernels[2].mean())
 
 
 def mmd_p_value(one: np.ndarray, two: np.ndarray, rng: np.random.Generator, permutations: int = 500) -> float:
-    """Share of random re-splits of the pooled sample whose MMD is at least that of the two samples."""
+    """Return the p-value of a permutation test of equal distributions, based on ``mmd2``.
+
+    It is the share of random re-splits of the pooled sample whose MMD is at least that of the two samples, where the observed split counts
+    as one.
+
+    Args:
+        one: First sample, [n, E].
+        two: Second sample, [m, E].
+        rng: Random generator of the re-splits.
+        permutations: Number of re-splits.
+    """
     pooled = np.concatenate([one, two])
-    width = float(np.median(pdist(pooled)))
-    found = mmd2(one, two, width)
-    above = 0
+    bandwidth = float(np.median(pdist(pooled)))
+    observed = mmd2(one, two, bandwidth)
+    num_at_least = 0
     for _ in range(permutations):
-        mixed = pooled[rng.permutation(len(pooled))]
-        above += mmd2(mixed[: len(one)], mixed[len(one) :], width) >= found
-    return (above + 1) / (permutations + 1)
+        shuffled = pooled[rng.permutation(len(pooled))]
+        num_at_least += mmd2(shuffled[: len(one)], shuffled[len(one) :], bandwidth) >= observed
+    return (num_at_least + 1) / (permutations + 1)
 
 
 def frechet_distance(one: np.ndarray, two: np.ndarray) -> float:
-    """|m1 - m2|^2 + Tr(S1 + S2 - 2 (S1 S2)^(1/2)): squared Wasserstein-2 of two fitted Gaussians.
+    """Return the squared Wasserstein-2 distance of two fitted Gaussians, |m1 - m2|^2 + Tr(S1 + S2 - 2 (S1 S2)^(1/2)).
 
-    Dowson & Landau, J. Multivariate Analysis 12, 1982; as a distance of embeddings Heusel et al., NeurIPS
-    2017, arXiv:1706.08500. Needs at least five documents a dimension: reduce first (``project_principal``).
+    Dowson & Landau, J. Multivariate Analysis 12, 1982; as a distance of embeddings Heusel et al., NeurIPS 2017, arXiv:1706.08500. It needs
+    at least five documents per dimension, so reduce the dimension first (``project_principal``).
+
+    Args:
+        one: First sample, [n, E].
+        two: Second sample, [m, E].
+
+    Returns:
+        The distance, or NaN if a sample has fewer than two rows.
     """
     if min(len(one), len(two)) < 2:
         return float("nan")
-    spread = [np.atleast_2d(np.cov(sample, rowvar=False)) for sample in (one, two)]
-    cross = np.real(sqrtm(spread[0] @ spread[1]))
-    apart = ((one.mean(axis=0) - two.mean(axis=0)) ** 2).sum()
-    return float(max(apart + np.trace(spread[0] + spread[1] - 2 * cross), 0.0))
+    covariances = [np.atleast_2d(np.cov(sample, rowvar=False)) for sample in (one, two)]
+    cross = np.real(sqrtm(covariances[0] @ covariances[1]))
+    mean_distance = ((one.mean(axis=0) - two.mean(axis=0)) ** 2).sum()
+    return float(max(mean_distance + np.trace(covariances[0] + covariances[1] - 2 * cross), 0.0))
 
 
 def project_principal(vectors: np.ndarray, dimensions: int) -> np.ndarray:
-    """The vectors [D, E] in their first principal axes, [D, min(dimensions, E)]."""
-    centred = vectors - vectors.mean(axis=0)
-    _, axes = np.linalg.eigh(centred.T @ centred)
-    return centred @ axes[:, ::-1][:, :dimensions]
+    """Return the vectors [D, E] projected on their first principal axes, [D, min(dimensions, E)]."""
+    centered = vectors - vectors.mean(axis=0)
+    _, axes = np.linalg.eigh(centered.T @ centered)
+    return centered @ axes[:, ::-1][:, :dimensions]
 
 
 def embedding_distances(vectors: np.ndarray, owner: np.ndarray, sample_sizes: np.ndarray, rng: np.random.Generator) -> dict[str, float]:
-    """Mean over the clients of MMD^2 and Frechet distance between a client's documents and the others'.
+    """Return the mean over clients of the MMD^2 and the Fréchet distance between a client's documents and those of the other clients.
 
-    ``vectors`` [D, E] in principal axes, ``owner`` [D], ``sample_sizes`` [N] how many documents of each client to
-    compare with as many others. Both distances depend on sample sizes, so compare only numbers of one
-    ``sample_sizes``. Frechet looks at no more axes than a fifth of the smallest sample of ten documents or more;
-    smaller clients are left out.
+    Both distances depend on the sample sizes, so compare only numbers with the same ``sample_sizes``. Clients with fewer than ten documents
+    are left out. The Fréchet distance uses at most as many axes as a fifth of the smallest remaining sample.
+
+    Args:
+        vectors: Document embeddings in principal axes, [D, E].
+        owner: Client of each document, [D].
+        sample_sizes: Number of documents of each client that are compared with equally many of the others, [N].
+        rng: Random generator that draws the samples.
+
+    Returns:
+        The metrics ``embedding.mmd2`` and ``embedding.frechet``; NaN if no client could be compared.
     """
-    asked = np.flatnonzero(sample_sizes >= MIN_SAMPLE)
-    found = np.full((len(asked), 2), np.nan)
-    axes = min(32, int(sample_sizes[asked].min(initial=5 * 32)) // 5)
-    for row, client in enumerate(asked):
-        own, others = (np.flatnonzero((owner == client) == side) for side in (True, False))
-        one, two = (vectors[rng.permutation(rows)[: sample_sizes[client]]] for rows in (own, others))
-        found[row] = mmd2(one, two), frechet_distance(one[:, :axes], two[:, :axes])
-    known = np.isfinite(found).all(axis=1)
-    mean = found[known].mean(axis=0) if known.any() else np.full(2, np.nan)
+    compared_clients = np.flatnonzero(sample_sizes >= MIN_SAMPLE)
+    distances = np.full((len(compared_clients), 2), np.nan)
+    axes = min(32, int(sample_sizes[compared_clients].min(initial=5 * 32)) // 5)
+    for row, client in enumerate(compared_clients):
+        own_rows, other_rows = (np.flatnonzero((owner == client) == is_own) for is_own in (True, False))
+        one, two = (vectors[rng.permutation(rows)[: sample_sizes[client]]] for rows in (own_rows, other_rows))
+        distances[row] = mmd2(one, two), frechet_distance(one[:, :axes], two[:, :axes])
+    is_known = np.isfinite(distances).all(axis=1)
+    mean = distances[is_known].mean(axis=0) if is_known.any() else np.full(2, np.nan)
     return {"embedding.mmd2": float(mean[0]), "embedding.frechet": float(mean[1])}
 
 
-# Can one tell from a document whose it is? The plainest measure of heterogeneity, whatever its kind.
+# Identification of a document's client, which measures heterogeneity of any kind.
 
 
 def identification_accuracy(counts: csr_array, owner: np.ndarray, num_clients: int, rng: np.random.Generator) -> float:
-    """Balanced accuracy of naive Bayes on bags of words [D, V], trained on half of them; 1/N is chance.
+    """Return the balanced accuracy with which naive Bayes identifies the client of a document; chance level is 1/N.
 
-    Clients are weighed alike, by training with an even prior and averaging each client's own accuracy. NaN
-    where no client has documents in both halves.
+    The classifier is trained on a random half of the documents and tested on the other half. It has a uniform prior, and each client's own
+    accuracy has equal weight, so all clients count the same.
+
+    Args:
+        counts: Bags of words of the documents, [D, V].
+        owner: Client of each document, [D].
+        num_clients: N, the number of clients.
+        rng: Random generator that splits the documents.
+
+    Returns:
+        The accuracy, or NaN if no client has documents in both halves.
     """
-    half = rng.permutation(len(owner)) % 2 == 0
-    model = MultinomialNB(fit_prior=False).fit(counts[half], owner[half])
-    right = model.predict(counts[~half]) == owner[~half]
-    asked = np.bincount(owner[~half], minlength=num_clients)
-    correct = np.bincount(owner[~half], weights=right, minlength=num_clients)
-    known = (asked > 0) & (np.bincount(owner[half], minlength=num_clients) > 0)
-    return float((correct[known] / asked[known]).mean()) if known.any() else float("nan")
+    is_train = rng.permutation(len(owner)) % 2 == 0
+    model = MultinomialNB(fit_prior=False).fit(counts[is_train], owner[is_train])
+    is_correct = model.predict(counts[~is_train]) == owner[~is_train]
+    num_tested = np.bincount(owner[~is_train], minlength=num_clients)
+    num_correct = np.bincount(owner[~is_train], weights=is_correct, minlength=num_clients)
+    is_known = (num_tested > 0) & (np.bincount(owner[is_train], minlength=num_clients) > 0)
+    return float((num_correct[is_known] / num_tested[is_known]).mean()) if is_known.any() else float("nan")
 
 
-# The heterogeneity report: how non-IID a partition is, each number beside what chance alone would give.
+# Measurement of a partition and its null distribution.
 
-NUM_RESPLITS = 20  # IID re-splits behind a null band
-MAX_FREQUENT_WORDS = 10_000  # most frequent words: all that pairwise divergence and identification look at
-MAX_IDENTIFICATION_DOCUMENTS = 20_000  # documents that identification looks at
-NUM_CHARACTERISTIC_WORDS = 10  # words to show of each client
+NUM_RESPLITS = 20  # IID re-splits that estimate the null distribution of each number
+MAX_FREQUENT_WORDS = 10_000  # pairwise divergence and identification use only this many most frequent words
+MAX_IDENTIFICATION_DOCUMENTS = 20_000  # identification uses at most this many documents
+NUM_CHARACTERISTIC_WORDS = 10  # per client
 NUM_LENGTH_BINS = 10  # quantiles of document length
 
 
 def measure_heterogeneity(
     corpus: Corpus, partition: Partition, rng: np.random.Generator, *, vectors: np.ndarray | None = None, resplits: int = NUM_RESPLITS
 ) -> Heterogeneity:
-    """Measure a partition of ``corpus``, with ``vectors`` [D, E] if its documents have embeddings; NaN: it has none.
+    """Measure the heterogeneity of a partition and the null distribution of each number.
 
-    The null of a number are ``resplits`` random deals of the same documents, as their owners write them, in
-    the same budgets. Documents that the partition leaves out count for nothing. Budgets are in the corpus's
-    own unit, but in words as written where clients rewrite.
+    The null distribution of a number consists of ``resplits`` random partitions of the same rewritten documents with the same budgets.
+    Documents that the partition leaves out are ignored. Budgets are in the corpus's own unit, but in words after rewriting if
+    clients rewrite their texts.
+
+    Args:
+        corpus: The corpus with D documents.
+        partition: The partition of ``corpus``.
+        rng: Random generator of the re-splits and samples.
+        vectors: Document embeddings, [D, E], with NaN for documents without one; None leaves embedding distances out.
+        resplits: Number of IID re-splits.
     """
-    clients = len(partition)
+    num_clients = len(partition)
     rows = np.sort(np.concatenate(partition.rows))
     owner = partition.document_owners(len(corpus))[rows]
-    dealt = corpus.take(rows)
-    words = count_words(rewritten_texts(dealt, partition, owner))
-    size = words.counts.sum(axis=1) if partition.rewrites else dealt.size.astype(np.float64)
+    assigned = corpus.take(rows)
+    words = count_words(rewritten_texts(assigned, partition, owner))
+    size = words.counts.sum(axis=1) if partition.rewrites else assigned.size.astype(np.float64)
     size = np.maximum(size, 1.0)
-    known = slice(None) if vectors is None else np.isfinite(vectors[rows, 0])
-    ask = np.minimum(np.bincount(owner[known], minlength=clients), MAX_SAMPLE)
-    found_words = count_words(dealt.text) if partition.rewrites else words
-    look = _make_measure_fn(dealt, size, words, found_words, ask, None if vectors is None else vectors[rows])
+    has_vector = slice(None) if vectors is None else np.isfinite(vectors[rows, 0])
+    sample_sizes = np.minimum(np.bincount(owner[has_vector], minlength=num_clients), MAX_SAMPLE)
+    original_words = count_words(assigned.text) if partition.rewrites else words
+    measure = _make_measure_fn(assigned, size, words, original_words, sample_sizes, None if vectors is None else vectors[rows])
 
-    budgets = np.bincount(owner, weights=size, minlength=clients)
-    found = look(owner, rng)
-    nulls = []
+    budgets = np.bincount(owner, weights=size, minlength=num_clients)
+    values = measure(owner, rng)
+    null_values = []
     for _ in range(resplits):
-        mixed = rng.permutation(len(rows))
-        chance = np.empty_like(owner)
-        chance[mixed] = split_by_budget(size[mixed], budgets)
-        nulls.append(look(chance, rng))
-    numbers = [Measurement("budget.variation", float(budgets.std() / budgets.mean()))]
-    for name, value in found.items():
-        null = np.array([each[name] for each in nulls])
-        numbers.append(Measurement(name, value, float(null.mean()), float(null.std(ddof=1))) if len(null) > 1 else Measurement(name, value))
-    counts = counts_by_client(words.counts, owner, clients)
+        order = rng.permutation(len(rows))
+        chance_owner = np.empty_like(owner)
+        chance_owner[order] = split_by_budget(size[order], budgets)
+        null_values.append(measure(chance_owner, rng))
+    measurements = [Measurement("budget.variation", float(budgets.std() / budgets.mean()))]
+    for name, value in values.items():
+        null_sample = np.array([null_value[name] for null_value in null_values])
+        measurements.append(
+            Measurement(name, value, float(null_sample.mean()), float(null_sample.std(ddof=1)))
+            if len(null_sample) > 1
+            else Measurement(name, value)
+        )
+    counts = counts_by_client(words.counts, owner, num_clients)
     return Heterogeneity(
-        measurements=tuple(numbers),
-        num_clients=clients,
+        measurements=tuple(measurements),
+        num_clients=num_clients,
         domains=corpus.domains,
-        tokens_by_domain=tokens_by_label(dealt, size, owner, clients),
+        tokens_by_domain=tokens_by_label(assigned, size, owner, num_clients),
         budgets=budgets,
-        documents=np.bincount(owner, minlength=clients),
+        documents=np.bincount(owner, minlength=num_clients),
         word_totals=counts.sum(axis=1).astype(np.int64),
-        word_jsd=apart.pairwise_jsd(counts[:, frequent_words(words)].toarray() + 1e-12),
+        word_jsd=divergence.pairwise_jsd(counts[:, frequent_words(words)].toarray() + 1e-12),
         characteristic_words=find_characteristic_words(counts, words.vocabulary),
     )
 
@@ -239,57 +299,66 @@ MeasureFn = Callable[[np.ndarray, np.random.Generator], dict[str, float]]
 def _make_measure_fn(
     corpus: Corpus, size: np.ndarray, words: WordCounts, original_words: WordCounts, sample_sizes: np.ndarray, vectors: np.ndarray | None
 ) -> MeasureFn:
-    """The numbers of a deal, as a function of who owns which document, [D]."""
-    clients = len(sample_sizes)
-    asked = np.arange(len(size))[:: max(1, -(-len(size) // MAX_IDENTIFICATION_DOCUMENTS))]
-    few = words.counts[asked][:, frequent_words(words)]
-    content = original_words.counts[asked][:, [v for v in frequent_words(original_words) if is_content_word(original_words.vocabulary[v])]]
-    manner = words.counts[asked][:, [v for v in frequent_words(words) if words.vocabulary[v] in FUNCTION_WORDS]]
-    longer = np.minimum((np.argsort(np.argsort(size, kind="stable")) * NUM_LENGTH_BINS) // len(size), NUM_LENGTH_BINS - 1)
-    there = np.flatnonzero(np.isfinite(vectors[:, 0])) if vectors is not None else np.empty(0, dtype=np.int64)
-    axes = None if vectors is None or not len(there) else project_principal(vectors[there], vectors.shape[1])
+    """Return a function that computes all numbers from the owner of each document, [D]."""
+    num_clients = len(sample_sizes)
+    sampled = np.arange(len(size))[:: max(1, -(-len(size) // MAX_IDENTIFICATION_DOCUMENTS))]
+    word_counts = words.counts[sampled][:, frequent_words(words)]
+    content_counts = original_words.counts[sampled][
+        :, [v for v in frequent_words(original_words) if is_content_word(original_words.vocabulary[v])]
+    ]
+    function_word_counts = words.counts[sampled][:, [v for v in frequent_words(words) if words.vocabulary[v] in FUNCTION_WORDS]]
+    length_bin = np.minimum((np.argsort(np.argsort(size, kind="stable")) * NUM_LENGTH_BINS) // len(size), NUM_LENGTH_BINS - 1)
+    embedded = np.flatnonzero(np.isfinite(vectors[:, 0])) if vectors is not None else np.empty(0, dtype=np.int64)
+    axes = None if vectors is None or not len(embedded) else project_principal(vectors[embedded], vectors.shape[1])
 
-    def look(owner: np.ndarray, rng: np.random.Generator) -> dict[str, float]:
-        counts = counts_by_client(words.counts, owner, clients)
-        found = {"token.jsd": apart.generalized_jsd(counts)}
+    def measure(owner: np.ndarray, rng: np.random.Generator) -> dict[str, float]:
+        counts = counts_by_client(words.counts, owner, num_clients)
+        values = {"token.jsd": divergence.generalized_jsd(counts)}
         if (corpus.label >= 0).any():
-            table = tokens_by_label(corpus, size, owner, clients)
+            table = tokens_by_label(corpus, size, owner, num_clients)
             share = table.sum(axis=1) / table.sum()
-            found["label.jsd"] = apart.normalized_jsd(table)
-            found["label.distance"] = float(np.nansum(share * apart.total_variation(table)))
-        lengths = np.zeros((clients, NUM_LENGTH_BINS))
-        np.add.at(lengths, (owner, longer), size)
-        found["length.jsd"] = apart.normalized_jsd(lengths)
-        if clients > 1:
-            found["vocabulary.jaccard"] = float(apart.off_diagonal(apart.jaccard(counts)).mean())
-            found["vocabulary.coverage"] = float(apart.off_diagonal(apart.coverage(counts)).mean())
-            found["identification"] = identification_accuracy(few, owner[asked], clients, rng)
-            for name, some in (("content", content), ("manner", manner)):
-                if some.shape[1]:
-                    found[f"identification.{name}"] = identification_accuracy(some, owner[asked], clients, rng)
+            values["label.jsd"] = divergence.normalized_jsd(table)
+            values["label.distance"] = float(np.nansum(share * divergence.total_variation(table)))
+        lengths = np.zeros((num_clients, NUM_LENGTH_BINS))
+        np.add.at(lengths, (owner, length_bin), size)
+        values["length.jsd"] = divergence.normalized_jsd(lengths)
+        if num_clients > 1:
+            values["vocabulary.jaccard"] = float(divergence.off_diagonal(divergence.jaccard(counts)).mean())
+            values["vocabulary.coverage"] = float(divergence.off_diagonal(divergence.coverage(counts)).mean())
+            values["identification"] = identification_accuracy(word_counts, owner[sampled], num_clients, rng)
+            for name, features in (("content", content_counts), ("manner", function_word_counts)):
+                if features.shape[1]:
+                    values[f"identification.{name}"] = identification_accuracy(features, owner[sampled], num_clients, rng)
             if axes is not None:
-                found |= embedding_distances(axes, owner[there], sample_sizes, rng)
-        return found
+                values |= embedding_distances(axes, owner[embedded], sample_sizes, rng)
+        return values
 
-    return look
+    return measure
 
 
 def frequent_words(words: WordCounts) -> np.ndarray:
-    """The most frequent words, at most ``MAX_FREQUENT_WORDS`` of them."""
+    """Return the sorted indices of the most frequent words, at most ``MAX_FREQUENT_WORDS`` of them."""
     return np.sort(np.argsort(-words.totals, kind="stable")[:MAX_FREQUENT_WORDS])
 
 
 def find_characteristic_words(counts: csr_array, vocabulary: tuple[str, ...]) -> tuple[tuple[str, ...], ...]:
-    """The words that tell most of each client: the largest terms of its divergence from the pool.
+    """Return the words with the largest terms of each client's Kullback-Leibler divergence from the pooled distribution.
 
     The term of word v is q_k(v) log2(q_k(v) / p(v)).
+
+    Args:
+        counts: Word counts of the clients, [N, V].
+        vocabulary: The V words.
+
+    Returns:
+        Up to ten words per client, in order of decreasing term.
     """
-    pool = np.asarray(counts.sum(axis=0)) / max(float(counts.sum()), 1.0)
-    found = []
+    pooled = np.asarray(counts.sum(axis=0)) / max(float(counts.sum()), 1.0)
+    result = []
     for client in range(counts.shape[0]):
         start, end = counts.indptr[client : client + 2]
-        number, count = counts.indices[start:end], counts.data[start:end]
-        own = count / max(count.sum(), 1.0)
-        best = np.argsort(-own * np.log2(own / pool[number]), kind="stable")[:NUM_CHARACTERISTIC_WORDS]
-        found.append(tuple(vocabulary[v] for v in number[best]))
-    return tuple(found)
+        word_ids, count = counts.indices[start:end], counts.data[start:end]
+        shares = count / max(count.sum(), 1.0)
+        best = np.argsort(-shares * np.log2(shares / pooled[word_ids]), kind="stable")[:NUM_CHARACTERISTIC_WORDS]
+        result.append(tuple(vocabulary[v] for v in word_ids[best]))
+    return tuple(result)

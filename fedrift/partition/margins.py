@@ -1,9 +1,8 @@
-"""From a wished client-by-domain table to whole documents in clients' hands.
+"""Assignment of whole documents to clients from a target table of tokens by client and domain.
 
-Three steps: ``fit_margins`` or ``fit_columns`` scales the table [N, T] until its rows sum to the clients' budgets and its
-columns to the domains' tokens; ``assign_documents`` cuts each domain's shuffled documents by the fitted column and
-carries what rounding to whole documents gave too much or too little into the client's next domain. Nothing is
-drawn again, nothing is lost.
+``fit_margins`` or ``fit_columns`` scales the target table [N, T] until its rows sum to the clients' budgets and its columns sum
+to the domains' tokens. ``assign_documents`` then cuts each domain's shuffled documents in proportion to the fitted column.
+The rounding error of a client in one domain is carried into its next domain. No draw is repeated, and no document is dropped.
 """
 
 from __future__ import annotations
@@ -14,49 +13,69 @@ import numpy as np
 
 from .base import Partition
 
-MIN_ENTRY = 1e-200  # of the largest entry of a row: any margins can be reached, the least unwished entries first
-MARGIN_TOLERANCE = 1e-6  # margins are met to this share before what is left is spread (``fit_margins`` then meets them exactly)
+# Smallest entry of a row relative to its largest. Positive entries make all margins feasible, and such a small value is used only if
+# the margins cannot be met otherwise.
+MIN_ENTRY = 1e-200
+MARGIN_TOLERANCE = 1e-6  # relative error at which the iteration stops; ``fit_margins`` then distributes the remainder exactly
 
 
 def tokens_per_group(group: np.ndarray, size: np.ndarray) -> np.ndarray:
-    """Tokens of each group of documents, [T] float64."""
+    """Return the number of tokens of each group of documents, [T] float64."""
     return np.bincount(group, weights=size)
 
 
 def uniform_table(row_totals: np.ndarray, column_totals: np.ndarray) -> np.ndarray:
-    """The table of severity 0, [N, T]: every client is the pool in small."""
+    """Return the target table of severity 0, [N, T], in which every client has the mixture of the whole corpus."""
     return np.outer(row_totals, column_totals) / column_totals.sum()
 
 
 def fit_margins(table: np.ndarray, row_totals: np.ndarray, column_totals: np.ndarray, max_iterations: int = 2000) -> np.ndarray:
-    """The table [N, T] nearest in relative entropy to the wished one, with just these margins.
+    """Return the table that has exactly the given margins and is closest to the target table in relative entropy.
 
-    Sinkhorn-Knopp sweeps (iterative proportional fitting: Deming & Stephan 1940; Sinkhorn 1967), then the
-    rounding of Altschuler, Weed & Rigollet (NeurIPS 2017, arXiv:1705.09634, Algorithm 2), which meets both
-    margins exactly however far the sweeps came. Zeros of the wished table take mass only where the margins
-    cannot be met without them.
+    The table is scaled by Sinkhorn-Knopp iterations (iterative proportional fitting: Deming & Stephan 1940; Sinkhorn 1967) and then
+    rounded as in Altschuler, Weed & Rigollet (NeurIPS 2017, arXiv:1705.09634, Algorithm 2). The rounding meets both margins exactly
+    even if the iterations have not converged. Zeros of the target table become positive only if the margins cannot be met otherwise.
+
+    Args:
+        table: Target tokens of each client and group, [N, T].
+        row_totals: Tokens of each client, [N].
+        column_totals: Tokens of each group, [T].
+        max_iterations: Largest number of Sinkhorn-Knopp iterations.
+
+    Returns:
+        The fitted table, [N, T].
     """
-    most = table.max(axis=1, keepdims=True)
-    table = table / np.where(most > 0, most, 1.0) + MIN_ENTRY  # a client whose own groups are empty takes what there is
+    row_maximum = table.max(axis=1, keepdims=True)
+    # MIN_ENTRY lets a client whose own groups are empty receive documents of other groups.
+    table = table / np.where(row_maximum > 0, row_maximum, 1.0) + MIN_ENTRY
     table = _sinkhorn(table, row_totals, column_totals, max_iterations)
     table = table * np.minimum(1.0, row_totals / table.sum(axis=1))[:, None]
     table = table * np.minimum(1.0, _safe_ratio(column_totals, table.sum(axis=0)))
-    short = np.maximum(row_totals - table.sum(axis=1), 0.0)
-    gap = np.maximum(column_totals - table.sum(axis=0), 0.0)
-    return table + np.outer(short, gap) / max(gap.sum(), 1e-300)
+    row_deficit = np.maximum(row_totals - table.sum(axis=1), 0.0)
+    column_deficit = np.maximum(column_totals - table.sum(axis=0), 0.0)
+    return table + np.outer(row_deficit, column_deficit) / max(column_deficit.sum(), 1e-300)
 
 
 def fit_columns(table: np.ndarray, row_totals: np.ndarray, column_totals: np.ndarray, max_iterations: int = 2000) -> np.ndarray:
-    """Like ``fit_margins``, but zeros of the table [N, T] stay zeros: columns are met, rows as nearly as can be."""
+    """Scale the table to the column totals exactly and to the row totals as closely as possible.
+
+    Unlike in ``fit_margins``, zeros of the table stay zero.
+
+    Args:
+        table: Target tokens of each client and group, [N, T].
+        row_totals: Tokens of each client, [N].
+        column_totals: Tokens of each group, [T].
+        max_iterations: Largest number of Sinkhorn-Knopp iterations.
+    """
     return _sinkhorn(table, row_totals, column_totals, max_iterations)
 
 
 def _sinkhorn(table: np.ndarray, row_totals: np.ndarray, column_totals: np.ndarray, max_iterations: int) -> np.ndarray:
     for _ in range(max_iterations):
         table = table * _safe_ratio(row_totals, table.sum(axis=1))[:, None]
-        got = table.sum(axis=0)
-        table = table * _safe_ratio(column_totals, got)
-        if np.abs(got - column_totals).sum() <= MARGIN_TOLERANCE * column_totals.sum():
+        column_sums = table.sum(axis=0)
+        table = table * _safe_ratio(column_totals, column_sums)
+        if np.abs(column_sums - column_totals).sum() <= MARGIN_TOLERANCE * column_totals.sum():
             break
     return table
 
@@ -66,40 +85,52 @@ def _safe_ratio(numerator: np.ndarray, denominator: np.ndarray) -> np.ndarray:
 
 
 def assign_documents(table: np.ndarray, group: np.ndarray, size: np.ndarray, rng: np.random.Generator) -> Partition:
-    """Deal documents so that client k holds about ``table[k, t]`` tokens of group t and its row in all.
+    """Assign documents so that client k holds about ``table[k, t]`` tokens of group t and about its row total overall.
 
-    ``table`` [N, T] with the groups' tokens as column sums, ``group`` [D] in 0..T-1, ``size`` [D] > 0. A
-    client's total is off by about one document (two at most in thousands of random trials): each group's
-    rounding is carried into the client's next group, the groups with the shortest documents last. A cell at
-    most doubles by it, so that a client never gets documents of a group in which it has no share. A client
-    left with nothing gets one document of the richest.
+    A client's total is off by about one document (two at most in thousands of random trials). To achieve this, the rounding error of
+    a client in one group is carried into its next group, and the groups with the shortest documents come last. The carried amount is
+    at most the entry itself, so a client receives no documents of a group in which its entry is zero. The exception is a client that would
+    hold no document: it receives one document of a client that has more than one.
+
+    Args:
+        table: Tokens of each client and group, [N, T]. The columns must sum to the groups' tokens.
+        group: Group of each document, [D] in 0..T-1.
+        size: Tokens of each document, [D], all positive.
+        rng: Random generator that shuffles documents and clients.
     """
-    clients, groups = table.shape
+    num_clients, num_groups = table.shape
     owner = np.empty(len(group), dtype=np.int64)
-    mixed = rng.permutation(len(group))
-    mixed = mixed[np.argsort(group[mixed], kind="stable")]
-    members = np.split(mixed, np.searchsorted(group[mixed], np.arange(1, groups)))
-    seats = [rng.permutation(clients) for _ in range(groups)]
+    order = rng.permutation(len(group))
+    order = order[np.argsort(group[order], kind="stable")]
+    members = np.split(order, np.searchsorted(group[order], np.arange(1, num_groups)))
+    client_orders = [rng.permutation(num_clients) for _ in range(num_groups)]
 
-    carry = np.zeros(clients)
-    longest = [size[rows].max(initial=0.0) for rows in members]
-    for t in np.argsort(longest, kind="stable")[::-1]:
-        rows, seat, column = members[t], seats[t], table[:, t]
+    carry = np.zeros(num_clients)
+    longest_document = [size[rows].max(initial=0.0) for rows in members]
+    for t in np.argsort(longest_document, kind="stable")[::-1]:
+        rows, client_order, column = members[t], client_orders[t], table[:, t]
         if not len(rows):
             continue
-        want = column + np.clip(carry, -column, column)
-        want = column if want.sum() <= 0 else want * (size[rows].sum() / want.sum())
-        owner[rows] = seat[split_by_budget(size[rows], want[seat])]
-        carry += column - np.bincount(owner[rows], weights=size[rows], minlength=clients)
+        target = column + np.clip(carry, -column, column)
+        target = column if target.sum() <= 0 else target * (size[rows].sum() / target.sum())
+        owner[rows] = client_order[split_by_budget(size[rows], target[client_order])]
+        carry += column - np.bincount(owner[rows], weights=size[rows], minlength=num_clients)
     _fill_empty_clients(owner, group, table)
-    return partition_from_owners(owner, clients)
+    return partition_from_owners(owner, num_clients)
 
 
 def split_by_budget(size: np.ndarray, budgets: np.ndarray) -> np.ndarray:
-    """Cut a list of documents into pieces of about the given amounts; which piece each is in, [D].
+    """Cut a list of documents into consecutive pieces of about the given sizes.
 
-    A document goes to the piece in which its middle lies, so a cut is off by half a document at most and a
-    piece of amount 0 is empty.
+    A document belongs to the piece that contains its midpoint. Each cut is therefore off by at most half a document, and a piece with
+    budget 0 is empty.
+
+    Args:
+        size: Tokens of each document, [D].
+        budgets: Relative size of each piece, [P].
+
+    Returns:
+        Piece of each document, [D].
     """
     ends = np.cumsum(size)
     edges = np.cumsum(budgets)
@@ -108,21 +139,26 @@ def split_by_budget(size: np.ndarray, budgets: np.ndarray) -> np.ndarray:
 
 
 def partition_from_owners(owner: np.ndarray, num_clients: int) -> Partition:
-    """The partition in which document d is held by ``owner[d]``; -1 is nobody."""
+    """Return the partition in which document d belongs to client ``owner[d]``.
+
+    Args:
+        owner: Client of each document, [D]; -1 for a document without a client.
+        num_clients: N, the number of clients.
+    """
     order = np.argsort(owner, kind="stable")
     edges = np.searchsorted(owner[order], np.arange(num_clients + 1))
     return Partition(tuple(order[start:end] for start, end in pairwise(edges)))
 
 
 def _fill_empty_clients(owner: np.ndarray, group: np.ndarray, table: np.ndarray) -> None:
-    """Give each client without a document one of its own main group, where one can be spared, or any."""
-    clients = len(table)
-    held = np.bincount(owner, minlength=clients)
-    for client in np.flatnonzero(held == 0):
-        spare = held[owner] > 1
-        own = spare & (group == table[client].argmax())
-        rows = np.flatnonzero(own if own.any() else spare)
-        row = rows[held[owner[rows]].argmax()]
-        held[owner[row]] -= 1
-        held[client] += 1
+    """Give each client without a document one document of its largest group if another client can spare one, else of any group."""
+    num_clients = len(table)
+    num_documents = np.bincount(owner, minlength=num_clients)
+    for client in np.flatnonzero(num_documents == 0):
+        can_spare = num_documents[owner] > 1
+        in_main_group = can_spare & (group == table[client].argmax())
+        rows = np.flatnonzero(in_main_group if in_main_group.any() else can_spare)
+        row = rows[num_documents[owner[rows]].argmax()]
+        num_documents[owner[row]] -= 1
+        num_documents[client] += 1
         owner[row] = client

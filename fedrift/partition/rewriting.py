@@ -1,6 +1,7 @@
-"""Where a rewrite strikes: a place in a text has a number in [0, 1) and is rewritten where that is below s.
+"""Partitioners that rewrite the clients' texts, and the rule that selects the rewritten positions.
 
-So what severity 0.3 rewrites, severity 0.6 rewrites too, whatever the order of documents.
+Each position of a text has a fixed number in [0, 1) and is rewritten if this number is below the severity. Positions that are
+rewritten at severity 0.3 are therefore also rewritten at severity 0.6, regardless of the order of the documents.
 """
 
 from __future__ import annotations
@@ -17,75 +18,94 @@ from .margins import assign_documents, tokens_per_group, uniform_table
 
 
 def stable_uniform(key: bytes, document: str, position: int | str) -> float:
-    """The number of a place in a document (sha256 hex), uniform in [0, 1)."""
+    """Return a deterministic number in [0, 1) for a position of a document, uniformly distributed over positions.
+
+    Args:
+        key: Secret of the hash, drawn once per partition.
+        document: Identifier of the document (SHA-256 hex digest).
+        position: Position in the text, or any label that is unique in the document.
+    """
     digest = blake2b(f"{document}:{position}".encode(), digest_size=8, key=key).digest()
     return int.from_bytes(digest) / 2.0**64
 
 
-# Hands: the different ways in which the clients of a deal write, and texts as a hand writes them.
+# Groups of clients that share a rewrite.
 
 
 @dataclass(frozen=True, eq=False)
 class RewriteGroups:
-    """H hands, the first of which leaves texts as they are found; clients that rewrite alike have one hand."""
+    """The H distinct rewrites of a partition and the rewrite of each client.
+
+    The first rewrite is None, which leaves texts unchanged. Clients with equal rewrites belong to one group.
+    """
 
     rewrites: tuple[Rewrite | None, ...]  # [H]
-    client_group: np.ndarray  # [N] int64: the hand of each client
+    client_group: np.ndarray  # [N] int64: index into ``rewrites``
 
     def __len__(self) -> int:
         return len(self.rewrites)
 
 
 def rewrite_groups(partition: Partition) -> RewriteGroups:
-    """Who writes how in this deal."""
-    rewrites = partition.rewrites or (None,) * len(partition)
-    ways = tuple(dict.fromkeys((None, *rewrites)))
-    number = {way: hand for hand, way in enumerate(ways)}
-    return RewriteGroups(ways, np.array([number[rewrite] for rewrite in rewrites], dtype=np.int64))
+    """Return the distinct rewrites of a partition and the rewrite of each client."""
+    client_rewrites = partition.rewrites or (None,) * len(partition)
+    distinct = tuple(dict.fromkeys((None, *client_rewrites)))
+    index = {rewrite: position for position, rewrite in enumerate(distinct)}
+    return RewriteGroups(distinct, np.array([index[client_rewrite] for client_rewrite in client_rewrites], dtype=np.int64))
 
 
 def rewrite_corpus(corpus: Corpus, rewrite: Rewrite | None) -> Corpus:
-    """The corpus with every text written in one way; sizes stay those of the texts as found."""
+    """Return the corpus with every text rewritten by one rewrite.
+
+    Args:
+        corpus: The corpus. Document sizes of the result remain those of the original texts.
+        rewrite: The rewrite, or None to return the corpus unchanged.
+    """
     if rewrite is None:
         return corpus
     return with_texts(corpus, [rewrite(text, document_id(text)) for text in corpus.text])
 
 
 def apply_rewrites(corpus: Corpus, partition: Partition) -> Corpus:
-    """The corpus with every dealt text as its owner writes it; sizes stay those of the texts as found."""
+    """Return the corpus with each text rewritten by the client that holds the document.
+
+    Document sizes of the result remain those of the original texts.
+    """
     if not partition.rewrites:
         return corpus
     texts = list(corpus.text)
-    for rows, way in zip(partition.rows, partition.rewrites, strict=True):
-        if way is not None:
+    for rows, rewrite in zip(partition.rows, partition.rewrites, strict=True):
+        if rewrite is not None:
             for row in rows:
-                texts[row] = way(texts[row], document_id(texts[row]))
+                texts[row] = rewrite(texts[row], document_id(texts[row]))
     return with_texts(corpus, texts)
 
 
 def with_texts(corpus: Corpus, texts: list[str]) -> Corpus:
-    written = np.empty(len(corpus), dtype=object)
-    written[:] = texts
-    return replace(corpus, text=written)
+    """Return the corpus with other texts, one per document."""
+    array = np.empty(len(corpus), dtype=object)
+    array[:] = texts
+    return replace(corpus, text=array)
 
 
-# Deals whose clients rewrite their texts: who rewrites how, and how the budgets stay equal.
+# Rewriting changes the corpus as a whole, so two controls separate the effect of "bad data" from that of "different data":
+# - ``equalize_words``: a client whose texts shrink receives more documents, so all clients have about equally many words.
+# - ``homogeneous``: the same rewrites are spread over all clients, document by document. All clients then have one
+#   distribution, and the corpus as a whole is changed by the same amount.
 #
-# A rewrite cannot keep the pool as it is, so two controls belong to every such regime (science: "bad data"
-# against "different data"). ``equalize_words``: a client whose texts shrink gets more documents, so that all clients
-# have about equally many words after rewriting. ``homogeneous``: the same rewrites spread over all clients alike,
-# document by document, so that all clients have one distribution and the pool is changed just as much.
-#
-# The rewrites of a train deal are those of its clients: use them for their validation and test documents too.
+# The rewrites of a training partition belong to its clients. Apply them to the clients' validation and test documents as well.
 
-RETENTION_SAMPLE = 300  # documents that are rewritten to learn how much texts shrink
+RETENTION_SAMPLE = 300  # documents that are rewritten to estimate how much texts shrink
 
 
 @dataclass(frozen=True)
 class BlendRewrite:
-    """The homogeneous control: each document is rewritten by one of the variants, chosen by its id."""
+    """The rewrite of the homogeneous control.
 
-    variants: tuple[Rewrite | None, ...]  # one entry a client: a variant is chosen as often as clients have it
+    Each document is rewritten by one of the variants, which its identifier selects.
+    """
+
+    variants: tuple[Rewrite | None, ...]  # [N] one variant per client, so a variant is chosen in proportion to its number of clients
     key: bytes
 
     def __call__(self, text: str, document: str) -> str:
@@ -96,24 +116,39 @@ class BlendRewrite:
 def partition_with_rewrites(
     corpus: Corpus, variants: Sequence[Rewrite | None], rng: np.random.Generator, *, equalize_words: bool, homogeneous: bool, key: bytes
 ) -> Partition:
-    """Every client the corpus in small; client k rewrites by ``variants[k]``, or all by a blend of them."""
-    clients = len(variants)
-    size = document_sizes(corpus, clients)
-    group = corpus.label + 1  # documents without a label are a group of their own
+    """Return an IID partition in which client k rewrites its texts by ``variants[k]``.
+
+    Args:
+        corpus: The corpus.
+        variants: One rewrite per client, or None for a client whose texts stay unchanged.
+        rng: Random generator that selects the sample of documents and assigns all documents.
+        equalize_words: Whether clients whose texts shrink receive more documents. It has no effect if ``homogeneous`` is True.
+        homogeneous: Whether all clients rewrite by the same blend of the variants (the control).
+        key: Secret of the hash that selects a variant for each document.
+    """
+    num_clients = len(variants)
+    size = document_sizes(corpus, num_clients)
+    group = corpus.label + 1  # documents without a label form group 0
     sample = rng.permutation(len(corpus))[:RETENTION_SAMPLE]
-    rows = np.ones(clients)
+    rows = np.ones(num_clients)
     if equalize_words and not homogeneous:
-        kept = {variant: retained_share(corpus, sample, variant) for variant in dict.fromkeys(variants)}
-        rows = np.array([1 / kept[variant] for variant in variants])
-    dealt = assign_documents(uniform_table(rows / rows.sum() * size.sum(), tokens_per_group(group, size)), group, size, rng)
+        shares = {variant: retained_share(corpus, sample, variant) for variant in dict.fromkeys(variants)}
+        rows = np.array([1 / shares[variant] for variant in variants])
+    partition = assign_documents(uniform_table(rows / rows.sum() * size.sum(), tokens_per_group(group, size)), group, size, rng)
     if all(variant is None for variant in variants):
-        return dealt
+        return partition
     blend = BlendRewrite(tuple(variants), key)
-    return replace(dealt, rewrites=(blend,) * clients if homogeneous else tuple(variants))
+    return replace(partition, rewrites=(blend,) * num_clients if homogeneous else tuple(variants))
 
 
 def retained_share(corpus: Corpus, sample: np.ndarray, variant: Rewrite | None) -> float:
-    """Words after rewriting as a share of the words before, over the sample; at least 1/1000."""
+    """Return the number of words after rewriting as a share of the words before, at least 0.001.
+
+    Args:
+        corpus: The corpus.
+        sample: Indices of the documents to rewrite.
+        variant: The rewrite; None gives 1.
+    """
     if variant is None:
         return 1.0
     before = sum(len(corpus.text[row].split()) for row in sample)

@@ -1,7 +1,8 @@
-"""Quantity skew: every client is the corpus in small, but some are much smaller than others.
+"""Quantity skew and length skew.
 
-b_k ~ Dir(alpha) of the pool's tokens, alpha = 100^(1 - s) 0.01^s. Li, Diao, Chen & He, "Federated Learning on
-Non-IID Data Silos: An Experimental Study", ICDE 2022, arXiv:2102.02079, section 4 (``q ~ Dir(beta)``).
+Quantity skew draws the clients' budgets b_k ~ Dir(alpha) as shares of the corpus's tokens, with alpha = 100^(1 - s) 0.01^s.
+Li, Diao, Chen & He, "Federated Learning on Non-IID Data Silos: An Experimental Study", ICDE 2022, arXiv:2102.02079, section 4
+(``q ~ Dir(beta)``).
 """
 
 from __future__ import annotations
@@ -20,11 +21,18 @@ from .topic_skew import alpha_from_severity, sample_dirichlet
 
 @dataclass(frozen=True)
 class Quantity:
-    """Severity 0: equal budgets. Severity 1: alpha 0.01, nearly everything with one client.
+    """Quantity skew: all clients have the same distribution of documents but different numbers of tokens.
 
-    ``min_share`` is the least that a client gets, as a share of an equal budget. Where the corpus has labels,
-    each client holds its topics in the pool's proportions. Local steps are the plan's: equal steps and equal
-    epochs are two different studies of the same deal (the second is the regime of FedNova, arXiv:2007.07481).
+    At severity 0 all budgets are equal. At severity 1 alpha is 0.01, and nearly all tokens belong to one client. If the corpus has
+    labels, each client holds its topics in the proportions of the whole corpus.
+
+    The training settings decide how the skew acts. Equal local steps and equal local epochs are two different studies of the same
+    partition; the second is the setting of FedNova (arXiv:2007.07481).
+
+    Attributes:
+        num_clients: N, the number of clients.
+        severity: Degree of the skew, in [0, 1].
+        min_share: Smallest budget of a client, as a share of an equal budget.
     """
 
     num_clients: NumClients = 10
@@ -33,27 +41,40 @@ class Quantity:
 
     def __call__(self, corpus: Corpus, rng: np.random.Generator) -> Partition:
         size = document_sizes(corpus, self.num_clients)
-        group = corpus.label + 1  # documents without a label are a group of their own
+        group = corpus.label + 1  # documents without a label form group 0
         rows = sample_budget_shares(self.num_clients, self.severity, self.min_share, rng.random(self.num_clients)) * size.sum()
         return assign_documents(uniform_table(rows, tokens_per_group(group, size)), group, size, rng)
 
 
 def sample_budget_shares(num_clients: int, severity: float, min_share: float, uniform: np.ndarray) -> np.ndarray:
-    """Each client's share of the pool, [N], summing to one, drawn from the numbers ``uniform`` [N]."""
+    """Return each client's share of the corpus's tokens, [N]; the shares sum to 1.
+
+    Args:
+        num_clients: N, the number of clients.
+        severity: Degree of the skew, in [0, 1].
+        min_share: Smallest share of a client, relative to an equal share.
+        uniform: Uniform random numbers in [0, 1) from which the shares are computed, [N].
+    """
     equal = np.full(num_clients, 1 / num_clients)
     share = sample_dirichlet(np.full(num_clients, alpha_from_severity(severity)), uniform) if severity > 0 else equal
     return min_share * equal + (1 - min_share) * share
 
 
-# Length skew: some clients hold short documents and some long ones, with equal budgets of tokens.
+# Length skew: clients hold documents of different lengths.
 
 
 @dataclass(frozen=True)
 class Length:
-    """Severity 0: every client holds all lengths. Severity 1: client k holds the k-th N-quantile alone.
+    """Length skew: some clients hold short documents and others long ones, with equal budgets of tokens.
 
-    The documents in order of length are cut into N pieces of equal tokens; client k gets (1 - s) of the pool
-    in small and s of piece k. Documents of one length are ordered by chance.
+    At severity 0 every client holds documents of all lengths. At severity 1 client k holds only the k-th of N quantiles.
+
+    The documents are sorted by length and cut into N pieces with equal numbers of tokens. A share 1 - s of client k's tokens is an IID
+    sample of the corpus, and a share s comes from piece k. Documents of equal length are ordered randomly.
+
+    Attributes:
+        num_clients: N, the number of clients.
+        severity: Degree of the skew, in [0, 1].
     """
 
     num_clients: NumClients = 10
@@ -71,5 +92,5 @@ class Length:
         return assign_documents(table, piece, size, rng)
 
     def iid_reason(self, corpus: Corpus) -> str:
-        """Why no deal by length tells these documents apart; "" where one does."""
-        return "all documents are of one length" if len(np.unique(corpus.size)) == 1 else ""
+        """Return why partitions by length cannot separate these documents; "" if they can."""
+        return "all documents have the same length" if len(np.unique(corpus.size)) == 1 else ""

@@ -1,7 +1,8 @@
-"""Three ways to say the same: operators that change the manner of an English text and keep its content words.
+"""Style skew: rule-based rewrites that change the style of English text and leave its content words in place.
 
-A style is one pattern whose matches in the original text do not overlap, and a rule for each match. Each
-match is a site of its own, rewritten or not by its own number, so that severities nest exactly.
+A style is a set of rules. Each rule has a pattern and a replacement, and the matches in the original text do not overlap. Each
+match is a separate site with its own random number, so the sites rewritten at a low severity are a subset of those at a
+higher severity.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from ..data.corpus import Corpus
 from .base import NumClients, Partition, Severity
 from .rewriting import partition_with_rewrites, stable_uniform
 
-Rule = Callable[[str, float], str]  # (what was matched, a number in [0, 1) to choose by) -> what stands there instead
+Rule = Callable[[str, float], str]  # (matched text, uniform number in [0, 1) for random choices) -> replacement
 
 CONTRACTIONS = {
     "do not": "don't", "does not": "doesn't", "did not": "didn't", "is not": "isn't", "are not": "aren't",
@@ -58,56 +59,67 @@ OPENERS = "The|It|He|She|They|We|This|That|These|Those|In|On|At|A|An|His|Her|Its
 
 
 def phrase_pattern(replacements: Mapping[str, str]) -> str:
-    """A pattern for any of the phrases, the longest first; either apostrophe."""
-    found = "|".join(re.escape(w).replace("'", "['’]") for w in sorted(replacements, key=lambda w: (-len(w), w)))
-    return rf"\b(?i:{found})\b(?!['’])"
+    """Return a pattern that matches any of the phrases, the longest first, with a straight or a curly apostrophe.
+
+    Args:
+        replacements: Map whose keys are the phrases.
+    """
+    alternatives = "|".join(
+        re.escape(phrase).replace("'", "['’]") for phrase in sorted(replacements, key=lambda phrase: (-len(phrase), phrase))
+    )
+    return rf"\b(?i:{alternatives})\b(?!['’])"
 
 
 def normalize_phrase(matched: str) -> str:
+    """Return the matched phrase in lowercase with single spaces and straight apostrophes, as in the dictionaries."""
     return re.sub(r"\s+", " ", matched.lower().replace("’", "'"))
 
 
 def match_capital(matched: str, word: str) -> str:
+    """Return ``word`` with a capital first letter if ``matched`` has one."""
     return word[:1].upper() + word[1:] if matched[:1].isupper() else word
 
 
 def choose_by_uniform(options: tuple[str, ...], uniform: float) -> str:
+    """Return the option that a uniform number in [0, 1) selects."""
     return options[int(uniform * len(options))]
 
 
 def to_slang(matched: str, uniform: float) -> str:
+    """Return the slang form of a matched phrase."""
     return CASUAL[normalize_phrase(matched)]
 
 
 def to_formal(matched: str, uniform: float) -> str:
+    """Return the formal form of a matched phrase, with the capitalization of the original."""
     return match_capital(matched, FORMAL[normalize_phrase(matched)])
 
 
 def join_sentences(matched: str, uniform: float) -> str:
-    """``. The`` -> ``; moreover, the``"""
+    """Replace a sentence boundary by a connective: ``. The`` becomes ``; moreover, the``."""
     return f"; {choose_by_uniform(CONNECTIVES, uniform)}, {matched.split()[-1].lower()}"
 
 
 SENTENCE_START = r"(?:\A|(?<=[.!?] ))"
 STYLES: dict[str, dict[str, tuple[str, Rule]]] = {
     "slang": {
-        "filler": (rf"{SENTENCE_START}(?=\w)", lambda said, number: choose_by_uniform(FILLERS, number)),
-        "stop": (r"[.;:](?=\s|\Z)", lambda said, number: ""),
+        "filler": (rf"{SENTENCE_START}(?=\w)", lambda matched, uniform: choose_by_uniform(FILLERS, uniform)),
+        "stop": (r"[.;:](?=\s|\Z)", lambda matched, uniform: ""),
         "lexicon": (phrase_pattern(CASUAL), to_slang),
-        "ing": (r"\b[^\W\d_]{2,}ing\b", lambda said, number: said.lower()[:-1] + "'"),
-        "small": (r"\b[A-Z][^\W_]*", lambda said, number: said.lower()),
+        "ing": (r"\b[^\W\d_]{2,}ing\b", lambda matched, uniform: matched.lower()[:-1] + "'"),
+        "small": (r"\b[A-Z][^\W_]*", lambda matched, uniform: matched.lower()),
     },
     "formal": {
         "join": (rf"[.!]\s+(?:{OPENERS})\b", join_sentences),
         "lexicon": (phrase_pattern(FORMAL), to_formal),
-        "calm": (r"!+\??|\?!+|\.{2,}", lambda said, number: "?" if "?" in said else "."),
-        "capital": (rf"{SENTENCE_START}[a-z]", lambda said, number: said.upper()),
-        "stop": (r"(?<=\w)\Z", lambda said, number: "."),
+        "calm": (r"!+\??|\?!+|\.{2,}", lambda matched, uniform: "?" if "?" in matched else "."),
+        "capital": (rf"{SENTENCE_START}[a-z]", lambda matched, uniform: matched.upper()),
+        "stop": (r"(?<=\w)\Z", lambda matched, uniform: "."),
     },
     "short": {
-        "drop": (r"\b(?i:a|an|the|is|are|was|were|am|be|been|being)\b\s*", lambda said, number: ""),
-        "cut": (r",?\s+(?:and|but|which|who|because|while)\s+|[,;:]\s+", lambda said, number: ". "),
-        "tag": (r"(?<=[a-z,] )[A-Z][a-z]{2,}\b", lambda said, number: "#" + said),
+        "drop": (r"\b(?i:a|an|the|is|are|was|were|am|be|been|being)\b\s*", lambda matched, uniform: ""),
+        "cut": (r",?\s+(?:and|but|which|who|because|while)\s+|[,;:]\s+", lambda matched, uniform: ". "),
+        "tag": (r"(?<=[a-z,] )[A-Z][a-z]{2,}\b", lambda matched, uniform: "#" + matched),
     },
 }
 PATTERNS = {
@@ -117,7 +129,15 @@ PATTERNS = {
 
 @dataclass(frozen=True)
 class StyleRewrite:
-    """The rewrite into a style, at the sites whose number is below ``rate``."""
+    """The rewrite of a text into a style.
+
+    A site is rewritten if its random number is below ``rate``.
+
+    Attributes:
+        style: Name of the style.
+        rate: Share of the sites to rewrite, in [0, 1].
+        key: Secret of the hash that gives each site its number.
+    """
 
     style: Literal["formal", "slang", "short"]
     rate: float
@@ -126,25 +146,33 @@ class StyleRewrite:
     def __call__(self, text: str, document: str) -> str:
         rules = STYLES[self.style]
 
-        def say(match: re.Match[str]) -> str:
+        def replace_match(match: re.Match[str]) -> str:
             name = match.lastgroup or ""
-            place = f"{name}{match.start()}"
-            if stable_uniform(self.key, document, place) >= self.rate:
+            site = f"{name}{match.start()}"
+            if stable_uniform(self.key, document, site) >= self.rate:
                 return match[0]
-            return rules[name][1](match[0], stable_uniform(self.key, document, place + "?"))
+            return rules[name][1](match[0], stable_uniform(self.key, document, site + "?"))
 
-        return PATTERNS[self.style].sub(say, text).strip() or text
+        return PATTERNS[self.style].sub(replace_match, text).strip() or text
 
 
-# Style skew with the content held fixed: clients hold like documents and write them in different manners.
+# The partitioner of style skew.
 
 
 @dataclass(frozen=True)
 class Style:
-    """Severity 0: everybody writes as found. Severity 1: client k writes all in style k mod S of ``styles``.
+    """Style skew: clients hold IID documents and rewrite them in different styles.
 
-    In between each site (a word, a sentence boundary) is rewritten with probability s. ``plain`` rewrites
-    nothing. The operators are rules for English; other text passes through them nearly unchanged.
+    At severity 0 no client rewrites. At severity 1 client k rewrites its texts fully into style k mod S of ``styles``. In between
+    each site (a word or a sentence boundary) is rewritten with probability s. The rules are for English; they leave other
+    languages nearly unchanged.
+
+    Attributes:
+        num_clients: N, the number of clients.
+        severity: Probability that a site is rewritten, in [0, 1].
+        styles: Names of the S styles. The style ``plain`` rewrites nothing.
+        homogeneous: Whether every client rewrites by the same blend of all styles (the control).
+        equalize_words: Whether clients whose texts shrink receive more documents.
     """
 
     num_clients: NumClients = 10
@@ -163,17 +191,24 @@ class Style:
         return partition_with_rewrites(corpus, variants, rng, equalize_words=self.equalize_words, homogeneous=self.homogeneous, key=key)
 
 
-# Length skew by cutting: some clients see only the beginnings of documents.
+# Length skew by truncation.
 
 NON_SPACE = re.compile(r"\S+")
 
 
 @dataclass(frozen=True)
 class Truncate:
-    """Severity 0: nobody cuts. Severity 1: odd clients keep the first ``min_words`` words of a document.
+    """Length skew by truncation: some clients hold only the beginnings of documents.
 
-    In between they keep L(s) = L_max^(1 - s) L_min^s words, where L_max is the longest document of the
-    corpus.
+    At severity 0 no client truncates. At severity 1 clients with odd indices keep the first ``min_words`` words of a document. In
+    between they keep L(s) = L_max^(1 - s) L_min^s words, where L_max is the length of the corpus's longest document.
+
+    Attributes:
+        num_clients: N, the number of clients.
+        severity: Degree of the truncation, in [0, 1].
+        min_words: L_min, the number of words that remain at severity 1.
+        homogeneous: Whether every client truncates about the same share of its documents (the control).
+        equalize_words: Whether clients whose texts shrink receive more documents.
     """
 
     num_clients: NumClients = 10
@@ -186,14 +221,14 @@ class Truncate:
         key = rng.bytes(16)
         longest = max((len(text.split()) for text in corpus.text), default=1)
         length = round(max(longest, self.min_words) ** (1 - self.severity) * self.min_words**self.severity)
-        cut = TruncateRewrite(length) if self.severity > 0 else None
-        variants = [cut if client % 2 else None for client in range(self.num_clients)]
+        truncation = TruncateRewrite(length) if self.severity > 0 else None
+        variants = [truncation if client % 2 else None for client in range(self.num_clients)]
         return partition_with_rewrites(corpus, variants, rng, equalize_words=self.equalize_words, homogeneous=self.homogeneous, key=key)
 
 
 @dataclass(frozen=True)
 class TruncateRewrite:
-    """The rewrite: the first ``num_words`` words, white space as it stands."""
+    """The rewrite that keeps the first ``num_words`` words with their original white space."""
 
     num_words: int
 

@@ -1,4 +1,4 @@
-"""Probes: functions of a round that read and never change it. A file for each family of them."""
+"""Probes compute metrics from a round without changing it. Each module of this package holds one family of probes."""
 
 from .base import (
     DerivedMetric,

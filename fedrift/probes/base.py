@@ -1,4 +1,7 @@
-"""What a probe is: a function of one round that reads and never changes it."""
+"""Define the probe interface, the schedule of probes and the overhead budget.
+
+A probe is a function that computes metrics from one round. It reads the round and never changes it.
+"""
 
 from __future__ import annotations
 
@@ -14,14 +17,35 @@ from ..core.records import Record
 from ..core.types import FederatedState, RoundResult
 
 MetricValues = dict[str | tuple[str, str], Tensor | float]
-"""``{metric: value}`` or ``{(metric, domain): value}``; a value is one number for the federation, or one a client:
-``[C]`` for the cohort, ``[N]`` for the fleet."""
+"""``{metric: value}`` or ``{(metric, domain): value}``. A value is either one number for the federation or one number per client,
+``[C]`` for the cohort or ``[N]`` for all clients."""
 
 Probe = Callable[[RoundResult], MetricValues]
+"""A function that computes metrics from one round. It may also have a method ``evaluate_state(state) -> MetricValues``, which runs
+before the first round. Example::
+
+    def cohort_size(result: RoundResult) -> MetricValues:
+        return {"cohort.size": float(len(result.cohort))}
+
+    ScheduledProbe("cohort size", cohort_size, schedule=1)
+"""
 
 
 def to_records(metrics: MetricValues, round: int, cohort: Iterable[int], num_clients: int) -> list[Record]:
-    """A reading as tidy records; a client that it says nothing of has none."""
+    """Convert metrics to tidy records, one per number.
+
+    Args:
+        metrics: Metrics of one round.
+        round: Number of the round.
+        cohort: C client ids, in the order of the ``[C]`` values.
+        num_clients: Number of all clients, N.
+
+    Returns:
+        One record per scalar metric (client -1) and one per client of a per-client metric.
+
+    Raises:
+        ValueError: A per-client metric has neither C nor N values.
+    """
     cohort, rows = list(cohort), []
     for key, value in metrics.items():
         metric, domain = key if isinstance(key, tuple) else (key, "")
@@ -30,33 +54,43 @@ def to_records(metrics: MetricValues, round: int, cohort: Iterable[int], num_cli
             continue
         clients = {len(cohort): cohort, num_clients: range(num_clients)}.get(len(value))
         if clients is None:
-            raise ValueError(f"{metric}: {len(value)} values for a cohort of {len(cohort)} in a fleet of {num_clients}")
+            raise ValueError(
+                f"metric {metric!r} has {len(value)} values; return one number, one value for each of the {len(cohort)} clients "
+                f"of the cohort, or one for each of all {num_clients} clients"
+            )
         rows += [Record(round, metric, domain, client, number) for client, number in zip(clients, value.tolist(), strict=True)]
     return rows
 
 
-# The panel: which probes look at a round, what is concluded from what they saw, and what looking may cost.
+# Schedules and the overhead budget. A derived metric reads only the run's own records, so a resumed run derives the same values.
 #
-# A ``ScheduledProbe`` is a probe with a name and a time: every round (1), every k rounds, ``expensive`` (every so many as the
-# configuration or the budget says), ``ends`` (the first and the last round) or ``last``. A probe that has
-# ``evaluate_state(state)`` is asked before the first round too. A ``DerivedMetric`` concludes from the numbers of the round and
-# of the rounds before: ``MetricHistory`` is made from the run's own records, so that a run that resumes concludes the same.
-#
-# What a run records must not depend on the clock. So no probe is ever skipped because it was slow: the budget is kept
-# by counting tokens before the first round. A training token costs three forward passes (one forward, two backward), a
-# probe says how many tokens it sends forward at one look, and ``expensive_interval`` is the shortest period that keeps all looks
-# within ``max_overhead`` of the whole. Seconds are measured beside it, look by look, and told; where they exceed the budget, the
-# run says by how much and what would mend it.
+# Recorded metrics must not depend on measured time, so no probe is skipped because it is slow. Instead, the budget counts tokens
+# before the first round. One training token costs three forward passes (one forward, two for the backward pass). Each probe
+# declares how many tokens it sends through the model. ``expensive_interval`` is the shortest interval that keeps the share of all
+# probes within ``max_overhead``. Seconds are measured as well; if they exceed the budget, the run reports a warning with a remedy.
 
 Schedule = int | Literal["expensive", "ends", "last"]
-CANDIDATE_INTERVALS = [5, 10, 20, 50, 100, 200, 500, 1000]  # that the budget may choose from
-FORWARDS_PER_TRAIN_TOKEN = 3.0  # forward passes that training on a token costs
+"""When a probe runs: every that many rounds, every ``expensive_interval`` rounds, in the first and last round, or in the last round
+only. Every probe runs in the last round."""
+CANDIDATE_INTERVALS = [5, 10, 20, 50, 100, 200, 500, 1000]  # rounds; candidates for expensive_interval
+FORWARDS_PER_TRAIN_TOKEN = 3.0  # one forward pass, and a backward pass that costs about two
 
 
 @dataclass(frozen=True, eq=False)
 class ScheduledProbe:
-    """A probe, the name that its seconds go by, when it looks, the tokens that it sends forward each time, and what a reader
-    must be told with its numbers."""
+    """A probe with its name and schedule.
+
+    Example::
+
+        ScheduledProbe("hidden", probe, schedule="expensive", forward_tokens=2.0 * num_tokens)
+
+    Attributes:
+        name: Name under which the probe's seconds are reported.
+        probe: The probe. If it has a method ``evaluate_state``, that method runs before the first round.
+        schedule: When the probe runs, see ``Schedule``.
+        forward_tokens: Tokens that one evaluation of the probe sends through the model.
+        note: A note that is stored with the run, e.g. the settings of a scoring library.
+    """
 
     name: str
     probe: Probe
@@ -67,14 +101,17 @@ class ScheduledProbe:
 
 @dataclass(frozen=True, eq=False)
 class MetricHistory:
-    """Of every number of the federation, in the rounds so far: the sum, the lowest, the latest. NaN counts as unsaid."""
+    """Sum, minimum and latest value of every federation metric over the rounds so far.
+
+    Keys are ``(metric, domain)``. Per-client values and NaN are ignored.
+    """
 
     total: dict[tuple[str, str], float] = field(default_factory=dict)
     lowest: dict[tuple[str, str], float] = field(default_factory=dict)
     latest: dict[tuple[str, str], float] = field(default_factory=dict)
 
     def add_records(self, records: Iterable[Record]) -> None:
-        """Take the records of one more round in, in the order of writing."""
+        """Add the records of one round, in the order in which they were written."""
         for row in records:
             if row.client >= 0 or math.isnan(row.value):
                 continue
@@ -85,11 +122,21 @@ class MetricHistory:
 
 
 DeriveMetrics = Callable[[MetricValues, MetricHistory], MetricValues]
+"""``(metrics of this round so far, history of earlier rounds) -> further metrics``."""
 
 
 @dataclass(frozen=True, eq=False)
 class DerivedMetric:
-    """What follows from the round's numbers and the past's; asked in every round in which any look looked."""
+    """Metrics that are derived from other metrics of this round and of earlier rounds.
+
+    ``derive`` is called in every round in which the probe suite runs. Example::
+
+        def loss_increase(metrics: MetricValues, history: MetricHistory) -> MetricValues:
+            loss = federation_value(metrics, "loss")
+            return {"loss.increase": loss - history.lowest.get(("loss", ""), loss)}
+
+        DerivedMetric("loss increase", loss_increase)
+    """
 
     name: str
     derive: DeriveMetrics
@@ -97,8 +144,14 @@ class DerivedMetric:
 
 @dataclass(frozen=True, eq=False)
 class ProbeSuite:
-    """Everything that looks, in order. ``last_round`` is the run's last round, ``expensive_interval`` the
-    period of the expensive probes."""
+    """All probes and derived metrics of a run, in order.
+
+    Attributes:
+        probes: The probes and derived metrics. A derived metric sees the metrics of the entries before it.
+        last_round: Number of the run's last round.
+        expensive_interval: Rounds between evaluations of the expensive probes.
+        max_overhead: Share of the run that all probes together may take.
+    """
 
     probes: tuple[ScheduledProbe | DerivedMetric, ...]
     last_round: int
@@ -106,43 +159,68 @@ class ProbeSuite:
     max_overhead: float = 0.2
 
     def evaluate_initial(self, state: FederatedState, history: MetricHistory) -> tuple[MetricValues, dict[str, float]]:
-        """What is there before the first round, and the seconds of each look."""
-        return self._collect(history, lambda look: _evaluate_initial(look, state))
+        """Evaluate all probes that apply before the first round.
+
+        Args:
+            state: The initial state.
+            history: Metrics of earlier rounds, empty at the start of a run.
+
+        Returns:
+            The metrics, and the seconds of each probe by name.
+        """
+        return self._collect(history, lambda entry: _evaluate_initial(entry, state))
 
     def __call__(self, result: RoundResult, history: MetricHistory) -> tuple[MetricValues, dict[str, float]]:
-        """What is seen in a round, and the seconds of each look."""
-        now = result.after.round
+        """Evaluate all probes that are due in a round.
+
+        Args:
+            result: The round.
+            history: Metrics of the earlier rounds.
+
+        Returns:
+            The metrics, and the seconds of each probe by name.
+        """
+        current_round = result.after.round
         return self._collect(
-            history, lambda look: look.probe(result) if is_due(look.schedule, now, self.last_round, self.expensive_interval) else None
+            history,
+            lambda entry: entry.probe(result) if is_due(entry.schedule, current_round, self.last_round, self.expensive_interval) else None,
         )
 
     def _collect(
         self, history: MetricHistory, evaluate: Callable[[ScheduledProbe], MetricValues | None]
     ) -> tuple[MetricValues, dict[str, float]]:
-        reading: MetricValues = {}
+        """Evaluate all entries in order and measure their seconds; entries that return None are not due."""
+        metrics: MetricValues = {}
         seconds: dict[str, float] = {}
-        for look in self.probes:
-            begun = perf_counter()
-            said = look.derive(reading, history) if isinstance(look, DerivedMetric) else evaluate(look)
-            if said is None:
+        for entry in self.probes:
+            start = perf_counter()
+            new_metrics = entry.derive(metrics, history) if isinstance(entry, DerivedMetric) else evaluate(entry)
+            if new_metrics is None:
                 continue
-            reading.update(said)
-            seconds[look.name] = seconds.get(look.name, 0.0) + perf_counter() - begun
-        return reading, seconds
+            metrics.update(new_metrics)
+            seconds[entry.name] = seconds.get(entry.name, 0.0) + perf_counter() - start
+        return metrics, seconds
 
 
 def _evaluate_initial(probe: ScheduledProbe, state: FederatedState) -> MetricValues | None:
-    of: Any = getattr(probe.probe, "evaluate_state", None)
-    return of(state) if has_initial(probe) else None
+    evaluate_state: Any = getattr(probe.probe, "evaluate_state", None)
+    return evaluate_state(state) if has_initial(probe) else None
 
 
 def has_initial(probe: ScheduledProbe) -> bool:
-    """Whether a look is taken before the first round too."""
+    """Return whether a probe also runs before the first round."""
     return hasattr(probe.probe, "evaluate_state") and probe.schedule != "last"
 
 
 def is_due(schedule: Schedule, current_round: int, last_round: int, expensive_interval: int) -> bool:
-    """Whether a probe runs in round ``current_round``, 1 to ``last_round``; in the last round everybody looks."""
+    """Return whether a probe with a schedule runs in a round.
+
+    Args:
+        schedule: The schedule of the probe.
+        current_round: The round, from 1 to ``last_round``.
+        last_round: The run's last round, in which every probe runs.
+        expensive_interval: Rounds between evaluations of the expensive probes.
+    """
     if current_round == last_round:
         return True
     if isinstance(schedule, int):
@@ -153,68 +231,116 @@ def is_due(schedule: Schedule, current_round: int, last_round: int, expensive_in
 def overhead_share(
     probes: Iterable[ScheduledProbe | DerivedMetric], train_tokens: float, last_round: int, expensive_interval: int
 ) -> float:
-    """Share of the run's tokens, counted in forward passes, that all looks together take; ``train_tokens`` a round."""
-    seen = sum(
-        look.forward_tokens
-        * (sum(is_due(look.schedule, now, last_round, expensive_interval) for now in range(1, last_round + 1)) + has_initial(look))
-        for look in probes
-        if isinstance(look, ScheduledProbe) and look.forward_tokens
+    """Compute the share of all probes in the run's total cost, both measured in tokens times forward passes.
+
+    Args:
+        probes: Probes and derived metrics; derived metrics cost nothing.
+        train_tokens: Training tokens of one round, over all clients of the cohort.
+        last_round: Number of rounds.
+        expensive_interval: Rounds between evaluations of the expensive probes.
+    """
+    probe_tokens = sum(
+        entry.forward_tokens
+        * (
+            sum(is_due(entry.schedule, current_round, last_round, expensive_interval) for current_round in range(1, last_round + 1))
+            + has_initial(entry)
+        )
+        for entry in probes
+        if isinstance(entry, ScheduledProbe) and entry.forward_tokens
     )
-    whole = seen + FORWARDS_PER_TRAIN_TOKEN * train_tokens * last_round
-    return seen / whole if whole else 0.0
+    total_tokens = probe_tokens + FORWARDS_PER_TRAIN_TOKEN * train_tokens * last_round
+    return probe_tokens / total_tokens if total_tokens else 0.0
 
 
 def choose_interval(probes: Iterable[ScheduledProbe | DerivedMetric], train_tokens: float, last_round: int, max_overhead: float) -> int:
-    """The shortest period of the expensive probes that keeps the panel within its budget; the longest where none does."""
+    """Choose the shortest interval of the expensive probes that keeps all probes within the budget.
+
+    Args:
+        probes: Probes and derived metrics.
+        train_tokens: Training tokens of one round, over all clients of the cohort.
+        last_round: Number of rounds.
+        max_overhead: Largest allowed share of all probes, see ``overhead_share``.
+
+    Returns:
+        An interval in rounds. It is ``last_round`` if no candidate keeps the probes within the budget.
+    """
     probes = tuple(probes)
-    possible = [every for every in CANDIDATE_INTERVALS if every < last_round] or CANDIDATE_INTERVALS[:1]
+    candidates = [interval for interval in CANDIDATE_INTERVALS if interval < last_round] or CANDIDATE_INTERVALS[:1]
     return next(
-        (every for every in possible if overhead_share(probes, train_tokens, last_round, every) <= max_overhead), max(last_round, 1)
+        (interval for interval in candidates if overhead_share(probes, train_tokens, last_round, interval) <= max_overhead),
+        max(last_round, 1),
     )
 
 
 def overhead_summary(timings: Iterable[Mapping[str, float]], suite: ProbeSuite) -> dict[str, Any]:
-    """What the panel took of a run's seconds, from its ``timings``: the share, each look's, and the period of the expensive
-    probes."""
+    """Summarize the seconds that the probes of a run took.
+
+    Args:
+        timings: Seconds of each phase, one mapping per round, with keys such as ``train``, ``evaluate`` and ``probe.<name>``.
+        suite: The probe suite of the run.
+
+    Returns:
+        The probes' share of the run, the budget, the interval of the expensive probes, the seconds of each probe, and the notes.
+    """
     rows = list(timings)
-    train, seen = (sum(row.get(phase, 0.0) for row in rows) for phase in ("train", "evaluate"))
-    every: dict[str, float] = {}
+    train, evaluate = (sum(row.get(phase, 0.0) for row in rows) for phase in ("train", "evaluate"))
+    seconds: dict[str, float] = {}
     for row in rows:
         for key, value in row.items():
             if key.startswith("probe."):
-                every[key[6:]] = every.get(key[6:], 0.0) + value
+                seconds[key[6:]] = seconds.get(key[6:], 0.0) + value
     return {
-        "share": seen / (train + seen) if train + seen else 0.0,
+        "share": evaluate / (train + evaluate) if train + evaluate else 0.0,
         "max_overhead": suite.max_overhead,
         "expensive_interval": suite.expensive_interval,
-        "seconds": dict(sorted(every.items(), key=lambda item: -item[1])),
-        "notes": [look.note for look in suite.probes if isinstance(look, ScheduledProbe) and look.note],
+        "seconds": dict(sorted(seconds.items(), key=lambda item: -item[1])),
+        "notes": [entry.note for entry in suite.probes if isinstance(entry, ScheduledProbe) and entry.note],
     }
 
 
 def overhead_warning(summary: Mapping[str, Any], train_seconds: float, suite: ProbeSuite) -> str:
-    """A sentence if the panel took more of the run than its budget, with the way out; "" if it did not."""
-    found, seconds = summary["share"], summary["seconds"]
-    if found <= suite.max_overhead or not seconds:
+    """Describe by how much the probes exceeded their budget, and what would reduce their cost.
+
+    Args:
+        summary: The result of ``overhead_summary``.
+        train_seconds: Seconds that the run spent on training.
+        suite: The probe suite of the run.
+
+    Returns:
+        One sentence, or "" if the probes stayed within the budget.
+    """
+    share, seconds = summary["share"], summary["seconds"]
+    if share <= suite.max_overhead or not seconds:
         return ""
-    total, dearest = sum(seconds.values()), next(iter(seconds))
+    total, slowest = sum(seconds.values()), next(iter(seconds))
     sentence = (
-        f"the panel took {found:.0%} of the run's time, its budget is {suite.max_overhead:.0%}; the dearest is "
-        f"{dearest} with {seconds[dearest] / total:.0%} of that"
+        f"the probes took {share:.0%} of the run's time, which exceeds the budget of {suite.max_overhead:.0%}; the slowest probe, "
+        f"{slowest}, took {seconds[slowest] / total:.0%} of the probe time"
     )
-    slow = {look.name for look in suite.probes if isinstance(look, ScheduledProbe) and look.schedule == "expensive"}
-    mine = sum(value for name, value in seconds.items() if name in slow)
-    for every in CANDIDATE_INTERVALS:
-        left = total - mine * (1 - suite.expensive_interval / every)
-        if every > suite.expensive_interval and mine and left / (left + train_seconds) <= suite.max_overhead:
-            return f"{sentence}; evaluation.expensive_interval={every} would bring it to {left / (left + train_seconds):.0%}"
-    if dearest == "losses":
-        return f"{sentence}; a larger evaluation.interval or fewer evaluation.blocks_per_domain would bring it down"
-    return f"{sentence}; leave {dearest} out of evaluation.probes, or raise evaluation.max_overhead"
+    expensive = {entry.name for entry in suite.probes if isinstance(entry, ScheduledProbe) and entry.schedule == "expensive"}
+    expensive_seconds = sum(value for name, value in seconds.items() if name in expensive)
+    for interval in CANDIDATE_INTERVALS:
+        reduced = total - expensive_seconds * (1 - suite.expensive_interval / interval)
+        if interval > suite.expensive_interval and expensive_seconds and reduced / (reduced + train_seconds) <= suite.max_overhead:
+            return (
+                f"{sentence}; evaluation.expensive_interval={interval} would reduce the share to {reduced / (reduced + train_seconds):.0%}"
+            )
+    if slowest == "losses":
+        return f"{sentence}; a larger evaluation.interval or fewer evaluation.blocks_per_domain would reduce the share"
+    return f"{sentence}; remove {slowest} from evaluation.probes or raise evaluation.max_overhead"
 
 
 def federation_value(metrics: MetricValues, metric: str, domain: str = "") -> float:
-    """The federation's number in a reading, NaN if it is not there; ``(metric, "")`` and ``metric`` are the same."""
+    """Return a metric's value for the federation.
+
+    Args:
+        metrics: Metrics of one round.
+        metric: Name of the metric.
+        domain: Name of the domain; "" is the whole federation, for which ``metric`` and ``(metric, "")`` are equivalent keys.
+
+    Returns:
+        The value, or NaN if the metric is missing or has one value per client.
+    """
     value: Tensor | float | None = metrics.get((metric, domain))
     if value is None and not domain:
         value = metrics.get(metric)

@@ -1,4 +1,7 @@
-"""What probes are built with: the model, the text to look at, and where the run began. Nothing in it changes in a run."""
+"""Define the context that probes are built from, and helpers that several probes share.
+
+A context holds the model, the held-out text and the initial weights. It does not change during a run.
+"""
 
 from __future__ import annotations
 
@@ -21,121 +24,175 @@ from .losses import HeldOutLosses, LossModel
 
 @dataclass(frozen=True, eq=False)
 class ProbeContext:
-    """``seed`` is the corpus's own split seed: what is looked at is the same in every arm and for every seed of a study."""
+    """Everything that a probe factory may use.
 
-    model: Any  # a models.stacked_model.StackedModel
-    tokenizer: Any  # a fast tokenizer of transformers
-    initial_params: Tree  # [1, ...] the trained parts as the run began, w_0
-    held_out: HeldOut  # E blocks of T tokens; ``held_out.head(k)``: at most k blocks of each domain
-    losses: HeldOutLosses  # the evaluation of every round, to be shared: ``losses.by_block(state)`` is computed once
+    The held-out text depends only on the corpus and its split seed, so it is the same for all conditions and seeds of a study.
+
+    Attributes:
+        model: The language model, a ``models.stacked_model.StackedModel``.
+        tokenizer: A fast tokenizer of transformers.
+        initial_params: ``[1, ...]``, the trained parameters at the start of the run, w_0.
+        held_out: E held-out blocks of T tokens. ``held_out.head(k)`` selects at most k blocks of each domain.
+        losses: The held-out losses of every round. Probes share them: ``losses.block_losses(state)`` is computed once per model.
+        split_seed: Seed of the corpus split, for a probe's own random streams.
+        cohort_size: Clients per round, C.
+        corpus: All documents.
+        client_rows: N arrays with the corpus rows that each client trains on.
+        algorithm: The federated algorithm. Probes read which parameters it freezes and uploads, and its ``round_metrics``.
+        general_blocks: General text that is not part of any client's training data.
+        synthetic: Settings of the synthetic language, if the corpus is synthetic.
+        pairs_per_phenomenon: Minimal pairs per phenomenon.
+        tokens_per_pass: Maximum number of tokens per forward pass.
+    """
+
+    model: Any
+    tokenizer: Any
+    initial_params: Tree
+    held_out: HeldOut
+    losses: HeldOutLosses
     split_seed: int
-    cohort_size: int  # C, clients in a round
-    corpus: Corpus  # all documents
-    client_rows: tuple[np.ndarray, ...]  # N: the rows of the corpus that each client trains on
-    algorithm: Any  # algorithms.FedAvg or a relative: what it freezes and sends, its round_metrics
-    general_blocks: Blocks | None = None  # text that is in nobody's pool
-    synthetic: SyntheticConfig | None = None  # the settings of the synthetic language, if the corpus is that
-    pairs_per_phenomenon: int = 100  # minimal pairs of each phenomenon
-    tokens_per_pass: int = 8192  # tokens in one forward pass, at most
+    cohort_size: int
+    corpus: Corpus
+    client_rows: tuple[np.ndarray, ...]
+    algorithm: Any
+    general_blocks: Blocks | None = None
+    synthetic: SyntheticConfig | None = None
+    pairs_per_phenomenon: int = 100
+    tokens_per_pass: int = 8192
 
     @property
     def loss_model(self) -> LossModel:
-        """The model for losses alone; what it makes of a text before training is read once for all runs."""
+        """Return the model that computes losses and caches those of the initial model across runs."""
         return self.losses.model
 
     @property
     def domains(self) -> tuple[str, ...]:
-        """J names."""
+        """Return the names of the J domains."""
         return self.held_out.domains
 
 
-# The text that representations are compared on: a few held-out blocks, the domains in turn, the same in every round.
+# Passages are a few held-out blocks on which models are compared. They are the same in every round.
 
-SKIPPED_POSITIONS = 2  # the first positions of a block see next to nothing, and are where idle heads look
+SKIPPED_POSITIONS = 2  # per block: the first positions have almost no context, and heads without a target attend to them
 
 
 @dataclass(frozen=True, eq=False)
 class Passages:
-    """B blocks of T tokens, and the positions in them that count."""
+    """B blocks of T tokens, and a mask of the positions that are evaluated."""
 
     tokens: Tensor  # [B, T]
-    mask: Tensor  # [B, T] bool: not padding, and not among the first of its block
+    mask: Tensor  # [B, T] bool; False for padding and for the first positions of a block
 
     @property
     def positions(self) -> Tensor:
-        """Where the positions that count are when blocks lie one after the other, ``[P]``."""
+        """Return the indices ``[P]`` of the evaluated positions in the flattened blocks."""
         return self.mask.flatten().nonzero().flatten()
 
 
 def select_passages(held_out: HeldOut, num_positions: int) -> Passages:
-    """The fewest blocks with so many positions that count, or all of them; the blocks' domains in turn."""
-    turn = np.zeros(len(held_out.domain_ids), dtype=int)
+    """Select the fewest blocks that contain a number of evaluated positions.
+
+    The blocks cycle through the domains. If there are too few positions, all blocks are selected.
+
+    Args:
+        held_out: Held-out text.
+        num_positions: Number of positions to evaluate.
+    """
+    rank = np.zeros(len(held_out.domain_ids), dtype=int)
     for domain in np.unique(held_out.domain_ids):
         rows = np.flatnonzero(held_out.domain_ids == domain)
-        turn[rows] = np.arange(len(rows))
-    order = np.lexsort((held_out.domain_ids, turn))
-    counts = held_out.blocks.mask[order].copy()
-    counts[:, :SKIPPED_POSITIONS] = False
-    enough = int(np.searchsorted(np.cumsum(counts.sum(1)), num_positions)) + 1
-    counts = counts[:enough]
-    beyond = np.cumsum(counts.ravel()).reshape(counts.shape) > num_positions
-    return Passages(torch.from_numpy(held_out.blocks.tokens[order][:enough]), torch.from_numpy(counts & ~beyond))
+        rank[rows] = np.arange(len(rows))
+    order = np.lexsort((held_out.domain_ids, rank))
+    mask = held_out.blocks.mask[order].copy()
+    mask[:, :SKIPPED_POSITIONS] = False
+    num_blocks = int(np.searchsorted(np.cumsum(mask.sum(1)), num_positions)) + 1
+    mask = mask[:num_blocks]
+    surplus = np.cumsum(mask.ravel()).reshape(mask.shape) > num_positions
+    return Passages(torch.from_numpy(held_out.blocks.tokens[order][:num_blocks]), torch.from_numpy(mask & ~surplus))
 
 
-# The models of a round as they are worn: trained parts and, with them, what lies under adapters.
+# The complete models of a round: trained parameters together with the base weights that an aggregator merged under the adapters.
 
 
 def server_models(state: FederatedState) -> Tree:
-    """The server's models, ``[M, ...]``."""
+    """Return the server's M models, ``[M, ...]``."""
     return Tree({**state.server.params, **state.server.merged_base})
 
 
 def initial_model(initial_params: Tree, template: Tree) -> Tree:
-    """w_0 ``[1, ...]`` with all leaves of a worn model; what lies under adapters is zero at the beginning."""
+    """Return the initial model w_0 with all leaves of another model.
+
+    Args:
+        initial_params: ``[1, ...]``, the initial trained parameters.
+        template: A complete model. Its merged base weights are zero in the initial model.
+
+    Returns:
+        The initial model, ``[1, ...]``.
+    """
     return Tree({name: initial_params.get(name, torch.zeros_like(leaf)) for name, leaf in template.items()})
 
 
 def client_models(result: RoundResult) -> Tree:
-    """The cohort's models as trained, before aggregation, ``[C, ...]``; what all have under them leads with 1."""
-    groups = result.before.cluster_ids[result.cohort]
-    return Tree({**result.client_params, **result.before.server.base_for(groups)})
+    """Return the models of the cohort after local training and before aggregation.
+
+    Returns:
+        A tree ``[C, ...]``. Merged base weights that all clients share have a leading dimension of 1.
+    """
+    cluster_ids = result.before.cluster_ids[result.cohort]
+    return Tree({**result.client_params, **result.before.server.base_for(cluster_ids)})
 
 
 def client_model(result: RoundResult, row: int) -> Tree:
-    """The model of the cohort's client ``row``, ``[1, ...]``."""
-    groups = result.before.cluster_ids[result.cohort][row : row + 1]
-    return Tree({**result.client_params.take(slice(row, row + 1)), **result.before.server.base_for(groups)})
+    """Return the trained model ``[1, ...]`` of the client in row ``row`` of the cohort."""
+    cluster_ids = result.before.cluster_ids[result.cohort][row : row + 1]
+    return Tree({**result.client_params.take(slice(row, row + 1)), **result.before.server.base_for(cluster_ids)})
 
 
 def trained_mask(result: RoundResult) -> Tensor:
-    """Which clients of the cohort trained and sent numbers, ``[C]`` bool."""
+    """Return which clients of the cohort trained and returned finite numbers, ``[C]`` bool."""
     return (~result.report.failed & (result.report.steps > 0)).cpu()
 
 
 def model_shares(state: FederatedState) -> Tensor:
-    """The share of the fleet that each model serves, ``[M]`` float64."""
+    """Return the share of all clients that each model serves, ``[M]`` float64."""
     return state.cluster_ids.cpu().bincount(minlength=state.server.num_models).double() / len(state.cluster_ids)
 
 
 def mean_over_models(values: Tensor, state: FederatedState) -> Tensor:
-    """The mean over the fleet of what each of its models has, ``[M, ...] -> [...]``; models that nobody shares say nothing."""
+    """Average values of the server's models over all clients.
+
+    Args:
+        values: ``[M, ...]``, one value per model. Models without clients are ignored.
+        state: State that assigns clients to models.
+
+    Returns:
+        The mean, ``[...]`` float64.
+    """
     share = model_shares(state).view(-1, *[1] * (values.ndim - 1))
     return torch.where(share > 0, values.cpu().double() * share, 0.0).sum(0)
 
 
 def score_models(models: Tree, score_fn: Callable[[Tree], Tensor]) -> Tensor:
-    """``score_fn`` of every model ``[1, ...]`` by itself, ``[M, ...]``; of models that are equal, as all are at first, it is
-    asked once."""
-    known: list[tuple[Tree, Tensor]] = []
-    found = []
-    for number in range(len(next(iter(models.values())))):
-        one = models.take(slice(number, number + 1))
-        told = next((value for other, value in known if all(torch.equal(one[name], other[name]) for name in one)), None)
-        if told is None:
-            known.append((one, told := score_fn(one)))
-        found.append(told)
-    return torch.stack(found)
+    """Score each model separately.
+
+    Args:
+        models: ``[M, ...]``.
+        score_fn: Function of one model ``[1, ...]``. Equal models, as all are before the first round, are scored once.
+
+    Returns:
+        The scores, ``[M, ...]``.
+    """
+    scored: list[tuple[Tree, Tensor]] = []
+    scores = []
+    for index in range(len(next(iter(models.values())))):
+        one = models.take(slice(index, index + 1))
+        score = next((value for other, value in scored if all(torch.equal(one[name], other[name]) for name in one)), None)
+        if score is None:
+            scored.append((one, score := score_fn(one)))
+        scores.append(score)
+    return torch.stack(scores)
 
 
 def layer_name(layer: int) -> str:
+    """Return the domain name of a layer, e.g. ``layer 03``."""
     return f"layer {layer:02d}"

@@ -1,4 +1,7 @@
-"""Whom a model serves: how unequal the clients' losses are."""
+"""Measure how clients differ within the federation.
+
+Metrics: fairness of the clients' losses, agreement of clusters with domains, and communication cost.
+"""
 
 from __future__ import annotations
 
@@ -20,13 +23,18 @@ FAIRNESS_GROUP = "fairness"
 
 
 def fairness_metrics(metrics: MetricValues, history: MetricHistory) -> MetricValues:
-    """Over the losses x_k of all clients with data, each counting the same, whenever they are evaluated.
+    """Compute the fairness of the clients' losses in every round in which they are evaluated.
 
-    ``fair.variance`` and ``fair.sd`` of the population (divided by N); ``fair.worst10``: mean loss of the worst tenth, at
-    least one client; ``fair.gap``: worst less best; ``fair.jain``: Jain's index (sum u)^2 / (N sum u^2) of the utilities
-    u_k = exp(-x_k), the probability of a token in the geometric mean: 1 if all are served alike, 1/N if one
-    alone is. (On perplexities, where more is worse, the index says nothing.) Jain, Chiu & Hawe, DEC-TR-301, 1984;
-    variance and worst tenth as in Li et al., "Fair Resource Allocation in Federated Learning", ICLR 2020, arXiv:1905.10497.
+    Let x_k be the loss of client k. All clients with data count equally.
+
+    - ``fair.variance`` and ``fair.sd``: population variance and standard deviation (divided by N).
+    - ``fair.worst10``: mean loss of the worst 10 % of clients, at least one client.
+    - ``fair.gap``: worst loss minus best loss.
+    - ``fair.jain``: Jain's index (sum u)^2 / (N sum u^2) of the utilities u_k = exp(-x_k), the geometric mean of the token
+      probabilities. It is 1 if all utilities are equal and 1/N if only one client has any. Jain, Chiu & Hawe, DEC-TR-301, 1984.
+      The index is not meaningful for perplexities, where a higher value is worse.
+
+    Variance and worst 10 % follow Li et al., "Fair Resource Allocation in Federated Learning", ICLR 2020, arXiv:1905.10497.
     """
     loss = metrics.get("loss")
     if not isinstance(loss, Tensor) or not loss.ndim:
@@ -46,89 +54,100 @@ def fairness_metrics(metrics: MetricValues, history: MetricHistory) -> MetricVal
 
 
 def jain_index(utility: Tensor) -> Tensor:
-    """Jain's index of utilities ``[N]``; whatever unit they are in."""
+    """Compute Jain's index of utilities ``[N]``, which does not depend on their unit."""
     return utility.sum() ** 2 / (len(utility) * (utility**2).sum())
 
 
 def fairness_probes(context: ProbeContext) -> list[ScheduledProbe | DerivedMetric]:
+    """Build the fairness metrics."""
     return [DerivedMetric("fairness", fairness_metrics)]
 
 
-# Who shares a model with whom, and how far that agrees with the true domains.
+# Agreement of the clusters with the clients' main domains.
 
 
 @dataclass(frozen=True, eq=False)
 class ClusterAgreement:
-    """``group`` of every client, ``[N]``, and, where the clients' main domains are known, the agreement of both.
+    """Compare the clusters with the clients' main domains, if these are known.
 
-    ``cluster.ari``: adjusted Rand index, 0 by chance and 1 if they are the same (Hubert & Arabie, J. Classification 2, 1985);
-    ``cluster.nmi``: normalised mutual information. Soft groups are judged by where most of a client is.
+    - ``group``: cluster id of every client, ``[N]``. With soft clustering it is the cluster with the client's largest share.
+    - ``cluster.ari``: adjusted Rand index, 0 by chance and 1 for identical partitions (Hubert & Arabie, J. Classification 2, 1985).
+    - ``cluster.nmi``: normalized mutual information.
     """
 
-    main_domains: np.ndarray | None = None  # [N], -1 where a client has none
+    main_domains: np.ndarray | None = None  # [N], domain index; -1 for a client without a main domain
 
     def __call__(self, result: RoundResult) -> MetricValues:
+        """Compare the clusters after the round with the main domains."""
         return self.evaluate_state(result.after)
 
     def evaluate_state(self, state: FederatedState) -> MetricValues:
-        group = state.clustering_state["share"].argmax(1) if "share" in state.clustering_state else state.cluster_ids
-        reading: MetricValues = {"group": group.double()}
+        """Compare the clusters of a state with the main domains."""
+        cluster_ids = state.clustering_state["share"].argmax(1) if "share" in state.clustering_state else state.cluster_ids
+        metrics: MetricValues = {"group": cluster_ids.double()}
         if self.main_domains is not None and (self.main_domains >= 0).all():
             from sklearn.metrics import adjusted_rand_score, normalized_mutual_info_score
 
-            reading["cluster.ari"] = float(adjusted_rand_score(self.main_domains, group.numpy()))
-            reading["cluster.nmi"] = float(normalized_mutual_info_score(self.main_domains, group.numpy()))
-        return reading
+            metrics["cluster.ari"] = float(adjusted_rand_score(self.main_domains, cluster_ids.numpy()))
+            metrics["cluster.nmi"] = float(normalized_mutual_info_score(self.main_domains, cluster_ids.numpy()))
+        return metrics
 
 
-# What a round costs each client to send and to receive.
+# Communication cost of a round per client.
 
 COST_GROUP = "cost"
 
 
 class CommunicatingAlgorithm(Protocol):
-    """What is asked of an algorithm here."""
+    """The attributes of an algorithm that determine its communication cost."""
 
     uploads: ClassVar[frozenset[str]]
 
-    def frozen_params(self, param_names: Collection[str], round: int) -> frozenset[str]: ...
+    def frozen_params(self, param_names: Collection[str], round: int) -> frozenset[str]:
+        """Return the parameters that no client trains in a round."""
+        ...
 
 
 @dataclass(frozen=True, eq=False)
 class CommunicationCost:
-    """``cost.down`` and ``cost.up``: bytes that a client receives and sends in the round, uncompressed, in the type they are in.
+    """Count the bytes that one client downloads (``cost.down``) and uploads (``cost.up``) in a round.
 
-    Down: the model, what the algorithm sends beside it (SCAFFOLD's c doubles it) and, where an aggregate has merged something
-    under the adapters, that matrix of every module. Up: the change of the model and what the server reads beside
-    it (``uploads``: the change of the client state, the mean gradient). Leaves that nobody trains in the round do not travel,
-    in the model or beside it: the client has them. The frozen base model is not in here, nor what a client needs that joins.
-    Where messages did travel, their own size is said: the mean over the cohort.
+    Tensors are counted uncompressed, in their own data type. Downloads are the model, the algorithm's broadcast (SCAFFOLD's control
+    variate c doubles the cost) and, if the aggregator merged weights under the adapters, the merged matrix of each module. Uploads
+    are the model update and the client's further ``uploads`` (the change of its client state, the mean gradient). Parameters that no
+    client trains in the round are not transferred, and neither are the corresponding leaves of the other trees. The frozen base
+    model is not counted, nor are the initial transfers to a client that joins. If messages really traveled over a network, their own
+    sizes are reported instead, as the mean over the cohort.
     """
 
     algorithm: CommunicatingAlgorithm
 
     def __call__(self, result: RoundResult) -> MetricValues:
+        """Count the bytes of one client in the round."""
         server, report = result.before.server, result.report
         if report.bytes_on_wire is not None:
             down, up = report.bytes_on_wire.double().nanmean(0).tolist()
             return {"cost.down": down, "cost.up": up}
-        still = self.algorithm.frozen_params(server.params.keys(), result.before.round)
-        beside = {"client_state": report.state_delta, "mean_grad": report.mean_grad}
+        frozen = self.algorithm.frozen_params(server.params.keys(), result.before.round)
+        upload_trees = {"client_state": report.state_delta, "mean_grad": report.mean_grad}
         return {
-            "cost.down": float(sum(row_bytes(tree, still) for tree in (server.params, server.broadcast, server.merged_base))),
-            "cost.up": float(row_bytes(report.delta, still) + sum(row_bytes(beside[name], still) for name in self.algorithm.uploads)),
+            "cost.down": float(sum(row_bytes(tree, frozen) for tree in (server.params, server.broadcast, server.merged_base))),
+            "cost.up": float(
+                row_bytes(report.delta, frozen) + sum(row_bytes(upload_trees[name], frozen) for name in self.algorithm.uploads)
+            ),
         }
 
 
 def row_bytes(tree: Tree, frozen: frozenset[str]) -> int:
-    """Bytes of one row of a tree, without the leaves that stay."""
+    """Return the bytes of one row of a tree without its frozen leaves."""
     return sum(leaf[0].numel() * leaf.element_size() for name, leaf in tree.items() if not is_frozen(name, frozen))
 
 
 def is_frozen(name: str, frozen: frozenset[str]) -> bool:
-    """Whether a leaf is one of those that nobody trains, under its own name or under one that an algorithm put before it."""
+    """Return whether a leaf is frozen, under its own name or under a name with a prefix that an algorithm added."""
     return any(name == leaf or name.endswith("." + leaf) for leaf in frozen)
 
 
 def cost_probes(context: ProbeContext) -> list[ScheduledProbe | DerivedMetric]:
+    """Build the communication cost probe."""
     return [ScheduledProbe("cost", CommunicationCost(context.algorithm))]

@@ -1,4 +1,8 @@
-"""Loss on general text that is in no client's pool: what of the pretrained model is forgotten."""
+"""Measure forgetting of what the pretrained model knew and of what was learned in earlier rounds.
+
+Metrics: the loss on general text that is not part of any client's training data, losses by word class, the worst losses, and the
+increase of each domain's loss above its minimum.
+"""
 
 from __future__ import annotations
 
@@ -24,49 +28,50 @@ GENERAL_GROUP = "general"
 
 @dataclass(frozen=True, eq=False)
 class GeneralTextLoss:
-    """``general.loss``, nats per token, and ``general.bits``, bits per byte, of the server's model on general text; of several
-    models, the mean over the fleet. Forgetting is their rise since round 0.
+    """Loss of the server's model on general text: ``general.loss`` in nats per token and ``general.bits`` in bits per byte.
 
-    A look reads M times the tokens of the text, with the head.
+    With several models, both are means over all clients. Forgetting is their increase since round 0. One evaluation processes the
+    text once for each of M models, including the output layer.
     """
 
     model: LossModel
-    blocks: Blocks  # [E, T]; the first token of a block is only context
-    num_bytes: int  # that the predicted tokens spell
-    tokens_per_pass: int = 8192  # tokens in one forward pass
+    blocks: Blocks  # [E, T]; the first token of a block only provides context
+    num_bytes: int  # bytes of text of the predicted tokens
+    tokens_per_pass: int = 8192  # maximum number of tokens per forward pass
 
     def __call__(self, result: RoundResult) -> MetricValues:
+        """Compute the losses of the server's models after the round."""
         return self.evaluate_state(result.after)
 
     def evaluate_state(self, state: FederatedState) -> MetricValues:
-        """Of the server's models."""
-        each = score_models(server_models(state), lambda one: torch.tensor(self.total_loss(one), dtype=torch.float64))
-        nats = mean_over_models(each, state)
+        """Compute the losses of the server's models."""
+        losses = score_models(server_models(state), lambda model: torch.tensor(self.total_loss(model), dtype=torch.float64))
+        nats = mean_over_models(losses, state)
         return {"general.loss": nats / int(self.blocks.mask[:, 1:].sum()), "general.bits": nats / (log(2) * self.num_bytes)}
 
     @torch.no_grad()
     def total_loss(self, params: Tree) -> float:
-        """Summed loss of one model ``[1, ...]`` on the text."""
-        where = next(iter(params.values())).device
+        """Compute the summed loss of one model ``[1, ...]`` on the text, in nats."""
+        device = next(iter(params.values())).device
         rows = max(1, self.tokens_per_pass // self.blocks.tokens.shape[1])
         parts = zip(torch.from_numpy(self.blocks.tokens).split(rows), torch.from_numpy(self.blocks.mask).split(rows), strict=True)
         return sum(
-            self.model.sequence_losses(params, tokens[None].to(where), keep[None].to(where))[0].double().sum().item()
-            for tokens, keep in parts
+            self.model.sequence_losses(params, tokens[None].to(device), mask[None].to(device))[0].double().sum().item()
+            for tokens, mask in parts
         )
 
 
 def count_predicted_bytes(tokenizer: Any, blocks: Blocks) -> int:
-    """Bytes of UTF-8 that the predicted tokens of all blocks spell; end tokens spell none."""
-    lines = [tokens[1:][keep[1:]] for tokens, keep in zip(blocks.tokens, blocks.mask, strict=True)]
+    """Count the bytes of UTF-8 text of the predicted tokens of all blocks. End-of-text tokens have no bytes."""
+    lines = [tokens[1:][mask[1:]] for tokens, mask in zip(blocks.tokens, blocks.mask, strict=True)]
     return sum(
-        len(said.encode())
-        for said in tokenizer.batch_decode([line.tolist() for line in lines], skip_special_tokens=True, clean_up_tokenization_spaces=False)
+        len(text.encode())
+        for text in tokenizer.batch_decode([line.tolist() for line in lines], skip_special_tokens=True, clean_up_tokenization_spaces=False)
     )
 
 
 def general_text_probes(context: ProbeContext) -> list[ScheduledProbe | DerivedMetric]:
-    """The general text, whenever expensive probes run; nothing where there is no such text."""
+    """Build the probe of general text, which runs with the expensive probes; none without general text."""
     if context.general_blocks is None:
         return []
     probe = GeneralTextLoss(
@@ -78,83 +83,101 @@ def general_text_probes(context: ProbeContext) -> list[ScheduledProbe | DerivedM
     return [ScheduledProbe("general", probe, "expensive", float(context.general_blocks.mask.sum()))]
 
 
-# What kind of words a model loses, and who is served worst: function words against content words, the worst client.
+# Losses by word class, worst losses, and forgetting per domain.
 
 LANGUAGE_GROUP = "language"
 
 
 @dataclass(frozen=True, eq=False)
 class WordKindLosses:
-    """``loss.function`` and ``loss.content``: mean loss of the tokens of function words and of content words, nats per token.
+    """Mean loss of function words and of content words, ``loss.function`` and ``loss.content``, in nats per token.
 
-    Of a domain: over its held-out tokens of that kind. Of the federation: over the domains, by the pool's tokens, of the
-    models that the clients share. Grammar leans on function words, topics on content words; forgetting syntax is a rise of
-    the first that the second does not have (a contrast to read beside the IID baseline's). No forward pass of its own.
+    For a domain, the mean is over its held-out tokens of the class. For the federation, it is over domains, weighted by the clients'
+    training tokens, under the models that serve the clients. Function words mainly depend on grammar and content words on the topic.
+    So forgetting of syntax appears as an increase of the first without an increase of the second, compared with the IID baseline.
+    The metrics need no further forward pass.
     """
 
     losses: HeldOutLosses
-    word_kinds: np.ndarray  # [E, T]
+    word_kinds: np.ndarray  # [E, T] FUNCTION_WORD, CONTENT_WORD or NOT_A_WORD
 
     def __call__(self, result: RoundResult) -> MetricValues:
+        """Compute the losses of the server's models after the round."""
         return self.evaluate_state(result.after)
 
     def evaluate_state(self, state: FederatedState) -> MetricValues:
-        held = self.losses.held_out
-        every = self.losses.position_losses(state).double()  # [M, E, T-1]
-        pool = torch.from_numpy(held.client_domain_tokens)
-        reading: MetricValues = {}
+        """Compute the losses of the server's models."""
+        held_out = self.losses.held_out
+        losses = self.losses.position_losses(state).double()  # [M, E, T-1]
+        train_tokens = torch.from_numpy(held_out.client_domain_tokens)
+        metrics: MetricValues = {}
         for name, kind in (("loss.function", FUNCTION_WORD), ("loss.content", CONTENT_WORD)):
             mean = mean_by_domain(
-                every, torch.from_numpy((self.word_kinds[:, 1:] == kind) & held.blocks.mask[:, 1:]), held.domain_ids, len(held.domains)
+                losses,
+                torch.from_numpy((self.word_kinds[:, 1:] == kind) & held_out.blocks.mask[:, 1:]),
+                held_out.domain_ids,
+                len(held_out.domains),
             )[state.cluster_ids]  # [N, J]
-            mix = pool.where(~mean.isnan() | every.isnan().any(), 0.0)
-            total = (mix * mean).where(mix > 0, 0.0)
-            reading[name, ""] = total.sum() / mix.sum()
-            reading |= {
-                (name, domain): total[:, column].sum() / mix[:, column].sum()
-                for column, domain in enumerate(held.domains)
-                if mix[:, column].any()
+            weights = train_tokens.where(~mean.isnan() | losses.isnan().any(), 0.0)
+            total = (weights * mean).where(weights > 0, 0.0)
+            metrics[name, ""] = total.sum() / weights.sum()
+            metrics |= {
+                (name, domain): total[:, column].sum() / weights[:, column].sum()
+                for column, domain in enumerate(held_out.domains)
+                if weights[:, column].any()
             }
-        return reading
+        return metrics
 
 
 def mean_by_domain(losses: Tensor, mask: Tensor, domain_ids: np.ndarray, num_domains: int) -> Tensor:
-    """Mean of ``losses [M, E, T]`` over what counts ``[E, T]`` in each domain, ``[M, J]``; NaN where nothing does."""
-    where = torch.from_numpy(domain_ids)
-    total = losses.new_zeros(len(losses), num_domains).index_add(1, where, (losses * mask).sum(2))
-    return total / losses.new_zeros(num_domains).index_add(0, where, mask.sum(1).to(losses))
+    """Compute the mean loss of selected tokens in each domain.
+
+    Args:
+        losses: ``[M, E, T]``.
+        mask: Selected tokens, ``[E, T]``.
+        domain_ids: Domain of each block, ``[E]``.
+        num_domains: Number of domains, J.
+
+    Returns:
+        Means, ``[M, J]``; NaN for a domain without selected tokens.
+    """
+    index = torch.from_numpy(domain_ids)
+    total = losses.new_zeros(len(losses), num_domains).index_add(1, index, (losses * mask).sum(2))
+    return total / losses.new_zeros(num_domains).index_add(0, index, mask.sum(1).to(losses))
 
 
 def worst_losses(metrics: MetricValues, history: MetricHistory) -> MetricValues:
-    """``loss.worst``: the loss of the client that is served worst; ``loss.worst.domain``: of the domain."""
+    """Compute ``loss.worst``, the largest loss of a client, and ``loss.worst.domain``, the largest loss of a domain."""
     clients = metrics.get("loss")
     if not isinstance(clients, Tensor):
         return {}
-    said: MetricValues = {}
-    there = clients[~clients.isnan()]
-    if len(there):
-        said["loss.worst"] = there.max()
+    worst: MetricValues = {}
+    measured = clients[~clients.isnan()]
+    if len(measured):
+        worst["loss.worst"] = measured.max()
     domains = [federation_value(metrics, "loss", key[1]) for key in metrics if isinstance(key, tuple) and key[0] == "loss" and key[1]]
     finite = [value for value in domains if not math.isnan(value)]
-    return said | ({"loss.worst.domain": max(finite)} if finite else {})
+    return worst | ({"loss.worst.domain": max(finite)} if finite else {})
 
 
 def domain_forgetting(metrics: MetricValues, history: MetricHistory) -> MetricValues:
-    """``forgetting`` of each domain: its loss now above the lowest that it had in earlier rounds, never below 0 by name.
+    """Compute ``forgetting`` of each domain, the increase of its loss above its minimum so far.
 
-    loss_j(t) - min_{t' <= t} loss_j(t'): 0 while a domain is at its best, and how much of what was learnt is lost
-    otherwise (backward transfer with its sign turned). Under partial participation a domain whose clients sit out shows here.
+    The value is loss_j(t) - min_{t' <= t} loss_j(t'). It is 0 while the domain's loss is at its minimum, and otherwise the amount of
+    learning that was lost (backward transfer with the sign reversed). Under partial participation, it increases for domains whose
+    clients do not participate. The value for the federation is the mean over domains.
     """
-    said: MetricValues = {}
+    forgetting: MetricValues = {}
     for key, value in metrics.items():
         if isinstance(key, tuple) and key[0] == "loss" and key[1]:
-            now = float(value)
-            said["forgetting", key[1]] = now - min(now, history.lowest.get(("loss", key[1]), math.inf))
-    values = [float(value) for value in said.values()]
-    return said | ({"forgetting": sum(values) / len(values)} if values else {})
+            loss = float(value)
+            forgetting["forgetting", key[1]] = loss - min(loss, history.lowest.get(("loss", key[1]), math.inf))
+    values = [float(value) for value in forgetting.values()]
+    return forgetting | ({"forgetting": sum(values) / len(values)} if values else {})
 
 
 def language_probes(context: ProbeContext) -> list[ScheduledProbe | DerivedMetric]:
+    """Build the probes of word classes, worst losses and forgetting per domain."""
     losses = context.losses
     return [
         ScheduledProbe("words", WordKindLosses(losses, classify_tokens(losses.held_out.blocks, context.tokenizer)), losses.interval),

@@ -1,7 +1,7 @@
-"""Held-out text, the same for every run on a corpus: which blocks, of which domain, and whose.
+"""Build the held-out text of a corpus and map its tokens to domains, words and bytes.
 
-Blocks are packed domain by domain from documents in canonical order drawn by the corpus's own split
-seed, so that no partition, severity, algorithm or seed of the study changes what is measured on.
+The held-out text is the same for every run on a corpus. Blocks are packed domain by domain from documents in an order that is
+drawn with the corpus's own split seed. No partition, severity, algorithm or seed of a study changes the evaluated text.
 """
 
 from __future__ import annotations
@@ -18,21 +18,21 @@ from ..data.corpus import Corpus
 from ..data.tokenization import Blocks, TokenizedCorpus, pack_blocks
 from ..partition.words import FUNCTION_WORDS
 
-TokenReader = Callable[[np.ndarray], TokenizedCorpus]  # some documents of the corpus, as one hand writes them
-INITIAL_DOCUMENTS = 16  # documents to read at first
+TokenReader = Callable[[np.ndarray], TokenizedCorpus]  # reads documents by row, as one group of clients rewrites them
+INITIAL_DOCUMENTS = 16  # rewritten documents that are read first; the number doubles until the blocks are full
 
 
 @dataclass(frozen=True, eq=False)
 class HeldOut:
-    """E blocks of held-out text of J domains, and how N clients' own data is mixed of the domains."""
+    """E blocks of held-out text from J domains, and the domain mixture of the N clients' training data."""
 
     blocks: Blocks  # [E, T]
-    domain_ids: np.ndarray  # [E] index into domains
+    domain_ids: np.ndarray  # [E] index into ``domains``
     domains: tuple[str, ...]  # J
-    client_domain_tokens: np.ndarray  # [N, J] training tokens of each client in each domain
+    client_domain_tokens: np.ndarray  # [N, J] training tokens per client and domain
 
     def head(self, blocks_per_domain: int) -> HeldOut:
-        """At most so many blocks of each domain."""
+        """Return at most ``blocks_per_domain`` blocks of each domain."""
         rank = np.concatenate([np.arange(count) for count in np.bincount(self.domain_ids, minlength=len(self.domains))])
         rows = rank < blocks_per_domain
         return HeldOut(
@@ -40,40 +40,60 @@ class HeldOut:
         )
 
     def client_blocks(self, client: int, num_blocks: int) -> np.ndarray:
-        """About ``num_blocks`` blocks mixed as the client's own data is, of domains that have any; fixed for the client,
-        ``[num_blocks]``."""
-        mix = self.client_domain_tokens[client] * (count_predicted_tokens(self) > 0)
-        share = mix / max(mix.sum(), 1)
-        wanted = np.floor(share * num_blocks).astype(int)
-        for domain in np.argsort(-(share * num_blocks - wanted), kind="stable")[: num_blocks - wanted.sum()]:
-            wanted[domain] += 1  # largest remainders
-        picks = []
-        for domain, number in enumerate(wanted):
+        """Select blocks whose domain mixture matches a client's own training data.
+
+        The selection is fixed for a client. Domains without held-out blocks are ignored. Clients of the same domain select
+        different blocks of it where possible.
+
+        Args:
+            client: Client id.
+            num_blocks: Number of blocks to select. Fewer are returned if a domain has too few.
+
+        Returns:
+            Sorted block indices, about ``[num_blocks]``.
+        """
+        tokens = self.client_domain_tokens[client] * (count_predicted_tokens(self) > 0)
+        share = tokens / max(tokens.sum(), 1)
+        quotas = np.floor(share * num_blocks).astype(int)
+        for domain in np.argsort(-(share * num_blocks - quotas), kind="stable")[: num_blocks - quotas.sum()]:
+            quotas[domain] += 1  # largest-remainder rounding
+        selected = []
+        for domain, quota in enumerate(quotas):
             rows = np.flatnonzero(self.domain_ids == domain)
-            picks.append(np.roll(rows, -client * int(number))[:number])  # other clients of the domain read on
-        return np.sort(np.concatenate(picks))
+            selected.append(np.roll(rows, -client * int(quota))[:quota])  # an offset, so that clients of one domain select different blocks
+        return np.sort(np.concatenate(selected))
 
 
 def count_predicted_tokens(held_out: HeldOut) -> np.ndarray:
-    """Tokens of each domain that a loss can be measured on, ``[J]``: the first of a block is context alone."""
+    """Count the predicted tokens of each domain, ``[J]``.
+
+    The first token of a block only provides context and is not predicted.
+    """
     return np.bincount(held_out.domain_ids, weights=held_out.blocks.mask[:, 1:].sum(1), minlength=len(held_out.domains))
 
 
 def build_held_out(
     corpus: Corpus, tokens: TokenizedCorpus, split: int, block_length: int, max_blocks: int, seed: int, client_domain_tokens: np.ndarray
 ) -> HeldOut:
-    """At most ``max_blocks`` blocks of ``block_length`` tokens of each domain, from the documents of one split.
+    """Build the held-out text from the documents of one split.
 
-    ``client_domain_tokens [N, J]`` has a column for every domain of the corpus and, if there are documents without a label, one
-    more.
+    Args:
+        corpus: The corpus.
+        tokens: Tokens of all its documents.
+        split: Split to take documents from.
+        block_length: Tokens per block.
+        max_blocks: Maximum number of blocks per domain.
+        seed: Split seed of the corpus, which determines the order of documents.
+        client_domain_tokens: ``[N, J]``, training tokens per client and domain. It has one column per domain of the corpus and, if
+            there are documents without a label, one more.
     """
     names = domain_names(corpus)
-    parts, domain = [], []
-    for number, name in enumerate(names):
-        rows = order_documents(corpus, split, seed, number, name)
-        parts.append(pack_first_blocks(tokens, rows, block_length, max_blocks))
-        domain.append(np.full(len(parts[-1].tokens), number))
-    return HeldOut(concat_blocks(parts), np.concatenate(domain), names, client_domain_tokens)
+    blocks, domain_ids = [], []
+    for index, name in enumerate(names):
+        rows = order_documents(corpus, split, seed, index, name)
+        blocks.append(pack_first_blocks(tokens, rows, block_length, max_blocks))
+        domain_ids.append(np.full(len(blocks[-1].tokens), index))
+    return HeldOut(concat_blocks(blocks), np.concatenate(domain_ids), names, client_domain_tokens)
 
 
 def append_rewritten(
@@ -86,114 +106,155 @@ def append_rewritten(
     readers: Sequence[TokenReader],
     client_domain_tokens: np.ndarray,
 ) -> HeldOut:
-    """Behind the held-out text as found, the same documents as each of H - 1 hands writes them: a domain more for each
-    hand and domain. ``client_domain_tokens [N, H J]``: training tokens of each client, as found in the first J columns.
+    """Append the held-out documents as clients rewrite them.
 
-    Texts that grow or shrink fill the same number of blocks with fewer or more documents.
+    Each of the H - 1 rewriting variants adds one domain per original domain. The blocks of all variants come from the same documents
+    in the same order. If rewriting changes the length of texts, the same number of blocks covers fewer or more documents.
+
+    Args:
+        held_out: Held-out text in its original form.
+        corpus: The corpus.
+        split: Split to take documents from.
+        block_length: Tokens per block.
+        max_blocks: Maximum number of blocks per domain and variant.
+        seed: Split seed of the corpus.
+        readers: H - 1 functions, each of which returns documents as one variant rewrites them.
+        client_domain_tokens: ``[N, H J]``, training tokens per client. The first J columns count tokens in original form.
     """
-    parts, domain = [held_out.blocks], [held_out.domain_ids]
-    for hand, read in enumerate(readers, 1):
-        for number, name in enumerate(held_out.domains):
-            rows = order_documents(corpus, split, seed, number, name)
-            parts.append(read_first_blocks(read, rows, block_length, max_blocks))
-            domain.append(np.full(len(parts[-1].tokens), hand * len(held_out.domains) + number))
-    names = tuple(f"{name}, hand {hand}" for hand in range(1, len(readers) + 1) for name in held_out.domains)
-    return HeldOut(concat_blocks(parts), np.concatenate(domain), (*held_out.domains, *names), client_domain_tokens)
+    blocks, domain_ids = [held_out.blocks], [held_out.domain_ids]
+    for variant, read in enumerate(readers, 1):
+        for index, name in enumerate(held_out.domains):
+            rows = order_documents(corpus, split, seed, index, name)
+            blocks.append(read_first_blocks(read, rows, block_length, max_blocks))
+            domain_ids.append(np.full(len(blocks[-1].tokens), variant * len(held_out.domains) + index))
+    names = tuple(f"{name}, hand {variant}" for variant in range(1, len(readers) + 1) for name in held_out.domains)
+    return HeldOut(concat_blocks(blocks), np.concatenate(domain_ids), (*held_out.domains, *names), client_domain_tokens)
 
 
 def order_documents(corpus: Corpus, split: int, seed: int, domain_id: int, domain: str) -> np.ndarray:
-    """The documents of a domain in one split, in the order in which they are held out."""
+    """Return the corpus rows of a domain in one split, in held-out order."""
     label = np.where(corpus.label < 0, len(corpus.domains), corpus.label)
     rows = np.flatnonzero((corpus.split == split) & (label == domain_id))
     return numpy_stream(seed, "held out", domain).permutation(rows)
 
 
 def read_first_blocks(read: TokenReader, rows: np.ndarray, block_length: int, max_blocks: int) -> Blocks:
-    """The first documents as written, no more of them than fill the blocks (about)."""
-    few = INITIAL_DOCUMENTS
-    while (tokens := read(rows[:few])).lengths.sum() < max_blocks * block_length and few < len(rows):
-        few *= 2
+    """Read rewritten documents until they fill ``max_blocks`` blocks, and pack them."""
+    num_documents = INITIAL_DOCUMENTS
+    while (tokens := read(rows[:num_documents])).lengths.sum() < max_blocks * block_length and num_documents < len(rows):
+        num_documents *= 2
     return pack_first_blocks(tokens, np.arange(len(tokens)), block_length, max_blocks)
 
 
 def pack_first_blocks(tokens: TokenizedCorpus, rows: np.ndarray, block_length: int, max_blocks: int) -> Blocks:
-    """At most ``max_blocks`` blocks of ``block_length`` tokens, from the first of the documents ``rows``."""
-    enough = int(np.searchsorted(np.cumsum(tokens.lengths[rows]), max_blocks * block_length)) + 1
-    blocks = pack_blocks(tokens, rows[:enough], block_length)
+    """Pack the first of the documents ``rows`` into at most ``max_blocks`` blocks of ``block_length`` tokens."""
+    num_documents = int(np.searchsorted(np.cumsum(tokens.lengths[rows]), max_blocks * block_length)) + 1
+    blocks = pack_blocks(tokens, rows[:num_documents], block_length)
     return Blocks(blocks.tokens[:max_blocks], blocks.mask[:max_blocks])
 
 
 def concat_blocks(parts: list[Blocks]) -> Blocks:
+    """Concatenate blocks."""
     return Blocks(np.concatenate([part.tokens for part in parts]), np.concatenate([part.mask for part in parts]))
 
 
 def domain_names(corpus: Corpus) -> tuple[str, ...]:
-    """The corpus's domains, and a last one for documents without a label, if there are any."""
-    unlabelled = bool((corpus.label < 0).any())
+    """Return the domains of a corpus, with a last domain for documents without a label if there are any."""
+    has_unlabeled = bool((corpus.label < 0).any())
     if not corpus.domains:
         return ("all",)
-    return (*corpus.domains, "unlabelled") if unlabelled else corpus.domains
+    return (*corpus.domains, "unlabelled") if has_unlabeled else corpus.domains
 
 
 def count_client_domain_tokens(corpus: Corpus, client_rows: list[np.ndarray]) -> np.ndarray:
-    """Tokens that each client holds of each domain, ``[N, J]``; ``client_rows`` index the whole corpus."""
+    """Count the training tokens per client and domain.
+
+    Args:
+        corpus: The corpus.
+        client_rows: N arrays with the corpus rows of each client.
+
+    Returns:
+        Token counts, ``[N, J]``.
+    """
     width = len(domain_names(corpus))
     label = np.where(corpus.label < 0, len(corpus.domains), corpus.label)
-    return np.stack([np.bincount(label[held], weights=corpus.size[held], minlength=width) for held in client_rows])
+    return np.stack([np.bincount(label[rows], weights=corpus.size[rows], minlength=width) for rows in client_rows])
 
 
-# Tokens as text again: which token belongs to which word, and how many bytes of text it stands for.
+# Decoding: assign tokens to words, and count the bytes of text per token.
 
 WORD_PATTERN = re.compile(r"[^\W_]+(?:['’][^\W_]+)*")
 FUNCTION_WORD, CONTENT_WORD, NOT_A_WORD = 0, 1, 2
 
 
 def token_texts(tokenizer: Any, token_ids: np.ndarray) -> dict[int, str]:
-    """Each token's text with the space before it, which some tokenisers drop at the start of a text: so none stands there.
+    """Decode each token separately, including a leading space.
 
-    A token that holds a part of a character is no text of its own (U+FFFD); special ones are a line break.
+    Some tokenizers drop a space at the start of a text, so each token is decoded after an anchor token. A token that contains only
+    part of a character decodes to U+FFFD. Special tokens become a line break.
+
+    Args:
+        tokenizer: A fast tokenizer of transformers.
+        token_ids: Token ids of any shape.
+
+    Returns:
+        The text of each distinct token id.
     """
     anchor = tokenizer("a", add_special_tokens=False)["input_ids"]
-    plain = {"skip_special_tokens": False, "clean_up_tokenization_spaces": False}
-    known = np.unique(token_ids).tolist()
-    start = len(tokenizer.decode(anchor, **plain))
-    texts = tokenizer.batch_decode([[*anchor, token] for token in known], **plain)
+    options = {"skip_special_tokens": False, "clean_up_tokenization_spaces": False}
+    ids = np.unique(token_ids).tolist()
+    start = len(tokenizer.decode(anchor, **options))
+    texts = tokenizer.batch_decode([[*anchor, token] for token in ids], **options)
     special = set(tokenizer.all_special_ids)
-    return {token: "\n" if token in special else text[start:] for token, text in zip(known, texts, strict=True)}
+    return {token: "\n" if token in special else text[start:] for token, text in zip(ids, texts, strict=True)}
 
 
 def classify_tokens(blocks: Blocks, tokenizer: Any) -> np.ndarray:
-    """FUNCTION_WORD, CONTENT_WORD or NOT_A_WORD for every token, ``[E, T]``: a token is of the kind of the word that it is part
-    of.
+    """Classify every token as FUNCTION_WORD, CONTENT_WORD or NOT_A_WORD.
 
-    Function words are a closed list (``partition.words.FUNCTION_WORDS``); content words all others with letters or digits.
-    Marks, spaces and padding are neither. A word that a block cuts in two is judged by what is left of it.
+    A token has the class of the word that it is part of, and of the first word if it contains two. Function words are a closed list
+    (``partition.words.FUNCTION_WORDS``); all other words with letters or digits are content words. Punctuation, spaces and padding
+    are not words. A word that is cut by a block boundary is classified by its remaining part.
+
+    Args:
+        blocks: E blocks of T tokens.
+        tokenizer: A fast tokenizer of transformers.
+
+    Returns:
+        Classes, ``[E, T]``.
     """
-    found = np.full(blocks.tokens.shape, NOT_A_WORD)
+    kinds = np.full(blocks.tokens.shape, NOT_A_WORD)
     texts = token_texts(tokenizer, blocks.tokens)
     for row, ids in enumerate(blocks.tokens):
-        parts = [texts[token] if keep else "\n" for token, keep in zip(ids.tolist(), blocks.mask[row], strict=True)]
+        parts = [texts[token] if kept else "\n" for token, kept in zip(ids.tolist(), blocks.mask[row], strict=True)]
         ends = np.cumsum([len(part) for part in parts])
         for word in WORD_PATTERN.finditer("".join(parts)):
-            first, after = np.searchsorted(ends, [word.start(), word.end() - 1], side="right")
-            said = word.group().lower().replace("’", "'")
-            own = slice(first, after + 1)  # a token of two words is of the first one's kind
-            found[row, own] = np.where(
-                found[row, own] == NOT_A_WORD, FUNCTION_WORD if said in FUNCTION_WORDS else CONTENT_WORD, found[row, own]
+            first, last = np.searchsorted(ends, [word.start(), word.end() - 1], side="right")
+            text = word.group().lower().replace("’", "'")
+            span = slice(first, last + 1)
+            kinds[row, span] = np.where(
+                kinds[row, span] == NOT_A_WORD, FUNCTION_WORD if text in FUNCTION_WORDS else CONTENT_WORD, kinds[row, span]
             )
-    return found
+    return kinds
 
 
 def bytes_per_token(held_out: HeldOut, tokenizer: Any) -> np.ndarray:
-    """Bytes of text (UTF-8) for each predicted token of a domain, ``[J]``; NaN where a domain has no blocks.
+    """Compute the bytes of UTF-8 text per predicted token of each domain.
 
-    The text of a block is that of its tokens after the first. End marks are predicted and are no text. A character that
-    a block cuts is off by a byte or two.
+    The first token of a block is not predicted, so its bytes do not count. End-of-text tokens are predicted but have no bytes. A
+    character that is cut by a block boundary changes the count by one or two bytes.
+
+    Args:
+        held_out: Held-out text.
+        tokenizer: A fast tokenizer of transformers.
+
+    Returns:
+        Bytes per token, ``[J]``; NaN for a domain without blocks.
     """
-    plain = {"skip_special_tokens": True, "clean_up_tokenization_spaces": False}
+    options = {"skip_special_tokens": True, "clean_up_tokenization_spaces": False}
     size, count = np.zeros(len(held_out.domains)), np.zeros(len(held_out.domains))
-    for ids, keep, domain in zip(held_out.blocks.tokens, held_out.blocks.mask, held_out.domain_ids, strict=True):
-        whole, first = (len(tokenizer.decode(part, **plain).encode()) for part in (ids[keep], ids[:1]))
+    for ids, mask, domain in zip(held_out.blocks.tokens, held_out.blocks.mask, held_out.domain_ids, strict=True):
+        whole, first = (len(tokenizer.decode(part, **options).encode()) for part in (ids[mask], ids[:1]))
         size[domain] += whole - first
-        count[domain] += keep[1:].sum()
+        count[domain] += mask[1:].sum()
     return np.divide(size, count, out=np.full(len(size), np.nan), where=count > 0)

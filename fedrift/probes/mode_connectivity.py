@@ -1,7 +1,6 @@
-"""Linear mode connectivity: is there a hill of loss on the straight line between two models?
+"""Measure linear mode connectivity: the loss barrier on the straight line between the weights of two models.
 
-Frankle, Dziugaite, Roy & Carbin, "Linear Mode Connectivity and the Lottery Ticket Hypothesis", ICML 2020,
-arXiv:1912.05671.
+Frankle, Dziugaite, Roy & Carbin, "Linear Mode Connectivity and the Lottery Ticket Hypothesis", ICML 2020, arXiv:1912.05671.
 """
 
 from __future__ import annotations
@@ -20,20 +19,23 @@ from .updates import scatter_clients
 
 BARRIERS_GROUP = "barriers"
 
-BARRIER_POSITIONS = 512  # tokens whose loss counts
+BARRIER_POSITIONS = 512  # evaluated tokens
 
 
 @dataclass(frozen=True, eq=False)
 class LossBarriers:
-    """``barrier.server``, one a client: between its model as trained and the server's new one; ``barrier.clients``: the
-    mean over pairs of clients, each with the next in the cohort.
+    """Loss barriers between models of a round, in nats per token of the passages.
 
-    max over x of L((1 - x) w_a + x w_b) - ((1 - x) L(w_a) + x L(w_b)), in nats per token of the passages, x in ``num_points``
-    equal steps from 0 to 1 (the ends are 0, so it is never below). Weights are interpolated, not the factors of
-    adapters: see ``interpolate``.
+    - ``barrier.server`` ``[C]``: between each client's trained model and the server's new model; NaN for a client that failed.
+    - ``barrier.clients``: mean over pairs of clients. Each client is paired with the next one in the cohort.
 
-    A look with C clients reads the passages C + M + (2 C or, for 2 clients, 3) (points - 2) times with the head: with 5
-    points, 5 clients and 540 tokens 19,400 tokens. One model is in memory at a time. A client that failed is NaN.
+    The barrier is max_x L((1 - x) w_a + x w_b) - ((1 - x) L(w_a) + x L(w_b)). The values of x are ``num_points`` equally spaced
+    points from 0 to 1. The barrier is never negative, because it is 0 at both ends. Complete weights are interpolated, not the factors of
+    adapters; see ``interpolate``.
+
+    One evaluation with C clients and M server models processes the passages C + M + (C + number of pairs)(``num_points`` - 2) times.
+    The number of pairs is C, or 1 for two clients. With 5 points, 5 clients and 540 tokens this is 19,400 tokens. Only one
+    interpolated model is in memory at a time.
     """
 
     model: LossModel
@@ -41,81 +43,99 @@ class LossBarriers:
     num_points: int = 5
 
     def __call__(self, result: RoundResult) -> MetricValues:
-        there = trained_mask(result)
-        rows = there.nonzero().flatten().tolist()
+        """Compute the barriers of a round; empty if no client trained."""
+        trained = trained_mask(result)
+        rows = trained.nonzero().flatten().tolist()
         if not rows:
             return {}
-        locals_ = {row: client_model(result, row) for row in rows}
-        ends = {row: self.mean_loss(model) for row, model in locals_.items()}
-        groups = result.after.cluster_ids[result.cohort].tolist()
+        client_models = {row: client_model(result, row) for row in rows}
+        client_losses = {row: self.mean_loss(model) for row, model in client_models.items()}
+        cluster_ids = result.after.cluster_ids[result.cohort].tolist()
         server = server_models(result.after)
-        models = {group: server.take(slice(group, group + 1)) for group in {groups[row] for row in rows}}
-        losses = {group: self.mean_loss(model) for group, model in models.items()}
-        reading: MetricValues = {
+        server_by_cluster = {cluster: server.take(slice(cluster, cluster + 1)) for cluster in {cluster_ids[row] for row in rows}}
+        server_losses = {cluster: self.mean_loss(model) for cluster, model in server_by_cluster.items()}
+        metrics: MetricValues = {
             "barrier.server": scatter_clients(
                 torch.tensor(
-                    [self.barrier_between(locals_[row], models[groups[row]], ends[row], losses[groups[row]]) for row in rows],
+                    [
+                        self.barrier_between(
+                            client_models[row], server_by_cluster[cluster_ids[row]], client_losses[row], server_losses[cluster_ids[row]]
+                        )
+                        for row in rows
+                    ],
                     dtype=torch.float64,
                 ),
-                there,
+                trained,
             )
         }
         pairs = list(zip(rows, rows[1:] + rows[:1], strict=True))[: len(rows) if len(rows) > 2 else len(rows) - 1]
         if pairs:
-            found = [self.barrier_between(locals_[one], locals_[two], ends[one], ends[two]) for one, two in pairs]
-            reading["barrier.clients"] = sum(found) / len(found)
-        return reading
+            barriers = [
+                self.barrier_between(client_models[first], client_models[second], client_losses[first], client_losses[second])
+                for first, second in pairs
+            ]
+            metrics["barrier.clients"] = sum(barriers) / len(barriers)
+        return metrics
 
     def forward_tokens(self, num_clients: int) -> float:
-        """Tokens that a look at so many clients sends forward, with one model of the server."""
+        """Count the tokens that one evaluation with ``num_clients`` clients and one server model processes."""
         pairs = num_clients if num_clients > 2 else num_clients - 1
         return float(self.passages.tokens.numel() * (num_clients + 1 + (num_clients + pairs) * (self.num_points - 2)))
 
     def barrier_between(self, a: Tree, b: Tree, loss_a: float, loss_b: float) -> float:
-        """The barrier between two models ``[1, ...]`` with these losses."""
-        inner = [self.mean_loss(interpolate(a, b, x)) for x in torch.linspace(0, 1, self.num_points).tolist()[1:-1]]
-        return barrier_height(torch.tensor([loss_a, *inner, loss_b], dtype=torch.float64)).item()
+        """Compute the barrier between two models ``[1, ...]`` with known losses."""
+        inner_losses = [self.mean_loss(interpolate(a, b, x)) for x in torch.linspace(0, 1, self.num_points).tolist()[1:-1]]
+        return barrier_height(torch.tensor([loss_a, *inner_losses, loss_b], dtype=torch.float64)).item()
 
     def mean_loss(self, params: Tree) -> float:
+        """Compute the loss of one model ``[1, ...]`` on the passages."""
         return passage_loss(self.model, params, self.passages)
 
 
 @torch.no_grad()
 def passage_loss(model: LossModel, params: Tree, text_passages: Passages) -> float:
-    """Loss of one model ``[1, ...]`` on the passages, nats per token that counts."""
-    where = next(iter(params.values())).device
-    total, _ = model.sequence_losses(params, text_passages.tokens[None].to(where), text_passages.mask[None].to(where))
+    """Compute the loss of one model ``[1, ...]`` on the passages, in nats per evaluated token."""
+    device = next(iter(params.values())).device
+    total, _ = model.sequence_losses(params, text_passages.tokens[None].to(device), text_passages.mask[None].to(device))
     return total.double().sum().item() / int(text_passages.mask[:, 1:].sum())
 
 
 def barrier_height(losses: Tensor) -> Tensor:
-    """The highest rise over the chord between the ends, of losses ``[K]`` at equal steps along a line."""
+    """Compute the largest height of losses ``[K]``, at equally spaced points of a line, above the chord between the ends."""
     x = torch.linspace(0, 1, len(losses), dtype=losses.dtype)
     return (losses - ((1 - x) * losses[0] + x * losses[-1])).amax()
 
 
 def interpolate(a: Tree, b: Tree, fraction: float) -> Tree:
-    """The model whose weights lie at ``fraction`` (x) between two models' ``[1, ...]``, to be worn as they are.
+    """Interpolate the complete weights of two models.
 
-    For adapters that is (1 - x) B_a A_a + x B_b A_b, which is itself an adapter, of rank 2 R: A = [A_a; A_b] and
-    B = [(1 - x) B_a, x B_b]. Interpolating A and B apart would be another model.
+    For adapters, the result is (1 - x) B_a A_a + x B_b A_b. This is an adapter of rank 2 R, with A = [A_a; A_b] and
+    B = [(1 - x) B_a, x B_b]. Interpolating A and B separately would give a different model.
+
+    Args:
+        a: First model, ``[1, ...]``.
+        b: Second model, ``[1, ...]``.
+        fraction: Position x on the line, from 0 (``a``) to 1 (``b``).
+
+    Returns:
+        The interpolated model, ``[1, ...]``. Its adapters are used with the same scale.
     """
-    found = Tree()
+    model = Tree()
     for name, leaf in a.items():
         other = b[name]
         if name.endswith(".A") and name[:-1] + "B" in a:
-            found[name] = torch.cat([leaf, other], dim=1)  # [1, 2R, I]
+            model[name] = torch.cat([leaf, other], dim=1)  # [1, 2R, I]
         elif name.endswith(".B") and name[:-1] + "A" in a:
-            found[name] = torch.cat([(1 - fraction) * leaf, fraction * other], dim=2)  # [1, O, 2R]
+            model[name] = torch.cat([(1 - fraction) * leaf, fraction * other], dim=2)  # [1, O, 2R]
         else:
-            found[name] = (1 - fraction) * leaf + fraction * other
-    return found
+            model[name] = (1 - fraction) * leaf + fraction * other
+    return model
 
 
 def barrier_probes(context: ProbeContext) -> list[ScheduledProbe | DerivedMetric]:
-    """Barriers, whenever expensive probes run."""
-    text = select_passages(context.held_out, BARRIER_POSITIONS)
-    if not len(text.positions):
+    """Build the barrier probe, which runs with the expensive probes; none without text."""
+    passages = select_passages(context.held_out, BARRIER_POSITIONS)
+    if not len(passages.positions):
         return []
-    probe = LossBarriers(context.model, text)
+    probe = LossBarriers(context.model, passages)
     return [ScheduledProbe("barriers", probe, "expensive", probe.forward_tokens(context.cohort_size))]

@@ -1,6 +1,6 @@
-"""The groups of probes that ``evaluation.probes`` may name: for each, its probes and their schedule, made from a context.
+"""Register the probe groups that ``evaluation.probes`` may name.
 
-A module of probes gives the name of its group and a factory ``(context) -> probes``; one line in ``PROBE_GROUPS`` adds it.
+A module of probes defines the name of its group and a factory ``(context) -> probes``. One line in ``PROBE_GROUPS`` registers it.
 """
 
 from __future__ import annotations
@@ -21,21 +21,26 @@ from .text import TEXT_GROUP, text_probes
 from .updates import SERVER_PATH_GROUP, server_path_probes
 
 ProbeFactory = Callable[[ProbeContext], list[ScheduledProbe | DerivedMetric]]
+"""A function that builds the probes of a group from the context of a run. Example::
+
+    def cohort_probes(context: ProbeContext) -> list[ScheduledProbe | DerivedMetric]:
+        return [ScheduledProbe("cohort size", lambda result: {"cohort.size": float(len(result.cohort))})]
+"""
 
 
 def group_factories(pairs: Iterable[tuple[str, ProbeFactory]]) -> dict[str, ProbeFactory]:
-    """The factories by group; several factories of one group are asked in order."""
-    found: dict[str, list[ProbeFactory]] = {}
+    """Collect the factories of each group. The factories of one group are called in order and their probes are joined."""
+    by_group: dict[str, list[ProbeFactory]] = {}
     for group, factory in pairs:
-        found.setdefault(group, []).append(factory)
+        by_group.setdefault(group, []).append(factory)
 
-    def joined(factories: list[ProbeFactory]) -> ProbeFactory:
+    def join(factories: list[ProbeFactory]) -> ProbeFactory:
         return lambda context: [probe for factory in factories for probe in factory(context)]
 
-    return {group: joined(factories) for group, factories in found.items()}
+    return {group: join(factories) for group, factories in by_group.items()}
 
 
-# The order is the order of rows in records.jsonl.
+# This order determines the order of rows in records.jsonl.
 PROBE_GROUPS: dict[str, ProbeFactory] = group_factories(
     [
         (ATTENTION_GROUP, attention_probes),
@@ -56,12 +61,15 @@ PROBE_GROUPS: dict[str, ProbeFactory] = group_factories(
 
 
 def find_probe_group(name: str) -> ProbeFactory:
-    """Return the factory of a group: fedrift's own, one that is registered, or one by its import path.
+    """Return the factory of a probe group.
+
+    Args:
+        name: Name of a group of fedrift, name of a registered group, or import path of a factory.
 
     Raises:
         UserError: There is no such group.
     """
     factory: ProbeFactory | None = PROBE_GROUPS.get(name) or find_extension("probe", name)
     if factory is None:
-        raise unknown_name_error("group of probes in evaluation.probes", name, [*PROBE_GROUPS, *extensions("probe")])
+        raise unknown_name_error("probe group (evaluation.probes)", name, [*PROBE_GROUPS, *extensions("probe")])
     return factory

@@ -1,6 +1,6 @@
-"""How alike two representations are, and how much room one takes: pure functions of hidden states.
+"""Compare hidden states and attention of models, and measure the rank and anisotropy of hidden states.
 
-States are ``[..., P, H]``: P token positions (one a row, never pooled over a text), H wide.
+Hidden states are ``[..., P, H]``: P token positions, one per row and never pooled over a text, of width H.
 """
 
 from __future__ import annotations
@@ -31,27 +31,37 @@ from .updates import scatter_clients
 
 
 def cka(a: Tensor, b: Tensor) -> Tensor:
-    """Debiased linear CKA of every representation with every other, ``[A, P, H], [D, P, G] -> [A, D]``.
+    """Compute the debiased linear CKA of every representation with every other.
 
-    HSIC_1(K, L) / sqrt(HSIC_1(K, K) HSIC_1(L, L)) with the unbiased estimator HSIC_1 of Song, Smola, Gretton, Bedo &
-    Borgwardt, "Feature Selection via Dependence Maximization", JMLR 2012 (equation 5); CKA is Kornblith, Norouzi, Lee &
-    Hinton, ICML 2019, arXiv:1905.00414. 1 if one is the other rotated and scaled, 0 on average if they are independent,
-    and below 0 by chance; without the correction independent states of width 128 have 0.67 at 64 positions.
+    CKA is HSIC_1(K, L) / sqrt(HSIC_1(K, K) HSIC_1(L, L)) with the unbiased estimator HSIC_1 of Song, Smola, Gretton, Bedo & Borgwardt,
+    "Feature Selection via Dependence Maximization", JMLR 2012 (equation 5). CKA is due to Kornblith, Norouzi, Lee & Hinton, ICML 2019,
+    arXiv:1905.00414. It is 1 if one representation is a rotated and scaled copy of the other. For independent representations it is
+    0 on average and may be negative. Without the bias correction, independent states of width 128 have a CKA of 0.67 at 64 positions.
+
+    Args:
+        a: ``[A, P, H]``.
+        b: ``[D, P, G]``.
+
+    Returns:
+        CKA, ``[A, D]``.
+
+    Raises:
+        ValueError: There are fewer than 4 positions.
     """
     left, right = centered_gram(a).flatten(1), centered_gram(b).flatten(1)
     return row_cosines(left, right)
 
 
 def centered_gram(states: Tensor) -> Tensor:
-    """U-centred inner products of the positions, ``[A, P, H] -> [A, P, P]``, float64.
+    """Compute the U-centered inner products of the positions, ``[A, P, H] -> [A, P, P]`` float64.
 
-    Szekely & Rizzo, "Partial distance correlation with methods for dissimilarities", Annals of Statistics 2014
-    (definition 2): the inner product of two such matrices is P (P - 3) times the unbiased HSIC_1.
+    Szekely & Rizzo, "Partial distance correlation with methods for dissimilarities", Annals of Statistics 2014 (definition 2): the
+    inner product of two such matrices is P (P - 3) times the unbiased HSIC_1.
     """
-    states = to_float64(states - states.mean(-2, keepdim=True))  # moves no result, and keeps digits
+    states = to_float64(states - states.mean(-2, keepdim=True))  # does not change the result and reduces cancellation
     count = states.shape[-2]
     if count < 4:
-        raise ValueError(f"wanted at least 4 positions, got {count}")
+        raise ValueError(f"unbiased CKA needs at least 4 positions, but got {count}; use more text")
     gram = states @ states.mT
     gram.diagonal(dim1=-2, dim2=-1).zero_()
     rows = gram.sum(-1, keepdim=True)
@@ -61,249 +71,287 @@ def centered_gram(states: Tensor) -> Tensor:
 
 
 def row_cosines(a: Tensor, b: Tensor) -> Tensor:
-    """Cosine of every row with every other, ``[A, K], [D, K] -> [A, D]``; NaN where one has no length."""
+    """Compute the cosine of every row with every other, ``[A, K], [D, K] -> [A, D]``; NaN where a row has zero norm."""
     lengths = a.norm(dim=1)[:, None] * b.norm(dim=1)
     return torch.where(lengths > 0, a @ b.T / lengths, torch.nan)
 
 
 def mean_cosine(a: Tensor, b: Tensor) -> Tensor:
-    """Mean over positions of the cosine of a position's two states, ``[..., P, H] -> [...]``."""
+    """Average over positions the cosine between two models' states of the same position, ``[..., P, H] -> [...]``."""
     return F.cosine_similarity(to_float64(a), to_float64(b), dim=-1).mean(-1)
 
 
 def mean_pairwise_cosine(states: Tensor) -> Tensor:
-    """``mean_cosine``, the mean over the pairs of A models, ``[A, P, H] -> []``, A at least 2."""
-    way, count = F.normalize(to_float64(states), dim=-1), len(states)
-    return ((way.sum(0).pow(2).sum(-1) - way.pow(2).sum((0, -1))) / (count * (count - 1))).mean()
+    """Average ``mean_cosine`` over all pairs of A >= 2 models, ``[A, P, H] -> []``."""
+    directions, count = F.normalize(to_float64(states), dim=-1), len(states)
+    return ((directions.sum(0).pow(2).sum(-1) - directions.pow(2).sum((0, -1))) / (count * (count - 1))).mean()
 
 
 def anisotropy(states: Tensor) -> Tensor:
-    """Mean cosine of the states of two positions, ``[..., P, H] -> [...]``: 0 if they point everywhere, 1 if one way."""
-    way = F.normalize(to_float64(states), dim=-1)
-    count = way.shape[-2]
-    return (way.sum(-2).pow(2).sum(-1) - way.pow(2).sum((-2, -1))) / (count * (count - 1))
+    """Compute the mean cosine between the states of two different positions, ``[..., P, H] -> [...]``.
+
+    It is about 0 if directions are uniformly distributed and 1 if all states have the same direction.
+    """
+    directions = F.normalize(to_float64(states), dim=-1)
+    count = directions.shape[-2]
+    return (directions.sum(-2).pow(2).sum(-1) - directions.pow(2).sum((-2, -1))) / (count * (count - 1))
 
 
 def effective_rank(states: Tensor) -> Tensor:
-    """exp of the entropy of the singular values' shares, ``[..., P, H] -> [...]``; NaN of what is zero or not finite.
+    """Compute the effective rank, exp of the entropy of the normalized singular values, ``[..., P, H] -> [...]``.
 
-    Roy & Vetterli, "The effective rank", EUSIPCO 2007. Of the states as they are, not centred.
+    Roy & Vetterli, "The effective rank", EUSIPCO 2007. The states are not centered. The result is NaN if the states are zero or not
+    finite.
     """
-    sound = states.isfinite().flatten(-2).all(-1)
-    values = torch.linalg.svdvals(to_float64(torch.where(sound[..., None, None], states, 0)).cpu())
-    return torch.where(sound.cpu(), exp_entropy(values), torch.nan)
+    finite = states.isfinite().flatten(-2).all(-1)
+    values = torch.linalg.svdvals(to_float64(torch.where(finite[..., None, None], states, 0)).cpu())
+    return torch.where(finite.cpu(), exp_entropy(values), torch.nan)
 
 
 def exp_entropy(values: Tensor) -> Tensor:
-    """How many equal values would spread as evenly, ``[..., K] -> [...]``; NaN where all are zero."""
+    """Compute exp of the entropy of normalized values, ``[..., K] -> [...]``; NaN where all values are zero."""
     share = values / values.sum(-1, keepdim=True)
     return torch.special.entr(share).sum(-1).exp()
 
 
-# Hidden states, layer by layer: how far they have moved from the pretrained model's, and the clients' from each other.
+# Hidden states per layer: changes from the pretrained model, and differences between clients.
 
 HIDDEN_GROUP = "hidden"
 
-HIDDEN_POSITIONS = 1024  # tokens in their context that are compared
-MIN_POSITIONS = 4  # that say anything about likeness
+HIDDEN_POSITIONS = 1024  # compared tokens, each in its context
+MIN_POSITIONS = 4  # minimum number of positions for unbiased CKA
 
 
 @dataclass(frozen=True, eq=False)
 class HiddenStates:
-    """Each layer is a domain (``layer 03``), and "" the mean over the layers; the same passages for every model.
+    """Compare hidden states between models on the same passages.
 
-    Of the server's model (of several, the mean over the fleet): ``hidden.cosine.pretrained``, the mean cosine of a
-    position's state with the same position's in the pretrained model; ``hidden.cka.pretrained``, debiased linear CKA of
-    the two; ``hidden.anisotropy``; ``hidden.rank``, the effective rank, and ``hidden.rank.ratio``, to the pretrained
-    model's. Of the clients as trained, before aggregation: ``hidden.cosine.server`` and ``hidden.cka.server`` with the
-    server's new model, one a client; ``hidden.cosine.clients`` and ``hidden.cka.clients``, means over pairs of clients. See the
-    functions above for each measure.
+    Each layer is a domain (``layer 03``), and the domain "" is the mean over layers. The functions above define the measures.
 
-    Positions are tokens in their context, 1,024 if there are as many; the first two of a block do not count. A look
-    reads (M + C) times the tokens of the passages, about 1,060 at 64 a block: no head, no gradient. The states of
-    the pretrained and the server's models are kept while it looks (layers x 1,024 x width numbers each, 71 MB for
-    SmolLM2-135M), the clients' one layer at a time, with 8 MB and some copies for each client's 1,024 x 1,024 products.
+    Server's model; with several models, the mean over all clients:
+
+    - ``hidden.cosine.pretrained``: mean cosine with the pretrained model's state of the same position.
+    - ``hidden.cka.pretrained``: debiased linear CKA with the pretrained model.
+    - ``hidden.anisotropy``: mean cosine between positions.
+    - ``hidden.rank``: effective rank; ``hidden.rank.ratio``: the rank divided by the pretrained model's.
+
+    Clients after local training, before aggregation:
+
+    - ``hidden.cosine.server``, ``hidden.cka.server`` ``[C]``: similarity of each client to the server's new model.
+    - ``hidden.cosine.clients``, ``hidden.cka.clients``: means over pairs of clients.
+
+    1,024 positions are compared, or all if there are fewer; the first two positions of a block are skipped. One evaluation processes
+    the passages M + C times, which are about 1,060 tokens in blocks of 64 tokens. It needs no output layer and no gradient. It holds
+    the states of the pretrained model and of the server's models in memory: layers x 1,024 x width numbers per model, 71 MB for
+    SmolLM2-135M. The clients' states are held for one layer at a time, with 8 MB plus some copies for each client's 1,024 x 1,024
+    inner products.
     """
 
     model: StackedModel
-    initial_params: Tree  # [1, ...] the pretrained model, as it is worn
+    initial_params: Tree  # [1, ...] initial trained parameters, with which the model is the pretrained one
     passages: Passages
-    pretrained_states: dict[int, Tensor] = field(default_factory=dict, repr=False)  # layer -> its states in the pretrained model [1, P, H]
+    pretrained_states: dict[int, Tensor] = field(default_factory=dict, repr=False)  # layer -> pretrained states [1, P, H]
 
     def __call__(self, result: RoundResult) -> MetricValues:
+        """Compute the metrics of the server's models and of the clients' models."""
         server = self.compute_states(server_models(result.after))
         return self.server_metrics(server, result.after) | self.client_metrics(server, result)
 
     def evaluate_state(self, state: FederatedState) -> MetricValues:
-        """What is to be said of the server's models alone."""
+        """Compute the metrics that need only the server's models."""
         return self.server_metrics(self.compute_states(server_models(state)), state)
 
     def server_metrics(self, states: dict[int, Tensor], state: FederatedState) -> MetricValues:
+        """Compare states of the server's models, ``[M, P, H]`` per layer, with the pretrained model."""
         if not self.pretrained_states:
             self.pretrained_states.update(self.compute_states(self.initial_params))
-        found: dict[str, list[Tensor]] = {}
-        for layer, now in states.items():
-            before = self.pretrained_states[layer]  # [1, P, H]
-            rank = effective_rank(now)
+        by_metric: dict[str, list[Tensor]] = {}
+        for layer, layer_states in states.items():
+            pretrained = self.pretrained_states[layer]  # [1, P, H]
+            rank = effective_rank(layer_states)
             for name, value in {
-                "hidden.cosine.pretrained": mean_cosine(now, before),
-                "hidden.cka.pretrained": cka(now, before)[:, 0],
-                "hidden.anisotropy": anisotropy(now),
+                "hidden.cosine.pretrained": mean_cosine(layer_states, pretrained),
+                "hidden.cka.pretrained": cka(layer_states, pretrained)[:, 0],
+                "hidden.anisotropy": anisotropy(layer_states),
                 "hidden.rank": rank,
-                "hidden.rank.ratio": rank / effective_rank(before),
+                "hidden.rank.ratio": rank / effective_rank(pretrained),
             }.items():
-                found.setdefault(name, []).append(mean_over_models(value, state))
-        return {key: value for name, values in found.items() for key, value in layer_metrics(name, torch.stack(values)).items()}
+                by_metric.setdefault(name, []).append(mean_over_models(value, state))
+        return {key: value for name, values in by_metric.items() for key, value in layer_metrics(name, torch.stack(values)).items()}
 
     def client_metrics(self, server_states: dict[int, Tensor], result: RoundResult) -> MetricValues:
-        there = trained_mask(result)
-        rows = there.nonzero().flatten()
+        """Compare the clients' states with the server's states, ``[M, P, H]`` per layer, and with each other."""
+        trained = trained_mask(result)
+        rows = trained.nonzero().flatten()
         if not len(rows):
             return {}
-        shared = result.after.cluster_ids[result.cohort].cpu()[rows]
+        cluster_ids = result.after.cluster_ids[result.cohort].cpu()[rows]
         pairs = torch.ones(len(rows), len(rows)).triu(1).bool()
-        found = {name: torch.full((len(server_states), len(rows)), torch.nan, dtype=torch.float64) for name in ("cosine", "cka")}
-        between = {name: torch.full((len(server_states),), torch.nan, dtype=torch.float64) for name in found}
+        to_server = {name: torch.full((len(server_states), len(rows)), torch.nan, dtype=torch.float64) for name in ("cosine", "cka")}
+        between = {name: torch.full((len(server_states),), torch.nan, dtype=torch.float64) for name in to_server}
 
-        def see(layer: int, states: Tensor) -> None:
-            ours, models = self.select_positions(states)[rows.to(states.device)], server_states[layer].to(states.device)
-            clients = centered_gram(ours).flatten(1)  # [C, P * P]
-            own = row_cosines(clients, centered_gram(models).flatten(1)).cpu()  # [C, M]
-            found["cka"][layer] = own[torch.arange(len(rows)), shared]
-            found["cosine"][layer] = mean_cosine(ours, models[shared.to(models.device)]).cpu()
+        def visit(layer: int, states: Tensor) -> None:
+            client_states, layer_states = self.select_positions(states)[rows.to(states.device)], server_states[layer].to(states.device)
+            client_grams = centered_gram(client_states).flatten(1)  # [C, P * P]
+            similarity = row_cosines(client_grams, centered_gram(layer_states).flatten(1)).cpu()  # [C, M]
+            to_server["cka"][layer] = similarity[torch.arange(len(rows)), cluster_ids]
+            to_server["cosine"][layer] = mean_cosine(client_states, layer_states[cluster_ids.to(layer_states.device)]).cpu()
             if len(rows) > 1:
-                between["cka"][layer] = row_cosines(clients, clients).cpu()[pairs].mean()
-                between["cosine"][layer] = mean_pairwise_cosine(ours).cpu()
+                between["cka"][layer] = row_cosines(client_grams, client_grams).cpu()[pairs].mean()
+                between["cosine"][layer] = mean_pairwise_cosine(client_states).cpu()
 
-        visit_hidden_states(self.model, client_models(result), self.passages.tokens.to(self.model.device), see)
-        reading: MetricValues = {}
-        for name, each in found.items():
-            reading |= {(f"hidden.{name}.server", layer_name(layer)): scatter_clients(values, there) for layer, values in enumerate(each)}
-            reading[f"hidden.{name}.server"] = scatter_clients(each.mean(0), there)
+        visit_hidden_states(self.model, client_models(result), self.passages.tokens.to(self.model.device), visit)
+        metrics: MetricValues = {}
+        for name, by_layer in to_server.items():
+            metrics |= {
+                (f"hidden.{name}.server", layer_name(layer)): scatter_clients(values, trained) for layer, values in enumerate(by_layer)
+            }
+            metrics[f"hidden.{name}.server"] = scatter_clients(by_layer.mean(0), trained)
             if len(rows) > 1:
-                reading |= layer_metrics(f"hidden.{name}.clients", between[name])
-        return reading
+                metrics |= layer_metrics(f"hidden.{name}.clients", between[name])
+        return metrics
 
     def compute_states(self, params: Tree) -> dict[int, Tensor]:
-        """The states of A models at the places that count, ``[A, P, H]`` a layer."""
-        found: dict[int, Tensor] = {}
+        """Compute the states of A models at the evaluated positions, ``[A, P, H]`` per layer."""
+        by_layer: dict[int, Tensor] = {}
         visit_hidden_states(
             self.model,
             params,
             self.passages.tokens.to(self.model.device),
-            lambda layer, states: found.__setitem__(layer, self.select_positions(states).clone()),
+            lambda layer, states: by_layer.__setitem__(layer, self.select_positions(states).clone()),
         )
-        return found
+        return by_layer
 
     def select_positions(self, states: Tensor) -> Tensor:
-        """``[A, B, T, H] -> [A, P, H]``."""
+        """Select the evaluated positions, ``[A, B, T, H] -> [A, P, H]``."""
         return states.flatten(1, 2)[:, self.passages.positions.to(states.device)]
 
 
 def layer_metrics(metric: str, values: Tensor) -> MetricValues:
-    """``values [L]`` as a reading: each layer's and, as a whole, their mean."""
+    """Build metrics from ``values [L]``: one value per layer, and their mean for the whole model."""
     return {metric: values.mean(), **{(metric, layer_name(layer)): value for layer, value in enumerate(values)}}
 
 
 def hidden_state_probes(context: ProbeContext) -> list[ScheduledProbe | DerivedMetric]:
-    """Hidden states, whenever expensive probes run, if there is text enough; for a cohort and one model of the server."""
-    text = select_passages(context.held_out, HIDDEN_POSITIONS)
-    if len(text.positions) < MIN_POSITIONS:
+    """Build the hidden-state probe, which runs with the expensive probes; none with fewer than 4 positions."""
+    passages = select_passages(context.held_out, HIDDEN_POSITIONS)
+    if len(passages.positions) < MIN_POSITIONS:
         return []
     return [
         ScheduledProbe(
             "hidden",
-            HiddenStates(context.model, context.initial_params, text),
+            HiddenStates(context.model, context.initial_params, passages),
             "expensive",
-            float((1 + context.cohort_size) * text.tokens.numel()),
+            float((1 + context.cohort_size) * passages.tokens.numel()),
         )
     ]
 
 
-# Attention: how widely each head looks, and how far its looking has moved from the pretrained model's.
+# Attention: entropy of each head's weights, and their change from the pretrained model.
 
 ATTENTION_GROUP = "attention"
 
-ATTENTION_POSITIONS = 512  # queries of each head
+ATTENTION_POSITIONS = 512  # queries per head
 
 
 @dataclass(frozen=True, eq=False)
 class AttentionProbe:
-    """Of each head (``layer 03 head 01``), each layer (the mean over its heads) and the whole (the mean over layers):
+    """Entropy and change of attention weights per head, per layer and for the whole model.
 
-    ``attention.entropy``, of the weights that a position gives to itself and those before it, divided by the log of
-    how many they are: 1 if it looks at all alike, 0 if at one alone. ``attention.shift``: the divergence
-    KL(now || pretrained) of the two models' weights, in nats. Both are means over the positions that count; of several
-    models, the mean over the fleet.
+    Heads are domains such as ``layer 03 head 01``. The value of a layer is the mean over its heads, and the value of the model is the
+    mean over layers.
 
-    The weights are had from a separate pass in which attention is computed plainly; training and evaluation go on in the
-    fast one. A look reads (1 + M) times the tokens of its passages, which should be some 500. One layer's weights are in
-    memory at a time: models x blocks x heads x T x T numbers.
+    - ``attention.entropy``: entropy of a query's weights divided by the log of the number of keys it may attend to. It is 1 for
+      uniform weights and 0 if one key has all the weight.
+    - ``attention.shift``: KL(current || pretrained) of the two models' weights, in nats.
+
+    Both are means over the evaluated positions; with several models, over all clients. The weights are computed in a separate forward
+    pass with a plain attention implementation. Training and evaluation keep the fast one. One evaluation processes the passages, which
+    should have about 500 tokens, 1 + M times. It holds the weights of one layer at a time: models x blocks x heads x T x T numbers.
     """
 
     model: StackedModel
-    initial_params: Tree  # [1, ...] the pretrained model, as it is worn
+    initial_params: Tree  # [1, ...] initial trained parameters, with which the model is the pretrained one
     passages: Passages
 
     def __call__(self, result: RoundResult) -> MetricValues:
+        """Compute the metrics of the server's models after the round."""
         return self.evaluate_state(result.after)
 
     def evaluate_state(self, state: FederatedState) -> MetricValues:
-        """Of the server's models."""
+        """Compute the metrics of the server's models."""
         models = server_models(state)
-        each = [self.measure_heads(models.take(slice(number, number + 1))) for number in range(state.server.num_models)]
-        reading: MetricValues = {}
-        for metric, values in zip(("attention.entropy", "attention.shift"), mean_over_models(torch.stack(each), state), strict=True):
-            reading[metric] = values.mean()  # values [L, heads]
+        by_model = [self.measure_heads(models.take(slice(index, index + 1))) for index in range(state.server.num_models)]
+        metrics: MetricValues = {}
+        for metric, values in zip(("attention.entropy", "attention.shift"), mean_over_models(torch.stack(by_model), state), strict=True):
+            metrics[metric] = values.mean()  # values [L, heads]
             for layer, heads in enumerate(values):
-                reading[metric, layer_name(layer)] = heads.mean()
+                metrics[metric, layer_name(layer)] = heads.mean()
                 for head, value in enumerate(heads):
-                    reading[metric, f"{layer_name(layer)} head {head:02d}"] = value
-        return reading
+                    metrics[metric, f"{layer_name(layer)} head {head:02d}"] = value
+        return metrics
 
     def measure_heads(self, params: Tree) -> Tensor:
-        """Entropy and shift of each head of one model ``[1, ...]``: ``[2, L, heads]``."""
-        found: list[Tensor] = []
+        """Compute entropy and shift of each head of one model ``[1, ...]``, ``[2, L, heads]``."""
+        by_layer: list[Tensor] = []
 
-        def see(layer: int, weights: Tensor) -> None:
-            before, now = weights
-            counts = self.passages.mask.to(weights.device)
-            found.append(torch.stack([attention_entropy(now, counts), attention_shift(now, before, counts)]).cpu())
+        def visit(layer: int, weights: Tensor) -> None:
+            pretrained, current = weights
+            mask = self.passages.mask.to(weights.device)
+            by_layer.append(torch.stack([attention_entropy(current, mask), attention_shift(current, pretrained, mask)]).cpu())
 
-        both = initial_model(self.initial_params, params).map(lambda one, other: torch.cat([one, other]), params)
-        visit_attention(self.model, both, self.passages.tokens.to(self.model.device), see)
-        return torch.stack(found, 1)
+        both = initial_model(self.initial_params, params).map(lambda initial, other: torch.cat([initial, other]), params)
+        visit_attention(self.model, both, self.passages.tokens.to(self.model.device), visit)
+        return torch.stack(by_layer, 1)
 
 
 def attention_entropy(weights: Tensor, mask: Tensor) -> Tensor:
-    """Mean over the positions that count of -sum a log a / log(allowed keys), ``[B, heads, T, T], [B, T] -> [heads]``.
+    """Average -sum a log a / log(number of allowed keys) over the evaluated positions.
 
-    Position t may look at the t + 1 positions up to itself; the first, that has no choice, must not count.
+    Position t may attend to the t + 1 positions up to itself. The first position has only one key and must be excluded by ``mask``.
+
+    Args:
+        weights: ``[B, heads, T, T]``.
+        mask: Evaluated positions, ``[B, T]`` bool.
+
+    Returns:
+        Normalized entropies, ``[heads]``.
     """
     allowed = torch.arange(1, weights.shape[-1] + 1, device=weights.device)
-    share = torch.special.entr(to_float64(weights)).sum(-1) / to_float64(allowed).log()  # [B, heads, T]
-    return mean_over_positions(share, mask)
+    relative = torch.special.entr(to_float64(weights)).sum(-1) / to_float64(allowed).log()  # [B, heads, T]
+    return mean_over_positions(relative, mask)
 
 
 def attention_shift(now: Tensor, before: Tensor, mask: Tensor) -> Tensor:
-    """Mean over the positions that count of KL(now || before), ``[B, heads, T, T] twice, [B, T] -> [heads]``."""
+    """Average KL(now || before) over the evaluated positions.
+
+    Args:
+        now: Current weights, ``[B, heads, T, T]``.
+        before: Reference weights, ``[B, heads, T, T]``.
+        mask: Evaluated positions, ``[B, T]`` bool.
+
+    Returns:
+        Divergences in nats, ``[heads]``.
+    """
     now, before = to_float64(now), to_float64(before)
-    tiny = torch.finfo(torch.float32).tiny  # a weight that underflowed is not a proof of impossibility
-    apart = torch.special.xlogy(now, now.clamp_min(tiny)) - torch.special.xlogy(now, before.clamp_min(tiny))
-    return mean_over_positions(apart.sum(-1), mask)
+    tiny = torch.finfo(torch.float32).tiny  # keeps the divergence finite where a reference weight underflowed to 0
+    divergence = torch.special.xlogy(now, now.clamp_min(tiny)) - torch.special.xlogy(now, before.clamp_min(tiny))
+    return mean_over_positions(divergence.sum(-1), mask)
 
 
 def mean_over_positions(values: Tensor, mask: Tensor) -> Tensor:
-    """``[B, heads, T], [B, T] -> [heads]``: the mean over the positions that count."""
-    chosen = mask[:, None].expand_as(values)
-    return torch.where(chosen, values, 0.0).sum((0, 2)) / mask.sum()
+    """Average over the evaluated positions, ``[B, heads, T], [B, T] -> [heads]``."""
+    selected = mask[:, None].expand_as(values)
+    return torch.where(selected, values, 0.0).sum((0, 2)) / mask.sum()
 
 
 def attention_probes(context: ProbeContext) -> list[ScheduledProbe | DerivedMetric]:
-    """Attention, whenever expensive probes run; for one model of the server."""
-    text = select_passages(context.held_out, ATTENTION_POSITIONS)
-    if not len(text.positions):
+    """Build the attention probe, which runs with the expensive probes; none without text."""
+    passages = select_passages(context.held_out, ATTENTION_POSITIONS)
+    if not len(passages.positions):
         return []
     return [
-        ScheduledProbe("attention", AttentionProbe(context.model, context.initial_params, text), "expensive", 2.0 * text.tokens.numel())
+        ScheduledProbe(
+            "attention", AttentionProbe(context.model, context.initial_params, passages), "expensive", 2.0 * passages.tokens.numel()
+        )
     ]

@@ -1,4 +1,9 @@
-"""Minimal pairs in plain English: a sentence beside one that breaks a single rule of grammar."""
+"""Measure syntax with minimal pairs: a grammatical sentence and a copy that violates a single grammar rule.
+
+Pairs are generated from templates and scored by the log-probability of the whole sentence after an end-of-text token (Marvin &
+Linzen, EMNLP 2018, arXiv:1808.09031; Warstadt et al., TACL 2020, arXiv:1912.00582). Synthetic corpora use pairs of their own
+language, and all other corpora use English pairs.
+"""
 
 from __future__ import annotations
 
@@ -25,124 +30,154 @@ from .context import ProbeContext, mean_over_models, score_models, server_models
 from .losses import LossModel
 from .syntax_templates import ENGLISH_LEXICON, ENGLISH_PHENOMENA, Lexicon, SentencePair, WordSampler, select_shared_lexicon, word_forms
 
-MAX_ATTEMPTS = 60  # drawings for one pair whose two sentences have equally many tokens
+MAX_ATTEMPTS = 60  # draws per pair until both sentences have the same number of tokens
 
 
 def generate_english_pairs(
     phenomenon: str, count: int, *, lexicon: Lexicon = ENGLISH_LEXICON, count_tokens: Callable[[str], int] | None = None, seed: int = 0
 ) -> list[MinimalPair]:
-    """Up to ``count`` pairs, no two alike, their templates in turn. With ``count_tokens`` (how many tokens a text has) both
-    sentences of a pair have equally many; a template that has no such pairs is left out, and fewer may be had."""
+    """Generate distinct minimal pairs of a phenomenon, cycling through its templates.
+
+    Args:
+        phenomenon: A key of ``ENGLISH_PHENOMENA``.
+        count: Number of pairs.
+        lexicon: Words for the templates.
+        count_tokens: Function that counts the tokens of a text. If given, both sentences of a pair have the same number of tokens.
+        seed: Seed of the random stream.
+
+    Returns:
+        At most ``count`` pairs. A template that yields no further pairs is dropped, so there may be fewer.
+
+    Raises:
+        UserError: There is no such phenomenon.
+    """
     if phenomenon not in ENGLISH_PHENOMENA:
         raise unknown_name_error("phenomenon", phenomenon, ENGLISH_PHENOMENA)
-    draw = WordSampler(lexicon, numpy_stream(seed, "syntax", "english", phenomenon))
-    templates = [(pattern, n) for pattern in ENGLISH_PHENOMENA[phenomenon] for n in ("sg", "pl")]
-    found: dict[SentencePair, MinimalPair] = {}
-    while len(found) < count and templates:
+    sampler = WordSampler(lexicon, numpy_stream(seed, "syntax", "english", phenomenon))
+    templates = [(pattern, number) for pattern in ENGLISH_PHENOMENA[phenomenon] for number in ("sg", "pl")]
+    pairs: dict[SentencePair, MinimalPair] = {}
+    while len(pairs) < count and templates:
         for template in list(templates):
-            pattern, n = template
+            pattern, number = template
             for _ in range(MAX_ATTEMPTS):
-                good, bad = pattern(draw, n)
-                if good != bad and (good, bad) not in found and (count_tokens is None or count_tokens(good) == count_tokens(bad)):
-                    found[good, bad] = MinimalPair(phenomenon, f"{pattern.__name__}, {n}", good, bad)
+                good, bad = pattern(sampler, number)
+                if good != bad and (good, bad) not in pairs and (count_tokens is None or count_tokens(good) == count_tokens(bad)):
+                    pairs[good, bad] = MinimalPair(phenomenon, f"{pattern.__name__}, {number}", good, bad)
                     break
             else:
                 templates.remove(template)
-            if len(found) == count:
+            if len(pairs) == count:
                 break
-    return list(found.values())
+    return list(pairs.values())
 
-
-# Syntax: does the model still prefer sentences that are right to the same sentences with one rule broken?
-#
-# Templated minimal pairs, scored by the log-probability of the whole sentence after an end token (Marvin & Linzen, EMNLP 2018,
-# arXiv:1808.09031; Warstadt et al., TACL 2020, arXiv:1912.00582). On the synthetic corpus the pairs are its language's own,
-# else English.
 
 SYNTAX_GROUP = "syntax"
 
-MIN_DOCUMENT_COUNT = 2  # documents of a domain that a word stands in, for the domain to hold it
+MIN_DOCUMENT_COUNT = 2  # a domain uses a word if at least this many of its documents contain it
 
 
 @dataclass(frozen=True, eq=False)
 class MinimalPairProbe:
-    """Of each phenomenon, and of all (each counting the same): ``syntax.accuracy``, the share of pairs whose right sentence has
-    the higher log-probability (a tie is half; chance is 0.5), and ``syntax.margin``, the mean difference in nats.
+    """Score minimal pairs per phenomenon, and as the unweighted mean over phenomena.
 
-    Both sentences of a pair have equally many tokens. Of several models, the mean over the fleet. A look reads M times
-    the sentences with their padding, about 22,000 tokens for 1,100 pairs. ``log_prob_margins`` has each pair's, for intervals
-    that resample by ``template``.
+    - ``syntax.accuracy``: share of pairs whose grammatical sentence has the higher log-probability. A tie counts as one half; chance
+      is 0.5.
+    - ``syntax.margin``: mean difference of the log-probabilities, in nats.
+
+    Both sentences of a pair have the same number of tokens. With several models, the metrics are means over all clients. One
+    evaluation processes the padded sentences M times, about 22,000 tokens for 1,100 pairs. ``log_prob_margins`` returns the margin of
+    each pair, for confidence intervals that resample by ``template``.
     """
 
     model: LossModel
-    pairs: tuple[MinimalPair, ...]  # I
-    tokens: Tensor  # [2 I, T] the right sentences, then the wrong ones, each after an end token
-    mask: Tensor  # [2 I, T] bool
-    tokens_per_pass: int = 8192  # tokens in one forward pass
+    pairs: tuple[MinimalPair, ...]  # I pairs
+    tokens: Tensor  # [2 I, T] grammatical sentences, then ungrammatical ones, each after an end-of-text token
+    mask: Tensor  # [2 I, T] bool; False for padding
+    tokens_per_pass: int = 8192  # maximum number of tokens per forward pass
 
     def __call__(self, result: RoundResult) -> MetricValues:
+        """Score the server's models after the round."""
         return self.evaluate_state(result.after)
 
     def evaluate_state(self, state: FederatedState) -> MetricValues:
-        """Of the server's models."""
-        found = mean_over_models(score_models(server_models(state), self.score_phenomena), state)  # [phenomena, 2]
-        reading: MetricValues = {}
+        """Score the server's models."""
+        scores = mean_over_models(score_models(server_models(state), self.score_phenomena), state)  # [phenomena, 2]
+        metrics: MetricValues = {}
         for column, metric in enumerate(("syntax.accuracy", "syntax.margin")):
-            reading[metric] = found[:, column].mean()
-            reading |= {(metric, name): found[row, column] for row, name in enumerate(self.phenomena)}
-        return reading
+            metrics[metric] = scores[:, column].mean()
+            metrics |= {(metric, name): scores[row, column] for row, name in enumerate(self.phenomena)}
+        return metrics
 
     @property
     def phenomena(self) -> tuple[str, ...]:
+        """Return the phenomena of the pairs, in order of first occurrence."""
         return tuple(dict.fromkeys(pair.phenomenon for pair in self.pairs))
 
     def score_phenomena(self, params: Tree) -> Tensor:
-        """Accuracy and margin of one model ``[1, ...]`` on each phenomenon, ``[phenomena, 2]``."""
+        """Compute accuracy and margin of one model ``[1, ...]`` on each phenomenon, ``[phenomena, 2]``."""
         margin = self.log_prob_margins(params)
-        right = torch.where(margin.isnan(), torch.nan, (margin > 0).double() + (margin == 0).double() / 2)
-        of = np.array([pair.phenomenon for pair in self.pairs])
-        rows = [torch.from_numpy(np.flatnonzero(of == name)) for name in self.phenomena]
-        return torch.stack([torch.stack([right[mine].mean(), margin[mine].mean()]) for mine in rows])
+        correct = torch.where(margin.isnan(), torch.nan, (margin > 0).double() + (margin == 0).double() / 2)
+        phenomena = np.array([pair.phenomenon for pair in self.pairs])
+        rows = [torch.from_numpy(np.flatnonzero(phenomena == name)) for name in self.phenomena]
+        return torch.stack([torch.stack([correct[index].mean(), margin[index].mean()]) for index in rows])
 
     @torch.no_grad()
     def log_prob_margins(self, params: Tree) -> Tensor:
-        """log P(right) - log P(wrong) of every pair under one model ``[1, ...]``, ``[I]`` float64."""
-        where = next(iter(params.values())).device
-        lost = torch.empty(len(self.tokens), dtype=torch.float64)
-        order = self.mask.sum(1).argsort(stable=True)  # sentences of one length together: little padding
+        """Compute log P(good) - log P(bad) of every pair under one model ``[1, ...]``, ``[I]`` float64."""
+        device = next(iter(params.values())).device
+        losses = torch.empty(len(self.tokens), dtype=torch.float64)
+        order = self.mask.sum(1).argsort(stable=True)  # sorting by length reduces padding
         for rows in order.split(max(1, self.tokens_per_pass // self.tokens.shape[1])):
             width = int(self.mask[rows].sum(1).max())
             total, _ = self.model.sequence_losses(
-                params, self.tokens[rows, :width][None].to(where), self.mask[rows, :width][None].to(where)
+                params, self.tokens[rows, :width][None].to(device), self.mask[rows, :width][None].to(device)
             )
-            lost[rows] = total[0].double().cpu()
-        right, wrong = lost.chunk(2)
-        return wrong - right
+            losses[rows] = total[0].double().cpu()
+        good, bad = losses.chunk(2)
+        return bad - good
 
 
 def build_syntax_probe(model: LossModel, tokenizer: Any, pairs: Sequence[MinimalPair], tokens_per_pass: int = 8192) -> MinimalPairProbe:
-    """The probe for some pairs."""
+    """Tokenize minimal pairs and build their probe.
+
+    Args:
+        model: The language model.
+        tokenizer: Its tokenizer.
+        pairs: I minimal pairs.
+        tokens_per_pass: Maximum number of tokens per forward pass.
+    """
     texts = [pair.good for pair in pairs] + [pair.bad for pair in pairs]
-    lines = [[tokenizer.eos_token_id, *token_ids(tokenizer, text)] for text in texts]
-    tokens = torch.zeros(len(lines), max(map(len, lines)), dtype=torch.long)
-    keep = torch.zeros_like(tokens, dtype=torch.bool)
-    for row, line in enumerate(lines):
-        tokens[row, : len(line)], keep[row, : len(line)] = torch.tensor(line), True
-    return MinimalPairProbe(model, tuple(pairs), tokens, keep, tokens_per_pass)
+    sequences = [[tokenizer.eos_token_id, *token_ids(tokenizer, text)] for text in texts]
+    tokens = torch.zeros(len(sequences), max(map(len, sequences)), dtype=torch.long)
+    mask = torch.zeros_like(tokens, dtype=torch.bool)
+    for row, sequence in enumerate(sequences):
+        tokens[row, : len(sequence)], mask[row, : len(sequence)] = torch.tensor(sequence), True
+    return MinimalPairProbe(model, tuple(pairs), tokens, mask, tokens_per_pass)
 
 
 def token_ids(tokenizer: Any, text: str) -> list[int]:
-    found: list[int] = tokenizer(text, add_special_tokens=False)["input_ids"]
-    return found
+    """Tokenize a text without special tokens."""
+    ids: list[int] = tokenizer(text, add_special_tokens=False)["input_ids"]
+    return ids
 
 
 def select_pairs(
     corpus: Corpus, tokenizer: Any, synthetic: SyntheticConfig | None, seed: int, pairs_per_phenomenon: int
 ) -> list[MinimalPair]:
-    """``pairs_per_phenomenon`` pairs of each phenomenon whose sentences have equally many tokens; none of one that has no such
-    pairs."""
+    """Generate the minimal pairs for a corpus.
 
-    def tokens(text: str) -> int:
+    Args:
+        corpus: The corpus, whose training documents determine the English words that are used.
+        tokenizer: Tokenizer of the model. Both sentences of a pair have the same number of tokens.
+        synthetic: Settings of the synthetic language, or None for English pairs.
+        seed: Seed of the random stream.
+        pairs_per_phenomenon: Number of pairs per phenomenon.
+
+    Returns:
+        The pairs of all phenomena. A phenomenon without such pairs is missing.
+    """
+
+    def count_tokens(text: str) -> int:
         return len(token_ids(tokenizer, text))
 
     if synthetic is None:
@@ -150,38 +185,39 @@ def select_pairs(
         return [
             pair
             for name in ENGLISH_PHENOMENA
-            for pair in generate_english_pairs(name, pairs_per_phenomenon, lexicon=lexicon, count_tokens=tokens, seed=seed)
+            for pair in generate_english_pairs(name, pairs_per_phenomenon, lexicon=lexicon, count_tokens=count_tokens, seed=seed)
         ]
-    found: list[MinimalPair] = []
+    pairs: list[MinimalPair] = []
     for name in SYNTHETIC_PHENOMENA:
         try:
-            found += make_minimal_pairs(get_language(synthetic), name, pairs_per_phenomenon, count_tokens=tokens, seed=seed)
-        except UserError:  # no common words, or a tokenizer without such pairs
+            pairs += make_minimal_pairs(get_language(synthetic), name, pairs_per_phenomenon, count_tokens=count_tokens, seed=seed)
+        except UserError:  # no shared words, or no pairs with equal token counts
             continue
-    return found
+    return pairs
 
 
 def build_lexicon(corpus: Corpus) -> Lexicon:
-    """The words of ENGLISH_LEXICON that every domain of the corpus uses, told from its training documents.
+    """Select the words of ENGLISH_LEXICON that every domain of the corpus uses in its training documents.
 
-    By domain and not by client: so all arms and partitions of a study are asked the same sentences, and none about words
-    that only some clients could have read.
+    The selection is by domain and not by client. So all conditions and partitions of a study are tested on the same sentences, and no
+    sentence contains a word that only some clients could have seen.
     """
-    wanted, known = word_forms(ENGLISH_LEXICON), corpus.train
-    holders: Counter[str] = Counter()
-    labels = np.unique(known.label)
+    words, train = word_forms(ENGLISH_LEXICON), corpus.train
+    num_domains: Counter[str] = Counter()
+    labels = np.unique(train.label)
     for label in labels:
-        often = Counter(word for text in known.text[known.label == label] for word in wanted.intersection(split_words(text)))
-        holders.update(word for word, count in often.items() if count >= MIN_DOCUMENT_COUNT)
-    return select_shared_lexicon(ENGLISH_LEXICON, holders, len(labels))
+        document_counts = Counter(word for text in train.text[train.label == label] for word in words.intersection(split_words(text)))
+        num_domains.update(word for word, count in document_counts.items() if count >= MIN_DOCUMENT_COUNT)
+    return select_shared_lexicon(ENGLISH_LEXICON, num_domains, len(labels))
 
 
 def split_words(text: str) -> Iterable[str]:
+    """Return the lowercase words of a text."""
     return re.findall("[a-z]+", text.lower())
 
 
 def syntax_probes(context: ProbeContext) -> list[ScheduledProbe | DerivedMetric]:
-    """Minimal pairs, whenever expensive probes run."""
+    """Build the minimal-pair probe, which runs with the expensive probes; none without pairs."""
     pairs = select_pairs(context.corpus, context.tokenizer, context.synthetic, context.split_seed, context.pairs_per_phenomenon)
     if not pairs:
         return []

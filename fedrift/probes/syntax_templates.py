@@ -1,4 +1,4 @@
-"""Common English words for minimal pairs, by class and with the forms that the sentences need."""
+"""Define common English words and sentence templates for minimal pairs."""
 
 from __future__ import annotations
 
@@ -8,18 +8,18 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-MIN_CLASS_WORDS = 8  # words of a class, or as many as it has: fewer make too few sentences
+MIN_CLASS_WORDS = 8  # minimum number of words per class: fewer give too few distinct sentences
 
 
 class Noun(NamedTuple):
-    """A noun in its two numbers."""
+    """The singular and plural form of a noun."""
 
     sg: str
     pl: str
 
 
 class Verb(NamedTuple):
-    """A verb's forms: they take, it takes, it took, it has taken."""
+    """The forms of a verb: plural (they take), singular (it takes), past (it took) and participle (it has taken)."""
 
     pl: str
     sg: str
@@ -29,8 +29,11 @@ class Verb(NamedTuple):
 
 @dataclass(frozen=True)
 class Lexicon:
-    """The open classes. ``transitive`` verbs need an object, ``intransitive`` ones can have none; no form of one verb is
-    another verb's, for then both sentences of a pair may be right."""
+    """The open word classes of the templates.
+
+    ``transitive`` verbs require an object, and ``intransitive`` verbs cannot have one. No form of a verb may be a form of another
+    verb, because then both sentences of a pair could be grammatical.
+    """
 
     people: tuple[Noun, ...]
     things: tuple[Noun, ...]
@@ -42,19 +45,19 @@ class Lexicon:
 
 
 def parse_nouns(text: str) -> tuple[Noun, ...]:
-    """``boy man/men``: a plural that is not sg + s is given behind a stroke."""
+    """Parse nouns such as ``boy man/men``. A plural other than singular + s follows a slash."""
     pairs = [word.partition("/") for word in text.split()]
-    return tuple(Noun(one, many or one + "s") for one, _, many in pairs)
+    return tuple(Noun(singular, plural or singular + "s") for singular, _, plural in pairs)
 
 
 def parse_verbs(text: str) -> tuple[Verb, ...]:
-    """``keep/kept``, ``take/took/taken``: past and participle; regular ones are given as they are."""
-    found = []
+    """Parse verbs such as ``use keep/kept take/took/taken``. An irregular past and participle follow slashes."""
+    verbs = []
     for word in text.split():
-        base, *rest = word.split("/")
-        past = rest[0] if rest else base + ("d" if base.endswith("e") else "ed")
-        found.append(Verb(base, base + "s", past, rest[1] if len(rest) > 1 else past))
-    return tuple(found)
+        base, *irregular = word.split("/")
+        past = irregular[0] if irregular else base + ("d" if base.endswith("e") else "ed")
+        verbs.append(Verb(base, base + "s", past, irregular[1] if len(irregular) > 1 else past))
+    return tuple(verbs)
 
 
 ENGLISH_LEXICON = Lexicon(
@@ -83,33 +86,38 @@ ENGLISH_LEXICON = Lexicon(
 
 
 def select_shared_lexicon(lexicon: Lexicon, holders: Mapping[str, int], num_holders: int) -> Lexicon:
-    """The words that all of ``everybody`` (domains, or clients) hold, in all their forms that are sentences' points.
+    """Select the words that all domains use in all their relevant forms.
 
-    ``holders`` says how many hold a word. A class with fewer than ``LEAST`` such words is filled up with those that most hold.
+    A class with fewer than ``MIN_CLASS_WORDS`` such words is filled up with the words that most domains use.
+
+    Args:
+        lexicon: Candidate words.
+        holders: Number of domains that use each word form.
+        num_holders: Number of all domains.
     """
 
-    def held(word: str | Noun | Verb) -> int:
+    def num_users(word: str | Noun | Verb) -> int:
         return min(holders.get(form, 0) for form in ((word,) if isinstance(word, str) else word[:3]))
 
-    def kept(words: tuple[Any, ...]) -> tuple[Any, ...]:
-        best = sorted(words, key=lambda word: -held(word))
-        return tuple(best[: max(MIN_CLASS_WORDS, sum(held(word) >= num_holders for word in words))])
+    def select(words: tuple[Any, ...]) -> tuple[Any, ...]:
+        ranked = sorted(words, key=lambda word: -num_users(word))
+        return tuple(ranked[: max(MIN_CLASS_WORDS, sum(num_users(word) >= num_holders for word in words))])
 
-    return replace(lexicon, **{f.name: kept(getattr(lexicon, f.name)) for f in fields(lexicon)})
+    return replace(lexicon, **{f.name: select(getattr(lexicon, f.name)) for f in fields(lexicon)})
 
 
 def word_forms(lexicon: Lexicon) -> frozenset[str]:
-    """Every word of a lexicon, in every form."""
+    """Return all forms of all words of a lexicon."""
     return frozenset(
         form for f in fields(lexicon) for word in getattr(lexicon, f.name) for form in ((word,) if isinstance(word, str) else word)
     )
 
 
-# Patterns of English sentences beside ones that break a single rule of grammar.
+# Sentence templates. Each returns a grammatical sentence and a copy that violates a single grammar rule.
 #
-# The phenomena are BLiMP's (Warstadt et al., TACL 2020, arXiv:1912.00582), filled with common words. A pattern is told a
-# number, "sg" or "pl", and returns the two sentences. Pattern and number together are a template, which items are clustered
-# by when they are resampled. In patterns named "attractor" the noun before the verb is in the other number.
+# The phenomena follow BLiMP (Warstadt et al., TACL 2020, arXiv:1912.00582) and use common words. A template function takes a
+# number, "sg" or "pl". Function and number together are a template, the unit by which pairs are clustered in resampling. In
+# functions named "attractor", the noun before the verb has the other number than the subject.
 
 SentencePair = tuple[str, str]
 OTHER_NUMBER = {"sg": "pl", "pl": "sg"}
@@ -118,35 +126,40 @@ PRONOUN_CASES = (("him", "he"), ("her", "she"), ("them", "they"), ("us", "we"), 
 
 
 class WordSampler:
-    """Words for a pattern, from one lexicon and one stream."""
+    """Draw words for templates from a lexicon with a random generator."""
 
     def __init__(self, lexicon: Lexicon, rng: np.random.Generator) -> None:
         self.lexicon, self.rng = lexicon, rng
 
     def choose(self, options: Sequence[Any]) -> Any:
+        """Draw one of several options uniformly."""
         return options[int(self.rng.integers(len(options)))]
 
     def person(self, number: str) -> str:
+        """Draw a noun for a person, in singular or plural."""
         return str(getattr(self.choose(self.lexicon.people), number))
 
     def thing(self, number: str = "") -> str:
+        """Draw a noun for a thing. Without a number, the number is drawn as well."""
         return str(getattr(self.choose(self.lexicon.things), number or self.choose(("sg", "pl"))))
 
     def transitive_verb(self) -> Verb:
+        """Draw a transitive verb."""
         verb: Verb = self.choose(self.lexicon.transitive)
         return verb
 
     def intransitive_verb(self) -> Verb:
+        """Draw an intransitive verb."""
         verb: Verb = self.choose(self.lexicon.intransitive)
         return verb
 
     def predicate(self, number: str) -> tuple[str, str, str]:
-        """A verb that agrees, the same that does not, and what follows."""
-        verb, quality = self.intransitive_verb(), self.choose(self.lexicon.adjectives)
+        """Draw a verb that agrees with the number, its form that does not agree, and the rest of the sentence."""
+        verb, adjective = self.intransitive_verb(), self.choose(self.lexicon.adjectives)
         return self.choose(
             (
-                (BE[number], BE[OTHER_NUMBER[number]], f" very {quality}."),
-                (WAS[number], WAS[OTHER_NUMBER[number]], f" {quality}."),
+                (BE[number], BE[OTHER_NUMBER[number]], f" very {adjective}."),
+                (WAS[number], WAS[OTHER_NUMBER[number]], f" {adjective}."),
                 (HAVE[number], HAVE[OTHER_NUMBER[number]], f" a {self.thing('sg')}."),
                 (getattr(verb, number), getattr(verb, OTHER_NUMBER[number]), " here."),
             )
@@ -154,21 +167,24 @@ class WordSampler:
 
 
 def make_pair(prefix: str, good: str, bad: str, suffix: str) -> SentencePair:
-    """The two sentences that differ between ``begin`` and ``end``."""
+    """Build two sentences that differ only between ``prefix`` and ``suffix``."""
     return f"{prefix}{good}{suffix}", f"{prefix}{bad}{suffix}"
 
 
 def agreement(sampler: WordSampler, number: str) -> SentencePair:
+    """Violate agreement of a verb with its subject."""
     right, wrong, end = sampler.predicate(number)
     return make_pair(f"The {sampler.person(number)} ", right, wrong, end)
 
 
 def agreement_adjective(sampler: WordSampler, number: str) -> SentencePair:
+    """Violate agreement of a verb with a subject that has an adjective."""
     right, wrong, end = sampler.predicate(number)
     return make_pair(f"The {sampler.choose(sampler.lexicon.adjectives)} {sampler.thing(number)} ", right, wrong, end)
 
 
 def agreement_phrase(sampler: WordSampler, number: str, attractor_number: str = "") -> SentencePair:
+    """Violate agreement across a prepositional phrase."""
     right, wrong, end = sampler.predicate(number)
     subject = f"The {sampler.person(number)} {sampler.choose(('near', 'behind', 'with'))} the {sampler.thing(attractor_number or number)}"
     return make_pair(
@@ -180,10 +196,12 @@ def agreement_phrase(sampler: WordSampler, number: str, attractor_number: str = 
 
 
 def agreement_phrase_attractor(sampler: WordSampler, number: str) -> SentencePair:
+    """Violate agreement across a prepositional phrase whose noun has the other number."""
     return agreement_phrase(sampler, number, OTHER_NUMBER[number])
 
 
 def agreement_relative(sampler: WordSampler, number: str, attractor_number: str = "") -> SentencePair:
+    """Violate agreement across an object relative clause."""
     right, wrong, end = sampler.predicate(number)
     return make_pair(
         f"The {sampler.thing(number)} that the {sampler.person(attractor_number or number)} {sampler.transitive_verb().past} ",
@@ -194,10 +212,12 @@ def agreement_relative(sampler: WordSampler, number: str, attractor_number: str 
 
 
 def agreement_relative_attractor(sampler: WordSampler, number: str) -> SentencePair:
+    """Violate agreement across an object relative clause whose noun has the other number."""
     return agreement_relative(sampler, number, OTHER_NUMBER[number])
 
 
 def agreement_relative_subject(sampler: WordSampler, number: str, attractor_number: str = "") -> SentencePair:
+    """Violate agreement across a subject relative clause."""
     right, wrong, end = sampler.predicate(number)
     return make_pair(
         f"The {sampler.person(number)} who {sampler.transitive_verb().past} the {sampler.thing(attractor_number or number)} ",
@@ -208,46 +228,60 @@ def agreement_relative_subject(sampler: WordSampler, number: str, attractor_numb
 
 
 def agreement_relative_subject_attractor(sampler: WordSampler, number: str) -> SentencePair:
+    """Violate agreement across a subject relative clause whose noun has the other number."""
     return agreement_relative_subject(sampler, number, OTHER_NUMBER[number])
 
 
 def determiner_object(sampler: WordSampler, number: str) -> SentencePair:
-    said = {"sg": "this", "pl": "these"}
+    """Violate agreement of a demonstrative with an object."""
+    determiners = {"sg": "this", "pl": "these"}
     return make_pair(
         f"The {sampler.person(sampler.choose(('sg', 'pl')))} {sampler.transitive_verb().past} ",
-        said[number],
-        said[OTHER_NUMBER[number]],
+        determiners[number],
+        determiners[OTHER_NUMBER[number]],
         f" {sampler.thing(number)}.",
     )
 
 
 def determiner_subject(sampler: WordSampler, number: str) -> SentencePair:
-    said = {"sg": "This", "pl": "These"}
-    return make_pair("", said[number], said[OTHER_NUMBER[number]], f" {sampler.person(number)} {sampler.intransitive_verb().past}.")
+    """Violate agreement of a demonstrative with a subject."""
+    determiners = {"sg": "This", "pl": "These"}
+    return make_pair(
+        "", determiners[number], determiners[OTHER_NUMBER[number]], f" {sampler.person(number)} {sampler.intransitive_verb().past}."
+    )
 
 
 def determiner_count(sampler: WordSampler, number: str) -> SentencePair:
-    said = {"sg": "one", "pl": "two"}
-    return make_pair(f"We {sampler.transitive_verb().past} ", said[number], said[OTHER_NUMBER[number]], f" {sampler.thing(number)}.")
+    """Violate agreement of a numeral with an object."""
+    determiners = {"sg": "one", "pl": "two"}
+    return make_pair(
+        f"We {sampler.transitive_verb().past} ", determiners[number], determiners[OTHER_NUMBER[number]], f" {sampler.thing(number)}."
+    )
 
 
 def anaphor_noun(sampler: WordSampler, number: str) -> SentencePair:
+    """Violate number agreement of a reflexive with a noun."""
     men: Noun = sampler.choose(sampler.lexicon.men)
-    said = {"sg": "himself", "pl": "themselves"}
-    return make_pair(f"The {getattr(men, number)} {sampler.transitive_verb().past} ", said[number], said[OTHER_NUMBER[number]], ".")
+    reflexives = {"sg": "himself", "pl": "themselves"}
+    return make_pair(
+        f"The {getattr(men, number)} {sampler.transitive_verb().past} ", reflexives[number], reflexives[OTHER_NUMBER[number]], "."
+    )
 
 
 def anaphor_gender(sampler: WordSampler, number: str) -> SentencePair:
+    """Violate gender or animacy of a reflexive."""
     subject, right = (sampler.choose(sampler.lexicon.women).sg, "herself") if number == "sg" else (sampler.person("pl"), "themselves")
     return make_pair(f"The {subject} {sampler.transitive_verb().past} ", right, "itself" if number == "pl" else "himself", ".")
 
 
 def anaphor_pronoun(sampler: WordSampler, number: str) -> SentencePair:
+    """Violate person and number agreement of a reflexive with a pronoun."""
     subject, right, wrong = {"sg": ("He", "himself", "yourself"), "pl": ("They", "themselves", "myself")}[number]
     return make_pair(f"{subject} {sampler.transitive_verb().past} ", right, wrong, ".")
 
 
 def polarity_ever(sampler: WordSampler, number: str) -> SentencePair:
+    """Use "ever" without a negative subject."""
     return make_pair(
         "",
         "No",
@@ -257,6 +291,7 @@ def polarity_ever(sampler: WordSampler, number: str) -> SentencePair:
 
 
 def polarity_any(sampler: WordSampler, number: str) -> SentencePair:
+    """Use "any" without a negation."""
     return make_pair(
         f"The {sampler.person(number)} ",
         "never",
@@ -266,6 +301,7 @@ def polarity_any(sampler: WordSampler, number: str) -> SentencePair:
 
 
 def gap_what(sampler: WordSampler, number: str) -> SentencePair:
+    """Replace "what" by "that" before a clause without an object."""
     return make_pair(
         f"{sampler.choose(('I', 'We', 'They', 'You'))} know ",
         "what",
@@ -275,6 +311,7 @@ def gap_what(sampler: WordSampler, number: str) -> SentencePair:
 
 
 def gap_who(sampler: WordSampler, number: str) -> SentencePair:
+    """Replace "who" by "that" before a clause without an object."""
     return make_pair(
         f"The {sampler.person(number)} saw ",
         "who",
@@ -284,6 +321,7 @@ def gap_who(sampler: WordSampler, number: str) -> SentencePair:
 
 
 def gap_past(sampler: WordSampler, number: str) -> SentencePair:
+    """Replace "what" by "that" before a clause without an object, after a verb in the past."""
     return make_pair(
         f"The {sampler.person(OTHER_NUMBER[number])} knew ",
         "what",
@@ -293,61 +331,73 @@ def gap_past(sampler: WordSampler, number: str) -> SentencePair:
 
 
 def form_perfect(sampler: WordSampler, number: str) -> SentencePair:
+    """Replace a participle by the base form after "have"."""
     verb = sampler.transitive_verb()
     return make_pair(f"The {sampler.person(number)} {HAVE[number]} ", verb.participle, verb.pl, f" the {sampler.thing()}.")
 
 
 def form_future(sampler: WordSampler, number: str) -> SentencePair:
+    """Replace a base form by another form after "will"."""
     verb = sampler.transitive_verb()
     return make_pair(f"The {sampler.person(number)} will ", verb.pl, sampler.choose((verb.sg, verb.past)), f" the {sampler.thing()}.")
 
 
 def form_negated(sampler: WordSampler, number: str) -> SentencePair:
+    """Replace a base form by another form after "did not"."""
     verb = sampler.transitive_verb()
     return make_pair(f"The {sampler.person(number)} did not ", verb.pl, sampler.choose((verb.sg, verb.past)), f" the {sampler.thing()}.")
 
 
 def order_object(sampler: WordSampler, number: str) -> SentencePair:
+    """Swap article and noun of an object."""
     thing = sampler.thing(number)
     return make_pair(f"The {sampler.person(OTHER_NUMBER[number])} {sampler.transitive_verb().past} ", f"the {thing}", f"{thing} the", ".")
 
 
 def order_adjective(sampler: WordSampler, number: str) -> SentencePair:
-    quality, thing = sampler.choose(sampler.lexicon.adjectives), sampler.thing(number)
-    return make_pair("The ", f"{quality} {thing}", f"{thing} {quality}", f" {sampler.intransitive_verb().past}.")
+    """Swap adjective and noun."""
+    adjective, thing = sampler.choose(sampler.lexicon.adjectives), sampler.thing(number)
+    return make_pair("The ", f"{adjective} {thing}", f"{thing} {adjective}", f" {sampler.intransitive_verb().past}.")
 
 
 def order_negation(sampler: WordSampler, number: str) -> SentencePair:
+    """Swap "will" and "not"."""
     return make_pair(f"The {sampler.person(number)} ", "will not", "not will", f" {sampler.intransitive_verb().pl}.")
 
 
 def order_degree(sampler: WordSampler, number: str) -> SentencePair:
+    """Swap verb and "very"."""
     return make_pair(
         f"The {sampler.thing(number)} ", f"{WAS[number]} very", f"very {WAS[number]}", f" {sampler.choose(sampler.lexicon.adjectives)}."
     )
 
 
 def argument_wanted(sampler: WordSampler, number: str) -> SentencePair:
+    """Give an intransitive verb an object."""
     return make_pair(
         f"The {sampler.person(number)} ", sampler.transitive_verb().past, sampler.intransitive_verb().past, f" the {sampler.thing()}."
     )
 
 
 def argument_missing(sampler: WordSampler, number: str) -> SentencePair:
+    """Use a transitive verb without an object."""
     return make_pair(f"The {sampler.person(number)} ", sampler.intransitive_verb().past, sampler.transitive_verb().past, ".")
 
 
 def case_object(sampler: WordSampler, number: str) -> SentencePair:
+    """Use a subject pronoun as an object."""
     right, wrong = sampler.choose(PRONOUN_CASES)
     return make_pair(f"The {sampler.person(number)} {sampler.transitive_verb().past} ", right, wrong, ".")
 
 
 def case_phrase(sampler: WordSampler, number: str) -> SentencePair:
+    """Use a subject pronoun after a preposition."""
     right, wrong = sampler.choose(PRONOUN_CASES)
     return make_pair(f"The {sampler.person(number)} {sampler.choose(('talked to', 'was with', 'lived near'))} ", right, wrong, ".")
 
 
 def case_subject(sampler: WordSampler, number: str) -> SentencePair:
+    """Use an object pronoun as a subject."""
     wrong, right = sampler.choose(PRONOUN_CASES)
     return make_pair("We know that ", right, wrong, f" {sampler.transitive_verb().past} the {sampler.thing(number)}.")
 

@@ -1,8 +1,8 @@
-"""What the final model writes: held-out text continued, beside how it went on. Secondary evidence, never a main claim.
+"""Score generated continuations of held-out text by the final model. They are secondary evidence and not suited for main claims.
 
-Scores of continuations are low and noisy whatever the model: there are many good ways on. BLEU by sacrebleu (Post, WMT 2018,
-arXiv:1804.08771; its signature is stored with the run), ROUGE F1 with stemming by rouge-score (Lin, 2004; Google's
-implementation).
+Scores of continuations are low and noisy for every model, because many continuations are good. BLEU is computed by sacrebleu
+(Post, WMT 2018, arXiv:1804.08771), and its signature is stored with the run. ROUGE F1 with stemming is computed by rouge-score
+(Lin, 2004; Google's implementation).
 """
 
 from __future__ import annotations
@@ -24,24 +24,33 @@ from .held_out import HeldOut
 
 TEXT_GROUP = "text"
 
-PROMPT_TOKENS = 32  # tokens, and as many of the continuation; half a block where blocks are shorter
-METRIC_PREFIXES = ("text", "text.nucleus")  # of continuing: greedy, drawn
+PROMPT_TOKENS = 32  # tokens of a prompt and of its continuation; half a block if blocks are shorter than 64 tokens
+METRIC_PREFIXES = ("text", "text.nucleus")  # greedy decoding, nucleus sampling
 ROUGE_TYPES = ("rouge1", "rouge2", "rougeL")
-NUM_RESAMPLES = 1000  # of the prompts, for an interval
-MIN_PROMPTS = 15  # prompts; below, a bootstrap's interval covers too little and is NaN
+NUM_RESAMPLES = 1000  # bootstrap resamples of the prompts per interval
+MIN_PROMPTS = 15  # with fewer prompts, bootstrap intervals are too narrow and are reported as NaN
 
 
 @dataclass(frozen=True, eq=False)
 class Continuations:
-    """``text.bleu`` (0 to 100), ``text.rouge1``, ``text.rouge2``, ``text.rougeL`` (0 to 1, means over prompts);
-    ``text.bleu.ci``, ``text.rouge1.ci`` ...: half the width of the 95 % bootstrap interval over prompts;
-    ``text.distinct2``: different pairs of words among all pairs; ``text.repetition``: share of four-word runs that stood in the
-    same continuation before.
+    """Scores of continuations of held-out text, per domain and in total.
 
-    ``text.nucleus.bleu`` ...: the same of continuations drawn from the nucleus (p = .9), once, for greedy ones repeat themselves.
+    - ``text.bleu`` (0 to 100); ``text.rouge1``, ``text.rouge2``, ``text.rougeL`` (0 to 1, means over prompts).
+    - ``text.bleu.ci``, ``text.rouge1.ci``, ...: half the width of the 95 % bootstrap interval over prompts.
+    - ``text.distinct2``: share of distinct word pairs among all word pairs.
+    - ``text.repetition``: share of four-word sequences that occurred before in the same continuation.
+    - ``text.nucleus.bleu``, ...: the same for one continuation per prompt from nucleus sampling (p = 0.9). Greedy continuations tend to
+      repeat themselves.
 
-    Prompts are the first tokens of every whole held-out block, references what follows there; without an end.
-    Each domain is continued by the model that most of its training tokens share. ``seed``: of the draws, the same in every arm.
+    Prompts are the first tokens of every complete held-out block, and references are the tokens that follow. Generation does not stop
+    at end-of-text tokens. Each domain is continued by the model that serves the clients with most of its training tokens.
+
+    Attributes:
+        model: A ``models.stacked_model.StackedModel``.
+        tokenizer: A fast tokenizer of transformers.
+        held_out: Held-out text.
+        tokens_per_pass: Maximum number of tokens per forward pass.
+        seed: Seed of the sampled continuations, the same for all conditions of a study.
     """
 
     model: Any
@@ -51,70 +60,91 @@ class Continuations:
     seed: int = 0
 
     def __call__(self, result: RoundResult) -> MetricValues:
-        half, state = prompt_length(self.held_out), result.after
-        whole = self.held_out.blocks.mask[:, : 2 * half].all(1)
-        every: dict[str, list[tuple[str, str]]] = {way: [] for way in METRIC_PREFIXES}
-        reading: MetricValues = {}
-        for number, name in enumerate(self.held_out.domains):
-            rows = np.flatnonzero(whole & (self.held_out.domain_ids == number))
+        """Generate and score continuations by the models after the round."""
+        num_tokens, state = prompt_length(self.held_out), result.after
+        complete = self.held_out.blocks.mask[:, : 2 * num_tokens].all(1)
+        pairs_by_prefix: dict[str, list[tuple[str, str]]] = {prefix: [] for prefix in METRIC_PREFIXES}
+        metrics: MetricValues = {}
+        for index, name in enumerate(self.held_out.domains):
+            rows = np.flatnonzero(complete & (self.held_out.domain_ids == index))
             if not len(rows):
                 continue
-            holders = np.bincount(state.cluster_ids.cpu().numpy(), self.held_out.client_domain_tokens[:, number], state.server.num_models)
-            one = torch.tensor([int(holders.argmax())])
-            params = Tree({**state.server.params.take(one), **state.server.base_for(one)})
-            chosen: tuple[TokenSampler, ...] = greedy, NucleusSampler(torch_stream(self.seed, "nucleus", name))
-            for way, choose in zip(METRIC_PREFIXES, chosen, strict=True):
-                pairs = self.generate_pairs(params, self.held_out.blocks.tokens[rows, : 2 * half], half, choose)
-                reading |= {(metric, name): value for metric, value in score_continuations(pairs, way).items()}
-                every[way] += pairs
-        for way, pairs in every.items():
-            reading |= {(metric, ""): value for metric, value in score_continuations(pairs, way).items()} if pairs else {}
-        return reading
+            tokens_by_model = np.bincount(
+                state.cluster_ids.cpu().numpy(), self.held_out.client_domain_tokens[:, index], state.server.num_models
+            )
+            model_id = torch.tensor([int(tokens_by_model.argmax())])
+            params = Tree({**state.server.params.take(model_id), **state.server.base_for(model_id)})
+            samplers: tuple[TokenSampler, ...] = greedy, NucleusSampler(torch_stream(self.seed, "nucleus", name))
+            for prefix, sampler in zip(METRIC_PREFIXES, samplers, strict=True):
+                pairs = self.generate_pairs(params, self.held_out.blocks.tokens[rows, : 2 * num_tokens], num_tokens, sampler)
+                metrics |= {(metric, name): value for metric, value in score_continuations(pairs, prefix).items()}
+                pairs_by_prefix[prefix] += pairs
+        for prefix, pairs in pairs_by_prefix.items():
+            metrics |= {(metric, ""): value for metric, value in score_continuations(pairs, prefix).items()} if pairs else {}
+        return metrics
 
     def generate_pairs(self, params: Tree, tokens: np.ndarray, num_tokens: int, choose: TokenSampler) -> list[tuple[str, str]]:
-        """(continuation, reference) of each row ``[E, 2 num_tokens]``."""
+        """Continue the first half of each row.
+
+        Args:
+            params: One model, ``[1, ...]``.
+            tokens: Prompts and references, ``[E, 2 num_tokens]``.
+            num_tokens: Tokens of a prompt and of a continuation.
+            choose: Greedy decoding or a sampler.
+
+        Returns:
+            E pairs (continuation, reference).
+        """
         device = next(iter(params.values())).device
         prompts = torch.from_numpy(tokens[:, :num_tokens]).to(device).split(max(1, self.tokens_per_pass // (2 * num_tokens)))  # type: ignore[no-untyped-call]
-        found = torch.cat([generate_tokens(self.model, params, part, num_tokens, choose) for part in prompts]).tolist()
-        plain = {"skip_special_tokens": True, "clean_up_tokenization_spaces": False}
-        ours, theirs = (self.tokenizer.batch_decode(rows, **plain) for rows in (found, tokens[:, num_tokens:].tolist()))
-        return list(zip(ours, theirs, strict=True))
+        generated = torch.cat([generate_tokens(self.model, params, part, num_tokens, choose) for part in prompts]).tolist()
+        options = {"skip_special_tokens": True, "clean_up_tokenization_spaces": False}
+        continuations, references = (self.tokenizer.batch_decode(rows, **options) for rows in (generated, tokens[:, num_tokens:].tolist()))
+        return list(zip(continuations, references, strict=True))
 
 
 def prompt_length(held_out: HeldOut) -> int:
+    """Return the number of tokens of a prompt, which is also that of its continuation."""
     return int(min(PROMPT_TOKENS, held_out.blocks.tokens.shape[1] // 2))
 
 
 def score_continuations(pairs: Sequence[tuple[str, str]], prefix: str = METRIC_PREFIXES[0]) -> dict[str, float]:
-    """All numbers about some (continuation, reference), as metrics with ``prefix``."""
-    from rouge_score.rouge_scorer import RougeScorer  # both are a second to load, and few runs ask for them
+    """Compute all scores of pairs (continuation, reference), as metrics with the prefix ``prefix``."""
+    from rouge_score.rouge_scorer import RougeScorer  # loaded on use: the import takes a second, and few runs need it
 
     scorer = RougeScorer(list(ROUGE_TYPES), use_stemmer=True)
-    found = [scorer.score(reference, ours) for ours, reference in pairs]
-    words = [ours.split() for ours, _ in pairs]
-    said = bleu_score(pairs)[0]
+    rouge = [scorer.score(reference, continuation) for continuation, reference in pairs]
+    words = [continuation.split() for continuation, _ in pairs]
+    scores = bleu_score(pairs)[0]
     for name in ROUGE_TYPES:
-        each = np.array([score[name].fmeasure for score in found])
-        said |= {name: float(each.mean()), f"{name}.ci": bootstrap_half_width(each)}
-    said |= {"distinct2": distinct_ngrams(words, 2), "repetition": repetition_rate(words, 4)}
-    return {f"{prefix}.{name}": value for name, value in said.items()}
+        values = np.array([result[name].fmeasure for result in rouge])
+        scores |= {name: float(values.mean()), f"{name}.ci": bootstrap_half_width(values)}
+    scores |= {"distinct2": distinct_ngrams(words, 2), "repetition": repetition_rate(words, 4)}
+    return {f"{prefix}.{name}": value for name, value in scores.items()}
 
 
 def bleu_score(pairs: Sequence[tuple[str, str]]) -> tuple[dict[str, float], str]:
-    """BLEU of the whole, its interval by sacrebleu's own bootstrap (Koehn, EMNLP 2004), and how sacrebleu counts."""
+    """Compute corpus BLEU with its bootstrap interval (Koehn, EMNLP 2004).
+
+    Args:
+        pairs: Pairs (continuation, reference).
+
+    Returns:
+        The metrics ``bleu`` and ``bleu.ci`` (NaN with fewer than 15 pairs), and sacrebleu's signature.
+    """
     from sacrebleu.metrics.bleu import BLEU
 
-    metric, (ours, theirs) = BLEU(), zip(*pairs, strict=True)
+    metric, (continuations, references) = BLEU(), zip(*pairs, strict=True)
     enough = len(pairs) >= MIN_PROMPTS
-    found = metric.corpus_score(ours, [theirs], n_bootstrap=NUM_RESAMPLES if enough else 1)
+    score = metric.corpus_score(continuations, [references], n_bootstrap=NUM_RESAMPLES if enough else 1)
     return (
-        {"bleu": found.score, "bleu.ci": float(found._ci) if enough else float("nan")},  # told by format() alone
+        {"bleu": score.score, "bleu.ci": float(score._ci) if enough else float("nan")},  # sacrebleu reports the interval only in format()
         f"BLEU {metric.get_signature()}",
     )
 
 
 def bootstrap_half_width(values: np.ndarray) -> float:
-    """Half of the 95 % percentile interval of the mean of ``values [E]``; NaN of too few."""
+    """Compute half of the 95 % bootstrap percentile interval of the mean of ``values [E]``; NaN with fewer than 15 values."""
     from scipy.stats import bootstrap
 
     if len(values) < MIN_PROMPTS:
@@ -126,28 +156,36 @@ def bootstrap_half_width(values: np.ndarray) -> float:
 
 
 def bleu_signature() -> str:
-    """How sacrebleu counts, in its own words."""
+    """Return sacrebleu's signature, which states how BLEU is computed."""
     return bleu_score([("a", "a")] * MIN_PROMPTS)[1]
 
 
 def ngrams(words: Sequence[str], length: int) -> list[tuple[str, ...]]:
+    """Return all n-grams of ``length`` words."""
     return [tuple(words[first : first + length]) for first in range(len(words) - length + 1)]
 
 
 def distinct_ngrams(texts: Sequence[Sequence[str]], length: int) -> float:
-    """Different runs of words among all runs, over all texts (Li et al., NAACL 2016, arXiv:1510.03055); NaN without any."""
-    every = [run for words in texts for run in ngrams(words, length)]
-    return len(set(every)) / len(every) if every else float("nan")
+    """Compute the share of distinct n-grams among all n-grams of all texts.
+
+    Li et al., NAACL 2016, arXiv:1510.03055.
+
+    Returns:
+        The share; NaN if there are no n-grams.
+    """
+    all_ngrams = [ngram for words in texts for ngram in ngrams(words, length)]
+    return len(set(all_ngrams)) / len(all_ngrams) if all_ngrams else float("nan")
 
 
 def repetition_rate(texts: Sequence[Sequence[str]], length: int) -> float:
-    """Runs of words that stood in the same text before, among all runs; NaN without any."""
-    found = [ngrams(words, length) for words in texts]
-    total = sum(map(len, found))
-    return sum(len(every) - len(set(every)) for every in found) / total if total else float("nan")
+    """Compute the share of n-grams that occurred before in the same text; NaN if there are no n-grams."""
+    by_text = [ngrams(words, length) for words in texts]
+    total = sum(map(len, by_text))
+    return sum(len(grams) - len(set(grams)) for grams in by_text) / total if total else float("nan")
 
 
 def text_probes(context: ProbeContext) -> list[ScheduledProbe | DerivedMetric]:
+    """Build the continuation probe, which runs in the last round only."""
     tokens = len(METRIC_PREFIXES) * len(context.held_out.blocks) * 2.0 * prompt_length(context.held_out)
     probe = Continuations(context.model, context.tokenizer, context.held_out, context.tokens_per_pass, context.split_seed)
     return [ScheduledProbe("text", probe, "last", tokens, bleu_signature())]

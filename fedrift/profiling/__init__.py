@@ -1,4 +1,4 @@
-"""Where a run's time and memory go: rounds of an experiment measured as they are, and one of them looked into."""
+"""Profiling of an experiment: where the time and the memory of a run go."""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""What would make a run cheaper, by its own figures: nothing is said that was not measured or does not follow from it."""
+"""Hints that would make a run cheaper.
+
+Each hint follows from the measurements of the profile; no hint is a guess.
+"""
 
 from __future__ import annotations
 
@@ -9,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from ..config.schema import ExperimentConfig
 
-MIN_SAVING = 0.03  # of the run
-MAX_EVALUATION_SHARE = 0.15  # of the run may go to looking without a word
+MIN_SAVING = 0.03  # smallest share of a run's time that a hint must save
+MAX_EVALUATION_SHARE = 0.15  # largest share of a run's time for evaluation or loading that gives no hint
 
 
 def find_hints(
@@ -21,112 +24,143 @@ def find_hints(
     share_of_peak: float,
     max_hints: int = 3,
 ) -> list[str]:
-    """The sentences that save most. ``phases``: name, seconds each time, times, of a whole run; ``padding``: share of the
-    trained positions that nothing is learnt from; ``trials``: other passes, measured."""
-    whole = sum(phase["total"] for phase in phases)
-    training = next((phase["total"] for phase in phases if phase["name"] == "training"), 0.0)
-    found = [
-        *evaluation_hints(phases, config, whole),
-        *one_time_hints(phases, config, whole),
-        *pass_size_hints(trials, config, training, share_of_peak),
+    """Return the hints that save the most time, the largest saving first.
+
+    Args:
+        phases: Phases of a whole run with their names, seconds per occurrence, numbers of occurrences and total seconds.
+        config: The experiment.
+        padding: Share of trained positions that are padding, in [0, 1].
+        trials: Measured speeds of passes of several sizes (``time_pass_sizes``).
+        share_of_peak: Training speed relative to the speed of a large matrix product.
+        max_hints: Largest number of hints.
+
+    Returns:
+        Sentences; if no hint saves enough, one sentence that says so.
+    """
+    total_s = sum(phase["total"] for phase in phases)
+    training_s = next((phase["total"] for phase in phases if phase["name"] == "training"), 0.0)
+    hints = [
+        *evaluation_hints(phases, config, total_s),
+        *one_time_hints(phases, config, total_s),
+        *pass_size_hints(trials, config, training_s, share_of_peak),
     ]
-    if padding * training > MIN_SAVING * whole:
-        found.append(
+    if padding * training_s > MIN_SAVING * total_s:
+        hints.append(
             (
-                padding * training,
-                f"{padding:.0%} of the trained positions are padding: training.max_seq_length below "
-                f"{config.training.max_seq_length} would waste fewer",
+                padding * training_s,
+                f"{padding:.0%} of the trained positions are padding. A training.max_seq_length below "
+                f"{config.training.max_seq_length} would reduce this share.",
             )
         )
-    best = sorted((each for each in found if each[0] >= MIN_SAVING * whole), key=lambda each: -each[0])
+    best = sorted((hint for hint in hints if hint[0] >= MIN_SAVING * total_s), key=lambda hint: -hint[0])
     return [text for _, text in best[:max_hints]] or [
-        f"nothing stands out: training is {training / whole:.0%} of a run, at {share_of_peak:.0%} of the machine's peak"
+        f"No phase stands out: training takes {training_s / total_s:.0%} of a run and reaches {share_of_peak:.0%} of the machine's peak."
     ]
 
 
 def evaluation_hints(phases: Sequence[Mapping[str, Any]], config: ExperimentConfig, total_s: float) -> list[tuple[float, str]]:
-    """Looking less often."""
-    found = []
+    """Return hints to evaluate less often, as pairs of saved seconds and sentence.
+
+    Args:
+        phases: Phases of a whole run, as in ``find_hints``.
+        config: The experiment.
+        total_s: Duration of the run in seconds.
+    """
+    hints = []
     for phase in phases:
         share = phase["total"] / total_s
         if not phase["name"].startswith("probe ") or share < MAX_EVALUATION_SHARE:
             continue
         name, rounds = phase["name"].removeprefix("probe "), config.training.num_rounds
         if name != "losses":
-            found.append(
+            hints.append(
                 (
                     phase["total"],
-                    f"the probe {name} takes {share:.0%} of a run ({phase['seconds']:.2f} s each of "
-                    f"{phase['times']} times): leave it out of evaluation.probes, or look less often with "
-                    "evaluation.expensive_interval",
+                    f"The probe {name} takes {share:.0%} of a run ({phase['seconds']:.2f} s each of "
+                    f"{phase['times']} times). Remove it from evaluation.probes, or run it less often with "
+                    "evaluation.expensive_interval.",
                 )
             )
             continue
-        for every in (2, 5, 10, 20):
-            left = ceil(rounds / every) * phase["seconds"]
-            now = left / (total_s - phase["total"] + left)
-            if every > config.evaluation.interval and every <= rounds and (now < MAX_EVALUATION_SHARE or 2 * every > rounds):
-                found.append(
+        for interval in (2, 5, 10, 20):
+            new_total = ceil(rounds / interval) * phase["seconds"]
+            new_share = new_total / (total_s - phase["total"] + new_total)
+            if interval > config.evaluation.interval and interval <= rounds and (new_share < MAX_EVALUATION_SHARE or 2 * interval > rounds):
+                hints.append(
                     (
-                        phase["total"] - left,
-                        f"evaluation of the losses takes {share:.0%} of a run: evaluation.interval={every} would make it {now:.0%}",
+                        phase["total"] - new_total,
+                        f"Evaluation of the losses takes {share:.0%} of a run. "
+                        f"With evaluation.interval={interval} it would take {new_share:.0%}.",
                     )
                 )
                 break
-    return found
+    return hints
 
 
 def one_time_hints(phases: Sequence[Mapping[str, Any]], config: ExperimentConfig, total_s: float) -> list[tuple[float, str]]:
-    """What is done once."""
-    found = []
+    """Return hints on phases that occur once per run, as pairs of saved seconds and sentence.
+
+    Args:
+        phases: Phases of a whole run, as in ``find_hints``.
+        config: The experiment.
+        total_s: Duration of the run in seconds.
+    """
+    hints = []
     total = {phase["name"]: phase["total"] for phase in phases}
-    final, blocks = total.get("final evaluation, models saved", 0.0), config.evaluation.final_blocks_per_domain
+    final, blocks = total.get("final evaluation and saving", 0.0), config.evaluation.final_blocks_per_domain
     if final > MAX_EVALUATION_SHARE * total_s and blocks > 1:
-        found.append(
+        hints.append(
             (
                 final / 2,
-                f"the final evaluation takes {final / total_s:.0%} of a run: "
-                f"evaluation.final_blocks_per_domain={blocks // 2} in place of {blocks} would make it "
-                f"{final / 2 / (total_s - final / 2):.0%}",
+                f"The final evaluation takes {final / total_s:.0%} of a run. "
+                f"With evaluation.final_blocks_per_domain={blocks // 2} instead of {blocks} it would take "
+                f"{final / 2 / (total_s - final / 2):.0%}.",
             )
         )
     loading = sum(seconds for name, seconds in total.items() if name.startswith("load "))
     if loading > MAX_EVALUATION_SHARE * total_s:
-        found.append(
+        hints.append(
             (
                 loading,
-                f"loading takes {loading / total_s:.0%} of a run of {config.training.num_rounds} rounds: "
-                "`--iid-baseline` or a study load once for all their runs",
+                f"Loading takes {loading / total_s:.0%} of a run of {config.training.num_rounds} rounds. "
+                "`--iid-baseline` and studies load only once for all their runs.",
             )
         )
-    return found
+    return hints
 
 
 def pass_size_hints(
     trials: Sequence[Mapping[str, Any]], config: ExperimentConfig, training_s: float, share_of_peak: float
 ) -> list[tuple[float, str]]:
-    """Passes of another size, where they were faster when tried."""
+    """Return hints on passes of other sizes that were faster in a trial, as pairs of saved seconds and sentence.
+
+    Args:
+        trials: Measured speeds of passes of several sizes (``time_pass_sizes``).
+        config: The experiment.
+        training_s: Duration of the run's training in seconds.
+        share_of_peak: Training speed relative to the speed of a large matrix product.
+    """
     chosen = next((trial for trial in trials if trial["chosen"]), None)
     if chosen is None:
         return []
-    found = []
+    hints = []
     for trial in trials:
         gain = trial["tokens_per_second"] / chosen["tokens_per_second"]
         saved = training_s * (1 - 1 / gain)
         if trial["batch"] == config.training.batch_size and not trial["chosen"]:
-            found.append(
+            hints.append(
                 (
                     saved,
-                    f"{trial['clients']} clients in a pass gave {gain:.2f}x the tokens a second of "
-                    f"{chosen['clients']}: --clients-per-pass {trial['clients']}",
+                    f"--clients-per-pass {trial['clients']} gave {gain:.2f}x the tokens per second of the current "
+                    f"{chosen['clients']} clients per pass.",
                 )
             )
         elif trial["batch"] != config.training.batch_size:
-            found.append(
+            hints.append(
                 (
                     saved,
-                    f"steps run at {share_of_peak:.0%} of the peak, their products being small: "
-                    f"training.batch_size={trial['batch']} gave {gain:.2f}x the tokens a second (another experiment)",
+                    f"Training reaches {share_of_peak:.0%} of the machine's peak because its matrix products are small. "
+                    f"training.batch_size={trial['batch']} gave {gain:.2f}x the tokens per second, but it changes the experiment.",
                 )
             )
-    return found
+    return hints

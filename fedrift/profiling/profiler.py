@@ -1,4 +1,7 @@
-"""What the machine can do at best: a large matrix product, and the most bytes that were in use."""
+"""Profiler of an experiment: measured rounds, and replays of one round under torch's profiler and counters.
+
+Training is a function of the state, so a replay changes nothing. The ranges ``fedrift.*`` also appear in the exported trace.
+"""
 
 from __future__ import annotations
 
@@ -44,40 +47,50 @@ MATRIX_SIZES = {"cpu": (512, 1024, 1536), "cuda": (4096, 8192), "mps": (1024, 20
 
 
 def measure_gemm_peak(device: torch.device, dtype: torch.dtype = torch.float32, num_trials: int = 8) -> float:
-    """FLOP a second of a square matrix product, the best of some sizes and trials, with the threads that torch has now."""
+    """Return the speed of a large square matrix product in FLOP/s, with torch's current number of threads.
+
+    Args:
+        device: Device of the matrices.
+        dtype: Data type of the matrices.
+        num_trials: Number of trials per matrix size; the result is the best trial of all sizes.
+    """
     best = 0.0
     for side in MATRIX_SIZES.get(device.type, MATRIX_SIZES["cuda"]):
-        one = torch.ones(side, side, dtype=dtype, device=device)
+        matrix = torch.ones(side, side, dtype=dtype, device=device)
         for _ in range(num_trials):
-            begun = perf_counter()
-            (one @ one)[0, 0].item()  # waits for the device
-            best = max(best, 2 * side**3 / (perf_counter() - begun))
+            start = perf_counter()
+            (matrix @ matrix)[0, 0].item()  # .item() waits for the device
+            best = max(best, 2 * side**3 / (perf_counter() - start))
     return best
 
 
 def peak_resident_bytes() -> int:
-    """The most bytes of memory that this process has held so far. 0 where the system does not tell."""
+    """Return the peak resident memory of this process in bytes, or 0 if the system does not report it."""
     status = Path("/proc/self/status")
-    if status.exists():  # getrusage would count what the parent held when it started us
+    if status.exists():  # getrusage would include the parent's memory at the time of the fork
         return next((int(line.split()[1]) * 1024 for line in status.read_text().splitlines() if line.startswith("VmHWM")), 0)
     try:
         import resource
     except ImportError:
         return 0
-    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return most if sys.platform == "darwin" else most * 1024
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
 
 
-# What a round of local training is made of: its operations by kind, the FLOPs that it needs, the bytes that a step touches.
-#
-# All of it is seen in replays of a round that has been: training is a function of the state, so a replay changes nothing. The
-# ranges ``fedrift.*`` are in the trace too.
-
-FROZEN_PRODUCTS, CLIENT_PRODUCTS, ATTENTION, HEAD = "frozen products", "clients' own products", "attention", "head and loss"
+FROZEN_PRODUCTS, CLIENT_PRODUCTS, ATTENTION, HEAD = (
+    "products with base weights",
+    "products with client weights",
+    "attention",
+    "head and loss",
+)
 ELEMENTWISE, OPTIMIZER, ALGORITHM, DATA, IDLE = "elementwise and copies", "optimizer", "algorithm", "data", "Python and idle"
 OPERATION_KINDS = (FROZEN_PRODUCTS, CLIENT_PRODUCTS, ATTENTION, HEAD, ELEMENTWISE, OPTIMIZER, ALGORITHM, DATA, IDLE)
-"""One weight for all clients (mm, addmm), or a weight for each (bmm, baddbmm); what lies between them in the blocks; what the
-algorithm adds (clipping, corrections, running means); the time in which no operation ran."""
+"""Kinds of operations in local training.
+
+Products with base weights have one weight for all clients (mm, addmm), and products with client weights have one per client (bmm,
+baddbmm). Elementwise operations and copies lie between them in the blocks. ``ALGORITHM`` is what the algorithm adds (clipping,
+corrections, running means), and ``IDLE`` is the time in which no operation ran.
+"""
 
 PRODUCT_KINDS = {
     "aten::mm": FROZEN_PRODUCTS,
@@ -93,27 +106,34 @@ ReplayFn = Callable[[], CohortUpdate]
 
 @dataclass(frozen=True)
 class RecordedOptimizer:
-    """An optimizer whose steps are a range of the trace."""
+    """An optimizer whose steps are recorded as a range of the trace."""
 
     optimizer: Optimizer
     lr: float
 
     def init(self, params: Tree) -> Tree:
+        """Return the optimizer's initial state."""
         return self.optimizer.init(params)
 
     def step(self, params: Tree, grad: Tree, moments: Tree) -> tuple[Tree, Tree]:
+        """Take one optimizer step within a recorded range."""
         with record_function("fedrift.optimizer"):
             return replace(self.optimizer, lr=self.lr).step(params, grad, moments)  # type: ignore[type-var]
 
 
 def with_recorded_ranges(simulator: ClientSimulator, max_steps: int | None = None) -> ClientSimulator:
-    """The fleet with its data, losses and optimizer as ranges of the trace; of every round its first ``max_steps``."""
+    """Return the simulator with its data loading, losses and optimizer steps recorded as ranges of the trace.
+
+    Args:
+        simulator: The client simulator.
+        max_steps: Number of local steps of each round after which training stops; None means all.
+    """
 
     def batches(round: int, cohort: Tensor) -> Iterator[dict[str, Tensor]]:
-        every = islice(simulator.batches(round, cohort), max_steps)
+        limited_batches = islice(simulator.batches(round, cohort), max_steps)
         while True:
             with record_function("fedrift.data"):
-                batch = next(every, None)
+                batch = next(limited_batches, None)
             if batch is None:
                 return
             yield batch
@@ -126,39 +146,60 @@ def with_recorded_ranges(simulator: ClientSimulator, max_steps: int | None = Non
 
 
 def time_by_kind(replay: ReplayFn, device: torch.device, trace_path: Path | None = None) -> tuple[dict[str, float], float, CohortUpdate]:
-    """Seconds of each kind of work, which sum to the seconds of the whole replay, both told; and what it trained.
+    """Profile a replay and return its time by kind of operation.
 
-    The profiler itself takes some microseconds an operation, which show as Python and idle and in the smallest operations.
+    The profiler itself takes some microseconds per operation, which are counted as Python and idle and in the shortest operations.
+
+    Args:
+        replay: Function that trains the round again.
+        device: Device of the training.
+        trace_path: File to which the trace is written, if given.
+
+    Returns:
+        Seconds of each kind of operation, their sum, which is the duration of the replay, and the cohort's updates.
     """
-    doing = [ProfilerActivity.CPU] + ([ProfilerActivity.CUDA] if device.type == "cuda" else [])
-    with profile(activities=doing) as seen, record_function("fedrift.training"):
+    activities = [ProfilerActivity.CPU] + ([ProfilerActivity.CUDA] if device.type == "cuda" else [])
+    with profile(activities=activities) as profiler, record_function("fedrift.training"):
         report = replay()
         if device.type == "cuda":
             torch.cuda.synchronize(device)
     if trace_path is not None:
-        seen.export_chrome_trace(str(trace_path))
-    return (*sum_by_kind(seen.events() or [], device.type == "cuda"), report)
+        profiler.export_chrome_trace(str(trace_path))
+    return (*sum_by_kind(profiler.events() or [], device.type == "cuda"), report)
 
 
 def sum_by_kind(events: Iterable[Any], is_cuda: bool) -> tuple[dict[str, float], float]:
-    """Seconds by kind and in all, of a profile's events."""
-    seconds, wall = dict.fromkeys(OPERATION_KINDS, 0.0), 0.0
+    """Sum the events of a profile by kind of operation.
+
+    Args:
+        events: Events of torch's profiler.
+        is_cuda: Whether to use the time on the GPU instead of the CPU.
+
+    Returns:
+        Seconds of each kind of operation, and their sum.
+    """
+    seconds, duration = dict.fromkeys(OPERATION_KINDS, 0.0), 0.0
     context: dict[int, str] = {}
     events = sorted(events, key=lambda event: (event.time_range.start, -event.time_range.end))
     for event in events:
-        above = context.get(event.cpu_parent.id, "") if event.cpu_parent else ""
-        context[event.id] = place = enclosing_kind(event.name, above)
+        parent_kind = context.get(event.cpu_parent.id, "") if event.cpu_parent else ""
+        context[event.id] = kind = enclosing_kind(event.name, parent_kind)
         if event.name == "fedrift.training":
-            wall = max(wall, event.cpu_time_total / 1e6)
+            duration = max(duration, event.cpu_time_total / 1e6)
         elif event.name.startswith("aten::"):
-            took = event.self_device_time_total if is_cuda else event.self_cpu_time_total
-            seconds[operation_kind(event.name, place)] += took / 1e6
-    seconds[IDLE] = max(0.0, wall - sum(seconds.values()))
+            microseconds = event.self_device_time_total if is_cuda else event.self_cpu_time_total
+            seconds[operation_kind(event.name, kind)] += microseconds / 1e6
+    seconds[IDLE] = max(0.0, duration - sum(seconds.values()))
     return seconds, sum(seconds.values())
 
 
 def enclosing_kind(name: str, parent_kind: str) -> str:
-    """What an operation belongs to, by its name and what it was called from."""
+    """Return the kind of the code that an event belongs to.
+
+    Args:
+        name: Name of the event.
+        parent_kind: Kind of the event that called it, or "" if unknown.
+    """
     if name in RANGE_KINDS:
         return RANGE_KINDS[name]
     if "Head" in name:
@@ -169,33 +210,44 @@ def enclosing_kind(name: str, parent_kind: str) -> str:
 
 
 def operation_kind(name: str, enclosing: str) -> str:
+    """Return the kind of an operation.
+
+    Args:
+        name: Name of the operation, such as ``aten::mm``.
+        enclosing: Kind of the code that the operation belongs to, or "" if unknown.
+    """
     return PRODUCT_KINDS.get(name, ELEMENTWISE) if enclosing == ELEMENTWISE else enclosing or ALGORITHM
 
 
 def count_flops(replay: ReplayFn) -> tuple[float, CohortUpdate]:
-    """FLOPs of matrix products and attention, forward and backward, as torch counts them; and what was trained.
+    """Return the FLOPs of a replay as torch counts them, and the cohort's updates.
 
-    Attention counts all positions before and after one another, masked or not.
+    The count includes matrix products and attention, forward and backward. Attention counts all pairs of positions, whether masked or not.
     """
     ops = torch.ops.aten
 
-    def product(add: Any, one: Any, two: Any, *rest: Any, **named: Any) -> int:
-        """Shapes ``[..., A, B]`` and ``[..., B, C]``."""
-        return 2 * prod(one) * int(two[-1])
+    def product_flops(bias_shape: Any, left_shape: Any, right_shape: Any, *rest: Any, **options: Any) -> int:
+        """Return the FLOPs of a product of shapes ``[..., A, B]`` and ``[..., B, C]``."""
+        return 2 * prod(left_shape) * int(right_shape[-1])
 
-    more: dict[Any, Any] = {ops.baddbmm_: product, ops.addmm_: product}  # torch's table has neither products in place
-    with suppress(AttributeError):  # nor the attention of a CPU
-        more[ops._scaled_dot_product_flash_attention_for_cpu] = lambda q, k, v, *rest, **named: sdpa_flop(q, k, v)
-        more[ops._scaled_dot_product_flash_attention_for_cpu_backward] = (  # five products where forward has two
-            lambda grad, q, k, v, *rest, **named: 5 * sdpa_flop(q, k, v) / 2
+    custom_flops: dict[Any, Any] = {ops.baddbmm_: product_flops, ops.addmm_: product_flops}  # torch counts neither in-place products
+    with suppress(AttributeError):  # nor attention on a CPU
+        custom_flops[ops._scaled_dot_product_flash_attention_for_cpu] = lambda q, k, v, *rest, **options: sdpa_flop(q, k, v)
+        custom_flops[ops._scaled_dot_product_flash_attention_for_cpu_backward] = (  # five products, where the forward pass has two
+            lambda grad, q, k, v, *rest, **options: 5 * sdpa_flop(q, k, v) / 2
         )
-    with FlopCounterMode(display=False, custom_mapping=more) as counter:
+    with FlopCounterMode(display=False, custom_mapping=custom_flops) as counter:
         report = replay()
     return float(counter.get_total_flops()), report
 
 
 def peak_bytes(replay: ReplayFn, device: torch.device) -> float:
-    """The most bytes that tensors made in the replay held at one time; NaN where torch does not tell (Apple's GPU)."""
+    """Return the peak memory of the tensors that a replay creates, in bytes, or NaN if torch does not report it (Apple's GPU).
+
+    Args:
+        replay: Function that trains the round again.
+        device: Device of the training.
+    """
     if device.type == "cuda":
         before = torch.cuda.memory_allocated(device)
         torch.cuda.reset_peak_memory_stats(device)
@@ -203,90 +255,120 @@ def peak_bytes(replay: ReplayFn, device: torch.device) -> float:
         return float(torch.cuda.max_memory_allocated(device) - before)
     if device.type != "cpu":
         return float("nan")
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as seen:
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as recorded:
         replay()
-    held = most = 0
-    told: Any = seen.profiler
-    for event in sorted((each for each in told.kineto_results.events() if each.name() == "[memory]"), key=lambda e: e.start_ns()):
-        held += event.nbytes()
-        most = max(most, held)
-    return float(most)
-
-
-# What a run's memory holds, in bytes; and why so many clients train in one pass.
+    current = peak = 0
+    raw_profiler: Any = recorded.profiler
+    for event in sorted(
+        (candidate for candidate in raw_profiler.kineto_results.events() if candidate.name() == "[memory]"),
+        key=lambda item: item.start_ns(),
+    ):
+        current += event.nbytes()
+        peak = max(peak, current)
+    return float(peak)
 
 
 def tree_bytes(*trees: Tree) -> int:
-    """Bytes of all leaves."""
+    """Return the bytes of all leaves of some trees."""
     return sum(leaf.numel() * leaf.element_size() for tree in trees for leaf in tree.values())
 
 
 def storage_bytes(tensors: Iterable[Tensor]) -> int:
-    """Bytes of the memory under some tensors; what several share counts once."""
-    under = {tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes() for tensor in tensors}
-    return sum(under.values())
+    """Return the bytes of the storage of some tensors; shared storage counts once."""
+    sizes = {tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes() for tensor in tensors}
+    return sum(sizes.values())
 
 
 def memory_breakdown(
     context: RunContext, state: FederatedState, report: CohortUpdate, pass_size: int, step_peak: float
 ) -> dict[str, float]:
-    """Bytes by what they are; ``pass_size`` clients train at once, and ``step_peak`` bytes is what one step makes at most."""
+    """Return the bytes in use by purpose.
+
+    Args:
+        context: The prepared run.
+        state: State after a round.
+        report: The cohort's updates of this round.
+        pass_size: Number of clients that train in one pass.
+        step_peak: Peak memory of the tensors of one local step, in bytes; NaN if unknown.
+    """
     model = context.model
     server, network = state.server, model.network
-    every = torch.zeros(pass_size, dtype=torch.long)
-    start = server.params.take(every)
-    moments = tree_bytes(context.simulator.optimizer.init(start))
-    copies = 3 * tree_bytes(start) + tree_bytes(server.broadcast.take(every)) + tree_bytes(state.client_states.gather(every))
+    index = torch.zeros(pass_size, dtype=torch.long)
+    start = server.params.take(index)
+    optimizer_bytes = tree_bytes(context.simulator.optimizer.init(start))
+    copy_bytes = 3 * tree_bytes(start) + tree_bytes(server.broadcast.take(index)) + tree_bytes(state.client_states.gather(index))
     batches: Any = context.simulator.batches
     return {
         "base weights": storage_bytes([*network.parameters(), *network.buffers()]),
-        f"models of the server ({server.num_models})": tree_bytes(server.params, server.merged_base, state.server_delta),
-        "what the server keeps and sends beside them": tree_bytes(server.broadcast, server.opt_state),
-        f"what {context.simulator.size} clients remember": state.client_states.num_bytes(),
-        f"what {len(report.tokens)} clients report": tree_bytes(report.delta, report.mean_grad, report.client_state, report.state_delta),
-        f"optimizer of the {pass_size} in a pass": moments,
-        "their models, starts, gradients, memories": copies,
-        "activations and temporaries of a step": max(0.0, step_peak - moments - copies) if step_peak == step_peak else step_peak,
-        "kept of the frozen prefix": tree_bytes(Tree(cached_in_memory(model.prefix_cache))) if model.prefix_cache else 0,
-        "training text as tokens": sum(own.tokens.nbytes + own.mask.nbytes for own in batches.blocks),
+        f"server models ({server.num_models})": tree_bytes(server.params, server.merged_base, state.server_delta),
+        "server optimizer state and broadcast": tree_bytes(server.broadcast, server.opt_state),
+        f"states of {context.simulator.size} clients": state.client_states.num_bytes(),
+        f"updates of {len(report.tokens)} clients": tree_bytes(report.delta, report.mean_grad, report.client_state, report.state_delta),
+        f"optimizer states of {pass_size} clients in a pass": optimizer_bytes,
+        "models, gradients and states in a pass": copy_bytes,
+        "activations and temporary tensors of a step": max(0.0, step_peak - optimizer_bytes - copy_bytes)
+        if step_peak == step_peak
+        else step_peak,
+        "cached outputs of frozen blocks": tree_bytes(Tree(cached_in_memory(model.prefix_cache))) if model.prefix_cache else 0,
+        "tokenized training text": sum(client_blocks.tokens.nbytes + client_blocks.mask.nbytes for client_blocks in batches.blocks),
     }
 
 
 def cached_in_memory(prefix: Any) -> dict[str, Tensor]:
-    """What is in memory of what the frozen prefix made; the rest is in a file."""
-    return {str(key): kept for key, kept in prefix.entries.items() if isinstance(kept, Tensor)}
+    """Return the cached outputs of frozen blocks that are in memory and not in a file."""
+    return {str(key): output for key, output in prefix.entries.items() if isinstance(output, Tensor)}
 
 
 def explain_pass_size(context: RunContext, runtime: Runtime, batch_size: int, length: int, passes_per_step: int) -> str:
-    """Why so many clients train in one pass."""
-    micro, cohort, device = (context.simulator.clients_per_pass or context.cohort_size, context.cohort_size, runtime.resolve_device())
+    """Return the reason for the number of clients per pass.
+
+    Args:
+        context: The prepared run.
+        runtime: The runtime options.
+        batch_size: Number of sequences per batch.
+        length: Number of tokens per sequence.
+        passes_per_step: Number of forward passes per step whose activations are needed by the backward pass.
+    """
+    pass_size, cohort, device = (context.simulator.clients_per_pass or context.cohort_size, context.cohort_size, runtime.resolve_device())
     if runtime.clients_per_pass:
-        return f"--clients-per-pass {runtime.clients_per_pass} asks for it"
+        return f"set by --clients-per-pass {runtime.clients_per_pass}"
     if runtime.clients_per_pass == 0:
-        return "a trial by the clock (--clients-per-pass 0) chose it"
-    if micro >= cohort:
-        return "the whole cohort fits"
-    each = passes_per_step * batch_size * length * activation_bytes_per_token(context.model.network)
-    if device.type == "cpu" and micro == max(1, CPU_TOKENS_PER_PASS // (batch_size * length)):
-        return f"of {batch_size} x {length} tokens each, about {CPU_TOKENS_PER_PASS:,} tokens keep a processor's cache warm"
-    if device.type == "cpu" and micro == max(1, int(CPU_BYTES_PER_PASS // each)):
+        return "fastest in a timed trial (--clients-per-pass 0)"
+    if pass_size >= cohort:
+        return "the whole cohort fits into one pass"
+    client_bytes = passes_per_step * batch_size * length * activation_bytes_per_token(context.model.network)
+    if device.type == "cpu" and pass_size == max(1, CPU_TOKENS_PER_PASS // (batch_size * length)):
+        return f"a client has {batch_size} x {length} tokens, and passes of about {CPU_TOKENS_PER_PASS:,} tokens use the CPU's cache best"
+    if device.type == "cpu" and pass_size == max(1, int(CPU_BYTES_PER_PASS // client_bytes)):
         return (
-            f"a client's activations take about {each / 1e6:,.0f} MB, and a pass on a processor that holds more than "
-            f"{CPU_BYTES_PER_PASS / 1e9:g} GB of them is no faster"
+            f"a client's activations take about {client_bytes / 1e6:,.0f} MB, and passes with more than "
+            f"{CPU_BYTES_PER_PASS / 1e9:g} GB of activations are not faster on a CPU"
         )
     return (
-        f"a client's activations take about {each / 1e6:,.0f} MB, and {MEMORY_FRACTION:.0%} of the "
-        f"{free_memory_bytes(device) / 1e9:,.1f} GB that are free may go to them"
+        f"a client's activations take about {client_bytes / 1e6:,.0f} MB, and activations may use {MEMORY_FRACTION:.0%} of the "
+        f"{free_memory_bytes(device) / 1e9:,.1f} GB of free memory"
     )
 
 
-# Would other passes be faster: fewer or more clients at once, a larger batch? Only what was tried is told.
-
-TIME_BUDGET_S = 10.0  # seconds for all trials
+TIME_BUDGET_S = 10.0  # for all trials together
 
 
 def time_pass_sizes(context: RunContext, result: RoundResult, batch: dict[str, Tensor], num_repeats: int = 3) -> list[dict[str, Any]]:
-    """Tokens a second of a step of one client, of those that are chosen, of the cohort, and of twice the batch; in turns."""
+    """Measure the training speed of passes of several sizes.
+
+    The trials are one client, the current number of clients per pass, the whole cohort, and the current number with twice the batch. They
+    alternate, so that a change of the machine's load affects all of them. Trials other than the current number are left out if they
+    would exceed the time budget.
+
+    Args:
+        context: The prepared run.
+        result: A round, for its models.
+        batch: A batch of the cohort.
+        num_repeats: Number of timed repeats of each trial.
+
+    Returns:
+        One entry per trial with ``clients``, ``batch``, ``chosen`` and ``tokens_per_second``.
+    """
     model: Any = getattr(context.simulator.loss_fn, "inner", context.simulator.loss_fn)
     batch = {"tokens": batch["tokens"][:1], "keep": batch["keep"][:1]}
     double = {name: torch.cat([leaf, leaf], 1) for name, leaf in batch.items()}
@@ -296,58 +378,75 @@ def time_pass_sizes(context: RunContext, result: RoundResult, batch: dict[str, T
     )
     chosen = min(chosen, len(result.cohort))
     timing_step(model, params, batch, 1)
-    begun = perf_counter()
+    start = perf_counter()
     timing_step(model, params, batch, 1)
-    each = perf_counter() - begun  # seconds of a client's step, about
-    ways = [(count, batch, count == chosen) for count in sorted({1, chosen, len(result.cohort)})] + [(chosen, double, False)]
-    most = TIME_BUDGET_S / len(ways) / (num_repeats + 1) / each  # of a client's steps
-    ways = [(count, some, ours) for count, some, ours in ways if ours or count * some["tokens"].numel() / batch["tokens"].numel() < most]
-    spent: list[list[float]] = [[] for _ in ways]
-    for turn in range(num_repeats + 1):
-        for place, (count, some, _) in enumerate(ways):
-            begun = perf_counter()
-            timing_step(model, params, some, count)
-            if turn:
-                spent[place].append(perf_counter() - begun)
+    client_step_s = perf_counter() - start  # approximate seconds of one client's step
+    trials = [(count, batch, count == chosen) for count in sorted({1, chosen, len(result.cohort)})] + [(chosen, double, False)]
+    max_client_steps = TIME_BUDGET_S / len(trials) / (num_repeats + 1) / client_step_s
+    trials = [
+        (count, trial_batch, is_chosen)
+        for count, trial_batch, is_chosen in trials
+        if is_chosen or count * trial_batch["tokens"].numel() / batch["tokens"].numel() < max_client_steps
+    ]
+    durations: list[list[float]] = [[] for _ in trials]
+    for repeat in range(num_repeats + 1):
+        for index, (count, trial_batch, _) in enumerate(trials):
+            start = perf_counter()
+            timing_step(model, params, trial_batch, count)
+            if repeat:
+                durations[index].append(perf_counter() - start)
     return [
         {
             "clients": count,
-            "batch": some["tokens"].shape[1],
-            "chosen": ours,
-            "tokens_per_second": count * float(some["keep"][:, :, 1:].sum()) / median(seconds),
+            "batch": trial_batch["tokens"].shape[1],
+            "chosen": is_chosen,
+            "tokens_per_second": count * float(trial_batch["keep"][:, :, 1:].sum()) / median(seconds),
         }
-        for (count, some, ours), seconds in zip(ways, spent, strict=True)
+        for (count, trial_batch, is_chosen), seconds in zip(trials, durations, strict=True)
     ]
 
 
-# Some rounds of an experiment, as they are, by the clock; then one of them again under torch's profiler and counters.
-
-PROFILED_STEPS = 4  # of a round that the profiler and the counter see
+PROFILED_STEPS = 4  # number of local steps of a round under the profiler and the FLOP counter
 MessageCallback = Callable[[str], None]
 
 
 @dataclass(frozen=True)
 class Profile:
-    """Seconds, FLOPs and bytes of one experiment on one machine. Bytes and seconds that could not be had are NaN."""
+    """Seconds, FLOPs and bytes of one experiment on one machine. Unavailable seconds and bytes are NaN.
+
+    Attributes:
+        experiment: Name of the experiment.
+        id: Identifier of the experiment.
+        machine: Device, number of threads, mean number of busy threads, data type, and speed of a large matrix product in GFLOP/s.
+        phases: Phases of a whole run: name, seconds per occurrence, number of occurrences, total seconds, share of the run, and ``per``
+            ("run" or "round").
+        training: Seconds by kind of operation, their sum and shares, the number of profiled steps, and the slowdown by the profiler.
+        compute: FLOPs per token, GFLOP/s, share of the peak, tokens per second, and share of padding.
+        memory: Peak resident bytes, peak bytes of the device, and bytes by purpose.
+        passes: Clients per pass, the reason for this number, cohort size, and speeds of other sizes.
+        traffic: Bytes that a client sends and receives per round.
+        hints: Sentences about what would make the run cheaper.
+    """
 
     experiment: str
     id: str
-    machine: dict[str, Any]  # device, threads and how many were at work, dtype, GEMM peak in GFLOP/s
-    phases: list[dict[str, Any]]  # name, seconds each time, times in a run, seconds in a run, share, per: "run" or "round"
-    training: dict[str, Any]  # seconds by kind, their sum, shares; what the profiler slowed down
-    compute: dict[str, float]  # FLOPs a token, GFLOP/s, share of peak, tokens a second, padding
-    memory: dict[str, Any]  # peak, bytes by what they are, bytes of the device
-    passes: dict[str, Any]  # clients in one pass, why, what others gave
-    traffic: dict[str, float]  # bytes that a client sends and receives a round
+    machine: dict[str, Any]
+    phases: list[dict[str, Any]]
+    training: dict[str, Any]
+    compute: dict[str, float]
+    memory: dict[str, Any]
+    passes: dict[str, Any]
+    traffic: dict[str, float]
     hints: list[str]
 
     def to_dict(self) -> dict[str, Any]:
+        """Return the profile as plain dictionaries and lists."""
         return asdict(self)
 
 
 @dataclass(frozen=True, eq=False)
 class TimedClientPool:
-    """A fleet, and the seconds that each of its rounds took, by the clock and of processors."""
+    """A client pool that records the elapsed and the processor seconds of each round."""
 
     pool: ClientPool
     device: torch.device
@@ -356,15 +455,17 @@ class TimedClientPool:
 
     @property
     def size(self) -> int:
+        """Return N, the number of clients."""
         return self.pool.size
 
     def train(self, state: FederatedState, algorithm: ClientAlgorithm, cohort: Tensor) -> CohortUpdate:
-        begun, worked = perf_counter(), process_time()
+        """Train a cohort and record its time."""
+        start, processor_start = perf_counter(), process_time()
         report = self.pool.train(state, algorithm, cohort)
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
-        self.seconds.append(perf_counter() - begun)
-        self.processor_seconds.append(process_time() - worked)
+        self.seconds.append(perf_counter() - start)
+        self.processor_seconds.append(process_time() - processor_start)
         return report
 
 
@@ -373,78 +474,90 @@ def profile_run(
     resources: ResourceCache,
     num_rounds: int = 2,
     trace_path: Path | None = None,
-    on_message: MessageCallback = lambda told: None,
+    on_message: MessageCallback = lambda message: None,
     folder: Path | None = None,
 ) -> Profile:
-    """Profile an experiment: a round to warm up, ``num_rounds`` more, replays. What it stores goes into ``folder``, else away."""
-    if config.training.num_rounds < 1:
-        raise UserError("an experiment of 0 rounds has nothing to profile: training.num_rounds=3, say")
-    if folder is None:
-        with TemporaryDirectory() as away:
-            return profile_run(config, resources, num_rounds, trace_path, on_message, Path(away))
-    once: dict[str, float] = {}
+    """Profile an experiment: one warm-up round, ``num_rounds`` measured rounds, and replays of the last one.
 
-    def timed(name: str, do: Callable[[], Any]) -> Any:
+    Args:
+        config: The experiment.
+        resources: Cache of loaded corpora and models, with the runtime options.
+        num_rounds: Number of measured rounds.
+        trace_path: File to which the trace of a round is written, if given.
+        on_message: Called with the name of each phase as it starts.
+        folder: Run directory; None uses a temporary folder.
+
+    Raises:
+        UserError: The experiment has no rounds.
+    """
+    if config.training.num_rounds < 1:
+        raise UserError("An experiment with 0 rounds cannot be profiled. Set training.num_rounds to at least 1, for example 3.")
+    if folder is None:
+        with TemporaryDirectory() as temporary_folder:
+            return profile_run(config, resources, num_rounds, trace_path, on_message, Path(temporary_folder))
+    once_s: dict[str, float] = {}
+
+    def time_phase(name: str, function: Callable[[], Any]) -> Any:
         on_message(name)
-        begun = perf_counter()
-        made = do()
-        once[name] = perf_counter() - begun
-        return made
+        start = perf_counter()
+        value = function()
+        once_s[name] = perf_counter() - start
+        return value
 
     resources.runtime.configure_torch()
-    config = timed("load corpus", lambda: resolve_fingerprints(config, resources))
-    made = config.model, config.trainable
-    timed("load model", lambda: resources.get_stacked_model(*made))
-    words = resources.get_corpus(config.dataset, config.model)
-    timed("load tokens", lambda: resources.get_tokens(words, *made))
-    setting: RunContext = timed("deal, pack, prepare", lambda: build_run(config, resources))
-    run, clock = (
+    config = time_phase("load corpus", lambda: resolve_fingerprints(config, resources))
+    model_key = config.model, config.trainable
+    time_phase("load model", lambda: resources.get_stacked_model(*model_key))
+    corpus = resources.get_corpus(config.dataset, config.model)
+    time_phase("load tokens", lambda: resources.get_tokens(corpus, *model_key))
+    context: RunContext = time_phase("partition, pack, build", lambda: build_run(config, resources))
+    run, pool = (
         Run(folder, config.id),
-        TimedClientPool(setting.clustering.wrap_client_pool(setting.simulator), resources.runtime.resolve_device(), [], []),
+        TimedClientPool(context.clustering.wrap_client_pool(context.simulator), resources.runtime.resolve_device(), [], []),
     )
-    peaks = [measure_gemm_peak(clock.device, compute_dtype(setting))]
-    done, took, seen = profile_rounds(config, setting, run, clock, num_rounds, on_message, timed)
-    timed("final evaluation, models saved", lambda: finish_run(config, run, setting, done.after, resources, has_client_state=True))
-    inside = profile_operations(config, setting, done, clock.device, trace_path, on_message)
-    peaks.append(measure_gemm_peak(clock.device, compute_dtype(setting)))
+    peaks = [measure_gemm_peak(pool.device, compute_dtype(context))]
+    result, round_s, probe_s = profile_rounds(config, context, run, pool, num_rounds, on_message, time_phase)
+    time_phase("final evaluation and saving", lambda: finish_run(config, run, context, result.after, resources, has_client_state=True))
+    operations = profile_operations(config, context, result, pool.device, trace_path, on_message)
+    peaks.append(measure_gemm_peak(pool.device, compute_dtype(context)))
 
-    rate = float(done.report.tokens.sum()) / took["training"]
-    flops = inside["flops_per_token"]
+    tokens_per_second = float(result.report.tokens.sum()) / round_s["training"]
+    flops = operations["flops_per_token"]
     compute = {
         "flops_per_token": flops,
-        "gflops": flops * rate / 1e9,
-        "share_of_peak": flops * rate / max(peaks),
-        "tokens_per_second": rate,
-        "padding": inside["padding"],
+        "gflops": flops * tokens_per_second / 1e9,
+        "share_of_peak": flops * tokens_per_second / max(peaks),
+        "tokens_per_second": tokens_per_second,
+        "padding": operations["padding"],
     }
-    on_message("passes of other sizes")
-    one = next(first_batches(setting, done), None)
-    trials = time_pass_sizes(setting, done, one) if one else []
-    phases = summarize_phases(config, setting, once, took, seen)
-    traffic = CommunicationCost(config.algorithm)(done)
-    plan, kept = config.training, 2 if config.algorithm.local_regularizer() else 1
+    on_message("timing passes of other sizes")
+    batch = next(first_batches(context, result), None)
+    trials = time_pass_sizes(context, result, batch) if batch else []
+    phases = summarize_phases(config, context, once_s, round_s, probe_s)
+    traffic = CommunicationCost(config.algorithm)(result)
+    training, passes_per_step = config.training, 2 if config.algorithm.local_regularizer() else 1
     return Profile(
         config.name,
         config.id,
         {
-            "device": str(clock.device),
+            "device": str(pool.device),
             "threads": torch.get_num_threads(),
-            "dtype": str(compute_dtype(setting)).removeprefix("torch."),
+            "dtype": str(compute_dtype(context)).removeprefix("torch."),
             "gemm_peak_gflops": max(peaks) / 1e9,
-            "threads_at_work": sum(clock.processor_seconds) / sum(clock.seconds),
+            "threads_at_work": sum(pool.processor_seconds) / sum(pool.seconds),
         },
         phases,
-        inside["training"],
+        operations["training"],
         compute,
-        measure_memory(setting, done, inside["step_peak"], clock.device),
+        measure_memory(context, result, operations["step_peak"], pool.device),
         {
-            "clients_per_pass": setting.simulator.clients_per_pass,
-            "cohort": len(done.cohort),
+            "clients_per_pass": context.simulator.clients_per_pass,
+            "cohort": len(result.cohort),
             "trials": trials,
-            "why": explain_pass_size(setting, resources.runtime, plan.batch_size, plan.max_seq_length, kept),
+            "why": explain_pass_size(context, resources.runtime, training.batch_size, training.max_seq_length, passes_per_step),
         },
         {"up": float(traffic["cost.up"]), "down": float(traffic["cost.down"])},
-        find_hints(phases, config, inside["padding"], trials, compute["share_of_peak"]),
+        find_hints(phases, config, operations["padding"], trials, compute["share_of_peak"]),
     )
 
 
@@ -457,63 +570,91 @@ def profile_rounds(
     on_message: MessageCallback,
     time_phase: Callable[..., Any],
 ) -> tuple[RoundResult, dict[str, float], dict[str, float]]:
-    """The last round, the mean seconds of a round's phases, and of each look when it is taken. The first round warms up."""
-    past, state, work, checkpoint = MetricHistory(), context.initial_state, context.clustering, Checkpoint(run)
-    until = min(config.training.num_rounds, 1 + num_rounds)
-    reading, _ = time_phase("round 0: evaluation", lambda: context.probe_suite.evaluate_initial(work.with_client_models(state), past))
+    """Run and time the first rounds of an experiment. The first round is a warm-up and is not included in the times.
+
+    Args:
+        config: The experiment.
+        context: The prepared run.
+        run: Run directory for the records and checkpoints.
+        pool: The timed client pool.
+        num_rounds: Number of measured rounds after the warm-up.
+        on_message: Called with the name of each phase as it starts.
+        time_phase: Function that runs and times a phase by name.
+
+    Returns:
+        The last round, the mean seconds of each phase of a round, and the mean seconds of each probe when it runs.
+    """
+    history, state, clustering, checkpoint = MetricHistory(), context.initial_state, context.clustering, Checkpoint(run)
+    last_round = min(config.training.num_rounds, 1 + num_rounds)
+    metrics, _ = time_phase(
+        "round 0: evaluation", lambda: context.probe_suite.evaluate_initial(clustering.with_client_models(state), history)
+    )
     run.write_json("experiment", {**config.to_stored_dict(), "id": config.id, "partition_table": context.partition_table})
-    run.append_records(to_records(reading, 0, [], context.simulator.size))
-    past.add_records(run.records())
+    run.append_records(to_records(metrics, 0, [], context.simulator.size))
+    history.add_records(run.records())
     loop = run_rounds(
         state,
         pool,
         config.algorithm,
-        num_rounds=until,
+        num_rounds=last_round,
         cohort_size=context.cohort_size,
         seed=config.seed,
-        recluster=work.recluster,
-        sample_clients=work.sample_cohort,
+        recluster=clustering.recluster,
+        sample_clients=clustering.sample_cohort,
     )
-    spent: dict[str, list[float]] = {"training": [], "aggregation": [], "records and state": []}
-    looks: dict[str, list[float]] = {}
-    for number in range(1, until + 1):
-        on_message(f"round {number} of {until}" + (", to warm up" if number == 1 and until > 1 else ""))
-        begun = perf_counter()
-        done = next(loop)
-        trained = perf_counter() - begun
-        rows, each = evaluate_round(done, context, past)
-        begun = perf_counter()
+    phase_s: dict[str, list[float]] = {"training": [], "aggregation": [], "records and checkpoint": []}
+    probe_s: dict[str, list[float]] = {}
+    for round in range(1, last_round + 1):
+        on_message(f"round {round} of {last_round}" + (" (warm-up)" if round == 1 and last_round > 1 else ""))
+        start = perf_counter()
+        result = next(loop)
+        train_s = perf_counter() - start
+        rows, probe_times = evaluate_round(result, context, history)
+        start = perf_counter()
         run.append_records(rows)
         record_clustering(run, context)
-        checkpoint.save(done.after)
-        run.log_timing(done.after.round, train=trained, **prefix_probe_names(each))
-        stored = perf_counter() - begun
-        if number == 1 and until > 1:
+        checkpoint.save(result.after)
+        run.log_timing(result.after.round, train=train_s, **prefix_probe_names(probe_times))
+        store_s = perf_counter() - start
+        if round == 1 and last_round > 1:
             continue
-        spent["training"].append(pool.seconds[-1])
-        spent["aggregation"].append(trained - pool.seconds[-1])
-        spent["records and state"].append(stored)
-        for name, seconds in each.items():
-            looks.setdefault(name, []).append(seconds)
-    on_message("looks of rarer rounds")
-    for look in context.probe_suite.probes:
-        if isinstance(look, ScheduledProbe) and look.name not in looks:
-            begun = perf_counter()
-            look.probe(work.probe_view(done))
-            looks[look.name] = [perf_counter() - begun]
-    return done, {name: mean(seconds) for name, seconds in spent.items()}, {name: mean(each) for name, each in looks.items()}
+        phase_s["training"].append(pool.seconds[-1])
+        phase_s["aggregation"].append(train_s - pool.seconds[-1])
+        phase_s["records and checkpoint"].append(store_s)
+        for name, seconds in probe_times.items():
+            probe_s.setdefault(name, []).append(seconds)
+    on_message("probes that were not due in these rounds")
+    for probe in context.probe_suite.probes:
+        if isinstance(probe, ScheduledProbe) and probe.name not in probe_s:
+            start = perf_counter()
+            probe.probe(clustering.probe_view(result))
+            probe_s[probe.name] = [perf_counter() - start]
+    return (result, {name: mean(seconds) for name, seconds in phase_s.items()}, {name: mean(values) for name, values in probe_s.items()})
 
 
 def summarize_phases(
     config: ExperimentConfig, context: RunContext, once_s: dict[str, float], round_s: dict[str, float], probe_s: dict[str, float]
 ) -> list[dict[str, Any]]:
-    """A run of all its rounds, by phase: what is done once, and what in how many rounds."""
-    last = config.training.num_rounds
+    """Return the phases of a run of all rounds, with their seconds and shares.
+
+    Args:
+        config: The experiment.
+        context: The prepared run.
+        once_s: Seconds of each phase that occurs once.
+        round_s: Seconds of each phase of a round.
+        probe_s: Seconds of each probe when it runs.
+    """
+    num_rounds = config.training.num_rounds
     phases = [(name, "run", seconds, 1) for name, seconds in once_s.items()]
-    phases += [(name, "round", seconds, last) for name, seconds in round_s.items()]
+    phases += [(name, "round", seconds, num_rounds) for name, seconds in round_s.items()]
     for name, seconds in probe_s.items():
-        when = [look.schedule for look in context.probe_suite.probes if isinstance(look, ScheduledProbe) and look.name == name] or [1]
-        times = sum(any(is_due(each, now, last, context.probe_suite.expensive_interval) for each in when) for now in range(1, last + 1))
+        schedules = [
+            probe.schedule for probe in context.probe_suite.probes if isinstance(probe, ScheduledProbe) and probe.name == name
+        ] or [1]
+        times = sum(
+            any(is_due(schedule, round, num_rounds, context.probe_suite.expensive_interval) for schedule in schedules)
+            for round in range(1, num_rounds + 1)
+        )
         phases.append((f"probe {name}", "round", seconds, times))
     total = sum(seconds * times for _, _, seconds, times in phases)
     return [
@@ -530,59 +671,80 @@ def profile_operations(
     trace_path: Path | None,
     on_message: MessageCallback,
 ) -> dict[str, Any]:
-    """The replays: by kind of work, by FLOPs, by bytes of a step."""
-    state, micro = result.before, context.simulator.clients_per_pass or len(result.cohort)
+    """Replay a round and return its time by kind of operation, its FLOPs and the peak memory of a step.
+
+    Args:
+        config: The experiment.
+        context: The prepared run.
+        result: The round.
+        device: Device of the training.
+        trace_path: File to which the trace of the whole round is written, if given.
+        on_message: Called with the name of each phase as it starts.
+    """
+    state, pass_size = result.before, context.simulator.clients_per_pass or len(result.cohort)
 
     def replay(cohort: Tensor, steps: int | None) -> Callable[[], CohortUpdate]:
-        fleet = context.clustering.wrap_client_pool(with_recorded_ranges(context.simulator, steps))
-        return partial(fleet.train, state, config.algorithm, cohort)
+        pool = context.clustering.wrap_client_pool(with_recorded_ranges(context.simulator, steps))
+        return partial(pool.train, state, config.algorithm, cohort)
 
     train = replay(result.cohort, None if trace_path else PROFILED_STEPS)
-    on_message("a round under the profiler")
-    begun = perf_counter()
+    on_message("profiling a round")
+    start = perf_counter()
     train()
-    plain = perf_counter() - begun
-    kinds, total, _ = time_by_kind(train, device, trace_path)
+    unprofiled_s = perf_counter() - start
+    seconds_by_kind, total, _ = time_by_kind(train, device, trace_path)
     on_message("counting FLOPs and bytes")
     flops, report = count_flops(replay(result.cohort, PROFILED_STEPS))
     tokens = float(report.tokens.sum())
-    step_peak = peak_bytes(replay(result.cohort[:micro], 2), device)
+    step_peak = peak_bytes(replay(result.cohort[:pass_size], 2), device)
     positions = sum(batch["tokens"][:, :, 1:].numel() for batch in first_batches(context, result))
-    learnt = sum(float(batch["weight"].sum()) for batch in first_batches(context, result))
+    num_targets = sum(float(batch["weight"].sum()) for batch in first_batches(context, result))
     return {
         "training": {
-            "seconds": kinds,
+            "seconds": seconds_by_kind,
             "total": total,
-            "shares": {kind: seconds / total for kind, seconds in kinds.items()},
+            "shares": {kind: seconds / total for kind, seconds in seconds_by_kind.items()},
             "steps": None if trace_path else PROFILED_STEPS,
-            "slower_under_the_profiler": total / plain,
+            "slower_under_the_profiler": total / unprofiled_s,
         },
         "flops_per_token": flops / tokens,
         "step_peak": step_peak,
-        "padding": 1 - learnt / positions,
+        "padding": 1 - num_targets / positions,
     }
 
 
 def first_batches(context: RunContext, result: RoundResult) -> Iterator[dict[str, Tensor]]:
-    """The first batches of a round, of the whole cohort."""
-    for number, batch in enumerate(context.simulator.batches(result.before.round, result.cohort)):
-        if number == PROFILED_STEPS:
+    """Yield the first ``PROFILED_STEPS`` batches of a round for the whole cohort."""
+    for step, batch in enumerate(context.simulator.batches(result.before.round, result.cohort)):
+        if step == PROFILED_STEPS:
             return
         yield batch
 
 
 def measure_memory(context: RunContext, result: RoundResult, step_peak: float, device: torch.device) -> dict[str, Any]:
-    """Bytes by what they are, and the most that the process, and the device, held."""
-    held = memory_breakdown(
+    """Return the bytes in use by purpose and the peak memory of the process and the device.
+
+    Args:
+        context: The prepared run.
+        result: A round.
+        step_peak: Peak memory of the tensors of one local step, in bytes; NaN if unknown.
+        device: Device of the training.
+    """
+    by_purpose = memory_breakdown(
         context, result.after, result.report, min(context.simulator.clients_per_pass or context.cohort_size, len(result.cohort)), step_peak
     )
     peak = peak_resident_bytes() if device.type == "cpu" else torch.cuda.max_memory_allocated(device) if device.type == "cuda" else 0
-    known = sum(each for each in held.values() if each == each)
-    rest = {"the rest: Python, libraries, loading" if device.type == "cpu" else "the rest": max(0, peak - known)}
-    return {"resident_peak": peak_resident_bytes(), "device_peak": peak if device.type == "cuda" else None, "bytes": {**held, **rest}}
+    known = sum(size for size in by_purpose.values() if size == size)
+    other = {"other: Python, libraries, loading" if device.type == "cpu" else "other": max(0, peak - known)}
+    return {
+        "resident_peak": peak_resident_bytes(),
+        "device_peak": peak if device.type == "cuda" else None,
+        "bytes": {**by_purpose, **other},
+    }
 
 
 def compute_dtype(context: RunContext) -> torch.dtype:
+    """Return the data type of the model's output layer."""
     model = context.model
     return model.head.weight.dtype  # type: ignore[no-any-return]
 

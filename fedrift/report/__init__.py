@@ -1,4 +1,4 @@
-"""Runs as a page: tables, curves, partitions and the whole experiment. No torch."""
+"""Reports of runs, partitions and studies as HTML pages, PDF and LaTeX tables. This package does not import torch."""
 
 from .data import RunView
 from .figures import save_figure

@@ -1,4 +1,8 @@
-"""The charts of a study. Each takes rows that carry ``condition``; on the page the signal ``conditions`` says which are shown."""
+"""The charts of a study's report.
+
+Every row carries the index of its ``condition``; -1 marks a row that is always shown. On the page, the Vega signal ``conditions`` holds
+the indices that the reader's filters select.
+"""
 
 from __future__ import annotations
 
@@ -14,9 +18,9 @@ from .figures import LINE_DASHES, Chart, Width
 CONDITION_FILTER = "conditions === null || datum.condition < 0 || indexof(conditions, datum.condition) >= 0"
 DOMAIN_FILTER = "datum.domain === domain"
 MUTED_COLOR = "#6b7580"
-DODGE_WIDTH = 0.018  # of the length of a dial, between arms
+DODGE_WIDTH = 0.018  # horizontal offset between conditions, as a share of the axis
 DIVERGING, SEQUENTIAL = "blueorange", "viridis"
-GRADE_MARKS: dict[str, tuple[str, int]] = {  # colour, size of the mark
+GRADE_MARKS: dict[str, tuple[str, int]] = {  # color and size of the mark
     "not measured": ("#9aa5b0", 12),
     "none": ("#009E73", 60),
     "suspected": ("#E69F00", 130),
@@ -25,26 +29,29 @@ GRADE_MARKS: dict[str, tuple[str, int]] = {  # colour, size of the mark
 
 
 def to_plot_value(value: Any) -> float | None:
+    """Round a value for the page; None, NaN and infinities become None."""
     return None if value is None else round_value(float(value))
 
 
 def filterable_chart(rows: Sequence[Row], domain: bool = False) -> alt.Chart:
-    """Rows that the page's filters act on."""
+    """Return a chart whose rows the page's filters select. ``domain`` also applies the page's domain selector."""
     chart = alt.Chart(alt.InlineData(values=list(rows))).transform_filter(CONDITION_FILTER)
     return chart.transform_filter(DOMAIN_FILTER) if domain else chart
 
 
 def layer_with_signals(*layers: alt.Chart, width: Width, height: int, domain: bool = False) -> Chart:
-    """Layers as one chart with the page's signals."""
+    """Combine layers into one chart that declares the page's signals."""
     signals = [alt.param(name="conditions", value=None), *([alt.param(name="domain", value="")] if domain else [])]
     return alt.layer(*layers).add_params(*signals).properties(width=width, height=height)
 
 
 def color_scale(colors: Mapping[str, str]) -> alt.Scale:
+    """Return the color scale of the levels of a factor."""
     return alt.Scale(domain=list(colors), range=list(colors.values()))
 
 
 def round_axis() -> alt.X:
+    """Return the horizontal axis of rounds."""
     return alt.X(
         "round:Q", title="round", scale=alt.Scale(nice=False, zero=False), axis=alt.Axis(tickMinStep=1, tickCount=6, grid=False, format="d")
     )
@@ -61,10 +68,24 @@ def curve_chart(
     value_range: Sequence[float] | None = None,
     height: int = 190,
 ) -> Callable[[Width], Chart]:
-    """Curves with their band: solid for runs, dashed for twins; a cross where a seed stops having a finite number."""
+    """Draw mean curves with their interval bands, solid for runs and dashed for IID baselines.
+
+    Args:
+        rows: Mean and interval bounds of each condition, domain and round.
+        lost_rows: Points at which a curve is interrupted; each is marked with a cross at the upper edge.
+        colors: Color of each level of the factor that is compared.
+        title: Title of the value axis.
+        zero: Whether to draw a line at zero.
+        domain: Whether the page's domain selector applies.
+        value_range: Lowest and highest value of the axis; None fits the data.
+        height: Height in pixels.
+
+    Returns:
+        A function that draws the chart at a width.
+    """
 
     def draw(width: Width) -> Chart:
-        shade = alt.Color("of:N", scale=color_scale(colors), legend=None)
+        color = alt.Color("level:N", scale=color_scale(colors), legend=None)
         dash = alt.StrokeDash("which:N", scale=alt.Scale(domain=list(LINE_DASHES), range=list(LINE_DASHES.values())), legend=None)
         scale = alt.Scale(zero=zero, clamp=True) if value_range is None else alt.Scale(domain=list(value_range), nice=False, clamp=True)
         y = alt.Y("value:Q", title=title, scale=scale, axis=alt.Axis(tickCount=5))
@@ -72,18 +93,21 @@ def curve_chart(
         band = (
             chart.transform_filter(f"datum.low !== null && datum.which === {RUN!r}")
             .mark_area(opacity=0.15)
-            .encode(x=round_axis(), y=alt.Y("low:Q", title=title, scale=scale), y2="high:Q", color=shade, detail=["condition:N", "which:N"])
+            .encode(x=round_axis(), y=alt.Y("low:Q", title=title, scale=scale), y2="high:Q", color=color, detail=["condition:N", "which:N"])
         )
-        line = chart.mark_line(strokeWidth=1.8).encode(x=round_axis(), y=y, color=shade, strokeDash=dash, detail="condition:N")
-        tips = [
-            alt.Tooltip("of:N", title=" "),
+        line = chart.mark_line(strokeWidth=1.8).encode(x=round_axis(), y=y, color=color, strokeDash=dash, detail="condition:N")
+        tooltips = [
+            alt.Tooltip("level:N", title=" "),
             alt.Tooltip("which:N"),
             alt.Tooltip("round:Q"),
-            *(alt.Tooltip(f"{name}:Q", title=said, format=".4~g") for name, said in (("value", "mean"), ("low", "low"), ("high", "high"))),
+            *(
+                alt.Tooltip(f"{name}:Q", title=label, format=".4~g")
+                for name, label in (("value", "mean"), ("low", "low"), ("high", "high"))
+            ),
             alt.Tooltip("seeds:Q"),
         ]
-        touch = chart.mark_point(filled=True, size=110, opacity=0).encode(x=round_axis(), y=y, tooltip=tips)
-        layers = [band, line, touch]
+        hover_points = chart.mark_point(filled=True, size=110, opacity=0).encode(x=round_axis(), y=y, tooltip=tooltips)
+        layers = [band, line, hover_points]
         if zero:
             null = alt.Chart(alt.InlineData(values=[{"condition": -1}])).mark_rule(color=MUTED_COLOR).encode(y=alt.datum(0))
             layers.insert(0, null)
@@ -91,7 +115,7 @@ def curve_chart(
             layers.append(
                 filterable_chart(lost_rows, domain)
                 .mark_point(shape="cross", angle=45, size=60, filled=True)
-                .encode(x=round_axis(), y=alt.value(4), color=shade, tooltip=[*tips[:3], alt.Tooltip("note:N")])
+                .encode(x=round_axis(), y=alt.value(4), color=color, tooltip=[*tooltips[:3], alt.Tooltip("note:N")])
             )
         return layer_with_signals(*layers, width=width, height=height, domain=domain)
 
@@ -101,25 +125,39 @@ def curve_chart(
 def parameter_chart(
     seed_rows: Sequence[Row], mean_rows: Sequence[Row], colors: Mapping[str, str], *, x: str, y: str, zero: bool = True, height: int = 200
 ) -> Callable[[Width], Chart]:
-    """An outcome along a dial: every seed a dot, the mean with its interval a line through the levels."""
+    """Draw an outcome against a numeric factor: one dot per seed, and a line through the means with their intervals.
+
+    Args:
+        seed_rows: One row per run, with the factor's value in ``x`` and the outcome in ``value``.
+        mean_rows: One row per condition, with the mean and its interval bounds over seeds.
+        colors: Color of each level of the factor that is compared.
+        x: Title of the factor's axis.
+        y: Title of the outcome's axis.
+        zero: Whether to draw a line at zero.
+        height: Height in pixels.
+
+    Returns:
+        A function that draws the chart at a width.
+    """
 
     def draw(width: Width) -> Chart:
-        shade = alt.Color("of:N", scale=color_scale(colors), legend=None)
+        color = alt.Color("level:N", scale=color_scale(colors), legend=None)
         levels = sorted({row["x"] for row in [*seed_rows, *mean_rows]})
         step = DODGE_WIDTH * (levels[-1] - levels[0])
-        beside = {of: step * (place - (len(colors) - 1) / 2) for place, of in enumerate(colors)}  # so that arms do not hide each other
-        rows, means = ([{**row, "at": row["x"] + beside[row["of"]]} for row in each] for each in (seed_rows, mean_rows))
-        across = alt.X("at:Q", title=x, scale=alt.Scale(zero=False, padding=18), axis=alt.Axis(grid=False, values=levels[:12]))
-        up = alt.Scale(zero=False)
+        # Without offsets, the conditions at one value of the factor would overlap.
+        offset = {level: step * (position - (len(colors) - 1) / 2) for position, level in enumerate(colors)}
+        rows, means = ([{**row, "x_shifted": row["x"] + offset[row["level"]]} for row in group] for group in (seed_rows, mean_rows))
+        x_axis = alt.X("x_shifted:Q", title=x, scale=alt.Scale(zero=False, padding=18), axis=alt.Axis(grid=False, values=levels[:12]))
+        y_scale = alt.Scale(zero=False)
         dots = (
             filterable_chart(rows)
             .mark_point(filled=True, size=22, opacity=0.45)
             .encode(
-                x=across,
-                y=alt.Y("value:Q", title=y, scale=up),
-                color=shade,
+                x=x_axis,
+                y=alt.Y("value:Q", title=y, scale=y_scale),
+                color=color,
                 tooltip=[
-                    alt.Tooltip("of:N", title=" "),
+                    alt.Tooltip("level:N", title=" "),
                     alt.Tooltip("x:Q", title=x),
                     alt.Tooltip("seed:N"),
                     alt.Tooltip("value:Q", title=y, format=".4~g"),
@@ -127,18 +165,18 @@ def parameter_chart(
             )
         )
         mean = filterable_chart(means)
-        line = mean.mark_line(strokeWidth=1.8).encode(x=across, y=alt.Y("value:Q", title=y, scale=up), color=shade)
+        line = mean.mark_line(strokeWidth=1.8).encode(x=x_axis, y=alt.Y("value:Q", title=y, scale=y_scale), color=color)
         bar = (
             mean.transform_filter("datum.low !== null")
             .mark_rule(strokeWidth=1.5)
-            .encode(x=across, y=alt.Y("low:Q", title=y, scale=up), y2="high:Q", color=shade)
+            .encode(x=x_axis, y=alt.Y("low:Q", title=y, scale=y_scale), y2="high:Q", color=color)
         )
         point = mean.mark_point(filled=True, size=60, opacity=1).encode(
-            x=across,
-            y=alt.Y("value:Q", title=y, scale=up),
-            color=shade,
+            x=x_axis,
+            y=alt.Y("value:Q", title=y, scale=y_scale),
+            color=color,
             tooltip=[
-                alt.Tooltip("of:N", title=" "),
+                alt.Tooltip("level:N", title=" "),
                 alt.Tooltip("x:Q", title=x),
                 alt.Tooltip("value:Q", title="mean", format=".4~g"),
                 alt.Tooltip("low:Q", format=".4~g"),
@@ -150,9 +188,6 @@ def parameter_chart(
         return layer_with_signals(*([null] if zero else []), dots, line, bar, point, width=width, height=height)
 
     return draw
-
-
-# Heat maps, and the atlas of failures.
 
 
 def heatmap(
@@ -170,17 +205,35 @@ def heatmap(
     step: int = 24,
     label_angle: int = 0,
 ) -> Callable[[Width], Chart]:
-    """A heat map with its numbers; ``DIVERGING`` has its middle at 0. Where there is no number there is a cross."""
+    """Draw a heat map, optionally with its numbers; a cell without a number shows a cross.
+
+    Args:
+        rows: One row per cell with ``x``, ``y`` and ``value``.
+        x: Columns, in order.
+        y: Rows, in order.
+        x_title: Title of the horizontal axis.
+        y_title: Title of the vertical axis.
+        value: Name of the value in tooltips.
+        scheme: ``SEQUENTIAL``, or ``DIVERGING`` with its middle at 0.
+        value_range: Lowest and highest value of the color scale; None fits the data.
+        number_format: D3 format of the numbers in cells.
+        show_numbers: Whether cells show their numbers.
+        step: Height of a row in pixels.
+        label_angle: Angle of the column labels in degrees.
+
+    Returns:
+        A function that draws the chart at a width.
+    """
     known = [row["value"] for row in rows if row["value"] is not None]
     low, high = value_range or (min(known, default=0.0), max(known, default=1.0))
     if scheme == DIVERGING:
-        most = max(abs(low), abs(high)) or 1.0
-        low, high = -most, most
+        limit = max(abs(low), abs(high)) or 1.0
+        low, high = -limit, limit
     elif not high > low:
         high = low + (abs(low) or 1.0)
 
     def draw(width: Width) -> Chart:
-        across = alt.X(
+        x_axis = alt.X(
             "x:N",
             title=x_title or None,
             sort=list(x),
@@ -193,45 +246,45 @@ def heatmap(
                 domain=False,
             ),
         )
-        beside = alt.Y(
+        y_axis = alt.Y(
             "y:N",
             title=y_title or None,
             sort=list(y),
             axis=alt.Axis(labelLimit=170, labelOverlap="greedy", grid=False, ticks=False, domain=False),
         )
         cells = filterable_chart(rows).transform_filter("datum.value !== null")
-        shades = alt.Scale(scheme=scheme, domain=[low, high], clamp=True)  # type: ignore[arg-type]
+        color_values = alt.Scale(scheme=scheme, domain=[low, high], clamp=True)  # type: ignore[arg-type]
         filled = cells.mark_rect().encode(
-            x=across,
-            y=beside,
-            color=alt.Color("value:Q", legend=None, scale=shades),
+            x=x_axis,
+            y=y_axis,
+            color=alt.Color("value:Q", legend=None, scale=color_values),
             tooltip=[
                 alt.Tooltip("x:N", title=x_title or " "),
-                alt.Tooltip("y:N", title=y_title or "of"),
+                alt.Tooltip("y:N", title=y_title or "row"),
                 alt.Tooltip("value:Q", title=value, format=".4~g"),
             ],
         )
-        gone = (
+        missing = (
             filterable_chart(rows)
             .transform_filter("datum.value === null")
             .mark_point(shape="cross", angle=45, size=40, color=MUTED_COLOR)
             .encode(
-                x=across,
-                y=beside,
+                x=x_axis,
+                y=y_axis,
                 tooltip=[
                     alt.Tooltip("x:N", title=x_title or " "),
-                    alt.Tooltip("y:N", title=y_title or "of"),
+                    alt.Tooltip("y:N", title=y_title or "row"),
                     alt.Tooltip("note:N", title=value),
                 ],
             )
         )
-        layers = [filled, gone]
+        layers = [filled, missing]
         if show_numbers:
             dark = f"abs(datum.value) > {0.6 * high}" if scheme == DIVERGING else f"datum.value < {low + 0.6 * (high - low)}"
             layers.append(
                 cells.mark_text(fontSize=10).encode(
-                    x=across,
-                    y=beside,
+                    x=x_axis,
+                    y=y_axis,
                     text=alt.Text("value:Q", format=number_format),
                     color=alt.condition(dark, alt.value("white"), alt.value("black")),
                 )
@@ -242,25 +295,35 @@ def heatmap(
 
 
 def failure_atlas(rows: Sequence[Row], *, x: Sequence[str], y: Sequence[str], label_angle: int = -40) -> Callable[[Width], Chart]:
-    """Failures by arms: a mark that grows and reddens with the grade."""
+    """Draw the grade of every failure in every condition; a graver grade has a larger, redder mark.
+
+    Args:
+        rows: One row per failure and condition, with ``grade`` and the diagnosis in ``sentence``.
+        x: Conditions, in order.
+        y: Failures, in order.
+        label_angle: Angle of the condition labels in degrees.
+
+    Returns:
+        A function that draws the chart at a width.
+    """
 
     def draw(width: Width) -> Chart:
-        across = alt.X("x:N", title=None, sort=list(x), axis=alt.Axis(labelAngle=label_angle, labelLimit=150, grid=True, ticks=False))
-        beside = alt.Y("y:N", title=None, sort=list(y), axis=alt.Axis(labelLimit=170, grid=True, ticks=False))
+        x_axis = alt.X("x:N", title=None, sort=list(x), axis=alt.Axis(labelAngle=label_angle, labelLimit=150, grid=True, ticks=False))
+        y_axis = alt.Y("y:N", title=None, sort=list(y), axis=alt.Axis(labelLimit=170, grid=True, ticks=False))
         marks = (
             filterable_chart(rows)
             .mark_point(filled=True, opacity=1)
             .encode(
-                x=across,
-                y=beside,
+                x=x_axis,
+                y=y_axis,
                 color=alt.Color(
-                    "grade:O", legend=None, scale=alt.Scale(domain=list(GRADE_MARKS), range=[c for c, _ in GRADE_MARKS.values()])
+                    "grade:O", legend=None, scale=alt.Scale(domain=list(GRADE_MARKS), range=[color for color, _ in GRADE_MARKS.values()])
                 ),
                 size=alt.Size(
                     "grade:O",
                     legend=None,
                     sort=list(GRADE_MARKS),
-                    scale=alt.Scale(domain=list(GRADE_MARKS), range=[s for _, s in GRADE_MARKS.values()]),
+                    scale=alt.Scale(domain=list(GRADE_MARKS), range=[size for _, size in GRADE_MARKS.values()]),
                 ),
                 shape=alt.Shape(
                     "grade:N", legend=None, scale=alt.Scale(domain=list(GRADE_MARKS), range=["circle", "circle", "square", "diamond"])
@@ -269,7 +332,7 @@ def failure_atlas(rows: Sequence[Row], *, x: Sequence[str], y: Sequence[str], la
                     alt.Tooltip("y:N", title="failure"),
                     alt.Tooltip("x:N", title="condition"),
                     alt.Tooltip("grade:N"),
-                    alt.Tooltip("said:N", title="what"),
+                    alt.Tooltip("sentence:N", title="diagnosis"),
                 ],
             )
         )
@@ -278,26 +341,35 @@ def failure_atlas(rows: Sequence[Row], *, x: Sequence[str], y: Sequence[str], la
     return draw
 
 
-# Arms below one another, each over its seeds; and one comparison over its seeds.
-
-
 def strip_chart(
     seed_rows: Sequence[Row], mean_rows: Sequence[Row], colors: Mapping[str, str], order: Sequence[str], *, x: str, zero: bool = False
 ) -> Callable[[Width], Chart]:
-    """Arms below one another: every seed a dot, the mean and its interval."""
+    """Draw one line per condition: a dot per seed, and the mean with its interval.
+
+    Args:
+        seed_rows: One row per run with its outcome in ``value``.
+        mean_rows: One row per condition, with the mean and its interval bounds over seeds.
+        colors: Color of each level of the factor that is compared.
+        order: The lines, from top to bottom.
+        x: Title of the outcome's axis.
+        zero: Whether to draw a line at zero.
+
+    Returns:
+        A function that draws the chart at a width.
+    """
 
     def draw(width: Width) -> Chart:
-        shade = alt.Color("of:N", scale=color_scale(colors), legend=None)
-        beside = alt.Y("row:N", title=None, sort=list(order), axis=alt.Axis(labelLimit=190, ticks=False, domain=False, grid=True))
-        along = alt.Scale(zero=False)
+        color = alt.Color("level:N", scale=color_scale(colors), legend=None)
+        y_axis = alt.Y("row:N", title=None, sort=list(order), axis=alt.Axis(labelLimit=190, ticks=False, domain=False, grid=True))
+        x_scale = alt.Scale(zero=False)
         ticks = alt.Axis(tickCount=5, grid=False)
         dots = (
             filterable_chart(seed_rows)
             .mark_point(filled=True, size=26, opacity=0.45)
             .encode(
-                x=alt.X("value:Q", title=x, scale=along, axis=ticks),
-                y=beside,
-                color=shade,
+                x=alt.X("value:Q", title=x, scale=x_scale, axis=ticks),
+                y=y_axis,
+                color=color,
                 tooltip=[alt.Tooltip("row:N", title=" "), alt.Tooltip("seed:N"), alt.Tooltip("value:Q", format=".4~g")],
             )
         )
@@ -305,15 +377,15 @@ def strip_chart(
             filterable_chart(mean_rows)
             .transform_filter("datum.low !== null")
             .mark_rule(strokeWidth=2)
-            .encode(x=alt.X("low:Q", title=x, scale=along, axis=ticks), x2="high:Q", y=beside, color=shade)
+            .encode(x=alt.X("low:Q", title=x, scale=x_scale, axis=ticks), x2="high:Q", y=y_axis, color=color)
         )
         point = (
             filterable_chart(mean_rows)
             .mark_point(filled=True, size=75, opacity=1, shape="diamond")
             .encode(
-                x=alt.X("value:Q", title=x, scale=along, axis=ticks),
-                y=beside,
-                color=shade,
+                x=alt.X("value:Q", title=x, scale=x_scale, axis=ticks),
+                y=y_axis,
+                color=color,
                 tooltip=[
                     alt.Tooltip("row:N", title=" "),
                     alt.Tooltip("value:Q", title="mean", format=".4~g"),
@@ -333,9 +405,22 @@ def strip_chart(
 def forest_chart(
     points: Iterable[tuple[int, float]], low: float, high: float, estimate: float, *, color: str, unit: str, null_value: float = 0.0
 ) -> Callable[[Width], Chart]:
-    """One comparison: every seed a ring, the estimate and its interval a line, the value of no effect a rule."""
+    """Draw one comparison: a ring per seed, the estimate with its interval, and a rule at no effect.
+
+    Args:
+        points: The seed and the effect of each pair of runs.
+        low: Lower bound of the interval.
+        high: Upper bound of the interval.
+        estimate: The estimated effect.
+        color: Color of the marks.
+        unit: Title of the axis.
+        null_value: The value that means no effect.
+
+    Returns:
+        A function that draws the chart at a width.
+    """
     seeds = [{"condition": -1, "seed": seed, "value": to_plot_value(value)} for seed, value in points]
-    said = {"condition": -1, "value": to_plot_value(estimate), "low": to_plot_value(low), "high": to_plot_value(high)}
+    estimate_row = {"condition": -1, "value": to_plot_value(estimate), "low": to_plot_value(low), "high": to_plot_value(high)}
 
     def draw(width: Width) -> Chart:
         finite = [
@@ -343,8 +428,8 @@ def forest_chart(
             for value in (null_value, estimate, low, high, *(row["value"] for row in seeds))
             if value is not None and math.isfinite(value)
         ]
-        reach = max(finite) - min(finite) or 1.0
-        scale = alt.Scale(domain=[min(finite) - 0.06 * reach, max(finite) + 0.06 * reach], nice=False)
+        span = max(finite) - min(finite) or 1.0
+        scale = alt.Scale(domain=[min(finite) - 0.06 * span, max(finite) + 0.06 * span], nice=False)
         axis = alt.Axis(tickCount=5, grid=False)
         x = alt.X("value:Q", title=unit, scale=scale, axis=axis)
         null = (
@@ -357,13 +442,13 @@ def forest_chart(
             .mark_point(size=45, color=color, opacity=0.8)
             .encode(x=x, y=alt.value(12), tooltip=[alt.Tooltip("seed:N"), alt.Tooltip("value:Q", format=".4~g")])
         )
-        one = filterable_chart([said])
+        estimate_chart = filterable_chart([estimate_row])
         bar = (
-            one.transform_filter("datum.low !== null && datum.high !== null")
+            estimate_chart.transform_filter("datum.low !== null && datum.high !== null")
             .mark_rule(strokeWidth=3, color=color)
             .encode(x=alt.X("low:Q", title=unit, scale=scale, axis=axis), x2="high:Q", y=alt.value(30))
         )
-        mark = one.mark_point(filled=True, size=90, shape="diamond", color=color, opacity=1).encode(
+        mark = estimate_chart.mark_point(filled=True, size=90, shape="diamond", color=color, opacity=1).encode(
             x=x,
             y=alt.value(30),
             tooltip=[

@@ -1,4 +1,4 @@
-"""A report as data: sections of text, figures and tables. HTML, PDF and LaTeX are made of the same one."""
+"""A report as data: sections of text, figures and tables. The HTML page, the PDF and the LaTeX tables are made from the same document."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ Mark = Literal["line", "dash", "dot", "square", "ring"]
 
 @dataclass(frozen=True)
 class LegendKey:
-    """An entry of a figure's legend."""
+    """Describe one entry of a figure's legend."""
 
     label: str
     color: str
@@ -22,7 +22,7 @@ class LegendKey:
 
 @dataclass(frozen=True)
 class Panel:
-    """One chart of a figure, drawn at a width in pixels, or at the width of its place on a page."""
+    """Hold one chart of a figure. ``draw`` takes a width in pixels, or ``"container"`` for the width of its place on the page."""
 
     title: str
     draw: Callable[[Width], Chart]
@@ -30,7 +30,12 @@ class Panel:
 
 @dataclass(frozen=True)
 class Figure:
-    """Panels under one caption. ``columns``: how many stand side by side where there is room."""
+    """Group panels under one caption.
+
+    Attributes:
+        columns: Number of panels per row, where the page is wide enough.
+        domains: Domains that the page's selector offers. The first one is ``""`` (all domains), which is also used in print.
+    """
 
     key: str
     caption: str
@@ -38,13 +43,18 @@ class Figure:
     legend: tuple[LegendKey, ...] = ()
     columns: int = 2
     note: str = ""
-    domains: tuple[str, ...] = ()  # of which one is chosen on the page; the first, which is all, in print
+    domains: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
 class Table:
-    """Cells as they are to be read; ``numbers``: which columns line up to the right. ``arms``: whose row it is, for the
-    filters of the page; -1: shown always. ``long``: it may run over pages, and is folded on the page."""
+    """Hold the formatted cells of a table.
+
+    Attributes:
+        numeric_columns: Indices of the columns that are right-aligned.
+        conditions: Index of the condition of each row, for the page's filters; -1 means that the row is always shown.
+        is_long: Whether the table may span several pages; the HTML page folds it.
+    """
 
     key: str
     caption: str
@@ -58,6 +68,8 @@ class Table:
 
 @dataclass(frozen=True)
 class Section:
+    """Hold one section: its paragraphs, then its figures and tables."""
+
     key: str
     title: str
     text: tuple[str, ...] = ()
@@ -66,7 +78,7 @@ class Section:
 
 @dataclass(frozen=True)
 class MissingSection:
-    """What is not shown, and what would have to be recorded or varied for it."""
+    """Describe a section that cannot be shown, and what must be recorded or varied for it."""
 
     title: str
     requirement: str
@@ -74,7 +86,7 @@ class MissingSection:
 
 @dataclass(frozen=True)
 class Claim:
-    """A verdict to be read at a glance."""
+    """Hold a hypothesis and its verdict for the summary at the top of the report."""
 
     name: str
     statement: str
@@ -85,7 +97,7 @@ class Claim:
 
 @dataclass(frozen=True)
 class Filter:
-    """A factor on the page: choosing levels chooses arms, in every figure and table."""
+    """Describe a factor that the page can filter by. The selected levels determine which conditions all figures and tables show."""
 
     name: str
     levels: tuple[str, ...]
@@ -94,28 +106,38 @@ class Filter:
 
 @dataclass(frozen=True)
 class Document:
+    """Hold the report of a study.
+
+    Attributes:
+        progress: How many runs are finished, in words.
+        conditions: Level of every filter for each condition.
+        source: The study's own YAML.
+    """
+
     name: str
     question: str
-    progress: str  # in words, how far the study is
+    progress: str
     abstract: tuple[str, ...]
     claims: tuple[Claim, ...]
     sections: tuple[Section, ...]
     missing: tuple[MissingSection, ...]
     filters: tuple[Filter, ...]
-    conditions: tuple[Mapping[str, str], ...]  # of each arm its level of every filter
+    conditions: tuple[Mapping[str, str], ...]
     version: str
-    source: str  # the study's own YAML
+    source: str
 
     @property
     def figures(self) -> list[Figure]:
+        """Return the figures of all sections, in order."""
         return [block for section in self.sections for block in section.blocks if isinstance(block, Figure)]
 
     @property
     def tables(self) -> list[Table]:
+        """Return the tables of all sections, in order."""
         return [block for section in self.sections for block in section.blocks if isinstance(block, Table)]
 
 
-# Tables as LaTeX: booktabs, one file each, and one that takes all of them in.
+# LaTeX: one file per table, and one file that inputs all of them.
 
 BOOKTABS_HEADER = "% \\usepackage{booktabs}" + "\n"
 LONGTABLE_HEADER = BOOKTABS_HEADER + "% \\usepackage{longtable}\n"
@@ -145,37 +167,38 @@ LATEX_ESCAPES = {
     "”": "''",
     "−": "$-$",
 }
-PARAGRAPH_WIDTH = 44  # letters from which a column is a paragraph
+PARAGRAPH_WIDTH = 44  # characters; a column with a longer cell is set as a paragraph
 
 
 def table_to_latex(table: Table) -> str:
-    """A table that stands by itself in a document with booktabs; a long one runs over pages."""
+    """Return a table environment that needs ``booktabs``; a long table also needs ``longtable``."""
     columns = "".join(
-        "r" if place in table.numeric_columns else "p{6cm}" if any(len(row[place]) > PARAGRAPH_WIDTH for row in table.rows) else "l"
-        for place in range(len(table.columns))
+        "r" if column in table.numeric_columns else "p{6cm}" if any(len(row[column]) > PARAGRAPH_WIDTH for row in table.rows) else "l"
+        for column in range(len(table.columns))
     )
-    head = format_latex_row(table.columns)
+    header = format_latex_row(table.columns)
     body = "\n".join(format_latex_row(row) for row in table.rows)
     caption = f"\\caption{{{escape_latex(table.caption)}}}\\label{{tab:{table.key}}}"
     if table.is_long:
         return (
-            f"{LONGTABLE_HEADER}\\begin{{longtable}}{{{columns}}}\n{caption}\\\\\n\\toprule\n{head}\n\\midrule\n\\endhead\n"
+            f"{LONGTABLE_HEADER}\\begin{{longtable}}{{{columns}}}\n{caption}\\\\\n\\toprule\n{header}\n\\midrule\n\\endhead\n"
             f"\\bottomrule\n\\endfoot\n{body}\n\\end{{longtable}}\n"
         )
     return (
-        f"{BOOKTABS_HEADER}\\begin{{table}}\n\\centering\\small\n{caption}\n\\begin{{tabular}}{{{columns}}}\n\\toprule\n{head}\n\\midrule\n{body}\n\\bottomrule\n"
+        f"{BOOKTABS_HEADER}\\begin{{table}}\n\\centering\\small\n{caption}\n\\begin{{tabular}}{{{columns}}}\n\\toprule\n{header}\n\\midrule\n{body}\n\\bottomrule\n"
         "\\end{tabular}\n\\end{table}\n"
     )
 
 
 def format_latex_row(cells: tuple[str, ...]) -> str:
+    """Return one row of a LaTeX table."""
     return " & ".join(map(escape_latex, cells)) + r" \\"
 
 
 def escape_latex(text: str) -> str:
-    """Text as LaTeX reads it."""
-    said = "".join(LATEX_ESCAPES.get(letter, letter) for letter in text)
-    return f"${said}$" if said[:1] == "-" and said[1:2].isdigit() and _is_number(said) else said
+    """Escape text for LaTeX."""
+    escaped = "".join(LATEX_ESCAPES.get(letter, letter) for letter in text)
+    return f"${escaped}$" if escaped[:1] == "-" and escaped[1:2].isdigit() and _is_number(escaped) else escaped
 
 
 def _is_number(text: str) -> bool:
@@ -187,6 +210,6 @@ def _is_number(text: str) -> bool:
 
 
 def latex_files(document: Document) -> dict[str, str]:
-    """Name -> content of every file."""
-    made = {f"{table.key}.tex": table_to_latex(table) for table in document.tables if table.rows}
-    return made | {"all.tex": "".join(f"\\input{{{name.removesuffix('.tex')}}}\n" for name in made)}
+    """Return the content of every LaTeX file by its name."""
+    files = {f"{table.key}.tex": table_to_latex(table) for table in document.tables if table.rows}
+    return files | {"all.tex": "".join(f"\\input{{{name.removesuffix('.tex')}}}\n" for name in files)}

@@ -1,4 +1,4 @@
-"""The tables and texts of the page: plain strings, formatted once, here."""
+"""Format numbers and verdicts as text. All output formats share these functions."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from .data import RunView
 
 
 class VerdictLine(NamedTuple):
-    """One run in the verdict table."""
+    """Hold the formatted cells of one run in the verdict table."""
 
     name: str
     grade: str
@@ -32,25 +32,28 @@ class VerdictLine(NamedTuple):
 
 
 def verdict_line(view: RunView) -> VerdictLine:
-    """A run's row of the verdict table."""
-    judged = judge_run(view.trajectory, view.iid_baseline)
-    grade, found = grade_with_label(judged)
+    """Judge a run and format its row of the verdict table."""
+    verdict = judge_run(view.trajectory, view.iid_baseline)
+    grade, grade_label = grade_with_label(verdict)
     return VerdictLine(
         view.name,
         grade,
-        found,
+        grade_label,
         format_progress(view),
-        format_loss(judged.initial_loss),
-        format_loss(judged.final_loss),
-        format_gap(judged),
-        format_worst_domain(judged),
-        format_variability(judged),
-        judged.sentence,
+        format_loss(verdict.initial_loss),
+        format_loss(verdict.final_loss),
+        format_gap(verdict),
+        format_worst_domain(verdict),
+        format_variability(verdict),
+        verdict.sentence,
     )
 
 
 def grade_with_label(verdict: Verdict) -> tuple[str, str]:
-    """The grade and its words; too short or without a twin, a run cannot say that nothing is there."""
+    """Return the grade of a verdict and its label.
+
+    The grade is ``unknown`` for a run with too few evaluations or without an IID baseline, because such a run cannot exclude a failure.
+    """
     if verdict.grade == "suspected":
         return "suspected", "diverged" if verdict.has_diverged else "suspected"
     if verdict.num_evaluations < MIN_EVALUATIONS:
@@ -59,53 +62,56 @@ def grade_with_label(verdict: Verdict) -> tuple[str, str]:
 
 
 def format_progress(view: RunView) -> str:
-    """How far a run came, and whether it goes on."""
+    """Return the status of a run, its last round, and the number of planned rounds."""
     rounds = view.trajectory.rounds
     last = int(rounds[-1]) if len(rounds) else 0
-    asked = f" of {view.planned_rounds}" if view.planned_rounds else ""
-    return f"{view.status}, {last}{asked}"
+    planned = f" of {view.planned_rounds}" if view.planned_rounds else ""
+    return f"{view.status}, {last}{planned}"
 
 
 def format_loss(value: float, digits: int = 3) -> str:
-    """A number, or a dash where there is none."""
+    """Format a loss with ``digits`` decimals, or as a dash if it is NaN."""
     if math.isnan(value):
         return "–"
     return f"{value:.{digits}f}" if math.isfinite(value) and abs(value) < 1e4 else f"{value:.2g}"
 
 
 def format_gap(verdict: Verdict) -> str:
+    """Format the gap to the IID baseline in nats, with the difference in perplexity in percent."""
     if math.isnan(verdict.gap_to_iid):
         return "–"
-    per_cent = f" ({verdict.perplexity_gap_percent:+.1f}%)" if abs(verdict.perplexity_gap_percent) < 1e4 else ""
-    return f"{verdict.gap_to_iid:+.3f}{per_cent}"
+    percent = f" ({verdict.perplexity_gap_percent:+.1f}%)" if abs(verdict.perplexity_gap_percent) < 1e4 else ""
+    return f"{verdict.gap_to_iid:+.3f}{percent}"
 
 
 def format_worst_domain(verdict: Verdict) -> str:
+    """Format the name of the worst domain and its gap to the IID baseline."""
     if not verdict.worst_domain:
         return "–"
     return verdict.worst_domain + ("" if math.isnan(verdict.worst_domain_gap) else f" {verdict.worst_domain_gap:+.3f}")
 
 
 def format_variability(verdict: Verdict) -> str:
+    """Format the domain variability in nats, and its ratio to that of the IID baseline."""
     if math.isnan(verdict.domain_variability) or verdict.has_diverged:
         return "–"
-    times = "" if math.isnan(verdict.domain_variability_ratio) else f" ({verdict.domain_variability_ratio:.1f}×)"
-    return format_loss(verdict.domain_variability, 4) + times
+    ratio = "" if math.isnan(verdict.domain_variability_ratio) else f" ({verdict.domain_variability_ratio:.1f}×)"
+    return format_loss(verdict.domain_variability, 4) + ratio
 
 
 def to_yaml(value: dict[str, Any]) -> str:
-    """A mapping as YAML in its own order, without the partition table, which has its own figure."""
-    shown = json.loads(json.dumps({key: item for key, item in value.items() if key != "partition_table"}))  # plain types only
-    return yaml.safe_dump(shown, sort_keys=False, allow_unicode=True, width=100) if shown else ""
+    """Write a mapping as YAML in its own order. The partition table is left out because it has its own figure."""
+    plain = json.loads(
+        json.dumps({key: item for key, item in value.items() if key != "partition_table"})
+    )  # JSON turns tuples and other types into plain ones
+    return yaml.safe_dump(plain, sort_keys=False, allow_unicode=True, width=100) if plain else ""
 
-
-# Numbers as they are read: formatted once, here, for page, PDF and LaTeX alike.
 
 DASH = "–"
 
 
 def format_number(value: float, digits: int = 3) -> str:
-    """``4.123``; large and tiny ones with an exponent; a dash where there is none."""
+    """Format a number such as ``4.123``, with an exponent from 10,000 on. NaN and None become a dash."""
     if value is None or math.isnan(value):
         return DASH
     if math.isinf(value):
@@ -114,19 +120,26 @@ def format_number(value: float, digits: int = 3) -> str:
 
 
 def format_signed(value: float, digits: int = 3) -> str:
+    """Format a number with its sign."""
     return format_number(value) if value is None or not math.isfinite(value) or abs(value) >= 1e4 else f"{value:+.{digits}f}"
 
 
 def format_interval(low: float, high: float, is_signed: bool = False) -> str:
-    """An interval, or a dash."""
+    """Format an interval such as ``0.100 to 0.200``, or a dash if a bound is NaN."""
     if math.isnan(low) or math.isnan(high):
         return DASH
-    form = format_signed if is_signed else format_number
-    return f"{form(low)} to {form(high)}"
+    formatter = format_signed if is_signed else format_number
+    return f"{formatter(low)} to {formatter(high)}"
 
 
 def format_p_value(value: float, min_attainable_p: float) -> str:
-    """A p; ``n/a`` where the seeds could not have given one at or below .05, however large the effect."""
+    """Format a p-value.
+
+    Args:
+        value: The p-value.
+        min_attainable_p: The smallest p-value that this number of seeds can reach. If it exceeds 0.05, the result is ``n/a``, because no
+            effect of any size would be significant.
+    """
     if math.isnan(value):
         return DASH
     return (
@@ -139,16 +152,23 @@ def format_p_value(value: float, min_attainable_p: float) -> str:
 
 
 def seed_mean_ci(values: Iterable[float]) -> tuple[float, float, float, int]:
-    """Mean, 95 % t-interval, count; the mean is NaN where one is not finite."""
+    """Return the mean over seeds and its 95 % t-interval.
+
+    Args:
+        values: One value per seed; NaN values are left out.
+
+    Returns:
+        Mean, lower bound, upper bound and number of values. Mean and bounds are NaN if a value is infinite or there is none.
+    """
     numbers = np.array([value for value in values if not math.isnan(value)], dtype=np.float64)
     if not len(numbers) or not np.isfinite(numbers).all():
         return math.nan, math.nan, math.nan, len(numbers)
-    found = mean_ci(numbers, 0.95)
-    return found.estimate, found.low, found.high, len(numbers)
+    interval = mean_ci(numbers, 0.95)
+    return interval.estimate, interval.low, interval.high, len(numbers)
 
 
 def format_bytes(count: float) -> str:
-    """Bytes for people."""
+    """Format a number of bytes with a decimal unit up to GB."""
     if math.isnan(count):
         return DASH
     for unit in ("B", "kB", "MB", "GB"):
@@ -159,5 +179,5 @@ def format_bytes(count: float) -> str:
 
 
 def pluralize(count: int, singular: str, plural: str = "") -> str:
-    """``1 run``, ``3 runs``."""
+    """Format a count with its noun: ``1 run``, ``3 runs``."""
     return f"{count:,} {singular if count == 1 else plural or singular + 's'}"

@@ -1,4 +1,4 @@
-"""A model card, filled from a run: what was trained on what, how it ended, and what it must not be taken for."""
+"""Export the models of a run with model cards that state the experiment, the losses and the limits of use."""
 
 from __future__ import annotations
 
@@ -15,21 +15,21 @@ CARD_TEMPLATE = """---
 {head}---
 # {title}
 
-{kind} by federated learning with fedrift on `{corpus}`: {clients} clients dealt by {partition} at severity
-{severity:g}, algorithm {algorithm}, {rounds} rounds, seed {seed}. Run `{id}`.
+{kind} by federated learning with fedrift on `{corpus}`: {clients} clients, partition {partition} at severity
+{severity:g}, algorithm {algorithm}, {rounds} rounds, seed {seed}. The run is `{id}`.
 
-Mean loss on held-out text of all domains: {begun} before, {ended} after (nats per token){final}.
+Mean loss on held-out text of all domains: {initial} before training, {last} after training (nats per token){final}.
 
-A research artefact, of one seed: it was made to study how federated training breaks under non-IID data, and is meant
-for nothing else. The text's own terms hold (`fedrift datasets`), and the base model's licence.{caveats}
+This model is a research artifact of a single seed. It was trained to study how federated training breaks under non-IID data, and
+it is not meant for any other use. The terms of the dataset (`fedrift datasets`) and the license of the base model apply.{caveats}
 
 ```python
 from peft import PeftModel
 
-model = PeftModel.from_pretrained(base, "{place}")  # base: {base}, as transformers loads it
+model = PeftModel.from_pretrained(base, "{path}")  # base: {base}, loaded with transformers
 ```
 
-## The whole experiment
+## Configuration of the experiment
 
 ```yaml
 {experiment}```
@@ -37,17 +37,29 @@ model = PeftModel.from_pretrained(base, "{place}")  # base: {base}, as transform
 
 
 def export_models(run: Run, output_dir: Path, base_model_id: str = "", license_id: str = "") -> list[Path]:
-    """Copy the models of a finished run to ``out``, each folder with a card of its own; the folders.
+    """Copy the models of a finished run to a directory and add a model card to each.
 
-    One model lies in ``out``, several (a cluster each) in ``out/<number>``, those of clients in ``out/clients/<client>``.
-    ``hub``: the base model's id there, ``licence`` its licence.
+    A single model is copied to ``output_dir`` itself. Several cluster models go to ``output_dir/<cluster>``, and personalized models go to
+    ``output_dir/clients/<client>``.
+
+    Args:
+        run: The run.
+        output_dir: A directory that does not exist or is empty.
+        base_model_id: Hub id of the base model, for the card.
+        license_id: License of the base model, for the card.
+
+    Returns:
+        The directories that hold a model.
+
+    Raises:
+        UserError: The run is not finished, a model file was changed since the run ended, or ``output_dir`` is not empty.
     """
     source = run.folder / "model"
     if not run.is_finished or not source.is_dir():
-        raise UserError(f"run {run.id} has no models yet: it is {run.status}; the same `fedrift run` command goes on with it")
+        raise UserError(f"run {run.id} has no models yet because it is {run.status}; repeat its `fedrift run` command to finish it")
     run.check_models()
     if output_dir.exists() and any(output_dir.iterdir()):
-        raise UserError(f"{output_dir} is there already and not empty; name another folder (--output)")
+        raise UserError(f"the output directory {output_dir} is not empty; choose another one with --output")
     shutil.copytree(source, output_dir, dirs_exist_ok=True)
     folders = sorted(path.parent for name in ("adapter_config.json", "config.json") for path in output_dir.rglob(name))
     for folder in folders:
@@ -56,39 +68,46 @@ def export_models(run: Run, output_dir: Path, base_model_id: str = "", license_i
 
 
 def render_card(run: Run, relative_path: Path, base_model_id: str = "", license_id: str = "") -> str:
-    """The card of the model in ``place``, relative to the export: ``.``, ``2`` or ``clients/7``."""
-    said, end = run.config, run.read_json("finished")
-    curve = run.trajectory()
-    loss = curve.curve("loss")[curve.observed_mask("loss")] if curve.has_curve("loss") else []
-    lora = said["trainable"]["type"] == "Lora"
-    whose = {"clients": f"the personal model of client {relative_path.name}", "": "the federation's model"}.get(
+    """Return the model card of one exported model.
+
+    Args:
+        run: The run.
+        relative_path: Path of the model within the export, such as ``.``, ``2`` or ``clients/7``.
+        base_model_id: Hub id of the base model.
+        license_id: License of the base model.
+    """
+    config, summary = run.config, run.read_json("finished")
+    trajectory = run.trajectory()
+    loss = trajectory.curve("loss")[trajectory.observed_mask("loss")] if trajectory.has_curve("loss") else []
+    is_lora = config["trainable"]["type"] == "Lora"
+    description = {"clients": f"the personalized model of client {relative_path.name}", "": "the server's model"}.get(
         relative_path.parts[0] if relative_path.parts else "", f"the model of cluster {relative_path.name}"
     )
-    head = {
+    front_matter = {
         "base_model": base_model_id or None,
-        "library_name": "peft" if lora else "transformers",
+        "library_name": "peft" if is_lora else "transformers",
         "license": license_id or None,
         "pipeline_tag": "text-generation",
-        "tags": ["federated-learning", "fedrift", *(["lora"] if lora else [])],
+        "tags": ["federated-learning", "fedrift", *(["lora"] if is_lora else [])],
     }
-    final = end.get("final_loss")
+    final = summary.get("final_loss")
     return CARD_TEMPLATE.format(
-        head=yaml.safe_dump({key: value for key, value in head.items() if value}, sort_keys=False),
-        title=f"{run.id}: {whose}",
-        kind="Adapters trained" if lora else "Weights trained",
-        corpus=said["dataset"]["name"],
-        clients=said["partition"]["num_clients"],
-        partition=said["partition"]["type"],
-        severity=said["partition"]["severity"],
-        algorithm=said["algorithm"]["type"],
-        rounds=said["training"]["num_rounds"],
-        seed=said["seed"],
+        head=yaml.safe_dump({key: value for key, value in front_matter.items() if value}, sort_keys=False),
+        title=f"{run.id}: {description}",
+        kind="Adapters trained" if is_lora else "Weights trained",
+        corpus=config["dataset"]["name"],
+        clients=config["partition"]["num_clients"],
+        partition=config["partition"]["type"],
+        severity=config["partition"]["severity"],
+        algorithm=config["algorithm"]["type"],
+        rounds=config["training"]["num_rounds"],
+        seed=config["seed"],
         id=run.id,
-        begun=f"{loss[0]:.3f}" if len(loss) else "not measured",
-        ended=f"{loss[-1]:.3f}" if len(loss) else "not measured",
-        base=base_model_id or said["model"],
-        place=relative_path.as_posix(),
-        final=f"; {final:.3f} in the larger evaluation at the end" if isinstance(final, float) else "",
-        caveats="".join(f" {caveat[0].upper()}{caveat[1:]}." for caveat in end.get("caveats", [])),
-        experiment=to_yaml({key: value for key, value in said.items() if key != "id"}),
+        initial=f"{loss[0]:.3f}" if len(loss) else "not measured",
+        last=f"{loss[-1]:.3f}" if len(loss) else "not measured",
+        base=base_model_id or config["model"],
+        path=relative_path.as_posix(),
+        final=f"; {final:.3f} in the final evaluation on more text" if isinstance(final, float) else "",
+        caveats="".join(f" {caveat[0].upper()}{caveat[1:]}." for caveat in summary.get("caveats", [])),
+        experiment=to_yaml({key: value for key, value in config.items() if key != "id"}),
     )

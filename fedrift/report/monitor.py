@@ -1,4 +1,7 @@
-"""What there is to be seen at a moment: every run in its place, how far all is, and what was found. Plain values."""
+"""Snapshots of a study or of a runs directory while other processes run it.
+
+A snapshot lists every run with its state, its loss and its findings. The monitor only reads files, and it does not import torch.
+"""
 
 from __future__ import annotations
 
@@ -25,18 +28,20 @@ from ..studies import StudyManifest, find_study, list_studies, parse_study
 from ..studies.spec import build_base_config
 
 STATES = ("finished", "running", "unfinished", "missing", "failed")
-STATE_LABELS = {
-    "finished": "finished",
-    "running": "running",
-    "unfinished": "begun, nobody at work on it",
-    "missing": "not begun",
-    "failed": "failed",
-}
+STATE_LABELS = {"finished": "finished", "running": "running", "unfinished": "interrupted", "missing": "not started", "failed": "failed"}
 
 
 @dataclass(frozen=True)
 class RunStatus:
-    """One run as it stands. ``gap``: its loss above the IID baseline's; NaN is what is not known."""
+    """Describe the state of one run at a moment.
+
+    Attributes:
+        round: Number of finished rounds.
+        rounds: Number of planned rounds.
+        loss: Latest loss in nats per token; NaN if it is unknown.
+        gap: Loss minus that of the IID baseline, in nats per token; NaN if it is unknown.
+        failure_reason: Error message of a failed run.
+    """
 
     run: str
     seed: int
@@ -46,12 +51,16 @@ class RunStatus:
     loss: float
     gap: float
     baseline_run: str
-    failure_reason: str = ""  # it failed
+    failure_reason: str = ""
 
 
 @dataclass(frozen=True)
 class RunGroup:
-    """The runs that differ only in their seed. ``role``: ``run``, ``iid_baseline`` or ``trial``."""
+    """Group the runs that differ only in their seed.
+
+    Attributes:
+        role: ``run``, ``iid_baseline`` or ``trial`` (of hyperparameter tuning).
+    """
 
     key: str
     condition: str
@@ -61,49 +70,71 @@ class RunGroup:
 
     @property
     def is_running(self) -> bool:
+        """Return whether any of the runs is running."""
         return any(run.state == "running" for run in self.runs)
 
     @property
     def has_begun(self) -> bool:
-        return any(run.round or run.state not in ("missing",) for run in self.runs)
+        """Return whether any of the runs has started."""
+        return any(run.round or run.state != "missing" for run in self.runs)
 
 
 @dataclass(frozen=True)
 class Snapshot:
-    """A study, or a folder of runs, at a moment."""
+    """Describe a study or a runs directory at a moment.
+
+    Attributes:
+        title: What is shown.
+        question: The question of the study; empty for a runs directory.
+        rows: The groups of runs.
+        note: The most important message: no runs, no running process, or all runs finished.
+        is_complete: Whether nothing will change any more.
+        seconds_left: Estimated remaining seconds at the recent pace; NaN if it is unknown.
+        findings: Findings of the detectors, one per failure, grade and cause.
+        counts: Number of runs in each state.
+        rounds_done: Number of finished rounds of all runs.
+        rounds_total: Number of planned rounds of all runs.
+    """
 
     title: str
     question: str
     rows: tuple[RunGroup, ...]
-    note: str  # what a reader should know first: nothing there, nobody at work, all done
-    is_complete: bool  # nothing will change any more
-    seconds_left: float  # seconds, at the pace since the watching began; NaN if that is not known
+    note: str
+    is_complete: bool
+    seconds_left: float
     findings: tuple[dict[str, Any], ...] = ()
     counts: Counter[str] = field(default_factory=Counter)
-    rounds_done: int = 0  # rounds
+    rounds_done: int = 0
     rounds_total: int = 0
 
     @property
     def seeds(self) -> list[int]:
+        """Return the seeds of all runs, sorted."""
         return sorted({run.seed for row in self.rows for run in row.runs})
 
 
-# A run's loss as it grows: each look reads only the lines that were written since the last one.
-
-LOSS_MARKER = b', "loss", '
+LOSS_MARKER = b', "loss", '  # decoding only these lines keeps a refresh cheap
 
 
 class LossTail:
-    """The loss of the federation and of each domain, and the last round with any record."""
+    """Follow the losses in a run's records file.
+
+    Each call of ``read_new`` reads only the lines that were appended since the previous call.
+
+    Attributes:
+        offset: Number of bytes that were read; -1 if the run comes from an archive.
+        last_round: Last round with any record.
+        curves: Loss by domain and round; the domain ``""`` means all domains.
+    """
 
     def __init__(self, run: Run) -> None:
         self.run = run
-        self.offset = 0  # bytes read
+        self.offset = 0
         self.last_round = 0
-        self.curves: dict[str, dict[int, float]] = defaultdict(dict)  # domain -> round -> loss
+        self.curves: dict[str, dict[int, float]] = defaultdict(dict)
 
     def read_new(self) -> None:
-        """Take in what is new; a run that was rewound is read again from its beginning."""
+        """Read the appended records. If the file was truncated, as on a resumed run, read it again from the beginning."""
         path = self.run.folder / "records.jsonl"
         try:
             with open(path, "rb") as file:
@@ -112,13 +143,13 @@ class LossTail:
                     self.offset, self.last_round = 0, 0
                     self.curves.clear()
                 file.seek(self.offset)
-                new = file.read(size - self.offset)
+                appended = file.read(size - self.offset)
         except FileNotFoundError:
             self._read_archived()
             return
-        whole = new[: new.rfind(b"\n") + 1]  # the last line may be half written
-        self.offset += len(whole)
-        lines = whole.splitlines()
+        complete = appended[: appended.rfind(b"\n") + 1]  # another process may be writing the last line
+        self.offset += len(complete)
+        lines = complete.splitlines()
         for line in lines:
             if LOSS_MARKER in line:
                 self._add(*json.loads(line))
@@ -126,7 +157,7 @@ class LossTail:
             self.last_round = max(self.last_round, int(json.loads(lines[-1])[0]))
 
     def _read_archived(self) -> None:
-        """All there is of a run from an archive is its Parquet file."""
+        """Read an archived run, which has only a Parquet file."""
         if self.offset == 0 and parquet_path(self.run.folder).exists():
             try:
                 for record in self.run.records():
@@ -142,42 +173,52 @@ class LossTail:
 
     @property
     def loss(self) -> float:
-        """The latest; NaN before the first."""
+        """Return the latest loss over all domains; NaN if there is none."""
         curve = self.curves.get("")
         return curve[max(curve)] if curve else math.nan
 
     def gap_to(self, baseline: LossTail | None, last: int = 5) -> float:
-        """Mean loss above the twin's over the last evaluations that both have."""
+        """Return the mean loss gap to the IID baseline.
+
+        Args:
+            baseline: The IID baseline, or None.
+            last: Number of the latest common evaluations that are averaged. Round 0 counts only if there is no other.
+
+        Returns:
+            The gap in nats per token; NaN if there is no common evaluation.
+        """
         if baseline is None:
             return math.nan
-        ours, theirs = self.curves.get("", {}), baseline.curves.get("", {})
-        both = sorted(ours.keys() & theirs.keys())
-        both = [round for round in both if round > 0][-last:] or both
-        return sum(ours[round] - theirs[round] for round in both) / len(both) if both else math.nan
+        own_curve, baseline_curve = self.curves.get("", {}), baseline.curves.get("", {})
+        common = sorted(own_curve.keys() & baseline_curve.keys())
+        common = [round for round in common if round > 0][-last:] or common
+        return sum(own_curve[round] - baseline_curve[round] for round in common) / len(common) if common else math.nan
 
 
-# What detectors say of runs that still go on: each row that has changed is judged again, a few a look.
-#
-# Every run is held against its IID baseline alone; `fedrift diagnose` also uses the anchors that are among the runs.
-
-BUDGET_S = 0.5  # seconds a look
-RECHECK_SHARE = 0.25  # of a row's rounds must be new before it is judged again, unless a run ended
+BUDGET_S = 0.5  # seconds per snapshot
+RECHECK_SHARE = 0.25  # share of a group's rounds that must be new before it is diagnosed again, unless a run ended
 
 
 class LiveDiagnoser:
-    """Keeps the findings of every row, and what they rest on."""
+    """Diagnose groups of runs repeatedly while they run, within a time budget per snapshot.
+
+    Each run is compared only with its own IID baseline. `fedrift diagnose` also uses reference runs such as centralized training.
+    """
 
     def __init__(self, tails: Mapping[str, LossTail]) -> None:
         self.tails = tails
-        self.cache: dict[str, tuple[int, int, list[dict[str, Any]]]] = {}  # row -> rounds, ended, findings
+        self.cache: dict[str, tuple[int, int, list[dict[str, Any]]]] = {}  # group key -> rounds, ended runs, findings
 
     def update(self, rows: tuple[RunGroup, ...]) -> tuple[dict[str, Any], ...]:
-        """The graver ones first; rows are judged again while the budget lasts, those never judged before the others."""
-        begun = perf_counter()
-        wanted = [row for row in rows if row.role == "run" and self._is_due(row)]
-        for row in sorted(wanted, key=lambda row: self.cache.get(row.key, (-1,))[0]):
+        """Return the findings of all groups, the gravest first.
+
+        Groups are diagnosed again while the budget lasts. Groups that were never diagnosed come first.
+        """
+        started_at = perf_counter()
+        due = [row for row in rows if row.role == "run" and self._is_due(row)]
+        for row in sorted(due, key=lambda row: self.cache.get(row.key, (-1,))[0]):
             self.cache[row.key] = (*evidence_size(row), self._diagnose(row))
-            if perf_counter() - begun > BUDGET_S:
+            if perf_counter() - started_at > BUDGET_S:
                 break
         return group_findings([finding for row in rows for finding in self.cache.get(row.key, (0, 0, []))[2]])
 
@@ -189,66 +230,81 @@ class LiveDiagnoser:
         return before is None or ended != before[1] or rounds - before[0] > RECHECK_SHARE * sum(run.rounds for run in row.runs)
 
     def _diagnose(self, row: RunGroup) -> list[dict[str, Any]]:
-        cases = [case for run in row.runs if run.round and (case := self._evidence(run))]
+        evidence = [item for run in row.runs if run.round and (item := self._evidence(run))]
         try:
-            judgements = diagnose(cases) if cases else []
-        except (UserError, ValueError):  # rows that are being written
+            diagnoses = diagnose(evidence) if evidence else []
+        except (UserError, ValueError):  # another process is writing the records
             return []
         return [
             {
                 "condition": row.condition,
-                "failure": each.failure,
-                "grade": each.grade,
-                "cause": each.cause,
-                "since": each.first_round,
-                "strength": float(each.strength),
-                "sentence": strip_grade(each.sentence),
+                "failure": diagnosis.failure,
+                "grade": diagnosis.grade,
+                "cause": diagnosis.cause,
+                "since": diagnosis.first_round,
+                "strength": float(diagnosis.strength),
+                "sentence": strip_grade(diagnosis.sentence),
             }
-            for each in judgements
-            if each.grade in ("suspected", "confirmed")
+            for diagnosis in diagnoses
+            if diagnosis.grade in ("suspected", "confirmed")
         ]
 
     def _evidence(self, run: RunStatus) -> RunEvidence | None:
-        tail, twin = self.tails.get(run.run), self.tails.get(run.baseline_run)
+        tail, baseline = self.tails.get(run.run), self.tails.get(run.baseline_run)
         try:
             if tail is None:
                 return None
             return RunEvidence(
-                tail.run.trajectory(), twin.run.trajectory() if twin else None, info=extract_run_info(tail.run.config), seed=run.seed
+                tail.run.trajectory(),
+                baseline.run.trajectory() if baseline else None,
+                info=extract_run_info(tail.run.config),
+                seed=run.seed,
             )
         except (UserError, OSError):
             return None
 
 
 def group_findings(findings: list[dict[str, Any]]) -> tuple[dict[str, Any], ...]:
-    """Each failure once a grade and a cause, told by its strongest row, ``also`` naming the others: the gravest first, and
-    what the skew did before what the twins show too."""
+    """Merge findings with the same failure, grade and cause.
+
+    The finding with the largest strength represents its group; its ``also`` lists the conditions of the others. Confirmed findings come
+    first. Failures that the IID baseline shows too come last within a grade.
+    """
     groups: dict[tuple[str, str, str], list[dict[str, Any]]] = {}
-    for each in sorted(findings, key=lambda each: -each["strength"]):
-        groups.setdefault((each["failure"], each["grade"], each["cause"]), []).append(each)
-    told = [{**first, "also": [other["condition"] for other in others]} for first, *others in groups.values()]
-    return tuple(sorted(told, key=lambda each: (each["grade"] != "confirmed", each["cause"] == "also in IID baseline", -each["strength"])))
+    for finding in sorted(findings, key=lambda finding: -finding["strength"]):
+        groups.setdefault((finding["failure"], finding["grade"], finding["cause"]), []).append(finding)
+    merged = [{**strongest, "also": [other["condition"] for other in others]} for strongest, *others in groups.values()]
+    return tuple(
+        sorted(
+            merged, key=lambda finding: (finding["grade"] != "confirmed", finding["cause"] == "also in IID baseline", -finding["strength"])
+        )
+    )
 
 
 def strip_grade(sentence: str) -> str:
-    """A judgement's sentence without its grade, which is shown beside it."""
+    """Return the sentence of a diagnosis without its grade, which is shown beside it."""
     rest = sentence.partition(": ")[2]
     return rest[:1].upper() + rest[1:]
 
 
 def evidence_size(row: RunGroup) -> tuple[int, int]:
-    """What a judgement rests on: rounds, and runs that ended."""
+    """Return how many rounds and how many ended runs a diagnosis is based on."""
     return sum(run.round for run in row.runs), sum(run.state in ("finished", "failed") for run in row.runs)
 
-
-# Which runs there are to be watched, and which belong in one row: by a study's book, or by what a folder's runs were asked.
 
 ROLES = ("trial", "run", "iid_baseline")
 
 
 @dataclass(frozen=True)
 class RunPlacement:
-    """Where a run belongs. ``key`` and ``arm`` are those of its row."""
+    """State to which group a run belongs.
+
+    Attributes:
+        key: Key of the group.
+        condition: Name of the group.
+        baseline_run: Id of the IID baseline; empty if there is none.
+        num_rounds: Number of planned rounds.
+    """
 
     run: str
     key: str
@@ -257,42 +313,43 @@ class RunPlacement:
     role: str
     seed: int
     baseline_run: str
-    num_rounds: int  # that it is planned to have
+    num_rounds: int
 
 
 class FolderLayout:
-    """All runs under a folder; what was asked of each is read once."""
+    """Group the runs of a directory by their configurations, each of which is read once."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
         self.configs: dict[str, dict[str, Any]] = {}
-        self.config_keys: dict[str, tuple[str, str]] = {}  # run -> what it was asked, without the seed; without the severity
+        self.config_keys: dict[str, tuple[str, str]] = {}  # run -> keys of its configuration without the seed, and without the severity
         self.placements: list[RunPlacement] = []
 
     def load_placements(self) -> list[RunPlacement]:
+        """Return the placements of all runs in the directory. New runs are read, known ones are not."""
         new = read_each((run for run in list_runs(self.root) if run.id not in self.configs), lambda run: run.config)[0]
-        for run, asked in new:
-            self.configs[run.id] = asked
-            self.config_keys[run.id] = make_config_key(asked, ("seed",)), make_config_key(asked, ("partition.severity",))
+        for run, config in new:
+            self.configs[run.id] = config
+            self.config_keys[run.id] = make_config_key(config, ("seed",)), make_config_key(config, ("partition.severity",))
         if new:
             self.placements = self._arrange()
         return self.placements
 
     def _arrange(self) -> list[RunPlacement]:
-        iid = {self.config_keys[id][1]: id for id, asked in self.configs.items() if asked["partition"].get("severity") == 0}
+        baselines = {self.config_keys[id][1]: id for id, config in self.configs.items() if config["partition"].get("severity") == 0}
         groups: dict[str, list[str]] = defaultdict(list)
         for id in self.configs:
             groups[self.config_keys[id][0]].append(id)
-        called = group_titles({key: self.configs[ids[0]] for key, ids in groups.items()})
+        titles = group_titles({key: self.configs[ids[0]] for key, ids in groups.items()})
         return [
             RunPlacement(
                 id,
                 key,
-                called[key],
+                titles[key],
                 "",
                 "iid_baseline" if self.configs[id]["partition"].get("severity") == 0 else "run",
                 int(self.configs[id]["seed"]),
-                "" if iid.get(self.config_keys[id][1], id) == id else iid[self.config_keys[id][1]],
+                "" if baselines.get(self.config_keys[id][1], id) == id else baselines[self.config_keys[id][1]],
                 int(self.configs[id]["training"]["num_rounds"]),
             )
             for key, ids in groups.items()
@@ -301,101 +358,120 @@ class FolderLayout:
 
 
 def group_titles(configs: dict[str, dict[str, Any]]) -> dict[str, str]:
-    """A short name of each row, with the settings that tell it from others of that name."""
-    short = {
-        key: f"{said['algorithm']['type']} · {said['partition']['type']} {said['partition'].get('severity', 0):g}"
-        for key, said in configs.items()
+    """Return a short name per group. Groups of equal names get up to three settings in which they differ."""
+    titles = {
+        key: f"{config['algorithm']['type']} · {config['partition']['type']} {config['partition'].get('severity', 0):g}"
+        for key, config in configs.items()
     }
-    same: dict[str, list[str]] = defaultdict(list)
-    for key, called in short.items():
-        same[called].append(key)
-    for keys in same.values():
+    keys_by_title: dict[str, list[str]] = defaultdict(list)
+    for key, title in titles.items():
+        keys_by_title[title].append(key)
+    for keys in keys_by_title.values():
         if len(keys) > 1:
-            every = {key: flatten({k: v for k, v in configs[key].items() if k not in (*NON_CONFIG_KEYS, "seed")}) for key in keys}
-            paths = sorted({path for said in every.values() for path in said})
-            differ = [path for path in paths if len({json.dumps(said.get(path)) for said in every.values()}) > 1]
+            settings = {key: flatten({k: v for k, v in configs[key].items() if k not in (*NON_CONFIG_KEYS, "seed")}) for key in keys}
+            paths = sorted({path for config in settings.values() for path in config})
+            differing = [path for path in paths if len({json.dumps(config.get(path)) for config in settings.values()}) > 1]
             for key in keys:
-                short[key] += "".join(f", {path}={every[key].get(path, 'none')}" for path in differ[:3])
-    return short
+                titles[key] += "".join(f", {path}={settings[key].get(path, 'none')}" for path in differing[:3])
+    return titles
 
 
 class StudyLayout:
-    """The runs of a study, in the order of its book, which is read again when it changes."""
+    """Group the runs of a study in the order of its manifest, which is read again when its file changes."""
 
-    def __init__(self, book: StudyManifest) -> None:
-        self.manifest = book
+    def __init__(self, manifest: StudyManifest) -> None:
+        self.manifest = manifest
         self.mtime_ns = 0
         self.manifest_values: dict[str, Any] = {}
         self.placements: list[RunPlacement] = []
 
     def load_placements(self) -> list[RunPlacement]:
+        """Return the placements of all runs in the manifest; empty if there is no manifest yet."""
         try:
-            stamp = (self.manifest.folder / "study.json").stat().st_mtime_ns
+            mtime_ns = (self.manifest.folder / "study.json").stat().st_mtime_ns
         except OSError:
             return []
-        if stamp != self.mtime_ns:
-            self.manifest_values, self.mtime_ns = self.manifest.read(), stamp
+        if mtime_ns != self.mtime_ns:
+            self.manifest_values, self.mtime_ns = self.manifest.read(), mtime_ns
             rounds = int(build_base_config(parse_study(self.manifest_values["study"])).get("training", {}).get("num_rounds", 0))
-            every = [self._placement(entry, rounds) for role in ROLES for entry in self.manifest_values["runs"] if entry.role == role]
-            self.placements = list({(place.key, place.run): place for place in every}.values())  # a twin may serve several arms
+            placements = [self._placement(entry, rounds) for role in ROLES for entry in self.manifest_values["runs"] if entry.role == role]
+            self.placements = list(
+                {(placement.key, placement.run): placement for placement in placements}.values()
+            )  # several conditions may share an IID baseline
         return self.placements
 
     def _placement(self, entry: Any, num_rounds: int) -> RunPlacement:
         settings = ", ".join(f"{path}={value}" for path, value in (entry.settings or {}).items())
-        arm = f"{entry.condition} [{settings}]" if entry.role == "trial" and settings else entry.condition
+        condition = f"{entry.condition} [{settings}]" if entry.role == "trial" and settings else entry.condition
         if entry.role == "iid_baseline":
-            arm = f"IID baseline: {arm}"
-        kept = Run(self.manifest.root, entry.run)
+            condition = f"IID baseline: {condition}"
+        run = Run(self.manifest.root, entry.run)
         num_rounds = int(entry.factors.get("training.num_rounds", num_rounds) or num_rounds)
-        if (kept.folder / "experiment.json").exists() and not find_fault(kept):
-            num_rounds = int(kept.config["training"]["num_rounds"])
-        key = f"{entry.role}/{entry.stage}/{arm}"
-        return RunPlacement(entry.run, key, arm, entry.stage, entry.role, entry.seed, entry.iid_baseline, num_rounds)
+        if (run.folder / "experiment.json").exists() and not find_fault(run):
+            num_rounds = int(run.config["training"]["num_rounds"])
+        key = f"{entry.role}/{entry.stage}/{condition}"
+        return RunPlacement(entry.run, key, condition, entry.stage, entry.role, entry.seed, entry.iid_baseline, num_rounds)
 
 
-# Looking again and again at a study or a folder of runs, cheaply: what is finished is read once, what grows is read on.
-
-PACE_WINDOW_S = 600.0  # seconds of watching that the pace is taken from
+PACE_WINDOW_S = 600.0  # seconds over which the pace is measured
 
 
 class Monitor:
-    """``look`` gives what there is to be seen now. ``clock``: seconds, for the pace."""
+    """Take snapshots of a study or of a runs directory.
+
+    Finished runs are read once; of other runs only new records are read.
+
+    Args:
+        root: The runs directory.
+        manifest: The study, or None for all runs in ``root``.
+        clock: Function that returns the time in seconds, from which the pace is measured.
+
+    Example:
+        ```python
+        snapshot = Monitor(Path("runs")).take_snapshot()
+        print(snapshot.note, snapshot.counts)
+        ```
+    """
 
     def __init__(self, root: Path, manifest: StudyManifest | None = None, clock: Callable[[], float] = monotonic) -> None:
         self.root, self.manifest, self.clock = Path(root), manifest, clock
         self.layout: FolderLayout | StudyLayout = StudyLayout(manifest) if manifest else FolderLayout(self.root)
         self.tails: dict[str, LossTail] = {}
         self.finished: set[str] = set()
-        self.read_errors: dict[str, str] = {}  # why a run could not be read at the last look
+        self.read_errors: dict[str, str] = {}  # run -> reason why it could not be read for the latest snapshot
         self.diagnoser = LiveDiagnoser(self.tails)
         self.progress_history: deque[tuple[float, int]] = deque()
 
     def take_snapshot(self) -> Snapshot:
-        """Everything, as it is now."""
-        places = self.layout.load_placements()
-        states = {place.run: self._run_state(place.run) for place in places}
+        """Read what is new and return a snapshot."""
+        placements = self.layout.load_placements()
+        states = {placement.run: self._run_state(placement.run) for placement in placements}
         for run, state in states.items():
             if run not in self.finished and state != "missing":
-                bad = read_each([self._get_run(run)], lambda each: self.tails.setdefault(each.id, LossTail(each)).read_new())[1]
-                self.read_errors = {**{id: why for id, why in self.read_errors.items() if id != run}, **dict(bad)}
-                if state == "finished" and not bad:
+                errors = read_each([self._get_run(run)], lambda stored: self.tails.setdefault(stored.id, LossTail(stored)).read_new())[1]
+                self.read_errors = {**{id: reason for id, reason in self.read_errors.items() if id != run}, **dict(errors)}
+                if state == "finished" and not errors:
                     self.finished.add(run)
         rows: dict[str, list[RunStatus]] = {}
-        heads: dict[str, RunPlacement] = {}
-        for place in places:
-            heads.setdefault(place.key, place)
-            state = "failed" if place.run in self.read_errors else states[place.run]
-            rows.setdefault(place.key, []).append(self._run_status(place, state))
-        laid = tuple(RunGroup(key, heads[key].condition, heads[key].stage, heads[key].role, tuple(runs)) for key, runs in rows.items())
-        return self._build_snapshot(laid)
+        first_placements: dict[str, RunPlacement] = {}
+        for placement in placements:
+            first_placements.setdefault(placement.key, placement)
+            state = "failed" if placement.run in self.read_errors else states[placement.run]
+            rows.setdefault(placement.key, []).append(self._run_status(placement, state))
+        groups = tuple(
+            RunGroup(key, first_placements[key].condition, first_placements[key].stage, first_placements[key].role, tuple(runs))
+            for key, runs in rows.items()
+        )
+        return self._build_snapshot(groups)
 
     def curve(self, run: str, domain: str = "") -> dict[int, float]:
-        """A run's loss by round; empty if it has none."""
+        """Return a run's loss by round, sorted; empty if it has none. The domain ``""`` means all domains."""
         tail = self.tails.get(run)
         return dict(sorted(tail.curves.get(domain, {}).items())) if tail else {}
 
     @property
     def domains(self) -> list[str]:
+        """Return the names of all domains with a recorded loss, sorted."""
         return sorted({domain for tail in self.tails.values() for domain in tail.curves} - {""})
 
     def _get_run(self, id: str) -> Run:
@@ -416,11 +492,11 @@ class Monitor:
     def _run_status(self, placement: RunPlacement, state: str) -> RunStatus:
         tail = self.tails.get(placement.run)
         rounds = tail.last_round if tail else 0
-        why = ""
+        failure_reason = ""
         if placement.run in self.read_errors:
-            why = f"it cannot be read: {self.read_errors[placement.run]}"
+            failure_reason = f"it cannot be read: {self.read_errors[placement.run]}"
         elif state == "failed":
-            why = (self.manifest.get_failure(placement.run) if self.manifest else "") or self._failure_message(placement.run)
+            failure_reason = (self.manifest.get_failure(placement.run) if self.manifest else "") or self._failure_message(placement.run)
         return RunStatus(
             placement.run,
             placement.seed,
@@ -430,7 +506,7 @@ class Monitor:
             tail.loss if tail else math.nan,
             tail.gap_to(self.tails.get(placement.baseline_run)) if tail else math.nan,
             placement.baseline_run,
-            why,
+            failure_reason,
         )
 
     def _failure_message(self, id: str) -> str:
@@ -440,62 +516,73 @@ class Monitor:
             return ""
 
     def _build_snapshot(self, rows: tuple[RunGroup, ...]) -> Snapshot:
-        once = {run.run: run for row in rows for run in row.runs}
-        counts = Counter(run.state for run in once.values())
-        done, total = sum(run.round for run in once.values()), sum(run.rounds for run in once.values())
-        failed = sum(run.rounds - run.round for run in once.values() if run.state == "failed")
-        said = self.layout.manifest_values if isinstance(self.layout, StudyLayout) else {}
-        complete = bool(said.get("complete", True))
-        over = bool(rows) and complete and counts["finished"] + counts["failed"] == len(once)
-        question = said.get("study", {}).get("question", "")
+        runs_by_id = {run.run: run for row in rows for run in row.runs}
+        counts = Counter(run.state for run in runs_by_id.values())
+        done, total = sum(run.round for run in runs_by_id.values()), sum(run.rounds for run in runs_by_id.values())
+        failed_rounds = sum(run.rounds - run.round for run in runs_by_id.values() if run.state == "failed")
+        manifest_values = self.layout.manifest_values if isinstance(self.layout, StudyLayout) else {}
+        tuning_done = bool(manifest_values.get("complete", True))
+        is_complete = bool(rows) and tuning_done and counts["finished"] + counts["failed"] == len(runs_by_id)
+        question = manifest_values.get("study", {}).get("question", "")
         title = f"study {self.manifest.name}" if self.manifest else f"runs in {self.root}"
-        scene = Snapshot(title, question, rows, "", over, self._seconds_left(done, total - failed), (), counts, done, total)
-        bad = [] if self.manifest else list_unreadable(self.root)
-        more = f"; run {bad[0].id} cannot be read: {bad[0].reason}" if bad else ""
-        more += f" (and {len(bad) - 1} more such runs)" if len(bad) > 1 else ""
-        told = status_note(scene, self.manifest, self.root, complete) + more
-        return replace(scene, note=told.removeprefix("; "), findings=self.diagnoser.update(rows))
+        snapshot = Snapshot(
+            title, question, rows, "", is_complete, self._seconds_left(done, total - failed_rounds), (), counts, done, total
+        )
+        unreadable = [] if self.manifest else list_unreadable(self.root)
+        suffix = f"; run {unreadable[0].id} cannot be read: {unreadable[0].reason}" if unreadable else ""
+        suffix += f" (and {len(unreadable) - 1} more such runs)" if len(unreadable) > 1 else ""
+        note = status_note(snapshot, self.manifest, self.root, tuning_done) + suffix
+        return replace(snapshot, note=note.removeprefix("; "), findings=self.diagnoser.update(rows))
 
     def _seconds_left(self, done: int, total: int) -> float:
         now = self.clock()
         self.progress_history.append((now, done))
         while now - self.progress_history[0][0] > PACE_WINDOW_S:
             self.progress_history.popleft()
-        then, before = self.progress_history[0]
-        return (total - done) * (now - then) / (done - before) if done > before else math.nan
+        first_time, first_done = self.progress_history[0]
+        return (total - done) * (now - first_time) / (done - first_done) if done > first_done else math.nan
 
 
 def status_note(snapshot: Snapshot, manifest: StudyManifest | None, root: Path, is_complete: bool) -> str:
-    """What a reader should know first."""
+    """Return the most important message about a snapshot, or an empty string."""
     counts = snapshot.counts
     if not snapshot.rows:
         return (
-            f"study {manifest.name} is not begun in {root}: `fedrift study STUDY.yaml` begins it"
+            f"study {manifest.name} has no runs in {root} yet; start it with `fedrift study STUDY.yaml`"
             if manifest
-            else f"no runs in {root} yet: `fedrift run EXPERIMENT.yaml` makes one"
+            else f"no runs in {root} yet; start one with `fedrift run EXPERIMENT.yaml`"
         )
     if snapshot.is_complete:
         failed = f", {counts['failed']} failed" if counts["failed"] else ""
-        return f"all is done: {counts['finished']} finished{failed}"
+        return f"all runs have ended: {counts['finished']} finished{failed}"
     if not counts["running"]:
         waiting = counts["unfinished"] + counts["missing"]
-        words = f"nobody is at work: {waiting} runs are not finished; the command that began them goes on with them"
-        return words if is_complete else f"{words}, then with what tuning chooses"
-    return "" if is_complete else "tuning: what it chooses is run after it"
+        message = f"no process is running, and {waiting} runs are not finished; repeat the command that started them to continue"
+        return message if is_complete else f"{message}, which also starts the runs that tuning selects"
+    return "" if is_complete else "tuning is in progress; the runs with the selected settings follow"
 
 
 def is_running_elsewhere(folder: Path) -> bool:
-    """Whether a worker on another machine, whose lock cannot be seen from here, gave a sign of life lately."""
-    held = max(list_generations(folder), default=-1)
+    """Return whether a worker on another machine, whose lock is not visible here, has renewed its lease recently."""
+    generation = max(list_generations(folder), default=-1)
     try:
-        path = folder / f"lease.{held}"
-        return held >= 0 and time() - path.stat().st_mtime < EXPIRY_S and json.loads(path.read_text())["host"] != get_host_id()
+        path = folder / f"lease.{generation}"
+        return generation >= 0 and time() - path.stat().st_mtime < EXPIRY_S and json.loads(path.read_text())["host"] != get_host_id()
     except (OSError, ValueError, KeyError):
         return False
 
 
 def open_monitor(root: Path, name: str = "", clock: Callable[[], float] = monotonic) -> Monitor:
-    """The watcher of what is named: nothing (all runs), a folder of runs, a study by name or by its YAML, begun or not."""
+    """Return the monitor of a study or of a runs directory.
+
+    Args:
+        root: The runs directory.
+        name: The name of a study, its YAML file, or a directory of runs; empty means all runs in ``root``. The study may have no runs yet.
+        clock: Function that returns the time in seconds.
+
+    Raises:
+        UserError: There is no such study.
+    """
     if not name:
         return Monitor(root, None, clock)
     path = Path(name)
@@ -503,11 +590,8 @@ def open_monitor(root: Path, name: str = "", clock: Callable[[], float] = monoto
         return Monitor(root, StudyManifest(Path(root), str(load_yaml(path).get("name", path.stem))), clock)
     if name not in list_studies(root) and path.is_dir() and not (path / "study.json").is_file():
         return Monitor(path, None, clock)
-    book = find_study(root, name)
-    return Monitor(book.root, book, clock)
-
-
-# Runs while they go on, seen from another process: on the terminal and in the browser. It reads only, and needs no torch.
+    manifest = find_study(root, name)
+    return Monitor(manifest.root, manifest, clock)
 
 
 __all__ = ["Monitor", "RunGroup", "RunStatus", "Snapshot", "open_monitor"]

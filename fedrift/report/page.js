@@ -1,4 +1,4 @@
-// Draws every chart into its place, in the colours of the reader's light or dark setting.
+// Draw every chart into its element, in the colors of the reader's light or dark theme.
 const specs = JSON.parse(document.getElementById("specs").textContent);
 const dark = matchMedia("(prefers-color-scheme: dark)");
 
@@ -21,7 +21,7 @@ function draw() {
   }
 }
 
-// Charts follow the window; a scroll bar that comes later changes their width without changing the window's.
+// Charts are resized on window events only. A scroll bar that appears later changes their width without such an event.
 let width = 0;
 new ResizeObserver(([{ contentRect }]) => {
   if (contentRect.width !== width) {

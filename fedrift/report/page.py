@@ -1,4 +1,4 @@
-"""The report: one HTML file that needs nothing beside it, neither network nor torch."""
+"""The report of one or more runs as a single HTML file. The page loads nothing from the network, and this module does not import torch."""
 
 from __future__ import annotations
 
@@ -18,20 +18,18 @@ from . import figures
 from .data import Row, RunView, band_rows, client_rows, curve_rows, loss_ceiling, mean_rows, split_off_scale, value_span, with_unique_names
 from .format import to_yaml, verdict_line
 
-MAX_CLIENT_PANELS = 12  # clients; above, their panels become one band
-UPDATE_METRICS = (  # metric, by client, panel title
+MAX_CLIENT_PANELS = 12  # with more clients, one band replaces the panels
+UPDATE_METRICS = (  # metric, whether it is recorded per client, panel title
     ("update.norm", True, "update norm, mean over clients"),
-    ("update.cosine", True, "cosine of a client's update with the mean one, mean over clients"),
-    ("update.consensus", False, "consensus: 1 if all updates agree"),
-    ("update.divergence", False, "divergence: mean distance between updates over their mean norm"),
+    ("update.cosine", True, "cosine between a client's update and the mean update, mean over clients"),
+    ("update.consensus", False, "consensus: 1 if all updates are equal"),
+    ("update.divergence", False, "divergence: mean distance between updates, divided by their mean norm"),
 )
-
-
-CROSS_NOTE = "A cross at the upper edge: from there on the loss is no number, or over twice the highest start."
+CROSS_NOTE = "A cross at the upper edge marks the round from which the loss is not finite or exceeds twice the highest initial loss."
 
 
 class ChartPanel(NamedTuple):
-    """A chart with the words above and below it."""
+    """Hold a chart with its title and an optional note below it."""
 
     title: str
     chart: figures.Chart
@@ -39,24 +37,29 @@ class ChartPanel(NamedTuple):
 
 
 def write_report(runs: Iterable[RunView | tuple[Any, ...]], output: Path) -> Path:
-    """Write the page of some runs to ``out`` (an .html file, or a folder for index.html); where it lies.
+    """Write a page that shows some runs.
 
-    A run may be unfinished, empty or diverged, and may have no twin: the page then says so.
+    Args:
+        runs: The runs, as ``RunView`` or as tuples of its fields. A run may be unfinished, empty or diverged, and may lack an IID baseline.
+        output: An ``.html`` file, or a directory, in which ``index.html`` is written.
+
+    Returns:
+        The path of the page.
     """
-    exhibits = with_unique_names(RunView(*run) for run in runs)
+    views = with_unique_names(RunView(*run) for run in runs)
     output = Path(output)
     path = output if output.suffix.lower() in (".html", ".htm") else output / "index.html"
-    write_atomically(path, render_runs(exhibits).encode())
+    write_atomically(path, render_runs(views).encode())
     return path
 
 
 def render_runs(views: list[RunView]) -> str:
-    """The page as text."""
-    colour = figures.assign_colors([exhibit.name for exhibit in views])
+    """Return the page as HTML."""
+    color_by_run = figures.assign_colors([view.name for view in views])
     specs: dict[str, dict[str, Any]] = {}
 
-    def place(panel: ChartPanel) -> str:
-        """Keep a panel's chart for the script, under the name of its place."""
+    def add_chart(panel: ChartPanel) -> str:
+        """Register a panel's chart for the page's script, and return the id of its element."""
         name = f"chart-{len(specs)}"
         specs[name] = panel.chart.to_dict()
         return name
@@ -64,17 +67,17 @@ def render_runs(views: list[RunView]) -> str:
     template = template_environment().get_template("page.html")
     return template.render(
         version=__version__,
-        exhibits=views,
-        colour=colour,
+        views=views,
+        color_by_run=color_by_run,
         stages=figures.STAGE_COLORS,
-        place=place,
+        add_chart=add_chart,
         specs=specs,
-        twins=any(exhibit.iid_baseline for exhibit in views),
-        lines=[verdict_line(exhibit) for exhibit in views],
-        overall=overall_panels(views, colour),
-        by_domain=domain_panels(views, colour),
-        by_client=[(exhibit, client_panels(exhibit)) for exhibit in views],
-        updates=update_panels(views, colour),
+        has_baselines=any(view.iid_baseline for view in views),
+        lines=[verdict_line(view) for view in views],
+        overall=overall_panels(views, color_by_run),
+        by_domain=domain_panels(views, color_by_run),
+        by_client=[(view, client_panels(view)) for view in views],
+        updates=update_panels(views, color_by_run),
         partitions=partition_panels(views),
         as_yaml=to_yaml,
         bundle=vega_script(),
@@ -82,7 +85,7 @@ def render_runs(views: list[RunView]) -> str:
 
 
 def overall_panels(views: list[RunView], color_by_run: dict[str, str]) -> list[ChartPanel]:
-    """The loss on everything, of all runs in one chart."""
+    """Draw the loss over all domains, with all runs in one chart."""
     rows = curve_rows(views, "loss")
     note = CROSS_NOTE if split_off_scale(rows, loss_ceiling(rows))[1] else ""
     chart = figures.line_chart(rows, color_by_run, height=320)
@@ -90,53 +93,59 @@ def overall_panels(views: list[RunView], color_by_run: dict[str, str]) -> list[C
 
 
 def domain_panels(views: list[RunView], color_by_run: dict[str, str]) -> list[ChartPanel]:
-    """One panel a domain, all with scales of the same length."""
-    domains = sorted({domain for exhibit in views for domain in exhibit.trajectory.domains_of("loss")})
-    drawn = {domain: rows for domain in domains if (rows := curve_rows(views, "loss", domain))}
-    stretch = _shared_range(list(drawn.values()))
-    return [ChartPanel(domain, figures.line_chart(rows, color_by_run, value_range=stretch, height=180)) for domain, rows in drawn.items()]
+    """Draw one panel per domain. All panels have scales of the same length."""
+    domains = sorted({domain for view in views for domain in view.trajectory.domains_of("loss")})
+    rows_by_domain = {domain: rows for domain in domains if (rows := curve_rows(views, "loss", domain))}
+    shared_range = _shared_range(list(rows_by_domain.values()))
+    return [
+        ChartPanel(domain, figures.line_chart(rows, color_by_run, value_range=shared_range, height=180))
+        for domain, rows in rows_by_domain.items()
+    ]
 
 
 def client_panels(view: RunView) -> list[ChartPanel]:
-    """A run's clients before and after averaging: a panel each, or one band where they are many."""
+    """Draw one panel per client with its loss before and after averaging, or one band if there are many clients."""
     run = view.trajectory
     if len(run.clients) > MAX_CLIENT_PANELS:
         rows = band_rows(run)
         title = f"{len(run.clients)} clients: median, and lowest to highest"
         return [ChartPanel(title, figures.client_band_chart(rows))] if rows else []
-    drawn = {client: rows for client in run.clients if (rows := client_rows(run, client))}
-    stretch = _shared_range(list(drawn.values()))
-    return [ChartPanel(f"client {client}", figures.before_after_chart(rows, value_range=stretch)) for client, rows in drawn.items()]
+    rows_by_client = {client: rows for client in run.clients if (rows := client_rows(run, client))}
+    shared_range = _shared_range(list(rows_by_client.values()))
+    return [
+        ChartPanel(f"client {client}", figures.before_after_chart(rows, value_range=shared_range))
+        for client, rows in rows_by_client.items()
+    ]
 
 
 def update_panels(views: list[RunView], color_by_run: dict[str, str]) -> list[ChartPanel]:
-    """What the clients' updates look like: length, direction, agreement."""
+    """Draw the norm, the direction and the agreement of the clients' updates."""
     panels = []
-    for metric, of_clients, title in UPDATE_METRICS:
-        rows = mean_rows(views, metric) if of_clients else curve_rows(views, metric)
+    for metric, is_per_client, title in UPDATE_METRICS:
+        rows = mean_rows(views, metric) if is_per_client else curve_rows(views, metric)
         if rows:
             panels.append(ChartPanel(title, figures.line_chart(rows, color_by_run, loss=False, height=180)))
     return panels
 
 
 def partition_panels(views: list[RunView]) -> list[tuple[str, ChartPanel]]:
-    """Who holds how much of what, where experiments carry it; equal deals share a figure."""
-    dealt: dict[str, tuple[list[str], dict[str, Any]]] = {}
-    for exhibit in views:
-        table = exhibit.experiment.get("partition_table")
+    """Draw the training tokens per client and domain. Runs with equal partitions share a figure."""
+    by_table: dict[str, tuple[list[str], dict[str, Any]]] = {}
+    for view in views:
+        table = view.experiment.get("partition_table")
         if table and table["tokens"]:
-            dealt.setdefault(json.dumps(table), ([], table))[0].append(exhibit.name)
+            by_table.setdefault(json.dumps(table), ([], table))[0].append(view.name)
     return [
         (
             " · ".join(names),
             ChartPanel("training tokens by client and domain", figures.partition_heatmap(table["domains"], table["tokens"])),
         )
-        for names, table in dealt.values()
+        for names, table in by_table.values()
     ]
 
 
 def _shared_range(panels: list[list[Row]]) -> float | None:
-    """One length of scale for all panels; none where one of them leaves the scale and needs its own."""
+    """Return one length of scale for all panels, or None if a curve leaves its scale and needs its own."""
     if any(loss_ceiling(rows) for rows in panels):
         return None
     return value_span(panels) or None
@@ -144,13 +153,14 @@ def _shared_range(panels: list[list[Row]]) -> float | None:
 
 @cache
 def vega_script() -> Markup:
-    """Vega, Vega-Lite and vega-embed as one script, as it may stand inside a page."""
+    """Return Vega, Vega-Lite and vega-embed as one script that may be embedded in a page."""
     script = vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed;")
     return Markup(script.replace("</script", "<\\/script"))
 
 
 @cache
 def template_environment() -> Environment:
+    """Return the Jinja environment of the page templates, which escapes HTML."""
     return Environment(
         loader=PackageLoader("fedrift.report", "."), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )

@@ -1,4 +1,4 @@
-"""The report as a PDF that looks like a paper: ``study.typ`` sets the document, which it reads as JSON; figures are vectors."""
+"""The report of a study as a PDF. The Typst template ``study.typ`` reads the document as JSON; all figures are vector graphics."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ import vl_convert
 from .document import Document, Figure, Panel, Table
 from .study_report import number_blocks, panel_spec
 
-TEXT_WIDTH = 642  # pixels of the text's width: 17 cm
-PANEL_GAP = 14
+TEXT_WIDTH = 642  # pixels; 17 cm on paper
+PANEL_GAP = 14  # pixels
 VEGA_CONFIG = {
     "background": "white",
     "font": "Liberation Sans",
@@ -33,15 +33,23 @@ VEGA_CONFIG = {
     },
     "text": {"font": "Liberation Sans"},
 }
-MAX_PAPER_PANELS = 12  # of one figure on paper
+MAX_PAPER_PANELS = 12  # panels per figure
 
 
 def render_pdf(document: Document, on_progress: Callable[[str], None] = lambda message: None) -> tuple[bytes, dict[str, str]]:
-    """The PDF, and its figures as SVG by name."""
+    """Return the PDF and its figures.
+
+    Args:
+        document: The report.
+        on_progress: Function that receives progress messages.
+
+    Returns:
+        The bytes of the PDF, and the SVG text of every figure panel by file name.
+    """
     drawings: dict[str, str] = {}
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
-        said = {
+        content = {
             "name": document.name,
             "question": document.question,
             "state": document.progress,
@@ -62,7 +70,7 @@ def render_pdf(document: Document, on_progress: Callable[[str], None] = lambda m
         }
         for name, drawing in drawings.items():
             (root / name).write_text(drawing)
-        (root / "document.json").write_text(json.dumps(said, default=list))
+        (root / "document.json").write_text(json.dumps(content, default=list))
         (root / "study.typ").write_text((files("fedrift.report") / "study.typ").read_text())
         return bytes(typst.compile(root / "study.typ", root=root)), drawings
 
@@ -70,7 +78,7 @@ def render_pdf(document: Document, on_progress: Callable[[str], None] = lambda m
 def block_to_json(
     block: Figure | Table, document: Document, drawings: dict[str, str], on_progress: Callable[[str], None]
 ) -> dict[str, Any]:
-    """A block as ``study.typ`` reads it; its charts are drawn into ``drawings``."""
+    """Convert a figure or table to the JSON that ``study.typ`` reads. The charts of a figure are added to ``drawings`` as SVG."""
     if isinstance(block, Table):
         return {
             "kind": "table",
@@ -84,14 +92,14 @@ def block_to_json(
     on_progress(f"drawing figure {number} of {len(document.figures)}")
     columns = min(block.columns, len(block.panels))
     panels = []
-    for place, panel in enumerate(block.panels[:MAX_PAPER_PANELS]):
-        name = f"figure-{number:02d}-{place + 1:02d}.svg"
+    for index, panel in enumerate(block.panels[:MAX_PAPER_PANELS]):
+        name = f"figure-{number:02d}-{index + 1:02d}.svg"
         drawings[name] = panel_to_svg(panel, (TEXT_WIDTH - PANEL_GAP * (columns - 1)) // columns)
         panels.append({"title": panel.title, "file": name})
-    more = f" {len(block.panels) - MAX_PAPER_PANELS} more panels are on the page." if len(block.panels) > MAX_PAPER_PANELS else ""
+    omitted = f" {len(block.panels) - MAX_PAPER_PANELS} more panels are on the HTML page." if len(block.panels) > MAX_PAPER_PANELS else ""
     return {
         "kind": "figure",
-        "caption": f"{block.caption} {block.note}".strip() + more,
+        "caption": f"{block.caption} {block.note}".strip() + omitted,
         "columns": columns,
         "panels": panels,
         "legend": [vars(key) for key in block.legend],
@@ -99,6 +107,6 @@ def block_to_json(
 
 
 def panel_to_svg(panel: Panel, width: int) -> str:
-    """A panel as SVG, its axes inside ``width`` pixels."""
-    said = panel_spec(panel, width) | {"autosize": {"type": "fit-x", "contains": "padding"}}
-    return vl_convert.vegalite_to_svg(said, config=VEGA_CONFIG)
+    """Draw a panel as SVG. ``width`` is its total width in pixels, axes included."""
+    spec = panel_spec(panel, width) | {"autosize": {"type": "fit-x", "contains": "padding"}}
+    return vl_convert.vegalite_to_svg(spec, config=VEGA_CONFIG)

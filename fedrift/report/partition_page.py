@@ -1,4 +1,4 @@
-"""What the page and the terminal show of a partition: the report of its heterogeneity, words and samples."""
+"""The report of a partition: heterogeneity measures, distinctive words and sample documents. The page and the terminal both show it."""
 
 from __future__ import annotations
 
@@ -20,35 +20,50 @@ from . import figures
 from .format import to_yaml
 from .page import ChartPanel, template_environment, vega_script
 
-RngFactory = Callable[..., np.random.Generator]  # of a purpose, as ``partial(numpy_stream, seed)``
+RngFactory = Callable[..., np.random.Generator]  # takes the names of a random stream, like ``partial(numpy_stream, seed)``
 
-SAMPLES_PER_CLIENT = 2  # documents of each client
-SAMPLE_LENGTH = 320  # characters of each
-METRIC_TITLES = {  # of the numbers of a report: what it is called, what it means
-    "token.jsd": ("word divergence", "Jensen-Shannon, bits: 0 if all clients use the same words equally often, log2 N if none in common"),
-    "label.jsd": ("domain divergence", "Jensen-Shannon as a share of the most there can be: 1 is one domain a client"),
-    "label.distance": ("domain distance", "total variation of a client's domains from the pool's, mean over tokens"),
-    "length.jsd": ("length divergence", "Jensen-Shannon of document lengths, as a share of the most there can be"),
-    "vocabulary.jaccard": ("vocabulary in common", "words two clients share, of all that either has"),
-    "vocabulary.coverage": ("vocabulary covered", "share of a client's text in words that another client has twice"),
-    "identification": ("client identified", "how often naive Bayes tells the client of a document from its words"),
-    "identification.content": ("… by what it is about", "the same from content words alone, before any rewriting: topic, not manner"),
-    "identification.manner": (
-        "… by how it is written",
-        "the same from function words alone, as written: manner, though topics differ in them too",
+SAMPLES_PER_CLIENT = 2  # documents per client
+SAMPLE_LENGTH = 320  # characters per document
+METRIC_TITLES = {  # title and meaning of each measure
+    "token.jsd": (
+        "word divergence",
+        "Jensen-Shannon divergence in bits: 0 if all clients use the same words equally often, log2 N if they share none",
     ),
-    "embedding.mmd2": ("embedding MMD²", "kernel distance of a client's documents from the others'"),
-    "embedding.frechet": ("embedding Fréchet", "distance of fitted Gaussians, a client's against the others'"),
-    "gradient.G2": ("gradient spread G²", "mean squared distance of a client's gradient from the mean gradient"),
-    "gradient.B2": ("gradient dissimilarity B²", "1 + G² over the squared mean gradient: 1 if all clients agree"),
-    "gradient.diversity": ("gradient diversity", "squared gradients over the squared sum: 1/N if all clients agree"),
-    "gradient.cosine": ("gradient cosine", "mean over pairs of clients: 1 if all agree, 0 if unrelated"),
-    "budget.variation": ("budget variation", "standard deviation of the clients' budgets over their mean"),
+    "label.jsd": ("domain divergence", "Jensen-Shannon divergence as a share of its maximum: 1 if each client has one domain"),
+    "label.distance": ("domain distance", "total variation distance between a client's domains and those of all clients, mean over tokens"),
+    "length.jsd": ("length divergence", "Jensen-Shannon divergence of document lengths, as a share of its maximum"),
+    "vocabulary.jaccard": ("shared vocabulary", "words that two clients share, as a share of the words that either has"),
+    "vocabulary.coverage": ("vocabulary coverage", "share of a client's text in words that another client has at least twice"),
+    "identification": ("client identification", "how often naive Bayes identifies the client of a document from its words"),
+    "identification.content": (
+        "… from content words",
+        "the same from content words only, before any rewriting: it measures topic, not style",
+    ),
+    "identification.manner": (
+        "… from function words",
+        "the same from function words only, after any rewriting: it measures style, although topics also differ in function words",
+    ),
+    "embedding.mmd2": ("embedding MMD²", "kernel distance between a client's documents and those of the other clients"),
+    "embedding.frechet": (
+        "embedding Fréchet",
+        "distance between Gaussians that are fitted to a client's documents and to those of the other clients",
+    ),
+    "gradient.G2": ("gradient spread G²", "mean squared distance between a client's gradient and the mean gradient"),
+    "gradient.B2": ("gradient dissimilarity B²", "1 + G² divided by the squared norm of the mean gradient: 1 if all clients agree"),
+    "gradient.diversity": (
+        "gradient diversity",
+        "sum of squared gradient norms divided by the squared norm of the sum: 1/N if all clients agree",
+    ),
+    "gradient.cosine": ("gradient cosine", "mean cosine over pairs of clients: 1 if all agree, 0 if they are unrelated"),
+    "budget.variation": ("budget variation", "standard deviation of the clients' data sizes divided by their mean"),
 }
 
 
 class Sample(NamedTuple):
-    """The beginning of a document, as its client writes it; ``found`` is the original where they differ."""
+    """Hold the beginning of a document, after any rewriting by its client.
+
+    ``original`` is the text before rewriting, or empty if the client did not change it.
+    """
 
     domain: str
     text: str
@@ -56,9 +71,17 @@ class Sample(NamedTuple):
 
 
 class GradientStat(NamedTuple):
-    """One number of the clients' gradients at the first weights, beside the mean and deviation of a few IID deals."""
+    """Hold one measure of the clients' gradients at the initial weights.
 
-    weights: str  # which weights the gradients are of
+    Attributes:
+        weights: The weights that the gradients belong to.
+        name: Name of the measure, a key of ``METRIC_TITLES``.
+        value: Its value on this partition.
+        iid_mean: Its mean over a few IID partitions.
+        deviation: Its standard deviation over these partitions.
+    """
+
+    weights: str
     name: str
     value: float
     iid_mean: float
@@ -66,24 +89,36 @@ class GradientStat(NamedTuple):
 
 
 class PartitionReport(NamedTuple):
-    """A partition, ready to be shown."""
+    """Hold the report of a partition.
+
+    Attributes:
+        settings: Dataset, partition and seed of the experiment, as plain values.
+        unit: Unit of the data sizes, ``tokens`` or ``words``.
+        num_documents: Number of training documents.
+        num_left_out: Number of documents that the partition assigns to no client.
+        distinctive_words: Up to ten words per client with their z-scores, N lists.
+        chance_z: Mean over clients of the highest z-score in a random partition with the same data sizes.
+        samples: Sample documents per client, N lists.
+        encoder: Name of the encoder of the embedding measures; empty if there are none.
+        gradients: Measures of the clients' gradients; empty if they were not requested.
+    """
 
     title: str
-    settings: dict[str, Any]  # the data side of the experiment, as plain YAML
+    settings: dict[str, Any]
     seed: int
     unit: str
     note: str
     num_documents: int
     num_left_out: int
     heterogeneity: Heterogeneity
-    distinctive_words: list[list[tuple[str, float]]]  # N times up to ten words, each with its z
-    chance_z: float  # the highest z of a client, on average, if the same documents are dealt by chance
-    samples: list[list[Sample]]  # N times two
-    encoder: str = ""  # in whose vectors embeddings are compared; "" if in none
-    gradients: tuple[GradientStat, ...] = ()  # of the clients' gradients at the first weights, if they were asked for
+    distinctive_words: list[list[tuple[str, float]]]
+    chance_z: float
+    samples: list[list[Sample]]
+    encoder: str = ""
+    gradients: tuple[GradientStat, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
-        """Everything as JSON."""
+        """Return the report as JSON values."""
         return {
             "title": self.title,
             "experiment": self.settings,
@@ -96,9 +131,9 @@ class PartitionReport(NamedTuple):
             "characteristic_by_chance": float(self.chance_z),
             "encoder": self.encoder,
             "gradients": [
-                slope._asdict()
-                | {name: None if np.isnan(number := getattr(slope, name)) else number for name in ("value", "iid_mean", "deviation")}
-                for slope in self.gradients
+                gradient._asdict()
+                | {name: None if np.isnan(number := getattr(gradient, name)) else number for name in ("value", "iid_mean", "deviation")}
+                for gradient in self.gradients
             ],
             "samples": [[sample._asdict() for sample in client] for client in self.samples],
         }
@@ -117,14 +152,27 @@ def build_partition_report(
     encoder: str = "",
     gradients: tuple[GradientStat, ...] = (),
 ) -> PartitionReport:
-    """Measure a partition of ``corpus`` and pick what to show; ``said`` has a corpus, a partition and a seed."""
-    regime = settings["partition"]
+    """Measure a partition of a corpus and collect its report.
+
+    Args:
+        corpus: The training documents.
+        partition: The assignment of documents to clients.
+        settings: The ``dataset``, ``partition`` and ``seed`` of the experiment.
+        make_rng: Factory of random streams.
+        unit: Unit of the data sizes. It is replaced by ``words`` if clients rewrite their documents.
+        note: A remark for the page.
+        num_resplits: Number of random partitions that the measures are compared with.
+        vectors: Embeddings of the documents, [D, E], or None.
+        encoder: Name of their encoder.
+        gradients: Measures of the clients' gradients.
+    """
+    spec = settings["partition"]
     rows = np.sort(np.concatenate(partition.rows))
-    owner, dealt = partition.document_owners(len(corpus))[rows], corpus.take(rows)
-    counted = count_words(rewritten_texts(dealt, partition, owner))
-    title = f"{settings['dataset']['name']} dealt to {len(partition)} clients by {partition_label(regime)}, severity {regime['severity']:g}"
+    owner, assigned = partition.document_owners(len(corpus))[rows], corpus.take(rows)
+    word_counts = count_words(rewritten_texts(assigned, partition, owner))
+    title = f"{settings['dataset']['name']}, {len(partition)} clients, partition {partition_label(spec)}, severity {spec['severity']:g}"
     if partition.rewrites:
-        unit = "words"  # as written: that is what `measure` counts then
+        unit = "words"  # the measures count the words after rewriting
     return PartitionReport(
         title,
         settings,
@@ -134,8 +182,8 @@ def build_partition_report(
         len(corpus),
         len(corpus) - len(rows),
         measure_heterogeneity(corpus, partition, make_rng("heterogeneity"), resplits=num_resplits, vectors=vectors),
-        distinctive_words(counts_by_client(counted.counts, owner, len(partition)), counted.vocabulary),
-        max_z_by_chance(counted, owner, len(partition), make_rng("heterogeneity", "words")),
+        distinctive_words(counts_by_client(word_counts.counts, owner, len(partition)), word_counts.vocabulary),
+        max_z_by_chance(word_counts, owner, len(partition), make_rng("heterogeneity", "words")),
         [pick_samples(corpus, partition, client, make_rng) for client in range(len(partition))],
         encoder,
         gradients,
@@ -143,36 +191,43 @@ def build_partition_report(
 
 
 def max_z_by_chance(word_counts: WordCounts, owner: np.ndarray, clients: int, rng: np.random.Generator) -> float:
-    """The z of the word that tells most of a client, mean over the clients of one random deal in the same budgets."""
-    size = np.maximum(word_counts.counts.sum(axis=1), 1.0)
-    mixed = rng.permutation(len(owner))
-    dealt = np.empty_like(owner)
-    dealt[mixed] = split_by_budget(size[mixed], np.bincount(owner, weights=size, minlength=clients))
-    found = distinctive_words(counts_by_client(word_counts.counts, dealt, clients), word_counts.vocabulary, num_words=1)
-    return float(np.mean([words[0][1] if words else 0.0 for words in found]))
+    """Return the mean over clients of the highest z-score in one random partition with the same data sizes.
+
+    Args:
+        word_counts: Word counts of the documents.
+        owner: Client of each document, [D].
+        clients: Number of clients.
+        rng: Random number generator.
+    """
+    sizes = np.maximum(word_counts.counts.sum(axis=1), 1.0)
+    order = rng.permutation(len(owner))
+    random_owner = np.empty_like(owner)
+    random_owner[order] = split_by_budget(sizes[order], np.bincount(owner, weights=sizes, minlength=clients))
+    top_words = distinctive_words(counts_by_client(word_counts.counts, random_owner, clients), word_counts.vocabulary, num_words=1)
+    return float(np.mean([words[0][1] if words else 0.0 for words in top_words]))
 
 
 def partition_label(settings: dict[str, Any]) -> str:
-    """A regime by name, with the one inside it."""
+    """Return the type of a partition, with the type of its base partition if it has one."""
     return f"{settings['type']} of {partition_label(settings['base'])}" if "base" in settings else str(settings["type"])
 
 
 def pick_samples(corpus: Corpus, partition: Partition, client: int, make_rng: RngFactory) -> list[Sample]:
-    """The beginnings of some documents of a client, drawn by chance."""
+    """Return the beginnings of a few random documents of a client."""
     rewrite = partition.rewrites[client] if partition.rewrites else None
-    drawn = make_rng("heterogeneity", "samples", client).permutation(partition.rows[client])[:SAMPLES_PER_CLIENT]
-    shown = []
-    for row in drawn:
-        found, label = str(corpus.text[row]), corpus.label[row]
-        text = found if rewrite is None else rewrite(found, document_id(found))
-        shown.append(
-            Sample(corpus.domains[label] if label >= 0 else "", truncate_text(text), truncate_text(found) if text != found else "")
+    rows = make_rng("heterogeneity", "samples", client).permutation(partition.rows[client])[:SAMPLES_PER_CLIENT]
+    samples = []
+    for row in rows:
+        original, label = str(corpus.text[row]), corpus.label[row]
+        text = original if rewrite is None else rewrite(original, document_id(original))
+        samples.append(
+            Sample(corpus.domains[label] if label >= 0 else "", truncate_text(text), truncate_text(original) if text != original else "")
         )
-    return shown
+    return samples
 
 
 def truncate_text(text: str, length: int = SAMPLE_LENGTH) -> str:
-    """The first words of a text, with three dots where it goes on."""
+    """Return the first words of a text, at most ``length`` characters, with an ellipsis if words were cut."""
     flat = " ".join(text.split())
     if len(flat) <= length:
         return flat
@@ -181,21 +236,22 @@ def truncate_text(text: str, length: int = SAMPLE_LENGTH) -> str:
 
 
 def summarize(heterogeneity: Heterogeneity) -> str:
-    """One sentence: how many numbers chance does not explain, and how well a document tells its client."""
-    judged = [number for number in heterogeneity.measurements if np.isfinite(number.null_mean)]
-    if not judged:
-        return "Nothing to compare with chance."
-    beyond = sum(number.is_beyond_chance for number in judged)
-    much = "None of the" if not beyond else "All" if beyond == len(judged) else f"{beyond} of the"
-    says = f"{much} {len(judged)} numbers {'lies' if beyond < 2 else 'lie'} beyond what chance gives"
-    told = next((number for number in judged if number.name == "identification"), None)
-    if told is None:
-        return says + "."
-    return f"{says}; from its words alone a document's client is named right {told.value:.0%} of the time ({told.null_mean:.0%} by chance)."
+    """Summarize in one sentence how many measures differ from chance, and how well a document identifies its client."""
+    compared = [number for number in heterogeneity.measurements if np.isfinite(number.null_mean)]
+    if not compared:
+        return "No measure can be compared with chance."
+    count = sum(number.is_beyond_chance for number in compared)
+    share = "None of the" if not count else "All" if count == len(compared) else f"{count} of the"
+    summary = f"{share} {len(compared)} measures {'differs' if count < 2 else 'differ'} from chance"
+    identification = next((number for number in compared if number.name == "identification"), None)
+    if identification is None:
+        return summary + "."
+    accuracy = f"{identification.value:.0%} of the time ({identification.null_mean:.0%} by chance)"
+    return f"{summary}; the words of a document identify its client {accuracy}."
 
 
 def format_row(number: Measurement) -> tuple[str, str, str, str, str]:
-    """A number as its title, meaning, value, what chance gives, and how far beyond that it lies."""
+    """Return the title, meaning, value, chance level and z-score of a measure as text."""
     title, meaning = METRIC_TITLES.get(number.name, (number.name, ""))
     if np.isnan(number.null_mean):
         return title, meaning, f"{number.value:.3f}", "–", "–"
@@ -204,52 +260,58 @@ def format_row(number: Measurement) -> tuple[str, str, str, str, str]:
 
 
 def format_number(value: float) -> str:
-    """Three digits, or a dash for what is missing."""
+    """Format a number with three significant digits, or NaN as a dash."""
     return "–" if np.isnan(value) else f"{value:.3g}"
 
 
-# The page of one partition: one HTML file, made and drawn as the report of runs is.
-
-MAX_CLIENTS_SHOWN = 24  # clients whose words and samples are shown
-MAX_CLIENTS_DRAWN = 120  # clients whose rows are drawn in matrices
-MAX_DOMAINS_DRAWN = 40
+MAX_CLIENTS_SHOWN = 24  # clients with distinctive words and samples
+MAX_CLIENTS_DRAWN = 120  # clients in heat maps
+MAX_DOMAINS_DRAWN = 40  # domains in heat maps
 
 
 def write_partition_page(report: PartitionReport, output: Path) -> Path:
-    """Write the page to ``out`` (an .html file, or a folder for index.html); where it lies."""
+    """Write the HTML page of a partition.
+
+    Args:
+        report: The report.
+        output: An ``.html`` file, or a directory, in which ``index.html`` is written.
+
+    Returns:
+        The path of the page.
+    """
     path = output if output.suffix.lower() in (".html", ".htm") else output / "index.html"
     write_atomically(path, render_partition(report).encode())
     return path
 
 
 def render_partition(report: PartitionReport) -> str:
-    """The page as text."""
+    """Return the page as HTML."""
     specs: dict[str, dict[str, Any]] = {}
 
-    def place(panel: ChartPanel) -> str:
+    def add_chart(panel: ChartPanel) -> str:
         name = f"chart-{len(specs)}"
         specs[name] = panel.chart.to_dict()
         return name
 
-    measured = report.heterogeneity
+    heterogeneity = report.heterogeneity
     return (
         template_environment()
         .get_template("partition_page.html")
         .render(
             version=__version__,
-            sheet=report,
-            verdict=summarize(measured),
+            report=report,
+            verdict=summarize(heterogeneity),
             as_yaml=to_yaml,
             titles=METRIC_TITLES,
-            number=format_number,
-            lines=[(*format_row(number), number.is_beyond_chance) for number in measured.measurements],
-            holding=holdings_panels(report),
-            words=word_panels(report),
-            chance=format_number(report.chance_z),
+            format_number=format_number,
+            lines=[(*format_row(number), number.is_beyond_chance) for number in heterogeneity.measurements],
+            data_panels=holdings_panels(report),
+            word_panels=word_panels(report),
+            chance_z=format_number(report.chance_z),
             samples=list(enumerate(report.samples))[:MAX_CLIENTS_SHOWN],
-            more=max(0, measured.num_clients - MAX_CLIENTS_SHOWN),
-            total=float(measured.budgets.sum()),
-            place=place,
+            num_hidden=max(0, heterogeneity.num_clients - MAX_CLIENTS_SHOWN),
+            total=float(heterogeneity.budgets.sum()),
+            add_chart=add_chart,
             specs=specs,
             bundle=vega_script(),
         )
@@ -257,44 +319,50 @@ def render_partition(report: PartitionReport) -> str:
 
 
 def holdings_panels(report: PartitionReport) -> list[ChartPanel]:
-    """Who holds what, how much, and who differs from whom."""
-    measured, first = report.heterogeneity, slice(0, MAX_CLIENTS_DRAWN)
-    some = f" (first {MAX_CLIENTS_DRAWN} clients)" if measured.num_clients > MAX_CLIENTS_DRAWN else ""
+    """Draw the data of each client, and the divergence between the words of each pair of clients."""
+    heterogeneity, drawn_clients = report.heterogeneity, slice(0, MAX_CLIENTS_DRAWN)
+    clients_note = f" (first {MAX_CLIENTS_DRAWN} clients)" if heterogeneity.num_clients > MAX_CLIENTS_DRAWN else ""
     panels = []
-    if measured.tokens_by_domain.sum() > 0:
-        domains = np.argsort(-measured.tokens_by_domain.sum(axis=0), kind="stable")[:MAX_DOMAINS_DRAWN]
+    if heterogeneity.tokens_by_domain.sum() > 0:
+        domains = np.argsort(-heterogeneity.tokens_by_domain.sum(axis=0), kind="stable")[:MAX_DOMAINS_DRAWN]
         domains = np.sort(domains)
-        few = f", the {MAX_DOMAINS_DRAWN} largest domains" if len(measured.domains) > MAX_DOMAINS_DRAWN else ""
+        domains_note = f", the {MAX_DOMAINS_DRAWN} largest domains" if len(heterogeneity.domains) > MAX_DOMAINS_DRAWN else ""
         panels.append(
             ChartPanel(
-                f"{report.unit} by client and domain{few}{some}",
+                f"{report.unit} by client and domain{domains_note}{clients_note}",
                 figures.partition_heatmap(
-                    [measured.domains[d] for d in domains], np.round(measured.tokens_by_domain[first][:, domains]).tolist()
+                    [heterogeneity.domains[d] for d in domains],
+                    np.round(heterogeneity.tokens_by_domain[drawn_clients][:, domains]).tolist(),
                 ),
             )
         )
     else:
-        panels.append(ChartPanel(f"{report.unit} by client{some}", figures.budget_bars(measured.budgets[first], report.unit)))
-    if measured.num_clients > 1:
         panels.append(
-            ChartPanel(f"divergence of two clients' words, bits{some}", figures.divergence_matrix(measured.word_jsd[first, first]))
+            ChartPanel(f"{report.unit} by client{clients_note}", figures.budget_bars(heterogeneity.budgets[drawn_clients], report.unit))
+        )
+    if heterogeneity.num_clients > 1:
+        panels.append(
+            ChartPanel(
+                f"divergence between the words of two clients, bits{clients_note}",
+                figures.divergence_matrix(heterogeneity.word_jsd[drawn_clients, drawn_clients]),
+            )
         )
     return panels
 
 
 def word_panels(report: PartitionReport) -> list[ChartPanel]:
-    """The words of each client, all on one scale."""
-    longest = max((z for client in report.distinctive_words for _, z in client), default=1.0)
-    longest = max(longest, report.chance_z)
+    """Draw the distinctive words of each client, all on one scale."""
+    max_z = max((z for client in report.distinctive_words for _, z in client), default=1.0)
+    max_z = max(max_z, report.chance_z)
     return [
-        ChartPanel(f"client {client}{main_domain_label(report, client)}", figures.distinctive_words_chart(found, longest, report.chance_z))
-        for client, found in list(enumerate(report.distinctive_words))[:MAX_CLIENTS_SHOWN]
-        if found
+        ChartPanel(f"client {client}{main_domain_label(report, client)}", figures.distinctive_words_chart(words, max_z, report.chance_z))
+        for client, words in list(enumerate(report.distinctive_words))[:MAX_CLIENTS_SHOWN]
+        if words
     ]
 
 
 def main_domain_label(report: PartitionReport, client: int) -> str:
-    """A client's main domain and its share, where it is more than half."""
+    """Return the main domain of a client and its share, or an empty string if no domain has more than half."""
     row = report.heterogeneity.tokens_by_domain[client]
     if row.sum() <= 0 or row.max() / row.sum() <= 0.5:
         return ""

@@ -1,37 +1,37 @@
-// Draws the charts, those in sight first, and lets the filters act on all of them and on the tables.
+// Draw the charts, visible ones first, and apply the filters to all charts and tables.
 const specs = JSON.parse(document.getElementById("specs").textContent);
 const conditions = JSON.parse(document.getElementById("conditions").textContent);
 const views = new Map();
-const signals = new Map(Object.entries(specs).map(([id, spec]) => [id, new Set((spec.params ?? []).map(each => each.name))]));
+const signals = new Map(Object.entries(specs).map(([id, spec]) => [id, new Set((spec.params ?? []).map(param => param.name))]));
 const form = document.querySelector(".filters");
-let shown = null;  // the conditions to be seen; null: all
+let shown = null;  // indices of the selected conditions; null means all
 
-// Colours are the page's own variables, so that a change to dark or to print needs no new drawing.
+// Colors refer to the page's CSS variables, so that a change to the dark theme or to print needs no redrawing.
 const config = {
   background: "transparent", font: "system-ui, sans-serif", view: { stroke: null },
   axis: { labelColor: "var(--quiet)", titleColor: "var(--quiet)", gridColor: "var(--line)", domainColor: "var(--line)",
           tickColor: "var(--line)", labelFontSize: 12, titleFontSize: 12, titleFontWeight: "normal" },
 };
 
-function unpacked(spec) {
+function unpack(spec) {
   for (const [name, { names, rows }] of Object.entries(spec.datasets)) {
-    spec.datasets[name] = rows.map(row => Object.fromEntries(row.map((value, place) => [names[place], value])));
+    spec.datasets[name] = rows.map(row => Object.fromEntries(row.map((value, index) => [names[index], value])));
   }
   return spec;
 }
 
-async function draw(place) {
-  if (views.has(place.id)) return;
-  views.set(place.id, null);
+async function draw(element) {
+  if (views.has(element.id)) return;
+  views.set(element.id, null);
   try {
-    const { view } = await vegaEmbed(place, unpacked(specs[place.id]), { actions: false, renderer: "svg", config,
+    const { view } = await vegaEmbed(element, unpack(specs[element.id]), { actions: false, renderer: "svg", config,
       tooltip: { theme: matchMedia("(prefers-color-scheme: dark)").matches ? "dark" : "light" } });
-    views.set(place.id, view);
-    await apply(place.id);
-    place.dataset.drawn = "yes";
+    views.set(element.id, view);
+    await apply(element.id);
+    element.dataset.drawn = "yes";
   } catch (error) {
-    place.textContent = "This figure could not be drawn: " + error.message;
-    console.error(place.id, error);
+    element.textContent = "This figure could not be drawn: " + error.message;
+    console.error(element.id, error);
   }
 }
 
@@ -45,14 +45,14 @@ async function apply(id) {
 }
 
 function filter() {
-  const wanted = {};
+  const selected = {};
   for (const box of form.querySelectorAll("input[data-factor]")) {
-    (wanted[box.dataset.factor] ??= new Set());
-    if (box.checked) wanted[box.dataset.factor].add(box.value);
+    (selected[box.dataset.factor] ??= new Set());
+    if (box.checked) selected[box.dataset.factor].add(box.value);
   }
-  const kept = conditions.flatMap((levels, index) => Object.entries(wanted).every(([factor, some]) => some.has(levels[factor])) ? [index] : []);
-  shown = kept.length === conditions.length ? null : kept;
-  document.getElementById("shown").textContent = `${kept.length} of ${conditions.length} conditions`;
+  const matching = conditions.flatMap((levels, index) => Object.entries(selected).every(([factor, allowed]) => allowed.has(levels[factor])) ? [index] : []);
+  shown = matching.length === conditions.length ? null : matching;
+  document.getElementById("shown").textContent = `${matching.length} of ${conditions.length} conditions`;
   for (const row of document.querySelectorAll("tr[data-condition]")) row.hidden = shown !== null && !shown.includes(Number(row.dataset.condition));
   for (const id of views.keys()) apply(id);
 }
@@ -68,15 +68,15 @@ for (const select of document.querySelectorAll("select.domain")) {
   });
 }
 
-// In sight first, the rest while nothing else happens: a long page opens at once, and is whole when it is printed.
-const places = [...document.querySelectorAll(".chart")];
-const sight = new IntersectionObserver(entries => entries.filter(entry => entry.isIntersecting).forEach(entry => draw(entry.target)),
-                                       { rootMargin: "400px" });
-places.forEach(place => sight.observe(place));
-const idle = window.requestIdleCallback ?? (work => setTimeout(work, 50));
+// Visible charts are drawn first and the others when the browser is idle: a long page opens quickly, and all charts exist when it is printed.
+const elements = [...document.querySelectorAll(".chart")];
+const observer = new IntersectionObserver(entries => entries.filter(entry => entry.isIntersecting).forEach(entry => draw(entry.target)),
+                                          { rootMargin: "400px" });
+elements.forEach(element => observer.observe(element));
+const idle = window.requestIdleCallback ?? (callback => setTimeout(callback, 50));
 (function next() {
-  const place = places.find(place => !views.has(place.id));
-  if (place) idle(() => draw(place).then(next));
+  const element = elements.find(element => !views.has(element.id));
+  if (element) idle(() => draw(element).then(next));
 })();
 
 let width = 0;
@@ -86,4 +86,4 @@ new ResizeObserver(([{ contentRect }]) => {
     dispatchEvent(new Event("resize"));
   }
 }).observe(document.querySelector("main"));
-addEventListener("beforeprint", () => document.querySelectorAll("details").forEach(each => { each.open = true; }));
+addEventListener("beforeprint", () => document.querySelectorAll("details").forEach(details => { details.open = true; }));

@@ -1,4 +1,7 @@
-"""The arms of a study, and which of its factors colour a figure, which make panels, and which are dials."""
+"""The data of a study's report: its conditions, its factors and its metrics.
+
+Each figure compares the levels of one factor by color. Further factors give one panel per level, and numeric factors can serve as axes.
+"""
 
 from __future__ import annotations
 
@@ -19,18 +22,26 @@ from ..storage.query import find_faults, flatten
 from ..studies import ManifestEntry, StudyManifest, judge_hypotheses
 from .figures import OKABE_ITO
 
-PRIMARY_FACTORS = ("algorithm", "clustering", "algorithm.aggregator")  # what is compared, where it is varied
+PRIMARY_FACTORS = ("algorithm", "clustering", "algorithm.aggregator")  # compared by color if they are varied
 FLAT_TOLERANCE = 1e-9
 
 
 @dataclass(frozen=True)
 class Condition:
-    """One cell of the design over its seeds. ``place``: its number among all arms of the study."""
+    """Describe one condition of the design over its seeds.
+
+    Attributes:
+        index: Number of the condition among all conditions of the study.
+        levels: Formatted level of every factor of the study. A factor that the stage does not vary has the level of the condition's runs.
+        values: The same levels as values.
+        runs: Run id by seed.
+        baselines: Id of the IID baseline by seed.
+    """
 
     index: int
     stage: str
     name: str
-    levels: Mapping[str, str]  # of every factor of the study; what the arm does not vary as its runs have it
+    levels: Mapping[str, str]
     values: Mapping[str, Any]
     runs: Mapping[int, str]
     baselines: Mapping[int, str]
@@ -38,7 +49,7 @@ class Condition:
 
 @dataclass(frozen=True)
 class FactorAxis:
-    """A factor that takes several levels. ``numbers``: its levels are numbers, so it is a dial."""
+    """Describe a factor with several levels. ``is_numeric`` means that all levels are numbers."""
 
     name: str
     levels: tuple[str, ...]
@@ -46,12 +57,13 @@ class FactorAxis:
 
     @property
     def label(self) -> str:
+        """Return the short name of the factor."""
         return short_name(self.name)
 
 
 @dataclass(frozen=True)
 class StageView:
-    """Arms that make a whole. ``colour``: the axis that is compared inside a panel; ``rest``: those that make panels."""
+    """Group the conditions of one stage with the factors that vary in it."""
 
     name: str
     conditions: tuple[Condition, ...]
@@ -59,53 +71,67 @@ class StageView:
 
     @property
     def color_axis(self) -> FactorAxis | None:
-        named = {axis.name: axis for axis in self.axes}
-        words = [axis for axis in self.axes if not axis.is_numeric]
-        return next((named[name] for name in PRIMARY_FACTORS if name in named), None) or next(iter([*words, *self.axes]), None)
+        """Return the factor that is compared by color inside a panel, or None if no factor varies.
+
+        A factor of ``PRIMARY_FACTORS`` is preferred, then a factor whose levels are not numbers.
+        """
+        by_name = {axis.name: axis for axis in self.axes}
+        categorical = [axis for axis in self.axes if not axis.is_numeric]
+        return next((by_name[name] for name in PRIMARY_FACTORS if name in by_name), None) or next(iter([*categorical, *self.axes]), None)
 
     @property
     def panel_axes(self) -> tuple[FactorAxis, ...]:
+        """Return the factors that are not compared by color."""
         return tuple(axis for axis in self.axes if axis != self.color_axis)
 
     @property
     def numeric_axes(self) -> tuple[FactorAxis, ...]:
+        """Return the factors whose levels are numbers."""
         return tuple(axis for axis in self.axes if axis.is_numeric)
 
     def find_axis(self, *names: str) -> FactorAxis | None:
+        """Return the first factor with one of these names, or None."""
         return next((axis for axis in self.axes if axis.name in names), None)
 
     @property
     def colors(self) -> dict[str, str]:
+        """Return the color of each level of the compared factor."""
         return assign_level_colors(self.color_axis.levels) if self.color_axis else {"all": OKABE_ITO[0]}
 
     def color_level(self, condition: Condition) -> str:
-        """The level that colours an arm."""
+        """Return the level that determines a condition's color."""
         return condition.levels[self.color_axis.name] if self.color_axis else "all"
 
     def group_by_panel(self, exclude: Sequence[FactorAxis | None] = ()) -> dict[str, list[Condition]]:
-        """The arms by their levels of all axes but the one that colours, and but some."""
+        """Group the conditions by their levels of all panel factors except ``exclude``."""
         axes = [axis for axis in self.panel_axes if axis not in exclude]
-        found: dict[str, list[Condition]] = {}
-        for arm in self.conditions:
-            found.setdefault(condition_label(arm, axes), []).append(arm)
-        return found
+        groups: dict[str, list[Condition]] = {}
+        for condition in self.conditions:
+            groups.setdefault(condition_label(condition, axes), []).append(condition)
+        return groups
 
 
 def build_stages(
     entries: Sequence[ManifestEntry], factors: Sequence[str], configs: Mapping[str, Mapping[str, Any]]
 ) -> tuple[StageView, ...]:
-    """The stages of a study in its order; ``asked``: the experiment of each run that has begun, flat."""
-    cells: dict[tuple[str, str], list[ManifestEntry]] = {}
+    """Return the stages of a study in the order of its manifest.
+
+    Args:
+        entries: Entries of the manifest.
+        factors: Names of the study's factors.
+        configs: Flat configuration of every run that has started.
+    """
+    groups: dict[tuple[str, str], list[ManifestEntry]] = {}
     for entry in entries:
         if entry.role == "run":
-            cells.setdefault((entry.stage, entry.condition), []).append(entry)
-    arms = []
-    for place, ((stage, name), members) in enumerate(cells.items()):
-        known = next((configs[entry.run] for entry in members if entry.run in configs), {})
-        values = {factor: members[0].factors[factor] if factor in members[0].factors else known.get(factor) for factor in factors}
-        arms.append(
+            groups.setdefault((entry.stage, entry.condition), []).append(entry)
+    conditions = []
+    for index, ((stage, name), members) in enumerate(groups.items()):
+        config = next((configs[entry.run] for entry in members if entry.run in configs), {})
+        values = {factor: members[0].factors[factor] if factor in members[0].factors else config.get(factor) for factor in factors}
+        conditions.append(
             Condition(
-                place,
+                index,
                 stage,
                 name,
                 {factor: format_level(value) for factor, value in values.items()},
@@ -115,57 +141,61 @@ def build_stages(
             )
         )
     return tuple(
-        build_stage(name, [arm for arm in arms if arm.stage == name], factors) for name in dict.fromkeys(arm.stage for arm in arms)
+        build_stage(name, [condition for condition in conditions if condition.stage == name], factors)
+        for name in dict.fromkeys(condition.stage for condition in conditions)
     )
 
 
 def build_stage(name: str, conditions: Sequence[Condition], factors: Sequence[str]) -> StageView:
+    """Return one stage with the factors that have several levels in it."""
     axes = []
     for factor in factors:
-        levels = {arm.levels[factor]: arm.values[factor] for arm in conditions}
+        levels = {condition.levels[factor]: condition.values[factor] for condition in conditions}
         if len(levels) > 1:
-            numbers = all(isinstance(value, (int, float)) and not isinstance(value, bool) for value in levels.values())
-            order = sorted(levels, key=lambda level: levels[level]) if numbers else list(levels)
-            axes.append(FactorAxis(factor, tuple(order), numbers))
+            is_numeric = all(isinstance(value, (int, float)) and not isinstance(value, bool) for value in levels.values())
+            order = sorted(levels, key=lambda level: levels[level]) if is_numeric else list(levels)
+            axes.append(FactorAxis(factor, tuple(order), is_numeric))
     return StageView(name, tuple(conditions), tuple(axes))
 
 
 def merge_axes(stages: Sequence[StageView]) -> list[FactorAxis]:
-    """The axes of all stages, each once with all its levels."""
+    """Return the factors that vary in any stage, each with its levels from all stages."""
     axes: dict[str, list[FactorAxis]] = {}
-    for each in stages:
-        for axis in each.axes:
+    for stage in stages:
+        for axis in stage.axes:
             axes.setdefault(axis.name, []).append(axis)
     merged = []
-    for name, same in axes.items():
-        levels = dict.fromkeys(arm.levels[name] for each in stages for arm in each.conditions)
-        numbers = all(axis.is_numeric for axis in same)
-        merged.append(FactorAxis(name, tuple(sorted(levels, key=float) if numbers and all(map(_is_number, levels)) else levels), numbers))
+    for name, axes_of_factor in axes.items():
+        levels = dict.fromkeys(condition.levels[name] for stage in stages for condition in stage.conditions)
+        is_numeric = all(axis.is_numeric for axis in axes_of_factor)
+        merged.append(
+            FactorAxis(name, tuple(sorted(levels, key=float) if is_numeric and all(map(_is_number, levels)) else levels), is_numeric)
+        )
     return merged
 
 
 def condition_label(condition: Condition, axes: Sequence[FactorAxis]) -> str:
-    """An arm by its levels of some axes: ``topic, severity 0.5``."""
+    """Describe a condition by its levels of some factors, such as ``topic, severity 0.5``."""
     return ", ".join(condition.levels[axis.name] if not axis.is_numeric else f"{axis.label} {condition.levels[axis.name]}" for axis in axes)
 
 
 def assign_level_colors(levels: Sequence[str]) -> dict[str, str]:
-    """A colour for each level; from the seventh on they repeat."""
-    return {level: OKABE_ITO[place % len(OKABE_ITO)] for place, level in enumerate(levels)}
+    """Assign a color to each level; the colors repeat from the seventh level on."""
+    return {level: OKABE_ITO[index % len(OKABE_ITO)] for index, level in enumerate(levels)}
 
 
 def format_level(value: Any) -> str:
-    """A level in words."""
+    """Format a level as text."""
     return "–" if value is None else f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def short_name(factor: str) -> str:
-    """The last part of a path: ``severity`` for ``partition.severity``."""
+    """Return the last part of a configuration path: ``severity`` for ``partition.severity``."""
     return factor.rsplit(".", 1)[-1].replace("_", " ")
 
 
 def ambiguous_names(factors: Sequence[str]) -> set[str]:
-    """Short names that two factors share."""
+    """Return the short names that several factors share."""
     return {name for name, count in Counter(map(short_name, factors)).items() if count > 1}
 
 
@@ -177,128 +207,158 @@ def _is_number(level: str) -> bool:
     return True
 
 
-# All that a report asks of the store, opened once: runs by arm, and their numbers thinned and averaged by DuckDB.
-#
-# Records are never taken to the page one by one. ``thin`` holds of every run the numbers of the federation and of its
-# domains, and of what only clients have the mean over the clients that have it, in at most so many rounds.
+# DuckDB averages the records over seeds, because a page with all records would be too large. The table ``thin`` holds a limited number
+# of rounds per run: the metrics of the federation and of its domains, and the means of per-client metrics over clients.
 
-MAX_POINTS, MIN_ROUNDS, MAX_ROUNDS = 25_000, 12, 60  # rows of one figure on the page; rounds that a curve is thinned to
+MAX_POINTS, MIN_ROUNDS, MAX_ROUNDS = 25_000, 12, 60  # points per figure; bounds of the number of rounds per curve
 CONFIDENCE = 0.95
 
 THIN_SQL = """
 CREATE TEMP TABLE thin AS
-WITH kept AS (
+WITH selected_rounds AS (
     SELECT metric, round FROM (
-        SELECT metric, round, row_number() OVER (PARTITION BY metric ORDER BY round) - 1 AS place,
-               count(*) OVER (PARTITION BY metric) AS every
+        SELECT metric, round, row_number() OVER (PARTITION BY metric ORDER BY round) - 1 AS round_index,
+               count(*) OVER (PARTITION BY metric) AS num_rounds
         FROM (SELECT DISTINCT metric, round FROM records))
-    WHERE every <= $rounds OR place = 0
-          OR floor(place * ($rounds - 1) / (every - 1)) > floor((place - 1) * ($rounds - 1) / (every - 1)))
+    WHERE num_rounds <= $rounds OR round_index = 0
+          OR floor(round_index * ($rounds - 1) / (num_rounds - 1)) > floor((round_index - 1) * ($rounds - 1) / (num_rounds - 1)))
 SELECT run, metric, domain, round, client >= 0 AS clients, avg(value) FILTER (WHERE NOT isnan(value)) AS value
-FROM records JOIN kept USING (metric, round) WHERE domain NOT LIKE '%head%' GROUP BY ALL
+FROM records JOIN selected_rounds USING (metric, round) WHERE domain NOT LIKE '%head%' GROUP BY ALL
 """
 
 
 @dataclass(frozen=True, eq=False)
 class StudyData:
-    """A study as it stands."""
+    """Hold everything that the sections of a study's report read.
+
+    Attributes:
+        manifest: The manifest of the study.
+        manifest_values: The content of the manifest.
+        frame: One row per run or IID baseline, as in ``fedrift.studies.outcomes``.
+        verdicts: Verdicts of the hypotheses.
+        stages: The stages of the study.
+        experiments: Configuration of every run that has started, tuning trials included.
+        finished: Final results of every finished run.
+        environments: Environment of every run.
+        on_progress: Function that receives progress messages.
+    """
 
     manifest: StudyManifest
-    manifest_values: dict[str, Any]  # the book
-    frame: pd.DataFrame  # one row a run or twin, as ``fedrift.studies.outcomes`` makes it
+    manifest_values: dict[str, Any]
+    frame: pd.DataFrame
     verdicts: tuple[Verdict, ...]
     stages: tuple[StageView, ...]
-    experiments: dict[str, dict[str, Any]]  # of every run that has begun, trials among them
-    finished: dict[str, dict[str, Any]]  # of every run that is over
-    environments: dict[str, dict[str, Any]]  # environment by run
+    experiments: dict[str, dict[str, Any]]
+    finished: dict[str, dict[str, Any]]
+    environments: dict[str, dict[str, Any]]
     on_progress: Callable[[str], None] = lambda message: None
 
     @property
     def study_config(self) -> dict[str, Any]:
+        """Return the study's own configuration."""
         return dict(self.manifest_values["study"])
 
     @property
     def conditions(self) -> list[Condition]:
-        return [arm for stage in self.stages for arm in stage.conditions]
+        """Return the conditions of all stages."""
+        return [condition for stage in self.stages for condition in stage.conditions]
 
     @cached_property
     def connection(self) -> Any:
-        """DuckDB with ``thin`` and ``cells``; trials are not among its runs."""
-        wanted = {run for arm in self.conditions for run in (*arm.runs.values(), *arm.baselines.values())}
-        found = connect(Path(self.manifest.root), [self.manifest.get_run(run) for run in sorted(wanted) if run in self.experiments])
-        found.execute("SET enable_progress_bar = false")
-        found.register(
+        """Return a DuckDB connection with the tables ``thin`` and ``cells``. Tuning trials are not included."""
+        run_ids = {run for condition in self.conditions for run in (*condition.runs.values(), *condition.baselines.values())}
+        connection = connect(Path(self.manifest.root), [self.manifest.get_run(run) for run in sorted(run_ids) if run in self.experiments])
+        connection.execute("SET enable_progress_bar = false")
+        connection.register(
             "cells",
             pd.DataFrame(
                 [
-                    (arm.index, seed, kind, run)
-                    for arm in self.conditions
-                    for kind, runs in (("run", arm.runs), ("iid_baseline", arm.baselines))
+                    (condition.index, seed, kind, run)
+                    for condition in self.conditions
+                    for kind, runs in (("run", condition.runs), ("iid_baseline", condition.baselines))
                     for seed, run in runs.items()
                 ],
                 columns=["condition", "seed", "kind", "run"],
             ).astype({"kind": "str", "run": "str"}),
         )
-        domains = found.execute("SELECT DISTINCT domain FROM records WHERE metric = 'loss'").fetchall()
+        domains = connection.execute("SELECT DISTINCT domain FROM records WHERE metric = 'loss'").fetchall()
         rounds = int(np.clip(MAX_POINTS / max(1, 2 * len(self.conditions) * len(domains)), MIN_ROUNDS, MAX_ROUNDS))
-        found.execute(THIN_SQL, {"rounds": rounds})
-        return found
+        connection.execute(THIN_SQL, {"rounds": rounds})
+        return connection
 
     @cached_property
     def metrics(self) -> dict[str, tuple[str, ...]]:
-        """What is recorded, and for which domains: ``{"loss": ("", "business", ...)}``."""
+        """Return the domains of each recorded metric: ``{"loss": ("", "business", ...)}``."""
         rows = self.connection.execute("SELECT metric, domain FROM thin GROUP BY ALL ORDER BY ALL").fetchall()
-        found: dict[str, list[str]] = {}
+        metrics: dict[str, list[str]] = {}
         for metric, domain in rows:
-            found.setdefault(metric, []).append(domain)
-        return {metric: tuple(domains) for metric, domains in found.items()}
+            metrics.setdefault(metric, []).append(domain)
+        return {metric: tuple(domains) for metric, domains in metrics.items()}
 
     def has_metric(self, metric: str, domains: bool = False) -> bool:
+        """Return whether a metric is recorded for the federation, or with ``domains`` for single domains."""
         return any(bool(domain) == domains for domain in self.metrics.get(metric, ()))
 
     @cached_property
     def is_thinned(self) -> bool:
-        """Whether there are rounds with a loss that are not drawn."""
-        kept, every = self.connection.execute(
+        """Return whether some evaluated rounds are missing from the curves."""
+        drawn, evaluated = self.connection.execute(
             "SELECT (SELECT count(DISTINCT round) FROM thin WHERE metric = 'loss'), "
             "(SELECT count(DISTINCT round) FROM records WHERE metric = 'loss')"
         ).fetchone()
-        return bool(kept < every)
+        return bool(drawn < evaluated)
 
     def mean_curves(self, metric: str, clients: bool = False) -> pd.DataFrame:
-        """``condition, kind, domain, round``: mean over seeds and its t-interval; NaN where a seed has no finite number, or none
-        at all: a mean over the seeds that are left would jump where one stops."""
+        """Return mean curves over seeds with their t-intervals, by ``condition``, ``kind``, ``domain`` and ``round``.
+
+        The mean is NaN in a round in which a seed has no finite value, because a mean over the remaining seeds would jump there.
+
+        Args:
+            metric: Name of the metric.
+            clients: Whether the metric is recorded per client; its mean over clients is used.
+        """
         return self._aggregate_seeds(
             "SELECT condition, kind, domain, round, avg(value) FILTER (WHERE isfinite(value)) AS mean, "
             "stddev_samp(value) FILTER (WHERE isfinite(value)) AS sd, count(*) AS seeds, "
-            "count(*) FILTER (WHERE value IS NULL OR NOT isfinite(value)) AS lost "
+            "count(*) FILTER (WHERE value IS NULL OR NOT isfinite(value)) AS num_missing "
             "FROM thin JOIN cells USING (run) WHERE metric = $metric AND clients = $clients GROUP BY ALL ORDER BY ALL",
             metric,
             clients,
         )
 
     def gap_curves(self, metric: str, clients: bool = False) -> pd.DataFrame:
-        """``condition, domain, round``: the same of each run less its own IID baseline, paired by seed."""
+        """Return mean curves of each run minus its own IID baseline, paired by seed, by ``condition``, ``domain`` and ``round``.
+
+        Args:
+            metric: Name of the metric.
+            clients: Whether the metric is recorded per client; its mean over clients is used.
+        """
         return self._aggregate_seeds(
-            "WITH of AS (SELECT * FROM thin JOIN cells USING (run) WHERE metric = $metric AND clients = $clients), pairs AS"
-            " (SELECT a.condition, a.domain, a.round, a.seed, a.value - b.value AS value FROM of a JOIN of b"
+            "WITH seed_values AS (SELECT * FROM thin JOIN cells USING (run) WHERE metric = $metric AND clients = $clients), pairs AS"
+            " (SELECT a.condition, a.domain, a.round, a.seed, a.value - b.value AS value FROM seed_values a JOIN seed_values b"
             " ON a.kind = 'run' AND b.kind = 'iid_baseline' AND a.condition = b.condition AND a.seed = b.seed"
             " AND a.domain = b.domain AND a.round = b.round) SELECT condition, domain, round,"
             " avg(value) FILTER (WHERE isfinite(value)) AS mean, stddev_samp(value) FILTER (WHERE isfinite(value))"
-            " AS sd, count(*) AS seeds, count(*) FILTER (WHERE value IS NULL OR NOT isfinite(value)) AS lost FROM pairs GROUP BY"
+            " AS sd, count(*) AS seeds, count(*) FILTER (WHERE value IS NULL OR NOT isfinite(value)) AS num_missing FROM pairs GROUP BY"
             " ALL ORDER BY ALL",
             metric,
             clients,
         )
 
     def metric_by_run(self, metric: str, clients: bool = False, last: bool = False) -> dict[str, float]:
-        """A metric of each run as its mean over all rounds of training, thinned or not, or in the last one that has it.
+        """Return one value of a metric per run.
 
-        Round 0 counts only where there is no other. A round whose number is not finite makes the mean NaN.
+        All rounds count, even those that the curves leave out. Round 0 counts only if there is no other round. A value that is not finite
+        makes the result NaN.
+
+        Args:
+            metric: Name of the metric.
+            clients: Whether the metric is recorded per client; its mean over clients is used.
+            last: Whether to return the value of the last round instead of the mean over rounds.
         """
-        what = "arg_max(value, round)" if last else "avg(value)"
+        aggregate = "arg_max(value, round)" if last else "avg(value)"
         rows = self.connection.execute(
-            f"SELECT run, CASE WHEN bool_and(isfinite(value)) THEN {what} ELSE 'nan'::DOUBLE END FROM (SELECT run, round,"
+            f"SELECT run, CASE WHEN bool_and(isfinite(value)) THEN {aggregate} ELSE 'nan'::DOUBLE END FROM (SELECT run, round,"
             " coalesce(avg(value) FILTER (WHERE NOT isnan(value)), 'nan'::DOUBLE) AS value FROM records WHERE metric = $metric"
             " AND domain = '' AND (client >= 0) = $clients GROUP BY run, round QUALIFY round > 0 OR max(round) OVER"
             " (PARTITION BY run) = 0) GROUP BY run",
@@ -308,52 +368,62 @@ class StudyData:
 
     def _aggregate_seeds(self, query: str, metric: str, clients: bool) -> pd.DataFrame:
         frame: pd.DataFrame = self.connection.execute(query, {"metric": metric, "clients": clients}).df()
-        every = frame.groupby([name for name in ("condition", "kind", "domain") if name in frame])["seeds"].transform("max")
-        frame["mean"] = frame["mean"].where((frame["lost"] == 0) & (frame["seeds"] == every))
+        most_seeds = frame.groupby([name for name in ("condition", "kind", "domain") if name in frame])["seeds"].transform("max")
+        frame["mean"] = frame["mean"].where((frame["num_missing"] == 0) & (frame["seeds"] == most_seeds))
         seeds = frame["seeds"].to_numpy(dtype=np.float64)
         with np.errstate(invalid="ignore", divide="ignore"):
-            half = stats.t.ppf((1 + CONFIDENCE) / 2, np.where(seeds > 1, seeds - 1, np.nan)) * frame["sd"] / np.sqrt(seeds)
-        frame["low"], frame["high"] = frame["mean"] - half, frame["mean"] + half
+            half_width = stats.t.ppf((1 + CONFIDENCE) / 2, np.where(seeds > 1, seeds - 1, np.nan)) * frame["sd"] / np.sqrt(seeds)
+        frame["low"], frame["high"] = frame["mean"] - half_width, frame["mean"] + half_width
         return frame
 
     def outcome_by_run(self, name: str) -> dict[str, float]:
-        """An outcome of the study by run; NaN where there is none yet, infinite at the bad end where the run diverged."""
+        """Return an outcome of the study per run: NaN if it is missing, and infinite on the worse side if the run diverged."""
         if name not in self.frame:
             return {}
-        numbers = assign_worst_rank(self.frame[name].to_numpy(), self.frame["diverged"].to_numpy(), default_worst_end(name))
-        return dict(zip(self.frame["run"], numbers.tolist(), strict=True))
+        outcomes = assign_worst_rank(self.frame[name].to_numpy(), self.frame["diverged"].to_numpy(), default_worst_end(name))
+        return dict(zip(self.frame["run"], outcomes.tolist(), strict=True))
 
     def stage_frame(self, stage: StageView) -> pd.DataFrame:
-        """The rows of a stage's runs and of their twins."""
-        wanted = {run for arm in stage.conditions for run in arm.runs.values()}
-        twins = {run for arm in stage.conditions for run in arm.baselines.values()}
+        """Return the rows of a stage's runs and of their IID baselines."""
+        runs = {run for condition in stage.conditions for run in condition.runs.values()}
+        baselines = {run for condition in stage.conditions for run in condition.baselines.values()}
         frame = self.frame
         return frame[
-            ((frame["role"] == "run") & frame["run"].isin(wanted) & (frame["stage"] == stage.name))
-            | ((frame["role"] == "iid_baseline") & frame["run"].isin(twins))
+            ((frame["role"] == "run") & frame["run"].isin(runs) & (frame["stage"] == stage.name))
+            | ((frame["role"] == "iid_baseline") & frame["run"].isin(baselines))
         ]
 
 
 def load_study_data(manifest: StudyManifest, on_progress: Callable[[str], None] = lambda message: None) -> StudyData:
-    """What is there of a study, finished or not."""
-    said = manifest.read()
-    entries: Sequence[ManifestEntry] = said["runs"]
+    """Load the data of a study, which may be unfinished."""
+    manifest_values = manifest.read()
+    entries: Sequence[ManifestEntry] = manifest_values["runs"]
     frame, verdicts = judge_hypotheses(manifest)
     runs = {entry.run: manifest.get_run(entry) for entry in entries}
-    there = [run for run in runs.values() if (run.folder / "experiment.json").exists()]
-    faults = find_faults(there)  # the frame says why
-    read = read_each([run for run in there if run.id not in faults], _read_stored)[0]
-    experiments = {run.id: experiment for run, (experiment, _, _) in read}
-    endings = {run.id: ending for run, (_, ending, _) in read if run.is_finished}
-    places = {run.id: environment for run, (_, _, environment) in read if environment}
-    flattened = {id: flatten({key: value for key, value in asked.items() if key != "partition_table"}) for id, asked in experiments.items()}
+    started = [run for run in runs.values() if (run.folder / "experiment.json").exists()]
+    unreadable = find_faults(started)  # the frame gives the reason
+    contents = read_each([run for run in started if run.id not in unreadable], _read_stored)[0]
+    experiments = {run.id: experiment for run, (experiment, _, _) in contents}
+    finished = {run.id: ending for run, (_, ending, _) in contents if run.is_finished}
+    environments = {run.id: environment for run, (_, _, environment) in contents if environment}
+    flattened = {
+        id: flatten({key: value for key, value in config.items() if key != "partition_table"}) for id, config in experiments.items()
+    }
     return StudyData(
-        manifest, said, frame, verdicts, build_stages(entries, said["factors"], flattened), experiments, endings, places, on_progress
+        manifest,
+        manifest_values,
+        frame,
+        verdicts,
+        build_stages(entries, manifest_values["factors"], flattened),
+        experiments,
+        finished,
+        environments,
+        on_progress,
     )
 
 
 def iter_rows(frame: pd.DataFrame) -> Iterator[Any]:
-    """Its rows, whose columns are attributes."""
+    """Iterate over the rows of a frame; the columns are attributes of a row."""
     return frame.itertuples()
 
 

@@ -1,4 +1,4 @@
-"""Loss against the round beside the IID baseline, and what the skew costs in each round."""
+"""Sections of a study's report on the course of training: loss, drift, layers, forgetting and the LoRA aggregation error."""
 
 from __future__ import annotations
 
@@ -12,11 +12,12 @@ from .study_figures import condition_name, curve_figures, panel_limit_note, para
 
 
 def losses_section(study_data: StudyData) -> Section | MissingSection:
+    """Draw the loss of every condition against rounds, and its gap to the IID baseline."""
     loss = curve_figures(
         study_data,
         "loss",
         "loss",
-        "Test loss against the round: mean over seeds with its 95 % t-interval, their IID baselines dashed.",
+        "Test loss against rounds: mean over seeds with its 95 % t-interval. IID baselines are dashed.",
         title="nats per token",
         is_loss=True,
     )
@@ -26,23 +27,21 @@ def losses_section(study_data: StudyData) -> Section | MissingSection:
         study_data,
         "gap",
         "loss",
-        "What the skew costs: loss above the run's own IID baseline, paired by seed, mean with its "
-        "95 % t-interval. At the rule the skew costs nothing.",
-        title="nats above the IID baseline",
+        "Cost of heterogeneity: loss minus the loss of the run's own IID baseline, paired by seed, mean with its "
+        "95 % t-interval. At the horizontal rule, heterogeneity has no cost.",
+        title="gap to IID baseline, nats per token",
         is_gap=True,
         is_loss=True,
     )
     text = [
-        "Losses are nats per token on held-out text that no client trains on. A band that is wide in the first figure and narrow"
-        " in the second is a difference between seeds, not between conditions: runs of one seed share model, documents and"
-        " cohorts."
+        "Losses are in nats per token on held-out text, on which no client trains. A band that is wide in the first figure but narrow"
+        " in the second shows a difference between seeds, not between conditions. Runs with the same seed share the model, the"
+        " documents and the cohorts."
     ]
     if study_data.is_thinned:
-        text.append("Curves are thinned to fewer rounds than were evaluated; all numbers in tables are from all rounds.")
-    return Section("loss", "Loss beside the IID baseline", tuple(text), (*loss, *gaps))
+        text.append("The curves show only some of the evaluated rounds; the tables are computed from all of them.")
+    return Section("loss", "Loss and IID baseline", tuple(text), (*loss, *gaps))
 
-
-# How far clients pull apart, round by round and against local work and participation.
 
 DRIFT_PARAMETERS = (
     "training.local_steps",
@@ -55,54 +54,55 @@ DRIFT_METRICS = {"update.consensus": "consensus of updates", "update.pairwise": 
 
 
 def drift_section(study_data: StudyData) -> Section | MissingSection:
+    """Draw the agreement between the clients' updates against rounds, local steps and participation."""
     if not any(study_data.has_metric(metric) for metric in DRIFT_METRICS):
-        return MissingSection("Drift", "no update has been recorded: no run has finished a round")
+        return MissingSection("Drift", "no run has finished a round yet, so no update has been recorded")
     figures: list[Figure] = []
     numbers = {title: study_data.metric_by_run(metric) for metric, title in DRIFT_METRICS.items() if study_data.has_metric(metric)}
     gap = study_data.outcome_by_run("gap")
-    outcomes = {**numbers, **({"gap to IID baseline, nats": gap} if gap else {})}
+    outcomes = {**numbers, **({"gap to IID baseline, nats per token": gap} if gap else {})}
     varied = False
     for stage in study_data.stages:
         for axis in (axis for axis in stage.numeric_axes if axis.name in DRIFT_PARAMETERS):
-            made = parameter_figure(
+            figure = parameter_figure(
                 study_data,
                 stage,
                 axis,
                 "drift",
                 outcomes,
-                f"Agreement of the clients' updates and cost of the skew against {axis.label}.",
+                f"Agreement of the clients' updates, and cost of heterogeneity, against {axis.label}.",
                 zero=False,
             )
-            figures += [made] if made else []
+            figures += [figure] if figure else []
             varied = True
     if study_data.has_metric("update.consensus"):
         figures += curve_figures(
             study_data,
             "consensus",
             "update.consensus",
-            "Consensus of the clients' updates, |mean| over mean |.|: 1 if all "
-            "agree, about 1/√C where they have nothing in common. IID baselines dashed.",
+            "Consensus of the clients' updates: norm of the mean update divided by the mean norm. It is 1 if all "
+            "updates are equal, and about 1/√C if they are orthogonal. IID baselines are dashed.",
             title="consensus",
         )
-    text = ["Small batches make updates noisy, and noise alone lowers consensus: what counts is the distance to the IID baseline."]
+    text = ["Small batches make updates noisy, and noise alone lowers the consensus. Only the distance to the IID baseline is informative."]
     if not varied:
         text.append(
-            "Local steps and participation are not varied here; `training.local_steps` and `training.participation_rate` are the factors."
+            "This study does not vary local steps or participation; the factors are `training.local_steps` and"
+            " `training.participation_rate`."
         )
     return Section("drift", "Drift", tuple(text), tuple(figures))
 
 
-# Layer by layer: representations against the pretrained ones and each other's, and the entropy of attention.
-
 MAX_LAYER_CONDITIONS = 12
 LAYER_METRICS = {
-    "hidden.cka.pretrained": "Linear CKA of hidden states with the pretrained model's (1: unchanged)",
-    "hidden.cka.clients": "Linear CKA between clients of a round (1: alike)",
-    "attention.entropy": "Attention entropy over its most (1: uniform)",
+    "hidden.cka.pretrained": "Linear CKA between hidden states and those of the pretrained model (1: unchanged)",
+    "hidden.cka.clients": "Linear CKA between the hidden states of the clients of a round (1: identical)",
+    "attention.entropy": "Attention entropy divided by its maximum (1: uniform)",
 }
 
 
 def layers_section(study_data: StudyData) -> Section | MissingSection:
+    """Draw the change of representations and attention per layer, relative to the IID baseline."""
     figures = [
         figure
         for metric, title in LAYER_METRICS.items()
@@ -114,52 +114,52 @@ def layers_section(study_data: StudyData) -> Section | MissingSection:
         return MissingSection("Layers: CKA and attention entropy", "add `hidden` and `attention` to `evaluation.probes`")
     return Section(
         "layers",
-        "Layer by layer",
-        ("Each map is a condition minus its IID baseline, mean over paired seeds: what the skew alone did to the layer.",),
+        "Layers",
+        (
+            "Each map shows a condition minus its IID baseline, as a mean over paired seeds. It isolates the effect of heterogeneity on"
+            " each layer.",
+        ),
         tuple(figures),
     )
 
 
 def layer_figures(study_data: StudyData, stage: StageView, metric: str, title: str) -> list[Figure]:
+    """Draw one heat map per condition: layers against rounds, minus the IID baseline."""
     frame = study_data.gap_curves(metric)
-    places = [arm.index for arm in stage.conditions]
-    frame = frame[frame["domain"].str.startswith("layer") & frame["condition"].isin(places)]
+    indices = [condition.index for condition in stage.conditions]
+    frame = frame[frame["domain"].str.startswith("layer") & frame["condition"].isin(indices)]
     known = frame["mean"].dropna()
     if not len(known):
         return []
-    most = float(known.abs().max())
+    limit = float(known.abs().max())
     panels = []
-    there = [arm for arm in stage.conditions if (frame["condition"] == arm.index).any()]
-    for arm in there[:MAX_LAYER_CONDITIONS]:
-        part = frame[frame["condition"] == arm.index]
+    recorded = [condition for condition in stage.conditions if (frame["condition"] == condition.index).any()]
+    for condition in recorded[:MAX_LAYER_CONDITIONS]:
+        values = frame[frame["condition"] == condition.index]
         panels.append(
             Panel(
-                condition_name(stage, arm),
+                condition_name(stage, condition),
                 charts.heatmap(
-                    layer_rows(part, arm.index),
-                    x=list(map(str, sorted(part["round"].unique()))),
-                    y=sorted(part["domain"].unique(), reverse=True),
+                    layer_rows(values, condition.index),
+                    x=list(map(str, sorted(values["round"].unique()))),
+                    y=sorted(values["domain"].unique(), reverse=True),
                     x_title="round",
-                    value=f"{metric} minus the IID baseline's",
+                    value=f"{metric} minus the IID baseline",
                     scheme=charts.DIVERGING,
-                    value_range=(-most, most),
+                    value_range=(-limit, limit),
                     number_format="+.2g",
-                    show_numbers=part["round"].nunique() <= 6,
+                    show_numbers=values["round"].nunique() <= 6,
                     step=20,
                 ),
             )
         )
-    more = f" The first {MAX_LAYER_CONDITIONS} of {len(there)} conditions." if len(there) > MAX_LAYER_CONDITIONS else ""
+    note = (
+        f" Only the first {MAX_LAYER_CONDITIONS} of {len(recorded)} conditions are shown." if len(recorded) > MAX_LAYER_CONDITIONS else ""
+    )
     return [
         Figure(
             f"{metric.replace('.', '-')}-{stage.name}",
-            stage_caption(
-                study_data,
-                stage,
-                f"{title}, less the IID baseline's: orange above, blue below, up to ±{most:.2g}.{more}".replace(
-                    "orange above, blue below", "blue below 0, orange above"
-                ),
-            ),
+            stage_caption(study_data, stage, f"{title}, minus the IID baseline: blue below 0, orange above, up to ±{limit:.2g}.{note}"),
             tuple(panels),
             columns=min(3, len(panels)),
             note=panel_limit_note(len(panels)),
@@ -168,25 +168,25 @@ def layer_figures(study_data: StudyData, stage: StageView, metric: str, title: s
 
 
 def layer_rows(part: pd.DataFrame, condition: int) -> list[Row]:
+    """Return the cells of one heat map."""
     return [
         {
             "condition": condition,
-            "x": str(int(each.round)),
-            "y": each.domain,
-            "value": charts.to_plot_value(each.mean),
-            "note": "no finite number",
+            "x": str(int(cell.round)),
+            "y": cell.domain,
+            "value": charts.to_plot_value(cell.mean),
+            "note": "no finite value",
         }
-        for each in iter_rows(part)
+        for cell in iter_rows(part)
     ]
 
-
-# Which domains lose what, and when: the loss of each above its twin round by round, and what was forgotten at the end.
 
 MAX_FORGETTING_CONDITIONS = 12
 MAX_FORGETTING_DOMAINS = 16
 
 
 def forgetting_section(study_data: StudyData) -> Section | MissingSection:
+    """Draw the loss gap of each domain against rounds, and the forgetting at the end of training."""
     if not study_data.has_metric("loss", domains=True):
         return MissingSection("Forgetting by domain", "the corpus has no domains, or no run has been evaluated")
     figures: list[Figure] = []
@@ -194,8 +194,8 @@ def forgetting_section(study_data: StudyData) -> Section | MissingSection:
     for stage in study_data.stages:
         figures += domain_gap_figures(study_data, stage, gaps)
     text = [
-        "Averages hide forgetting: a domain whose clients sit out rises and falls back. Stripes are that; a column that stays"
-        " orange is lost for good."
+        "Averages hide forgetting: the loss of a domain rises while its clients do not participate, and falls when they return. This"
+        " appears as stripes. A column that stays orange shows permanent forgetting."
     ]
     if study_data.has_metric("forgetting", domains=True):
         curves = study_data.mean_curves("forgetting")
@@ -203,46 +203,47 @@ def forgetting_section(study_data: StudyData) -> Section | MissingSection:
             figures += final_forgetting_figures(study_data, stage, curves)
     else:
         text.append(
-            "Not recorded: `forgetting`, the loss of a domain above its own lowest so far; it comes with `language` in `evaluation.probes`."
+            "The metric `forgetting` (a domain's loss minus its own minimum so far) is not recorded; add `language` to `evaluation.probes`."
         )
     if not figures:
-        return MissingSection("Forgetting by domain", "a run beside its IID baseline with losses by domain")
+        return MissingSection("Forgetting by domain", "this section needs a run with an IID baseline and losses per domain")
     return Section("forgetting", "Forgetting", tuple(text), tuple(figures))
 
 
 def domain_gap_figures(study_data: StudyData, stage: StageView, gaps: pd.DataFrame) -> list[Figure]:
-    frame = gaps[(gaps["domain"] != "") & gaps["condition"].isin([arm.index for arm in stage.conditions])]
+    """Draw one heat map per condition: rounds against domains, as the gap to the IID baseline."""
+    frame = gaps[(gaps["domain"] != "") & gaps["condition"].isin([condition.index for condition in stage.conditions])]
     known = frame["mean"].dropna()
     if not len(known):
         return []
-    most = float(known.abs().quantile(0.99)) or 1.0
-    there = [arm for arm in stage.conditions if (frame["condition"] == arm.index).any()]
+    limit = float(known.abs().quantile(0.99)) or 1.0
+    recorded = [condition for condition in stage.conditions if (frame["condition"] == condition.index).any()]
     domains = sorted(frame["domain"].unique())[:MAX_FORGETTING_DOMAINS]
     panels = []
-    for arm in there[:MAX_FORGETTING_CONDITIONS]:
-        part = frame[(frame["condition"] == arm.index) & frame["domain"].isin(domains)]
+    for condition in recorded[:MAX_FORGETTING_CONDITIONS]:
+        values = frame[(frame["condition"] == condition.index) & frame["domain"].isin(domains)]
         rows = [
             {
-                "condition": arm.index,
-                "x": each.domain,
-                "y": str(int(each.round)),
-                "value": charts.to_plot_value(each.mean),
-                "note": "no finite number",
+                "condition": condition.index,
+                "x": cell.domain,
+                "y": str(int(cell.round)),
+                "value": charts.to_plot_value(cell.mean),
+                "note": "no finite value",
             }
-            for each in iter_rows(part)
+            for cell in iter_rows(values)
         ]
-        rounds = sorted(part["round"].unique())
+        rounds = sorted(values["round"].unique())
         panels.append(
             Panel(
-                condition_name(stage, arm),
+                condition_name(stage, condition),
                 charts.heatmap(
                     rows,
                     x=domains,
                     y=list(map(str, rounds)),
                     y_title="round",
-                    value="nats above the IID baseline",
+                    value="gap to IID baseline, nats per token",
                     scheme=charts.DIVERGING,
-                    value_range=(-most, most),
+                    value_range=(-limit, limit),
                     number_format="+.2f",
                     show_numbers=len(rounds) <= 12,
                     step=20 if len(rounds) <= 12 else max(5, 200 // len(rounds)),
@@ -250,15 +251,19 @@ def domain_gap_figures(study_data: StudyData, stage: StageView, gaps: pd.DataFra
                 ),
             )
         )
-    more = f" The first {MAX_FORGETTING_CONDITIONS} of {len(there)} conditions." if len(there) > MAX_FORGETTING_CONDITIONS else ""
+    note = (
+        f" Only the first {MAX_FORGETTING_CONDITIONS} of {len(recorded)} conditions are shown."
+        if len(recorded) > MAX_FORGETTING_CONDITIONS
+        else ""
+    )
     return [
         Figure(
             f"domains-{stage.name}",
             stage_caption(
                 study_data,
                 stage,
-                "Loss of each domain above the IID baseline's, round by round, mean over paired seeds; blue below 0, "
-                f"orange above, up to ±{most:.2g} nats.{more}",
+                "Loss of each domain minus that of the IID baseline in each round, mean over paired seeds; blue below 0, "
+                f"orange above, up to ±{limit:.2g} nats per token.{note}",
             ),
             tuple(panels),
             columns=min(3, len(panels)),
@@ -267,26 +272,27 @@ def domain_gap_figures(study_data: StudyData, stage: StageView, gaps: pd.DataFra
 
 
 def final_forgetting_figures(study_data: StudyData, stage: StageView, curves: pd.DataFrame) -> list[Figure]:
-    frame = curves[(curves["domain"] != "") & curves["condition"].isin([arm.index for arm in stage.conditions])]
+    """Draw the forgetting of each domain in the last round, for the conditions and for their IID baselines."""
+    frame = curves[(curves["domain"] != "") & curves["condition"].isin([condition.index for condition in stage.conditions])]
     frame = frame[frame["round"] == frame.groupby(["condition", "kind"])["round"].transform("max")]
     domains = sorted(frame["domain"].unique())[:MAX_FORGETTING_DOMAINS]
-    names = {arm.index: condition_name(stage, arm) for arm in stage.conditions}
+    names = {condition.index: condition_name(stage, condition) for condition in stage.conditions}
     known = frame["mean"].dropna()
     if not len(known):
         return []
     panels = []
     for kind, title in (("run", "the conditions"), ("iid_baseline", "their IID baselines")):
-        part = frame[(frame["kind"] == kind) & frame["domain"].isin(domains)]
-        if len(part):
+        values = frame[(frame["kind"] == kind) & frame["domain"].isin(domains)]
+        if len(values):
             rows = [
                 {
-                    "condition": int(each.condition),
-                    "x": each.domain,
-                    "y": names[each.condition],
-                    "value": charts.to_plot_value(each.mean),
-                    "note": "no finite number",
+                    "condition": int(cell.condition),
+                    "x": cell.domain,
+                    "y": names[cell.condition],
+                    "value": charts.to_plot_value(cell.mean),
+                    "note": "no finite value",
                 }
-                for each in iter_rows(part)
+                for cell in iter_rows(values)
             ]
             panels.append(
                 Panel(
@@ -294,8 +300,8 @@ def final_forgetting_figures(study_data: StudyData, stage: StageView, curves: pd
                     charts.heatmap(
                         rows,
                         x=domains,
-                        y=[name for place, name in names.items() if (part["condition"] == place).any()],
-                        value="nats",
+                        y=[name for index, name in names.items() if (values["condition"] == index).any()],
+                        value="nats per token",
                         value_range=(0.0, float(known.max())),
                         number_format=".2f",
                         label_angle=-40,
@@ -306,7 +312,9 @@ def final_forgetting_figures(study_data: StudyData, stage: StageView, curves: pd
         Figure(
             f"forgetting-{stage.name}",
             stage_caption(
-                study_data, stage, "What was forgotten at the end: loss of each domain above its own lowest, nats, mean over seeds."
+                study_data,
+                stage,
+                "Forgetting at the end: final loss of each domain minus its own minimum, nats per token, mean over seeds.",
             ),
             tuple(panels),
             columns=1 if len(names) > 8 else len(panels),
@@ -314,31 +322,30 @@ def final_forgetting_figures(study_data: StudyData, stage: StageView, curves: pd
     ]
 
 
-# What separate means of the two factors of an adapter lose.
-
 LORA_PARAMETERS = ("training.local_steps", "training.local_epochs", "partition.severity", "trainable.r", "training.participation_rate")
 
 
 def lora_aggregation_section(study_data: StudyData) -> Section | MissingSection:
+    """Draw the error of averaging the LoRA factors A and B separately."""
     if not study_data.has_metric("adapters.error.update"):
-        return MissingSection("LoRA aggregation error", "runs that tune LoRA record it by themselves; there are none yet")
+        return MissingSection("LoRA aggregation error", "this section needs runs with LoRA, which record the error by default")
     figures: list[Figure] = curve_figures(
         study_data,
         "adapters",
         "adapters.error.update",
-        "Error of averaging A and B apart, as a share of the round's update: runs solid, IID baselines dashed.",
+        "Error of averaging A and B separately, as a share of the round's update. Runs are solid, IID baselines dashed.",
         title="share of the update",
     )
     numbers = {"share of the update": study_data.metric_by_run("adapters.error.update")}
     for stage in study_data.stages:
         for axis in (axis for axis in stage.numeric_axes if axis.name in LORA_PARAMETERS):
-            made = parameter_figure(
-                study_data, stage, axis, "adapters-dial", numbers, f"The same, mean over rounds, against {axis.label}.", zero=False
+            figure = parameter_figure(
+                study_data, stage, axis, "adapters-dial", numbers, f"Mean of this error over rounds, against {axis.label}.", zero=False
             )
-            figures += [made] if made else []
+            figures += [figure] if figure else []
     return Section(
         "adapters",
         "LoRA aggregation error",
-        ("The mean of products B A is not the product of the means; this is the difference.",),
+        ("The mean of the products B A differs from the product of the means of B and A. This section shows the difference.",),
         tuple(figures),
     )

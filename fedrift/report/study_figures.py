@@ -1,4 +1,4 @@
-"""What several sections are made of: curves by panel, dials, strips and the legends that belong to them."""
+"""Figures that several sections of a study's report share: curves, outcomes against numeric factors, and outcomes per condition."""
 
 from __future__ import annotations
 
@@ -14,15 +14,16 @@ from .document import Figure, LegendKey, Panel
 from .format import seed_mean_ci
 from .study_data import Condition, FactorAxis, StageView, StudyData, condition_label, iter_rows
 
-MAX_PANELS = 24  # panels of one figure; what is above is told
+MAX_PANELS = 24  # panels per figure; a note states how many are left out
 KIND_LABELS = {"run": RUN, "iid_baseline": IID_BASELINE}
-LOST_NOTE = "no finite number in every seed from here on"
-CEILING_RATIO = 1.5  # times the highest start, above which a loss is off the scale
+LOST_NOTE = "from this round on, a seed has no finite value"
+CEILING_RATIO = 1.5  # a loss above this multiple of its initial value is off the scale
 
 
 def stage_legend(stage: StageView, has_baselines: bool = False, mark: str = "line") -> tuple[LegendKey, ...]:
-    keys = [LegendKey(level, colour, mark) for level, colour in stage.colors.items() if stage.color_axis]  # type: ignore[arg-type]
-    return (*keys, LegendKey("its IID baseline", "", "dash")) if has_baselines else tuple(keys)
+    """Return one legend entry per color, and with ``has_baselines`` one for the IID baselines."""
+    keys = [LegendKey(level, color, mark) for level, color in stage.colors.items() if stage.color_axis]  # type: ignore[arg-type]
+    return (*keys, LegendKey("IID baseline", "", "dash")) if has_baselines else tuple(keys)
 
 
 def curve_figures(
@@ -36,72 +37,92 @@ def curve_figures(
     is_gap: bool = False,
     is_loss: bool = False,
 ) -> list[Figure]:
-    """A metric against the round, beside the twin or less it: a figure for each stage, a panel for each cell of the rest."""
+    """Draw a metric against rounds: one figure per stage, with one panel per combination of the factors that are not compared by color.
+
+    Args:
+        study_data: The study.
+        key: Prefix of the keys of the figures.
+        metric: Name of the metric.
+        caption: Caption of the figures.
+        title: Title of the value axis.
+        clients: Whether the metric is recorded per client; its mean over clients is drawn.
+        is_gap: Whether to draw the difference to the IID baseline instead of both curves.
+        is_loss: Whether the metric is a loss, which has a domain selector and a ceiling.
+    """
     frame = study_data.gap_curves(metric, clients) if is_gap else study_data.mean_curves(metric, clients)
     domains = tuple(sorted(frame["domain"].unique())) if is_loss else ("",)
     frame = frame[frame["domain"].isin(domains)]
     if not len(frame):
         return []
-    found = []
+    figures = []
     for stage in study_data.stages:
-        panels, twins = [], False
-        there = set(frame["condition"])
-        cells = {name: arms for name, arms in stage.group_by_panel().items() if there & {arm.index for arm in arms}}
-        for name, arms in list(cells.items())[:MAX_PANELS]:
-            rows, lost = condition_curve_rows(frame, stage, arms, is_loss and not is_gap)
-            twins |= any(row["which"] == IID_BASELINE for row in rows)
-            panels.append(Panel(name, charts.curve_chart(rows, lost, stage.colors, title=title, zero=is_gap, domain=is_loss)))
+        panels, has_baselines = [], False
+        recorded = set(frame["condition"])
+        groups = {
+            name: conditions
+            for name, conditions in stage.group_by_panel().items()
+            if recorded & {condition.index for condition in conditions}
+        }
+        for name, conditions in list(groups.items())[:MAX_PANELS]:
+            rows, interruptions = condition_curve_rows(frame, stage, conditions, is_loss and not is_gap)
+            has_baselines |= any(row["which"] == IID_BASELINE for row in rows)
+            panels.append(Panel(name, charts.curve_chart(rows, interruptions, stage.colors, title=title, zero=is_gap, domain=is_loss)))
         if panels:
-            found.append(
+            figures.append(
                 Figure(
                     f"{key}-{stage.name}",
                     stage_caption(study_data, stage, caption),
                     tuple(panels),
-                    stage_legend(stage, twins),
+                    stage_legend(stage, has_baselines),
                     columns=min(3, len(panels)),
-                    note=panel_limit_note(len(cells)),
+                    note=panel_limit_note(len(groups)),
                     domains=domains if is_loss else (),
                 )
             )
-    return found
+    return figures
 
 
 def condition_curve_rows(
     frame: pd.DataFrame, stage: StageView, conditions: Sequence[Condition], is_capped: bool
 ) -> tuple[list[Row], list[Row]]:
-    """The rows of some arms, and where each curve is lost: no finite number, or far above where it began."""
+    """Return the curves of some conditions, and the points at which a curve is interrupted.
+
+    A curve is interrupted where it is not finite, or with ``is_capped`` where it exceeds ``CEILING_RATIO`` times its initial value.
+    """
     rows: list[Row] = []
-    lost: list[Row] = []
-    by_place = {arm.index: arm for arm in conditions}
-    chosen = frame[frame["condition"].isin(list(by_place))]
-    keys = [name for name in ("condition", "kind", "domain") if name in chosen]
-    for group, part in chosen.groupby(keys, sort=False):
-        told: dict[str, Any] = dict(zip(keys, group, strict=True))
+    interruptions: list[Row] = []
+    by_index = {condition.index: condition for condition in conditions}
+    selected = frame[frame["condition"].isin(list(by_index))]
+    keys = [name for name in ("condition", "kind", "domain") if name in selected]
+    for values, part in selected.groupby(keys, sort=False):
+        group: dict[str, Any] = dict(zip(keys, values, strict=True))
         known = part["mean"].dropna()
-        top = CEILING_RATIO * float(known.iloc[0]) if is_capped and len(known) else math.inf
-        gone = False
+        ceiling = CEILING_RATIO * float(known.iloc[0]) if is_capped and len(known) else math.inf
+        interrupted = False
         common = {
-            "condition": int(told["condition"]),
-            "of": stage.color_level(by_place[told["condition"]]),
-            "which": KIND_LABELS[told.get("kind", "run")],
-            "domain": told["domain"],
+            "condition": int(group["condition"]),
+            "level": stage.color_level(by_index[group["condition"]]),
+            "which": KIND_LABELS[group.get("kind", "run")],
+            "domain": group["domain"],
         }
-        for each in iter_rows(part):
-            off = math.isnan(each.mean) or each.mean > top
-            if off and not gone:
-                lost.append({**common, "round": int(each.round), "note": LOST_NOTE if math.isnan(each.mean) else "off the scale"})
-            gone = off
+        for point in iter_rows(part):
+            is_off = math.isnan(point.mean) or point.mean > ceiling
+            if is_off and not interrupted:
+                interruptions.append(
+                    {**common, "round": int(point.round), "note": LOST_NOTE if math.isnan(point.mean) else "off the scale"}
+                )
+            interrupted = is_off
             rows.append(
                 {
                     **common,
-                    "round": int(each.round),
-                    "value": None if off else charts.to_plot_value(each.mean),
-                    "low": None if off else charts.to_plot_value(each.low),
-                    "high": None if off else charts.to_plot_value(min(each.high, top)),
-                    "seeds": int(each.seeds),
+                    "round": int(point.round),
+                    "value": None if is_off else charts.to_plot_value(point.mean),
+                    "low": None if is_off else charts.to_plot_value(point.low),
+                    "high": None if is_off else charts.to_plot_value(min(point.high, ceiling)),
+                    "seeds": int(point.seeds),
                 }
             )
-    return rows, lost
+    return rows, interruptions
 
 
 def parameter_figure(
@@ -113,28 +134,41 @@ def parameter_figure(
     caption: str,
     zero: bool = True,
 ) -> Figure | None:
-    """Numbers of runs along a dial; ``outcomes``: title -> run -> number. A panel for each cell of the rest, and each outcome."""
-    colour = None if stage.color_axis == axis else stage.color_axis
-    shades = stage.colors if colour else {"all": charts.GRADE_MARKS["none"][0]}
+    """Draw outcomes against a numeric factor, with one panel per outcome and combination of the other factors.
+
+    Args:
+        study_data: The study.
+        stage: The stage.
+        axis: The numeric factor.
+        key: Prefix of the key of the figure.
+        outcomes: Outcome of each run, by title of the outcome and run id.
+        caption: Caption of the figure.
+        zero: Whether to draw a line at zero.
+
+    Returns:
+        The figure, or None if no run has an outcome.
+    """
+    color_axis = None if stage.color_axis == axis else stage.color_axis
+    colors = stage.colors if color_axis else {"all": charts.GRADE_MARKS["none"][0]}
     panels = []
-    cells = stage.group_by_panel(exclude=[axis])
+    groups = stage.group_by_panel(exclude=[axis])
     for title, numbers in outcomes.items():
-        for name, arms in cells.items():
+        for name, conditions in groups.items():
             dots: list[Row] = []
             means: list[Row] = []
-            for arm in arms:
-                of = stage.color_level(arm) if colour else "all"
-                seeds = {seed: numbers.get(run, math.nan) for seed, run in arm.runs.items()}
-                common = {"condition": arm.index, "of": of, "x": float(arm.values[axis.name])}
+            for condition in conditions:
+                level = stage.color_level(condition) if color_axis else "all"
+                seeds = {seed: numbers.get(run, math.nan) for seed, run in condition.runs.items()}
+                common = {"condition": condition.index, "level": level, "x": float(condition.values[axis.name])}
                 dots += [
                     {**common, "seed": seed, "value": charts.to_plot_value(value)} for seed, value in seeds.items() if math.isfinite(value)
                 ]
-                middle, low, high, count = seed_mean_ci(seeds.values())
+                mean, low, high, count = seed_mean_ci(seeds.values())
                 if count:
                     means.append(
                         {
                             **common,
-                            "value": charts.to_plot_value(middle),
+                            "value": charts.to_plot_value(mean),
                             "low": charts.to_plot_value(low),
                             "high": charts.to_plot_value(high),
                             "seeds": count,
@@ -143,9 +177,9 @@ def parameter_figure(
             if dots:
                 means.sort(key=lambda row: float(row["x"]))
                 panels.append(
-                    Panel(name if len(cells) > 1 else title, charts.parameter_chart(dots, means, shades, x=axis.label, y=title, zero=zero))
+                    Panel(name if len(groups) > 1 else title, charts.parameter_chart(dots, means, colors, x=axis.label, y=title, zero=zero))
                 )
-    keys = stage_legend(stage, mark="dot") if colour else ()
+    keys = stage_legend(stage, mark="dot") if color_axis else ()
     return (
         Figure(
             f"{key}-{stage.name}-{axis.label}",
@@ -163,24 +197,41 @@ def parameter_figure(
 def strip_figure(
     study_data: StudyData, stage: StageView, key: str, numbers: Mapping[str, float], caption: str, *, x: str, zero: bool = False
 ) -> Figure | None:
-    """Numbers of runs, arm below arm; a panel for each cell of what does not colour."""
+    """Draw the outcome of every run, one line per condition, with one panel per combination of the factors that are not compared by color.
+
+    Args:
+        study_data: The study.
+        stage: The stage.
+        key: Prefix of the key of the figure.
+        numbers: Outcome by run id.
+        caption: Caption of the figure.
+        x: Title of the outcome's axis.
+        zero: Whether to draw a line at zero.
+
+    Returns:
+        The figure, or None if no run has an outcome.
+    """
     panels = []
-    cells = stage.group_by_panel()
-    for name, arms in cells.items():
+    groups = stage.group_by_panel()
+    for name, conditions in groups.items():
         dots: list[Row] = []
         means: list[Row] = []
-        for arm in arms:
-            common = {"condition": arm.index, "of": stage.color_level(arm), "row": stage.color_level(arm) if stage.color_axis else "all"}
-            seeds = {seed: numbers.get(run, math.nan) for seed, run in arm.runs.items()}
+        for condition in conditions:
+            common = {
+                "condition": condition.index,
+                "level": stage.color_level(condition),
+                "row": stage.color_level(condition) if stage.color_axis else "all",
+            }
+            seeds = {seed: numbers.get(run, math.nan) for seed, run in condition.runs.items()}
             dots += [
                 {**common, "seed": seed, "value": charts.to_plot_value(value)} for seed, value in seeds.items() if math.isfinite(value)
             ]
-            middle, low, high, count = seed_mean_ci(seeds.values())
-            if count and not math.isnan(middle):
+            mean, low, high, count = seed_mean_ci(seeds.values())
+            if count and not math.isnan(mean):
                 means.append(
                     {
                         **common,
-                        "value": charts.to_plot_value(middle),
+                        "value": charts.to_plot_value(mean),
                         "low": charts.to_plot_value(low),
                         "high": charts.to_plot_value(high),
                         "seeds": count,
@@ -209,16 +260,24 @@ def strip_figure(
 
 
 def condition_name(stage: StageView, condition: Condition) -> str:
+    """Describe a condition by its levels of all factors that vary in its stage."""
     return condition_label(condition, stage.axes) or "all"
 
 
 def stage_caption(study_data: StudyData, stage: StageView, caption: str) -> str:
+    """Return a caption that names the stage if the study has several."""
     return caption if len(study_data.stages) == 1 else f"Stage {stage.name}. {caption}"
 
 
 def panel_limit_note(num_panels: int) -> str:
-    return f"The first {MAX_PANELS} of {num_panels} panels; the tables have all conditions." if num_panels > MAX_PANELS else ""
+    """Return a note that panels were left out, or an empty string."""
+    return (
+        f"Only the first {MAX_PANELS} of {num_panels} panels are shown; the tables contain all conditions."
+        if num_panels > MAX_PANELS
+        else ""
+    )
 
 
 def join_values(values: Sequence[Any]) -> str:
+    """Join values with commas."""
     return ", ".join(map(str, values))

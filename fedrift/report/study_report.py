@@ -1,4 +1,8 @@
-"""The sections of a study's report, one file each; here is their order. One that has nothing to show says what it wants."""
+"""The report of a study: one HTML page, a PDF in the form of a paper, and LaTeX tables.
+
+Each section is a function of the study's data. A section without data states what must be recorded or varied. This module does not
+import torch.
+"""
 
 from __future__ import annotations
 
@@ -44,25 +48,24 @@ SECTIONS: tuple[Callable[[StudyData], Section | MissingSection], ...] = (
 )
 
 
-# From a study's store to the report as data.
-
-
 def build_document(study_data: StudyData) -> Document:
-    """Every section that has something to show; the others say what they want."""
+    """Build the report of a study. Sections without data are listed with their requirements."""
     sections, missing = [], []
-    for make in SECTIONS:
-        made = make(study_data)
-        study_data.on_progress(made.title)
-        if isinstance(made, MissingSection):
-            missing.append(made)
+    for build_section in SECTIONS:
+        section = build_section(study_data)
+        study_data.on_progress(section.title)
+        if isinstance(section, MissingSection):
+            missing.append(section)
         else:
-            sections.append(made)
+            sections.append(section)
     axes = merge_axes(study_data.stages)
-    compared = {stage.color_axis.name: stage.colors for stage in study_data.stages if stage.color_axis}
-    filters = tuple(Filter(axis.name, axis.levels, (compared.get(axis.name) and assign_level_colors(axis.levels)) or {}) for axis in axes)
+    colors_by_factor = {stage.color_axis.name: stage.colors for stage in study_data.stages if stage.color_axis}
+    filters = tuple(
+        Filter(axis.name, axis.levels, (colors_by_factor.get(axis.name) and assign_level_colors(axis.levels)) or {}) for axis in axes
+    )
     if len(study_data.stages) > 1:
         filters = (Filter("stage", tuple(stage.name for stage in study_data.stages), {}), *filters)
-    arms = tuple({"stage": arm.stage, **arm.levels} for arm in study_data.conditions)
+    conditions = tuple({"stage": condition.stage, **condition.levels} for condition in study_data.conditions)
     source = to_yaml(study_data.study_config)
     return Document(
         study_data.manifest.name,
@@ -73,74 +76,71 @@ def build_document(study_data: StudyData) -> Document:
         tuple(sections),
         tuple(missing),
         filters,
-        arms,
+        conditions,
         __version__,
         source,
     )
 
 
 def describe_progress(study_data: StudyData) -> str:
-    """How far the study is: ``54 of 54 runs finished``."""
-    ids = {entry.run: study_data.manifest.get_status(entry.run) for entry in study_data.manifest_values["runs"]}
-    counts = Counter(ids.values())
+    """Describe how many runs are finished: ``54 of 54 runs finished``."""
+    statuses = {entry.run: study_data.manifest.get_status(entry.run) for entry in study_data.manifest_values["runs"]}
+    counts = Counter(statuses.values())
     rest = ", ".join(f"{count} {name}" for name, count in sorted(counts.items()) if name != "finished" and count)
-    more = "" if study_data.manifest_values.get("complete", True) else "; tuning is not over, so more will come"
-    if not ids:
-        return "no runs yet" + more
+    suffix = "" if study_data.manifest_values.get("complete", True) else "; tuning is not finished, so more runs will follow"
+    if not statuses:
+        return "no runs yet" + suffix
     return (
-        f"{counts['finished']} of {pluralize(len(ids), 'run')} finished"
-        + (f" ({rest.replace('missing', 'not begun')})" if rest else "")
-        + more
+        f"{counts['finished']} of {pluralize(len(statuses), 'run')} finished"
+        + (f" ({rest.replace('missing', 'not started')})" if rest else "")
+        + suffix
     )
 
 
 def write_abstract(study_data: StudyData) -> tuple[str, ...]:
-    """What was done and what came of it, counted from the store."""
-    arms = study_data.conditions
-    seeds = sorted({seed for arm in arms for seed in arm.runs})
-    twins = {run for arm in arms for run in arm.baselines.values()}
+    """Summarize the design and the results of a study in a few sentences, all computed from its stored runs."""
+    conditions = study_data.conditions
+    seeds = sorted({seed for condition in conditions for seed in condition.runs})
+    baselines = {run for condition in conditions for run in condition.baselines.values()}
     trials = {entry.run for entry in study_data.manifest_values["runs"] if entry.role == "trial"}
-    beside = f", each beside its IID baseline ({pluralize(len(twins), 'run')})" if twins else ""
-    tuned = f", after {pluralize(len(trials), 'trial')} of tuning" if trials else ""
-    over = f"{pluralize(len(arms), 'condition')} over {pluralize(len(seeds), 'paired seed')}{beside}{tuned}"
-    said = [f"{over if arms else 'Nothing can be said yet'}: {describe_progress(study_data)}."]
-    if not all(run in study_data.finished for arm in arms for run in arm.runs.values()):
-        said.append("The study is not finished: everything below is of what is there, and may change.")
+    baseline_part = f", each with its IID baseline ({pluralize(len(baselines), 'run')})" if baselines else ""
+    tuning_part = f", after {pluralize(len(trials), 'tuning trial')}" if trials else ""
+    design = f"{pluralize(len(conditions), 'condition')} over {pluralize(len(seeds), 'paired seed')}{baseline_part}{tuning_part}"
+    sentences = [f"{design if conditions else 'No results are available yet'}: {describe_progress(study_data)}."]
+    if not all(run in study_data.finished for condition in conditions for run in condition.runs.values()):
+        sentences.append("The study is not finished: all results below are based on the runs so far and may change.")
     frame = study_data.frame[study_data.frame["role"] == "run"]
-    broke = int(frame["diverged"].sum())
-    if broke:
-        said.append(f"{broke} of {len(frame)} runs diverged; they are kept and count as the worst.")
+    num_diverged = int(frame["diverged"].sum())
+    if num_diverged:
+        sentences.append(f"{num_diverged} of {len(frame)} runs diverged; they are included and count as the worst outcome.")
     if study_data.verdicts:
-        counts = Counter(one.verdict for one in study_data.verdicts)
-        said.append(
-            f"Of {pluralize(len(study_data.verdicts), 'hypothesis', 'hypotheses')} {counts['supported']} came out supported,"
+        counts = Counter(verdict.verdict for verdict in study_data.verdicts)
+        sentences.append(
+            f"Of {pluralize(len(study_data.verdicts), 'hypothesis', 'hypotheses')} {counts['supported']} are supported,"
             f" {counts['refuted']} refuted, {counts['inconclusive']} inconclusive."
         )
     if "gap" in frame and len(frame):
         gap = study_data.outcome_by_run("gap")
         gaps = [
-            (seed_mean_ci(gap.get(run, math.nan) for run in arm.runs.values())[0], condition_name(stage, arm))
+            (seed_mean_ci(gap.get(run, math.nan) for run in condition.runs.values())[0], condition_name(stage, condition))
             for stage in study_data.stages
-            for arm in stage.conditions
+            for condition in stage.conditions
         ]
         gaps = sorted((value, name) for value, name in gaps if math.isfinite(value))
         if gaps:
-            (low, least), (high, most) = gaps[0], gaps[-1]
-            said.append(
-                f"Against the IID baseline the final loss lies between {low:+.3f} ({least}) and {high:+.3f} nats ({most}), means"
-                " over seeds."
+            (low, lowest), (high, highest) = gaps[0], gaps[-1]
+            sentences.append(
+                f"The gap of the final loss to the IID baseline, as a mean over seeds, lies between {low:+.3f} ({lowest}) and"
+                f" {high:+.3f} nats per token ({highest})."
             )
-    return tuple(said)
-
-
-# The report as one HTML file: figures that filters act on, tables, nothing fetched from anywhere.
+    return tuple(sentences)
 
 
 def render_study(document: Document) -> str:
-    """The page as text."""
+    """Return the HTML page of a report."""
     specs: dict[str, dict[str, Any]] = {}
 
-    def place(panel: Panel, figure: Figure) -> str:
+    def add_chart(panel: Panel, figure: Figure) -> str:
         name = f"{figure.key}-{len(specs)}"
         label = f"{panel.title}. {figure.caption}" if panel.title else figure.caption
         specs[name] = pack_rows({**panel_spec(panel), "description": label})
@@ -151,12 +151,12 @@ def render_study(document: Document) -> str:
         .get_template("study.html")
         .render(
             document=document,
-            place=place,
+            add_chart=add_chart,
             specs=specs,
             bundle=vega_script(),
             figures=number_blocks(document.figures),
             tables=number_blocks(document.tables),
-            ticked=mark_code,
+            mark_code=mark_code,
             is_figure=lambda block: isinstance(block, Figure),
             conditions=[dict(levels) for levels in document.conditions],
         )
@@ -164,24 +164,28 @@ def render_study(document: Document) -> str:
 
 
 def panel_spec(panel: Panel, width: Any = "container") -> dict[str, Any]:
-    """A panel's chart as Vega-Lite; its schema is checked by the tests, not for every reader."""
+    """Return the Vega-Lite specification of a panel. Validation is off because it is slow; the tests validate the charts."""
     with alt.utils.schemapi.debug_mode(False):
-        said: dict[str, Any] = panel.draw(width).to_dict(validate=False)
-    return said
+        spec: dict[str, Any] = panel.draw(width).to_dict(validate=False)
+    return spec
 
 
 def mark_code(text: str) -> Markup:
-    """Text with what stands between backticks as code."""
+    """Return text in which the parts between backticks are marked as code."""
     parts = text.split("`")
-    return Markup("").join(Markup("<code>{}</code>").format(part) if place % 2 else part for place, part in enumerate(parts))
+    return Markup("").join(Markup("<code>{}</code>").format(part) if index % 2 else part for index, part in enumerate(parts))
 
 
 def number_blocks(blocks: Iterable[Figure | Table]) -> dict[str, int]:
+    """Return the number of each figure or table by its key."""
     return {block.key: number for number, block in enumerate(blocks, 1)}
 
 
 def pack_rows(spec: dict[str, Any]) -> dict[str, Any]:
-    """The same with its rows as one list of names and lists of values: half the size. ``study.js`` unpacks it."""
+    """Return the specification with each dataset as column names and lists of values, which halves its size.
+
+    ``study.js`` unpacks it.
+    """
     datasets = {}
     for name, rows in spec.get("datasets", {}).items():
         names = list(dict.fromkeys(key for row in rows for key in row))
@@ -196,9 +200,6 @@ def _template_environment() -> Environment:
     )
 
 
-# A study as a report: a page, a paper, and tables for one. No torch.
-
-
 def write_study_report(
     manifest: StudyManifest,
     output: Path,
@@ -208,26 +209,35 @@ def write_study_report(
     latex: bool = False,
     on_progress: Callable[[str], None] = lambda message: None,
 ) -> list[Path]:
-    """Write ``index.html``, ``report.pdf`` with its ``figures/`` and ``tables/*.tex`` under the folder ``out``, as asked.
+    """Write the report of a study, which may be empty, unfinished or failed.
 
-    The study may be empty, unfinished or failed: the report then says so. ``out`` may be an .html file if only that is asked.
+    Args:
+        manifest: The study.
+        output: The output directory. If only the page is requested, it may be an ``.html`` file.
+        html: Whether to write ``index.html``.
+        pdf: Whether to write ``report.pdf`` and its ``figures/``.
+        latex: Whether to write ``tables/*.tex``.
+        on_progress: Function that receives progress messages.
+
+    Returns:
+        The paths of the written files.
     """
     page = output if output.suffix.lower() in (".html", ".htm") else output / "index.html"
     document = build_document(load_study_data(manifest, on_progress))
-    made: dict[Path, bytes] = {}
+    files: dict[Path, bytes] = {}
     if html:
-        made[page] = render_study(document).encode()
+        files[page] = render_study(document).encode()
     if pdf:
         from .paper import render_pdf
 
         content, drawings = render_pdf(document, on_progress)
-        made[page.parent / "report.pdf"] = content
-        made |= {page.parent / "figures" / name: drawing.encode() for name, drawing in drawings.items()}
+        files[page.parent / "report.pdf"] = content
+        files |= {page.parent / "figures" / name: drawing.encode() for name, drawing in drawings.items()}
     if latex:
-        made |= {page.parent / "tables" / name: text.encode() for name, text in latex_files(document).items()}
-    for path, content in made.items():
+        files |= {page.parent / "tables" / name: text.encode() for name, text in latex_files(document).items()}
+    for path, content in files.items():
         write_atomically(path, content)
-    return list(made)
+    return list(files)
 
 
 __all__ = ["write_study_report"]

@@ -1,4 +1,4 @@
-"""The question and what its hypotheses came to."""
+"""Sections of a study's report on its outcomes: verdicts, results, dose-response curves, stability, diagnoses and clustering."""
 
 from __future__ import annotations
 
@@ -21,35 +21,40 @@ EFFECT_UNITS = {"difference": "difference", "ratio": "ratio", "slope": "slope", 
 
 
 def build_claims(study_data: StudyData) -> tuple[Claim, ...]:
-    return tuple(Claim(one.name, one.claim or one.metric, one.verdict, one.sentence, one.notes) for one in study_data.verdicts)
+    """Return the hypotheses with their verdicts for the top of the report."""
+    return tuple(
+        Claim(verdict.name, verdict.claim or verdict.metric, verdict.verdict, verdict.sentence, verdict.notes)
+        for verdict in study_data.verdicts
+    )
 
 
 def verdicts_section(study_data: StudyData) -> Section | MissingSection:
+    """Draw the effect of every hypothesis and list all verdicts."""
     if not study_data.verdicts:
-        return MissingSection("Verdicts", "the study states no hypotheses; write them under `hypotheses:` before it is run")
+        return MissingSection("Verdicts", "the study states no hypotheses; list them under `hypotheses:` before the study is run")
     panels = tuple(
         Panel(
-            f"{one.name}: {one.verdict}",
+            f"{verdict.name}: {verdict.verdict}",
             charts.forest_chart(
-                [(seed, value) for seed, value in one.points if math.isfinite(value)],
-                one.low,
-                one.high,
-                one.effect,
-                color=VERDICT_COLORS[one.verdict],
-                unit=f"{one.metric}, {EFFECT_UNITS.get(one.unit, one.unit)}",
-                null_value=1.0 if one.unit == "ratio" else 0.0,
+                [(seed, value) for seed, value in verdict.points if math.isfinite(value)],
+                verdict.low,
+                verdict.high,
+                verdict.effect,
+                color=VERDICT_COLORS[verdict.verdict],
+                unit=f"{verdict.metric}, {EFFECT_UNITS.get(verdict.unit, verdict.unit)}",
+                null_value=1.0 if verdict.unit == "ratio" else 0.0,
             ),
         )
-        for one in study_data.verdicts
-        if math.isfinite(one.effect)
+        for verdict in study_data.verdicts
+        if math.isfinite(verdict.effect)
     )
     blocks: list[Figure | Table] = []
     if panels:
         blocks.append(
             Figure(
                 "verdicts",
-                "Every hypothesis: rings are seeds, the diamond is the estimate with its interval, the grey "
-                "rule is no effect. Hypotheses have scales of their own.",
+                "Effect of every hypothesis. Rings are seeds, the diamond is the estimate with its interval, and the gray "
+                "rule marks no effect. Each panel has its own scale.",
                 panels,
                 columns=2,
             )
@@ -59,139 +64,156 @@ def verdicts_section(study_data: StudyData) -> Section | MissingSection:
 
 
 def verdicts_table(verdicts: tuple[Verdict, ...]) -> Table:
+    """Return the table of all hypotheses."""
     rows = tuple(
         (
-            one.name,
-            one.claim or one.metric,
-            one.verdict,
-            format_signed(one.effect),
-            format_interval(one.low, one.high, is_signed=True),
-            format_p_value(one.p, one.min_attainable_p),
-            format_p_value(one.holm, one.min_attainable_p),
-            format_detectable(one.detectable),
-            str(one.seeds),
-            str(one.diverged),
+            verdict.name,
+            verdict.claim or verdict.metric,
+            verdict.verdict,
+            format_signed(verdict.effect),
+            format_interval(verdict.low, verdict.high, is_signed=True),
+            format_p_value(verdict.p, verdict.min_attainable_p),
+            format_p_value(verdict.holm, verdict.min_attainable_p),
+            format_detectable(verdict.detectable),
+            str(verdict.seeds),
+            str(verdict.diverged),
         )
-        for one in verdicts
+        for verdict in verdicts
     )
     return Table(
         "verdicts",
-        "The hypotheses. p: exact test over paired seeds, Holm inside the family; smallest: the effect that would "
-        "have been called with 80 % probability. An inconclusive verdict says no more than that.",
-        ("hypothesis", "claim", "verdict", "effect", "interval", "p", "Holm p", "smallest", "seeds", "diverged"),
+        "The hypotheses. The p-value is from an exact test over paired seeds, with Holm correction within the family. The minimum "
+        "detectable effect is the smallest effect that would be significant with 80 % probability. An inconclusive verdict is no "
+        "evidence for the absence of an effect.",
+        ("hypothesis", "claim", "verdict", "effect", "interval", "p", "Holm p", "detectable", "seeds", "diverged"),
         rows,
         frozenset(range(3, 10)),
     )
 
 
 def format_detectable(value: float) -> str:
-    """The minimum detectable effect; infinite where so few seeds can call nothing."""
+    """Format the minimum detectable effect. ``none`` means that with so few seeds no effect can be significant."""
     return "none" if math.isinf(value) else DASH if math.isnan(value) else format_number(value)
 
 
-# The numbers of every arm, and each arm against the first level of what is compared.
-
 OUTCOME_TITLES = {
     "loss": "final loss",
-    "final.loss": "loss of the final large evaluation",
+    "final.loss": "loss of the final evaluation",
     "gap": "gap to IID baseline",
     "gap.worst": "worst-domain gap",
 }
 
 
 def results_section(study_data: StudyData) -> Section | MissingSection:
+    """Draw and list the outcomes of every condition, and compare each level with the first one."""
     if not study_data.finished or not study_data.conditions:
         return MissingSection("Results", "no run has ended yet")
     blocks: list[Figure | Table] = []
     gap = study_data.outcome_by_run("gap")
-    every: list[PValue] = []
+    p_values: list[PValue] = []
     for stage in study_data.stages:
-        made = (
+        figure = (
             strip_figure(
                 study_data,
                 stage,
                 "results",
                 gap,
-                "What the skew costs at the end, by condition: loss above the IID baseline, dots are seeds, the diamond is the "
+                "Cost of heterogeneity at the end of training: loss minus that of the IID baseline. Dots are seeds, the diamond is the "
                 "mean with its 95 % t-interval.",
-                x="nats above the IID baseline",
+                x="gap to IID baseline, nats per token",
                 zero=True,
             )
             if gap
             else None
         )
-        blocks += [*([made] if made else []), results_table(study_data, stage)]
-        compared, ps = comparison_table(study_data, stage)
-        blocks += [compared] if compared else []
-        every += ps
-    text = ["End: mean of the last five evaluations, never the best one. Final: the larger evaluation after the last round."]
-    called = sum(p.is_significant(ALPHA) for p in every)
-    if every:
+        blocks += [*([figure] if figure else []), results_table(study_data, stage)]
+        comparison, stage_p_values = comparison_table(study_data, stage)
+        blocks += [comparison] if comparison else []
+        p_values += stage_p_values
+    text = [
+        "The final loss is the mean of the last five evaluations, not the best one. The final evaluation, after the last"
+        " round, uses more text."
+    ]
+    num_significant = sum(p.is_significant(ALPHA) for p in p_values)
+    if p_values:
         text.append(
-            f"Of {pluralize(len(every), 'comparison')} below {called} {'has' if called == 1 else 'have'} a Holm p of at most"
-            f" {ALPHA:g}; the others are no finding, and the column “smallest” says what would have been one."
+            f"Of {pluralize(len(p_values), 'comparison')} below {num_significant} {'has' if num_significant == 1 else 'have'} a Holm"
+            f" p of at most {ALPHA:g}. The others are not significant; the column “detectable” gives the effect that would have been."
         )
     return Section("results", "Results", tuple(text), tuple(blocks))
 
 
 def results_table(study_data: StudyData, stage: StageView) -> Table:
+    """Return the table of all outcomes of a stage's conditions."""
     outcomes = [name for name in study_data.study_config["metrics"] if name in study_data.frame]
-    broke = dict(zip(study_data.frame["run"], study_data.frame["diverged"], strict=True))
+    has_diverged = dict(zip(study_data.frame["run"], study_data.frame["diverged"], strict=True))
     rows = []
-    for arm in stage.conditions:
+    for condition in stage.conditions:
         cells = []
-        ended = sum(run in study_data.finished for run in arm.runs.values())
+        num_ended = sum(run in study_data.finished for run in condition.runs.values())
         for name in outcomes:
-            of = study_data.outcome_by_run(name)
-            middle, low, high, count = seed_mean_ci(of.get(run, math.nan) for run in arm.runs.values())
-            form = format_signed if name.startswith("gap") else format_number
-            half = (high - low) / 2
-            fewer = f" (n = {count})" if math.isfinite(middle) and count != ended else ""
-            cells.append((f"{form(middle)} ± {format_number(half)}" if math.isfinite(half) else form(middle)) + fewer)
+            outcome = study_data.outcome_by_run(name)
+            mean, low, high, count = seed_mean_ci(outcome.get(run, math.nan) for run in condition.runs.values())
+            formatter = format_signed if name.startswith("gap") else format_number
+            half_width = (high - low) / 2
+            count_note = f" (n = {count})" if math.isfinite(mean) and count != num_ended else ""
+            cells.append(
+                (f"{formatter(mean)} ± {format_number(half_width)}" if math.isfinite(half_width) else formatter(mean)) + count_note
+            )
         rows.append(
-            (condition_name(stage, arm), *cells, f"{ended}/{len(arm.runs)}", str(sum(bool(broke.get(run)) for run in arm.runs.values())))
+            (
+                condition_name(stage, condition),
+                *cells,
+                f"{num_ended}/{len(condition.runs)}",
+                str(sum(bool(has_diverged.get(run)) for run in condition.runs.values())),
+            )
         )
     return Table(
         f"results-{stage.name}",
-        "Every condition: mean over seeds ± half of its 95 % t-interval; no mean where a run diverged, or where one has no "
-        "finite number; n: seeds that have the number, where they are fewer.",
+        "Outcomes of every condition. Cells give the mean over seeds ± half the width of its 95 % t-interval. There is no mean if a "
+        "run diverged or has an infinite value. n is the number of seeds with a value, if it is smaller than the number of runs.",
         ("condition", *(OUTCOME_TITLES.get(name, name) for name in outcomes), "seeds", "diverged"),
         tuple(rows),
         frozenset(range(1, len(outcomes) + 3)),
-        tuple(arm.index for arm in stage.conditions),
+        tuple(condition.index for condition in stage.conditions),
         is_long=len(rows) > 30,
     )
 
 
 def comparison_table(study_data: StudyData, stage: StageView) -> tuple[Table | None, list[PValue]]:
-    """Every level against the first, and above it what the skew alone does: the difference in differences against the baselines.
+    """Compare every level of the compared factor with the first level, paired by seed.
 
-    Beside the table the Holm p of each of its rows.
+    The second outcome of the table is the difference of the gaps to the IID baselines (a difference in differences).
+
+    Returns:
+        The table, or None if there is nothing to compare, and the Holm-adjusted p-value of each of its rows.
     """
     axis = stage.color_axis
     frame = study_data.stage_frame(stage)
     if axis is None or "loss" not in frame or frame["loss"].isna().all():
         return None, []
     factors = [name for name in study_data.manifest_values["factors"] if name in frame]
-    by = [each.name for each in stage.panel_axes]
+    by = [panel_axis.name for panel_axis in stage.panel_axes]
     reference = next(iter(stage.conditions)).values[axis.name]
-    places = {(stage.color_level(arm), tuple(arm.levels[name] for name in by)): arm.index for arm in stage.conditions}
-    rows, arms, ps = [], [], []
-    paired = bool(any(arm.baselines for arm in stage.conditions))
-    for contrast, title in (("none", "final loss"), *((("iid_baseline", "gap to IID baseline"),) if paired else ())):
-        found = compare_to_reference(frame, "loss", axis.name, reference, factors, by, contrast=contrast)  # type: ignore[arg-type]
-        for row in found.to_dict("records"):
-            where = ", ".join(
+    indices = {
+        (stage.color_level(condition), tuple(condition.levels[name] for name in by)): condition.index for condition in stage.conditions
+    }
+    rows, conditions, p_values = [], [], []
+    has_baselines = bool(any(condition.baselines for condition in stage.conditions))
+    for contrast, title in (("none", "final loss"), *((("iid_baseline", "gap to IID baseline"),) if has_baselines else ())):
+        comparisons = compare_to_reference(frame, "loss", axis.name, reference, factors, by, contrast=contrast)  # type: ignore[arg-type]
+        for row in comparisons.to_dict("records"):
+            context = ", ".join(
                 format_level(row[name]) if isinstance(row[name], str) else f"{short_name(str(name))} {format_level(row[name])}"
                 for name in by
             )
             level = format_level(row[axis.name])
-            ps.append(PValue(row["holm"], row["attainable"], row["seeds"], "Holm"))
+            p_values.append(PValue(row["holm"], row["attainable"], row["seeds"], "Holm"))
             rows.append(
                 (
                     title,
-                    f"{level} less {format_level(reference)}",
-                    where or "all",
+                    f"{level} minus {format_level(reference)}",
+                    context or "all",
                     format_signed(row["effect"]),
                     format_interval(row["low"], row["high"], is_signed=True),
                     format_number(row["g"], 2),
@@ -201,61 +223,59 @@ def comparison_table(study_data: StudyData, stage: StageView) -> tuple[Table | N
                     str(row["diverged"]),
                 )
             )
-            arms.append(places.get((level, tuple(format_level(row[name]) for name in by)), -1))
+            conditions.append(indices.get((level, tuple(format_level(row[name]) for name in by)), -1))
     return (
         Table(
             f"against-{stage.name}",
-            f"Every {axis.label} less {format_level(reference)}, paired by seed; “gap to IID baseline” is the difference in"
-            " differences against the IID baselines. g: paired Hedges g; p: exact, Holm over all rows of one outcome. Diverged: "
-            "runs that did; where both sides diverged the seed is left out, else it counts as the worst.",
-            ("outcome", "comparison", "where", "effect", "95 % interval", "g", "Holm p", "smallest", "seeds", "diverged"),
+            f"Every {axis.label} minus {format_level(reference)}, paired by seed. The outcome “gap to IID baseline” is a difference in"
+            " differences. g is the paired Hedges g. The p-value is exact, with Holm correction over all rows of an outcome. A diverged "
+            "run counts as the worst outcome; a seed is left out if both of its runs diverged.",
+            ("outcome", "comparison", "context", "effect", "95 % interval", "g", "Holm p", "detectable", "seeds", "diverged"),
             tuple(rows),
             frozenset(range(3, 10)),
-            tuple(arms),
+            tuple(conditions),
             is_long=len(rows) > 30,
         )
         if rows
         else None,
-        ps,
+        p_values,
     )
 
 
-# Dose and response: what the skew costs against how strong it is.
-
-GAP_TITLES = {"gap": "gap to IID baseline, nats", "gap.worst": "gap of the worst domain, nats"}
+GAP_TITLES = {"gap": "gap to IID baseline, nats per token", "gap.worst": "gap of the worst domain, nats per token"}
 
 
 def dose_response_section(study_data: StudyData) -> Section | MissingSection:
+    """Draw the cost of heterogeneity against its severity."""
     outcomes = {title: study_data.outcome_by_run(name) for name, title in GAP_TITLES.items() if study_data.outcome_by_run(name)}
     figures: list[Figure] = []
     for stage in study_data.stages:
         axis = stage.find_axis("partition.severity", "partition.alpha", "partition.bits")
-        made = (
+        figure = (
             parameter_figure(
                 study_data,
                 stage,
                 axis,
                 "dose",
                 outcomes,
-                "Loss above the IID baseline at the end of training against the strength of "
-                "the skew: dots are seeds, the line is their mean with its 95 % t-interval.",
+                "Gap to the IID baseline at the end of training against the severity of "
+                "the partition. Dots are seeds, the line is their mean with its 95 % t-interval.",
             )
             if axis and outcomes
             else None
         )
-        if made:
-            figures.append(made)
+        if figure:
+            figures.append(figure)
     if not figures:
-        return MissingSection("Dose-response", "vary `partition.severity`, and keep `gap` among the `metrics` with `iid_baselines: true`")
-    return Section("dose", "Dose and response", (), tuple(figures))
+        return MissingSection("Dose-response", "vary `partition.severity`, set `iid_baselines: true`, and list `gap` in `metrics`")
+    return Section("dose", "Dose-response", (), tuple(figures))
 
-
-# Where training holds and where it breaks: learning rate against another dial.
 
 LEARNING_RATES = ("training.client_optimizer.lr", "algorithm.server_optimizer.lr")
 
 
 def stability_section(study_data: StudyData) -> Section | MissingSection:
+    """Draw where training diverges: the learning rate against another factor."""
     figures = []
     for stage in study_data.stages:
         rate = stage.find_axis(*LEARNING_RATES)
@@ -267,15 +287,15 @@ def stability_section(study_data: StudyData) -> Section | MissingSection:
     if not figures:
         return MissingSection(
             "Stability maps",
-            "vary `training.client_optimizer.lr` together with `partition.severity`, `training.local_steps` or the algorithm",
+            "vary `training.client_optimizer.lr` together with `partition.severity`, `training.local_steps` or `algorithm`",
         )
     return Section(
         "stability",
         "Stability",
         (
             (
-                "A run counts as diverged where its loss is not finite, or stays above both 1.5 times its start and ln 4 "
-                "over its lowest for three evaluations. A cross: a seed diverged, and there is no mean."
+                "A run counts as diverged if its loss is not finite, or if it exceeds 1.5 times the initial loss and ln 4 above its "
+                "minimum for three evaluations. A cross marks a condition without a mean because a seed diverged."
             ),
         ),
         tuple(figures),
@@ -283,38 +303,42 @@ def stability_section(study_data: StudyData) -> Section | MissingSection:
 
 
 def stability_figures(study_data: StudyData, stage: StageView, rate: FactorAxis, other: FactorAxis) -> list[Figure]:
+    """Draw the share of diverged seeds and the final loss, by learning rate and another factor."""
     loss = study_data.outcome_by_run("loss")
-    broke = dict(zip(study_data.frame["run"], study_data.frame["diverged"], strict=True))
+    has_diverged = dict(zip(study_data.frame["run"], study_data.frame["diverged"], strict=True))
     axes = [axis for axis in stage.axes if axis not in (rate, other)]
-    cells: dict[str, list] = {}  # type: ignore[type-arg]
-    for arm in stage.conditions:
-        cells.setdefault(
-            ", ".join(arm.levels[axis.name] if not axis.is_numeric else f"{axis.label} {arm.levels[axis.name]}" for axis in axes), []
-        ).append(arm)
-    ends = [
+    panels_by_name: dict[str, list] = {}  # type: ignore[type-arg]
+    for condition in stage.conditions:
+        panels_by_name.setdefault(
+            ", ".join(
+                condition.levels[axis.name] if not axis.is_numeric else f"{axis.label} {condition.levels[axis.name]}" for axis in axes
+            ),
+            [],
+        ).append(condition)
+    losses = [
         value
-        for value in (seed_mean_ci(loss.get(run, math.nan) for run in arm.runs.values())[0] for arm in stage.conditions)
+        for value in (seed_mean_ci(loss.get(run, math.nan) for run in condition.runs.values())[0] for condition in stage.conditions)
         if math.isfinite(value)
     ]
-    found = []
-    for title, what in (("share of seeds that diverged", "diverged"), ("final loss, mean over seeds", "loss")):
+    figures = []
+    for title, key in (("share of seeds that diverged", "diverged"), ("final loss, mean over seeds", "loss")):
         panels = []
-        for name, arms in list(cells.items())[:MAX_PANELS]:
+        for name, conditions in list(panels_by_name.items())[:MAX_PANELS]:
             rows = []
-            for arm in arms:
-                ended = [run for run in arm.runs.values() if run in study_data.finished]
+            for condition in conditions:
+                ended = [run for run in condition.runs.values() if run in study_data.finished]
                 value = (
-                    (sum(bool(broke.get(run)) for run in ended) / len(ended) if ended else math.nan)
-                    if what == "diverged"
-                    else seed_mean_ci(loss.get(run, math.nan) for run in arm.runs.values())[0]
+                    (sum(bool(has_diverged.get(run)) for run in ended) / len(ended) if ended else math.nan)
+                    if key == "diverged"
+                    else seed_mean_ci(loss.get(run, math.nan) for run in condition.runs.values())[0]
                 )
                 rows.append(
                     {
-                        "condition": arm.index,
-                        "x": arm.levels[rate.name],
-                        "y": arm.levels[other.name],
+                        "condition": condition.index,
+                        "x": condition.levels[rate.name],
+                        "y": condition.levels[other.name],
                         "value": charts.to_plot_value(value),
-                        "note": "none",
+                        "note": "no value",
                     }
                 )
             panels.append(
@@ -328,60 +352,59 @@ def stability_figures(study_data: StudyData, stage: StageView, rate: FactorAxis,
                         y_title=other.label,
                         value=title,
                         step=34,
-                        value_range=(0.0, 1.0) if what == "diverged" else (min(ends), max(ends)) if ends else None,
-                        number_format=".0%" if what == "diverged" else ".3f",
+                        value_range=(0.0, 1.0) if key == "diverged" else (min(losses), max(losses)) if losses else None,
+                        number_format=".0%" if key == "diverged" else ".3f",
                     ),
                 )
             )
-        found.append(
+        figures.append(
             Figure(
-                f"stability-{what}-{stage.name}",
+                f"stability-{key}-{stage.name}",
                 stage_caption(study_data, stage, f"{title[0].upper()}{title[1:]}, by {rate.label} and {other.label}."),
                 tuple(panels),
                 columns=min(3, len(panels)),
-                note=panel_limit_note(len(cells)),
+                note=panel_limit_note(len(panels_by_name)),
             )
         )
-    return found
+    return figures
 
 
-# The failure atlas: every detector against every arm, graded over seeds beside the IID baselines.
-
-GRADE_KEYS = tuple(LegendKey(grade, colour, "dot") for grade, (colour, _) in charts.GRADE_MARKS.items())
+GRADE_KEYS = tuple(LegendKey(grade, color, "dot") for grade, (color, _) in charts.GRADE_MARKS.items())
 
 
 def failure_atlas_section(study_data: StudyData) -> Section | MissingSection:
-    found = diagnose_conditions(study_data)
-    if not found:
+    """Draw and list the diagnosis of every failure in every condition, over seeds and relative to the IID baselines."""
+    diagnoses = diagnose_conditions(study_data)
+    if not diagnoses:
         return MissingSection("Failure overview", "no run has ended yet")
     blocks: list[Figure | Table] = []
     for stage in study_data.stages:
         panels = []
-        by_colour: dict[str, list[Condition]] = {}
-        for arm in stage.conditions:
-            if arm.index in found:
-                by_colour.setdefault(stage.color_level(arm), []).append(arm)
-        failures = measured_failures([each for arm in stage.conditions for each in found.get(arm.index, ())])
-        across = stage.panel_axes or ((stage.color_axis,) if stage.color_axis else ())
-        if not stage.panel_axes:  # one axis: its levels side by side in one panel
-            by_colour = {"": [arm for arms in by_colour.values() for arm in arms]}
-        for level, arms in by_colour.items():
+        by_level: dict[str, list[Condition]] = {}
+        for condition in stage.conditions:
+            if condition.index in diagnoses:
+                by_level.setdefault(stage.color_level(condition), []).append(condition)
+        failures = measured_failures([diagnosis for condition in stage.conditions for diagnosis in diagnoses.get(condition.index, ())])
+        x_axes = stage.panel_axes or ((stage.color_axis,) if stage.color_axis else ())
+        if not stage.panel_axes:  # with one factor, a single panel shows its levels side by side
+            by_level = {"": [condition for conditions in by_level.values() for condition in conditions]}
+        for level, conditions in by_level.items():
             rows: list[Row] = [
                 {
-                    "condition": arm.index,
-                    "x": condition_label(arm, across) or "all",
-                    "y": each.failure,
-                    "grade": each.grade,
-                    "said": each.sentence[:240],
+                    "condition": condition.index,
+                    "x": condition_label(condition, x_axes) or "all",
+                    "y": diagnosis.failure,
+                    "grade": diagnosis.grade,
+                    "sentence": diagnosis.sentence[:240],
                 }
-                for arm in arms
-                for each in found[arm.index]
-                if each.failure in failures
+                for condition in conditions
+                for diagnosis in diagnoses[condition.index]
+                if diagnosis.failure in failures
             ]
             if rows:
                 panels.append(
                     Panel(
-                        level if len(by_colour) > 1 else "",
+                        level if len(by_level) > 1 else "",
                         charts.failure_atlas(rows, x=list(dict.fromkeys(row["x"] for row in rows)), y=failures),
                     )
                 )
@@ -392,92 +415,97 @@ def failure_atlas_section(study_data: StudyData) -> Section | MissingSection:
                     stage_caption(
                         study_data,
                         stage,
-                        "What the detectors say of each condition over its seeds. Confirmed: in most of three "
-                        "seeds or more, and not in their IID baselines. Suspected: worth a look. None is no certificate.",
+                        "Diagnoses of each condition over its seeds. Confirmed: most of at least three seeds show the failure, and their "
+                        "IID baselines do not. Suspected: there is weaker evidence. None: no evidence, which is no proof of absence.",
                     ),
                     tuple(panels),
                     GRADE_KEYS,
                     columns=min(2, len(panels)),
                 )
             )
-    every = [(stage, arm, each) for stage in study_data.stages for arm in stage.conditions for each in found.get(arm.index, ())]
-    called = [(stage, arm, each) for stage, arm, each in every if each.grade in ("confirmed", "suspected")]
-    called.sort(key=lambda item: (item[2].grade != "confirmed", item[1].index))
-    if called:
+    all_diagnoses = [
+        (stage, condition, diagnosis)
+        for stage in study_data.stages
+        for condition in stage.conditions
+        for diagnosis in diagnoses.get(condition.index, ())
+    ]
+    positive = [
+        (stage, condition, diagnosis) for stage, condition, diagnosis in all_diagnoses if diagnosis.grade in ("confirmed", "suspected")
+    ]
+    positive.sort(key=lambda item: (item[2].grade != "confirmed", item[1].index))
+    if positive:
         blocks.append(
             Table(
                 "findings",
-                "Everything that is confirmed or suspected. Excess: the detector's number above the IID baseline's, with its "
+                "All confirmed and suspected failures. The excess is the detector's value minus that of the IID baseline, with its "
                 "paired interval.",
-                ("condition", "failure", "grade", "since", "excess", "interval", "what"),
+                ("condition", "failure", "grade", "since round", "excess", "interval", "diagnosis"),
                 tuple(
                     (
-                        condition_name(stage, arm),
-                        each.failure,
-                        each.grade,
-                        DASH if each.first_round is None else str(each.first_round),
-                        format_signed(each.excess),
-                        format_interval(each.low, each.high, is_signed=True),
-                        each.sentence,
+                        condition_name(stage, condition),
+                        diagnosis.failure,
+                        diagnosis.grade,
+                        DASH if diagnosis.first_round is None else str(diagnosis.first_round),
+                        format_signed(diagnosis.excess),
+                        format_interval(diagnosis.low, diagnosis.high, is_signed=True),
+                        diagnosis.sentence,
                     )
-                    for stage, arm, each in called
+                    for stage, condition, diagnosis in positive
                 ),
                 frozenset({3, 4, 5}),
-                tuple(arm.index for _, arm, _ in called),
-                is_long=len(called) > 10,
+                tuple(condition.index for _, condition, _ in positive),
+                is_long=len(positive) > 10,
             )
         )
-    confirmed, suspected = ([item for item in called if item[2].grade == grade] for grade in ("confirmed", "suspected"))
-    silent = {each.failure for _, _, each in every if each.grade == "not measured"} - {
-        each.failure for _, _, each in every if each.grade != "not measured"
+    confirmed, suspected = ([item for item in positive if item[2].grade == grade] for grade in ("confirmed", "suspected"))
+    unmeasured = {diagnosis.failure for _, _, diagnosis in all_diagnoses if diagnosis.grade == "not measured"} - {
+        diagnosis.failure for _, _, diagnosis in all_diagnoses if diagnosis.grade != "not measured"
     }
-    failures_judged = len({each.failure for _, _, each in every})
+    failures_judged = len({diagnosis.failure for _, _, diagnosis in all_diagnoses})
     text = [
-        f"Of {len(every)} judgements ({len(found)} conditions, {failures_judged} failures) {len(confirmed)}"
+        f"Of {len(all_diagnoses)} diagnoses ({len(diagnoses)} conditions, {failures_judged} failures) {len(confirmed)}"
         f" are confirmed and {len(suspected)} suspected."
     ]
-    if not called:
+    if not positive:
         text.append(
-            "No failure was found in any condition. Each judgement names the smallest effect that it would have called; smaller"
-            " ones may be there."
+            "No failure was found in any condition. Each diagnosis states the smallest effect that it would have detected; smaller"
+            " effects are possible."
         )
-    if silent:
-        text.append(f"Not measured in any condition: {', '.join(sorted(silent))}.")
+    if unmeasured:
+        text.append(f"Not measured in any condition: {', '.join(sorted(unmeasured))}.")
     return Section("atlas", "Failure overview", tuple(text), tuple(blocks))
 
 
 def diagnose_conditions(study_data: StudyData) -> dict[int, list[Diagnosis]]:
-    """What the detectors say of each arm with a run that has ended, by the arm's place."""
-    wanted = {run for arm in study_data.conditions for run in (*arm.runs.values(), *arm.baselines.values())}
-    shelf = RunIndex.from_runs(study_data.manifest.get_run(run) for run in sorted(wanted) if run in study_data.finished)
-    found = {}
-    for count, arm in enumerate(study_data.conditions):
-        cases = []
-        for seed, run in sorted(arm.runs.items()):
+    """Diagnose every condition with a finished run. The result is keyed by the index of the condition."""
+    run_ids = {run for condition in study_data.conditions for run in (*condition.runs.values(), *condition.baselines.values())}
+    run_index = RunIndex.from_runs(study_data.manifest.get_run(run) for run in sorted(run_ids) if run in study_data.finished)
+    diagnoses = {}
+    for count, condition in enumerate(study_data.conditions):
+        evidence = []
+        for seed, run in sorted(condition.runs.items()):
             if run in study_data.finished:
-                twin = arm.baselines.get(seed, "")
-                cases.append(
-                    shelf.build_evidence(
-                        study_data.manifest.get_run(run), study_data.manifest.get_run(twin) if twin in study_data.finished else None
+                baseline = condition.baselines.get(seed, "")
+                evidence.append(
+                    run_index.build_evidence(
+                        study_data.manifest.get_run(run), study_data.manifest.get_run(baseline) if baseline in study_data.finished else None
                     )
                 )
-        if cases:
-            found[arm.index] = diagnose(cases)
+        if evidence:
+            diagnoses[condition.index] = diagnose(evidence)
         study_data.on_progress(f"diagnosing condition {count + 1} of {len(study_data.conditions)}")
-    return found
+    return diagnoses
 
 
 def measured_failures(diagnoses: Iterable[Diagnosis]) -> list[str]:
-    """The failures that were measured in some arm, the gravest first."""
+    """Return the failures that were measured in some condition, the gravest first."""
     worst: dict[str, int] = {}
-    for each in diagnoses:
-        worst[each.failure] = max(worst.get(each.failure, 0), GRADES.index(each.grade))
+    for diagnosis in diagnoses:
+        worst[diagnosis.failure] = max(worst.get(diagnosis.failure, 0), GRADES.index(diagnosis.grade))
     return sorted((failure for failure, grade in worst.items() if grade > 0), key=lambda failure: -worst[failure])
 
 
-# Sharing one model against sharing by group, where the clustering is varied.
-
-CLUSTERING_METRICS = (  # title, metric, of clients, last
+CLUSTERING_METRICS = (  # title, metric, whether it is per client, whether the last round counts
     ("own text", "loss.worn", True, True),
     ("ARI", "cluster.ari", False, True),
     ("NMI", "cluster.nmi", False, True),
@@ -486,30 +514,31 @@ CLUSTERING_METRICS = (  # title, metric, of clients, last
 
 
 def clustering_section(study_data: StudyData) -> Section | MissingSection:
-    chosen = [stage for stage in study_data.stages if stage.find_axis("clustering")]
-    if not chosen:
+    """Compare the clustering strategies of clients, where the study varies them."""
+    stages = [stage for stage in study_data.stages if stage.find_axis("clustering")]
+    if not stages:
         return MissingSection(
             "Clustering", "vary `clustering`, e.g. [NoClustering, TextClustering, {type: RandomClustering, like: {type: TextClustering}}]"
         )
     blocks: list[Figure | Table] = []
-    loss = study_data.outcome_by_run("loss") or {run: end["loss"] for run, end in study_data.finished.items()}
-    for stage in chosen:
-        made = strip_figure(
+    loss = study_data.outcome_by_run("loss") or {run: result["loss"] for run, result in study_data.finished.items()}
+    for stage in stages:
+        figure = strip_figure(
             study_data,
             stage,
             "clustering",
             loss,
-            "Final loss by who shares a model with whom: dots are seeds, the diamond is the mean with its interval.",
+            "Final loss by clustering strategy. Dots are seeds, the diamond is the mean with its interval.",
             x="final loss, nats per token",
         )
-        blocks += [*([made] if made else []), clustering_table(study_data, stage, loss)]
+        blocks += [*([figure] if figure else []), clustering_table(study_data, stage, loss)]
     return Section(
         "clustering",
         "Clustering",
         (
             (
-                "ARI and NMI hold the groups against the clients' true main domains (0: chance, 1: the same). Groups that "
-                "win over one model must also win over random groups of the same sizes."
+                "ARI and NMI compare the clusters with the clients' true main domains (0: chance, 1: identical). If clustering beats a "
+                "single model, it must also beat random clusters of the same sizes."
             ),
         ),
         tuple(blocks),
@@ -517,21 +546,25 @@ def clustering_section(study_data: StudyData) -> Section | MissingSection:
 
 
 def clustering_table(study_data: StudyData, stage: StageView, loss: dict[str, float]) -> Table:
-    more = [
+    """Return the table of the clustering metrics of every condition."""
+    metrics = [
         (title, study_data.metric_by_run(metric, clients, last))
         for title, metric, clients, last in CLUSTERING_METRICS
         if any(domain == "" for domain in study_data.metrics.get(metric, ()))
     ]
     rows = []
-    for arm in stage.conditions:
-        numbers = [seed_mean_ci(of.get(run, math.nan) for run in arm.runs.values()) for of in (loss, *(of for _, of in more))]
-        rows.append((condition_name(stage, arm), *(format_number(number[0]) for number in numbers), str(numbers[0][3])))
+    for condition in stage.conditions:
+        means = [
+            seed_mean_ci(values.get(run, math.nan) for run in condition.runs.values())
+            for values in (loss, *(values for _, values in metrics))
+        ]
+        rows.append((condition_name(stage, condition), *(format_number(number[0]) for number in means), str(means[0][3])))
     return Table(
         f"clustering-{stage.name}",
-        "Groups compared, means over seeds; own text: loss of each client on its own mixture under the model that it uses.",
-        ("condition", "final loss", *(title for title, _ in more), "seeds"),
+        "Clustering strategies, means over seeds. “Own text” is the loss of each client on its own mixture of domains, with its own model.",
+        ("condition", "final loss", *(title for title, _ in metrics), "seeds"),
         tuple(rows),
-        frozenset(range(1, len(more) + 3)),
-        tuple(arm.index for arm in stage.conditions),
+        frozenset(range(1, len(metrics) + 3)),
+        tuple(condition.index for condition in stage.conditions),
         is_long=len(rows) > 12,
     )

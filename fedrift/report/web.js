@@ -1,108 +1,108 @@
-// Asks for the numbers every few seconds and draws them; what is chosen stays chosen.
-const at = id => document.getElementById(id);
-const colours = JSON.parse(at("colours").textContent);
+// Request the state every few seconds and draw it. The user's selection is preserved.
+const byId = id => document.getElementById(id);
+const colors = JSON.parse(byId("colors").textContent);
 const dark = matchMedia("(prefers-color-scheme: dark)");
-const MOST = colours.length;
-let chosen = null, touched = false, view = null, drawn = "", state = null;
+const MAX_ROWS = colors.length;
+let selected = null, userSelected = false, view = null, drawnKey = "", state = null;
 
-const made = (tag, text = "", kind = "") => {
+const createNode = (tag, text = "", kind = "") => {
   const node = document.createElement(tag);
   node.textContent = text;
   if (kind) node.className = kind;
   return node;
 };
-const digits = (value, places, sign = false) => value === null ? "" : (sign && value >= 0 ? "+" : "") + value.toFixed(places);
-const colour = id => colours[chosen.indexOf(id) % MOST];
+const formatNumber = (value, decimals, sign = false) => value === null ? "" : (sign && value >= 0 ? "+" : "") + value.toFixed(decimals);
+const colorOf = id => colors[selected.indexOf(id) % MAX_ROWS];
 const label = row => (row.stage && row.stage !== "main" && row.role !== "trial" ? `${row.stage}: ` : "") + row.condition;
 
-function lasting(seconds) {
+function formatDuration(seconds) {
   const minutes = Math.round(seconds / 60);
   return seconds < 90 ? `${Math.round(seconds)} s` : minutes < 90 ? `${minutes} min` : `${Math.floor(minutes / 60)} h ${minutes % 60} min`;
 }
 
-function head() {
-  at("title").textContent = state.title;
+function drawHeader() {
+  byId("title").textContent = state.title;
   document.title = `${state.total ? Math.floor(100 * state.done / state.total) + "% " : ""}${state.title} · fedrift`;
-  at("question").textContent = state.question;
+  byId("question").textContent = state.question;
   const share = state.total ? 100 * state.done / state.total : 0;
-  at("bar").firstElementChild.style.width = `${share}%`;
-  at("bar").setAttribute("aria-valuenow", state.done);
-  at("bar").setAttribute("aria-valuemax", state.total);
-  const said = Object.entries(state.words).filter(([name]) => state.counts[name]).map(([name, words]) => `${state.counts[name]} ${words}`);
-  const left = state.left === null || state.over ? "" : ` · about ${lasting(state.left)} left`;
-  at("counts").textContent = state.total ? `${said.join(" · ")} · ${state.done} of ${state.total} rounds${left}` : "";
-  at("note").hidden = !state.note;
-  at("note").textContent = state.note;
-  const select = at("domain"), now = [...select.options].slice(1).map(option => option.value);
-  if (now.join() !== state.domains.join()) {
-    const kept = select.value;
+  byId("bar").firstElementChild.style.width = `${share}%`;
+  byId("bar").setAttribute("aria-valuenow", state.done);
+  byId("bar").setAttribute("aria-valuemax", state.total);
+  const counts = Object.entries(state.words).filter(([name]) => state.counts[name]).map(([name, words]) => `${state.counts[name]} ${words}`);
+  const left = state.left === null || state.over ? "" : ` · about ${formatDuration(state.left)} left`;
+  byId("counts").textContent = state.total ? `${counts.join(" · ")} · ${state.done} of ${state.total} rounds${left}` : "";
+  byId("note").hidden = !state.note;
+  byId("note").textContent = state.note;
+  const select = byId("domain"), options = [...select.options].slice(1).map(option => option.value);
+  if (options.join() !== state.domains.join()) {
+    const current = select.value;
     select.replaceChildren(select.options[0], ...state.domains.map(name => new Option(name, name)));
-    select.value = state.domains.includes(kept) ? kept : "";
+    select.value = state.domains.includes(current) ? current : "";
   }
 }
 
-function cell(run) {
+function createCell(run) {
   const words = {finished: "✓", failed: "✕", missing: "·"}[run.state] ?? `${run.round}/${run.rounds}`;
-  const node = made("span", words, `cell ${run.state}`);
+  const node = createNode("span", words, `cell ${run.state}`);
   node.style.setProperty("--part", `${run.rounds ? 100 * run.round / run.rounds : 0}%`);
-  const told = [`seed ${run.seed}, run ${run.run.slice(0, 6)}: ${state.words[run.state]}, round ${run.round} of ${run.rounds}`];
-  if (run.loss !== null) told.push(`loss ${digits(run.loss, 3)}`);
-  if (run.gap !== null) told.push(`${digits(run.gap, 3, true)} to the IID baseline`);
-  if (run.why) told.push(run.why);
-  node.title = told.join("\n");
-  node.setAttribute("aria-label", told.join(", "));
+  const lines = [`seed ${run.seed}, run ${run.run.slice(0, 6)}: ${state.words[run.state]}, round ${run.round} of ${run.rounds}`];
+  if (run.loss !== null) lines.push(`loss ${formatNumber(run.loss, 3)}`);
+  if (run.gap !== null) lines.push(`gap to IID baseline ${formatNumber(run.gap, 3, true)}`);
+  if (run.why) lines.push(run.why);
+  node.title = lines.join("\n");
+  node.setAttribute("aria-label", lines.join(", "));
   node.setAttribute("role", "img");
   return node;
 }
 
-function grid() {
-  const top = made("tr");
-  for (const name of ["in the chart", "condition", ...state.seeds.map(seed => `seed ${seed}`), "loss", "gap to IID baseline"]) top.append(made("th", name));
-  at("grid").tHead.replaceChildren(top);
+function drawGrid() {
+  const header = createNode("tr");
+  for (const name of ["draw", "condition", ...state.seeds.map(seed => `seed ${seed}`), "loss", "gap to IID baseline"]) header.append(createNode("th", name));
+  byId("grid").tHead.replaceChildren(header);
   const focus = document.activeElement?.dataset?.row;
   const body = state.rows.map(row => {
-    const line = made("tr", "", row.role), box = made("input"), first = made("td"), name = made("th", label(row));
+    const tr = createNode("tr", "", row.role), box = createNode("input"), select = createNode("td"), name = createNode("th", label(row));
     name.scope = "row";
     box.type = "checkbox";
     box.dataset.row = row.id;
-    box.checked = chosen.includes(row.id);
-    box.disabled = !box.checked && chosen.length >= MOST;
+    box.checked = selected.includes(row.id);
+    box.disabled = !box.checked && selected.length >= MAX_ROWS;
     box.setAttribute("aria-label", `draw ${label(row)}`);
     box.addEventListener("change", () => {
-      touched = true;
-      chosen = box.checked ? [...chosen, row.id] : chosen.filter(id => id !== row.id);
-      grid();
+      userSelected = true;
+      selected = box.checked ? [...selected, row.id] : selected.filter(id => id !== row.id);
+      drawGrid();
       draw();
     });
-    first.append(box);
-    line.append(first, name);
+    select.append(box);
+    tr.append(select, name);
     for (const seed of state.seeds) {
-      const place = made("td"), run = row.runs.find(each => each.seed === seed);
-      if (run) place.append(cell(run));
-      line.append(place);
+      const td = createNode("td"), run = row.runs.find(run => run.seed === seed);
+      if (run) td.append(createCell(run));
+      tr.append(td);
     }
-    line.append(made("td", digits(row.loss, 3), "number"), made("td", digits(row.gap, 3, true), "number"));
-    return line;
+    tr.append(createNode("td", formatNumber(row.loss, 3), "number"), createNode("td", formatNumber(row.gap, 3, true), "number"));
+    return tr;
   });
-  at("grid").tBodies[0].replaceChildren(...body);
+  byId("grid").tBodies[0].replaceChildren(...body);
   if (focus) document.querySelector(`[data-row="${focus}"]`)?.focus();
-  at("states").replaceChildren(...Object.entries(state.words).map(([name, words]) => {
-    const part = made("span"), mark = made("span", {finished: "✓", failed: "✕", missing: "·"}[name] ?? "3/6", `cell ${name}`);
+  byId("states").replaceChildren(...Object.entries(state.words).map(([name, words]) => {
+    const part = createNode("span"), mark = createNode("span", {finished: "✓", failed: "✕", missing: "·"}[name] ?? "3/6", `cell ${name}`);
     mark.style.setProperty("--part", "50%");
     part.append(mark, ` ${words}`);
     return part;
   }));
 }
 
-function findings() {
-  const none = state.rows.length ? "Nothing so far. Detectors wait for a few rounds; one look is no certificate." : "";
-  at("findings").replaceChildren(...(state.findings.length ? state.findings.map(each => {
-    const item = made("li"), since = each.since === null ? "" : `, since round ${each.since}`;
+function drawFindings() {
+  const none = state.rows.length ? "There are no findings so far. Detectors need a few rounds, and the absence of findings does not exclude a failure." : "";
+  byId("findings").replaceChildren(...(state.findings.length ? state.findings.map(each => {
+    const item = createNode("li"), since = each.since === null ? "" : `, since round ${each.since}`;
     const also = each.also.length ? `, and in ${each.also.length} more` : "";
-    item.append(made("span", each.grade, `grade ${each.grade}`), " ", made("strong", `${each.failure}, ${each.condition}${also}${since}. `), each.sentence);
+    item.append(createNode("span", each.grade, `grade ${each.grade}`), " ", createNode("strong", `${each.failure}, ${each.condition}${also}${since}. `), each.sentence);
     item.title = each.also.join("\n");
     return item;
-  }) : [made("li", none, "quiet")]));
+  }) : [createNode("li", none, "quiet")]));
 }
 
 function theme() {
@@ -114,74 +114,74 @@ function theme() {
 }
 
 function spec(values) {
-  const own = kind => [{ filter: `datum.kind === '${kind}'` }];
-  const paint = { field: "id", type: "nominal", legend: null, scale: { domain: chosen, range: chosen.map(colour) } };
-  const tip = [["condition", "condition"], ["run", "of"], ["round", "round"]].map(([field, title]) => ({ field, title, type: "nominal" }));
+  const only = kind => [{ filter: `datum.kind === '${kind}'` }];
+  const color = { field: "id", type: "nominal", legend: null, scale: { domain: selected, range: selected.map(colorOf) } };
+  const tooltip = [["condition", "condition"], ["run", "run"], ["round", "round"]].map(([field, title]) => ({ field, title, type: "nominal" }));
   return {
     $schema: "https://vega.github.io/schema/vega-lite/v6.json", width: "container", height: 320,
     data: { name: "points", values },
     encoding: {
       x: { field: "round", type: "quantitative", axis: { tickMinStep: 1, tickCount: 10, format: "d", grid: false }, scale: { nice: false, zero: false } },
       y: { field: "value", type: "quantitative", title: null, scale: { zero: false } },
-      color: paint, detail: { field: "run" },
+      color, detail: { field: "run" },
     },
     layer: [
-      { transform: own("seed"), mark: { type: "line", strokeWidth: 1, opacity: 0.35 } },
-      { transform: own("iid_baseline"), mark: { type: "line", strokeWidth: 1.5, strokeDash: [5, 4] } },
-      { transform: own("mean"), mark: { type: "line", strokeWidth: 2.5, point: { size: 18 } } },
+      { transform: only("seed"), mark: { type: "line", strokeWidth: 1, opacity: 0.35 } },
+      { transform: only("iid_baseline"), mark: { type: "line", strokeWidth: 1.5, strokeDash: [5, 4] } },
+      { transform: only("mean"), mark: { type: "line", strokeWidth: 2.5, point: { size: 18 } } },
       { mark: { type: "point", size: 140, opacity: 0, filled: true },
-        encoding: { tooltip: [...tip, { field: "value", title: "loss", type: "quantitative", format: ".4f" }] } },
+        encoding: { tooltip: [...tooltip, { field: "value", title: "loss", type: "quantitative", format: ".4f" }] } },
     ],
   };
 }
 
 async function draw() {
-  const shown = state.rows.filter(row => chosen.includes(row.id)).sort((a, b) => chosen.indexOf(a.id) - chosen.indexOf(b.id));
-  at("legend").replaceChildren(...shown.map(row => {
-    const part = made("span");
-    part.innerHTML = `<svg width="26" height="10" aria-hidden="true"><line x1="1" x2="25" y1="5" y2="5" stroke="${colour(row.id)}" stroke-width="3"/></svg> `;
+  const shown = state.rows.filter(row => selected.includes(row.id)).sort((a, b) => selected.indexOf(a.id) - selected.indexOf(b.id));
+  byId("legend").replaceChildren(...shown.map(row => {
+    const part = createNode("span");
+    part.innerHTML = `<svg width="26" height="10" aria-hidden="true"><line x1="1" x2="25" y1="5" y2="5" stroke="${colorOf(row.id)}" stroke-width="3"/></svg> `;
     part.append(label(row));
     return part;
   }));
-  const asked = new URLSearchParams({ rows: chosen.join(","), domain: at("domain").value });
-  const answer = await (await fetch(`curves.json?${asked}`)).json();
-  at("lost").textContent = answer.lost.length ? `Off the scale, or no number, in some rounds: ${answer.lost.join("; ")}.` : "";
-  const key = JSON.stringify([chosen, dark.matches]);
-  at("chart").hidden = !answer.points.length;
+  const query = new URLSearchParams({ rows: selected.join(","), domain: byId("domain").value });
+  const answer = await (await fetch(`curves.json?${query}`)).json();
+  byId("incomplete").textContent = answer.lost.length ? `In some rounds the loss is off the scale or not finite: ${answer.lost.join("; ")}.` : "";
+  const key = JSON.stringify([selected, dark.matches]);
+  byId("chart").hidden = !answer.points.length;
   if (!answer.points.length) {
-    if (chosen.length) at("lost").textContent ||= "No loss has been written yet.";
+    if (selected.length) byId("incomplete").textContent ||= "No loss has been recorded yet.";
     return;
   }
-  if (key !== drawn || !view) {
-    drawn = key;
+  if (key !== drawnKey || !view) {
+    drawnKey = key;
     view?.finalize();
-    view = (await vegaEmbed(at("chart"), spec(answer.points), { actions: false, renderer: "svg", config: theme(),
+    view = (await vegaEmbed(byId("chart"), spec(answer.points), { actions: false, renderer: "svg", config: theme(),
       tooltip: { theme: dark.matches ? "dark" : "light" } })).view;
     return;
   }
   await view.data("points", answer.points).runAsync();
 }
 
-async function look() {
+async function refresh() {
   let wait = 2;
   try {
     state = await (await fetch("state.json")).json();
     wait = state.every;
-    if (!touched) chosen = state.suggested;
-    chosen = chosen.filter(id => state.rows.some(row => row.id === id));
-    head();
-    grid();
-    findings();
+    if (!userSelected) selected = state.suggested;
+    selected = selected.filter(id => state.rows.some(row => row.id === id));
+    drawHeader();
+    drawGrid();
+    drawFindings();
     await draw();
-    at("gone").hidden = true;
-    at("at").textContent = `Looked at ${new Date().toLocaleTimeString()}, again every ${wait} s. Nothing on this page changes a run.`;
+    byId("error").hidden = true;
+    byId("updated").textContent = `Updated at ${new Date().toLocaleTimeString()}; the next update follows in ${wait} s. This page does not change any run.`;
   } catch (error) {
-    at("gone").hidden = false;
-    at("gone").textContent = `No answer (${error.message}); is \`fedrift monitor --web\` still going on? What is shown is the last that came.`;
+    byId("error").hidden = false;
+    byId("error").textContent = `The monitor does not answer (${error.message}). Check that \`fedrift monitor --web\` is still running. The page shows the last state that it received.`;
   }
-  setTimeout(look, 1000 * wait);
+  setTimeout(refresh, 1000 * wait);
 }
 
-at("domain").addEventListener("change", draw);
+byId("domain").addEventListener("change", draw);
 dark.addEventListener("change", () => state && draw());
-look();
+refresh();

@@ -1,4 +1,9 @@
-"""What the page asks for, as plain JSON: the state of everything, and the curves of the rows that are chosen."""
+"""The web monitor: a local HTTP server with one page, the state of all runs as JSON, and the curves of the selected groups as JSON.
+
+The server answers three addresses, reads no file that a request names, and changes nothing. It refuses requests whose Host header is
+not a name of this machine. Otherwise a page of another origin could read the data through DNS rebinding. Numeric addresses are accepted
+because they cannot be rebound.
+"""
 
 from __future__ import annotations
 
@@ -24,11 +29,18 @@ from .figures import OKABE_ITO
 from .monitor import STATE_LABELS, Monitor, RunGroup, Snapshot
 from .page import vega_script
 
-MAX_ROWS_SHOWN = 6  # rows in the chart, one a colour that can be told apart
+MAX_ROWS_SHOWN = 6  # groups in the chart; there are six distinct colors
 
 
 def snapshot_to_json(snapshot: Snapshot, domains: Iterable[str], interval: float, is_exact: bool = False) -> dict[str, Any]:
-    """All but the curves. ``exact``: numbers with all their digits, and infinities among them."""
+    """Return a snapshot without its curves as JSON values.
+
+    Args:
+        snapshot: The snapshot.
+        domains: Names of the domains with a recorded loss.
+        interval: Seconds between two requests of the page.
+        is_exact: Whether numbers retain all digits, and infinities are retained too. Otherwise they are rounded to six digits.
+    """
     number = nan_to_none if is_exact else round_number
     return {
         "title": snapshot.title,
@@ -50,6 +62,7 @@ def snapshot_to_json(snapshot: Snapshot, domains: Iterable[str], interval: float
 
 
 def row_to_json(row: RunGroup, number: Callable[[float], float | None]) -> dict[str, Any]:
+    """Return a group of runs as JSON values. ``number`` converts its losses and gaps."""
     return {
         "id": row_id(row),
         "condition": row.condition,
@@ -75,32 +88,41 @@ def row_to_json(row: RunGroup, number: Callable[[float], float | None]) -> dict[
 
 
 def default_rows(snapshot: Snapshot) -> list[str]:
-    """Which rows to draw before anybody chose: those that go on, then those that have begun."""
-    begun = [row for row in snapshot.rows if row.has_begun and row.role != "iid_baseline"]
-    return [row_id(row) for row in sorted(begun, key=lambda row: not row.is_running)[:MAX_ROWS_SHOWN]]
+    """Return the ids of the groups to draw before the user selects any: running groups first, then other started ones."""
+    started = [row for row in snapshot.rows if row.has_begun and row.role != "iid_baseline"]
+    return [row_id(row) for row in sorted(started, key=lambda row: not row.is_running)[:MAX_ROWS_SHOWN]]
 
 
 def curves_to_json(monitor: Monitor, snapshot: Snapshot, ids: Iterable[str], domain: str = "") -> dict[str, Any]:
-    """Rows ``id, kind, run, round, value``: every seed's loss, the mean over those seeds, and the twins' mean.
+    """Return the curves of the selected groups.
 
-    ``top``: what lies above it is left out, ``lost`` says of whom.
+    Args:
+        monitor: The monitor.
+        snapshot: Its latest snapshot.
+        ids: Ids of the groups.
+        domain: Domain of the held-out text; ``""`` means all domains.
+
+    Returns:
+        ``points`` holds the loss of every seed, the mean over these seeds, and the mean of the IID baselines. Values that are not finite or
+        that exceed the loss ceiling are left out, and ``lost`` names their conditions.
     """
-    chosen = [row for row in snapshot.rows if row_id(row) in set(ids)]
-    found: list[dict[str, Any]] = []
-    for row in chosen:
-        own = {f"seed {run.seed}": monitor.curve(run.run, domain) for run in row.runs}
-        twins = {run.baseline_run: monitor.curve(run.baseline_run, domain) for run in row.runs if run.baseline_run}
-        for name, curve in own.items():
-            found += curve_points(row_id(row), row.condition, "seed", name, curve)
-        found += curve_points(row_id(row), row.condition, "mean", f"mean of {len(own)}", mean_curve(own.values()))
-        found += curve_points(row_id(row), row.condition, "iid_baseline", "IID baseline", mean_curve(twins.values()))
-    top = loss_ceiling([{**point, "which": point["kind"], "run": (point["id"], point["run"])} for point in found])
-    lost = sorted({point["condition"] for point in found if point["value"] is None or (top and point["value"] > top)})
-    inside = [point for point in found if point["value"] is not None and not (top and point["value"] > top)]
-    return {"domain": domain, "points": inside, "lost": lost}
+    selected = [row for row in snapshot.rows if row_id(row) in set(ids)]
+    points: list[dict[str, Any]] = []
+    for row in selected:
+        seed_curves = {f"seed {run.seed}": monitor.curve(run.run, domain) for run in row.runs}
+        baseline_curves = {run.baseline_run: monitor.curve(run.baseline_run, domain) for run in row.runs if run.baseline_run}
+        for name, curve in seed_curves.items():
+            points += curve_points(row_id(row), row.condition, "seed", name, curve)
+        points += curve_points(row_id(row), row.condition, "mean", f"mean of {len(seed_curves)}", mean_curve(seed_curves.values()))
+        points += curve_points(row_id(row), row.condition, "iid_baseline", "IID baseline", mean_curve(baseline_curves.values()))
+    ceiling = loss_ceiling([{**point, "which": point["kind"], "run": (point["id"], point["run"])} for point in points])
+    incomplete = sorted({point["condition"] for point in points if point["value"] is None or (ceiling and point["value"] > ceiling)})
+    shown = [point for point in points if point["value"] is not None and not (ceiling and point["value"] > ceiling)]
+    return {"domain": domain, "points": shown, "lost": incomplete}
 
 
 def curve_points(id: str, condition: str, kind: str, run: str, curve: dict[int, float]) -> list[dict[str, Any]]:
+    """Return the points of one curve."""
     return [
         {"id": id, "condition": condition, "kind": kind, "run": run, "round": round, "value": round_value(value)}
         for round, value in curve.items()
@@ -108,36 +130,32 @@ def curve_points(id: str, condition: str, kind: str, run: str, curve: dict[int, 
 
 
 def mean_curve(curves: Iterable[dict[int, float]]) -> dict[int, float]:
-    """The mean in the rounds that all have that have begun."""
-    begun = [curve for curve in curves if curve]
-    shared = set.intersection(*(set(curve) for curve in begun)) if begun else set()
-    return {round: sum(curve[round] for curve in begun) / len(begun) for round in sorted(shared)}
+    """Return the mean of the curves in the rounds that all non-empty curves have."""
+    started = [curve for curve in curves if curve]
+    shared = set.intersection(*(set(curve) for curve in started)) if started else set()
+    return {round: sum(curve[round] for curve in started) / len(started) for round in sorted(shared)}
 
 
 def mean_known(values: Iterable[float]) -> float:
+    """Return the mean of the values that are not NaN; NaN if there is none."""
     known = [value for value in values if not math.isnan(value)]
     return sum(known) / len(known) if known else math.nan
 
 
 def round_number(value: float) -> float | None:
-    """Six digits; None where the number is not finite."""
+    """Round to six significant digits; return None if the number is not finite."""
     return float(f"{value:.6g}") if math.isfinite(value) else None
 
 
 def nan_to_none(value: float) -> float | None:
-    """The number as it is; None where it is NaN."""
+    """Return the number unchanged, or None if it is NaN."""
     return None if math.isnan(value) else float(value)
 
 
 def row_id(row: RunGroup) -> str:
-    """A row's name in an address."""
+    """Return a short id of a group that is safe in a URL."""
     return blake2b(row.key.encode(), digest_size=6).hexdigest()
 
-
-# The page on a local port. It answers three addresses, reads no file that is asked for by name, and changes nothing.
-#
-# A page of another origin could point a domain of its own at this machine and read along (DNS rebinding): so what is asked for
-# under a name that is not this machine's is refused. Addresses in digits cannot be rebound.
 
 DEFAULT_HOST, DEFAULT_PORT = "127.0.0.1", 8770
 SECURITY_HEADERS = {
@@ -151,7 +169,7 @@ SECURITY_HEADERS = {
 
 
 class SnapshotCache:
-    """One watcher for all who ask: looked at again only when the last look is ``every`` seconds old."""
+    """Share one monitor between all requests. A new snapshot is taken only if the last one is older than ``interval`` seconds."""
 
     def __init__(self, monitor: Monitor, interval: float) -> None:
         self.monitor, self.interval = monitor, interval
@@ -159,10 +177,12 @@ class SnapshotCache:
         self.snapshot: Snapshot | None = None
 
     def state_json(self) -> bytes:
+        """Return the current state as encoded JSON."""
         with self.lock:
             return json.dumps(snapshot_to_json(self._refresh(), self.monitor.domains, self.interval), allow_nan=False).encode()
 
     def curves_json(self, ids: list[str], domain: str) -> bytes:
+        """Return the curves of the selected groups as encoded JSON."""
         with self.lock:
             return json.dumps(curves_to_json(self.monitor, self._refresh(), ids, domain), allow_nan=False).encode()
 
@@ -173,7 +193,17 @@ class SnapshotCache:
 
 
 class MonitorServer(ThreadingHTTPServer):
-    """``host`` is also the one name beside ``localhost`` that it may be asked under."""
+    """Serve the web monitor.
+
+    Args:
+        monitor: The monitor.
+        host: Address to listen at. Requests may also use it as their Host header.
+        port: Port to listen at; 0 chooses a free one.
+        interval: Minimum seconds between two snapshots.
+
+    Raises:
+        UserError: The port is in use or may not be used.
+    """
 
     daemon_threads = True
 
@@ -183,39 +213,42 @@ class MonitorServer(ThreadingHTTPServer):
             super().__init__((host, port), MonitorHandler)
         except OSError as error:
             raise UserError(
-                f"cannot listen at {host}:{port}: {error.strerror or error}; another port: --port {port + 1}, any free one: --port 0"
+                f"cannot listen at {host}:{port}: {error.strerror or error}; "
+                f"choose another port with --port {port + 1}, or any free one with --port 0"
             ) from None
 
     @property
     def address(self) -> str:
-        shown = f"[{self.host}]" if ":" in self.host else self.host
-        return f"http://{shown}:{self.server_address[1]}/"
+        """Return the URL of the page."""
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        return f"http://{host}:{self.server_address[1]}/"
 
 
 class MonitorHandler(BaseHTTPRequestHandler):
-    """GET and HEAD of what is in ``do_GET``; anything else is not there."""
+    """Answer GET and HEAD requests for the three addresses; other paths do not exist."""
 
     server: MonitorServer
     server_version, sys_version = "fedrift", ""
 
     def do_GET(self) -> None:
+        """Answer a request."""
         if not is_local_host(self.headers.get("Host", ""), self.server.host):
-            self._respond(HTTPStatus.FORBIDDEN, "text/plain", b"asked for under a name that is not this machine's\n")
+            self._respond(HTTPStatus.FORBIDDEN, "text/plain", b"the Host header does not name this machine\n")
             return
-        asked = urlsplit(self.path)
+        url = urlsplit(self.path)
         try:
-            said = parse_qs(asked.query, max_num_fields=4)
+            query = parse_qs(url.query, max_num_fields=4)
         except ValueError:
-            said = {}
-        if asked.path == "/":
+            query = {}
+        if url.path == "/":
             self._respond(HTTPStatus.OK, "text/html", render_page())
-        elif asked.path == "/state.json":
+        elif url.path == "/state.json":
             self._respond(HTTPStatus.OK, "application/json", self.server.cache.state_json())
-        elif asked.path == "/curves.json":
-            ids = said.get("rows", [""])[0].split(",")
-            self._respond(HTTPStatus.OK, "application/json", self.server.cache.curves_json(ids, said.get("domain", [""])[0]))
+        elif url.path == "/curves.json":
+            ids = query.get("rows", [""])[0].split(",")
+            self._respond(HTTPStatus.OK, "application/json", self.server.cache.curves_json(ids, query.get("domain", [""])[0]))
         else:
-            self._respond(HTTPStatus.NOT_FOUND, "text/plain", b"only / is here\n")
+            self._respond(HTTPStatus.NOT_FOUND, "text/plain", b"this address does not exist; the page is at /\n")
 
     do_HEAD = do_GET
 
@@ -233,11 +266,11 @@ class MonitorHandler(BaseHTTPRequestHandler):
                 self.close_connection = True
 
     def log_message(self, format: str, *args: object) -> None:
-        """The terminal is not filled with requests."""
+        """Discard the request log, which would fill the terminal."""
 
 
 def is_local_host(host_header: str, host: str) -> bool:
-    """Whether a Host header names this machine: localhost, digits, or the name that was chosen."""
+    """Return whether a Host header names this machine: localhost, a numeric address, or the configured host."""
     try:
         name = urlsplit(f"//{host_header}").hostname or ""
         ipaddress.ip_address(name)
@@ -248,9 +281,9 @@ def is_local_host(host_header: str, host: str) -> bool:
 
 @cache
 def render_page() -> bytes:
-    """The page, with all that it needs inside."""
+    """Return the self-contained page."""
     folder = Path(__file__).parent
     style, script = ((folder / name).read_text() for name in ("web.css", "web.js"))
     templates = Environment(loader=PackageLoader("fedrift.report", "."), autoescape=True, undefined=StrictUndefined)
     template = templates.get_template("web.html")
-    return template.render(style=style, script=script, bundle=vega_script(), colours=list(OKABE_ITO)).lstrip().encode()
+    return template.render(style=style, script=script, bundle=vega_script(), colors=list(OKABE_ITO)).lstrip().encode()

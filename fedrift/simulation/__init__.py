@@ -1,4 +1,4 @@
-"""Who trains: N clients behind one call a round."""
+"""Simulation of clients: all clients of a cohort train on this machine, in one forward pass per local step."""
 
 from .simulator import ClientPool, ClientSimulator
 

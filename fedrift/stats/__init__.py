@@ -1,7 +1,9 @@
-"""Statistics over paired seeds, and hypotheses that a machine can check. Without torch.
+"""Statistics over paired seeds, and hypotheses that are tested automatically. This package does not need torch.
 
-The unit of replication is the seed, never the client or the round; a p knows the smallest one that its seeds could have
-given; diverged runs are kept, by worst rank; what was not found is told with the smallest effect that would have been.
+- The unit of replication is the seed, never the client or the round.
+- Every p-value carries the smallest p-value that its number of seeds can produce.
+- Diverged runs are not dropped: they receive the worst rank.
+- An inconclusive result reports the minimum detectable effect.
 """
 
 from .boundary import Bracket, find_boundaries, find_boundary, geometric_mean_ratio

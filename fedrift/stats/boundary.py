@@ -1,8 +1,8 @@
-"""Stability boundaries: the largest setting that a run survives, and how much smaller it is in one arm than in another.
+"""Stability boundaries: the largest value of a setting, such as the learning rate, at which training stays stable.
 
-A boundary is bracketed and then bisected in logarithms, so it is their logarithms that differ evenly: the ratio of two
-arms is the paired t-interval of log a_s - log b_s, taken back by exp. On two quadratics of curvature 1 and 9.5 with ten local
-steps the IID arm is stable up to a learning rate of 2 / 5.25 = .381, the skewed arm up to .2176: a ratio of 1.75.
+A boundary is bracketed and then bisected on a logarithmic scale, so conditions are compared by ratios: exp of the paired t interval of
+log a_s - log b_s. Example: two quadratics of curvature 1 and 9.5 with ten local steps are stable up to a learning rate of
+2 / 5.25 = 0.381 under IID data, and up to 0.2176 under non-IID data. The ratio is 1.75.
 """
 
 from __future__ import annotations
@@ -17,11 +17,14 @@ import numpy as np
 from .intervals import mean_ci
 from .significance import Interval
 
-UNKNOWN_FACTOR, NEARBY_FACTOR = 4.0, 1.4  # steps until a boundary is bracketed: from any setting, from a boundary that is known
+UNKNOWN_FACTOR, NEARBY_FACTOR = 4.0, 1.4  # step factors of the bracketing: from an arbitrary start, from a known boundary
 
 
 class Bracket(NamedTuple):
-    """``stable`` survives and ``broken`` does not; 0 or infinity where no such setting was found."""
+    """The bracket of a boundary: the run is stable at ``stable`` and unstable at ``broken``.
+
+    ``stable`` is 0 and ``broken`` is infinite if no such setting was found.
+    """
 
     stable: float
     broken: float
@@ -29,7 +32,7 @@ class Bracket(NamedTuple):
 
     @property
     def boundary(self) -> float:
-        """The geometric mean of the two; NaN where either was not found."""
+        """Return the geometric mean of the bracket, or NaN if one end was not found."""
         return math.sqrt(self.stable * self.broken) if self.stable > 0 and math.isfinite(self.broken) else math.nan
 
 
@@ -43,30 +46,42 @@ def find_boundary(
     maximum: float = math.inf,
     max_runs: int = 40,
 ) -> Bracket:
-    """The boundary of ``is_broken``, which is False below it and True above, to a factor of 1 + ``tolerance``.
+    """Find the largest setting below which ``is_broken`` is False, up to a relative error of ``tolerance``.
 
-    From ``start`` (> 0) up or down by ``factor`` until it is bracketed, within ``minimum`` and ``maximum``, then by halves of the
-    logarithm; ``max_runs`` trials at most. What breaks at one setting is taken to break at every larger one.
+    The search moves from ``start`` up or down by ``factor`` until the boundary is bracketed, then bisects on a logarithmic scale. It
+    assumes that a setting above an unstable one is unstable too.
+
+    Args:
+        is_broken: Whether a run at this setting is unstable.
+        start: The first setting, above 0.
+        tolerance: The search stops when the ends of the bracket differ by at most a factor of 1 + ``tolerance``.
+        factor: The step factor of the bracketing.
+        minimum: The smallest setting to try.
+        maximum: The largest setting to try.
+        max_runs: The maximum number of runs.
+
+    Example:
+        >>> find_boundary(lambda lr: lr > 0.3, start=0.1).boundary
     """
     if not start > 0:
-        raise ValueError(f"a search in logarithms wants to start above 0, not at {start}")
-    stable, broken, trials, at = 0.0, math.inf, 0, min(max(start, minimum), maximum)
-    while trials < max_runs and (stable == 0 or math.isinf(broken) or broken > stable * (1 + tolerance)):
-        trials += 1
-        if is_broken(at):
-            broken = at
+        raise ValueError(f"start must be above 0 because the search is logarithmic, got {start}")
+    stable, broken, num_runs, setting = 0.0, math.inf, 0, min(max(start, minimum), maximum)
+    while num_runs < max_runs and (stable == 0 or math.isinf(broken) or broken > stable * (1 + tolerance)):
+        num_runs += 1
+        if is_broken(setting):
+            broken = setting
         else:
-            stable = at
+            stable = setting
         if math.isinf(broken):
-            following = min(stable * factor, maximum)
+            next_setting = min(stable * factor, maximum)
         elif stable == 0:
-            following = max(broken / factor, minimum)
+            next_setting = max(broken / factor, minimum)
         else:
-            following = math.sqrt(stable * broken)
-        if following == at or following <= 0:  # the end of what may be tried
+            next_setting = math.sqrt(stable * broken)
+        if next_setting == setting or next_setting <= 0:  # the limit of the allowed range
             break
-        at = following
-    return Bracket(stable, broken, trials)
+        setting = next_setting
+    return Bracket(stable, broken, num_runs)
 
 
 def find_boundaries(
@@ -78,31 +93,53 @@ def find_boundaries(
     minimum: float = 0.0,
     maximum: float = math.inf,
 ) -> Iterator[tuple[int, str, Bracket]]:
-    """Seed by seed and arm by arm, as they are found: where ``is_broken(condition, seed, setting)`` turns True.
+    """Find the boundary of every condition, seed by seed, and yield each result as it is found.
 
-    The first search begins at ``start``, each other near a boundary that is known: the latest of its own arm, else of another.
+    The first search begins at ``start``. Every later one begins near a known boundary: the latest of its own condition, else that of
+    another.
+
+    Args:
+        is_broken: Whether the run ``(condition, seed, setting)`` is unstable.
+        conditions: The conditions.
+        seeds: The seeds.
+        start: The first setting, above 0.
+        tolerance: The relative error of a boundary.
+        minimum: The smallest setting to try.
+        maximum: The largest setting to try.
+
+    Yields:
+        (seed, condition, bracket).
     """
     known: dict[str, float] = {}
     for seed in seeds:
-        for arm in conditions:
-            near = known.get(arm, next(iter(known.values()), None))
-            found = find_boundary(
-                partial(is_broken, arm, seed),
-                near or start,
+        for condition in conditions:
+            known_boundary = known.get(condition, next(iter(known.values()), None))
+            bracket = find_boundary(
+                partial(is_broken, condition, seed),
+                known_boundary or start,
                 tolerance=tolerance,
-                factor=NEARBY_FACTOR if near else UNKNOWN_FACTOR,
+                factor=NEARBY_FACTOR if known_boundary else UNKNOWN_FACTOR,
                 minimum=minimum,
                 maximum=maximum,
             )
-            if math.isfinite(found.boundary):
-                known[arm] = found.boundary
-            yield seed, arm, found
+            if math.isfinite(bracket.boundary):
+                known[condition] = bracket.boundary
+            yield seed, condition, bracket
 
 
 def geometric_mean_ratio(a: np.ndarray, b: np.ndarray, confidence_level: float = 0.95) -> Interval:
-    """The geometric mean of ``a / b`` over paired seeds; both ``[seeds]`` and above 0, else NaN."""
+    """Return the geometric mean of ``a / b`` over paired seeds, with its interval.
+
+    Args:
+        a: The boundaries of one condition, [seeds].
+        b: The boundaries of the other condition, [seeds].
+        confidence_level: The level of the interval.
+
+    Returns:
+        The interval, or NaN if a boundary is not above 0.
+    """
     a, b = np.asarray(a, dtype=np.float64), np.asarray(b, dtype=np.float64)
     if not ((a > 0) & (b > 0)).all():
         return Interval(math.nan, math.nan, math.nan, math.nan)
-    found = mean_ci(np.log(a) - np.log(b), confidence_level)
-    return Interval(math.exp(found.estimate), math.exp(found.low), math.exp(found.high), found.confidence_level)
+    log_interval = mean_ci(np.log(a) - np.log(b), confidence_level)
+    return Interval(math.exp(log_interval.estimate), math.exp(log_interval.low), math.exp(log_interval.high), log_interval.confidence_level)

@@ -1,8 +1,8 @@
-"""The size of a paired effect in standard deviations: Hedges' g of the differences.
+"""Effect sizes of paired comparisons, their power and minimum detectable effects, and equivalence tests.
 
-g_z = J mean(d) / sd(d), J = Gamma(m/2) / (sqrt(m/2) Gamma((m-1)/2)), m = n - 1. Hedges, Journal of Educational
-Statistics 6, 1981, with the differences' own sd (Lakens, Frontiers in Psychology 4:863, 2013, calls it g_z). The raw
-difference in nats says more, and as exp(difference) it is a ratio of perplexities: show both.
+g_z = J mean(d) / sd(d), J = Gamma(m/2) / (sqrt(m/2) Gamma((m-1)/2)), m = n - 1. This is Hedges' g (Hedges, Journal of Educational
+Statistics 6, 1981) with the standard deviation of the differences (Lakens, Frontiers in Psychology 4:863, 2013, calls it g_z). Report
+it together with the raw difference in nats, which is more informative: exp(difference) is a ratio of perplexities.
 """
 
 from __future__ import annotations
@@ -21,7 +21,11 @@ from .significance import ALPHA, Interval, PValue, min_p, rank_biserial, sign_fl
 
 
 def hedges_g(d: np.ndarray) -> float:
-    """Of the differences ``d [seeds]``; NaN of fewer than two, or where one is infinite."""
+    """Return paired Hedges' g of the differences, or NaN for fewer than two differences or if one is infinite.
+
+    Args:
+        d: The differences, [seeds].
+    """
     d = np.asarray(d, dtype=np.float64)
     if len(d) < 2 or not np.isfinite(d).all():
         return math.nan
@@ -32,57 +36,73 @@ def hedges_g(d: np.ndarray) -> float:
 
 
 def bias_correction(dof: int) -> float:
-    """J: what the standardised mean of so many degrees of freedom is too large by, about 1 - 3 / (4 m - 1)."""
+    """Return J, the correction factor of a standardized mean with ``dof`` degrees of freedom, about 1 - 3 / (4 dof - 1)."""
     if dof < 2:
         return math.nan
     return math.exp(gammaln(dof / 2) - gammaln((dof - 1) / 2)) / math.sqrt(dof / 2)
 
 
 def perplexity_change_percent(nats: float) -> float:
-    """A difference of losses as per cent of perplexity."""
+    """Convert a difference of losses in nats per token to a percentage change of perplexity."""
     return math.expm1(min(nats, 700.0)) * 100
 
 
-# How small an effect a paired design could have seen: the power of the test that is made, the exact sign-flip test.
-#
-# Few seeds have few sign patterns, and the paired t test, whose power has a closed form, promises too much for them: what it
-# would see with 80 % probability, six seeds call in 64 %. So up to ``MAX_SIMULATED_SEEDS`` seeds the power is that of the
-# sign-flip test itself, of drawn normal differences; beyond that both are the same to a hundredth, and the noncentral t
-# distribution is taken.
-#
-# "No failure found" without it is no finding. Cohen, "Statistical Power Analysis for the Behavioral Sciences", 1988, chapter 2.
+# The power of the exact sign-flip test, which is the test that studies use. Few seeds have few sign patterns, and the closed-form power
+# of the paired t test is too optimistic for them: an effect that it detects with 80 % probability is detected with 64 % by six seeds.
+# So up to MAX_SIMULATED_SEEDS seeds the power is simulated. Beyond that, both agree to 0.01, and the noncentral t distribution is used.
+# A null finding is uninformative without its power (Cohen, "Statistical Power Analysis for the Behavioral Sciences", 1988, chapter 2).
 
-MAX_STANDARD_ERRORS = 1e3  # standard errors
+MAX_STANDARD_ERRORS = 1e3  # effects beyond this many standard errors are always detected
 MAX_SIMULATED_SEEDS, NUM_SIMULATIONS = 12, 4000
 
 
 def power(seeds: int, effect: float, sd: float, alpha: float = ALPHA) -> float:
-    """The chance that the two-sided sign-flip test calls a true mean difference ``effect`` of differences with that ``sd``."""
+    """Return the probability that the two-sided sign-flip test detects a true mean difference.
+
+    Args:
+        seeds: The number of paired seeds.
+        effect: The true mean difference.
+        sd: The standard deviation of the differences, in the unit of ``effect``.
+        alpha: The significance level.
+
+    Returns:
+        The probability, or NaN for fewer than two seeds or if ``sd`` is not above 0.
+    """
     if seeds < 2 or not sd > 0:
         return math.nan
     if seeds <= MAX_SIMULATED_SEEDS:
         return simulate_power(seeds, min(abs(effect) / sd, MAX_STANDARD_ERRORS), alpha)
-    edge = stats.t.ppf(1 - alpha / 2, seeds - 1)
+    critical_t = stats.t.ppf(1 - alpha / 2, seeds - 1)
     shift = effect / sd * math.sqrt(seeds)
     if abs(shift) > MAX_STANDARD_ERRORS:
         return 1.0
-    wrong_side = stats.nct.cdf(-edge, seeds - 1, abs(shift))  # scipy gives NaN where it is too small to be told
-    return float(stats.nct.sf(edge, seeds - 1, abs(shift)) + np.nan_to_num(wrong_side))
+    wrong_sign = stats.nct.cdf(-critical_t, seeds - 1, abs(shift))  # scipy returns NaN if it is too small to compute
+    return float(stats.nct.sf(critical_t, seeds - 1, abs(shift)) + np.nan_to_num(wrong_sign))
 
 
 def simulate_power(seeds: int, effect: float, alpha: float) -> float:
-    """The share of drawn differences, normal about ``effect`` sd, that the exact sign-flip test calls."""
-    draws = NUM_SIMULATIONS * 2 ** max(0, 10 - seeds)
-    drawn = (effect + numpy_stream(0, "power", seeds).standard_normal((draws, seeds))).astype(np.float32)
-    half = 2 ** (seeds - 1)  # patterns up to their common sign
-    signs = np.ones((seeds, half), dtype=np.float32)
-    signs[1:] -= 2 * (np.arange(half) >> np.arange(seeds - 1)[:, None] & 1)
-    far = np.abs(drawn @ signs) >= np.abs(drawn.sum(axis=1, keepdims=True)) * (1 - 1e-5)
-    return float((far.mean(axis=1) <= alpha).mean())
+    """Return the share of simulated normal differences with mean ``effect`` and standard deviation 1 that the exact test detects."""
+    num_draws = NUM_SIMULATIONS * 2 ** max(0, 10 - seeds)
+    samples = (effect + numpy_stream(0, "power", seeds).standard_normal((num_draws, seeds))).astype(np.float32)
+    num_patterns = 2 ** (seeds - 1)  # a pattern and its negative give the same absolute sum
+    signs = np.ones((seeds, num_patterns), dtype=np.float32)
+    signs[1:] -= 2 * (np.arange(num_patterns) >> np.arange(seeds - 1)[:, None] & 1)
+    is_extreme = np.abs(samples @ signs) >= np.abs(samples.sum(axis=1, keepdims=True)) * (1 - 1e-5)
+    return float((is_extreme.mean(axis=1) <= alpha).mean())
 
 
 def min_detectable_effect(seeds: int, sd: float, alpha: float = ALPHA, power: float = 0.8) -> float:
-    """The minimum detectable effect; infinite where no effect, however large, could be called by so few seeds."""
+    """Return the smallest true mean difference that the sign-flip test detects with the given power.
+
+    Args:
+        seeds: The number of paired seeds.
+        sd: The standard deviation of the differences.
+        alpha: The significance level.
+        power: The required probability of detection.
+
+    Returns:
+        The effect in the unit of ``sd``. It is infinite if no effect, however large, can be significant with so few seeds.
+    """
     if min_p(seeds) > alpha or seeds < 2:
         return math.inf
     if not sd > 0:
@@ -92,7 +112,7 @@ def min_detectable_effect(seeds: int, sd: float, alpha: float = ALPHA, power: fl
 
 @cache
 def min_detectable_standardized(seeds: int, alpha: float, target_power: float) -> float:
-    """The standardised effect (in sd of the differences) that is called with the power that is wanted."""
+    """Return the minimum detectable effect in standard deviations of the differences."""
     high = 1.0
     while power(seeds, high, 1.0, alpha) < target_power:
         high *= 2
@@ -100,21 +120,22 @@ def min_detectable_standardized(seeds: int, alpha: float, target_power: float) -
 
 
 def required_seeds(effect: float, sd: float, alpha: float = ALPHA, power: float = 0.8, max_seeds: int = 1000) -> int | None:
-    """The fewest seeds that see ``effect`` with that power; None if not even ``max_seeds`` do."""
+    """Return the smallest number of seeds that detects ``effect`` with the given power, or None if ``max_seeds`` are not enough."""
     return next((n for n in range(2, max_seeds + 1) if min_detectable_effect(n, sd, alpha, power) <= abs(effect)), None)
 
 
-# No effect, shown: two one-sided t tests (TOST). Not finding a difference is not finding none.
-#
-# Schuirmann, Journal of Pharmacokinetics and Biopharmaceutics 15, 1987. Equivalent at alpha exactly when the 1 - 2 alpha
-# t-interval lies inside (-margin, margin).
+# Two one-sided t tests (TOST; Schuirmann, Journal of Pharmacokinetics and Biopharmaceutics 15, 1987). Two conditions are equivalent at
+# level alpha exactly if the 1 - 2 alpha t interval lies inside (-margin, margin). A non-significant difference does not show equivalence.
 
 QUANTILE_GRID = (np.arange(400) + 0.5) / 400  # quantiles over which the unknown sd is averaged
 
 
 @dataclass(frozen=True)
 class EquivalenceResult:
-    """``p``: the larger of the two one-sided ones; ``interval``: at level 1 - 2 alpha."""
+    """The result of an equivalence test.
+
+    ``p`` is the larger one of the two one-sided p-values, and ``interval`` has the level 1 - 2 alpha.
+    """
 
     p: PValue
     interval: Interval
@@ -122,69 +143,95 @@ class EquivalenceResult:
 
     @property
     def is_equivalent(self) -> bool:
-        """Whether the interval lies inside the margin."""
+        """Return whether the interval lies inside the margin."""
         return -self.margin < self.interval.low and self.interval.high < self.margin
 
 
 def tost(d: np.ndarray, margin: float, alpha: float = ALPHA) -> EquivalenceResult:
-    """Whether the mean of ``d [seeds]`` lies inside (-margin, margin). Both tests are one-sided: n seeds, all inside,
-    have 1 / 2^n to be on that side of the margin by chance, and are believed no more than that."""
+    """Test whether the mean difference lies inside (-margin, margin), by two one-sided tests.
+
+    Both tests are one-sided. By chance all n seeds lie on the inner side of a margin with probability 1 / 2^n, which is therefore the
+    smallest attainable p-value.
+
+    Args:
+        d: The differences, [seeds].
+        margin: The equivalence margin, above 0, in the unit of ``d``.
+        alpha: The significance level of each one-sided test.
+    """
     d = np.asarray(d, dtype=np.float64)
     interval, least = mean_ci(d, 1 - 2 * alpha), min_p(len(d)) / 2
     if math.isnan(interval.low):
         return EquivalenceResult(PValue(math.nan, least, len(d), "TOST"), interval, margin)
-    error = float(d.std(ddof=1)) / math.sqrt(len(d))
-    room = margin - abs(float(d.mean()))
-    value = float(stats.t.sf(room / error, len(d) - 1)) if error else float(room <= 0)
+    standard_error = float(d.std(ddof=1)) / math.sqrt(len(d))
+    distance = margin - abs(float(d.mean()))
+    value = float(stats.t.sf(distance / standard_error, len(d) - 1)) if standard_error else float(distance <= 0)
     return EquivalenceResult(PValue(value, least, len(d), "TOST"), interval, margin)
 
 
 def min_equivalence_margin(d: np.ndarray, alpha: float = ALPHA) -> float:
-    """The narrowest margin that these numbers would have shown equivalence within."""
+    """Return the narrowest margin within which these differences show equivalence."""
     interval = mean_ci(np.asarray(d, dtype=np.float64), 1 - 2 * alpha)
     return max(abs(interval.low), abs(interval.high))
 
 
 def detectable_margin(seeds: int, sd: float, alpha: float = ALPHA, power: float = 0.8) -> float:
-    """The margin within which a true difference of 0 would be shown with that power; infinite where so few seeds can
-    show none."""
+    """Return the margin within which a true difference of 0 is shown to be equivalent with the given power.
+
+    Args:
+        seeds: The number of paired seeds.
+        sd: The standard deviation of the differences.
+        alpha: The significance level.
+        power: The required probability.
+
+    Returns:
+        The margin in the unit of ``sd``. It is infinite if so few seeds cannot show equivalence.
+    """
     if min_p(seeds) / 2 > alpha or seeds < 2:
         return math.inf
     if not sd > 0:
         return math.nan if math.isnan(sd) else 0.0
-    freedom, error = seeds - 1, sd / math.sqrt(seeds)
-    edge = stats.t.ppf(1 - alpha, freedom)
+    dof, standard_error = seeds - 1, sd / math.sqrt(seeds)
+    critical_t = stats.t.ppf(1 - alpha, dof)
 
-    def chance(margin: float) -> float:  # mean z, sd s: |z| < margin - edge s, over the chi distribution of s
-        spread = stats.chi.ppf(QUANTILE_GRID, freedom) / math.sqrt(freedom)
-        return float(np.mean(2 * stats.norm.cdf(np.maximum(margin - edge * spread, 0.0)) - 1))
+    def probability(margin: float) -> float:  # of |z| < margin - critical_t s, averaged over the chi distribution of s
+        sample_sd = stats.chi.ppf(QUANTILE_GRID, dof) / math.sqrt(dof)
+        return float(np.mean(2 * stats.norm.cdf(np.maximum(margin - critical_t * sample_sd, 0.0)) - 1))
 
-    return error * float(optimize.brentq(lambda margin: chance(margin) - power, 0.0, 1e6))
-
-
-# One paired comparison over seeds, whole: interval, exact p, effect sizes, and what could have been seen.
-#
-# With a diverged run among them the mean has no interval: then it is the median, its interval by order statistics, and
-# signed ranks.
+    return standard_error * float(optimize.brentq(lambda margin: probability(margin) - power, 0.0, 1e6))
 
 
 @dataclass(frozen=True)
 class PairedComparison:
-    """What the differences of some seeds say."""
+    """The complete comparison of two conditions over paired seeds.
+
+    If some differences are infinite because a run diverged, the interval is that of the median and the p-value comes from signed ranks.
+    """
 
     seeds: int
-    interval: Interval  # of the mean; of the median where some are infinite
-    p: PValue  # exact sign-flip; of signed ranks where some are infinite
-    g: float  # paired Hedges g
+    interval: Interval  # of the mean, or of the median if some differences are infinite
+    p: PValue  # of the exact sign-flip test, or of signed ranks if some differences are infinite
+    g: float  # paired Hedges' g
     rank_biserial: float
-    detectable: float  # the minimum detectable effect; NaN where some are infinite
-    infinite: int  # seeds where one side diverged and the other did not
+    detectable: float  # minimum detectable effect; NaN if some differences are infinite
+    infinite: int  # seeds in which exactly one side diverged
 
 
 def compare_paired(
     d: np.ndarray, confidence_level: float = 0.95, alpha: float = ALPHA, power: float = 0.8, family_size: int = 1
 ) -> PairedComparison:
-    """The differences ``d [seeds]``, NaN left out; ``family_size`` is how many hypotheses share ``alpha``."""
+    """Compare two conditions over paired seeds.
+
+    Args:
+        d: The differences, [seeds]. NaN differences are dropped, and infinite ones come from diverged runs.
+        confidence_level: The level of the interval.
+        alpha: The significance level.
+        power: The probability of detection that defines the minimum detectable effect.
+        family_size: The number of hypotheses that share ``alpha``.
+
+    Example:
+        >>> comparison = compare_paired(np.array([0.11, 0.08, 0.14, 0.05, 0.12, 0.09]))
+        >>> print(comparison.interval.estimate, comparison.p)
+    """
     d = np.asarray(d, dtype=np.float64)
     d = d[~np.isnan(d)]
     infinite = int(np.isinf(d).sum())

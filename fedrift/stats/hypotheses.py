@@ -1,4 +1,11 @@
-"""What one hypothesis comes to before its family is looked at: numbers, and which way they point."""
+"""The hypotheses that a study file can state, and the statistical test of each kind.
+
+Every hypothesis is about one metric and is written down before the runs. ``verdicts.evaluate_hypotheses`` turns the results into
+verdicts. The list ``hypotheses:`` of a study file accepts the classes that ``__all__`` names.
+
+A selection is ``{factor: level}`` or ``{factor: [levels]}``. IID baselines are excluded unless a selection has ``{iid: true}``. Two
+sides are paired within each seed by all factors that neither selection names, and the pairs are averaged to one number per seed.
+"""
 
 from __future__ import annotations
 
@@ -45,7 +52,7 @@ from .significance import (
 
 @dataclass(frozen=True)
 class DecisionCriteria:
-    """How sure one has to be: ``alpha`` shared by ``family_size`` hypotheses, and the power that "detectable" means."""
+    """The significance level ``alpha`` that ``family_size`` hypotheses share, and the power that defines the minimum detectable effect."""
 
     alpha: float = 0.05
     power: float = 0.8
@@ -53,14 +60,29 @@ class DecisionCriteria:
 
     @property
     def strictest_alpha(self) -> float:
-        """The strictest alpha that a hypothesis of the family can meet under Holm."""
+        """Return the strictest significance level that Holm's procedure applies to a hypothesis of the family."""
         return self.alpha / max(self.family_size, 1)
 
 
 @dataclass(frozen=True)
 class HypothesisResult:
-    """``has_predicted_sign``: the estimate lies on the side that was foretold; ``is_ruled_out``: the data rule out what was
-    foretold."""
+    """The result of one hypothesis before the correction over its family.
+
+    Attributes:
+        description: The compared quantity in words.
+        unit: The unit of the interval: "difference", "ratio", "slope", "share" or "rate".
+        interval: The estimate with its confidence interval.
+        p: The p-value of the test.
+        has_predicted_sign: Whether the estimate has the sign that the hypothesis predicts.
+        is_ruled_out: Whether the data exclude the predicted effect.
+        incomplete: The number of seeds that lack a run of the comparison.
+        diverged: The number of diverged runs.
+        g: Paired Hedges' g.
+        detectable: The minimum detectable effect.
+        points: (seed, value) of every seed.
+        notes: Remarks on the result, as plain sentences.
+        tied: The number of seeds in which both sides diverged.
+    """
 
     description: str
     unit: str
@@ -74,21 +96,21 @@ class HypothesisResult:
     detectable: float = math.nan
     points: tuple[tuple[int, float], ...] = ()
     notes: tuple[str, ...] = ()
-    tied: int = 0  # seeds in which both sides diverged: no difference, and not one of zero
+    tied: int = 0  # the difference of these seeds is undefined; it is not zero
 
 
 def empty_result(description: str, unit: str, incomplete: int = 0, reason: str = "", diverged: int = 0, tied: int = 0) -> HypothesisResult:
-    """Of a comparison without a single complete seed."""
+    """Return the result of a comparison without any complete seed."""
     reason = reason or (
-        f"both sides diverged in all of {count_seeds(tied)}, so there is no difference to tell"
+        f"both sides diverged in all of {count_seeds(tied)}, so there is no difference to test"
         if tied
-        else "no seed has all the runs that are compared"
+        else "no seed has all the runs that the comparison needs"
     )
-    none = Interval(math.nan, math.nan, math.nan, math.nan)
+    empty = Interval(math.nan, math.nan, math.nan, math.nan)
     return HypothesisResult(
         description,
         unit,
-        none,
+        empty,
         PValue(math.nan, 1.0, 0, "none"),
         False,
         incomplete=incomplete,
@@ -109,42 +131,52 @@ def directional_result(
     unit: str,
     diverged: int,
 ) -> HypothesisResult:
-    """Whether the differences lie above ``margin`` (``sign`` 1) or below its negative (-1).
+    """Test whether the mean difference is above ``margin`` (``sign`` 1) or below ``-margin`` (``sign`` -1).
 
-    Ruled out, if ``min_effect`` is above 0, where a one-sided t-bound at the family's strictest alpha leaves no room for an
-    effect that size.
+    Args:
+        per_seed: The differences, one per seed.
+        sign: 1 or -1, the predicted direction.
+        margin: The margin, at least 0, in the unit of the differences.
+        min_effect: The smallest effect of interest. If it is above 0, the hypothesis is ruled out when a one-sided t bound at the
+            strictest alpha of the family excludes effects of this size.
+        criteria: The significance level and the power.
+        description: The compared quantity in words.
+        unit: The unit of the result.
+        diverged: The number of diverged runs.
     """
     d = per_seed.values
     if not len(d):
         return empty_result(description, unit, per_seed.incomplete, diverged=diverged, tied=per_seed.tied)
     numbers = d.to_numpy(dtype=np.float64)
-    found = compare_paired(numbers - sign * margin, 1 - criteria.alpha, criteria.alpha, criteria.power, criteria.family_size)
+    comparison = compare_paired(numbers - sign * margin, 1 - criteria.alpha, criteria.alpha, criteria.power, criteria.family_size)
     shift = sign * margin
-    i = found.interval
-    here = Interval(i.estimate + shift, i.low + shift, i.high + shift, i.confidence_level)
-    bound = mean_ci(numbers, 1 - 2 * criteria.strictest_alpha)
-    reach = sign * (bound.high if sign > 0 else bound.low)  # the most, in the foretold direction, that the data leave room for
-    excluded = min_effect > 0 and reach < min_effect and 0.5 ** len(numbers) <= criteria.strictest_alpha
+    centered = comparison.interval
+    interval = Interval(centered.estimate + shift, centered.low + shift, centered.high + shift, centered.confidence_level)
+    bounds = mean_ci(numbers, 1 - 2 * criteria.strictest_alpha)
+    largest_plausible = sign * (bounds.high if sign > 0 else bounds.low)  # in the predicted direction
+    is_ruled_out = min_effect > 0 and largest_plausible < min_effect and 0.5 ** len(numbers) <= criteria.strictest_alpha
     notes = []
-    if found.infinite:
-        notes.append(f"{found.infinite} of {found.seeds} seeds differ by a run that diverged: the median and ranks instead of the mean")
+    if comparison.infinite:
+        notes.append(
+            f"in {comparison.infinite} of {comparison.seeds} seeds only one side diverged, so the median and ranks replace the mean"
+        )
     equal = int((numbers == margin * sign).sum())
     if equal:
         notes.append(f"{equal} of {count_seeds(len(numbers))} {'does' if equal == 1 else 'do'} not differ at all")
-    if excluded:
-        notes.append(f"an effect of {min_effect:g}, the smallest that was said to matter, is ruled out")
-    favours = sign * found.interval.estimate > 0 if not found.infinite else sign * found.rank_biserial > 0
+    if is_ruled_out:
+        notes.append(f"the data rule out an effect of {min_effect:g}, the smallest effect of interest")
+    has_predicted_sign = sign * comparison.interval.estimate > 0 if not comparison.infinite else sign * comparison.rank_biserial > 0
     return HypothesisResult(
         description,
         unit,
-        here,
-        found.p,
-        favours,
-        excluded,
+        interval,
+        comparison.p,
+        has_predicted_sign,
+        is_ruled_out,
         per_seed.incomplete,
         diverged,
-        found.g,
-        found.detectable,
+        comparison.g,
+        comparison.detectable,
         seed_points(d),
         tuple(notes),
         per_seed.tied,
@@ -152,12 +184,12 @@ def directional_result(
 
 
 def seed_points(d: pd.Series) -> tuple[tuple[int, float], ...]:
-    """Every seed's own number: they are few, and all are shown."""
+    """Return (seed, value) of every seed. Seeds are few, so reports show all of them."""
     return tuple((int(seed), float(value)) for seed, value in zip(d.index.to_numpy(), d.to_numpy(), strict=True))
 
 
 def detectable_effect(numbers: np.ndarray, criteria: DecisionCriteria) -> float:
-    """The minimum detectable effect of numbers of which some may be infinite."""
+    """Return the minimum detectable effect of the numbers, or NaN if some are infinite."""
     if not np.isfinite(numbers).all():
         return math.nan
     return min_detectable_effect(
@@ -165,41 +197,62 @@ def detectable_effect(numbers: np.ndarray, criteria: DecisionCriteria) -> float:
     )
 
 
-# The hypotheses that a study file can state, as predicates that a machine can check.
-#
-# Written down before the runs, one metric each, they come out supported, refuted or inconclusive
-# (``verdicts.evaluate_hypotheses``). What may stand in ``hypotheses:`` is what this file exports. A selection is ``{factor:
-# level}`` or ``{factor: [levels]}``; ``{iid: true}`` chooses the IID twins, which are left out otherwise. Two sides are paired
-# inside each seed by all the factors that neither names, and averaged to one number a seed.
-
 FactorLevels = dict[str, Any]
 NonNegative = Annotated[float, Ge(0)]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Hypothesis:
-    """What all have. ``contrast: iid_baseline`` takes each run's own IID baseline away; ``worst_end`` is the end at which a
-    diverged run counts: the one that is bad for the metric, if it is left out."""
+    """The fields that all hypotheses share. Subclasses implement ``evaluate``.
+
+    Attributes:
+        name: The unique name of the hypothesis within a study.
+        claim: The claim in words.
+        family: The family over which Holm's procedure corrects the p-values.
+        metric: The outcome that the hypothesis is about.
+        where: The selection of runs that both sides share.
+        contrast: "none", or "iid_baseline" to subtract the metric of each run's own IID baseline.
+        worst_end: The end at which a diverged run ranks. By default it is the bad end of the metric.
+
+    Example:
+        A study file states hypotheses like this one::
+
+            hypotheses:
+              - type: Greater
+                name: drift
+                claim: FedAvg loses more to non-IID data than FedSGD.
+                metric: loss
+                contrast: iid_baseline
+                group: {algorithm: FedAvg}
+                reference: {algorithm: FedSGD}
+    """
 
     name: str
-    claim: Annotated[str, MaxLen(10_000)] = ""  # the claim in words
-    family: str = "main"  # Holm runs inside it
+    claim: Annotated[str, MaxLen(10_000)] = ""
+    family: str = "main"
     metric: str = ""
     where: FactorLevels = field(default_factory=dict)
     contrast: Contrast = "none"
     worst_end: WorstEnd | None = None
 
     def evaluate(self, runs: pd.DataFrame, factors: Sequence[str], criteria: DecisionCriteria) -> HypothesisResult:
-        """The numbers, and which way they point."""
+        """Test the hypothesis on a table of runs.
+
+        Args:
+            runs: One row per run, with the columns that ``fedrift.stats.selection`` describes.
+            factors: The columns by which runs are paired.
+            criteria: The significance level and the power.
+        """
         raise NotImplementedError
 
 
 @dataclass(frozen=True, kw_only=True)
 class Greater(Hypothesis):
-    """``metric`` of one side above the other's by more than ``margin``; without ``reference``, above ``margin`` itself.
+    """``metric`` of ``group`` exceeds that of ``reference`` by more than ``margin``.
 
-    ``min_effect`` is the smallest effect that matters: where the data rule out even that, the hypothesis is refuted. In
-    ``scale: ratio`` log-ratios are compared, and both are natural logarithms (0.1: about 10 %).
+    Without ``reference`` the metric of ``group`` itself exceeds ``margin``. ``min_effect`` is the smallest effect of interest: the
+    hypothesis is refuted if the data rule out an effect of that size. With ``scale: ratio`` the test compares log-ratios, and ``margin``
+    and ``min_effect`` are natural logarithms (0.1 is about 10 %).
     """
 
     group: FactorLevels = field(default_factory=dict)
@@ -215,14 +268,17 @@ class Greater(Hypothesis):
 
 @dataclass(frozen=True, kw_only=True)
 class Less(Greater):
-    """The same, below."""
+    """``metric`` of ``group`` is below that of ``reference`` by more than ``margin``; the fields are those of ``Greater``."""
 
     sign: ClassVar[int] = -1
 
 
 @dataclass(frozen=True, kw_only=True)
 class Interaction(Hypothesis):
-    """``group`` less ``reference`` is larger (or smaller) ``inside`` than ``outside``: a difference of differences, by seed."""
+    """The difference between ``group`` and ``reference`` is larger (or smaller) in the runs ``inside`` than in the runs ``outside``.
+
+    The test is a difference-in-differences per seed.
+    """
 
     group: FactorLevels
     reference: FactorLevels
@@ -237,10 +293,11 @@ class Interaction(Hypothesis):
 
 @dataclass(frozen=True, kw_only=True)
 class Trend(Hypothesis):
-    """``metric`` rises (or falls) with ``predictor``: Page's L over three or more levels of a factor, seeds as blocks; where
-    the dial is measured and each run has its own value, Spearman's rho, permuted inside the seeds.
+    """``metric`` rises (or falls) with ``predictor``.
 
-    Two levels are no trend: then it is the paired contrast of the two, with its own test, interval and power.
+    A factor with three or more levels is tested by Page's L with seeds as blocks. If each run has its own measured value of
+    ``predictor``, the test is Spearman's rho, permuted within seeds. Two levels do not form a trend: the test is then the paired contrast
+    of the two levels, with the test, interval and power of that contrast.
     """
 
     predictor: str
@@ -252,8 +309,10 @@ class Trend(Hypothesis):
 
 @dataclass(frozen=True, kw_only=True)
 class Equivalent(Hypothesis):
-    """``metric`` of both sides the same up to ``margin`` (TOST); without ``reference``, within it of 0. ``margin`` has to
-    be said before the runs."""
+    """``metric`` of ``group`` and ``reference`` differs by less than ``margin``, by two one-sided tests (TOST).
+
+    Without ``reference`` the metric of ``group`` itself lies within ``margin`` of 0. ``margin`` must be fixed before the runs.
+    """
 
     margin: Annotated[float, Gt(0)]
     group: FactorLevels = field(default_factory=dict)
@@ -265,8 +324,10 @@ class Equivalent(Hypothesis):
 
 @dataclass(frozen=True, kw_only=True)
 class RecoveredFraction(Hypothesis):
-    """``group`` recovers more than ``min_fraction`` of the way from ``reference`` to ``target``; without ``target``, to the
-    IID baselines of ``reference``."""
+    """``group`` recovers more than ``min_fraction`` of the difference between ``reference`` and ``target``.
+
+    Without ``target`` the target is the IID baselines of ``reference``.
+    """
 
     group: FactorLevels
     reference: FactorLevels
@@ -279,8 +340,11 @@ class RecoveredFraction(Hypothesis):
 
 @dataclass(frozen=True, kw_only=True)
 class RateGreater(Hypothesis):
-    """An event strikes more seeds of one side: ``metric`` true (``diverged``), or above ``threshold``. Without
-    ``reference``, more than of the IID baselines."""
+    """An event occurs in more seeds of ``group`` than of ``reference``.
+
+    The event is that ``metric`` is true (for example ``diverged``), or that it exceeds ``threshold``. Without ``reference`` the comparison
+    is with the IID baselines of ``group``.
+    """
 
     group: FactorLevels
     reference: FactorLevels = field(default_factory=dict)
@@ -292,8 +356,11 @@ class RateGreater(Hypothesis):
 
 @dataclass(frozen=True, kw_only=True)
 class All(Hypothesis):
-    """Every part holds. Intersection-union (Berger, Technometrics 24, 1982): the largest p of the parts, and no price
-    for their number."""
+    """Every hypothesis in ``parts`` holds.
+
+    This is an intersection-union test (Berger, Technometrics 24, 1982): the p-value is the largest p-value of the parts, and the number of
+    parts needs no correction.
+    """
 
     parts: Annotated[tuple[Hypothesis, ...], MinLen(1)]
 
@@ -301,7 +368,7 @@ class All(Hypothesis):
         return combine_parts(self, [part.evaluate(runs, factors, criteria) for part in self.parts])
 
 
-# How each kind of hypothesis is weighed: from the frame of runs to one number a seed, and to a test of them.
+# From the table of runs to one number per seed, and to the test of each kind of hypothesis.
 
 
 def group_difference(
@@ -313,8 +380,7 @@ def group_difference(
     *also: Selection,
     scale: str = "difference",
 ) -> tuple[PerSeedValues, int]:
-    """``group`` less ``reference`` by seed (``group`` alone where ``reference`` is empty), and how many of all the runs
-    diverged."""
+    """Return ``group`` minus ``reference`` per seed (``group`` alone if ``reference`` is empty), and the number of diverged runs."""
     table = outcome_values(
         runs,
         hypothesis.metric,
@@ -332,26 +398,27 @@ def group_difference(
 
 
 def count_diverged(runs: pd.DataFrame, contrast: str, *sides: pd.DataFrame) -> int:
-    """How many runs of some sides diverged, and with ``contrast: iid_baseline`` of their IID twins too; each run counts once."""
+    """Count the diverged runs of the given sides once each; with ``contrast: iid_baseline`` their IID baselines are included."""
     baselines = [side["iid_baseline"] for side in sides if contrast == "iid_baseline"]
     names = set().union(*(side["run"] for side in sides), *baselines)
     return int(runs.drop_duplicates("run").set_index("run")["diverged"].reindex(sorted(map(str, names))).eq(True).sum())
 
 
 def metric_label(hypothesis: Hypothesis) -> str:
-    return hypothesis.metric + (" less the IID baseline's" if hypothesis.contrast == "iid_baseline" else "")
+    """Return the metric, with a note if it is relative to the IID baseline."""
+    return hypothesis.metric + (" minus the IID baseline's" if hypothesis.contrast == "iid_baseline" else "")
 
 
 def format_groups(group: Selection, reference: Selection) -> str:
-    """The two sides in words."""
+    """Format the two sides in words, for example `` of algorithm FedAvg against algorithm FedSGD``."""
     first = f" of {format_selection(group)}" if group else ""
     return f"{first} against {format_selection(reference)}" if reference else first
 
 
 def evaluate_difference(hypothesis: Greater, runs: pd.DataFrame, factors: Sequence[str], criteria: DecisionCriteria) -> HypothesisResult:
-    """Greater, Less: one paired difference."""
+    """Test one paired difference, for ``Greater`` and ``Less``."""
     d, diverged = group_difference(hypothesis, runs, factors, hypothesis.group, hypothesis.reference, scale=hypothesis.scale)
-    found = directional_result(
+    result = directional_result(
         d,
         hypothesis.sign,
         hypothesis.margin,
@@ -361,68 +428,77 @@ def evaluate_difference(hypothesis: Greater, runs: pd.DataFrame, factors: Sequen
         "difference",
         diverged,
     )
-    return to_ratio(found) if hypothesis.scale == "ratio" else found
+    return to_ratio(result) if hypothesis.scale == "ratio" else result
 
 
 def to_ratio(result: HypothesisResult) -> HypothesisResult:
-    """Logarithms taken back."""
-    i = result.interval
+    """Convert a result in logarithms to a result in ratios."""
+    interval = result.interval
     return replace(
         result,
         unit="ratio",
-        interval=Interval(np.exp(i.estimate), np.exp(i.low), np.exp(i.high), i.confidence_level),
+        interval=Interval(np.exp(interval.estimate), np.exp(interval.low), np.exp(interval.high), interval.confidence_level),
         detectable=float(np.exp(result.detectable)),
-        points=tuple((seed, float(np.exp(v))) for seed, v in result.points),
+        points=tuple((seed, float(np.exp(value))) for seed, value in result.points),
     )
 
 
 def evaluate_interaction(
     hypothesis: Interaction, runs: pd.DataFrame, factors: Sequence[str], criteria: DecisionCriteria
 ) -> HypothesisResult:
-    """A difference of two paired differences, by seed."""
-    inside, bad = group_difference(hypothesis, runs, factors, hypothesis.group, hypothesis.reference, hypothesis.inside)
-    outside, bad_there = group_difference(hypothesis, runs, factors, hypothesis.group, hypothesis.reference, hypothesis.outside)
+    """Test a difference of two paired differences, per seed."""
+    inside, diverged_inside = group_difference(hypothesis, runs, factors, hypothesis.group, hypothesis.reference, hypothesis.inside)
+    outside, diverged_outside = group_difference(hypothesis, runs, factors, hypothesis.group, hypothesis.reference, hypothesis.outside)
     seeds = inside.values.index.intersection(outside.values.index)
     a, b = inside.values[seeds].to_numpy(float), outside.values[seeds].to_numpy(float)
-    both = both_diverged(a, b)
+    is_tied = both_diverged(a, b)
     d = PerSeedValues(
-        pd.Series(paired_differences(a, b)[~both], index=seeds[~both]),
+        pd.Series(paired_differences(a, b)[~is_tied], index=seeds[~is_tied]),
         max(inside.incomplete, outside.incomplete),
-        max(inside.tied, outside.tied) + int(both.sum()),
+        max(inside.tied, outside.tied) + int(is_tied.sum()),
     )
-    words = (
+    description = (
         f"{metric_label(hypothesis)}{format_groups(hypothesis.group, hypothesis.reference)}, "
-        f"in {format_selection(hypothesis.inside)} less in {format_selection(hypothesis.outside)}"
+        f"in {format_selection(hypothesis.inside)} minus in {format_selection(hypothesis.outside)}"
     )
     sign = 1 if hypothesis.direction == "greater" else -1
-    return directional_result(d, sign, 0.0, hypothesis.min_effect, criteria, words, "difference", bad + bad_there)
+    return directional_result(d, sign, 0.0, hypothesis.min_effect, criteria, description, "difference", diverged_inside + diverged_outside)
 
 
 def evaluate_equivalence(
     hypothesis: Equivalent, runs: pd.DataFrame, factors: Sequence[str], criteria: DecisionCriteria
 ) -> HypothesisResult:
-    """TOST; refuted where the interval lies wholly beyond the margin."""
+    """Test equivalence by TOST; it is refuted if the interval lies entirely beyond the margin."""
     (d, incomplete, tied), diverged = group_difference(hypothesis, runs, factors, hypothesis.group, hypothesis.reference)
-    words = f"{metric_label(hypothesis)}{format_groups(hypothesis.group, hypothesis.reference)} within {hypothesis.margin:g}"
+    description = f"{metric_label(hypothesis)}{format_groups(hypothesis.group, hypothesis.reference)} within {hypothesis.margin:g}"
     if not len(d):
-        return empty_result(words, "difference", incomplete, diverged=diverged, tied=tied)
+        return empty_result(description, "difference", incomplete, diverged=diverged, tied=tied)
     numbers = d.to_numpy(float)
     if not np.isfinite(numbers).all():
         return replace(
-            empty_result(words, "difference", incomplete, "a run diverged on one side only: not equivalent there", diverged, tied),
+            empty_result(
+                description,
+                "difference",
+                incomplete,
+                "only one side diverged in at least one seed, so equivalence cannot be tested",
+                diverged,
+                tied,
+            ),
             points=seed_points(d),
         )
-    found, wide = tost(numbers, hypothesis.margin, criteria.alpha), mean_ci(numbers, 1 - 2 * criteria.strictest_alpha)
-    beyond = (wide.low > hypothesis.margin or wide.high < -hypothesis.margin) and found.p.min_attainable_p <= criteria.strictest_alpha
+    equivalence, interval = tost(numbers, hypothesis.margin, criteria.alpha), mean_ci(numbers, 1 - 2 * criteria.strictest_alpha)
+    is_ruled_out = (
+        interval.low > hypothesis.margin or interval.high < -hypothesis.margin
+    ) and equivalence.p.min_attainable_p <= criteria.strictest_alpha
     sd = float(numbers.std(ddof=1)) if len(numbers) > 1 else math.nan
-    inside = bool(abs(numbers.mean()) < hypothesis.margin)
+    is_inside = bool(abs(numbers.mean()) < hypothesis.margin)
     return HypothesisResult(
-        words,
+        description,
         "difference",
-        found.interval,
-        found.p,
-        inside,
-        bool(beyond),
+        equivalence.interval,
+        equivalence.p,
+        is_inside,
+        bool(is_ruled_out),
         incomplete,
         diverged,
         detectable=detectable_margin(len(numbers), sd, criteria.strictest_alpha, criteria.power),
@@ -434,107 +510,128 @@ def evaluate_equivalence(
 def evaluate_recovered_fraction(
     hypothesis: RecoveredFraction, runs: pd.DataFrame, factors: Sequence[str], criteria: DecisionCriteria
 ) -> HypothesisResult:
-    """(reference - group) / (reference - target), its interval by Fieller; the test is the sign-flip of
-    (reference - group) - min_fraction (reference - target)."""
-    (gain, missing, tied), bad = group_difference(hypothesis, runs, factors, hypothesis.reference, hypothesis.group)
+    """Test (reference - group) / (reference - target) with Fieller's interval.
+
+    The p-value is that of the sign-flip test of (reference - group) - min_fraction (reference - target).
+    """
+    (gain, incomplete_gain, tied), diverged_gain = group_difference(hypothesis, runs, factors, hypothesis.reference, hypothesis.group)
     target = replace(hypothesis, contrast="iid_baseline") if not hypothesis.target else hypothesis
-    (whole, missing_there, tied_there), bad_there = group_difference(target, runs, factors, hypothesis.reference, hypothesis.target)
-    tied = max(tied, tied_there)
-    goal = format_selection(hypothesis.target) or "its IID baseline"
-    words = (
+    (target_gap, incomplete_gap, tied_gap), diverged_gap = group_difference(target, runs, factors, hypothesis.reference, hypothesis.target)
+    tied = max(tied, tied_gap)
+    target_label = format_selection(hypothesis.target) or "its IID baseline"
+    description = (
         f"share of {hypothesis.metric} that {format_selection(hypothesis.group)} recovers, "
-        f"from {format_selection(hypothesis.reference)} to {goal}"
+        f"from {format_selection(hypothesis.reference)} to {target_label}"
     )
-    seeds = gain.index.intersection(whole.index)
-    incomplete = max(missing, missing_there)
+    seeds = gain.index.intersection(target_gap.index)
+    incomplete = max(incomplete_gain, incomplete_gap)
     if not len(seeds):
-        return empty_result(words, "share", incomplete, diverged=bad + bad_there, tied=tied)
-    part, full = gain[seeds].to_numpy(float), whole[seeds].to_numpy(float)
-    if not (np.isfinite(part).all() and np.isfinite(full).all()):
-        return empty_result(words, "share", incomplete, "a run diverged, and there is no share of an infinite loss", bad + bad_there, tied)
-    sign = (
-        1.0 if (hypothesis.worst_end or default_worst_end(hypothesis.metric)) == "high" else -1.0
-    )  # what is lost is above 0 where high is bad
-    there, left = sign_flip_test(full), part - hypothesis.min_fraction * full
-    p, notes = sign_flip_test(left), [f"more than {hypothesis.min_fraction:.0%} was foretold"] if hypothesis.min_fraction else []
-    p = replace(p, value=max(p.value, there.value))
-    if sign * full.mean() <= 0 or not there.is_significant(criteria.strictest_alpha):
-        notes.insert(0, f"there may be nothing to recover a share of: the whole is {full.mean():.3g} ({there})")
-    if sign * full.mean() <= 0:
+        return empty_result(description, "share", incomplete, diverged=diverged_gain + diverged_gap, tied=tied)
+    recovered, gap = gain[seeds].to_numpy(float), target_gap[seeds].to_numpy(float)
+    if not (np.isfinite(recovered).all() and np.isfinite(gap).all()):
+        return empty_result(
+            description, "share", incomplete, "a run diverged, so the recovered fraction is undefined", diverged_gain + diverged_gap, tied
+        )
+    # reference - target is above 0 where high values are bad, and below 0 otherwise
+    sign = 1.0 if (hypothesis.worst_end or default_worst_end(hypothesis.metric)) == "high" else -1.0
+    gap_p, excess = sign_flip_test(gap), recovered - hypothesis.min_fraction * gap
+    p, notes = (
+        sign_flip_test(excess),
+        [f"the hypothesis predicts more than {hypothesis.min_fraction:.0%}"] if hypothesis.min_fraction else [],
+    )
+    p = replace(p, value=max(p.value, gap_p.value))
+    if sign * gap.mean() <= 0 or not gap_p.is_significant(criteria.strictest_alpha):
+        notes.insert(0, f"there may be nothing to recover: the reference differs from the target by {gap.mean():.3g} ({gap_p})")
+    if sign * gap.mean() <= 0:
         p = replace(p, value=1.0)
-    found, favours = ratio_ci(part, full, 1 - criteria.alpha), bool(sign * left.mean() > 0)
-    points = tuple((int(seed), float(a / b)) for seed, a, b in zip(seeds, part, full, strict=True) if b)
-    seen = hypothesis.min_fraction + detectable_effect(left, criteria) / abs(full.mean()) if full.mean() else math.inf
+    interval, has_predicted_sign = ratio_ci(recovered, gap, 1 - criteria.alpha), bool(sign * excess.mean() > 0)
+    points = tuple((int(seed), float(a / b)) for seed, a, b in zip(seeds, recovered, gap, strict=True) if b)
+    detectable = hypothesis.min_fraction + detectable_effect(excess, criteria) / abs(gap.mean()) if gap.mean() else math.inf
     return HypothesisResult(
-        words, "share", found, p, favours, False, incomplete, bad + bad_there, detectable=seen, points=points, notes=tuple(notes), tied=tied
+        description,
+        "share",
+        interval,
+        p,
+        has_predicted_sign,
+        False,
+        incomplete,
+        diverged_gain + diverged_gap,
+        detectable=detectable,
+        points=points,
+        notes=tuple(notes),
+        tied=tied,
     )
 
 
 def evaluate_event_rates(
     hypothesis: RateGreater, runs: pd.DataFrame, factors: Sequence[str], criteria: DecisionCriteria
 ) -> HypothesisResult:
-    """Seeds that the event strikes on one side and not on the other; a seed is struck if any of its runs is."""
+    """Compare the seeds in which the event occurs on one side only; the event occurs in a seed if it occurs in any of its runs."""
     require_columns(runs, [hypothesis.metric, "iid_baseline", *REQUIRED_COLUMNS])
-    struck = (
+    occurred = (
         runs[hypothesis.metric].astype(float)
         if hypothesis.threshold is None
         else (runs[hypothesis.metric] > hypothesis.threshold).astype(float)
     )
     diverged = runs["diverged"].astype(bool)
-    struck = struck.where(runs[hypothesis.metric].notna(), np.nan).where(~diverged, 1.0)  # diverged: struck, whatever it last said
-    events = runs.assign(event=struck)
+    occurred = occurred.where(runs[hypothesis.metric].notna(), np.nan).where(~diverged, 1.0)  # a diverged run always has the event
+    events = runs.assign(event=occurred)
     left = select_runs(events, hypothesis.where, hypothesis.group)
     right = (
         select_runs(events, hypothesis.where, hypothesis.reference)
         if hypothesis.reference
         else events[events["run"].isin(set(left["iid_baseline"]))]
     )
-    beyond = "" if hypothesis.threshold is None else f" above {hypothesis.threshold:g}"
-    words = f"seeds with {hypothesis.metric}{beyond}{format_groups(hypothesis.group, hypothesis.reference or {'iid': True})}"
-    first, second = (rows.groupby("seed")["event"].agg(lambda e: e.max(skipna=False)).dropna() for rows in (left, right))
-    seeds = first.index.intersection(second.index)
+    condition = "" if hypothesis.threshold is None else f" above {hypothesis.threshold:g}"
+    description = f"seeds with {hypothesis.metric}{condition}{format_groups(hypothesis.group, hypothesis.reference or {'iid': True})}"
+    left_events, right_events = (
+        rows.groupby("seed")["event"].agg(lambda values: values.max(skipna=False)).dropna() for rows in (left, right)
+    )
+    seeds = left_events.index.intersection(right_events.index)
     incomplete = len(set(left["seed"])) - len(seeds)
     if not len(seeds):
-        return empty_result(words, "rate", incomplete)
-    a, b = first[seeds].to_numpy(bool), second[seeds].to_numpy(bool)
-    count, here, there = len(seeds), clopper_pearson(int(a.sum()), len(seeds)), clopper_pearson(int(b.sum()), len(seeds))
+        return empty_result(description, "rate", incomplete)
+    a, b = left_events[seeds].to_numpy(bool), right_events[seeds].to_numpy(bool)
+    count, left_rate, right_rate = len(seeds), clopper_pearson(int(a.sum()), len(seeds)), clopper_pearson(int(b.sum()), len(seeds))
     needed = min_seeds(criteria.alpha, criteria.family_size)
-    shown = (
-        f"{int(a.sum())} of {count} ({here.low:.2f} to {here.high:.2f}) against "
-        f"{int(b.sum())} of {count} ({there.low:.2f} to {there.high:.2f})"
+    counts = (
+        f"{int(a.sum())} of {count} ({left_rate.low:.2f} to {left_rate.high:.2f}) against "
+        f"{int(b.sum())} of {count} ({right_rate.low:.2f} to {right_rate.high:.2f})"
     )
     return HypothesisResult(
-        words,
+        description,
         "rate",
-        Interval(here.estimate - there.estimate, math.nan, math.nan, math.nan),
+        Interval(left_rate.estimate - right_rate.estimate, math.nan, math.nan, math.nan),
         mcnemar(a, b),
         bool(a.sum() > b.sum()),
         False,
         incomplete,
         int(left["diverged"].sum() + right["diverged"].sum()),
         detectable=needed / count if needed <= count else math.inf,
-        points=tuple((int(s), float(x) - float(y)) for s, x, y in zip(seeds, a, b, strict=True)),
-        notes=(shown,),
+        points=tuple(
+            (int(seed), float(left_event) - float(right_event)) for seed, left_event, right_event in zip(seeds, a, b, strict=True)
+        ),
+        notes=(counts,),
     )
 
 
 def combine_parts(hypothesis: All, results: Sequence[HypothesisResult]) -> HypothesisResult:
-    """Intersection-union: all must hold; one that points the other way is what refutes."""
-    against = [part for part in results if not part.has_predicted_sign]
-    if against:
-        weakest = min(against, key=lambda part: part.p.value if not math.isnan(part.p.value) else 2.0)
+    """Combine the results of all parts by intersection-union; one part with the opposite sign refutes the whole hypothesis."""
+    opposite = [part for part in results if not part.has_predicted_sign]
+    if opposite:
+        weakest = min(opposite, key=lambda part: part.p.value if not math.isnan(part.p.value) else 2.0)
         p = replace(weakest.p, value=min(1.0, weakest.p.value * len(results)))
     else:
         weakest = max(results, key=lambda part: part.p.value)
         p = replace(weakest.p, min_attainable_p=max(part.p.min_attainable_p for part in results))
     notes = tuple(
-        f"{inner.name}: {part.description} {part.interval.estimate:.3g} ({part.p})"
-        for inner, part in zip(hypothesis.parts, results, strict=True)
+        f"{part_hypothesis.name}: {part.description} {part.interval.estimate:.3g} ({part.p})"
+        for part_hypothesis, part in zip(hypothesis.parts, results, strict=True)
     )
     return replace(
         weakest,
         p=p,
-        has_predicted_sign=not against,
+        has_predicted_sign=not opposite,
         is_ruled_out=any(part.is_ruled_out for part in results),
         incomplete=max(part.incomplete for part in results),
         diverged=max(part.diverged for part in results),
@@ -545,17 +642,17 @@ def combine_parts(hypothesis: All, results: Sequence[HypothesisResult]) -> Hypot
     )
 
 
-# How a trend is weighed: by the levels of a factor, or along a dial that every run has its own value of.
+# Trends over the levels of a factor, or along a predictor that is measured for each run.
 
-MIN_TREND_SEEDS = 3  # seeds: fewer do not make a trend that holds beyond them, whatever its p
+MIN_TREND_SEEDS = 3  # fewer seeds do not replicate a trend, whatever its p-value
 
 
 def evaluate_trend(hypothesis: Trend, runs: pd.DataFrame, factors: Sequence[str], criteria: DecisionCriteria) -> HypothesisResult:
-    """Three or more levels of a factor by Page's L, two by their paired contrast, a measured dial by Spearman's rho."""
+    """Test a trend: Page's L for three or more levels, the paired contrast for two, Spearman's rho for a measured predictor."""
     table = select_runs(
         outcome_values(runs, hypothesis.metric, None, hypothesis.contrast, hypothesis.worst_end, include_baselines=True), hypothesis.where
     )
-    words = f"{metric_label(hypothesis)} along {hypothesis.predictor}" + (
+    description = f"{metric_label(hypothesis)} along {hypothesis.predictor}" + (
         f", {format_selection(hypothesis.where)}" if hypothesis.where else ""
     )
     sign = 1 if hypothesis.direction == "up" else -1
@@ -563,47 +660,45 @@ def evaluate_trend(hypothesis: Trend, runs: pd.DataFrame, factors: Sequence[str]
     rows = table.dropna(subset=["value", hypothesis.predictor])
     tied = len(set(table.loc[table["tied"], "seed"]))
     if not len(rows):
-        return empty_result(words, "slope", diverged=diverged, tied=tied)
+        return empty_result(description, "slope", diverged=diverged, tied=tied)
     if hypothesis.predictor in factors:
         complete, incomplete = average_by_level(
             rows, hypothesis.predictor, [f for f in factors if f not in {hypothesis.predictor, *hypothesis.where}]
         )
         if not len(complete):
-            return empty_result(words, "slope", incomplete, "no seed has a run at each of two or more levels", diverged, tied)
-        missing = len(set(table["seed"])) - len(complete) - tied
-        seeds, names = complete.index.to_numpy(), numeric_levels(complete.columns, hypothesis.predictor)
-        if len(names) == 2:
+            return empty_result(description, "slope", incomplete, "no seed has a run at each of two or more levels", diverged, tied)
+        num_incomplete = len(set(table["seed"])) - len(complete) - tied
+        seeds, levels = complete.index.to_numpy(), numeric_levels(complete.columns, hypothesis.predictor)
+        if len(levels) == 2:
             return evaluate_two_levels(
-                complete, names, PerSeedValues(pd.Series(dtype=float), missing, tied), sign, criteria, words, diverged
+                complete, levels, PerSeedValues(pd.Series(dtype=float), num_incomplete, tied), sign, criteria, description, diverged
             )
-        monotone = spearman_within_blocks(np.tile(names, len(seeds)), complete.to_numpy().ravel(), np.repeat(seeds, len(names)))
-        p, steps = page_trend_test(complete.to_numpy()), np.array([median(column) for column in complete.to_numpy().T])
+        trend = spearman_within_blocks(np.tile(levels, len(seeds)), complete.to_numpy().ravel(), np.repeat(seeds, len(levels)))
+        p, medians = page_trend_test(complete.to_numpy()), np.array([median(column) for column in complete.to_numpy().T])
     else:
-        monotone = spearman_within_blocks(
-            rows[hypothesis.predictor].to_numpy(float), rows["value"].to_numpy(float), rows["seed"].to_numpy()
-        )
-        p, missing, steps, names = monotone.p, len(set(table["seed"])) - monotone.p.seeds - tied, np.zeros(0), np.zeros(0)
+        trend = spearman_within_blocks(rows[hypothesis.predictor].to_numpy(float), rows["value"].to_numpy(float), rows["seed"].to_numpy())
+        p, num_incomplete, medians, levels = trend.p, len(set(table["seed"])) - trend.p.seeds - tied, np.zeros(0), np.zeros(0)
         seeds = np.unique(rows["seed"].to_numpy())
-    slopes = np.array(monotone.slopes)
-    notes = [f"mean rank correlation over seeds {monotone.rho:+.2f}"]
-    back = [f"{names[k]:g} to {names[k + 1]:g}" for k in range(len(steps) - 1) if sign * steps[k + 1] < sign * steps[k]]
-    if back:
-        notes.append(f"not at every step: the median turns back from {', '.join(back)}")
-    few = p.seeds < MIN_TREND_SEEDS
-    if few:
-        notes.append(f"a trend inside {p.seeds} seed{'s' * (p.seeds != 1)} is not replicated; it wants {MIN_TREND_SEEDS}")
+    slopes = np.array(trend.slopes)
+    notes = [f"mean rank correlation over seeds {trend.rho:+.2f}"]
+    reversals = [f"{levels[k]:g} to {levels[k + 1]:g}" for k in range(len(medians) - 1) if sign * medians[k + 1] < sign * medians[k]]
+    if reversals:
+        notes.append(f"the trend does not hold at every step: the median reverses direction from {', '.join(reversals)}")
+    has_too_few_seeds = p.seeds < MIN_TREND_SEEDS
+    if has_too_few_seeds:
+        notes.append(f"a trend within {p.seeds} seed{'s' * (p.seeds != 1)} is not replicated; at least {MIN_TREND_SEEDS} seeds are needed")
         p = replace(p, min_attainable_p=1.0)
     points = tuple((int(seed), float(value)) for seed, value in zip(seeds, slopes, strict=False))
     return HypothesisResult(
-        words,
+        description,
         "slope",
         mean_ci(slopes, 1 - criteria.alpha),
         p,
-        sign * monotone.rho > 0,
+        sign * trend.rho > 0,
         False,
-        missing,
+        num_incomplete,
         diverged,
-        detectable=math.inf if few else math.nan,
+        detectable=math.inf if has_too_few_seeds else math.nan,
         points=points,
         notes=tuple(notes),
         tied=tied,
@@ -619,42 +714,55 @@ def evaluate_two_levels(
     description: str,
     diverged: int,
 ) -> HypothesisResult:
-    """Two levels are no trend: the upper less the lower, by seed, with the test, interval and power of a paired difference.
+    """Test the upper level minus the lower one per seed, with the test, interval and power of a paired difference.
 
-    ``excluded`` has the seeds that were left out before.
+    Args:
+        complete: The means per seed and level, [seeds, 2].
+        levels: The two levels as numbers, [2].
+        excluded: The counts of seeds that were excluded before.
+        sign: 1 if the hypothesis predicts a rise, -1 if it predicts a fall.
+        criteria: The significance level and the power.
+        description: The compared quantity in words.
+        diverged: The number of diverged runs.
     """
-    low, high = (complete.iloc[:, place].to_numpy(dtype=np.float64) for place in (0, 1))
-    both = both_diverged(high, low)
+    low, high = (complete.iloc[:, index].to_numpy(dtype=np.float64) for index in (0, 1))
+    is_tied = both_diverged(high, low)
     d = PerSeedValues(
-        pd.Series(paired_differences(high, low)[~both], index=complete.index[~both]), excluded.incomplete, excluded.tied + int(both.sum())
+        pd.Series(paired_differences(high, low)[~is_tied], index=complete.index[~is_tied]),
+        excluded.incomplete,
+        excluded.tied + int(is_tied.sum()),
     )
-    found = directional_result(d, sign, 0.0, 0.0, criteria, f"{description}, {levels[1]:g} less {levels[0]:g}", "difference", diverged)
-    return replace(found, notes=("two levels are no trend: this is their paired contrast", *found.notes))
+    result = directional_result(d, sign, 0.0, 0.0, criteria, f"{description}, {levels[1]:g} minus {levels[0]:g}", "difference", diverged)
+    return replace(result, notes=("two levels are not a trend, so this is their paired contrast", *result.notes))
 
 
 def numeric_levels(levels: pd.Index, predictor: str) -> np.ndarray:
-    """The levels as numbers."""
+    """Return the levels as numbers; raise UserError if they are not numeric."""
     try:
         return levels.to_numpy(dtype=np.float64)
     except (TypeError, ValueError):
         raise UserError(
-            f"predictor: a trend takes a factor whose levels are numbers; those of {predictor!r} are {', '.join(map(str, levels))[:80]}"
+            f"predictor: a trend needs a factor whose levels are numbers; the levels of {predictor!r} are "
+            f"{', '.join(map(str, levels))[:80]}"
         ) from None
 
 
 def average_by_level(rows: pd.DataFrame, predictor: str, factors: Sequence[str]) -> tuple[pd.DataFrame, int]:
-    """Means ``[seeds, levels]`` over the cells of the other factors that every level has; seeds that lack one are
-    counted, not used."""
+    """Average over the cells of the other factors that every level has.
+
+    Returns:
+        The means [seeds, levels] of the complete seeds, and the number of seeds that lack a level.
+    """
     shared = [factor for factor in factors if rows[factor].notna().any()]
-    tidy = rows.assign(cell=list(map(str, rows[shared].itertuples(index=False, name=None))))
-    wide = average_cells(tidy, ["seed", "cell", predictor]).pivot(index="seed", columns=["cell", predictor], values="value")
-    levels = sorted(tidy[predictor].unique())
-    whole = [cell for cell in wide.columns.unique("cell") if len(wide[cell].columns) == len(levels)]
-    if not whole or len(levels) < 2:
-        return pd.DataFrame(), len(wide)
-    complete = wide[whole].dropna()
+    table = rows.assign(cell=list(map(str, rows[shared].itertuples(index=False, name=None))))
+    by_cell = average_cells(table, ["seed", "cell", predictor]).pivot(index="seed", columns=["cell", predictor], values="value")
+    levels = sorted(table[predictor].unique())
+    complete_cells = [cell for cell in by_cell.columns.unique("cell") if len(by_cell[cell].columns) == len(levels)]
+    if not complete_cells or len(levels) < 2:
+        return pd.DataFrame(), len(by_cell)
+    complete = by_cell[complete_cells].dropna()
     means = {level: complete.xs(level, axis=1, level=predictor).to_numpy(dtype=np.float64).mean(axis=1) for level in levels}
-    return pd.DataFrame(means, index=complete.index), len(wide) - len(complete)
+    return pd.DataFrame(means, index=complete.index), len(by_cell) - len(complete)
 
 
 __all__ = ["All", "Equivalent", "Greater", "Interaction", "Less", "RateGreater", "RecoveredFraction", "Trend"]

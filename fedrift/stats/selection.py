@@ -1,15 +1,14 @@
-"""From the frame of runs to one number a seed: choose rows, take the IID baseline away, pair what is compared.
+"""From the table of runs to one number per seed: select rows, subtract the IID baseline, and pair the runs that are compared.
 
-The frame has one row a run, with the columns
+The table has one row per run, with these columns:
 
-- ``run`` id; ``seed``, the unit of pairing and of replication; ``diverged`` (bool): the run counts as the worst of
-  ranks and is never dropped;
-- ``iid`` (bool): the run is an IID baseline; ``iid_baseline``: the id of the run's own IID baseline, missing or "" if it has
-  none. A baseline is one row, however many runs share it;
-- one column a factor, by its path in the YAML (``algorithm``, ``partition.severity``), missing where an arm has no such
-  factor. What was tuned is no factor, and runs of the tuning stage are no rows;
-- one column an outcome (``loss``, ``oscillation``, ...): NaN of a run that has not diverged means that it is not there
-  yet.
+- ``run``: the run id; ``seed``: the unit of pairing and of replication; ``diverged`` (bool): the run receives the worst rank and is
+  never dropped.
+- ``iid`` (bool): the run is an IID baseline; ``iid_baseline``: the id of the run's own IID baseline, missing or "" if it has none. A
+  baseline is one row, however many runs share it.
+- One column per factor, named by its path in the YAML (``algorithm``, ``partition.severity``). It is missing where a condition does not
+  have that factor. Tuned settings are not factors, and the trials of the tuning stage are not rows.
+- One column per outcome (``loss``, ``oscillation``, ...). NaN in a run that has not diverged means that the outcome is not available yet.
 """
 
 from __future__ import annotations
@@ -52,8 +51,13 @@ HIGHER_IS_BETTER = (
 
 
 class PerSeedValues(NamedTuple):
-    """One number a seed. ``incomplete``: seeds that lack a run; ``tied``: seeds in which both sides diverged, which are no
-    zeros and stand in ``values`` no more than the incomplete ones."""
+    """One number per seed.
+
+    Attributes:
+        values: The numbers, indexed by seed.
+        incomplete: The number of seeds that lack a run; ``values`` does not contain them.
+        tied: The number of seeds in which both sides diverged. Their difference is undefined, so ``values`` does not contain them.
+    """
 
     values: pd.Series
     incomplete: int = 0
@@ -61,19 +65,30 @@ class PerSeedValues(NamedTuple):
 
 
 def default_worst_end(metric: str) -> WorstEnd:
-    """The end at which a diverged run counts, if nobody says it: low for accuracies, agreements and text scores, else high."""
+    """Return the end at which a diverged run ranks: "low" for accuracies, similarities and text scores, else "high"."""
     return "low" if metric.startswith(HIGHER_IS_BETTER) else "high"
 
 
 def require_columns(runs: pd.DataFrame, columns: Sequence[str], kind: str = "column of the runs") -> None:
-    """Refuse a name that the frame has not."""
+    """Raise UserError if the table lacks one of the columns."""
     for column in columns:
         if column not in runs.columns:
             raise unknown_name_error(kind, column, [str(name) for name in runs.columns])
 
 
 def select_runs(runs: pd.DataFrame, *selections: Selection) -> pd.DataFrame:
-    """The rows at the levels ``{factor: level or [levels]}``; IID twins only where ``iid`` is said."""
+    """Return the rows that match all selections.
+
+    Args:
+        runs: The table of runs.
+        selections: Mappings ``{factor: level}`` or ``{factor: [levels]}``. IID baselines are excluded unless a selection names ``iid``.
+
+    Raises:
+        UserError: The table lacks a required column or a factor.
+
+    Example:
+        >>> select_runs(runs, {"algorithm": ["FedAvg", "FedProx"], "partition.severity": 1.0})
+    """
     require_columns(runs, REQUIRED_COLUMNS)
     keep = np.ones(len(runs), dtype=bool)
     if not any("iid" in selection for selection in selections):
@@ -81,8 +96,8 @@ def select_runs(runs: pd.DataFrame, *selections: Selection) -> pd.DataFrame:
     for selection in selections:
         require_columns(runs, list(selection), "factor")
         for factor, levels in selection.items():
-            among = list(levels) if isinstance(levels, (list, tuple)) else [levels]
-            keep &= runs[factor].isin(among).to_numpy(dtype=bool)
+            accepted = list(levels) if isinstance(levels, (list, tuple)) else [levels]
+            keep &= runs[factor].isin(accepted).to_numpy(dtype=bool)
     return runs[keep]
 
 
@@ -95,12 +110,23 @@ def outcome_values(
     scale: Scale = "difference",
     include_baselines: bool = False,
 ) -> pd.DataFrame:
-    """The chosen rows (all of them with ``include_baselines``) with a column ``value``: the outcome or, against the
-    ``iid_baseline``, what it is above its own IID baseline's; and a column ``tied``: the run and its baseline diverged both,
-    and ``value`` is NaN.
+    """Return the selected rows with two more columns, ``value`` and ``tied``.
 
-    Diverged runs are infinite at the ``worst_end`` (``default_worst_end`` of the metric by default). In ``scale: ratio``
-    values are logarithms, so that differences are log-ratios.
+    Args:
+        runs: The table of runs.
+        metric: The outcome.
+        where: The selection of rows.
+        contrast: "none" for the outcome itself, or "iid_baseline" for the outcome minus that of the run's own IID baseline.
+        worst_end: The end at which a diverged run becomes infinite. The default is ``default_worst_end`` of the metric.
+        scale: "difference", or "ratio" to take logarithms, so that differences are log-ratios.
+        include_baselines: Whether to return all rows, IID baselines included, and ignore ``where``.
+
+    Returns:
+        The rows. ``value`` is the outcome or the contrast. ``tied`` is True if both the run and its baseline diverged; ``value`` is then
+        NaN.
+
+    Raises:
+        UserError: A column is missing, or ``scale`` is "ratio" and an outcome is not above 0.
     """
     require_columns(runs, [metric], "outcome")
     outcome = assign_worst_rank(
@@ -109,19 +135,21 @@ def outcome_values(
     tied = np.zeros(len(runs), dtype=bool)
     if scale == "ratio":
         if (outcome <= 0).any():
-            raise UserError(f"scale: ratio of {metric!r} wants numbers above 0; the least of the runs is {np.nanmin(outcome):g}")
+            raise UserError(
+                f"scale: ratio needs values of {metric!r} above 0, but the smallest is {np.nanmin(outcome):g}; use scale: difference"
+            )
         outcome = np.log(outcome)
     if contrast == "iid_baseline":
         require_columns(runs, ["iid_baseline"])
-        known = dict(zip(runs["run"], outcome, strict=True))
-        base = np.array([known.get(name, np.nan) for name in runs["iid_baseline"]], dtype=np.float64)
-        outcome, tied = paired_differences(outcome, base), both_diverged(outcome, base)
-    found = runs.assign(value=outcome, tied=tied)
-    return found if include_baselines else select_runs(found, where or {})
+        outcome_by_run = dict(zip(runs["run"], outcome, strict=True))
+        baseline = np.array([outcome_by_run.get(name, np.nan) for name in runs["iid_baseline"]], dtype=np.float64)
+        outcome, tied = paired_differences(outcome, baseline), both_diverged(outcome, baseline)
+    table = runs.assign(value=outcome, tied=tied)
+    return table if include_baselines else select_runs(table, where or {})
 
 
 def shared_factors(group: pd.DataFrame, reference: pd.DataFrame, factors: Sequence[str], named: Sequence[str]) -> list[str]:
-    """The factors by which two sides are paired: those that neither names and both have."""
+    """Return the factors by which two sides are paired: those that no selection names and that both sides have."""
     return [
         factor
         for factor in factors
@@ -130,11 +158,15 @@ def shared_factors(group: pd.DataFrame, reference: pd.DataFrame, factors: Sequen
 
 
 def values_per_seed(group: pd.DataFrame, reference: pd.DataFrame | None, factors: Sequence[str]) -> PerSeedValues:
-    """One number a seed, of ``group`` less ``reference`` (or of ``group`` alone), how many seeds are not complete, and in how
-    many both sides diverged.
+    """Return one number per seed: ``group`` minus ``reference``, or ``group`` alone.
 
-    Inside a seed rows are paired by ``factors``, and the pairs averaged. A seed counts when all pairs that any seed has
-    are there: else seeds would be means over different cells.
+    Within a seed, rows are paired by ``factors`` and the pairs are averaged. A seed counts only if it has every pair that any seed has.
+    Otherwise seeds would be means over different cells.
+
+    Args:
+        group: The rows of one side, from ``outcome_values``.
+        reference: The rows of the other side, or None.
+        factors: The columns by which rows are paired.
     """
     key = ["seed", *factors]
     cells = average_cells(group, key)
@@ -143,9 +175,9 @@ def values_per_seed(group: pd.DataFrame, reference: pd.DataFrame | None, factors
         left, right = cells["value"].to_numpy(dtype=np.float64), cells["value_than"].to_numpy(dtype=np.float64)
         tied = [cells[name].eq(True).to_numpy() for name in ("tied", "tied_than")]
         cells = cells.assign(value=paired_differences(left, right), tied=both_diverged(left, right) | tied[0] | tied[1])
-        there = cells[cells["value"].notna() | cells["tied"]]
-        if factors:  # a cell that only one side has in every seed is no cell of this comparison
-            cells = cells.merge(there[factors].drop_duplicates(), on=list(factors), how="inner")
+        comparable = cells[cells["value"].notna() | cells["tied"]]
+        if factors:  # drop the cells that no seed has on both sides
+            cells = cells.merge(comparable[factors].drop_duplicates(), on=list(factors), how="inner")
         elif not set(group["seed"]) & set(reference["seed"]):
             cells = cells.iloc[:0]
     seeds = set(group["seed"]) | (set(reference["seed"]) if reference is not None else set())
@@ -154,14 +186,15 @@ def values_per_seed(group: pd.DataFrame, reference: pd.DataFrame | None, factors
         return PerSeedValues(pd.Series(dtype=float), len(seeds))
     count = cells.groupby("seed")["value"].size()
     complete = average_cells(cells, ["seed"]).set_index("seed")[(count == count.max()).to_numpy()]
-    told = complete["tied"].to_numpy(dtype=bool)
-    return PerSeedValues(complete.loc[~told, "value"].astype(float), len(seeds) - len(complete), int(told.sum()))
+    is_tied = complete["tied"].to_numpy(dtype=bool)
+    return PerSeedValues(complete.loc[~is_tied, "value"].astype(float), len(seeds) - len(complete), int(is_tied.sum()))
 
 
 def average_cells(rows: pd.DataFrame, key: Sequence[str]) -> pd.DataFrame:
-    """The mean ``value`` of each cell of ``key``, and whether it is ``tied``: NaN, because runs of both sides diverged.
+    """Average ``value`` within each cell of ``key``.
 
-    A value that is missing makes the mean NaN. A cell in which one side alone diverged makes it infinite, whatever else is there.
+    A missing value makes the mean of its cell NaN. If only one side of a cell diverged, its mean is infinite, whatever else the cell
+    contains. If both sides diverged, its mean is NaN and the cell is ``tied``.
     """
     value, tied = rows["value"].to_numpy(dtype=np.float64), rows["tied"].to_numpy(dtype=bool)
     parts = rows[list(key)].assign(
@@ -174,19 +207,19 @@ def average_cells(rows: pd.DataFrame, key: Sequence[str]) -> pd.DataFrame:
     )
     cells = parts.groupby(list(key), dropna=False, observed=True).sum().reset_index()
     up, down, missing = (cells[name].to_numpy() > 0 for name in ("up", "down", "missing"))
-    neither = ~missing & ((up & down) | ((cells["tied"].to_numpy() > 0) & ~up & ~down))
+    is_tied = ~missing & ((up & down) | ((cells["tied"].to_numpy() > 0) & ~up & ~down))
     mean = np.where(up, np.inf, np.where(down, -np.inf, cells["finite"].to_numpy() / cells["count"].to_numpy()))
-    return cells[list(key)].assign(value=np.where(missing | neither, np.nan, mean), tied=neither)
+    return cells[list(key)].assign(value=np.where(missing | is_tied, np.nan, mean), tied=is_tied)
 
 
 def format_selection(selection: Selection) -> str:
-    """A selection in words: ``algorithm FedProx, partition.severity 0.5 or 1``."""
+    """Format a selection in words, for example ``algorithm FedProx, partition.severity 0.5 or 1``."""
     return ", ".join(
         f"{factor} {' or '.join(map(str, level)) if isinstance(level, (list, tuple)) else level}" for factor, level in selection.items()
     )
 
 
-# Tables of a study's arms: each with its interval over seeds, against a reference, and how often it failed.
+# Tables over the conditions of a study.
 
 
 def summarize_conditions(
@@ -198,21 +231,35 @@ def summarize_conditions(
     confidence_level: float = 0.95,
     worst_end: WorstEnd | None = None,
 ) -> pd.DataFrame:
-    """One row an arm: mean and t-interval over seeds (NaN with a diverged run: it has a median), seeds, diverged runs."""
+    """Summarize a metric per condition.
+
+    Args:
+        runs: The table of runs.
+        metric: The outcome.
+        by: The columns that define a condition.
+        contrast: "none" or "iid_baseline", as in ``outcome_values``.
+        where: The selection of rows.
+        confidence_level: The level of the t interval over seeds.
+        worst_end: The end at which diverged runs rank.
+
+    Returns:
+        One row per condition: ``mean``, ``low``, ``high``, ``median``, ``seeds`` and ``diverged`` (the number of diverged runs). The mean
+        and its interval are NaN if a run diverged; use the median then.
+    """
     require_columns(runs, by)
     rows = []
-    for name, arm in outcome_values(runs, metric, where, contrast, worst_end).groupby(list(by), dropna=False, observed=True):
-        numbers = average_cells(arm, ["seed"])["value"].dropna().to_numpy(dtype=np.float64)
-        found = mean_ci(numbers, confidence_level)
+    for name, condition in outcome_values(runs, metric, where, contrast, worst_end).groupby(list(by), dropna=False, observed=True):
+        numbers = average_cells(condition, ["seed"])["value"].dropna().to_numpy(dtype=np.float64)
+        interval = mean_ci(numbers, confidence_level)
         rows.append(
             [
                 *name,
-                found.estimate,
-                found.low,
-                found.high,
+                interval.estimate,
+                interval.low,
+                interval.high,
                 median(numbers) if len(numbers) else math.nan,
                 len(numbers),
-                int(arm["diverged"].sum()),
+                int(condition["diverged"].sum()),
             ]
         )
     return pd.DataFrame(rows, columns=[*by, "mean", "low", "high", "median", "seeds", "diverged"])
@@ -230,40 +277,58 @@ def compare_to_reference(
     worst_end: WorstEnd | None = None,
     alpha: float = ALPHA,
 ) -> pd.DataFrame:
-    """Every other level of ``factor`` less ``reference``, in each cell of ``by``, paired by seed; Holm over all rows of
-    the table.
+    """Compare every other level of a factor with a reference level, paired by seed.
 
-    With ``contrast: iid_baseline`` it is the difference-in-differences against the IID twins. ``tied`` counts the seeds in
-    which both sides diverged: they are no zeros, and are left out.
+    Args:
+        runs: The table of runs.
+        metric: The outcome.
+        factor: The factor whose levels are compared.
+        reference: The reference level.
+        factors: All factors of the study, by which runs are paired.
+        by: The columns that split the comparison into cells.
+        contrast: "none", or "iid_baseline" for the difference-in-differences relative to the IID baselines.
+        where: The selection of rows.
+        worst_end: The end at which diverged runs rank.
+        alpha: The significance level.
+
+    Returns:
+        One row per cell and level, with the effect, its interval, its effect sizes and its p-value. ``holm`` is corrected over all rows of
+        the table. ``tied`` is the number of seeds in which both sides diverged; the test excludes them.
     """
     require_columns(runs, [factor, *by])
     chosen = outcome_values(runs, metric, where, contrast, worst_end)
-    found = []
+    comparisons = []
     for name, cell in chosen.groupby(list(by), dropna=False, observed=True) if by else [((), chosen)]:
-        base = cell[cell[factor].isin([reference])]
-        for level, arm in cell.groupby(factor, observed=True):
+        reference_rows = cell[cell[factor].isin([reference])]
+        for level, level_rows in cell.groupby(factor, observed=True):
             if level != reference:
-                pairing = shared_factors(arm, base, factors, [factor, *by])
-                found.append(([*name, level], values_per_seed(arm, base, pairing), int(arm["diverged"].sum() + base["diverged"].sum())))
+                pairing_factors = shared_factors(level_rows, reference_rows, factors, [factor, *by])
+                comparisons.append(
+                    (
+                        [*name, level],
+                        values_per_seed(level_rows, reference_rows, pairing_factors),
+                        int(level_rows["diverged"].sum() + reference_rows["diverged"].sum()),
+                    )
+                )
     rows = []
-    for head, d, diverged in found:
-        c = compare_paired(d.values.to_numpy(dtype=np.float64), 1 - alpha, alpha, family_size=len(found))
-        i = c.interval
+    for labels, differences, diverged in comparisons:
+        comparison = compare_paired(differences.values.to_numpy(dtype=np.float64), 1 - alpha, alpha, family_size=len(comparisons))
+        interval = comparison.interval
         rows.append(
             [
-                *head,
-                i.estimate,
-                i.low,
-                i.high,
-                c.g,
-                c.rank_biserial,
-                c.p.value if c.seeds else math.nan,
-                c.p.min_attainable_p,
-                c.seeds,
-                d.incomplete,
-                d.tied,
+                *labels,
+                interval.estimate,
+                interval.low,
+                interval.high,
+                comparison.g,
+                comparison.rank_biserial,
+                comparison.p.value if comparison.seeds else math.nan,
+                comparison.p.min_attainable_p,
+                comparison.seeds,
+                differences.incomplete,
+                differences.tied,
                 diverged,
-                c.detectable,
+                comparison.detectable,
             ]
         )
     frame = pd.DataFrame(
@@ -292,13 +357,23 @@ def compare_to_reference(
 def failure_rates(
     runs: pd.DataFrame, by: Sequence[str], event: str = "diverged", where: Selection | None = None, confidence_level: float = 0.95
 ) -> pd.DataFrame:
-    """How many runs of each arm an event struck, with the exact interval; IID twins are rows of their own where ``iid``
-    is in ``by``."""
+    """Count how many runs of each condition have an event.
+
+    Args:
+        runs: The table of runs.
+        by: The columns that define a condition. IID baselines are separate rows if ``iid`` is one of them, and are excluded otherwise.
+        event: The column of the event.
+        where: The selection of rows.
+        confidence_level: The level of the exact interval (Clopper-Pearson).
+
+    Returns:
+        One row per condition: ``failed``, ``runs``, ``rate``, ``low`` and ``high``.
+    """
     require_columns(runs, [*by, event])
     chosen = select_runs(runs, where or {}, {"iid": [True, False]}) if "iid" in by else select_runs(runs, where or {})
     rows = []
-    for name, arm in chosen.groupby(list(by), dropna=False, observed=True):
-        struck = arm[event].dropna().astype(bool)
-        found = clopper_pearson(int(struck.sum()), len(struck), confidence_level)
-        rows.append([*name, int(struck.sum()), len(struck), found.estimate, found.low, found.high])
+    for name, condition in chosen.groupby(list(by), dropna=False, observed=True):
+        has_event = condition[event].dropna().astype(bool)
+        interval = clopper_pearson(int(has_event.sum()), len(has_event), confidence_level)
+        rows.append([*name, int(has_event.sum()), len(has_event), interval.estimate, interval.low, interval.high])
     return pd.DataFrame(rows, columns=[*by, "failed", "runs", "rate", "low", "high"])

@@ -1,8 +1,8 @@
-"""What a test and an interval come back with: a p that knows the smallest one that its seeds could have given.
+"""p-values, intervals and exact tests for few paired seeds. Every p-value carries the smallest p-value that its seeds can produce.
 
-Under the null hypothesis of a paired design each seed's difference is as likely to have either sign, so n seeds
-have 2^n equally likely outcomes and no two-sided p below 2 / 2^n (Fisher, "The Design of Experiments", 1935,
-section 21). Five seeds can never reach .05: a smaller p from them would be the work of an assumption, not of the seeds.
+Under the null hypothesis of a paired design each difference is equally likely to have either sign. So n seeds have 2^n equally likely
+outcomes, and no two-sided p-value is below 2 / 2^n (Fisher, "The Design of Experiments", 1935, section 21). Five seeds can therefore
+never reach 0.05: a smaller p-value from them would result from a distributional assumption, not from the seeds.
 """
 
 from __future__ import annotations
@@ -25,15 +25,18 @@ ALPHA = 0.05
 
 @dataclass(frozen=True)
 class PValue:
-    """A two-sided p unless ``test`` says otherwise; printed, it refuses to be below .05 where the seeds cannot reach that."""
+    """A p-value, two-sided unless ``test`` names another alternative.
+
+    If so few seeds cannot reach 0.05, the printed text states this instead of a number below 0.05.
+    """
 
     value: float
-    min_attainable_p: float  # the smallest p that so many seeds could have given
+    min_attainable_p: float  # the smallest p-value that this number of seeds can produce
     seeds: int
     test: str
 
     def is_significant(self, alpha: float = ALPHA) -> bool:
-        """Whether it is at most ``alpha``, and the seeds could have shown it."""
+        """Return whether the p-value is at most ``alpha`` and the number of seeds allows this."""
         return self.value <= alpha and self.min_attainable_p <= alpha
 
     def __str__(self) -> str:
@@ -46,8 +49,10 @@ class PValue:
 
 @dataclass(frozen=True)
 class Interval:
-    """An estimate and its confidence interval; ``confidence_level`` is the one that was reached, NaN if there are too few
-    numbers."""
+    """An estimate and its confidence interval.
+
+    ``confidence_level`` is the attained level, or NaN if there are too few numbers for an interval.
+    """
 
     estimate: float
     low: float
@@ -59,124 +64,135 @@ class Interval:
 
 
 def min_p(seeds: int) -> float:
-    """2 / 2^n: what n paired seeds can give at the least, two-sided."""
+    """Return 2 / 2^n, the smallest two-sided p-value that n paired seeds can produce."""
     return min(1.0, 2.0 ** (1 - seeds))
 
 
 def min_seeds(alpha: float = ALPHA, family_size: int = 1) -> int:
-    """The seeds below which no hypothesis of a Holm family of that size can be called: 6 for one at .05, 9 for eight."""
+    """Return the smallest number of seeds with which a hypothesis of a Holm family can be significant.
+
+    At ``alpha`` 0.05 this is 6 for a single hypothesis and 9 for a family of eight.
+    """
     return max(1, math.ceil(1 - math.log2(alpha / family_size) - 1e-9))
 
 
 def format_p(value: float) -> str:
-    """A p with two digits that mean something: .032, .0078, 0.42."""
+    """Format a p-value with two significant digits: .032, .0078, 0.42."""
     digits = 3 if value >= 0.01 else 4
     text = f"{value:.{digits}f}"
     return text.removeprefix("0") if value < 0.1 else f"{value:.2f}"
 
 
 def count_seeds(seeds: int) -> str:
+    """Format a number of seeds, for example ``1 seed`` or ``5 seeds``."""
     return f"{seeds} seed{'' if seeds == 1 else 's'}"
 
 
-# The exact sign-flip permutation test of paired differences: no normality, no variance, only signs that could have
-# fallen otherwise.
-#
-# Fisher's permutation test of his Darwin data ("The Design of Experiments", 1935, section 21), over seeds: p is the share
-# of the 2^n sign patterns whose sum is at least as far from zero as the one that was seen. Exact to 20 seeds, beyond that
-# a named draw.
-
-MAX_EXACT_SEEDS = 20
+MAX_EXACT_SEEDS = 20  # with more seeds the sign patterns are sampled
 Alternative = Literal["two-sided", "greater", "less"]
 
 
 def sign_flip_test(
     d: np.ndarray, null_value: float = 0.0, alternative: Alternative = "two-sided", num_permutations: int = 99_999, seed: int = 0
 ) -> PValue:
-    """Whether the differences ``d [seeds]`` lie about ``null_value``; all finite. One-sided p can reach half of
-    the two-sided ``min_p``."""
-    moved = np.asarray(d, dtype=np.float64) - null_value
-    count = len(moved)
+    """Run the sign-flip permutation test of paired differences, which assumes neither normality nor equal variances.
+
+    This is Fisher's permutation test of Darwin's data ("The Design of Experiments", 1935, section 21). p is the share of the 2^n sign
+    patterns whose sum is at least as far from zero as the observed sum. The test is exact up to ``MAX_EXACT_SEEDS`` seeds; with more seeds
+    it samples ``num_permutations`` patterns. A one-sided p-value can reach half of the two-sided ``min_p``.
+
+    Args:
+        d: The differences, [seeds], all finite.
+        null_value: The location under the null hypothesis.
+        alternative: "two-sided", "greater" or "less".
+        num_permutations: The number of sampled sign patterns.
+        seed: The seed of the sampling.
+
+    Example:
+        >>> sign_flip_test(np.array([0.11, 0.08, 0.14, 0.05, 0.12, 0.09])).value
+        0.03125
+    """
+    shifted = np.asarray(d, dtype=np.float64) - null_value
+    count = len(shifted)
     name = "exact sign-flip" if count <= MAX_EXACT_SEEDS else f"sign-flip, {num_permutations} draws"
     if count == 0:
         return PValue(1.0, 1.0, 0, name)
-    seen = moved.sum()
-    size = np.abs(moved)
-    slack = 1e-12 * size.sum()  # equal sums that differ by rounding are equal
+    observed = shifted.sum()
+    magnitudes = np.abs(shifted)
+    tolerance = 1e-12 * magnitudes.sum()  # sums that differ only by rounding count as equal
     if count <= MAX_EXACT_SEEDS:
-        sums = sign_pattern_sums(size)
+        sums = sign_pattern_sums(magnitudes)
         extra, total = 0, len(sums)
     else:
         flips = numpy_stream(seed, "sign flips").integers(0, 2, (num_permutations, count), dtype=np.int8) * 2 - 1
-        sums = flips @ size
-        extra, total = 1, num_permutations + 1  # the pattern that was seen is one of them
+        sums = flips @ magnitudes
+        extra, total = 1, num_permutations + 1  # the observed pattern is one of them
     if alternative == "two-sided":
-        far, floor = np.abs(sums) >= abs(seen) - slack, 2.0
+        is_extreme, num_sides = np.abs(sums) >= abs(observed) - tolerance, 2.0
     else:
-        far, floor = (sums >= seen - slack if alternative == "greater" else sums <= seen + slack), 1.0
+        is_extreme, num_sides = (sums >= observed - tolerance if alternative == "greater" else sums <= observed + tolerance), 1.0
         name += f", one-sided ({alternative})"
-    least = min_p(count) * floor / 2 if count <= MAX_EXACT_SEEDS else 1 / total
-    return PValue(float((far.sum() + extra) / total), least, count, name)
+    min_attainable_p = min_p(count) * num_sides / 2 if count <= MAX_EXACT_SEEDS else 1 / total
+    return PValue(float((is_extreme.sum() + extra) / total), min_attainable_p, count, name)
 
 
 def sign_pattern_sums(magnitudes: np.ndarray) -> np.ndarray:
-    """The sums of all sign patterns of the sizes ``[n]``, ``[2^n]``."""
+    """Return the sums over all sign patterns of the magnitudes [n], as [2^n]."""
     sums = np.zeros(1)
     for value in magnitudes:
         sums = np.concatenate([sums + value, sums - value])
     return sums
 
 
-# Tests and effects by rank, which diverged runs can enter: as the worst of all ranks, not dropped.
-#
-# Wilcoxon's signed ranks (Biometrics Bulletin 1, 1945) as a sign-flip of midranks, exact with ties; the matched-pairs
-# rank-biserial correlation (Kerby, Comprehensive Psychology 3, 2014); Cliff's delta (Psychological Bulletin 114, 1993).
-# Worst rank: Lachin, Controlled Clinical Trials 20, 1999.
+# Rank tests keep diverged runs: these receive the worst rank (Lachin, Controlled Clinical Trials 20, 1999).
 
 WorstEnd = Literal["high", "low"]
 
 
 def assign_worst_rank(values: np.ndarray, diverged: np.ndarray, worst_end: WorstEnd = "high") -> np.ndarray:
-    """``values [runs]`` with those that diverged at the bad end, whatever they last said."""
+    """Return the values [runs], with those of diverged runs replaced by plus infinity ("high") or minus infinity ("low")."""
     end = math.inf if worst_end == "high" else -math.inf
     return np.where(np.asarray(diverged, dtype=bool), end, np.asarray(values, dtype=np.float64))
 
 
 def signed_ranks(d: np.ndarray) -> np.ndarray:
-    """The ranks of |d| with d's signs; equal ones share the mean of their ranks, zeros stay 0 and rank lowest (Pratt)."""
+    """Return the ranks of |d| with the signs of d; ties share their mean rank, and zeros stay 0 and rank lowest (Pratt)."""
     d = np.asarray(d, dtype=np.float64)
     return np.sign(d) * rankdata(np.abs(d)) if len(d) else d
 
 
 def wilcoxon(d: np.ndarray) -> PValue:
-    """Wilcoxon's signed-rank test of the differences ``d [seeds]``, infinities allowed."""
-    found = sign_flip_test(signed_ranks(d))
-    return replace(found, test=found.test.replace("sign-flip", "signed-rank"))
+    """Run Wilcoxon's signed-rank test of the differences [seeds]; infinite differences are allowed.
+
+    The test (Biometrics Bulletin 1, 1945) is a sign-flip test of midranks, so it is exact with ties.
+    """
+    result = sign_flip_test(signed_ranks(d))
+    return replace(result, test=result.test.replace("sign-flip", "signed-rank"))
 
 
 def rank_biserial(d: np.ndarray) -> float:
-    """From -1 (all differences below zero) to 1: the share of the rank sum above zero, less the share below."""
+    """Return the matched-pairs rank-biserial correlation of the differences [seeds] (Kerby, Comprehensive Psychology 3, 2014).
+
+    It is the share of the rank sum above zero minus the share below zero, from -1 to 1; -1 means that all differences are below zero.
+    """
     ranks = signed_ranks(d)
     total = np.abs(ranks).sum()
     return float(ranks.sum() / total) if total else math.nan if not len(ranks) else 0.0
 
 
 def cliffs_delta(x: np.ndarray, y: np.ndarray) -> float:
-    """P(x > y) - P(x < y) over all pairs of two independent samples."""
+    """Return Cliff's delta, P(x > y) - P(x < y) over all pairs of two independent samples (Psychological Bulletin 114, 1993)."""
     x, y = np.asarray(x, dtype=np.float64), np.asarray(y, dtype=np.float64)
     if not len(x) or not len(y):
         return math.nan
     return float((x[:, None] > y).mean() - (x[:, None] < y).mean())
 
 
-# How often runs fail: exact intervals and exact tests, because failures are few.
-#
-# Clopper & Pearson, Biometrika 26, 1934; McNemar, Psychometrika 12, 1947, in its exact (binomial) form, for the same
-# seeds on both sides; Fisher, JRSS 98, 1935, for independent ones.
+# Failures are rare events, so their intervals and tests are exact.
 
 
 def clopper_pearson(failed: int, runs: int, confidence_level: float = 0.95) -> Interval:
-    """A rate and its exact interval; [0, 1] of no runs."""
+    """Return a rate with its exact interval (Clopper & Pearson, Biometrika 26, 1934); for no runs the interval is [0, 1]."""
     if runs == 0:
         return Interval(math.nan, 0.0, 1.0, confidence_level)
     bounds = stats.binomtest(int(failed), int(runs)).proportion_ci(confidence_level, method="exact")
@@ -184,7 +200,14 @@ def clopper_pearson(failed: int, runs: int, confidence_level: float = 0.95) -> I
 
 
 def mcnemar(first: np.ndarray, second: np.ndarray) -> PValue:
-    """Whether ``first [seeds]`` fails as often as ``second [seeds]`` of the same seeds; only seeds that differ say anything."""
+    """Test whether an event is equally frequent in two conditions over the same seeds.
+
+    This is McNemar's test (Psychometrika 12, 1947) in its exact, binomial form. Only seeds in which the conditions differ contribute.
+
+    Args:
+        first: Whether the event occurs in each seed of one condition, [seeds] bool.
+        second: The same for the other condition, [seeds] bool.
+    """
     first, second = np.asarray(first, dtype=bool), np.asarray(second, dtype=bool)
     counts = [[int((first & second).sum()), int((first & ~second).sum())], [int((~first & second).sum()), int((~first & ~second).sum())]]
     value = float(of_table(counts, exact=True).pvalue) if counts[0][1] + counts[1][0] else 1.0
@@ -192,25 +215,27 @@ def mcnemar(first: np.ndarray, second: np.ndarray) -> PValue:
 
 
 def fisher_exact(failed_a: int, runs_a: int, failed_b: int, runs_b: int) -> PValue:
-    """Fisher's exact test of two independent rates; the least p is that of "all here, none there"."""
-    found = stats.fisher_exact(np.array([[failed_a, runs_a - failed_a], [failed_b, runs_b - failed_b]]))
-    least = float(stats.fisher_exact(np.diag([runs_a, runs_b])).pvalue) if runs_a and runs_b else 1.0
-    return PValue(float(found.pvalue), least, runs_a + runs_b, "Fisher's exact")
+    """Run Fisher's exact test of two independent rates (JRSS 98, 1935).
+
+    The smallest attainable p-value is that of the table in which all runs of one side fail and none of the other.
+    """
+    result = stats.fisher_exact(np.array([[failed_a, runs_a - failed_a], [failed_b, runs_b - failed_b]]))
+    min_attainable_p = float(stats.fisher_exact(np.diag([runs_a, runs_b])).pvalue) if runs_a and runs_b else 1.0
+    return PValue(float(result.pvalue), min_attainable_p, runs_a + runs_b, "Fisher's exact")
 
 
-# Whether an outcome rises with a dial: Page's L over seeds as blocks, and Spearman's rho permuted inside the seeds.
-#
-# Page, JASA 58, 1963: L = sum_j j R_j, R_j the rank sums of the levels in the order that was foretold. Where the dial is
-# a measured one and each run has its own value: the mean over seeds of Spearman's rho, its null made by permuting the
-# outcomes inside each seed.
+# Trend tests: Page's L with seeds as blocks, and Spearman's rho permuted within seeds.
 
-MAX_EXACT_ORDERS = 20_000  # orders in all; more than that are drawn
+MAX_EXACT_ORDERS = 20_000  # with more permutations over all blocks, they are sampled
 
 
 @dataclass(frozen=True)
 class MonotoneTrend:
-    """``rho``: mean over seeds of Spearman's rho, from -1 to 1. ``slopes``: least squares, one a seed; NaN with a
-    diverged run."""
+    """A monotone trend of an outcome with a predictor.
+
+    ``rho`` is the mean over seeds of Spearman's rho, from -1 to 1. ``slopes`` are least-squares slopes, one per seed, NaN if a run
+    diverged.
+    """
 
     rho: float
     slopes: tuple[float, ...]
@@ -218,23 +243,30 @@ class MonotoneTrend:
 
 
 def page_trend_test(table: np.ndarray) -> PValue:
-    """Page's L of ``table [seeds, levels]``, two-sided: twice the smaller of rising and falling."""
+    """Run Page's trend test (JASA 58, 1963), two-sided: twice the smaller p-value of rising and falling.
+
+    L = sum_j j R_j, where R_j is the rank sum of level j in the predicted order. Two levels fall back to the sign test, and a single seed
+    to the permutation test of its levels.
+
+    Args:
+        table: The outcomes, [seeds, levels], with levels in ascending order.
+    """
     table = np.asarray(table, dtype=np.float64)
     seeds, levels = table.shape
-    least = min(1.0, 2.0 / math.factorial(levels) ** seeds) if seeds else 1.0
+    min_attainable_p = min(1.0, 2.0 / math.factorial(levels) ** seeds) if seeds else 1.0
     if seeds < 1 or levels < 2:
         return PValue(math.nan, 1.0, seeds, "Page's L")
-    if levels == 2:  # not Page's
+    if levels == 2:
         return sign_test(table[:, 1] - table[:, 0])
-    if seeds < 2:  # not Page's: the same permutations of the levels inside each seed
+    if seeds < 2:
         return spearman_within_blocks(np.tile(np.arange(levels), seeds), table.ravel(), np.repeat(np.arange(seeds), levels)).p
     ranks = np.stack([stats.rankdata(row) for row in table])
-    sides = [float(stats.page_trend_test(side, ranked=True).pvalue) for side in (ranks, levels + 1 - ranks)]
-    return PValue(min(1.0, 2 * min(sides)), least, seeds, "Page's L")
+    one_sided = [float(stats.page_trend_test(oriented, ranked=True).pvalue) for oriented in (ranks, levels + 1 - ranks)]
+    return PValue(min(1.0, 2 * min(one_sided)), min_attainable_p, seeds, "Page's L")
 
 
 def sign_test(d: np.ndarray) -> PValue:
-    """The exact sign test: what permuting two levels inside each seed comes to. Seeds without a difference are dropped."""
+    """Run the exact sign test, which is the permutation test of two levels within each seed; seeds without a difference are dropped."""
     d = np.asarray(d, dtype=np.float64)
     up, down = int((d > 0).sum()), int((d < 0).sum())
     if not up + down:
@@ -243,34 +275,45 @@ def sign_test(d: np.ndarray) -> PValue:
 
 
 def spearman_within_blocks(x: np.ndarray, y: np.ndarray, blocks: np.ndarray, num_permutations: int = 9_999, seed: int = 0) -> MonotoneTrend:
-    """The dial ``x``, the outcome ``y`` and the seed of each run, ``[runs]``; infinite outcomes are the last ranks."""
+    """Test the mean over blocks of Spearman's rho, with a null distribution from permutations of the outcomes within each block.
+
+    Args:
+        x: The predictor of each run, [runs].
+        y: The outcome of each run, [runs]. Infinite outcomes have the last ranks.
+        blocks: The block (seed) of each run, [runs].
+        num_permutations: The number of sampled permutations, if there are more than ``MAX_EXACT_ORDERS``.
+        seed: The seed of the sampling.
+    """
     x, y, blocks = np.asarray(x, dtype=np.float64), np.asarray(y, dtype=np.float64), np.asarray(blocks)
     parts = [(x[blocks == block], y[blocks == block]) for block in np.unique(blocks)]
-    parts = [(dial, outcome) for dial, outcome in parts if len(np.unique(dial)) > 1]
+    parts = [(predictor, outcome) for predictor, outcome in parts if len(np.unique(predictor)) > 1]
     if not parts:
         return MonotoneTrend(math.nan, (), PValue(1.0, 1.0, 0, "Spearman"))
-    scored = [(standardize_ranks(dial), standardize_ranks(outcome)) for dial, outcome in parts]
-    seen = sum(float(dial @ outcome) for dial, outcome in scored)
-    orders = math.prod(math.factorial(len(dial)) for dial, _ in scored)
-    if orders <= MAX_EXACT_ORDERS:
-        each = [[float(dial @ outcome[list(order)]) for order in permutations(range(len(dial)))] for dial, outcome in scored]
-        null = np.array([sum(choice) for choice in product(*each)])
+    ranked = [(standardize_ranks(predictor), standardize_ranks(outcome)) for predictor, outcome in parts]
+    observed = sum(float(predictor @ outcome) for predictor, outcome in ranked)
+    num_orders = math.prod(math.factorial(len(predictor)) for predictor, _ in ranked)
+    if num_orders <= MAX_EXACT_ORDERS:
+        block_products = [
+            [float(predictor @ outcome[list(order)]) for order in permutations(range(len(predictor)))] for predictor, outcome in ranked
+        ]
+        null = np.array([sum(combination) for combination in product(*block_products)])
         extra, total, name = 0, len(null), "Spearman, exact permutation"
     else:
         rng = numpy_stream(seed, "orders")
         null = sum(
-            (rng.permuted(np.tile(outcome, (num_permutations, 1)), axis=1) @ dial for dial, outcome in scored), np.zeros(num_permutations)
+            (rng.permuted(np.tile(outcome, (num_permutations, 1)), axis=1) @ predictor for predictor, outcome in ranked),
+            np.zeros(num_permutations),
         )
         extra, total, name = 1, num_permutations + 1, f"Spearman, {num_permutations} permutations"
-    far = np.abs(null) >= abs(seen) - 1e-9
-    value = float((far.sum() + extra) / total)
-    least = max(2 / orders, 0.0) if orders <= MAX_EXACT_ORDERS else 1 / total
-    slopes = tuple(least_squares_slope(dial, outcome) for dial, outcome in parts)
-    return MonotoneTrend(seen / len(scored), slopes, PValue(value, min(1.0, least), len(scored), name))
+    is_extreme = np.abs(null) >= abs(observed) - 1e-9
+    value = float((is_extreme.sum() + extra) / total)
+    min_attainable_p = max(2 / num_orders, 0.0) if num_orders <= MAX_EXACT_ORDERS else 1 / total
+    slopes = tuple(least_squares_slope(predictor, outcome) for predictor, outcome in parts)
+    return MonotoneTrend(observed / len(ranked), slopes, PValue(value, min(1.0, min_attainable_p), len(ranked), name))
 
 
 def standardize_ranks(values: np.ndarray) -> np.ndarray:
-    """Midranks, centred and of length 1 (0 if all are equal), so that products are Spearman's rho."""
+    """Return the midranks, centered and scaled to length 1 (0 if all are equal), so that dot products are Spearman's rho."""
     ranks = stats.rankdata(values)
     ranks = ranks - ranks.mean()
     length = math.sqrt(float(ranks @ ranks))
@@ -278,38 +321,41 @@ def standardize_ranks(values: np.ndarray) -> np.ndarray:
 
 
 def least_squares_slope(predictor: np.ndarray, outcome: np.ndarray) -> float:
-    """Least squares, outcome per unit of the dial."""
+    """Return the least-squares slope, in units of the outcome per unit of the predictor."""
     if not np.isfinite(outcome).all():
         return math.nan
-    centred = predictor - predictor.mean()
-    return float(centred @ (outcome - outcome.mean()) / (centred @ centred))
+    centered = predictor - predictor.mean()
+    return float(centered @ (outcome - outcome.mean()) / (centered @ centered))
 
 
-# Several hypotheses at once: Holm inside a family of hypotheses, Benjamini-Hochberg over exploratory maps.
-#
-# Holm, Scandinavian Journal of Statistics 6, 1979: the chance of any false call in the family stays at alpha. Benjamini &
-# Hochberg, JRSS B 57, 1995: the expected share of false ones among the calls does. A hypothesis that could not be tested
-# still counts, as p = 1. (statsmodels has Holm too, and collects the garbage of the process in each call: .2 s where torch is
-# loaded.)
+# Corrections for multiple tests: Holm within a family of hypotheses, Benjamini-Hochberg over exploratory maps. A hypothesis that could not
+# be tested still counts, with p = 1.
 
 
 def holm(p: Sequence[float] | np.ndarray) -> np.ndarray:
-    """Adjusted p, same order."""
-    given, counted = fill_untested(p)
-    order = np.argsort(counted, kind="stable")
-    steps = np.maximum.accumulate(counted[order] * np.arange(len(counted), 0, -1))
-    adjusted = np.empty_like(counted)
-    adjusted[order] = np.minimum(steps, 1.0)
-    return np.where(np.isnan(given), np.nan, adjusted)
+    """Adjust p-values by Holm (Scandinavian Journal of Statistics 6, 1979), in the same order.
+
+    The procedure keeps the probability of any false positive in the family at most alpha. It is implemented here because the version in
+    statsmodels runs the garbage collector on every call, which takes 0.2 s when torch is loaded.
+    """
+    p_values, filled = fill_untested(p)
+    order = np.argsort(filled, kind="stable")
+    step_values = np.maximum.accumulate(filled[order] * np.arange(len(filled), 0, -1))
+    adjusted = np.empty_like(filled)
+    adjusted[order] = np.minimum(step_values, 1.0)
+    return np.where(np.isnan(p_values), np.nan, adjusted)
 
 
 def benjamini_hochberg(p: Sequence[float] | np.ndarray) -> np.ndarray:
-    """Adjusted p (q-values), same order."""
-    given, counted = fill_untested(p)
-    return np.where(np.isnan(given), np.nan, false_discovery_control(counted)) if len(given) else given
+    """Adjust p-values to q values by Benjamini & Hochberg (JRSS B 57, 1995), in the same order.
+
+    The procedure keeps the expected share of false positives among the rejected hypotheses at most alpha.
+    """
+    p_values, filled = fill_untested(p)
+    return np.where(np.isnan(p_values), np.nan, false_discovery_control(filled)) if len(p_values) else p_values
 
 
 def fill_untested(p: Sequence[float] | np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """As given, and with 1 for what could not be tested."""
-    given = np.asarray(p, dtype=np.float64)
-    return given, np.where(np.isnan(given), 1.0, given)
+    """Return the p-values as given, and with NaN replaced by 1."""
+    p_values = np.asarray(p, dtype=np.float64)
+    return p_values, np.where(np.isnan(p_values), 1.0, p_values)

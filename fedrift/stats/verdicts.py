@@ -1,4 +1,11 @@
-"""Verdicts in plain English."""
+"""Verdicts on the hypotheses of a study: supported, refuted or inconclusive, each with a sentence that explains it.
+
+The rules are fixed before the runs:
+
+- Supported: the estimate has the predicted sign, and both the p-value and its Holm adjustment within the family are at most alpha.
+- Refuted: the same holds for the opposite sign, or the data exclude the smallest effect of interest.
+- Inconclusive: everything else. The verdict then reports the minimum detectable effect.
+"""
 
 from __future__ import annotations
 
@@ -15,78 +22,76 @@ from .significance import ALPHA, count_seeds, format_p, holm, min_seeds
 
 
 def format_verdict(name: str, verdict: str, result: HypothesisResult, adjusted_p: float, criteria: DecisionCriteria) -> str:
-    """What was found, how sure it is, and what would have been missed."""
-    lead = f"{name} is {verdict}."
+    """Format the sentence of a verdict: the effect, its uncertainty, and what the seeds could not have shown."""
+    opening = f"{name} is {verdict}."
     if not result.p.seeds or math.isnan(result.interval.estimate):
-        why = f": {result.notes[0]}" if result.notes else ""
-        return " ".join([f"{lead} Nothing to judge in {result.description}{why}.", *format_exclusions(result)])
-    what = result.description[0].upper() + result.description[1:]
-    said = f"{lead} {what}: {format_effect(result)} over {count_seeds(result.p.seeds)}, {format_p_value(result, adjusted_p, criteria)}."
-    return " ".join([said, *format_limits(verdict, result, criteria)])
+        reason = f": {result.notes[0]}" if result.notes else ""
+        return " ".join([f"{opening} There are no results to test for {result.description}{reason}.", *format_exclusions(result)])
+    subject = result.description[0].upper() + result.description[1:]
+    estimate = f"{format_effect(result)} over {count_seeds(result.p.seeds)}"
+    sentence = f"{opening} {subject}: {estimate}, {format_p_value(result, adjusted_p, criteria)}."
+    return " ".join([sentence, *format_limits(verdict, result, criteria)])
 
 
 def format_effect(result: HypothesisResult) -> str:
-    """``+0.123 (95 % interval +0.05 to +0.2)``, in the sign of its unit."""
+    """Format an estimate with its interval, for example ``+0.123 (95 % interval +0.05 to +0.2)``; ratios and shares have no plus sign."""
     plus = "" if result.unit in ("ratio", "share") else "+"
-    i = result.interval
+    interval = result.interval
     if result.unit == "share":
-        text, ends = f"{i.estimate:.0%}", f"{i.low:.0%} to {i.high:.0%}" if math.isfinite(i.high - i.low) else "without bounds"
+        estimate = f"{interval.estimate:.0%}"
+        bounds = f"{interval.low:.0%} to {interval.high:.0%}" if math.isfinite(interval.high - interval.low) else "without bounds"
     else:
-        text, ends = f"{i.estimate:{plus}.3g}", f"{i.low:{plus}.3g} to {i.high:{plus}.3g}"
-    per, of = (" per unit", " of the seeds' slopes") if result.unit == "slope" else ("", "")
-    what = "a ratio of " if result.unit == "ratio" else ""
-    return f"{what}{text}{per}" + ("" if math.isnan(i.confidence_level) else f" ({i.confidence_level * 100:.3g} % interval{of} {ends})")
+        estimate, bounds = f"{interval.estimate:{plus}.3g}", f"{interval.low:{plus}.3g} to {interval.high:{plus}.3g}"
+    unit, interval_kind = (" per unit", " of the per-seed slopes") if result.unit == "slope" else ("", "")
+    prefix = "a ratio of " if result.unit == "ratio" else ""
+    level = interval.confidence_level
+    return f"{prefix}{estimate}{unit}" + ("" if math.isnan(level) else f" ({level * 100:.3g} % interval{interval_kind} {bounds})")
 
 
 def format_p_value(result: HypothesisResult, adjusted_p: float, criteria: DecisionCriteria) -> str:
-    """The p with its test, or why there is none."""
+    """Format the p-value with its test and its Holm adjustment, or the reason why there is no p-value."""
     if result.p.min_attainable_p > criteria.alpha or math.isnan(result.p.value):
         return str(result.p) if not math.isnan(result.p.value) else "no p"
-    corrected = f", {format_p(adjusted_p)} by Holm over {criteria.family_size}" if criteria.family_size > 1 else ""
+    corrected = f", {format_p(adjusted_p)} after Holm correction over {criteria.family_size} hypotheses" if criteria.family_size > 1 else ""
     return f"{result.p} ({result.p.test}{corrected})"
 
 
 def format_limits(verdict: str, result: HypothesisResult, criteria: DecisionCriteria) -> list[str]:
-    """What the seeds could not have shown, and what was left out."""
-    told: list[str] = []
+    """List the sentences on the smallest effect that the seeds could have shown, and on the runs that were excluded."""
+    sentences: list[str] = []
     if math.isinf(result.detectable):
-        needed = f"{min_seeds(criteria.alpha, criteria.family_size)}" + (
-            f" in a family of {criteria.family_size}" if criteria.family_size > 1 else ""
+        needed = min_seeds(criteria.alpha, criteria.family_size)
+        family = f" in a family of {criteria.family_size} hypotheses" if criteria.family_size > 1 else ""
+        sentences.append(
+            f"No effect, however large, can be significant with {count_seeds(result.p.seeds)}: at least {needed} are needed{family}."
         )
-        told.append(f"No effect, however large, can be called by {count_seeds(result.p.seeds)}: it takes {needed}.")
     elif verdict == "inconclusive" and not math.isnan(result.detectable):
         size = f"{result.detectable:.0%}" if result.unit == "share" else f"{result.detectable:.3g}"
-        told.append(f"An effect of {size} would have been called with {criteria.power:.0%} probability; a smaller one may be there.")
+        sentences.append(f"An effect of {size} would have been detected with {criteria.power:.0%} probability; a smaller effect may exist.")
     elif verdict == "inconclusive" and result.unit == "slope":
-        told.append("The p is of ranks and the interval of slopes: no smallest effect that would have been called is known.")
-    return [*told, *format_exclusions(result)]
+        sentences.append("The p-value comes from a rank test and the interval from slopes, so the minimum detectable effect is not known.")
+    return [*sentences, *format_exclusions(result)]
 
 
 def format_exclusions(result: HypothesisResult) -> list[str]:
-    """Runs that diverged, and seeds that do not count."""
-    told: list[str] = []
+    """List the sentences on diverged runs and on seeds that the test excludes."""
+    sentences: list[str] = []
     if result.diverged:
-        one = result.diverged == 1
-        worst = result.unit != "rate" and (not result.tied or any(math.isinf(value) for _, value in result.points))
-        told.append(f"{result.diverged} run{'' if one else 's'} diverged" + (f" and count{'s' if one else ''} as the worst" * worst) + ".")
+        single = result.diverged == 1
+        is_ranked_worst = result.unit != "rate" and (not result.tied or any(math.isinf(value) for _, value in result.points))
+        rank = f" and count{'s' if single else ''} as the worst" * is_ranked_worst
+        sentences.append(f"{result.diverged} run{'' if single else 's'} diverged{rank}.")
     if result.tied and result.points:
-        told.append(f"In {count_seeds(result.tied)} both sides diverged: no difference, and left out.")
+        pronoun = "it" if result.tied == 1 else "them"
+        sentences.append(f"In {count_seeds(result.tied)} both sides diverged, and the test excludes {pronoun}.")
     if result.incomplete:
-        told.append(f"{count_seeds(result.incomplete).capitalize()} not complete.")
-    return told
-
-
-# The verdict on each hypothesis of a study: supported, refuted or inconclusive, by rules that were fixed before the
-# runs.
-#
-# Supported: the estimate lies on the side that was foretold, and the p, by Holm inside the family, is at most alpha.
-# Refuted: it lies on the other side as surely, or the data rule out the smallest effect that was said to matter.
-# Everything else is inconclusive, and says how small an effect would have been seen.
+        sentences.append(f"{count_seeds(result.incomplete)} {'is' if result.incomplete == 1 else 'are'} incomplete.")
+    return sentences
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """One hypothesis, judged. ``effect`` in the ``unit`` that it says; NaN where there is nothing to say."""
+    """The verdict on one hypothesis. ``effect``, ``low`` and ``high`` are in ``unit``; numbers that do not exist are NaN."""
 
     name: str
     claim: str
@@ -100,16 +105,16 @@ class Verdict:
     confidence_level: float
     unit: str  # difference, ratio, slope, share, rate
     p: float
-    holm: float  # p adjusted for the family
-    min_attainable_p: float  # the smallest p that these seeds could have given
+    holm: float  # p-value after Holm correction over the family
+    min_attainable_p: float  # the smallest p-value that this number of seeds can produce
     test: str
     seeds: int
     incomplete: int  # seeds that lack a run of the comparison
-    diverged: int  # runs that diverged, IID twins among them
-    tied: int  # seeds in which both sides diverged: left out
-    g: float  # paired Hedges g
-    detectable: float  # minimum detectable effect; infinite: none, however large
-    points: tuple[tuple[int, float], ...]  # seed and its own number
+    diverged: int  # diverged runs, including IID baselines
+    tied: int  # seeds in which both sides diverged; the test excludes them
+    g: float  # paired Hedges' g
+    detectable: float  # minimum detectable effect; infinite if no effect, however large, can be significant
+    points: tuple[tuple[int, float], ...]  # (seed, value of that seed)
     sentence: str
     notes: tuple[str, ...]
 
@@ -117,37 +122,58 @@ class Verdict:
 def evaluate_hypotheses(
     hypotheses: Sequence[Hypothesis], runs: pd.DataFrame, factors: Sequence[str], alpha: float = ALPHA, power: float = 0.8
 ) -> tuple[Verdict, ...]:
-    """Every hypothesis, in its order; ``runs`` as ``selection`` describes it, ``factors`` the columns by which runs are
-    paired."""
-    twice = [name for name, count in Counter(said.name for said in hypotheses).items() if count > 1]
-    if twice:
-        raise UserError(f"two hypotheses are named {twice[0]!r}; a verdict needs a name of its own")
-    sizes = Counter(said.family for said in hypotheses)
-    bars = {family: DecisionCriteria(alpha, power, size) for family, size in sizes.items()}
-    found = [
-        said.evaluate(runs, factors, bars[said.family]) if len(runs) else empty_result(said.metric, "difference", reason="no run has ended")
-        for said in hypotheses
+    """Evaluate every hypothesis and correct the p-values by Holm within each family.
+
+    Args:
+        hypotheses: The hypotheses of a study. Their names must differ.
+        runs: The table of runs, with one row per run and the columns that ``fedrift.stats.selection`` describes.
+        factors: The columns by which runs are paired.
+        alpha: The significance level of a family.
+        power: The probability of detection that defines the minimum detectable effect.
+
+    Returns:
+        One verdict per hypothesis, in the order of ``hypotheses``.
+
+    Raises:
+        UserError: Two hypotheses have the same name, or a hypothesis names a column that ``runs`` does not have.
+
+    Example:
+        >>> hypothesis = Greater(name="drift", metric="gap", group={"algorithm": "FedAvg"}, reference={"algorithm": "Scaffold"})
+        >>> (verdict,) = evaluate_hypotheses([hypothesis], runs, factors=["algorithm"])
+        >>> print(verdict.sentence)
+    """
+    duplicates = [name for name, count in Counter(hypothesis.name for hypothesis in hypotheses).items() if count > 1]
+    if duplicates:
+        raise UserError(f"two hypotheses are named {duplicates[0]!r}; give each hypothesis a unique name")
+    sizes = Counter(hypothesis.family for hypothesis in hypotheses)
+    criteria = {family: DecisionCriteria(alpha, power, size) for family, size in sizes.items()}
+    results = [
+        hypothesis.evaluate(runs, factors, criteria[hypothesis.family])
+        if len(runs)
+        else empty_result(hypothesis.metric, "difference", reason="no run has ended")
+        for hypothesis in hypotheses
     ]
-    adjusted = [math.nan] * len(found)
+    adjusted = [math.nan] * len(results)
     for family in sizes:
-        members = [place for place, said in enumerate(hypotheses) if said.family == family]
-        for place, value in zip(members, holm([found[place].p.value for place in members]), strict=True):
-            adjusted[place] = float(value)
+        members = [index for index, hypothesis in enumerate(hypotheses) if hypothesis.family == family]
+        for index, value in zip(members, holm([results[index].p.value for index in members]), strict=True):
+            adjusted[index] = float(value)
     return tuple(
-        build_verdict(said, measured, value, bars[said.family]) for said, measured, value in zip(hypotheses, found, adjusted, strict=True)
+        build_verdict(hypothesis, result, value, criteria[hypothesis.family])
+        for hypothesis, result, value in zip(hypotheses, results, adjusted, strict=True)
     )
 
 
 def build_verdict(hypothesis: Hypothesis, result: HypothesisResult, adjusted_p: float, criteria: DecisionCriteria) -> Verdict:
-    """One hypothesis, once its family is known."""
-    grade = decide_verdict(result, adjusted_p, criteria)
+    """Build the verdict on one hypothesis from its result and its p-value adjusted over the family."""
+    verdict = decide_verdict(result, adjusted_p, criteria)
     return Verdict(
         name=hypothesis.name,
         claim=hypothesis.claim,
         family=hypothesis.family,
         kind=type(hypothesis).__name__,
         metric=hypothesis.metric,
-        verdict=grade,
+        verdict=verdict,
         effect=result.interval.estimate,
         low=result.interval.low,
         high=result.interval.high,
@@ -164,23 +190,27 @@ def build_verdict(hypothesis: Hypothesis, result: HypothesisResult, adjusted_p: 
         g=result.g,
         detectable=result.detectable,
         points=result.points,
-        sentence=format_verdict(hypothesis.name, grade, result, adjusted_p, criteria),
+        sentence=format_verdict(hypothesis.name, verdict, result, adjusted_p, criteria),
         notes=result.notes,
     )
 
 
 def decide_verdict(result: HypothesisResult, adjusted_p: float, criteria: DecisionCriteria) -> str:
-    sure = result.p.is_significant(criteria.alpha) and adjusted_p <= criteria.alpha
-    if sure and result.has_predicted_sign and not result.is_ruled_out:
+    """Decide between supported, refuted and inconclusive by the rules of this module."""
+    is_significant = result.p.is_significant(criteria.alpha) and adjusted_p <= criteria.alpha
+    if is_significant and result.has_predicted_sign and not result.is_ruled_out:
         return "supported"
-    if result.is_ruled_out or (sure and not result.has_predicted_sign):
+    if result.is_ruled_out or (is_significant and not result.has_predicted_sign):
         return "refuted"
     return "inconclusive"
 
 
 def verdict_table(verdicts: Sequence[Verdict]) -> pd.DataFrame:
-    """One row a verdict; a p that the seeds could not have given is left out."""
-    rows = [asdict(one) for one in verdicts]
+    """Return the verdicts as a table with one row per verdict.
+
+    A p-value below the smallest one that its seeds can produce is replaced by NaN.
+    """
+    rows = [asdict(verdict) for verdict in verdicts]
     frame = pd.DataFrame(rows, columns=list(Verdict.__dataclass_fields__))
     hidden = (frame["min_attainable_p"] > ALPHA) & (frame["p"] <= frame["min_attainable_p"].clip(lower=ALPHA))
     frame.loc[hidden & (frame["p"] < frame["min_attainable_p"]), ["p", "holm"]] = math.nan

@@ -1,4 +1,4 @@
-"""Runs on disk. Reading needs no torch; tensors are in ``fedrift.storage.tensors`` alone."""
+"""Storage of runs on disk. Reading a run does not need torch; ``tensors``, ``checkpoint``, ``updates`` and ``fork`` do."""
 
 from .index import find_run, find_runs, list_runs, list_unreadable, move_aside, read_each
 from .query import connect, query_frame, query_rows

@@ -1,7 +1,13 @@
-"""What a run had written when its state was stored, noted in the state: a run that lost rows since is refused, not resumed.
+"""The checkpoint of a run: its state between two rounds, and the check that no stored rows were lost since.
 
-Rows are written first and the state second, so the files of a run begin with what they were when the state was stored. What
-follows there may be torn or of a round that is repeated; what was there before has to be there still.
+    state.safetensors    the state except the persistent states of clients; the slot and the digest of the state of each client
+    client_states.rows   the persistent states of clients, in slots of equal size (``fedrift.storage.tensors``)
+
+A save writes only the states of clients that changed since the last one, to slots that the stored state does not use, and then replaces the
+state file. A run that is killed at any point therefore has a complete checkpoint, either the previous or the new one.
+
+Rows are written before the state, and the state contains a checksum of each file at that time. When a run resumes, its files must begin
+with the same bytes. Later bytes may be incomplete, or belong to a round that is repeated.
 """
 
 from __future__ import annotations
@@ -26,69 +32,72 @@ GROWING_FILES = ("records.jsonl", "events.jsonl")
 
 
 def summarize_history(run: Run, round: int) -> dict[str, Any]:
-    """How far the run's files have come after ``round``, plain JSON for the meta of the state that is about to be stored."""
-    before = read_metadata(run.state_path)[0].get("history", {}) if run.state_path.is_file() else {}
-    kept = list_recorded_rounds(run)
+    """Return the checksums of a run's files after ``round``, as plain JSON for the metadata of the state that is stored next."""
+    previous = read_metadata(run.state_path)[0].get("history", {}) if run.state_path.is_file() else {}
+    recorded_rounds = list_recorded_rounds(run)
     return {
-        **{name: jsonl.compute_checksum(run.folder / name, before.get(name, jsonl.EMPTY_CHECKSUM)) for name in GROWING_FILES},
+        **{name: jsonl.compute_checksum(run.folder / name, previous.get(name, jsonl.EMPTY_CHECKSUM)) for name in GROWING_FILES},
         "clustering": _checksum_assignments(run, round),
-        "updates": kept[0] if kept else None,
+        "updates": recorded_rounds[0] if recorded_rounds else None,
     }
 
 
 def check_history(run: Run) -> None:
-    """Raise UserError where a run that has a state lost something that it wrote before that state; call it before ``rewind``.
+    """Check that a run still has everything that it wrote before its stored state; call this before ``Run.truncate_after``.
 
-    A round whose state was stored, but not yet its timing, gets an empty timing: its seconds are not known.
+    If the state of a round was stored but its timing was not, the round gets an empty timing, because its duration is unknown.
+
+    Raises:
+        UserError: Rows, cluster assignments or updates are missing or changed.
     """
     if not run.state_path.exists():
         return
-    meta, digest = read_metadata(run.state_path)
-    round, noted = meta.get("round"), meta.get("history")
+    metadata, digest = read_metadata(run.state_path)
+    round, history = metadata.get("round"), metadata.get("history")
     if not isinstance(round, int):
-        raise UserError(f"{run.state_path} does not say of which round it is. {STATE_RECOVERY_HINT}")
+        raise UserError(f"{run.state_path} does not contain its round number. {STATE_RECOVERY_HINT}")
     if digest is None:
-        run.log_event(round, "older state", "an older fedrift stored the state, without a digest: whether it is damaged is not known")
-    if not isinstance(noted, Mapping):
+        run.log_event(round, "older state", "an older version of fedrift stored the state without a digest, so damage cannot be detected")
+    if not isinstance(history, Mapping):
         return
     for name in GROWING_FILES:
         path = run.folder / name
-        if not jsonl.has_prefix(path, noted[name]):
-            raise _resume_error(run, round, f"{name} {_describe_loss(run, name, round, noted[name][0])}")
-    if _checksum_assignments(run, round) != noted["clustering"]:
-        raise _resume_error(run, round, f"clustering.json has not the {noted['clustering'][0]} decisions that were made until then")
-    first = noted["updates"]
+        if not jsonl.has_prefix(path, history[name]):
+            raise _resume_error(run, round, f"{name} {_describe_loss(run, name, round, history[name][0])}")
+    if _checksum_assignments(run, round) != history["clustering"]:
+        raise _resume_error(run, round, f"clustering.json lacks some of the {history['clustering'][0]} assignments up to this round")
+    first = history["updates"]
     missing = sorted(set(range(first, round + 1)) - set(list_recorded_rounds(run))) if first is not None else []
     if missing:
         raise _resume_error(run, round, f"the updates of {_format_rounds(missing)} are missing")
-    timed = {row["round"] for row in run.timings()}
-    missing = [each for each in range(round) if each not in timed]
+    timed_rounds = {row["round"] for row in run.timings()}
+    missing = [earlier for earlier in range(round) if earlier not in timed_rounds]
     if missing:
-        raise _resume_error(run, round, f"timings.jsonl has no line of {_format_rounds(missing)}")
-    if round not in timed:  # killed between the state and the timing
+        raise _resume_error(run, round, f"timings.jsonl has no line for {_format_rounds(missing)}")
+    if round not in timed_rounds:  # the process was killed after it stored the state and before it stored the timing
         run.log_timing(round)
 
 
 def list_recorded_rounds(run: Run) -> list[int]:
-    """The rounds whose updates are kept, ascending."""
+    """Return the rounds in the update log, ascending."""
     return sorted(int(path.stem) for path in (run.folder / "updates").glob("[0-9]*.parquet") if path.stem.isdigit())
 
 
 def _resume_error(run: Run, round: int, reason: str) -> UserError:
     return UserError(
-        f"run {run.id} cannot be resumed from round {round}, it would have a hole: {reason}. Put a copy of the file "
-        f"back in {run.folder}, or begin the run again (`fedrift run --fresh`, or remove that folder)"
+        f"run {run.id} cannot be resumed from round {round} because stored data is missing or changed: {reason}. Restore a copy "
+        f"of the file in {run.folder}, or start the run again (`fedrift run --fresh`, or remove that folder)"
     )
 
 
 def _describe_loss(run: Run, name: str, round: int, size: int) -> str:
     path = run.folder / name
-    there = path.stat().st_size if path.exists() else 0
-    if not there:
+    actual_size = path.stat().st_size if path.exists() else 0
+    if not actual_size:
         return "is missing" if not path.exists() else "is empty"
-    if there < size:
-        return f"has {there:,} of the {size:,} bytes that it had then"
-    return f"is not what it was then: something in its first {size:,} bytes was changed or removed"
+    if actual_size < size:
+        return f"has {actual_size:,} of the {size:,} bytes that it had after this round"
+    return f"was changed: something in its first {size:,} bytes differs from what was stored after this round"
 
 
 def _format_rounds(rounds: list[int]) -> str:
@@ -97,157 +106,167 @@ def _format_rounds(rounds: list[int]) -> str:
 
 
 def _checksum_assignments(run: Run, last_round: int) -> list[int]:
-    """The number of the clustering's decisions up to a round, and their checksum."""
-    said = [row for row in run.cluster_assignments() if row["round"] <= last_round]
-    return [len(said), zlib.crc32(jsonl.to_json(said).encode())]
+    """Return the number of cluster assignments up to a round, and their CRC-32."""
+    rows = [row for row in run.cluster_assignments() if row["round"] <= last_round]
+    return [len(rows), zlib.crc32(jsonl.to_json(rows).encode())]
 
 
-# The state between two rounds, on disk: saved after a round, read by a run that resumes.
-#
-# state.safetensors   all but what clients keep; for each client the slot of its state and the digest of what is in it
-# client_states.rows  what clients keep, in slots of one size (``fedrift.storage.tensors``)
-#
-# A save writes the state of those clients only that have changed since the last one, to slots that the stored state does not
-# use, and then replaces the state. Killed at any moment, a run has the state before or the one after, and the slots of either.
-
-SERVER_PARTS = tuple(f"server.{f.name}" for f in fields(ServerState))  # of a state, that are trees on the server's device
-# what comes of leaves of other names or shapes
+SERVER_PARTS = tuple(f"server.{f.name}" for f in fields(ServerState))  # the parts of a state that are on the device of the server
+# the exceptions that leaves with other names or shapes cause
 LAYOUT_ERRORS = (LookupError, TypeError, ValueError, AttributeError, RuntimeError)
-LeafLayout = list[list[Any]]  # name, dtype and shape of each leaf of a client's memory
+LeafLayout = list[list[Any]]  # name, dtype and shape of each leaf of the persistent state of a client
 
 
 class Checkpoint:
-    """The stored state of one run, and what this process knows to be in it. One process at a time writes a run."""
+    """The stored state of one run, and what this process knows about it. Only one process at a time may write a run.
+
+    Example:
+        >>> checkpoint = Checkpoint(run)
+        >>> checkpoint.save(state)
+        >>> state = checkpoint.load(template=initial_state)
+    """
 
     def __init__(self, run: Run) -> None:
         self.run = run
-        self.client_states: tuple[Tree, ...] = ()  # as they were saved or loaded last
-        self.slots = torch.zeros(0, dtype=torch.long)  # [N]
-        self.digests = torch.zeros(0, 32, dtype=torch.uint8)  # [N, 32]
+        self.client_states: tuple[Tree, ...] = ()  # N trees, as they were last saved or loaded
+        self.slots = torch.zeros(0, dtype=torch.long)  # [N] slot of each client's state
+        self.digests = torch.zeros(0, 32, dtype=torch.uint8)  # [N, 32] digest of each client's state
 
     def save(self, state: FederatedState) -> None:
-        """Store all that a run is between two rounds."""
+        """Store the complete state of a run between two rounds."""
         tensors = flatten_state(state, include_client_states=False)
-        meta: dict[str, Any] = {"round": state.round, "history": summarize_history(self.run, state.round)}
-        clients, slot, told = state.client_states.states if state.client_states else (), self.slots, self.digests
-        if clients:
-            slot, told = self._write_client_states(clients)
-            tensors |= {"client_states.slot": slot, "client_states.digest": told}
-            meta["client_states"] = get_layout(clients[0])
-        save_tensors(self.run.state_path, tensors, meta | {"leaves": list(tensors)})
-        self.client_states, self.slots, self.digests = clients, slot, told
+        metadata: dict[str, Any] = {"round": state.round, "history": summarize_history(self.run, state.round)}
+        client_states, slots, digests = state.client_states.states if state.client_states else (), self.slots, self.digests
+        if client_states:
+            slots, digests = self._write_client_states(client_states)
+            tensors |= {"client_states.slot": slots, "client_states.digest": digests}
+            metadata["client_states"] = get_layout(client_states[0])
+        save_tensors(self.run.state_path, tensors, metadata | {"leaves": list(tensors)})
+        self.client_states, self.slots, self.digests = client_states, slots, digests
 
     def load(self, template: FederatedState) -> FederatedState | None:
-        """The state that was stored last, None if none was; ``like``: round 0, for the device and for what old runs did not
-        store."""
+        """Load the stored state, or return None if none was stored.
+
+        Args:
+            template: The state of round 0, which determines the device and the expected shapes.
+
+        Raises:
+            UserError: The stored state is damaged, or does not belong to this run.
+        """
         if not self.run.state_path.exists():
             return None
-        tensors, round, memory = self.read()
+        tensors, round, client_states = self.read()
         try:
-            expected, found = (
+            expected, actual = (
                 {name: leaf.shape[1:] for name, leaf in tree.items()}
                 for tree in (template.server.params, select_subtree(tensors, "server.params"))
             )
-            if expected != found:
-                raise ValueError("its server.params have other leaves")
-            return unflatten_state(tensors, round, get_device(template), template.last_round_seen, memory)
+            if expected != actual:
+                raise ValueError("its server.params have other names or shapes")
+            return unflatten_state(tensors, round, get_device(template), template.last_round_seen, client_states)
         except LAYOUT_ERRORS as error:
             raise self._invalid_state_error(error) from error
 
     def read(self) -> tuple[dict[str, Tensor], int, ClientStateStore]:
-        """What is stored: the tensors by name, the round, and what clients keep."""
-        stored, said = load_tensors(self.run.state_path)
+        """Read the stored tensors by name, the round, and the persistent states of clients."""
+        stored, metadata = load_tensors(self.run.state_path)
         try:
-            # In the order they were in, for sums over leaves; and cloned: numbers read from a file may lie at odd addresses,
-            # where matrix products round differently.
-            tensors = {name: stored[name].clone() for name in said["leaves"]}
-            round = int(said["round"])
-            if "client_states" not in said:  # nobody keeps anything
+            # The original order matters for sums over leaves. Clone, because memory from a file may be unaligned, and
+            # matrix products round differently on unaligned memory.
+            tensors = {name: stored[name].clone() for name in metadata["leaves"]}
+            round = int(metadata["round"])
+            if "client_states" not in metadata:  # clients have no persistent state
                 return tensors, round, ClientStateStore.replicate(Tree(), len(tensors["cluster_ids"]))
-            slot, told = tensors.pop("client_states.slot"), tensors.pop("client_states.digest")
-            memory = self._read_client_states(slot, told, said["client_states"])
+            slots, digests = tensors.pop("client_states.slot"), tensors.pop("client_states.digest")
+            client_states = self._read_client_states(slots, digests, metadata["client_states"])
         except LAYOUT_ERRORS as error:
             raise self._invalid_state_error(error) from error
-        self.client_states, self.slots, self.digests = memory.states, slot, told
-        return tensors, round, memory
+        self.client_states, self.slots, self.digests = client_states.states, slots, digests
+        return tensors, round, client_states
 
     def _invalid_state_error(self, error: Exception) -> UserError:
         return UserError(f"{self.run.state_path} is not a state of this run ({format_error(error)}). {STATE_RECOVERY_HINT}")
 
     def _write_client_states(self, client_states: Sequence[Tree]) -> tuple[Tensor, Tensor]:
-        """Write the memory of the clients that have changed; every client's slot ``[N]`` and digest ``[N, 32]``."""
-        known = len(self.client_states) == len(client_states)
-        slot = self.slots.clone() if known else torch.zeros(len(client_states), dtype=torch.long)
-        told = self.digests.clone() if known else torch.zeros(len(client_states), 32, dtype=torch.uint8)
-        alike: dict[int, list[int]] = {}  # clients that share one tree have one slot
-        for client in find_changed(self.client_states, client_states) if known else range(len(client_states)):
-            alike.setdefault(id(client_states[client]), []).append(client)
-        records = [pack_tree(client_states[who[0]]) for who in alike.values()]
+        """Write the states of changed clients; return the slot [N] and the digest [N, 32] of every client."""
+        is_known = len(self.client_states) == len(client_states)
+        slots = self.slots.clone() if is_known else torch.zeros(len(client_states), dtype=torch.long)
+        digests = self.digests.clone() if is_known else torch.zeros(len(client_states), 32, dtype=torch.uint8)
+        clients_by_tree: dict[int, list[int]] = {}  # clients that share one tree share one slot
+        for client in find_changed(self.client_states, client_states) if is_known else range(len(client_states)):
+            clients_by_tree.setdefault(id(client_states[client]), []).append(client)
+        records = [pack_tree(client_states[clients[0]]) for clients in clients_by_tree.values()]
         if not records:
-            return slot, told
-        free, slots = self._find_free_slots(len(records), len(records[0]))
-        slots.write(dict(zip(free, records, strict=True)))
-        for place, record, who in zip(free, records, alike.values(), strict=True):
-            slot[who], told[who] = place, torch.frombuffer(bytearray(compute_record_digest(record)), dtype=torch.uint8)
-        return slot, told
+            return slots, digests
+        free_slots, file = self._find_free_slots(len(records), len(records[0]))
+        file.write(dict(zip(free_slots, records, strict=True)))
+        for free_slot, record, clients in zip(free_slots, records, clients_by_tree.values(), strict=True):
+            slots[clients], digests[clients] = free_slot, torch.frombuffer(bytearray(compute_record_digest(record)), dtype=torch.uint8)
+        return slots, digests
 
     def _find_free_slots(self, count: int, record_size: int) -> tuple[list[int], SlotFile]:
-        """The first ``count`` slots that the stored state does not use, and the file."""
-        slots = SlotFile(self.run.client_state_path, record_size)
+        """Return the first ``count`` slots that the stored state does not use, and the slot file."""
+        file = SlotFile(self.run.client_state_path, record_size)
         if self.client_states:
             used = self.slots
-        elif self.run.state_path.exists():  # a state that this process does not know may use any slot
-            used = torch.arange(len(slots))
+        elif self.run.state_path.exists():  # a state that this process has not loaded may use any slot
+            used = torch.arange(len(file))
         else:
-            self.run.client_state_path.unlink(missing_ok=True)  # what is there belongs to no state
+            self.run.client_state_path.unlink(missing_ok=True)  # without a state, an existing slot file is obsolete
             used = torch.arange(0)
-        free = torch.ones(int(used.max()) + 1 + count if len(used) else count, dtype=torch.bool)
-        free[used] = False
-        return free.nonzero().flatten()[:count].tolist(), slots
+        is_free = torch.ones(int(used.max()) + 1 + count if len(used) else count, dtype=torch.bool)
+        is_free[used] = False
+        return is_free.nonzero().flatten()[:count].tolist(), file
 
     def _read_client_states(self, slots: Tensor, digest_rows: Tensor, leaf_layout: LeafLayout) -> ClientStateStore:
-        """What all clients keep."""
-        digests = {place: bytes(row.tolist()) for place, row in zip(slots.tolist(), digest_rows, strict=True)}
-        records = SlotFile(self.run.client_state_path, sum(count_bytes(*leaf[1:]) for leaf in leaf_layout)).read(digests)
-        trees = {place: unpack_tree(record, leaf_layout) for place, record in records.items()}
-        return ClientStateStore(tuple(trees[place] for place in slots.tolist()))
+        """Read the persistent states of all clients."""
+        digest_by_slot = {slot: bytes(digest.tolist()) for slot, digest in zip(slots.tolist(), digest_rows, strict=True)}
+        records = SlotFile(self.run.client_state_path, sum(count_bytes(*leaf[1:]) for leaf in leaf_layout)).read(digest_by_slot)
+        trees = {slot: unpack_tree(record, leaf_layout) for slot, record in records.items()}
+        return ClientStateStore(tuple(trees[slot] for slot in slots.tolist()))
 
 
 def load_checkpoint(run: Run, template: FederatedState) -> FederatedState | None:
-    """The state that a run stored last, None if it stored none; ``like`` is as for ``Checkpoint.load``."""
+    """Load the last stored state of a run, or return None if it has none; ``template`` is as in ``Checkpoint.load``."""
     return Checkpoint(run).load(template)
 
 
 def find_changed(before: Sequence[Tree], after: Sequence[Tree]) -> list[int]:
-    """The clients whose tree is another one; a memory that stays is the same object (``Memory.put``)."""
-    return [client for client, (old, new) in enumerate(zip(before, after, strict=True)) if old is not new]
+    """Return the clients whose state changed; unchanged states are the same object (``ClientStateStore.update``)."""
+    return [client for client, (old_tree, new_tree) in enumerate(zip(before, after, strict=True)) if old_tree is not new_tree]
 
 
 def get_layout(tree: Tree) -> LeafLayout:
+    """Return the name, dtype and shape of each leaf."""
     return [[name, str(leaf.dtype).removeprefix("torch."), list(leaf.shape)] for name, leaf in tree.items()]
 
 
 def pack_tree(tree: Tree) -> bytes:
-    """The bytes of all leaves, one after the other."""
+    """Return the bytes of all leaves, concatenated."""
     return torch.cat([leaf.detach().cpu().contiguous().flatten().view(torch.uint8) for leaf in tree.values()]).numpy().tobytes()
 
 
 def unpack_tree(record: bytes, leaf_layout: LeafLayout) -> Tree:
-    """The tree that ``packed`` made bytes of; each leaf has an aligned memory of its own."""
-    whole = torch.frombuffer(bytearray(record), dtype=torch.uint8)
-    parts = whole.split([count_bytes(*leaf[1:]) for leaf in leaf_layout])  # type: ignore[no-untyped-call]
+    """Return the tree that ``pack_tree`` converted to bytes; each leaf has its own aligned memory."""
+    buffer = torch.frombuffer(bytearray(record), dtype=torch.uint8)
+    parts = buffer.split([count_bytes(*leaf[1:]) for leaf in leaf_layout])  # type: ignore[no-untyped-call]
     return Tree(
         {name: part.clone().view(getattr(torch, dtype)).view(shape) for part, (name, dtype, shape) in zip(parts, leaf_layout, strict=True)}
     )
 
 
 def count_bytes(dtype: str, shape: Sequence[int]) -> int:
+    """Return the size of a tensor in bytes."""
     return int(getattr(torch, dtype).itemsize * torch.Size(shape).numel())
 
 
 def flatten_state(state: FederatedState, include_client_states: bool = True) -> dict[str, Tensor]:
-    """All tensors of a state by ``<part>/<leaf>``, but ``cluster_ids`` and ``last_round_seen`` by their names. ``client_states``: what
-    all clients keep is copied into one tree ``[N, ...]`` among them."""
+    """Return all tensors of a state by name: ``<part>/<leaf>``, ``cluster_ids`` and ``last_round_seen``.
+
+    Args:
+        state: The state.
+        include_client_states: Whether to copy the persistent states of all clients into one tree [N, ...].
+    """
     trees: dict[str, Tree] = {part: getattr(state.server, part.partition(".")[2]) for part in SERVER_PARTS}
     trees |= {
         "client_states": state.client_states.gather_all() if include_client_states else Tree(),
@@ -262,7 +281,15 @@ def flatten_state(state: FederatedState, include_client_states: bool = True) -> 
 def unflatten_state(
     tensors: Mapping[str, Tensor], round: int, device: torch.device, last_round_seen: Tensor, client_states: ClientStateStore
 ) -> FederatedState:
-    """The state of tensors by name, the server's half on its device. ``last``: in its place, where it was not stored."""
+    """Build a state from its tensors by name.
+
+    Args:
+        tensors: The tensors, as ``flatten_state`` names them.
+        round: The number of completed rounds.
+        device: The device of the server.
+        last_round_seen: Not used, because the tensors contain it.
+        client_states: The persistent states of all clients.
+    """
     server = ServerState(*(select_subtree(tensors, part).to(device) for part in SERVER_PARTS))
     return FederatedState(
         round,
@@ -277,11 +304,13 @@ def unflatten_state(
 
 
 def select_subtree(tensors: Mapping[str, Tensor], prefix: str) -> Tree:
-    start = prefix + "/"
-    return Tree({name[len(start) :]: leaf for name, leaf in tensors.items() if name.startswith(start)})
+    """Return the tensors named ``<prefix>/<leaf>`` as a tree of leaves."""
+    full_prefix = prefix + "/"
+    return Tree({name[len(full_prefix) :]: leaf for name, leaf in tensors.items() if name.startswith(full_prefix)})
 
 
 def get_device(state: FederatedState) -> torch.device:
+    """Return the device of the server's parameters."""
     return next(iter(state.server.params.values())).device
 
 

@@ -1,4 +1,8 @@
-"""What a run cannot be forked into, and the way out of each."""
+"""Forks: a run that repeats the stored past of another run and differs from it from one round on.
+
+A fork copies the records, events and state of its origin instead of computing them again. In its first round it reuses the recorded updates
+of the clients, unless the change affects what clients would send.
+"""
 
 from __future__ import annotations
 
@@ -22,91 +26,103 @@ from .index import find_run
 from .run import Run
 from .updates import UpdateLog
 
-CHANGEABLE_KEYS = ("algorithm", "training", "fork")  # of an experiment, that a fork may change
-CHANGEABLE_HINT = "exclude_clients, algorithm.*, and of training all but max_seq_length"
+CHANGEABLE_KEYS = ("algorithm", "training", "fork")  # the keys of an experiment that a fork may change
+CHANGEABLE_HINT = "exclude_clients, algorithm.*, and training.* except training.max_seq_length"
 
 
 def check_fork(origin: Run, old_config: ExperimentConfig, new_config: ExperimentConfig, fork: ForkConfig) -> None:
-    """Raise UserError where ``new`` is no fork of the ``origin``, of which ``old`` was asked."""
-    record = UpdateLog(origin)
-    name, kept = origin.id[:6], record.rounds
+    """Raise UserError if ``new_config`` is not a valid fork of a run.
+
+    Args:
+        origin: The run to fork.
+        old_config: The experiment of the origin.
+        new_config: The experiment of the fork.
+        fork: The round from which the fork differs, and the excluded clients.
+    """
+    log = UpdateLog(origin)
+    name, recorded = origin.id[:6], log.rounds
     if old_config.fork:
-        raise UserError(f"run {name} is a fork of {old_config.fork.run[:6]} itself; fork {old_config.fork.run[:6]}, with both changes")
+        raise UserError(f"run {name} is itself a fork; fork {old_config.fork.run[:6]} instead, with both changes")
     if origin.environment.get("engine", {}).get("backend") == "flower":
         raise UserError(
-            f"run {name} was trained by clients behind Flower, who cannot be asked again from here; run its "
+            f"run {name} was trained by remote clients behind Flower, which a fork cannot call again; run its "
             "experiment on this machine, in another folder: `fedrift run ... --save-updates --runs-dir ELSEWHERE`"
         )
-    if len(kept) < 2:
+    if len(recorded) < 2:
         raise UserError(
-            f"run {name} kept no updates, so there is nothing to fork from. `fedrift run EXPERIMENT.yaml "
-            "--save-updates` keeps them from its next round on; of a finished run in another folder (--runs-dir), "
-            f"or once {origin.folder} is removed"
+            f"run {name} has no stored updates, so it cannot be forked. `fedrift run EXPERIMENT.yaml --save-updates` stores them from "
+            f"the next round on. If the run is finished, use another folder (--runs-dir) or remove {origin.folder} first"
         )
-    if not kept[0] < fork.from_round <= kept[-1]:
+    if not recorded[0] < fork.from_round <= recorded[-1]:
         raise UserError(
-            f"run {name} cannot be forked at round {fork.from_round}: wanted {kept[0] + 1} to {kept[-1]}, the rounds whose updates it kept"
+            f"run {name} cannot be forked at round {fork.from_round}: the round must be {recorded[0] + 1} to {recorded[-1]}, "
+            "whose updates were stored"
         )
     if new_config.training.num_rounds < fork.from_round:
         raise UserError(
-            f"training.num_rounds: {new_config.training.num_rounds} rounds end before round {fork.from_round}, where the fork begins"
+            f"training.num_rounds: must be at least {fork.from_round}, the first round of the fork, got {new_config.training.num_rounds}"
         )
-    check_excluded_clients(name, len(record.load_params(kept[0])[2]), fork)
-    closed = [
+    check_excluded_clients(name, len(log.load_params(recorded[0])[2]), fork)
+    changed = [
         f.name
         for f in fields(ExperimentConfig)
         if f.name not in CHANGEABLE_KEYS and getattr(old_config, f.name) != getattr(new_config, f.name)
     ]
     if old_config.training.max_seq_length != new_config.training.max_seq_length:
-        closed.append("training.max_seq_length")
-    if closed:
+        changed.append("training.max_seq_length")
+    if changed:
         raise UserError(
-            f"a fork cannot change {', '.join(closed)}: the rounds before {fork.from_round} were made with it. It may "
-            f"change {CHANGEABLE_HINT}. `fedrift run` makes a run of its own with anything"
+            f"a fork cannot change {', '.join(changed)}, because the rounds before {fork.from_round} used the old value. It can "
+            f"change {CHANGEABLE_HINT}. Use `fedrift run` for a new run with other changes"
         )
     check_algorithms_compatible(old_config, new_config)
 
 
 def check_excluded_clients(run_id: str, num_clients: int, fork: ForkConfig) -> None:
-    """Those to be left out are clients, and some are left."""
-    odd = [client for client in fork.exclude_clients if not 0 <= client < num_clients]
-    if odd:
-        raise UserError(f"exclude_clients: run {run_id} has clients 0 to {num_clients - 1}, and no {', '.join(map(str, odd))}")
+    """Raise UserError unless the excluded clients exist, some clients remain, and ``exclude_until`` is valid."""
+    unknown = [client for client in fork.exclude_clients if not 0 <= client < num_clients]
+    if unknown:
+        raise UserError(f"exclude_clients: run {run_id} has clients 0 to {num_clients - 1}, but not {', '.join(map(str, unknown))}")
     if num_clients <= len(set(fork.exclude_clients)):
-        raise UserError(f"exclude_clients: all {num_clients} clients of run {run_id} would be left out; leave one in")
+        raise UserError(f"exclude_clients: all {num_clients} clients of run {run_id} would be excluded; keep at least one")
     if fork.exclude_until is not None and fork.exclude_until < fork.from_round:
-        raise UserError(f"exclude_until: wanted a round from {fork.from_round} on, where the fork begins, got {fork.exclude_until}")
+        raise UserError(f"exclude_until: must be at least {fork.from_round}, the first round of the fork, got {fork.exclude_until}")
     if fork.exclude_until is not None and not fork.exclude_clients:
-        raise UserError("exclude_until says how long clients are left out: say which with exclude_clients")
+        raise UserError("exclude_until has no effect without exclude_clients; name the clients to exclude")
 
 
 def check_algorithms_compatible(old_config: ExperimentConfig, new_config: ExperimentConfig) -> None:
-    """The same clients take part, and share models in the same way."""
-    one, two = old_config.algorithm, new_config.algorithm
-    same = replace(two, server_optimizer=one.server_optimizer, aggregator=one.aggregator) if type(one) is type(two) else two
-    if same == one:
+    """Raise UserError unless both algorithms have the same participating clients and share models in the same way."""
+    old_algorithm, new_algorithm = old_config.algorithm, new_config.algorithm
+    comparable = (
+        replace(new_algorithm, server_optimizer=old_algorithm.server_optimizer, aggregator=old_algorithm.aggregator)
+        if type(old_algorithm) is type(new_algorithm)
+        else new_algorithm
+    )
+    if comparable == old_algorithm:
         return
-    clients = old_config.partition.num_clients
-    if type(one).configure_clients is not type(two).configure_clients or not torch.equal(
-        one.initial_clusters(clients), two.initial_clusters(clients)
+    num_clients = old_config.partition.num_clients
+    if type(old_algorithm).configure_clients is not type(new_algorithm).configure_clients or not torch.equal(
+        old_algorithm.initial_clusters(num_clients), new_algorithm.initial_clusters(num_clients)
     ):
         raise UserError(
-            f"{type(one).__name__} cannot become {type(two).__name__} half-way: other clients take part, or they "
-            "share models in another way. `fedrift run` makes a run of its own"
+            f"{type(old_algorithm).__name__} cannot become {type(new_algorithm).__name__} in a fork: other clients participate, or clients "
+            "share models in another way. Use `fedrift run` for a new run"
         )
 
 
-# Clients left out by a fork: they are called and train as before, and what they send counts for nothing.
-#
-# Cohorts, batches and everybody else's work stay what they were, so that what differs is the absence and nothing beside it. Before
-# the server such a client is one that failed: weight 0, delta 0, its memory as it was.
+# Excluded clients are called and train as before, but their update is masked like that of a failed client: weight 0, delta 0, and the
+# previous persistent state. So cohorts, batches and the updates of all other clients are unchanged, and the absence is the only difference.
 
 EXCLUDED_REASON = "excluded by the fork"
 
 
 @dataclass(frozen=True, eq=False)
 class ForkedClientPool:
-    """A fleet from a fork on. ``sent``: the cohort and report that the first round takes from the record, if it does."""
+    """A client pool that excludes clients of a fork.
+
+    ``load_recorded`` loads the cohort and the update of the first round from the update log; without it that round is trained again.
+    """
 
     client_pool: ClientPool
     fork: ForkConfig
@@ -114,40 +130,50 @@ class ForkedClientPool:
 
     @property
     def size(self) -> int:
+        """Return the number of clients."""
         return self.client_pool.size
 
     def train(self, state: FederatedState, algorithm: ClientAlgorithm, cohort: Tensor) -> CohortUpdate:
-        """One round of local training, ``cohort [C] -> CohortUpdate``."""
+        """Run one round of local training and mask the excluded clients.
+
+        Args:
+            state: The state before the round.
+            algorithm: The client side of the algorithm.
+            cohort: The client ids, [C].
+        """
         if self.load_recorded and state.round + 1 == self.fork.from_round:
             recorded, report = self.load_recorded()
             if not torch.equal(recorded, cohort):
-                raise ValueError(f"round {self.fork.from_round} was recorded of {recorded.tolist()}, and {cohort.tolist()} are called")
+                raise ValueError(
+                    f"the recorded cohort of round {self.fork.from_round} is {recorded.tolist()}, but the cohort is {cohort.tolist()}"
+                )
         else:
             report = self.client_pool.train(state, algorithm, cohort)
-        gone = torch.isin(cohort, torch.tensor(self.fork.excluded_clients(state.round + 1), dtype=torch.long))
-        return mask_excluded(report, state.client_states.gather(cohort), gone) if gone.any() else report
+        is_excluded = torch.isin(cohort, torch.tensor(self.fork.excluded_clients(state.round + 1), dtype=torch.long))
+        return mask_excluded(report, state.client_states.gather(cohort), is_excluded) if is_excluded.any() else report
 
 
 def mask_excluded(report: CohortUpdate, previous_state: Tree, is_excluded: Tensor) -> CohortUpdate:
-    """The report in which those who are ``gone [C]`` failed; ``old [C, ...]``: what they remembered before."""
-    here = ~is_excluded.to(report.weight.device)
-    zeros, said = report.delta.zeros_like(), report.notes or ("",) * len(is_excluded)
+    """Return the update with the excluded clients marked as failed.
+
+    Args:
+        report: The update of the cohort.
+        previous_state: The persistent states of the cohort before the round, [C, ...].
+        is_excluded: [C] bool.
+    """
+    is_included = ~is_excluded.to(report.weight.device)
+    zeros, notes = report.delta.zeros_like(), report.notes or ("",) * len(is_excluded)
     return replace(
         report,
-        delta=report.delta.where(here, zeros),
-        mean_grad=report.mean_grad.where(here, zeros),
+        delta=report.delta.where(is_included, zeros),
+        mean_grad=report.mean_grad.where(is_included, zeros),
         client_state=report.client_state.where(~is_excluded, previous_state),
-        state_delta=report.state_delta.where(here, report.state_delta.zeros_like()),
-        weight=report.weight * here,
+        state_delta=report.state_delta.where(is_included, report.state_delta.zeros_like()),
+        weight=report.weight * is_included,
         failed=report.failed | is_excluded,
-        notes=tuple(EXCLUDED_REASON if out else why for out, why in zip(is_excluded.tolist(), said, strict=True)),
+        notes=tuple(EXCLUDED_REASON if excluded else note for excluded, note in zip(is_excluded.tolist(), notes, strict=True)),
     )
 
-
-# A fork: a run that resumes from the past of another, changed from one round on.
-#
-# What it shares with its origin it does not compute again: records, events and state are the origin's. In the first round that may
-# differ the clients' own reports are taken from the record, unless the change touches what they would have sent.
 
 CLIENT_HOOKS = (
     "init_client_state",
@@ -165,7 +191,7 @@ CLIENT_HOOKS = (
 
 @dataclass(frozen=True, eq=False)
 class ForkedRun:
-    """A fork ``run`` and the run that it parts from, with what was asked of both."""
+    """A fork and its origin, with the experiments of both."""
 
     run: Run
     origin: Run
@@ -175,137 +201,164 @@ class ForkedRun:
 
     @staticmethod
     def from_config(run: Run, config: ExperimentConfig) -> ForkedRun | None:
-        """None where the experiment is no fork. Raises UserError where the run it names cannot be forked so."""
+        """Create the fork that an experiment describes, or return None if the experiment is not a fork.
+
+        Args:
+            run: The run of the fork.
+            config: Its experiment.
+
+        Raises:
+            UserError: The origin does not exist, or cannot be forked in this way.
+        """
         if config.fork is None:
             return None
         origin = find_run(run.root, config.fork.run)
-        old = load_run_config(origin)
-        check_fork(origin, old, config, config.fork)
-        return ForkedRun(run, origin, old, config, config.fork)
+        old_config = load_run_config(origin)
+        check_fork(origin, old_config, config, config.fork)
+        return ForkedRun(run, origin, old_config, config, config.fork)
 
     def copy_history(self) -> None:
-        """Begin the fork's folder: all that its origin wrote of the rounds before, and its environment."""
-        before, run = self.fork.from_round, self.run
+        """Start the folder of the fork: copy the environment of the origin, and everything that it wrote about earlier rounds."""
+        from_round, run = self.fork.from_round, self.run
         run.truncate_after(-1)
-        run.write_json("environment", self.origin.environment)  # the same choices of arithmetic, or the last bits differ
-        run.append_records(row for row in self.origin.records() if row.round < before)
+        run.write_json("environment", self.origin.environment)  # with other numeric options the last bits would differ
+        run.append_records(row for row in self.origin.records() if row.round < from_round)
         for event in self.origin.events():
-            if event["round"] < before:
+            if event["round"] < from_round:
                 run.log_event(**event)
-        for took in self.origin.timings():
-            if took["round"] < before:
-                run.log_timing(**took)
-        if decisions := self.origin.cluster_assignments():
-            run.write_json("clustering", [said for said in decisions if said["round"] < before])
-        run.log_event(before - 1, "fork", f"it goes on {self.description} from here; so far it is run {self.origin.id}")
+        for timing in self.origin.timings():
+            if timing["round"] < from_round:
+                run.log_timing(**timing)
+        if assignments := self.origin.cluster_assignments():
+            run.write_json("clustering", [assignment for assignment in assignments if assignment["round"] < from_round])
+        run.log_event(
+            from_round - 1, "fork", f"the run continues {self.description}; its rounds until here are those of run {self.origin.id}"
+        )
 
     def load_origin_state(self, context: RunContext) -> FederatedState:
-        """The origin's state before the fork's first round, as the fork's algorithm has it."""
-        where = get_device(context.initial_state)
+        """Load the state of the origin before the first round of the fork, converted for the algorithm of the fork."""
+        device = get_device(context.initial_state)
         return convert_state(
-            UpdateLog(self.origin).load_state(self.fork.from_round - 1, where), self.origin_config.algorithm, self.config.algorithm
+            UpdateLog(self.origin).load_state(self.fork.from_round - 1, device), self.origin_config.algorithm, self.config.algorithm
         )
 
     def wrap_client_pool(self, client_pool: ClientPool, context: RunContext) -> ClientPool:
-        """The fleet, with the record in place of the first round where that is right, and without those left out."""
-        sent = (
+        """Wrap the client pool: exclude clients, and reuse the recorded updates of the first round if they are valid."""
+        load_recorded = (
             partial(UpdateLog(self.origin).load_update, self.fork.from_round, get_device(context.initial_state))
             if self.can_reuse_updates
             else None
         )
-        return ForkedClientPool(client_pool, self.fork, sent)
+        return ForkedClientPool(client_pool, self.fork, load_recorded)
 
     @cached_property
     def can_reuse_updates(self) -> bool:
-        """Whether the clients would have sent the same in the fork's first round."""
+        """Return whether the clients would have sent the same updates in the first round of the fork."""
         return is_server_side_change(self.origin_config, self.config, self.fork.from_round, self.leaf_names)
 
     @property
     def leaf_names(self) -> Collection[str]:
+        """Return the names of the trained parameters."""
         return UpdateLog(self.origin).load_params(self.fork.from_round - 1)[0].keys()
 
     @property
     def description(self) -> str:
-        """What is changed, in words: ``without client 3 up to round 9, with training.max_grad_norm 0.5 instead of 1.0``."""
-        gone, until = self.fork.exclude_clients, self.fork.exclude_until
-        without = f"without client{'s' if len(gone) > 1 else ''} {', '.join(map(str, gone))}" + (f" up to round {until}" if until else "")
-        other = [
+        """Describe the change in words, for example ``without client 3 up to round 9, with training.max_grad_norm 0.5 instead of 1.0``."""
+        excluded, until = self.fork.exclude_clients, self.fork.exclude_until
+        clients = f"client{'s' if len(excluded) > 1 else ''} {', '.join(map(str, excluded))}"
+        without = f"without {clients}" + (f" up to round {until}" if until else "")
+        changes = [
             f"{path} {new}" + (f" instead of {old}" if old is not None else "")
             for path, old, new in list_changes(self.origin_config, self.config)
             if new is not None
         ]
-        words = ([without] if gone else []) + ([f"with {', '.join(other)}"] if other else [])
-        return ", ".join(words) or "with nothing changed"
+        parts = ([without] if excluded else []) + ([f"with {', '.join(changes)}"] if changes else [])
+        return ", ".join(parts) or "with nothing changed"
 
 
 def load_run_config(run: Run) -> ExperimentConfig:
-    """The experiment of a stored run."""
+    """Load the experiment of a stored run."""
     return parse_stored_config(run.config)
 
 
 def list_changes(old_config: ExperimentConfig, new_config: ExperimentConfig) -> list[tuple[str, object, object]]:
-    """Path, old and new value of everything that is not the same in two experiments, but for the fork."""
-    one, two = flatten_config(old_config.to_dict()), flatten_config(new_config.to_dict())
+    """List (path, old value, new value) of everything that differs between two experiments, except the ``fork`` section."""
+    old_values, new_values = flatten_config(old_config.to_dict()), flatten_config(new_config.to_dict())
     return [
-        (path, one.get(path), two.get(path)) for path in {**one, **two} if one.get(path) != two.get(path) and path.split(".")[0] != "fork"
+        (path, old_values.get(path), new_values.get(path))
+        for path in {**old_values, **new_values}
+        if old_values.get(path) != new_values.get(path) and path.split(".")[0] != "fork"
     ]
 
 
 def flatten_config(value: object, path: str = "") -> dict[str, object]:
-    """Nested keys as dotted paths; the class of a value goes by the path of the value."""
+    """Flatten nested keys to dotted paths; the class name of a value gets the path of the value."""
     if not isinstance(value, dict):
         return {path: value}
     return {
-        at: leaf
-        for key, part in value.items()
-        for at, leaf in flatten_config(part, path if key == "type" else f"{path}.{key}" if path else key).items()
+        leaf_path: leaf
+        for key, child in value.items()
+        for leaf_path, leaf in flatten_config(child, path if key == "type" else f"{path}.{key}" if path else key).items()
     }
 
 
 def is_server_side_change(old_config: ExperimentConfig, new_config: ExperimentConfig, round: int, leaf_names: Collection[str]) -> bool:
-    """Whether a change leaves what the clients send in this round: they train the same steps at the same rate by the same
-    hooks. (What is sent to them is the same in any case: the state is.)"""
-    alike = (
+    """Return whether a change leaves the updates of the clients in this round unchanged.
+
+    This is the case if the clients train the same steps at the same learning rate with the same hooks. What the server sends them is equal
+    in any case, because the state is equal.
+
+    Args:
+        old_config: The experiment of the origin.
+        new_config: The experiment of the fork.
+        round: The first round of the fork.
+        leaf_names: The names of the trained parameters.
+    """
+    same_training = (
         replace(new_config.training, num_rounds=old_config.training.num_rounds, lr_schedule=old_config.training.lr_schedule)
         == old_config.training
     )
-    if not alike or old_config.training.lr_factor(round - 1) != new_config.training.lr_factor(round - 1):
+    if not same_training or old_config.training.lr_factor(round - 1) != new_config.training.lr_factor(round - 1):
         return False
-    one, two = old_config.algorithm, new_config.algorithm
-    if one.frozen_params(leaf_names, round - 1) != two.frozen_params(leaf_names, round - 1):
+    old_algorithm, new_algorithm = old_config.algorithm, new_config.algorithm
+    if old_algorithm.frozen_params(leaf_names, round - 1) != new_algorithm.frozen_params(leaf_names, round - 1):
         return False
-    if type(one) is type(two):
-        return replace(two, server_optimizer=one.server_optimizer, aggregator=one.aggregator) == one
+    if type(old_algorithm) is type(new_algorithm):
+        return replace(new_algorithm, server_optimizer=old_algorithm.server_optimizer, aggregator=old_algorithm.aggregator) == old_algorithm
     return all(
-        getattr(type(each), hook) is getattr(FedAvg, hook) for each in (one, two) for hook in CLIENT_HOOKS if hook != "frozen_params"
+        getattr(type(algorithm), hook) is getattr(FedAvg, hook)
+        for algorithm in (old_algorithm, new_algorithm)
+        for hook in CLIENT_HOOKS
+        if hook != "frozen_params"
     )
 
 
 def convert_state(state: FederatedState, old_algorithm: FedAvg, new_algorithm: FedAvg) -> FederatedState:
-    """The state under another algorithm: the models stay; what the new one keeps and the old one did not begins anew.
+    """Convert a state for another algorithm: the models stay, and state that only the new algorithm has is initialized.
 
-    A server rule that stays of its class keeps its moments, an algorithm that stays of its class what it shares and remembers.
-    What was merged under the adapters stays, for it is part of the model.
+    A server optimizer of the same class keeps its moments. An algorithm of the same class keeps its broadcast values and the persistent
+    states of its clients. The merged base weights stay, because they are part of the model.
     """
     if old_algorithm == new_algorithm:
         return state
     server, params = state.server, state.server.params
-    fresh = new_algorithm.server_optimizer.init(params)
-    same, rule = (
+    initial_opt_state = new_algorithm.server_optimizer.init(params)
+    same_algorithm, same_optimizer = (
         type(old_algorithm) is type(new_algorithm),
-        type(old_algorithm.server_optimizer) is type(new_algorithm.server_optimizer) and fresh.keys() == server.opt_state.keys(),
+        type(old_algorithm.server_optimizer) is type(new_algorithm.server_optimizer)
+        and initial_opt_state.keys() == server.opt_state.keys(),
     )
-    shared = server.broadcast if same else new_algorithm.init_broadcast(params)
-    kept = new_algorithm.init_client_state(params.to(torch.device("cpu")).take(state.cluster_ids.cpu()))
-    averages = state.client_means if same else Tree()  # of another memory: the round loop computes them anew
+    broadcast = server.broadcast if same_algorithm else new_algorithm.init_broadcast(params)
+    initial_states = new_algorithm.init_client_state(params.to(torch.device("cpu")).take(state.cluster_ids.cpu()))
+    client_means = state.client_means if same_algorithm else Tree()  # the round loop computes them again for new client states
     return replace(
         state,
-        client_states=state.client_states if same else ClientStateStore.from_rows(kept, len(state.cluster_ids)),
-        client_means=averages,
+        client_states=state.client_states if same_algorithm else ClientStateStore.from_rows(initial_states, len(state.cluster_ids)),
+        client_means=client_means,
         server=replace(
             server,
-            broadcast=shared,
-            opt_state=server.opt_state if rule else fresh,
+            broadcast=broadcast,
+            opt_state=server.opt_state if same_optimizer else initial_opt_state,
             merged_base=server.merged_base or new_algorithm.aggregator.init_merged_base(params),
         ),
     )

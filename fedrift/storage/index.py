@@ -1,4 +1,4 @@
-"""Finding runs: all under a folder, or the one that a few letters name; and moving one aside."""
+"""Finding runs: all runs in a folder, or one run by a prefix of its id. Also moving a run aside."""
 
 from __future__ import annotations
 
@@ -10,34 +10,42 @@ from typing import NamedTuple, TypeVar
 from ..core.errors import UserError, unknown_name_error
 from .run import Run
 
-REPLACED_FOLDER = "replaced"  # the folder beside the runs that holds those moved aside
-# of every experiment
-REQUIRED_KEYS = ("dataset.name", "model", "seed", "training.num_rounds", "algorithm.type", "partition.type")
-MAX_REASON_LENGTH = 200  # letters of a reason
+REPLACED_FOLDER = "replaced"  # the folder beside the runs for runs that were moved aside
+REQUIRED_KEYS = ("dataset.name", "model", "seed", "training.num_rounds", "algorithm.type", "partition.type")  # of experiment.json
+MAX_REASON_LENGTH = 200  # characters
 T = TypeVar("T")
 
 
 class UnreadableRun(NamedTuple):
-    """A run that cannot be read, and why, in one line."""
+    """A run whose files cannot be read, and the reason in one line."""
 
     id: str
     reason: str
 
 
 def list_runs(root: Path) -> list[Run]:
-    """Every run under ``root`` whose experiment can be read, the oldest first; none if the folder is not there."""
+    """List every run under ``root`` with a readable experiment, oldest first; the list is empty if the folder does not exist."""
     return [run for run in _list_folders(root) if not find_fault(run)]
 
 
 def list_unreadable(root: Path) -> list[UnreadableRun]:
-    """Every run under ``root`` whose experiment cannot be read, and why."""
+    """List every run under ``root`` whose experiment cannot be read, with the reason."""
     return [UnreadableRun(run.id, fault) for run in _list_folders(root) if (fault := find_fault(run))]
 
 
 def find_run(root: Path, name: str) -> Run:
-    """The run whose folder is ``name``, or the only one under ``root`` whose id begins with it.
+    """Find a run by its id, by a unique prefix of its id, or by its folder.
 
-    Raises UserError with the candidates where none or several fit, and with the reason where the run cannot be read.
+    Args:
+        root: The folder of runs.
+        name: The id, prefix or folder.
+
+    Raises:
+        UserError: No run or several runs match, or the run cannot be read.
+
+    Example:
+        >>> run = find_run(Path("runs"), "ab12")
+        >>> print(run.status, run.summary())
     """
     run = _locate(root, name)
     if fault := find_fault(run):
@@ -46,53 +54,58 @@ def find_run(root: Path, name: str) -> Run:
 
 
 def find_runs(root: Path, names: Iterable[str]) -> tuple[list[Run], list[UnreadableRun]]:
-    """The runs of several names, each once, and those among them that cannot be read. Raises UserError as ``find_run`` does
-    where a name fits none or several."""
-    every = list(dict.fromkeys(_locate(root, name) for name in names))
-    faults = {run: find_fault(run) for run in every}
-    return [run for run in every if not faults[run]], [UnreadableRun(run.id, fault) for run, fault in faults.items() if fault]
+    """Find the runs of several names, each once, separated into readable and unreadable runs.
+
+    Raises:
+        UserError: A name matches no run or several runs.
+    """
+    runs = list(dict.fromkeys(_locate(root, name) for name in names))
+    faults = {run: find_fault(run) for run in runs}
+    return [run for run in runs if not faults[run]], [UnreadableRun(run.id, fault) for run, fault in faults.items() if fault]
 
 
 def _locate(root: Path, name: str) -> Run:
+    """Find the run of a name, readable or not."""
     runs = _list_folders(root)
-    fitting = [run for run in runs if run.id == name]
-    if not fitting and name:
-        fitting = [run for run in runs if run.id.startswith(name)]
-    if len(fitting) > 1:
-        candidates = ", ".join(sorted(run.id for run in fitting))
-        raise UserError(f"{name!r} names {len(fitting)} runs: {candidates}. Say more letters.")
-    if fitting:
-        return fitting[0]
+    matches = [run for run in runs if run.id == name]
+    if not matches and name:
+        matches = [run for run in runs if run.id.startswith(name)]
+    if len(matches) > 1:
+        candidates = ", ".join(sorted(run.id for run in matches))
+        raise UserError(f"{name!r} matches {len(matches)} runs: {candidates}. Give more characters of the id.")
+    if matches:
+        return matches[0]
     if (Path(name) / "experiment.json").is_file():
         folder = Path(name).resolve()
         return Run(folder.parent, folder.name)
     if not runs:
-        raise UserError(f"no run {name!r}: {Path(root).resolve()} holds none; `fedrift run` makes one")
+        raise UserError(f"no run {name!r}: {Path(root).resolve()} contains no runs; create one with `fedrift run`")
     raise unknown_name_error(f"run in {root} beginning with", name, [run.id for run in runs])
 
 
 def read_each(runs: Iterable[Run], reader: Callable[[Run], T]) -> tuple[list[tuple[Run, T]], list[UnreadableRun]]:
-    """What ``read`` makes of each run, and the runs of which it makes nothing: one broken run hides no other."""
-    found, bad = [], []
+    """Apply ``reader`` to each run, and return the results and the runs for which it raised; one damaged run does not affect the others."""
+    results, unreadable = [], []
     for run in runs:
         try:
-            found.append((run, reader(run)))
+            results.append((run, reader(run)))
         except Exception as error:
-            bad.append(UnreadableRun(run.id, format_reason(error)))
-    return found, bad
+            unreadable.append(UnreadableRun(run.id, format_reason(error)))
+    return results, unreadable
 
 
 def format_reason(error: BaseException) -> str:
-    """An error in one line."""
+    """Format an error in one line."""
     text = " ".join(str(error).split())
     text = text if isinstance(error, UserError) else f"{type(error).__name__}: {text}"
     return text if len(text) <= MAX_REASON_LENGTH else f"{text[: MAX_REASON_LENGTH - 3]}..."
 
 
 def move_aside(run: Run) -> Path:
-    """Move a run's folder, whole, into ``replaced/`` beside it, so that the run can be begun again; where it is now.
+    """Move the whole folder of a run into ``replaced/`` beside it, so that the run can start again; return its new path.
 
-    Raises UserError where another process is writing the run, or the folder cannot be moved.
+    Raises:
+        UserError: Another process is writing the run, or the folder cannot be moved.
     """
     with run.lock():
         pass
@@ -108,23 +121,24 @@ def move_aside(run: Run) -> Path:
 
 
 def _list_folders(root: Path) -> list[Run]:
-    begun = []
+    """List the runs whose folder has an experiment, oldest first, readable or not."""
+    times_and_names = []
     for path in Path(root).glob("*/experiment.json"):
         try:
-            begun.append((path.stat().st_mtime_ns, path.parent.name))
-        except OSError:  # removed meanwhile, or a link to nowhere
+            times_and_names.append((path.stat().st_mtime_ns, path.parent.name))
+        except OSError:  # removed in the meantime, or a dangling link
             continue
-    return [Run(Path(root), name) for _, name in sorted(begun)]
+    return [Run(Path(root), name) for _, name in sorted(times_and_names)]
 
 
 def find_fault(run: Run) -> str:
-    """Why a run's experiment cannot be read; "" if it can."""
+    """Return why the experiment of a run cannot be read, or "" if it can be read."""
     path = run.folder / "experiment.json"
     try:
-        stamp = path.stat()
+        file_status = path.stat()
     except OSError as error:
         return format_reason(error)
-    return _find_fault_cached(run, stamp.st_mtime_ns, stamp.st_size)
+    return _find_fault_cached(run, file_status.st_mtime_ns, file_status.st_size)
 
 
 @lru_cache(maxsize=1 << 14)
@@ -137,14 +151,14 @@ def _find_fault_cached(run: Run, modified_ns: int, size: int) -> str:
         value: object = stored
         for part in key.split("."):
             value = value.get(part) if isinstance(value, dict) else None
-        wanted: type = int if key in ("seed", "training.num_rounds") else str
-        if not isinstance(value, wanted):
+        expected: type = int if key in ("seed", "training.num_rounds") else str
+        if not isinstance(value, expected):
             return (
-                f"experiment.json holds {str(value)[:80]!r} as {key}; remove or repair {run.folder}"
+                f"experiment.json has the invalid value {str(value)[:80]!r} for {key}; remove or repair {run.folder}"
                 if value is not None
                 else f"experiment.json has no {key}; remove or repair {run.folder}"
             )
     severity = stored["partition"].get("severity", 0.0)
     if not isinstance(severity, (int, float)):
-        return f"experiment.json holds {str(severity)[:80]!r} as partition.severity; remove or repair {run.folder}"
+        return f"experiment.json has the invalid value {str(severity)[:80]!r} for partition.severity; remove or repair {run.folder}"
     return ""

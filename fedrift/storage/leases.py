@@ -1,9 +1,9 @@
-"""One worker a run, also over several machines on a shared folder: leases with a heartbeat, and how a dead one passes on.
+"""Leases: at most one worker executes a run, also across machines that share a folder.
 
-A lease is a file of the run's folder, ``lease.<generation>``, made by exclusive creation, which even network folders do
-at most once. Its age is its modification time against that of a file just written beside it, so that clocks of different
-machines need not agree. Whoever finds the highest generation too old, or knows that its process is gone, may create the
-next one: of many that try, one can. A holder that slept too long finds the higher generation and stops.
+A lease is a file ``lease.<generation>`` in the folder of a run, created exclusively; even network file systems allow this at most once. Its
+age is its modification time relative to that of a file just written beside it, so the clocks of different machines need not agree. A
+worker that finds the highest generation expired, or knows that its process has ended, may create the next generation; only one of several
+competing workers succeeds. A former holder that resumes later finds the higher generation and stops.
 """
 
 from __future__ import annotations
@@ -19,17 +19,17 @@ from pathlib import Path
 
 import psutil
 
-HEARTBEAT_S = 5.0  # seconds between signs of life
-EXPIRY_S = 60.0  # seconds without one after which a run may be taken over
+HEARTBEAT_S = 5.0  # time between two heartbeats, in seconds
+EXPIRY_S = 60.0  # time without a heartbeat after which a run may be taken over, in seconds
 
 
 class LeaseLost(Exception):
-    """The run was taken over by another worker while this one was not heard of."""
+    """Another worker took over the run because this worker sent no heartbeat."""
 
 
 @dataclass(frozen=True)
 class Lease:
-    """A held lease. ``check`` raises where another has taken over."""
+    """A lease that this process holds on the run in ``folder``."""
 
     folder: Path
     generation: int
@@ -37,72 +37,79 @@ class Lease:
 
     @property
     def path(self) -> Path:
+        """Return the path of the lease file."""
         return self.folder / f"lease.{self.generation}"
 
     def ensure_held(self) -> None:
+        """Raise LeaseLost if another worker has taken over the run."""
         if self.generation != max(list_generations(self.folder), default=-1):
             raise LeaseLost(f"{self.folder.name} was taken over by another worker")
 
 
 def acquire_lease(folder: Path, expiry_s: float = EXPIRY_S) -> Lease | None:
-    """Take a run's folder; None where somebody alive has it."""
+    """Acquire the lease of a run, or return None if a live worker holds it.
+
+    Args:
+        folder: The folder of the run, which is created if necessary.
+        expiry_s: The age in seconds after which a lease without heartbeat is expired.
+    """
     folder.mkdir(parents=True, exist_ok=True)
-    held = max(list_generations(folder), default=-1)
-    if held >= 0 and is_alive(folder / f"lease.{held}", expiry_s):
+    generation = max(list_generations(folder), default=-1)
+    if generation >= 0 and is_alive(folder / f"lease.{generation}", expiry_s):
         return None
-    mine = Lease(folder, held + 1)
-    said = json.dumps({"host": get_host_id(), "pid": os.getpid(), "started_at": psutil.Process().create_time()})
+    lease = Lease(folder, generation + 1)
+    owner = json.dumps({"host": get_host_id(), "pid": os.getpid(), "started_at": psutil.Process().create_time()})
     try:
-        with open(mine.path, "x") as file:
-            file.write(said)
-    except FileExistsError:  # another was quicker
+        with open(lease.path, "x") as file:
+            file.write(owner)
+    except FileExistsError:  # another worker acquired it first
         return None
-    return mine
+    return lease
 
 
 @contextmanager
 def keep_alive(lease: Lease, heartbeat_s: float = HEARTBEAT_S) -> Iterator[Lease]:
-    """Keep a lease alive while the block runs, and give it back after."""
-    heart = threading.Thread(target=_send_heartbeats, args=(lease, heartbeat_s), daemon=True)
-    heart.start()
+    """Send heartbeats for a lease during the block, and release it afterwards."""
+    thread = threading.Thread(target=_send_heartbeats, args=(lease, heartbeat_s), daemon=True)
+    thread.start()
     try:
         yield lease
     finally:
         lease.stop_event.set()
-        heart.join()
+        thread.join()
         release_lease(lease)
 
 
 def release_lease(lease: Lease) -> None:
-    """Give a lease back, unless it was lost; older ones first, so that none of them looks like the latest."""
-    there = sorted(list_generations(lease.folder))
-    if there and there[-1] == lease.generation:
-        for generation in there:
+    """Release a lease unless it was lost; older files are removed first, so that none of them becomes the latest."""
+    generations = sorted(list_generations(lease.folder))
+    if generations and generations[-1] == lease.generation:
+        for generation in generations:
             with suppress(OSError):
                 (lease.folder / f"lease.{generation}").unlink()
 
 
 def list_generations(folder: Path) -> list[int]:
-    """The generations of leases there are: each above the lowest is a worker that died."""
+    """List the generations of the lease files in a folder. Each generation above the lowest one means that a worker died."""
     return [int(path.suffix[1:]) for path in folder.glob("lease.*") if path.suffix[1:].isdigit()]
 
 
 def is_alive(path: Path, expiry_s: float = EXPIRY_S) -> bool:
-    """Whether the holder of a lease is to be counted on."""
+    """Return whether the holder of a lease is alive: its process exists, if it runs on this machine, and the lease is not expired."""
     try:
         text = path.read_text()
-        said = json.loads(text) if text else {}
-        if said.get("host") == get_host_id() and not _is_process_running(said["pid"], said["started_at"]):
+        owner = json.loads(text) if text else {}
+        if owner.get("host") == get_host_id() and not _is_process_running(owner["pid"], owner["started_at"]):
             return False
         return get_age_s(path) < expiry_s
     except FileNotFoundError:
         return False
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError):  # being written, or not by fedrift
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError):  # the file is being written, or is not from fedrift
         return get_age_s(path) < expiry_s
 
 
 def get_age_s(path: Path) -> float:
-    """Seconds since a sign of life, by the clock of the folder itself."""
+    """Return the time since the last heartbeat in seconds, by the clock of the file system."""
     now = path.with_name(f".now.{platform.node()}.{os.getpid()}.{threading.get_ident()}")
     try:
         now.touch()
@@ -113,18 +120,18 @@ def get_age_s(path: Path) -> float:
 
 
 def get_host_id() -> str:
-    """The machine, and the set of processes in which a process number means something."""
+    """Return an identifier of the machine and of the process namespace, within which a process id is unique."""
     try:
         boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
         return f"{platform.node()} {os.readlink('/proc/self/ns/pid')} {boot}"
-    except OSError:  # no Linux
+    except OSError:  # not on Linux
         return platform.node()
 
 
 def _is_process_running(pid: int, started_at: float) -> bool:
     try:
-        there = psutil.Process(pid)
-        return abs(there.create_time() - started_at) < 1 and there.status() != psutil.STATUS_ZOMBIE
+        process = psutil.Process(pid)
+        return abs(process.create_time() - started_at) < 1 and process.status() != psutil.STATUS_ZOMBIE
     except psutil.NoSuchProcess:
         return False
 

@@ -1,4 +1,8 @@
-"""What a sink is: told what was asked, then the numbers of one round after another, then how it ended."""
+"""Logging backends (sinks): TensorBoard, MLflow, Weights & Biases and trackio.
+
+A logging backend receives the configuration of a run, then the numbers of each round, and finally its summary. It reads what the run has
+stored, so nothing depends on it: reports use the stored runs only. The backends need the extra ``sinks`` (`pip install 'fedrift[sinks]'`).
+"""
 
 from __future__ import annotations
 
@@ -24,7 +28,24 @@ JsonObject = dict[str, Any]
 
 
 class LoggingBackend:
-    """``folder``: where a sink that keeps files puts them; ``again``: the run was told of before and goes on."""
+    """Base class of logging backends.
+
+    Subclasses set ``package``, the module to import, and ``pip_name``, the package to install. ``LOGGING_BACKENDS`` registers them by name.
+
+    Args:
+        folder: The folder for backends that write files.
+
+    Example:
+        >>> class Console(LoggingBackend):
+        ...     package, pip_name = "sys", ""
+        ...     def start_run(self, run_id, name, config, is_resumed):
+        ...         print("start", run_id, name)
+        ...     def log_metrics(self, round, metrics):
+        ...         print(round, metrics)
+        ...     def finish_run(self, summary):
+        ...         print("finish", summary)
+        >>> LOGGING_BACKENDS["console"] = Console
+    """
 
     package: ClassVar[str] = ""
     pip_name: ClassVar[str] = ""
@@ -34,33 +55,38 @@ class LoggingBackend:
         self.module = import_library(self.package, self.pip_name)
 
     def start_run(self, run_id: str, name: str, config: JsonObject, is_resumed: bool) -> None:
+        """Begin a run.
+
+        Args:
+            run_id: The run id.
+            name: A short title of the run.
+            config: The flattened experiment, path -> value.
+            is_resumed: Whether the run was logged before and continues.
+        """
         raise NotImplementedError
 
     def log_metrics(self, round: int, metrics: dict[str, float]) -> None:
-        """All numbers of one round; each round once, in order."""
+        """Log all numbers of one round. Each round is logged once, in order."""
         raise NotImplementedError
 
     def finish_run(self, summary: JsonObject) -> None:
-        """``summary`` is empty where the run is not finished."""
+        """End a run. ``summary`` is empty if the run is not finished."""
         raise NotImplementedError
 
 
 def import_library(package: str, pip_name: str) -> ModuleType:
-    """The package, or the line that installs it."""
+    """Import a package, or raise UserError with the command that installs it."""
     try:
         return import_module(package)
     except ImportError as error:
         raise UserError(
-            f"this sink needs {pip_name}, which is not here ({error}): pip install '{pip_name}', "
-            "or all sinks with pip install 'fedrift[sinks]'"
+            f"this logging backend needs {pip_name}, which is not installed ({error}). Install it with pip install '{pip_name}', "
+            "or all backends with pip install 'fedrift[sinks]'"
         ) from None
 
 
-# TensorBoard: `tensorboard --logdir runs/sinks/tensorboard`.
-
-
 class TensorBoard(LoggingBackend):
-    """One folder a run."""
+    """TensorBoard, with one folder per run. View it by `tensorboard --logdir runs/sinks/tensorboard`."""
 
     package, pip_name = "torch.utils.tensorboard", "tensorboard"
 
@@ -78,30 +104,31 @@ class TensorBoard(LoggingBackend):
         self.writer.close()
 
 
-# MLflow: its own files under the folder of runs, or the server that MLFLOW_TRACKING_URI names.
-
 MLFLOW_EXPERIMENT = "fedrift"
-MAX_PARAM_LENGTH = 500  # characters of a parameter
+MAX_PARAM_LENGTH = 500  # characters per parameter
 
 
 class Mlflow(LoggingBackend):
-    """A run of MLflow's for each of ours, found again by its tag."""
+    """MLflow, with files under the folder of runs, or the server that MLFLOW_TRACKING_URI names.
+
+    Each run is one MLflow run, which is found again by its tag ``fedrift``.
+    """
 
     package, pip_name = "mlflow", "mlflow-skinny"
 
     def start_run(self, run_id: str, name: str, config: JsonObject, is_resumed: bool) -> None:
         if not os.environ.get("MLFLOW_TRACKING_URI"):
-            os.environ.setdefault("MLFLOW_ALLOW_FILE_STORE", "true")  # its newer versions would rather have a database
+            os.environ.setdefault("MLFLOW_ALLOW_FILE_STORE", "true")  # newer versions require this for file storage
             self.module.set_tracking_uri(self.folder.resolve().as_uri())
         self.client = self.module.MlflowClient()
-        found = self.client.get_experiment_by_name(MLFLOW_EXPERIMENT)
-        place = found.experiment_id if found else self.client.create_experiment(MLFLOW_EXPERIMENT)
-        known = self.client.search_runs([place], f"tags.fedrift = '{run_id}'")
-        if known:
-            self.id = known[0].info.run_id
+        experiment = self.client.get_experiment_by_name(MLFLOW_EXPERIMENT)
+        experiment_id = experiment.experiment_id if experiment else self.client.create_experiment(MLFLOW_EXPERIMENT)
+        existing = self.client.search_runs([experiment_id], f"tags.fedrift = '{run_id}'")
+        if existing:
+            self.id = existing[0].info.run_id
             return
-        made = self.client.create_run(place, run_name=f"{name} {run_id[:6]}", tags={"fedrift": run_id})
-        self.id = made.info.run_id
+        created = self.client.create_run(experiment_id, run_name=f"{name} {run_id[:6]}", tags={"fedrift": run_id})
+        self.id = created.info.run_id
         for path, value in config.items():
             self.client.log_param(self.id, to_mlflow_name(path), str(value)[:MAX_PARAM_LENGTH])
 
@@ -116,15 +143,16 @@ class Mlflow(LoggingBackend):
 
 
 def to_mlflow_name(name: str) -> str:
-    """Only letters that MLflow allows, and no slash: `loss` and `loss/sport` would be a file and a folder of one name."""
+    """Replace characters that MLflow does not allow, and slashes: `loss` and `loss/sport` would be a file and a folder of the same name."""
     return re.sub(r"[^\w\-. ]", "_", name.replace("/", " "))
 
 
-# Weights & Biases: project ``fedrift``. WANDB_MODE=offline keeps it on this machine; `wandb sync` sends it later.
-
-
 class Wandb(LoggingBackend):
-    """The run has our id there too, so that one that resumes goes on in the same place."""
+    """Weights & Biases, in the project ``fedrift``.
+
+    The W&B run has the id of the run, so a resumed run continues it. With WANDB_MODE=offline the data stay on this machine until `wandb
+    sync`.
+    """
 
     package, pip_name = "wandb", "wandb"
 
@@ -148,11 +176,11 @@ class Wandb(LoggingBackend):
         self.run.finish(exit_code=0 if summary else 1)
 
 
-# trackio: `trackio show --project fedrift`; its database is where TRACKIO_DIR says.
-
-
 class Trackio(LoggingBackend):
-    """The run's name is our id."""
+    """trackio, with the run id as the name of the run.
+
+    View it by `trackio show --project fedrift`. TRACKIO_DIR sets the folder of its database.
+    """
 
     package, pip_name = "trackio", "trackio"
 
@@ -166,36 +194,31 @@ class Trackio(LoggingBackend):
         self.run.finish()
 
 
-# Other places to watch a run from: TensorBoard, MLflow, W&B, trackio. Each is one small file and one line here.
-#
-# A sink is fed from what the run has stored, so nothing depends on it: reports are made of the runs alone. It needs the extra
-# ``sinks`` (`pip install 'fedrift[sinks]'`).
-
 LOGGING_BACKENDS: dict[str, type[LoggingBackend]] = {"tensorboard": TensorBoard, "mlflow": Mlflow, "wandb": Wandb, "trackio": Trackio}
 
 
-# Feeding sinks from what a run has stored. What each was told is noted beside the run, so that a run which was killed and
-# resumes tells nothing twice: the rounds that are done again come out the same, bit for bit.
+# The last logged round of each backend is stored with the run, so a run that resumes after an interruption logs nothing twice. Repeated
+# rounds have the same numbers, bit for bit.
 
-PROGRESS_FILE = "sinks.json"  # name of the sink -> the last round that it was told
+PROGRESS_FILE = "sinks.json"  # name of the backend -> last logged round
 
 
 class Logger:
-    """One run's way into one sink."""
+    """The connection of one run to one logging backend."""
 
     def __init__(self, name: str, backend: LoggingBackend, run: Run) -> None:
         self.name, self.backend, self.run = name, backend, run
         self.last_logged_round = self._read_progress().get(name, -1)
-        asked = {path: value for path, value in flatten(run.config).items() if not path.startswith("partition_table")}
-        title = " ".join(str(asked.get(path, "")) for path in ("algorithm", "partition", "partition.severity"))
-        backend.start_run(run.id, title, asked, self.last_logged_round >= 0)
+        config = {path: value for path, value in flatten(run.config).items() if not path.startswith("partition_table")}
+        title = " ".join(str(config.get(path, "")) for path in ("algorithm", "partition", "partition.severity"))
+        backend.start_run(run.id, title, config, self.last_logged_round >= 0)
 
     def push(self) -> None:
-        """Tell what is new. The newest round may not be whole yet: it is told with the next, or at the end."""
+        """Log new rounds. The newest round may be incomplete, so it is logged with the next one, or at the end."""
         self._push_records(self.run.records(), is_complete=False)
 
     def close(self) -> None:
-        """Tell the rest, and how it ended."""
+        """Log the remaining rounds and the summary."""
         self._push_records(self.run.records(), is_complete=True)
         self.backend.finish_run(self.run.read_json("finished") if self.run.is_finished else {})
 
@@ -209,8 +232,8 @@ class Logger:
             self.backend.log_metrics(round, flatten_records(by_round[round]))
             self.last_logged_round = round
         if by_round:
-            noted = {**self._read_progress(), self.name: self.last_logged_round}
-            write_atomically(self.run.folder / PROGRESS_FILE, json.dumps(noted).encode() + b"\n")
+            progress = {**self._read_progress(), self.name: self.last_logged_round}
+            write_atomically(self.run.folder / PROGRESS_FILE, json.dumps(progress).encode() + b"\n")
 
     def _read_progress(self) -> dict[str, int]:
         path = self.run.folder / PROGRESS_FILE
@@ -218,89 +241,106 @@ class Logger:
 
 
 def flatten_records(records: Iterable[Record]) -> dict[str, float]:
-    """A round's numbers by name: ``loss``, ``loss/sport``; of clients ``loss/clients.mean``, ``.min``, ``.max``."""
-    found: dict[str, float] = {}
+    """Return the numbers of a round by name: ``loss``, ``loss/sport``, and over clients ``loss/clients.mean``, ``.min`` and ``.max``."""
+    numbers: dict[str, float] = {}
     clients: dict[str, list[float]] = defaultdict(list)
     for record in records:
         if record.client >= 0:
             clients[record.metric].append(record.value)
         else:
-            found[f"{record.metric}/{record.domain}" if record.domain else record.metric] = record.value
+            numbers[f"{record.metric}/{record.domain}" if record.domain else record.metric] = record.value
     for metric, values in clients.items():
-        known = [value for value in values if not math.isnan(value)]
-        if known:
-            found |= {
-                f"{metric}/clients.mean": sum(known) / len(known),
-                f"{metric}/clients.min": min(known),
-                f"{metric}/clients.max": max(known),
+        valid = [value for value in values if not math.isnan(value)]
+        if valid:
+            numbers |= {
+                f"{metric}/clients.mean": sum(valid) / len(valid),
+                f"{metric}/clients.min": min(valid),
+                f"{metric}/clients.max": max(valid),
             }
-    return found
+    return numbers
 
 
 def create_backends(names: Iterable[str], root: Path) -> dict[str, LoggingBackend]:
-    """The sinks of these names; what is missing is told before anything is run."""
+    """Create the backends of these names; raise UserError if a name is unknown or a package is missing."""
     chosen = list(dict.fromkeys(names))
     for name in chosen:
         if name not in LOGGING_BACKENDS:
-            raise unknown_name_error("sink", name, LOGGING_BACKENDS)
+            raise unknown_name_error("logging backend", name, LOGGING_BACKENDS)
     return {name: LOGGING_BACKENDS[name](Path(root) / "sinks" / name) for name in chosen}
 
 
 class Loggers:
-    """One run's feeds into all sinks; they begin with its first word, for before that there may be no folder."""
+    """The connections of one run to all logging backends.
+
+    They open on the first push, because the folder of the run may not exist before.
+    """
 
     def __init__(self, backends: dict[str, LoggingBackend]) -> None:
         self.backends = backends
         self.loggers: list[Logger] = []
 
     def push(self, run: Run) -> None:
+        """Log the new rounds of a run to all backends."""
         if not self.loggers:
-            self.loggers = [Logger(name, sink, run) for name, sink in self.backends.items()]
-        for feed in self.loggers:
-            feed.push()
+            self.loggers = [Logger(name, backend, run) for name, backend in self.backends.items()]
+        for logger in self.loggers:
+            logger.push()
 
 
 @contextmanager
 def open_loggers(names: Iterable[str], root: Path) -> Iterator[Loggers]:
-    """Feeds that are ended however the block ends."""
-    feeds = Loggers(create_backends(names, root))
+    """Open loggers that are closed at the end of the block, also after an exception.
+
+    Args:
+        names: The names of the backends.
+        root: The folder of runs.
+
+    Raises:
+        UserError: A name is unknown, or a package is not installed.
+    """
+    loggers = Loggers(create_backends(names, root))
     try:
-        yield feeds
+        yield loggers
     finally:
-        for feed in feeds.loggers:
-            feed.close()
+        for logger in loggers.loggers:
+            logger.close()
 
 
 def log_finished_runs(
     on_start: Callable[[str, Sequence[Any]], Callable[[str, int], None]], names: Sequence[str], root: Path
 ) -> Callable[[str, Sequence[Any]], Callable[[str, int], None]]:
-    """A study's ``begin`` whose runs are told to the sinks, each when it is over; those that were over before, now.
+    """Wrap the ``on_start`` callback of a study so that each run is logged when it ends; runs that ended before are logged at once.
 
-    One after the other, wherever they are computed, for a sink may have room for one run at a time.
+    Runs are logged one after another, because a backend may support only one run at a time.
+
+    Args:
+        on_start: The callback of ``fedrift.studies.run.run_study``.
+        names: The names of the backends.
+        root: The folder of runs.
     """
 
-    def started(what: str, experiments: Sequence[Any]) -> Callable[[str, int], None]:
-        tell, left = on_start(what, experiments), {experiment.id for experiment in experiments}
+    def on_start_with_logging(phase: str, configs: Sequence[Any]) -> Callable[[str, int], None]:
+        on_progress, unlogged = on_start(phase, configs), {config.id for config in configs}
 
-        def feed(run: Run) -> None:
-            if run.id in left and (run.is_finished or (run.folder / "failed.json").exists()):
-                left.discard(run.id)
-                noted = run.folder / PROGRESS_FILE
-                if not noted.exists() or set(names) - set(json.loads(noted.read_bytes())):
-                    with open_loggers(names, root) as feeds:
-                        feeds.push(run)
+        def log(run: Run) -> None:
+            if run.id in unlogged and (run.is_finished or (run.folder / "failed.json").exists()):
+                unlogged.discard(run.id)
+                progress_file = run.folder / PROGRESS_FILE
+                if not progress_file.exists() or set(names) - set(json.loads(progress_file.read_bytes())):
+                    with open_loggers(names, root) as loggers:
+                        loggers.push(run)
 
-        def told(run: str, round: int) -> None:
-            tell(run, round)
-            feed(Run(root, run))
+        def on_progress_with_logging(run_id: str, round: int) -> None:
+            on_progress(run_id, round)
+            log(Run(root, run_id))
 
-        for experiment in experiments:
-            run = Run(root, experiment.id)
+        for config in configs:
+            run = Run(root, config.id)
             if run.is_finished:
-                feed(run)
-        return told
+                log(run)
+        return on_progress_with_logging
 
-    return started if names else on_start
+    return on_start_with_logging if names else on_start
 
 
 __all__ = [

@@ -1,7 +1,7 @@
-"""A run's records as one Parquet file: a fraction of the size, and readable by the column.
+"""Parquet files of a run: its records, for fast queries, and named arrays of numbers.
 
-``records.jsonl`` is what a run is resumed from and stays the truth; ``records.parquet`` is made from it, at the run's end
-or when somebody asks, and holds of rows that say the same thing the last one.
+A run is resumed from ``records.jsonl``, which is authoritative. ``records.parquet`` is derived from it at the end of the run or on demand,
+is much smaller, and can be read by column. If several rows have the same round, metric, domain and client, it contains the last one.
 """
 
 from __future__ import annotations
@@ -22,91 +22,104 @@ COLUMNS = ("run", "round", "metric", "domain", "client", "value")
 
 
 def parquet_path(folder: Path) -> Path:
+    """Return the path of the records file."""
     return folder / "records.parquet"
 
 
 def is_parquet_stale(folder: Path) -> bool:
-    """Whether there are rows that the Parquet file does not have."""
-    rows, made = folder / "records.jsonl", parquet_path(folder)
+    """Return whether ``records.jsonl`` has rows that the Parquet file lacks."""
+    rows, parquet = folder / "records.jsonl", parquet_path(folder)
     if not rows.exists():
         return False
-    return not made.exists() or made.stat().st_mtime_ns < rows.stat().st_mtime_ns
+    return not parquet.exists() or parquet.stat().st_mtime_ns < rows.stat().st_mtime_ns
 
 
 def write_parquet(folder: Path) -> Path:
-    """Make ``records.parquet`` of a run's folder; the same rows always give the same bytes."""
+    """Write ``records.parquet`` in the folder of a run; equal rows give equal bytes."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     latest: dict[tuple[object, ...], float | None] = {}
     for row in jsonl.read_lines(folder / "records.jsonl"):
         latest[tuple(row[:4])] = row[4]
-    of = list(zip(*latest, strict=True)) if latest else [(), (), (), ()]
-    names = pa.dictionary(pa.int32(), pa.string())
+    keys = list(zip(*latest, strict=True)) if latest else [(), (), (), ()]
+    dictionary_type = pa.dictionary(pa.int32(), pa.string())
     table = pa.table(
         {
-            "run": pa.array([folder.name] * len(latest), pa.string()).cast(names),
-            "round": pa.array(of[0], pa.int32()),
-            "metric": pa.array(of[1], pa.string()).cast(names),
-            "domain": pa.array(of[2], pa.string()).cast(names),
-            "client": pa.array(of[3], pa.int32()),
+            "run": pa.array([folder.name] * len(latest), pa.string()).cast(dictionary_type),
+            "round": pa.array(keys[0], pa.int32()),
+            "metric": pa.array(keys[1], pa.string()).cast(dictionary_type),
+            "domain": pa.array(keys[2], pa.string()).cast(dictionary_type),
+            "client": pa.array(keys[3], pa.int32()),
             "value": pa.array([float("nan") if value is None else float(value) for value in latest.values()], pa.float64()),
         }
     )
     path = parquet_path(folder)
-    with replace_atomically(path, table.nbytes) as part:
-        pq.write_table(table, part, compression="zstd", write_page_checksum=True)
+    with replace_atomically(path, table.nbytes) as temporary:
+        pq.write_table(table, temporary, compression="zstd", write_page_checksum=True)
     return path
 
 
 def read_parquet(folder: Path) -> RecordColumns:
-    """The records of a run's Parquet file, in the order of writing. Raises UserError where it is damaged, or none of a run."""
+    """Read the records of a run from its Parquet file, in the order of writing.
+
+    Raises:
+        UserError: The file is damaged, or is not a records file of a run.
+    """
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     path = parquet_path(folder)
-    names = pa.dictionary(pa.int32(), pa.string())
+    dictionary_type = pa.dictionary(pa.int32(), pa.string())
     try:
         table = pq.ParquetFile(path, page_checksum_verification=True).read(columns=list(COLUMNS[1:])).select(COLUMNS[1:])
-        coded = [table[name].cast(names).combine_chunks() for name in ("metric", "domain")]
-        coded = [each.combine_chunks() if isinstance(each, pa.ChunkedArray) else each for each in coded]
+        encoded = [table[name].cast(dictionary_type).combine_chunks() for name in ("metric", "domain")]
+        encoded = [array.combine_chunks() if isinstance(array, pa.ChunkedArray) else array for array in encoded]
         if any(column.null_count for column in table.columns):
             raise ValueError("it has cells without a value")
         round, client = (table[name].cast(pa.int32()).to_numpy() for name in ("round", "client"))
         value = table["value"].cast(pa.float64()).to_numpy()
     except (pa.ArrowException, OSError, LookupError, TypeError, ValueError, AttributeError) as error:
-        way = (
-            "remove it, and it is made again" if (folder / "records.jsonl").exists() else "import the study again, or put back a copy of it"
+        fix = (
+            "remove it, and fedrift creates it again"
+            if (folder / "records.jsonl").exists()
+            else "import the study again, or restore a copy of it"
         )
-        raise UserError(f"{path} is damaged, or is no file of a run's records ({format_error(error)}); {way}") from error
-    metric, domain = (each.indices.to_numpy() for each in coded)
-    return RecordColumns(round, metric, domain, client, value, *(tuple(each.dictionary.to_pylist()) for each in coded))
+        raise UserError(f"{path} is damaged, or is not the records file of a run ({format_error(error)}); {fix}") from error
+    metric, domain = (array.indices.to_numpy() for array in encoded)
+    return RecordColumns(round, metric, domain, client, value, *(tuple(array.dictionary.to_pylist()) for array in encoded))
 
 
-# Named arrays of numbers as one Parquet file: compressed, bit for bit, and readable by any other reader of Parquet.
-#
-# Floats of four bytes are stored as byte streams (all first bytes, all second bytes ...), in which Zstandard finds what there is to
-# find: exponents and signs repeat, mantissas are noise. One row an array: name, dtype, shape, and its numbers in one of two
-# columns.
+# Named arrays as one Parquet file, compressed without loss, with one row per array: name, dtype, shape, and the numbers in one of two
+# columns. float32 numbers are split into byte streams (all first bytes, all second bytes, ...). This helps Zstandard, because exponents and
+# signs repeat, while mantissas are noise.
 
-# the columns; integers and truth values are exact in the second, up to 2^53
+# arrays of other dtypes use the second column, in which integers and booleans are exact up to 2^53
 FLOAT32_COLUMN, FLOAT64_COLUMN = ("float32", "float64")
-ARRAYS_RECOVERY_HINT = "Without it its round cannot be replayed: put back a copy of it."
-ZSTD_LEVEL = 3  # of Zstandard; 9 saves half a per cent more on adapters
+ARRAYS_RECOVERY_HINT = "Restore a copy of it; its round cannot be replayed without it."
+ZSTD_LEVEL = 3  # level 9 saves only another 0.5 % on adapters
 
 
 def save_arrays(path: Path, arrays: Mapping[str, np.ndarray], metadata: dict[str, Any]) -> None:
-    """Replace what is at ``path``, whole or not at all, with a digest. ``meta`` is plain JSON. Raises UserError when the disk is
-    full."""
+    """Replace the file at ``path`` atomically by named arrays and metadata, with digests.
+
+    Args:
+        path: The file.
+        arrays: Name -> array.
+        metadata: Plain JSON.
+
+    Raises:
+        UserError: The disk is full, or the file cannot be written.
+    """
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     def numbers(column: str) -> Any:
-        kind, own = np.dtype(column), [(array.dtype == np.float32) == (column == FLOAT32_COLUMN) for array in arrays.values()]
-        rows = [array.astype(kind, copy=False).ravel() if mine else None for array, mine in zip(arrays.values(), own, strict=True)]
-        return pa.array(rows, pa.list_(pa.from_numpy_dtype(kind)))
+        dtype, in_column = np.dtype(column), [(array.dtype == np.float32) == (column == FLOAT32_COLUMN) for array in arrays.values()]
+        rows = [array.astype(dtype, copy=False).ravel() if used else None for array, used in zip(arrays.values(), in_column, strict=True)]
+        return pa.array(rows, pa.list_(pa.from_numpy_dtype(dtype)))
 
-    text = json.dumps(metadata)
+    metadata_json = json.dumps(metadata)
     table = pa.table(
         {
             "name": pa.array(list(arrays), pa.string()),
@@ -115,11 +128,11 @@ def save_arrays(path: Path, arrays: Mapping[str, np.ndarray], metadata: dict[str
             FLOAT32_COLUMN: numbers(FLOAT32_COLUMN),
             FLOAT64_COLUMN: numbers(FLOAT64_COLUMN),
         }
-    ).replace_schema_metadata({"meta": text, "digests": json.dumps(_compute_digests(text, arrays))})
-    with replace_atomically(path, table.nbytes) as part:
+    ).replace_schema_metadata({"meta": metadata_json, "digests": json.dumps(_compute_digests(metadata_json, arrays))})
+    with replace_atomically(path, table.nbytes) as temporary:
         pq.write_table(
             table,
-            part,
+            temporary,
             compression="zstd",
             compression_level=ZSTD_LEVEL,
             use_dictionary=False,
@@ -128,45 +141,49 @@ def save_arrays(path: Path, arrays: Mapping[str, np.ndarray], metadata: dict[str
 
 
 def load_arrays(path: Path, *starts: str) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-    """The arrays, in the order in which they were saved, whose name begins with one of ``starts`` (all, if none is said), and
-    the meta. Each has a memory of its own.
+    """Load named arrays, in the order in which they were saved, and the metadata. Each array has its own memory.
 
-    Raises UserError where there are none, the file is not one of ``save_arrays``, or what is read does not match its digest.
+    Args:
+        path: A file that ``save_arrays`` wrote.
+        starts: Load only arrays whose name begins with one of these prefixes; without prefixes load all.
+
+    Raises:
+        UserError: The file does not exist, is invalid, or an array does not match its digest.
     """
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     if not path.is_file():
-        raise UserError(f"there are no numbers at {path}")
+        raise UserError(f"there is no file with arrays at {path}")
     try:
         table = pq.read_table(path)
-        said = table.schema.metadata
-        text = said[b"meta"].decode()
-        meta, stored = json.loads(text), json.loads(said.get(b"digests", b"null"))
-        names, kinds, shapes = (table[name].to_pylist() for name in ("name", "dtype", "shape"))
+        schema_metadata = table.schema.metadata
+        metadata_json = schema_metadata[b"meta"].decode()
+        metadata, stored_digests = json.loads(metadata_json), json.loads(schema_metadata.get(b"digests", b"null"))
+        names, dtypes, shapes = (table[name].to_pylist() for name in ("name", "dtype", "shape"))
         arrays = {}
-        for row, (name, kind, shape) in enumerate(zip(names, kinds, shapes, strict=True)):
+        for row, (name, dtype, shape) in enumerate(zip(names, dtypes, shapes, strict=True)):
             if not starts or name.startswith(starts):
-                column = FLOAT32_COLUMN if kind == FLOAT32_COLUMN else FLOAT64_COLUMN
+                column = FLOAT32_COLUMN if dtype == FLOAT32_COLUMN else FLOAT64_COLUMN
                 flat = table[column][row].values.to_numpy(zero_copy_only=False)
-                arrays[name] = np.array(flat, dtype=kind).reshape(shape)
-        found = _compute_digests(text, arrays)
-        if stored is not None and list(stored) != ["", *names]:
-            raise ValueError("its names are not those that were stored")
+                arrays[name] = np.array(flat, dtype=dtype).reshape(shape)
+        digests = _compute_digests(metadata_json, arrays)
+        if stored_digests is not None and list(stored_digests) != ["", *names]:
+            raise ValueError("its array names do not match its digests")
     except (pa.ArrowException, OSError, AttributeError, KeyError, TypeError, ValueError) as error:
         raise UserError(f"{path} is not a file that fedrift wrote ({format_error(error)}). {ARRAYS_RECOVERY_HINT}") from error
-    for name, digest in found.items():
-        check_digest(path, stored and stored[name], digest, ARRAYS_RECOVERY_HINT)
-    return arrays, meta
+    for name, digest in digests.items():
+        check_digest(path, stored_digests and stored_digests[name], digest, ARRAYS_RECOVERY_HINT)
+    return arrays, metadata
 
 
 def _compute_digests(metadata: str, arrays: Mapping[str, np.ndarray]) -> dict[str, str]:
-    """A digest of the meta, and one of each array: often only some arrays of a file are read."""
+    """Return a digest of the metadata and one of each array, because often only some arrays of a file are read."""
 
-    def each() -> Iterator[tuple[str, str]]:
+    def iter_digests() -> Iterator[tuple[str, str]]:
         yield "", compute_digest(metadata, ())
         for name, array in arrays.items():
-            described = f"{name} {array.dtype.name} {list(array.shape)}"
-            yield name, compute_digest("", [(described, np.ascontiguousarray(array).reshape(-1).view(np.uint8))])
+            description = f"{name} {array.dtype.name} {list(array.shape)}"
+            yield name, compute_digest("", [(description, np.ascontiguousarray(array).reshape(-1).view(np.uint8))])
 
-    return dict(each())
+    return dict(iter_digests())

@@ -1,10 +1,11 @@
-"""All runs as three tables for SQL: ``records``, ``runs`` and ``findings``; DuckDB answers, nothing is copied.
+"""SQL queries over all runs: DuckDB tables ``records``, ``runs`` and ``findings``, which read the files of the runs without copying them.
 
-    records(run, round, metric, domain, client, value)                     one row a number
-    runs(run, status, rounds, loss, final_loss, train_tokens, seconds, failure, <the experiment, a column a path>)
-    findings(run, failure, grade, first_round, strength, sentence, ...)       what detectors left beside the runs
+    records(run, round, metric, domain, client, value)                        one row per number
+    runs(run, status, rounds, loss, final_loss, train_tokens, seconds, failure, <one column per path of the experiment>)
+    findings(run, failure, grade, first_round, strength, sentence, ...)       the findings that detectors stored
 
-A path of the experiment is a column of that name: ``"partition.severity"``, in double quotes; a class is ``algorithm``.
+A path of the experiment is a column of that name, in double quotes: ``"partition.severity"``. The class of a value has the path of the
+value, for example ``algorithm``.
 """
 
 from __future__ import annotations
@@ -24,76 +25,89 @@ if TYPE_CHECKING:
     import duckdb
     import pandas as pd
 
-TABLES_HINT = 'The tables are records, runs and findings; `fedrift query "DESCRIBE runs"` lists the columns of one'
+TABLES_HINT = 'The tables are records, runs and findings; `fedrift query "DESCRIBE runs"` lists the columns of a table'
 EMPTY_RECORDS_SQL = "SELECT ''::VARCHAR run, 0 round, '' metric, '' domain, 0 client, 0.0::DOUBLE AS value WHERE false"
 FINDING_COLUMNS = {"run": "str", "failure": "str", "grade": "str", "first_round": "float64", "strength": "float64", "sentence": "str"}
 
 
 def query_frame(root: Path, query: str) -> pd.DataFrame:
-    """The answer to a query over all runs under ``root``."""
+    """Run an SQL query over all runs under ``root`` and return the result as a table.
+
+    Example:
+        >>> query_frame(Path("runs"), "SELECT run, loss FROM runs WHERE algorithm = 'FedAvg'")
+    """
     with connect(root) as connection:
         return _execute(connection, query).df()
 
 
 def query_rows(root: Path, query: str) -> list[dict[str, Any]]:
-    """The answer as Python's own values, which keep every digit of integers and decimals; a column whose name is there already
-    has a number behind it."""
+    """Run an SQL query and return rows of Python values, which keep all digits of integers and decimals.
+
+    Repeated column names get a numeric suffix.
+    """
     with connect(root) as connection:
-        answer = _execute(connection, query)
+        result = _execute(connection, query)
         names: list[str] = []
-        for name, *_ in answer.description or ():
-            names.append(next(each for each in chain([name], (f"{name}_{n}" for n in count(1))) if each not in names))
-        return [dict(zip(names, row, strict=True)) for row in answer.fetchall()]
+        for name, *_ in result.description or ():
+            names.append(next(unique for unique in chain([name], (f"{name}_{n}" for n in count(1))) if unique not in names))
+        return [dict(zip(names, row, strict=True)) for row in result.fetchall()]
 
 
 def _execute(connection: duckdb.DuckDBPyConnection, query: str) -> duckdb.DuckDBPyConnection:
-    """Run a query that has an answer. Raises UserError where it is wrong, or no query."""
+    """Run a query that returns rows; raise UserError if it is invalid or empty."""
     import duckdb
 
     try:
-        answer = connection.execute(query)
-        if answer is None or answer.description is None:  # DuckDB answers nothing to an empty query
-            raise UserError(f"{query[:80]!r} asks nothing. {TABLES_HINT}")
-        return answer
+        result = connection.execute(query)
+        if result is None or result.description is None:  # DuckDB returns no result for an empty query
+            raise UserError(f"{query[:80]!r} is not a query that returns rows. {TABLES_HINT}")
+        return result
     except (duckdb.Error, UnicodeError) as error:
         raise UserError(f"{' '.join(str(error).split())}. {TABLES_HINT}") from None
 
 
 def connect(root: Path, runs: Iterable[Run] | None = None) -> duckdb.DuckDBPyConnection:
-    """A connection with the three tables. Parquet files are made where they are missing or older than the rows.
+    """Open a DuckDB connection with the three tables.
 
-    A run that cannot be read hides no other: its row in ``runs`` has the status ``unreadable`` and the reason as ``failure``.
+    Missing or outdated Parquet files are written first. An unreadable run does not affect the others: its row in ``runs`` has the status
+    ``unreadable`` and the reason as ``failure``.
+
+    Args:
+        root: The folder of runs.
+        runs: The runs to include; the default is all runs under ``root``.
     """
     import duckdb
 
-    every, bad = list(list_runs(root) if runs is None else runs), list_unreadable(root) if runs is None else []
-    recorded, faulty = read_each(every, _check_readable)
-    files = [str(path) for _, path in recorded if path is not None]
+    all_runs, unreadable = list(list_runs(root) if runs is None else runs), list_unreadable(root) if runs is None else []
+    parquet_paths, faulty_runs = read_each(all_runs, _check_readable)
+    files = [str(path) for _, path in parquet_paths if path is not None]
     connection = duckdb.connect()
     if files:
         connection.read_parquet(files).create_view("records")  # type: ignore[arg-type]
     else:
         connection.execute(f"CREATE VIEW records AS {EMPTY_RECORDS_SQL}")
-    connection.register("runs", build_runs_frame(every, [*bad, *faulty]))
-    connection.register("findings", build_findings_frame(every))
+    connection.register("runs", build_runs_frame(all_runs, [*unreadable, *faulty_runs]))
+    connection.register("findings", build_findings_frame(all_runs))
     return connection
 
 
 def find_faults(runs: Iterable[Run]) -> dict[str, str]:
-    """Why runs cannot be read, by id; of those that can nothing."""
-    return {each.id: each.reason for each in read_each(runs, _check_readable)[1]}
+    """Return run id -> reason for the runs that cannot be read."""
+    return {unreadable.id: unreadable.reason for unreadable in read_each(runs, _check_readable)[1]}
 
 
 def _check_readable(run: Run) -> Path | None:
+    """Return the Parquet file of a run, or None if it has no rows; raise UserError if the run cannot be read."""
     if fault := find_fault(run):
         raise UserError(fault)
     return ensure_parquet(run)
 
 
 def ensure_parquet(run: Run) -> Path | None:
-    """The run's Parquet file, made or made again if it must be; None where there are no rows yet.
+    """Return the Parquet file of a run, written again if necessary, or None if the run has no rows yet.
 
-    Raises UserError where it is damaged and there are no rows to make it of, or a finished run has lost rows.
+    Raises:
+        UserError: The file is damaged and there are no rows to recreate it from, or a finished run has lost rows.
     """
     path, rows = parquet_path(run.folder), run.folder / "records.jsonl"
     if is_parquet_stale(run.folder):
@@ -102,7 +116,7 @@ def ensure_parquet(run: Run) -> Path | None:
     if not path.exists():
         return None
     try:
-        read_parquet(run.folder)  # DuckDB does not look at the checksums
+        read_parquet(run.folder)  # DuckDB does not verify the checksums
     except UserError:
         if not rows.exists():
             raise
@@ -112,30 +126,35 @@ def ensure_parquet(run: Run) -> Path | None:
 
 
 def build_runs_frame(runs: Iterable[Run], unreadable: Iterable[UnreadableRun] = ()) -> pd.DataFrame:
-    """One row a run: its status, how it ended, and its experiment flattened; ``bad``: runs that are known to be unreadable."""
+    """Build the table ``runs``, with one row per run: its status, its summary and its flattened experiment.
+
+    Args:
+        runs: The runs.
+        unreadable: Runs that are already known to be unreadable.
+    """
     import pandas as pd
 
-    found, more = read_each(runs, _build_run_row)
-    faults = {each.id: {"run": each.id, "status": "unreadable", "failure": each.reason} for each in (*unreadable, *more)}
-    rows = [row for run, row in found if run.id not in faults] + list(faults.values())
+    readable, more_unreadable = read_each(runs, _build_run_row)
+    faults = {run.id: {"run": run.id, "status": "unreadable", "failure": run.reason} for run in (*unreadable, *more_unreadable)}
+    rows = [row for run, row in readable if run.id not in faults] + list(faults.values())
     return pd.DataFrame(rows) if rows else pd.DataFrame({"run": pd.Series(dtype="str"), "status": pd.Series(dtype="str")})
 
 
 def _build_run_row(run: Run) -> dict[str, Any]:
-    said = {key: value for key, value in run.config.items() if key not in ("id", "partition_table")}
-    end = run.summary()
-    status = "finished" if end else run.status
+    config = {key: value for key, value in run.config.items() if key not in ("id", "partition_table")}
+    summary = run.summary()
+    status = "finished" if summary else run.status
     failure = run.failure_message() if status == "failed" else ""
     return {
         "run": run.id,
         "status": status,
-        "rounds": end.get("rounds"),
-        "loss": end.get("loss"),
-        "final_loss": end.get("final_loss"),
-        "train_tokens": end.get("train_tokens"),
-        "seconds": sum((end.get("seconds") or {}).values()) if end else None,
+        "rounds": summary.get("rounds"),
+        "loss": summary.get("loss"),
+        "final_loss": summary.get("final_loss"),
+        "train_tokens": summary.get("train_tokens"),
+        "seconds": sum((summary.get("seconds") or {}).values()) if summary else None,
         "failure": failure,
-        **flatten(said),
+        **flatten(config),
     }
 
 
@@ -145,31 +164,31 @@ def _build_finding_rows(run: Run) -> list[dict[str, Any]]:
             "run": run.id,
             **{
                 key: value if isinstance(value, (str, int, float, bool)) or value is None else json.dumps(value)
-                for key, value in each.items()
+                for key, value in finding.items()
             },
         }
-        for each in run.findings()
+        for finding in run.findings()
     ]
 
 
 def build_findings_frame(runs: Iterable[Run]) -> pd.DataFrame:
-    """One row a finding, of ``findings.json`` beside each run."""
+    """Build the table ``findings``, with one row per finding in the ``findings.json`` of the runs."""
     import pandas as pd
 
-    rows = [row for _, found in read_each(runs, _build_finding_rows)[0] for row in found]
+    rows = [row for _, finding_rows in read_each(runs, _build_finding_rows)[0] for row in finding_rows]
     if not rows:
-        return pd.DataFrame({name: pd.Series(dtype=kind) for name, kind in FINDING_COLUMNS.items()})
+        return pd.DataFrame({name: pd.Series(dtype=dtype) for name, dtype in FINDING_COLUMNS.items()})
     frame = pd.DataFrame(rows)
     return frame.reindex(columns=[*FINDING_COLUMNS, *(name for name in frame.columns if name not in FINDING_COLUMNS)])
 
 
 def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested keys as dotted paths; a class under ``is`` is its parent's own value; lists are JSON."""
-    found: dict[str, Any] = {}
+    """Flatten nested keys to dotted paths; a class name under ``type`` gets the path of its parent, and lists become JSON."""
+    flat: dict[str, Any] = {}
     for key, value in values.items():
         path = prefix if key == "type" and prefix else f"{prefix}.{key}" if prefix else key
         if isinstance(value, Mapping):
-            found |= flatten(value, path)
+            flat |= flatten(value, path)
         else:
-            found[path] = json.dumps(value) if isinstance(value, (list, tuple)) else value
-    return found
+            flat[path] = json.dumps(value) if isinstance(value, (list, tuple)) else value
+    return flat

@@ -1,18 +1,18 @@
-"""One run's folder: what was asked, what came of it round by round, and where to go on.
+"""The folder of one run: its experiment, its results per round, and its state.
 
-    runs/<id>/experiment.json     the experiment, resolved
-              environment.json    versions, platform, processor, device, threads, the engine's choices
-              records.jsonl       [round, metric, domain, client, value] a line; append-only
-              records.parquet     the same for queries, made at the end; all there is of a run from an archive
-              timings.jsonl       seconds by phase; apart, as they differ from one day to another
-              events.jsonl        {round, kind, message, client}
-              state.safetensors   the last state, whole or not at all (``fedrift.storage.tensors``)
-              client_states.rows  what each client keeps, where the algorithm has it keep anything (``fedrift.storage.checkpoint``)
-              updates/            every round's report and state, where they were asked for (``fedrift.storage.fork``)
-              finished.json       the summary; there once the run is over
-              failed.json         why it stopped; gone when it resumes
+    runs/<id>/experiment.json     the resolved experiment
+              environment.json    versions, platform, processor, device, threads and engine options
+              records.jsonl       [round, metric, domain, client, value] per line; append-only
+              records.parquet     the same records for queries, written at the end; the only records file of an imported run
+              timings.jsonl       seconds per phase of each round; a separate file, because they are not reproducible
+              events.jsonl        {round, kind, message, client} per line
+              state.safetensors   the last state, written atomically (``fedrift.storage.tensors``)
+              client_states.rows  the persistent states of clients, if the algorithm has any (``fedrift.storage.checkpoint``)
+              updates/            the update and the state of every round, if requested (``fedrift.storage.updates``)
+              finished.json       the summary; exists once the run is finished
+              failed.json         why the run stopped; removed when it resumes
 
-Rows are written before the state: a crash between them leaves rows that ``rewind`` drops.
+Rows are written before the state. If a crash happens between the two, ``truncate_after`` drops the additional rows.
 """
 
 from __future__ import annotations
@@ -45,109 +45,133 @@ OBJECT_KEYS = (
     "training",
     "evaluation",
     "clustering",
-)  # of an experiment, that are objects
-SCALAR_KEYS = ("model", "seed", "id")  # that are none
+)  # the keys of an experiment whose values are objects
+SCALAR_KEYS = ("model", "seed", "id")  # the keys whose values must not be objects
 NUMBER_TYPES = (float, int, type(None))
 JSON_TYPE_NAMES = {dict: "an object", list: "a list", bool: "true or false"}
-LOCK_TIMEOUT_S = 1.0  # seconds for a reader's glance at the lock to pass
+LOCK_TIMEOUT_S = 1.0  # in seconds; longer than a reader of ``Run.status`` holds the lock
 
 
 @dataclass(frozen=True)
 class Run:
-    """The run ``id`` under ``root``, whether it is there yet or not."""
+    """The run ``id`` in the folder ``root``, whether it exists or not.
+
+    Example:
+        >>> run = Run(Path("runs"), "ab12cd34ef56")
+        >>> run.status
+        'finished'
+        >>> run.metrics().query("metric == 'loss' and domain == ''")
+    """
 
     root: Path
     id: str
 
     @property
     def folder(self) -> Path:
+        """Return the folder of the run."""
         return Path(self.root) / self.id
 
     @property
     def state_path(self) -> Path:
-        """Where ``save_state`` and ``load_state`` of ``fedrift.storage.tensors`` find this run's state."""
+        """Return the path of the stored state (``fedrift.storage.tensors``)."""
         return self.folder / "state.safetensors"
 
     @property
     def client_state_path(self) -> Path:
-        """Where what each client keeps lies, as ``state_path`` says (``fedrift.storage.checkpoint``)."""
+        """Return the path of the stored persistent states of clients (``fedrift.storage.checkpoint``)."""
         return self.folder / "client_states.rows"
 
-    # Whole files
-
     def write_json(self, name: str, value: Any) -> None:
-        """Write ``<name>.json``, whole or not at all."""
+        """Write ``<name>.json`` atomically.
+
+        Raises:
+            UserError: A value is not JSON, the disk is full, or the file cannot be written.
+        """
         try:
             text = json.dumps(value, indent=2, ensure_ascii=False, default=_to_plain)
         except TypeError as error:
-            raise UserError(f"{name}.json of run {self.id} would hold what is not JSON: {error}") from error
+            raise UserError(f"{name}.json of run {self.id} cannot be written because a value is not JSON: {error}") from error
         write_atomically(self.folder / f"{name}.json", text.encode() + b"\n")
 
     def read_json(self, name: str, json_type: type = object) -> Any:
-        """What ``<name>.json`` holds. Raises UserError where it is not there, not JSON, or not of the ``shape``."""
+        """Read ``<name>.json``.
+
+        Args:
+            name: The name of the file without its extension.
+            json_type: The required type of the value.
+
+        Raises:
+            UserError: The file does not exist, is not JSON, or has a value of another type.
+        """
         path = self.folder / f"{name}.json"
         if not path.exists():
             raise UserError(f"run {self.id} has no {path.name} in {self.folder}")
-        return read_json_file(path, json_type, "remove its folder to begin it again")
+        return read_json_file(path, json_type, "remove the run's folder to start the run again")
 
     @property
     def config(self) -> dict[str, Any]:
-        """What was asked. Raises UserError where the file holds no experiment; of a key that it lacks, when that is read."""
-        said: dict[str, Any] = self.read_json("experiment", dict)
-        for name, value in said.items():
+        """Return the resolved experiment as plain JSON.
+
+        Raises:
+            UserError: The file is not an experiment. A missing key raises this error when it is accessed.
+        """
+        content: dict[str, Any] = self.read_json("experiment", dict)
+        for name, value in content.items():
             if (name in OBJECT_KEYS) != isinstance(value, dict) and name in (*OBJECT_KEYS, *SCALAR_KEYS):
-                wanted = "an object" if name in OBJECT_KEYS else "no object"
+                rule = "must be an object" if name in OBJECT_KEYS else "must not be an object"
                 raise UserError(
-                    f"{self.folder / 'experiment.json'}: {name!r} is {str(value)[:80]!r}, and has to be {wanted}; "
-                    "remove its folder to begin it again"
+                    f"{self.folder / 'experiment.json'}: {name!r} {rule}, got {str(value)[:80]!r}; "
+                    "remove the run's folder to start the run again"
                 )
-        return said
+        return content
 
     @property
     def environment(self) -> dict[str, Any]:
-        """What ``settle`` wrote; empty before that."""
+        """Return the environment that ``check_environment`` stored, or {} before that."""
         return self.read_json("environment", dict) if (self.folder / "environment.json").exists() else {}
 
     def cluster_assignments(self) -> list[dict[str, Any]]:
-        """What a clustering decided, in ``clustering.json``; empty where there is none."""
+        """Return the assignments of the clustering strategy (``clustering.json``), or [] without clustering."""
         path = self.folder / "clustering.json"
         return _check_round_rows(self.read_json("clustering", list), path) if path.exists() else []
 
     def findings(self) -> list[dict[str, Any]]:
-        """What detectors found, in ``findings.json``; empty where there is none."""
+        """Return the findings of the detectors (``findings.json``), or [] if there are none."""
         if not (self.folder / "findings.json").exists():
             return []
-        said = self.read_json("findings")
-        found = said.get("findings", []) if isinstance(said, dict) else said
-        if not isinstance(found, list) or not all(isinstance(each, dict) for each in found):
-            raise UserError(f"{self.folder / 'findings.json'} holds {str(said)[:80]!r}, and has to hold a list of objects; remove it")
-        return found
+        content = self.read_json("findings")
+        findings = content.get("findings", []) if isinstance(content, dict) else content
+        if not isinstance(findings, list) or not all(isinstance(finding, dict) for finding in findings):
+            raise UserError(
+                f"{self.folder / 'findings.json'} must contain a list of objects, but contains {str(content)[:80]!r}; remove it"
+            )
+        return findings
 
     def summary(self) -> dict[str, Any]:
-        """What ``finish`` wrote; empty before that."""
+        """Return the summary that ``mark_finished`` wrote, or {} before that."""
         if not self.is_finished:
             return {}
-        end: dict[str, Any] = self.read_json("finished", dict)
-        seconds = end.get("seconds", {})
+        summary: dict[str, Any] = self.read_json("finished", dict)
+        seconds = summary.get("seconds", {})
         if not isinstance(seconds, dict) or not all(type(value) in NUMBER_TYPES for value in seconds.values()):
             raise UserError(
-                f"{self.folder / 'finished.json'}: 'seconds' is {str(seconds)[:80]!r}, and has to be an object of "
-                "numbers; remove its folder to begin it again"
+                f"{self.folder / 'finished.json'}: 'seconds' must be an object of numbers, got {str(seconds)[:80]!r}; "
+                "remove the run's folder to start the run again"
             )
-        stored = end.get("stored", {})
-        if not isinstance(stored, dict) or not all(_is_checksum(mark) for mark in stored.values()):
+        stored = summary.get("stored", {})
+        if not isinstance(stored, dict) or not all(_is_checksum(checksum) for checksum in stored.values()):
             raise UserError(
-                f"{self.folder / 'finished.json'}: 'stored' is {str(stored)[:80]!r}, and has to be an object of "
-                "marks; remove its folder to begin it again"
+                f"{self.folder / 'finished.json'}: 'stored' must be an object of checksums, got {str(stored)[:80]!r}; "
+                "remove the run's folder to start the run again"
             )
-        return end
+        return summary
 
     def failure_message(self) -> str:
-        """Why the run stopped; "" if it did not."""
+        """Return why the run stopped, or "" if it did not fail."""
         return str(self.read_json("failed", dict)["message"]) if (self.folder / "failed.json").exists() else ""
 
     def check_files(self) -> None:
-        """Raise UserError where a file of the run does not hold what it has to hold."""
+        """Raise UserError if a file of the run has invalid contents."""
         for read in (
             lambda: self.config,
             lambda: self.environment,
@@ -160,24 +184,33 @@ class Run:
         ):
             read()
 
-    # Rows
-
     def append_records(self, records: Iterable[Record]) -> None:
-        """Add records, all of them or none."""
+        """Append records, either all of them or none."""
         jsonl.append_lines(self.folder / "records.jsonl", map(_format_record, records))
 
     def log_event(self, round: int, kind: str, message: str, client: int = -1) -> None:
-        """Note something that happened and is no number."""
-        said = {"round": int(round), "kind": kind, "message": message, "client": int(client)}
-        jsonl.append_lines(self.folder / "events.jsonl", [jsonl.to_json(said)])
+        """Record an event that is not a number.
+
+        Args:
+            round: The round of the event.
+            kind: The kind of event, a short phrase.
+            message: The message.
+            client: The client, or -1 if the event does not concern a single client.
+        """
+        event = {"round": int(round), "kind": kind, "message": message, "client": int(client)}
+        jsonl.append_lines(self.folder / "events.jsonl", [jsonl.to_json(event)])
 
     def log_timing(self, round: int, **seconds: float) -> None:
-        """Note the seconds of each phase of a round: ``log_timing(3, train=4.1, evaluate=0.5, store=0.1)``."""
-        took = {phase: float(value) for phase, value in seconds.items()}
-        jsonl.append_lines(self.folder / "timings.jsonl", [jsonl.to_json({"round": int(round), **took})])
+        """Record the seconds of each phase of a round: ``log_timing(3, train=4.1, evaluate=0.5, store=0.1)``."""
+        timing = {phase: float(value) for phase, value in seconds.items()}
+        jsonl.append_lines(self.folder / "timings.jsonl", [jsonl.to_json({"round": int(round), **timing})])
 
     def records(self) -> list[Record]:
-        """All records, in the order of writing. Raises UserError where a finished run has lost some since."""
+        """Return all records, in the order of writing.
+
+        Raises:
+            UserError: The records of a finished run have changed since.
+        """
         path = self.folder / "records.jsonl"
         if not path.exists() and parquet_path(self.folder).exists():
             return list(read_parquet(self.folder))
@@ -185,61 +218,61 @@ class Run:
         return [_parse_record(row, path) for row in jsonl.read_lines(path)]
 
     def check_records(self) -> None:
-        """Raise UserError where the rows of a finished run are not those that it ended with; older runs have noted none."""
+        """Raise UserError if the records of a finished run have changed since it finished; runs of old versions have no checksums."""
         self._check_checksums("records.jsonl")
 
     def check_models(self) -> None:
-        """Raise UserError where the models of a finished run are not those that it ended with; older runs have noted none."""
+        """Raise UserError if the models of a finished run have changed since it finished; runs of old versions have no checksums."""
         self._check_checksums("model/")
 
     def _check_checksums(self, prefix: str) -> None:
-        for name, mark in self.summary().get("stored", {}).items():
+        for name, checksum in self.summary().get("stored", {}).items():
             path = self.folder / name
-            if name.startswith(prefix) and not jsonl.has_prefix(path, mark):
-                there = path.stat().st_size if path.exists() else 0
+            if name.startswith(prefix) and not jsonl.has_prefix(path, checksum):
+                size = path.stat().st_size if path.exists() else 0
                 raise UserError(
-                    f"{path} is not what it was when the run ended ({there:,} bytes, {mark[0]:,} then): it lost or "
-                    "changed something since. Put a copy of it back, or run it again (`fedrift run --fresh`, or "
-                    f"remove {self.folder})"
+                    f"{path} has changed since the run finished ({size:,} bytes now, {checksum[0]:,} then). Restore a copy of it, "
+                    f"or start the run again (`fedrift run --fresh`, or remove {self.folder})"
                 )
 
     def metrics(self) -> pd.DataFrame:
-        """Return all recorded numbers as a table: round, metric, domain, client, value."""
+        """Return all recorded numbers as a table with the columns round, metric, domain, client and value."""
         return self.trajectory().to_frame()
 
     def trajectory(self) -> Trajectory:
-        """The same as curves; from the Parquet file, which says nothing twice, where it is up to date."""
-        fast = parquet_path(self.folder).exists() and not is_parquet_stale(self.folder)
-        return Trajectory(read_parquet(self.folder) if fast else tuple(self.records()))
+        """Return all recorded numbers as curves, from the Parquet file if it is up to date."""
+        use_parquet = parquet_path(self.folder).exists() and not is_parquet_stale(self.folder)
+        return Trajectory(read_parquet(self.folder) if use_parquet else tuple(self.records()))
 
     def events(self) -> list[dict[str, Any]]:
+        """Return all events, in the order of writing."""
         path = self.folder / "events.jsonl"
         return _check_round_rows(jsonl.read_lines(path), path)
 
     def timings(self) -> list[dict[str, Any]]:
+        """Return the seconds per phase of each round, in the order of writing."""
         path = self.folder / "timings.jsonl"
         return _check_round_rows(jsonl.read_lines(path), path, numbers_only=True)
 
     def truncate_after(self, round: int) -> int:
-        """Drop every row after ``round``, to resume from a state of that round; how many records went.
+        """Drop every row after ``round``, in order to resume from the state of that round; return the number of dropped records.
 
-        ``rewind(-1)`` drops them all, for a run that has no state yet.
+        ``truncate_after(-1)`` drops all rows, for a run that has no state yet.
         """
-        rows = self.folder / "records.jsonl"
-        dropped = jsonl.filter_lines(rows, lambda row: _parse_record(row, rows).round <= round)
-        for path, numbers in ((self.folder / "timings.jsonl", True), (self.folder / "events.jsonl", False)):
-            jsonl.filter_lines(path, lambda row: _check_round_rows([row], path, numbers)[0]["round"] <= round)  # noqa: B023
+        records_path = self.folder / "records.jsonl"
+        dropped = jsonl.filter_lines(records_path, lambda row: _parse_record(row, records_path).round <= round)
+        for path, numbers_only in ((self.folder / "timings.jsonl", True), (self.folder / "events.jsonl", False)):
+            jsonl.filter_lines(path, lambda row: _check_round_rows([row], path, numbers_only)[0]["round"] <= round)  # noqa: B023
         (self.folder / "failed.json").unlink(missing_ok=True)
         return dropped
 
-    # The end
-
     @property
     def is_finished(self) -> bool:
+        """Return whether the run is finished."""
         return (self.folder / "finished.json").exists()
 
     def mark_finished(self, summary: dict[str, Any]) -> None:
-        """Say that the run is over, and what came of it."""
+        """Mark the run as finished and store its summary and the checksums of its records and models."""
         if is_parquet_stale(self.folder):
             write_parquet(self.folder)
         files = [
@@ -250,12 +283,12 @@ class Run:
         (self.folder / "failed.json").unlink(missing_ok=True)
 
     def mark_failed(self, round: int, message: str, traceback: str = "") -> None:
-        """Say that the run stopped and why, with the traceback; it can still be resumed."""
+        """Record that the run stopped after ``round``, with the reason and the traceback; it can still be resumed."""
         self.write_json("failed", {"round": int(round), "message": message, "traceback": traceback})
 
     @property
     def status(self) -> str:
-        """``missing``, ``finished``, ``running``, ``failed`` or ``unfinished``."""
+        """Return ``missing``, ``finished``, ``running``, ``failed`` or ``unfinished``."""
         if not (self.folder / "experiment.json").exists():
             return "missing"
         if self.is_finished:
@@ -266,7 +299,11 @@ class Run:
 
     @contextmanager
     def lock(self) -> Iterator[None]:
-        """Be the only process that writes this run; the system lets go however the process ends."""
+        """Hold the lock of the run, so that only this process writes it; the operating system releases it when the process ends.
+
+        Raises:
+            UserError: Another process holds the lock, or the folder cannot be written.
+        """
         lock = FileLock(self.folder / "lock")
         try:
             with explain_write_errors(self.folder / "lock", 0):
@@ -275,7 +312,7 @@ class Run:
         except Timeout:
             raise UserError(
                 f"run {self.id} is being written by another process ({self.folder}); "
-                f"wait for it, or stop it: the run then resumes where it was"
+                f"wait for that process or stop it, and the run then resumes"
             ) from None
         try:
             yield
@@ -291,7 +328,7 @@ class Run:
                 return False
         except Timeout:
             return True
-        except OSError:  # a folder that may only be read: nobody can be writing there either
+        except OSError:  # in a read-only folder no process can be writing
             return False
 
 
@@ -302,23 +339,24 @@ def _format_record(record: Record) -> str:
 
 @lru_cache(maxsize=4096)
 def _quote_name(name: str) -> str:
-    """A name as JSON; a round has a row of the same metric for each of N clients."""
+    """Return a name as JSON. It is cached, because a round has a row of the same metric for each client."""
     return json.dumps(name, ensure_ascii=False)
 
 
 def _parse_record(row: Any, path: Path) -> Record:
+    """Return a record from its row; raise UserError if the row is not a record."""
     if isinstance(row, list) and len(row) == len(Record._fields):
         round, metric, domain, client, value = row
         if type(round) is type(client) is int and type(metric) is type(domain) is str and type(value) in NUMBER_TYPES:
             return Record(round, metric, domain, client, float("nan") if value is None else float(value))
     raise UserError(
-        f"{path} holds {str(row)[:80]!r}, which is no record {list(Record._fields)}. Something other than fedrift "
-        "wrote there; remove the run's folder to begin it again."
+        f"{path} contains {str(row)[:80]!r}, which is not a record {list(Record._fields)}. Something other than fedrift "
+        "changed the file; remove the run's folder to start the run again."
     )
 
 
 def _check_round_rows(rows: list[Any], path: Path, numbers_only: bool = False) -> list[dict[str, Any]]:
-    """The rows, if each is an object that says its round; ``numbers``: and holds nothing but numbers."""
+    """Return the rows if each is an object with a round (and, with ``numbers_only``, only numbers); else raise UserError."""
     for row in rows:
         if (
             not isinstance(row, dict)
@@ -326,8 +364,8 @@ def _check_round_rows(rows: list[Any], path: Path, numbers_only: bool = False) -
             or (numbers_only and any(type(value) not in NUMBER_TYPES for value in row.values()))
         ):
             raise UserError(
-                f"{path} holds {str(row)[:80]!r}, which is no object of a round. Something other than fedrift wrote "
-                "there; remove the run's folder to begin it again."
+                f"{path} contains {str(row)[:80]!r}, which is not a valid row of a round. Something other than fedrift "
+                "changed the file; remove the run's folder to start the run again."
             )
     return rows
 
@@ -337,33 +375,42 @@ def _is_checksum(value: Any) -> bool:
 
 
 class StoredObject(dict[str, Any]):
-    """A JSON object that was read from a file: a key that it lacks is a mistake in the file, told in one line."""
+    """A JSON object from a file; access to a missing key raises UserError with the name of the file."""
 
     path: Path | None = None
 
     def __missing__(self, key: str) -> Any:
-        raise UserError(f"{self.path} has no {key!r} where it has to have one: something other than fedrift wrote it")
+        raise UserError(f"{self.path} has no {key!r}, which is required; something other than fedrift changed the file")
 
 
 def read_json_file(path: Path, json_type: type = object, recovery_hint: str = "") -> Any:
-    """What a JSON file holds, its objects as ``StoredObject``. Raises UserError where it is not JSON, or not of the ``shape``."""
+    """Read a JSON file, with its objects as ``StoredObject``.
 
-    def stored(pairs: list[tuple[str, Any]]) -> StoredObject:
-        found = StoredObject(pairs)
-        found.path = path
-        return found
+    Args:
+        path: The file.
+        json_type: The required type of the value.
+        recovery_hint: The end of an error message, which says how to repair the file.
+
+    Raises:
+        UserError: The file is not JSON, or its value has another type.
+    """
+
+    def to_stored_object(pairs: list[tuple[str, Any]]) -> StoredObject:
+        stored = StoredObject(pairs)
+        stored.path = path
+        return stored
 
     try:
-        said = json.loads(path.read_bytes(), object_pairs_hook=stored)
+        content = json.loads(path.read_bytes(), object_pairs_hook=to_stored_object)
     except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{path} is not JSON ({format_error(error)}); {recovery_hint}") from error
-    if not isinstance(said, json_type):
-        raise UserError(f"{path} holds {str(said)[:80]!r}, and has to hold {JSON_TYPE_NAMES[json_type]}; {recovery_hint}")
-    return said
+    if not isinstance(content, json_type):
+        raise UserError(f"{path} must contain {JSON_TYPE_NAMES[json_type]}, but contains {str(content)[:80]!r}; {recovery_hint}")
+    return content
 
 
 def _to_plain(value: Any) -> Any:
-    """Numbers and arrays of numpy as their Python selves."""
+    """Convert numpy numbers, numpy arrays and paths to plain JSON values."""
     if hasattr(value, "tolist"):
         return value.tolist()
     if isinstance(value, Path):
@@ -371,7 +418,7 @@ def _to_plain(value: Any) -> Any:
     raise TypeError(f"{type(value).__name__} {value!r}")
 
 
-# What a run was made with, and what must not change before it resumes.
+# The environment of a run, parts of which must not change before it resumes.
 
 KERNEL_VARIABLES = (
     "ATEN_CPU_CAPABILITY",
@@ -385,11 +432,14 @@ PACKAGES = ("fedrift", "torch", "transformers", "tokenizers", "peft", "datasets"
 
 
 def collect_environment(device: str, threads: int, engine: dict[str, Any], shares_passes: bool = False) -> dict[str, Any]:
-    """Versions, platform, processor, device and threads; ``engine``: choices that change the last bits of a result.
-    ``together``: passes are shared with other runs, so the last bits are those of the company.
+    """Collect versions, platform, processor, device and threads.
 
-    Of the engine are, say, how many clients are stacked and the arithmetic: with other choices a resumed
-    run would not be the unbroken one bit for bit.
+    Args:
+        device: The device.
+        threads: The number of threads.
+        engine: The options of the engine that change the last bits of a result, such as the number of stacked clients and the arithmetic.
+            With other options a resumed run would differ from an uninterrupted one.
+        shares_passes: Whether forward passes are shared with other runs, so that the last bits depend on these runs.
     """
     return {
         "python": platform.python_version(),
@@ -406,36 +456,44 @@ def collect_environment(device: str, threads: int, engine: dict[str, Any], share
 
 
 def collect_processor_info() -> dict[str, Any]:
-    """Describe what decides the rounding of a matrix product: the processor, its instructions and the limits set on them."""
-    import torch  # here, for tables and reports read environments without it
+    """Collect what determines the rounding of a matrix product: the processor, its instructions, and the limits set on them."""
+    import torch  # imported here, because tables and reports use this module without torch
 
-    known: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
+    capabilities: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
     return {
-        "name": str(known.get("cpu_name") or platform.processor() or platform.machine()),
+        "name": str(capabilities.get("cpu_name") or platform.processor() or platform.machine()),
         "capability": torch.backends.cpu.get_cpu_capability(),  # of torch's own kernels
-        "instructions": " ".join(sorted(name for name, has in known.items() if has is True)),
+        "instructions": " ".join(sorted(name for name, available in capabilities.items() if available is True)),
         "limits": {name: os.environ[name] for name in KERNEL_VARIABLES if name in os.environ},
     }
 
 
 def check_environment(run: Run, environment: dict[str, Any]) -> list[str]:
-    """Write the environment of a new run, or compare it with that of one to be resumed.
+    """Store the environment of a new run, or compare it with that of a run to be resumed.
 
-    Returns what differs, in words, for a note in the run's events: another version, thread count or processor may
-    change the last bits. What an older version did not write is not compared. Raises UserError where the engine's choices differ.
+    Args:
+        run: The run.
+        environment: The current environment, from ``collect_environment``.
+
+    Returns:
+        The differences in words, for the events of the run: other versions, thread counts or processors may change the last bits. Values
+        that an older version did not store are not compared.
+
+    Raises:
+        UserError: The options of the engine differ.
     """
-    before = run.environment
-    if not before:
+    previous = run.environment
+    if not previous:
         run.write_json("environment", environment)
         return []
-    odd = _list_differences(before["engine"], environment["engine"])
-    if odd:
+    differences = _list_differences(previous["engine"], environment["engine"])
+    if differences:
         raise UserError(
-            f"run {run.id} was begun with other engine choices and would not resume as the same "
-            f"run: {'; '.join(odd)}. Ask for those, or remove {run.folder} to begin again."
+            f"run {run.id} was started with other engine options and would not resume as the same "
+            f"run: {'; '.join(differences)}. Use the old options, or remove {run.folder} to start again."
         )
-    return _list_differences(_flatten(before), _flatten(environment)) + _list_processor_differences(
-        before.get("processor", {}), environment.get("processor", {})
+    return _list_differences(_flatten(previous), _flatten(environment)) + _list_processor_differences(
+        previous.get("processor", {}), environment.get("processor", {})
     )
 
 
@@ -448,19 +506,19 @@ def _list_differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
 
 
 def _list_processor_differences(previous: dict[str, Any], current: dict[str, Any]) -> list[str]:
-    said = [
+    differences = [
         f"processor {name} was {previous[name]!r} and is {current[name]!r}"
         for name in ("name", "capability", "limits")
         if name in previous and name in current and previous[name] != current[name]
     ]
     if "instructions" in previous and "instructions" in current:
         old, new = set(previous["instructions"].split()), set(current["instructions"].split())
-        said += [
+        differences += [
             f"the processor {verb} {', '.join(sorted(names))}"
             for verb, names in (("no longer has", old - new), ("now has", new - old))
             if names
         ]
-    return said
+    return differences
 
 
 def _flatten(environment: dict[str, Any]) -> dict[str, Any]:

@@ -1,10 +1,10 @@
-"""The flight recorder: every round's report as the server received it, and the state that the server made of it.
+"""The update log: the update of every round as the server received it, and the state after the round.
 
     runs/<id>/updates/00000.parquet   the state before the first round
-                      00007.parquet   the cohort of round 7, its report, and the state after it
+                      00007.parquet   the cohort of round 7, its update, and the state after it
 
-Bit for bit: whoever reads a report back and absorbs it anew gets the state that is stored beside it. What clients keep is in the
-reports of the rounds in which they took part, and is put together from those; whole it is stored only where recording began.
+The log is exact: aggregating a stored update again gives the stored state, bit for bit. Only the first file contains the persistent states
+of all clients. Those of later rounds are reconstructed from the updates of the rounds in which each client participated.
 """
 
 from __future__ import annotations
@@ -22,40 +22,48 @@ from .checkpoint import flatten_state, list_recorded_rounds, select_subtree, unf
 from .parquet import load_arrays, save_arrays
 from .run import Run
 
-# Of a report, that are on the CPU wherever the server is.
+# The fields of a ``CohortUpdate`` that stay on the CPU, whatever the device of the server.
 CPU_FIELDS = ("client_state", "steps", "loss", "tokens", "failed", "lr", "bytes_on_wire")
 TREE_FIELDS = ("delta", "client_state", "state_delta", "mean_grad")
 
 
 @dataclass(frozen=True)
 class UpdateLog:
-    """What a run has kept of its rounds."""
+    """The recorded updates of a run.
+
+    Example:
+        >>> log = UpdateLog(find_run(Path("runs"), "ab12"))
+        >>> cohort, update = log.load_update(7, torch.device("cpu"))
+    """
 
     run: Run
 
     @property
     def folder(self) -> Path:
+        """Return the folder of the log."""
         return self.run.folder / "updates"
 
     def path(self, round: int) -> Path:
+        """Return the path of the file of a round."""
         return self.folder / f"{round:05}.parquet"
 
     @property
     def rounds(self) -> list[int]:
-        """The rounds after which the state is kept, ascending; with their reports, all but the one where recording began."""
+        """Return the recorded rounds, ascending. Each has the state after the round; each except the first also has the update."""
         return list_recorded_rounds(self.run)
 
     @property
     def num_bytes(self) -> int:
+        """Return the size of the log on disk in bytes."""
         return sum(path.stat().st_size for path in self.folder.glob("[0-9]*.parquet"))
 
     def start(self, state: FederatedState) -> None:
-        """Keep where recording begins, unless the round before was recorded."""
+        """Record the state from which the log begins, unless the previous round was recorded."""
         if state.round not in self.rounds:
             save_arrays(self.path(state.round), to_numpy(flatten_state(state)), {"round": state.round})
 
     def add_round(self, result: RoundResult) -> None:
-        """Keep one more round; a round that is run again, as after a crash, takes its place."""
+        """Record one round; a round that is repeated after a crash replaces its file."""
         report = result.report
         tensors = {f"report.{tree}/{name}": leaf for tree in TREE_FIELDS for name, leaf in getattr(report, tree).items()}
         tensors |= {f"report.{f.name}": value for f in fields(CohortUpdate) if isinstance(value := getattr(report, f.name), Tensor)}
@@ -67,44 +75,53 @@ class UpdateLog:
         )
 
     def load_update(self, round: int, device: torch.device) -> tuple[Tensor, CohortUpdate]:
-        """The cohort ``[C]`` of a round and what it sent, the server's half of it on the server's device."""
+        """Load the cohort [C] of a round and its update, with the tensors of the server on ``device``.
+
+        Raises:
+            UserError: The update of this round was not recorded, or its file is damaged.
+        """
         tensors, meta = self._read(round, "cohort", "report.")
         if "cohort" not in tensors:
-            raise UserError(f"run {self.run.id} kept no updates of round {round}; it has those of rounds {self.rounds[1:]}")
-        said = {name.removeprefix("report."): leaf for name, leaf in tensors.items()}
-        whole = {f.name: said[f.name].to("cpu" if f.name in CPU_FIELDS else device) for f in fields(CohortUpdate) if f.name in said}
-        trees = {name: select_subtree(said, name).to(torch.device("cpu") if name in CPU_FIELDS else device) for name in TREE_FIELDS}
-        return tensors["cohort"], CohortUpdate(**trees, **whole, server_seed=meta["server_seed"], notes=tuple(meta["notes"]))  # type: ignore[arg-type]
+            raise UserError(f"run {self.run.id} has no recorded updates of round {round}; it has those of rounds {self.rounds[1:]}")
+        leaves = {name.removeprefix("report."): leaf for name, leaf in tensors.items()}
+        vectors = {f.name: leaves[f.name].to("cpu" if f.name in CPU_FIELDS else device) for f in fields(CohortUpdate) if f.name in leaves}
+        trees = {name: select_subtree(leaves, name).to(torch.device("cpu") if name in CPU_FIELDS else device) for name in TREE_FIELDS}
+        return tensors["cohort"], CohortUpdate(**trees, **vectors, server_seed=meta["server_seed"], notes=tuple(meta["notes"]))  # type: ignore[arg-type]
 
     def load_state(self, round: int, device: torch.device) -> FederatedState:
-        """All that the run was after a round."""
-        kept = self.rounds
-        if not kept or set(range(kept[0], round + 1)) - set(kept) or round < kept[0]:
+        """Load the complete state of the run after a round.
+
+        Raises:
+            UserError: The rounds up to this one were not all recorded, or a file is damaged.
+        """
+        recorded = self.rounds
+        if not recorded or set(range(recorded[0], round + 1)) - set(recorded) or round < recorded[0]:
             raise UserError(
-                f"run {self.run.id} did not keep its state after round {round}; "
-                + (f"its record begins at round {kept[0]} and has {len(kept) - 1} rounds" if kept else "it kept no updates at all")
+                f"run {self.run.id} has no recorded state after round {round}; "
+                + (f"its log begins at round {recorded[0]} and has {len(recorded) - 1} rounds" if recorded else "it has no updates at all")
             )
-        first = kept[0]
-        begun = self._read(first, "client_states/", "cluster_ids")[0]
-        memory = ClientStateStore.from_rows(select_subtree(begun, "client_states"), len(begun["cluster_ids"]))
-        for later in range(first + 1, round + 1) if memory else ():
+        first = recorded[0]
+        initial = self._read(first, "client_states/", "cluster_ids")[0]
+        client_states = ClientStateStore.from_rows(select_subtree(initial, "client_states"), len(initial["cluster_ids"]))
+        for later in range(first + 1, round + 1) if client_states else ():
             tensors, _ = self._read(later, "cohort", "report.client_state/")
-            memory = memory.update(tensors["cohort"], select_subtree(tensors, "report.client_state"))
+            client_states = client_states.update(tensors["cohort"], select_subtree(tensors, "report.client_state"))
         tensors, _ = self._read(round)
-        return unflatten_state(tensors, round, device, tensors["last_round_seen"], memory)
+        return unflatten_state(tensors, round, device, tensors["last_round_seen"], client_states)
 
     def load_params(self, round: int) -> tuple[Tree, Tree, Tensor]:
-        """The server's params and what lies under them after a round, both ``[M, ...]``, and who shares which ``[N]``."""
+        """Load the params and the merged base weights of the server after a round, both [M, ...], and the cluster id of each client [N]."""
         tensors, _ = self._read(round, "server.params/", "server.merged_base/", "cluster_ids")
         return select_subtree(tensors, "server.params"), select_subtree(tensors, "server.merged_base"), tensors["cluster_ids"]
 
     def _read(self, round: int, *starts: str) -> tuple[dict[str, Tensor], dict]:  # type: ignore[type-arg]
         arrays, meta = load_arrays(self.path(round), *starts)
-        # cloned: torch's own memory is aligned, numpy's need not be, and there matrix products round differently
+        # clone: memory from numpy may be unaligned, and matrix products round differently on unaligned memory
         return {name: torch.from_numpy(array).clone() for name, array in arrays.items()}, meta
 
 
 def to_numpy(tensors: dict[str, Tensor]) -> dict:  # type: ignore[type-arg]
+    """Convert tensors on any device to numpy arrays."""
     return {name: leaf.detach().cpu().numpy() for name, leaf in tensors.items()}
 
 

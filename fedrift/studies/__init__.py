@@ -1,5 +1,7 @@
-"""Studies: from one YAML of factors to runs and a tidy frame. What is exported here needs no torch; running one is in
-``fedrift.studies.run``."""
+"""Studies: one YAML file defines factors, seeds and hypotheses; the result is a set of runs and one table.
+
+Everything exported here works without torch. ``fedrift.studies.run`` executes a study and needs torch.
+"""
 
 from .archive import export_study, import_study
 from .manifest import ManifestEntry, StudyManifest, find_study, list_studies

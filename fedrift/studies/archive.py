@@ -1,9 +1,10 @@
-"""A study as one file: what tables and reports are made of, and nothing of the models. Equal studies give equal bytes.
+"""Export of a study to one file, and its import: everything that tables and reports need, without model weights.
 
-In it are the study's book and of each run all that ``RUN_FILES`` names: the run as it stood, minus its state and its weights.
+The archive contains the study manifest and, for each run, the files in ``RUN_FILES``. It contains neither the training state nor model
+weights. Equal studies give equal bytes.
 
-An archive comes from elsewhere, so nothing of it is believed. All names, sizes and kinds of its members are checked before a byte
-is written; it is unpacked beside the runs, read there as it will be read later, and only then moved to its place.
+An archive is untrusted input. The names, sizes and kinds of all its members are checked before anything is written. It is then unpacked
+into a temporary folder beside the runs, read there by the same code that reads runs later, and only then moved to its final place.
 """
 
 from __future__ import annotations
@@ -37,9 +38,9 @@ RUN_FILES = (
     "timings.jsonl",
     "records.parquet",
 )
-ZIP_TIMESTAMP = (1980, 1, 1, 0, 0, 0)  # the earliest date that the format knows: no clock in the bytes
-MAX_TOTAL_BYTES = 4 << 30  # bytes that an archive may unpack to
-MAX_MEMBER_BYTES = 1 << 28  # bytes of one file; each is held in memory when it is read
+ZIP_TIMESTAMP = (1980, 1, 1, 0, 0, 0)  # the earliest date of the format, so that the bytes do not depend on the clock
+MAX_TOTAL_BYTES = 4 << 30  # limit on the unpacked archive, in bytes
+MAX_MEMBER_BYTES = 1 << 28  # limit on one unpacked file, in bytes, because each is read into memory
 RUN_ID_PATTERN = "[0-9a-f]{12}"
 STUDY_PATTERN = re.compile(rf"{STUDIES_FOLDER}/(?!\.)([\w.-]{{1,100}})/study\.json", re.ASCII)
 MEMBER_PATTERN = re.compile(
@@ -58,18 +59,29 @@ ARCHIVE_ERRORS = (
     RuntimeError,
     zlib.error,
     struct.error,
-)  # what zipfile raises of bytes that are no archive
-EXPECTED_HINT = "wanted a file of `fedrift export STUDY`"
+)  # the exceptions of zipfile for bytes that are not a valid archive
+EXPECTED_HINT = "use a file that `fedrift export STUDY` wrote"
 
 
 def export_study(manifest: StudyManifest, output: Path) -> Path:
-    """Write the study and its runs to ``output``, a .zip file."""
-    said = manifest.read()
+    """Write a study and its runs to a .zip file.
+
+    Args:
+        manifest: The manifest of the study.
+        output: The path of the .zip file, which is replaced if it exists.
+
+    Returns:
+        ``output``.
+
+    Raises:
+        UserError: A file of the study cannot be read, or ``output`` cannot be written.
+    """
+    content = manifest.read()
     with replace_atomically(output, 0) as part, zipfile.ZipFile(part, "w", zipfile.ZIP_DEFLATED) as archive:
         _add_member(archive, f"{STUDIES_FOLDER}/{manifest.name}/study.json", manifest.folder / "study.json")
         for path in sorted((manifest.folder / "failures").glob("*")):
             _add_member(archive, f"{STUDIES_FOLDER}/{manifest.name}/failures/{path.name}", path)
-        for id in sorted({entry.run for entry in said["runs"]}):
+        for id in sorted({entry.run for entry in content["runs"]}):
             run = manifest.get_run(id)
             if (run.folder / "experiment.json").exists():
                 ensure_parquet(run)
@@ -80,21 +92,30 @@ def export_study(manifest: StudyManifest, output: Path) -> Path:
 
 
 def import_study(archive: Path, root: Path) -> StudyManifest:
-    """Lay the study and its runs under ``root``; a run that is there already is left as it is, and so is the same study.
+    """Import a study and its runs into a folder of runs.
+
+    Existing runs, and an identical existing study, are left unchanged.
+
+    Args:
+        archive: A file that ``export_study`` wrote.
+        root: The folder of runs.
+
+    Returns:
+        The manifest of the imported study.
 
     Raises:
-        UserError: The file is no archive of a study, a run in it is not the one that its id names, or another study of that name
-            is there. Nothing has been written then.
+        UserError: The file is not an archive of a study, a run in it does not match its id, or ``root`` contains another study of that
+            name. Nothing has been written in these cases.
     """
     archive, root = Path(archive), Path(root)
     if not archive.is_file():
-        raise UserError(f"{archive} cannot be read: {'it is no file' if archive.exists() else 'it is not there'}; {EXPECTED_HINT}")
+        raise UserError(f"{archive} cannot be read: {'it is not a file' if archive.exists() else 'it does not exist'}; {EXPECTED_HINT}")
     with _explain_damage(archive), zipfile.ZipFile(archive) as file:
         name, members = _check_members(archive, file.infolist())
         with explain_write_errors(root, sum(member.file_size for member in members)):
             root.mkdir(parents=True, exist_ok=True)
-            with TemporaryDirectory(prefix=".import-", dir=root) as place:
-                staged = StudyManifest(Path(place), name)
+            with TemporaryDirectory(prefix=".import-", dir=root) as temporary:
+                staged = StudyManifest(Path(temporary), name)
                 for member in members:
                     target = staged.root / member.filename
                     target.parent.mkdir(parents=True, exist_ok=True)
@@ -103,83 +124,83 @@ def import_study(archive: Path, root: Path) -> StudyManifest:
                     _check_contents(staged)
                     _check_local(staged, StudyManifest(root, name))
                 except UserError as error:
-                    raise UserError(f"{archive} cannot be imported: {str(error).replace(f'{place}{os.sep}', '')}") from None
+                    raise UserError(f"{archive} cannot be imported: {str(error).replace(f'{temporary}{os.sep}', '')}") from None
                 _move_into_place(staged, StudyManifest(root, name))
     return StudyManifest(root, name)
 
 
 def _check_members(archive: Path, infos: list[zipfile.ZipInfo]) -> tuple[str, list[zipfile.ZipInfo]]:
-    """The study's name and the files to unpack. Raises UserError where the archive holds anything else."""
+    """Return the name of the study and the files to unpack; raise UserError if the archive contains anything else."""
 
-    def refuse(member: zipfile.ZipInfo, why: str) -> UserError:
-        return UserError(f"{archive} cannot be imported: {member.filename[:80]!r} {why}; {EXPECTED_HINT}")
+    def refuse(member: zipfile.ZipInfo, reason: str) -> UserError:
+        return UserError(f"{archive} cannot be imported: {member.filename[:80]!r} {reason}; {EXPECTED_HINT}")
 
     members = [member for member in infos if not _is_folder(member)]
-    books = [found[1] for member in members if (found := STUDY_PATTERN.fullmatch(member.filename))]
-    if len(set(books)) != 1:
-        raise UserError(f"{archive} holds {'no study' if not books else 'several studies'}; {EXPECTED_HINT}")
-    seen: set[str] = set()
+    study_names = [match[1] for member in members if (match := STUDY_PATTERN.fullmatch(member.filename))]
+    if len(set(study_names)) != 1:
+        raise UserError(f"{archive} contains {'no study' if not study_names else 'several studies'}; {EXPECTED_HINT}")
+    checked: set[str] = set()
     for member in members:
-        known = MEMBER_PATTERN.fullmatch(member.filename)
-        if not STUDY_PATTERN.fullmatch(member.filename) and (not known or known[1] not in (None, books[0])):
-            raise refuse(member, "is no file of a study")
-        if member.filename in seen:
-            raise refuse(member, "is in it twice")
+        matched = MEMBER_PATTERN.fullmatch(member.filename)
+        if not STUDY_PATTERN.fullmatch(member.filename) and (not matched or matched[1] not in (None, study_names[0])):
+            raise refuse(member, "is not a file of a study")
+        if member.filename in checked:
+            raise refuse(member, "occurs twice")
         if member.flag_bits & 1:
             raise refuse(member, "is encrypted")
         if member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
-            raise refuse(member, f"is compressed by method {member.compress_type}, of which `fedrift export` makes no use")
+            raise refuse(member, f"is compressed by method {member.compress_type}, which `fedrift export` does not use")
         if stat.S_IFMT(member.external_attr >> 16) not in (0, stat.S_IFREG):
             raise refuse(member, "is a link or another special file")
         if member.file_size > MAX_MEMBER_BYTES:
-            raise refuse(member, f"would unpack to {member.file_size:,} bytes, and may to {MAX_MEMBER_BYTES:,}")
-        seen.add(member.filename)
+            raise refuse(member, f"would unpack to {member.file_size:,} bytes; at most {MAX_MEMBER_BYTES:,} are allowed")
+        checked.add(member.filename)
     if sum(member.file_size for member in members) > MAX_TOTAL_BYTES:
         raise UserError(f"{archive} would unpack to more than {MAX_TOTAL_BYTES >> 30} GiB; {EXPECTED_HINT}")
-    return books[0], members
+    return study_names[0], members
 
 
 def _is_folder(member: zipfile.ZipInfo) -> bool:
-    """Whether a member is the entry of a folder, as other tools write them; nothing is made of it."""
+    """Return whether a member is the entry of a folder, which other tools write and which the import ignores."""
     return member.is_dir() and set(member.filename[:-1].split("/")).isdisjoint(("", ".", ".."))
 
 
 def _check_contents(staged_manifest: StudyManifest) -> None:
-    """Read all that was unpacked as it will be read later. Raises UserError where something is not what it has to be."""
+    """Read everything that was unpacked with the code that reads runs later; raise UserError if something is invalid."""
     from ..config.schema import compute_id
 
-    wanted = {entry.run for entry in staged_manifest.read()["runs"]}
+    run_ids = {entry.run for entry in staged_manifest.read()["runs"]}
     for folder in sorted(path for path in staged_manifest.root.iterdir() if path.name != STUDIES_FOLDER):
         run = Run(staged_manifest.root, folder.name)
-        if run.id not in wanted:
-            raise UserError(f"run {run.id} is none of the study {staged_manifest.name}")
+        if run.id not in run_ids:
+            raise UserError(f"run {run.id} is not part of the study {staged_manifest.name}")
         stored = run.config
-        found = compute_id(stored)
-        if (found, stored["id"]) != (run.id, run.id):
-            raise UserError(f"the experiment of run {run.id} has the id {found}: it was changed after the run, or is another's")
+        id = compute_id(stored)
+        if (id, stored["id"]) != (run.id, run.id):
+            raise UserError(f"the experiment of run {run.id} has the id {id}: it was changed after the run, or it belongs to another run")
         run.check_files()
         run.records()
 
 
 def _check_local(staged_manifest: StudyManifest, local_manifest: StudyManifest) -> None:
-    """Raise UserError where the study that is there already is another one."""
+    """Raise UserError if a different study of the same name exists."""
     if (
         local_manifest.exists
         and (local_manifest.folder / "study.json").read_bytes() != (staged_manifest.folder / "study.json").read_bytes()
     ):
         raise UserError(
-            f"{local_manifest.folder} is there already and is another study {local_manifest.name!r}. It is left as it is; "
-            "import into another folder (--runs-dir), or rename or export the one that is there and remove its folder first"
+            f"{local_manifest.folder} already exists and contains another study {local_manifest.name!r}, which was not changed. "
+            "Import into another folder (--runs-dir), or export the existing study and remove its folder first"
         )
 
 
 def _move_into_place(staged_manifest: StudyManifest, local_manifest: StudyManifest) -> None:
-    """Move what is not there yet to its place: the runs first, the study's book last, so that it never names what is to come."""
+    """Move new files to their final place: the runs first and the manifest last, so that it never names a missing run."""
     for folder in sorted(path for path in staged_manifest.root.iterdir() if path.name != STUDIES_FOLDER):
         target = local_manifest.root / folder.name
         if not target.exists():
             os.replace(folder, target)
-        elif not (target / "experiment.json").exists():  # claimed, not begun
+        elif not (target / "experiment.json").exists():  # a worker has acquired this run but not started it
             for path in sorted(folder.iterdir(), key=lambda path: path.name == "experiment.json"):
                 os.replace(path, target / path.name)
     for path in sorted((staged_manifest.folder / "failures").glob("*")):
@@ -194,7 +215,7 @@ def _move_into_place(staged_manifest: StudyManifest, local_manifest: StudyManife
 
 @contextmanager
 def _explain_damage(archive: Path) -> Iterator[None]:
-    """Turn what zipfile raises of a damaged or foreign file into a UserError."""
+    """Turn the exceptions of zipfile for a damaged or foreign file into a UserError."""
     try:
         yield
     except ARCHIVE_ERRORS as error:
@@ -202,6 +223,7 @@ def _explain_damage(archive: Path) -> Iterator[None]:
 
 
 def _add_member(archive: zipfile.ZipFile, name: str, path: Path) -> None:
+    """Add a file with fixed metadata, so that equal contents give equal bytes."""
     entry = zipfile.ZipInfo(name, ZIP_TIMESTAMP)
     entry.compress_type, entry.external_attr = zipfile.ZIP_DEFLATED, 0o644 << 16
     archive.writestr(entry, path.read_bytes())

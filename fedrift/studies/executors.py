@@ -1,4 +1,7 @@
-"""What an executor is: it settles all runs of a list, wherever they are computed."""
+"""Executors: the places where the runs of a study are executed.
+
+The command line selects one by name: ``executor=processes`` is the class ``Processes``. ``__all__`` lists the available classes.
+"""
 
 from __future__ import annotations
 
@@ -28,21 +31,38 @@ from .worker import ProgressFn, report_progress, run_one, run_worker
 
 @dataclass(frozen=True)
 class Executor:
-    """Called with the experiments, it comes back when each is finished or failed. Whichever executor, the runs are the
-    same bit for bit where the threads are (``threads``); a study may be gone on with by another one."""
+    """Base class of executors.
+
+    An executor is called with experiments and returns when each of them is finished or failed. With equal numbers of threads
+    (``threads``) all executors except ``Stacked`` produce identical runs, bit for bit, and a study may be continued by another executor.
+
+    Example:
+        >>> @dataclass(frozen=True)
+        ... class Reversed(Executor):
+        ...     def __call__(self, configs, resources, manifest, on_progress):
+        ...         run_worker(list(reversed(configs)), resources, manifest, on_progress)
+    """
 
     def __call__(
         self, configs: Sequence[ExperimentConfig], resources: ResourceCache, manifest: StudyManifest, on_progress: ProgressFn
     ) -> None:
+        """Execute the runs.
+
+        Args:
+            configs: The experiments.
+            resources: The shared resources, and the runtime.
+            manifest: The manifest of the study.
+            on_progress: Called with the id of a run and the round that it has reached.
+        """
         raise NotImplementedError
 
 
 def ignore_message(message: str) -> None:
-    """Nobody listens to a worker."""
+    """Discard a message; worker processes have no console."""
 
 
 def prepare_for_worker(runtime: Runtime, threads: int | None = None) -> Runtime:
-    """The runtime for another process: absolute paths, nobody to talk to."""
+    """Return the runtime for another process: its paths are absolute and its messages are discarded."""
     return replace(
         runtime,
         runs_dir=runtime.runs_dir.resolve(),
@@ -53,12 +73,12 @@ def prepare_for_worker(runtime: Runtime, threads: int | None = None) -> Runtime:
     )
 
 
-# One run after another in this process; corpus and model are loaded once.
-
-
 @dataclass(frozen=True)
 class Local(Executor):
-    """Start the same command again, here or on another machine that sees the folder, and they share the runs."""
+    """Execute one run after another in this process; datasets and models are loaded once.
+
+    Several processes may execute the same study at once, also on other machines that share the folder of runs.
+    """
 
     def __call__(
         self, configs: Sequence[ExperimentConfig], resources: ResourceCache, manifest: StudyManifest, on_progress: ProgressFn
@@ -66,15 +86,19 @@ class Local(Executor):
         run_worker(configs, resources, manifest, on_progress)
 
 
-# Several processes on this machine, each with its own model and one run at a time.
-
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 
 
 @dataclass(frozen=True)
 class Processes(Executor):
-    """``num_workers`` (0: one a core), each pinned to ``threads``: small models are computed faster side by side than spread
-    out."""
+    """Execute runs in several processes on this machine, each with its own model and one run at a time.
+
+    Small models are trained faster in parallel processes with one thread each than in one process with many threads.
+
+    Attributes:
+        num_workers: The number of processes; 0 means one per ``threads`` CPU cores.
+        threads: The number of threads per process.
+    """
 
     num_workers: Annotated[int, Interval(ge=0, le=1024)] = 0
     threads: Annotated[int, Interval(ge=1, le=1024)] = 1
@@ -84,18 +108,18 @@ class Processes(Executor):
     ) -> None:
         count = min(self.num_workers or max(1, (os.cpu_count() or 1) // self.threads), len(configs))
         runtime, context = prepare_for_worker(resources.runtime, self.threads), create_worker_context()
-        errors = context.SimpleQueue()  # those outside a run: whoever had one ends
+        errors = context.SimpleQueue()  # errors outside a run, which end their worker
 
         def start() -> Any:
             worker = context.Process(
                 target=_run_worker_process, args=(list(configs), runtime, StudyManifest(runtime.runs_dir, manifest.name), errors)
             )
-            before = {name: os.environ.get(name) for name in THREAD_VARIABLES}
-            os.environ.update(dict.fromkeys(THREAD_VARIABLES, str(self.threads)))  # read by the libraries when they are imported
+            previous = {name: os.environ.get(name) for name in THREAD_VARIABLES}
+            os.environ.update(dict.fromkeys(THREAD_VARIABLES, str(self.threads)))  # libraries read these variables on import
             try:
                 worker.start()
             finally:
-                for name, value in before.items():
+                for name, value in previous.items():
                     os.environ.pop(name) if value is None else os.environ.update({name: value})
             return worker
 
@@ -105,18 +129,18 @@ class Processes(Executor):
                 wait([worker.sentinel for worker in workers], timeout=1.0)
                 if not errors.empty():
                     raise errors.get()
-                gone = [worker for worker in workers if not worker.is_alive()]
-                deaths += sum(worker.exitcode != 0 for worker in gone)
+                ended = [worker for worker in workers if not worker.is_alive()]
+                deaths += sum(worker.exitcode != 0 for worker in ended)
                 if deaths > 3 * count:
                     raise UserError(
-                        f"{deaths} workers ended by themselves (exit code {gone[-1].exitcode}); is there too little "
-                        "memory? Try fewer, executor.num_workers=1. What was done is kept"
+                        f"{deaths} workers ended unexpectedly (exit code {ended[-1].exitcode}), perhaps because memory ran out. "
+                        "Use fewer workers, e.g. executor.num_workers=1; finished runs are not lost"
                     )
-                if gone:  # a run may have been taken with it: its claim passes to the next
+                if ended:  # the next worker takes over the lease of an interrupted run
                     workers = [worker for worker in workers if worker.is_alive()]
-                    workers += [start() for worker in gone if worker.exitcode != 0]
+                    workers += [start() for worker in ended if worker.exitcode != 0]
                     if not workers and errors.empty() and report_progress(configs, manifest, on_progress):
-                        raise UserError("all workers are at their end and runs are left; the same command goes on with them")
+                        raise UserError("all workers have ended, but some runs are not finished; run the same command again to continue")
                     time.sleep(0.1)
         finally:
             for worker in workers:
@@ -126,7 +150,7 @@ class Processes(Executor):
 
 
 def create_worker_context() -> Any:
-    """How workers begin: forked from a clean process that has done the imports once, where there is such a thing."""
+    """Return the multiprocessing context: on Linux a fork server that imports this module once, elsewhere new processes."""
     if sys.platform != "linux":
         return multiprocessing.get_context("spawn")
     context = multiprocessing.get_context("forkserver")
@@ -135,7 +159,7 @@ def create_worker_context() -> Any:
 
 
 def _run_worker_process(configs: list[ExperimentConfig], runtime: Runtime, manifest: StudyManifest, errors: Any) -> None:
-    """A worker's whole life; it ends with the process that began it, however that ends. An error outside a run is handed over."""
+    """Run a worker process until all runs are done; it exits when its parent exits, and reports an error outside a run to the parent."""
     parent = multiprocessing.parent_process()
     if parent is not None:
         threading.Thread(target=lambda: (wait([parent.sentinel]), os._exit(1)), daemon=True).start()
@@ -143,21 +167,24 @@ def _run_worker_process(configs: list[ExperimentConfig], runtime: Runtime, manif
         run_worker(configs, ResourceCache(runtime), manifest)
     except Exception as error:
         text = "".join(traceback.format_exception(error))
-        said = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
-        sent = UserError(said) if isinstance(error, UserError) else RuntimeError(said)
-        sent.add_note(f"In a worker:\n{text}")
-        errors.put(sent)
-
-
-# Several runs in this process at once, their training steps made as one forward pass: for devices that one run leaves idle.
+        message = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
+        report = UserError(message) if isinstance(error, UserError) else RuntimeError(message)
+        report.add_note(f"Traceback of the worker:\n{text}")
+        errors.put(report)
 
 
 @dataclass(frozen=True)
 class Stacked(Executor):
-    """``num_concurrent_runs`` under way at once, at most ``clients_per_pass`` of their clients in one pass. Passes join runs
-    with the same model, kind of tuning, batch and length; others take turns. A run's numbers are those it has alone, up to
-    rounding: not bit for bit, as the other executors' are. Worth it where a step costs the same whatever its size, as on a GPU
-    with small models."""
+    """Execute several runs at once in this process and combine their training steps into one forward pass.
+
+    This is useful if the time of a step does not depend on its size, as on a GPU with small models. A pass combines runs with the same
+    model, trainable parameters, batch size and sequence length; other runs take turns. The results of a run equal those of the other
+    executors up to rounding, but not bit for bit.
+
+    Attributes:
+        num_concurrent_runs: The number of concurrent runs.
+        clients_per_pass: The maximum number of clients in one pass.
+    """
 
     num_concurrent_runs: Annotated[int, Interval(ge=1, le=10000)] = 8
     clients_per_pass: Annotated[int, Interval(ge=1, le=10000)] = 64
@@ -165,15 +192,17 @@ class Stacked(Executor):
     def __call__(
         self, configs: Sequence[ExperimentConfig], resources: ResourceCache, manifest: StudyManifest, on_progress: ProgressFn
     ) -> None:
-        alike = sorted(configs, key=lambda each: (each.model, repr(each.trainable), each.training.max_seq_length, each.training.batch_size))
-        count = min(self.num_concurrent_runs, len(alike))
-        meeting = BatchCoordinator(count, self.clients_per_pass)
-        queue, left, errors = iter(alike), list[ExperimentConfig](), list[BaseException]()
+        ordered = sorted(
+            configs, key=lambda config: (config.model, repr(config.trainable), config.training.max_seq_length, config.training.batch_size)
+        )
+        count = min(self.num_concurrent_runs, len(ordered))
+        coordinator = BatchCoordinator(count, self.clients_per_pass)
+        queue, skipped, errors = iter(ordered), list[ExperimentConfig](), list[BaseException]()
         finished = [Event() for _ in range(count)]
         threads = [
             Thread(
                 target=_run_worker_thread,
-                args=(queue, replace(resources, coordinator=meeting), manifest, on_progress, left, errors, event),
+                args=(queue, replace(resources, coordinator=coordinator), manifest, on_progress, skipped, errors, event),
                 daemon=True,
             )
             for event in finished
@@ -181,18 +210,18 @@ class Stacked(Executor):
         try:
             for thread in threads:
                 thread.start()
-            for event in finished:  # not Thread.join: interrupted, it takes a thread that goes on for one that has ended
-                while not event.wait(0.5):  # a wait without end would not see Ctrl-C everywhere
+            for event in finished:  # not Thread.join: after an interrupt it treats a running thread as ended
+                while not event.wait(0.5):  # on some systems Ctrl-C does not interrupt a wait without a timeout
                     pass
         except BaseException:
-            meeting.cancel()
+            coordinator.cancel()
             for thread in threads:
-                if thread.ident is not None:  # it was started: it gives its lease back before it ends
+                if thread.ident is not None:  # a started thread releases its lease before it ends
                     thread.join()
             raise
         if errors:
             raise errors[0]
-        run_worker(left, resources, manifest, on_progress)  # what another worker had
+        run_worker(skipped, resources, manifest, on_progress)  # runs that another worker held
 
 
 def _run_worker_thread(
@@ -204,31 +233,36 @@ def _run_worker_thread(
     errors: list[BaseException],
     finished: Event,
 ) -> None:
-    """One run after another until none is left. An error outside a run ends all: the other threads stop at their next step."""
-    meeting: BatchCoordinator = resources.coordinator  # type: ignore[assignment]
+    """Execute runs from the queue until it is empty; an error outside a run stops all threads at their next step."""
+    coordinator: BatchCoordinator = resources.coordinator  # type: ignore[assignment]
     try:
-        with meeting.participant():
+        with coordinator.participant():
             try:
-                for experiment in queue:
-                    if meeting.is_cancelled:
+                for config in queue:
+                    if coordinator.is_cancelled:
                         break
-                    if not run_one(experiment, resources, manifest, on_progress):
-                        skipped.append(experiment)
+                    if not run_one(config, resources, manifest, on_progress):
+                        skipped.append(config)
             except BaseException as error:
-                if not meeting.is_cancelled:
+                if not coordinator.is_cancelled:
                     errors.append(error)
-                    meeting.cancel()
+                    coordinator.cancel()
     finally:
         finished.set()
 
 
-# Runs as tasks of a Ray cluster, a local one by default; a task whose worker dies is begun again and resumes.
-
-
 @dataclass(frozen=True)
 class Ray(Executor):
-    """``address``: of a cluster (``auto``: the one this machine belongs to), none for a cluster in this machine of
-    ``num_workers`` (0: one a core). Every node must see the folder of the runs at the same path."""
+    """Execute runs as tasks of a Ray cluster; a task whose worker dies is restarted, and its run resumes.
+
+    Every node must see the folder of runs at the same path.
+
+    Attributes:
+        address: The address of a cluster; ``auto`` is the cluster that this machine belongs to. None starts a cluster on this machine.
+        num_workers: The number of workers of a local cluster; 0 means one per ``threads`` CPU cores.
+        threads: The number of threads per run.
+        num_gpus: The number of GPUs per run.
+    """
 
     address: str | None = None
     num_workers: Annotated[int, Interval(ge=0, le=1024)] = 0
@@ -241,10 +275,10 @@ class Ray(Executor):
         try:
             import ray
         except ImportError:
-            raise UserError("executor=ray needs Ray, which comes with Flower: pip install 'fedrift[flower]'") from None
-        runtime, ours = prepare_for_worker(resources.runtime, self.threads), not ray.is_initialized()
-        if ours:
-            here: dict[str, Any] = (
+            raise UserError("executor=ray needs Ray, which is installed with Flower: pip install 'fedrift[flower]'") from None
+        runtime, owns_cluster = prepare_for_worker(resources.runtime, self.threads), not ray.is_initialized()
+        if owns_cluster:
+            cluster_options: dict[str, Any] = (
                 {"address": self.address}
                 if self.address
                 else {
@@ -252,20 +286,20 @@ class Ray(Executor):
                     "include_dashboard": False,
                 }
             )
-            ray.init(**here, log_to_driver=False, logging_level=logging.ERROR)
+            ray.init(**cluster_options, log_to_driver=False, logging_level=logging.ERROR)
         try:
             task = ray.remote(num_cpus=self.threads, num_gpus=self.num_gpus, max_retries=3)(_run_ray_task)
-            waiting = [task.remote(experiment, runtime, StudyManifest(runtime.runs_dir, manifest.name)) for experiment in configs]
-            while waiting:
-                ended, waiting = ray.wait(waiting, timeout=1.0)
-                ray.get(ended)
+            pending = [task.remote(config, runtime, StudyManifest(runtime.runs_dir, manifest.name)) for config in configs]
+            while pending:
+                done, pending = ray.wait(pending, timeout=1.0)
+                ray.get(done)
                 report_progress(configs, manifest, on_progress)
-        except ray.exceptions.RayTaskError as error:  # raised in a worker, outside a run
+        except ray.exceptions.RayTaskError as error:  # an error outside a run
             raise error.cause from error
         except ray.exceptions.RayError as error:
-            raise UserError(f"Ray: {error}; what was done is kept, the same command goes on") from error
+            raise UserError(f"Ray failed: {error}. Finished runs are not lost; run the same command again to continue") from error
         finally:
-            if ours:
+            if owns_cluster:
                 ray.shutdown()
 
 
@@ -277,18 +311,23 @@ def _run_ray_task(config: ExperimentConfig, runtime: Runtime, manifest: StudyMan
 
 @lru_cache(maxsize=1)
 def _load_resources(runtime: Runtime) -> ResourceCache:
-    """A worker of Ray's does many tasks: what they share is loaded by the first."""
+    """Load the shared resources once per Ray worker, which executes many tasks."""
     return ResourceCache(runtime)
-
-
-# Workers as jobs of a SLURM cluster, through submitit; each claims runs until none are left.
 
 
 @dataclass(frozen=True)
 class Slurm(Executor):
-    """``num_jobs`` workers of ``timeout_min`` each with ``threads`` cores. ``submitit_parameters``: other settings of
-    submitit's, e.g. ``{slurm_partition: gpu, gpus_per_node: 1}``. ``cluster`` ``local`` and ``debug`` try it without SLURM. A
-    job that runs out of time leaves its run to the next; when all are gone the same command asks for new ones."""
+    """Execute runs in jobs of a SLURM cluster, through submitit; each job executes runs until none is pending.
+
+    If a job reaches its time limit, another job resumes its run. When all jobs have ended, the same command submits new ones.
+
+    Attributes:
+        num_jobs: The number of jobs.
+        timeout_min: The time limit of a job, in minutes.
+        threads: The number of CPU cores per job.
+        cluster: ``slurm``, or ``local`` or ``debug`` to test without SLURM.
+        submitit_parameters: Other settings of submitit, e.g. ``{slurm_partition: gpu, gpus_per_node: 1}``.
+    """
 
     num_jobs: Annotated[int, Interval(ge=1, le=10000)] = 4
     timeout_min: Annotated[int, Ge(1)] = 240
@@ -304,20 +343,20 @@ class Slurm(Executor):
         except ImportError:
             raise UserError("executor=slurm needs submitit: pip install 'fedrift[slurm]'") from None
         runtime = prepare_for_worker(resources.runtime, self.threads)
-        there = StudyManifest(runtime.runs_dir, manifest.name)
-        executor = submitit.AutoExecutor(folder=there.folder / "slurm", cluster=self.cluster)
+        worker_manifest = StudyManifest(runtime.runs_dir, manifest.name)
+        executor = submitit.AutoExecutor(folder=worker_manifest.folder / "slurm", cluster=self.cluster)
         executor.update_parameters(
             name=f"fedrift-{manifest.name}", timeout_min=self.timeout_min, cpus_per_task=self.threads, **self.submitit_parameters
         )
         count = min(self.num_jobs, len(configs))
         with executor.batch():
-            jobs = [executor.submit(_run_slurm_job, list(configs), runtime, there) for _ in range(count)]
+            jobs = [executor.submit(_run_slurm_job, list(configs), runtime, worker_manifest) for _ in range(count)]
         try:
             while report_progress(configs, manifest, on_progress):
                 if all(job.done() for job in jobs) and report_progress(configs, manifest, on_progress):
                     raise UserError(
-                        f"all {count} jobs are over and runs are left: {_describe_job_error(jobs)} Logs are in "
-                        f"{there.folder / 'slurm'}; the same command submits new jobs, which resume"
+                        f"all {count} jobs have ended, but some runs are not finished: {_describe_job_error(jobs)} The logs are in "
+                        f"{worker_manifest.folder / 'slurm'}. Run the same command again to submit new jobs, which resume the runs"
                     )
                 time.sleep(1.0 if self.cluster != "slurm" else 10.0)
         except BaseException:
@@ -332,9 +371,7 @@ def _run_slurm_job(configs: list[ExperimentConfig], runtime: Runtime, manifest: 
 
 def _describe_job_error(jobs: Sequence[Any]) -> str:
     error = next((error for job in jobs if (error := job.exception())), None)
-    return f"{str(error).strip().splitlines()[-1]}." if error else "their time was up."
+    return f"{str(error).strip().splitlines()[-1]}." if error else "the time limit was reached."
 
-
-# Where a study's runs are done. On the command line ``executor=processes`` is the class named in ``__all__``.
 
 __all__ = ["Local", "Processes", "Ray", "Slurm", "Stacked"]

@@ -1,10 +1,11 @@
-"""A study's folder: which runs it has and what each is for. The runs themselves lie beside it and may serve other studies.
+"""The manifest of a study: its folder, the list of its runs, and the role of each run.
 
-    runs/studies/<name>/study.json        the study, its factors, every run with its place in the design, what tuning chose
-                        failures/<run>    why a run stopped
-                        slurm/            logs of jobs
+    runs/studies/<name>/study.json        the study, its factors, every run with its cell, and the tuning results
+                        failures/<run>    why a run failed
+                        slurm/            logs of SLURM jobs
 
-No torch here: tables and reports open without it.
+The runs themselves are stored beside the ``studies`` folder and may belong to several studies. This module does not need torch, so tables
+and reports work without it.
 """
 
 from __future__ import annotations
@@ -35,16 +36,28 @@ ENTRY_TYPES: dict[str, Any] = {
     "name": str,
 }
 NAME_PATTERN = re.compile(r"(?!\.)[\w.-]{1,100}")
-MANIFEST_RECOVERY_HINT = "run the study again to write it, or take a copy of it"
+MANIFEST_RECOVERY_HINT = "run the study again to recreate it, or restore a copy"
 
 
 @dataclass(frozen=True)
 class ManifestEntry:
-    """A run's place in a study. ``iid_baseline``: the id of its IID baseline, "" without one; ``iid``: it is
-    here as a baseline only."""
+    """The place of a run in a study.
+
+    Attributes:
+        run: The run id.
+        role: "run", "iid_baseline" or "trial".
+        stage: The stage.
+        condition: The cell in words.
+        seed: The seed.
+        iid: Whether the run is an IID baseline.
+        iid_baseline: The id of its IID baseline, or "" if it has none.
+        factors: Factor -> label of its level.
+        settings: The settings that tuning selected, or those of a trial.
+        name: The name of the experiment.
+    """
 
     run: str
-    role: str  # "run", "iid_baseline" or "trial"
+    role: str
     stage: str
     condition: str
     seed: int
@@ -57,73 +70,88 @@ class ManifestEntry:
 
 @dataclass(frozen=True)
 class StudyManifest:
-    """The study ``name`` under ``root``, the folder of the runs."""
+    """The manifest of the study ``name`` under ``root``, the folder of runs.
+
+    Example:
+        >>> manifest = StudyManifest(Path("runs"), "severity")
+        >>> {entry.run: manifest.get_status(entry.run) for entry in manifest.read()["runs"]}
+    """
 
     root: Path
     name: str
 
     @property
     def folder(self) -> Path:
+        """Return the folder of the study."""
         return Path(self.root) / STUDIES_FOLDER / self.name
 
     @property
     def exists(self) -> bool:
+        """Return whether the study has been written."""
         return (self.folder / "study.json").exists()
 
     def write(self, content: dict[str, Any]) -> None:
-        """Write ``study.json``, whole or not at all."""
+        """Write ``study.json`` atomically. ``content`` is as ``fedrift.studies.plan.build_manifest_content`` returns it."""
         text = json.dumps({**content, "runs": [asdict(entry) for entry in content["runs"]]}, indent=1, ensure_ascii=False)
         write_atomically(self.folder / "study.json", text.encode() + b"\n")
 
     def read(self) -> dict[str, Any]:
-        """What ``write`` wrote, its runs as entries."""
+        """Read ``study.json``, with its runs as ``ManifestEntry`` objects.
+
+        Raises:
+            UserError: The study does not exist, or its file is damaged.
+        """
         path = self.folder / "study.json"
         if not path.exists():
             known = list_studies(self.root)
             raise (
                 unknown_name_error("study", self.name, known)
                 if known
-                else UserError(f"no study {self.name!r}: {Path(self.root).resolve()} holds none; `fedrift study STUDY.yaml` makes one")
-            )
-        said = read_json_file(path, dict, MANIFEST_RECOVERY_HINT)
-        for key, shape in MANIFEST_TYPES.items():
-            if not isinstance(said[key], shape):
-                raise UserError(
-                    f"{path}: {key!r} is {str(said[key])[:80]!r}, and has to be {JSON_TYPE_NAMES[shape]}; {MANIFEST_RECOVERY_HINT}"
+                else UserError(
+                    f"no study {self.name!r}: {Path(self.root).resolve()} contains no studies; create one with `fedrift study STUDY.yaml`"
                 )
-        for entry in said["runs"]:
+            )
+        content = read_json_file(path, dict, MANIFEST_RECOVERY_HINT)
+        for key, json_type in MANIFEST_TYPES.items():
+            if not isinstance(content[key], json_type):
+                raise UserError(
+                    f"{path}: {key!r} must be {JSON_TYPE_NAMES[json_type]}, got {str(content[key])[:80]!r}; {MANIFEST_RECOVERY_HINT}"
+                )
+        for entry in content["runs"]:
             if not _is_entry(entry):
-                raise UserError(f"{path}: runs holds {str(entry)[:80]!r}, which is no run of a study; {MANIFEST_RECOVERY_HINT}")
-        return {**said, "runs": [ManifestEntry(**entry) for entry in said["runs"]]}
+                raise UserError(f"{path}: 'runs' contains {str(entry)[:80]!r}, which is not a run of a study; {MANIFEST_RECOVERY_HINT}")
+        return {**content, "runs": [ManifestEntry(**entry) for entry in content["runs"]]}
 
     def get_run(self, entry: ManifestEntry | str) -> Run:
+        """Return the stored run of an entry or id."""
         return Run(Path(self.root), entry if isinstance(entry, str) else entry.run)
 
-    # Runs that stopped: kept here too, because a run that failed before its first round has no folder to say so
+    # Failures are also stored here, because a run that failed before its first round has no folder.
 
     def record_failure(self, run_id: str, message: str) -> None:
+        """Store why a run failed."""
         write_atomically(self.folder / "failures" / run_id, message.encode())
 
     def get_failure(self, run_id: str) -> str:
-        """Why a run stopped; "" if it did not."""
+        """Return why a run failed, or "" if it did not."""
         try:
             return (self.folder / "failures" / run_id).read_text()
         except OSError:
             return ""
 
     def clear_failures(self) -> None:
-        """Before the study is gone on with: what failed is tried again."""
+        """Remove all stored failures, so that failed runs are tried again when the study continues."""
         for path in (self.folder / "failures").glob("*"):
             path.unlink(missing_ok=True)
 
     def get_status(self, run_id: str) -> str:
-        """``finished``, ``failed``, ``running``, ``unfinished`` or ``missing``."""
-        kept = self.get_run(run_id)
-        return "finished" if kept.is_finished else "failed" if self.get_failure(run_id) else kept.status
+        """Return ``finished``, ``failed``, ``running``, ``unfinished`` or ``missing``."""
+        run = self.get_run(run_id)
+        return "finished" if run.is_finished else "failed" if self.get_failure(run_id) else run.status
 
 
 def _is_entry(value: Any) -> bool:
-    """Whether a JSON value is a ``ManifestEntry``, whose ids name folders of runs."""
+    """Return whether a JSON value is a ``ManifestEntry`` whose ids are valid folder names."""
     return (
         isinstance(value, dict)
         and value.keys() == ENTRY_TYPES.keys()
@@ -134,12 +162,16 @@ def _is_entry(value: Any) -> bool:
 
 
 def list_studies(root: Path) -> list[str]:
-    """The names of the studies under ``root``."""
+    """List the names of the studies under ``root``."""
     return sorted(path.parent.name for path in (Path(root) / STUDIES_FOLDER).glob("*/study.json"))
 
 
 def find_study(root: Path, name: str) -> StudyManifest:
-    """The study of that name, or the one whose YAML file or folder is named."""
+    """Find a study by its name, its YAML file or its folder.
+
+    Raises:
+        UserError: The study does not exist.
+    """
     if name in list_studies(root):
         return StudyManifest(Path(root), name)
     path = Path(name)
@@ -150,20 +182,20 @@ def find_study(root: Path, name: str) -> StudyManifest:
         from ..config.loader import load_yaml
 
         return find_study(root, str(load_yaml(path).get("name", "")))
-    book = StudyManifest(Path(root), name)
-    book.read()  # raises, and says what there is
-    return book
+    manifest = StudyManifest(Path(root), name)
+    manifest.read()  # raises UserError with the names of the existing studies
+    return manifest
 
 
 def merge_shared_baselines(entries: list[ManifestEntry]) -> list[ManifestEntry]:
-    """Each run once for tables: an IID baseline that serves several conditions keeps the levels that they agree on."""
-    found: dict[tuple[str, str, str], ManifestEntry] = {}
+    """Return each run once, for tables; an IID baseline that serves several conditions keeps the levels that they share."""
+    merged: dict[tuple[str, str, str], ManifestEntry] = {}
     for entry in entries:
         key = (entry.role, entry.run, entry.stage if entry.role != "iid_baseline" else "")
-        before = found.get(key)
-        if before is None or entry.role != "iid_baseline":
-            found[key] = entry
+        previous = merged.get(key)
+        if previous is None or entry.role != "iid_baseline":
+            merged[key] = entry
             continue
-        agreed = {name: label if entry.factors.get(name) == label else None for name, label in before.factors.items()}
-        found[key] = replace(before, factors=agreed)
-    return list(found.values())
+        shared_levels = {name: label if entry.factors.get(name) == label else None for name, label in previous.factors.items()}
+        merged[key] = replace(previous, factors=shared_levels)
+    return list(merged.values())

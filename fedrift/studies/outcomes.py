@@ -1,16 +1,17 @@
-"""What a run came to, as numbers fixed before the study is run: never the best round, always the mean of the last five.
+"""The outcomes of runs, the table of a study, and the verdicts on its hypotheses.
 
-Round 0, which no training has touched, is no part of an end, nor of a moment.
+The definitions are fixed before a study is run: an outcome is the mean of the last five evaluations, never the best round. Round 0 precedes
+all training, so it belongs neither to these evaluations nor to the other summaries.
 
-- ``loss``, or any recorded metric: the mean of its last five evaluations; ``metric@domain`` of one domain, layer or
-  phenomenon; a metric that only clients have is first averaged over the clients that took part. ``metric:mean``,
-  ``:max``, ``:min`` and ``:last`` take other moments of the run.
-- ``gap``: ``loss`` above the IID baseline's over the evaluations that both have; ``gap.worst``: of the worst domain.
-- ``oscillation``: the oscillation index, sum of upward moves of the loss after three tenths of the run, by its whole descent.
-- ``movement``: mean absolute change of a domain's loss between evaluations, in the second half; a fast fall is movement too.
-  What reports and detectors call a swing is movement there and back, the net change taken off
-  (``fedrift.diagnosis.curves.domain_variability``).
-- ``rounds.to:4.2``: the first evaluated round with a loss not above 4.2; infinite if there is none.
+- ``loss``, or any recorded metric: the mean of its last five evaluations. ``metric@domain`` is the metric of one domain, layer or
+  phenomenon. A metric that is recorded only for clients is first averaged over the participating clients. The suffixes ``:mean``,
+  ``:max``, ``:min`` and ``:last`` summarize all trained rounds instead.
+- ``gap``: ``loss`` minus that of the IID baseline, over the evaluations that both have. ``gap.worst``: the largest gap of a domain.
+- ``oscillation``: the oscillation index, which is the sum of all increases of the loss after the first 30 % of the run, divided by the
+  total descent.
+- ``movement``: the mean absolute change of a domain's loss between evaluations in the second half of the run. A fast steady decrease also
+  counts. Reports and detectors use another quantity, which subtracts the net change (``fedrift.diagnosis.curves.domain_variability``).
+- ``rounds.to:4.2``: the first evaluated round with a loss of at most 4.2, or infinity if there is none.
 """
 
 from __future__ import annotations
@@ -35,8 +36,8 @@ from ..storage.query import find_faults, flatten
 from .manifest import ManifestEntry, StudyManifest, merge_shared_baselines
 from .spec import parse_study
 
-FINAL_EVALUATIONS = 5  # evaluations in the end of a run
-BURN_IN = 0.3  # share of a run before oscillation counts
+FINAL_EVALUATIONS = 5  # evaluations that an outcome averages
+BURN_IN = 0.3  # share of a run that the oscillation index ignores
 MOMENTS: dict[str, Callable[[np.ndarray], float]] = {
     "mean": np.nanmean,
     "max": np.nanmax,
@@ -47,7 +48,7 @@ LOSS_METRICS = ("gap", "gap.worst", "oscillation", "movement")
 
 
 def list_recorded_metrics(metrics: Iterable[str]) -> list[str]:
-    """The recorded metrics that some outcomes are made of, those included that tell whether a run diverged."""
+    """List the recorded metrics that some outcomes need, including those that show whether a run diverged."""
     return sorted(
         {
             *DIVERGENCE_METRICS,
@@ -57,18 +58,31 @@ def list_recorded_metrics(metrics: Iterable[str]) -> list[str]:
 
 
 def parse_metric_name(name: str) -> tuple[str, str, str]:
-    """``metric@domain:moment`` taken apart."""
-    rest, _, moment = name.partition(":")
-    metric, _, domain = rest.partition("@")
+    """Split ``metric@domain:moment`` into its three parts; missing parts are ""."""
+    path, _, moment = name.partition(":")
+    metric, _, domain = path.partition("@")
     if moment and moment not in MOMENTS:
         raise UserError(
-            f"metrics: {name!r} ends in {moment!r}; there are {', '.join(MOMENTS)}, and without one the mean of the last five evaluations"
+            f"metrics: {name!r} has the unknown suffix {moment!r}; use {', '.join(MOMENTS)}, or no suffix for the mean of the last "
+            "five evaluations"
         )
     return metric, domain, moment
 
 
 def summarize_metric(name: str, run: Trajectory, iid_baseline: Trajectory | None = None) -> float:
-    """One outcome of a run; NaN where it has no such number."""
+    """Compute one outcome of a run.
+
+    Args:
+        name: The name of the outcome, as the module docstring defines it.
+        run: The trajectory of the run.
+        iid_baseline: The trajectory of its IID baseline, which ``gap`` and ``gap.worst`` need.
+
+    Returns:
+        The outcome, or NaN if the run does not have it.
+
+    Raises:
+        UserError: ``name`` has an unknown suffix or an invalid threshold.
+    """
     if name == "gap":
         return compute_gap(run, iid_baseline)
     if name == "gap.worst":
@@ -91,39 +105,39 @@ def summarize_metric(name: str, run: Trajectory, iid_baseline: Trajectory | None
 
 
 def get_series(run: Trajectory, metric: str, domain: str = "") -> tuple[np.ndarray, np.ndarray]:
-    """The rounds in which a metric was written and its values; of clients the mean over those that took part."""
+    """Return the rounds in which a metric was recorded, and its values; client metrics are averaged over the participating clients."""
     if run.has_curve(metric, domain):
-        written = run.observed_mask(metric, domain)
-        return run.rounds[written], run.curve(metric, domain)[written]
+        mask = run.observed_mask(metric, domain)
+        return run.rounds[mask], run.curve(metric, domain)[mask]
     if domain or not run.has_client_table(metric):
         return np.zeros(0, dtype=np.int64), np.zeros(0)
     table = run.client_table(metric)
-    seen: np.ndarray = ~np.isnan(table).all(axis=1)
-    return run.rounds[seen], np.nanmean(table[seen], axis=1) if seen.any() else np.zeros(0)
+    observed: np.ndarray = ~np.isnan(table).all(axis=1)
+    return run.rounds[observed], np.nanmean(table[observed], axis=1) if observed.any() else np.zeros(0)
 
 
 def get_loss_series(run: Trajectory, domain: str = "") -> tuple[np.ndarray, np.ndarray]:
-    """The rounds with a loss, and the loss, NaN where it was written as NaN."""
+    """Return the evaluated rounds and their losses, including recorded NaN."""
     if not run.has_curve("loss", domain):
         return np.zeros(0, dtype=np.int64), np.zeros(0)
-    seen = run.observed_mask("loss", domain)
-    return run.rounds[seen], run.curve("loss", domain)[seen]
+    observed = run.observed_mask("loss", domain)
+    return run.rounds[observed], run.curve("loss", domain)[observed]
 
 
 def compute_gap(run: Trajectory, iid_baseline: Trajectory | None, domain: str = "") -> float:
-    """The end loss above the twin's, over the last evaluations that both have."""
+    """Return the final loss minus that of the IID baseline, over the last evaluations that both have, in nats per token."""
     if iid_baseline is None:
         return math.nan
-    (ours, loss), (theirs, base) = get_loss_series(run, domain), get_loss_series(iid_baseline, domain)
-    both = np.intersect1d(ours, theirs)
-    both = both[final_round_indices(both, FINAL_EVALUATIONS)]
-    if not len(both):
+    (rounds, loss), (baseline_rounds, baseline_loss) = get_loss_series(run, domain), get_loss_series(iid_baseline, domain)
+    shared = np.intersect1d(rounds, baseline_rounds)
+    shared = shared[final_round_indices(shared, FINAL_EVALUATIONS)]
+    if not len(shared):
         return math.nan
-    return float(loss[np.searchsorted(ours, both)].mean() - base[np.searchsorted(theirs, both)].mean())
+    return float(loss[np.searchsorted(rounds, shared)].mean() - baseline_loss[np.searchsorted(baseline_rounds, shared)].mean())
 
 
 def compute_oscillation_index(loss: np.ndarray) -> float:
-    """The oscillation index; NaN where the loss never fell."""
+    """Return the oscillation index of a loss curve [evaluations], or NaN if the loss never decreased."""
     if len(loss) < 3 or not np.isfinite(loss).all() or loss[0] <= loss.min():
         return math.nan
     late = loss[int(BURN_IN * len(loss)) :]
@@ -131,59 +145,66 @@ def compute_oscillation_index(loss: np.ndarray) -> float:
 
 
 def compute_movement(run: Trajectory) -> float:
-    """The mean absolute change of a domain's loss between evaluations, in the second half of a run."""
+    """Return the mean absolute change of a domain's loss between evaluations, in the second half of a run."""
     rounds, _ = get_loss_series(run)
     late = np.isin(run.rounds, rounds[len(rounds) // 2 :])
     changes = [np.abs(np.diff(run.curve("loss", domain)[late])) for domain in (run.domains_of("loss") if len(rounds) else ())]
-    every = np.concatenate(changes) if changes else np.zeros(0)
-    every = every[np.isfinite(every)]
-    return float(every.mean()) if len(every) else math.nan
+    all_changes = np.concatenate(changes) if changes else np.zeros(0)
+    all_changes = all_changes[np.isfinite(all_changes)]
+    return float(all_changes.mean()) if len(all_changes) else math.nan
 
 
 def find_round_below(run: Trajectory, threshold: float) -> float:
+    """Return the first evaluated round with a loss of at most ``threshold``, or infinity if there is none."""
     rounds, loss = get_loss_series(run)
-    there = rounds[loss <= threshold]
-    return float(there[0]) if len(there) else math.inf if len(rounds) else math.nan
+    rounds_below = rounds[loss <= threshold]
+    return float(rounds_below[0]) if len(rounds_below) else math.inf if len(rounds) else math.nan
 
 
 def parse_threshold(name: str) -> float:
+    """Parse the loss in ``rounds.to:4.2``."""
     try:
         return float(name.removeprefix("rounds.to:"))
     except ValueError:
-        raise UserError(f"metrics: {name!r} wants a loss, e.g. rounds.to:4.2") from None
+        raise UserError(f"metrics: {name!r} needs a loss after the colon, e.g. rounds.to:4.2") from None
 
 
 def has_diverged(run: Trajectory) -> bool:
-    """Whether a run diverged or its model died, by the rules and thresholds of the detectors.
+    """Return whether a run diverged or its model died, by the rules and thresholds of the detectors.
 
-    A run that merely ends above its start has not: its end loss is in the table.
+    A run that ends with a loss above its initial loss has not diverged for that reason alone; the table contains its final loss.
     """
     return bool(find_runaway(run, THRESHOLDS)[0])
 
 
-# The tidy frame of a study: one row a run, with its place in the design and what it came to.
+# The table of a study: one row per run, with its factors and outcomes.
 
 METADATA_COLUMNS = ("run", "study", "role", "stage", "condition", "seed", "iid", "iid_baseline", "status", "failure", "diverged")
 
 
 def build_study_table(manifest: StudyManifest, metrics: Sequence[str] = (), roles: Sequence[str] = ("run", "iid_baseline")) -> pd.DataFrame:
-    """``run, study, role, stage, condition, seed, iid, iid_baseline, status, failure, diverged``, a column a factor, a column
-    a metric.
+    """Build the table of a study, with one row per run.
 
-    ``metrics``: those of the study if none are named. An IID baseline that serves several conditions is one row with the levels
-    that they agree on, its severity 0. What is not finished has NaN outcomes; a run that failed counts as diverged only if its
-    loss did. A run that cannot be read has failed, whatever it was.
+    The columns are ``run, study, role, stage, condition, seed, iid, iid_baseline, status, failure, diverged``, one column per factor, and
+    one column per metric. Unfinished runs have NaN outcomes. A failed run counts as diverged only if its loss diverged. A run whose files
+    cannot be read counts as failed. An IID baseline that serves several conditions is one row: it has the levels that these conditions
+    share, and severity 0.
+
+    Args:
+        manifest: The manifest of the study.
+        metrics: The outcomes; the default is those of the study.
+        roles: The roles of the runs to include: "run", "iid_baseline" or "trial".
     """
-    said = manifest.read()
-    names = list(metrics or said["study"]["metrics"])
-    entries = [entry for entry in merge_shared_baselines(said["runs"]) if entry.role in roles]
+    content = manifest.read()
+    names = list(metrics or content["study"]["metrics"])
+    entries = [entry for entry in merge_shared_baselines(content["runs"]) if entry.role in roles]
     trajectories = load_trajectories(manifest, entries, list_recorded_metrics(names))
-    faults = find_faults(kept for entry in entries if ((kept := manifest.get_run(entry)).folder / "experiment.json").exists())
+    faults = find_faults(stored for entry in entries if ((stored := manifest.get_run(entry)).folder / "experiment.json").exists())
     rows = []
     for entry in entries:
         fault = f"it cannot be read: {faults[entry.run]}" if entry.run in faults else ""
-        state, run = "failed" if fault else manifest.get_status(entry.run), trajectories.get(entry.run)
-        ended, twin = state in ("finished", "failed"), trajectories.get(entry.iid_baseline)
+        status, run = "failed" if fault else manifest.get_status(entry.run), trajectories.get(entry.run)
+        has_ended, baseline = status in ("finished", "failed"), trajectories.get(entry.iid_baseline)
         row = {
             "run": entry.run,
             "study": manifest.name,
@@ -193,65 +214,72 @@ def build_study_table(manifest: StudyManifest, metrics: Sequence[str] = (), role
             "seed": entry.seed,
             "iid": entry.iid,
             "iid_baseline": entry.iid_baseline,
-            "status": state,
+            "status": status,
             "failure": fault or manifest.get_failure(entry.run),
-            "diverged": bool(ended and run and has_diverged(run)),
+            "diverged": bool(has_ended and run and has_diverged(run)),
         }
-        row |= {factor: entry.factors.get(factor) for factor in said["factors"]}
-        row |= {name: summarize_metric(name, run, twin) if state == "finished" and run else math.nan for name in names}
+        row |= {factor: entry.factors.get(factor) for factor in content["factors"]}
+        row |= {name: summarize_metric(name, run, baseline) if status == "finished" and run else math.nan for name in names}
         rows.append(row)
-    frame = pd.DataFrame(rows, columns=[*METADATA_COLUMNS, *said["factors"], *names])
+    frame = pd.DataFrame(rows, columns=[*METADATA_COLUMNS, *content["factors"], *names])
     return frame.astype({"iid": bool, "diverged": bool, **{name: "float64" for name in names}})
 
 
 def load_trajectories(manifest: StudyManifest, entries: Iterable[ManifestEntry], metrics: Sequence[str]) -> dict[str, Trajectory]:
-    """The trajectories of some runs, with these metrics only; all files are read in one query."""
+    """Load the given metrics of some runs in one query.
+
+    Args:
+        manifest: The manifest of the study.
+        entries: The runs. Those without stored files are skipped.
+        metrics: The recorded metrics to load.
+
+    Returns:
+        Run id -> trajectory. Runs without any of these metrics are missing.
+    """
     runs = {entry.run: manifest.get_run(entry) for entry in entries}
-    there = [run for run in runs.values() if (run.folder / "experiment.json").exists()]
-    with connect(Path(manifest.root), there) as connection:
-        marks = ", ".join("?" * len(metrics))
+    stored = [run for run in runs.values() if (run.folder / "experiment.json").exists()]
+    with connect(Path(manifest.root), stored) as connection:
+        placeholders = ", ".join("?" * len(metrics))
         frame = connection.execute(
-            f"SELECT run, round, metric, domain, client, value FROM records WHERE metric IN ({marks}) ORDER BY run, round", list(metrics)
+            f"SELECT run, round, metric, domain, client, value FROM records WHERE metric IN ({placeholders}) ORDER BY run, round",
+            list(metrics),
         ).df()
     codes = {column: pd.factorize(frame[column].astype("object")) for column in ("metric", "domain")}
     ends: list[int] = (np.flatnonzero(np.diff(pd.factorize(frame["run"].astype("object"))[0], append=-1)) + 1).tolist()
-    found = {}
-    for begin, end in zip([0, *ends], ends, strict=False):
-        rows = slice(begin, end)
-        numbers = [frame[column].to_numpy()[rows] for column in ("round", "client", "value")]
-        found[str(frame["run"].iloc[begin])] = Trajectory(
+    trajectories = {}
+    for start, end in zip([0, *ends], ends, strict=False):
+        rows = slice(start, end)
+        columns = [frame[column].to_numpy()[rows] for column in ("round", "client", "value")]
+        trajectories[str(frame["run"].iloc[start])] = Trajectory(
             RecordColumns(
-                numbers[0],
+                columns[0],
                 codes["metric"][0][rows],
                 codes["domain"][0][rows],
-                numbers[1],
-                numbers[2],
+                columns[1],
+                columns[2],
                 tuple(map(str, codes["metric"][1])),
                 tuple(map(str, codes["domain"][1])),
             )
         )
-    return found
-
-
-# What a study's hypotheses come to, from the runs that there are.
+    return trajectories
 
 
 def judge_hypotheses(manifest: StudyManifest) -> tuple[pd.DataFrame, tuple[Verdict, ...]]:
-    """The study's tidy frame and the verdict on each of its hypotheses; outcomes that only these name are columns too."""
-    said = manifest.read()
-    study = parse_study(said["study"])
-    named = [metric for hypothesis in study.hypotheses for metric in list_hypothesis_metrics(hypothesis)]
-    frame = build_study_table(manifest, tuple(dict.fromkeys([*study.metrics, *named])))
-    return frame, evaluate_hypotheses(study.hypotheses, frame, said["factors"]) if study.hypotheses else ()
+    """Return the table of a study and the verdict on each of its hypotheses; outcomes that only hypotheses use are columns too."""
+    content = manifest.read()
+    study = parse_study(content["study"])
+    hypothesis_metrics = [metric for hypothesis in study.hypotheses for metric in list_hypothesis_metrics(hypothesis)]
+    frame = build_study_table(manifest, tuple(dict.fromkeys([*study.metrics, *hypothesis_metrics])))
+    return frame, evaluate_hypotheses(study.hypotheses, frame, content["factors"]) if study.hypotheses else ()
 
 
 def list_hypothesis_metrics(hypothesis: Hypothesis) -> list[str]:
-    """The outcomes that a hypothesis and its parts are about, those aside that every run has."""
+    """List the outcomes of a hypothesis and its parts, except the columns that every table has."""
     parts = [metric for part in getattr(hypothesis, "parts", ()) for metric in list_hypothesis_metrics(part)]
     return [metric for metric in (hypothesis.metric, *parts) if metric and metric not in METADATA_COLUMNS]
 
 
-# Two runs beside each other: what differs in what was asked, and in what came, over the rounds that both have.
+# Comparison of two runs: their configurations, and their metrics over the rounds that both have.
 
 NOT_SET = "(none)"
 FINAL_SHARED_EVALUATIONS = 5
@@ -259,20 +287,31 @@ FINAL_SHARED_EVALUATIONS = 5
 
 @dataclass(frozen=True)
 class MetricDifference:
-    """Of one metric of the federation or of a domain: the mean over the last shared rounds of each, and of other less one."""
+    """The difference of one metric between two runs, for the federation or for one domain.
+
+    Attributes:
+        metric: The metric.
+        domain: The domain, or "" for the federation.
+        first: The mean of the first run over the last shared evaluations.
+        second: The mean of the second run over the same evaluations.
+        mean_difference: ``second - first``.
+        max_difference: The difference with the largest absolute value in any shared round.
+        max_difference_round: The round of ``max_difference``.
+        num_shared_rounds: The number of rounds in which both runs recorded the metric.
+    """
 
     metric: str
     domain: str
     first: float
     second: float
     mean_difference: float
-    max_difference: float  # the difference of largest size in any shared round
-    max_difference_round: int  # and its round
+    max_difference: float
+    max_difference_round: int
     num_shared_rounds: int
 
 
 def compare_configs(first: Run, second: Run) -> dict[str, tuple[Any, Any]]:
-    """What differs in the experiments, by path."""
+    """Return the configuration values that differ between two runs: path -> (first value, second value)."""
     left, right = (
         flatten({key: value for key, value in run.config.items() if key not in ("id", "partition_table")}) for run in (first, second)
     )
@@ -284,30 +323,33 @@ def compare_configs(first: Run, second: Run) -> dict[str, tuple[Any, Any]]:
 
 
 def compare_metrics(first: Run, second: Run) -> list[MetricDifference]:
-    """What differs in the outcomes: every number of the federation and of domains that both runs have."""
-    found = []
+    """Compare every metric of the federation and of domains that both runs recorded."""
+    differences = []
     left, right = first.trajectory(), second.trajectory()
     for metric in sorted(set(left.metrics) & set(right.metrics)):
         domains = sorted(set(left.domains_of(metric)) & set(right.domains_of(metric)))
         for domain in ([""] if left.has_curve(metric) and right.has_curve(metric) else []) + domains:
-            a, b = left.observed_mask(metric, domain), right.observed_mask(metric, domain)
-            both, ours, theirs = np.intersect1d(left.rounds[a], right.rounds[b], return_indices=True)
-            if not len(both):
+            first_mask, second_mask = left.observed_mask(metric, domain), right.observed_mask(metric, domain)
+            shared, first_index, second_index = np.intersect1d(left.rounds[first_mask], right.rounds[second_mask], return_indices=True)
+            if not len(shared):
                 continue
-            x, y = left.curve(metric, domain)[a][ours], right.curve(metric, domain)[b][theirs]
-            apart = y - x
-            worst = int(np.nanargmax(np.abs(apart))) if not np.isnan(apart).all() else 0
-            late = final_round_indices(both, FINAL_SHARED_EVALUATIONS)
-            found.append(
+            first_values, second_values = (
+                left.curve(metric, domain)[first_mask][first_index],
+                right.curve(metric, domain)[second_mask][second_index],
+            )
+            difference = second_values - first_values
+            largest = int(np.nanargmax(np.abs(difference))) if not np.isnan(difference).all() else 0
+            final = final_round_indices(shared, FINAL_SHARED_EVALUATIONS)
+            differences.append(
                 MetricDifference(
                     metric,
                     domain,
-                    float(x[late].mean()),
-                    float(y[late].mean()),
-                    float(apart[late].mean()),
-                    float(apart[worst]),
-                    int(both[worst]),
-                    len(both),
+                    float(first_values[final].mean()),
+                    float(second_values[final].mean()),
+                    float(difference[final].mean()),
+                    float(difference[largest]),
+                    int(shared[largest]),
+                    len(shared),
                 )
             )
-    return found
+    return differences

@@ -1,4 +1,4 @@
-"""From a study's cells to experiments with their ids and twins, ready to be run."""
+"""The plan of a study: from its cells to experiments with their ids and IID baselines, and the estimate of their cost."""
 
 from __future__ import annotations
 
@@ -26,7 +26,10 @@ from .tuning import TuningResult, pick_best_settings, plan_trials
 
 @dataclass(frozen=True)
 class StudyPlan:
-    """What a study will run. ``configs``: each once, by id, in the order of running."""
+    """The runs of a study.
+
+    ``entries`` is the place of each run in the study. ``configs`` maps each run id to its experiment, once, in the order of execution.
+    """
 
     entries: list[ManifestEntry]
     configs: dict[str, ExperimentConfig]
@@ -34,103 +37,133 @@ class StudyPlan:
 
 
 def plan_runs(planned_runs: Iterable[PlannedRun], resources: ResourceCache) -> StudyPlan:
-    """Every cell resolved, its IID baseline right after it, and nothing twice."""
+    """Resolve every planned run to an experiment, directly followed by its IID baseline; no experiment occurs twice.
+
+    Raises:
+        UserError: The configuration of a run is invalid. The message names its stage and condition.
+    """
     entries: list[ManifestEntry] = []
-    twins: list[ManifestEntry] = []
-    experiments: dict[str, ExperimentConfig] = {}
-    for cell in planned_runs:
+    baselines: list[ManifestEntry] = []
+    configs: dict[str, ExperimentConfig] = {}
+    for planned in planned_runs:
         try:
-            experiment = resolve_fingerprints(parse_config(cell.raw_config), resources)
+            config = resolve_fingerprints(parse_config(planned.raw_config), resources)
         except UserError as error:
-            raise UserError(f"{cell.stage}: {cell.condition}: {error}") from error
-        iid = iid_baseline(experiment) if cell.with_iid_baseline else None
-        experiments.setdefault(experiment.id, experiment)
+            raise UserError(f"{planned.stage}: {planned.condition}: {error}") from error
+        baseline = iid_baseline(config) if planned.with_iid_baseline else None
+        configs.setdefault(config.id, config)
         entries.append(
             ManifestEntry(
-                experiment.id,
-                cell.role,
-                cell.stage,
-                cell.condition,
-                cell.seed,
+                config.id,
+                planned.role,
+                planned.stage,
+                planned.condition,
+                planned.seed,
                 False,
-                iid.id if iid else "",
-                cell.factors,
-                cell.settings,
-                experiment.name,
+                baseline.id if baseline else "",
+                planned.factors,
+                planned.settings,
+                config.name,
             )
         )
-        if iid and iid.id != experiment.id:
-            experiments.setdefault(iid.id, iid)
-            levels = {name: 0.0 if name == "partition.severity" else label for name, label in cell.factors.items()}
-            twins.append(
-                ManifestEntry(iid.id, "iid_baseline", cell.stage, format_cell(levels), cell.seed, True, "", levels, cell.settings, iid.name)
+        if baseline and baseline.id != config.id:
+            configs.setdefault(baseline.id, baseline)
+            levels = {name: 0.0 if name == "partition.severity" else label for name, label in planned.factors.items()}
+            baselines.append(
+                ManifestEntry(
+                    baseline.id,
+                    "iid_baseline",
+                    planned.stage,
+                    format_cell(levels),
+                    planned.seed,
+                    True,
+                    "",
+                    levels,
+                    planned.settings,
+                    baseline.name,
+                )
             )
-    cells_too = {entry.run for entry in entries}  # a cell of severity 0 is its own twin, and no row beside itself
-    return StudyPlan(entries + [entry for entry in twins if entry.run not in cells_too], experiments)
+    run_ids = {entry.run for entry in entries}  # a cell of severity 0 is its own IID baseline, and needs no second entry
+    return StudyPlan(entries + [entry for entry in baselines if entry.run not in run_ids], configs)
 
 
 def plan_tuning(study: Study, resources: ResourceCache) -> StudyPlan:
-    """The trials of the tuning stage."""
+    """Plan the trials of the tuning stage."""
     return plan_runs(plan_trials(study), resources)
 
 
 def select_settings(study: Study, plan: StudyPlan, manifest: StudyManifest) -> list[TuningResult]:
-    """What tuning chose; a trial that failed, diverged, ended with a dead model or did not end is the worst."""
-    found = load_trajectories(manifest, plan.entries, list_recorded_metrics([study.tuning.metric]))
-    done = []
-    for cell, entry in zip(plan_trials(study), plan.entries, strict=True):
-        run = found.get(entry.run)
-        ended = run is not None and manifest.get_run(entry).is_finished and not has_diverged(run)
-        score = summarize_metric(study.tuning.metric, run) if run is not None and ended else float("nan")
-        done.append((cell, score))
-    return pick_best_settings(study, done)
+    """Select the best settings from the finished trials.
+
+    A trial that failed, diverged, ended with a dead model or did not finish ranks last.
+    """
+    trajectories = load_trajectories(manifest, plan.entries, list_recorded_metrics([study.tuning.metric]))
+    scored_trials = []
+    for planned, entry in zip(plan_trials(study), plan.entries, strict=True):
+        run = trajectories.get(entry.run)
+        is_valid = run is not None and manifest.get_run(entry).is_finished and not has_diverged(run)
+        score = summarize_metric(study.tuning.metric, run) if run is not None and is_valid else float("nan")
+        scored_trials.append((planned, score))
+    return pick_best_settings(study, scored_trials)
 
 
 def plan_study(study: Study, resources: ResourceCache, trial_plan: StudyPlan, tuning_results: list[TuningResult]) -> StudyPlan:
-    """All runs of the study, tuned as was chosen; the trials first."""
-    settings: Mapping[str, Mapping[str, Any]] = {choice.group: choice.settings for choice in tuning_results}
+    """Plan all runs of the study with the selected settings; the trials come first."""
+    settings: Mapping[str, Mapping[str, Any]] = {result.group: result.settings for result in tuning_results}
     plan = plan_runs(expand_cells(study, settings), resources)
     return StudyPlan(trial_plan.entries + plan.entries, {**trial_plan.configs, **plan.configs}, tuning_results)
 
 
 def build_manifest_content(study: Study, plan: StudyPlan, complete: bool) -> dict[str, Any]:
-    """What the study's book holds. ``complete``: tuning is over, so that all runs are known."""
+    """Build the content of the study manifest.
+
+    Args:
+        study: The study.
+        plan: Its plan.
+        complete: Whether tuning is finished, so that all runs are known.
+    """
     designs = {
-        stage.name: {"cells": len(every), "aliases": find_aliases(every)}
+        stage.name: {"cells": len(cells), "aliases": find_aliases(cells)}
         for stage in expand_stages(study)
-        if (every := list_stage_cells(study, stage.name))
+        if (cells := list_stage_cells(study, stage.name))
     }
     return {
         "study": study.to_dict(),
         "factors": list_factor_names(study),
         "complete": complete,
         "designs": designs,
-        "choices": [asdict(choice) for choice in plan.tuning_results],
+        "choices": [asdict(result) for result in plan.tuning_results],
         "runs": plan.entries,
     }
 
 
 def list_stage_cells(study: Study, name: str) -> list[dict[str, Any]]:
-    """The cells of one stage."""
-    unseeded = [cell for cell in expand_cells(study) if cell.stage == name]
-    return [cell.factors for cell in unseeded if cell.seed == unseeded[0].seed]
+    """List the cells of one stage."""
+    planned_runs = [planned for planned in expand_cells(study) if planned.stage == name]
+    return [planned.factors for planned in planned_runs if planned.seed == planned_runs[0].seed]
 
 
 def select_configs(plan: StudyPlan, role: str) -> list[ExperimentConfig]:
-    """The experiments to run, each once: trials, or all the others. Twins follow their run."""
-    wanted = [entry.run for entry in plan.entries if (entry.role == "trial") == (role == "trial")]
-    inside = set(wanted)
-    return [experiment for id, experiment in plan.configs.items() if id in inside]
+    """Select the experiments to run, each once: the trials, or all others. IID baselines follow their run."""
+    selected = {entry.run for entry in plan.entries if (entry.role == "trial") == (role == "trial")}
+    return [config for id, config in plan.configs.items() if id in selected]
 
 
-# What a study will cost: its tokens, and the time they take at the speed that a short probe measures on this machine.
+# The cost of a study: its tokens, and the time that they take at the speed that a short speed test measures on this machine.
 
-SPEED_TEST_ROUNDS = 3  # of the probe; the first is not counted
+SPEED_TEST_ROUNDS = 3  # the first round is not counted
 
 
 @dataclass(frozen=True)
 class RunSpeed:
-    """Seconds of one kind of run: in all before its rounds, a token trained, a round's evaluation, the end."""
+    """The measured speed of one kind of run, in seconds.
+
+    Attributes:
+        startup_s: Time before the first round.
+        seconds_per_token: Time per trained token.
+        seconds_per_evaluation: Time per evaluated round, for the evaluation and for storing its results.
+        final_s: Time after the last round.
+    """
 
     startup_s: float
     seconds_per_token: float
@@ -138,70 +171,86 @@ class RunSpeed:
     final_s: float
 
     def estimate_seconds(self, config: ExperimentConfig) -> float:
+        """Estimate the duration of a run in seconds."""
         evaluations = config.training.num_rounds / config.evaluation.interval
         return self.startup_s + count_tokens(config) * self.seconds_per_token + evaluations * self.seconds_per_evaluation + self.final_s
 
 
 @dataclass(frozen=True)
 class StudyCost:
+    """The cost of a study."""
+
     num_runs: int
     num_finished: int
-    tokens: float  # of the runs that are left
-    seconds: float  # one after another on this machine; NaN if it was not measured
+    tokens: float  # trained tokens of the unfinished runs
+    seconds: float  # if the unfinished runs are executed one after another on this machine; NaN if it was not measured
     tokens_per_second: float
 
 
 def count_tokens(config: ExperimentConfig) -> float:
-    """The tokens that all clients together train on, padding included; by ``steps`` also where epochs decide."""
-    plan = config.training
+    """Count the tokens that all clients together train on, padding included.
+
+    The count uses ``local_steps``, even if ``local_epochs`` determines the number of steps.
+    """
+    training = config.training
     return float(
-        plan.num_rounds * plan.cohort_size(config.partition.num_clients) * plan.local_steps * plan.batch_size * plan.max_seq_length
+        training.num_rounds
+        * training.cohort_size(config.partition.num_clients)
+        * training.local_steps
+        * training.batch_size
+        * training.max_seq_length
     )
 
 
 def get_speed_key(config: ExperimentConfig) -> tuple[object, ...]:
-    """What decides how fast a run is, about: one probe serves all runs of a kind."""
-    plan = config.training
+    """Return a key that is equal for runs of about the same speed, so that one speed test covers them."""
+    training = config.training
     return (
         config.model,
         config.trainable,
         type(config.partition),
-        plan.cohort_size(config.partition.num_clients),
-        plan.batch_size,
-        plan.max_seq_length,
+        training.cohort_size(config.partition.num_clients),
+        training.batch_size,
+        training.max_seq_length,
         replace(config.evaluation, interval=1, split="test"),
     )
 
 
 def measure_speed(config: ExperimentConfig, resources: ResourceCache) -> RunSpeed:
-    """A few rounds of an experiment, in a folder that goes again."""
+    """Measure the speed of an experiment by running a few rounds in a temporary folder."""
     short = edit_config(config, {"training__num_rounds": SPEED_TEST_ROUNDS, "evaluation__interval": 1})
     with tempfile.TemporaryDirectory() as folder:
-        begun = perf_counter()
+        start = perf_counter()
         run = run_experiment(short, replace(resources, runtime=replace(resources.runtime, runs_dir=Path(folder))))
-        wall, timings = perf_counter() - begun, run.timings()
-    rounds = [row for row in timings if "train" in row]
-    end = sum(row.get("final", 0.0) for row in timings)
-    inside = sum(row["train"] + row["evaluate"] + row["store"] for row in rounds)
-    late = rounds[1:]
+        total_s, timings = perf_counter() - start, run.timings()
+    round_timings = [row for row in timings if "train" in row]
+    final_s = sum(row.get("final", 0.0) for row in timings)
+    rounds_s = sum(row["train"] + row["evaluate"] + row["store"] for row in round_timings)
+    timed_rounds = round_timings[1:]
     return RunSpeed(
-        max(0.0, wall - inside - end),
-        float(np.mean([row["train"] for row in late])) / (count_tokens(short) / SPEED_TEST_ROUNDS),
-        float(np.mean([row["evaluate"] + row["store"] for row in late])),
-        end,
+        max(0.0, total_s - rounds_s - final_s),
+        float(np.mean([row["train"] for row in timed_rounds])) / (count_tokens(short) / SPEED_TEST_ROUNDS),
+        float(np.mean([row["evaluate"] + row["store"] for row in timed_rounds])),
+        final_s,
     )
 
 
 def estimate_cost(configs: Iterable[ExperimentConfig], resources: ResourceCache, measure: bool = True) -> StudyCost:
-    """Of the runs that are not finished yet; ``measure``: with a probe of every kind of run among them."""
-    every = list(configs)
-    left = [experiment for experiment in every if not Run(Path(resources.runtime.runs_dir), experiment.id).is_finished]
+    """Estimate the cost of the runs that are not finished.
+
+    Args:
+        configs: The experiments.
+        resources: The shared resources.
+        measure: Whether to run a short speed test for each kind of run.
+    """
+    all_configs = list(configs)
+    pending = [experiment for experiment in all_configs if not Run(Path(resources.runtime.runs_dir), experiment.id).is_finished]
     speeds: dict[tuple[object, ...], RunSpeed] = {}
     seconds = 0.0 if measure else float("nan")
-    for experiment in left if measure else ():
-        of = get_speed_key(experiment)
-        if of not in speeds:
-            speeds[of] = measure_speed(experiment, resources)
-        seconds += speeds[of].estimate_seconds(experiment)
+    for experiment in pending if measure else ():
+        key = get_speed_key(experiment)
+        if key not in speeds:
+            speeds[key] = measure_speed(experiment, resources)
+        seconds += speeds[key].estimate_seconds(experiment)
     rate = 1 / float(np.mean([speed.seconds_per_token for speed in speeds.values()])) if speeds else float("nan")
-    return StudyCost(len(every), len(every) - len(left), sum(map(count_tokens, left)), seconds, rate)
+    return StudyCost(len(all_configs), len(all_configs) - len(pending), sum(map(count_tokens, pending)), seconds, rate)

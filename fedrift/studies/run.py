@@ -1,4 +1,4 @@
-"""A study from beginning to end, or from where it stands to its end."""
+"""Execution of a study: tuning first, then all runs. An interrupted study continues when it is started again."""
 
 from __future__ import annotations
 
@@ -16,94 +16,123 @@ from .spec import Study
 from .worker import ProgressFn, list_pending
 
 StartFn = Callable[[str, Sequence[ExperimentConfig]], ProgressFn]
-"""Told what begins (``tuning`` or ``runs``) and its runs; gives back who is told of every round."""
+"""Called with the phase that begins ("tuning" or "runs") and its experiments; returns the callback for the progress of every round."""
 
 
 def run_study(
     study: Study,
     resources: ResourceCache,
     executor: Executor | None = None,
-    on_start: StartFn = lambda what, experiments: lambda run, round: None,
+    on_start: StartFn = lambda phase, configs: lambda run_id, round: None,
     fresh: bool = False,
 ) -> StudyManifest:
-    """Run what is missing of a study. Killed at any moment, it goes on when asked again; a run that fails is noted and
-    the study goes on without it.
+    """Execute the missing runs of a study.
+
+    A study that was interrupted at any point continues when it is started again. A run that fails is recorded, and the study continues
+    without it.
 
     Args:
         study: The study.
-        resources: What runs share, and the runtime.
-        executor: Where its runs are done.
-        on_start: Told what begins.
-        fresh: Whether stored runs are moved aside and run anew.
+        resources: The resources that runs share, and the runtime.
+        executor: The executor of the runs; the default is ``Local``.
+        on_start: Called when a phase begins.
+        fresh: Whether to move stored runs aside and execute them again.
+
+    Returns:
+        The manifest of the study.
+
+    Raises:
+        UserError: The study is invalid, or an executor ended before all runs were finished or failed.
+
+    Example:
+        >>> study = load_study(Path("study.yaml"))
+        >>> manifest = run_study(study, ResourceCache())
+        >>> table, verdicts = judge_hypotheses(manifest)
     """
     executor = executor or Local()
-    book = StudyManifest(ensure_runs_dir(resources.runtime.runs_dir), study.name)
-    earlier = {entry.run for entry in book.read()["runs"]} if book.exists else set()
-    tuning = plan_tuning(study, resources)
-    book.clear_failures()
-    chosen = []
-    if tuning.entries:
-        book.write(build_manifest_content(study, tuning, complete=False))
-        first = select_configs(tuning, "trial")
-        run_phase(move_stored_aside(first, book, resources) if fresh else first, resources, book, executor, on_start, "tuning")
-        chosen = select_settings(study, tuning, book)
-    plan = plan_study(study, resources, tuning, chosen)
-    unused = [id for id in earlier - plan.configs.keys() - tuning.configs.keys() if book.get_run(id).is_finished]
+    manifest = StudyManifest(ensure_runs_dir(resources.runtime.runs_dir), study.name)
+    previous_ids = {entry.run for entry in manifest.read()["runs"]} if manifest.exists else set()
+    trial_plan = plan_tuning(study, resources)
+    manifest.clear_failures()
+    tuning_results = []
+    if trial_plan.entries:
+        manifest.write(build_manifest_content(study, trial_plan, complete=False))
+        trial_configs = select_configs(trial_plan, "trial")
+        run_phase(
+            move_stored_aside(trial_configs, manifest, resources) if fresh else trial_configs,
+            resources,
+            manifest,
+            executor,
+            on_start,
+            "tuning",
+        )
+        tuning_results = select_settings(study, trial_plan, manifest)
+    plan = plan_study(study, resources, trial_plan, tuning_results)
+    unused = [id for id in previous_ids - plan.configs.keys() - trial_plan.configs.keys() if manifest.get_run(id).is_finished]
     if unused:
         resources.runtime.on_message(
-            f"{len(unused)} finished runs that study {study.name} had before are not part of it now: they answer "
-            "other settings, or are of an older fedrift whose defaults or numbers differ. They stay where they are"
+            f"{len(unused)} finished runs are no longer part of study {study.name}: their settings differ, or an older "
+            "version of fedrift with other defaults or numerics made them. They remain stored"
         )
-    book.write(build_manifest_content(study, plan, complete=True))
-    runs = select_configs(plan, "run")
-    trials = {entry.run for entry in tuning.entries}
-    run_phase(move_stored_aside(runs, book, resources, excluded_ids=trials) if fresh else runs, resources, book, executor, on_start, "runs")
-    return book
+    manifest.write(build_manifest_content(study, plan, complete=True))
+    run_configs = select_configs(plan, "run")
+    trial_ids = {entry.run for entry in trial_plan.entries}
+    run_phase(
+        move_stored_aside(run_configs, manifest, resources, excluded_ids=trial_ids) if fresh else run_configs,
+        resources,
+        manifest,
+        executor,
+        on_start,
+        "runs",
+    )
+    return manifest
 
 
 def run_phase(
     configs: list[ExperimentConfig], resources: ResourceCache, manifest: StudyManifest, executor: Executor, on_start: StartFn, phase: str
 ) -> None:
-    """Settle some runs; those that are finished already have to be what is asked, and are counted."""
-    for experiment in configs:
-        if manifest.get_run(experiment.id).is_finished:
-            check_stored_run(experiment, manifest.get_run(experiment.id), resources.runtime)
-    left = list_pending(configs, manifest)
-    kept = {experiment.id for experiment in configs if manifest.get_run(experiment.id).is_finished}
-    if kept:
-        ways = sorted({describe_finished_run(manifest.get_run(id)) for id in kept})
-        more = f" (and {len(ways) - 1} other ways)" if len(ways) > 1 else ""
+    """Execute the pending runs of one phase; check that finished runs match their experiments, and report their number."""
+    for config in configs:
+        if manifest.get_run(config.id).is_finished:
+            check_stored_run(config, manifest.get_run(config.id), resources.runtime)
+    pending = list_pending(configs, manifest)
+    finished_ids = {config.id for config in configs if manifest.get_run(config.id).is_finished}
+    if finished_ids:
+        descriptions = sorted({describe_finished_run(manifest.get_run(id)) for id in finished_ids})
+        others = f" (or {len(descriptions) - 1} other dates or settings)" if len(descriptions) > 1 else ""
         resources.runtime.on_message(
-            f"{phase}: {len(kept)} of {len(kept) + len(left)} are {ways[0]}{more}: not run again; --fresh runs them"
+            f"{phase}: {len(finished_ids)} of {len(finished_ids) + len(pending)} were {descriptions[0]}{others} and are not run again; "
+            "use --fresh to run them"
         )
-    tell = on_start(phase, configs)
-    if left:
-        executor(left, resources, manifest, tell)
-        lost = list_pending(left, manifest)
-        if lost:
+    on_progress = on_start(phase, configs)
+    if pending:
+        executor(pending, resources, manifest, on_progress)
+        still_pending = list_pending(pending, manifest)
+        if still_pending:
             raise UserError(
-                f"{phase}: {len(lost)} of {len(left)} ended neither finished nor failed, the first is run "
-                f"{lost[0].id}; the same command goes on with them"
+                f"{phase}: {len(still_pending)} of {len(pending)} runs are neither finished nor failed, the first is "
+                f"{still_pending[0].id}; run the same command again to continue"
             )
 
 
 def move_stored_aside(
     configs: list[ExperimentConfig], manifest: StudyManifest, resources: ResourceCache, excluded_ids: Collection[str] = ()
 ) -> list[ExperimentConfig]:
-    """The experiments, after their stored runs have been moved aside."""
-    stored = [
-        run for experiment in configs if experiment.id not in excluded_ids and (run := manifest.get_run(experiment.id)).folder.exists()
-    ]
-    places = [move_aside(run) for run in stored]
-    if places:
-        resources.runtime.on_message(f"{len(places)} stored runs are now in {places[0].parent}")
+    """Move the stored runs of the experiments aside, and return the experiments."""
+    stored = [run for config in configs if config.id not in excluded_ids and (run := manifest.get_run(config.id)).folder.exists()]
+    targets = [move_aside(run) for run in stored]
+    if targets:
+        resources.runtime.on_message(f"{len(targets)} stored runs are now in {targets[0].parent}")
     return configs
 
 
 def preview_study(study: Study, resources: ResourceCache) -> tuple[StudyPlan, bool]:
-    """What would be run, and whether that is known for sure: ids of what is still to be tuned are not."""
-    book = StudyManifest(resources.runtime.runs_dir, study.name)
-    tuning = plan_tuning(study, resources)
-    known = all(book.get_run(entry).is_finished for entry in tuning.entries)
-    chosen = select_settings(study, tuning, book) if tuning.entries and known else []
-    return plan_study(study, resources, tuning, chosen), known
+    """Return the plan of a study without executing it, and whether the plan is final.
+
+    The run ids are not final before tuning is finished.
+    """
+    manifest = StudyManifest(resources.runtime.runs_dir, study.name)
+    trial_plan = plan_tuning(study, resources)
+    is_final = all(manifest.get_run(entry).is_finished for entry in trial_plan.entries)
+    tuning_results = select_settings(study, trial_plan, manifest) if trial_plan.entries and is_final else []
+    return plan_study(study, resources, trial_plan, tuning_results), is_final

@@ -1,4 +1,4 @@
-"""Factors: what a study varies, each level being a label and the changes to an experiment that it stands for."""
+"""The specification of a study: its factors, stages, seeds, tuning and hypotheses, read from one YAML file."""
 
 from __future__ import annotations
 
@@ -22,105 +22,123 @@ from .designs import Design, FullGrid
 
 @dataclass(frozen=True)
 class Factor:
-    """``name``: its column in tables. ``levels``: label -> {path in the experiment: value}."""
+    """A factor of a study.
+
+    ``name`` is its column in tables. ``levels`` maps the label of each level to its changes, ``{path in the experiment: value}``.
+    """
 
     name: str
     levels: dict[Any, dict[str, Any]]
 
 
 def parse_factors(raw: Mapping[str, Any]) -> dict[str, Factor]:
-    """The factors of a study's YAML, in its order.
+    """Parse the ``factors`` section of a study file, in its order.
 
-    ``partition.severity: [0.5, 1]`` varies a path; ``regime: {topic: {partition.type: TopicMix}, style: {...}}`` gives
-    every level a name and any number of changes.
+    ``partition.severity: [0.5, 1]`` varies one path. ``regime: {topic: {partition.type: TopicMix}, style: {...}}`` names each level and
+    gives it any number of changes.
+
+    Raises:
+        UserError: A factor has no levels, two equal levels, or levels of another form.
     """
-    found = {}
+    factors = {}
     for key, levels in raw.items():
         name = key.removesuffix(".type")
         if isinstance(levels, Mapping):
-            wrong = [
+            invalid = [
                 label
                 for label, changes in levels.items()
                 if not isinstance(changes, Mapping) or not all(isinstance(path, str) for path in changes)
             ]
-            if wrong or not levels:
+            if invalid or not levels:
                 raise UserError(
-                    f"factors.{key}: a named level is {{path: value, ...}}, e.g. topic: {{partition.type: TopicMix}}; "
-                    f"got {quote_value(wrong) if wrong else 'no level'}. A list of values varies the path itself"
+                    f"factors.{key}: each named level must be a mapping {{path: value, ...}}, e.g. topic: {{partition.type: TopicMix}}; "
+                    f"got {quote_value(invalid) if invalid else 'no level'}. To vary the path {key} itself, give a list of values"
                 )
-            found[name] = Factor(name, {label: dict(changes) for label, changes in levels.items()})
+            factors[name] = Factor(name, {label: dict(changes) for label, changes in levels.items()})
         elif isinstance(levels, (list, tuple)) and levels:
-            found[name] = Factor(name, dict(zip(label_levels(levels), ({key: value} for value in levels), strict=True)))
+            factors[name] = Factor(name, dict(zip(label_levels(levels), ({key: value} for value in levels), strict=True)))
         else:
-            raise UserError(f"factors.{key}: wanted a list of values or a mapping of named levels, got {quote_value(levels)}")
-        if len(found[name].levels) != len(levels):
-            raise UserError(f"factors.{key}: two levels are the same: {quote_value(list(levels))}")
-    return found
+            raise UserError(f"factors.{key}: must be a list of values or a mapping of named levels, got {quote_value(levels)}")
+        if len(factors[name].levels) != len(levels):
+            raise UserError(f"factors.{key}: two levels are the same: {quote_value(list(levels))}; remove one")
+    return factors
 
 
 def label_levels(values: Iterable[Any]) -> list[Any]:
-    """What to call each of some values: itself, or a class's name, with its settings where the name alone is not enough."""
+    """Return the labels of a list of levels: the value itself, or its class name, with its settings if the name is not unique."""
     values = list(values)
     names = Counter(get_class_name(value) if isinstance(value, Mapping) else value if isinstance(value, str) else None for value in values)
     return [label_level(value, names) for value in values]
 
 
 def get_class_name(value: Mapping[str, Any]) -> str | None:
-    """The class that a mapping names."""
+    """Return the class that a mapping names under ``type``, or None."""
     name = value.get("type")
     return name if isinstance(name, str) else None
 
 
 def label_level(value: Any, names: Counter[Any]) -> Any:
+    """Return the label of one level; ``names`` counts the class names of all levels."""
     if isinstance(value, Mapping):
-        rest = ", ".join(f"{key}={inner}" for key, inner in value.items() if key != "type")
+        settings = ", ".join(f"{key}={setting}" for key, setting in value.items() if key != "type")
         name = get_class_name(value)
-        return name if name and names[name] == 1 else f"{name} {rest}" if name and rest else name or rest
+        return name if name and names[name] == 1 else f"{name} {settings}" if name and settings else name or settings
     if isinstance(value, (list, tuple)):
         return ", ".join(map(str, value))
     return "none" if value is None else value
 
 
 def apply_changes(raw_config: dict[str, Any], changes: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
-    """An experiment's YAML with all changes made, shorter paths first: ``algorithm`` before ``algorithm.mu``.
+    """Apply all changes to the YAML of an experiment, shorter paths first: ``algorithm`` before ``algorithm.mu``.
 
-    Raises UserError where two set the same path to different values.
+    Args:
+        raw_config: The experiment as plain YAML.
+        changes: Mappings from a path to its new value.
+
+    Raises:
+        UserError: Two changes set the same path to different values.
     """
-    every: dict[str, Any] = {}
-    for each in changes:
-        for path, value in each.items():
-            if path in every and every[path] != value:
+    merged: dict[str, Any] = {}
+    for change in changes:
+        for path, value in change.items():
+            if path in merged and merged[path] != value:
                 raise UserError(
-                    f"{quote_value(path)} is set to {quote_value(every[path])} and to {quote_value(value)} in one run: "
-                    "let one factor set it"
+                    f"{quote_value(path)} is set to {quote_value(merged[path])} and to {quote_value(value)} in the same run; "
+                    "let only one factor set it"
                 )
-            every[path] = value
-    for path in sorted(every, key=lambda path: path.removesuffix(".type").count(".")):
-        raw_config = set_key(raw_config, path, every[path])
+            merged[path] = value
+    for path in sorted(merged, key=lambda path: path.removesuffix(".type").count(".")):
+        raw_config = set_key(raw_config, path, merged[path])
     return raw_config
 
 
 def format_cell(cell: Mapping[str, Any]) -> str:
-    """A cell in words: ``algorithm=FedAvg, partition.severity=0.5``."""
+    """Format a cell of the design in words, for example ``algorithm=FedAvg, partition.severity=0.5``."""
     return ", ".join(f"{factor}={label}" for factor, label in cell.items()) or "all"
 
 
-# A study: what is asked, what is varied, over which seeds, and what will be judged. One YAML file; all of it frozen.
+# The dataclasses of a study file, and its parser.
 
 REGISTRY = Registry({Design: designs, Hypothesis: claims})
-MAX_RUNS = 100_000  # runs of a stage, or trials to draw from
+MAX_RUNS = 100_000  # limit on the runs of a stage, and on the combinations from which tuning draws its trials
 NAME_CHARACTERS = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-_."
 
 
 @dataclass(frozen=True)
 class Tuning:
-    """The same number of ``trials`` for every combination of levels of the factors ``tune_per``, on seeds of their
-    own.
+    """The tuning stage: every combination of levels of the factors ``tune_per`` gets the same number of trials.
 
-    ``space``: path -> values for all; ``space_by_level``: level -> path -> values of that level alone. Each trial is drawn
-    without replacement from the product of both. ``at_levels``: the level of the other factors (default: the first one);
-    ``overrides``: other changes, e.g. fewer rounds. The lowest mean ``metric`` over the ``seeds`` wins. 0 trials: nothing is
-    tuned.
+    Attributes:
+        trials: The number of trials per combination; 0 disables tuning.
+        tune_per: The factors whose combinations of levels are tuned separately.
+        space: Path -> candidate values, for all combinations.
+        space_by_level: Level -> path -> candidate values of that level only. Trials are drawn without replacement from the product of
+            both spaces.
+        seeds: The seeds of the trials, which must differ from those of the study.
+        at_levels: Factor -> level of the other factors during tuning; the default is their first level.
+        overrides: Path -> value, other changes during tuning, such as fewer rounds.
+        split: The text on which trials are evaluated.
+        metric: The outcome whose lowest mean over ``seeds`` wins.
     """
 
     trials: Annotated[int, Ge(0)] = 0
@@ -136,10 +154,33 @@ class Tuning:
 
 @dataclass(frozen=True)
 class Study:
-    """``base``: an experiment, or the path of one beside the study's file; ``overrides``: changes to it, by path. ``seeds``:
-    which, or how many from 0 on. ``iid_baselines``: every run has its IID baseline. ``stages``: studies in little, each a name
-    and what in it differs from the whole (``overrides``, ``factors``, ``design``, ``seeds``, ``iid_baselines``); without them
-    there is one, ``main``."""
+    """A study, as its YAML file defines it.
+
+    Attributes:
+        name: The name, which is also the name of its folder.
+        base: The base experiment as plain YAML. In a file it may be a path relative to that file.
+        question: The research question in words.
+        overrides: Path -> value, changes to the base experiment.
+        factors: The factors and their levels (see ``parse_factors``).
+        design: The combinations of levels that are run.
+        seeds: The seeds, or their number, counted from 0.
+        iid_baselines: Whether every run also has its IID baseline.
+        tuning: The tuning stage.
+        metrics: The outcomes in the table of runs.
+        hypotheses: The hypotheses to test.
+        stages: Parts of the study. Each has a ``name`` and the fields that differ from the study: ``overrides``, ``factors``, ``design``,
+            ``seeds`` and ``iid_baselines``. Without stages there is one stage, ``main``.
+
+    Example:
+        A study file::
+
+            name: severity
+            base: ../experiments/base.yaml
+            factors:
+              algorithm: [FedAvg, FedProx]
+              partition.severity: [0.5, 1.0]
+            seeds: 6
+    """
 
     name: Annotated[str, MinLen(1), MaxLen(100)]
     base: dict[str, Any]
@@ -155,7 +196,7 @@ class Study:
     stages: tuple[dict[str, Any], ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
-        """The whole study as plain YAML, defaults included."""
+        """Return the whole study as plain YAML, including defaults."""
         return dict(dump_value(self, REGISTRY))
 
 
@@ -163,93 +204,113 @@ STAGE_KEYS = ("name", "overrides", "factors", "design", "seeds", "iid_baselines"
 
 
 def load_study(path: Path, overrides: Iterable[str] = ()) -> Study:
-    """The study in a YAML file, its base experiment read in."""
-    said = load_yaml(path)
-    base = said.get("base")
+    """Load a study and its base experiment from a YAML file.
+
+    Args:
+        path: The study file.
+        overrides: Changes as ``path=value``, as on the command line.
+
+    Raises:
+        UserError: The file or its contents are invalid.
+    """
+    raw = load_yaml(path)
+    base = raw.get("base")
     if isinstance(base, str):
-        said = {**said, "base": load_yaml(Path(path).parent / base)}
-    return parse_study(apply_overrides(said, overrides))
+        raw = {**raw, "base": load_yaml(Path(path).parent / base)}
+    return parse_study(apply_overrides(raw, overrides))
 
 
 def parse_study(raw: dict[str, Any]) -> Study:
-    """A study from plain YAML; what cannot work together is refused."""
+    """Parse a study from plain YAML and check that its parts are compatible.
+
+    Raises:
+        UserError: A value is invalid, the study is too large, or tuning shares seeds with the study.
+    """
     study: Study = parse_value(Study, raw, REGISTRY)
     if not study.name or set(study.name) - set(NAME_CHARACTERS) or study.name[0] == ".":
-        raise UserError(f"name: {quote_value(study.name)} names a folder: letters, digits, - _ . only")
-    seen = set()
+        raise UserError(
+            f"name: {quote_value(study.name)} cannot name a folder; use only letters, digits, '-', '_' and '.', and do not begin with '.'"
+        )
+    stage_names = set()
     for stage in expand_stages(study):
-        varied = parse_factors(stage.factors)
+        factors = parse_factors(stage.factors)
         runs = len(list_seeds(stage)) * (
-            prod(len(factor.levels) for factor in varied.values()) if isinstance(stage.design, FullGrid) else 1
+            prod(len(factor.levels) for factor in factors.values()) if isinstance(stage.design, FullGrid) else 1
         )
         if runs > MAX_RUNS:
             raise UserError(
-                f"factors: {quote_value(runs)} runs in the stage {stage.name!r}, all combinations of levels and seeds; "
-                f"at most {MAX_RUNS:,} are planned: take fewer levels or seeds, or another design"
+                f"factors: the stage {stage.name!r} has {quote_value(runs)} runs, all combinations of levels and seeds; "
+                f"at most {MAX_RUNS:,} are allowed. Use fewer levels or seeds, or another design"
             )
-        if stage.name in seen:
-            raise UserError(f"stages: two are called {quote_value(stage.name)}")
-        seen.add(stage.name)
-        both = sorted(set(list_seeds(stage)) & set(study.tuning.seeds)) if study.tuning.trials else []
-        if both:
-            raise UserError(f"tuning.seeds: {both} are seeds of the study too; what is tuned and what is judged must not share seeds")
-    tuned = prod(len(values) for values in study.tuning.space.values())
+        if stage.name in stage_names:
+            raise UserError(f"stages: two stages have the name {quote_value(stage.name)}; rename one")
+        stage_names.add(stage.name)
+        shared_seeds = sorted(set(list_seeds(stage)) & set(study.tuning.seeds)) if study.tuning.trials else []
+        if shared_seeds:
+            raise UserError(f"tuning.seeds: {shared_seeds} are also seeds of the study; use other seeds for tuning")
+    num_common = prod(len(values) for values in study.tuning.space.values())
     for level, space in {"": {}, **study.tuning.space_by_level}.items():
-        every = tuned * prod(len(values) for values in space.values())
-        if not 1 <= every <= MAX_RUNS:
+        num_combinations = num_common * prod(len(values) for values in space.values())
+        if not 1 <= num_combinations <= MAX_RUNS:
             raise UserError(
-                f"tuning.{f'space_by_level.{level}' if level else 'space'}: {quote_value(every)} combinations of values to draw "
-                f"trials from; wanted 1 to {MAX_RUNS:,}"
+                f"tuning.{f'space_by_level.{level}' if level else 'space'}: has {quote_value(num_combinations)} combinations of values; "
+                f"it must have 1 to {MAX_RUNS:,}"
             )
     if study.tuning.trials and not (study.tuning.space or study.tuning.space_by_level):
-        raise UserError("tuning.space: must be said where there are trials, e.g. {training.client_optimizer.lr: [0.1, 0.3, 1.0]}")
+        raise UserError(
+            "tuning.space: this key is required if tuning.trials is above 0, e.g. {training.client_optimizer.lr: [0.1, 0.3, 1.0]}"
+        )
     return study
 
 
 def expand_stages(study: Study) -> list[Study]:
-    """The stages, each as a study of its own that bears the stage's name."""
+    """Return the stages, each as a study of its own with the name of the stage.
+
+    Raises:
+        UserError: A stage has an unknown key or no name.
+    """
     if not study.stages:
         return [replace(study, name="main")]
-    every = []
-    for number, said in enumerate(study.stages):
-        odd = sorted(set(said) - set(STAGE_KEYS))
-        if odd or "name" not in said:
+    stages = []
+    for index, raw_stage in enumerate(study.stages):
+        unknown = sorted(set(raw_stage) - set(STAGE_KEYS))
+        if unknown or "name" not in raw_stage:
             raise UserError(
-                f"stages[{number}]: "
-                + (f"no such key {quote_value(odd[0])};" if odd else "must have a name;")
-                + f" a stage has {', '.join(STAGE_KEYS)}"
+                f"stages[{index}]: "
+                + (f"unknown key {quote_value(unknown[0])};" if unknown else "must have a name;")
+                + f" the keys of a stage are {', '.join(STAGE_KEYS)}"
             )
-        whole = {f.name: getattr(study, f.name) for f in fields(Study)}
-        own: Study = parse_value(
+        values = {f.name: getattr(study, f.name) for f in fields(Study)}
+        stage: Study = parse_value(
             Study,
-            {"name": said["name"], "base": study.base, **{k: v for k, v in said.items() if k in STAGE_KEYS}},
+            {"name": raw_stage["name"], "base": study.base, **{k: v for k, v in raw_stage.items() if k in STAGE_KEYS}},
             REGISTRY,
-            f"stages[{number}]",
+            f"stages[{index}]",
         )
-        whole |= {key: getattr(own, key) for key in said}
-        every.append(Study(**{**whole, "overrides": {**study.overrides, **own.overrides}, "stages": ()}))
-    return every
+        values |= {key: getattr(stage, key) for key in raw_stage}
+        stages.append(Study(**{**values, "overrides": {**study.overrides, **stage.overrides}, "stages": ()}))
+    return stages
 
 
 def list_seeds(study: Study) -> tuple[int, ...]:
-    """The seeds themselves."""
+    """Return the seeds of a study as a tuple."""
     return tuple(range(study.seeds)) if isinstance(study.seeds, int) else study.seeds
 
 
 def build_base_config(study: Study) -> dict[str, Any]:
-    """The YAML that every run of the study begins from."""
-    said = study.base
+    """Return the experiment, as plain YAML, from which every run of the study starts."""
+    raw_config = study.base
     for path, value in study.overrides.items():
-        said = set_key(said, path, value)
-    return said
+        raw_config = set_key(raw_config, path, value)
+    return raw_config
 
 
-# From a study to its runs: which cell, which seed, tuned how, and whose IID baseline.
+# From a study to the list of its runs.
 
 
 @dataclass(frozen=True)
 class PlannedRun:
-    """One run of a study as plain YAML. ``role``: ``run``, or ``trial`` of the tuning stage."""
+    """One run of a study, as plain YAML. ``role`` is "run", or "trial" in the tuning stage."""
 
     role: str
     stage: str
@@ -257,30 +318,36 @@ class PlannedRun:
     seed: int
     factors: dict[str, Any]
     raw_config: dict[str, Any]
-    with_iid_baseline: bool = True  # whether its IID baseline is run too
-    settings: dict[str, Any] | None = None  # what tuning chose, or is trying
+    with_iid_baseline: bool = True  # whether the study also runs its IID baseline
+    settings: dict[str, Any] | None = None  # the tuned settings, or those of a trial
 
 
 def expand_cells(study: Study, tuned_settings: Mapping[str, Mapping[str, Any]] | None = None) -> list[PlannedRun]:
-    """Every run but the IID baselines and trials, stage by stage, seeds outermost: a study cut short has whole blocks.
+    """Return every run except IID baselines and trials, stage by stage.
 
-    ``tuned_settings``: tuned settings by the levels that they were tuned for (``fedrift.studies.tuning``).
+    Seeds are the outermost loop, so an interrupted study has complete blocks.
+
+    Args:
+        study: The study.
+        tuned_settings: Combination of levels (as ``format_cell`` writes it) -> the settings that tuning chose for it.
     """
-    found = []
+    planned_runs = []
     for stage in expand_stages(study):
-        varied = parse_factors(stage.factors)
-        chosen = stage.design({name: tuple(factor.levels) for name, factor in varied.items()})
+        factors = parse_factors(stage.factors)
+        cells = stage.design({name: tuple(factor.levels) for name, factor in factors.items()})
         for seed in list_seeds(stage):
-            for cell in chosen:
+            for cell in cells:
                 settings = dict(
                     (tuned_settings or {}).get(format_cell({name: cell[name] for name in study.tuning.tune_per if name in cell}), {})
                 )
-                changes = [varied[name].levels[label] for name, label in cell.items()]
-                said = apply_changes(build_base_config(stage), [*changes, settings, {"seed": seed}])
-                found.append(PlannedRun("run", stage.name, format_cell(cell), seed, cell, said, stage.iid_baselines, settings or None))
-    return found
+                changes = [factors[name].levels[label] for name, label in cell.items()]
+                raw_config = apply_changes(build_base_config(stage), [*changes, settings, {"seed": seed}])
+                planned_runs.append(
+                    PlannedRun("run", stage.name, format_cell(cell), seed, cell, raw_config, stage.iid_baselines, settings or None)
+                )
+    return planned_runs
 
 
 def list_factor_names(study: Study) -> list[str]:
-    """The names of all factors of all stages, in their order."""
+    """Return the names of the factors of all stages, in their order."""
     return list(dict.fromkeys(name for stage in expand_stages(study) for name in parse_factors(stage.factors)))

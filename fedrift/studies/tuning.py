@@ -1,6 +1,7 @@
-"""Tuning with the same budget for everybody: trials drawn by name, chosen by validation loss, edges of the grid told.
+"""The tuning stage of a study: every combination of levels gets the same number of trials, and validation loss selects the settings.
 
-What is compared is then algorithms at the same effort, not a tuned one against one left at its defaults.
+So the study compares algorithms that were tuned with equal effort. Random streams with fixed names draw the trials. Results at the edge of
+the search grid are reported.
 """
 
 from __future__ import annotations
@@ -19,48 +20,58 @@ from .spec import Factor, PlannedRun, Study, apply_changes, build_base_config, f
 
 @dataclass(frozen=True)
 class TuningResult:
-    """What tuning chose for some levels. ``at_grid_edge``: paths whose best value is the largest or the smallest that was
-    tried."""
+    """The settings that tuning selected for one combination of levels.
+
+    Attributes:
+        group: The combination of levels, as ``format_cell`` writes it.
+        settings: Path -> selected value.
+        score: The mean metric of the selected settings over the tuning seeds.
+        at_grid_edge: The paths whose selected value is the largest or smallest candidate.
+        trials: Every trial with its ``settings``, its ``scores`` by seed, and their ``mean``.
+    """
 
     group: str
     settings: dict[str, Any]
     score: float
     at_grid_edge: tuple[str, ...]
-    trials: tuple[dict[str, Any], ...]  # every trial: its settings, its score by seed, its mean
+    trials: tuple[dict[str, Any], ...]
 
 
 def plan_trials(study: Study) -> list[PlannedRun]:
-    """Every run of the tuning stage; none where nothing is tuned."""
+    """Plan every run of the tuning stage; the list is empty if the study has no tuning.
+
+    Raises:
+        UserError: The tuning section names an unknown factor or level, or its space has too few combinations.
+    """
     tuning = study.tuning
     if not tuning.trials:
         return []
-    varied = parse_factors(study.factors)
+    factors = parse_factors(study.factors)
     for name in (*tuning.tune_per, *tuning.at_levels):
-        if name not in varied:
-            raise unknown_name_error("factor to tune for", name, varied)
-    odd = [label for label in tuning.space_by_level if label not in [str(each) for name in tuning.tune_per for each in varied[name].levels]]
-    if odd:
-        raise unknown_name_error(
-            "level in tuning.space_by_level", odd[0], [str(each) for name in tuning.tune_per for each in varied[name].levels]
-        )
-    found = []
-    for group in list_tuning_groups(study, varied):
-        cell = {name: group.get(name, tuning.at_levels.get(name, next(iter(factor.levels)))) for name, factor in varied.items()}
-        wrong = [f"{name}: {label!r}" for name, label in cell.items() if label not in varied[name].levels]
-        if wrong:
-            raise UserError(f"tuning.at_levels names no level of {', '.join(wrong)}")
-        changes = [varied[name].levels[label] for name, label in cell.items()]
+        if name not in factors:
+            raise unknown_name_error("factor for tuning.tune_per or tuning.at_levels", name, factors)
+    known = [str(label) for name in tuning.tune_per for label in factors[name].levels]
+    unknown = [label for label in tuning.space_by_level if label not in known]
+    if unknown:
+        raise unknown_name_error("level for tuning.space_by_level", unknown[0], known)
+    planned_runs = []
+    for group in list_tuning_groups(study, factors):
+        cell = {name: group.get(name, tuning.at_levels.get(name, next(iter(factor.levels)))) for name, factor in factors.items()}
+        invalid = [f"{name}: {label!r}" for name, label in cell.items() if label not in factors[name].levels]
+        if invalid:
+            raise UserError(f"tuning.at_levels has levels that do not exist: {', '.join(invalid)}")
+        changes = [factors[name].levels[label] for name, label in cell.items()]
         for settings in sample_settings(study, group):
             for seed in tuning.seeds:
-                said = apply_changes(build_base_config(study), [*changes, settings, {"seed": seed}])
+                raw_config = apply_changes(build_base_config(study), [*changes, settings, {"seed": seed}])
                 for path, value in {**tuning.overrides, "evaluation.split": tuning.split}.items():
-                    said = set_key(said, path, value)
-                found.append(PlannedRun("trial", "tuning", format_cell(group), seed, cell, said, False, settings))
-    return found
+                    raw_config = set_key(raw_config, path, value)
+                planned_runs.append(PlannedRun("trial", "tuning", format_cell(group), seed, cell, raw_config, False, settings))
+    return planned_runs
 
 
 def list_tuning_groups(study: Study, factors_by_name: Mapping[str, Factor]) -> list[dict[str, Any]]:
-    """The combinations of levels that are tuned for, one budget each."""
+    """List the combinations of levels that are tuned separately."""
     return [
         dict(zip(study.tuning.tune_per, labels, strict=True))
         for labels in product(*(factors_by_name[name].levels for name in study.tuning.tune_per))
@@ -68,44 +79,49 @@ def list_tuning_groups(study: Study, factors_by_name: Mapping[str, Factor]) -> l
 
 
 def sample_settings(study: Study, group: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """The settings to try for some levels: so many of all combinations, without replacement."""
+    """Draw the settings of the trials for one combination of levels, without replacement."""
     tuning, space = study.tuning, get_search_space(study, group)
-    every = [dict(zip(space, values, strict=True)) for values in product(*space.values())]
-    if len(every) < tuning.trials:
+    combinations = [dict(zip(space, values, strict=True)) for values in product(*space.values())]
+    if len(combinations) < tuning.trials:
         raise UserError(
-            f"tuning: {format_cell(group)} has {len(every)} combinations for {tuning.trials} trials; everybody gets the "
-            "same number of trials, so give it a finer grid (tuning.space_by_level) or ask for fewer trials"
+            f"tuning: {format_cell(group)} has {len(combinations)} combinations of values for {tuning.trials} trials. All levels get the "
+            "same number of trials, so add values for this one (tuning.space_by_level) or reduce tuning.trials"
         )
-    order = numpy_stream(0, "tuning", study.name, format_cell(group)).permutation(len(every))[: tuning.trials]
-    return [every[index] for index in sorted(order)]
+    order = numpy_stream(0, "tuning", study.name, format_cell(group)).permutation(len(combinations))[: tuning.trials]
+    return [combinations[index] for index in sorted(order)]
 
 
 def get_search_space(study: Study, group: Mapping[str, Any]) -> dict[str, list[Any]]:
-    """Path -> values for some levels: those of all, and their own."""
-    own = [study.tuning.space_by_level.get(str(label), {}) for label in group.values()]
-    return {path: values for space in (study.tuning.space, *own) for path, values in space.items()}
+    """Return the search space of one combination of levels, path -> candidate values: the common space and that of its levels."""
+    level_spaces = [study.tuning.space_by_level.get(str(label), {}) for label in group.values()]
+    return {path: values for space in (study.tuning.space, *level_spaces) for path, values in space.items()}
 
 
 def pick_best_settings(study: Study, scored_trials: list[tuple[PlannedRun, float]]) -> list[TuningResult]:
-    """The best settings of each group, from its trials and what each came to; NaN and infinite are the worst."""
-    chosen = []
+    """Select the best settings of each combination of levels; NaN and infinite scores rank last.
+
+    Args:
+        study: The study.
+        scored_trials: The trials with their scores.
+    """
+    results = []
     for group in list_tuning_groups(study, parse_factors(study.factors)):
         name = format_cell(group)
-        tried: list[dict[str, Any]] = []
+        trials: list[dict[str, Any]] = []
         for settings in sample_settings(study, group):
             scores = {planned.seed: score for planned, score in scored_trials if planned.condition == name and planned.settings == settings}
             mean = sum(scores.values()) / len(scores) if scores else math.nan
-            tried.append({"settings": settings, "scores": scores, "mean": mean if math.isfinite(mean) else math.inf})
-        best = min(tried, key=lambda each: each["mean"])  # of equals the first, in the order of the grid
+            trials.append({"settings": settings, "scores": scores, "mean": mean if math.isfinite(mean) else math.inf})
+        best = min(trials, key=lambda trial: trial["mean"])  # ties go to the first trial in the order of the grid
         if not math.isfinite(best["mean"]):
-            chosen.append(TuningResult(name, {}, math.inf, (), tuple(tried)))
+            results.append(TuningResult(name, {}, math.inf, (), tuple(trials)))
             continue
         edges = tuple(path for path, values in get_search_space(study, group).items() if is_on_edge(best["settings"][path], values))
-        chosen.append(TuningResult(name, best["settings"], best["mean"], edges, tuple(tried)))
-    return chosen
+        results.append(TuningResult(name, best["settings"], best["mean"], edges, tuple(trials)))
+    return results
 
 
 def is_on_edge(value: Any, values: list[Any]) -> bool:
-    """Whether a number is the largest or smallest of at least two numbers."""
+    """Return whether a value is the largest or smallest of at least two candidate numbers."""
     numbers = [v for v in values if isinstance(v, (int, float)) and not isinstance(v, bool)]
     return len(set(numbers)) > 1 and len(numbers) == len(values) and value in (min(numbers), max(numbers))

@@ -1,4 +1,4 @@
-"""Doing the runs of a study: claim one, carry it out, note what stopped it, go on with the next."""
+"""Execution of the runs of a study by one worker: acquire a run, execute it, record its failure if it fails, and take the next one."""
 
 from __future__ import annotations
 
@@ -15,27 +15,35 @@ from ..storage import Run
 from ..storage.leases import EXPIRY_S, LeaseLost, acquire_lease, keep_alive
 from .manifest import StudyManifest
 
-MAX_WORKER_DEATHS = 3  # workers that a run may cost before it counts as failed
+MAX_WORKER_DEATHS = 3  # a run counts as failed after this many workers ended unexpectedly during it
 ProgressFn = Callable[[str, int], None]
-"""Told the id of a run and the round that it has reached."""
+"""Called with the id of a run and the round that it has reached."""
 
 
 def run_worker(
     configs: Sequence[ExperimentConfig],
     resources: ResourceCache,
     manifest: StudyManifest,
-    on_progress: ProgressFn = lambda run, round: None,
+    on_progress: ProgressFn = lambda run_id, round: None,
     poll_interval_s: float = 1.0,
     expiry_s: float = EXPIRY_S,
 ) -> None:
-    """Settle all runs: each is finished or failed at the end, by this worker or by another.
+    """Execute runs until every run is finished or failed.
 
-    A run that another worker has is waited for, and taken over should that worker die.
+    If another worker holds a run, this worker waits for it, and takes the run over if the other worker dies.
+
+    Args:
+        configs: The experiments.
+        resources: The shared resources.
+        manifest: The manifest of the study.
+        on_progress: Called with the id of a run and the round that it has reached.
+        poll_interval_s: The time between two attempts to acquire the remaining runs, in seconds.
+        expiry_s: The age of a lease, in seconds, after which its worker counts as dead.
     """
-    left = list(configs)
-    while left:
-        left = [experiment for experiment in left if not run_one(experiment, resources, manifest, on_progress, expiry_s)]
-        if left:
+    pending = list(configs)
+    while pending:
+        pending = [config for config in pending if not run_one(config, resources, manifest, on_progress, expiry_s)]
+        if pending:
             time.sleep(poll_interval_s)
 
 
@@ -43,39 +51,49 @@ def run_one(
     config: ExperimentConfig,
     resources: ResourceCache,
     manifest: StudyManifest,
-    on_progress: ProgressFn = lambda run, round: None,
+    on_progress: ProgressFn = lambda run_id, round: None,
     expiry_s: float = EXPIRY_S,
 ) -> bool:
-    """Do one run unless it is done; False if another worker has it."""
+    """Execute one run unless it is done; return False if another worker holds it.
+
+    Args:
+        config: The experiment.
+        resources: The shared resources.
+        manifest: The manifest of the study.
+        on_progress: Called with the id of the run and the round that it has reached.
+        expiry_s: The age of a lease, in seconds, after which its worker counts as dead.
+    """
     run = Run(Path(resources.runtime.runs_dir), config.id)
     if run.is_finished or manifest.get_failure(run.id):
         on_progress(run.id, config.training.num_rounds)
         return True
-    mine = acquire_lease(run.folder, expiry_s)
-    if mine is None or run.status == "running":
-        if mine:
-            with keep_alive(mine):
+    lease = acquire_lease(run.folder, expiry_s)
+    if lease is None or run.status == "running":
+        if lease:
+            with keep_alive(lease):
                 pass
         return False
-    with keep_alive(mine):
-        outside: list[Exception] = []  # an error of who is told: no run has failed by it
+    with keep_alive(lease):
+        callback_errors: list[Exception] = []  # an error of ``on_progress`` is not a failure of the run
 
-        def watch(told: Progress) -> None:
-            mine.ensure_held()
+        def watch(progress: Progress) -> None:
+            lease.ensure_held()
             try:
-                on_progress(run.id, told.round)
+                on_progress(run.id, progress.round)
             except Exception as error:
-                outside.append(error)
+                callback_errors.append(error)
                 raise
 
         try:
-            if mine.generation >= MAX_WORKER_DEATHS:
-                raise UserError(f"{mine.generation} workers ended while they had this run; is there too little memory?")
+            if lease.generation >= MAX_WORKER_DEATHS:
+                raise UserError(
+                    f"{lease.generation} workers ended unexpectedly during this run, perhaps because memory ran out; use fewer workers"
+                )
             run_experiment(config, resources, watch)
         except LeaseLost:
             return False
         except Exception as error:
-            if error in outside:
+            if error in callback_errors:
                 raise
             save_failure(manifest, run, error)
     on_progress(run.id, config.training.num_rounds)
@@ -83,16 +101,16 @@ def run_one(
 
 
 def save_failure(manifest: StudyManifest, run: Run, error: Exception) -> None:
-    """Store why a run stopped; if that fails, the run's own error is raised with the other as its note."""
+    """Record why a run failed; if that is impossible, raise the error of the run with a note on the second error."""
     try:
         manifest.record_failure(run.id, str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}")
-    except Exception as second:
-        error.add_note(f"This could not be stored in {manifest.folder / 'failures'}: {second}")
+    except Exception as storage_error:
+        error.add_note(f"The failure could not be stored in {manifest.folder / 'failures'}: {storage_error}")
         raise error from None
 
 
 def read_last_recorded_round(run: Run) -> int:
-    """The round that a run's rows have come to, without reading all of them."""
+    """Return the last recorded round of a run, from the end of its records file only."""
     try:
         with open(run.folder / "records.jsonl", "rb") as file:
             size = file.seek(0, 2)
@@ -104,18 +122,15 @@ def read_last_recorded_round(run: Run) -> int:
 
 
 def list_pending(configs: Sequence[ExperimentConfig], manifest: StudyManifest) -> list[ExperimentConfig]:
-    """The runs that are neither finished nor failed."""
-    return [
-        experiment for experiment in configs if not (manifest.get_run(experiment.id).is_finished or manifest.get_failure(experiment.id))
-    ]
+    """Return the runs that are neither finished nor failed."""
+    return [config for config in configs if not (manifest.get_run(config.id).is_finished or manifest.get_failure(config.id))]
 
 
 def report_progress(configs: Sequence[ExperimentConfig], manifest: StudyManifest, on_progress: ProgressFn) -> int:
-    """Tell how far every run is, by looking at the store; how many are left."""
-    left = {experiment.id for experiment in list_pending(configs, manifest)}
-    for experiment in configs:
+    """Report the last recorded round of every run, and return the number of pending runs."""
+    pending_ids = {config.id for config in list_pending(configs, manifest)}
+    for config in configs:
         on_progress(
-            experiment.id,
-            read_last_recorded_round(manifest.get_run(experiment.id)) if experiment.id in left else experiment.training.num_rounds,
+            config.id, read_last_recorded_round(manifest.get_run(config.id)) if config.id in pending_ids else config.training.num_rounds
         )
-    return len(left)
+    return len(pending_ids)

@@ -21,7 +21,7 @@ def test_the_command_teaches_and_lists_before_it_runs(asked, world, tmp_path):
     assert "clustering.yaml" in runner.invoke(app, ["compare-clustering", "--help"]).output
     shared = ["--seeds", "1", "--encoder", "hashing", "--conditions", "text,random,oracle", "--runs-dir", str(tmp_path / "runs")]
     listed = runner.invoke(app, ["compare-clustering", str(file), *shared, "--dry-run"])
-    assert listed.exit_code == 0 and "5 runs, 0 of them done" in listed.output, listed.output
+    assert listed.exit_code == 0 and "5 runs, 0 of them finished" in listed.output, listed.output
     said = runner.invoke(app, ["compare-clustering", str(file), *shared, "--json", "--output", str(tmp_path / "table.html")])
     assert said.exit_code == 0, said.output
     told = json.loads(said.stdout.strip().splitlines()[-1])

@@ -140,7 +140,7 @@ def made(own, diverged=(), seeds=7) -> ComparisonResults:
 
 def test_too_few_seeds_call_nothing_better_whatever_their_interval():
     """Text clusters are .1 lower in every seed, give or take a hundredth."""
-    for seeds, verdict in ((1, "not told apart from"), (3, "not told apart from"), (7, "better than")):
+    for seeds, verdict in ((1, "not distinguishable from"), (3, "not distinguishable from"), (7, "better than")):
         one = made({"vanilla": 4.1, "text": 4.0, "random": 4.1}, seeds=seeds)
         one.rows["own"] += 1e-3 * np.arange(len(one.rows)) ** 2 % 0.01
         said = summarize_results(one)
@@ -155,7 +155,7 @@ def test_an_arm_of_which_a_run_diverged_has_no_mean_and_ties_no_zero():
     assert math.isnan(means.loc["text", "own"]) and means.loc["text", "diverged"] == 1 and means.loc["vanilla", "own"] > 4
     assert (row["seeds"], row["tied"], row["diverged"]) == (6, 1, 2) and row["effect"] == pytest.approx(-0.1)
     every = made(own, {(arm, seed) for arm in own for seed in range(7)})
-    assert "in 7 seeds runs of both diverged" in summarize_results(every) and "+0.0000" not in render_markdown(report_parts(every))
+    assert "runs of both diverged in 7 seeds" in summarize_results(every) and "+0.0000" not in render_markdown(report_parts(every))
 
 
 def test_the_tables_can_be_written_and_hold_what_was_found(came):
@@ -163,7 +163,7 @@ def test_the_tables_can_be_written_and_hold_what_was_found(came):
     text = came.means().set_index("condition").loc["text"]
     assert said["conditions"][1]["own"] == pytest.approx(text["own"], abs=1e-6) and said["less"]["random"]["own"]
     written = render_markdown(report_parts(came), "fedrift compare-clustering x.yaml")
-    assert f"{text['own']:.4f} ({math.exp(text['own']):.1f})" in written and "least possible 0.50" in written
+    assert f"{text['own']:.4f} ({math.exp(text['own']):.1f})" in written and "smallest possible 0.50" in written
     assert "<table>" in (page := render_html(report_parts(came))) and "k-means on text embeddings" in page
 
 
@@ -190,16 +190,16 @@ def test_a_run_that_stops_is_named_and_the_rest_is_told(asked, world, tmp_path):
     )
     came = collect_results(run_study(odd.build_study(), there))
     assert len(came.stopped_runs) == 1
-    assert came.stopped_runs[0].startswith("oracle, seed 0: OracleClustering groups clients by their true domains")
+    assert came.stopped_runs[0].startswith("oracle, seed 0: OracleClustering needs the true domains of the clients")
     assert came.means()["condition"].tolist() == ["vanilla", "iid"]
 
 
 @pytest.mark.parametrize(
     ("change", "more", "told"),
     [
-        ("clustering=TextClustering", {}, "has TextClustering already"),
-        ("partition.severity=0.0", {}, "every condition would be its own control"),
-        ("partition.num_clients=3", {}, "take 4 clients or more"),
+        ("clustering=TextClustering", {}, "sets clustering to TextClustering"),
+        ("partition.severity=0.0", {}, "clustering has no effect to measure"),
+        ("partition.num_clients=3", {}, "needs at least 4 clients"),
         ("seed=0", {"conditions": ["texts"]}, "did you mean 'text'"),
     ],
 )

@@ -36,4 +36,4 @@ def test_a_map_tells_the_gain_beside_what_the_descriptors_know(asked, world):
     assert gains.loc[1.0, "identified"] > 0.35 > gains.loc[0.0, "identified"] and gains.loc[1.0, "chance"] == pytest.approx(1 / 6)
     assert gains.loc[1.0, "random.effect"] < gains.loc[0.0, "random.effect"] and gains.loc[1.0, "random.seeds"] == 2
     assert starved["k"].tolist() == [2, 3, 5, 6] and np.isfinite(starved["effect"]).all()
-    assert "What fewer clients to a model cost" in render_markdown(map_report_parts(gains.reset_index(), starved))
+    assert "Cost of fewer clients per model" in render_markdown(map_report_parts(gains.reset_index(), starved))

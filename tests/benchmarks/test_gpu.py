@@ -57,7 +57,7 @@ def test_the_ladder_is_climbed_compared_and_gone_on_with(tmp_path, capsys):
     speed = import_module("gpu_speed")
     asked = small(tmp_path, "--models", "pocket")
     assert speed.main([*asked, "--minutes", "0"]) == 0
-    assert "2 left; the same command goes on" in capsys.readouterr().out
+    assert "2 left; repeat the same command to measure them" in capsys.readouterr().out
     for _ in range(2):  # the second has nothing left to do
         assert speed.main(asked) == 0
     rows = json.loads((tmp_path / "gpu-speed-cpu-small.json").read_text())["rows"]

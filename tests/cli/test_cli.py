@@ -59,7 +59,7 @@ def test_every_command_explains_itself(capsys, monkeypatch):
 def test_from_an_experiment_to_a_page(world, capsys, monkeypatch):
     code, out, _ = fedrift(capsys, monkeypatch, "run", "e.yaml", "--iid-baseline", "--device", "cpu")
     assert code == 0
-    assert "beside IID baseline" in out
+    assert "gap to IID baseline" in out
     code, out, _ = fedrift(capsys, monkeypatch, "list", "--json")
     found = json.loads(out)
     assert [run["status"] for run in found] == ["finished", "finished"]
@@ -79,14 +79,14 @@ def test_a_mistake_is_one_message_and_exit_code_2(world, capsys, monkeypatch):
     for words, told in [
         (("run", "e.yaml", "partition.severity=1.5"), "partition.severity"),
         (("run", "e.yaml", "training.participation_rate=0.1"), "rounds to no client"),
-        (("run", "e.yaml", "dataset.name=nosuch"), "no corpus 'nosuch'"),
+        (("run", "e.yaml", "dataset.name=nosuch"), "no dataset 'nosuch'"),
         (("run", "e.yaml", "model=pockt"), "did you mean 'pocket'"),
         (("run", "none.yaml"), "none.yaml"),
-        (("run", "e.yaml", "--runs-dir", "e.yaml/inside"), "runs cannot be kept"),
+        (("run", "e.yaml", "--runs-dir", "e.yaml/inside"), "for runs cannot be created"),
         (("show", "abc"), "no run 'abc'"),
         (("run", "e.yaml", "partition.num_clients=500"), "500 clients"),
         (("run", "e.yaml", "training.max_seq_length=4000"), "takes 64 at most"),
-        (("run", "e.yaml", "--device", "cuda:9"), "is not here"),
+        (("run", "e.yaml", "--device", "cuda:9"), "is not available"),
     ]:
         code, _, err = fedrift(capsys, monkeypatch, *words)
         assert code == 2, words
@@ -200,7 +200,7 @@ def test_conformance_judges_whoever_is_named(capsys, monkeypatch, tmp_path):
         (["--subject", "mine"], "MODULE:NAME|package.module:NAME"),
         (["--subject", "no.such.module:X"], "cannot import"),
         (["--subject", "tests.mutants:MUTANS"], "did you mean 'MUTANTS'"),
-        (["--subject", "fedrift.conformance.problems:PROBLEMS"], "is no subject"),
+        (["--subject", "fedrift.conformance.problems:PROBLEMS"], "is not a subject"),
         (["quick", "--subject", "fedrift.conformance:FEDRIFT_SUBJECTS"], "leave it out"),
         (["quickly"], "quick"),
     ],

@@ -81,7 +81,7 @@ def test_a_run_dealt_iid_is_nobodys_skewed_run(shelf):
 def test_diagnose_confirms_over_three_seeds_and_keeps_what_it_found(shelf):
     done = call("diagnose", "a0", "a1", "a2", "--runs-dir", shelf)
     assert done.exit_code == 0 and "loss gap" in done.output and "confirmed" in done.output
-    assert "Not measured" in done.output and "Looked for and not found" in done.output
+    assert "Not measured" in done.output and "Tested and not found" in done.output
     kept = json.loads((shelf / "a1" / "findings.json").read_text())
     assert kept["runs"] == ["a0", "a1", "a2"] and kept["findings"][0]["grade"] == "confirmed" and kept["thresholds"]["version"]
 
@@ -142,7 +142,7 @@ def test_a_boundary_of_real_runs_says_how_far_it_is_and_goes_on_where_it_was_sto
 
     monkeypatch.setattr("fedrift.engine.run.run_experiment", stopped_at(5))
     first = call(*said)
-    assert first.exit_code != 0 and "the same command goes on from here" in first.stderr and len(fresh) == 5
+    assert first.exit_code != 0 and "repeat the same command to resume" in first.stderr and len(fresh) == 5
     monkeypatch.setattr("fedrift.engine.run.run_experiment", stopped_at(None))
     done = call(*said)
     assert done.exit_code == 0, done.output
@@ -174,9 +174,9 @@ def test_a_run_that_is_ruined_breaks_though_it_does_not_diverge(tmp_path, monkey
 @pytest.mark.parametrize(
     ("words", "told"),
     [
-        (["training.num_rounds=3"], "4 times, and whether it diverges is told from 5 on"),
+        (["training.num_rounds=3"], "4 times, and divergence can be detected from 5 evaluations on"),
         (["training.num_rounds=8", "evaluation.interval=4"], "3 times"),
-        (["--param", "training.client_optimizer.kind"], "wanted a number above 0"),
+        (["--param", "training.client_optimizer.kind"], "must name a number above 0"),
     ],
 )
 def test_a_boundary_that_no_run_could_show_is_refused(tmp_path, words, told):

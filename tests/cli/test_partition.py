@@ -213,8 +213,8 @@ def test_documents_that_a_regime_leaves_out_are_counted(sandbox, tmp_path):
             ["partition={type: BySource, num_clients: 2}"],
             "no column 'source' (its columns: 'text', 'author')",
         ),
-        ("text,label\n" + "".join(f"text {n},id{n}\n" for n in range(40)), [], "names documents and no topics"),
-        ('text,label\n"a,x\nb,y\nc",x\n', [], "a quotation mark is stray"),
+        ("text,label\n" + "".join(f"text {n},id{n}\n" for n in range(40)), [], "does not hold topics"),
+        ('text,label\n"a,x\nb,y\nc",x\n', [], "a quotation mark seems to be stray"),
     ],
 )
 def test_validate_reads_and_deals_a_local_file(tmp_path, table, overrides, words):

@@ -25,7 +25,7 @@ def test_a_look_at_a_study_on_the_terminal(tmp_path, capsys, monkeypatch):
         "▂▁",
         "failed run1",
         "MemoryError: no room",
-        "nobody is at work",
+        "no process is running",
     ):
         assert words in out, words
     code, out, _ = fedrift(capsys, monkeypatch, "monitor", "tiny", "--runs-dir", str(tmp_path), "--json")
@@ -36,7 +36,7 @@ def test_a_finished_folder_ends_the_watching_and_an_empty_one_says_so(tmp_path, 
     begun(tmp_path / "runs", "a", ROUNDS)
     monkeypatch.chdir(tmp_path)
     code, out, _ = fedrift(capsys, monkeypatch, "monitor")
-    assert code == 0 and "all is done: 1 finished" in out
+    assert code == 0 and "all runs have ended: 1 finished" in out
     code, out, _ = fedrift(capsys, monkeypatch, "monitor", "--runs-dir", "nowhere", "--once")
     assert code == 0 and "no runs in nowhere yet" in out
     assert not (tmp_path / "nowhere").exists()

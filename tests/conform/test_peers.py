@@ -44,5 +44,5 @@ def test_a_peer_that_is_not_here_is_said_to_be_missing(where):
     try:
         import_module(SOUND[where][0])
     except ImportError:
-        with pytest.raises(UserError, match="has to be installed"):
+        with pytest.raises(UserError, match="Install it"):
             load_subjects(f"benchmarks.peers.{where}")

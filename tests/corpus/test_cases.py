@@ -23,8 +23,8 @@ pytestmark = pytest.mark.skipif(not CASES.is_dir(), reason="the cases lie beside
         ("c04_train_and_gz", 120, 30, TOPICS, ""),
         ("c12_classlabel.parquet", 120, 0, TOPICS, ""),
         ("c13_save_to_disk", 108, 12, TOPICS, ""),
-        ("c16_label_NA.csv", 120, 0, TOPICS, "30 labels read 'NA', 'None', 'null' and count as no label"),
-        ("c31_unsup_folder", 20, 20, ("food", "sport"), "left alone: unsup/"),
+        ("c16_label_NA.csv", 120, 0, TOPICS, "30 labels are 'NA', 'None', 'null' and count as missing"),
+        ("c31_unsup_folder", 20, 20, ("food", "sport"), "ignored unsup/"),
     ],
 )
 def test_the_case_is_read_rightly(name, train, test, domains, words):
@@ -39,7 +39,7 @@ def test_the_case_is_read_rightly(name, train, test, domains, words):
     [
         ("c11_struct_label.parquet", r"column 'label' holds structures \(id, name\)"),
         ("c27_stray_quote.csv", "line 7: .* line 62 "),
-        ("c32_id_label.csv", "names documents and no topics"),
+        ("c32_id_label.csv", "does not hold topics"),
     ],
 )
 def test_the_case_is_refused_in_one_line(name, words):

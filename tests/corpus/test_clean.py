@@ -102,5 +102,5 @@ def test_cells_that_are_no_text_are_left_out_and_counted():
 
 
 def test_a_column_of_numbers_is_no_text_column():
-    with pytest.raises(UserError, match="no text but int"):
+    with pytest.raises(UserError, match="no text but values of type int"):
         cleaned([(3, None, "s", 0), (4, None, "s", 0)])

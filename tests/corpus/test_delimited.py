@@ -50,9 +50,9 @@ def test_two_stray_quotes_never_swallow_the_rows_between_them(columns, first, la
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ('text,label\na,x\n"b,y\nc,x\n', "row from line 3: a quotation mark is opened and never closed"),
-        ('text,label\na,x\n"b" and c,y\nc,x\n', "row from line 3: a quoted text goes on after its closing quotation mark"),
-        ('text,label\na,x\n"b,y\nc "quoted, x",y\n', "row from line 3: a quoted text goes on"),
+        ('text,label\na,x\n"b,y\nc,x\n', "row that starts in line 3: a quotation mark is opened but never closed"),
+        ('text,label\na,x\n"b" and c,y\nc,x\n', "row that starts in line 3: a quoted text continues after its closing quotation mark"),
+        ('text,label\na,x\n"b,y\nc "quoted, x",y\n', "row that starts in line 3: a quoted text continues"),
         ("text,label\na\n", "line 2: the row has fewer cells"),
         ("text,label\na,x\nb, c,x\n", "line 3: the row has more cells"),
         ("text\n\na\n\nb,c\n", "line 5: the row has more cells"),
@@ -105,5 +105,5 @@ def test_line_ends_of_any_kind_end_a_row():
 def test_a_lone_text_of_many_lines_is_remarked_on_where_rows_cannot_be_told():
     rows = [f"a thing {word},words of {word}" for word in "abcdefghijklmnopqrstuvwxyzabcdefghijklmnop"]
     long = ['lone,"words', *["of prose"] * 8, 'end"']
-    assert "runs from line 44 to 53" in read("\n".join(["title,text", *rows, *long]))[2][0]
+    assert "extends from line 44 to line 53" in read("\n".join(["title,text", *rows, *long]))[2][0]
     assert read("\n".join(["title,text", *rows]))[2] == []

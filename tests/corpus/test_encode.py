@@ -83,7 +83,7 @@ def test_vectors_are_kept_by_what_they_are_of(tmp_path, monkeypatch):
 
 
 def test_what_cannot_be_clustered_says_why(source):
-    with pytest.raises(UserError, match=r"cannot be cut into 500 clusters: ask for 2 to 144"):
+    with pytest.raises(UserError, match=r"cannot be divided into 500 clusters: set dataset\.num_clusters to a number from 2 to 144"):
         load_corpus(replace(source, num_clusters=500))
     with pytest.raises(UserError, match=r"dataset\.num_clusters=8"):
         load_corpus(replace(source, num_clusters=None, encoder="lsa"))

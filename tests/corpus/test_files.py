@@ -79,7 +79,7 @@ def test_split_files_keep_their_splits_and_other_files_are_left_alone(tmp_path):
     for name, texts in {"train_partial": "abcdefgh", "test-00000-of-00001": "xy", "dev": "z", "extra": "q"}.items():
         pd.DataFrame({"text": list(texts)}).to_parquet(tmp_path / f"{name}.parquet")
     corpus = load(tmp_path)
-    assert "left alone: extra.parquet" in " ".join(corpus.notes)
+    assert "ignored extra.parquet" in " ".join(corpus.notes)
     assert set(corpus.train.text) == set("abcdefgh")
     assert set(corpus.test.text) == set("xy")
     assert list(corpus.validation.text) == ["z"]
@@ -162,7 +162,7 @@ def test_words_that_look_like_missing_values_are_text_but_no_label(tmp_path):
     (tmp_path / "t.csv").write_text("text,label\nNA,NA\nnull,None\n007,007\nNaN,NaN\n")
     corpus = load(tmp_path / "t.csv")
     assert labelled(corpus) == {"NA": None, "null": None, "007": "007", "NaN": None}
-    assert "2 labels read 'NA', 'None' and count as no label" in corpus.notes[0]
+    assert "2 labels are 'NA', 'None' and count as missing" in corpus.notes[0]
 
 
 def test_columns_of_other_names_can_be_said(tmp_path):
@@ -192,7 +192,7 @@ def test_an_empty_file_says_so(tmp_path, name):
 @pytest.mark.parametrize("name", ["b.csv", "b.json", "b.jsonl", "b.txt"])
 def test_a_binary_file_says_so(tmp_path, name):
     (tmp_path / name).write_bytes(b"\x89PNG\r\n\0\0" + os.urandom(50))
-    assert "is binary" in refusal(tmp_path / name)
+    assert "is a binary file" in refusal(tmp_path / name)
 
 
 @pytest.mark.parametrize(
@@ -223,7 +223,7 @@ def test_broken_json_says_the_line(tmp_path):
     (tmp_path / "t.jsonl").write_text('{"text": "a"}\n{"text": \n')
     assert "line 2" in refusal(tmp_path / "t.jsonl")
     (tmp_path / "l.jsonl").write_text('["a"]\n')
-    assert "wanted an object" in refusal(tmp_path / "l.jsonl")
+    assert "expected an object" in refusal(tmp_path / "l.jsonl")
 
 
 def test_an_unreadable_file_says_why(tmp_path, monkeypatch):
@@ -256,4 +256,4 @@ def test_a_file_without_any_text_says_what_was_left_out(tmp_path):
     (tmp_path / "h.csv").write_text("text,label\n")
     assert "no usable document" in refusal(tmp_path / "h.csv")
     pd.DataFrame({"text": [1, 2]}).to_parquet(tmp_path / "n.parquet")
-    assert "no text but int" in refusal(tmp_path / "n.parquet")
+    assert "no text but values of type int" in refusal(tmp_path / "n.parquet")

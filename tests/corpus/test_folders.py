@@ -76,14 +76,14 @@ def test_files_keep_the_split_that_they_are_named_after(tmp_path, files, wanted)
 @pytest.mark.parametrize(
     ("files", "wanted", "words"),
     [
-        ({"train.csv": "ab", "data.csv": "c"}, ["ab", "", ""], "left alone: data.csv"),
+        ({"train.csv": "ab", "data.csv": "c"}, ["ab", "", ""], "ignored data.csv"),
         ({"train.csv": "ab", "test.csv": "c", "unsupervised.csv": "d", "sheet.xlsx": "e"}, ["ab", "", "c"], "sheet.xlsx"),
-        ({"train.csv": "ab", "test.csv.zip": "e"}, ["ab", "", ""], "left alone: test.csv.zip"),
+        ({"train.csv": "ab", "test.csv.zip": "e"}, ["ab", "", ""], "ignored test.csv.zip"),
         ({"train.csv": "ab", "notes.txt": "e", "old/train.csv": "f"}, ["ab", "", ""], "notes.txt, old/train.csv"),
-        ({"test.csv": "ab"}, ["ab", "", ""], "no train split: test.csv is divided anew"),
+        ({"test.csv": "ab"}, ["ab", "", ""], "no train split: test.csv is divided into new splits"),
         ({"train.csv": "ab", "test.csv": ""}, ["ab", "", ""], "test.csv has no rows"),
-        ({"train/1.txt": "a", "test/2.txt": "e", "unsup/3.txt": "f", "loose.txt": "g"}, ["a", "", "e"], "left alone: unsup/, loose.txt"),
-        ({"test/1.txt": "a"}, ["a", "", ""], "no train split: test/ is divided anew"),
+        ({"train/1.txt": "a", "test/2.txt": "e", "unsup/3.txt": "f", "loose.txt": "g"}, ["a", "", "e"], "ignored unsup/, loose.txt"),
+        ({"test/1.txt": "a"}, ["a", "", ""], "no train split: test/ is divided into new splits"),
     ],
     ids=lambda files: "-".join(files)[:40],
 )
@@ -96,12 +96,12 @@ def test_what_is_not_read_is_said(tmp_path, files, wanted, words):
 @pytest.mark.parametrize(
     ("files", "words"),
     [
-        ({"test.csv": "ab", "data.csv": "c"}, "nothing named after train; beside it: data.csv"),
-        ({"test.csv": "ab", "dev.csv": "c"}, "nothing named after train"),
+        ({"test.csv": "ab", "data.csv": "c"}, "no part named after train; its other parts are data.csv"),
+        ({"test.csv": "ab", "dev.csv": "c"}, "no part named after train"),
         ({"train_test.csv": "ab"}, "more than one split (train and test)"),
         ({"train.csv": "", "test.csv": "ab"}, "no documents to train on"),
-        ({"train/1.txt": "a", "car/2.txt": "b"}, "a split or a topic?"),
-        ({"test/1.txt": "a", "car/2.txt": "b"}, "no sub-folder named after train; beside it: car/"),
+        ({"train/1.txt": "a", "car/2.txt": "b"}, "it is unclear whether train/ is a split or a topic"),
+        ({"test/1.txt": "a", "car/2.txt": "b"}, "no subfolder named after train; its other subfolders are car/"),
         ({"train/test/1.txt": "a"}, "more than one split"),
     ],
     ids=lambda files: "-".join(files)[:40] if isinstance(files, dict) else "",
@@ -161,7 +161,7 @@ def test_files_about_a_data_set_and_hidden_files_are_no_documents(tmp_path):
     assert corpus.notes == ()
     (tmp_path / "a.csv").unlink()
     (tmp_path / "b.parquet").unlink()
-    assert "nothing usable" in refusal(tmp_path)
+    assert "no usable files" in refusal(tmp_path)
 
 
 @pytest.mark.parametrize("place", ["data/train.csv", "data/train/1.csv", "plain_text/train-00000-of-00001.parquet"])
@@ -204,28 +204,28 @@ def test_compressed_files_are_read_as_what_they_hold(tmp_path, name, packed):
 
 def test_a_suffix_without_a_reader_names_those_with_one(tmp_path):
     (tmp_path / "t.csv.zip").write_bytes(b"PK")
-    assert "no reader for '.csv.zip'" in (words := refusal(tmp_path / "t.csv.zip"))
+    assert "the format '.csv.zip' is not supported" in (words := refusal(tmp_path / "t.csv.zip"))
     assert ".parquet" in words and ".zst" in words
     (tmp_path / "t.gz").write_bytes(gzip.compress(b"a"))
-    assert "no reader" in refusal(tmp_path / "t.gz")
+    assert "is not supported" in refusal(tmp_path / "t.gz")
 
 
 @pytest.mark.parametrize("name", ["pipe.csv", "pipe.jsonl", "pipe.parquet", "pipe.txt", "pipe.csv.gz"])
 def test_a_pipe_or_a_socket_is_refused_at_once(tmp_path, name):
     path = tmp_path / name
     os.mkfifo(path)
-    assert "no regular file" in refusal(path)
-    assert "no regular file" in refusal(tmp_path)
+    assert "not a regular file" in refusal(path)
+    assert "not a regular file" in refusal(tmp_path)
     path.unlink()
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind(str(path))
-        assert "no regular file" in refusal(path)
+        assert "not a regular file" in refusal(path)
     lay(tmp_path, **{"train.csv": "ab"})
     if not name.endswith(".txt"):
-        assert f"left alone: {name}" in load(tmp_path).notes[0]
+        assert f"ignored {name}" in load(tmp_path).notes[0]
     link = tmp_path / "null.csv"
     link.symlink_to("/dev/null")
-    assert "no regular file" in refusal(link)
+    assert "not a regular file" in refusal(link)
 
 
 def test_a_folder_of_save_to_disk_is_read_by_its_library(tmp_path):
@@ -237,13 +237,13 @@ def test_a_folder_of_save_to_disk_is_read_by_its_library(tmp_path):
     corpus = load(tmp_path / "every")
     assert splits(corpus) == ["abcd", "", "ef"]
     assert corpus.domains == ("food", "sport")
-    assert "left alone: unsupervised" in " ".join(corpus.notes)
+    assert "ignored unsupervised" in " ".join(corpus.notes)
     part("abcd").save_to_disk(tmp_path / "one")
     assert splits(load(tmp_path / "one")) == ["abcd", "", ""]
     shard = next((tmp_path / "one").glob("*.arrow"))
     assert splits(load(shard)) == ["abcd", "", ""]  # an Arrow stream by itself
     shard.unlink()
-    assert "save_to_disk that cannot be read" in refusal(tmp_path / "one")
+    assert "cannot be read" in refusal(tmp_path / "one")
 
 
 def test_two_columns_of_one_name_are_refused(tmp_path):

@@ -102,8 +102,8 @@ def test_what_is_taken_for_no_label_or_for_a_doubtful_topic_is_said():
     labels, notes = read_labels(["NA", "N/A", "none", "Unknown", "a"], None, "t.csv, column 'label'")
     assert labels == [None, None, "none", "Unknown", "a"]
     assert notes == [
-        "t.csv, column 'label': 2 labels read 'NA', 'N/A' and count as no label",
-        "t.csv, column 'label': 'none', 'Unknown' counts as a topic (2 rows); dataset.domains can leave it out",
+        "t.csv, column 'label': 2 labels are 'NA', 'N/A' and count as missing",
+        "t.csv, column 'label': 'none', 'Unknown' counts as a topic (2 rows); dataset.domains can exclude it",
     ]
     assert "2 rows have more than one" in read_labels([["a", "b"], ["a", "c"], ["b"]], None, "t")[1][0]
 
@@ -119,12 +119,12 @@ def test_topics_that_differ_in_capitals_or_blanks_are_said(tmp_path):
     (tmp_path / "t.csv").write_text("text,label\na,Sport\nb,sport\nc, sport \n")
     corpus = load_corpus(DatasetConfig(str(tmp_path / "t.csv")))
     assert corpus.domains == ("Sport", "sport")
-    assert corpus.notes == ("topics 'Sport', 'sport' differ only in capitals or white space and count as 2",)
+    assert corpus.notes == ("topics 'Sport', 'sport' differ only in capitals or white space and count as 2 topics",)
 
 
 def test_labels_that_name_the_documents_are_refused(tmp_path):
     (tmp_path / "t.csv").write_text("text,label\n" + "".join(f"text {TEXTS[n % 4]} {n},id{n}\n" for n in range(40)))
-    with pytest.raises(UserError, match=r"40 labels for 40 documents.*dataset\.label_column.*dataset\.num_clusters"):
+    with pytest.raises(UserError, match=r"40 different labels for 40 documents.*dataset\.label_column.*dataset\.num_clusters"):
         load_corpus(DatasetConfig(str(tmp_path / "t.csv")))
     assert load_corpus(DatasetConfig(str(tmp_path / "t.csv"), label_column="")).domains == ()
     assert load_corpus(DatasetConfig(str(tmp_path / "t.csv"), num_clusters=2)).domains == ("cluster0", "cluster1")

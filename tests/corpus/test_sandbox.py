@@ -74,7 +74,7 @@ def test_its_dials_are_turned_in_yaml_and_on_the_command_line_and_checked_at_the
 
 
 def test_dials_on_another_corpus_are_refused():
-    with pytest.raises(UserError, match="not of 'bbc'"):
+    with pytest.raises(UserError, match=r"dataset\.name is 'bbc'"):
         load_corpus(DatasetConfig("bbc", synthetic=SMALL))
 
 

@@ -63,7 +63,7 @@ def test_with_a_tokenizer_they_have_equally_many_tokens(phenomenon):
 
 def test_a_tokenizer_without_such_pairs_is_told():
     assert any(pieces(pair.good) != pieces(pair.bad) for pair in make_minimal_pairs(ALL, "negative polarity", 30))
-    with pytest.raises(UserError, match="only 0 of 3 pairs of 'anaphor' could be made with equally many tokens"):
+    with pytest.raises(UserError, match="only 0 of 3 pairs of 'anaphor' could be generated with equally many tokens"):
         make_minimal_pairs(ALL, "anaphor", 3, count_tokens=pieces)
 
 
@@ -73,7 +73,7 @@ def test_pairs_are_the_same_for_the_same_seed_only():
     assert make_minimal_pairs(ALL, "anaphor", 9) == make_minimal_pairs(ALL, "anaphor", 20)[:9]
 
 
-@pytest.mark.parametrize(("overlap", "domain", "said"), [(0.0, None, "in common"), (1.0, 0, "of one domain alone")])
+@pytest.mark.parametrize(("overlap", "domain", "said"), [(0.0, None, "that all domains share"), (1.0, 0, "that belong to one domain only")])
 def test_words_that_do_not_exist_are_not_made_pairs_of(overlap, domain, said):
     with pytest.raises(UserError, match=said):
         make_minimal_pairs(get_language(SyntheticConfig(overlap=overlap, words_per_class=5)), "agreement", 2, domain=domain)

@@ -70,7 +70,7 @@ def test_a_part_that_is_not_there_says_how_to_bring_it(data):
     (data / "stackexchange" / "train.parquet").rename(data / "elsewhere")
     (data / "stackexchange" / "test.parquet").unlink()
     (data / "stackexchange").rmdir()
-    with pytest.raises(UserError, match="'stackexchange' has no sure hub id"):
+    with pytest.raises(UserError, match="'stackexchange' has no verified hub id"):
         load_corpus(DatasetConfig("styles"), data_dir=data)
 
 

@@ -172,7 +172,7 @@ def test_without_a_pad_token_the_end_token_pads(tokenizer):
 def test_a_tokenizer_without_end_or_without_speed_is_refused(tokenizer):
     bare = deepcopy(tokenizer)
     bare.eos_token = None
-    with pytest.raises(UserError, match="no end token"):
+    with pytest.raises(UserError, match="no end-of-sequence token"):
         tokenize_corpus(corpus_of("a"), bare, cache_dir=None)
     with pytest.raises(UserError, match="not a fast tokenizer"):
         tokenize_corpus(corpus_of("a"), object(), cache_dir=None)

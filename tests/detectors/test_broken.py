@@ -46,12 +46,12 @@ def test_a_dead_model_is_told_first_and_plainly_for_one_seed_however_short_the_r
     found = dead(rounds)
     said = judge_run(found)
     assert said.has_diverged and said.sentence.startswith(
-        "Training failed: the model is dead: from round 1 on its loss is 5.7683 nats, ln 320, so that it gives every token the "
-        "same probability; client 0's update"
+        "Training failed: the model is dead: from round 1 on, its loss is 5.7683 nats per token (ln 320), so it assigns the same "
+        "probability to every token; client 0's update"
     )
     first, *rest = diagnose([RunEvidence(found)])
     assert first.failure == "dead model" and first.first_round == 1 and first.sentence.startswith("Training failed: the model is dead")
-    assert "That is a fact of this run" in first.sentence
+    assert "The failure of this run is certain" in first.sentence
     assert {each.failure for each in rest if each.grade == "suspected"} == {"divergence", "exploding updates"}
 
 
@@ -89,7 +89,7 @@ def test_an_exploding_update_names_client_round_and_ratio():
     ratios = [[NAN, NAN, NAN], [0.2, 0.3, NAN], [0.2, NAN, 4e4], [0.1, 0.2, NAN]]
     finding = find_failure(detectors.exploding_updates(RunEvidence(run(clients={"update.relative": ratios}))), "exploding updates")
     assert finding.is_positive and finding.clients == (2,) and finding.first_round == 2
-    assert finding.message == "client 2's update in round 2 is 4e+04 times as long as the model it received"
+    assert finding.message == "client 2's update in round 2 is 4e+04 times as large as the trained weights that the client received"
     calm = [[16.0, 99.0]] * 4  # LoRA with Adam at its bound
     assert (
         find_failure(detectors.exploding_updates(RunEvidence(run(clients={"update.relative": calm}))), "exploding updates").grade == "none"
@@ -112,7 +112,7 @@ def test_a_run_that_ends_above_its_start_is_called_however_large_its_own_noise()
 
 def test_where_the_iid_baseline_ends_above_its_start_too_heterogeneity_is_not_the_cause():
     up, less = run(loss=[4.0] + [4.5] * 8), run(loss=[4.0] + [4.1] * 8)
-    assert "IID baseline ends above its start too: heterogeneity is not the cause" in judge_run(up, less).sentence
+    assert "IID baseline also ends above its initial loss, so heterogeneity is not the cause" in judge_run(up, less).sentence
     assert "not the cause" not in judge_run(up, run(loss=[4.0] + [3.5] * 8)).sentence
     (said,) = [each for each in diagnose([RunEvidence(up, less)] * 3) if each.failure == "divergence"]
     assert said.cause == "also in IID baseline" and said.grade == "suspected"
@@ -121,7 +121,7 @@ def test_where_the_iid_baseline_ends_above_its_start_too_heterogeneity_is_not_th
 def test_a_run_in_which_nobody_ever_trained_has_diverged_however_short_it_is():
     for rounds in (1, 2):
         failed = run(loss=[5.0] * (rounds + 1), clients={"failed": [[NAN, NAN]] + [[1, 1]] * rounds})
-        assert judge_run(failed).sentence.startswith("Training failed: no client's update is a number from round 1 on")
+        assert judge_run(failed).sentence.startswith("Training failed: no client's update is finite from round 1 on")
     once = run(loss=[5.0, 5.0, 4.8], clients={"failed": [[NAN, NAN], [1, 1], [0, 0]]})
     assert not judge_run(once).has_diverged
 

@@ -27,7 +27,7 @@ def grade(*every: Finding) -> str:
 
 def test_one_or_two_seeds_are_suspected_at_most():
     assert grade(one()) == grade(one(), one(2.1)) == "suspected"
-    assert "One seed raises a suspicion" in combine_seeds([one()]).sentence
+    assert "One seed can only raise a suspicion" in combine_seeds([one()]).sentence
 
 
 def test_three_positive_seeds_with_calm_twins_confirm():
@@ -83,7 +83,7 @@ def test_not_measured_is_a_state_of_its_own():
 def test_none_says_the_smallest_effect_that_would_have_been_called():
     tight, loose = combine_seeds([one(0.1), one(0.11), one(0.09)]), combine_seeds([one(0.1), one(0.9), one(-0.9)])
     assert tight.grade == loose.grade == "none"
-    assert tight.detectable_effect == 1.0 and loose.detectable_effect > 1.0 and "would not have been called" in loose.sentence
+    assert tight.detectable_effect == 1.0 and loose.detectable_effect > 1.0 and "would not have been detected" in loose.sentence
 
 
 def test_the_interval_is_the_paired_t_interval():

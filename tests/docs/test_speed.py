@@ -39,7 +39,7 @@ def test_a_target_is_met_by_its_figure(page, tmp_path):
     copy(REPO_ROOT / "docs" / "speed.md", copied)
     asked = ["--out", str(tmp_path), "--page", str(copied)]
     assert page.main(asked) == 0
-    assert line(copied, "`pocket` against the loop, 10 clients x 8")[2:4] == ["not yet measured", ""]
+    assert line(copied, "`pocket`: speedup over the loop, 10 clients x 8")[2:4] == ["not yet measured", ""]
     machine = {"device": "cpu", "threads": 1, "packages": {"torch": "2"}, "peak_gflops": 1}
     row = {"clients": 10, "sequences": 8, "tokens": 64, "ratio_lowest": 1.0, "ratio_highest": 2.0}
     for day, ratio, said in (("2026-01-02", 1.9, "met"), ("2026-01-03", 1.7, "missed"), ("2026-01-01", 2.0, "missed")):
@@ -47,5 +47,5 @@ def test_a_target_is_met_by_its_figure(page, tmp_path):
         if day > "2026-01-01":  # an older one of another machine does not count
             path.write_text(json.dumps({**machine, "date": day, "rows": [{**row, "ratio": ratio}]}))
         assert page.main(asked) == 0
-        assert line(copied, "`pocket` against the loop, 10 clients x 8")[3] == said
+        assert line(copied, "`pocket`: speedup over the loop, 10 clients x 8")[3] == said
     assert "1.70x (1.00 to 2.00)" in copied.read_text() and "2026-01-03" in copied.read_text()

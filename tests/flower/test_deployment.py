@@ -112,7 +112,7 @@ def test_a_deployment_is_the_run_on_one_machine_whoever_is_killed(tmp_path):
         load_tensors(path)  # safetensors, or it is refused
     invariant(run)
     (run.folder / "finished.json").unlink()
-    with pytest.raises(UserError, match="other engine choices"):  # half of what it remembers is on its clients
+    with pytest.raises(UserError, match="other engine options"):  # half of what it remembers is on its clients
         run_experiment(wanted, lent)
 
 

@@ -93,5 +93,5 @@ def test_documents_of_a_nodes_own_are_trained_on_and_never_leave_it(tmp_path):
 def test_a_mitigation_that_reads_what_the_experiment_deals_is_refused_with_documents_of_their_own(tmp_path):
     wanted = make_experiment(tmp_path, "clustering={type: TextClustering, num_clusters: 2, encoder: hashing}")
     grid, config = over(wanted, tmp_path / "elsewhere", {0: own_texts(tmp_path / "own")})
-    with pytest.raises(UserError, match="client 0 trains on documents of its own, and TextClustering decides"):
+    with pytest.raises(UserError, match="client 0 trains on its own documents, but TextClustering clusters"):
         run_server(grid, config)

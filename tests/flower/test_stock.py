@@ -138,4 +138,4 @@ def test_what_a_plain_client_sends_is_measured_before_it_is_believed(lie, tmp_pa
 
     done = over_flower(FedAvg(), deal, tmp_path, grid=Loopback(plain_nodes(deal), meddle), stock_clients=True, until=1)[0]
     assert done.report.failed.tolist() == [False, True, False, False, False]
-    assert done.report.notes[1].startswith("its answer cannot be used: h ")
+    assert done.report.notes[1].startswith("its result is not usable: h ")

@@ -107,7 +107,7 @@ WRONG = {
 def test_an_array_that_was_not_agreed_is_refused(wrong):
     with pytest.raises(MessageRejected, match=r"^h "):
         read_array("h", numpy_array(WRONG[wrong]), LIKE)
-    with pytest.raises(MessageRejected, match=r"^h is no numpy array of 6 numbers"):
+    with pytest.raises(MessageRejected, match=r"^h is not a numpy array of 6 numbers"):
         read_array("h", numpy_array(saved(LIKE[0].numpy()), "pickle"), LIKE)
 
 

@@ -44,7 +44,7 @@ def test_the_noise_is_that_of_the_gaussian_mechanism():
     assert made.means.std() == pytest.approx(0.04845, rel=0.05)
     assert len({row.tobytes() for row in made.noise}) == 8
     assert "no privacy guarantee" in privacy_statement(add_privacy_noise(made.document_embeddings, 0, None), None, 1e-5)
-    assert "holds for epsilon < 1 only" in privacy_statement(made, 1.0, 1e-5) and "only" not in privacy_statement(made, 0.5, 1e-5)[-60:]
+    assert "proved only for epsilon < 1" in privacy_statement(made, 1.0, 1e-5) and "only" not in privacy_statement(made, 0.5, 1e-5)[-60:]
 
 
 @settings(deadline=None)

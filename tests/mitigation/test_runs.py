@@ -53,7 +53,7 @@ def test_text_groups_are_the_true_topics_and_their_models_fit_better_at_home(wor
     assert said["k"] == 3 and said["p_value"] == 0.01 and said["verdict"] == "stable" and said["bytes"] == 256
     assert run.trajectory().curve("cluster.ari")[-1] == 1
     (event,) = [event for event in run.events() if event["kind"] == "clustering"]
-    assert event["message"].startswith("TextClustering: 3 groups of 2, 2, 2 clients: stable (p 0.01")
+    assert event["message"].startswith("TextClustering: 3 clusters of 2, 2, 2 clients: stable (p 0.01")
     vanilla = run_experiment(asked(world, NoClustering()), at(world, tmp_path))
     assert run.trajectory().curve("loss")[-1] < vanilla.trajectory().curve("loss")[-1]
     assert sorted(path.name for path in (run.folder / "model").iterdir()) == ["0", "1", "2"]
@@ -123,11 +123,11 @@ def test_any_algorithm_works_inside_groups(world, tmp_path, algorithm):
 @pytest.mark.parametrize(
     ("algorithm", "clustering", "told"),
     [
-        ("LocalOnly", TEXT, "LocalOnly gives every client a model of its own"),
+        ("LocalOnly", TEXT, "LocalOnly gives every client its own model"),
         ("Centralized", TEXT, "Centralized has no clients to group"),
-        ("FedAvg", replace(TEXT, num_clusters=7), "7 groups of 6 clients"),
-        ("FedAvg", RandomClustering(cluster_sizes=(3, 4)), r"\[3, 4\] are 7 clients, and there are 6"),
-        ("FedAvg", RandomClustering(like=UpdateClustering()), "UpdateClustering does not say its groups before the first round"),
+        ("FedAvg", replace(TEXT, num_clusters=7), "is 7, but there are only 6 clients"),
+        ("FedAvg", RandomClustering(cluster_sizes=(3, 4)), r"\[3, 4\] sum to 7, but there are 6 clients"),
+        ("FedAvg", RandomClustering(like=UpdateClustering()), "UpdateClustering, which does not cluster the clients before"),
         ("FedAvg", SoftClustering(TEXT), "aggregator: FFALoRA"),
         ("{type: FedAvg, aggregator: Median}", SoftClustering(TEXT), "weighted means"),
         ("FedDyn", SoftClustering(TEXT), "weighted means"),

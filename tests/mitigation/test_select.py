@@ -34,7 +34,7 @@ def unbooted(monkeypatch):
 def test_documents_dealt_at_random_are_one_group_in_19_of_20_seeds(size, unbooted):
     found = [cluster_clients(planted(size, 0.0, seed)[0], seed) for seed in range(20)]
     assert sum(one.k == 1 for one in found) >= 19
-    assert all(one.verdict == "one group" for one in found if one.k == 1)
+    assert all(one.verdict == "one cluster" for one in found if one.k == 1)
 
 
 @pytest.mark.parametrize("size", [8, 20])

@@ -52,7 +52,7 @@ def test_the_canary_is_silent_where_nothing_is_wrong_and_sings_where_something_i
     model.network.set_submodule(place, Crooked(model.network.get_submodule(place)))
     seen = compare_step(model, plain, params, BATCH)
     assert seen.loss_error == 0  # evaluation alone would not notice
-    with pytest.raises(UserError, match="wrongly"):
+    with pytest.raises(UserError, match="incorrectly"):
         seen.check("float32", "mps")
     with pytest.raises(UserError, match="--device cpu"):
         DeviceCheck(float("nan"), 0.0).check("float32", "mps")

@@ -110,7 +110,7 @@ def test_a_missing_pad_token_becomes_the_end_token_and_one_that_is_there_stays(t
 
 def test_a_folder_that_holds_no_model_is_told_what_is_wanted_and_what_is_there(tmp_path):
     (tmp_path / "holiday.txt").write_text("sun")
-    with pytest.raises(UserError, match=r"(?s)read config.json .*Wanted there: .*; it has holiday.txt"):
+    with pytest.raises(UserError, match=r"(?s)read config.json .*Expected files: .*; the folder contains holiday.txt"):
         load(tmp_path)
 
 
@@ -145,27 +145,27 @@ def test_a_model_without_its_head_is_refused_rather_than_given_a_random_one(tmp_
     model = random_model("llama")
     keep(model, tmp_path)
     LlamaModel(model.network.config).save_pretrained(tmp_path)
-    with pytest.raises(UserError, match=r"holds LlamaModel, which is not .* wanted LlamaForCausalLM"):
+    with pytest.raises(UserError, match=r"contains LlamaModel, which is not .* use LlamaForCausalLM"):
         load(tmp_path)
     edit(tmp_path / "config.json", architectures=["LlamaForCausalLM"])
-    with pytest.raises(UserError, match=r"lack 1 of the model's tensors, lm_head.weight among them"):
+    with pytest.raises(UserError, match=r"lack 1 of the model's tensors, including lm_head.weight"):
         load(tmp_path)
 
 
 def test_an_encoder_and_an_encoder_decoder_are_refused(tmp_path):
     bert = BertConfig(vocab_size=9, hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=2)
     BertForMaskedLM(bert).save_pretrained(tmp_path / "bert")
-    with pytest.raises(UserError, match="holds BertForMaskedLM, which is not a causal language model"):
+    with pytest.raises(UserError, match="contains BertForMaskedLM, which is not a causal language model"):
         load(tmp_path / "bert")
     t5 = T5Config(vocab_size=9, d_model=8, d_kv=4, d_ff=8, num_layers=1, num_heads=2)
     T5ForConditionalGeneration(t5).save_pretrained(tmp_path / "t5")
-    with pytest.raises(UserError, match="holds T5ForConditionalGeneration, which is not"):
+    with pytest.raises(UserError, match="contains T5ForConditionalGeneration, which is not"):
         load(tmp_path / "t5")
 
 
 def test_a_tokenizer_with_more_ids_than_the_embedding_has_rows_is_refused(llama):
     plain_tokenizer(98).save_pretrained(llama)
-    with pytest.raises(UserError, match="ids up to 97, the model's embedding has 97 rows"):
+    with pytest.raises(UserError, match="ids up to 97, but the embedding of the model has only 97 rows"):
         load(llama)
 
 
@@ -173,19 +173,19 @@ def test_a_tokenizer_without_an_end_token_is_refused(llama):
     tokenizer = plain_tokenizer(97)
     tokenizer.eos_token = None
     tokenizer.save_pretrained(llama)
-    with pytest.raises(UserError, match="names no end token"):
+    with pytest.raises(UserError, match="has no end-of-sequence token"):
         load(llama)
 
 
 def test_an_end_token_outside_the_vocabulary_is_refused(tmp_path):
     folder = keep(random_model("llama", 97), tmp_path)
     edit(folder / "tokenizer_config.json", eos_token="</s>")
-    with pytest.raises(UserError, match=r"ids up to 97|end token '</s>'"):  # it gets an id that the embedding has no row for
+    with pytest.raises(UserError, match=r"ids up to 97|end-of-sequence token '</s>'"):  # it gets an id that the embedding has no row for
         load(folder)
     weights = load(keep(random_model("llama", 97), tmp_path / "b")).network
     weights.resize_token_embeddings(128)  # rows to spare, as many published models have
     weights.save_pretrained(folder)
-    with pytest.raises(UserError, match=r"end token '</s>' .* is not in its vocabulary"):
+    with pytest.raises(UserError, match=r"end-of-sequence token '</s>' .* is not in its vocabulary"):
         load(folder)
     edit(folder / "tokenizer_config.json", added_tokens_decoder={"97": {"content": "</s>", "special": True}})
     assert load(folder).tokenizer.eos_token_id == 97
@@ -194,7 +194,7 @@ def test_an_end_token_outside_the_vocabulary_is_refused(tmp_path):
 def test_a_model_folder_that_holds_an_adapter_is_refused_before_anything_is_loaded(llama):
     (llama / "adapter_config.json").write_text('{"peft_type": "LORA", "base_model_name_or_path": "gpt2"}')
     for read in (load, lambda folder: fingerprint_model(str(folder))):
-        with pytest.raises(UserError, match=r"holds a PEFT adapter .*merge_and_unload"):
+        with pytest.raises(UserError, match=r"contains a PEFT adapter .*merge_and_unload"):
             read(llama)
 
 
@@ -216,7 +216,7 @@ def test_without_a_hub_the_way_out_is_told(tmp_path):
     told = done.stdout.splitlines()
     assert len(told) == 2
     for hub, line in zip([PRESETS["distilgpt2"].hub_id, "somebody/some-model"], told, strict=True):
-        assert line.startswith(f"model {hub!r} must come from the model hub, which cannot be reached")
+        assert line.startswith(f"model {hub!r} must be downloaded from the model hub, which cannot be reached")
         assert "model: path/to/folder" in line
         assert "model: pocket" in line
 
@@ -226,7 +226,7 @@ POCKET = Path(fedrift.models.presets.__file__).with_name("pocket")
 
 def test_a_copy_without_pockets_weights_says_so(monkeypatch, tmp_path):
     monkeypatch.setattr(fedrift.models.presets, "__file__", str(tmp_path / "pocket.py"))
-    with pytest.raises(UserError, match=r"lacks config.json, model.safetensors"):
+    with pytest.raises(UserError, match=r"lacks the files config.json, model.safetensors"):
         load_model("pocket", cache_dir=tmp_path)
 
 

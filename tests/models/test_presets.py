@@ -96,7 +96,7 @@ def test_a_name_that_is_nothing_is_refused_with_what_there_is(name, told):
 
 
 def test_a_file_is_refused_for_a_folder(folder):
-    with pytest.raises(UserError, match="is a file; wanted the folder"):
+    with pytest.raises(UserError, match="is a file: give the folder"):
         resolve_model(str(folder / "model.safetensors"))
 
 
@@ -129,7 +129,7 @@ def test_moving_bytes_from_one_shard_to_the_next_changes_the_fingerprint(folder)
     (folder / "b.safetensors").write_text("yz")
     assert fingerprint_model(str(folder)) != before
     (folder / "b.safetensors").unlink()
-    with pytest.raises(UserError, match=r"names 2 files, of which 'b.safetensors' is not in the folder"):
+    with pytest.raises(UserError, match=r"lists 2 files, but 'b.safetensors' is not in the folder"):
         fingerprint_model(str(folder))
 
 
@@ -150,5 +150,5 @@ def test_the_weights_that_are_loaded_decide_the_fingerprint_whatever_lies_beside
 
 def test_a_folder_without_weights_has_no_fingerprint(folder):
     (folder / "model.safetensors").unlink()
-    with pytest.raises(UserError, match=r"no weights in .*it has README.md, config.json, tokenizer.json"):
+    with pytest.raises(UserError, match=r"no weights .*it contains README.md, config.json, tokenizer.json"):
         fingerprint_model(str(folder))

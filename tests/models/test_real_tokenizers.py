@@ -56,7 +56,7 @@ def test_a_run_and_its_twin_pass_with_a_real_tokenizer(kind, tmp_path, shared_da
         )
     )
 
-    assert "beside IID baseline" in fedrift(capsys, monkeypatch, "run", "e.yaml", "--iid-baseline", "--device", "cpu")[1]
+    assert "gap to IID baseline" in fedrift(capsys, monkeypatch, "run", "e.yaml", "--iid-baseline", "--device", "cpu")[1]
     every = [find_run(tmp_path / "runs", run["id"]) for run in json.loads(fedrift(capsys, monkeypatch, "list", "--json")[1])]
     assert [run.status for run in every] == ["finished", "finished"]
     (skewed,) = [run for run in every if run.config["partition"]["severity"] == 1.0]

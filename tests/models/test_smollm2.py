@@ -77,7 +77,7 @@ def test_the_file_is_fetched_checked_converted_and_nothing_else_is_kept(shelf, t
     folder = smollm2_folder(tmp_path / "cache", copy, said.append, FAKE)
     assert (folder / "model").read_bytes() == CONTENT
     assert left(tmp_path / "cache") == ["fake-model"]
-    assert [line.split()[0] for line in said] == ["fetching", "converting", "fake-model"]
+    assert [line.split()[0] for line in said] == ["downloading", "converting", "fake-model"]
 
 
 def test_the_second_time_asks_neither_pip_nor_the_converter(shelf, tmp_path):
@@ -92,8 +92,8 @@ def test_a_changed_file_is_refused_with_both_checksums_before_anything_opens_it(
     opened = []
     with pytest.raises(UserError) as refused:
         fetch(tmp_path / "cache", convert=lambda file, folder: opened.append(file))
-    assert f"wanted {len(CONTENT):,} bytes, sha256 {FAKE.sha256}" in str(refused.value)
-    assert f"got    {len(CONTENT):,} bytes, sha256 {hashlib.sha256(other).hexdigest()}" in str(refused.value)
+    assert f"expected {len(CONTENT):,} bytes, sha256 {FAKE.sha256}" in str(refused.value)
+    assert f"got      {len(CONTENT):,} bytes, sha256 {hashlib.sha256(other).hexdigest()}" in str(refused.value)
     assert not opened
     assert left(tmp_path / "cache") == []
 
@@ -109,7 +109,7 @@ def test_a_wheel_cut_off_on_its_way_is_refused_and_the_next_try_succeeds(shelf, 
 
 
 def test_a_wheel_without_the_file_is_refused(shelf, tmp_path):
-    with pytest.raises(UserError, match="is no wheel that holds other/name"):
+    with pytest.raises(UserError, match="is not a wheel that contains other/name"):
         fetch(tmp_path, wheel=replace(FAKE, member="other/name"))
     assert left(tmp_path) == []
 

@@ -81,7 +81,7 @@ def test_a_deal_without_sources_is_refused_and_names_the_columns():
     assert "no column 'source'" in refused(replace(found, has_source=False))
     assert "at least 2 sources" in refused(replace(found, source=np.full(300, "news", dtype=object)))
     assert "3 of the 300 documents" in refused(replace(found, source=np.array(["", "", "", *found.source[3:]], dtype=object)))
-    assert "hardly one has two" in refused(replace(found, source=np.arange(300).astype(str).astype(object)))
+    assert "fewer than two documents per source" in refused(replace(found, source=np.arange(300).astype(str).astype(object)))
 
 
 @pytest.mark.parametrize("kind", ["csv", "parquet", "jsonl"])

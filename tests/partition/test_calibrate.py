@@ -42,9 +42,9 @@ def test_token_severity_is_0_for_chance_and_grows_with_the_dial():
 
 def test_a_target_out_of_reach_is_refused_with_what_can_be_reached():
     documents = topical(400)
-    with pytest.raises(UserError, match=r"KDomains cannot .* 0\.300 .* 0\.00\d at severity 0, 0\.999 at 1, .* nearest 0\.2"):
+    with pytest.raises(UserError, match=r"of KDomains gives .* 0\.300 .* 0\.00\d at severity 0 and 0\.999 at .* nearest value is 0\.2"):
         calibrate_severity(KDomains(8), documents, 0.3, make_stream)
-    with pytest.raises(UserError, match=r"TokenTilt cannot be set to measure 0\.900"):
+    with pytest.raises(UserError, match=r"No severity of TokenTilt gives a measured divergence of 0\.900"):
         calibrate_severity(TokenTilt(4), documents, 0.9, make_stream, measure=token_severity)
 
 

@@ -109,7 +109,7 @@ def test_it_deals_just_as_the_regime_at_the_dial_that_it_found():
 
 def test_what_a_regime_cannot_measure_is_refused_or_taken_as_near_as_can_be():
     documents = topical(400)
-    with pytest.raises(UserError, match=r"Quantity cannot be set to measure 0\.500"):
+    with pytest.raises(UserError, match=r"No severity of Quantity gives a measured divergence of 0\.500"):
         Calibrated(4, 0.5, Quantity())(documents, stream())
     near = Calibrated(8, 0.3, KDomains(), if_unreachable="nearest")
     found = label_severity(documents, near(documents, stream()))
@@ -119,7 +119,7 @@ def test_what_a_regime_cannot_measure_is_refused_or_taken_as_near_as_can_be():
 
 def test_clients_and_severity_are_said_once():
     documents = topical(100)
-    with pytest.raises(UserError, match=r"partition\.base\.num_clients is 3, partition\.num_clients 4"):
+    with pytest.raises(UserError, match=r"partition\.base\.num_clients is 3, but partition\.num_clients is 4"):
         Calibrated(4, 0.5, TopicMix(3))(documents, stream())
     with pytest.raises(UserError, match=r"partition\.base\.severity is 0\.2"):
         Calibrated(4, 0.5, TopicMix(severity=0.2))(documents, stream())

@@ -62,7 +62,7 @@ def test_a_corpus_can_be_named_and_what_the_experiment_has_is_left_out(own, data
     some = theirs.take(np.arange(10))
     renamed = replace(some, name="a part of it")
     assert len(load_general_corpus(renamed, "huffpost", data_dir=data)) == 50
-    with pytest.raises(UserError, match="name another corpus"):
+    with pytest.raises(UserError, match="name another dataset"):
         load_general_corpus(theirs, "huffpost", data_dir=data)
     with pytest.raises(UserError, match="did you mean 'huffpost'"):
         load_general_corpus(own, "huffpots", data_dir=data)

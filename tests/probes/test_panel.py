@@ -126,8 +126,8 @@ def test_seconds_are_told_look_by_look_and_an_overdrawn_budget_with_the_way_out(
     assert said["share"] == pytest.approx(3 / 11)
     assert list(said["seconds"]) == ["hidden", "losses"]
     assert overhead_warning(said, 8.0, panel) == (
-        "the panel took 27% of the run's time, its budget is 20%; the dearest is hidden with 67% "
-        "of that; evaluation.expensive_interval=10 would bring it to 20%"
+        "the probes took 27% of the run's time, which exceeds the budget of 20%; the slowest probe, hidden, took 67% "
+        "of the probe time; evaluation.expensive_interval=10 would reduce the share to 20%"
     )
     assert overhead_warning(overhead_summary([{"train": 90.0, "evaluate": 10.0, "probe.losses": 10.0}], panel), 90.0, panel) == ""
     assert "evaluation.interval" in overhead_warning(

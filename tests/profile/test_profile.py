@@ -83,12 +83,12 @@ def test_the_bytes_of_adapters_and_memories_are_exact(seen):
     found, _ = seen
     adapters = 4 * BLOCKS * (RANK * (WIDE + WIDE) + RANK * (WIDE + VALUES))
     held = found.memory["bytes"]
-    assert held["models of the server (1)"] == 2 * adapters  # the model, and what the last round changed
-    assert held["what 3 clients remember"] == 3 * adapters  # c_i
-    assert held["what the server keeps and sends beside them"] == adapters  # c
-    assert held["their models, starts, gradients, memories"] == 2 * 5 * adapters
+    assert held["server models (1)"] == 2 * adapters  # the model, and what the last round changed
+    assert held["states of 3 clients"] == 3 * adapters  # c_i
+    assert held["server optimizer state and broadcast"] == adapters  # c
+    assert held["models, gradients and states in a pass"] == 2 * 5 * adapters
     assert found.traffic == {"up": 2 * adapters, "down": 2 * adapters}
-    assert held["activations and temporaries of a step"] > 0
+    assert held["activations and temporary tensors of a step"] > 0
     assert sum(held.values()) == found.memory["resident_peak"]
 
 
@@ -144,11 +144,11 @@ def test_hints_are_computed_and_the_dearest_comes_first():
         0.22,
     )
     assert told == [
-        "evaluation of the losses takes 44% of a run: evaluation.interval=5 would make it 14%",
-        "1 clients in a pass gave 1.25x the tokens a second of 4: --clients-per-pass 1",
+        "Evaluation of the losses takes 44% of a run. With evaluation.interval=5 it would take 14%.",
+        "--clients-per-pass 1 gave 1.25x the tokens per second of the current 4 clients per pass.",
     ]
     assert find_hints(phases(training=5.0), plan(), 0.0, [], 0.7) == [
-        "nothing stands out: training is 100% of a run, at 70% of the machine's peak"
+        "No phase stands out: training takes 100% of a run and reaches 70% of the machine's peak."
     ]
     assert find_hints(phases(training=5.0), plan(), 0.3, [], 0.7)[0].startswith("30% of the trained positions are padding")
 
@@ -168,10 +168,10 @@ def test_the_command_prints_writes_and_traces(tmp_path, monkeypatch):
     ask = ["profile", "e.yaml", "training.num_rounds=1", "--device", "cpu", "--output", "p.json", "--trace", "t.json"]
     done = CliRunner().invoke(app, ask)
     assert done.exit_code == 0, done.output
-    assert "frozen products" in done.stdout and "base weights" in done.stdout
+    assert "products with base weights" in done.stdout and "base weights" in done.stdout
     said = json.loads((tmp_path / "p.json").read_text())
     assert said["training"]["steps"] is None
     assert not (tmp_path / "runs").exists()
     names = {event.get("name") for event in json.loads((tmp_path / "t.json").read_text())["traceEvents"]}
     assert {"fedrift.data", "fedrift.loss", "fedrift.optimizer"} <= names
-    assert "make it first" in str(CliRunner().invoke(app, ["profile", "e.yaml", "--output", "none/p.json"]).exception)
+    assert "create it first" in str(CliRunner().invoke(app, ["profile", "e.yaml", "--output", "none/p.json"]).exception)

@@ -59,15 +59,15 @@ LOST = {
     "records deleted": (lambda run: (run.folder / "records.jsonl").unlink(), r"records\.jsonl is missing"),
     "records emptied": (lambda run: cut(run.folder / "records.jsonl", 0), r"records\.jsonl is empty"),
     "record missing": (lambda run: drop_line(run.folder / "records.jsonl"), r"records\.jsonl has"),
-    "record changed": (lambda run: change(run.folder / "records.jsonl"), r"records\.jsonl is not what it was then"),
-    "record garbled": (lambda run: change(run.folder / "records.jsonl", b'"loss"', b"\x00\xff-~ ;"), r"is not what it was then"),
+    "record changed": (lambda run: change(run.folder / "records.jsonl"), r"records\.jsonl was changed"),
+    "record garbled": (lambda run: change(run.folder / "records.jsonl", b'"loss"', b"\x00\xff-~ ;"), r"was changed"),
     "last line torn": (lambda run: cut(run.folder / "records.jsonl", 0.999), r"records\.jsonl has"),
     "events cut": (lambda run: cut(run.folder / "events.jsonl"), r"events\.jsonl has"),
     "events deleted": (lambda run: (run.folder / "events.jsonl").unlink(), r"events\.jsonl is missing"),
-    "timings cut": (lambda run: cut(run.folder / "timings.jsonl"), r"timings\.jsonl has no line of round 3$|of round 3\."),
-    "timings deleted": (lambda run: (run.folder / "timings.jsonl").unlink(), r"no line of rounds 0, 1, 2, 3\."),
-    "decisions deleted": (lambda run: (run.folder / "clustering.json").unlink(), "has not the 5 decisions"),
-    "decision missing": (lambda run: run.write_json("clustering", run.cluster_assignments()[1:]), "has not the 5 decisions"),
+    "timings cut": (lambda run: cut(run.folder / "timings.jsonl"), r"timings\.jsonl has no line for round 3$|for round 3\."),
+    "timings deleted": (lambda run: (run.folder / "timings.jsonl").unlink(), r"no line for rounds 0, 1, 2, 3\."),
+    "decisions deleted": (lambda run: (run.folder / "clustering.json").unlink(), "lacks some of the 5 assignments"),
+    "decision missing": (lambda run: run.write_json("clustering", run.cluster_assignments()[1:]), "lacks some of the 5 assignments"),
     "update deleted": (lambda run: (run.folder / "updates" / "00002.parquet").unlink(), "the updates of round 2 are missing"),
 }
 
@@ -79,7 +79,7 @@ def test_a_run_that_lost_something_is_refused_and_the_way_out_told(run, lost):
     spoil(run)
     with pytest.raises(UserError, match=told) as refusal:
         check_history(run)
-    assert "from round 4, it would have a hole" in str(refusal.value) and "--fresh" in str(refusal.value)
+    assert "from round 4 because stored data is missing or changed" in str(refusal.value) and "--fresh" in str(refusal.value)
     assert "\n" not in str(refusal.value)
 
 
@@ -130,5 +130,5 @@ def test_a_state_of_an_older_fedrift_goes_on_with_a_word(run):
 
 def test_a_state_that_does_not_say_its_round_is_refused(run):
     save_tensors(run.state_path, {"a": torch.ones(2)}, {"leaves": ["a"]})
-    with pytest.raises(UserError, match="does not say of which round"):
+    with pytest.raises(UserError, match="does not contain its round number"):
         check_history(run)

@@ -49,8 +49,8 @@ def test_the_sentence_says_what_came_of_it_and_where():
     said = ForkReport("o", "f", 7, "", "without client 3", True, rows, ())
     assert said.sentence == (
         "Without client 3 from round 7 on, the loss after round 7 is 4.300 nats per token instead of 4.400 (-0.100), most in a "
-        "(-0.300); after round 9 it is 4.200 nats per token instead of 4.200 (+0.000). The servers part in round 7 and end 0.75 "
-        "times as far apart as the origin went since round 6."
+        "(-0.300); after round 9 it is 4.200 nats per token instead of 4.200 (+0.000). The server models differ from round 7 on; "
+        "their final distance is 0.75 times the distance that the origin moved since round 6."
     )
     assert json.loads(to_json(said.to_json()))["rounds"][2]["fork"] is None
     assert "instead of" in format_loss_change(rows[1])

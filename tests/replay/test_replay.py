@@ -83,7 +83,7 @@ def test_with_nothing_changed_it_is_the_same_run_bit_for_bit(world, way):
     there = recording(folder, "runs")
     origin = run_experiment(edit_config(asked, {**WAYS[way], "training__participation_rate": 0.67}), there)
     run, said = fork(there, origin, 2)
-    assert run.id != origin.id and said.has_reused_updates and "the same run, bit for bit" in said.sentence
+    assert run.id != origin.id and said.has_reused_updates and "identical to its origin, bit for bit" in said.sentence
     assert_equal(origin, run)
     assert UpdateLog(run).rounds == [1, 2, 3, 4] and {row.distance for row in said.rounds} == {0.0}
     for one, two in zip(reports(origin, 2), reports(run, 2), strict=True):
@@ -208,7 +208,7 @@ def test_without_a_client_whose_updates_were_no_numbers_anyway_nothing_changes(w
     there = recording(folder, "runs")
     origin = run_experiment(asked, there)
     run, said = fork(there, origin, 2, "exclude_clients=2")
-    assert "the same run, bit for bit" in said.sentence
+    assert "identical to its origin, bit for bit" in said.sentence
     assert_equal(origin, run)
     assert [(each.failure, each.sentence[:16]) for each in said.findings if each.failure == "failed clients"] == [
         ("failed clients", "failed clients: ")
@@ -270,14 +270,14 @@ def test_what_cannot_be_replayed_is_refused_with_a_way_out(recorded, tmp_path):
     )
     for run, round, words, wanted in [
         (plain, 1, [], "--save-updates"),
-        (origin, 5, [], "wanted 1 to 4"),
+        (origin, 5, [], "must be 1 to 4"),
         (origin, 2, ["exclude_clients=3"], "clients 0 to 2"),
-        (origin, 2, ["exclude_clients=0,1,2"], "leave one in"),
-        (origin, 2, ["exclude_clients=1", "exclude_until=1"], "from 2 on"),
-        (origin, 2, ["exclude_until=3"], "say which"),
+        (origin, 2, ["exclude_clients=0,1,2"], "keep at least one"),
+        (origin, 2, ["exclude_clients=1", "exclude_until=1"], "at least 2"),
+        (origin, 2, ["exclude_until=3"], "name the clients"),
         (origin, 2, ["partition.severity=0"], "cannot change partition"),
         (origin, 2, ["seed=1", "training.max_seq_length=32"], "cannot change seed, training.max_seq_length"),
-        (origin, 2, ["training.num_rounds=1"], "end before"),
+        (origin, 2, ["training.num_rounds=1"], "at least 2"),
         (origin, 2, ["algorithm=LocalOnly"], "cannot become LocalOnly"),
         (origin, 2, ["algorithm=Centralized"], "other clients"),
         (first, 4, [], f"fork {origin.id[:6]}"),

@@ -47,7 +47,7 @@ def test_the_card_can_be_read_and_says_what_was_asked_and_what_came(personal, tm
     assert (head["base_model"], head["license"], head["library_name"]) == ("someone/model", "apache-2.0", "peft")
     assert "client 0" in card.text and "Ditto" in card.text and personal.id in card.text
     loss = personal.trajectory().curve("loss")
-    assert f"{loss[0]:.3f} before, {loss[-1]:.3f} after" in card.text
+    assert f"{loss[0]:.3f} before training, {loss[-1]:.3f} after training" in card.text
     said = yaml.safe_load(card.text.split("```yaml")[1].split("```")[0])
     assert said["training"]["num_rounds"] == 2 and "partition_table" not in said
 
@@ -63,7 +63,7 @@ def test_a_model_that_was_changed_since_the_end_of_its_run_is_not_exported(perso
     path = next((personal.folder / "model").rglob("*.safetensors"))
     sound = path.read_bytes()
     path.write_bytes(sound[:-1] + bytes([sound[-1] ^ 1]))
-    with pytest.raises(UserError, match="is not what it was when the run ended"):
+    with pytest.raises(UserError, match="has changed since the run finished"):
         export_models(personal, tmp_path / "out")
     path.write_bytes(sound)
     assert export_models(personal, tmp_path / "out")

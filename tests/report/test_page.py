@@ -64,7 +64,7 @@ def test_the_verdict_comes_first_and_the_experiment_last(tmp_path):
         "Loss by domain",
         "Clients before",
         "Updates",
-        "Who holds what",
+        "Client data",
         "Experiments",
         "num_rounds: 8",
         "python:",

@@ -55,13 +55,13 @@ def test_it_says_first_what_the_clients_are_like_and_last_how_they_were_dealt(co
     text = prose(render_partition(shown(corpus, TopicMix(3))))
     words = (
         "TopicMix, severity 1",
-        "beyond what chance gives",
-        "How different",
+        "differ from chance",
+        "Heterogeneity of the clients",
         "word divergence",
-        "Who holds what",
+        "Client data",
         "client 0, 100% domain0",
-        "What they read",
-        "The deal",
+        "Sample documents",
+        "Partition settings",
         "severity: 1.0",
     )
     order = [text.index(word) for word in words]
@@ -70,7 +70,7 @@ def test_it_says_first_what_the_clients_are_like_and_last_how_they_were_dealt(co
 
 def test_a_deal_by_chance_is_called_so(corpus):
     iid, skewed = (shown(corpus, TopicMix(3, severity)) for severity in (0.0, 1.0))
-    assert "None of the 9 numbers lies beyond" in summarize(iid.heterogeneity)
+    assert "None of the 9 measures differs from chance" in summarize(iid.heterogeneity)
     assert summarize(skewed.heterogeneity).startswith(("7 of the 9", "8 of the 9", "All 9"))
     assert "beyond chance</span>" not in render_partition(iid) and "beyond chance</span>" in render_partition(skewed)
 
@@ -94,7 +94,7 @@ def test_rewritten_samples_stand_beside_what_they_were(corpus):
     assert page.unit == "words"
     plain, slang = page.samples
     assert not any(sample.original for sample in plain) and all(sample.original for sample in slang)
-    assert "as found" in render_partition(page)
+    assert "<b>original</b>" in render_partition(page)
 
 
 def test_a_corpus_without_labels_shows_budgets_instead_of_domains(corpus):
@@ -112,7 +112,7 @@ def test_many_clients_are_shown_in_part_and_the_page_says_so(corpus):
 
 def test_one_client_is_no_comparison(corpus):
     html = render_partition(shown(corpus, Quantity(1)))
-    assert "divergence of two clients" not in html and len(specs(html)) == 1
+    assert "divergence between the words of two clients" not in html and len(specs(html)) == 1
 
 
 def test_texts_from_outside_cannot_become_part_of_the_page(corpus):

@@ -50,14 +50,7 @@ def test_the_planted_effect_is_supported_and_told_first(document, whole):
     text = prose(render_study(document))
     order = [
         text.index(word)
-        for word in (
-            "Does skew cost loss?",
-            "36 of 36 runs finished",
-            "2 came out supported",
-            "What was dealt",
-            "Failure overview",
-            "Provenance",
-        )
+        for word in ("Does skew cost loss?", "36 of 36 runs finished", "2 are supported", "Partitions", "Failure overview", "Provenance")
     ]
     assert order == sorted(order)
 
@@ -75,7 +68,7 @@ def test_a_null_study_says_that_nothing_was_found_and_what_would_have_been(tmp_p
         )
     )
     assert [claim.verdict for claim in document.claims] == ["inconclusive"]
-    assert "would have been called with 80% probability" in document.claims[0].sentence
+    assert "would have been detected with 80% probability" in document.claims[0].sentence
     assert " 0 are confirmed" in section(document, "atlas").text[0]
     smallest = next(table for table in document.tables if table.key == "verdicts").rows[0][7]
     assert 0 < float(smallest) < 0.1
@@ -209,7 +202,7 @@ def test_an_empty_study_gives_a_report_that_says_so(tmp_path):
     book.write({**told, "runs": [], "choices": []})
     html = render_study(build_document(load_study_data(book)))
     text = prose(html)
-    assert "Nothing can be said yet: no runs yet" in text and "no run has been evaluated yet" in text and "inconclusive" in text
+    assert "No results are available yet: no runs yet" in text and "no run has been evaluated yet" in text and "inconclusive" in text
     assert not re.findall(r'class="chart"', html)
 
 

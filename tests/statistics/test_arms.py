@@ -73,5 +73,5 @@ def test_a_mixed_model_tells_what_it_left_out_and_refuses_two_seeds():
     runs = study(truth, algorithms=("FedAvg", "Scaffold"), severities=(1.0,))
     found = s.fit_mixed_model(diverge(runs, runs["run"] == runs["run"].iloc[0]), "loss", ["algorithm:partition.severity", "algorithm"])
     assert found.num_excluded == 1 and "algorithm[Scaffold]:partition.severity" in " ".join(found.table["term"])
-    with pytest.raises(UserError, match="3 or more"):
+    with pytest.raises(UserError, match="at least 3 values"):
         s.fit_mixed_model(runs[runs["seed"] < 2], "loss", ["algorithm"])

@@ -114,7 +114,7 @@ def test_without_an_other_side_the_gap_itself_is_judged():
 def test_five_seeds_are_refused_however_clear_and_the_sentence_says_how_many_it_takes():
     found = one(Greater(name="H", **GAP), study(gap, seeds=5, noise=1e-6))
     assert found.verdict == "inconclusive" and found.min_attainable_p == 0.0625 and found.detectable == math.inf
-    assert "5 seeds cannot give a p below .062" in found.sentence and "it takes 6" in found.sentence
+    assert "5 seeds cannot give a p below .062" in found.sentence and "at least 6 are needed" in found.sentence
 
 
 def test_a_family_costs_and_is_adjusted_by_itself():
@@ -131,7 +131,7 @@ def test_an_effect_too_small_to_matter_is_ruled_out():
     sides = {"metric": "loss", "group": {"algorithm": "Scaffold"}, "reference": {"algorithm": "FedAvg"}}
     assert one(Greater(name="H", min_effect=0.05, **sides), runs).verdict == "refuted"
     loose = one(Greater(name="H", **sides), runs)
-    assert loose.verdict == "inconclusive" and 0 < loose.detectable < 0.05 and "would have been called" in loose.sentence
+    assert loose.verdict == "inconclusive" and 0 < loose.detectable < 0.05 and "would have been detected" in loose.sentence
 
 
 def test_a_run_that_diverged_counts_as_the_worst_and_is_not_dropped():
@@ -221,14 +221,14 @@ def test_an_unfinished_seed_is_left_out_and_told():
     runs = study(gap)
     lost = runs[~((runs["seed"] == 4) & (runs["partition.severity"] == 0.5) & (runs["algorithm"] == "Scaffold"))]
     found = one(Greater(name="H", metric="loss", group={"algorithm": "Scaffold"}, reference={"algorithm": "FedAvg"}), lost)
-    assert (found.seeds, found.incomplete) == (9, 1) and 4 not in dict(found.points) and "1 seed not complete" in found.sentence
+    assert (found.seeds, found.incomplete) == (9, 1) and 4 not in dict(found.points) and "1 seed is incomplete" in found.sentence
 
 
 def test_an_empty_study_and_a_level_without_runs_are_inconclusive_and_names_are_checked():
     said = Greater(name="H", metric="loss", group={"partition.severity": 0.9})
     for runs in (study(gap), study(gap).iloc[:0]):
         found = one(said, runs)
-        assert found.verdict == "inconclusive" and found.seeds == 0 and "Nothing to judge" in found.sentence
+        assert found.verdict == "inconclusive" and found.seeds == 0 and "There are no results to test" in found.sentence
     with pytest.raises(UserError, match="did you mean 'loss'"):
         one(Greater(name="H", metric="los"), study(gap))
     with pytest.raises(UserError, match="no factor 'algoritm'"):
@@ -267,15 +267,15 @@ def test_two_levels_are_no_trend_but_their_paired_contrast(direction, verdict):
     assert (found.verdict, found.test, found.unit, found.p) == (verdict, "exact sign-flip", "difference", 2 / 128)
     assert (found.effect, found.low, found.high) == pytest.approx((s.mean_ci(d).estimate, s.mean_ci(d).low, s.mean_ci(d).high))
     assert found.detectable == pytest.approx(s.min_detectable_effect(7, d.std(ddof=1)))
-    assert "1 less 0.5" in found.sentence and "no trend" in found.notes[0]
+    assert "1 minus 0.5" in found.sentence and "not a trend" in found.notes[0]
 
 
 def test_a_trend_of_ranks_claims_no_power_of_another_test():
     runs = study(lambda *arm: 0.0, severities=(0.25, 0.5, 1.0))
     found = one(Trend(name="H", metric="loss", contrast="iid_baseline", predictor="partition.severity"), runs)
-    assert found.test == "Page's L" and math.isnan(found.detectable) and "would have been called with" not in found.sentence
-    assert "of the seeds' slopes" in found.sentence and "The p is of ranks" in found.sentence
-    with pytest.raises(UserError, match="levels are numbers; those of 'algorithm' are FedAvg, Scaffold"):
+    assert found.test == "Page's L" and math.isnan(found.detectable) and "would have been detected with" not in found.sentence
+    assert "of the per-seed slopes" in found.sentence and "The p-value comes from a rank test" in found.sentence
+    with pytest.raises(UserError, match="levels are numbers; the levels of 'algorithm' are FedAvg, Scaffold"):
         one(Trend(name="H", metric="loss", predictor="algorithm"), runs)
 
 

@@ -217,7 +217,7 @@ def test_bootstrap_draws_whole_clusters_and_refuses_seeds():
     values = np.repeat(np.random.default_rng(0).normal(size=40), 25)
     alone, whole = s.bootstrap_items(values), s.bootstrap_items(values, np.repeat(np.arange(40), 25))
     assert (whole.high - whole.low) / (alone.high - alone.low) == pytest.approx(5, rel=0.2)  # sqrt of 25 items a cluster
-    with pytest.raises(UserError, match="paired_t_test and sign_flip_test"):
+    with pytest.raises(UserError, match="paired_t_test or sign_flip_test"):
         s.bootstrap_items(np.arange(10.0))
 
 

@@ -128,7 +128,7 @@ def test_rows_that_a_finished_run_lost_are_no_answer(tmp_path):
     rows.write_bytes(rows.read_bytes()[:60])
     os.utime(rows, ns=(2**62, 2**62))
     for ask in (run.records, run.trajectory):
-        with pytest.raises(UserError, match="is not what it was when the run ended"):
+        with pytest.raises(UserError, match="has changed since the run finished"):
             ask()
     assert query_frame(tmp_path, "SELECT failure FROM runs").failure[0].startswith(str(rows))
 

@@ -129,7 +129,7 @@ def test_a_finished_line_that_is_no_record_is_named(run):
     with pytest.raises(UserError, match="line 2 is not JSON"):
         run.records()
     path.write_bytes(b"[1, 2]\n")
-    with pytest.raises(UserError, match="is no record"):
+    with pytest.raises(UserError, match="is not a record"):
         run.records()
 
 
@@ -296,7 +296,7 @@ def test_a_key_that_a_stored_file_lacks_is_one_line(run):
 def test_a_timing_of_another_shape_is_one_line(run, line):
     (run.folder / "timings.jsonl").write_text(line + "\n")
     for ask in (run.timings, lambda: run.truncate_after(3)):
-        with pytest.raises(UserError, match="is no object of a round"):
+        with pytest.raises(UserError, match="is not a valid row of a round"):
             ask()
 
 
@@ -304,7 +304,7 @@ def test_a_timing_of_another_shape_is_one_line(run, line):
 def test_a_record_of_another_shape_is_one_line(run, line):
     (run.folder / "records.jsonl").write_text(line + "\n")
     for ask in (run.records, lambda: run.truncate_after(3)):
-        with pytest.raises(UserError, match="is no record"):
+        with pytest.raises(UserError, match="is not a record"):
             ask()
 
 

@@ -51,7 +51,7 @@ def test_a_whole_id_wins_over_longer_ones_that_begin_with_it(root):
 
 
 def test_letters_that_fit_several_runs_are_answered_with_all_of_them(root):
-    with pytest.raises(UserError, match="names 2 runs: ab12, ab99"):
+    with pytest.raises(UserError, match="matches 2 runs: ab12, ab99"):
         find_run(root, "ab")
 
 
@@ -63,7 +63,7 @@ def test_letters_that_fit_none_are_answered_with_what_is_there(root):
 
 
 def test_a_folder_without_runs_is_named(tmp_path):
-    with pytest.raises(UserError, match="holds none"):
+    with pytest.raises(UserError, match="contains no runs"):
         find_run(tmp_path, "ab")
 
 

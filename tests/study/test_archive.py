@@ -83,7 +83,7 @@ def test_another_study_of_the_name_that_is_here_is_never_replaced(sound, tmp_pat
     (tmp_path / "made.zip").write_bytes(sound)
     here = made(tmp_path / "runs", rounds=2, seeds=2, algorithms=("FedAvg",), severities=(1.0,), hypotheses=[])
     said = here.read()
-    assert "is there already and is another study 'made'" in refusal(tmp_path / "made.zip", tmp_path / "runs")
+    assert "already exists and contains another study 'made'" in refusal(tmp_path / "made.zip", tmp_path / "runs")
     assert here.read() == said and len(said["runs"]) == 4
 
 
@@ -110,22 +110,22 @@ def with_name(files: dict[str, bytes], old: str, new: str) -> dict[str, bytes]:
 
 CHANGED = {
     "study {}": ("study.json", lambda said: {}, "has no 'study'"),
-    "study []": ("study.json", lambda said: [], "has to hold an object"),
-    "study 3": ("study.json", lambda said: 3, "has to hold an object"),
-    "runs {}": ("study.json", lambda said: {**said, "runs": {}}, "'runs' is .* has to be a list"),
-    "run without a name": ("study.json", lambda said: {**said, "runs": [{"run": "0" * 12}]}, "no run of a study"),
-    "run elsewhere": ("study.json", lambda said: {**said, "runs": [{**said["runs"][0], "run": "../../outside"}]}, "no run of"),
-    "a run less": ("study.json", lambda said: {**said, "runs": said["runs"][:1]}, "is none of the study made"),
+    "study []": ("study.json", lambda said: [], "must contain an object"),
+    "study 3": ("study.json", lambda said: 3, "must contain an object"),
+    "runs {}": ("study.json", lambda said: {**said, "runs": {}}, "'runs' must be a list"),
+    "run without a name": ("study.json", lambda said: {**said, "runs": [{"run": "0" * 12}]}, "not a run of a study"),
+    "run elsewhere": ("study.json", lambda said: {**said, "runs": [{**said["runs"][0], "run": "../../outside"}]}, "not a run of"),
+    "a run less": ("study.json", lambda said: {**said, "runs": said["runs"][:1]}, "is not part of the study made"),
     "other seed": ("experiment.json", lambda said: {**said, "seed": 77}, "has the id"),
     "other id": ("experiment.json", lambda said: {**said, "id": "0" * 12}, "has the id"),
     "no id": ("experiment.json", lambda said: {key: value for key, value in said.items() if key != "id"}, "has no 'id'"),
-    "experiment []": ("experiment.json", lambda said: [], "has to hold an object"),
-    "training []": ("experiment.json", lambda said: {**said, "training": []}, "'training' is .* has to be an object"),
-    "environment 1": ("environment.json", lambda said: 1, "has to hold an object"),
-    "finished null": ("finished.json", lambda said: None, "has to hold an object"),
+    "experiment []": ("experiment.json", lambda said: [], "must contain an object"),
+    "training []": ("experiment.json", lambda said: {**said, "training": []}, "'training' must be an object"),
+    "environment 1": ("environment.json", lambda said: 1, "must contain an object"),
+    "finished null": ("finished.json", lambda said: None, "must contain an object"),
     "seconds": ("finished.json", lambda said: {"seconds": ["a"]}, "'seconds'"),
-    "findings 1": ("findings.json", lambda said: [1], "has to hold a list of objects"),
-    "decisions": ("clustering.json", lambda said: [[1]], "is no object of a round"),
+    "findings 1": ("findings.json", lambda said: [1], "must contain a list of objects"),
+    "decisions": ("clustering.json", lambda said: [[1]], "is not a valid row of a round"),
 }
 
 
@@ -184,7 +184,7 @@ UNKNOWN = [
 @pytest.mark.parametrize("name", UNKNOWN, ids=repr)
 def test_a_member_that_is_no_file_of_a_study_is_refused_before_anything_is_written(sound, tmp_path, name):
     path = write_zip(tmp_path / "x.zip", members(sound, tmp_path / "s.zip"), [(name, b"harmless")])
-    assert "is no file of a study" in refusal(path, tmp_path / "runs")
+    assert "is not a file of a study" in refusal(path, tmp_path / "runs")
 
 
 def special(name: str, **changes) -> zipfile.ZipInfo:
@@ -201,7 +201,7 @@ def test_members_of_an_odd_kind_are_refused(sound, tmp_path, monkeypatch):
     assert "is a link" in refusal(write_zip(tmp_path / "link.zip", files, [(link, study)]), root)
     with pytest.warns(UserWarning, match="Duplicate"):
         twice = write_zip(tmp_path / "twice.zip", {**files, STUDY: study}, [(STUDY, study)])
-    assert "is in it twice" in refusal(twice, root)
+    assert "occurs twice" in refusal(twice, root)
     for method in (zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA):
         path = write_zip(tmp_path / "m.zip", {**files, STUDY: study}, compression=method)
         assert "is compressed by method" in refusal(path, root)
@@ -241,9 +241,9 @@ def test_a_truncated_archive_is_refused(sound, tmp_path, share):
 
 
 def test_what_is_no_file_is_told(tmp_path):
-    assert "is not there" in refusal(tmp_path / "nothing.zip", tmp_path / "runs")
+    assert "does not exist" in refusal(tmp_path / "nothing.zip", tmp_path / "runs")
     (tmp_path / "folder.zip").mkdir()
-    assert "is no file" in refusal(tmp_path / "folder.zip", tmp_path / "runs")
+    assert "is not a file" in refusal(tmp_path / "folder.zip", tmp_path / "runs")
 
 
 def test_a_place_that_takes_no_files_is_told(sound, tmp_path, book):

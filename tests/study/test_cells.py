@@ -39,7 +39,7 @@ def test_shorter_paths_are_set_first_and_nothing_is_set_twice():
     base = {"algorithm": "FedAvg", "partition": {"type": "TopicMix", "num_clients": 4}}
     got = apply_changes(base, [{"algorithm.mu": 0.3, "partition.severity": 1}, {"algorithm": "FedProx", "partition.type": "Style"}])
     assert got == {"algorithm": {"type": "FedProx", "mu": 0.3}, "partition": {"type": "Style", "num_clients": 4, "severity": 1}}
-    with pytest.raises(UserError, match="let one factor set it"):
+    with pytest.raises(UserError, match="let only one factor set it"):
         apply_changes(base, [{"seed": 1}, {"seed": 2}])
 
 
@@ -73,28 +73,28 @@ def test_stages_differ_from_the_whole_in_what_they_say(tmp_path):
 @pytest.mark.parametrize(
     ("changes", "told"),
     [
-        ({"factors": {"regime": ["a"], "seed": {"x": 3}}}, "factors.seed: a named level is"),
-        ({"factors": {"algorithm": "FedAvg"}}, "factors.algorithm: wanted a list"),
+        ({"factors": {"regime": ["a"], "seed": {"x": 3}}}, "factors.seed: each named level must be"),
+        ({"factors": {"algorithm": "FedAvg"}}, "factors.algorithm: must be a list"),
         ({"factors": {"algorithm": ["FedAvg", "FedAvg"]}}, "two levels are the same"),
-        ({"name": "../x"}, "names a folder"),
+        ({"name": "../x"}, "cannot name a folder"),
         ({"desgn": {}}, "did you mean 'design'"),
         ({"design": {"type": "Grid"}}, "FullGrid"),
-        ({"stages": [{"name": "a"}, {"name": "a"}]}, "two are called 'a'"),
-        ({"stages": [{"name": "a", "seds": 3}]}, "no such key 'seds'"),
-        ({"seeds": [0, 1000], **{"tuning": {**TUNED["tuning"], "seeds": [1000]}}}, "must not share"),
-        ({"tuning": {"trials": 3}}, "tuning.space: must be said"),
-        ({"tuning": {"space": {"training.local_steps": []}}}, "tuning.space: 0 combinations"),
+        ({"stages": [{"name": "a"}, {"name": "a"}]}, "two stages have the name 'a'"),
+        ({"stages": [{"name": "a", "seds": 3}]}, "unknown key 'seds'"),
+        ({"seeds": [0, 1000], **{"tuning": {**TUNED["tuning"], "seeds": [1000]}}}, "use other seeds"),
+        ({"tuning": {"trials": 3}}, "tuning.space: this key is required"),
+        ({"tuning": {"space": {"training.local_steps": []}}}, "tuning.space: has 0 combinations"),
         (
             {"tuning": {"space_by_level": {"FedProx": {"a": list(range(1000)), "b": list(range(1000))}}}},
-            "tuning.space_by_level.FedProx: 1000000 combinations",
+            "tuning.space_by_level.FedProx: has 1000000 combinations",
         ),
-        ({"factors": {f"training.{k}": list(range(10)) for k in range(20)}}, "factors: 200000000000000000000"),
+        ({"factors": {f"training.{k}": list(range(10)) for k in range(20)}}, "factors: the stage 'main' has 200000000000000000000"),
         ({"seeds": 10**9}, "seeds: wanted a whole number from 1 to 10,000 or a list"),
         ({"seeds": []}, "at least one, got "),
         ({"seeds": [True]}, "seeds.0.: wanted a whole number"),
         ({"iid_baselines": "yes"}, "iid_baselines: wanted true or false"),
-        ({"factors": {"regime": {"a": {1: 2}}}}, "a named level is"),
-        ({"overrides": {1: 2}}, "overrides: wanted keys that are words, got 1"),
+        ({"factors": {"regime": {"a": {1: 2}}}}, "each named level must be"),
+        ({"overrides": {1: 2}}, "overrides: wanted keys that are text, got 1"),
         ({"factors": {"a": [{"type": [1]}, {"type": [1]}]}}, "two levels are the same"),
         ({"name": "x" * 5000}, "name: wanted text of 1 to 100"),
         (

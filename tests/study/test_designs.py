@@ -96,8 +96,8 @@ def test_a_factor_of_two_levels_takes_a_column_of_its_own_kind_or_begins_again()
         (Orthogonal("L9", (("a", "z"),)), {"a": (0, 1, 2)}, "no factor 'z'"),
         (Orthogonal("L9", (("a", "b"),)), {name: (0, 1, 2) for name in "abc"}, "shorter design.clear"),
         (OneFactorAtATime({"a": 7}), {"a": (0, 1)}, "no level 7; it has 0, 1"),
-        (ExplicitDesign(({"a": 0},)), {"a": (0, 1), "b": (0, 1)}, "must say a level for b"),
-        (ExplicitDesign(), {"a": (0, 1)}, "names no cell"),
+        (ExplicitDesign(({"a": 0},)), {"a": (0, 1), "b": (0, 1)}, "must have a level for b"),
+        (ExplicitDesign(), {"a": (0, 1)}, "design.cells is empty"),
     ],
 )
 def test_what_cannot_be_designed_is_told_with_the_way_out(design, levels, told):

@@ -89,7 +89,7 @@ def test_an_executor_that_leaves_runs_behind_is_no_success(folder, tmp_path):
 
     there = elsewhere(folder, tmp_path / "runs")
     every = asked(folder, there)
-    with pytest.raises(UserError, match=f"2 of 3 ended neither finished nor failed, the first is run {every[1].id}"):
+    with pytest.raises(UserError, match=f"2 of 3 runs are neither finished nor failed, the first is {every[1].id}"):
         run_phase(
             every, there, StudyManifest(there.runtime.runs_dir, "s"), Lazy(), lambda what, experiments: lambda run, round: None, "runs"
         )
@@ -200,7 +200,7 @@ def test_runs_that_are_not_run_again_are_counted_and_fresh_runs_them(folder, tmp
     ids = {entry.run for entry in before.read()["runs"]}
     run_study(wanted, there)
     (line,) = [line for line in told if "not run again" in line]
-    assert line.startswith(f"runs: {len(ids)} of {len(ids)} are finished on ") and "float32 on cpu" in line
+    assert line.startswith(f"runs: {len(ids)} of {len(ids)} were finished on ") and "float32 on cpu" in line
     told.clear()
     for id in ids:
         (tmp_path / "runs" / id / "mark").touch()
@@ -215,12 +215,12 @@ def test_runs_that_are_not_run_again_are_counted_and_fresh_runs_them(folder, tmp
 def test_finished_runs_that_a_study_no_longer_has_are_told(folder, tmp_path, done):
     _, there, told = copied(folder, tmp_path, done)
     run_study(study(folder, **{**BASE, "seeds": 1}), there)
-    assert sum("2 finished runs that study tiny had before are not part of it now" in line for line in told) == 1
+    assert sum("2 finished runs are no longer part of study tiny" in line for line in told) == 1
 
 
 def test_finished_runs_in_another_arithmetic_are_refused(folder, tmp_path, done):
     _, there, _ = copied(folder, tmp_path, done, dtype="bfloat16")
-    with pytest.raises(UserError, match="dtype=float32, and dtype=bfloat16 is asked"):
+    with pytest.raises(UserError, match="dtype=float32, but dtype=bfloat16 is requested"):
         run_study(done[0], there)
 
 

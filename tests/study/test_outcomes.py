@@ -67,7 +67,7 @@ def test_movement_counts_a_fall_and_a_swing_does_not():
 def test_rounds_to_a_loss_are_infinite_where_it_is_not_reached():
     assert summarize_metric("rounds.to:4", run([5, 4.5, 4, 3])) == 2
     assert summarize_metric("rounds.to:1", run([5, 4])) == math.inf
-    with pytest.raises(UserError, match="wants a loss"):
+    with pytest.raises(UserError, match="needs a loss"):
         summarize_metric("rounds.to:low", run([5]))
 
 

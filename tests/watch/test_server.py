@@ -43,7 +43,7 @@ def test_the_page_holds_all_that_it_needs(ask):
     assert answer.status == 200 and "default-src 'none'" in answer.headers["Content-Security-Policy"]
     fetched = r'<(?:script|img|iframe)[^>]* src=|<link[^>]* href="(?!data:)|@import|url\('
     assert not re.findall(fetched, page.split("<script", 1)[0])
-    assert "cdn" not in page.split('id="colours"')[0] and "vegaEmbed" in page
+    assert "cdn" not in page.split('id="colors"')[0] and "vegaEmbed" in page
     assert len(body) < 2_000_000
 
 

@@ -81,7 +81,7 @@ def test_a_study_in_all_its_states_and_nothing_is_written(tmp_path):
     assert arm.runs[0].gap == pytest.approx(0.1)
     assert arm.runs[1].failure_reason.startswith("MemoryError")
     assert (scene.rounds_done, scene.is_complete) == (ROUNDS + 3, False)
-    assert scene.note == "nobody is at work: 2 runs are not finished; the command that began them goes on with them"
+    assert scene.note == ("no process is running, and 2 runs are not finished; repeat the command that started them to continue")
 
 
 def test_a_run_that_another_process_writes_is_running_and_what_it_writes_is_seen(tmp_path):
@@ -116,12 +116,12 @@ def test_a_worker_on_another_machine_is_known_by_its_claim(tmp_path):
 
 def test_a_finished_and_an_empty_place_say_so(tmp_path):
     assert "no runs in" in Monitor(tmp_path).take_snapshot().note
-    assert "is not begun" in Monitor(tmp_path, StudyManifest(tmp_path, "tiny")).take_snapshot().note
+    assert "has no runs in" in Monitor(tmp_path, StudyManifest(tmp_path, "tiny")).take_snapshot().note
     begun(tmp_path, "a", ROUNDS)
     scene = Monitor(tmp_path).take_snapshot()
-    assert (scene.is_complete, scene.note) == (True, "all is done: 1 finished")
+    assert (scene.is_complete, scene.note) == (True, "all runs have ended: 1 finished")
     booked(tmp_path, tmp_path / "world", complete=False)
-    assert open_monitor(tmp_path, "tiny").take_snapshot().note.endswith("then with what tuning chooses")
+    assert open_monitor(tmp_path, "tiny").take_snapshot().note.endswith("the runs that tuning selects")
     with pytest.raises(UserError, match="did you mean 'tiny'"):
         open_monitor(tmp_path, "tinny")
 

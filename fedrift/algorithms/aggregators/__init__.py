@@ -1,4 +1,7 @@
-"""How the changes of a cohort become one: a file each, an import line here. YAML finds them by these names."""
+"""Aggregators: rules that combine the updates of a cohort into one update per model.
+
+Configurations select an aggregator by its name in ``__all__``.
+"""
 
 from .lora import FedEx, FFALoRA, FlexLoRA, FLoRA, RoLoRA
 from .mean import Mean, NormClippedMean

@@ -1,4 +1,7 @@
-"""Sums and means over the clients of each model, and who they are."""
+"""Weighted sums and means over the clients of each model, and the base class of aggregators.
+
+Axis letters: N clients in total, C clients of the cohort, M models of the server.
+"""
 
 from __future__ import annotations
 
@@ -16,43 +19,67 @@ from ...core.types import CohortUpdate, ServerState
 
 
 def weighted_mean(tree: Tree, report: CohortUpdate) -> Tree:
-    """Mean over the clients of each model by weight, ``[C, ...] -> [M, ...]``; zeros where none took part."""
-    mass = cluster_sum(Tree(_=report.weight), report)["_"]
-    return cluster_sum(tree * report.weight, report) / mass.clamp_min(1e-12)
+    """Compute the mean over the clients of each model, weighted by ``report.weight``.
+
+    Args:
+        tree: Values per client of the cohort, ``[C, ...]``.
+        report: The updates of the cohort.
+
+    Returns:
+        The means, ``[M, ...]``; zero for models without a client in the cohort.
+    """
+    total_weight = cluster_sum(Tree(_=report.weight), report)["_"]
+    return cluster_sum(tree * report.weight, report) / total_weight.clamp_min(1e-12)
 
 
 def cluster_sum(tree: Tree, report: CohortUpdate) -> Tree:
-    """Sum over the clients of each model, ``[C, ...] -> [M, ...]``, in client order and in float64.
+    """Compute the sum over the clients of each model, in client order and in float64.
 
-    Where clients belong to several models in part, each counts with its share of every one.
+    Under soft clustering, each client contributes to every model with its membership weight.
+
+    Args:
+        tree: Values per client of the cohort, ``[C, ...]``.
+        report: The updates of the cohort.
+
+    Returns:
+        The sums, ``[M, ...]``, in the data types of ``tree``.
     """
-    models = len(report.cluster_sizes)
+    num_models = len(report.cluster_sizes)
     if report.membership is not None:
-        share = report.membership.to(report.weight)  # [C, M]
-        return tree.map(lambda leaf: torch.einsum("cm,c...->m...", to_float64(share), to_float64(leaf)).to(leaf.dtype))
+        membership = report.membership.to(report.weight)  # [C, M]
+        return tree.map(lambda leaf: torch.einsum("cm,c...->m...", to_float64(membership), to_float64(leaf)).to(leaf.dtype))
 
-    def add(leaf: Tensor) -> Tensor:
-        every = to_float64(leaf)
-        return every.new_zeros(models, *leaf.shape[1:]).index_add_(0, report.cluster_ids, every).to(leaf.dtype)
+    def sum_rows(leaf: Tensor) -> Tensor:
+        exact = to_float64(leaf)
+        return exact.new_zeros(num_models, *leaf.shape[1:]).index_add_(0, report.cluster_ids, exact).to(leaf.dtype)
 
-    return tree.map(add)
+    return tree.map(sum_rows)
 
 
 def cluster_mean(client_state: Tree, cluster_ids: Tensor, like: Tree) -> Tree:
-    """The mean memory of those who share each model, ``[N, ...] -> [M, ...]``; zeros where nobody does. ``like``: [M, ...]."""
-    models = len(next(iter(like.values())))
-    count = cluster_ids.bincount(minlength=models).clamp_min(1)
+    """Compute the unweighted mean of the persistent states over all clients of each model.
 
-    def mean(leaf: Tensor, there: Tensor) -> Tensor:
-        every = to_float64(leaf)
-        total = every.new_zeros(models, *leaf.shape[1:]).index_add_(0, cluster_ids.to(leaf.device), every)
-        return (total / count.to(leaf.device).view(-1, *[1] * (leaf.ndim - 1))).to(there)
+    Args:
+        client_state: The states of all clients, ``[N, ...]``.
+        cluster_ids: The index of the model that each client trains, ``[N]``.
+        like: A tree ``[M, ...]`` with the same leaves, whose devices and data types the result has.
+
+    Returns:
+        The means, ``[M, ...]``; zero for models without clients.
+    """
+    num_models = len(next(iter(like.values())))
+    count = cluster_ids.bincount(minlength=num_models).clamp_min(1)
+
+    def mean(leaf: Tensor, template: Tensor) -> Tensor:
+        exact = to_float64(leaf)
+        total = exact.new_zeros(num_models, *leaf.shape[1:]).index_add_(0, cluster_ids.to(leaf.device), exact)
+        return (total / count.to(leaf.device).view(-1, *[1] * (leaf.ndim - 1))).to(template)
 
     return client_state.map(mean, like)
 
 
 def has_update(report: CohortUpdate) -> Tensor:
-    """Which models were trained by anybody, ``[M]`` bool."""
+    """Return which models received an update in this round, ``[M]`` bool."""
     if report.membership is not None:
         return ((report.weight > 0).unsqueeze(1) & (report.membership.to(report.weight) > 0)).any(0)
     return (
@@ -64,21 +91,15 @@ def has_update(report: CohortUpdate) -> Tensor:
 
 
 def rows_by_model(report: CohortUpdate) -> list[tuple[int, Tensor]]:
-    """Each model that was trained, with the rows ``[.]`` of the clients whose work counts."""
-    rows = [
+    """Return each model that received an update, with the rows of its clients in the cohort that have a positive weight."""
+    rows_per_model = [
         (model, ((report.cluster_ids == model) & (report.weight > 0)).nonzero().flatten()) for model in range(len(report.cluster_sizes))
     ]
-    return [(model, mine) for model, mine in rows if len(mine)]
-
-
-# The weighted mean of what the clients send, and the frame of every other way to make one change of many.
-#
-# An aggregate turns the changes of a cohort, ``[C, ...]``, into the change of each model, ``[M, ...]``. It
-# is a value of an algorithm, ``FedProx(mu=0.1, aggregator=Median())``, so that each rule is written once.
+    return [(model, rows) for model, rows in rows_per_model if len(rows)]
 
 
 class AlgorithmInfo(Protocol):
-    """What an aggregate may ask of the algorithm it serves."""
+    """The properties of an algorithm that aggregators check for compatibility; ``Algorithm`` documents them."""
 
     @property
     def server_optimizer(self) -> Optimizer: ...
@@ -97,90 +118,150 @@ class AlgorithmInfo(Protocol):
 
 @dataclass(frozen=True)
 class Mean:
-    """sum_k p_k delta_k with p_k = weight_k / sum of the weights (McMahan et al. 2017, arXiv:1602.05629)."""
+    """The weighted mean of the updates, and the base class of all other aggregators.
 
-    modifies_base: ClassVar[bool] = False  # whether it moves what lies under the adapters
-    couples_lora_factors: ClassVar[bool] = False  # whether it treats B and A of an adapter differently
+    The mean is sum_k p_k delta_k with p_k = weight_k / sum of the weights (McMahan et al. 2017, arXiv:1602.05629).
+
+    An aggregator combines the updates ``[C, ...]`` of a cohort into one update per model, ``[M, ...]``. It is a field of an
+    algorithm, as in ``FedProx(mu=0.1, aggregator=Median())``, so it works with every algorithm. A new aggregator is a frozen
+    dataclass that derives from ``Mean`` and overrides ``aggregate``.
+
+    Example:
+        >>> from dataclasses import dataclass, replace
+        >>> import fedrift
+        >>> @fedrift.register("aggregator")
+        ... @dataclass(frozen=True)
+        ... class UniformMean(Mean):
+        ...     def aggregate(self, server, report):
+        ...         uniform = (report.weight > 0).to(report.weight)
+        ...         return super().aggregate(server, replace(report, weight=uniform))
+    """
+
+    modifies_base: ClassVar[bool] = False  # whether the aggregator changes the base weights under the adapters
+    couples_lora_factors: ClassVar[bool] = False  # whether the aggregator treats the factors B and A of an adapter differently
 
     def frozen_params(self, param_names: Collection[str], round: int) -> frozenset[str]:
-        """The leaves that nobody trains in this round."""
+        """Return the names of the parameters that no client trains in a round.
+
+        Args:
+            param_names: The names of the trained parameters.
+            round: Number of completed rounds; 0 in the first round.
+        """
         return frozenset()
 
     def init_merged_base(self, params: Tree) -> Tree:
-        """What lies under the adapters at first, ``[M, ...]``."""
+        """Create the initial value of ``ServerState.merged_base``.
+
+        Args:
+            params: The initial parameters of the models, ``[M, ...]``.
+
+        Returns:
+            A tree with a leaf ``<module>.base`` ``[M, O, I]`` per adapter; empty if the aggregator does not change base weights.
+        """
         return Tree()
 
     def aggregate(self, server: ServerState, report: CohortUpdate) -> Tree:
-        """The change of each model, ``[M, ...]``; zeros where none took part."""
+        """Combine the updates of a cohort.
+
+        Args:
+            server: The state of the server before the round.
+            report: The updates of the cohort.
+
+        Returns:
+            The update of each model, ``[M, ...]``; zero for models without a client in the cohort.
+        """
         return weighted_mean(report.delta, report)
 
     def after_server_step(self, before: ServerState, after: ServerState, report: CohortUpdate) -> ServerState:
-        """Once the params have moved: what else the server changes."""
+        """Return the state of the server after further changes, such as a change of the base weights.
+
+        Args:
+            before: The state of the server before the round.
+            after: The state after the step of the server optimizer.
+            report: The updates of the cohort.
+        """
         return after
 
     def incompatibilities(self, algorithm: AlgorithmInfo, param_names: Collection[str]) -> list[str]:
-        """Why this makes no sense with what the algorithm does or these trained leaves."""
+        """Return the reasons why the aggregator cannot be used with an algorithm or with the trained parameters.
+
+        Args:
+            algorithm: The algorithm that uses the aggregator.
+            param_names: The names of the trained parameters.
+
+        Returns:
+            One sentence per reason, with a way to fix it.
+        """
         return []
 
     def warnings(self, algorithm: AlgorithmInfo, weighting: str) -> list[str]:
-        """What a reader of the results must know about this combination."""
+        """Return warnings about the combination with an algorithm.
+
+        Args:
+            algorithm: The algorithm that uses the aggregator.
+            weighting: ``training.client_weighting``: ``tokens``, ``examples`` or ``uniform``.
+
+        Returns:
+            One sentence per warning.
+        """
         return []
 
     def cohort_warnings(self, cohort_size: int) -> list[str]:
-        """What a reader must know because so few clients take part in a round."""
+        """Return warnings about a cohort that is too small for the aggregator."""
         return []
-
-
-# The weighted mean of changes of bounded length: who shouts is heard no louder than ``max_norm``.
-#
-# Sun, Kairouz, Suresh & McMahan, "Can You Really Backdoor Federated Learning?", 2019, arXiv:1911.07963 (norm thresholding):
-# sum_k p_k delta_k / max(1, ||delta_k|| / M), M ``max_norm``; the norm is over all trained leaves of a client.
 
 
 @dataclass(frozen=True)
 class NormClippedMean(Mean):
+    """The weighted mean of updates whose norm is clipped, which limits the influence of each client.
+
+    Sun, Kairouz, Suresh & McMahan, "Can You Really Backdoor Federated Learning?", 2019, arXiv:1911.07963 (norm thresholding):
+    sum_k p_k delta_k / max(1, ||delta_k|| / max_norm).
+
+    Args:
+        max_norm: Largest norm of the update of a client over all trained parameters. Longer updates are scaled down to it.
+    """
+
     max_norm: Annotated[float, Gt(0)] = 1.0
 
     def aggregate(self, server: ServerState, report: CohortUpdate) -> Tree:
         return weighted_mean(report.delta * (self.max_norm / report.delta.norm().clamp_min(self.max_norm)), report)
 
 
-# Rules that count clients alike, whatever their weight: what they share is what cannot be combined with them.
-
-
 @dataclass(frozen=True)
 class Unweighted(Mean):
-    """The frame of the rules that compare clients, or that must not tell who was there."""
+    """Base class of aggregators that ignore the weights of clients, because they compare clients or must not reveal participation."""
 
     def incompatibilities(self, algorithm: AlgorithmInfo, param_names: Collection[str]) -> list[str]:
-        said, ours, theirs = super().incompatibilities(algorithm, param_names), type(self).__name__, type(algorithm).__name__
+        reasons = super().incompatibilities(algorithm, param_names)
+        own_name, algorithm_name = type(self).__name__, type(algorithm).__name__
         if algorithm.reweights_clients:
-            said.append(
-                f"{theirs} weighs clients by what all of them report, and {ours} counts them alike and bounds what each can do: use Mean"
+            reasons.append(
+                f"{algorithm_name} computes client weights from the reports of all clients, but {own_name} ignores weights; use Mean"
             )
         if algorithm.one_client_per_model:
-            said.append(f"{theirs} has one client a model, and {ours} is about many: use Mean")
-        return said
+            reasons.append(f"{algorithm_name} has only one client per model, but {own_name} needs several; use Mean")
+        return reasons
 
     def warnings(self, algorithm: AlgorithmInfo, weighting: str) -> list[str]:
-        said = super().warnings(algorithm, weighting)
+        messages = super().warnings(algorithm, weighting)
         if weighting != "uniform":
-            said.append(f"{type(self).__name__} counts clients alike; client_weighting={weighting!r} is not used for the changes")
-        return said
+            messages.append(f"{type(self).__name__} ignores client weights; client_weighting={weighting!r} is not used for the updates")
+        return messages
 
 
 @dataclass(frozen=True)
 class Robust(Unweighted):
-    """The frame of the rules that bear some clients who lie."""
+    """Base class of aggregators that tolerate some Byzantine clients, which send arbitrary updates."""
 
     def warnings(self, algorithm: AlgorithmInfo, weighting: str) -> list[str]:
-        said = super().warnings(algorithm, weighting)
+        messages = super().warnings(algorithm, weighting)
         if "client_state" in algorithm.uploads:
-            said.append(
-                f"{type(self).__name__} bears liars in the changes only: the memories that {type(algorithm).__name__}'s "
-                "clients send beside them go into plain means"
+            messages.append(
+                f"{type(self).__name__} tolerates Byzantine clients in the updates only: the client states that "
+                f"{type(algorithm).__name__} also uploads are averaged without protection"
             )
-        return said
+        return messages
 
 
 __all__ = ["AlgorithmInfo", "Mean", "Robust", "Unweighted", "cluster_mean", "cluster_sum", "has_update", "rows_by_model", "weighted_mean"]

@@ -1,13 +1,8 @@
-"""Central differential privacy of clients: each change is clipped, and the server adds Gaussian noise to their sum.
+"""An aggregator with central, client-level differential privacy.
 
-McMahan, Ramage, Talwar & Zhang, "Learning Differentially Private Recurrent Language Models", ICLR 2018,
-arXiv:1710.06963 (Algorithm 1, fixed denominator). For a cohort of m clients:
-change = (1/m) (sum_k delta_k min(1, S / ||delta_k||) + N(0, (z S)^2)), S ``clip_norm``, z ``noise_multiplier``.
-
-Clients count alike, and one that failed still counts in m: the denominator must not tell who was there.
-Central means that the server is trusted and sees every change; the released models are what is protected.
-The noise comes from the run's seed, so that a run can be repeated: a study of privacy's price, not a protection
-of anybody. ``privacy_accountant.compute_epsilon`` says what a run would have spent.
+Central means that the server is trusted and sees every update; the released models are protected. The noise is derived from the
+seed of the run, so that a run can be repeated. This is suitable for studying the cost of privacy, but it does not protect real
+clients. ``privacy_accountant.compute_epsilon`` computes the privacy loss that a run with secret noise would have had.
 """
 
 from __future__ import annotations
@@ -27,13 +22,26 @@ from .mean import AlgorithmInfo, Unweighted, cluster_sum
 
 @dataclass(frozen=True)
 class DPMean(Unweighted):
+    """The mean of clipped updates with Gaussian noise.
+
+    McMahan, Ramage, Talwar & Zhang, "Learning Differentially Private Recurrent Language Models", ICLR 2018, arXiv:1710.06963
+    (Algorithm 1, fixed denominator). For a cohort of m clients, the update of the model is
+    (1/m) (sum_k delta_k min(1, S / ||delta_k||) + N(0, (z S)^2)), where S is ``clip_norm`` and z is ``noise_multiplier``.
+
+    All clients have the same weight. A failed client still counts in m, because the denominator must not reveal participation.
+
+    Args:
+        clip_norm: Largest norm S of the update of a client.
+        noise_multiplier: Standard deviation z of the noise, in units of ``clip_norm``.
+    """
+
     clip_norm: Annotated[float, Gt(0)] = 1.0
     noise_multiplier: Annotated[float, Ge(0)] = 1.0
 
     def aggregate(self, server: ServerState, report: CohortUpdate) -> Tree:
         counts = (report.weight > 0).double()
-        short = (self.clip_norm / report.delta.norm().clamp_min(self.clip_norm)) * counts
-        total = cluster_sum(report.delta * short, report)
+        clip_factor = (self.clip_norm / report.delta.norm().clamp_min(self.clip_norm)) * counts
+        total = cluster_sum(report.delta * clip_factor, report)
         size = report.cluster_ids.bincount(minlength=len(report.cluster_sizes)).clamp_min(1)
         return (
             Tree(
@@ -49,21 +57,21 @@ class DPMean(Unweighted):
         )
 
     def incompatibilities(self, algorithm: AlgorithmInfo, param_names: Collection[str]) -> list[str]:
-        said = super().incompatibilities(algorithm, param_names)
+        reasons = super().incompatibilities(algorithm, param_names)
         if "client_state" in algorithm.uploads:
-            said.append(
-                f"DPMean protects the changes only, and {type(algorithm).__name__}'s server also reads what its clients "
-                "keep, unclipped and without noise: no epsilon would be true; use FedAvg or FedProx"
+            reasons.append(
+                f"DPMean protects the updates only, but the server of {type(algorithm).__name__} also reads client states, "
+                "without clipping or noise, so no privacy guarantee would hold; use FedAvg or FedProx"
             )
-        return said
+        return reasons
 
     def warnings(self, algorithm: AlgorithmInfo, weighting: str) -> list[str]:
-        said = super().warnings(algorithm, weighting)
+        messages = super().warnings(algorithm, weighting)
         if self.noise_multiplier == 0:
-            said.append("DPMean(noise_multiplier=0) only clips: it protects nobody")
+            messages.append("DPMean(noise_multiplier=0) only clips the updates and gives no privacy guarantee")
         if algorithm.is_personalized:
-            said.append(
-                f"DPMean protects the shared model; those that {type(algorithm).__name__}'s clients wear are fitted to "
-                "their own data without noise, and what is reported of them is not protected"
+            messages.append(
+                f"DPMean protects the shared model only: the personalized models of {type(algorithm).__name__} are trained on the "
+                "data of the clients without noise, and their metrics are not protected"
             )
-        return said
+        return messages

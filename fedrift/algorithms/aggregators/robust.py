@@ -1,7 +1,6 @@
-"""Coordinate-wise median: half of the clients may lie and the change stays within the honest ones.
+"""Aggregators that tolerate Byzantine clients: coordinate-wise median, trimmed mean, and Krum.
 
-Yin, Chen, Ramchandran & Bartlett, "Byzantine-Robust Distributed Learning: Towards Optimal Statistical
-Rates", ICML 2018, arXiv:1803.01498 (Algorithm 1, Option I). Clients count alike, whatever their weight.
+All of them ignore the weights of clients.
 """
 
 from __future__ import annotations
@@ -21,100 +20,133 @@ from .mean import Robust, rows_by_model
 
 @dataclass(frozen=True)
 class Median(Robust):
+    """The coordinate-wise median of the updates.
+
+    As long as fewer than half of the clients are Byzantine, every coordinate stays within the range of the honest updates.
+    Yin, Chen, Ramchandran & Bartlett, "Byzantine-Robust Distributed Learning: Towards Optimal Statistical Rates", ICML 2018,
+    arXiv:1803.01498 (Algorithm 1, Option I).
+    """
+
     def aggregate(self, server: ServerState, report: CohortUpdate) -> Tree:
         return coordinate_trimmed_mean(report, lambda count: (count - 1) // 2)
 
     def cohort_warnings(self, cohort_size: int) -> list[str]:
-        return ["Median: of fewer than 3 clients a round it is their mean"] if cohort_size < 3 else []
+        return ["Median equals the mean for fewer than 3 clients per round; increase the participation rate"] if cohort_size < 3 else []
 
 
 def coordinate_trimmed_mean(report: CohortUpdate, count_dropped: Callable[[int], int]) -> Tree:
-    """By coordinate, the mean of the clients in the middle, ``count_dropped(n)`` of n left out at each end, ``[M, ...]``."""
-    rows = rows_by_model(report)
+    """Compute the mean of each coordinate without its smallest and largest values.
 
-    def middle(leaf: Tensor) -> Tensor:
-        found = leaf.new_zeros(len(report.cluster_sizes), *leaf.shape[1:])
-        for model, mine in rows:
-            cut = count_dropped(len(mine))
-            found[model] = leaf[mine].sort(0).values[cut : len(mine) - cut].mean(0)
-        return found
+    Args:
+        report: The updates of the cohort.
+        count_dropped: The number of values to drop at each end, as a function of the number of clients.
 
-    return report.delta.map(middle)
+    Returns:
+        The update of each model, ``[M, ...]``.
+    """
+    client_rows = rows_by_model(report)
 
+    def trimmed_mean(leaf: Tensor) -> Tensor:
+        update = leaf.new_zeros(len(report.cluster_sizes), *leaf.shape[1:])
+        for model, rows in client_rows:
+            dropped = count_dropped(len(rows))
+            update[model] = leaf[rows].sort(0).values[dropped : len(rows) - dropped].mean(0)
+        return update
 
-# Coordinate-wise trimmed mean: the largest and smallest values of every coordinate are left out.
-#
-# Yin, Chen, Ramchandran & Bartlett, ICML 2018, arXiv:1803.01498 (Algorithm 1, Option II): the mean of
-# what remains when floor(trim_fraction * n) clients are dropped at each end. Clients count alike.
+    return report.delta.map(trimmed_mean)
 
 
 @dataclass(frozen=True)
 class TrimmedMean(Robust):
+    """The coordinate-wise trimmed mean, which drops the smallest and largest values of every coordinate.
+
+    Yin, Chen, Ramchandran & Bartlett, ICML 2018, arXiv:1803.01498 (Algorithm 1, Option II).
+
+    Args:
+        trim_fraction: floor(trim_fraction * n) of n values are dropped at each end.
+    """
+
     trim_fraction: Annotated[float, Ge(0), Lt(0.5)] = 0.2
 
     def aggregate(self, server: ServerState, report: CohortUpdate) -> Tree:
         return coordinate_trimmed_mean(report, self.num_trimmed)
 
     def num_trimmed(self, count: int) -> int:
-        """How many of so many are left out at each end."""
+        """Return how many of ``count`` values are dropped at each end."""
         return int(self.trim_fraction * count + 1e-9)
 
     def cohort_warnings(self, cohort_size: int) -> list[str]:
         return (
             []
             if self.num_trimmed(cohort_size)
-            else [f"TrimmedMean(trim_fraction={self.trim_fraction:g}) leaves out nobody of {cohort_size} clients a round: it is their mean"]
+            else [
+                f"TrimmedMean(trim_fraction={self.trim_fraction:g}) drops no value of {cohort_size} clients per round and equals the mean; "
+                "increase trim_fraction or the participation rate"
+            ]
         )
-
-
-# Krum: the change that lies closest to its neighbours; multi-Krum: the mean of the best few.
-#
-# Blanchard, El Mhamdi, Guerraoui & Stainer, "Machine Learning with Adversaries: Byzantine Tolerant
-# Gradient Descent", NeurIPS 2017, arXiv:1703.02757 (section 4). Of n clients of which ``num_byzantine`` may lie,
-# client i scores the sum of its squared distances to its n - num_byzantine - 2 nearest; the lowest score wins.
-# ``num_selected`` > 1 is multi-Krum. The guarantee needs n >= 2 num_byzantine + 3. Clients count alike.
 
 
 @dataclass(frozen=True)
 class Krum(Robust):
+    """Krum, which selects the update closest to its neighbors, and multi-Krum, which averages several such updates.
+
+    Blanchard, El Mhamdi, Guerraoui & Stainer, "Machine Learning with Adversaries: Byzantine Tolerant Gradient Descent",
+    NeurIPS 2017, arXiv:1703.02757 (section 4). The score of client i among n clients is the sum of the squared distances to its
+    n - num_byzantine - 2 nearest clients, and the updates with the lowest scores are selected. The guarantee of the paper
+    requires n >= 2 num_byzantine + 3.
+
+    Args:
+        num_byzantine: Number of Byzantine clients per cohort to tolerate.
+        num_selected: Number of updates to average; more than 1 is multi-Krum.
+    """
+
     num_byzantine: Annotated[int, Ge(0)] = 1
     num_selected: Annotated[int, Ge(1)] = 1
 
     def aggregate(self, server: ServerState, report: CohortUpdate) -> Tree:
-        chosen = [
-            (model, mine[select_lowest_scores(pairwise_squared_distances(report.delta.take(mine)), self.num_byzantine, self.num_selected)])
-            for model, mine in rows_by_model(report)
+        selected = [
+            (model, rows[select_lowest_scores(pairwise_squared_distances(report.delta.take(rows)), self.num_byzantine, self.num_selected)])
+            for model, rows in rows_by_model(report)
         ]
 
-        def pick(leaf: Tensor) -> Tensor:
-            found = leaf.new_zeros(len(report.cluster_sizes), *leaf.shape[1:])
-            for model, rows in chosen:
-                found[model] = leaf[rows].mean(0)
-            return found
+        def mean_of_selected(leaf: Tensor) -> Tensor:
+            update = leaf.new_zeros(len(report.cluster_sizes), *leaf.shape[1:])
+            for model, rows in selected:
+                update[model] = leaf[rows].mean(0)
+            return update
 
-        return report.delta.map(pick)
+        return report.delta.map(mean_of_selected)
 
     def cohort_warnings(self, cohort_size: int) -> list[str]:
-        least = 2 * self.num_byzantine + 3
+        required = 2 * self.num_byzantine + 3
         return (
             []
-            if cohort_size >= least
-            else [f"Krum(num_byzantine={self.num_byzantine}) promises nothing for {cohort_size} clients a round: it needs {least}"]
+            if cohort_size >= required
+            else [f"Krum(num_byzantine={self.num_byzantine}) has no guarantee for {cohort_size} clients per round; it needs {required}"]
         )
 
 
 def pairwise_squared_distances(tree: Tree) -> Tensor:
-    """Squared distances between rows over all leaves, ``[C, ...] -> [C, C]``."""
+    """Compute the squared Euclidean distances between rows over all leaves, ``[C, ...] -> [C, C]``."""
     flat = [to_float64(leaf).flatten(1) for leaf in tree.values()]
-    exact = "donot_use_mm_for_euclid_dist"
+    exact = "donot_use_mm_for_euclid_dist"  # the default of torch.cdist loses digits for close rows
     return torch.stack([torch.cdist(leaf, leaf, compute_mode=exact) ** 2 for leaf in flat]).sum(0)
 
 
 def select_lowest_scores(squared_distances: Tensor, num_byzantine: int, num_selected: int) -> Tensor:
-    """The rows of the ``num_selected`` lowest scores, from squared distances ``[n, n]``."""
+    """Select the rows with the lowest Krum scores.
+
+    Args:
+        squared_distances: Squared distances between the updates, ``[n, n]``.
+        num_byzantine: Number of Byzantine clients to tolerate.
+        num_selected: Number of rows to select.
+
+    Returns:
+        The indices of the selected rows, ``[min(num_selected, n)]``, in ascending order of their scores.
+    """
     size = len(squared_distances)
-    near = min(max(size - num_byzantine - 2, 1), size - 1)
-    score = squared_distances.sort(1).values[:, 1 : 1 + near].sum(1)  # the first is the distance to itself
+    num_neighbors = min(max(size - num_byzantine - 2, 1), size - 1)
+    score = squared_distances.sort(1).values[:, 1 : 1 + num_neighbors].sum(1)  # the first is the distance of a row to itself
     return score.argsort(stable=True)[: min(num_selected, size)]
 
 

@@ -1,4 +1,4 @@
-"""A made-up language with known truth: its entropy is exact, and what is grammatical is no matter of judgement."""
+"""Generate documents of a synthetic language whose entropy and grammaticality are known exactly."""
 
 from .entropy import LossFloor, corpus_nats, document_nats, domain_floor, domain_information, mixture_floor
 from .language import SyntheticConfig, SyntheticLanguage, generate_document, generate_rows, get_language

@@ -1,16 +1,17 @@
-"""What is known of the synthetic language: how many nats any model must lose on its documents, exactly.
+"""Compute the lowest possible loss on documents of the synthetic language, exactly and in nats.
 
-``loss - floor`` is what a model has not learned. Two floors: of a reader who knows the domain, H(document |
-domain), and of one shared model that has to find it out, H(document) = H(document | domain) + I(document;
-domain). Their difference is the conflict between domains that no training removes.
+``loss - floor`` is the part of the loss that a model could still learn to avoid. There are two floors:
 
-I(document; domain) is exact because evidence is all or nothing. Domains give every common word the same
-probability in the same place, so a document without evidence is equally likely in all of them; one word of a
-domain's own, or one habit, leaves that domain alone; one word that styles differ in leaves the domains of that
-style.
+- H(document | domain), for a model that knows the domain of each document;
+- H(document) = H(document | domain) + I(document; domain), for one shared model that must infer the domain.
 
-Both floors are for whole documents, each read by itself, its end included. In a block of several documents of
-one domain the earlier ones tell the domain, and a shared model may come below the second floor, not the first.
+Their difference, I(document; domain), is the conflict between domains that no training removes. It is exact because all
+evidence is conclusive. Domains assign the same probability to every common word in the same position, so that a document
+without evidence is equally likely in all domains. One word or noun-verb pair that is specific to a domain excludes all other
+domains. One word that differs between styles excludes all domains of other styles.
+
+Both floors hold for whole documents, each read separately and including its end. If a block contains several documents of one
+domain, the earlier ones reveal the domain. A shared model may then reach a loss below the second floor, but not below the first.
 """
 
 from __future__ import annotations
@@ -28,27 +29,33 @@ from .language import CONCEPT_SYMBOL, OWN_SYMBOLS, START_SYMBOL, STYLE_FORMS, Sy
 
 
 class LossFloor(NamedTuple):
-    """Expectations over documents."""
+    """Expectations over documents: the lowest possible loss and the length."""
 
-    nats: float  # of a document: its entropy
-    words: float  # of a document, full stops counted
+    nats: float  # nats per document, which is the entropy
+    words: float  # words per document, including sentence ends
 
     @property
     def nats_per_word(self) -> float:
-        """The entropy rate; its exponential is the least perplexity per word."""
+        """Return the entropy rate; its exponential is the lowest possible perplexity per word."""
         return self.nats / self.words
 
 
 def domain_floor(language: SyntheticLanguage, domain: int) -> LossFloor:
-    """The floor of a reader who knows the domain: the entropy of its documents."""
-    grammar, many = language.grammars[domain], language.config.mean_sentences
-    stop = 1 / many
-    length = -(np.log(stop) + (many - 1) * np.log1p(-stop)) if many > 1 else 0.0  # nats of a geometric number
-    return LossFloor(many * grammar.entropy(START_SYMBOL) + float(length), many * grammar.mean_words(START_SYMBOL))
+    """Return the floor for a model that knows the domain: the entropy of the documents of the domain."""
+    grammar, mean_sentences = language.grammars[domain], language.config.mean_sentences
+    stop_prob = 1 / mean_sentences
+    # Entropy of the geometric distribution of the number of sentences.
+    length_nats = -(np.log(stop_prob) + (mean_sentences - 1) * np.log1p(-stop_prob)) if mean_sentences > 1 else 0.0
+    return LossFloor(mean_sentences * grammar.entropy(START_SYMBOL) + float(length_nats), mean_sentences * grammar.mean_words(START_SYMBOL))
 
 
 def mixture_floor(language: SyntheticLanguage, weights: Sequence[float] | None = None) -> LossFloor:
-    """The floor of one model for all domains, which are as frequent as ``weights`` [D] say (default: alike)."""
+    """Return the floor for one shared model of all domains.
+
+    Args:
+        language: The language.
+        weights: The relative frequency of each domain, [D]; equal by default.
+    """
     share = normalize_weights(language, weights)
     floors = [domain_floor(language, d) for d in range(len(share))]
     nats = sum(p * (floor.nats + domain_surprisal(language, d, share)) for d, (p, floor) in enumerate(zip(share, floors)) if p)
@@ -56,44 +63,82 @@ def mixture_floor(language: SyntheticLanguage, weights: Sequence[float] | None =
 
 
 def domain_information(language: SyntheticLanguage, weights: Sequence[float] | None = None) -> float:
-    """I(document; domain), nats of a document: what one shared model loses for not being told the domain."""
+    """Return I(document; domain) in nats per document, the cost to a shared model of not knowing the domain.
+
+    Args:
+        language: The language.
+        weights: The relative frequency of each domain, [D]; equal by default.
+    """
     share = normalize_weights(language, weights)
     return float(sum(p * domain_surprisal(language, d, share) for d, p in enumerate(share) if p))
 
 
 def domain_surprisal(language: SyntheticLanguage, domain: int, share: np.ndarray) -> float:
-    """E[-log P(domains that the document leaves)] for documents of one domain, in nats."""
-    grammar, same = (language.grammars[domain], [language.domain_style(d) == language.domain_style(domain) for d in range(len(share))])
-    telling = {*OWN_SYMBOLS, CONCEPT_SYMBOL}
-    style_only = prob_without_evidence(grammar.probability_without(START_SYMBOL, telling), language.config.mean_sentences)
-    nothing = prob_without_evidence(grammar.probability_without(START_SYMBOL, {*telling, *STYLE_FORMS}), language.config.mean_sentences)
-    return float(-np.log(share[domain]) * (1 - style_only) - np.log(share[same].sum()) * (style_only - nothing))
+    """Return E[-log P(remaining domains)] in nats for documents of one domain.
+
+    The remaining domains are those that a document does not exclude.
+
+    Args:
+        language: The language.
+        domain: The index of the domain.
+        share: The frequency of each domain, [D], with sum 1.
+    """
+    grammar, same_style = (
+        language.grammars[domain],
+        [language.domain_style(d) == language.domain_style(domain) for d in range(len(share))],
+    )
+    domain_symbols = {*OWN_SYMBOLS, CONCEPT_SYMBOL}
+    no_domain_evidence = prob_without_evidence(grammar.probability_without(START_SYMBOL, domain_symbols), language.config.mean_sentences)
+    no_evidence = prob_without_evidence(
+        grammar.probability_without(START_SYMBOL, {*domain_symbols, *STYLE_FORMS}), language.config.mean_sentences
+    )
+    return float(-np.log(share[domain]) * (1 - no_domain_evidence) - np.log(share[same_style].sum()) * (no_domain_evidence - no_evidence))
 
 
 def prob_without_evidence(sentence_prob: float, mean_sentences: float) -> float:
-    """The chance that no sentence of a document says something, if one says nothing with chance ``sentence_prob``."""
+    """Return the probability that no sentence of a document contains evidence.
+
+    Args:
+        sentence_prob: The probability that one sentence contains no evidence.
+        mean_sentences: The mean of the geometric number of sentences.
+    """
     return sentence_prob / (mean_sentences - (mean_sentences - 1) * sentence_prob)
 
 
 def normalize_weights(language: SyntheticLanguage, weights: Sequence[float] | None) -> np.ndarray:
+    """Normalize domain weights to sum 1; None means equal weights.
+
+    Raises:
+        ValueError: There is not one weight per domain, a weight is negative, or all are zero.
+    """
     count = language.config.num_domains
     share = np.ones(count) if weights is None else np.asarray(weights, dtype=np.float64)
     if share.shape != (count,) or share.min() < 0 or not share.sum() > 0:
-        raise ValueError(f"wanted {count} weights that are not negative and not all zero, got {weights}")
+        raise ValueError(f"weights must be {count} nonnegative numbers that are not all zero, got {weights}")
     return share / share.sum()
 
 
 def document_nats(language: SyntheticLanguage, text: str, domain: int | None = None, weights: Sequence[float] | None = None) -> float:
-    """-log P(text) of a whole document in a domain, or (None) in the mixture; infinite if it is not in the language."""
+    """Return -log P(text) of a whole document, in nats.
+
+    Args:
+        language: The language.
+        text: The document.
+        domain: The domain whose probability is used. None means the mixture of all domains.
+        weights: The relative frequency of each domain in the mixture, [D]; equal by default.
+
+    Returns:
+        The nats, or infinity if the text does not belong to the language.
+    """
     sentences = split_sentences(text)
-    stop, count = 1 / language.config.mean_sentences, len(sentences)
+    stop_prob, count = 1 / language.config.mean_sentences, len(sentences)
     with np.errstate(divide="ignore"):
         prior = np.log(normalize_weights(language, weights))
-        length = np.log(stop) + ((count - 1) * np.log1p(-stop) if count > 1 else 0.0)
+        length_log_prob = np.log(stop_prob) + ((count - 1) * np.log1p(-stop_prob) if count > 1 else 0.0)
 
     def log_likelihood(d: int) -> float:
-        chances = [sentence_probability(language.grammars[d], START_SYMBOL, words) for words in sentences]
-        return float(length + sum(map(np.log, chances))) if chances and min(chances) > 0 else -np.inf
+        probs = [sentence_probability(language.grammars[d], START_SYMBOL, words) for words in sentences]
+        return float(length_log_prob + sum(map(np.log, probs))) if probs and min(probs) > 0 else -np.inf
 
     if domain is not None:
         return -log_likelihood(domain)
@@ -101,15 +146,18 @@ def document_nats(language: SyntheticLanguage, text: str, domain: int | None = N
 
 
 def corpus_nats(language: SyntheticLanguage, corpus: Corpus) -> np.ndarray:
-    """-log P(text | domain) of every document, [D]; divided by tokens, the floor of just these documents.
+    """Return -log P(text | domain) of every document, [D], in nats.
 
-    ``corpus_nats(language, test).sum() / tokens.lengths.sum()`` is what a model that knows the domain loses
-    per token, with any tokenizer, its end token counted.
+    ``corpus_nats(language, test).sum() / tokens.lengths.sum()`` is the lowest possible loss per token on these documents for a
+    model that knows the domain. It holds for any tokenizer; the end-of-sequence tokens are counted.
+
+    Raises:
+        UserError: A document has no label, or its domain is not one of the language.
     """
     names = language.config.domain_names
     for name in corpus.domains:
         if name not in names:
             raise unknown_name_error("domain of the synthetic corpus", name, names)
     if (corpus.label < 0).any():
-        raise UserError("the floor of a document needs its domain, and some documents have no label")
+        raise UserError("the loss floor of a document depends on its domain, but some documents have no label")
     return np.array([document_nats(language, text, names.index(corpus.domains[label])) for text, label in zip(corpus.text, corpus.label)])

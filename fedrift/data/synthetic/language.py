@@ -1,4 +1,4 @@
-"""`Sandbox`: the dials of the made-up language."""
+"""Define the synthetic language: its settings, vocabulary, grammars and documents."""
 
 from __future__ import annotations
 
@@ -20,17 +20,23 @@ StyleName = Literal["plain", "formal", "slang", "short"]
 
 @dataclass(frozen=True)
 class SyntheticConfig:
-    """A made-up language with ``num_domains`` domains, as many documents of each; in an experiment
-    ``dataset: {name: synthetic, synthetic: {overlap: 0.2}}``.
+    """Configure the synthetic dataset; all domains have equally many documents.
 
-    - ``overlap``: the share of open-class words (nouns, verbs) that come from the common lexicon. At 1 all
-      domains have one lexicon, at 0 no noun or verb of one occurs in another: marginal shift.
-    - ``concept_shift``: the share of sentences in which a common noun takes a verb that only the domain decides.
-      Nouns and verbs in them are as frequent in every domain, their pairs are not: concept shift alone.
-    - ``styles``: domain k writes in style k mod S. Styles differ in a few closed-class words.
-    - ``words_per_class``: words in a lexicon of each class, with frequencies ~ 1 / rank^``zipf_exponent`` (0: all alike).
-    - ``modifier_rate``: the share of nouns that carry a phrase or a relative clause, and so recursion.
-    - ``mean_sentences``: of a document, on average (geometric).
+    Example in the YAML of an experiment: ``dataset: {name: synthetic, synthetic: {overlap: 0.2}}``.
+
+    Attributes:
+        num_domains: The number of domains.
+        num_documents: The number of documents.
+        overlap: The share of open-class words (nouns, verbs) that come from the common lexicon. At 1, all domains share one
+            lexicon. At 0, no noun or verb of a domain occurs in another one. This is marginal shift.
+        concept_shift: The share of sentences in which the domain decides which verbs a common noun takes. The nouns and verbs
+            in these sentences are equally frequent in every domain, but their pairs are not. This is pure concept shift.
+        styles: Domain k is written in style k mod S. Styles differ in a few closed-class words.
+        words_per_class: The number of words of each class in a lexicon.
+        zipf_exponent: Word frequencies are proportional to 1 / rank^zipf_exponent; 0 makes them equal.
+        modifier_rate: The share of nouns that are modified by a phrase or a relative clause, which makes the grammar recursive.
+        mean_sentences: The mean number of sentences per document (geometric distribution).
+        seed: The seed of the vocabulary and the documents.
     """
 
     num_domains: Annotated[int, Interval(ge=1, le=32)] = 4
@@ -46,25 +52,25 @@ class SyntheticConfig:
 
     @property
     def domain_names(self) -> tuple[str, ...]:
-        """The domains' names, in their order as labels too."""
+        """Return the names of the domains in the order of their label numbers."""
         return tuple(f"domain{k:0{len(str(self.num_domains - 1))}d}" for k in range(self.num_domains))
 
 
-# Made-up words. Singular and plural have equally many letters, and no word is any English function word's.
+# Singular and plural of a generated word are equally long, and no generated word equals an English function word.
 
 ONSETS, VOWELS, CODAS = "bdfgklmnprstvz", "aeiou", "lmnrstk"
-CONCEPT_WORDS = 8  # nouns, and verbs, of each group of the concept sentences
+CONCEPT_WORDS = 8  # number of nouns, and of verbs, in each group of the concept-shift sentences
 
 
 class WordForms(NamedTuple):
-    """A word in its two numbers; a verb's plural is its bare form too (``does not talen``)."""
+    """A word in singular and plural; the plural of a verb is also its bare form (``does not talen``)."""
 
     sg: str
     pl: str
 
 
 class Lexicon(NamedTuple):
-    """The open classes of one speaker."""
+    """The open-class words that are common to all domains, or those of one domain."""
 
     nouns: tuple[WordForms, ...]
     transitive: tuple[WordForms, ...]
@@ -72,7 +78,7 @@ class Lexicon(NamedTuple):
 
 
 class Vocabulary(NamedTuple):
-    """All made-up words of a sandbox: common ones, those of each domain, and the D groups of the habits."""
+    """All generated words: common ones, those of each domain, and D groups of words for concept-shift sentences."""
 
     common: Lexicon
     own: tuple[Lexicon, ...]  # [D]
@@ -81,44 +87,42 @@ class Vocabulary(NamedTuple):
 
 
 def make_vocabulary(config: SyntheticConfig) -> Vocabulary:
-    """The words that the seed decides. No stem is used twice."""
-    syllable = [len(ONSETS), len(VOWELS), len(ONSETS), len(VOWELS), len(CODAS)]
-    count = 1
-    for letters in syllable:
-        count *= letters
-    order = iter(numpy_stream(config.seed, "sandbox", "lexicon").permutation(count).tolist())
+    """Generate the vocabulary from the seed; no stem occurs twice."""
+    num_options = [len(ONSETS), len(VOWELS), len(ONSETS), len(VOWELS), len(CODAS)]
+    num_stems = 1
+    for num_letters in num_options:
+        num_stems *= num_letters
+    order = iter(numpy_stream(config.seed, "sandbox", "lexicon").permutation(num_stems).tolist())
 
     def stem() -> str:
         number, letters = next(order), ""
-        for kinds in (ONSETS, VOWELS, ONSETS, VOWELS, CODAS):
-            number, place = divmod(number, len(kinds))
-            letters += kinds[place]
+        for options in (ONSETS, VOWELS, ONSETS, VOWELS, CODAS):
+            number, index = divmod(number, len(options))
+            letters += options[index]
         return letters
 
-    def nouns(many: int) -> tuple[WordForms, ...]:
-        return tuple(WordForms(f"{root}a", f"{root}i") for root in (stem() for _ in range(many)))
+    def nouns(count: int) -> tuple[WordForms, ...]:
+        return tuple(WordForms(f"{root}a", f"{root}i") for root in (stem() for _ in range(count)))
 
-    def verbs(many: int) -> tuple[WordForms, ...]:
-        return tuple(WordForms(f"{root}es", f"{root}en") for root in (stem() for _ in range(many)))
+    def verbs(count: int) -> tuple[WordForms, ...]:
+        return tuple(WordForms(f"{root}es", f"{root}en") for root in (stem() for _ in range(count)))
 
     def lexicon() -> Lexicon:
         return Lexicon(nouns(config.words_per_class), verbs(config.words_per_class), verbs(config.words_per_class))
 
     common = lexicon()
-    creatures = tuple(nouns(CONCEPT_WORDS) for _ in range(config.num_domains))
-    habits = tuple(verbs(CONCEPT_WORDS) for _ in range(config.num_domains))
-    return Vocabulary(common, tuple(lexicon() for _ in range(config.num_domains)), creatures, habits)
+    concept_nouns = tuple(nouns(CONCEPT_WORDS) for _ in range(config.num_domains))
+    concept_verbs = tuple(verbs(CONCEPT_WORDS) for _ in range(config.num_domains))
+    return Vocabulary(common, tuple(lexicon() for _ in range(config.num_domains)), concept_nouns, concept_verbs)
 
 
-# The sandbox's grammar: one syntax for all domains, with their own words, habits and styles.
-#
-# ``NP.sg``, ``VT.pl`` ... : number is part of a symbol, so that agreement holds at any distance. The next word
-# always tells which choice was made, so that every sentence has one derivation and the grammar's entropy is the
-# language's.
+# All domains share one syntax and differ in words, noun-verb pairs and style. Number is part of a symbol (``NP.sg``, ``VT.pl``),
+# so that agreement holds at any distance. The next word always reveals which production was chosen. Every sentence therefore has
+# one derivation, and the entropy of the grammar is that of the language.
 
 START_SYMBOL = "S"
 NUMBERS = ("sg", "pl")
-# Where styles differ: each form of a word is one style's alone, and "short" leaves the article out.
+# The forms of each word that styles write differently. No two styles share a form, and "short" omits the article.
 STYLE_FORMS: dict[str, dict[str, tuple[str, ...]]] = {
     "THE": {"plain": ("the",), "formal": ("the", "said"), "slang": ("da",), "short": ()},
     "NOT": {"plain": ("not",), "formal": ("in", "no", "way"), "slang": ("nah",), "short": ("nt",)},
@@ -134,7 +138,7 @@ CONCEPT_SYMBOL = "HABIT"
 
 
 class SyntheticLanguage:
-    """The grammars of a sandbox's domains, [D], and their words."""
+    """The vocabulary of a configuration and the grammar of each domain, [D]."""
 
     def __init__(self, config: SyntheticConfig) -> None:
         self.config = config
@@ -142,25 +146,31 @@ class SyntheticLanguage:
         self.grammars = tuple(Grammar(make_rules(config, self.vocabulary, d)) for d in range(config.num_domains))
 
     def domain_style(self, domain: int) -> str:
-        """The style of a domain."""
+        """Return the style of a domain."""
         return self.config.styles[domain % len(self.config.styles)]
 
 
 @lru_cache(maxsize=16)
 def get_language(config: SyntheticConfig) -> SyntheticLanguage:
-    """The language of a sandbox; made once."""
+    """Return the language of a configuration; it is built once and cached."""
     return SyntheticLanguage(config)
 
 
 def make_rules(config: SyntheticConfig, words: Vocabulary, domain: int) -> dict[str, list[Production]]:
-    """The rules of one domain."""
+    """Build the grammar rules of one domain.
+
+    Args:
+        config: The settings of the language.
+        words: Its vocabulary.
+        domain: The index of the domain.
+    """
     style = config.styles[domain % len(config.styles)]
-    said: dict[str, list[Production]] = {site: [(1.0, forms[style])] for site, forms in STYLE_FORMS.items()}
-    said |= {"P": uniform_choices(PREPOSITIONS), "WHO": uniform_choices(SUBJECT_PRONOUNS)}
-    plain: list[Production] = []
+    rules: dict[str, list[Production]] = {site: [(1.0, forms[style])] for site, forms in STYLE_FORMS.items()}
+    rules |= {"P": uniform_choices(PREPOSITIONS), "WHO": uniform_choices(SUBJECT_PRONOUNS)}
+    plain_sentences: list[Production] = []
     for n in NUMBERS:
         aux = AUXILIARY[n]
-        plain += [
+        plain_sentences += [
             (0.25, (f"NP.{n}", f"VP.{n}", ".")),
             (0.06, (f"NP.{n}", aux, "NOT", f"BARE.{n}", ".")),
             (0.05, (f"NP.{n}", "WILL", f"BARE.{n}", ".")),
@@ -169,69 +179,67 @@ def make_rules(config: SyntheticConfig, words: Vocabulary, domain: int) -> dict[
             (0.03, ("WHO", "know", "what", f"NP.{n}", f"VT.{n}", ".")),
             (0.04, ("what", aux, f"NP.{n}", "VT.pl", "?")),
         ]
-        said[f"DET.{n}"] = [(0.4, ("THE",)), *((0.2, (word,)) for word in DETERMINERS[n])]
-        said[f"NP.{n}"] = [(1 - config.modifier_rate, (f"DET.{n}", f"N.{n}")), (config.modifier_rate, (f"DET.{n}", f"N.{n}", f"MOD.{n}"))]
-        said[f"MOD.{n}"] = [
+        rules[f"DET.{n}"] = [(0.4, ("THE",)), *((0.2, (word,)) for word in DETERMINERS[n])]
+        rules[f"NP.{n}"] = [(1 - config.modifier_rate, (f"DET.{n}", f"N.{n}")), (config.modifier_rate, (f"DET.{n}", f"N.{n}", f"MOD.{n}"))]
+        rules[f"MOD.{n}"] = [
             *((0.25, ("P", f"NP.{m}")) for m in NUMBERS),
             *((0.15, ("that", f"VT.{n}", f"NP.{m}")) for m in NUMBERS),
             *((0.10, ("that", f"NP.{m}", f"VT.{m}")) for m in NUMBERS),
         ]
         for phrase, form in (("VP", n), ("BARE", "pl")):
-            said[f"{phrase}.{n}"] = [
+            rules[f"{phrase}.{n}"] = [
                 (0.40, (f"VI.{form}",)),
                 *((0.25, (f"VT.{form}", f"NP.{m}")) for m in NUMBERS),
                 (0.10, (f"VT.{form}", ANAPHOR[n])),
             ]
         own, common = words.own[domain], words.common
-        for symbol, one, other in (
+        for symbol, common_words, own_words in (
             ("N", common.nouns, own.nouns),
             ("VT", common.transitive, own.transitive),
             ("VI", common.intransitive, own.intransitive),
         ):
             name = f"{symbol}.{n}"
-            said[name] = [(config.overlap, (f"{name}.common",)), (1 - config.overlap, (f"{name}.own",))]
-            said[f"{name}.common"] = zipf_choices(one, n, config.zipf_exponent)
-            said[f"{name}.own"] = zipf_choices(other, n, config.zipf_exponent)
+            rules[name] = [(config.overlap, (f"{name}.common",)), (1 - config.overlap, (f"{name}.own",))]
+            rules[f"{name}.common"] = zipf_choices(common_words, n, config.zipf_exponent)
+            rules[f"{name}.own"] = zipf_choices(own_words, n, config.zipf_exponent)
     groups = range(config.num_domains)
     for n in NUMBERS:
         for group in groups:
-            said[f"CREATURE{group}.{n}"] = zipf_choices(words.concept_nouns[group], n, 0.0)
-            said[f"HABIT{group}.{n}"] = zipf_choices(words.concept_verbs[group], n, 0.0)
-    said[CONCEPT_SYMBOL] = [
+            rules[f"CREATURE{group}.{n}"] = zipf_choices(words.concept_nouns[group], n, 0.0)
+            rules[f"HABIT{group}.{n}"] = zipf_choices(words.concept_verbs[group], n, 0.0)
+    rules[CONCEPT_SYMBOL] = [
         (0.5 / len(groups), (f"DET.{n}", f"CREATURE{group}.{n}", f"HABIT{(group + domain) % len(groups)}.{n}", "."))
         for n in NUMBERS
         for group in groups
     ]
-    said["PLAIN"] = plain
-    said[START_SYMBOL] = [(1 - config.concept_shift, ("PLAIN",)), (config.concept_shift, (CONCEPT_SYMBOL,))]
-    return said
+    rules["PLAIN"] = plain_sentences
+    rules[START_SYMBOL] = [(1 - config.concept_shift, ("PLAIN",)), (config.concept_shift, (CONCEPT_SYMBOL,))]
+    return rules
 
 
 def uniform_choices(words: Sequence[str]) -> list[Production]:
-    """Each word as likely."""
+    """Return productions with equal probabilities, one for each word."""
     return [(1 / len(words), (word,)) for word in words]
 
 
 def zipf_choices(words: Sequence[WordForms], number: str, exponent: float) -> list[Production]:
-    """Word of rank r with probability ~ 1 / r^exponent, in this number."""
+    """Return productions for words in one number; the word of rank r has a probability proportional to 1 / r^exponent."""
     weight = [1 / rank**exponent for rank in range(1, len(words) + 1)]
     total = sum(weight)
     return [(w / total, (getattr(word, number),)) for w, word in zip(weight, words, strict=True)]
 
-
-# Sentences as text and back, and the documents of a sandbox.
 
 TOKEN_PATTERN = re.compile(r"[a-z]+|[.?]|\S")
 SENTENCE_ENDS = (".", "?")
 
 
 def join_words(words: Sequence[str]) -> str:
-    """Words as text: ``the balora talen.``"""
+    """Join words to text, such as ``the balora talen.``"""
     return " ".join(words).replace(" .", ".").replace(" ?", "?")
 
 
 def split_sentences(text: str) -> list[list[str]]:
-    """The sentences of a text, each a list of words with its full stop; what follows the last stop is one too."""
+    """Split a text into sentences, each a list of words with its end mark; an unfinished last sentence also counts."""
     sentences: list[list[str]] = [[]]
     for piece in TOKEN_PATTERN.findall(text):
         sentences[-1].append(piece)
@@ -241,19 +249,19 @@ def split_sentences(text: str) -> list[list[str]]:
 
 
 def generate_document(config: SyntheticConfig, domain: int, number: int) -> str:
-    """One document; only the dials, the seed, its domain and its number decide it."""
+    """Generate one document, which depends only on the configuration, the domain and the number of the document."""
     rng = numpy_stream(config.seed, "sandbox", "document", domain, number)
     grammar = get_language(config).grammars[domain]
     return " ".join(join_words(grammar.sample(START_SYMBOL, rng)) for _ in range(int(rng.geometric(1 / config.mean_sentences))))
 
 
 def generate_rows(config: SyntheticConfig) -> Rows:
-    """All documents, the domains in turn, as the rows of any other corpus."""
-    made = [(number % config.num_domains, number // config.num_domains) for number in range(config.num_documents)]
+    """Generate all documents as rows; the domains alternate."""
+    documents = [(number % config.num_domains, number // config.num_domains) for number in range(config.num_documents)]
     names = config.domain_names
     return Rows(
-        [generate_document(config, domain, number) for domain, number in made],
-        [names[domain] for domain, _ in made],
-        [f"{names[domain]}/{number}" for domain, number in made],
-        [TRAIN] * len(made),
+        [generate_document(config, domain, number) for domain, number in documents],
+        [names[domain] for domain, _ in documents],
+        [f"{names[domain]}/{number}" for domain, number in documents],
+        [TRAIN] * len(documents),
     )

@@ -1,7 +1,7 @@
-"""Minimal pairs: a sentence of the language beside one that is not, and that differs in one place only.
+"""Generate minimal pairs: a grammatical and an ungrammatical sentence that differ in one place.
 
-The phenomena are those of BLiMP (Warstadt et al., TACL 2020, arXiv:1912.00582) that the grammar has. Which of
-a pair is right is not a judgement here: P(good) > 0 and P(bad) = 0 in every domain.
+The phenomena are those of BLiMP (Warstadt et al., TACL 2020, arXiv:1912.00582) that occur in the grammar. Grammaticality does
+not depend on human judgment: P(good) > 0 and P(bad) = 0 in every domain.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ from ...core.errors import UserError, unknown_name_error
 from ...core.random import numpy_stream
 from .language import ANAPHOR, AUXILIARY, DETERMINERS, NUMBERS, PREPOSITIONS, SUBJECT_PRONOUNS, Lexicon, SyntheticLanguage, join_words
 
-MAX_TRIES = 200  # drawings for one pair whose two sentences have equally many tokens
+MAX_TRIES = 200  # attempts per pair to find two sentences with equally many tokens
 Words = tuple[str, ...]
 
 
 class MinimalPair(NamedTuple):
-    """Two sentences. ``template`` names the sentence pattern, to cluster by when resampling items."""
+    """Two sentences; ``template`` names their sentence pattern and serves as the cluster when items are resampled."""
 
     phenomenon: str
     template: str
@@ -29,89 +29,103 @@ class MinimalPair(NamedTuple):
 
 
 class WordSampler:
-    """Words for a pattern: one speaker's lexicon, and a stream to draw from."""
+    """Sample words for sentence patterns from one lexicon."""
 
     def __init__(self, lexicon: Lexicon, rng: np.random.Generator) -> None:
         self.lexicon, self.rng = lexicon, rng
 
     def sample_one(self, options: Sequence[str]) -> str:
+        """Sample one of the options."""
         return options[int(self.rng.integers(len(options)))]
 
     def sample_form(self, kind: Literal["nouns", "transitive", "intransitive"], number: str) -> str:
+        """Sample a word of a class in one number."""
         words = getattr(self.lexicon, kind)
         return str(getattr(words[int(self.rng.integers(len(words)))], number))
 
     def sample_both_numbers(self, kind: Literal["nouns", "transitive", "intransitive"], number: str) -> tuple[str, str]:
-        """A word in this number, and the same word in the other."""
+        """Sample a word and return it in ``number`` and in the other number."""
         words = getattr(self.lexicon, kind)
         word = words[int(self.rng.integers(len(words)))]
         return getattr(word, number), getattr(word, other_number(number))
 
     def sample_noun_phrase(self, number: str) -> Words:
-        """A noun with a determiner that no style changes."""
+        """Sample a noun with a determiner that is the same in all styles."""
         return self.sample_one(DETERMINERS[number]), self.sample_form("nouns", number)
 
 
 def other_number(number: str) -> str:
+    """Return the other grammatical number."""
     return "pl" if number == "sg" else "sg"
 
 
 def agreement(sampler: WordSampler, n: str, m: str) -> tuple[Words, Words]:
+    """Contrast subject-verb agreement with its violation."""
     right, wrong = sampler.sample_both_numbers("intransitive", n)
     subject = sampler.sample_noun_phrase(n)
     return (*subject, right, "."), (*subject, wrong, ".")
 
 
 def agreement_phrase(sampler: WordSampler, n: str, m: str) -> tuple[Words, Words]:
+    """Contrast agreement across a prepositional phrase with its violation."""
     right, wrong = sampler.sample_both_numbers("intransitive", n)
     subject = (*sampler.sample_noun_phrase(n), sampler.sample_one(PREPOSITIONS), *sampler.sample_noun_phrase(m))
     return (*subject, right, "."), (*subject, wrong, ".")
 
 
 def agreement_relative(sampler: WordSampler, n: str, m: str) -> tuple[Words, Words]:
+    """Contrast agreement across a relative clause with its violation."""
     right, wrong = sampler.sample_both_numbers("intransitive", n)
     subject = (*sampler.sample_noun_phrase(n), "that", sampler.sample_form("transitive", n), *sampler.sample_noun_phrase(m))
     return (*subject, right, "."), (*subject, wrong, ".")
 
 
 def agreement_in_relative(sampler: WordSampler, n: str, m: str) -> tuple[Words, Words]:
+    """Contrast agreement inside a relative clause with its violation."""
     right, wrong = sampler.sample_both_numbers("transitive", m)
     subject, end = ((*sampler.sample_noun_phrase(n), "that", *sampler.sample_noun_phrase(m)), (sampler.sample_form("intransitive", n), "."))
     return (*subject, right, *end), (*subject, wrong, *end)
 
 
 def determiner(sampler: WordSampler, n: str, m: str) -> tuple[Words, Words]:
+    """Contrast a determiner of the right number with one of the wrong number."""
     noun, end = sampler.sample_form("nouns", n), (sampler.sample_form("intransitive", n), ".")
     return (sampler.sample_one(DETERMINERS[n]), noun, *end), (sampler.sample_one(DETERMINERS[other_number(n)]), noun, *end)
 
 
 def anaphor(sampler: WordSampler, n: str, m: str) -> tuple[Words, Words]:
+    """Contrast an anaphor of the right number with one of the wrong number."""
     clause = (*sampler.sample_noun_phrase(n), sampler.sample_form("transitive", n))
     return (*clause, ANAPHOR[n], "."), (*clause, ANAPHOR[other_number(n)], ".")
 
 
 def polarity(sampler: WordSampler, n: str, m: str) -> tuple[Words, Words]:
+    """Contrast "ever" that "no" licenses with "ever" that nothing licenses."""
     rest = (sampler.sample_form("nouns", n), "ever", sampler.sample_form("intransitive", n), ".")
     return ("no", *rest), (sampler.sample_one(DETERMINERS[n]), *rest)
 
 
 def filler_gap(sampler: WordSampler, n: str, m: str) -> tuple[Words, Words]:
+    """Contrast a clause with a gap after "what" with the same clause after "that"."""
     who, clause = (sampler.sample_one(SUBJECT_PRONOUNS), (*sampler.sample_noun_phrase(n), sampler.sample_form("transitive", n), "."))
     return (who, "know", "what", *clause), (who, "know", "that", *clause)
 
 
 def verb_form(sampler: WordSampler, n: str, m: str) -> tuple[Words, Words]:
+    """Contrast a bare verb after an auxiliary with a finite one."""
     bare, finite = sampler.sample_both_numbers("transitive", "pl")
     question = ("what", AUXILIARY[n], *sampler.sample_noun_phrase(n))
     return (*question, bare, "?"), (*question, finite, "?")
 
 
 def word_order(sampler: WordSampler, n: str, m: str) -> tuple[Words, Words]:
+    """Contrast the order of determiner and noun with the reverse order."""
     (article, noun), end = sampler.sample_noun_phrase(n), (sampler.sample_form("intransitive", n), ".")
     return (article, noun, *end), (noun, article, *end)
 
 
 def argument(sampler: WordSampler, n: str, m: str) -> tuple[Words, Words]:
+    """Contrast a transitive verb before an object with an intransitive one."""
     subject, target = sampler.sample_noun_phrase(n), sampler.sample_noun_phrase(m)
     return (
         (*subject, sampler.sample_form("transitive", n), *target, "."),
@@ -132,7 +146,7 @@ PHENOMENA: dict[str, Callable[[WordSampler, str, str], tuple[Words, Words]]] = {
     "word order": word_order,
     "argument structure": argument,
 }
-# The second number is of the noun in between, or of the object; patterns without one ignore it.
+# These patterns use the second number: that of the intervening noun or of the object.
 TWO_NUMBER_PHENOMENA = {
     "agreement across a phrase",
     "agreement across a relative clause",
@@ -150,36 +164,46 @@ def make_minimal_pairs(
     count_tokens: Callable[[str], int] | None = None,
     seed: int = 0,
 ) -> list[MinimalPair]:
-    """``count`` pairs, no two alike, their templates in turn; words of the common lexicon, or of one domain's own.
+    """Generate different pairs of one phenomenon, which cycle through its templates.
 
-    Both sentences have equally many words. With ``tokens`` (how many tokens a text has) they have equally many
-    tokens too; UserError where the tokenizer has no such pairs. An attractor (the noun between subject and verb)
-    is in the other number in half of the templates.
+    Both sentences of a pair have equally many words. The attractor (the noun between subject and verb) has the opposite number in
+    half of the templates.
+
+    Args:
+        language: The language.
+        phenomenon: A key of `PHENOMENA`.
+        count: The number of pairs.
+        domain: The domain whose own words are used; None uses the common lexicon.
+        count_tokens: Counts the tokens of a text. If given, both sentences of a pair have equally many tokens.
+        seed: The seed of the pairs.
+
+    Raises:
+        UserError: The phenomenon is unknown, the language lacks the words, or too few pairs exist.
     """
     if phenomenon not in PHENOMENA:
         raise unknown_name_error("phenomenon", phenomenon, PHENOMENA)
     overlap = language.config.overlap
     if (domain is None and overlap == 0) or (domain is not None and overlap == 1):
         raise UserError(
-            f"at dataset.synthetic.overlap {overlap:g} the language has no words "
-            f"{'in common' if domain is None else 'of one domain alone'} to make pairs of"
+            f"with dataset.synthetic.overlap {overlap:g}, the language has no words "
+            f"{'that all domains share' if domain is None else 'that belong to one domain only'}, which these minimal pairs need"
         )
     lexicon = language.vocabulary.common if domain is None else language.vocabulary.own[domain]
-    draw = WordSampler(lexicon, numpy_stream(seed, "sandbox", "pairs", phenomenon, -1 if domain is None else domain))
+    sampler = WordSampler(lexicon, numpy_stream(seed, "sandbox", "pairs", phenomenon, -1 if domain is None else domain))
     templates = [(n, m) for n in NUMBERS for m in (NUMBERS if phenomenon in TWO_NUMBER_PHENOMENA else NUMBERS[:1])]
-    found: dict[tuple[str, str], MinimalPair] = {}
+    pairs: dict[tuple[str, str], MinimalPair] = {}
     for _ in range(MAX_TRIES * count):
-        if len(found) == count:
+        if len(pairs) == count:
             break
-        n, m = templates[len(found) % len(templates)]
-        good, bad = (join_words(words) for words in PHENOMENA[phenomenon](draw, n, m))
+        n, m = templates[len(pairs) % len(templates)]
+        good, bad = (join_words(words) for words in PHENOMENA[phenomenon](sampler, n, m))
         if count_tokens is None or count_tokens(good) == count_tokens(bad):
             name = f"{phenomenon}, {n} {m}" if phenomenon in TWO_NUMBER_PHENOMENA else f"{phenomenon}, {n}"
-            found.setdefault((good, bad), MinimalPair(phenomenon, name, good, bad))
-    if len(found) < count:
-        matched = " with equally many tokens" if count_tokens else ""
+            pairs.setdefault((good, bad), MinimalPair(phenomenon, name, good, bad))
+    if len(pairs) < count:
+        condition = " with equally many tokens" if count_tokens else ""
         raise UserError(
-            f"only {len(found)} of {count} pairs of {phenomenon!r} could be made{matched}: ask for fewer, "
-            "or raise dataset.synthetic.words_per_class"
+            f"only {len(pairs)} of {count} pairs of {phenomenon!r} could be generated{condition}: request fewer pairs, "
+            "or increase dataset.synthetic.words_per_class"
         )
-    return list(found.values())
+    return list(pairs.values())
