@@ -2,7 +2,7 @@
 
 from .baselines import Centralized, LocalOnly, Pretrained
 from .fair import AFL, QFedAvg
-from .fedavg import FedAvg, FedNova, FedProx, FedSGD
+from .fedavg import FedAdagrad, FedAdam, FedAvg, FedAvgM, FedNova, FedProx, FedSGD, FedYogi
 from .feddyn import FedDyn
 from .personalized import MOON, Ditto, FedAvgFineTuning, FedPer, PFedMe
 from .scaffold import Scaffold, ScaffoldWeighted
@@ -12,13 +12,17 @@ __all__ = [
     "MOON",
     "Centralized",
     "Ditto",
+    "FedAdagrad",
+    "FedAdam",
     "FedAvg",
     "FedAvgFineTuning",
+    "FedAvgM",
     "FedDyn",
     "FedNova",
     "FedPer",
     "FedProx",
     "FedSGD",
+    "FedYogi",
     "LocalOnly",
     "PFedMe",
     "Pretrained",

@@ -7,8 +7,8 @@ Client k: y <- y - lr g_k(y), K_k times from y = w. Server: w <- w + eta_g sum_k
 p_k = n_k / sum n over the cohort. Written as a step of a server optimiser on the negative mean
 change (Reddi et al., ICLR 2021, arXiv:2003.00295, Algorithm 2); ``Sgd(1.0)`` is the paper's eta_g = 1.
 
-``server_optimizer`` and ``aggregator`` multiply instead of adding classes: ``FedAvg(server_optimizer=Sgd(1.0, momentum=0.9))``
-is FedAvgM, ``FedAvg(server_optimizer=Adam(0.01))`` FedAdam, ``FedAvg(aggregator=Median())`` the coordinate-wise median.
+The server's rule and its aggregator are fields of every algorithm: ``FedAvg(aggregator=Median())`` takes the
+coordinate-wise median. ``FedAvgM``, ``FedAdam``, ``FedYogi`` and ``FedAdagrad`` are FedAvg under the server rules of their papers.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from typing import Annotated, ClassVar, Literal
 from annotated_types import Ge
 from torch import Tensor
 
-from ..core.optimizers import Decay, Optimizer, Sgd, is_adaptive, select_prefix
+from ..core.optimizers import Adagrad, Adam, Decay, Optimizer, Sgd, Yogi, is_adaptive, select_prefix
 from ..core.tree import Tree
 from ..core.types import CohortUpdate, LocalState, RoundResult, ServerState
 from .aggregators.mean import Mean, cluster_mean, cluster_sum, has_update, weighted_mean
@@ -63,6 +63,41 @@ class FedAvg(Algorithm):
 def mean_over_clients(model_values: Tensor, result: RoundResult) -> Tensor:
     """Of a number of each model ``[M]``: the mean over the clients of the model that each shares."""
     return model_values.cpu()[result.after.cluster_ids.cpu()].mean()
+
+
+# FedAvgM and FedOpt: FedAvg with another server rule. What a client does is FedAvg's.
+#
+# Hsu, Qi & Brown, "Measuring the Effects of Non-Identical Data Distribution for Federated Visual Classification",
+# 2019, arXiv:1909.06335 (section 4.3). Reddi, Charles, Zaheer, Garrett, Rush, Konecny, Kumar & McMahan, "Adaptive
+# Federated Optimization", ICLR 2021, arXiv:2003.00295 (Algorithm 2; its best rates and tau differ by task: tune them).
+
+
+@dataclass(frozen=True)
+class FedAvgM(FedAvg):
+    """FedAvg with heavy-ball momentum on the server: v <- momentum v + mean change, w <- w + lr v."""
+
+    server_optimizer: Sgd = Sgd(1.0, momentum=0.9)
+
+
+@dataclass(frozen=True)
+class FedAdam(FedAvg):
+    """FedAvg with Adam on the server, without bias correction and with v_-1 = tau^2, as the paper has it."""
+
+    server_optimizer: Adam = Adam(0.01)
+
+
+@dataclass(frozen=True)
+class FedYogi(FedAvg):
+    """FedAvg with Yogi on the server: v <- v - (1 - b2) g^2 sign(v - g^2)."""
+
+    server_optimizer: Yogi = Yogi(0.01)
+
+
+@dataclass(frozen=True)
+class FedAdagrad(FedAvg):
+    """FedAvg with Adagrad on the server: v <- v + g^2."""
+
+    server_optimizer: Adagrad = Adagrad(0.01)
 
 
 # FedProx: each client is held near the model it received.

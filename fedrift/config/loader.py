@@ -280,8 +280,9 @@ def _parse_value(kind: Any, raw: Any, registry: Registry, key_path: str, errors:
             )
             return None
         name = raw if isinstance(raw, str) else raw.get("type") if isinstance(raw, Mapping) else None
-        if name is None and isinstance(raw, Mapping) and "type" not in raw and default is not MISSING:
-            name = type(default).__name__  # {mu: 0.1} changes the default, whichever class that is
+        if isinstance(raw, Mapping) and "type" not in raw and is_dataclass(default):
+            name = type(default).__name__  # {mu: 0.1} changes the default, whichever class that is, and keeps its other values
+            raw = {**_field_values(default), **raw}
         try:
             chosen = registry.resolve(kind, name) if isinstance(name, str) else None
         except UserError as error:
@@ -301,6 +302,8 @@ def _parse_value(kind: Any, raw: Any, registry: Registry, key_path: str, errors:
             return None
         if raw.get("type") == kind.__name__ and registry.is_choice_class(kind):  # as it is written where others may stand
             raw = {key: value for key, value in raw.items() if key != "type"}
+        if type(default) is kind:
+            raw = {**_field_values(default), **raw}
         return _parse_fields(kind, raw, registry, key_path, errors)
     origin, inner = get_origin(kind), get_args(kind)
     if origin in (Union, UnionType):
@@ -552,6 +555,10 @@ def _parse_fields(kind: type, raw: Mapping[Any, Any], registry: Registry, key_pa
         if key in known
     }
     return None if len(errors) > before else kind(**given)
+
+
+def _field_values(value: Any) -> dict[str, Any]:
+    return {f.name: getattr(value, f.name) for f in fields(value)}
 
 
 def _display_key(key: Any) -> str:

@@ -33,9 +33,21 @@ def numpy_stream(seed: int, *purpose: str | int) -> np.random.Generator:
 if TYPE_CHECKING:
     import torch
 
+MERSENNE_WORDS = 624
+
 
 def torch_stream(seed: int, *purpose: str | int) -> torch.Generator:
-    """The CPU generator for one purpose: the same draws whatever device the result is moved to."""
+    """Return the CPU generator for one purpose. Its draws are the same whatever device the result is moved to.
+
+    ``torch.Generator.manual_seed`` of a CPU generator uses only the low 32 bits of its seed (torch 2.13): among 77,000
+    streams two would probably be equal. Therefore all 624 words of the Mersenne Twister are filled from the whole seed.
+    """
     import torch  # here: numpy_stream must do without it
 
-    return torch.Generator().manual_seed(derive_seed(seed, *purpose))
+    whole = derive_seed(seed, *purpose)
+    generator = torch.Generator().manual_seed(whole)
+    state = generator.get_state()
+    words = state.numpy().view(np.uint64)  # initial seed, left and seeded, next, 624 words, the cache of normal draws
+    words[3 : 3 + MERSENNE_WORDS] = np.random.SeedSequence(whole).generate_state(MERSENNE_WORDS)
+    generator.set_state(state)
+    return generator

@@ -7,9 +7,10 @@ alone.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
 import numpy as np
+from annotated_types import Gt
 from scipy.special import gammaincinv, gammaln
 
 from ..core.errors import UserError
@@ -139,7 +140,9 @@ def assign_round_robin(num_clients: int, num_topics: int, topics_per_client: int
 
 @dataclass(frozen=True)
 class Dirichlet:
-    """Severity 0: every client is the corpus in small. Severity 1: alpha 0.01, nearly one topic a client.
+    """Severity 0: every client is the corpus in small. Severity 1: alpha 0.01, nearly one topic per client.
+    ``alpha`` sets the concentration of the papers directly (``severity`` then stays 1): q_k ~ Dir(alpha T pi), and
+    ``alpha: 0.1`` is severity 0.75. The IID baseline of a run with ``alpha`` has severity 0, where ``alpha`` does not count.
 
     Budgets are equal. The drawn table is fitted to them and to the topics' tokens, and never drawn again. The
     same stream gives the same uniform numbers at every severity, so that the clients' mixes grow apart, not
@@ -149,11 +152,19 @@ class Dirichlet:
 
     num_clients: NumClients = 10
     severity: Severity = 1.0
+    alpha: Annotated[float, Gt(0)] | None = None
+
+    def __post_init__(self) -> None:
+        if self.alpha is not None and self.severity not in (0, 1):
+            raise UserError(
+                f"partition: Dirichlet takes `severity` or `alpha`, and got severity {self.severity:g} with alpha "
+                f"{self.alpha:g}. Leave `severity` out; the IID baseline sets it to 0"
+            )
 
     @property
-    def alpha(self) -> float:
-        """The concentration that papers quote: near 100 at severity 0+, 1 at 0.5, 0.1 at 0.75, 0.01 at 1."""
-        return alpha_from_severity(self.severity)
+    def concentration(self) -> float:
+        """The alpha that papers quote: near 100 at severity 0+, 1 at 0.5, 0.1 at 0.75, 0.01 at 1; infinite at severity 0."""
+        return alpha_from_severity(self.severity) if self.alpha is None or self.severity == 0 else self.alpha
 
     def __call__(self, corpus: Corpus, rng: np.random.Generator) -> Partition:
         size = document_sizes(corpus, self.num_clients)
@@ -163,7 +174,7 @@ class Dirichlet:
         uniform = rng.random((self.num_clients, len(names)))
         table = uniform_table(rows, columns)
         if self.severity > 0:
-            share = sample_dirichlet(self.alpha * len(names) * columns / columns.sum(), uniform)
+            share = sample_dirichlet(self.concentration * len(names) * columns / columns.sum(), uniform)
             table = fit_margins(share * rows[:, None], rows, columns)
         return assign_documents(table, topic, size, rng)
 

@@ -229,7 +229,13 @@ def get_layout(tree: Tree) -> LeafLayout:
 
 def pack_tree(tree: Tree) -> bytes:
     """The bytes of all leaves, one after the other."""
-    return torch.cat([leaf.detach().cpu().contiguous().flatten().view(torch.uint8) for leaf in tree.values()]).numpy().tobytes()
+    return (
+        torch.cat(
+            [leaf.detach().cpu().reshape(-1).clone(memory_format=torch.contiguous_format).view(torch.uint8) for leaf in tree.values()]
+        )
+        .numpy()
+        .tobytes()
+    )
 
 
 def unpack_tree(record: bytes, leaf_layout: LeafLayout) -> Tree:

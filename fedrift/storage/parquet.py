@@ -83,6 +83,18 @@ def read_parquet(folder: Path) -> RecordColumns:
     return RecordColumns(round, metric, domain, client, value, *(tuple(each.dictionary.to_pylist()) for each in coded))
 
 
+def check_run_column(folder: Path) -> None:
+    """Raise UserError where a run's Parquet file holds the records of another run: queries find records by that column."""
+    import pyarrow.compute as pc
+    import pyarrow.parquet as pq
+
+    path = parquet_path(folder)
+    if path.exists():
+        named = pc.unique(pq.ParquetFile(path).read(columns=["run"])["run"]).to_pylist()
+        if named and named != [folder.name]:
+            raise UserError(f"{path} holds records of run {', '.join(map(str, named))[:80]}, not of run {folder.name}")
+
+
 # Named arrays of numbers as one Parquet file: compressed, bit for bit, and readable by any other reader of Parquet.
 #
 # Floats of four bytes are stored as byte streams (all first bytes, all second bytes ...), in which Zstandard finds what there is to

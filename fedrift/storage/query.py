@@ -17,16 +17,24 @@ from typing import TYPE_CHECKING, Any
 
 from ..core.errors import UserError
 from .index import UnreadableRun, find_fault, list_runs, list_unreadable, read_each
-from .parquet import is_parquet_stale, parquet_path, read_parquet, write_parquet
+from .parquet import check_run_column, is_parquet_stale, parquet_path, read_parquet, write_parquet
 from .run import Run
 
 if TYPE_CHECKING:
     import duckdb
     import pandas as pd
+    import pyarrow as pa
 
 TABLES_HINT = 'The tables are records, runs and findings; `fedrift query "DESCRIBE runs"` lists the columns of one'
 EMPTY_RECORDS_SQL = "SELECT ''::VARCHAR run, 0 round, '' metric, '' domain, 0 client, 0.0::DOUBLE AS value WHERE false"
-FINDING_COLUMNS = {"run": "str", "failure": "str", "grade": "str", "first_round": "float64", "strength": "float64", "sentence": "str"}
+FINDING_COLUMNS = {
+    "run": "string",
+    "failure": "string",
+    "grade": "string",
+    "first_round": "float64",
+    "strength": "float64",
+    "sentence": "string",
+}
 
 
 def query_frame(root: Path, query: str) -> pd.DataFrame:
@@ -74,8 +82,8 @@ def connect(root: Path, runs: Iterable[Run] | None = None) -> duckdb.DuckDBPyCon
         connection.read_parquet(files).create_view("records")  # type: ignore[arg-type]
     else:
         connection.execute(f"CREATE VIEW records AS {EMPTY_RECORDS_SQL}")
-    connection.register("runs", build_runs_frame(every, [*bad, *faulty]))
-    connection.register("findings", build_findings_frame(every))
+    connection.register("runs", build_runs_table(every, [*bad, *faulty]))
+    connection.register("findings", build_findings_table(every))
     return connection
 
 
@@ -87,7 +95,9 @@ def find_faults(runs: Iterable[Run]) -> dict[str, str]:
 def _check_readable(run: Run) -> Path | None:
     if fault := find_fault(run):
         raise UserError(fault)
-    return ensure_parquet(run)
+    path = ensure_parquet(run)
+    check_run_column(run.folder)
+    return path
 
 
 def ensure_parquet(run: Run) -> Path | None:
@@ -111,14 +121,32 @@ def ensure_parquet(run: Run) -> Path | None:
     return path
 
 
-def build_runs_frame(runs: Iterable[Run], unreadable: Iterable[UnreadableRun] = ()) -> pd.DataFrame:
-    """One row a run: its status, how it ended, and its experiment flattened; ``bad``: runs that are known to be unreadable."""
-    import pandas as pd
-
+def build_runs_table(runs: Iterable[Run], unreadable: Iterable[UnreadableRun] = ()) -> pa.Table:
+    """Return one row per run: its status, its results and its flattened experiment. ``unreadable``: runs known to be unreadable."""
     found, more = read_each(runs, _build_run_row)
     faults = {each.id: {"run": each.id, "status": "unreadable", "failure": each.reason} for each in (*unreadable, *more)}
     rows = [row for run, row in found if run.id not in faults] + list(faults.values())
-    return pd.DataFrame(rows) if rows else pd.DataFrame({"run": pd.Series(dtype="str"), "status": pd.Series(dtype="str")})
+    return _build_table(rows, {"run": "string", "status": "string"})
+
+
+def _build_table(rows: list[dict[str, Any]], types: Mapping[str, str]) -> pa.Table:
+    """Return rows as an Arrow table, in which NaN stays NaN and a missing value is NULL; pandas would make one of the two.
+
+    A column of mixed types is text.
+    """
+    import pyarrow as pa
+
+    names = list(dict.fromkeys((*types, *(name for row in rows for name in row))))
+    columns = {}
+    for name in names:
+        values = [row.get(name) for row in rows]
+        try:
+            columns[name] = pa.array(values, pa.type_for_alias(types[name]) if name in types else None)
+        except (pa.ArrowInvalid, pa.ArrowTypeError):
+            columns[name] = pa.array([None if value is None else str(value) for value in values])
+        if pa.types.is_null(columns[name].type):
+            columns[name] = columns[name].cast(pa.string())
+    return pa.table(columns)
 
 
 def _build_run_row(run: Run) -> dict[str, Any]:
@@ -152,15 +180,9 @@ def _build_finding_rows(run: Run) -> list[dict[str, Any]]:
     ]
 
 
-def build_findings_frame(runs: Iterable[Run]) -> pd.DataFrame:
-    """One row a finding, of ``findings.json`` beside each run."""
-    import pandas as pd
-
-    rows = [row for _, found in read_each(runs, _build_finding_rows)[0] for row in found]
-    if not rows:
-        return pd.DataFrame({name: pd.Series(dtype=kind) for name, kind in FINDING_COLUMNS.items()})
-    frame = pd.DataFrame(rows)
-    return frame.reindex(columns=[*FINDING_COLUMNS, *(name for name in frame.columns if name not in FINDING_COLUMNS)])
+def build_findings_table(runs: Iterable[Run]) -> pa.Table:
+    """Return one row per finding, of ``findings.json`` beside each run."""
+    return _build_table([row for _, found in read_each(runs, _build_finding_rows)[0] for row in found], FINDING_COLUMNS)
 
 
 def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
