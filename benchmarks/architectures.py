@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import copy
 import datetime
+import json
 import multiprocessing
 import re
 import sys
@@ -257,6 +258,12 @@ def make_page(results: dict[str, Any]) -> tuple[list[dict[str, str]], dict[str, 
     )
 
 
+def read_partial(path: Path, versions: dict[str, str]) -> dict[str, dict[str, str]]:
+    """Return the rows of a command that was stopped, by architecture; rows of other library versions are measured again."""
+    lines = path.read_text().splitlines() if path.exists() else []
+    return {each["row"]["kind"]: each["row"] for each in map(json.loads, lines) if each["versions"] == versions}
+
+
 def main(words: list[str] | None = None) -> int:
     ask = ArgumentParser(description=__doc__)
     ask.add_argument("--kinds", nargs="+", default=sorted(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES), help="all, if not said")
@@ -264,22 +271,24 @@ def main(words: list[str] | None = None) -> int:
     ask.add_argument("--out", type=Path, default=RESULTS, help="only there, docs/models.md is written too")
     said = ask.parse_args(words)
     torch.set_num_threads(1)
+    versions = {"transformers": transformers.__version__, "peft": peft.__version__, "torch": torch.__version__}
+    partial = said.out / "architectures-partial.jsonl"
+    known = read_partial(partial, versions)
     rows = []
     for kind in said.kinds:
-        rows.append(run_with_timeout(make_row, kind, said.seconds))
+        if kind not in known:
+            known[kind] = run_with_timeout(make_row, kind, said.seconds)
+            partial.parent.mkdir(parents=True, exist_ok=True)
+            with partial.open("a") as file:
+                file.write(json.dumps({"versions": versions, "row": known[kind]}) + "\n")
+        rows.append(known[kind])
         print(" | ".join(rows[-1].values()), flush=True)
     works = {name: sum(row[name] == "yes" for row in rows) for name in TRAINABLES}
-    whole = {
-        "transformers": transformers.__version__,
-        "peft": peft.__version__,
-        "torch": torch.__version__,
-        "date": datetime.date.today().isoformat(),
-        "works": works,
-        "rows": rows,
-    }
+    whole = {**versions, "date": datetime.date.today().isoformat(), "works": works, "rows": rows}
     if said.out == RESULTS and len(rows) == len(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES):
         update_docs_table(MODELS_PAGE, "architectures", *make_page(whole))
     print(write_results(said.out, "architectures", whole))
+    partial.unlink(missing_ok=True)
     return int(any(row[name].startswith(("FAULT", "WRONG")) for row in rows for name in TRAINABLES))
 
 
