@@ -61,7 +61,7 @@ SERVERS = [Sgd(1.0, momentum=0.5), Sgd(1.0, weight_decay=0.01), Adam(0.05), Yogi
 
 def with_(name: str, aggregate: Mean) -> FedAvg:
     algorithm = replace(getattr(algorithms, name)(), aggregator=aggregate)
-    return replace(algorithm, server_optimizer=Sgd(0.5, momentum=0.5)) if name == "FedAvgM" else algorithm  # four rounds are few for 0.9
+    return replace(algorithm, server_optimizer=Sgd(0.3, momentum=0.3)) if name == "FedAvgM" else algorithm  # four rounds are few for 0.9
 
 
 def aggregate(name: str) -> Mean:
