@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import copy
 import datetime
+import json
 import multiprocessing
 import re
 import sys
@@ -280,6 +281,12 @@ def make_page(results: dict[str, Any]) -> tuple[list[dict[str, str]], dict[str, 
     )
 
 
+def read_partial(path: Path, versions: dict[str, str]) -> dict[str, dict[str, str]]:
+    """Return the rows of a command that was stopped, by architecture; rows of other library versions are measured again."""
+    lines = path.read_text().splitlines() if path.exists() else []
+    return {entry["row"]["kind"]: entry["row"] for entry in map(json.loads, lines) if entry["versions"] == versions}
+
+
 def main(words: list[str] | None = None) -> int:
     """Test all architectures, print a line for each and write the results; return 1 if one is wrong."""
     parser = ArgumentParser(description=__doc__)
@@ -292,22 +299,24 @@ def main(words: list[str] | None = None) -> int:
     )
     args = parser.parse_args(words)
     torch.set_num_threads(1)
+    versions = {"transformers": transformers.__version__, "peft": peft.__version__, "torch": torch.__version__}
+    partial = args.out / "architectures-partial.jsonl"
+    known = read_partial(partial, versions)
     rows = []
     for kind in args.kinds:
-        rows.append(run_with_timeout(make_row, kind, args.seconds))
+        if kind not in known:
+            known[kind] = run_with_timeout(make_row, kind, args.seconds)
+            partial.parent.mkdir(parents=True, exist_ok=True)
+            with partial.open("a") as file:
+                file.write(json.dumps({"versions": versions, "row": known[kind]}) + "\n")
+        rows.append(known[kind])
         print(" | ".join(rows[-1].values()), flush=True)
     works = {name: sum(row[name] == "yes" for row in rows) for name in TRAINABLES}
-    results = {
-        "transformers": transformers.__version__,
-        "peft": peft.__version__,
-        "torch": torch.__version__,
-        "date": datetime.date.today().isoformat(),
-        "works": works,
-        "rows": rows,
-    }
+    results = {**versions, "date": datetime.date.today().isoformat(), "works": works, "rows": rows}
     if args.out == RESULTS and len(rows) == len(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES):
         update_docs_table(MODELS_PAGE, "architectures", *make_page(results))
     print(write_results(args.out, "architectures", results))
+    partial.unlink(missing_ok=True)
     return int(any(row[name].startswith(("FAULT", "WRONG")) for row in rows for name in TRAINABLES))
 
 

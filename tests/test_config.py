@@ -11,7 +11,7 @@ from typing import get_type_hints
 import pytest
 import yaml
 
-from fedrift.algorithms import FedProx, Scaffold
+from fedrift.algorithms import FedAvg, FedAvgM, FedProx, Scaffold
 from fedrift.config.loader import Registry, _parse_value, dump_value, parse_yaml, plain_type
 from fedrift.config.schema import (
     REGISTRY,
@@ -50,6 +50,18 @@ def test_a_corpus_is_all_that_must_be_said():
     assert wrong({"dataset": None}).startswith("dataset: ")
     with pytest.raises(UserError, match="dataset: this key is required"):
         parse_config({})
+
+
+def test_keys_without_a_type_change_the_default_and_keep_its_other_values():
+    """`server_optimizer: {momentum: 0.9}` once set the server's rate from 1 to 0.1 without a word."""
+    assert parse_config({"dataset": "bbc"}, ["algorithm.server_optimizer.momentum=0.9"]).algorithm.server_optimizer == Sgd(
+        1.0, momentum=0.9
+    )
+    changed = parse_config({"dataset": "bbc", "algorithm": {"type": "fedavgm", "server_optimizer": {"momentum": 0.5}}}).algorithm
+    assert changed == FedAvgM(Sgd(1.0, momentum=0.5))
+    typed = {"type": "FedAvg", "server_optimizer": {"type": "Sgd", "momentum": 0.5}}
+    assert parse_config({"dataset": "bbc", "algorithm": typed}).algorithm == FedAvg(Sgd(0.1, momentum=0.5))  # a type has its own defaults
+    assert "Yogi has no such key" in wrong({"algorithm": {"type": "FedYogi", "server_optimizer": {"type": "Sgd"}}})
 
 
 def test_classes_are_named_by_type_or_by_their_name_alone():

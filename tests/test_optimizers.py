@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import pytest
 import torch
 
-from fedrift.algorithms import FedAvg
+from fedrift.algorithms import FedAdagrad, FedAdam, FedAvg, FedAvgM, FedYogi
 from fedrift.core.optimizers import Adagrad, Adam, AdamW, Sgd, Yogi
 from fedrift.core.tree import Tree
 from tests.quadratics import Q2, path, train
@@ -38,6 +38,21 @@ def test_server_rules_take_the_known_path(rule):
 
 def test_fedavgm_without_momentum_is_fedavg_bit_for_bit():
     assert path(train(FedAvg(server_optimizer=Sgd(1.0, momentum=0.0)), Q2(), until=5)) == path(train(FedAvg(), Q2(), until=5))
+
+
+@pytest.mark.parametrize(
+    ("named", "rule"),
+    [
+        (FedAvgM(), Sgd(1.0, momentum=0.9)),
+        (FedAdam(Adam(0.1)), Adam(0.1)),
+        (FedYogi(Yogi(0.1)), Yogi(0.1)),
+        (FedAdagrad(Adagrad(0.1)), Adagrad(0.1)),
+    ],
+    ids=lambda each: type(each).__name__,
+)
+def test_an_algorithm_named_for_its_server_rule_is_fedavg_under_it(named, rule):
+    there = path(train(named, Q2(), until=5))
+    assert there == path(train(FedAvg(server_optimizer=rule), Q2(), until=5)) != path(train(FedAvg(), Q2(), until=5))
 
 
 def test_the_defaults_are_the_papers():

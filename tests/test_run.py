@@ -411,7 +411,8 @@ def assert_learned(run, name: str) -> None:
 
 @pytest.mark.parametrize(("name", "tune"), PAIRS)
 def test_every_algorithm_trains_whatever_is_tuned_and_resumes(tmp_path, name, tune):
-    asked = pair(tmp_path, name, tune, "training.num_rounds=2", "training.client_optimizer.lr=0.2")
+    lr = 0.1 if name == "MOON" else 0.2  # its contrastive term is steep: one step of 0.2 may overshoot
+    asked = pair(tmp_path, name, tune, "training.num_rounds=2", f"training.client_optimizer.lr={lr}")
     unbroken = run_experiment(asked, replace_root(tmp_path, "unbroken"))
     with pytest.raises(Killed):
         run_experiment(asked, replace_root(tmp_path, "broken"), killed_at(1))

@@ -5,7 +5,7 @@ Configurations select an algorithm by its name in ``__all__``. ``base.Algorithm`
 
 from .baselines import Centralized, LocalOnly, Pretrained
 from .fair import AFL, QFedAvg
-from .fedavg import FedAvg, FedNova, FedProx, FedSGD
+from .fedavg import FedAdagrad, FedAdam, FedAvg, FedAvgM, FedNova, FedProx, FedSGD, FedYogi
 from .feddyn import FedDyn
 from .personalized import MOON, Ditto, FedAvgFineTuning, FedPer, PFedMe
 from .scaffold import Scaffold, ScaffoldWeighted
@@ -15,13 +15,17 @@ __all__ = [
     "MOON",
     "Centralized",
     "Ditto",
+    "FedAdagrad",
+    "FedAdam",
     "FedAvg",
     "FedAvgFineTuning",
+    "FedAvgM",
     "FedDyn",
     "FedNova",
     "FedPer",
     "FedProx",
     "FedSGD",
+    "FedYogi",
     "LocalOnly",
     "PFedMe",
     "Pretrained",

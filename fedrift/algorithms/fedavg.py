@@ -1,4 +1,4 @@
-"""FedAvg, and three algorithms that differ from it in one step: FedProx, FedNova and FedSGD.
+"""FedAvg, and the algorithms that differ from it in one step: FedAvgM, FedAdam, FedYogi, FedAdagrad, FedProx, FedNova and FedSGD.
 
 Notation: w is the model of the server, y_k the local model of client k, g_k its gradient, K_k its number of local steps, n_k its
 number of examples or tokens, and p_k = n_k / sum n its weight in the cohort.
@@ -13,7 +13,7 @@ from typing import Annotated, ClassVar, Literal
 from annotated_types import Ge
 from torch import Tensor
 
-from ..core.optimizers import Decay, Optimizer, Sgd, is_adaptive, select_prefix
+from ..core.optimizers import Adagrad, Adam, Decay, Optimizer, Sgd, Yogi, is_adaptive, select_prefix
 from ..core.tree import Tree
 from ..core.types import CohortUpdate, LocalState, RoundResult, ServerState
 from .aggregators.mean import Mean, cluster_mean, cluster_sum, has_update, weighted_mean
@@ -80,6 +80,42 @@ class FedAvg(Algorithm):
 def mean_over_clients(model_values: Tensor, result: RoundResult) -> Tensor:
     """Average a value per model ``[M]`` over all clients, each with the value of the model that it trains."""
     return model_values.cpu()[result.after.cluster_ids.cpu()].mean()
+
+
+@dataclass(frozen=True)
+class FedAvgM(FedAvg):
+    """FedAvg with momentum on the server: v <- momentum v + mean update, w <- w + lr v.
+
+    Hsu, Qi & Brown, "Measuring the Effects of Non-Identical Data Distribution for Federated Visual Classification", 2019,
+    arXiv:1909.06335 (section 4.3).
+    """
+
+    server_optimizer: Sgd = Sgd(1.0, momentum=0.9)
+
+
+@dataclass(frozen=True)
+class FedAdam(FedAvg):
+    """FedAvg with Adam on the server, without bias correction and with v_-1 = tau^2.
+
+    Reddi, Charles, Zaheer, Garrett, Rush, Konecny, Kumar & McMahan, "Adaptive Federated Optimization", ICLR 2021,
+    arXiv:2003.00295 (Algorithm 2). The paper tunes lr and tau per task.
+    """
+
+    server_optimizer: Adam = Adam(0.01)
+
+
+@dataclass(frozen=True)
+class FedYogi(FedAvg):
+    """FedAvg with Yogi on the server: v <- v - (1 - b2) g^2 sign(v - g^2). Paper and algorithm as ``FedAdam``."""
+
+    server_optimizer: Yogi = Yogi(0.01)
+
+
+@dataclass(frozen=True)
+class FedAdagrad(FedAvg):
+    """FedAvg with Adagrad on the server: v <- v + g^2. Paper and algorithm as ``FedAdam``."""
+
+    server_optimizer: Adagrad = Adagrad(0.01)
 
 
 @dataclass(frozen=True)

@@ -316,8 +316,9 @@ def _parse_value(kind: Any, raw: Any, registry: Registry, key_path: str, errors:
             )
             return None
         name = raw if isinstance(raw, str) else raw.get("type") if isinstance(raw, Mapping) else None
-        if name is None and isinstance(raw, Mapping) and "type" not in raw and default is not MISSING:
-            name = type(default).__name__  # without a type, the keys change the default value
+        if isinstance(raw, Mapping) and "type" not in raw and is_dataclass(default):
+            name = type(default).__name__  # without a type, the keys change the default value, whose other fields stay
+            raw = {**_field_values(default), **raw}
         try:
             chosen = registry.resolve(kind, name) if isinstance(name, str) else None
         except UserError as error:
@@ -338,10 +339,11 @@ def _parse_value(kind: Any, raw: Any, registry: Registry, key_path: str, errors:
         if not isinstance(raw, Mapping):
             errors.append(f"{key_path}: wanted {kind.__name__} as keys and values, got {quote_value(raw)}")
             return None
-        if raw.get("type") == kind.__name__ and registry.is_choice_class(
-            kind
-        ):  # the class is also a choice elsewhere, where ``type`` is written
+        # The class is also a choice elsewhere, where ``type`` is written.
+        if raw.get("type") == kind.__name__ and registry.is_choice_class(kind):
             raw = {key: value for key, value in raw.items() if key != "type"}
+        if type(default) is kind:
+            raw = {**_field_values(default), **raw}
         return _parse_fields(kind, raw, registry, key_path, errors)
     origin, inner = get_origin(kind), get_args(kind)
     if origin in (Union, UnionType):
@@ -600,6 +602,10 @@ def _parse_fields(kind: type, raw: Mapping[Any, Any], registry: Registry, key_pa
         if key in known
     }
     return None if len(errors) > before else kind(**parsed)
+
+
+def _field_values(value: Any) -> dict[str, Any]:
+    return {f.name: getattr(value, f.name) for f in fields(value)}
 
 
 def _display_key(key: Any) -> str:

@@ -33,7 +33,7 @@ from ..simulation.simulator import ClientWeighting
 from .loader import Registry, apply_overrides, dump_value, edit_config, load_yaml, parse_value, validate_fields
 
 # The version is part of every id. Increase it when a key, a default or the numerics change, so that stored runs are not reused.
-SCHEMA_VERSION = 3
+SCHEMA_VERSION = 4
 METADATA_KEYS = ("id", "schema", "partition_table")  # keys of experiment.json that are not part of the experiment
 
 REGISTRY = Registry(
@@ -344,7 +344,10 @@ def load_config(path: Path, overrides: Iterable[str] = ()) -> ExperimentConfig:
 
 def iid_baseline(config: ExperimentConfig) -> ExperimentConfig:
     """Return the same experiment with IID partitioning and no fork."""
-    iid: ExperimentConfig = edit_config(config, {"partition__severity": 0.0, "fork": None})
+    changes: dict[str, Any] = {"partition__severity": 0.0, "fork": None}
+    if hasattr(config.partition, "alpha"):  # runs with different values of alpha share one baseline
+        changes["partition__alpha"] = None
+    iid: ExperimentConfig = edit_config(config, changes)
     return iid
 
 

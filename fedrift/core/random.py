@@ -39,12 +39,22 @@ def numpy_stream(seed: int, *purpose: str | int) -> np.random.Generator:
 if TYPE_CHECKING:
     import torch
 
+MERSENNE_WORDS = 624
+
 
 def torch_stream(seed: int, *purpose: str | int) -> torch.Generator:
     """Return the torch generator of one purpose, seeded with ``derive_seed(seed, *purpose)``.
 
     The generator is on the CPU, so that the draws do not depend on the device to which the result is moved.
+    ``torch.Generator.manual_seed`` of a CPU generator uses only the low 32 bits of its seed (torch 2.13), so that two of about
+    77,000 streams would probably be equal. Therefore all 624 words of the Mersenne Twister are filled from the whole seed.
     """
     import torch  # a module-level import would make numpy_stream depend on torch
 
-    return torch.Generator().manual_seed(derive_seed(seed, *purpose))
+    whole = derive_seed(seed, *purpose)
+    generator = torch.Generator().manual_seed(whole)
+    state = generator.get_state()
+    words = state.numpy().view(np.uint64)  # initial seed; left and seeded; next; the 624 words; cached normal draws
+    words[3 : 3 + MERSENNE_WORDS] = np.random.SeedSequence(whole).generate_state(MERSENNE_WORDS)
+    generator.set_state(state)
+    return generator

@@ -7,9 +7,10 @@ and e_d is topic d alone.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
 import numpy as np
+from annotated_types import Gt
 from scipy.special import gammaincinv, gammaln
 
 from ..core.errors import UserError
@@ -178,18 +179,28 @@ class Dirichlet:
     Attributes:
         num_clients: N, the number of clients.
         severity: Degree of the skew, in [0, 1].
+        alpha: The concentration as papers give it, q_k ~ Dir(alpha T pi), in place of a severity; ``alpha: 0.1`` is severity 0.75.
+            The IID baseline has severity 0, where alpha has no effect.
     """
 
     num_clients: NumClients = 10
     severity: Severity = 1.0
+    alpha: Annotated[float, Gt(0)] | None = None
+
+    def __post_init__(self) -> None:
+        if self.alpha is not None and self.severity not in (0, 1):
+            raise UserError(
+                f"partition: Dirichlet takes `severity` or `alpha`, and got severity {self.severity:g} with alpha "
+                f"{self.alpha:g}. Remove one of them"
+            )
 
     @property
-    def alpha(self) -> float:
-        """Return the concentration parameter that papers report.
+    def concentration(self) -> float:
+        """Return the alpha that papers report.
 
-        It is near 100 at severities just above 0, 1 at 0.5, 0.1 at 0.75 and 0.01 at 1.
+        It is near 100 at severities just above 0, 1 at 0.5, 0.1 at 0.75 and 0.01 at 1, and infinite at severity 0.
         """
-        return alpha_from_severity(self.severity)
+        return alpha_from_severity(self.severity) if self.alpha is None or self.severity == 0 else self.alpha
 
     def __call__(self, corpus: Corpus, rng: np.random.Generator) -> Partition:
         size = document_sizes(corpus, self.num_clients)
@@ -199,7 +210,7 @@ class Dirichlet:
         uniform = rng.random((self.num_clients, len(names)))
         table = uniform_table(rows, columns)
         if self.severity > 0:
-            share = sample_dirichlet(self.alpha * len(names) * columns / columns.sum(), uniform)
+            share = sample_dirichlet(self.concentration * len(names) * columns / columns.sum(), uniform)
             table = fit_margins(share * rows[:, None], rows, columns)
         return assign_documents(table, topic, size, rng)
 

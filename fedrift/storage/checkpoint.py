@@ -243,7 +243,9 @@ def get_layout(tree: Tree) -> LeafLayout:
 
 def pack_tree(tree: Tree) -> bytes:
     """Return the bytes of all leaves, concatenated."""
-    return torch.cat([leaf.detach().cpu().contiguous().flatten().view(torch.uint8) for leaf in tree.values()]).numpy().tobytes()
+    # A tensor of one element and stride 0 counts as contiguous in torch 2.13, but cannot be viewed as bytes: clone it with strides of 1.
+    leaves = (leaf.detach().cpu().reshape(-1).clone(memory_format=torch.contiguous_format) for leaf in tree.values())
+    return torch.cat([leaf.view(torch.uint8) for leaf in leaves]).numpy().tobytes()
 
 
 def unpack_tree(record: bytes, leaf_layout: LeafLayout) -> Tree:

@@ -135,7 +135,10 @@ class Mlflow(LoggingBackend):
     def log_metrics(self, round: int, metrics: dict[str, float]) -> None:
         metric = self.module.entities.Metric
         now = self.module.utils.time.get_current_time_millis()
-        finite = {name: value for name, value in metrics.items() if not math.isnan(value)}
+        # MLflow 3 stores infinity as 1.8e308 without a word, so values that are not finite are left out and marked by a tag.
+        finite = {name: value for name, value in metrics.items() if math.isfinite(value)}
+        if len(finite) < len(metrics):
+            self.client.set_tag(self.id, "fedrift.not_finite", f"round {round}: {', '.join(sorted(metrics.keys() - finite.keys()))}"[:500])
         self.client.log_batch(self.id, [metric(to_mlflow_name(name), value, now, round) for name, value in finite.items()])
 
     def finish_run(self, summary: JsonObject) -> None:

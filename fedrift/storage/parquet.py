@@ -90,6 +90,18 @@ def read_parquet(folder: Path) -> RecordColumns:
     return RecordColumns(round, metric, domain, client, value, *(tuple(array.dictionary.to_pylist()) for array in encoded))
 
 
+def check_run_column(folder: Path) -> None:
+    """Raise UserError if the Parquet file of a run holds the records of another run. Queries select records by this column."""
+    import pyarrow.compute as pc
+    import pyarrow.parquet as pq
+
+    path = parquet_path(folder)
+    if path.exists():
+        run_ids = pc.unique(pq.ParquetFile(path).read(columns=["run"])["run"]).to_pylist()
+        if run_ids and run_ids != [folder.name]:
+            raise UserError(f"{path} holds records of run {', '.join(map(str, run_ids))[:80]}, not of run {folder.name}")
+
+
 # Named arrays as one Parquet file, compressed without loss, with one row per array: name, dtype, shape, and the numbers in one of two
 # columns. float32 numbers are split into byte streams (all first bytes, all second bytes, ...). This helps Zstandard, because exponents and
 # signs repeat, while mantissas are noise.

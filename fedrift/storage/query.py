@@ -18,16 +18,24 @@ from typing import TYPE_CHECKING, Any
 
 from ..core.errors import UserError
 from .index import UnreadableRun, find_fault, list_runs, list_unreadable, read_each
-from .parquet import is_parquet_stale, parquet_path, read_parquet, write_parquet
+from .parquet import check_run_column, is_parquet_stale, parquet_path, read_parquet, write_parquet
 from .run import Run
 
 if TYPE_CHECKING:
     import duckdb
     import pandas as pd
+    import pyarrow as pa
 
 TABLES_HINT = 'The tables are records, runs and findings; `fedrift query "DESCRIBE runs"` lists the columns of a table'
 EMPTY_RECORDS_SQL = "SELECT ''::VARCHAR run, 0 round, '' metric, '' domain, 0 client, 0.0::DOUBLE AS value WHERE false"
-FINDING_COLUMNS = {"run": "str", "failure": "str", "grade": "str", "first_round": "float64", "strength": "float64", "sentence": "str"}
+FINDING_COLUMNS = {
+    "run": "string",
+    "failure": "string",
+    "grade": "string",
+    "first_round": "float64",
+    "strength": "float64",
+    "sentence": "string",
+}
 
 
 def query_frame(root: Path, query: str) -> pd.DataFrame:
@@ -86,8 +94,8 @@ def connect(root: Path, runs: Iterable[Run] | None = None) -> duckdb.DuckDBPyCon
         connection.read_parquet(files).create_view("records")  # type: ignore[arg-type]
     else:
         connection.execute(f"CREATE VIEW records AS {EMPTY_RECORDS_SQL}")
-    connection.register("runs", build_runs_frame(all_runs, [*unreadable, *faulty_runs]))
-    connection.register("findings", build_findings_frame(all_runs))
+    connection.register("runs", build_runs_table(all_runs, [*unreadable, *faulty_runs]))
+    connection.register("findings", build_findings_table(all_runs))
     return connection
 
 
@@ -100,7 +108,9 @@ def _check_readable(run: Run) -> Path | None:
     """Return the Parquet file of a run, or None if it has no rows; raise UserError if the run cannot be read."""
     if fault := find_fault(run):
         raise UserError(fault)
-    return ensure_parquet(run)
+    path = ensure_parquet(run)
+    check_run_column(run.folder)
+    return path
 
 
 def ensure_parquet(run: Run) -> Path | None:
@@ -125,19 +135,32 @@ def ensure_parquet(run: Run) -> Path | None:
     return path
 
 
-def build_runs_frame(runs: Iterable[Run], unreadable: Iterable[UnreadableRun] = ()) -> pd.DataFrame:
+def build_runs_table(runs: Iterable[Run], unreadable: Iterable[UnreadableRun] = ()) -> pa.Table:
     """Build the table ``runs``, with one row per run: its status, its summary and its flattened experiment.
 
     Args:
         runs: The runs.
         unreadable: Runs that are already known to be unreadable.
     """
-    import pandas as pd
-
     readable, more_unreadable = read_each(runs, _build_run_row)
     faults = {run.id: {"run": run.id, "status": "unreadable", "failure": run.reason} for run in (*unreadable, *more_unreadable)}
     rows = [row for run, row in readable if run.id not in faults] + list(faults.values())
-    return pd.DataFrame(rows) if rows else pd.DataFrame({"run": pd.Series(dtype="str"), "status": pd.Series(dtype="str")})
+    return _build_table(rows, {"run": "string", "status": "string"})
+
+
+def _build_table(rows: list[dict[str, Any]], types: Mapping[str, str]) -> pa.Table:
+    """Return rows as an Arrow table. NaN stays NaN and a missing value is NULL, which pandas cannot keep apart. Mixed types become text."""
+    import pyarrow as pa
+
+    columns = {}
+    for name in dict.fromkeys((*types, *(name for row in rows for name in row))):
+        values = [row.get(name) for row in rows]
+        try:
+            column = pa.array(values, pa.type_for_alias(types[name]) if name in types else None)
+        except (pa.ArrowInvalid, pa.ArrowTypeError):
+            column = pa.array([None if value is None else str(value) for value in values])
+        columns[name] = column.cast(pa.string()) if pa.types.is_null(column.type) else column
+    return pa.table(columns)
 
 
 def _build_run_row(run: Run) -> dict[str, Any]:
@@ -171,15 +194,9 @@ def _build_finding_rows(run: Run) -> list[dict[str, Any]]:
     ]
 
 
-def build_findings_frame(runs: Iterable[Run]) -> pd.DataFrame:
+def build_findings_table(runs: Iterable[Run]) -> pa.Table:
     """Build the table ``findings``, with one row per finding in the ``findings.json`` of the runs."""
-    import pandas as pd
-
-    rows = [row for _, finding_rows in read_each(runs, _build_finding_rows)[0] for row in finding_rows]
-    if not rows:
-        return pd.DataFrame({name: pd.Series(dtype=dtype) for name, dtype in FINDING_COLUMNS.items()})
-    frame = pd.DataFrame(rows)
-    return frame.reindex(columns=[*FINDING_COLUMNS, *(name for name in frame.columns if name not in FINDING_COLUMNS)])
+    return _build_table([row for _, rows in read_each(runs, _build_finding_rows)[0] for row in rows], FINDING_COLUMNS)
 
 
 def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

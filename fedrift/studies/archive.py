@@ -24,6 +24,7 @@ from tempfile import TemporaryDirectory
 from ..core.errors import UserError
 from ..storage import Run
 from ..storage.files import explain_write_errors, format_error, replace_atomically
+from ..storage.parquet import check_run_column
 from ..storage.query import ensure_parquet
 from .manifest import STUDIES_FOLDER, StudyManifest
 
@@ -180,6 +181,7 @@ def _check_contents(staged_manifest: StudyManifest) -> None:
             raise UserError(f"the experiment of run {run.id} has the id {id}: it was changed after the run, or it belongs to another run")
         run.check_files()
         run.records()
+        check_run_column(run.folder)
 
 
 def _check_local(staged_manifest: StudyManifest, local_manifest: StudyManifest) -> None:

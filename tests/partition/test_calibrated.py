@@ -47,7 +47,7 @@ def test_a_regime_inside_a_regime_is_read_and_written_back():
     ("partition", "told"),
     [
         ({"type": "Calibrated", "base": "TopicMx"}, "partition.base: no base 'TopicMx': did you mean 'TopicMix'?"),
-        ({"type": "Calibrated", "base": {"type": "Dirichlet", "alpha": 1}}, "partition.base.alpha: Dirichlet has no such key"),
+        ({"type": "Calibrated", "base": {"type": "Dirichlet", "beta": 1}}, "partition.base.beta: Dirichlet has no such key"),
         (
             {"type": "Calibrated", "base": {"type": "Composed", "topic_severity": 2}},
             "partition.base.topic_severity: wanted a number from 0 to 1, got 2",

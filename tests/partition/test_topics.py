@@ -113,7 +113,7 @@ def test_dirichlet_budgets_are_equal_however_wild_the_draw():
 
 
 def test_dirichlet_alpha_is_the_one_that_papers_quote():
-    assert [round(Dirichlet(3, s).alpha, 6) for s in (0.5, 0.75, 1.0)] == [1.0, 0.1, 0.01]
+    assert [round(Dirichlet(3, s).concentration, 6) for s in (0.5, 0.75, 1.0)] == [1.0, 0.1, 0.01]
     assert np.isinf(alpha_from_severity(0.0)) and round(alpha_from_severity(1e-9), 3) == 100
 
 
@@ -162,3 +162,22 @@ def test_a_corpus_without_labels_or_with_one_topic_is_refused_with_the_way_out(k
 def test_a_domain_without_documents_is_no_topic():
     documents = corpus([f"t{i}" for i in range(20)], np.arange(20) % 2 * 2, domains=("a", "b", "c"))
     assert table_of(TopicMix(2, 1.0), documents).tolist() == [[10, 0, 0], [0, 0, 10]]
+
+
+def test_alpha_is_the_concentration_itself_and_its_baseline_is_that_of_severity_zero():
+    from fedrift.config.schema import parse_config
+    from fedrift.core.errors import UserError
+
+    documents = lopsided()
+    assert np.array_equal(table_of(Dirichlet(4, alpha=0.1), documents), table_of(Dirichlet(4, 0.75), documents))
+    assert (Dirichlet(alpha=0.3).concentration, Dirichlet(severity=0.0, alpha=0.3).concentration) == (0.3, np.inf)
+    yaml = {"dataset": "bbc", "partition": {"type": "dirichlet", "alpha": 0.1}}
+    one, other = parse_config(yaml), parse_config(yaml, ["partition.alpha=0.5"])
+    assert one.id != other.id and one.iid_baseline().id == other.iid_baseline().id
+    assert one.iid_baseline() == parse_config(yaml, ["partition.alpha=null"]).iid_baseline() and parse_config(one.to_dict()) == one
+    for wrong, why in (
+        ("{type: Dirichlet, alpha: 0.1, severity: 0.5}", "`severity` or `alpha`"),
+        ("{type: Dirichlet, alpha: 0}", "alpha: wanted"),
+    ):
+        with pytest.raises(UserError, match=why):
+            parse_config({"dataset": "bbc"}, [f"partition={wrong}"])

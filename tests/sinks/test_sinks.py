@@ -136,6 +136,18 @@ def test_mlflow_has_the_curve_and_the_experiment(tmp_path, monkeypatch):
     assert found[0].data.metrics["loss clients.mean"] == pytest.approx(4.4)
 
 
+def test_mlflow_is_not_given_what_it_would_store_as_another_number(tmp_path, monkeypatch):
+    from fedrift.storage.loggers import LOGGING_BACKENDS
+
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    pytest.importorskip("mlflow")
+    backend = LOGGING_BACKENDS["mlflow"](tmp_path)
+    backend.start_run("abc", "FedAvg", {}, False)
+    backend.log_metrics(1, {"loss": math.inf, "gap": math.nan, "norm": 2.0})
+    found = backend.client.get_run(backend.id)
+    assert found.data.metrics == {"norm": 2.0} and found.data.tags["fedrift.not_finite"] == "round 1: gap, loss"
+
+
 @pytest.mark.slow  # starts a process of its own
 def test_wandb_keeps_it_here_when_it_is_offline(tmp_path, monkeypatch):
     monkeypatch.setenv("WANDB_MODE", "offline")

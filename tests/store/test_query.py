@@ -169,3 +169,23 @@ def test_a_query_that_cannot_be_answered_is_refused_in_one_line(tmp_path, query)
 def test_classes_take_their_parents_place_and_lists_are_json():
     got = flatten({"a": {"type": "X", "b": {"type": "Y", "c": 1}}, "d": [1, 2], "e": None})
     assert got == {"a": "X", "a.b": "Y", "a.b.c": 1, "d": json.dumps([1, 2]), "e": None}
+
+
+def test_nan_is_nan_in_both_tables_and_what_is_missing_is_null(tmp_path):
+    made(tmp_path).mark_finished({"rounds": 1, "loss": math.nan, "final_loss": math.inf})
+    made(tmp_path, "def", seed="text")
+    rows = {row["run"]: row for row in query_rows(tmp_path, "SELECT * FROM runs")}
+    assert math.isnan(rows["abc"]["loss"]) and rows["abc"]["final_loss"] == math.inf and rows["def"]["loss"] is None
+    assert rows["abc"]["seed"] == "3" and rows["def"]["seed"] == "text"  # a column of mixed types is text
+    assert query_rows(tmp_path, "SELECT count(*) n FROM records WHERE isnan(value)")[0]["n"] == 2
+    assert query_rows(tmp_path, "SELECT count(*) n FROM runs WHERE isnan(loss)")[0]["n"] == 1
+
+
+def test_records_of_another_run_are_told_and_hide_no_other(tmp_path):
+    one, other = made(tmp_path), made(tmp_path, "def", seed=4)
+    one.mark_finished({"rounds": 1})
+    write_parquet(other.folder)
+    parquet_path(other.folder).write_bytes(parquet_path(one.folder).read_bytes())
+    rows = {row["run"]: row for row in query_rows(tmp_path, "SELECT run, status, failure FROM runs")}
+    assert rows["abc"]["status"] == "finished" and rows["def"]["status"] == "unreadable"
+    assert "holds records of run abc, not of run def" in rows["def"]["failure"]

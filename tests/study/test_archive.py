@@ -97,6 +97,14 @@ def test_a_run_that_is_here_stays_as_it_is_and_one_that_was_only_claimed_is_fill
     assert there.get_run(first).summary() == {"loss": 1.0} and there.get_run(second).config == book.get_run(second).config
 
 
+def test_records_of_another_run_are_refused(book, sound, tmp_path):
+    files = members(sound, tmp_path / "made.zip")
+    first, second = (entry.run for entry in book.read()["runs"])
+    files[f"{first}/records.parquet"] = files[f"{second}/records.parquet"]
+    why = refusal(write_zip(tmp_path / "swapped.zip", files), tmp_path / "runs")
+    assert f"holds records of run {second}, not of run {first}" in why
+
+
 def changed(files: dict[str, bytes], name: str, change) -> dict[str, bytes]:
     """The files, one of which holds another JSON value."""
     found = next(path for path in files if path.endswith(name))
