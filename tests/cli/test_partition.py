@@ -122,7 +122,7 @@ def test_show_compares_gradients_of_the_model_that_a_run_begins_with(tmp_path):
         assert 0 < spread["deviation"] < spread["value"]
         assert ratio["value"] > 1.2 and ratio["value"] > ratio["iid_mean"]
     run("show", file, "--gradients", "--html", tmp_path / "g.html")
-    assert "How differently they pull at the first weights" in (tmp_path / "g.html").read_text()
+    assert "Gradient heterogeneity at the initial weights" in (tmp_path / "g.html").read_text()
 
 
 def test_show_prints_the_numbers_and_says_where_the_page_is(sandbox, tmp_path):
