@@ -1,4 +1,7 @@
-"""What all tests share. One thread: the tensors are tiny, and many tests may run beside each other."""
+"""Shared settings and fixtures of all tests.
+
+Every test process uses one thread, because the tensors are tiny and many test processes may run at the same time.
+"""
 
 from __future__ import annotations
 
@@ -14,8 +17,8 @@ import pytest  # noqa: E402
 
 @pytest.fixture(scope="session")
 def shared_data() -> Path:
-    """The folder of real corpora beside the project; skips where there is none."""
+    """Return the folder of real corpora beside the project; skip the test if it does not exist."""
     folder = Path(__file__).resolve().parents[1] / ".." / "shared" / "data"
     if not folder.is_dir():
-        pytest.skip("no ../shared/data beside the project: real corpora are not here")
+        pytest.skip("the test needs real corpora, but the folder ../shared/data does not exist beside the project")
     return folder.resolve()

@@ -177,11 +177,8 @@ class Lora:
         Raises:
             UserError: No module matches ``target_modules``, or the rank exceeds the dimensions of all selected maps.
         """
-        linear = {
-            path: module
-            for path, module in network.named_modules()
-            if linear_shape(module) and module is not network.get_output_embeddings()
-        }  # type: ignore[operator]
+        head = network.get_output_embeddings()  # type: ignore[operator]
+        linear = {path: module for path, module in network.named_modules() if linear_shape(module) and module is not head}
         chosen = self._select_targets(linear, network.config.model_type)  # type: ignore[union-attr,arg-type]
         dims = {path: min(linear_shape(module) or (0,)) for path, module in chosen.items()}
         if self.r > max(dims.values()):
