@@ -20,7 +20,7 @@ def effect(verdict: Verdict, unit: str = " nats", digits: int = 3) -> str:
 
 def p(verdict: Verdict, holm: bool = False) -> str:
     """Format the p-value of a verdict, with Holm's in parentheses if it is requested."""
-    return f"{verdict.p:.3f} ({verdict.holm:.3f})" if holm else f"{verdict.p:.3f}"
+    return f"{verdict.p:.3f} ({verdict.p_holm:.3f})" if holm else f"{verdict.p:.3f}"
 
 
 def claims(first: StoredStudy, failures: StoredStudy, smollm2: StoredStudy) -> list[str]:
@@ -122,11 +122,11 @@ def findings(first: StoredStudy) -> list[str]:
         for regime in ("topic", "tokens")
         for severity in (0.5, 1.0)
     ]
-    choices = {choice["group"].split("=")[1]: choice for choice in first.content["choices"]}
+    choices = {choice["group"].split("=")[1]: choice for choice in first.content["tuning_results"]}
     rates = [trial["settings"]["training.client_optimizer.lr"] for trial in choices["FedProx"]["trials"]]
     rate = choices["FedAvg"]["settings"]["training.client_optimizer.lr"]
     assert rate not in rates and sorted(rates) == [0.25, 0.5, 0.5, 2.0]
-    assert choices["Scaffold"]["at_grid_edge"] == ["algorithm.server_optimizer.lr"]
+    assert choices["Scaffold"]["at_search_boundary"] == ["algorithm.server_optimizer.lr"]
     style_gap = mean_ci(to_array(style_runs["loss"] - style_runs["base.loss"]))
     control_gap = mean_ci(to_array(control_runs["loss"] - style_runs["base.loss"]))
     difference = mean_ci(to_array(style_runs["loss"] - control_runs["loss"]))
@@ -158,7 +158,7 @@ def findings(first: StoredStudy) -> list[str]:
 
 def min_variability() -> float:
     """Return the smallest variability of domain losses that the detector of domain oscillation reports, in nats."""
-    return float(yaml.safe_load((ROOT / "fedrift" / "diagnosis" / "thresholds.yaml").read_text())["oscillation"]["swing_floor"])
+    return float(yaml.safe_load((ROOT / "fedrift" / "diagnosis" / "thresholds.yaml").read_text())["oscillation"]["domain_floor"])
 
 
 def detectors(first: StoredStudy) -> list[str]:
@@ -205,7 +205,7 @@ def induced_failures(failures: StoredStudy) -> list[str]:
         for rate in (0.5, 1.0, 2.0)
     }
     assert all(flags.all() if rate == 2.0 else not flags.any() for (_, rate), flags in diverged.items())
-    assert divergence.tied == 3 and divergence.diverged == 6 and np.isnan(divergence.effect)
+    assert divergence.both_diverged == 3 and divergence.diverged == 6 and np.isnan(divergence.effect)
     base, clients = study["base"], study["base"]["partition"]["num_clients"]
     return [
         f"has {len({entry.run for entry in failures.content['runs']})} runs on the same model and text: one topic per client,"
@@ -217,9 +217,9 @@ def induced_failures(failures: StoredStudy) -> list[str]:
         f" finds nothing, because it requires a variability of at least {min_variability()} nats",
         f"{overrides['forgetting']['training.num_rounds']} rounds of {overrides['forgetting']['training.local_steps']} steps",
         f"inconclusive: {pairs[0]:.1f} % of minimal pairs are correct, {pairs[1]:.1f} % in the IID baseline (p = {syntax.p:.3f},"
-        f" {syntax.holm:.3f} by Holm; {100 * syntax.detectable:.1f} percentage points would have been detected).",
+        f" {syntax.p_holm:.3f} by Holm; {100 * syntax.detectable:.1f} percentage points would have been detected).",
         f"General text costs {signed(general.effect)} nats beyond the IID baseline ({signed(general.low)} to {signed(general.high)}),"
-        f" p = {general.p:.3f}, {general.holm:.3f} by Holm",
+        f" p = {general.p:.3f}, {general.p_holm:.3f} by Holm",
         "rates 0.5, 1, 2",
         f"at rate 2 all {int(diverged['run', 2.0].sum())} runs diverge, and so do all {int(diverged['iid_baseline', 2.0].sum())} IID"
         " baselines, so skew is not the cause. At rates 0.5 and 1 none does",

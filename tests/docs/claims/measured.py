@@ -63,7 +63,7 @@ def speed(folder: Path) -> list[str]:
         f" {1 / share_of_eight:.1f}x.",
         f"With 2 sequences per client the loop reaches {100 * share_of_two:.0f} % of the peak, so the largest possible speedup is"
         f" {1 / share_of_two:.1f}x, not 3x.",
-        f"{flower['beside training']:.2f} s per client-round",
+        f"{flower['overhead']:.2f} s per client-round",
         f"({PRESETS['distilgpt2'].num_parameters / 1e6:.0f} M weights, random)",
         "10 clients, rank 8, 2 x 64 tokens, 4,096 words",  # benchmarks/scaling.py
         "one large product of 1024 x 1024",
@@ -91,7 +91,7 @@ def backends() -> list[str]:
     content = load_result("backends")
     assert content["rounds"] == 6
     return [
-        f"| {row['backend']} | {row['seconds']:.3f} | {row['beside training']:.3f} | {row['down']:,.0f} | {row['up']:,.0f} |"
+        f"| {row['backend']} | {row['seconds']:.3f} | {row['overhead']:.3f} | {row['down']:,.0f} | {row['up']:,.0f} |"
         for row in content["rows"]
     ]
 
@@ -112,7 +112,7 @@ def detectors() -> list[str]:
         f"| {limits['unfairness']['gap']} nats; {100 * limits['unfairness']['harmed']:g} % |",
         f"| {limits['drift']['ratio']}x; slope above {limits['drift']['slope']:g} |",
         f"| {oscillation['index']}; {oscillation['changes']}; {oscillation['spread']:g}x |",
-        f"| {oscillation['swing']:g}x and {oscillation['swing_floor']} nats |",
+        f"| {oscillation['ratio']:g}x and {oscillation['domain_floor']} nats |",
         f"of the last {100 * limits['stall']['window']:g} % of evaluations, and a final loss above the reference runs"
         f" | {limits['stall']['gap']} nats |",
         f"| -{overshoot['turn']}; p < {overshoot['p']} |",

@@ -45,7 +45,7 @@ def p(value: float) -> str:
 
 def contrast(comparison: Row, condition: str, reference: str, metric: str) -> Row | None:
     """Return the stored contrast of a condition with a reference, or None if there is none."""
-    return next((row for row in comparison["less"][reference][metric] if row["condition"] == condition), None)
+    return next((row for row in comparison["contrasts"][reference][metric] if row["condition"] == condition), None)
 
 
 def number(value: float | None, form: str) -> str:
@@ -84,7 +84,7 @@ def check_contrasts(comparison: Row) -> None:
     """Check that the stored contrasts follow from the stored runs: paired by seed, with repeats averaged."""
     runs = pd.DataFrame(comparison["runs"])
     own = runs[runs["condition"] != "iid"].groupby(["condition", "seed"])["own"].mean().unstack("condition")
-    for reference, metrics in comparison["less"].items():
+    for reference, metrics in comparison["contrasts"].items():
         for row in metrics["own"]:
             d = mean_ci((own[row["condition"]] - own[reference]).to_numpy())
             assert np.allclose([d.estimate, d.low, d.high], [row["effect"], row["low"], row["high"]], atol=3e-6), (reference, row)
@@ -118,7 +118,10 @@ def page() -> list[str]:
     """Return the claims of clustering.md on these results."""
     comparisons, map_result, style = load_comparisons(), load_result("clustering-map"), load_result("clustering-bbc-style-10")
     base = yaml.safe_load((ROOT / "experiments" / "clustering.yaml").read_text())
-    training, selected_k = base["training"], {row["severity"]: row["counted"] for row in map_result["map"] if row["regime"] == "topic"}
+    training, selected_k = (
+        base["training"],
+        {row["severity"]: row["estimated_k"] for row in map_result["map"] if row["partition"] == "topic"},
+    )
     assert selected_k[0.5] == selected_k[1.0]
     return [
         *main_table(comparisons),
@@ -182,7 +185,7 @@ def prose(comparisons: Mapping[str, Row]) -> list[str]:
     ifca = [rows["ifca"] for rows in conditions.values()]
     (num_bytes,) = {decision["bytes"] for comparison in comparisons.values() for decision in comparison["clusters"]}
     for comparison in comparisons.values():
-        assert all(decision["verdict"] == "stable" and decision["k"] == decision["counted"] for decision in comparison["clusters"])
+        assert all(decision["verdict"] == "stable" and decision["k"] == decision["estimated_k"] for decision in comparison["clusters"])
     ten_client_comparisons = [comparison for label, comparison in comparisons.items() if label.endswith("10")]
     for comparison in ten_client_comparisons:
         row = next(row for row in comparison["failures"] if row["failure"] == "forgetting of general text")
@@ -218,18 +221,18 @@ def map_tables(map_result: Row) -> list[str]:
     """Return the rows of the map's two tables and the sentences about them."""
     rows = map_result["map"]
     assert {row["random.seeds"] for row in rows} == {3.0}
-    (smallest_p,) = {row["random.attainable"] for row in rows}
+    (smallest_p,) = {row["random.min_attainable_p"] for row in rows}
     (chance,) = {row["chance"] for row in rows}
     return [
         "The data are BBC News with 10 clients",
         f"With three seeds the smallest possible p-value is {smallest_p:g}",
         f"identified (chance {chance:.2f})",
         *(
-            f"| {row['regime']} | {row['severity']:g} | {interval(row, prefix='random.')} | {interval(row, prefix='vanilla.')} |"
-            f" {signed(row['own'])} | {row['identified']:.2f} | {row['counted']:.0f} |"
+            f"| {row['partition']} | {row['severity']:g} | {interval(row, prefix='random.')} | {interval(row, prefix='vanilla.')} |"
+            f" {signed(row['own'])} | {row['identification_rate']:.2f} | {row['estimated_k']:.0f} |"
             for row in rows
         ),
-        *(f"| {row['k']} | {interval(row)} |" for row in map_result["starved"]),
+        *(f"| {row['k']} | {interval(row)} |" for row in map_result["cluster_size"]),
     ]
 
 
