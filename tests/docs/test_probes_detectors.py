@@ -41,7 +41,7 @@ def test_all_probes_together_record_only_documented_metrics(tmp_path):
         "evaluation.final_blocks_per_domain=0",
         f"evaluation.probes={list(probes.PROBE_GROUPS)}",
     )
-    trajectory = run_experiment(experiment, worlds.stock(tmp_path)).trajectory()
+    trajectory = run_experiment(experiment, worlds.make_cache(tmp_path)).trajectory()
     documented = set(re.findall(r"`([\w.]+)`", PROBES_PAGE))
     assert len(trajectory.metrics) > 60 and set(trajectory.metrics) <= documented, sorted(set(trajectory.metrics) - documented)
 
@@ -58,7 +58,7 @@ def test_the_new_probe_of_the_page_works_and_is_one_file_and_one_entry(tmp_path,
     experiment = worlds.experiment(
         tmp_path, "training.num_rounds=1", "evaluation.probes=[participation]", "evaluation.final_blocks_per_domain=0"
     )
-    assert run_experiment(experiment, worlds.stock(tmp_path)).trajectory().curve("participants")[-1] == 2
+    assert run_experiment(experiment, worlds.make_cache(tmp_path)).trajectory().curve("participants")[-1] == 2
 
 
 def test_the_new_detector_of_the_page_works(monkeypatch):
