@@ -447,7 +447,7 @@ def check_gradients(model: StackedModel, params: Tree, tokens: Tensor) -> None:
     leaves = Tree({name: leaf.detach().clone().requires_grad_() for name, leaf in params.items()})
     tokens = tokens[:, :1]
     with torch.enable_grad():
-        loss = model(leaves, {"tokens": tokens, "keep": torch.ones_like(tokens, dtype=torch.bool)}).sum()
+        loss = model(leaves, {"tokens": tokens, "loss_mask": torch.ones_like(tokens, dtype=torch.bool)}).sum()
         gradients = torch.autograd.grad(loss, list(leaves.values()), allow_unused=True) if loss.requires_grad else ()
     if not any(gradient is not None and bool(gradient.any()) for gradient in gradients):
         raise UserError(

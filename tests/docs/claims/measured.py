@@ -120,7 +120,7 @@ def detectors() -> list[str]:
         f"| {forgetting['absent']} nats; p < {forgetting['p']} | {forgetting['episodes']} absences |",
         f"| {limits['collapse']['rank']}; {limits['collapse']['anisotropy']} |",
         f"| {limits['aggregation']['error']}; {limits['aggregation']['loss']} nats |",
-        f"| {staleness['correlation']}; {staleness['ratio']:g}; {staleness['beyond']} gradient norms |",
+        f"| {staleness['correlation']}; {staleness['ratio']:g}; {staleness['excess']} gradient norms |",
         f"loss > max({divergence['rise']} l0, lowest + ln 4) in three successive evaluations.",
         f"steps grow {divergence['growth']}x per round for {divergence['growing']} rounds",
         f"is more than {divergence['above']} nats above the loss of the untrained model in round 0",
