@@ -15,6 +15,30 @@ from pathlib import Path  # noqa: E402
 import pytest  # noqa: E402
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark as slow all cases of a test with ``@pytest.mark.sample(n)`` but n, which cover as many values of its parameters as n can."""
+    groups: dict[str, list[pytest.Item]] = {}
+    for item in items:
+        if item.get_closest_marker("sample"):
+            groups.setdefault(item.nodeid.partition("[")[0], []).append(item)
+    for cases in groups.values():
+        chosen = choose_covering(cases, cases[0].get_closest_marker("sample").args[0])
+        for case in cases:
+            if case not in chosen:
+                case.add_marker("slow")
+
+
+def choose_covering(cases: list[pytest.Item], count: int) -> list[pytest.Item]:
+    """Return cases, each of which has the most parameter values that no case before it has; the first of equals."""
+    values = {case: {(name, repr(value)) for name, value in case.callspec.params.items()} for case in cases}
+    chosen: list[pytest.Item] = []
+    while len(chosen) < min(count, len(cases)):
+        covered = set().union(*(values[case] for case in chosen))
+        chosen.append(max((case for case in cases if case not in chosen), key=lambda case: len(values[case] - covered)))
+    return chosen
+
+
 @pytest.fixture(scope="session")
 def shared_data() -> Path:
     """Return the folder of real corpora beside the project; skip the test if it does not exist."""

@@ -110,6 +110,7 @@ def test_show_compares_embeddings_in_the_vectors_asked_for(sandbox, tmp_path):
         run("show", sandbox, "--encoder", "lsi")
 
 
+@pytest.mark.slow
 def test_show_compares_gradients_of_the_model_that_a_run_begins_with(tmp_path):
     file = tmp_path / "e.yaml"
     file.write_text(yaml.safe_dump(worlds.experiment(tmp_path).to_dict()))

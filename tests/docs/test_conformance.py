@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+import pytest
+
 from fedrift.conformance import FEDRIFT_SUBJECTS, PROBLEMS, scoreboard
 from fedrift.conformance.subjects import load_subjects
 from tests.mutants import MUTANTS, judge_mutants, mutant_table
@@ -29,6 +31,7 @@ def test_every_algorithm_and_every_problem_is_in_the_scoreboard():
     assert f": {total} of {total} right" in CONFORMANCE_PAGE
 
 
+@pytest.mark.slow
 def test_the_table_of_detected_bugs_is_up_to_date():
     assert mutant_table(judge_mutants()) in CONFORMANCE_PAGE
     assert "**nothing**" not in CONFORMANCE_PAGE

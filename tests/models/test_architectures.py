@@ -119,6 +119,7 @@ def test_logits_made_in_an_unknown_way_are_refused(change):
         read_logits(Strange(network("untied", torch.float32), **change))
 
 
+@pytest.mark.sample(4)
 @pytest.mark.parametrize(
     "kind", ["llama", "phi", "gptj", "gemma2", "cohere", "granite", "gpt_neo", "bloom", "falcon", "opt", "mamba", "olmoe", "bart"]
 )
