@@ -449,7 +449,7 @@ def check_gradients(model: StackedModel, params: Tree, tokens: Tensor) -> None:
     with torch.enable_grad():
         loss = model(leaves, {"tokens": tokens, "loss_mask": torch.ones_like(tokens, dtype=torch.bool)}).sum()
         gradients = torch.autograd.grad(loss, list(leaves.values()), allow_unused=True) if loss.requires_grad else ()
-    if not any(gradient is not None and bool(gradient.any()) for gradient in gradients):
+    if all(gradient is None for gradient in gradients):
         raise UserError(
             f"the loss of {type(model.network).__name__} does not depend on the weights that trainable: "
             f"{{type: {type(model.trainable).__name__}}} selects (for example {next(iter(leaves))}): {SUGGESTION}"
