@@ -412,7 +412,7 @@ def assert_learned(run, name: str) -> None:
     assert loss[-1] == loss[0] if name == "Pretrained" else loss[-1] < loss[0]
 
 
-@pytest.mark.sample(25)
+@pytest.mark.sample(13)
 @pytest.mark.parametrize(("name", "tune"), PAIRS)
 def test_every_algorithm_trains_whatever_is_tuned_and_resumes(tmp_path, name, tune):
     lr = 0.1 if name == "MOON" else 0.2  # its contrastive term is steep: one step of 0.2 may overshoot

@@ -3,7 +3,7 @@
 Topics are found in these embeddings, and distances between clients are measured in them. Four encoders exist:
 
 - ``lsa`` needs only scikit-learn and learns its directions from the given texts, without labels.
-- ``wordllama`` is pretrained. Its optional package contains the weights (16 MB).
+- ``wordllama`` is pretrained. Its package contains the weights (16 MB).
 - ``hashing`` has no weights.
 - ``minilm`` uses sentence-transformers, whose weights may have to be downloaded.
 

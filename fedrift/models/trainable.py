@@ -386,7 +386,7 @@ def find_blocks(network: nn.Module) -> tuple[str, nn.ModuleList]:
         raise UserError(f"{type(network).__name__} has no list of blocks: use trainable: {{type: All}} or {{type: Lora}}")
     config: Any = getattr(network, "config", None)
     count = getattr(config.get_text_config(), "num_hidden_layers", None) if config is not None else None
-    decoder = network.get_decoder() if hasattr(network, "get_decoder") else None
+    decoder = network.get_decoder() if hasattr(network, "get_decoder") else None  # type: ignore[operator]
     inside_decoder = set(decoder.modules()) if isinstance(decoder, nn.Module) else set()
     ranked = [
         ((module in inside_decoder, len(module) == count, len(module), index), path) for index, (path, module) in enumerate(lists.items())
