@@ -296,21 +296,18 @@ def fork(
 
 def print_fork(fork_report: ForkReport) -> None:
     """Print the differences by round, their summary, and the findings in the fork and in its origin."""
-    from rich.box import SIMPLE
     from rich.console import Console
-    from rich.table import Table
 
     from .console import format_number, format_signed
+    from .tables import print_table
 
     console = Console(highlight=False)
     console.print(f"[bold]Run {fork_report.origin[:6]} from round {fork_report.round} on[/], {fork_report.change}", markup=True)
     domains = sorted({domain for row in fork_report.rounds for domain in row.domains})
     shown = domains if len(domains) <= MAX_DOMAIN_COLUMNS else []
-    table = Table(title="Loss of the fork minus the origin (nats per token)", box=SIMPLE)
-    for column in ("round", "distance", "origin", "fork", "all", *shown):
-        table.add_column(column, justify="right")
-    for row in fork_report.rounds:
-        table.add_row(
+    columns = ("round", "distance", "origin", "fork", "all", *shown)
+    rows = [
+        (
             str(row.round),
             format_number(row.distance),
             format_number(row.origin),
@@ -318,7 +315,9 @@ def print_fork(fork_report: ForkReport) -> None:
             format_signed(row.difference),
             *(format_signed(row.domains[domain]) for domain in shown),
         )
-    console.print(table)
+        for row in fork_report.rounds
+    ]
+    print_table(console, columns, rows, columns, "Loss of the fork minus the origin (nats per token)")
     first_round = (
         f"Round {fork_report.round} used the clients' recorded updates."
         if fork_report.has_reused_updates

@@ -61,6 +61,12 @@ def final_gap(run: Trajectory, baseline: Trajectory | None, domain: str = "", nu
     return run_loss - baseline_loss
 
 
+def final_loss(run: Trajectory, num_last: int = 5) -> float:
+    """Compute the mean loss of the last evaluations in nats per token; NaN if there is none."""
+    rounds, loss = read_curve(run)
+    return float(loss[final_round_indices(rounds, num_last)].mean()) if len(loss) else math.nan
+
+
 def final_losses(run: Trajectory, baseline: Trajectory | None, domain: str = "", num_last: int = 5) -> tuple[float, float]:
     """Compute the mean losses of a run and of its baseline over the rounds of ``final_gap``.
 

@@ -11,9 +11,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ..core.records import Trajectory, final_round_indices
+from ..core.records import Trajectory
 from .across_seeds import FACTUAL_FAILURES
-from .curves import domain_variability, final_gap, final_losses, perplexity_change_percent, read_curve
+from .curves import domain_variability, final_gap, final_loss, final_losses, perplexity_change_percent, read_curve
 from .detectors import run_detectors
 from .failures import find_runaway
 from .finding import THRESHOLDS, RunEvidence
@@ -67,9 +67,7 @@ def judge_run(run: Trajectory, baseline: Trajectory | None = None) -> Verdict:
     """
     rounds, loss = read_curve(run)
     findings = [finding for finding in run_detectors(RunEvidence(run, baseline)) if finding.grade == "suspected"]
-    initial_loss, final_loss = (
-        (float(loss[0]), float(loss[final_round_indices(rounds, NUM_LAST_EVALUATIONS)].mean())) if len(loss) else (math.nan, math.nan)
-    )
+    initial_loss, final = float(loss[0]) if len(loss) else math.nan, final_loss(run, NUM_LAST_EVALUATIONS)
     gap = final_gap(run, baseline, num_last=NUM_LAST_EVALUATIONS)
     worst_domain, worst_gap = find_worst_domain(run, baseline)
     variability, baseline_variability = domain_variability(run, rounds), domain_variability(baseline, rounds)
@@ -81,7 +79,7 @@ def judge_run(run: Trajectory, baseline: Trajectory | None = None) -> Verdict:
     has_failed, has_diverged = any(finding.failure in FACTUAL_FAILURES for finding in findings), bool(find_runaway(run, THRESHOLDS)[0])
     numbers = VerdictNumbers(
         float(loss[0]) if len(loss) > 1 and rounds[0] == 0 else math.nan,
-        final_loss,
+        final,
         final_losses(run, baseline, num_last=NUM_LAST_EVALUATIONS),
         has_diverged,
         bool(find_runaway(baseline, THRESHOLDS)[0]),
@@ -89,7 +87,7 @@ def judge_run(run: Trajectory, baseline: Trajectory | None = None) -> Verdict:
     return Verdict(
         "suspected" if reasons else "none",
         initial_loss,
-        final_loss,
+        final,
         gap,
         perplexity_change_percent(gap),
         worst_domain,
