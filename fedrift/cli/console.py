@@ -101,7 +101,7 @@ def print_summary(run: Run) -> None:
             f"trained on {result['train_tokens']:,.0f} tokens in {seconds['train']:.0f} s, "
             f"evaluated in {seconds['evaluate'] + seconds['final']:.0f} s"
         )
-        if updates := result.get("updates"):
+        if (updates := result.get("updates")) and (run.folder / "updates").is_dir():
             size = f"{updates['bytes'] / 1e6:.1f} MB"
             console.print(f"stored updates of {updates['rounds']} rounds ({size}): `fedrift fork {run.id[:6]} --from-round ...`")
     console.print(f"[dim]{run.folder}[/]", soft_wrap=True)

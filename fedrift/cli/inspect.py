@@ -68,14 +68,29 @@ def show(
     from rich.table import Table
 
     from ..storage import find_run
+    from ..storage.labels import read_labels
     from .console import format_number, print_summary
 
     run = find_run(runs_dir, name)
     trajectory = run.trajectory()
     if as_json:
-        print_json({"id": run.id, "status": run.status, "experiment": run.config, "records": trajectory.to_frame(), "events": run.events()})
+        print_json(
+            {
+                "id": run.id,
+                "status": run.status,
+                **read_labels(run),
+                "experiment": run.config,
+                "records": trajectory.to_frame(),
+                "events": run.events(),
+            }
+        )
         return
     print_summary(run)
+    labels = read_labels(run)
+    if labels["tags"]:
+        typer.echo(f"tags: {', '.join(labels['tags'])}")
+    if labels["note"]:
+        typer.echo(f"note: {labels['note']}")
     domains = trajectory.domains_of("loss") if trajectory.has_curve("loss") else ()
     if domains:
         table = Table(title="loss in nats per token")
@@ -291,19 +306,51 @@ def print_table(*columns: str, rows: list[tuple[str, ...]]) -> None:
 
 
 def export(
-    name: Annotated[str, typer.Argument(help="The name or YAML file of a study; with --hf, a run.", metavar="STUDY|RUN")],
+    name: Annotated[str, typer.Argument(help="The name or YAML file of a study; with an option below, a run.", metavar="STUDY|RUN")],
     output: Annotated[Path | None, typer.Option("--output", help="The file to write; with --hf, the folder.")] = None,
     hf: Annotated[bool, typer.Option("--hf", help="Export the models of a run, each with a model card.")] = False,
+    csv: Annotated[Path | None, typer.Option("--csv", help="Write the curves of a run to this .csv file.")] = None,
+    figure: Annotated[Path | None, typer.Option("--figure", help="Draw curves of a run to this .svg or .png file.")] = None,
+    metrics: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--metric",
+            help="A curve, as `loss` or `loss@DOMAIN`; `loss@*` selects all domains. The option may be repeated. By default the table "
+            "has all records and the figure shows the loss.",
+            metavar="METRIC[@DOMAIN]",
+        ),
+    ] = None,
     runs_dir: RunsDir = DEFAULT_RUNS_DIR,
 ) -> None:
-    """Export a study as one archive, or export the trained models of a run.
+    """Export a study as one archive, the trained models of a run, or its curves as a table or a figure.
 
     `fedrift export first --output first.zip` writes a study without checkpoints and weights. On another machine,
     `fedrift import first.zip` restores it, and `fedrift report` produces the same tables and reports.
 
     `fedrift export 5c35 --hf --output adapters` writes the models of a run: the global model, or each cluster's model, and each
     client's personalized model if there are any. `peft` loads them, and the folder can be uploaded to Hugging Face unchanged.
+
+    `fedrift export 5c35 --csv run.csv` writes every record: round, metric, domain, client (-1: the federation) and value.
+
+    `fedrift export 5c35 --figure loss.svg --metric loss --metric loss@sports` draws two curves, and the matched IID baseline dashed
+    if it is stored.
     """
+    if csv or figure or metrics:
+        from ..core.errors import UserError
+        from ..storage import find_run, list_runs
+        from .manage import export_curves
+        from .run_list import find_iid_baselines
+
+        if hf or output:
+            raise UserError("--csv, --figure and --metric name their own files and exclude --hf and --output")
+        if not (csv or figure):
+            raise UserError("--metric needs a file: add --csv FILE.csv, --figure FILE.svg or --figure FILE.png")
+        run = find_run(runs_dir, name)
+        stored = {other.id: other for other in list_runs(run.root)}
+        baseline = stored.get(find_iid_baselines({other.id: other.config for other in stored.values()}).get(run.id, ""))
+        for path in export_curves(run, baseline, metrics or (), csv, figure):
+            typer.echo(path.resolve())
+        return
     if hf:
         from ..models.presets import PRESETS
         from ..report.model_card import export_models

@@ -112,10 +112,11 @@ def demo(
     report to the `--output` folder.
     """
     from .. import algorithms
+    from ..config.ready import find_ready
     from ..config.schema import edit_config, load_config
     from ..config.schema import iid_baseline as make_iid_baseline
 
-    base = load_config(example_experiments_dir() / "demo.yaml")
+    base = load_config(find_ready(Path("demo"), "experiments"))
     skewed = [
         edit_config(base, {"algorithm": algorithm})
         for algorithm in (algorithms.FedAvg(), algorithms.FedProx(mu=0.1), algorithms.Scaffold())
@@ -218,13 +219,6 @@ def chain_callbacks(on_progress: ProgressCallback, loggers: Loggers, runs_dir: P
         loggers.push(Run(runs_dir, progress.run_id))
 
     return on_round
-
-
-def example_experiments_dir() -> Path:
-    """Return the folder of example experiments, which is inside an installed package and next to it in a checkout."""
-    package = Path(__file__).resolve().parents[1]
-    installed = package / "experiments"
-    return installed if installed.is_dir() else package.parent / "experiments"
 
 
 # fork

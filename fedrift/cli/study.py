@@ -23,6 +23,7 @@ from .options import (
     Overrides,
     RunsDir,
     Threads,
+    find_study_file,
     make_runtime,
     print_json,
     print_unreadable,
@@ -33,7 +34,12 @@ if TYPE_CHECKING:
     from ..storage import Run
     from ..studies import Study
 
-StudyFile = Annotated[Path, typer.Argument(help="The YAML file of the study.", metavar="STUDY.yaml")]
+StudyFile = Annotated[
+    Path,
+    typer.Argument(
+        help="The YAML file of the study, or the name of a ready one, such as small.", metavar="STUDY.yaml", callback=find_study_file
+    ),
+]
 StudyOverrides = Annotated[
     list[str] | None,
     typer.Argument(
