@@ -15,7 +15,7 @@ from ..core.records import Trajectory
 from .across_seeds import FACTUAL_FAILURES
 from .curves import domain_variability, final_gap, final_loss, final_losses, perplexity_change_percent, read_curve
 from .detectors import run_detectors
-from .failures import find_runaway
+from .failures import find_training_divergence
 from .finding import THRESHOLDS, RunEvidence
 
 MIN_EVALUATIONS = int(THRESHOLDS["common"]["shortest"])
@@ -76,13 +76,16 @@ def judge_run(run: Trajectory, baseline: Trajectory | None = None) -> Verdict:
     findings.sort(key=lambda finding: order.index(finding.failure) if finding.failure in order else len(order))
     messages = list(dict.fromkeys(finding.message for finding in findings))  # a dead model is also a divergence, with the same message
     reasons = [message for message in messages if not any(other != message and other.startswith(message) for other in messages)]
-    has_failed, has_diverged = any(finding.failure in FACTUAL_FAILURES for finding in findings), bool(find_runaway(run, THRESHOLDS)[0])
+    has_failed, has_diverged = (
+        any(finding.failure in FACTUAL_FAILURES for finding in findings),
+        bool(find_training_divergence(run, THRESHOLDS)[0]),
+    )
     numbers = VerdictNumbers(
         float(loss[0]) if len(loss) > 1 and rounds[0] == 0 else math.nan,
         final,
         final_losses(run, baseline, num_last=NUM_LAST_EVALUATIONS),
         has_diverged,
-        bool(find_runaway(baseline, THRESHOLDS)[0]),
+        bool(find_training_divergence(baseline, THRESHOLDS)[0]),
     )
     return Verdict(
         "suspected" if reasons else "none",
