@@ -15,7 +15,7 @@ from fedrift.engine.lm_eval import model_arguments, model_folders
 from fedrift.engine.run import run_experiment
 from fedrift.models.presets import pocket_folder
 from fedrift.storage import Run
-from tests.worlds import experiment, stock
+from tests.worlds import experiment, make_cache
 
 
 @pytest.fixture
@@ -33,7 +33,7 @@ def harness(monkeypatch):
 
 def test_the_final_adapters_are_evaluated_and_stored(tmp_path, harness):
     asked = experiment(tmp_path, "training.num_rounds=1")
-    run = run_experiment(asked, stock(tmp_path), callbacks=[LmEval(["hellaswag"], limit=10)])
+    run = run_experiment(asked, make_cache(tmp_path), callbacks=[LmEval(["hellaswag"], limit=10)])
     (call,) = harness
     assert call["model"] == "hf" and call["tasks"] == ["hellaswag"] and call["limit"] == 10
     assert call["model_args"] == f"pretrained={tmp_path / 'model-llama'},peft={(run.folder / 'model').resolve()}"
@@ -62,7 +62,7 @@ def test_mistakes_are_told_before_the_first_round(tmp_path, monkeypatch):
         LmEval("hellaswag")
     monkeypatch.setitem(sys.modules, "lm_eval", None)
     with pytest.raises(UserError, match="pip install 'lm-eval"):
-        run_experiment(experiment(tmp_path, "training.num_rounds=1"), stock(tmp_path), callbacks=[LmEval(["hellaswag"])])
+        run_experiment(experiment(tmp_path, "training.num_rounds=1"), make_cache(tmp_path), callbacks=[LmEval(["hellaswag"])])
 
 
 TASK = """\
@@ -84,7 +84,7 @@ def test_the_real_harness_evaluates_a_local_task(tmp_path):
     from lm_eval import simple_evaluate
     from lm_eval.tasks import TaskManager
 
-    run = run_experiment(experiment(tmp_path, "training.num_rounds=1"), stock(tmp_path))
+    run = run_experiment(experiment(tmp_path, "training.num_rounds=1"), make_cache(tmp_path))
     rows = [{"question": "the team won a", "choices": ["match", "onion"], "answer": 0} for _ in range(4)]
     (tmp_path / "data.json").write_text("".join(json.dumps(row) + "\n" for row in rows))
     (tmp_path / "tasks").mkdir()

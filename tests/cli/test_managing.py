@@ -18,7 +18,7 @@ from fedrift.engine.estimate import estimate_run
 from fedrift.engine.run import run_experiment
 from fedrift.storage import find_run, list_runs
 from tests.cli.test_tables import store
-from tests.worlds import corpus_file, experiment, stock
+from tests.worlds import corpus_file, experiment, make_cache
 
 
 @pytest.fixture
@@ -118,7 +118,7 @@ class _Study:
 
 def test_the_state_of_a_finished_run_is_dropped_and_its_size_is_estimated(tmp_path, call):
     asked = experiment(tmp_path, "algorithm=Scaffold", "training.num_rounds=2", "training.participation_rate=1.0")
-    cache = stock(tmp_path)
+    cache = make_cache(tmp_path)
     expected = estimate_run(asked, cache)
     run = run_experiment(asked, cache)
     before = run.trajectory().to_frame()
@@ -129,7 +129,7 @@ def test_the_state_of_a_finished_run_is_dropped_and_its_size_is_estimated(tmp_pa
     assert code == 0, err
     assert f"{stored:,} bytes freed" in out and not run.state_path.exists()
     assert find_run(run.root, run.id).trajectory().to_frame().equals(before)
-    assert run_experiment(asked, stock(tmp_path)).id == run.id
+    assert run_experiment(asked, make_cache(tmp_path)).id == run.id
     unfinished = store(tmp_path / "more", finished=False)
     code, _, err = call("drop-state", unfinished.id, "--runs-dir", str(tmp_path / "more"))
     assert code == 2 and "needs its state to resume" in err
