@@ -184,6 +184,7 @@ def test_heavy_packages_stay_in_their_rooms():
     assert not wrong, "\n".join(wrong)
 
 
+@pytest.mark.sample(3)
 @pytest.mark.parametrize(
     "module",
     [

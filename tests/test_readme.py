@@ -1,4 +1,4 @@
-"""The README's examples run as they stand."""
+"""Test that the examples of README.md run as they are written."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ README = (Path(__file__).resolve().parents[1] / "README.md").read_text()
 
 
 def blocks(language: str) -> list[str]:
+    """Return the code blocks of the README in one language."""
     return re.findall(rf"```{language}\n(.*?)```", README, flags=re.S)
 
 
@@ -30,6 +31,7 @@ def test_the_yaml_example_is_a_valid_experiment():
         parse_config(yaml.safe_load(block))
 
 
-def test_nothing_is_left_to_be_filled_in():
+def test_no_placeholder_is_left():
+    # An @ outside code marks a place that is still to be filled in.
     assert "@" not in re.sub(r"```.*?```", "", README, flags=re.S)
     assert "@DEMO" not in README

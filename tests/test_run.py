@@ -70,6 +70,7 @@ def test_a_run_stores_what_was_asked_what_came_and_where_to_go_on(tmp_path):
     assert trajectory.to_frame().groupby("metric").size()["update.norm"] == 8  # two of three clients, four rounds
 
 
+@pytest.mark.sample(4)
 @pytest.mark.parametrize("algorithm", [FedAvg(), FedProx(mu=0.1), Scaffold(), LocalOnly()], ids=lambda a: type(a).__name__)
 @pytest.mark.parametrize("tune", ["{type: Lora, r: 2}", "{type: LastBlocks, num_blocks: 1}", "All"])
 def test_a_run_that_was_interrupted_resumes_bit_for_bit(tmp_path, algorithm, tune):
@@ -88,6 +89,7 @@ def replace_root(folder, name):
     return replace(there, runtime=replace(there.runtime, runs_dir=folder / name), _items={})
 
 
+@pytest.mark.slow
 def test_a_process_killed_by_the_system_resumes_bit_for_bit(tmp_path):
     said = "training.num_rounds=30", "algorithm=Scaffold"  # whose state is in two files
     asked = experiment(tmp_path, *said)
@@ -292,6 +294,7 @@ def test_stored_adapters_are_worn_by_peft_with_the_same_logits(tmp_path, kind):
     assert not torch.allclose(logits, untrained(tokens[0]).logits, atol=1e-4)
 
 
+@pytest.mark.sample(2)
 @pytest.mark.parametrize("tune", ["{type: LastBlocks, num_blocks: 1}", "All"])
 @pytest.mark.parametrize("kind", ["llama", "gpt2", "qwen2"])
 def test_a_stored_network_is_loaded_by_transformers_with_the_same_loss(tmp_path, tune, kind):
@@ -409,6 +412,7 @@ def assert_learned(run, name: str) -> None:
     assert loss[-1] == loss[0] if name == "Pretrained" else loss[-1] < loss[0]
 
 
+@pytest.mark.sample(25)
 @pytest.mark.parametrize(("name", "tune"), PAIRS)
 def test_every_algorithm_trains_whatever_is_tuned_and_resumes(tmp_path, name, tune):
     lr = 0.1 if name == "MOON" else 0.2  # its contrastive term is steep: one step of 0.2 may overshoot
@@ -448,6 +452,7 @@ def test_stragglers_work_is_kept_or_dropped(tmp_path):
     assert not any((run.client_table("failed") == 1).any() for run in (kept, dropped, gone))
 
 
+@pytest.mark.slow
 def test_stragglers_are_met_again_by_a_run_that_resumes(tmp_path):
     asked = experiment(
         tmp_path,

@@ -200,7 +200,7 @@ def encode_wordllama(texts: Sequence[str]) -> np.ndarray:
         import wordllama as package
     except ImportError:
         raise UserError(
-            "the encoder 'wordllama' needs the package wordllama: pip install 'fedrift[encoder]', or choose "
+            "the encoder 'wordllama' needs the package wordllama: pip install wordllama, or choose "
             "the encoder 'lsa', which needs no extra package"
         ) from None
     folder = Path(package.__file__).parent

@@ -303,6 +303,7 @@ class StackedModel:
         self.prefix_cache = PrefixCache(network, num_frozen) if use_cache and num_frozen else None
         with explain_errors(network, trainable):
             self._verify(params, tokens, torch.stack(expected))
+            check_gradients(self, params, tokens)
 
     def compile(self) -> None:
         """Compile every block, once per input shape; this takes about a minute and pays off in long runs."""
@@ -435,6 +436,24 @@ class StackedModel:
             self.prefix_cache.restore_blocks()
             self.prefix_cache = None
             check()
+
+
+def check_gradients(model: StackedModel, params: Tree, tokens: Tensor) -> None:
+    """Check that the loss has a gradient with respect to the trained weights, on one short sequence per client.
+
+    Raises:
+        UserError: The loss does not depend on them, for example because they belong to the image encoder of the network.
+    """
+    leaves = Tree({name: leaf.detach().clone().requires_grad_() for name, leaf in params.items()})
+    tokens = tokens[:, :1]
+    with torch.enable_grad():
+        loss = model(leaves, {"tokens": tokens, "loss_mask": torch.ones_like(tokens, dtype=torch.bool)}).sum()
+        gradients = torch.autograd.grad(loss, list(leaves.values()), allow_unused=True) if loss.requires_grad else ()
+    if all(gradient is None for gradient in gradients):
+        raise UserError(
+            f"the loss of {type(model.network).__name__} does not depend on the weights that trainable: "
+            f"{{type: {type(model.trainable).__name__}}} selects (for example {next(iter(leaves))}): {SUGGESTION}"
+        )
 
 
 @contextmanager

@@ -177,11 +177,8 @@ class Lora:
         Raises:
             UserError: No module matches ``target_modules``, or the rank exceeds the dimensions of all selected maps.
         """
-        linear = {
-            path: module
-            for path, module in network.named_modules()
-            if linear_shape(module) and module is not network.get_output_embeddings()
-        }  # type: ignore[operator]
+        head = network.get_output_embeddings()  # type: ignore[operator]
+        linear = {path: module for path, module in network.named_modules() if linear_shape(module) and module is not head}
         chosen = self._select_targets(linear, network.config.model_type)  # type: ignore[union-attr,arg-type]
         dims = {path: min(linear_shape(module) or (0,)) for path, module in chosen.items()}
         if self.r > max(dims.values()):
@@ -375,7 +372,8 @@ def master_like(leaf: torch.Tensor) -> torch.Tensor:
 def find_blocks(network: nn.Module) -> tuple[str, nn.ModuleList]:
     """Return the path and the list of the transformer blocks.
 
-    Of the module lists that are not inside another list, the one with the configured number of layers is chosen, or else the longest.
+    Of the module lists that are not inside another list, one inside the text decoder is preferred, then one with the configured number
+    of layers, then the longest, then the last: models of several modalities define the encoders of images and audio before the text model.
 
     Raises:
         UserError: The network has no list of modules.
@@ -388,7 +386,13 @@ def find_blocks(network: nn.Module) -> tuple[str, nn.ModuleList]:
         raise UserError(f"{type(network).__name__} has no list of blocks: use trainable: {{type: All}} or {{type: Lora}}")
     config: Any = getattr(network, "config", None)
     count = getattr(config.get_text_config(), "num_hidden_layers", None) if config is not None else None
-    return max(lists.items(), key=lambda item: (len(item[1]) == count, len(item[1])))
+    decoder = network.get_decoder() if hasattr(network, "get_decoder") else None
+    inside_decoder = set(decoder.modules()) if isinstance(decoder, nn.Module) else set()
+    ranked = [
+        ((module in inside_decoder, len(module) == count, len(module), index), path) for index, (path, module) in enumerate(lists.items())
+    ]
+    path = max(ranked)[1]
+    return path, lists[path]
 
 
 __all__ = ["All", "LastBlocks", "Lora", "Trainable"]

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
+from hashlib import sha256
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -18,6 +19,10 @@ from ..core.records import RecordColumns
 from . import jsonl
 from .files import check_digest, compute_digest, format_error, replace_atomically
 
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+DIGEST_KEY = "fedrift.digest"  # of the records, in the metadata of the file
 COLUMNS = ("run", "round", "metric", "domain", "client", "value")
 
 
@@ -55,8 +60,10 @@ def write_parquet(folder: Path) -> Path:
         }
     )
     path = parquet_path(folder)
+    table = table.replace_schema_metadata({DIGEST_KEY: _digest_records(table)})
     with replace_atomically(path, table.nbytes) as temporary:
-        pq.write_table(table, temporary, compression="zstd", write_page_checksum=True)
+        # No statistics of values: they ignore NaN, and DuckDB 2.0 then skips rows that are NaN (`WHERE isnan(value)` finds none).
+        pq.write_table(table, temporary, compression="zstd", write_page_checksum=True, write_statistics=list(COLUMNS[:-1]))
     return path
 
 
@@ -77,6 +84,16 @@ def read_parquet(folder: Path) -> RecordColumns:
         encoded = [array.combine_chunks() if isinstance(array, pa.ChunkedArray) else array for array in encoded]
         if any(column.null_count for column in table.columns):
             raise ValueError("it has cells without a value")
+        indices = [array.indices.to_numpy() for array in encoded]
+        if any(
+            len(index) and not 0 <= index.min() <= index.max() < len(array.dictionary)
+            for index, array in zip(indices, encoded, strict=True)
+        ):
+            raise ValueError("it names metrics or domains that it does not hold")
+        # Checksums of pages do not cover the headers of pages, so that a changed bit there can change what is read.
+        digest = (table.schema.metadata or {}).get(DIGEST_KEY.encode())
+        if digest is not None and digest != _digest_records(table).encode():
+            raise ValueError("its digest is not that of its records")
         round, client = (table[name].cast(pa.int32()).to_numpy() for name in ("round", "client"))
         value = table["value"].cast(pa.float64()).to_numpy()
     except (pa.ArrowException, OSError, LookupError, TypeError, ValueError, AttributeError) as error:
@@ -86,8 +103,22 @@ def read_parquet(folder: Path) -> RecordColumns:
             else "import the study again, or restore a copy of it"
         )
         raise UserError(f"{path} is damaged, or is not the records file of a run ({format_error(error)}); {fix}") from error
-    metric, domain = (array.indices.to_numpy() for array in encoded)
+    metric, domain = indices
     return RecordColumns(round, metric, domain, client, value, *(tuple(array.dictionary.to_pylist()) for array in encoded))
+
+
+def _digest_records(table: pa.Table) -> str:
+    """Return the SHA-256 of the columns of a records file but ``run``, whatever the order of their dictionaries."""
+    import pyarrow as pa
+
+    digest = sha256()
+    for name in COLUMNS[1:]:
+        column = table[name]
+        if name in ("metric", "domain"):
+            digest.update("\0".join(column.cast(pa.string()).to_pylist()).encode())
+        else:
+            digest.update(column.to_numpy().astype(np.float64 if name == "value" else np.int32).tobytes())
+    return digest.hexdigest()
 
 
 def check_run_column(folder: Path) -> None:
@@ -100,6 +131,14 @@ def check_run_column(folder: Path) -> None:
         run_ids = pc.unique(pq.ParquetFile(path).read(columns=["run"])["run"]).to_pylist()
         if run_ids and run_ids != [folder.name]:
             raise UserError(f"{path} holds records of run {', '.join(map(str, run_ids))[:80]}, not of run {folder.name}")
+
+
+def has_value_statistics(path: Path) -> bool:
+    """Return whether a records file has statistics of its values, as files of earlier versions of fedrift have."""
+    import pyarrow.parquet as pq
+
+    metadata = pq.read_metadata(path)
+    return any(metadata.row_group(group).column(COLUMNS.index("value")).is_stats_set for group in range(metadata.num_row_groups))
 
 
 # Named arrays as one Parquet file, compressed without loss, with one row per array: name, dtype, shape, and the numbers in one of two

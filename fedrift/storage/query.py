@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..core.errors import UserError
 from .index import UnreadableRun, get_read_error, list_runs, list_unreadable, try_read_each
-from .parquet import check_run_column, is_parquet_stale, parquet_path, read_parquet, write_parquet
+from .parquet import check_run_column, has_value_statistics, is_parquet_stale, parquet_path, read_parquet, write_parquet
 from .run import Run
 
 if TYPE_CHECKING:
@@ -90,6 +90,8 @@ def connect(root: Path, runs: Iterable[Run] | None = None) -> duckdb.DuckDBPyCon
     parquet_paths, faulty_runs = try_read_each(all_runs, _check_readable)
     files = [str(path) for _, path in parquet_paths if path is not None]
     connection = duckdb.connect()
+    if any(has_value_statistics(Path(file)) for file in files):  # both must be off, or DuckDB 2.0 skips rows that are NaN
+        connection.execute("SET disabled_optimizers='statistics_propagation,filter_pushdown'")
     if files:
         connection.read_parquet(files).create_view("records")  # type: ignore[arg-type]
     else:

@@ -11,6 +11,7 @@ from fedrift.core.tree import Tree
 from tests.quadratics import Q2, local, path, train
 
 
+@pytest.mark.sample(2)
 @pytest.mark.parametrize(
     ("mu", "fixed_point", "rate"),
     [(0.1, 0.6080669772, 0.20188), (1.0, 0.6416687560, 0.37723), (5.0, 0.7272935260, 0.69445), (10.0, 0.7586014871, 0.81170)],
@@ -71,6 +72,7 @@ def test_fedprox_says_that_mu_is_not_comparable_under_adam():
     assert not FedProx(proximal="prox_step").warnings(AdamW(), "tokens")
 
 
+@pytest.mark.sample(2)
 @pytest.mark.parametrize(
     ("mu", "fixed_point"), [(0.1, 0.5176470588), (1.0, 0.6153846154), (5.0, 0.7272727273), (10.0, 0.7586206897), (100.0, 0.7952755906)]
 )

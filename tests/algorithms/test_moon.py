@@ -175,6 +175,7 @@ def test_padding_is_no_part_of_a_representation():
     assert not z[1, 2].any()
 
 
+@pytest.mark.slow
 def test_a_language_model_trains_with_it_stacked_as_alone(tmp_path):
     """With batches that are filled up, one sequence short."""
     asked = experiment(

@@ -52,6 +52,7 @@ def test_identical_clients_make_it_fedavg():
     assert path(train(Scaffold(), clients((2, 2), (1, 1)), until=5)) == pytest.approx(expected, abs=1e-9)
 
 
+@pytest.mark.sample(2)
 @pytest.mark.parametrize(
     ("steps", "gap", "needed"), [(2, 1.0, 65), (2, 10.0, 66), (2, 100.0, 69), (10, 1.0, 18), (10, 10.0, 24), (10, 100.0, 28)]
 )
@@ -72,6 +73,7 @@ def test_the_memory_is_option_two_of_the_paper_under_sgd():
         assert torch.allclose(done.update.client_state["x"], displaced, atol=1e-10)
 
 
+@pytest.mark.slow
 def test_heavy_ball_and_adam_clients_stay_sound():
     """With the displacement over K lr heavy ball diverges; with mean raw gradients it finds the optimum."""
     ball = train(Scaffold(), Q2(), until=150, optimizer=Sgd(0.02, momentum=0.9))

@@ -18,6 +18,7 @@ def skewed(steps=10):
 GOAL = 4 / (9 + 4)  # sum q a b / sum q a
 
 
+@pytest.mark.slow
 def test_it_finds_the_optimum_of_the_token_weighted_objective():
     assert path(train(ScaffoldWeighted(), skewed(), until=90))[-1] == pytest.approx(GOAL, abs=1e-9)
     assert abs(path(train(FedAvg(), skewed(), until=60))[-1] - GOAL) > 0.05
@@ -44,6 +45,7 @@ def test_the_servers_control_is_the_mean_of_the_clients_whoever_takes_part(cohor
             assert (leaf[0] - done.after.client_states.gather_all()[name].mean(0)).abs().max() < 1e-10
 
 
+@pytest.mark.slow
 def test_partial_participation_still_reaches_the_weighted_optimum():
     group = clients((1, 4, 2), (0, 1, 3), 5, weight=(6, 1, 3))
     goal = (0 + 4 * 1 * 1 + 2 * 3 * 3) / (6 + 4 + 6)

@@ -140,6 +140,7 @@ def made(own, diverged=(), seeds=7) -> ComparisonResults:
     return ComparisonResults("made", pd.DataFrame(rows), (), {}, ())
 
 
+@pytest.mark.slow
 def test_too_few_seeds_call_nothing_better_whatever_their_interval():
     """Text clusters are .1 lower in every seed, give or take a hundredth."""
     for seeds, verdict in ((1, "not distinguishable from"), (3, "not distinguishable from"), (7, "better than")):
@@ -160,6 +161,7 @@ def test_an_arm_of_which_a_run_diverged_has_no_mean_and_ties_no_zero():
     assert "runs of both diverged in 7 seeds" in summarize_results(every) and "+0.0000" not in render_markdown(report_parts(every))
 
 
+@pytest.mark.slow
 def test_the_tables_can_be_written_and_hold_what_was_found(came):
     said = json.loads(to_json(results_to_json(came, "fedrift compare-clustering x.yaml")))
     text = came.means().set_index("condition").loc["text"]

@@ -30,6 +30,7 @@ def test_the_map_has_every_regime_severity_and_seed_and_forces_the_clusters(comp
     assert equal_sizes(7, 3) == [3, 2, 2]
 
 
+@pytest.mark.slow
 def test_a_map_tells_the_gain_beside_what_the_descriptors_know(comparison, world):
     little = ClusteringMap(
         replace(comparison, config=replace(comparison.config, num_clusters=3)), partitions=("topic",), severities=(0.0, 1.0)

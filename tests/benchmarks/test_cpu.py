@@ -22,6 +22,7 @@ def ran(tmp_path, name: str, *more: str) -> dict[str, dict]:
     return {path.stem.rsplit("-", 1)[0]: json.loads(path.read_text()) for path in tmp_path.glob("*.json")}
 
 
+@pytest.mark.slow
 def test_a_round_beside_the_plain_loop(tmp_path):
     said = ran(tmp_path, "loop", "--repeats", "1")
     assert said.keys() == {"loop-pocket", "loop-distilgpt2"}
@@ -58,6 +59,7 @@ def test_a_round_grows_with_its_work(tmp_path):
     assert all(row["difference"] < 1e-4 for row in rows)
 
 
+@pytest.mark.slow
 def test_a_round_does_not_grow_with_the_clients_that_sit_out(tmp_path):
     found = ran(tmp_path, "clients", "--rounds", "3", "--algorithms", "FedAvg", "Scaffold")["clients"]
     assert [(row["algorithm"], row["clients"], row["rounds"]) for row in found["rows"]] == [
@@ -68,6 +70,7 @@ def test_a_round_does_not_grow_with_the_clients_that_sit_out(tmp_path):
     assert found["device"] and found["date"]
 
 
+@pytest.mark.slow
 def test_stacked_gradients_are_the_lone_ones(tmp_path, monkeypatch):
     gradients = import_module("gradients")
     rows = ran(tmp_path, "gradients")["gradients"]["rows"]

@@ -32,6 +32,7 @@ def test_every_check_holds_here(tmp_path, capsys):
         assert what in checks
 
 
+@pytest.mark.slow
 def test_a_check_that_fails_and_one_that_breaks_are_told_and_the_others_go_on(tmp_path, capsys, monkeypatch):
     check = import_module("gpu_check")
 

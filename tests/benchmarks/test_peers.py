@@ -48,6 +48,7 @@ def test_work_travels_as_text():
     assert [kinds.Workload.from_json(str(work)) for work in peers.WORKLOADS] == list(peers.WORKLOADS)
 
 
+@pytest.mark.slow
 def test_a_side_that_cannot_begin_is_told(tmp_path, capsys, monkeypatch):
     if find_spec("pfl"):
         pytest.skip("pfl is importable here")

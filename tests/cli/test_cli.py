@@ -211,6 +211,7 @@ def test_conformance_says_what_it_was_not_given(capsys, monkeypatch, words, said
     assert any(part in err for part in said.split("|"))
 
 
+@pytest.mark.slow
 def test_conformance_prints_the_scoreboard(capsys, monkeypatch):
     code, out, _ = fedrift(capsys, monkeypatch, "conformance", "--markdown")
     assert code == 0

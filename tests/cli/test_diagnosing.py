@@ -115,6 +115,7 @@ def test_a_real_run_finds_its_twin_and_what_the_panel_recorded(tmp_path):
     assert said["divergence"] == "none" and said["client drift"] != "not measured" and said["loss gap"] != "not measured"
 
 
+@pytest.mark.slow
 def test_a_boundary_of_real_runs_says_how_far_it_is_and_goes_on_where_it_was_stopped(tmp_path, monkeypatch):
     asked = worlds.experiment(
         tmp_path,

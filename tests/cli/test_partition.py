@@ -110,6 +110,7 @@ def test_show_compares_embeddings_in_the_vectors_asked_for(sandbox, tmp_path):
         run("show", sandbox, "--encoder", "lsi")
 
 
+@pytest.mark.slow
 def test_show_compares_gradients_of_the_model_that_a_run_begins_with(tmp_path):
     file = tmp_path / "e.yaml"
     file.write_text(yaml.safe_dump(worlds.experiment(tmp_path).to_dict()))
@@ -122,7 +123,7 @@ def test_show_compares_gradients_of_the_model_that_a_run_begins_with(tmp_path):
         assert 0 < spread["deviation"] < spread["value"]
         assert ratio["value"] > 1.2 and ratio["value"] > ratio["iid_mean"]
     run("show", file, "--gradients", "--html", tmp_path / "g.html")
-    assert "How differently they pull at the first weights" in (tmp_path / "g.html").read_text()
+    assert "Gradient heterogeneity at the initial weights" in (tmp_path / "g.html").read_text()
 
 
 def test_show_prints_the_numbers_and_says_where_the_page_is(sandbox, tmp_path):

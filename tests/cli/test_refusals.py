@@ -21,6 +21,7 @@ WRONG = {
 }
 
 
+@pytest.mark.sample(4)
 @pytest.mark.parametrize("text", WRONG, ids=range(len(WRONG)))
 def test_validate_and_run_refuse_an_experiment_in_the_same_line(text, tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)

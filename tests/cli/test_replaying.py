@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 
+import pytest
+
 from fedrift.storage import list_runs
 from tests.cli.test_cli import fedrift, world
 from tests.replay.test_replay import scale_client_update
@@ -19,6 +21,7 @@ WORDS = (
 )
 
 
+@pytest.mark.slow
 def test_from_a_run_with_a_liar_to_what_it_did(world, capsys, monkeypatch):
     assert fedrift(capsys, monkeypatch, "run", "e.yaml", *WORDS, "partition.severity=0")[0] == 0
     scale_client_update(monkeypatch, 1, -40.0)

@@ -26,6 +26,7 @@ from fedrift.conformance.published import (
 )
 
 
+@pytest.mark.slow
 def test_the_closed_forms_hold():
     assert [outcome for outcome in closed_forms() if not outcome.holds] == []
 
@@ -49,6 +50,7 @@ def in_plain_words(alpha: float | None, seed: int) -> list[tuple[np.ndarray, np.
     return made
 
 
+@pytest.mark.sample(1)
 @pytest.mark.parametrize("alpha", [None, 0.5])
 def test_the_generator_is_the_authors_draw_by_draw(alpha):
     for (x, y), (all_x, all_y) in zip(make_devices(SyntheticFederation(alpha, 3)), in_plain_words(alpha, 3), strict=True):
@@ -111,6 +113,7 @@ def test_worlds_side_by_side_are_worlds_alone():
     assert draw_cohort(worlds, 5)[10:].tolist() == (draw_cohort(worlds[1:], 5) + DEVICES).tolist()
 
 
+@pytest.mark.slow
 def test_the_proximal_term_slows_the_homogeneous_world():
     worlds = [SyntheticFederation(None, 0)]
     dealt = make_batches(worlds)

@@ -42,6 +42,7 @@ def test_the_entropy_of_a_domain_is_what_its_documents_lose_on_average(domain):
     assert near([sum(map(len, split_sentences(text))) for text in texts], floor.words)
 
 
+@pytest.mark.sample(2)
 @pytest.mark.parametrize("config", [SHORT, MIXED])
 @pytest.mark.parametrize("weights", [None, (0.6, 0.3, 0.1, 0.0)])
 def test_the_conflict_of_domains_is_what_not_knowing_the_domain_costs_on_average(config, weights):

@@ -82,6 +82,7 @@ def test_a_style_can_be_left_out_and_the_list_says_what_it_is_made_of(data):
     assert listed["styles"].num_documents == 5 * min(listed[name].num_documents for name in STYLES.values())
 
 
+@pytest.mark.slow
 def test_real_styles_are_equally_large(shared_data):
     corpus = load_corpus(DatasetConfig("styles"), data_dir=shared_data, subset="unseen")
     found = count(corpus)

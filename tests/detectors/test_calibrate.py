@@ -49,6 +49,7 @@ def test_divergence_is_seen_before_the_end():
     assert 0 < first_detected(run_with_control(world), "divergence") < 24
 
 
+@pytest.mark.slow
 def test_a_control_divided_by_the_cohort_is_confirmed_as_a_bug_and_nothing_else():
     plant = next(plant for plant in INJECTED_FAILURES if plant.failure == "control-variate invariant violated")
     said = {each.failure: each for each in diagnose([plant.make_evidence(seed) for seed in range(3)])}

@@ -1,14 +1,14 @@
-"""Where the numbers of the docs come from.
+"""Check where the numbers of the documentation come from.
 
-A comment in a page says it of all blocks that follow it, up to the next such comment:
+A comment in a page states the source of all blocks that follow it, up to the next such comment:
 
-- ``<!-- numbers: checked -->``: each is part of a text that ``claims`` makes from the committed stores;
+- ``<!-- numbers: checked -->``: every number is part of a text that ``claims`` computes from the committed results;
 - ``<!-- numbers: 7 settings -->``: seven numbers that were chosen and not measured: settings, limits, formulas, literature;
-- ``<!-- numbers: 7 measured on 2026-11-24 with COMMAND -->``: measured once; what the command wrote is not kept;
-- ``<!-- numbers: 7 tested by tests/docs/test_speed.py -->``: another test makes them again.
+- ``<!-- numbers: 7 measured on 2026-11-24 with COMMAND -->``: numbers that were measured once, and whose results are not stored;
+- ``<!-- numbers: 7 tested by tests/docs/test_speed.py -->``: numbers that another test computes again.
 
-The counts are there so that a number that is added, or taken away, does not go unseen. ``python -m tests.docs.numbers`` says what
-each page lacks and counts anew.
+The counts reveal numbers that are added or removed. ``python -m tests.docs.numbers`` updates the counts and prints
+how many numbers of each page no comment covers.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ PAGES = tuple(sorted([*(ROOT / "docs").glob("*.md"), ROOT / "README.md"]))
 MARK = re.compile(r"<!-- numbers: (?:(checked)|(\d+) (settings|measured on \d{4}-\d\d-\d\d with .+?|tested by \S+)) -->")
 HIDDEN = re.compile(
     r"""
-    ^```(?!text).*?^```$                       # code; what a command printed stands in ```text
-    | <!--.*?--> | `[^`\n]+` | \]\([^)\s]*\)   # comments, code in a line, addresses
+    ^```(?!text)(?=\w).*?^```$                # code; the output of commands is in ```text and counts
+    | <!--.*?--> | `[^`\n]+` | \]\([^)\s]*\)   # comments, inline code, addresses
     | https?://\S+ | arXiv:\S+ | \d{4}-\d\d-\d\d
     | ^\d+\.(?=\s)                             # numbered lists
     """,
@@ -35,7 +35,15 @@ NUMBER = re.compile(r"(?<![\w.,])(?<!\w-)[+-]?(?:\d+(?:,\d{3})*(?:\.\d+)*|\.\d+)
 
 @dataclass(frozen=True)
 class Region:
-    """Part of a page under one comment; ``at``: where it begins. ``kind`` "" has no comment."""
+    """The part of a page that one comment covers.
+
+    Attributes:
+        kind: "checked", "settings", "measured on ..." or "tested by ..."; "" before the first comment.
+        count: The number of numbers that the comment states; 0 for "checked".
+        at: The position in the page at which the region begins.
+        end: The position at which it ends.
+        mark: The positions of the comment.
+    """
 
     kind: str
     count: int
@@ -44,38 +52,39 @@ class Region:
     mark: tuple[int, int]
 
 
-def hidden(page: str) -> str:
-    """The page, as long as it is, with spaces for what holds no number that is told."""
-    return HIDDEN.sub(lambda found: re.sub(r"[^\n]", " ", found[0]), page)
+def mask_hidden(page: str) -> str:
+    """Return the page with equal length, in which spaces replace the parts whose numbers do not count."""
+    return HIDDEN.sub(lambda match: re.sub(r"[^\n]", " ", match[0]), page)
 
 
 def numbers(page: str) -> list[re.Match[str]]:
-    """Every number that a page tells."""
-    return list(NUMBER.finditer(hidden(page)))
+    """Return every number of a page that counts."""
+    return list(NUMBER.finditer(mask_hidden(page)))
 
 
 def regions(page: str) -> list[Region]:
-    """The parts of a page; the first has no comment."""
+    """Return the regions of a page; the first one has no comment."""
     marks = list(MARK.finditer(page))
     ends = [*(mark.start() for mark in marks), len(page)]
-    found = [Region("", 0, 0, ends[0], (0, 0))]
+    result = [Region("", 0, 0, ends[0], (0, 0))]
     for mark, end in zip(marks, ends[1:], strict=True):
-        found.append(Region(mark[1] or mark[3], int(mark[2] or 0), mark.end(), end, mark.span()))
-    return found
+        result.append(Region(mark[1] or mark[3], int(mark[2] or 0), mark.end(), end, mark.span()))
+    return result
 
 
 def numbers_in(page: str, region: Region) -> list[re.Match[str]]:
+    """Return the numbers of one region."""
     return [number for number in numbers(page) if region.at <= number.start() < region.end]
 
 
 def spans(page: str, claim: str) -> list[tuple[int, int]]:
-    """Where a page has the text of a claim, however its lines are broken."""
+    """Return the positions at which a page contains the text of a claim, regardless of line breaks."""
     words = r"\s+".join(map(re.escape, claim.split()))
-    return [found.span() for found in re.finditer(rf"(?<![\d.]){words}(?!\d|\.\d)", page)]
+    return [match.span() for match in re.finditer(rf"(?<![\d.]){words}(?!\d|\.\d)", page)]
 
 
 def uncovered(page: str, claims: list[str]) -> list[str]:
-    """The numbers of the checked regions, with what is around them, that no claim has."""
+    """Return the numbers of the checked regions that no claim covers, each with its context."""
     covered = [span for claim in claims for span in spans(page, claim)]
     return [
         f"{number[0]!r} in {page[max(0, number.start() - 50) : number.end() + 30]!r}"
@@ -86,8 +95,8 @@ def uncovered(page: str, claims: list[str]) -> list[str]:
     ]
 
 
-def counted(page: str) -> str:
-    """The page with the counts of its comments made right."""
+def update_counts(page: str) -> str:
+    """Return the page with correct counts in its comments."""
     for region in reversed(regions(page)):
         if region.kind not in ("", "checked"):
             low, high = region.mark
@@ -96,12 +105,12 @@ def counted(page: str) -> str:
 
 
 def main() -> int:
-    """Count anew, and list the numbers that stand under no comment."""
+    """Update the counts of all pages, and print how many numbers no comment covers."""
     for path in PAGES:
         page = path.read_text(encoding="utf-8")
-        path.write_text(counted(page), encoding="utf-8")
-        bare = numbers_in(page, regions(page)[0])
-        print(f"{path.relative_to(ROOT)}: {len(numbers(page))} numbers, {len(bare)} under no comment")
+        path.write_text(update_counts(page), encoding="utf-8")
+        without_comment = numbers_in(page, regions(page)[0])
+        print(f"{path.relative_to(ROOT)}: {len(numbers(page))} numbers, {len(without_comment)} under no comment")
     return 0
 
 

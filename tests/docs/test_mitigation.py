@@ -1,4 +1,4 @@
-"""The page on clustering: every snippet is an experiment, no signal is missing, and the new signal of the page works."""
+"""docs/clustering.md: every YAML snippet is a valid experiment, every strategy has one, and the page's own strategy works."""
 
 from __future__ import annotations
 
@@ -25,31 +25,31 @@ CLUSTERING_SNIPPETS = re.findall(r"```yaml\n(.*?)```", CLUSTERING_PAGE, re.DOTAL
 
 @pytest.mark.parametrize("snippet", CLUSTERING_SNIPPETS)
 def test_a_clustering_snippet_is_an_experiment(snippet):
-    said = yaml.safe_load(snippet)
-    assert type(parse_config(said).clustering).__name__ == said["clustering"]["type"]
+    raw_config = yaml.safe_load(snippet)
+    assert type(parse_config(raw_config).clustering).__name__ == raw_config["clustering"]["type"]
 
 
-def test_every_signal_has_its_snippet():
+def test_every_strategy_has_a_snippet():
     assert {yaml.safe_load(snippet)["clustering"]["type"] for snippet in CLUSTERING_SNIPPETS} == set(clustering.__all__) - {"NoClustering"}
 
 
-def test_the_new_signal_of_the_page_works():
-    names = {"dataclass": dataclass, "NoClustering": NoClustering, "Assignment": Assignment, "ClientInfo": ClientInfo, "np": np}
-    exec(re.search(r"```python\n(.*?)```", CLUSTERING_PAGE, re.DOTALL)[1], names)
+def test_the_example_strategy_works():
+    namespace = {"dataclass": dataclass, "NoClustering": NoClustering, "Assignment": Assignment, "ClientInfo": ClientInfo, "np": np}
+    exec(re.search(r"```python\n(.*?)```", CLUSTERING_PAGE, re.DOTALL)[1], namespace)
     texts = [["a long text"], ["short"], ["another long text"], ["no"]]
-    fleet, algorithm = make_simulator(clients((1,) * 4, (5, -5, 4, -4))), FedAvg()
-    work = ClusteringRuntime(names["ByLength"](), ClientInfo(4, 0, texts.__getitem__), algorithm)
-    done = list(
+    client_pool, algorithm = make_simulator(clients((1,) * 4, (5, -5, 4, -4))), FedAvg()
+    runtime = ClusteringRuntime(namespace["ByLength"](), ClientInfo(4, 0, texts.__getitem__), algorithm)
+    results = list(
         run_rounds(
-            work.init_state(params(0.0)),
-            work.wrap_client_pool(fleet),
+            runtime.init_state(params(0.0)),
+            runtime.wrap_client_pool(client_pool),
             algorithm,
             num_rounds=30,
             cohort_size=2,
             seed=0,
-            recluster=work.recluster,
-            sample_clients=work.sample_cohort,
+            recluster=runtime.recluster,
+            sample_clients=runtime.sample_cohort,
         )
     )
-    assert done[-1].after.cluster_ids.tolist() == [1, 0, 1, 0] and all(len(one.cohort) == 2 for one in done)
-    assert done[-1].after.server.params["x"].flatten().sign().tolist() == [-1, 1]
+    assert results[-1].after.cluster_ids.tolist() == [1, 0, 1, 0] and all(len(result.cohort) == 2 for result in results)
+    assert results[-1].after.server.params["x"].flatten().sign().tolist() == [-1, 1]

@@ -1,4 +1,4 @@
-"""docs/models.md says of every preset what the presets say."""
+"""Test that the table of presets in docs/models.md equals the presets of the code."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ MODELS_PAGE = Path(__file__).resolve().parents[2] / "docs" / "models.md"
 
 
 @pytest.mark.parametrize("preset", PRESETS.values(), ids=PRESETS)
-def test_every_preset_is_on_the_page_with_its_figures(preset):
+def test_every_preset_is_on_the_page_with_its_numbers(preset):
     (row,) = [line for line in MODELS_PAGE.read_text().splitlines() if line.startswith(f"| `{preset.name}` |")]
     cells = [cell.strip() for cell in row.strip("|").split("|")]
     assert preset.hub_id in cells[1]

@@ -1,4 +1,4 @@
-"""Every number of the docs is made from the committed stores, or is said to be chosen, tested elsewhere, or measured once."""
+"""Every number of the documentation is computed from the committed results, or marked as chosen, tested elsewhere or measured once."""
 
 from __future__ import annotations
 
@@ -7,17 +7,17 @@ from pathlib import Path
 import pytest
 
 from .claims import first_study, measured, mitigation
-from .claims.stores import imported
-from .numbers import PAGES, ROOT, counted, hidden, numbers, numbers_in, regions, spans, uncovered
+from .claims.stores import extract_study
+from .numbers import PAGES, ROOT, mask_hidden, numbers, numbers_in, regions, spans, uncovered, update_counts
 
 
 @pytest.fixture(scope="module")
 def claims(tmp_path_factory):
-    """What each page must say, by its name."""
+    """The claims that each page must contain, by the name of the page."""
     root = tmp_path_factory.mktemp("stores")
-    kept = {name: imported(root, name) for name in ("first", "failures", "smollm2")}
+    studies = {name: extract_study(root, name) for name in ("first", "failures", "smollm2")}
     return {
-        "first-study.md": first_study.claims(**kept),
+        "first-study.md": first_study.claims(**studies),
         "clustering.md": mitigation.page(),
         "clustering-tables.md": mitigation.every_table(),
         "speed.md": measured.speed(root),
@@ -27,28 +27,32 @@ def claims(tmp_path_factory):
     }
 
 
-def test_the_page_of_the_calibration_is_made_of_its_results():
+def test_the_calibration_page_is_computed_from_its_results():
     assert (ROOT / "docs" / "calibration.md").read_text(encoding="utf-8") == measured.calibration()
 
 
 def test_every_number_of_every_page_has_a_source(claims):
-    """One test for all pages, so that the stores are read once, whatever the number of processes."""
-    wrong = {
+    """Test all pages together, so that the stores are read only once, regardless of the number of test processes."""
+    problems_by_page = {
         path.name: problems(path.read_text(encoding="utf-8"), claims.get(path.name, [])) for path in PAGES if path.name != "calibration.md"
     }
-    assert not {name: found for name, found in wrong.items() if found} and set(claims) <= set(wrong)
+    assert not {name: found for name, found in problems_by_page.items() if found} and set(claims) <= set(problems_by_page)
 
 
 def problems(page: str, claims: list[str]) -> list[str]:
-    """What is wrong with the numbers of a page, in words."""
-    found = [f"say where {number[0]} comes from (tests/docs/numbers.py)" for number in numbers_in(page, regions(page)[0])]
-    if counted(page) != page:
-        found.append("a number came or went: python -m tests.docs.numbers counts anew, once its source is right")
-    found += [f"the committed results say otherwise: {claim}" for claim in claims if not spans(page, claim)]
+    """Describe what is wrong with the numbers of a page."""
+    found = [f"{number[0]} has no source: add a comment (tests/docs/numbers.py)" for number in numbers_in(page, regions(page)[0])]
+    if update_counts(page) != page:
+        found.append("a number was added or removed: check its source, then run python -m tests.docs.numbers")
+    found += [
+        f"the page does not contain this text, which is computed from the committed results: {claim}"
+        for claim in claims
+        if not spans(page, claim)
+    ]
     return found + uncovered(page, claims)
 
 
-def test_what_another_test_is_said_to_make_names_a_test():
+def test_regions_tested_elsewhere_name_an_existing_test():
     for path in PAGES:
         for region in regions(path.read_text(encoding="utf-8")):
             if region.kind.startswith("tested by "):
@@ -64,23 +68,23 @@ Of 5 clients, 1,000 documents.
 """
 
 
-def test_a_number_without_a_claim_and_a_changed_one_are_seen():
-    whole = "ends at +0.048 nats (-0.008 to +0.105), p = .047"
-    assert not uncovered(PAGE, [whole, "see [12]"]) and counted(PAGE) == PAGE
-    assert [seen.split("'")[1] for seen in uncovered(PAGE, ["+0.048 nats", "see [12]"])] == ["-0.008", "+0.105", ".047"]
-    assert not spans(PAGE, whole.replace("+0.048", "+0.024")) and not spans(PAGE, "+0.04") and not spans(PAGE, "0.105), p = .04")
+def test_a_number_without_a_claim_and_a_changed_number_are_detected():
+    claim = "ends at +0.048 nats (-0.008 to +0.105), p = .047"
+    assert not uncovered(PAGE, [claim, "see [12]"]) and update_counts(PAGE) == PAGE
+    assert [description.split("'")[1] for description in uncovered(PAGE, ["+0.048 nats", "see [12]"])] == ["-0.008", "+0.105", ".047"]
+    assert not spans(PAGE, claim.replace("+0.048", "+0.024")) and not spans(PAGE, "+0.04") and not spans(PAGE, "0.105), p = .04")
     assert [number[0] for number in numbers_in(PAGE, regions(PAGE)[0])] == ["3"]
-    more = PAGE.replace("1,000", "1,000 or 2,000")
-    assert [said[:8] for said in problems(more, [whole.replace("+0.048", "+0.024"), "see [12]"])] == [
-        "say wher",
+    extended_page = PAGE.replace("1,000", "1,000 or 2,000")
+    assert [problem[:8] for problem in problems(extended_page, [claim.replace("+0.048", "+0.024"), "see [12]"])] == [
+        "3 has no",
         "a number",
-        "the comm",
+        "the page",
         *["'+0.048'"[:8], "'-0.008'"[:8], "'+0.105'"[:8], "'.047' i"],
     ]
 
 
 @pytest.mark.parametrize(
-    ("text", "found"),
+    ("text", "expected"),
     [
         ("4 x 64, 10 % and 1e-5, v 2.13.0, -.008", ["4", "64", "10", "1e-5", "2.13.0", "-.008"]),
         ("1,146 rows, 3.8 M; 0.47x, AT-1, H6, w_0, LoRA8 and 2026-11-24", ["1,146", "3.8", "0.47"]),
@@ -88,9 +92,9 @@ def test_a_number_without_a_claim_and_a_changed_one_are_seen():
         ("```sh\nrun 5\n```\n```text\nends 6.5\n```", ["6.5"]),
     ],
 )
-def test_what_counts_as_a_number(text, found):
-    assert [number[0] for number in numbers(text)] == found and len(hidden(text)) == len(text)
+def test_what_counts_as_a_number(text, expected):
+    assert [number[0] for number in numbers(text)] == expected and len(mask_hidden(text)) == len(text)
 
 
-def test_the_stores_are_not_the_working_copys_runs():
+def test_the_stores_are_committed():
     assert all(path.is_relative_to(ROOT) for path in PAGES) and Path(ROOT / "studies" / "results" / "first.zip").exists()

@@ -1,4 +1,4 @@
-"""The pages on probes and detectors: every metric is there, and the new probe and detector of the pages work."""
+"""Check docs/probes.md and docs/detectors.md: every recorded metric is documented, and the example probe and detector work."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from tests import worlds
 from tests.detectors.runs import run
 
 ROOT = Path(__file__).resolve().parents[2]
-PROBES, DETECTORS = ((ROOT / "docs" / name).read_text(encoding="utf-8") for name in ("probes.md", "detectors.md"))
-INDUCED = ("isolation", "low_participation", "high_rate")
+PROBES_PAGE, DETECTORS_PAGE = ((ROOT / "docs" / name).read_text(encoding="utf-8") for name in ("probes.md", "detectors.md"))
+FAILURE_EXPERIMENTS = ("isolation", "low_participation", "high_rate")
 
 
-def written(page: str, package: ModuleType, name: str, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    """The page's Python, as the file that it says it is."""
+def load_example(page: str, package: ModuleType, name: str, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    """Execute the Python example of a page as the module ``name`` of a package."""
     module = ModuleType(f"{package.__name__}.{name}")
     module.__package__ = package.__name__
     monkeypatch.setitem(sys.modules, module.__name__, module)
@@ -31,8 +31,8 @@ def written(page: str, package: ModuleType, name: str, monkeypatch: pytest.Monke
     return module
 
 
-def test_a_whole_panel_records_nothing_that_the_page_does_not_name(tmp_path):
-    asked = worlds.experiment(
+def test_all_probes_together_record_only_documented_metrics(tmp_path):
+    experiment = worlds.experiment(
         tmp_path,
         "training.num_rounds=2",
         "training.client_weighting=uniform",
@@ -41,43 +41,43 @@ def test_a_whole_panel_records_nothing_that_the_page_does_not_name(tmp_path):
         "evaluation.final_blocks_per_domain=0",
         f"evaluation.probes={list(probes.PROBE_GROUPS)}",
     )
-    made = run_experiment(asked, worlds.make_cache(tmp_path)).trajectory()
-    named = set(re.findall(r"`([\w.]+)`", PROBES)) | {"train.loss.start"}
-    assert len(made.metrics) > 60 and set(made.metrics) <= named, sorted(set(made.metrics) - named)
+    trajectory = run_experiment(experiment, worlds.make_cache(tmp_path)).trajectory()
+    documented = set(re.findall(r"`([\w.]+)`", PROBES_PAGE))
+    assert len(trajectory.metrics) > 60 and set(trajectory.metrics) <= documented, sorted(set(trajectory.metrics) - documented)
 
 
 def test_every_group_is_on_the_page():
-    rows = {line.split("|")[1].split(",")[0].strip() for line in PROBES.splitlines() if line.startswith("|")}
-    assert set(probes.PROBE_GROUPS) <= rows
+    first_cells = {line.split("|")[1].strip() for line in PROBES_PAGE.splitlines() if line.startswith("|")}
+    assert set(probes.PROBE_GROUPS) <= first_cells
 
 
 def test_the_new_probe_of_the_page_works_and_is_one_file_and_one_entry(tmp_path, monkeypatch):
-    module = written(PROBES, probes, "participation", monkeypatch)
-    found = registry.group_factories([(module.PARTICIPATION_GROUP, module.participation_probes)])
-    monkeypatch.setitem(probes.PROBE_GROUPS, "participation", found["participation"])
-    asked = worlds.experiment(
+    module = load_example(PROBES_PAGE, probes, "participation", monkeypatch)
+    factories = registry.group_factories([(module.PARTICIPATION_GROUP, module.participation_probes)])
+    monkeypatch.setitem(probes.PROBE_GROUPS, "participation", factories["participation"])
+    experiment = worlds.experiment(
         tmp_path, "training.num_rounds=1", "evaluation.probes=[participation]", "evaluation.final_blocks_per_domain=0"
     )
-    assert run_experiment(asked, worlds.make_cache(tmp_path)).trajectory().curve("participants")[-1] == 2
+    assert run_experiment(experiment, worlds.make_cache(tmp_path)).trajectory().curve("participants")[-1] == 2
 
 
 def test_the_new_detector_of_the_page_works(monkeypatch):
-    module = written(DETECTORS, diagnosis, "disagreement", monkeypatch)
-    limits = {**THRESHOLDS, "disagreement": {"consensus": 0.1}}
-    less, more = run(update_consensus=[0.4] * 6), run(update_consensus=[0.7] * 6)
-    assert module.disagreement(RunEvidence(less, more, thresholds=limits))[0].is_positive
-    assert not module.disagreement(RunEvidence(more, less, thresholds=limits))[0].is_positive
-    assert module.disagreement(RunEvidence(less, thresholds=limits))[0].grade == "not measured"
+    module = load_example(DETECTORS_PAGE, diagnosis, "disagreement", monkeypatch)
+    thresholds = {**THRESHOLDS, "disagreement": {"consensus": 0.1}}
+    low, high = run(update_consensus=[0.4] * 6), run(update_consensus=[0.7] * 6)
+    assert module.disagreement(RunEvidence(low, high, thresholds=thresholds))[0].is_positive
+    assert not module.disagreement(RunEvidence(high, low, thresholds=thresholds))[0].is_positive
+    assert module.disagreement(RunEvidence(low, thresholds=thresholds))[0].grade == "not measured"
 
 
-@pytest.mark.parametrize("page", [PROBES, DETECTORS], ids=["probe", "detector"])
+@pytest.mark.parametrize("page", [PROBES_PAGE, DETECTORS_PAGE], ids=["probe", "detector"])
 def test_the_example_of_a_page_is_about_ten_lines(page):
     (example,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
     assert len([line for line in example.splitlines() if line.strip()]) <= 11
 
 
-@pytest.mark.parametrize("name", INDUCED)
-def test_the_induced_failures_are_experiments_and_say_what_they_expect(name):
+@pytest.mark.parametrize("name", FAILURE_EXPERIMENTS)
+def test_the_failure_experiments_state_the_expected_result(name):
     path = ROOT / "experiments" / f"{name}.yaml"
     assert load_config(path).partition.severity == 1.0
-    assert "Expected" in path.read_text() and path.name in DETECTORS
+    assert "Expected" in path.read_text() and path.name in DETECTORS_PAGE

@@ -1,4 +1,4 @@
-"""The page on forks: every command of it is one that a recorded run accepts."""
+"""Check docs/fork.md: a recorded run accepts every command of the page."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ FORK_PAGE = (Path(__file__).resolve().parents[2] / "docs" / "fork.md").read_text
 
 
 def test_every_command_of_the_page_is_accepted(tmp_path):
-    there = make_cache(tmp_path)
-    there = replace(there, runtime=replace(there.runtime, save_updates=True))
-    small = "training.num_rounds=9", "partition.num_clients=5", "evaluation.probes=[]", "evaluation.final_blocks_per_domain=0"
-    origin = run_experiment(experiment(tmp_path, *small), there)
+    resources = make_cache(tmp_path)
+    resources = replace(resources, runtime=replace(resources.runtime, save_updates=True))
+    overrides = "training.num_rounds=9", "partition.num_clients=5", "evaluation.probes=[]", "evaluation.final_blocks_per_domain=0"
+    origin = run_experiment(experiment(tmp_path, *overrides), resources)
     commands = [shlex.split(line, comments=True) for line in re.findall(r"^fedrift fork .*", FORK_PAGE, re.MULTILINE)]
-    assert len(commands) == 8
-    for _, _, _, flag, round, *words in commands:
-        assert flag == "--from-round"
-        asked = make_fork_config(origin, int(round), words)
-        parting = ForkedRun.from_config(Run(origin.root, asked.id), asked)
-        assert (parting.description == "with nothing changed") == (not words)
-        assert parting.can_reuse_updates == (not any(word.startswith("training.") for word in words))
+    assert len(commands) == 9
+    for _, _, _, option, round, *changes in commands:
+        assert option == "--from-round"
+        config = make_fork_config(origin, int(round), changes)
+        forked_run = ForkedRun.from_config(Run(origin.root, config.id), config)
+        assert (forked_run.description == "with nothing changed") == (not changes)
+        assert forked_run.can_reuse_updates == (not any(change.startswith("training.") for change in changes))

@@ -134,6 +134,7 @@ def on_nodes(algorithm, keeps: Path, state) -> Tree:
     return Tree({name: torch.cat([tree[name] for tree in each]) for name in first})
 
 
+@pytest.mark.sample(8)
 @pytest.mark.parametrize("fault", FAULTS)
 def test_a_client_that_answers_wrongly_counts_as_absent_for_that_round(fault, tmp_path):
     meddle, why = FAULTS[fault]
@@ -212,6 +213,7 @@ def test_fewer_answers_than_the_least_end_the_run_and_change_nothing(tmp_path):
     assert same(rest[-1].after, over_flower(Scaffold(), deal, tmp_path / "unbroken", until=4)[-1].after)
 
 
+@pytest.mark.sample(1)
 @pytest.mark.parametrize("algorithm", [Scaffold(), Ditto()], ids=repr)
 def test_a_server_that_restarts_repeats_the_round_that_it_had_not_stored(algorithm, tmp_path):
     """Its clients have moved on, and go back."""

@@ -43,6 +43,7 @@ def over(wanted, folder: Path, data: dict[int, str] | None = None) -> tuple[Loop
     }
 
 
+@pytest.mark.sample(2)
 @pytest.mark.parametrize(
     "overrides",
     [

@@ -29,6 +29,7 @@ def gap(over, here) -> float:
     return max((one[name].double() - two[name].double()).abs().max().item() for name in parts)
 
 
+@pytest.mark.sample(12)
 @pytest.mark.parametrize("algorithm", ALGORITHMS, ids=repr)
 def test_a_run_over_flower_is_the_run_on_one_machine(algorithm, tmp_path):
     """All of them: what a client keeps stays on its node, what the server reads of it travels."""
@@ -79,6 +80,7 @@ def at_work(signal: NoClustering, algorithm: FedAvg, deal: Data) -> tuple[Cluste
     return ClusteringRuntime(signal, make_client_info(vectors, losses=partial(client_losses_per_model, fleet)), algorithm), fleet
 
 
+@pytest.mark.sample(4)
 @pytest.mark.parametrize("signal, algorithm", CLUSTERED, ids=repr)
 def test_cluster_specific_training_over_flower_is_that_on_one_machine(signal, algorithm, tmp_path):
     """Whoever shares with whom is decided on the server; SCAFFOLD's c of each group is the mean of its own members' c_k."""

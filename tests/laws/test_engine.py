@@ -103,6 +103,7 @@ CASES = [
 WORLDS = pytest.mark.parametrize(("kind", "rule"), PLACES)
 
 
+@pytest.mark.sample(10)
 @pytest.mark.parametrize(("kind", "rule", "tune", "option"), CASES)
 def test_no_speed_up_changes_a_result_beyond_rounding(usual, kind, rule, tune, option):
     same(trained(kind, tune, rule, **OPTIONS[option]), usual(kind, tune, rule))
@@ -120,6 +121,7 @@ def test_logits_of_a_few_positions_at_once(usual, monkeypatch, kind, rule, tune)
     same(found, usual(kind, tune, rule))
 
 
+@pytest.mark.sample(5)
 @pytest.mark.parametrize("tune", TUNES)
 @WORLDS
 def test_runs_that_share_their_passes(usual, kind, rule, tune):

@@ -69,6 +69,7 @@ def train(fleet: ClientSimulator, rule: FedAvg, state: FederatedState | None, pa
     return list(run_rounds(state, fleet, rule, num_rounds=until, cohort_size=fleet.size, seed=0))
 
 
+@pytest.mark.sample(25)
 @pytest.mark.parametrize(("name", "tune"), PAIRS)
 def test_a_broken_client_an_empty_one_and_a_lost_round_are_survived(settings, name, tune):
     """NaN is quarantined, recorded and counts as absent; who has no data changes nothing; nobody left, nothing moves."""

@@ -42,6 +42,7 @@ def test_a_group_that_is_not_there_is_refused_with_the_nearest_that_is():
         parse_config({"dataset": "bbc", "evaluation": {"probes": ["hiden"]}})
 
 
+@pytest.mark.sample(1)
 @pytest.mark.parametrize(
     "overrides",
     [
@@ -72,6 +73,7 @@ def killed(progress):
         raise Killed
 
 
+@pytest.mark.slow
 def test_a_run_that_resumes_has_seen_the_same(tmp_path):
     unbroken = run_experiment(asked(tmp_path, EVERYTHING, "algorithm=Scaffold"), at(tmp_path, "unbroken"))
     with pytest.raises(Killed):

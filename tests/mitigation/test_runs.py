@@ -30,6 +30,7 @@ SIGNALS = [
 ]
 
 
+@pytest.mark.sample(3)
 @pytest.mark.parametrize("signal", SIGNALS, ids=lambda signal: type(signal).__name__)
 def test_a_run_that_was_interrupted_resumes_bit_for_bit_under_every_mitigation(world, tmp_path, signal):
     wanted = make_config(world, signal, "algorithm=Scaffold", "training.client_weighting=uniform")
@@ -102,6 +103,7 @@ def test_without_mitigation_the_name_of_a_run_is_what_it_was():
     assert soft.clustering == SoftClustering(TextClustering(encoder="hashing"), 0.2) and parse_config(soft.to_dict()) == soft
 
 
+@pytest.mark.sample(3)
 @pytest.mark.parametrize(
     "algorithm",
     [

@@ -100,6 +100,7 @@ def test_the_mixture_is_a_softmax_of_squared_distances():
     assert np.array_equal(mixture_weights(points, centroids, 1e-300), np.eye(2))
 
 
+@pytest.mark.sample(1)
 @pytest.mark.parametrize(
     "overrides", [("algorithm={type: FedAvg, aggregator: FFALoRA}",), ("trainable={type: LastBlocks, num_blocks: 1}",)], ids=str
 )

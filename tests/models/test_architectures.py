@@ -119,6 +119,7 @@ def test_logits_made_in_an_unknown_way_are_refused(change):
         read_logits(Strange(network("untied", torch.float32), **change))
 
 
+@pytest.mark.sample(4)
 @pytest.mark.parametrize(
     "kind", ["llama", "phi", "gptj", "gemma2", "cohere", "granite", "gpt_neo", "bloom", "falcon", "opt", "mamba", "olmoe", "bart"]
 )
@@ -235,3 +236,15 @@ def test_a_run_refuses_adapters_that_nobody_could_load_and_says_what_gets_none(a
     with pytest.raises(UserError, match=r"DeepseekV3ForCausalLM: PEFT .* would not load"):
         build_run(replace(asked, model=str(tmp_path / "deepseek_v3")), there)
     assert any("MixtralExperts" in line for line in build_run(replace(asked, model=str(tmp_path / "mixtral")), there).warnings)
+
+
+@pytest.mark.parametrize(
+    ("kind", "name", "expected"),
+    [
+        ("gemma3", "last", "yes"),  # the blocks of the text model, not those of the image encoder
+        ("reformer", "last", "refused: the loss of ReformerModelWithLMHead does not depend on the weights"),
+        ("recurrent_gemma", "last", "refused: RecurrentGemmaForCausalLM does not work with trainable: {type: LastBlocks}"),
+    ],
+)
+def test_what_has_no_gradient_is_refused_before_training(kind, name, expected, architectures):
+    assert architectures.judge_architecture(kind, name).startswith(expected)

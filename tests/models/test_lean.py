@@ -28,6 +28,7 @@ def both(kind: str, tune, dtype=torch.float64, clients: int = 3) -> tuple[Stacke
     return ours, plain, rows.map(lambda leaf: leaf + 0.1 * torch.randn(leaf.shape, generator=draw, dtype=torch.float64).to(leaf))
 
 
+@pytest.mark.sample(10)
 @pytest.mark.parametrize("dtype", ROUNDING)
 @pytest.mark.parametrize("tune", FUSED_TRAINABLES, ids=repr)
 @pytest.mark.parametrize("kind", KINDS)

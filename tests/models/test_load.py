@@ -85,6 +85,7 @@ def test_another_dtype_is_had_by_asking_and_a_wrong_one_is_refused(llama):
         load(llama, "flaot32")
 
 
+@pytest.mark.sample(1)
 @pytest.mark.parametrize("kind", KINDS)
 def test_real_tokenizers_pass_through_a_folder_with_their_architecture(kind, tmp_path, shared_data):
     folder = shared_data.parent / "tokenizers" / REAL[kind]
@@ -198,6 +199,7 @@ def test_a_model_folder_that_holds_an_adapter_is_refused_before_anything_is_load
             read(llama)
 
 
+@pytest.mark.slow
 def test_without_a_hub_the_way_out_is_told(tmp_path):
     code = (
         "import sys\nfrom pathlib import Path\nfrom fedrift.core.errors import UserError\n"

@@ -21,6 +21,7 @@ from tests.worlds import corpus_file
 REAL = {"gpt2": "gpt2", "qwen2": "qwen2", "llama": "llama2-tinyllama"}
 
 
+@pytest.mark.sample(1)
 @pytest.mark.parametrize("kind", REAL)
 def test_a_run_and_its_twin_pass_with_a_real_tokenizer(kind, tmp_path, shared_data, monkeypatch, capsys):
     tokenizer = AutoTokenizer.from_pretrained(shared_data.parent / "tokenizers" / REAL[kind], local_files_only=True)

@@ -165,6 +165,7 @@ def child(cache: Path, ending: str) -> subprocess.Popen:
     return subprocess.Popen([sys.executable, "-c", CHILD, str(cache), ending, json.dumps(asdict(FAKE))], stdout=subprocess.PIPE, text=True)
 
 
+@pytest.mark.slow
 def test_a_killed_process_leaves_no_model_and_its_leftovers_go_with_the_next_try(shelf, tmp_path):
     assert child(tmp_path, "die").wait() == -signal.SIGKILL
     assert [name.endswith(".partial") for name in left(tmp_path)] == [True]
@@ -172,6 +173,7 @@ def test_a_killed_process_leaves_no_model_and_its_leftovers_go_with_the_next_try
     assert left(tmp_path) == ["fake-model"]
 
 
+@pytest.mark.slow
 def test_two_processes_at_once_convert_once_and_get_the_same_model(shelf, tmp_path):
     both = [child(tmp_path, "live") for _ in range(2)]
     told = [process.communicate()[0].strip() for process in both]

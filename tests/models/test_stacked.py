@@ -55,6 +55,7 @@ def own_loss(plain, tokens, labels):
     return torch.nn.functional.cross_entropy(logits.flatten(0, 1), labels[:, 1:].flatten(), ignore_index=-100)
 
 
+@pytest.mark.sample(7)
 @pytest.mark.parametrize("tune", TUNES, ids=repr)
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_client_gets_the_loss_and_gradient_of_plain_transformers(kind, tune):

@@ -121,6 +121,7 @@ def test_severity_0_is_the_corpus_in_small(kind):
     assert ((counts - wanted) ** 2 / wanted).sum() < 38.9  # chi-square, 21 degrees of freedom, p = 0.01
 
 
+@pytest.mark.sample(5)
 @every
 def test_the_same_stream_gives_a_client_the_same_mix_of_another_split(kind):
     """Train and test documents dealt by equal streams: a client is tested on what it trains on."""

@@ -40,6 +40,7 @@ def report(partitioner, documents, seed=0, **more):
     return measure_heterogeneity(documents, partition, numpy_stream(seed, "measure"), resplits=8, **more)
 
 
+@pytest.mark.sample(5)
 @pytest.mark.parametrize("name", room.__all__)
 def test_severity_0_is_not_beyond_chance(name):
     documents = topical(500)

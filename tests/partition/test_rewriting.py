@@ -82,6 +82,7 @@ def test_a_rewrite_is_pure_bears_any_text_and_travels(kind, homogeneous, severit
             assert said == rewrite(text, document_id(text)) == again(text, document_id(text))
 
 
+@pytest.mark.sample(2)
 @every
 def test_refill_gives_all_clients_equally_many_words_after_rewriting(kind):
     documents = stories(900)
@@ -96,6 +97,7 @@ def test_without_refill_clients_have_equally_many_words_before_rewriting(kind):
     assert np.ptp(partition.budgets(documents)) <= 2 * documents.size.max()
 
 
+@pytest.mark.sample(2)
 @every
 def test_the_control_gives_everybody_one_distribution_and_changes_the_pool_as_much(kind):
     documents = stories(900)

@@ -92,6 +92,7 @@ def test_a_run_killed_and_resumed_has_the_same_numbers(world, monkeypatch):
     assert stored == [0, 1, 2, 3]
 
 
+@pytest.mark.sample(4)
 @pytest.mark.parametrize(
     "other",
     [
@@ -123,6 +124,7 @@ def test_where_there_is_no_general_text_the_run_says_so(world, monkeypatch):
     assert len(said) == 1 and "evaluation.general_dataset" in json.dumps(said[0])
 
 
+@pytest.mark.slow
 def test_the_sandbox_is_asked_in_its_own_language(world):
     run = run_experiment(
         worlds.experiment(

@@ -165,6 +165,7 @@ def test_forms_are_spelled_as_english_does():
     assert isinstance(ENGLISH_LEXICON, Lexicon) and {"children", "stories"} <= word_forms(ENGLISH_LEXICON)
 
 
+@pytest.mark.slow
 def test_the_sandbox_is_asked_in_its_own_language():
     pairs = select_pairs(corpus({"a": ["x"]}), TOKENIZER, SyntheticConfig(num_documents=4), 0, pairs_per_phenomenon=8)
     assert {pair.phenomenon for pair in pairs} <= SANDBOX_PHENOMENA.keys() and len({pair.phenomenon for pair in pairs}) >= 8

@@ -19,6 +19,7 @@ TUNES = {
 }
 
 
+@pytest.mark.sample(1)
 @pytest.mark.parametrize("tune", TUNES)
 def test_runs_that_share_a_stock_read_the_pretrained_model_once_and_record_the_same(tune, tmp_path, monkeypatch):
     asked = [

@@ -72,6 +72,7 @@ def test_arrays_come_back_bit_for_bit_with_their_types_and_in_their_order(tmp_pa
         load_arrays(tmp_path / "y.parquet")
 
 
+@pytest.mark.sample(3)
 @pytest.mark.parametrize("way", WAYS, ids=str)
 def test_every_report_and_state_is_kept_bit_for_bit_and_the_run_is_what_it_was(tmp_path, asked, way, monkeypatch):
     asked, seen = edit_config(asked, WAYS[way]), []

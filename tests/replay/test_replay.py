@@ -77,6 +77,7 @@ def same(one, two) -> bool:
     return torch.equal(one, two) if isinstance(one, torch.Tensor) else one == two
 
 
+@pytest.mark.sample(6)
 @pytest.mark.parametrize("way", WAYS, ids=str)
 def test_with_nothing_changed_it_is_the_same_run_bit_for_bit(world, way):
     folder, asked = world
@@ -120,6 +121,7 @@ def test_a_server_side_change_takes_what_the_clients_sent_and_asks_nobody(record
     assert not same(by_hand.params, UpdateLog(origin).load_state(3, CPU).server.params)
 
 
+@pytest.mark.sample(2)
 @pytest.mark.parametrize(
     "words",
     [

@@ -186,6 +186,7 @@ def test_diverged_runs_are_kept_and_shown_as_such(deep):
     assert {row["value"] for data in rows for row in data if row["x"] == "100"} == {1.0}
 
 
+@pytest.mark.sample(1)
 @pytest.mark.parametrize(
     ("ended", "said"),
     [(lambda place: place % 3 == 0, "The study is not finished"), (lambda place: False, "The study is not finished")],
@@ -219,6 +220,7 @@ def test_what_is_not_recorded_says_what_to_record(document):
     assert "hidden" in needs["Layers: CKA and attention entropy"] and "clustering" in needs["Clustering"]
 
 
+@pytest.mark.slow
 def test_the_same_study_elsewhere_gives_the_same_report(tmp_path, whole):
     there = import_study(export_study(whole, tmp_path / "made.zip"), tmp_path / "there")
     here = build_document(load_study_data(whole))
@@ -235,6 +237,7 @@ def test_the_tables_are_latex(document):
     assert widths == {len(document.tables[0].columns) - 1}
 
 
+@pytest.mark.slow
 def test_a_paper_and_its_figures_are_written(tmp_path, whole):
     made = write_study_report(whole, tmp_path / "out", html=True, pdf=True, latex=True)
     pdf = (tmp_path / "out" / "report.pdf").read_bytes()
@@ -262,6 +265,7 @@ def test_rows_are_packed_and_thinned(tmp_path):
     assert all(set(data) == {"names", "rows"} for spec in found.values() for data in spec["datasets"].values())
 
 
+@pytest.mark.slow
 def test_no_torch_is_needed(whole, tmp_path):
     code = (
         "import sys\nfrom pathlib import Path\nfrom fedrift.studies import StudyManifest\nfrom fedrift.report.study_report import"

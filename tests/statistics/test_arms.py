@@ -60,6 +60,7 @@ def test_a_balanced_mixed_model_is_the_paired_comparison():
     assert found.sd_residual == pytest.approx(d.std(ddof=1) / math.sqrt(2), rel=1e-3) and (found.groups, found.runs) == (10, 20)
 
 
+@pytest.mark.slow
 def test_the_bootstrap_sees_a_term_that_is_there_and_not_one_that_is_not():
     runs = study(truth, algorithms=("FedAvg", "Scaffold"), severities=(0.5, 1.0), noise=0.02, seeds=6)
     terms = ["algorithm", "partition.severity"]

@@ -56,6 +56,7 @@ def test_the_search_wants_a_start_above_zero():
         find_boundary(lambda value: True, 0.0)
 
 
+@pytest.mark.slow
 def test_curvatures_1_and_9_5_break_1_75_times_earlier_apart_than_mixed():
     """IID at 2 / 5.25 = .381; apart, with ten local steps, at .2176: found by the divergence detector alone."""
     found = [

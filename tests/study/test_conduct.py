@@ -194,6 +194,7 @@ def test_what_is_left_is_priced(tmp_path, done):
     assert not list((tmp_path / "runs").glob("*/experiment.json"))  # the probe leaves nothing
 
 
+@pytest.mark.slow
 def test_processes_give_the_same_table_as_one_after_another(done, tmp_path):
     folder, _ = done
     small = study(folder, seeds=1, factors={"partition.severity": [0.5, 1.0]})

@@ -95,7 +95,7 @@ def test_a_factor_of_two_levels_takes_a_column_of_its_own_kind_or_begins_again()
         (Orthogonal("L9"), {"a": (0, 1, 2, 3)}, "4 levels"),
         (Orthogonal("L9", (("a", "z"),)), {"a": (0, 1, 2)}, "no factor 'z'"),
         (Orthogonal("L9", (("a", "b"),)), {name: (0, 1, 2) for name in "abc"}, "shorter design.clear"),
-        (OneFactorAtATime({"a": 7}), {"a": (0, 1)}, "no level 7; it has 0, 1"),
+        (OneFactorAtATime({"a": 7}), {"a": (0, 1)}, "has no level 7; its levels are 0, 1"),
         (ExplicitDesign(({"a": 0},)), {"a": (0, 1), "b": (0, 1)}, "must have a level for b"),
         (ExplicitDesign(), {"a": (0, 1)}, "design.cells is empty"),
     ],

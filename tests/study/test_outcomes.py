@@ -38,7 +38,7 @@ def test_moments_domains_and_clients():
         tuple(Record(round, "update.cosine", "", client, value) for round, client, value in [(1, 0, 0.2), (1, 1, 0.4), (2, 2, 0.6)])
     )
     assert summarize_metric("update.cosine", clients) == pytest.approx(0.45)  # the mean of .3 and .6
-    with pytest.raises(UserError, match="there are mean, max, min, last"):
+    with pytest.raises(UserError, match="use mean, max, min, last"):
         summarize_metric("loss:median", one)
 
 

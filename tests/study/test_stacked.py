@@ -86,6 +86,7 @@ def together(every, there: ResourceCache, **said) -> StudyManifest:
     return book
 
 
+@pytest.mark.slow
 def test_runs_of_all_kinds_at_one_meeting_are_those_they_are_alone(tmp_path, meetings):
     every = [resolve_fingerprints(each, make_cache(tmp_path)) for each in asked(tmp_path)]
     book, alone = together(every, elsewhere(tmp_path, "together"), num_concurrent_runs=len(every)), elsewhere(tmp_path, "alone")

@@ -1,1 +1,1 @@
-"""Texts with numbers that pages of the docs must have, made from the committed stores and results."""
+"""Texts with numbers that pages of the documentation must contain, computed from the committed stores and results."""

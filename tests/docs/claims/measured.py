@@ -1,4 +1,4 @@
-"""Pages whose figures the benchmarks and `python -m benchmarks.calibration` wrote, from benchmarks/results."""
+"""Claims of the pages whose numbers come from benchmarks and `python -m benchmarks.calibration`, computed from benchmarks/results."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ import yaml
 from benchmarks.calibration.score import load_calibrations, render_page
 from fedrift.models.presets import PRESETS
 
-from .stores import RESULTS, ROOT, result
+from .stores import RESULTS, ROOT, load_result
 
 
 @contextmanager
 def benchmark(name: str) -> Iterator[ModuleType]:
-    """A module of benchmarks/, where they find each other."""
+    """Import a module of benchmarks/, whose modules import each other by name."""
     sys.path.insert(0, str(ROOT / "benchmarks"))
     try:
         yield import_module(name)
@@ -31,17 +31,17 @@ def benchmark(name: str) -> Iterator[ModuleType]:
 
 
 def lines(text: str) -> list[str]:
-    """Those that hold a digit."""
+    """Return the lines that contain a digit."""
     return [line.strip() for line in text.splitlines() if any(letter.isdigit() for letter in line)]
 
 
 def calibration() -> str:
-    """The whole of docs/calibration.md."""
+    """Return the complete text of docs/calibration.md."""
     return render_page(load_calibrations(RESULTS))
 
 
 def speed(folder: Path) -> list[str]:
-    """Every table of docs/speed.md, written again, and what its text says of them."""
+    """Return the claims of docs/speed.md: every table, written again, and the sentences about them."""
     path = folder / "speed.md"
     copy(ROOT / "docs" / "speed.md", path)
     with benchmark("speed_page") as page:
@@ -49,25 +49,27 @@ def speed(folder: Path) -> list[str]:
         results = page.Results(RESULTS)
         marks = ("targets", *page.TABLE_COLUMNS)
         loops = [results.get(f"loop-{model}")["rows"] for model in ("pocket", "distilgpt2")]
-        half = results.row("loop-pocket", clients=10, sequences=2)["loop_share_of_peak"]
-        whole = results.row("loop-pocket", clients=10, sequences=8, tokens=64)["loop_share_of_peak"]
+        share_of_two = results.row("loop-pocket", clients=10, sequences=2)["loop_share_of_peak"]
+        share_of_eight = results.row("loop-pocket", clients=10, sequences=8, tokens=64)["loop_share_of_peak"]
     text = path.read_text()
     tables = [line for mark in marks for line in lines(text.split(f"<!-- {mark} -->\n")[1].split(f"<!-- /{mark} -->")[0])]
-    eight = [row["loop_share_of_peak"] for rows in loops for row in rows if row["sequences"] == 8]
-    (flower,) = [row for row in result("backends")["rows"] if row["backend"] == "Flower simulation"]
+    shares = [row["loop_share_of_peak"] for rows in loops for row in rows if row["sequences"] == 8]
+    (flower,) = [row for row in load_result("backends")["rows"] if row["backend"] == "Flower simulation"]
     return [
         *tables,
-        f"at 60 to 70 % of the peak that is {1 / 0.7:.1f} to {1 / 0.6:.1f}x",
-        f"with batches of 8 sequences it runs at {min(eight):.0%} to {max(eight):.0%}".replace("%", "", 1).replace("%", " %"),
-        f"a target of 1.8x against a loop at {100 * whole:.0f} % asks for more than the whole peak ({1 / whole:.1f}x)",
-        f"With 2 sequences a client the loop reaches {100 * half:.0f} % of the peak: the most that can be won is {1 / half:.1f}x, not 3x.",
-        f"{flower['overhead']:.2f} s a client-round",
-        f"({PRESETS['distilgpt2'].num_parameters / 1e6:.0f} M weights, random ones)",
-        "from 10 clients, rank 8, 2 x 64 tokens, 4,096 words",  # benchmarks/scaling.py
-        "one large product of 1024 x 1024 reaches here",
+        f"At 60 to 70 % of the peak the largest possible speedup is {1 / 0.7:.1f}x to {1 / 0.6:.1f}x.",
+        f"With batches of 8 sequences the loop itself reaches {100 * min(shares):.0f} to {100 * max(shares):.0f} % of the peak.",
+        f"A target of 1.8x over a loop at {100 * share_of_eight:.0f} % of the peak requires more than the whole peak, which would be"
+        f" {1 / share_of_eight:.1f}x.",
+        f"With 2 sequences per client the loop reaches {100 * share_of_two:.0f} % of the peak, so the largest possible speedup is"
+        f" {1 / share_of_two:.1f}x, not 3x.",
+        f"{flower['overhead']:.2f} s per client-round",
+        f"({PRESETS['distilgpt2'].num_parameters / 1e6:.0f} M weights, random)",
+        "10 clients, rank 8, 2 x 64 tokens, 4,096 words",  # benchmarks/scaling.py
+        "one large product of 1024 x 1024",
         "a vector of 1 MB",
-        "as long at 1,000 clients as at 20 where ten take part",
-        "same params to 1e-9 in float64",
+        "as long with 1,000 clients as with 20 if ten take part",
+        "equal parameters to 1e-9 in float64",
     ]
 
 
@@ -80,34 +82,46 @@ def models() -> list[str]:
                 ("models", ("model", "weights", "trained_tokens_per_s", "read_tokens_per_s", "peak_gb", "formula_gb")),
                 ("quantized", ("model", "base", "weights_mb", "memory_share", "perplexity", "perplexity_ratio", "gradient_turned")),
             )
-            for row in result(name)["rows"]
+            for row in load_result(name)["rows"]
         ] + ["1 - cosine to the dense"]
 
 
 def backends() -> list[str]:
-    """The table of docs/beyond-one-machine.md."""
-    results = result("backends")
-    assert results["rounds"] == 6
+    """Return the rows of the table in docs/beyond-one-machine.md."""
+    content = load_result("backends")
+    assert content["rounds"] == 6
     return [
         f"| {row['backend']} | {row['seconds']:.3f} | {row['overhead']:.3f} | {row['down']:,.0f} | {row['up']:,.0f} |"
-        for row in results["rows"]
+        for row in content["rows"]
     ]
 
 
 def detectors() -> list[str]:
-    """How often the detector of syntax is wrong, and the limits of the table."""
-    found = []
-    for collection, sentence in (("synthetic", "on the made-up language ({}, all under"), ("lm", "and on news ({}).")):
-        (row,) = [each for each in result(f"calibration-{collection}")["false_alarms"] if each["failure"] == "forgetting of syntax"]
-        found.append(sentence.format(f"{row['called']} of {row['runs']}, {100 * row['low']:.1f} to {100 * row['high']:.1f} %"))
+    """Return what docs/detectors.md states about false alarms on syntax and about the thresholds."""
+    rows = []
+    for collection, label in (("synthetic", "`synthetic`"), ("lm", "`lm` (news)")):
+        alarms = load_result(f"calibration-{collection}")["false_alarms"]
+        (alarm,) = [alarm for alarm in alarms if alarm["failure"] == "forgetting of syntax"]
+        rows.append(f"| {label} | {alarm['called']} of {alarm['runs']} | {100 * alarm['low']:.1f} to {100 * alarm['high']:.1f} % |")
     limits = yaml.safe_load((ROOT / "fedrift" / "diagnosis" / "thresholds.yaml").read_text())
-    gap, swing, forgets, divergence = (limits[name] for name in ("gap", "oscillation", "forgetting", "divergence"))
+    gap, oscillation, forgetting, divergence = (limits[name] for name in ("gap", "oscillation", "forgetting", "divergence"))
+    staleness, overshoot = limits["staleness"], limits["overshoot"]
     return [
-        *found,
-        f"| {gap['all']}, {gap['domain']} nats |".replace("0.", "."),
-        f"| {swing['index']}; {swing['changes']}; {swing['spread']:g}x |".replace("0.", "."),
-        f"| {swing['ratio']:g}x and {swing['domain_floor']} nats |".replace("0.", "."),
-        f"| {100 * forgets['accuracy']:g} %, {100 * forgets['margin']:g} % |",
-        f"loss > max({divergence['rise']} l0, lowest + ln 4) three times running; steps growing {divergence['growth']}x for"
-        f" {divergence['growing']} rounds",
+        *rows,
+        f"| {gap['all']} nats; {gap['domain']} nats |",
+        f"| {limits['unfairness']['gap']} nats; {100 * limits['unfairness']['harmed']:g} % |",
+        f"| {limits['drift']['ratio']}x; slope above {limits['drift']['slope']:g} |",
+        f"| {oscillation['index']}; {oscillation['changes']}; {oscillation['spread']:g}x |",
+        f"| {oscillation['ratio']:g}x and {oscillation['domain_floor']} nats |",
+        f"of the last {100 * limits['stall']['window']:g} % of evaluations, and a final loss above the reference runs"
+        f" | {limits['stall']['gap']} nats |",
+        f"| -{overshoot['turn']}; p < {overshoot['p']} |",
+        f"| {100 * forgetting['accuracy']:g} %; {100 * forgetting['margin']:g} % |",
+        f"| {forgetting['absent']} nats; p < {forgetting['p']} | {forgetting['episodes']} absences |",
+        f"| {limits['collapse']['rank']}; {limits['collapse']['anisotropy']} |",
+        f"| {limits['aggregation']['error']}; {limits['aggregation']['loss']} nats |",
+        f"| {staleness['correlation']}; {staleness['ratio']:g}; {staleness['excess']} gradient norms |",
+        f"loss > max({divergence['rise']} l0, lowest + ln 4) in three successive evaluations.",
+        f"steps grow {divergence['growth']}x per round for {divergence['growing']} rounds",
+        f"is more than {divergence['above']} nats above the loss of the untrained model in round 0",
     ]

@@ -1,4 +1,4 @@
-"""The committed stores and results that claims are made from."""
+"""The committed stores and results from which claims are computed."""
 
 from __future__ import annotations
 
@@ -22,45 +22,59 @@ RESULTS = ROOT / "benchmarks" / "results"
 
 
 @dataclass(frozen=True)
-class ImportedStudy:
-    """A study of ``studies/results``, imported into a folder."""
+class StoredStudy:
+    """A study of ``studies/results``, extracted into a folder of runs."""
 
     manifest: StudyManifest
 
     @cached_property
-    def data(self) -> StudyData:
+    def study_data(self) -> StudyData:
+        """The data that reports use."""
         return load_study_data(self.manifest)
 
     @cached_property
     def frame(self) -> pd.DataFrame:
-        """One row a run or IID baseline; ``start``: the loss before any training; ``base``: the IID baseline's outcomes."""
-        frame = self.data.frame
-        first = dict(self.query("SELECT run, value FROM records WHERE metric = 'loss' AND domain = '' AND client < 0 AND round = 0"))
-        known = frame.set_index("run")
+        """One row per run or IID baseline, with the additional columns ``start`` and ``base.*``.
+
+        ``start`` is the loss before training, and ``base.*`` are the outcomes of the IID baseline.
+        """
+        frame = self.study_data.frame
+        first = dict(
+            self.query_records("SELECT run, value FROM records WHERE metric = 'loss' AND domain = '' AND client < 0 AND round = 0")
+        )
+        outcomes = frame.set_index("run")
         return frame.assign(
-            start=frame["run"].map(first), **{f"base.{name}": frame["iid_baseline"].map(known[name]) for name in ("loss", "movement")}
+            start=frame["run"].map(first), **{f"base.{name}": frame["iid_baseline"].map(outcomes[name]) for name in ("loss", "movement")}
         )
 
-    def query(self, sql: str) -> list[Any]:
-        """Rows of a query over the records of all runs, the trials of tuning among them."""
-        runs = {entry.run: self.manifest.get_run(entry) for entry in self.contents["runs"]}
+    def query_records(self, query: str) -> list[Any]:
+        """Query the records of all runs, including tuning trials."""
+        runs = {entry.run: self.manifest.get_run(entry) for entry in self.content["runs"]}
         with connect(self.manifest.root, runs.values()) as connection:
-            return list(connection.execute(sql).fetchall())
+            return list(connection.execute(query).fetchall())
 
     @cached_property
     def verdicts(self) -> dict[str, Verdict]:
-        return {one.name: one for one in self.data.verdicts}
+        """The verdicts by the name of their hypothesis."""
+        return {verdict.name: verdict for verdict in self.study_data.verdicts}
 
     @cached_property
-    def contents(self) -> dict[str, Any]:
+    def content(self) -> dict[str, Any]:
+        """The content of the study manifest."""
         return self.manifest.read()
 
     @cached_property
-    def plan(self) -> dict[str, Any]:
-        return dict(self.contents["study"]["base"]["training"])
+    def training(self) -> dict[str, Any]:
+        """The training section of the base experiment."""
+        return dict(self.content["study"]["base"]["training"])
 
     def runs(self, role: str = "run", **levels: Any) -> pd.DataFrame:
-        """Rows at some levels, by seed; ``severity`` is ``partition.severity``, ``rate`` the learning rate."""
+        """Return the rows at some levels, sorted by seed.
+
+        Args:
+            role: "run" or "iid_baseline".
+            levels: Factor -> level; ``severity`` is ``partition.severity``, and ``rate`` is the learning rate.
+        """
         names = {"severity": "partition.severity", "rate": "training.client_optimizer.lr"}
         rows = self.frame[self.frame["role"] == role]
         for name, level in levels.items():
@@ -68,21 +82,23 @@ class ImportedStudy:
         return rows.set_index("seed").sort_index()
 
 
-def imported(root: Path, name: str) -> ImportedStudy:
-    """The project's own archive; what `fedrift import` makes sure of a stranger's is tested elsewhere."""
+def extract_study(root: Path, name: str) -> StoredStudy:
+    """Extract one of the project's own archives; other tests cover what ``fedrift import`` checks in foreign archives."""
     with zipfile.ZipFile(ROOT / "studies" / "results" / f"{name}.zip") as archive:
         archive.extractall(root)
-    return ImportedStudy(StudyManifest(root, name))
+    return StoredStudy(StudyManifest(root, name))
 
 
-def result(name: str) -> dict[str, Any]:
-    """A file of ``benchmarks/results``."""
+def load_result(name: str) -> dict[str, Any]:
+    """Load a file of ``benchmarks/results``."""
     return dict(json.loads((RESULTS / f"{name}.json").read_text()))
 
 
 def signed(value: float, digits: int = 3) -> str:
+    """Format a number with its sign."""
     return f"{value:+.{digits}f}"
 
 
-def of(values: Any) -> np.ndarray:
+def to_array(values: Any) -> np.ndarray:
+    """Convert values to an array of float64."""
     return np.asarray(values, dtype=np.float64)
