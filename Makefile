@@ -178,6 +178,19 @@ clustering: $(VENV)/.ready
 bench-report: $(VENV)/.ready
 	$(BIN)/python benchmarks/report.py
 
+# The documentation site, built strictly into site/: open site/index.html. Its search works from the disk.
+.PHONY: docs reference
+docs: $(VENV)/.docs
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict -q
+
+# The pages of docs/reference that are made from the code; a test fails while they are not current.
+reference: $(VENV)/.ready
+	$(BIN)/python scripts/make_reference.py
+
+$(VENV)/.docs: $(VENV)/.ready
+	$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt -e '.[docs]'
+	touch $@
+
 install: $(VENV)/.ready
 
 $(VENV)/.ready: pyproject.toml constraints.txt
@@ -192,4 +205,4 @@ $(VENV)/.dev: $(VENV)/.ready
 	touch $@
 
 clean:
-	rm -rf $(VENV) runs demo-report
+	rm -rf $(VENV) runs demo-report site

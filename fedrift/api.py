@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .config.loader import apply_overrides, load_yaml
+from .config.ready import find_ready
 from .config.runtime import Runtime
 from .config.schema import ExperimentConfig, parse_config
 from .core.errors import UserError, closest_match
@@ -34,7 +35,8 @@ def load_config(source: ConfigSource, overrides: Iterable[str] = ()) -> Experime
     """Load and check the configuration of an experiment.
 
     Args:
-        source: The path of a YAML file, a dictionary with the same keys, or a configuration.
+        source: The path of a YAML file, the name of a ready experiment such as ``"demo"``, a dictionary with the same keys, or a
+            configuration.
         overrides: Changes as ``"key.key=value"``, for example ``"algorithm=Scaffold"``.
 
     Returns:
@@ -49,7 +51,7 @@ def load_config(source: ConfigSource, overrides: Iterable[str] = ()) -> Experime
     """
     if isinstance(source, ExperimentConfig):
         return parse_config(source.to_dict(), overrides) if overrides else source
-    return parse_config(dict(source) if isinstance(source, Mapping) else load_yaml(Path(source)), overrides)
+    return parse_config(dict(source) if isinstance(source, Mapping) else load_yaml(find_ready(Path(source), "experiments")), overrides)
 
 
 def run(

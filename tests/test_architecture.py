@@ -49,11 +49,13 @@ MAY = {
     "flower": TEXT | TRAINING | CONFIG | ENGINE | {"models", "storage"},
     "conformance": TRAINING | {"engine/loop", "stats"},
     "profiling": TRAINING | CONFIG | ENGINE | {"models", "probes", "storage", "storage/fork"},
+    "callbacks": ENGINE,
     "api": CONFIG | ENGINE | {"core", "storage", "diagnosis", "studies"},
 }
 TOP = {"cli", "__init__", "__main__"}  # may import all of it, and is imported by nothing of it
 ONLY_IN = {  # package -> those of ours that may name it
     "duckdb": {"storage"},
+    "lm_eval": {"engine"},
     "pyarrow": {"storage", "data", "partition"},
     "ray": {"studies"},
     "submitit": {"studies"},

@@ -29,7 +29,8 @@ def falling_losses(rounds=20, end=4.5):
 def test_a_run_like_its_twin_is_an_ordinary_finding_of_nothing():
     judged = judge_run(trajectory(falling_losses(), sport=falling_losses()), trajectory(falling_losses(), sport=falling_losses()))
     assert judged.grade == "none" and not judged.reasons
-    assert judged.sentence.startswith("No failure was found beyond the IID baseline.")
+    assert judged.sentence.startswith("The final perplexity is 94.9, as high as the matched IID baseline's (+0.0 %; +0.000 nats).")
+    assert "No failure was found beyond the IID baseline." in judged.sentence
     assert "0.05 nats" in judged.sentence and "single seed" in judged.sentence
 
 
@@ -78,7 +79,7 @@ def test_the_gap_is_between_the_means_of_the_last_five_shared_evaluations():
 
 def test_a_better_run_than_the_twin_is_no_finding():
     judged = judge_run(trajectory(falling_losses() - 0.2), trajectory(falling_losses()))
-    assert judged.grade == "none" and "0.200 below the IID baseline (-18.1% perplexity)" in judged.sentence
+    assert judged.grade == "none" and "77.7, 17.2 below the matched IID baseline's 94.9 (-18.1 %; -0.200 nats)" in judged.sentence
 
 
 def test_the_worst_domain_is_the_one_that_lost_most_against_the_twin_and_not_the_hardest():
@@ -175,3 +176,30 @@ def test_a_twin_without_records_is_as_good_as_none():
     judged = judge_run(trajectory(falling_losses(), sport=falling_losses()), Trajectory([]))
     assert math.isnan(judged.gap_to_iid) and math.isnan(judged.perplexity_gap_percent)
     assert "Without an IID baseline" in judged.sentence
+
+
+def test_the_sentence_leads_with_perplexity_and_gap_below_the_noise_limit_too():
+    noise = np.tile([0.4, -0.4, -0.2, 0.2], 5)
+    judged = judge_run(trajectory(falling_losses(20, 4.3) + noise + 0.07), trajectory(falling_losses(20, 4.3)))
+    assert judged.grade == "none" and abs(judged.gap_to_iid) > 0.05
+    assert judged.sentence.startswith("The final perplexity is ")
+    assert "above the matched IID baseline's" in judged.sentence and f"{judged.gap_to_iid:+.3f} nats" in judged.sentence
+
+
+def test_a_run_that_ends_above_the_untrained_model_says_so_first():
+    judged = judge_run(trajectory([4.0] + [4.008] * 8), trajectory([4.0] + [3.9] * 8))
+    assert judged.sentence.startswith("The run ends above the untrained model: perplexity 55.0 after training, 54.6 before.")
+    assert "5.6 above the matched IID baseline's 49.4 (+11.4 %; +0.108 nats)" in judged.sentence
+    assert "above the untrained" not in judge_run(trajectory([4.0] + [3.98] * 8)).sentence
+
+
+def test_the_sentence_says_which_of_the_two_runs_diverged():
+    calm, wild = trajectory(falling_losses(6)), trajectory([5.0, 4.0, 4.0, 9.0, 9.0, 9.0])
+    assert ". Both runs diverged. The final perplexity is" in judge_run(wild, wild).sentence
+    assert "The matched IID baseline diverged, and this run did not." in judge_run(calm, wild).sentence
+    assert "diverged." not in judge_run(wild, calm).sentence and judge_run(wild, calm).sentence.startswith("Training failed: ")
+    lost = trajectory([5.0, 4.0, 4.0, NAN, NAN, NAN])
+    assert "Both runs diverged. The final perplexity is not finite." in judge_run(lost, lost).sentence
+    assert "IID baseline's is not finite because that run diverged" in judge_run(calm, lost).sentence
+    huge = judge_run(trajectory([5.0, 800.0, 800.0, 800.0, 800.0, 800.0]), calm).sentence
+    assert "more than 1e+300, more than 1e+300 above" in huge and "more than +10,000 %" in huge

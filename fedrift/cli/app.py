@@ -5,6 +5,7 @@ from __future__ import annotations
 import signal
 import sys
 import traceback
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Annotated, Any
@@ -14,8 +15,10 @@ from typer.core import TyperGroup, TyperOption
 
 from .. import __version__
 from ..core.errors import UserError
-from . import conformance, deploy, diagnose, inspect, partition, run, study
+from . import conformance, deploy, diagnose, estimate, init, inspect, manage, partition, run, study
 from .options import VERBOSE
+
+NOISY_LIBRARIES = r"(transformers|peft|torch|torchao|bitsandbytes|huggingface_hub|datasets|tokenizers)\b"
 
 
 class CommandGroup(TyperGroup):
@@ -50,7 +53,7 @@ app = typer.Typer(
 Start with `fedrift demo`, which trains three algorithms with and without heterogeneity in a few minutes.
 
 An experiment is a YAML file; `experiments/` holds examples. Overrides on the command line change any key:
-`fedrift run experiments/demo.yaml algorithm=Scaffold partition.severity=0.5`.
+`fedrift run experiments/demo.yaml algorithm=Scaffold partition.severity=0.5`. `fedrift init` writes one for your own data.
 
 Results are written to `runs/<id>/`. To resume an interrupted run, repeat the same command.""",
 )
@@ -75,9 +78,15 @@ def global_options(
 for name, command in (
     (None, run.run),
     (None, run.demo),
+    (None, init.init),
     (None, run.validate),
+    (None, estimate.estimate),
     ("list", inspect.list_command),
     (None, inspect.show),
+    (None, manage.tag),
+    (None, manage.note),
+    (None, manage.delete),
+    ("drop-state", manage.drop_state),
     (None, inspect.report),
     (None, run.profile),
     (None, deploy.deploy),
@@ -142,8 +151,16 @@ def catch_signals() -> Iterator[list[int]]:
             signal.signal(number, signal.SIG_DFL)
 
 
+def silence_libraries() -> None:
+    """Hide deprecation warnings of libraries, on which a user cannot act; ``python -W`` and PYTHONWARNINGS show them again."""
+    if not sys.warnoptions:
+        for category in (FutureWarning, DeprecationWarning):
+            warnings.filterwarnings("ignore", category=category, module=NOISY_LIBRARIES)
+
+
 def run_app() -> None:
     """Run the Typer app, print each error as one message and exit with its exit code."""
+    silence_libraries()
     try:
         app()
     except Exception as error:

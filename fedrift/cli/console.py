@@ -15,6 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from ..diagnosis import judge_run
+from ..diagnosis.verdict import to_perplexity
 from ..report import RunView
 from ..storage import Run
 from .study import format_duration
@@ -22,6 +23,9 @@ from .study import format_duration
 if TYPE_CHECKING:
     from ..engine.callbacks import Progress as RunProgress
     from ..engine.callbacks import ProgressCallback
+
+
+WIDE_TERMINAL = 100  # columns
 
 
 class RunProgressBar:
@@ -92,30 +96,38 @@ def print_summary(run: Run) -> None:
         result = run.read_json("finished")
         seconds = result["seconds"]
         console.print(
-            f"final loss {result['final_loss']:.3f} nats per token on the larger held-out set; "
+            f"final perplexity {to_perplexity(result['final_loss'])} (loss {result['final_loss']:.3f} nats per token) on the larger "
+            f"held-out set; "
             f"trained on {result['train_tokens']:,.0f} tokens in {seconds['train']:.0f} s, "
             f"evaluated in {seconds['evaluate'] + seconds['final']:.0f} s"
         )
-        if updates := result.get("updates"):
+        if (updates := result.get("updates")) and (run.folder / "updates").is_dir():
             size = f"{updates['bytes'] / 1e6:.1f} MB"
             console.print(f"stored updates of {updates['rounds']} rounds ({size}): `fedrift fork {run.id[:6]} --from-round ...`")
     console.print(f"[dim]{run.folder}[/]", soft_wrap=True)
 
 
 def print_verdicts(pairs: list[tuple[Run, Run]]) -> None:
-    """Print a table of ``(run, IID baseline)`` pairs, and the verdict on each run in words."""
-    table = Table(title="Loss and gap to IID baseline (nats per token, mean of last 5 evaluations)", box=SIMPLE, collapse_padding=True)
-    for name in ("algorithm", "loss", "gap", "worst domain", "variability", "diagnosis", "run"):
-        table.add_column(name, justify="right" if name in ("loss", "gap", "variability") else "left", no_wrap=True)
+    """Print a table of ``(run, IID baseline)`` pairs, and the verdict on each run in words.
+
+    The table fits 80 columns; a wider terminal also shows the domain variability.
+    """
     console, sentences = Console(highlight=False), []
+    is_wide = console.width >= WIDE_TERMINAL
+    table = Table(title="Mean of the last 5 evaluations; gap to IID baseline in nats per token", box=SIMPLE, collapse_padding=True)
+    for name in ("algorithm", "perplexity", "loss", "gap", "worst domain", *(["variability"] if is_wide else []), "diagnosis", "run"):
+        is_number = name in ("perplexity", "loss", "gap", "variability")
+        table.add_column(name, justify="right" if is_number else "left", no_wrap=name not in ("algorithm", "worst domain"), overflow="fold")
     for run, baseline in pairs:
         verdict, name = judge_run(run.trajectory(), baseline.trajectory()), run.config["algorithm"]["type"]
+        ratio = "" if math.isnan(verdict.domain_variability_ratio) else f"{verdict.domain_variability_ratio:.1f}x"
         table.add_row(
             name,
+            to_perplexity(verdict.final_loss),
             format_number(verdict.final_loss),
             format_signed(verdict.gap_to_iid),
             f"{verdict.worst_domain} {format_signed(verdict.worst_domain_gap)}",
-            "" if math.isnan(verdict.domain_variability_ratio) else f"{verdict.domain_variability_ratio:.1f}x",
+            *([ratio] if is_wide else []),
             verdict.grade,
             run.id[:6],
         )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -13,50 +12,44 @@ from .options import DEFAULT_RUNS_DIR, VERBOSE, DataDir, Json, RunsDir, print_js
 
 
 def list_command(runs_dir: RunsDir = DEFAULT_RUNS_DIR, as_json: Json = False) -> None:
-    """List all runs, oldest first.
+    """List all runs, oldest first: status, perplexity, loss, gap to the IID baseline, and the settings in which the runs differ.
 
-    `fedrift list` prints one line per run: id, title, dataset, model, seed, rounds and status.
+    `fedrift list` prints the settings that all runs share once above the table, and one line per run. The gap is empty if the
+    matched IID baseline is not stored. Tags come from `fedrift tag`.
 
-    `fedrift list --json` prints each run's experiment too. The command writes no files.
+    `fedrift list --json` prints each run's whole experiment too. The command writes no files.
     """
-    from rich.box import SIMPLE
     from rich.console import Console
-    from rich.table import Table
 
     from ..storage import list_runs, list_unreadable, try_read_each
-    from ..storage.run import Run
     from .console import run_title
+    from .run_list import add_gaps, print_list, read_listed_run
 
-    def row(run: Run) -> tuple[str, ...]:
-        config, last_round = run.config, int(run.trajectory().rounds.max(initial=0))
-        return (
-            run.id,
-            run_title(run),
-            config["dataset"]["name"],
-            config["model"],
-            str(config["seed"]),
-            f"{last_round}/{config['training']['num_rounds']}",
-            run.status,
-        )
-
-    readable, unreadable = try_read_each(list_runs(runs_dir), row)
+    readable, unreadable = try_read_each(list_runs(runs_dir), read_listed_run)
+    listed = add_gaps(row for _, row in readable)
     unreadable += list_unreadable(runs_dir)
     if as_json:
         print_json(
-            [{"id": run.id, "status": run.status, "name": run_title(run), "experiment": run.config} for run, _ in readable]
+            [
+                {
+                    "id": row.run.id,
+                    "status": row.run.status,
+                    "name": run_title(row.run),
+                    **row.labels,
+                    "loss": row.final_loss,
+                    "gap_to_iid": row.gap_to_iid,
+                    "experiment": row.config,
+                }
+                for row in listed
+            ]
             + [{"id": each.id, "status": "unreadable", "reason": each.reason} for each in unreadable]
         )
         return
-    if not (readable or unreadable):
+    if not (listed or unreadable):
         typer.echo(f"no runs in {runs_dir.resolve()}; `fedrift demo` creates six")
         return
-    table = Table(box=SIMPLE)
-    for name in ("id", "run", "dataset", "model", "seed", "rounds", "status"):
-        table.add_column(name, no_wrap=name in ("id", "run", "status"))
-    for _, cells in readable:
-        table.add_row(*cells)
-    if readable:
-        Console().print(table)
+    if listed:
+        print_list(Console(highlight=False, markup=False), listed)
     print_unreadable(unreadable)
 
 
@@ -75,14 +68,29 @@ def show(
     from rich.table import Table
 
     from ..storage import find_run
+    from ..storage.labels import read_labels
     from .console import format_number, print_summary
 
     run = find_run(runs_dir, name)
     trajectory = run.trajectory()
     if as_json:
-        print_json({"id": run.id, "status": run.status, "experiment": run.config, "records": trajectory.to_frame(), "events": run.events()})
+        print_json(
+            {
+                "id": run.id,
+                "status": run.status,
+                **read_labels(run),
+                "experiment": run.config,
+                "records": trajectory.to_frame(),
+                "events": run.events(),
+            }
+        )
         return
     print_summary(run)
+    labels = read_labels(run)
+    if labels["tags"]:
+        typer.echo(f"tags: {', '.join(labels['tags'])}")
+    if labels["note"]:
+        typer.echo(f"note: {labels['note']}")
     domains = trajectory.domains_of("loss") if trajectory.has_curve("loss") else ()
     if domains:
         table = Table(title="loss in nats per token")
@@ -135,11 +143,13 @@ def report(
         raise UserError(f"--pdf and --latex need a study, and {' '.join(names)!r} is none ({known}). Runs only have an HTML page")
     from ..report import write_report
     from .console import run_view
+    from .run_list import find_iid_baselines
 
-    iid_runs = {iid_baseline_key(run.config): run for run in list_runs(runs_dir) if is_iid(run.config) and "fork" not in run.config}
+    stored = {run.id: run for run in list_runs(runs_dir)}
     chosen, unreadable_names = find_runs(runs_dir, names)
     readable, unreadable = try_read_each(chosen, Run.trajectory)
-    baseline_of = {run.id: None if is_iid(run.config) else iid_runs.get(iid_baseline_key(run.config)) for run, _ in readable}
+    baseline_ids = find_iid_baselines({run_id: run.config for run_id, run in stored.items()} | {run.id: run.config for run, _ in readable})
+    baseline_of = {run.id: stored.get(baseline_ids.get(run.id, "")) for run, _ in readable}
     baselines, unreadable_baselines = try_read_each([baseline for baseline in baseline_of.values() if baseline], Run.trajectory)
     print_unreadable(dict.fromkeys([*unreadable_names, *unreadable, *unreadable_baselines, *list_unreadable(runs_dir)]))
     if not readable:
@@ -167,17 +177,6 @@ def write_study(name: str, output: Path, runs_dir: Path, html: bool, pdf: bool, 
     with Console(stderr=True).status("reading") as status:
         paths = write_study_report(find_study(runs_dir, name), output, html=html, pdf=pdf, latex=latex, on_progress=status.update)
     return [path for path in paths if path.suffix in (".html", ".pdf") or path.name == "all.tex"]
-
-
-def iid_baseline_key(stored_config: dict) -> str:  # type: ignore[type-arg]
-    """Return a key that a run shares with its IID baseline: its stored experiment with severity 0."""
-    config = {key: value for key, value in stored_config.items() if key not in ("id", "partition_table", "fork")}
-    return json.dumps({**config, "partition": {**config["partition"], "severity": 0.0}}, sort_keys=True)
-
-
-def is_iid(stored_config: dict) -> bool:  # type: ignore[type-arg]
-    """Return whether a run, or the origin of a fork, has an IID partition."""
-    return bool(stored_config["partition"].get("severity") == 0)
 
 
 # models, datasets and doctor
@@ -307,19 +306,51 @@ def print_table(*columns: str, rows: list[tuple[str, ...]]) -> None:
 
 
 def export(
-    name: Annotated[str, typer.Argument(help="The name or YAML file of a study; with --hf, a run.", metavar="STUDY|RUN")],
+    name: Annotated[str, typer.Argument(help="The name or YAML file of a study; with an option below, a run.", metavar="STUDY|RUN")],
     output: Annotated[Path | None, typer.Option("--output", help="The file to write; with --hf, the folder.")] = None,
     hf: Annotated[bool, typer.Option("--hf", help="Export the models of a run, each with a model card.")] = False,
+    csv: Annotated[Path | None, typer.Option("--csv", help="Write the curves of a run to this .csv file.")] = None,
+    figure: Annotated[Path | None, typer.Option("--figure", help="Draw curves of a run to this .svg or .png file.")] = None,
+    metrics: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--metric",
+            help="A curve, as `loss` or `loss@DOMAIN`; `loss@*` selects all domains. The option may be repeated. By default the table "
+            "has all records and the figure shows the loss.",
+            metavar="METRIC[@DOMAIN]",
+        ),
+    ] = None,
     runs_dir: RunsDir = DEFAULT_RUNS_DIR,
 ) -> None:
-    """Export a study as one archive, or export the trained models of a run.
+    """Export a study as one archive, the trained models of a run, or its curves as a table or a figure.
 
     `fedrift export first --output first.zip` writes a study without checkpoints and weights. On another machine,
     `fedrift import first.zip` restores it, and `fedrift report` produces the same tables and reports.
 
     `fedrift export 5c35 --hf --output adapters` writes the models of a run: the global model, or each cluster's model, and each
     client's personalized model if there are any. `peft` loads them, and the folder can be uploaded to Hugging Face unchanged.
+
+    `fedrift export 5c35 --csv run.csv` writes every record: round, metric, domain, client (-1: the federation) and value.
+
+    `fedrift export 5c35 --figure loss.svg --metric loss --metric loss@sports` draws two curves, and the matched IID baseline dashed
+    if it is stored.
     """
+    if csv or figure or metrics:
+        from ..core.errors import UserError
+        from ..storage import find_run, list_runs
+        from .manage import export_curves
+        from .run_list import find_iid_baselines
+
+        if hf or output:
+            raise UserError("--csv, --figure and --metric name their own files and exclude --hf and --output")
+        if not (csv or figure):
+            raise UserError("--metric needs a file: add --csv FILE.csv, --figure FILE.svg or --figure FILE.png")
+        run = find_run(runs_dir, name)
+        stored = {other.id: other for other in list_runs(run.root)}
+        baseline = stored.get(find_iid_baselines({other.id: other.config for other in stored.values()}).get(run.id, ""))
+        for path in export_curves(run, baseline, metrics or (), csv, figure):
+            typer.echo(path.resolve())
+        return
     if hf:
         from ..models.presets import PRESETS
         from ..report.model_card import export_models

@@ -9,11 +9,44 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from ..config.ready import Kind, find_ready, list_ready
+from ..core.errors import UserError, closest_match, quote_value
+
 if TYPE_CHECKING:
     from ..config.runtime import Runtime
     from ..storage.index import UnreadableRun
 
-ExperimentFile = Annotated[Path, typer.Argument(help="The YAML file of the experiment.", metavar="EXPERIMENT.yaml")]
+
+def find_experiment_file(path: Path) -> Path:
+    """Return an existing file as it is, or the ready experiment of that name; raise UserError for another name without a suffix."""
+    return check_named(find_ready(path, "experiments"), "experiments")
+
+
+def find_study_file(path: Path) -> Path:
+    """Return an existing file as it is, or the ready study of that name; raise UserError for another name without a suffix."""
+    return check_named(find_ready(path, "studies"), "studies")
+
+
+def check_named(path: Path, kind: Kind) -> Path:
+    """Return a path; raise UserError if it is a bare name that is neither a file nor a ready experiment or study."""
+    if path.exists() or path.suffix or len(path.parts) != 1:
+        return path
+    names = list_ready(kind)
+    match = closest_match(path.name, names)
+    raise UserError(
+        f"{quote_value(str(path))} is neither a file nor one of the ready {kind}, which are {', '.join(names)}"
+        f"{f'; did you mean {match!r}?' if match else '. Give the path of a YAML file'}"
+    )
+
+
+ExperimentFile = Annotated[
+    Path,
+    typer.Argument(
+        help="The YAML file of the experiment, or the name of a ready one, such as demo.",
+        metavar="EXPERIMENT.yaml",
+        callback=find_experiment_file,
+    ),
+]
 Overrides = Annotated[
     list[str] | None,
     typer.Argument(

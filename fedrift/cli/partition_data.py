@@ -25,7 +25,7 @@ from ..partition import Calibrated, Partition, Partitioner, TopicMix
 from ..partition.base import partition_corpus, partition_notes, rewritten_texts
 from ..report.partition_page import GradientStat
 
-PARTITION_REGISTRY = Registry({Partitioner: partitions})
+PARTITION_REGISTRY = Registry({Partitioner: partitions}, {Partitioner: "partition"})
 OTHER_KEYS = (
     "trainable",
     "algorithm",

@@ -112,10 +112,11 @@ def demo(
     report to the `--output` folder.
     """
     from .. import algorithms
+    from ..config.ready import find_ready
     from ..config.schema import edit_config, load_config
     from ..config.schema import iid_baseline as make_iid_baseline
 
-    base = load_config(example_experiments_dir() / "demo.yaml")
+    base = load_config(find_ready(Path("demo"), "experiments"))
     skewed = [
         edit_config(base, {"algorithm": algorithm})
         for algorithm in (algorithms.FedAvg(), algorithms.FedProx(mu=0.1), algorithms.Scaffold())
@@ -220,13 +221,6 @@ def chain_callbacks(on_progress: ProgressCallback, loggers: Loggers, runs_dir: P
     return on_round
 
 
-def example_experiments_dir() -> Path:
-    """Return the folder of example experiments, which is inside an installed package and next to it in a checkout."""
-    package = Path(__file__).resolve().parents[1]
-    installed = package / "experiments"
-    return installed if installed.is_dir() else package.parent / "experiments"
-
-
 # fork
 
 if TYPE_CHECKING:
@@ -296,21 +290,18 @@ def fork(
 
 def print_fork(fork_report: ForkReport) -> None:
     """Print the differences by round, their summary, and the findings in the fork and in its origin."""
-    from rich.box import SIMPLE
     from rich.console import Console
-    from rich.table import Table
 
     from .console import format_number, format_signed
+    from .tables import print_table
 
     console = Console(highlight=False)
     console.print(f"[bold]Run {fork_report.origin[:6]} from round {fork_report.round} on[/], {fork_report.change}", markup=True)
     domains = sorted({domain for row in fork_report.rounds for domain in row.domains})
     shown = domains if len(domains) <= MAX_DOMAIN_COLUMNS else []
-    table = Table(title="Loss of the fork minus the origin (nats per token)", box=SIMPLE)
-    for column in ("round", "distance", "origin", "fork", "all", *shown):
-        table.add_column(column, justify="right")
-    for row in fork_report.rounds:
-        table.add_row(
+    columns = ("round", "distance", "origin", "fork", "all", *shown)
+    rows = [
+        (
             str(row.round),
             format_number(row.distance),
             format_number(row.origin),
@@ -318,7 +309,9 @@ def print_fork(fork_report: ForkReport) -> None:
             format_signed(row.difference),
             *(format_signed(row.domains[domain]) for domain in shown),
         )
-    console.print(table)
+        for row in fork_report.rounds
+    ]
+    print_table(console, columns, rows, columns, "Loss of the fork minus the origin (nats per token)")
     first_round = (
         f"Round {fork_report.round} used the clients' recorded updates."
         if fork_report.has_reused_updates

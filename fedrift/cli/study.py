@@ -23,6 +23,7 @@ from .options import (
     Overrides,
     RunsDir,
     Threads,
+    find_study_file,
     make_runtime,
     print_json,
     print_unreadable,
@@ -33,7 +34,12 @@ if TYPE_CHECKING:
     from ..storage import Run
     from ..studies import Study
 
-StudyFile = Annotated[Path, typer.Argument(help="The YAML file of the study.", metavar="STUDY.yaml")]
+StudyFile = Annotated[
+    Path,
+    typer.Argument(
+        help="The YAML file of the study, or the name of a ready one, such as small.", metavar="STUDY.yaml", callback=find_study_file
+    ),
+]
 StudyOverrides = Annotated[
     list[str] | None,
     typer.Argument(
@@ -48,6 +54,7 @@ StudyLogTo = Annotated[
         "--log-to", help="Also log the metrics of every run to tensorboard, mlflow, wandb or trackio. The option may be repeated."
     ),
 ]
+MAX_NUMBER_WIDTH = 24  # columns of the terminal
 HiddenStates = Annotated[
     bool,
     typer.Option("--hidden-states", help="Also compare the hidden states of the final models, layer by layer; this loads both models."),
@@ -255,12 +262,13 @@ def compare(
     second: Annotated[str, typer.Argument(help="Another run.", metavar="B")],
     runs_dir: RunsDir = DEFAULT_RUNS_DIR,
     hidden_states: HiddenStates = False,
+    show_all: Annotated[bool, typer.Option("--all", help="Also print the metrics that are equal in both runs.")] = False,
     data_dir: DataDir = None,
     device: Device = "auto",
     threads: Threads = None,
     as_json: Json = False,
 ) -> None:
-    """Compare two runs: their configurations, and their metrics at the rounds that both have.
+    """Compare two runs: the settings in which they differ, and their metrics at the rounds that both have, grouped by kind.
 
     `fedrift compare 5c35 77e0`
 
@@ -271,12 +279,12 @@ def compare(
     """
     from dataclasses import asdict
 
-    from rich.box import SIMPLE
     from rich.console import Console
-    from rich.table import Table
 
     from ..storage import find_run
     from ..studies.outcomes import compare_configs, compare_metrics
+    from .compare_tables import print_config_differences, print_metric_differences
+    from .tables import print_table
 
     a, b = find_run(runs_dir, first), find_run(runs_dir, second)
     config_differences, metric_differences, similarity = compare_configs(a, b), compare_metrics(a, b), {}
@@ -295,38 +303,17 @@ def compare(
         )
         return
     console = Console(highlight=False)
-    config = Table(title="configuration" if config_differences else "configuration: identical", box=SIMPLE)
-    for name in ("", f"A {a.id[:6]}", f"B {b.id[:6]}"):
-        config.add_column(name)
-    for path, (left, right) in config_differences.items():
-        config.add_row(path, str(left), str(right))
-    console.print(config)
-    table = Table(title="metrics: mean of the last 5 shared evaluations", box=SIMPLE)
-    for name in ("metric", "domain", "A", "B", "B - A", "largest B - A", "in round"):
-        table.add_column(name, justify="left" if name in ("metric", "domain") else "right")
-    for difference in metric_differences:
-        if difference.mean_difference or difference.max_difference:
-            table.add_row(
-                difference.metric,
-                difference.domain,
-                f"{difference.first:.4g}",
-                f"{difference.second:.4g}",
-                f"{difference.mean_difference:+.4f}",
-                f"{difference.max_difference:+.4f}",
-                str(difference.max_difference_round),
-            )
-    console.print(table)
+    print_config_differences(console, a.id[:6], b.id[:6], config_differences)
+    print_metric_differences(console, metric_differences, show_all)
     if similarity:
-        table = Table(title="similarity of the hidden states of the final models A and B and the pretrained model 0", box=SIMPLE)
-        for name in ("", "CKA A, B", "A, 0", "B, 0", "cosine A, B", "A, 0", "B, 0"):
-            table.add_column(name, justify="right" if name else "left")
-        for layer, measures in similarity.items():
-            table.add_row(layer or "mean", *(f"{value:.4f}" for pairs in measures.values() for value in pairs.values()))
-        console.print(table)
-    num_equal = sum(not (difference.mean_difference or difference.max_difference) for difference in metric_differences)
-    console.print(
-        f"{num_equal} of {len(metric_differences)} metrics are equal in both runs. A difference between two single runs may be random."
-    )
+        names = ("layer", "CKA A, B", "CKA A, 0", "CKA B, 0", "cosine A, B", "cosine A, 0", "cosine B, 0")
+        rows = [
+            (layer or "mean", *(f"{value:.4f}" for pairs in measures.values() for value in pairs.values()))
+            for layer, measures in similarity.items()
+        ]
+        print_table(
+            console, names, rows, names[1:], "Similarity of the hidden states of the final models A and B and the pretrained model 0"
+        )
 
 
 def null_non_finite(values: dict[str, Any]) -> dict[str, Any]:
@@ -476,12 +463,11 @@ def preview_comparison(study: Study, cache: ResourceCache, as_json: bool) -> Non
 
 def print_comparison(report_parts: list[ReportPart], results: dict[str, Any], command: str, output: Path | None, as_json: bool) -> None:
     """Print the tables of a clustering comparison, or its JSON, and write them to a file if requested."""
-    from rich.box import SIMPLE
     from rich.console import Console
-    from rich.table import Table
 
     from ..clustering.comparison_report import render_html, render_markdown
     from ..storage.jsonl import to_json
+    from .tables import print_table
 
     if output is not None:
         output.parent.mkdir(parents=True, exist_ok=True)
@@ -500,12 +486,13 @@ def print_comparison(report_parts: list[ReportPart], results: dict[str, Any], co
         console.print(f"\n{part.heading}", style="bold")
         console.print(part.text)
         if part.rows:
-            table = Table(box=SIMPLE)
-            for column, name in enumerate(part.columns):
-                table.add_column(name, justify="right" if column else "left")
-            for row in part.rows:
-                table.add_row(*row)
-            console.print(table)
+            numbers = [name for name, *cells in zip(part.columns, *part.rows, strict=True) if all(is_short_number(cell) for cell in cells)]
+            print_table(console, part.columns, part.rows, numbers[1:] if numbers[:1] == list(part.columns[:1]) else numbers)
+
+
+def is_short_number(cell: str) -> bool:
+    """Return whether a cell of a table is empty or a number with its unit, which must not wrap."""
+    return not cell or (len(cell) <= MAX_NUMBER_WIDTH and cell.lstrip("+-−<")[:1].isdigit())
 
 
 def parse_conditions(text: str) -> list[str]:

@@ -257,23 +257,35 @@ class Registry:
             The class; None if no class or more than one class has the name.
 
         Raises:
-            UserError: The import path does not lead to a dataclass that is derived from ``kind``.
+            UserError: The import path does not lead to a dataclass that is derived from ``kind``, or has its members if it is a protocol.
         """
         choices = self.choices(kind) or {}
         if name in choices:
             return choices[name]
         if kind in self.kinds and is_import_path(name):
             thing = import_object(name)
-            if not (isinstance(thing, type) and issubclass(thing, kind) and is_dataclass(thing)):
-                raise UserError(
-                    f"{name} is no {kind.__name__}; it must be a frozen dataclass that is derived from {kind.__module__}.{kind.__name__}"
-                )
+            if not (isinstance(thing, type) and is_dataclass(thing) and not list_missing_members(thing, kind)):
+                missing = list_missing_members(thing, kind)
+                is_protocol = getattr(kind, "_is_protocol", False) and is_dataclass(thing)
+                rule = f"has {', '.join(missing)}" if is_protocol else f"is derived from {kind.__module__}.{kind.__name__}"
+                raise UserError(f"{name} is no {kind.__name__}; it must be a frozen dataclass that {rule}")
             return thing
         if name.casefold() == "none" and kind.__name__.startswith("No"):
             return kind  # type: ignore[no-any-return]
         requested, suffix = _plain_name(name), _plain_name(kind.__name__.removeprefix("No"))
         matches = {cls for choice, cls in choices.items() if requested in (plain := _plain_name(choice), plain.removesuffix(suffix))}
         return matches.pop() if len(matches) == 1 else None
+
+
+def list_missing_members(thing: Any, kind: Any) -> list[str]:
+    """Return the members of a protocol that a class lacks; for another base class, its name if the class is not derived from it."""
+    if not isinstance(thing, type):
+        return [kind.__name__]
+    if not getattr(kind, "_is_protocol", False):
+        return [] if issubclass(thing, kind) else [kind.__name__]
+    required = [name for name in vars(kind) if (name == "__call__" or not name.startswith("_")) and name not in ("register",)]
+    present = {*dir(thing), *(field.name for field in fields(thing))} if is_dataclass(thing) else set(dir(thing))
+    return [name for name in required if name not in present and kind not in thing.__mro__]
 
 
 def _plain_name(name: str) -> str:

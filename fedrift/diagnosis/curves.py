@@ -57,12 +57,28 @@ def final_gap(run: Trajectory, baseline: Trajectory | None, domain: str = "", nu
     Returns:
         The gap in nats per token; NaN without common evaluations.
     """
+    run_loss, baseline_loss = final_losses(run, baseline, domain, num_last)
+    return run_loss - baseline_loss
+
+
+def final_loss(run: Trajectory, num_last: int = 5) -> float:
+    """Compute the mean loss of the last evaluations in nats per token; NaN if there is none."""
+    rounds, loss = read_curve(run)
+    return float(loss[final_round_indices(rounds, num_last)].mean()) if len(loss) else math.nan
+
+
+def final_losses(run: Trajectory, baseline: Trajectory | None, domain: str = "", num_last: int = 5) -> tuple[float, float]:
+    """Compute the mean losses of a run and of its baseline over the rounds of ``final_gap``.
+
+    Returns:
+        Two losses in nats per token; NaN without common evaluations.
+    """
     rounds = align_curves(run, baseline)[0]
     rounds = rounds[final_round_indices(rounds, num_last)]
     if baseline is None or not len(rounds) or not (run.has_curve("loss", domain) and baseline.has_curve("loss", domain)):
-        return math.nan
+        return math.nan, math.nan
     run_index, baseline_index = np.searchsorted(run.rounds, rounds), np.searchsorted(baseline.rounds, rounds)
-    return float(run.curve("loss", domain)[run_index].mean() - baseline.curve("loss", domain)[baseline_index].mean())
+    return float(run.curve("loss", domain)[run_index].mean()), float(baseline.curve("loss", domain)[baseline_index].mean())
 
 
 def noise_interval(values: np.ndarray, num_last: int = 5, num_tests: int = 1, level: float = 0.95) -> float:

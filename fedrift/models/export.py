@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from ..core.errors import UserError
 from ..core.tree import Tree
 from ..core.types import ServerState
-from .load import first_line
+from .load import first_line, quiet_transformers
 from .stacked_model import StackedModel
 from .trainable import Lora, Trainable
 
@@ -168,4 +168,5 @@ def save_network(folder: Path, params: Tree, model: StackedModel) -> None:
     state = {}
     for key, leaf in network.state_dict(keep_vars=True).items():
         state[key.replace(".base.", ".")] = trained[id(leaf)] if id(leaf) in trained else leaf.detach()
-    network.save_pretrained(folder, state_dict=state)
+    with quiet_transformers():
+        network.save_pretrained(folder, state_dict=state)

@@ -157,6 +157,21 @@ def loss_figure(views: Sequence[RunView], domain: str = "", *, width: int = 640,
     return chart.properties(title=alt.TitleParams(title, anchor="start", fontWeight="normal"))
 
 
+def curves_figure(rows: Sequence[Row], names: Sequence[str], title: str, is_loss: bool, *, width: int = 640, height: int = 320) -> Chart:
+    """Draw named curves against rounds with a title and a legend, IID baselines dashed.
+
+    Args:
+        rows: Rows with ``run`` (the name of the curve), ``which``, ``round`` and ``value``.
+        names: The names of the curves, in the order of the legend.
+        title: The title.
+        is_loss: Whether all curves are losses.
+        width: Width in pixels.
+        height: Height in pixels.
+    """
+    chart = line_chart(rows, assign_colors(names), loss=is_loss, width=width, height=height, legend=True)
+    return chart.properties(title=alt.TitleParams(title, anchor="start", fontWeight="normal"))
+
+
 def save_figure(chart: alt.TopLevelMixin, path: Path) -> Path:
     """Write a chart as an SVG or PNG file; this needs neither a browser nor a network.
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import NamedTuple, TypeVar
 
 from ..core.errors import UserError, unknown_name_error
+from .labels import find_tagged
 from .run import Run
 
 REPLACED_FOLDER = "replaced"  # the folder beside the runs for runs that were moved aside
@@ -34,11 +35,11 @@ def list_unreadable(root: Path) -> list[UnreadableRun]:
 
 
 def find_run(root: Path, name: str) -> Run:
-    """Find a run by its id, by a unique prefix of its id, or by its folder.
+    """Find a run by its id, by a unique prefix of its id, by a tag that only it has, or by its folder.
 
     Args:
         root: The folder of runs.
-        name: The id, prefix or folder.
+        name: The id, prefix, tag or folder.
 
     Raises:
         UserError: No run or several runs match, or the run cannot be read.
@@ -75,6 +76,11 @@ def _locate(root: Path, name: str) -> Run:
         raise UserError(f"{name!r} matches {len(matches)} runs: {candidates}. Give more characters of the id.")
     if matches:
         return matches[0]
+    tagged = find_tagged(runs, name)
+    if len(tagged) > 1:
+        raise UserError(f"{len(tagged)} runs have the tag {name!r}: {', '.join(run.id for run in tagged)}. Give an id.")
+    if tagged:
+        return tagged[0]
     if (Path(name) / "experiment.json").is_file():
         folder = Path(name).resolve()
         return Run(folder.parent, folder.name)

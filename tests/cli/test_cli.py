@@ -217,3 +217,12 @@ def test_conformance_prints_the_scoreboard(capsys, monkeypatch):
     assert code == 0
     assert "**wrong**" not in out
     assert out.count("| scaffold |") == 5
+
+
+@pytest.mark.parametrize("trained", ["Lora", "All"])
+def test_a_run_prints_nothing_but_its_progress_on_stderr(world, trained):
+    command = [sys.executable, "-m", "fedrift", "run", "e.yaml", f"trainable={trained}", "training.num_rounds=1", "--device", "cpu"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env={**os.environ, "COLUMNS": "200"})
+    assert done.returncode == 0, done.stderr
+    lines = [line for line in done.stderr.splitlines() if line.strip()]
+    assert lines and all("/1 " in line and ("seed 0" in line or "loading" in line) for line in lines), done.stderr

@@ -1,0 +1,100 @@
+"""The command ``init``, which writes a commented experiment for the user's data."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from ..data.inspection import ColumnChoice
+
+TEMPLATE = """\
+# An experiment for fedrift, written by `fedrift init`.
+#   fedrift validate {file}             checks it and prints every key with its value
+#   fedrift estimate {file}             memory and disk space before a run
+#   fedrift run {file} --iid-baseline   runs it and its matched IID baseline, and compares the two
+# A key that is left out has its default value. docs/reference/config.md lists all keys.
+
+dataset:
+{dataset}
+model: pocket            # or smollm2-135m, a Hugging Face model id, or a folder with a model; `fedrift models` lists the named ones
+trainable:
+  type: Lora             # adapters; or LastBlocks, All
+  r: 8                   # the rank of the adapters
+
+partition:               # which client holds which documents
+  type: TopicMix         # topics differ between clients; `fedrift partition show {file}` measures the result
+  num_clients: {num_clients}
+  severity: 1.0          # 0: IID, 1: one topic per client
+
+algorithm:
+  type: FedAvg           # or FedProx, Scaffold, FedDyn ...; docs/reference/algorithms.md lists all
+
+training:
+  num_rounds: 20
+  participation_rate: 0.4   # the fraction of the clients that trains in each round
+  local_steps: 10
+  batch_size: 4             # sequences per step
+  max_seq_length: 64        # tokens per sequence
+  client_optimizer: {{type: AdamW, lr: 0.001}}
+
+seed: 0
+"""
+
+
+def init(
+    file: Annotated[Path, typer.Argument(help="The YAML file to write.", metavar="[EXPERIMENT.yaml]")] = Path("experiment.yaml"),
+    data: Annotated[
+        str, typer.Option("--data", help="The dataset: a file, a folder, a named dataset or a Hugging Face dataset id.")
+    ] = "bbc",
+    force: Annotated[bool, typer.Option("--force", help="Replace the file if it exists.")] = False,
+) -> None:
+    """Write a commented experiment for your data, ready to run.
+
+    `fedrift init my.yaml --data reviews.csv`
+
+    The command reads the first rows of a local table to fill in the columns of the text and of the topics. Without a column of
+    topics, the documents are grouped into topics by their words. The command writes only the YAML file.
+    """
+    from ..core.errors import UserError
+    from ..data.inspection import propose_columns
+    from ..storage.files import write_atomically
+
+    if file.exists() and not force:
+        raise UserError(f"{file} exists; name another file, or replace it with --force")
+    choice = propose_columns(data)
+    dataset, num_clients = describe_dataset(data, choice)
+    write_atomically(file, TEMPLATE.format(file=file, dataset=dataset, num_clients=num_clients).encode())
+    if choice is not None and choice.text:
+        typer.echo(
+            f"text column {choice.text!r}, label column {choice.label!r}" if choice.label else f"text column {choice.text!r}, no labels"
+        )
+    typer.echo(f"{file}; next: `fedrift validate {file}`, then `fedrift run {file} --iid-baseline`")
+
+
+def describe_dataset(data: str, choice: ColumnChoice | None) -> tuple[str, int]:
+    """Return the lines below ``dataset:`` and the number of clients.
+
+    Args:
+        data: The value of ``dataset.name``.
+        choice: The proposed columns; None for a dataset without columns to choose.
+    """
+    from ..config.loader import dump_yaml
+
+    def entry(key: str, value: object, comment: str) -> str:
+        return f"  {dump_yaml({key: value}, width=10_000).strip()}   # {' '.join(comment.split())[:200]}\n"
+
+    if choice is None:
+        return entry("name", data, "a file, a folder of texts, a named dataset (`fedrift datasets`) or a Hugging Face dataset id"), 5
+    columns = ", ".join(choice.columns[:12]) + (" ..." if len(choice.columns) > 12 else "")
+    lines = entry("name", data, f"columns: {columns}")
+    if not choice.text:
+        return lines + entry("num_clusters", 5, "documents are grouped into 5 topics by their words"), 5
+    lines += entry("text_column", choice.text, "the column of running text")
+    if choice.label:
+        topics = ", ".join(choice.topics[:5]) + (" ..." if len(choice.topics) > 5 else "")
+        return lines + entry("label_column", choice.label, f"the column of topics: {topics}"), max(2, min(5, len(choice.topics)))
+    lines += entry("label_column", "", "no column looks like topics")
+    return lines + entry("num_clusters", 5, "documents are grouped into 5 topics by their words"), 5

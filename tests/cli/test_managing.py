@@ -1,0 +1,165 @@
+"""Writing an experiment for one's data, tags and notes, deletion, freeing of space, export of curves, and estimates."""
+
+from __future__ import annotations
+
+import csv
+import json
+import sys
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import yaml
+
+from fedrift.cli.app import main
+from fedrift.config.loader import load_yaml
+from fedrift.config.schema import parse_config
+from fedrift.engine.estimate import estimate_run
+from fedrift.engine.run import run_experiment
+from fedrift.storage import find_run, list_runs
+from tests.cli.test_tables import store
+from tests.worlds import corpus_file, experiment, make_cache
+
+
+@pytest.fixture
+def call(tmp_path, monkeypatch, capsys):
+    """Run a command in an empty folder; return exit code, output and errors."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "80")
+    monkeypatch.setenv("FEDRIFT_CACHE", str(tmp_path / "cache"))
+
+    def run(*words: str) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["fedrift", *words])
+        with pytest.raises(SystemExit) as ended:
+            main()
+        out, err = capsys.readouterr()
+        return ended.value.code or 0, out, err
+
+    return run
+
+
+def test_init_fills_in_the_columns_of_a_table(tmp_path, call):
+    rows = [{"id": i, "body": f"sentence number {i} is about " + "words " * 9, "kind": ["news", "blog", "mail"][i % 3]} for i in range(60)]
+    (tmp_path / "own.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    with (tmp_path / "own.csv").open("w", newline="") as file:
+        writer = csv.DictWriter(file, list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "own.parquet")
+    for name in ("own.jsonl", "own.csv", "own.parquet"):
+        code, out, err = call("init", f"{name}.yaml", "--data", name)
+        assert code == 0, err
+        written = (tmp_path / f"{name}.yaml").read_text()
+        assert "# the column of topics: news, blog, mail" in written and "text column 'body', label column 'kind'" in out
+        config = parse_config(load_yaml(tmp_path / f"{name}.yaml"))
+        assert (config.dataset.text_column, config.dataset.label_column, config.partition.num_clients) == ("body", "kind", 3)
+        code, out, err = call("validate", f"{name}.yaml")
+        assert code == 0, err
+    code, _, err = call("init", "own.csv.yaml", "--data", "own.csv")
+    assert code == 2 and "--force" in err
+
+
+def test_init_without_topics_groups_the_documents_and_other_data_needs_no_columns(tmp_path, call):
+    corpus_file(tmp_path / "corpus.csv")
+    text = (tmp_path / "corpus.csv").read_text().splitlines()
+    (tmp_path / "plain.csv").write_text("text\n" + "\n".join(line.rpartition(",")[0] for line in text[1:]) + "\n")
+    assert call("init", "plain.yaml", "--data", "plain.csv")[0] == 0
+    config = parse_config(load_yaml(tmp_path / "plain.yaml"))
+    assert config.dataset.num_clusters == 5 and config.dataset.label_column == ""
+    assert call("init")[0] == 0
+    assert parse_config(load_yaml(tmp_path / "experiment.yaml")).dataset.name == "bbc"
+    (tmp_path / "numbers.csv").write_text("a,b\n1,2\n")
+    code, _, err = call("init", "n.yaml", "--data", "numbers.csv")
+    assert code == 0 or "no column of text" in err
+
+
+def test_tags_and_notes_appear_and_a_tag_names_its_run(tmp_path, call):
+    run, other = store(tmp_path / "runs"), store(tmp_path / "runs", "seed=1")
+    code, out, _ = call("tag", run.id, "best", "paper")
+    assert code == 0 and "best, paper" in out
+    call("tag", other.id, "paper")
+    call("note", "best", "the rate of the paper")
+    code, out, _ = call("show", "best")
+    assert code == 0 and "tags: best, paper" in out and "note: the rate of the paper" in out
+    assert "best, paper" in call("list")[1]
+    assert json.loads(call("list", "--json")[1])[0]["tags"] == ["best", "paper"]
+    code, _, err = call("show", "paper")
+    assert code == 2 and "2 runs have the tag" in err
+    assert call("tag", run.id, "--remove", "paper")[1].strip().endswith("best")
+    code, _, err = call("tag", run.id, "two words")
+    assert code == 2 and "one word" in err
+
+
+def test_delete_asks_moves_and_refuses_what_a_study_needs(tmp_path, call, monkeypatch):
+    run, other = store(tmp_path / "runs"), store(tmp_path / "runs", "seed=1")
+    monkeypatch.setattr("typer.confirm", lambda question: False)
+    assert call("delete", run.id)[0] == 1 and run.folder.exists()
+    code, out, _ = call("delete", run.id, "--yes")
+    assert code == 0 and (tmp_path / "runs" / "deleted" / f"{run.id}.1" / "experiment.json").exists() and not run.folder.exists()
+    assert [each.id for each in list_runs(tmp_path / "runs")] == [other.id]
+    entry = {"run": other.id}
+    monkeypatch.setattr("fedrift.studies.list_studies", lambda root: ["small"])
+    monkeypatch.setattr("fedrift.studies.find_study", lambda root, name: _Study([entry["run"]]))
+    code, _, err = call("delete", other.id, "--yes")
+    assert code == 2 and "belongs to the study small" in err and other.folder.exists()
+    code, out, _ = call("delete", other.id, "--yes", "--force", "--permanently")
+    assert code == 0 and not other.folder.exists() and "removed" in out
+
+
+class _Study:
+    """A stored study that lists some runs."""
+
+    def __init__(self, runs):
+        self.runs = runs
+
+    def read(self):
+        return {"runs": [type("Entry", (), {"run": run}) for run in self.runs]}
+
+
+def test_the_state_of_a_finished_run_is_dropped_and_its_size_is_estimated(tmp_path, call):
+    asked = experiment(tmp_path, "algorithm=Scaffold", "training.num_rounds=2", "training.participation_rate=1.0")
+    cache = make_cache(tmp_path)
+    expected = estimate_run(asked, cache)
+    run = run_experiment(asked, cache)
+    before = run.trajectory().to_frame()
+    stored = run.state_path.stat().st_size + run.client_state_path.stat().st_size
+    assert expected.checkpoint <= stored < expected.checkpoint + 40_000  # the names of a tiny model's tensors take more than they do
+    assert expected.client_states > 0 and expected.clients_per_pass == run.environment["engine"]["clients_per_pass"]
+    code, out, err = call("drop-state", run.id, "--runs-dir", str(run.root))
+    assert code == 0, err
+    assert f"{stored:,} bytes freed" in out and not run.state_path.exists()
+    assert find_run(run.root, run.id).trajectory().to_frame().equals(before)
+    assert run_experiment(asked, make_cache(tmp_path)).id == run.id
+    unfinished = store(tmp_path / "more", finished=False)
+    code, _, err = call("drop-state", unfinished.id, "--runs-dir", str(tmp_path / "more"))
+    assert code == 2 and "needs its state to resume" in err
+    (tmp_path / "e.yaml").write_text(yaml.safe_dump(asked.to_dict()))
+    code, out, err = call("estimate", "e.yaml", "--device", "cpu")
+    assert code == 0 and "checkpoint on disk" in out and max(map(len, out.splitlines())) <= 80, err
+    assert json.loads(call("estimate", "e.yaml", "--json", "--device", "cpu")[1])["checkpoint"] == expected.checkpoint
+
+
+def test_curves_are_exported_as_table_and_figure(tmp_path, call):
+    run = store(tmp_path / "runs", gap=0.1)
+    store(tmp_path / "runs", severity=0)
+    code, _, err = call("export", run.id, "--csv", "all.csv", "--figure", "loss.svg")
+    assert code == 0, err
+    with (tmp_path / "all.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == len(run.records()) and float(rows[0]["value"]) == run.records()[0].value
+    picture = (tmp_path / "loss.svg").read_text()
+    assert "<svg" in picture and "IID baseline" in picture and "loss in nats per token" in picture
+    code, _, err = call("export", run.id, "--csv", "some.csv", "--metric", "loss@sports", "--metric", "perplexity")
+    assert code == 0 and len((tmp_path / "some.csv").read_text().splitlines()) == 1 + 2 * 13, err
+    assert call("export", run.id, "--figure", "domains.png", "--metric", "loss@*")[0] == 0
+    assert (tmp_path / "domains.png").read_bytes()[:4] == b"\x89PNG"
+    for words, message in [
+        (("--metric", "loss"), "--csv FILE.csv"),
+        (("--csv", "x.csv", "--metric", "los"), "did you mean 'loss'"),
+        (("--csv", "x.csv", "--metric", "loss@sport"), "did you mean 'sports'"),
+        (("--csv", "x.txt"), "written as .csv"),
+        (("--figure", "x.pdf"), ".svg or .png"),
+        (("--figure", "x.svg", "--hf"), "exclude --hf"),
+    ]:
+        code, _, err = call("export", run.id, *words)
+        assert code == 2 and message in err, (words, err)

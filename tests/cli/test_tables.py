@@ -1,0 +1,132 @@
+"""Tables at a width of 80 columns: nothing is cut, and what is equal is said once."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from rich.console import Console
+
+from fedrift.cli.app import main
+from fedrift.cli.run import print_fork
+from fedrift.cli.run_list import find_iid_baselines
+from fedrift.cli.study import print_comparison
+from fedrift.cli.tables import print_table
+from fedrift.clustering.comparison_report import ReportPart
+from fedrift.config.schema import iid_baseline, parse_config
+from fedrift.core.records import Record
+from fedrift.diagnosis.fork import ForkReport
+from fedrift.storage import Run
+
+DOMAINS = ("entertainment-and-arts", "international.politics", "sports")
+
+
+def store(root, *overrides, severity=1.0, gap=0.0, finished=True) -> Run:
+    """Store a run with made-up losses; severity 0 stores its IID baseline."""
+    experiment = parse_config(
+        {"dataset": "bbc", "partition": {"type": "TopicMix", "num_clients": 5, "severity": 1.0}, "training": {"num_rounds": 12}}, overrides
+    )
+    experiment = experiment if severity else iid_baseline(experiment)
+    run = Run(root, experiment.id)
+    run.folder.mkdir(parents=True)
+    run.write_json("experiment", {**experiment.to_stored_dict(), "id": experiment.id})
+    rows = []
+    for round in range(13):
+        loss = 4.5 - 0.02 * round + gap * (round > 0)
+        rows += [Record(round, "loss", "", -1, loss), Record(round, "perplexity", "", -1, float(np.exp(loss)))]
+        rows += [Record(round, "loss", domain, -1, loss + 0.1 * index) for index, domain in enumerate(DOMAINS)]
+        rows += [
+            Record(round, "update.consensus.of_all_adapters_and_layers", "", -1, 0.5),
+            Record(round, "cost.tokens", "", -1, 1e6 * round),
+        ]
+    run.append_records(rows)
+    if finished:
+        run.mark_finished({"final_loss": 4.3, "train_tokens": 1, "seconds": {"train": 1.0, "evaluate": 1.0, "final": 0.0}})
+    return run
+
+
+@pytest.fixture
+def narrow(tmp_path, monkeypatch, capsys):
+    """Run a command on a terminal of 80 columns in an empty folder; return its output, whose lines must fit."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "80")
+
+    def call(*words: str) -> str:
+        monkeypatch.setattr("sys.argv", ["fedrift", *words])
+        with pytest.raises(SystemExit) as ended:
+            main()
+        out = capsys.readouterr().out
+        assert not ended.value.code and "…" not in out
+        assert max(map(len, out.splitlines())) <= 80
+        return out
+
+    return call
+
+
+def test_list_shows_losses_the_gap_and_only_what_differs(tmp_path, narrow):
+    run, baseline = store(tmp_path / "runs", gap=0.25), store(tmp_path / "runs", severity=0)
+    other = store(tmp_path / "runs", "algorithm={type: FedProx, mu: 0.01}", "training.client_optimizer.lr=0.5", finished=False)
+    out = narrow("list")
+    assert "All 3 runs: " in out and "dataset bbc" in out and "partition TopicMix" in out and "seed 0" in out
+    line = next(line for line in out.splitlines() if run.id[:6] in line)
+    assert line.split()[:6] == [run.id[:6], "finished", "12/12", "94.6", "4.550", "+0.250"]
+    assert "+0.250" not in next(line for line in out.splitlines() if baseline.id[:6] in line)
+    assert "unfinished" in next(line for line in out.splitlines() if other.id[:6] in line) and "lr=0.5" in out
+    assert "TopicMix" not in out.partition("run ")[2]
+
+
+def test_list_of_many_differences_still_fits(tmp_path, narrow):
+    models = ["a-model-with-a-long-name-in-a-folder", "another-one-with-a-longer-name-in-a-folder-of-mine"]
+    for seed in range(4):
+        overrides = [
+            f"seed={1000 + seed}",
+            f"model={models[seed % 2]}",
+            f"partition={['TopicMix', 'StopwordDrop'][seed % 2]}",
+            f"training.local_steps={seed + 1}",
+            f"training.batch_size={seed + 1}",
+            f"algorithm={['FedAvg', 'ScaffoldWeighted'][seed // 2]}",
+            f"trainable={['Lora', 'All'][seed % 2]}",
+            f"training.client_optimizer.lr={0.1 / (seed + 1)}",
+        ]
+        store(tmp_path / "runs", *overrides, gap=1.0 * seed)
+    out = narrow("list")
+    assert "ScaffoldWeighted" in out and "StopwordDrop" in out and "1003" in out and "local_steps=4" in out
+    for name in models:
+        assert name in out.replace("\n", "").replace(" ", "") or name[:32] in out
+
+
+def test_compare_groups_metrics_and_hides_equal_ones(tmp_path, narrow):
+    first, second = store(tmp_path / "runs"), store(tmp_path / "runs", "seed=1", gap=0.125)
+    out = narrow("compare", first.id, second.id)
+    titles = [line.strip() for line in out.splitlines()]
+    assert titles.index("loss") < titles.index("perplexity") and "@international.politics" in out and "+0.125" in out
+    assert "of_all_adapters" not in out and "2 of 7 metrics are equal in both runs and hidden; --all shows them" in " ".join(out.split())
+    assert "of_all_adapters_and_layers" in narrow("compare", first.id, second.id, "--all")
+
+
+def test_fork_and_clustering_tables_become_several_where_one_is_too_wide(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    domains = dict.fromkeys([f"domain-number-{i}" for i in range(6)], 0.123)
+    rounds = [SimpleNamespace(round=round, distance=0.1, origin=4.0, fork=4.1, difference=0.1, domains=domains) for round in range(1, 4)]
+    print_fork(ForkReport("a" * 12, "b" * 12, 1, "", "without client 3", True, tuple(rounds), ()))  # type: ignore[arg-type]
+    out = capsys.readouterr().out
+    assert max(map(len, out.splitlines())) <= 80 and all(f"domain-number-{i}" in out for i in range(6)) and "…" not in out
+    columns = ["condition", *(f"a metric of number {i}" for i in range(9))]
+    rows = [["text+tuned", *(f"4.1234 ({i}23.4)" for i in range(9))]]
+    print_comparison([ReportPart("Losses", "Means.", columns, rows)], {}, "", None, False)
+    out = capsys.readouterr().out
+    assert max(map(len, out.splitlines())) <= 80 and out.count("text+tuned") > 1 and all(f"4.1234 ({i}23.4)" in out for i in range(9))
+
+
+def test_a_word_wider_than_the_terminal_continues_on_the_next_line(capsys):
+    console = Console(width=40)
+    print_table(console, ("name", "value"), [("x" * 50, "1.234"), ("[bold]", "2")], numbers=("value",))
+    out = capsys.readouterr().out
+    assert out.count("x") == 50 and "1.234" in out and "[bold]" in out and max(map(len, out.splitlines())) <= 40
+
+
+def test_an_iid_baseline_is_found_by_its_settings():
+    skewed = parse_config({"dataset": "bbc", "partition": {"type": "Dirichlet", "num_clients": 5, "alpha": 0.1}})
+    configs = {"run": skewed.to_stored_dict(), "iid": iid_baseline(skewed).to_stored_dict()}
+    assert find_iid_baselines(configs) == {"run": "iid"}
