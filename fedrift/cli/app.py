@@ -14,7 +14,7 @@ from typer.core import TyperGroup, TyperOption
 
 from .. import __version__
 from ..core.errors import UserError
-from . import conformance, deploy, diagnose, inspect, partition, run, study
+from . import conformance, dataset, deploy, diagnose, inspect, partition, run, study
 from .options import VERBOSE
 
 
@@ -98,6 +98,7 @@ for name, command in (
 ):
     app.command(name)(command)
 app.add_typer(partition.app)
+app.add_typer(dataset.app)
 
 
 def main() -> None:
