@@ -64,13 +64,13 @@ def read_summary(name: str, overrides: list[str], num_examples: int, data_dir: P
     from ..data import load_corpus, tokenize_corpus
     from ..data.chat_tokens import template_notes
     from ..data.overview import is_experiment_file, show_examples, summarize_corpus, summarize_tokens
-    from .partition_data import dataset_half, find_tokenizer, parse_data_config, read_data_keys
+    from .partition_data import dataset_subset, find_tokenizer, parse_data_config, read_data_keys
 
     content = read_data_keys(Path(name) if is_experiment_file(name) else {"dataset": {"name": name}}, overrides)
     config = parse_data_config(content)
     training = content.get("training")
     block_length = int(training.get("max_seq_length", 64)) if isinstance(training, dict) else 64
-    corpus = load_corpus(config.dataset, data_dir=data_dir, half=dataset_half(config.model), cache_dir=default_cache_dir() / "vectors")
+    corpus = load_corpus(config.dataset, data_dir=data_dir, subset=dataset_subset(config.model), cache_dir=default_cache_dir() / "vectors")
     summary = {**summarize_corpus(config.dataset, corpus), "model": config.model}
     file, note = find_tokenizer(config.model)
     if file is None:
