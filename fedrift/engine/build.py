@@ -346,7 +346,9 @@ def resolve_fingerprints(config: ExperimentConfig, resources: ResourceCache) -> 
             f"requires {config.dataset.fingerprint[:12]}. Restore the old files, or remove dataset.fingerprint for a new experiment"
         )
     return replace(
-        config, dataset=replace(config.dataset, fingerprint=corpus.fingerprint), model_fingerprint=fingerprint_model(config.model)
+        config,
+        dataset=replace(config.dataset, fingerprint=corpus.fingerprint),
+        model_fingerprint=fingerprint_model(config.model, corpus.examples is not None),
     )
 
 

@@ -382,8 +382,6 @@ def prepare_own_documents(
     """
     runtime, training = resources.runtime, config.training
     runtime.configure_torch()
-    if fingerprint_model(config.model) != config.model_fingerprint:
-        raise UserError(f"the model {config.model!r} on this node differs from the server's: copy it from the server again")
     dataset = replace(
         DatasetConfig(str(data)),
         text_column=config.dataset.text_column,
@@ -395,6 +393,8 @@ def prepare_own_documents(
         chat_template=config.dataset.chat_template,
     )
     corpus = load_corpus(dataset).train
+    if fingerprint_model(config.model, corpus.examples is not None) != config.model_fingerprint:
+        raise UserError(f"the model {config.model!r} on this node differs from the server's: copy it from the server again")
     tokens = resources.get_tokens(corpus, config.model, config.trainable, config.random_weights_seed)
     size = config.partition.num_clients
     client_rows, _, steps = config.algorithm.configure_clients([np.arange(0)] * size, training.cohort_size(size), training.local_steps)
