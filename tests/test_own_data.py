@@ -293,8 +293,9 @@ def test_keys_of_the_hub_are_refused_for_other_datasets(name, tmp_path, chats, m
 def test_dataset_show_tells_what_was_read_and_what_the_model_sees(tmp_path, chats, capsys, monkeypatch):
     monkeypatch.setenv("FEDRIFT_CACHE", str(tmp_path / "cache"))
     write(chats, [*chat_rows(4), {"messages": [{"role": "user", "content": "alone"}]}, chat_rows(1)[0]])
-    assert (shown := fedrift(capsys, monkeypatch, "dataset", "show", str(chats), "--json"))[0] == 0
-    told = json.loads(shown[1])
+    code, printed, _ = fedrift(capsys, monkeypatch, "dataset", "show", str(chats), "--json")
+    assert code == 0
+    told = json.loads(printed)
     assert (told["format"], told["rows"], told["files"], told["columns"]) == ("chat", 14, [str(chats)], ["messages", "label"])
     assert told["left_out"] == {"no answer": 1, "duplicate": 1} and told["topics"] == {"food": 4, "sport": 4, "tech": 4}
     counts = told["tokens"]["splits"]["train"]

@@ -69,8 +69,8 @@ def list_read_files(name: str) -> list[str]:
 
 
 def count_values(values: list[str]) -> dict[str, int]:
-    """Count values, the most frequent first."""
-    return dict(Counter(values).most_common())
+    """Count values, the most frequent first, and equally frequent ones in the order of their names."""
+    return dict(sorted(Counter(values).items(), key=lambda pair: (-pair[1], pair[0])))
 
 
 def summarize_tokens(corpus: Corpus, tokens: TokenizedCorpus, block_length: int) -> dict[str, Any]:
