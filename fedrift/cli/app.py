@@ -15,7 +15,7 @@ from typer.core import TyperGroup, TyperOption
 
 from .. import __version__
 from ..core.errors import UserError
-from . import conformance, deploy, diagnose, estimate, init, inspect, manage, partition, run, study
+from . import conformance, dataset, deploy, diagnose, estimate, init, inspect, manage, partition, run, study
 from .options import VERBOSE
 
 NOISY_LIBRARIES = r"(transformers|peft|torch|torchao|bitsandbytes|huggingface_hub|datasets|tokenizers)\b"
@@ -107,6 +107,7 @@ for name, command in (
 ):
     app.command(name)(command)
 app.add_typer(partition.app)
+app.add_typer(dataset.app)
 
 
 def main() -> None:

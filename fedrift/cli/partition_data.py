@@ -33,6 +33,7 @@ OTHER_KEYS = (
     "evaluation",
     "clustering",
     "model_fingerprint",
+    "model_init",
     "fork",
 )  # keys that do not affect the partition
 TOKENIZER_BATCH = 1000
@@ -73,7 +74,21 @@ def load_data_config(path: Path, overrides: Iterable[str] = ()) -> DataConfig:
     Raises:
         UserError: If the file cannot be read, a key is unknown or a value is invalid.
     """
-    content = apply_overrides(load_yaml(path), overrides)
+    return parse_data_config(read_data_keys(path, overrides))
+
+
+def read_data_keys(source: Path | dict[str, Any], overrides: Iterable[str] = ()) -> dict[str, Any]:
+    """Return the keys of an experiment as plain values, from a YAML file or from values, with overrides."""
+    content: dict[str, Any] = apply_overrides(load_yaml(source) if isinstance(source, Path) else source, overrides)
+    return content
+
+
+def parse_data_config(content: dict[str, Any]) -> DataConfig:
+    """Return the dataset, model, partition and seed of an experiment given as plain values.
+
+    Raises:
+        UserError: If a key is unknown or a value is invalid.
+    """
     names = [field.name for field in fields(DataConfig)]
     for key in content:
         if key not in names and key not in OTHER_KEYS:
@@ -88,7 +103,7 @@ def partition_dataset(config: DataConfig, data_dir: Path | None = None) -> Parti
     corpus = corpus.take(np.flatnonzero(corpus.split == TRAIN))
     file, tokenizer_note = find_tokenizer(config.model)
     if file is not None:
-        corpus = corpus.with_sizes(count_tokens(corpus, file))
+        corpus = corpus.with_sizes(count_tokens(corpus, file) if corpus.examples is None else count_answer_tokens(corpus, file.parent))
     partition = partition_corpus(config.partition, corpus, partial(numpy_stream, config.seed, "partition"))
     notes = "\n".join(filter(None, [tokenizer_note, *corpus.notes, *partition_notes(config.partition)]))
     return PartitionedData(config, corpus, partition, "words" if file is None else "tokens", notes)
@@ -178,6 +193,14 @@ def find_tokenizer(model: str) -> tuple[Path | None, str]:
         f"Documents are counted in words, because the tokenizer of {model} cannot be read without loading the model. "
         "A run counts tokens and may assign a few documents to other clients."
     )
+
+
+def count_answer_tokens(corpus: Corpus, folder: Path) -> np.ndarray:
+    """Count the tokens of each conversation that count in the loss, [D], as a run counts them."""
+    from ..data import tokenize_corpus
+    from ..models.tokenizer import load_tokenizer
+
+    return tokenize_corpus(corpus, load_tokenizer(folder), cache_dir=None).trained_lengths
 
 
 def count_tokens(corpus: Corpus, file: Path) -> np.ndarray:

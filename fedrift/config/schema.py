@@ -34,6 +34,19 @@ from .loader import Registry, apply_overrides, dump_value, edit_config, load_yam
 
 # The version is part of every id. Increase it when a key, a default or the numerics change, so that stored runs are not reused.
 SCHEMA_VERSION = 4
+# Keys that were added without a new version, with the default that keeps the earlier behavior. An id does not depend on them while they
+# have this default, so that stored runs keep their ids.
+ADDED_KEYS: Mapping[str, Any] = {
+    "dataset.format": "auto",
+    "dataset.train_on": "answer",
+    "dataset.chat_template": "auto",
+    "dataset.config": "",
+    "dataset.revision": "",
+    "dataset.split": "",
+    "model_init": "pretrained",
+    "evaluation.label_prompt": " Topic: {label}",
+    "evaluation.labeled_documents": 16,
+}
 METADATA_KEYS = ("id", "schema", "partition_table")  # keys of experiment.json that are not part of the experiment
 
 REGISTRY = Registry(
@@ -50,7 +63,20 @@ REGISTRY = Registry(
 Fraction = Annotated[float, Gt(0), Le(1)]
 NonEmptyStr = Annotated[str, MinLen(1)]
 PositiveInt = Annotated[int, Ge(1)]
-PROBE_GROUPS = ("language", "updates", "fairness", "cost", "hidden", "attention", "barriers", "adapters", "general", "syntax", "text")
+PROBE_GROUPS = (
+    "language",
+    "updates",
+    "fairness",
+    "cost",
+    "hidden",
+    "attention",
+    "barriers",
+    "adapters",
+    "general",
+    "syntax",
+    "text",
+    "classification",
+)
 
 
 @dataclass(frozen=True)
@@ -139,6 +165,9 @@ class EvaluationConfig:
         general_dataset: The dataset of the probe group ``general``. "": the first of its default datasets that is available.
         general_tokens: Tokens of this dataset that are used.
         minimal_pairs: Minimal pairs per phenomenon of the probe group ``syntax``.
+        label_prompt: The text from which the probe group ``classification`` reads the label of a document; it follows the document and
+            contains ``{label}``.
+        labeled_documents: Held-out documents per domain of this probe group.
     """
 
     split: Literal["validation", "test"] = "test"
@@ -152,6 +181,8 @@ class EvaluationConfig:
     general_dataset: str = ""
     general_tokens: Annotated[int, Interval(ge=1, le=10**9)] = 4096
     minimal_pairs: PositiveInt = 100
+    label_prompt: NonEmptyStr = " Topic: {label}"
+    labeled_documents: PositiveInt = 16
 
 
 @dataclass(frozen=True)
@@ -193,6 +224,8 @@ class ExperimentConfig:
         clustering: How clients are assigned to models.
         model_fingerprint: Hash of the files of a local model, so that changed weights give another id. It is filled automatically.
         fork: The run from which this run forks; None if it does not fork.
+        model_init: ``pretrained`` starts from the weights of the model. ``random`` starts from random weights, which depend on ``seed``,
+            and trains on the same data with the same tokenizer.
 
     Example:
         >>> import fedrift
@@ -212,6 +245,7 @@ class ExperimentConfig:
     clustering: NoClustering = NoClustering()
     model_fingerprint: Fingerprint = ""
     fork: ForkConfig | None = None
+    model_init: Literal["pretrained", "random"] = "pretrained"
 
     def __post_init__(self) -> None:
         """Check all fields, and convert each value to the type of its field.
@@ -222,11 +256,25 @@ class ExperimentConfig:
         for name, value in validate_fields(self, REGISTRY).items():
             object.__setattr__(self, name, value)
         self.training.cohort_size(self.partition.num_clients)
+        if "{label}" not in self.evaluation.label_prompt:
+            raise UserError(
+                f"evaluation.label_prompt is {self.evaluation.label_prompt!r}: it must contain {{label}}, as ' Topic: {{label}}' does"
+            )
+        if self.model_init == "random" and self.trainable.quantization != "none":
+            raise UserError(
+                f"model_init is 'random', but trainable.quantization is {self.trainable.quantization!r}: random weights are not quantized; "
+                "use trainable.quantization=none"
+            )
         for name in self.evaluation.probes:
             if name not in PROBE_GROUPS:  # importing the probes is slow, so it happens for extensions only
                 from ..probes import find_probe_group
 
                 find_probe_group(name)
+
+    @property
+    def random_weights_seed(self) -> int | None:
+        """The seed of the random weights from which the run starts; None if it starts from pretrained weights."""
+        return self.seed if self.model_init == "random" else None
 
     @cached_property
     def id(self) -> str:
@@ -240,7 +288,7 @@ class ExperimentConfig:
         fork = f", fork of {self.fork.run[:6]} from round {self.fork.from_round}" if self.fork else ""
         return (
             f"{type(self.algorithm).__name__}{clustering} {self.dataset.name} {display_name(self.partition)} "
-            f"{self.partition.severity:g} seed {self.seed}{fork}"
+            f"{self.partition.severity:g} seed {self.seed}{' random weights' if self.model_init == 'random' else ''}{fork}"
         )
 
     def iid_baseline(self) -> ExperimentConfig:
@@ -259,8 +307,11 @@ class ExperimentConfig:
         return raw if self.fork else {key: value for key, value in raw.items() if key != "fork"}
 
     def to_stored_dict(self) -> dict[str, Any]:
-        """Return the content of ``experiment.json`` without the keys ``id`` and ``partition_table``."""
-        return {**self.to_dict(), "schema": SCHEMA_VERSION}
+        """Return the content of ``experiment.json`` without the keys ``id`` and ``partition_table``.
+
+        Keys of `ADDED_KEYS` that have their default are missing, as in runs that were stored before these keys existed.
+        """
+        return {**_drop_added_defaults(self.to_dict()), "schema": SCHEMA_VERSION}
 
 
 def parse_config(raw: dict[str, Any], overrides: Iterable[str] = ()) -> ExperimentConfig:
@@ -287,8 +338,25 @@ def compute_id(stored: Mapping[str, Any]) -> str:
 
     Equal numbers give equal ids: 1, 1.0 and a numpy scalar do, and 0 and -0.0 do.
     """
-    plain = _to_plain({key: value for key, value in stored.items() if key not in ("id", "partition_table")})
+    plain = _drop_added_defaults(_to_plain({key: value for key, value in stored.items() if key not in ("id", "partition_table")}))
     return sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()[:12]
+
+
+def _drop_added_defaults(content: dict[str, Any]) -> dict[str, Any]:
+    """Remove the keys of `ADDED_KEYS` that have their default."""
+    result = dict(content)
+    for path, default in ADDED_KEYS.items():
+        *parents, key = path.split(".")
+        holder = result
+        for name in parents:
+            if not isinstance(holder.get(name), dict):
+                break
+            holder[name] = dict(holder[name])
+            holder = holder[name]
+        else:
+            if holder.get(key) == default:
+                holder.pop(key, None)
+    return result
 
 
 def _to_plain(value: Any, key_path: str = "") -> Any:
@@ -309,7 +377,7 @@ def _to_plain(value: Any, key_path: str = "") -> Any:
 def diff_stored_configs(requested: Mapping[str, Any], stored: Mapping[str, Any]) -> list[str]:
     """Describe the differences between two contents of ``experiment.json``, with one line per field."""
     requested_flat, stored_flat = (
-        _flatten(_to_plain({key: value for key, value in content.items() if key not in ("id", "partition_table")}))
+        _flatten(_drop_added_defaults(_to_plain({key: value for key, value in content.items() if key not in ("id", "partition_table")})))
         for content in (requested, stored)
     )
     return [
@@ -366,6 +434,7 @@ def expand_grid(base: ExperimentConfig, **axes: Iterable[Any]) -> list[Experimen
 
 
 __all__ = [
+    "ADDED_KEYS",
     "METADATA_KEYS",
     "REGISTRY",
     "SCHEMA_VERSION",

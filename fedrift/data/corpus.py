@@ -10,6 +10,8 @@ from hashlib import sha256
 
 import numpy as np
 
+from .conversations import ChatTemplate, TrainOn
+
 TRAIN, VALIDATION, TEST = 0, 1, 2
 
 
@@ -38,6 +40,9 @@ class Corpus:
     columns: tuple[str, ...] = ()  # the columns of the tables from which it was read
     has_source: bool = True  # False if the sources are only the names of the files
     notes: tuple[str, ...] = ()  # facts about the loading that a reader of the results must know
+    examples: np.ndarray | None = None  # [D] object: conversations.Example, for instruction and chat data
+    train_on: TrainOn = "answer"  # the tokens of examples that count in the loss; running text counts in full
+    chat_template: ChatTemplate = "auto"  # the template that joins the turns of examples
 
     def __len__(self) -> int:
         return len(self.text)
@@ -49,7 +54,7 @@ class Corpus:
             rows: Indices of documents or a boolean mask [D]; the result has their order.
         """
         arrays = {name: getattr(self, name)[rows] for name in ("text", "label", "source", "split", "size")}
-        return replace(self, **arrays)
+        return replace(self, **arrays, examples=None if self.examples is None else self.examples[rows])
 
     def with_sizes(self, size: np.ndarray) -> Corpus:
         """Return the same documents with other sizes.
@@ -89,4 +94,5 @@ class Corpus:
             json.dumps([sha256(text.encode()).hexdigest(), int(split), self.domains[label] if label >= 0 else None])
             for text, label, split in zip(self.text, self.label, self.split, strict=True)
         )
+        lines += sorted(sha256(example.to_json().encode()).hexdigest() for example in (() if self.examples is None else self.examples))
         return sha256("\n".join(lines).encode()).hexdigest()

@@ -22,6 +22,7 @@ from ..core.errors import UserError, unknown_name_error
 from ..core.random import Seed, numpy_stream
 from ..core.registry import find_extension
 from .catalog import NAMED_DATASETS, POCKET_PRETRAINING_DATASETS, NamedDataset
+from .conversations import NO_ANSWER, NO_CONVERSATION, ChatTemplate, DataFormat, TrainOn, content_columns, find_format, read_documents
 from .corpus import TRAIN, Corpus
 from .documents import (
     Document,
@@ -36,7 +37,7 @@ from .documents import (
 )
 from .encoders import Encoder, embed_texts, label_by_cluster
 from .readers import BBC_PACKAGE, find_local_path, find_table_files, list_bbc_files, missing_path_error, read_bbc, read_hub, read_path
-from .rows import Rows, concat_rows, detect_split, group_similar_names, normalize_label
+from .rows import ColumnNames, Rows, concat_rows, detect_split, group_similar_names, normalize_label
 from .synthetic import SyntheticConfig, generate_rows
 from .tables import detect_format, read_table
 
@@ -72,6 +73,12 @@ class DatasetConfig:
     num_clusters: Annotated[int, Interval(ge=2, le=10_000)] | None = None  # if given, clusters of document embeddings replace the labels
     encoder: Encoder | None = None  # the embedding that is clustered; lsa by default
     synthetic: SyntheticConfig = SyntheticConfig()  # the settings of the dataset ``synthetic``
+    format: DataFormat = "auto"  # how rows hold documents (``conversations.py``); auto decides by the columns
+    train_on: TrainOn = "answer"  # the tokens of instruction and chat data that count in the loss; running text counts in full
+    chat_template: ChatTemplate = "auto"  # auto: the tokenizer's template, or the plain one if it has none
+    config: str = ""  # the configuration of a hub dataset
+    revision: str = ""  # the branch, tag or commit of a hub dataset
+    split: str = ""  # the split of a hub dataset to read, for example "train" or "train[:1000]"; "": all of them
     fingerprint: Fingerprint = ""  # Corpus.fingerprint, filled in by a run; changed data is another experiment
 
     def to_dict(self) -> dict[str, Any]:
@@ -124,6 +131,7 @@ def load_corpus(config: DatasetConfig, *, data_dir: Path | None = None, subset: 
             f"no document of {config.name!r} is known to be in the pretraining half. The pretraining half consists of documents from "
             f"{', '.join(sorted(POCKET_PRETRAINING_DATASETS))}"
         )
+    check_hub_keys(config)
     if config.synthetic != SyntheticConfig() and config.name != "synthetic":
         raise UserError(
             f"dataset.synthetic applies to the dataset 'synthetic' only, but dataset.name is {config.name!r}: remove "
@@ -210,23 +218,52 @@ def read_rows(config: DatasetConfig, data_dir: Path | None) -> Rows:
         if original == "bbc":
             return read_bbc()
         if named.hub_id:
-            return read_hub(named.hub_id, named.configs, (named.text_column, named.label_column, "source"))
+            return read_hub(named.hub_id, named.configs, ColumnNames(named.text_column, named.label_column, data_format="text"))
         raise UserError(
             f"dataset {config.name!r} has no verified hub id and is read from a local folder only: put "
             f"train.parquet and test.parquet (columns text, label, source) in a folder {original}/ and set "
             f"FEDRIFT_DATA to its parent folder. FEDRIFT_DATA is "
             f"{f'{str(data_dir)!r}, which has no such folder' if data_dir else 'not set'}"
         )
-    path, columns = find_local_path(config.name), (config.text_column, config.label_column, config.source_column)
+    path, columns = find_local_path(config.name), ColumnNames(config.text_column, config.label_column, config.source_column, config.format)
     if path:
         return read_path(path, columns)
     if config.name.startswith((".", "/", "~")) or detect_format(Path(config.name)):
         raise missing_path_error(Path(os.path.expanduser(config.name)))
     hub = HUB_ID_PATTERN.fullmatch(config.name)
     if hub:
-        return read_hub(hub[1], (hub[2],) if hub[2] else (), columns)
+        return read_hub(hub[1], hub_configs(config, hub[2]), columns, config.revision or None, config.split or None)
     error = unknown_name_error("dataset", config.name[:80], NAMED_DATASETS)
     raise UserError(f"{error}. You can also give a local file or folder, or a Hugging Face dataset id as owner/name")
+
+
+def hub_configs(config: DatasetConfig, name_suffix: str | None) -> tuple[str, ...]:
+    """Return the configuration of a hub dataset, which follows the id after a colon or is given by ``dataset.config``.
+
+    Raises:
+        UserError: Both are given and differ.
+    """
+    if name_suffix and config.config not in ("", name_suffix):
+        raise UserError(
+            f"dataset.name {config.name!r} names the configuration {name_suffix!r}, but dataset.config is {config.config!r}: remove one"
+        )
+    chosen = name_suffix or config.config
+    return (chosen,) if chosen else ()
+
+
+def check_hub_keys(config: DatasetConfig) -> None:
+    """Check that ``dataset.config``, ``dataset.revision`` and ``dataset.split`` are used for datasets of the hub only.
+
+    Raises:
+        UserError: One of them is set for another dataset.
+    """
+    is_set = [f"dataset.{key}" for key in ("config", "revision", "split") if getattr(config, key)]
+    is_hub = config.name not in NAMED_DATASETS and not find_local_path(config.name) and HUB_ID_PATTERN.fullmatch(config.name)
+    if is_set and not is_hub:
+        raise UserError(
+            f"{' and '.join(is_set)}: only datasets of the Hugging Face hub (owner/name) have these keys, but dataset.name is "
+            f"{config.name[:80]!r}. Remove them; to read one split of a local folder, name its file"
+        )
 
 
 def rows_of_frame(table: Any, config: DatasetConfig) -> Rows:
@@ -240,11 +277,14 @@ def rows_of_frame(table: Any, config: DatasetConfig) -> Rows:
         UserError: The text column is missing, or a split is unknown.
     """
     frame = pd.DataFrame(table)
-    if config.text_column not in frame:
+    names = tuple(map(str, frame.columns))
+    required, _ = content_columns(find_format(config.format, config.text_column, names), config.text_column, names)
+    if not set(required) <= set(names):
         raise UserError(
-            f"dataset {config.name!r}: the extension returned the columns {', '.join(map(str, frame.columns)) or 'none'}; required "
-            f"is {config.text_column!r}, optional are {config.label_column!r}, {config.source_column!r} and 'split'"
+            f"dataset {config.name!r}: the extension returned the columns {', '.join(names) or 'none'}; required "
+            f"is {' and '.join(map(repr, required))}, optional are {config.label_column!r}, {config.source_column!r} and 'split'"
         )
+    cells = {name: frame[name].tolist() for name in names}
     absent = [None] * len(frame)
     splits: list[int | None] = [TRAIN] * len(frame)
     if "split" in frame:
@@ -255,11 +295,11 @@ def rows_of_frame(table: Any, config: DatasetConfig) -> Rows:
             "validation, test"
         )
     return Rows(
-        frame[config.text_column].tolist(),
+        read_documents(config.format, config.text_column, cells, names),
         frame[config.label_column].tolist() if config.label_column in frame else absent,
         frame[config.source_column].tolist() if config.source_column in frame else absent,
         [split for split in splits if split is not None],
-        tuple(map(str, frame.columns)),
+        names,
         config.source_column in frame,
     )
 
@@ -312,8 +352,9 @@ def corpus_notes(domains: tuple[str, ...], counts: Counter[str], rows: Rows) -> 
     notes = list(rows.notes)
     for names in group_similar_names(domains):
         notes.append(f"topics {', '.join(map(repr, names))} differ only in capitals or white space and count as {len(names)} topics")
-    if counts["not text"]:
-        notes.append(f"{counts['not text']:,} rows have no text and were left out")
+    for reason, part in (("not text", "text"), (NO_ANSWER, "answer"), (NO_CONVERSATION, "readable conversation")):
+        if counts[reason]:
+            notes.append(f"{counts[reason]:,} rows have no {part} and were left out")
     return tuple(notes)
 
 
@@ -344,7 +385,29 @@ def build_corpus(config: DatasetConfig, documents: list[Document], counts: Count
         columns=rows.columns,
         has_source=rows.has_source,
         notes=corpus_notes(domains, counts, rows),
+        examples=collect_examples(config, documents),
+        train_on=config.train_on,
+        chat_template=config.chat_template,
     )
+
+
+def collect_examples(config: DatasetConfig, documents: list[Document]) -> np.ndarray | None:
+    """Return the examples of instruction and chat data, [D] object; None for running text.
+
+    Raises:
+        UserError: Some documents are running text and others are not.
+    """
+    num_examples = sum(document.example is not None for document in documents)
+    if not num_examples:
+        return None
+    if num_examples < len(documents):
+        raise UserError(
+            f"dataset {config.name!r} mixes {num_examples:,} conversations with {len(documents) - num_examples:,} documents of running "
+            "text: read them as two datasets, or set dataset.format to the format of all of them"
+        )
+    examples = np.empty(num_examples, dtype=object)
+    examples[:] = [document.example for document in documents]
+    return examples
 
 
 # General text measures what a pretrained model forgets; no client trains on it. For ``pocket`` it comes from the half on which it

@@ -13,6 +13,7 @@ import numpy as np
 from ..core.errors import UserError
 from ..core.random import numpy_stream
 from .catalog import is_in_pretraining_half
+from .conversations import Example, Unusable, normalize_characters
 from .corpus import TEST, TRAIN, VALIDATION
 from .rows import Rows, normalize_label
 
@@ -25,6 +26,7 @@ class Document(NamedTuple):
     label: str | None
     source: str
     split: int
+    example: Example | None = None  # the turns of instruction and chat data; None for running text
 
 
 def extract_documents(rows: Rows, counts: Counter[str], *, skip_headings: bool = False) -> list[Document]:
@@ -38,38 +40,34 @@ def extract_documents(rows: Rows, counts: Counter[str], *, skip_headings: bool =
     Raises:
         UserError: No cell of the text column is text.
     """
-    if len(rows) and not any(isinstance(cell, str) for cell in rows.text):
+    if len(rows) and not any(isinstance(cell, (str, Example, Unusable)) for cell in rows.text):
         types = sorted({type(cell).__name__ for cell in rows.text})
         raise UserError(
             f"the text column holds no text but values of type {', '.join(types)}: name another column with dataset.text_column"
         )
     documents = []
     for cell, label, source, split in zip(rows.text, rows.label, rows.source, rows.split, strict=True):
-        if not isinstance(cell, str):
+        if isinstance(cell, Unusable):
+            counts[cell.reason] += 1
+            continue
+        if not isinstance(cell, (str, Example)):
             counts["not text"] += 1
             continue
-        text = normalize_text(cell)
+        example = cell if isinstance(cell, Example) else None
+        text = normalize_text(example.text if example else cell)
         if not text:
             counts["empty"] += 1
         elif skip_headings and is_heading(text):
             counts["heading"] += 1
         else:
-            documents.append(Document(sha256(text.encode()).digest(), text, normalize_label(label), normalize_label(source) or "", split))
+            topic, origin = normalize_label(label), normalize_label(source) or ""
+            documents.append(Document(sha256(text.encode()).digest(), text, topic, origin, split, example))
     return documents
 
 
 def normalize_text(text: str) -> str:
-    """Normalize line ends to \\n, strip the text and replace unpaired surrogates.
-
-    JSON escapes can produce unpaired surrogates, which cannot be encoded as UTF-8.
-    """
-    if "\r" in text:
-        text = text.replace("\r\n", "\n").replace("\r", "\n")
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        text = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
-    return text.strip()
+    """Normalize line ends to \\n, strip the text and replace unpaired surrogates."""
+    return normalize_characters(text).strip()
 
 
 def is_heading(text: str) -> bool:

@@ -35,7 +35,6 @@ from .rows import (
     detect_split,
     detect_splits,
     format_names,
-    requested_columns,
     skipped_note,
     split_words,
     table_to_rows,
@@ -54,7 +53,9 @@ from .tables import (
 )
 
 
-def read_hub(name: str, configs: Sequence[str] = (), columns: ColumnNames = DEFAULT_COLUMNS) -> Rows:
+def read_hub(
+    name: str, configs: Sequence[str] = (), columns: ColumnNames = DEFAULT_COLUMNS, revision: str | None = None, split: str | None = None
+) -> Rows:
     """Read a dataset from the Hugging Face hub.
 
     Splits are determined by `detect_splits` and labels by `read_labels`, as for local files.
@@ -63,20 +64,23 @@ def read_hub(name: str, configs: Sequence[str] = (), columns: ColumnNames = DEFA
         name: The id of the dataset.
         configs: Its configurations. If there are several, each is read and its name is the label.
         columns: The names of the text, label and source columns.
+        revision: The branch, tag or commit. None: the main branch.
+        split: The split to read, in the notation of ``datasets.load_dataset``. It is divided into new splits. None: all splits.
 
     Raises:
         UserError: The dataset cannot be downloaded, or a column is missing.
     """
     if len(configs) <= 1:
-        return read_dataset_splits(download_dataset(name, configs[0] if configs else None), f"dataset {name!r}", name, columns)
+        splits = download_dataset(name, configs[0] if configs else None, revision, split)
+        return read_dataset_splits(splits, f"dataset {name!r}", name, columns, is_chosen=split is not None)
     parts = []
     for config in configs:
-        part = read_dataset_splits(download_dataset(name, config), f"dataset {name!r}", name, (columns[0], "", columns[2]))
+        part = read_dataset_splits(download_dataset(name, config), f"dataset {name!r}", name, columns._replace(label=""))
         parts.append(replace(part, label=[config.replace("_", "-")] * len(part)))
     return concat_rows(parts)
 
 
-def read_dataset_splits(splits: Mapping[str, Any], where: str, default_source: str, columns: ColumnNames) -> Rows:
+def read_dataset_splits(splits: Mapping[str, Any], where: str, default_source: str, columns: ColumnNames, is_chosen: bool = False) -> Rows:
     """Convert the splits of a dataset of the library ``datasets`` to rows.
 
     Args:
@@ -84,12 +88,13 @@ def read_dataset_splits(splits: Mapping[str, Any], where: str, default_source: s
         where: The dataset, for messages.
         default_source: The dataset, as the source of documents without a source.
         columns: The names of the text, label and source columns.
+        is_chosen: Whether the user chose the splits, so that they form one undivided corpus.
     """
-    known, notes = detect_splits(list(splits), where)
+    known, notes = (dict.fromkeys(splits, TRAIN), list[str]()) if is_chosen else detect_splits(list(splits), where)
     parts = []
     for key, split in known.items():
         data, split_name = splits[key], f"{where}, split {key!r}"
-        names = resolve_columns(split_name, data.column_names, *requested_columns(columns))
+        names = resolve_columns(split_name, data.column_names, columns)
         cells = data.select_columns(names).to_dict()
         table = Table(cells, tuple(data.column_names), data.features)
         parts.append(table_to_rows(table, split, columns, split_name, f"{default_source}:{key}"))
@@ -120,8 +125,14 @@ def is_saved_dataset(folder: Path) -> bool:
     return any(all((folder / file_name).is_file() for file_name in file_names) for file_names in alternatives)
 
 
-def download_dataset(name: str, config: str | None) -> Any:
-    """Return the splits of a dataset from the hub or its local cache.
+def download_dataset(name: str, config: str | None, revision: str | None = None, split: str | None = None) -> Any:
+    """Return the splits of a dataset from the hub or its local cache, by their names.
+
+    Args:
+        name: The id of the dataset.
+        config: Its configuration, if it has several.
+        revision: The branch, tag or commit. None: the main branch.
+        split: The only split to read. None: all of them.
 
     Raises:
         UserError: The dataset cannot be downloaded, or its configuration is missing or unknown.
@@ -129,9 +140,12 @@ def download_dataset(name: str, config: str | None) -> Any:
     import datasets  # imported here because it takes half a second and most corpora do not need it
 
     try:
-        return datasets.load_dataset(name, config)
-    except ValueError as error:  # the configuration is wrong or missing; the message of the library lists the valid ones
-        raise UserError(f"dataset {name[:80]!r}: {single_line(error)} (give the configuration after a colon: {name}:NAME)") from error
+        options = {key: value for key, value in (("revision", revision), ("split", split)) if value is not None}
+        loaded = datasets.load_dataset(name, config, **options)
+        return loaded if split is None else {split: loaded}
+    except ValueError as error:  # the configuration or split is wrong or missing; the message of the library lists the valid ones
+        keys = f"the keys dataset.config and dataset.split choose them; name: {name}:NAME also names a configuration"
+        raise UserError(f"dataset {name[:80]!r}: {single_line(error)} ({keys})") from error
     except Exception as error:
         # Offline mode, unknown or gated datasets and proxy failures raise errors without a common class.
         raise UserError(
@@ -230,7 +244,7 @@ def is_metadata_file(file: Path) -> bool:
 
 def read_table_rows(path: Path, split: int, columns: ColumnNames, where: str) -> Rows:
     """Read one table; the file name is the source of documents if there is no source column."""
-    return table_to_rows(read_table(path, *requested_columns(columns)), split, columns, where, path.name)
+    return table_to_rows(read_table(path, columns), split, columns, where, path.name)
 
 
 def read_paragraphs(path: Path, split: int) -> Rows:

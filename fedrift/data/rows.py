@@ -11,10 +11,11 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from decimal import Decimal
-from typing import Any
+from typing import Any, NamedTuple
 from unicodedata import normalize
 
 from ..core.errors import UserError
+from .conversations import content_columns, find_example_format, find_format, read_documents
 from .corpus import TEST, TRAIN, VALIDATION
 
 # The strings that pandas, and hence the CSV reader of the library `datasets`, reads as missing values.
@@ -140,9 +141,18 @@ SPLIT_NAMES = {
     "eval": TEST,
     "evaluation": TEST,
 }
-ColumnNames = tuple[str, str, str]
-"""The names of the text, label and source columns, in this order."""
-DEFAULT_COLUMNS: ColumnNames = ("text", "label", "source")
+
+
+class ColumnNames(NamedTuple):
+    """The names of the text, label and source columns, and the format of the documents (``conversations.py``)."""
+
+    text: str = "text"
+    label: str = "label"
+    source: str = "source"
+    data_format: str = "auto"
+
+
+DEFAULT_COLUMNS = ColumnNames()
 SPLIT_PATTERN = re.compile(rf"(?:^|[-._ /\d])({'|'.join(SPLIT_NAMES)})(?:set|data|split)?(?=$|[-._ /\d])")
 
 
@@ -160,7 +170,7 @@ class Table:
 class Rows:
     """Uncleaned cells of a dataset in four lists of equal length."""
 
-    text: Sequence[Any]
+    text: Sequence[Any]  # texts, examples, or values that cannot be used
     label: Sequence[Any]
     source: Sequence[Any]
     split: Sequence[int]  # TRAIN for all rows if the data has no splits
@@ -238,14 +248,20 @@ def format_names(names: Sequence[str]) -> str:
     return ", ".join(name[:80] for name in names[:5]) + suffix
 
 
-def requested_columns(columns: ColumnNames) -> tuple[list[str], list[str]]:
-    """Return the required and the optional columns.
+def requested_columns(columns: ColumnNames, names: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Return the required and the optional columns of a table.
 
-    The text column is required. The label and source columns are optional under their default names and required under other
-    names; an empty name requests no column.
+    The columns with the content of documents are required. The label and source columns are optional under their default names and
+    required under other names; an empty name requests no column.
+
+    Args:
+        columns: The configured columns and the configured format.
+        names: All columns of the table, which decide the format ``auto``.
     """
-    required = [columns[0], *(name for name, default in zip(columns[1:], DEFAULT_COLUMNS[1:], strict=True) if name not in ("", default))]
-    return required, [name for name in columns[1:] if name]
+    required, optional = content_columns(find_format(columns.data_format, columns.text, names), columns.text, names)
+    pairs = ((columns.label, DEFAULT_COLUMNS.label), (columns.source, DEFAULT_COLUMNS.source))
+    required += [name for name, default in pairs if name not in ("", default)]
+    return required, [*optional, *(name for name, _ in pairs if name)]
 
 
 def table_to_rows(table: Table, split: int, columns: ColumnNames, where: str, default_source: str) -> Rows:
@@ -258,16 +274,20 @@ def table_to_rows(table: Table, split: int, columns: ColumnNames, where: str, de
         where: The table, for messages.
         default_source: The source of all documents if there is no source column.
     """
-    text, label, source = columns
-    cells, count = table.columns, len(table.columns[text])
+    label, source, cells = columns.label, columns.source, table.columns
+    documents = read_documents(columns.data_format, columns.text, cells, table.column_names)
+    count = len(documents)
     labels: Sequence[Any] = [None] * count
     notes: list[str] = []
     if label in cells:
         labels, notes = read_labels(cells[label], table.features.get(label), f"{where}, column {label!r}")
     if not count:
         notes.append(f"{where} has no rows")
+    other = find_example_format(table.column_names)
+    if columns.data_format == "auto" and other and isinstance(next(iter(documents), None), str):
+        notes.append(f"{where}: the column {columns.text!r} is read; the format of the other columns is dataset.format={other}")
     return Rows(
-        cells[text],
+        documents,
         labels,
         cells.get(source, [default_source] * count),
         [split] * count,

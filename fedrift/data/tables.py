@@ -23,7 +23,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ..core.errors import UserError, closest_match
-from .rows import Table
+from .rows import ColumnNames, Table, requested_columns
 
 LONG_CELL_LINES = 5  # a cell of more lines is reported if hardly any other cell has two lines
 RARE_SHARE = 0.05  # largest share of the rows that counts as hardly any
@@ -244,38 +244,50 @@ def base_stem(path: Path) -> str:
     return Path(inner).stem
 
 
-def read_table(path: Path, required: Sequence[str], optional: Sequence[str] = ()) -> Table:
+def read_table(path: Path, required: Sequence[str] | ColumnNames) -> Table:
     """Read columns of a table file as lists of cells.
 
     Numbers in CSV and TSV files remain text.
 
     Args:
         path: The file.
-        required: Columns that must exist.
-        optional: Columns that are read if they exist.
+        required: Columns that must exist, or the configured columns, which decide together with those of the table what is read.
 
     Raises:
         UserError: The file cannot be read or parsed, a required column is missing, or a requested column occurs twice.
     """
     file_format = detect_format(path)
     if file_format in (".parquet", ".arrow"):
-        return read_columns(path, file_format, required, optional)
+        return read_columns(path, file_format, required)
     text = read_text(path)
     notes: list[str] = []
     if file_format in (".csv", ".tsv"):
-        names, columns, notes = read_delimited(str(path), text, "\t" if file_format == ".tsv" else ",", text_column=required[0])
+        separator = "\t" if file_format == ".tsv" else ","
+        header = next(csv.reader(io.StringIO(text, newline=""), delimiter=separator), [])
+        names, columns, notes = read_delimited(str(path), text, separator, split_request(required, header)[0][0])
     else:
         columns = read_json(path, text)
         names = list(columns)
-    return Table({name: columns[name] for name in resolve_columns(path.name, names, required, optional)}, tuple(names), notes=tuple(notes))
+    return Table({name: columns[name] for name in resolve_columns(path.name, names, required)}, tuple(names), notes=tuple(notes))
 
 
-def resolve_columns(where: str, columns: Sequence[str], required: Sequence[str], optional: Sequence[str]) -> list[str]:
+def split_request(request: Sequence[str] | ColumnNames, columns: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Return the required and the optional columns of a request for a table with these columns."""
+    return requested_columns(request, columns) if isinstance(request, ColumnNames) else (list(request), [])
+
+
+def resolve_columns(where: str, columns: Sequence[str], request: Sequence[str] | ColumnNames) -> list[str]:
     """Return the names of the columns to read.
+
+    Args:
+        where: The table, for messages.
+        columns: Its columns.
+        request: Columns that must exist, or the configured columns.
 
     Raises:
         UserError: A required column is missing, or a requested column occurs twice.
     """
+    required, optional = split_request(request, columns)
     for name in required:
         if name not in columns:
             match = closest_match(name, columns)
@@ -283,6 +295,11 @@ def resolve_columns(where: str, columns: Sequence[str], required: Sequence[str],
             raise UserError(
                 f"{where} has no column {name[:80]!r}{hint} Its columns are: {format_columns(columns)}. "
                 f"Name another column with dataset.text_column, dataset.label_column or dataset.source_column"
+                + (
+                    ", or another dataset.format"
+                    if isinstance(request, ColumnNames) and request.data_format not in ("auto", "text")
+                    else ""
+                )
             )
     selected = list(dict.fromkeys([*required, *(name for name in optional if name in columns)]))
     for name in selected:
@@ -341,7 +358,7 @@ def read_text(path: Path, *, allow_empty: bool = False) -> str:
         ) from error
 
 
-def read_columns(path: Path, kind: str, required: Sequence[str], optional: Sequence[str]) -> Table:
+def read_columns(path: Path, kind: str, request: Sequence[str] | ColumnNames) -> Table:
     """Read columns of a Parquet or Arrow file; from a Parquet file, only the requested columns are read."""
     is_compressed = path.suffix.lower() in DECOMPRESSORS
     if not path.is_file() or is_compressed or kind == ".arrow" or path.stat().st_size == 0:
@@ -351,10 +368,10 @@ def read_columns(path: Path, kind: str, required: Sequence[str], optional: Seque
     try:
         if kind == ".arrow":
             table = read_arrow(data)
-            names = resolve_columns(path.name, table.schema.names, required, optional)
+            names = resolve_columns(path.name, table.schema.names, request)
             return arrow_columns(table.select(names), table.schema)
         with pq.ParquetFile(pa.BufferReader(data) if is_compressed else path) as file:
-            names = resolve_columns(path.name, file.schema_arrow.names, required, optional)
+            names = resolve_columns(path.name, file.schema_arrow.names, request)
             return arrow_columns(file.read(columns=names), file.schema_arrow)
     except (pa.ArrowException, UnicodeDecodeError) as error:
         raise UserError(f"{path} is not a readable {kind[1:].capitalize()} file: {first_line(error)}") from error

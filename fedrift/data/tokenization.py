@@ -1,5 +1,8 @@
 """Tokenize a corpus once into one flat array of token ids, and pack documents into blocks of equal length.
 
+A mask travels with the ids where not every token counts in the loss: in instruction and chat data, and for the beginning-of-sequence
+token.
+
 Token ids are cached under a hash of the texts and the tokenizer.
 """
 
@@ -18,6 +21,7 @@ from uuid import uuid4
 import numpy as np
 
 from ..core.errors import UserError
+from .chat_tokens import adds_bos, resolve_template, tokenize_example
 from .corpus import Corpus
 
 TOKENIZER_BATCH = 1000  # documents per call of the tokenizer
@@ -25,7 +29,10 @@ TOKENIZER_BATCH = 1000  # documents per call of the tokenizer
 
 @dataclass(frozen=True, eq=False)
 class TokenizedCorpus:
-    """The token ids of all documents in one array; each document ends with the end-of-sequence token.
+    """The token ids of all documents in one array.
+
+    A document of running text ends with the end-of-sequence token. It begins with the beginning-of-sequence token if the tokenizer adds
+    one; this token does not count in the loss.
 
     ``pad_id`` may equal ``eos_id``, because padding is marked by `Blocks.mask` and never inferred from the ids.
     """
@@ -34,24 +41,35 @@ class TokenizedCorpus:
     offsets: np.ndarray  # [D + 1] int64: document d is ids[offsets[d]:offsets[d + 1]]
     eos_id: int
     pad_id: int
+    mask: np.ndarray | None = None  # [sum of lengths] bool: whether a token counts in the loss; None: all tokens count
+    keeps_whole: bool = False  # whether no document may be divided between blocks, as for instruction and chat data
 
     def __len__(self) -> int:
         return len(self.offsets) - 1
 
     def document_ids(self, row: int) -> np.ndarray:
-        """Return the ids of one document, including its end-of-sequence token."""
+        """Return the ids of one document, including special tokens."""
         return self.ids[self.offsets[row] : self.offsets[row + 1]]
 
     @property
     def lengths(self) -> np.ndarray:
-        """Return the number of tokens of each document, [D] int64, including the end-of-sequence token."""
+        """Return the number of tokens of each document, [D] int64, including special tokens."""
         return np.diff(self.offsets)
+
+    @property
+    def trained_lengths(self) -> np.ndarray:
+        """Return the number of tokens of each document that count in the loss, [D] int64."""
+        if self.mask is None:
+            return self.lengths
+        return np.diff(np.concatenate([[0], np.cumsum(self.mask, dtype=np.int64)])[self.offsets])
 
 
 def tokenize_corpus(corpus: Corpus, tokenizer: Any, *, cache_dir: Path | None) -> TokenizedCorpus:
     """Tokenize all documents of a corpus.
 
-    Only the end-of-sequence token is added. A special token that is spelled out in a text is tokenized as plain text. A
+    The end-of-sequence token is added, and the beginning-of-sequence token if the tokenizer adds it to texts. A special token that is
+    spelled out in a text is tokenized as plain text. Instruction and chat data are tokenized by the chat template instead
+    (``chat_tokens.py``); a special token that is spelled out in a message is a special token then, as in transformers. A
     damaged cache file is replaced. If the cache folder cannot be written, a warning is issued and nothing is cached.
 
     Args:
@@ -60,7 +78,7 @@ def tokenize_corpus(corpus: Corpus, tokenizer: Any, *, cache_dir: Path | None) -
         cache_dir: The folder of cached token ids, or None for no cache.
 
     Raises:
-        UserError: The tokenizer is not a fast one, or it has no end-of-sequence token.
+        UserError: The tokenizer is not a fast one, it has no end-of-sequence token, or its chat template refuses a conversation.
     """
     if getattr(tokenizer, "backend_tokenizer", None) is None:
         raise UserError(f"{type(tokenizer).__name__} is not a fast tokenizer: use a tokenizer that has a tokenizer.json")
@@ -70,18 +88,45 @@ def tokenize_corpus(corpus: Corpus, tokenizer: Any, *, cache_dir: Path | None) -
     pad = end if tokenizer.pad_token_id is None else tokenizer.pad_token_id
     dtype = np.dtype(np.uint16 if max(len(tokenizer), end + 1, pad + 1) <= 2**16 else np.int32)
     file = cache_dir / f"tokens-{tokenization_fingerprint(corpus, tokenizer)[:32]}.npz" if cache_dir else None
+    has_examples = corpus.examples is not None
+    bos_id = tokenizer.bos_token_id if not has_examples and adds_bos(tokenizer) else None
     if file:
-        cached = read_token_cache(file, num_documents=len(corpus), eos_id=end, expected_dtype=dtype)
+        cached = read_token_cache(
+            file,
+            num_documents=len(corpus),
+            eos_id=None if has_examples else end,
+            expected_dtype=dtype,
+            has_mask=has_examples or bos_id is not None,
+        )
         if cached:
-            return TokenizedCorpus(*cached, end, pad)
-    ids, offsets = tokenize_texts(corpus.text, tokenizer, end, dtype)
+            return TokenizedCorpus(*cached[:2], end, pad, cached[2], has_examples)
+    mask = None
+    if has_examples:
+        ids, offsets, mask = tokenize_examples(corpus, tokenizer, dtype)
+    else:
+        ids, offsets = tokenize_texts(corpus.text, tokenizer, end, dtype, bos_id)
+        if bos_id is not None:
+            mask = np.ones(len(ids), dtype=bool)
+            mask[offsets[:-1]] = False
     if file:
-        write_token_cache(file, ids, offsets)
-    return TokenizedCorpus(ids, offsets, end, pad)
+        write_token_cache(file, ids, offsets, mask)
+    return TokenizedCorpus(ids, offsets, end, pad, mask, has_examples)
 
 
-def tokenize_texts(texts: np.ndarray, tokenizer: Any, eos_id: int, dtype: np.dtype) -> tuple[np.ndarray, np.ndarray]:
-    """Return the ids of all texts in one array, and the offset of each text in it [D + 1]."""
+def tokenize_examples(corpus: Corpus, tokenizer: Any, dtype: np.dtype) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return the ids of all examples in one array, the offset of each in it [D + 1], and which tokens count in the loss."""
+    template = resolve_template(tokenizer, corpus.chat_template)
+    examples = corpus.examples if corpus.examples is not None else ()
+    tokenized = [tokenize_example(example, tokenizer, template, corpus.train_on) for example in examples]
+    offsets = np.concatenate([[0], np.cumsum([len(ids) for ids, _ in tokenized], dtype=np.int64)]).astype(np.int64)
+    ids = np.fromiter(chain.from_iterable(ids for ids, _ in tokenized), dtype=dtype)
+    return ids, offsets, np.fromiter(chain.from_iterable(mask for _, mask in tokenized), dtype=bool)
+
+
+def tokenize_texts(
+    texts: np.ndarray, tokenizer: Any, eos_id: int, dtype: np.dtype, bos_id: int | None = None
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return the ids of all texts in one array, and the offset of each text in it [D + 1]; each text begins with ``bos_id`` if given."""
     parts = [np.empty(0, dtype)]
     lengths: list[int] = []
     for start in range(0, len(texts), TOKENIZER_BATCH):
@@ -95,8 +140,7 @@ def tokenize_texts(texts: np.ndarray, tokenizer: Any, eos_id: int, dtype: np.dty
             padding=False,
             verbose=False,
         )["input_ids"]
-        for row in rows:
-            row.append(eos_id)
+        rows = [[*([] if bos_id is None else [bos_id]), *row, eos_id] for row in rows]
         parts.append(np.fromiter(chain.from_iterable(rows), dtype=dtype))
         lengths.extend(map(len, rows))
     return np.concatenate(parts), np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)]).astype(np.int64)
@@ -107,20 +151,31 @@ def tokenization_fingerprint(corpus: Corpus, tokenizer: Any) -> str:
     backend = json.loads(tokenizer.backend_tokenizer.to_str())
     for key in ("truncation", "padding"):  # state of the last call, which does not affect these ids
         backend.pop(key, None)
-    digest = sha256(json.dumps(["tokens", 1, tokenizer.eos_token_id, backend], sort_keys=True).encode())
+    settings: list[Any] = ["tokens", 1, tokenizer.eos_token_id, backend]
+    if corpus.examples is not None:
+        template = resolve_template(tokenizer, corpus.chat_template)
+        settings += [corpus.train_on, template, {name: str(token) for name, token in tokenizer.special_tokens_map.items()}]
+    elif adds_bos(tokenizer):
+        settings += [tokenizer.bos_token_id]
+    digest = sha256(json.dumps(settings, sort_keys=True).encode())
+    for example in () if corpus.examples is None else corpus.examples:
+        digest.update(sha256(example.to_json().encode()).digest())
     for text in corpus.text:
         digest.update(sha256(text.encode()).digest())
     return digest.hexdigest()
 
 
-def read_token_cache(file: Path, *, num_documents: int, eos_id: int, expected_dtype: np.dtype) -> tuple[np.ndarray, np.ndarray] | None:
-    """Read cached token ids and offsets; return None if the file is missing or invalid.
+def read_token_cache(
+    file: Path, *, num_documents: int, eos_id: int | None, expected_dtype: np.dtype, has_mask: bool = False
+) -> tuple[np.ndarray, np.ndarray, np.ndarray | None] | None:
+    """Read cached token ids, offsets and mask; return None if the file is missing or invalid.
 
-    The file is valid if it has the expected dtype and number of documents, and every document ends with ``eos_id``.
+    The file is valid if it has the expected dtype and number of documents, and every document ends with ``eos_id`` if it is given.
     """
     try:
         with np.load(file, allow_pickle=False) as archive:
             ids, offsets = archive["flat"], archive["offset"]
+            mask = archive["mask"] if has_mask else None
     except Exception:  # damaged bytes can raise many types, such as BadZipFile, TokenError or MemoryError
         return None
     is_valid = (
@@ -131,18 +186,19 @@ def read_token_cache(file: Path, *, num_documents: int, eos_id: int, expected_dt
         and offsets[0] == 0
         and offsets[-1] == len(ids)
         and bool((np.diff(offsets) > 0).all())
-        and bool((ids[offsets[1:] - 1] == eos_id).all())
+        and (eos_id is None or bool((ids[offsets[1:] - 1] == eos_id).all()))
+        and (mask is None or (mask.dtype == bool and mask.shape == ids.shape))
     )
-    return (ids, offsets) if is_valid else None
+    return (ids, offsets, mask) if is_valid else None
 
 
-def write_token_cache(file: Path, flat: np.ndarray, offset: np.ndarray) -> None:
+def write_token_cache(file: Path, flat: np.ndarray, offset: np.ndarray, mask: np.ndarray | None = None) -> None:
     """Write the cache file atomically: write a temporary file, then rename it."""
     draft = file.with_name(f"{file.stem}.{os.getpid()}-{uuid4().hex[:8]}.draft")
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
         with draft.open("wb") as out:
-            np.savez(out, flat=flat, offset=offset)
+            np.savez(out, flat=flat, offset=offset, **({} if mask is None else {"mask": mask}))
         draft.replace(file)
     except OSError as error:
         draft.unlink(missing_ok=True)
@@ -154,17 +210,28 @@ class Blocks:
     """K blocks of T tokens each, for training and evaluation."""
 
     tokens: np.ndarray  # [K, T] int64
-    mask: np.ndarray  # [K, T] bool: False on padding only
+    mask: np.ndarray  # [K, T] bool: whether a token counts in the loss; False on padding
+    present: np.ndarray | None = None  # [K, T] bool: False on padding only; None: equal to ``mask``
 
     def __len__(self) -> int:
         return len(self.tokens)
+
+    @property
+    def is_token(self) -> np.ndarray:
+        """Return which positions hold tokens and not padding, [K, T] bool."""
+        return self.mask if self.present is None else self.present
+
+    def take(self, rows: np.ndarray | slice) -> Blocks:
+        """Return some of the blocks."""
+        return Blocks(self.tokens[rows], self.mask[rows], None if self.present is None else self.present[rows])
 
 
 def pack_blocks(tokens: TokenizedCorpus, rows: np.ndarray, block_length: int) -> Blocks:
     """Concatenate documents and cut them into blocks of equal length.
 
     Documents are separated by their end-of-sequence tokens, and only the last block is padded. A client's documents never
-    share a block with those of another client if each client is packed in a separate call.
+    share a block with those of another client if each client is packed in a separate call. Documents that must stay whole
+    (``tokens.keeps_whole``) are packed by `pack_whole`.
 
     Args:
         tokens: The token ids of the corpus.
@@ -181,11 +248,60 @@ def pack_blocks(tokens: TokenizedCorpus, rows: np.ndarray, block_length: int) ->
         raise ValueError(f"block_length must be at least 1, got {block_length}")
     rows = np.asarray(rows)
     rows = np.flatnonzero(rows) if rows.dtype == bool else rows.astype(np.int64)
+    if tokens.keeps_whole:
+        return pack_whole(tokens, rows, block_length)
     starts, ends = tokens.offsets[rows].tolist(), tokens.offsets[rows + 1].tolist()
     total = int(tokens.lengths[rows].sum())
     num_blocks = -(-total // block_length)
     packed = np.full(num_blocks * block_length, tokens.pad_id, dtype=np.int64)
     # Concatenating D slices is several times faster than indexing every token.
     np.concatenate([tokens.ids[:0], *(tokens.ids[start:stop] for start, stop in zip(starts, ends, strict=True))], out=packed[:total])
-    mask = np.arange(num_blocks * block_length) < total
-    return Blocks(packed.reshape(num_blocks, block_length), mask.reshape(num_blocks, block_length))
+    present = np.arange(num_blocks * block_length) < total
+    packed, present = packed.reshape(num_blocks, block_length), present.reshape(num_blocks, block_length)
+    if tokens.mask is None:
+        return Blocks(packed, present)
+    mask = np.zeros(num_blocks * block_length, dtype=bool)
+    np.concatenate([tokens.mask[:0], *(tokens.mask[start:stop] for start, stop in zip(starts, ends, strict=True))], out=mask[:total])
+    return Blocks(packed, mask.reshape(num_blocks, block_length), present)
+
+
+def pack_whole(tokens: TokenizedCorpus, rows: np.ndarray, block_length: int) -> Blocks:
+    """Pack documents into blocks without dividing a document between blocks.
+
+    A document that does not fit into the rest of a block begins the next one, so that each answer stands behind its prompt. A document
+    that is longer than a block is cut at its end. A document without a token that counts in the loss is left out.
+
+    Args:
+        tokens: The token ids of the corpus.
+        rows: Indices of documents, in the order in which they are packed.
+        block_length: The number of tokens per block (T).
+
+    Returns:
+        The blocks [K, T].
+    """
+    lengths = np.minimum(tokens.lengths[rows], block_length)
+    places: list[tuple[int, int, int, int]] = []  # block, position in the block, offset of the document, length
+    block, used = 0, 0
+    is_trained = count_trained(tokens, rows, block_length) > 0
+    for start, length in zip(tokens.offsets[rows[is_trained]].tolist(), lengths[is_trained].tolist(), strict=True):
+        if used + length > block_length:
+            block, used = block + 1, 0
+        places.append((block, used, start, length))
+        used += length
+    shape = block + 1 if places else 0, block_length
+    packed, mask, present = np.full(shape, tokens.pad_id, dtype=np.int64), np.zeros(shape, dtype=bool), np.zeros(shape, dtype=bool)
+    for block, position, start, length in places:
+        packed[block, position : position + length] = tokens.ids[start : start + length]
+        mask[block, position : position + length] = True if tokens.mask is None else tokens.mask[start : start + length]
+        present[block, position : position + length] = True
+    return Blocks(packed, mask, present)
+
+
+def count_trained(tokens: TokenizedCorpus, rows: np.ndarray, block_length: int) -> np.ndarray:
+    """Count the tokens of some documents that count in the loss, [len(rows)], if each document is cut to ``block_length`` tokens."""
+    if tokens.mask is None:
+        return np.minimum(tokens.lengths[rows], block_length)
+    total = np.concatenate([[0], np.cumsum(tokens.mask, dtype=np.int64)])
+    starts = tokens.offsets[rows]
+    counts: np.ndarray = total[np.minimum(starts + block_length, tokens.offsets[rows + 1])] - total[starts]
+    return counts

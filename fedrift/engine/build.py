@@ -24,8 +24,10 @@ from ..core.random import numpy_stream
 from ..core.tree import Tree
 from ..core.types import FederatedState
 from ..data import TEST, TRAIN, VALIDATION, Blocks, Corpus, TokenizedCorpus, pack_blocks, tokenize_corpus
+from ..data.chat_tokens import template_notes
 from ..data.dataset import load_general_corpus
 from ..data.encoders import embed_texts
+from ..data.tokenization import count_trained
 from ..models.device_check import compare_step
 from ..models.export import check_peft_compatible
 from ..models.introspection import HiddenStateEncoder
@@ -129,7 +131,7 @@ def build_evaluation(
             f"dataset {corpus.name!r} has no {evaluation.split} documents for the evaluation; increase dataset.{evaluation.split}_fraction"
         )
     personalized_params = config.algorithm.personalized_params if config.algorithm.is_personalized and has_client_state else None
-    tokenizer = resources.get_language_model(config.model, config.trainable).tokenizer
+    tokenizer = resources.get_language_model(*model_key_of(config)).tokenizer
     round_held_out = held_out.head(evaluation.blocks_per_domain)
     sizes = [bytes_per_token(blocks, tokenizer) if "language" in evaluation.probes else None for blocks in (round_held_out, held_out)]
     all_held_out = (
@@ -137,7 +139,7 @@ def build_evaluation(
     )
     held_out_warnings = check_held_out(all_held_out or held_out, evaluation.split, corpus.name)
     loss_cache = PretrainedLossCache(
-        model, initial_params, (config.model, config.trainable, *sorted(resources.numeric_options.items())), resources.pretrained_losses
+        model, initial_params, (*model_key_of(config), *sorted(resources.numeric_options.items())), resources.pretrained_losses
     )
     losses = HeldOutLosses(
         loss_cache,
@@ -177,6 +179,9 @@ def build_evaluation(
         load_general_text(config, resources, corpus, tokenizer) if "general" in evaluation.probes else None,
         config.dataset.synthetic if config.dataset.name == "synthetic" else None,
         evaluation.minimal_pairs,
+        split=SPLIT_CODES[evaluation.split],
+        label_prompt=evaluation.label_prompt,
+        labeled_documents=evaluation.labeled_documents,
     )
     probes: list[ScheduledProbe | DerivedMetric] = [
         ScheduledProbe("training", training_metrics),
@@ -307,7 +312,7 @@ def load_general_text(config: ExperimentConfig, resources: ResourceCache, corpus
     tokens = tokenize_corpus(general_corpus, tokenizer, cache_dir=resources.runtime.cache_dir / "tokens")
     blocks = pack_blocks(tokens, np.arange(len(general_corpus)), length)
     max_blocks = max(1, config.evaluation.general_tokens // length)
-    return Blocks(blocks.tokens[:max_blocks], blocks.mask[:max_blocks])
+    return blocks.take(slice(max_blocks))
 
 
 @dataclass(frozen=True, eq=False)
@@ -341,8 +346,46 @@ def resolve_fingerprints(config: ExperimentConfig, resources: ResourceCache) -> 
             f"requires {config.dataset.fingerprint[:12]}. Restore the old files, or remove dataset.fingerprint for a new experiment"
         )
     return replace(
-        config, dataset=replace(config.dataset, fingerprint=corpus.fingerprint), model_fingerprint=fingerprint_model(config.model)
+        config,
+        dataset=replace(config.dataset, fingerprint=corpus.fingerprint),
+        model_fingerprint=fingerprint_model(config.model, corpus.examples is not None),
     )
+
+
+def model_key_of(config: ExperimentConfig) -> tuple[str, Trainable, int | None]:
+    """Return the arguments by which `ResourceCache` identifies the model of an experiment."""
+    return config.model, config.trainable, config.random_weights_seed
+
+
+def check_block_length(config: ExperimentConfig, corpus: Corpus, tokens: TokenizedCorpus) -> list[str]:
+    """Check that blocks are long enough for instruction and chat data, whose examples are cut to the length of a block.
+
+    Returns:
+        Notes on the number of examples that are cut, or that have no answer within a block.
+
+    Raises:
+        UserError: No training example has an answer within a block.
+    """
+    if not tokens.keeps_whole:
+        return []
+    length, rows = config.training.max_seq_length, np.flatnonzero(corpus.split == TRAIN)
+    num_trained = int((count_trained(tokens, rows, length) > 0).sum())
+    median = f"the median of the training examples is {int(np.median(tokens.lengths[rows])):,} tokens"
+    if not num_trained:
+        raise UserError(
+            f"training.max_seq_length is {length}, but no example of dataset {corpus.name!r} has an answer within {length} tokens "
+            f"({median}): increase training.max_seq_length"
+        )
+    notes = []
+    if num_cut := int((tokens.lengths[rows] > length).sum()):
+        notes.append(
+            f"{num_cut:,} of {len(rows):,} training examples are longer than training.max_seq_length {length} and are cut to it ({median})"
+        )
+    if num_trained < len(rows):
+        notes.append(
+            f"{len(rows) - num_trained:,} of {len(rows):,} training examples have no answer within {length} tokens and are not used"
+        )
+    return notes
 
 
 def partition_documents(config: ExperimentConfig, corpus: Corpus) -> Partition:
@@ -368,7 +411,7 @@ def build_run(
     """
     runtime, training = resources.runtime, config.training
     runtime.configure_torch()
-    model_key = config.model, config.trainable
+    model_key = model_key_of(config)
     loaded_corpus = resources.get_corpus(replace(config.dataset, fingerprint=""), config.model)
     language_model = resources.get_language_model(*model_key)
     if training.max_seq_length > language_model.context_length:
@@ -376,7 +419,10 @@ def build_run(
             f"training.max_seq_length is {training.max_seq_length} tokens, but {config.model} takes {language_model.context_length} at most"
         )
     tokens = resources.get_tokens(loaded_corpus, *model_key)
-    corpus = loaded_corpus.with_sizes(tokens.lengths)
+    corpus = loaded_corpus.with_sizes(tokens.trained_lengths)
+    token_notes = check_block_length(config, corpus, tokens) + template_notes(
+        corpus.examples, language_model.tokenizer, corpus.chat_template
+    )
     model = resources.get_stacked_model(*model_key)
     if isinstance(config.trainable, Lora):
         check_peft_compatible(model, config.trainable)
@@ -389,7 +435,7 @@ def build_run(
     client_tokens = (
         tokenize_corpus(client_corpus, language_model.tokenizer, cache_dir=runtime.cache_dir / "tokens") if partition.rewrites else tokens
     )
-    rewritten = RewrittenCorpus(client_corpus.with_sizes(client_tokens.lengths), partition)
+    rewritten = RewrittenCorpus(client_corpus.with_sizes(client_tokens.trained_lengths), partition)
     blocks = pack_client_blocks(config, client_tokens, client_rows)
     params = model.init_params(config.seed).to(runtime.resolve_device())
     strategy = config.clustering
@@ -453,7 +499,7 @@ def build_run(
         evaluation.losses,
         evaluation.final_losses,
         {"domains": list(held_out.domains), "tokens": held_out.client_domain_tokens.astype(int).tolist()},
-        config_warnings(config) + model.warnings + evaluation.warnings + list(loaded_corpus.notes),
+        config_warnings(config) + model.warnings + evaluation.warnings + token_notes + list(loaded_corpus.notes),
         resume_options,
         clustering,
         ClusterAgreement(info.main_domains) if strategy != NoClustering() else None,
@@ -471,6 +517,11 @@ def config_warnings(config: ExperimentConfig) -> list[str]:
         warnings.append(
             "one client per round: nothing is averaged, so update.divergence and gradient.norm.variance are not defined; "
             "increase training.participation_rate for a cohort of two or more clients"
+        )
+    if config.model_init == "random" and isinstance(config.trainable, Lora):
+        warnings.append(
+            "adapters are trained on random weights, which stay random and are not stored with the adapters; set trainable.type=All to "
+            "train all weights from a random start"
         )
     return warnings + config.clustering.warnings() + partition_notes(config.partition)
 
@@ -501,8 +552,9 @@ def client_info(
     def embed(texts: Sequence[str], encoder: str) -> np.ndarray:
         if encoder != "states":
             return embed_texts(texts, encoder, cache_dir=resources.runtime.cache_dir / "vectors")
-        language_model = resources.get_language_model(config.model, config.trainable)
-        name = f"states {config.model} {fingerprint_model(config.model)} {resources.numeric_options.get('dtype', 'float32')}"
+        language_model = resources.get_language_model(*model_key_of(config))
+        model_name = config.model if config.random_weights_seed is None else f"{config.model} random {config.random_weights_seed}"
+        name = f"states {model_name} {fingerprint_model(config.model)} {resources.numeric_options.get('dtype', 'float32')}"
         states = HiddenStateEncoder(name, language_model.network, language_model.tokenizer, language_model.context_length)
         return embed_texts(texts, states, cache_dir=resources.runtime.cache_dir / "vectors")
 
@@ -529,7 +581,9 @@ def timing_step(model: StackedModel, params: Tree, batch: dict[str, torch.Tensor
         )
 
 
-def check_device(resources: ResourceCache, model_key: tuple[str, Trainable], params: Tree, batch: dict[str, torch.Tensor]) -> None:
+def check_device(
+    resources: ResourceCache, model_key: tuple[str, Trainable, int | None], params: Tree, batch: dict[str, torch.Tensor]
+) -> None:
     """Compare a training step on the device with the same step on the CPU in float32.
 
     Raises:

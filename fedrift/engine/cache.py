@@ -63,7 +63,7 @@ class ResourceCache:
         """A cache of losses of the pretrained models, which runs with the same model and texts share."""
         return self._get_or_create(("zero-shot",), dict)  # type: ignore[no-any-return]
 
-    def get_language_model(self, name: str, trainable: Trainable) -> LanguageModel:
+    def get_language_model(self, name: str, trainable: Trainable, random_seed: int | None = None) -> LanguageModel:
         """Return the network and tokenizer of a model for one choice of trained parameters.
 
         The base weights are shared with the networks for other choices.
@@ -71,6 +71,7 @@ class ResourceCache:
         Args:
             name: The name of the model in the configuration.
             trainable: Which parameters are trained.
+            random_seed: The seed of random weights. None: the pretrained weights.
         """
 
         def load() -> LanguageModel:
@@ -80,6 +81,7 @@ class ResourceCache:
                 dtype=self.numeric_options.get("dtype", "float32"),
                 quantization=trainable.quantization,
                 on_message=self.runtime.on_message,
+                random_seed=random_seed,
             )
             device = self.runtime.resolve_device()
             # 4-bit weights are already packed on the CPU, so they must stay unchanged if the device is the CPU.
@@ -88,21 +90,23 @@ class ResourceCache:
             return model
 
         return self._get_or_create(
-            ("model", name, trainable), lambda: self._get_or_create(("base", name, trainable.quantization), load).with_shared_weights()
+            ("model", name, trainable, random_seed),
+            lambda: self._get_or_create(("base", name, trainable.quantization, random_seed), load).with_shared_weights(),
         )
 
-    def get_stacked_model(self, name: str, trainable: Trainable) -> StackedModel:
+    def get_stacked_model(self, name: str, trainable: Trainable, random_seed: int | None = None) -> StackedModel:
         """Return the model that computes the forward passes of many clients at once, each with its own trained parameters.
 
         Args:
             name: The name of the model in the configuration.
             trainable: Which parameters are trained.
+            random_seed: The seed of random weights. None: the pretrained weights.
         """
 
         def create() -> StackedModel:
             compiled = self.runtime.compiled  # the compiler fuses modules itself, so it gets the unfused model
             model = StackedModel(
-                self.get_language_model(name, trainable).network,
+                self.get_language_model(name, trainable, random_seed).network,
                 trainable,
                 fused=not compiled,
                 use_prefix_cache=False if compiled else None,
@@ -111,20 +115,22 @@ class ResourceCache:
                 model.compile()
             return model
 
-        model = self._get_or_create(("stacked", name, trainable), create)
+        model = self._get_or_create(("stacked", name, trainable, random_seed), create)
         return BatchedModel(model, self.coordinator) if self.coordinator else model
 
-    def get_tokens(self, corpus: Corpus, name: str, trainable: Trainable) -> TokenizedCorpus:
+    def get_tokens(self, corpus: Corpus, name: str, trainable: Trainable, random_seed: int | None = None) -> TokenizedCorpus:
         """Return the documents of a corpus as tokens of a model.
 
         Args:
             corpus: The documents.
             name: The name of the model in the configuration.
             trainable: Which parameters are trained.
+            random_seed: The seed of random weights. None: the pretrained weights. The tokens are the same.
         """
-        tokenizer = self.get_language_model(name, trainable).tokenizer
+        tokenizer = self.get_language_model(name, trainable, random_seed).tokenizer
         cache_dir: Path = self.runtime.cache_dir / "tokens"
-        return self._get_or_create(("tokens", corpus.fingerprint, name), lambda: tokenize_corpus(corpus, tokenizer, cache_dir=cache_dir))
+        key = "tokens", corpus.fingerprint, corpus.train_on, corpus.chat_template, name
+        return self._get_or_create(key, lambda: tokenize_corpus(corpus, tokenizer, cache_dir=cache_dir))
 
     def _get_or_create(self, key: tuple[Any, ...], create: Any) -> Any:
         if key not in self._items:

@@ -382,13 +382,20 @@ def prepare_own_documents(
     """
     runtime, training = resources.runtime, config.training
     runtime.configure_torch()
-    if fingerprint_model(config.model) != config.model_fingerprint:
-        raise UserError(f"the model {config.model!r} on this node differs from the server's: copy it from the server again")
     dataset = replace(
-        DatasetConfig(str(data)), text_column=config.dataset.text_column, label_column="", validation_fraction=0.0, test_fraction=0.0
+        DatasetConfig(str(data)),
+        text_column=config.dataset.text_column,
+        label_column="",
+        validation_fraction=0.0,
+        test_fraction=0.0,
+        format=config.dataset.format,
+        train_on=config.dataset.train_on,
+        chat_template=config.dataset.chat_template,
     )
     corpus = load_corpus(dataset).train
-    tokens = resources.get_tokens(corpus, config.model, config.trainable)
+    if fingerprint_model(config.model, corpus.examples is not None) != config.model_fingerprint:
+        raise UserError(f"the model {config.model!r} on this node differs from the server's: copy it from the server again")
+    tokens = resources.get_tokens(corpus, config.model, config.trainable, config.random_weights_seed)
     size = config.partition.num_clients
     client_rows, _, steps = config.algorithm.configure_clients([np.arange(0)] * size, training.cohort_size(size), training.local_steps)
     if len(client_rows) != size:
@@ -399,7 +406,7 @@ def prepare_own_documents(
     blocks, no_blocks = pack_blocks(tokens, order, training.max_seq_length), pack_blocks(tokens, order[:0], training.max_seq_length)
     all_blocks: tuple[Blocks, ...] = tuple(blocks if client == client_id else no_blocks for client in range(size))
     batches = TextBatches(all_blocks, training.batch_size, config.seed, steps, training.local_epochs, runtime.resolve_device())
-    model = resources.get_stacked_model(config.model, config.trainable)
+    model = resources.get_stacked_model(config.model, config.trainable, config.random_weights_seed)
     simulator = ClientSimulator(
         size,
         model,

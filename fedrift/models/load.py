@@ -240,6 +240,7 @@ def load_model(
     dtype: str = "float32",
     quantization: Quantization = "none",
     on_message: Callable[[str], None] = lambda message: None,
+    random_seed: int | None = None,
 ) -> LanguageModel:
     """Load a model by the name of a preset, a local folder or a hub id.
 
@@ -251,6 +252,7 @@ def load_model(
         dtype: The dtype of the weights.
         quantization: The quantization of the linear maps in the blocks.
         on_message: Receives messages about slow steps.
+        random_seed: The seed of random weights that replace the pretrained ones. None: the pretrained weights.
 
     Raises:
         UserError: The model does not exist, the hub is not reachable, or the files are not those of a causal language model.
@@ -258,7 +260,7 @@ def load_model(
     if dtype not in DTYPES:
         raise unknown_name_error("dtype", dtype, DTYPES)
     check_quantization_installed(quantization)
-    return open_model(name, resolve_files(resolve_model(name), cache_dir, on_message), DTYPES[dtype], quantization)
+    return open_model(name, resolve_files(resolve_model(name), cache_dir, on_message), DTYPES[dtype], quantization, random_seed)
 
 
 def resolve_files(location: Preset | Path | str, cache_dir: Path, on_message: Callable[[str], None]) -> Path | str:
@@ -300,7 +302,9 @@ def check_hub(hub_id: str, on_message: Callable[[str], None]) -> None:
         ) from error
 
 
-def open_model(name: str, source: Path | str, dtype: torch.dtype, quantization: Quantization = "none") -> LanguageModel:
+def open_model(
+    name: str, source: Path | str, dtype: torch.dtype, quantization: Quantization = "none", random_seed: int | None = None
+) -> LanguageModel:
     """Load network and tokenizer from a folder or the hub, and check that they fit together.
 
     Args:
@@ -308,6 +312,7 @@ def open_model(name: str, source: Path | str, dtype: torch.dtype, quantization: 
         source: A folder, or a hub id as ``str``.
         dtype: The dtype of the weights.
         quantization: The quantization of the linear maps in the blocks.
+        random_seed: The seed of random weights that replace the pretrained ones. None: the pretrained weights.
 
     Raises:
         UserError: Files are missing or invalid, or network and tokenizer do not fit together.
@@ -319,17 +324,10 @@ def open_model(name: str, source: Path | str, dtype: torch.dtype, quantization: 
         with explain_read_errors("config.json", source):
             config = AutoConfig.from_pretrained(source, **local)
         check_causal(config.model_type, config.architectures or [], source)
-        with explain_read_errors("the weights", source):
-            # transformers chooses the attention implementation: sdpa if the architecture supports it.
-            loaded: Any = AutoModelForCausalLM.from_pretrained(
-                source, config=config, dtype=dtype, output_loading_info=True, **loading_options(quantization, dtype), **local
-            )
-        network, report = loaded
-        if missing := sorted(report["missing_keys"]):
-            raise UserError(
-                f"the weights in {source} lack {len(missing)} of the model's tensors, including "
-                f"{', '.join(missing[:3])}, which would be initialized randomly: complete the weight files"
-            )
+        if random_seed is None:
+            network = read_network(source, config, dtype, loading_options(quantization, dtype), local)
+        else:
+            network = randomize_network(config, dtype, random_seed)
         with explain_read_errors("the tokenizer", source):
             # AutoTokenizer would ignore tokenizer.json for Qwen2 and others, build the tokenizer of the model family from other
             # files, and split words differently from tokenizer.json.
@@ -345,6 +343,38 @@ def open_model(name: str, source: Path | str, dtype: torch.dtype, quantization: 
     # The config of an architecture without a position limit (ALiBi, state space) has no such entry; the tokenizer has a limit.
     context_length = getattr(config.get_text_config(), "max_position_embeddings", None) or tokenizer.model_max_length
     return LanguageModel(name, quantize(network, quantization), tokenizer, int(context_length))
+
+
+def read_network(source: Path | str, config: Any, dtype: torch.dtype, options: dict[str, Any], local: dict[str, Any]) -> PreTrainedModel:
+    """Load the weights of a model.
+
+    Raises:
+        UserError: The weights are missing, incomplete or invalid.
+    """
+    with explain_read_errors("the weights", source):
+        # transformers chooses the attention implementation: sdpa if the architecture supports it.
+        loaded: Any = AutoModelForCausalLM.from_pretrained(source, config=config, dtype=dtype, output_loading_info=True, **options, **local)
+    network, report = loaded
+    if missing := sorted(report["missing_keys"]):
+        raise UserError(
+            f"the weights in {source} lack {len(missing)} of the model's tensors, including "
+            f"{', '.join(missing[:3])}, which would be initialized randomly: complete the weight files"
+        )
+    return network  # type: ignore[no-any-return]
+
+
+def randomize_network(config: Any, dtype: torch.dtype, seed: int) -> PreTrainedModel:
+    """Build a network with the random weights that transformers gives to a new model of this architecture.
+
+    Args:
+        config: The config of the architecture.
+        dtype: The dtype of the weights, which are drawn in float32.
+        seed: The seed of the weights.
+    """
+    with torch.random.fork_rng(devices=[]):  # transformers draws from the global generator
+        torch.set_rng_state(torch_stream(seed, "model", "random weights").get_state())
+        network: Any = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    return network.to(dtype)  # type: ignore[no-any-return]
 
 
 def check_causal(model_type: str, architectures: list[str], source: Path | str) -> None:

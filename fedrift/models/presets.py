@@ -155,6 +155,7 @@ FINGERPRINTED_FILES = (
     "spiece.model",
     "sentencepiece.bpe.model",
 )
+TEMPLATE_FILE = "chat_template.jinja"
 # The weight files that transformers tries, in its order. An index lists the files that contain the weights.
 WEIGHT_FILES = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
 
@@ -192,11 +193,15 @@ def resolve_model(name: str) -> Preset | Path | str:
     raise UserError(f"{unknown_name_error('model', name, PRESETS)}, any hub id (owner/name), or a folder with a model")
 
 
-def fingerprint_model(name: str) -> str:
+def fingerprint_model(name: str, has_template: bool = False) -> str:
     """Return the sha256 of a local folder's config, tokenizer and weights; "" for presets and hub ids.
 
     Two folders with the same files have the same fingerprint, wherever they are. A folder with other weights has another
     fingerprint and hence defines another experiment. The weights are the files that transformers loads.
+
+    Args:
+        name: The name of the model.
+        has_template: Whether the file of the chat template can change results, as it does for conversations.
 
     Raises:
         UserError: The folder has no weights, or it contains an adapter.
@@ -206,7 +211,8 @@ def fingerprint_model(name: str) -> str:
         return ""
     check_no_adapter(folder)
     weights = weight_files(folder)
-    settings = [folder / part for part in FINGERPRINTED_FILES if (folder / part).is_file()]
+    names = (*FINGERPRINTED_FILES, *([TEMPLATE_FILE] if has_template else []))
+    settings = [folder / part for part in names if (folder / part).is_file()]
     if not weights:
         raise UserError(f"there are no weights (*.safetensors) in {folder}; it contains {list_names(folder)}")
     digest = hashlib.sha256()

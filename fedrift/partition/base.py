@@ -231,6 +231,11 @@ def partition_corpus(partitioner: Partitioner, corpus: Corpus, make_rng: Callabl
             partition equals that of severity 0, or if the corpus does not vary in the property that the partitioner uses.
     """
     partition = partitioner(corpus, make_rng())
+    if partition.rewrites and corpus.examples is not None:
+        raise UserError(
+            f"Partition {display_name(partitioner)} rewrites texts, but corpus {corpus.name!r} holds conversations, whose prompts "
+            "must stay as they are: choose a partition that rewrites nothing, such as TopicMix, Dirichlet, TokenTilt, Quantity or BySource"
+        )
     if partitioner.severity == 0 or partitioner.num_clients == 1:
         return partition
     reason = getattr(partitioner, "iid_reason", no_iid_reason)(corpus)

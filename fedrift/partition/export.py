@@ -78,15 +78,20 @@ def export_partition(corpus: Corpus, partition: Partition, folder: Path, metadat
 
 
 def client_table(corpus: Corpus, texts: list[str]) -> pa.Table:
-    """Return the columns text, label and source of one client's documents.
+    """Return the columns text (or messages, or prompt and completion), label and source of one client's documents.
 
     Args:
         corpus: The client's documents.
         texts: The documents' texts after rewriting, [D].
     """
+    if corpus.examples is not None:
+        rows = [example.to_columns() for example in corpus.examples]
+        content = {name: pa.array([row.get(name) for row in rows]) for row in rows[:1] for name in row}
+    else:
+        content = {"text": pa.array(texts, pa.string())}
     labels = [corpus.domains[label] if label >= 0 else None for label in corpus.label]
     sources = [str(source) for source in corpus.source]
-    return pa.table({name: pa.array(column, pa.string()) for name, column in (("text", texts), ("label", labels), ("source", sources))})
+    return pa.table(content | {name: pa.array(column, pa.string()) for name, column in (("label", labels), ("source", sources))})
 
 
 def partition_fingerprint(partition: Partition, corpus: Corpus) -> str:

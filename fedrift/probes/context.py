@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ..core.tree import Tree
 from ..core.types import FederatedState, RoundResult
-from ..data.corpus import Corpus
+from ..data.corpus import TEST, Corpus
 from ..data.synthetic import SyntheticConfig
 from ..data.tokenization import Blocks
 from .held_out import HeldOut
@@ -43,6 +43,9 @@ class ProbeContext:
         synthetic: Settings of the synthetic language, if the corpus is synthetic.
         pairs_per_phenomenon: Minimal pairs per phenomenon.
         tokens_per_pass: Maximum number of tokens per forward pass.
+        split: The split of the corpus from which the held-out text comes.
+        label_prompt: The text from which a label is read; it follows a document and contains ``{label}``.
+        labeled_documents: Held-out documents per domain whose label is read.
     """
 
     model: Any
@@ -59,6 +62,9 @@ class ProbeContext:
     synthetic: SyntheticConfig | None = None
     pairs_per_phenomenon: int = 100
     tokens_per_pass: int = 8192
+    split: int = TEST
+    label_prompt: str = " Topic: {label}"
+    labeled_documents: int = 16
 
     @property
     def loss_model(self) -> LossModel:

@@ -15,7 +15,7 @@ import numpy as np
 
 from ..core.random import numpy_stream
 from ..data.corpus import Corpus
-from ..data.tokenization import Blocks, TokenizedCorpus, pack_blocks
+from ..data.tokenization import Blocks, TokenizedCorpus, count_trained, pack_blocks
 from ..partition.words import FUNCTION_WORDS
 
 TokenReader = Callable[[np.ndarray], TokenizedCorpus]  # reads documents by row, as one group of clients rewrites them
@@ -35,9 +35,7 @@ class HeldOut:
         """Return at most ``blocks_per_domain`` blocks of each domain."""
         rank = np.concatenate([np.arange(count) for count in np.bincount(self.domain_ids, minlength=len(self.domains))])
         rows = rank < blocks_per_domain
-        return HeldOut(
-            Blocks(self.blocks.tokens[rows], self.blocks.mask[rows]), self.domain_ids[rows], self.domains, self.client_domain_tokens
-        )
+        return HeldOut(self.blocks.take(rows), self.domain_ids[rows], self.domains, self.client_domain_tokens)
 
     def client_blocks(self, client: int, num_blocks: int) -> np.ndarray:
         """Select blocks whose domain mixture matches a client's own training data.
@@ -148,14 +146,17 @@ def read_first_blocks(read: TokenReader, rows: np.ndarray, block_length: int, ma
 
 def pack_first_blocks(tokens: TokenizedCorpus, rows: np.ndarray, block_length: int, max_blocks: int) -> Blocks:
     """Pack the first of the documents ``rows`` into at most ``max_blocks`` blocks of ``block_length`` tokens."""
-    num_documents = int(np.searchsorted(np.cumsum(tokens.lengths[rows]), max_blocks * block_length)) + 1
-    blocks = pack_blocks(tokens, rows[:num_documents], block_length)
-    return Blocks(blocks.tokens[:max_blocks], blocks.mask[:max_blocks])
+    lengths = tokens.lengths[rows]
+    if tokens.keeps_whole:  # documents are cut to the length of a block, and those without an answer in it are left out
+        lengths = np.minimum(lengths, block_length) * (count_trained(tokens, rows, block_length) > 0)
+    num_documents = int(np.searchsorted(np.cumsum(lengths), max_blocks * block_length)) + 1
+    return pack_blocks(tokens, rows[:num_documents], block_length).take(slice(max_blocks))
 
 
 def concat_blocks(parts: list[Blocks]) -> Blocks:
     """Concatenate blocks."""
-    return Blocks(np.concatenate([part.tokens for part in parts]), np.concatenate([part.mask for part in parts]))
+    present = None if all(part.present is None for part in parts) else np.concatenate([part.is_token for part in parts])
+    return Blocks(np.concatenate([part.tokens for part in parts]), np.concatenate([part.mask for part in parts]), present)
 
 
 def domain_names(corpus: Corpus) -> tuple[str, ...]:
@@ -227,7 +228,7 @@ def classify_tokens(blocks: Blocks, tokenizer: Any) -> np.ndarray:
     kinds = np.full(blocks.tokens.shape, NOT_A_WORD)
     texts = token_texts(tokenizer, blocks.tokens)
     for row, ids in enumerate(blocks.tokens):
-        parts = [texts[token] if kept else "\n" for token, kept in zip(ids.tolist(), blocks.mask[row], strict=True)]
+        parts = [texts[token] if kept else "\n" for token, kept in zip(ids.tolist(), blocks.is_token[row], strict=True)]
         ends = np.cumsum([len(part) for part in parts])
         for word in WORD_PATTERN.finditer("".join(parts)):
             first, last = np.searchsorted(ends, [word.start(), word.end() - 1], side="right")
@@ -242,8 +243,9 @@ def classify_tokens(blocks: Blocks, tokenizer: Any) -> np.ndarray:
 def bytes_per_token(held_out: HeldOut, tokenizer: Any) -> np.ndarray:
     """Compute the bytes of UTF-8 text per predicted token of each domain.
 
-    The first token of a block is not predicted, so its bytes do not count. End-of-text tokens are predicted but have no bytes. A
-    character that is cut by a block boundary changes the count by one or two bytes.
+    The first token of a block is not predicted, so its bytes do not count; those of prompts do not count either if only answers are
+    trained. End-of-text tokens are predicted but have no bytes. A character that is cut by a block boundary changes the count by one
+    or two bytes.
 
     Args:
         held_out: Held-out text.
@@ -255,7 +257,19 @@ def bytes_per_token(held_out: HeldOut, tokenizer: Any) -> np.ndarray:
     options = {"skip_special_tokens": True, "clean_up_tokenization_spaces": False}
     size, count = np.zeros(len(held_out.domains)), np.zeros(len(held_out.domains))
     for ids, mask, domain in zip(held_out.blocks.tokens, held_out.blocks.mask, held_out.domain_ids, strict=True):
-        whole, first = (len(tokenizer.decode(part, **options).encode()) for part in (ids[mask], ids[:1]))
-        size[domain] += whole - first
+        for start, stop in predicted_spans(mask):
+            whole, context = (len(tokenizer.decode(ids[:end], **options).encode()) for end in (stop, start))
+            size[domain] += whole - context
         count[domain] += mask[1:].sum()
     return np.divide(size, count, out=np.full(len(size), np.nan), where=count > 0)
+
+
+def predicted_spans(mask: np.ndarray) -> list[tuple[int, int]]:
+    """Return the spans (first, stop) of predicted tokens of a block; the first token of a block is not predicted.
+
+    Args:
+        mask: Which tokens count in the loss, [T].
+    """
+    flags = np.concatenate([[False], mask[1:], [False]]).astype(np.int8)
+    changes = np.flatnonzero(np.diff(flags))
+    return [(int(first) + 1, int(stop) + 1) for first, stop in changes.reshape(-1, 2)]

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable
 from ..core.errors import unknown_name_error
 from ..core.registry import extensions, find_extension
 from .base import DerivedMetric, ScheduledProbe
+from .classification import CLASSIFICATION_GROUP, classification_probes
 from .context import ProbeContext
 from .federation import COST_GROUP, FAIRNESS_GROUP, cost_probes, fairness_probes
 from .forgetting import GENERAL_GROUP, LANGUAGE_GROUP, general_text_probes, language_probes
@@ -45,6 +46,7 @@ PROBE_GROUPS: dict[str, ProbeFactory] = group_factories(
     [
         (ATTENTION_GROUP, attention_probes),
         (BARRIERS_GROUP, barrier_probes),
+        (CLASSIFICATION_GROUP, classification_probes),
         (COST_GROUP, cost_probes),
         (EXACT_MEAN_GROUP, exact_mean_probes),
         (FAIRNESS_GROUP, fairness_probes),

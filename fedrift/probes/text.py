@@ -62,7 +62,7 @@ class Continuations:
     def __call__(self, result: RoundResult) -> MetricValues:
         """Generate and score continuations by the models after the round."""
         num_tokens, state = prompt_length(self.held_out), result.after
-        complete = self.held_out.blocks.mask[:, : 2 * num_tokens].all(1)
+        complete = self.held_out.blocks.is_token[:, : 2 * num_tokens].all(1)
         pairs_by_prefix: dict[str, list[tuple[str, str]]] = {prefix: [] for prefix in METRIC_PREFIXES}
         metrics: MetricValues = {}
         for index, name in enumerate(self.held_out.domains):

@@ -506,7 +506,7 @@ def profile_run(
 
     resources.runtime.configure_torch()
     config = time_phase("load corpus", lambda: resolve_fingerprints(config, resources))
-    model_key = config.model, config.trainable
+    model_key = config.model, config.trainable, config.random_weights_seed
     time_phase("load model", lambda: resources.get_stacked_model(*model_key))
     corpus = resources.get_corpus(config.dataset, config.model)
     time_phase("load tokens", lambda: resources.get_tokens(corpus, *model_key))

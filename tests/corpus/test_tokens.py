@@ -17,7 +17,7 @@ from tokenizers.processors import TemplateProcessing
 from transformers import PreTrainedTokenizerFast
 
 from fedrift.core.errors import UserError
-from fedrift.data import Corpus, tokenize_corpus
+from fedrift.data import Corpus, pack_blocks, tokenize_corpus
 
 
 def corpus_of(*texts: str) -> Corpus:
@@ -145,11 +145,20 @@ def test_without_a_cache_nothing_is_written(tokenizer, tmp_path, monkeypatch):
     assert not list(Path().iterdir())
 
 
-def test_a_begin_token_that_the_tokenizer_likes_to_add_is_not_added(tokenizer):
-    liking = deepcopy(tokenizer)
-    liking.backend_tokenizer.post_processor = TemplateProcessing(single="<|end|> $A", special_tokens=[("<|end|>", tokenizer.eos_token_id)])
-    assert liking("a")["input_ids"][0] == tokenizer.eos_token_id
-    assert same(tokenize_corpus(corpus_of("a"), liking, cache_dir=None), tokenize_corpus(corpus_of("a"), tokenizer, cache_dir=None))
+def test_documents_begin_with_the_begin_token_that_the_tokenizer_adds(tokenizer, tmp_path):
+    adding = deepcopy(tokenizer)
+    adding.backend_tokenizer.post_processor = TemplateProcessing(single="<|end|> $A", special_tokens=[("<|end|>", tokenizer.eos_token_id)])
+    assert adding("a")["input_ids"][0] == adding.bos_token_id
+    corpus = corpus_of("a", "the cat")
+    with_bos, without = (tokenize_corpus(corpus, each, cache_dir=tmp_path) for each in (adding, tokenizer))
+    assert without.mask is None and with_bos.mask.tolist() == [False, True, True, False] + [True] * (len(with_bos.ids) - 4)
+    assert [with_bos.document_ids(row)[1:].tolist() for row in range(2)] == [without.document_ids(row).tolist() for row in range(2)]
+    assert (with_bos.trained_lengths == without.lengths).all() and (without.trained_lengths == without.lengths).all()
+    cached = tokenize_corpus(corpus, adding, cache_dir=tmp_path)
+    assert same(cached, with_bos) and (cached.mask == with_bos.mask).all()
+    blocks = pack_blocks(with_bos, np.arange(2), 4)
+    assert blocks.is_token.sum() == with_bos.lengths.sum() and blocks.mask.sum() == with_bos.trained_lengths.sum()
+    assert (blocks.tokens[~blocks.mask & blocks.is_token] == adding.bos_token_id).all()
 
 
 def test_ids_beyond_two_bytes_do_not_wrap(tmp_path):
