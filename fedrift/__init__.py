@@ -19,6 +19,7 @@ __version__ = "0.1.0"
 
 _MODULES = {
     "fedrift.api": ("run", "study", "diagnose", "compare", "load_config", "load_run"),
+    "fedrift.adapters": ("aggregate_adapters", "AggregatedAdapter"),
     "fedrift.core.registry": ("register",),
     "fedrift.core.errors": ("UserError",),
     "fedrift.config.schema": ("ExperimentConfig", "TrainingConfig", "EvaluationConfig"),
@@ -84,6 +85,8 @@ _MODULE_OF = {name: module for module, names in _MODULES.items() for name in nam
 __all__ = ["__version__", *_MODULE_OF]
 
 if TYPE_CHECKING:
+    from .adapters import AggregatedAdapter as AggregatedAdapter
+    from .adapters import aggregate_adapters as aggregate_adapters
     from .api import compare as compare
     from .api import diagnose as diagnose
     from .api import load_config as load_config

@@ -49,6 +49,7 @@ MAY = {
     "flower": TEXT | TRAINING | CONFIG | ENGINE | {"models", "storage"},
     "conformance": TRAINING | {"engine/loop", "stats"},
     "profiling": TRAINING | CONFIG | ENGINE | {"models", "probes", "storage", "storage/fork"},
+    "adapters": {"core", "algorithms", "probes"},
     "api": CONFIG | ENGINE | {"core", "storage", "diagnosis", "studies"},
 }
 TOP = {"cli", "__init__", "__main__"}  # may import all of it, and is imported by nothing of it

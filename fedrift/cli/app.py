@@ -14,7 +14,7 @@ from typer.core import TyperGroup, TyperOption
 
 from .. import __version__
 from ..core.errors import UserError
-from . import conformance, deploy, diagnose, inspect, partition, run, study
+from . import adapters, conformance, deploy, diagnose, inspect, partition, run, study
 from .options import VERBOSE
 
 
@@ -88,6 +88,7 @@ for name, command in (
     ("import", inspect.import_study),
     ("monitor", inspect.monitor),
     ("conformance", conformance.conformance),
+    ("aggregate-adapters", adapters.aggregate_adapters),
     (None, inspect.models),
     ("datasets", inspect.datasets),
     (None, inspect.doctor),
