@@ -46,9 +46,10 @@ MAY = {
     "studies": CONFIG | ENGINE | {"core", "stats", "storage", "diagnosis"},
     "clustering/comparison": CONFIG | {"core", "clustering", "engine/cache", "stats", "storage", "diagnosis", "studies"},
     "report": TEXT | {"config/loader", "stats", "storage", "diagnosis", "studies"},
-    "flower": TEXT | TRAINING | CONFIG | ENGINE | {"models", "storage"},
+    "flower": TEXT | TRAINING | CONFIG | ENGINE | {"models", "storage", "recorder"},
     "conformance": TRAINING | {"engine/loop", "stats"},
     "profiling": TRAINING | CONFIG | ENGINE | {"models", "probes", "storage", "storage/fork"},
+    "recorder": {"core", "probes", "storage", "diagnosis"},
     "adapters": {"core", "algorithms", "probes"},
     "api": CONFIG | ENGINE | {"core", "storage", "diagnosis", "studies"},
 }

@@ -6,6 +6,7 @@ Flower is an extra. Nothing here names it before ``wanted()`` was asked.
 from __future__ import annotations
 
 from importlib.util import find_spec
+from typing import TYPE_CHECKING, Any
 
 from ..core.errors import UserError
 
@@ -21,4 +22,16 @@ def require_flower(simulation: bool = False) -> None:
         )
 
 
-__all__ = ["require_flower"]
+def __getattr__(name: str) -> Any:
+    if name != "Diagnosed":
+        raise AttributeError(f"module 'fedrift.flower' has no attribute {name!r}")
+    require_flower()
+    from .diagnosed import Diagnosed
+
+    return Diagnosed
+
+
+if TYPE_CHECKING:
+    from .diagnosed import Diagnosed as Diagnosed
+
+__all__ = ["Diagnosed", "require_flower"]
