@@ -20,6 +20,7 @@ __version__ = "0.1.0"
 _MODULES = {
     "fedrift.api": ("run", "study", "diagnose", "compare", "load_config", "load_run"),
     "fedrift.adapters": ("aggregate_adapters", "AggregatedAdapter"),
+    "fedrift.partitioners": ("partitioner", "heterogeneity"),
     "fedrift.recorder": ("Recorder",),
     "fedrift.core.registry": ("register",),
     "fedrift.core.errors": ("UserError",),
@@ -102,6 +103,8 @@ if TYPE_CHECKING:
     from .engine.callbacks import Callback as Callback
     from .engine.callbacks import EarlyStopping as EarlyStopping
     from .engine.callbacks import RoundEnd as RoundEnd
+    from .partitioners import heterogeneity as heterogeneity
+    from .partitioners import partitioner as partitioner
     from .recorder import Recorder as Recorder
     from .storage import Run as Run
 

@@ -49,6 +49,7 @@ MAY = {
     "flower": TEXT | TRAINING | CONFIG | ENGINE | {"models", "storage", "recorder"},
     "conformance": TRAINING | {"engine/loop", "stats"},
     "profiling": TRAINING | CONFIG | ENGINE | {"models", "probes", "storage", "storage/fork"},
+    "partitioners": {"core", "data", "partition"},
     "recorder": {"core", "probes", "storage", "diagnosis"},
     "adapters": {"core", "algorithms", "probes"},
     "api": CONFIG | ENGINE | {"core", "storage", "diagnosis", "studies"},
