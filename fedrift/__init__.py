@@ -27,6 +27,9 @@ __version__ = "0.1.0"
 
 _MODULES = {
     "fedrift.api": ("run", "study", "diagnose", "compare", "load_config", "load_run"),
+    "fedrift.adapters": ("aggregate_adapters", "AggregatedAdapter"),
+    "fedrift.partitioners": ("partitioner", "heterogeneity"),
+    "fedrift.recorder": ("Recorder",),
     "fedrift.core.registry": ("register",),
     "fedrift.core.errors": ("UserError",),
     "fedrift.config.schema": ("ExperimentConfig", "TrainingConfig", "EvaluationConfig"),
@@ -92,6 +95,8 @@ _MODULE_OF = {name: module for module, names in _MODULES.items() for name in nam
 __all__ = ["__version__", *_MODULE_OF]
 
 if TYPE_CHECKING:
+    from .adapters import AggregatedAdapter as AggregatedAdapter
+    from .adapters import aggregate_adapters as aggregate_adapters
     from .api import compare as compare
     from .api import diagnose as diagnose
     from .api import load_config as load_config
@@ -106,6 +111,9 @@ if TYPE_CHECKING:
     from .engine.callbacks import Callback as Callback
     from .engine.callbacks import EarlyStopping as EarlyStopping
     from .engine.callbacks import RoundEnd as RoundEnd
+    from .partitioners import heterogeneity as heterogeneity
+    from .partitioners import partitioner as partitioner
+    from .recorder import Recorder as Recorder
     from .storage import Run as Run
 
 

@@ -46,10 +46,13 @@ MAY = {
     "studies": CONFIG | ENGINE | {"core", "stats", "storage", "diagnosis"},
     "clustering/comparison": CONFIG | {"core", "clustering", "engine/cache", "stats", "storage", "diagnosis", "studies"},
     "report": TEXT | {"config/loader", "stats", "storage", "diagnosis", "studies"},
-    "flower": TEXT | TRAINING | CONFIG | ENGINE | {"models", "storage"},
+    "flower": TEXT | TRAINING | CONFIG | ENGINE | {"models", "storage", "recorder"},
     "conformance": TRAINING | {"engine/loop", "stats"},
     "profiling": TRAINING | CONFIG | ENGINE | {"models", "probes", "storage", "storage/fork"},
     "callbacks": ENGINE,
+    "partitioners": {"core", "data", "partition"},
+    "recorder": {"core", "probes", "storage", "diagnosis"},
+    "adapters": {"core", "algorithms", "probes"},
     "api": CONFIG | ENGINE | {"core", "storage", "diagnosis", "studies"},
 }
 TOP = {"cli", "__init__", "__main__"}  # may import all of it, and is imported by nothing of it

@@ -15,7 +15,7 @@ from typer.core import TyperGroup, TyperOption
 
 from .. import __version__
 from ..core.errors import UserError
-from . import conformance, dataset, deploy, diagnose, estimate, init, inspect, manage, partition, run, study
+from . import adapters, conformance, dataset, deploy, diagnose, estimate, init, inspect, manage, partition, run, study
 from .options import VERBOSE
 
 NOISY_LIBRARIES = r"(transformers|peft|torch|torchao|bitsandbytes|huggingface_hub|datasets|tokenizers)\b"
@@ -101,6 +101,7 @@ for name, command in (
     ("import", inspect.import_study),
     ("monitor", inspect.monitor),
     ("conformance", conformance.conformance),
+    ("aggregate-adapters", adapters.aggregate_adapters),
     (None, inspect.models),
     ("datasets", inspect.datasets),
     (None, inspect.doctor),

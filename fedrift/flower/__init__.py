@@ -7,6 +7,7 @@ module of this package.
 from __future__ import annotations
 
 from importlib.util import find_spec
+from typing import TYPE_CHECKING, Any
 
 from ..core.errors import UserError
 
@@ -29,4 +30,16 @@ def require_flower(simulation: bool = False) -> None:
         )
 
 
-__all__ = ["require_flower"]
+def __getattr__(name: str) -> Any:
+    if name != "Diagnosed":
+        raise AttributeError(f"module 'fedrift.flower' has no attribute {name!r}")
+    require_flower()
+    from .diagnosed import Diagnosed
+
+    return Diagnosed
+
+
+if TYPE_CHECKING:
+    from .diagnosed import Diagnosed as Diagnosed
+
+__all__ = ["Diagnosed", "require_flower"]

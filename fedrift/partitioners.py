@@ -1,0 +1,282 @@
+"""fedrift's partitions for any data set of Hugging Face: a partitioner with the interface of ``flwr-datasets``, and a report.
+
+Neither ``datasets`` nor ``flwr-datasets`` is imported: a data set is used through ``select``, its columns and ``add_column``.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from functools import cached_property, partial
+from importlib import import_module
+from importlib.util import find_spec
+from typing import Any, cast
+
+import numpy as np
+
+from .core.errors import UserError, quote_value, unknown_name_error
+from .core.random import numpy_stream
+from .data.corpus import TRAIN, Corpus
+from .partition.base import Partition, Partitioner, document_id, partition_corpus
+from .partition.heterogeneity import NUM_RESPLITS, Heterogeneity, measure_heterogeneity
+
+
+class DocumentPartitioner:
+    """A partition of one data set, with the interface of ``flwr_datasets.partitioner.Partitioner``. ``partitioner`` makes it.
+
+    Args:
+        partition: How the documents are assigned, for example ``fedrift.TopicMix(num_clients=10, severity=0.8)``.
+        text_column: The column of the texts.
+        label_column: The column of the topics, which partitions by topic need.
+        seed: The seed of the assignment.
+    """
+
+    def __init__(self, partition: Partitioner, text_column: str = "text", label_column: str | None = None, seed: int = 0) -> None:
+        self.partition, self.text_column, self.label_column, self.seed = partition, text_column, label_column, seed
+        self._dataset: Any = None
+
+    @property
+    def dataset(self) -> Any:
+        """The data set. It can be set once; ``flwr_datasets.FederatedDataset`` sets it.
+
+        Raises:
+            UserError: It is not set yet, or is set a second time.
+        """
+        if self._dataset is None:
+            raise UserError("the partitioner has no data set yet: assign one to its attribute dataset")
+        return self._dataset
+
+    @dataset.setter
+    def dataset(self, value: Any) -> None:
+        if self._dataset is not None:
+            raise UserError("the partitioner has a data set already: make a new partitioner for another one")
+        for column in filter(None, (self.text_column, self.label_column)):
+            if column not in value.column_names:
+                raise unknown_name_error("column", column, value.column_names)
+        self._dataset = value
+
+    def is_dataset_assigned(self) -> bool:
+        """Whether the data set is set."""
+        return self._dataset is not None
+
+    @property
+    def num_partitions(self) -> int:
+        """The number of clients."""
+        return self.partition.num_clients
+
+    @property
+    def severity(self) -> float:
+        """How non-IID the partition is, from 0 (IID) to 1."""
+        return self.partition.severity
+
+    @cached_property
+    def corpus(self) -> Corpus:
+        """The data set as fedrift's partitions read it, one document per row."""
+        return make_corpus(*read_columns(self.dataset, self.text_column, self.label_column))
+
+    @cached_property
+    def assignment(self) -> Partition:
+        """Which rows each client holds, and how it rewrites them.
+
+        Raises:
+            UserError: The partition cannot be made of this data set, or would be IID although its severity is above 0.
+        """
+        return partition_corpus(self.partition, self.corpus, partial(numpy_stream, self.seed, "partition"))
+
+    @property
+    def indices(self) -> list[list[int]]:
+        """The rows of each client, ascending."""
+        return [rows.tolist() for rows in self.assignment.rows]
+
+    def load_partition(self, partition_id: int) -> Any:
+        """Return the data set of one client, with its texts as the client writes them.
+
+        Args:
+            partition_id: The client's number, from 0 on.
+
+        Returns:
+            A ``datasets.Dataset`` with the columns of the whole one.
+
+        Raises:
+            UserError: There is no such client.
+        """
+        if not 0 <= int(partition_id) < self.num_partitions:
+            raise UserError(f"there is no partition {partition_id}: the partitions are 0 to {self.num_partitions - 1}")
+        rows = self.assignment.rows[partition_id]
+        subset = self.dataset.select(rows.tolist())
+        rewrite = self.assignment.rewrites[partition_id] if self.assignment.rewrites else None
+        if rewrite is None:
+            return subset
+        texts = [rewrite(text, document_id(text)) for text in self.corpus.text[rows]]
+        return replace_column(subset, self.text_column, texts)
+
+    def heterogeneity(self, resplits: int = NUM_RESPLITS) -> Heterogeneity:
+        """Measure the partition, each number beside what random partitions of the same sizes give.
+
+        Args:
+            resplits: The number of random partitions behind the null.
+        """
+        return measure_heterogeneity(self.corpus, self.assignment, numpy_stream(self.seed, "heterogeneity"), resplits=resplits)
+
+
+def partitioner(
+    partition: Partitioner, dataset: Any = None, text_column: str = "text", label_column: str | None = None, seed: int = 0
+) -> DocumentPartitioner:
+    """Make a partitioner of any of fedrift's partitions for ``datasets`` and ``flwr-datasets``.
+
+    Args:
+        partition: How the documents are assigned. ``severity`` is its dial: 0 is the IID baseline.
+        dataset: A ``datasets.Dataset``. Default: it is set later, as ``flwr_datasets.FederatedDataset`` does.
+        text_column: The column of the texts.
+        label_column: The column of the topics, which partitions by topic need.
+        seed: The seed of the assignment.
+
+    Returns:
+        A partitioner: ``num_partitions``, ``load_partition(i)``, ``indices`` and ``heterogeneity()``.
+
+    Raises:
+        UserError: A column is not there.
+
+    Example:
+        >>> skewed = fedrift.partitioner(fedrift.TopicMix(num_clients=10, severity=0.8), dataset, label_column="label")  # doctest: +SKIP
+        >>> client = skewed.load_partition(3)                                                                            # doctest: +SKIP
+        >>> FederatedDataset(dataset="ag_news", partitioners={"train": fedrift.partitioner(partition)})                  # doctest: +SKIP
+    """
+    if not callable(partition) or not hasattr(partition, "num_clients"):
+        raise UserError(f"the partition is {quote_value(partition)}; give one such as fedrift.TopicMix(num_clients=10, severity=0.8)")
+    made = DocumentPartitioner(partition, text_column, label_column, seed)
+    register_with_flower(may_import=dataset is None)  # a data set that comes later is one of flwr-datasets
+    if dataset is not None:
+        made.dataset = dataset
+    return made
+
+
+def heterogeneity(
+    partitions: Any,
+    texts: Sequence[str] | None = None,
+    labels: Sequence[Any] | None = None,
+    *,
+    text_column: str = "text",
+    label_column: str | None = None,
+    seed: int = 0,
+    resplits: int = NUM_RESPLITS,
+) -> Heterogeneity:
+    """Measure how non-IID a partition is, whoever made it; each number beside what random partitions of the same sizes give.
+
+    Args:
+        partitions: Each client's row numbers, with ``texts``; or each client's data set; or a partitioner with ``num_partitions`` and
+            ``load_partition(i)``, such as those of ``flwr-datasets``.
+        texts: The texts that the row numbers are of.
+        labels: Their topics.
+        text_column: The column of the texts in the data sets.
+        label_column: The column of the topics in the data sets.
+        seed: The seed of the random partitions.
+        resplits: The number of random partitions behind the null. With 0 there is none.
+
+    Returns:
+        The report: ``report["token.jsd"].value``, its ``null_mean``, ``null_std``, ``z`` and ``is_beyond_chance``; ``to_dict()``.
+
+    Raises:
+        UserError: A client holds nothing, a row number is out of range, or a column is not there.
+
+    Example:
+        >>> report = fedrift.heterogeneity([[0, 2], [1, 3]], texts=["a b", "c d", "a a", "d d"], resplits=5)
+        >>> report.num_clients
+        2
+    """
+    clients = (
+        [read_rows(rows, texts, labels) for rows in partitions]
+        if texts is not None
+        else [read_columns(each, text_column, label_column) for each in load_all(partitions)]
+    )
+    empty = [number for number, (own, _, _) in enumerate(clients) if not own]
+    if empty or not clients:
+        raise UserError(f"client {empty[0]} holds no document" if empty else "there are no clients: give a list of row numbers for each")
+    names = [name for _, own, _ in clients for name in own] if all(own for _, own, _ in clients) else []
+    corpus = make_corpus([text for own, _, _ in clients for text in own], names, clients[0][2])
+    ends = np.cumsum([len(own) for own, _, _ in clients])
+    rows = tuple(np.arange(end - len(own), end) for end, (own, _, _) in zip(ends, clients, strict=True))
+    return measure_heterogeneity(corpus, Partition(rows), numpy_stream(seed, "heterogeneity"), resplits=resplits)
+
+
+# From columns to a corpus.
+
+Columns = tuple[list[str], list[Any], Sequence[str]]
+"""Texts, labels (empty if there are none), and the names that whole numbers among the labels stand for."""
+
+
+def load_all(partitions: Any) -> list[Any]:
+    """The data sets of a partitioner, or those of a list."""
+    if hasattr(partitions, "load_partition"):
+        return [partitions.load_partition(number) for number in range(partitions.num_partitions)]
+    found = list(partitions)
+    if not all(hasattr(each, "column_names") for each in found):
+        raise UserError("give texts beside lists of row numbers, or one data set for each client")
+    return found
+
+
+def read_rows(rows: Iterable[int], texts: Sequence[str], labels: Sequence[Any] | None) -> Columns:
+    """One client's texts and labels by row numbers."""
+    numbers = [int(row) for row in rows]
+    odd = [row for row in numbers if not 0 <= row < len(texts)]
+    if odd:
+        raise UserError(f"row {odd[0]} is out of range: there are {len(texts)} texts")
+    return [texts[row] for row in numbers], [] if labels is None else [labels[row] for row in numbers], ()
+
+
+def read_columns(dataset: Any, text_column: str, label_column: str | None) -> Columns:
+    """The texts and labels of a data set."""
+    for column in filter(None, (text_column, label_column)):
+        if column not in dataset.column_names:
+            raise unknown_name_error("column", column, dataset.column_names)
+    texts = list(dataset[text_column])
+    odd = next((number for number, text in enumerate(texts) if not isinstance(text, str)), None)
+    if odd is not None:
+        raise UserError(f"row {odd} of the column {text_column!r} is {quote_value(texts[odd])}, and has to be text")
+    if label_column is None:
+        return texts, [], ()
+    return texts, list(dataset[label_column]), getattr(dataset.features[label_column], "names", None) or ()
+
+
+def make_corpus(texts: Sequence[str], labels: Sequence[Any], names: Sequence[str] = ()) -> Corpus:
+    """A corpus of training documents in the given order; sizes are in whitespace words. Labels below 0 and None are none."""
+    known = [name_label(label, names) for label in labels] or [None] * len(texts)
+    domains = tuple(sorted({name for name in known if name is not None}))
+    number = {name: place for place, name in enumerate(domains)}
+    written, source = np.empty(len(texts), dtype=object), np.empty(len(texts), dtype=object)
+    written[:], source[:] = list(texts), ""
+    return Corpus(
+        "this data set",
+        written,
+        np.array([-1 if name is None else number[name] for name in known], dtype=np.int64),
+        domains,
+        source,
+        np.full(len(texts), TRAIN, dtype=np.int8),
+        np.array([len(text.split()) for text in texts], dtype=np.int64),
+        has_source=False,
+    )
+
+
+def name_label(label: Any, names: Sequence[str]) -> str | None:
+    """The name of a topic; None if there is none."""
+    if label is None or label == "" or (isinstance(label, (int, np.integer)) and label < 0):
+        return None
+    return str(names[int(label)]) if names and isinstance(label, (int, np.integer)) else str(label)
+
+
+def replace_column(dataset: Any, column: str, values: Sequence[str]) -> Any:
+    """A data set with other texts in one column; order and types of the columns stay."""
+    order, feature = list(dataset.column_names), dataset.features[column]
+    return dataset.remove_columns(column).add_column(column, list(values), feature=feature).select_columns(order)
+
+
+def register_with_flower(may_import: bool) -> None:
+    """Let ``flwr_datasets`` accept a ``DocumentPartitioner`` as one of its partitioners, where it is loaded or may be."""
+    if may_import and find_spec("flwr_datasets") is not None:
+        import_module("flwr_datasets.partitioner")
+    module = sys.modules.get("flwr_datasets.partitioner")
+    if module is not None:
+        cast(Callable[[type], type], module.Partitioner.register)(DocumentPartitioner)
+
+
+__all__ = ["DocumentPartitioner", "heterogeneity", "partitioner"]

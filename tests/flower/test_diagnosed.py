@@ -1,0 +1,177 @@
+"""Diagnosed: a Flower app keeps its trajectory bit for bit, its folder reads like a run, and a planted failure in it is called."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import replace
+
+import pytest
+import torch
+from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
+from flwr.serverapp.strategy import DifferentialPrivacyServerSideFixedClipping, FedAdam, FedAvg, FedProx, FedTrimmedAvg
+from typer.testing import CliRunner
+
+import fedrift
+from benchmarks.flower_llm_app import AppConfig, InProcessGrid, adapter_state, make_client_app, make_evaluate_fn, make_model, run_app
+from fedrift.cli.app import app as cli
+from fedrift.diagnosis.cases import group_runs
+from fedrift.flower import Diagnosed
+from fedrift.storage import list_runs
+from tests.models.tiny import random_model
+from tests.worlds import byte_tokenizer, documents
+
+LENGTH, ROUNDS, TOPICS = 16, 6, ("sport", "tech", "food")
+
+
+def sequences(seed):
+    """The documents of each topic as sequences of tokens, ``[n, LENGTH]``."""
+    tokenizer, found = byte_tokenizer(), {}
+    for topic in TOPICS:
+        tokens = torch.tensor([token for text, label in documents(40, seed) if label == topic for token in tokenizer(text)["input_ids"]])
+        found[topic] = tokens[: len(tokens) // LENGTH * LENGTH].view(-1, LENGTH)
+    return found
+
+
+@pytest.fixture(scope="module")
+def world():
+    """The model, its first adapters, and the app on skewed and on IID data."""
+    torch.use_deterministic_algorithms(True)
+    model = make_model(random_model("llama", byte_tokenizer()).network)
+    train, held_out = sequences(0), {topic: rows[:8] for topic, rows in sequences(1).items()}
+    size = min(len(rows) for rows in train.values())
+    skewed = tuple(rows[:size] for rows in train.values())
+    mixed = torch.cat(skewed)[torch.randperm(3 * size, generator=torch.Generator().manual_seed(0))]
+    configs = AppConfig(skewed, held_out), AppConfig(tuple(mixed.chunk(3)), held_out)
+    yield model, adapter_state(model), *configs
+    torch.use_deterministic_algorithms(False)
+
+
+def run(strategy, config, world, rounds=ROUNDS):
+    """The app's result; Flower draws the nodes of a round from the global generator."""
+    random.seed(5)
+    return run_app(strategy, config, world[0], world[1], rounds)
+
+
+STRATEGIES = {
+    "fedavg": lambda: FedAvg(fraction_train=0.67, fraction_evaluate=0.0),
+    "fedadam": lambda: FedAdam(fraction_evaluate=0.0, eta=0.01),
+    "fedprox": lambda: FedProx(fraction_evaluate=0.0, proximal_mu=0.1),
+    "trimmed": lambda: FedTrimmedAvg(fraction_evaluate=0.0, beta=0.34),
+    "clipped": lambda: DifferentialPrivacyServerSideFixedClipping(
+        FedAvg(fraction_evaluate=0.0), noise_multiplier=0.0, clipping_norm=0.1, num_sampled_clients=3
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", STRATEGIES)
+def test_the_trajectory_is_that_of_the_strategy_bit_for_bit(kind, world, tmp_path):
+    plain = run(STRATEGIES[kind](), world[2], world, 3)
+    wrapped = Diagnosed(STRATEGIES[kind](), runs_dir=tmp_path, name=kind)
+    told = run(wrapped, world[2], world, 3)
+    assert wrapped.is_recording and {name: array.data for name, array in told.arrays.items()} == {
+        name: array.data for name, array in plain.arrays.items()
+    }
+    for field in ("train_metrics_clientapp", "evaluate_metrics_clientapp", "evaluate_metrics_serverapp"):
+        assert getattr(told, field) == getattr(plain, field), field
+    assert not {"configure_train", "aggregate_train"} & vars(wrapped.strategy).keys()  # the strategy is as it was
+    trajectory = wrapped.run.trajectory()
+    assert wrapped.run.is_finished and trajectory.rounds.tolist() == [0, 1, 2, 3]
+    losses = [metrics["loss"] for _, metrics in sorted(plain.evaluate_metrics_serverapp.items())]
+    assert trajectory.curve("loss").tolist() == losses and trajectory.domains_of("loss") == tuple(sorted(TOPICS))
+    assert {"adapters.error", "update.norm", "update.pairwise", "product.norm", "wire.up", "train.loss", "weight"} <= set(
+        trajectory.metrics
+    )
+    sent = trajectory.client_table("update.norm")[1:]
+    assert (~torch.tensor(sent).isnan()).sum(1).tolist() == [2 if kind == "fedavg" else 3] * 3
+
+
+def test_a_planted_failure_is_called_and_the_iid_baseline_is_not(world, tmp_path):
+    def explode(number, client, arrays):
+        return {name: leaf * 1e4 if client == 1 and number == 4 else leaf for name, leaf in arrays.items()}
+
+    broken = Diagnosed(FedAvg(fraction_evaluate=0.0), runs_dir=tmp_path, name="app", severity=1.0)
+    run(broken, replace(world[2], spoil=explode), world)
+    baseline = Diagnosed(FedAvg(fraction_evaluate=0.0), runs_dir=tmp_path, name="app", severity=0.0)
+    run(baseline, world[3], world)
+    (group,) = group_runs([broken.run], list_runs(tmp_path))
+    assert group.baselines == (baseline.run,)
+    found = {each.failure: each for each in fedrift.diagnose(broken.run, baseline=baseline.run)}
+    assert found["exploding updates"].grade == "suspected" and found["exploding updates"].clients == (1,)
+    assert found["exploding updates"].first_round == 4 and found["exploding updates"].cause == "heterogeneity"
+    assert {each.failure for each in fedrift.diagnose(baseline.run) if each.grade in ("suspected", "confirmed")} == set()
+    words = ["--runs-dir", str(tmp_path)]
+    for command in (["diagnose", broken.run.id], ["show", broken.run.id], ["report", broken.run.id, "--output", str(tmp_path / "page")]):
+        done = CliRunner().invoke(cli, [*command, *words])
+        assert done.exit_code == 0, (command, done.output, done.exception)
+
+
+def test_skewed_clients_get_a_verdict_beside_the_iid_baseline(world, tmp_path):
+    """One client per round, many local steps: the last client's topic wins, which IID clients do not show."""
+    pair = []
+    for severity, config in ((1.0, world[2]), (0.0, world[3])):
+        strategy = Diagnosed(
+            FedAvg(fraction_train=0.34, min_train_nodes=1, fraction_evaluate=0.0), runs_dir=tmp_path, name="few", severity=severity
+        )
+        run(strategy, replace(config, local_steps=12, lr=2e-2), world, 8)
+        pair.append(strategy.run)
+    found = {each.failure: each for each in fedrift.diagnose(pair[0], baseline=pair[1])}
+    assert found["loss gap"].grade == "suspected" and found["loss gap"].cause == "heterogeneity", found["loss gap"].sentence
+    assert "loss gap" not in {each.failure for each in fedrift.diagnose(pair[1]) if each.grade == "suspected"}
+
+
+def test_failures_silence_and_client_evaluations_are_recorded(world, tmp_path):
+    def spoil(number, client, arrays):
+        if client == 2 and number == 2:
+            raise RuntimeError("out of memory")
+        return {name: leaf * float("nan") if client == 0 and number == 4 else leaf for name, leaf in arrays.items()}
+
+    class Losing(InProcessGrid):
+        def send_and_receive(self, messages, *, timeout=None):
+            replies = super().send_and_receive(messages)
+            train = [reply for reply in replies if reply.metadata.message_type == "train"]
+            self.round = getattr(self, "round", 0) + bool(train)
+            return [reply for reply in replies if not (train and self.round == 3 and reply.metadata.src_node_id == 1001)]
+
+    config = replace(world[2], spoil=spoil)
+    client = make_client_app(config, world[0])
+
+    @client.evaluate()
+    def evaluate(message, context):
+        number = int(context.node_config["partition-id"])
+        told = {"eval_loss": 2.0 + number, "num-examples": 1 + number, "partition-id": number}
+        return Message(RecordDict({"metrics": MetricRecord(told)}), reply_to=message)
+
+    strategy = Diagnosed(FedAvg(), runs_dir=tmp_path, name="app")
+    strategy.start(Losing(client, 3), ArrayRecord(world[1]), num_rounds=4)
+    events = {(event["round"], event["client"], event["kind"]): event["message"] for event in strategy.run.events()}
+    assert "out of memory" in events[2, 2, "client failed"] and "not finite" in events[4, 0, "client failed"]
+    assert events[3, 1, "client failed"] == "it did not answer in time"
+    trajectory = strategy.run.trajectory()
+    assert trajectory.client_table("failed").tolist() == [[0, 0, 0], [0, 0, 1], [0, 1, 0], [1, 0, 0]]
+    assert trajectory.curve("loss").tolist() == pytest.approx([(2 + 2 * 3 + 3 * 4) / 6] * 4)
+    assert trajectory.client_table("loss.after")[-1].tolist() == [2.0, 3.0, 4.0]
+
+
+def test_what_fails_in_recording_does_not_stop_the_app(world, tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr("fedrift.recorder.Recorder.client_update", lambda *what, **more: 1 / 0)
+    strategy = Diagnosed(FedAvg(fraction_evaluate=0.0), runs_dir=tmp_path, name="app")
+    result = run(strategy, world[2], world, 2)
+    assert len(result.train_metrics_clientapp) == 2 and not strategy.is_recording
+    assert "fedrift stopped recording this run: ZeroDivisionError" in caplog.text and strategy.run.status == "failed"
+
+
+def test_a_stored_run_is_refused_before_anything_is_trained(world, tmp_path):
+    run(Diagnosed(FedAvg(fraction_evaluate=0.0), runs_dir=tmp_path, name="app"), world[2], world, 1)
+    with pytest.raises(fedrift.UserError, match="is stored already"):
+        run(Diagnosed(FedAvg(fraction_evaluate=0.0), runs_dir=tmp_path, name="app"), world[2], world, 1)
+    fresh = Diagnosed(FedAvg(fraction_evaluate=0.0), runs_dir=tmp_path, name="app", fresh=True)
+    with pytest.raises(fedrift.UserError, match="nothing is recorded yet"):
+        fresh.run  # noqa: B018
+    with pytest.raises(fedrift.UserError, match="number of rounds is not known"):
+        fresh.configure_train(1, ArrayRecord(world[1]), ConfigRecord(), InProcessGrid(make_client_app(world[2], world[0]), 3))
+    run(fresh, world[2], world, 1)
+    assert fresh.fraction_evaluate == 0.0 and fresh.run.is_finished  # other attributes are the strategy's
+
+
+def test_the_evaluation_of_the_app_is_handed_through(world):
+    assert make_evaluate_fn(world[2], world[0])(0, ArrayRecord(world[1]))["loss"] > 1

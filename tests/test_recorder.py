@@ -1,0 +1,177 @@
+"""The recorder: what it writes of a loop is what a native run records of the same updates, and every command reads it."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+from typer.testing import CliRunner
+
+import fedrift
+from fedrift.cli.app import app
+from fedrift.engine.run import run_experiment
+from fedrift.storage.fork import UpdateLog
+from tests.worlds import experiment, stock
+
+CPU = torch.device("cpu")
+QUIET = ("evaluation.final_blocks_per_domain=0",)
+
+
+def squeeze(tree):
+    return {name: leaf[0] for name, leaf in tree.items()}
+
+
+def replay(run, recorder):
+    """Hand the recorded updates of a native run to a recorder."""
+    log = UpdateLog(run)
+    for number in log.rounds[1:]:
+        before, after = log.load_state(number - 1, CPU), log.load_state(number, CPU)
+        cohort, report = log.load_update(number, CPU)
+        recorder.round_begins(squeeze(before.server.params))
+        for row, client in reversed(list(enumerate(cohort.tolist()))):
+            recorder.client_update(
+                client,
+                delta={name: leaf[row] for name, leaf in report.delta.items()},
+                weight=report.weight[row].item(),
+                first_loss=report.loss[row, 0].item(),
+                train_loss=report.loss[row, 1].item(),
+                steps=int(report.steps[row]),
+                tokens=report.tokens[row].item(),
+                mean_grad={name: leaf[row] for name, leaf in report.mean_grad.items()},
+                failed=bool(report.failed[row]),
+            )
+        recorder.round_ends(squeeze(after.server.params))
+    return recorder.run
+
+
+@pytest.mark.parametrize("trainable", ["{type: Lora, r: 2, lora_alpha: 6}", "{type: LastBlocks, num_blocks: 1}"], ids=["lora", "blocks"])
+def test_the_records_are_those_of_a_native_run(trainable, tmp_path):
+    there = stock(tmp_path)
+    there = replace(there, runtime=replace(there.runtime, save_updates=True))
+    native = run_experiment(experiment(tmp_path, f"trainable={trainable}", "partition.num_clients=4", *QUIET), there)
+    scale = {"lora_scale": 3.0} if "Lora" in trainable else {}
+    run = replay(native, fedrift.Recorder(tmp_path / "own", "loop", num_clients=4, num_rounds=4, **scale))
+    wanted = {tuple(row[:4]): row[4] for row in native.records()}
+    found = {tuple(row[:4]): row[4] for row in run.records()}
+    assert found and not {key: (value, wanted.get(key)) for key, value in found.items() if not same(value, wanted.get(key))}
+    left_out = {key[1].split(".")[0] for key in wanted if key not in found and key[0] > 0}
+    assert left_out == {"loss", "perplexity", "bits", "fair", "forgetting"}, left_out  # what needs text and the model
+    assert ("adapters.error" in {key[1] for key in found}) == ("Lora" in trainable) and run.is_finished
+
+
+def same(one, other):
+    return other is not None and (one == other or (math.isnan(one) and math.isnan(other)))
+
+
+def toy(recorder, *, shift=1.0, spoil=None, rounds=8, evaluated=True):
+    """Four clients, each drawn to its own corner; the server takes the mean."""
+    targets = shift * torch.tensor([[3.0, 0.0], [-3.0, 0.0], [0.0, 3.0], [0.0, -3.0]]) + 1.0
+    w = torch.zeros(2)
+    for number in range(rounds):
+        recorder.round_begins({"layers.0.w": w}, loss=4.0 if number == 0 and evaluated else None)
+        ends = w + 0.5 * (targets - w)
+        if spoil:
+            ends = spoil(number, ends)
+        for client, end in enumerate(ends):
+            recorder.client_update(client, {"layers.0.w": end}, weight=10.0, train_loss=float((end - targets[client]).square().sum()))
+        w = ends[ends.isfinite().all(1)].mean(0)
+        loss = 1.0 + float((w - 1).square().sum()) + 0.3 * shift
+        losses = {k: loss + 0.1 * k for k in range(4)}
+        recorder.round_ends({"layers.0.w": w}, loss, {"a": loss, "b": loss}, losses) if evaluated else recorder.round_ends(
+            {"layers.0.w": w}
+        )
+    return recorder.run
+
+
+def make(root, severity, seed=0, **options):
+    return fedrift.Recorder(root, "toy", num_clients=4, num_rounds=8, severity=severity, seed=seed, **options)
+
+
+def test_a_pair_gets_the_whole_verdict_and_every_command_reads_it(tmp_path):
+    runs = [toy(make(tmp_path, 1.0, seed), shift=1.0) for seed in range(3)]
+    for seed in range(3):
+        toy(make(tmp_path, 0.0, seed), shift=0.0)
+    found = {each.failure: each for each in fedrift.diagnose(runs)}
+    assert found["loss gap"].grade == "confirmed" and found["loss gap"].excess == pytest.approx(0.3, abs=0.01)
+    assert found["exploding updates"].grade == "none" and found["client drift"].grade != "not measured"
+    words = ["--runs-dir", str(tmp_path)]
+    for command in (
+        ["list"],
+        ["show", runs[0].id],
+        ["diagnose", *(run.id for run in runs)],
+        ["report", runs[0].id, "--output", str(tmp_path / "r")],
+    ):
+        done = CliRunner().invoke(app, [*command, *words])
+        assert done.exit_code == 0, (command, done.output, done.exception)
+    baseline = next(run for run in tmp_path.glob("toy-iid-seed0-*"))
+    done = CliRunner().invoke(app, ["compare", runs[0].id, baseline.name, *words])
+    assert done.exit_code == 0 and "partition.severity" in done.output, done.output
+    assert "3 of 3 with an IID baseline" in CliRunner().invoke(app, ["diagnose", *(run.id for run in runs), *words]).output
+
+
+def test_an_update_that_is_no_number_or_explodes_is_an_event_and_a_finding(tmp_path):
+    def spoil(number, ends):
+        ends = ends.clone()
+        if number == 3:
+            ends[1] = float("nan")
+        if number == 5:
+            ends[2] = ends[2] + 1e6
+        return ends
+
+    run = toy(make(tmp_path, 1.0), spoil=spoil)
+    assert {(event["kind"], event["client"], event["round"]) for event in run.events()} >= {
+        ("client failed", 1, 4),
+        ("update exploded", 2, 6),
+    }
+    grades = {each.failure: each.grade for each in fedrift.diagnose(run)}
+    assert grades["failed clients"] == grades["exploding updates"] == "suspected"
+
+
+def test_what_was_not_handed_over_is_not_recorded(tmp_path):
+    run = toy(make(tmp_path, 1.0), evaluated=False)
+    metrics = set(run.trajectory().metrics)
+    assert {"update.norm", "weight", "train.loss", "cost.up"} <= metrics
+    assert not {"gradient.norm", "train.steps", "train.tokens", "loss", "loss.before", "train.loss.start"} & metrics
+    grades = {each.failure: each.grade for each in fedrift.diagnose(run)}
+    assert grades["loss gap"] == "not measured" and grades["exploding updates"] == "none"
+
+
+def test_peft_names_are_adapters(tmp_path):
+    recorder = fedrift.Recorder(tmp_path, "peft", num_clients=2, num_rounds=1)
+    name = "base_model.model.model.layers.3.q_proj.lora_{}.default.weight"
+    draw = torch.Generator().manual_seed(0)
+    params = [{name.format(kind): torch.randn(*shape, generator=draw) for kind, shape in (("A", (2, 5)), ("B", (4, 2)))} for _ in range(3)]
+    recorder.round_begins(params[0])
+    recorder.client_update(0, params[1])
+    recorder.client_update(1, params[2])
+    recorder.round_ends({key: (params[1][key] + params[2][key]) / 2 for key in params[1]})
+    trajectory = recorder.run.trajectory()
+    assert trajectory.curve("adapters.error")[0] > 0.1 and "layer 03" in trajectory.domains_of("update.consensus")
+
+
+def test_mistakes_are_refused(tmp_path):
+    recorder = make(tmp_path, 1.0)
+    w = {"w": torch.zeros(2)}
+    with pytest.raises(fedrift.UserError, match="no round has begun"):
+        recorder.round_ends(w)
+    recorder.round_begins(w)
+    for call, message in (
+        (lambda: recorder.round_begins(w), "round_begins was called twice"),
+        (lambda: recorder.round_ends(w), "round 1 ends without an update"),
+        (lambda: recorder.client_update(4, w), "client 4: each of the clients 0 to 3"),
+        (lambda: recorder.client_update(0), "params or delta, one of the two"),
+        (lambda: recorder.client_update(0, {"v": torch.zeros(2)}), "other parameters than the round began with: v"),
+        (lambda: recorder.client_update(0, {"w": torch.zeros(3)}), r"w is \[3\], and \[2\]"),
+        (lambda: make(tmp_path, 1.0), "is stored already: pass fresh=True"),
+        (lambda: make(tmp_path, 1.5), "severity is 1.5; allowed: 0"),
+        (lambda: fedrift.Recorder(tmp_path, " ", num_clients=1, num_rounds=1), "give the experiment a name"),
+        (lambda: fedrift.Recorder(tmp_path, "x", num_clients=0, num_rounds=1), "num_clients is 0"),
+    ):
+        with pytest.raises(fedrift.UserError, match=message):
+            call()
+    first = make(tmp_path, 1.0, fresh=True).run
+    assert (tmp_path / "replaced").exists() and first.status == "unfinished"
+    assert json.loads((first.folder / "experiment.json").read_text())["dataset"]["name"] == "toy"
