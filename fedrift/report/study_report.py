@@ -114,7 +114,8 @@ def write_abstract(study_data: StudyData) -> tuple[str, ...]:
         counts = Counter(one.verdict for one in study_data.verdicts)
         said.append(
             f"Of {pluralize(len(study_data.verdicts), 'hypothesis', 'hypotheses')} {counts['supported']} came out supported,"
-            f" {counts['refuted']} refuted, {counts['inconclusive']} inconclusive."
+            f" {counts['refuted']} refuted, {counts['inconclusive']} inconclusive"
+            + (f", {counts['void']} void: a baseline learned too little." if counts["void"] else ".")
         )
     if "gap" in frame and len(frame):
         gap = study_data.outcome_by_run("gap")

@@ -5,6 +5,12 @@ Round 0, which no training has touched, is no part of an end, nor of a moment.
 - ``loss``, or any recorded metric: the mean of its last five evaluations; ``metric@domain`` of one domain, layer or
   phenomenon; a metric that only clients have is first averaged over the clients that took part. ``metric:mean``,
   ``:max``, ``:min`` and ``:last`` take other moments of the run.
+- ``start``: the loss of the untrained model, in round 0; ``gain``: what the run won from there to its end; ``baseline.gain``: what its
+  IID baseline won. Where an end is no number, minus infinity.
+- ``gap.relative``: G = (end - baseline end) / (start - baseline end), the share of what the IID baseline won that this run did not.
+- ``loss.clients``: the mean over all clients of the loss on each one's own held-out text, under the model that it uses.
+- ``absence``: how far a client's own loss lies higher, beside the mean of all clients, in rounds after it sat out than right after it took
+  part; NaN where everybody always takes part.
 - ``gap``: ``loss`` above the IID baseline's over the evaluations that both have; ``gap.worst``: of the worst domain.
 - ``oscillation``: the oscillation index, sum of upward moves of the loss after three tenths of the run, by its whole descent.
 - ``movement``: mean absolute change of a domain's loss between evaluations, in the second half; a fast fall is movement too.
@@ -28,7 +34,8 @@ from ..core.errors import UserError
 from ..core.records import RecordColumns, Trajectory, final_round_indices
 from ..diagnosis.failures import DIVERGENCE_METRICS, find_runaway
 from ..diagnosis.finding import THRESHOLDS
-from ..stats import Verdict, evaluate_hypotheses
+from ..stats import Verdict
+from ..stats.gates import evaluate_gated
 from ..stats.hypotheses import Hypothesis
 from ..storage import Run, connect
 from ..storage.query import find_faults, flatten
@@ -43,14 +50,17 @@ MOMENTS: dict[str, Callable[[np.ndarray], float]] = {
     "min": np.nanmin,
     "last": lambda values: values[-1],
 }
-LOSS_METRICS = ("gap", "gap.worst", "oscillation", "movement")
+LOSS_METRICS = ("gap", "gap.worst", "oscillation", "movement", "start", "gain", "baseline.gain", "gap.relative", "loss.clients", "absence")
+PARTICIPATION_METRIC = "train.loss"  # only clients that took part in a round have it
 
 
 def list_recorded_metrics(metrics: Iterable[str]) -> list[str]:
     """The recorded metrics that some outcomes are made of, those included that tell whether a run diverged."""
+    metrics = tuple(metrics)
     return sorted(
         {
             *DIVERGENCE_METRICS,
+            *([PARTICIPATION_METRIC] if "absence" in metrics else []),
             *(parse_metric_name(name)[0] for name in metrics if name not in LOSS_METRICS and not name.startswith("rounds.to:")),
         }
     )
@@ -74,6 +84,8 @@ def summarize_metric(name: str, run: Trajectory, iid_baseline: Trajectory | None
     if name == "gap.worst":
         gaps = [compute_gap(run, iid_baseline, domain) for domain in (run.domains_of("loss") if "loss" in run.metrics else ())]
         return max((value for value in gaps if not math.isnan(value)), default=math.nan)
+    if name in RELATIVE_OUTCOMES:
+        return RELATIVE_OUTCOMES[name](run, iid_baseline)
     if name == "oscillation":
         return compute_oscillation_index(get_loss_series(run)[1])
     if name == "movement":
@@ -120,6 +132,66 @@ def compute_gap(run: Trajectory, iid_baseline: Trajectory | None, domain: str = 
     if not len(both):
         return math.nan
     return float(loss[np.searchsorted(ours, both)].mean() - base[np.searchsorted(theirs, both)].mean())
+
+
+def compute_start(run: Trajectory | None) -> float:
+    """The loss before any training; NaN where round 0 was not evaluated."""
+    rounds, loss = get_loss_series(run) if run is not None else (np.zeros(0, dtype=np.int64), np.zeros(0))
+    return float(loss[0]) if len(rounds) and rounds[0] == 0 else math.nan
+
+
+def compute_gain(run: Trajectory | None) -> float:
+    """What a run won from its start to the mean of its last five losses; minus infinity where its end is no number."""
+    start = compute_start(run)
+    if run is None or math.isnan(start):
+        return math.nan
+    end = summarize_metric("loss", run)
+    return start - end if math.isfinite(end) else -math.inf
+
+
+def compute_relative_gap(run: Trajectory, iid_baseline: Trajectory | None) -> float:
+    """G = (end - baseline end) / (start - baseline end); NaN where the baseline won nothing."""
+    won = compute_gain(iid_baseline)
+    return compute_gap(run, iid_baseline) / won if won > 0 else math.nan
+
+
+def compute_client_loss(run: Trajectory) -> float:
+    """The mean over clients, and over the last five evaluations, of each client's loss on its own held-out text."""
+    if "loss" not in run.metrics or not run.has_client_table("loss"):
+        return math.nan
+    table = run.client_table("loss")
+    seen: np.ndarray = ~np.isnan(table).all(axis=1)
+    means = table[seen].mean(axis=1)
+    return float(means[final_round_indices(run.rounds[seen], FINAL_EVALUATIONS)].mean()) if len(means) else math.nan
+
+
+def compute_absence(run: Trajectory) -> float:
+    """How much higher a client's own loss lies when it sat out of the last rounds, in nats.
+
+    Each client's loss is taken beside the mean of all clients in the same round, and beside its own mean over the rounds after the
+    burn-in; the outcome is the mean where the client did not take part in the last round less the mean where it did.
+    """
+    if not {"loss", PARTICIPATION_METRIC} <= set(run.metrics) or not run.has_client_table("loss"):
+        return math.nan
+    loss, took_part = run.client_table("loss"), ~np.isnan(run.client_table(PARTICIPATION_METRIC))
+    width = min(loss.shape[1], took_part.shape[1])
+    seen = ~np.isnan(loss).any(axis=1) & (run.rounds > BURN_IN * run.rounds.max())
+    loss, took_part = loss[seen][:, :width], took_part[seen][:, :width]
+    if not took_part.any() or took_part.all():
+        return math.nan
+    beside = loss - loss.mean(axis=1, keepdims=True)
+    beside = beside - beside.mean(axis=0, keepdims=True)
+    return float(beside[~took_part].mean() - beside[took_part].mean())
+
+
+RELATIVE_OUTCOMES: dict[str, Callable[[Trajectory, Trajectory | None], float]] = {
+    "start": lambda run, baseline: compute_start(run),
+    "gain": lambda run, baseline: compute_gain(run),
+    "baseline.gain": lambda run, baseline: compute_gain(baseline),
+    "gap.relative": compute_relative_gap,
+    "loss.clients": lambda run, baseline: compute_client_loss(run),
+    "absence": lambda run, baseline: compute_absence(run),
+}
 
 
 def compute_oscillation_index(loss: np.ndarray) -> float:
@@ -241,14 +313,15 @@ def judge_hypotheses(manifest: StudyManifest) -> tuple[pd.DataFrame, tuple[Verdi
     said = manifest.read()
     study = parse_study(said["study"])
     named = [metric for hypothesis in study.hypotheses for metric in list_hypothesis_metrics(hypothesis)]
-    frame = build_study_table(manifest, tuple(dict.fromkeys([*study.metrics, *named])))
-    return frame, evaluate_hypotheses(study.hypotheses, frame, said["factors"]) if study.hypotheses else ()
+    asked = [study.gate.metric] if study.gate else []
+    frame = build_study_table(manifest, tuple(dict.fromkeys([*study.metrics, *named, *asked])))
+    return frame, evaluate_gated(study.hypotheses, frame, said["factors"], study.gate) if study.hypotheses else ()
 
 
 def list_hypothesis_metrics(hypothesis: Hypothesis) -> list[str]:
     """The outcomes that a hypothesis and its parts are about, those aside that every run has."""
     parts = [metric for part in getattr(hypothesis, "parts", ()) for metric in list_hypothesis_metrics(part)]
-    return [metric for metric in (hypothesis.metric, *parts) if metric and metric not in METADATA_COLUMNS]
+    return [metric for metric in (hypothesis.metric, getattr(hypothesis, "match", ""), *parts) if metric and metric not in METADATA_COLUMNS]
 
 
 # Two runs beside each other: what differs in what was asked, and in what came, over the rounds that both have.

@@ -15,6 +15,7 @@ from ..config.loader import Registry, apply_overrides, dump_value, load_yaml, pa
 from ..core.errors import UserError, quote_value
 from ..core.random import Seed
 from ..stats import hypotheses as claims
+from ..stats.gates import Gate
 from ..stats.hypotheses import Hypothesis
 from . import designs
 from .designs import Design, FullGrid
@@ -120,7 +121,7 @@ class Tuning:
     ``space``: path -> values for all; ``space_by_level``: level -> path -> values of that level alone. Each trial is drawn
     without replacement from the product of both. ``at_levels``: the level of the other factors (default: the first one);
     ``overrides``: other changes, e.g. fewer rounds. The lowest mean ``metric`` over the ``seeds`` wins. 0 trials: nothing is
-    tuned.
+    tuned. ``baseline_levels``: levels of ``tune_per`` whose trials are run on the IID baseline.
     """
 
     trials: Annotated[int, Ge(0)] = 0
@@ -129,6 +130,7 @@ class Tuning:
     space_by_level: dict[str, dict[str, list[Any]]] = field(default_factory=dict)
     seeds: Annotated[tuple[Seed, ...], MinLen(1)] = (1000,)
     at_levels: dict[str, Any] = field(default_factory=dict)
+    baseline_levels: tuple[str, ...] = ()
     overrides: dict[str, Any] = field(default_factory=dict)
     split: Literal["validation", "test"] = "validation"
     metric: str = "loss"
@@ -139,7 +141,7 @@ class Study:
     """``base``: an experiment, or the path of one beside the study's file; ``overrides``: changes to it, by path. ``seeds``:
     which, or how many from 0 on. ``iid_baselines``: every run has its IID baseline. ``stages``: studies in little, each a name
     and what in it differs from the whole (``overrides``, ``factors``, ``design``, ``seeds``, ``iid_baselines``); without them
-    there is one, ``main``."""
+    there is one, ``main``. ``gate``: which conditions count."""
 
     name: Annotated[str, MinLen(1), MaxLen(100)]
     base: dict[str, Any]
@@ -152,6 +154,7 @@ class Study:
     tuning: Tuning = Tuning()
     metrics: tuple[str, ...] = ("loss", "final.loss", "gap", "gap.worst", "oscillation", "movement")
     hypotheses: tuple[Hypothesis, ...] = ()
+    gate: Gate | None = None
     stages: tuple[dict[str, Any], ...] = ()
 
     def to_dict(self) -> dict[str, Any]:

@@ -38,11 +38,10 @@ def plan_trials(study: Study) -> list[PlannedRun]:
     for name in (*tuning.tune_per, *tuning.at_levels):
         if name not in varied:
             raise unknown_name_error("factor to tune for", name, varied)
-    odd = [label for label in tuning.space_by_level if label not in [str(each) for name in tuning.tune_per for each in varied[name].levels]]
+    known = [str(each) for name in tuning.tune_per for each in varied[name].levels]
+    odd = [label for label in (*tuning.space_by_level, *tuning.baseline_levels) if label not in known]
     if odd:
-        raise unknown_name_error(
-            "level in tuning.space_by_level", odd[0], [str(each) for name in tuning.tune_per for each in varied[name].levels]
-        )
+        raise unknown_name_error("level in tuning.space_by_level or tuning.baseline_levels", odd[0], known)
     found = []
     for group in list_tuning_groups(study, varied):
         cell = {name: group.get(name, tuning.at_levels.get(name, next(iter(factor.levels)))) for name, factor in varied.items()}
@@ -53,10 +52,16 @@ def plan_trials(study: Study) -> list[PlannedRun]:
         for settings in sample_settings(study, group):
             for seed in tuning.seeds:
                 said = apply_changes(build_base_config(study), [*changes, settings, {"seed": seed}])
-                for path, value in {**tuning.overrides, "evaluation.split": tuning.split}.items():
+                iid = {"partition.severity": 0.0} if is_tuned_on_baseline(study, group) else {}
+                for path, value in {**tuning.overrides, **iid, "evaluation.split": tuning.split}.items():
                     said = set_key(said, path, value)
                 found.append(PlannedRun("trial", "tuning", format_cell(group), seed, cell, said, False, settings))
     return found
+
+
+def is_tuned_on_baseline(study: Study, group: Mapping[str, Any]) -> bool:
+    """Whether the trials for some levels are run on the IID baseline."""
+    return any(str(label) in study.tuning.baseline_levels for label in group.values())
 
 
 def list_tuning_groups(study: Study, factors_by_name: Mapping[str, Factor]) -> list[dict[str, Any]]:
