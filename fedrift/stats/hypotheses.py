@@ -315,12 +315,13 @@ class LinearContrast(Hypothesis):
 
     In each seed every term is the mean over all runs that it selects, so cells need not be paired: main effects of an orthogonal array,
     and statements such as "the remedy leaves at most half of the gap" (weight 1 for the remedy, -0.5 for what is to be remedied, ``less``).
-    ``min_effect`` is the smallest effect that matters: where the data rule it out, the hypothesis is refuted.
+    A negative ``margin`` states non-inferiority: ``less`` with -0.01 is "no higher than 0.01 above". ``min_effect`` is the smallest effect
+    that matters: where the data rule it out, the hypothesis is refuted.
     """
 
     terms: Annotated[tuple[ContrastTerm, ...], MinLen(1)]
     direction: Literal["greater", "less", "equivalent"] = "greater"
-    margin: NonNegative = 0.0
+    margin: float = 0.0
     min_effect: NonNegative = 0.0
 
     def evaluate(self, runs: pd.DataFrame, factors: Sequence[str], criteria: DecisionCriteria) -> HypothesisResult:

@@ -10,7 +10,7 @@ Round 0, which no training has touched, is no part of an end, nor of a moment.
 - ``gap.relative``: G = (end - baseline end) / (start - baseline end), the share of what the IID baseline won that this run did not.
 - ``loss.clients``: the mean over all clients of the loss on each one's own held-out text, under the model that it uses.
 - ``absence``: how far a client's own loss lies higher, beside the mean of all clients, in rounds after it sat out than right after it took
-  part; NaN where everybody always takes part.
+  part; NaN where everybody always takes part. ``baseline.absence``: the same of the IID baseline.
 - ``gap``: ``loss`` above the IID baseline's over the evaluations that both have; ``gap.worst``: of the worst domain.
 - ``oscillation``: the oscillation index, sum of upward moves of the loss after three tenths of the run, by its whole descent.
 - ``movement``: mean absolute change of a domain's loss between evaluations, in the second half; a fast fall is movement too.
@@ -50,7 +50,8 @@ MOMENTS: dict[str, Callable[[np.ndarray], float]] = {
     "min": np.nanmin,
     "last": lambda values: values[-1],
 }
-LOSS_METRICS = ("gap", "gap.worst", "oscillation", "movement", "start", "gain", "baseline.gain", "gap.relative", "loss.clients", "absence")
+RECORDED_AS_LOSS = ("start", "gain", "baseline.gain", "gap.relative", "loss.clients", "absence", "baseline.absence")
+LOSS_METRICS = ("gap", "gap.worst", "oscillation", "movement", *RECORDED_AS_LOSS)
 PARTICIPATION_METRIC = "train.loss"  # only clients that took part in a round have it
 
 
@@ -60,7 +61,7 @@ def list_recorded_metrics(metrics: Iterable[str]) -> list[str]:
     return sorted(
         {
             *DIVERGENCE_METRICS,
-            *([PARTICIPATION_METRIC] if "absence" in metrics else []),
+            *([PARTICIPATION_METRIC] if {"absence", "baseline.absence"} & set(metrics) else []),
             *(parse_metric_name(name)[0] for name in metrics if name not in LOSS_METRICS and not name.startswith("rounds.to:")),
         }
     )
@@ -191,6 +192,7 @@ RELATIVE_OUTCOMES: dict[str, Callable[[Trajectory, Trajectory | None], float]] =
     "gap.relative": compute_relative_gap,
     "loss.clients": lambda run, baseline: compute_client_loss(run),
     "absence": lambda run, baseline: compute_absence(run),
+    "baseline.absence": lambda run, baseline: compute_absence(baseline) if baseline is not None else math.nan,
 }
 
 

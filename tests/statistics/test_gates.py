@@ -51,6 +51,12 @@ def test_a_linear_contrast_is_equivalent_within_its_margin_and_needs_seeds():
     assert five.verdict == "inconclusive" and five.min_attainable_p == 2 / 2**5
 
 
+def test_a_negative_margin_states_non_inferiority():
+    runs = arms({"plain": 0.2, "damped": 0.105})
+    assert s.evaluate_hypotheses([half("less", margin=-0.02)], runs, ["arm"])[0].verdict == "supported"
+    assert s.evaluate_hypotheses([half("less")], runs, ["arm"])[0].verdict != "supported"
+
+
 def test_a_linear_contrast_counts_diverged_and_missing_runs():
     runs = arms({"plain": 0.2, "damped": 0.0})
     lost = runs[~((runs["arm"] == "plain") & (runs["seed"] == 3))]
