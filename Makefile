@@ -206,3 +206,21 @@ $(VENV)/.dev: $(VENV)/.ready
 
 clean:
 	rm -rf $(VENV) runs demo-report site
+
+# The registered studies (docs/study/plan.md): runs or resumes all of them, in the order of their weight; about 13 hours on one idle core.
+# DATA is the folder of local corpora that grid and real_styles need. `make study-report` rebuilds the reports from $(STUDY_RUNS).
+.PHONY: study study-report
+STUDY_RUNS ?= runs
+STUDY_OUT ?= study-report
+STUDIES := recency drift dose repair grid real_styles
+study: $(VENV)/.ready
+	failed=0; for name in $(STUDIES); do $(BIN)/fedrift study studies/$$name.yaml --runs-dir $(STUDY_RUNS) \
+		$(if $(DATA),--data-dir $(DATA)) $(STUDY_OPTIONS) || failed=1; done; exit $$failed
+
+# From exported archives (studies/results/NAME.zip) where there are any, else from the runs themselves.
+study-report: $(VENV)/.ready
+	for name in $(STUDIES); do \
+	  if [ -f studies/results/$$name.zip ]; then runs=$(STUDY_OUT)/runs; [ -d $$runs/studies/$$name ] || $(BIN)/fedrift import studies/results/$$name.zip --runs-dir $$runs || exit; \
+	  else runs=$(STUDY_RUNS); fi; \
+	  [ ! -d $$runs/studies/$$name ] || $(BIN)/fedrift report $$name --html --pdf --latex --runs-dir $$runs --output $(STUDY_OUT)/$$name || exit; \
+	done

@@ -132,3 +132,14 @@ NAMED_DATASETS["styles"] = NamedDataset(
         ("tweets", "tweets"),
     ),
 )
+NAMED_DATASETS["unread_styles"] = NamedDataset(
+    "five corpora that pocket has not read: articles, news, headlines, tweets, questions; topics differ too",
+    "those of bbc, ag_news, huffpost, tweets and stackoverflow_titles",
+    parts=(
+        ("articles", "bbc"),
+        ("news", "ag_news"),
+        ("headlines", "huffpost"),
+        ("tweets", "tweets"),
+        ("questions", "stackoverflow_titles"),
+    ),
+)

@@ -117,7 +117,8 @@ def write_abstract(study_data: StudyData) -> tuple[str, ...]:
         counts = Counter(verdict.verdict for verdict in study_data.verdicts)
         sentences.append(
             f"Of {pluralize(len(study_data.verdicts), 'hypothesis', 'hypotheses')} {counts['supported']} are supported,"
-            f" {counts['refuted']} refuted, {counts['inconclusive']} inconclusive."
+            f" {counts['refuted']} refuted, {counts['inconclusive']} inconclusive"
+            + (f", {counts['void']} void because an IID baseline gained too little." if counts["void"] else ".")
         )
     if "gap" in frame and len(frame):
         gap = study_data.outcome_by_run("gap")

@@ -16,7 +16,7 @@ from .format import DASH, format_interval, format_number, format_p_value, format
 from .study_data import Condition, FactorAxis, StageView, StudyData, condition_label, format_level, short_name
 from .study_figures import MAX_PANELS, condition_name, panel_limit_note, parameter_figure, stage_caption, strip_figure
 
-VERDICT_COLORS = {"supported": "#009E73", "refuted": "#D55E00", "inconclusive": "#0072B2"}
+VERDICT_COLORS = {"supported": "#009E73", "refuted": "#D55E00", "inconclusive": "#0072B2", "void": "#999999"}
 EFFECT_UNITS = {"difference": "difference", "ratio": "ratio", "slope": "slope", "share": "share recovered", "rate": "difference of rates"}
 
 

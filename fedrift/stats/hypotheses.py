@@ -370,6 +370,52 @@ class All(Hypothesis):
         return combine_parts(self, [part.evaluate(runs, factors, criteria) for part in self.parts])
 
 
+@dataclass(frozen=True, kw_only=True)
+class ContrastTerm:
+    """One term of a linear contrast: ``weight`` times the mean over the runs of a seed that ``select`` names."""
+
+    weight: float
+    select: FactorLevels
+
+
+@dataclass(frozen=True, kw_only=True)
+class LinearContrast(Hypothesis):
+    """A weighted sum of means lies above ``margin`` (``less``: below its negative; ``equivalent``: within it).
+
+    In each seed every term is the mean over all runs that it selects, so cells need not be paired: main effects of an orthogonal array,
+    and statements such as "the remedy leaves at most half of the gap" (weight 1 for the remedy, -0.5 for what is to be remedied, ``less``).
+    A negative ``margin`` states non-inferiority: ``less`` with -0.01 is "no higher than 0.01 above". ``min_effect`` is the smallest effect
+    that matters: where the data rule it out, the hypothesis is refuted.
+    """
+
+    terms: Annotated[tuple[ContrastTerm, ...], MinLen(1)]
+    direction: Literal["greater", "less", "equivalent"] = "greater"
+    margin: float = 0.0
+    min_effect: NonNegative = 0.0
+
+    def evaluate(self, runs: pd.DataFrame, factors: Sequence[str], criteria: DecisionCriteria) -> HypothesisResult:
+        return evaluate_linear_contrast(self, runs, factors, criteria)
+
+
+@dataclass(frozen=True, kw_only=True)
+class MatchedDifference(Hypothesis):
+    """``metric`` of ``group`` less that of ``reference`` at the same value of ``match``, e.g. at the same mean update norm.
+
+    The runs of ``reference`` form a ladder. In each seed its outcome is interpolated, linearly in the logarithm of ``match``, at the value
+    that the run of ``group`` has. A seed whose value lies outside the ladder is incomplete: nothing is extrapolated.
+    """
+
+    match: str
+    group: FactorLevels
+    reference: FactorLevels
+    direction: Literal["greater", "less", "equivalent"] = "equivalent"
+    margin: NonNegative = 0.0
+    min_effect: NonNegative = 0.0
+
+    def evaluate(self, runs: pd.DataFrame, factors: Sequence[str], criteria: DecisionCriteria) -> HypothesisResult:
+        return evaluate_matched_difference(self, runs, factors, criteria)
+
+
 # From the table of runs to one number per seed, and to the test of each kind of hypothesis.
 
 
@@ -471,8 +517,17 @@ def evaluate_equivalence(
     hypothesis: Equivalent, runs: pd.DataFrame, factors: Sequence[str], criteria: DecisionCriteria
 ) -> HypothesisResult:
     """Test equivalence by TOST; it is refuted if the interval lies entirely beyond the margin."""
-    (d, incomplete, both_diverged), diverged = group_difference(hypothesis, runs, factors, hypothesis.group, hypothesis.reference)
-    description = f"{metric_label(hypothesis)}{format_groups(hypothesis.group, hypothesis.reference)} within {hypothesis.margin:g}"
+    per_seed, diverged = group_difference(hypothesis, runs, factors, hypothesis.group, hypothesis.reference)
+    description = f"{metric_label(hypothesis)}{format_groups(hypothesis.group, hypothesis.reference)}"
+    return equivalence_result(per_seed, hypothesis.margin, criteria, description, diverged)
+
+
+def equivalence_result(
+    per_seed: PerSeedValues, margin: float, criteria: DecisionCriteria, description: str, diverged: int
+) -> HypothesisResult:
+    """Apply TOST to one number per seed; equivalence is refuted if the interval lies entirely beyond the margin."""
+    d, incomplete, both_diverged = per_seed
+    description = f"{description} within {margin:g}"
     if not len(d):
         return empty_result(description, "difference", incomplete, diverged=diverged, both_diverged=both_diverged)
     numbers = d.to_numpy(float)
@@ -488,12 +543,10 @@ def evaluate_equivalence(
             ),
             points=seed_points(d),
         )
-    equivalence, interval = tost(numbers, hypothesis.margin, criteria.alpha), mean_ci(numbers, 1 - 2 * criteria.strictest_alpha)
-    is_ruled_out = (
-        interval.low > hypothesis.margin or interval.high < -hypothesis.margin
-    ) and equivalence.p.min_attainable_p <= criteria.strictest_alpha
+    equivalence, interval = tost(numbers, margin, criteria.alpha), mean_ci(numbers, 1 - 2 * criteria.strictest_alpha)
+    is_ruled_out = (interval.low > margin or interval.high < -margin) and equivalence.p.min_attainable_p <= criteria.strictest_alpha
     sd = float(numbers.std(ddof=1)) if len(numbers) > 1 else math.nan
-    is_inside = bool(abs(numbers.mean()) < hypothesis.margin)
+    is_inside = bool(abs(numbers.mean()) < margin)
     return HypothesisResult(
         description,
         "difference",
@@ -653,6 +706,81 @@ def combine_parts(hypothesis: All, results: Sequence[HypothesisResult]) -> Hypot
     )
 
 
+# Weighted sums of means, and differences at a matched value.
+
+
+def directed_result(
+    hypothesis: LinearContrast | MatchedDifference, per_seed: PerSeedValues, criteria: DecisionCriteria, description: str, diverged: int
+) -> HypothesisResult:
+    """Test one number per seed in the direction that the hypothesis states."""
+    if hypothesis.direction == "equivalent":
+        return equivalence_result(per_seed, hypothesis.margin, criteria, description, diverged)
+    sign = 1 if hypothesis.direction == "greater" else -1
+    return directional_result(per_seed, sign, hypothesis.margin, hypothesis.min_effect, criteria, description, "difference", diverged)
+
+
+def evaluate_linear_contrast(
+    hypothesis: LinearContrast, runs: pd.DataFrame, factors: Sequence[str], criteria: DecisionCriteria
+) -> HypothesisResult:
+    """Test the weighted sum of the means of the terms, one sum per seed."""
+    table = outcome_values(runs, hypothesis.metric, None, hypothesis.contrast, hypothesis.worst_end, include_baselines=True)
+    sides = [select_runs(table, hypothesis.where, term.select) for term in hypothesis.terms]
+    found = [
+        values_per_seed(side, None, [factor for factor in factors if factor not in term.select])
+        for side, term in zip(sides, hypothesis.terms, strict=True)
+    ]
+    words = f"{metric_label(hypothesis)}, " + " ".join(f"{term.weight:+g} x ({format_selection(term.select)})" for term in hypothesis.terms)
+    diverged = count_diverged(runs, hypothesis.contrast, *sides)
+    columns = [values.values * term.weight for values, term in zip(found, hypothesis.terms, strict=True)]
+    joined = pd.concat(columns, axis=1, join="inner").to_numpy(dtype=np.float64) if all(len(one) for one in columns) else np.zeros((0, 1))
+    seeds = pd.concat(columns, axis=1, join="inner").index
+    up, down = np.isposinf(joined).any(axis=1), np.isneginf(joined).any(axis=1)
+    both = up & down
+    total = np.where(up, np.inf, np.where(down, -np.inf, np.where(np.isfinite(joined), joined, 0.0).sum(axis=1)))
+    every = set().union(*(set(side["seed"]) for side in sides))
+    both_diverged = max(values.both_diverged for values in found) + int(both.sum())
+    values = pd.Series(total[~both], index=seeds[: len(total)][~both], dtype=float)
+    return directed_result(
+        hypothesis, PerSeedValues(values, len(every) - len(values) - both_diverged, both_diverged), criteria, words, diverged
+    )
+
+
+def evaluate_matched_difference(
+    hypothesis: MatchedDifference, runs: pd.DataFrame, factors: Sequence[str], criteria: DecisionCriteria
+) -> HypothesisResult:
+    """Test the outcome of ``group`` minus the interpolated outcome of ``reference``, one difference per seed."""
+    table = outcome_values(runs, hypothesis.metric, None, hypothesis.contrast, hypothesis.worst_end, include_baselines=True)
+    require_columns(table, [hypothesis.match], "outcome")
+    left = select_runs(table, hypothesis.where, hypothesis.group)
+    right = select_runs(table, hypothesis.where, hypothesis.reference)
+    key = ["seed", *shared_factors(left, right, factors, [*hypothesis.group, *hypothesis.reference])]
+    ladders = {name: rows for name, rows in right.groupby(key, dropna=False, observed=True)}
+    differences, seeds = [], []
+    for name, rows in left.groupby(key, dropna=False, observed=True):
+        there = interpolate_ladder(ladders.get(name), hypothesis.match, float(rows[hypothesis.match].mean()))
+        differences.append(float(rows["value"].mean()) - there)
+        seeds.append(name[0])
+    by_cell = pd.DataFrame({"seed": seeds, "value": differences}).groupby("seed")["value"]
+    values = by_cell.agg(lambda cells: cells.mean(skipna=False)).astype(float)
+    complete = values[np.isfinite(values.to_numpy(dtype=np.float64))]
+    words = f"{metric_label(hypothesis)}{format_groups(hypothesis.group, hypothesis.reference)} at the same {hypothesis.match}"
+    per_seed = PerSeedValues(complete, len(set(left["seed"]) | set(right["seed"])) - len(complete))
+    return directed_result(hypothesis, per_seed, criteria, words, count_diverged(runs, hypothesis.contrast, left, right))
+
+
+def interpolate_ladder(rows: pd.DataFrame | None, match: str, at: float) -> float:
+    """Interpolate the outcome of some runs at ``match`` = ``at``, linearly in the logarithm of ``match``; NaN outside their range."""
+    if rows is None:
+        return math.nan
+    place, value = rows[match].to_numpy(dtype=np.float64), rows["value"].to_numpy(dtype=np.float64)
+    known = (place > 0) & np.isfinite(place) & np.isfinite(value)
+    order = np.argsort(place[known])
+    steps, heights = place[known][order], value[known][order]
+    if not len(steps) or not at > 0 or not steps[0] <= at <= steps[-1]:
+        return math.nan
+    return float(np.interp(math.log(at), np.log(steps), heights))
+
+
 # Trends over the levels of a factor, or along a predictor that is measured for each run.
 
 MIN_TREND_SEEDS = 3  # fewer seeds do not replicate a trend, whatever its p-value
@@ -784,4 +912,15 @@ def average_by_level(rows: pd.DataFrame, predictor: str, factors: Sequence[str])
     return pd.DataFrame(means, index=complete.index), len(by_cell) - len(complete)
 
 
-__all__ = ["All", "Equivalent", "Greater", "Interaction", "Less", "RateGreater", "RecoveredFraction", "Trend"]
+__all__ = [
+    "All",
+    "Equivalent",
+    "Greater",
+    "Interaction",
+    "Less",
+    "LinearContrast",
+    "MatchedDifference",
+    "RateGreater",
+    "RecoveredFraction",
+    "Trend",
+]

@@ -6,7 +6,13 @@ all training, so it belongs neither to these evaluations nor to the other summar
 - ``loss``, or any recorded metric: the mean of its last five evaluations. ``metric@domain`` is the metric of one domain, layer or
   phenomenon. A metric that is recorded only for clients is first averaged over the participating clients. The suffixes ``:mean``,
   ``:max``, ``:min`` and ``:last`` summarize all trained rounds instead.
+- ``start``: the loss of the untrained model, in round 0. ``gain``: the decrease from there to the final loss. ``baseline.gain``: the gain of
+  the IID baseline. A gain is minus infinity if the final loss is not finite.
 - ``gap``: ``loss`` minus that of the IID baseline, over the evaluations that both have. ``gap.worst``: the largest gap of a domain.
+- ``gap.relative``: G = (final loss - baseline's final loss) / (start - baseline's final loss), the share of the baseline's gain that is lost.
+- ``loss.clients``: the mean over all clients of the loss on each client's own held-out text, under the model that it uses.
+- ``absence``: how much higher a client's own loss is, relative to the mean of all clients, after rounds without it than after rounds with
+  it; NaN if every client always takes part. ``baseline.absence``: the same for the IID baseline.
 - ``oscillation``: the oscillation index, which is the sum of all increases of the loss after the first 30 % of the run, divided by the
   total descent.
 - ``movement``: the mean absolute change of a domain's loss between evaluations in the second half of the run. A fast steady decrease also
@@ -29,7 +35,8 @@ from ..core.errors import UserError
 from ..core.records import RecordColumns, Trajectory, final_round_indices
 from ..diagnosis.failures import DIVERGENCE_METRICS, find_training_divergence
 from ..diagnosis.finding import THRESHOLDS
-from ..stats import Verdict, evaluate_hypotheses
+from ..stats import Verdict
+from ..stats.gates import evaluate_gated
 from ..stats.hypotheses import Hypothesis
 from ..storage import Run, connect
 from ..storage.query import flatten, get_read_errors
@@ -44,14 +51,18 @@ MOMENTS: dict[str, Callable[[np.ndarray], float]] = {
     "min": np.nanmin,
     "last": lambda values: values[-1],
 }
-LOSS_METRICS = ("gap", "gap.worst", "oscillation", "movement")
+RECORDED_AS_LOSS = ("start", "gain", "baseline.gain", "gap.relative", "loss.clients", "absence", "baseline.absence")
+LOSS_METRICS = ("gap", "gap.worst", "oscillation", "movement", *RECORDED_AS_LOSS)
+PARTICIPATION_METRIC = "train.loss"  # only clients that took part in a round have it
 
 
 def list_recorded_metrics(metrics: Iterable[str]) -> list[str]:
     """List the recorded metrics that some outcomes need, including those that show whether a run diverged."""
+    metrics = tuple(metrics)
     return sorted(
         {
             *DIVERGENCE_METRICS,
+            *([PARTICIPATION_METRIC] if {"absence", "baseline.absence"} & set(metrics) else []),
             *(parse_metric_name(name)[0] for name in metrics if name not in LOSS_METRICS and not name.startswith("rounds.to:")),
         }
     )
@@ -88,6 +99,8 @@ def summarize_metric(name: str, run: Trajectory, iid_baseline: Trajectory | None
     if name == "gap.worst":
         gaps = [compute_gap(run, iid_baseline, domain) for domain in (run.domains_of("loss") if "loss" in run.metrics else ())]
         return max((value for value in gaps if not math.isnan(value)), default=math.nan)
+    if name in RELATIVE_OUTCOMES:
+        return RELATIVE_OUTCOMES[name](run, iid_baseline)
     if name == "oscillation":
         return compute_oscillation_index(get_loss_series(run)[1])
     if name == "movement":
@@ -134,6 +147,67 @@ def compute_gap(run: Trajectory, iid_baseline: Trajectory | None, domain: str = 
     if not len(shared):
         return math.nan
     return float(loss[np.searchsorted(rounds, shared)].mean() - baseline_loss[np.searchsorted(baseline_rounds, shared)].mean())
+
+
+def compute_start(run: Trajectory | None) -> float:
+    """The loss before any training; NaN where round 0 was not evaluated."""
+    rounds, loss = get_loss_series(run) if run is not None else (np.zeros(0, dtype=np.int64), np.zeros(0))
+    return float(loss[0]) if len(rounds) and rounds[0] == 0 else math.nan
+
+
+def compute_gain(run: Trajectory | None) -> float:
+    """What a run won from its start to the mean of its last five losses; minus infinity where its end is no number."""
+    start = compute_start(run)
+    if run is None or math.isnan(start):
+        return math.nan
+    end = summarize_metric("loss", run)
+    return start - end if math.isfinite(end) else -math.inf
+
+
+def compute_relative_gap(run: Trajectory, iid_baseline: Trajectory | None) -> float:
+    """G = (end - baseline end) / (start - baseline end); NaN where the baseline won nothing."""
+    won = compute_gain(iid_baseline)
+    return compute_gap(run, iid_baseline) / won if won > 0 else math.nan
+
+
+def compute_client_loss(run: Trajectory) -> float:
+    """The mean over clients, and over the last five evaluations, of each client's loss on its own held-out text."""
+    if "loss" not in run.metrics or not run.has_client_table("loss"):
+        return math.nan
+    table = run.client_table("loss")
+    seen: np.ndarray = ~np.isnan(table).all(axis=1)
+    means = table[seen].mean(axis=1)
+    return float(means[final_round_indices(run.rounds[seen], FINAL_EVALUATIONS)].mean()) if len(means) else math.nan
+
+
+def compute_absence(run: Trajectory) -> float:
+    """How much higher a client's own loss lies when it sat out of the last rounds, in nats.
+
+    Each client's loss is taken beside the mean of all clients in the same round, and beside its own mean over the rounds after the
+    burn-in; the outcome is the mean where the client did not take part in the last round less the mean where it did.
+    """
+    if not {"loss", PARTICIPATION_METRIC} <= set(run.metrics) or not run.has_client_table("loss"):
+        return math.nan
+    loss, took_part = run.client_table("loss"), ~np.isnan(run.client_table(PARTICIPATION_METRIC))
+    width = min(loss.shape[1], took_part.shape[1])
+    seen = ~np.isnan(loss).any(axis=1) & (run.rounds > BURN_IN * run.rounds.max())
+    loss, took_part = loss[seen][:, :width], took_part[seen][:, :width]
+    if not took_part.any() or took_part.all():
+        return math.nan
+    beside = loss - loss.mean(axis=1, keepdims=True)
+    beside = beside - beside.mean(axis=0, keepdims=True)
+    return float(beside[~took_part].mean() - beside[took_part].mean())
+
+
+RELATIVE_OUTCOMES: dict[str, Callable[[Trajectory, Trajectory | None], float]] = {
+    "start": lambda run, baseline: compute_start(run),
+    "gain": lambda run, baseline: compute_gain(run),
+    "baseline.gain": lambda run, baseline: compute_gain(baseline),
+    "gap.relative": compute_relative_gap,
+    "loss.clients": lambda run, baseline: compute_client_loss(run),
+    "absence": lambda run, baseline: compute_absence(run),
+    "baseline.absence": lambda run, baseline: compute_absence(baseline) if baseline is not None else math.nan,
+}
 
 
 def compute_oscillation_index(loss: np.ndarray) -> float:
@@ -269,14 +343,15 @@ def evaluate_study_hypotheses(manifest: StudyManifest) -> tuple[pd.DataFrame, tu
     content = manifest.read()
     study = parse_study(content["study"])
     hypothesis_metrics = [metric for hypothesis in study.hypotheses for metric in list_hypothesis_metrics(hypothesis)]
-    frame = build_study_table(manifest, tuple(dict.fromkeys([*study.metrics, *hypothesis_metrics])))
-    return frame, evaluate_hypotheses(study.hypotheses, frame, content["factors"]) if study.hypotheses else ()
+    gate_metrics = [study.gate.metric] if study.gate else []
+    frame = build_study_table(manifest, tuple(dict.fromkeys([*study.metrics, *hypothesis_metrics, *gate_metrics])))
+    return frame, evaluate_gated(study.hypotheses, frame, content["factors"], study.gate) if study.hypotheses else ()
 
 
 def list_hypothesis_metrics(hypothesis: Hypothesis) -> list[str]:
     """List the outcomes of a hypothesis and its parts, except the columns that every table has."""
     parts = [metric for part in getattr(hypothesis, "parts", ()) for metric in list_hypothesis_metrics(part)]
-    return [metric for metric in (hypothesis.metric, *parts) if metric and metric not in METADATA_COLUMNS]
+    return [metric for metric in (hypothesis.metric, getattr(hypothesis, "match", ""), *parts) if metric and metric not in METADATA_COLUMNS]
 
 
 # Comparison of two runs: their configurations, and their metrics over the rounds that both have.

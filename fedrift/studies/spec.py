@@ -15,6 +15,7 @@ from ..config.loader import Registry, apply_overrides, dump_value, load_yaml, pa
 from ..core.errors import UserError, quote_value
 from ..core.random import Seed
 from ..stats import hypotheses as claims
+from ..stats.gates import Gate
 from ..stats.hypotheses import Hypothesis
 from . import designs
 from .designs import Design, FullGrid
@@ -139,6 +140,7 @@ class Tuning:
         overrides: Path -> value, other changes during tuning, such as fewer rounds.
         split: The text on which trials are evaluated.
         metric: The outcome whose lowest mean over ``seeds`` wins.
+        baseline_levels: Levels of ``tune_per`` whose trials run on the IID baseline.
     """
 
     trials: Annotated[int, Ge(0)] = 0
@@ -147,6 +149,7 @@ class Tuning:
     space_by_level: dict[str, dict[str, list[Any]]] = field(default_factory=dict)
     seeds: Annotated[tuple[Seed, ...], MinLen(1)] = (1000,)
     at_levels: dict[str, Any] = field(default_factory=dict)
+    baseline_levels: tuple[str, ...] = ()
     overrides: dict[str, Any] = field(default_factory=dict)
     split: Literal["validation", "test"] = "validation"
     metric: str = "loss"
@@ -170,6 +173,7 @@ class Study:
         hypotheses: The hypotheses to test.
         stages: Parts of the study. Each has a ``name`` and the fields that differ from the study: ``overrides``, ``factors``, ``design``,
             ``seeds`` and ``iid_baselines``. Without stages there is one stage, ``main``.
+        gate: The condition on which a hypothesis is judged at all: its IID baselines must have learned enough.
 
     Example:
         A study file::
@@ -193,6 +197,7 @@ class Study:
     tuning: Tuning = Tuning()
     metrics: tuple[str, ...] = ("loss", "final.loss", "gap", "gap.worst", "oscillation", "movement")
     hypotheses: tuple[Hypothesis, ...] = ()
+    gate: Gate | None = None
     stages: tuple[dict[str, Any], ...] = ()
 
     def to_dict(self) -> dict[str, Any]:

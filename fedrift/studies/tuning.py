@@ -51,9 +51,9 @@ def plan_trials(study: Study) -> list[PlannedRun]:
         if name not in factors:
             raise unknown_name_error("factor for tuning.tune_per or tuning.at_levels", name, factors)
     known = [str(label) for name in tuning.tune_per for label in factors[name].levels]
-    unknown = [label for label in tuning.space_by_level if label not in known]
+    unknown = [label for label in (*tuning.space_by_level, *tuning.baseline_levels) if label not in known]
     if unknown:
-        raise unknown_name_error("level for tuning.space_by_level", unknown[0], known)
+        raise unknown_name_error("level for tuning.space_by_level or tuning.baseline_levels", unknown[0], known)
     planned_runs = []
     for group in list_tuning_groups(study, factors):
         cell = {name: group.get(name, tuning.at_levels.get(name, next(iter(factor.levels)))) for name, factor in factors.items()}
@@ -64,10 +64,16 @@ def plan_trials(study: Study) -> list[PlannedRun]:
         for settings in sample_settings(study, group):
             for seed in tuning.seeds:
                 raw_config = apply_changes(build_base_config(study), [*changes, settings, {"seed": seed}])
-                for path, value in {**tuning.overrides, "evaluation.split": tuning.split}.items():
+                iid = {"partition.severity": 0.0} if is_tuned_on_baseline(study, group) else {}
+                for path, value in {**tuning.overrides, **iid, "evaluation.split": tuning.split}.items():
                     raw_config = set_key(raw_config, path, value)
                 planned_runs.append(PlannedRun("trial", "tuning", format_cell(group), seed, cell, raw_config, False, settings))
     return planned_runs
+
+
+def is_tuned_on_baseline(study: Study, group: Mapping[str, Any]) -> bool:
+    """Whether the trials for some levels are run on the IID baseline."""
+    return any(str(label) in study.tuning.baseline_levels for label in group.values())
 
 
 def list_tuning_groups(study: Study, factors_by_name: Mapping[str, Factor]) -> list[dict[str, Any]]:

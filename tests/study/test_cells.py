@@ -11,7 +11,7 @@ import yaml
 
 from fedrift.config.schema import parse_config
 from fedrift.core.errors import UserError
-from fedrift.studies import load_study
+from fedrift.studies import load_study, parse_study
 from fedrift.studies.spec import apply_changes, expand_cells, label_levels, parse_factors
 from fedrift.studies.tuning import is_at_boundary, list_tuning_groups, pick_best_settings, plan_trials, sample_settings
 from tests.study.small import TUNED, study, study_values
@@ -160,3 +160,17 @@ def test_every_study_of_the_project_can_be_begun(path):
     asked = load_study(path)
     for cell in [*plan_trials(asked), *expand_cells(asked)]:
         parse_config(cell.raw_config)
+
+
+def test_a_level_can_be_tuned_on_the_iid_baseline(tmp_path):
+    tuned = study(tmp_path, tuning={**TUNED["tuning"], "baseline_levels": ["FedAvg"]})
+    severities = {trial.condition: trial.raw_config["partition"]["severity"] for trial in plan_trials(tuned)}
+    assert severities == {"algorithm=FedAvg": 0.0, "algorithm=FedProx": 0.5}
+    with pytest.raises(UserError, match="baseline_levels"):
+        plan_trials(study(tmp_path, tuning={**TUNED["tuning"], "baseline_levels": ["FedAvgg"]}))
+
+
+def test_a_study_says_which_conditions_count(tmp_path):
+    gated = study(tmp_path, gate={"min": 0.2})
+    assert gated.gate is not None and (gated.gate.metric, gated.gate.min, gated.gate.action) == ("baseline.gain", 0.2, "void")
+    assert parse_study(gated.to_dict()) == gated and study(tmp_path).gate is None

@@ -90,3 +90,40 @@ def test_only_what_is_needed_is_read():
         "loss",
         "update.cosine",
     }
+
+
+def test_start_gain_and_the_share_of_the_gain_that_is_missing():
+    ours, baseline = run([5, 4.6, 4.6, 4.6, 4.6, 4.6]), run([5, 4.5, 4.5, 4.5, 4.5, 4.5])
+    assert summarize_metric("start", ours, baseline) == 5
+    assert summarize_metric("gain", ours, baseline) == pytest.approx(0.4)
+    assert summarize_metric("baseline.gain", ours, baseline) == pytest.approx(0.5)
+    assert summarize_metric("gap.relative", ours, baseline) == pytest.approx(0.2)
+    assert summarize_metric("gap.relative", run([5, 5.25]), run([5, 4.5])) == pytest.approx(1.5)  # it ends above its start
+    assert math.isnan(summarize_metric("gap.relative", ours)) and math.isnan(summarize_metric("baseline.gain", ours))
+    assert math.isnan(summarize_metric("gap.relative", ours, run([5, 5])))
+    assert summarize_metric("baseline.gain", ours, run([5, math.nan])) == -math.inf
+    late = Trajectory((Record(1, "loss", "", -1, 4.0),))
+    assert math.isnan(summarize_metric("start", late)) and math.isnan(summarize_metric("gain", late))
+
+
+def federation(losses, took_part) -> Trajectory:
+    """Each round's losses of the clients, and who trained in it."""
+    rows = [Record(round, "loss", "", client, value) for round, values in enumerate(losses) for client, value in enumerate(values)]
+    rows += [Record(round, "train.loss", "", client, 4.0) for round, clients in enumerate(took_part) for client in clients]
+    return Trajectory(tuple(rows))
+
+
+def test_a_client_falls_behind_while_it_is_away():
+    away = federation([[4, 4]] * 3 + [[3.9, 4.1], [4.1, 3.9]] * 3, [[], [1], [0]] + [[0], [1]] * 3)
+    assert summarize_metric("absence", away) == pytest.approx(0.2)
+    assert summarize_metric("baseline.absence", run([4, 3]), away) == pytest.approx(0.2)
+    level = federation([[4, 5]] * 10, [[]] + [[0], [1], [0]] + [[1], [0]] * 3)  # one text is harder, and nobody falls behind
+    assert summarize_metric("absence", level) == pytest.approx(0.0)
+    assert math.isnan(summarize_metric("absence", federation([[4, 5]] * 4, [[]] + [[0, 1]] * 3)))
+    assert math.isnan(summarize_metric("absence", run([4, 3])))
+    assert "train.loss" in list_recorded_metrics(["absence"])
+
+
+def test_the_mean_of_the_clients_own_losses():
+    assert summarize_metric("loss.clients", federation([[9, 9], [4, 6], [3, 5]], [[], [0], [1]])) == 4.5
+    assert math.isnan(summarize_metric("loss.clients", run([4, 3])))

@@ -1,0 +1,63 @@
+"""The registered studies: they parse, they name only outcomes and levels that exist, and their seeds are apart from tuning's."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from fedrift.stats.gates import evaluate_gated, list_used_conditions
+from fedrift.studies import load_study
+from fedrift.studies.designs import find_aliases
+from fedrift.studies.outcomes import list_hypothesis_metrics, parse_metric_name
+from fedrift.studies.spec import expand_cells, list_factor_names, list_seeds
+from fedrift.studies.tuning import plan_trials
+
+STUDIES = Path(__file__).parents[2] / "studies"
+REGISTERED = ["recency", "drift", "dose", "repair", "grid", "real_styles"]
+
+
+@pytest.mark.parametrize("name", REGISTERED)
+def test_a_registered_study_compares_what_it_runs(name):
+    study = load_study(STUDIES / f"{name}.yaml")
+    seeds = list_seeds(study)
+    assert seeds == tuple(range(100, 103 if name == "grid" else 108))
+    assert min(study.tuning.seeds) >= 1000 and study.gate is not None and study.gate.min == 0.15
+    metrics = {*study.metrics, *(metric for each in study.hypotheses for metric in list_hypothesis_metrics(each))}
+    assert all(parse_metric_name(metric) for metric in metrics)
+    rows = [
+        {
+            "run": str(number), "stage": cell.stage, "condition": cell.condition, "seed": cell.seed, "iid": False, "iid_baseline": "",
+            "diverged": False, **{factor: cell.factors.get(factor) for factor in list_factor_names(study)}, **dict.fromkeys(metrics, 1.0),
+        }
+        for number, cell in enumerate(expand_cells(study))
+    ]  # fmt: skip
+    runs = pd.DataFrame(rows)
+    assert len(runs) == len(runs.drop_duplicates(["stage", "condition", "seed"]))
+    assert all(list_used_conditions(each, runs) for each in study.hypotheses)
+    found = evaluate_gated(study.hypotheses, runs, list_factor_names(study), study.gate)
+    empty = [each.name for each in found if not each.seeds]
+    assert not [each for each in empty if not each.startswith("R")], empty  # R1 and R2 need the baselines' rows
+    groups = {(trial.condition, trial.seed) for trial in plan_trials(study)}
+    assert len(plan_trials(study)) == study.tuning.trials * len(groups)
+
+
+def test_the_grid_is_an_orthogonal_array():
+    study = load_study(STUDIES / "grid.yaml")
+    cells = [cell.factors for cell in expand_cells(study) if cell.seed == 100]
+    tokens = ("stop words", "truncation", "substitution")
+    plain = [{**cell, "regime": "tokens" if cell["regime"] in tokens else cell["regime"]} for cell in cells]
+    assert len(plain) == 27
+    for one in plain[0]:
+        for other in plain[0]:
+            if one != other:
+                counts = pd.Series([(cell[one], cell[other]) for cell in plain]).value_counts()
+                assert len(counts) == 9 and set(counts) == {3}
+    assert {(alias["factor"], *sorted(alias["pair"])) for alias in find_aliases(plain)} == {
+        ("regime", "algorithm", "clients"),
+        ("algorithm", "clients", "regime"),
+        ("clients", "algorithm", "regime"),
+    }
+    for kind in tokens:
+        assert sum(cell["regime"] == kind for cell in cells) == 3
