@@ -6,10 +6,10 @@ all training, so it belongs neither to these evaluations nor to the other summar
 - ``loss``, or any recorded metric: the mean of its last five evaluations. ``metric@domain`` is the metric of one domain, layer or
   phenomenon. A metric that is recorded only for clients is first averaged over the participating clients. The suffixes ``:mean``,
   ``:max``, ``:min`` and ``:last`` summarize all trained rounds instead.
-- ``start``: the loss of the untrained model, in round 0. ``gain``: the decrease from there to the final loss. ``baseline.gain``: the gain of
-  the IID baseline. A gain is minus infinity if the final loss is not finite.
+- ``start``: the loss of the untrained model, in round 0. ``gain``: the decrease from there to the final loss. ``baseline.gain``: the gain
+  of the IID baseline. A gain is minus infinity if the final loss is not finite.
 - ``gap``: ``loss`` minus that of the IID baseline, over the evaluations that both have. ``gap.worst``: the largest gap of a domain.
-- ``gap.relative``: G = (final loss - baseline's final loss) / (start - baseline's final loss), the share of the baseline's gain that is lost.
+- ``gap.relative``: G = (final loss - baseline's final loss) / (start - baseline's final loss), the lost share of the baseline's gain.
 - ``loss.clients``: the mean over all clients of the loss on each client's own held-out text, under the model that it uses.
 - ``absence``: how much higher a client's own loss is, relative to the mean of all clients, after rounds without it than after rounds with
   it; NaN if every client always takes part. ``baseline.absence``: the same for the IID baseline.
