@@ -28,7 +28,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from .algorithms.aggregators import FFALoRA, FlexLoRA, Mean
-from .algorithms.aggregators.lora import lora_modules, weighted_products
+from .algorithms.aggregators.lora import adapter_modules, weighted_products
 from .core.errors import UserError, quote_value, unknown_name_error
 from .core.tree import Tree, to_float64
 from .core.types import ClientStateStore, CohortUpdate, FederatedState, RoundResult, ServerState, single_cluster
@@ -186,7 +186,7 @@ def read_adapter(folder: Path) -> SavedAdapter:
         module = name.removesuffix(SUFFIXES[kind])
         factors[f"{module}.{kind}"] = leaf if leaf.dtype == torch.float64 else leaf.float()
         dtypes[f"{module}.{kind}"] = leaf.dtype
-    if len(factors) != 2 * len(lora_modules(factors.keys())) or not factors:
+    if len(factors) != 2 * len(adapter_modules(factors.keys())) or not factors:
         raise UserError(f"{path} does not hold a pair of A and B for each module")
     if not bool(torch.stack([leaf.isfinite().all() for leaf in factors.values()]).all()):
         raise UserError(f"{path} holds numbers that are not finite: leave this client out")
@@ -294,14 +294,14 @@ def check_shared_down(adapters: Sequence[SavedAdapter]) -> None:
 def add_change(aggregator: Mean, result: RoundResult) -> Tree:
     """The server's factors ``[...]`` after one of fedrift's aggregators."""
     server = result.before.server
-    return (server.params + aggregator.aggregate(server, result.report)).map(lambda leaf: leaf[0])
+    return (server.params + aggregator.aggregate(server, result.update)).map(lambda leaf: leaf[0])
 
 
 def stack_factors(result: RoundResult) -> Tree:
     """FLoRA: A = [A_1; ...; A_C] and B = [p_1 B_1, ..., p_C B_C] for each module."""
     stacked = Tree()
-    for module in lora_modules(result.report.delta.keys()):
-        _, stacked[f"{module}.B"], stacked[f"{module}.A"] = next(weighted_products(result.before.server, result.report, module))
+    for module in adapter_modules(result.update.delta.keys()):
+        _, stacked[f"{module}.B"], stacked[f"{module}.A"] = next(weighted_products(result.before.server, result.update, module))
     return stacked
 
 
@@ -310,10 +310,10 @@ def average_with_residual(result: RoundResult) -> Tree:
 
     sum_k p_k (A_k - Ā) is 0, so B̄ can be replaced by B_C; then the last client's term vanishes.
     """
-    factors, weight = result.report.delta.map(to_float64), result.report.weight / result.report.weight.sum()
+    factors, weight = result.update.delta.map(to_float64), result.update.weight / result.update.weight.sum()
     mean = add_change(Mean(), result)
     found = Tree()
-    for module in lora_modules(factors.keys()):
+    for module in adapter_modules(factors.keys()):
         down, up = factors[f"{module}.A"], factors[f"{module}.B"]  # [C, R, I], [C, O, R]
         centered = down - (weight.view(-1, 1, 1) * down).sum(0)
         shifted = weight.view(-1, 1, 1) * (up - up[-1])
@@ -336,7 +336,7 @@ FACTORIES = {
 
 def errors_by_module(result: RoundResult) -> dict[str, float]:
     """The aggregation error of separate means, for each module."""
-    return {module: read_error(select_module(result, module)) for module in lora_modules(result.report.delta.keys())}
+    return {module: read_error(select_module(result, module)) for module in adapter_modules(result.update.delta.keys())}
 
 
 def read_error(result: RoundResult) -> float:
@@ -351,14 +351,14 @@ def select_module(result: RoundResult, module: str) -> RoundResult:
         return Tree({f"{module}.{kind}": tree[f"{module}.{kind}"] for kind in "AB"})
 
     before = replace(result.before, server=replace(result.before.server, params=one(result.before.server.params)))
-    return replace(result, before=before, after=before, report=replace(result.report, delta=one(result.report.delta)))
+    return replace(result, before=before, after=before, update=replace(result.update, delta=one(result.update.delta)))
 
 
 def measure_distance(result: RoundResult, factors: Tree) -> float:
     """The relative Frobenius distance of an adapter ``[...]`` from the mean of the clients' products, over all modules."""
     apart = whole = 0.0
-    for module in lora_modules(factors.keys()):
-        _, up, down = next(weighted_products(result.before.server, result.report, module))
+    for module in adapter_modules(factors.keys()):
+        _, up, down = next(weighted_products(result.before.server, result.update, module))
         own_up, own_down = to_float64(factors[f"{module}.B"]), to_float64(factors[f"{module}.A"])
         apart += float(squared_norm(torch.cat([up, -own_up], 1)[None], torch.cat([down, own_down])[None]))
         whole += float(squared_norm(up[None], down[None]))

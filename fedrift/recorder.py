@@ -39,7 +39,7 @@ from .probes import (
 from .probes.federation import CommunicationCost, fairness_metrics
 from .probes.lora import ProductGeometry, product_efficiency
 from .probes.updates import ServerPath, path_efficiency
-from .storage import Run, collect_environment, move_aside
+from .storage import Run, archive_run, collect_environment
 
 Params = Mapping[str, Tensor]
 LORA_FACTOR = re.compile(r"\.lora_([AB])(?:\.[^.]+)?\.weight$")
@@ -327,7 +327,7 @@ class Recorder:
                 "final_loss": losses[-1] if losses else math.nan,
                 "seconds": spent,
                 "train_tokens": sum(row.value for row in records if row.metric == "train.tokens"),
-                "caveats": [],
+                "warnings": [],
             }
         )
         return self.run
@@ -403,7 +403,7 @@ def open_folder(root: Path, run_id: str, fresh: bool) -> Run:
     if run.folder.exists() and not fresh:
         raise UserError(f"{run.folder} is stored already: pass fresh=True to move it aside, or use another name or seed")
     if run.folder.exists():
-        move_aside(run)
+        archive_run(run)
     try:
         run.folder.mkdir(parents=True)
     except OSError as error:

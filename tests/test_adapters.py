@@ -125,7 +125,7 @@ def test_the_factors_are_those_of_the_aggregators_that_runs_use(method, aggregat
     result = make_round([read_adapter(folder) for folder in clients[1]], WEIGHTS, method)
     factors, server = FACTORIES[method](result), result.before.server
     server = type(server)(server.params, server.broadcast, server.opt_state, aggregator.init_merged_base(server.params))
-    after = FedAvg(aggregator=aggregator).server_update(server, result.report)
+    after = FedAvg(aggregator=aggregator).server_update(server, result.update)
     for name in [name.removesuffix(".A") for name in factors if name.endswith(".A")]:
         wanted = after.merged_base[f"{name}.base"][0] + after.params[f"{name}.B"][0] @ after.params[f"{name}.A"][0]
         assert torch.allclose(factors[f"{name}.B"].float() @ factors[f"{name}.A"].float(), wanted, atol=1e-6)

@@ -14,7 +14,7 @@ import fedrift
 from fedrift.cli.app import app
 from fedrift.engine.run import run_experiment
 from fedrift.storage.fork import UpdateLog
-from tests.worlds import experiment, stock
+from tests.worlds import experiment, make_cache
 
 CPU = torch.device("cpu")
 QUIET = ("evaluation.final_blocks_per_domain=0",)
@@ -49,7 +49,7 @@ def replay(run, recorder):
 
 @pytest.mark.parametrize("trainable", ["{type: Lora, r: 2, lora_alpha: 6}", "{type: LastBlocks, num_blocks: 1}"], ids=["lora", "blocks"])
 def test_the_records_are_those_of_a_native_run(trainable, tmp_path):
-    there = stock(tmp_path)
+    there = make_cache(tmp_path)
     there = replace(there, runtime=replace(there.runtime, save_updates=True))
     native = run_experiment(experiment(tmp_path, f"trainable={trainable}", "partition.num_clients=4", *QUIET), there)
     scale = {"lora_scale": 3.0} if "Lora" in trainable else {}

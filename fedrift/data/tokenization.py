@@ -198,7 +198,8 @@ def write_token_cache(file: Path, flat: np.ndarray, offset: np.ndarray, mask: np
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
         with draft.open("wb") as out:
-            np.savez(out, flat=flat, offset=offset, **({} if mask is None else {"mask": mask}))
+            arrays = {"flat": flat, "offset": offset} if mask is None else {"flat": flat, "offset": offset, "mask": mask}
+            np.savez(out, **arrays)  # type: ignore[arg-type]
         draft.replace(file)
     except OSError as error:
         draft.unlink(missing_ok=True)
@@ -253,7 +254,7 @@ def pack_blocks(tokens: TokenizedCorpus, rows: np.ndarray, block_length: int) ->
     starts, ends = tokens.offsets[rows].tolist(), tokens.offsets[rows + 1].tolist()
     total = int(tokens.lengths[rows].sum())
     num_blocks = -(-total // block_length)
-    packed = np.full(num_blocks * block_length, tokens.pad_id, dtype=np.int64)
+    packed: np.ndarray = np.full(num_blocks * block_length, tokens.pad_id, dtype=np.int64)
     # Concatenating D slices is several times faster than indexing every token.
     np.concatenate([tokens.ids[:0], *(tokens.ids[start:stop] for start, stop in zip(starts, ends, strict=True))], out=packed[:total])
     present = np.arange(num_blocks * block_length) < total

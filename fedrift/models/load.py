@@ -333,7 +333,7 @@ def open_model(
             # files, and split words differently from tokenizer.json.
             has_tokenizer_file = has_file(source, "tokenizer.json", local_files_only=isinstance(source, Path))
             tokenizer = (PreTrainedTokenizerFast if has_tokenizer_file else AutoTokenizer).from_pretrained(source, **local)
-    check_tokenizer(tokenizer, network.get_input_embeddings().weight.shape[0], source)
+    check_tokenizer(tokenizer, network.get_input_embeddings().weight.shape[0], source)  # type: ignore[index,arg-type]
     if has_tokenizer_file:
         check_end_token(tokenizer, source)
     if tokenizer.pad_token_id is None:

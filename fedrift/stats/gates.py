@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import numpy as np
 import pandas as pd
@@ -36,7 +36,7 @@ def find_void_conditions(runs: pd.DataFrame, gate: Gate) -> dict[tuple[Any, Any]
     require_columns(runs, [gate.metric, "stage", "condition"], "outcome")
     rows = runs[~runs["iid"].to_numpy(dtype=bool)]
     means = rows.groupby(["stage", "condition"], observed=True)[gate.metric].agg(_mean_of_known)
-    return {name: float(value) for name, value in means.items() if value < gate.min}
+    return {cast(tuple[Any, Any], name): float(value) for name, value in means.items() if value < gate.min}
 
 
 def _mean_of_known(values: pd.Series) -> float:

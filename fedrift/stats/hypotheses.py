@@ -735,7 +735,7 @@ def evaluate_linear_contrast(
     joined = pd.concat(columns, axis=1, join="inner").to_numpy(dtype=np.float64) if all(len(one) for one in columns) else np.zeros((0, 1))
     seeds = pd.concat(columns, axis=1, join="inner").index
     up, down = np.isposinf(joined).any(axis=1), np.isneginf(joined).any(axis=1)
-    both = up & down
+    both = np.asarray(up & down)
     total = np.where(up, np.inf, np.where(down, -np.inf, np.where(np.isfinite(joined), joined, 0.0).sum(axis=1)))
     every = set().union(*(set(side["seed"]) for side in sides))
     both_diverged = max(values.both_diverged for values in found) + int(both.sum())
