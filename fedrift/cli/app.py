@@ -15,7 +15,7 @@ from typer.core import TyperGroup, TyperOption
 
 from .. import __version__
 from ..core.errors import UserError
-from . import adapters, conformance, dataset, deploy, diagnose, estimate, init, inspect, manage, partition, run, study
+from . import adapters, conformance, dataset, demo, deploy, diagnose, estimate, init, inspect, manage, partition, run, study
 from .options import VERBOSE
 
 NOISY_LIBRARIES = r"(transformers|peft|torch|torchao|bitsandbytes|huggingface_hub|datasets|tokenizers)\b"
@@ -77,7 +77,7 @@ def global_options(
 
 for name, command in (
     (None, run.run),
-    (None, run.demo),
+    (None, demo.demo),
     (None, init.init),
     (None, run.validate),
     (None, estimate.estimate),

@@ -1,4 +1,4 @@
-"""The commands ``run``, ``demo``, ``validate``, ``fork`` and ``profile``, which work on single experiments."""
+"""The commands ``run``, ``validate``, ``fork`` and ``profile``, which work on single experiments."""
 
 from __future__ import annotations
 
@@ -93,47 +93,6 @@ def run(
         print_verdicts([(runs[0], runs[1])])
     else:
         print_summary(runs[0])
-
-
-def demo(
-    output_dir: Annotated[Path, typer.Option("--output", help="The folder for the HTML page.")] = Path("demo-report"),
-    runs_dir: RunsDir = DEFAULT_RUNS_DIR,
-    data_dir: DataDir = None,
-    threads: Threads = None,
-    fresh: Fresh = False,
-) -> None:
-    """Run the demo: FedAvg, FedProx and SCAFFOLD on BBC News, one topic per client, each with its IID baseline.
-
-    `fedrift demo` takes a few minutes on two CPU cores and needs neither a GPU nor a model hub.
-
-    `fedrift demo --output my-report` writes the report to another folder.
-
-    The command trains the built-in model `pocket`, stores six runs in the runs directory, and prints the verdicts. It also writes an HTML
-    report to the `--output` folder.
-    """
-    from .. import algorithms
-    from ..config.ready import find_ready
-    from ..config.schema import edit_config, load_config
-    from ..config.schema import iid_baseline as make_iid_baseline
-
-    base = load_config(find_ready(Path("demo"), "experiments"))
-    skewed = [
-        edit_config(base, {"algorithm": algorithm})
-        for algorithm in (algorithms.FedAvg(), algorithms.FedProx(mu=0.1), algorithms.Scaffold())
-    ]
-    typer.echo("BBC News on the language model `pocket`: one topic per client, and the matched IID baselines.")
-    runs = run_experiments(
-        [experiment for config in skewed for experiment in (config, make_iid_baseline(config))],
-        make_runtime(runs_dir, data_dir, "cpu", threads),
-        fresh=fresh,
-    )
-    from ..report import write_report
-    from .console import print_verdicts, run_view
-
-    pairs = list(zip(runs[::2], runs[1::2], strict=True))
-    print_verdicts(pairs)
-    page = write_report([run_view(run, baseline) for run, baseline in pairs], output_dir)
-    typer.echo(f"runs   {runs_dir.resolve()}\nreport {page.resolve()}")
 
 
 def validate(file: ExperimentFile, overrides: Overrides = None) -> None:

@@ -283,7 +283,7 @@ def list_missing_members(thing: Any, kind: Any) -> list[str]:
         return [kind.__name__]
     if not getattr(kind, "_is_protocol", False):
         return [] if issubclass(thing, kind) else [kind.__name__]
-    required = [name for name in vars(kind) if (name == "__call__" or not name.startswith("_")) and name not in ("register",)]
+    required = [name for name in vars(kind) if (name == "__call__" or not name.startswith("_"))]
     present = {*dir(thing), *(field.name for field in fields(thing))} if is_dataclass(thing) else set(dir(thing))
     return [name for name in required if name not in present and kind not in thing.__mro__]
 

@@ -1,0 +1,45 @@
+"""`fedrift demo`: its conditions are valid, and its table and sentences follow from the runs, whatever came."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from fedrift.cli.demo import ALGORITHMS, BASELINE, BROKEN, REPAIRS, Outcome, describe_outcomes, make_conditions, print_outcomes
+
+OUTCOMES = {
+    BASELINE: Outcome([4.5, 4.3, 4.2], 4.25, 4.25),
+    BROKEN: Outcome([4.5, 4.9, 4.6], 4.65, 4.8),
+    ALGORITHMS[0]: Outcome([4.5, 4.8, 4.6], 4.6, 4.8),
+    ALGORITHMS[1]: Outcome([4.5, float("nan"), float("inf")], float("inf"), 4.9),
+    REPAIRS[0]: Outcome([4.5, 4.4, 4.3], 4.35, 4.7),
+    REPAIRS[1]: Outcome([4.5, 4.6, 4.6], 4.6, 4.4),
+}
+
+
+def test_the_conditions_differ_in_one_thing_and_share_all_else():
+    conditions = make_conditions()
+    assert set(conditions) == set(OUTCOMES) and len({config.id for config in conditions.values()}) == 6
+    base = conditions[BROKEN]
+    for name, config in conditions.items():
+        assert (config.training, config.seed, config.dataset, config.model) == (base.training, base.seed, base.dataset, base.model), name
+    assert conditions[BASELINE] == base.iid_baseline()
+
+
+def test_the_sentences_say_what_broke_and_what_repaired_it():
+    words = " ".join(describe_outcomes(OUTCOMES))
+    assert "FedAvg ends at perplexity 105, worse than no training (untrained 90, worst round 134)" in words
+    assert f"With repairs: {REPAIRS[0]}: 77, {REPAIRS[1]}: 99. {REPAIRS[0]} closes at least half of the gap." in words
+    assert "None closes half of the gap." in words and f"the best condition there is {REPAIRS[1]}: 81" in words and "one seed" in words
+
+
+def test_a_null_is_told_as_one():
+    outcomes = {name: replace(OUTCOMES[BASELINE]) for name in OUTCOMES}
+    words = " ".join(describe_outcomes(outcomes))
+    assert words.count("None closes half of the gap.") == 2 and "worse than no training" not in words
+
+
+def test_the_table_fits_80_columns(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    print_outcomes(OUTCOMES)
+    shown = capsys.readouterr().out
+    assert max(map(len, shown.splitlines())) <= 80 and all(name in shown for name in OUTCOMES)
