@@ -60,7 +60,7 @@ def read_summary(name: str, overrides: list[str], num_examples: int, data_dir: P
         num_examples: The number of examples to show.
         data_dir: The folder of local datasets.
     """
-    from ..config.runtime import default_cache_dir
+    from ..core.errors import default_cache_dir
     from ..data import load_corpus, tokenize_corpus
     from ..data.chat_tokens import template_notes
     from ..data.overview import is_experiment_file, show_examples, summarize_corpus, summarize_tokens

@@ -54,7 +54,7 @@ def extract_documents(rows: Rows, counts: Counter[str], *, skip_headings: bool =
             counts["not text"] += 1
             continue
         example = cell if isinstance(cell, Example) else None
-        text = normalize_text(example.text if example else cell)
+        text = normalize_text(cell.text if isinstance(cell, Example) else cell)
         if not text:
             counts["empty"] += 1
         elif skip_headings and is_heading(text):
