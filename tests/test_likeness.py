@@ -90,4 +90,4 @@ def test_compare_tells_it_by_layer(world):
     shown = CliRunner().invoke(app, said, env={"COLUMNS": "120"})
     assert shown.exit_code == 0, shown.output
     for layer, name in {"layer 01": "layer 01", "": "mean"}.items():
-        assert re.search(rf"{name} +{told[layer]['cka']['both']:.4f} ", shown.stdout)
+        assert re.search(rf"{name} +{told[layer]['cka']['between']:.4f} ", shown.stdout)

@@ -125,7 +125,7 @@ def test_every_algorithm_gets_the_same_number_of_trials_from_its_own_grid(tmp_pa
     assert {trial.seed for trial in every} == {100}
     assert [trial.settings for trial in plan_trials(tuned)] == [trial.settings for trial in every]
     wanting = study(tmp_path, tuning={**TUNED["tuning"], "trials": 4})
-    with pytest.raises(UserError, match="3 combinations for 4 trials"):
+    with pytest.raises(UserError, match="3 combinations of values for 4 trials"):
         plan_trials(wanting)
 
 
