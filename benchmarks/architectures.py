@@ -189,7 +189,7 @@ def compare(network: Any, trainable: Trainable) -> tuple[float, float]:
             for name, leaf in model.init_params().items()
         }
     )
-    loss = model(params, {"tokens": tokens, "keep": keep})
+    loss = model(params, {"tokens": tokens, "loss_mask": keep})
     gradients = torch.autograd.grad(loss.sum(), list(params.values()), materialize_grads=True)
     loss_difference = gradient_difference = 0.0
     for client in range(2):
@@ -287,7 +287,7 @@ def read_partial(path: Path, versions: dict[str, str]) -> dict[str, dict[str, st
     return {entry["row"]["kind"]: entry["row"] for entry in map(json.loads, lines) if entry["versions"] == versions}
 
 
-def main(words: list[str] | None = None) -> int:
+def main(arguments: list[str] | None = None) -> int:
     """Test all architectures, print a line for each and write the results; return 1 if one is wrong."""
     parser = ArgumentParser(description=__doc__)
     parser.add_argument(
@@ -297,7 +297,7 @@ def main(words: list[str] | None = None) -> int:
     parser.add_argument(
         "--out", type=Path, default=RESULTS, help="the folder for the results; docs/models.md is updated only with the default folder"
     )
-    args = parser.parse_args(words)
+    args = parser.parse_args(arguments)
     torch.set_num_threads(1)
     versions = {"transformers": transformers.__version__, "peft": peft.__version__, "torch": torch.__version__}
     partial = args.out / "architectures-partial.jsonl"

@@ -82,7 +82,7 @@ def measure(backend: str, run: Run, num_clients: int, training_s: float) -> dict
         name: float(trajectory.client_table(f"wire.{name}")[-1].mean()) if trajectory.has_client_table(f"wire.{name}") else 0.0
         for name in ("down", "up")
     }
-    return {"backend": backend, "seconds": seconds, "beside training": seconds - training_s, **num_bytes}
+    return {"backend": backend, "seconds": seconds, "overhead": seconds - training_s, **num_bytes}
 
 
 def main() -> None:
@@ -111,9 +111,7 @@ def main() -> None:
             if step_seconds:
                 training_s = median(step_seconds[2 * args.clients :])
             row = measure(backend, run, args.clients, training_s)
-            print(
-                f"| {backend} | {row['seconds']:.3f} | {row['beside training']:.4f} | {row['down']:,.0f} | {row['up']:,.0f} |", flush=True
-            )
+            print(f"| {backend} | {row['seconds']:.3f} | {row['overhead']:.4f} | {row['down']:,.0f} | {row['up']:,.0f} |", flush=True)
             rows.append(row)
     RESULT.parent.mkdir(exist_ok=True)
     results = {"rounds": args.rounds, "clients": args.clients, "busy": args.busy, "training": training_s, "rows": rows}

@@ -139,12 +139,12 @@ def measure(algorithm: str, sizes: tuple[int, int], corpus: Path, folder: Path, 
     }
 
 
-def main(words: list[str] | None = None) -> int:
+def main(arguments: list[str] | None = None) -> int:
     """Measure all algorithms, print a line for each and write the results."""
     parser = make_parser(__doc__ or "")
     parser.add_argument("--rounds", type=int, default=40, help="the number of measured rounds, after a warm-up round")
     parser.add_argument("--algorithms", nargs="+", default=ALGORITHMS, choices=ALGORITHMS, help="the algorithms to measure")
-    args = parser.parse_args(words)
+    args = parser.parse_args(arguments)
     sizes, documents = ((4, 12), 120) if args.small else ((20, 1000), 10_000)
     rows = list[dict[str, Any]]()
     with tempfile.TemporaryDirectory() as name, torch.random.fork_rng():

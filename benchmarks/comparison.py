@@ -80,7 +80,7 @@ def make_batches(
     """Return one batch of random tokens [C, B, T] per step; equal arguments give equal batches."""
     draw = torch_stream(0, "benchmark", num_clients, num_sequences, num_tokens)
     steps = [torch.randint(2, vocab_size, (num_clients, num_sequences, num_tokens), generator=draw).to(device) for _ in range(num_steps)]
-    return [{"tokens": step, "keep": torch.ones_like(step, dtype=torch.bool)} for step in steps]
+    return [{"tokens": step, "loss_mask": torch.ones_like(step, dtype=torch.bool)} for step in steps]
 
 
 def make_start_params(network: Any, trainable: Trainable = Lora()) -> Tree:
@@ -144,10 +144,10 @@ def sequential_training(network: Any, batches: list[dict[str, Tensor]], start: T
     return train
 
 
-def relative_difference(ours: Tree, theirs: Tree) -> float:
+def relative_difference(tree: Tree, reference: Tree) -> float:
     """Return the norm of the difference of two trees relative to the norm of the second, over all rows."""
-    squared_difference = sum(float((ours[name].double() - leaf.double()).pow(2).sum()) for name, leaf in theirs.items())
-    return (squared_difference / sum(float(leaf.double().pow(2).sum()) for leaf in theirs.values())) ** 0.5
+    squared_difference = sum(float((tree[name].double() - leaf.double()).pow(2).sum()) for name, leaf in reference.items())
+    return (squared_difference / sum(float(leaf.double().pow(2).sum()) for leaf in reference.values())) ** 0.5
 
 
 # Timing and checks.

@@ -18,11 +18,11 @@ from fedrift.engine.cache import ResourceCache
 from fedrift.engine.run import run_experiment
 
 
-def main(words: list[str] | None = None) -> int:
+def main(arguments: list[str] | None = None) -> int:
     """Run the experiment, print the time of each phase and write the results."""
     parser = make_parser(__doc__ or "")
     parser.add_argument("--rounds", type=int, default=10, help="the number of rounds")
-    args = parser.parse_args(words)
+    args = parser.parse_args(arguments)
     small_training = {"num_rounds": 1, "local_steps": 1, "batch_size": 1, "max_seq_length": 16}
     training = small_training if args.small else {"num_rounds": args.rounds}
     with tempfile.TemporaryDirectory() as folder:

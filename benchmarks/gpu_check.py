@@ -86,7 +86,7 @@ class CheckSetup:
     def make_batch(self, network: Any, num_clients: int = 3) -> dict[str, torch.Tensor]:
         """Create a batch of 2 sequences of 32 tokens per client; the last sequence of the first client is padded."""
         batch = make_batches(num_clients, 2, 32, 1, network.config.vocab_size, network.device)[0]
-        batch["keep"][0, -1, 20:] = False  # padding, as at the end of an epoch
+        batch["loss_mask"][0, -1, 20:] = False  # padding, as at the end of an epoch
         return batch
 
 
@@ -299,11 +299,11 @@ CHECKS: tuple[Callable[[CheckSetup], Iterator[CheckResult]], ...] = (
 )
 
 
-def main(words: list[str] | None = None) -> int:
+def main(arguments: list[str] | None = None) -> int:
     """Run all checks, print a line for each and write the results; return 1 if one fails."""
     parser = make_parser(__doc__ or "", "cuda")
     parser.add_argument("--compile", action="store_true", help="also compare compiled blocks, which takes about a minute")
-    args = parser.parse_args(words)
+    args = parser.parse_args(arguments)
     runtime = Runtime(device=args.device)
     runtime.configure_torch()
     setup = CheckSetup(runtime.resolve_device(), args.small)

@@ -105,13 +105,13 @@ def measure_row(
     }
 
 
-def main(words: list[str] | None = None) -> int:
+def main(arguments: list[str] | None = None) -> int:
     """Measure the remaining settings until the time is over."""
     parser = make_parser(__doc__ or "", "cuda")
     parser.add_argument("--minutes", type=float, default=9.0, help="start no further measurement after this time")
     parser.add_argument("--compile", action="store_true", help="compile the blocks of the stacked side first")
     parser.add_argument("--models", nargs="+", default=list(MODELS), choices=MODELS, help="the models to measure")
-    args = parser.parse_args(words)
+    args = parser.parse_args(arguments)
     started, runtime = perf_counter(), Runtime(device=args.device, deterministic=False)
     runtime.configure_torch()
     device, name = runtime.resolve_device(), f"gpu-speed-{runtime.resolve_device().type}{'-small' if args.small else ''}"

@@ -22,7 +22,7 @@ from machine import describe_machine, make_parser, write_results
 from fedrift.config.runtime import Runtime
 from fedrift.config.schema import ExperimentConfig
 from fedrift.engine.cache import ResourceCache
-from fedrift.studies import Study, StudyManifest, export_study, judge_hypotheses, load_study
+from fedrift.studies import Study, StudyManifest, evaluate_study_hypotheses, export_study, load_study
 from fedrift.studies.executors import Executor, Local, Stacked
 from fedrift.studies.run import run_study
 from fedrift.studies.worker import list_pending
@@ -70,7 +70,7 @@ def run_for_minutes(minutes: float, study: Study, resources: ResourceCache, exec
     return manifest, len(list_pending(configs, manifest))
 
 
-def main(words: list[str] | None = None) -> int:
+def main(arguments: list[str] | None = None) -> int:
     """Run a part of the study, print its results and write them."""
     parser = make_parser(__doc__ or "", "cuda")
     parser.add_argument("--minutes", type=float, default=9.0, help="the time limit")
@@ -78,14 +78,14 @@ def main(words: list[str] | None = None) -> int:
         "--together", type=int, default=8, help="the number of runs that train in one forward pass; 1 trains them one after another"
     )
     parser.add_argument("--runs", type=Path, default=Path("runs"), help="the runs directory")
-    args = parser.parse_args(words)
+    args = parser.parse_args(arguments)
     started, runtime = perf_counter(), Runtime(args.runs, device=args.device)
     study = load_study(STUDY_FILE, SMALL_OVERRIDES if args.small else ())
     if args.small:
         study = replace(study, factors=SMALL_FACTORS, hypotheses=())
     executor = Stacked(num_concurrent_runs=args.together) if args.together > 1 else Local()
     manifest, left = run_for_minutes(args.minutes, study, ResourceCache(runtime), executor)
-    frame, verdicts = judge_hypotheses(manifest)
+    frame, verdicts = evaluate_study_hypotheses(manifest)
     finished = frame[frame.status == "finished"]
     means = finished.groupby("condition", sort=False)[list(study.metrics)].mean(numeric_only=True)
     name = f"gpu-study-{runtime.resolve_device().type}{'-small' if args.small else ''}"

@@ -23,9 +23,9 @@ MODELS = ("pocket", "distilgpt2", "smollm2-135m")
 MAX_DIFFERENCE = {torch.float32: 1e-5, torch.float64: 1e-10}
 
 
-def main(words: list[str] | None = None) -> int:
+def main(arguments: list[str] | None = None) -> int:
     """Check all models and data types; return 1 if a difference exceeds its limit."""
-    args = make_parser(__doc__ or "").parse_args(words)
+    args = make_parser(__doc__ or "").parse_args(arguments)
     rows, setup = list[dict[str, Any]](), CheckSetup(CPU, args.small)
     for name in MODELS:
         for dtype, limit in MAX_DIFFERENCE.items():

@@ -98,14 +98,14 @@ def measure(name: str, shape: Shape, num_repeats: int, clients_per_pass: int | N
     }, peak_flops
 
 
-def main(words: list[str] | None = None) -> int:
+def main(arguments: list[str] | None = None) -> int:
     """Measure all shapes, print a line for each and write the results."""
     parser = make_parser(__doc__ or "")
     parser.add_argument("--models", nargs="+", default=list(SHAPES), choices=list(PRESETS), help="the models to measure")
     parser.add_argument("--repeats", type=int, default=5, help="the number of measurements per side")
     parser.add_argument("--micro", type=int, help="the number of clients per forward pass; by default chosen as in a run")
     parser.add_argument("--shape", action="append", help="clients,sequences,tokens,steps instead of the default shapes")
-    args = parser.parse_args(words)
+    args = parser.parse_args(arguments)
     shapes: Any = [tuple(map(int, shape.split(","))) for shape in args.shape or []]
     configure_malloc()  # as in every run; both sides benefit
     for name in args.models:

@@ -41,8 +41,8 @@ from fedrift.simulation.batches import choose_clients_per_pass
 
 Case = tuple[str, int, int]  # side, clients, cohort
 COPY_CASES: list[Case] = [("copies", 20, 20), ("stacked", 1, 1), ("stacked", 20, 20)]
-FLEET_CASES: list[Case] = [("fleet", size, min(size, 10)) for size in (1, 10, 20, 100, 1000)]
-SMALL_CASES: list[Case] = [("copies", 3, 3), ("stacked", 1, 1), ("stacked", 3, 3), *(("fleet", size, 2) for size in (2, 4, 8, 16))]
+POOL_CASES: list[Case] = [("pool", size, min(size, 10)) for size in (1, 10, 20, 100, 1000)]
+SMALL_CASES: list[Case] = [("copies", 3, 3), ("stacked", 1, 1), ("stacked", 3, 3), *(("pool", size, 2) for size in (2, 4, 8, 16))]
 
 
 def peak_resident_bytes() -> float:
@@ -68,7 +68,7 @@ def train_copies(network: Any, num_clients: int, shape: tuple[int, int]) -> Tree
     return Tree({name: torch.cat([update[name] for update in updates]) for name in updates[0]})
 
 
-def train_growing_fleet(
+def train_growing_pool(
     network: Any, num_clients: int, cohort_size: int, shape: tuple[int, int], num_rounds: int
 ) -> tuple[Tree, list[float], int]:
     """Train a client pool of which a cohort participates in each round.
@@ -98,7 +98,7 @@ def train_growing_fleet(
         state, simulator, algorithm, num_rounds=num_rounds, cohort_size=cohort_size, seed=0, sample_clients=sample_in_turn
     ):
         seconds.append(perf_counter() - start)
-        first_updates = first_updates or result.report.delta
+        first_updates = first_updates or result.update.delta
         start = perf_counter()
     return first_updates, seconds[1:], state_bytes
 
@@ -108,16 +108,16 @@ def run_case(case: Case, num_rounds: int, small: bool, out: Path) -> dict[str, A
 
     Args:
         case: The side, the number of clients and the size of the cohort.
-        num_rounds: The number of timed rounds, for the side ``fleet``.
+        num_rounds: The number of timed rounds, for the side ``pool``.
         small: Whether to use toy sizes.
         out: The file to which the updates are written.
     """
     side, clients, cohort = case
     configure_malloc()
     memory_before, shape, extra = psutil.Process().memory_info().rss, (2, 16) if small else (8, 64), dict[str, Any]()
-    network = load_network("pocket" if side == "fleet" else "distilgpt2", small=small)
-    if side == "fleet":
-        updates, seconds, state_bytes = train_growing_fleet(network, clients, cohort, shape, num_rounds + 1)
+    network = load_network("pocket" if side == "pool" else "distilgpt2", small=small)
+    if side == "pool":
+        updates, seconds, state_bytes = train_growing_pool(network, clients, cohort, shape, num_rounds + 1)
         extra = {"round_s": round(median(seconds), 3), "own_bytes": state_bytes}
     else:
         updates = {"copies": train_copies, "stacked": train_stacked}[side](network, clients, shape)
@@ -132,20 +132,20 @@ def run_case(case: Case, num_rounds: int, small: bool, out: Path) -> dict[str, A
     }
 
 
-def main(words: list[str] | None = None) -> int:
+def main(arguments: list[str] | None = None) -> int:
     """Measure all cases, print a line for each and write the results."""
     parser = make_parser(__doc__ or "")
     parser.add_argument("--rounds", type=int, default=3, help="the number of timed rounds of the growing client pool, after a first round")
     parser.add_argument("--case", help="side,clients,cohort: measure this case in this process, and only print the result")
     parser.add_argument("--ends", type=Path, default=Path("ends.pt"), help="the file for the updates, with --case")
-    args = parser.parse_args(words)
+    args = parser.parse_args(arguments)
     if args.case:
         side, clients, cohort = args.case.split(",")
         print(json.dumps(run_case((side, int(clients), int(cohort)), args.rounds, args.small, args.ends)))
         return 0
     rows, updates = list[dict[str, Any]](), dict[Case, Tree]()
     with tempfile.TemporaryDirectory() as folder:
-        for case in SMALL_CASES if args.small else [*COPY_CASES, *FLEET_CASES]:
+        for case in SMALL_CASES if args.small else [*COPY_CASES, *POOL_CASES]:
             path = Path(folder) / "ends.pt"
             command = [
                 sys.executable,
@@ -180,7 +180,7 @@ def summarize(rows: list[dict[str, Any]], ends: dict[Case, Tree]) -> dict[str, A
         SystemExit: If sides that should end at the same updates do not.
     """
     copies, stacks = (next(row for row in reversed(rows) if row["side"] == side) for side in ("copies", "stacked"))
-    pool_rows = [row for row in rows if row["side"] == "fleet"]
+    pool_rows = [row for row in rows if row["side"] == "pool"]
     case_by_size = {row["clients"]: (row["side"], row["clients"], row["cohort"]) for row in pool_rows}
     full_cohort = [row for row in pool_rows if row["cohort"] == pool_rows[-1]["cohort"]]
     differences = [
@@ -198,7 +198,7 @@ def summarize(rows: list[dict[str, Any]], ends: dict[Case, Tree]) -> dict[str, A
         "held_bytes_a_further_client": round(1e6 * (most["held_mb"] - fewer["held_mb"]) / num_added),
         "peak_bytes_a_further_client": round(1e6 * (most["peak_mb"] - fewer["peak_mb"]) / num_added),
         "round_at_most_clients_over_20": round(most["round_s"] / full_cohort[min(1, len(full_cohort) - 1)]["round_s"], 3),
-        "fleet_difference": max(differences, default=0.0),
+        "pool_difference": max(differences, default=0.0),
     }
 
 

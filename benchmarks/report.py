@@ -47,7 +47,7 @@ def make_study(root: Path, num_runs: int, num_rounds: int, num_clients: int) -> 
     draw, entries, baselines = np.random.default_rng(0), [], []
     seeds = -(-num_runs // RUNS_PER_SEED)
 
-    def write_run(algorithm: str, regime: str, severity: float, seed: int) -> str:
+    def write_run(algorithm: str, partition: str, severity: float, seed: int) -> str:
         run_id = f"{len(entries) + len(baselines) + 1:012x}"
         folder = root / run_id
         folder.mkdir(parents=True)
@@ -59,7 +59,7 @@ def make_study(root: Path, num_runs: int, num_rounds: int, num_clients: int) -> 
                     "model": "pocket",
                     "trainable": {"type": "Lora", "r": 8},
                     "algorithm": {"type": algorithm},
-                    "partition": {"type": regime, "num_clients": num_clients, "severity": severity},
+                    "partition": {"type": partition, "num_clients": num_clients, "severity": severity},
                     "seed": seed,
                     "clustering": {"type": "NoClustering"},
                     "training": {
@@ -89,15 +89,15 @@ def make_study(root: Path, num_runs: int, num_rounds: int, num_clients: int) -> 
 
     for seed in range(seeds):
         for algorithm in ALGORITHMS:
-            for regime in PARTITIONS:
-                iid = write_run(algorithm, regime, 0.0, seed)
-                levels = {"algorithm": algorithm, "partition": regime}
+            for partition in PARTITIONS:
+                iid = write_run(algorithm, partition, 0.0, seed)
+                levels = {"algorithm": algorithm, "partition": partition}
                 baselines.append(
                     ManifestEntry(
                         iid,
                         "iid_baseline",
                         "main",
-                        f"{algorithm}, {regime}",
+                        f"{algorithm}, {partition}",
                         seed,
                         True,
                         "",
@@ -111,7 +111,7 @@ def make_study(root: Path, num_runs: int, num_rounds: int, num_clients: int) -> 
                     condition = ", ".join(f"{key}={value}" for key, value in run_levels.items())
                     entries.append(
                         ManifestEntry(
-                            write_run(algorithm, regime, severity, seed),
+                            write_run(algorithm, partition, severity, seed),
                             "run",
                             "main",
                             condition,
@@ -140,7 +140,7 @@ def make_study(root: Path, num_runs: int, num_rounds: int, num_clients: int) -> 
             "factors": ["algorithm", "partition", "partition.severity"],
             "complete": True,
             "designs": {"main": {"cells": len(ALGORITHMS) * len(PARTITIONS) * len(SEVERITIES), "aliases": []}},
-            "choices": [],
+            "tuning_results": [],
             "runs": [*entries, *baselines],
         }
     )

@@ -85,11 +85,11 @@ def measure(shape_of_round: RoundShape, num_repeats: int, small: bool) -> dict[s
     }
 
 
-def main(words: list[str] | None = None) -> int:
+def main(arguments: list[str] | None = None) -> int:
     """Measure all sizes, print a line for each and write the results."""
     parser = make_parser(__doc__ or "")
     parser.add_argument("--repeats", type=int, default=3, help="the number of measurements per side")
-    args = parser.parse_args(words)
+    args = parser.parse_args(arguments)
     base, axes = (RoundShape(3, 4, 16, 97, 1, 1), SMALL_AXES) if args.small else (RoundShape(), AXES)
     configure_malloc()
     base_row, rows = measure(base, args.repeats, args.small), list[dict[str, Any]]()

@@ -70,14 +70,16 @@ def flower_speed(work: str, minimum: float) -> Callable[[Results], TargetResult]
 
     def found(all: Results) -> TargetResult:
         row = all.row("peers", work=work, side="flower")
-        return row["of_ours"] >= minimum, "{of_ours:.2f}x ({of_ours_lowest:.2f} to {of_ours_highest:.2f})".format(**row)
+        return row["relative_time"] >= minimum, "{relative_time:.2f}x ({relative_time_lowest:.2f} to {relative_time_highest:.2f})".format(
+            **row
+        )
 
     return found
 
 
 def framework_overhead(all: Results) -> TargetResult:
     """Overhead of a client-round of fedrift, beside that of Flower."""
-    fedrift_ms, flower_ms = (all.row("peers", work="a step on 1 MB", side=side)["beside_ms"] for side in ("fedrift", "flower"))
+    fedrift_ms, flower_ms = (all.row("peers", work="a step on 1 MB", side=side)["overhead_ms"] for side in ("fedrift", "flower"))
     return fedrift_ms < 1, f"{fedrift_ms:.2f} ms (Flower: {flower_ms:.1f} ms)"
 
 
@@ -96,7 +98,7 @@ def memory_per_client(all: Results) -> TargetResult:
 
 def memory_of_thousand(all: Results) -> TargetResult:
     """Peak memory and time per round with 1,000 clients."""
-    row, ratio = all.row("memory", side="fleet", clients=1000), all.get("memory")["round_at_most_clients_over_20"]
+    row, ratio = all.row("memory", side="pool", clients=1000), all.get("memory")["round_at_most_clients_over_20"]
     return row["peak_mb"] < 4000 and ratio <= 1.05, f"{row['peak_mb'] / 1000:.2f} GB, a round takes {ratio:.2f} times as long"
 
 
@@ -238,10 +240,10 @@ TABLE_COLUMNS: dict[str, dict[str, str]] = {  # the marker, which is also the na
         "lowest_s": "lowest",
         "highest_s": "highest",
         "client_ms": "ms per client",
-        "beside_ms": "overhead over bare, ms",
-        "of_ours": "times fedrift",
-        "of_ours_lowest": "lowest",
-        "of_ours_highest": "highest",
+        "overhead_ms": "overhead over bare, ms",
+        "relative_time": "times fedrift",
+        "relative_time_lowest": "lowest",
+        "relative_time_highest": "highest",
         **DIFFERENCE_COLUMNS,
         "absent": "not measured",
     },
@@ -276,27 +278,27 @@ TABLE_COLUMNS: dict[str, dict[str, str]] = {  # the marker, which is also the na
 def target_rows(all: Results) -> list[Row]:
     """Return the rows of the table of targets."""
     rows = []
-    for figure, target, find, command, why in TARGETS:
+    for figure, target, find, command, limit in TARGETS:
         try:
             met, measured = find(all)
             outcome = {"found": measured, "met": "met" if met else "missed"}
         except LookupError:
             outcome = {"found": "not yet measured", "met": ""}
-        rows.append({"figure": figure, "target": target, **outcome, "command": f"`make {command}`", "why": why})
+        rows.append({"figure": figure, "target": target, **outcome, "command": f"`make {command}`", "limit": limit})
     return rows
 
 
-def main(words: list[str] | None = None) -> int:
+def main(arguments: list[str] | None = None) -> int:
     """Update all tables of the page whose results exist."""
     parser = make_parser(__doc__ or "")
     parser.add_argument("--page", type=Path, default=SPEED_PAGE, help="the Markdown page to update")
-    args = parser.parse_args(words)
+    args = parser.parse_args(arguments)
     results = Results(args.out)
     update_docs_table(
         args.page,
         "targets",
         target_rows(results),
-        {"figure": "quantity", "target": "target", "found": "measured", "met": "", "command": "command", "why": "limit"},
+        {"figure": "quantity", "target": "target", "found": "measured", "met": "", "command": "command", "limit": "limit"},
     )
     for name, columns in TABLE_COLUMNS.items():
         try:

@@ -43,13 +43,13 @@ CASES: list[tuple[str, Trainable, dict[str, tuple[AdamW, bool]]]] = [
 ]
 
 
-def main(words: list[str] | None = None) -> int:
+def main(arguments: list[str] | None = None) -> int:
     """Measure all cases, print a line for each and write the results."""
     parser = make_parser(__doc__ or "")
     parser.add_argument("--model", default="pocket", choices=list(PRESETS), help="the model preset")
     parser.add_argument("--repeats", type=int, default=5, help="the number of measurements per side")
     parser.add_argument("--shape", help="clients,sequences,tokens,steps instead of 4,8,64,3")
-    args = parser.parse_args(words)
+    args = parser.parse_args(arguments)
     shape = args.shape or ("2,2,16,2" if args.small else "4,8,64,3")
     clients, sequences, tokens, steps = map(int, shape.split(","))
     configure_malloc()

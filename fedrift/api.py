@@ -86,12 +86,12 @@ def run(
         >>> run = fedrift.run({"dataset": "bbc", "training": {"num_rounds": 2}}, runs_dir=folder)  # doctest: +SKIP
         >>> run.metrics().query("metric == 'loss'")                                               # doctest: +SKIP
     """
-    from .engine.run import move_stored_run_aside, run_experiment
+    from .engine.run import archive_stored_run, run_experiment
 
     experiment = load_config(config, overrides)
     run_resources = _resources(resources, runs_dir, runtime)
     if fresh:
-        move_stored_run_aside(experiment, run_resources)
+        archive_stored_run(experiment, run_resources)
     return run_experiment(experiment, run_resources, callbacks=callbacks)
 
 

@@ -36,8 +36,8 @@ print("torch", torch.__version__, "CUDA", torch.version.cuda, "GPUs", torch.cuda
 
 def required_packages() -> list[Requirement]:
     """What fedrift needs to train and measure."""
-    said = tomllib.loads((REPO_ROOT / "pyproject.toml").read_text())["project"]["dependencies"]
-    return [need for need in map(Requirement, said) if canonicalize_name(need.name) not in UNNEEDED_PACKAGES]
+    dependencies = tomllib.loads((REPO_ROOT / "pyproject.toml").read_text())["project"]["dependencies"]
+    return [need for need in map(Requirement, dependencies) if canonicalize_name(need.name) not in UNNEEDED_PACKAGES]
 
 
 def find_missing(requirements: Iterable[Requirement], installed: dict[str, Distribution]) -> dict[str, tuple[Requirement, bool]]:
@@ -116,14 +116,14 @@ def install_missing(target_dir: Path, wheels_dir: Path) -> list[str]:
 
 
 def main() -> int:
-    ask = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    ask.add_argument("--into", type=Path, default=REPO_ROOT / ".gpu" / "site")
-    ask.add_argument("--wheels", type=Path, default=REPO_ROOT / ".gpu" / "wheels")
-    said = ask.parse_args()
-    said.into.mkdir(parents=True, exist_ok=True)
-    for told in install_missing(said.into, said.wheels):
-        print(f"note: {told}", flush=True)
-    path = f"{said.into.resolve()}{os.pathsep}{REPO_ROOT}"
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--into", type=Path, default=REPO_ROOT / ".gpu" / "site")
+    parser.add_argument("--wheels", type=Path, default=REPO_ROOT / ".gpu" / "wheels")
+    args = parser.parse_args()
+    args.into.mkdir(parents=True, exist_ok=True)
+    for message in install_missing(args.into, args.wheels):
+        print(f"note: {message}", flush=True)
+    path = f"{args.into.resolve()}{os.pathsep}{REPO_ROOT}"
     return subprocess.run([sys.executable, "-c", PROBE_SCRIPT], check=False, env={**os.environ, "PYTHONPATH": path}).returncode
 
 

@@ -53,16 +53,16 @@ def load_documents(data_dir: Path, corpus: str) -> list[str]:
     rows = pd.read_parquet(data_dir / corpus / CORPUS_MIX[corpus][0])["text"].tolist()
     if corpus != "wikitext2":
         return list(dict.fromkeys(row.strip() for row in rows if row.strip() and is_in_pretraining_half(row)))
-    kept, headings = [], ""
+    texts, headings = [], ""
     for row in rows:
         text = row.strip()
         if text.startswith("=") and text.endswith("="):
             headings += row
         elif text:
             if is_in_pretraining_half(text):
-                kept.append(headings + row)
+                texts.append(headings + row)
             headings = ""
-    return kept
+    return texts
 
 
 def train_tokenizer(texts: list[str]) -> PreTrainedTokenizerFast:
@@ -98,24 +98,24 @@ def learning_rate(step: int, steps: int) -> float:
 
 
 def main() -> None:
-    ask = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    ask.add_argument("--data", type=Path, required=True)
-    ask.add_argument("--out", type=Path, required=True)
-    ask.add_argument("--tokens", type=float, default=10.65e6)
-    ask.add_argument("--batch", type=int, default=32)
-    ask.add_argument("--window", type=int, default=128)
-    ask.add_argument("--lr", type=float, default=5e-3)
-    ask.add_argument("--device", default="cpu")
-    ask.add_argument("--seed", type=int, default=0)
-    ask.add_argument("--stop-after", type=int, default=None, help="stop after so many steps (for trials)")
-    said = ask.parse_args()
-    said.out.mkdir(parents=True, exist_ok=True)
-    torch.manual_seed(said.seed)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--tokens", type=float, default=10.65e6)
+    parser.add_argument("--batch", type=int, default=32)
+    parser.add_argument("--window", type=int, default=128)
+    parser.add_argument("--lr", type=float, default=5e-3)
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--stop-after", type=int, default=None, help="stop after so many steps (for trials)")
+    args = parser.parse_args()
+    args.out.mkdir(parents=True, exist_ok=True)
+    torch.manual_seed(args.seed)
 
-    texts = {corpus: load_documents(said.data, corpus) for corpus in CORPUS_MIX}
-    if not (said.out / "tokenizer.json").exists():
-        train_tokenizer([t for corpus in CORPUS_MIX for t in texts[corpus]]).save_pretrained(said.out)
-    tokenizer = PreTrainedTokenizerFast.from_pretrained(said.out)
+    texts = {corpus: load_documents(args.data, corpus) for corpus in CORPUS_MIX}
+    if not (args.out / "tokenizer.json").exists():
+        train_tokenizer([t for corpus in CORPUS_MIX for t in texts[corpus]]).save_pretrained(args.out)
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(args.out)
     ids = {
         c: [np.array(row + [tokenizer.eos_token_id], np.int64) for row in tokenizer(texts[c], verbose=False)["input_ids"]]
         for c in CORPUS_MIX
@@ -124,7 +124,7 @@ def main() -> None:
         print(f"{corpus:15s} {len(ids[corpus]):7,d} documents {sum(map(len, ids[corpus])):10,d} tokens", flush=True)
 
     def stream(epoch: int) -> torch.Tensor:
-        draw = np.random.default_rng([said.seed, epoch])
+        draw = np.random.default_rng([args.seed, epoch])
         rows = [row for c in CORPUS_MIX for row in ids[c] for _ in range(int(CORPUS_MIX[c][1] + draw.random()))]
         order = draw.permutation(len(rows))
         return torch.from_numpy(np.concatenate([rows[i] for i in order]))
@@ -134,18 +134,18 @@ def main() -> None:
             **MODEL_CONFIG, bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id
         )
     )
-    model.to(said.device)
+    model.to(args.device)
     matrices = [p for n, p in model.named_parameters() if p.ndim == 2 and "embed" not in n]
     others = [p for n, p in model.named_parameters() if p.ndim != 2 or "embed" in n]
     optimizers = [
-        torch.optim.Muon(matrices, lr=said.lr, weight_decay=0.1, adjust_lr_fn="match_rms_adamw"),
-        torch.optim.AdamW(others, lr=said.lr, betas=(0.9, 0.95), weight_decay=0.0, fused=True),
+        torch.optim.Muon(matrices, lr=args.lr, weight_decay=0.1, adjust_lr_fn="match_rms_adamw"),
+        torch.optim.AdamW(others, lr=args.lr, betas=(0.9, 0.95), weight_decay=0.0, fused=True),
     ]
-    chunk = said.batch * said.window
-    steps = int(said.tokens // chunk)
+    chunk = args.batch * args.window
+    steps = int(args.tokens // chunk)
     start, epoch, data, seconds = 0, 0, stream(0), 0.0
     at = 0
-    saved = said.out / "checkpoint.pt"
+    saved = args.out / "checkpoint.pt"
     if saved.exists():
         state = torch.load(saved, weights_only=True)
         model.load_state_dict(state["model"])
@@ -153,18 +153,18 @@ def main() -> None:
             optimizer.load_state_dict(moments)
         start, epoch, at, seconds = state["step"], state["epoch"], state["at"], state["seconds"]
         data = stream(epoch)
-    wiki = "".join(pd.read_parquet(said.data / "wikitext2" / "validation.parquet")["text"])[:150_000]
+    wiki = "".join(pd.read_parquet(args.data / "wikitext2" / "validation.parquet")["text"])[:150_000]
     print(f"{sum(p.numel() for p in model.parameters()):,} parameters, {steps:,} steps, from step {start:,}", flush=True)
     clock = time.time()
-    for step in range(start, min(steps, said.stop_after or steps)):
+    for step in range(start, min(steps, args.stop_after or steps)):
         if at + chunk > len(data):
             epoch, at = epoch + 1, 0
             data = stream(epoch)
-        batch = data[at : at + chunk].view(said.batch, said.window).to(said.device)
+        batch = data[at : at + chunk].view(args.batch, args.window).to(args.device)
         at += chunk
         for optimizer in optimizers:
             for group in optimizer.param_groups:
-                group["lr"] = said.lr * learning_rate(step, steps)
+                group["lr"] = args.lr * learning_rate(step, steps)
         logits = model(input_ids=batch).logits[:, :-1]
         loss = torch.nn.functional.cross_entropy(logits.reshape(-1, logits.shape[-1]), batch[:, 1:].reshape(-1))
         loss.backward()
@@ -189,18 +189,18 @@ def main() -> None:
                 saved.with_suffix(".new"),
             )
             saved.with_suffix(".new").replace(saved)
-    if said.stop_after:
+    if args.stop_after:
         return
-    model.cpu().half().save_pretrained(said.out)
+    model.cpu().half().save_pretrained(args.out)
     model.float()
-    test = "".join(pd.read_parquet(said.data / "wikitext2" / "test.parquet")["text"])
+    test = "".join(pd.read_parquet(args.data / "wikitext2" / "test.parquet")["text"])
     result = {
         "wikitext2_test_bits_per_byte_window_128": round(bits_per_byte(model, tokenizer, test), 4),
         "tokens": steps * chunk,
         "seconds": round(time.time() - clock + seconds),
         "torch": torch.__version__,
     }
-    (said.out / "result.json").write_text(json.dumps(result, indent=2) + "\n")
+    (args.out / "result.json").write_text(json.dumps(result, indent=2) + "\n")
     print(result)
 
 

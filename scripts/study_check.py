@@ -47,8 +47,8 @@ def run_with_kills(file: Path, runs_dir: Path, kills: int, num_runs: int, rng: n
             raise SystemExit(f"it ended by itself with {process.returncode} before it could be killed")
         os.killpg(process.pid, signal.SIGKILL)
         process.wait()
-        begun = [path.parent for path in runs_dir.glob("*/experiment.json") if not (path.parent / "finished.json").exists()]
-        print(f"killed with {len(list(runs_dir.glob('*/finished.json')))} runs finished, {len(begun)} half done", flush=True)
+        unfinished = [path.parent for path in runs_dir.glob("*/experiment.json") if not (path.parent / "finished.json").exists()]
+        print(f"killed with {len(list(runs_dir.glob('*/finished.json')))} runs finished, {len(unfinished)} half done", flush=True)
     if start_study(file, runs_dir).wait():
         raise SystemExit("the study did not end well after the kills")
 
@@ -62,15 +62,15 @@ def null_call_rate(frame: pd.DataFrame, rng: np.random.Generator) -> float:
     ends = frame[frame.iid | (frame.iid_baseline == frame.run)]["loss"].dropna().to_numpy()
     if len(ends) < 2 * PAIRS:
         raise SystemExit(f"{len(ends)} IID runs are too few for {PAIRS} pairs")
-    said = [Greater(name="null", metric="loss", group={"condition": "A"}, reference={"condition": "B"})]
+    hypotheses = [Greater(name="null", metric="loss", group={"condition": "A"}, reference={"condition": "B"})]
     called = 0
     for _ in range(RELABELLINGS):
         values = rng.permutation(ends)[: 2 * PAIRS]
         rows = [
             {
-                "run": f"{arm}{seed}",
+                "run": f"{condition}{seed}",
                 "study": "null",
-                "condition": arm,
+                "condition": condition,
                 "seed": seed,
                 "iid": False,
                 "iid_baseline": "",
@@ -78,30 +78,30 @@ def null_call_rate(frame: pd.DataFrame, rng: np.random.Generator) -> float:
                 "loss": values[2 * seed + place],
             }
             for seed in range(PAIRS)
-            for place, arm in enumerate("AB")
+            for place, condition in enumerate("AB")
         ]
-        called += evaluate_hypotheses(said, pd.DataFrame(rows), ["condition"])[0].verdict != "inconclusive"
+        called += evaluate_hypotheses(hypotheses, pd.DataFrame(rows), ["condition"])[0].verdict != "inconclusive"
     return called / RELABELLINGS
 
 
 def main() -> None:
-    asked = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    asked.add_argument("study", nargs="?", type=Path, default=Path("studies/small.yaml"))
-    asked.add_argument("--kills", type=int, default=3)
-    asked.add_argument("--out", type=Path)
-    asked.add_argument("--draw", type=int, default=0, help="another draw of moments and relabellings")
-    said = asked.parse_args()
-    name, draw = str(load_yaml(said.study)["name"]), np.random.default_rng(said.draw)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("study", nargs="?", type=Path, default=Path("studies/small.yaml"))
+    parser.add_argument("--kills", type=int, default=3)
+    parser.add_argument("--out", type=Path)
+    parser.add_argument("--draw", type=int, default=0, help="another draw of moments and relabellings")
+    args = parser.parse_args()
+    name, draw = str(load_yaml(args.study)["name"]), np.random.default_rng(args.draw)
     with tempfile.TemporaryDirectory() as folder:
-        out = said.out or Path(folder)
-        if start_study(said.study, out / "unbroken").wait():
+        out = args.out or Path(folder)
+        if start_study(args.study, out / "unbroken").wait():
             raise SystemExit("the unbroken study did not end well")
         whole = study_csv(out / "unbroken", name)
         frame = build_study_table(find_study(out / "unbroken", name))
         print(f"unbroken: {len(frame)} runs", flush=True)
-        run_with_kills(said.study, out / "broken", said.kills, len(frame), draw)
+        run_with_kills(args.study, out / "broken", args.kills, len(frame), draw)
         same = study_csv(out / "broken", name) == whole
-        print(f"tables after {said.kills} kills: {'equal to the last bit' if same else 'THEY DIFFER'}")
+        print(f"tables after {args.kills} kills: {'equal to the last bit' if same else 'THEY DIFFER'}")
         rate, size = null_call_rate(frame, draw), 12 / 2**PAIRS
         slack = 4 * np.sqrt(size * (1 - size) / RELABELLINGS)
         print(

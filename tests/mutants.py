@@ -28,8 +28,8 @@ from fedrift.core.types import CohortUpdate, LocalState, ServerState
 class UniformGradientMean(FedSGD):
     """FedSGD with a uniform instead of a weighted mean."""
 
-    def server_update(self, server: ServerState, report: CohortUpdate) -> ServerState:
-        return super().server_update(server, replace(report, weight=(report.weight > 0).to(report.weight)))
+    def server_update(self, server: ServerState, update: CohortUpdate) -> ServerState:
+        return super().server_update(server, replace(update, weight=(update.weight > 0).to(update.weight)))
 
 
 @dataclass(frozen=True)
@@ -60,45 +60,45 @@ class OmitsTheSum(Adagrad):
 class TheLowerMiddle(Median):
     """A median that takes the lower of the two middle values, as torch.median does."""
 
-    def aggregate(self, server: ServerState, report: CohortUpdate) -> Tree:
-        return report.delta.map(lambda leaf: leaf.median(0, keepdim=True).values)
+    def aggregate(self, server: ServerState, update: CohortUpdate) -> Tree:
+        return update.delta.map(lambda leaf: leaf.median(0, keepdim=True).values)
 
 
 @dataclass(frozen=True)
 class DividedByAll(TrimmedMean):
     """A trimmed mean that divides by all clients instead of the remaining ones."""
 
-    def aggregate(self, server: ServerState, report: CohortUpdate) -> Tree:
-        count = len(report.weight)
+    def aggregate(self, server: ServerState, update: CohortUpdate) -> Tree:
+        count = len(update.weight)
         cut = int(self.trim_fraction * count)
-        return coordinate_trimmed_mean(report, lambda count: int(self.trim_fraction * count)) * ((count - 2 * cut) / count)
+        return coordinate_trimmed_mean(update, lambda count: int(self.trim_fraction * count)) * ((count - 2 * cut) / count)
 
 
 @dataclass(frozen=True)
 class ScoresByTheFarthest(Krum):
     """Krum whose score sums the n - f - 2 largest distances instead of the smallest."""
 
-    def aggregate(self, server: ServerState, report: CohortUpdate) -> Tree:
-        square = pairwise_squared_distances(report.delta)
+    def aggregate(self, server: ServerState, update: CohortUpdate) -> Tree:
+        square = pairwise_squared_distances(update.delta)
         far = len(square) - self.num_byzantine - 2
         score = square.sort(1, descending=True).values[:, :far].sum(1)
-        return mean_of_rows(report, score.argsort(stable=True)[: self.num_selected])
+        return mean_of_rows(update, score.argsort(stable=True)[: self.num_selected])
 
 
 @dataclass(frozen=True)
 class KeepsTheWorst(Krum):
     """Krum that selects the clients with the highest scores."""
 
-    def aggregate(self, server: ServerState, report: CohortUpdate) -> Tree:
-        square = pairwise_squared_distances(report.delta)
+    def aggregate(self, server: ServerState, update: CohortUpdate) -> Tree:
+        square = pairwise_squared_distances(update.delta)
         near = len(square) - self.num_byzantine - 2
         score = square.sort(1).values[:, 1 : 1 + near].sum(1)
-        return mean_of_rows(report, score.argsort(descending=True, stable=True)[: self.num_selected])
+        return mean_of_rows(update, score.argsort(descending=True, stable=True)[: self.num_selected])
 
 
-def mean_of_rows(report: CohortUpdate, rows: Tensor) -> Tree:
+def mean_of_rows(update: CohortUpdate, rows: Tensor) -> Tree:
     """Return the mean update of some clients of a cohort."""
-    return report.delta.map(lambda leaf: leaf[rows].mean(0, keepdim=True))
+    return update.delta.map(lambda leaf: leaf[rows].mean(0, keepdim=True))
 
 
 SERVER_MUTANTS = (
@@ -116,11 +116,17 @@ SERVER_MUTANTS = (
     ),
     FedriftSubject("median", lambda o, lr: FedAvg(aggregator=TheLowerMiddle()), "the lower of two middle values"),
     FedriftSubject("median", lambda o, lr: FedAvg(aggregator=Mean()), "a mean"),
-    FedriftSubject("trimmed_mean", lambda o, lr: FedAvg(aggregator=DividedByAll(o["share"])), "divided by all clients"),
-    FedriftSubject("trimmed_mean", lambda o, lr: FedAvg(aggregator=TrimmedMean(o["share"] / 2)), "half of the share at each end"),
-    FedriftSubject("krum", lambda o, lr: FedAvg(aggregator=ScoresByTheFarthest(int(o["liars"]), int(o["keep"]))), "scores by the farthest"),
-    FedriftSubject("krum", lambda o, lr: FedAvg(aggregator=KeepsTheWorst(int(o["liars"]), int(o["keep"]))), "the highest score"),
-    FedriftSubject("krum", lambda o, lr: FedAvg(aggregator=Krum(0, int(o["keep"]))), "no client is assumed malicious"),
+    FedriftSubject("trimmed_mean", lambda o, lr: FedAvg(aggregator=DividedByAll(o["trim_fraction"])), "divided by all clients"),
+    FedriftSubject("trimmed_mean", lambda o, lr: FedAvg(aggregator=TrimmedMean(o["trim_fraction"] / 2)), "half of the share at each end"),
+    FedriftSubject(
+        "krum",
+        lambda o, lr: FedAvg(aggregator=ScoresByTheFarthest(int(o["num_byzantine"]), int(o["num_selected"]))),
+        "scores by the farthest",
+    ),
+    FedriftSubject(
+        "krum", lambda o, lr: FedAvg(aggregator=KeepsTheWorst(int(o["num_byzantine"]), int(o["num_selected"]))), "the highest score"
+    ),
+    FedriftSubject("krum", lambda o, lr: FedAvg(aggregator=Krum(0, int(o["num_selected"]))), "no client is assumed malicious"),
 )
 
 
@@ -179,8 +185,8 @@ class SharesTheta(PFedMe):
 class PlainMeans(Mean):
     """A mean without weights."""
 
-    def aggregate(self, server: ServerState, report: CohortUpdate) -> Tree:
-        return super().aggregate(server, replace(report, weight=(report.weight > 0).to(report.weight)))
+    def aggregate(self, server: ServerState, update: CohortUpdate) -> Tree:
+        return super().aggregate(server, replace(update, weight=(update.weight > 0).to(update.weight)))
 
 
 @dataclass(frozen=True)
@@ -203,7 +209,7 @@ class StartsWithA(RoLoRA):
 class OmitsTheResidual(FedEx):
     """FedEx-LoRA without the residual."""
 
-    def after_server_step(self, before: ServerState, after: ServerState, report: CohortUpdate) -> ServerState:
+    def after_server_step(self, before: ServerState, after: ServerState, update: CohortUpdate) -> ServerState:
         return after
 
 
@@ -211,20 +217,20 @@ class OmitsTheResidual(FedEx):
 class UnweightedMeans(FedEx):
     """FedEx-LoRA with weighted products but unweighted means of the factors, as in FedLLM-Factory."""
 
-    def aggregate(self, server: ServerState, report: CohortUpdate) -> Tree:
-        return PlainMeans().aggregate(server, report)
+    def aggregate(self, server: ServerState, update: CohortUpdate) -> Tree:
+        return PlainMeans().aggregate(server, update)
 
-    def after_server_step(self, before: ServerState, after: ServerState, report: CohortUpdate) -> ServerState:
-        weighted = replace(after, params=before.params + Mean().aggregate(before, report))
-        return replace(super().after_server_step(before, weighted, report), params=after.params)
+    def after_server_step(self, before: ServerState, after: ServerState, update: CohortUpdate) -> ServerState:
+        weighted = replace(after, params=before.params + Mean().aggregate(before, update))
+        return replace(super().after_server_step(before, weighted, update), params=after.params)
 
 
 @dataclass(frozen=True)
 class Transposed(FedEx):
     """FedEx-LoRA with a transposed residual, as in the authors' code for nn.Linear; it only runs for square modules."""
 
-    def after_server_step(self, before: ServerState, after: ServerState, report: CohortUpdate) -> ServerState:
-        correct = super().after_server_step(before, after, report)
+    def after_server_step(self, before: ServerState, after: ServerState, update: CohortUpdate) -> ServerState:
+        correct = super().after_server_step(before, after, update)
         return replace(correct, merged_base=correct.merged_base.map(lambda leaf: leaf.mT.reshape(leaf.shape)))
 
 
@@ -232,18 +238,18 @@ class Transposed(FedEx):
 class WeightsBothFactors(FLoRA):
     """FLoRA that applies the client weights to both factors."""
 
-    def after_server_step(self, before: ServerState, after: ServerState, report: CohortUpdate) -> ServerState:
-        share = report.weight / report.weight.sum()
-        start = before.params.take(report.cluster_ids)
-        return super().after_server_step(before, after, replace(report, delta=(start + report.delta) * share - start))
+    def after_server_step(self, before: ServerState, after: ServerState, update: CohortUpdate) -> ServerState:
+        share = update.weight / update.weight.sum()
+        start = before.params.take(update.cluster_ids)
+        return super().after_server_step(before, after, replace(update, delta=(start + update.delta) * share - start))
 
 
 @dataclass(frozen=True)
 class TruncatesEachFactor(FlexLoRA):
     """FlexLoRA that averages the factors instead of decomposing the mean of their products."""
 
-    def aggregate(self, server: ServerState, report: CohortUpdate) -> Tree:
-        return Mean().aggregate(server, report)
+    def aggregate(self, server: ServerState, update: CohortUpdate) -> Tree:
+        return Mean().aggregate(server, update)
 
 
 PERSONAL_MUTANTS = (
@@ -275,8 +281,8 @@ PERSONAL_MUTANTS = (
 class UniformMean(FedAvg):
     """FedAvg with a uniform instead of a weighted mean."""
 
-    def server_update(self, server: ServerState, report: CohortUpdate) -> ServerState:
-        return super().server_update(server, replace(report, weight=(report.weight > 0).to(report.weight)))
+    def server_update(self, server: ServerState, update: CohortUpdate) -> ServerState:
+        return super().server_update(server, replace(update, weight=(update.weight > 0).to(update.weight)))
 
 
 @dataclass(frozen=True)
@@ -308,9 +314,9 @@ class SignFlipped(Scaffold):
 class DividedByCohort(Scaffold):
     """SCAFFOLD whose update of c is divided by the size of the cohort instead of the number of all clients."""
 
-    def server_update(self, server: ServerState, report: CohortUpdate) -> ServerState:
-        broadcast = server.broadcast + cluster_sum(report.state_delta, report) / len(report.weight)
-        return replace(super().server_update(server, report), broadcast=broadcast)
+    def server_update(self, server: ServerState, update: CohortUpdate) -> ServerState:
+        broadcast = server.broadcast + cluster_sum(update.state_delta, update) / len(update.weight)
+        return replace(super().server_update(server, update), broadcast=broadcast)
 
 
 @dataclass(frozen=True)
@@ -336,10 +342,10 @@ class ControlsNeverUpdated(Scaffold):
 class OnlyTheLastClient(Scaffold):
     """SCAFFOLD that uses only the update of the last client, as in FedML."""
 
-    def server_update(self, server: ServerState, report: CohortUpdate) -> ServerState:
-        weight = report.weight * 0
+    def server_update(self, server: ServerState, update: CohortUpdate) -> ServerState:
+        weight = update.weight * 0
         weight[-1] = 1
-        return super().server_update(server, replace(report, weight=weight))
+        return super().server_update(server, replace(update, weight=weight))
 
 
 @dataclass(frozen=True)
@@ -354,34 +360,34 @@ class NominalSteps(Scaffold):
 class OmitsTheMeanSteps(FedNova):
     """FedNova without the factor tau_eff."""
 
-    def server_update(self, server: ServerState, report: CohortUpdate) -> ServerState:
-        return FedAvg().server_update(server, replace(report, delta=report.delta / report.steps.clamp_min(1)))
+    def server_update(self, server: ServerState, update: CohortUpdate) -> ServerState:
+        return FedAvg().server_update(server, replace(update, delta=update.delta / update.steps.clamp_min(1)))
 
 
 @dataclass(frozen=True)
 class DynDividedByCohort(FedDyn):
     """FedDyn whose update of h is divided by the size of the cohort instead of the number of all clients."""
 
-    def server_update(self, server: ServerState, report: CohortUpdate) -> ServerState:
-        state_change = cluster_sum(report.state_delta, report)
-        extra = state_change / len(report.weight) - state_change / report.cluster_sizes
-        return super().server_update(replace(server, opt_state=server.opt_state + extra), report)
+    def server_update(self, server: ServerState, update: CohortUpdate) -> ServerState:
+        state_change = cluster_sum(update.state_delta, update)
+        extra = state_change / len(update.weight) - state_change / update.cluster_sizes
+        return super().server_update(replace(server, opt_state=server.opt_state + extra), update)
 
 
 @dataclass(frozen=True)
 class WeightsOnly(QFedAvg):
     """q-FedAvg that weights updates by the losses but omits the bound of the Lipschitz constant."""
 
-    def server_update(self, server: ServerState, report: CohortUpdate) -> ServerState:
-        return FedAvg().server_update(server, replace(report, weight=report.weight * report.loss[:, 0] ** self.q))
+    def server_update(self, server: ServerState, update: CohortUpdate) -> ServerState:
+        return FedAvg().server_update(server, replace(update, weight=update.weight * update.loss[:, 0] ** self.q))
 
 
 @dataclass(frozen=True)
 class NeverProjected(AFL):
     """AFL whose client weights lambda stay at their initial values."""
 
-    def server_update(self, server: ServerState, report: CohortUpdate) -> ServerState:
-        return replace(super().server_update(server, report), broadcast=server.broadcast)
+    def server_update(self, server: ServerState, update: CohortUpdate) -> ServerState:
+        return replace(super().server_update(server, update), broadcast=server.broadcast)
 
 
 MUTANTS = (
@@ -400,7 +406,7 @@ MUTANTS = (
     FedriftSubject("fednova", lambda o, lr: OmitsTheMeanSteps(), "no tau_eff"),
     FedriftSubject("feddyn", lambda o, lr: DynDividedByCohort(alpha=o["alpha"]), "h divided by the cohort"),
     FedriftSubject("qfedavg", lambda o, lr: WeightsOnly(q=o["q"]), "weights without the bound"),
-    FedriftSubject("afl", lambda o, lr: NeverProjected(lambda_lr=o["rate"]), "no projection"),
+    FedriftSubject("afl", lambda o, lr: NeverProjected(lambda_lr=o["lambda_lr"]), "no projection"),
     *SERVER_MUTANTS,
     *PERSONAL_MUTANTS,
 )

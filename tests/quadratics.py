@@ -61,7 +61,7 @@ def clients(a, b, steps: int | tuple[int, ...] = 10, slope=None, weight=None) ->
     )
 
 
-def fleet_of(group: Clients, optimizer: Optimizer = Sgd(0.1), **options) -> ClientSimulator:
+def make_simulator(group: Clients, optimizer: Optimizer = Sgd(0.1), **options) -> ClientSimulator:
     return ClientSimulator(group.size, loss, group, optimizer, **options)
 
 
@@ -81,9 +81,9 @@ def train(
     state: FederatedState | None = None,
     **options,
 ) -> list[RoundResult]:
-    fleet = fleet_of(group, optimizer, **options)
-    state = state or init_state(algorithm, params(x, group.a.shape[1]), fleet.size)
-    return list(run_rounds(state, fleet, algorithm, num_rounds=until, cohort_size=cohort or fleet.size, seed=seed))
+    simulator = make_simulator(group, optimizer, **options)
+    state = state or init_state(algorithm, params(x, group.a.shape[1]), simulator.size)
+    return list(run_rounds(state, simulator, algorithm, num_rounds=until, cohort_size=cohort or simulator.size, seed=seed))
 
 
 def path(done: list[RoundResult]) -> list[float]:

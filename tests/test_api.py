@@ -13,7 +13,7 @@ import pytest
 
 import fedrift
 from fedrift.core import registry
-from tests.worlds import documents, experiment, model_folder, stock
+from tests.worlds import documents, experiment, make_cache, model_folder
 
 FEW = ("training.num_rounds=2", "evaluation.final_blocks_per_domain=0", "evaluation.probes=[]")
 
@@ -128,8 +128,8 @@ MY_AVG = """
 
         part: float = 0.5
 
-        def server_update(self, server, report):
-            after = super().server_update(server, report)
+        def server_update(self, server, update):
+            after = super().server_update(server, update)
             from dataclasses import replace
             return replace(after, params=server.params + (after.params - server.params) * self.part)
 """
@@ -268,7 +268,7 @@ def test_python_m_fedrift_is_the_command_line():
 
 
 def test_resources_are_shared_between_runs(tmp_path):
-    shared = stock(tmp_path)
+    shared = make_cache(tmp_path)
     one = fedrift.run(experiment(tmp_path, *FEW), runs_dir=tmp_path / "one", resources=shared)
     again = fedrift.run(experiment(tmp_path, *FEW), runs_dir=tmp_path / "two", resources=shared)
     assert one.records() == again.records() or [*one.records()] == [*again.records()]

@@ -8,7 +8,7 @@ import pytest
 
 from fedrift.config.schema import load_config
 from fedrift.engine.run import run_experiment
-from tests.worlds import stock
+from tests.worlds import make_cache
 
 FILE = Path(__file__).resolve().parents[1] / "experiments" / "reddit_communities.yaml"
 LESS = (
@@ -23,7 +23,7 @@ LESS = (
 @pytest.mark.slow
 def test_two_communities_train_for_an_epoch_as_long_as_they_are(tmp_path, shared_data):
     """Ten a round in the file, two here."""
-    run = run_experiment(load_config(FILE, LESS), stock(tmp_path, data_dir=shared_data))
+    run = run_experiment(load_config(FILE, LESS), make_cache(tmp_path, data_dir=shared_data))
     assert len(run.config["partition_table"]["tokens"]) == 270
     steps = run.trajectory().client_table("train.steps")[1]
     took = steps[steps > 0]

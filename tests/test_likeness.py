@@ -24,7 +24,7 @@ from tests import worlds
 def world(tmp_path_factory):
     """A federated run, the pooled one of its seed, and the stock."""
     folder = tmp_path_factory.mktemp("likeness")
-    stock = worlds.stock(folder)
+    cache = worlds.make_cache(folder)
     asked = (
         "training.client_optimizer.lr=20",
         "training.client_weighting=uniform",
@@ -33,25 +33,25 @@ def world(tmp_path_factory):
     )
     return (
         folder,
-        stock,
-        run_experiment(worlds.experiment(folder, *asked), stock),
-        run_experiment(worlds.experiment(folder, *asked, "algorithm=Centralized"), stock),
+        cache,
+        run_experiment(worlds.experiment(folder, *asked), cache),
+        run_experiment(worlds.experiment(folder, *asked, "algorithm=Centralized"), cache),
     )
 
 
 def test_a_model_is_like_itself_and_less_like_another(world):
-    _, stock, run, pooled = world
-    same, found = measure_similarity(run, run, stock), measure_similarity(run, pooled, stock)
+    _, cache, run, pooled = world
+    same, found = measure_similarity(run, run, cache), measure_similarity(run, pooled, cache)
     assert list(found) == ["", "layer 00", "layer 01"]
     for layer in found:
-        assert same[layer]["cka"]["both"] == pytest.approx(1) and same[layer]["cosine"]["both"] == pytest.approx(1)
-        assert same[layer]["cka"]["one"] == same[layer]["cka"]["other"] == found[layer]["cka"]["one"] < 1
-        assert found[layer]["cka"]["both"] < 1 - 1e-6
+        assert same[layer]["cka"]["between"] == pytest.approx(1) and same[layer]["cosine"]["between"] == pytest.approx(1)
+        assert same[layer]["cka"]["first"] == same[layer]["cka"]["second"] == found[layer]["cka"]["first"] < 1
+        assert found[layer]["cka"]["between"] < 1 - 1e-6
         assert found[layer]["cosine"] != same[layer]["cosine"]
 
 
 def test_what_is_told_is_so_of_the_saved_models(world, monkeypatch):
-    folder, stock, run, pooled = world
+    folder, cache, run, pooled = world
     seen = []
 
     def few(held, positions):
@@ -59,7 +59,7 @@ def test_what_is_told_is_so_of_the_saved_models(world, monkeypatch):
         return seen[-1]
 
     monkeypatch.setattr("fedrift.probes.representation.select_passages", few)
-    found = measure_similarity(run, pooled, stock)["layer 00"]
+    found = measure_similarity(run, pooled, cache)["layer 00"]
     states = []
     for made in (run, pooled, None):
         network = AutoModelForCausalLM.from_pretrained(folder / "model-llama")
@@ -68,26 +68,26 @@ def test_what_is_told_is_so_of_the_saved_models(world, monkeypatch):
         with torch.no_grad():
             hidden = network(input_ids=seen[0].tokens, output_hidden_states=True).hidden_states[1]
         states.append(hidden.flatten(0, 1)[seen[0].positions][None])
-    for name, (one, other) in {"both": (0, 1), "one": (0, 2), "other": (1, 2)}.items():
+    for name, (one, other) in {"between": (0, 1), "first": (0, 2), "second": (1, 2)}.items():
         assert found["cka"][name] == pytest.approx(float(cka(states[one], states[other])), abs=1e-5)
         assert found["cosine"][name] == pytest.approx(float(mean_cosine(states[one], states[other])), abs=1e-5)
 
 
 def test_runs_that_tune_something_else_are_refused(world):
-    folder, stock, run, _ = world
+    folder, cache, run, _ = world
     other = run_experiment(
-        worlds.experiment(folder, "trainable.r=2", "training.num_rounds=1", "evaluation.final_blocks_per_domain=0"), stock
+        worlds.experiment(folder, "trainable.r=2", "training.num_rounds=1", "evaluation.final_blocks_per_domain=0"), cache
     )
     with pytest.raises(UserError, match="must have the same trainable"):
-        measure_similarity(run, other, stock)
+        measure_similarity(run, other, cache)
 
 
 def test_compare_tells_it_by_layer(world):
     folder, _, run, pooled = world
-    said = ["compare", run.id, pooled.id, "--runs-dir", str(folder / "runs"), "--states"]
-    told = json.loads(CliRunner().invoke(app, [*said, "--json"]).stdout)["states"]
-    assert told["layer 01"]["cka"]["both"] < 1 and set(told["layer 01"]["cosine"]) == {"both", "one", "other"}
+    said = ["compare", run.id, pooled.id, "--runs-dir", str(folder / "runs"), "--hidden-states"]
+    told = json.loads(CliRunner().invoke(app, [*said, "--json"]).stdout)["hidden_states"]
+    assert told["layer 01"]["cka"]["between"] < 1 and set(told["layer 01"]["cosine"]) == {"between", "first", "second"}
     shown = CliRunner().invoke(app, said, env={"COLUMNS": "120"})
     assert shown.exit_code == 0, shown.output
     for layer, name in {"layer 01": "layer 01", "": "mean"}.items():
-        assert re.search(rf"{name} +{told[layer]['cka']['both']:.4f} ", shown.stdout)
+        assert re.search(rf"{name} +{told[layer]['cka']['between']:.4f} ", shown.stdout)

@@ -14,14 +14,14 @@ from fedrift.engine.build import build_run, check_held_out, partition_documents,
 from fedrift.engine.run import run_experiment
 from fedrift.partition.rewriting import rewrite_corpus, rewrite_groups
 from fedrift.probes import HeldOut
-from tests.worlds import experiment, stock
+from tests.worlds import experiment, make_cache
 
 
 @pytest.mark.parametrize("homogeneous", [False, True])
 def test_clients_that_rewrite_are_measured_on_held_out_text_in_their_own_hand(tmp_path, homogeneous):
     """Of the test documents alone, as the training deal writes them; what all arms share stays as it was found."""
     asked = experiment(tmp_path, f"partition={{type: StopwordDrop, num_clients: 3, homogeneous: {homogeneous}}}", "training.num_rounds=1")
-    there = stock(tmp_path)
+    there = make_cache(tmp_path)
     done, iid = (build_run(resolve_fingerprints(e, there), there) for e in (asked, iid_baseline(asked)))
     losses, corpus = done.losses, there.get_corpus(asked.dataset, asked.model)
     assert (losses.held_out.blocks.tokens == iid.losses.held_out.blocks.tokens).all() and iid.losses.rewritten is None
@@ -43,14 +43,14 @@ def test_clients_that_rewrite_are_measured_on_held_out_text_in_their_own_hand(tm
 
     run = run_experiment(asked, there)
     frame = run.trajectory().to_frame()
-    for metric in ("loss", "loss.plain", "final.loss", "final.loss.plain"):
+    for metric in ("loss", "loss.original_text", "final.loss", "final.loss.original_text"):
         assert len(frame[(frame.metric == metric) & (frame.client >= 0) & (frame["round"] == 1)]) == 3
     assert np.isfinite(run.trajectory().curve("loss.own")).all()
 
 
 @pytest.mark.parametrize("algorithm", ["FedAvg", "Centralized"])
 def test_clients_and_the_pool_of_all_data_train_on_text_as_its_owners_write_it(tmp_path, algorithm):
-    there = stock(tmp_path)
+    there = make_cache(tmp_path)
     asked = experiment(tmp_path, "partition={type: StopwordDrop, num_clients: 3}", f"algorithm={algorithm}")
     setting, made = build_run(resolve_fingerprints(asked, there), there), (asked.model, asked.trainable)
     corpus = there.get_corpus(asked.dataset, asked.model)
@@ -108,9 +108,9 @@ def test_a_run_whose_clients_have_no_held_out_text_ends_before_it_begins(tmp_pat
                 ]
             )
         )
-    there = stock(tmp_path)
+    there = make_cache(tmp_path)
     asked = replace(asked, dataset=replace(asked.dataset, name=str(folder), fingerprint=""))
     with pytest.raises(UserError, match=r"no loss of client .* no test documents of domain food"):
         build_run(resolve_fingerprints(asked, there), there)
     mixed = resolve_fingerprints(edit_config(asked, {"partition__severity": 0.0}), there)
-    assert any("domain food" in caveat for caveat in build_run(mixed, there).caveats)
+    assert any("domain food" in warning for warning in build_run(mixed, there).warnings)

@@ -22,12 +22,12 @@ from fedrift.cli.console import print_summary
 from fedrift.config.schema import edit_config, iid_baseline
 from fedrift.core.errors import UserError
 from fedrift.diagnosis import judge_run
-from fedrift.engine.build import build_run, config_caveats, resolve_fingerprints
+from fedrift.engine.build import build_run, config_warnings, resolve_fingerprints
 from fedrift.engine.run import run_experiment
 from fedrift.storage import list_runs
 from fedrift.storage.fork import Checkpoint
 from tests.pairs import PAIRS, TUNES, algorithm
-from tests.worlds import corpus_file, experiment, stock, stored
+from tests.worlds import corpus_file, experiment, make_cache, stored
 
 
 def outcome(run) -> tuple[bytes, dict]:
@@ -55,7 +55,7 @@ def killed_at(round: int):
 
 
 def test_a_run_stores_what_was_asked_what_came_and_where_to_go_on(tmp_path):
-    run = run_experiment(experiment(tmp_path), stock(tmp_path))
+    run = run_experiment(experiment(tmp_path), make_cache(tmp_path))
     assert run.status == "finished"
     assert run.config["training"]["max_grad_norm"] == 1.0  # defaults too
     assert torch.__version__.startswith(run.environment["packages"]["torch"].split("+")[0])
@@ -84,7 +84,7 @@ def test_a_run_that_was_interrupted_resumes_bit_for_bit(tmp_path, algorithm, tun
 
 
 def replace_root(folder, name):
-    there = stock(folder)
+    there = make_cache(folder)
     return replace(there, runtime=replace(there.runtime, runs_dir=folder / name), _items={})
 
 
@@ -92,12 +92,12 @@ def test_a_process_killed_by_the_system_resumes_bit_for_bit(tmp_path):
     said = "training.num_rounds=30", "algorithm=Scaffold"  # whose state is in two files
     asked = experiment(tmp_path, *said)
     code = (
-        "import sys; from pathlib import Path; from tests.worlds import experiment, stock;"
+        "import sys; from pathlib import Path; from tests.worlds import experiment, make_cache;"
         "from fedrift.engine.run import run_experiment; folder = Path(sys.argv[1]);"
-        "run_experiment(experiment(folder, *sys.argv[2:]), stock(folder))"
+        "run_experiment(experiment(folder, *sys.argv[2:]), make_cache(folder))"
     )
     process = subprocess.Popen([sys.executable, "-c", code, str(tmp_path), *said], env={**os.environ, "PYTHONPATH": os.getcwd()})
-    there = stock(tmp_path)
+    there = make_cache(tmp_path)
     timings = there.runtime.runs_dir / resolve_fingerprints(asked, there).id / "timings.jsonl"
     deadline = time.time() + 120
     while not (timings.exists() and timings.read_bytes().count(b"\n") >= 3):
@@ -142,7 +142,7 @@ def test_a_run_killed_at_its_very_end_resumes_bit_for_bit(tmp_path, monkeypatch)
 
 
 def test_a_run_that_lost_rows_or_whose_state_was_changed_is_never_resumed(tmp_path):
-    asked, there = experiment(tmp_path), stock(tmp_path)
+    asked, there = experiment(tmp_path), make_cache(tmp_path)
     with pytest.raises(Killed):
         run_experiment(asked, there, killed_at(3))
     folder = there.runtime.runs_dir / resolve_fingerprints(asked, there).id
@@ -163,13 +163,13 @@ def test_a_run_that_lost_rows_or_whose_state_was_changed_is_never_resumed(tmp_pa
 
 
 def test_no_rounds_are_an_evaluation_of_the_pretrained_model(tmp_path):
-    run = run_experiment(experiment(tmp_path, "training.num_rounds=0"), stock(tmp_path))
+    run = run_experiment(experiment(tmp_path, "training.num_rounds=0"), make_cache(tmp_path))
     assert run.trajectory().rounds.tolist() == [0]
     assert math.isfinite(run.read_json("finished")["final_loss"])
 
 
 def test_a_finished_run_is_not_run_again(tmp_path):
-    asked, there = experiment(tmp_path), stock(tmp_path)
+    asked, there = experiment(tmp_path), make_cache(tmp_path)
     first = run_experiment(asked, there)
     before = {path: path.stat().st_mtime_ns for path in first.folder.rglob("*")}
     again = run_experiment(asked, there, killed_at(0))
@@ -179,16 +179,16 @@ def test_a_finished_run_is_not_run_again(tmp_path):
 
 def test_a_changed_corpus_is_another_experiment_and_an_old_one_is_not_mistaken_for_it(tmp_path):
     asked = experiment(tmp_path)
-    before = resolve_fingerprints(asked, stock(tmp_path))
+    before = resolve_fingerprints(asked, make_cache(tmp_path))
     corpus_file(tmp_path / "corpus.csv", per_topic=50)
-    assert resolve_fingerprints(asked, stock(tmp_path)).id != before.id
+    assert resolve_fingerprints(asked, make_cache(tmp_path)).id != before.id
     with pytest.raises(UserError, match="has changed"):
-        resolve_fingerprints(before, stock(tmp_path))
+        resolve_fingerprints(before, make_cache(tmp_path))
 
 
 def test_micro_cohorts_change_rounding_only(tmp_path):
     asked = experiment(tmp_path, "training.participation_rate=1.0")
-    whole = run_experiment(asked, replace(replace_root(tmp_path, "whole"), runtime=stock(tmp_path, clients_per_pass=3).runtime))
+    whole = run_experiment(asked, replace(replace_root(tmp_path, "whole"), runtime=make_cache(tmp_path, clients_per_pass=3).runtime))
     parts = run_experiment(asked, replace_root_micro(tmp_path, 1))
     assert whole.environment["engine"] == {"clients_per_pass": 3}
     assert parts.trajectory().curve("loss") == pytest.approx(whole.trajectory().curve("loss"), abs=1e-5)
@@ -198,37 +198,37 @@ def test_a_number_of_clients_chosen_by_a_trial_is_kept_by_a_run_that_resumes(tmp
     asked, tried = experiment(tmp_path, "training.num_rounds=3"), []
     monkeypatch.setattr("fedrift.engine.build.choose_faster", lambda step, micro: (step(1), step(micro), tried.append(micro), 1)[-1])
     with pytest.raises(Killed):
-        run_experiment(asked, stock(tmp_path, clients_per_pass=0), killed_at(2))
-    assert run_experiment(asked, stock(tmp_path, clients_per_pass=0)).environment["engine"] == {"clients_per_pass": 1}
+        run_experiment(asked, make_cache(tmp_path, clients_per_pass=0), killed_at(2))
+    assert run_experiment(asked, make_cache(tmp_path, clients_per_pass=0)).environment["engine"] == {"clients_per_pass": 1}
     assert len(tried) == 1
 
 
 def replace_root_micro(folder, micro):
-    there = stock(folder, clients_per_pass=micro)
+    there = make_cache(folder, clients_per_pass=micro)
     return replace(there, runtime=replace(there.runtime, runs_dir=folder / f"micro-{micro}"), _items={})
 
 
 def test_a_run_keeps_its_micro_cohorts_when_it_resumes(tmp_path):
     asked = experiment(tmp_path)
     with pytest.raises(Killed):
-        run_experiment(asked, stock(tmp_path, clients_per_pass=1), killed_at(2))
-    assert run_experiment(asked, stock(tmp_path)).environment["engine"] == {"clients_per_pass": 1}
+        run_experiment(asked, make_cache(tmp_path, clients_per_pass=1), killed_at(2))
+    assert run_experiment(asked, make_cache(tmp_path)).environment["engine"] == {"clients_per_pass": 1}
 
 
 def test_a_run_that_resumes_on_another_processor_says_so(tmp_path):
     asked = experiment(tmp_path, "training.num_rounds=2", "evaluation.final_blocks_per_domain=0")
     with pytest.raises(Killed):
-        run_experiment(asked, stock(tmp_path), killed_at(1))
+        run_experiment(asked, make_cache(tmp_path), killed_at(1))
     (begun,) = list_runs(tmp_path / "runs")
     before = begun.environment
     before["processor"]["capability"] = "AMX"
     begun.write_json("environment", before)
-    (event,) = [event for event in run_experiment(asked, stock(tmp_path)).events() if event["kind"] == "resumed elsewhere"]
+    (event,) = [event for event in run_experiment(asked, make_cache(tmp_path)).events() if event["kind"] == "environment changed"]
     assert event["message"].startswith("processor capability was 'AMX' and is ") and event["round"] == 1
 
 
 def test_a_diverging_run_ends_and_says_so(tmp_path):
-    run = run_experiment(experiment(tmp_path, "training.client_optimizer.lr=1e30", "training.max_grad_norm=null"), stock(tmp_path))
+    run = run_experiment(experiment(tmp_path, "training.client_optimizer.lr=1e30", "training.max_grad_norm=null"), make_cache(tmp_path))
     assert run.status == "finished"
     assert {event["kind"] for event in run.events()} & {"client failed", "update exploded"}  # which of them rests on rounding
     said = judge_run(run.trajectory())
@@ -238,35 +238,35 @@ def test_a_diverging_run_ends_and_says_so(tmp_path):
 def test_a_cohort_of_one_client_is_a_caveat_of_a_run_that_averages(tmp_path, capsys):
     said = {
         name: any(
-            "one client per round" in caveat
-            for caveat in config_caveats(experiment(tmp_path, f"algorithm={name}", "training.participation_rate=0.34"))
+            "one client per round" in warning
+            for warning in config_warnings(experiment(tmp_path, f"algorithm={name}", "training.participation_rate=0.34"))
         )
         for name in ("FedAvg", "Scaffold", "LocalOnly", "Centralized", "Pretrained")
     }
     assert said == {"FedAvg": True, "Scaffold": True, "LocalOnly": False, "Centralized": False, "Pretrained": False}
-    assert not any("one client" in caveat for caveat in config_caveats(experiment(tmp_path)))
+    assert not any("one client" in warning for warning in config_warnings(experiment(tmp_path)))
     run = run_experiment(
         experiment(tmp_path, "training.participation_rate=0.34", "training.num_rounds=1", "evaluation.final_blocks_per_domain=0"),
-        stock(tmp_path),
+        make_cache(tmp_path),
     )
-    assert any("one client per round: nothing is averaged" in caveat for caveat in run.read_json("finished")["caveats"])
+    assert any("one client per round: nothing is averaged" in warning for warning in run.read_json("finished")["warnings"])
     assert not {"update.divergence", "gradient.norm.variance"} & set(run.trajectory().metrics)
     print_summary(run)
-    assert "Caveat: one client per round: nothing is averaged" in capsys.readouterr().out
+    assert "Warning: one client per round: nothing is averaged" in capsys.readouterr().out
 
 
 def test_scaffold_says_where_it_is_unsound_in_the_run_itself(tmp_path):
-    run = run_experiment(edit_config(experiment(tmp_path), {"algorithm": Scaffold()}), stock(tmp_path))
-    assert any(event["kind"] == "caveat" and "uniform" in event["message"] for event in run.events())
+    run = run_experiment(edit_config(experiment(tmp_path), {"algorithm": Scaffold()}), make_cache(tmp_path))
+    assert any(event["kind"] == "warning" and "uniform" in event["message"] for event in run.events())
 
 
 def test_zero_shot_is_the_pretrained_model_in_every_round(tmp_path):
-    run = run_experiment(edit_config(experiment(tmp_path), {"algorithm": Pretrained()}), stock(tmp_path))
+    run = run_experiment(edit_config(experiment(tmp_path), {"algorithm": Pretrained()}), make_cache(tmp_path))
     assert len(set(run.trajectory().curve("loss").tolist())) == 1
 
 
 def test_severity_moves_documents_and_not_what_is_measured_on(tmp_path):
-    there = stock(tmp_path)
+    there = make_cache(tmp_path)
     skewed, iid = (build_run(resolve_fingerprints(e, there), there) for e in (experiment(tmp_path), iid_baseline(experiment(tmp_path))))
     assert (skewed.losses.held_out.blocks.tokens == iid.losses.held_out.blocks.tokens).all()
     assert sum(map(sum, skewed.partition_table["tokens"])) == sum(map(sum, iid.partition_table["tokens"]))
@@ -275,7 +275,7 @@ def test_severity_moves_documents_and_not_what_is_measured_on(tmp_path):
 
 @pytest.mark.parametrize("kind", ["llama", "gpt2"])
 def test_stored_adapters_are_worn_by_peft_with_the_same_logits(tmp_path, kind):
-    asked, there = experiment(tmp_path, "trainable.target_modules=[all]", kind=kind), stock(tmp_path)
+    asked, there = experiment(tmp_path, "trainable.target_modules=[all]", kind=kind), make_cache(tmp_path)
     run = run_experiment(asked, there)
     base = AutoModelForCausalLM.from_pretrained(tmp_path / f"model-{kind}")
     theirs = PeftModel.from_pretrained(base, run.folder / "model").eval()
@@ -295,7 +295,7 @@ def test_stored_adapters_are_worn_by_peft_with_the_same_logits(tmp_path, kind):
 @pytest.mark.parametrize("tune", ["{type: LastBlocks, num_blocks: 1}", "All"])
 @pytest.mark.parametrize("kind", ["llama", "gpt2", "qwen2"])
 def test_a_stored_network_is_loaded_by_transformers_with_the_same_loss(tmp_path, tune, kind):
-    asked, there = experiment(tmp_path, f"trainable={tune}", kind=kind), stock(tmp_path)
+    asked, there = experiment(tmp_path, f"trainable={tune}", kind=kind), make_cache(tmp_path)
     run = run_experiment(asked, there)
     theirs = AutoModelForCausalLM.from_pretrained(run.folder / "model")
     held = build_run(resolve_fingerprints(asked, there), there).losses.held_out.blocks
@@ -326,7 +326,7 @@ def plain_loop(folder, asked, there, optimizer, rounds: int):
     losses, counts = [], []
     for round in range(rounds):
         for batch in setting.simulator.batches(round, torch.tensor([0])):
-            tokens, keep = batch["tokens"][0], batch["keep"][0]
+            tokens, keep = batch["tokens"][0], batch["loss_mask"][0]
             loss = model(input_ids=tokens, labels=tokens.masked_fill(~keep, -100)).loss
             stepper.zero_grad()
             loss.backward()
@@ -346,7 +346,7 @@ ALONE = ("partition.num_clients=1", "partition.severity=0", "training.participat
 
 def test_one_client_with_all_data_follows_a_plain_pytorch_and_peft_loop_step_by_step(tmp_path):
     """One step a round, so that every step's loss is a record: all agree to 1e-4."""
-    asked, there = experiment(tmp_path, *ALONE, "training.num_rounds=25", "training.local_steps=1"), stock(tmp_path)
+    asked, there = experiment(tmp_path, *ALONE, "training.num_rounds=25", "training.local_steps=1"), make_cache(tmp_path)
     run = run_experiment(asked, there)
     losses, _, theirs = plain_loop(tmp_path, asked, there, lambda leaves: torch.optim.SGD(leaves, lr=0.5), 25)
     assert run.trajectory().client_table("train.loss")[1:, 0] == pytest.approx(losses, abs=1e-4)
@@ -366,7 +366,7 @@ def test_one_client_with_all_data_follows_a_plain_pytorch_and_peft_loop_step_by_
 def test_local_optimisers_with_moments_are_torchs_own(tmp_path, ours, theirs):
     asked, there = (
         experiment(tmp_path, *ALONE, "training.num_rounds=1", "training.local_steps=20", f"training.client_optimizer={ours}"),
-        stock(tmp_path),
+        make_cache(tmp_path),
     )
     run = run_experiment(asked, there)
     losses, counts, expected = plain_loop(tmp_path, asked, there, theirs, 1)
@@ -378,7 +378,7 @@ def test_local_optimisers_with_moments_are_torchs_own(tmp_path, ours, theirs):
 
 @pytest.mark.parametrize("kind", ["llama", "gpt2"])
 def test_what_was_merged_under_the_adapters_is_in_the_stored_model(tmp_path, kind):
-    asked, there = experiment(tmp_path, "algorithm.aggregator=FedEx", kind=kind), stock(tmp_path)
+    asked, there = experiment(tmp_path, "algorithm.aggregator=FedEx", kind=kind), make_cache(tmp_path)
     run = run_experiment(asked, there)
     theirs = AutoModelForCausalLM.from_pretrained(run.folder / "model")
     held = build_run(resolve_fingerprints(asked, there), there).losses.held_out.blocks
@@ -391,9 +391,9 @@ def test_what_was_merged_under_the_adapters_is_in_the_stored_model(tmp_path, kin
 
 
 def test_clients_with_models_of_their_own_are_judged_by_those(tmp_path):
-    run = run_experiment(experiment(tmp_path, "algorithm.type=Ditto"), stock(tmp_path))
-    assert run.trajectory().has_client_table("loss.worn")
-    assert (run.trajectory().client_table("final.loss.worn")[-1] > 0).all()
+    run = run_experiment(experiment(tmp_path, "algorithm.type=Ditto"), make_cache(tmp_path))
+    assert run.trajectory().has_client_table("loss.personalized")
+    assert (run.trajectory().client_table("final.loss.personalized")[-1] > 0).all()
 
 
 def pair(folder, name: str, tune: str, *more: str):
@@ -465,11 +465,11 @@ def test_stragglers_are_met_again_by_a_run_that_resumes(tmp_path):
 
 def test_nobody_straggles_in_the_one_pool_of_all_data(tmp_path):
     asked = experiment(tmp_path, "algorithm.type=Centralized", "training.straggler_fraction=1", "training.num_rounds=2")
-    assert (run_experiment(asked, stock(tmp_path)).trajectory().client_table("train.steps")[1:, 0] == 4).all()  # two clients' two
+    assert (run_experiment(asked, make_cache(tmp_path)).trajectory().client_table("train.steps")[1:, 0] == 4).all()  # two clients' two
 
 
 def test_records_hold_no_time_and_json_only(tmp_path):
-    run = run_experiment(experiment(tmp_path), stock(tmp_path))
+    run = run_experiment(experiment(tmp_path), make_cache(tmp_path))
     rows = [json.loads(line) for line in (run.folder / "records.jsonl").read_text().splitlines()]
     assert all(len(row) == 5 for row in rows)
     assert not any(path.suffix in (".pt", ".pkl", ".bin") for path in run.folder.rglob("*"))

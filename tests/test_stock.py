@@ -10,7 +10,7 @@ from fedrift.core.optimizers import Sgd
 from fedrift.data import TRAIN, DatasetConfig, is_in_pretraining_half
 from fedrift.models.trainable import All, LastBlocks, Lora
 from fedrift.simulation.simulator import value_and_gradient
-from tests.worlds import model_folder, stock
+from tests.worlds import make_cache, model_folder
 
 
 @pytest.fixture
@@ -24,7 +24,7 @@ def data(tmp_path):
 
 
 def test_pocket_is_studied_on_documents_that_it_has_not_read(data):
-    there = stock(data, data_dir=data / "data")
+    there = make_cache(data, data_dir=data / "data")
     source = DatasetConfig("dbpedia")
     seen = there.get_corpus(source, "pocket")
     assert len(seen) > 0
@@ -35,7 +35,7 @@ def test_pocket_is_studied_on_documents_that_it_has_not_read(data):
 
 
 def test_a_corpus_is_loaded_once(data):
-    there = stock(data, data_dir=data / "data")
+    there = make_cache(data, data_dir=data / "data")
     assert there.get_corpus(DatasetConfig("dbpedia"), "pocket") is there.get_corpus(DatasetConfig("dbpedia"), "pocket")
 
 
@@ -48,7 +48,7 @@ def trained(model) -> dict[str, torch.Tensor]:
     tokens = torch.arange(2, 66).view(2, 2, 16)
     for _ in range(3):
         loss, grad = value_and_gradient(
-            model, params, {"tokens": tokens, "keep": torch.ones_like(tokens, dtype=torch.bool)}, torch.arange(2)
+            model, params, {"tokens": tokens, "loss_mask": torch.ones_like(tokens, dtype=torch.bool)}, torch.arange(2)
         )
         params, _ = Sgd(0.5).step(params, grad, type(params)())
     return {**params, "loss": loss}
@@ -56,7 +56,7 @@ def trained(model) -> dict[str, torch.Tensor]:
 
 @pytest.mark.parametrize("kind", ["llama", "gpt2"])
 def test_whatever_is_trained_the_frozen_weights_are_in_memory_once_and_stay_as_they_are(tmp_path, kind):
-    folder, there = str(model_folder(tmp_path / "model", kind)), stock(tmp_path)
+    folder, there = str(model_folder(tmp_path / "model", kind)), make_cache(tmp_path)
     models = {tune: there.get_stacked_model(folder, tune) for tune in TUNES}
     first = there.get_language_model(folder, TUNES[0]).network
     before = {name: leaf.clone() for name, leaf in first.named_parameters()}
@@ -71,5 +71,5 @@ def test_whatever_is_trained_the_frozen_weights_are_in_memory_once_and_stay_as_t
     assert sum(held.values()) == sum(leaf.nbytes for leaf in first.parameters())
     assert all(torch.equal(leaf, before[name]) for name, leaf in first.named_parameters())
     for tune in TUNES:
-        alone = trained(stock(tmp_path).get_stacked_model(folder, tune))  # loaded for this one only
+        alone = trained(make_cache(tmp_path).get_stacked_model(folder, tune))  # loaded for this one only
         assert alone.keys() == ends[tune].keys() and all(torch.equal(alone[name], ends[tune][name]) for name in alone)

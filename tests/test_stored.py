@@ -19,7 +19,7 @@ from fedrift.engine.build import resolve_fingerprints
 from fedrift.engine.cache import ResourceCache
 from fedrift.engine.run import check_stored_run, describe_finished_run, run_experiment
 from fedrift.storage import list_runs, list_unreadable
-from tests.worlds import experiment, stock
+from tests.worlds import experiment, make_cache
 
 SHORT = (
     "training.num_rounds=1",
@@ -47,7 +47,7 @@ def made(tmp_path_factory):
     folder = tmp_path_factory.mktemp("made")
     asked = experiment(folder, *SHORT)
     (folder / "e.yaml").write_text(yaml.safe_dump(asked.to_dict()))
-    run_experiment(asked, stock(folder))
+    run_experiment(asked, make_cache(folder))
     return folder
 
 
@@ -62,7 +62,7 @@ def world(made, tmp_path, monkeypatch):
 
 
 def asked_of(made, folder, *overrides, **runtime):
-    there = stock(made, **runtime)
+    there = make_cache(made, **runtime)
     return experiment(made, *SHORT, *overrides), ResourceCache(replace(there.runtime, runs_dir=folder / "runs"))
 
 

@@ -96,5 +96,5 @@ def stored(run: Run) -> dict[str, Tensor]:
     return {**tensors, **{f"client_states/{name}": leaf for name, leaf in client_states.gather_all().items()}}
 
 
-def stock(folder: Path, **options) -> ResourceCache:
+def make_cache(folder: Path, **options) -> ResourceCache:
     return ResourceCache(Runtime(runs_dir=folder / "runs", cache_dir=folder / "cache", device="cpu", **options))

@@ -38,12 +38,12 @@ def server_metrics(result: RoundResult, algorithm: FedAvg) -> MetricValues:
         controls = torch.stack([flatten(client_states.gather(torch.tensor([k]))) for k in range(len(result.after.cluster_ids))])
         metrics["control.imbalance"] = float((c - controls.mean(0)).norm() / controls.norm(dim=1).mean().clamp_min(1e-300))
         last_seen = (
-            result.before.last_round_seen
-            if len(result.before.last_round_seen)
+            result.before.last_participation
+            if len(result.before.last_participation)
             else torch.zeros(len(result.after.cluster_ids), dtype=torch.long)
         )
         old_controls = torch.stack([flatten(result.before.client_states.gather(torch.tensor([k]))) for k in result.cohort.tolist()])
-        gradients = torch.stack([flatten(result.report.mean_grad.take(torch.tensor([row]))) for row in range(len(result.cohort))])
+        gradients = torch.stack([flatten(result.update.mean_grad.take(torch.tensor([row]))) for row in range(len(result.cohort))])
         has_participated = last_seen[result.cohort] > 0
         metrics["control.age"] = torch.where(has_participated, (result.after.round - last_seen[result.cohort]).double(), torch.nan)
         distance = (old_controls - gradients).norm(dim=1) / gradients.norm(dim=1).clamp_min(1e-300)
@@ -196,21 +196,21 @@ def exact_losses(federation: QuadraticFederation, state: FederatedState, b: np.n
 def quadratic_loss(params: Tree, batch: dict[str, Tensor]) -> Tensor:
     """Return the loss of each client, [C], up to a constant."""
     x = params["x"]
-    return (batch["pull"] / 2 * x**2 - (batch["push"] + batch["noise"]) * x).sum(1)
+    return (batch["curvature"] / 2 * x**2 - (batch["target"] + batch["noise"]) * x).sum(1)
 
 
 @dataclass(frozen=True, eq=False)
 class QuadraticBatches:
     """The local steps of all clients. The gradient noise depends only on the client and the round, not on the cohort."""
 
-    pull: Tensor  # [N, 1] curvature
-    push: Tensor  # [N, width] gradient at 0, with its sign changed
+    curvature: Tensor  # [N, 1] curvature
+    target: Tensor  # [N, width] gradient at 0, with its sign changed
     local_steps: int
     noise: float
     seed: int
 
     def __call__(self, round: int, cohort: Tensor) -> Iterator[dict[str, Tensor]]:
-        shape = (self.local_steps, self.push.shape[1])
+        shape = (self.local_steps, self.target.shape[1])
         noise = torch.stack(
             [
                 self.noise * torch.randn(shape, generator=torch_stream(self.seed, "noise", round, k), dtype=QUADRATIC_DTYPE)
@@ -218,7 +218,12 @@ class QuadraticBatches:
             ]
         )  # [C, S, width]
         for step in range(self.local_steps):
-            yield {"pull": self.pull[cohort], "push": self.push[cohort], "noise": noise[:, step], "weight": torch.ones(len(cohort))}
+            yield {
+                "curvature": self.curvature[cohort],
+                "target": self.target[cohort],
+                "noise": noise[:, step],
+                "weight": torch.ones(len(cohort)),
+            }
 
 
 # Low-rank adapters. Client k fits y = (W0 + B A) x to targets of W_k = W0 + common + ``map_distance`` times its own map. With

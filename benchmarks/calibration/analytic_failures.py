@@ -20,7 +20,7 @@ from fedrift.algorithms import FedAvg, FedDyn, FedProx, FedSGD, LocalOnly, Scaff
 from fedrift.algorithms.aggregators.mean import cluster_sum
 from fedrift.core.optimizers import Sgd
 from fedrift.core.types import CohortUpdate, FederatedState, ServerState
-from fedrift.diagnosis.failures import find_runaway
+from fedrift.diagnosis.failures import find_training_divergence
 from fedrift.diagnosis.finding import THRESHOLDS, RunEvidence, RunInfo
 
 
@@ -47,10 +47,10 @@ class InjectedFailure:
 class DividedByCohort(Scaffold):
     """SCAFFOLD with a bug: the update of c is divided by the size of the cohort instead of the number of all clients."""
 
-    def server_update(self, server: ServerState, report: CohortUpdate) -> ServerState:
+    def server_update(self, server: ServerState, update: CohortUpdate) -> ServerState:
         """Update the server with the wrong divisor."""
-        broadcast = server.broadcast + cluster_sum(report.state_delta, report) / len(report.weight)
-        return replace(super().server_update(server, report), broadcast=broadcast)
+        broadcast = server.broadcast + cluster_sum(update.state_delta, update) / len(update.weight)
+        return replace(super().server_update(server, update), broadcast=broadcast)
 
 
 def with_iid_mixtures(federation: QuadraticFederation) -> QuadraticFederation:
@@ -89,7 +89,7 @@ def is_divergent(is_skewed: bool, seed: int, lr: float) -> bool:
     The exact boundaries are 0.2176 with one curvature per client (skewed), and 2 / 5.25 = 0.381 with both on every client (IID).
     """
     federation = QuadraticFederation(a=(1.0, 9.5), lr=lr, optimum_spread=0.3, num_rounds=60, seed=seed)
-    return bool(find_runaway(run_quadratics(federation if is_skewed else with_iid_mixtures(federation)), THRESHOLDS)[0])
+    return bool(find_training_divergence(run_quadratics(federation if is_skewed else with_iid_mixtures(federation)), THRESHOLDS)[0])
 
 
 def oscillation(seed: int) -> RunEvidence:

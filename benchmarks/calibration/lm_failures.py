@@ -63,9 +63,9 @@ def strong_local_training(testbed: Testbed) -> dict[str, Any]:
     return {"training__client_optimizer": AdamW(testbed.strong_lr)}
 
 
-def run_with_iid_baseline(testbed: Testbed, config: ExperimentConfig, seed: int, **planted: Any) -> RunEvidence:
+def run_with_iid_baseline(testbed: Testbed, config: ExperimentConfig, seed: int, **injection: Any) -> RunEvidence:
     """Run a skewed experiment and its IID baseline with the same injected failure."""
-    return testbed.run_with_baseline(RunRequest(config, **planted), RunRequest(with_iid_partition(config), **planted), seed)
+    return testbed.run_with_baseline(RunRequest(config, **injection), RunRequest(with_iid_partition(config), **injection), seed)
 
 
 def divergence(testbed: Testbed, seed: int) -> RunEvidence:

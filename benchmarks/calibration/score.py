@@ -54,12 +54,12 @@ class FalseAlarms:
 class Recall:
     """The recall of one injected failure."""
 
-    plant: str  # the name of the injected failure
+    injected: str  # the name of the injected failure
     failure: str  # the failure that a detector must find
     found: int  # seeds in which it was found
     seeds: int
     grade: str  # the grade over all seeds
-    beside: tuple[str, ...]  # documented side effects that were confirmed too
+    side_effects: tuple[str, ...]  # documented side effects that were confirmed too
     off_target: tuple[str, ...]  # other confirmed failures, which are false alarms
     first: float  # median of the first round whose records are sufficient
     lead: float  # rounds from there to the end of the run
@@ -84,8 +84,8 @@ def count_false_alarms(
         for seed in seeds:
             on_message(f"healthy: {name}, seed {seed}")
             cases.append(make_evidence(seed))
-        for case in cases:
-            for finding in run_detectors(case):
+        for evidence in cases:
+            for finding in run_detectors(evidence):
                 if finding.grade != "not measured":
                     called.setdefault(finding.failure, []).append(finding.grade == "suspected")
                     excesses.setdefault(finding.failure, []).append(finding.excess / finding.threshold)
@@ -128,7 +128,7 @@ def measure_recall(
         diagnoses = {diagnosis.failure: diagnosis for diagnosis in diagnose(cases)}
         target = diagnoses[injected.failure]
         others = sorted(name for name, other in diagnoses.items() if other.grade == "confirmed" and name != injected.failure)
-        first_rounds = [round for case in cases if (round := first_detected(case, injected.failure)) is not None]
+        first_rounds = [round for evidence in cases if (round := first_detected(evidence, injected.failure)) is not None]
         first, end = float(np.median(first_rounds)) if first_rounds else np.nan, float(cases[0].run.rounds.max())
         recalls.append(
             Recall(
@@ -153,11 +153,13 @@ def placebo_rate(cases: Sequence[RunEvidence], failure: str) -> float:
     Returns:
         The share, or NaN if the failure is an implementation error, which needs no control, or if there is no control.
     """
-    findings = [next(finding for finding in run_detectors(case) if finding.failure == failure) for case in cases]
+    findings = [next(finding for finding in run_detectors(evidence) if finding.failure == failure) for evidence in cases]
     if findings[0].is_implementation_error:
         return float("nan")
-    exchanged = [replace(case, run=case.iid_baseline, iid_baseline=case.run) for case in cases if case.iid_baseline is not None]
-    exchanged_findings = [next(finding for finding in run_detectors(case) if finding.failure == failure) for case in exchanged]
+    exchanged = [
+        replace(evidence, run=evidence.iid_baseline, iid_baseline=evidence.run) for evidence in cases if evidence.iid_baseline is not None
+    ]
+    exchanged_findings = [next(finding for finding in run_detectors(evidence) if finding.failure == failure) for evidence in exchanged]
     if len(exchanged_findings) < len(findings):
         return float("nan")
     assignments = list(product((True, False), repeat=len(cases)))[1:]
@@ -170,33 +172,33 @@ def placebo_rate(cases: Sequence[RunEvidence], failure: str) -> float:
     return float(np.mean([grade == "confirmed" for grade in grades]))
 
 
-def first_detected(case: RunEvidence, failure: str, num_checks: int = 12) -> int | None:
+def first_detected(evidence: RunEvidence, failure: str, num_checks: int = 12) -> int | None:
     """Find the first round from which on the records up to that round are sufficient to detect a failure.
 
     Args:
-        case: The run and its control.
+        evidence: The run and its control.
         failure: The failure.
         num_checks: The number of rounds to test.
 
     Returns:
         The round, or None if the failure is not detected.
     """
-    rounds = case.run.rounds
+    rounds = evidence.run.rounds
     first = None
     for round in sorted({int(rounds[int(k)]) for k in np.linspace(0, len(rounds) - 1, num_checks)}, reverse=True):
-        run = truncate_trajectory(case.run, round)
+        run = truncate_trajectory(evidence.run, round)
         assert run is not None
         partial_case = RunEvidence(
             run,
-            truncate_trajectory(case.iid_baseline, round),
-            case.centralized,
-            case.local_only,
-            case.fedsgd,
-            case.best_lr,
-            case.local_steps_sweep,
-            case.info,
-            case.seed,
-            case.thresholds,
+            truncate_trajectory(evidence.iid_baseline, round),
+            evidence.centralized,
+            evidence.local_only,
+            evidence.fedsgd,
+            evidence.best_lr,
+            evidence.local_steps_sweep,
+            evidence.info,
+            evidence.seed,
+            evidence.thresholds,
         )
         if not any(finding.failure == failure and finding.is_positive for finding in run_detectors(partial_case)):
             break
@@ -363,9 +365,9 @@ def render_section(calibration: Calibration) -> str:
         for alarm in calibration["false_alarms"]
     ]
     recall_rows = [
-        f"| {INJECTION_LABELS.get(row['plant'], row['plant'])} | {row['failure']} | {row['found']} of {row['seeds']} | "
+        f"| {INJECTION_LABELS.get(row['injected'], row['injected'])} | {row['failure']} | {row['found']} of {row['seeds']} | "
         f"{row['grade']} | {format_value(row['first'], '.0f')} | {format_value(row['lead'], '.0f')} | "
-        f"{', '.join(row['beside']) or '–'} | {', '.join(row['off_target']) or '–'} | {format_value(row['placebo'], '.0%')} |"
+        f"{', '.join(row['side_effects']) or '–'} | {', '.join(row['off_target']) or '–'} | {format_value(row['placebo'], '.0%')} |"
         for row in calibration["recall"]
     ]
     return "\n".join(

@@ -110,7 +110,7 @@ def run_request(request: RunRequest, resources: ResourceCache) -> tuple[Trajecto
 
 @dataclass(frozen=True)
 class MarkedBatches:
-    """Batches with the additional entry ``spoilt`` [A], which marks the rows of clients whose loss becomes NaN."""
+    """Batches with the additional entry ``is_nan`` [A], which marks the rows of clients whose loss becomes NaN."""
 
     batches: Batches
     clients: tuple[int, ...]
@@ -118,7 +118,7 @@ class MarkedBatches:
     def __call__(self, round: int, cohort: Tensor) -> Iterator[dict[str, Tensor]]:
         for batch in self.batches(round, cohort):
             row_clients = cohort[batch.get("rows", torch.arange(len(cohort)))]
-            yield {**batch, "spoilt": torch.isin(row_clients, torch.tensor(self.clients))}
+            yield {**batch, "is_nan": torch.isin(row_clients, torch.tensor(self.clients))}
 
 
 @dataclass(frozen=True)
@@ -128,9 +128,9 @@ class NanLoss:
     objective: Any
 
     def __call__(self, params: Tree, batch: dict[str, Tensor]) -> Tensor:
-        spoilt = batch["spoilt"]
-        loss: Tensor = self.objective(params, {name: leaf for name, leaf in batch.items() if name != "spoilt"})
-        return torch.where(spoilt.to(loss.device), torch.nan, 1.0).to(loss) * loss
+        is_nan = batch["is_nan"]
+        loss: Tensor = self.objective(params, {name: leaf for name, leaf in batch.items() if name != "is_nan"})
+        return torch.where(is_nan.to(loss.device), torch.nan, 1.0).to(loss) * loss
 
 
 @dataclass(frozen=True)

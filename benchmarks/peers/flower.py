@@ -149,13 +149,13 @@ FLOWER = (
     FlowerSubject("fedadagrad", "FedAdagrad", adaptive_factory(flower.FedAdagrad, ())),
     FlowerSubject("qfedavg", "QFedAvg", lambda p, known: flower.QFedAvg(q_param=p.options["q"], qffl_learning_rate=p.lr, **known)),
     FlowerSubject("median", "FedMedian", lambda p, known: flower.FedMedian(**known)),
-    FlowerSubject("trimmed_mean", "FedTrimmedAvg", lambda p, known: flower.FedTrimmedAvg(beta=p.options["share"], **known)),
+    FlowerSubject("trimmed_mean", "FedTrimmedAvg", lambda p, known: flower.FedTrimmedAvg(beta=p.options["trim_fraction"], **known)),
     FlowerSubject(
         "krum",
         "Krum",
         lambda p, known: flower.Krum(
-            num_malicious_clients=int(p.options["liars"]),
-            num_clients_to_keep=int(p.options["keep"]) if p.options["keep"] > 1 else 0,
+            num_malicious_clients=int(p.options["num_byzantine"]),
+            num_clients_to_keep=int(p.options["num_selected"]) if p.options["num_selected"] > 1 else 0,
             **known,
         ),
     ),

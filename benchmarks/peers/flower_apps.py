@@ -106,11 +106,13 @@ FLOWER_APPS = (
     FlowerAppSubject("fedadagrad", "FedAdagrad", adaptive_factory(flower.FedAdagrad, ())),
     FlowerAppSubject("qfedavg", "QFedAvg", lambda p, known: flower.QFedAvg(client_learning_rate=p.lr, q=p.options["q"], **known)),
     FlowerAppSubject("median", "FedMedian", lambda p, known: flower.FedMedian(**known)),
-    FlowerAppSubject("trimmed_mean", "FedTrimmedAvg", lambda p, known: flower.FedTrimmedAvg(beta=p.options["share"], **known)),
+    FlowerAppSubject("trimmed_mean", "FedTrimmedAvg", lambda p, known: flower.FedTrimmedAvg(beta=p.options["trim_fraction"], **known)),
     FlowerAppSubject(
         "krum",
         "MultiKrum",
-        lambda p, known: flower.MultiKrum(num_malicious_nodes=int(p.options["liars"]), num_nodes_to_select=int(p.options["keep"]), **known),
+        lambda p, known: flower.MultiKrum(
+            num_malicious_nodes=int(p.options["num_byzantine"]), num_nodes_to_select=int(p.options["num_selected"]), **known
+        ),
     ),
 )
 

@@ -139,9 +139,9 @@ class ScalarModel(torch.nn.Module):
 class QuadraticLoss(torch.nn.Module):
     """The mean of the quadratics a/2 (x - b)^2 + slope x."""
 
-    def forward(self, x: torch.Tensor, told: torch.Tensor) -> torch.Tensor:
-        """Return the loss at x, given the coefficients a, b and slope in the columns of ``told``."""
-        a, b, slope = told.unbind(1)
+    def forward(self, x: torch.Tensor, coefficients: torch.Tensor) -> torch.Tensor:
+        """Return the loss at x, given the coefficients a, b and slope in the columns of ``coefficients``."""
+        a, b, slope = coefficients.unbind(1)
         return (a / 2 * (x - b) ** 2 + slope * x).mean()
 
 

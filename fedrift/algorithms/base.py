@@ -239,12 +239,12 @@ class Algorithm(ABC):
     # Hooks on the server.
 
     @abstractmethod
-    def server_update(self, server: ServerState, report: CohortUpdate) -> ServerState:
+    def server_update(self, server: ServerState, update: CohortUpdate) -> ServerState:
         """Compute the next state of the server. The round loop calls it once per round.
 
         Args:
             server: The state of the server before the round.
-            report: The updates of the cohort.
+            update: The updates of the cohort.
         """
 
     def state_to_average(self, client_state: Tree) -> Tree:

@@ -44,5 +44,5 @@ class Pretrained(FedAvg):
     def configure_clients(self, client_rows: list[np.ndarray], cohort_size: int, local_steps: int) -> tuple[list[np.ndarray], int, int]:
         return client_rows, cohort_size, 0
 
-    def server_update(self, server: ServerState, report: CohortUpdate) -> ServerState:
+    def server_update(self, server: ServerState, update: CohortUpdate) -> ServerState:
         return server

@@ -37,17 +37,17 @@ class QFedAvg(FedAvg):
     reweights_clients: ClassVar[bool] = True
     q: Annotated[float, Ge(0)] = 1.0
 
-    def server_update(self, server: ServerState, report: CohortUpdate) -> ServerState:
-        counts = report.weight > 0
-        loss = report.loss[:, 0].to(report.weight).where(counts, 1.0).clamp_min(1e-10)  # F_k
-        inverse_lr = 1 / report.lr.to(report.weight)  # L
-        largest = loss.new_zeros(server.num_models).scatter_reduce(0, report.cluster_ids, loss, "amax")[report.cluster_ids]
-        weight = report.weight * (loss / largest) ** self.q  # p_k F_k^q up to a factor that cancels in sum D / sum h
-        squared_norm = (report.delta.norm().to(report.weight) * inverse_lr) ** 2  # ||dw_k||^2
+    def server_update(self, server: ServerState, update: CohortUpdate) -> ServerState:
+        counts = update.weight > 0
+        loss = update.loss[:, 0].to(update.weight).where(counts, 1.0).clamp_min(1e-10)  # F_k
+        inverse_lr = 1 / update.lr.to(update.weight)  # L
+        largest = loss.new_zeros(server.num_models).scatter_reduce(0, update.cluster_ids, loss, "amax")[update.cluster_ids]
+        weight = update.weight * (loss / largest) ** self.q  # p_k F_k^q up to a factor that cancels in sum D / sum h
+        squared_norm = (update.delta.norm().to(update.weight) * inverse_lr) ** 2  # ||dw_k||^2
         h = weight * (self.q * squared_norm / loss + inverse_lr)
-        sums = cluster_sum(Tree(pull=weight * inverse_lr, h=h), report)
-        scale = sums["pull"] / sums["h"].clamp_min(1e-12)  # [M]: sum D / sum h is the weighted mean of the updates times this
-        return super().server_update(server, replace(report, weight=weight, delta=report.delta * scale[report.cluster_ids]))
+        sums = cluster_sum(Tree(numerator=weight * inverse_lr, h=h), update)
+        scale = sums["numerator"] / sums["h"].clamp_min(1e-12)  # [M]: sum D / sum h is the weighted mean of the updates times this
+        return super().server_update(server, replace(update, weight=weight, delta=update.delta * scale[update.cluster_ids]))
 
     def incompatibilities(self, optimizer: Optimizer, weighting: str, param_names: Collection[str]) -> list[str]:
         reasons = super().incompatibilities(optimizer, weighting, param_names)
@@ -89,14 +89,14 @@ class AFL(FedAvg):
         lambda_k = mixture_weight(local.client_state, local.broadcast)
         return Tree(mu=lambda_k + self.lambda_lr * local.loss.to(lambda_k).unsqueeze(1))
 
-    def server_update(self, server: ServerState, report: CohortUpdate) -> ServerState:
+    def server_update(self, server: ServerState, update: CohortUpdate) -> ServerState:
         lambda_k = mixture_weight(
-            report.client_state.to(report.weight.device) - report.state_delta, server.broadcast.take(report.cluster_ids)
+            update.client_state.to(update.weight.device) - update.state_delta, server.broadcast.take(update.cluster_ids)
         )[:, 0]
-        after = super().server_update(server, replace(report, weight=lambda_k * (report.weight > 0)))
+        after = super().server_update(server, replace(update, weight=lambda_k * (update.weight > 0)))
         theta = server.broadcast["theta"].clone()
-        mu = report.client_state["mu"][:, 0].to(theta)
-        for model, rows in rows_by_model(report):
+        mu = update.client_state["mu"][:, 0].to(theta)
+        for model, rows in rows_by_model(update):
             theta[model] = simplex_threshold(mu[rows])
         return replace(after, broadcast=Tree(theta=theta))
 

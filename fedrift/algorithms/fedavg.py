@@ -54,12 +54,12 @@ class FedAvg(Algorithm):
     def frozen_params(self, param_names: Collection[str], round: int) -> frozenset[str]:
         return self.aggregator.frozen_params(param_names, round)
 
-    def server_update(self, server: ServerState, report: CohortUpdate) -> ServerState:
-        descent = -self.aggregator.aggregate(server, report)
+    def server_update(self, server: ServerState, update: CohortUpdate) -> ServerState:
+        descent = -self.aggregator.aggregate(server, update)
         params, moments = self.server_optimizer.step(server.params, descent, server.opt_state)
-        trained = has_update(report)  # a model without an update in this round keeps its params and moments
+        trained = has_update(update)  # a model without an update in this round keeps its params and moments
         after = replace(server, params=params.where(trained, server.params), opt_state=moments.where(trained, server.opt_state))
-        return self.aggregator.after_server_step(server, after, report)
+        return self.aggregator.after_server_step(server, after, update)
 
     def round_metrics(self, result: RoundResult) -> RoundMetrics:
         """Compute ``server.momentum``, the norm of the first moment of the server optimizer, if the optimizer has one.
@@ -181,11 +181,11 @@ class FedNova(FedAvg):
     reweights_clients: ClassVar[bool] = True  # tau_eff depends on the steps of all clients
     momentum: Decay = 0.0
 
-    def server_update(self, server: ServerState, report: CohortUpdate) -> ServerState:
-        a = path_length(report.steps.to(report.weight), self.momentum)
-        tau = weighted_mean(Tree(_=a), report)["_"]  # [M] tau_eff
-        scaled = report.delta * (tau[report.cluster_ids] / a.clamp_min(1e-12))
-        return super().server_update(server, replace(report, delta=scaled))
+    def server_update(self, server: ServerState, update: CohortUpdate) -> ServerState:
+        a = path_length(update.steps.to(update.weight), self.momentum)
+        tau = weighted_mean(Tree(_=a), update)["_"]  # [M] tau_eff
+        scaled = update.delta * (tau[update.cluster_ids] / a.clamp_min(1e-12))
+        return super().server_update(server, replace(update, delta=scaled))
 
     def incompatibilities(self, optimizer: Optimizer, weighting: str, param_names: Collection[str]) -> list[str]:
         reasons = super().incompatibilities(optimizer, weighting, param_names)
@@ -237,8 +237,8 @@ class FedSGD(FedAvg):
     def after_step(self, params: Tree, local: LocalState) -> Tree:
         return local.global_params
 
-    def server_update(self, server: ServerState, report: CohortUpdate) -> ServerState:
-        return super().server_update(server, replace(report, delta=-report.mean_grad))
+    def server_update(self, server: ServerState, update: CohortUpdate) -> ServerState:
+        return super().server_update(server, replace(update, delta=-update.mean_grad))
 
     def warnings(self, optimizer: Optimizer, weighting: str) -> list[str]:
         return [

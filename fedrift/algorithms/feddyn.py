@@ -49,12 +49,12 @@ class FedDyn(FedAvg):
     def update_client_state(self, local: LocalState) -> Tree:
         return local.client_state - self.alpha * (local.params - local.global_params)
 
-    def server_update(self, server: ServerState, report: CohortUpdate) -> ServerState:
-        h = server.opt_state + cluster_sum(report.state_delta, report) / report.cluster_sizes.clamp_min(1)
-        uniform = replace(report, weight=(report.weight > 0).to(report.weight))  # the mean over S is unweighted
+    def server_update(self, server: ServerState, update: CohortUpdate) -> ServerState:
+        h = server.opt_state + cluster_sum(update.state_delta, update) / update.cluster_sizes.clamp_min(1)
+        uniform = replace(update, weight=(update.weight > 0).to(update.weight))  # the mean over S is unweighted
         after = FedAvg(Sgd(1.0), self.aggregator).server_update(replace(server, opt_state=Tree()), uniform)
         corrected = after.params - h / self.alpha
-        return replace(after, params=corrected.where(has_update(report), server.params), opt_state=h)
+        return replace(after, params=corrected.where(has_update(update), server.params), opt_state=h)
 
     def round_metrics(self, result: RoundResult) -> RoundMetrics:
         """Compute ``server.correction`` = |h| / alpha, the distance from the mean of the local models to the new server model."""

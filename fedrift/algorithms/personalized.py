@@ -101,8 +101,8 @@ class FedPer(FedAvg):
     def personalized_params(self, params: Tree, client_state: Tree) -> Tree:
         return self.init_local(params, client_state)
 
-    def server_update(self, server: ServerState, report: CohortUpdate) -> ServerState:
-        after = super().server_update(server, report)  # noise or weight decay on the server may change personal parameters
+    def server_update(self, server: ServerState, update: CohortUpdate) -> ServerState:
+        after = super().server_update(server, update)  # noise or weight decay on the server may change personal parameters
         return replace(after, params=Tree({**after.params, **self.init_client_state(server.params)}))
 
     def incompatibilities(self, optimizer: Optimizer, weighting: str, param_names: Collection[str]) -> list[str]:

@@ -44,13 +44,13 @@ def compute_epsilon(aggregator: DPMean, *, num_rounds: int, cohort_size: int, nu
         >>> compute_epsilon(DPMean(noise_multiplier=1.0), num_rounds=30, cohort_size=10, num_clients=1000, delta=1e-5)  # doctest: +SKIP
     """
     if num_rounds < 0:
-        raise UserError(f"num_rounds: wanted a whole number of at least 0, got {quote_value(num_rounds)}")
+        raise UserError(f"num_rounds: expected a whole number of at least 0, got {quote_value(num_rounds)}")
     if not 1 <= cohort_size <= num_clients:
         raise UserError(
-            f"cohort_size: wanted a whole number from 1 to {num_clients}, the number of clients, got {quote_value(cohort_size)}"
+            f"cohort_size: expected a whole number from 1 to {num_clients}, the number of clients, got {quote_value(cohort_size)}"
         )
     if not 0 < delta < 1:
-        raise UserError(f"delta: wanted a number above 0 and below 1, got {quote_value(delta)}")
+        raise UserError(f"delta: expected a number above 0 and below 1, got {quote_value(delta)}")
     if aggregator.noise_multiplier == 0 or num_rounds == 0:
         return float("inf") if num_rounds else 0.0
     noisy = GaussianDpEvent(aggregator.noise_multiplier / 2)

@@ -50,9 +50,9 @@ class Scaffold(FedAvg):
     def update_client_state(self, local: LocalState) -> Tree:
         return local.mean_grad
 
-    def server_update(self, server: ServerState, report: CohortUpdate) -> ServerState:
-        server_control = server.broadcast + cluster_sum(report.state_delta, report) / report.cluster_sizes.clamp_min(1)
-        return replace(super().server_update(server, report), broadcast=server_control)
+    def server_update(self, server: ServerState, update: CohortUpdate) -> ServerState:
+        server_control = server.broadcast + cluster_sum(update.state_delta, update) / update.cluster_sizes.clamp_min(1)
+        return replace(super().server_update(server, update), broadcast=server_control)
 
     def state_to_average(self, client_state: Tree) -> Tree:
         return client_state
@@ -94,10 +94,12 @@ def control_variate_metrics(result: RoundResult, client_controls: Tree, server_c
         client_controls: The c_k of the cohort at the start of the round, ``[C, ...]``.
         server_control: The c after the round, ``[M, ...]``.
     """
-    gradient = result.report.mean_grad.to(torch.device("cpu"))
+    gradient = result.update.mean_grad.to(torch.device("cpu"))
     norm = gradient.norm()
-    last_round = result.before.last_round_seen[result.cohort] if len(result.before.last_round_seen) else torch.zeros(len(result.cohort))
-    defined = (last_round > 0) & ~result.report.failed & (norm > 0)
+    last_round = (
+        result.before.last_participation[result.cohort] if len(result.before.last_participation) else torch.zeros(len(result.cohort))
+    )
+    defined = (last_round > 0) & ~result.update.failed & (norm > 0)
     staleness = (client_controls - gradient).norm() / norm
     metrics: RoundMetrics = {
         "control.age": torch.where(defined, (result.after.round - last_round).double(), torch.nan),
@@ -127,25 +129,25 @@ class ScaffoldWeighted(Scaffold):
         """Return zeros for the means over all clients: u, the weight n, and the fraction of clients that have participated."""
         leaf = next(iter(params.values()))
         zero = torch.zeros(len(leaf), 1, dtype=leaf.dtype, device=leaf.device)
-        return Tree({**with_prefix("u", params.zeros_like()), "weight": zero, "seen": zero.clone()})
+        return Tree({**with_prefix("u", params.zeros_like()), "weight": zero, "has_participated": zero.clone()})
 
     def init_client_state(self, params: Tree) -> Tree:
         """Return zeros for u_k, n_k, and a flag that is 1 once the client has participated."""
         return self.init_broadcast(params)
 
     def transform_grad(self, grad: Tree, local: LocalState) -> Tree:
-        mean_weight = local.broadcast["weight"] / local.broadcast["seen"].clamp_min(1e-12)
-        weight = local.client_state["weight"].where(local.client_state["seen"] > 0, mean_weight)[:, 0]  # n_k
+        mean_weight = local.broadcast["weight"] / local.broadcast["has_participated"].clamp_min(1e-12)
+        weight = local.client_state["weight"].where(local.client_state["has_participated"] > 0, mean_weight)[:, 0]  # n_k
         inverse_weight = (weight > 0).to(weight) / weight.clamp_min(1e-12)
         return grad + (select_prefix("u", local.broadcast) - select_prefix("u", local.client_state)) * inverse_weight
 
     def update_client_state(self, local: LocalState) -> Tree:
         weight = local.weight.to(local.client_state["weight"]).unsqueeze(1)
-        return Tree({**with_prefix("u", local.mean_grad * weight[:, 0]), "weight": weight, "seen": torch.ones_like(weight)})
+        return Tree({**with_prefix("u", local.mean_grad * weight[:, 0]), "weight": weight, "has_participated": torch.ones_like(weight)})
 
-    def server_update(self, server: ServerState, report: CohortUpdate) -> ServerState:
-        after = super(Scaffold, self).server_update(server, report)
-        means = server.broadcast + cluster_sum(report.state_delta, report) / report.cluster_sizes.clamp_min(1)
+    def server_update(self, server: ServerState, update: CohortUpdate) -> ServerState:
+        after = super(Scaffold, self).server_update(server, update)
+        means = server.broadcast + cluster_sum(update.state_delta, update) / update.cluster_sizes.clamp_min(1)
         return replace(after, broadcast=means)
 
     def state_to_average(self, client_state: Tree) -> Tree:

@@ -82,12 +82,12 @@ def run_title(run: Run) -> str:
 
 
 def print_summary(run: Run) -> None:
-    """Print one run in a few lines: status, verdict, caveats, final loss and cost."""
+    """Print one run in a few lines: status, verdict, warnings, final loss and cost."""
     console, verdict = Console(highlight=False), judge_run(run.trajectory())
     console.print(f"[bold]{run_title(run)}[/]  run {run.id}  {run.status}")
     console.print(verdict.sentence)
-    for caveat in run_caveats(run):
-        console.print(f"Caveat: {escape(caveat)}.")
+    for warning in run_warnings(run):
+        console.print(f"Warning: {escape(warning)}.")
     if run.is_finished:
         result = run.read_json("finished")
         seconds = result["seconds"]
@@ -119,15 +119,17 @@ def print_verdicts(pairs: list[tuple[Run, Run]]) -> None:
             verdict.grade,
             run.id[:6],
         )
-        sentences.append(f"[bold]{name}[/]: {verdict.sentence}" + "".join(f"\nCaveat: {escape(caveat)}." for caveat in run_caveats(run)))
+        sentences.append(
+            f"[bold]{name}[/]: {verdict.sentence}" + "".join(f"\nWarning: {escape(warning)}." for warning in run_warnings(run))
+        )
     console.print(table)
     for sentence in sentences:
         console.print(sentence + "\n")
 
 
-def run_caveats(run: Run) -> list[str]:
-    """Return the caveats that a run recorded at its start, without duplicates."""
-    return list(dict.fromkeys(event["message"].rstrip(".") for event in run.events() if event["kind"] == "caveat"))
+def run_warnings(run: Run) -> list[str]:
+    """Return the warnings that a run recorded at its start, without duplicates."""
+    return list(dict.fromkeys(event["message"].rstrip(".") for event in run.events() if event["kind"] == "warning"))
 
 
 def format_signed(value: float) -> str:
@@ -223,7 +225,7 @@ def render_dashboard(snapshot: Snapshot, curve: CurveFn, height: int = 60) -> Re
     """
     parts: list[RenderableType] = [render_header(snapshot)]
     findings = render_findings(snapshot, max(3, height // 6))
-    if snapshot.rows:
+    if snapshot.groups:
         parts.append(render_grid(snapshot, curve, max(5, height - 10 - 2 * len(findings))))
     return Group(*parts, *findings)
 
@@ -259,8 +261,8 @@ def render_grid(snapshot: Snapshot, curve: CurveFn, max_rows: int) -> Renderable
         curve: Returns the loss by round of a run, given its id.
         max_rows: The maximum number of rows. Running conditions come first; the hidden rows are summarized in one line.
     """
-    order = sorted(snapshot.rows, key=lambda row: (not row.is_running, row.role == "iid_baseline"))
-    shown = [row for row in snapshot.rows if row in order[:max_rows]]
+    order = sorted(snapshot.groups, key=lambda row: (not row.is_running, row.role == "iid_baseline"))
+    shown = [row for row in snapshot.groups if row in order[:max_rows]]
     curves = {row.key: mean_curve(curve(run.run) for run in row.runs) for row in shown}
     low, high = shared_range(curves.values())
     table = Table(box=SIMPLE, pad_edge=False)
@@ -276,7 +278,7 @@ def render_grid(snapshot: Snapshot, curve: CurveFn, max_rows: int) -> Renderable
         table.add_column(name, justify=justify, no_wrap=name != "condition")  # type: ignore[arg-type]
     for row in shown:
         stage = f"{row.stage}: " if row.stage not in ("", "main", "tuning") else ""
-        reached = min(run.round for run in row.runs), max(run.round for run in row.runs)
+        reached = min(run.rounds_done for run in row.runs), max(run.rounds_done for run in row.runs)
         table.add_row(
             Text(stage + row.condition, style="" if row.role == "run" else "dim"),
             seed_marks(row.runs),
@@ -285,7 +287,7 @@ def render_grid(snapshot: Snapshot, curve: CurveFn, max_rows: int) -> Renderable
             format_known(mean_known(run.loss for run in row.runs)),
             format_known(mean_known(run.gap for run in row.runs), "+.3f"),
         )
-    hidden = [row for row in snapshot.rows if row not in shown]
+    hidden = [row for row in snapshot.groups if row not in shown]
     if not hidden:
         return table
     states = {state: sum(run.state == state for row in hidden for run in row.runs) for state in STATE_MARKS}
@@ -312,7 +314,7 @@ def render_findings(snapshot: Snapshot, max_items: int) -> list[RenderableType]:
         parts.append(
             Text(f"and {len(snapshot.findings) - max_items} more findings; `fedrift monitor --web` shows all of them", style="dim")
         )
-    failed = [(row, run) for row in snapshot.rows for run in row.runs if run.state == "failed"]
+    failed = [(row, run) for row in snapshot.groups for run in row.runs if run.state == "failed"]
     for row, run in failed[:max_items]:
         reason = run.failure_reason.splitlines()[0] if run.failure_reason else "no reason was recorded"
         parts.append(Text(f"failed {run.run[:6]} {row.condition}, seed {run.seed}: {reason}", style="red"))
@@ -376,5 +378,5 @@ def snapshot_to_plain(snapshot: Snapshot) -> dict[str, Any]:
     return {
         key: value
         for key, value in snapshot_to_json(snapshot, (), 0.0, is_exact=True).items()
-        if key not in ("every", "suggested", "words")
+        if key not in ("interval", "suggested", "state_labels")
     }

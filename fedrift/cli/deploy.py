@@ -18,7 +18,7 @@ Address = Annotated[str, typer.Option("--address", metavar="HOST:PORT", help="Th
 ClientFolders = Annotated[
     list[str] | None,
     typer.Option(
-        "--own",
+        "--client-data",
         metavar="CLIENT=FOLDER",
         help="The folder with a client's own documents, on that client's machine. The option may be repeated.",
     ),
@@ -58,8 +58,8 @@ def deploy(
 
     `fedrift deploy my.yaml` starts the server and all clients on this machine over loopback.
 
-    `fedrift deploy my.yaml --print --address 10.0.0.5:9191 --own 0=/home/ann/texts --own 1=/home/bob/texts` prints the commands
-    to type on each machine. Clients 0 and 1 then train on the documents in their own folders.
+    `fedrift deploy my.yaml --print --address 10.0.0.5:9191 --client-data 0=/home/ann/texts --client-data 1=/home/bob/texts` prints the
+    commands to type on each machine. Clients 0 and 1 then train on the documents in their own folders.
 
     The command writes the Flower app, Flower's configuration and one log per process to the `--output` folder. The run is stored
     in the runs directory like any other run. Settings of the network are overrides such as `backend.min_results=2` and
@@ -153,7 +153,7 @@ def parse_client_folders(texts: list[str] | None, clients: int) -> dict[int, str
     """Parse ``CLIENT=FOLDER`` options: ``0=/folder`` becomes ``{0: "/folder"}``.
 
     Args:
-        texts: The values of the option ``--own``.
+        texts: The values of the option ``--client-data``.
         clients: The number of clients of the experiment.
 
     Raises:
@@ -166,11 +166,11 @@ def parse_client_folders(texts: list[str] | None, clients: int) -> dict[int, str
         client, _, folder = text.partition("=")
         if parse_whole_number(client, clients - 1) < 0 or not folder:
             raise UserError(
-                f"--own must be CLIENT=FOLDER with a client from 0 to {clients - 1}, got {quote_value(text)}: "
-                "write e.g. --own 0=/home/ann/texts"
+                f"--client-data must be CLIENT=FOLDER with a client from 0 to {clients - 1}, got {quote_value(text)}: "
+                "write e.g. --client-data 0=/home/ann/texts"
             )
         if int(client) in folders:
-            raise UserError(f"--own {quote_value(text)}: client {int(client)} already has a folder; give each client one folder")
+            raise UserError(f"--client-data {quote_value(text)}: client {int(client)} already has a folder; give each client one folder")
         folders[int(client)] = folder
     return folders
 

@@ -351,7 +351,7 @@ def build_break_test(
     """
     from ..config.schema import iid_baseline, load_config
     from ..core.errors import UserError
-    from ..diagnosis.failures import find_runaway, has_worse_final_loss
+    from ..diagnosis.failures import find_training_divergence, has_worse_final_loss
     from ..diagnosis.finding import THRESHOLDS
     from ..engine.cache import ResourceCache
     from ..engine.run import run_experiment
@@ -375,7 +375,7 @@ def build_break_test(
     def breaks(condition: str, seed: int, setting: float) -> bool:
         experiment = load_config(file, [*overrides, f"{param}={setting!r}", f"seed={seed}"])
         run = run_experiment(iid_baseline(experiment) if condition == "IID" else experiment, cache, progress.on_round)
-        return bool(find_runaway(run.trajectory(), THRESHOLDS)[0]) or has_worse_final_loss(run.trajectory())
+        return bool(find_training_divergence(run.trajectory(), THRESHOLDS)[0]) or has_worse_final_loss(run.trajectory())
 
     return breaks, float(start), base.seed
 

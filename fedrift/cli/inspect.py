@@ -23,7 +23,7 @@ def list_command(runs_dir: RunsDir = DEFAULT_RUNS_DIR, as_json: Json = False) ->
     from rich.console import Console
     from rich.table import Table
 
-    from ..storage import list_runs, list_unreadable, read_each
+    from ..storage import list_runs, list_unreadable, try_read_each
     from ..storage.run import Run
     from .console import run_title
 
@@ -39,7 +39,7 @@ def list_command(runs_dir: RunsDir = DEFAULT_RUNS_DIR, as_json: Json = False) ->
             run.status,
         )
 
-    readable, unreadable = read_each(list_runs(runs_dir), row)
+    readable, unreadable = try_read_each(list_runs(runs_dir), row)
     unreadable += list_unreadable(runs_dir)
     if as_json:
         print_json(
@@ -122,7 +122,7 @@ def report(
     A study may be empty, unfinished or failed; the report then says so.
     """
     from ..core.errors import UserError
-    from ..storage import Run, find_runs, list_runs, list_unreadable, read_each
+    from ..storage import Run, find_runs, list_runs, list_unreadable, try_read_each
     from ..studies import list_studies
 
     if len(names) == 1 and is_study_name(names[0], runs_dir):
@@ -138,9 +138,9 @@ def report(
 
     iid_runs = {iid_baseline_key(run.config): run for run in list_runs(runs_dir) if is_iid(run.config) and "fork" not in run.config}
     chosen, unreadable_names = find_runs(runs_dir, names)
-    readable, unreadable = read_each(chosen, Run.trajectory)
+    readable, unreadable = try_read_each(chosen, Run.trajectory)
     baseline_of = {run.id: None if is_iid(run.config) else iid_runs.get(iid_baseline_key(run.config)) for run, _ in readable}
-    baselines, unreadable_baselines = read_each([baseline for baseline in baseline_of.values() if baseline], Run.trajectory)
+    baselines, unreadable_baselines = try_read_each([baseline for baseline in baseline_of.values() if baseline], Run.trajectory)
     print_unreadable(dict.fromkeys([*unreadable_names, *unreadable, *unreadable_baselines, *list_unreadable(runs_dir)]))
     if not readable:
         raise UserError("none of these runs can be read; `fedrift list` shows the readable ones")
@@ -196,7 +196,7 @@ def models(as_json: Json = False) -> None:
 
     presets = [(preset, is_available(preset, default_cache_dir())) for preset in PRESETS.values()]
     if as_json:
-        print_json([{**vars(preset), "here": is_local, "training_memory": preset.training_memory()} for preset, is_local in presets])
+        print_json([{**vars(preset), "is_local": is_local, "training_memory": preset.training_memory()} for preset, is_local in presets])
         return
     sources = {"pip": "package index", "hub": "model hub"}
     print_table(
@@ -277,7 +277,7 @@ def doctor() -> None:
     tokens = torch.arange(512).view(4, 2, 64)
     params = model.init_params().take(torch.zeros(4, dtype=torch.long))
     with torch.no_grad():
-        loss = model(params, {"tokens": tokens, "keep": torch.ones_like(tokens, dtype=torch.bool)})
+        loss = model(params, {"tokens": tokens, "loss_mask": torch.ones_like(tokens, dtype=torch.bool)})
     typer.echo(
         f"pocket loads and computes ({perf_counter() - started:.1f} s)"
         if loss.isfinite().all()

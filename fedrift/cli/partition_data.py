@@ -11,7 +11,7 @@ from typing import Annotated, Any
 import numpy as np
 from annotated_types import MinLen
 
-from .. import partition as regimes
+from .. import partition as partitions
 from ..config.loader import Registry, apply_overrides, dump_value, load_yaml, parse_value
 from ..core.errors import default_cache_dir, unknown_name_error
 from ..core.random import Seed, derive_seed, numpy_stream
@@ -25,7 +25,7 @@ from ..partition import Calibrated, Partition, Partitioner, TopicMix
 from ..partition.base import partition_corpus, partition_notes, rewritten_texts
 from ..report.partition_page import GradientStat
 
-PARTITION_REGISTRY = Registry({Partitioner: regimes})
+PARTITION_REGISTRY = Registry({Partitioner: partitions})
 OTHER_KEYS = (
     "trainable",
     "algorithm",
@@ -84,7 +84,7 @@ def load_data_config(path: Path, overrides: Iterable[str] = ()) -> DataConfig:
 
 def partition_dataset(config: DataConfig, data_dir: Path | None = None) -> PartitionedData:
     """Load the training documents and partition them as a run of the experiment does."""
-    corpus = load_corpus(config.dataset, data_dir=data_dir, half=dataset_half(config.model), cache_dir=default_cache_dir() / "vectors")
+    corpus = load_corpus(config.dataset, data_dir=data_dir, subset=dataset_subset(config.model), cache_dir=default_cache_dir() / "vectors")
     corpus = corpus.take(np.flatnonzero(corpus.split == TRAIN))
     file, tokenizer_note = find_tokenizer(config.model)
     if file is not None:
@@ -105,12 +105,12 @@ def check_local_dataset(dataset: DatasetConfig, model: str, partition: Partition
     path = find_local_path(dataset.name)
     if dataset.name in NAMED_DATASETS or not path or path.is_dir():
         return
-    corpus = load_corpus(dataset, half=dataset_half(model), cache_dir=default_cache_dir() / "vectors").train
+    corpus = load_corpus(dataset, subset=dataset_subset(model), cache_dir=default_cache_dir() / "vectors").train
     if not isinstance(partition, Calibrated):  # calibration measures tokens
         partition(corpus, numpy_stream(seed, "partition"))
 
 
-def dataset_half(model: str) -> str:
+def dataset_subset(model: str) -> str:
     """Return which half of a corpus a model may train on; ``pocket`` was pretrained on the other half of some corpora."""
     return "unseen" if model == PRESETS["pocket"].name else "all"
 

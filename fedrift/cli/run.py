@@ -179,7 +179,7 @@ def run_experiments(
 
     create_backends(loggers, runtime.runs_dir)  # report a missing logger before anything is loaded
     from ..engine.cache import ResourceCache
-    from ..engine.run import move_stored_run_aside, run_experiment
+    from ..engine.run import archive_stored_run, run_experiment
     from .console import RunProgressBar
 
     if flower_config:
@@ -196,7 +196,7 @@ def run_experiments(
         with RunProgressBar(sum(experiment.training.num_rounds for experiment in experiments)) as bar:
             for experiment in experiments:
                 if fresh:
-                    move_stored_run_aside(experiment, cache)
+                    archive_stored_run(experiment, cache)
                 with open_loggers(loggers, runtime.runs_dir) as backends:
                     runs.append(
                         run_experiment(experiment, cache, chain_callbacks(bar.callback_for(experiment.name), backends, runtime.runs_dir))
@@ -432,9 +432,9 @@ def print_profile(screen: Console, result: Profile) -> None:
         f"MFLOP per token, {compute['gflops']:,.1f} GFLOP/s, {compute['share_of_peak']:.0%} of the speed of a large matrix "
         f"product on this machine ({machine['gemm_peak_gflops']:,.0f} GFLOP/s)"
     )
-    if machine["device"] == "cpu" and machine["threads_at_work"] < MIN_BUSY_SHARE * machine["threads"]:
+    if machine["device"] == "cpu" and machine["busy_threads"] < MIN_BUSY_SHARE * machine["threads"]:
         screen.print(
-            f"[yellow]Only {machine['threads_at_work']:.2f} of {machine['threads']} thread(s) were busy. If other programs run, "
+            f"[yellow]Only {machine['busy_threads']:.2f} of {machine['threads']} thread(s) were busy. If other programs run, "
             "the measured times are too long and the share of the peak is too low.[/]"
         )
     rows = [
@@ -456,7 +456,7 @@ def print_profile(screen: Console, result: Profile) -> None:
         ("", "seconds", "share"),
         [(kind, f"{seconds:.3f}", f"{training['shares'][kind]:.1%}") for kind, seconds in training["seconds"].items()],
     )
-    screen.print(f"[dim]The profiler increased the time by a factor of {training['slower_under_the_profiler']:.2f}.[/]")
+    screen.print(f"[dim]The profiler increased the time by a factor of {training['profiler_slowdown']:.2f}.[/]")
     memory = result.memory["bytes"]
     total = sum(value for value in memory.values() if value == value)
     print_profile_table(
@@ -469,7 +469,7 @@ def print_profile(screen: Console, result: Profile) -> None:
         f"peak resident memory {result.memory['resident_peak'] / 1e6:,.0f} MB"
         + (f", peak device memory {result.memory['device_peak'] / 1e6:,.0f} MB" if result.memory["device_peak"] else "")
     )
-    screen.print(f"{passes['clients_per_pass']} clients per forward pass: {passes['why']}")
+    screen.print(f"{passes['clients_per_pass']} clients per forward pass: {passes['reason']}")
     screen.print(
         "; ".join(f"{trial['clients']} x batch {trial['batch']}: {trial['tokens_per_second']:,.0f} tokens/s" for trial in passes["trials"])
     )

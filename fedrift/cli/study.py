@@ -49,7 +49,8 @@ StudyLogTo = Annotated[
     ),
 ]
 HiddenStates = Annotated[
-    bool, typer.Option("--states", help="Also compare the hidden states of the final models, layer by layer; this loads both models.")
+    bool,
+    typer.Option("--hidden-states", help="Also compare the hidden states of the final models, layer by layer; this loads both models."),
 ]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Only list the runs, their ids, confounded effects and the cost.")]
 MeasureSpeed = Annotated[
@@ -109,29 +110,29 @@ def study(
         run_and_summarize(study_config, cache, executor, as_json, log_to or (), fresh)
 
 
-def preview_study(study: Study, stock: ResourceCache, measure_speed: bool, as_json: bool) -> None:
+def preview_study(study: Study, cache: ResourceCache, measure_speed: bool, as_json: bool) -> None:
     """Print the runs of a study, confounded effects and the estimated cost, without running it."""
     from rich.box import SIMPLE
     from rich.console import Console
     from rich.table import Table
 
-    from ..engine.build import config_caveats
+    from ..engine.build import config_warnings
     from ..studies.plan import build_manifest_content, estimate_cost
     from ..studies.run import preview_study
 
-    plan, ids_final = preview_study(study, stock)
-    manifest, cost = build_manifest_content(study, plan, ids_final), estimate_cost(plan.configs.values(), stock, measure_speed)
-    caveats = Counter(caveat for experiment in plan.configs.values() for caveat in config_caveats(experiment))
+    plan, ids_final = preview_study(study, cache)
+    manifest, cost = build_manifest_content(study, plan, ids_final), estimate_cost(plan.configs.values(), cache, measure_speed)
+    warnings = Counter(warning for experiment in plan.configs.values() for warning in config_warnings(experiment))
     if as_json:
         print_json(
             {
                 "study": manifest["study"],
                 "designs": manifest["designs"],
-                "choices": manifest["choices"],
+                "tuning_results": manifest["tuning_results"],
                 "ids_final": ids_final,
                 "runs": [vars(entry) for entry in plan.entries],
                 "cost": vars(cost),
-                "caveats": [{"caveat": caveat, "runs": runs} for caveat, runs in caveats.items()],
+                "warnings": [{"warning": warning, "runs": runs} for warning, runs in warnings.items()],
             }
         )
         return
@@ -155,30 +156,30 @@ def preview_study(study: Study, stock: ResourceCache, measure_speed: bool, as_js
             console.print(f"  {alias['factor']}: {alias['share']:.0%} confounded with {' x '.join(alias['pair'])}")
     if not ids_final:
         console.print("tuning is not done: the ids of tuned runs will change when it chooses their settings")
-    print_choices(manifest["choices"])
-    for caveat, runs in caveats.items():
-        typer.echo(f"caveat, {runs} of {cost.num_runs} runs: {caveat}")
+    print_choices(manifest["tuning_results"])
+    for warning, runs in warnings.items():
+        typer.echo(f"warning, {runs} of {cost.num_runs} runs: {warning}")
     speed = "" if math.isnan(cost.tokens_per_second) else f" at {cost.tokens_per_second:,.0f} tokens per second, measured on this machine"
     time = "" if math.isnan(cost.seconds) else f": about {format_duration(cost.seconds)} if run one after another"
     console.print(f"{cost.num_runs} runs, {cost.num_finished} of them finished; {cost.tokens:,.0f} training tokens{time}{speed}")
 
 
 def run_and_summarize(
-    study: Study, stock: ResourceCache, executor: Any, as_json: bool, loggers: Sequence[str] = (), fresh: bool = False
+    study: Study, cache: ResourceCache, executor: Any, as_json: bool, loggers: Sequence[str] = (), fresh: bool = False
 ) -> None:
     """Run a study and print its results; exit with code 1 if a run failed."""
     from ..storage.loggers import log_finished_runs
-    from ..studies import judge_hypotheses
+    from ..studies import evaluate_study_hypotheses
     from ..studies.run import run_study
     from .console import StudyProgressBar
 
     with StudyProgressBar() as progress:
         try:
-            manifest = run_study(study, stock, executor, log_finished_runs(progress.start, loggers, stock.runtime.runs_dir), fresh)
+            manifest = run_study(study, cache, executor, log_finished_runs(progress.start, loggers, cache.runtime.runs_dir), fresh)
         except KeyboardInterrupt:
             typer.echo("stopped; repeat the same command to resume", err=True)
             raise
-    frame, verdicts = judge_hypotheses(manifest)
+    frame, verdicts = evaluate_study_hypotheses(manifest)
     failed = frame[frame.status == "failed"]
     if VERBOSE.get():
         for run in failed.run:
@@ -186,7 +187,7 @@ def run_and_summarize(
     if as_json:
         print_json(frame)
         raise typer.Exit(1 if len(failed) else 0)
-    print_choices(manifest.read()["choices"])
+    print_choices(manifest.read()["tuning_results"])
     runs = frame[frame.role == "run"]
     means = runs.groupby(["stage", "condition"], sort=False)[list(study.metrics)].mean(numeric_only=True)
     typer.echo(means.to_string(float_format=lambda value: f"{value:.3f}", max_colwidth=60) if len(means) else "no runs")
@@ -198,7 +199,7 @@ def run_and_summarize(
         f"{len(frame)} runs: {(frame.status == 'finished').sum()} finished, {len(failed)} failed, "
         f"{int(frame.diverged.sum())} diverged. The table shows means over seeds."
     )
-    typer.echo(f"{manifest.folder}; `fedrift report {manifest.name}{runs_dir_option(stock)} --html --pdf` writes the report")
+    typer.echo(f"{manifest.folder}; `fedrift report {manifest.name}{runs_dir_option(cache)} --html --pdf` writes the report")
     if len(failed):
         raise typer.Exit(1)
 
@@ -209,9 +210,9 @@ def print_traceback(run: Run) -> None:
         typer.echo(f"run {run.id}:\n{run.read_json('failed').get('traceback', '')}", err=True)
 
 
-def runs_dir_option(stock: ResourceCache) -> str:
+def runs_dir_option(cache: ResourceCache) -> str:
     """Return the option ``--runs-dir`` with its value, or "" if the runs are in the default folder."""
-    return "" if stock.runtime.runs_dir == DEFAULT_RUNS_DIR else f" --runs-dir {stock.runtime.runs_dir}"
+    return "" if cache.runtime.runs_dir == DEFAULT_RUNS_DIR else f" --runs-dir {cache.runtime.runs_dir}"
 
 
 def print_choices(tuned: list[dict[str, Any]]) -> None:
@@ -220,7 +221,7 @@ def print_choices(tuned: list[dict[str, Any]]) -> None:
         settings = (
             ", ".join(f"{path}={value}" for path, value in choice["settings"].items()) or "no setting, because no trial had a finite score"
         )
-        edge = f"; at the edge of the grid: {', '.join(choice['at_grid_edge'])}" if choice["at_grid_edge"] else ""
+        edge = f"; at the edge of the grid: {', '.join(choice['at_search_boundary'])}" if choice["at_search_boundary"] else ""
         typer.echo(f"tuned {choice['group']}: {settings}{edge} ({len(choice['trials'])} trials)")
 
 
@@ -263,7 +264,7 @@ def compare(
 
     `fedrift compare 5c35 77e0`
 
-    `fedrift compare 5c35 77e0 --states` also compares the hidden states of both final models, layer by layer. If one of the runs
+    `fedrift compare 5c35 77e0 --hidden-states` also compares the hidden states of both final models, layer by layer. If one of the runs
     has `algorithm=Centralized`, this shows how federated training changes the representation.
 
     The command prints tables and writes no files.
@@ -287,9 +288,9 @@ def compare(
     if as_json:
         print_json(
             {
-                "asked": {path: list(pair) for path, pair in config_differences.items()},
-                "came": [asdict(difference) for difference in metric_differences],
-                **({"states": similarity} if similarity else {}),
+                "config": {path: list(pair) for path, pair in config_differences.items()},
+                "metrics": [asdict(difference) for difference in metric_differences],
+                **({"hidden_states": similarity} if similarity else {}),
             }
         )
         return
@@ -364,14 +365,14 @@ Workers = Annotated[
     int, typer.Option("--workers", min=1, max=1024, help="The number of runs in parallel; each uses one process with one thread.")
 ]
 ComparisonOutput = Annotated[Path | None, typer.Option("--output", help="Also write the tables to this .md, .html or .json file.")]
-RegimeMap = Annotated[bool, typer.Option("--map", help="Run all kinds of skew and severities instead, to map where clustering helps.")]
+PartitionMap = Annotated[bool, typer.Option("--map", help="Run all kinds of skew and severities instead, to map where clustering helps.")]
 ListRuns = Annotated[bool, typer.Option("--dry-run", help="Only list the runs and their cost.")]
 
 
 def compare_clustering(
     file: ExperimentFile,
     overrides: Overrides = None,
-    regime_map: RegimeMap = False,
+    partition_map: PartitionMap = False,
     seeds: Seeds = 6,
     seed_offset: SeedOffset = 0,
     conditions: Conditions = "",
@@ -423,16 +424,16 @@ def compare_clustering(
         random_repeats=random_repeats,
         cache=cache,
     )
-    study = ClusteringMap(comparison).build_study() if regime_map else comparison.build_study()
+    study = ClusteringMap(comparison).build_study() if partition_map else comparison.build_study()
     if dry_run:
         preview_comparison(study, cache, as_json)
         return
     manifest = run_missing(study, cache, workers, fresh)
     command = "fedrift " + " ".join(shlex.quote(word) for word in sys.argv[1:])
-    if regime_map:
-        gains, starved = summarize_map(manifest)
-        parts = map_report_parts(gains, starved)
-        results = {"study": study.name, "command": command, "map": frame_to_records(gains), "starved": frame_to_records(starved)}
+    if partition_map:
+        gains, cluster_costs = summarize_map(manifest)
+        parts = map_report_parts(gains, cluster_costs)
+        results = {"study": study.name, "command": command, "map": frame_to_records(gains), "cluster_size": frame_to_records(cluster_costs)}
     else:
         outcomes = collect_results(manifest)
         parts, results = report_parts(outcomes), results_to_json(outcomes, command)
@@ -441,7 +442,7 @@ def compare_clustering(
         typer.echo(manifest.folder)
 
 
-def run_missing(study: Study, stock: ResourceCache, workers: int, fresh: bool = False) -> StudyManifest:
+def run_missing(study: Study, cache: ResourceCache, workers: int, fresh: bool = False) -> StudyManifest:
     """Run the missing runs of a study; ``fresh`` runs all of them again."""
     from ..studies.executors import Local, Processes
     from ..studies.run import run_study
@@ -449,19 +450,19 @@ def run_missing(study: Study, stock: ResourceCache, workers: int, fresh: bool = 
 
     with StudyProgressBar() as progress:
         try:
-            return run_study(study, stock, Local() if workers == 1 else Processes(workers), progress.start, fresh)
+            return run_study(study, cache, Local() if workers == 1 else Processes(workers), progress.start, fresh)
         except KeyboardInterrupt:
             typer.echo("stopped; repeat the same command to resume", err=True)
             raise
 
 
-def preview_comparison(study: Study, stock: ResourceCache, as_json: bool) -> None:
+def preview_comparison(study: Study, cache: ResourceCache, as_json: bool) -> None:
     """Print the runs of a clustering comparison and their cost, without running them."""
     from ..studies.plan import estimate_cost
     from ..studies.run import preview_study
 
-    plan, _ = preview_study(study, stock)
-    cost = estimate_cost(plan.configs.values(), stock, False)
+    plan, _ = preview_study(study, cache)
+    cost = estimate_cost(plan.configs.values(), cache, False)
     if as_json:
         print_json({"study": study.name, "runs": [vars(entry) for entry in plan.entries]})
         return

@@ -97,9 +97,9 @@ class Assignment:
         Args:
             round: Number of rounds before the decision.
         """
-        entry: dict[str, Any] = {"round": round, "group": self.cluster_ids.tolist(), "models": self.num_models, **self.reason}
+        entry: dict[str, Any] = {"round": round, "cluster_ids": self.cluster_ids.tolist(), "num_models": self.num_models, **self.reason}
         if self.membership is not None:
-            entry["share"] = self.membership.tolist()
+            entry["membership"] = self.membership.tolist()
         if self.centroids is not None:
             entry["centroids"] = self.centroids.tolist()
         return {key: nan_to_null(value) for key, value in entry.items()}

@@ -82,7 +82,7 @@ CONDITIONS: dict[str, Condition] = {
     "text": Condition("k-means on text embeddings", lambda config, _: {"clustering": config.text_clustering}),
     "random": Condition(
         "random clusters of the same sizes",
-        lambda config, repeat: {"clustering": {"type": "RandomClustering", "like": config.text_clustering, "repeat": repeat}},
+        lambda config, repeat: {"clustering": {"type": "RandomClustering", "sizes_from": config.text_clustering, "repeat": repeat}},
         lambda config: config.random_repeats,
     ),
     "oracle": Condition("clusters of the true domains", lambda config, _: {"clustering": {"type": "OracleClustering"}}),

@@ -82,16 +82,16 @@ def format_number(value: Any, digits: int, signed: bool = False) -> str:
     return f"{float(value):{'+' if signed else ''}.{digits}f}"
 
 
-def format_p_value(p: float, attainable: float) -> str:
+def format_p_value(p: float, min_attainable_p: float) -> str:
     """Format a p value; if the smallest possible p value exceeds 0.05, add that value.
 
     Args:
         p: The p value.
-        attainable: Smallest p value that the number of seeds permits.
+        min_attainable_p: Smallest p value that the number of seeds permits.
     """
     if math.isnan(p):
         return ""
-    return format_p(p) if attainable <= 0.05 else f"{format_p(p)}, smallest possible {format_p(attainable)}"
+    return format_p(p) if min_attainable_p <= 0.05 else f"{format_p(p)}, smallest possible {format_p(min_attainable_p)}"
 
 
 DIGITS = {"own": 4, "worst": 4, "cross": 4, "next": 4, "general": 4, "syntax": 3, "compute": 2, "traffic": 2, "models": 1, "ari": 2}
@@ -152,8 +152,8 @@ def contrast_tables(results: ComparisonResults) -> list[ReportPart]:
                     format_number(row["effect"], 4, signed=True),
                     format_interval(row),
                     f"{perplexity_change(row['effect']):+.2f} %" if math.isfinite(row["effect"]) else "",
-                    format_p_value(row["p"], row["attainable"]),
-                    format_p_value(row["holm"], row["attainable"]),
+                    format_p_value(row["p"], row["min_attainable_p"]),
+                    format_p_value(row["p_holm"], row["min_attainable_p"]),
                     str(row["seeds"]),
                     str(row["diverged"]),
                 ]
@@ -182,7 +182,7 @@ def cluster_table(results: ComparisonResults) -> ReportPart:
             format_cluster_sizes(decision),
             format_number(decision.get("p_value"), 2),
             format_number(decision.get("silhouette"), 2),
-            format_number(decision.get("identified"), 2),
+            format_number(decision.get("identification_rate"), 2),
             format_number(decision.get("stability"), 2),
             str(decision.get("verdict", "")),
         ]
@@ -191,13 +191,13 @@ def cluster_table(results: ComparisonResults) -> ReportPart:
     text = str(results.decisions[0].get("privacy", "")) if results.decisions else "No finished run has text clusters."
     text += (
         (
-            " p is the p value of the permutation test of documents. identified is the share of documents that are closest to their "
+            " p is the p value of the permutation test of documents. identification is the share of documents that are closest to their "
             "own client's mean. bootstraps is the mean pairwise adjusted Rand index over bootstraps."
         )
         if rows
         else ""
     )
-    return ReportPart("Text clusters", text, ["seed", "k", "sizes", "p", "silhouette", "identified", "bootstraps", "verdict"], rows)
+    return ReportPart("Text clusters", text, ["seed", "k", "sizes", "p", "silhouette", "identification", "bootstraps", "verdict"], rows)
 
 
 def map_report_parts(gains: pd.DataFrame, cluster_costs: pd.DataFrame) -> list[ReportPart]:
@@ -209,16 +209,16 @@ def map_report_parts(gains: pd.DataFrame, cluster_costs: pd.DataFrame) -> list[R
     """
     rows = [
         [
-            str(row["regime"]),
+            str(row["partition"]),
             f"{row['severity']:g}",
             format_number(row.get("random.effect"), 4, signed=True),
             format_interval(row, "random."),
-            format_p_value(row.get("random.p", math.nan), row.get("random.attainable", 1.0)),
+            format_p_value(row.get("random.p", math.nan), row.get("random.min_attainable_p", 1.0)),
             format_number(row.get("vanilla.effect"), 4, signed=True),
             format_number(row["own"], 4, signed=True),
             format_number(row["p"], 2),
-            f"{row['identified']:.2f} ({row['chance']:.2f})",
-            format_number(row["counted"], 0),
+            f"{row['identification_rate']:.2f} ({row['chance']:.2f})",
+            format_number(row["estimated_k"], 0),
             format_number(row.get("random.seeds"), 0),
         ]
         for row in gains.to_dict("records")
@@ -228,7 +228,7 @@ def map_report_parts(gains: pd.DataFrame, cluster_costs: pd.DataFrame) -> list[R
             str(row["k"]),
             format_number(row["effect"], 4, signed=True),
             format_interval(row),
-            format_p_value(row["p"], row["attainable"]),
+            format_p_value(row["p"], row["min_attainable_p"]),
             str(row["seeds"]),
         ]
         for row in cluster_costs.to_dict("records")
@@ -250,7 +250,7 @@ def map_report_parts(gains: pd.DataFrame, cluster_costs: pd.DataFrame) -> list[R
                 "minus vanilla, next text",
                 "minus random, own text",
                 "p of permutation test",
-                "identified (chance)",
+                "identification rate (chance)",
                 "k selected",
                 "seeds",
             ],
@@ -279,7 +279,7 @@ def format_interval(row: Mapping[Any, Any], prefix: str = "") -> str:
 
 def format_cluster_sizes(assignment: dict[str, Any]) -> str:
     """Return the cluster sizes of a decision in descending order, separated by commas."""
-    sizes = pd.Series(assignment.get("group", [])).value_counts()
+    sizes = pd.Series(assignment.get("cluster_ids", [])).value_counts()
     return ", ".join(str(count) for count in sorted(sizes, reverse=True))
 
 
@@ -338,13 +338,14 @@ def describe_contrast(row: Mapping[Any, Any], reference: str) -> str:
     sentence_start = f"On their own text, text clusters are {{}} {condition_title(reference)}"
     if math.isnan(row["effect"]):
         return (
-            f"Text clusters cannot be compared with {condition_title(reference)}, because runs of both diverged in {row['tied']} seeds."
-            if row["tied"]
+            f"Text clusters cannot be compared with {condition_title(reference)}, because runs of both diverged in "
+            f"{row['both_diverged']} seeds."
+            if row["both_diverged"]
             else f"Text clusters cannot be compared with {condition_title(reference)}, because no seed has both."
         )
-    is_significant = max(row["p"], row["attainable"]) <= ALPHA
+    is_significant = max(row["p"], row["min_attainable_p"]) <= ALPHA
     verdict = "not distinguishable from" if not is_significant else "better than" if row["effect"] < 0 else "worse than"
-    numbers = [f"{row['effect']:+.4f} nats", format_interval(row), f"p = {format_p_value(row['p'], row['attainable'])}"]
+    numbers = [f"{row['effect']:+.4f} nats", format_interval(row), f"p = {format_p_value(row['p'], row['min_attainable_p'])}"]
     power_note = f"; 80 % power for a difference of {row['detectable']:.3g}" if math.isfinite(row["detectable"]) else ""
     return f"{sentence_start.format(verdict)} ({', '.join(filter(None, numbers))}{power_note})."
 
@@ -365,17 +366,17 @@ def results_to_json(results: ComparisonResults, command: str = "") -> dict[str, 
         "study": results.name,
         "command": command,
         "seeds": list(results.seeds),
-        "limits": results.power_statement(),
-        "says": summarize_results(results),
+        "power_statement": results.power_statement(),
+        "summary": summarize_results(results),
         "metrics": {key: list(description) for key, description in COMPARISON_METRICS.items()},
         "conditions": frame_to_records(results.means()),
-        "less": comparisons,
-        "recovered": {bound: to_json_number(getattr(share, bound)) for bound in ("estimate", "low", "high")},
+        "contrasts": comparisons,
+        "recovered_gain": {bound: to_json_number(getattr(share, bound)) for bound in ("estimate", "low", "high")},
         "clusters": [
             {key: value for key, value in decision.items() if key not in ("documents", "privacy")} for decision in results.decisions
         ],
         "failures": frame_to_records(grade_table(results.diagnoses)),
-        "stopped": list(results.stopped_runs),
+        "stopped_runs": list(results.stopped_runs),
         "runs": frame_to_records(results.rows),
     }
 

@@ -208,8 +208,8 @@ def count_models(run: Run, trajectory: Trajectory, config: dict[str, Any]) -> fl
     """
     if config["algorithm"]["type"] == "LocalOnly":
         return float(config["partition"]["num_clients"])
-    if trajectory.has_client_table("group"):
-        return float(len(np.unique(trajectory.client_table("group")[-1])))
+    if trajectory.has_client_table("cluster.id"):
+        return float(len(np.unique(trajectory.client_table("cluster.id")[-1])))
     return 1.0
 
 
@@ -368,7 +368,7 @@ def collect_results(manifest: StudyManifest) -> ComparisonResults:
             evidence.setdefault(condition, []).append(build_evidence(run, seed, entries, manifest))
     frame = pd.DataFrame(rows, columns=["run", "condition", "number", "seed", "iid", "diverged", *COMPARISON_METRICS, "train"])
     if frame.loc[frame["condition"] == "ifca", "number"].nunique() > 1:  # with a single restart the best equals the mean
-        frame = pd.concat([frame, best_ifca_starts(frame)], ignore_index=True)
+        frame = pd.concat([frame, best_ifca_restarts(frame)], ignore_index=True)
     vanilla_compute = frame[frame["condition"] == "vanilla"].set_index("seed")["compute"]
     frame["compute"] = frame["compute"] / frame["seed"].map(vanilla_compute)
     return ComparisonResults(
@@ -376,7 +376,7 @@ def collect_results(manifest: StudyManifest) -> ComparisonResults:
     )
 
 
-def best_ifca_starts(frame: pd.DataFrame) -> pd.DataFrame:
+def best_ifca_restarts(frame: pd.DataFrame) -> pd.DataFrame:
     """Return IFCA's results as in its paper: for each seed the restart with the smallest training loss, at the cost of all restarts.
 
     Args:
@@ -456,7 +456,7 @@ def undetected_failures(diagnoses: Sequence[Diagnosis]) -> tuple[list[str], list
 # clusters with IID clients. The number of clusters is fixed, because the gain would be zero by definition where the strategy selects one
 # cluster. The report shows the number that would have been selected and how well the embeddings separate the clients.
 
-REGIMES = {"topic": "TopicMix", "style": "Style", "token": "TokenTilt", "quantity": "Quantity"}
+PARTITIONS = {"topic": "TopicMix", "style": "Style", "token": "TokenTilt", "quantity": "Quantity"}
 SEVERITIES = (0.0, 0.5, 1.0)
 GAIN_METRIC = "next"  # token skew is present only in training text, because held-out text is drawn by domain
 
@@ -467,19 +467,19 @@ class ClusteringMap:
 
     Attributes:
         comparison: Provides the base experiment, the settings and the seeds.
-        regimes: Names of partitions, keys of ``REGIMES``.
+        partitions: Names of partitions, keys of ``PARTITIONS``.
         severities: Severities of each partition.
     """
 
     comparison: ClusteringComparison
-    regimes: tuple[str, ...] = tuple(REGIMES)
+    partitions: tuple[str, ...] = tuple(PARTITIONS)
     severities: tuple[float, ...] = SEVERITIES
 
     def build_study(self) -> Study:
         """Return a study with two stages.
 
-        The stage ``map`` varies partition, severity and method. The stage ``starved`` has increasingly many random clusters, and therefore
-        fewer clients per cluster, with IID clients.
+        The stage ``map`` varies partition, severity and method. The stage ``cluster_size`` has increasingly many random clusters, and
+        therefore fewer clients per cluster, with IID clients.
 
         Raises:
             UserError: A partition name is unknown, or there is no severity.
@@ -488,14 +488,14 @@ class ClusteringMap:
         num_clients, k = base_config.partition.num_clients, config.num_clusters or min(4, base_config.partition.num_clients // 2)
         text = {"type": "TextClustering", "encoder": config.encoder, "num_clusters": k}
         partition_levels: dict[str, dict[str, Any]] = {}
-        for name in self.regimes:
-            if name not in REGIMES:
-                raise unknown_name_error("partition", name, REGIMES)
-            partition_levels[name] = {"partition": {"type": REGIMES[name], "num_clients": num_clients}}
+        for name in self.partitions:
+            if name not in PARTITIONS:
+                raise unknown_name_error("partition", name, PARTITIONS)
+            partition_levels[name] = {"partition": {"type": PARTITIONS[name], "num_clients": num_clients}}
         methods: dict[str, dict[str, Any]] = {
             "vanilla": {},
             "text": {"clustering": text},
-            "random": {"clustering": {"type": "RandomClustering", "like": text}},
+            "random": {"clustering": {"type": "RandomClustering", "sizes_from": text}},
         }
         counts = [k for k in (2, 3, 5, 10, 20, 50) if k < num_clients] + [num_clients]
         cluster_counts: dict[str, Any] = {"1 cluster": {}}
@@ -521,10 +521,10 @@ class ClusteringMap:
                 "stages": [
                     {
                         "name": "map",
-                        "factors": {"regime": partition_levels, "partition.severity": list(self.severities), "method": methods},
+                        "factors": {"partition": partition_levels, "partition.severity": list(self.severities), "method": methods},
                         "overrides": {"partition": {"type": "TopicMix", "num_clients": num_clients}},
                     },
-                    {"name": "starved", "factors": {"method": cluster_counts}},
+                    {"name": "cluster_size", "factors": {"method": cluster_counts}},
                 ],
             }
         )
@@ -541,7 +541,7 @@ def summarize_map(manifest: StudyManifest) -> tuple[pd.DataFrame, pd.DataFrame]:
     The first table has one row per partition and severity. Its columns ``random.*`` and ``vanilla.*`` compare the loss of text clusters
     with that of random clusters of the same sizes and of vanilla, on each client's next training batches: effect, t-interval and
     exact p value. ``own`` is the effect relative to random clusters on own text. ``p`` is the median over seeds of the permutation test's p
-    value. ``identified`` is the rate at which documents are closest to their own client's mean. ``counted`` is the number of
+    value. ``identification_rate`` is the rate at which documents are closest to their own client's mean. ``estimated_k`` is the number of
     clusters that would have been selected.
 
     The second table has the cost of smaller clusters, one row per number of random clusters.
@@ -559,40 +559,40 @@ def summarize_map(manifest: StudyManifest) -> tuple[pd.DataFrame, pd.DataFrame]:
                     "run": run.id,
                     "stage": entry.stage,
                     "condition": levels["method"],
-                    "regime": levels.get("regime"),
+                    "partition": levels.get("partition"),
                     "severity": levels.get("partition.severity"),
                     "seed": entry.seed,
                     "iid": False,
                     "iid_baseline": "",
                     "diverged": has_diverged(run.trajectory()),
                     **measure_run(run, run),
-                    **{name: decision.get(name) for name in ("p_value", "identified", "chance", "counted")},
+                    **{name: decision.get(name) for name in ("p_value", "identification_rate", "chance", "estimated_k")},
                 }
             )
     frame = pd.DataFrame(rows)
     if frame.empty:
         return frame, frame
-    return clustering_gains(frame[frame["stage"] == "map"]), small_cluster_cost(frame[frame["stage"] == "starved"])
+    return clustering_gains(frame[frame["stage"] == "map"]), small_cluster_cost(frame[frame["stage"] == "cluster_size"])
 
 
 def clustering_gains(frame: pd.DataFrame) -> pd.DataFrame:
     """Return the first table of ``summarize_map`` from the rows of the runs."""
     rows = []
-    for (regime, severity), cell in frame.groupby(["regime", "severity"], sort=False):
-        row: dict[str, Any] = {"regime": regime, "severity": severity}
+    for (partition, severity), cell in frame.groupby(["partition", "severity"], sort=False):
+        row: dict[str, Any] = {"partition": partition, "severity": severity}
         for reference in ("random", "vanilla"):
             table = compare_to_reference(cell, GAIN_METRIC, "condition", reference, ["condition"]).set_index("condition")
             if "text" in table.index:
                 text_row = table.loc["text"]
-                row |= {f"{reference}.{name}": text_row[name] for name in ("effect", "low", "high", "p", "attainable", "seeds")}
+                row |= {f"{reference}.{name}": text_row[name] for name in ("effect", "low", "high", "p", "min_attainable_p", "seeds")}
         own = compare_to_reference(cell, "own", "condition", "random", ["condition"]).set_index("condition")
         row["own"] = own.loc["text", "effect"] if "text" in own.index else float("nan")
-        text = cell[cell["condition"] == "text"].astype(dict.fromkeys(("p_value", "identified", "chance", "counted"), float))
+        text = cell[cell["condition"] == "text"].astype(dict.fromkeys(("p_value", "identification_rate", "chance", "estimated_k"), float))
         row |= {
             "p": text["p_value"].median(),
-            "identified": text["identified"].mean(),
+            "identification_rate": text["identification_rate"].mean(),
             "chance": text["chance"].mean(),
-            "counted": text["counted"].median(),
+            "estimated_k": text["estimated_k"].median(),
         }
         rows.append(row)
     return pd.DataFrame(rows)
@@ -604,7 +604,7 @@ def small_cluster_cost(frame: pd.DataFrame) -> pd.DataFrame:
         return frame
     table = compare_to_reference(frame, "own", "condition", "1 cluster", ["condition"])
     table["k"] = [int(str(label).split(" ", 1)[0]) for label in table["condition"]]
-    return table.sort_values("k", ignore_index=True)[["k", "effect", "low", "high", "p", "attainable", "seeds"]]
+    return table.sort_values("k", ignore_index=True)[["k", "effect", "low", "high", "p", "min_attainable_p", "seeds"]]
 
 
 __all__ = [
@@ -612,8 +612,8 @@ __all__ = [
     "COMPARISON_METRICS",
     "CONTRASTED_METRICS",
     "CONTRAST_REFERENCES",
+    "PARTITIONS",
     "PRIMARY_METRIC",
-    "REGIMES",
     "SEVERITIES",
     "ClusteringMap",
     "ComparisonResults",

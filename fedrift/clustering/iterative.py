@@ -93,8 +93,8 @@ class UpdateClustering(NoClustering):
         round = result.before.round
         if not self.needs_full_participation(round):
             return None
-        start = result.before.server.params.take(result.before.cluster_ids[result.cohort].to(result.report.cluster_ids.device))
-        cosine = cosine_similarity(inner_products(start, result.report.delta))
+        start = result.before.server.params.take(result.before.cluster_ids[result.cohort].to(result.update.cluster_ids.device))
+        cosine = cosine_similarity(inner_products(start, result.update.delta))
         distances = (1 - cosine).numpy()
         np.fill_diagonal(distances, 0.0)
         cluster_ids, silhouettes = self.cluster_updates(distances)
@@ -109,12 +109,12 @@ class UpdateClustering(NoClustering):
         reason = {
             "signal": "UpdateClustering",
             "k": num_models,
-            "asked": self.num_clusters,
+            "requested_k": self.num_clusters,
             "silhouettes": {str(k): value for k, value in silhouettes.items()},
             "silhouette": silhouettes.get(num_models, float("nan")),
             "switched": int((cluster_ids != old_ids).sum()) if round else 0,
-            "held": num_held,
-            "called": len(result.cohort),
+            "num_held": num_held,
+            "num_participants": len(result.cohort),
             "bytes": 0,
         }
         return Assignment(cluster_ids, num_models, reason)
@@ -216,19 +216,19 @@ class CFL(NoClustering):
         """Return the clusters with all accepted splits after a round with all clients, else None."""
         if not self.needs_full_participation(result.before.round):
             return None
-        report, state = result.report, result.after
-        start = result.before.server.params.take(result.before.cluster_ids.to(report.cluster_ids.device))
-        products = inner_products(start, report.delta)
+        update, state = result.update, result.after
+        start = result.before.server.params.take(result.before.cluster_ids.to(update.cluster_ids.device))
+        products = inner_products(start, update.delta)
         norm = products.diagonal().clamp_min(0).sqrt()
         scale = state.clustering_state["scale"] if "scale" in state.clustering_state else norm.max().view(1)
         cluster_ids, parents, checks = state.cluster_ids.numpy().copy(), list(range(state.server.num_models)), []
-        is_valid = ~report.failed.numpy()
+        is_valid = ~update.failed.numpy()
         for model in range(state.server.num_models):
             members = np.flatnonzero(cluster_ids == model)
             if len(members) < 2 * self.min_cluster_size or not is_valid[members].all():
                 continue
-            half, evidence = self.find_split(products, report.weight.double().cpu(), members, float(scale))
-            checks.append({"group": model, **evidence})
+            half, evidence = self.find_split(products, update.weight.double().cpu(), members, float(scale))
+            checks.append({"cluster_id": model, **evidence})
             if half is not None:
                 cluster_ids[members[half]] = len(parents)
                 parents.append(model)
@@ -236,8 +236,8 @@ class CFL(NoClustering):
             "signal": "CFL",
             "k": len(parents),
             "scale": float(scale),
-            "looked": checks,
-            "called": len(result.cohort),
+            "split_checks": checks,
+            "num_participants": len(result.cohort),
             "switched": int((cluster_ids != state.cluster_ids.numpy()).sum()),
             "bytes": 0,
         }

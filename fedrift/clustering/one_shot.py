@@ -79,8 +79,8 @@ class TextClustering(NoClustering):
         """
         return {
             "k": clustering.k,
-            "asked": self.num_clusters,
-            "counted": clustering.estimated_k,
+            "requested_k": self.num_clusters,
+            "estimated_k": clustering.estimated_k,
             "p_value": clustering.p_value,
             "silhouette": clustering.silhouettes.get(clustering.k, float("nan")),
             "silhouettes": {str(k): value for k, value in clustering.silhouettes.items()},
@@ -89,7 +89,7 @@ class TextClustering(NoClustering):
             "encoder": self.encoder,
             "documents": [len(vectors) for vectors in embeddings.document_embeddings],
             "bytes": embeddings.num_bytes,
-            "identified": document_identification_rate(embeddings.document_embeddings, seed),
+            "identification_rate": document_identification_rate(embeddings.document_embeddings, seed),
             "chance": 1 / len(embeddings.document_embeddings),
             "privacy": privacy_statement(embeddings, self.epsilon, self.delta),
         }
@@ -111,12 +111,12 @@ class RandomClustering(NoClustering):
     It shows the effect of smaller clusters alone, without any similarity of the clients.
 
     Attributes:
-        like: Strategy whose cluster sizes are used.
-        cluster_sizes: Cluster sizes, in any order; if given, ``like`` is ignored.
+        sizes_from: Strategy whose cluster sizes are used.
+        cluster_sizes: Cluster sizes, in any order; if given, ``sizes_from`` is ignored.
         repeat: Index of the random permutation, for repeated controls.
     """
 
-    like: NoClustering = TextClustering()
+    sizes_from: NoClustering = TextClustering()
     cluster_sizes: tuple[Annotated[int, Ge(1)], ...] = ()
     repeat: Annotated[int, Ge(0)] = 0
 
@@ -124,21 +124,21 @@ class RandomClustering(NoClustering):
         """Return random clusters.
 
         Raises:
-            UserError: ``like`` does not cluster before the first round, or the sizes do not sum to the number of clients.
+            UserError: ``sizes_from`` does not cluster before the first round, or the sizes do not sum to the number of clients.
         """
         sizes = self.cluster_sizes
         if not sizes:
-            assignment = self.like.init_assignment(client_info)
+            assignment = self.sizes_from.init_assignment(client_info)
             if assignment is None:
                 raise UserError(
-                    f"clustering.like is {type(self.like).__name__}, which does not cluster the clients before the first round. "
-                    "Set clustering.cluster_sizes instead, for example [3, 3, 4]."
+                    f"clustering.sizes_from is {type(self.sizes_from).__name__}, which does not cluster the clients before the first "
+                    "round. Set clustering.cluster_sizes instead, for example [3, 3, 4]."
                 )
             sizes = tuple(np.bincount(assignment.cluster_ids, minlength=assignment.num_models).tolist())
         if sum(sizes) != client_info.num_clients:
             raise UserError(f"clustering.cluster_sizes {list(sizes)} sum to {sum(sizes)}, but there are {client_info.num_clients} clients.")
         cluster_ids = numpy_stream(client_info.seed, "random groups", self.repeat).permutation(np.repeat(np.arange(len(sizes)), sizes))
-        reason = {"signal": "RandomClustering", "k": len(sizes), "sizes": list(sizes), "draw": self.repeat, "bytes": 0}
+        reason = {"signal": "RandomClustering", "k": len(sizes), "sizes": list(sizes), "repeat": self.repeat, "bytes": 0}
         return Assignment(cluster_ids, len(sizes), reason)
 
 
@@ -203,7 +203,7 @@ class SoftClustering(NoClustering):
             "signal": "SoftClustering",
             **self.text.build_reason(embeddings, clustering, client_info.seed),
             "temperature": self.temperature,
-            "effective": float(np.exp(entropy).mean()),  # effective number of models per client, from the entropy of its weights
+            "effective_models": float(np.exp(entropy).mean()),  # effective number of models per client, from the entropy of its weights
         }
         return Assignment(
             clustering.cluster_ids,
@@ -211,7 +211,7 @@ class SoftClustering(NoClustering):
             reason,
             membership=share,
             centroids=clustering.centroids,
-            state=Tree(share=torch.from_numpy(share)),
+            state=Tree(membership=torch.from_numpy(share)),
         )
 
     def warnings(self) -> list[str]:
@@ -283,11 +283,11 @@ class MixingClientPool:
         Returns:
             The cohort's updates, with the mixture weights of its clients, [C, M].
         """
-        share = state.clustering_state["share"]
-        report = self.inner.train(mix_models(state), algorithm, cohort)
-        device = report.weight.device
+        share = state.clustering_state["membership"]
+        update = self.inner.train(mix_models(state), algorithm, cohort)
+        device = update.weight.device
         return replace(
-            report,
+            update,
             cluster_ids=state.cluster_ids[cohort].to(device),
             cluster_sizes=share.sum(0).to(device),
             membership=share[cohort].to(device),
@@ -296,7 +296,7 @@ class MixingClientPool:
 
 def mix_models(state: FederatedState) -> FederatedState:
     """Return the state with N models, in which each client's model is its own mixture of the M models."""
-    share = state.clustering_state["share"]
+    share = state.clustering_state["membership"]
 
     def mix(tree: Tree) -> Tree:
         return tree.map(

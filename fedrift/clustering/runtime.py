@@ -138,13 +138,13 @@ class ClusteringRuntime:
         self.pending_assignments.append((result.after.round, decision))
         return transfer_state(result.after, decision, self.algorithm)
 
-    def wrap_client_pool(self, fleet: ClientPool) -> ClientPool:
+    def wrap_client_pool(self, client_pool: ClientPool) -> ClientPool:
         """Return the client pool, wrapped by ``MixingClientPool`` if the strategy mixes models."""
-        return MixingClientPool(fleet) if isinstance(self.strategy, SoftClustering) else fleet
+        return MixingClientPool(client_pool) if isinstance(self.strategy, SoftClustering) else client_pool
 
     def with_client_models(self, state: FederatedState) -> FederatedState:
         """Return the state with the models that clients use; if clients mix models, these are N mixtures."""
-        return mix_models(state) if "share" in state.clustering_state else state
+        return mix_models(state) if "membership" in state.clustering_state else state
 
     def probe_view(self, result: RoundResult) -> RoundResult:
         """Return the round's result with the models that clients use, for the probes."""

@@ -148,13 +148,13 @@ def privacy_statement(embeddings: ClientEmbeddings, epsilon: float | None, delta
             f"{embeddings.num_bytes} bytes, once and without noise. The embedding reveals what the client writes about and has no "
             "privacy guarantee."
         )
-    caveat = "" if epsilon < 1 else " This guarantee is proved only for epsilon < 1. For this epsilon, read it as the scale of the noise."
+    warning = "" if epsilon < 1 else " This guarantee is proved only for epsilon < 1. For this epsilon, read it as the scale of the noise."
     return (
         f"Each client's mean embedding is ({epsilon:g}, {delta:g})-differentially private with respect to replacing one document "
         f"(Gaussian noise of sigma {embeddings.noise_std.min():.3g} to {embeddings.noise_std.max():.3g} on each of "
         f"{embeddings.noise.shape[1]} numbers) and is sent once. The number of clusters and their stability are computed from the "
         "documents, which are available only in simulation. They use noise of the same scale on every resample and are not covered "
-        f"by the guarantee.{caveat}"
+        f"by the guarantee.{warning}"
     )
 
 

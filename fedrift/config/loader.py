@@ -337,7 +337,7 @@ def _parse_value(kind: Any, raw: Any, registry: Registry, key_path: str, errors:
         ):  # short form of a class with a required first field, such as dataset: bbc
             raw = {fields(kind)[0].name: raw}
         if not isinstance(raw, Mapping):
-            errors.append(f"{key_path}: wanted {kind.__name__} as keys and values, got {quote_value(raw)}")
+            errors.append(f"{key_path}: expected {kind.__name__} as keys and values, got {quote_value(raw)}")
             return None
         # The class is also a choice elsewhere, where ``type`` is written.
         if raw.get("type") == kind.__name__ and registry.is_choice_class(kind):
@@ -359,7 +359,7 @@ def _parse_value(kind: Any, raw: Any, registry: Registry, key_path: str, errors:
     if origin is Annotated and get_origin(inner[0]) is tuple and isinstance(raw, (list, tuple)):
         min_length = next((part.min_length for part in inner[1:] if isinstance(part, (MinLen, Len))), 0)
         if len(raw) < min_length:
-            errors.append(f"{key_path}: wanted {describe_type(kind)}, got {quote_value(list(raw))}")
+            errors.append(f"{key_path}: expected {describe_type(kind)}, got {quote_value(list(raw))}")
             return None
         return _parse_value(inner[0], raw, registry, key_path, errors)
     if origin is tuple and inner and isinstance(raw, (list, tuple)):
@@ -371,7 +371,7 @@ def _parse_value(kind: Any, raw: Any, registry: Registry, key_path: str, errors:
             )
     if origin is dict and isinstance(raw, Mapping):
         invalid = [key for key in raw if not isinstance(key, str)]
-        errors += [f"{key_path}: wanted keys that are text, got {quote_value(key)}" for key in invalid]
+        errors += [f"{key_path}: expected keys that are text, got {quote_value(key)}" for key in invalid]
         return {
             key: _parse_value(inner[1], value, registry, f"{key_path}.{_display_key(key)}", errors)
             for key, value in raw.items()
@@ -406,7 +406,7 @@ def _parse_scalar(kind: Any, raw: Any, key_path: str, errors: list[str], union: 
     except (ValidationError, OverflowError):
         value = MISSING
     if value is MISSING:
-        errors.append(f"{key_path}: wanted {describe_type(union or kind)}, got {quote_value(raw)}")
+        errors.append(f"{key_path}: expected {describe_type(union or kind)}, got {quote_value(raw)}")
         return None
     return value + 0.0 if isinstance(value, float) else value  # converts -0.0 to 0.0
 
@@ -414,7 +414,7 @@ def _parse_scalar(kind: Any, raw: Any, key_path: str, errors: list[str], union: 
 def _check_object(kind: Any, value: Any, registry: Registry, key_path: str, errors: list[str]) -> Any:
     """Check an object that was created in Python like a value from a file."""
     if not _is_instance(kind, value):
-        errors.append(f"{key_path}: wanted {getattr(kind, '__name__', kind)}, got {type(value).__name__}")
+        errors.append(f"{key_path}: expected {getattr(kind, '__name__', kind)}, got {type(value).__name__}")
         return None
     corrections = _collect_corrections(value, registry, key_path, errors)
     return replace(value, **corrections) if corrections and not errors else value
@@ -682,7 +682,7 @@ def load_yaml(path: Path) -> dict[str, Any]:
     raw = parse_yaml(read_text(Path(path), "an experiment is YAML, e.g. experiments/demo.yaml"), str(path))
     if not isinstance(raw, dict):
         raise UserError(
-            f"{path} contains no experiment: wanted keys and values such as `dataset: bbc`, "
+            f"{path} contains no experiment: expected keys and values such as `dataset: bbc`, "
             f"got {'nothing' if raw is None else type(raw).__name__}"
         )
     return raw

@@ -266,13 +266,13 @@ SHARED_PROBLEMS: tuple[Problem, ...] = (
         steps=1,
         num_rounds=12,
         x0=2.0,
-        options={"rate": 0.3},
+        options={"lambda_lr": 0.3},
     ),
     byzantine_clients("median"),
     two_clients("median", "the lower of two values instead of their mean"),
-    byzantine_clients("trimmed_mean", options={"share": 0.3}),
-    byzantine_clients("krum", options={"liars": 2, "keep": 1}),
-    byzantine_clients("krum", options={"liars": 2, "keep": 3}),
+    byzantine_clients("trimmed_mean", options={"trim_fraction": 0.3}),
+    byzantine_clients("krum", options={"num_byzantine": 2, "num_selected": 1}),
+    byzantine_clients("krum", options={"num_byzantine": 2, "num_selected": 3}),
 )
 
 
@@ -318,22 +318,22 @@ def partial_participation(problem: Problem) -> Problem:
 
 
 ALL_CLIENTS = full_participation(3, 5)
-STATE_BY_SLOT = "client state by cohort position instead of client; a changed state of an absent client"
+STATE_BY_POSITION = "client state by cohort position instead of client; a changed state of an absent client"
 
 PERSONAL_PROBLEMS: tuple[Problem, ...] = (
     for_client(
         two_clients("ditto", "a proximal term toward the client's initial model instead of the shared model", options={"lam": 1.0}), 0
     ),
     for_client(two_clients("ditto", "no personalized model for lambda = 0", options={"lam": 0.0}), 1),
-    for_client(two_of_five("ditto", STATE_BY_SLOT, options={"lam": 0.5}), 2),
+    for_client(two_of_five("ditto", STATE_BY_POSITION, options={"lam": 0.5}), 2),
     for_client(two_clients("fine_tuned", "the shared model instead of the fine-tuned one"), 1),
-    for_client(two_of_five("fine_tuned", STATE_BY_SLOT), 4),
+    for_client(two_of_five("fine_tuned", STATE_BY_POSITION), 4),
     two_clients("pfedme", "averaging theta instead of y", steps=15, options={"lam": 2.0, "eta": 0.3, "inner": 5, "beta": 1.0}),
     replace(
         two_clients("pfedme", "a missing server beta", steps=10, options={"lam": 2.0, "eta": 0.3, "inner": 5, "beta": 0.5}),
         name="two clients, server beta 1/2",
     ),
-    for_client(two_of_five("pfedme", STATE_BY_SLOT, options={"lam": 2.0, "eta": 0.3, "inner": 3, "beta": 1.0}), 3),
+    for_client(two_of_five("pfedme", STATE_BY_POSITION, options={"lam": 2.0, "eta": 0.3, "inner": 3, "beta": 1.0}), 3),
     adapter_problem("lora", "uniform means instead of weighted ones; alpha/r applied twice or not at all", ALL_CLIENTS),
     partial_participation(adapter_problem("lora", "weights normalized over all clients instead of the cohort", ALL_CLIENTS)),
     adapter_problem("ffa", "training A", ALL_CLIENTS),
@@ -343,7 +343,7 @@ PERSONAL_PROBLEMS: tuple[Problem, ...] = (
     replace(adapter_problem("flora", "weights on both factors, which squares them", ALL_CLIENTS[:1]), name="adapters, one round"),
     adapter_problem("svd", "all singular values on one factor; truncating the factors separately", ALL_CLIENTS),
     for_client(adapter_problem("fedper", "averaging B; not averaging A", ALL_CLIENTS), 0),
-    for_client(partial_participation(adapter_problem("fedper", STATE_BY_SLOT, ALL_CLIENTS)), 2),
+    for_client(partial_participation(adapter_problem("fedper", STATE_BY_POSITION, ALL_CLIENTS)), 2),
 )
 
 

@@ -264,14 +264,14 @@ class SyntheticBatches:
             rows = torch.from_numpy(np.flatnonzero(step_counts > step))
             examples = example_index[rows, step]  # [A, B]
             clients = cohort[rows].unsqueeze(1)
-            keep = examples >= 0
+            loss_mask = examples >= 0
             yield {
                 "rows": rows,
                 "x": self.x[clients, examples.clamp_min(0)],
                 "y": self.y[clients, examples.clamp_min(0)],
-                "keep": keep,
-                "weight": keep.sum(1) / max(self.num_epochs(round, 0), 1),
-                "held": self.num_examples[cohort[rows]],
+                "loss_mask": loss_mask,
+                "weight": loss_mask.sum(1) / max(self.num_epochs(round, 0), 1),
+                "num_examples": self.num_examples[cohort[rows]],
             }
 
     def batch_order(self, round: int, client: int) -> np.ndarray:
@@ -290,16 +290,16 @@ class StragglingBatches(SyntheticBatches):
     """Let nine of ten devices of a round finish only 1 to 19 of 20 epochs.
 
     Attributes:
-        keep: Whether the partial work of these devices is used; otherwise they are dropped.
+        use_partial_work: Whether the partial work of these devices is used; otherwise they are dropped.
     """
 
-    keep: bool = True
+    use_partial_work: bool = True
 
     def num_epochs(self, round: int, client: int) -> int:
         """Return the number of local epochs that a client finishes in a round; 0 drops it."""
         rng = numpy_stream(self.seeds[client], "straggle", round, client % DEVICES)
         is_straggler, finished = rng.random() < 0.9, int(rng.integers(1, 20))
-        return 20 if not is_straggler else finished if self.keep else 0
+        return 20 if not is_straggler else finished if self.use_partial_work else 0
 
 
 def make_batches(
@@ -334,7 +334,7 @@ def logistic_loss(params: Tree, batch: dict[str, Tensor]) -> Tensor:
     """Return the mean cross-entropy of each client's batch, [C]. There is no L2 penalty, as in the authors' code."""
     logits = torch.baddbmm(params["b"].unsqueeze(1), batch["x"], params["w"])  # [C, B, K]
     losses = F.cross_entropy(logits.flatten(0, 1), batch["y"].flatten(), reduction="none").view_as(batch["y"])
-    return (losses * batch["keep"]).sum(1) / batch["keep"].sum(1)
+    return (losses * batch["loss_mask"]).sum(1) / batch["loss_mask"].sum(1)
 
 
 def evaluate_models(params: Tree, batches: SyntheticBatches) -> dict[str, Tensor]:
@@ -371,7 +371,7 @@ def draw_cohort(federations: list[SyntheticFederation], round: int, cohort_size:
 # The expected ranges held for every seed of an independent implementation. AT-1 iv is a mean over seeds of its own. All data sets and
 # seeds train together as clusters of one client simulator: their clients share forward passes and nothing else.
 
-ALPHAS = {"IID": None, "(0,0)": 0.0, "(.5,.5)": 0.5, "(1,1)": 1.0}
+ALPHAS = {"IID": None, "(0,0)": 0.0, "(0.5,0.5)": 0.5, "(1,1)": 1.0}
 UNUSED_SEEDS = range(20, 40)  # the seeds of AT-1 iv, which no earlier experiment used; see docs/conformance.md
 
 
@@ -451,7 +451,7 @@ def synthetic_results(
     dissimilarity = np.stack([mean[rows[name]] for name in ALPHAS])
     yield expect_every_seed(
         "AT-1 i",
-        "gradient dissimilarity on IID, (0,0), (.5,.5) and (1,1), mean over the last 20 rounds",
+        "gradient dissimilarity on IID, (0,0), (0.5,0.5) and (1,1), mean over the last 20 rounds",
         "increasing",
         dissimilarity.mean(1),
         lambda values: np.diff(values) > 0,
@@ -470,7 +470,7 @@ def synthetic_results(
         UNUSED_SEEDS, num_rounds, on_message, f"; reported, not judged: seeds 0 to {seeds - 1} {format_values(gain)}"
     )
     straggling = federations[skewed]
-    kept_batches, dropped_batches = (make_batches(straggling, StragglingBatches, keep=keep) for keep in (True, False))
+    kept_batches, dropped_batches = (make_batches(straggling, StragglingBatches, use_partial_work=use) for use in (True, False))
     dropped, partial, partial_prox = (
         run_federations(algorithm, straggling, data, num_rounds, on_message).final_mean("accuracy")
         for algorithm, data in ((FedAvg(), dropped_batches), (FedAvg(), kept_batches), (FedProx(mu=1.0), kept_batches))

@@ -180,7 +180,7 @@ def afl(p: Problem) -> list[float]:
     """Solve with AFL: adapt the client weights by projected gradient ascent on the losses."""
     x, weights, path = p.x0, [1 / p.num_clients] * p.num_clients, []
     for cohort in participants(p):
-        ascended = [weights[k] + p.options["rate"] / p.num_clients * p.loss(k, x) for k in range(p.num_clients)]
+        ascended = [weights[k] + p.options["lambda_lr"] / p.num_clients * p.loss(k, x) for k in range(p.num_clients)]
         local_models = [local_training(p, k, x) for k in cohort]
         x = sum(weights[k] * y for k, y in zip(cohort, local_models, strict=True)) / sum(weights[k] for k in cohort)
         low, high = min(ascended) - 1, max(ascended)
@@ -219,7 +219,7 @@ def with_trimmed_mean(p: Problem, num_trimmed: Callable[[int], int]) -> list[flo
 
 def trimmed_mean(p: Problem) -> list[float]:
     """Solve with the trimmed mean of the updates."""
-    return with_trimmed_mean(p, lambda count: int(p.options["share"] * count + 1e-9))
+    return with_trimmed_mean(p, lambda count: int(p.options["trim_fraction"] * count + 1e-9))
 
 
 def krum(p: Problem) -> list[float]:
@@ -228,9 +228,9 @@ def krum(p: Problem) -> list[float]:
     def aggregate(changes: list[float]) -> float:
         def score(i: int) -> float:
             distances = sorted((changes[i] - other) ** 2 for j, other in enumerate(changes) if j != i)
-            return sum(distances[: len(changes) - int(p.options["liars"]) - 2])
+            return sum(distances[: len(changes) - int(p.options["num_byzantine"]) - 2])
 
-        selected = sorted(range(len(changes)), key=score)[: int(p.options["keep"])]
+        selected = sorted(range(len(changes)), key=score)[: int(p.options["num_selected"])]
         return sum(changes[i] for i in selected) / len(selected)
 
     return with_aggregator(p, aggregate)

@@ -133,7 +133,7 @@ class CohortUpdate:
     bytes_on_wire: Tensor | None = None  # [C, 2] bytes sent to and received from each client; None for simulated clients
 
 
-def empty_ids() -> Tensor:
+def no_participation() -> Tensor:
     """Return an empty index tensor, ``[0]``, for a state in which no client has participated."""
     return torch.zeros(0, dtype=torch.long)
 
@@ -148,7 +148,8 @@ class FederatedState:
     cluster_ids: Tensor  # [N] index of the model that each client trains
     server_delta: Tree = field(default_factory=Tree)  # [M, ...] change of the server's params in the last round; empty before round 1
     clustering_state: Tree = field(default_factory=Tree)  # state of the clustering strategy; the axes differ from leaf to leaf
-    last_round_seen: Tensor = field(default_factory=empty_ids)  # [N] last round in which the server used the client's update; 0: none
+    # [N] last round in which the server used the client's update; 0: none
+    last_participation: Tensor = field(default_factory=no_participation)
     # [M, ...] float64: means of ``Algorithm.state_to_average`` over the clients of each model
     client_means: Tree = field(default_factory=Tree)
 
@@ -160,12 +161,12 @@ class RoundResult:
     before: FederatedState
     after: FederatedState
     cohort: Tensor  # [C] client ids, ascending
-    report: CohortUpdate
+    update: CohortUpdate
 
     @property
     def client_params(self) -> Tree:
         """The local models before aggregation, ``[C, ...]``."""
-        return self.before.server.params.take(self.before.cluster_ids[self.cohort]) + self.report.delta
+        return self.before.server.params.take(self.before.cluster_ids[self.cohort]) + self.update.delta
 
 
 LossFn = Callable[[Tree, dict[str, Tensor]], Tensor]

@@ -31,7 +31,7 @@ from .documents import (
     is_heading,
     map_labels_to_domains,
     merge_datasets,
-    select_half,
+    select_subset,
     subsample,
 )
 from .encoders import Encoder, embed_texts, label_by_cluster
@@ -40,7 +40,7 @@ from .rows import Rows, concat_rows, detect_split, group_similar_names, normaliz
 from .synthetic import SyntheticConfig, generate_rows
 from .tables import detect_format, read_table
 
-HALVES = ("all", "pretraining", "unseen")
+SUBSETS = ("all", "pretraining", "unseen")
 MIN_LABELED_DOCUMENTS = 20  # with at least this many labeled documents, label columns that hardly repeat a value are refused
 Fingerprint = Annotated[
     str, Predicate(re.compile(r"([0-9a-f]{64})?").fullmatch), doc("an empty string or the 64 hexadecimal digits that a run wrote")
@@ -88,13 +88,13 @@ class DatasetConfig:
         return values
 
 
-def load_corpus(config: DatasetConfig, *, data_dir: Path | None = None, half: str = "all", cache_dir: Path | None = None) -> Corpus:
+def load_corpus(config: DatasetConfig, *, data_dir: Path | None = None, subset: str = "all", cache_dir: Path | None = None) -> Corpus:
     """Load, clean and split the documents of a dataset.
 
     Args:
         config: The dataset.
         data_dir: The folder with local copies of named datasets. The environment variable FEDRIFT_DATA is the default.
-        half: ``"pretraining"`` or ``"unseen"`` keeps only train documents that ``pocket`` did or did not see during
+        subset: ``"pretraining"`` or ``"unseen"`` keeps only train documents that ``pocket`` did or did not see during
             pretraining, if the dataset is one of its six pretraining datasets (see ``catalog.py``). ``"all"`` keeps both.
         cache_dir: The folder in which embeddings are cached, if any.
 
@@ -112,14 +112,14 @@ def load_corpus(config: DatasetConfig, *, data_dir: Path | None = None, half: st
             f"the dataset name {config.name[:60]!r}... has {len(config.name):,} characters, but at most {MAX_NAME_LENGTH:,} are "
             "allowed: give a named dataset, a local file or folder, or a Hugging Face dataset id"
         )
-    if half not in HALVES:
-        raise unknown_name_error("half", half, HALVES)
+    if subset not in SUBSETS:
+        raise unknown_name_error("subset", subset, SUBSETS)
     if config.validation_fraction + config.test_fraction >= 1:
         raise UserError(
             f"dataset.validation_fraction {config.validation_fraction} and dataset.test_fraction {config.test_fraction} leave "
             "no documents to train on: their sum must be less than 1"
         )
-    if half == "pretraining" and known_origin(config.name) not in POCKET_PRETRAINING_DATASETS:
+    if subset == "pretraining" and known_origin(config.name) not in POCKET_PRETRAINING_DATASETS:
         raise UserError(
             f"no document of {config.name!r} is known to be in the pretraining half. The pretraining half consists of documents from "
             f"{', '.join(sorted(POCKET_PRETRAINING_DATASETS))}"
@@ -136,17 +136,17 @@ def load_corpus(config: DatasetConfig, *, data_dir: Path | None = None, half: st
         )
     counts: Counter[str] = Counter()
     rows: list[Rows] = []
-    documents = collect_documents(config, resolve_data_dir(data_dir), half, counts, rows)
+    documents = collect_documents(config, resolve_data_dir(data_dir), subset, counts, rows)
     documents = deduplicate(documents, counts)
     if config.num_clusters is None:
         check_labels_repeat(documents, config)
     if config.domains:
         documents = filter_domains(documents, config, counts)
     if config.limit is not None:
-        counts["beyond the limit"] = max(0, len(documents) - config.limit)
+        counts["limit"] = max(0, len(documents) - config.limit)
         documents = subsample(documents, config.limit, config.split_seed)
     if not documents:
-        dropped = ", ".join(f"{count:,} {why}" for why, count in counts.items() if count)
+        dropped = ", ".join(f"{count:,} {reason}" for reason, count in counts.items() if count)
         raise UserError(f"dataset {config.name!r} has no usable documents (left out: {dropped or 'nothing'})")
     corpus = build_corpus(config, documents, counts, concat_rows(rows))
     if config.num_clusters is not None:
@@ -160,19 +160,19 @@ def load_corpus(config: DatasetConfig, *, data_dir: Path | None = None, half: st
     return corpus
 
 
-def collect_documents(config: DatasetConfig, data_dir: Path | None, half: str, counts: Counter[str], rows: list[Rows]) -> list[Document]:
+def collect_documents(config: DatasetConfig, data_dir: Path | None, subset: str, counts: Counter[str], rows: list[Rows]) -> list[Document]:
     """Read a dataset and return its cleaned documents before deduplication.
 
     Args:
         config: The dataset; a dataset of several parts is read part by part.
         data_dir: The folder with local copies, if any.
-        half: Which train documents to keep, as in `load_corpus`.
+        subset: Which train documents to keep, as in `load_corpus`.
         counts: Receives the number of documents left out, by reason.
         rows: Receives the rows of each table that was read.
     """
     named = NAMED_DATASETS.get(config.name)
     if named and named.parts:
-        parts = {domain: collect_documents(replace(config, name=part), data_dir, half, counts, rows) for domain, part in named.parts}
+        parts = {domain: collect_documents(replace(config, name=part), data_dir, subset, counts, rows) for domain, part in named.parts}
         return merge_datasets(
             parts, counts, validation_fraction=config.validation_fraction, test_fraction=config.test_fraction, seed=config.split_seed
         )
@@ -180,8 +180,8 @@ def collect_documents(config: DatasetConfig, data_dir: Path | None, half: str, c
     documents = extract_documents(rows[-1], counts, skip_headings=bool(named and named.skip_headings))
     if named and named.label_domains:
         documents = map_labels_to_domains(documents, dict(named.label_domains), counts)
-    if half != "all" and known_origin(config.name) in POCKET_PRETRAINING_DATASETS:
-        documents = select_half(documents, half, counts)
+    if subset != "all" and known_origin(config.name) in POCKET_PRETRAINING_DATASETS:
+        documents = select_subset(documents, subset, counts)
     return documents
 
 
@@ -340,7 +340,7 @@ def build_corpus(config: DatasetConfig, documents: list[Document], counts: Count
         source=np.array([d.source for d in documents], dtype=object),
         split=split,
         size=np.array([len(d.text.split()) for d in documents], dtype=np.int64),
-        drop_counts={why: count for why, count in counts.items() if count},
+        drop_counts={reason: count for reason, count in counts.items() if count},
         columns=rows.columns,
         has_source=rows.has_source,
         notes=corpus_notes(domains, counts, rows),
@@ -373,11 +373,11 @@ def load_general_corpus(
         UserError: The named dataset has no document outside the experiment's corpus.
     """
     for candidate in [name] if name else local_general_datasets(data_dir):
-        half = "pretraining" if is_pocket_model and known_origin(candidate) in POCKET_PRETRAINING_DATASETS else "all"
-        corpus = load_corpus(DatasetConfig(candidate, limit=MAX_GENERAL_DOCUMENTS), data_dir=data_dir, half=half)
+        subset = "pretraining" if is_pocket_model and known_origin(candidate) in POCKET_PRETRAINING_DATASETS else "all"
+        corpus = load_corpus(DatasetConfig(candidate, limit=MAX_GENERAL_DOCUMENTS), data_dir=data_dir, subset=subset)
         excluded_texts = set(experiment_corpus.text.tolist())
         remaining = corpus.take(np.array([text not in excluded_texts for text in corpus.text]))
-        if half == "pretraining":  # validation and test documents belong to neither half
+        if subset == "pretraining":  # validation and test documents belong to neither half
             remaining = remaining.train
         elif known_origin(candidate) == known_origin(experiment_corpus.name) and known_origin(experiment_corpus.name):
             remaining = remaining.take(np.zeros(len(remaining), dtype=bool))

@@ -84,16 +84,16 @@ def map_labels_to_domains(documents: list[Document], domains: Mapping[str, str],
     return selected
 
 
-def select_half(documents: list[Document], half: str, counts: Counter[str]) -> list[Document]:
+def select_subset(documents: list[Document], subset: str, counts: Counter[str]) -> list[Document]:
     """Keep the train documents of one half, and all validation and test documents.
 
     Args:
         documents: The documents to filter.
-        half: ``"pretraining"`` (the half that ``pocket`` saw) or ``"unseen"``.
+        subset: ``"pretraining"`` (the half that ``pocket`` saw) or ``"unseen"``.
         counts: Receives the number of documents left out.
     """
-    selected = [d for d in documents if d.split != TRAIN or is_in_pretraining_half(d.text) == (half == "pretraining")]
-    counts["other half"] += len(documents) - len(selected)
+    selected = [d for d in documents if d.split != TRAIN or is_in_pretraining_half(d.text) == (subset == "pretraining")]
+    counts["pretraining half"] += len(documents) - len(selected)
     return selected
 
 
@@ -202,5 +202,5 @@ def merge_datasets(
         for domain, documents in by_domain.items():
             drawn = numpy_stream(seed, "corpus", "together", domain, split).permutation(len(documents))[:smallest]
             selected += [documents[row] for row in np.sort(drawn)]
-    counts["more than the smallest part has"] += len(merged) - len(selected)
+    counts["balancing"] += len(merged) - len(selected)
     return selected

@@ -93,8 +93,8 @@ def diagnose(cases: Sequence[RunEvidence]) -> list[Diagnosis]:
     """
     by_failure: dict[str, list[Finding]] = {}
     thresholds = cases[0].thresholds if cases else THRESHOLDS
-    for case in cases:
-        for finding in run_detectors(case):
+    for evidence in cases:
+        for finding in run_detectors(evidence):
             by_failure.setdefault(finding.failure, []).append(finding)
     order: tuple[Grade, ...] = ("confirmed", "suspected", "none", "not measured")
     return sorted(
@@ -205,22 +205,22 @@ def majority_names(name_lists: Iterable[tuple[Name, ...]]) -> tuple[Name, ...]:
     return tuple(name for name, count in counts.most_common() if 2 * count > len(lists))
 
 
-def write_sentence(diagnosis: Diagnosis, median_finding: Finding, num_called: int, min_seeds: int) -> str:
+def write_sentence(diagnosis: Diagnosis, median_finding: Finding, num_suspected: int, min_seeds: int) -> str:
     """Write a diagnosis in plain English.
 
     Args:
         diagnosis: The diagnosis.
         median_finding: The finding with the median statistic, whose message is used.
-        num_called: Seeds in which the failure is at least suspected.
+        num_suspected: Seeds in which the failure is at least suspected.
         min_seeds: Seeds that a confirmation requires.
     """
     seeds = f"{diagnosis.num_seeds} seed{'s' if diagnosis.num_seeds > 1 else ''}"
     size = f"{diagnosis.detectable_effect:.3g} {diagnosis.unit}"
     if diagnosis.grade == "none":
-        hint = f" Signs of it appear in {num_called} of {diagnosis.num_seeds} seeds." if num_called else ""
+        hint = f" Signs of it appear in {num_suspected} of {diagnosis.num_seeds} seeds." if num_suspected else ""
         return f"No {diagnosis.failure} in {seeds}: {median_finding.message}. Effects below {size} would not have been detected.{hint}"
     lead = "Training failed" if diagnosis.failure in FACTUAL_FAILURES and diagnosis.grade == "suspected" else diagnosis.grade.capitalize()
-    sentence = f"{lead}: {median_finding.message} ({num_called} of {seeds}). {CAUSE_MESSAGES[diagnosis.cause]}"
+    sentence = f"{lead}: {median_finding.message} ({num_suspected} of {seeds}). {CAUSE_MESSAGES[diagnosis.cause]}"
     if diagnosis.grade == "confirmed":
         return sentence
     if diagnosis.num_seeds < min_seeds and diagnosis.failure in FACTUAL_FAILURES:

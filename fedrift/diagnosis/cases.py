@@ -15,7 +15,7 @@ from typing import Any
 
 from ..core.records import Trajectory, final_round_indices
 from ..storage import Run
-from ..storage.index import UnreadableRun, read_each
+from ..storage.index import UnreadableRun, try_read_each
 from .curves import read_curve
 from .failures import find_dead_model
 from .finding import THRESHOLDS, RunEvidence, RunInfo
@@ -68,7 +68,7 @@ def group_readable_runs(chosen: Sequence[Run], known_runs: Iterable[Run]) -> tup
     """
     index = RunIndex.from_runs([*known_runs, *chosen])
     groups: dict[str, list[Run]] = {}
-    readable, unreadable = read_each({run.id: run for run in chosen}.values(), index.load_trajectory)
+    readable, unreadable = try_read_each({run.id: run for run in chosen}.values(), index.load_trajectory)
     for run, _ in readable:
         groups.setdefault(make_config_key(run.config, ignored=("seed",)), []).append(run)
     run_groups = []
@@ -104,7 +104,7 @@ class RunIndex:
     @staticmethod
     def from_runs(runs: Iterable[Run]) -> RunIndex:
         """Read the configurations of runs and build an index."""
-        readable, unreadable_runs = read_each({run.folder: run for run in runs}.values(), lambda run: run.config)
+        readable, unreadable_runs = try_read_each({run.folder: run for run in runs}.values(), lambda run: run.config)
         return RunIndex(tuple(readable), unreadable={each.id: each for each in unreadable_runs})
 
     def load_trajectory(self, run: Run) -> Trajectory:
@@ -117,7 +117,7 @@ class RunIndex:
     def try_load_trajectory(self, run: Run) -> Trajectory | None:
         """Return a run's trajectory, or None if it cannot be read."""
         if run.folder not in self.trajectories:
-            readable, unreadable_runs = read_each([run], self.load_trajectory)
+            readable, unreadable_runs = try_read_each([run], self.load_trajectory)
             self.unreadable.update((each.id, each) for each in unreadable_runs)
             self.trajectories[run.folder] = readable[0][1] if readable else None
         return self.trajectories[run.folder]

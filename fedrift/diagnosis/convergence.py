@@ -20,29 +20,29 @@ from scipy import stats
 
 from ..core.records import Trajectory, final_round_indices
 from .curves import domain_variability, final_gap, read_curve
-from .failures import find_runaway
+from .failures import find_training_divergence
 from .finding import Finding, RunEvidence, clients_holding, make_finding, make_not_measured, make_series
 
 EPSILON = 1e-12
 
 
-def oscillation(case: RunEvidence) -> list[Finding]:
+def oscillation(evidence: RunEvidence) -> list[Finding]:
     """Detect oscillation of the global loss and of the domain losses."""
-    limit, (rounds, loss) = case.thresholds["oscillation"], read_curve(case.run)
-    if find_runaway(case.run, case.thresholds)[0]:
+    limit, (rounds, loss) = evidence.thresholds["oscillation"], read_curve(evidence.run)
+    if find_training_divergence(evidence.run, evidence.thresholds)[0]:
         return make_not_measured("oscillation", "a run that has not diverged")
     num_late = len(loss) - round(limit["burn_in"] * len(loss))
-    domain_findings = domain_oscillation(case)
+    domain_findings = domain_oscillation(evidence)
     if num_late < limit["evaluations"]:
         missing = f"at least {limit['evaluations']:.0f} evaluations after the burn-in; there are {num_late}"
         return make_not_measured("oscillation", missing) + domain_findings
-    index, changes, spread = measure_oscillation(case.run, limit["burn_in"])
+    index, changes, spread = measure_oscillation(evidence.run, limit["burn_in"])
     baseline_index, baseline_changes, baseline_spread = (
-        measure_oscillation(case.iid_baseline, limit["burn_in"]) if case.iid_baseline is not None else (math.nan,) * 3
+        measure_oscillation(evidence.iid_baseline, limit["burn_in"]) if evidence.iid_baseline is not None else (math.nan,) * 3
     )
     is_unstable = changes >= limit["changes"] and spread > limit["floor"] and not spread <= limit["spread"] * baseline_spread
     positive = is_unstable and index > limit["index"]
-    noteworthy = is_unstable and index > limit["suspected"] and case.iid_baseline is not None
+    noteworthy = is_unstable and index > limit["suspected"] and evidence.iid_baseline is not None
     message = (
         f"the loss oscillates: its increases sum to {index:.2f} times its range, and {changes:.0%} of the steps change direction"
         if positive or noteworthy
@@ -96,45 +96,49 @@ def measure_oscillation(run: Trajectory, burn_in: float) -> tuple[float, float, 
     return float(steps.clip(0).sum() / max(np.ptp(loss), EPSILON)), sign_changes, float((late[2:-2] - medians).std())
 
 
-def domain_oscillation(case: RunEvidence) -> list[Finding]:
+def domain_oscillation(evidence: RunEvidence) -> list[Finding]:
     """Detect domain losses that fluctuate more than in the IID baseline."""
-    limit, rounds = case.thresholds["oscillation"], read_curve(case.run)[0]
-    if len(rounds) < case.thresholds["common"]["shortest"] or case.iid_baseline is None or len(case.run.domains_of("loss")) == 0:
+    limit, rounds = evidence.thresholds["oscillation"], read_curve(evidence.run)[0]
+    if (
+        len(rounds) < evidence.thresholds["common"]["shortest"]
+        or evidence.iid_baseline is None
+        or len(evidence.run.domains_of("loss")) == 0
+    ):
         return []
-    variability, baseline_variability = domain_variability(case.run, rounds), domain_variability(case.iid_baseline, rounds)
+    variability, baseline_variability = domain_variability(evidence.run, rounds), domain_variability(evidence.iid_baseline, rounds)
     if math.isnan(variability) or math.isnan(baseline_variability):
         return []
     # A smaller fluctuation of the baseline is noise and would inflate the ratio.
-    ratio = variability / max(baseline_variability, limit["swing_floor"] / 10)
-    positive = ratio > limit["swing"] and variability > limit["swing_floor"]
+    ratio = variability / max(baseline_variability, limit["domain_floor"] / 10)
+    positive = ratio > limit["ratio"] and variability > limit["domain_floor"]
     message = (
         f"domain losses fluctuate {ratio:.1f} times as much as in the IID baseline"
         if positive
         else "domain losses do not fluctuate notably more than in the IID baseline"
     )
-    changes = {name: loss_changes(case.run, name) for name in case.run.domains_of("loss") if len(loss_changes(case.run, name))}
+    changes = {name: loss_changes(evidence.run, name) for name in evidence.run.domains_of("loss") if len(loss_changes(evidence.run, name))}
     ranked = tuple(sorted(changes, key=lambda name: -float(np.nanmean(changes[name]))))
     limits = {
-        name: limit["swing"] * max(float(np.nanmean(baseline_changes)), limit["swing_floor"])
+        name: limit["ratio"] * max(float(np.nanmean(baseline_changes)), limit["domain_floor"])
         for name in ranked
-        if len(baseline_changes := loss_changes(case.iid_baseline, name))
+        if len(baseline_changes := loss_changes(evidence.iid_baseline, name))
     }
     domains = tuple(name for name in ranked if name in limits and np.nanmean(changes[name]) > limits[name]) or ranked[:1]
-    exceeding_rounds = [read_curve(case.run, "loss", name)[0][1:][changes[name] > limits[name]] for name in domains if name in limits]
+    exceeding_rounds = [read_curve(evidence.run, "loss", name)[0][1:][changes[name] > limits[name]] for name in domains if name in limits]
     return [
         make_finding(
             "domain oscillation",
             math.log(max(ratio, EPSILON)),
             0.0,
-            math.log(limit["swing"]),
+            math.log(limit["ratio"]),
             "log ratio to the baseline",
             is_positive=positive,
             message=message,
             in_baseline=False,
             locations=domains if positive else (),
-            clients=clients_holding(case, domains) if positive else (),
+            clients=clients_holding(evidence, domains) if positive else (),
             first_round=min((int(rounds[0]) for rounds in exceeding_rounds if len(rounds)), default=None) if positive else None,
-            evidence=tuple(make_series(f"loss of {name}", *read_curve(case.run, "loss", name)) for name in ranked[:4]),
+            evidence=tuple(make_series(f"loss of {name}", *read_curve(evidence.run, "loss", name)) for name in ranked[:4]),
         )
     ]
 
@@ -150,34 +154,34 @@ def loss_changes(run: Trajectory | None, domain: str) -> np.ndarray:
 # momentum |v| or FedDyn's correction |h| / alpha, grows with the rounds (Kendall's tau, one-sided). Either condition alone is normal:
 # steps change direction near an optimum, and the state grows at the start of a run.
 
-SERVER_MEMORY_METRICS = ("server.momentum", "server.correction")
+SERVER_STATE_METRICS = ("server.momentum", "server.correction")
 
 
-def server_overshoot(case: RunEvidence) -> list[Finding]:
+def server_overshoot(evidence: RunEvidence) -> list[Finding]:
     """Detect a server optimizer that overshoots."""
-    limit, state_metrics = case.thresholds["overshoot"], [name for name in SERVER_MEMORY_METRICS if case.run.has_curve(name)]
-    rounds, turn = read_curve(case.run, "update.turn")
+    limit, state_metrics = evidence.thresholds["overshoot"], [name for name in SERVER_STATE_METRICS if evidence.run.has_curve(name)]
+    rounds, turn = read_curve(evidence.run, "update.turn")
     valid = np.isfinite(turn)
     if not state_metrics or valid.sum() < limit["rounds"]:
         return make_not_measured(
             "server overshoot",
             f"`update.turn` in at least {limit['rounds']:.0f} rounds, and a stateful server (`server.momentum` or `server.correction`)",
         )
-    reversal, state_curve = -float(np.median(turn[valid])), read_curve(case.run, state_metrics[0])
-    tau, p = kendall_trend(case.run, state_metrics[0])
+    reversal, state_curve = -float(np.median(turn[valid])), read_curve(evidence.run, state_metrics[0])
+    tau, p = kendall_trend(evidence.run, state_metrics[0])
     positive = reversal > limit["turn"] and tau > 0 and p < limit["p"]
-    baseline_reversal = median_turn(case.iid_baseline)
+    baseline_reversal = median_turn(evidence.iid_baseline)
     message = (
         f"successive server steps have opposite directions (median cosine {-reversal:.2f}) while {state_metrics[0]} grows"
         if positive
         else f"the server does not overshoot (median cosine of successive steps {-reversal:.2f})"
     )
     in_baseline = None
-    if case.iid_baseline is not None and math.isfinite(baseline_reversal):
+    if evidence.iid_baseline is not None and math.isfinite(baseline_reversal):
         in_baseline = (
             baseline_reversal > limit["turn"]
-            and case.iid_baseline.has_curve(state_metrics[0])
-            and is_rising(case.iid_baseline, state_metrics[0], limit["p"])
+            and evidence.iid_baseline.has_curve(state_metrics[0])
+            and is_rising(evidence.iid_baseline, state_metrics[0], limit["p"])
         )
     reversals = np.flatnonzero(turn < -limit["turn"])
     return [
@@ -226,27 +230,27 @@ def is_rising(run: Trajectory, metric: str, p: float) -> bool:
 # best learning rate of a grid or, if there is neither, the IID baseline. A converged run is flat too, so a reference is required.
 
 
-def stalled_convergence(case: RunEvidence) -> list[Finding]:
+def stalled_convergence(evidence: RunEvidence) -> list[Finding]:
     """Detect a loss that is flat above the loss of a reference run."""
-    limit, (rounds, loss) = case.thresholds["stall"], read_curve(case.run)
+    limit, (rounds, loss) = evidence.thresholds["stall"], read_curve(evidence.run)
     if len(loss) < limit["evaluations"]:
         return make_not_measured("stalled convergence", f"at least {limit['evaluations']:.0f} evaluations; there are {len(loss)}")
-    references = {"the centralized run": case.centralized, "the run with the best learning rate": case.best_lr}
+    references = {"the centralized run": evidence.centralized, "the run with the best learning rate": evidence.best_lr}
     available = {name: run for name, run in references.items() if run is not None} or (
-        {"the IID baseline": case.iid_baseline} if case.iid_baseline else {}
+        {"the IID baseline": evidence.iid_baseline} if evidence.iid_baseline else {}
     )
-    gaps = {name: final_gap(case.run, run, num_last=int(case.thresholds["common"]["last"])) for name, run in available.items()}
-    if not gaps or any(math.isnan(value) for value in gaps.values()) or find_runaway(case.run, case.thresholds)[0]:
+    gaps = {name: final_gap(evidence.run, run, num_last=int(evidence.thresholds["common"]["last"])) for name, run in available.items()}
+    if not gaps or any(math.isnan(value) for value in gaps.values()) or find_training_divergence(evidence.run, evidence.thresholds)[0]:
         return make_not_measured(
             "stalled convergence",
             "a run that has not diverged, and a reference run: a centralized run, runs with other learning rates, or an IID baseline",
         )
     nearest = min(gaps, key=lambda name: gaps[name])
-    excess, slope = gaps[nearest], theil_sen_slope(case.run, limit["window"])
+    excess, slope = gaps[nearest], theil_sen_slope(evidence.run, limit["window"])
     total_decrease = loss[0] - (
-        loss[final_round_indices(rounds, int(case.thresholds["common"]["last"]))].mean() - excess
+        loss[final_round_indices(rounds, int(evidence.thresholds["common"]["last"]))].mean() - excess
     )  # of the reference run
-    is_flat = abs(slope) <= max(limit["slope"], limit["way"] * max(total_decrease, 0.0))
+    is_flat = abs(slope) <= max(limit["slope"], limit["relative_slope"] * max(total_decrease, 0.0))
     late = loss[-max(2, round(limit["window"] * len(loss))) :]
     residuals = late - slope * np.arange(len(late))
     positive = bool(is_flat and excess > limit["gap"] and 2 * residuals.std() < excess)  # an oscillating loss is not flat
@@ -255,9 +259,9 @@ def stalled_convergence(case: RunEvidence) -> list[Finding]:
         if positive
         else f"the loss has not stalled ({slope:+.4f} nats per evaluation, {excess:.3f} nats above {nearest})"
     )
-    baseline_excess = 0.0 if case.iid_baseline is not None else math.nan
-    if case.iid_baseline is not None and nearest != "the IID baseline":
-        baseline_excess = final_gap(case.iid_baseline, available[nearest], num_last=int(case.thresholds["common"]["last"]))
+    baseline_excess = 0.0 if evidence.iid_baseline is not None else math.nan
+    if evidence.iid_baseline is not None and nearest != "the IID baseline":
+        baseline_excess = final_gap(evidence.iid_baseline, available[nearest], num_last=int(evidence.thresholds["common"]["last"]))
     missing = "a centralized run or runs with other learning rates, because a loss is also flat after convergence to a poor solution"
     return [
         make_finding(

@@ -19,8 +19,8 @@ from .loss_gaps import loss_gap, unfairness
 Detector = Callable[[RunEvidence], list[Finding]]
 """A function that detects one failure mode. Example::
 
-    def high_final_loss(case: RunEvidence) -> list[Finding]:
-        rounds, loss = read_curve(case.run)
+    def high_final_loss(evidence: RunEvidence) -> list[Finding]:
+        rounds, loss = read_curve(evidence.run)
         if not len(loss):
             return make_not_measured("high final loss", "a loss")
         is_high = bool(loss[-1] > 10)
@@ -48,6 +48,6 @@ ALL_DETECTORS: tuple[Detector, ...] = (
 )
 
 
-def run_detectors(case: RunEvidence) -> list[Finding]:
+def run_detectors(evidence: RunEvidence) -> list[Finding]:
     """Run all detectors, including registered extensions, on one run."""
-    return [finding for detector in (*ALL_DETECTORS, *extensions("detector").values()) for finding in detector(case)]
+    return [finding for detector in (*ALL_DETECTORS, *extensions("detector").values()) for finding in detector(evidence)]

@@ -23,18 +23,18 @@ from .finding import Finding, RunEvidence, make_finding, make_not_measured, make
 MAX_DIVERSITY = 1e6  # upper limit of R, which is unbounded as the mean update approaches zero
 
 
-def client_drift(case: RunEvidence) -> list[Finding]:
+def client_drift(evidence: RunEvidence) -> list[Finding]:
     """Detect client drift from the diversity of the clients' updates."""
-    limit = case.thresholds["drift"]
-    rounds, run_values, baseline_values = align_curves(case.run, case.iid_baseline, "update.diversity")
+    limit = evidence.thresholds["drift"]
+    rounds, run_values, baseline_values = align_curves(evidence.run, evidence.iid_baseline, "update.diversity")
     valid = np.isfinite(run_values) & np.isfinite(baseline_values)
     if valid.sum() < limit["rounds"]:
         return make_not_measured(
             "client drift", f"`update.diversity` of the run and of an IID baseline in at least {limit['rounds']:.0f} rounds"
         )
     ratio = float(np.median(run_values[valid].clip(1, MAX_DIVERSITY)) / np.median(baseline_values[valid].clip(1, MAX_DIVERSITY)))
-    exponent, closed_share = drift_growth_exponent(case), closed_gap_share(case)
-    positive = ratio > limit["ratio"] and not exponent <= limit["slope"] and not closed_share < limit["closes"]
+    exponent, closed_share = drift_growth_exponent(evidence), closed_gap_share(evidence)
+    positive = ratio > limit["ratio"] and not exponent <= limit["slope"] and not closed_share < limit["closed_gap_share"]
     missing = []
     if math.isnan(exponent):
         missing.append("runs with other numbers of local steps")
@@ -56,8 +56,8 @@ def client_drift(case: RunEvidence) -> list[Finding]:
             message=message,
             in_baseline=False,
             first_round=int(rounds[valid][0]) if positive else None,
-            clients=opposing_clients(case),
-            locations=most_diverse_layers(case, limit["ratio"]) if positive else (),
+            clients=opposing_clients(evidence),
+            locations=most_diverse_layers(evidence, limit["ratio"]) if positive else (),
             is_confirmable=not missing,
             missing_input=" and ".join(missing),
             evidence=(
@@ -68,15 +68,15 @@ def client_drift(case: RunEvidence) -> list[Finding]:
     ]
 
 
-def drift_growth_exponent(case: RunEvidence) -> float:
+def drift_growth_exponent(evidence: RunEvidence) -> float:
     """Fit the exponent with which the distance between clients grows with the number of local steps.
 
     Returns:
         The slope of log distance over log local steps; NaN with fewer than two numbers of local steps.
     """
-    points = {steps: client_spread(run) for steps, run in case.local_steps_sweep.items()}
-    if case.info.local_steps:
-        points[case.info.local_steps] = client_spread(case.run)
+    points = {steps: client_spread(run) for steps, run in evidence.local_steps_sweep.items()}
+    if evidence.info.local_steps:
+        points[evidence.info.local_steps] = client_spread(evidence.run)
     valid = {steps: distance for steps, distance in points.items() if distance > 0 and math.isfinite(distance)}
     if len(valid) < 2:
         return math.nan
@@ -95,33 +95,33 @@ def client_spread(run: Trajectory) -> float:
         return float(np.nanmedian(np.sqrt(square * (1 - 1 / diversity.clip(1, None)))))
 
 
-def closed_gap_share(case: RunEvidence) -> float:
+def closed_gap_share(evidence: RunEvidence) -> float:
     """Compute the share of the loss gap to the IID baseline that the run without local steps closes.
 
     Returns:
         The share; NaN without such a run or without a gap.
     """
-    last = int(case.thresholds["common"]["last"])
+    last = int(evidence.thresholds["common"]["last"])
     gap, closed_gap = (
-        final_gap(case.run, case.iid_baseline, num_last=last),
-        final_gap(case.run, case.fedsgd, num_last=last) if case.fedsgd else math.nan,
+        final_gap(evidence.run, evidence.iid_baseline, num_last=last),
+        final_gap(evidence.run, evidence.fedsgd, num_last=last) if evidence.fedsgd else math.nan,
     )
-    return closed_gap / gap if math.isfinite(closed_gap) and gap > case.thresholds["drift"]["floor"] else math.nan
+    return closed_gap / gap if math.isfinite(closed_gap) and gap > evidence.thresholds["drift"]["floor"] else math.nan
 
 
-def most_diverse_layers(case: RunEvidence, ratio: float) -> tuple[str, ...]:
+def most_diverse_layers(evidence: RunEvidence, ratio: float) -> tuple[str, ...]:
     """Return the layers whose diversity exceeds ``ratio`` times the IID baseline's, the largest first."""
     ratios = {}
-    for name in case.run.domains_of("update.diversity"):
-        _, run_values, baseline_values = align_curves(case.run, case.iid_baseline, "update.diversity", name)
+    for name in evidence.run.domains_of("update.diversity"):
+        _, run_values, baseline_values = align_curves(evidence.run, evidence.iid_baseline, "update.diversity", name)
         if len(run_values):
             ratios[name] = float(np.nanmedian(run_values.clip(1, MAX_DIVERSITY)) / np.nanmedian(baseline_values.clip(1, MAX_DIVERSITY)))
     return tuple(sorted((name for name in ratios if ratios[name] > ratio), key=lambda name: -ratios[name]))
 
 
-def opposing_clients(case: RunEvidence) -> tuple[int, ...]:
+def opposing_clients(evidence: RunEvidence) -> tuple[int, ...]:
     """Return the clients whose updates have a negative mean cosine with the mean update."""
-    cosine = client_table(case.run, "update.cosine")
+    cosine = client_table(evidence.run, "update.cosine")
     if not len(cosine):
         return ()
     measured = np.isfinite(cosine).any(axis=0)
@@ -136,14 +136,14 @@ def opposing_clients(case: RunEvidence) -> tuple[int, ...]:
 # implementation error, e.g. a sum that is divided by the cohort size instead of the number of clients.
 
 
-def control_variates(case: RunEvidence) -> list[Finding]:
+def control_variates(evidence: RunEvidence) -> list[Finding]:
     """Detect stale control variates and violations of the invariant c = mean c_k."""
-    return [*stale_control_variates(case), *control_variate_invariant(case)]
+    return [*stale_control_variates(evidence), *control_variate_invariant(evidence)]
 
 
-def stale_control_variates(case: RunEvidence) -> list[Finding]:
+def stale_control_variates(evidence: RunEvidence) -> list[Finding]:
     """Detect control variates that differ from the clients' gradients the more, the older they are."""
-    limit, (age, distance) = case.thresholds["staleness"], age_distance_pairs(case.run)
+    limit, (age, distance) = evidence.thresholds["staleness"], age_distance_pairs(evidence.run)
     if len(age) < limit["pairs"]:
         return make_not_measured(
             "stale control variates", f"at least {limit['pairs']:.0f} values of `control.age` and `control.staleness`; there are {len(age)}"
@@ -151,15 +151,15 @@ def stale_control_variates(case: RunEvidence) -> list[Finding]:
     if np.ptp(age) == 0:
         return make_not_measured("stale control variates", "partial participation; all control variates of this run have the same age")
     rho, ratio = rank_correlation(age, distance), float(np.median(distance))
-    baseline_age, baseline_distance = age_distance_pairs(case.iid_baseline)
+    baseline_age, baseline_distance = age_distance_pairs(evidence.iid_baseline)
     baseline_ratio = float(np.median(baseline_distance)) if len(baseline_distance) else math.nan
-    positive = rho > limit["correlation"] and ratio > limit["ratio"] and not ratio - baseline_ratio <= limit["beyond"]
+    positive = rho > limit["correlation"] and ratio > limit["ratio"] and not ratio - baseline_ratio <= limit["excess"]
     message = (
         f"control variates differ from the gradients by {ratio:.1f} gradient norms, and the difference grows with age (rho {rho:.2f})"
         if positive
         else f"control variates differ from the gradients by {ratio:.2f} gradient norms (rho {rho:.2f} with age)"
     )
-    ages, distances = client_table(case.run, "control.age"), client_table(case.run, "control.staleness")
+    ages, distances = client_table(evidence.run, "control.age"), client_table(evidence.run, "control.staleness")
     measured = np.isfinite(ages) & np.isfinite(distances) if positive else np.zeros((0, 0), dtype=bool)
     mean_distance = np.where(measured, distances, 0.0).sum(axis=0) / measured.sum(axis=0).clip(1) if positive else np.zeros(0)  # [N]
     in_baseline = baseline_ratio > limit["ratio"] and rank_correlation(baseline_age, baseline_distance) > limit["correlation"]
@@ -173,7 +173,7 @@ def stale_control_variates(case: RunEvidence) -> list[Finding]:
             is_positive=positive,
             message=message,
             in_baseline=None if math.isnan(baseline_ratio) else in_baseline,
-            first_round=first_stale_round(case.run, limit) if positive else None,
+            first_round=first_stale_round(evidence.run, limit) if positive else None,
             clients=tuple(int(k) for k in np.flatnonzero(mean_distance > limit["ratio"])),
             evidence=(make_series("control.age", range(len(age)), age), make_series("control.staleness", range(len(distance)), distance)),
         )
@@ -201,12 +201,12 @@ def age_distance_pairs(run: Trajectory | None) -> tuple[np.ndarray, np.ndarray]:
     return age[both], distance[both]
 
 
-def control_variate_invariant(case: RunEvidence) -> list[Finding]:
+def control_variate_invariant(evidence: RunEvidence) -> list[Finding]:
     """Detect violations of the invariant c = mean c_k of SCAFFOLD."""
-    rounds, imbalance = read_curve(case.run, "control.imbalance")
+    rounds, imbalance = read_curve(evidence.run, "control.imbalance")
     if not len(imbalance):
         return make_not_measured("control-variate invariant violated", "`control.imbalance`")
-    limit = case.thresholds["staleness"]
+    limit = evidence.thresholds["staleness"]
     median_imbalance = float(np.nanmedian(imbalance[: int(limit["first"])]))
     positive = median_imbalance > limit["imbalance"]
     message = f"c differs from the mean of the c_k by {median_imbalance:.2g} of |c|"
@@ -235,20 +235,20 @@ def control_variate_invariant(case: RunEvidence) -> list[Finding]:
 # (`adapters.error.loss`) it can only be suspected.
 
 
-def aggregation_error(case: RunEvidence) -> list[Finding]:
+def aggregation_error(evidence: RunEvidence) -> list[Finding]:
     """Detect a harmful error from averaging adapter factors separately."""
-    rounds, error = read_curve(case.run, "adapters.error.update")
-    if len(error) < case.thresholds["common"]["shortest"]:
+    rounds, error = read_curve(evidence.run, "adapters.error.update")
+    if len(error) < evidence.thresholds["common"]["shortest"]:
         return make_not_measured(
             "aggregation error",
-            f"`adapters.error.update` in at least {case.thresholds['common']['shortest']:.0f} rounds; it is recorded only for adapters",
+            f"`adapters.error.update` in at least {evidence.thresholds['common']['shortest']:.0f} rounds; it is recorded only for adapters",
         )
-    limit = case.thresholds["aggregation"]
+    limit = evidence.thresholds["aggregation"]
     run_error, baseline_error = (
-        median_over_rounds(case.run, "adapters.error.update"),
-        median_over_rounds(case.iid_baseline, "adapters.error.update"),
+        median_over_rounds(evidence.run, "adapters.error.update"),
+        median_over_rounds(evidence.iid_baseline, "adapters.error.update"),
     )
-    cost = median_over_rounds(case.run, "adapters.error.loss")
+    cost = median_over_rounds(evidence.run, "adapters.error.loss")
     positive = run_error > limit["error"] and not cost <= limit["loss"]
     message = f"averaging adapter factors separately causes an error of {run_error:.1%} of a round's change"
     if math.isfinite(baseline_error):

@@ -25,17 +25,17 @@ from .finding import THRESHOLDS, Finding, RunEvidence, make_finding, make_not_me
 DEAD_MODEL = "dead model"
 
 
-def dead_model(case: RunEvidence) -> list[Finding]:
+def dead_model(evidence: RunEvidence) -> list[Finding]:
     """Detect a model that gives equal probability to all tokens, or whose gradients vanished after an explosion."""
-    if not has_dead_model_records(case.run):
+    if not has_dead_model_records(evidence.run):
         return make_not_measured(DEAD_MODEL, "`loss.uniform` with a loss after round 0, or `update.relative` and `gradient.norm`")
-    reason, since = find_dead_model(case.run, case.thresholds)
+    reason, since = find_dead_model(evidence.run, evidence.thresholds)
     in_baseline = (
         None
-        if case.iid_baseline is None or not has_dead_model_records(case.iid_baseline)
-        else bool(find_dead_model(case.iid_baseline, case.thresholds)[0])
+        if evidence.iid_baseline is None or not has_dead_model_records(evidence.iid_baseline)
+        else bool(find_dead_model(evidence.iid_baseline, evidence.thresholds)[0])
     )
-    evidence = [make_series(metric, *read_curve(case.run, metric)) for metric in ("loss", "model.norm", "gradient.norm")]
+    curves = [make_series(metric, *read_curve(evidence.run, metric)) for metric in ("loss", "model.norm", "gradient.norm")]
     return [
         make_finding(
             DEAD_MODEL,
@@ -48,7 +48,7 @@ def dead_model(case: RunEvidence) -> list[Finding]:
             in_baseline=in_baseline,
             first_round=since,
             is_event=True,
-            evidence=tuple(series for series in evidence if series.rounds),
+            evidence=tuple(series for series in curves if series.rounds),
         )
     ]
 
@@ -73,14 +73,14 @@ def find_dead_model(run: Trajectory | None, thresholds: Mapping[str, Mapping[str
     """
     if run is None:
         return "", None
-    since = find_uniform_loss_round(run, thresholds["dead"]["uniform"])
+    since = find_uniform_loss_round(run, thresholds["dead_model"]["uniform"])
     if since is not None:
         level = run.curve("loss.uniform")[run.observed_mask("loss.uniform")][0]
         return (
             f"the model is dead: from round {since} on, its loss is {level:.4f} nats per token (ln {math.exp(level):.0f}), "
             "so it assigns the same probability to every token"
         ), since
-    since = find_vanished_gradient_round(run, thresholds["explosion"]["relative"], thresholds["dead"]["vanished"])
+    since = find_vanished_gradient_round(run, thresholds["explosion"]["relative"], thresholds["dead_model"]["vanished"])
     if since is not None:
         return (
             f"the model is dead: its weights or a client's update exploded in round {since - 1}, and from round {since} on, "
@@ -154,28 +154,28 @@ DIVERGENCE_METRICS = (
     "loss.uniform",
     "model.norm",
     "update.relative",
-)  # the metrics that ``find_runaway`` reads
+)  # the metrics that ``find_training_divergence`` reads
 
 
-def divergence(case: RunEvidence) -> list[Finding]:
+def divergence(evidence: RunEvidence) -> list[Finding]:
     """Detect a run that diverged, whose model is dead, or that ends above its initial loss."""
-    rounds, loss = read_curve(case.run)
-    reason, since = find_divergence(case.run, case.thresholds)
-    if not reason and len(loss) < case.thresholds["common"]["shortest"]:
+    rounds, loss = read_curve(evidence.run)
+    reason, since = find_divergence(evidence.run, evidence.thresholds)
+    if not reason and len(loss) < evidence.thresholds["common"]["shortest"]:
         return make_not_measured(
-            "divergence", f"at least {case.thresholds['common']['shortest']:.0f} evaluations of the loss; there are {len(loss)}"
+            "divergence", f"at least {evidence.thresholds['common']['shortest']:.0f} evaluations of the loss; there are {len(loss)}"
         )
-    baseline_reason = find_divergence(case.iid_baseline, case.thresholds)[0] if case.iid_baseline is not None else ""
-    if reason and case.iid_baseline is not None:
+    baseline_reason = find_divergence(evidence.iid_baseline, evidence.thresholds)[0] if evidence.iid_baseline is not None else ""
+    if reason and evidence.iid_baseline is not None:
         if (
-            excess_over_initial_loss(case.run, case.thresholds) is not None
-            and excess_over_initial_loss(case.iid_baseline, case.thresholds) is not None
+            excess_over_initial_loss(evidence.run, evidence.thresholds) is not None
+            and excess_over_initial_loss(evidence.iid_baseline, evidence.thresholds) is not None
         ):
             reason += ", and the IID baseline also ends above its initial loss, so heterogeneity is not the cause"
         elif baseline_reason:
             reason += ", and the IID baseline also diverges, so heterogeneity is not the cause"
-    in_baseline = None if case.iid_baseline is None else bool(baseline_reason)
-    baseline = float(bool(baseline_reason)) if case.iid_baseline is not None else np.nan
+    in_baseline = None if evidence.iid_baseline is None else bool(baseline_reason)
+    baseline = float(bool(baseline_reason)) if evidence.iid_baseline is not None else np.nan
     return [
         make_finding(
             "divergence",
@@ -203,7 +203,7 @@ def find_divergence(run: Trajectory | None, thresholds: Mapping[str, Mapping[str
     Returns:
         The reason in plain English and the first round; ("", None) without divergence.
     """
-    reason, since = find_runaway(run, thresholds)
+    reason, since = find_training_divergence(run, thresholds)
     excess = None if reason else excess_over_initial_loss(run, thresholds)
     if excess is None:
         return reason, since
@@ -230,7 +230,7 @@ def excess_over_initial_loss(run: Trajectory | None, thresholds: Mapping[str, Ma
     return excess if excess > thresholds["divergence"]["above"] else None
 
 
-def find_runaway(run: Trajectory | None, thresholds: Mapping[str, Mapping[str, float]]) -> tuple[str, int | None]:
+def find_training_divergence(run: Trajectory | None, thresholds: Mapping[str, Mapping[str, float]]) -> tuple[str, int | None]:
     """Find out whether and since when a run diverged, not including a final loss above the untrained model's.
 
     Args:
@@ -282,8 +282,8 @@ def has_worse_final_loss(run: Trajectory, num_last: int = 3) -> bool:
     """Return whether the mean of the ``num_last`` last evaluations is above the loss before round 1.
 
     This is not a finding, because small differences are noise. The search for the largest stable setting needs it in addition to
-    ``find_runaway``. The loss of a destroyed language model is bounded (for `pocket` it is 7, from 4.6 initially), so it need not reach
-    ``rise`` times its initial value.
+    ``find_training_divergence``. The loss of a destroyed language model is bounded (for `pocket` it is 7, from 4.6 initially), so it
+    need not reach ``rise`` times its initial value.
     """
     _, loss = read_curve(run)
     return bool(len(loss) > num_last and loss[-num_last:].mean() > loss[0])
@@ -309,22 +309,22 @@ def find_first_streak(mask: np.ndarray, length: int) -> int | None:
 EXPLODING_UPDATES = "exploding updates"
 
 
-def exploding_updates(case: RunEvidence) -> list[Finding]:
+def exploding_updates(evidence: RunEvidence) -> list[Finding]:
     """Detect clients whose update is many times larger than the trained weights that they received."""
-    ratios, baseline_ratios = client_table(case.run, "update.relative"), client_table(case.iid_baseline, "update.relative")
+    ratios, baseline_ratios = client_table(evidence.run, "update.relative"), client_table(evidence.iid_baseline, "update.relative")
     if not len(ratios):
         return make_not_measured(EXPLODING_UPDATES, "`update.relative` per client")
-    limit = case.thresholds["explosion"]
+    limit = evidence.thresholds["explosion"]
     exploded, baseline_exploded = ratios > limit["relative"], baseline_ratios > limit["relative"]
     message = "no client's update exploded"
     if exploded.any():
         row, client = np.unravel_index(int(np.nanargmax(ratios)), ratios.shape)
-        message = describe_explosion(int(client), int(case.run.rounds[row]), float(ratios[row, client]))
+        message = describe_explosion(int(client), int(evidence.run.rounds[row]), float(ratios[row, client]))
         if exploded.sum() > 1:
             message += f" ({exploded.sum()} updates of {exploded.any(axis=0).sum()} clients exploded in total)"
-    has_baseline, max_count = case.iid_baseline is not None and len(baseline_ratios) > 0, limit["clients"]
+    has_baseline, max_count = evidence.iid_baseline is not None and len(baseline_ratios) > 0, limit["clients"]
     count, baseline_count = float(exploded.sum()), float(baseline_exploded.sum())
-    rounds = case.run.rounds[exploded.any(axis=1)]
+    rounds = evidence.run.rounds[exploded.any(axis=1)]
     measured = np.isfinite(ratios).any(axis=1)
     return [
         make_finding(
@@ -339,7 +339,7 @@ def exploding_updates(case: RunEvidence) -> list[Finding]:
             first_round=int(rounds[0]) if len(rounds) else None,
             clients=tuple(map(int, np.flatnonzero(exploded.any(axis=0)))),
             is_event=True,
-            evidence=(make_series("largest relative update", case.run.rounds[measured], np.nanmax(ratios[measured], axis=1)),),
+            evidence=(make_series("largest relative update", evidence.run.rounds[measured], np.nanmax(ratios[measured], axis=1)),),
         )
     ]
 
@@ -361,17 +361,17 @@ def find_exploding_updates(
 # Failed clients: their update was not finite, so the server ignored it and did not learn from their data.
 
 
-def failed_clients(case: RunEvidence) -> list[Finding]:
+def failed_clients(evidence: RunEvidence) -> list[Finding]:
     """Detect clients whose update was not finite and was therefore ignored."""
-    failed, baseline_failed = client_table(case.run, "failed"), client_table(case.iid_baseline, "failed")
+    failed, baseline_failed = client_table(evidence.run, "failed"), client_table(evidence.iid_baseline, "failed")
     if not len(failed):
         return make_not_measured("failed clients", "`failed` per client")
     clients = np.flatnonzero((failed > 0).any(axis=0))
-    rounds = case.run.rounds[(failed > 0).any(axis=1)]
+    rounds = evidence.run.rounds[(failed > 0).any(axis=1)]
     message = f"client {', '.join(map(str, clients))} failed, first in round {rounds[0]}" if len(clients) else "no client failed"
-    limit = case.thresholds["left_out"]["clients"]
+    limit = evidence.thresholds["failed_clients"]["clients"]
     count, baseline_count = float((failed > 0).sum()), float((baseline_failed > 0).sum())
-    has_baseline = case.iid_baseline is not None and len(baseline_failed) > 0
+    has_baseline = evidence.iid_baseline is not None and len(baseline_failed) > 0
     return [
         make_finding(
             "failed clients",
@@ -385,6 +385,6 @@ def failed_clients(case: RunEvidence) -> list[Finding]:
             first_round=int(rounds[0]) if len(rounds) else None,
             clients=tuple(map(int, clients)),
             is_event=True,
-            evidence=(make_series("failed clients", case.run.rounds, np.nansum(failed, axis=1)),),
+            evidence=(make_series("failed clients", evidence.run.rounds, np.nansum(failed, axis=1)),),
         )
     ]

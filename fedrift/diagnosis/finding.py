@@ -219,10 +219,10 @@ def domain_holders(info: RunInfo, min_ratio: float) -> np.ndarray:
     return share >= min_ratio * tokens.sum(axis=0) / tokens.sum() - 1e-12 if tokens.size else np.zeros((0, 0), dtype=bool)
 
 
-def clients_holding(case: RunEvidence, domains: Iterable[str]) -> tuple[int, ...]:
+def clients_holding(evidence: RunEvidence, domains: Iterable[str]) -> tuple[int, ...]:
     """Return the clients that hold at least one of some domains; none if the token counts are unknown."""
-    if not case.info.tokens:
+    if not evidence.info.tokens:
         return ()
-    is_holder, names = domain_holders(case.info, case.thresholds["forgetting"]["holder"]), case.info.domains
+    is_holder, names = domain_holders(evidence.info, evidence.thresholds["forgetting"]["holder"]), evidence.info.domains
     columns = [names.index(name) for name in domains if name in names]
     return tuple(int(client) for client in np.flatnonzero(is_holder[:, columns].any(axis=1))) if columns else ()

@@ -15,20 +15,20 @@ from scipy import stats
 
 from ..core.records import Trajectory
 from .curves import align_curves, client_table, find_last_layer, noise_interval, read_curve
-from .failures import find_runaway
+from .failures import find_training_divergence
 from .finding import Finding, RunEvidence, domain_holders, make_finding, make_not_measured, make_series
 
 
-def forgetting_general_text(case: RunEvidence) -> list[Finding]:
+def forgetting_general_text(evidence: RunEvidence) -> list[Finding]:
     """Detect a loss on general text that increases more than in the IID baseline."""
-    rounds, loss = read_curve(case.run, "general.loss")
-    if len(loss) < 2 or find_runaway(case.run, case.thresholds)[0]:
+    rounds, loss = read_curve(evidence.run, "general.loss")
+    if len(loss) < 2 or find_training_divergence(evidence.run, evidence.thresholds)[0]:
         return make_not_measured(
             "forgetting of general text", "`general.loss` in at least two evaluations, and a run that has not diverged"
         )
-    limit, baseline_increase = case.thresholds["forgetting"]["general"], net_increase(case.iid_baseline, "general.loss", case)
-    increase = net_increase(case.run, "general.loss", case)
-    positive = increase > limit and not increase - baseline_increase <= max(limit, baseline_noise(case, "general.loss"))
+    limit, baseline_increase = evidence.thresholds["forgetting"]["general"], net_increase(evidence.iid_baseline, "general.loss", evidence)
+    increase = net_increase(evidence.run, "general.loss", evidence)
+    positive = increase > limit and not increase - baseline_increase <= max(limit, baseline_noise(evidence, "general.loss"))
     message = (
         f"the loss on general text increased by {increase:.3f} nats per token"
         + (f" ({baseline_increase:.3f} in the IID baseline)" if math.isfinite(baseline_increase) else "")
@@ -52,20 +52,20 @@ def forgetting_general_text(case: RunEvidence) -> list[Finding]:
     ]
 
 
-def forgetting_syntax(case: RunEvidence) -> list[Finding]:
+def forgetting_syntax(evidence: RunEvidence) -> list[Finding]:
     """Detect an accuracy or margin of minimal pairs that decreases more than in the IID baseline."""
-    rounds, accuracy = read_curve(case.run, "syntax.accuracy")
-    margin_rounds, margin = read_curve(case.run, "syntax.margin")
+    rounds, accuracy = read_curve(evidence.run, "syntax.accuracy")
+    margin_rounds, margin = read_curve(evidence.run, "syntax.margin")
     if len(accuracy) < 2 and len(margin) < 2:
         return make_not_measured("forgetting of syntax", "`syntax.accuracy` or `syntax.margin` in at least two evaluations")
-    limit = case.thresholds["forgetting"]
+    limit = evidence.thresholds["forgetting"]
     drops = {
-        name: (-net_increase(case.run, f"syntax.{name}", case), -net_increase(case.iid_baseline, f"syntax.{name}", case))
+        name: (-net_increase(evidence.run, f"syntax.{name}", evidence), -net_increase(evidence.iid_baseline, f"syntax.{name}", evidence))
         for name in ("accuracy", "margin")
     }
     initial_margin = abs(float(margin[0])) or math.nan if len(margin) else math.nan
     scaled = {"accuracy": drops["accuracy"], "margin": (drops["margin"][0] / initial_margin, drops["margin"][1] / initial_margin)}
-    noise = {"accuracy": baseline_noise(case, "syntax.accuracy"), "margin": baseline_noise(case, "syntax.margin") / initial_margin}
+    noise = {"accuracy": baseline_noise(evidence, "syntax.accuracy"), "margin": baseline_noise(evidence, "syntax.margin") / initial_margin}
     is_forgotten = {name: is_beyond_baseline(*scaled[name], limit[name], noise[name]) for name in scaled}
     worst = max(scaled, key=lambda name: -math.inf if math.isnan(scaled[name][0]) else scaled[name][0] / limit[name])
     (drop, baseline_drop), positive = scaled[worst], any(is_forgotten.values())
@@ -87,7 +87,7 @@ def forgetting_syntax(case: RunEvidence) -> list[Finding]:
             is_positive=positive,
             message=message,
             in_baseline=in_baseline,
-            locations=most_forgotten_phenomena(case, limit["accuracy"]) if positive else (),
+            locations=most_forgotten_phenomena(evidence, limit["accuracy"]) if positive else (),
             first_round=first_round_below(*curves[worst], limit[worst]) if positive else None,
             evidence=(make_series("syntax.accuracy", rounds, accuracy), make_series("syntax.margin", margin_rounds, margin)),
         )
@@ -112,29 +112,29 @@ def is_beyond_baseline(drop: float, baseline: float, threshold: float, noise: fl
     return drop > threshold and not drop - baseline <= (threshold if math.isnan(noise) else max(threshold, noise))
 
 
-def baseline_noise(case: RunEvidence, metric: str) -> float:
+def baseline_noise(evidence: RunEvidence, metric: str) -> float:
     """Compute how large the final difference from the IID baseline may be by chance."""
-    _, run_values, baseline_values = align_curves(case.run, case.iid_baseline, metric)
-    return noise_interval(run_values - baseline_values, min(int(case.thresholds["common"]["last"]), max(1, len(run_values) // 4)))
+    _, run_values, baseline_values = align_curves(evidence.run, evidence.iid_baseline, metric)
+    return noise_interval(run_values - baseline_values, min(int(evidence.thresholds["common"]["last"]), max(1, len(run_values) // 4)))
 
 
-def most_forgotten_phenomena(case: RunEvidence, threshold: float) -> tuple[str, ...]:
+def most_forgotten_phenomena(evidence: RunEvidence, threshold: float) -> tuple[str, ...]:
     """Return the phenomena whose accuracy dropped by more than a threshold, the largest drop first."""
     drops = (
-        {name: -net_increase(case.run, "syntax.accuracy", case, name) for name in case.run.domains_of("syntax.accuracy")}
-        if "syntax.accuracy" in case.run.metrics
+        {name: -net_increase(evidence.run, "syntax.accuracy", evidence, name) for name in evidence.run.domains_of("syntax.accuracy")}
+        if "syntax.accuracy" in evidence.run.metrics
         else {}
     )
     return tuple(sorted((name for name in drops if drops[name] > threshold), key=lambda name: -drops[name]))
 
 
-def net_increase(run: Trajectory | None, metric: str, case: RunEvidence, domain: str = "") -> float:
+def net_increase(run: Trajectory | None, metric: str, evidence: RunEvidence, domain: str = "") -> float:
     """Compute the increase of a metric from its first value to the mean of its last values.
 
     Args:
         run: The run, or None.
         metric: Name of the metric.
-        case: The evidence, for its thresholds.
+        evidence: The evidence, for its thresholds.
         domain: Name of the domain; "" is the whole federation.
 
     Returns:
@@ -143,7 +143,7 @@ def net_increase(run: Trajectory | None, metric: str, case: RunEvidence, domain:
     values = read_curve(run, metric, domain)[1]
     if len(values) < 2:
         return math.nan
-    last = min(int(case.thresholds["common"]["last"]), max(1, len(values) // 4))
+    last = min(int(evidence.thresholds["common"]["last"]), max(1, len(values) // 4))
     return float(values[-last:].mean() - values[0])
 
 
@@ -164,20 +164,20 @@ class Absence(NamedTuple):
     domain: str
     last_present_round: int  # the last round in which a holder participated
     rounds: int  # rounds of absence so far
-    rise: float  # increase of the domain's loss since then, in nats per token
+    increase: float  # increase of the domain's loss since then, in nats per token
 
 
-def forgetting_during_absence(case: RunEvidence) -> list[Finding]:
+def forgetting_during_absence(evidence: RunEvidence) -> list[Finding]:
     """Detect domains whose loss increases while none of their clients participate."""
-    limit = case.thresholds["forgetting"]
-    if find_runaway(case.run, case.thresholds)[0]:
+    limit = evidence.thresholds["forgetting"]
+    if find_training_divergence(evidence.run, evidence.thresholds)[0]:
         return make_not_measured(FORGETTING_DURING_ABSENCE, "a run that has not diverged")
-    if not case.info.domains or not len(participation_mask(case.run)):
+    if not evidence.info.domains or not len(participation_mask(evidence.run)):
         return make_not_measured(
             FORGETTING_DURING_ABSENCE, "the domains of each client and the cohort of each round (`train.steps` or `update.norm`)"
         )
-    is_holder = domain_holders(case.info, limit["holder"])
-    absences = list_absences(case.run, case.info.domains, is_holder, case.iid_baseline)
+    is_holder = domain_holders(evidence.info, limit["holder"])
+    absences = list_absences(evidence.run, evidence.info.domains, is_holder, evidence.iid_baseline)
     last_rounds = [
         absence
         for index, absence in enumerate(absences)  # the last round of each absence
@@ -187,23 +187,23 @@ def forgetting_during_absence(case: RunEvidence) -> list[Finding]:
         return make_not_measured(
             FORGETTING_DURING_ABSENCE, f"at least {limit['episodes']:.0f} absences of all clients of a domain; there are {len(last_rounds)}"
         )
-    mean_increase = float(np.mean([absence.rise for absence in last_rounds]))
+    mean_increase = float(np.mean([absence.increase for absence in last_rounds]))
     slope, p = fit_trend(absences)
     positive = mean_increase > limit["absent"] and p < limit["p"]
     increases = {
-        name: np.mean([absence.rise for absence in last_rounds if absence.domain == name])
+        name: np.mean([absence.increase for absence in last_rounds if absence.domain == name])
         for name in sorted({absence.domain for absence in last_rounds})
     }
     domains = tuple(sorted((name for name in increases if increases[name] > limit["absent"]), key=lambda name: -increases[name]))
-    holders = {client for name in domains for client in np.flatnonzero(is_holder[:, case.info.domains.index(name)])}
-    beyond = " beyond the IID baseline" if case.iid_baseline is not None else ""
+    holders = {client for name in domains for client in np.flatnonzero(is_holder[:, evidence.info.domains.index(name)])}
+    beyond = " beyond the IID baseline" if evidence.iid_baseline is not None else ""
     message = (
         f"a domain's loss increases by {mean_increase:.3f} nats{beyond} while none of its clients participate "
         f"({slope:.3f} nats per round of absence)"
         if positive
         else f"a domain's loss changes by {mean_increase:+.3f} nats{beyond} while none of its clients participate"
     )
-    baseline = math.nan if case.iid_baseline is None else 0.0
+    baseline = math.nan if evidence.iid_baseline is None else 0.0
     return [
         make_finding(
             FORGETTING_DURING_ABSENCE,
@@ -213,13 +213,13 @@ def forgetting_during_absence(case: RunEvidence) -> list[Finding]:
             "nats",
             is_positive=positive,
             message=message,
-            in_baseline=None if case.iid_baseline is None else False,
+            in_baseline=None if evidence.iid_baseline is None else False,
             first_round=last_rounds[0].last_present_round if positive else None,
             clients=tuple(sorted(map(int, holders))) if positive else (),
             locations=domains if positive else (),
             evidence=(
                 make_series("rounds absent", [a.last_present_round + a.rounds for a in absences], [a.rounds for a in absences]),
-                make_series("rise", [a.last_present_round + a.rounds for a in absences], [a.rise for a in absences]),
+                make_series("increase", [a.last_present_round + a.rounds for a in absences], [a.increase for a in absences]),
             ),
         )
     ]
@@ -281,7 +281,7 @@ def losses_at_rounds(baseline: Trajectory, name: str, rounds: np.ndarray) -> np.
 def fit_trend(absences: list[Absence]) -> tuple[float, float]:
     """Fit the slope of the increase over the rounds of absence within domains, and compute its one-sided p-value."""
     names = sorted({absence.domain for absence in absences})
-    x, y = [np.array([getattr(absence, field) for absence in absences], dtype=float) for field in ("rounds", "rise")]
+    x, y = [np.array([getattr(absence, field) for absence in absences], dtype=float) for field in ("rounds", "increase")]
     for name in names:
         rows = np.array([absence.domain == name for absence in absences])
         x[rows], y[rows] = x[rows] - x[rows].mean(), y[rows] - y[rows].mean()
@@ -300,13 +300,13 @@ def fit_trend(absences: list[Absence]) -> tuple[float, float]:
 # rank too.
 
 
-def representation_collapse(case: RunEvidence) -> list[Finding]:
+def representation_collapse(evidence: RunEvidence) -> list[Finding]:
     """Detect hidden states whose effective rank falls or whose mean cosine increases."""
-    if not {"hidden.rank.ratio", "hidden.anisotropy"} & set(case.run.metrics):
+    if not {"hidden.rank.ratio", "hidden.anisotropy"} & set(evidence.run.metrics):
         return make_not_measured("representation collapse", "`hidden.rank.ratio` or `hidden.anisotropy`")
-    limit = case.thresholds["collapse"]
-    reference = case.centralized if case.centralized is not None else case.iid_baseline
-    run_change, reference_change = measure_collapse(case.run), measure_collapse(reference)
+    limit = evidence.thresholds["collapse"]
+    reference = evidence.centralized if evidence.centralized is not None else evidence.iid_baseline
+    run_change, reference_change = measure_collapse(evidence.run), measure_collapse(reference)
     reference_values = [math.nan if reference is None else reference_change[name] for name in ("rank", "anisotropy")]
     exceeded = [
         name
@@ -323,8 +323,8 @@ def representation_collapse(case: RunEvidence) -> list[Finding]:
     }
     reference_value = reference_change[worst] if reference is not None else math.nan
     metric = {"rank": "hidden.rank.ratio", "anisotropy": "hidden.anisotropy"}[worst]
-    layer = find_last_layer(case.run, metric)
-    rounds, values = read_curve(case.run, metric, layer)
+    layer = find_last_layer(evidence.run, metric)
+    rounds, values = read_curve(evidence.run, metric, layer)
     unit = {"rank": "share of rank", "anisotropy": "cosine"}[worst]
     message = " and ".join(descriptions[name] for name in exceeded) or "the representation has not collapsed"
     return [

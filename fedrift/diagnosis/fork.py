@@ -82,7 +82,7 @@ ServedModels = tuple[Tree, Tree, Tensor]
 
 
 @dataclass(frozen=True)
-class Divergence:
+class RunDifference:
     """Difference between a fork and its origin after one round.
 
     Attributes:
@@ -105,7 +105,7 @@ class Divergence:
         return self.fork - self.origin
 
 
-def trace_divergence(origin: Run, fork: Run) -> list[Divergence]:
+def trace_differences(origin: Run, fork: Run) -> list[RunDifference]:
     """Compare a fork with its origin in every round that both have, from the last common round on.
 
     Both runs must have stored their updates.
@@ -119,7 +119,7 @@ def trace_divergence(origin: Run, fork: Run) -> list[Divergence]:
         moved = model_distance(origin_params, start_params)
         distance = model_distance(fork_params, origin_params) / moved if moved else 0.0 if round == start_round else math.nan
         rows.append(
-            Divergence(
+            RunDifference(
                 round,
                 distance,
                 loss_at_round(origin_records, round),
@@ -133,11 +133,11 @@ def trace_divergence(origin: Run, fork: Run) -> list[Divergence]:
     return rows
 
 
-def model_distance(one: ServedModels, two: ServedModels) -> float:
+def model_distance(first: ServedModels, second: ServedModels) -> float:
     """Compute sqrt(mean_k |W_k - W'_k|^2) over the clients k."""
-    pairs, count = torch.stack([one[2].cpu(), two[2].cpu()], 1).unique(dim=0, return_counts=True)
+    pairs, count = torch.stack([first[2].cpu(), second[2].cpu()], 1).unique(dim=0, return_counts=True)
     total = torch.zeros(len(pairs), dtype=torch.float64)
-    first_weights, second_weights = effective_weights(*one[:2]), effective_weights(*two[:2])
+    first_weights, second_weights = effective_weights(*first[:2]), effective_weights(*second[:2])
     for name in first_weights:
         total += (to_float64(first_weights[name])[pairs[:, 0]] - to_float64(second_weights[name])[pairs[:, 1]]).square().flatten(1).sum(1)
     return float(((total * count).sum() / count.sum()).sqrt())
@@ -222,7 +222,7 @@ class ForkReport:
     baseline: str
     change: str
     has_reused_updates: bool
-    rounds: tuple[Divergence, ...]
+    rounds: tuple[RunDifference, ...]
     findings: tuple[FindingChange, ...]
 
     @property
@@ -233,18 +233,18 @@ class ForkReport:
         if all(row.distance == 0 for row in self.rounds):
             return f"{text}, the fork is identical to its origin, bit for bit."
         if not evaluated:
-            return f"{text}, the server models differ from round {self.first_divergent_round} on; there is no finite loss to compare."
+            return f"{text}, the server models differ from round {self.first_different_round} on; there is no finite loss to compare."
         first, last = evaluated[0], evaluated[-1]
         text += f", the loss after round {first.round} is {format_loss_change(first)}"
         if last is not first:
             text += f"; after round {last.round} it is {format_loss_change(last)}"
         return (
-            f"{text}. The server models differ from round {self.first_divergent_round} on; their final distance is "
+            f"{text}. The server models differ from round {self.first_different_round} on; their final distance is "
             f"{self.rounds[-1].distance:.2f} times the distance that the origin moved since round {self.round - 1}."
         )
 
     @property
-    def first_divergent_round(self) -> int:
+    def first_different_round(self) -> int:
         """Return the first round after which the server models differ."""
         return next((row.round for row in self.rounds if row.distance != 0), self.round)
 
@@ -287,7 +287,7 @@ def report_fork(forked_run: ForkedRun, known_runs: Iterable[Run]) -> ForkReport:
         baseline.id if baseline else "",
         forked_run.description,
         forked_run.can_reuse_updates,
-        tuple(trace_divergence(origin, fork)),
+        tuple(trace_differences(origin, fork)),
         compare_diagnoses(diagnose([origin_evidence]), diagnose([fork_evidence]), forked_run.fork.exclude_clients),
     )
 
@@ -312,7 +312,7 @@ def compare_diagnoses(before: Sequence[Diagnosis], after: Sequence[Diagnosis], e
     )
 
 
-def format_loss_change(row: Divergence) -> str:
+def format_loss_change(row: RunDifference) -> str:
     """Format the losses of a round, e.g. ``4.301 nats per token instead of 4.420 (-0.119), most in business (-0.400)``."""
     text = f"{row.fork:.3f} nats per token instead of {row.origin:.3f} ({row.difference:+.3f})"
     domain_name = max(
@@ -330,12 +330,12 @@ def summarize_diagnosis(diagnosis: Diagnosis) -> dict[str, Any]:
 
 
 __all__ = [
-    "Divergence",
     "FindingChange",
     "ForkReport",
+    "RunDifference",
     "effective_weights",
     "make_fork_config",
     "model_distance",
     "report_fork",
-    "trace_divergence",
+    "trace_differences",
 ]

@@ -13,36 +13,39 @@ import numpy as np
 
 from ..core.records import Trajectory, final_round_indices
 from .curves import align_curves, client_table, final_gap, noise_interval, perplexity_change_percent
-from .failures import find_dead_model, find_runaway
+from .failures import find_dead_model, find_training_divergence
 from .finding import Finding, RunEvidence, clients_holding, make_finding, make_not_measured, make_series
 
 
-def loss_gap(case: RunEvidence) -> list[Finding]:
+def loss_gap(evidence: RunEvidence) -> list[Finding]:
     """Detect a final loss above the IID baseline's, overall and per domain."""
-    rounds, run_loss, baseline_loss = align_curves(case.run, case.iid_baseline)
-    common = case.thresholds["common"]
+    rounds, run_loss, baseline_loss = align_curves(evidence.run, evidence.iid_baseline)
+    common = evidence.thresholds["common"]
     if len(rounds) < common["shortest"]:
         return make_not_measured(
             "loss gap", f"at least {common['shortest']:.0f} evaluations in rounds that the run and an IID baseline share"
         )
-    if find_runaway(case.run, case.thresholds)[0]:
+    if find_training_divergence(evidence.run, evidence.thresholds)[0]:
         return make_not_measured("loss gap", "a run that has not diverged")
-    if find_dead_model(case.iid_baseline, case.thresholds)[0]:
+    if find_dead_model(evidence.iid_baseline, evidence.thresholds)[0]:
         return make_not_measured("loss gap", "an IID baseline whose model is not dead")
-    return [overall_gap(case, rounds, run_loss, baseline_loss), *domain_gaps(case)]
+    return [overall_gap(evidence, rounds, run_loss, baseline_loss), *domain_gaps(evidence)]
 
 
-def overall_gap(case: RunEvidence, both: np.ndarray, ours: np.ndarray, theirs: np.ndarray) -> Finding:
+def overall_gap(evidence: RunEvidence, rounds: np.ndarray, run_loss: np.ndarray, baseline_loss: np.ndarray) -> Finding:
     """Compare the final global loss with the IID baseline's.
 
     Args:
-        case: The evidence.
-        both: Common rounds, ``[K]``.
-        ours: Losses of the run, ``[K]``.
-        theirs: Losses of the baseline, ``[K]``.
+        evidence: The evidence.
+        rounds: Common rounds, ``[K]``.
+        run_loss: Losses of the run, ``[K]``.
+        baseline_loss: Losses of the baseline, ``[K]``.
     """
-    gap, limit = (final_gap(case.run, case.iid_baseline, num_last=int(case.thresholds["common"]["last"])), case.thresholds["gap"]["all"])
-    limit = max(limit, noise_interval(ours - theirs, int(case.thresholds["common"]["last"])))
+    gap, limit = (
+        final_gap(evidence.run, evidence.iid_baseline, num_last=int(evidence.thresholds["common"]["last"])),
+        evidence.thresholds["gap"]["all"],
+    )
+    limit = max(limit, noise_interval(run_loss - baseline_loss, int(evidence.thresholds["common"]["last"])))
     message = (
         f"the final loss is {gap:.3f} nats above the IID baseline's ({perplexity_change_percent(gap):+.1f}% perplexity)"
         if gap > limit
@@ -57,22 +60,23 @@ def overall_gap(case: RunEvidence, both: np.ndarray, ours: np.ndarray, theirs: n
         is_positive=gap > limit,
         message=message,
         in_baseline=False,
-        first_round=first_round_above(both, ours - theirs, limit) if gap > limit else None,
-        evidence=(make_series("loss", both, ours), make_series("loss of the IID baseline", both, theirs)),
+        first_round=first_round_above(rounds, run_loss - baseline_loss, limit) if gap > limit else None,
+        evidence=(make_series("loss", rounds, run_loss), make_series("loss of the IID baseline", rounds, baseline_loss)),
     )
 
 
-def domain_gaps(case: RunEvidence) -> list[Finding]:
+def domain_gaps(evidence: RunEvidence) -> list[Finding]:
     """Compare the final loss of each domain with the IID baseline's, and report the largest gap."""
     gaps = {
-        name: final_gap(case.run, case.iid_baseline, name, int(case.thresholds["common"]["last"])) for name in case.run.domains_of("loss")
+        name: final_gap(evidence.run, evidence.iid_baseline, name, int(evidence.thresholds["common"]["last"]))
+        for name in evidence.run.domains_of("loss")
     }
     finite_gaps = {name: value for name, value in gaps.items() if math.isfinite(value)}
     if not finite_gaps:
         return []
-    worst, limit = max(finite_gaps, key=lambda name: finite_gaps[name]), case.thresholds["gap"]["domain"]
-    rounds, run_loss, baseline_loss = align_curves(case.run, case.iid_baseline, "loss", worst)
-    last = int(case.thresholds["common"]["last"])
+    worst, limit = max(finite_gaps, key=lambda name: finite_gaps[name]), evidence.thresholds["gap"]["domain"]
+    rounds, run_loss, baseline_loss = align_curves(evidence.run, evidence.iid_baseline, "loss", worst)
+    last = int(evidence.thresholds["common"]["last"])
     limit = max(limit, noise_interval(run_loss - baseline_loss, last, len(finite_gaps)))  # corrected for the selection of the worst domain
     positive = finite_gaps[worst] > limit
     baseline_gap = -min(finite_gaps.values())  # the largest gap in the opposite direction, i.e. the effect of selecting the worst domain
@@ -94,7 +98,7 @@ def domain_gaps(case: RunEvidence) -> list[Finding]:
             in_baseline=baseline_gap > limit,
             first_round=first_round_above(rounds, run_loss - baseline_loss, limit) if positive else None,
             locations=domains,
-            clients=clients_holding(case, domains),
+            clients=clients_holding(evidence, domains),
             evidence=(
                 make_series(f"loss of {worst}", rounds, run_loss),
                 make_series(f"loss of {worst} in the IID baseline", rounds, baseline_loss),
@@ -117,17 +121,17 @@ def first_round_above(rounds: np.ndarray, differences: np.ndarray, threshold: fl
 # subtracted, because it is due to difficult text and not to training. Without the local-only run, unfairness can only be suspected.
 
 
-def unfairness(case: RunEvidence) -> list[Finding]:
+def unfairness(evidence: RunEvidence) -> list[Finding]:
     """Detect clients whose loss is far above the mean, and clients that local-only training would serve better."""
-    if find_runaway(case.run, case.thresholds)[0]:
+    if find_training_divergence(evidence.run, evidence.thresholds)[0]:
         return make_not_measured("unfairness", "a run that has not diverged")
-    losses = final_client_losses(case.run, case)
+    losses = final_client_losses(evidence.run, evidence)
     if len(losses) < 2 or not np.isfinite(losses).all():
         return make_not_measured("unfairness", "finite losses of at least two clients")
-    limit, baseline_losses = case.thresholds["unfairness"], final_client_losses(case.iid_baseline, case)
-    excess, baseline_excess = excess_over_mean(case.run, losses), excess_over_mean(case.iid_baseline, baseline_losses)
+    limit, baseline_losses = evidence.thresholds["unfairness"], final_client_losses(evidence.iid_baseline, evidence)
+    excess, baseline_excess = excess_over_mean(evidence.run, losses), excess_over_mean(evidence.iid_baseline, baseline_losses)
     worst, baseline_worst = float(excess.max()), float(baseline_excess.max()) if len(baseline_excess) else math.nan
-    local_only_losses = final_client_losses(case.local_only, case)
+    local_only_losses = final_client_losses(evidence.local_only, evidence)
     has_local_only = len(local_only_losses) == len(losses)
     harmed = np.flatnonzero(losses > local_only_losses + limit["margin"]) if has_local_only else np.zeros(0, dtype=int)
     share = len(harmed) / len(losses) if has_local_only else math.nan
@@ -141,10 +145,10 @@ def unfairness(case: RunEvidence) -> list[Finding]:
     message += f" ({baseline_worst:.3f} in the IID baseline)" if math.isfinite(baseline_worst) else ""
     if has_local_only:
         message += f"; {share:.0%} of the clients would have a lower loss with local-only training"
-    rounds = case.run.rounds
-    table = client_table(case.run, "loss")
-    worst_excess = worst_excess_per_round(table, case.run)
-    evidence = (make_series("excess of the worst client over the mean", rounds, worst_excess),) if len(table) else ()
+    rounds = evidence.run.rounds
+    table = client_table(evidence.run, "loss")
+    worst_excess = worst_excess_per_round(table, evidence.run)
+    curves = (make_series("excess of the worst client over the mean", rounds, worst_excess),) if len(table) else ()
     positive_rounds = (
         rounds[worst_excess - (0 if math.isnan(baseline_worst) else baseline_worst) > limit["gap"]] if len(table) else rounds[:0]
     )
@@ -162,17 +166,17 @@ def unfairness(case: RunEvidence) -> list[Finding]:
             clients=tuple(int(k) for k in (harmed if has_local_only else order[:1])) if positive else (),
             is_confirmable=has_local_only,
             missing_input="" if has_local_only else "a LocalOnly run, in which every client trains alone",
-            evidence=evidence,
+            evidence=curves,
         )
     ]
 
 
-def final_client_losses(run: Trajectory | None, case: RunEvidence) -> np.ndarray:
+def final_client_losses(run: Trajectory | None, evidence: RunEvidence) -> np.ndarray:
     """Return the clients' final losses.
 
     Args:
         run: The run, or None.
-        case: The evidence, for its thresholds.
+        evidence: The evidence, for its thresholds.
 
     Returns:
         Losses of the large final evaluation or, if there is none, the means of the last evaluations, ``[N]``; empty without losses.
@@ -182,7 +186,7 @@ def final_client_losses(run: Trajectory | None, case: RunEvidence) -> np.ndarray
     if run is None or not np.isfinite(values).any():
         return np.zeros(0)
     measured = np.isfinite(values).any(axis=1)
-    means: np.ndarray = values[measured][final_round_indices(run.rounds[measured], int(case.thresholds["common"]["last"]))].mean(axis=0)
+    means: np.ndarray = values[measured][final_round_indices(run.rounds[measured], int(evidence.thresholds["common"]["last"]))].mean(axis=0)
     return means
 
 

@@ -15,7 +15,7 @@ from ..core.records import Trajectory, final_round_indices
 from .across_seeds import FACTUAL_FAILURES
 from .curves import domain_variability, final_gap, perplexity_change_percent, read_curve
 from .detectors import run_detectors
-from .failures import find_runaway
+from .failures import find_training_divergence
 from .finding import THRESHOLDS, RunEvidence
 
 MIN_EVALUATIONS = int(THRESHOLDS["common"]["shortest"])
@@ -76,7 +76,10 @@ def judge_run(run: Trajectory, baseline: Trajectory | None = None) -> Verdict:
     order = ("dead model", "divergence", "exploding updates", "failed clients", "loss gap", "domain gap", "domain oscillation")
     findings.sort(key=lambda finding: order.index(finding.failure) if finding.failure in order else len(order))
     reasons = list(dict.fromkeys(finding.message for finding in findings))  # a dead model is also a divergence with the same message
-    has_failed, has_diverged = any(finding.failure in FACTUAL_FAILURES for finding in findings), bool(find_runaway(run, THRESHOLDS)[0])
+    has_failed, has_diverged = (
+        any(finding.failure in FACTUAL_FAILURES for finding in findings),
+        bool(find_training_divergence(run, THRESHOLDS)[0]),
+    )
     return Verdict(
         "suspected" if reasons else "none",
         initial_loss,
@@ -94,12 +97,14 @@ def judge_run(run: Trajectory, baseline: Trajectory | None = None) -> Verdict:
     )
 
 
-def write_verdict_sentence(start: float, end: float, gap: float, num_evaluations: int, reasons: list[str], has_failed: bool = False) -> str:
+def write_verdict_sentence(
+    initial_loss: float, final_loss: float, gap: float, num_evaluations: int, reasons: list[str], has_failed: bool = False
+) -> str:
     """Write the verdict in plain English.
 
     Args:
-        start: First evaluated loss.
-        end: Final loss.
+        initial_loss: First evaluated loss.
+        final_loss: Final loss.
         gap: Final loss minus the IID baseline's.
         num_evaluations: Number of evaluations.
         reasons: One phrase per suspected failure.
@@ -109,9 +114,9 @@ def write_verdict_sentence(start: float, end: float, gap: float, num_evaluations
     if not num_evaluations and not reasons:
         return "No evaluation has been recorded yet, so there is nothing to judge."
     summary = (
-        f"The loss changed from {start:.3f} to {end:.3f} nats per token"
-        if math.isfinite(start + end)
-        else f"The loss started at {start:.3f} nats per token and is not finite at the end"
+        f"The loss changed from {initial_loss:.3f} to {final_loss:.3f} nats per token"
+        if math.isfinite(initial_loss + final_loss)
+        else f"The loss started at {initial_loss:.3f} nats per token and is not finite at the end"
     )
     if math.isfinite(gap) and (gap <= limit["all"] or not reasons):  # otherwise the gap is one of the reasons
         side = "above" if gap >= 0 else "below"

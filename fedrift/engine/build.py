@@ -72,7 +72,7 @@ class Evaluation:
     probe_suite: ProbeSuite  # all probes, including the losses
     losses: HeldOutLosses
     final_losses: HeldOutLosses | None  # the larger evaluation after the last round; None: there is none
-    caveats: list[str]
+    warnings: list[str]
 
 
 @dataclass(frozen=True, eq=False)
@@ -135,7 +135,7 @@ def build_evaluation(
     all_held_out = (
         held_out_as_rewritten(held_out, corpus, rewritten, client_rows, tokenizer, *block_options) if rewritten.partition.rewrites else None
     )
-    held_out_caveats = check_held_out(all_held_out or held_out, evaluation.split, corpus.name)
+    held_out_warnings = check_held_out(all_held_out or held_out, evaluation.split, corpus.name)
     loss_cache = PretrainedLossCache(
         model, initial_params, (config.model, config.trainable, *sorted(resources.numeric_options.items())), resources.pretrained_losses
     )
@@ -197,7 +197,7 @@ def build_evaluation(
         or expensive_interval
         or choose_interval(probes, cohort_size * float(tokens_per_client), training.num_rounds, evaluation.max_overhead)
     )
-    general_caveats = (
+    general_warnings = (
         []
         if probe_context.general_blocks or "general" not in evaluation.probes
         else [
@@ -207,7 +207,7 @@ def build_evaluation(
         ]
     )
     suite = ProbeSuite(tuple(probes), training.num_rounds, expensive_interval, evaluation.max_overhead)
-    return Evaluation(suite, losses, final_losses, general_caveats + held_out_caveats)
+    return Evaluation(suite, losses, final_losses, general_warnings + held_out_warnings)
 
 
 def check_held_out(held_out: HeldOut, split: str, corpus_name: str) -> list[str]:
@@ -219,7 +219,7 @@ def check_held_out(held_out: HeldOut, split: str, corpus_name: str) -> list[str]
         corpus_name: The name of the dataset, for messages.
 
     Returns:
-        A caveat if some domains have training text but no held-out text.
+        A warning if some domains have training text but no held-out text.
 
     Raises:
         UserError: None of the domains of a client has held-out text.
@@ -322,7 +322,7 @@ class RunContext:
     losses: HeldOutLosses
     final_losses: HeldOutLosses | None  # the larger evaluation after the last round; None: there is none
     partition_table: dict[str, Any]  # names of the domains, and training tokens of each client in each domain
-    caveats: list[str]
+    warnings: list[str]
     resume_options: dict[str, Any]  # choices that must not change when an interrupted run continues
     clustering: ClusteringRuntime
     cluster_probe: ClusterAgreement | None  # measures the clustering; None without clustering
@@ -453,26 +453,26 @@ def build_run(
         evaluation.losses,
         evaluation.final_losses,
         {"domains": list(held_out.domains), "tokens": held_out.client_domain_tokens.astype(int).tolist()},
-        config_caveats(config) + model.caveats + evaluation.caveats + list(loaded_corpus.notes),
+        config_warnings(config) + model.warnings + evaluation.warnings + list(loaded_corpus.notes),
         resume_options,
         clustering,
         ClusterAgreement(info.main_domains) if strategy != NoClustering() else None,
     )
 
 
-def config_caveats(config: ExperimentConfig) -> list[str]:
-    """Return the caveats about the results that follow from the configuration alone, before anything is loaded."""
+def config_warnings(config: ExperimentConfig) -> list[str]:
+    """Return the warnings about the results that follow from the configuration alone, before anything is loaded."""
     training, algorithm, num_clients = config.training, config.algorithm, config.partition.num_clients
     _, cohort_size, local_steps = algorithm.configure_clients(
         [np.zeros(1, dtype=np.int64)] * num_clients, training.cohort_size(num_clients), training.local_steps
     )
-    caveats = algorithm.warnings(training.client_optimizer, training.client_weighting) + algorithm.aggregator.cohort_warnings(cohort_size)
+    warnings = algorithm.warnings(training.client_optimizer, training.client_weighting) + algorithm.aggregator.cohort_warnings(cohort_size)
     if cohort_size == 1 and local_steps and not algorithm.one_client_per_model:
-        caveats.append(
+        warnings.append(
             "one client per round: nothing is averaged, so update.divergence and gradient.norm.variance are not defined; "
             "increase training.participation_rate for a cohort of two or more clients"
         )
-    return caveats + config.clustering.warnings() + partition_notes(config.partition)
+    return warnings + config.clustering.warnings() + partition_notes(config.partition)
 
 
 def client_info(

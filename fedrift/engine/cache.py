@@ -47,10 +47,10 @@ class ResourceCache:
         Raises:
             UserError: The dataset does not exist or cannot be read.
         """
-        half = "unseen" if model_name == PRESETS["pocket"].name else "all"
+        subset = "unseen" if model_name == PRESETS["pocket"].name else "all"
         return self._get_or_create(
-            ("corpus", dataset, half),
-            lambda: load_corpus(dataset, data_dir=self.runtime.data_dir, half=half, cache_dir=self.runtime.cache_dir / "vectors"),
+            ("corpus", dataset, subset),
+            lambda: load_corpus(dataset, data_dir=self.runtime.data_dir, subset=subset, cache_dir=self.runtime.cache_dir / "vectors"),
         )
 
     @property

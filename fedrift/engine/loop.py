@@ -77,41 +77,41 @@ def run_rounds(
     Example:
         >>> state = init_state(algorithm, params, simulator.size)  # doctest: +SKIP
         >>> for result in run_rounds(state, simulator, algorithm, num_rounds=10, cohort_size=2, seed=0):  # doctest: +SKIP
-        ...     print(result.after.round, result.report.loss[:, 1].mean().item())
+        ...     print(result.after.round, result.update.loss[:, 1].mean().item())
     """
     state = ensure_client_means(state, algorithm)
     while state.round < num_rounds:
         cohort = sample_clients(state, cohort_size, seed)
-        report = replace(client_pool.train(state, algorithm, cohort), server_seed=derive_seed(seed, "server", state.round))
-        server = algorithm.server_update(state.server, report)
+        update = replace(client_pool.train(state, algorithm, cohort), server_seed=derive_seed(seed, "server", state.round))
+        server = algorithm.server_update(state.server, update)
         after = replace(
             state,
             round=state.round + 1,
             server=server,
-            client_states=state.client_states.update(cohort, report.client_state),
+            client_states=state.client_states.update(cohort, update.client_state),
             server_delta=server.params - state.server.params,
-            last_round_seen=update_participation(state, cohort, report),
-            client_means=update_client_means(state, algorithm, cohort, report),
+            last_participation=update_participation(state, cohort, update),
+            client_means=update_client_means(state, algorithm, cohort, update),
         )
-        result = RoundResult(state, after, cohort, report)
+        result = RoundResult(state, after, cohort, update)
         result = replace(result, after=ensure_client_means(recluster(result), algorithm))
         yield result
         state = result.after
 
 
-def update_participation(state: FederatedState, cohort: Tensor, report: CohortUpdate) -> Tensor:
+def update_participation(state: FederatedState, cohort: Tensor, update: CohortUpdate) -> Tensor:
     """Compute the last round in which the server used the update of each client, including this round.
 
     Args:
         state: The state before the round.
         cohort: The clients of the round, ``[C]``.
-        report: The updates of the cohort. Failed clients do not count as participants.
+        update: The updates of the cohort. Failed clients do not count as participants.
 
     Returns:
         The round of each client, counted from 1, ``[N]``; 0 for clients without a used update.
     """
-    last_round = state.last_round_seen if len(state.last_round_seen) else torch.zeros_like(state.cluster_ids, device="cpu")
-    return last_round.index_fill(0, cohort[~report.failed], state.round + 1)
+    last_round = state.last_participation if len(state.last_participation) else torch.zeros_like(state.cluster_ids, device="cpu")
+    return last_round.index_fill(0, cohort[~update.failed], state.round + 1)
 
 
 def ensure_client_means(state: FederatedState, algorithm: FedAvg) -> FederatedState:
@@ -123,27 +123,27 @@ def ensure_client_means(state: FederatedState, algorithm: FedAvg) -> FederatedSt
     return replace(state, client_means=cluster_mean(client_state, state.cluster_ids.cpu(), like))
 
 
-def update_client_means(state: FederatedState, algorithm: FedAvg, cohort: Tensor, report: CohortUpdate) -> Tree:
+def update_client_means(state: FederatedState, algorithm: FedAvg, cohort: Tensor, update: CohortUpdate) -> Tree:
     """Update ``client_means`` from the changes of the client states of a cohort, without reading the states of other clients.
 
     Args:
         state: The state before the round.
         algorithm: The federated algorithm.
         cohort: The clients of the round, ``[C]``.
-        report: The updates of the cohort.
+        update: The updates of the cohort.
 
     Returns:
         The means after the round, ``[M, ...]`` in float64; empty if the algorithm needs no means.
     """
     if not state.client_means:
         return state.client_means
-    new, old = algorithm.state_to_average(report.client_state), algorithm.state_to_average(state.client_states.gather(cohort))
-    membership = None if report.membership is None else report.membership.cpu()
+    new, old = algorithm.state_to_average(update.client_state), algorithm.state_to_average(state.client_states.gather(cohort))
+    membership = None if update.membership is None else update.membership.cpu()
     cpu_report = replace(
-        report,
-        cluster_ids=report.cluster_ids.cpu(),
-        cluster_sizes=report.cluster_sizes.cpu(),
-        weight=report.weight.cpu(),
+        update,
+        cluster_ids=update.cluster_ids.cpu(),
+        cluster_sizes=update.cluster_sizes.cpu(),
+        weight=update.weight.cpu(),
         membership=membership,
     )
     change = cluster_sum(new.to(torch.float64) - old.to(torch.float64), cpu_report)

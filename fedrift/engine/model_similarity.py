@@ -35,8 +35,8 @@ def measure_similarity(first_run: Run, second_run: Run, resources: ResourceCache
         resources: Loaded models and data.
 
     Returns:
-        ``{layer: {"cka" | "cosine": {"both": .., "one": .., "other": ..}}}``. ``both`` compares the two models, ``one`` the first
-        with the pretrained model, and ``other`` the second with the pretrained model. The layer "" is the mean over the layers.
+        ``{layer: {"cka" | "cosine": {"between": .., "first": .., "second": ..}}}``. ``between`` compares the two models, ``first`` the
+        first with the pretrained model, and ``second`` the second with the pretrained model. The layer "" is the mean over the layers.
 
     Raises:
         UserError: The runs have different datasets, models or trained parameters, a run has no model yet, or there is too little
@@ -65,7 +65,7 @@ def measure_similarity(first_run: Run, second_run: Run, resources: ResourceCache
         raise UserError(
             f"run {second_run.id[:6]} has {second.server.num_models} models, but the second run must have one; exchange the two runs"
         )
-    pairs = {"both": (first, server_models(second)), "one": (first, probe.initial_params), "other": (second, probe.initial_params)}
+    pairs = {"between": (first, server_models(second)), "first": (first, probe.initial_params), "second": (second, probe.initial_params)}
     similarity: dict[str, dict[str, dict[str, float]]] = {}
     for pair, (state, reference_params) in pairs.items():
         values = replace(probe, initial_params=reference_params, pretrained_states={}).evaluate_state(state)

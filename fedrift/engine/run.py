@@ -20,7 +20,7 @@ from ..models.export import save_model, save_personal_adapters
 from ..models.trainable import Lora
 from ..probes import MetricHistory, evaluate_personalized, overhead_summary, overhead_warning, to_records
 from ..simulation import ClientPool
-from ..storage import Run, check_environment, collect_environment, move_aside
+from ..storage import Run, archive_run, check_environment, collect_environment
 from ..storage.fork import Checkpoint, ForkedRun, UpdateLog, check_history
 from .build import RunContext, build_run, resolve_fingerprints
 from .cache import ResourceCache
@@ -65,7 +65,7 @@ def run_experiment(
     config = resolve_fingerprints(config, resources)
     run = Run(ensure_runs_dir(resources.runtime.runs_dir), config.id)
     if fresh:
-        move_stored_run_aside(config, resources)
+        archive_stored_run(config, resources)
     check_stored_run(config, run, resources.runtime)
     if run.is_finished:
         resources.runtime.on_message(f"run {run.id[:6]}: {describe_finished_run(run)}: not run again; --fresh runs it again")
@@ -79,7 +79,7 @@ def run_experiment(
     return run
 
 
-def move_stored_run_aside(config: ExperimentConfig, resources: ResourceCache) -> None:
+def archive_stored_run(config: ExperimentConfig, resources: ResourceCache) -> None:
     """Move the stored run of an experiment to another folder, if there is one.
 
     The experiment is prepared first, so that the stored run stays in place if the experiment cannot be run.
@@ -92,7 +92,7 @@ def move_stored_run_aside(config: ExperimentConfig, resources: ResourceCache) ->
     if run.folder.exists():
         ForkedRun.from_config(run, config)
         build_run(config, resources)
-        resources.runtime.on_message(f"run {run.id[:6]}: the stored run is now in {move_aside(run)}")
+        resources.runtime.on_message(f"run {run.id[:6]}: the stored run is now in {archive_run(run)}")
 
 
 def check_stored_run(config: ExperimentConfig, run: Run, runtime: Runtime) -> None:
@@ -197,8 +197,8 @@ def _execute_run(
     history = MetricHistory()
     if state is None:
         state = context.initial_state
-        for caveat in context.caveats:
-            run.log_event(0, "caveat", caveat)
+        for warning in context.warnings:
+            run.log_event(0, "warning", warning)
         values, probe_seconds = context.probe_suite.evaluate_initial(context.clustering.with_client_models(state), history)
         values |= context.cluster_probe.evaluate_state(state) if context.cluster_probe else {}
         run.append_records(to_records(values, 0, [], context.simulator.size))
@@ -214,7 +214,7 @@ def _execute_run(
     ]
     context.clustering.pending_assignments.clear()  # a run that continues has stored its initial assignment already
     for change in environment_changes:
-        run.log_event(state.round, "resumed elsewhere", change)
+        run.log_event(state.round, "environment changed", change)
     previous_records = run.records()
     history.add_records(previous_records)
     run_begin = RunBegin(run, state, previous_records, training.num_rounds)
@@ -288,8 +288,8 @@ def evaluate_round(result: RoundResult, context: RunContext, history: MetricHist
 def client_events(result: RoundResult) -> Iterator[tuple[int, str, str]]:
     """Yield the events of single clients in a round: client id, kind of the event, and message."""
     for row, client in enumerate(result.cohort.tolist()):
-        note = result.report.notes[row] if result.report.notes else ""
-        if result.report.failed[row]:
+        note = result.update.notes[row] if result.update.notes else ""
+        if result.update.failed[row]:
             yield client, "client failed", note or "non-finite numbers: the update is not used, and the client state is unchanged"
         elif note:
             yield client, "client", note
@@ -359,7 +359,7 @@ def finish_run(
             "seconds": seconds,
             "probe_overhead": overhead,
             "train_tokens": tokens,
-            "caveats": context.caveats,
+            "warnings": context.warnings,
             **update_log_size(UpdateLog(run)),
         }
     )

@@ -43,7 +43,7 @@ from ..simulation import ClientSimulator
 from ..simulation.batches import TextBatches
 from ..storage.tensors import load_tensors, save_tensors
 from .config import ARITHMETIC_OPTIONS, arithmetic_options, read_dtype, read_experiment_config, read_threads
-from .wire import PROTOCOL_VERSION, MessageRejected, pack_message, read_int, read_metadata, read_stock_arrays, read_trees, to_stock_arrays
+from .wire import PROTOCOL_VERSION, MessageRejected, pack_message, read_int, read_metadata, read_plain_arrays, read_trees, to_plain_arrays
 
 
 class StateLost(Exception):
@@ -150,7 +150,7 @@ def make_client_app(client_factory: ClientFactory) -> ClientApp:
         client = client_factory(context)
         is_fedrift_message = "metadata" in message.content
         try:
-            content = train_round(client, message.content) if is_fedrift_message else train_stock_round(client, message.content)
+            content = train_round(client, message.content) if is_fedrift_message else train_plain_round(client, message.content)
         except StateLost as error:
             content = pack_message({}, {"client": client.client_id, "state_lost": str(error)})
         except MessageRejected as error:
@@ -185,20 +185,20 @@ def train_round(client: FlowerClient, content: RecordDict) -> RecordDict:
         "client_state": initial_state if metadata.get("restores_state") else Tree(),
     }
     trees = read_trees(content, expected)
-    incarnation, round, counted_round = (
-        metadata.get("run_incarnation"),
+    directory_id, round, counted_round = (
+        metadata.get("run_directory_id"),
         read_int(metadata, "round", 0),
         read_int(metadata, "counted_round", 0),
     )
     if not (
-        isinstance(incarnation, str)
-        and incarnation.isascii()
-        and incarnation.isalnum()
-        and len(incarnation) <= 64
+        isinstance(directory_id, str)
+        and directory_id.isascii()
+        and directory_id.isalnum()
+        and len(directory_id) <= 64
         and counted_round <= round
     ):
         raise MessageRejected("it does not name a valid round of a run")
-    path = client.state_dir / incarnation / f"client-{client.client_id}.safetensors"
+    path = client.state_dir / directory_id / f"client-{client.client_id}.safetensors"
     state = load_client_state(path, initial_state, counted_round, trees["client_state"] or None)
     update = train_locally(client, round, trees, state)
     save_client_state(path, counted_round, state, round + 1, update.client_state)
@@ -242,7 +242,7 @@ def train_locally(client: FlowerClient, round: int, trees: dict[str, Tree], clie
     return client.simulator.train(state, client.algorithm, cohort)
 
 
-def train_stock_round(client: FlowerClient, content: RecordDict) -> RecordDict:
+def train_plain_round(client: FlowerClient, content: RecordDict) -> RecordDict:
     """Train one round for a plain Flower strategy, which sends ``arrays`` and ``config`` and expects ``arrays`` and ``metrics``.
 
     Raises:
@@ -257,14 +257,14 @@ def train_stock_round(client: FlowerClient, content: RecordDict) -> RecordDict:
     absent = [name for name, records in (("arrays", content.array_records), ("config", content.config_records)) if name not in records]
     if absent:
         raise MessageRejected(f"it contains no {' and no '.join(absent)}, which Flower's strategies send")
-    start = read_stock_arrays(content.array_records["arrays"], initial.params)
+    start = read_plain_arrays(content.array_records["arrays"], initial.params)
     if not bool(start.is_finite().all()):
         raise MessageRejected("its arrays contain numbers that are not finite")
     round = read_int(content.config_records["config"], "server-round", 1) - 1  # Flower counts rounds from 1
     trees = {"params": start, "broadcast": Tree(), "merged_base": initial.merged_base}
     update = train_locally(client, round, trees, Tree())
     metrics = MetricRecord({"num-examples": update.weight.item(), "train_loss": update.loss[0, 1].item()})
-    return RecordDict({"arrays": to_stock_arrays(start + update.delta.to(torch.device("cpu"))), "metrics": metrics})
+    return RecordDict({"arrays": to_plain_arrays(start + update.delta.to(torch.device("cpu"))), "metrics": metrics})
 
 
 @dataclass(frozen=True, eq=False)

@@ -27,9 +27,9 @@ from .wire import (
     pack_message,
     read_metadata,
     read_number,
-    read_stock_arrays,
+    read_plain_arrays,
     read_trees,
-    to_stock_arrays,
+    to_plain_arrays,
 )
 
 
@@ -109,14 +109,14 @@ class NodeRegistry:
                 break
             time.sleep(pool.poll_interval_s)
         self.finished_waits.append(True)
-        unusable = [f"node {node}: {why}" for node in online_nodes if isinstance(why := self.known_nodes.get(node), str)]
+        unusable = [f"node {node}: {reason}" for node in online_nodes if isinstance(reason := self.known_nodes.get(node), str)]
         reason = "no node runs this client" + (f" ({'; '.join(unusable)})" if unusable else "")
         return LocatedClients(
             {client: located[client] for client in sorted(requested & located.keys())},
             dict.fromkeys(sorted(requested - located.keys()), reason),
         )
 
-    def discover(self, pool: FlowerClientPool, online_nodes: list[int], wanted: set[int]) -> dict[int, int]:
+    def discover(self, pool: FlowerClientPool, online_nodes: list[int], requested: set[int]) -> dict[int, int]:
         """Ask new nodes which client they run, and map each client to its node.
 
         The method stops waiting when all requested clients have answered, because Flower lists a dead node for another minute.
@@ -124,9 +124,9 @@ class NodeRegistry:
         Args:
             pool: The client pool.
             online_nodes: The nodes that Flower lists.
-            wanted: The requested clients.
+            requested: The requested clients.
         """
-        if pool.stock_clients:  # plain Flower clients have no number, so the position of the node numbers them
+        if pool.plain_clients:  # plain Flower clients have no number, so the position of the node numbers them
             return dict(enumerate(online_nodes))
         queries = {
             node: Message(pack_message({}, {"experiment_id": pool.experiment_id}), node, MessageType.QUERY, ttl=pool.round_timeout_s)
@@ -135,7 +135,7 @@ class NodeRegistry:
         }
         self.known_nodes.update(dict.fromkeys(queries, MSG_NO_IDENTITY))
         answered: set[int | str] = set()
-        for node, reply in send_and_collect(pool.grid, queries, pool.round_timeout_s, pool.poll_interval_s, lambda: wanted <= answered):
+        for node, reply in send_and_collect(pool.grid, queries, pool.round_timeout_s, pool.poll_interval_s, lambda: requested <= answered):
             self.known_nodes[node] = client = parse_identity(reply, pool.experiment_id, pool.size)
             answered.add(client)
             if isinstance(client, int) and read_metadata(reply.content).get("has_own_documents"):
@@ -202,12 +202,12 @@ class FlowerClientPool:
         size: The number of clients, N.
         grid: Flower's grid.
         experiment_id: The id of the experiment; nodes of other experiments are ignored.
-        run_incarnation: The id of the run directory. Clients ignore state that they stored for another incarnation.
+        run_directory_id: The id of the run directory. Clients ignore state that they stored for another id.
         min_results: The minimum number of usable results per round. With fewer, the run stops and can be resumed.
         round_timeout_s: The number of seconds to wait for the results of a round.
         poll_interval_s: The number of seconds between two polls for results.
         send_gradients: Whether clients also send their mean gradients, which gradient probes need.
-        stock_clients: Whether the nodes run a plain Flower client, which knows only a model and no other state.
+        plain_clients: Whether the nodes run a plain Flower client, which knows only a model and no other state.
         document_strategy: The name of a clustering strategy that uses the documents of the experiment's partition, or "".
         lr_at: Maps a round to its learning rate.
         registry: The nodes that are known so far.
@@ -216,12 +216,12 @@ class FlowerClientPool:
     size: int
     grid: Grid
     experiment_id: str = ""
-    run_incarnation: str = "0"
+    run_directory_id: str = "0"
     min_results: int = 1
     round_timeout_s: float = 3600.0
     poll_interval_s: float = 0.1
     send_gradients: bool = False
-    stock_clients: bool = False
+    plain_clients: bool = False
     document_strategy: str = ""
     lr_at: Callable[[int], float] = lambda round: 1.0
     registry: NodeRegistry = field(default_factory=NodeRegistry)
@@ -241,14 +241,14 @@ class FlowerClientPool:
             UserError: If fewer than ``min_results`` results are usable, or if the clients cannot run the algorithm.
         """
         clients = cohort.tolist()
-        if self.stock_clients and (state.server.broadcast or state.server.merged_base or state.client_states):
+        if self.plain_clients and (state.server.broadcast or state.server.merged_base or state.client_states):
             raise UserError(f"plain Flower clients receive only a model, and {type(algorithm).__name__} needs more: use FedAvg or FedProx")
         located = self.registry.locate(self, clients)
         own_document_clients = sorted(self.registry.clients_with_own_documents & set(clients)) if self.document_strategy else []
         if own_document_clients:
             raise UserError(MSG_DOCUMENTS_NOT_AVAILABLE.format(own_document_clients[0], self.document_strategy))
         bytes_down = dict.fromkeys(clients, 0)
-        answers = {client: ClientAnswer(note=why) for client, why in located.missing.items()}
+        answers = {client: ClientAnswer(note=reason) for client, reason in located.missing.items()}
         answers |= self.send_round(state, algorithm, located.nodes, bytes_down)
         retries = {client: located.nodes[client] for client, answer in answers.items() if answer.state_lost}
         if retries:  # a client that lost its state continues from the server's copy, or starts again
@@ -301,12 +301,12 @@ class FlowerClientPool:
     def make_message(self, state: FederatedState, algorithm: ClientAlgorithm, client: int, state_lost: bool) -> RecordDict:
         """Build the message that asks a client to train a round."""
         cluster = state.cluster_ids[client : client + 1]
-        server, counted_round = state.server, int(state.last_round_seen[client]) if len(state.last_round_seen) else 0
+        server, counted_round = state.server, int(state.last_participation[client]) if len(state.last_participation) else 0
         params = server.params.take(cluster)
-        if self.stock_clients:
+        if self.plain_clients:
             return RecordDict(
                 {
-                    "arrays": to_stock_arrays(params),
+                    "arrays": to_plain_arrays(params),
                     "config": ConfigRecord({"lr": self.lr_at(state.round), "server-round": state.round + 1}),
                 }
             )
@@ -321,7 +321,7 @@ class FlowerClientPool:
             trees,
             {
                 "experiment_id": self.experiment_id,
-                "run_incarnation": self.run_incarnation,
+                "run_directory_id": self.run_directory_id,
                 "client": client,
                 "round": state.round,
                 "restores_state": restores_state,
@@ -340,8 +340,8 @@ class FlowerClientPool:
             raise MessageRejected(error_reason(reply))
         content = reply.content
         params = state.server.params.take(state.cluster_ids[client : client + 1]).to(torch.device("cpu"))
-        if self.stock_clients:
-            return parse_stock_reply(content, params)
+        if self.plain_clients:
+            return parse_plain_reply(content, params)
         metadata = read_metadata(content)
         if metadata.get("client") != client:
             raise MessageRejected(f"it is from client {quote_value(metadata.get('client'))}, but client {client} was requested")
@@ -420,7 +420,7 @@ class FlowerClientPool:
         )
 
 
-def parse_stock_reply(content: RecordDict, params: Tree) -> ClientAnswer:
+def parse_plain_reply(content: RecordDict, params: Tree) -> ClientAnswer:
     """Convert the reply of a plain Flower client, which contains its model and its number of examples.
 
     Args:
@@ -436,7 +436,7 @@ def parse_stock_reply(content: RecordDict, params: Tree) -> ClientAnswer:
     loss = metrics[0].get("train_loss", float("nan"))
     loss = float(loss) if isinstance(loss, (int, float)) and not isinstance(loss, bool) else float("nan")
     weight = read_number(metrics[0], "num-examples", 0)
-    trained = read_stock_arrays(arrays[0], params)
+    trained = read_plain_arrays(arrays[0], params)
     return reject_non_finite(
         ClientAnswer(
             {"delta": trained - params}, weight, float("nan"), (float("nan"), loss), weight, False, num_bytes=content_num_bytes(content)

@@ -24,14 +24,14 @@ class FlowerConfig:
         round_timeout_s: The number of seconds that the server waits for the results of a round.
         join_timeout_s: The number of seconds that the server waits, once, for the clients to connect.
         send_gradients: Whether clients also send their mean gradients, which gradient probes need.
-        stock_clients: Whether the clients are plain Flower clients, which know only a model and no other state.
+        plain_clients: Whether the clients are plain Flower clients, which know only a model and no other state.
     """
 
     min_results: Annotated[int, Ge(1)] = 1
     round_timeout_s: Annotated[float, Gt(0), Le(1e8)] = 3600.0
     join_timeout_s: Annotated[float, Ge(0), Le(1e8)] = 600.0
     send_gradients: bool = False
-    stock_clients: bool = False
+    plain_clients: bool = False
 
 
 # Fields of Runtime that are passed to server and clients if they differ from their defaults.

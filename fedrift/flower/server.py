@@ -30,25 +30,25 @@ from .config import FlowerConfig, arithmetic_options, read_bool, read_dtype, rea
 def make_client_pool(grid: Grid, flower_config: FlowerConfig, config: ExperimentConfig, context: RunContext, run: Run) -> FlowerClientPool:
     """Build the client pool that reaches the experiment's clients through a Flower grid.
 
-    Each run directory has a random id, the run incarnation. Clients ignore state that they stored for another incarnation, e.g.
+    Each run directory has a random id, the run directory id. Clients ignore state that they stored for another id, e.g.
     for a run directory that was deleted.
     """
     if not (run.folder / "flower.json").exists():
-        run.write_json("flower", {"run_incarnation": uuid4().hex})
+        run.write_json("flower", {"run_directory_id": uuid4().hex})
     if config.algorithm.is_personalized and "client_state" not in config.algorithm.uploads:
-        caveat = "personalized models stay on the clients, so loss.worn is not measured"
-        if not any(event["message"] == caveat for event in run.events()):
-            run.log_event(0, "caveat", caveat)
+        warning = "personalized models stay on the clients, so loss.personalized is not measured"
+        if not any(event["message"] == warning for event in run.events()):
+            run.log_event(0, "warning", warning)
     training, clustering = config.training, config.clustering
     return FlowerClientPool(
         context.simulator.size,
         grid,
         config.id,
-        run.read_json("flower")["run_incarnation"],
+        run.read_json("flower")["run_directory_id"],
         flower_config.min_results,
         flower_config.round_timeout_s,
         send_gradients=flower_config.send_gradients,
-        stock_clients=flower_config.stock_clients,
+        plain_clients=flower_config.plain_clients,
         document_strategy=type(clustering).__name__ if clustering.needs_client_data else "",
         lr_at=lambda round: training.client_optimizer.lr * training.lr_factor(round),
         registry=NodeRegistry(join_timeout_s=flower_config.join_timeout_s),

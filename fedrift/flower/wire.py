@@ -157,12 +157,12 @@ def describe_leaf(leaf: torch.Tensor) -> str:
 # Messages of plain Flower: one array in numpy's format per tensor, without the leading axis of models.
 
 
-def to_stock_arrays(tree: Tree) -> ArrayRecord:
+def to_plain_arrays(tree: Tree) -> ArrayRecord:
     """Convert a model [1, ...] to the arrays that a plain Flower client or strategy expects."""
     return ArrayRecord({name: Array(leaf[0].detach().cpu().numpy()) for name, leaf in tree.items()})
 
 
-def read_stock_arrays(record: Mapping[str, Array], expected: Tree) -> Tree:
+def read_plain_arrays(record: Mapping[str, Array], expected: Tree) -> Tree:
     """Read a model [1, ...] from the arrays of a plain Flower message.
 
     Args:

@@ -189,11 +189,11 @@ class CoordinatedLoss(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, slope: Tensor) -> tuple[Any, ...]:  # type: ignore[override]
+    def backward(ctx: Any, grad_output: Tensor) -> tuple[Any, ...]:  # type: ignore[override]
         """Scale each client's gradient by the gradient of its loss, because rows do not interact."""
         stored = iter(ctx.saved_tensors)
         grads = [next(stored) if needs else None for needs in ctx.needs_input_grad[3:]]
-        return None, None, None, *(grad if grad is None else grad * broadcast_rows(slope, grad) for grad in grads)
+        return None, None, None, *(grad if grad is None else grad * broadcast_rows(grad_output, grad) for grad in grads)
 
 
 class BatchedModel(StackedModel):

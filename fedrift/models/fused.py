@@ -111,7 +111,7 @@ class PassPlan:
         """Compute the outputs of all maps.
 
         Args:
-            ctx: The context of the autograd function; ``ctx.kept`` receives the tensors for the backward pass.
+            ctx: The context of the autograd function; ``ctx.saved`` receives the tensors for the backward pass.
             x: The input, [C*B, T, I].
             factors: The adapter matrices A [C, R, I] and B [C, O_i, R] in turn.
 
@@ -127,7 +127,7 @@ class PassPlan:
             low = torch.bmm(rows, down.mT)  # [C, B*T, nR]
             y.view(len(down), -1, y.shape[-1]).baddbmm_(low, up.mT, alpha=self.scale)
             saved = [x, low, down, up]
-        ctx.kept = saved
+        ctx.saved = saved
         return y.view(*x.shape[:-1], -1)
 
     def block_diagonal(self, up_factors: Sequence[Tensor]) -> Tensor:
@@ -220,9 +220,9 @@ def set_forward(module: nn.Module, forward: Any) -> None:
     vars(module)["forward"] = MethodType(forward, module)
 
 
-def original_forward(module: Any, *args: Any, **more: Any) -> Any:
+def original_forward(module: Any, *args: Any, **kwargs: Any) -> Any:
     """Run the forward method of transformers."""
-    return type(module).forward(module, *args, **more)
+    return type(module).forward(module, *args, **kwargs)
 
 
 def norm_forward(self: Any, x: Tensor) -> Any:
@@ -238,7 +238,7 @@ def attention_forward(
     position_embeddings: Any = None,
     attention_mask: Tensor | None = None,
     past_key_values: Any = None,
-    **more: Any,
+    **kwargs: Any,
 ) -> Any:
     """Apply fused attention, or the original one in unsupported cases; the signature is that of transformers."""
     fused, active_params = self.fused
@@ -250,7 +250,7 @@ def attention_forward(
             position_embeddings=position_embeddings,
             attention_mask=attention_mask,
             past_key_values=past_key_values,
-            **more,
+            **kwargs,
         )
     cos, sin = position_embeddings
     query, key, value = FusedQKVRope.apply(hidden_states, cos, sin, self.head_dim, fused.output_ends, plan[0], *plan[1])
@@ -305,7 +305,7 @@ class FusedQKVRope(torch.autograd.Function):
         original_first = first.clone()
         first.mul_(rotation[0]).addcmul_(second, rotation[1], value=-1)
         second.mul_(rotation[0]).addcmul_(original_first, rotation[1])
-        ctx.turn, ctx.width, ctx.heads = rotation, width, [end // width for end in ends]
+        ctx.rotation, ctx.width, ctx.heads = rotation, width, [end // width for end in ends]
         save_context(ctx)
         return tuple(part.transpose(1, 2) for part in y.tensor_split(ctx.heads[:-1], 2))
 
@@ -313,7 +313,7 @@ class FusedQKVRope(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Any, ...]:  # type: ignore[override]
         """Compute the gradients of x and of the adapter matrices."""
-        (cos, sin), half = ctx.turn, ctx.width // 2
+        (cos, sin), half = ctx.rotation, ctx.width // 2
         query_grad = grads[0]
         output_grad = query_grad.new_empty(len(query_grad), query_grad.shape[2], ctx.heads[-1], ctx.width)
         for target, grad in zip(output_grad.tensor_split(ctx.heads[:-1], 2)[:2], grads[:2], strict=True):
@@ -352,8 +352,8 @@ class FusedSwiGLU(torch.autograd.Function):
         return input_grad, None, *factor_grads
 
 
-def save_context(ctx: Any, *more: Tensor) -> None:
+def save_context(ctx: Any, *tensors: Tensor) -> None:
     """Save the tensors of the plan and further ones for the backward pass, if one is needed."""
     if any(ctx.needs_input_grad):
-        ctx.save_for_backward(*ctx.kept, *more)
-    del ctx.kept
+        ctx.save_for_backward(*ctx.saved, *tensors)
+    del ctx.saved

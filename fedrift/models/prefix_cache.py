@@ -63,7 +63,7 @@ class PrefixCache:
         self.entries: dict[bytes, Tensor | int] = {}  # states [T, H], or their offset in the file
         self.file: Any = None
         self.empty_states = torch.empty(0)
-        self.mode: str | Tensor = "work"  # "work", "stop" (after the last block) or states [C*B, T, H] that replace the blocks
+        self.mode: str | Tensor = "compute"  # "compute", "stop" (after the last block) or states [C*B, T, H] that replace the blocks
         self.num_extra_outputs: int | None = None  # number of further items in a block's output tuple; None if it returns states only
         for number, block in enumerate(self.blocks):
             vars(block)["forward"] = MethodType(self._make_forward(number == num_blocks - 1), block)
@@ -95,7 +95,7 @@ class PrefixCache:
         try:
             yield
         finally:
-            self.mode = "work"
+            self.mode = "compute"
 
     def get(self, tokens: Tensor) -> Tensor:
         """Return the output of the blocks [T, H] for ``tokens`` [T], from the cache if possible."""
@@ -118,7 +118,7 @@ class PrefixCache:
             assert isinstance(self.mode, Tensor)
             return self.mode[0]
         finally:
-            self.mode = "work"
+            self.mode = "compute"
         raise AssertionError("the forward pass did not stop after the cached blocks")
 
     def store(self, key: bytes, states: Tensor) -> None:

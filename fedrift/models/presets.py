@@ -62,29 +62,31 @@ SHAPE_KEYS = {"gpt2": ("n_embd", "n_inner", "n_layer")} | {
 }
 
 
-def llama_config(width: int, inner: int, blocks: int, heads: tuple[int, int], vocabulary: int, window: int, **more: Any) -> Architecture:
+def llama_config(
+    width: int, intermediate_size: int, blocks: int, heads: tuple[int, int], vocabulary: int, context_length: int, **extra: Any
+) -> Architecture:
     """Return the config of a Llama or Qwen2 model; the blocks of Qwen2 differ by three biases.
 
     Args:
         width: The hidden size.
-        inner: The intermediate size.
+        intermediate_size: The intermediate size.
         blocks: The number of blocks.
         heads: The numbers of query heads and of key-value heads.
         vocabulary: The size of the vocabulary.
-        window: The longest input, in tokens.
-        **more: Further entries of the config.
+        context_length: The longest input, in tokens.
+        **extra: Further entries of the config.
     """
     return {
         "model_type": "llama",
         "hidden_size": width,
-        "intermediate_size": inner,
+        "intermediate_size": intermediate_size,
         "num_hidden_layers": blocks,
         "num_attention_heads": heads[0],
         "num_key_value_heads": heads[1],
         "vocab_size": vocabulary,
-        "max_position_embeddings": window,
+        "max_position_embeddings": context_length,
         "tie_word_embeddings": True,
-        **more,
+        **extra,
     }
 
 

@@ -249,7 +249,7 @@ class StackedModel:
     """A frozen causal language model whose trained weights are passed with every call, stacked along C clients.
 
     It is a ``LossFn``: ``model(params [C, ...], batch)`` returns the mean loss of each client, [C], in nats per token.
-    ``batch["tokens"] [C, B, T]`` holds token ids, and ``batch["keep"] [C, B, T]`` is False on padding. The label of a position is the
+    ``batch["tokens"] [C, B, T]`` holds token ids, and ``batch["loss_mask"] [C, B, T]`` is False on padding. The label of a position is the
     next token, so that the first token of a block is context only.
 
     Args:
@@ -266,7 +266,7 @@ class StackedModel:
     Example:
         >>> model = StackedModel(load_model("pocket", cache_dir=cache_dir).network, Lora(r=8))
         >>> params = model.init_params(seed=0).map(lambda leaf: leaf.expand(3, *leaf.shape[1:]))  # three clients
-        >>> losses = model(params, {"tokens": tokens, "keep": torch.ones_like(tokens, dtype=torch.bool)})  # [3]
+        >>> losses = model(params, {"tokens": tokens, "loss_mask": torch.ones_like(tokens, dtype=torch.bool)})  # [3]
     """
 
     def __init__(self, network: nn.Module, trainable: Trainable, fused: bool = True, use_prefix_cache: bool | None = None) -> None:
@@ -275,7 +275,7 @@ class StackedModel:
         self.network, self.trainable = network, trainable
         self.active_params = ActiveParams()
         self.modules = trainable.select_modules(network)
-        self.caveats = trainable.warnings(network)
+        self.warnings = trainable.warnings(network)
         self.head = network.get_output_embeddings()  # type: ignore[operator]
         with explain_errors(network, trainable):
             self.to_logits = read_logits(network)
@@ -320,7 +320,7 @@ class StackedModel:
 
     def __call__(self, params: Tree, batch: dict[str, Tensor]) -> Tensor:
         """Return the mean loss of each client, [C], in nats per token."""
-        total, count = self.sequence_losses(params, batch["tokens"], batch["keep"])
+        total, count = self.sequence_losses(params, batch["tokens"], batch["loss_mask"])
         return total.sum(1) / count.sum(1).clamp_min(1)
 
     def sequence_losses(self, params: Tree, tokens: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
@@ -404,7 +404,7 @@ class StackedModel:
         return weight, bias
 
     def _drop_unused_adapters(self, unused: set[str]) -> None:
-        """Remove adapters that would have no effect and record a caveat.
+        """Remove adapters that would have no effect and record a warning.
 
         Raises:
             UserError: The target modules were named explicitly, or no adapter would remain.
@@ -412,10 +412,10 @@ class StackedModel:
         if not unused:
             return
         ends = ", ".join(sorted({path.rsplit(".", 1)[-1] for path in unused}))
-        why = f"{type(self.network).__name__} does not call the forward pass of {ends} (for example {min(unused)})"
+        reason = f"{type(self.network).__name__} does not call the forward pass of {ends} (for example {min(unused)})"
         if getattr(self.trainable, "target_modules", ()) not in (("auto",), ("all",)) or len(unused) == len(self.modules):
-            raise UserError(f"{why}, so that an adapter would have no effect: remove {ends} from trainable.target_modules")
-        self.caveats.append(f"{why}, so that it gets no adapter")
+            raise UserError(f"{reason}, so that an adapter would have no effect: remove {ends} from trainable.target_modules")
+        self.warnings.append(f"{reason}, so that it gets no adapter")
         self.modules = {path: module for path, module in self.modules.items() if path not in unused}
 
     @torch.no_grad()
@@ -545,12 +545,12 @@ def mean_hidden_states(hidden_fn: Callable[[Tree, Tensor], Tensor], params: Tree
     Args:
         hidden_fn: Computes hidden states: (params, tokens) -> [C, B, T, H].
         params: The trained weights, [C, ...].
-        batch: The batch, with ``tokens`` and ``keep`` [C, B, T].
+        batch: The batch, with ``tokens`` and ``loss_mask`` [C, B, T].
 
     Returns:
         The means [C, B, H], and whether each sequence has any token, [C, B].
     """
-    states, mask = hidden_fn(params, batch["tokens"]), batch["keep"]
+    states, mask = hidden_fn(params, batch["tokens"]), batch["loss_mask"]
     share = mask / mask.sum(2, keepdim=True).clamp_min(1)  # [C, B, T]
     return (states * share.unsqueeze(3).to(states)).sum(2), mask.any(2)
 

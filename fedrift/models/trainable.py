@@ -39,7 +39,7 @@ def check_quantization_installed(quantization: Quantization) -> None:
     package = REQUIRED_PACKAGES.get(quantization)
     if package and find_spec(package) is None:
         raise UserError(
-            f"quantization: {quantization} needs the package {package}: pip install 'fedrift[quantised]', or set quantization: none"
+            f"quantization: {quantization} needs the package {package}: pip install 'fedrift[quantized]', or set quantization: none"
         )
 
 
@@ -141,7 +141,7 @@ class Trainable(Protocol):
         ...
 
     def warnings(self, network: nn.Module) -> list[str]:
-        """Return caveats about weights that are not trained."""
+        """Return warnings about weights that are not trained."""
         ...
 
 
@@ -211,7 +211,7 @@ class Lora:
         return {path: module for path, module in linear.items() if has_ending(path, self.target_modules)}
 
     def warnings(self, network: nn.Module) -> list[str]:
-        """Return caveats about weights outside linear maps, such as those of experts, which ``all`` does not adapt."""
+        """Return warnings about weights outside linear maps, such as those of experts, which ``all`` does not adapt."""
         if self.target_modules != ("all",):
             return []
         num_weights, size = dict[str, int](), sum(leaf.numel() for leaf in network.parameters())
@@ -269,7 +269,7 @@ class LastBlocks:
         return modules
 
     def warnings(self, network: nn.Module) -> list[str]:
-        """Return no caveats."""
+        """Return no warnings."""
         return []
 
     def init_params(self, modules: dict[str, nn.Module], seed: int) -> Tree:
@@ -292,7 +292,7 @@ class All:
         return weight_modules(network)
 
     def warnings(self, network: nn.Module) -> list[str]:
-        """Return no caveats."""
+        """Return no warnings."""
         return []
 
     def init_params(self, modules: dict[str, nn.Module], seed: int) -> Tree:

@@ -62,13 +62,13 @@ def export_partition(corpus: Corpus, partition: Partition, folder: Path, metadat
             }
         )
     index = {
-        "made_by": f"fedrift {__version__}",
+        "created_by": f"fedrift {__version__}",
         **metadata,
-        "corpus_content": corpus.fingerprint,
+        "corpus_fingerprint": corpus.fingerprint,
         "domains": list(corpus.domains),
         "documents": len(corpus),
-        "left_out": len(corpus) - sum(len(rows) for rows in partition.rows),
-        "content": partition_fingerprint(partition, corpus),
+        "num_unused": len(corpus) - sum(len(rows) for rows in partition.rows),
+        "partition_fingerprint": partition_fingerprint(partition, corpus),
         "clients": clients,
     }
     (folder / "README.md").write_text(dataset_card(client_names), encoding="utf-8")

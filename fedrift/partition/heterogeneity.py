@@ -79,17 +79,17 @@ class Heterogeneity:
 
         return {
             "numbers": {
-                m.name: {"value": number(m.value), "null": number(m.null_mean), "deviation": number(m.null_std), "z": number(m.z)}
+                m.name: {"value": number(m.value), "null_mean": number(m.null_mean), "null_std": number(m.null_std), "z": number(m.z)}
                 for m in self.measurements
             },
             "clients": self.num_clients,
             "domains": list(self.domains),
-            "table": self.tokens_by_domain.tolist(),
+            "tokens_by_domain": self.tokens_by_domain.tolist(),
             "budgets": self.budgets.tolist(),
             "documents": self.documents.tolist(),
-            "words": self.word_totals.tolist(),
-            "pairwise": self.word_jsd.tolist(),
-            "characteristic": [list(words) for words in self.characteristic_words],
+            "word_totals": self.word_totals.tolist(),
+            "word_jsd": self.word_jsd.tolist(),
+            "characteristic_words": [list(words) for words in self.characteristic_words],
         }
 
 
@@ -326,7 +326,7 @@ def _make_measure_fn(
             values["vocabulary.jaccard"] = float(divergence.off_diagonal(divergence.jaccard(counts)).mean())
             values["vocabulary.coverage"] = float(divergence.off_diagonal(divergence.coverage(counts)).mean())
             values["identification"] = identification_accuracy(word_counts, owner[sampled], num_clients, rng)
-            for name, features in (("content", content_counts), ("manner", function_word_counts)):
+            for name, features in (("content", content_counts), ("function_words", function_word_counts)):
                 if features.shape[1]:
                     values[f"identification.{name}"] = identification_accuracy(features, owner[sampled], num_clients, rng)
             if axes is not None:

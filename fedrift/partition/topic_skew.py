@@ -67,9 +67,9 @@ class TopicMix:
             return Partition(tuple(rows[documents] for documents in partition.rows))
         return assign_documents(self._target_table(owned_topics, tokens_per_group(topic, size)), topic, size, rng)
 
-    def _target_table(self, own: np.ndarray, topic_tokens: np.ndarray) -> np.ndarray:
+    def _target_table(self, ownership: np.ndarray, topic_tokens: np.ndarray) -> np.ndarray:
         """Return the target number of tokens of each client and topic, [N, T]."""
-        pure = own * (topic_tokens / own.sum(axis=0))  # each topic is divided equally among its owners
+        pure = ownership * (topic_tokens / ownership.sum(axis=0))  # each topic is divided equally among its owners
         if self.budgets != "equal":
             return (1 - self.severity) * uniform_table(pure.sum(axis=1), topic_tokens) + self.severity * pure
         rows = np.full(self.num_clients, topic_tokens.sum() / self.num_clients)

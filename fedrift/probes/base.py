@@ -69,7 +69,7 @@ def to_records(metrics: MetricValues, round: int, cohort: Iterable[int], num_cli
 # declares how many tokens it sends through the model. ``expensive_interval`` is the shortest interval that keeps the share of all
 # probes within ``max_overhead``. Seconds are measured as well; if they exceed the budget, the run reports a warning with a remedy.
 
-Schedule = int | Literal["expensive", "ends", "last"]
+Schedule = int | Literal["expensive", "first_and_last", "last"]
 """When a probe runs: every that many rounds, every ``expensive_interval`` rounds, in the first and last round, or in the last round
 only. Every probe runs in the last round."""
 CANDIDATE_INTERVALS = [5, 10, 20, 50, 100, 200, 500, 1000]  # rounds; candidates for expensive_interval
@@ -225,7 +225,7 @@ def is_due(schedule: Schedule, current_round: int, last_round: int, expensive_in
         return True
     if isinstance(schedule, int):
         return current_round % schedule == 0
-    return current_round % expensive_interval == 0 if schedule == "expensive" else schedule == "ends" and current_round == 1
+    return current_round % expensive_interval == 0 if schedule == "expensive" else schedule == "first_and_last" and current_round == 1
 
 
 def overhead_share(

@@ -70,7 +70,7 @@ def fairness_probes(context: ProbeContext) -> list[ScheduledProbe | DerivedMetri
 class ClusterAgreement:
     """Compare the clusters with the clients' main domains, if these are known.
 
-    - ``group``: cluster id of every client, ``[N]``. With soft clustering it is the cluster with the client's largest share.
+    - ``cluster.id``: cluster id of every client, ``[N]``. With soft clustering it is the cluster with the client's largest share.
     - ``cluster.ari``: adjusted Rand index, 0 by chance and 1 for identical partitions (Hubert & Arabie, J. Classification 2, 1985).
     - ``cluster.nmi``: normalized mutual information.
     """
@@ -83,8 +83,8 @@ class ClusterAgreement:
 
     def evaluate_state(self, state: FederatedState) -> MetricValues:
         """Compare the clusters of a state with the main domains."""
-        cluster_ids = state.clustering_state["share"].argmax(1) if "share" in state.clustering_state else state.cluster_ids
-        metrics: MetricValues = {"group": cluster_ids.double()}
+        cluster_ids = state.clustering_state["membership"].argmax(1) if "membership" in state.clustering_state else state.cluster_ids
+        metrics: MetricValues = {"cluster.id": cluster_ids.double()}
         if self.main_domains is not None and (self.main_domains >= 0).all():
             from sklearn.metrics import adjusted_rand_score, normalized_mutual_info_score
 
@@ -124,16 +124,16 @@ class CommunicationCost:
 
     def __call__(self, result: RoundResult) -> MetricValues:
         """Count the bytes of one client in the round."""
-        server, report = result.before.server, result.report
-        if report.bytes_on_wire is not None:
-            down, up = report.bytes_on_wire.double().nanmean(0).tolist()
+        server, update = result.before.server, result.update
+        if update.bytes_on_wire is not None:
+            down, up = update.bytes_on_wire.double().nanmean(0).tolist()
             return {"cost.down": down, "cost.up": up}
         frozen = self.algorithm.frozen_params(server.params.keys(), result.before.round)
-        upload_trees = {"client_state": report.state_delta, "mean_grad": report.mean_grad}
+        upload_trees = {"client_state": update.state_delta, "mean_grad": update.mean_grad}
         return {
             "cost.down": float(sum(row_bytes(tree, frozen) for tree in (server.params, server.broadcast, server.merged_base))),
             "cost.up": float(
-                row_bytes(report.delta, frozen) + sum(row_bytes(upload_trees[name], frozen) for name in self.algorithm.uploads)
+                row_bytes(update.delta, frozen) + sum(row_bytes(upload_trees[name], frozen) for name in self.algorithm.uploads)
             ),
         }
 

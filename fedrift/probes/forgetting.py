@@ -180,7 +180,7 @@ def language_probes(context: ProbeContext) -> list[ScheduledProbe | DerivedMetri
     """Build the probes of word classes, worst losses and forgetting per domain."""
     losses = context.losses
     return [
-        ScheduledProbe("words", WordKindLosses(losses, classify_tokens(losses.held_out.blocks, context.tokenizer)), losses.interval),
+        ScheduledProbe("word_classes", WordKindLosses(losses, classify_tokens(losses.held_out.blocks, context.tokenizer)), losses.interval),
         DerivedMetric("worst", worst_losses),
         DerivedMetric("forgetting", domain_forgetting),
     ]

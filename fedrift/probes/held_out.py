@@ -127,7 +127,7 @@ def append_rewritten(
             rows = order_documents(corpus, split, seed, index, name)
             blocks.append(read_first_blocks(read, rows, block_length, max_blocks))
             domain_ids.append(np.full(len(blocks[-1].tokens), variant * len(held_out.domains) + index))
-    names = tuple(f"{name}, hand {variant}" for variant in range(1, len(readers) + 1) for name in held_out.domains)
+    names = tuple(f"{name}, variant {variant}" for variant in range(1, len(readers) + 1) for name in held_out.domains)
     return HeldOut(concat_blocks(blocks), np.concatenate(domain_ids), (*held_out.domains, *names), client_domain_tokens)
 
 
@@ -163,6 +163,7 @@ def domain_names(corpus: Corpus) -> tuple[str, ...]:
     has_unlabeled = bool((corpus.label < 0).any())
     if not corpus.domains:
         return ("all",)
+    # "unlabelled" keeps its spelling because the name is part of a random stream (``order_documents``).
     return (*corpus.domains, "unlabelled") if has_unlabeled else corpus.domains
 
 

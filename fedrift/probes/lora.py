@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import torch
@@ -31,17 +32,17 @@ def aggregation_error(result: RoundResult) -> MetricValues:
     Returns:
         The two metrics; empty without adapters or if no client trained.
     """
-    before, report = result.before.server.params, result.report
+    before, update = result.before.server.params, result.update
     sums = torch.zeros(3, dtype=torch.float64)
-    for module in [name.removesuffix(".A") for name in before if name.endswith(".A") and name[:-1] + "B" in before]:
+    for module in adapter_modules(before):
         for model in range(result.before.server.num_models):
-            clients = ((report.cluster_ids == model) & (report.weight > 0)).nonzero().flatten()
+            clients = ((update.cluster_ids == model) & (update.weight > 0)).nonzero().flatten()
             if not len(clients):
                 continue
-            share = (to_float64(report.weight)[clients] / to_float64(report.weight)[clients].sum()).view(-1, 1, 1)
+            share = (to_float64(update.weight)[clients] / to_float64(update.weight)[clients].sum()).view(-1, 1, 1)
             start_a, start_b = to_float64(before[module + ".A"][model]), to_float64(before[module + ".B"][model])
-            client_a = start_a + to_float64(report.delta[module + ".A"])[clients]  # [n, R, I] A_k
-            client_b = start_b + to_float64(report.delta[module + ".B"])[clients]  # [n, O, R] B_k
+            client_a = start_a + to_float64(update.delta[module + ".A"])[clients]  # [n, R, I] A_k
+            client_b = start_b + to_float64(update.delta[module + ".B"])[clients]  # [n, O, R] B_k
             error = squared_norm(share * (client_b - (share * client_b).sum(0)), client_a - (share * client_a).sum(0))
             mean_product = squared_norm(share * client_b, client_a)
             change = squared_norm(torch.cat([share * client_b, -start_b.unsqueeze(0)]), torch.cat([client_a, start_a.unsqueeze(0)]))
@@ -75,7 +76,7 @@ class ProductGeometry:
 
     - ``product.norm``, ``product.cosine`` ``[C]``: norm of each client's update, and its cosine with the mean update.
     - ``product.consensus``, ``product.diversity``, also per layer, and ``product.pairwise``.
-    - ``product.step``, ``product.travelled``: distance of the server's products from those before the round, and from w_0.
+    - ``product.step``, ``product.distance_from_start``: distance of the server's products from those before the round, and from w_0.
     - ``product.turn``: cosine of the server's change in this round with its change in the previous round.
 
     The last three are means over all clients of the model that serves each client. They are missing if the aggregator merges changes
@@ -91,14 +92,14 @@ class ProductGeometry:
 
     def __call__(self, result: RoundResult) -> MetricValues:
         """Compute the metrics of a round; empty without adapters or if no client trained."""
-        before, report = result.before.server.params, result.report
+        before, update = result.before.server.params, result.update
         modules = adapter_modules(before)
-        valid = ~report.failed & (report.steps > 0)
+        valid = ~update.failed & (update.steps > 0)
         if not modules or not valid.any():
             return {}
         rows = valid.nonzero().flatten()
         start = before.take(result.before.cluster_ids[result.cohort[rows]])
-        updates = report.delta.take(rows.to(report.cluster_ids.device))
+        updates = update.delta.take(rows.to(update.cluster_ids.device))
         grams = {layer: self.scale**2 * gram for layer, gram in product_gram_by_layer(start, updates).items()}
         agreement = measure_agreement(torch.stack(list(grams.values())).sum(0))
         metrics: MetricValues = {
@@ -119,7 +120,7 @@ class ProductGeometry:
         if self.initial_params and not result.after.server.merged_base:
             metrics |= {
                 "product.step": self.distance_from(result, before),
-                "product.travelled": self.distance_from(result, self.initial_params),
+                "product.distance_from_start": self.distance_from(result, self.initial_params),
             }
         last_delta = result.before.server_delta
         if last_delta and not result.before.server.merged_base and len(last_delta[modules[0] + ".A"]) == result.after.server.num_models:
@@ -154,7 +155,7 @@ def turning_cosine(result: RoundResult, model: int) -> Tensor:
     return gram[0, 1] / (gram[0, 0] * gram[1, 1]).sqrt()
 
 
-def adapter_modules(tree: Tree) -> list[str]:
+def adapter_modules(tree: Mapping[str, Tensor]) -> list[str]:
     """Return the names of the modules that have an adapter."""
     return [name.removesuffix(".A") for name in tree if name.endswith(".A") and name[:-1] + "B" in tree]
 
@@ -188,9 +189,9 @@ def product_gram_by_layer(start: Tree, deltas: Tree) -> dict[str, Tensor]:
 
 def product_efficiency(metrics: MetricValues, history: MetricHistory) -> MetricValues:
     """Compute ``product.efficiency``, the distance from w_0 divided by the path length, like ``update.efficiency`` for factors."""
-    step, travelled = federation_value(metrics, "product.step"), federation_value(metrics, "product.travelled")
+    step, distance = federation_value(metrics, "product.step"), federation_value(metrics, "product.distance_from_start")
     length = history.total.get(("product.step", ""), 0.0) + step
-    return {"product.efficiency": travelled / length} if length > 0 else {}
+    return {"product.efficiency": distance / length} if length > 0 else {}
 
 
 def product_probes(context: ProbeContext) -> list[ScheduledProbe | DerivedMetric]:
@@ -234,7 +235,7 @@ def adapter_subspaces(result: RoundResult) -> MetricValues:
 def server_ranks(state: FederatedState) -> MetricValues:
     """Compute ``adapters.rank`` and ``adapters.rank.stable``, as means over all clients if there are several models."""
     params, ranks, stable = state.server.params, {}, {}
-    for module in lora_modules(params):
+    for module in adapter_modules(params):
         singular_values = product_svd(params[module + ".B"], params[module + ".A"])[1]  # [M, R]
         nonzero = singular_values[:, 0] > 0
         ranks[module] = torch.where(nonzero, exp_entropy(singular_values), torch.nan)
@@ -253,7 +254,7 @@ def client_angles(result: RoundResult) -> MetricValues:
         return {}
     params = result.client_params
     overlaps: dict[str, dict[str, Tensor]] = {"columns": {}, "rows": {}, "": {}}
-    for module in lora_modules(params):
+    for module in adapter_modules(params):
         up, values, down = product_svd(params[module + ".B"].cpu()[rows], params[module + ".A"].cpu()[rows])
         valid = values > RANK_TOLERANCE * values[:, :1]  # [C, R]
         column_overlap, row_overlap = subspace_overlap(up, valid), subspace_overlap(down, valid)
@@ -307,11 +308,6 @@ def subspace_overlap(bases: Tensor, valid: Tensor) -> Tensor:
     return (gram / torch.minimum(ranks[:, None], ranks))[pairs].mean()
 
 
-def lora_modules(params: dict[str, Tensor]) -> list[str]:
-    """Return the names of the modules that have an adapter."""
-    return [name.removesuffix(".A") for name in params if name.endswith(".A") and name[:-1] + "B" in params]
-
-
 def mean_by_layer(metric: str, by_module: dict[str, Tensor]) -> dict[str | tuple[str, str], Tensor]:
     """Average a metric over all modules and over the modules of each layer, ignoring NaN."""
     layers: dict[str, list[Tensor]] = {}
@@ -324,7 +320,7 @@ def mean_by_layer(metric: str, by_module: dict[str, Tensor]) -> dict[str | tuple
 
 def subspace_probes(context: ProbeContext) -> list[ScheduledProbe | DerivedMetric]:
     """Build the subspace probe, which runs with the expensive probes; none without adapters."""
-    return [ScheduledProbe("subspaces", adapter_subspaces, "expensive")] if lora_modules(context.initial_params) else []
+    return [ScheduledProbe("subspaces", adapter_subspaces, "expensive")] if adapter_modules(context.initial_params) else []
 
 
 # Loss that is caused by averaging B and A separately instead of averaging their products exactly, in the same round.
@@ -352,8 +348,8 @@ class ExactMean:
 
     def __call__(self, result: RoundResult) -> MetricValues:
         """Compute the metric of a round; empty if no update was used."""
-        report, excess, total_weight = result.report, 0.0, 0.0
-        cluster_ids, weight = report.cluster_ids.cpu(), to_float64(report.weight).cpu()
+        update, excess, total_weight = result.update, 0.0, 0.0
+        cluster_ids, weight = update.cluster_ids.cpu(), to_float64(update.weight).cpu()
         for index in range(result.before.server.num_models):
             rows = ((cluster_ids == index) & (weight > 0)).nonzero().flatten()
             if len(rows):

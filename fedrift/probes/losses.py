@@ -55,14 +55,14 @@ class HeldOutLosses:
     - ``bits``: loss in bits per byte of text, if ``bytes_per_token`` is given. It is comparable across tokenizers.
 
     If clients rewrite their texts (``rewritten``), domain and federation losses use the original text, which is the same for all runs
-    on a corpus. A client's ``loss`` then uses text as the client rewrites it. ``loss.plain`` is the client's loss on the original
+    on a corpus. A client's ``loss`` then uses text as the client rewrites it. ``loss.original_text`` is the client's loss on the original
     text, and ``loss.own`` is the mean of the clients' ``loss`` weighted by their training tokens.
 
     Metrics of the cohort ``[C]``, on a few blocks with each client's own domain mixture:
 
     - ``loss.before``: the client's model after local training, before aggregation.
     - ``loss.after``: the model that serves the client after aggregation.
-    - ``loss.worn``: the client's personalized model, if ``personalized_params`` is given.
+    - ``loss.personalized``: the client's personalized model, if ``personalized_params`` is given.
 
     A server model is evaluated again only if its parameters have changed.
     """
@@ -111,7 +111,7 @@ class HeldOutLosses:
             metrics = {
                 "loss": own_loss / own_tokens,
                 "perplexity": (own_loss / own_tokens).exp(),
-                "loss.plain": client_loss,
+                "loss.original_text": client_loss,
                 ("loss.own", ""): own_loss.sum() / own_tokens.sum(),
             }
         for name, value in [("", loss_sums.sum() / tokens.sum()), *zip(self.held_out.domains, domain_loss, strict=True)]:
@@ -134,7 +134,7 @@ class HeldOutLosses:
         """Compute the losses of the server's models and of the personalized models of all clients, ``[N]``, if there are any."""
         clients = torch.arange(len(state.cluster_ids))
         return self.evaluate_state(state) | (
-            prefix_metrics({"loss.worn": self.personalized_losses(state, clients)}, self.prefix) if self.personalized_params else {}
+            prefix_metrics({"loss.personalized": self.personalized_losses(state, clients)}, self.prefix) if self.personalized_params else {}
         )
 
     def evaluate_before_and_after(self, result: RoundResult) -> MetricValues:
@@ -146,7 +146,7 @@ class HeldOutLosses:
         after_sums = torch.stack([losses[torch.from_numpy(rows)].sum() for losses, rows in zip(after, client_blocks, strict=True)])
         metrics: MetricValues = {"loss.before": before, "loss.after": after_sums / self.count_predicted(client_blocks)}
         if self.personalized_params:
-            metrics["loss.worn"] = self.personalized_losses(result.after, result.cohort)
+            metrics["loss.personalized"] = self.personalized_losses(result.after, result.cohort)
         return prefix_metrics(metrics, self.prefix)
 
     def personalized_losses(self, state: FederatedState, clients: Tensor) -> Tensor:

@@ -85,23 +85,23 @@ ENGLISH_LEXICON = Lexicon(
 )
 
 
-def select_shared_lexicon(lexicon: Lexicon, holders: Mapping[str, int], num_holders: int) -> Lexicon:
+def select_shared_lexicon(lexicon: Lexicon, domain_counts: Mapping[str, int], num_domains: int) -> Lexicon:
     """Select the words that all domains use in all their relevant forms.
 
     A class with fewer than ``MIN_CLASS_WORDS`` such words is filled up with the words that most domains use.
 
     Args:
         lexicon: Candidate words.
-        holders: Number of domains that use each word form.
-        num_holders: Number of all domains.
+        domain_counts: Number of domains that use each word form.
+        num_domains: Number of all domains.
     """
 
     def num_users(word: str | Noun | Verb) -> int:
-        return min(holders.get(form, 0) for form in ((word,) if isinstance(word, str) else word[:3]))
+        return min(domain_counts.get(form, 0) for form in ((word,) if isinstance(word, str) else word[:3]))
 
     def select(words: tuple[Any, ...]) -> tuple[Any, ...]:
         ranked = sorted(words, key=lambda word: -num_users(word))
-        return tuple(ranked[: max(MIN_CLASS_WORDS, sum(num_users(word) >= num_holders for word in words))])
+        return tuple(ranked[: max(MIN_CLASS_WORDS, sum(num_users(word) >= num_domains for word in words))])
 
     return replace(lexicon, **{f.name: select(getattr(lexicon, f.name)) for f in fields(lexicon)})
 

@@ -26,17 +26,17 @@ def training_metrics(result: RoundResult) -> MetricValues:
     - ``failed``: 1 if the client failed, otherwise 0.
     - ``wire.down``, ``wire.up``: bytes of tensors that were sent to and received from the client, if clients run elsewhere.
     """
-    report = result.report
+    update = result.update
     traffic: MetricValues = {}
-    if report.bytes_on_wire is not None:
-        traffic = {"wire.down": report.bytes_on_wire[:, 0].double(), "wire.up": report.bytes_on_wire[:, 1].double()}
+    if update.bytes_on_wire is not None:
+        traffic = {"wire.down": update.bytes_on_wire[:, 0].double(), "wire.up": update.bytes_on_wire[:, 1].double()}
     return {
-        "train.loss.start": report.loss[:, 0],
-        "train.loss": torch.where(report.steps > 0, report.loss[:, 1], torch.nan),
-        "weight": report.weight.cpu(),
-        "train.tokens": report.tokens,
-        "train.steps": report.steps,
-        "failed": report.failed.double(),
+        "train.loss.start": update.loss[:, 0],
+        "train.loss": torch.where(update.steps > 0, update.loss[:, 1], torch.nan),
+        "weight": update.weight.cpu(),
+        "train.tokens": update.tokens,
+        "train.steps": update.steps,
+        "failed": update.failed.double(),
         **traffic,
     }
 
@@ -77,8 +77,8 @@ def update_geometry(result: RoundResult) -> MetricValues:
     - ``update.divergence``: mean_{i<j} |d_i - d_j| / mean |d|.
     - ``gradient.norm`` and ``gradient.norm.variance``: mean and variance of the clients' gradient norms.
     """
-    valid = ~result.report.failed & (result.report.steps > 0)
-    grams = gram_by_layer(result.report.delta.take(valid.nonzero().flatten().to(device_of(result.report.delta))))
+    valid = ~result.update.failed & (result.update.steps > 0)
+    grams = gram_by_layer(result.update.delta.take(valid.nonzero().flatten().to(device_of(result.update.delta))))
     gram = torch.stack(list(grams.values())).sum(0)
     count = len(gram)
     received = received_norms(result)
@@ -101,7 +101,7 @@ def update_geometry(result: RoundResult) -> MetricValues:
             distances = (norm.pow(2)[:, None] + norm.pow(2) - 2 * gram).clamp_min(0).sqrt()
             metrics["update.divergence"] = distances.sum() / (count * (count - 1)) / norm.mean().clamp_min(1e-30)
             metrics["update.pairwise"] = agreement.pairwise
-    gradient_norm = result.report.mean_grad.norm().cpu()
+    gradient_norm = result.update.mean_grad.norm().cpu()
     gradient_norm = torch.where(valid, gradient_norm, torch.nan)
     metrics["gradient.norm"] = gradient_norm
     if count:
@@ -239,7 +239,7 @@ class ServerPath:
     """Path of the server's model w_t.
 
     - ``update.step``: |w_{t+1} - w_t|.
-    - ``update.travelled``: |w_{t+1} - w_0|.
+    - ``update.distance_from_start``: |w_{t+1} - w_0|.
     - ``update.turn``: cos(Delta_t, Delta_{t-1}), the cosine of successive steps. Values that stay below 0 mean oscillation in
       parameter space. Independent steps have values around 0.
 
@@ -254,7 +254,7 @@ class ServerPath:
         step, cluster_ids = result.after.server_delta, result.after.cluster_ids.cpu()
         metrics: MetricValues = {
             "update.step": step.norm().cpu()[cluster_ids].mean(),
-            "update.travelled": distance(result.after.server.params, self.initial_params).cpu()[cluster_ids].mean(),
+            "update.distance_from_start": distance(result.after.server.params, self.initial_params).cpu()[cluster_ids].mean(),
         }
         last_step = result.before.server_delta
         if last_step and len(next(iter(last_step.values()))) == len(next(iter(step.values()))):
@@ -281,9 +281,9 @@ def path_efficiency(metrics: MetricValues, history: MetricHistory) -> MetricValu
 
     It is 1 for a straight line and about 1 / sqrt(t) for a random walk.
     """
-    step, travelled = federation_value(metrics, "update.step"), federation_value(metrics, "update.travelled")
+    step, distance = federation_value(metrics, "update.step"), federation_value(metrics, "update.distance_from_start")
     length = history.total.get(("update.step", ""), 0.0) + step
-    return {"update.efficiency": travelled / length} if length > 0 else {}
+    return {"update.efficiency": distance / length} if length > 0 else {}
 
 
 def server_path_probes(context: ProbeContext) -> list[ScheduledProbe | DerivedMetric]:
@@ -291,5 +291,5 @@ def server_path_probes(context: ProbeContext) -> list[ScheduledProbe | DerivedMe
     return [
         ScheduledProbe("path", ServerPath(context.initial_params)),
         DerivedMetric("path", path_efficiency),
-        ScheduledProbe("evidence", context.algorithm.round_metrics),
+        ScheduledProbe("algorithm", context.algorithm.round_metrics),
     ]

@@ -77,14 +77,14 @@ def peak_resident_bytes() -> int:
     return peak if sys.platform == "darwin" else peak * 1024
 
 
-FROZEN_PRODUCTS, CLIENT_PRODUCTS, ATTENTION, HEAD = (
+BASE_WEIGHT_PRODUCTS, CLIENT_PRODUCTS, ATTENTION, HEAD = (
     "products with base weights",
     "products with client weights",
     "attention",
     "head and loss",
 )
 ELEMENTWISE, OPTIMIZER, ALGORITHM, DATA, IDLE = "elementwise and copies", "optimizer", "algorithm", "data", "Python and idle"
-OPERATION_KINDS = (FROZEN_PRODUCTS, CLIENT_PRODUCTS, ATTENTION, HEAD, ELEMENTWISE, OPTIMIZER, ALGORITHM, DATA, IDLE)
+OPERATION_KINDS = (BASE_WEIGHT_PRODUCTS, CLIENT_PRODUCTS, ATTENTION, HEAD, ELEMENTWISE, OPTIMIZER, ALGORITHM, DATA, IDLE)
 """Kinds of operations in local training.
 
 Products with base weights have one weight for all clients (mm, addmm), and products with client weights have one per client (bmm,
@@ -93,12 +93,12 @@ corrections, running means), and ``IDLE`` is the time in which no operation ran.
 """
 
 PRODUCT_KINDS = {
-    "aten::mm": FROZEN_PRODUCTS,
-    "aten::addmm": FROZEN_PRODUCTS,
+    "aten::mm": BASE_WEIGHT_PRODUCTS,
+    "aten::addmm": BASE_WEIGHT_PRODUCTS,
     "aten::bmm": CLIENT_PRODUCTS,
     "aten::baddbmm": CLIENT_PRODUCTS,
     "aten::baddbmm_": CLIENT_PRODUCTS,
-    "aten::addmm_": FROZEN_PRODUCTS,
+    "aten::addmm_": BASE_WEIGHT_PRODUCTS,
 }
 RANGE_KINDS = {"fedrift.data": DATA, "fedrift.optimizer": OPTIMIZER, "fedrift.loss": ELEMENTWISE}
 ReplayFn = Callable[[], CohortUpdate]
@@ -160,12 +160,12 @@ def time_by_kind(replay: ReplayFn, device: torch.device, trace_path: Path | None
     """
     activities = [ProfilerActivity.CPU] + ([ProfilerActivity.CUDA] if device.type == "cuda" else [])
     with profile(activities=activities) as profiler, record_function("fedrift.training"):
-        report = replay()
+        update = replay()
         if device.type == "cuda":
             torch.cuda.synchronize(device)
     if trace_path is not None:
         profiler.export_chrome_trace(str(trace_path))
-    return (*sum_by_kind(profiler.events() or [], device.type == "cuda"), report)
+    return (*sum_by_kind(profiler.events() or [], device.type == "cuda"), update)
 
 
 def sum_by_kind(events: Iterable[Any], is_cuda: bool) -> tuple[dict[str, float], float]:
@@ -237,8 +237,8 @@ def count_flops(replay: ReplayFn) -> tuple[float, CohortUpdate]:
             lambda grad, q, k, v, *rest, **options: 5 * sdpa_flop(q, k, v) / 2
         )
     with FlopCounterMode(display=False, custom_mapping=custom_flops) as counter:
-        report = replay()
-    return float(counter.get_total_flops()), report
+        update = replay()
+    return float(counter.get_total_flops()), update
 
 
 def peak_bytes(replay: ReplayFn, device: torch.device) -> float:
@@ -280,14 +280,14 @@ def storage_bytes(tensors: Iterable[Tensor]) -> int:
 
 
 def memory_breakdown(
-    context: RunContext, state: FederatedState, report: CohortUpdate, pass_size: int, step_peak: float
+    context: RunContext, state: FederatedState, update: CohortUpdate, pass_size: int, step_peak: float
 ) -> dict[str, float]:
     """Return the bytes in use by purpose.
 
     Args:
         context: The prepared run.
         state: State after a round.
-        report: The cohort's updates of this round.
+        update: The cohort's updates of this round.
         pass_size: Number of clients that train in one pass.
         step_peak: Peak memory of the tensors of one local step, in bytes; NaN if unknown.
     """
@@ -303,7 +303,7 @@ def memory_breakdown(
         f"server models ({server.num_models})": tree_bytes(server.params, server.merged_base, state.server_delta),
         "server optimizer state and broadcast": tree_bytes(server.broadcast, server.opt_state),
         f"states of {context.simulator.size} clients": state.client_states.num_bytes(),
-        f"updates of {len(report.tokens)} clients": tree_bytes(report.delta, report.mean_grad, report.client_state, report.state_delta),
+        f"updates of {len(update.tokens)} clients": tree_bytes(update.delta, update.mean_grad, update.client_state, update.state_delta),
         f"optimizer states of {pass_size} clients in a pass": optimizer_bytes,
         "models, gradients and states in a pass": copy_bytes,
         "activations and temporary tensors of a step": max(0.0, step_peak - optimizer_bytes - copy_bytes)
@@ -370,7 +370,7 @@ def time_pass_sizes(context: RunContext, result: RoundResult, batch: dict[str, T
         One entry per trial with ``clients``, ``batch``, ``chosen`` and ``tokens_per_second``.
     """
     model: Any = getattr(context.simulator.loss_fn, "inner", context.simulator.loss_fn)
-    batch = {"tokens": batch["tokens"][:1], "keep": batch["keep"][:1]}
+    batch = {"tokens": batch["tokens"][:1], "loss_mask": batch["loss_mask"][:1]}
     double = {name: torch.cat([leaf, leaf], 1) for name, leaf in batch.items()}
     params, chosen = (
         result.before.server.params.take(torch.zeros(1, dtype=torch.long)),
@@ -400,7 +400,7 @@ def time_pass_sizes(context: RunContext, result: RoundResult, batch: dict[str, T
             "clients": count,
             "batch": trial_batch["tokens"].shape[1],
             "chosen": is_chosen,
-            "tokens_per_second": count * float(trial_batch["keep"][:, :, 1:].sum()) / median(seconds),
+            "tokens_per_second": count * float(trial_batch["loss_mask"][:, :, 1:].sum()) / median(seconds),
         }
         for (count, trial_batch, is_chosen), seconds in zip(trials, durations, strict=True)
     ]
@@ -461,12 +461,12 @@ class TimedClientPool:
     def train(self, state: FederatedState, algorithm: ClientAlgorithm, cohort: Tensor) -> CohortUpdate:
         """Train a cohort and record its time."""
         start, processor_start = perf_counter(), process_time()
-        report = self.pool.train(state, algorithm, cohort)
+        update = self.pool.train(state, algorithm, cohort)
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
         self.seconds.append(perf_counter() - start)
         self.processor_seconds.append(process_time() - processor_start)
-        return report
+        return update
 
 
 def profile_run(
@@ -521,7 +521,7 @@ def profile_run(
     operations = profile_operations(config, context, result, pool.device, trace_path, on_message)
     peaks.append(measure_gemm_peak(pool.device, compute_dtype(context)))
 
-    tokens_per_second = float(result.report.tokens.sum()) / round_s["training"]
+    tokens_per_second = float(result.update.tokens.sum()) / round_s["training"]
     flops = operations["flops_per_token"]
     compute = {
         "flops_per_token": flops,
@@ -544,7 +544,7 @@ def profile_run(
             "threads": torch.get_num_threads(),
             "dtype": str(compute_dtype(context)).removeprefix("torch."),
             "gemm_peak_gflops": max(peaks) / 1e9,
-            "threads_at_work": sum(pool.processor_seconds) / sum(pool.seconds),
+            "busy_threads": sum(pool.processor_seconds) / sum(pool.seconds),
         },
         phases,
         operations["training"],
@@ -554,7 +554,7 @@ def profile_run(
             "clients_per_pass": context.simulator.clients_per_pass,
             "cohort": len(result.cohort),
             "trials": trials,
-            "why": explain_pass_size(context, resources.runtime, training.batch_size, training.max_seq_length, passes_per_step),
+            "reason": explain_pass_size(context, resources.runtime, training.batch_size, training.max_seq_length, passes_per_step),
         },
         {"up": float(traffic["cost.up"]), "down": float(traffic["cost.down"])},
         find_hints(phases, config, operations["padding"], trials, compute["share_of_peak"]),
@@ -694,8 +694,8 @@ def profile_operations(
     unprofiled_s = perf_counter() - start
     seconds_by_kind, total, _ = time_by_kind(train, device, trace_path)
     on_message("counting FLOPs and bytes")
-    flops, report = count_flops(replay(result.cohort, PROFILED_STEPS))
-    tokens = float(report.tokens.sum())
+    flops, update = count_flops(replay(result.cohort, PROFILED_STEPS))
+    tokens = float(update.tokens.sum())
     step_peak = peak_bytes(replay(result.cohort[:pass_size], 2), device)
     positions = sum(batch["tokens"][:, :, 1:].numel() for batch in first_batches(context, result))
     num_targets = sum(float(batch["weight"].sum()) for batch in first_batches(context, result))
@@ -705,7 +705,7 @@ def profile_operations(
             "total": total,
             "shares": {kind: seconds / total for kind, seconds in seconds_by_kind.items()},
             "steps": None if trace_path else PROFILED_STEPS,
-            "slower_under_the_profiler": total / unprofiled_s,
+            "profiler_slowdown": total / unprofiled_s,
         },
         "flops_per_token": flops / tokens,
         "step_peak": step_peak,
@@ -731,7 +731,7 @@ def measure_memory(context: RunContext, result: RoundResult, step_peak: float, d
         device: Device of the training.
     """
     by_purpose = memory_breakdown(
-        context, result.after, result.report, min(context.simulator.clients_per_pass or context.cohort_size, len(result.cohort)), step_peak
+        context, result.after, result.update, min(context.simulator.clients_per_pass or context.cohort_size, len(result.cohort)), step_peak
     )
     peak = peak_resident_bytes() if device.type == "cpu" else torch.cuda.max_memory_allocated(device) if device.type == "cuda" else 0
     known = sum(size for size in by_purpose.values() if size == size)

@@ -59,7 +59,7 @@ def round_axis() -> alt.X:
 
 def curve_chart(
     rows: Sequence[Row],
-    lost_rows: Sequence[Row],
+    interruption_rows: Sequence[Row],
     colors: Mapping[str, str],
     *,
     title: str,
@@ -72,7 +72,7 @@ def curve_chart(
 
     Args:
         rows: Mean and interval bounds of each condition, domain and round.
-        lost_rows: Points at which a curve is interrupted; each is marked with a cross at the upper edge.
+        interruption_rows: Points at which a curve is interrupted; each is marked with a cross at the upper edge.
         colors: Color of each level of the factor that is compared.
         title: Title of the value axis.
         zero: Whether to draw a line at zero.
@@ -111,9 +111,9 @@ def curve_chart(
         if zero:
             null = alt.Chart(alt.InlineData(values=[{"condition": -1}])).mark_rule(color=MUTED_COLOR).encode(y=alt.datum(0))
             layers.insert(0, null)
-        if lost_rows:
+        if interruption_rows:
             layers.append(
-                filterable_chart(lost_rows, domain)
+                filterable_chart(interruption_rows, domain)
                 .mark_point(shape="cross", angle=45, size=60, filled=True)
                 .encode(x=round_axis(), y=alt.value(4), color=color, tooltip=[*tooltips[:3], alt.Tooltip("note:N")])
             )
@@ -294,7 +294,7 @@ def heatmap(
     return draw
 
 
-def failure_atlas(rows: Sequence[Row], *, x: Sequence[str], y: Sequence[str], label_angle: int = -40) -> Callable[[Width], Chart]:
+def failure_heatmap(rows: Sequence[Row], *, x: Sequence[str], y: Sequence[str], label_angle: int = -40) -> Callable[[Width], Chart]:
     """Draw the grade of every failure in every condition; a graver grade has a larger, redder mark.
 
     Args:

@@ -149,21 +149,21 @@ def loss_ceiling(rows: Sequence[Row]) -> float | None:
     for row in rows:
         if row["value"] is not None:
             initial.setdefault((row.get("run"), row.get("which"), row.get("stage")), row["value"])
-    top = 2 * max(initial.values(), default=0.0)
-    return top if any(row["value"] is not None and row["value"] > top for row in rows) else None
+    ceiling = 2 * max(initial.values(), default=0.0)
+    return ceiling if any(row["value"] is not None and row["value"] > ceiling for row in rows) else None
 
 
-def split_off_scale(rows: Sequence[Row], top: float | None) -> tuple[list[Row], list[Row]]:
+def split_off_scale(rows: Sequence[Row], ceiling: float | None) -> tuple[list[Row], list[Row]]:
     """Blank the values above a ceiling and mark where a curve is interrupted.
 
     Args:
         rows: Rows of all curves, in order of rounds.
-        top: The ceiling; None means that there is none.
+        ceiling: The ceiling; None means that there is none.
 
     Returns:
         The rows, with None for values above the ceiling, and one marker row at the start of each interruption.
     """
-    highest = float("inf") if top is None else top
+    highest = float("inf") if ceiling is None else ceiling
     inside = [{**row, "value": None} if row["value"] is not None and row["value"] > highest else row for row in rows]
     marks: list[Row] = []
     interrupted: dict[tuple[Any, ...], bool] = {}

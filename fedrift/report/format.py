@@ -23,7 +23,7 @@ class VerdictLine(NamedTuple):
     grade: str
     grade_label: str
     rounds: str
-    start: str
+    initial_loss: str
     final_loss: str
     gap_to_iid: str
     worst_domain_gap: str

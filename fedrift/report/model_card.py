@@ -21,7 +21,7 @@ CARD_TEMPLATE = """---
 Mean loss on held-out text of all domains: {initial} before training, {last} after training (nats per token){final}.
 
 This model is a research artifact of a single seed. It was trained to study how federated training breaks under non-IID data, and
-it is not meant for any other use. The terms of the dataset (`fedrift datasets`) and the license of the base model apply.{caveats}
+it is not meant for any other use. The terms of the dataset (`fedrift datasets`) and the license of the base model apply.{warnings}
 
 ```python
 from peft import PeftModel
@@ -108,6 +108,6 @@ def render_card(run: Run, relative_path: Path, base_model_id: str = "", license_
         base=base_model_id or config["model"],
         path=relative_path.as_posix(),
         final=f"; {final:.3f} in the final evaluation on more text" if isinstance(final, float) else "",
-        caveats="".join(f" {caveat[0].upper()}{caveat[1:]}." for caveat in summary.get("caveats", [])),
+        warnings="".join(f" {warning[0].upper()}{warning[1:]}." for warning in summary.get("warnings", [])),
         experiment=to_yaml({key: value for key, value in config.items() if key != "id"}),
     )

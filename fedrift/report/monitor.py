@@ -19,8 +19,8 @@ from ..core.errors import UserError
 from ..diagnosis import MIN_EVALUATIONS, diagnose
 from ..diagnosis.cases import NON_CONFIG_KEYS, extract_run_info, make_config_key
 from ..diagnosis.finding import RunEvidence
-from ..storage import Run, list_runs, list_unreadable, read_each
-from ..storage.index import find_fault
+from ..storage import Run, list_runs, list_unreadable, try_read_each
+from ..storage.index import get_read_error
 from ..storage.leases import EXPIRY_S, get_host_id, list_generations
 from ..storage.parquet import parquet_path
 from ..storage.query import flatten
@@ -36,8 +36,8 @@ class RunStatus:
     """Describe the state of one run at a moment.
 
     Attributes:
-        round: Number of finished rounds.
-        rounds: Number of planned rounds.
+        rounds_done: Number of finished rounds.
+        rounds_total: Number of planned rounds.
         loss: Latest loss in nats per token; NaN if it is unknown.
         gap: Loss minus that of the IID baseline, in nats per token; NaN if it is unknown.
         failure_reason: Error message of a failed run.
@@ -46,8 +46,8 @@ class RunStatus:
     run: str
     seed: int
     state: str
-    round: int
-    rounds: int
+    rounds_done: int
+    rounds_total: int
     loss: float
     gap: float
     baseline_run: str
@@ -74,9 +74,9 @@ class RunGroup:
         return any(run.state == "running" for run in self.runs)
 
     @property
-    def has_begun(self) -> bool:
+    def has_started(self) -> bool:
         """Return whether any of the runs has started."""
-        return any(run.round or run.state != "missing" for run in self.runs)
+        return any(run.rounds_done or run.state != "missing" for run in self.runs)
 
 
 @dataclass(frozen=True)
@@ -86,7 +86,7 @@ class Snapshot:
     Attributes:
         title: What is shown.
         question: The question of the study; empty for a runs directory.
-        rows: The groups of runs.
+        groups: The groups of runs.
         note: The most important message: no runs, no running process, or all runs finished.
         is_complete: Whether nothing will change any more.
         seconds_left: Estimated remaining seconds at the recent pace; NaN if it is unknown.
@@ -98,7 +98,7 @@ class Snapshot:
 
     title: str
     question: str
-    rows: tuple[RunGroup, ...]
+    groups: tuple[RunGroup, ...]
     note: str
     is_complete: bool
     seconds_left: float
@@ -110,7 +110,7 @@ class Snapshot:
     @property
     def seeds(self) -> list[int]:
         """Return the seeds of all runs, sorted."""
-        return sorted({run.seed for row in self.rows for run in row.runs})
+        return sorted({run.seed for row in self.groups for run in row.runs})
 
 
 LOSS_MARKER = b', "loss", '  # decoding only these lines keeps a refresh cheap
@@ -224,13 +224,13 @@ class LiveDiagnoser:
 
     def _is_due(self, row: RunGroup) -> bool:
         rounds, ended = evidence_size(row)
-        if max((run.round for run in row.runs), default=0) < MIN_EVALUATIONS:
+        if max((run.rounds_done for run in row.runs), default=0) < MIN_EVALUATIONS:
             return False
         before = self.cache.get(row.key)
-        return before is None or ended != before[1] or rounds - before[0] > RECHECK_SHARE * sum(run.rounds for run in row.runs)
+        return before is None or ended != before[1] or rounds - before[0] > RECHECK_SHARE * sum(run.rounds_total for run in row.runs)
 
     def _diagnose(self, row: RunGroup) -> list[dict[str, Any]]:
-        evidence = [item for run in row.runs if run.round and (item := self._evidence(run))]
+        evidence = [item for run in row.runs if run.rounds_done and (item := self._evidence(run))]
         try:
             diagnoses = diagnose(evidence) if evidence else []
         except (UserError, ValueError):  # another process is writing the records
@@ -289,7 +289,7 @@ def strip_grade(sentence: str) -> str:
 
 def evidence_size(row: RunGroup) -> tuple[int, int]:
     """Return how many rounds and how many ended runs a diagnosis is based on."""
-    return sum(run.round for run in row.runs), sum(run.state in ("finished", "failed") for run in row.runs)
+    return sum(run.rounds_done for run in row.runs), sum(run.state in ("finished", "failed") for run in row.runs)
 
 
 ROLES = ("trial", "run", "iid_baseline")
@@ -327,7 +327,7 @@ class FolderLayout:
 
     def load_placements(self) -> list[RunPlacement]:
         """Return the placements of all runs in the directory. New runs are read, known ones are not."""
-        new = read_each((run for run in list_runs(self.root) if run.id not in self.configs), lambda run: run.config)[0]
+        new = try_read_each((run for run in list_runs(self.root) if run.id not in self.configs), lambda run: run.config)[0]
         for run, config in new:
             self.configs[run.id] = config
             self.config_keys[run.id] = make_config_key(config, ("seed",)), make_config_key(config, ("partition.severity",))
@@ -407,7 +407,7 @@ class StudyLayout:
             condition = f"IID baseline: {condition}"
         run = Run(self.manifest.root, entry.run)
         num_rounds = int(entry.factors.get("training.num_rounds", num_rounds) or num_rounds)
-        if (run.folder / "experiment.json").exists() and not find_fault(run):
+        if (run.folder / "experiment.json").exists() and not get_read_error(run):
             num_rounds = int(run.config["training"]["num_rounds"])
         key = f"{entry.role}/{entry.stage}/{condition}"
         return RunPlacement(entry.run, key, condition, entry.stage, entry.role, entry.seed, entry.iid_baseline, num_rounds)
@@ -448,7 +448,9 @@ class Monitor:
         states = {placement.run: self._run_state(placement.run) for placement in placements}
         for run, state in states.items():
             if run not in self.finished and state != "missing":
-                errors = read_each([self._get_run(run)], lambda stored: self.tails.setdefault(stored.id, LossTail(stored)).read_new())[1]
+                errors = try_read_each([self._get_run(run)], lambda stored: self.tails.setdefault(stored.id, LossTail(stored)).read_new())[
+                    1
+                ]
                 self.read_errors = {**{id: reason for id, reason in self.read_errors.items() if id != run}, **dict(errors)}
                 if state == "finished" and not errors:
                     self.finished.add(run)
@@ -518,8 +520,8 @@ class Monitor:
     def _build_snapshot(self, rows: tuple[RunGroup, ...]) -> Snapshot:
         runs_by_id = {run.run: run for row in rows for run in row.runs}
         counts = Counter(run.state for run in runs_by_id.values())
-        done, total = sum(run.round for run in runs_by_id.values()), sum(run.rounds for run in runs_by_id.values())
-        failed_rounds = sum(run.rounds - run.round for run in runs_by_id.values() if run.state == "failed")
+        done, total = sum(run.rounds_done for run in runs_by_id.values()), sum(run.rounds_total for run in runs_by_id.values())
+        failed_rounds = sum(run.rounds_total - run.rounds_done for run in runs_by_id.values() if run.state == "failed")
         manifest_values = self.layout.manifest_values if isinstance(self.layout, StudyLayout) else {}
         tuning_done = bool(manifest_values.get("complete", True))
         is_complete = bool(rows) and tuning_done and counts["finished"] + counts["failed"] == len(runs_by_id)
@@ -546,7 +548,7 @@ class Monitor:
 def status_note(snapshot: Snapshot, manifest: StudyManifest | None, root: Path, is_complete: bool) -> str:
     """Return the most important message about a snapshot, or an empty string."""
     counts = snapshot.counts
-    if not snapshot.rows:
+    if not snapshot.groups:
         return (
             f"study {manifest.name} has no runs in {root} yet; start it with `fedrift study STUDY.yaml`"
             if manifest

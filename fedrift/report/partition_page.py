@@ -39,7 +39,7 @@ METRIC_TITLES = {  # title and meaning of each measure
         "… from content words",
         "the same from content words only, before any rewriting: it measures topic, not style",
     ),
-    "identification.manner": (
+    "identification.function_words": (
         "… from function words",
         "the same from function words only, after any rewriting: it measures style, although topics also differ in function words",
     ),
@@ -95,7 +95,7 @@ class PartitionReport(NamedTuple):
         settings: Dataset, partition and seed of the experiment, as plain values.
         unit: Unit of the data sizes, ``tokens`` or ``words``.
         num_documents: Number of training documents.
-        num_left_out: Number of documents that the partition assigns to no client.
+        num_unused: Number of documents that the partition assigns to no client.
         distinctive_words: Up to ten words per client with their z-scores, N lists.
         chance_z: Mean over clients of the highest z-score in a random partition with the same data sizes.
         samples: Sample documents per client, N lists.
@@ -109,7 +109,7 @@ class PartitionReport(NamedTuple):
     unit: str
     note: str
     num_documents: int
-    num_left_out: int
+    num_unused: int
     heterogeneity: Heterogeneity
     distinctive_words: list[list[tuple[str, float]]]
     chance_z: float
@@ -124,11 +124,11 @@ class PartitionReport(NamedTuple):
             "experiment": self.settings,
             "unit": self.unit,
             "note": self.note,
-            "documents_in_pool": self.num_documents,
-            "left_out": self.num_left_out,
+            "num_documents": self.num_documents,
+            "num_unused": self.num_unused,
             **self.heterogeneity.to_dict(),
-            "characteristic": [[{"word": word, "z": float(z)} for word, z in words] for words in self.distinctive_words],
-            "characteristic_by_chance": float(self.chance_z),
+            "characteristic_words": [[{"word": word, "z": float(z)} for word, z in words] for words in self.distinctive_words],
+            "chance_z": float(self.chance_z),
             "encoder": self.encoder,
             "gradients": [
                 gradient._asdict()
@@ -305,7 +305,7 @@ def render_partition(report: PartitionReport) -> str:
             titles=METRIC_TITLES,
             format_number=format_number,
             lines=[(*format_row(number), number.is_beyond_chance) for number in heterogeneity.measurements],
-            data_panels=holdings_panels(report),
+            data_panels=client_data_panels(report),
             word_panels=word_panels(report),
             chance_z=format_number(report.chance_z),
             samples=list(enumerate(report.samples))[:MAX_CLIENTS_SHOWN],
@@ -318,7 +318,7 @@ def render_partition(report: PartitionReport) -> str:
     )
 
 
-def holdings_panels(report: PartitionReport) -> list[ChartPanel]:
+def client_data_panels(report: PartitionReport) -> list[ChartPanel]:
     """Draw the data of each client, and the divergence between the words of each pair of clients."""
     heterogeneity, drawn_clients = report.heterogeneity, slice(0, MAX_CLIENTS_DRAWN)
     clients_note = f" (first {MAX_CLIENTS_DRAWN} clients)" if heterogeneity.num_clients > MAX_CLIENTS_DRAWN else ""

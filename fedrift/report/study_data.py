@@ -17,9 +17,9 @@ import pandas as pd
 from scipy import stats
 
 from ..stats import Verdict, assign_worst_rank, default_worst_end
-from ..storage import Run, connect, read_each
-from ..storage.query import find_faults, flatten
-from ..studies import ManifestEntry, StudyManifest, judge_hypotheses
+from ..storage import Run, connect, try_read_each
+from ..storage.query import flatten, get_read_errors
+from ..studies import ManifestEntry, StudyManifest, evaluate_study_hypotheses
 from .figures import OKABE_ITO
 
 PRIMARY_FACTORS = ("algorithm", "clustering", "algorithm.aggregator")  # compared by color if they are varied
@@ -398,11 +398,11 @@ def load_study_data(manifest: StudyManifest, on_progress: Callable[[str], None] 
     """Load the data of a study, which may be unfinished."""
     manifest_values = manifest.read()
     entries: Sequence[ManifestEntry] = manifest_values["runs"]
-    frame, verdicts = judge_hypotheses(manifest)
+    frame, verdicts = evaluate_study_hypotheses(manifest)
     runs = {entry.run: manifest.get_run(entry) for entry in entries}
     started = [run for run in runs.values() if (run.folder / "experiment.json").exists()]
-    unreadable = find_faults(started)  # the frame gives the reason
-    contents = read_each([run for run in started if run.id not in unreadable], _read_stored)[0]
+    unreadable = get_read_errors(started)  # the frame gives the reason
+    contents = try_read_each([run for run in started if run.id not in unreadable], _read_stored)[0]
     experiments = {run.id: experiment for run, (experiment, _, _) in contents}
     finished = {run.id: ending for run, (_, ending, _) in contents if run.is_finished}
     environments = {run.id: environment for run, (_, _, environment) in contents if environment}

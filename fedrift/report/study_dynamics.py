@@ -340,7 +340,7 @@ def lora_aggregation_section(study_data: StudyData) -> Section | MissingSection:
     for stage in study_data.stages:
         for axis in (axis for axis in stage.numeric_axes if axis.name in LORA_PARAMETERS):
             figure = parameter_figure(
-                study_data, stage, axis, "adapters-dial", numbers, f"Mean of this error over rounds, against {axis.label}.", zero=False
+                study_data, stage, axis, "adapters-parameter", numbers, f"Mean of this error over rounds, against {axis.label}.", zero=False
             )
             figures += [figure] if figure else []
     return Section(

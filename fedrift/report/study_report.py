@@ -38,7 +38,7 @@ SECTIONS: tuple[Callable[[StudyData], Section | MissingSection], ...] = (
     study_dynamics.drift_section,
     study_dynamics.layers_section,
     study_dynamics.forgetting_section,
-    study_results.failure_atlas_section,
+    study_results.failure_heatmap_section,
     study_dynamics.lora_aggregation_section,
     study_results.clustering_section,
     study_setup.cost_section,

@@ -73,7 +73,7 @@ def verdicts_table(verdicts: tuple[Verdict, ...]) -> Table:
             format_signed(verdict.effect),
             format_interval(verdict.low, verdict.high, is_signed=True),
             format_p_value(verdict.p, verdict.min_attainable_p),
-            format_p_value(verdict.holm, verdict.min_attainable_p),
+            format_p_value(verdict.p_holm, verdict.min_attainable_p),
             format_detectable(verdict.detectable),
             str(verdict.seeds),
             str(verdict.diverged),
@@ -208,7 +208,7 @@ def comparison_table(study_data: StudyData, stage: StageView) -> tuple[Table | N
                 for name in by
             )
             level = format_level(row[axis.name])
-            p_values.append(PValue(row["holm"], row["attainable"], row["seeds"], "Holm"))
+            p_values.append(PValue(row["p_holm"], row["min_attainable_p"], row["seeds"], "Holm"))
             rows.append(
                 (
                     title,
@@ -217,7 +217,7 @@ def comparison_table(study_data: StudyData, stage: StageView) -> tuple[Table | N
                     format_signed(row["effect"]),
                     format_interval(row["low"], row["high"], is_signed=True),
                     format_number(row["g"], 2),
-                    format_p_value(row["holm"], row["attainable"]),
+                    format_p_value(row["p_holm"], row["min_attainable_p"]),
                     format_detectable(row["detectable"]),
                     str(row["seeds"]),
                     str(row["diverged"]),
@@ -226,7 +226,7 @@ def comparison_table(study_data: StudyData, stage: StageView) -> tuple[Table | N
             conditions.append(indices.get((level, tuple(format_level(row[name]) for name in by)), -1))
     return (
         Table(
-            f"against-{stage.name}",
+            f"comparisons-{stage.name}",
             f"Every {axis.label} minus {format_level(reference)}, paired by seed. The outcome “gap to IID baseline” is a difference in"
             " differences. g is the paired Hedges g. The p-value is exact, with Holm correction over all rows of an outcome. A diverged "
             "run counts as the worst outcome; a seed is left out if both of its runs diverged.",
@@ -372,7 +372,7 @@ def stability_figures(study_data: StudyData, stage: StageView, rate: FactorAxis,
 GRADE_KEYS = tuple(LegendKey(grade, color, "dot") for grade, (color, _) in charts.GRADE_MARKS.items())
 
 
-def failure_atlas_section(study_data: StudyData) -> Section | MissingSection:
+def failure_heatmap_section(study_data: StudyData) -> Section | MissingSection:
     """Draw and list the diagnosis of every failure in every condition, over seeds and relative to the IID baselines."""
     diagnoses = diagnose_conditions(study_data)
     if not diagnoses:
@@ -405,13 +405,13 @@ def failure_atlas_section(study_data: StudyData) -> Section | MissingSection:
                 panels.append(
                     Panel(
                         level if len(by_level) > 1 else "",
-                        charts.failure_atlas(rows, x=list(dict.fromkeys(row["x"] for row in rows)), y=failures),
+                        charts.failure_heatmap(rows, x=list(dict.fromkeys(row["x"] for row in rows)), y=failures),
                     )
                 )
         if panels:
             blocks.append(
                 Figure(
-                    f"atlas-{stage.name}",
+                    f"diagnoses-{stage.name}",
                     stage_caption(
                         study_data,
                         stage,
@@ -473,7 +473,7 @@ def failure_atlas_section(study_data: StudyData) -> Section | MissingSection:
         )
     if unmeasured:
         text.append(f"Not measured in any condition: {', '.join(sorted(unmeasured))}.")
-    return Section("atlas", "Failure overview", tuple(text), tuple(blocks))
+    return Section("diagnoses", "Failure overview", tuple(text), tuple(blocks))
 
 
 def diagnose_conditions(study_data: StudyData) -> dict[int, list[Diagnosis]]:
@@ -506,7 +506,7 @@ def measured_failures(diagnoses: Iterable[Diagnosis]) -> list[str]:
 
 
 CLUSTERING_METRICS = (  # title, metric, whether it is per client, whether the last round counts
-    ("own text", "loss.worn", True, True),
+    ("own text", "loss.personalized", True, True),
     ("ARI", "cluster.ari", False, True),
     ("NMI", "cluster.nmi", False, True),
     ("worst client", "fair.worst10", False, True),
@@ -518,7 +518,8 @@ def clustering_section(study_data: StudyData) -> Section | MissingSection:
     stages = [stage for stage in study_data.stages if stage.find_axis("clustering")]
     if not stages:
         return MissingSection(
-            "Clustering", "vary `clustering`, e.g. [NoClustering, TextClustering, {type: RandomClustering, like: {type: TextClustering}}]"
+            "Clustering",
+            "vary `clustering`, e.g. [NoClustering, TextClustering, {type: RandomClustering, sizes_from: {type: TextClustering}}]",
         )
     blocks: list[Figure | Table] = []
     loss = study_data.outcome_by_run("loss") or {run: result["loss"] for run, result in study_data.finished.items()}

@@ -35,7 +35,7 @@ def partitions_section(study_data: StudyData) -> Section | MissingSection:
         else ""
     )
     return Section(
-        "deals",
+        "partitions",
         "Partitions",
         (
             (
@@ -46,7 +46,10 @@ def partitions_section(study_data: StudyData) -> Section | MissingSection:
         ),
         (
             Figure(
-                "deals", "Training tokens of each client (rows) in each domain, for one seed." + note, panels, columns=min(3, len(panels))
+                "partitions",
+                "Training tokens of each client (rows) in each domain, for one seed." + note,
+                panels,
+                columns=min(3, len(panels)),
             ),
             *(heterogeneity_table(study_data, stage) for stage in study_data.stages),
         ),
@@ -125,7 +128,7 @@ def heterogeneity_table(study_data: StudyData, stage: StageView) -> Table:
 
 def tuning_section(study_data: StudyData) -> Section | MissingSection:
     """List the hyperparameters that tuning selected, and every trial."""
-    choices, tuning = study_data.manifest_values["choices"], study_data.study_config.get("tuning") or {}
+    choices, tuning = study_data.manifest_values["tuning_results"], study_data.study_config.get("tuning") or {}
     if not choices:
         return MissingSection(
             "Tuned hyperparameters",
@@ -141,11 +144,11 @@ def tuning_section(study_data: StudyData) -> Section | MissingSection:
             format_settings(choice["settings"]) or "none, because no trial finished with a finite loss",
             format_number(to_float(choice["score"])),
             str(len(choice["trials"])),
-            ", ".join(choice["at_grid_edge"]) or DASH,
+            ", ".join(choice["at_search_boundary"]) or DASH,
         )
         for choice in choices
     )
-    edges = [choice["group"] for choice in choices if choice["at_grid_edge"]]
+    edges = [choice["group"] for choice in choices if choice["at_search_boundary"]]
     text = [
         f"Each group gets {tuning.get('trials')} trials on {tuning.get('split', 'validation')} text, with seeds"
         f" ({', '.join(map(str, tuning.get('seeds', ())))}) that the study does not use. The settings with the lowest mean loss are"

@@ -22,15 +22,15 @@ function formatDuration(seconds) {
 
 function drawHeader() {
   byId("title").textContent = state.title;
-  document.title = `${state.total ? Math.floor(100 * state.done / state.total) + "% " : ""}${state.title} · fedrift`;
+  document.title = `${state.rounds_total ? Math.floor(100 * state.rounds_done / state.rounds_total) + "% " : ""}${state.title} · fedrift`;
   byId("question").textContent = state.question;
-  const share = state.total ? 100 * state.done / state.total : 0;
+  const share = state.rounds_total ? 100 * state.rounds_done / state.rounds_total : 0;
   byId("bar").firstElementChild.style.width = `${share}%`;
-  byId("bar").setAttribute("aria-valuenow", state.done);
-  byId("bar").setAttribute("aria-valuemax", state.total);
-  const counts = Object.entries(state.words).filter(([name]) => state.counts[name]).map(([name, words]) => `${state.counts[name]} ${words}`);
-  const left = state.left === null || state.over ? "" : ` · about ${formatDuration(state.left)} left`;
-  byId("counts").textContent = state.total ? `${counts.join(" · ")} · ${state.done} of ${state.total} rounds${left}` : "";
+  byId("bar").setAttribute("aria-valuenow", state.rounds_done);
+  byId("bar").setAttribute("aria-valuemax", state.rounds_total);
+  const counts = Object.entries(state.state_labels).filter(([name]) => state.counts[name]).map(([name, words]) => `${state.counts[name]} ${words}`);
+  const left = state.seconds_left === null || state.is_complete ? "" : ` · about ${formatDuration(state.seconds_left)} left`;
+  byId("counts").textContent = state.rounds_total ? `${counts.join(" · ")} · ${state.rounds_done} of ${state.rounds_total} rounds${left}` : "";
   byId("note").hidden = !state.note;
   byId("note").textContent = state.note;
   const select = byId("domain"), options = [...select.options].slice(1).map(option => option.value);
@@ -42,13 +42,13 @@ function drawHeader() {
 }
 
 function createCell(run) {
-  const words = {finished: "✓", failed: "✕", missing: "·"}[run.state] ?? `${run.round}/${run.rounds}`;
+  const words = {finished: "✓", failed: "✕", missing: "·"}[run.state] ?? `${run.rounds_done}/${run.rounds_total}`;
   const node = createNode("span", words, `cell ${run.state}`);
-  node.style.setProperty("--part", `${run.rounds ? 100 * run.round / run.rounds : 0}%`);
-  const lines = [`seed ${run.seed}, run ${run.run.slice(0, 6)}: ${state.words[run.state]}, round ${run.round} of ${run.rounds}`];
+  node.style.setProperty("--part", `${run.rounds_total ? 100 * run.rounds_done / run.rounds_total : 0}%`);
+  const lines = [`seed ${run.seed}, run ${run.run.slice(0, 6)}: ${state.state_labels[run.state]}, round ${run.rounds_done} of ${run.rounds_total}`];
   if (run.loss !== null) lines.push(`loss ${formatNumber(run.loss, 3)}`);
   if (run.gap !== null) lines.push(`gap to IID baseline ${formatNumber(run.gap, 3, true)}`);
-  if (run.why) lines.push(run.why);
+  if (run.failure_reason) lines.push(run.failure_reason);
   node.title = lines.join("\n");
   node.setAttribute("aria-label", lines.join(", "));
   node.setAttribute("role", "img");
@@ -60,7 +60,7 @@ function drawGrid() {
   for (const name of ["draw", "condition", ...state.seeds.map(seed => `seed ${seed}`), "loss", "gap to IID baseline"]) header.append(createNode("th", name));
   byId("grid").tHead.replaceChildren(header);
   const focus = document.activeElement?.dataset?.row;
-  const body = state.rows.map(row => {
+  const body = state.groups.map(row => {
     const tr = createNode("tr", "", row.role), box = createNode("input"), select = createNode("td"), name = createNode("th", label(row));
     name.scope = "row";
     box.type = "checkbox";
@@ -86,7 +86,7 @@ function drawGrid() {
   });
   byId("grid").tBodies[0].replaceChildren(...body);
   if (focus) document.querySelector(`[data-row="${focus}"]`)?.focus();
-  byId("states").replaceChildren(...Object.entries(state.words).map(([name, words]) => {
+  byId("states").replaceChildren(...Object.entries(state.state_labels).map(([name, words]) => {
     const part = createNode("span"), mark = createNode("span", {finished: "✓", failed: "✕", missing: "·"}[name] ?? "3/6", `cell ${name}`);
     mark.style.setProperty("--part", "50%");
     part.append(mark, ` ${words}`);
@@ -95,7 +95,7 @@ function drawGrid() {
 }
 
 function drawFindings() {
-  const none = state.rows.length ? "There are no findings so far. Detectors need a few rounds, and the absence of findings does not exclude a failure." : "";
+  const none = state.groups.length ? "There are no findings so far. Detectors need a few rounds, and the absence of findings does not exclude a failure." : "";
   byId("findings").replaceChildren(...(state.findings.length ? state.findings.map(each => {
     const item = createNode("li"), since = each.since === null ? "" : `, since round ${each.since}`;
     const also = each.also.length ? `, and in ${each.also.length} more` : "";
@@ -136,16 +136,16 @@ function spec(values) {
 }
 
 async function draw() {
-  const shown = state.rows.filter(row => selected.includes(row.id)).sort((a, b) => selected.indexOf(a.id) - selected.indexOf(b.id));
+  const shown = state.groups.filter(row => selected.includes(row.id)).sort((a, b) => selected.indexOf(a.id) - selected.indexOf(b.id));
   byId("legend").replaceChildren(...shown.map(row => {
     const part = createNode("span");
     part.innerHTML = `<svg width="26" height="10" aria-hidden="true"><line x1="1" x2="25" y1="5" y2="5" stroke="${colorOf(row.id)}" stroke-width="3"/></svg> `;
     part.append(label(row));
     return part;
   }));
-  const query = new URLSearchParams({ rows: selected.join(","), domain: byId("domain").value });
+  const query = new URLSearchParams({ groups: selected.join(","), domain: byId("domain").value });
   const answer = await (await fetch(`curves.json?${query}`)).json();
-  byId("incomplete").textContent = answer.lost.length ? `In some rounds the loss is off the scale or not finite: ${answer.lost.join("; ")}.` : "";
+  byId("incomplete").textContent = answer.incomplete.length ? `In some rounds the loss is off the scale or not finite: ${answer.incomplete.join("; ")}.` : "";
   const key = JSON.stringify([selected, dark.matches]);
   byId("chart").hidden = !answer.points.length;
   if (!answer.points.length) {
@@ -166,9 +166,9 @@ async function refresh() {
   let wait = 2;
   try {
     state = await (await fetch("state.json")).json();
-    wait = state.every;
+    wait = state.interval;
     if (!userSelected) selected = state.suggested;
-    selected = selected.filter(id => state.rows.some(row => row.id === id));
+    selected = selected.filter(id => state.groups.some(row => row.id === id));
     drawHeader();
     drawGrid();
     drawFindings();

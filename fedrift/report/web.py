@@ -46,17 +46,17 @@ def snapshot_to_json(snapshot: Snapshot, domains: Iterable[str], interval: float
         "title": snapshot.title,
         "question": snapshot.question,
         "note": snapshot.note,
-        "over": snapshot.is_complete,
-        "done": snapshot.rounds_done,
-        "total": snapshot.rounds_total,
-        "left": None if math.isnan(snapshot.seconds_left) else snapshot.seconds_left,
+        "is_complete": snapshot.is_complete,
+        "rounds_done": snapshot.rounds_done,
+        "rounds_total": snapshot.rounds_total,
+        "seconds_left": None if math.isnan(snapshot.seconds_left) else snapshot.seconds_left,
         "counts": dict(snapshot.counts),
-        "words": STATE_LABELS,
+        "state_labels": STATE_LABELS,
         "domains": list(domains),
         "seeds": snapshot.seeds,
-        "every": interval,
+        "interval": interval,
         "suggested": default_rows(snapshot),
-        "rows": [row_to_json(row, number) for row in snapshot.rows],
+        "groups": [row_to_json(row, number) for row in snapshot.groups],
         "findings": [{**each, "strength": number(each["strength"])} for each in snapshot.findings],
     }
 
@@ -76,11 +76,11 @@ def row_to_json(row: RunGroup, number: Callable[[float], float | None]) -> dict[
                 "run": run.run,
                 "seed": run.seed,
                 "state": run.state,
-                "round": run.round,
-                "rounds": run.rounds,
+                "rounds_done": run.rounds_done,
+                "rounds_total": run.rounds_total,
                 "loss": number(run.loss),
                 "gap": number(run.gap),
-                "why": run.failure_reason,
+                "failure_reason": run.failure_reason,
             }
             for run in row.runs
         ],
@@ -89,7 +89,7 @@ def row_to_json(row: RunGroup, number: Callable[[float], float | None]) -> dict[
 
 def default_rows(snapshot: Snapshot) -> list[str]:
     """Return the ids of the groups to draw before the user selects any: running groups first, then other started ones."""
-    started = [row for row in snapshot.rows if row.has_begun and row.role != "iid_baseline"]
+    started = [row for row in snapshot.groups if row.has_started and row.role != "iid_baseline"]
     return [row_id(row) for row in sorted(started, key=lambda row: not row.is_running)[:MAX_ROWS_SHOWN]]
 
 
@@ -104,9 +104,9 @@ def curves_to_json(monitor: Monitor, snapshot: Snapshot, ids: Iterable[str], dom
 
     Returns:
         ``points`` holds the loss of every seed, the mean over these seeds, and the mean of the IID baselines. Values that are not finite or
-        that exceed the loss ceiling are left out, and ``lost`` names their conditions.
+        that exceed the loss ceiling are left out, and ``incomplete`` names their conditions.
     """
-    selected = [row for row in snapshot.rows if row_id(row) in set(ids)]
+    selected = [row for row in snapshot.groups if row_id(row) in set(ids)]
     points: list[dict[str, Any]] = []
     for row in selected:
         seed_curves = {f"seed {run.seed}": monitor.curve(run.run, domain) for run in row.runs}
@@ -118,7 +118,7 @@ def curves_to_json(monitor: Monitor, snapshot: Snapshot, ids: Iterable[str], dom
     ceiling = loss_ceiling([{**point, "which": point["kind"], "run": (point["id"], point["run"])} for point in points])
     incomplete = sorted({point["condition"] for point in points if point["value"] is None or (ceiling and point["value"] > ceiling)})
     shown = [point for point in points if point["value"] is not None and not (ceiling and point["value"] > ceiling)]
-    return {"domain": domain, "points": shown, "lost": incomplete}
+    return {"domain": domain, "points": shown, "incomplete": incomplete}
 
 
 def curve_points(id: str, condition: str, kind: str, run: str, curve: dict[int, float]) -> list[dict[str, Any]]:
@@ -245,7 +245,7 @@ class MonitorHandler(BaseHTTPRequestHandler):
         elif url.path == "/state.json":
             self._respond(HTTPStatus.OK, "application/json", self.server.cache.state_json())
         elif url.path == "/curves.json":
-            ids = query.get("rows", [""])[0].split(",")
+            ids = query.get("groups", [""])[0].split(",")
             self._respond(HTTPStatus.OK, "application/json", self.server.cache.curves_json(ids, query.get("domain", [""])[0]))
         else:
             self._respond(HTTPStatus.NOT_FOUND, "text/plain", b"this address does not exist; the page is at /\n")

@@ -76,23 +76,23 @@ class TextBatches:
             rows: The rows of these clients in the cohort, ``[A]``.
 
         Returns:
-            ``rows [A]``, ``tokens [A, B, T]``, ``keep [A, B, T]`` (false for padding), ``weight [A]`` (predicted tokens),
-            ``examples [A]`` (blocks in this batch) and ``held [A]`` (all blocks of the client).
+            ``rows [A]``, ``tokens [A, B, T]``, ``loss_mask [A, B, T]`` (false for padding), ``weight [A]`` (predicted tokens),
+            ``batch_examples [A]`` (blocks in this batch) and ``num_examples [A]`` (all blocks of the client).
         """
         length = self.blocks[client_blocks[0][0]].tokens.shape[1]
         width = max(len(indices) for _, indices in client_blocks)
         tokens = np.zeros((len(client_blocks), width, length), dtype=np.int64)
-        keep = np.zeros((len(client_blocks), width, length), dtype=bool)
+        loss_mask = np.zeros((len(client_blocks), width, length), dtype=bool)
         for row, (client, indices) in enumerate(client_blocks):
             tokens[row, : len(indices)] = self.blocks[client].tokens[indices]
-            keep[row, : len(indices)] = self.blocks[client].mask[indices]
+            loss_mask[row, : len(indices)] = self.blocks[client].mask[indices]
         return {
             "rows": rows,
             "tokens": torch.from_numpy(tokens).to(self.device),
-            "keep": torch.from_numpy(keep).to(self.device),
-            "weight": torch.from_numpy(keep[:, :, 1:].sum((1, 2))),  # the first token of a block is context and is not predicted
-            "examples": torch.tensor([len(indices) for _, indices in client_blocks]),
-            "held": torch.tensor([len(self.blocks[client]) for client, _ in client_blocks]),
+            "loss_mask": torch.from_numpy(loss_mask).to(self.device),
+            "weight": torch.from_numpy(loss_mask[:, :, 1:].sum((1, 2))),  # the first token of a block is context and is not predicted
+            "batch_examples": torch.tensor([len(indices) for _, indices in client_blocks]),
+            "num_examples": torch.tensor([len(self.blocks[client]) for client, _ in client_blocks]),
         }
 
 

@@ -282,14 +282,14 @@ def examples_per_client(batch: dict[str, Tensor]) -> Tensor:
     """Return the number of training examples of each client of a batch, ``[A]``.
 
     Raises:
-        UserError: The batch has no key ``held``.
+        UserError: The batch has no key ``num_examples``.
     """
-    if "held" not in batch:
+    if "num_examples" not in batch:
         raise UserError(
-            "client_weighting 'examples' needs the number of training examples of each client, but the batches have no 'held'; add that "
-            "key, or use client_weighting 'tokens' or 'uniform'"
+            "client_weighting 'examples' needs the number of training examples of each client, but the batches have no "
+            "'num_examples'; add that key, or use client_weighting 'tokens' or 'uniform'"
         )
-    return batch["held"]
+    return batch["num_examples"]
 
 
 def clip_by_norm(grad: Tree, max_norm: float | None) -> Tree:

@@ -21,23 +21,23 @@ UNKNOWN_FACTOR, NEARBY_FACTOR = 4.0, 1.4  # step factors of the bracketing: from
 
 
 class Bracket(NamedTuple):
-    """The bracket of a boundary: the run is stable at ``stable`` and unstable at ``broken``.
+    """The bracket of a boundary: the run is stable at ``stable`` and unstable at ``unstable``.
 
-    ``stable`` is 0 and ``broken`` is infinite if no such setting was found.
+    ``stable`` is 0 and ``unstable`` is infinite if no such setting was found.
     """
 
     stable: float
-    broken: float
+    unstable: float
     num_runs: int
 
     @property
     def boundary(self) -> float:
         """Return the geometric mean of the bracket, or NaN if one end was not found."""
-        return math.sqrt(self.stable * self.broken) if self.stable > 0 and math.isfinite(self.broken) else math.nan
+        return math.sqrt(self.stable * self.unstable) if self.stable > 0 and math.isfinite(self.unstable) else math.nan
 
 
 def find_boundary(
-    is_broken: Callable[[float], bool],
+    is_unstable: Callable[[float], bool],
     start: float,
     *,
     tolerance: float = 0.05,
@@ -46,13 +46,13 @@ def find_boundary(
     maximum: float = math.inf,
     max_runs: int = 40,
 ) -> Bracket:
-    """Find the largest setting below which ``is_broken`` is False, up to a relative error of ``tolerance``.
+    """Find the largest setting below which ``is_unstable`` is False, up to a relative error of ``tolerance``.
 
     The search moves from ``start`` up or down by ``factor`` until the boundary is bracketed, then bisects on a logarithmic scale. It
     assumes that a setting above an unstable one is unstable too.
 
     Args:
-        is_broken: Whether a run at this setting is unstable.
+        is_unstable: Whether a run at this setting is unstable.
         start: The first setting, above 0.
         tolerance: The search stops when the ends of the bracket differ by at most a factor of 1 + ``tolerance``.
         factor: The step factor of the bracketing.
@@ -65,27 +65,27 @@ def find_boundary(
     """
     if not start > 0:
         raise ValueError(f"start must be above 0 because the search is logarithmic, got {start}")
-    stable, broken, num_runs, setting = 0.0, math.inf, 0, min(max(start, minimum), maximum)
-    while num_runs < max_runs and (stable == 0 or math.isinf(broken) or broken > stable * (1 + tolerance)):
+    stable, unstable, num_runs, setting = 0.0, math.inf, 0, min(max(start, minimum), maximum)
+    while num_runs < max_runs and (stable == 0 or math.isinf(unstable) or unstable > stable * (1 + tolerance)):
         num_runs += 1
-        if is_broken(setting):
-            broken = setting
+        if is_unstable(setting):
+            unstable = setting
         else:
             stable = setting
-        if math.isinf(broken):
+        if math.isinf(unstable):
             next_setting = min(stable * factor, maximum)
         elif stable == 0:
-            next_setting = max(broken / factor, minimum)
+            next_setting = max(unstable / factor, minimum)
         else:
-            next_setting = math.sqrt(stable * broken)
+            next_setting = math.sqrt(stable * unstable)
         if next_setting == setting or next_setting <= 0:  # the limit of the allowed range
             break
         setting = next_setting
-    return Bracket(stable, broken, num_runs)
+    return Bracket(stable, unstable, num_runs)
 
 
 def find_boundaries(
-    is_broken: Callable[[str, int, float], bool],
+    is_unstable: Callable[[str, int, float], bool],
     conditions: Sequence[str],
     seeds: Sequence[int],
     start: float,
@@ -99,7 +99,7 @@ def find_boundaries(
     another.
 
     Args:
-        is_broken: Whether the run ``(condition, seed, setting)`` is unstable.
+        is_unstable: Whether the run ``(condition, seed, setting)`` is unstable.
         conditions: The conditions.
         seeds: The seeds.
         start: The first setting, above 0.
@@ -115,7 +115,7 @@ def find_boundaries(
         for condition in conditions:
             known_boundary = known.get(condition, next(iter(known.values()), None))
             bracket = find_boundary(
-                partial(is_broken, condition, seed),
+                partial(is_unstable, condition, seed),
                 known_boundary or start,
                 tolerance=tolerance,
                 factor=NEARBY_FACTOR if known_boundary else UNKNOWN_FACTOR,

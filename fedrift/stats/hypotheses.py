@@ -20,7 +20,7 @@ from annotated_types import Ge, Gt, MaxLen, MinLen
 
 from ..core.errors import UserError
 from .effects import compare_paired, detectable_margin, min_detectable_effect, tost
-from .intervals import both_diverged, mean_ci, median, paired_differences, ratio_ci
+from .intervals import mask_both_diverged, mean_ci, median, paired_differences, ratio_ci
 from .selection import (
     REQUIRED_COLUMNS,
     Contrast,
@@ -81,7 +81,7 @@ class HypothesisResult:
         detectable: The minimum detectable effect.
         points: (seed, value) of every seed.
         notes: Remarks on the result, as plain sentences.
-        tied: The number of seeds in which both sides diverged.
+        both_diverged: The number of seeds in which both sides diverged.
     """
 
     description: str
@@ -96,14 +96,16 @@ class HypothesisResult:
     detectable: float = math.nan
     points: tuple[tuple[int, float], ...] = ()
     notes: tuple[str, ...] = ()
-    tied: int = 0  # the difference of these seeds is undefined; it is not zero
+    both_diverged: int = 0  # the difference of these seeds is undefined; it is not zero
 
 
-def empty_result(description: str, unit: str, incomplete: int = 0, reason: str = "", diverged: int = 0, tied: int = 0) -> HypothesisResult:
+def empty_result(
+    description: str, unit: str, incomplete: int = 0, reason: str = "", diverged: int = 0, both_diverged: int = 0
+) -> HypothesisResult:
     """Return the result of a comparison without any complete seed."""
     reason = reason or (
-        f"both sides diverged in all of {count_seeds(tied)}, so there is no difference to test"
-        if tied
+        f"both sides diverged in all of {count_seeds(both_diverged)}, so there is no difference to test"
+        if both_diverged
         else "no seed has all the runs that the comparison needs"
     )
     empty = Interval(math.nan, math.nan, math.nan, math.nan)
@@ -117,7 +119,7 @@ def empty_result(description: str, unit: str, incomplete: int = 0, reason: str =
         diverged=diverged,
         detectable=math.inf,
         notes=(reason,),
-        tied=tied,
+        both_diverged=both_diverged,
     )
 
 
@@ -146,7 +148,7 @@ def directional_result(
     """
     d = per_seed.values
     if not len(d):
-        return empty_result(description, unit, per_seed.incomplete, diverged=diverged, tied=per_seed.tied)
+        return empty_result(description, unit, per_seed.incomplete, diverged=diverged, both_diverged=per_seed.both_diverged)
     numbers = d.to_numpy(dtype=np.float64)
     comparison = compare_paired(numbers - sign * margin, 1 - criteria.alpha, criteria.alpha, criteria.power, criteria.family_size)
     shift = sign * margin
@@ -179,7 +181,7 @@ def directional_result(
         comparison.detectable,
         seed_points(d),
         tuple(notes),
-        per_seed.tied,
+        per_seed.both_diverged,
     )
 
 
@@ -451,11 +453,11 @@ def evaluate_interaction(
     outside, diverged_outside = group_difference(hypothesis, runs, factors, hypothesis.group, hypothesis.reference, hypothesis.outside)
     seeds = inside.values.index.intersection(outside.values.index)
     a, b = inside.values[seeds].to_numpy(float), outside.values[seeds].to_numpy(float)
-    is_tied = both_diverged(a, b)
+    is_undefined = mask_both_diverged(a, b)
     d = PerSeedValues(
-        pd.Series(paired_differences(a, b)[~is_tied], index=seeds[~is_tied]),
+        pd.Series(paired_differences(a, b)[~is_undefined], index=seeds[~is_undefined]),
         max(inside.incomplete, outside.incomplete),
-        max(inside.tied, outside.tied) + int(is_tied.sum()),
+        max(inside.both_diverged, outside.both_diverged) + int(is_undefined.sum()),
     )
     description = (
         f"{metric_label(hypothesis)}{format_groups(hypothesis.group, hypothesis.reference)}, "
@@ -469,10 +471,10 @@ def evaluate_equivalence(
     hypothesis: Equivalent, runs: pd.DataFrame, factors: Sequence[str], criteria: DecisionCriteria
 ) -> HypothesisResult:
     """Test equivalence by TOST; it is refuted if the interval lies entirely beyond the margin."""
-    (d, incomplete, tied), diverged = group_difference(hypothesis, runs, factors, hypothesis.group, hypothesis.reference)
+    (d, incomplete, both_diverged), diverged = group_difference(hypothesis, runs, factors, hypothesis.group, hypothesis.reference)
     description = f"{metric_label(hypothesis)}{format_groups(hypothesis.group, hypothesis.reference)} within {hypothesis.margin:g}"
     if not len(d):
-        return empty_result(description, "difference", incomplete, diverged=diverged, tied=tied)
+        return empty_result(description, "difference", incomplete, diverged=diverged, both_diverged=both_diverged)
     numbers = d.to_numpy(float)
     if not np.isfinite(numbers).all():
         return replace(
@@ -482,7 +484,7 @@ def evaluate_equivalence(
                 incomplete,
                 "only one side diverged in at least one seed, so equivalence cannot be tested",
                 diverged,
-                tied,
+                both_diverged,
             ),
             points=seed_points(d),
         )
@@ -503,7 +505,7 @@ def evaluate_equivalence(
         diverged,
         detectable=detectable_margin(len(numbers), sd, criteria.strictest_alpha, criteria.power),
         points=seed_points(d),
-        tied=tied,
+        both_diverged=both_diverged,
     )
 
 
@@ -514,10 +516,14 @@ def evaluate_recovered_fraction(
 
     The p-value is that of the sign-flip test of (reference - group) - min_fraction (reference - target).
     """
-    (gain, incomplete_gain, tied), diverged_gain = group_difference(hypothesis, runs, factors, hypothesis.reference, hypothesis.group)
+    (gain, incomplete_gain, both_diverged), diverged_gain = group_difference(
+        hypothesis, runs, factors, hypothesis.reference, hypothesis.group
+    )
     target = replace(hypothesis, contrast="iid_baseline") if not hypothesis.target else hypothesis
-    (target_gap, incomplete_gap, tied_gap), diverged_gap = group_difference(target, runs, factors, hypothesis.reference, hypothesis.target)
-    tied = max(tied, tied_gap)
+    (target_gap, incomplete_gap, both_diverged_gap), diverged_gap = group_difference(
+        target, runs, factors, hypothesis.reference, hypothesis.target
+    )
+    both_diverged = max(both_diverged, both_diverged_gap)
     target_label = format_selection(hypothesis.target) or "its IID baseline"
     description = (
         f"share of {hypothesis.metric} that {format_selection(hypothesis.group)} recovers, "
@@ -526,11 +532,16 @@ def evaluate_recovered_fraction(
     seeds = gain.index.intersection(target_gap.index)
     incomplete = max(incomplete_gain, incomplete_gap)
     if not len(seeds):
-        return empty_result(description, "share", incomplete, diverged=diverged_gain + diverged_gap, tied=tied)
+        return empty_result(description, "share", incomplete, diverged=diverged_gain + diverged_gap, both_diverged=both_diverged)
     recovered, gap = gain[seeds].to_numpy(float), target_gap[seeds].to_numpy(float)
     if not (np.isfinite(recovered).all() and np.isfinite(gap).all()):
         return empty_result(
-            description, "share", incomplete, "a run diverged, so the recovered fraction is undefined", diverged_gain + diverged_gap, tied
+            description,
+            "share",
+            incomplete,
+            "a run diverged, so the recovered fraction is undefined",
+            diverged_gain + diverged_gap,
+            both_diverged,
         )
     # reference - target is above 0 where high values are bad, and below 0 otherwise
     sign = 1.0 if (hypothesis.worst_end or default_worst_end(hypothesis.metric)) == "high" else -1.0
@@ -559,7 +570,7 @@ def evaluate_recovered_fraction(
         detectable=detectable,
         points=points,
         notes=tuple(notes),
-        tied=tied,
+        both_diverged=both_diverged,
     )
 
 
@@ -637,7 +648,7 @@ def combine_parts(hypothesis: All, results: Sequence[HypothesisResult]) -> Hypot
         diverged=max(part.diverged for part in results),
         detectable=max(part.detectable for part in results),
         notes=notes,
-        tied=max(part.tied for part in results),
+        both_diverged=max(part.both_diverged for part in results),
         description=f"the weakest of {len(results)} parts, {weakest.description}",
     )
 
@@ -658,26 +669,34 @@ def evaluate_trend(hypothesis: Trend, runs: pd.DataFrame, factors: Sequence[str]
     sign = 1 if hypothesis.direction == "up" else -1
     diverged = count_diverged(runs, hypothesis.contrast, table)
     rows = table.dropna(subset=["value", hypothesis.predictor])
-    tied = len(set(table.loc[table["tied"], "seed"]))
+    both_diverged = len(set(table.loc[table["both_diverged"], "seed"]))
     if not len(rows):
-        return empty_result(description, "slope", diverged=diverged, tied=tied)
+        return empty_result(description, "slope", diverged=diverged, both_diverged=both_diverged)
     if hypothesis.predictor in factors:
         complete, incomplete = average_by_level(
             rows, hypothesis.predictor, [f for f in factors if f not in {hypothesis.predictor, *hypothesis.where}]
         )
         if not len(complete):
-            return empty_result(description, "slope", incomplete, "no seed has a run at each of two or more levels", diverged, tied)
-        num_incomplete = len(set(table["seed"])) - len(complete) - tied
+            return empty_result(
+                description, "slope", incomplete, "no seed has a run at each of two or more levels", diverged, both_diverged
+            )
+        num_incomplete = len(set(table["seed"])) - len(complete) - both_diverged
         seeds, levels = complete.index.to_numpy(), numeric_levels(complete.columns, hypothesis.predictor)
         if len(levels) == 2:
             return evaluate_two_levels(
-                complete, levels, PerSeedValues(pd.Series(dtype=float), num_incomplete, tied), sign, criteria, description, diverged
+                complete,
+                levels,
+                PerSeedValues(pd.Series(dtype=float), num_incomplete, both_diverged),
+                sign,
+                criteria,
+                description,
+                diverged,
             )
         trend = spearman_within_blocks(np.tile(levels, len(seeds)), complete.to_numpy().ravel(), np.repeat(seeds, len(levels)))
         p, medians = page_trend_test(complete.to_numpy()), np.array([median(column) for column in complete.to_numpy().T])
     else:
         trend = spearman_within_blocks(rows[hypothesis.predictor].to_numpy(float), rows["value"].to_numpy(float), rows["seed"].to_numpy())
-        p, num_incomplete, medians, levels = trend.p, len(set(table["seed"])) - trend.p.seeds - tied, np.zeros(0), np.zeros(0)
+        p, num_incomplete, medians, levels = trend.p, len(set(table["seed"])) - trend.p.seeds - both_diverged, np.zeros(0), np.zeros(0)
         seeds = np.unique(rows["seed"].to_numpy())
     slopes = np.array(trend.slopes)
     notes = [f"mean rank correlation over seeds {trend.rho:+.2f}"]
@@ -701,7 +720,7 @@ def evaluate_trend(hypothesis: Trend, runs: pd.DataFrame, factors: Sequence[str]
         detectable=math.inf if has_too_few_seeds else math.nan,
         points=points,
         notes=tuple(notes),
-        tied=tied,
+        both_diverged=both_diverged,
     )
 
 
@@ -726,11 +745,11 @@ def evaluate_two_levels(
         diverged: The number of diverged runs.
     """
     low, high = (complete.iloc[:, index].to_numpy(dtype=np.float64) for index in (0, 1))
-    is_tied = both_diverged(high, low)
+    is_undefined = mask_both_diverged(high, low)
     d = PerSeedValues(
-        pd.Series(paired_differences(high, low)[~is_tied], index=complete.index[~is_tied]),
+        pd.Series(paired_differences(high, low)[~is_undefined], index=complete.index[~is_undefined]),
         excluded.incomplete,
-        excluded.tied + int(is_tied.sum()),
+        excluded.both_diverged + int(is_undefined.sum()),
     )
     result = directional_result(d, sign, 0.0, 0.0, criteria, f"{description}, {levels[1]:g} minus {levels[0]:g}", "difference", diverged)
     return replace(result, notes=("two levels are not a trend, so this is their paired contrast", *result.notes))

@@ -21,7 +21,7 @@ from .significance import Interval, PValue, min_p
 def paired_differences(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     """Return ``a - b`` per pair, where a diverged run is infinite.
 
-    If both sides diverged, the difference is undefined and therefore NaN (see ``both_diverged``).
+    If both sides diverged, the difference is undefined and therefore NaN (see ``mask_both_diverged``).
 
     Args:
         a: The values of one side, [seeds].
@@ -29,10 +29,10 @@ def paired_differences(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     """
     a, b = np.asarray(a, dtype=np.float64), np.asarray(b, dtype=np.float64)
     with np.errstate(invalid="ignore"):
-        return np.where(both_diverged(a, b), np.nan, a - b)
+        return np.where(mask_both_diverged(a, b), np.nan, a - b)
 
 
-def both_diverged(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+def mask_both_diverged(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     """Return the pairs in which both sides diverged in the same direction, [seeds] bool; their difference is undefined, not zero."""
     return np.isinf(a) & (np.asarray(a) == np.asarray(b))
 

@@ -22,7 +22,7 @@ import pandas as pd
 
 from ..core.errors import UserError, unknown_name_error
 from .effects import compare_paired
-from .intervals import both_diverged, mean_ci, median, paired_differences
+from .intervals import mask_both_diverged, mean_ci, median, paired_differences
 from .significance import ALPHA, WorstEnd, assign_worst_rank, clopper_pearson, holm
 
 Contrast = Literal["none", "iid_baseline"]
@@ -56,12 +56,12 @@ class PerSeedValues(NamedTuple):
     Attributes:
         values: The numbers, indexed by seed.
         incomplete: The number of seeds that lack a run; ``values`` does not contain them.
-        tied: The number of seeds in which both sides diverged. Their difference is undefined, so ``values`` does not contain them.
+        both_diverged: The number of seeds in which both sides diverged. Their difference is undefined, so ``values`` does not contain them.
     """
 
     values: pd.Series
     incomplete: int = 0
-    tied: int = 0
+    both_diverged: int = 0
 
 
 def default_worst_end(metric: str) -> WorstEnd:
@@ -110,7 +110,7 @@ def outcome_values(
     scale: Scale = "difference",
     include_baselines: bool = False,
 ) -> pd.DataFrame:
-    """Return the selected rows with two more columns, ``value`` and ``tied``.
+    """Return the selected rows with two more columns, ``value`` and ``both_diverged``.
 
     Args:
         runs: The table of runs.
@@ -122,8 +122,8 @@ def outcome_values(
         include_baselines: Whether to return all rows, IID baselines included, and ignore ``where``.
 
     Returns:
-        The rows. ``value`` is the outcome or the contrast. ``tied`` is True if both the run and its baseline diverged; ``value`` is then
-        NaN.
+        The rows. ``value`` is the outcome or the contrast. ``both_diverged`` is True if both the run and its baseline diverged; ``value``
+        is then NaN.
 
     Raises:
         UserError: A column is missing, or ``scale`` is "ratio" and an outcome is not above 0.
@@ -132,7 +132,7 @@ def outcome_values(
     outcome = assign_worst_rank(
         runs[metric].to_numpy(dtype=np.float64), runs["diverged"].to_numpy(dtype=bool), worst_end or default_worst_end(metric)
     )
-    tied = np.zeros(len(runs), dtype=bool)
+    both_diverged = np.zeros(len(runs), dtype=bool)
     if scale == "ratio":
         if (outcome <= 0).any():
             raise UserError(
@@ -143,8 +143,8 @@ def outcome_values(
         require_columns(runs, ["iid_baseline"])
         outcome_by_run = dict(zip(runs["run"], outcome, strict=True))
         baseline = np.array([outcome_by_run.get(name, np.nan) for name in runs["iid_baseline"]], dtype=np.float64)
-        outcome, tied = paired_differences(outcome, baseline), both_diverged(outcome, baseline)
-    table = runs.assign(value=outcome, tied=tied)
+        outcome, both_diverged = paired_differences(outcome, baseline), mask_both_diverged(outcome, baseline)
+    table = runs.assign(value=outcome, both_diverged=both_diverged)
     return table if include_baselines else select_runs(table, where or {})
 
 
@@ -171,45 +171,47 @@ def values_per_seed(group: pd.DataFrame, reference: pd.DataFrame | None, factors
     key = ["seed", *factors]
     cells = average_cells(group, key)
     if reference is not None:
-        cells = cells.merge(average_cells(reference, key), on=key, how="outer", suffixes=("", "_than"))
-        left, right = cells["value"].to_numpy(dtype=np.float64), cells["value_than"].to_numpy(dtype=np.float64)
-        tied = [cells[name].eq(True).to_numpy() for name in ("tied", "tied_than")]
-        cells = cells.assign(value=paired_differences(left, right), tied=both_diverged(left, right) | tied[0] | tied[1])
-        comparable = cells[cells["value"].notna() | cells["tied"]]
+        cells = cells.merge(average_cells(reference, key), on=key, how="outer", suffixes=("", "_reference"))
+        left, right = cells["value"].to_numpy(dtype=np.float64), cells["value_reference"].to_numpy(dtype=np.float64)
+        undefined = [cells[name].eq(True).to_numpy() for name in ("both_diverged", "both_diverged_reference")]
+        cells = cells.assign(
+            value=paired_differences(left, right), both_diverged=mask_both_diverged(left, right) | undefined[0] | undefined[1]
+        )
+        comparable = cells[cells["value"].notna() | cells["both_diverged"]]
         if factors:  # drop the cells that no seed has on both sides
             cells = cells.merge(comparable[factors].drop_duplicates(), on=list(factors), how="inner")
         elif not set(group["seed"]) & set(reference["seed"]):
             cells = cells.iloc[:0]
     seeds = set(group["seed"]) | (set(reference["seed"]) if reference is not None else set())
-    cells = cells[cells["value"].notna() | cells["tied"]]
+    cells = cells[cells["value"].notna() | cells["both_diverged"]]
     if not len(cells):
         return PerSeedValues(pd.Series(dtype=float), len(seeds))
     count = cells.groupby("seed")["value"].size()
     complete = average_cells(cells, ["seed"]).set_index("seed")[(count == count.max()).to_numpy()]
-    is_tied = complete["tied"].to_numpy(dtype=bool)
-    return PerSeedValues(complete.loc[~is_tied, "value"].astype(float), len(seeds) - len(complete), int(is_tied.sum()))
+    is_undefined = complete["both_diverged"].to_numpy(dtype=bool)
+    return PerSeedValues(complete.loc[~is_undefined, "value"].astype(float), len(seeds) - len(complete), int(is_undefined.sum()))
 
 
 def average_cells(rows: pd.DataFrame, key: Sequence[str]) -> pd.DataFrame:
     """Average ``value`` within each cell of ``key``.
 
     A missing value makes the mean of its cell NaN. If only one side of a cell diverged, its mean is infinite, whatever else the cell
-    contains. If both sides diverged, its mean is NaN and the cell is ``tied``.
+    contains. If both sides diverged, its mean is NaN and the cell is ``both_diverged``.
     """
-    value, tied = rows["value"].to_numpy(dtype=np.float64), rows["tied"].to_numpy(dtype=bool)
+    value, both_diverged = rows["value"].to_numpy(dtype=np.float64), rows["both_diverged"].to_numpy(dtype=bool)
     parts = rows[list(key)].assign(
         finite=np.where(np.isfinite(value), value, 0.0),
         up=np.isposinf(value),
         down=np.isneginf(value),
-        missing=np.isnan(value) & ~tied,
-        tied=tied,
+        missing=np.isnan(value) & ~both_diverged,
+        both_diverged=both_diverged,
         count=1,
     )
     cells = parts.groupby(list(key), dropna=False, observed=True).sum().reset_index()
     up, down, missing = (cells[name].to_numpy() > 0 for name in ("up", "down", "missing"))
-    is_tied = ~missing & ((up & down) | ((cells["tied"].to_numpy() > 0) & ~up & ~down))
+    is_undefined = ~missing & ((up & down) | ((cells["both_diverged"].to_numpy() > 0) & ~up & ~down))
     mean = np.where(up, np.inf, np.where(down, -np.inf, cells["finite"].to_numpy() / cells["count"].to_numpy()))
-    return cells[list(key)].assign(value=np.where(missing | is_tied, np.nan, mean), tied=is_tied)
+    return cells[list(key)].assign(value=np.where(missing | is_undefined, np.nan, mean), both_diverged=is_undefined)
 
 
 def format_selection(selection: Selection) -> str:
@@ -292,8 +294,8 @@ def compare_to_reference(
         alpha: The significance level.
 
     Returns:
-        One row per cell and level, with the effect, its interval, its effect sizes and its p-value. ``holm`` is corrected over all rows of
-        the table. ``tied`` is the number of seeds in which both sides diverged; the test excludes them.
+        One row per cell and level, with the effect, its interval, its effect sizes and its p-value. ``p_holm`` is corrected over all rows
+        of the table. ``both_diverged`` is the number of seeds in which both sides diverged; the test excludes them.
     """
     require_columns(runs, [factor, *by])
     chosen = outcome_values(runs, metric, where, contrast, worst_end)
@@ -326,7 +328,7 @@ def compare_to_reference(
                 comparison.p.min_attainable_p,
                 comparison.seeds,
                 differences.incomplete,
-                differences.tied,
+                differences.both_diverged,
                 diverged,
                 comparison.detectable,
             ]
@@ -342,15 +344,15 @@ def compare_to_reference(
             "g",
             "rank_biserial",
             "p",
-            "attainable",
+            "min_attainable_p",
             "seeds",
             "incomplete",
-            "tied",
+            "both_diverged",
             "diverged",
             "detectable",
         ],
     )
-    frame.insert(list(frame.columns).index("attainable"), "holm", holm(frame["p"].to_numpy(dtype=np.float64)))
+    frame.insert(list(frame.columns).index("min_attainable_p"), "p_holm", holm(frame["p"].to_numpy(dtype=np.float64)))
     return frame
 
 

@@ -77,10 +77,9 @@ def min_seeds(alpha: float = ALPHA, family_size: int = 1) -> int:
 
 
 def format_p(value: float) -> str:
-    """Format a p-value with two significant digits: .032, .0078, 0.42."""
-    digits = 3 if value >= 0.01 else 4
-    text = f"{value:.{digits}f}"
-    return text.removeprefix("0") if value < 0.1 else f"{value:.2f}"
+    """Format a p-value with two significant digits: 0.032, 0.0078, 0.42."""
+    digits = 2 if value >= 0.1 else 3 if value >= 0.01 else 4
+    return f"{value:.{digits}f}"
 
 
 def count_seeds(seeds: int) -> str:
@@ -338,7 +337,7 @@ def holm(p: Sequence[float] | np.ndarray) -> np.ndarray:
     The procedure keeps the probability of any false positive in the family at most alpha. It is implemented here because the version in
     statsmodels runs the garbage collector on every call, which takes 0.2 s when torch is loaded.
     """
-    p_values, filled = fill_untested(p)
+    p_values, filled = replace_nan_p_values(p)
     order = np.argsort(filled, kind="stable")
     step_values = np.maximum.accumulate(filled[order] * np.arange(len(filled), 0, -1))
     adjusted = np.empty_like(filled)
@@ -351,11 +350,11 @@ def benjamini_hochberg(p: Sequence[float] | np.ndarray) -> np.ndarray:
 
     The procedure keeps the expected share of false positives among the rejected hypotheses at most alpha.
     """
-    p_values, filled = fill_untested(p)
+    p_values, filled = replace_nan_p_values(p)
     return np.where(np.isnan(p_values), np.nan, false_discovery_control(filled)) if len(p_values) else p_values
 
 
-def fill_untested(p: Sequence[float] | np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def replace_nan_p_values(p: Sequence[float] | np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Return the p-values as given, and with NaN replaced by 1."""
     p_values = np.asarray(p, dtype=np.float64)
     return p_values, np.where(np.isnan(p_values), 1.0, p_values)

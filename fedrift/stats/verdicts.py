@@ -78,12 +78,12 @@ def format_exclusions(result: HypothesisResult) -> list[str]:
     sentences: list[str] = []
     if result.diverged:
         single = result.diverged == 1
-        is_ranked_worst = result.unit != "rate" and (not result.tied or any(math.isinf(value) for _, value in result.points))
+        is_ranked_worst = result.unit != "rate" and (not result.both_diverged or any(math.isinf(value) for _, value in result.points))
         rank = f" and count{'s' if single else ''} as the worst" * is_ranked_worst
         sentences.append(f"{result.diverged} run{'' if single else 's'} diverged{rank}.")
-    if result.tied and result.points:
-        pronoun = "it" if result.tied == 1 else "them"
-        sentences.append(f"In {count_seeds(result.tied)} both sides diverged, and the test excludes {pronoun}.")
+    if result.both_diverged and result.points:
+        pronoun = "it" if result.both_diverged == 1 else "them"
+        sentences.append(f"In {count_seeds(result.both_diverged)} both sides diverged, and the test excludes {pronoun}.")
     if result.incomplete:
         sentences.append(f"{count_seeds(result.incomplete)} {'is' if result.incomplete == 1 else 'are'} incomplete.")
     return sentences
@@ -105,13 +105,13 @@ class Verdict:
     confidence_level: float
     unit: str  # difference, ratio, slope, share, rate
     p: float
-    holm: float  # p-value after Holm correction over the family
+    p_holm: float  # p-value after Holm correction over the family
     min_attainable_p: float  # the smallest p-value that this number of seeds can produce
     test: str
     seeds: int
     incomplete: int  # seeds that lack a run of the comparison
     diverged: int  # diverged runs, including IID baselines
-    tied: int  # seeds in which both sides diverged; the test excludes them
+    both_diverged: int  # seeds in which both sides diverged; the test excludes them
     g: float  # paired Hedges' g
     detectable: float  # minimum detectable effect; infinite if no effect, however large, can be significant
     points: tuple[tuple[int, float], ...]  # (seed, value of that seed)
@@ -180,13 +180,13 @@ def build_verdict(hypothesis: Hypothesis, result: HypothesisResult, adjusted_p: 
         confidence_level=result.interval.confidence_level,
         unit=result.unit,
         p=result.p.value,
-        holm=adjusted_p,
+        p_holm=adjusted_p,
         min_attainable_p=result.p.min_attainable_p,
         test=result.p.test,
         seeds=result.p.seeds,
         incomplete=result.incomplete,
         diverged=result.diverged,
-        tied=result.tied,
+        both_diverged=result.both_diverged,
         g=result.g,
         detectable=result.detectable,
         points=result.points,
@@ -213,5 +213,5 @@ def verdict_table(verdicts: Sequence[Verdict]) -> pd.DataFrame:
     rows = [asdict(verdict) for verdict in verdicts]
     frame = pd.DataFrame(rows, columns=list(Verdict.__dataclass_fields__))
     hidden = (frame["min_attainable_p"] > ALPHA) & (frame["p"] <= frame["min_attainable_p"].clip(lower=ALPHA))
-    frame.loc[hidden & (frame["p"] < frame["min_attainable_p"]), ["p", "holm"]] = math.nan
+    frame.loc[hidden & (frame["p"] < frame["min_attainable_p"]), ["p", "p_holm"]] = math.nan
     return frame

@@ -1,11 +1,12 @@
 """Storage of runs on disk. Reading a run does not need torch; ``tensors``, ``checkpoint``, ``updates`` and ``fork`` do."""
 
-from .index import find_run, find_runs, list_runs, list_unreadable, move_aside, read_each
+from .index import archive_run, find_run, find_runs, list_runs, list_unreadable, try_read_each
 from .query import connect, query_frame, query_rows
 from .run import Run, check_environment, collect_environment
 
 __all__ = [
     "Run",
+    "archive_run",
     "check_environment",
     "collect_environment",
     "connect",
@@ -13,8 +14,7 @@ __all__ = [
     "find_runs",
     "list_runs",
     "list_unreadable",
-    "move_aside",
     "query_frame",
     "query_rows",
-    "read_each",
+    "try_read_each",
 ]

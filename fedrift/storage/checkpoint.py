@@ -57,7 +57,9 @@ def check_history(run: Run) -> None:
     if not isinstance(round, int):
         raise UserError(f"{run.state_path} does not contain its round number. {STATE_RECOVERY_HINT}")
     if digest is None:
-        run.log_event(round, "older state", "an older version of fedrift stored the state without a digest, so damage cannot be detected")
+        run.log_event(
+            round, "state without digest", "an older version of fedrift stored the state without a digest, so damage cannot be detected"
+        )
     if not isinstance(history, Mapping):
         return
     for name in GROWING_FILES:
@@ -141,7 +143,7 @@ class Checkpoint:
             slots, digests = self._write_client_states(client_states)
             tensors |= {"client_states.slot": slots, "client_states.digest": digests}
             metadata["client_states"] = get_layout(client_states[0])
-        save_tensors(self.run.state_path, tensors, metadata | {"leaves": list(tensors)})
+        save_tensors(self.run.state_path, tensors, metadata | {"tensor_names": list(tensors)})
         self.client_states, self.slots, self.digests = client_states, slots, digests
 
     def load(self, template: FederatedState) -> FederatedState | None:
@@ -163,7 +165,7 @@ class Checkpoint:
             )
             if expected != actual:
                 raise ValueError("its server.params have other names or shapes")
-            return unflatten_state(tensors, round, get_device(template), template.last_round_seen, client_states)
+            return unflatten_state(tensors, round, get_device(template), client_states)
         except LAYOUT_ERRORS as error:
             raise self._invalid_state_error(error) from error
 
@@ -173,7 +175,7 @@ class Checkpoint:
         try:
             # The original order matters for sums over leaves. Clone, because memory from a file may be unaligned, and
             # matrix products round differently on unaligned memory.
-            tensors = {name: stored[name].clone() for name in metadata["leaves"]}
+            tensors = {name: stored[name].clone() for name in metadata["tensor_names"]}
             round = int(metadata["round"])
             if "client_states" not in metadata:  # clients have no persistent state
                 return tensors, round, ClientStateStore.replicate(Tree(), len(tensors["cluster_ids"]))
@@ -263,7 +265,7 @@ def count_bytes(dtype: str, shape: Sequence[int]) -> int:
 
 
 def flatten_state(state: FederatedState, include_client_states: bool = True) -> dict[str, Tensor]:
-    """Return all tensors of a state by name: ``<part>/<leaf>``, ``cluster_ids`` and ``last_round_seen``.
+    """Return all tensors of a state by name: ``<part>/<leaf>``, ``cluster_ids`` and ``last_participation``.
 
     Args:
         state: The state.
@@ -277,19 +279,16 @@ def flatten_state(state: FederatedState, include_client_states: bool = True) -> 
         "client_means": state.client_means,
     }
     tensors = {f"{part}/{name}": leaf for part, tree in trees.items() for name, leaf in tree.items()}
-    return {**tensors, "cluster_ids": state.cluster_ids, "last_round_seen": state.last_round_seen}
+    return {**tensors, "cluster_ids": state.cluster_ids, "last_participation": state.last_participation}
 
 
-def unflatten_state(
-    tensors: Mapping[str, Tensor], round: int, device: torch.device, last_round_seen: Tensor, client_states: ClientStateStore
-) -> FederatedState:
+def unflatten_state(tensors: Mapping[str, Tensor], round: int, device: torch.device, client_states: ClientStateStore) -> FederatedState:
     """Build a state from its tensors by name.
 
     Args:
         tensors: The tensors, as ``flatten_state`` names them.
         round: The number of completed rounds.
         device: The device of the server.
-        last_round_seen: Not used, because the tensors contain it.
         client_states: The persistent states of all clients.
     """
     server = ServerState(*(select_subtree(tensors, part).to(device) for part in SERVER_PARTS))
@@ -300,7 +299,7 @@ def unflatten_state(
         tensors["cluster_ids"],
         select_subtree(tensors, "server_delta").to(device),
         select_subtree(tensors, "clustering_state"),
-        tensors["last_round_seen"],
+        tensors["last_participation"],
         select_subtree(tensors, "client_means"),
     )
 

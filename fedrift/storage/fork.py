@@ -142,35 +142,35 @@ class ForkedClientPool:
             cohort: The client ids, [C].
         """
         if self.load_recorded and state.round + 1 == self.fork.from_round:
-            recorded, report = self.load_recorded()
+            recorded, update = self.load_recorded()
             if not torch.equal(recorded, cohort):
                 raise ValueError(
                     f"the recorded cohort of round {self.fork.from_round} is {recorded.tolist()}, but the cohort is {cohort.tolist()}"
                 )
         else:
-            report = self.client_pool.train(state, algorithm, cohort)
+            update = self.client_pool.train(state, algorithm, cohort)
         is_excluded = torch.isin(cohort, torch.tensor(self.fork.excluded_clients(state.round + 1), dtype=torch.long))
-        return mask_excluded(report, state.client_states.gather(cohort), is_excluded) if is_excluded.any() else report
+        return mask_excluded(update, state.client_states.gather(cohort), is_excluded) if is_excluded.any() else update
 
 
-def mask_excluded(report: CohortUpdate, previous_state: Tree, is_excluded: Tensor) -> CohortUpdate:
+def mask_excluded(update: CohortUpdate, previous_state: Tree, is_excluded: Tensor) -> CohortUpdate:
     """Return the update with the excluded clients marked as failed.
 
     Args:
-        report: The update of the cohort.
+        update: The update of the cohort.
         previous_state: The persistent states of the cohort before the round, [C, ...].
         is_excluded: [C] bool.
     """
-    is_included = ~is_excluded.to(report.weight.device)
-    zeros, notes = report.delta.zeros_like(), report.notes or ("",) * len(is_excluded)
+    is_included = ~is_excluded.to(update.weight.device)
+    zeros, notes = update.delta.zeros_like(), update.notes or ("",) * len(is_excluded)
     return replace(
-        report,
-        delta=report.delta.where(is_included, zeros),
-        mean_grad=report.mean_grad.where(is_included, zeros),
-        client_state=report.client_state.where(~is_excluded, previous_state),
-        state_delta=report.state_delta.where(is_included, report.state_delta.zeros_like()),
-        weight=report.weight * is_included,
-        failed=report.failed | is_excluded,
+        update,
+        delta=update.delta.where(is_included, zeros),
+        mean_grad=update.mean_grad.where(is_included, zeros),
+        client_state=update.client_state.where(~is_excluded, previous_state),
+        state_delta=update.state_delta.where(is_included, update.state_delta.zeros_like()),
+        weight=update.weight * is_included,
+        failed=update.failed | is_excluded,
         notes=tuple(EXCLUDED_REASON if excluded else note for excluded, note in zip(is_excluded.tolist(), notes, strict=True)),
     )
 

@@ -25,12 +25,12 @@ class UnreadableRun(NamedTuple):
 
 def list_runs(root: Path) -> list[Run]:
     """List every run under ``root`` with a readable experiment, oldest first; the list is empty if the folder does not exist."""
-    return [run for run in _list_folders(root) if not find_fault(run)]
+    return [run for run in _list_folders(root) if not get_read_error(run)]
 
 
 def list_unreadable(root: Path) -> list[UnreadableRun]:
     """List every run under ``root`` whose experiment cannot be read, with the reason."""
-    return [UnreadableRun(run.id, fault) for run in _list_folders(root) if (fault := find_fault(run))]
+    return [UnreadableRun(run.id, fault) for run in _list_folders(root) if (fault := get_read_error(run))]
 
 
 def find_run(root: Path, name: str) -> Run:
@@ -48,7 +48,7 @@ def find_run(root: Path, name: str) -> Run:
         >>> print(run.status, run.summary())
     """
     run = _locate(root, name)
-    if fault := find_fault(run):
+    if fault := get_read_error(run):
         raise UserError(f"run {run.id} cannot be read: {fault}")
     return run
 
@@ -60,7 +60,7 @@ def find_runs(root: Path, names: Iterable[str]) -> tuple[list[Run], list[Unreada
         UserError: A name matches no run or several runs.
     """
     runs = list(dict.fromkeys(_locate(root, name) for name in names))
-    faults = {run: find_fault(run) for run in runs}
+    faults = {run: get_read_error(run) for run in runs}
     return [run for run in runs if not faults[run]], [UnreadableRun(run.id, fault) for run, fault in faults.items() if fault]
 
 
@@ -83,7 +83,7 @@ def _locate(root: Path, name: str) -> Run:
     raise unknown_name_error(f"run in {root} beginning with", name, [run.id for run in runs])
 
 
-def read_each(runs: Iterable[Run], reader: Callable[[Run], T]) -> tuple[list[tuple[Run, T]], list[UnreadableRun]]:
+def try_read_each(runs: Iterable[Run], reader: Callable[[Run], T]) -> tuple[list[tuple[Run, T]], list[UnreadableRun]]:
     """Apply ``reader`` to each run, and return the results and the runs for which it raised; one damaged run does not affect the others."""
     results, unreadable = [], []
     for run in runs:
@@ -101,7 +101,7 @@ def format_reason(error: BaseException) -> str:
     return text if len(text) <= MAX_REASON_LENGTH else f"{text[: MAX_REASON_LENGTH - 3]}..."
 
 
-def move_aside(run: Run) -> Path:
+def archive_run(run: Run) -> Path:
     """Move the whole folder of a run into ``replaced/`` beside it, so that the run can start again; return its new path.
 
     Raises:
@@ -131,18 +131,18 @@ def _list_folders(root: Path) -> list[Run]:
     return [Run(Path(root), name) for _, name in sorted(times_and_names)]
 
 
-def find_fault(run: Run) -> str:
+def get_read_error(run: Run) -> str:
     """Return why the experiment of a run cannot be read, or "" if it can be read."""
     path = run.folder / "experiment.json"
     try:
         file_status = path.stat()
     except OSError as error:
         return format_reason(error)
-    return _find_fault_cached(run, file_status.st_mtime_ns, file_status.st_size)
+    return _get_read_error_cached(run, file_status.st_mtime_ns, file_status.st_size)
 
 
 @lru_cache(maxsize=1 << 14)
-def _find_fault_cached(run: Run, modified_ns: int, size: int) -> str:
+def _get_read_error_cached(run: Run, modified_ns: int, size: int) -> str:
     try:
         stored = run.config
     except Exception as error:

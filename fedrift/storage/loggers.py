@@ -1,7 +1,8 @@
-"""Logging backends (sinks): TensorBoard, MLflow, Weights & Biases and trackio.
+"""Logging backends: TensorBoard, MLflow, Weights & Biases and trackio.
 
 A logging backend receives the configuration of a run, then the numbers of each round, and finally its summary. It reads what the run has
-stored, so nothing depends on it: reports use the stored runs only. The backends need the extra ``sinks`` (`pip install 'fedrift[sinks]'`).
+stored, so nothing depends on it: reports use the stored runs only. The backends need the extra ``loggers``
+(`pip install 'fedrift[loggers]'`).
 """
 
 from __future__ import annotations
@@ -81,12 +82,12 @@ def import_library(package: str, pip_name: str) -> ModuleType:
     except ImportError as error:
         raise UserError(
             f"this logging backend needs {pip_name}, which is not installed ({error}). Install it with pip install '{pip_name}', "
-            "or all backends with pip install 'fedrift[sinks]'"
+            "or all backends with pip install 'fedrift[loggers]'"
         ) from None
 
 
 class TensorBoard(LoggingBackend):
-    """TensorBoard, with one folder per run. View it by `tensorboard --logdir runs/sinks/tensorboard`."""
+    """TensorBoard, with one folder per run. View it by `tensorboard --logdir runs/logs/tensorboard`."""
 
     package, pip_name = "torch.utils.tensorboard", "tensorboard"
 
@@ -203,7 +204,7 @@ LOGGING_BACKENDS: dict[str, type[LoggingBackend]] = {"tensorboard": TensorBoard,
 # The last logged round of each backend is stored with the run, so a run that resumes after an interruption logs nothing twice. Repeated
 # rounds have the same numbers, bit for bit.
 
-PROGRESS_FILE = "sinks.json"  # name of the backend -> last logged round
+PROGRESS_FILE = "loggers.json"  # name of the backend -> last logged round
 
 
 class Logger:
@@ -269,7 +270,7 @@ def create_backends(names: Iterable[str], root: Path) -> dict[str, LoggingBacken
     for name in chosen:
         if name not in LOGGING_BACKENDS:
             raise unknown_name_error("logging backend", name, LOGGING_BACKENDS)
-    return {name: LOGGING_BACKENDS[name](Path(root) / "sinks" / name) for name in chosen}
+    return {name: LOGGING_BACKENDS[name](Path(root) / "logs" / name) for name in chosen}
 
 
 class Loggers:

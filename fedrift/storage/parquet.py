@@ -152,12 +152,12 @@ def save_arrays(path: Path, arrays: Mapping[str, np.ndarray], metadata: dict[str
         )
 
 
-def load_arrays(path: Path, *starts: str) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+def load_arrays(path: Path, *prefixes: str) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     """Load named arrays, in the order in which they were saved, and the metadata. Each array has its own memory.
 
     Args:
         path: A file that ``save_arrays`` wrote.
-        starts: Load only arrays whose name begins with one of these prefixes; without prefixes load all.
+        prefixes: Load only arrays whose name begins with one of these prefixes; without prefixes load all.
 
     Raises:
         UserError: The file does not exist, is invalid, or an array does not match its digest.
@@ -175,7 +175,7 @@ def load_arrays(path: Path, *starts: str) -> tuple[dict[str, np.ndarray], dict[s
         names, dtypes, shapes = (table[name].to_pylist() for name in ("name", "dtype", "shape"))
         arrays = {}
         for row, (name, dtype, shape) in enumerate(zip(names, dtypes, shapes, strict=True)):
-            if not starts or name.startswith(starts):
+            if not prefixes or name.startswith(prefixes):
                 column = FLOAT32_COLUMN if dtype == FLOAT32_COLUMN else FLOAT64_COLUMN
                 flat = table[column][row].values.to_numpy(zero_copy_only=False)
                 arrays[name] = np.array(flat, dtype=dtype).reshape(shape)

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..core.errors import UserError
-from .index import UnreadableRun, find_fault, list_runs, list_unreadable, read_each
+from .index import UnreadableRun, get_read_error, list_runs, list_unreadable, try_read_each
 from .parquet import check_run_column, is_parquet_stale, parquet_path, read_parquet, write_parquet
 from .run import Run
 
@@ -87,7 +87,7 @@ def connect(root: Path, runs: Iterable[Run] | None = None) -> duckdb.DuckDBPyCon
     import duckdb
 
     all_runs, unreadable = list(list_runs(root) if runs is None else runs), list_unreadable(root) if runs is None else []
-    parquet_paths, faulty_runs = read_each(all_runs, _check_readable)
+    parquet_paths, faulty_runs = try_read_each(all_runs, _check_readable)
     files = [str(path) for _, path in parquet_paths if path is not None]
     connection = duckdb.connect()
     if files:
@@ -99,14 +99,14 @@ def connect(root: Path, runs: Iterable[Run] | None = None) -> duckdb.DuckDBPyCon
     return connection
 
 
-def find_faults(runs: Iterable[Run]) -> dict[str, str]:
+def get_read_errors(runs: Iterable[Run]) -> dict[str, str]:
     """Return run id -> reason for the runs that cannot be read."""
-    return {unreadable.id: unreadable.reason for unreadable in read_each(runs, _check_readable)[1]}
+    return {unreadable.id: unreadable.reason for unreadable in try_read_each(runs, _check_readable)[1]}
 
 
 def _check_readable(run: Run) -> Path | None:
     """Return the Parquet file of a run, or None if it has no rows; raise UserError if the run cannot be read."""
-    if fault := find_fault(run):
+    if fault := get_read_error(run):
         raise UserError(fault)
     path = ensure_parquet(run)
     check_run_column(run.folder)
@@ -142,7 +142,7 @@ def build_runs_table(runs: Iterable[Run], unreadable: Iterable[UnreadableRun] = 
         runs: The runs.
         unreadable: Runs that are already known to be unreadable.
     """
-    readable, more_unreadable = read_each(runs, _build_run_row)
+    readable, more_unreadable = try_read_each(runs, _build_run_row)
     faults = {run.id: {"run": run.id, "status": "unreadable", "failure": run.reason} for run in (*unreadable, *more_unreadable)}
     rows = [row for run, row in readable if run.id not in faults] + list(faults.values())
     return _build_table(rows, {"run": "string", "status": "string"})
@@ -196,7 +196,7 @@ def _build_finding_rows(run: Run) -> list[dict[str, Any]]:
 
 def build_findings_table(runs: Iterable[Run]) -> pa.Table:
     """Build the table ``findings``, with one row per finding in the ``findings.json`` of the runs."""
-    return _build_table([row for _, rows in read_each(runs, _build_finding_rows)[0] for row in rows], FINDING_COLUMNS)
+    return _build_table([row for _, rows in try_read_each(runs, _build_finding_rows)[0] for row in rows], FINDING_COLUMNS)
 
 
 def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

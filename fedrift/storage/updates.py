@@ -64,14 +64,14 @@ class UpdateLog:
 
     def add_round(self, result: RoundResult) -> None:
         """Record one round; a round that is repeated after a crash replaces its file."""
-        report = result.report
-        tensors = {f"report.{tree}/{name}": leaf for tree in TREE_FIELDS for name, leaf in getattr(report, tree).items()}
-        tensors |= {f"report.{f.name}": value for f in fields(CohortUpdate) if isinstance(value := getattr(report, f.name), Tensor)}
+        update = result.update
+        tensors = {f"update.{tree}/{name}": leaf for tree in TREE_FIELDS for name, leaf in getattr(update, tree).items()}
+        tensors |= {f"update.{f.name}": value for f in fields(CohortUpdate) if isinstance(value := getattr(update, f.name), Tensor)}
         tensors |= flatten_state(result.after, include_client_states=False)
         save_arrays(
             self.path(result.after.round),
             to_numpy({"cohort": result.cohort, **tensors}),
-            {"round": result.after.round, "server_seed": report.server_seed, "notes": list(report.notes)},
+            {"round": result.after.round, "server_seed": update.server_seed, "notes": list(update.notes)},
         )
 
     def load_update(self, round: int, device: torch.device) -> tuple[Tensor, CohortUpdate]:
@@ -80,10 +80,10 @@ class UpdateLog:
         Raises:
             UserError: The update of this round was not recorded, or its file is damaged.
         """
-        tensors, meta = self._read(round, "cohort", "report.")
+        tensors, meta = self._read(round, "cohort", "update.")
         if "cohort" not in tensors:
             raise UserError(f"run {self.run.id} has no recorded updates of round {round}; it has those of rounds {self.rounds[1:]}")
-        leaves = {name.removeprefix("report."): leaf for name, leaf in tensors.items()}
+        leaves = {name.removeprefix("update."): leaf for name, leaf in tensors.items()}
         vectors = {f.name: leaves[f.name].to("cpu" if f.name in CPU_FIELDS else device) for f in fields(CohortUpdate) if f.name in leaves}
         trees = {name: select_subtree(leaves, name).to(torch.device("cpu") if name in CPU_FIELDS else device) for name in TREE_FIELDS}
         return tensors["cohort"], CohortUpdate(**trees, **vectors, server_seed=meta["server_seed"], notes=tuple(meta["notes"]))  # type: ignore[arg-type]
@@ -104,18 +104,18 @@ class UpdateLog:
         initial = self._read(first, "client_states/", "cluster_ids")[0]
         client_states = ClientStateStore.from_rows(select_subtree(initial, "client_states"), len(initial["cluster_ids"]))
         for later in range(first + 1, round + 1) if client_states else ():
-            tensors, _ = self._read(later, "cohort", "report.client_state/")
-            client_states = client_states.update(tensors["cohort"], select_subtree(tensors, "report.client_state"))
+            tensors, _ = self._read(later, "cohort", "update.client_state/")
+            client_states = client_states.update(tensors["cohort"], select_subtree(tensors, "update.client_state"))
         tensors, _ = self._read(round)
-        return unflatten_state(tensors, round, device, tensors["last_round_seen"], client_states)
+        return unflatten_state(tensors, round, device, client_states)
 
     def load_params(self, round: int) -> tuple[Tree, Tree, Tensor]:
         """Load the params and the merged base weights of the server after a round, both [M, ...], and the cluster id of each client [N]."""
         tensors, _ = self._read(round, "server.params/", "server.merged_base/", "cluster_ids")
         return select_subtree(tensors, "server.params"), select_subtree(tensors, "server.merged_base"), tensors["cluster_ids"]
 
-    def _read(self, round: int, *starts: str) -> tuple[dict[str, Tensor], dict]:  # type: ignore[type-arg]
-        arrays, meta = load_arrays(self.path(round), *starts)
+    def _read(self, round: int, *prefixes: str) -> tuple[dict[str, Tensor], dict]:  # type: ignore[type-arg]
+        arrays, meta = load_arrays(self.path(round), *prefixes)
         # clone: memory from numpy may be unaligned, and matrix products round differently on unaligned memory
         return {name: torch.from_numpy(array).clone() for name, array in arrays.items()}, meta
 

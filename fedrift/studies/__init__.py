@@ -5,7 +5,7 @@ Everything exported here works without torch. ``fedrift.studies.run`` executes a
 
 from .archive import export_study, import_study
 from .manifest import ManifestEntry, StudyManifest, find_study, list_studies
-from .outcomes import build_study_table, judge_hypotheses
+from .outcomes import build_study_table, evaluate_study_hypotheses
 from .spec import Study, Tuning, load_study, parse_study
 
 __all__ = [
@@ -14,10 +14,10 @@ __all__ = [
     "StudyManifest",
     "Tuning",
     "build_study_table",
+    "evaluate_study_hypotheses",
     "export_study",
     "find_study",
     "import_study",
-    "judge_hypotheses",
     "list_studies",
     "load_study",
     "parse_study",

@@ -22,7 +22,7 @@ from ..storage.files import write_atomically
 from ..storage.run import JSON_TYPE_NAMES, read_json_file
 
 STUDIES_FOLDER = "studies"
-MANIFEST_TYPES = {"study": dict, "factors": list, "complete": bool, "designs": dict, "choices": list, "runs": list}  # of study.json
+MANIFEST_TYPES = {"study": dict, "factors": list, "complete": bool, "designs": dict, "tuning_results": list, "runs": list}  # of study.json
 ENTRY_TYPES: dict[str, Any] = {
     "run": str,
     "role": str,

@@ -27,12 +27,12 @@ import pandas as pd
 
 from ..core.errors import UserError
 from ..core.records import RecordColumns, Trajectory, final_round_indices
-from ..diagnosis.failures import DIVERGENCE_METRICS, find_runaway
+from ..diagnosis.failures import DIVERGENCE_METRICS, find_training_divergence
 from ..diagnosis.finding import THRESHOLDS
 from ..stats import Verdict, evaluate_hypotheses
 from ..stats.hypotheses import Hypothesis
 from ..storage import Run, connect
-from ..storage.query import find_faults, flatten
+from ..storage.query import flatten, get_read_errors
 from .manifest import ManifestEntry, StudyManifest, merge_shared_baselines
 from .spec import parse_study
 
@@ -174,7 +174,7 @@ def has_diverged(run: Trajectory) -> bool:
 
     A run that ends with a loss above its initial loss has not diverged for that reason alone; the table contains its final loss.
     """
-    return bool(find_runaway(run, THRESHOLDS)[0])
+    return bool(find_training_divergence(run, THRESHOLDS)[0])
 
 
 # The table of a study: one row per run, with its factors and outcomes.
@@ -199,7 +199,7 @@ def build_study_table(manifest: StudyManifest, metrics: Sequence[str] = (), role
     names = list(metrics or content["study"]["metrics"])
     entries = [entry for entry in merge_shared_baselines(content["runs"]) if entry.role in roles]
     trajectories = load_trajectories(manifest, entries, list_recorded_metrics(names))
-    faults = find_faults(stored for entry in entries if ((stored := manifest.get_run(entry)).folder / "experiment.json").exists())
+    faults = get_read_errors(stored for entry in entries if ((stored := manifest.get_run(entry)).folder / "experiment.json").exists())
     rows = []
     for entry in entries:
         fault = f"it cannot be read: {faults[entry.run]}" if entry.run in faults else ""
@@ -264,7 +264,7 @@ def load_trajectories(manifest: StudyManifest, entries: Iterable[ManifestEntry],
     return trajectories
 
 
-def judge_hypotheses(manifest: StudyManifest) -> tuple[pd.DataFrame, tuple[Verdict, ...]]:
+def evaluate_study_hypotheses(manifest: StudyManifest) -> tuple[pd.DataFrame, tuple[Verdict, ...]]:
     """Return the table of a study and the verdict on each of its hypotheses; outcomes that only hypotheses use are columns too."""
     content = manifest.read()
     study = parse_study(content["study"])

@@ -132,7 +132,7 @@ def build_manifest_content(study: Study, plan: StudyPlan, complete: bool) -> dic
         "factors": list_factor_names(study),
         "complete": complete,
         "designs": designs,
-        "choices": [asdict(result) for result in plan.tuning_results],
+        "tuning_results": [asdict(result) for result in plan.tuning_results],
         "runs": plan.entries,
     }
 

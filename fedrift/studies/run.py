@@ -8,7 +8,7 @@ from ..config.schema import ExperimentConfig
 from ..core.errors import UserError
 from ..engine.cache import ResourceCache
 from ..engine.run import check_stored_run, describe_finished_run, ensure_runs_dir
-from ..storage import move_aside
+from ..storage import archive_run
 from .executors import Executor, Local
 from .manifest import StudyManifest
 from .plan import StudyPlan, build_manifest_content, plan_study, plan_tuning, select_configs, select_settings
@@ -47,7 +47,7 @@ def run_study(
     Example:
         >>> study = load_study(Path("study.yaml"))
         >>> manifest = run_study(study, ResourceCache())
-        >>> table, verdicts = judge_hypotheses(manifest)
+        >>> table, verdicts = evaluate_study_hypotheses(manifest)
     """
     executor = executor or Local()
     manifest = StudyManifest(ensure_runs_dir(resources.runtime.runs_dir), study.name)
@@ -59,7 +59,7 @@ def run_study(
         manifest.write(build_manifest_content(study, trial_plan, complete=False))
         trial_configs = select_configs(trial_plan, "trial")
         run_phase(
-            move_stored_aside(trial_configs, manifest, resources) if fresh else trial_configs,
+            archive_stored_runs(trial_configs, manifest, resources) if fresh else trial_configs,
             resources,
             manifest,
             executor,
@@ -78,7 +78,7 @@ def run_study(
     run_configs = select_configs(plan, "run")
     trial_ids = {entry.run for entry in trial_plan.entries}
     run_phase(
-        move_stored_aside(run_configs, manifest, resources, excluded_ids=trial_ids) if fresh else run_configs,
+        archive_stored_runs(run_configs, manifest, resources, excluded_ids=trial_ids) if fresh else run_configs,
         resources,
         manifest,
         executor,
@@ -115,12 +115,12 @@ def run_phase(
             )
 
 
-def move_stored_aside(
+def archive_stored_runs(
     configs: list[ExperimentConfig], manifest: StudyManifest, resources: ResourceCache, excluded_ids: Collection[str] = ()
 ) -> list[ExperimentConfig]:
     """Move the stored runs of the experiments aside, and return the experiments."""
     stored = [run for config in configs if config.id not in excluded_ids and (run := manifest.get_run(config.id)).folder.exists()]
-    targets = [move_aside(run) for run in stored]
+    targets = [archive_run(run) for run in stored]
     if targets:
         resources.runtime.on_message(f"{len(targets)} stored runs are now in {targets[0].parent}")
     return configs

@@ -26,14 +26,14 @@ class TuningResult:
         group: The combination of levels, as ``format_cell`` writes it.
         settings: Path -> selected value.
         score: The mean metric of the selected settings over the tuning seeds.
-        at_grid_edge: The paths whose selected value is the largest or smallest candidate.
+        at_search_boundary: The paths whose selected value is the largest or smallest candidate.
         trials: Every trial with its ``settings``, its ``scores`` by seed, and their ``mean``.
     """
 
     group: str
     settings: dict[str, Any]
     score: float
-    at_grid_edge: tuple[str, ...]
+    at_search_boundary: tuple[str, ...]
     trials: tuple[dict[str, Any], ...]
 
 
@@ -116,12 +116,12 @@ def pick_best_settings(study: Study, scored_trials: list[tuple[PlannedRun, float
         if not math.isfinite(best["mean"]):
             results.append(TuningResult(name, {}, math.inf, (), tuple(trials)))
             continue
-        edges = tuple(path for path, values in get_search_space(study, group).items() if is_on_edge(best["settings"][path], values))
+        edges = tuple(path for path, values in get_search_space(study, group).items() if is_at_boundary(best["settings"][path], values))
         results.append(TuningResult(name, best["settings"], best["mean"], edges, tuple(trials)))
     return results
 
 
-def is_on_edge(value: Any, values: list[Any]) -> bool:
+def is_at_boundary(value: Any, values: list[Any]) -> bool:
     """Return whether a value is the largest or smallest of at least two candidate numbers."""
     numbers = [v for v in values if isinstance(v, (int, float)) and not isinstance(v, bool)]
     return len(set(numbers)) > 1 and len(numbers) == len(values) and value in (min(numbers), max(numbers))

@@ -26,8 +26,8 @@ def test_controls_say_how_old_and_how_stale_they_are(algorithm):
                 continue
             assert age == each.after.round - last[client]
             earlier = done[int(last[client]) - 1]
-            kept = earlier.report.mean_grad.take((earlier.cohort == client).nonzero()[0])  # c_k is the gradient of then
-            now = each.report.mean_grad.take(torch.tensor([row]))
+            kept = earlier.update.mean_grad.take((earlier.cohort == client).nonzero()[0])  # c_k is the gradient of then
+            now = each.update.mean_grad.take(torch.tensor([row]))
             assert stale == pytest.approx(((kept - now).norm() / now.norm()).item(), rel=1e-9)
         last[each.cohort] = each.after.round
         assert said["control.imbalance"] < 1e-12
@@ -43,7 +43,7 @@ def test_the_mean_of_the_controls_is_updated_from_the_cohort_and_is_the_mean_of_
         for name, leaf in every.items():
             mean = each.after.client_means[name]
             assert mean.dtype == torch.float64 and torch.allclose(mean[0], leaf.double().mean(0), rtol=0, atol=1e-14)
-    assert each.after.last_round_seen[1] == 0 and (each.after.last_round_seen > 0).sum() > 2
+    assert each.after.last_participation[1] == 0 and (each.after.last_participation > 0).sum() > 2
 
 
 def test_a_memory_that_the_server_was_not_told_of_is_seen():
@@ -53,8 +53,8 @@ def test_a_memory_that_the_server_was_not_told_of_is_seen():
         def update_client_state(self, at):
             return at.mean_grad
 
-        def server_update(self, server, report):
-            return super().server_update(server, replace(report, state_delta=report.state_delta * 0.5))
+        def server_update(self, server, update):
+            return super().server_update(server, replace(update, state_delta=update.state_delta * 0.5))
 
     done = train(Twice(), data(), until=1, cohort=2)[0]
     assert Twice().round_metrics(done)["control.imbalance"].item() == pytest.approx(1.0)
@@ -70,7 +70,7 @@ def test_a_server_control_that_is_off_is_seen():
 def test_the_servers_momentum_is_the_sum_of_its_steps():
     algorithm = FedAvg(server_optimizer=Sgd(1.0, momentum=0.5))
     one, two = train(algorithm, data(), until=2)
-    gradient = -weighted_mean(two.report.delta, two.report)
+    gradient = -weighted_mean(two.update.delta, two.update)
     velocity = -0.5 * one.after.server_delta + gradient  # heavy ball: v <- 0.5 v + g, and the first v is the first step
     assert algorithm.round_metrics(two)["server.momentum"].item() == pytest.approx(velocity.norm().item())
     adaptive = FedAvg(server_optimizer=Adam(0.05))

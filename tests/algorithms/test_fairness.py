@@ -45,7 +45,7 @@ def test_q_fedavg_is_refused_under_adam():
 def test_afl_equalises_the_losses_at_two_thirds():
     done = train(AFL(lambda_lr=0.2), Q2(1), until=300, x=0.7)
     assert path(done)[-1] == pytest.approx(2 / 3, abs=1e-4)
-    assert done[-1].report.loss[:, 0].tolist() == pytest.approx([2 / 9, 2 / 9], abs=1e-4)
+    assert done[-1].update.loss[:, 0].tolist() == pytest.approx([2 / 9, 2 / 9], abs=1e-4)
 
 
 def test_afl_takes_the_papers_steps():
@@ -72,20 +72,20 @@ def test_the_threshold_projects_onto_the_simplex():
 
 @dataclass(frozen=True)
 class LossAfterTraining(QFedAvg):
-    def server_update(self, server, report):
-        return super().server_update(server, replace(report, loss=report.loss.flip(1)))
+    def server_update(self, server, update):
+        return super().server_update(server, replace(update, loss=update.loss.flip(1)))
 
 
 @dataclass(frozen=True)
 class WeightsOnly(QFedAvg):  # F^q as weights, without the bound on the step
-    def server_update(self, server, report):
-        return FedAvg().server_update(server, replace(report, weight=report.weight * report.loss[:, 0] ** self.q))
+    def server_update(self, server, update):
+        return FedAvg().server_update(server, replace(update, weight=update.weight * update.loss[:, 0] ** self.q))
 
 
 @dataclass(frozen=True)
 class NeverProjected(AFL):
-    def server_update(self, server, report):
-        return replace(super().server_update(server, report), broadcast=server.broadcast)
+    def server_update(self, server, update):
+        return replace(super().server_update(server, update), broadcast=server.broadcast)
 
 
 def test_fair_mutants_are_seen():

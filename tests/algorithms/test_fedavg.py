@@ -94,7 +94,7 @@ def test_weights_count_tokens_and_a_client_without_any_counts_nothing():
 def test_what_a_client_sent_may_be_overwritten_without_touching_the_server():
     done = train(FedAvg(), Q2(), until=1)[0]
     before = done.after.server.params["x"].clone()
-    done.report.delta["x"].fill_(math.nan)
+    done.update.delta["x"].fill_(math.nan)
     done.before.server.params["x"].fill_(math.nan)
     assert torch.equal(done.after.server.params["x"], before)
 

@@ -60,11 +60,11 @@ def test_combinations_without_meaning_are_refused():
 
 @dataclass(frozen=True)
 class DividedByCohort(FedDyn):
-    def server_update(self, server, report):
+    def server_update(self, server, update):
         extra = (
-            cluster_sum(report.state_delta, report) / len(report.weight) - cluster_sum(report.state_delta, report) / report.cluster_sizes
+            cluster_sum(update.state_delta, update) / len(update.weight) - cluster_sum(update.state_delta, update) / update.cluster_sizes
         )
-        return super().server_update(replace(server, opt_state=server.opt_state + extra), report)
+        return super().server_update(replace(server, opt_state=server.opt_state + extra), update)
 
 
 @dataclass(frozen=True)

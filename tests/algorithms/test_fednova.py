@@ -58,14 +58,14 @@ def test_combinations_without_meaning_are_refused():
 
 @dataclass(frozen=True)
 class ForgetsTheMeanReach(FedNova):
-    def server_update(self, server, report):
-        return FedAvg().server_update(server, replace(report, delta=report.delta / report.steps.clamp_min(1)))
+    def server_update(self, server, update):
+        return FedAvg().server_update(server, replace(update, delta=update.delta / update.steps.clamp_min(1)))
 
 
 @dataclass(frozen=True)
 class WeightsBySteps(FedNova):
-    def server_update(self, server, report):
-        return super().server_update(server, replace(report, weight=report.weight * report.steps))
+    def server_update(self, server, update):
+        return super().server_update(server, replace(update, weight=update.weight * update.steps))
 
 
 @pytest.mark.parametrize("bug", [ForgetsTheMeanReach, WeightsBySteps])

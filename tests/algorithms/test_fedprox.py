@@ -24,7 +24,7 @@ def test_fedprox_trades_bias_for_speed(mu, fixed_point, rate):
 def test_a_large_mu_with_a_fixed_learning_rate_diverges_in_the_loss_form_only():
     assert abs(path(train(FedProx(mu=100.0), Q2(), until=3))[-1]) > 1e6
     still = train(FedProx(mu=1e6, proximal="prox_step"), Q2(), until=1)[0]
-    assert still.report.delta["x"].abs().max().item() < 1e-3
+    assert still.update.delta["x"].abs().max().item() < 1e-3
 
 
 def test_the_decoupled_form_solves_the_proximal_step_exactly():
@@ -58,7 +58,7 @@ def test_the_first_local_step_is_fedavgs_and_the_anchor_is_what_was_received():
     assert path(one[0]) == path(one[1])  # y = w at the only step: no pull
     for done in train(FedProx(mu=2.0), Q2(3), until=3):
         x, lr, mu = done.before.server.params["x"][0, 0].item(), 0.1, 2.0
-        for a, b, moved in zip((1, 4), (0, 1), done.report.delta["x"][:, 0].tolist(), strict=True):
+        for a, b, moved in zip((1, 4), (0, 1), done.update.delta["x"][:, 0].tolist(), strict=True):
             y = x
             for _ in range(3):
                 y -= lr * (a * (y - b) + mu * (y - x))
@@ -87,5 +87,5 @@ def test_solved_exactly_it_ends_nearer_the_optimum_the_slower_it_goes(mu, fixed_
 @pytest.mark.parametrize(("mu", "reach"), [(10.0, 1.142857), (1e2, 0.153846), (1e4, 0.00159936), (1e6, 1.6e-5)])
 def test_a_growing_mu_keeps_the_clients_at_home(mu, reach):
     """The farthest client moves a |x - b| / (a + mu) from x = 5, here 16 / (4 + mu)."""
-    moved = train(FedProx(mu=mu, proximal="prox_step"), Q2(400), until=1)[0].report.delta["x"].abs().max().item()
+    moved = train(FedProx(mu=mu, proximal="prox_step"), Q2(400), until=1)[0].update.delta["x"].abs().max().item()
     assert moved == pytest.approx(reach, rel=1e-5)

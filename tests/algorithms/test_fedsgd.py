@@ -23,5 +23,5 @@ def test_it_needs_132_rounds_on_the_lower_bound_pair():
 
 def test_nobody_moves_and_weights_count():
     done = train(FedSGD(server_optimizer=Sgd(0.1)), clients((1, 4), (0, 1), 3, weight=(3, 1)), until=1)[0]
-    assert (done.report.delta["x"] == 0).all()
+    assert (done.update.delta["x"] == 0).all()
     assert path([done])[0] == pytest.approx(5 - 0.1 * (0.75 * 5 + 0.25 * 16))

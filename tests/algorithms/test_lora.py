@@ -23,7 +23,7 @@ SHARE = torch.tensor(WEIGHT, dtype=torch.float64) / sum(WEIGHT)
 
 def ideal(done: RoundResult) -> Tensor:
     """sum_k p_k B_k A_k, the plain way, ``[O, I]``."""
-    share = done.report.weight / done.report.weight.sum()
+    share = done.update.weight / done.update.weight.sum()
     return torch.einsum("c,cor,cri->oi", share, done.client_params["m.B"], done.client_params["m.A"])
 
 
@@ -41,9 +41,9 @@ def by_hand(ups: Tensor, downs: Tensor, share: Tensor, before: tuple[Tensor, Ten
     none, group = torch.ones(size, dtype=torch.float64), torch.zeros(size, dtype=torch.long)
     delta = Tree({"m.A": downs - down, "m.B": ups - up})
     sound = torch.zeros(size, dtype=torch.bool)
-    report = CohortUpdate(delta, Tree(), Tree(), Tree(), share, none, torch.zeros(size, 2), none, sound, group, torch.tensor([size]), none)
+    update = CohortUpdate(delta, Tree(), Tree(), Tree(), share, none, torch.zeros(size, 2), none, sound, group, torch.tensor([size]), none)
     state = FederatedState(0, ServerState(start, Tree(), Tree()), ClientStateStore.replicate(Tree(), size), group)
-    return RoundResult(state, state, torch.arange(size), report)
+    return RoundResult(state, state, torch.arange(size), update)
 
 
 def factors(size: int, seed: int = 0) -> tuple[Tensor, Tensor]:
@@ -114,7 +114,7 @@ def test_separate_means_do_not():
 def test_the_best_adapter_loses_the_tail_of_the_singular_values_and_no_more():
     ups, downs = factors(5)
     done = by_hand(ups, downs, SHARE)
-    change = FlexLoRA().aggregate(done.before.server, done.report)
+    change = FlexLoRA().aggregate(done.before.server, done.update)
     got = (done.before.server.params["m.B"] + change["m.B"])[0] @ (done.before.server.params["m.A"] + change["m.A"])[0]
     tail = torch.linalg.svdvals(ideal(done))[2:]
     assert (ideal(done) - got).norm().item() == pytest.approx(tail.square().sum().sqrt().item(), abs=1e-10)
@@ -147,8 +147,8 @@ def test_ffa_keeps_a_and_rolora_alternates():
     assert torch.equal(run[-1].after.server.params["m.A"], run[0].before.server.params["m.A"])
     for number, done in enumerate(train(FedAvg(aggregator=RoLoRA()), data(), until=4, optimizer=AdamW(0.05))):
         still, moved = ("m.A", "m.B") if number % 2 == 0 else ("m.B", "m.A")
-        assert (done.report.delta[still] == 0).all()
-        assert (done.report.delta[moved] != 0).any()
+        assert (done.update.delta[still] == 0).all()
+        assert (done.update.delta[moved] != 0).any()
 
 
 def test_ffa_under_privacy_adds_no_noise_to_the_frozen_factor():
@@ -206,32 +206,32 @@ def test_aggregates_of_adapters_ask_for_adapters(aggregate):
 
 @dataclass(frozen=True)
 class Transposed(FedEx):  # FedEx-LoRA's own code on nn.Linear; only square modules let it pass
-    def after_server_step(self, before, after, report):
-        right = super().after_server_step(before, after, report)
+    def after_server_step(self, before, after, update):
+        right = super().after_server_step(before, after, update)
         return replace(right, merged_base=right.merged_base.map(lambda leaf: leaf.mT.reshape(leaf.shape)))
 
 
 @dataclass(frozen=True)
 class UnweightedMeans(FedEx):  # FedLLM-Factory: weighted products, plain means
-    def aggregate(self, server, report):
-        return super().aggregate(server, replace(report, weight=(report.weight > 0).double()))
+    def aggregate(self, server, update):
+        return super().aggregate(server, replace(update, weight=(update.weight > 0).double()))
 
-    def after_server_step(self, before, after, report):
-        weighted = replace(after, params=before.params + Mean().aggregate(before, report))
-        return replace(super().after_server_step(before, weighted, report), params=after.params)
+    def after_server_step(self, before, after, update):
+        weighted = replace(after, params=before.params + Mean().aggregate(before, update))
+        return replace(super().after_server_step(before, weighted, update), params=after.params)
 
 
 @dataclass(frozen=True)
 class WeightsBothFactors(FLoRA):
-    def after_server_step(self, before, after, report):
-        share = report.weight / report.weight.sum()
-        end = before.params.take(report.cluster_ids) + report.delta
-        return super().after_server_step(before, after, replace(report, delta=end * share - before.params.take(report.cluster_ids)))
+    def after_server_step(self, before, after, update):
+        share = update.weight / update.weight.sum()
+        end = before.params.take(update.cluster_ids) + update.delta
+        return super().after_server_step(before, after, replace(update, delta=end * share - before.params.take(update.cluster_ids)))
 
 
 @dataclass(frozen=True)
 class ForgetsTheResidue(FedEx):
-    def after_server_step(self, before, after, report):
+    def after_server_step(self, before, after, update):
         return after
 
 

@@ -20,7 +20,7 @@ from fedrift.models.stacked_model import mean_hidden_states
 from fedrift.simulation import ClientSimulator
 from fedrift.simulation.simulator import value_and_gradient
 from tests.laws.federation import data, same, train
-from tests.worlds import experiment, stock
+from tests.worlds import experiment, make_cache
 
 
 def local(y: list[list[float]], w: list[list[float]], last: list[list[float]]) -> LocalState:
@@ -127,7 +127,7 @@ def test_the_first_round_is_fedavgs_and_later_ones_are_not():
 
 def test_its_memory_is_the_clients_own_last_model():
     done = train(MOON(), data(), cohort=2)[-1]
-    local_models = done.before.server.params.take(done.before.cluster_ids[done.cohort]) + done.report.delta
+    local_models = done.before.server.params.take(done.before.cluster_ids[done.cohort]) + done.update.delta
     kept = done.after.client_states.gather(done.cohort)
     assert all(torch.allclose(leaf, local_models[name]) for name, leaf in kept.items())
 
@@ -142,7 +142,7 @@ class Told(MOON):
 
 def test_the_loss_that_is_told_is_the_tasks():
     plain, moon = train(MOON(), data()), train(Told(), data())
-    assert torch.equal(plain[-1].report.loss, moon[-1].report.loss)
+    assert torch.equal(plain[-1].update.loss, moon[-1].update.loss)
     params = Tree(x=torch.tensor([[3.0]]))
     loss, grad = value_and_gradient(
         lambda p, b: p["x"][:, 0] ** 2, params, {}, torch.arange(1), regularizer=lambda leaves, under: 5 * leaves["x"][:, 0]
@@ -168,7 +168,7 @@ def test_padding_is_no_part_of_a_representation():
     keep[0, 1, 2:] = False
     keep[1, 2] = False
     wild = states.masked_fill(~keep.unsqueeze(3), 1e6)
-    z, counts = mean_hidden_states(lambda params, tokens: wild, Tree(), {"tokens": torch.zeros(2, 3, 5), "keep": keep})
+    z, counts = mean_hidden_states(lambda params, tokens: wild, Tree(), {"tokens": torch.zeros(2, 3, 5), "loss_mask": keep})
     assert torch.allclose(z[0, 0], states[0, 0].mean(0))
     assert torch.allclose(z[0, 1], states[0, 1, :2].mean(0))
     assert counts.tolist() == [[True] * 3, [True, True, False]]
@@ -185,9 +185,9 @@ def test_a_language_model_trains_with_it_stacked_as_alone(tmp_path):
         "training.num_rounds=3",
         "training.participation_rate=1",
     )
-    together = run_experiment(asked, stock(tmp_path, clients_per_pass=3)).trajectory()
+    together = run_experiment(asked, make_cache(tmp_path, clients_per_pass=3)).trajectory()
     (tmp_path / "runs").rename(tmp_path / "before")
-    alone = run_experiment(asked, stock(tmp_path, clients_per_pass=1)).trajectory()
+    alone = run_experiment(asked, make_cache(tmp_path, clients_per_pass=1)).trajectory()
     assert together.curve("loss")[-1] < together.curve("loss")[0]
     assert not (together.client_table("failed") == 1).any()
     assert alone.curve("loss") == pytest.approx(together.curve("loss"), abs=1e-5)

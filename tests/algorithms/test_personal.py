@@ -14,7 +14,7 @@ from fedrift.core.optimizers import AdamW, Sgd
 from fedrift.core.types import RoundResult
 from fedrift.engine.loop import run_rounds
 from tests.laws import federation
-from tests.quadratics import Q2, clients, fleet_of, path, train
+from tests.quadratics import Q2, clients, make_simulator, path, train
 
 
 def worn(done: RoundResult, algorithm: FedAvg) -> list[float]:
@@ -61,7 +61,7 @@ def test_pfedme_by_hand_with_a_last_solve_cut_short():
         (1, 4),
         (0, 1),
         (5, 4),
-        done.report.delta["x"][:, 0].tolist(),
+        done.update.delta["x"][:, 0].tolist(),
         done.after.client_states.gather_all()["x"][:, 0].tolist(),
         strict=True,
     ):
@@ -83,7 +83,7 @@ def test_fedper_keeps_the_leaves_it_names_and_shares_the_others():
     run = federation.train(algorithm, federation.data(), until=3, cohort=3)
     for done in run:
         assert torch.equal(done.after.server.params["m.B"], first["m.B"])
-        assert (done.report.delta["m.B"] == 0).all()
+        assert (done.update.delta["m.B"] == 0).all()
         moved = not torch.equal(done.after.server.params["m.A"], done.before.server.params["m.A"])
         assert moved or done.before.round == 0  # while B is zero, A has no gradient
     last = run[-1].after
@@ -114,7 +114,7 @@ def test_after_the_last_round_everybody_goes_on_alone():
     """Ten steps each from the shared model: x <- b + (1 - lr a)^10 (x - b)."""
     shared = train(FedAvg(), Q2(), until=3)[-1].after
     x = shared.server.params["x"].item()
-    done = next(run_rounds(split_per_client(shared, LocalOnly()), fleet_of(Q2()), LocalOnly(), num_rounds=4, cohort_size=2, seed=0))
+    done = next(run_rounds(split_per_client(shared, LocalOnly()), make_simulator(Q2()), LocalOnly(), num_rounds=4, cohort_size=2, seed=0))
     assert done.after.server.params["x"].flatten().tolist() == pytest.approx([0.9**10 * x, 1 + 0.6**10 * (x - 1)], abs=1e-12)
     assert torch.equal(shared.server.params["x"], torch.full((1, 1), x, dtype=torch.float64))
 

@@ -52,7 +52,7 @@ def test_more_clients_in_a_cohort_cost_more_and_never_more_than_everybody(noise)
 
 def test_a_cohort_that_cannot_be_drawn_and_a_delta_that_is_no_probability_are_refused():
     for changed in ({"cohort_size": 0}, {"cohort_size": 1001}, {"delta": 0.0}, {"delta": 1.0}, {"delta": math.nan}, {"num_rounds": -1}):
-        with pytest.raises(UserError, match=f"{next(iter(changed))}: wanted"):
+        with pytest.raises(UserError, match=f"{next(iter(changed))}: expected"):
             compute_epsilon(DPMean(), **{**SETTING, **changed})
 
 

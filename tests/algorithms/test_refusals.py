@@ -218,7 +218,7 @@ def test_a_cohort_too_small_for_its_aggregate_is_told(rule, few, enough):
 
 
 def test_steps_past_the_received_model_run_away():
-    """What FedProx's caveat claims; the exact proximal step bears any mu."""
+    """What FedProx's warning claims; the exact proximal step bears any mu."""
     said, safe = FedProx(mu=30.0), FedProx(mu=30.0, proximal="prox_step")
     assert said.warnings(Sgd(0.1), "uniform") and not safe.warnings(Sgd(0.1), "uniform")
     assert abs(path(quadratics.train(said, Q2(), until=5))[-1]) > 1e3
@@ -263,7 +263,7 @@ def test_feddyn_and_the_median_keep_h_the_mean_of_the_memories():
 def test_feddyns_own_step_is_not_clipped_with_the_clients():
     algorithm = FedDyn(aggregator=NormClippedMean(0.05))
     for done in train(algorithm, data(), until=3):
-        mean = NormClippedMean(0.05).aggregate(done.before.server, replace(done.report, weight=torch.ones(5)))
+        mean = NormClippedMean(0.05).aggregate(done.before.server, replace(done.update, weight=torch.ones(5)))
         step = mean - done.after.server.opt_state / algorithm.alpha
         assert all(torch.allclose(done.after.server_delta[name], leaf, atol=1e-12) for name, leaf in step.items())
 
@@ -272,12 +272,12 @@ def test_scaffold_and_rolora_would_correct_nothing():
     """Why it is refused: of the factor that is trained, the gradients of the round before were zero."""
     for done in train(Scaffold(aggregator=RoLoRA()), data(), until=4):
         trained = "m.B" if done.before.round % 2 == 0 else "m.A"
-        assert (done.before.client_states.gather_all()[trained] == 0).all() and (done.report.delta[trained] != 0).any()
+        assert (done.before.client_states.gather_all()[trained] == 0).all() and (done.update.delta[trained] != 0).any()
 
 
 def test_feddyn_and_rolora_would_move_the_factor_that_is_held():
     done = train(FedDyn(aggregator=RoLoRA()), data(), until=2)[-1]
-    assert (done.report.delta["m.B"] == 0).all() and (done.after.server_delta["m.B"] != 0).any()
+    assert (done.update.delta["m.B"] == 0).all() and (done.after.server_delta["m.B"] != 0).any()
 
 
 def test_personal_models_and_rolora_wear_what_they_trained():

@@ -16,7 +16,7 @@ from fedrift.core.types import CohortUpdate, ServerState
 from tests.quadratics import Q2, clients, path, train
 
 
-def report(*values: float, weight=None, group=None) -> CohortUpdate:
+def update(*values: float, weight=None, group=None) -> CohortUpdate:
     x = torch.tensor(values, dtype=torch.float64).view(len(values), -1)
     size = len(x)
     group = torch.zeros(size, dtype=torch.long) if group is None else torch.tensor(group)
@@ -29,7 +29,7 @@ def report(*values: float, weight=None, group=None) -> CohortUpdate:
 
 
 def change(rule: Mean, *values, **options) -> list[float]:
-    told = report(*values, **options)
+    told = update(*values, **options)
     start = torch.zeros(len(told.cluster_sizes), told.delta["x"].shape[1], dtype=torch.float64)
     server = ServerState(Tree(x=start), Tree(), Tree())
     return rule.aggregate(server, told)["x"].flatten().tolist()
@@ -101,7 +101,7 @@ def test_clipping_is_by_client_and_the_denominator_is_fixed():
 
 
 def test_the_noise_has_the_size_it_says_and_comes_from_the_round():
-    told = replace(report(*[0.0] * 4000).__class__(**{**vars(report(0.0, 0.0, 0.0, 0.0)), "server_seed": 7}))
+    told = replace(update(*[0.0] * 4000).__class__(**{**vars(update(0.0, 0.0, 0.0, 0.0)), "server_seed": 7}))
     told = replace(told, delta=Tree(x=torch.zeros(4, 20000, dtype=torch.float64)))
     server = ServerState(Tree(x=torch.zeros(1, 20000, dtype=torch.float64)), Tree(), Tree())
     rule = DPMean(clip_norm=2.0, noise_multiplier=3.0)
@@ -121,15 +121,15 @@ def test_two_rounds_and_two_seeds_have_different_noise():
 
 @dataclass(frozen=True)
 class ClipsTheSum(DPMean):
-    def aggregate(self, server, report):
-        total = report.delta.map(lambda leaf: leaf.sum(0, keepdim=True))
-        return total * (self.clip_norm / total.norm().clamp_min(self.clip_norm)) / len(report.weight)
+    def aggregate(self, server, update):
+        total = update.delta.map(lambda leaf: leaf.sum(0, keepdim=True))
+        return total * (self.clip_norm / total.norm().clamp_min(self.clip_norm)) / len(update.weight)
 
 
 @dataclass(frozen=True)
 class CountsTheAbsent(Median):
-    def aggregate(self, server, report):
-        return super().aggregate(server, replace(report, weight=torch.ones_like(report.weight)))
+    def aggregate(self, server, update):
+        return super().aggregate(server, replace(update, weight=torch.ones_like(update.weight)))
 
 
 def test_robust_mutants_are_seen():

@@ -67,9 +67,9 @@ def test_the_memory_is_option_two_of_the_paper_under_sgd():
     for done in train(Scaffold(), group, until=6, cohort=2, lr_schedule=schedule):
         lr = 0.1 * schedule(done.before.round)
         old = done.before.client_states.gather_all()["x"][done.cohort]
-        steps = done.report.steps[:, None]
-        displaced = old - done.before.server.broadcast["x"] - done.report.delta["x"] / (steps * lr)
-        assert torch.allclose(done.report.client_state["x"], displaced, atol=1e-10)
+        steps = done.update.steps[:, None]
+        displaced = old - done.before.server.broadcast["x"] - done.update.delta["x"] / (steps * lr)
+        assert torch.allclose(done.update.client_state["x"], displaced, atol=1e-10)
 
 
 def test_heavy_ball_and_adam_clients_stay_sound():
@@ -105,9 +105,9 @@ class SignFlipped(Scaffold):
 
 @dataclass(frozen=True)
 class DividedByCohort(Scaffold):
-    def server_update(self, server, report):
-        shared = server.broadcast + cluster_sum(report.state_delta, report) / len(report.weight)
-        return replace(super().server_update(server, report), broadcast=shared)
+    def server_update(self, server, update):
+        shared = server.broadcast + cluster_sum(update.state_delta, update) / len(update.weight)
+        return replace(super().server_update(server, update), broadcast=shared)
 
 
 @dataclass(frozen=True)
@@ -135,9 +135,9 @@ class StartsAtTheWeights(Scaffold):
 class UpdatedTooEarly(Scaffold):
     """The server moves c twice, once before the clients read it."""
 
-    def server_update(self, server, report):
-        once = super().server_update(server, report)
-        return replace(once, broadcast=once.broadcast + cluster_sum(report.state_delta, report) / report.cluster_sizes)
+    def server_update(self, server, update):
+        once = super().server_update(server, update)
+        return replace(once, broadcast=once.broadcast + cluster_sum(update.state_delta, update) / update.cluster_sizes)
 
 
 @pytest.mark.parametrize("bug", [UpdatedTooEarly, SignFlipped, DividedByCohort, WrongStepCount, NeverRemembered, StartsAtTheWeights])

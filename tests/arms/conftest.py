@@ -1,4 +1,4 @@
-"""One contest of the tests' small world, run once: every arm that there is, two seeds."""
+"""One contest of the tests' small world, run once: every condition that there is, two seeds."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import pytest
 
 from fedrift.clustering.comparison import CONDITIONS, build_comparison
 from fedrift.studies.run import run_study
-from tests.worlds import experiment, stock
+from tests.worlds import experiment, make_cache
 
 SMALL = (
     "partition.num_clients=6",
@@ -22,14 +22,14 @@ SMALL = (
 
 @pytest.fixture(scope="session")
 def world(tmp_path_factory):
-    return stock(tmp_path_factory.mktemp("world"))
+    return make_cache(tmp_path_factory.mktemp("world"))
 
 
 @pytest.fixture(scope="session")
-def asked(world):
-    said = experiment(world.runtime.cache_dir.parent, *SMALL).to_dict()
+def comparison(world):
+    values = experiment(world.runtime.cache_dir.parent, *SMALL).to_dict()
     return build_comparison(
-        said,
+        values,
         ["clustering=NoClustering"],
         conditions=list(CONDITIONS),
         seeds=(0, 1),
@@ -41,5 +41,5 @@ def asked(world):
 
 
 @pytest.fixture(scope="session")
-def book(asked, world):
-    return run_study(asked.build_study(), world)
+def manifest(comparison, world):
+    return run_study(comparison.build_study(), world)

@@ -15,9 +15,9 @@ from typer.testing import CliRunner
 from fedrift.cli.app import app
 
 
-def test_the_command_teaches_and_lists_before_it_runs(asked, world, tmp_path):
+def test_the_command_teaches_and_lists_before_it_runs(comparison, world, tmp_path):
     file, runner = tmp_path / "one.yaml", CliRunner()
-    file.write_text(yaml.safe_dump(asked.raw_config))
+    file.write_text(yaml.safe_dump(comparison.raw_config))
     assert "clustering.yaml" in runner.invoke(app, ["compare-clustering", "--help"]).output
     shared = ["--seeds", "1", "--encoder", "hashing", "--conditions", "text,random,oracle", "--runs-dir", str(tmp_path / "runs")]
     listed = runner.invoke(app, ["compare-clustering", str(file), *shared, "--dry-run"])
@@ -31,9 +31,9 @@ def test_the_command_teaches_and_lists_before_it_runs(asked, world, tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("workers", [1, 2])
-def test_killed_it_goes_on_and_ends_with_the_unbroken_table(asked, tmp_path, workers):
+def test_killed_it_goes_on_and_ends_with_the_unbroken_table(comparison, tmp_path, workers):
     file = tmp_path / "one.yaml"
-    file.write_text(yaml.safe_dump(asked.raw_config))
+    file.write_text(yaml.safe_dump(comparison.raw_config))
 
     def command(root):
         return [

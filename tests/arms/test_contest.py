@@ -21,13 +21,13 @@ from tests.worlds import documents
 
 
 @pytest.fixture(scope="module")
-def came(book):
-    return collect_results(book)
+def came(manifest):
+    return collect_results(manifest)
 
 
 @pytest.fixture(scope="module")
-def runs(book):
-    return {(str(entry.factors["method"]), entry.seed): book.get_run(entry) for entry in book.read()["runs"]}
+def runs(manifest):
+    return {(str(entry.factors["method"]), entry.seed): manifest.get_run(entry) for entry in manifest.read()["runs"]}
 
 
 def test_every_arm_is_there_with_its_repeats_over_the_same_seeds(came, runs):
@@ -52,7 +52,7 @@ def test_arms_share_the_deal_the_first_weights_and_the_amount_of_training(runs):
 
 def test_random_clusters_have_the_sizes_of_the_text_clusters_and_are_drawn_anew(runs):
     def group(label, seed):
-        return np.array(runs[label, seed].read_json("clustering")[0]["group"])
+        return np.array(runs[label, seed].read_json("clustering")[0]["cluster_ids"])
 
     for seed in (0, 1):
         wanted = sorted(np.bincount(group("text", seed)))
@@ -93,7 +93,9 @@ def test_the_pooled_model_is_judged_on_every_clients_own_text(runs):
 
 def test_clients_that_keep_models_are_judged_in_those(runs):
     tuned = runs["tuned", 0].trajectory()
-    assert tuned.client_table("final.loss.own")[-1] == pytest.approx(tuned.client_table("final.loss.worn")[-1])  # pure clients, all blocks
+    assert tuned.client_table("final.loss.own")[-1] == pytest.approx(
+        tuned.client_table("final.loss.personalized")[-1]
+    )  # pure clients, all blocks
     assert tuned.client_table("final.loss.own")[-1] != pytest.approx(tuned.client_table("final.loss")[-1])
 
 
@@ -105,7 +107,7 @@ def test_differences_are_paired_by_seed_with_exact_p_and_honest_about_two_seeds(
         row["effect"] == pytest.approx(d.mean())
         and (row["low"], row["high"]) == pytest.approx((mean_ci(d).low, mean_ci(d).high))
         and row["p"] == sign_flip_test(d).value
-        and row["attainable"] == 0.5
+        and row["min_attainable_p"] == 0.5
     )
     assert "no exact p below 0.5 is possible" in came.power_statement()
     share = came.recovered_gain()
@@ -153,7 +155,7 @@ def test_an_arm_of_which_a_run_diverged_has_no_mean_and_ties_no_zero():
     one = made(own, {("text", 0), ("random", 0)})
     means, row = one.means().set_index("condition"), one.contrasts("own", "random").set_index("condition").loc["text"]
     assert math.isnan(means.loc["text", "own"]) and means.loc["text", "diverged"] == 1 and means.loc["vanilla", "own"] > 4
-    assert (row["seeds"], row["tied"], row["diverged"]) == (6, 1, 2) and row["effect"] == pytest.approx(-0.1)
+    assert (row["seeds"], row["both_diverged"], row["diverged"]) == (6, 1, 2) and row["effect"] == pytest.approx(-0.1)
     every = made(own, {(arm, seed) for arm in own for seed in range(7)})
     assert "runs of both diverged in 7 seeds" in summarize_results(every) and "+0.0000" not in render_markdown(report_parts(every))
 
@@ -161,30 +163,30 @@ def test_an_arm_of_which_a_run_diverged_has_no_mean_and_ties_no_zero():
 def test_the_tables_can_be_written_and_hold_what_was_found(came):
     said = json.loads(to_json(results_to_json(came, "fedrift compare-clustering x.yaml")))
     text = came.means().set_index("condition").loc["text"]
-    assert said["conditions"][1]["own"] == pytest.approx(text["own"], abs=1e-6) and said["less"]["random"]["own"]
+    assert said["conditions"][1]["own"] == pytest.approx(text["own"], abs=1e-6) and said["contrasts"]["random"]["own"]
     written = render_markdown(report_parts(came), "fedrift compare-clustering x.yaml")
     assert f"{text['own']:.4f} ({math.exp(text['own']):.1f})" in written and "smallest possible 0.50" in written
     assert "<table>" in (page := render_html(report_parts(came))) and "k-means on text embeddings" in page
 
 
-def test_asked_again_nothing_is_run_again(asked, world, book, monkeypatch):
+def test_asked_again_nothing_is_run_again(comparison, world, manifest, monkeypatch):
     def refuse(*said, **more):
         raise AssertionError("a finished run was run again")
 
     monkeypatch.setattr("fedrift.studies.worker.run_experiment", refuse)
-    again = run_study(asked.build_study(), world)
-    assert again.name == book.name and not collect_results(again).stopped_runs
+    again = run_study(comparison.build_study(), world)
+    assert again.name == manifest.name and not collect_results(again).stopped_runs
 
 
-def test_a_run_that_stops_is_named_and_the_rest_is_told(asked, world, tmp_path):
+def test_a_run_that_stops_is_named_and_the_rest_is_told(comparison, world, tmp_path):
     there = replace(world, runtime=replace(world.runtime, runs_dir=tmp_path))
     odd = replace(
-        asked,
+        comparison,
         conditions=("vanilla", "iid", "oracle"),
         seeds=(0,),
         raw_config={
-            **asked.raw_config,
-            "dataset": {**asked.raw_config["dataset"], "label_column": ""},
+            **comparison.raw_config,
+            "dataset": {**comparison.raw_config["dataset"], "label_column": ""},
             "partition": {"type": "Quantity", "num_clients": 6, "severity": 0.5},
         },
     )
@@ -203,27 +205,29 @@ def test_a_run_that_stops_is_named_and_the_rest_is_told(asked, world, tmp_path):
         ("seed=0", {"conditions": ["texts"]}, "did you mean 'text'"),
     ],
 )
-def test_what_makes_no_sense_is_refused_with_the_way_out(asked, world, change, more, told):
+def test_what_makes_no_sense_is_refused_with_the_way_out(comparison, world, change, more, told):
     with pytest.raises(UserError, match=told):
-        build_comparison(asked.raw_config, [change], cache=world, **more)
+        build_comparison(comparison.raw_config, [change], cache=world, **more)
 
 
-def test_general_text_and_syntax_are_each_runs_end_less_its_beginning(asked, world, tmp_path):
+def test_general_text_and_syntax_are_each_runs_end_less_its_beginning(comparison, world, tmp_path):
     there = replace(world, runtime=replace(world.runtime, runs_dir=tmp_path))
     (tmp_path / "general.csv").write_text("text\n" + "\n".join(text for text, _ in documents(seed=1)))
     evaluate = {
-        **asked.raw_config["evaluation"],
+        **comparison.raw_config["evaluation"],
         "probes": ["general", "syntax"],
         "expensive_interval": 5,
         "general_dataset": str(tmp_path / "general.csv"),
         "general_tokens": 128,
         "minimal_pairs": 4,
     }
-    watched = replace(asked, conditions=("vanilla", "iid", "local"), seeds=(0,), raw_config={**asked.raw_config, "evaluation": evaluate})
-    book = run_study(watched.build_study(), there)
-    rows = collect_results(book).rows.set_index("condition")
-    for entry in book.read()["runs"]:
-        seen, row = book.get_run(entry).trajectory(), rows.loc[entry.factors["method"]]
+    watched = replace(
+        comparison, conditions=("vanilla", "iid", "local"), seeds=(0,), raw_config={**comparison.raw_config, "evaluation": evaluate}
+    )
+    manifest = run_study(watched.build_study(), there)
+    rows = collect_results(manifest).rows.set_index("condition")
+    for entry in manifest.read()["runs"]:
+        seen, row = manifest.get_run(entry).trajectory(), rows.loc[entry.factors["method"]]
         for column, metric in (("general", "general.loss"), ("syntax", "syntax.accuracy")):
             written = seen.curve(metric)[seen.observed_mask(metric)]
             assert len(written) >= 2 and row[column] == pytest.approx(written[-1] - written[0]), (entry.factors, column)

@@ -8,17 +8,19 @@ import numpy as np
 import pytest
 
 from fedrift.clustering.comparison_report import map_report_parts, render_markdown
-from fedrift.clustering.comparison_results import REGIMES, ClusteringMap, equal_sizes, summarize_map
+from fedrift.clustering.comparison_results import PARTITIONS, ClusteringMap, equal_sizes, summarize_map
 from fedrift.studies.run import preview_study, run_study
 
 
-def test_the_map_has_every_regime_severity_and_seed_and_forces_the_clusters(asked, world):
-    plan, _ = preview_study(ClusteringMap(asked).build_study(), world)
+def test_the_map_has_every_regime_severity_and_seed_and_forces_the_clusters(comparison, world):
+    plan, _ = preview_study(ClusteringMap(comparison).build_study(), world)
     cells = [entry for entry in plan.entries if entry.stage == "map"]
-    assert len(cells) == 4 * 3 * 3 * 2 and {entry.factors["regime"] for entry in cells} == set(REGIMES)
+    assert len(cells) == 4 * 3 * 3 * 2 and {entry.factors["partition"] for entry in cells} == set(PARTITIONS)
     kinds = {(said.partition.__class__.__name__, type(said.clustering).__name__) for said in plan.configs.values()}
-    assert {(regime, arm) for regime in REGIMES.values() for arm in ("NoClustering", "TextClustering", "RandomClustering")} <= kinds
-    assert {entry.factors["method"] for entry in plan.entries if entry.stage == "starved"} == {
+    assert {
+        (partition, condition) for partition in PARTITIONS.values() for condition in ("NoClustering", "TextClustering", "RandomClustering")
+    } <= kinds
+    assert {entry.factors["method"] for entry in plan.entries if entry.stage == "cluster_size"} == {
         "1 cluster",
         "2 clusters",
         "3 clusters",
@@ -28,12 +30,16 @@ def test_the_map_has_every_regime_severity_and_seed_and_forces_the_clusters(aske
     assert equal_sizes(7, 3) == [3, 2, 2]
 
 
-def test_a_map_tells_the_gain_beside_what_the_descriptors_know(asked, world):
-    little = ClusteringMap(replace(asked, config=replace(asked.config, num_clusters=3)), regimes=("topic",), severities=(0.0, 1.0))
-    gains, starved = summarize_map(run_study(little.build_study(), world))
+def test_a_map_tells_the_gain_beside_what_the_descriptors_know(comparison, world):
+    little = ClusteringMap(
+        replace(comparison, config=replace(comparison.config, num_clusters=3)), partitions=("topic",), severities=(0.0, 1.0)
+    )
+    gains, cluster_costs = summarize_map(run_study(little.build_study(), world))
     gains = gains.set_index("severity")
-    assert gains.loc[1.0, "p"] == 0.01 < gains.loc[0.0, "p"] and gains.loc[1.0, "counted"] == 3
-    assert gains.loc[1.0, "identified"] > 0.35 > gains.loc[0.0, "identified"] and gains.loc[1.0, "chance"] == pytest.approx(1 / 6)
+    assert gains.loc[1.0, "p"] == 0.01 < gains.loc[0.0, "p"] and gains.loc[1.0, "estimated_k"] == 3
+    assert gains.loc[1.0, "identification_rate"] > 0.35 > gains.loc[0.0, "identification_rate"] and gains.loc[
+        1.0, "chance"
+    ] == pytest.approx(1 / 6)
     assert gains.loc[1.0, "random.effect"] < gains.loc[0.0, "random.effect"] and gains.loc[1.0, "random.seeds"] == 2
-    assert starved["k"].tolist() == [2, 3, 5, 6] and np.isfinite(starved["effect"]).all()
-    assert "Cost of fewer clients per model" in render_markdown(map_report_parts(gains.reset_index(), starved))
+    assert cluster_costs["k"].tolist() == [2, 3, 5, 6] and np.isfinite(cluster_costs["effect"]).all()
+    assert "Cost of fewer clients per model" in render_markdown(map_report_parts(gains.reset_index(), cluster_costs))

@@ -80,14 +80,14 @@ def test_stacked_gradients_are_the_lone_ones(tmp_path, monkeypatch):
 @pytest.mark.slow
 def test_memory_of_a_growing_fleet(tmp_path):
     memory = import_module("memory")
-    cases = [("copies", 3, 3), ("stacked", 3, 3), ("fleet", 4, 2), ("fleet", 8, 2)]
+    cases = [("copies", 3, 3), ("stacked", 3, 3), ("pool", 4, 2), ("pool", 8, 2)]
     rows, ends = [], {}
     for case in cases:
         rows.append(memory.run_case(case, 2, True, tmp_path / "ends.pt"))
         ends[case] = Tree(torch.load(tmp_path / "ends.pt"))
     told = memory.summarize(rows, ends)
-    assert max(told["copies_difference"], told["fleet_difference"]) < 1e-4
-    adapters = sum(leaf[0].numel() for leaf in ends["fleet", 8, 2].values())
+    assert max(told["copies_difference"], told["pool_difference"]) < 1e-4
+    adapters = sum(leaf[0].numel() for leaf in ends["pool", 8, 2].values())
     assert told["own_bytes"] == 4 * adapters + 16
     ends["stacked", 3, 3] = ends["stacked", 3, 3] * 2
     with pytest.raises(SystemExit, match="nothing to compare"):

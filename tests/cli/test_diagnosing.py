@@ -105,9 +105,9 @@ def test_nothing_found_is_an_ordinary_answer(shelf):
 
 
 def test_a_real_run_finds_its_twin_and_what_the_panel_recorded(tmp_path):
-    stock = worlds.stock(tmp_path)
+    cache = worlds.make_cache(tmp_path)
     experiment = edit_config(worlds.experiment(tmp_path), {"training__num_rounds": 6})
-    run, other = run_experiment(experiment, stock), run_experiment(iid_baseline(experiment), stock)
+    run, other = run_experiment(experiment, cache), run_experiment(iid_baseline(experiment), cache)
     (group,) = group_runs([run], list_runs(tmp_path / "runs"))
     assert group.baselines[0].id == other.id
     done = call("diagnose", run.id, "--runs-dir", tmp_path / "runs", "--json")
@@ -130,11 +130,11 @@ def test_a_boundary_of_real_runs_says_how_far_it_is_and_goes_on_where_it_was_sto
     fresh: list[str] = []
 
     def stopped_at(most):
-        def counted(experiment, stock, watch):
+        def counted(experiment, cache, watch):
             if len(fresh) == most:
                 raise KeyboardInterrupt
             there = len(list_runs(tmp_path / "runs"))
-            run = run_experiment(experiment, stock, watch)
+            run = run_experiment(experiment, cache, watch)
             fresh.extend([run.id] * (len(list_runs(tmp_path / "runs")) - there))
             return run
 
@@ -158,7 +158,7 @@ def test_a_run_that_is_ruined_breaks_though_it_does_not_diverge(tmp_path, monkey
     """The losses are `pocket`'s own, at rates of 1 and of 2 without clipping: never 1.5 times the start three times running."""
     fine, ruined = [4.58, 4.57, 4.55, 4.54, 4.54, 4.55], [4.58, 7.33, 5.32, 6.76, 6.64, 5.4]
 
-    def short(experiment, stock, watch):
+    def short(experiment, cache, watch):
         high = experiment.training.client_optimizer.lr > (2 if experiment.partition.severity else 3)
         return stored(tmp_path / "runs", experiment.id, ruined if high else fine)
 

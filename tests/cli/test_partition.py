@@ -52,9 +52,9 @@ def test_it_deals_what_a_run_deals(tmp_path):
     experiment = worlds.experiment(tmp_path)
     file = tmp_path / "e.yaml"
     file.write_text(yaml.safe_dump(experiment.to_dict()))
-    stock = worlds.stock(tmp_path)
-    words = stock.get_corpus(experiment.dataset, experiment.model)
-    tokens = stock.get_tokens(words, experiment.model, experiment.trainable)
+    cache = worlds.make_cache(tmp_path)
+    words = cache.get_corpus(experiment.dataset, experiment.model)
+    tokens = cache.get_tokens(words, experiment.model, experiment.trainable)
     corpus = words.with_sizes(tokens.lengths)
     wanted = [set(corpus.text[rows]) for rows in partition_documents(experiment, corpus).rows]
     found = partition_dataset(load_data_config(file))
@@ -88,8 +88,8 @@ def test_show_as_json_is_whole_and_draws_no_page(sandbox, tmp_path, monkeypatch)
     monkeypatch.chdir(tmp_path)
     told = json.loads(run("show", sandbox, "--json", "partition.severity=0.5"))
     assert told["experiment"]["partition"]["severity"] == 0.5
-    assert told["clients"] == 3 and len(told["characteristic"]) == 3 and len(told["pairwise"]) == 3
-    assert told["numbers"]["label.jsd"]["value"] > told["numbers"]["label.jsd"]["null"]
+    assert told["clients"] == 3 and len(told["characteristic_words"]) == 3 and len(told["word_jsd"]) == 3
+    assert told["numbers"]["label.jsd"]["value"] > told["numbers"]["label.jsd"]["null_mean"]
     assert {"domain", "text", "original"} == set(told["samples"][0][0])
     assert not list(tmp_path.glob("*.html"))
 
@@ -99,13 +99,13 @@ def test_show_compares_embeddings_in_the_vectors_asked_for(sandbox, tmp_path):
     assert told["encoder"] == "lsa" and list((tmp_path / "cache" / "vectors").iterdir())
     for name in ("embedding.mmd2", "embedding.frechet"):
         number = told["numbers"][name]
-        assert number["value"] > number["null"] + 3 * number["deviation"]
+        assert number["value"] > number["null_mean"] + 3 * number["null_std"]
     none = json.loads(run("show", sandbox, "--json", "--encoder", "none"))
     assert none["encoder"] == "" and "embedding.mmd2" not in none["numbers"]
     for name, number in none["numbers"].items():
         assert number["value"] == told["numbers"][name]["value"]
     iid = json.loads(run("show", sandbox, "--json", "partition.severity=0"))["numbers"]["embedding.mmd2"]
-    assert abs(iid["value"] - iid["null"]) < 4 * iid["deviation"]
+    assert abs(iid["value"] - iid["null_mean"]) < 4 * iid["null_std"]
     with pytest.raises(UserError, match="no encoder 'lsi': did you mean 'lsa'"):
         run("show", sandbox, "--encoder", "lsi")
 
@@ -150,7 +150,7 @@ def test_export_is_read_back_by_datasets_client_by_client(sandbox, tmp_path):
         assert [sha256(text.encode()).hexdigest() for text in found["text"]] == listed["ids"]
         assert sorted(found["text"]) == sorted(done.corpus.text[done.partition.rows[client]])
         assert sha256((out / listed["file"]).read_bytes()).hexdigest() == listed["sha256"]
-    assert told["experiment"]["seed"] == 0 and told["left_out"] == 0
+    assert told["experiment"]["seed"] == 0 and told["num_unused"] == 0
     ids = [one for client in told["clients"] for one in client["ids"]]
     assert len(ids) == len(set(ids)) == told["documents"]
 
@@ -184,7 +184,7 @@ def test_tables_say_what_is_expected_and_found_and_fail_when_they_differ(monkeyp
 def test_the_same_deal_has_the_same_hash_and_another_seed_another(sandbox, tmp_path):
     def content(name: str, *overrides: str) -> str:
         run("export", sandbox, "--output", tmp_path / name, *overrides)
-        return json.loads((tmp_path / name / "partition.json").read_text())["content"]
+        return json.loads((tmp_path / name / "partition.json").read_text())["partition_fingerprint"]
 
     deal = "partition.severity=0"
     assert content("a", deal) == content("b", deal) != content("c", deal, "seed=1")
@@ -199,10 +199,10 @@ def test_export_never_writes_into_a_folder_that_holds_something(sandbox, tmp_pat
 
 
 def test_documents_that_a_regime_leaves_out_are_counted(sandbox, tmp_path):
-    assert np.isfinite(json.loads(run("show", sandbox, "--json", "partition.budgets=trimmed"))["left_out"])
+    assert np.isfinite(json.loads(run("show", sandbox, "--json", "partition.budgets=trimmed"))["num_unused"])
     run("export", sandbox, "--output", tmp_path / "t", "partition.budgets=trimmed", "partition.num_clients=2")
     told = json.loads((tmp_path / "t" / "partition.json").read_text())
-    assert sum(client["documents"] for client in told["clients"]) + told["left_out"] == told["documents"]
+    assert sum(client["documents"] for client in told["clients"]) + told["num_unused"] == told["documents"]
 
 
 @pytest.mark.parametrize(

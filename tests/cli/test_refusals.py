@@ -7,8 +7,8 @@ import pytest
 from tests.cli.test_cli import fedrift
 
 WRONG = {
-    "training: {client_optimizer: {type: Sgd, lr: .inf}}": "training.client_optimizer.lr: wanted a number from 1e-30 to 1e+30, got .inf",
-    "partition: {num_clients: true}": "partition.num_clients: wanted a whole number",
+    "training: {client_optimizer: {type: Sgd, lr: .inf}}": "training.client_optimizer.lr: expected a number from 1e-30 to 1e+30, got .inf",
+    "partition: {num_clients: true}": "partition.num_clients: expected a whole number",
     "seed: 1\nseed: 2": "the key 'seed' is given twice",
     "model: " + "a" * 5000: "and 4,960 more characters",
     "trainable: " + "[" * 3000 + "]" * 3000: "nested lists or mappings",
@@ -85,7 +85,7 @@ OPTIONS = [
     ("study", "s.yaml", "base.training.num_rounds=.inf", "--dry-run"),
     ("study", "s.yaml", "name=" + "x" * 5000),
     ("deploy", "e.yaml", "--address", "h:0"),
-    ("deploy", "e.yaml", "--own", "99=/a"),
+    ("deploy", "e.yaml", "--client-data", "99=/a"),
     ("deploy", "e.yaml", "backend.round_timeout_s=.inf"),
     ("run", "e.yaml", "backend=flower", "backend.min_results=true"),
     ("run", "e.yaml", "seed"),

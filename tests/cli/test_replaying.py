@@ -6,7 +6,7 @@ import json
 
 from fedrift.storage import list_runs
 from tests.cli.test_cli import fedrift, world
-from tests.replay.test_replay import planted
+from tests.replay.test_replay import scale_client_update
 
 __all__ = ["world"]
 WORDS = (
@@ -21,7 +21,7 @@ WORDS = (
 
 def test_from_a_run_with_a_liar_to_what_it_did(world, capsys, monkeypatch):
     assert fedrift(capsys, monkeypatch, "run", "e.yaml", *WORDS, "partition.severity=0")[0] == 0
-    planted(monkeypatch, 1, -40.0)
+    scale_client_update(monkeypatch, 1, -40.0)
     code, out, _ = fedrift(capsys, monkeypatch, "run", "e.yaml", *WORDS, "--save-updates")
     assert code == 0
     twin, run = list_runs(world / "runs")

@@ -8,14 +8,14 @@ import pytest
 import yaml
 
 from tests.cli.test_cli import fedrift
-from tests.study.small import TUNED, said
+from tests.study.small import TUNED, study_values
 
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory):
     """A folder with a study in it."""
     folder = tmp_path_factory.mktemp("studying")
-    whole = said(
+    whole = study_values(
         folder,
         seeds=1,
         hypotheses=[{"type": "Greater", "name": "H1", "metric": "loss", "contrast": "iid_baseline", "group": {"partition.severity": 1.0}}],
@@ -43,12 +43,12 @@ def test_a_dry_run_lists_designs_and_cost_and_runs_nothing(here, capsys, monkeyp
     got = json.loads(out)
     assert not got["ids_final"]
     assert got["cost"]["num_runs"] == 4 + 4 + 2
-    assert not any("one client per round" in each["caveat"] for each in got["caveats"])
+    assert not any("one client per round" in each["warning"] for each in got["warnings"])
     alone = ("study", "s.yaml", "--dry-run", "--no-probe", "base.training.participation_rate=0.34")
     code, out, _ = fedrift(capsys, monkeypatch, *alone)
-    assert "caveat, 10 of 10 runs: one client per round: nothing is averaged, so update.divergence" in out
+    assert "warning, 10 of 10 runs: one client per round: nothing is averaged, so update.divergence" in out
     code, out, _ = fedrift(capsys, monkeypatch, *alone, "--json")
-    assert [each["runs"] for each in json.loads(out)["caveats"] if "one client per round" in each["caveat"]] == [10]
+    assert [each["runs"] for each in json.loads(out)["warnings"] if "one client per round" in each["warning"]] == [10]
     assert not list((here / "runs").glob("*/experiment.json"))
 
 
@@ -64,8 +64,8 @@ def test_from_a_study_to_an_answer(here, capsys, monkeypatch):
     one, other = (row["run"] for row in json.loads(out)[:2])
     code, out, _ = fedrift(capsys, monkeypatch, "compare", one, other, "--json")
     got = json.loads(out)
-    assert "algorithm" in got["asked"] or "training.client_optimizer.lr" in got["asked"] or "seed" in got["asked"]
-    assert "loss" in {each["metric"] for each in got["came"]}
+    assert "algorithm" in got["config"] or "training.client_optimizer.lr" in got["config"] or "seed" in got["config"]
+    assert "loss" in {each["metric"] for each in got["metrics"]}
     code, out, _ = fedrift(capsys, monkeypatch, "compare", one, one)
     assert "configuration: identical" in out
     code, out, _ = fedrift(capsys, monkeypatch, "export", "tiny", "--output", "t.zip")

@@ -5,13 +5,13 @@ from __future__ import annotations
 import json
 
 from tests.cli.test_cli import fedrift
-from tests.watch.made import ROUNDS, begun, booked
+from tests.watch.made import ROUNDS, make_manifest, start_run
 
 
 def test_a_look_at_a_study_on_the_terminal(tmp_path, capsys, monkeypatch):
-    book = booked(tmp_path, tmp_path / "world")
-    begun(tmp_path, "run0", ROUNDS, start=5.1)
-    begun(tmp_path, "twin0", 3, severity=0.0)
+    book = make_manifest(tmp_path, tmp_path / "world")
+    start_run(tmp_path, "run0", ROUNDS, start=5.1)
+    start_run(tmp_path, "twin0", 3, severity=0.0)
     book.record_failure("run1", "MemoryError: no room")
     code, out, _ = fedrift(capsys, monkeypatch, "monitor", "tiny", "--runs-dir", str(tmp_path), "--once")
     assert code == 0
@@ -33,7 +33,7 @@ def test_a_look_at_a_study_on_the_terminal(tmp_path, capsys, monkeypatch):
 
 
 def test_a_finished_folder_ends_the_watching_and_an_empty_one_says_so(tmp_path, capsys, monkeypatch):
-    begun(tmp_path / "runs", "a", ROUNDS)
+    start_run(tmp_path / "runs", "a", ROUNDS)
     monkeypatch.chdir(tmp_path)
     code, out, _ = fedrift(capsys, monkeypatch, "monitor")
     assert code == 0 and "all runs have ended: 1 finished" in out

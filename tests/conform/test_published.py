@@ -82,7 +82,7 @@ def test_a_client_reads_all_its_examples_in_every_epoch():
 
 
 def test_nine_of_ten_straggle_and_their_work_is_kept_or_dropped():
-    kept, dropped = (make_batches([SyntheticFederation(1.0, 0)], StragglingBatches, keep=keep) for keep in (True, False))
+    kept, dropped = (make_batches([SyntheticFederation(1.0, 0)], StragglingBatches, use_partial_work=use) for use in (True, False))
     epochs = np.array([[kept.num_epochs(r, c) for c in range(DEVICES)] for r in range(20)])
     assert (epochs < 20).mean() == pytest.approx(0.9, abs=0.04)
     gone = np.array([[dropped.num_epochs(r, c) for c in range(DEVICES)] for r in range(20)])
@@ -95,7 +95,7 @@ def test_the_measures_are_those_of_autograd():
     found = evaluate_models(params, dealt)
     leaves = params.take(torch.zeros(DEVICES, dtype=torch.long)).map(lambda leaf: leaf.clone().requires_grad_())
     keep = torch.arange(dealt.x.shape[1]) < dealt.num_examples.unsqueeze(1)
-    each = logistic_loss(leaves, {"x": dealt.x, "y": dealt.y, "keep": keep})
+    each = logistic_loss(leaves, {"x": dealt.x, "y": dealt.y, "loss_mask": keep})
     grads = torch.cat([g.flatten(1) for g in torch.autograd.grad(each.sum(), list(leaves.values()))], 1)
     share = dealt.num_examples / dealt.num_examples.sum()
     mean = (grads * share.unsqueeze(1)).sum(0)

@@ -87,9 +87,9 @@ def test_what_cannot_be_clustered_says_why(source):
         load_corpus(replace(source, num_clusters=500))
     with pytest.raises(UserError, match=r"dataset\.num_clusters=8"):
         load_corpus(replace(source, num_clusters=None, encoder="lsa"))
-    with pytest.raises(UserError, match=r"dataset\.num_clusters: wanted a whole number from 2 to 10,000"):
+    with pytest.raises(UserError, match=r"dataset\.num_clusters: expected a whole number from 2 to 10,000"):
         parse_config({"dataset": {"name": "bbc", "num_clusters": 1}})
-    with pytest.raises(UserError, match=r"dataset\.encoder: wanted 'lsa' or 'wordllama'"):
+    with pytest.raises(UserError, match=r"dataset\.encoder: expected 'lsa' or 'wordllama'"):
         parse_config({"dataset": {"name": "bbc", "num_clusters": 4, "encoder": "bert"}})
 
 

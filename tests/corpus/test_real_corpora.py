@@ -36,7 +36,7 @@ def test_nothing_pocket_was_pretrained_on_is_left_in_the_unseen_half(shared_data
     for file in (shared_data / name).glob("train*.parquet"):
         cells = pq.read_table(file, columns=["text"]).column("text").to_pylist()
         read |= {cell.strip() for cell in cells if is_in_pretraining_half(cell)}
-    corpus = load_corpus(DatasetConfig(name), data_dir=shared_data, half="unseen")
+    corpus = load_corpus(DatasetConfig(name), data_dir=shared_data, subset="unseen")
     dealt = set(corpus.train.text)
     if not (shared_data / name / "validation.parquet").exists():  # then it was carved out of train
         dealt |= set(corpus.validation.text)

@@ -28,8 +28,8 @@ def local(folder, name, count=200, labels=("x", "y"), test=40):
 def refusal(*args, **more) -> str:
     with pytest.raises(UserError) as caught:
         load_corpus(
-            DatasetConfig(*args, **{k: v for k, v in more.items() if k not in ("data_dir", "half")}),
-            **{k: v for k, v in more.items() if k in ("data_dir", "half")},
+            DatasetConfig(*args, **{k: v for k, v in more.items() if k not in ("data_dir", "subset")}),
+            **{k: v for k, v in more.items() if k in ("data_dir", "subset")},
         )
     return str(caught.value)
 
@@ -60,7 +60,7 @@ def test_a_limit_keeps_splits_and_labels_in_proportion(tmp_path):
     assert len(corpus) == 60
     assert len(corpus.test) == 10
     assert abs((corpus.label == 0).sum() - 30) <= 2
-    assert corpus.drop_counts == {"beyond the limit": 180}
+    assert corpus.drop_counts == {"limit": 180}
 
 
 def test_domains_are_limited_and_unknown_ones_refused(tmp_path):
@@ -106,7 +106,9 @@ def test_changed_data_is_told(tmp_path):
 @pytest.mark.parametrize("name", sorted(POCKET_PRETRAINING_DATASETS))
 def test_the_unseen_half_holds_no_train_document_that_pocket_has_read(tmp_path, name):
     local(tmp_path, name)
-    whole, unseen, read = (load_corpus(DatasetConfig(name), data_dir=tmp_path, half=half) for half in ("all", "unseen", "pretraining"))
+    whole, unseen, read = (
+        load_corpus(DatasetConfig(name), data_dir=tmp_path, subset=subset) for subset in ("all", "unseen", "pretraining")
+    )
     dealt_from_train = [*unseen.train.text, *unseen.validation.text]
     assert len(dealt_from_train) > 50
     assert not any(is_in_pretraining_half(text) for text in dealt_from_train)
@@ -118,7 +120,7 @@ def test_the_unseen_half_holds_no_train_document_that_pocket_has_read(tmp_path, 
 def test_variants_paths_and_hub_ids_of_a_corpus_are_halved_as_it_is(tmp_path):
     local(tmp_path, "dbpedia")
     for name in (tmp_path / "dbpedia", tmp_path / "dbpedia" / "train.parquet"):
-        assert not any(map(is_in_pretraining_half, load_corpus(DatasetConfig(str(name), test_fraction=0.0), half="unseen").train.text))
+        assert not any(map(is_in_pretraining_half, load_corpus(DatasetConfig(str(name), test_fraction=0.0), subset="unseen").train.text))
     assert known_origin("reddit_topics") == "reddit_posts"
     assert known_origin("newsgroups_topics") == "newsgroups20"
     assert known_origin("Salesforce/wikitext:wikitext-103-raw-v1") == "wikitext2"
@@ -127,9 +129,9 @@ def test_variants_paths_and_hub_ids_of_a_corpus_are_halved_as_it_is(tmp_path):
 
 def test_other_corpora_have_no_halves(tmp_path):
     local(tmp_path, "ag_news")
-    assert len(load_corpus(DatasetConfig("ag_news"), data_dir=tmp_path, half="unseen")) == 240
-    assert "pretraining half" in refusal("ag_news", data_dir=tmp_path, half="pretraining")
-    assert "did you mean 'unseen'" in refusal("ag_news", data_dir=tmp_path, half="unsen")
+    assert len(load_corpus(DatasetConfig("ag_news"), data_dir=tmp_path, subset="unseen")) == 240
+    assert "pretraining half" in refusal("ag_news", data_dir=tmp_path, subset="pretraining")
+    assert "did you mean 'unseen'" in refusal("ag_news", data_dir=tmp_path, subset="unsen")
 
 
 def test_the_rule_of_the_halves_never_changes():

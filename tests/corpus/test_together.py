@@ -40,7 +40,7 @@ def test_styles_are_corpora_and_equally_many_documents_of_each_in_every_split(da
     assert all(text.split()[0] == corpus.domains[label] for text, label in zip(own.text, own.label, strict=True))
     assert (count(corpus).min(1) == count(corpus).max(1)).all() and (count(corpus).min(1) > 0).all()
     assert len(set(corpus.text)) == len(corpus)
-    assert corpus.drop_counts["more than the smallest part has"] > 0
+    assert corpus.drop_counts["balancing"] > 0
 
 
 def test_each_part_keeps_its_own_splits_and_a_text_in_two_parts_is_in_one(data):
@@ -59,7 +59,7 @@ def test_the_seed_draws_the_documents_and_the_limit_keeps_the_balance(data):
 
 
 def test_what_pocket_has_read_is_left_out_part_by_part(data):
-    corpus = load_corpus(DatasetConfig("styles"), data_dir=data, half="unseen")
+    corpus = load_corpus(DatasetConfig("styles"), data_dir=data, subset="unseen")
     for domain, name in STYLES.items():
         rows = (corpus.label == corpus.domains.index(domain)) & (corpus.split == TRAIN)
         read = sum(is_in_pretraining_half(text) for text in corpus.text[rows])
@@ -83,6 +83,6 @@ def test_a_style_can_be_left_out_and_the_list_says_what_it_is_made_of(data):
 
 
 def test_real_styles_are_equally_large(shared_data):
-    corpus = load_corpus(DatasetConfig("styles"), data_dir=shared_data, half="unseen")
+    corpus = load_corpus(DatasetConfig("styles"), data_dir=shared_data, subset="unseen")
     found = count(corpus)
     assert (found.min(1) == found.max(1)).all() and found[TRAIN, 0] > 2000 and found[TEST, 0] > 300

@@ -16,7 +16,7 @@ from fedrift.diagnosis.curves import read_curve
 from fedrift.diagnosis.finding import THRESHOLDS, RunEvidence
 from fedrift.engine.build import build_run, resolve_fingerprints
 from fedrift.engine.run import run_experiment
-from tests.worlds import experiment, stock
+from tests.worlds import experiment, make_cache
 
 from .runs import NAN, falling, run
 
@@ -133,20 +133,20 @@ class Overwritten:
         self.fleet, self.size, self.change = fleet, fleet.size, change
 
     def train(self, state: FederatedState, algorithm, cohort):
-        report = self.fleet.train(state, algorithm, cohort)
-        return replace(report, delta=self.change(state.server.params.take(state.cluster_ids[cohort]), report.delta, cohort))
+        update = self.fleet.train(state, algorithm, cohort)
+        return replace(update, delta=self.change(state.server.params.take(state.cluster_ids[cohort]), update.delta, cohort))
 
 
 def overwritten(tmp_path, change, *overrides):
     asked = experiment(
         tmp_path, "training.num_rounds=2", "evaluation.blocks_per_client=0", "evaluation.final_blocks_per_domain=0", *overrides
     )
-    return run_experiment(asked, stock(tmp_path), pool_factory=lambda _, setting, run: Overwritten(setting.simulator, change))
+    return run_experiment(asked, make_cache(tmp_path), pool_factory=lambda _, setting, run: Overwritten(setting.simulator, change))
 
 
 def test_a_network_without_weights_is_called_dead_by_its_own_records(tmp_path):
     made = overwritten(tmp_path, lambda params, delta, cohort: -params, "trainable=All").trajectory()
-    assert read_curve(made)[1][1:] == pytest.approx(made.curve("loss.uniform")[0], abs=THRESHOLDS["dead"]["uniform"])
+    assert read_curve(made)[1][1:] == pytest.approx(made.curve("loss.uniform")[0], abs=THRESHOLDS["dead_model"]["uniform"])
     assert judge_run(made).sentence.startswith("Training failed: the model is dead: from round 1 on")
 
 
@@ -177,7 +177,7 @@ def test_a_client_whose_update_explodes_is_an_event_and_no_other_is(tmp_path):
 def test_healthy_runs_are_not_called_broken(tmp_path, overrides):
     made = run_experiment(
         experiment(tmp_path, "training.num_rounds=4", "evaluation.blocks_per_client=0", "evaluation.final_blocks_per_domain=0", *overrides),
-        stock(tmp_path),
+        make_cache(tmp_path),
     )
     found = {
         finding.failure
@@ -191,7 +191,7 @@ def test_healthy_runs_are_not_called_broken(tmp_path, overrides):
 
 def test_weights_of_1e30_are_called_broken_on_every_processor(tmp_path):
     """What the probes record of the dead state itself: uniform logits on some processors, NaN on others."""
-    there = stock(tmp_path)
+    there = make_cache(tmp_path)
     setting = build_run(resolve_fingerprints(experiment(tmp_path, "trainable=All"), there), there)
     state = setting.initial_state
     params = state.server.params.map(lambda leaf: torch.full_like(leaf, 1e30))

@@ -11,7 +11,7 @@ from fedrift.diagnosis import detectors
 from fedrift.diagnosis.convergence import measure_oscillation
 from fedrift.diagnosis.detectors import ALL_DETECTORS, run_detectors
 from fedrift.diagnosis.drift import age_distance_pairs
-from fedrift.diagnosis.failures import find_runaway
+from fedrift.diagnosis.failures import find_training_divergence
 from fedrift.diagnosis.finding import THRESHOLDS, RunEvidence, RunInfo
 
 from .runs import NAN, falling, run
@@ -56,7 +56,7 @@ def test_growing_server_steps_with_a_rising_loss_are_divergence_before_the_loss_
     assert only(detectors.divergence(RunEvidence(rising))).is_positive
     assert not only(detectors.divergence(RunEvidence(run(loss=4 - 0.1 * np.arange(10), update_step=steps)))).is_positive
     slow = run(loss=4 + 0.1 * np.arange(10), update_step=1.2 ** np.arange(10))
-    assert find_runaway(rising, THRESHOLDS)[0] and not find_runaway(slow, THRESHOLDS)[0]
+    assert find_training_divergence(rising, THRESHOLDS)[0] and not find_training_divergence(slow, THRESHOLDS)[0]
 
 
 def test_the_oscillation_index_is_upward_moves_over_the_way_down():

@@ -30,7 +30,7 @@ def ground(tmp_path):
         "training.client_weighting=uniform",
         "partition.severity=0.0",
     )
-    return Testbed("tiny", asked, worlds.stock(tmp_path), 0.01, 0.01, tmp_path / "kept")
+    return Testbed("tiny", asked, worlds.make_cache(tmp_path), 0.01, 0.01, tmp_path / "kept")
 
 
 def test_the_plain_run_is_the_real_one(ground):

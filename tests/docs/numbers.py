@@ -64,7 +64,7 @@ def regions(page: str) -> list[Region]:
     return found
 
 
-def told(page: str, region: Region) -> list[re.Match[str]]:
+def numbers_in(page: str, region: Region) -> list[re.Match[str]]:
     return [number for number in numbers(page) if region.at <= number.start() < region.end]
 
 
@@ -81,7 +81,7 @@ def uncovered(page: str, claims: list[str]) -> list[str]:
         f"{number[0]!r} in {page[max(0, number.start() - 50) : number.end() + 30]!r}"
         for region in regions(page)
         if region.kind == "checked"
-        for number in told(page, region)
+        for number in numbers_in(page, region)
         if not any(low <= number.start() and number.end() <= high for low, high in covered)
     ]
 
@@ -91,7 +91,7 @@ def counted(page: str) -> str:
     for region in reversed(regions(page)):
         if region.kind not in ("", "checked"):
             low, high = region.mark
-            page = page[:low] + f"<!-- numbers: {len(told(page, region))} {region.kind} -->" + page[high:]
+            page = page[:low] + f"<!-- numbers: {len(numbers_in(page, region))} {region.kind} -->" + page[high:]
     return page
 
 
@@ -100,7 +100,7 @@ def main() -> int:
     for path in PAGES:
         page = path.read_text(encoding="utf-8")
         path.write_text(counted(page), encoding="utf-8")
-        bare = told(page, regions(page)[0])
+        bare = numbers_in(page, regions(page)[0])
         print(f"{path.relative_to(ROOT)}: {len(numbers(page))} numbers, {len(bare)} under no comment")
     return 0
 

@@ -17,7 +17,7 @@ from fedrift.clustering.base import Assignment, ClientInfo
 from fedrift.clustering.runtime import ClusteringRuntime
 from fedrift.config.schema import parse_config
 from fedrift.engine.loop import run_rounds
-from tests.quadratics import clients, fleet_of, params
+from tests.quadratics import clients, make_simulator, params
 
 CLUSTERING_PAGE = (Path(__file__).resolve().parents[2] / "docs" / "clustering.md").read_text(encoding="utf-8")
 CLUSTERING_SNIPPETS = re.findall(r"```yaml\n(.*?)```", CLUSTERING_PAGE, re.DOTALL)
@@ -37,7 +37,7 @@ def test_the_new_signal_of_the_page_works():
     names = {"dataclass": dataclass, "NoClustering": NoClustering, "Assignment": Assignment, "ClientInfo": ClientInfo, "np": np}
     exec(re.search(r"```python\n(.*?)```", CLUSTERING_PAGE, re.DOTALL)[1], names)
     texts = [["a long text"], ["short"], ["another long text"], ["no"]]
-    fleet, algorithm = fleet_of(clients((1,) * 4, (5, -5, 4, -4))), FedAvg()
+    fleet, algorithm = make_simulator(clients((1,) * 4, (5, -5, 4, -4))), FedAvg()
     work = ClusteringRuntime(names["ByLength"](), ClientInfo(4, 0, texts.__getitem__), algorithm)
     done = list(
         run_rounds(

@@ -8,7 +8,7 @@ import pytest
 
 from .claims import first_study, measured, mitigation
 from .claims.stores import imported
-from .numbers import PAGES, ROOT, counted, hidden, numbers, regions, spans, told, uncovered
+from .numbers import PAGES, ROOT, counted, hidden, numbers, numbers_in, regions, spans, uncovered
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +41,7 @@ def test_every_number_of_every_page_has_a_source(claims):
 
 def problems(page: str, claims: list[str]) -> list[str]:
     """What is wrong with the numbers of a page, in words."""
-    found = [f"say where {number[0]} comes from (tests/docs/numbers.py)" for number in told(page, regions(page)[0])]
+    found = [f"say where {number[0]} comes from (tests/docs/numbers.py)" for number in numbers_in(page, regions(page)[0])]
     if counted(page) != page:
         found.append("a number came or went: python -m tests.docs.numbers counts anew, once its source is right")
     found += [f"the committed results say otherwise: {claim}" for claim in claims if not spans(page, claim)]
@@ -69,7 +69,7 @@ def test_a_number_without_a_claim_and_a_changed_one_are_seen():
     assert not uncovered(PAGE, [whole, "see [12]"]) and counted(PAGE) == PAGE
     assert [seen.split("'")[1] for seen in uncovered(PAGE, ["+0.048 nats", "see [12]"])] == ["-0.008", "+0.105", ".047"]
     assert not spans(PAGE, whole.replace("+0.048", "+0.024")) and not spans(PAGE, "+0.04") and not spans(PAGE, "0.105), p = .04")
-    assert [number[0] for number in told(PAGE, regions(PAGE)[0])] == ["3"]
+    assert [number[0] for number in numbers_in(PAGE, regions(PAGE)[0])] == ["3"]
     more = PAGE.replace("1,000", "1,000 or 2,000")
     assert [said[:8] for said in problems(more, [whole.replace("+0.048", "+0.024"), "see [12]"])] == [
         "say wher",

@@ -41,7 +41,7 @@ def test_a_whole_panel_records_nothing_that_the_page_does_not_name(tmp_path):
         "evaluation.final_blocks_per_domain=0",
         f"evaluation.probes={list(probes.PROBE_GROUPS)}",
     )
-    made = run_experiment(asked, worlds.stock(tmp_path)).trajectory()
+    made = run_experiment(asked, worlds.make_cache(tmp_path)).trajectory()
     named = set(re.findall(r"`([\w.]+)`", PROBES)) | {"train.loss.start"}
     assert len(made.metrics) > 60 and set(made.metrics) <= named, sorted(set(made.metrics) - named)
 
@@ -58,7 +58,7 @@ def test_the_new_probe_of_the_page_works_and_is_one_file_and_one_entry(tmp_path,
     asked = worlds.experiment(
         tmp_path, "training.num_rounds=1", "evaluation.probes=[participation]", "evaluation.final_blocks_per_domain=0"
     )
-    assert run_experiment(asked, worlds.stock(tmp_path)).trajectory().curve("participants")[-1] == 2
+    assert run_experiment(asked, worlds.make_cache(tmp_path)).trajectory().curve("participants")[-1] == 2
 
 
 def test_the_new_detector_of_the_page_works(monkeypatch):

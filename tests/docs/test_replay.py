@@ -11,13 +11,13 @@ from fedrift.diagnosis.fork import make_fork_config
 from fedrift.engine.run import run_experiment
 from fedrift.storage import Run
 from fedrift.storage.fork import ForkedRun
-from tests.worlds import experiment, stock
+from tests.worlds import experiment, make_cache
 
 FORK_PAGE = (Path(__file__).resolve().parents[2] / "docs" / "fork.md").read_text(encoding="utf-8")
 
 
 def test_every_command_of_the_page_is_accepted(tmp_path):
-    there = stock(tmp_path)
+    there = make_cache(tmp_path)
     there = replace(there, runtime=replace(there.runtime, save_updates=True))
     small = "training.num_rounds=9", "partition.num_clients=5", "evaluation.probes=[]", "evaluation.final_blocks_per_domain=0"
     origin = run_experiment(experiment(tmp_path, *small), there)

@@ -33,7 +33,7 @@ def seen(reader: TextBatches, round: int, cohort: list[int], client: int) -> lis
     for batch in reader(round, torch.tensor(cohort)):
         if row in batch["rows"].tolist():
             at = batch["rows"].tolist().index(row)
-            read += [block[0] for block in batch["tokens"][at].tolist()][: int(batch["examples"][at])]
+            read += [block[0] for block in batch["tokens"][at].tolist()][: int(batch["batch_examples"][at])]
     return read
 
 
@@ -64,14 +64,14 @@ def test_half_an_epoch_reads_half_the_blocks():
 
 def test_weight_counts_the_predicted_tokens_only():
     (batch,) = batches((1,), batch_size=1, local_steps=1)(0, torch.tensor([0]))
-    assert batch["keep"].tolist() == [[[True, True, False, False]]]
+    assert batch["loss_mask"].tolist() == [[[True, True, False, False]]]
     assert batch["weight"].tolist() == [1]  # of the two tokens kept the first is context
 
 
 def test_what_fills_up_a_batch_teaches_nothing():
     (first, *_) = batches((4, 1), batch_size=3, local_epochs=1.0)(0, torch.arange(2))
-    assert first["examples"].tolist() == [3, 1]
-    assert not first["keep"][1, 1:].any()
+    assert first["batch_examples"].tolist() == [3, 1]
+    assert not first["loss_mask"][1, 1:].any()
 
 
 def test_a_fleet_without_blocks_takes_no_step():
@@ -93,6 +93,6 @@ def test_a_batch_that_is_used_again_trains_the_same_clients():
     fleet = ClientSimulator(2, loss, lambda round, cohort: [kept] * 3, Sgd(0.1))
     (done,) = run_rounds(init_state(FedAvg(), params(0.0), 2), fleet, FedAvg(), num_rounds=1, cohort_size=2, seed=0)
     assert kept.keys() == {*once, "rows"}
-    assert done.report.steps.tolist() == [0, 3]  # the first client is at rest in every step
+    assert done.update.steps.tolist() == [0, 3]  # the first client is at rest in every step
     assert client_losses_per_model(fleet, done.after, 2).isnan().flatten().tolist() == [True, False]
     assert "rows" in kept

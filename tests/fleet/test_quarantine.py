@@ -20,8 +20,8 @@ def test_an_infinite_gradient_at_a_finite_loss_is_left_out_of_the_mean():
 
     fleet = ClientSimulator(2, loss, lambda round, cohort: iter([{"shift": shift[cohort]}]), Sgd(0.5))
     (done,) = run_rounds(init_state(FedAvg(), Tree(x=torch.ones(1, 1)), 2), fleet, FedAvg(), num_rounds=1, cohort_size=2, seed=0)
-    assert done.report.loss.isfinite().all()
-    assert done.report.failed.tolist() == [True, False]
+    assert done.update.loss.isfinite().all()
+    assert done.update.failed.tolist() == [True, False]
     assert done.after.server.params["x"].item() == 0.75  # the sound client's step alone
 
 

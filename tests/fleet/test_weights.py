@@ -20,7 +20,7 @@ BLOCKS = tuple(blocks_of(count, client) for client, count in enumerate(HELD))
 
 
 def weighted_loss(params: Tree, batch: dict[str, torch.Tensor]) -> torch.Tensor:
-    return (params["x"][:, 0] - 1) ** 2 * batch["keep"].any(2).any(1)
+    return (params["x"][:, 0] - 1) ** 2 * batch["loss_mask"].any(2).any(1)
 
 
 def weights(batches, weighting: str, cohort=(0, 1, 2, 3), micro: int | None = None) -> list[float]:
@@ -56,8 +56,8 @@ def test_tokens_are_those_that_a_client_learnt_from_in_the_round():
 def test_batches_that_do_not_say_what_is_held_are_refused():
     def batches(round, cohort):
         for batch in TextBatches(BLOCKS, batch_size=4, seed=0)(round, cohort):
-            yield {name: leaf for name, leaf in batch.items() if name != "held"}
+            yield {name: leaf for name, leaf in batch.items() if name != "num_examples"}
 
     assert len(weights(batches, "tokens")) == 4
-    with pytest.raises(UserError, match="no 'held'"):
+    with pytest.raises(UserError, match="no 'num_examples'"):
         weights(batches, "examples")

@@ -48,7 +48,7 @@ class Loopback(Grid):
         self.dead: set[int] = set()
         self.replies: list[Message] = []
         self.sent: list[Message] = []
-        self.came: list[Message] = []
+        self.received: list[Message] = []
 
     def set_run(self, run) -> None: ...
     @property
@@ -75,12 +75,12 @@ class Loopback(Grid):
                 answer = Message(Error(code=1, reason=str(error)), reply_to=arrived)
             arrived = [carried(reply) for reply in (self.meddle(message, answer) if message.metadata.message_type == "train" else [answer])]
             self.replies += arrived
-            self.came += arrived
+            self.received += arrived
         return ids
 
     def pull_messages(self, message_ids):
-        wanted = set(message_ids)
-        found = [reply for reply in self.replies if reply.metadata.reply_to_message_id in wanted]
+        requested = set(message_ids)
+        found = [reply for reply in self.replies if reply.metadata.reply_to_message_id in requested]
         self.replies = [reply for reply in self.replies if reply not in found]
         return found
 
@@ -88,33 +88,33 @@ class Loopback(Grid):
         return self.pull_messages(self.push_messages(messages))
 
 
-def client(number: int, deal: Data, algorithm: FedAvg, keeps: Path, optimizer: Optimizer, **options) -> FlowerClient:
-    size = len(deal.steps)
-    fleet = ClientSimulator(size, loss, deal, optimizer, represent_fn=represent, **options)
-    state = init_state(algorithm, params(deal.x.dtype), size)
+def client(number: int, dataset: Data, algorithm: FedAvg, keeps: Path, optimizer: Optimizer, **options) -> FlowerClient:
+    size = len(dataset.steps)
+    simulator = ClientSimulator(size, loss, dataset, optimizer, represent_fn=represent, **options)
+    state = init_state(algorithm, params(dataset.x.dtype), size)
     one, first = slice(0, 1), state.server
     return FlowerClient(
         number,
         EXPERIMENT,
         algorithm,
-        single_client_simulator(fleet, number),
+        single_client_simulator(simulator, number),
         ServerState(first.params.take(one), first.broadcast.take(one), first.opt_state.zeros_like(), first.merged_base.take(one)),
         keeps,
     )
 
 
-def nodes(deal: Data, algorithm: FedAvg, keeps: Path, optimizer: Optimizer = Sgd(0.05), **options):
+def nodes(dataset: Data, algorithm: FedAvg, keeps: Path, optimizer: Optimizer = Sgd(0.05), **options):
     """A node for every client."""
     found = {}
-    for number in range(len(deal.steps)):
-        made = client(number, deal, algorithm, keeps, optimizer, **options)
+    for number in range(len(dataset.steps)):
+        made = client(number, dataset, algorithm, keeps, optimizer, **options)
         found[NODE + number] = (make_client_app(lambda context, made=made: made), Context(1, NODE + number, {}, RecordDict(), {}))
     return found
 
 
 def over_flower(
     algorithm: FedAvg,
-    deal: Data,
+    dataset: Data,
     keeps: Path,
     *,
     until: int = 3,
@@ -126,14 +126,14 @@ def over_flower(
     work: ClusteringRuntime | None = None,
     **options,
 ):
-    size = len(deal.steps)
-    grid = grid or Loopback(nodes(deal, algorithm, keeps, optimizer, **(clients or {})))
+    size = len(dataset.steps)
+    grid = grid or Loopback(nodes(dataset, algorithm, keeps, optimizer, **(clients or {})))
     made = FlowerClientPool(size, grid, EXPERIMENT, round_timeout_s=0.05, poll_interval_s=0.01, **options)
-    first = params(deal.x.dtype)
+    first = params(dataset.x.dtype)
     state = state or (work.init_state(first) if work else init_state(algorithm, first, size))
-    fleet = work.wrap_client_pool(made) if work else made
+    pool = work.wrap_client_pool(made) if work else made
     signal = {"recluster": work.recluster, "sample_clients": work.sample_cohort} if work else {}
-    return list(run_rounds(state, fleet, algorithm, num_rounds=until, cohort_size=cohort or size, seed=3, **signal))
+    return list(run_rounds(state, pool, algorithm, num_rounds=until, cohort_size=cohort or size, seed=3, **signal))
 
 
 def grouped(state: FederatedState, group: list[int]) -> FederatedState:

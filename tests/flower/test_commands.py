@@ -58,9 +58,9 @@ def test_the_fleet_is_no_part_of_the_experiment():
         ("backend.min_results", "written path=value"),
         ("backend.min_results=2.5", "got 2.5"),
         ("backend.round_timeout_s=.inf", "got .inf"),
-        ("backend.stock_clients=yes", "wanted true or false"),
+        ("backend.plain_clients=yes", "expected true or false"),
         ("backend.min_results=[", "is not valid YAML"),
-        ("backend.min_results=0", "backend.min_results: wanted a whole number from 1 to"),
+        ("backend.min_results=0", "backend.min_results: expected a whole number from 1 to"),
     ],
 )
 def test_a_fleet_that_there_is_not_is_refused(said, why):
@@ -73,10 +73,10 @@ QUOTED = 'a "quoted" \\ folder \U0001f600 caf\u00e9\x7f'
 
 def test_the_app_is_toml_that_holds_the_experiment_and_names_fedrift(tmp_path):
     written = parse_config({"dataset": "bbc", "training": {"num_rounds": 3}}).to_dict()
-    folder = write_app(tmp_path / "app", written, {"runs_dir": QUOTED, "min_results": 2, "stock_clients": False})
+    folder = write_app(tmp_path / "app", written, {"runs_dir": QUOTED, "min_results": 2, "plain_clients": False})
     said = tomllib.loads((folder / "pyproject.toml").read_text())["tool"]["flwr"]["app"]
     assert parse_config(__import__("json").loads(said["config"]["experiment"])).training.num_rounds == 3
-    assert said["config"]["runs_dir"] == QUOTED and said["config"]["stock_clients"] is False
+    assert said["config"]["runs_dir"] == QUOTED and said["config"]["plain_clients"] is False
     assert said["components"] == {"serverapp": "fedrift.flower.server:app", "clientapp": "fedrift.flower.client:app"}
     tls = TlsFiles(tmp_path / QUOTED, tmp_path, tmp_path)
     connection = tomllib.loads(write_connection(tmp_path / "home", "10.0.0.5:9191", tls).read_text())["superlink"]["fedrift"]
@@ -137,15 +137,15 @@ def test_own_folders_and_an_address_are_of_clients_and_ports_that_there_are():
 
 
 def test_a_flower_configuration_is_read_as_strictly_as_an_experiment():
-    assert read_flower_config({"min_results": 2, "round_timeout_s": 60, "runs_dir": "x", "stock_clients": False}) == FlowerConfig(2, 60.0)
+    assert read_flower_config({"min_results": 2, "round_timeout_s": 60, "runs_dir": "x", "plain_clients": False}) == FlowerConfig(2, 60.0)
     assert (read_threads({"threads": "2"}), read_threads({}), read_dtype({}), read_bool({"a": True}, "a")) == (2, None, "auto", True)
     experiment = parse_config({"dataset": "bbc"})
     assert read_experiment_config({"experiment": json.dumps(experiment.to_dict())}) == experiment
     for reader, config, told in (
-        (read_flower_config, {"min_results": True}, "backend.min_results: wanted a whole number"),
+        (read_flower_config, {"min_results": True}, "backend.min_results: expected a whole number"),
         (read_flower_config, {"round_timeout_s": "60"}, "backend.round_timeout_s"),
         (read_flower_config, {"round_timeout_s": float("inf")}, "backend.round_timeout_s"),
-        (read_flower_config, {"stock_clients": "false"}, "backend.stock_clients"),
+        (read_flower_config, {"plain_clients": "false"}, "backend.plain_clients"),
         (read_threads, {"threads": "two"}, "threads"),
         (read_threads, {"threads": 1.5}, "threads"),
         (read_threads, {"threads": "9" * 5000}, "threads"),

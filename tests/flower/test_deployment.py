@@ -37,7 +37,7 @@ from fedrift.flower.launch import (
 from fedrift.storage import Run
 from fedrift.storage.fork import Checkpoint
 from fedrift.storage.tensors import load_tensors
-from tests.worlds import experiment, stock
+from tests.worlds import experiment, make_cache
 
 TWO = (
     "partition.num_clients=2",
@@ -67,8 +67,8 @@ def test_a_deployment_is_the_run_on_one_machine_whoever_is_killed(tmp_path):
     """Two SuperNodes, SCAFFOLD, each node dealing its own part and keeping its own memory. In the middle of round 2 the server
     and a client are killed; both are started again, and the run is the unbroken one. After it client 1 dies for good: round 3
     is the other's alone."""
-    here = run_experiment(asked(tmp_path, "training.num_rounds=3"), stock(tmp_path, clients_per_pass=1))
-    lent = stock(tmp_path / "elsewhere", threads=1)
+    here = run_experiment(asked(tmp_path, "training.num_rounds=3"), make_cache(tmp_path, clients_per_pass=1))
+    lent = make_cache(tmp_path / "elsewhere", threads=1)
     wanted = resolve_fingerprints(asked(tmp_path, "training.num_rounds=3"), lent)
     run, folder = Run(lent.runtime.runs_dir, wanted.id), (tmp_path / "federation").resolve()
     port = find_free_port()
@@ -123,8 +123,10 @@ SIMULATED = [(), ("partition.num_clients=3", "clustering={type: UpdateClustering
 @pytest.mark.parametrize("overrides", SIMULATED, ids=["SCAFFOLD", "SCAFFOLD in groups"])
 def test_over_flowers_simulation_it_is_the_same_run_too(overrides, tmp_path):
     wanted = asked(tmp_path, "training.num_rounds=2", *overrides)
-    here = run_experiment(wanted, stock(tmp_path, clients_per_pass=1))
-    over = simulate(wanted, stock(tmp_path / "elsewhere", threads=1), FlowerConfig(min_results=2, round_timeout_s=240, join_timeout_s=240))
+    here = run_experiment(wanted, make_cache(tmp_path, clients_per_pass=1))
+    over = simulate(
+        wanted, make_cache(tmp_path / "elsewhere", threads=1), FlowerConfig(min_results=2, round_timeout_s=240, join_timeout_s=240)
+    )
     assert_same_curves(over, here)
 
 
@@ -142,7 +144,7 @@ def test_under_tls_only_nodes_whose_key_was_registered_join(tmp_path):
     subprocess.run(["bash", "-ec", lines], cwd=certificates, check=True, capture_output=True)
     for name in ("client-0", "client-1", "stranger"):
         subprocess.run(["ssh-keygen", "-q", "-t", "ecdsa", "-b", "384", "-N", "", "-f", name], cwd=keys, check=True)
-    tls, lent = load_certificates(certificates), stock(tmp_path, threads=1)
+    tls, lent = load_certificates(certificates), make_cache(tmp_path, threads=1)
     wanted, folder = asked(tmp_path, "training.num_rounds=1"), tmp_path / "deployment"
     said = {}
 

@@ -128,7 +128,7 @@ def on_nodes(algorithm, keeps: Path, state) -> Tree:
     """What the nodes hold, as of the last round of each that the server counted, ``[N, ...]``."""
     first = state.client_states.gather(slice(0, 1)).zeros_like()
     each = [
-        load_client_state(keeps / "0" / f"client-{k}.safetensors", first, int(state.last_round_seen[k]))
+        load_client_state(keeps / "0" / f"client-{k}.safetensors", first, int(state.last_participation[k]))
         for k in range(len(state.cluster_ids))
     ]
     return Tree({name: torch.cat([tree[name] for tree in each]) for name in first})
@@ -140,14 +140,14 @@ def test_a_client_that_answers_wrongly_counts_as_absent_for_that_round(fault, tm
     deal = data()
     grid = Loopback(nodes(deal, Scaffold(), tmp_path), in_round(1, lambda answer: [meddle(answer)]))
     over = over_flower(Scaffold(), deal, tmp_path, grid=grid, until=4)
-    assert [done.report.failed.tolist() for done in over] == [[k == BAD and round == 1 for k in range(5)] for round in range(4)]
+    assert [done.update.failed.tolist() for done in over] == [[k == BAD and round == 1 for k in range(5)] for round in range(4)]
     assert [(client, kind) for client, kind, _ in client_events(over[1])] == [(BAD, "client failed")]
-    assert why in over[1].report.notes[BAD]
+    assert why in over[1].update.notes[BAD]
     invariant(over[-1].after)
     held = on_nodes(Scaffold(), tmp_path, over[-1].after)
     assert all(torch.allclose(leaf, over[-1].after.client_states.gather_all()[name], atol=1e-12) for name, leaf in held.items())
-    assert over[-1].after.last_round_seen.tolist() == [4, 4, 4, 4, 4]
-    assert over[1].after.last_round_seen.tolist() == [2, 1, 2, 2, 2]
+    assert over[-1].after.last_participation.tolist() == [4, 4, 4, 4, 4]
+    assert over[1].after.last_participation.tolist() == [2, 1, 2, 2, 2]
 
 
 @pytest.mark.parametrize("algorithm", [FedAvg(), Scaffold(), QFedAvg()], ids=repr)
@@ -159,7 +159,7 @@ def test_the_round_is_the_one_in_which_it_was_not_there(algorithm, tmp_path):
     )
     over = over_flower(algorithm, deal, tmp_path, grid=silent, until=3)
     here = train(algorithm, deal.edit(BAD, torch.nan), until=3)
-    assert all(done.report.notes[BAD] == "no result within 0.05 seconds" for done in over)
+    assert all(done.update.notes[BAD] == "no result within 0.05 seconds" for done in over)
     for name, leaf in here[-1].after.server.params.items():
         assert torch.allclose(over[-1].after.server.params[name], leaf, atol=1e-12)
 
@@ -182,7 +182,7 @@ def test_a_late_answer_is_never_looked_at(tmp_path):
         return late[:-1]  # the answer of the round before
 
     over = over_flower(Scaffold(), deal, tmp_path, grid=Loopback(nodes(deal, Scaffold(), tmp_path), meddle), until=4)
-    assert all(done.report.failed.tolist() == [False, True, False, False, False] for done in over)
+    assert all(done.update.failed.tolist() == [False, True, False, False, False] for done in over)
     invariant(over[-1].after)
 
 
@@ -196,7 +196,7 @@ def test_an_old_answer_to_a_new_question_is_refused(tmp_path):
         return [answer]
 
     over = over_flower(Scaffold(), deal, tmp_path, grid=Loopback(nodes(deal, Scaffold(), tmp_path), meddle), until=3)
-    assert "answers round 0, but round 1 was requested" in over[1].report.notes[BAD]
+    assert "answers round 0, but round 1 was requested" in over[1].update.notes[BAD]
     invariant(over[-1].after)
 
 
@@ -232,7 +232,7 @@ def test_a_client_that_lost_its_memory_gets_back_what_the_server_was_told(tmp_pa
     first = over_flower(Scaffold(), deal, tmp_path, until=2, grid=grid)
     (tmp_path / "one" / "0" / "client-1.safetensors").unlink()
     rest = over_flower(Scaffold(), deal, tmp_path, until=4, grid=grid, state=first[-1].after)
-    assert not rest[0].report.failed.any() and "the server restored it" in rest[0].report.notes[1]
+    assert not rest[0].update.failed.any() and "the server restored it" in rest[0].update.notes[1]
     assert next(iter(client_events(rest[0])))[:2] == (1, "client")
     whole = over_flower(Scaffold(), deal, tmp_path / "two", until=4)
     for name, leaf in whole[-1].after.server.params.items():
@@ -246,13 +246,13 @@ def test_a_client_that_lost_what_nobody_else_knew_begins_anew(tmp_path):
     first = over_flower(Ditto(), deal, tmp_path, until=2, grid=grid)
     (tmp_path / "one" / "0" / "client-1.safetensors").write_bytes(b"not a state")
     rest = over_flower(Ditto(), deal, tmp_path, until=3, grid=grid, state=first[-1].after)
-    assert not rest[0].report.failed.any() and "it started from the initial state" in rest[0].report.notes[1]
+    assert not rest[0].update.failed.any() and "it started from the initial state" in rest[0].update.notes[1]
 
 
 def test_what_was_kept_for_another_life_of_the_run_does_not_count(tmp_path):
     deal = data()
     over_flower(Scaffold(), deal, tmp_path, until=3)
-    again = over_flower(Scaffold(), deal, tmp_path, until=3, run_incarnation="1")
+    again = over_flower(Scaffold(), deal, tmp_path, until=3, run_directory_id="1")
     assert same(again[-1].after, over_flower(Scaffold(), deal, tmp_path / "fresh", until=3)[-1].after)
 
 
@@ -263,8 +263,8 @@ def test_a_node_of_another_experiment_and_a_client_that_is_not_there_are_named(t
     del apps[NODE + 2], apps[NODE + 4]
     apps[7] = (lambda message, context: stranger_says(stranger(message, context)), apps[NODE][1])
     over = over_flower(FedAvg(), deal, tmp_path, grid=Loopback(apps), until=1)[-1]
-    assert over.report.failed.tolist() == [False, False, True, False, True]
-    assert "no node runs this client (node 7: it was set up for experiment 'ffff'" in over.report.notes[4]
+    assert over.update.failed.tolist() == [False, False, True, False, True]
+    assert "no node runs this client (node 7: it was set up for experiment 'ffff'" in over.update.notes[4]
 
 
 def stranger_says(answer: Message) -> Message:
@@ -291,7 +291,7 @@ def test_a_node_that_is_gone_but_counts_as_there_is_not_waited_for_once_all_othe
     real = grid.pull_messages
     monkeypatch.setattr(grid, "pull_messages", lambda ids: [looks.append(len(ids)), real(ids)][1])
     done = over_flower(Scaffold(), deal, tmp_path, grid=grid, until=1)[0]
-    assert not done.report.failed.any()
+    assert not done.update.failed.any()
     assert len(looks) == 2, "one look for who is there, one for the answers"
 
 
@@ -305,7 +305,7 @@ def test_a_node_that_was_silent_is_asked_again_when_the_one_before_it_is_gone(tm
     grid.dead = set()
     del grid.apps[NODE + 1]
     third = over_flower(Scaffold(), deal, tmp_path, grid=grid, until=3, registry=roll, state=second[-1].after)
-    assert not third[-1].report.failed.any()
+    assert not third[-1].update.failed.any()
 
 
 def test_a_pickle_is_never_opened(tmp_path):
@@ -315,7 +315,7 @@ def test_a_pickle_is_never_opened(tmp_path):
     np.save(numpy_evil, np.array([Evil(str(trace))], dtype=object), allow_pickle=True)
     for stype, content in (("safetensors", evil), ("pickle", evil), ("numpy.ndarray", numpy_evil.getvalue())):
         grid = Loopback(nodes(deal, FedAvg(), tmp_path), in_round(0, lambda answer, s=stype, c=content: [with_block(answer, c, stype=s)]))
-        assert over_flower(FedAvg(), deal, tmp_path, grid=grid, until=1)[0].report.failed[BAD]
+        assert over_flower(FedAvg(), deal, tmp_path, grid=grid, until=1)[0].update.failed[BAD]
     assert not trace.exists()
     room = Path(fedrift.flower.__file__).parent
     for path in room.glob("*.py"):
@@ -357,21 +357,21 @@ def test_what_decides_by_documents_that_the_server_has_not_is_refused(reader, tm
             over_flower(FedAvg(), deal, tmp_path, grid=Loopback(apps), document_strategy=reader)
     else:
         done = over_flower(FedAvg(), deal, tmp_path, grid=Loopback(apps))
-        assert [one.report.notes[BAD] if one.report.notes else "" for one in done] == [MSG_OWN_DOCUMENTS, "", ""]
+        assert [one.update.notes[BAD] if one.update.notes else "" for one in done] == [MSG_OWN_DOCUMENTS, "", ""]
 
 
 def test_bytes_that_travel_are_counted(tmp_path):
     deal = data(dtype=torch.float32)
     done = over_flower(Scaffold(), deal, tmp_path, until=1)[0]
     numbers = sum(leaf[0].nbytes for leaf in params(torch.float32).values())
-    down, up = done.report.bytes_on_wire.double().unbind(1)
+    down, up = done.update.bytes_on_wire.double().unbind(1)
     for way in (down, up):  # the model and c; its change and that of c_k
         assert (way >= 2 * numbers).all() and (way < 2 * numbers + 1500).all()
     plain = over_flower(FedAvg(), deal, tmp_path, until=1)[0]
-    assert (plain.report.bytes_on_wire[:, 1] < up).all()
+    assert (plain.update.bytes_on_wire[:, 1] < up).all()
     told = over_flower(FedAvg(), deal, tmp_path, until=1, send_gradients=True)[0]
-    assert torch.allclose(told.report.mean_grad["h"], train(FedAvg(), deal, until=1)[0].report.mean_grad["h"], atol=1e-6)
-    assert plain.report.mean_grad["h"].isnan().all()
+    assert torch.allclose(told.update.mean_grad["h"], train(FedAvg(), deal, until=1)[0].update.mean_grad["h"], atol=1e-6)
+    assert plain.update.mean_grad["h"].isnan().all()
 
 
 def test_a_client_does_not_train_for_somebody_else(tmp_path):
@@ -391,15 +391,15 @@ def test_a_client_does_not_train_for_somebody_else(tmp_path):
     for lie, why in (  # noqa: B007 (read by `spoiled`)
         ({"experiment_id": "ffff"}, "the client refused: this is experiment_id"),
         ({"client": 0}, "this is client 1"),
-        ({"run_incarnation": "../../x"}, "valid round"),
+        ({"run_directory_id": "../../x"}, "valid round"),
         ({"protocol_version": 1}, "version 1"),
         ({"counted_round": 9}, "valid round"),
     ):
         done = over_flower(FedAvg(), deal, tmp_path, grid=grid, until=1)[0]
-        assert why in done.report.notes[BAD]
+        assert why in done.update.notes[BAD]
 
 
 def test_states_of_before_there_were_fleets_elsewhere_can_go_on(tmp_path):
     deal = data()
-    old = replace(init_state(Scaffold(), params(), 5), last_round_seen=torch.zeros(0, dtype=torch.long))
-    assert over_flower(Scaffold(), deal, tmp_path, until=1, state=old)[0].after.last_round_seen.tolist() == [1] * 5
+    old = replace(init_state(Scaffold(), params(), 5), last_participation=torch.zeros(0, dtype=torch.long))
+    assert over_flower(Scaffold(), deal, tmp_path, until=1, state=old)[0].after.last_participation.tolist() == [1] * 5

@@ -16,14 +16,14 @@ from fedrift.flower.client_pool import MSG_OWN_DOCUMENTS
 from fedrift.flower.server import run_server
 from tests.flower.loopback import NODE, Loopback
 from tests.flower.test_deployment import TWO, assert_same_curves, invariant
-from tests.worlds import experiment, stock
+from tests.worlds import experiment, make_cache
 
 CANARY = "zanzibar"  # a word of client 0's own documents, and of nothing else
 
 
 def make_experiment(folder: Path, *overrides: str):
     asked = experiment(folder, *TWO, "training.num_rounds=2", "evaluation.blocks_per_domain=1", *overrides)
-    return resolve_fingerprints(asked, stock(folder))
+    return resolve_fingerprints(asked, make_cache(folder))
 
 
 def over(wanted, folder: Path, data: dict[int, str] | None = None) -> tuple[Loopback, dict[str, object]]:
@@ -56,7 +56,7 @@ def over(wanted, folder: Path, data: dict[int, str] | None = None) -> tuple[Loop
 )
 def test_the_two_halves_together_are_the_run_on_one_machine(overrides, tmp_path):
     wanted = make_experiment(tmp_path, *overrides)
-    here = run_experiment(wanted, stock(tmp_path, clients_per_pass=1, threads=1))
+    here = run_experiment(wanted, make_cache(tmp_path, clients_per_pass=1, threads=1))
     there = run_server(*over(wanted, tmp_path / "elsewhere"))
     assert there.id == here.id
     assert_same_curves(there, here)
@@ -84,7 +84,7 @@ def test_documents_of_a_nodes_own_are_trained_on_and_never_leave_it(tmp_path):
     assert losses[0] != pytest.approx(dealt[0], rel=1e-3), "client 0 trained on something else"
     for path in (tmp_path / "elsewhere").rglob("*"):
         assert not path.is_file() or CANARY.encode() not in path.read_bytes(), path
-    for message in (*grid.sent, *grid.came):
+    for message in (*grid.sent, *grid.received):
         content = message.content
         assert CANARY not in content["metadata"]["json"]
         assert CANARY.encode() not in content["fedrift"]["trees"].data

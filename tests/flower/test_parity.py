@@ -17,7 +17,7 @@ from fedrift.simulation import ClientSimulator
 from fedrift.simulation.simulator import client_losses_per_model
 from tests.flower.loopback import grouped, over_flower
 from tests.laws.federation import SUBJECTS, Data, apart, data, loss, params, represent, tensors, train
-from tests.mitigation.plant import documents, ground
+from tests.mitigation.synthetic_clients import documents, make_client_info
 
 ALGORITHMS = [*SUBJECTS.values(), FedProx(mu=0.1)]
 
@@ -39,8 +39,8 @@ def test_a_run_over_flower_is_the_run_on_one_machine(algorithm, tmp_path):
         assert one.cohort.tolist() == two.cohort.tolist()
         assert gap(one, two) < 1e-5
         for name in ("weight", "steps", "tokens", "lr"):
-            assert torch.equal(getattr(one.report, name), getattr(two.report, name))
-        assert torch.allclose(one.report.loss, two.report.loss, rtol=1e-5)
+            assert torch.equal(getattr(one.update, name), getattr(two.update, name))
+        assert torch.allclose(one.update.loss, two.update.loss, rtol=1e-5)
 
 
 def test_in_float64_nothing_is_lost_on_the_way(tmp_path):
@@ -76,7 +76,7 @@ def at_work(signal: NoClustering, algorithm: FedAvg, deal: Data) -> tuple[Cluste
     """A clustering over clients of two kinds of text, and the fleet on one machine."""
     fleet = ClientSimulator(5, loss, deal, optimizers.Sgd(0.05), represent_fn=represent)
     vectors, _ = documents(5, 1.0, 0, domains=2)
-    return ClusteringRuntime(signal, ground(vectors, losses=partial(client_losses_per_model, fleet)), algorithm), fleet
+    return ClusteringRuntime(signal, make_client_info(vectors, losses=partial(client_losses_per_model, fleet)), algorithm), fleet
 
 
 @pytest.mark.parametrize("signal, algorithm", CLUSTERED, ids=repr)
@@ -126,14 +126,14 @@ def test_clients_between_the_groups_train_over_flower_too(tmp_path):
     )
     over = over_flower(algorithm, deal, tmp_path, until=3, cohort=3, work=there)
     assert gap(over[-1], here[-1]) < 1e-5
-    assert (over[-1].report.membership > 0.01).all()
+    assert (over[-1].update.membership > 0.01).all()
 
 
 def test_clients_of_unequal_numbers_of_steps_and_without_data(tmp_path):
     deal = data((3, 0, 1, 2, 3), dtype=torch.float32)
     here, over = train(Scaffold(), deal), over_flower(Scaffold(), deal, tmp_path)
     assert gap(over[-1], here[-1]) < 1e-5
-    assert over[-1].report.weight[1] == 0 and not over[-1].report.failed[1]
+    assert over[-1].update.weight[1] == 0 and not over[-1].update.failed[1]
 
 
 def test_the_memory_of_a_personal_algorithm_stays_on_its_node(tmp_path):
@@ -153,10 +153,10 @@ def test_what_the_server_reads_of_a_report_is_what_the_algorithm_says_travels(al
     from dataclasses import replace
 
     done = train(algorithm, data(), until=2)[-1]
-    report = done.report
-    lost = {part: getattr(report, part).map(lambda leaf: leaf * torch.nan) for part in ("mean_grad", "client_state", "state_delta")}
+    update = done.update
+    lost = {part: getattr(update, part).map(lambda leaf: leaf * torch.nan) for part in ("mean_grad", "client_state", "state_delta")}
     kept = {"mean_grad"} & algorithm.uploads | ({"client_state", "state_delta"} if "client_state" in algorithm.uploads else set())
-    blind = replace(report, **{part: tree for part, tree in lost.items() if part not in kept})
+    blind = replace(update, **{part: tree for part, tree in lost.items() if part not in kept})
     after = algorithm.server_update(done.before.server, blind)
     for part in ("params", "broadcast", "opt_state", "merged_base"):
         for name, leaf in getattr(done.after.server, part).items():

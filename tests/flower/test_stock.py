@@ -88,17 +88,17 @@ def test_a_strategy_that_sends_a_model_only_cannot_drive_scaffold(tmp_path):
 
 def test_our_server_drives_a_plain_flower_client(tmp_path):
     deal = data(dtype=torch.float32)
-    over = over_flower(FedAvg(), deal, tmp_path, grid=Loopback(plain_nodes(deal)), stock_clients=True, lr_at=lambda round: 0.05)
+    over = over_flower(FedAvg(), deal, tmp_path, grid=Loopback(plain_nodes(deal)), plain_clients=True, lr_at=lambda round: 0.05)
     here = train(FedAvg(), deal)
     for name, leaf in here[-1].after.server.params.items():
         assert torch.allclose(over[-1].after.server.params[name], leaf, atol=1e-5)
-    assert torch.equal(over[-1].report.weight, here[-1].report.weight)
-    assert torch.allclose(over[-1].report.loss[:, 1], here[-1].report.loss.mean(1), atol=1)  # its own mean loss is told
+    assert torch.equal(over[-1].update.weight, here[-1].update.weight)
+    assert torch.allclose(over[-1].update.loss[:, 1], here[-1].update.loss.mean(1), atol=1)  # its own mean loss is told
 
 
 def test_our_server_with_plain_clients_has_the_servers_optimisers(tmp_path):
     deal, algorithm = data(dtype=torch.float32), FedAvg(server_optimizer=Adam(0.05))
-    over = over_flower(algorithm, deal, tmp_path, grid=Loopback(plain_nodes(deal)), stock_clients=True, lr_at=lambda round: 0.05)
+    over = over_flower(algorithm, deal, tmp_path, grid=Loopback(plain_nodes(deal)), plain_clients=True, lr_at=lambda round: 0.05)
     here = train(algorithm, deal)
     for name, leaf in here[-1].after.server.params.items():
         assert torch.allclose(over[-1].after.server.params[name], leaf, atol=1e-5)
@@ -107,7 +107,7 @@ def test_our_server_with_plain_clients_has_the_servers_optimisers(tmp_path):
 def test_plain_clients_cannot_run_scaffold(tmp_path):
     deal = data(dtype=torch.float32)
     with pytest.raises(UserError, match="Scaffold needs more"):
-        over_flower(Scaffold(), deal, tmp_path, grid=Loopback(plain_nodes(deal)), stock_clients=True)
+        over_flower(Scaffold(), deal, tmp_path, grid=Loopback(plain_nodes(deal)), plain_clients=True)
 
 
 def promising(shape: tuple[int, ...]) -> bytes:
@@ -136,6 +136,6 @@ def test_what_a_plain_client_sends_is_measured_before_it_is_believed(lie, tmp_pa
             arrays["h"] = Array(dtype=old.dtype, shape=old.shape, stype=old.stype, data=LIES[lie](old.data))
         return [answer]
 
-    done = over_flower(FedAvg(), deal, tmp_path, grid=Loopback(plain_nodes(deal), meddle), stock_clients=True, until=1)[0]
-    assert done.report.failed.tolist() == [False, True, False, False, False]
-    assert done.report.notes[1].startswith("its result is not usable: h ")
+    done = over_flower(FedAvg(), deal, tmp_path, grid=Loopback(plain_nodes(deal), meddle), plain_clients=True, until=1)[0]
+    assert done.update.failed.tolist() == [False, True, False, False, False]
+    assert done.update.notes[1].startswith("its result is not usable: h ")

@@ -15,8 +15,8 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, MetricR
 from fedrift.algorithms import FedAvg
 from fedrift.core.optimizers import Sgd
 from fedrift.core.tree import Tree
-from fedrift.flower.client import make_client_app, train_round, train_stock_round
-from fedrift.flower.client_pool import parse_stock_reply
+from fedrift.flower.client import make_client_app, train_plain_round, train_round
+from fedrift.flower.client_pool import parse_plain_reply
 from fedrift.flower.wire import (
     HEADER_BYTES,
     MAX_TEXT_BYTES,
@@ -27,7 +27,7 @@ from fedrift.flower.wire import (
     read_metadata,
     read_number,
     read_trees,
-    to_stock_arrays,
+    to_plain_arrays,
 )
 from tests.flower.loopback import EXPERIMENT, NODE, Loopback, carried, client
 from tests.laws.federation import data
@@ -213,10 +213,10 @@ def broken(content: RecordDict, how: str) -> RecordDict:
 )
 def test_what_a_plain_strategy_sends_wrongly_is_refused_and_answered_by_an_error(how, tmp_path):
     here = client(0, data(dtype=torch.float32), FedAvg(), tmp_path, Sgd(0.05))
-    good = RecordDict({"arrays": to_stock_arrays(here.initial_server.params), "config": ConfigRecord({"server-round": 1})})
-    assert train_stock_round(here, good).array_records["arrays"].keys() == here.initial_server.params.keys()
+    good = RecordDict({"arrays": to_plain_arrays(here.initial_server.params), "config": ConfigRecord({"server-round": 1})})
+    assert train_plain_round(here, good).array_records["arrays"].keys() == here.initial_server.params.keys()
     with pytest.raises(MessageRejected) as raised:
-        train_stock_round(here, broken(good, how))
+        train_plain_round(here, broken(good, how))
     assert len(str(raised.value)) < 400
     Loopback({})  # who makes messages must be somebody
     sent = Message(broken(good, how), NODE, "train")
@@ -231,9 +231,9 @@ def test_what_a_plain_strategy_sends_wrongly_is_refused_and_answered_by_an_error
         {"round": 10**9},
         {"round": "1"},
         {"round": -1},
-        {"run_incarnation": "x" * 5000},
-        {"run_incarnation": "../a"},
-        {"run_incarnation": "\u00e9"},
+        {"run_directory_id": "x" * 5000},
+        {"run_directory_id": "../a"},
+        {"run_directory_id": "\u00e9"},
         {"counted_round": True},
         {"counted_round": None},
         {"counted_round": 5},
@@ -243,7 +243,7 @@ def test_what_a_plain_strategy_sends_wrongly_is_refused_and_answered_by_an_error
 )
 def test_what_our_server_would_not_send_is_refused_by_a_client(told, tmp_path):
     here = client(0, data(dtype=torch.float32), FedAvg(), tmp_path, Sgd(0.05))
-    sound = {"experiment_id": EXPERIMENT, "client": 0, "run_incarnation": "a", "round": 1, "counted_round": 0}
+    sound = {"experiment_id": EXPERIMENT, "client": 0, "run_directory_id": "a", "round": 1, "counted_round": 0}
     first = here.initial_server
     trees = {"params": first.params, "broadcast": first.broadcast, "merged_base": first.merged_base}
     assert read_metadata(train_round(here, pack_message(trees, sound)))["round"] == 1
@@ -260,7 +260,7 @@ def test_what_a_plain_client_answers_wrongly_is_refused(wrong):
     metrics = {"num-examples": 5, "train_loss": [1.0, 2.0], **{k: v for k, v in wrong.items() if k == "num-examples"}}
     records = {"arrays": arrays, "metrics": MetricRecord({k: v for k, v in metrics.items() if v is not None})}
     lossless = MetricRecord({"num-examples": 5, "train_loss": [1.0]})
-    assert np.isnan(parse_stock_reply(RecordDict({**records, "metrics": lossless}), params).loss[1])
+    assert np.isnan(parse_plain_reply(RecordDict({**records, "metrics": lossless}), params).loss[1])
     if "arrays" in wrong or not wrong:
         del records["arrays"]
     if "metrics" in wrong or not wrong:
@@ -268,11 +268,11 @@ def test_what_a_plain_client_answers_wrongly_is_refused(wrong):
     if "more" in wrong:
         records["second"] = arrays
     with pytest.raises(MessageRejected):
-        parse_stock_reply(RecordDict(records), params)
+        parse_plain_reply(RecordDict(records), params)
 
 
 def test_numbers_that_a_float_cannot_hold_make_an_answer_that_is_left_out():
     wide = RecordDict({"arrays": ArrayRecord({"h": Array(np.full((2, 3), 1e300))}), "metrics": MetricRecord({"num-examples": 5})})
-    answer = parse_stock_reply(wide, Tree(h=LIKE))
+    answer = parse_plain_reply(wide, Tree(h=LIKE))
     assert answer.failed and "non-finite numbers" in answer.note
     assert json.loads(pack_message({}, {"a": 1})["metadata"]["json"]) == {"protocol_version": 2, "a": 1}

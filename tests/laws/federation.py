@@ -115,7 +115,7 @@ def data(
 
 def train(
     algorithm: FedAvg,
-    deal: Data,
+    dataset: Data,
     *,
     until: int = 3,
     cohort: int | None = None,
@@ -123,10 +123,10 @@ def train(
     optimizer: Optimizer = Sgd(0.05),
     **options,
 ) -> list[RoundResult]:
-    size = len(deal.steps)
-    fleet = ClientSimulator(size, loss, deal, optimizer, represent_fn=represent, **options)
-    state = state or init_state(algorithm, params(deal.x.dtype), size)
-    return list(run_rounds(state, fleet, algorithm, num_rounds=until, cohort_size=cohort or size, seed=3))
+    size = len(dataset.steps)
+    simulator = ClientSimulator(size, loss, dataset, optimizer, represent_fn=represent, **options)
+    state = state or init_state(algorithm, params(dataset.x.dtype), size)
+    return list(run_rounds(state, simulator, algorithm, num_rounds=until, cohort_size=cohort or size, seed=3))
 
 
 def tensors(state: FederatedState) -> dict[str, Tensor]:

@@ -72,7 +72,7 @@ def test_a_client_without_weight_changes_nothing_and_is_not_changed(algorithm, s
     plain = train(algorithm, data(steps, weight), until=2)
     wild = train(algorithm, data(steps, weight).edit(1, 50.0), until=2)
     assert same(plain[-1].after, wild[-1].after)
-    assert not plain[-1].report.failed.any()
+    assert not plain[-1].update.failed.any()
     first = plain[0].before.client_states.gather_all()
     assert all(torch.equal(leaf[1], first[name][1]) for name, leaf in plain[-1].after.client_states.gather_all().items())
 
@@ -81,10 +81,10 @@ def test_a_client_that_returns_nan_is_recorded_and_counts_as_absent(algorithm):
     broken = train(algorithm, data().edit(1, torch.nan), until=2)
     absent = train(algorithm, data((3, 0, 3, 3, 3)), until=2)
     for done in broken:
-        assert done.report.failed.tolist() == [False, True, False, False, False]
-        assert done.report.weight[1] == 0
-        assert done.report.delta.is_finite().all()
-        assert done.report.mean_grad.is_finite().all()
+        assert done.update.failed.tolist() == [False, True, False, False, False]
+        assert done.update.weight[1] == 0
+        assert done.update.delta.is_finite().all()
+        assert done.update.mean_grad.is_finite().all()
     # A penalty's exponentials are of a pass with five clients here and four there: a vector register's and its rest's may
     # round differently, so with one the two runs are the same up to rounding.
     ends = broken[-1].after, absent[-1].after
@@ -97,7 +97,7 @@ def test_a_round_without_survivors_changes_nothing(algorithm):
         lost = lost.edit(client, torch.inf)
     before = train(algorithm, data(), until=1)[-1].after
     done = train(algorithm, lost, until=2, state=before)[-1]
-    assert done.report.failed.all()
+    assert done.update.failed.all()
     assert same(replace(before, round=2, server_delta=done.after.server_delta), done.after)
     assert not any(leaf.any() for leaf in done.after.server_delta.values())
 
@@ -124,10 +124,10 @@ def test_identical_clients_are_one_client(algorithm):
 def test_what_was_sent_may_be_overwritten_without_touching_what_was_kept(algorithm):
     done = train(algorithm, data(), until=1)[0]
     kept = {name: leaf.clone() for name, leaf in tensors(done.after).items()}
-    for tree in (done.report.delta, done.report.client_state, done.report.state_delta, done.report.mean_grad):
+    for tree in (done.update.delta, done.update.client_state, done.update.state_delta, done.update.mean_grad):
         for leaf in tree.values():
             leaf.fill_(torch.nan)
-    for vector in (done.report.weight, done.report.steps, done.report.loss):
+    for vector in (done.update.weight, done.update.steps, done.update.loss):
         vector.fill_(torch.nan)
     assert all(torch.equal(leaf, kept[name]) for name, leaf in tensors(done.after).items())
 

@@ -49,7 +49,7 @@ def batches(round: int, cohort: torch.Tensor):
         if len(rows):
             whole = batch(3, seed=10 * round + step)
             part = {name: value[cohort[rows]] for name, value in whole.items()}
-            yield {**part, "rows": rows, "weight": part["keep"][:, :, 1:].sum((1, 2)).double()}
+            yield {**part, "rows": rows, "weight": part["loss_mask"][:, :, 1:].sum((1, 2)).double()}
 
 
 def trained(kind: str, tune: str, rule: str, fused: bool = True, use_prefix_cache: bool | None = None, **more) -> Tree:

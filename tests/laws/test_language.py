@@ -19,7 +19,7 @@ from fedrift.engine.build import RunContext, build_run
 from fedrift.engine.loop import init_state, run_rounds
 from fedrift.simulation import ClientSimulator
 from tests.pairs import PAIRS, TUNES, algorithm
-from tests.worlds import experiment, stock
+from tests.worlds import experiment, make_cache
 
 from .federation import same
 
@@ -27,7 +27,7 @@ from .federation import same
 @pytest.fixture(scope="module", params=["tiny", pytest.param("pocket", marks=pytest.mark.slow)])
 def settings(request, tmp_path_factory) -> dict[str, RunContext]:
     folder = tmp_path_factory.mktemp("language")
-    shelf = stock(folder)
+    shelf = make_cache(folder)
     asked = [
         "training.client_weighting=uniform",
         "evaluation.blocks_per_domain=1",
@@ -77,16 +77,16 @@ def test_a_broken_client_an_empty_one_and_a_lost_round_are_survived(settings, na
     broken = train(spoilt(fleet, broken={1}), rule, None, params, 2)
     empty = train(spoilt(fleet, empty={1}), rule, None, params, 2)
     for one, other in zip(broken, empty, strict=True):
-        assert one.report.failed.tolist() == [False, True, False]
-        assert one.report.weight[1] == 0 and one.report.delta.is_finite().all()
-        assert not other.report.failed.any()
-        assert other.report.steps[1] == 0
+        assert one.update.failed.tolist() == [False, True, False]
+        assert one.update.weight[1] == 0 and one.update.delta.is_finite().all()
+        assert not other.update.failed.any()
+        assert other.update.steps[1] == 0
     assert same(broken[-1].after, empty[-1].after)
     assert all(leaf.isfinite().all() for leaf in broken[-1].after.server.params.values())
 
     before = broken[-1].after
     (lost,) = train(spoilt(fleet, broken={0, 1, 2}), rule, before, params, 3)
-    assert lost.report.failed.all()
+    assert lost.update.failed.all()
     assert same(replace(before, round=3), lost.after)
     assert not any(leaf.any() for leaf in lost.after.server_delta.values())
 
@@ -97,9 +97,9 @@ def test_a_mean_that_takes_everybody_would_be_seen(settings, tune):
 
     @dataclass(frozen=True)
     class Gullible(FedAvg):
-        def server_update(self, server, report):
-            delta = report.delta.map(lambda leaf: leaf.index_fill(0, report.failed.nonzero().flatten(), torch.nan))
-            return super().server_update(server, replace(report, delta=delta, weight=torch.ones_like(report.weight)))
+        def server_update(self, server, update):
+            delta = update.delta.map(lambda leaf: leaf.index_fill(0, update.failed.nonzero().flatten(), torch.nan))
+            return super().server_update(server, replace(update, delta=delta, weight=torch.ones_like(update.weight)))
 
     setting = settings[tune]
     done = train(spoilt(setting.simulator, broken={1}), Gullible(), None, setting.initial_state.server.params, 1)[-1]

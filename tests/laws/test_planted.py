@@ -18,21 +18,21 @@ from . import test_algorithms as laws
 class RemembersOutsideTheState(FedAvg):
     rounds: list = field(default_factory=list)
 
-    def server_update(self, server, report):
+    def server_update(self, server, update):
         self.rounds.append(1)
-        return super().server_update(server, replace(report, delta=report.delta / len(self.rounds)))
+        return super().server_update(server, replace(update, delta=update.delta / len(self.rounds)))
 
 
 @dataclass(frozen=True)
 class TakesTheLast(Mean):
-    def aggregate(self, server, report):
-        return report.delta.map(lambda leaf: leaf[-1:])
+    def aggregate(self, server, update):
+        return update.delta.map(lambda leaf: leaf[-1:])
 
 
 @dataclass(frozen=True)
 class NeverDivides(Mean):
-    def aggregate(self, server, report):
-        return report.delta.map(lambda leaf: leaf.sum(0, keepdim=True))
+    def aggregate(self, server, update):
+        return update.delta.map(lambda leaf: leaf.sum(0, keepdim=True))
 
 
 @dataclass(frozen=True)
@@ -40,14 +40,14 @@ class KeepsWhatWasSent(FedAvg):
     def init_broadcast(self, params):
         return params.zeros_like()
 
-    def server_update(self, server, report):
-        return replace(super().server_update(server, report), broadcast=report.mean_grad.map(lambda leaf: leaf[:1]))
+    def server_update(self, server, update):
+        return replace(super().server_update(server, update), broadcast=update.mean_grad.map(lambda leaf: leaf[:1]))
 
 
 @dataclass(frozen=True)
 class MovesWithoutBeingAsked(FedAvg):
-    def server_update(self, server, report):
-        descent = -self.aggregator.aggregate(server, report)
+    def server_update(self, server, update):
+        descent = -self.aggregator.aggregate(server, update)
         params, moments = self.server_optimizer.step(server.params, descent, server.opt_state)
         return replace(server, params=params, opt_state=moments)
 

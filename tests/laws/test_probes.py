@@ -12,13 +12,13 @@ from fedrift.config.schema import edit_config, parse_config
 from fedrift.core.errors import UserError
 from fedrift.engine.run import run_experiment
 from fedrift.probes import PROBE_GROUPS
-from tests.worlds import experiment, stock, stored
+from tests.worlds import experiment, make_cache, stored
 
 EVERYTHING = tuple(PROBE_GROUPS)
 
 
 def at(folder, name: str):
-    there = stock(folder)
+    there = make_cache(folder)
     return replace(there, runtime=replace(there.runtime, runs_dir=folder / name), _items={})
 
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from tests.worlds import stock
+from tests.worlds import make_cache
 
 
 @pytest.fixture(scope="session")
 def world(tmp_path_factory):
     """One small world, loaded once; runs of different tests lie apart."""
-    return stock(tmp_path_factory.mktemp("world"))
+    return make_cache(tmp_path_factory.mktemp("world"))

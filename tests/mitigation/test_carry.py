@@ -16,7 +16,7 @@ from fedrift.clustering.base import Assignment, apply_hysteresis, match_clusters
 from fedrift.core.optimizers import Adam, Sgd
 from fedrift.engine.loop import init_state, run_rounds
 from tests.laws.federation import same
-from tests.quadratics import DOUBLE, clients, fleet_of, params
+from tests.quadratics import DOUBLE, clients, make_simulator, params
 
 GROUPS = st.lists(st.integers(0, 3), min_size=4, max_size=12)
 
@@ -60,10 +60,16 @@ def test_a_client_leaves_only_for_a_group_that_is_clearly_nearer():
 def test_where_nothing_changes_nothing_is_touched():
     algorithm, group = Scaffold(), clients((1, 4), (0, 1))
     state = init_state(algorithm, params(1.0), 2)
-    plain = list(run_rounds(state, fleet_of(group), algorithm, num_rounds=3, cohort_size=2, seed=0))[-1].after
+    plain = list(run_rounds(state, make_simulator(group), algorithm, num_rounds=3, cohort_size=2, seed=0))[-1].after
     still = list(
         run_rounds(
-            state, fleet_of(group), algorithm, num_rounds=3, cohort_size=2, seed=0, recluster=flip({1: [0, 0], 2: [0, 0]}, 1, algorithm)
+            state,
+            make_simulator(group),
+            algorithm,
+            num_rounds=3,
+            cohort_size=2,
+            seed=0,
+            recluster=flip({1: [0, 0], 2: [0, 0]}, 1, algorithm),
         )
     )[-1].after
     assert same(plain, still)
@@ -78,7 +84,7 @@ def test_what_the_server_keeps_of_its_clients_is_the_mean_over_its_members_whoev
     state = init_state(algorithm, params(1.0), 5)
     state = replace(state, server=algorithm.init_server(params(1.0).take(torch.zeros(2, dtype=torch.long))))
     for done in run_rounds(
-        state, fleet_of(group, client_weighting=weighting), algorithm, num_rounds=7, cohort_size=3, seed=0, recluster=regroup
+        state, make_simulator(group, client_weighting=weighting), algorithm, num_rounds=7, cohort_size=3, seed=0, recluster=regroup
     ):
         after = done.after
         kept = after.server.opt_state if isinstance(algorithm, FedDyn) else after.server.broadcast
@@ -98,7 +104,7 @@ def test_scaffold_ends_at_the_optimum_of_each_group_after_clients_have_moved():
     state = replace(
         state, server=algorithm.init_server(params(0.0).take(torch.zeros(2, dtype=torch.long))), cluster_ids=torch.tensor([0, 1, 0, 1])
     )
-    done = list(run_rounds(state, fleet_of(group), algorithm, num_rounds=120, cohort_size=4, seed=0, recluster=regroup))
+    done = list(run_rounds(state, make_simulator(group), algorithm, num_rounds=120, cohort_size=4, seed=0, recluster=regroup))
     assert torch.allclose(done[-1].after.server.params["x"][:, 0], torch.tensor([0.8, 2.5], dtype=DOUBLE), atol=1e-6)
 
 
@@ -108,7 +114,7 @@ def test_afl_finds_its_threshold_among_the_new_members():
     done = list(
         run_rounds(
             state,
-            fleet_of(group),
+            make_simulator(group),
             algorithm,
             num_rounds=2,
             cohort_size=4,
@@ -125,7 +131,7 @@ def test_afl_finds_its_threshold_among_the_new_members():
 def test_moments_and_the_last_move_follow_the_models(server):
     algorithm, group = FedAvg(server_optimizer=server), clients((1, 4, 2), (0, 1, -1))
     state = init_state(algorithm, params(5.0), 3)
-    before = list(run_rounds(state, fleet_of(group), algorithm, num_rounds=2, cohort_size=3, seed=0))[-1].after
+    before = list(run_rounds(state, make_simulator(group), algorithm, num_rounds=2, cohort_size=3, seed=0))[-1].after
     after = transfer_state(before, Assignment(np.array([0, 0, 1]), 2, {}), algorithm)
     assert after.server.num_models == 2
     for tree, other in (
@@ -140,7 +146,7 @@ def test_a_group_that_nobody_trains_is_held_still():
     algorithm, group = FedAvg(server_optimizer=Sgd(1.0, momentum=0.9)), clients((1, 4, 2, 3), (0, 1, -1, 2))
     state = init_state(algorithm, params(5.0), 4)
     state = transfer_state(state, Assignment(np.array([0, 0, 1, 1]), 2, {}), algorithm)
-    fleet = fleet_of(group)
+    fleet = make_simulator(group)
     warm = list(run_rounds(state, fleet, algorithm, num_rounds=2, cohort_size=4, seed=0))[-1].after
     (done,) = run_rounds(
         warm, fleet, algorithm, num_rounds=3, cohort_size=2, seed=0, sample_clients=lambda state, count, seed: torch.tensor([0, 1])

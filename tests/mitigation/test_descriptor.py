@@ -22,19 +22,19 @@ from fedrift.clustering.selection import (
 from fedrift.core.errors import UserError
 from fedrift.data import TRAIN
 from fedrift.engine.build import build_run, client_info, partition_documents, resolve_fingerprints
-from tests.worlds import experiment, stock
+from tests.worlds import experiment, make_cache
 
-from .plant import documents, ground
+from .synthetic_clients import documents, make_client_info
 
 
 def test_a_descriptor_is_the_mean_of_at_most_so_many_documents_and_costs_four_bytes_a_number():
     vectors, _ = documents(3, 1.0, 0, each=50)
-    whole = embed_clients(ground(vectors), "any", 200)
+    whole = embed_clients(make_client_info(vectors), "any", 200)
     assert np.allclose(whole.means, [own.mean(axis=0) for own in vectors]) and whole.num_bytes == 4 * 32
-    some = embed_clients(ground(vectors), "any", 7)
+    some = embed_clients(make_client_info(vectors), "any", 7)
     assert [len(own) for own in some.document_embeddings] == [7, 7, 7]
-    assert np.array_equal(some.means, embed_clients(ground(vectors), "any", 7).means)
-    assert not np.array_equal(some.means, embed_clients(ground(vectors, seed=1), "any", 7).means)
+    assert np.array_equal(some.means, embed_clients(make_client_info(vectors), "any", 7).means)
+    assert not np.array_equal(some.means, embed_clients(make_client_info(vectors, seed=1), "any", 7).means)
 
 
 def test_the_noise_is_that_of_the_gaussian_mechanism():
@@ -58,7 +58,7 @@ def test_one_document_moves_a_mean_by_two_over_n_at_most(count, seed):
 
 
 def test_descriptors_are_told_from_training_documents_only_and_as_the_client_has_them(tmp_path):
-    wanted, there = experiment(tmp_path, "partition={type: StopwordDrop, num_clients: 3}"), stock(tmp_path)
+    wanted, there = experiment(tmp_path, "partition={type: StopwordDrop, num_clients: 3}"), make_cache(tmp_path)
     wanted = resolve_fingerprints(replace(wanted, clustering=TextClustering(encoder="hashing")), there)
     corpus = there.get_corpus(replace(wanted.dataset, fingerprint=""), wanted.model)
     setting, partition = build_run(wanted, there), partition_documents(wanted, corpus)
@@ -74,7 +74,7 @@ def test_descriptors_are_told_from_training_documents_only_and_as_the_client_has
 
 def test_nothing_to_describe_is_said():
     with pytest.raises(UserError, match="no client has a document"):
-        embed_clients(replace(ground((np.ones((1, 2)),)), documents=lambda client: []), "any", 200)
+        embed_clients(replace(make_client_info((np.ones((1, 2)),)), documents=lambda client: []), "any", 200)
 
 
 def test_documents_tell_their_client_as_well_as_clients_differ():

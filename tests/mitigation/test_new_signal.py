@@ -15,7 +15,7 @@ from fedrift.clustering.base import Assignment, ClientInfo
 from fedrift.config.schema import parse_config
 from fedrift.engine.build import build_run, resolve_fingerprints
 
-from .worlds import asked, at
+from .worlds import at, make_config
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "clustering.md"
 
@@ -41,8 +41,10 @@ def signal(monkeypatch):
 def test_yaml_knows_it_a_run_groups_by_it_and_its_random_control_is_there(signal, world, tmp_path):
     experiment = parse_config({"dataset": "bbc", "clustering": "ByLength"})
     assert experiment.clustering == signal() and parse_config(experiment.to_dict()) == experiment
-    setting = build_run(resolve_fingerprints(asked(world, signal()), world), at(world, tmp_path))
+    setting = build_run(resolve_fingerprints(make_config(world, signal()), world), at(world, tmp_path))
     assert setting.initial_state.server.num_models == 2 and setting.initial_state.cluster_ids.bincount().tolist() == [3, 3]
-    control = parse_config({"dataset": "bbc", "clustering": {"type": "RandomClustering", "like": "ByLength"}}).clustering
-    ((_, decision),) = build_run(resolve_fingerprints(asked(world, control), world), at(world, tmp_path)).clustering.pending_assignments
+    control = parse_config({"dataset": "bbc", "clustering": {"type": "RandomClustering", "sizes_from": "ByLength"}}).clustering
+    ((_, decision),) = build_run(
+        resolve_fingerprints(make_config(world, control), world), at(world, tmp_path)
+    ).clustering.pending_assignments
     assert sorted(np.bincount(decision.cluster_ids)) == [3, 3]

@@ -16,7 +16,7 @@ from fedrift.engine.build import build_run, resolve_fingerprints
 from fedrift.engine.run import run_experiment
 from tests.worlds import stored
 
-from .worlds import Killed, asked, at, killed_at, outcome
+from .worlds import Killed, at, killed_at, make_config, outcome
 
 TEXT = TextClustering(encoder="hashing", max_documents=10)
 SIGNALS = [
@@ -32,7 +32,7 @@ SIGNALS = [
 
 @pytest.mark.parametrize("signal", SIGNALS, ids=lambda signal: type(signal).__name__)
 def test_a_run_that_was_interrupted_resumes_bit_for_bit_under_every_mitigation(world, tmp_path, signal):
-    wanted = asked(world, signal, "algorithm=Scaffold", "training.client_weighting=uniform")
+    wanted = make_config(world, signal, "algorithm=Scaffold", "training.client_weighting=uniform")
     unbroken = run_experiment(wanted, at(world, tmp_path / "unbroken"))
     for round in (0, 1, 2):
         with pytest.raises(Killed):
@@ -42,25 +42,25 @@ def test_a_run_that_was_interrupted_resumes_bit_for_bit_under_every_mitigation(w
     one, two = (stored(run) for run in (unbroken, broken))
     assert one.keys() == two.keys() and all(torch.equal(one[name], two[name]) for name in one)
     trajectory = unbroken.trajectory()
-    assert trajectory.client_table("group").shape[1] == 6 and np.isfinite(trajectory.client_table("group")).all()
+    assert trajectory.client_table("cluster.id").shape[1] == 6 and np.isfinite(trajectory.client_table("cluster.id")).all()
     assert trajectory.curve("loss")[-1] < trajectory.curve("loss")[0]
     assert -1 <= trajectory.curve("cluster.ari")[-1] <= 1
 
 
 def test_text_groups_are_the_true_topics_and_their_models_fit_better_at_home(world, tmp_path):
-    run = run_experiment(asked(world, TextClustering(encoder="hashing")), at(world, tmp_path))
+    run = run_experiment(make_config(world, TextClustering(encoder="hashing")), at(world, tmp_path))
     (said,) = run.read_json("clustering")
     assert said["k"] == 3 and said["p_value"] == 0.01 and said["verdict"] == "stable" and said["bytes"] == 256
     assert run.trajectory().curve("cluster.ari")[-1] == 1
     (event,) = [event for event in run.events() if event["kind"] == "clustering"]
     assert event["message"].startswith("TextClustering: 3 clusters of 2, 2, 2 clients: stable (p 0.01")
-    vanilla = run_experiment(asked(world, NoClustering()), at(world, tmp_path))
+    vanilla = run_experiment(make_config(world, NoClustering()), at(world, tmp_path))
     assert run.trajectory().curve("loss")[-1] < vanilla.trajectory().curve("loss")[-1]
     assert sorted(path.name for path in (run.folder / "model").iterdir()) == ["0", "1", "2"]
 
 
 def test_an_unseen_client_gets_the_model_of_its_like(world, tmp_path):
-    wanted, there = resolve_fingerprints(asked(world, TEXT), at(world, tmp_path)), at(world, tmp_path)
+    wanted, there = resolve_fingerprints(make_config(world, TEXT), at(world, tmp_path)), at(world, tmp_path)
     setting = build_run(wanted, there)
     ((_, decision),) = setting.clustering.pending_assignments
     new = np.stack(
@@ -76,11 +76,11 @@ def test_an_unseen_client_gets_the_model_of_its_like(world, tmp_path):
 
 
 def test_with_one_group_it_is_the_run_without_mitigation_bit_for_bit(world, tmp_path):
-    one = run_experiment(asked(world, TextClustering(encoder="hashing", num_clusters=1)), at(world, tmp_path))
-    vanilla = run_experiment(asked(world, NoClustering()), at(world, tmp_path))
+    one = run_experiment(make_config(world, TextClustering(encoder="hashing", num_clusters=1)), at(world, tmp_path))
+    vanilla = run_experiment(make_config(world, NoClustering()), at(world, tmp_path))
     state, other = (stored(run) for run in (one, vanilla))
     assert all(torch.equal(state[name], other[name]) for name in other)
-    same = [row for row in one.records() if row.metric not in ("group", "cluster.ari", "cluster.nmi")]
+    same = [row for row in one.records() if row.metric not in ("cluster.id", "cluster.ari", "cluster.nmi")]
     assert same == vanilla.records()
 
 
@@ -93,7 +93,9 @@ def test_without_mitigation_the_name_of_a_run_is_what_it_was():
         != parse_config({"dataset": "bbc", "clustering": "TextClustering"}).id
     )
     assert "TextClustering" in parse_config({"dataset": "bbc", "clustering": {"type": "TextClustering", "num_clusters": 3}}).name
-    nested = parse_config({"dataset": "bbc", "clustering": {"type": "RandomClustering", "like": {"type": "OracleClustering"}, "repeat": 2}})
+    nested = parse_config(
+        {"dataset": "bbc", "clustering": {"type": "RandomClustering", "sizes_from": {"type": "OracleClustering"}, "repeat": 2}}
+    )
     assert nested.clustering == RandomClustering(OracleClustering(), repeat=2)
     assert parse_config(nested.to_dict()) == nested
     soft = parse_config({"dataset": "bbc", "clustering": {"type": "SoftClustering", "text": {"encoder": "hashing"}, "temperature": 0.2}})
@@ -114,10 +116,10 @@ def test_without_mitigation_the_name_of_a_run_is_what_it_was():
 )
 def test_any_algorithm_works_inside_groups(world, tmp_path, algorithm):
     for signal in (TEXT, UpdateClustering(num_clusters=2)):
-        wanted = asked(world, signal, f"algorithm={algorithm}", "training.num_rounds=2")
+        wanted = make_config(world, signal, f"algorithm={algorithm}", "training.num_rounds=2")
         run = run_experiment(wanted, at(world, tmp_path))
         assert np.isfinite(run.trajectory().curve("loss")).all()
-        assert run.trajectory().has_client_table("loss.worn") == wanted.algorithm.is_personalized
+        assert run.trajectory().has_client_table("loss.personalized") == wanted.algorithm.is_personalized
 
 
 @pytest.mark.parametrize(
@@ -127,7 +129,7 @@ def test_any_algorithm_works_inside_groups(world, tmp_path, algorithm):
         ("Centralized", TEXT, "Centralized has no clients to group"),
         ("FedAvg", replace(TEXT, num_clusters=7), "is 7, but there are only 6 clients"),
         ("FedAvg", RandomClustering(cluster_sizes=(3, 4)), r"\[3, 4\] sum to 7, but there are 6 clients"),
-        ("FedAvg", RandomClustering(like=UpdateClustering()), "UpdateClustering, which does not cluster the clients before"),
+        ("FedAvg", RandomClustering(sizes_from=UpdateClustering()), "UpdateClustering, which does not cluster the clients before"),
         ("FedAvg", SoftClustering(TEXT), "aggregator: FFALoRA"),
         ("{type: FedAvg, aggregator: Median}", SoftClustering(TEXT), "weighted means"),
         ("FedDyn", SoftClustering(TEXT), "weighted means"),
@@ -135,17 +137,17 @@ def test_any_algorithm_works_inside_groups(world, tmp_path, algorithm):
 )
 def test_what_makes_no_sense_is_refused_with_the_way_out(world, tmp_path, algorithm, clustering, told):
     with pytest.raises(UserError, match=told):
-        run_experiment(asked(world, clustering, f"algorithm={algorithm}"), at(world, tmp_path))
+        run_experiment(make_config(world, clustering, f"algorithm={algorithm}"), at(world, tmp_path))
 
 
 def test_the_oracle_asks_for_labels(world, tmp_path):
-    wanted = asked(world, OracleClustering(), "dataset.label_column=''", "partition={type: Quantity, num_clients: 3}")
+    wanted = make_config(world, OracleClustering(), "dataset.label_column=''", "partition={type: Quantity, num_clients: 3}")
     with pytest.raises(UserError, match="TextClustering"):
         run_experiment(wanted, at(world, tmp_path))
 
 
 def test_every_round_trains_as_many_clients_as_without_mitigation(world, tmp_path):
-    runs = [run_experiment(asked(world, signal), at(world, tmp_path)) for signal in (NoClustering(), TEXT)]
+    runs = [run_experiment(make_config(world, signal), at(world, tmp_path)) for signal in (NoClustering(), TEXT)]
     trained = [np.isfinite(run.trajectory().client_table("train.loss")).sum(axis=1).tolist() for run in runs]
     assert trained[0] == trained[1] == [0, 4, 4, 4, 4]
 
@@ -154,10 +156,10 @@ def test_every_round_trains_as_many_clients_as_without_mitigation(world, tmp_pat
 def test_groups_can_be_found_by_any_encoder(world, tmp_path, encoder):
     if encoder == "wordllama":
         pytest.importorskip("wordllama")
-    setting = build_run(resolve_fingerprints(asked(world, TextClustering(encoder=encoder)), world), at(world, tmp_path))
+    setting = build_run(resolve_fingerprints(make_config(world, TextClustering(encoder=encoder)), world), at(world, tmp_path))
     ((_, decision),) = setting.clustering.pending_assignments
     found = setting.cluster_probe.evaluate_state(setting.initial_state)["cluster.ari"]
     # the first direction of three topics' states is one of the two that tell them apart, and "states" takes it out
     assert (decision.reason["k"], found) == (3, 1) or (encoder == "states" and decision.reason["k"] == 2 and found > 0.4)
     assert decision.reason["bytes"] == 4 * decision.centroids.shape[1]
-    assert any("not private" in caveat for caveat in setting.caveats) == (encoder == "lsa")
+    assert any("not private" in warning for warning in setting.warnings) == (encoder == "lsa")

@@ -21,7 +21,7 @@ from fedrift.clustering.selection import (
     permutation_test,
 )
 
-from .plant import documents, planted
+from .synthetic_clients import client_embeddings, documents
 
 
 @pytest.fixture
@@ -32,7 +32,7 @@ def unbooted(monkeypatch):
 
 @pytest.mark.parametrize("size", [8, 12])
 def test_documents_dealt_at_random_are_one_group_in_19_of_20_seeds(size, unbooted):
-    found = [cluster_clients(planted(size, 0.0, seed)[0], seed) for seed in range(20)]
+    found = [cluster_clients(client_embeddings(size, 0.0, seed)[0], seed) for seed in range(20)]
     assert sum(one.k == 1 for one in found) >= 19
     assert all(one.verdict == "one cluster" for one in found if one.k == 1)
 
@@ -41,7 +41,7 @@ def test_documents_dealt_at_random_are_one_group_in_19_of_20_seeds(size, unboote
 @pytest.mark.parametrize("severity", [0.5, 1.0])
 def test_clients_of_four_domains_are_four_groups_in_every_seed(size, severity, unbooted):
     for seed in range(2):
-        made, truth = planted(size, severity, seed)
+        made, truth = client_embeddings(size, severity, seed)
         found = cluster_clients(made, seed)
         assert found.k == 4 and adjusted_rand_score(truth, found.cluster_ids) == 1
 
@@ -67,7 +67,7 @@ def test_clients_of_four_domains_are_four_groups_in_every_seed(size, severity, u
     ],
 )
 def test_the_table_of_the_plant(severity, size, right, agreement, unbooted):
-    made = [planted(size, severity, seed) for seed in range(20)]
+    made = [client_embeddings(size, severity, seed) for seed in range(20)]
     found = [cluster_clients(one, seed) for seed, (one, _) in enumerate(made)]
     assert sum(one.k == right[1] for one in found) >= right[0]
     assert np.mean([adjusted_rand_score(truth, one.cluster_ids) for one, (_, truth) in zip(found, made, strict=True)]) >= agreement
@@ -76,7 +76,7 @@ def test_the_table_of_the_plant(severity, size, right, agreement, unbooted):
 @settings(deadline=None, max_examples=5)
 @given(st.permutations(range(8)), st.sampled_from([0.0, 0.25, 1.0]))
 def test_the_order_of_the_clients_changes_nothing(order, severity):
-    made, _ = planted(8, severity, 3, each=30)
+    made, _ = client_embeddings(8, severity, 3, each=30)
     turned = ClientEmbeddings(tuple(made.document_embeddings[k] for k in order), made.noise_std[list(order)], made.noise[list(order)])
     one, two = cluster_clients(made, 0), cluster_clients(turned, 0)
     assert (one.k, one.p_value) == (two.k, two.p_value)
@@ -88,10 +88,10 @@ def test_the_order_of_the_clients_changes_nothing(order, severity):
 def test_the_permutation_test_is_uniform_under_the_null_and_least_when_clients_differ():
     found = []
     for seed in range(40):
-        made, _ = planted(6, 0.0, seed, each=20, width=8)
+        made, _ = client_embeddings(6, 0.0, seed, each=20, width=8)
         found.append(permutation_test(made.document_embeddings, made.means, made.noise_std, seed))
     assert 0.35 < np.mean(found) < 0.65 and sum(p <= 0.1 for p in found) <= 10
-    made, _ = planted(6, 1.0, 0, each=20, width=8)
+    made, _ = client_embeddings(6, 1.0, 0, each=20, width=8)
     assert permutation_test(made.document_embeddings, made.means, made.noise_std, 0) == 0.01
 
 
@@ -112,9 +112,9 @@ def test_the_agreement_of_many_groupings_is_the_mean_of_the_pairs(labels):
 
 
 def test_groups_that_hang_on_a_few_documents_are_unstable():
-    clear, _ = planted(8, 1.0, 0)
+    clear, _ = client_embeddings(8, 1.0, 0)
     assert bootstrap_stability(clear.document_embeddings, clear.noise_std, 4, 0) == 1
-    blurred, _ = planted(8, 0.05, 0, each=10)
+    blurred, _ = client_embeddings(8, 0.05, 0, each=10)
     assert bootstrap_stability(blurred.document_embeddings, blurred.noise_std, 3, 0) < 0.6
     assert cluster_clients(blurred, 0, k=3).verdict == "unstable" and cluster_clients(clear, 0).verdict == "stable"
 

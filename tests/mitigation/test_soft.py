@@ -14,17 +14,17 @@ from fedrift.clustering.runtime import ClusteringRuntime
 from fedrift.core.optimizers import Adam, Sgd
 from fedrift.engine.loop import run_rounds
 from fedrift.engine.run import run_experiment
-from tests.quadratics import clients, fleet_of, params
+from tests.quadratics import clients, make_simulator, params
 
-from .plant import documents, ground
-from .worlds import Killed, asked, at, killed_at, outcome
+from .synthetic_clients import documents, make_client_info
+from .worlds import Killed, at, killed_at, make_config, outcome
 
 ALGORITHMS = [FedAvg(), FedProx(mu=0.5), FedAvg(server_optimizer=Sgd(1.0, momentum=0.9)), FedAvg(server_optimizer=Adam(0.05)), Scaffold()]
 
 
 def train(mitigation, algorithm, held: ClientInfo, until: int = 4):
     group = clients((1, 4, 2, 3, 1.5, 2.5), (0, 1, -1, 2, 0.5, 1.5), 3, weight=(1, 2, 1, 3, 1, 2))
-    work, fleet = ClusteringRuntime(mitigation, held, algorithm), fleet_of(group)
+    work, fleet = ClusteringRuntime(mitigation, held, algorithm), make_simulator(group)
     return work, list(
         run_rounds(
             work.init_state(params(5.0, 1)),
@@ -41,7 +41,7 @@ def train(mitigation, algorithm, held: ClientInfo, until: int = 4):
 
 @pytest.fixture(scope="module")
 def held() -> ClientInfo:
-    return ground(documents(6, 1.0, 0, domains=3, each=20, noise=0.05)[0])
+    return make_client_info(documents(6, 1.0, 0, domains=3, each=20, noise=0.05)[0])
 
 
 @pytest.mark.parametrize("algorithm", ALGORITHMS, ids=str)
@@ -79,18 +79,18 @@ def test_the_servers_controls_are_judged_by_the_mean_of_those_they_are_mixed_of(
 def test_a_round_is_the_formula(held):
     """w = sum_c pi_kc w_c; w_c += sum_k pi_kc p_k D_k / sum_k pi_kc p_k, by hand."""
     work, done = train(SoftClustering(TextClustering(num_clusters=3), temperature=1.0), FedAvg(), held, until=2)
-    share, second = done[1].before.clustering_state["share"], done[1]
+    share, second = done[1].before.clustering_state["membership"], done[1]
     assert torch.allclose(share.sum(1), torch.ones(6, dtype=share.dtype))
     assert 0.05 < float(share.min()) < float(share.max()) < 0.95
     start = share @ second.before.server.params["x"]  # [N, 1]
-    weight = second.report.weight
+    weight = second.update.weight
     for model in range(3):
         part = share[:, model] * weight
-        wanted = second.before.server.params["x"][model] + (part[:, None] * second.report.delta["x"]).sum(0) / part.sum()
+        wanted = second.before.server.params["x"][model] + (part[:, None] * second.update.delta["x"]).sum(0) / part.sum()
         assert torch.allclose(second.after.server.params["x"][model], wanted)
     seen = work.probe_view(second)
     assert torch.allclose(seen.before.server.params["x"], start)
-    assert torch.allclose(seen.client_params["x"], start + second.report.delta["x"])  # what probes see is what clients had
+    assert torch.allclose(seen.client_params["x"], start + second.update.delta["x"])  # what probes see is what clients had
 
 
 def test_the_mixture_is_a_softmax_of_squared_distances():
@@ -104,7 +104,7 @@ def test_the_mixture_is_a_softmax_of_squared_distances():
     "overrides", [("algorithm={type: FedAvg, aggregator: FFALoRA}",), ("trainable={type: LastBlocks, num_blocks: 1}",)], ids=str
 )
 def test_a_soft_run_resumes_bit_for_bit_and_judges_clients_by_their_mixtures(world, tmp_path, overrides):
-    wanted = asked(
+    wanted = make_config(
         world, SoftClustering(TextClustering(encoder="hashing", num_clusters=3), temperature=0.2), "training.num_rounds=3", *overrides
     )
     unbroken = run_experiment(wanted, at(world, tmp_path / "unbroken"))
@@ -112,14 +112,14 @@ def test_a_soft_run_resumes_bit_for_bit_and_judges_clients_by_their_mixtures(wor
         run_experiment(wanted, at(world, tmp_path / "broken"), killed_at(1))
     assert outcome(unbroken) == outcome(run_experiment(wanted, at(world, tmp_path / "broken")))
     (said,) = unbroken.read_json("clustering")
-    assert 1 < said["effective"] < 3 and np.allclose(np.sum(said["share"], axis=1), 1)
+    assert 1 < said["effective_models"] < 3 and np.allclose(np.sum(said["membership"], axis=1), 1)
     assert len(np.unique(unbroken.trajectory().client_table("loss")[-1])) == 6
 
 
 def test_soft_and_hard_agree_in_a_whole_run(world, tmp_path):
     text, last = TextClustering(encoder="hashing", num_clusters=3), "trainable={type: LastBlocks, num_blocks: 1}"
-    hard = run_experiment(asked(world, text, last, "training.num_rounds=2"), at(world, tmp_path))
-    soft = run_experiment(asked(world, SoftClustering(text, temperature=1e-9), last, "training.num_rounds=2"), at(world, tmp_path))
+    hard = run_experiment(make_config(world, text, last, "training.num_rounds=2"), at(world, tmp_path))
+    soft = run_experiment(make_config(world, SoftClustering(text, temperature=1e-9), last, "training.num_rounds=2"), at(world, tmp_path))
     for metric in ("loss", "loss.before", "loss.after"):
         one, two = (run.trajectory().client_table(metric) for run in (hard, soft))
         assert np.allclose(one, two, atol=1e-6, equal_nan=True)

@@ -15,7 +15,7 @@ from fedrift.clustering.iterative import agglomerate, cosine_similarity, inner_p
 from fedrift.clustering.runtime import ClusteringRuntime
 from fedrift.core.tree import Tree
 from fedrift.engine.loop import run_rounds
-from tests.quadratics import DOUBLE, clients, fleet_of, params
+from tests.quadratics import DOUBLE, clients, make_simulator, params
 
 TWO = clients((1,) * 6, (5, -4, 5.5, -5, 4.5, -5.5), 3)  # minimisers around 5 and -5, one by one
 WIDE = clients(((1, 1), (1, 1), (1, 1), (1, 1)), ((5, 1), (-5, 1), (5, -1), (-5, -1)), 3)
@@ -26,7 +26,7 @@ def train(signal, group, *, until=4, cohort=None, x=0.0, seed=0):
     return work, list(
         run_rounds(
             work.init_state(params(x, group.a.shape[1])),
-            fleet_of(group),
+            make_simulator(group),
             FedAvg(),
             num_rounds=until,
             cohort_size=cohort or group.size,
@@ -92,7 +92,7 @@ def test_clients_that_agree_stay_together():
 def test_the_whole_fleet_is_called_in_the_round_that_groups_and_counted():
     work, done = train(UpdateClustering(num_clusters=2, interval=3), TWO, cohort=2, until=5)
     assert [len(one.cohort) for one in done] == [6, 2, 2, 6, 2]
-    assert [round for round, _ in work.pending_assignments] == [1, 4] and work.pending_assignments[0][1].reason["called"] == 6
+    assert [round for round, _ in work.pending_assignments] == [1, 4] and work.pending_assignments[0][1].reason["num_participants"] == 6
 
 
 def test_grouping_anew_with_the_same_directions_changes_nobody():
@@ -115,14 +115,14 @@ def test_bipartition_waits_until_the_mean_is_still_and_the_clients_are_not():
     work, done = train(CFL(interval=1, min_cluster_size=2), TWO, x=60.0, until=60)
     assert done[0].after.server.num_models == 1
     scale = done[0].after.clustering_state["scale"]
-    assert scale == done[0].report.delta.norm().max() and torch.equal(done[-1].after.clustering_state["scale"], scale)
+    assert scale == done[0].update.delta.norm().max() and torch.equal(done[-1].after.clustering_state["scale"], scale)
     assert done[-1].after.server.num_models == 1  # the pull of 5 is not .6 of the pull of 65
     work, done = train(CFL(interval=1), TWO, x=2.0, until=40)
     split = next(one for one in done if one.after.server.num_models == 2)
-    assert split.before.round > 0 or split.report.delta["x"].mean().abs() < 0.4 * scale
+    assert split.before.round > 0 or split.update.delta["x"].mean().abs() < 0.4 * scale
     assert same_partition(done[-1].after.cluster_ids, [0, 1, 0, 1, 0, 1]) and done[-1].after.server.num_models == 2
-    looked = next(decision.reason["looked"][0] for round, decision in work.pending_assignments if round == split.after.round)
-    assert looked["across"] < 0 and looked["gap"] > 0.5
+    check = next(decision.reason["split_checks"][0] for round, decision in work.pending_assignments if round == split.after.round)
+    assert check["across"] < 0 and check["gap"] > 0.5
     assert done[-1].after.server.params["x"].flatten().sort().values.tolist() == pytest.approx([-29 / 6, 5], abs=1e-3)
 
 

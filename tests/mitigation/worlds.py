@@ -27,8 +27,8 @@ def at(world, folder):
     return replace(world, runtime=replace(world.runtime, runs_dir=folder))
 
 
-def asked(world, mitigation, *overrides):
-    return edit_config(experiment(world.runtime.cache_dir.parent, *SIX, *overrides), {"clustering": mitigation})
+def make_config(world, clustering, *overrides):
+    return edit_config(experiment(world.runtime.cache_dir.parent, *SIX, *overrides), {"clustering": clustering})
 
 
 def outcome(run):

@@ -65,4 +65,4 @@ def batch(clients: int, sequences: int = 3, length: int = 10, vocabulary: int = 
     keep = torch.ones_like(tokens, dtype=torch.bool)
     keep[0, -1, length // 2 :] = False  # one padded sequence
     tokens[0, -1, length // 2 :] = 1
-    return {"tokens": tokens, "keep": keep}
+    return {"tokens": tokens, "loss_mask": keep}

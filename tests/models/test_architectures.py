@@ -21,7 +21,7 @@ from fedrift.models.prefix_cache import count_frozen_blocks
 from fedrift.models.stacked_model import StackedModel, generate_tokens, read_logits
 from fedrift.models.trainable import All, LastBlocks, Lora, find_blocks
 from tests.models.networks import network
-from tests.worlds import experiment, stock
+from tests.worlds import experiment, make_cache
 
 ALL = Lora(r=2, target_modules=("all",))
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "models.md"
@@ -147,16 +147,16 @@ def test_adapters_that_peft_would_not_load_are_refused_before_training(architect
 def test_a_map_whose_forward_pass_is_not_used_gets_no_adapter_and_is_refused_by_name(architectures):
     model = StackedModel(architectures.make_network("mamba"), ALL)
     assert not any("dt_proj" in path for path in model.modules)
-    assert "does not call the forward pass of dt_proj" in model.caveats[-1]
+    assert "does not call the forward pass of dt_proj" in model.warnings[-1]
     with pytest.raises(UserError, match=r"adapter would have no effect: remove dt_proj from trainable.target_modules$"):
         StackedModel(architectures.make_network("mamba"), Lora(r=2, target_modules=("dt_proj", "in_proj")))
 
 
 def test_experts_without_an_adapter_are_told(architectures):
-    caveats = StackedModel(architectures.make_network("mixtral"), ALL).caveats
-    assert any(re.search(r"MixtralExperts \(\d+\.\d% of the model's weights\) gets no adapter", line) for line in caveats)
-    assert StackedModel(architectures.make_network("mixtral"), Lora(r=2)).caveats == []
-    assert StackedModel(network("llama"), ALL).caveats == []
+    warnings = StackedModel(architectures.make_network("mixtral"), ALL).warnings
+    assert any(re.search(r"MixtralExperts \(\d+\.\d% of the model's weights\) gets no adapter", line) for line in warnings)
+    assert StackedModel(architectures.make_network("mixtral"), Lora(r=2)).warnings == []
+    assert StackedModel(network("llama"), ALL).warnings == []
 
 
 def test_a_quantised_folder_trains_adapters_only(architectures):
@@ -231,7 +231,7 @@ def test_a_run_refuses_adapters_that_nobody_could_load_and_says_what_gets_none(a
         config.vocab_size = len(tokenizer)
         AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path / kind)
         tokenizer.save_pretrained(tmp_path / kind)
-    there = stock(tmp_path)
+    there = make_cache(tmp_path)
     with pytest.raises(UserError, match=r"DeepseekV3ForCausalLM: PEFT .* would not load"):
         build_run(replace(asked, model=str(tmp_path / "deepseek_v3")), there)
-    assert any("MixtralExperts" in line for line in build_run(replace(asked, model=str(tmp_path / "mixtral")), there).caveats)
+    assert any("MixtralExperts" in line for line in build_run(replace(asked, model=str(tmp_path / "mixtral")), there).warnings)

@@ -13,11 +13,11 @@ from fedrift.models.device_check import DeviceCheck, compare_step
 from fedrift.models.stacked_model import StackedModel
 from fedrift.models.trainable import All, LastBlocks, Lora
 from tests.models.tiny import KINDS, random_model
-from tests.worlds import experiment, stock
+from tests.worlds import experiment, make_cache
 
 TUNES = [Lora(r=2, target_modules=("all",)), LastBlocks(), All()]
 TOKENS = torch.arange(2 * 3 * 16).view(2, 3, 16) % 97
-BATCH = {"tokens": TOKENS, "keep": torch.arange(16).expand(2, 3, 16) < 13}
+BATCH = {"tokens": TOKENS, "loss_mask": torch.arange(16).expand(2, 3, 16) < 13}
 
 
 @pytest.mark.parametrize("tune", TUNES, ids=lambda tune: type(tune).__name__)
@@ -59,8 +59,8 @@ def test_the_canary_is_silent_where_nothing_is_wrong_and_sings_where_something_i
 
 
 def test_a_run_can_ask_the_canary_and_is_the_same_run(tmp_path):
-    plain = run_experiment(experiment(tmp_path, "training.num_rounds=1"), stock(tmp_path))
-    other = stock(tmp_path, check_device=True)
+    plain = run_experiment(experiment(tmp_path, "training.num_rounds=1"), make_cache(tmp_path))
+    other = make_cache(tmp_path, check_device=True)
     asked = run_experiment(
         experiment(tmp_path, "training.num_rounds=1"),
         type(other)(other.runtime.__class__(**{**vars(other.runtime), "runs_dir": tmp_path / "again"})),
@@ -69,11 +69,11 @@ def test_a_run_can_ask_the_canary_and_is_the_same_run(tmp_path):
 
 
 def test_a_run_in_bfloat16_says_so_and_does_not_resume_in_float32(tmp_path):
-    run = run_experiment(experiment(tmp_path, "training.num_rounds=1"), stock(tmp_path, dtype="bfloat16"))
+    run = run_experiment(experiment(tmp_path, "training.num_rounds=1"), make_cache(tmp_path, dtype="bfloat16"))
     assert run.environment["engine"]["dtype"] == "bfloat16"
     (run.folder / "finished.json").unlink()
     with pytest.raises(UserError, match="dtype was 'bfloat16'"):
-        run_experiment(experiment(tmp_path, "training.num_rounds=1"), stock(tmp_path))
+        run_experiment(experiment(tmp_path, "training.num_rounds=1"), make_cache(tmp_path))
 
 
 def test_on_a_cpu_auto_is_float32_and_defaults_are_not_written():

@@ -16,7 +16,7 @@ from tests.worlds import model_folder
 
 ALL = ("all",)
 TOKENS = torch.arange(2 * 3 * 16).view(2, 3, 16) % 300
-BATCH = {"tokens": TOKENS, "keep": torch.ones_like(TOKENS, dtype=torch.bool)}
+BATCH = {"tokens": TOKENS, "loss_mask": torch.ones_like(TOKENS, dtype=torch.bool)}
 
 
 @pytest.fixture(params=KINDS)
@@ -27,7 +27,7 @@ def folder(request, tmp_path):
 def loaded(folder, base: str) -> nn.Module:
     package = {"nf4": "bitsandbytes", "int8": "torchao"}.get(base)
     if package:
-        pytest.importorskip(package, reason=f"{package} is not installed: pip install 'fedrift[quantised]'")
+        pytest.importorskip(package, reason=f"{package} is not installed: pip install 'fedrift[quantized]'")
     return load_model(str(folder), cache_dir=folder / "cache", quantization=base).network
 
 

@@ -29,7 +29,7 @@ def worn(kind: str, tune, clients: int = 3, dtype=torch.float64) -> tuple[Stacke
 def reference(kind: str, params: Tree, row: int, tune, data: dict, dtype=torch.float64):
     """Loss and gradients of one client by transformers alone (and PEFT for adapters)."""
     plain = network(kind, dtype)
-    labels = data["tokens"][row].masked_fill(~data["keep"][row], -100)
+    labels = data["tokens"][row].masked_fill(~data["loss_mask"][row], -100)
     if isinstance(tune, Lora):
         modules = list(tune.select_modules(plain))
         plain = get_peft_model(plain, LoraConfig(r=tune.r, lora_alpha=tune.lora_alpha, target_modules=modules))
@@ -95,7 +95,7 @@ def test_clients_at_rest_are_not_computed_and_have_no_gradient():
 def test_fresh_adapters_leave_the_network_as_it_was():
     plain, data = network("llama"), batch(1)
     model = StackedModel(copy.deepcopy(plain), Lora())
-    expected = own_loss(plain, data["tokens"][0], data["tokens"][0].masked_fill(~data["keep"][0], -100))
+    expected = own_loss(plain, data["tokens"][0], data["tokens"][0].masked_fill(~data["loss_mask"][0], -100))
     assert model(model.init_params(), data)[0].item() == pytest.approx(expected.item(), rel=1e-12)
     ours, theirs = (each(input_ids=data["tokens"][0]).logits for each in (model.network, plain))
     assert torch.allclose(ours, theirs, atol=1e-12)
@@ -115,7 +115,7 @@ def test_a_padded_position_teaches_nothing():
     altered = {**data, "tokens": data["tokens"].clone()}
     altered["tokens"][0, -1, 6:] = 9  # behind the padding mask
     assert torch.equal(model(params, data), model(params, altered))
-    ends = {**data, "keep": torch.ones_like(data["keep"])}
+    ends = {**data, "loss_mask": torch.ones_like(data["loss_mask"])}
     assert not torch.equal(model(params, data)[0], model(params, ends)[0])
 
 

@@ -50,9 +50,9 @@ def test_a_regime_inside_a_regime_is_read_and_written_back():
         ({"type": "Calibrated", "base": {"type": "Dirichlet", "beta": 1}}, "partition.base.beta: Dirichlet has no such key"),
         (
             {"type": "Calibrated", "base": {"type": "Composed", "topic_severity": 2}},
-            "partition.base.topic_severity: wanted a number from 0 to 1, got 2",
+            "partition.base.topic_severity: expected a number from 0 to 1, got 2",
         ),
-        ({"type": "Calibrated", "measure": "bits"}, "partition.measure: wanted 'domains' or 'words'"),
+        ({"type": "Calibrated", "measure": "bits"}, "partition.measure: expected 'domains' or 'words'"),
     ],
 )
 def test_a_mistake_inside_is_told_with_its_place(partition, told):

@@ -105,7 +105,7 @@ def test_tables_are_those_of_the_partition():
 def test_a_report_is_json():
     found = report(TopicMix(3), topical(60)).to_dict()
     assert json.loads(json.dumps(found, allow_nan=False))["clients"] == 3
-    assert found["numbers"]["budget.variation"]["null"] is None
+    assert found["numbers"]["budget.variation"]["null_mean"] is None
 
 
 def test_an_unknown_number_says_which_there_are():
@@ -182,7 +182,7 @@ def test_topic_and_manner_are_told_apart():
     assert topic["identification.content"].is_beyond_chance
     documents = stories(400)
     style = report(Style(3), documents)
-    assert style["identification.manner"].is_beyond_chance and not style["identification.content"].is_beyond_chance
+    assert style["identification.function_words"].is_beyond_chance and not style["identification.content"].is_beyond_chance
     found = identification_accuracy(count_words(documents.text).counts, np.arange(400) % 3, 3, np.random.default_rng(0))
     assert abs(found - 1 / 3) < 0.1
 

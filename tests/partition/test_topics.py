@@ -177,7 +177,7 @@ def test_alpha_is_the_concentration_itself_and_its_baseline_is_that_of_severity_
     assert one.iid_baseline() == parse_config(yaml, ["partition.alpha=null"]).iid_baseline() and parse_config(one.to_dict()) == one
     for wrong, why in (
         ("{type: Dirichlet, alpha: 0.1, severity: 0.5}", "`severity` or `alpha`"),
-        ("{type: Dirichlet, alpha: 0}", "alpha: wanted"),
+        ("{type: Dirichlet, alpha: 0}", "alpha: expected"),
     ):
         with pytest.raises(UserError, match=why):
             parse_config({"dataset": "bbc"}, [f"partition={wrong}"])

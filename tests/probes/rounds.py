@@ -37,7 +37,7 @@ def a_round(model: StackedModel, moves: list[float], failed: tuple[int, ...] = (
     delta = Tree({name: torch.cat([noise(start, size, number)[name] for number, size in enumerate(moves)]) for name in start})
     out = torch.zeros(count, dtype=torch.bool).index_fill(0, torch.tensor(failed, dtype=torch.long), True)
     ones = torch.ones(count)
-    report = CohortUpdate(
+    update = CohortUpdate(
         delta,
         Tree(),
         Tree(),
@@ -53,7 +53,7 @@ def a_round(model: StackedModel, moves: list[float], failed: tuple[int, ...] = (
     )
     step = noise(start, server, 99) if server is not None else delta.map(lambda leaf: leaf.mean(0, keepdim=True))
     after = replace(state, round=1, server=replace(state.server, params=start + step))
-    return RoundResult(state, after, torch.arange(count), report)
+    return RoundResult(state, after, torch.arange(count), update)
 
 
 def held_out(blocks: int = 12, length: int = 12, domains: int = 3, seed: int = 0) -> HeldOut:

@@ -36,8 +36,8 @@ def a_walk(places: list[float], server: float):
     state = done.before
     at = lambda *x: Tree(x=torch.tensor(x, dtype=torch.float64).view(-1, 1))  # noqa: E731
     put = lambda state, tree: type(state)(state.round, type(state.server)(tree, Tree(), Tree()), Tree(), state.cluster_ids)  # noqa: E731
-    report = type(done.report)(**{**done.report.__dict__, "delta": at(*places)})
-    return type(done)(put(state, at(0.0)), put(done.after, at(server)), done.cohort, report)
+    update = type(done.update)(**{**done.update.__dict__, "delta": at(*places)})
+    return type(done)(put(state, at(0.0)), put(done.after, at(server)), done.cohort, update)
 
 
 def probe(loss, points: int = 5) -> LossBarriers:
@@ -83,8 +83,8 @@ def test_more_points_find_a_hill_beside_the_middle():
 
 def test_a_client_that_failed_has_no_barrier():
     done = a_walk([-1.0, 9.0, 1.0], 1.0)
-    report = type(done.report)(**{**done.report.__dict__, "failed": torch.tensor([False, True, False])})
-    reading = probe(double_well)(type(done)(done.before, done.after, done.cohort, report))
+    update = type(done.update)(**{**done.update.__dict__, "failed": torch.tensor([False, True, False])})
+    reading = probe(double_well)(type(done)(done.before, done.after, done.cohort, update))
     assert reading["barrier.server"].isnan().tolist() == [False, True, False]
     assert reading["barrier.clients"] == pytest.approx(1)
 

@@ -40,8 +40,8 @@ def deep(table):
 
 
 def test_all_groups_look_when_they_should_and_change_nothing(world):
-    plain = frame(run_experiment(worlds.experiment(world), worlds.stock(world)))
-    run = run_experiment(worlds.experiment(world, *ALL), worlds.stock(world))
+    plain = frame(run_experiment(worlds.experiment(world), worlds.make_cache(world)))
+    run = run_experiment(worlds.experiment(world, *ALL), worlds.make_cache(world))
     seen = frame(run)
     shared = ~deep(seen) & seen.metric.isin(plain.metric)
     assert_frame_equal(seen[shared].reset_index(drop=True), plain[plain.metric.isin(seen.metric)].reset_index(drop=True))
@@ -74,7 +74,7 @@ def test_all_groups_look_when_they_should_and_change_nothing(world):
 
 def test_a_run_killed_and_resumed_has_the_same_numbers(world, monkeypatch):
     experiment = worlds.experiment(world, *ALL)
-    whole = frame(run_experiment(experiment, worlds.stock(world)))
+    whole = frame(run_experiment(experiment, worlds.make_cache(world)))
     (world / "runs").rename(world / "unbroken")
     stored, save = [], Checkpoint.save
 
@@ -86,9 +86,9 @@ def test_a_run_killed_and_resumed_has_the_same_numbers(world, monkeypatch):
 
     monkeypatch.setattr(Checkpoint, "save", dying)
     with pytest.raises(KeyboardInterrupt):
-        run_experiment(experiment, worlds.stock(world))
+        run_experiment(experiment, worlds.make_cache(world))
     monkeypatch.setattr(Checkpoint, "save", save)
-    assert_frame_equal(whole, frame(run_experiment(experiment, worlds.stock(world))))
+    assert_frame_equal(whole, frame(run_experiment(experiment, worlds.make_cache(world))))
     assert stored == [0, 1, 2, 3]
 
 
@@ -104,20 +104,20 @@ def test_a_run_killed_and_resumed_has_the_same_numbers(world, monkeypatch):
     ids=lambda text: text.partition(":")[2].strip(" }") or text,
 )
 def test_every_kind_of_model_can_be_looked_into(world, other):
-    table = frame(run_experiment(worlds.experiment(world, *ALL, "training.num_rounds=2", other), worlds.stock(world)))
+    table = frame(run_experiment(worlds.experiment(world, *ALL, "training.num_rounds=2", other), worlds.make_cache(world)))
     end = table[deep(table) & (table["round"] == 2)]
     assert end.value.notna().all()
     assert ("adapters.rank" in set(end.metric)) == ("trainable" not in other)
 
 
 def test_gpt2_is_looked_into_as_well(world):
-    table = frame(run_experiment(worlds.experiment(world, *ALL, "training.num_rounds=2", kind="gpt2"), worlds.stock(world)))
+    table = frame(run_experiment(worlds.experiment(world, *ALL, "training.num_rounds=2", kind="gpt2"), worlds.make_cache(world)))
     assert {"attention.shift", "hidden.rank"} <= set(table.metric) and table[deep(table)].value.notna().all()
 
 
 def test_where_there_is_no_general_text_the_run_says_so(world, monkeypatch):
     monkeypatch.delenv("FEDRIFT_DATA")
-    run = run_experiment(worlds.experiment(world, "evaluation.probes=[general]", "training.num_rounds=1"), worlds.stock(world))
+    run = run_experiment(worlds.experiment(world, "evaluation.probes=[general]", "training.num_rounds=1"), worlds.make_cache(world))
     assert "general.loss" not in set(frame(run).metric)
     said = [event for event in run.events() if "general text" in json.dumps(event)]
     assert len(said) == 1 and "evaluation.general_dataset" in json.dumps(said[0])
@@ -128,7 +128,7 @@ def test_the_sandbox_is_asked_in_its_own_language(world):
         worlds.experiment(
             world, "evaluation.probes=[syntax]", "training.num_rounds=1", "dataset=synthetic", "dataset.synthetic.num_documents=60"
         ),
-        worlds.stock(world),
+        worlds.make_cache(world),
     )
     table = frame(run)
     assert "agreement in a relative clause" in set(table[table.metric == "syntax.accuracy"].domain)

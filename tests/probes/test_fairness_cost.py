@@ -69,7 +69,7 @@ def test_leaves_that_rest_in_a_round_do_not_travel_in_it():
 def test_what_did_travel_is_said_as_it_was():
     done = train(FedAvg(), data(), until=1)[0]
     wire = torch.tensor([[100, 10], [200, 30]] + [[150, 20]] * 3)
-    assert CommunicationCost(FedAvg())(replace(done, report=replace(done.report, bytes_on_wire=wire))) == {
+    assert CommunicationCost(FedAvg())(replace(done, update=replace(done.update, bytes_on_wire=wire))) == {
         "cost.down": 150.0,
         "cost.up": 20.0,
     }

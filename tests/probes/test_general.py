@@ -46,7 +46,7 @@ def test_pocket_is_asked_about_the_half_that_it_has_read(own, data):
 
 
 def test_studies_of_the_same_corpus_never_share_a_document_with_it(data):
-    unseen = load_corpus(DatasetConfig("dbpedia"), data_dir=data, half="unseen")
+    unseen = load_corpus(DatasetConfig("dbpedia"), data_dir=data, subset="unseen")
     found = load_general_corpus(unseen, is_pocket_model=True, data_dir=data)
     assert len(found) and not set(found.text) & set(unseen.text)
 

@@ -89,7 +89,7 @@ def test_a_client_is_compared_with_the_model_that_it_shares():
     start, other = model.init_params(), model.init_params() + noise(model.init_params(), 2.0, 5)
     two = Tree({name: torch.cat([start[name], other[name]]) for name in start})
     split = regrouped(done.after, [0, 1], two)
-    reading = probe(model)(type(done)(done.before, split, done.cohort, done.report))
+    reading = probe(model)(type(done)(done.before, split, done.cohort, done.update))
     same, apart = reading["hidden.cka.server"].tolist()
     assert same == pytest.approx(1) and apart < 0.999
     alone = [
@@ -123,10 +123,10 @@ def test_whole_networks_are_looked_into_too():
 def test_a_look_changes_nothing_of_the_round(tune):
     model = stacked(tune=tune)
     done = a_round(model, [0.2, 0.1])
-    kept = done.after.server.params.map(torch.clone), done.report.delta.map(torch.clone)
+    kept = done.after.server.params.map(torch.clone), done.update.delta.map(torch.clone)
     probe(model)(done)
     assert all(torch.equal(kept[0][name], done.after.server.params[name]) for name in kept[0])
-    assert all(torch.equal(kept[1][name], done.report.delta[name]) for name in kept[1])
+    assert all(torch.equal(kept[1][name], done.update.delta[name]) for name in kept[1])
 
 
 def test_passages_take_the_domains_in_turn_and_no_padding():

@@ -44,7 +44,7 @@ def written() -> HeldOut:
     tokens = np.concatenate([plain.blocks.tokens, [[200] * 5] * 2, [[300] * 5] * 3])
     keep = np.concatenate([plain.blocks.mask, np.ones((5, 5), dtype=bool)])
     mix = np.array([[30, 10, 0, 0], [0, 0, 10, 30], [0, 0, 0, 0]], dtype=float)
-    names = ("sport", "tech", "sport, hand 1", "tech, hand 1")
+    names = ("sport", "tech", "sport, variant 1", "tech, variant 1")
     return HeldOut(Blocks(tokens, keep), np.concatenate([plain.domain_ids, [2, 2, 3, 3, 3]]), names, mix)
 
 
@@ -88,11 +88,11 @@ def test_clients_that_rewrite_are_judged_by_text_as_they_write_it_and_everything
     plain, told = (HeldOutLosses(Priced(), held_out(), rewritten=own).evaluate_state(state_of([2.0])) for own in (None, written()))
     assert told["loss"][:2].tolist() == pytest.approx([2.25, (10 * 4 + 30 * 5) / 40])
     assert told["perplexity"][:2].tolist() == pytest.approx(told["loss"][:2].exp().tolist())
-    assert told["loss.plain"][:2].tolist() == pytest.approx(plain["loss"][:2].tolist())
+    assert told["loss.original_text"][:2].tolist() == pytest.approx(plain["loss"][:2].tolist())
     assert told["loss.own", ""] == pytest.approx((2.25 + 4.75) / 2)
     for name in [key for key in plain if isinstance(key, tuple)] + ["loss.macro"]:
         assert told[name] == pytest.approx(plain[name])
-    assert "loss.plain" not in plain and ("loss.own", "") not in plain
+    assert "loss.original_text" not in plain and ("loss.own", "") not in plain
 
 
 def test_before_and_after_are_on_text_as_the_client_writes_it():

@@ -37,7 +37,7 @@ def seen(when, last: int = 12, deep: int = 5) -> list[int]:
 def test_everybody_looks_in_the_last_round_and_each_at_its_own_time_before():
     assert seen(1) == list(range(1, 13))
     assert seen(5) == seen("expensive") == [5, 10, 12]
-    assert seen("ends") == [1, 12]
+    assert seen("first_and_last") == [1, 12]
     assert seen("last") == [12]
 
 

@@ -36,7 +36,7 @@ ZERO = Tree(x=torch.zeros(1, 2, dtype=torch.float64))
 def test_a_step_a_way_and_a_turn():
     reading = ServerPath(ZERO)(walked([[3, 4]], [[6, 8]], [[4, -3]]))
     assert reading["update.step"].item() == pytest.approx(5)
-    assert reading["update.travelled"].item() == pytest.approx(10)
+    assert reading["update.distance_from_start"].item() == pytest.approx(10)
     assert reading["update.turn"].item() == pytest.approx(0)
     assert ServerPath(ZERO)(walked([[0, 0]], [[1, 1]], [[-1, -1]]))["update.turn"].item() == pytest.approx(-1)
 
@@ -50,9 +50,9 @@ def test_the_first_round_has_no_turn_and_a_model_that_stood_still_no_direction()
 
 def test_efficiency_is_one_on_a_straight_line_and_falls_on_a_way_back():
     past = MetricHistory(total={("update.step", ""): 3.0})
-    assert path_efficiency({"update.step": 1.0, "update.travelled": 4.0}, past) == {"update.efficiency": 1.0}
-    assert path_efficiency({"update.step": 1.0, "update.travelled": 2.0}, past) == {"update.efficiency": 0.5}
-    assert path_efficiency({"update.step": 0.0, "update.travelled": 0.0}, MetricHistory()) == {}
+    assert path_efficiency({"update.step": 1.0, "update.distance_from_start": 4.0}, past) == {"update.efficiency": 1.0}
+    assert path_efficiency({"update.step": 1.0, "update.distance_from_start": 2.0}, past) == {"update.efficiency": 0.5}
+    assert path_efficiency({"update.step": 0.0, "update.distance_from_start": 0.0}, MetricHistory()) == {}
 
 
 def test_pairs_of_clients_have_a_mean_cosine():
@@ -71,7 +71,7 @@ def test_layers_are_told_apart():
             "norm": torch.tensor([[1.0, 0], [-1, 0]]),
         }
     ).to(torch.float64)
-    reading = update_geometry(replace(done, report=replace(done.report, delta=delta)))
+    reading = update_geometry(replace(done, update=replace(done.update, delta=delta)))
     assert reading["update.diversity", "layer 03"].item() == pytest.approx(2)
     assert reading["update.consensus", "layer 11"].item() == pytest.approx(1)
     assert not any("layer 02" in key for key in reading if isinstance(key, tuple))  # nobody moved it
@@ -106,7 +106,7 @@ def test_clients_and_the_server_are_measured_in_the_space_of_products(algorithm)
     done = train(algorithm, data(), until=3)
     reading = ProductGeometry(SCALE)(done[2])
     start = done[2].before.server.params.take(done[2].before.cluster_ids[done[2].cohort])
-    update = dense(start, done[2].report.delta)
+    update = dense(start, done[2].update.delta)
     mean = update.mean(0)
     assert reading["product.norm"].tolist() == pytest.approx(update.norm(dim=1).tolist())
     assert reading["product.cosine"].tolist() == pytest.approx((update @ mean / update.norm(dim=1) / mean.norm()).tolist())
@@ -125,9 +125,9 @@ def test_the_way_of_the_products_is_that_of_the_matrices():
     reading = ProductGeometry(SCALE, start)(done[2])
     before, after = done[2].before.server.params, done[2].after.server.params
     assert reading["product.step"].item() == pytest.approx(dense(before, after - before).norm().item())
-    assert reading["product.travelled"].item() == pytest.approx(dense(start, after - start).norm().item())
+    assert reading["product.distance_from_start"].item() == pytest.approx(dense(start, after - start).norm().item())
     past = MetricHistory({("product.step", ""): 3.0})
-    assert of_products({"product.step": 1.0, "product.travelled": 2.0}, past) == {"product.efficiency": 0.5}
+    assert of_products({"product.step": 1.0, "product.distance_from_start": 2.0}, past) == {"product.efficiency": 0.5}
 
 
 def test_layers_of_products_are_told_apart():

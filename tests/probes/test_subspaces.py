@@ -24,7 +24,7 @@ def a_fleet(ups: list[torch.Tensor], downs: list[torch.Tensor]):
     zero = local.take(slice(0, 1)).zeros_like()
     put = lambda state, tree: replace(state, server=replace(state.server, params=tree))  # noqa: E731
     return replace(
-        done, before=put(done.before, zero), after=put(done.after, local.take(slice(0, 1))), report=replace(done.report, delta=local)
+        done, before=put(done.before, zero), after=put(done.after, local.take(slice(0, 1))), update=replace(done.update, delta=local)
     )
 
 

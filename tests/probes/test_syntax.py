@@ -151,8 +151,8 @@ def test_a_word_of_one_document_is_not_a_domains_word():
 
 
 def test_a_corpus_that_has_them_all_leaves_the_lexicon_as_it_is():
-    holders = dict.fromkeys(word_forms(ENGLISH_LEXICON), 3)
-    assert select_shared_lexicon(ENGLISH_LEXICON, holders, 3) == ENGLISH_LEXICON
+    domain_counts = dict.fromkeys(word_forms(ENGLISH_LEXICON), 3)
+    assert select_shared_lexicon(ENGLISH_LEXICON, domain_counts, 3) == ENGLISH_LEXICON
 
 
 def test_forms_are_spelled_as_english_does():

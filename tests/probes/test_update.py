@@ -20,7 +20,7 @@ def a_round(updates: list[list[float]], failed: tuple[int, ...] = ()):
     done = train(FedAvg(), clients([[1] * width] * len(updates), [[0] * width] * len(updates)), until=1)[0]
     out = torch.zeros(len(updates), dtype=torch.bool).index_fill(0, torch.tensor(failed, dtype=torch.long), True)
     delta = Tree(x=torch.tensor(updates, dtype=torch.float64))
-    return replace(done, report=replace(done.report, delta=delta, failed=out))
+    return replace(done, update=replace(done.update, delta=delta, failed=out))
 
 
 def test_identical_updates_agree_fully():

@@ -9,7 +9,7 @@ from fedrift.core.tree import Tree
 from fedrift.engine.run import run_experiment
 from fedrift.models.stacked_model import StackedModel
 from fedrift.probes.losses import PretrainedLossCache
-from tests.worlds import experiment, stock
+from tests.worlds import experiment, make_cache
 
 TUNES = {
     "lora": [],
@@ -33,7 +33,7 @@ def test_runs_that_share_a_stock_read_the_pretrained_model_once_and_record_the_s
         )
         for seed, severity in ((0, 1.0), (1, 0.5))
     ]
-    alone = [run_experiment(one, stock(tmp_path / f"alone {number}")).records() for number, one in enumerate(asked)]
+    alone = [run_experiment(one, make_cache(tmp_path / f"alone {number}")).records() for number, one in enumerate(asked)]
 
     passes = []
     plain = StackedModel.position_losses
@@ -44,7 +44,7 @@ def test_runs_that_share_a_stock_read_the_pretrained_model_once_and_record_the_s
         return plain(self, params, tokens, keep)
 
     monkeypatch.setattr(StackedModel, "position_losses", counted)
-    shared, together, count = stock(tmp_path / "shared"), [], []
+    shared, together, count = make_cache(tmp_path / "shared"), [], []
     for one in asked:
         passes.clear()
         together.append(run_experiment(one, shared).records())
@@ -54,7 +54,7 @@ def test_runs_that_share_a_stock_read_the_pretrained_model_once_and_record_the_s
 
 
 def test_only_the_first_model_is_remembered(tmp_path):
-    setting = stock(tmp_path).get_stacked_model(experiment(tmp_path).model, experiment(tmp_path).trainable)
+    setting = make_cache(tmp_path).get_stacked_model(experiment(tmp_path).model, experiment(tmp_path).trainable)
     start, known = setting.init_params(0), {}
     judge = PretrainedLossCache(setting, start, "here", known)
     tokens = torch.arange(24).view(1, 2, 12)

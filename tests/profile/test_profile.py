@@ -19,7 +19,7 @@ from fedrift.profiling import profile_run
 from fedrift.profiling.hints import find_hints
 from fedrift.profiling.profiler import ELEMENTWISE, HEAD, IDLE, OPTIMIZER, storage_bytes, sum_by_kind
 from fedrift.storage.tensors import load_tensors
-from tests.worlds import experiment, stock
+from tests.worlds import experiment, make_cache
 
 LENGTH, WIDE, INNER, RANK, BLOCKS = 16, 32, 48, 8, 2  # of the world's model
 KEYS, VALUES = 16, 16
@@ -34,14 +34,14 @@ def seen(tmp_path_factory):
     """A profile of three rounds of SCAFFOLD, where it was kept, and the same run as it is without."""
     folder = tmp_path_factory.mktemp("profile")
     asked = edit_config(experiment(folder), {"algorithm": Scaffold()})
-    found = profile_run(asked, stock(folder), num_rounds=2, folder=folder / "profiled")
+    found = profile_run(asked, make_cache(folder), num_rounds=2, folder=folder / "profiled")
 
     def stop(progress):
         if progress.round == 3:
             raise Killed
 
     with pytest.raises(Killed):
-        run_experiment(asked, stock(folder), stop)
+        run_experiment(asked, make_cache(folder), stop)
     return found, folder
 
 
@@ -155,7 +155,7 @@ def test_hints_are_computed_and_the_dearest_comes_first():
 
 def test_an_experiment_without_rounds_is_refused(tmp_path):
     with pytest.raises(UserError, match="0 rounds"):
-        profile_run(experiment(tmp_path, "training.num_rounds=0"), stock(tmp_path))
+        profile_run(experiment(tmp_path, "training.num_rounds=0"), make_cache(tmp_path))
 
 
 def test_the_command_prints_writes_and_traces(tmp_path, monkeypatch):

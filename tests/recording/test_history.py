@@ -20,7 +20,7 @@ def advance(run: Run, round: int, kept: bool = True, timed: bool = True, recordi
     run.log_event(round, "client", "it was slow", 2)
     run.append_records(Record(round, "loss", domain, -1, 4 - 0.1 * round) for domain in ("", "sport", "food"))
     earlier = [said for said in run.cluster_assignments() if said["round"] < round]
-    run.write_json("clustering", [*earlier, {"round": round, "group": [0, round % 2]}])
+    run.write_json("clustering", [*earlier, {"round": round, "cluster_ids": [0, round % 2]}])
     if recording:
         (run.folder / "updates").mkdir(exist_ok=True)
         (run.folder / "updates" / f"{round:05}.parquet").touch()
@@ -88,7 +88,7 @@ LEFT = {
     "a round without its state": lambda run: advance(run, 5, kept=False, timed=False),
     "two of them": lambda run: (advance(run, 5, kept=False), advance(run, 6, kept=False, timed=False)),
     "no timing": lambda run: drop_line(run.folder / "timings.jsonl", 4),
-    "events after the state": lambda run: run.log_event(4, "resumed elsewhere", "threads was 2 and is 1"),
+    "events after the state": lambda run: run.log_event(4, "environment changed", "threads was 2 and is 1"),
     "rows of the end": lambda run: run.append_records([Record(4, "final.loss", "", -1, 3.0)]),
 }
 
@@ -125,10 +125,10 @@ def test_a_state_of_an_older_fedrift_goes_on_with_a_word(run):
 
     save_file(load_file(run.state_path), run.state_path, metadata={"meta": json.dumps({"round": 4})})
     check_history(run)
-    assert run.events()[-1]["kind"] == "older state"
+    assert run.events()[-1]["kind"] == "state without digest"
 
 
 def test_a_state_that_does_not_say_its_round_is_refused(run):
-    save_tensors(run.state_path, {"a": torch.ones(2)}, {"leaves": ["a"]})
+    save_tensors(run.state_path, {"a": torch.ones(2)}, {"tensor_names": ["a"]})
     with pytest.raises(UserError, match="does not contain its round number"):
         check_history(run)

@@ -40,7 +40,7 @@ def after(state: FederatedState) -> FederatedState:
         round=state.round + 1,
         server=server,
         client_states=state.client_states.update(who, rows),
-        last_round_seen=torch.full((len(state.cluster_ids),), state.round),
+        last_participation=torch.full((len(state.cluster_ids),), state.round),
     )
 
 

@@ -81,10 +81,10 @@ def test_every_report_and_state_is_kept_bit_for_bit_and_the_run_is_what_it_was(t
     kept = UpdateLog(run)
     assert kept.rounds == [0, 1, 2, 3, 4] and run.read_json("finished")["updates"] == {"rounds": 4, "bytes": kept.num_bytes}
     for done in seen:
-        cohort, report = kept.load_update(done.after.round, CPU)
+        cohort, update = kept.load_update(done.after.round, CPU)
         assert torch.equal(cohort, done.cohort)
         for f in fields(CohortUpdate):
-            one, two = getattr(done.report, f.name), getattr(report, f.name)
+            one, two = getattr(done.update, f.name), getattr(update, f.name)
             if isinstance(one, dict):
                 assert list(one) == list(two) and all(torch.equal(one[name], two[name]) for name in one), f.name
             else:

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from fedrift.core.tree import Tree
-from fedrift.diagnosis.fork import Divergence, ForkReport, effective_weights, format_loss_change, model_distance
+from fedrift.diagnosis.fork import ForkReport, RunDifference, effective_weights, format_loss_change, model_distance
 from fedrift.storage.jsonl import to_json
 
 ONE = torch.zeros(4, dtype=torch.long)
@@ -41,10 +41,10 @@ def test_the_distance_is_the_root_mean_square_over_the_clients():
 
 def test_the_sentence_says_what_came_of_it_and_where():
     rows = (
-        Divergence(6, 0.0, 4.5, 4.5, {"a": 0.0}),
-        Divergence(7, 0.25, 4.4, 4.3, {"a": -0.3, "b": 0.1, "c": math.nan}),
-        Divergence(8, 0.5, 4.4, math.nan, {"a": math.nan}),
-        Divergence(9, 0.75, 4.2, 4.2, {"a": 0.0001}),
+        RunDifference(6, 0.0, 4.5, 4.5, {"a": 0.0}),
+        RunDifference(7, 0.25, 4.4, 4.3, {"a": -0.3, "b": 0.1, "c": math.nan}),
+        RunDifference(8, 0.5, 4.4, math.nan, {"a": math.nan}),
+        RunDifference(9, 0.75, 4.2, 4.2, {"a": 0.0001}),
     )
     said = ForkReport("o", "f", 7, "", "without client 3", True, rows, ())
     assert said.sentence == (

@@ -114,8 +114,8 @@ def test_a_server_side_change_takes_what_the_clients_sent_and_asks_nobody(record
 
     monkeypatch.setattr(ClientSimulator, "train", busy)
     run, said = fork(there, origin, 3, "algorithm.aggregator=Median", "training.num_rounds=3")
-    before, (_, report) = UpdateLog(origin).load_state(2, CPU), UpdateLog(origin).load_update(3, CPU)
-    by_hand = FedAvg(aggregator=aggregators.Median()).server_update(before.server, report)
+    before, (_, update) = UpdateLog(origin).load_state(2, CPU), UpdateLog(origin).load_update(3, CPU)
+    by_hand = FedAvg(aggregator=aggregators.Median()).server_update(before.server, update)
     assert same(UpdateLog(run).load_state(3, CPU).server.params, by_hand.params) and said.has_reused_updates
     assert not same(by_hand.params, UpdateLog(origin).load_state(3, CPU).server.params)
 
@@ -161,9 +161,9 @@ def test_who_is_left_out_counts_for_nothing_keeps_its_memory_and_may_come_back(w
     run, said = fork(there, origin, 2, "exclude_clients=[1]", "exclude_until=3")
     kept = UpdateLog(run)
     for round in (2, 3):
-        _, report = kept.load_update(round, CPU)
-        assert report.failed.tolist() == [False, True, False] and report.weight.tolist() == [1, 0, 1]
-        assert not report.delta.take(slice(1, 2)).norm().item() and not report.state_delta.take(slice(1, 2)).norm().item()
+        _, update = kept.load_update(round, CPU)
+        assert update.failed.tolist() == [False, True, False] and update.weight.tolist() == [1, 0, 1]
+        assert not update.delta.take(slice(1, 2)).norm().item() and not update.state_delta.take(slice(1, 2)).norm().item()
         assert same(
             kept.load_state(round, CPU).client_states.gather(slice(1, 2)), kept.load_state(1, CPU).client_states.gather(slice(1, 2))
         )
@@ -175,13 +175,13 @@ def test_who_is_left_out_counts_for_nothing_keeps_its_memory_and_may_come_back(w
     assert not any(each.failure == "failed clients" for each in said.findings)
 
 
-def planted(monkeypatch, client: int, times: float) -> None:
+def scale_client_update(monkeypatch, client: int, times: float) -> None:
     """From now on what this client sends is multiplied by a number. (All take part: row = client.)"""
-    report = fedrift.simulation.simulator.make_update
+    original = fedrift.simulation.simulator.make_update
 
     def lying(at, end, *rest):
         scale = torch.ones(len(at.steps)).index_fill(0, torch.tensor([client]), times)
-        return report(at, at.global_params + (end - at.global_params) * scale, *rest)
+        return original(at, at.global_params + (end - at.global_params) * scale, *rest)
 
     monkeypatch.setattr("fedrift.simulation.simulator.make_update", lying)
 
@@ -189,7 +189,7 @@ def planted(monkeypatch, client: int, times: float) -> None:
 def test_without_the_liar_the_harm_is_gone_and_without_an_innocent_it_is_not(world, monkeypatch):
     folder, asked = world
     honest = run_experiment(asked, recording(folder, "honest")).trajectory().curve("loss")
-    planted(monkeypatch, 1, -40.0)
+    scale_client_update(monkeypatch, 1, -40.0)
     there = recording(folder, "runs")
     origin = run_experiment(asked, there)
     harm = origin.trajectory().curve("loss")[-1] - honest[-1]
@@ -204,7 +204,7 @@ def test_without_the_liar_the_harm_is_gone_and_without_an_innocent_it_is_not(wor
 
 def test_without_a_client_whose_updates_were_no_numbers_anyway_nothing_changes(world, monkeypatch):
     folder, asked = world
-    planted(monkeypatch, 2, float("nan"))
+    scale_client_update(monkeypatch, 2, float("nan"))
     there = recording(folder, "runs")
     origin = run_experiment(asked, there)
     run, said = fork(there, origin, 2, "exclude_clients=2")

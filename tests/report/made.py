@@ -56,7 +56,7 @@ def made(
 ) -> StudyManifest:
     """FedAvg's loss rises with severity by ``effect``; Scaffold's does not. ``ended``: whether the run of that number has."""
     more = more or {}
-    said = {
+    study = {
         "name": name,
         "question": "Does skew cost loss?",
         "base": {},
@@ -64,11 +64,11 @@ def made(
         "factors": {"algorithm": list(algorithms), "partition.severity": list(severities), **more},
         "hypotheses": hypotheses,
     }
-    book, entries, place = StudyManifest(root, name), [], 0
+    manifest, entries, place = StudyManifest(root, name), [], 0
     extras: list[dict[str, Any]] = [{}]
     for path, levels in more.items():
         extras = [{**extra, path: level} for extra in extras for level in levels]
-    twins: dict[str, ManifestEntry] = {}
+    baselines: dict[str, ManifestEntry] = {}
     for seed in range(seeds):
         for algorithm in algorithms:
             for extra in extras:
@@ -89,21 +89,21 @@ def made(
                     )
                     place += 1
                     levels = {"algorithm": algorithm, "partition.severity": severity, **extra}
-                    arm = ", ".join(f"{key}={value}" for key, value in levels.items())
-                    entries.append(ManifestEntry(own, "run", "main", arm, seed, False, iid, levels, None, arm))
+                    condition = ", ".join(f"{key}={value}" for key, value in levels.items())
+                    entries.append(ManifestEntry(own, "run", "main", condition, seed, False, iid, levels, None, condition))
                 levels = {**levels, "partition.severity": 0.0}
-                twins[iid] = ManifestEntry(iid, "iid_baseline", "main", f"twin of {arm}", seed, True, "", levels, None, "twin")
-    book.write(
+                baselines[iid] = ManifestEntry(iid, "iid_baseline", "main", f"twin of {condition}", seed, True, "", levels, None, "twin")
+    manifest.write(
         {
-            "study": parse_study(said).to_dict(),
-            "factors": list(said["factors"]),
+            "study": parse_study(study).to_dict(),
+            "factors": list(study["factors"]),
             "complete": True,
             "designs": {"main": {"cells": 4, "aliases": []}},
-            "choices": choices or [],
-            "runs": [*entries, *twins.values()],
+            "tuning_results": choices or [],
+            "runs": [*entries, *baselines.values()],
         }
     )
-    return book
+    return manifest
 
 
 def run(
@@ -145,9 +145,9 @@ def run(
         "extra": repr(extra),
     }
     id = compute_id(experiment)
-    kept = Run(root, id)
-    kept.write_json("experiment", {**experiment, "id": id, "partition_table": {"domains": list(DOMAINS), "tokens": rows}})
-    kept.write_json(
+    stored_run = Run(root, id)
+    stored_run.write_json("experiment", {**experiment, "id": id, "partition_table": {"domains": list(DOMAINS), "tokens": rows}})
+    stored_run.write_json(
         "environment",
         {
             "python": "3.11.7",
@@ -183,10 +183,10 @@ def run(
                 for metric in ("hidden.cka.pretrained", "attention.entropy")
             ]
             records += [Record(round, "forgetting", domain, -1, 0.05 * round) for domain in DOMAINS]
-    kept.append_records(records)
+    stored_run.append_records(records)
     if ended:
         losses = [record.value for record in records if record.metric == "loss" and not record.domain and record.client < 0]
-        kept.mark_finished(
+        stored_run.mark_finished(
             {
                 "rounds": rounds,
                 "loss": losses[-1] if math.isfinite(losses[-1]) else None,

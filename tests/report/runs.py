@@ -30,14 +30,14 @@ def trajectory(rounds: int = 8, clients: int = 2, lift: float = 0.0, bad: int | 
     return Trajectory(records)
 
 
-def exhibit(name: str = "FedAvg", **said) -> RunView:
+def exhibit(name: str = "FedAvg", **changes) -> RunView:
     table = {"domains": list(DOMAINS), "tokens": [[900, 0], [0, 1200]]}
     experiment = {"dataset": {"name": "bbc"}, "training": {"num_rounds": 8}, "partition_table": table}
     whole = RunView(name, experiment, trajectory(), trajectory(lift=-0.1), "finished", {"python": "3.11"})
-    return whole._replace(**said)
+    return whole._replace(**changes)
 
 
-def light(name: str = "FedAvg", **said) -> RunView:
+def light(name: str = "FedAvg", **changes) -> RunView:
     """An exhibit of two charts, for what does not depend on how many there are."""
     losses = Trajectory([record for record in trajectory(clients=0).records if not record.domain])
-    return exhibit(name, **({"trajectory": losses, "iid_baseline": None} | said))
+    return exhibit(name, **({"trajectory": losses, "iid_baseline": None} | changes))

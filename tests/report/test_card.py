@@ -14,7 +14,7 @@ from fedrift.core.errors import UserError
 from fedrift.engine.run import run_experiment
 from fedrift.report.model_card import export_models
 from fedrift.storage import Run
-from tests.worlds import experiment, stock
+from tests.worlds import experiment, make_cache
 
 
 @pytest.fixture(scope="module")
@@ -24,7 +24,7 @@ def home(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def personal(home):
-    return run_experiment(experiment(home, "algorithm.type=Ditto", "training.num_rounds=2"), stock(home))
+    return run_experiment(experiment(home, "algorithm.type=Ditto", "training.num_rounds=2"), make_cache(home))
 
 
 def test_the_federations_model_and_the_clients_own_are_exported_and_differ(personal, home, tmp_path):
@@ -53,7 +53,7 @@ def test_the_card_can_be_read_and_says_what_was_asked_and_what_came(personal, tm
 
 
 def test_every_cluster_has_its_model(home, tmp_path):
-    run = run_experiment(experiment(home, "clustering.type=OracleClustering", "training.num_rounds=1"), stock(home))
+    run = run_experiment(experiment(home, "clustering.type=OracleClustering", "training.num_rounds=1"), make_cache(home))
     folders = export_models(run, tmp_path / "out")
     assert [folder.name for folder in folders] == ["0", "1", "2"]
     assert "cluster 1" in (folders[1] / "README.md").read_text()

@@ -81,7 +81,7 @@ def test_words_are_grey_up_to_what_a_deal_by_chance_reaches(corpus):
     firsts = [np.mean([words[0][1] for words in page.distinctive_words]) for page in (iid, skewed)]
     assert firsts[0] < 2 * iid.chance_z and firsts[1] > 2 * skewed.chance_z
     assert str(skewed.chance_z) in render_partition(skewed)
-    assert skewed.to_json()["characteristic_by_chance"] == pytest.approx(skewed.chance_z, abs=1e-3)
+    assert skewed.to_json()["chance_z"] == pytest.approx(skewed.chance_z, abs=1e-3)
 
 
 def test_a_regime_inside_a_regime_is_named():
@@ -124,7 +124,7 @@ def test_texts_from_outside_cannot_become_part_of_the_page(corpus):
 
 def test_everything_is_plain_json(corpus):
     told = json.loads(json.dumps(shown(corpus, TopicMix(3)).to_json(), allow_nan=False))
-    assert told["documents_in_pool"] == len(corpus) and told["numbers"]["budget.variation"]["null"] is None
+    assert told["num_documents"] == len(corpus) and told["numbers"]["budget.variation"]["null_mean"] is None
 
 
 def test_numbers_without_a_null_have_dashes(corpus):

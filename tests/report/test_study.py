@@ -69,7 +69,7 @@ def test_a_null_study_says_that_nothing_was_found_and_what_would_have_been(tmp_p
     )
     assert [claim.verdict for claim in document.claims] == ["inconclusive"]
     assert "would have been detected with 80% probability" in document.claims[0].sentence
-    assert " 0 are confirmed" in section(document, "atlas").text[0]
+    assert " 0 are confirmed" in section(document, "diagnoses").text[0]
     smallest = next(table for table in document.tables if table.key == "verdicts").rows[0][7]
     assert 0 < float(smallest) < 0.1
 
@@ -103,8 +103,8 @@ def test_the_bar_is_met_by_the_number(p, attainable, called, whole, monkeypatch)
         "low": 0.0,
         "high": 0.2,
         "g": 1.0,
-        "holm": p,
-        "attainable": attainable,
+        "p_holm": p,
+        "min_attainable_p": attainable,
         "detectable": 0.1,
         "seeds": 6,
         "diverged": 0,
@@ -154,7 +154,7 @@ def test_every_chart_draws_and_the_page_is_whole(deep):
     keys = {section.key for section in document.sections}
     assert keys >= {
         "verdicts",
-        "deals",
+        "partitions",
         "loss",
         "results",
         "dose",
@@ -162,7 +162,7 @@ def test_every_chart_draws_and_the_page_is_whole(deep):
         "drift",
         "layers",
         "forgetting",
-        "atlas",
+        "diagnoses",
         "adapters",
         "cost",
         "methods",
@@ -199,7 +199,7 @@ def test_an_unfinished_study_gives_a_report_that_says_so(tmp_path, ended, said):
 def test_an_empty_study_gives_a_report_that_says_so(tmp_path):
     book = StudyManifest(tmp_path, "empty")
     told = made(tmp_path / "other").read()
-    book.write({**told, "runs": [], "choices": []})
+    book.write({**told, "runs": [], "tuning_results": []})
     html = render_study(build_document(load_study_data(book)))
     text = prose(html)
     assert "No results are available yet: no runs yet" in text and "no run has been evaluated yet" in text and "inconclusive" in text

@@ -22,7 +22,7 @@ from fedrift.storage.loggers import (
     open_loggers,
 )
 from tests.cli.test_cli import fedrift, world  # noqa: F401
-from tests.watch.made import ROUNDS, begun, rows
+from tests.watch.made import ROUNDS, rows, start_run
 
 
 class Ear(LoggingBackend):
@@ -49,7 +49,7 @@ def losses(sink) -> dict[int, float]:
 
 
 def test_every_round_is_told_once_and_the_newest_when_it_is_whole(tmp_path):
-    run, ear = begun(tmp_path, "a", 1), Ear(tmp_path)
+    run, ear = start_run(tmp_path, "a", 1), Ear(tmp_path)
     feed = Logger("ear", ear, run)
     feed.push()
     assert losses(ear) == {0: 5.0}
@@ -65,7 +65,7 @@ def test_every_round_is_told_once_and_the_newest_when_it_is_whole(tmp_path):
 
 
 def test_a_run_that_was_killed_tells_nothing_twice(tmp_path):
-    run, first, second = begun(tmp_path, "a", 4), Ear(tmp_path), Ear(tmp_path)
+    run, first, second = start_run(tmp_path, "a", 4), Ear(tmp_path), Ear(tmp_path)
     Logger("ear", first, run).push()  # and is killed
     run.truncate_after(2)
     feed = Logger("ear", second, run)
@@ -107,10 +107,10 @@ def test_what_is_not_installed_and_what_is_no_sink_is_told_with_the_way_out(tmp_
 
 def there(name: str, tmp_path):
     pytest.importorskip(LOGGING_BACKENDS[name].pip_name.removesuffix("-skinny"), reason=f"{name} is not installed")
-    run = begun(tmp_path, "abc", ROUNDS)
+    run = start_run(tmp_path, "abc", ROUNDS)
     with open_loggers([name], tmp_path) as feeds:
         feeds.push(run)
-    return tmp_path / "sinks" / name
+    return tmp_path / "logs" / name
 
 
 def test_tensorboard_has_the_curve(tmp_path):
@@ -159,7 +159,7 @@ def test_wandb_keeps_it_here_when_it_is_offline(tmp_path, monkeypatch):
 def test_trackio_has_the_curve(tmp_path, monkeypatch):
     pytest.importorskip("trackio")
     place = os.environ | {"TRACKIO_DIR": str(tmp_path / "kept"), "PYTHONPATH": os.environ.get("PYTHONPATH", "")}
-    begun(tmp_path, "abc", ROUNDS)
+    start_run(tmp_path, "abc", ROUNDS)
     said = (
         f"from pathlib import Path; from fedrift.storage.loggers import open_loggers; from fedrift.storage import Run\n"
         f"root = Path({str(tmp_path)!r})\n"
@@ -175,7 +175,7 @@ def test_a_run_of_the_command_line_with_a_sink(world, capsys, monkeypatch):  # n
     pytest.importorskip("tensorboard", reason="tensorboard is not installed")
     code, _, err = fedrift(capsys, monkeypatch, "run", "e.yaml", "--device", "cpu", "--log-to", "tensorboard")
     assert code == 0, err
-    assert list((world / "runs" / "sinks" / "tensorboard").glob("*/events*"))
+    assert list((world / "runs" / "logs" / "tensorboard").glob("*/events*"))
     code, _, err = fedrift(capsys, monkeypatch, "run", "e.yaml", "--log-to", "tensorbord")
     assert code == 2 and "did you mean 'tensorboard'" in err
 
@@ -183,7 +183,7 @@ def test_a_run_of_the_command_line_with_a_sink(world, capsys, monkeypatch):  # n
 def test_a_studys_runs_are_told_once_each_when_they_are_over(tmp_path, monkeypatch):
     made = []
     monkeypatch.setitem(LOGGING_BACKENDS, "ear", lambda folder: made.append(Ear(folder)) or made[-1])
-    over, late = begun(tmp_path, "a", ROUNDS), begun(tmp_path, "b", 1)
+    over, late = start_run(tmp_path, "a", ROUNDS), start_run(tmp_path, "b", 1)
     over.mark_finished({"rounds": ROUNDS})
     heard = []
     for _ in range(2):  # a study that is asked again tells nothing again

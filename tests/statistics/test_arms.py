@@ -35,8 +35,8 @@ def test_against_a_reference_every_other_level_in_every_cell_with_holm_over_the_
     assert len(found) == 4 and (found["seeds"] == 10).all()
     rows = found.set_index(["partition.severity", "algorithm"])
     assert rows.loc[(1.0, "Scaffold"), "effect"] == pytest.approx(-0.1, abs=0.02)
-    assert rows.loc[(1.0, "Scaffold"), "holm"] <= 0.05 < rows.loc[(1.0, "FedProx"), "holm"]
-    assert found["holm"].tolist() == pytest.approx(s.holm(found["p"].to_numpy()))
+    assert rows.loc[(1.0, "Scaffold"), "p_holm"] <= 0.05 < rows.loc[(1.0, "FedProx"), "p_holm"]
+    assert found["p_holm"].tolist() == pytest.approx(s.holm(found["p"].to_numpy()))
 
 
 def test_failure_rates_have_exact_intervals_and_twins_beside_them():

@@ -15,13 +15,13 @@ from fedrift.stats import find_boundaries, find_boundary, geometric_mean_ratio
 def test_a_known_boundary_is_bracketed_from_wherever_the_search_begins(start):
     tried = []
     found = find_boundary(lambda value: tried.append(value) or value > 0.3, start, tolerance=0.02)
-    assert found.stable <= 0.3 < found.broken <= found.stable * 1.02 and found.num_runs == len(tried) == len(set(tried))
+    assert found.stable <= 0.3 < found.unstable <= found.stable * 1.02 and found.num_runs == len(tried) == len(set(tried))
     assert found.boundary == pytest.approx(0.3, rel=0.02)
 
 
 def test_what_never_breaks_or_always_does_has_no_boundary():
     calm, wild = find_boundary(lambda value: False, 0.5, maximum=1.0), find_boundary(lambda value: True, 0.5, minimum=0.01)
-    assert (calm.stable, calm.broken) == (1.0, math.inf) and (wild.stable, wild.broken) == (0.0, 0.01)
+    assert (calm.stable, calm.unstable) == (1.0, math.inf) and (wild.stable, wild.unstable) == (0.0, 0.01)
     assert math.isnan(calm.boundary) and math.isnan(wild.boundary)
     assert find_boundary(lambda value: True, 0.5, max_runs=7).num_runs == 7
 

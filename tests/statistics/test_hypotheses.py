@@ -114,7 +114,7 @@ def test_without_an_other_side_the_gap_itself_is_judged():
 def test_five_seeds_are_refused_however_clear_and_the_sentence_says_how_many_it_takes():
     found = one(Greater(name="H", **GAP), study(gap, seeds=5, noise=1e-6))
     assert found.verdict == "inconclusive" and found.min_attainable_p == 0.0625 and found.detectable == math.inf
-    assert "5 seeds cannot give a p below .062" in found.sentence and "at least 6 are needed" in found.sentence
+    assert "5 seeds cannot give a p below 0.062" in found.sentence and "at least 6 are needed" in found.sentence
 
 
 def test_a_family_costs_and_is_adjusted_by_itself():
@@ -123,7 +123,7 @@ def test_a_family_costs_and_is_adjusted_by_itself():
     said = [Greater(name=str(k), family=family, **GAP) for k, family in enumerate(["a", "b", "b", "b", "b"])]
     found = s.evaluate_hypotheses(said, runs, FACTORS)
     assert [v.verdict for v in found] == ["supported"] + ["inconclusive"] * 4
-    assert found[0].holm == 2 / 128 and found[1].holm == pytest.approx(4 * 2 / 128) and found[1].detectable == math.inf
+    assert found[0].p_holm == 2 / 128 and found[1].p_holm == pytest.approx(4 * 2 / 128) and found[1].detectable == math.inf
 
 
 def test_an_effect_too_small_to_matter_is_ruled_out():
@@ -171,7 +171,7 @@ def test_seeds_in_which_both_sides_diverged_are_no_zeros(said):
     runs = study(gap)
     found, less = one(said, diverge(runs, runs["seed"] < 2)), one(said, runs[runs["seed"] >= 2])
     assert (found.effect, found.low, found.high, found.p, found.seeds) == (less.effect, less.low, less.high, less.p, 8)
-    assert found.tied == 2 and found.diverged > 0 and 0 not in dict(found.points)
+    assert found.both_diverged == 2 and found.diverged > 0 and 0 not in dict(found.points)
     assert "In 2 seeds both sides diverged" in found.sentence and "count as the worst" not in found.sentence
 
 
@@ -184,7 +184,7 @@ def test_where_every_run_diverged_there_is_no_effect_of_zero(said):
     runs = study(gap, seeds=3)
     found = one(said, diverge(runs, runs["seed"] >= 0))
     assert found.verdict == "inconclusive" and math.isnan(found.effect)
-    assert (found.seeds, found.tied, found.incomplete) == (0, 3, 0)
+    assert (found.seeds, found.both_diverged, found.incomplete) == (0, 3, 0)
     assert "both sides diverged in all of 3 seeds" in found.sentence and "diverged." in found.sentence
     assert "+0" not in found.sentence
 
@@ -214,7 +214,7 @@ def test_a_diverged_run_is_the_worst_of_accuracies_as_of_losses():
 def test_seeds_that_do_not_differ_are_told():
     runs = study(gap, noise=0.0).assign(loss=lambda r: r["loss"].where(r["seed"] > 2, 1.0))
     found = one(Greater(name="H", **BOTH), runs)
-    assert "3 of 10 seeds do not differ at all" in found.notes and found.seeds == 10 and found.tied == 0
+    assert "3 of 10 seeds do not differ at all" in found.notes and found.seeds == 10 and found.both_diverged == 0
 
 
 def test_an_unfinished_seed_is_left_out_and_told():

@@ -68,8 +68,8 @@ def test_a_p_that_the_seeds_cannot_reach_is_not_printed():
     sharp = np.array([1.0, 1.01, 0.99, 1.0, 1.0])
     assert s.paired_t_test(sharp).value < 1e-5
     for found in (s.paired_t_test(sharp), s.sign_flip_test(sharp), s.wilcoxon(sharp)):
-        assert str(found) == "5 seeds cannot give a p below .062" and not found.is_significant()
-    assert str(s.sign_flip_test(np.append(sharp, 1.0))) == "p = .031"
+        assert str(found) == "5 seeds cannot give a p below 0.062" and not found.is_significant()
+    assert str(s.sign_flip_test(np.append(sharp, 1.0))) == "p = 0.031"
 
 
 def test_wilcoxon_without_ties_is_scipys_exact_one():

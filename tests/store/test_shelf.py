@@ -9,7 +9,7 @@ import pytest
 
 from fedrift.core.errors import UserError
 from fedrift.core.records import Record
-from fedrift.storage import Run, find_run, find_runs, list_runs, list_unreadable, move_aside, query_frame, read_each
+from fedrift.storage import Run, archive_run, find_run, find_runs, list_runs, list_unreadable, query_frame, try_read_each
 
 ASKED = {
     "dataset": {"name": "bbc"},
@@ -135,7 +135,7 @@ def test_what_cannot_be_read_of_one_run_is_told_in_one_line(root):
             raise KeyError("a\nb" * 200)
         return run.id
 
-    found, bad = read_each(list_runs(root), read)
+    found, bad = try_read_each(list_runs(root), read)
     assert [each for _, each in found] == ["c0de", "ab12"]
     assert bad[0].id == "ab99" and bad[0].reason.startswith("KeyError: ") and len(bad[0].reason) == 200
 
@@ -143,12 +143,12 @@ def test_what_cannot_be_read_of_one_run_is_told_in_one_line(root):
 def test_a_run_is_moved_aside_whole_and_as_often_as_it_is_asked(root):
     run = Run(root, "ab12")
     (run.folder / "records.jsonl").write_text("rows")
-    first = move_aside(run)
+    first = archive_run(run)
     assert first == root / "replaced" / "ab12.1" and (first / "records.jsonl").read_text() == "rows"
     assert not run.folder.exists() and "ab12" not in [run.id for run in list_runs(root)]
     run.write_json("experiment", ASKED)
-    assert move_aside(run) == root / "replaced" / "ab12.2"
+    assert archive_run(run) == root / "replaced" / "ab12.2"
     other = Run(root, "ab99")
     with other.lock(), pytest.raises(UserError, match="being written by another process"):
-        move_aside(other)
+        archive_run(other)
     assert other.folder.exists()

@@ -111,7 +111,7 @@ def flipped(content: bytes, bit: int) -> bytes:
 
 def test_no_flipped_bit_of_a_state_gives_other_numbers(tmp_path):
     path, state = tmp_path / "state.safetensors", {"a/q": torch.tensor([0.5, -2.0, 3.0]), "b": torch.tensor([7])}
-    digest, refused = save_tensors(path, state, {"round": 3, "leaves": ["a/q", "b"]}), 0
+    digest, refused = save_tensors(path, state, {"round": 3, "tensor_names": ["a/q", "b"]}), 0
     content = path.read_bytes()
     for bit in range(8 * len(content)):
         path.write_bytes(flipped(content, bit))

@@ -9,7 +9,7 @@ from fedrift.studies import Study, parse_study
 from tests.worlds import experiment
 
 
-def said(folder: Path, **changes: Any) -> dict[str, Any]:
+def study_values(folder: Path, **changes: Any) -> dict[str, Any]:
     base = experiment(folder, "training.num_rounds=2", "evaluation.blocks_per_domain=2", "evaluation.final_blocks_per_domain=2").to_dict()
     return {
         "name": "tiny",
@@ -22,7 +22,7 @@ def said(folder: Path, **changes: Any) -> dict[str, Any]:
 
 
 def study(folder: Path, **changes: Any) -> Study:
-    return parse_study(said(folder, **changes))
+    return parse_study(study_values(folder, **changes))
 
 
 TUNED = {

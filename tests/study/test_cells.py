@@ -13,8 +13,8 @@ from fedrift.config.schema import parse_config
 from fedrift.core.errors import UserError
 from fedrift.studies import load_study
 from fedrift.studies.spec import apply_changes, expand_cells, label_levels, parse_factors
-from fedrift.studies.tuning import is_on_edge, list_tuning_groups, pick_best_settings, plan_trials, sample_settings
-from tests.study.small import TUNED, said, study
+from fedrift.studies.tuning import is_at_boundary, list_tuning_groups, pick_best_settings, plan_trials, sample_settings
+from tests.study.small import TUNED, study, study_values
 
 
 def test_a_level_is_called_by_its_value_or_its_class_and_its_settings_where_two_share_one():
@@ -89,17 +89,17 @@ def test_stages_differ_from_the_whole_in_what_they_say(tmp_path):
             "tuning.space_by_level.FedProx: has 1000000 combinations",
         ),
         ({"factors": {f"training.{k}": list(range(10)) for k in range(20)}}, "factors: the stage 'main' has 200000000000000000000"),
-        ({"seeds": 10**9}, "seeds: wanted a whole number from 1 to 10,000 or a list"),
+        ({"seeds": 10**9}, "seeds: expected a whole number from 1 to 10,000 or a list"),
         ({"seeds": []}, "at least one, got "),
-        ({"seeds": [True]}, "seeds.0.: wanted a whole number"),
-        ({"iid_baselines": "yes"}, "iid_baselines: wanted true or false"),
+        ({"seeds": [True]}, "seeds.0.: expected a whole number"),
+        ({"iid_baselines": "yes"}, "iid_baselines: expected true or false"),
         ({"factors": {"regime": {"a": {1: 2}}}}, "each named level must be"),
-        ({"overrides": {1: 2}}, "overrides: wanted keys that are text, got 1"),
+        ({"overrides": {1: 2}}, "overrides: expected keys that are text, got 1"),
         ({"factors": {"a": [{"type": [1]}, {"type": [1]}]}}, "two levels are the same"),
-        ({"name": "x" * 5000}, "name: wanted text of 1 to 100"),
+        ({"name": "x" * 5000}, "name: expected text of 1 to 100"),
         (
             {"hypotheses": [{"type": "Equivalent", "name": "a", "margin": float("inf")}]},
-            r"hypotheses.0..margin: wanted a number from 1e-30",
+            r"hypotheses.0..margin: expected a number from 1e-30",
         ),
     ],
 )
@@ -109,7 +109,7 @@ def test_a_mistake_is_told_with_its_place(tmp_path, changes, told):
 
 
 def test_the_base_may_be_a_file_and_any_part_is_changed_on_the_command_line(tmp_path):
-    whole = said(tmp_path)
+    whole = study_values(tmp_path)
     (tmp_path / "e.yaml").write_text(yaml.safe_dump(whole["base"]))
     (tmp_path / "s.yaml").write_text(yaml.safe_dump({**whole, "base": "e.yaml"}))
     got = load_study(tmp_path / "s.yaml", ["base.training.num_rounds=9", "seeds=1"])
@@ -125,7 +125,7 @@ def test_every_algorithm_gets_the_same_number_of_trials_from_its_own_grid(tmp_pa
     assert {trial.seed for trial in every} == {100}
     assert [trial.settings for trial in plan_trials(tuned)] == [trial.settings for trial in every]
     wanting = study(tmp_path, tuning={**TUNED["tuning"], "trials": 4})
-    with pytest.raises(UserError, match="3 combinations for 4 trials"):
+    with pytest.raises(UserError, match="3 combinations of values for 4 trials"):
         plan_trials(wanting)
 
 
@@ -140,12 +140,12 @@ def test_the_lowest_mean_wins_what_diverged_never_does_and_edges_are_told(tmp_pa
         (trial, score[trial.condition][trial.settings["training.client_optimizer.lr"]][trial.seed - 100]) for trial in plan_trials(tuned)
     ]
     avg, prox = pick_best_settings(tuned, done)
-    assert (avg.settings, avg.at_grid_edge, avg.score) == ({"training.client_optimizer.lr": 0.5}, (), pytest.approx(2.1))
-    assert (prox.settings, prox.at_grid_edge) == ({"training.client_optimizer.lr": 1.0}, ("training.client_optimizer.lr",))
+    assert (avg.settings, avg.at_search_boundary, avg.score) == ({"training.client_optimizer.lr": 0.5}, (), pytest.approx(2.1))
+    assert (prox.settings, prox.at_search_boundary) == ({"training.client_optimizer.lr": 1.0}, ("training.client_optimizer.lr",))
     assert len(avg.trials) == 3
     nothing = pick_best_settings(tuned, [(trial, float("nan")) for trial, _ in done])[0]
     assert (nothing.settings, nothing.score) == ({}, float("inf"))
-    assert not is_on_edge("a", ["a", "b"])
+    assert not is_at_boundary("a", ["a", "b"])
     assert len(sample_settings(tuned, {"algorithm": "FedAvg"})) == 3
 
 

@@ -26,13 +26,13 @@ from fedrift.core.records import Record, Trajectory
 from fedrift.engine.build import resolve_fingerprints
 from fedrift.engine.cache import ResourceCache
 from fedrift.storage.leases import acquire_lease
-from fedrift.studies import StudyManifest, build_study_table, export_study, find_study, import_study, judge_hypotheses
+from fedrift.studies import StudyManifest, build_study_table, evaluate_study_hypotheses, export_study, find_study, import_study
 from fedrift.studies.executors import Processes, Ray, Slurm
 from fedrift.studies.plan import count_tokens, estimate_cost
 from fedrift.studies.run import preview_study, run_study
 from fedrift.studies.worker import run_one, run_worker
 from tests.study.small import TUNED, study
-from tests.worlds import stock
+from tests.worlds import make_cache
 
 
 def frame(book: StudyManifest) -> pd.DataFrame:
@@ -45,7 +45,7 @@ def text(book: StudyManifest) -> str:
 
 
 def shelf(folder: Path) -> ResourceCache:
-    return stock(folder, threads=1)
+    return make_cache(folder, threads=1)
 
 
 def elsewhere(folder: Path, root: Path) -> ResourceCache:
@@ -82,7 +82,7 @@ def test_hypotheses_are_judged_on_the_frame_and_two_seeds_never_call_anything(do
     ]
     other = StudyManifest(book.root, "judged")
     other.write({**book.read(), "study": study(folder, name="judged", hypotheses=said, **TUNED).to_dict()})
-    got, verdicts = judge_hypotheses(other)
+    got, verdicts = evaluate_study_hypotheses(other)
     assert [verdict.verdict for verdict in verdicts] == ["inconclusive"] * 2
     assert [verdict.seeds for verdict in verdicts] == [2, 2]
     skewed = got[(got.role == "run") & (got["partition.severity"] == 1.0)]
@@ -94,11 +94,11 @@ def test_tuning_is_in_the_book_and_in_the_runs(done):
     _, book = done
     said = book.read()
     assert said["complete"]
-    assert [choice["group"] for choice in said["choices"]] == ["algorithm=FedAvg", "algorithm=FedProx"]
-    assert all(len(choice["trials"]) == 2 for choice in said["choices"])
+    assert [choice["group"] for choice in said["tuning_results"]] == ["algorithm=FedAvg", "algorithm=FedProx"]
+    assert all(len(choice["trials"]) == 2 for choice in said["tuning_results"])
     trial = build_study_table(book, roles=("trial",))
     assert len(trial) == 4
-    for choice in said["choices"]:
+    for choice in said["tuning_results"]:
         lr = choice["settings"]["training.client_optimizer.lr"]
         runs = [entry for entry in said["runs"] if entry.role == "run" and entry.condition.startswith(choice["group"])]
         assert {book.get_run(entry).config["training"]["client_optimizer"]["lr"] for entry in runs} == {lr}
@@ -278,7 +278,7 @@ def killed_study(wanted, folder: Path, root: Path, kills: int) -> None:
 def test_tuning_does_not_choose_a_rate_that_left_a_dead_model_behind(tmp_path, monkeypatch):
     """A dead model's loss, ln V, may be the lowest of all trials."""
     wanted = study(tmp_path, tuning={"trials": 2, "seeds": [100], "space": {"training.client_optimizer.lr": [0.1, 1e30]}})
-    trials, level = fedrift.studies.plan.plan_tuning(wanted, stock(tmp_path)), math.log(320)
+    trials, level = fedrift.studies.plan.plan_tuning(wanted, make_cache(tmp_path)), math.log(320)
 
     def curves(book, entries, metrics):
         ends = {entry.run: level if "1e+30" in str(entry.settings) else 5.8 for entry in entries}

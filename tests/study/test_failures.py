@@ -24,7 +24,7 @@ from fedrift.studies import StudyManifest, build_study_table, executors
 from fedrift.studies.executors import Executor, Local, Processes, Ray, Slurm, Stacked
 from fedrift.studies.run import run_phase, run_study
 from tests.study.small import study
-from tests.worlds import experiment, stock
+from tests.worlds import experiment, make_cache
 
 SHORT = (
     "training.num_rounds=1",
@@ -46,7 +46,7 @@ def asked(folder, there, count=3):
 
 
 def elsewhere(folder, root, **runtime) -> ResourceCache:
-    return ResourceCache(replace(stock(folder, threads=1, **runtime).runtime, runs_dir=root))
+    return ResourceCache(replace(make_cache(folder, threads=1, **runtime).runtime, runs_dir=root))
 
 
 @pytest.mark.parametrize("executor", [Local(), Stacked(num_concurrent_runs=3)], ids=lambda each: type(each).__name__)
@@ -84,8 +84,8 @@ def test_an_error_outside_a_run_ends_the_study_loudly(folder, tmp_path, monkeypa
 
 def test_an_executor_that_leaves_runs_behind_is_no_success(folder, tmp_path):
     class Lazy(Executor):
-        def __call__(self, experiments, stock, book, tell):
-            Local()(experiments[:1], stock, book, tell)
+        def __call__(self, experiments, cache, book, tell):
+            Local()(experiments[:1], cache, book, tell)
 
     there = elsewhere(folder, tmp_path / "runs")
     every = asked(folder, there)

@@ -25,7 +25,7 @@ from fedrift.studies.executors import Stacked
 from fedrift.studies.run import run_study
 from tests.models.networks import batch, network
 from tests.study.small import study
-from tests.worlds import experiment, stock
+from tests.worlds import experiment, make_cache
 
 
 @pytest.fixture
@@ -42,7 +42,7 @@ def meetings(monkeypatch):
 
 
 def elsewhere(folder, name: str) -> ResourceCache:
-    return ResourceCache(replace(stock(folder, clients_per_pass=2).runtime, runs_dir=folder / name))
+    return ResourceCache(replace(make_cache(folder, clients_per_pass=2).runtime, runs_dir=folder / name))
 
 
 def assert_same(one: Run, other: Run, close: float = 2e-4) -> None:
@@ -87,7 +87,7 @@ def together(every, there: ResourceCache, **said) -> StudyManifest:
 
 
 def test_runs_of_all_kinds_at_one_meeting_are_those_they_are_alone(tmp_path, meetings):
-    every = [resolve_fingerprints(each, stock(tmp_path)) for each in asked(tmp_path)]
+    every = [resolve_fingerprints(each, make_cache(tmp_path)) for each in asked(tmp_path)]
     book, alone = together(every, elsewhere(tmp_path, "together"), num_concurrent_runs=len(every)), elsewhere(tmp_path, "alone")
     for each in every:
         assert not book.get_failure(each.id), book.get_failure(each.id)
@@ -126,7 +126,7 @@ def test_a_meeting_gives_every_run_its_own_loss_and_gradient(tune):
 
 
 def test_an_error_in_a_shared_pass_is_its_own_runs_only(tmp_path, monkeypatch):
-    every = [resolve_fingerprints(each, stock(tmp_path)) for each in asked(tmp_path, ("plain", "another seed", "IID baseline"))]
+    every = [resolve_fingerprints(each, make_cache(tmp_path)) for each in asked(tmp_path, ("plain", "another seed", "IID baseline"))]
     real, seen = batched_model.compute_gradients, []
 
     def narrow(alike):

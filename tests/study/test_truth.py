@@ -16,7 +16,7 @@ from fedrift.studies import build_study_table
 from fedrift.studies.run import run_study
 from tests.quadratics import Clients, clients, fixed_point, path, train
 from tests.study.small import study
-from tests.worlds import stock
+from tests.worlds import make_cache
 
 ALGORITHMS = {"FedAvg": FedAvg(), "FedProx": FedProx(mu=0.0), "Scaffold": Scaffold()}  # without its pull FedProx is FedAvg
 NOISE = 0.004  # of what is measured
@@ -95,7 +95,7 @@ def ends(tmp_path_factory):
     """The ends of real IID runs that differ in their seed alone."""
     folder = tmp_path_factory.mktemp("null")
     plain = study(folder, name="null", seeds=16, factors={"partition.severity": [0.0]})
-    return build_study_table(run_study(plain, stock(folder, threads=1)))["loss"].to_numpy()
+    return build_study_table(run_study(plain, make_cache(folder, threads=1)))["loss"].to_numpy()
 
 
 @pytest.mark.slow

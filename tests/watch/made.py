@@ -13,7 +13,7 @@ from tests.study.small import study
 ROUNDS = 6
 
 
-def asked(algorithm: str = "FedAvg", severity: float = 1.0, seed: int = 0, **more: Any) -> dict[str, Any]:
+def make_config(algorithm: str = "FedAvg", severity: float = 1.0, seed: int = 0, **more: Any) -> dict[str, Any]:
     return {
         "dataset": {"name": "made"},
         "model": "pocket",
@@ -35,10 +35,10 @@ def rows(upto: int, start: float = 5.0, first: int = 0) -> list[Record]:
     ]
 
 
-def begun(root: Path, id: str, upto: int, start: float = 5.0, **said: Any) -> Run:
+def start_run(root: Path, id: str, upto: int, start: float = 5.0, **settings: Any) -> Run:
     run = Run(root, id)
     run.write_json(
-        "experiment", {**asked(**said), "id": id, "partition_table": {"domains": ["sport", "tech"], "tokens": [[10, 0], [0, 10]]}}
+        "experiment", {**make_config(**settings), "id": id, "partition_table": {"domains": ["sport", "tech"], "tokens": [[10, 0], [0, 10]]}}
     )
     run.append_records(rows(upto, start))
     if upto == ROUNDS:
@@ -46,13 +46,20 @@ def begun(root: Path, id: str, upto: int, start: float = 5.0, **said: Any) -> Ru
     return run
 
 
-def booked(root: Path, folder: Path, complete: bool = True) -> StudyManifest:
-    """Two seeds of one arm and their twins; of seed 1 nothing is there unless it is made."""
-    book = StudyManifest(root, "tiny")
-    arm, levels = "algorithm=FedAvg", {"algorithm": "FedAvg"}
-    entries = [ManifestEntry(f"run{seed}", "run", "main", arm, seed, False, f"twin{seed}", levels, None, "") for seed in (0, 1)]
-    entries += [ManifestEntry(f"twin{seed}", "iid_baseline", "main", arm, seed, True, "", levels, None, "") for seed in (0, 1)]
-    book.write(
-        {"study": study(folder).to_dict(), "factors": ["algorithm"], "complete": complete, "designs": {}, "choices": [], "runs": entries}
+def make_manifest(root: Path, folder: Path, complete: bool = True) -> StudyManifest:
+    """Two seeds of one condition and their IID baselines; of seed 1 nothing is there unless it is made."""
+    manifest = StudyManifest(root, "tiny")
+    condition, levels = "algorithm=FedAvg", {"algorithm": "FedAvg"}
+    entries = [ManifestEntry(f"run{seed}", "run", "main", condition, seed, False, f"twin{seed}", levels, None, "") for seed in (0, 1)]
+    entries += [ManifestEntry(f"twin{seed}", "iid_baseline", "main", condition, seed, True, "", levels, None, "") for seed in (0, 1)]
+    manifest.write(
+        {
+            "study": study(folder).to_dict(),
+            "factors": ["algorithm"],
+            "complete": complete,
+            "designs": {},
+            "tuning_results": [],
+            "runs": entries,
+        }
     )
-    return book
+    return manifest

@@ -13,12 +13,12 @@ from fedrift.core.errors import UserError
 from fedrift.report.monitor import Monitor
 from fedrift.report.web import MonitorServer, is_local_host
 
-from .made import ROUNDS, begun
+from .made import ROUNDS, start_run
 
 
 @pytest.fixture
 def ask(tmp_path):
-    begun(tmp_path, "a", ROUNDS)
+    start_run(tmp_path, "a", ROUNDS)
     with MonitorServer(Monitor(tmp_path), port=0) as server:
         Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
 
@@ -49,8 +49,8 @@ def test_the_page_holds_all_that_it_needs(ask):
 
 def test_state_and_curves_are_json(ask):
     said = json.loads(ask("/state.json")[1])
-    assert said["over"] and said["rows"][0]["runs"][0]["state"] == "finished"
-    got = json.loads(ask(f"/curves.json?rows={said['rows'][0]['id']}&domain=tech")[1])
+    assert said["is_complete"] and said["groups"][0]["runs"][0]["state"] == "finished"
+    got = json.loads(ask(f"/curves.json?groups={said['groups'][0]['id']}&domain=tech")[1])
     assert {point["round"] for point in got["points"]} == set(range(ROUNDS + 1))
     assert json.loads(ask("/curves.json")[1])["points"] == []
     assert json.loads(ask("/curves.json?" + "&".join(f"a{k}=1" for k in range(9)))[1])["points"] == []
@@ -67,7 +67,7 @@ def test_a_name_that_is_not_this_machines_is_refused(ask):
     for host in ("evil.example", "evil.example:8770", "", "localhost.evil.example", "127.0.0.1.evil.example"):
         answer, body = ask("/state.json", host=host)
         assert answer.status == 403, host
-        assert b"rows" not in body
+        assert b"groups" not in body
     for host in ("localhost:9999", "127.0.0.1", "[::1]:8770"):
         assert ask("/state.json", host=host)[0].status == 200, host
     assert is_local_host("node7:8770", "node7") and not is_local_host("node8", "node7")

@@ -16,7 +16,7 @@ from fedrift.report.web import curves_to_json, mean_curve, row_id, snapshot_to_j
 from fedrift.storage import Run
 from fedrift.studies import StudyManifest
 
-from .made import ROUNDS, begun, booked, rows
+from .made import ROUNDS, make_manifest, rows, start_run
 
 
 def listing(root) -> set[str]:
@@ -24,7 +24,7 @@ def listing(root) -> set[str]:
 
 
 def test_a_tail_reads_only_what_is_new_and_waits_for_the_end_of_a_line(tmp_path):
-    run = begun(tmp_path, "a", 2)
+    run = start_run(tmp_path, "a", 2)
     tail = LossTail(run)
     tail.read_new()
     assert (tail.last_round, tail.loss) == (2, pytest.approx(4.8))
@@ -41,7 +41,7 @@ def test_a_tail_reads_only_what_is_new_and_waits_for_the_end_of_a_line(tmp_path)
 
 
 def test_a_run_that_was_rewound_is_read_again(tmp_path):
-    run = begun(tmp_path, "a", 5)
+    run = start_run(tmp_path, "a", 5)
     tail = LossTail(run)
     tail.read_new()
     run.truncate_after(1)
@@ -50,7 +50,7 @@ def test_a_run_that_was_rewound_is_read_again(tmp_path):
 
 
 def test_a_run_from_an_archive_is_its_parquet_file(tmp_path):
-    run = begun(tmp_path, "a", ROUNDS)
+    run = start_run(tmp_path, "a", ROUNDS)
     (run.folder / "records.jsonl").unlink()
     tail = LossTail(run)
     tail.read_new()
@@ -58,7 +58,7 @@ def test_a_run_from_an_archive_is_its_parquet_file(tmp_path):
 
 
 def test_the_gap_is_over_the_rounds_that_both_have(tmp_path):
-    one, other = LossTail(begun(tmp_path, "a", 5, start=5.2)), LossTail(begun(tmp_path, "b", 3, severity=0.0))
+    one, other = LossTail(start_run(tmp_path, "a", 5, start=5.2)), LossTail(start_run(tmp_path, "b", 3, severity=0.0))
     one.read_new()
     other.read_new()
     assert one.gap_to(other) == pytest.approx(0.2)
@@ -66,16 +66,16 @@ def test_the_gap_is_over_the_rounds_that_both_have(tmp_path):
 
 
 def test_a_study_in_all_its_states_and_nothing_is_written(tmp_path):
-    book = booked(tmp_path, tmp_path / "world")
-    begun(tmp_path, "run0", ROUNDS, start=5.1)
-    begun(tmp_path, "twin0", 3, severity=0.0)
+    book = make_manifest(tmp_path, tmp_path / "world")
+    start_run(tmp_path, "run0", ROUNDS, start=5.1)
+    start_run(tmp_path, "twin0", 3, severity=0.0)
     book.record_failure("run1", "MemoryError: no room\nat all")
     watcher = open_monitor(tmp_path, "tiny")
     before = listing(tmp_path)
     scene = watcher.take_snapshot()
     assert listing(tmp_path) == before
     assert dict(scene.counts) == {"finished": 1, "failed": 1, "unfinished": 1, "missing": 1}
-    arm, twin = scene.rows
+    arm, twin = scene.groups
     assert (arm.role, twin.role) == ("run", "iid_baseline")
     assert [run.state for run in arm.runs] == ["finished", "failed"]
     assert arm.runs[0].gap == pytest.approx(0.1)
@@ -86,20 +86,20 @@ def test_a_study_in_all_its_states_and_nothing_is_written(tmp_path):
 
 def test_a_run_that_another_process_writes_is_running_and_what_it_writes_is_seen(tmp_path):
     watcher = Monitor(tmp_path)
-    run = begun(tmp_path, "a", 1)
-    assert watcher.take_snapshot().rows[0].runs[0].state == "unfinished"
+    run = start_run(tmp_path, "a", 1)
+    assert watcher.take_snapshot().groups[0].runs[0].state == "unfinished"
     if child := os.fork():
         try:
             deadline = time.time() + 30
-            while (scene := watcher.take_snapshot()).rows[0].runs[0].state != "running" and time.time() < deadline:
+            while (scene := watcher.take_snapshot()).groups[0].runs[0].state != "running" and time.time() < deadline:
                 time.sleep(0.02)
-            assert scene.rows[0].is_running and scene.note == "" and not scene.is_complete
+            assert scene.groups[0].is_running and scene.note == "" and not scene.is_complete
             run.append_records([Record(2, "loss", "", -1, 4.5)])
-            assert watcher.take_snapshot().rows[0].runs[0].round == 2
+            assert watcher.take_snapshot().groups[0].runs[0].rounds_done == 2
         finally:
             os.kill(child, 9)
             os.waitpid(child, 0)
-        assert watcher.take_snapshot().rows[0].runs[0].state == "unfinished"
+        assert watcher.take_snapshot().groups[0].runs[0].state == "unfinished"
     else:
         with run.lock():
             time.sleep(60)
@@ -107,20 +107,20 @@ def test_a_run_that_another_process_writes_is_running_and_what_it_writes_is_seen
 
 
 def test_a_worker_on_another_machine_is_known_by_its_claim(tmp_path):
-    run = begun(tmp_path, "a", 1)
+    run = start_run(tmp_path, "a", 1)
     (run.folder / "lease.0").write_text('{"host": "elsewhere", "pid": 1, "started_at": 0}')
-    assert Monitor(tmp_path).take_snapshot().rows[0].is_running
+    assert Monitor(tmp_path).take_snapshot().groups[0].is_running
     os.utime(run.folder / "lease.0", (1, 1))
-    assert not Monitor(tmp_path).take_snapshot().rows[0].is_running
+    assert not Monitor(tmp_path).take_snapshot().groups[0].is_running
 
 
 def test_a_finished_and_an_empty_place_say_so(tmp_path):
     assert "no runs in" in Monitor(tmp_path).take_snapshot().note
     assert "has no runs in" in Monitor(tmp_path, StudyManifest(tmp_path, "tiny")).take_snapshot().note
-    begun(tmp_path, "a", ROUNDS)
+    start_run(tmp_path, "a", ROUNDS)
     scene = Monitor(tmp_path).take_snapshot()
     assert (scene.is_complete, scene.note) == (True, "all runs have ended: 1 finished")
-    booked(tmp_path, tmp_path / "world", complete=False)
+    make_manifest(tmp_path, tmp_path / "world", complete=False)
     assert open_monitor(tmp_path, "tiny").take_snapshot().note.endswith("the runs that tuning selects")
     with pytest.raises(UserError, match="did you mean 'tiny'"):
         open_monitor(tmp_path, "tinny")
@@ -128,7 +128,7 @@ def test_a_finished_and_an_empty_place_say_so(tmp_path):
 
 def test_time_left_is_what_remains_at_the_pace_since_the_watching_began(tmp_path):
     now = [0.0]
-    run = begun(tmp_path, "a", 0)
+    run = start_run(tmp_path, "a", 0)
     watcher = Monitor(tmp_path, clock=lambda: now[0])
     assert math.isnan(watcher.take_snapshot().seconds_left)
     run.append_records(rows(2, first=1))
@@ -138,11 +138,11 @@ def test_time_left_is_what_remains_at_the_pace_since_the_watching_began(tmp_path
 
 def test_runs_of_a_folder_are_rows_of_seeds_beside_their_twins_and_same_names_are_told_apart(tmp_path):
     for seed in (0, 1):
-        begun(tmp_path, f"s{seed}", ROUNDS, start=5.3, seed=seed)
-        begun(tmp_path, f"t{seed}", ROUNDS, severity=0.0, seed=seed)
-    begun(tmp_path, "other", ROUNDS, training={"num_rounds": ROUNDS, "local_steps": 4})
+        start_run(tmp_path, f"s{seed}", ROUNDS, start=5.3, seed=seed)
+        start_run(tmp_path, f"t{seed}", ROUNDS, severity=0.0, seed=seed)
+    start_run(tmp_path, "other", ROUNDS, training={"num_rounds": ROUNDS, "local_steps": 4})
     scene = Monitor(tmp_path).take_snapshot()
-    by_arm = {row.condition: row for row in scene.rows}
+    by_arm = {row.condition: row for row in scene.groups}
     assert set(by_arm) == {
         "FedAvg · TopicMix 1, training.local_steps=2",
         "FedAvg · TopicMix 0",
@@ -153,27 +153,27 @@ def test_runs_of_a_folder_are_rows_of_seeds_beside_their_twins_and_same_names_ar
 
 
 def test_the_page_is_given_curves_of_chosen_rows_and_no_number_that_json_lacks(tmp_path):
-    book = booked(tmp_path, tmp_path / "world")
-    run = begun(tmp_path, "run0", 3)
-    begun(tmp_path, "run1", 5, start=5.2, seed=1)
+    book = make_manifest(tmp_path, tmp_path / "world")
+    run = start_run(tmp_path, "run0", 3)
+    start_run(tmp_path, "run1", 5, start=5.2, seed=1)
     run.append_records([Record(4, "loss", "", -1, math.nan), Record(5, "loss", "", -1, 1e9)])
     watcher = Monitor(tmp_path, book)
     scene = watcher.take_snapshot()
     said = snapshot_to_json(scene, watcher.domains, 2.0)
-    assert said["domains"] == ["sport", "tech"] and said["suggested"] == [row_id(scene.rows[0])]
-    got = curves_to_json(watcher, scene, [row_id(scene.rows[0])])
+    assert said["domains"] == ["sport", "tech"] and said["suggested"] == [row_id(scene.groups[0])]
+    got = curves_to_json(watcher, scene, [row_id(scene.groups[0])])
     means = {point["round"]: point["value"] for point in got["points"] if point["kind"] == "mean"}
     assert means == pytest.approx({round: 5.1 - 0.1 * round for round in range(4)})
-    assert got["lost"] == ["algorithm=FedAvg"] and all(math.isfinite(point["value"]) for point in got["points"])
+    assert got["incomplete"] == ["algorithm=FedAvg"] and all(math.isfinite(point["value"]) for point in got["points"])
     assert curves_to_json(watcher, scene, ["nothing"])["points"] == []
     assert mean_curve([]) == {}
 
 
 def test_findings_appear_while_runs_go_on(tmp_path):
-    book = booked(tmp_path, tmp_path / "world")
+    book = make_manifest(tmp_path, tmp_path / "world")
     for seed in (0, 1):
-        run = begun(tmp_path, f"run{seed}", 3, seed=seed)
-        begun(tmp_path, f"twin{seed}", ROUNDS, severity=0.0, seed=seed)
+        run = start_run(tmp_path, f"run{seed}", 3, seed=seed)
+        start_run(tmp_path, f"twin{seed}", ROUNDS, severity=0.0, seed=seed)
         run.append_records([Record(round, "loss", "", -1, 50.0 + round) for round in range(4, 7)])
         run.append_records([Record(round, "loss", domain, -1, 50.0 + round) for round in range(4, 7) for domain in ("sport", "tech")])
     watcher = Monitor(tmp_path, book)
@@ -204,34 +204,34 @@ def test_sparklines_share_a_scale_and_mark_what_leaves_it():
 
 
 def test_an_unreadable_run_does_not_stop_the_watching(tmp_path):
-    run = begun(tmp_path, "a", 2)
+    run = start_run(tmp_path, "a", 2)
     (Run(tmp_path, "b").folder).mkdir()
     run.mark_failed(2, "it broke")
     scene = Monitor(tmp_path).take_snapshot()
-    assert [(seen.state, seen.failure_reason) for seen in scene.rows[0].runs] == [("failed", "it broke")]
+    assert [(seen.state, seen.failure_reason) for seen in scene.groups[0].runs] == [("failed", "it broke")]
 
 
 def test_a_run_that_cannot_be_read_hides_no_other_while_one_looks_on(tmp_path):
     for name in ("a", "b", "c"):
-        begun(tmp_path, name, 3, seed=ord(name))
+        start_run(tmp_path, name, 3, seed=ord(name))
     (tmp_path / "b" / "records.jsonl").write_text('[0, "loss", "", -1, 4.5]\n[["loss"\n')
     (tmp_path / "d").mkdir()
     (tmp_path / "d" / "experiment.json").write_text("{")
     watcher = Monitor(tmp_path)
-    seen = {run.run: run for row in watcher.take_snapshot().rows for run in row.runs}
-    assert (seen["a"].round, seen["c"].round) == (3, 3)
+    seen = {run.run: run for row in watcher.take_snapshot().groups for run in row.runs}
+    assert (seen["a"].rounds_done, seen["c"].rounds_done) == (3, 3)
     assert seen["b"].state == "failed" and "it cannot be read" in seen["b"].failure_reason
     assert "run d cannot be read: " in watcher.take_snapshot().note
     (tmp_path / "b" / "records.jsonl").unlink()
     Run(tmp_path, "b").append_records(rows(2))
     watcher.take_snapshot()
-    assert {run.run: run.state for row in watcher.take_snapshot().rows for run in row.runs}["b"] == "unfinished"
+    assert {run.run: run.state for row in watcher.take_snapshot().groups for run in row.runs}["b"] == "unfinished"
 
 
 def test_a_broken_run_of_a_study_hides_no_other_while_one_looks_on(tmp_path):
-    book = booked(tmp_path / "runs", tmp_path)
-    begun(book.root, "run0", 3)
-    begun(book.root, "twin0", 3, severity=0.0)
+    book = make_manifest(tmp_path / "runs", tmp_path)
+    start_run(book.root, "run0", 3)
+    start_run(book.root, "twin0", 3, severity=0.0)
     (book.root / "twin0" / "experiment.json").write_text("[1]")
-    seen = {run.run: run for row in Monitor(book.root, book).take_snapshot().rows for run in row.runs}
-    assert seen["run0"].round == 3 and seen["run0"].state == "unfinished"
+    seen = {run.run: run for row in Monitor(book.root, book).take_snapshot().groups for run in row.runs}
+    assert seen["run0"].rounds_done == 3 and seen["run0"].state == "unfinished"

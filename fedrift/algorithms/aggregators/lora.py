@@ -47,7 +47,7 @@ class ProductAggregator(Mean):
 
 def reject_missing_adapters(aggregator: Mean, param_names: Collection[str]) -> list[str]:
     """Return the reason against an aggregator for adapters if no adapters are trained."""
-    if lora_modules(param_names):
+    if adapter_modules(param_names):
         return []
     return [f"{type(aggregator).__name__} needs low-rank adapters, but none are trained; use trainable: {{type: Lora}}"]
 
@@ -77,33 +77,33 @@ def reject_weight_decay(aggregator: Mean, server_optimizer: Any) -> list[str]:
     ]
 
 
-def lora_modules(param_names: Collection[str]) -> list[str]:
+def adapter_modules(param_names: Collection[str]) -> list[str]:
     """Return the names of the modules that have a LoRA adapter."""
     return [name.removesuffix(".A") for name in param_names if name.endswith(".A") and name[:-1] + "B" in param_names]
 
 
-def weighted_products(server: ServerState, report: CohortUpdate, module: str) -> Iterator[tuple[int, Tensor, Tensor]]:
+def weighted_products(server: ServerState, update: CohortUpdate, module: str) -> Iterator[tuple[int, Tensor, Tensor]]:
     """Compute sum_k p_k B_k A_k of a module for each model that received an update, as two factors.
 
     Args:
         server: The state of the server before the round.
-        report: The updates of the cohort.
+        update: The updates of the cohort.
         module: The name of the module.
 
     Yields:
         The index of the model, and the stacked factors ``[O, nR]``, which includes the p_k, and ``[nR, I]`` of its n clients.
     """
-    cluster_ids = report.cluster_ids
-    down = to_float64(server.params[module + ".A"])[cluster_ids] + to_float64(report.delta[module + ".A"])  # [C, R, I]
-    up = to_float64(server.params[module + ".B"])[cluster_ids] + to_float64(report.delta[module + ".B"])  # [C, O, R]
-    for model, rows in rows_by_model(report):
-        p = to_float64(report.weight)[rows] / report.weight[rows].sum()
+    cluster_ids = update.cluster_ids
+    down = to_float64(server.params[module + ".A"])[cluster_ids] + to_float64(update.delta[module + ".A"])  # [C, R, I]
+    up = to_float64(server.params[module + ".B"])[cluster_ids] + to_float64(update.delta[module + ".B"])  # [C, O, R]
+    for model, rows in rows_by_model(update):
+        p = to_float64(update.weight)[rows] / update.weight[rows].sum()
         yield model, (up[rows] * p.view(-1, 1, 1)).transpose(0, 1).flatten(1), down[rows].flatten(0, 1)
 
 
 def zero_base(params: Tree) -> Tree:
     """Create the initial merged base weights, zeros ``<module>.base [M, O, I]`` for every adapter."""
-    factors = {module: (params[module + ".B"], params[module + ".A"]) for module in lora_modules(params.keys())}
+    factors = {module: (params[module + ".B"], params[module + ".A"]) for module in adapter_modules(params.keys())}
     return Tree({f"{module}.base": up.new_zeros(*up.shape[:2], down.shape[2]) for module, (up, down) in factors.items()})
 
 
@@ -130,13 +130,13 @@ class FFALoRA(Mean):
     inner_aggregator: Mean = Mean()
 
     def frozen_params(self, param_names: Collection[str], round: int) -> frozenset[str]:
-        return frozenset(module + ".A" for module in lora_modules(param_names))
+        return frozenset(module + ".A" for module in adapter_modules(param_names))
 
-    def aggregate(self, server: ServerState, report: CohortUpdate) -> Tree:
-        frozen = self.frozen_params(report.delta.keys(), 0)
-        trained = Tree({name: leaf for name, leaf in report.delta.items() if name not in frozen})
-        update = self.inner_aggregator.aggregate(server, replace(report, delta=trained))
-        return Tree({name: update[name] if name in update else leaf * 0 for name, leaf in server.params.items()})
+    def aggregate(self, server: ServerState, update: CohortUpdate) -> Tree:
+        frozen = self.frozen_params(update.delta.keys(), 0)
+        trained = Tree({name: leaf for name, leaf in update.delta.items() if name not in frozen})
+        mean = self.inner_aggregator.aggregate(server, replace(update, delta=trained))
+        return Tree({name: mean[name] if name in mean else leaf * 0 for name, leaf in server.params.items()})
 
     def incompatibilities(self, algorithm: AlgorithmInfo, param_names: Collection[str]) -> list[str]:
         reasons = reject_missing_adapters(self, param_names) + reject_weight_decay(self, algorithm.server_optimizer)
@@ -167,7 +167,7 @@ class RoLoRA(Mean):
 
     def frozen_params(self, param_names: Collection[str], round: int) -> frozenset[str]:
         frozen_factor = "A" if round % 2 == 0 else "B"
-        return frozenset(f"{module}.{frozen_factor}" for module in lora_modules(param_names))
+        return frozenset(f"{module}.{frozen_factor}" for module in adapter_modules(param_names))
 
     def incompatibilities(self, algorithm: AlgorithmInfo, param_names: Collection[str]) -> list[str]:
         reasons = reject_missing_adapters(self, param_names) + reject_weight_decay(self, algorithm.server_optimizer)
@@ -196,11 +196,11 @@ class FlexLoRA(ProductAggregator):
     factors are stacked and orthogonalized first.
     """
 
-    def aggregate(self, server: ServerState, report: CohortUpdate) -> Tree:
-        change = Tree(super().aggregate(server, report))
-        for module in lora_modules(server.params.keys()):
+    def aggregate(self, server: ServerState, update: CohortUpdate) -> Tree:
+        change = Tree(super().aggregate(server, update))
+        for module in adapter_modules(server.params.keys()):
             down, up = server.params[module + ".A"].clone(), server.params[module + ".B"].clone()
-            for model, mean_up, mean_down in weighted_products(server, report, module):
+            for model, mean_up, mean_down in weighted_products(server, update, module):
                 mean_up, mean_down = truncate_rank(mean_up, mean_down, down.shape[1])
                 up[model], down[model] = mean_up.to(up), mean_down.to(down)
             change[module + ".A"] = down - server.params[module + ".A"]
@@ -252,10 +252,10 @@ class FedEx(ProductAggregator):
     def init_merged_base(self, params: Tree) -> Tree:
         return zero_base(params)
 
-    def after_server_step(self, before: ServerState, after: ServerState, report: CohortUpdate) -> ServerState:
+    def after_server_step(self, before: ServerState, after: ServerState, update: CohortUpdate) -> ServerState:
         base = Tree(after.merged_base)
-        for module in lora_modules(before.params.keys()):
-            for model, up, down in weighted_products(before, report, module):
+        for module in adapter_modules(before.params.keys()):
+            for model, up, down in weighted_products(before, update, module):
                 product = to_float64(after.params[module + ".B"][model]) @ to_float64(after.params[module + ".A"][model])
                 base[f"{module}.base"] = add_to_base(base, module, model, up @ down - product)
         return replace(after, merged_base=base)
@@ -286,23 +286,23 @@ class FLoRA(ProductAggregator):
     def init_merged_base(self, params: Tree) -> Tree:
         return zero_base(params)
 
-    def aggregate(self, server: ServerState, report: CohortUpdate) -> Tree:
-        change = Tree(super().aggregate(server, report))
-        for module in lora_modules(server.params.keys()):
+    def aggregate(self, server: ServerState, update: CohortUpdate) -> Tree:
+        change = Tree(super().aggregate(server, update))
+        for module in adapter_modules(server.params.keys()):
             down, up = server.params[module + ".A"], server.params[module + ".B"]
             bound = 1 / math.sqrt(down.shape[-1])
             new_down = (
                 torch.empty(down.shape, dtype=torch.float64)
-                .uniform_(-bound, bound, generator=torch_stream(report.server_seed, "flora", module))
+                .uniform_(-bound, bound, generator=torch_stream(update.server_seed, "flora", module))
                 .to(down)
             )
             change[module + ".A"], change[module + ".B"] = new_down - down, -up
         return change
 
-    def after_server_step(self, before: ServerState, after: ServerState, report: CohortUpdate) -> ServerState:
+    def after_server_step(self, before: ServerState, after: ServerState, update: CohortUpdate) -> ServerState:
         base = Tree(after.merged_base)
-        for module in lora_modules(before.params.keys()):
-            for model, up, down in weighted_products(before, report, module):
+        for module in adapter_modules(before.params.keys()):
+            for model, up, down in weighted_products(before, update, module):
                 base[f"{module}.base"] = add_to_base(base, module, model, up @ down)
         return replace(after, merged_base=base)
 
@@ -313,9 +313,9 @@ class FLoRA(ProductAggregator):
 __all__ = [
     "FlexLoRA",
     "ProductAggregator",
+    "adapter_modules",
     "add_to_base",
     "keeps_param_state",
-    "lora_modules",
     "reject_missing_adapters",
     "reject_param_state",
     "reject_weight_decay",

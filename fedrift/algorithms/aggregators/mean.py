@@ -18,40 +18,40 @@ from ...core.tree import Tree, to_float64
 from ...core.types import CohortUpdate, ServerState
 
 
-def weighted_mean(tree: Tree, report: CohortUpdate) -> Tree:
-    """Compute the mean over the clients of each model, weighted by ``report.weight``.
+def weighted_mean(tree: Tree, update: CohortUpdate) -> Tree:
+    """Compute the mean over the clients of each model, weighted by ``update.weight``.
 
     Args:
         tree: Values per client of the cohort, ``[C, ...]``.
-        report: The updates of the cohort.
+        update: The updates of the cohort.
 
     Returns:
         The means, ``[M, ...]``; zero for models without a client in the cohort.
     """
-    total_weight = cluster_sum(Tree(_=report.weight), report)["_"]
-    return cluster_sum(tree * report.weight, report) / total_weight.clamp_min(1e-12)
+    total_weight = cluster_sum(Tree(_=update.weight), update)["_"]
+    return cluster_sum(tree * update.weight, update) / total_weight.clamp_min(1e-12)
 
 
-def cluster_sum(tree: Tree, report: CohortUpdate) -> Tree:
+def cluster_sum(tree: Tree, update: CohortUpdate) -> Tree:
     """Compute the sum over the clients of each model, in client order and in float64.
 
     Under soft clustering, each client contributes to every model with its membership weight.
 
     Args:
         tree: Values per client of the cohort, ``[C, ...]``.
-        report: The updates of the cohort.
+        update: The updates of the cohort.
 
     Returns:
         The sums, ``[M, ...]``, in the data types of ``tree``.
     """
-    num_models = len(report.cluster_sizes)
-    if report.membership is not None:
-        membership = report.membership.to(report.weight)  # [C, M]
+    num_models = len(update.cluster_sizes)
+    if update.membership is not None:
+        membership = update.membership.to(update.weight)  # [C, M]
         return tree.map(lambda leaf: torch.einsum("cm,c...->m...", to_float64(membership), to_float64(leaf)).to(leaf.dtype))
 
     def sum_rows(leaf: Tensor) -> Tensor:
         exact = to_float64(leaf)
-        return exact.new_zeros(num_models, *leaf.shape[1:]).index_add_(0, report.cluster_ids, exact).to(leaf.dtype)
+        return exact.new_zeros(num_models, *leaf.shape[1:]).index_add_(0, update.cluster_ids, exact).to(leaf.dtype)
 
     return tree.map(sum_rows)
 
@@ -78,22 +78,22 @@ def cluster_mean(client_state: Tree, cluster_ids: Tensor, like: Tree) -> Tree:
     return client_state.map(mean, like)
 
 
-def has_update(report: CohortUpdate) -> Tensor:
+def has_update(update: CohortUpdate) -> Tensor:
     """Return which models received an update in this round, ``[M]`` bool."""
-    if report.membership is not None:
-        return ((report.weight > 0).unsqueeze(1) & (report.membership.to(report.weight) > 0)).any(0)
+    if update.membership is not None:
+        return ((update.weight > 0).unsqueeze(1) & (update.membership.to(update.weight) > 0)).any(0)
     return (
-        torch.zeros(len(report.cluster_sizes), device=report.cluster_ids.device).index_add(
-            0, report.cluster_ids, (report.weight > 0).float()
+        torch.zeros(len(update.cluster_sizes), device=update.cluster_ids.device).index_add(
+            0, update.cluster_ids, (update.weight > 0).float()
         )
         > 0
     )
 
 
-def rows_by_model(report: CohortUpdate) -> list[tuple[int, Tensor]]:
+def rows_by_model(update: CohortUpdate) -> list[tuple[int, Tensor]]:
     """Return each model that received an update, with the rows of its clients in the cohort that have a positive weight."""
     rows_per_model = [
-        (model, ((report.cluster_ids == model) & (report.weight > 0)).nonzero().flatten()) for model in range(len(report.cluster_sizes))
+        (model, ((update.cluster_ids == model) & (update.weight > 0)).nonzero().flatten()) for model in range(len(update.cluster_sizes))
     ]
     return [(model, rows) for model, rows in rows_per_model if len(rows)]
 
@@ -132,9 +132,9 @@ class Mean:
         >>> @fedrift.register("aggregator")
         ... @dataclass(frozen=True)
         ... class UniformMean(Mean):
-        ...     def aggregate(self, server, report):
-        ...         uniform = (report.weight > 0).to(report.weight)
-        ...         return super().aggregate(server, replace(report, weight=uniform))
+        ...     def aggregate(self, server, update):
+        ...         uniform = (update.weight > 0).to(update.weight)
+        ...         return super().aggregate(server, replace(update, weight=uniform))
     """
 
     modifies_base: ClassVar[bool] = False  # whether the aggregator changes the base weights under the adapters
@@ -160,25 +160,25 @@ class Mean:
         """
         return Tree()
 
-    def aggregate(self, server: ServerState, report: CohortUpdate) -> Tree:
+    def aggregate(self, server: ServerState, update: CohortUpdate) -> Tree:
         """Combine the updates of a cohort.
 
         Args:
             server: The state of the server before the round.
-            report: The updates of the cohort.
+            update: The updates of the cohort.
 
         Returns:
             The update of each model, ``[M, ...]``; zero for models without a client in the cohort.
         """
-        return weighted_mean(report.delta, report)
+        return weighted_mean(update.delta, update)
 
-    def after_server_step(self, before: ServerState, after: ServerState, report: CohortUpdate) -> ServerState:
+    def after_server_step(self, before: ServerState, after: ServerState, update: CohortUpdate) -> ServerState:
         """Return the state of the server after further changes, such as a change of the base weights.
 
         Args:
             before: The state of the server before the round.
             after: The state after the step of the server optimizer.
-            report: The updates of the cohort.
+            update: The updates of the cohort.
         """
         return after
 
@@ -224,8 +224,8 @@ class NormClippedMean(Mean):
 
     max_norm: Annotated[float, Gt(0)] = 1.0
 
-    def aggregate(self, server: ServerState, report: CohortUpdate) -> Tree:
-        return weighted_mean(report.delta * (self.max_norm / report.delta.norm().clamp_min(self.max_norm)), report)
+    def aggregate(self, server: ServerState, update: CohortUpdate) -> Tree:
+        return weighted_mean(update.delta * (self.max_norm / update.delta.norm().clamp_min(self.max_norm)), update)
 
 
 @dataclass(frozen=True)

@@ -38,18 +38,18 @@ class DPMean(Unweighted):
     clip_norm: Annotated[float, Gt(0)] = 1.0
     noise_multiplier: Annotated[float, Ge(0)] = 1.0
 
-    def aggregate(self, server: ServerState, report: CohortUpdate) -> Tree:
-        counts = (report.weight > 0).double()
-        clip_factor = (self.clip_norm / report.delta.norm().clamp_min(self.clip_norm)) * counts
-        total = cluster_sum(report.delta * clip_factor, report)
-        size = report.cluster_ids.bincount(minlength=len(report.cluster_sizes)).clamp_min(1)
+    def aggregate(self, server: ServerState, update: CohortUpdate) -> Tree:
+        counts = (update.weight > 0).double()
+        clip_factor = (self.clip_norm / update.delta.norm().clamp_min(self.clip_norm)) * counts
+        total = cluster_sum(update.delta * clip_factor, update)
+        size = update.cluster_ids.bincount(minlength=len(update.cluster_sizes)).clamp_min(1)
         return (
             Tree(
                 {
                     name: leaf
                     + self.noise_multiplier
                     * self.clip_norm
-                    * torch.randn(leaf.shape, generator=torch_stream(report.server_seed, "privacy", name), dtype=torch.float64).to(leaf)
+                    * torch.randn(leaf.shape, generator=torch_stream(update.server_seed, "privacy", name), dtype=torch.float64).to(leaf)
                     for name, leaf in total.items()
                 }
             )

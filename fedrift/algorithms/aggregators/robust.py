@@ -27,33 +27,33 @@ class Median(Robust):
     arXiv:1803.01498 (Algorithm 1, Option I).
     """
 
-    def aggregate(self, server: ServerState, report: CohortUpdate) -> Tree:
-        return coordinate_trimmed_mean(report, lambda count: (count - 1) // 2)
+    def aggregate(self, server: ServerState, update: CohortUpdate) -> Tree:
+        return coordinate_trimmed_mean(update, lambda count: (count - 1) // 2)
 
     def cohort_warnings(self, cohort_size: int) -> list[str]:
         return ["Median equals the mean for fewer than 3 clients per round; increase the participation rate"] if cohort_size < 3 else []
 
 
-def coordinate_trimmed_mean(report: CohortUpdate, count_dropped: Callable[[int], int]) -> Tree:
+def coordinate_trimmed_mean(update: CohortUpdate, count_dropped: Callable[[int], int]) -> Tree:
     """Compute the mean of each coordinate without its smallest and largest values.
 
     Args:
-        report: The updates of the cohort.
+        update: The updates of the cohort.
         count_dropped: The number of values to drop at each end, as a function of the number of clients.
 
     Returns:
         The update of each model, ``[M, ...]``.
     """
-    client_rows = rows_by_model(report)
+    client_rows = rows_by_model(update)
 
     def trimmed_mean(leaf: Tensor) -> Tensor:
-        update = leaf.new_zeros(len(report.cluster_sizes), *leaf.shape[1:])
+        mean = leaf.new_zeros(len(update.cluster_sizes), *leaf.shape[1:])
         for model, rows in client_rows:
             dropped = count_dropped(len(rows))
-            update[model] = leaf[rows].sort(0).values[dropped : len(rows) - dropped].mean(0)
-        return update
+            mean[model] = leaf[rows].sort(0).values[dropped : len(rows) - dropped].mean(0)
+        return mean
 
-    return report.delta.map(trimmed_mean)
+    return update.delta.map(trimmed_mean)
 
 
 @dataclass(frozen=True)
@@ -68,8 +68,8 @@ class TrimmedMean(Robust):
 
     trim_fraction: Annotated[float, Ge(0), Lt(0.5)] = 0.2
 
-    def aggregate(self, server: ServerState, report: CohortUpdate) -> Tree:
-        return coordinate_trimmed_mean(report, self.num_trimmed)
+    def aggregate(self, server: ServerState, update: CohortUpdate) -> Tree:
+        return coordinate_trimmed_mean(update, self.num_trimmed)
 
     def num_trimmed(self, count: int) -> int:
         """Return how many of ``count`` values are dropped at each end."""
@@ -103,19 +103,19 @@ class Krum(Robust):
     num_byzantine: Annotated[int, Ge(0)] = 1
     num_selected: Annotated[int, Ge(1)] = 1
 
-    def aggregate(self, server: ServerState, report: CohortUpdate) -> Tree:
+    def aggregate(self, server: ServerState, update: CohortUpdate) -> Tree:
         selected = [
-            (model, rows[select_lowest_scores(pairwise_squared_distances(report.delta.take(rows)), self.num_byzantine, self.num_selected)])
-            for model, rows in rows_by_model(report)
+            (model, rows[select_lowest_scores(pairwise_squared_distances(update.delta.take(rows)), self.num_byzantine, self.num_selected)])
+            for model, rows in rows_by_model(update)
         ]
 
         def mean_of_selected(leaf: Tensor) -> Tensor:
-            update = leaf.new_zeros(len(report.cluster_sizes), *leaf.shape[1:])
+            mean = leaf.new_zeros(len(update.cluster_sizes), *leaf.shape[1:])
             for model, rows in selected:
-                update[model] = leaf[rows].mean(0)
-            return update
+                mean[model] = leaf[rows].mean(0)
+            return mean
 
-        return report.delta.map(mean_of_selected)
+        return update.delta.map(mean_of_selected)
 
     def cohort_warnings(self, cohort_size: int) -> list[str]:
         required = 2 * self.num_byzantine + 3

@@ -10,19 +10,19 @@ from fedrift.report.study_results import diagnose_conditions
 from fedrift.stats import Verdict, compare_paired, mean_ci, min_p
 from fedrift.studies.outcomes import FINAL_EVALUATIONS
 
-from .stores import ROOT, Kept, of, signed
+from .stores import ROOT, ImportedStudy, of, signed
 
 
-def said(one: Verdict, unit: str = " nats", digits: int = 3) -> str:
+def format_effect(one: Verdict, unit: str = " nats", digits: int = 3) -> str:
     """``+0.101 nats, +0.029 to +0.172``."""
     return f"{signed(one.effect, digits)}{unit}, {signed(one.low, digits)} to {signed(one.high, digits)}"
 
 
 def p(one: Verdict, holm: bool = False) -> str:
-    return f"{one.p:.3f} ({one.holm:.3f})" if holm else f"{one.p:.3f}"
+    return f"{one.p:.3f} ({one.p_holm:.3f})" if holm else f"{one.p:.3f}"
 
 
-def claims(first: Kept, failures: Kept, smollm2: Kept) -> list[str]:
+def claims(first: ImportedStudy, failures: ImportedStudy, smollm2: ImportedStudy) -> list[str]:
     return [
         *design(first),
         *table(first),
@@ -34,12 +34,12 @@ def claims(first: Kept, failures: Kept, smollm2: Kept) -> list[str]:
     ]
 
 
-def design(first: Kept) -> list[str]:
-    base, plan, study = first.said["study"]["base"], first.plan, first.said["study"]
+def design(first: ImportedStudy) -> list[str]:
+    base, plan, study = first.contents["study"]["base"], first.plan, first.contents["study"]
     clients, took = base["partition"]["num_clients"], round(plan["participation_rate"] * base["partition"]["num_clients"])
-    places = [first.book.get_run(entry.run).environment for entry in first.said["runs"]]
+    places = [first.manifest.get_run(entry.run).environment for entry in first.contents["runs"]]
     assert {place["threads"] for place in places} == {1} and not first.frame["diverged"].any()
-    assert {first.book.get_status(entry.run) for entry in first.said["runs"]} == {"finished"}
+    assert {first.manifest.get_status(entry.run) for entry in first.contents["runs"]} == {"finished"}
     (torch,) = {place["packages"]["torch"].split("+")[0] for place in places}
     (own,) = {place["packages"]["fedrift"] for place in places}
     tuning = study["tuning"]
@@ -50,7 +50,7 @@ def design(first: Kept) -> list[str]:
         "at severity {} and at {:g}".format(*study["factors"]["partition.severity"]),
         f"tuned with {tuning['trials']} trials on seed {tuning['seeds'][0]}",
         f"{len(first.runs(regime='topic', algorithm='FedAvg', severity=1.0))} paired seeds and"
-        f" {len({entry.run for entry in first.said['runs']})} runs.",
+        f" {len({entry.run for entry in first.contents['runs']})} runs.",
         f"fedrift {own}, torch {torch},",
         f"With {took} client of {clients} in a round a client takes part in {plan['num_rounds'] * took / clients:.1f} of"
         f" {plan['num_rounds']} rounds on average",
@@ -58,41 +58,41 @@ def design(first: Kept) -> list[str]:
     ]
 
 
-def averaged(*studies: Kept) -> list[str]:
+def averaged(*studies: ImportedStudy) -> list[str]:
     """That nothing was: the consensus of one update is 1, and nothing that takes two was recorded."""
     consensus, absent = set(), "'update.divergence', 'update.pairwise', 'gradient.norm.variance'"
     for study in studies:
-        consensus |= {value for (value,) in study.asked("SELECT DISTINCT value FROM records WHERE metric = 'update.consensus'")}
-        assert not study.asked(f"SELECT * FROM records WHERE metric IN ({absent}) AND NOT isnan(value) LIMIT 1")
-    count = sum(len({entry.run for entry in study.said["runs"]}) for study in studies)
+        consensus |= {value for (value,) in study.query("SELECT DISTINCT value FROM records WHERE metric = 'update.consensus'")}
+        assert not study.query(f"SELECT * FROM records WHERE metric IN ({absent}) AND NOT isnan(value) LIMIT 1")
+    count = sum(len({entry.run for entry in study.contents["runs"]}) for study in studies)
     assert consensus == {1.0}
     return [f"is exactly 1 in all {count} runs of the three studies"]
 
 
-def table(first: Kept) -> list[str]:
+def table(first: ImportedStudy) -> list[str]:
     v = first.verdicts
     assert {name: one.verdict for name, one in v.items() if one.verdict != "inconclusive"} == {
         "H1 style": "supported",
         "swing": "supported",
         "H6 FedProx": "supported",
     }
-    low, high = first.said["study"]["factors"]["partition.severity"]
+    low, high = first.contents["study"]["factors"]["partition.severity"]
     return [
         "effect, 95 % interval",
-        f"larger at severity {high:g} than at {low}, topic | inconclusive | {said(v['H1 topic'])} | {p(v['H1 topic'])} |",
-        f"| **supported** | {said(v['H1 style'])} | {p(v['H1 style'])} |",
-        f"| the same, tokens | inconclusive | {said(v['H1 tokens'])} | {p(v['H1 tokens'])} |",
-        f"| inconclusive | {said(v['H1 cost'])} | {p(v['H1 cost'])} |",
-        f"move more than IID | **supported** | {said(v['swing'])} | {p(v['swing'])} |",
-        f"than token skew | inconclusive | {said(v['H4 worst'])} | {p(v['H4 worst'], holm=True)} |",
-        f"than topic skew | inconclusive | {said(v['H4 style'])} | {p(v['H4 style'], holm=True)} |",
-        f"by its learning rate** (below) | {said(v['H6 FedProx'], digits=4)} | {p(v['H6 FedProx'], holm=True)} |",
-        f"SCAFFOLD's domains move less than FedAvg's | inconclusive | {said(v['H6 Scaffold'])} | {p(v['H6 Scaffold'], holm=True)} |",
+        f"larger at severity {high:g} than at {low}, topic | inconclusive | {format_effect(v['H1 topic'])} | {p(v['H1 topic'])} |",
+        f"| **supported** | {format_effect(v['H1 style'])} | {p(v['H1 style'])} |",
+        f"| the same, tokens | inconclusive | {format_effect(v['H1 tokens'])} | {p(v['H1 tokens'])} |",
+        f"| inconclusive | {format_effect(v['H1 cost'])} | {p(v['H1 cost'])} |",
+        f"move more than IID | **supported** | {format_effect(v['swing'])} | {p(v['swing'])} |",
+        f"than token skew | inconclusive | {format_effect(v['H4 worst'])} | {p(v['H4 worst'], holm=True)} |",
+        f"than topic skew | inconclusive | {format_effect(v['H4 style'])} | {p(v['H4 style'], holm=True)} |",
+        f"by its learning rate** (below) | {format_effect(v['H6 FedProx'], digits=4)} | {p(v['H6 FedProx'], holm=True)} |",
+        f"SCAFFOLD's domains move less than FedAvg's | inconclusive | {format_effect(v['H6 Scaffold'])} | {p(v['H6 Scaffold'], holm=True)} |",
         f"over {v['swing'].seeds} seeds; the smallest that they can give is {min_p(v['swing'].seeds):.3f}.",
     ]
 
 
-def behind(first: Kept) -> list[str]:
+def behind(first: ImportedStudy) -> list[str]:
     v = first.verdicts
     style = {name: first.runs(stage="main", regime="style", algorithm=name, severity=1.0) for name in ("FedAvg", "FedProx", "Scaffold")}
     above = {name: f"{int((rows['loss'] > rows['start']).sum())} of {len(rows)}" for name, rows in style.items()}
@@ -112,11 +112,11 @@ def behind(first: Kept) -> list[str]:
         for regime in ("topic", "tokens")
         for severity in (0.5, 1.0)
     ]
-    choices = {choice["group"].split("=")[1]: choice for choice in first.said["choices"]}
+    choices = {choice["group"].split("=")[1]: choice for choice in first.contents["tuning_results"]}
     rates = [trial["settings"]["training.client_optimizer.lr"] for trial in choices["FedProx"]["trials"]]
     rate = choices["FedAvg"]["settings"]["training.client_optimizer.lr"]
     assert rate not in rates and sorted(rates) == [0.25, 0.5, 0.5, 2.0]
-    assert choices["Scaffold"]["at_grid_edge"] == ["algorithm.server_optimizer.lr"]
+    assert choices["Scaffold"]["at_search_boundary"] == ["algorithm.server_optimizer.lr"]
     plain, control = mean_ci(of(fed["loss"] - fed["base.loss"])), mean_ci(of(alike["loss"] - fed["base.loss"]))
     left = mean_ci(of(fed["loss"] - alike["loss"]))
     assert left.low < 0 < left.high
@@ -145,15 +145,20 @@ def behind(first: Kept) -> list[str]:
 
 def limit() -> float:
     """Of swings of domains."""
-    return float(yaml.safe_load((ROOT / "fedrift" / "diagnosis" / "thresholds.yaml").read_text())["oscillation"]["swing_floor"])
+    return float(yaml.safe_load((ROOT / "fedrift" / "diagnosis" / "thresholds.yaml").read_text())["oscillation"]["domain_floor"])
 
 
-def detectors(first: Kept) -> list[str]:
-    judged = diagnose_conditions(first.dossier)
+def detectors(first: ImportedStudy) -> list[str]:
+    judged = diagnose_conditions(first.data)
     graded = {
-        (arm.values.get("regime"), arm.values.get("algorithm"), arm.values.get("partition.severity"), each.failure): each.grade
-        for arm in first.dossier.conditions
-        for each in judged.get(arm.index, ())
+        (
+            condition.values.get("regime"),
+            condition.values.get("algorithm"),
+            condition.values.get("partition.severity"),
+            each.failure,
+        ): each.grade
+        for condition in first.data.conditions
+        for each in judged.get(condition.index, ())
         if each.grade in ("confirmed", "suspected")
     }
     swings = {key[:3] for key, grade in graded.items() if key[3] == "domain oscillation" and grade == "confirmed"}
@@ -172,8 +177,8 @@ def detectors(first: Kept) -> list[str]:
     ]
 
 
-def induced(failures: Kept) -> list[str]:
-    v, study = failures.verdicts, failures.said["study"]
+def induced(failures: ImportedStudy) -> list[str]:
+    v, study = failures.verdicts, failures.contents["study"]
     stages = {stage["name"]: stage["overrides"] for stage in study["stages"]}
     swing, syntax, general, divergence = (v[name] for name in ("oscillation", "syntax", "general text", "divergence"))
     assert (swing.verdict, syntax.verdict, general.verdict) == ("supported", "inconclusive", "inconclusive")
@@ -185,10 +190,10 @@ def induced(failures: Kept) -> list[str]:
         for rate in (0.5, 1.0, 2.0)
     }
     assert all(struck.all() if rate == 2.0 else not struck.any() for (_, rate), struck in broke.items())
-    assert divergence.tied == 3 and divergence.diverged == 6 and np.isnan(divergence.effect)
+    assert divergence.both_diverged == 3 and divergence.diverged == 6 and np.isnan(divergence.effect)
     base, clients = study["base"], study["base"]["partition"]["num_clients"]
     return [
-        f"has {len({entry.run for entry in failures.said['runs']})} runs on the same model and text, one topic a client,"
+        f"has {len({entry.run for entry in failures.contents['runs']})} runs on the same model and text, one topic a client,"
         f" {round(base['training']['participation_rate'] * clients)} of {clients} clients a round",
         f"It began with {swing.seeds - 2} seeds. Those cannot reach p < 0.05 whatever happens, so 2 were added",
         f"{stages['oscillation']['training.num_rounds']} rounds of {stages['oscillation']['training.local_steps']} steps",
@@ -196,10 +201,10 @@ def induced(failures: Kept) -> list[str]:
         f" ({signed(swing.low)} to {signed(swing.high)}), p = {swing.p:.3f}, **supported**. The detector calls nothing: swings are called"
         f" from {limit()} nats on",
         f"{stages['forgetting']['training.num_rounds']} rounds of {stages['forgetting']['training.local_steps']} steps",
-        f"{pairs[0]:.1f} % of minimal pairs are right, {pairs[1]:.1f} % in the IID baseline (p = {syntax.p:.3f}, {syntax.holm:.3f} by"
+        f"{pairs[0]:.1f} % of minimal pairs are right, {pairs[1]:.1f} % in the IID baseline (p = {syntax.p:.3f}, {syntax.p_holm:.3f} by"
         f" Holm; {100 * syntax.detectable:.1f} percentage points would have been called).",
         f"General text costs {signed(general.effect)} nats beyond the IID baseline ({signed(general.low)} to {signed(general.high)}),"
-        f" p = {general.p:.3f}, {general.holm:.3f} by Holm: inconclusive",
+        f" p = {general.p:.3f}, {general.p_holm:.3f} by Holm: inconclusive",
         "rates 0.5, 1, 2",
         f"at 2 all {int(broke['run', 2.0].sum())} runs diverge, and so do all {int(broke['iid_baseline', 2.0].sum())} IID baselines: a failure,"
         " and not the skew's. At 0.5 and at 1 none does.",
@@ -208,12 +213,12 @@ def induced(failures: Kept) -> list[str]:
     ]
 
 
-def earlier(failures: Kept) -> str:
+def earlier(failures: ImportedStudy) -> str:
     """The two numbers as they were printed once: means over rounds 0 and 8."""
     found = {}
     for metric in ("syntax.accuracy", "general.loss"):
         for role in ("run", "iid_baseline"):
-            curves = [failures.book.get_run(run).trajectory() for run in failures.runs(role, stage="forgetting")["run"]]
+            curves = [failures.manifest.get_run(run).trajectory() for run in failures.runs(role, stage="forgetting")["run"]]
             found[metric, role] = of([seen.curve(metric)[seen.observed_mask(metric)][-FINAL_EVALUATIONS:].mean() for seen in curves])
     pairs = [100 * found["syntax.accuracy", role].mean() for role in ("run", "iid_baseline")]
     general = (found["general.loss", "run"] - found["general.loss", "iid_baseline"]).mean()
@@ -222,7 +227,7 @@ def earlier(failures: Kept) -> str:
     )
 
 
-def small(smollm2: Kept) -> list[str]:
+def small(smollm2: ImportedStudy) -> list[str]:
     cost, plan = smollm2.verdicts["cost"], smollm2.plan
     swings = [smollm2.runs(role)["movement"].mean() for role in ("run", "iid_baseline")]
     return [

@@ -61,7 +61,7 @@ def speed(folder: Path) -> list[str]:
         f"with batches of 8 sequences it runs at {min(eight):.0%} to {max(eight):.0%}".replace("%", "", 1).replace("%", " %"),
         f"a target of 1.8x against a loop at {100 * whole:.0f} % asks for more than the whole peak ({1 / whole:.1f}x)",
         f"With 2 sequences a client the loop reaches {100 * half:.0f} % of the peak: the most that can be won is {1 / half:.1f}x, not 3x.",
-        f"{flower['beside training']:.2f} s a client-round",
+        f"{flower['overhead']:.2f} s a client-round",
         f"({PRESETS['distilgpt2'].num_parameters / 1e6:.0f} M weights, random ones)",
         "from 10 clients, rank 8, 2 x 64 tokens, 4,096 words",  # benchmarks/scaling.py
         "one large product of 1024 x 1024 reaches here",
@@ -86,27 +86,27 @@ def models() -> list[str]:
 
 def backends() -> list[str]:
     """The table of docs/beyond-one-machine.md."""
-    said = result("backends")
-    assert said["rounds"] == 6
+    results = result("backends")
+    assert results["rounds"] == 6
     return [
-        f"| {row['backend']} | {row['seconds']:.3f} | {row['beside training']:.3f} | {row['down']:,.0f} | {row['up']:,.0f} |"
-        for row in said["rows"]
+        f"| {row['backend']} | {row['seconds']:.3f} | {row['overhead']:.3f} | {row['down']:,.0f} | {row['up']:,.0f} |"
+        for row in results["rows"]
     ]
 
 
 def detectors() -> list[str]:
     """How often the detector of syntax is wrong, and the limits of the table."""
     found = []
-    for collection, said in (("synthetic", "on the made-up language ({}, all under"), ("lm", "and on news ({}).")):
+    for collection, sentence in (("synthetic", "on the made-up language ({}, all under"), ("lm", "and on news ({}).")):
         (row,) = [each for each in result(f"calibration-{collection}")["false_alarms"] if each["failure"] == "forgetting of syntax"]
-        found.append(said.format(f"{row['called']} of {row['runs']}, {100 * row['low']:.1f} to {100 * row['high']:.1f} %"))
+        found.append(sentence.format(f"{row['called']} of {row['runs']}, {100 * row['low']:.1f} to {100 * row['high']:.1f} %"))
     limits = yaml.safe_load((ROOT / "fedrift" / "diagnosis" / "thresholds.yaml").read_text())
     gap, swing, forgets, divergence = (limits[name] for name in ("gap", "oscillation", "forgetting", "divergence"))
     return [
         *found,
         f"| {gap['all']}, {gap['domain']} nats |".replace("0.", "."),
         f"| {swing['index']}; {swing['changes']}; {swing['spread']:g}x |".replace("0.", "."),
-        f"| {swing['swing']:g}x and {swing['swing_floor']} nats |".replace("0.", "."),
+        f"| {swing['ratio']:g}x and {swing['domain_floor']} nats |".replace("0.", "."),
         f"| {100 * forgets['accuracy']:g} %, {100 * forgets['margin']:g} % |",
         f"loss > max({divergence['rise']} l0, lowest + ln 4) three times running; steps growing {divergence['growth']}x for"
         f" {divergence['growing']} rounds",

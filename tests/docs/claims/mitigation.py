@@ -41,8 +41,8 @@ def p(value: float) -> str:
     return f"{value:.3f}".removeprefix("0")
 
 
-def less(contest: Row, arm: str, reference: str, metric: str) -> Row | None:
-    return next((row for row in contest["less"][reference][metric] if row["condition"] == arm), None)
+def contrast(contest: Row, condition: str, reference: str, metric: str) -> Row | None:
+    return next((row for row in contest["contrasts"][reference][metric] if row["condition"] == condition), None)
 
 
 def number(value: float | None, form: str) -> str:
@@ -56,7 +56,7 @@ def tables() -> list[str]:
         for row in contest["conditions"]:
             if row["condition"] == "ifca best" and len({run["number"] for run in contest["runs"] if run["condition"] == "ifca"}) == 1:
                 continue  # of one start the best is the mean
-            random, vanilla = (less(contest, row["condition"], reference, "own") for reference in ("random", "vanilla"))
+            random, vanilla = (contrast(contest, row["condition"], reference, "own") for reference in ("random", "vanilla"))
             cells = [
                 row["condition"],
                 f"{row['own']:.4f}",
@@ -64,8 +64,8 @@ def tables() -> list[str]:
                 p(random["p"]) if random else "",
                 interval(vanilla),
                 p(vanilla["p"]) if vanilla else "",
-                interval(less(contest, row["condition"], "vanilla", "worst")),
-                interval(less(contest, row["condition"], "vanilla", "cross")),
+                interval(contrast(contest, row["condition"], "vanilla", "worst")),
+                interval(contrast(contest, row["condition"], "vanilla", "cross")),
                 number(row["general"], "+.3f"),
                 number(row["compute"], ".2f"),
                 number(row["traffic"], ".1f"),
@@ -80,7 +80,7 @@ def checked(contest: Row) -> None:
     """That the stored comparisons are those of the stored runs: paired by seed, repeats averaged."""
     runs = pd.DataFrame(contest["runs"])
     own = runs[runs["condition"] != "iid"].groupby(["condition", "seed"])["own"].mean().unstack("condition")
-    for reference, metrics in contest["less"].items():
+    for reference, metrics in contest["contrasts"].items():
         for row in metrics["own"]:
             d = mean_ci((own[row["condition"]] - own[reference]).to_numpy())
             assert np.allclose([d.estimate, d.low, d.high], [row["effect"], row["low"], row["high"]], atol=3e-6), (reference, row)
@@ -114,14 +114,14 @@ def page() -> list[str]:
     """What clustering.md says of these results."""
     every, mapped, style = contests(), result("clustering-map"), result("clustering-bbc-style-10")
     base = yaml.safe_load((ROOT / "experiments" / "clustering.yaml").read_text())
-    plan, counted = base["training"], {row["severity"]: row["counted"] for row in mapped["map"] if row["regime"] == "topic"}
+    plan, estimated_k = base["training"], {row["severity"]: row["estimated_k"] for row in mapped["map"] if row["partition"] == "topic"}
     return [
         *main_table(every),
         *prose(every),
         *map_tables(mapped),
         *styles(style),
-        f"On BBC News with {base['partition']['num_clients']} clients and `wordllama`, `TopicMix` at severity 0 is {counted[0.0]:.0f} group, at"
-        f" 0.5 and at 1 it is {counted[0.5]:.0f}, as many as there are topics.",
+        f"On BBC News with {base['partition']['num_clients']} clients and `wordllama`, `TopicMix` at severity 0 is {estimated_k[0.0]:.0f} group, at"
+        f" 0.5 and at 1 it is {estimated_k[0.5]:.0f}, as many as there are topics.",
         "`cluster.ari` is 1 at severity 0 too",
         f"LoRA of rank {base['trainable']['r']}, clients of one topic each (`TopicMix`, severity {base['partition']['severity']:g}),"
         f" {plan['num_rounds']} rounds of {plan['local_steps']} steps of {plan['batch_size']} x"
@@ -132,12 +132,12 @@ def page() -> list[str]:
 def main_table(every: Mapping[str, Row]) -> list[str]:
     found = []
     for name, contest in every.items():
-        arms = {row["condition"]: row for row in contest["conditions"]}
+        conditions = {row["condition"]: row for row in contest["conditions"]}
         cells = [
             name,
             *(
-                interval(less(contest, arm, reference, metric))
-                for arm, reference, metric in (
+                interval(contrast(contest, condition, reference, metric))
+                for condition, reference, metric in (
                     ("text", "random", "own"),
                     ("text", "vanilla", "own"),
                     ("text", "vanilla", "worst"),
@@ -146,18 +146,18 @@ def main_table(every: Mapping[str, Row]) -> list[str]:
                     ("ifca", "vanilla", "own"),
                 )
             ),
-            f"{arms['text']['ari']:.2f}",
+            f"{conditions['text']['ari']:.2f}",
         ]
         found.append("| " + " | ".join(cells) + " |")
     return found
 
 
 def prose(every: Mapping[str, Row]) -> list[str]:
-    arms = {name: {row["condition"]: row for row in contest["conditions"]} for name, contest in every.items()}
+    conditions = {name: {row["condition"]: row for row in contest["conditions"]} for name, contest in every.items()}
     against = {
         name: {
-            (arm, reference, metric): less(contest, arm, reference, metric)
-            for arm in arms[name]
+            (condition, reference, metric): contrast(contest, condition, reference, metric)
+            for condition in conditions[name]
             for reference in ("random", "vanilla")
             for metric in ("own", "cross", "worst")
         }
@@ -169,20 +169,20 @@ def prose(every: Mapping[str, Row]) -> list[str]:
     percent = [-100 * math.expm1(-gain) for gain in gains]
     assert {name for name, row in text_random.items() if row["p"] > 0.05} == {"Reddit, 20"}
     assert {name for name, row in text_vanilla.items() if row["high"] < 0 or row["low"] > 0} == {"BBC News, 20"}
-    rises = [rows["text"]["general"] / rows["vanilla"]["general"] for rows in arms.values()]
-    update = [said for contest in every.values() for said in contest["runs"] if said["condition"] == "update"]
-    assert all(said["models"] == 1 for said in update)
-    ifca = [rows["ifca"] for rows in arms.values()]
-    (sent,) = {said["bytes"] for contest in every.values() for said in contest["clusters"]}
+    rises = [rows["text"]["general"] / rows["vanilla"]["general"] for rows in conditions.values()]
+    update = [entry for contest in every.values() for entry in contest["runs"] if entry["condition"] == "update"]
+    assert all(entry["models"] == 1 for entry in update)
+    ifca = [rows["ifca"] for rows in conditions.values()]
+    (sent,) = {entry["bytes"] for contest in every.values() for entry in contest["clusters"]}
     for contest in every.values():
-        assert all(said["verdict"] == "stable" and said["k"] == said["counted"] for said in contest["clusters"])
+        assert all(entry["verdict"] == "stable" and entry["k"] == entry["estimated_k"] for entry in contest["clusters"])
     tens = [contest for name, contest in every.items() if name.endswith("10")]
     for contest in tens:
         row = next(row for row in contest["failures"] if row["failure"] == "forgetting of general text")
-        assert {arm for arm, grade in row.items() if grade == "confirmed"} == {"local"}
+        assert {condition for condition, grade in row.items() if grade == "confirmed"} == {"local"}
 
-    def own(rows: Row, arm: str) -> float:
-        return rows[arm, "vanilla", "own"]["effect"]
+    def own(rows: Row, condition: str) -> float:
+        return rows[condition, "vanilla", "own"]["effect"]
 
     return [
         "10 clients all in every round, 20 clients ten at a time",
@@ -209,26 +209,26 @@ def prose(every: Mapping[str, Row]) -> list[str]:
 
 def map_tables(mapped: Row) -> list[str]:
     rows = mapped["map"]
-    assert {row["random.seeds"] for row in rows} == {3.0} and {row["random.attainable"] for row in rows} == {0.25}
+    assert {row["random.seeds"] for row in rows} == {3.0} and {row["random.min_attainable_p"] for row in rows} == {0.25}
     (chance,) = {row["chance"] for row in rows}
     return [
         "BBC News, 10 clients, four",
         f"identified ({chance:.2f}".replace("0.", ".") + " is chance)",
         *(
-            f"| {row['regime']} | {row['severity']:g} | {interval(row, prefix='random.')} | {interval(row, prefix='vanilla.')} |"
-            f" {signed(row['own'])} | {row['identified']:.2f} | {row['counted']:.0f} |"
+            f"| {row['partition']} | {row['severity']:g} | {interval(row, prefix='random.')} | {interval(row, prefix='vanilla.')} |"
+            f" {signed(row['own'])} | {row['identification_rate']:.2f} | {row['estimated_k']:.0f} |"
             for row in rows
         ),
-        *(f"| {row['k']} | {interval(row)} |" for row in mapped["starved"]),
+        *(f"| {row['k']} | {interval(row)} |" for row in mapped["cluster_size"]),
     ]
 
 
 def styles(style: Row) -> list[str]:
     checked(style)
-    arms = {row["condition"]: row for row in style["conditions"]}
+    conditions = {row["condition"]: row for row in style["conditions"]}
     rows = {
-        (arm, reference, metric): less(style, arm, reference, metric)
-        for arm in arms
+        (condition, reference, metric): contrast(style, condition, reference, metric)
+        for condition in conditions
         for reference in ("random", "vanilla")
         for metric in ("own", "worst", "cross")
     }
@@ -242,6 +242,8 @@ def styles(style: Row) -> list[str]:
             for reference in ("random", "vanilla")
         ),
         f"by {drops[0]:.0f} % of perplexity over vanilla and {drops[1]:.0f} % over random",
-        f"General text pays: {arms['text']['general']:+.3f} nats against {arms['vanilla']['general']:+.3f}.".replace("+0.", "+."),
+        f"General text pays: {conditions['text']['general']:+.3f} nats against {conditions['vanilla']['general']:+.3f}.".replace(
+            "+0.", "+."
+        ),
         f"a little too ({signed(rows['random', 'vanilla', 'own']['effect'])} under vanilla)".replace("-0.", "-."),
     ]

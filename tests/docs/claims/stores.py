@@ -22,42 +22,42 @@ RESULTS = ROOT / "benchmarks" / "results"
 
 
 @dataclass(frozen=True)
-class Kept:
+class ImportedStudy:
     """A study of ``studies/results``, imported into a folder."""
 
-    book: StudyManifest
+    manifest: StudyManifest
 
     @cached_property
-    def dossier(self) -> StudyData:
-        return load_study_data(self.book)
+    def data(self) -> StudyData:
+        return load_study_data(self.manifest)
 
     @cached_property
     def frame(self) -> pd.DataFrame:
         """One row a run or IID baseline; ``start``: the loss before any training; ``base``: the IID baseline's outcomes."""
-        frame = self.dossier.frame
-        first = dict(self.asked("SELECT run, value FROM records WHERE metric = 'loss' AND domain = '' AND client < 0 AND round = 0"))
+        frame = self.data.frame
+        first = dict(self.query("SELECT run, value FROM records WHERE metric = 'loss' AND domain = '' AND client < 0 AND round = 0"))
         known = frame.set_index("run")
         return frame.assign(
             start=frame["run"].map(first), **{f"base.{name}": frame["iid_baseline"].map(known[name]) for name in ("loss", "movement")}
         )
 
-    def asked(self, query: str) -> list[Any]:
+    def query(self, sql: str) -> list[Any]:
         """Rows of a query over the records of all runs, the trials of tuning among them."""
-        runs = {entry.run: self.book.get_run(entry) for entry in self.said["runs"]}
-        with connect(self.book.root, runs.values()) as connection:
-            return list(connection.execute(query).fetchall())
+        runs = {entry.run: self.manifest.get_run(entry) for entry in self.contents["runs"]}
+        with connect(self.manifest.root, runs.values()) as connection:
+            return list(connection.execute(sql).fetchall())
 
     @cached_property
     def verdicts(self) -> dict[str, Verdict]:
-        return {one.name: one for one in self.dossier.verdicts}
+        return {one.name: one for one in self.data.verdicts}
 
     @cached_property
-    def said(self) -> dict[str, Any]:
-        return self.book.read()
+    def contents(self) -> dict[str, Any]:
+        return self.manifest.read()
 
     @cached_property
     def plan(self) -> dict[str, Any]:
-        return dict(self.said["study"]["base"]["training"])
+        return dict(self.contents["study"]["base"]["training"])
 
     def runs(self, role: str = "run", **levels: Any) -> pd.DataFrame:
         """Rows at some levels, by seed; ``severity`` is ``partition.severity``, ``rate`` the learning rate."""
@@ -68,11 +68,11 @@ class Kept:
         return rows.set_index("seed").sort_index()
 
 
-def imported(root: Path, name: str) -> Kept:
+def imported(root: Path, name: str) -> ImportedStudy:
     """The project's own archive; what `fedrift import` makes sure of a stranger's is tested elsewhere."""
     with zipfile.ZipFile(ROOT / "studies" / "results" / f"{name}.zip") as archive:
         archive.extractall(root)
-    return Kept(StudyManifest(root, name))
+    return ImportedStudy(StudyManifest(root, name))
 
 
 def result(name: str) -> dict[str, Any]:

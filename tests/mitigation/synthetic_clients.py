@@ -1,4 +1,4 @@
-"""Clients with known groups: documents around T domains on the unit sphere, mixed by a dial (science F)."""
+"""Clients with known groups: documents around T domains on the unit sphere, mixed by a parameter (science F)."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ def documents(
     return tuple(made), truth
 
 
-def planted(size: int, severity: float, seed: int, **options) -> tuple[ClientEmbeddings, np.ndarray]:
+def client_embeddings(size: int, severity: float, seed: int, **options) -> tuple[ClientEmbeddings, np.ndarray]:
     vectors, truth = documents(size, severity, seed, **options)
     return add_privacy_noise(vectors, seed, None), truth
 
 
-def ground(vectors: tuple[np.ndarray, ...], seed: int = 0, **options) -> ClientInfo:
+def make_client_info(vectors: tuple[np.ndarray, ...], seed: int = 0, **options) -> ClientInfo:
     """Clients whose texts are the numbers of their documents."""
     names = [[f"{client} {row}" for row in range(len(own))] for client, own in enumerate(vectors)]
 
