@@ -148,9 +148,8 @@ class FederatedState:
     cluster_ids: Tensor  # [N] index of the model that each client trains
     server_delta: Tree = field(default_factory=Tree)  # [M, ...] change of the server's params in the last round; empty before round 1
     clustering_state: Tree = field(default_factory=Tree)  # state of the clustering strategy; the axes differ from leaf to leaf
-    last_participation: Tensor = field(
-        default_factory=no_participation
-    )  # [N] last round in which the server used the client's update; 0: none
+    # [N] last round in which the server used the client's update; 0: none
+    last_participation: Tensor = field(default_factory=no_participation)
     # [M, ...] float64: means of ``Algorithm.state_to_average`` over the clients of each model
     client_means: Tree = field(default_factory=Tree)
 

@@ -198,8 +198,13 @@ def write_token_cache(file: Path, flat: np.ndarray, offset: np.ndarray, mask: np
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
         with draft.open("wb") as out:
+<<<<<<< HEAD
             arrays = {"flat": flat, "offset": offset} if mask is None else {"flat": flat, "offset": offset, "mask": mask}
             np.savez(out, **arrays)  # type: ignore[arg-type]
+=======
+            arrays: dict[str, Any] = {"flat": flat, "offset": offset, **({} if mask is None else {"mask": mask})}
+            np.savez(out, **arrays)
+>>>>>>> i17d
         draft.replace(file)
     except OSError as error:
         draft.unlink(missing_ok=True)
@@ -258,12 +263,12 @@ def pack_blocks(tokens: TokenizedCorpus, rows: np.ndarray, block_length: int) ->
     # Concatenating D slices is several times faster than indexing every token.
     np.concatenate([tokens.ids[:0], *(tokens.ids[start:stop] for start, stop in zip(starts, ends, strict=True))], out=packed[:total])
     present = np.arange(num_blocks * block_length) < total
-    packed, present = packed.reshape(num_blocks, block_length), present.reshape(num_blocks, block_length)
-    if tokens.mask is None:
-        return Blocks(packed, present)
-    mask = np.zeros(num_blocks * block_length, dtype=bool)
-    np.concatenate([tokens.mask[:0], *(tokens.mask[start:stop] for start, stop in zip(starts, ends, strict=True))], out=mask[:total])
-    return Blocks(packed, mask.reshape(num_blocks, block_length), present)
+    mask = present
+    if tokens.mask is not None:
+        mask = np.zeros(num_blocks * block_length, dtype=bool)
+        np.concatenate([tokens.mask[:0], *(tokens.mask[start:stop] for start, stop in zip(starts, ends, strict=True))], out=mask[:total])
+    shape = num_blocks, block_length
+    return Blocks(packed.reshape(shape), mask.reshape(shape), None if tokens.mask is None else present.reshape(shape))
 
 
 def pack_whole(tokens: TokenizedCorpus, rows: np.ndarray, block_length: int) -> Blocks:

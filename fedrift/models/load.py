@@ -324,6 +324,7 @@ def open_model(
         with explain_read_errors("config.json", source):
             config = AutoConfig.from_pretrained(source, **local)
         check_causal(config.model_type, config.architectures or [], source)
+        network: Any
         if random_seed is None:
             network = read_network(source, config, dtype, loading_options(quantization, dtype), local)
         else:
