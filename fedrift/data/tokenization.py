@@ -198,13 +198,8 @@ def write_token_cache(file: Path, flat: np.ndarray, offset: np.ndarray, mask: np
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
         with draft.open("wb") as out:
-<<<<<<< HEAD
-            arrays = {"flat": flat, "offset": offset} if mask is None else {"flat": flat, "offset": offset, "mask": mask}
-            np.savez(out, **arrays)  # type: ignore[arg-type]
-=======
             arrays: dict[str, Any] = {"flat": flat, "offset": offset, **({} if mask is None else {"mask": mask})}
             np.savez(out, **arrays)
->>>>>>> i17d
         draft.replace(file)
     except OSError as error:
         draft.unlink(missing_ok=True)
