@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -12,12 +12,15 @@ if TYPE_CHECKING:
     from ..conformance import Verdict
     from ..conformance.judge import Expectation
 
-Suite = Annotated[
-    Literal["scoreboard", "quick", "published", "native"],
+SUITES = ("scoreboard", "quick", "published", "native")
+Targets = Annotated[
+    list[str] | None,
     typer.Argument(
-        help="`scoreboard`: every algorithm here against the papers' equations (seconds). "
+        metavar="[MODULE:NAME... | SUITE]",
+        help="Your own implementation: a Flower strategy class (`my_app.strategy:MyStrategy`), or a subject (`mine.py:SUBJECT`). "
+        "Or a suite of fedrift's own: `scoreboard`: every algorithm against the papers' equations (seconds). "
         "`quick`: published results with closed forms (seconds). `published`: these, and FedProx's and SCAFFOLD's on "
-        "synthetic data (minutes). `native`: the synthetic data with its sizes as drawn (long)."
+        "synthetic data (minutes). `native`: the synthetic data with its sizes as drawn (long). Default: `scoreboard`.",
     ),
 ]
 Subjects = Annotated[
@@ -31,16 +34,20 @@ Subjects = Annotated[
 Markdown = Annotated[bool, typer.Option("--markdown", help="Print Markdown, for documents.")]
 
 
-def conformance(suite: Suite = "scoreboard", subject: Subjects = None, markdown: Markdown = False, as_json: Json = False) -> None:
-    """Judge federated algorithms, ours or others', by the papers' equations and results; exit code 1 if one fails."""
+def conformance(targets: Targets = None, subject: Subjects = None, markdown: Markdown = False, as_json: Json = False) -> None:
+    """Judge federated algorithms, fedrift's or yours, by the papers' equations and results; exit code 1 if one fails.
+
+    `fedrift conformance my_app.strategy:MyStrategy`
+    """
     from ..conformance import judge
     from ..conformance.published import RESULT_SETS
-    from ..conformance.subjects import FEDRIFT_SUBJECTS, load_subjects
+    from ..conformance.subjects import FEDRIFT_SUBJECTS
 
+    suite, subject = split_targets(targets or [], subject or [])
     if subject or suite == "scoreboard":
         if suite != "scoreboard":
             raise typer.BadParameter(f"{suite} judges fedrift's own algorithms; leave it out with --subject")
-        asked = [each for where in subject for each in load_subjects(where)] if subject else FEDRIFT_SUBJECTS
+        asked = [each for where in subject for each in load_targets(where)] if subject else FEDRIFT_SUBJECTS
         verdicts = judge.scoreboard(asked)
         if as_json:
             print_json({"verdicts": [vars(v) for v in verdicts]})
@@ -60,6 +67,30 @@ def conformance(suite: Suite = "scoreboard", subject: Subjects = None, markdown:
         fails = not all(o.holds for o in outcomes)
     if fails:
         raise typer.Exit(1)
+
+
+def split_targets(targets: list[str], subjects: list[str]) -> tuple[str, list[str]]:
+    """The suite, and the import paths of what is to be judged."""
+    suites = [each for each in targets if ":" not in each]
+    if len(suites) > 1 or not set(suites) <= set(SUITES):
+        odd = next((each for each in suites if each not in SUITES), " ".join(suites))
+        raise typer.BadParameter(f"{odd!r} is neither MODULE:NAME nor one of the suites {', '.join(SUITES)}")
+    return (suites or ["scoreboard"])[0], [*(each for each in targets if ":" in each), *subjects]
+
+
+def load_targets(path: str) -> list[Any]:
+    """The subjects at an import path; a Flower strategy class is made one."""
+    from importlib.util import find_spec
+
+    from ..conformance.subjects import load_subjects
+    from ..core.registry import import_object, is_import_path
+
+    if is_import_path(path) and isinstance(found := import_object(path), type) and find_spec("flwr") is not None:
+        from ..flower.conformance import is_strategy, make_subject
+
+        if is_strategy(found):
+            return [make_subject(found)]
+    return load_subjects(path)
 
 
 def print_scoreboard(verdicts: list[Verdict]) -> None:
