@@ -10,13 +10,14 @@ Round 0, which no training has touched, is no part of an end, nor of a moment.
 - ``movement``: mean absolute change of a domain's loss between evaluations, in the second half; a fast fall is movement too.
   What reports and detectors call a swing is movement there and back, the net change taken off
   (``fedrift.diagnosis.curves.domain_variability``).
+- ``loss.under:bytes=2e6``, ``bytes.to:4.2`` and the like: quality under a budget and cost to a target (``studies/costs.py``).
 - ``rounds.to:4.2``: the first evaluated round with a loss not above 4.2; infinite if there is none.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -32,6 +33,7 @@ from ..stats import Verdict, evaluate_hypotheses
 from ..stats.hypotheses import Hypothesis
 from ..storage import Run, connect
 from ..storage.query import find_faults, flatten
+from .costs import COST_RECORDS, parse_cost_metric, summarize_cost
 from .manifest import ManifestEntry, StudyManifest, merge_shared_baselines
 from .spec import parse_study
 
@@ -48,10 +50,17 @@ LOSS_METRICS = ("gap", "gap.worst", "oscillation", "movement")
 
 def list_recorded_metrics(metrics: Iterable[str]) -> list[str]:
     """The recorded metrics that some outcomes are made of, those included that tell whether a run diverged."""
+    names = list(metrics)
+    about_costs = [name for name in names if parse_cost_metric(name)]
     return sorted(
         {
             *DIVERGENCE_METRICS,
-            *(parse_metric_name(name)[0] for name in metrics if name not in LOSS_METRICS and not name.startswith("rounds.to:")),
+            *(COST_RECORDS if about_costs else ()),
+            *(
+                parse_metric_name(name)[0]
+                for name in names
+                if name not in about_costs and name not in LOSS_METRICS and not name.startswith("rounds.to:")
+            ),
         }
     )
 
@@ -67,8 +76,12 @@ def parse_metric_name(name: str) -> tuple[str, str, str]:
     return metric, domain, moment
 
 
-def summarize_metric(name: str, run: Trajectory, iid_baseline: Trajectory | None = None) -> float:
+def summarize_metric(
+    name: str, run: Trajectory, iid_baseline: Trajectory | None = None, timings: Sequence[Mapping[str, Any]] = ()
+) -> float:
     """One outcome of a run; NaN where it has no such number."""
+    if cost_metric := parse_cost_metric(name):
+        return summarize_cost(cost_metric, run, timings)
     if name == "gap":
         return compute_gap(run, iid_baseline)
     if name == "gap.worst":
@@ -198,7 +211,8 @@ def build_study_table(manifest: StudyManifest, metrics: Sequence[str] = (), role
             "diverged": bool(ended and run and has_diverged(run)),
         }
         row |= {factor: entry.factors.get(factor) for factor in said["factors"]}
-        row |= {name: summarize_metric(name, run, twin) if state == "finished" and run else math.nan for name in names}
+        timings = manifest.get_run(entry).timings() if any("seconds" in name for name in names) and state == "finished" else ()
+        row |= {name: summarize_metric(name, run, twin, timings) if state == "finished" and run else math.nan for name in names}
         rows.append(row)
     frame = pd.DataFrame(rows, columns=[*METADATA_COLUMNS, *said["factors"], *names])
     return frame.astype({"iid": bool, "diverged": bool, **{name: "float64" for name in names}})
