@@ -124,7 +124,8 @@ def turning_cosine(result: RoundResult, model: int) -> Tensor:
     """Cosine of the change of one model's products with the change before it; NaN where it stood still."""
     one, before = torch.tensor([model]), result.before.server.params
     now, last = result.after.server_delta.take(one), result.before.server_delta.take(one)
-    start = Tree({name: torch.cat([leaf, (before.take(one) - last)[name]]) for name, leaf in before.take(one).items()})
+    earlier = before.take(one) - last
+    start = Tree({name: torch.cat([leaf, earlier[name]]) for name, leaf in before.take(one).items()})
     gram = product_gram(start, Tree({name: torch.cat([leaf, last[name]]) for name, leaf in now.items()}))
     return gram[0, 1] / (gram[0, 0] * gram[1, 1]).sqrt()
 

@@ -16,7 +16,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, cast, get_args
+from typing import Any, Literal, get_args
 
 import numpy as np
 
@@ -51,10 +51,10 @@ def parse_cost_metric(name: str) -> CostMetric | None:
             raise UserError(
                 f"metrics: {quote_value(name)} has the cost {quote_value(cost)}; write loss.under:bytes=2e6, tokens= or seconds="
             )
-        return CostMetric(cast(Cost, cost), parse_positive(name, text), True)
+        return CostMetric(cost, parse_positive(name, text), True)
     cost, mark, text = name.partition(".to:")
     if mark and cost in COSTS:
-        return CostMetric(cast(Cost, cost), parse_positive(name, text), False)
+        return CostMetric(cost, parse_positive(name, text), False)
     return None
 
 
