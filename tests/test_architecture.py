@@ -46,7 +46,7 @@ MAY = {
     "studies": CONFIG | ENGINE | {"core", "stats", "storage", "diagnosis"},
     "clustering/comparison": CONFIG | {"core", "clustering", "engine/cache", "stats", "storage", "diagnosis", "studies"},
     "report": TEXT | {"config/loader", "stats", "storage", "diagnosis", "studies"},
-    "flower": TEXT | TRAINING | CONFIG | ENGINE | {"models", "storage", "recorder"},
+    "flower": TEXT | TRAINING | CONFIG | ENGINE | {"models", "storage", "recorder", "conformance"},
     "conformance": TRAINING | {"engine/loop", "stats"},
     "profiling": TRAINING | CONFIG | ENGINE | {"models", "probes", "storage", "storage/fork"},
     "callbacks": ENGINE,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -12,12 +12,16 @@ if TYPE_CHECKING:
     from ..conformance import Verdict
     from ..conformance.judge import Expectation
 
-Suite = Annotated[
-    Literal["scoreboard", "quick", "published", "native"],
+SUITES = ("scoreboard", "quick", "published", "native")
+Targets = Annotated[
+    list[str] | None,
     typer.Argument(
-        help="`scoreboard`: check every algorithm of fedrift against the papers' equations (seconds). "
+        metavar="[MODULE:NAME... | SUITE]",
+        help="Your own implementation: a Flower strategy class (`my_app.strategy:MyStrategy`), or a subject (`mine.py:SUBJECT`). "
+        "Or a suite for fedrift's own algorithms. `scoreboard`: check every algorithm against the papers' equations (seconds). "
         "`quick`: reproduce published results that have closed forms (seconds). `published`: reproduce these and the FedProx and "
-        "SCAFFOLD results on synthetic data (minutes). `native`: use the synthetic data with its client sizes as drawn (long)."
+        "SCAFFOLD results on synthetic data (minutes). `native`: use the synthetic data with its client sizes as drawn (long). "
+        "Default: `scoreboard`.",
     ),
 ]
 Subjects = Annotated[
@@ -32,23 +36,25 @@ Subjects = Annotated[
 Markdown = Annotated[bool, typer.Option("--markdown", help="Print the table as Markdown.")]
 
 
-def conformance(suite: Suite = "scoreboard", subject: Subjects = None, markdown: Markdown = False, as_json: Json = False) -> None:
+def conformance(targets: Targets = None, subject: Subjects = None, markdown: Markdown = False, as_json: Json = False) -> None:
     """Test implementations of federated algorithms against the equations and results of their papers.
 
     `fedrift conformance` checks every algorithm of fedrift. `fedrift conformance published` reproduces published results.
 
-    `fedrift conformance --subject mine.py:SUBJECT` checks your own implementation.
+    `fedrift conformance my_app.strategy:MyStrategy` checks your own Flower strategy, and `fedrift conformance mine.py:SUBJECT` any other
+    implementation.
 
     The command prints one verdict per problem and writes no files. The exit code is 1 if a verdict is wrong.
     """
     from ..conformance import judge
     from ..conformance.published import RESULT_SETS
-    from ..conformance.subjects import FEDRIFT_SUBJECTS, load_subjects
+    from ..conformance.subjects import FEDRIFT_SUBJECTS
 
+    suite, subject = split_targets(targets or [], subject or [])
     if subject or suite == "scoreboard":
         if suite != "scoreboard":
-            raise typer.BadParameter(f"the suite {suite} tests only fedrift's own algorithms; leave it out or remove --subject")
-        implementations = [each for reference in subject for each in load_subjects(reference)] if subject else FEDRIFT_SUBJECTS
+            raise typer.BadParameter(f"the suite {suite} tests only fedrift's own algorithms; leave it out or remove your implementation")
+        implementations = [each for reference in subject for each in load_targets(reference)] if subject else FEDRIFT_SUBJECTS
         verdicts = judge.scoreboard(implementations)
         if as_json:
             print_json({"verdicts": [vars(v) for v in verdicts]})
@@ -68,6 +74,30 @@ def conformance(suite: Suite = "scoreboard", subject: Subjects = None, markdown:
         has_failure = not all(o.holds for o in outcomes)
     if has_failure:
         raise typer.Exit(1)
+
+
+def split_targets(targets: list[str], subjects: list[str]) -> tuple[str, list[str]]:
+    """Return the suite and the import paths of the implementations to test."""
+    suites = [each for each in targets if ":" not in each]
+    if len(suites) > 1 or not set(suites) <= set(SUITES):
+        odd = next((each for each in suites if each not in SUITES), " ".join(suites))
+        raise typer.BadParameter(f"{odd!r} is neither MODULE:NAME nor one of the suites {', '.join(SUITES)}")
+    return (suites or ["scoreboard"])[0], [*(each for each in targets if ":" in each), *subjects]
+
+
+def load_targets(path: str) -> list[Any]:
+    """Return the subjects at an import path; a Flower strategy class is wrapped as one."""
+    from importlib.util import find_spec
+
+    from ..conformance.subjects import load_subjects
+    from ..core.registry import import_object, is_import_path
+
+    if is_import_path(path) and isinstance(found := import_object(path), type) and find_spec("flwr") is not None:
+        from ..flower.conformance import is_strategy, make_subject
+
+        if is_strategy(found):
+            return [make_subject(found)]
+    return load_subjects(path)
 
 
 def print_scoreboard(verdicts: list[Verdict]) -> None:

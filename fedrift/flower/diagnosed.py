@@ -11,7 +11,7 @@ import logging
 import math
 from collections.abc import Callable, Iterable, Mapping
 from os import PathLike
-from time import perf_counter
+from time import perf_counter, process_time
 from typing import Any
 
 import torch
@@ -91,7 +91,7 @@ class Diagnosed(Strategy):  # type: ignore[misc]
         self._inner = {method: getattr(strategy, method) for method in WRAPPED}
         self.recorder: Recorder | None = None
         self.is_recording = True  # False once recording has failed
-        self.recording_seconds = 0.0  # what recording has taken so far
+        self.recording_seconds = self.recording_cpu_seconds = 0.0  # what recording has taken so far, by clock and by processor
         self._numbers: dict[int, int] = {}  # node id -> client number
         self._told: set[int] = set()  # nodes that have told their client's number
         self._sent: dict[int, int] = {}  # node id -> bytes of the model that it was sent in this round
@@ -204,7 +204,7 @@ class Diagnosed(Strategy):  # type: ignore[misc]
         """Record, unless it failed before; a failure is a warning, for the app must go on."""
         if not self.is_recording:
             return
-        began = perf_counter()
+        began, worked = perf_counter(), process_time()
         try:
             record(*arguments)
         except Exception as error:
@@ -214,6 +214,7 @@ class Diagnosed(Strategy):  # type: ignore[misc]
                 self.recorder.run.mark_failed(self._round, f"recording stopped: {type(error).__name__}: {error}")
         finally:
             self.recording_seconds += perf_counter() - began
+            self.recording_cpu_seconds += process_time() - worked
 
     def _begin_round(self, arrays: ArrayRecord, messages: list[Message]) -> None:
         assert self.recorder is not None

@@ -150,7 +150,8 @@ def turning_cosine(result: RoundResult, model: int) -> Tensor:
     """Compute the cosine of the last two changes of one model's products; NaN if either change is zero."""
     index, before = torch.tensor([model]), result.before.server.params
     delta, last_delta = result.after.server_delta.take(index), result.before.server_delta.take(index)
-    start = Tree({name: torch.cat([leaf, (before.take(index) - last_delta)[name]]) for name, leaf in before.take(index).items()})
+    earlier = before.take(index) - last_delta
+    start = Tree({name: torch.cat([leaf, earlier[name]]) for name, leaf in before.take(index).items()})
     gram = product_gram(start, Tree({name: torch.cat([leaf, last_delta[name]]) for name, leaf in delta.items()}))
     return gram[0, 1] / (gram[0, 0] * gram[1, 1]).sqrt()
 

@@ -17,13 +17,14 @@ all training, so it belongs neither to these evaluations nor to the other summar
   total descent.
 - ``movement``: the mean absolute change of a domain's loss between evaluations in the second half of the run. A fast steady decrease also
   counts. Reports and detectors use another quantity, which subtracts the net change (``fedrift.diagnosis.curves.domain_variability``).
+- ``loss.under:bytes=2e6``, ``bytes.to:4.2`` and the like: quality under a budget and cost to a target (``studies/costs.py``).
 - ``rounds.to:4.2``: the first evaluated round with a loss of at most 4.2, or infinity if there is none.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -40,6 +41,7 @@ from ..stats.gates import evaluate_gated
 from ..stats.hypotheses import Hypothesis
 from ..storage import Run, connect
 from ..storage.query import flatten, get_read_errors
+from .costs import COST_RECORDS, parse_cost_metric, summarize_cost
 from .manifest import ManifestEntry, StudyManifest, merge_shared_baselines
 from .spec import parse_study
 
@@ -59,11 +61,17 @@ PARTICIPATION_METRIC = "train.loss"  # only clients that took part in a round ha
 def list_recorded_metrics(metrics: Iterable[str]) -> list[str]:
     """List the recorded metrics that some outcomes need, including those that show whether a run diverged."""
     metrics = tuple(metrics)
+    cost_metrics = [name for name in metrics if parse_cost_metric(name)]
     return sorted(
         {
             *DIVERGENCE_METRICS,
+            *(COST_RECORDS if cost_metrics else ()),
             *([PARTICIPATION_METRIC] if {"absence", "baseline.absence"} & set(metrics) else []),
-            *(parse_metric_name(name)[0] for name in metrics if name not in LOSS_METRICS and not name.startswith("rounds.to:")),
+            *(
+                parse_metric_name(name)[0]
+                for name in metrics
+                if name not in cost_metrics and name not in LOSS_METRICS and not name.startswith("rounds.to:")
+            ),
         }
     )
 
@@ -80,13 +88,16 @@ def parse_metric_name(name: str) -> tuple[str, str, str]:
     return metric, domain, moment
 
 
-def summarize_metric(name: str, run: Trajectory, iid_baseline: Trajectory | None = None) -> float:
+def summarize_metric(
+    name: str, run: Trajectory, iid_baseline: Trajectory | None = None, timings: Sequence[Mapping[str, Any]] = ()
+) -> float:
     """Compute one outcome of a run.
 
     Args:
         name: The name of the outcome, as the module docstring defines it.
         run: The trajectory of the run.
         iid_baseline: The trajectory of its IID baseline, which ``gap`` and ``gap.worst`` need.
+        timings: The stored timings of the run, which costs in seconds need.
 
     Returns:
         The outcome, or NaN if the run does not have it.
@@ -94,6 +105,8 @@ def summarize_metric(name: str, run: Trajectory, iid_baseline: Trajectory | None
     Raises:
         UserError: ``name`` has an unknown suffix or an invalid threshold.
     """
+    if cost_metric := parse_cost_metric(name):
+        return summarize_cost(cost_metric, run, timings)
     if name == "gap":
         return compute_gap(run, iid_baseline)
     if name == "gap.worst":
@@ -293,7 +306,9 @@ def build_study_table(manifest: StudyManifest, metrics: Sequence[str] = (), role
             "diverged": bool(has_ended and run and has_diverged(run)),
         }
         row |= {factor: entry.factors.get(factor) for factor in content["factors"]}
-        row |= {name: summarize_metric(name, run, baseline) if status == "finished" and run else math.nan for name in names}
+        needs_timings = status == "finished" and any("seconds" in name for name in names)
+        timings = manifest.get_run(entry).timings() if needs_timings else ()
+        row |= {name: summarize_metric(name, run, baseline, timings) if status == "finished" and run else math.nan for name in names}
         rows.append(row)
     frame = pd.DataFrame(rows, columns=[*METADATA_COLUMNS, *content["factors"], *names])
     return frame.astype({"iid": bool, "diverged": bool, **{name: "float64" for name in names}})

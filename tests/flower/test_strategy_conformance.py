@@ -1,0 +1,93 @@
+"""A user's Flower strategy, judged by the paper of the algorithm that it extends."""
+
+from __future__ import annotations
+
+import json
+import textwrap
+
+import pytest
+from flwr.serverapp.strategy import FedAdam, FedAvg, FedAvgM, FedProx, Krum, MultiKrum, Strategy
+from typer.testing import CliRunner
+
+from benchmarks.peers.flower_apps import FLOWER_APPS
+from fedrift.cli.app import app
+from fedrift.conformance import judge_subject
+from fedrift.core.errors import UserError
+from fedrift.flower.conformance import make_subject
+
+STRATEGIES = """
+    from flwr.serverapp.strategy import FedAvg
+
+    class MyStrategy(FedAvg):
+        '''FedAvg that logs nothing.'''
+
+    class Decaying(FedAvg):
+        '''The clients' learning rate is halved every fifth round, as in Flower's tutorial.'''
+
+        def configure_train(self, server_round, arrays, config, grid):
+            if server_round % 5 == 0:
+                config["lr"] *= 0.5
+            return super().configure_train(server_round, arrays, config, grid)
+
+    class Uniform(FedAvg):
+        '''A mean that forgets the weights.'''
+
+        def aggregate_train(self, server_round, replies):
+            replies = list(replies)
+            for reply in replies:
+                reply.content["metrics"]["num-examples"] = 1
+            return super().aggregate_train(server_round, replies)
+"""
+
+
+@pytest.fixture
+def app_folder(tmp_path, monkeypatch):
+    (tmp_path / "my_app").mkdir()
+    (tmp_path / "my_app" / "strategy.py").write_text(textwrap.dedent(STRATEGIES))
+    monkeypatch.chdir(tmp_path)
+
+
+def judged(*words):
+    done = CliRunner().invoke(app, ["conformance", *words, "--json"])
+    return done.exit_code, {verdict["problem"]: verdict for verdict in json.loads(done.output)["verdicts"]}
+
+
+def test_a_subclass_that_changes_nothing_is_right(app_folder):
+    code, verdicts = judged("my_app.strategy:MyStrategy")
+    assert code == 0 and len(verdicts) == 4 and all(verdict["holds"] for verdict in verdicts.values())
+    assert {verdict["subject"] for verdict in verdicts.values()} == {"MyStrategy"}
+    assert judged("my_app/strategy.py:MyStrategy")[0] == 0 and judged("--subject", "my_app.strategy:MyStrategy")[0] == 0
+
+
+def test_what_a_subclass_changes_is_seen_with_its_round(app_folder):
+    code, verdicts = judged("my_app.strategy:Decaying")
+    assert code == 1 and verdicts["two clients"]["message"].startswith("off from round 5 on")
+    assert verdicts["a client without data"]["holds"]  # four rounds
+    code, verdicts = judged("my_app.strategy:Uniform")
+    assert code == 1 and not verdicts["clients of unequal size"]["holds"] and verdicts["two clients"]["holds"]
+
+
+@pytest.mark.parametrize("strategy", [FedAvg, FedAdam, MultiKrum], ids=lambda strategy: strategy.__name__)
+def test_flowers_own_strategies_get_the_verdicts_of_the_scoreboard(strategy):
+    """FedProx aside: there the scoreboard takes the client of Flower's docstring, and here the client is the paper's."""
+    subject = make_subject(strategy)
+    known = next(each for each in FLOWER_APPS if each.algorithm == subject.algorithm)
+    assert [verdict.holds for verdict in judge_subject(subject)] == [verdict.holds for verdict in judge_subject(known)]
+
+
+def test_fedprox_with_the_papers_client_is_right():
+    assert all(verdict.holds for verdict in judge_subject(make_subject(FedProx)))
+
+
+def test_what_cannot_be_asked_is_said(app_folder):
+    class Fixed(FedAvgM):
+        def __init__(self, min_train_nodes=1, min_evaluate_nodes=1, min_available_nodes=1):
+            super().__init__(min_train_nodes=1, min_evaluate_nodes=1, min_available_nodes=1)
+
+    (verdict, *_) = judge_subject(make_subject(Fixed))
+    assert verdict.holds is None and "does not take server_learning_rate, server_momentum" in verdict.message
+    assert [verdict.holds for verdict in judge_subject(make_subject(Krum))] == [True, None]  # one client and three
+    with pytest.raises(UserError, match="extends none of Flower's strategies with a known algorithm: FedProx"):
+        make_subject(type("Other", (Strategy,), {}))
+    done = CliRunner().invoke(app, ["conformance", "my_app.strategi"])
+    assert done.exit_code == 2
