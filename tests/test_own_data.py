@@ -28,7 +28,7 @@ EXPERIMENT_IDS = {
     "bbc_dirichlet.yaml": "84658ccc4386",
     "bbc_topic_smollm2.yaml": "c37808784691",
     "clustering.yaml": "b191adb44f85",
-    "demo.yaml": "7e85165fd047",
+    "demo.yaml": "c9d2c51413b3",
     "high_rate.yaml": "f9dc7a561150",
     "isolation.yaml": "87804fb98c53",
     "low_participation.yaml": "bd5957dbf008",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable
 from contextvars import ContextVar
 from pathlib import Path
@@ -17,6 +18,9 @@ if TYPE_CHECKING:
     from ..storage.index import UnreadableRun
 
 
+MAX_NAME = 100  # characters of the name of a ready file; a longer one is only a path
+
+
 def find_experiment_file(path: Path) -> Path:
     """Return an existing file as it is, or the ready experiment of that name; raise UserError for another name without a suffix."""
     return check_named(find_ready(path, "experiments"), "experiments")
@@ -29,7 +33,7 @@ def find_study_file(path: Path) -> Path:
 
 def check_named(path: Path, kind: Kind) -> Path:
     """Return a path; raise UserError if it is a bare name that is neither a file nor a ready experiment or study."""
-    if path.exists() or path.suffix or len(path.parts) != 1:
+    if os.path.exists(path) or path.suffix or len(path.parts) != 1 or len(path.name) > MAX_NAME:
         return path
     names = list_ready(kind)
     match = closest_match(path.name, names)

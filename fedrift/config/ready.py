@@ -34,7 +34,7 @@ def find_ready(path: Path, kind: Kind) -> Path:
         >>> find_ready(Path("demo"), "experiments").name
         'demo.yaml'
     """
-    if path.is_file() or len(path.parts) != 1:
-        return path
     name = path.name.removesuffix(".yaml")
-    return ready_folder(kind) / f"{name}.yaml" if name in list_ready(kind) else path
+    if len(path.parts) != 1 or name not in list_ready(kind) or path.is_file():
+        return path
+    return ready_folder(kind) / f"{name}.yaml"

@@ -37,9 +37,9 @@ def adaptive_options(p: Problem) -> dict[str, float]:
 
 def krum_options(p: Problem) -> dict[str, float]:
     """Krum selects one client; MultiKrum can be asked for several."""
-    if int(p.options["keep"]) != 1:
+    if int(p.options["num_selected"]) != 1:
         raise Unsupported("Krum selects one client, and the problem asks for several")
-    return {"num_malicious_nodes": int(p.options["liars"])}
+    return {"num_malicious_nodes": int(p.options["num_byzantine"])}
 
 
 # Flower's class -> the algorithm that it is judged as, and the problem's settings by Flower's names; subclasses come first.
@@ -51,9 +51,13 @@ ALGORITHMS: tuple[tuple[StrategyType, str, Callable[[Problem], dict[str, float]]
     (flower.FedAdagrad, "fedadagrad", lambda p: {key: value for key, value in adaptive_options(p).items() if "beta" not in key}),
     (flower.QFedAvg, "qfedavg", lambda p: {"client_learning_rate": p.lr, "q": p.options["q"]}),
     (flower.FedMedian, "median", lambda p: {}),
-    (flower.FedTrimmedAvg, "trimmed_mean", lambda p: {"beta": p.options["share"]}),
+    (flower.FedTrimmedAvg, "trimmed_mean", lambda p: {"beta": p.options["trim_fraction"]}),
     (flower.Krum, "krum", krum_options),
-    (flower.MultiKrum, "krum", lambda p: {"num_malicious_nodes": int(p.options["liars"]), "num_nodes_to_select": int(p.options["keep"])}),
+    (
+        flower.MultiKrum,
+        "krum",
+        lambda p: {"num_malicious_nodes": int(p.options["num_byzantine"]), "num_nodes_to_select": int(p.options["num_selected"])},
+    ),
     (flower.FedAvg, "fedavg", lambda p: {}),
 )
 

@@ -219,6 +219,7 @@ def test_conformance_prints_the_scoreboard(capsys, monkeypatch):
     assert out.count("| scaffold |") == 5
 
 
+@pytest.mark.sample(1)
 @pytest.mark.parametrize("trained", ["Lora", "All"])
 def test_a_run_prints_nothing_but_its_progress_on_stderr(world, trained):
     command = [sys.executable, "-m", "fedrift", "run", "e.yaml", f"trainable={trained}", "training.num_rounds=1", "--device", "cpu"]

@@ -98,7 +98,7 @@ def test_without_the_package_the_way_out_is_told(monkeypatch):
     monkeypatch.setattr(
         builtins, "__import__", lambda name, *rest: (_ for _ in ()).throw(ImportError(name)) if name == "wordllama" else real(name, *rest)
     )
-    with pytest.raises(UserError, match=r"pip install 'fedrift\[encoder\]'"):
+    with pytest.raises(UserError, match=r"pip install wordllama"):
         embed_texts(["a"], "wordllama")
 
 

@@ -96,5 +96,5 @@ def test_the_strategy_of_the_page_gets_the_verdict_that_it_says(tmp_path, monkey
     (command,) = re.findall(r"^fedrift (conformance .*)$", PAGE, re.MULTILINE)
     done = CliRunner().invoke(cli, [*command.replace("my_app", "my_flower_app").split(), "--json"])
     messages = [verdict["message"] for verdict in json.loads(done.output)["verdicts"]]
-    assert done.exit_code == 1 and any(message.startswith("off from round 5 on") for message in messages)
-    assert "off from round 5 on" in PAGE
+    assert done.exit_code == 1 and any(message.startswith("differs from the reference from round 5 on") for message in messages)
+    assert "differs from the reference from round 5 on" in PAGE

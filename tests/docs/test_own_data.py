@@ -26,6 +26,7 @@ def test_a_snippet_is_an_experiment(snippet):
     assert parse_config(yaml.safe_load(snippet)).id
 
 
+@pytest.mark.slow
 def test_the_commands_run_and_print_what_the_page_says(tmp_path):
     commands = re.search(r"```sh\n(.*?)```", PAGE, re.DOTALL)[1].replace("fedrift ", f"{sys.executable} -m fedrift ")
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "FEDRIFT_CACHE": str(tmp_path / "cache"), "COLUMNS": "200"}

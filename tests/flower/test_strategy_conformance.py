@@ -61,7 +61,7 @@ def test_a_subclass_that_changes_nothing_is_right(app_folder):
 
 def test_what_a_subclass_changes_is_seen_with_its_round(app_folder):
     code, verdicts = judged("my_app.strategy:Decaying")
-    assert code == 1 and verdicts["two clients"]["message"].startswith("off from round 5 on")
+    assert code == 1 and verdicts["two clients"]["message"].startswith("differs from the reference from round 5 on")
     assert verdicts["a client without data"]["holds"]  # four rounds
     code, verdicts = judged("my_app.strategy:Uniform")
     assert code == 1 and not verdicts["clients of unequal size"]["holds"] and verdicts["two clients"]["holds"]
