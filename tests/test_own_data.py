@@ -27,6 +27,7 @@ ROOT = Path(__file__).resolve().parents[1]
 EXPERIMENT_IDS = {
     "bbc_dirichlet.yaml": "84658ccc4386",
     "bbc_topic_smollm2.yaml": "c37808784691",
+    "bbc_topics.yaml": "7e85165fd047",
     "clustering.yaml": "b191adb44f85",
     "demo.yaml": "c9d2c51413b3",
     "high_rate.yaml": "f9dc7a561150",

@@ -50,7 +50,7 @@ app = typer.Typer(
     pretty_exceptions_show_locals=False,
     help="""When, how and why does federated fine-tuning of language models break under non-IID data?
 
-Start with `fedrift demo`, which trains three algorithms with and without heterogeneity in a few minutes.
+Start with `fedrift demo`, which shows federated fine-tuning break under style skew, and what repairs it.
 
 An experiment is a YAML file; `experiments/` holds examples. Overrides on the command line change any key:
 `fedrift run experiments/demo.yaml algorithm=Scaffold partition.severity=0.5`. `fedrift init` writes one for your own data.
