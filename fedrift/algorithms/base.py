@@ -200,9 +200,7 @@ class Algorithm(ABC):
         return local
 
     def client_update(self, local: LocalState) -> Tree:
-        """Return the models that the clients send after their last local step, ``[C, ...]``.
-
-        Clients send the difference to the received model.
+        """Return the local models after the last step, ``[C, ...]``; their difference to the received models is sent.
 
         Args:
             local: The state of the cohort after the last local step.

@@ -29,7 +29,7 @@ class FedAvg(Algorithm):
 
     Client k computes y <- y - lr g_k(y), K_k times from y = w. The server computes w <- w + eta_g sum_k p_k (y_k - w). It is
     implemented as a step of a server optimizer on the negative mean update (Reddi et al., ICLR 2021, arXiv:2003.00295,
-    Algorithm 2). The optimizer ``Sgd(1.0)`` corresponds to eta_g = 1 of the FedAvg paper.
+    Algorithm 2). The optimizer ``Sgd(1.0)``, that is eta_g = 1, gives the FedAvg of McMahan et al.
 
     Args:
         server_optimizer: Optimizer of the server step.

@@ -1,4 +1,7 @@
-"""`fedrift demo`: federated learning that breaks under style skew, its IID baseline, and what repairs it."""
+"""`fedrift demo`: federated learning that breaks under style skew, its controls, and what repairs it.
+
+The IID baseline removes the rewriting with the skew. The homogeneous control keeps it: every client writes in all styles.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +18,7 @@ if TYPE_CHECKING:
     from ..config.schema import ExperimentConfig
     from ..storage import Run
 
-BASELINE, BROKEN = "matched IID baseline", "FedAvg"
+IID, CONTROL, BROKEN = "FedAvg, IID baseline", "FedAvg, styles mixed", "FedAvg"
 ALGORITHMS = ("FedProx, mu 0.1", "SCAFFOLD")
 REPAIRS = ("server learning rate 0.3", "clients clustered by text")
 REPAIRED_SHARE = 0.5  # a condition repairs the failure if it closes at least this share of the gap in the loss
@@ -34,7 +37,7 @@ def demo(
 
     `fedrift demo --output my-report` writes the report to another folder.
 
-    The command trains the built-in model `pocket` on BBC News under six conditions, stores the six runs in the runs directory, and prints a
+    The command trains the built-in model `pocket` on BBC News under seven conditions, stores the runs in the runs directory, and prints a
     table of perplexities, one line per condition. It also writes an HTML report to the `--output` folder.
     """
     from .run import run_experiments
@@ -50,12 +53,12 @@ def demo(
     from ..report import write_report
     from .console import run_view
 
-    page = write_report([run_view(run, runs[BASELINE]) for name, run in runs.items() if name != BASELINE], output_dir)
+    page = write_report([run_view(run, runs[IID]) for name, run in runs.items() if name not in (IID, CONTROL)], output_dir)
     typer.echo(f"\nruns   {runs_dir.resolve()}\nreport {page.resolve()}")
 
 
 def make_conditions() -> dict[str, ExperimentConfig]:
-    """Return the experiments of the demo by the name of their condition, the IID baseline first."""
+    """Return the experiments of the demo by the name of their condition, the two controls first."""
     from ..config.ready import find_ready
     from ..config.schema import load_config
 
@@ -63,7 +66,8 @@ def make_conditions() -> dict[str, ExperimentConfig]:
         return load_config(find_ready(Path("demo"), "experiments"), overrides)
 
     return {
-        BASELINE: make().iid_baseline(),
+        IID: make().iid_baseline(),
+        CONTROL: make("partition.homogeneous=true"),
         BROKEN: make(),
         ALGORITHMS[0]: make("algorithm={type: FedProx, mu: 0.1}"),
         ALGORITHMS[1]: make("algorithm=Scaffold"),
@@ -100,8 +104,8 @@ def summarize_outcome(run: Run) -> Outcome:
 
 
 def closed_share(outcome: Outcome, outcomes: dict[str, Outcome]) -> float:
-    """Return which share of FedAvg's gap to the IID baseline a condition closes; NaN if there is no gap."""
-    gap = outcomes[BROKEN].final_loss - outcomes[BASELINE].final_loss
+    """Return which share of FedAvg's gap to the homogeneous control a condition closes; NaN if there is no gap."""
+    gap = outcomes[BROKEN].final_loss - outcomes[CONTROL].final_loss
     return (outcomes[BROKEN].final_loss - outcome.final_loss) / gap if gap > 0 else math.nan
 
 
@@ -125,21 +129,22 @@ def print_outcomes(outcomes: dict[str, Outcome]) -> None:
             sparkline(outcome.curve, lowest, highest),
             f"{to_perplexity(max(outcome.curve[1:])):.0f}",
             f"{outcome.final_perplexity:.1f}",
-            "" if name in (BASELINE, BROKEN) or math.isnan(share) else f"{share:.0%}",
-            "" if name == BASELINE else f"{to_perplexity(outcome.own_loss):.1f}",
+            "" if name in (IID, CONTROL, BROKEN) or math.isnan(share) else f"{share:.0%}",
+            "" if name == IID else f"{to_perplexity(outcome.own_loss):.1f}",
         )
     Console(highlight=False).print(table)
 
 
 def describe_outcomes(outcomes: dict[str, Outcome]) -> list[str]:
     """Return the results in words: what broke, beside which baseline, what repaired it, and what one seed cannot show."""
-    broken, baseline = outcomes[BROKEN], outcomes[BASELINE]
+    broken, control = outcomes[BROKEN], outcomes[CONTROL]
     untrained, worst = to_perplexity(broken.curve[0]), to_perplexity(max(broken.curve[1:]))
     above = ", worse than no training" if broken.final_loss > broken.curve[0] else ""
     sentences = [
         f"One writing style per client, one client per round: FedAvg ends at perplexity {broken.final_perplexity:.0f}{above} (untrained "
         f"{untrained:.0f}, worst round {worst:.0f}).",
-        f"The same documents, dealt IID: {baseline.final_perplexity:.0f}.",
+        f"The same texts with the styles mixed over all clients: {control.final_perplexity:.0f}. The original texts, dealt IID: "
+        f"{outcomes[IID].final_perplexity:.0f}.",
     ]
     for names, label in ((ALGORITHMS, "other algorithms"), (REPAIRS, "repairs")):
         repaired = [name for name in names if closed_share(outcomes[name], outcomes) >= REPAIRED_SHARE]
@@ -150,7 +155,7 @@ def describe_outcomes(outcomes: dict[str, Outcome]) -> list[str]:
             else "None closes half of the gap."
         )
         sentences.append(f"With {label}: {results}. {verdict}")
-    best = min(outcomes, key=lambda name: math.inf if name == BASELINE else outcomes[name].own_loss)
+    best = min(outcomes, key=lambda name: math.inf if name == IID else outcomes[name].own_loss)
     sentences.append(
         f"On each client's own text FedAvg ends at {to_perplexity(broken.own_loss):.0f}; the best condition there is {best}: "
         f"{to_perplexity(outcomes[best].own_loss):.0f}."

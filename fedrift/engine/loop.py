@@ -65,7 +65,7 @@ def run_rounds(
         state: The state to start from; ``init_state`` creates the state before the first round.
         client_pool: The clients, simulated or remote.
         algorithm: The federated algorithm.
-        num_rounds: The last round, counted from the first round of the run, not from ``state``.
+        num_rounds: Total number of rounds of the run, including those that ``state`` has completed.
         cohort_size: Number of clients per round C.
         seed: The seed of the run, from which the random streams of sampling and of the server are derived.
         recluster: Changes the assignment of clients to models after each round. Default: no change.
@@ -77,7 +77,7 @@ def run_rounds(
     Example:
         >>> state = init_state(algorithm, params, simulator.size)  # doctest: +SKIP
         >>> for result in run_rounds(state, simulator, algorithm, num_rounds=10, cohort_size=2, seed=0):  # doctest: +SKIP
-        ...     print(result.after.round, result.update.loss[:, 1].mean().item())
+        ...     print(result.after.round, result.update.loss[:, 1].mean().item())  # loss [C, 2]: first step, mean of the steps
     """
     state = ensure_client_means(state, algorithm)
     while state.round < num_rounds:

@@ -69,10 +69,11 @@ def update_geometry(result: RoundResult) -> MetricValues:
     For the federation, without failed clients:
 
     - ``model.norm``: mean of |w_i| over the cohort.
-    - ``update.consensus``: |mean d| / mean |d|. It is 1 for identical and 1 / sqrt(C) for orthogonal updates. Also per layer, with
+    - ``update.consensus``: |mean d| / mean |d|, with the unweighted mean. It is 1 for identical updates and 1 / sqrt(C) for orthogonal
+      updates of equal norm. Also per layer, with
       the domain ``layer 03``.
-    - ``update.diversity``: mean |d|^2 / |mean d|^2. It is 1 for identical and C for orthogonal updates, and has no upper bound (Yin
-      et al., AISTATS 2018, arXiv:1706.05699, over a round instead of a step). Also per layer.
+    - ``update.diversity``: mean |d|^2 / |mean d|^2. It is 1 for identical and C for orthogonal updates, and has no upper bound (C
+      times the gradient diversity of Yin et al., AISTATS 2018, arXiv:1706.05699, over a round instead of a step). Also per layer.
     - ``update.pairwise``: mean cosine of two clients' updates.
     - ``update.divergence``: mean_{i<j} |d_i - d_j| / mean |d|.
     - ``gradient.norm`` and ``gradient.norm.variance``: mean and variance of the clients' gradient norms.

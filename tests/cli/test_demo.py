@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from fedrift.cli.demo import ALGORITHMS, BASELINE, BROKEN, REPAIRS, Outcome, describe_outcomes, make_conditions, print_outcomes
+from fedrift.cli.demo import ALGORITHMS, BROKEN, CONTROL, IID, REPAIRS, Outcome, describe_outcomes, make_conditions, print_outcomes
 
 OUTCOMES = {
-    BASELINE: Outcome([4.5, 4.3, 4.2], 4.25, 4.25),
+    IID: Outcome([4.5, 4.3, 4.2], 4.25, 4.25),
+    CONTROL: Outcome([4.5, 4.4, 4.2], 4.27, 4.5),
     BROKEN: Outcome([4.5, 4.9, 4.6], 4.65, 4.8),
     ALGORITHMS[0]: Outcome([4.5, 4.8, 4.6], 4.6, 4.8),
     ALGORITHMS[1]: Outcome([4.5, float("nan"), float("inf")], float("inf"), 4.9),
@@ -18,11 +19,11 @@ OUTCOMES = {
 
 def test_the_conditions_differ_in_one_thing_and_share_all_else():
     conditions = make_conditions()
-    assert set(conditions) == set(OUTCOMES) and len({config.id for config in conditions.values()}) == 6
+    assert set(conditions) == set(OUTCOMES) and len({config.id for config in conditions.values()}) == 7
     base = conditions[BROKEN]
     for name, config in conditions.items():
         assert (config.training, config.seed, config.dataset, config.model) == (base.training, base.seed, base.dataset, base.model), name
-    assert conditions[BASELINE] == base.iid_baseline()
+    assert conditions[IID] == base.iid_baseline() and conditions[CONTROL].partition.homogeneous
 
 
 def test_the_sentences_say_what_broke_and_what_repaired_it():
@@ -33,7 +34,7 @@ def test_the_sentences_say_what_broke_and_what_repaired_it():
 
 
 def test_a_null_is_told_as_one():
-    outcomes = {name: replace(OUTCOMES[BASELINE]) for name in OUTCOMES}
+    outcomes = {name: replace(OUTCOMES[IID]) for name in OUTCOMES}
     words = " ".join(describe_outcomes(outcomes))
     assert words.count("None closes half of the gap.") == 2 and "worse than no training" not in words
 
