@@ -155,9 +155,9 @@ def describe_outcomes(outcomes: dict[str, Outcome]) -> list[str]:
             else "None closes half of the gap."
         )
         sentences.append(f"With {label}: {results}. {verdict}")
-    best = min(outcomes, key=lambda name: math.inf if name == IID else outcomes[name].own_loss)
+    best = min(outcomes, key=lambda name: math.inf if name in (IID, CONTROL) else outcomes[name].own_loss)
     sentences.append(
-        f"On each client's own text FedAvg ends at {to_perplexity(broken.own_loss):.0f}; the best condition there is {best}: "
+        f"On each client's own text FedAvg ends at {to_perplexity(broken.own_loss):.0f}; of the others {best} is best there: "
         f"{to_perplexity(outcomes[best].own_loss):.0f}."
     )
     return [
