@@ -143,7 +143,7 @@ def describe_outcomes(outcomes: dict[str, Outcome]) -> list[str]:
     sentences = [
         f"One writing style per client, one client per round: FedAvg ends at perplexity {broken.final_perplexity:.0f}{above} (untrained "
         f"{untrained:.0f}, worst round {worst:.0f}).",
-        f"The same texts with the styles mixed over all clients: {control.final_perplexity:.0f}. The original texts, dealt IID: "
+        f"The same texts with the styles mixed over all clients: {control.final_perplexity:.0f}. The original texts, partitioned IID: "
         f"{outcomes[IID].final_perplexity:.0f}.",
     ]
     for names, label in ((ALGORITHMS, "other algorithms"), (REPAIRS, "repairs")):

@@ -93,7 +93,7 @@ class Diagnosed(Strategy):  # type: ignore[misc]
         self.is_recording = True  # False once recording has failed
         self.recording_seconds = self.recording_cpu_seconds = 0.0  # what recording has taken so far, by clock and by processor
         self._numbers: dict[int, int] = {}  # node id -> client number
-        self._told: set[int] = set()  # nodes that have told their client's number
+        self._has_reported: set[int] = set()  # nodes that have reported the number of their client
         self._sent: dict[int, int] = {}  # node id -> bytes of the model that it was sent in this round
         self._initial: dict[str, float] = {}  # the server's evaluation before round 1
         self._client_loss: float | None = None  # of the last client evaluation, until the server's own comes
@@ -237,12 +237,12 @@ class Diagnosed(Strategy):  # type: ignore[misc]
             if reply.has_error():
                 failures[node] = str(reply.error.reason)
                 continue
-            told = read_metrics(reply.content)
-            numbers = {name: told.get(self._name_of(name, names, told), math.nan) for name, names in TRAIN_METRICS.items()}
+            reported = read_metrics(reply.content)
+            numbers = {name: reported.get(self._name_of(name, names, reported), math.nan) for name, names in TRAIN_METRICS.items()}
             self.recorder.client_update(
-                self._client_of(node, told),
+                self._client_of(node, reported),
                 to_tensors(select_arrays(reply.content, record_key)),
-                weight=told.get(weight_key, 1.0),
+                weight=reported.get(weight_key, 1.0),
                 train_loss=numbers["train.loss"],
                 first_loss=numbers["train.loss.start"],
                 steps=None if math.isnan(numbers["train.steps"]) else int(numbers["train.steps"]),
@@ -256,7 +256,7 @@ class Diagnosed(Strategy):  # type: ignore[misc]
 
     def _note_failure(self, node: int, reason: str) -> None:
         assert self.recorder is not None
-        client = self._numbers.get(node, -1) if node in self._told or not self._told else -1
+        client = self._numbers.get(node, -1) if node in self._has_reported or not self._has_reported else -1
         if 0 <= client < self.recorder.num_clients and all(client != other.client for other in self.recorder.updates):
             self.recorder.client_update(client, failed=True, message=reason)
         else:
@@ -275,11 +275,11 @@ class Diagnosed(Strategy):  # type: ignore[misc]
         weight_key = getattr(self.strategy, "weighted_by_key", "num-examples")
         losses, total, mass = {}, 0.0, 0.0
         for reply in replies:
-            told = {} if reply.has_error() else read_metrics(reply.content)
-            loss = told.get(self._name_of("loss", LOSS_NAMES, told), math.nan)
+            reported = {} if reply.has_error() else read_metrics(reply.content)
+            loss = reported.get(self._name_of("loss", LOSS_NAMES, reported), math.nan)
             if not math.isnan(loss):
-                losses[self._client_of(reply.metadata.src_node_id, told)] = loss
-                total, mass = total + told.get(weight_key, 1.0) * loss, mass + told.get(weight_key, 1.0)
+                losses[self._client_of(reply.metadata.src_node_id, reported)] = loss
+                total, mass = total + reported.get(weight_key, 1.0) * loss, mass + reported.get(weight_key, 1.0)
         if not replies:
             return
         self.recorder.log_loss(by_client=losses)
@@ -320,23 +320,23 @@ class Diagnosed(Strategy):  # type: ignore[misc]
         else:
             self._use_client_loss(server_round)
 
-    def _name_of(self, metric: str, names: Iterable[str], told: Mapping[str, float]) -> str:
+    def _name_of(self, metric: str, names: Iterable[str], reported: Mapping[str, float]) -> str:
         """How the app calls a number."""
         own = self.metric_names.get(metric)
-        return own or next((name for name in names if name in told), "")
+        return own or next((name for name in names if name in reported), "")
 
-    def _client_of(self, node: int, told: Mapping[str, float]) -> int:
+    def _client_of(self, node: int, reported: Mapping[str, float]) -> int:
         """The number of the client that a node is."""
-        if self.client_key in told:
-            self._numbers[node] = int(told[self.client_key])
-            self._told.add(node)
+        if self.client_key in reported:
+            self._numbers[node] = int(reported[self.client_key])
+            self._has_reported.add(node)
         return self._numbers.setdefault(node, len(self._numbers))
 
 
 def read_metrics(content: RecordDict) -> dict[str, float]:
     """All single numbers that a message tells."""
-    told = {name: value for record in content.metric_records.values() for name, value in record.items()}
-    return {name: float(value) for name, value in told.items() if isinstance(value, (int, float))}
+    reported = {name: value for record in content.metric_records.values() for name, value in record.items()}
+    return {name: float(value) for name, value in reported.items() if isinstance(value, (int, float))}
 
 
 def select_arrays(content: RecordDict, key: str) -> ArrayRecord:

@@ -81,9 +81,9 @@ def evaluate_gated(
     void = find_void_conditions(runs, gate)
     names = list(zip(runs["stage"], runs["condition"], strict=True))
     outside = np.array([name in void for name in names], dtype=bool) & ~runs["iid"].to_numpy(dtype=bool)
-    kept = runs[~outside] if gate.action == "drop" else runs
+    remaining = runs[~outside] if gate.action == "drop" else runs
     found = []
-    for hypothesis, verdict in zip(hypotheses, evaluate_hypotheses(hypotheses, kept, factors), strict=True):
+    for hypothesis, verdict in zip(hypotheses, evaluate_hypotheses(hypotheses, remaining, factors), strict=True):
         used = list_used_conditions(hypothesis, runs)
         bad = sorted(((void[name], name[1]) for name in used if name in void), key=lambda pair: (pair[0], str(pair[1])))
         if bad and (gate.action == "void" or len(bad) == len(used)):
@@ -98,8 +98,8 @@ def evaluate_gated(
 
 def void_verdict(verdict: Verdict, conditions: Sequence[tuple[float, str]], gate: Gate) -> Verdict:
     """The same numbers without a judgment."""
-    said = f"{verdict.name} is void: {describe_gate(conditions, gate)}."
-    return replace(verdict, verdict="void", sentence=said, notes=(verdict.sentence, *verdict.notes))
+    message = f"{verdict.name} is void: {describe_gate(conditions, gate)}."
+    return replace(verdict, verdict="void", sentence=message, notes=(verdict.sentence, *verdict.notes))
 
 
 def describe_gate(conditions: Sequence[tuple[float, str]], gate: Gate) -> str:
