@@ -21,7 +21,7 @@ from fedrift.probes.classification import build_label_accuracy
 from fedrift.probes.held_out import bytes_per_token, predicted_spans
 from tests import worlds
 from tests.cli.test_cli import fedrift
-from tests.corpus.chats import chat_tokenizer
+from tests.data.chats import chat_tokenizer
 
 ROOT = Path(__file__).resolve().parents[1]
 EXPERIMENT_IDS = {

@@ -8,7 +8,7 @@ import pytest
 import yaml
 
 from tests.cli.test_cli import fedrift
-from tests.study.small import TUNED, study_values
+from tests.studies.small import TUNED, study_values
 
 
 @pytest.fixture(scope="module")

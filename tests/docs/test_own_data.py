@@ -14,7 +14,7 @@ import yaml
 from fedrift.config.schema import parse_config
 from fedrift.data.chat_tokens import resolve_template
 from fedrift.storage import list_runs
-from tests.corpus.chats import chat_tokenizer
+from tests.data.chats import chat_tokenizer
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGE = (ROOT / "docs" / "own-data.md").read_text(encoding="utf-8")

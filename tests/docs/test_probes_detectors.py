@@ -15,7 +15,7 @@ from fedrift.diagnosis.finding import THRESHOLDS, RunEvidence
 from fedrift.engine.run import run_experiment
 from fedrift.probes import registry
 from tests import worlds
-from tests.detectors.runs import run
+from tests.diagnosis.runs import run
 
 ROOT = Path(__file__).resolve().parents[2]
 PROBES_PAGE, DETECTORS_PAGE = ((ROOT / "docs" / name).read_text(encoding="utf-8") for name in ("probes.md", "detectors.md"))

@@ -15,9 +15,9 @@ from fedrift.core import optimizers
 from fedrift.engine.loop import init_state, run_rounds
 from fedrift.simulation import ClientSimulator
 from fedrift.simulation.simulator import client_losses_per_model
+from tests.clustering.synthetic_clients import documents, make_client_info
 from tests.flower.loopback import grouped, over_flower
 from tests.laws.federation import SUBJECTS, Data, apart, data, loss, params, represent, tensors, train
-from tests.mitigation.synthetic_clients import documents, make_client_info
 
 ALGORITHMS = [*SUBJECTS.values(), FedProx(mu=0.1)]
 

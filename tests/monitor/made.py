@@ -8,7 +8,7 @@ from typing import Any
 from fedrift.core.records import Record
 from fedrift.storage import Run
 from fedrift.studies import ManifestEntry, StudyManifest
-from tests.study.small import study
+from tests.studies.small import study
 
 ROUNDS = 6
 

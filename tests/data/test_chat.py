@@ -18,7 +18,7 @@ from fedrift.data.conversations import Example, Turn, Unusable, read_documents
 from fedrift.partition import Style
 from fedrift.partition.base import partition_corpus
 from fedrift.partition.export import client_table
-from tests.corpus.chats import ALPACA, CHATML, CHATS, MARKED, PAIRS, chat_tokenizer
+from tests.data.chats import ALPACA, CHATML, CHATS, MARKED, PAIRS, chat_tokenizer
 
 MESSAGES = [{"messages": chat} for chat in CHATS]
 SPLIT_CHATS = [{"prompt": chat[:-1], "completion": chat[-1:]} for chat in CHATS]

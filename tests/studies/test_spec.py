@@ -14,7 +14,7 @@ from fedrift.core.errors import UserError
 from fedrift.studies import load_study, parse_study
 from fedrift.studies.spec import apply_changes, expand_cells, label_levels, parse_factors
 from fedrift.studies.tuning import is_at_boundary, list_tuning_groups, pick_best_settings, plan_trials, sample_settings
-from tests.study.small import TUNED, study, study_values
+from tests.studies.small import TUNED, study, study_values
 
 
 def test_a_level_is_called_by_its_value_or_its_class_and_its_settings_where_two_share_one():

@@ -8,7 +8,7 @@ import pytest
 
 from fedrift.storage import list_runs
 from tests.cli.test_cli import fedrift, world
-from tests.replay.test_replay import scale_client_update
+from tests.diagnosis.test_fork import scale_client_update
 
 __all__ = ["world"]
 WORDS = (
