@@ -217,10 +217,12 @@ study: $(VENV)/.ready
 	failed=0; for name in $(STUDIES); do $(BIN)/fedrift study studies/$$name.yaml --runs-dir $(STUDY_RUNS) \
 		$(if $(DATA),--data-dir $(DATA)) $(STUDY_OPTIONS) || failed=1; done; exit $$failed
 
-# From exported archives (studies/results/NAME.zip) where there are any, else from the runs themselves.
+# From exported archives (studies/results/NAME.zip) where there are any, else from the runs themselves. The reports go to $(STUDY_OUT), the
+# paper to docs/study; STUDY_PAPER="--readme README.md" also rewrites the findings of the README.
 study-report: $(VENV)/.ready
 	for name in $(STUDIES); do \
 	  if [ -f studies/results/$$name.zip ]; then runs=$(STUDY_OUT)/runs; [ -d $$runs/studies/$$name ] || $(BIN)/fedrift import studies/results/$$name.zip --runs-dir $$runs || exit; \
 	  else runs=$(STUDY_RUNS); fi; \
 	  [ ! -d $$runs/studies/$$name ] || $(BIN)/fedrift report $$name --html --pdf --latex --runs-dir $$runs --output $(STUDY_OUT)/$$name || exit; \
 	done
+	$(BIN)/python scripts/study_paper.py --runs-dir $(STUDY_OUT)/runs $(STUDY_RUNS) $(STUDY_PAPER)

@@ -1,0 +1,728 @@
+"""Write the paper of the study: ``docs/study/paper.md`` with its figures, ``paper.pdf`` and the findings of the README.
+
+``python scripts/study_paper.py --runs-dir RUNS`` reads the registered studies that are stored under RUNS (`make study-report` imports
+them from ``studies/results``). Every number comes from the stored runs. Every sentence that interprets a number is chosen by the verdicts
+of the hypotheses that it rests on, so that other results give other sentences. What was not run is listed as not run.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import re
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from fedrift import __version__
+from fedrift.report import study_dynamics, study_results, study_setup
+from fedrift.report.document import Document, Figure, MissingSection, Section, Table
+from fedrift.report.format import DASH, format_interval, format_number, format_signed, pluralize, seed_mean_ci
+from fedrift.report.paper import render_pdf
+from fedrift.report.study_data import StudyData, load_study_data
+from fedrift.stats import Verdict
+from fedrift.storage.files import write_atomically
+from fedrift.studies import StudyManifest, load_study
+
+ROOT = Path(__file__).resolve().parents[1]
+STUDIES = ("recency", "drift", "dose", "repair", "real_styles", "grid")
+TITLE = "When federated fine-tuning of language models breaks under heterogeneity, and what repairs it"
+README_MARKERS = ("<!-- findings -->", "<!-- end of findings -->")
+
+Key = tuple[str, str]  # study, hypothesis
+
+
+@dataclass(frozen=True)
+class Lead:
+    """State a conclusion that holds only for certain verdicts.
+
+    Attributes:
+        needs: The verdicts that the conclusion rests on: for each hypothesis, the verdict that it must have.
+        text: The conclusion. ``{study/hypothesis}`` stands for the effect of that hypothesis with its interval.
+    """
+
+    needs: Mapping[Key, str]
+    text: str
+
+
+@dataclass(frozen=True)
+class Question:
+    """Group the hypotheses that answer one question.
+
+    Attributes:
+        key: Key of the section.
+        title: Title of the section.
+        hypotheses: The hypotheses, in the order of the text.
+        leads: Conclusions, the strongest first; the first one whose verdicts hold is printed.
+        otherwise: The sentence if none of the leads holds and all hypotheses have been run.
+    """
+
+    key: str
+    title: str
+    hypotheses: tuple[Key, ...]
+    leads: tuple[Lead, ...]
+    otherwise: str
+
+
+def require(verdict: str, *keys: Key) -> dict[Key, str]:
+    """Return the requirement that all ``keys`` have the same verdict."""
+    return dict.fromkeys(keys, verdict)
+
+
+def recency(*names: str) -> tuple[Key, ...]:
+    """Return hypotheses of the study ``recency``."""
+    return tuple(("recency", name) for name in names)
+
+
+QUESTIONS = (
+    Question(
+        "recency",
+        "Recency: few clients in a round",
+        (
+            *recency("P1 style", "P1 sandbox"),
+            ("real_styles", "P1 real styles"),
+            *recency("P1 trend style", "P1 trend sandbox", "P1 homogeneous", "P1 equal work", "P1 skew rate style", "P1 skew rate sandbox"),
+        ),
+        (
+            Lead(
+                require("supported", *recency("P1 style", "P1 sandbox"), ("real_styles", "P1 real styles")),
+                "With one client in a round the loss ends farther above the IID baseline than with all five clients, under rewritten"
+                " styles, under real styles and where sources share no open-class words: by {recency/P1 style},"
+                " {real_styles/P1 real styles} and {recency/P1 sandbox}.",
+            ),
+            Lead(
+                require("supported", *recency("P1 style", "P1 sandbox")),
+                "With one client in a round the loss ends farther above the IID baseline than with all five clients, under rewritten"
+                " styles and where sources share no open-class words: by {recency/P1 style} and {recency/P1 sandbox}.",
+            ),
+            Lead(
+                require("supported", *recency("P1 sandbox")),
+                "Where sources share no open-class words, one client in a round costs more than all five clients do: {recency/P1 sandbox}."
+                " Under rewritten styles this is not established.",
+            ),
+            Lead(
+                require("supported", *recency("P1 style")),
+                "Under rewritten styles one client in a round costs more than all five clients do: {recency/P1 style}. Where sources"
+                " share no open-class words this is not established.",
+            ),
+        ),
+        "That one client in a round costs more than all five clients do is established in neither regime.",
+    ),
+    Question(
+        "mechanism",
+        "Mechanism: what happens to a client that is away",
+        (*recency("P2 style", "P2 sandbox"), ("real_styles", "P2 real styles"), *recency("P2 baseline style", "P2 baseline sandbox")),
+        (
+            Lead(
+                require("supported", *recency("P2 style", "P2 sandbox", "P2 baseline style", "P2 baseline sandbox")),
+                "The loss on a client's own text rises while the client is away, by {recency/P2 style} under styles and"
+                " {recency/P2 sandbox} in the sandbox; in the IID baseline it does not.",
+            ),
+            Lead(
+                require("supported", *recency("P2 style", "P2 sandbox")),
+                "The loss on a client's own text rises while the client is away, by {recency/P2 style} under styles and"
+                " {recency/P2 sandbox} in the sandbox; that nothing of the kind happens in the IID baseline is not established"
+                " in both regimes.",
+            ),
+        ),
+        "That clients fall behind while they are away is not established in both regimes.",
+    ),
+    Question(
+        "remedy",
+        "Remedy: a damped server step",
+        (
+            *recency("P3 half style", "P3 half sandbox"),
+            ("real_styles", "P3 real styles"),
+            *recency("P3 FedProx style", "P3 FedProx sandbox", "P3 step style", "P3 step sandbox"),
+        ),
+        (
+            Lead(
+                require("supported", *recency("P3 half style", "P3 half sandbox", "P3 step style", "P3 step sandbox")),
+                "A server learning rate below one leaves at most half of the gap in both regimes, and does no more than FedAvg does at a"
+                " client rate tuned on the skewed data: the repair is a smaller step.",
+            ),
+            Lead(
+                require("supported", *recency("P3 half style", "P3 half sandbox")),
+                "A server learning rate below one leaves at most half of the gap in both regimes. That it does no more than FedAvg at a"
+                " client rate tuned on the skewed data is not established.",
+            ),
+        ),
+        "That a server learning rate below one leaves at most half of the gap is not established in both regimes.",
+    ),
+    Question(
+        "fedprox",
+        "FedProx beside FedAvg with steps of equal size",
+        recency("P4 style", "P4 sandbox", "P4 tuned style", "P4 tuned sandbox"),
+        (
+            Lead(
+                require("supported", *recency("P4 style", "P4 sandbox", "P4 tuned style", "P4 tuned sandbox")),
+                "At the same mean update norm FedProx and FedAvg end within 0.02 nats of each other, at fixed and at tuned settings:"
+                " here FedProx is FedAvg with a smaller step.",
+            ),
+            Lead(
+                require("supported", *recency("P4 style", "P4 sandbox")),
+                "At the same mean update norm FedProx and FedAvg end within 0.02 nats of each other at fixed settings.",
+            ),
+        ),
+        "That FedProx equals FedAvg at the same mean update norm is not established in both regimes.",
+    ),
+    Question(
+        "drift",
+        "Averaging drift: everybody takes part",
+        (("drift", "P5 gap"), ("drift", "P5 steps"), ("drift", "P5 SCAFFOLD"), ("drift", "P5 few steps")),
+        (
+            Lead(
+                require("supported", ("drift", "P5 gap"), ("drift", "P5 steps"), ("drift", "P5 SCAFFOLD")),
+                "A second failure has another place: with full participation and 100 local steps on sources without common open-class"
+                " words a gap of {drift/P5 gap} remains, it is larger than at 20 local steps, and SCAFFOLD lowers the"
+                " loss by {drift/P5 SCAFFOLD}.",
+            ),
+            Lead(
+                require("supported", ("drift", "P5 gap"), ("drift", "P5 steps")),
+                "A second failure has another place: with full participation and 100 local steps on sources without common open-class"
+                " words a gap remains ({drift/P5 gap}), and it is larger than at 20 local steps. That SCAFFOLD lowers"
+                " it is not established.",
+            ),
+            Lead(
+                require("supported", ("drift", "P5 gap")),
+                "With full participation and 100 local steps on sources without common open-class words a gap remains: {drift/P5 gap}"
+                ". That it is larger than at 20 local steps is not established.",
+            ),
+        ),
+        "That averaging costs anything with full participation is not established.",
+    ),
+    Question(
+        "dose",
+        "Dose and kind: how far sources lie apart, and in what",
+        tuple(
+            ("dose", name)
+            for name in ("P6 overlap", "P6 full overlap", "P6 topic", "P6 style", "P8 style", "P8 stop words", "P8 substitution")
+        ),
+        (
+            Lead(
+                require("supported", ("dose", "P6 overlap"), ("dose", "P6 full overlap")),
+                "The gap grows as the sources share fewer words, and there is none where they share all.",
+            ),
+            Lead(require("supported", ("dose", "P6 overlap")), "The gap grows as the sources share fewer words."),
+        ),
+        "That the gap grows as the sources share fewer words is not established.",
+    ),
+    Question(
+        "clusters",
+        "Clusters of clients",
+        tuple(("repair", name) for name in ("P10 style", "P10 sandbox", "P10 topic", "P10 damped style", "P10 damped sandbox")),
+        (
+            Lead(
+                require("supported", ("repair", "P10 style"), ("repair", "P10 sandbox")),
+                "Models for clusters of like clients, found by embeddings of their texts, end below models for random clusters of the"
+                " same sizes under styles ({repair/P10 style}) and in the sandbox ({repair/P10 sandbox}),.",
+            ),
+            Lead(
+                require("supported", ("repair", "P10 sandbox")),
+                "Models for clusters of like clients end below models for random clusters of the same sizes in the sandbox"
+                " ({repair/P10 sandbox}); under styles this is not established.",
+            ),
+            Lead(
+                require("supported", ("repair", "P10 style")),
+                "Models for clusters of like clients end below models for random clusters of the same sizes under styles"
+                " ({repair/P10 style}); in the sandbox this is not established.",
+            ),
+        ),
+        "That clusters of like clients help more than random clusters of the same sizes is established in neither regime.",
+    ),
+    Question(
+        "representations",
+        "Representations: hidden states and attention",
+        recency("R1 style", "R1 sandbox", "R2 style", "R2 sandbox"),
+        (
+            Lead(
+                require("supported", *recency("R1 style", "R1 sandbox", "R2 style", "R2 sandbox")),
+                "Skewed data move hidden states and attention farther from the pretrained model than IID data do, in both regimes.",
+            ),
+        ),
+        "That skewed data move hidden states and attention farther from the pretrained model than IID data do is not established for"
+        " both and in both regimes.",
+    ),
+    Question(
+        "claims",
+        "Earlier public claims",
+        (("drift", "claim FedProx 3 percent"), ("drift", "claim FedProx divergence"), ("grid", "clients")),
+        (),
+        "Each claim is judged by a hypothesis of its own.",
+    ),
+)
+
+RELATED_WORK = (
+    "Federated averaging (McMahan et al., AISTATS 2017) averages the models that clients have trained for several local steps. FedProx"
+    " (Li et al., MLSys 2020) adds a proximal term to the clients' loss, SCAFFOLD (Karimireddy et al., ICML 2020) corrects the clients'"
+    " gradients by control variates, and Reddi et al. (ICLR 2021) treat the mean update as a gradient for an optimizer at the server."
+    " Cho et al. (ICML 2023) analyze federated averaging where clients take part in cycles, and find that it can converge faster than"
+    " with uniform participation under suitable conditions.",
+    "Nguyen et al. (ICLR 2023) report that heterogeneity has less effect where federated training starts from pretrained weights, and"
+    " that an adaptive optimizer at the server then does best; Jhunjhunwala et al. (arXiv:2502.08024) explain the first in two-layer"
+    " networks. Photon (Sani et al., arXiv:2411.02908) pretrains large language models in federation and is reported to be robust to"
+    " heterogeneous data. FLoRA (Wang et al., arXiv:2409.05976) and FlexLoRA (Bai et al., arXiv:2402.11505) address the aggregation of"
+    " low-rank adapters.",
+    "This study differs in its unit of comparison: each run is set beside an IID baseline with the same documents, seed and settings,"
+    " beside the untrained model and, in one study, beside a centralized run. All differences are paired in the seed.",
+)
+
+LIMITS = (
+    "The model `pocket` is small and was pretrained for this project; LoRA of rank 8 is the only trainable part. Other sizes, other"
+    " ranks and full fine-tuning may behave differently.",
+    "There are five clients (four to six in two studies, up to twenty in the grid), each with a source of its own: the extreme of"
+    " heterogeneity, which real federations rarely reach.",
+    "Tuning has few trials and one seed for each algorithm. The best value of a grid may lie at its edge; the table of tuned settings"
+    " marks where.",
+    "The sandbox is a generated language. What holds there holds for sources without common open-class words, which natural corpora only"
+    " approach.",
+    "The grid has three seeds: its main effects are estimates with intervals, and no verdict can come from it. Some of its main effects"
+    " are confounded with interactions, as the text says.",
+)
+
+
+def load_studies(runs_dirs: Sequence[Path], on_progress: Callable[[str], None] = lambda message: None) -> dict[str, StudyData]:
+    """Load the registered studies by name, each from the first folder that has it."""
+    studies = {}
+    for name in STUDIES:
+        manifest = next((each for each in (StudyManifest(folder, name) for folder in runs_dirs) if each.exists), None)
+        if manifest:
+            on_progress(f"reading {name}")
+            studies[name] = load_study_data(manifest)
+    return studies
+
+
+def read_verdicts(studies: Mapping[str, StudyData]) -> dict[Key, Verdict]:
+    """Return the verdicts that rest on at least one seed, by study and hypothesis."""
+    return {
+        (name, verdict.name): verdict
+        for name, data in studies.items()
+        for verdict in data.verdicts
+        if verdict.seeds or verdict.verdict == "void"
+    }
+
+
+def registered_hypotheses() -> set[Key]:
+    """Return the names of all registered hypotheses, from the study files."""
+    return {(name, hypothesis.name) for name in STUDIES for hypothesis in load_study(ROOT / "studies" / f"{name}.yaml").hypotheses}
+
+
+def format_effect(verdict: Verdict) -> str:
+    """Format an effect with its interval: ``+0.213 nats (+0.180 to +0.246)``."""
+    unit = " nats" if verdict.unit == "difference" and is_in_nats(verdict.metric) else ""
+    return f"{format_signed(verdict.effect)}{unit} ({format_interval(verdict.low, verdict.high, is_signed=True)})"
+
+
+def is_in_nats(metric: str) -> bool:
+    """Return whether a metric is a loss or a difference of losses."""
+    return metric.split(" ")[0] in {"loss", "gap", "gap.worst", "loss.clients", "absence", "baseline.absence", "final.loss"}
+
+
+def describe_unjudged(question: Question, verdicts: Mapping[Key, Verdict]) -> tuple[str, ...]:
+    """Name the hypotheses of a question that have no verdict, or a void one; an empty tuple if there are none."""
+    missing = [name for study, name in question.hypotheses if (study, name) not in verdicts]
+    void = [name for study, name in question.hypotheses if (study, name) in verdicts and verdicts[study, name].verdict == "void"]
+    return (
+        *((f"Without runs, and so without a verdict: {', '.join(missing)}.",) if missing else ()),
+        *((f"Void, because an IID baseline gained less than the gate asks for: {', '.join(void)}.",) if void else ()),
+    )
+
+
+def choose_lead(question: Question, verdicts: Mapping[Key, Verdict]) -> str:
+    """Return the strongest conclusion that the verdicts allow; a question with missing studies says so."""
+    for lead in question.leads:
+        if all(key in verdicts and verdicts[key].verdict == verdict for key, verdict in lead.needs.items()):
+            return re.sub(r"\{([^}]+)\}", lambda match: format_effect(verdicts[parse_key(match[1])]), lead.text)
+    missing = sorted({study for study, name in question.hypotheses if (study, name) not in verdicts})
+    if missing:
+        return f"There is no answer yet, because runs are missing: {', '.join(f'`{name}`' for name in missing)}."
+    return question.otherwise
+
+
+def parse_key(text: str) -> Key:
+    """Split ``study/hypothesis``."""
+    study, _, name = text.partition("/")
+    return study, name
+
+
+def result_sections(studies: Mapping[str, StudyData], verdicts: Mapping[Key, Verdict]) -> list[Section]:
+    """Return one section per question, with its conclusion, its hypotheses and its figures."""
+    sections = []
+    for question in QUESTIONS:
+        keys = question.hypotheses
+        judged = tuple(replace(verdicts[key], name=key[1]) for key in keys if key in verdicts)
+        blocks: list[Figure | Table] = []
+        if judged:
+            section = study_results.verdicts_section(_with_verdicts(next(iter(studies.values())), judged))
+            assert isinstance(section, Section)
+            blocks = [
+                replace(block, key=f"{question.key}-{block.key}", caption=f"{question.title}. {block.caption}") for block in section.blocks
+            ]
+        text = (choose_lead(question, verdicts), *describe_unjudged(question, verdicts))
+        sections.append(Section(question.key, question.title, text, (*blocks, *question_figures(question.key, studies))))
+    return sections
+
+
+def _with_verdicts(study_data: StudyData, verdicts: tuple[Verdict, ...]) -> StudyData:
+    return replace(study_data, verdicts=verdicts)
+
+
+def question_figures(key: str, studies: Mapping[str, StudyData]) -> list[Figure | Table]:
+    """Return the figures of the runs themselves that belong to a question."""
+    sources: dict[str, tuple[str, Callable[[StudyData], Section | MissingSection], str]] = {
+        "recency": ("recency", study_dynamics.losses_section, "participation"),
+        "dose": ("dose", study_results.dose_response_section, ""),
+        "drift": ("drift", study_dynamics.drift_section, ""),
+    }
+    if key not in sources or sources[key][0] not in studies:
+        return []
+    study, build, stage = sources[key]
+    section = build(studies[study])
+    if isinstance(section, MissingSection):
+        return []
+    return [replace(block, key=f"{key}-{block.key}") for block in section.blocks if isinstance(block, Figure) and stage in block.key][:2]
+
+
+def outcome_section(studies: Mapping[str, StudyData]) -> Section:
+    """Tabulate, for every condition of every study: where it starts and ends, and where its IID baseline ends."""
+    rows: list[tuple[str, ...]] = []
+    void = diverged = total = 0
+    for name, data in studies.items():
+        numbers = {metric: data.outcome_by_run(metric) for metric in ("start", "loss", "gap", "gap.relative", "baseline.gain")}
+        limit = (data.study_config.get("gate") or {}).get("min", -math.inf)
+        has_diverged = dict(zip(data.frame["run"], data.frame["diverged"], strict=True))
+        for stage in data.stages:
+            for condition in stage.conditions:
+                runs = [run for run in condition.runs.values() if run in data.finished]
+                if not runs:
+                    continue
+                cells = {metric: seed_mean_ci(values.get(run, math.nan) for run in runs) for metric, values in numbers.items()}
+                total += 1
+                is_void = cells["baseline.gain"][0] < limit
+                void += is_void
+                count = sum(bool(has_diverged.get(run)) for run in runs)
+                diverged += count
+                rows.append(
+                    (
+                        name,
+                        study_results.condition_name(stage, condition),
+                        format_number(cells["start"][0]),
+                        format_number(cells["loss"][0]),
+                        f"{format_signed(cells['gap'][0])} ({format_interval(cells['gap'][1], cells['gap'][2], is_signed=True)})"
+                        if math.isfinite(cells["gap"][0])
+                        else DASH,
+                        format_number(cells["gap.relative"][0]) if math.isfinite(cells["gap.relative"][0]) else DASH,
+                        str(len(runs)),
+                        str(count),
+                        "void" if is_void else "",
+                    )
+                )
+    table = Table(
+        "outcomes",
+        "Every condition: the loss of the untrained model and of the trained one (nats per token, means over seeds), the gap to the IID"
+        " baseline with its 95 % t-interval, and the gap relative to what the baseline gained. Conditions whose baseline gained too"
+        " little are void.",
+        ("study", "condition", "untrained", "end", "gap", "relative", "seeds", "diverged", "gate"),
+        tuple(rows),
+        frozenset({2, 3, 4, 5, 6, 7}),
+        is_long=True,
+    )
+    text = f"{pluralize(total, 'condition')} have finished runs; {void} are void and {pluralize(diverged, 'run')} diverged."
+    return Section("outcomes", "All conditions", (text,), (table,))
+
+
+def main_effects_section(data: StudyData) -> Section | MissingSection:
+    """Estimate the main effects of the grid: the mean of every outcome at each level of each factor, over the conditions that have it."""
+    metrics = [metric for metric in data.study_config["metrics"] if metric in data.frame and metric not in ("start", "baseline.gain")]
+    limit = (data.study_config.get("gate") or {}).get("min", -math.inf)
+    gains = data.outcome_by_run("baseline.gain")
+    conditions = [
+        condition
+        for condition in data.conditions
+        if (mean := seed_mean_ci(gains.get(run, math.nan) for run in condition.runs.values())[0]) >= limit or math.isnan(mean)
+    ]
+    rows = []
+    outcomes = {metric: data.outcome_by_run(metric) for metric in metrics}
+    for factor in data.manifest_values["factors"]:
+        for level in dict.fromkeys(condition.levels[factor] for condition in conditions):
+            chosen = [condition for condition in conditions if condition.levels[factor] == level]
+            cells = []
+            for metric in metrics:
+                by_seed: dict[int, list[float]] = {}
+                for condition in chosen:
+                    for seed, run in condition.runs.items():
+                        by_seed.setdefault(seed, []).append(outcomes[metric].get(run, math.nan))
+                mean, low, high, _ = seed_mean_ci(mean_of_finite(values) for values in by_seed.values())
+                cells.append(
+                    f"{format_number(mean)} ± {format_number((high - low) / 2)}" if math.isfinite(high - low) else format_number(mean)
+                )
+            rows.append((f"{factor}: {level}", str(len(chosen)), *cells))
+    if not rows or not data.finished:
+        return MissingSection("The grid: main effects", "the study `grid` has not been run")
+    half = math.ceil(len(metrics) / 3)
+    tables = [
+        Table(
+            f"main-effects-{index}",
+            "Main effects of the grid: the mean over the conditions at each level, ± half the width of the 95 % t-interval over three"
+            " seeds.",
+            ("level", "conditions", *metrics[start : start + half]),
+            tuple((*row[:2], *row[2 + start : 2 + start + half]) for row in rows),
+            frozenset(range(1, 2 + half)),
+        )
+        for index, start in enumerate(range(0, len(metrics), half))
+    ]
+    dropped = len(data.conditions) - len(conditions)
+    methods = study_setup.methods_section(data)
+    aliases = [sentence for sentence in getattr(methods, "text", ()) if "confounded" in sentence]
+    return Section(
+        "grid",
+        "The grid: main effects",
+        (
+            f"{pluralize(len(conditions), 'condition')} of {len(data.conditions)} count; the others are void because their IID baseline"
+            f" gained less than {limit} nats ({dropped}). Three seeds give estimates with intervals, and no verdict.",
+            *aliases,
+        ),
+        tuple(tables),
+    )
+
+
+def mean_of_finite(values: Sequence[float]) -> float:
+    """Return the mean, or NaN if one of the values is not finite, since a mean over the rest would be over other conditions."""
+    return sum(values) / len(values) if values and all(map(math.isfinite, values)) else math.nan
+
+
+def failure_section(studies: Mapping[str, StudyData]) -> Section:
+    """List the failures that the detectors confirm, by study and condition: the failure atlas."""
+    rows = []
+    judged = 0
+    for name, data in studies.items():
+        conditions = {condition.index: (stage, condition) for stage in data.stages for condition in stage.conditions}
+        for index, diagnoses in study_results.diagnose_conditions(data).items():
+            judged += 1
+            stage, condition = conditions[index]
+            rows += [
+                (
+                    name,
+                    study_results.condition_name(stage, condition),
+                    diagnosis.failure,
+                    DASH if diagnosis.first_round is None else str(diagnosis.first_round),
+                    format_signed(diagnosis.excess),
+                    diagnosis.sentence,
+                )
+                for diagnosis in diagnoses
+                if diagnosis.grade == "confirmed"
+            ]
+    counts = Counter(row[2] for row in rows)
+    summary = ", ".join(f"{failure} in {count}" for failure, count in counts.most_common())
+    text = (
+        f"The detectors judged {pluralize(judged, 'condition')} over their seeds, each against its IID baseline. Confirmed:"
+        f" {summary or 'nothing'}."
+        " A failure that is not listed was not found, which is no proof of its absence."
+    )
+    table = Table(
+        "atlas",
+        "The failure atlas: every confirmed failure, the round in which it is first seen (median over seeds) and its excess over the IID"
+        " baseline.",
+        ("study", "condition", "failure", "since round", "excess", "diagnosis"),
+        tuple(rows),
+        frozenset({3, 4}),
+        is_long=True,
+    )
+    return Section("atlas", "The failure atlas", (text,), (table,) if rows else ())
+
+
+def tuning_section(studies: Mapping[str, StudyData]) -> Section:
+    """Tabulate the tuned settings of all studies, with the settings at the edge of their grid."""
+    rows = [
+        (
+            name,
+            choice["group"],
+            study_setup.format_settings(choice["settings"]) or "none",
+            str(len(choice["trials"])),
+            ", ".join(choice["at_search_boundary"]) or DASH,
+        )
+        for name, data in studies.items()
+        for choice in data.manifest_values["tuning_results"]
+    ]
+    table = Table(
+        "tuned",
+        "Tuned settings. The column “edge” names settings whose best value is the largest or smallest of the grid.",
+        ("study", "group", "selected", "trials", "edge"),
+        tuple(rows),
+        frozenset({3}),
+    )
+    return Section("tuned", "Tuned settings", (), (table,) if rows else ())
+
+
+def missing_sections(studies: Mapping[str, StudyData]) -> tuple[MissingSection, ...]:
+    """Return what was registered and not run, and what was never registered."""
+    missing = []
+    for name in STUDIES:
+        if name not in studies:
+            missing.append(MissingSection(f"The study `{name}`", "it has not been run"))
+            continue
+        data = studies[name]
+        entries = [entry for entry in data.manifest_values["runs"] if entry.role != "trial"]
+        finished = sum(entry.run in data.finished for entry in entries)
+        if not data.manifest_values.get("complete", True):
+            missing.append(MissingSection(f"Most of the study `{name}`", "its tuning is not finished"))
+        elif finished < len(entries):
+            missing.append(MissingSection(f"A part of the study `{name}`", f"{finished} of {len(entries)} runs are finished"))
+    missing += [
+        MissingSection("Pretraining as a shield (P7) and the rank of the adapters (P9)", "not registered, for their cost"),
+        MissingSection("A larger language model (SmolLM2-135M and others)", "not registered; `studies/gpu.yaml` holds the cells for a GPU"),
+        MissingSection("A map of the rates at which only skewed data diverge", "not registered; `fedrift boundary` searches it"),
+    ]
+    return tuple(missing)
+
+
+def write_abstract(studies: Mapping[str, StudyData], verdicts: Mapping[Key, Verdict]) -> str:
+    """Return the abstract: one paragraph, every result in it chosen by a verdict."""
+    runs = {entry.run for data in studies.values() for entry in data.manifest_values["runs"]}
+    finished = {run for data in studies.values() for run in data.finished}
+    counts = Counter(verdict.verdict for verdict in verdicts.values())
+    sentences = [
+        "We ask when federated fine-tuning of a causal language model breaks under extreme heterogeneity, how FedAvg, FedProx and"
+        " SCAFFOLD differ there, and what repairs it.",
+        f"{len(finished & runs)} runs of {pluralize(len(studies), 'study', 'studies')}, registered before any of them was made, are each"
+        " paired with an IID baseline that has the same documents, seed and settings.",
+    ]
+    for question in QUESTIONS:
+        if question.leads and any(
+            all(key in verdicts and verdicts[key].verdict == verdict for key, verdict in lead.needs.items()) for lead in question.leads
+        ):
+            sentences.append(choose_lead(question, verdicts))
+    total = sum(counts.values())
+    sentences.append(
+        f"Of {pluralize(total, 'hypothesis', 'hypotheses')} that could be judged, {counts['supported']} are supported,"
+        f" {counts['refuted']} refuted, {counts['inconclusive']} inconclusive and {counts['void']} void."
+    )
+    return " ".join(sentences)
+
+
+def build_paper(studies: Mapping[str, StudyData]) -> Document:
+    """Build the paper from the stored studies."""
+    verdicts = read_verdicts(studies)
+    unknown = {key for question in QUESTIONS for key in question.hypotheses} - registered_hypotheses()
+    if unknown:
+        raise SystemExit(f"no study file has the hypotheses {sorted(unknown)}; correct QUESTIONS")
+    first = studies.get("recency")
+    methods = study_setup.methods_section(first) if first else None
+    methods_text = (
+        "The studies, their hypotheses, limits, seeds, tuning budgets and gates were committed before any run of the seeds 100 to 107"
+        " (`docs/study/plan.md`). The unit is a seed; differences are paired in the seed. A condition whose IID baseline gains less than"
+        " 0.15 nats is void. Hypotheses are judged by exact sign-flip tests with Holm correction within a family, equivalence by two"
+        " one-sided tests, trends by Page's L. A limit is inside its test: the difference less the limit is tested.",
+        *(methods.text[1:3] if isinstance(methods, Section) else ()),
+    )
+    sections = [
+        Section("related", "Related work", RELATED_WORK),
+        Section("methods", "Methods", methods_text),
+        *result_sections(studies, verdicts),
+    ]
+    missing = list(missing_sections(studies))
+    if "grid" in studies:
+        grid = main_effects_section(studies["grid"])
+        if isinstance(grid, Section):
+            sections.append(grid)
+    sections += [failure_section(studies), outcome_section(studies), tuning_section(studies), Section("limits", "Limits", LIMITS)]
+    runs = sum(len(data.finished) for data in studies.values())
+    return Document(
+        "fedrift study",
+        TITLE,
+        f"{runs} finished runs",
+        (write_abstract(studies, verdicts),),
+        (),
+        tuple(sections),
+        tuple(missing),
+        (),
+        (),
+        __version__,
+        "\n".join(f"studies/{name}.yaml" for name in STUDIES) + "\n",
+    )
+
+
+def to_markdown(document: Document, drawings: Iterable[str], figures_dir: str) -> str:
+    """Return the paper as Markdown; the figures are the SVG files that ``render_pdf`` returns."""
+    names = sorted(drawings)
+    lines = [
+        f"# {document.question}",
+        "",
+        "*This page is written by `make study-report` from the stored runs. Do not edit it.*",
+        "",
+        f"**Abstract.** {' '.join(document.abstract)}",
+        "",
+    ]
+    figure_number = table_number = 0
+    for section in document.sections:
+        lines += [f"## {section.title}", ""]
+        for paragraph in section.text:
+            lines += [paragraph, ""]
+        for block in section.blocks:
+            if isinstance(block, Figure):
+                figure_number += 1
+                for name in (name for name in names if name.startswith(f"figure-{figure_number:02d}-")):
+                    lines += [f"![{block.caption}]({figures_dir}/{name})"]
+                lines += ["", f"*Figure {figure_number}. {block.caption} {block.note}".rstrip() + "*", ""]
+            else:
+                table_number += 1
+                lines += [f"*Table {table_number}. {block.caption} {block.note}".rstrip() + "*", "", *markdown_table(block), ""]
+    lines += ["## What was not run", ""]
+    lines += [f"- {each.title}: {each.requirement}." for each in document.missing]
+    return "\n".join(lines) + "\n"
+
+
+def markdown_table(table: Table) -> list[str]:
+    """Return the lines of a Markdown table."""
+    rule = ["--:" if index in table.numeric_columns else "---" for index in range(len(table.columns))]
+    rows = (table.columns, rule, *table.rows)
+    return ["| " + " | ".join(str(cell).replace("|", "\\|") for cell in row) + " |" for row in rows]
+
+
+def readme_findings(verdicts: Mapping[Key, Verdict]) -> str:
+    """Return the README's findings: the first three questions that have an answer, each with the command that makes its runs."""
+    lines = []
+    for question in QUESTIONS:
+        held = [
+            lead for lead in question.leads if all(key in verdicts and verdicts[key].verdict == need for key, need in lead.needs.items())
+        ]
+        if held and len(lines) < 3:
+            studies = sorted({key[0] for key in held[0].needs})
+            commands = ", ".join(f"`fedrift study studies/{name}.yaml`" for name in studies)
+            lines.append(f"- **{question.title}.** {choose_lead(question, verdicts)} ({commands})")
+    return "\n".join(lines) + "\n" if lines else ""
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Write the paper, and the README's findings where the README has the markers."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument(
+        "--runs-dir", type=Path, nargs="+", required=True, help="folders with the stored studies; the first that has one counts"
+    )
+    parser.add_argument("--output", type=Path, default=ROOT / "docs" / "study", help="folder of paper.md, paper.pdf and paper/")
+    parser.add_argument("--readme", type=Path, help="README whose findings are rewritten")
+    options = parser.parse_args(arguments)
+    studies = load_studies(options.runs_dir, print)
+    if not studies:
+        raise SystemExit(
+            f"{', '.join(map(str, options.runs_dir))} holds none of the studies {', '.join(STUDIES)}; run `make study` or import their"
+            " archives"
+        )
+    document = build_paper(studies)
+    content, drawings = render_pdf(document, print)
+    options.output.mkdir(parents=True, exist_ok=True)
+    for name, drawing in drawings.items():
+        write_atomically(options.output / "paper" / name, drawing.encode())
+    write_atomically(options.output / "paper.pdf", content)
+    write_atomically(options.output / "paper.md", to_markdown(document, drawings, "paper").encode())
+    if options.readme:
+        text = options.readme.read_text(encoding="utf-8")
+        start, end = README_MARKERS
+        before, rest = text.split(start, 1)
+        after = rest.split(end, 1)[1]
+        write_atomically(options.readme, f"{before}{start}\n{readme_findings(read_verdicts(studies))}{end}{after}".encode())
+
+
+if __name__ == "__main__":
+    main()

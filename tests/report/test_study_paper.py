@@ -1,0 +1,84 @@
+"""The paper of the study says what the verdicts allow, and nothing that was not run."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from scripts import study_paper
+from tests.report.made import made
+
+HYPOTHESES = [
+    {
+        "type": "Greater",
+        "name": name,
+        "claim": "The skew costs loss",
+        "metric": "loss",
+        "contrast": "iid_baseline",
+        "family": name,
+        "group": {"algorithm": "FedAvg", "partition.severity": 1.0},
+    }
+    for name in ("P1 style", "P1 sandbox")
+]
+
+
+def write_paper(root: Path, effect: float) -> str:
+    """Write the paper of a study ``recency`` in which FedAvg's loss rises by ``effect``, and return its Markdown."""
+    made(root / "runs", "recency", hypotheses=HYPOTHESES, effect=effect)
+    study_paper.main(["--runs-dir", str(root / "runs"), "--output", str(root / "paper")])
+    return (root / "paper" / "paper.md").read_text()
+
+
+def test_the_conclusion_follows_the_verdicts_and_every_effect_is_that_of_the_runs(tmp_path):
+    text = write_paper(tmp_path, effect=0.3)
+    assert "With one client in a round the loss ends farther above the IID baseline" in text
+    effects = re.findall(r"by ([+-][\d.]+) nats \(([+-][\d.]+) to ([+-][\d.]+)\)", text)
+    data = study_paper.load_studies([tmp_path / "runs"])["recency"]
+    assert [float(effect) for effect, _, _ in effects[:1]] == pytest.approx([data.verdicts[0].effect], abs=0.0006)
+    assert all(0 < float(low) < float(effect) < float(high) <= 0.3 for effect, low, high in effects)
+    assert "real styles, under" not in text  # that study was not run
+    assert "`drift`" in text and "There is no answer yet" in text
+    assert "- The study `drift`: it has not been run." in text
+
+
+def test_without_an_effect_the_paper_concludes_nothing(tmp_path):
+    text = write_paper(tmp_path, effect=0.0)
+    assert "the loss ends farther above the IID baseline" not in text
+    assert "0 are supported" in text
+
+
+def test_the_paper_is_the_same_byte_for_byte_when_it_is_built_again(tmp_path):
+    write_paper(tmp_path, effect=0.3)
+    files = sorted(path for path in (tmp_path / "paper").rglob("*") if path.is_file())
+    before = [path.read_bytes() for path in files]
+    assert {path.suffix for path in files} == {".md", ".pdf", ".svg"}
+    study_paper.main(["--runs-dir", str(tmp_path / "runs"), "--output", str(tmp_path / "paper")])
+    assert [path.read_bytes() for path in files] == before
+
+
+def test_every_conclusion_rests_on_hypotheses_of_its_own_question_that_are_registered():
+    registered = study_paper.registered_hypotheses()
+    for question in study_paper.QUESTIONS:
+        assert set(question.hypotheses) <= registered
+        for lead in question.leads:
+            named = {study_paper.parse_key(match) for match in re.findall(r"\{([^}]+)\}", lead.text)}
+            assert named <= set(lead.needs) <= set(question.hypotheses)
+    judged = {key for question in study_paper.QUESTIONS for key in question.hypotheses}
+    assert registered - judged <= {("grid", name) for _, name in registered}  # the grid's other hypotheses are main effects
+
+
+def test_the_readme_gets_the_findings_between_its_markers(tmp_path):
+    readme = tmp_path / "README.md"
+    readme.write_text("before\n<!-- findings -->\nold\n<!-- end of findings -->\nafter\n")
+    made(tmp_path / "runs", "recency", hypotheses=HYPOTHESES)
+    study_paper.main(["--runs-dir", str(tmp_path / "runs"), "--output", str(tmp_path / "paper"), "--readme", str(readme)])
+    text = readme.read_text()
+    assert text.startswith("before\n") and text.endswith("after\n") and "old" not in text
+    assert "`fedrift study studies/recency.yaml`" in text
+
+
+def test_a_folder_without_studies_is_refused(tmp_path):
+    with pytest.raises(SystemExit, match="holds none of the studies"):
+        study_paper.main(["--runs-dir", str(tmp_path)])
