@@ -49,10 +49,13 @@ def demo(
     runs = dict(zip(conditions, stored, strict=True))
     outcomes = {name: summarize_outcome(run) for name, run in runs.items()}
     print_outcomes(outcomes)
-    for sentence in describe_outcomes(outcomes):
-        typer.echo(sentence)
+    from rich.console import Console
+
     from ..report import write_report
     from .console import run_view
+
+    for sentence in describe_outcomes(outcomes):
+        Console(highlight=False).print(sentence, markup=False)  # breaks lines between words
 
     views = [run_view(run, runs[IID])._replace(name=name) for name, run in runs.items() if name != IID]
     page = write_report(views, output_dir)

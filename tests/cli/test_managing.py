@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import csv
 import json
+import random
 import sys
+from dataclasses import replace
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -99,11 +101,14 @@ def test_init_finds_the_topics_of_chats(tmp_path, call):
 
 def test_init_leaves_no_topic_of_a_small_file_without_held_out_documents(tmp_path, call):
     """With five clusters and a tenth of 60 chats held out, a run would be refused: some topics have no test document."""
-    call("init", "a.yaml", "--data", chats(tmp_path / "a.jsonl"))
+    words = "soup train bread lake onion ticket butter station salt airport spoon hotel".split()
+    rows = [" ".join(random.Random(number).choices(words, k=6)) for number in range(60)]
+    turns = [[{"role": "user", "content": row}, {"role": "assistant", "content": row[::-1]}] for row in rows]
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps({"messages": turn}) + "\n" for turn in turns))
+    call("init", "a.yaml", "--data", "a.jsonl")
     dataset = parse_config(load_yaml(tmp_path / "a.yaml")).dataset
-    corpus = load_corpus(dataset)
-    assert dataset.num_clusters and set(corpus.label) == set(corpus.test.label)
-    assert (dataset.num_clusters, dataset.test_fraction) != (5, 0.1)
+    default, chosen = load_corpus(replace(dataset, num_clusters=5, test_fraction=0.1)), load_corpus(dataset)
+    assert set(default.label) > set(default.test.label) and set(chosen.label) == set(chosen.test.label)
 
 
 def test_tags_and_notes_appear_and_a_tag_names_its_run(tmp_path, call):
