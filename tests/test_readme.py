@@ -9,6 +9,8 @@ import pytest
 import yaml
 
 from fedrift.config.schema import parse_config
+from fedrift.studies import load_study
+from fedrift.studies.spec import expand_cells
 
 README = (Path(__file__).resolve().parents[1] / "README.md").read_text()
 
@@ -26,9 +28,13 @@ def test_the_python_examples_run_as_written(number, tmp_path, monkeypatch, capsy
     assert capsys.readouterr().out
 
 
-def test_the_yaml_example_is_a_valid_experiment():
-    for block in blocks("yaml"):
-        parse_config(yaml.safe_load(block))
+def test_the_yaml_examples_are_a_valid_experiment_and_a_study_of_it(tmp_path):
+    experiment, study = blocks("yaml")
+    parse_config(yaml.safe_load(experiment))
+    (tmp_path / "my.yaml").write_text(experiment)
+    (tmp_path / "study.yaml").write_text(study)
+    cells = expand_cells(load_study(tmp_path / "study.yaml"))
+    assert len(cells) == 4  # two severities and two seeds
 
 
 def test_no_placeholder_is_left():

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 IID, CONTROL, BROKEN = "FedAvg, IID baseline", "FedAvg, styles mixed", "FedAvg"
 ALGORITHMS = ("FedProx, mu 0.1", "SCAFFOLD")
 REPAIRS = ("server learning rate 0.3", "clients clustered by text")
+FIGURE_NAME = "perplexity.svg"
 REPAIRED_SHARE = 0.5  # a condition repairs the failure if it closes at least this share of the gap in the loss
 
 
@@ -33,12 +34,12 @@ def demo(
 ) -> None:
     """Run the demo: federated fine-tuning breaks when each client has one writing style, and two repairs are tried.
 
-    `fedrift demo` takes about two minutes on two CPU cores and needs neither a GPU nor a model hub.
+    `fedrift demo` takes a few minutes on two CPU cores and needs neither a GPU nor a model hub.
 
     `fedrift demo --output my-report` writes the report to another folder.
 
     The command trains the built-in model `pocket` on BBC News under seven conditions, stores the runs in the runs directory, and prints a
-    table of perplexities, one line per condition. It also writes an HTML report to the `--output` folder.
+    table of perplexities, one line per condition. It also writes an HTML report and a picture to the `--output` folder.
     """
     from .run import run_experiments
 
@@ -48,13 +49,18 @@ def demo(
     runs = dict(zip(conditions, stored, strict=True))
     outcomes = {name: summarize_outcome(run) for name, run in runs.items()}
     print_outcomes(outcomes)
-    for sentence in describe_outcomes(outcomes):
-        typer.echo(sentence)
+    from rich.console import Console
+
     from ..report import write_report
     from .console import run_view
 
-    page = write_report([run_view(run, runs[IID]) for name, run in runs.items() if name not in (IID, CONTROL)], output_dir)
-    typer.echo(f"\nruns   {runs_dir.resolve()}\nreport {page.resolve()}")
+    for sentence in describe_outcomes(outcomes):
+        Console(highlight=False).print(sentence, markup=False)  # breaks lines between words
+
+    views = [run_view(run, runs[IID])._replace(name=name) for name, run in runs.items() if name != IID]
+    page = write_report(views, output_dir)
+    figure = draw_outcomes(outcomes, output_dir / FIGURE_NAME)
+    typer.echo(f"\nruns    {runs_dir.resolve()}\nreport  {page.resolve()}\npicture {figure.resolve()}")
 
 
 def make_conditions() -> dict[str, ExperimentConfig]:
@@ -109,6 +115,13 @@ def closed_share(outcome: Outcome, outcomes: dict[str, Outcome]) -> float:
     return (outcomes[BROKEN].final_loss - outcome.final_loss) / gap if gap > 0 else math.nan
 
 
+def describe_share(share: float) -> str:
+    """Return which part of the gap is closed, in words where a percentage would lie outside 0 to 100; "" if there is no gap."""
+    if math.isnan(share):
+        return ""
+    return "all" if share >= 1 else "none" if share <= 0 else f"{share:.0%}"
+
+
 def print_outcomes(outcomes: dict[str, Outcome]) -> None:
     """Print one row per condition: the perplexity in each round as a curve, its worst and final value, and the final value on own text."""
     from rich.box import SIMPLE
@@ -123,16 +136,42 @@ def print_outcomes(outcomes: dict[str, Outcome]) -> None:
     for name in ("condition", "curve", "worst", "final", "gap closed", "own text"):
         table.add_column(name, justify="left" if name in ("condition", "curve") else "right", no_wrap=True)
     for name, outcome in outcomes.items():
-        share = closed_share(outcome, outcomes)
+        share = math.nan if name in (IID, CONTROL, BROKEN) else closed_share(outcome, outcomes)
         table.add_row(
             name,
             sparkline(outcome.curve, lowest, highest),
             f"{to_perplexity(max(outcome.curve[1:])):.0f}",
             f"{outcome.final_perplexity:.1f}",
-            "" if name in (IID, CONTROL, BROKEN) or math.isnan(share) else f"{share:.0%}",
+            describe_share(share),
             "" if name == IID else f"{to_perplexity(outcome.own_loss):.1f}",
         )
+    table.caption = "gap closed: the part of the gap between FedAvg and the mixed styles"
     Console(highlight=False).print(table)
+
+
+def draw_outcomes(outcomes: dict[str, Outcome], path: Path) -> Path:
+    """Draw the perplexity of FedAvg, its two controls and the first repair against the round, and return the path of the file."""
+    from ..report.data import IID_BASELINE, RUN
+    from ..report.figures import curves_figure, save_figure
+
+    names = [IID, CONTROL, BROKEN, REPAIRS[0]]
+    rows = [
+        {"run": name, "which": IID_BASELINE if name == IID else RUN, "round": round, "value": to_perplexity(loss)}
+        for name in names
+        for round, loss in enumerate(outcomes[name].curve)
+        if math.isfinite(loss)
+    ]
+    title = "Perplexity of held-out text, one style per client, one client per round"
+    return save_figure(curves_figure(rows, names, title, is_loss=False), path)
+
+
+def describe_repair(name: str, outcomes: dict[str, Outcome]) -> str:
+    """Return how far a condition that closes at least half of the gap closes it."""
+    final, baseline = outcomes[name].final_loss, outcomes[IID].final_loss
+    if closed_share(outcomes[name], outcomes) < 1:
+        return f"{name} closes at least half of the gap."
+    where = "below the mixed styles" if final > baseline else "below the mixed styles and the IID baseline"
+    return f"{name} closes the gap and ends {where}."
 
 
 def describe_outcomes(outcomes: dict[str, Outcome]) -> list[str]:
@@ -149,11 +188,7 @@ def describe_outcomes(outcomes: dict[str, Outcome]) -> list[str]:
     for names, label in ((ALGORITHMS, "other algorithms"), (REPAIRS, "repairs")):
         repaired = [name for name in names if closed_share(outcomes[name], outcomes) >= REPAIRED_SHARE]
         results = ", ".join(f"{name}: {outcomes[name].final_perplexity:.0f}" for name in names)
-        verdict = (
-            f"{' and '.join(repaired)} close{'s' * (len(repaired) == 1)} at least half of the gap."
-            if repaired
-            else "None closes half of the gap."
-        )
+        verdict = " ".join(describe_repair(name, outcomes) for name in repaired) or "None closes half of the gap."
         sentences.append(f"With {label}: {results}. {verdict}")
     best = min(outcomes, key=lambda name: math.inf if name in (IID, CONTROL) else outcomes[name].own_loss)
     sentences.append(

@@ -30,6 +30,7 @@ class NamedDataset:
     description: str
     license_terms: str
     hub_id: str = ""  # a Hugging Face dataset id, "" if none is verified
+    published_at: str = ""  # where the text can be found, for datasets without a hub id; docs/corpora.md says how to get it
     configs: tuple[str, ...] = ()  # hub configurations; if there are several, the name of the configuration is the label
     text_column: str = "text"  # column names on the hub
     label_column: str = "label"
@@ -96,12 +97,24 @@ NAMED_DATASETS = {
     "newsgroups20": NamedDataset(
         "Usenet posts of 1993, 20 groups; strong opinions", "not stated", hub_id="SetFit/20_newsgroups", label_column="label_text"
     ),
-    "huffpost": NamedDataset("news headlines with one sentence, 29 categories of very different sizes", "not stated"),
-    "reddit_posts": NamedDataset("Reddit posts of 2013, 10 topics of equal size", "PDDL (public domain)"),
-    "stackexchange": NamedDataset("questions and answers of 8 Stack Exchange sites", "CC BY-SA"),
-    "stackoverflow_titles": NamedDataset("Stack Overflow question titles, 20 tags, very short", "not stated"),
+    "huffpost": NamedDataset(
+        "news headlines with one sentence, 29 categories of very different sizes",
+        "not stated",
+        published_at="News Category Dataset (Misra, arXiv:2209.11429)",
+    ),
+    "reddit_posts": NamedDataset(
+        "Reddit posts of 2013, 10 topics of equal size", "PDDL (public domain)", published_at="github.com/umbrae/reddit-top-2.5-million"
+    ),
+    "stackexchange": NamedDataset(
+        "questions and answers of 8 Stack Exchange sites", "CC BY-SA", published_at="archive.org/details/stackexchange"
+    ),
+    "stackoverflow_titles": NamedDataset(
+        "Stack Overflow question titles, 20 tags, very short", "not stated", published_at="github.com/jacoxu/StackOverflow"
+    ),
     "synthetic": NamedDataset("a synthetic language of known entropy, 4 domains by default (see dataset.synthetic)", "none"),
-    "medquad": NamedDataset("medical questions and answers of NIH sites, 15 question types", "CC BY 4.0"),
+    "medquad": NamedDataset(
+        "medical questions and answers of NIH sites, 15 question types", "CC BY 4.0", published_at="github.com/abachaa/MedQuAD"
+    ),
 }
 NAMED_DATASETS["reddit_topics"] = make_variant(
     "reddit_posts",

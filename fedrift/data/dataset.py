@@ -223,7 +223,8 @@ def read_rows(config: DatasetConfig, data_dir: Path | None) -> Rows:
             f"dataset {config.name!r} has no verified hub id and is read from a local folder only: put "
             f"train.parquet and test.parquet (columns text, label, source) in a folder {original}/ and set "
             f"FEDRIFT_DATA to its parent folder. FEDRIFT_DATA is "
-            f"{f'{str(data_dir)!r}, which has no such folder' if data_dir else 'not set'}"
+            f"{f'{str(data_dir)!r}, which has no such folder' if data_dir else 'not set'}. The text comes from {named.published_at}; "
+            "docs/corpora.md says how to get it"
         )
     path, columns = find_local_path(config.name), ColumnNames(config.text_column, config.label_column, config.source_column, config.format)
     if path:
@@ -503,7 +504,7 @@ def catalog_entry(name: str, named: NamedDataset, data_dir: Path | None) -> Cata
         documents = len(list_bbc_files()) or None
         origin = f"package {BBC_PACKAGE}" + ("" if documents else " (not installed)")
         return CatalogEntry(name, named.description, documents, origin, named.license_terms)
-    origin = f"hub {named.hub_id}" if named.hub_id else "local folder only (not found)"
+    origin = f"hub {named.hub_id}" if named.hub_id else f"local folder (not found); from {named.published_at}"
     return CatalogEntry(name, named.description, None, origin, named.license_terms)
 
 

@@ -14,7 +14,8 @@ from .tables import SUFFIXES, detect_format, format_columns, read_delimited, rea
 SAMPLE_ROWS = 1000  # rows that are looked at
 TEXT_NAMES = ("text", "content", "body", "article", "document", "review", "sentence", "abstract", "comment", "message", "description")
 LABEL_NAMES = ("label", "topic", "category", "class", "domain", "subject", "genre", "section", "subreddit", "label_text")
-CHAT_COLUMNS = (("messages",), ("prompt", "completion"), ("instruction", "output"))
+CHAT_COLUMNS = (("messages",), ("conversations",), ("prompt", "completion"), ("instruction", "output"))
+CHAT_NAMES = {name for group in CHAT_COLUMNS for name in group} | {"input", "system"}  # columns of the conversation itself
 MAX_TOPICS = 50  # a column with more different values is no topic
 
 
@@ -26,12 +27,14 @@ class ColumnChoice(NamedTuple):
         text: The column of running text; "" for instruction and chat data, whose format is found by its columns.
         label: The column of topics; "" if none looks like one.
         topics: The values of the label column in the sample, the most frequent first.
+        is_small: Whether the sample holds all rows of the dataset.
     """
 
     columns: tuple[str, ...]
     text: str
     label: str
     topics: tuple[str, ...]
+    is_small: bool = False
 
 
 def propose_columns(name: str) -> ColumnChoice | None:
@@ -46,24 +49,23 @@ def propose_columns(name: str) -> ColumnChoice | None:
     Raises:
         UserError: The table cannot be read, or no column contains text.
     """
-    path = find_local_path(name)
+    path, num_tables = find_local_path(name), 1
     if path is not None and path.is_dir():
         tables = find_table_files(path)[0]
-        path = tables[0][0] if tables else None
+        path, num_tables = tables[0][0] if tables else None, len(tables)
     if path is None or detect_format(path) not in SUFFIXES:
         return None
     columns = sample_columns(path)
-    for chat in CHAT_COLUMNS:
-        if set(chat) <= set(columns):
-            return ColumnChoice(tuple(columns), "", "", ())
-    text = choose_text(columns)
-    if not text:
+    is_small = num_tables == 1 and all(len(values) < SAMPLE_ROWS for values in columns.values())
+    is_chat = any(set(chat) <= set(columns) for chat in CHAT_COLUMNS)
+    text = "" if is_chat else choose_text(columns)
+    if not text and not is_chat:
         raise UserError(f"{path} has no column of text; its columns are {format_columns(list(columns))}. Add one, or name another file")
-    label = choose_label({name: values for name, values in columns.items() if name != text})
+    label = choose_label({name: values for name, values in columns.items() if name != text and not (is_chat and name in CHAT_NAMES)})
     counts: dict[str, int] = {}
     for value in columns.get(label, ()):
         counts[str(value)] = counts.get(str(value), 0) + 1
-    return ColumnChoice(tuple(columns), text, label, tuple(sorted(counts, key=lambda topic: -counts[topic])))
+    return ColumnChoice(tuple(columns), text, label, tuple(sorted(counts, key=lambda topic: -counts[topic])), is_small)
 
 
 def sample_columns(path: Path) -> dict[str, Sequence[Any]]:

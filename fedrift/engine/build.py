@@ -235,8 +235,8 @@ def check_held_out(held_out: HeldOut, split: str, corpus_name: str) -> list[str]
     if len(unmeasured_clients):
         raise UserError(
             f"no loss of {format_names(unmeasured_clients.tolist(), 'client')} can be measured: dataset {corpus_name!r} has no {split} "
-            f"documents of {format_names(missing, 'domain')}. Increase dataset.{split}_fraction, select larger domains with "
-            "dataset.domains, or ignore the labels with dataset.label_column=''"
+            f"documents of {format_names(missing, 'domain')}. Increase dataset.{split}_fraction, find fewer topics with "
+            "dataset.num_clusters, select larger domains with dataset.domains, or ignore the labels with dataset.label_column=''"
         )
     return (
         [

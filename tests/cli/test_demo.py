@@ -4,7 +4,18 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from fedrift.cli.demo import ALGORITHMS, BROKEN, CONTROL, IID, REPAIRS, Outcome, describe_outcomes, make_conditions, print_outcomes
+from fedrift.cli.demo import (
+    ALGORITHMS,
+    BROKEN,
+    CONTROL,
+    IID,
+    REPAIRS,
+    Outcome,
+    describe_outcomes,
+    draw_outcomes,
+    make_conditions,
+    print_outcomes,
+)
 
 OUTCOMES = {
     IID: Outcome([4.5, 4.3, 4.2], 4.25, 4.25),
@@ -33,10 +44,32 @@ def test_the_sentences_say_what_broke_and_what_repaired_it():
     assert "None closes half of the gap." in words and f"of the others {REPAIRS[1]} is best there: 81" in words and "one seed" in words
 
 
+def test_a_repair_that_ends_below_the_controls_is_told_in_words(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    outcomes = {
+        **OUTCOMES,
+        REPAIRS[0]: replace(OUTCOMES[REPAIRS[0]], final_loss=4.2),
+        REPAIRS[1]: replace(OUTCOMES[BROKEN], final_loss=4.8),
+    }
+    words = " ".join(describe_outcomes(outcomes))
+    assert f"{REPAIRS[0]} closes the gap and ends below the mixed styles and the IID baseline." in words
+    print_outcomes(outcomes)
+    rows = {name: row for row in capsys.readouterr().out.splitlines() for name in outcomes if row.strip().startswith(f"{name}  ")}
+    assert " all " in rows[REPAIRS[0]] and " none " in rows[REPAIRS[1]] and "13%" in rows[ALGORITHMS[0]]
+    assert not any("%" in rows[name] for name in REPAIRS)
+    outcomes[REPAIRS[0]] = replace(OUTCOMES[REPAIRS[0]], final_loss=4.26)
+    assert "ends below the mixed styles." in " ".join(describe_outcomes(outcomes))
+
+
 def test_a_null_is_told_as_one():
     outcomes = {name: replace(OUTCOMES[IID]) for name in OUTCOMES}
     words = " ".join(describe_outcomes(outcomes))
     assert words.count("None closes half of the gap.") == 2 and "worse than no training" not in words
+
+
+def test_the_picture_shows_the_failure_its_controls_and_the_repair(tmp_path):
+    drawn = draw_outcomes(OUTCOMES, tmp_path / "new" / "perplexity.svg").read_text()
+    assert all(f">{name}</text>" in drawn for name in (IID, CONTROL, BROKEN, REPAIRS[0]))
 
 
 def test_the_table_fits_80_columns(capsys, monkeypatch):

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import csv
 import json
+import random
 import sys
+from dataclasses import replace
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -14,6 +16,7 @@ import yaml
 from fedrift.cli.app import main
 from fedrift.config.loader import load_yaml
 from fedrift.config.schema import parse_config
+from fedrift.data import load_corpus
 from fedrift.engine.estimate import estimate_run
 from fedrift.engine.run import run_experiment
 from fedrift.storage import find_run, list_runs
@@ -71,6 +74,41 @@ def test_init_without_topics_groups_the_documents_and_other_data_needs_no_column
     (tmp_path / "numbers.csv").write_text("a,b\n1,2\n")
     code, _, err = call("init", "n.yaml", "--data", "numbers.csv")
     assert code == 0 or "no column of text" in err
+
+
+def chats(path, labels=(), key="messages", fields=("role", "content"), num_rows=60):
+    """Write short conversations of two kinds, with a column `kind` if ``labels`` names two."""
+    with path.open("w") as file:
+        for i in range(num_rows):
+            words = [("boil the soup with an onion", "the bread is warm"), ("which train leaves first", "at noon")][i % 2]
+            turns = [
+                dict(zip(fields, turn, strict=True)) for turn in (("user", f"{words[0]} {i}?"), ("assistant", f"{words[1]}, note {i}."))
+            ]
+            file.write(json.dumps({key: turns} | ({"kind": labels[i % 2]} if labels else {})) + "\n")
+    return path.name
+
+
+def test_init_finds_the_topics_of_chats(tmp_path, call):
+    code, out, err = call("init", "a.yaml", "--data", chats(tmp_path / "a.jsonl", ("kitchen", "travel")))
+    assert code == 0 and "instruction or chat data, label column 'kind'" in out, err
+    config = parse_config(load_yaml(tmp_path / "a.yaml"))
+    assert (config.dataset.label_column, config.dataset.num_clusters, config.partition.num_clients) == ("kind", None, 2)
+    assert config.training.cohort_size(2) == 2 and config.training.max_seq_length == 128
+    share = chats(tmp_path / "b.jsonl", key="conversations", fields=("from", "value"))
+    code, out, err = call("init", "b.yaml", "--data", share)
+    assert code == 0 and "instruction or chat data, no labels" in out, err
+
+
+def test_init_leaves_no_topic_of_a_small_file_without_held_out_documents(tmp_path, call):
+    """With five clusters and a tenth of 60 chats held out, a run would be refused: some topics have no test document."""
+    words = "soup train bread lake onion ticket butter station salt airport spoon hotel".split()
+    rows = [" ".join(random.Random(number).choices(words, k=6)) for number in range(60)]
+    turns = [[{"role": "user", "content": row}, {"role": "assistant", "content": row[::-1]}] for row in rows]
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps({"messages": turn}) + "\n" for turn in turns))
+    call("init", "a.yaml", "--data", "a.jsonl")
+    dataset = parse_config(load_yaml(tmp_path / "a.yaml")).dataset
+    default, chosen = load_corpus(replace(dataset, num_clusters=5, test_fraction=0.1)), load_corpus(dataset)
+    assert set(default.label) > set(default.test.label) and set(chosen.label) == set(chosen.test.label)
 
 
 def test_tags_and_notes_appear_and_a_tag_names_its_run(tmp_path, call):

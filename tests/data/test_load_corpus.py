@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import datasets
 import pandas as pd
 import pytest
@@ -53,6 +55,14 @@ def test_a_corpus_without_a_hub_id_says_which_folder_it_wants(tmp_path):
     assert "FEDRIFT_DATA is not set" in said
     assert str(tmp_path) in refusal("medquad", data_dir=tmp_path)
     assert "reddit_posts/" in refusal("reddit_topics")
+    assert "github.com/abachaa/MedQuAD" in said and "docs/corpora.md" in said
+
+
+def test_every_named_dataset_can_be_had_by_somebody_else():
+    page = (Path(__file__).resolve().parents[2] / "docs" / "corpora.md").read_text(encoding="utf-8")
+    for name, named in NAMED_DATASETS.items():
+        assert named.hub_id or named.published_at or named.parts or name in ("bbc", "synthetic"), name
+        assert not (named.published_at and not named.base_name) or f"| `{name}` |" in page, name
 
 
 def test_a_limit_keeps_splits_and_labels_in_proportion(tmp_path):

@@ -15,9 +15,6 @@ import pytest
 import yaml
 from typer.main import get_command
 
-from fedrift.engine.run import run_experiment
-from tests.worlds import experiment, make_cache
-
 ROOT = Path(__file__).resolve().parents[2]
 DOCS = ROOT / "docs"
 PAGES = ("install.md", "tutorial.md", *sorted(f"how-to/{path.name}" for path in (DOCS / "how-to").glob("*.md")))
@@ -77,25 +74,6 @@ def test_commands_of_a_page_are_accepted(name):
         if hasattr(command, "commands"):
             command, rest = command.commands[rest[0]], rest[1:]
         command.make_context(words[0], rest)
-
-
-@pytest.mark.parametrize(
-    ("name", "file", "override"),
-    [
-        ("own-algorithm", "my_algorithm.py", "algorithm={{type: '{}:Damped', factor: 0.25}}"),
-        ("own-partition", "my_partition.py", "partition={{type: '{}:ByLength', num_clients: 3, severity: 1.0}}"),
-        ("own-probe", "my_probe.py", "evaluation.probes=[language, '{}:update_norms']"),
-    ],
-)
-def test_the_python_of_a_page_runs_in_an_experiment(name, file, override, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    (code,) = blocks(f"how-to/{name}.md", "python")
-    (tmp_path / file).write_text(code)
-    asked = experiment(tmp_path, "training.num_rounds=1", "evaluation.final_blocks_per_domain=0", override.format(file))
-    run = run_experiment(asked, make_cache(tmp_path))
-    assert run.status == "finished"
-    if name == "own-probe":
-        assert run.trajectory().curve("my.largest_update")[-1] > 0
 
 
 def test_the_python_of_the_page_on_tasks_runs():

@@ -133,6 +133,8 @@ def test_it_fits_a_phone(browser):
         "return [...document.querySelectorAll('.chart svg')].filter(s => s.getBoundingClientRect().width > 375).length"
     )
     assert wide == 0
+    captions = "return [...document.querySelectorAll('table.data caption')].filter(c => c.getBoundingClientRect().width > 375).length"
+    assert browser.execute_script(captions) == 0  # a caption is read without scrolling, also above a wide table
 
 
 def test_it_prints(browser):
