@@ -217,7 +217,7 @@ def test_entry_points_of_installed_distributions_are_choices(tmp_path, monkeypat
 
 
 def test_a_probe_a_detector_a_dataset_and_a_model_of_ones_own(tmp_path, monkeypatch, known):
-    from fedrift.diagnosis.finding import make_finding
+    from fedrift.diagnosis.finding import Finding, single_run_grade
     from fedrift.probes import MetricValues, ScheduledProbe  # noqa: F401
 
     seen = []
@@ -229,7 +229,7 @@ def test_a_probe_a_detector_a_dataset_and_a_model_of_ones_own(tmp_path, monkeypa
     @fedrift.register("detector")
     def too_few(evidence):
         seen.append(evidence)
-        return [make_finding("too few clients", 1.0, 0.0, 0.0, "clients", is_positive=True, message="there are few clients")]
+        return [Finding("too few clients", single_run_grade(True), "there are few clients", 1.0, 0.0, 0.0, "clients", is_positive=True)]
 
     @fedrift.register("dataset", "mine")
     def mine():

@@ -21,7 +21,7 @@ from scipy import stats
 from ..core.records import Trajectory, final_round_indices
 from .curves import domain_variability, final_gap, read_curve
 from .failures import find_training_divergence
-from .finding import Finding, RunEvidence, clients_holding, make_finding, make_not_measured, make_series
+from .finding import Finding, RunEvidence, clients_holding, make_not_measured, make_series, single_run_grade
 
 EPSILON = 1e-12
 
@@ -53,15 +53,15 @@ def oscillation(evidence: RunEvidence) -> list[Finding]:
     increases = np.flatnonzero(np.diff(loss) > 0)
     late_increases = increases[increases >= len(loss) - num_late]
     return [
-        make_finding(
+        Finding(
             "oscillation",
+            single_run_grade(positive, noteworthy=noteworthy),
+            message,
             index_to_share(index),
             index_to_share(baseline_index),
             index_to_share(limit["index"]),
             "share of increases",
             is_positive=positive,
-            noteworthy=noteworthy,
-            message=message,
             in_baseline=in_baseline,
             first_round=int(rounds[late_increases[0]]) if len(late_increases) and (positive or noteworthy) else None,
             evidence=(make_series("loss", rounds, loss),),
@@ -126,14 +126,15 @@ def domain_oscillation(evidence: RunEvidence) -> list[Finding]:
     domains = tuple(name for name in ranked if name in limits and np.nanmean(changes[name]) > limits[name]) or ranked[:1]
     exceeding_rounds = [read_curve(evidence.run, "loss", name)[0][1:][changes[name] > limits[name]] for name in domains if name in limits]
     return [
-        make_finding(
+        Finding(
             "domain oscillation",
+            single_run_grade(positive),
+            message,
             math.log(max(ratio, EPSILON)),
             0.0,
             math.log(limit["ratio"]),
             "log ratio to the baseline",
             is_positive=positive,
-            message=message,
             in_baseline=False,
             locations=domains if positive else (),
             clients=clients_holding(evidence, domains) if positive else (),
@@ -185,14 +186,15 @@ def server_overshoot(evidence: RunEvidence) -> list[Finding]:
         )
     reversals = np.flatnonzero(turn < -limit["turn"])
     return [
-        make_finding(
+        Finding(
             "server overshoot",
+            single_run_grade(positive),
+            message,
             reversal,
             baseline_reversal,
             limit["turn"],
             "negated cosine",
             is_positive=positive,
-            message=message,
             in_baseline=in_baseline,
             first_round=int(rounds[reversals[0]]) if positive and len(reversals) else None,
             evidence=(make_series("update.turn", rounds, turn), make_series(state_metrics[0], *state_curve)),
@@ -264,14 +266,15 @@ def stalled_convergence(evidence: RunEvidence) -> list[Finding]:
         baseline_excess = final_gap(evidence.iid_baseline, available[nearest], num_last=int(evidence.thresholds["common"]["last"]))
     missing = "a centralized run or runs with other learning rates, because a loss is also flat after convergence to a poor solution"
     return [
-        make_finding(
+        Finding(
             "stalled convergence",
+            single_run_grade(positive),
+            message,
             excess,
             baseline_excess,
             limit["gap"],
             "nats above the reference run",
             is_positive=positive,
-            message=message,
             in_baseline=None if math.isnan(baseline_excess) else bool(baseline_excess > limit["gap"]),
             first_round=int(rounds[-max(2, round(limit["window"] * len(rounds)))]) if positive else None,
             is_confirmable=nearest != "the IID baseline",

@@ -18,7 +18,7 @@ from scipy import stats
 
 from ..core.records import Trajectory
 from .curves import align_curves, client_table, final_gap, read_curve
-from .finding import Finding, RunEvidence, make_finding, make_not_measured, make_series
+from .finding import Finding, RunEvidence, make_not_measured, make_series, single_run_grade
 
 MAX_DIVERSITY = 1e6  # upper limit of R, which is unbounded as the mean update approaches zero
 
@@ -46,14 +46,15 @@ def client_drift(evidence: RunEvidence) -> list[Finding]:
     if positive and math.isfinite(closed_share):
         message += f"; FedSGD, without local steps, closes {closed_share:.0%} of the loss gap"
     return [
-        make_finding(
+        Finding(
             "client drift",
+            single_run_grade(positive),
+            message,
             math.log(ratio),
             0.0,
             math.log(limit["ratio"]),
             "log ratio to the baseline",
             is_positive=positive,
-            message=message,
             in_baseline=False,
             first_round=int(rounds[valid][0]) if positive else None,
             clients=opposing_clients(evidence),
@@ -164,14 +165,15 @@ def stale_control_variates(evidence: RunEvidence) -> list[Finding]:
     mean_distance = np.where(measured, distances, 0.0).sum(axis=0) / measured.sum(axis=0).clip(1) if positive else np.zeros(0)  # [N]
     in_baseline = baseline_ratio > limit["ratio"] and rank_correlation(baseline_age, baseline_distance) > limit["correlation"]
     return [
-        make_finding(
+        Finding(
             "stale control variates",
+            single_run_grade(positive),
+            message,
             ratio,
             baseline_ratio,
             limit["ratio"],
             "gradient norms",
             is_positive=positive,
-            message=message,
             in_baseline=None if math.isnan(baseline_ratio) else in_baseline,
             first_round=first_stale_round(evidence.run, limit) if positive else None,
             clients=tuple(int(k) for k in np.flatnonzero(mean_distance > limit["ratio"])),
@@ -211,14 +213,15 @@ def control_variate_invariant(evidence: RunEvidence) -> list[Finding]:
     positive = median_imbalance > limit["imbalance"]
     message = f"c differs from the mean of the c_k by {median_imbalance:.2g} of |c|"
     return [
-        make_finding(
+        Finding(
             "control-variate invariant violated",
+            single_run_grade(positive),
+            message,
             median_imbalance,
             0.0,
             limit["imbalance"],
             "of |c|",
             is_positive=positive,
-            message=message,
             in_baseline=False,
             is_implementation_error=True,
             first_round=int(rounds[np.flatnonzero(imbalance > limit["imbalance"])[0]]) if positive else None,
@@ -259,14 +262,15 @@ def aggregation_error(evidence: RunEvidence) -> list[Finding]:
     rows = np.flatnonzero(error > limit["error"])
     in_baseline = None if math.isnan(baseline_error) else bool(baseline_error > limit["error"] and baseline_error > run_error / 2)
     return [
-        make_finding(
+        Finding(
             "aggregation error",
+            single_run_grade(positive),
+            message,
             run_error,
             baseline_error,
             limit["error"],
             "of a round's change",
             is_positive=positive,
-            message=message,
             in_baseline=in_baseline,
             first_round=int(rounds[rows[0]]) if positive and len(rows) else None,
             is_confirmable=not missing,

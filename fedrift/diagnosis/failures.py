@@ -20,7 +20,7 @@ import numpy as np
 
 from ..core.records import Record, RecordColumns, Trajectory, final_round_indices
 from .curves import client_table, read_curve
-from .finding import THRESHOLDS, Finding, RunEvidence, make_finding, make_not_measured, make_series
+from .finding import THRESHOLDS, Finding, RunEvidence, make_not_measured, make_series, single_run_grade
 
 DEAD_MODEL = "dead model"
 
@@ -37,14 +37,15 @@ def dead_model(evidence: RunEvidence) -> list[Finding]:
     )
     curves = [make_series(metric, *read_curve(evidence.run, metric)) for metric in ("loss", "model.norm", "gradient.norm")]
     return [
-        make_finding(
+        Finding(
             DEAD_MODEL,
+            single_run_grade(bool(reason)),
+            reason or "the model is not dead",
             float(bool(reason)),
             math.nan if in_baseline is None else float(in_baseline),
             0.5,
             "occurrences",
             is_positive=bool(reason),
-            message=reason or "the model is not dead",
             in_baseline=in_baseline,
             first_round=since,
             is_event=True,
@@ -177,14 +178,15 @@ def divergence(evidence: RunEvidence) -> list[Finding]:
     in_baseline = None if evidence.iid_baseline is None else bool(baseline_reason)
     baseline = float(bool(baseline_reason)) if evidence.iid_baseline is not None else np.nan
     return [
-        make_finding(
+        Finding(
             "divergence",
+            single_run_grade(bool(reason)),
+            reason or "the run has not diverged",
             float(bool(reason)),
             baseline,
             0.5,
             "occurrences",
             is_positive=bool(reason),
-            message=reason or "the run has not diverged",
             in_baseline=in_baseline,
             first_round=since,
             is_event=True,
@@ -240,42 +242,76 @@ def find_training_divergence(run: Trajectory | None, thresholds: Mapping[str, Ma
     Returns:
         The reason in plain English and the first round; ("", None) without divergence.
     """
-    limit, (rounds, loss) = thresholds["divergence"], read_curve(run)
-    if run is None:
-        return "", None
-    dead = find_dead_model(run, thresholds)
-    if dead[0]:
-        return dead
+    for find_sign in DIVERGENCE_SIGNS if run is not None else ():
+        reason, since = find_sign(run, thresholds)
+        if reason:
+            return reason, since
+    return "", None
+
+
+def find_non_finite_loss(run: Trajectory, thresholds: Mapping[str, Mapping[str, float]]) -> tuple[str, int | None]:
+    """Find the first evaluation whose loss is not a finite number."""
+    rounds, loss = read_curve(run)
     non_finite = rounds[~np.isfinite(loss)]
-    if len(non_finite):
-        return f"the loss is not a finite number in round {non_finite[0]}", int(non_finite[0])
+    return (f"the loss is not a finite number in round {non_finite[0]}", int(non_finite[0])) if len(non_finite) else ("", None)
+
+
+def find_infinite_metric(run: Trajectory, thresholds: Mapping[str, Mapping[str, float]]) -> tuple[str, int | None]:
+    """Find the first infinite record of a loss or of an update of a client, a domain or the federation."""
     records = RecordColumns.from_records(run.records)
     for index in np.flatnonzero(np.isinf(records.value)):
         record = records[int(index)]
         if record.metric in FINITE_METRICS:
             source = record.domain or (f"client {record.client}" if record.client >= 0 else "the federation")
             return f"{record.metric} of {source} is infinite in round {record.round}", record.round
+    return "", None
+
+
+def find_rounds_without_updates(run: Trajectory, thresholds: Mapping[str, Mapping[str, float]]) -> tuple[str, int | None]:
+    """Find the first of ``in_a_row`` rounds in which no client's update is finite; or the first round, if none ever is."""
     failed = client_table(run, "failed")
     all_failed = np.isfinite(failed).any(axis=1) & (np.nan_to_num(failed, nan=1.0) > 0).all(axis=1) if len(failed) else np.zeros(0)
-    first_row = find_first_streak(all_failed, int(limit["in_a_row"]))  # fewer such rounds are not divergence
+    first_row = find_first_streak(all_failed, int(thresholds["divergence"]["in_a_row"]))  # fewer such rounds are not divergence
     if first_row is None and all_failed.any() and all_failed[np.isfinite(failed).any(axis=1)].all():  # no client ever trained successfully
         first_row = int(all_failed.argmax())
-    if first_row is not None:
-        return f"no client's update is finite from round {run.rounds[first_row]} on", int(run.rounds[first_row])
+    if first_row is None:
+        return "", None
+    return f"no client's update is finite from round {run.rounds[first_row]} on", int(run.rounds[first_row])
+
+
+def find_rising_loss(run: Trajectory, thresholds: Mapping[str, Mapping[str, float]]) -> tuple[str, int | None]:
+    """Find the first of ``in_a_row`` evaluations with a loss far above its initial value and its minimum so far."""
+    limit, (rounds, loss) = thresholds["divergence"], read_curve(run)
     if len(loss) < thresholds["common"]["shortest"]:
         return "", None
     too_high = loss > np.maximum(limit["rise"] * loss[0], np.minimum.accumulate(loss) + limit["climb"])
     start = find_first_streak(too_high, int(limit["in_a_row"]))
-    if start is not None:
-        return f"the loss diverges from round {rounds[start]} on", int(rounds[start])
-    step_rounds, step = read_curve(run, "update.step")
-    if len(step) > limit["growing"]:
-        start = find_first_streak((step[1:] >= limit["growth"] * step[:-1]) & (step[1:] > 0), int(limit["growing"]))
-        if start is not None:
-            first_index, last_index = np.searchsorted(rounds, [step_rounds[start], step_rounds[start + int(limit["growing"])]])
-            if last_index < len(loss) and loss[last_index] > loss[first_index]:
-                return f"the server's steps and the loss grow from round {step_rounds[start]} on", int(step_rounds[start])
+    return ("", None) if start is None else (f"the loss diverges from round {rounds[start]} on", int(rounds[start]))
+
+
+def find_growing_steps(run: Trajectory, thresholds: Mapping[str, Mapping[str, float]]) -> tuple[str, int | None]:
+    """Find the first of ``growing`` rounds in which the server's step grows by the factor ``growth`` and the loss increases."""
+    limit, (rounds, loss), (step_rounds, step) = thresholds["divergence"], read_curve(run), read_curve(run, "update.step")
+    if len(loss) < thresholds["common"]["shortest"] or len(step) <= limit["growing"]:
+        return "", None
+    start = find_first_streak((step[1:] >= limit["growth"] * step[:-1]) & (step[1:] > 0), int(limit["growing"]))
+    if start is None:
+        return "", None
+    first_index, last_index = np.searchsorted(rounds, [step_rounds[start], step_rounds[start + int(limit["growing"])]])
+    if last_index < len(loss) and loss[last_index] > loss[first_index]:
+        return f"the server's steps and the loss grow from round {step_rounds[start]} on", int(step_rounds[start])
     return "", None
+
+
+# The first sign that a run shows is reported.
+DIVERGENCE_SIGNS = (
+    find_dead_model,
+    find_non_finite_loss,
+    find_infinite_metric,
+    find_rounds_without_updates,
+    find_rising_loss,
+    find_growing_steps,
+)
 
 
 def has_worse_final_loss(run: Trajectory, num_last: int = 3) -> bool:
@@ -327,14 +363,15 @@ def exploding_updates(evidence: RunEvidence) -> list[Finding]:
     rounds = evidence.run.rounds[exploded.any(axis=1)]
     measured = np.isfinite(ratios).any(axis=1)
     return [
-        make_finding(
+        Finding(
             EXPLODING_UPDATES,
+            single_run_grade(count > max_count),
+            message,
             count,
             baseline_count if has_baseline else np.nan,
             max_count,
             "updates",
             is_positive=count > max_count,
-            message=message,
             in_baseline=baseline_count > max_count if has_baseline else None,
             first_round=int(rounds[0]) if len(rounds) else None,
             clients=tuple(map(int, np.flatnonzero(exploded.any(axis=0)))),
@@ -373,14 +410,15 @@ def failed_clients(evidence: RunEvidence) -> list[Finding]:
     count, baseline_count = float((failed > 0).sum()), float((baseline_failed > 0).sum())
     has_baseline = evidence.iid_baseline is not None and len(baseline_failed) > 0
     return [
-        make_finding(
+        Finding(
             "failed clients",
+            single_run_grade(count > limit),
+            message,
             count,
             baseline_count if has_baseline else np.nan,
             limit,
             "updates",
             is_positive=count > limit,
-            message=message,
             in_baseline=baseline_count > limit if has_baseline else None,
             first_round=int(rounds[0]) if len(rounds) else None,
             clients=tuple(map(int, clients)),

@@ -148,54 +148,14 @@ def make_not_measured(failure: str, missing_input: str) -> list[Finding]:
     return [Finding(failure, "not measured", f"{failure} was not measured: it needs {missing_input}", missing_input=missing_input)]
 
 
-def make_finding(
-    failure: str,
-    statistic: float,
-    baseline: float,
-    threshold: float,
-    unit: str,
-    *,
-    is_positive: bool,
-    message: str,
-    in_baseline: bool | None = None,
-    noteworthy: bool = False,
-    first_round: int | None = None,
-    clients: tuple[int, ...] = (),
-    locations: tuple[str, ...] = (),
-    is_confirmable: bool = True,
-    is_event: bool = False,
-    is_implementation_error: bool = False,
-    missing_input: str = "",
-    evidence: tuple[Series, ...] = (),
-) -> Finding:
-    """Build the finding of one run.
-
-    The grade is "suspected" if ``is_positive`` or ``noteworthy`` is true, otherwise "none". All other arguments are fields of
-    ``Finding``.
+def single_run_grade(is_positive: bool, *, noteworthy: bool = False) -> Grade:
+    """Return the grade of a finding of one run: "suspected" or "none".
 
     Args:
+        is_positive: Whether all conditions of the detector are met.
         noteworthy: Whether to suspect the failure although not all conditions are met.
     """
-    grade: Grade = "suspected" if is_positive or noteworthy else "none"
-    return Finding(
-        failure,
-        grade,
-        message,
-        statistic,
-        baseline,
-        threshold,
-        unit,
-        is_positive,
-        in_baseline,
-        first_round=first_round,
-        clients=clients,
-        locations=locations,
-        is_confirmable=is_confirmable,
-        is_event=is_event,
-        is_implementation_error=is_implementation_error,
-        missing_input=missing_input,
-        evidence=evidence,
-    )
+    return "suspected" if is_positive or noteworthy else "none"
 
 
 def make_series(name: str, rounds: Sequence[int] | Any, values: Sequence[float] | Any) -> Series:

@@ -16,7 +16,7 @@ from scipy import stats
 from ..core.records import Trajectory
 from .curves import align_curves, client_table, find_last_layer, noise_interval, read_curve
 from .failures import find_training_divergence
-from .finding import Finding, RunEvidence, domain_holders, make_finding, make_not_measured, make_series
+from .finding import Finding, RunEvidence, domain_holders, make_not_measured, make_series, single_run_grade
 
 
 def forgetting_general_text(evidence: RunEvidence) -> list[Finding]:
@@ -37,14 +37,15 @@ def forgetting_general_text(evidence: RunEvidence) -> list[Finding]:
     )
     rows = np.flatnonzero(loss - loss[0] > limit)
     return [
-        make_finding(
+        Finding(
             "forgetting of general text",
+            single_run_grade(positive),
+            message,
             increase,
             baseline_increase,
             limit,
             "nats",
             is_positive=positive,
-            message=message,
             in_baseline=None if math.isnan(baseline_increase) else baseline_increase > limit,
             first_round=int(rounds[rows[0]]) if positive and len(rows) else None,
             evidence=(make_series("general.loss", rounds, loss),),
@@ -78,14 +79,15 @@ def forgetting_syntax(evidence: RunEvidence) -> list[Finding]:
     curves = {"accuracy": (rounds, accuracy), "margin": (margin_rounds, margin / initial_margin)}
     in_baseline = None if math.isnan(baseline_drop) else any(scaled[name][1] > limit[name] for name in scaled)
     return [
-        make_finding(
+        Finding(
             "forgetting of syntax",
+            single_run_grade(positive),
+            message,
             drop,
             baseline_drop,
             limit[worst],
             f"share of {worst}",
             is_positive=positive,
-            message=message,
             in_baseline=in_baseline,
             locations=most_forgotten_phenomena(evidence, limit["accuracy"]) if positive else (),
             first_round=first_round_below(*curves[worst], limit[worst]) if positive else None,
@@ -205,14 +207,15 @@ def forgetting_during_absence(evidence: RunEvidence) -> list[Finding]:
     )
     baseline = math.nan if evidence.iid_baseline is None else 0.0
     return [
-        make_finding(
+        Finding(
             FORGETTING_DURING_ABSENCE,
+            single_run_grade(positive),
+            message,
             mean_increase,
             baseline,
             limit["absent"],
             "nats",
             is_positive=positive,
-            message=message,
             in_baseline=None if evidence.iid_baseline is None else False,
             first_round=last_rounds[0].last_present_round if positive else None,
             clients=tuple(sorted(map(int, holders))) if positive else (),
@@ -328,14 +331,15 @@ def representation_collapse(evidence: RunEvidence) -> list[Finding]:
     unit = {"rank": "share of rank", "anisotropy": "cosine"}[worst]
     message = " and ".join(descriptions[name] for name in exceeded) or "the representation has not collapsed"
     return [
-        make_finding(
+        Finding(
             "representation collapse",
+            single_run_grade(bool(exceeded)),
+            message,
             run_change[worst],
             reference_value,
             limit[worst],
             unit,
             is_positive=bool(exceeded),
-            message=message,
             in_baseline=None if reference is None else any(reference_change[name] > limit[name] for name in reference_change),
             first_round=first_collapsed_round(rounds, values, worst, limit[worst]) if exceeded else None,
             locations=(layer,) if layer else (),

@@ -14,7 +14,7 @@ import numpy as np
 from ..core.records import Trajectory, final_round_indices
 from .curves import align_curves, client_table, final_gap, noise_interval, perplexity_change_percent
 from .failures import find_dead_model, find_training_divergence
-from .finding import Finding, RunEvidence, clients_holding, make_finding, make_not_measured, make_series
+from .finding import Finding, RunEvidence, clients_holding, make_not_measured, make_series, single_run_grade
 
 
 def loss_gap(evidence: RunEvidence) -> list[Finding]:
@@ -51,14 +51,15 @@ def overall_gap(evidence: RunEvidence, rounds: np.ndarray, run_loss: np.ndarray,
         if gap > limit
         else "the final loss does not exceed the IID baseline's by more than the threshold"
     )
-    return make_finding(
+    return Finding(
         "loss gap",
+        single_run_grade(gap > limit),
+        message,
         gap,
         0.0,
         limit,
         "nats",
         is_positive=gap > limit,
-        message=message,
         in_baseline=False,
         first_round=first_round_above(rounds, run_loss - baseline_loss, limit) if gap > limit else None,
         evidence=(make_series("loss", rounds, run_loss), make_series("loss of the IID baseline", rounds, baseline_loss)),
@@ -87,14 +88,15 @@ def domain_gaps(evidence: RunEvidence) -> list[Finding]:
         else "no domain's final loss exceeds the IID baseline's by more than the threshold"
     )
     return [
-        make_finding(
+        Finding(
             "domain gap",
+            single_run_grade(positive),
+            message,
             finite_gaps[worst],
             baseline_gap,
             limit,
             "nats",
             is_positive=positive,
-            message=message,
             in_baseline=baseline_gap > limit,
             first_round=first_round_above(rounds, run_loss - baseline_loss, limit) if positive else None,
             locations=domains,
@@ -153,14 +155,15 @@ def unfairness(evidence: RunEvidence) -> list[Finding]:
         rounds[worst_excess - (0 if math.isnan(baseline_worst) else baseline_worst) > limit["gap"]] if len(table) else rounds[:0]
     )
     return [
-        make_finding(
+        Finding(
             "unfairness",
+            single_run_grade(positive),
+            message,
             worst,
             baseline_worst,
             limit["gap"],
             "nats",
             is_positive=positive,
-            message=message,
             in_baseline=None if math.isnan(baseline_worst) else baseline_worst > limit["gap"],
             first_round=int(positive_rounds[0]) if positive and len(positive_rounds) else None,
             clients=tuple(int(k) for k in (harmed if has_local_only else order[:1])) if positive else (),

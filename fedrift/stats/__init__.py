@@ -20,7 +20,7 @@ from .effects import (
     required_seeds,
     tost,
 )
-from .hypotheses import Hypothesis
+from .hypothesis_base import Hypothesis
 from .intervals import bootstrap_items, difference_in_differences, mean_ci, median_ci, paired_differences, paired_t_test, ratio_ci
 from .mixed_model import MixedModel, bootstrap_term_p, fit_mixed_model
 from .selection import compare_to_reference, default_worst_end, failure_rates, outcome_values, select_runs, summarize_conditions

@@ -10,7 +10,7 @@ from typing import Any, Literal, cast
 import numpy as np
 import pandas as pd
 
-from .hypotheses import Hypothesis
+from .hypothesis_base import Hypothesis
 from .selection import require_columns, select_runs
 from .verdicts import Verdict, evaluate_hypotheses
 

@@ -23,7 +23,7 @@ import pandas as pd
 from ..core.errors import UserError, unknown_name_error
 from .effects import compare_paired
 from .intervals import mask_both_diverged, mean_ci, median, paired_differences
-from .significance import ALPHA, WorstEnd, assign_worst_rank, clopper_pearson, holm
+from .significance import WorstEnd, assign_worst_rank, clopper_pearson, holm
 
 Contrast = Literal["none", "iid_baseline"]
 Scale = Literal["difference", "ratio"]
@@ -275,9 +275,6 @@ def compare_to_reference(
     factors: Sequence[str],
     by: Sequence[str] = (),
     contrast: Contrast = "none",
-    where: Selection | None = None,
-    worst_end: WorstEnd | None = None,
-    alpha: float = ALPHA,
 ) -> pd.DataFrame:
     """Compare every other level of a factor with a reference level, paired by seed.
 
@@ -289,16 +286,13 @@ def compare_to_reference(
         factors: All factors of the study, by which runs are paired.
         by: The columns that split the comparison into cells.
         contrast: "none", or "iid_baseline" for the difference-in-differences relative to the IID baselines.
-        where: The selection of rows.
-        worst_end: The end at which diverged runs rank.
-        alpha: The significance level.
 
     Returns:
         One row per cell and level, with the effect, its interval, its effect sizes and its p-value. ``p_holm`` is corrected over all rows
         of the table. ``both_diverged`` is the number of seeds in which both sides diverged; the test excludes them.
     """
     require_columns(runs, [factor, *by])
-    chosen = outcome_values(runs, metric, where, contrast, worst_end)
+    chosen = outcome_values(runs, metric, contrast=contrast)
     comparisons = []
     for name, cell in chosen.groupby(list(by), dropna=False, observed=True) if by else [((), chosen)]:
         reference_rows = cell[cell[factor].isin([reference])]
@@ -314,7 +308,7 @@ def compare_to_reference(
                 )
     rows = []
     for labels, differences, diverged in comparisons:
-        comparison = compare_paired(differences.values.to_numpy(dtype=np.float64), 1 - alpha, alpha, family_size=len(comparisons))
+        comparison = compare_paired(differences.values.to_numpy(dtype=np.float64), family_size=len(comparisons))
         interval = comparison.interval
         rows.append(
             [

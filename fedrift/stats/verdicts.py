@@ -17,7 +17,8 @@ from dataclasses import asdict, dataclass
 import pandas as pd
 
 from ..core.errors import UserError
-from .hypotheses import DecisionCriteria, Hypothesis, HypothesisResult, empty_result
+from .hypothesis_base import Hypothesis
+from .results import DecisionCriteria, HypothesisResult, empty_result
 from .significance import ALPHA, count_seeds, format_p, holm, min_seeds
 
 

@@ -38,7 +38,7 @@ from ..diagnosis.failures import DIVERGENCE_METRICS, find_training_divergence
 from ..diagnosis.finding import THRESHOLDS
 from ..stats import Verdict
 from ..stats.gates import evaluate_gated
-from ..stats.hypotheses import Hypothesis
+from ..stats.hypothesis_base import Hypothesis
 from ..storage import Run, connect
 from ..storage.query import flatten, get_read_errors
 from .costs import COST_RECORDS, parse_cost_metric, summarize_cost

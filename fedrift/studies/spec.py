@@ -16,7 +16,7 @@ from ..core.errors import UserError, quote_value
 from ..core.random import Seed
 from ..stats import hypotheses as claims
 from ..stats.gates import Gate
-from ..stats.hypotheses import Hypothesis
+from ..stats.hypothesis_base import Hypothesis
 from . import designs
 from .designs import Design, FullGrid
 

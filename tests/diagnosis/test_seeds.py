@@ -10,15 +10,15 @@ import pytest
 
 from fedrift.diagnosis import diagnose
 from fedrift.diagnosis.across_seeds import combine_seeds, diagnoses_to_json, paired_excess
-from fedrift.diagnosis.finding import Finding, RunEvidence, make_finding, make_not_measured
+from fedrift.diagnosis.finding import Finding, RunEvidence, make_not_measured, single_run_grade
 
 from .runs import falling, run
 
 
 def one(statistic=2.0, base=0.0, shown: bool | None = False, **more) -> Finding:
-    return make_finding(
-        "trouble", statistic, base, 1.0, "nats", is_positive=statistic > 1, message="there is trouble", in_baseline=shown, **more
-    )
+    positive = statistic > 1
+    grade = single_run_grade(positive)
+    return Finding("trouble", grade, "there is trouble", statistic, base, 1.0, "nats", is_positive=positive, in_baseline=shown, **more)
 
 
 def grade(*every: Finding) -> str:
@@ -61,9 +61,9 @@ def test_what_wants_more_evidence_stays_suspected_and_says_what():
 
 def test_an_event_is_worth_a_word_in_one_seed_and_needs_pairs_that_point_one_way():
     def event(run, twin):
-        return make_finding(
-            "trouble", float(run), float(twin), 0.5, "event", is_positive=run, message="it happened", in_baseline=twin, is_event=True
-        )
+        numbers = float(run), float(twin), 0.5
+        grade = single_run_grade(run)
+        return Finding("trouble", grade, "it happened", *numbers, "event", is_positive=run, in_baseline=twin, is_event=True)
 
     assert grade(*[event(True, False)] + [event(False, False)] * 4) == "suspected"
     assert grade(*[event(True, False)] * 2 + [event(False, False)]) == "confirmed"

@@ -12,6 +12,7 @@ from fedrift import stats as s
 from fedrift.config.loader import Registry, dump_value, parse_value
 from fedrift.core.errors import UserError
 from fedrift.stats import hypotheses
+from fedrift.stats.contrasts import ContrastTerm
 from fedrift.stats.gates import Gate, evaluate_gated, find_void_conditions, list_used_conditions
 from fedrift.stats.hypotheses import All, Equivalent, Greater, Hypothesis, Interaction, LinearContrast, MatchedDifference
 
@@ -77,7 +78,7 @@ def test_a_main_effect_of_cells_that_share_no_levels():
     ]  # fmt: skip
     said = LinearContrast(
         name="a", metric="loss",
-        terms=(hypotheses.ContrastTerm(weight=1.0, select={"a": 2}), hypotheses.ContrastTerm(weight=-1.0, select={"a": 0})),
+        terms=(ContrastTerm(weight=1.0, select={"a": 2}), ContrastTerm(weight=-1.0, select={"a": 0})),
     )  # fmt: skip
     found = s.evaluate_hypotheses([said], pd.DataFrame(rows), ["a", "b", "c"])[0]
     assert found.verdict == "supported" and found.effect == pytest.approx(0.1, abs=0.01)
@@ -178,7 +179,7 @@ def test_yaml_and_divergence():
         assert parse_value(Hypothesis, dump_value(said, rooms), rooms, "hypothesis") == said
     runs = study(lambda *arm: 0.0)
     contrast = LinearContrast(
-        name="a", metric="loss", contrast="iid_baseline", terms=(hypotheses.ContrastTerm(weight=1.0, select={"algorithm": "FedAvg"}),)
+        name="a", metric="loss", contrast="iid_baseline", terms=(ContrastTerm(weight=1.0, select={"algorithm": "FedAvg"}),)
     )
     broken = diverge(runs, (runs["algorithm"] == "FedAvg") & (runs["partition.severity"] == 1.0))
     assert s.evaluate_hypotheses([contrast], broken, FACTORS)[0].verdict == "supported"
