@@ -28,6 +28,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from .algorithms.aggregators import FFALoRA, FlexLoRA, Mean
+from .algorithms.aggregators.base import Aggregator
 from .algorithms.aggregators.lora import adapter_modules, weighted_products
 from .core.errors import UserError, quote_value, unknown_name_error
 from .core.tree import Tree, to_float64
@@ -291,7 +292,7 @@ def check_shared_down(adapters: Sequence[SavedAdapter]) -> None:
             )
 
 
-def add_change(aggregator: Mean, result: RoundResult) -> Tree:
+def add_change(aggregator: Aggregator, result: RoundResult) -> Tree:
     """The server's factors ``[...]`` after one of fedrift's aggregators."""
     server = result.before.server
     return (server.params + aggregator.aggregate(server, result.update)).map(lambda leaf: leaf[0])

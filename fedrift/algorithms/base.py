@@ -31,8 +31,9 @@ class Algorithm(ABC):
     properties that fedrift checks for compatibility. A new algorithm usually derives from ``FedAvg``, which implements the two
     abstract hooks ``init_server`` and ``server_update``, and overrides only the hooks in which it differs.
 
-    In each round, the clients of the cohort start at ``init_local``. Every local step calls ``transform_grad``, the client optimizer,
-    ``after_step`` and ``on_step_end``, in this order. After the last step, ``client_update`` and ``update_client_state`` determine
+    In each round, the clients of the cohort start at ``init_local``. Every local step calls, in this order, ``transform_grad``, the
+    client optimizer, ``after_step``, which may change the local models, and ``on_step_end``, which may change what else the clients
+    hold during the round, such as their persistent states. After the last step, ``client_update`` and ``update_client_state`` determine
     what the clients send and what they keep. Finally, ``server_update`` computes the next state of the server.
 
     Example:
@@ -98,10 +99,10 @@ class Algorithm(ABC):
         """Create the initial persistent state of a client, such as c_k of SCAFFOLD.
 
         Args:
-            params: The initial parameters, ``[A, ...]``. A is 1 if all clients start with the same state, else the number of clients.
+            params: The initial parameters, ``[1, ...]`` if all clients start with the same state, else one row per client.
 
         Returns:
-            A tree ``[A, ...]`` with any leaf names; empty if clients keep nothing between rounds.
+            A tree with the same first axis as ``params`` and any leaf names; empty if clients keep nothing between rounds.
         """
         return Tree()
 
@@ -178,7 +179,9 @@ class Algorithm(ABC):
         return grad
 
     def after_step(self, params: Tree, local: LocalState) -> Tree:
-        """Return the local models after a local step.
+        """Return the local models at the end of a local step: change here where the optimizer step led.
+
+        The proximal step of FedProx is an example. ``on_step_end`` changes everything else that a client holds.
 
         Args:
             params: The local models after the step of the client optimizer, ``[C, ...]``.
@@ -190,7 +193,10 @@ class Algorithm(ABC):
         return params
 
     def on_step_end(self, grad: Tree, local: LocalState, active: Tensor) -> LocalState:
-        """Return the state of the cohort at the end of a local step, for example with changed ``local.client_state``.
+        """Return the state of the cohort at the end of a local step: change here what the clients hold besides their models.
+
+        It is called after ``after_step``, so ``local.params`` are already the models at the end of the step. pFedMe, for example,
+        moves its shared model y here, which is part of ``local.client_state``.
 
         Args:
             grad: The raw gradient of the step, ``[C, ...]``.

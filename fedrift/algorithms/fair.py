@@ -13,8 +13,8 @@ from torch import Tensor
 from ..core.optimizers import Optimizer, is_adaptive
 from ..core.tree import Tree
 from ..core.types import CohortUpdate, LocalState, ServerState
-from .aggregators.mean import rows_by_model
-from .fedavg import FedAvg, cluster_sum
+from .aggregators.mean import cluster_sum, rows_by_model
+from .fedavg import FedAvg
 
 
 @dataclass(frozen=True)

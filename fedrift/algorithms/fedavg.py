@@ -16,7 +16,8 @@ from torch import Tensor
 from ..core.optimizers import Adagrad, Adam, Decay, Optimizer, Sgd, Yogi, is_adaptive, select_prefix
 from ..core.tree import Tree
 from ..core.types import CohortUpdate, LocalState, RoundResult, ServerState
-from .aggregators.mean import Mean, cluster_mean, cluster_sum, has_update, weighted_mean
+from .aggregators.base import Aggregator
+from .aggregators.mean import Mean, has_update, weighted_mean
 from .base import Algorithm, RoundMetrics
 
 
@@ -44,7 +45,7 @@ class FedAvg(Algorithm):
     """
 
     server_optimizer: Optimizer = Sgd(1.0)
-    aggregator: Mean = Mean()
+    aggregator: Aggregator = Mean()
 
     def init_server(self, params: Tree) -> ServerState:
         return ServerState(
@@ -150,8 +151,8 @@ class FedProx(FedAvg):
         messages = super().warnings(optimizer, weighting)
         if self.proximal == "gradient" and is_adaptive(optimizer):
             messages.append(
-                "FedProx(proximal='gradient') under AdamW: the proximal gradient is normalized with the rest of the gradient, so mu is "
-                "not comparable with the SGD literature; proximal='prox_step' computes the exact proximal step"
+                f"FedProx(proximal='gradient') under {type(optimizer).__name__}: the proximal gradient is normalized with the rest of "
+                "the gradient, so mu is not comparable with the SGD literature; proximal='prox_step' computes the exact proximal step"
             )
         elif self.proximal == "gradient" and optimizer.lr * self.mu >= 2:
             messages.append(
@@ -248,4 +249,4 @@ class FedSGD(FedAvg):
         ]
 
 
-__all__ = ["FedAvg", "cluster_mean", "cluster_sum", "has_update", "mean_over_clients", "weighted_mean"]
+__all__ = ["FedAdagrad", "FedAdam", "FedAvg", "FedAvgM", "FedNova", "FedProx", "FedSGD", "FedYogi", "mean_over_clients", "path_length"]

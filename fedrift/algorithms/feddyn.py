@@ -12,8 +12,9 @@ from torch import Tensor
 from ..core.optimizers import Optimizer, Sgd, is_adaptive
 from ..core.tree import Tree
 from ..core.types import CohortUpdate, LocalState, RoundResult, ServerState
+from .aggregators.mean import cluster_mean, cluster_sum, has_update
 from .base import RoundMetrics
-from .fedavg import FedAvg, cluster_mean, cluster_sum, has_update, mean_over_clients
+from .fedavg import FedAvg, mean_over_clients
 
 
 @dataclass(frozen=True)

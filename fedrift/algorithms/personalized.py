@@ -147,7 +147,7 @@ class Ditto(FedAvg):
         messages = super().warnings(optimizer, weighting)
         if self.lambda_ and is_adaptive(optimizer):
             messages.append(
-                "Ditto under AdamW: the proximal gradient lambda (v - w) is normalized with the rest of the gradient, so lambda_ "
+                f"Ditto under {type(optimizer).__name__}: the proximal gradient lambda (v - w) is normalized with the rest of the gradient, so lambda_ "
                 "is not comparable with the SGD literature"
             )
         return messages
@@ -226,8 +226,8 @@ class PFedMe(FedAvg):
         messages = super().warnings(optimizer, weighting)
         if is_adaptive(optimizer):
             messages.append(
-                "pFedMe under AdamW: the proximal gradient lambda (theta - y) is normalized with the rest of the gradient, so theta "
-                "solves a different problem than in the paper; use Sgd"
+                f"pFedMe under {type(optimizer).__name__}: the proximal gradient lambda (theta - y) is normalized with the rest of the "
+                "gradient, so theta solves a different problem than in the paper; use Sgd"
             )
         return messages
 

@@ -14,8 +14,9 @@ from torch import Tensor
 from ..core.optimizers import Optimizer, is_adaptive, select_prefix, with_prefix
 from ..core.tree import Tree
 from ..core.types import CohortUpdate, LocalState, RoundResult, ServerState
+from .aggregators.mean import cluster_mean, cluster_sum
 from .base import RoundMetrics
-from .fedavg import FedAvg, cluster_mean, cluster_sum
+from .fedavg import FedAvg
 
 
 @dataclass(frozen=True)
@@ -69,8 +70,8 @@ class Scaffold(FedAvg):
         messages = super().warnings(optimizer, weighting)
         if is_adaptive(optimizer):
             messages.append(
-                "SCAFFOLD under AdamW: the correction is added to the gradient before Adam normalizes it, so the fixed point is "
-                "off by O(lr) and no convergence theory applies; use Sgd"
+                f"SCAFFOLD under {type(optimizer).__name__}: the correction is added to the gradient before the optimizer normalizes it, "
+                "so the fixed point is off by O(lr) and no convergence theory applies; use Sgd"
             )
         if weighting != "uniform":
             messages.append(

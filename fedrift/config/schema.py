@@ -16,7 +16,7 @@ from annotated_types import Ge, Gt, Interval, Le, MinLen
 
 from .. import algorithms, clustering, partition
 from ..algorithms import FedAvg, aggregators
-from ..algorithms.aggregators import Mean
+from ..algorithms.aggregators.base import Aggregator
 from ..clustering import NoClustering
 from ..core import optimizers
 from ..core.errors import UserError
@@ -50,10 +50,17 @@ ADDED_KEYS: Mapping[str, Any] = {
 METADATA_KEYS = ("id", "schema", "partition_table")  # keys of experiment.json that are not part of the experiment
 
 REGISTRY = Registry(
-    {FedAvg: algorithms, Mean: aggregators, Optimizer: optimizers, Partitioner: partition, Trainable: trainable, NoClustering: clustering},
+    {
+        FedAvg: algorithms,
+        Aggregator: aggregators,
+        Optimizer: optimizers,
+        Partitioner: partition,
+        Trainable: trainable,
+        NoClustering: clustering,
+    },
     {
         FedAvg: "algorithm",
-        Mean: "aggregator",
+        Aggregator: "aggregator",
         Optimizer: "optimizer",
         Partitioner: "partition",
         Trainable: "trainable",

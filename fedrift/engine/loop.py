@@ -14,7 +14,8 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from ..algorithms.fedavg import FedAvg, cluster_mean, cluster_sum
+from ..algorithms.aggregators.mean import cluster_mean, cluster_sum
+from ..algorithms.fedavg import FedAvg
 from ..core.random import derive_seed, numpy_stream
 from ..core.tree import Tree
 from ..core.types import ClientSampler, ClientStateStore, CohortUpdate, FederatedState, ReclusterFn, RoundResult

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 import pytest
 
 from fedrift.algorithms import FedDyn
-from fedrift.algorithms.fedavg import cluster_sum
+from fedrift.algorithms.aggregators.mean import cluster_sum
 from fedrift.core.optimizers import AdamW, Sgd
 from tests.quadratics import Q2, clients, path, train
 

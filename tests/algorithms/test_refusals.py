@@ -26,7 +26,8 @@ from fedrift.algorithms import (
     Scaffold,
     aggregators,
 )
-from fedrift.algorithms.aggregators import DPMean, FedEx, FFALoRA, FlexLoRA, FLoRA, Krum, Mean, Median, NormClippedMean, RoLoRA, TrimmedMean
+from fedrift.algorithms.aggregators import DPMean, FedEx, FFALoRA, FlexLoRA, FLoRA, Krum, Median, NormClippedMean, RoLoRA, TrimmedMean
+from fedrift.algorithms.aggregators.base import Aggregator
 from fedrift.algorithms.fair import mixture_weight as share_of
 from fedrift.core.optimizers import Adagrad, Adam, AdamW, Sgd, Yogi
 from fedrift.core.tree import Tree
@@ -59,12 +60,12 @@ REFUSED = {  # by each aggregate of plain clients' adapters, these algorithms
 SERVERS = [Sgd(1.0, momentum=0.5), Sgd(1.0, weight_decay=0.01), Adam(0.05), Yogi(0.05), Adagrad(0.05)]
 
 
-def with_(name: str, aggregate: Mean) -> FedAvg:
+def with_(name: str, aggregate: Aggregator) -> FedAvg:
     algorithm = replace(getattr(algorithms, name)(), aggregator=aggregate)
     return replace(algorithm, server_optimizer=Sgd(0.3, momentum=0.3)) if name == "FedAvgM" else algorithm  # four rounds are few for 0.9
 
 
-def aggregate(name: str) -> Mean:
+def aggregate(name: str) -> Aggregator:
     """Krum selects four of five: the change of one client serves that client, not the mean of all."""
     return {"DPMean": DPMean(noise_multiplier=1e-4), "Krum": Krum(num_selected=4)}.get(name) or getattr(aggregators, name)()
 

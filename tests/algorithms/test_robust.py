@@ -9,6 +9,7 @@ import torch
 
 from fedrift.algorithms import FedAvg, FedProx, Scaffold
 from fedrift.algorithms.aggregators import DPMean, Krum, Mean, Median, NormClippedMean, TrimmedMean
+from fedrift.algorithms.aggregators.base import Aggregator
 from fedrift.algorithms.aggregators.robust import pairwise_squared_distances, select_lowest_scores
 from fedrift.core.optimizers import Adam, Sgd
 from fedrift.core.tree import Tree
@@ -28,7 +29,7 @@ def update(*values: float, weight=None, group=None) -> CohortUpdate:
     )
 
 
-def change(rule: Mean, *values, **options) -> list[float]:
+def change(rule: Aggregator, *values, **options) -> list[float]:
     told = update(*values, **options)
     start = torch.zeros(len(told.cluster_sizes), told.delta["x"].shape[1], dtype=torch.float64)
     server = ServerState(Tree(x=start), Tree(), Tree())

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from fedrift.algorithms import FedAvg, Scaffold
-from fedrift.algorithms.fedavg import cluster_sum
+from fedrift.algorithms.aggregators.mean import cluster_sum
 from fedrift.core.optimizers import AdamW, Sgd
 from tests.quadratics import Q2, clients, path, train
 

@@ -1,6 +1,6 @@
 """Aggregators: rules that combine the updates of a cohort into one update per model.
 
-Configurations select an aggregator by its name in ``__all__``.
+Configurations select an aggregator by its name in ``__all__``. ``base.Aggregator`` documents how to write another one.
 """
 
 from .lora import FedEx, FFALoRA, FlexLoRA, FLoRA, RoLoRA

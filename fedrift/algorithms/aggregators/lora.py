@@ -21,12 +21,13 @@ from ...core.optimizers import Sgd
 from ...core.random import torch_stream
 from ...core.tree import Tree, to_float64
 from ...core.types import CohortUpdate, ServerState
-from .mean import AlgorithmInfo, Mean, rows_by_model
+from .base import Aggregator, AlgorithmInfo
+from .mean import Mean, rows_by_model
 
 
 @dataclass(frozen=True)
 class ProductAggregator(Mean):
-    """Base class of aggregators that work on the products B A instead of the factors."""
+    """Base class of aggregators that work on the products B A. Parameters that belong to no adapter are averaged as in ``Mean``."""
 
     couples_lora_factors: ClassVar[bool] = True
 
@@ -45,7 +46,7 @@ class ProductAggregator(Mean):
         return reasons
 
 
-def reject_missing_adapters(aggregator: Mean, param_names: Collection[str]) -> list[str]:
+def reject_missing_adapters(aggregator: Aggregator, param_names: Collection[str]) -> list[str]:
     """Return the reason against an aggregator for adapters if no adapters are trained."""
     if adapter_modules(param_names):
         return []
@@ -58,7 +59,7 @@ def keeps_param_state(algorithm: AlgorithmInfo, param_names: Collection[str]) ->
     return any(name.endswith(tuple(param_names)) for name in client_state)
 
 
-def reject_param_state(aggregator: Mean, algorithm: AlgorithmInfo, param_names: Collection[str]) -> list[str]:
+def reject_param_state(aggregator: Aggregator, algorithm: AlgorithmInfo, param_names: Collection[str]) -> list[str]:
     """Return the reason against such client states for an aggregator that changes the basis of the factors in each round."""
     if not keeps_param_state(algorithm, param_names):
         return []
@@ -68,7 +69,7 @@ def reject_param_state(aggregator: Mean, algorithm: AlgorithmInfo, param_names: 
     ]
 
 
-def reject_weight_decay(aggregator: Mean, server_optimizer: Any) -> list[str]:
+def reject_weight_decay(aggregator: Aggregator, server_optimizer: Any) -> list[str]:
     """Return the reason against weight decay on the server for an aggregator that freezes some parameters."""
     if not getattr(server_optimizer, "weight_decay", 0):
         return []
@@ -114,7 +115,7 @@ def add_to_base(base: Tree, module: str, model: int, change: Tensor) -> Tensor:
 
 
 @dataclass(frozen=True)
-class FFALoRA(Mean):
+class FFALoRA(Aggregator):
     """FFA-LoRA: A keeps its random initial value and only B is trained, so the mean of B gives the mean of the products B A.
 
     Sun, Li, Li & Ding, "Improving LoRA in Privacy-preserving Federated Learning", ICLR 2024, arXiv:2403.12313.
@@ -127,7 +128,7 @@ class FFALoRA(Mean):
     """
 
     couples_lora_factors: ClassVar[bool] = True
-    inner_aggregator: Mean = Mean()
+    inner_aggregator: Aggregator = Mean()
 
     def frozen_params(self, param_names: Collection[str], round: int) -> frozenset[str]:
         return frozenset(module + ".A" for module in adapter_modules(param_names))

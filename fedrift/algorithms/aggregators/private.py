@@ -17,7 +17,8 @@ from annotated_types import Ge, Gt
 from ...core.random import torch_stream
 from ...core.tree import Tree
 from ...core.types import CohortUpdate, ServerState
-from .mean import AlgorithmInfo, Unweighted, cluster_sum
+from .base import AlgorithmInfo, Unweighted
+from .mean import cluster_sum
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,8 @@ from torch import Tensor
 
 from ...core.tree import Tree, to_float64
 from ...core.types import CohortUpdate, ServerState
-from .mean import Robust, rows_by_model
+from .base import Robust
+from .mean import rows_by_model
 
 
 @dataclass(frozen=True)
