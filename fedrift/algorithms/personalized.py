@@ -147,8 +147,8 @@ class Ditto(FedAvg):
         messages = super().warnings(optimizer, weighting)
         if self.lambda_ and is_adaptive(optimizer):
             messages.append(
-                f"Ditto under {type(optimizer).__name__}: the proximal gradient lambda (v - w) is normalized with the rest of the gradient, so lambda_ "
-                "is not comparable with the SGD literature"
+                f"Ditto under {type(optimizer).__name__}: the proximal gradient lambda (v - w) is normalized with the rest of the "
+                "gradient, so lambda_ is not comparable with the SGD literature"
             )
         return messages
 

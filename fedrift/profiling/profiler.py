@@ -1,413 +1,42 @@
-"""Profiler of an experiment: measured rounds, and replays of one round under torch's profiler and counters.
-
-Training is a function of the state, so a replay changes nothing. The ranges ``fedrift.*`` also appear in the exported trace.
-"""
+"""Profiler of an experiment: measured rounds, and replays of one round under torch's profiler and counters."""
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import suppress
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, field
 from functools import partial
-from itertools import islice
-from math import prod
 from pathlib import Path
-from statistics import mean, median
+from statistics import mean
 from tempfile import TemporaryDirectory
 from time import perf_counter, process_time
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
-from torch.profiler import ProfilerActivity, profile, record_function
-from torch.utils.flop_counter import FlopCounterMode, sdpa_flop
 
 from ..config.runtime import Runtime
 from ..config.schema import ExperimentConfig
 from ..core.errors import UserError
-from ..core.optimizers import Optimizer
-from ..core.tree import Tree
 from ..core.types import CohortUpdate, FederatedState, RoundResult
-from ..engine.build import RunContext, build_run, resolve_fingerprints, timing_step
+from ..engine.build import RunContext, build_run, resolve_fingerprints
 from ..engine.cache import ResourceCache
 from ..engine.loop import run_rounds
 from ..engine.run import evaluate_round, finish_run, prefix_probe_names, record_clustering
 from ..probes import MetricHistory, ScheduledProbe, to_records
 from ..probes.base import is_due
 from ..probes.federation import CommunicationCost
-from ..simulation import ClientSimulator
-from ..simulation.batches import CPU_BYTES_PER_PASS, CPU_TOKENS_PER_PASS, MEMORY_FRACTION, activation_bytes_per_token, free_memory_bytes
 from ..simulation.simulator import ClientAlgorithm, ClientPool
 from ..storage import Run
 from ..storage.fork import Checkpoint
 from .hints import find_hints
-
-MATRIX_SIZES = {"cpu": (512, 1024, 1536), "cuda": (4096, 8192), "mps": (1024, 2048)}
-
-
-def measure_gemm_peak(device: torch.device, dtype: torch.dtype = torch.float32, num_trials: int = 8) -> float:
-    """Return the speed of a large square matrix product in FLOP/s, with torch's current number of threads.
-
-    Args:
-        device: Device of the matrices.
-        dtype: Data type of the matrices.
-        num_trials: Number of trials per matrix size; the result is the best trial of all sizes.
-    """
-    best = 0.0
-    for side in MATRIX_SIZES.get(device.type, MATRIX_SIZES["cuda"]):
-        matrix = torch.ones(side, side, dtype=dtype, device=device)
-        for _ in range(num_trials):
-            start = perf_counter()
-            (matrix @ matrix)[0, 0].item()  # .item() waits for the device
-            best = max(best, 2 * side**3 / (perf_counter() - start))
-    return best
-
-
-def peak_resident_bytes() -> int:
-    """Return the peak resident memory of this process in bytes, or 0 if the system does not report it."""
-    status = Path("/proc/self/status")
-    if status.exists():  # getrusage would include the parent's memory at the time of the fork
-        return next((int(line.split()[1]) * 1024 for line in status.read_text().splitlines() if line.startswith("VmHWM")), 0)
-    try:
-        import resource
-    except ImportError:
-        return 0
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024
-
-
-BASE_WEIGHT_PRODUCTS, CLIENT_PRODUCTS, ATTENTION, HEAD = (
-    "products with base weights",
-    "products with client weights",
-    "attention",
-    "head and loss",
-)
-ELEMENTWISE, OPTIMIZER, ALGORITHM, DATA, IDLE = "elementwise and copies", "optimizer", "algorithm", "data", "Python and idle"
-OPERATION_KINDS = (BASE_WEIGHT_PRODUCTS, CLIENT_PRODUCTS, ATTENTION, HEAD, ELEMENTWISE, OPTIMIZER, ALGORITHM, DATA, IDLE)
-"""Kinds of operations in local training.
-
-Products with base weights have one weight for all clients (mm, addmm), and products with client weights have one per client (bmm,
-baddbmm). Elementwise operations and copies lie between them in the blocks. ``ALGORITHM`` is what the algorithm adds (clipping,
-corrections, running means), and ``IDLE`` is the time in which no operation ran.
-"""
-
-PRODUCT_KINDS = {
-    "aten::mm": BASE_WEIGHT_PRODUCTS,
-    "aten::addmm": BASE_WEIGHT_PRODUCTS,
-    "aten::bmm": CLIENT_PRODUCTS,
-    "aten::baddbmm": CLIENT_PRODUCTS,
-    "aten::baddbmm_": CLIENT_PRODUCTS,
-    "aten::addmm_": BASE_WEIGHT_PRODUCTS,
-}
-RANGE_KINDS = {"fedrift.data": DATA, "fedrift.optimizer": OPTIMIZER, "fedrift.loss": ELEMENTWISE}
-ReplayFn = Callable[[], CohortUpdate]
-
-
-@dataclass(frozen=True)
-class RecordedOptimizer:
-    """An optimizer whose steps are recorded as a range of the trace."""
-
-    optimizer: Optimizer
-    lr: float
-
-    def init(self, params: Tree) -> Tree:
-        """Return the optimizer's initial state."""
-        return self.optimizer.init(params)
-
-    def step(self, params: Tree, grad: Tree, moments: Tree) -> tuple[Tree, Tree]:
-        """Take one optimizer step within a recorded range."""
-        with record_function("fedrift.optimizer"):
-            return replace(self.optimizer, lr=self.lr).step(params, grad, moments)  # type: ignore[type-var]
-
-
-def with_recorded_ranges(simulator: ClientSimulator, max_steps: int | None = None) -> ClientSimulator:
-    """Return the simulator with its data loading, losses and optimizer steps recorded as ranges of the trace.
-
-    Args:
-        simulator: The client simulator.
-        max_steps: Number of local steps of each round after which training stops; None means all.
-    """
-
-    def batches(round: int, cohort: Tensor) -> Iterator[dict[str, Tensor]]:
-        limited_batches = islice(simulator.batches(round, cohort), max_steps)
-        while True:
-            with record_function("fedrift.data"):
-                batch = next(limited_batches, None)
-            if batch is None:
-                return
-            yield batch
-
-    def loss(params: Tree, batch: dict[str, Tensor]) -> Tensor:
-        with record_function("fedrift.loss"):
-            return simulator.loss_fn(params, batch)
-
-    return replace(simulator, batches=batches, loss_fn=loss, optimizer=RecordedOptimizer(simulator.optimizer, simulator.optimizer.lr))
-
-
-def time_by_kind(replay: ReplayFn, device: torch.device, trace_path: Path | None = None) -> tuple[dict[str, float], float, CohortUpdate]:
-    """Profile a replay and return its time by kind of operation.
-
-    The profiler itself takes some microseconds per operation, which are counted as Python and idle and in the shortest operations.
-
-    Args:
-        replay: Function that trains the round again.
-        device: Device of the training.
-        trace_path: File to which the trace is written, if given.
-
-    Returns:
-        Seconds of each kind of operation, their sum, which is the duration of the replay, and the cohort's updates.
-    """
-    activities = [ProfilerActivity.CPU] + ([ProfilerActivity.CUDA] if device.type == "cuda" else [])
-    with profile(activities=activities) as profiler, record_function("fedrift.training"):
-        update = replay()
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
-    if trace_path is not None:
-        profiler.export_chrome_trace(str(trace_path))
-    return (*sum_by_kind(profiler.events() or [], device.type == "cuda"), update)
-
-
-def sum_by_kind(events: Iterable[Any], is_cuda: bool) -> tuple[dict[str, float], float]:
-    """Sum the events of a profile by kind of operation.
-
-    Args:
-        events: Events of torch's profiler.
-        is_cuda: Whether to use the time on the GPU instead of the CPU.
-
-    Returns:
-        Seconds of each kind of operation, and their sum.
-    """
-    seconds, duration = dict.fromkeys(OPERATION_KINDS, 0.0), 0.0
-    context: dict[int, str] = {}
-    events = sorted(events, key=lambda event: (event.time_range.start, -event.time_range.end))
-    for event in events:
-        parent_kind = context.get(event.cpu_parent.id, "") if event.cpu_parent else ""
-        context[event.id] = kind = enclosing_kind(event.name, parent_kind)
-        if event.name == "fedrift.training":
-            duration = max(duration, event.cpu_time_total / 1e6)
-        elif event.name.startswith("aten::"):
-            microseconds = event.self_device_time_total if is_cuda else event.self_cpu_time_total
-            seconds[operation_kind(event.name, kind)] += microseconds / 1e6
-    seconds[IDLE] = max(0.0, duration - sum(seconds.values()))
-    return seconds, sum(seconds.values())
-
-
-def enclosing_kind(name: str, parent_kind: str) -> str:
-    """Return the kind of the code that an event belongs to.
-
-    Args:
-        name: Name of the event.
-        parent_kind: Kind of the event that called it, or "" if unknown.
-    """
-    if name in RANGE_KINDS:
-        return RANGE_KINDS[name]
-    if "Head" in name:
-        return HEAD
-    if "attention" in name:
-        return ATTENTION
-    return ELEMENTWISE if name.startswith("autograd::") and not parent_kind else parent_kind
-
-
-def operation_kind(name: str, enclosing: str) -> str:
-    """Return the kind of an operation.
-
-    Args:
-        name: Name of the operation, such as ``aten::mm``.
-        enclosing: Kind of the code that the operation belongs to, or "" if unknown.
-    """
-    return PRODUCT_KINDS.get(name, ELEMENTWISE) if enclosing == ELEMENTWISE else enclosing or ALGORITHM
-
-
-def count_flops(replay: ReplayFn) -> tuple[float, CohortUpdate]:
-    """Return the FLOPs of a replay as torch counts them, and the cohort's updates.
-
-    The count includes matrix products and attention, forward and backward. Attention counts all pairs of positions, whether masked or not.
-    """
-    ops = torch.ops.aten
-
-    def product_flops(bias_shape: Any, left_shape: Any, right_shape: Any, *rest: Any, **options: Any) -> int:
-        """Return the FLOPs of a product of shapes ``[..., A, B]`` and ``[..., B, C]``."""
-        return 2 * prod(left_shape) * int(right_shape[-1])
-
-    custom_flops: dict[Any, Any] = {ops.baddbmm_: product_flops, ops.addmm_: product_flops}  # torch counts neither in-place products
-    with suppress(AttributeError):  # nor attention on a CPU
-        custom_flops[ops._scaled_dot_product_flash_attention_for_cpu] = lambda q, k, v, *rest, **options: sdpa_flop(q, k, v)
-        custom_flops[ops._scaled_dot_product_flash_attention_for_cpu_backward] = (  # five products, where the forward pass has two
-            lambda grad, q, k, v, *rest, **options: 5 * sdpa_flop(q, k, v) / 2
-        )
-    with FlopCounterMode(display=False, custom_mapping=custom_flops) as counter:
-        update = replay()
-    return float(counter.get_total_flops()), update
-
-
-def peak_bytes(replay: ReplayFn, device: torch.device) -> float:
-    """Return the peak memory of the tensors that a replay creates, in bytes, or NaN if torch does not report it (Apple's GPU).
-
-    Args:
-        replay: Function that trains the round again.
-        device: Device of the training.
-    """
-    if device.type == "cuda":
-        before = torch.cuda.memory_allocated(device)
-        torch.cuda.reset_peak_memory_stats(device)
-        replay()
-        return float(torch.cuda.max_memory_allocated(device) - before)
-    if device.type != "cpu":
-        return float("nan")
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as recorded:
-        replay()
-    current = peak = 0
-    raw_profiler: Any = recorded.profiler
-    for event in sorted(
-        (candidate for candidate in raw_profiler.kineto_results.events() if candidate.name() == "[memory]"),
-        key=lambda item: item.start_ns(),
-    ):
-        current += event.nbytes()
-        peak = max(peak, current)
-    return float(peak)
-
-
-def tree_bytes(*trees: Tree) -> int:
-    """Return the bytes of all leaves of some trees."""
-    return sum(leaf.numel() * leaf.element_size() for tree in trees for leaf in tree.values())
-
-
-def storage_bytes(tensors: Iterable[Tensor]) -> int:
-    """Return the bytes of the storage of some tensors; shared storage counts once."""
-    sizes = {tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes() for tensor in tensors}
-    return sum(sizes.values())
-
-
-def memory_breakdown(
-    context: RunContext, state: FederatedState, update: CohortUpdate, pass_size: int, step_peak: float
-) -> dict[str, float]:
-    """Return the bytes in use by purpose.
-
-    Args:
-        context: The prepared run.
-        state: State after a round.
-        update: The cohort's updates of this round.
-        pass_size: Number of clients that train in one pass.
-        step_peak: Peak memory of the tensors of one local step, in bytes; NaN if unknown.
-    """
-    model = context.model
-    server, network = state.server, model.network
-    index = torch.zeros(pass_size, dtype=torch.long)
-    start = server.params.take(index)
-    optimizer_bytes = tree_bytes(context.simulator.optimizer.init(start))
-    copy_bytes = 3 * tree_bytes(start) + tree_bytes(server.broadcast.take(index)) + tree_bytes(state.client_states.gather(index))
-    batches: Any = context.simulator.batches
-    return {
-        "base weights": storage_bytes([*network.parameters(), *network.buffers()]),
-        f"server models ({server.num_models})": tree_bytes(server.params, server.merged_base, state.server_delta),
-        "server optimizer state and broadcast": tree_bytes(server.broadcast, server.opt_state),
-        f"states of {context.simulator.size} clients": state.client_states.num_bytes(),
-        f"updates of {len(update.tokens)} clients": tree_bytes(update.delta, update.mean_grad, update.client_state, update.state_delta),
-        f"optimizer states of {pass_size} clients in a pass": optimizer_bytes,
-        "models, gradients and states in a pass": copy_bytes,
-        "activations and temporary tensors of a step": max(0.0, step_peak - optimizer_bytes - copy_bytes)
-        if step_peak == step_peak
-        else step_peak,
-        "cached outputs of frozen blocks": tree_bytes(Tree(cached_in_memory(model.prefix_cache))) if model.prefix_cache else 0,
-        "tokenized training text": sum(client_blocks.tokens.nbytes + client_blocks.mask.nbytes for client_blocks in batches.blocks),
-    }
-
-
-def cached_in_memory(prefix: Any) -> dict[str, Tensor]:
-    """Return the cached outputs of frozen blocks that are in memory and not in a file."""
-    return {str(key): output for key, output in prefix.entries.items() if isinstance(output, Tensor)}
-
-
-def explain_pass_size(context: RunContext, runtime: Runtime, batch_size: int, length: int, passes_per_step: int) -> str:
-    """Return the reason for the number of clients per pass.
-
-    Args:
-        context: The prepared run.
-        runtime: The runtime options.
-        batch_size: Number of sequences per batch.
-        length: Number of tokens per sequence.
-        passes_per_step: Number of forward passes per step whose activations are needed by the backward pass.
-    """
-    pass_size, cohort, device = (context.simulator.clients_per_pass or context.cohort_size, context.cohort_size, runtime.resolve_device())
-    if runtime.clients_per_pass:
-        return f"set by --clients-per-pass {runtime.clients_per_pass}"
-    if runtime.clients_per_pass == 0:
-        return "fastest in a timed trial (--clients-per-pass 0)"
-    if pass_size >= cohort:
-        return "the whole cohort fits into one pass"
-    client_bytes = passes_per_step * batch_size * length * activation_bytes_per_token(context.model.network)
-    if device.type == "cpu" and pass_size == max(1, CPU_TOKENS_PER_PASS // (batch_size * length)):
-        return f"a client has {batch_size} x {length} tokens, and passes of about {CPU_TOKENS_PER_PASS:,} tokens use the CPU's cache best"
-    if device.type == "cpu" and pass_size == max(1, int(CPU_BYTES_PER_PASS // client_bytes)):
-        return (
-            f"a client's activations take about {client_bytes / 1e6:,.0f} MB, and passes with more than "
-            f"{CPU_BYTES_PER_PASS / 1e9:g} GB of activations are not faster on a CPU"
-        )
-    return (
-        f"a client's activations take about {client_bytes / 1e6:,.0f} MB, and activations may use {MEMORY_FRACTION:.0%} of the "
-        f"{free_memory_bytes(device) / 1e9:,.1f} GB of free memory"
-    )
-
-
-TIME_BUDGET_S = 10.0  # for all trials together
-
-
-def time_pass_sizes(context: RunContext, result: RoundResult, batch: dict[str, Tensor], num_repeats: int = 3) -> list[dict[str, Any]]:
-    """Measure the training speed of passes of several sizes.
-
-    The trials are one client, the current number of clients per pass, the whole cohort, and the current number with twice the batch. They
-    alternate, so that a change of the machine's load affects all of them. Trials other than the current number are left out if they
-    would exceed the time budget.
-
-    Args:
-        context: The prepared run.
-        result: A round, for its models.
-        batch: A batch of the cohort.
-        num_repeats: Number of timed repeats of each trial.
-
-    Returns:
-        One entry per trial with ``clients``, ``batch``, ``chosen`` and ``tokens_per_second``.
-    """
-    model: Any = getattr(context.simulator.loss_fn, "inner", context.simulator.loss_fn)
-    batch = {"tokens": batch["tokens"][:1], "loss_mask": batch["loss_mask"][:1]}
-    double = {name: torch.cat([leaf, leaf], 1) for name, leaf in batch.items()}
-    params, chosen = (
-        result.before.server.params.take(torch.zeros(1, dtype=torch.long)),
-        context.simulator.clients_per_pass or len(result.cohort),
-    )
-    chosen = min(chosen, len(result.cohort))
-    timing_step(model, params, batch, 1)
-    start = perf_counter()
-    timing_step(model, params, batch, 1)
-    client_step_s = perf_counter() - start  # approximate seconds of one client's step
-    trials = [(count, batch, count == chosen) for count in sorted({1, chosen, len(result.cohort)})] + [(chosen, double, False)]
-    max_client_steps = TIME_BUDGET_S / len(trials) / (num_repeats + 1) / client_step_s
-    trials = [
-        (count, trial_batch, is_chosen)
-        for count, trial_batch, is_chosen in trials
-        if is_chosen or count * trial_batch["tokens"].numel() / batch["tokens"].numel() < max_client_steps
-    ]
-    durations: list[list[float]] = [[] for _ in trials]
-    for repeat in range(num_repeats + 1):
-        for index, (count, trial_batch, _) in enumerate(trials):
-            start = perf_counter()
-            timing_step(model, params, trial_batch, count)
-            if repeat:
-                durations[index].append(perf_counter() - start)
-    return [
-        {
-            "clients": count,
-            "batch": trial_batch["tokens"].shape[1],
-            "chosen": is_chosen,
-            "tokens_per_second": count * float(trial_batch["loss_mask"][:, :, 1:].sum()) / median(seconds),
-        }
-        for (count, trial_batch, is_chosen), seconds in zip(trials, durations, strict=True)
-    ]
-
+from .memory import measure_memory, peak_bytes
+from .operations import count_flops, time_by_kind, with_recorded_ranges
+from .passes import explain_pass_size, time_pass_sizes
 
 PROFILED_STEPS = 4  # number of local steps of a round under the profiler and the FLOP counter
+MATRIX_SIZES = {"cpu": (512, 1024, 1536), "cuda": (4096, 8192), "mps": (1024, 2048)}
 MessageCallback = Callable[[str], None]
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -469,6 +98,40 @@ class TimedClientPool:
         return update
 
 
+def measure_gemm_peak(device: torch.device, dtype: torch.dtype = torch.float32, num_trials: int = 8) -> float:
+    """Return the speed of a large square matrix product in FLOP/s, with torch's current number of threads.
+
+    Args:
+        device: Device of the matrices.
+        dtype: Data type of the matrices.
+        num_trials: Number of trials per matrix size; the result is the best trial of all sizes.
+    """
+    best = 0.0
+    for side in MATRIX_SIZES.get(device.type, MATRIX_SIZES["cuda"]):
+        matrix = torch.ones(side, side, dtype=dtype, device=device)
+        for _ in range(num_trials):
+            start = perf_counter()
+            (matrix @ matrix)[0, 0].item()  # .item() waits for the device
+            best = max(best, 2 * side**3 / (perf_counter() - start))
+    return best
+
+
+@dataclass(frozen=True)
+class PhaseTimer:
+    """Announces and times the phases that occur once in a run; ``seconds`` has their durations by name."""
+
+    on_message: MessageCallback
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    def __call__(self, name: str, function: Callable[[], T]) -> T:
+        """Run a function as the phase ``name``, and return its value."""
+        self.on_message(name)
+        start = perf_counter()
+        value = function()
+        self.seconds[name] = perf_counter() - start
+        return value
+
+
 def profile_run(
     config: ExperimentConfig,
     resources: ResourceCache,
@@ -495,47 +158,22 @@ def profile_run(
     if folder is None:
         with TemporaryDirectory() as temporary_folder:
             return profile_run(config, resources, num_rounds, trace_path, on_message, Path(temporary_folder))
-    once_s: dict[str, float] = {}
-
-    def time_phase(name: str, function: Callable[[], Any]) -> Any:
-        on_message(name)
-        start = perf_counter()
-        value = function()
-        once_s[name] = perf_counter() - start
-        return value
-
+    time_phase = PhaseTimer(on_message)
     resources.runtime.configure_torch()
-    config = time_phase("load corpus", lambda: resolve_fingerprints(config, resources))
-    model_key = config.model, config.trainable, config.random_weights_seed
-    time_phase("load model", lambda: resources.get_stacked_model(*model_key))
-    corpus = resources.get_corpus(config.dataset, config.model)
-    time_phase("load tokens", lambda: resources.get_tokens(corpus, *model_key))
-    context: RunContext = time_phase("partition, pack, build", lambda: build_run(config, resources))
-    run, pool = (
-        Run(folder, config.id),
-        TimedClientPool(context.clustering.wrap_client_pool(context.simulator), resources.runtime.resolve_device(), [], []),
-    )
+    config, context = load_and_build(config, resources, time_phase)
+    run = Run(folder, config.id)
+    pool = TimedClientPool(context.clustering.wrap_client_pool(context.simulator), resources.runtime.resolve_device(), [], [])
     peaks = [measure_gemm_peak(pool.device, compute_dtype(context))]
-    result, round_s, probe_s = profile_rounds(config, context, run, pool, num_rounds, on_message, time_phase)
+    result, round_s, probe_s = profile_rounds(config, context, run, pool, num_rounds, time_phase)
     time_phase("final evaluation and saving", lambda: finish_run(config, run, context, result.after, resources, has_client_state=True))
     operations = profile_operations(config, context, result, pool.device, trace_path, on_message)
     peaks.append(measure_gemm_peak(pool.device, compute_dtype(context)))
 
-    tokens_per_second = float(result.update.tokens.sum()) / round_s["training"]
-    flops = operations["flops_per_token"]
-    compute = {
-        "flops_per_token": flops,
-        "gflops": flops * tokens_per_second / 1e9,
-        "share_of_peak": flops * tokens_per_second / max(peaks),
-        "tokens_per_second": tokens_per_second,
-        "padding": operations["padding"],
-    }
+    compute = summarize_compute(result, round_s["training"], operations, max(peaks))
+    phases = summarize_phases(config, context, time_phase.seconds, round_s, probe_s)
     on_message("timing passes of other sizes")
-    batch = next(first_batches(context, result), None)
-    trials = time_pass_sizes(context, result, batch) if batch else []
-    phases = summarize_phases(config, context, once_s, round_s, probe_s)
+    passes = summarize_passes(config, context, resources.runtime, result)
     traffic = CommunicationCost(config.algorithm)(result)
-    training, passes_per_step = config.training, 2 if config.algorithm.local_regularizer() else 1
     return Profile(
         config.name,
         config.id,
@@ -550,25 +188,67 @@ def profile_run(
         operations["training"],
         compute,
         measure_memory(context, result, operations["step_peak"], pool.device),
-        {
-            "clients_per_pass": context.simulator.clients_per_pass,
-            "cohort": len(result.cohort),
-            "trials": trials,
-            "reason": explain_pass_size(context, resources.runtime, training.batch_size, training.max_seq_length, passes_per_step),
-        },
+        passes,
         {"up": float(traffic["cost.up"]), "down": float(traffic["cost.down"])},
-        find_hints(phases, config, operations["padding"], trials, compute["share_of_peak"]),
+        find_hints(phases, config, operations["padding"], passes["trials"], compute["share_of_peak"]),
     )
 
 
+def load_and_build(config: ExperimentConfig, resources: ResourceCache, time_phase: PhaseTimer) -> tuple[ExperimentConfig, RunContext]:
+    """Load corpus, model and tokens and prepare the run, each as a timed phase.
+
+    Returns:
+        The experiment with its fingerprints, and the prepared run.
+    """
+    config = time_phase("load corpus", lambda: resolve_fingerprints(config, resources))
+    model_key = config.model, config.trainable, config.random_weights_seed
+    time_phase("load model", lambda: resources.get_stacked_model(*model_key))
+    corpus = resources.get_corpus(config.dataset, config.model)
+    time_phase("load tokens", lambda: resources.get_tokens(corpus, *model_key))
+    return config, time_phase("partition, pack, build", lambda: build_run(config, resources))
+
+
+def summarize_compute(result: RoundResult, training_s: float, operations: dict[str, Any], peak: float) -> dict[str, float]:
+    """Return ``Profile.compute``.
+
+    Args:
+        result: A round.
+        training_s: Mean seconds of training per round.
+        operations: The result of ``profile_operations``.
+        peak: Speed of a large matrix product in FLOP/s.
+    """
+    tokens_per_second = float(result.update.tokens.sum()) / training_s
+    flops = operations["flops_per_token"]
+    return {
+        "flops_per_token": flops,
+        "gflops": flops * tokens_per_second / 1e9,
+        "share_of_peak": flops * tokens_per_second / peak,
+        "tokens_per_second": tokens_per_second,
+        "padding": operations["padding"],
+    }
+
+
+def summarize_passes(config: ExperimentConfig, context: RunContext, runtime: Runtime, result: RoundResult) -> dict[str, Any]:
+    """Return ``Profile.passes``, with the measured speeds of other numbers of clients per pass.
+
+    Args:
+        config: The experiment.
+        context: The prepared run.
+        runtime: The runtime options.
+        result: A round.
+    """
+    batch = next(first_batches(context, result), None)
+    training, passes_per_step = config.training, 2 if config.algorithm.local_regularizer() else 1
+    return {
+        "clients_per_pass": context.simulator.clients_per_pass,
+        "cohort": len(result.cohort),
+        "trials": time_pass_sizes(context, result, batch) if batch else [],
+        "reason": explain_pass_size(context, runtime, training.batch_size, training.max_seq_length, passes_per_step),
+    }
+
+
 def profile_rounds(
-    config: ExperimentConfig,
-    context: RunContext,
-    run: Run,
-    pool: TimedClientPool,
-    num_rounds: int,
-    on_message: MessageCallback,
-    time_phase: Callable[..., Any],
+    config: ExperimentConfig, context: RunContext, run: Run, pool: TimedClientPool, num_rounds: int, time_phase: PhaseTimer
 ) -> tuple[RoundResult, dict[str, float], dict[str, float]]:
     """Run and time the first rounds of an experiment. The first round is a warm-up and is not included in the times.
 
@@ -578,8 +258,7 @@ def profile_rounds(
         run: Run directory for the records and checkpoints.
         pool: The timed client pool.
         num_rounds: Number of measured rounds after the warm-up.
-        on_message: Called with the name of each phase as it starts.
-        time_phase: Function that runs and times a phase by name.
+        time_phase: Runs, announces and times a phase by name.
 
     Returns:
         The last round, the mean seconds of each phase of a round, and the mean seconds of each probe when it runs.
@@ -605,7 +284,7 @@ def profile_rounds(
     phase_s: dict[str, list[float]] = {"training": [], "aggregation": [], "records and checkpoint": []}
     probe_s: dict[str, list[float]] = {}
     for round in range(1, last_round + 1):
-        on_message(f"round {round} of {last_round}" + (" (warm-up)" if round == 1 and last_round > 1 else ""))
+        time_phase.on_message(f"round {round} of {last_round}" + (" (warm-up)" if round == 1 and last_round > 1 else ""))
         start = perf_counter()
         result = next(loop)
         train_s = perf_counter() - start
@@ -623,7 +302,7 @@ def profile_rounds(
         phase_s["records and checkpoint"].append(store_s)
         for name, seconds in probe_times.items():
             probe_s.setdefault(name, []).append(seconds)
-    on_message("probes that were not due in these rounds")
+    time_phase.on_message("probes that were not due in these rounds")
     for probe in context.probe_suite.probes:
         if isinstance(probe, ScheduledProbe) and probe.name not in probe_s:
             start = perf_counter()
@@ -721,32 +400,10 @@ def first_batches(context: RunContext, result: RoundResult) -> Iterator[dict[str
         yield batch
 
 
-def measure_memory(context: RunContext, result: RoundResult, step_peak: float, device: torch.device) -> dict[str, Any]:
-    """Return the bytes in use by purpose and the peak memory of the process and the device.
-
-    Args:
-        context: The prepared run.
-        result: A round.
-        step_peak: Peak memory of the tensors of one local step, in bytes; NaN if unknown.
-        device: Device of the training.
-    """
-    by_purpose = memory_breakdown(
-        context, result.after, result.update, min(context.simulator.clients_per_pass or context.cohort_size, len(result.cohort)), step_peak
-    )
-    peak = peak_resident_bytes() if device.type == "cpu" else torch.cuda.max_memory_allocated(device) if device.type == "cuda" else 0
-    known = sum(size for size in by_purpose.values() if size == size)
-    other = {"other: Python, libraries, loading" if device.type == "cpu" else "other": max(0, peak - known)}
-    return {
-        "resident_peak": peak_resident_bytes(),
-        "device_peak": peak if device.type == "cuda" else None,
-        "bytes": {**by_purpose, **other},
-    }
-
-
 def compute_dtype(context: RunContext) -> torch.dtype:
     """Return the data type of the model's output layer."""
     model = context.model
     return model.head.weight.dtype  # type: ignore[no-any-return]
 
 
-__all__ = ["IDLE", "OPERATION_KINDS", "Profile", "count_flops", "peak_bytes", "profile_run", "time_by_kind", "with_recorded_ranges"]
+__all__ = ["Profile", "profile_run"]
