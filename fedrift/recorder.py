@@ -109,7 +109,7 @@ class Recorder:
         ...     recorder.round_ends(model.state_dict(), loss=evaluate(model))
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - the public signature lists every setting of a run
         self,
         runs_dir: str | PathLike[str],
         name: str,
@@ -177,7 +177,7 @@ class Recorder:
         self._begun = perf_counter()
         self._own = self._begun - began
 
-    def client_update(
+    def client_update(  # noqa: PLR0913 - the public signature lists all that a client may report
         self,
         client: int,
         params: Params | None = None,

@@ -14,6 +14,7 @@ import argparse
 import json
 import math
 import time
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -97,7 +98,7 @@ def learning_rate(step: int, steps: int) -> float:
     return min(1.0, (step + 1) / 34, (steps - step) / (0.6 * steps))
 
 
-def main() -> None:
+def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True)
@@ -108,73 +109,114 @@ def main() -> None:
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--stop-after", type=int, default=None, help="stop after so many steps (for trials)")
-    args = parser.parse_args()
-    args.out.mkdir(parents=True, exist_ok=True)
-    torch.manual_seed(args.seed)
+    return parser.parse_args()
 
-    texts = {corpus: load_documents(args.data, corpus) for corpus in CORPUS_MIX}
-    if not (args.out / "tokenizer.json").exists():
-        train_tokenizer([t for corpus in CORPUS_MIX for t in texts[corpus]]).save_pretrained(args.out)
-    tokenizer = PreTrainedTokenizerFast.from_pretrained(args.out)
+
+def tokenize(data: Path, folder: Path) -> tuple[PreTrainedTokenizerFast, dict[str, list[np.ndarray]]]:
+    """Tokenize the documents of all corpora; train the tokenizer first if the folder has none."""
+    texts = {corpus: load_documents(data, corpus) for corpus in CORPUS_MIX}
+    if not (folder / "tokenizer.json").exists():
+        train_tokenizer([t for corpus in CORPUS_MIX for t in texts[corpus]]).save_pretrained(folder)
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(folder)
     ids = {
         c: [np.array(row + [tokenizer.eos_token_id], np.int64) for row in tokenizer(texts[c], verbose=False)["input_ids"]]
         for c in CORPUS_MIX
     }
     for corpus in CORPUS_MIX:
         print(f"{corpus:15s} {len(ids[corpus]):7,d} documents {sum(map(len, ids[corpus])):10,d} tokens", flush=True)
+    return tokenizer, ids
 
-    def stream(epoch: int) -> torch.Tensor:
-        draw = np.random.default_rng([args.seed, epoch])
-        rows = [row for c in CORPUS_MIX for row in ids[c] for _ in range(int(CORPUS_MIX[c][1] + draw.random()))]
+
+@dataclass
+class TokenStream:
+    """The tokens of all epochs in batches; every epoch mixes and shuffles the documents again."""
+
+    ids: dict[str, list[np.ndarray]]
+    seed: int
+    epoch: int = 0
+    at: int = 0  # the position of the next batch in the epoch
+
+    def __post_init__(self) -> None:
+        self.data = self.mix(self.epoch)
+
+    def mix(self, epoch: int) -> torch.Tensor:
+        draw = np.random.default_rng([self.seed, epoch])
+        rows = [row for c in CORPUS_MIX for row in self.ids[c] for _ in range(int(CORPUS_MIX[c][1] + draw.random()))]
         order = draw.permutation(len(rows))
         return torch.from_numpy(np.concatenate([rows[i] for i in order]))
 
+    def next(self, batch: int, window: int) -> torch.Tensor:
+        """Return the next ``[batch, window]`` tokens; an epoch's rest that does not fill a batch is left out."""
+        chunk = batch * window
+        if self.at + chunk > len(self.data):
+            self.epoch, self.at = self.epoch + 1, 0
+            self.data = self.mix(self.epoch)
+        tokens = self.data[self.at : self.at + chunk].view(batch, window)
+        self.at += chunk
+        return tokens
+
+
+def make_model(tokenizer: PreTrainedTokenizerFast, device: str) -> LlamaForCausalLM:
     model = LlamaForCausalLM(
         LlamaConfig(
             **MODEL_CONFIG, bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id
         )
     )
-    model.to(args.device)
+    return model.to(device)
+
+
+def make_optimizers(model: LlamaForCausalLM, lr: float) -> list[torch.optim.Optimizer]:
+    """Muon for the matrices of the blocks, AdamW for everything else."""
     matrices = [p for n, p in model.named_parameters() if p.ndim == 2 and "embed" not in n]
     others = [p for n, p in model.named_parameters() if p.ndim != 2 or "embed" in n]
-    optimizers = [
-        torch.optim.Muon(matrices, lr=args.lr, weight_decay=0.1, adjust_lr_fn="match_rms_adamw"),
-        torch.optim.AdamW(others, lr=args.lr, betas=(0.9, 0.95), weight_decay=0.0, fused=True),
+    return [
+        torch.optim.Muon(matrices, lr=lr, weight_decay=0.1, adjust_lr_fn="match_rms_adamw"),
+        torch.optim.AdamW(others, lr=lr, betas=(0.9, 0.95), weight_decay=0.0, fused=True),
     ]
+
+
+def train_step(model: LlamaForCausalLM, optimizers: list[torch.optim.Optimizer], batch: torch.Tensor, lr: float) -> float:
+    """Take one step on a batch and return its loss in nats per token."""
+    for optimizer in optimizers:
+        for group in optimizer.param_groups:
+            group["lr"] = lr
+    logits = model(input_ids=batch).logits[:, :-1]
+    loss = torch.nn.functional.cross_entropy(logits.reshape(-1, logits.shape[-1]), batch[:, 1:].reshape(-1))
+    loss.backward()
+    torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+    for optimizer in optimizers:
+        optimizer.step()
+        optimizer.zero_grad()
+    return loss.item()
+
+
+def main() -> None:
+    args = parse_arguments()
+    args.out.mkdir(parents=True, exist_ok=True)
+    torch.manual_seed(args.seed)
+    tokenizer, ids = tokenize(args.data, args.out)
+    model = make_model(tokenizer, args.device)
+    optimizers = make_optimizers(model, args.lr)
     chunk = args.batch * args.window
     steps = int(args.tokens // chunk)
-    start, epoch, data, seconds = 0, 0, stream(0), 0.0
-    at = 0
+    start, stream, seconds = 0, TokenStream(ids, args.seed), 0.0
     saved = args.out / "checkpoint.pt"
     if saved.exists():
         state = torch.load(saved, weights_only=True)
         model.load_state_dict(state["model"])
         for optimizer, moments in zip(optimizers, state["optimizers"]):
             optimizer.load_state_dict(moments)
-        start, epoch, at, seconds = state["step"], state["epoch"], state["at"], state["seconds"]
-        data = stream(epoch)
+        start, seconds = state["step"], state["seconds"]
+        stream = TokenStream(ids, args.seed, state["epoch"], state["at"])
     wiki = "".join(pd.read_parquet(args.data / "wikitext2" / "validation.parquet")["text"])[:150_000]
     print(f"{sum(p.numel() for p in model.parameters()):,} parameters, {steps:,} steps, from step {start:,}", flush=True)
     clock = time.time()
     for step in range(start, min(steps, args.stop_after or steps)):
-        if at + chunk > len(data):
-            epoch, at = epoch + 1, 0
-            data = stream(epoch)
-        batch = data[at : at + chunk].view(args.batch, args.window).to(args.device)
-        at += chunk
-        for optimizer in optimizers:
-            for group in optimizer.param_groups:
-                group["lr"] = args.lr * learning_rate(step, steps)
-        logits = model(input_ids=batch).logits[:, :-1]
-        loss = torch.nn.functional.cross_entropy(logits.reshape(-1, logits.shape[-1]), batch[:, 1:].reshape(-1))
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        for optimizer in optimizers:
-            optimizer.step()
-            optimizer.zero_grad()
+        batch = stream.next(args.batch, args.window).to(args.device)
+        loss = train_step(model, optimizers, batch, args.lr * learning_rate(step, steps))
         if step % 20 == 19:
             spent = time.time() - clock + seconds
-            print(f"step {step + 1:5d} epoch {epoch} loss {loss.item():.3f} {spent:6.0f} s", flush=True)
+            print(f"step {step + 1:5d} epoch {stream.epoch} loss {loss:.3f} {spent:6.0f} s", flush=True)
         if step % 200 == 199:
             print(f"  validation bits per byte {bits_per_byte(model, tokenizer, wiki):.3f}", flush=True)
             torch.save(
@@ -182,8 +224,8 @@ def main() -> None:
                     "model": model.state_dict(),
                     "optimizers": [o.state_dict() for o in optimizers],
                     "step": step + 1,
-                    "epoch": epoch,
-                    "at": at,
+                    "epoch": stream.epoch,
+                    "at": stream.at,
                     "seconds": time.time() - clock + seconds,
                 },
                 saved.with_suffix(".new"),

@@ -112,6 +112,35 @@ def load_corpus(config: DatasetConfig, *, data_dir: Path | None = None, subset: 
         UserError: The dataset cannot be loaded, a setting does not fit it, or its content does not match
             ``config.fingerprint``.
     """
+    check_settings(config, subset)
+    counts: Counter[str] = Counter()
+    rows: list[Rows] = []
+    documents = collect_documents(config, resolve_data_dir(data_dir), subset, counts, rows)
+    documents = deduplicate(documents, counts)
+    if config.num_clusters is None:
+        check_labels_repeat(documents, config)
+    if config.domains:
+        documents = filter_domains(documents, config, counts)
+    if config.limit is not None:
+        counts["limit"] = max(0, len(documents) - config.limit)
+        documents = subsample(documents, config.limit, config.split_seed)
+    if not documents:
+        dropped = ", ".join(f"{count:,} {reason}" for reason, count in counts.items() if count)
+        raise UserError(f"dataset {config.name!r} has no usable documents (left out: {dropped or 'nothing'})")
+    corpus = build_corpus(config, documents, counts, concat_rows(rows))
+    if config.num_clusters is not None:
+        vectors = embed_texts(corpus.text.tolist(), config.encoder or "lsa", cache_dir=cache_dir)
+        corpus = label_by_cluster(corpus, vectors, config.num_clusters, numpy_stream(config.split_seed, "corpus", "clusters"))
+    if config.fingerprint and config.fingerprint != corpus.fingerprint:
+        raise UserError(
+            f"the content of dataset {config.name!r} has changed: the run expects fingerprint {config.fingerprint[:12]}, but the data "
+            f"has {corpus.fingerprint[:12]}. Restore the old files, or start a new run"
+        )
+    return corpus
+
+
+def check_settings(config: DatasetConfig, subset: str) -> None:
+    """Raise UserError if the settings of a dataset contradict each other; the data is not read."""
     if not config.name.strip():
         raise UserError("dataset is empty: give a named dataset, a local file or folder, or a Hugging Face dataset id")
     if len(config.name) > MAX_NAME_LENGTH:
@@ -142,30 +171,6 @@ def load_corpus(config: DatasetConfig, *, data_dir: Path | None = None, subset: 
             "dataset.encoder is used for clustering only, but dataset.num_clusters is not set: set it, for example dataset.num_clusters=8, "
             "or remove dataset.encoder"
         )
-    counts: Counter[str] = Counter()
-    rows: list[Rows] = []
-    documents = collect_documents(config, resolve_data_dir(data_dir), subset, counts, rows)
-    documents = deduplicate(documents, counts)
-    if config.num_clusters is None:
-        check_labels_repeat(documents, config)
-    if config.domains:
-        documents = filter_domains(documents, config, counts)
-    if config.limit is not None:
-        counts["limit"] = max(0, len(documents) - config.limit)
-        documents = subsample(documents, config.limit, config.split_seed)
-    if not documents:
-        dropped = ", ".join(f"{count:,} {reason}" for reason, count in counts.items() if count)
-        raise UserError(f"dataset {config.name!r} has no usable documents (left out: {dropped or 'nothing'})")
-    corpus = build_corpus(config, documents, counts, concat_rows(rows))
-    if config.num_clusters is not None:
-        vectors = embed_texts(corpus.text.tolist(), config.encoder or "lsa", cache_dir=cache_dir)
-        corpus = label_by_cluster(corpus, vectors, config.num_clusters, numpy_stream(config.split_seed, "corpus", "clusters"))
-    if config.fingerprint and config.fingerprint != corpus.fingerprint:
-        raise UserError(
-            f"the content of dataset {config.name!r} has changed: the run expects fingerprint {config.fingerprint[:12]}, but the data "
-            f"has {corpus.fingerprint[:12]}. Restore the old files, or start a new run"
-        )
-    return corpus
 
 
 def collect_documents(config: DatasetConfig, data_dir: Path | None, subset: str, counts: Counter[str], rows: list[Rows]) -> list[Document]:

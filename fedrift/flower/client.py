@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
@@ -303,59 +303,72 @@ def make_client(context: Context) -> FlowerClient:
             "the node configuration does not name a client: pass e.g. --node-config 'client=0'"
             + ("" if number is None else f"; it has client={quote_value(number)}")
         )
-    names = ("data", "state_dir", "device", "dtype", "threads", "data_dir", "cwd", *ARITHMETIC_OPTIONS)
-    settings = {name: str(node.get(name, run.get(name, ""))) for name in names}
-    return load_client(str(run.get("experiment", "")), number, **settings)
+
+    def read_option(name: str) -> str:
+        return str(node.get(name, run.get(name, "")))
+
+    options = NodeOptions(
+        **{option.name: read_option(option.name) for option in fields(NodeOptions) if option.name != "arithmetic"},
+        arithmetic=tuple((name, read_option(name)) for name in ARITHMETIC_OPTIONS),
+    )
+    return load_client(str(run.get("experiment", "")), number, options)
 
 
-@lru_cache(maxsize=1)
-def load_client(
-    experiment_json: str,
-    client_id: int,
-    data: str = "",
-    state_dir: str = "",
-    device: str = "",
-    dtype: str = "",
-    threads: str = "",
-    data_dir: str = "",
-    cwd: str = "",
-    **engine: str,
-) -> FlowerClient:
-    """Load one client of an experiment.
+@dataclass(frozen=True)
+class NodeOptions:
+    """The options of a node as text, from its node configuration or the run configuration. "" selects the default.
 
-    Args:
-        experiment_json: The experiment as JSON.
-        client_id: The number of the client, from 0.
-        data: The folder of the client's own documents; "" selects its part of the experiment's dataset.
-        state_dir: The folder for the client's state; "" selects fedrift's cache folder.
+    Attributes:
+        data: The folder of the client's own documents; by default the client has its part of the experiment's dataset.
+        state_dir: The folder for the client's state; by default fedrift's cache folder.
         device: The device, as for ``--device``.
         dtype: The data type of the frozen base weights, as for ``--dtype``.
         threads: The number of CPU threads.
         data_dir: The folder of local datasets, as for ``--data-dir``.
         cwd: The working directory to change to.
-        engine: Numeric options that differ from their defaults.
+        arithmetic: Pairs of a numeric option and its value.
+    """
+
+    data: str = ""
+    state_dir: str = ""
+    device: str = ""
+    dtype: str = ""
+    threads: str = ""
+    data_dir: str = ""
+    cwd: str = ""
+    arithmetic: tuple[tuple[str, str], ...] = ()
+
+
+@lru_cache(maxsize=1)
+def load_client(experiment_json: str, client_id: int, options: NodeOptions = NodeOptions()) -> FlowerClient:
+    """Load one client of an experiment.
+
+    Args:
+        experiment_json: The experiment as JSON.
+        client_id: The number of the client, from 0.
+        options: The options of the node.
 
     Raises:
         UserError: If the experiment or an option is invalid, or if there is no such client.
     """
-    if cwd:
-        os.chdir(cwd)
+    if options.cwd:
+        os.chdir(options.cwd)
     experiment = read_experiment_config({"experiment": experiment_json})
     cache = ResourceCache(
         Runtime(
-            device=device or "auto",
-            threads=read_threads({"threads": threads}),
+            device=options.device or "auto",
+            threads=read_threads({"threads": options.threads}),
             clients_per_pass=1,
-            dtype=read_dtype({"dtype": dtype}),
-            data_dir=Path(data_dir).expanduser() if data_dir else None,
-            **arithmetic_options(engine),
+            dtype=read_dtype({"dtype": options.dtype}),
+            data_dir=Path(options.data_dir).expanduser() if options.data_dir else None,
+            **arithmetic_options(dict(options.arithmetic)),
         )
     )
     size = experiment.partition.num_clients
     if not 0 <= client_id < size:
         raise UserError(f"this node is configured as client {client_id}, but the experiment has clients 0 to {size - 1}")
-    if data:
-        pool_simulator, state = prepare_own_documents(experiment, cache, client_id, Path(data).expanduser())
+    if options.data:
+        pool_simulator, state = prepare_own_documents(experiment, cache, client_id, Path(options.data).expanduser())
     else:
         run_context = build_run(resolve_fingerprints(experiment, cache), cache)
         pool_simulator, state = run_context.simulator, run_context.initial_state
@@ -363,10 +376,9 @@ def load_client(
     server = ServerState(
         server.params.take(first_row), server.broadcast.take(first_row), server.opt_state.zeros_like(), server.merged_base.take(first_row)
     )
-    folder = Path(state_dir).expanduser() if state_dir else default_cache_dir() / "clients"
-    return FlowerClient(
-        client_id, experiment.id, experiment.algorithm, single_client_simulator(pool_simulator, client_id), server, folder, bool(data)
-    )
+    folder = Path(options.state_dir).expanduser() if options.state_dir else default_cache_dir() / "clients"
+    simulator = single_client_simulator(pool_simulator, client_id)
+    return FlowerClient(client_id, experiment.id, experiment.algorithm, simulator, server, folder, bool(options.data))
 
 
 def prepare_own_documents(

@@ -433,7 +433,7 @@ def simulate(
         UserError: If Flower cannot be started or the run fails.
     """
     with tempfile.TemporaryDirectory(prefix="fedrift-flower-", ignore_cleanup_errors=True) as folder, process_group(Path(folder)) as group:
-        return run_federation(config, resources, flower_config, on_progress, group, simulation=True)
+        return run_federation(config, resources, flower_config, on_progress, group)
 
 
 def deploy(
@@ -465,7 +465,22 @@ def deploy(
         UserError: If Flower cannot be started or the run fails.
     """
     with process_group(folder.resolve()) as group:
-        return run_federation(config, resources, flower_config, on_progress, group, data=data or {}, tls=tls, keys=keys)
+        return run_federation(config, resources, flower_config, on_progress, group, Nodes(data or {}, tls, keys))
+
+
+@dataclass(frozen=True)
+class Nodes:
+    """What the SuperNodes of a federation need besides the experiment.
+
+    Attributes:
+        data: Maps a client to the folder of its own documents.
+        tls: The certificates; None means no encryption.
+        keys: The folder of the nodes' keys, if only registered nodes may join.
+    """
+
+    data: Mapping[int, str]
+    tls: TlsFiles | None = None
+    keys: Path | None = None
 
 
 def run_federation(
@@ -474,11 +489,7 @@ def run_federation(
     flower_config: FlowerConfig,
     on_progress: ProgressCallback,
     group: ProcessGroup,
-    *,
-    simulation: bool = False,
-    data: Mapping[int, str] | None = None,
-    tls: TlsFiles | None = None,
-    keys: Path | None = None,
+    nodes: Nodes | None = None,
 ) -> Run:
     """Start the processes of a federation, submit the run and monitor it until it ends.
 
@@ -488,10 +499,7 @@ def run_federation(
         flower_config: The settings of the Flower backend.
         on_progress: Called after each round.
         group: The process group, which the caller stops.
-        simulation: Whether to use Flower's simulation instead of SuperNodes.
-        data: Maps a client to the folder of its own documents.
-        tls: The certificates; None means no encryption.
-        keys: The folder of the nodes' keys, if only registered nodes may join.
+        nodes: The SuperNodes, one per client. None uses Flower's simulation instead.
 
     Returns:
         The finished run. A run that was finished before is returned without running it again.
@@ -507,7 +515,7 @@ def run_federation(
     if run.is_finished:
         resources.runtime.on_message(f"run {run.id[:6]}: {describe_finished_run(run)}: not run again; --fresh runs it again")
         return run
-    clients = config.partition.num_clients
+    clients, tls = config.partition.num_clients, nodes.tls if nodes else None
     port, home = find_free_port(), group.folder / "flwr"
     address = f"127.0.0.1:{port}"
     app = write_app(
@@ -516,18 +524,18 @@ def run_federation(
         {**make_run_config(resources.runtime, flower_config), "state_dir": str((run.folder / "clients").resolve())},
     )
     write_connection(home, address, tls)
-    superlink = group.start("superlink", superlink_command("127.0.0.1", port, tls, authenticate=bool(keys), simulation=simulation))
+    command = superlink_command("127.0.0.1", port, tls, authenticate=bool(nodes and nodes.keys), simulation=nodes is None)
+    superlink = group.start("superlink", command)
     if not wait_for_port(port, superlink):
         raise UserError(f"Flower's SuperLink did not start:\n{group.log_tail('superlink')}")
-    if not simulation:
+    if nodes is not None:
         for client in range(clients):
-            key = private_key_path(keys, client)
+            key = private_key_path(nodes.keys, client)
             if key:
                 group.run_command(register_command(f"{key}.pub"))
-            group.start(
-                f"client-{client}", supernode_command(client, address, find_free_port(), tls, data=(data or {}).get(client, ""), key=key)
-            )
-    number = group.submit_run(submit_command(app, clients if simulation else None))
+            command = supernode_command(client, address, find_free_port(), tls, data=nodes.data.get(client, ""), key=key)
+            group.start(f"client-{client}", command)
+    number = group.submit_run(submit_command(app, clients if nodes is None else None))
     monitor_run(run, config.training.num_rounds, on_progress, group, number)
     return run
 

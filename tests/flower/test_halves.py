@@ -11,7 +11,7 @@ from flwr.app import Context, RecordDict
 from fedrift.core.errors import UserError
 from fedrift.engine.build import resolve_fingerprints
 from fedrift.engine.run import run_experiment
-from fedrift.flower.client import load_client, make_client_app
+from fedrift.flower.client import NodeOptions, load_client, make_client_app
 from fedrift.flower.client_pool import MSG_OWN_DOCUMENTS
 from fedrift.flower.server import run_server
 from tests.flower.loopback import NODE, Loopback
@@ -30,7 +30,8 @@ def over(wanted, folder: Path, data: dict[int, str] | None = None) -> tuple[Loop
     """A node for each client, and the configuration of the server."""
     written, apps = json.dumps(wanted.to_dict()), {}
     for number in range(wanted.partition.num_clients):
-        made = load_client(written, number, data=(data or {}).get(number, ""), state_dir=str(folder / "kept"), device="cpu", threads="1")
+        options = NodeOptions(data=(data or {}).get(number, ""), state_dir=str(folder / "kept"), device="cpu", threads="1")
+        made = load_client(written, number, options)
         apps[NODE + number] = (make_client_app(lambda context, made=made: made), Context(1, NODE + number, {}, RecordDict(), {}))
     return Loopback(apps), {
         "experiment": written,
