@@ -44,7 +44,7 @@ class FedAvgFineTuning(FedAvg):
 def split_per_client(state: FederatedState, algorithm: FedAvg) -> FederatedState:
     """Give every client its own copy of the model that it trains, so that clients no longer share models.
 
-    The round loop can continue from the returned state to fine-tune the models of all clients with a separate budget of steps.
+    The round loop can continue from the returned state to fine-tune the models of all clients with a separate number of steps.
 
     Args:
         state: The federated state with M models.

@@ -5,7 +5,7 @@ the failure, and the excess over the baseline, paired by seed, must have a t-int
 differences [M(run) - M(ref)] - [M(baseline) - M(ref)]. A partition only assigns the same documents to different clients, so the
 centralized reference is the same for both and cancels.
 
-Failures that either occur or not, such as divergence, are tested by discordant pairs: all pairs in which only one run shows the
+Failures that either occur or not, such as training divergence, are tested by discordant pairs: all pairs in which only one run shows the
 failure must be in the same direction. A violated invariant of an algorithm needs no baseline. One or two seeds give at most a
 suspicion. If most baselines also show the failure, it is reported but heterogeneity is not its cause.
 """

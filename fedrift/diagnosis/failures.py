@@ -1,4 +1,4 @@
-"""Detect training failures: dead models, divergence, exploding updates and failed clients.
+"""Detect training failures: dead models, training divergence, exploding updates and failed clients.
 
 Dead model: training destroyed the model, although its loss is finite. At a learning rate of 1e30, for example, all weights can
 become 1e30. Normalization then makes every activation 0 and all logits equal. The loss is ln V for a vocabulary of V tokens, which
@@ -133,7 +133,7 @@ def find_vanished_gradient_round(run: Trajectory, explosion_ratio: float, vanish
     return None
 
 
-# Divergence. Each of these conditions is sufficient:
+# Training divergence: the loss leaves the values of a trained model. Each of these conditions is sufficient:
 #
 # - The global loss is not finite, or a client's loss or update is infinite.
 # - For ``in_a_row`` evaluations, the loss is above ``rise`` times its initial value and ``climb`` nats above its minimum.
@@ -203,7 +203,7 @@ def find_divergence(run: Trajectory | None, thresholds: Mapping[str, Mapping[str
         thresholds: Thresholds of all detectors.
 
     Returns:
-        The reason in plain English and the first round; ("", None) without divergence.
+        The reason in plain English and the first round; ("", None) if it did not.
     """
     reason, since = find_training_divergence(run, thresholds)
     excess = None if reason else excess_over_initial_loss(run, thresholds)
@@ -240,7 +240,7 @@ def find_training_divergence(run: Trajectory | None, thresholds: Mapping[str, Ma
         thresholds: Thresholds of all detectors.
 
     Returns:
-        The reason in plain English and the first round; ("", None) without divergence.
+        The reason in plain English and the first round; ("", None) if it did not.
     """
     for find_sign in DIVERGENCE_SIGNS if run is not None else ():
         reason, since = find_sign(run, thresholds)
@@ -271,7 +271,7 @@ def find_rounds_without_updates(run: Trajectory, thresholds: Mapping[str, Mappin
     """Find the first of ``in_a_row`` rounds in which no client's update is finite; or the first round, if none ever is."""
     failed = client_table(run, "failed")
     all_failed = np.isfinite(failed).any(axis=1) & (np.nan_to_num(failed, nan=1.0) > 0).all(axis=1) if len(failed) else np.zeros(0)
-    first_row = find_first_streak(all_failed, int(thresholds["divergence"]["in_a_row"]))  # fewer such rounds are not divergence
+    first_row = find_first_streak(all_failed, int(thresholds["divergence"]["in_a_row"]))  # fewer such rounds are not training divergence
     if first_row is None and all_failed.any() and all_failed[np.isfinite(failed).any(axis=1)].all():  # no client ever trained successfully
         first_row = int(all_failed.argmax())
     if first_row is None:

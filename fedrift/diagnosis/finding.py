@@ -48,8 +48,8 @@ class RunInfo:
 class RunEvidence:
     """One run together with the runs that it is compared with.
 
-    Only ``run`` is required. Detectors that need a missing run report "not measured". All reference runs have the same seed, corpus
-    and budget.
+    Only ``run`` is required. Detectors that need a missing run report "not measured". All reference runs have the same seed and
+    corpus, and train on as many tokens.
 
     Attributes:
         run: The run to diagnose.

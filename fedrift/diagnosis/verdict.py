@@ -1,4 +1,4 @@
-"""Summarize one run, compared with its IID baseline, in one verdict.
+"""Summarize one run, compared with its IID baseline, in one verdict on the run.
 
 One run has one seed, so a verdict is ``none`` or ``suspected`` and never ``confirmed``. The verdict ``none`` does not prove that
 there is no failure; its sentence names the smallest effect that would have been detected.
@@ -106,7 +106,7 @@ def judge_run(run: Trajectory, baseline: Trajectory | None = None) -> Verdict:
 
 @dataclass(frozen=True)
 class VerdictNumbers:
-    """The numbers that a verdict quotes. Losses are in nats per token.
+    """The numbers that a verdict on a run quotes. Losses are in nats per token.
 
     Attributes:
         untrained_loss: Loss in round 0; NaN if it was not evaluated or if nothing was evaluated after it.
@@ -129,7 +129,7 @@ class VerdictNumbers:
 
 
 def write_verdict_sentence(numbers: VerdictNumbers, num_evaluations: int, reasons: list[str], has_failed: bool = False) -> str:
-    """Write the verdict in plain English, with perplexity and the gap to the IID baseline in every case.
+    """Write the verdict on a run in plain English, with perplexity and the gap to the IID baseline in every case.
 
     Args:
         numbers: The numbers to quote.

@@ -32,7 +32,7 @@ class ProbeContext:
         model: The language model, a ``models.stacked_model.StackedModel``.
         tokenizer: A fast tokenizer of transformers.
         initial_params: ``[1, ...]``, the trained parameters at the start of the run, w_0.
-        held_out: E held-out blocks of T tokens. ``held_out.head(k)`` selects at most k blocks of each domain.
+        held_out: E held-out text blocks of T tokens. ``held_out.head(k)`` selects at most k blocks of each domain.
         losses: The held-out losses of every round. Probes share them: ``losses.block_losses(state)`` is computed once per model.
         split_seed: Seed of the corpus split, for a probe's own random streams.
         cohort_size: Clients per round, C.
@@ -77,7 +77,7 @@ class ProbeContext:
         return self.held_out.domains
 
 
-# Passages are a few held-out blocks on which models are compared. They are the same in every round.
+# Passages are a few held-out text blocks on which models are compared. They are the same in every round.
 
 SKIPPED_POSITIONS = 2  # per block: the first positions have almost no context, and heads without a target attend to them
 

@@ -35,7 +35,7 @@ class GeneralTextLoss:
     """
 
     model: LossModel
-    blocks: Blocks  # [E, T]; the first token of a block only provides context
+    blocks: Blocks  # [E, T]; the first token of a text block only provides context
     num_bytes: int  # bytes of text of the predicted tokens
     tokens_per_pass: int = 8192  # maximum number of tokens per forward pass
 

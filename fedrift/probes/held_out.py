@@ -1,7 +1,8 @@
 """Build the held-out text of a corpus and map its tokens to domains, words and bytes.
 
-The held-out text is the same for every run on a corpus. Blocks are packed domain by domain from documents in an order that is
-drawn with the corpus's own split seed. No partition, severity, algorithm or seed of a study changes the evaluated text.
+The held-out text is the same for every run on a corpus. It consists of text blocks, which are sequences of equally many tokens. They
+are packed domain by domain from documents in an order that is drawn with the corpus's own split seed. No partition, severity,
+algorithm or seed of a study changes the evaluated text.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ INITIAL_DOCUMENTS = 16  # rewritten documents that are read first; the number do
 
 @dataclass(frozen=True, eq=False)
 class HeldOut:
-    """E blocks of held-out text from J domains, and the domain mixture of the N clients' training data."""
+    """E text blocks of held-out text from J domains, and the domain mixture of the N clients' training data."""
 
     blocks: Blocks  # [E, T]
     domain_ids: np.ndarray  # [E] index into ``domains``

@@ -41,7 +41,7 @@ class LossModel(Protocol):
 
 @dataclass(frozen=True, eq=False)
 class HeldOutLosses:
-    """Losses on fixed held-out blocks of every domain, in nats per token.
+    """Losses on fixed held-out text blocks of every domain, in nats per token.
 
     Metrics of the server's models:
 

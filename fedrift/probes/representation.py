@@ -140,8 +140,8 @@ class HiddenStates:
     - ``hidden.cosine.server``, ``hidden.cka.server`` ``[C]``: similarity of each client to the server's new model.
     - ``hidden.cosine.clients``, ``hidden.cka.clients``: means over pairs of clients.
 
-    1,024 positions are compared, or all if there are fewer; the first two positions of a block are skipped. One evaluation processes
-    the passages M + C times, which are about 1,060 tokens in blocks of 64 tokens. It needs no output layer and no gradient. It holds
+    1,024 positions are compared, or all if there are fewer; the first two positions of a text block are skipped. One evaluation processes
+    the passages M + C times, which are about 1,060 tokens in text blocks of 64 tokens. It needs no output layer and no gradient. It holds
     the states of the pretrained model and of the server's models in memory: layers x 1,024 x width numbers per model, 71 MB for
     SmolLM2-135M. The clients' states are held for one layer at a time, with 8 MB plus some copies for each client's 1,024 x 1,024
     inner products.
@@ -267,7 +267,8 @@ class AttentionProbe:
 
     Both are means over the evaluated positions; with several models, over all clients. The weights are computed in a separate forward
     pass with a plain attention implementation. Training and evaluation keep the fast one. One evaluation processes the passages, which
-    should have about 500 tokens, 1 + M times. It holds the weights of one layer at a time: models x blocks x heads x T x T numbers.
+    should have about 500 tokens, 1 + M times. It holds the weights of one layer at a time: models x text blocks x heads x
+    T x T numbers.
     """
 
     model: StackedModel

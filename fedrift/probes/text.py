@@ -42,7 +42,7 @@ class Continuations:
     - ``text.nucleus.bleu``, ...: the same for one continuation per prompt from nucleus sampling (p = 0.9). Greedy continuations tend to
       repeat themselves.
 
-    Prompts are the first tokens of every complete held-out block, and references are the tokens that follow. Generation does not stop
+    Prompts are the first tokens of every complete held-out text block, and references are the tokens that follow. Generation does not stop
     at end-of-text tokens. Each domain is continued by the model that serves the clients with most of its training tokens.
 
     Attributes:

@@ -23,7 +23,8 @@ def training_metrics(result: RoundResult) -> MetricValues:
       regularizer.
     - ``weight``: aggregation weight.
     - ``train.tokens``, ``train.steps``: trained tokens and local steps.
-    - ``failed``: 1 if the client failed, otherwise 0.
+    - ``failed``: 1 if the client failed, which means that its update has a number that is not finite and the server does not use it;
+      otherwise 0.
     - ``wire.down``, ``wire.up``: bytes of tensors that were sent to and received from the client, if clients run elsewhere.
     """
     update = result.update
@@ -70,12 +71,12 @@ def update_geometry(result: RoundResult) -> MetricValues:
 
     - ``model.norm``: mean of |w_i| over the cohort.
     - ``update.consensus``: |mean d| / mean |d|, with the unweighted mean. It is 1 for identical updates and 1 / sqrt(C) for orthogonal
-      updates of equal norm. Also per layer, with
-      the domain ``layer 03``.
+      updates of equal norm. Also per layer, as the domain ``layer 03``.
     - ``update.diversity``: mean |d|^2 / |mean d|^2. It is 1 for identical and C for orthogonal updates, and has no upper bound (C
       times the gradient diversity of Yin et al., AISTATS 2018, arXiv:1706.05699, over a round instead of a step). Also per layer.
     - ``update.pairwise``: mean cosine of two clients' updates.
-    - ``update.divergence``: mean_{i<j} |d_i - d_j| / mean |d|.
+    - ``update.divergence``: mean_{i<j} |d_i - d_j| / mean |d|, the mean distance of two clients' updates relative to their mean norm. It
+      says nothing about whether training diverges.
     - ``gradient.norm`` and ``gradient.norm.variance``: mean and variance of the clients' gradient norms.
     """
     valid = ~result.update.failed & (result.update.steps > 0)
@@ -143,7 +144,7 @@ def gram_by_layer(updates: Tree) -> dict[str, Tensor]:
 
 
 def layer_label(name: str) -> str:
-    """Return the layer of a leaf, e.g. ``layer 03`` for the fourth block, or "" for a leaf outside the blocks."""
+    """Return the layer of a leaf, e.g. ``layer 03`` for the fourth transformer block, or "" for a leaf outside the transformer blocks."""
     match = LAYER_PATTERN.search(name)
     return f"layer {int(match[1]):02d}" if match else ""
 
@@ -160,9 +161,12 @@ def device_of(tree: Tree) -> torch.device:
 
 # Gradient dissimilarity at common weights, without the bias from sampling noise.
 #
-# Let g_k be client k's gradient, p_k its share and g = sum_k p_k g_k (Li et al., "Federated Optimization in Heterogeneous
-# Networks", MLSys 2020, arXiv:1812.06127, definition 3; Karimireddy et al., "SCAFFOLD", ICML 2020, arXiv:1910.06378,
-# assumption A1). Then
+# Two constants describe how much the gradients of clients differ. G, the gradient spread, is the root mean square distance between a
+# client's gradient and the mean gradient: 0 on IID data. B, the gradient dissimilarity, is the root mean square norm of the clients'
+# gradients relative to the norm of their mean: 1 if all clients agree. SCAFFOLD assumes mean_k |g_k|^2 <= G^2 + B^2 |g|^2 (Karimireddy
+# et al., ICML 2020, arXiv:1910.06378, assumption A1). B alone is definition 3 of FedProx (Li et al., "Federated Optimization in
+# Heterogeneous Networks", MLSys 2020, arXiv:1812.06127). Let g_k be client k's gradient, p_k its share of the training tokens and
+# g = sum_k p_k g_k. Then
 #
 # G^2 = sum_k p_k |g_k - g|^2,  B^2 = sum_k p_k |g_k|^2 / |g|^2 = 1 + G^2 / |g|^2,
 #
@@ -194,7 +198,7 @@ def mean_gradient(loss_fn: LossFn, params: Tree, batches: Iterable[dict[str, Ten
 
 
 def gradient_dissimilarity(first_half: Tree, second_half: Tree, weights: Tensor) -> MetricValues:
-    """Estimate ``gradient.G2``, ``gradient.B2``, ``gradient.diversity``, and ``gradient.cosine``, the mean over pairs of clients.
+    """Estimate G^2 and B^2 (defined above), the gradient diversity, and the mean cosine of two clients' gradients.
 
     The estimates are unbiased, except for the bias of ratios. For identical clients G2 is 0 on average and may be negative.
 
@@ -204,7 +208,8 @@ def gradient_dissimilarity(first_half: Tree, second_half: Tree, weights: Tensor)
         weights: The clients' weights, ``[C]``.
 
     Returns:
-        The four metrics; NaN where the estimated norm in a denominator is not positive.
+        ``gradient.G2``, ``gradient.B2``, ``gradient.diversity`` and ``gradient.cosine``; NaN where the
+        estimated norm in a denominator is not positive.
     """
     gram = flatten_rows(first_half) @ flatten_rows(second_half).T
     gram = (gram + gram.T) / 2  # <g_i, g_j>, [C, C]

@@ -102,7 +102,7 @@ def memory_breakdown(
 
 
 def cached_in_memory(prefix: Any) -> dict[str, Tensor]:
-    """Return the cached outputs of frozen blocks that are in memory and not in a file."""
+    """Return the cached outputs of frozen transformer blocks that are in memory and not in a file."""
     return {str(key): output for key, output in prefix.entries.items() if isinstance(output, Tensor)}
 
 

@@ -34,7 +34,7 @@ OPERATION_KINDS = (BASE_WEIGHT_PRODUCTS, CLIENT_PRODUCTS, ATTENTION, HEAD, ELEME
 """Kinds of operations in local training.
 
 Products with base weights have one weight for all clients (mm, addmm), and products with client weights have one per client (bmm,
-baddbmm). Elementwise operations and copies lie between them in the blocks. ``ALGORITHM`` is what the algorithm adds (clipping,
+baddbmm). Elementwise operations and copies lie between them in the transformer blocks. ``ALGORITHM`` is what the algorithm adds (clipping,
 corrections, running means), and ``IDLE`` is the time in which no operation ran.
 """
 

@@ -223,7 +223,8 @@ def fisher_exact(failed_a: int, runs_a: int, failed_b: int, runs_b: int) -> PVal
     return PValue(float(result.pvalue), min_attainable_p, runs_a + runs_b, "Fisher's exact")
 
 
-# Trend tests: Page's L with seeds as blocks, and Spearman's rho permuted within seeds.
+# Trend tests: Page's L with seeds as blocks, and Spearman's rho permuted within seeds. A block of a statistical test is a group of
+# observations that are compared only with each other.
 
 MAX_EXACT_ORDERS = 20_000  # with more permutations over all blocks, they are sampled
 

@@ -1,4 +1,4 @@
-"""Costs of a run as study metrics: quality under a budget, and cost to a target quality.
+"""Costs of a run as study metrics: quality under a cost budget, and cost to a target quality.
 
 The two protocols are those of EdgeFlowerTune (Geng et al., arXiv:2605.08636), from the costs that every run records:
 
@@ -32,7 +32,7 @@ BUDGET_PREFIX = "loss.under:"
 
 @dataclass(frozen=True)
 class CostMetric:
-    """A study metric about costs: the loss under a budget of ``value``, or the cost to a loss of ``value``."""
+    """A study metric about costs: the loss under a cost budget of ``value``, or the cost to a loss of ``value``."""
 
     cost: Cost
     value: float

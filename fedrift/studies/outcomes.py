@@ -17,7 +17,7 @@ all training, so it belongs neither to these evaluations nor to the other summar
   total descent.
 - ``movement``: the mean absolute change of a domain's loss between evaluations in the second half of the run. A fast steady decrease also
   counts. Reports and detectors use another quantity, which subtracts the net change (``fedrift.diagnosis.curves.domain_variability``).
-- ``loss.under:bytes=2e6``, ``bytes.to:4.2`` and the like: quality under a budget and cost to a target (``studies/costs.py``).
+- ``loss.under:bytes=2e6``, ``bytes.to:4.2`` and the like: quality under a cost budget and cost to a target (``studies/costs.py``).
 - ``rounds.to:4.2``: the first evaluated round with a loss of at most 4.2, or infinity if there is none.
 """
 

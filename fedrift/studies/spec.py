@@ -330,7 +330,7 @@ class PlannedRun:
 def expand_cells(study: Study, tuned_settings: Mapping[str, Mapping[str, Any]] | None = None) -> list[PlannedRun]:
     """Return every run except IID baselines and trials, stage by stage.
 
-    Seeds are the outermost loop, so an interrupted study has complete blocks.
+    Seeds are the outermost loop, so an interrupted study has complete seeds.
 
     Args:
         study: The study.
