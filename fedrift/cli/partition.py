@@ -59,7 +59,7 @@ def show(
     from functools import partial
 
     from ..core.random import numpy_stream
-    from ..report.partition_page import build_partition_report, write_partition_page
+    from ..report.partition_page import Embeddings, build_partition_report, write_partition_page
     from .partition_data import embed_documents, gradient_statistics, load_data_config, partition_dataset
 
     data = partition_dataset(load_data_config(file, overrides or ()), data_dir)
@@ -71,10 +71,10 @@ def show(
         partial(numpy_stream, data.config.seed),
         unit=data.unit,
         note=data.note,
-        vectors=embed_documents(data, encoder_name) if encoder_name else None,
-        encoder=encoder_name or "",
-        gradients=gradient_statistics(file, overrides or (), data_dir) if gradients else (),
+        embeddings=Embeddings(encoder_name, embed_documents(data, encoder_name)) if encoder_name else None,
     )
+    if gradients:
+        report = report._replace(gradients=gradient_statistics(file, overrides or (), data_dir))
     page = None if as_json and html is None else write_partition_page(report, html or Path("partition.html"))
     if as_json:
         print_json(report.to_json())

@@ -396,13 +396,12 @@ def compare_clustering(
     from ..clustering.comparison import build_comparison
     from ..clustering.comparison_report import frame_to_records, map_report_parts, report_parts, results_to_json
     from ..clustering.comparison_results import ClusteringMap, collect_results, summarize_map
-    from ..config.loader import load_yaml
+    from ..config.loader import apply_overrides, load_yaml
     from ..engine.cache import ResourceCache
 
     cache = ResourceCache(make_runtime(runs_dir, data_dir, device, threads))
     comparison = build_comparison(
-        load_yaml(file),
-        overrides or (),
+        apply_overrides(load_yaml(file), overrides or ()),
         conditions=parse_conditions(conditions),
         seeds=range(seed_offset, seed_offset + seeds),
         encoder=encoder,

@@ -7,12 +7,11 @@ its choice of models or rounds with all clients, are counted and reported.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from ..config.loader import apply_overrides
 from ..config.schema import ExperimentConfig, parse_config
 from ..core.errors import UserError, unknown_name_error
 from ..engine.cache import ResourceCache
@@ -195,7 +194,6 @@ class ClusteringComparison:
 
 def build_comparison(
     raw_config: dict[str, Any],
-    overrides: Iterable[str] = (),
     *,
     conditions: Sequence[str] = (),
     seeds: Sequence[int] = (),
@@ -209,7 +207,6 @@ def build_comparison(
 
     Args:
         raw_config: The experiment as plain YAML.
-        overrides: Changes to it, such as ``partition.severity=0.5``.
         conditions: Names of the conditions; ``vanilla`` and ``iid`` are always included. Empty means all but the optional ones.
         seeds: The seeds; empty means 0 to 5.
         encoder: Encoder of the text clustering.
@@ -222,7 +219,6 @@ def build_comparison(
     Raises:
         UserError: A condition is unknown, the experiment already has a clustering, has fewer than 4 clients, or is IID.
     """
-    raw_config = apply_overrides(raw_config, overrides)
     for name in conditions:
         if name not in CONDITIONS:
             raise unknown_name_error("condition", name, CONDITIONS)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import altair as alt
@@ -190,20 +191,44 @@ def parameter_chart(
     return draw
 
 
+@dataclass(frozen=True)
+class HeatmapStyle:
+    """How a heat map looks.
+
+    Attributes:
+        scheme: ``SEQUENTIAL``, or ``DIVERGING`` with its middle at 0.
+        value_range: Lowest and highest value of the color scale; None fits the data.
+        number_format: D3 format of the numbers in cells.
+        show_numbers: Whether cells show their numbers.
+        step: Height of a row in pixels.
+        label_angle: Angle of the column labels in degrees.
+    """
+
+    scheme: str = SEQUENTIAL
+    value_range: tuple[float, float] | None = None
+    number_format: str = ".3~g"
+    show_numbers: bool = True
+    step: int = 24
+    label_angle: int = 0
+
+    def color_range(self, values: Sequence[float]) -> tuple[float, float]:
+        """Return the lowest and the highest value of the color scale for some values."""
+        low, high = self.value_range or (min(values, default=0.0), max(values, default=1.0))
+        if self.scheme == DIVERGING:
+            limit = max(abs(low), abs(high)) or 1.0
+            return -limit, limit
+        return (low, high) if high > low else (low, low + (abs(low) or 1.0))
+
+
 def heatmap(
     rows: Sequence[Row],
     *,
     x: Sequence[str],
     y: Sequence[str],
+    value: str,
     x_title: str = "",
     y_title: str = "",
-    value: str,
-    scheme: str = SEQUENTIAL,
-    value_range: tuple[float, float] | None = None,
-    number_format: str = ".3~g",
-    show_numbers: bool = True,
-    step: int = 24,
-    label_angle: int = 0,
+    style: HeatmapStyle = HeatmapStyle(),
 ) -> Callable[[Width], Chart]:
     """Draw a heat map, optionally with its numbers; a cell without a number shows a cross.
 
@@ -211,26 +236,15 @@ def heatmap(
         rows: One row per cell with ``x``, ``y`` and ``value``.
         x: Columns, in order.
         y: Rows, in order.
+        value: Name of the value in tooltips.
         x_title: Title of the horizontal axis.
         y_title: Title of the vertical axis.
-        value: Name of the value in tooltips.
-        scheme: ``SEQUENTIAL``, or ``DIVERGING`` with its middle at 0.
-        value_range: Lowest and highest value of the color scale; None fits the data.
-        number_format: D3 format of the numbers in cells.
-        show_numbers: Whether cells show their numbers.
-        step: Height of a row in pixels.
-        label_angle: Angle of the column labels in degrees.
+        style: How the heat map looks.
 
     Returns:
         A function that draws the chart at a width.
     """
-    known = [row["value"] for row in rows if row["value"] is not None]
-    low, high = value_range or (min(known, default=0.0), max(known, default=1.0))
-    if scheme == DIVERGING:
-        limit = max(abs(low), abs(high)) or 1.0
-        low, high = -limit, limit
-    elif not high > low:
-        high = low + (abs(low) or 1.0)
+    low, high = style.color_range([row["value"] for row in rows if row["value"] is not None])
 
     def draw(width: Width) -> Chart:
         x_axis = alt.X(
@@ -238,8 +252,8 @@ def heatmap(
             title=x_title or None,
             sort=list(x),
             axis=alt.Axis(
-                labelAngle=label_angle,
-                labelOverlap=False if label_angle else "greedy",
+                labelAngle=style.label_angle,
+                labelOverlap=False if style.label_angle else "greedy",
                 labelLimit=130,
                 grid=False,
                 ticks=False,
@@ -253,7 +267,7 @@ def heatmap(
             axis=alt.Axis(labelLimit=170, labelOverlap="greedy", grid=False, ticks=False, domain=False),
         )
         cells = filterable_chart(rows).transform_filter("datum.value !== null")
-        color_values = alt.Scale(scheme=scheme, domain=[low, high], clamp=True)  # type: ignore[arg-type]
+        color_values = alt.Scale(scheme=style.scheme, domain=[low, high], clamp=True)  # type: ignore[arg-type]
         filled = cells.mark_rect().encode(
             x=x_axis,
             y=y_axis,
@@ -279,17 +293,17 @@ def heatmap(
             )
         )
         layers = [filled, missing]
-        if show_numbers:
-            dark = f"abs(datum.value) > {0.6 * high}" if scheme == DIVERGING else f"datum.value < {low + 0.6 * (high - low)}"
+        if style.show_numbers:
+            dark = f"abs(datum.value) > {0.6 * high}" if style.scheme == DIVERGING else f"datum.value < {low + 0.6 * (high - low)}"
             layers.append(
                 cells.mark_text(fontSize=10).encode(
                     x=x_axis,
                     y=y_axis,
-                    text=alt.Text("value:Q", format=number_format),
+                    text=alt.Text("value:Q", format=style.number_format),
                     color=alt.condition(dark, alt.value("white"), alt.value("black")),
                 )
             )
-        return layer_with_signals(*layers, width=width, height=max(step * len(y), step))
+        return layer_with_signals(*layers, width=width, height=max(style.step * len(y), style.step))
 
     return draw
 

@@ -88,6 +88,13 @@ class GradientStat(NamedTuple):
     deviation: float = float("nan")
 
 
+class Embeddings(NamedTuple):
+    """Embeddings of the documents, ``vectors [D, E]``, and the name of their encoder."""
+
+    encoder: str
+    vectors: np.ndarray
+
+
 class PartitionReport(NamedTuple):
     """Hold the report of a partition.
 
@@ -148,11 +155,9 @@ def build_partition_report(
     unit: str,
     note: str = "",
     num_resplits: int = 20,
-    vectors: np.ndarray | None = None,
-    encoder: str = "",
-    gradients: tuple[GradientStat, ...] = (),
+    embeddings: Embeddings | None = None,
 ) -> PartitionReport:
-    """Measure a partition of a corpus and collect its report.
+    """Measure a partition of a corpus and collect its report, without ``gradients``, which need a model.
 
     Args:
         corpus: The training documents.
@@ -162,9 +167,7 @@ def build_partition_report(
         unit: Unit of the data sizes. It is replaced by ``words`` if clients rewrite their documents.
         note: A remark for the page.
         num_resplits: Number of random partitions that the measures are compared with.
-        vectors: Embeddings of the documents, [D, E], or None.
-        encoder: Name of their encoder.
-        gradients: Measures of the clients' gradients.
+        embeddings: Embeddings of the documents; None measures nothing of them.
     """
     spec = settings["partition"]
     rows = np.sort(np.concatenate(partition.rows))
@@ -181,12 +184,13 @@ def build_partition_report(
         note,
         len(corpus),
         len(corpus) - len(rows),
-        measure_heterogeneity(corpus, partition, make_rng("heterogeneity"), resplits=num_resplits, vectors=vectors),
+        measure_heterogeneity(
+            corpus, partition, make_rng("heterogeneity"), resplits=num_resplits, vectors=embeddings and embeddings.vectors
+        ),
         distinctive_words(counts_by_client(word_counts.counts, owner, len(partition)), word_counts.vocabulary),
         max_z_by_chance(word_counts, owner, len(partition), make_rng("heterogeneity", "words")),
         [pick_samples(corpus, partition, client, make_rng) for client in range(len(partition))],
-        encoder,
-        gradients,
+        embeddings.encoder if embeddings else "",
     )
 
 

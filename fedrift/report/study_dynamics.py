@@ -145,11 +145,13 @@ def layer_figures(study_data: StudyData, stage: StageView, metric: str, title: s
                     y=sorted(values["domain"].unique(), reverse=True),
                     x_title="round",
                     value=f"{metric} minus the IID baseline",
-                    scheme=charts.DIVERGING,
-                    value_range=(-limit, limit),
-                    number_format="+.2g",
-                    show_numbers=values["round"].nunique() <= 6,
-                    step=20,
+                    style=charts.HeatmapStyle(
+                        scheme=charts.DIVERGING,
+                        value_range=(-limit, limit),
+                        number_format="+.2g",
+                        show_numbers=values["round"].nunique() <= 6,
+                        step=20,
+                    ),
                 ),
             )
         )
@@ -242,12 +244,14 @@ def domain_gap_figures(study_data: StudyData, stage: StageView, gaps: pd.DataFra
                     y=list(map(str, rounds)),
                     y_title="round",
                     value="gap to IID baseline, nats per token",
-                    scheme=charts.DIVERGING,
-                    value_range=(-limit, limit),
-                    number_format="+.2f",
-                    show_numbers=len(rounds) <= 12,
-                    step=20 if len(rounds) <= 12 else max(5, 200 // len(rounds)),
-                    label_angle=-40,
+                    style=charts.HeatmapStyle(
+                        scheme=charts.DIVERGING,
+                        value_range=(-limit, limit),
+                        number_format="+.2f",
+                        show_numbers=len(rounds) <= 12,
+                        step=20 if len(rounds) <= 12 else max(5, 200 // len(rounds)),
+                        label_angle=-40,
+                    ),
                 ),
             )
         )
@@ -302,9 +306,7 @@ def final_forgetting_figures(study_data: StudyData, stage: StageView, curves: pd
                         x=domains,
                         y=[name for index, name in names.items() if (values["condition"] == index).any()],
                         value="nats per token",
-                        value_range=(0.0, float(known.max())),
-                        number_format=".2f",
-                        label_angle=-40,
+                        style=charts.HeatmapStyle(value_range=(0.0, float(known.max())), number_format=".2f", label_angle=-40),
                     ),
                 )
             )

@@ -351,9 +351,11 @@ def stability_figures(study_data: StudyData, stage: StageView, rate: FactorAxis,
                         x_title=rate.label,
                         y_title=other.label,
                         value=title,
-                        step=34,
-                        value_range=(0.0, 1.0) if key == "diverged" else (min(losses), max(losses)) if losses else None,
-                        number_format=".0%" if key == "diverged" else ".3f",
+                        style=charts.HeatmapStyle(
+                            step=34,
+                            value_range=(0.0, 1.0) if key == "diverged" else (min(losses), max(losses)) if losses else None,
+                            number_format=".0%" if key == "diverged" else ".3f",
+                        ),
                     ),
                 )
             )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from fedrift.clustering.comparison import CONDITIONS, build_comparison
+from fedrift.config.loader import apply_overrides
 from fedrift.studies.run import run_study
 from tests.worlds import experiment, make_cache
 
@@ -29,8 +30,7 @@ def world(tmp_path_factory):
 def comparison(world):
     values = experiment(world.runtime.cache_dir.parent, *SMALL).to_dict()
     return build_comparison(
-        values,
-        ["clustering=NoClustering"],
+        apply_overrides(values, ["clustering=NoClustering"]),
         conditions=list(CONDITIONS),
         seeds=(0, 1),
         encoder="hashing",

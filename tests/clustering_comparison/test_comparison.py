@@ -13,6 +13,7 @@ import pytest
 from fedrift.clustering.comparison import CONDITIONS, build_comparison
 from fedrift.clustering.comparison_report import render_html, render_markdown, report_parts, results_to_json, summarize_results
 from fedrift.clustering.comparison_results import BEST_IFCA, COMPARISON_METRICS, ComparisonResults, client_losses, collect_results
+from fedrift.config.loader import apply_overrides
 from fedrift.core.errors import UserError
 from fedrift.stats import mean_ci, sign_flip_test
 from fedrift.storage.jsonl import to_json
@@ -209,7 +210,7 @@ def test_a_run_that_stops_is_named_and_the_rest_is_told(comparison, world, tmp_p
 )
 def test_what_makes_no_sense_is_refused_with_the_way_out(comparison, world, change, more, told):
     with pytest.raises(UserError, match=told):
-        build_comparison(comparison.raw_config, [change], cache=world, **more)
+        build_comparison(apply_overrides(comparison.raw_config, [change]), cache=world, **more)
 
 
 def test_general_text_and_syntax_are_each_runs_end_less_its_beginning(comparison, world, tmp_path):
