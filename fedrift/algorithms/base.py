@@ -7,7 +7,7 @@ B sequences per batch, H hidden dimensions.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Collection
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -16,11 +16,9 @@ from torch import Tensor
 
 from ..core.optimizers import Optimizer
 from ..core.tree import Tree
-from ..core.types import CohortUpdate, LocalState, RoundResult, ServerState, single_cluster
+from ..core.types import CohortUpdate, LocalRegularizer, LocalState, RoundResult, ServerState, single_cluster
 
 RoundMetrics = dict[str | tuple[str, str], Tensor | float]  # metric, or (metric, domain) -> value, as probes return it
-# params [A, ...] -> representations z [A, B, H] of the batch, and which sequences are not padding [A, B]
-RepresentFn = Callable[[Tree], tuple[Tensor, Tensor]]
 
 
 @dataclass(frozen=True)
@@ -31,7 +29,8 @@ class Algorithm(ABC):
     properties that fedrift checks for compatibility. A new algorithm usually derives from ``FedAvg``, which implements the two
     abstract hooks ``init_server`` and ``server_update``, and overrides only the hooks in which it differs.
 
-    In each round, the clients of the cohort start at ``init_local``. Every local step calls, in this order, ``transform_grad``, the
+    Round 0 is the evaluation before training, and no hook on clients runs in it. In each round from round 1 on, the clients of the cohort
+    start at ``init_local``. Every local step calls, in this order, ``transform_grad``, the
     client optimizer, ``after_step``, which may change the local models, and ``on_step_end``, which may change what else the clients
     hold during the round, such as their persistent states. After the last step, ``client_update`` and ``update_client_state`` determine
     what the clients send and what they keep. Finally, ``server_update`` computes the next state of the server.
@@ -154,7 +153,7 @@ class Algorithm(ABC):
         """
         return params
 
-    def local_regularizer(self) -> Callable[[LocalState, RepresentFn], Tensor] | None:
+    def local_regularizer(self) -> LocalRegularizer | None:
         """Return a term that clients minimize in addition to the loss; None if there is none.
 
         A term with a gradient in closed form belongs into ``transform_grad``, which needs no backward pass.
@@ -286,4 +285,4 @@ class Algorithm(ABC):
         return server
 
 
-__all__ = ["Algorithm", "RepresentFn", "RoundMetrics"]
+__all__ = ["Algorithm", "RoundMetrics"]

@@ -14,8 +14,7 @@ from torch import Tensor
 
 from ..core.optimizers import Optimizer, is_adaptive, select_prefix, with_prefix
 from ..core.tree import Tree
-from ..core.types import ClientStateStore, CohortUpdate, FederatedState, LocalState, ServerState
-from .base import RepresentFn
+from ..core.types import ClientStateStore, CohortUpdate, FederatedState, LocalState, RepresentFn, ServerState
 from .fedavg import FedAvg
 
 

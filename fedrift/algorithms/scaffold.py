@@ -1,6 +1,8 @@
 """SCAFFOLD, and its variant for clients of unequal size.
 
-Notation: c_k is the control variate of client k, c the control variate of the server, K the number of local steps, S the cohort.
+Notation: w is the model of the server, y_k the local model of client k, g_k its gradient on a batch and F_k its loss; c_k is the control
+variate of client k and c that of the server, both estimates of gradients. N is the number of clients, S the cohort, K the number of
+local steps, lr the learning rate of the clients and eta_g that of the server.
 """
 
 from __future__ import annotations
@@ -30,8 +32,9 @@ class Scaffold(FedAvg):
     The server computes w <- w + eta_g mean_S (y_k - w) and c <- c + (1/N) sum_S (c_k+ - c_k).
 
     Under plain SGD the local path is y = w - lr sum_j (g_k(y_j) - c_k + c), so c_k+ equals the mean of the raw gradients.
-    fedrift stores this mean. It is the same number under SGD. Under momentum, clipping, learning rate schedules or Adam it is
-    still a gradient, whereas (w - y) / (K lr) is not: that form diverges with heavy-ball momentum and is biased with Adam.
+    fedrift stores this mean of the raw gradients, which are not yet clipped or corrected. It is the same number under SGD. Under momentum,
+    clipping, learning rate schedules or Adam it is still a gradient, whereas (w - y) / (K lr) is not: that form diverges with
+    heavy-ball momentum and is biased with Adam.
     c and all c_k are initially zero, so c = mean_k c_k holds in every round, for any cohort.
     """
 
@@ -52,6 +55,7 @@ class Scaffold(FedAvg):
         return local.mean_grad
 
     def server_update(self, server: ServerState, update: CohortUpdate) -> ServerState:
+        # c + (1/N) sum_S (c_k+ - c_k), where N are the clients of each model
         server_control = server.broadcast + cluster_sum(update.state_delta, update) / update.cluster_sizes.clamp_min(1)
         return replace(super().server_update(server, update), broadcast=server_control)
 
@@ -117,8 +121,8 @@ def control_variate_metrics(result: RoundResult, client_controls: Tree, server_c
 class ScaffoldWeighted(Scaffold):
     """SCAFFOLD for clients of unequal size, which minimizes the weighted objective sum_k q_k F_k.
 
-    Karimireddy et al., ICML 2020, arXiv:1910.06378 (Algorithm 1) is derived for the uniform mean. For sum_k q_k F_k the control
-    variates must include the weights, as in the authors' code of FedDyn (Acar et al., ICLR 2021): client k follows
+    Karimireddy et al., ICML 2020, arXiv:1910.06378 (Algorithm 1) is derived for the uniform mean. Here n_k is the weight of client k, such
+    as its tokens, and q_k = n_k / sum n its share of the objective. For sum_k q_k F_k the control variates must include the weights, as in the authors' code of FedDyn (Acar et al., ICLR 2021): client k follows
     g_k - c_k + c / (N q_k), with c = sum_k q_k c_k.
 
     Client k stores u_k = n_k c_k, its control variate times its weight, and the server stores u = mean_k u_k. N q_k equals n_k

@@ -111,6 +111,16 @@ class LocalState:
     lr: float  # learning rate of this round
 
 
+RepresentFn = Callable[[Tree], "tuple[Tensor, Tensor]"]
+"""``params [A, ...] -> (z [A, B, H], counts [A, B])``: representations of the current batch, and which sequences are not padding.
+
+A are the clients with a step in the batch, B its sequences per client, and H the width of a representation.
+"""
+
+LocalRegularizer = Callable[[LocalState, RepresentFn], "Tensor"]
+"""``(local, represent) -> [A]``: a term that clients minimize in addition to their loss. ``local`` has the A clients of the batch."""
+
+
 @dataclass(frozen=True, eq=False)
 class CohortUpdate:
     """The updates that a cohort sends to the server. A failed client has weight 0, delta 0 and its previous state."""

@@ -3,6 +3,9 @@
 The loop neither reads nor writes files, and it prints nothing. The caller decides what to store and when to stop. A state is immutable
 and complete, so continuing from a stored state gives the same results as a run without interruption.
 
+Rounds are counted from 1. ``state.round`` is the number of completed rounds: round 1 begins with ``state.round`` 0 and ends with 1. The
+evaluation before training is recorded as round 0, outside this loop.
+
 Axis letters: N clients in total, C clients of the cohort, M models of the server.
 """
 
@@ -140,15 +143,15 @@ def update_client_means(state: FederatedState, algorithm: FedAvg, cohort: Tensor
         return state.client_means
     new, old = algorithm.state_to_average(update.client_state), algorithm.state_to_average(state.client_states.gather(cohort))
     membership = None if update.membership is None else update.membership.cpu()
-    cpu_report = replace(
+    cpu_update = replace(
         update,
         cluster_ids=update.cluster_ids.cpu(),
         cluster_sizes=update.cluster_sizes.cpu(),
         weight=update.weight.cpu(),
         membership=membership,
     )
-    change = cluster_sum(new.to(torch.float64) - old.to(torch.float64), cpu_report)
-    return state.client_means + change / cpu_report.cluster_sizes.clamp_min(1)
+    change = cluster_sum(new.to(torch.float64) - old.to(torch.float64), cpu_update)
+    return state.client_means + change / cpu_update.cluster_sizes.clamp_min(1)
 
 
 def sample_cohort(num_clients: int, cohort_size: int, seed: int, round: int) -> Tensor:

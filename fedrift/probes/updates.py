@@ -21,7 +21,7 @@ def training_metrics(result: RoundResult) -> MetricValues:
 
     - ``train.loss``: mean over the local steps; ``train.loss.start``: first local step. Both are in nats per token, without any
       regularizer.
-    - ``weight``: aggregation weight.
+    - ``weight``: weight of the client's update in the mean (``training.client_weighting``).
     - ``train.tokens``, ``train.steps``: trained tokens and local steps.
     - ``failed``: 1 if the client failed, which means that its update has a number that is not finite and the server does not use it;
       otherwise 0.
@@ -65,13 +65,13 @@ def update_geometry(result: RoundResult) -> MetricValues:
     - ``update.norm``: |d_i|.
     - ``update.cosine``: cosine of d_i with the mean update.
     - ``update.relative``: |d_i| / |w_i|, where w_i are the trained weights that the client received; NaN if these are all 0.
-    - ``gradient.norm``: norm of the client's mean raw gradient over its local steps.
+    - ``gradient.norm``: norm of the client's mean raw gradient over its local steps, before clipping and corrections by the algorithm.
 
     For the federation, without failed clients:
 
     - ``model.norm``: mean of |w_i| over the cohort.
     - ``update.consensus``: |mean d| / mean |d|, with the unweighted mean. It is 1 for identical updates and 1 / sqrt(C) for orthogonal
-      updates of equal norm. Also per layer, as the domain ``layer 03``.
+      updates of equal norm. Also per layer, recorded under a domain such as ``layer 03``.
     - ``update.diversity``: mean |d|^2 / |mean d|^2. It is 1 for identical and C for orthogonal updates, and has no upper bound (C
       times the gradient diversity of Yin et al., AISTATS 2018, arXiv:1706.05699, over a round instead of a step). Also per layer.
     - ``update.pairwise``: mean cosine of two clients' updates.
@@ -249,8 +249,8 @@ class ServerPath:
     - ``update.turn``: cos(Delta_t, Delta_{t-1}), the cosine of successive steps. Values that stay below 0 mean oscillation in
       parameter space. Independent steps have values around 0.
 
-    With several models, each metric is the mean over all clients of the model that serves each client. Changes that an aggregator
-    merges under the adapters are not included; ``product.turn`` is missing in that case.
+    With several models, each metric is the mean over all clients of the value for the model that the client trains. Changes that an
+    aggregator such as FedEx makes to the base weights under the adapters are not included; ``product.turn`` is missing in that case.
     """
 
     initial_params: Tree  # [1, ...] initial parameters w_0

@@ -21,13 +21,7 @@ from torch import Tensor
 from ..core.errors import UserError
 from ..core.optimizers import Optimizer
 from ..core.tree import Tree
-from ..core.types import CohortUpdate, FederatedState, LocalState, LossFn
-
-RepresentFn = Callable[[Tree], tuple[Tensor, Tensor]]
-"""``params [A, ...] -> (z [A, B, H], counts [A, B])``: representations of the current batch, and which sequences are not padding."""
-
-LocalRegularizer = Callable[[LocalState, RepresentFn], Tensor]
-"""``(local, represent) -> [A]``: a term that clients minimize in addition to their loss. ``local`` has the A clients of the batch."""
+from ..core.types import CohortUpdate, FederatedState, LocalRegularizer, LocalState, LossFn
 
 
 class ClientAlgorithm(Protocol):
