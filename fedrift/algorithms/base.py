@@ -29,11 +29,11 @@ class Algorithm(ABC):
     properties that fedrift checks for compatibility. A new algorithm usually derives from ``FedAvg``, which implements the two
     abstract hooks ``init_server`` and ``server_update``, and overrides only the hooks in which it differs.
 
-    Round 0 is the evaluation before training, and no hook on clients runs in it. In each round from round 1 on, the clients of the cohort
-    start at ``init_local``. Every local step calls, in this order, ``transform_grad``, the
-    client optimizer, ``after_step``, which may change the local models, and ``on_step_end``, which may change what else the clients
-    hold during the round, such as their persistent states. After the last step, ``client_update`` and ``update_client_state`` determine
-    what the clients send and what they keep. Finally, ``server_update`` computes the next state of the server.
+    Round 0 is the evaluation before training, in which no client trains. In each later round, the clients of the cohort start at
+    ``init_local``. Every local step calls, in this order, ``transform_grad``, the client optimizer, ``after_step``, which may change the
+    local models, and ``on_step_end``, which may change what else the clients hold during the round, such as their persistent states.
+    After the last step, ``client_update`` and ``update_client_state`` determine what the clients send and what they keep. Finally,
+    ``server_update`` computes the next state of the server.
 
     Example:
         >>> from dataclasses import dataclass

@@ -122,8 +122,8 @@ class ScaffoldWeighted(Scaffold):
     """SCAFFOLD for clients of unequal size, which minimizes the weighted objective sum_k q_k F_k.
 
     Karimireddy et al., ICML 2020, arXiv:1910.06378 (Algorithm 1) is derived for the uniform mean. Here n_k is the weight of client k, such
-    as its tokens, and q_k = n_k / sum n its share of the objective. For sum_k q_k F_k the control variates must include the weights, as in the authors' code of FedDyn (Acar et al., ICLR 2021): client k follows
-    g_k - c_k + c / (N q_k), with c = sum_k q_k c_k.
+    as its tokens, and q_k = n_k / sum n its share of the objective. For sum_k q_k F_k the control variates must include the weights, as
+    in the authors' code of FedDyn (Acar et al., ICLR 2021): client k follows g_k - c_k + c / (N q_k), with c = sum_k q_k c_k.
 
     Client k stores u_k = n_k c_k, its control variate times its weight, and the server stores u = mean_k u_k. N q_k equals n_k
     divided by the mean weight, so the correction is (u - u_k) / n_k, which does not depend on the weights of other clients.

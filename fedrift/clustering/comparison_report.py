@@ -9,15 +9,15 @@ from typing import Any, NamedTuple
 
 import pandas as pd
 
+from ..core.records import perplexity_change_percent
 from ..stats.significance import ALPHA, format_p
+from .comparison_metrics import COMPARISON_METRICS
 from .comparison_results import (
-    COMPARISON_METRICS,
     CONTRAST_REFERENCES,
     CONTRASTED_METRICS,
     ComparisonResults,
     condition_title,
     grade_table,
-    perplexity_change,
     undetected_failures,
 )
 
@@ -151,7 +151,7 @@ def contrast_tables(results: ComparisonResults) -> list[ReportPart]:
                     row["condition"],
                     format_number(row["effect"], 4, signed=True),
                     format_interval(row),
-                    f"{perplexity_change(row['effect']):+.2f} %" if math.isfinite(row["effect"]) else "",
+                    f"{perplexity_change_percent(row['effect']):+.2f} %" if math.isfinite(row["effect"]) else "",
                     format_p_value(row["p"], row["min_attainable_p"]),
                     format_p_value(row["p_holm"], row["min_attainable_p"]),
                     str(row["seeds"]),

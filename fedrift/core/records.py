@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -212,6 +213,11 @@ def final_round_indices(rounds: np.ndarray, count: int = 5) -> np.ndarray:
     """
     indices = np.flatnonzero(rounds > 0)
     return (indices if len(indices) else np.arange(len(rounds)))[-count:]
+
+
+def perplexity_change_percent(gap: float) -> float:
+    """Convert a difference of losses in nats per token to a percentage change of perplexity; infinite above 700 nats."""
+    return math.inf if gap > 700 else 100 * math.expm1(gap)
 
 
 def _suggest_name(name: str, known: tuple[str, ...]) -> str:

@@ -166,8 +166,3 @@ def truncate_trajectory(run: Trajectory | None, round: int) -> Trajectory | None
     if run is None:
         return None
     return Trajectory(tuple(record for record in run.records if record.round <= round))
-
-
-def perplexity_change_percent(gap: float) -> float:
-    """Convert a difference of losses in nats to a percentage of perplexity."""
-    return math.inf if gap > 700 else 100 * math.expm1(gap)

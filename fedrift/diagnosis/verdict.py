@@ -11,9 +11,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ..core.records import Trajectory
+from ..core.records import Trajectory, perplexity_change_percent
 from .across_seeds import FACTUAL_FAILURES
-from .curves import domain_variability, final_gap, final_loss, final_losses, perplexity_change_percent, read_curve
+from .curves import domain_variability, final_gap, final_loss, final_losses, read_curve
 from .detectors import run_detectors
 from .failures import find_training_divergence
 from .finding import THRESHOLDS, RunEvidence

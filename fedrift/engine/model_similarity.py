@@ -9,13 +9,12 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from ..config.schema import ExperimentConfig, parse_stored_config
 from ..core.errors import UserError
 from ..probes import ScheduledProbe
 from ..probes.context import server_models
 from ..probes.representation import HiddenStates
 from ..storage import Run
-from ..storage.fork import load_checkpoint
+from ..storage.fork import load_checkpoint, load_run_config
 from .build import build_run, resolve_fingerprints
 from .cache import ResourceCache
 
@@ -42,7 +41,7 @@ def measure_similarity(first_run: Run, second_run: Run, resources: ResourceCache
         UserError: The runs have different datasets, models or trained parameters, a run has no model yet, or there is too little
             held-out text.
     """
-    configs = [parse_run_config(run) for run in (first_run, second_run)]
+    configs = [load_run_config(run) for run in (first_run, second_run)]
     for name in MATCHING_FIELDS:
         first_value, second_value = (getattr(config, name) for config in configs)
         if first_value != second_value:
@@ -76,8 +75,3 @@ def measure_similarity(first_run: Run, second_run: Run, resources: ResourceCache
                 if name == metric:
                     similarity.setdefault(layer, {}).setdefault(measure, {})[pair] = float(value)
     return similarity
-
-
-def parse_run_config(run: Run) -> ExperimentConfig:
-    """Return the configuration of a stored run."""
-    return parse_stored_config(run.config)

@@ -42,11 +42,6 @@ def bias_correction(dof: int) -> float:
     return math.exp(gammaln(dof / 2) - gammaln((dof - 1) / 2)) / math.sqrt(dof / 2)
 
 
-def perplexity_change_percent(nats: float) -> float:
-    """Convert a difference of losses in nats per token to a percentage change of perplexity."""
-    return math.expm1(min(nats, 700.0)) * 100
-
-
 # The power of the exact sign-flip test, which is the test that studies use. Few seeds have few sign patterns, and the closed-form power
 # of the paired t test is too optimistic for them: an effect that it detects with 80 % probability is detected with 64 % by six seeds.
 # So up to MAX_SIMULATED_SEEDS seeds the power is simulated. Beyond that, both agree to 0.01, and the noncentral t distribution is used.
