@@ -203,6 +203,24 @@ def test_what_is_registered_is_found_by_its_name_and_names_are_unique(tmp_path, 
         fedrift.register("algoritm")
 
 
+def test_an_aggregator_of_ones_own_derives_from_the_base_class(known):
+    from dataclasses import dataclass
+
+    from fedrift.algorithms.aggregators import Mean
+    from fedrift.algorithms.aggregators.base import Aggregator
+
+    @fedrift.register("aggregator")
+    @dataclass(frozen=True)
+    class FirstClient(Aggregator):
+        def aggregate(self, server, update):
+            return update.delta.take(slice(0, 1))
+
+    config = fedrift.load_config({"dataset": "bbc", "algorithm": {"type": "FedProx", "aggregator": "FirstClient"}})
+    assert config.algorithm.aggregator == FirstClient() and not isinstance(config.algorithm.aggregator, Mean)
+    with pytest.raises(TypeError, match="aggregate"):
+        Aggregator()
+
+
 def test_entry_points_of_installed_distributions_are_choices(tmp_path, monkeypatch, known):
     monkeypatch.chdir(tmp_path)
     write(tmp_path / "installed_averages.py", MY_AVG)

@@ -187,6 +187,8 @@ def test_a_refusal_says_why(algorithm, optimizer, leaves, reason):
         (FedAvg(aggregator=DPMean(noise_multiplier=0.0)), Sgd(), "uniform", "gives no privacy guarantee"),
         (Ditto(aggregator=DPMean()), Sgd(), "uniform", "their metrics are not protected"),
         (FedProx(), AdamW(), "uniform", "prox_step"),
+        (FedProx(), Adam(), "uniform", "under Adam:"),
+        (Scaffold(), Yogi(), "uniform", "under Yogi:"),
         (FedProx(mu=10.0), Sgd(0.2), "uniform", "the local models diverge"),
         (Ditto(), AdamW(), "uniform", "normalized"),
         (PFedMe(), AdamW(), "uniform", "a different problem"),
