@@ -125,8 +125,8 @@ def print_verdicts(pairs: list[tuple[Run, Run]]) -> None:
             name,
             to_perplexity(verdict.final_loss),
             format_number(verdict.final_loss),
-            format_signed(verdict.gap_to_iid),
-            f"{verdict.worst_domain} {format_signed(verdict.worst_domain_gap)}",
+            format_number(verdict.gap_to_iid, "+.3f"),
+            f"{verdict.worst_domain} {format_number(verdict.worst_domain_gap, '+.3f')}",
             *([ratio] if is_wide else []),
             verdict.grade,
             run.id[:6],
@@ -144,14 +144,9 @@ def run_warnings(run: Run) -> list[str]:
     return list(dict.fromkeys(event["message"].rstrip(".") for event in run.events() if event["kind"] == "warning"))
 
 
-def format_signed(value: float) -> str:
-    """Format a number with its sign and three decimals; NaN becomes an empty string."""
-    return "" if math.isnan(value) else f"{value:+.3f}"
-
-
-def format_number(value: float) -> str:
-    """Format a number with three decimals; NaN becomes an empty string."""
-    return "" if math.isnan(value) else f"{value:.3f}"
+def format_number(value: float, number_format: str = ".3f") -> str:
+    """Format a number, by default with three decimals; NaN becomes an empty string."""
+    return "" if math.isnan(value) else format(value, number_format)
 
 
 # Progress bar of a study.
@@ -273,9 +268,11 @@ def render_grid(snapshot: Snapshot, curve: CurveFn, max_rows: int) -> Renderable
         curve: Returns the loss by round of a run, given its id.
         max_rows: The maximum number of rows. Running conditions come first; the hidden rows are summarized in one line.
     """
+    from ..report.monitor import mean_curve, mean_known
+
     order = sorted(snapshot.groups, key=lambda row: (not row.is_running, row.role == "iid_baseline"))
     shown = [row for row in snapshot.groups if row in order[:max_rows]]
-    curves = {row.key: mean_curve(curve(run.run) for run in row.runs) for row in shown}
+    curves = {row.key: list(mean_curve(curve(run.run) for run in row.runs).values()) for row in shown}
     low, high = shared_range(curves.values())
     table = Table(box=SIMPLE, pad_edge=False)
     scale = "" if math.isnan(low) else f"loss, {low:.2f} to {high:.2f}"
@@ -296,8 +293,8 @@ def render_grid(snapshot: Snapshot, curve: CurveFn, max_rows: int) -> Renderable
             seed_marks(row.runs),
             str(reached[1]) if reached[0] == reached[1] else f"{reached[0]}-{reached[1]}",
             sparkline(curves[row.key], low, high),
-            format_known(mean_known(run.loss for run in row.runs)),
-            format_known(mean_known(run.gap for run in row.runs), "+.3f"),
+            format_number(mean_known(run.loss for run in row.runs)),
+            format_number(mean_known(run.gap for run in row.runs), "+.3f"),
         )
     hidden = [row for row in snapshot.groups if row not in shown]
     if not hidden:
@@ -333,13 +330,6 @@ def render_findings(snapshot: Snapshot, max_items: int) -> list[RenderableType]:
     return parts
 
 
-def mean_curve(curves: Iterable[dict[int, float]]) -> list[float]:
-    """Return the mean by round over the runs that have records, at the rounds that all of them have."""
-    nonempty = [curve for curve in curves if curve]
-    rounds = sorted(set.intersection(*(set(curve) for curve in nonempty))) if nonempty else []
-    return [sum(curve[round] for curve in nonempty) / len(nonempty) for round in rounds]
-
-
 def shared_range(curves: Iterable[list[float]]) -> tuple[float, float]:
     """Return the lowest and the highest loss of the scale that all sparklines share; NaN if there is no loss.
 
@@ -370,17 +360,6 @@ def sparkline(values: list[float], low: float, high: float) -> str:
         return BLOCKS[min(len(BLOCKS) - 1, int((value - low) / (high - low or 1.0) * len(BLOCKS)))]
 
     return "".join(map(block, picked))
-
-
-def mean_known(values: Iterable[float]) -> float:
-    """Return the mean of the values that are not NaN; NaN if there are none."""
-    known = [value for value in values if not math.isnan(value)]
-    return sum(known) / len(known) if known else math.nan
-
-
-def format_known(value: float, number_format: str = ".3f") -> str:
-    """Format a number; NaN becomes an empty string."""
-    return "" if math.isnan(value) else format(value, number_format)
 
 
 def snapshot_to_plain(snapshot: Snapshot) -> dict[str, Any]:

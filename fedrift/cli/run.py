@@ -251,7 +251,7 @@ def print_fork(fork_report: ForkReport) -> None:
     """Print the differences by round, their summary, and the findings in the fork and in its origin."""
     from rich.console import Console
 
-    from .console import format_number, format_signed
+    from .console import format_number
     from .tables import print_table
 
     console = Console(highlight=False)
@@ -265,8 +265,8 @@ def print_fork(fork_report: ForkReport) -> None:
             format_number(row.distance),
             format_number(row.origin),
             format_number(row.fork),
-            format_signed(row.difference),
-            *(format_signed(row.domains[domain]) for domain in shown),
+            format_number(row.difference, "+.3f"),
+            *(format_number(row.domains[domain], "+.3f") for domain in shown),
         )
         for row in fork_report.rounds
     ]

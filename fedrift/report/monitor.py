@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import math
 from collections import Counter, defaultdict, deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from time import monotonic, perf_counter, time
@@ -596,4 +596,17 @@ def open_monitor(root: Path, name: str = "", clock: Callable[[], float] = monoto
     return Monitor(manifest.root, manifest, clock)
 
 
-__all__ = ["Monitor", "RunGroup", "RunStatus", "Snapshot", "open_monitor"]
+def mean_curve(curves: Iterable[dict[int, float]]) -> dict[int, float]:
+    """Return the mean of the curves in the rounds that all non-empty curves have."""
+    started = [curve for curve in curves if curve]
+    shared = set.intersection(*(set(curve) for curve in started)) if started else set()
+    return {round: sum(curve[round] for curve in started) / len(started) for round in sorted(shared)}
+
+
+def mean_known(values: Iterable[float]) -> float:
+    """Return the mean of the values that are not NaN; NaN if there is none."""
+    known = [value for value in values if not math.isnan(value)]
+    return sum(known) / len(known) if known else math.nan
+
+
+__all__ = ["Monitor", "RunGroup", "RunStatus", "Snapshot", "mean_curve", "mean_known", "open_monitor"]

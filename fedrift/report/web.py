@@ -26,7 +26,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from ..core.errors import UserError
 from .data import loss_ceiling, round_value
 from .figures import OKABE_ITO
-from .monitor import STATE_LABELS, Monitor, RunGroup, Snapshot
+from .monitor import STATE_LABELS, Monitor, RunGroup, Snapshot, mean_curve, mean_known
 from .page import vega_script
 
 MAX_ROWS_SHOWN = 6  # groups in the chart; there are six distinct colors
@@ -127,19 +127,6 @@ def curve_points(id: str, condition: str, kind: str, run: str, curve: dict[int, 
         {"id": id, "condition": condition, "kind": kind, "run": run, "round": round, "value": round_value(value)}
         for round, value in curve.items()
     ]
-
-
-def mean_curve(curves: Iterable[dict[int, float]]) -> dict[int, float]:
-    """Return the mean of the curves in the rounds that all non-empty curves have."""
-    started = [curve for curve in curves if curve]
-    shared = set.intersection(*(set(curve) for curve in started)) if started else set()
-    return {round: sum(curve[round] for curve in started) / len(started) for round in sorted(shared)}
-
-
-def mean_known(values: Iterable[float]) -> float:
-    """Return the mean of the values that are not NaN; NaN if there is none."""
-    known = [value for value in values if not math.isnan(value)]
-    return sum(known) / len(known) if known else math.nan
 
 
 def round_number(value: float) -> float | None:

@@ -11,8 +11,8 @@ import pytest
 from fedrift.cli.console import sparkline
 from fedrift.core.errors import UserError
 from fedrift.core.records import Record
-from fedrift.report.monitor import LossTail, Monitor, group_findings, open_monitor
-from fedrift.report.web import curves_to_json, mean_curve, row_id, snapshot_to_json
+from fedrift.report.monitor import LossTail, Monitor, group_findings, mean_curve, open_monitor
+from fedrift.report.web import curves_to_json, row_id, snapshot_to_json
 from fedrift.storage import Run
 from fedrift.studies import StudyManifest
 
