@@ -242,7 +242,9 @@ def find_training_divergence(run: Trajectory | None, thresholds: Mapping[str, Ma
     Returns:
         The reason in plain English and the first round; ("", None) if it did not.
     """
-    for find_sign in DIVERGENCE_SIGNS if run is not None else ():
+    if run is None:
+        return "", None
+    for find_sign in DIVERGENCE_SIGNS:
         reason, since = find_sign(run, thresholds)
         if reason:
             return reason, since
