@@ -1,10 +1,10 @@
 """Measure what grows with the number of clients that wait, and with the number of documents.
 
-    python benchmarks/growth.py [--rounds 10]
+    python benchmarks/growth.py [--rounds 13]
 
 - **Rounds**: FedAvg and SCAFFOLD run with 20, 200, 2,000 and 10,000 clients and a cohort of ten, as in ``benchmarks/clients.py``: the
   runs take turns, one round each, and a round is measured in CPU time. The held-out loss, which has one value per client, is evaluated in
-  the first and in the last round only, and ``evaluation_ms`` is the time that a round with an evaluation takes in addition.
+  every fourth round; ``evaluation_ms`` is what such a round takes in addition, and ``ratio`` compares the other rounds.
 - **Disk**: the bytes of the checkpoint and of the client states after the last round, and the bytes that a round adds to the records.
 - **Memory**: the bytes of the state of a waiting client, and the resident memory that each further client takes.
 - **Partition**: documents with synthetic labels are assigned to 100 clients, without any model.
@@ -41,6 +41,7 @@ from fedrift.engine.run import run_experiment
 from fedrift.storage import Run
 
 ALGORITHMS = ("FedAvg", "Scaffold")
+EVALUATION_INTERVAL = 4  # rounds
 SIZES, SMALL_SIZES = (20, 200, 2000, 10_000), (4, 8, 16)
 DOCUMENTS, SMALL_DOCUMENTS = (10_000, 100_000, 1_000_000), (200, 2000)
 PARTITIONS = {"IID": ("TopicMix", 0.0), "TopicMix": ("TopicMix", 1.0), "Dirichlet": ("Dirichlet", 1.0), "Quantity": ("Quantity", 1.0)}
@@ -56,7 +57,7 @@ def measure_rounds(algorithm: str, sizes: tuple[int, ...], corpus: Path, folder:
     runs: dict[int, Run] = {}
     for size, side in sides.items():
         config = make_config(algorithm, size, corpus, num_rounds, small)
-        config = resolve_fingerprints(replace(config, evaluation=replace(config.evaluation, interval=num_rounds)), cache)
+        config = resolve_fingerprints(replace(config, evaluation=replace(config.evaluation, interval=EVALUATION_INTERVAL)), cache)
         runs[size] = Run(cache.runtime.runs_dir, config.id)
         side.start(lambda on_progress, config=config: run_experiment(config, cache, on_progress))
     for number in range(num_rounds + 1):
@@ -64,10 +65,13 @@ def measure_rounds(algorithm: str, sizes: tuple[int, ...], corpus: Path, folder:
             sides[size].run_one_round()
             record_bytes[size].append((runs[size].folder / "records.jsonl").stat().st_size)
     rows = []
+    is_evaluated = [number % EVALUATION_INTERVAL == 0 or number == num_rounds for number in range(1, num_rounds + 1)]
+    plain = [index for index in range(1, num_rounds) if not is_evaluated[index]]  # the first round warms up
     few_s = sides[sizes[0]].round_s
     for size, side in sides.items():
-        # the first round warms up, and the last one has an evaluation
-        ratios = [many / few for many, few in zip(side.round_s[1:-1], few_s[1:-1], strict=True)]
+        ratios = [side.round_s[index] / few_s[index] for index in plain]
+        round_s = median(side.round_s[index] for index in plain)
+        evaluated_s = median(seconds for seconds, evaluated in zip(side.round_s, is_evaluated, strict=True) if evaluated)
         rows.append(
             {
                 "part": "rounds",
@@ -75,40 +79,35 @@ def measure_rounds(algorithm: str, sizes: tuple[int, ...], corpus: Path, folder:
                 "clients": size,
                 "cohort": 2 if small else 10,
                 "rounds": len(ratios),
-                "round_ms": round(1e3 * median(side.round_s[1:-1]), 1),
+                "round_ms": round(1e3 * round_s, 1),
                 "ratio": round(median(ratios), 3),
-                "evaluation_ms": round(1e3 * (side.round_s[-1] - median(side.round_s[1:-1])), 1),
+                "evaluation_ms": round(1e3 * (evaluated_s - round_s), 1),
                 "state_bytes": runs[size].state_path.stat().st_size,
                 "client_state_bytes": runs[size].client_state_path.stat().st_size if runs[size].client_state_path.exists() else 0,
-                "record_bytes_per_round": round(median(np.diff(record_bytes[size][1:-1]).tolist())),
+                "record_bytes_per_round": round(median(np.diff(record_bytes[size]).tolist())),
+                "record_bytes_per_evaluation": int(np.diff(record_bytes[size]).max()),
             }
         )
     return rows
 
 
-def measure_memory(algorithm: FedAvg, sizes: tuple[int, ...], num_numbers: int) -> list[Row]:
+def measure_memory(algorithm: FedAvg, num_clients: int, num_numbers: int) -> Row:
     """Measure the memory of clients that wait, each with a state of its own, for models with ``num_numbers`` float32 numbers."""
-    rows = []
-    for size in sizes:
-        gc.collect()
-        before = psutil.Process().memory_info().rss
-        state = init_state(algorithm, Tree(a=torch.zeros(1, num_numbers)), size)
-        row = state.client_states.gather(slice(0, 1))
-        if row:  # clients share one initial state until they have participated
-            own_states = replace(state.client_states, states=tuple(row.map(torch.clone) for _ in range(size)))
-            state = replace(state, client_states=own_states)
-        own_bytes = state.client_states.num_bytes() // size if row else 0
-        resident_bytes = psutil.Process().memory_info().rss - before
-        rows.append(
-            {
-                "part": "memory",
-                "algorithm": type(algorithm).__name__,
-                "clients": size,
-                "own_bytes": own_bytes,
-                "resident_bytes_per_client": round(resident_bytes / size),
-            }
-        )
-    return rows
+    gc.collect()
+    before = psutil.Process().memory_info().rss
+    state = init_state(algorithm, Tree(a=torch.zeros(1, num_numbers)), num_clients)
+    row = state.client_states.gather(slice(0, 1))
+    if row:  # clients share one initial state until they have participated
+        own_states = replace(state.client_states, states=tuple(row.map(torch.clone) for _ in range(num_clients)))
+        state = replace(state, client_states=own_states)
+    resident_bytes = psutil.Process().memory_info().rss - before
+    return {
+        "part": "memory",
+        "algorithm": type(algorithm).__name__,
+        "clients": num_clients,
+        "own_bytes": state.client_states.num_bytes() // num_clients if row else 0,
+        "resident_bytes_per_client": round(resident_bytes / num_clients),
+    }
 
 
 def make_corpus(num_documents: int, num_topics: int = 10) -> Corpus:
@@ -156,7 +155,7 @@ def measure_partitions(sizes: tuple[int, ...], num_clients: int) -> list[Row]:
 def main(arguments: list[str] | None = None) -> int:
     """Measure all parts, print a line for each row and write the results."""
     parser = make_parser(__doc__ or "")
-    parser.add_argument("--rounds", type=int, default=10, help="the number of measured rounds, after a first and before a last round")
+    parser.add_argument("--rounds", type=int, default=13, help="the number of rounds, the first of which warms up")
     parser.add_argument("--algorithms", nargs="+", default=ALGORITHMS, choices=ALGORITHMS, help="the algorithms to measure")
     args = parser.parse_args(arguments)
     sizes, documents = (SMALL_SIZES, SMALL_DOCUMENTS) if args.small else (SIZES, DOCUMENTS)
@@ -170,12 +169,12 @@ def main(arguments: list[str] | None = None) -> int:
 
     add(measure_partitions(documents, 4 if args.small else 100))
     for algorithm in (FedAvg(), Scaffold()):
-        add(measure_memory(algorithm, sizes, 10 if args.small else 10_000))
+        add([measure_memory(algorithm, sizes[-1], 10 if args.small else 10_000)])
     with tempfile.TemporaryDirectory() as name, torch.random.fork_rng():
         folder = Path(name)
         corpus = write_corpus(folder / "corpus.csv", 120 if args.small else 16_000)
         for algorithm_name in args.algorithms:
-            add(measure_rounds(algorithm_name, sizes, corpus, folder, args.rounds + 2, args.small))
+            add(measure_rounds(algorithm_name, sizes, corpus, folder, args.rounds, args.small))
     summary = {
         "measure": "user and system time of the process, in turns; the machine ran other programs",
         "most": MAX_RATIO,
