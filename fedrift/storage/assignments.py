@@ -45,7 +45,6 @@ class AssignmentLog:
     def __init__(self, run: Run) -> None:
         self.run = run
         self._rounds: list[int] | None = None  # the round of each entry; None: the file was not read yet
-        self._lines: list[str] = []  # each entry as JSON in one line, which is hashed
         self._checksums: list[int] = []  # CRC-32 of the list up to and including each entry, without its closing bracket
 
     @property
@@ -75,7 +74,7 @@ class AssignmentLog:
         else:
             earlier = [stored for stored in self.run.cluster_assignments() if stored["round"] < entry["round"]]
             write_atomically(self.path, (self.run.format_json("clustering", [*earlier, entry]) + "\n").encode())
-            self._rounds, self._lines, self._checksums = [], [], []
+            self._rounds, self._checksums = [], []
             for stored in earlier:
                 self._append(stored)
         self._append(json.loads(text)[0])
@@ -85,16 +84,14 @@ class AssignmentLog:
         count = sum(round <= last_round for round in self.rounds)
         if count and all(earlier <= later for earlier, later in pairwise(self.rounds)):
             return [count, zlib.crc32(b"]", self._checksums[count - 1])]
-        lines = [line for line, round in zip(self._lines, self.rounds, strict=True) if round <= last_round]
-        return [count, zlib.crc32(f"[{', '.join(lines)}]".encode())]
+        rows = [row for row in self.run.cluster_assignments() if row["round"] <= last_round] if count else []
+        return [count, zlib.crc32(jsonl.to_json(rows).encode())]
 
     def _append(self, entry: dict[str, Any]) -> None:
         assert self._rounds is not None
-        line = jsonl.to_json(entry)
         separator, previous = (", ", self._checksums[-1]) if self._checksums else ("[", 0)
         self._rounds.append(entry["round"])
-        self._lines.append(line)
-        self._checksums.append(zlib.crc32((separator + line).encode(), previous))
+        self._checksums.append(zlib.crc32((separator + jsonl.to_json(entry)).encode(), previous))
 
     def _ends_with_entry(self) -> bool:
         """Return whether the file ends with a complete entry, to which another one can be added."""
