@@ -6,8 +6,9 @@ All outcomes were fixed before the runs. They are measured at the end of trainin
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -48,7 +49,7 @@ COMPARISON_METRICS = {  # column: (title, description with unit)
 }
 
 
-def measure_run(run: Run, vanilla: Run) -> dict[str, float]:
+def measure_run(run: Run, trajectory: Trajectory, vanilla: Run) -> dict[str, float]:
     """Measure all columns of ``COMPARISON_METRICS`` for one run.
 
     ``compute`` is the number of tokens and not yet relative to vanilla. The additional key ``train`` is the training loss that selects
@@ -56,9 +57,10 @@ def measure_run(run: Run, vanilla: Run) -> dict[str, float]:
 
     Args:
         run: The run.
+        trajectory: Records of the run.
         vanilla: The run of the condition ``vanilla`` with the same seed.
     """
-    config, trajectory = run.config, run.trajectory()
+    config = run.config
     own_losses, cross_losses = client_losses(trajectory, vanilla)
     train_losses = (
         trajectory.client_table("train.loss")[1:][-NUM_LAST_ROUNDS:]
@@ -192,9 +194,7 @@ def embedding_bytes(run: Run) -> float:
 
 def first_assignment(run: Run) -> dict[str, Any]:
     """Return the first decision of the clustering as JSON; empty for a run without clustering."""
-    if not (run.folder / "clustering.json").exists():
-        return {}
-    entries: list[dict[str, Any]] = run.read_json("clustering")
+    entries = run.cluster_assignments()
     return entries[0] if entries else {}
 
 
@@ -343,6 +343,7 @@ def collect_results(manifest: StudyManifest) -> ComparisonResults:
     rows: list[dict[str, Any]] = []
     evidence: dict[str, list[RunEvidence]] = {}
     decisions, stopped_runs = [], []
+    load_trajectory = cache(Run.trajectory)  # the references of a seed belong to the evidence of all its conditions
     for (seed, label), entry in entries.items():
         run, (condition, number) = manifest.get_run(entry), parse_condition_label(label)
         if not run.is_finished or not vanilla[seed].is_finished:
@@ -350,7 +351,7 @@ def collect_results(manifest: StudyManifest) -> ComparisonResults:
                 f"{label}, seed {seed}: {manifest.get_failure(entry.run) or manifest.get_status(entry.run)}".splitlines()[0]
             )
             continue
-        trajectory = run.trajectory()
+        trajectory = load_trajectory(run)
         rows.append(
             {
                 "run": run.id,
@@ -359,13 +360,13 @@ def collect_results(manifest: StudyManifest) -> ComparisonResults:
                 "seed": seed,
                 "iid": False,
                 "diverged": has_diverged(trajectory),
-                **measure_run(run, vanilla[seed]),
+                **measure_run(run, trajectory, vanilla[seed]),
             }
         )
         if condition == "text":
             decisions.append({"seed": seed, **{key: value for key, value in first_assignment(run).items() if key != "centroids"}})
         if number == 0 and condition not in ("iid", "pooled"):
-            evidence.setdefault(condition, []).append(build_evidence(run, seed, entries, manifest))
+            evidence.setdefault(condition, []).append(build_evidence(run, seed, entries, manifest, load_trajectory))
     frame = pd.DataFrame(rows, columns=["run", "condition", "number", "seed", "iid", "diverged", *COMPARISON_METRICS, "train"])
     if frame.loc[frame["condition"] == "ifca", "number"].nunique() > 1:  # with a single restart the best equals the mean
         frame = pd.concat([frame, best_ifca_restarts(frame)], ignore_index=True)
@@ -392,7 +393,13 @@ def best_ifca_restarts(frame: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def build_evidence(run: Run, seed: int, entries: dict[tuple[int, str], ManifestEntry], manifest: StudyManifest) -> RunEvidence:
+def build_evidence(
+    run: Run,
+    seed: int,
+    entries: dict[tuple[int, str], ManifestEntry],
+    manifest: StudyManifest,
+    load_trajectory: Callable[[Run], Trajectory],
+) -> RunEvidence:
     """Return a run together with the IID baseline, the centralized run and the local-training run of its seed, for the failure detectors.
 
     Args:
@@ -400,6 +407,7 @@ def build_evidence(run: Run, seed: int, entries: dict[tuple[int, str], ManifestE
         seed: Its seed.
         entries: Manifest entries by seed and label.
         manifest: Manifest of the study.
+        load_trajectory: Returns the records of a run.
     """
 
     def finished_run(label: str) -> Run | None:
@@ -408,9 +416,9 @@ def build_evidence(run: Run, seed: int, entries: dict[tuple[int, str], ManifestE
         return other if other and other.is_finished and other.id != run.id else None
 
     iid_baseline, centralized, local = (
-        other.trajectory() if (other := finished_run(label)) else None for label in ("iid", "pooled", "local")
+        load_trajectory(other) if (other := finished_run(label)) else None for label in ("iid", "pooled", "local")
     )
-    return RunEvidence(run.trajectory(), iid_baseline, centralized, local, info=extract_run_info(run.config), seed=seed)
+    return RunEvidence(load_trajectory(run), iid_baseline, centralized, local, info=extract_run_info(run.config), seed=seed)
 
 
 def condition_title(condition: str) -> str:
@@ -548,7 +556,7 @@ def summarize_map(manifest: StudyManifest) -> tuple[pd.DataFrame, pd.DataFrame]:
     for entry in manifest.read()["runs"]:
         run = manifest.get_run(entry)
         if run.is_finished:
-            decision, levels = first_assignment(run), entry.factors
+            decision, levels, trajectory = first_assignment(run), entry.factors, run.trajectory()
             rows.append(
                 {
                     "run": run.id,
@@ -559,8 +567,8 @@ def summarize_map(manifest: StudyManifest) -> tuple[pd.DataFrame, pd.DataFrame]:
                     "seed": entry.seed,
                     "iid": False,
                     "iid_baseline": "",
-                    "diverged": has_diverged(run.trajectory()),
-                    **measure_run(run, run),
+                    "diverged": has_diverged(trajectory),
+                    **measure_run(run, trajectory, run),
                     **{name: decision.get(name) for name in ("p_value", "identification_rate", "chance", "estimated_k")},
                 }
             )

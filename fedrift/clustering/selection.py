@@ -9,11 +9,13 @@ Foundations of Differential Privacy", 2014, theorem A.1, proved for epsilon < 1)
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from hashlib import blake2b
 from math import log, sqrt
 
 import numpy as np
 
+from ..core.cache import BoundedCache
 from ..core.errors import UserError
 from ..core.random import derive_seed, numpy_stream
 from .base import ClientInfo
@@ -207,8 +209,39 @@ class ClusteringResult:
         return "stable" if self.stability >= MIN_STABILITY else "unstable"
 
 
+# Conditions of a comparison often cluster the same clients, and resampling and k-means take longer than the training of small models.
+CLUSTERINGS = BoundedCache(max_size=10_000_000)  # (digest of the embeddings, seed, k) -> clusters; sizes in numbers
+
+
+def digest_embeddings(embeddings: ClientEmbeddings) -> bytes:
+    """Return a digest of all embeddings and of the noise, 16 bytes."""
+    digest = blake2b(digest_size=16)
+    for array in (*embeddings.document_embeddings, embeddings.noise_std, embeddings.noise):
+        digest.update(f"{array.dtype} {array.shape}".encode() + np.ascontiguousarray(array).tobytes())
+    return digest.digest()
+
+
 def cluster_clients(embeddings: ClientEmbeddings, seed: int, k: int | None = None) -> ClusteringResult:
-    """Cluster N clients by their mean embeddings.
+    """Cluster N clients by their mean embeddings. Equal embeddings that this process has clustered recently are not clustered again.
+
+    Args:
+        embeddings: The clients' embeddings.
+        seed: Seed of k-means and of the resampling.
+        k: Number of clusters; None estimates it.
+
+    Raises:
+        ValueError: ``k`` exceeds the number of clients.
+    """
+    result: ClusteringResult = CLUSTERINGS.get_or_create(
+        (digest_embeddings(embeddings), seed, k),
+        lambda: compute_clusters(embeddings, seed, k),
+        lambda clusters: clusters.cluster_ids.size + clusters.centroids.size,
+    )
+    return replace(result, cluster_ids=result.cluster_ids.copy(), centroids=result.centroids.copy(), silhouettes=dict(result.silhouettes))
+
+
+def compute_clusters(embeddings: ClientEmbeddings, seed: int, k: int | None = None) -> ClusteringResult:
+    """Cluster N clients by their mean embeddings, as ``cluster_clients`` does, whether or not they were clustered before.
 
     Args:
         embeddings: The clients' embeddings.
@@ -377,6 +410,7 @@ __all__ = [
     "best_silhouette_k",
     "bootstrap_stability",
     "cluster_clients",
+    "compute_clusters",
     "document_identification_rate",
     "embed_clients",
     "gaussian_noise_std",

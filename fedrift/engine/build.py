@@ -5,7 +5,7 @@ This is the only module in which text data and federated algorithms meet. Axis l
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -135,11 +135,24 @@ def build_evaluation(
     round_held_out = held_out.head(evaluation.blocks_per_domain)
     sizes = [bytes_per_token(blocks, tokenizer) if "language" in evaluation.probes else None for blocks in (round_held_out, held_out)]
     all_held_out = (
-        held_out_as_rewritten(held_out, corpus, rewritten, client_rows, tokenizer, *block_options) if rewritten.partition.rewrites else None
+        held_out_as_rewritten(
+            held_out,
+            corpus,
+            rewritten,
+            client_rows,
+            lambda texts: resources.get_rewritten_tokens(texts, *model_key_of(config), on_disk=False),
+            *block_options,
+        )
+        if rewritten.partition.rewrites
+        else None
     )
     held_out_warnings = check_held_out(all_held_out or held_out, evaluation.split, corpus.name)
     loss_cache = PretrainedLossCache(
-        model, initial_params, (*model_key_of(config), *sorted(resources.numeric_options.items())), resources.pretrained_losses
+        model,
+        initial_params,
+        (*model_key_of(config), *sorted(resources.numeric_options.items())),
+        resources.pretrained_losses,
+        resources.evaluated_losses,
     )
     losses = HeldOutLosses(
         loss_cache,
@@ -259,7 +272,7 @@ def held_out_as_rewritten(
     corpus: Corpus,
     rewritten: RewrittenCorpus,
     client_rows: list[np.ndarray],
-    tokenizer: Any,
+    tokenize: Callable[[Corpus], TokenizedCorpus],
     split: int,
     block_length: int,
     max_blocks: int,
@@ -272,7 +285,7 @@ def held_out_as_rewritten(
         corpus: The original corpus.
         rewritten: The corpus after the rewrites of the partition.
         client_rows: The document indices of each client.
-        tokenizer: The tokenizer of the model.
+        tokenize: Returns the tokens of rewritten documents.
         split: The code of the held-out split.
         block_length: Tokens per block.
         max_blocks: Largest number of blocks per domain.
@@ -286,8 +299,7 @@ def held_out_as_rewritten(
         for group in range(len(groups))
     ]
     tokenize_rewritten = [
-        lambda rows, rewrite=rewrite: tokenize_corpus(rewrite_corpus(corpus.take(rows), rewrite), tokenizer, cache_dir=None)
-        for rewrite in groups.rewrites[1:]
+        lambda rows, rewrite=rewrite: tokenize(rewrite_corpus(corpus.take(rows), rewrite)) for rewrite in groups.rewrites[1:]
     ]
     return append_rewritten(
         held_out, corpus, split, block_length, max_blocks, seed, tokenize_rewritten, np.concatenate(domain_tokens, axis=1)
@@ -432,9 +444,7 @@ def build_run(
         list(partition.rows), training.cohort_size(config.partition.num_clients), training.local_steps
     )
     client_corpus = apply_rewrites(corpus, partition)
-    client_tokens = (
-        tokenize_corpus(client_corpus, language_model.tokenizer, cache_dir=runtime.cache_dir / "tokens") if partition.rewrites else tokens
-    )
+    client_tokens = resources.get_rewritten_tokens(client_corpus, *model_key) if partition.rewrites else tokens
     rewritten = RewrittenCorpus(client_corpus.with_sizes(client_tokens.trained_lengths), partition)
     blocks = pack_client_blocks(config, client_tokens, client_rows)
     params = model.init_params(config.seed).to(runtime.resolve_device())

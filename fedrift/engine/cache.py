@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
 from ..config.runtime import Runtime
+from ..core.cache import BoundedCache
 from ..data import Corpus, DatasetConfig, TokenizedCorpus, load_corpus, tokenize_corpus
 from ..models.batched_model import BatchCoordinator, BatchedModel
 from ..models.load import LanguageModel, load_model
 from ..models.presets import PRESETS
 from ..models.stacked_model import StackedModel
 from ..models.trainable import Trainable
+
+MAX_TOKEN_BYTES = 300_000_000  # limit of the memory for tokens of rewritten texts
+MAX_LOSS_BYTES = 100_000_000  # limit of the memory for losses of trained models
 
 
 @dataclass(frozen=True)
@@ -62,6 +67,11 @@ class ResourceCache:
     def pretrained_losses(self) -> dict[Any, Any]:
         """A cache of losses of the pretrained models, which runs with the same model and texts share."""
         return self._get_or_create(("zero-shot",), dict)  # type: ignore[no-any-return]
+
+    @property
+    def evaluated_losses(self) -> BoundedCache:
+        """A cache of losses of trained models, which runs share whose models are equal. Sizes are in bytes."""
+        return self._get_or_create(("evaluated",), lambda: BoundedCache(MAX_LOSS_BYTES))  # type: ignore[no-any-return]
 
     def get_language_model(self, name: str, trainable: Trainable, random_seed: int | None = None) -> LanguageModel:
         """Return the network and tokenizer of a model for one choice of trained parameters.
@@ -131,6 +141,32 @@ class ResourceCache:
         cache_dir: Path = self.runtime.cache_dir / "tokens"
         key = "tokens", corpus.fingerprint, corpus.train_on, corpus.chat_template, name
         return self._get_or_create(key, lambda: tokenize_corpus(corpus, tokenizer, cache_dir=cache_dir))
+
+    def get_rewritten_tokens(
+        self, corpus: Corpus, name: str, trainable: Trainable, random_seed: int | None = None, on_disk: bool = True
+    ) -> TokenizedCorpus:
+        """Return the tokens of a corpus with rewritten texts, which are identified by the texts themselves.
+
+        Runs with equal rewritten texts share the tokens, for example the algorithms that a study compares on one partition.
+
+        Args:
+            corpus: The rewritten documents.
+            name: The name of the model in the configuration.
+            trainable: Which parameters are trained.
+            random_seed: The seed of random weights. None: the pretrained weights. The tokens are the same.
+            on_disk: Whether the tokens are also stored in the cache folder.
+        """
+        tokenizer = self.get_language_model(name, trainable, random_seed).tokenizer
+        digest = blake2b(digest_size=16)
+        for text in corpus.text:
+            encoded = text.encode()
+            digest.update(len(encoded).to_bytes(8) + encoded)
+        tokens: BoundedCache = self._get_or_create(("rewritten tokens",), lambda: BoundedCache(MAX_TOKEN_BYTES))
+        return tokens.get_or_create(  # type: ignore[no-any-return]
+            (digest.digest(), corpus.train_on, corpus.chat_template, name),
+            lambda: tokenize_corpus(corpus, tokenizer, cache_dir=self.runtime.cache_dir / "tokens" if on_disk else None),
+            lambda tokenized: tokenized.ids.nbytes + tokenized.offsets.nbytes,
+        )
 
     def _get_or_create(self, key: tuple[Any, ...], create: Any) -> Any:
         if key not in self._items:

@@ -21,6 +21,7 @@ from ..models.trainable import Lora
 from ..probes import MetricHistory, evaluate_personalized, overhead_summary, overhead_warning, to_records
 from ..simulation import ClientPool
 from ..storage import Run, archive_run, check_environment, collect_environment
+from ..storage.assignments import AssignmentLog
 from ..storage.fork import Checkpoint, ForkedRun, UpdateLog, check_history
 from .build import RunContext, build_run, resolve_fingerprints
 from .cache import ResourceCache
@@ -193,7 +194,7 @@ def _execute_run(
     if state is None and forked_run:
         state = forked_run.load_origin_state(context)
         checkpoint.save(state)
-    run.truncate_after(state.round if state else -1)
+    previous_records = run.restore_records(state.round if state else -1)
     history = MetricHistory()
     if state is None:
         state = context.initial_state
@@ -201,8 +202,9 @@ def _execute_run(
             run.log_event(0, "warning", warning)
         values, probe_seconds = context.probe_suite.evaluate_initial(context.clustering.with_client_models(state), history)
         values |= context.cluster_probe.evaluate_state(state) if context.cluster_probe else {}
-        run.append_records(to_records(values, 0, [], context.simulator.size))
-        record_clustering(run, context)
+        previous_records = to_records(values, 0, [], context.simulator.size)
+        run.append_records(previous_records)
+        record_clustering(run, context, checkpoint.assignments)
         run.log_timing(0, **prefix_probe_names(probe_seconds))
         checkpoint.save(state)
     # Records are stored before the checkpoint, so a crash between the two repeats the round. Once an update log exists, every further
@@ -215,7 +217,6 @@ def _execute_run(
     context.clustering.pending_assignments.clear()  # a run that continues has stored its initial assignment already
     for change in environment_changes:
         run.log_event(state.round, "environment changed", change)
-    previous_records = run.records()
     history.add_records(previous_records)
     run_begin = RunBegin(run, state, previous_records, training.num_rounds)
     for callback in (*storage_callbacks, *callbacks):
@@ -245,7 +246,7 @@ def _execute_run(
         for client, message in find_exploding_updates(records):
             run.log_event(state.round, "update exploded", message, client)
         run.append_records(records)
-        record_clustering(run, context)
+        record_clustering(run, context, checkpoint.assignments)
         round_end = RoundEnd(run, result, records, training.num_rounds)
         for callback in storage_callbacks:
             callback.on_round_end(round_end)
@@ -295,11 +296,10 @@ def client_events(result: RoundResult) -> Iterator[tuple[int, str, str]]:
             yield client, "client", note
 
 
-def record_clustering(run: Run, context: RunContext) -> None:
+def record_clustering(run: Run, context: RunContext, assignments: AssignmentLog) -> None:
     """Store the cluster assignments that are not stored yet: an event for each, and the complete assignments in clustering.json."""
     for round, assignment in context.clustering.pending_assignments:
-        earlier = [stored for stored in run.cluster_assignments() if stored["round"] < round]
-        run.write_json("clustering", [*earlier, assignment.to_json(round)])
+        assignments.add(assignment.to_json(round))
         run.log_event(round, "clustering", assignment.describe())
     context.clustering.pending_assignments.clear()
 
@@ -331,6 +331,7 @@ def finish_run(
         values = context.final_losses.evaluate_final(evaluated_state) | evaluate_personalized(context.final_losses, evaluated_state)
         final_records = to_records(values, state.round, [], context.simulator.size)
         run.append_records(final_records)
+        records += final_records
     save_model(run.folder / "model", context.model, config.trainable, config.model, state.server)
     algorithm, trainable = config.algorithm, config.trainable
     if has_client_state and algorithm.is_personalized and isinstance(trainable, Lora) and not state.server.merged_base:
@@ -361,13 +362,15 @@ def finish_run(
             "train_tokens": tokens,
             "warnings": context.warnings,
             **update_log_size(UpdateLog(run)),
-        }
+        },
+        records,
     )
 
 
 def update_log_size(updates: UpdateLog) -> dict[str, dict[str, int]]:
     """Return the rounds and bytes of the update log; empty if there is no log."""
-    return {"updates": {"rounds": len(updates.rounds) - 1, "bytes": updates.num_bytes}} if updates.rounds else {}
+    rounds = updates.rounds
+    return {"updates": {"rounds": len(rounds) - 1, "bytes": updates.num_bytes}} if rounds else {}
 
 
 def time_rounds(loop: Iterator[RoundResult]) -> Iterator[tuple[RoundResult, float]]:

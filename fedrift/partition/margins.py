@@ -101,7 +101,7 @@ def assign_documents(table: np.ndarray, group: np.ndarray, size: np.ndarray, rng
     num_clients, num_groups = table.shape
     owner = np.empty(len(group), dtype=np.int64)
     order = rng.permutation(len(group))
-    order = order[np.argsort(group[order], kind="stable")]
+    order = order[argsort_by_group(group[order])]
     members = np.split(order, np.searchsorted(group[order], np.arange(1, num_groups)))
     client_orders = [rng.permutation(num_clients) for _ in range(num_groups)]
 
@@ -138,6 +138,20 @@ def split_by_budget(size: np.ndarray, budgets: np.ndarray) -> np.ndarray:
     return np.minimum(piece, np.flatnonzero(budgets > 0)[-1])
 
 
+def argsort_by_group(group: np.ndarray) -> np.ndarray:
+    """Return the indices that sort documents by their group, [D]; documents of one group keep their order.
+
+    The time is linear in the number of documents for groups from -32,768 to 32,767, because numpy sorts integers of two bytes by radix
+    sort.
+
+    Args:
+        group: Group of each document, [D] integers.
+    """
+    limits = np.iinfo(np.int16)
+    is_small = bool(len(group)) and limits.min <= group.min() and group.max() <= limits.max
+    return np.argsort(group.astype(np.int16) if is_small else group, kind="stable")
+
+
 def partition_from_owners(owner: np.ndarray, num_clients: int) -> Partition:
     """Return the partition in which document d belongs to client ``owner[d]``.
 
@@ -145,7 +159,7 @@ def partition_from_owners(owner: np.ndarray, num_clients: int) -> Partition:
         owner: Client of each document, [D]; -1 for a document without a client.
         num_clients: N, the number of clients.
     """
-    order = np.argsort(owner, kind="stable")
+    order = argsort_by_group(owner)
     edges = np.searchsorted(owner[order], np.arange(num_clients + 1))
     return Partition(tuple(order[start:end] for start, end in pairwise(edges)))
 

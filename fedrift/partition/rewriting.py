@@ -12,6 +12,7 @@ from hashlib import blake2b
 
 import numpy as np
 
+from ..core.cache import BoundedCache
 from ..data.corpus import Corpus
 from .base import Partition, Rewrite, document_id, document_sizes
 from .margins import assign_documents, tokens_per_group, uniform_table
@@ -27,6 +28,20 @@ def stable_uniform(key: bytes, document: str, position: int | str) -> float:
     """
     digest = blake2b(f"{document}:{position}".encode(), digest_size=8, key=key).digest()
     return int.from_bytes(digest) / 2.0**64
+
+
+# Runs of one study often share documents and rewrites: conditions with the same seed do, and a partition itself rewrites a sample of the
+# documents first. So the latest results are kept in memory.
+
+REWRITTEN_TEXTS = BoundedCache(max_size=100_000_000)  # (rewrite, text) -> rewritten text; sizes in characters
+
+
+def rewrite_text(rewrite: Rewrite, text: str) -> str:
+    """Return a text as a rewrite changes it. A text that this process has rewritten recently is not rewritten again."""
+    result: str = REWRITTEN_TEXTS.get_or_create(
+        (rewrite, text), lambda: rewrite(text, document_id(text)), lambda rewritten: len(text) + len(rewritten)
+    )
+    return result
 
 
 # Groups of clients that share a rewrite.
@@ -63,7 +78,7 @@ def rewrite_corpus(corpus: Corpus, rewrite: Rewrite | None) -> Corpus:
     """
     if rewrite is None:
         return corpus
-    return with_texts(corpus, [rewrite(text, document_id(text)) for text in corpus.text])
+    return with_texts(corpus, [rewrite_text(rewrite, text) for text in corpus.text])
 
 
 def apply_rewrites(corpus: Corpus, partition: Partition) -> Corpus:
@@ -77,7 +92,7 @@ def apply_rewrites(corpus: Corpus, partition: Partition) -> Corpus:
     for rows, rewrite in zip(partition.rows, partition.rewrites, strict=True):
         if rewrite is not None:
             for row in rows:
-                texts[row] = rewrite(texts[row], document_id(texts[row]))
+                texts[row] = rewrite_text(rewrite, texts[row])
     return with_texts(corpus, texts)
 
 
@@ -152,5 +167,5 @@ def retained_share(corpus: Corpus, sample: np.ndarray, variant: Rewrite | None) 
     if variant is None:
         return 1.0
     before = sum(len(corpus.text[row].split()) for row in sample)
-    after = sum(len(variant(corpus.text[row], document_id(corpus.text[row])).split()) for row in sample)
+    after = sum(len(rewrite_text(variant, corpus.text[row]).split()) for row in sample)
     return max(after / max(before, 1), 1e-3)

@@ -149,7 +149,7 @@ class StyleRewrite:
         def replace_match(match: re.Match[str]) -> str:
             name = match.lastgroup or ""
             site = f"{name}{match.start()}"
-            if stable_uniform(self.key, document, site) >= self.rate:
+            if self.rate < 1 and stable_uniform(self.key, document, site) >= self.rate:  # the number is below 1, so rate 1 needs none
                 return match[0]
             return rules[name][1](match[0], stable_uniform(self.key, document, site + "?"))
 

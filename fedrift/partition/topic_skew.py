@@ -17,7 +17,7 @@ from ..core.errors import UserError
 from ..data.corpus import Corpus
 from ..data.tables import format_columns
 from .base import NumClients, Partition, Severity, document_sizes, document_topics
-from .margins import assign_documents, fit_columns, fit_margins, tokens_per_group, uniform_table
+from .margins import argsort_by_group, assign_documents, fit_columns, fit_margins, tokens_per_group, uniform_table
 
 
 @dataclass(frozen=True)
@@ -96,7 +96,7 @@ def trim_to_proportions(group: np.ndarray, size: np.ndarray, proportions: np.nda
     columns = tokens_per_group(group, size)
     keep = proportions * (columns / proportions).min()
     order = rng.permutation(len(group))
-    order = order[np.argsort(group[order], kind="stable")]
+    order = order[argsort_by_group(group[order])]
     middle = np.cumsum(size[order]) - size[order] / 2 - (np.cumsum(columns) - columns)[group[order]]
     is_first = np.diff(group[order], prepend=-1) > 0
     return np.sort(order[is_first | (middle < keep[group[order]])])

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..core.cache import BoundedCache
 from ..core.tree import Tree
 from ..core.types import FederatedState, RoundResult
 from .base import MetricValues
@@ -329,38 +330,49 @@ def personalized_block_losses(losses: HeldOutLosses, state: FederatedState) -> T
     return torch.cat(rows)
 
 
-# Losses of the pretrained model are computed once for all runs that share a cache, whatever their seed or algorithm.
+# Losses of equal models on equal text are computed once for all runs that share the caches.
 
 LossCache = MutableMapping[Hashable, Tensor]  # (model, shape, digests of tokens and mask) -> losses
+MAX_DIGEST_BYTES = 64_000_000  # parameters with more bytes are not compared with those of other runs, because their digest would take long
 
 
 @dataclass(frozen=True)
 class PretrainedLossCache:
-    """A loss model that caches the losses of the model with which every run begins.
+    """A loss model that caches the losses of models that several runs evaluate on the same text.
 
     Adapters start at B = 0, whatever A is. The initial model therefore computes the pretrained function in every run, bit for bit, and
-    runs with the same model and the same arithmetic can share ``cache``.
+    runs with the same model and the same arithmetic can share ``cache``. Trained models are shared only if all their parameters are
+    equal, for example those of two conditions that differ only after the last round.
 
     Attributes:
         loss_model: The loss model that computes all other losses.
         initial_params: ``[1, ...]``, the initial parameters of this run, w_0.
         model_key: Identifies the pretrained model and the arithmetic.
-        cache: The shared cache.
+        cache: The shared cache of the losses of the initial model.
+        trained_cache: The shared cache of the losses of trained models, with sizes in bytes. None: they are not cached.
     """
 
     loss_model: LossModel
     initial_params: Tree
     model_key: Hashable
     cache: LossCache
+    trained_cache: BoundedCache | None = None
 
     def position_losses(self, params: Tree, tokens: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
         """Compute the loss of every token after the first, and whether it counts, both ``[C, B, T-1]``."""
-        if torch.is_grad_enabled() or not self.is_initial(params):
+        if torch.is_grad_enabled():
             return self.loss_model.position_losses(params, tokens, mask)
         key = self.model_key, tuple(tokens.shape), tensor_digest(tokens), tensor_digest(mask)
-        if key not in self.cache:
-            self.cache[key] = self.loss_model.position_losses(params, tokens, mask)[0]
-        return self.cache[key], mask[:, :, 1:]
+        if self.is_initial(params):
+            if key not in self.cache:
+                self.cache[key] = self.loss_model.position_losses(params, tokens, mask)[0]
+            return self.cache[key], mask[:, :, 1:]
+        if self.trained_cache is None or sum(leaf.nbytes for leaf in params.values()) > MAX_DIGEST_BYTES:
+            return self.loss_model.position_losses(params, tokens, mask)
+        losses = self.trained_cache.get_or_create(
+            (*key, tree_digest(params)), lambda: self.loss_model.position_losses(params, tokens, mask)[0], lambda values: values.nbytes
+        )
+        return losses, mask[:, :, 1:]
 
     def sequence_losses(self, params: Tree, tokens: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
         """Compute the summed loss and the number of predicted tokens of every sequence, both ``[C, B]``."""
@@ -377,4 +389,14 @@ class PretrainedLossCache:
 
 def tensor_digest(values: Tensor) -> bytes:
     """Return a 16-byte BLAKE2b digest of a tensor's values."""
-    return blake2b(values.cpu().contiguous().numpy().tobytes(), digest_size=16).digest()
+    flat = values.detach().cpu().contiguous()
+    flat = flat.as_strided((flat.numel(),), (1,))  # a contiguous tensor of one element may have a stride of 0, which view rejects
+    return blake2b(flat.view(torch.uint8).numpy(), digest_size=16).digest()
+
+
+def tree_digest(params: Tree) -> bytes:
+    """Return a 16-byte BLAKE2b digest of the names, shapes, types and values of all leaves."""
+    digest = blake2b(digest_size=16)
+    for name, leaf in params.items():
+        digest.update(f"{name} {tuple(leaf.shape)} {leaf.dtype}".encode() + tensor_digest(leaf))
+    return digest.digest()

@@ -291,7 +291,7 @@ def profile_rounds(
         rows, probe_times = evaluate_round(result, context, history)
         start = perf_counter()
         run.append_records(rows)
-        record_clustering(run, context)
+        record_clustering(run, context, checkpoint.assignments)
         checkpoint.save(result.after)
         run.log_timing(result.after.round, train=train_s, **prefix_probe_names(probe_times))
         store_s = perf_counter() - start

@@ -14,7 +14,7 @@ from typing import Any
 import altair as alt
 
 from .data import RUN, Row, round_value
-from .figures import LINE_DASHES, Chart, Width
+from .figures import LINE_DASHES, Chart, SharedRows, Width
 
 CONDITION_FILTER = "conditions === null || datum.condition < 0 || indexof(conditions, datum.condition) >= 0"
 DOMAIN_FILTER = "datum.domain === domain"
@@ -36,7 +36,7 @@ def to_plot_value(value: Any) -> float | None:
 
 def filterable_chart(rows: Sequence[Row], domain: bool = False) -> alt.Chart:
     """Return a chart whose rows the page's filters select. ``domain`` also applies the page's domain selector."""
-    chart = alt.Chart(alt.InlineData(values=list(rows))).transform_filter(CONDITION_FILTER)
+    chart = alt.Chart(SharedRows(values=list(rows))).transform_filter(CONDITION_FILTER)
     return chart.transform_filter(DOMAIN_FILTER) if domain else chart
 
 

@@ -7,7 +7,8 @@ layered facets.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
@@ -25,6 +26,20 @@ STAGE_COLORS = {BEFORE_AVERAGING: OKABE_ITO[4], AFTER_AVERAGING: OKABE_ITO[0]}
 LOG_SCALE_RATIO = 100  # a positive scale is logarithmic if its maximum exceeds this multiple of its median
 Width = int | Literal["container"]
 Chart = alt.LayerChart | alt.FacetChart  # the declared result of ``alt.layer``; at run time it is always a LayerChart
+
+
+class SharedRows(alt.InlineData):
+    """The rows of a chart. Altair copies a chart at each step of its construction; the copies share the rows, which nothing changes."""
+
+    def __deepcopy__(self, memo: dict[int, Any] | None = None) -> SharedRows:
+        return type(self)(values=self.values)
+
+
+@contextmanager
+def skip_validation() -> Iterator[None]:
+    """Draw charts without validation, which takes longer than the drawing; the tests validate the charts."""
+    with alt.utils.schemapi.debug_mode(False):
+        yield
 
 
 def assign_colors(names: Sequence[str]) -> dict[str, str]:
@@ -90,7 +105,7 @@ def client_band_chart(rows: Sequence[Row], *, width: Width = "container", height
     ceiling = loss_ceiling([{**row, "value": row["high"]} for row in rows])
     scale = alt.Scale(zero=False, clamp=True, domainMax=ceiling if ceiling else alt.Undefined)
     color = alt.Color("stage:N", scale=_categorical_scale(STAGE_COLORS), legend=None)
-    base = alt.Chart(alt.InlineData(values=list(rows))).encode(x=_round_axis(), color=color)
+    base = alt.Chart(SharedRows(values=list(rows))).encode(x=_round_axis(), color=color)
     band = base.mark_area(opacity=0.2).encode(y=alt.Y("low:Q", title=None, scale=scale), y2="high:Q")
     tooltips = [
         alt.Tooltip("stage:N", title="which"),
@@ -123,7 +138,7 @@ def partition_heatmap(domains: Sequence[str], tokens: Sequence[Sequence[float]],
     step = 24 if len(tokens) <= 40 else 9
     x_axis = alt.Axis(labelAngle=-40, labelLimit=140)
     y_axis = alt.Axis(labelOverlap=True, titleAngle=0, titleAlign="right")
-    base = alt.Chart(alt.InlineData(values=rows)).encode(
+    base = alt.Chart(SharedRows(values=rows)).encode(
         x=alt.X("domain:N", title=None, sort=list(domains), axis=x_axis), y=alt.Y("client:O", title="client", axis=y_axis)
     )
     cells = base.mark_rect().encode(
@@ -210,7 +225,7 @@ def _line_layers(
 ) -> Chart:
     ceiling = loss_ceiling(rows) if loss else None
     inside, interruptions = split_off_scale(rows, ceiling)
-    base = alt.Chart(alt.InlineData(values=inside)).encode(x=_round_axis(), color=shade)
+    base = alt.Chart(SharedRows(values=inside)).encode(x=_round_axis(), color=shade)
     tooltips = [*tooltips, alt.Tooltip("round:Q"), alt.Tooltip("value:Q", format=".4f" if loss else ".4~g")]
     point_tooltips = tooltips
     if loss:
@@ -223,7 +238,7 @@ def _line_layers(
     hover_points = base.mark_point(filled=True, size=150, opacity=0).encode(y=y, tooltip=point_tooltips)
     cross_tooltips = [*tooltips[:-1], alt.Tooltip("note:N", title="value")]
     cross = (
-        alt.Chart(alt.InlineData(values=interruptions))
+        alt.Chart(SharedRows(values=interruptions))
         .mark_point(shape="cross", angle=45, size=70, filled=True, opacity=1)
         .encode(x=_round_axis(), y=alt.value(4), color=shade, tooltip=cross_tooltips)
     )
@@ -277,7 +292,7 @@ def divergence_matrix(pairwise: np.ndarray, *, width: Width = "container") -> Ch
     largest = max((row["bits"] for row in rows), default=0.0)
     step = 30 if count <= MAX_LABELED_CLIENTS else 18 if count <= 30 else max(4, 540 // count)
     axis = alt.Axis(labelOverlap="greedy", labelSeparation=8, labelAngle=0)
-    base = alt.Chart(alt.InlineData(values=rows)).encode(
+    base = alt.Chart(SharedRows(values=rows)).encode(
         x=alt.X("other:O", title="client", axis=axis),
         y=alt.Y("client:O", title="client", axis=alt.Axis(labelOverlap=True, titleAngle=0, titleAlign="right")),
     )
@@ -308,7 +323,7 @@ def distinctive_words_chart(words: Sequence[tuple[str, float]], max_z: float, ch
     rows = [{"word": word, "z": round(z, 2)} for word, z in words]
     color = alt.condition(f"datum.z > {chance_z}", alt.value(OKABE_ITO[0]), alt.value("#9aa5b0"))
     bars = (
-        alt.Chart(alt.InlineData(values=rows))
+        alt.Chart(SharedRows(values=rows))
         .mark_bar(height=11)
         .encode(
             x=alt.X("z:Q", title=None, scale=alt.Scale(domain=[0, max_z], nice=False), axis=alt.Axis(tickCount=3, grid=False)),
@@ -331,7 +346,7 @@ def budget_bars(amounts: np.ndarray, unit: str, *, width: Width = "container") -
     rows = [{"client": client, "amount": float(amount)} for client, amount in enumerate(amounts)]
     step = 24 if len(rows) <= 40 else 9
     bars = (
-        alt.Chart(alt.InlineData(values=rows))
+        alt.Chart(SharedRows(values=rows))
         .mark_bar(color=OKABE_ITO[0])
         .encode(
             x=alt.X("amount:Q", title=unit, axis=alt.Axis(tickCount=4, grid=False, format="~s")),

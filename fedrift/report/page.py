@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable
+from contextlib import suppress
 from functools import cache
+from hashlib import sha256
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,6 +15,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from .. import __version__
+from ..core.errors import UserError, default_cache_dir
 from ..storage.files import write_atomically
 from . import figures
 from .data import Row, RunView, band_rows, client_rows, curve_rows, loss_ceiling, mean_rows, split_off_scale, value_span, with_unique_names
@@ -53,6 +56,7 @@ def write_report(runs: Iterable[RunView | tuple[Any, ...]], output: Path) -> Pat
     return path
 
 
+@figures.skip_validation()
 def render_runs(views: list[RunView]) -> str:
     """Return the page as HTML."""
     color_by_run = figures.assign_colors([view.name for view in views])
@@ -61,7 +65,7 @@ def render_runs(views: list[RunView]) -> str:
     def add_chart(panel: ChartPanel) -> str:
         """Register a panel's chart for the page's script, and return the id of its element."""
         name = f"chart-{len(specs)}"
-        specs[name] = panel.chart.to_dict()
+        specs[name] = panel.chart.to_dict(validate=False)
         return name
 
     template = template_environment().get_template("page.html")
@@ -153,9 +157,24 @@ def _shared_range(panels: list[list[Row]]) -> float | None:
 
 @cache
 def vega_script() -> Markup:
-    """Return Vega, Vega-Lite and vega-embed as one script that may be embedded in a page."""
-    script = vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed;")
+    """Return Vega, Vega-Lite and vega-embed as one script that may be embedded in a page.
+
+    The script takes seconds to build and depends only on the version of vl-convert, so it is stored in the cache folder.
+    """
+    path = default_cache_dir() / "report" / f"vega-{vl_convert.__version__}.js"
+    try:
+        digest, _, script = path.read_bytes().decode().partition("\n")
+    except (OSError, UnicodeError):
+        digest = script = ""
+    if not script or digest != _script_digest(script):
+        script = vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed;")
+        with suppress(UserError):  # the page does not need the cache
+            write_atomically(path, f"{_script_digest(script)}\n{script}".encode())
     return Markup(script.replace("</script", "<\\/script"))
+
+
+def _script_digest(script: str) -> str:
+    return sha256(script.encode()).hexdigest()
 
 
 @cache

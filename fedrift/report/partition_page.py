@@ -288,13 +288,14 @@ def write_partition_page(report: PartitionReport, output: Path) -> Path:
     return path
 
 
+@figures.skip_validation()
 def render_partition(report: PartitionReport) -> str:
     """Return the page as HTML."""
     specs: dict[str, dict[str, Any]] = {}
 
     def add_chart(panel: ChartPanel) -> str:
         name = f"chart-{len(specs)}"
-        specs[name] = panel.chart.to_dict()
+        specs[name] = panel.chart.to_dict(validate=False)
         return name
 
     heterogeneity = report.heterogeneity

@@ -13,7 +13,6 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-import altair as alt
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
@@ -22,6 +21,7 @@ from ..storage.files import write_atomically
 from ..studies import StudyManifest
 from . import study_costs, study_dynamics, study_results, study_setup
 from .document import Document, Figure, Filter, MissingSection, Panel, Section, Table, latex_files
+from .figures import skip_validation
 from .format import pluralize, seed_mean_ci, to_yaml
 from .page import vega_script
 from .study_data import StudyData, assign_level_colors, load_study_data, merge_axes
@@ -166,8 +166,8 @@ def render_study(document: Document) -> str:
 
 
 def panel_spec(panel: Panel, width: Any = "container") -> dict[str, Any]:
-    """Return the Vega-Lite specification of a panel. Validation is off because it is slow; the tests validate the charts."""
-    with alt.utils.schemapi.debug_mode(False):
+    """Return the Vega-Lite specification of a panel."""
+    with skip_validation():
         spec: dict[str, Any] = panel.draw(width).to_dict(validate=False)
     return spec
 

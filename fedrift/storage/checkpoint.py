@@ -12,7 +12,6 @@ with the same bytes. Later bytes may be incomplete, or belong to a round that is
 
 from __future__ import annotations
 
-import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from typing import Any
@@ -24,6 +23,7 @@ from ..core.errors import UserError
 from ..core.tree import Tree
 from ..core.types import ClientStateStore, FederatedState, ServerState
 from . import jsonl
+from .assignments import AssignmentLog
 from .files import format_error
 from .run import Run
 from .tensors import STATE_RECOVERY_HINT, SlotFile, compute_record_digest, load_tensors, read_metadata, save_tensors
@@ -31,14 +31,26 @@ from .tensors import STATE_RECOVERY_HINT, SlotFile, compute_record_digest, load_
 GROWING_FILES = ("records.jsonl", "events.jsonl")
 
 
-def summarize_history(run: Run, round: int) -> dict[str, Any]:
-    """Return the checksums of a run's files after ``round``, as plain JSON for the metadata of the state that is stored next."""
-    previous = read_metadata(run.state_path)[0].get("history", {}) if run.state_path.is_file() else {}
-    recorded_rounds = list_recorded_rounds(run)
+def summarize_history(
+    run: Run, round: int, previous: Mapping[str, Any] | None = None, assignments: AssignmentLog | None = None
+) -> dict[str, Any]:
+    """Return the checksums of a run's files after ``round``, as plain JSON for the metadata of the state that is stored next.
+
+    Args:
+        run: The run.
+        round: The round of the state.
+        previous: The summary in the stored state, so that only what was added since is read. None: it is read from the stored state.
+        assignments: The cluster assignments of the run. None: they are read from the file.
+    """
+    if previous is None:
+        previous = read_metadata(run.state_path)[0].get("history", {}) if run.state_path.is_file() else {}
+    first = previous.get("updates")  # the log only grows, so its first round stays the same
+    if first is None:
+        first = min(list_recorded_rounds(run), default=None)
     return {
         **{name: jsonl.compute_checksum(run.folder / name, previous.get(name, jsonl.EMPTY_CHECKSUM)) for name in GROWING_FILES},
-        "clustering": _checksum_assignments(run, round),
-        "updates": recorded_rounds[0] if recorded_rounds else None,
+        "clustering": (assignments or AssignmentLog(run)).checksum(round),
+        "updates": first,
     }
 
 
@@ -66,7 +78,7 @@ def check_history(run: Run) -> None:
         path = run.folder / name
         if not jsonl.has_prefix(path, history[name]):
             raise _resume_error(run, round, f"{name} {_describe_loss(run, name, round, history[name][0])}")
-    if _checksum_assignments(run, round) != history["clustering"]:
+    if AssignmentLog(run).checksum(round) != history["clustering"]:
         raise _resume_error(run, round, f"clustering.json lacks some of the {history['clustering'][0]} assignments up to this round")
     first = history["updates"]
     missing = sorted(set(range(first, round + 1)) - set(list_recorded_rounds(run))) if first is not None else []
@@ -107,12 +119,6 @@ def _format_rounds(rounds: list[int]) -> str:
     return f"round{'s' if len(rounds) > 1 else ''} {shown}"
 
 
-def _checksum_assignments(run: Run, last_round: int) -> list[int]:
-    """Return the number of cluster assignments up to a round, and their CRC-32."""
-    rows = [row for row in run.cluster_assignments() if row["round"] <= last_round]
-    return [len(rows), zlib.crc32(jsonl.to_json(rows).encode())]
-
-
 SERVER_PARTS = tuple(f"server.{f.name}" for f in fields(ServerState))  # the parts of a state that are on the device of the server
 # the exceptions that leaves with other names or shapes cause
 LAYOUT_ERRORS = (LookupError, TypeError, ValueError, AttributeError, RuntimeError)
@@ -130,6 +136,8 @@ class Checkpoint:
 
     def __init__(self, run: Run) -> None:
         self.run = run
+        self.assignments = AssignmentLog(run)
+        self.history: dict[str, Any] | None = None  # the summary in the stored state; None: not known to this process
         self.client_states: tuple[Tree, ...] = ()  # N trees, as they were last saved or loaded
         self.slots = torch.zeros(0, dtype=torch.long)  # [N] slot of each client's state
         self.digests = torch.zeros(0, 32, dtype=torch.uint8)  # [N, 32] digest of each client's state
@@ -137,14 +145,15 @@ class Checkpoint:
     def save(self, state: FederatedState) -> None:
         """Store the complete state of a run between two rounds."""
         tensors = flatten_state(state, include_client_states=False)
-        metadata: dict[str, Any] = {"round": state.round, "history": summarize_history(self.run, state.round)}
+        history = summarize_history(self.run, state.round, self.history, self.assignments)
+        metadata: dict[str, Any] = {"round": state.round, "history": history}
         client_states, slots, digests = state.client_states.states if state.client_states else (), self.slots, self.digests
         if client_states:
             slots, digests = self._write_client_states(client_states)
             tensors |= {"client_states.slot": slots, "client_states.digest": digests}
             metadata["client_states"] = get_layout(client_states[0])
         save_tensors(self.run.state_path, tensors, metadata | {"tensor_names": list(tensors)})
-        self.client_states, self.slots, self.digests = client_states, slots, digests
+        self.client_states, self.slots, self.digests, self.history = client_states, slots, digests, history
 
     def load(self, template: FederatedState) -> FederatedState | None:
         """Load the stored state, or return None if none was stored.

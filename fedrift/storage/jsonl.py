@@ -131,8 +131,28 @@ def read_lines(path: Path) -> list[Any]:
     Raises:
         UserError: A complete line is not JSON.
     """
+    return parse_lines(read_complete_lines(path), path)
+
+
+def parse_lines(lines: Sequence[bytes], path: Path, first_number: int = 1) -> list[Any]:
+    """Return the values of lines.
+
+    Args:
+        lines: The lines, without their line breaks.
+        path: The file of the lines, for error messages.
+        first_number: The number of the first line in the file, for error messages.
+
+    Raises:
+        UserError: A line is not JSON.
+    """
+    try:
+        together: list[Any] = json.loads(b"[" + b",".join(lines) + b"]")  # several times as fast as one line after another
+        if len(together) == len(lines):
+            return together
+    except (ValueError, RecursionError):
+        pass  # the loop below finds the line
     values = []
-    for number, line in enumerate(read_complete_lines(path), 1):
+    for number, line in enumerate(lines, first_number):
         try:
             values.append(json.loads(line))
         except (ValueError, RecursionError) as error:
@@ -147,7 +167,8 @@ def filter_lines(path: Path, predicate: Callable[[Any], bool]) -> int:
     """Drop the lines that do not satisfy ``predicate``, and an incomplete last line; return the number of complete lines dropped."""
     if not path.exists():
         return 0
-    lines, values = read_complete_lines(path), read_lines(path)
+    lines = read_complete_lines(path)
+    values = parse_lines(lines, path)
     selected = [line for line, value in zip(lines, values, strict=True) if predicate(value)]
     content = b"".join(line + b"\n" for line in selected)
     if len(content) != path.stat().st_size:
@@ -155,10 +176,14 @@ def filter_lines(path: Path, predicate: Callable[[Any], bool]) -> int:
     return len(lines) - len(selected)
 
 
-def read_complete_lines(path: Path) -> list[bytes]:
-    """Return the lines that end with a line break."""
+def read_complete_lines(path: Path, start: int = 0) -> list[bytes]:
+    """Return the lines that end with a line break, from byte ``start`` on."""
     try:
-        return path.read_bytes().split(b"\n")[:-1] if path.exists() else []
+        if not path.exists():
+            return []
+        with open(path, "rb") as file:
+            file.seek(start)
+            return file.read().split(b"\n")[:-1]
     except OSError as error:
         raise UserError(
             f"{path} cannot be read: {error.strerror or error}. Move it away, or remove the run's folder to start the run again."

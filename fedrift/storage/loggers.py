@@ -213,20 +213,24 @@ class Logger:
     def __init__(self, name: str, backend: LoggingBackend, run: Run) -> None:
         self.name, self.backend, self.run = name, backend, run
         self.last_logged_round = self._read_progress().get(name, -1)
+        self._unlogged: list[Record] = []  # records that were read and not logged yet
+        self._num_bytes = 0  # the size of the part of the records file that was read
         config = {path: value for path, value in flatten(run.config).items() if not path.startswith("partition_table")}
         title = " ".join(str(config.get(path, "")) for path in ("algorithm", "partition", "partition.severity"))
         backend.start_run(run.id, title, config, self.last_logged_round >= 0)
 
     def push(self) -> None:
         """Log new rounds. The newest round may be incomplete, so it is logged with the next one, or at the end."""
-        self._push_records(self.run.records(), is_complete=False)
+        self._push_records(is_complete=False)
 
     def close(self) -> None:
         """Log the remaining rounds and the summary."""
-        self._push_records(self.run.records(), is_complete=True)
+        self._push_records(is_complete=True)
         self.backend.finish_run(self.run.read_json("finished") if self.run.is_finished else {})
 
-    def _push_records(self, records: Sequence[Record], is_complete: bool) -> None:
+    def _push_records(self, is_complete: bool) -> None:
+        added, self._num_bytes = self.run.read_added_records(self._num_bytes)
+        records = [*self._unlogged, *added]
         newest = max((record.round for record in records), default=-1)
         by_round: dict[int, list[Record]] = defaultdict(list)
         for record in records:
@@ -235,6 +239,7 @@ class Logger:
         for round in sorted(by_round):
             self.backend.log_metrics(round, flatten_records(by_round[round]))
             self.last_logged_round = round
+        self._unlogged = [record for record in records if record.round > self.last_logged_round]
         if by_round:
             progress = {**self._read_progress(), self.name: self.last_logged_round}
             write_atomically(self.run.folder / PROGRESS_FILE, json.dumps(progress).encode() + b"\n")

@@ -7,7 +7,7 @@ is much smaller, and can be read by column. If several rows have the same round,
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..core.errors import UserError
-from ..core.records import RecordColumns
+from ..core.records import Record, RecordColumns
 from . import jsonl
 from .files import check_digest, compute_digest, format_error, replace_atomically
 
@@ -39,14 +39,19 @@ def is_parquet_stale(folder: Path) -> bool:
     return not parquet.exists() or parquet.stat().st_mtime_ns < rows.stat().st_mtime_ns
 
 
-def write_parquet(folder: Path) -> Path:
-    """Write ``records.parquet`` in the folder of a run; equal rows give equal bytes."""
+def write_parquet(folder: Path, records: Sequence[Record] | None = None) -> Path:
+    """Write ``records.parquet`` in the folder of a run; equal rows give equal bytes.
+
+    Args:
+        folder: The folder of the run.
+        records: The rows of ``records.jsonl``, in the order of writing. None: they are read from the file.
+    """
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     latest: dict[tuple[object, ...], float | None] = {}
-    for row in jsonl.read_lines(folder / "records.jsonl"):
-        latest[tuple(row[:4])] = row[4]
+    for round, metric, domain, client, value in jsonl.read_lines(folder / "records.jsonl") if records is None else records:
+        latest[round, metric, domain, client] = value
     keys = list(zip(*latest, strict=True)) if latest else [(), (), (), ()]
     dictionary_type = pa.dictionary(pa.int32(), pa.string())
     table = pa.table(

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping
+from functools import lru_cache
 from itertools import chain, count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -90,10 +91,12 @@ def connect(root: Path, runs: Iterable[Run] | None = None) -> duckdb.DuckDBPyCon
     parquet_paths, faulty_runs = try_read_each(all_runs, _check_readable)
     files = [str(path) for _, path in parquet_paths if path is not None]
     connection = duckdb.connect()
-    if any(has_value_statistics(Path(file)) for file in files):  # both must be off, or DuckDB 2.0 skips rows that are NaN
+    if any(
+        _verify_parquet_cached(path, *_get_file_version(path)) for _, path in parquet_paths if path is not None
+    ):  # both must be off, or DuckDB 2.0 skips rows that are NaN
         connection.execute("SET disabled_optimizers='statistics_propagation,filter_pushdown'")
     if files:
-        connection.read_parquet(files).create_view("records")  # type: ignore[arg-type]
+        connection.read_parquet([str(path) for path in files]).create_view("records")  # type: ignore[arg-type]
     else:
         connection.execute(f"CREATE VIEW records AS {EMPTY_RECORDS_SQL}")
     connection.register("runs", build_runs_table(all_runs, [*unreadable, *faulty_runs]))
@@ -111,8 +114,30 @@ def _check_readable(run: Run) -> Path | None:
     if fault := get_read_error(run):
         raise UserError(fault)
     path = ensure_parquet(run)
-    check_run_column(run.folder)
+    if path is not None:
+        _check_run_column_cached(path, *_get_file_version(path))
     return path
+
+
+# A report opens several connections. A file that did not change is verified only once per process.
+
+
+def _get_file_version(path: Path) -> tuple[int, int, int]:
+    """Return numbers that change when a file changes: the time of its last change in ns, its size in bytes, and its inode."""
+    file_status = path.stat()
+    return file_status.st_mtime_ns, file_status.st_size, file_status.st_ino
+
+
+@lru_cache(maxsize=1 << 14)
+def _verify_parquet_cached(path: Path, modified_ns: int, size: int, inode: int) -> bool:
+    """Verify a records file, because DuckDB does not verify its checksums, and return whether it has statistics of its values."""
+    read_parquet(path.parent)
+    return has_value_statistics(path)
+
+
+@lru_cache(maxsize=1 << 14)
+def _check_run_column_cached(path: Path, modified_ns: int, size: int, inode: int) -> None:
+    check_run_column(path.parent)
 
 
 def ensure_parquet(run: Run) -> Path | None:
@@ -128,7 +153,7 @@ def ensure_parquet(run: Run) -> Path | None:
     if not path.exists():
         return None
     try:
-        read_parquet(run.folder)  # DuckDB does not verify the checksums
+        _verify_parquet_cached(path, *_get_file_version(path))
     except UserError:
         if not rows.exists():
             raise

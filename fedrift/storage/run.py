@@ -20,7 +20,7 @@ from __future__ import annotations
 import json
 import os
 import platform
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
@@ -34,6 +34,7 @@ from filelock import FileLock, Timeout
 from ..core.errors import UserError
 from ..core.records import Record, Trajectory
 from . import jsonl
+from .assignments import drop_incomplete_entry
 from .files import explain_write_errors, format_error, write_atomically
 from .parquet import is_parquet_stale, parquet_path, read_parquet, write_parquet
 
@@ -87,11 +88,18 @@ class Run:
         Raises:
             UserError: A value is not JSON, the disk is full, or the file cannot be written.
         """
+        write_atomically(self.folder / f"{name}.json", self.format_json(name, value).encode() + b"\n")
+
+    def format_json(self, name: str, value: Any) -> str:
+        """Return the text of ``<name>.json`` without its last line break.
+
+        Raises:
+            UserError: A value is not JSON.
+        """
         try:
-            text = json.dumps(value, indent=2, ensure_ascii=False, default=_to_plain)
+            return json.dumps(value, indent=2, ensure_ascii=False, default=_to_plain)
         except TypeError as error:
             raise UserError(f"{name}.json of run {self.id} cannot be written because a value is not JSON: {error}") from error
-        write_atomically(self.folder / f"{name}.json", text.encode() + b"\n")
 
     def read_json(self, name: str, json_type: type = object) -> Any:
         """Read ``<name>.json``.
@@ -133,7 +141,11 @@ class Run:
     def cluster_assignments(self) -> list[dict[str, Any]]:
         """Return the assignments of the clustering strategy (``clustering.json``), or [] without clustering."""
         path = self.folder / "clustering.json"
-        return _check_round_rows(self.read_json("clustering", list), path) if path.exists() else []
+        if not path.exists():
+            return []
+        hint = "remove the run's folder to start the run again"
+        content = read_json_file(path, list, hint, repair=None if self.is_finished else drop_incomplete_entry)
+        return _check_round_rows(content, path)
 
     def findings(self) -> list[dict[str, Any]]:
         """Return the findings of the detectors (``findings.json``), or [] if there are none."""
@@ -186,7 +198,7 @@ class Run:
 
     def append_records(self, records: Iterable[Record]) -> None:
         """Append records, either all of them or none."""
-        jsonl.append_lines(self.folder / "records.jsonl", map(_format_record, records))
+        jsonl.append_lines(self.folder / "records.jsonl", _format_records(records))
 
     def log_event(self, round: int, kind: str, message: str, client: int = -1) -> None:
         """Record an event that is not a number.
@@ -216,6 +228,25 @@ class Run:
             return list(read_parquet(self.folder))
         self.check_records()
         return [_parse_record(row, path) for row in jsonl.read_lines(path)]
+
+    def read_added_records(self, start: int) -> tuple[list[Record], int]:
+        """Return the records that were added to the file since it had ``start`` bytes, and its size now without an incomplete last line.
+
+        Args:
+            start: The second return value of the previous call; 0 for the first one. If the file is shorter now, all records are returned.
+
+        Raises:
+            UserError: The records of a finished run have changed since.
+        """
+        path = self.folder / "records.jsonl"
+        if not path.exists():
+            return (self.records(), 0) if not start else ([], start)
+        self.check_records()
+        if path.stat().st_size < start:
+            start = 0
+        lines = jsonl.read_complete_lines(path, start)
+        records = [_parse_record(row, path) for row in jsonl.parse_lines(lines, path)]
+        return records, start + sum(len(line) + 1 for line in lines)
 
     def check_records(self) -> None:
         """Raise UserError if the records of a finished run have changed since it finished; runs of old versions have no checksums."""
@@ -259,22 +290,44 @@ class Run:
 
         ``truncate_after(-1)`` drops all rows, for a run that has no state yet.
         """
-        records_path = self.folder / "records.jsonl"
-        dropped = jsonl.filter_lines(records_path, lambda row: _parse_record(row, records_path).round <= round)
-        for path, numbers_only in ((self.folder / "timings.jsonl", True), (self.folder / "events.jsonl", False)):
-            jsonl.filter_lines(path, lambda row: _check_round_rows([row], path, numbers_only)[0]["round"] <= round)  # noqa: B023
+        return self._truncate(round)[1]
+
+    def restore_records(self, round: int) -> list[Record]:
+        """Drop every row after ``round`` as ``truncate_after`` does, and return the records that remain; they are parsed only once."""
+        return self._truncate(round)[0]
+
+    def _truncate(self, round: int) -> tuple[list[Record], int]:
+        """Drop every row after ``round``; return the remaining records and the number of dropped records."""
+        path, records, num_records = self.folder / "records.jsonl", list[Record](), 0
+
+        def keep_record(row: Any) -> bool:
+            nonlocal num_records
+            num_records += 1
+            record = _parse_record(row, path)
+            if record.round <= round:
+                records.append(record)
+            return record.round <= round
+
+        jsonl.filter_lines(path, keep_record)
+        for other, numbers_only in ((self.folder / "timings.jsonl", True), (self.folder / "events.jsonl", False)):
+            jsonl.filter_lines(other, lambda row: _check_round_rows([row], other, numbers_only)[0]["round"] <= round)  # noqa: B023
         (self.folder / "failed.json").unlink(missing_ok=True)
-        return dropped
+        return records, num_records - len(records)
 
     @property
     def is_finished(self) -> bool:
         """Return whether the run is finished."""
         return (self.folder / "finished.json").exists()
 
-    def mark_finished(self, summary: dict[str, Any]) -> None:
-        """Mark the run as finished and store its summary and the checksums of its records and models."""
+    def mark_finished(self, summary: dict[str, Any], records: Sequence[Record] | None = None) -> None:
+        """Mark the run as finished and store its summary and the checksums of its records and models.
+
+        Args:
+            summary: The summary, as plain JSON.
+            records: All records of the run, so that they are not read again. None: they are read from the file.
+        """
         if is_parquet_stale(self.folder):
-            write_parquet(self.folder)
+            write_parquet(self.folder, records)
         files = [
             path for path in (self.folder / "records.jsonl", *sorted((self.folder / "model").rglob("*.safetensors"))) if path.is_file()
         ]
@@ -332,14 +385,20 @@ class Run:
             return False
 
 
-def _format_record(record: Record) -> str:
-    round, metric, domain, client, value = record
-    return f"[{int(round)}, {_quote_name(metric)}, {_quote_name(domain)}, {int(client)}, {jsonl.number_to_json(float(value))}]"
+def _format_records(records: Iterable[Record]) -> Iterator[str]:
+    """Yield each record as JSON. The parts that the values of all clients share are formatted once, because there may be many clients."""
+    shared: tuple[int, str, str] | None = None
+    begin = ""
+    for round, metric, domain, client, value in records:
+        if (round, metric, domain) != shared:
+            shared = round, metric, domain
+            begin = f"[{int(round)}, {_quote_name(metric)}, {_quote_name(domain)}, "
+        yield f"{begin}{int(client)}, {jsonl.number_to_json(float(value))}]"
 
 
 @lru_cache(maxsize=4096)
 def _quote_name(name: str) -> str:
-    """Return a name as JSON. It is cached, because a round has a row of the same metric for each client."""
+    """Return a name as JSON."""
     return json.dumps(name, ensure_ascii=False)
 
 
@@ -383,13 +442,14 @@ class StoredObject(dict[str, Any]):
         raise UserError(f"{self.path} has no {key!r}, which is required; something other than fedrift changed the file")
 
 
-def read_json_file(path: Path, json_type: type = object, recovery_hint: str = "") -> Any:
+def read_json_file(path: Path, json_type: type = object, recovery_hint: str = "", repair: Callable[[bytes], bytes] | None = None) -> Any:
     """Read a JSON file, with its objects as ``StoredObject``.
 
     Args:
         path: The file.
         json_type: The required type of the value.
         recovery_hint: The end of an error message, which says how to repair the file.
+        repair: Changes the bytes of the file before they are parsed. None: no change.
 
     Raises:
         UserError: The file is not JSON, or its value has another type.
@@ -401,7 +461,8 @@ def read_json_file(path: Path, json_type: type = object, recovery_hint: str = ""
         return stored
 
     try:
-        content = json.loads(path.read_bytes(), object_pairs_hook=to_stored_object)
+        stored_bytes = path.read_bytes()
+        content = json.loads(repair(stored_bytes) if repair else stored_bytes, object_pairs_hook=to_stored_object)
     except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{path} is not JSON ({format_error(error)}); {recovery_hint}") from error
     if not isinstance(content, json_type):
@@ -526,6 +587,7 @@ def _flatten(environment: dict[str, Any]) -> dict[str, Any]:
     return {**rest, **environment["packages"]}
 
 
+@lru_cache  # a search for the metadata of a package takes about 10 ms, and a study has many runs
 def _get_version(package: str) -> str | None:
     try:
         return version(package)

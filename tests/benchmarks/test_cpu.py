@@ -71,6 +71,26 @@ def test_a_round_does_not_grow_with_the_clients_that_sit_out(tmp_path):
 
 
 @pytest.mark.slow
+def test_growth_is_measured_for_all_parts(tmp_path):
+    found = ran(tmp_path, "growth", "--rounds", "5")["growth"]
+    rounds = [row for row in found["rows"] if row["part"] == "rounds"]
+    assert [(row["algorithm"], row["clients"]) for row in rounds] == [
+        (name, size) for name in ("FedAvg", "Scaffold") for size in (4, 8, 16)
+    ]
+    assert all(row["ratio"] > 0 and row["state_bytes"] > 0 and row["record_bytes_per_round"] > 0 for row in rounds)
+    assert all((row["client_state_bytes"] > 0) == (row["algorithm"] == "Scaffold") for row in rounds)
+    assert {row["part"] for row in found["rows"]} == {"rounds", "memory", "partition"} and found["date"]
+
+
+def test_a_waiting_client_has_its_own_state_and_partitions_are_timed(scripts):
+    growth = import_module("growth")
+    memory = [growth.measure_memory(getattr(growth, name)(), 4, 10) for name in ("FedAvg", "Scaffold")]
+    assert [row["own_bytes"] for row in memory] == [0, 40]  # ten numbers of four bytes
+    rows = growth.measure_partitions((50, 100), 4)
+    assert [(row["partition"], row["documents"]) for row in rows] == [(name, size) for name in growth.PARTITIONS for size in (50, 100)]
+
+
+@pytest.mark.slow
 def test_stacked_gradients_are_the_lone_ones(tmp_path, monkeypatch):
     gradients = import_module("gradients")
     rows = ran(tmp_path, "gradients")["gradients"]["rows"]

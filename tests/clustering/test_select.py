@@ -20,6 +20,7 @@ from fedrift.clustering.selection import (
     mean_adjusted_rand_index,
     permutation_test,
 )
+from fedrift.core.cache import BoundedCache
 
 from .synthetic_clients import client_embeddings, documents
 
@@ -28,6 +29,30 @@ from .synthetic_clients import client_embeddings, documents
 def unbooted(monkeypatch):
     """Without the 30 bootstraps, which take most of the time and choose nothing."""
     monkeypatch.setattr(selection, "bootstrap_stability", lambda *said: 1.0)
+    monkeypatch.setattr(selection, "CLUSTERINGS", BoundedCache(0))  # so that other tests do not find the result
+
+
+def test_equal_embeddings_are_clustered_once_and_the_result_is_that_of_the_plain_reference(monkeypatch):
+    monkeypatch.setattr(selection, "CLUSTERINGS", BoundedCache(10**6))
+    embeddings, equal, other = (client_embeddings(8, 1.0, seed)[0] for seed in (0, 0, 1))
+    expected, computed = selection.compute_clusters(embeddings, 3), []
+    compute = selection.compute_clusters
+    monkeypatch.setattr(selection, "compute_clusters", lambda *said: computed.append(said) or compute(*said))
+    for one in (embeddings, equal):
+        found = cluster_clients(one, 3)
+        assert (found.cluster_ids == expected.cluster_ids).all() and (found.centroids == expected.centroids).all()
+        assert (found.p_value, found.silhouettes, found.stability, found.estimated_k) == (
+            expected.p_value,
+            expected.silhouettes,
+            expected.stability,
+            expected.estimated_k,
+        )
+        found.cluster_ids[:], found.centroids[:] = 0, 0  # a change of the result does not reach later ones
+    assert len(computed) == 1
+    cluster_clients(embeddings, 4)
+    cluster_clients(embeddings, 3, k=2)
+    cluster_clients(other, 3)
+    assert len(computed) == 4
 
 
 @pytest.mark.parametrize("size", [8, 12])

@@ -16,6 +16,7 @@ from fedrift.clustering.comparison_results import BEST_IFCA, COMPARISON_METRICS,
 from fedrift.config.loader import apply_overrides
 from fedrift.core.errors import UserError
 from fedrift.stats import mean_ci, sign_flip_test
+from fedrift.storage import Run
 from fedrift.storage.jsonl import to_json
 from fedrift.studies.run import run_study
 from tests.worlds import documents
@@ -29,6 +30,13 @@ def came(manifest):
 @pytest.fixture(scope="module")
 def runs(manifest):
     return {(str(entry.factors["method"]), entry.seed): manifest.get_run(entry) for entry in manifest.read()["runs"]}
+
+
+def test_the_records_of_each_run_are_read_once(manifest, monkeypatch):
+    read, trajectory = [], Run.trajectory
+    monkeypatch.setattr(Run, "trajectory", lambda self: read.append(self.id) or trajectory(self))
+    collect_results(manifest)
+    assert sorted(read) == sorted({entry.run for entry in manifest.read()["runs"]})
 
 
 def test_every_arm_is_there_with_its_repeats_over_the_same_seeds(came, runs):

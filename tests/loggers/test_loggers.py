@@ -12,6 +12,7 @@ import pytest
 
 from fedrift.core.errors import UserError
 from fedrift.core.records import Record
+from fedrift.storage import jsonl
 from fedrift.storage.loggers import (
     LOGGING_BACKENDS,
     Logger,
@@ -62,6 +63,19 @@ def test_every_round_is_told_once_and_the_newest_when_it_is_whole(tmp_path):
     feed.close()
     assert losses(ear) == pytest.approx({round: 5.0 - 0.1 * round for round in range(ROUNDS + 1)})
     assert ear.said[-1] == ("end", ROUNDS)
+
+
+def test_only_new_rows_are_read_in_each_round(tmp_path, monkeypatch):
+    run, ear, lines = start_run(tmp_path, "a", 1), Ear(tmp_path), []
+    parse = jsonl.parse_lines
+    monkeypatch.setattr(jsonl, "parse_lines", lambda added, *more: lines.extend(added) or parse(added, *more))
+    feed = Logger("ear", ear, run)
+    for round in range(2, ROUNDS + 1):
+        feed.push()
+        run.append_records(rows(round, first=round))
+    feed.close()
+    assert lines == jsonl.read_complete_lines(run.folder / "records.jsonl")
+    assert losses(ear) == pytest.approx({round: 5.0 - 0.1 * round for round in range(ROUNDS + 1)})
 
 
 def test_a_run_that_was_killed_tells_nothing_twice(tmp_path):

@@ -3,10 +3,19 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fedrift.partition.margins import assign_documents, fit_columns, fit_margins, split_by_budget, tokens_per_group, uniform_table
+from fedrift.partition.margins import (
+    argsort_by_group,
+    assign_documents,
+    fit_columns,
+    fit_margins,
+    split_by_budget,
+    tokens_per_group,
+    uniform_table,
+)
 
 shapes = st.tuples(st.integers(1, 12), st.integers(1, 8), st.integers(0, 2**32 - 1), st.sampled_from([0.01, 0.1, 1, 50]))
 
@@ -90,3 +99,10 @@ def test_the_middle_of_a_deal_does_not_depend_on_which_client_is_first():
         partition = assign_documents(uniform_table(np.full(40, 5.0), np.full(20, 10.0)), group, size, np.random.default_rng(seed))
         got += [len(rows) for rows in partition.rows]
     assert np.abs(got / 20 - 5).max() < 1
+
+
+@pytest.mark.parametrize("low, high", [(-1, 100), (0, 32_768), (-32_768, 32_768), (0, 70_000)])
+def test_documents_are_sorted_by_group_as_a_plain_stable_sort_does(low, high):
+    group = np.random.default_rng(0).integers(low, high, size=100_000)
+    assert (argsort_by_group(group) == np.argsort(group, kind="stable")).all()
+    assert not len(argsort_by_group(group[:0]))

@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 import math
 import os
+import time
 
 import pyarrow.parquet as pq
 import pytest
 
 from fedrift.core.errors import UserError
 from fedrift.core.records import Record
-from fedrift.storage import Run, connect, jsonl, query_frame, query_rows
+from fedrift.storage import Run, connect, jsonl, query, query_frame, query_rows
 from fedrift.storage.parquet import has_value_statistics, is_parquet_stale, parquet_path, write_parquet
 from fedrift.storage.query import _build_table, flatten
 
@@ -223,3 +224,23 @@ def test_records_of_another_run_are_told_and_hide_no_other(tmp_path):
     rows = {row["run"]: row for row in query_rows(tmp_path, "SELECT run, status, failure FROM runs")}
     assert rows["abc"]["status"] == "finished" and rows["def"]["status"] == "unreadable"
     assert "holds records of run abc, not of run def" in rows["def"]["failure"]
+
+
+def test_a_file_is_verified_once_until_it_changes(tmp_path, monkeypatch):
+    """A report opens several connections; DuckDB does not verify checksums, so that every file is read for it."""
+    run, verified = made(tmp_path), []
+    run.mark_finished({"rounds": 1})
+    read = query.read_parquet
+    monkeypatch.setattr(query, "read_parquet", lambda folder: verified.append(folder) or read(folder))
+    query._verify_parquet_cached.cache_clear()
+    for _ in range(3):
+        with connect(tmp_path) as connection:
+            assert connection.execute("SELECT count(*) FROM records").fetchone() == (4,)
+    assert verified == [run.folder]
+    path = parquet_path(run.folder)
+    content = path.read_bytes()
+    path.write_bytes(content[:200] + bytes([content[200] ^ 1]) + content[201:])
+    os.utime(path, ns=(time.time_ns() + 10**9,) * 2)
+    with connect(tmp_path) as connection:  # the damage is found, and the file is written again from the rows
+        assert connection.execute("SELECT count(*) FROM records").fetchone() == (4,)
+    assert len(verified) > 1 and path.read_bytes() == content
