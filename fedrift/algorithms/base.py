@@ -9,18 +9,20 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
-from torch import Tensor
 
 from ..core.optimizers import Optimizer
 from ..core.tree import Tree
 from ..core.types import CohortUpdate, LocalState, RoundResult, ServerState, single_cluster
 
-RoundMetrics = dict[str | tuple[str, str], Tensor | float]  # metric, or (metric, domain) -> value, as probes return it
+if TYPE_CHECKING:
+    from torch import Tensor
+
+RoundMetrics = dict[str | tuple[str, str], "Tensor | float"]  # metric, or (metric, domain) -> value, as probes return it
 # params [A, ...] -> representations z [A, B, H] of the batch, and which sequences are not padding [A, B]
-RepresentFn = Callable[[Tree], tuple[Tensor, Tensor]]
+RepresentFn = Callable[[Tree], "tuple[Tensor, Tensor]"]
 
 
 @dataclass(frozen=True)

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from dataclasses import dataclass, replace
-from typing import Annotated, ClassVar
+from typing import TYPE_CHECKING, Annotated, ClassVar
 
 from annotated_types import Gt
-from torch import Tensor
 
 from ..core.optimizers import Optimizer, Sgd, is_adaptive
 from ..core.tree import Tree
 from ..core.types import CohortUpdate, LocalState, RoundResult, ServerState
 from .base import RoundMetrics
 from .fedavg import FedAvg, cluster_mean, cluster_sum, has_update, mean_over_clients
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 @dataclass(frozen=True)

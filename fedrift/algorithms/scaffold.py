@@ -6,16 +6,17 @@ Notation: c_k is the control variate of client k, c the control variate of the s
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
-import torch
-from torch import Tensor
-
+from ..core.lazy_imports import torch
 from ..core.optimizers import Optimizer, is_adaptive, select_prefix, with_prefix
 from ..core.tree import Tree
 from ..core.types import CohortUpdate, LocalState, RoundResult, ServerState
 from .base import RoundMetrics
 from .fedavg import FedAvg, cluster_mean, cluster_sum
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 @dataclass(frozen=True)

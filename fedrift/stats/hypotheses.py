@@ -15,10 +15,10 @@ from dataclasses import dataclass, field, replace
 from typing import Annotated, Any, ClassVar, Literal
 
 import numpy as np
-import pandas as pd
 from annotated_types import Ge, Gt, MaxLen, MinLen
 
 from ..core.errors import UserError
+from ..core.lazy_imports import pd
 from .effects import compare_paired, detectable_margin, min_detectable_effect, tost
 from .intervals import mask_both_diverged, mean_ci, median, paired_differences, ratio_ci
 from .selection import (

@@ -26,9 +26,8 @@ from dataclasses import dataclass
 from functools import lru_cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import pandas as pd
 from filelock import FileLock, Timeout
 
 from ..core.errors import UserError
@@ -36,6 +35,9 @@ from ..core.records import Record, Trajectory
 from . import jsonl
 from .files import explain_write_errors, format_error, write_atomically
 from .parquet import is_parquet_stale, parquet_path, read_parquet, write_parquet
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 OBJECT_KEYS = (
     "dataset",

@@ -7,15 +7,17 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from dataclasses import dataclass
-from typing import Annotated, ClassVar, Protocol
+from typing import TYPE_CHECKING, Annotated, ClassVar, Protocol
 
-import torch
 from annotated_types import Gt
-from torch import Tensor
 
+from ...core.lazy_imports import torch
 from ...core.optimizers import Optimizer
 from ...core.tree import Tree, to_float64
 from ...core.types import CohortUpdate, ServerState
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 def weighted_mean(tree: Tree, update: CohortUpdate) -> Tree:
