@@ -40,7 +40,10 @@ MAY = {
     "diagnosis": {"core", "storage"},
     "engine/cache": {"core", "data", "models", "config/runtime"},
     "engine/fingerprints": CONFIG | {"core", "models", "engine/cache"},
-    "engine/build": TEXT | TRAINING | CONFIG | {"models", "probes", "clustering", "clustering/runtime", "engine/cache", "engine/fingerprints"},
+    "engine/build": TEXT
+    | TRAINING
+    | CONFIG
+    | {"models", "probes", "clustering", "clustering/runtime", "engine/cache", "engine/fingerprints"},
     "storage/fork": TRAINING | CONFIG | {"storage", "engine/build"},
     "diagnosis/fork": CONFIG | {"core", "probes", "storage", "storage/fork", "diagnosis"},
     "engine": TRAINING | CONFIG | {"models", "probes", "storage", "storage/fork", "diagnosis"} | ENGINE,

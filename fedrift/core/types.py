@@ -185,6 +185,7 @@ def single_cluster(num_clients: int) -> Tensor:
     """Return the assignment of all clients to model 0, ``[N]``."""
     return torch.zeros(num_clients, dtype=torch.long)
 
+
 ClientWeighting = Literal["tokens", "examples", "uniform"]
 """The weight of the update of a client in the mean over a cohort.
 

@@ -96,13 +96,18 @@ def check_peft_compatible(model: StackedModel, trainable: Lora) -> None:
     Raises:
         UserError: PEFT refuses the adapters or would not load all of them.
     """
-    config: Any = model.network.config
-    if config.model_type in PEFT_TESTED_ARCHITECTURES:
+    if model.network.config.model_type in PEFT_TESTED_ARCHITECTURES:
         return
+    if problem := find_adapter_problem(model, trainable):
+        raise UserError(f"{type(model.network).__name__}: {problem}")
+
+
+def find_adapter_problem(model: StackedModel, trainable: Lora) -> str:
+    """Return the problem that PEFT has with saved adapters of a model, or "" if there is none."""
+    config: Any = model.network.config
     transposed = any(is_transposed(module) for module in model.modules.values())
     shapes = tuple((name, tuple(leaf.shape)) for name, leaf in to_peft_state_dict(model.init_params().map(lambda leaf: leaf[0])).items())
-    if problem := find_misplaced_adapters(pickle.dumps((type(model.network), config)), trainable.r, transposed, shapes):
-        raise UserError(f"{type(model.network).__name__}: {problem}")
+    return find_misplaced_adapters(pickle.dumps((type(model.network), config)), trainable.r, transposed, shapes)
 
 
 @lru_cache

@@ -94,7 +94,7 @@ def disable_avx512_kernel(network: PreTrainedModel) -> PreTrainedModel:
 
 # The architectures of the presets. A test compares fedrift's default targets with PEFT's for them, and checks that PEFT loads adapters of
 # all of their linear maps, so that a run of them need not import PEFT, which takes seconds, before it starts.
-PEFT_TESTED_ARCHITECTURES = ("gpt2", "llama")
+PEFT_TESTED_ARCHITECTURES = ("gpt2", "llama", "qwen2")
 
 # "auto" uses the first of these that exists in the network if PEFT has no default for its architecture.
 DEFAULT_TARGETS = (
