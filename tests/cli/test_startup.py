@@ -95,15 +95,15 @@ class Noting(FedAvg):
 """
 
 
-def test_a_worker_process_executes_many_runs(tmp_path):
+def test_a_worker_process_executes_many_runs(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(str(tmp_path))  # workers get the path of their parent
     (tmp_path / "noting.py").write_text(NOTING)
     resources = make_cache(tmp_path)
-    algorithm = f"algorithm={{type: '{tmp_path / 'noting.py'}:Noting'}}"
-    asked = [experiment(tmp_path, algorithm, "training.num_rounds=1", f"seed={seed}") for seed in range(6)]
+    asked = [experiment(tmp_path, "algorithm={type: 'noting:Noting'}", "training.num_rounds=1", f"seed={seed}") for seed in range(6)]
     configs = [resolve_fingerprints(each, resources) for each in asked]
     Processes(2)(configs, resources, StudyManifest(resources.runtime.runs_dir, "s"), lambda run, round: None)
     processes = (tmp_path / "processes.txt").read_text().split()
-    assert len(processes) == 6
+    assert len(processes) >= len(configs)
     assert len(set(processes)) <= 2
     assert str(os.getpid()) not in processes
 
