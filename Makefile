@@ -88,12 +88,18 @@ bench-partition: $(VENV)/.ready
 bench-backends: $(VENV)/.dev
 	$(BIN)/python benchmarks/backends.py
 
-# On an idle machine, about a quarter of an hour: a round of ours beside a plain transformers + peft loop; how it grows; the kept
+# On an idle machine, about a quarter of an hour: the start of commands beside a bare import of torch; a round of ours beside a plain transformers + peft loop; how it grows; the kept
 # prefix and the fused optimiser; memory of stacked clients beside a copy each, and of 1,000; a whole round at 1,000 clients beside
 # one at 20; what grows up to 10,000 clients and a million documents; the share of a run that is evaluation;
 # stacked gradients beside lone ones. Each writes benchmarks/results/.
 bench: $(VENV)/.ready
-	for each in loop scaling tuning memory clients growth evaluation gradients; do $(BIN)/python benchmarks/$$each.py || exit; done
+	for each in startup loop scaling tuning memory clients growth evaluation gradients; do $(BIN)/python benchmarks/$$each.py || exit; done
+	$(BIN)/python benchmarks/targets.py
+
+# Every target of speed beside the stored result, which names its processor and date.
+.PHONY: targets
+targets: $(VENV)/.ready
+	$(BIN)/python benchmarks/targets.py
 
 # The tables of docs/speed.md, from benchmarks/results/.
 bench-page: $(VENV)/.ready

@@ -12,7 +12,8 @@ import pytest
 import yaml
 
 from fedrift.algorithms import FedAvg, FedAvgM, FedProx, Scaffold
-from fedrift.config.loader import Registry, _parse_value, dump_value, parse_yaml, plain_type
+from fedrift.config.loader import Registry, dump_value, parse_yaml, plain_type
+from fedrift.config.loader.parsing import Parser
 from fedrift.config.schema import (
     REGISTRY,
     EvaluationConfig,
@@ -126,9 +127,9 @@ def numbers() -> list[tuple[str, type, str, type]]:
 
 def refusal(kind: type, name: str, value: object) -> str:
     """What is said of one value of one field of a class, "" if it is taken."""
-    wrong: list[str] = []
-    _parse_value(get_type_hints(kind, include_extras=True)[name], value, REGISTRY, name, wrong)
-    return "\n".join(wrong)
+    parser = Parser(REGISTRY)
+    parser.parse(get_type_hints(kind, include_extras=True)[name], value, name)
+    return "\n".join(parser.errors)
 
 
 def test_no_number_of_any_class_takes_what_is_no_number_or_no_size_to_compute_with():
@@ -174,9 +175,9 @@ def test_the_defaults_of_every_class_are_values_that_it_takes():
         for field in fields(kind):
             default = field.default_factory() if field.default_factory is not MISSING else field.default
             if default is not MISSING:
-                wrong: list[str] = []
                 rooms = Registry({**REGISTRY.modules, **STUDY_REGISTRY.modules})
-                assert (_parse_value(types[field.name], dump_value(default, rooms), rooms, where, wrong), wrong) == (default, [])
+                parser = Parser(rooms)
+                assert (parser.parse(types[field.name], dump_value(default, rooms), where), parser.errors) == (default, [])
 
 
 @pytest.mark.parametrize(

@@ -9,16 +9,18 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Collection
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
-from torch import Tensor
 
 from ..core.optimizers import Optimizer
 from ..core.tree import Tree
 from ..core.types import CohortUpdate, LocalRegularizer, LocalState, RoundResult, ServerState, single_cluster
 
-RoundMetrics = dict[str | tuple[str, str], Tensor | float]  # metric, or (metric, domain) -> value, as probes return it
+if TYPE_CHECKING:
+    from torch import Tensor
+
+RoundMetrics = dict[str | tuple[str, str], "Tensor | float"]  # metric, or (metric, domain) -> value, as probes return it
 
 
 @dataclass(frozen=True)

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from dataclasses import dataclass, replace
-from typing import Annotated, ClassVar
+from typing import TYPE_CHECKING, Annotated, ClassVar
 
-import torch
 from annotated_types import Ge, Gt
-from torch import Tensor
 
+from ..core.lazy_imports import torch
 from ..core.optimizers import Optimizer, is_adaptive
 from ..core.tree import Tree
 from ..core.types import CohortUpdate, LocalState, ServerState
 from .aggregators.mean import cluster_sum, rows_by_model
 from .fedavg import FedAvg
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 @dataclass(frozen=True)

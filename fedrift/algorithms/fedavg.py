@@ -8,10 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from dataclasses import dataclass, replace
-from typing import Annotated, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 from annotated_types import Ge
-from torch import Tensor
 
 from ..core.optimizers import Adagrad, Adam, Decay, Optimizer, Sgd, Yogi, is_adaptive, select_prefix
 from ..core.tree import Tree
@@ -19,6 +18,9 @@ from ..core.types import CohortUpdate, LocalState, RoundResult, ServerState
 from .aggregators.base import Aggregator
 from .aggregators.mean import Mean, has_update, weighted_mean
 from .base import Algorithm, RoundMetrics
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 @dataclass(frozen=True)

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from dataclasses import dataclass, replace
-from typing import Annotated, ClassVar
+from typing import TYPE_CHECKING, Annotated, ClassVar
 
 from annotated_types import Gt
-from torch import Tensor
 
 from ..core.optimizers import Optimizer, Sgd, is_adaptive
 from ..core.tree import Tree
@@ -15,6 +14,9 @@ from ..core.types import CohortUpdate, LocalState, RoundResult, ServerState
 from .aggregators.mean import cluster_mean, cluster_sum, has_update
 from .base import RoundMetrics
 from .fedavg import FedAvg, mean_over_clients
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 @dataclass(frozen=True)

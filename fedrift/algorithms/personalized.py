@@ -5,17 +5,18 @@ from __future__ import annotations
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
-from typing import Annotated, ClassVar
+from typing import TYPE_CHECKING, Annotated, ClassVar
 
-import torch
-import torch.nn.functional as F
 from annotated_types import Ge, Gt, MinLen
-from torch import Tensor
 
+from ..core.lazy_imports import torch
 from ..core.optimizers import Optimizer, is_adaptive, select_prefix, with_prefix
 from ..core.tree import Tree
 from ..core.types import ClientStateStore, CohortUpdate, FederatedState, LocalState, RepresentFn, ServerState
 from .fedavg import FedAvg
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 @dataclass(frozen=True)
@@ -280,8 +281,9 @@ class MOON(FedAvg):
         z, counts = represent(local.params)
         with torch.no_grad():
             z_global, z_previous = represent(local.global_params)[0], represent(local.client_state)[0]
-        sim_global, sim_previous = F.cosine_similarity(z, z_global, dim=-1), F.cosine_similarity(z, z_previous, dim=-1)  # [A, B]
-        contrast = F.softplus((sim_previous - sim_global) / self.temperature)  # equals the -log of the objective and cannot overflow
+        sim_global, sim_previous = (torch.cosine_similarity(z, other, dim=-1) for other in (z_global, z_previous))  # [A, B]
+        # The softplus equals the -log of the objective and cannot overflow.
+        contrast = torch.nn.functional.softplus((sim_previous - sim_global) / self.temperature)
         return self.mu * (contrast * counts).sum(1) / counts.sum(1).clamp_min(1)
 
     def update_client_state(self, local: LocalState) -> Tree:

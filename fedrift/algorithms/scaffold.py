@@ -8,17 +8,18 @@ local steps, lr the learning rate of the clients and eta_g that of the server.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
-import torch
-from torch import Tensor
-
+from ..core.lazy_imports import torch
 from ..core.optimizers import Optimizer, is_adaptive, select_prefix, with_prefix
 from ..core.tree import Tree
 from ..core.types import CohortUpdate, LocalState, RoundResult, ServerState
 from .aggregators.mean import cluster_mean, cluster_sum
 from .base import RoundMetrics
 from .fedavg import FedAvg
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 @dataclass(frozen=True)

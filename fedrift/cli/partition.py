@@ -14,6 +14,8 @@ import typer
 from .options import DataDir, ExperimentFile, Json, Overrides, print_json
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
     from ..data.encoders import Encoder
     from ..report.partition_page import PartitionReport
 
@@ -173,7 +175,7 @@ def print_partition(report: PartitionReport) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from ..report.partition_page import METRIC_TITLES, format_number, format_row, summarize, truncate_text
+    from ..report.partition_page import format_row, summarize
 
     console, heterogeneity = Console(highlight=False), report.heterogeneity
     console.print(f"[bold]{report.title}[/]")
@@ -188,20 +190,38 @@ def print_partition(report: PartitionReport) -> None:
         title, _, *cells = format_row(measurement)
         measures.add_row(title, *cells, style="bold" if measurement.is_beyond_chance else "")
     console.print(measures)
-
     if report.gradients:
-        gradient_table = Table(title="Gradient dissimilarity at the initial weights (chance: 5 IID partitions)")
-        for name in ("measure", "weights", "value", "IID"):
-            gradient_table.add_column(name, justify="left" if name == "measure" else "right")
-        for stat in report.gradients:
-            gradient_table.add_row(
-                METRIC_TITLES[stat.name][0],
-                stat.weights,
-                format_number(stat.value),
-                f"{format_number(stat.iid_mean)} ± {format_number(stat.deviation)}",
-            )
-        console.print(gradient_table)
+        print_gradients(console, report)
+    print_holdings(console, report)
+    print_texts(console, report)
+    if heterogeneity.num_clients > MAX_CLIENTS:
+        console.print(f"[dim]the first {MAX_CLIENTS} of {heterogeneity.num_clients} clients; --json shows all of them[/]")
 
+
+def print_gradients(console: Console, report: PartitionReport) -> None:
+    """Print the gradient dissimilarity of the clients."""
+    from rich.table import Table
+
+    from ..report.partition_page import METRIC_TITLES, format_number
+
+    gradient_table = Table(title="Gradient dissimilarity at the initial weights (chance: 5 IID partitions)")
+    for name in ("measure", "weights", "value", "IID"):
+        gradient_table.add_column(name, justify="left" if name == "measure" else "right")
+    for stat in report.gradients:
+        gradient_table.add_row(
+            METRIC_TITLES[stat.name][0],
+            stat.weights,
+            format_number(stat.value),
+            f"{format_number(stat.iid_mean)} ± {format_number(stat.deviation)}",
+        )
+    console.print(gradient_table)
+
+
+def print_holdings(console: Console, report: PartitionReport) -> None:
+    """Print the documents per client and domain, and the divergence of every two clients if there are few."""
+    from rich.table import Table
+
+    heterogeneity = report.heterogeneity
     clients = range(min(heterogeneity.num_clients, MAX_CLIENTS))
     holdings = Table(title=f"{report.unit.capitalize()} by client and domain")
     domains = range(len(heterogeneity.domains)) if len(heterogeneity.domains) <= 8 else []
@@ -225,15 +245,20 @@ def print_partition(report: PartitionReport) -> None:
             pairwise.add_row(str(k), *("" if k == j else f"{heterogeneity.word_jsd[k, j]:.2f}" for j in clients))
         console.print(pairwise)
 
+
+def print_texts(console: Console, report: PartitionReport) -> None:
+    """Print the distinctive words of each client and the beginning of one of its documents."""
+    from rich.table import Table
+
+    from ..report.partition_page import truncate_text
+
     texts = Table(title="Distinctive words of each client, and the beginning of one of its documents", show_lines=True)
     for name in ("client", "words", "text"):
         texts.add_column(name, overflow="fold")
-    for k in clients:
+    for k in range(min(report.heterogeneity.num_clients, MAX_CLIENTS)):
         texts.add_row(
             str(k),
             ", ".join(word for word, _ in report.distinctive_words[k][:6]),
             truncate_text(report.samples[k][0].text, 160) if report.samples[k] else "",
         )
     console.print(texts)
-    if heterogeneity.num_clients > MAX_CLIENTS:
-        console.print(f"[dim]the first {MAX_CLIENTS} of {heterogeneity.num_clients} clients; --json shows all of them[/]")

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, fields, replace
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import numpy as np
 from annotated_types import MinLen
@@ -23,7 +23,9 @@ from ..models import presets
 from ..models.presets import PRESETS, Preset, resolve_model
 from ..partition import Calibrated, Partition, Partitioner, TopicMix
 from ..partition.base import partition_corpus, partition_notes, rewritten_texts
-from ..report.partition_page import GradientStat
+
+if TYPE_CHECKING:
+    from ..report.partition_page import GradientStat
 
 PARTITION_REGISTRY = Registry({Partitioner: partitions}, {Partitioner: "partition"})
 OTHER_KEYS = (
@@ -158,6 +160,7 @@ def gradient_statistics(file: Path, overrides: Iterable[str], data_dir: Path | N
     from ..engine.build import measure_gradient_dissimilarity
     from ..engine.cache import ResourceCache
     from ..models.trainable import LastBlocks, Lora
+    from ..report.partition_page import GradientStat
 
     config, cache = load_config(file, overrides), ResourceCache(Runtime(data_dir=data_dir))
     trainables = {"trained": config.trainable, **({"last block": LastBlocks()} if isinstance(config.trainable, Lora) else {})}

@@ -7,16 +7,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from ..algorithms import FedAvg
 from ..core.errors import UserError
+from ..core.lazy_imports import torch
 from ..core.tree import Tree
 from ..core.types import FederatedState, RoundResult, ServerState
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 def documents_unavailable(client: int) -> list[str]:

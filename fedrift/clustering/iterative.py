@@ -8,18 +8,20 @@ computed from small matrices, and D itself is never formed.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Annotated, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 import numpy as np
-import torch
 from annotated_types import Ge, Gt, Le, Lt
-from torch import Tensor
 
+from ..core.lazy_imports import torch
 from ..core.random import numpy_stream, torch_stream
 from ..core.tree import Tree, to_float64
 from ..core.types import FederatedState, RoundResult
 from .base import Assignment, ClientInfo, NoClustering, apply_hysteresis, assign_to_one_cluster, match_clusters
 from .selection import best_silhouette_k, candidate_ks
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 def inner_products(start: Tree, delta: Tree) -> Tensor:

@@ -10,22 +10,25 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from dataclasses import dataclass, replace
-from typing import Annotated, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 import numpy as np
-import torch
 from annotated_types import Ge, Gt, Lt
-from torch import Tensor
 
 from ..algorithms import FedAvg
 from ..algorithms.aggregators import FFALoRA, Mean
 from ..core.errors import UserError
+from ..core.lazy_imports import torch
 from ..core.random import numpy_stream
 from ..core.tree import Tree, to_float64
 from ..core.types import CohortUpdate, FederatedState, ServerState
-from ..simulation.simulator import ClientAlgorithm, ClientPool
 from .base import Assignment, ClientInfo, NoClustering
 from .selection import ClientEmbeddings, ClusteringResult, cluster_clients, document_identification_rate, embed_clients, privacy_statement
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from ..simulation.simulator import ClientAlgorithm, ClientPool
 
 Encoder = Literal["wordllama", "minilm", "states", "hashing", "lsa"]
 

@@ -11,9 +11,8 @@ from pathlib import Path
 from time import perf_counter
 from typing import Any, Literal
 
-import torch
-
 from ..core.errors import UserError, default_cache_dir
+from ..core.lazy_imports import torch
 
 Dtype = Literal["auto", "float32", "bfloat16"]
 NUMERIC_DEFAULTS = {"dtype": "float32", "tf32": False, "compiled": False, "deterministic": True}

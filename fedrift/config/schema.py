@@ -22,14 +22,13 @@ from ..core import optimizers
 from ..core.errors import UserError
 from ..core.optimizers import AdamW, Optimizer
 from ..core.random import Seed
+from ..core.types import ClientWeighting, StragglerPolicy
 from ..data import DatasetConfig
 from ..data.dataset import Fingerprint
 from ..models import trainable
 from ..models.trainable import Lora, Trainable
 from ..partition import Partitioner, TopicMix
 from ..partition.base import display_name
-from ..simulation.batches import StragglerPolicy
-from ..simulation.simulator import ClientWeighting
 from .loader import Registry, apply_overrides, dump_value, edit_config, load_yaml, parse_value, validate_fields
 
 # The version is part of every id. Increase it when a key, a default or the numerics change, so that stored runs are not reused.

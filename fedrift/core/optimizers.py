@@ -9,10 +9,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Protocol
 
-import torch
 from annotated_types import Ge, Gt, Interval, Lt
-from torch.optim.adamw import adamw
 
+from .lazy_imports import torch
 from .tree import Tree
 
 Rate = Annotated[float, Gt(0)]
@@ -122,6 +121,8 @@ class AdamW:
 
     def _fused_step(self, params: Tree, grad: Tree, opt_state: Tree, count: torch.Tensor) -> tuple[Tree, Tree]:
         """Compute the same step with torch's fused kernel, on copies because the kernel works in place."""
+        from torch.optim.adamw import adamw
+
         params, m, v = (tree.map(contiguous_copy) for tree in (params, select_prefix("m", opt_state), select_prefix("v", opt_state)))
         previous_steps = [torch.tensor(float(count[0] - 1)) for _ in params]
         adamw(

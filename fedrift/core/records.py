@@ -10,9 +10,9 @@ from itertools import pairwise
 from typing import NamedTuple, overload
 
 import numpy as np
-import pandas as pd
 
 from .errors import UserError, closest_match
+from .lazy_imports import pd
 
 
 class Record(NamedTuple):

@@ -8,13 +8,15 @@ a cohort at once.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Self
+from typing import TYPE_CHECKING, Self
 
-import torch
-from torch import Tensor
+from .lazy_imports import torch
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
-class Tree(dict[str, Tensor]):
+class Tree(dict[str, "Tensor"]):
     """A dictionary ``{name: tensor}`` with arithmetic on all leaves.
 
     The other operand of ``+``, ``-``, ``*`` and ``/`` is a tree with the same leaves, a number, or a vector ``[A]``, where A is the
@@ -50,7 +52,7 @@ class Tree(dict[str, Tensor]):
     def _apply_binary(self, fn: Callable[[Tensor, Tensor | float], Tensor], other: Tree | Tensor | float) -> Self:
         if isinstance(other, Tree):
             return self.map(fn, other)
-        if isinstance(other, Tensor) and other.ndim == 1:
+        if isinstance(other, torch.Tensor) and other.ndim == 1:
             return self.map(lambda leaf: fn(leaf, broadcast_rows(other, leaf)))
         return self.map(lambda leaf: fn(leaf, other))
 

@@ -9,11 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Literal
 
-import torch
-from torch import Tensor
-
+from .lazy_imports import torch
 from .tree import Tree
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 @dataclass(frozen=True, eq=False)
@@ -179,13 +181,13 @@ class RoundResult:
         return self.before.server.params.take(self.before.cluster_ids[self.cohort]) + self.update.delta
 
 
-LossFn = Callable[[Tree, dict[str, Tensor]], Tensor]
+LossFn = Callable[[Tree, "dict[str, Tensor]"], "Tensor"]
 """``(params [C, ...], batch [C, ...]) -> loss [C]``. Algorithms and the round loop use a language model only through this function."""
 
 ReclusterFn = Callable[[RoundResult], FederatedState]
 """Returns the state after a round, in which the clients may be assigned to other clusters."""
 
-ClientSampler = Callable[[FederatedState, int, int], Tensor]
+ClientSampler = Callable[[FederatedState, int, int], "Tensor"]
 """``(state, cohort_size, seed) -> [C]``: ids of the clients that participate in the next round, ascending."""
 
 
@@ -193,5 +195,16 @@ def single_cluster(num_clients: int) -> Tensor:
     """Return the assignment of all clients to model 0, ``[N]``."""
     return torch.zeros(num_clients, dtype=torch.long)
 
+
+ClientWeighting = Literal["tokens", "examples", "uniform"]
+"""The weight of the update of a client in the mean over a cohort.
+
+``tokens``: the number of tokens that the client predicted in this round. With ``training.local_steps`` it is nearly the same for all
+clients, and with ``training.local_epochs`` it is proportional to their data. ``examples``: the number of training examples (blocks) of
+the client, regardless of its steps, which is n_k of McMahan et al. (2017, arXiv:1602.05629, Algorithm 1). ``uniform``: 1.
+"""
+
+StragglerPolicy = Literal["partial", "drop"]
+"""What happens with the finished steps of a straggler: they are used (``partial``) or discarded (``drop``)."""
 
 __all__ = ["ClientStateStore"]

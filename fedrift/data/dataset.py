@@ -13,12 +13,12 @@ from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
 import numpy as np
-import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 from annotated_types import Interval, MinLen, Predicate, doc
 
 from ..core.errors import UserError, unknown_name_error
+from ..core.lazy_imports import pd
 from ..core.random import Seed, numpy_stream
 from ..core.registry import find_extension
 from .catalog import NAMED_DATASETS, POCKET_PRETRAINING_DATASETS, NamedDataset

@@ -19,8 +19,8 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal, TypeVar
 
 import numpy as np
-from scipy import stats
 
+from ..core.lazy_imports import stats
 from .detectors import run_detectors
 from .finding import THRESHOLDS, Finding, Grade, RunEvidence, Thresholds
 

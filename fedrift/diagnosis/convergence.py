@@ -16,8 +16,8 @@ from __future__ import annotations
 import math
 
 import numpy as np
-from scipy import stats
 
+from ..core.lazy_imports import stats
 from ..core.records import Trajectory, final_round_indices
 from .curves import domain_variability, final_gap, read_curve
 from .failures import find_training_divergence

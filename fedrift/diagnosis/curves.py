@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 
 import numpy as np
-from scipy import stats
 
+from ..core.lazy_imports import stats
 from ..core.records import Trajectory, final_round_indices
 
 Curve = tuple[np.ndarray, np.ndarray]

@@ -14,8 +14,8 @@ import warnings
 from collections.abc import Mapping
 
 import numpy as np
-from scipy import stats
 
+from ..core.lazy_imports import stats
 from ..core.records import Trajectory
 from .curves import align_curves, client_table, final_gap, read_curve
 from .finding import Finding, RunEvidence, make_not_measured, make_series, single_run_grade

@@ -11,8 +11,8 @@ import math
 from typing import NamedTuple
 
 import numpy as np
-from scipy import stats
 
+from ..core.lazy_imports import stats
 from ..core.records import Trajectory
 from .curves import align_curves, client_table, find_last_layer, noise_interval, read_curve
 from .failures import find_training_divergence

@@ -63,6 +63,7 @@ from ..simulation import ClientSimulator
 from ..simulation.batches import StragglingBatches, TextBatches, choose_clients_per_pass, choose_faster
 from ..simulation.simulator import client_losses_per_model, value_and_gradient
 from .cache import ResourceCache
+from .fingerprints import resolve_fingerprints as resolve_fingerprints
 
 SPLIT_CODES = {"validation": VALIDATION, "test": TEST}
 
@@ -343,25 +344,6 @@ class RunContext:
     resume_options: dict[str, Any]  # choices that must not change when an interrupted run continues
     clustering: ClusteringRuntime
     cluster_probe: ClusterAgreement | None  # measures the clustering; None without clustering
-
-
-def resolve_fingerprints(config: ExperimentConfig, resources: ResourceCache) -> ExperimentConfig:
-    """Add the hashes of the dataset and of a local model to a configuration, so that changed files give another id.
-
-    Raises:
-        UserError: The configuration contains a hash of the dataset already, and the dataset has changed.
-    """
-    corpus = resources.get_corpus(replace(config.dataset, fingerprint=""), config.model)
-    if config.dataset.fingerprint not in ("", corpus.fingerprint):
-        raise UserError(
-            f"the dataset {config.dataset.name!r} has changed: its hash is {corpus.fingerprint[:12]}, but the configuration "
-            f"requires {config.dataset.fingerprint[:12]}. Restore the old files, or remove dataset.fingerprint for a new experiment"
-        )
-    return replace(
-        config,
-        dataset=replace(config.dataset, fingerprint=corpus.fingerprint),
-        model_fingerprint=fingerprint_model(config.model, corpus.examples is not None),
-    )
 
 
 def model_key_of(config: ExperimentConfig) -> tuple[str, Trainable, int | None]:

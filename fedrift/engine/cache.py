@@ -5,16 +5,18 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from hashlib import blake2b
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..config.runtime import Runtime
 from ..core.cache import BoundedCache
 from ..data import Corpus, DatasetConfig, TokenizedCorpus, load_corpus, tokenize_corpus
-from ..models.batched_model import BatchCoordinator, BatchedModel
-from ..models.load import LanguageModel, load_model
 from ..models.presets import PRESETS
-from ..models.stacked_model import StackedModel
-from ..models.trainable import Trainable
+
+if TYPE_CHECKING:
+    from ..models.batched_model import BatchCoordinator
+    from ..models.load import LanguageModel
+    from ..models.stacked_model import StackedModel
+    from ..models.trainable import Trainable
 
 MAX_TOKEN_BYTES = 300_000_000  # limit of the memory for tokens of rewritten texts
 MAX_LOSS_BYTES = 100_000_000  # limit of the memory for losses of trained models
@@ -84,6 +86,8 @@ class ResourceCache:
             random_seed: The seed of random weights. None: the pretrained weights.
         """
 
+        from ..models.load import load_model
+
         def load() -> LanguageModel:
             model = load_model(
                 name,
@@ -113,6 +117,8 @@ class ResourceCache:
             random_seed: The seed of random weights. None: the pretrained weights.
         """
 
+        from ..models.stacked_model import StackedModel
+
         def create() -> StackedModel:
             compiled = self.runtime.compiled  # the compiler fuses modules itself, so it gets the unfused model
             model = StackedModel(
@@ -126,7 +132,11 @@ class ResourceCache:
             return model
 
         model = self._get_or_create(("stacked", name, trainable, random_seed), create)
-        return BatchedModel(model, self.coordinator) if self.coordinator else model
+        if self.coordinator is None:
+            return model
+        from ..models.batched_model import BatchedModel
+
+        return BatchedModel(model, self.coordinator)
 
     def get_tokens(self, corpus: Corpus, name: str, trainable: Trainable, random_seed: int | None = None) -> TokenizedCorpus:
         """Return the documents of a corpus as tokens of a model.
@@ -174,4 +184,11 @@ class ResourceCache:
         return self._items[key]
 
 
-__all__ = ["BatchCoordinator", "ResourceCache"]
+def create_coordinator(num_runs: int, max_clients: int) -> BatchCoordinator:
+    """Return a coordinator that combines the forward passes of ``num_runs`` runs into passes of at most ``max_clients`` clients."""
+    from ..models.batched_model import BatchCoordinator
+
+    return BatchCoordinator(num_runs, max_clients)
+
+
+__all__ = ["ResourceCache", "create_coordinator"]

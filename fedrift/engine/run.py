@@ -7,31 +7,32 @@ from collections.abc import Callable, Iterator, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from time import perf_counter
-
-import torch
+from typing import TYPE_CHECKING
 
 from ..config.runtime import NUMERIC_DEFAULTS, Runtime
 from ..config.schema import ExperimentConfig, diff_stored_configs
 from ..core.errors import UserError
+from ..core.lazy_imports import torch
 from ..core.records import Record
 from ..core.types import FederatedState, RoundResult
 from ..diagnosis.failures import find_exploding_updates
-from ..models.export import save_model, save_personal_adapters
 from ..models.trainable import Lora
-from ..probes import MetricHistory, evaluate_personalized, overhead_summary, overhead_warning, to_records
-from ..simulation import ClientPool
 from ..storage import Run, archive_run, check_environment, collect_environment
-from ..storage.assignments import AssignmentLog
-from ..storage.fork import Checkpoint, ForkedRun, UpdateLog, check_history
-from .build import RunContext, build_run, resolve_fingerprints
 from .cache import ResourceCache
 from .callbacks import Callback, ProgressCallback, ReportProgress, RoundEnd, RunBegin, SaveCheckpoint, SaveUpdates, last_value
-from .loop import run_rounds
+from .fingerprints import resolve_fingerprints
+
+if TYPE_CHECKING:
+    from ..probes import MetricHistory
+    from ..simulation import ClientPool
+    from ..storage.assignments import AssignmentLog
+    from ..storage.updates import UpdateLog
+    from .build import RunContext
 
 MIN_TRAINING_SECONDS = 10.0  # a run with less training time gets no warning about the time of its probes
 
 
-ClientPoolFactory = Callable[[ExperimentConfig, RunContext, Run], ClientPool]
+ClientPoolFactory = Callable[[ExperimentConfig, "RunContext", Run], "ClientPool"]
 """Creates the clients of a run if they are not simulated on this machine."""
 
 
@@ -88,6 +89,9 @@ def archive_stored_run(config: ExperimentConfig, resources: ResourceCache) -> No
     Raises:
         UserError: The experiment cannot be run.
     """
+    from ..storage.fork import ForkedRun
+    from .build import build_run
+
     config = resolve_fingerprints(config, resources)
     run = Run(resources.runtime.runs_dir, config.id)
     if run.folder.exists():
@@ -172,6 +176,11 @@ def _execute_run(
     config: ExperimentConfig, run: Run, resources: ResourceCache, callbacks: Sequence[Callback], pool_factory: ClientPoolFactory | None
 ) -> None:
     """Run the rounds that are missing in a stored run."""
+    from ..probes import MetricHistory, to_records
+    from ..storage.fork import Checkpoint, ForkedRun, UpdateLog, check_history
+    from .build import build_run
+    from .loop import run_rounds
+
     training, algorithm, forked_run = config.training, config.algorithm, ForkedRun.from_config(run, config)
     check_history(run)
     if forked_run and not run.state_path.exists():
@@ -279,6 +288,8 @@ def evaluate_round(result: RoundResult, context: RunContext, history: MetricHist
     Returns:
         The records of the round, and the seconds of each probe by name.
     """
+    from ..probes import to_records
+
     values, probe_seconds = context.probe_suite(context.clustering.probe_view(result), history)
     values |= context.cluster_probe(result) if context.cluster_probe else {}
     records = to_records(values, result.after.round, result.cohort.tolist(), context.simulator.size)
@@ -322,6 +333,10 @@ def finish_run(
         resources: The resources of the run.
         has_client_state: Whether the client states are available on this machine, which personalized models need.
     """
+    from ..models.export import save_model, save_personal_adapters
+    from ..probes import evaluate_personalized, overhead_summary, overhead_warning, to_records
+    from ..storage.updates import UpdateLog
+
     start = perf_counter()
     records = run.records()
     # The records exist already if the run was interrupted after the final evaluation.

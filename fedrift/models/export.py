@@ -6,11 +6,9 @@ import pickle
 import warnings
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from peft import LoraConfig, get_peft_model, set_peft_model_state_dict
-from peft import __version__ as peft_version
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
@@ -19,7 +17,10 @@ from ..core.tree import Tree
 from ..core.types import ServerState
 from .load import first_line, quiet_transformers
 from .stacked_model import StackedModel
-from .trainable import Lora, Trainable
+from .trainable import PEFT_TESTED_ARCHITECTURES, Lora, Trainable
+
+if TYPE_CHECKING:
+    from peft import LoraConfig
 
 
 def save_model(folder: Path, model: StackedModel, trainable: Trainable, base_model_name: str, server: ServerState) -> None:
@@ -73,6 +74,8 @@ def to_peft_state_dict(params: Tree) -> dict[str, Tensor]:
 
 def make_peft_config(trainable: Lora, model: StackedModel, base_model_name: str) -> LoraConfig:
     """Return the PEFT config of the adapters."""
+    from peft import LoraConfig
+
     transposed = any(is_transposed(module) for module in model.modules.values())
     return LoraConfig(
         r=trainable.r,
@@ -88,14 +91,23 @@ def make_peft_config(trainable: Lora, model: StackedModel, base_model_name: str)
 def check_peft_compatible(model: StackedModel, trainable: Lora) -> None:
     """Check that PEFT would load every saved adapter into the module for which it was trained.
 
+    The architectures of the presets are not checked, because PEFT loads adapters of all of their linear maps.
+
     Raises:
         UserError: PEFT refuses the adapters or would not load all of them.
     """
+    if model.network.config.model_type in PEFT_TESTED_ARCHITECTURES:
+        return
+    if problem := find_adapter_problem(model, trainable):
+        raise UserError(f"{type(model.network).__name__}: {problem}")
+
+
+def find_adapter_problem(model: StackedModel, trainable: Lora) -> str:
+    """Return the problem that PEFT has with saved adapters of a model, or "" if there is none."""
     config: Any = model.network.config
     transposed = any(is_transposed(module) for module in model.modules.values())
     shapes = tuple((name, tuple(leaf.shape)) for name, leaf in to_peft_state_dict(model.init_params().map(lambda leaf: leaf[0])).items())
-    if problem := find_misplaced_adapters(pickle.dumps((type(model.network), config)), trainable.r, transposed, shapes):
-        raise UserError(f"{type(model.network).__name__}: {problem}")
+    return find_misplaced_adapters(pickle.dumps((type(model.network), config)), trainable.r, transposed, shapes)
 
 
 @lru_cache
@@ -111,6 +123,9 @@ def find_misplaced_adapters(pickled: bytes, rank: int, transposed: bool, shapes:
         transposed: Whether the maps store transposed weights.
         shapes: The name and shape of each tensor in the file.
     """
+    from peft import LoraConfig, get_peft_model, set_peft_model_state_dict
+    from peft import __version__ as peft_version
+
     network_class, config = pickle.loads(pickled)
     vars(config).pop("quantization_config", None)
     paths = sorted({name.split(".lora_")[0].removeprefix("base_model.model.") for name, _ in shapes})

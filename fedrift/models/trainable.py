@@ -3,6 +3,8 @@
 Quantization ``nf4`` is 4-bit NormalFloat by bitsandbytes (Dettmers et al., "QLoRA", NeurIPS 2023, arXiv:2305.14314).
 Quantization ``int8`` stores weights as one byte each with one scale per output row, by torchao. Both quantize the linear maps of
 the blocks only; embeddings, norms, the head and the adapters keep their precision.
+
+Configurations are checked without torch, so this module imports it on first use.
 """
 
 from __future__ import annotations
@@ -13,18 +15,20 @@ import warnings
 from collections.abc import Collection
 from dataclasses import dataclass
 from importlib.util import find_spec
-from typing import Annotated, Any, ClassVar, Literal, Protocol
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Protocol
 
-import torch
 from annotated_types import Gt, Interval, MinLen
-from torch import nn
-from transformers import BitsAndBytesConfig, PreTrainedModel
 
 from ..core.errors import UserError, unknown_name_error
+from ..core.lazy_imports import torch
 from ..core.random import torch_stream
 from ..core.tree import Tree
-from .stacked_layers import ActiveParams, PerClientModule, is_known, linear_shape
-from .stacked_layers import PerClientLora as LoraModule
+
+if TYPE_CHECKING:
+    from torch import nn
+    from transformers import PreTrainedModel
+
+    from .stacked_layers import ActiveParams
 
 Quantization = Literal["none", "nf4", "int8"]
 REQUIRED_PACKAGES = {"nf4": "bitsandbytes", "int8": "torchao"}
@@ -47,6 +51,8 @@ def loading_options(quantization: Quantization, dtype: torch.dtype) -> dict[str,
     """Return the options by which transformers quantizes weights to 4 bits while it loads them; empty otherwise."""
     if quantization != "nf4":
         return {}
+    from transformers import BitsAndBytesConfig
+
     config: Any = BitsAndBytesConfig
     return {"quantization_config": config(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=dtype)}
 
@@ -61,7 +67,7 @@ def quantize(network: PreTrainedModel, quantization: Quantization) -> PreTrained
         from torchao.quantization import Int8WeightOnlyConfig, quantize_
 
         head = network.get_output_embeddings()
-        maps = [module for module in network.modules() if type(module) is nn.Linear and module is not head]
+        maps = [module for module in network.modules() if type(module) is torch.nn.Linear and module is not head]
         if not maps:
             raise UserError(
                 f"quantization: int8 does not apply to {type(network).__name__}, which has no torch.nn.Linear maps "
@@ -85,6 +91,10 @@ def disable_avx512_kernel(network: PreTrainedModel) -> PreTrainedModel:
             module.support_avx512bf16_for_cpu = False  # type: ignore[assignment]
     return network
 
+
+# The architectures of the presets. A test compares fedrift's default targets with PEFT's for them, and checks that PEFT loads adapters of
+# all of their linear maps, so that a run of them need not import PEFT, which takes seconds, before it starts.
+PEFT_TESTED_ARCHITECTURES = ("gpt2", "llama", "qwen2")
 
 # "auto" uses the first of these that exists in the network if PEFT has no default for its architecture.
 DEFAULT_TARGETS = (
@@ -177,6 +187,8 @@ class Lora:
         Raises:
             UserError: No module matches ``target_modules``, or the rank exceeds the dimensions of all selected maps.
         """
+        from .stacked_layers import linear_shape
+
         head = network.get_output_embeddings()  # type: ignore[operator]
         linear = {path: module for path, module in network.named_modules() if linear_shape(module) and module is not head}
         chosen = self._select_targets(linear, network.config.model_type)  # type: ignore[union-attr,arg-type]
@@ -209,6 +221,8 @@ class Lora:
 
     def warnings(self, network: nn.Module) -> list[str]:
         """Return warnings about weights outside linear maps, such as those of experts, which ``all`` does not adapt."""
+        from .stacked_layers import is_known
+
         if self.target_modules != ("all",):
             return []
         num_weights, size = dict[str, int](), sum(leaf.numel() for leaf in network.parameters())
@@ -224,6 +238,8 @@ class Lora:
 
     def init_params(self, modules: dict[str, nn.Module], seed: int) -> Tree:
         """Return the initial adapters, A [1, R, I] and B [1, O, R]."""
+        from .stacked_layers import linear_shape
+
         tree = Tree()
         for path, module in modules.items():
             inputs, outputs = linear_shape(module)  # type: ignore[misc]
@@ -237,7 +253,9 @@ class Lora:
 
     def wrap(self, module: nn.Module, path: str, active_params: ActiveParams) -> nn.Module:
         """Return the map with one adapter per client."""
-        return LoraModule(module, path, active_params, self.scale)
+        from .stacked_layers import PerClientLora
+
+        return PerClientLora(module, path, active_params, self.scale)
 
 
 @dataclass(frozen=True)
@@ -275,6 +293,8 @@ class LastBlocks:
 
     def wrap(self, module: nn.Module, path: str, active_params: ActiveParams) -> nn.Module:
         """Return the module with one set of weights per client."""
+        from .stacked_layers import PerClientModule
+
         return PerClientModule.wrap(module, path, active_params)
 
 
@@ -298,6 +318,8 @@ class All:
 
     def wrap(self, module: nn.Module, path: str, active_params: ActiveParams) -> nn.Module:
         """Return the module with one set of weights per client."""
+        from .stacked_layers import PerClientModule
+
         return PerClientModule.wrap(module, path, active_params)
 
 
@@ -306,9 +328,11 @@ def default_targets(linear: dict[str, nn.Module], model_type: str) -> dict[str, 
 
     If PEFT has no default, the first existing entry of `DEFAULT_TARGETS` is used, and otherwise all maps.
     """
-    from peft.utils.constants import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING  # imported here because it takes seconds
+    default: str | Collection[str] = ()
+    if model_type not in PEFT_TESTED_ARCHITECTURES:
+        from peft.utils.constants import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING
 
-    default = TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING.get(model_type, ())
+        default = TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING.get(model_type, ())
     if isinstance(default, str):
         selected = {path: module for path, module in linear.items() if re.fullmatch(default, path)}
     else:
@@ -332,6 +356,8 @@ def weight_modules(network: nn.Module) -> dict[str, nn.Module]:
     Raises:
         UserError: The weights are quantized and cannot be trained.
     """
+    from .stacked_layers import is_known
+
     if getattr(network.config, "quantization_config", None) is not None:
         raise UserError(
             f"the weights of this {type(network).__name__} are quantized (quantization_config in config.json) and "
@@ -339,7 +365,7 @@ def weight_modules(network: nn.Module) -> dict[str, nn.Module]:
         )
     head = network.get_output_embeddings()  # type: ignore[operator]
     tied = head.weight is network.get_input_embeddings().weight  # type: ignore[operator]
-    selected = dict[str, nn.Module]()
+    selected: dict[str, nn.Module] = {}
     for path, module in network.named_modules():
         is_inside = path.startswith(tuple(f"{owner}." for owner, whole in selected.items() if not is_known(whole)))
         if is_inside or not any(True for _ in module.parameters(recurse=False)):
@@ -378,16 +404,16 @@ def find_blocks(network: nn.Module) -> tuple[str, nn.ModuleList]:
     Raises:
         UserError: The network has no list of modules.
     """
-    lists = dict[str, nn.ModuleList]()
+    lists: dict[str, nn.ModuleList] = {}
     for path, module in network.named_modules():
-        if isinstance(module, nn.ModuleList) and not path.startswith(tuple(f"{outer}." for outer in lists)):
+        if isinstance(module, torch.nn.ModuleList) and not path.startswith(tuple(f"{outer}." for outer in lists)):
             lists[path] = module
     if not lists:
         raise UserError(f"{type(network).__name__} has no list of blocks: use trainable: {{type: All}} or {{type: Lora}}")
     config: Any = getattr(network, "config", None)
     count = getattr(config.get_text_config(), "num_hidden_layers", None) if config is not None else None
     decoder = network.get_decoder() if hasattr(network, "get_decoder") else None  # type: ignore[operator]
-    inside_decoder = set(decoder.modules()) if isinstance(decoder, nn.Module) else set()
+    inside_decoder = set(decoder.modules()) if isinstance(decoder, torch.nn.Module) else set()
     ranked = [
         ((module in inside_decoder, len(module) == count, len(module), index), path) for index, (path, module) in enumerate(lists.items())
     ]

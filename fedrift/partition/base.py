@@ -13,15 +13,18 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from hashlib import sha256
-from typing import Annotated, Any, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Annotated, Any, Protocol, TypeAlias
 
 import numpy as np
 from annotated_types import Interval
-from scipy.sparse import csr_array
 
 from ..core.errors import UserError
+from ..core.lazy_imports import sparse
 from ..data.corpus import Corpus
 from ..data.tables import format_columns
+
+if TYPE_CHECKING:
+    from scipy.sparse import csr_array
 
 Rewrite: TypeAlias = Callable[[str, str], str]
 """Function from (text, SHA-256 hex digest of the text) to the rewritten text. It must be pure: equal inputs give equal outputs."""
@@ -211,7 +214,7 @@ def counts_by_client(counts: csr_array, owner: np.ndarray, num_clients: int) -> 
         Word counts of the clients, [N, V].
     """
     documents = np.arange(len(owner))
-    return csr_array((np.ones(len(owner)), (owner, documents)), shape=(num_clients, len(owner))) @ counts
+    return sparse.csr_array((np.ones(len(owner)), (owner, documents)), shape=(num_clients, len(owner))) @ counts
 
 
 # A partition with severity > 0 that is nevertheless IID is an error, because its results would be reported as those of

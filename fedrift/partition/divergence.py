@@ -5,17 +5,23 @@ All divergences are in bits. A count table has one row of counts per client, [N,
 
 from __future__ import annotations
 
-import numpy as np
-from scipy.sparse import csr_array
+from typing import TYPE_CHECKING, TypeAlias
 
-CountTable = np.ndarray | csr_array
+import numpy as np
+
+from ..core.lazy_imports import sparse
+
+if TYPE_CHECKING:
+    from scipy.sparse import csr_array
+
+CountTable: TypeAlias = "np.ndarray | csr_array"
 
 
 def entropy(table: CountTable) -> np.ndarray:
     """Return the Shannon entropy of each row's distribution in bits, [N]; NaN for an empty row."""
-    sparse: csr_array = csr_array(table).astype(np.float64)
-    mass = np.asarray(sparse.sum(axis=1)).ravel()
-    terms = csr_array((_xlogx(sparse.data), sparse.indices, sparse.indptr), shape=sparse.shape)
+    matrix: csr_array = sparse.csr_array(table).astype(np.float64)
+    mass = np.asarray(matrix.sum(axis=1)).ravel()
+    terms = sparse.csr_array((_xlogx(matrix.data), matrix.indices, matrix.indptr), shape=matrix.shape)
     with np.errstate(invalid="ignore", divide="ignore"):
         return np.log2(mass) - np.asarray(terms.sum(axis=1)).ravel() / mass
 

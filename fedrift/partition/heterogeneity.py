@@ -7,18 +7,18 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
-from scipy.linalg import sqrtm
-from scipy.sparse import csr_array
-from scipy.spatial.distance import cdist, pdist
-from sklearn.naive_bayes import MultinomialNB
 
 from ..data.corpus import Corpus
 from . import divergence
 from .base import Partition, counts_by_client, rewritten_texts, tokens_by_label
 from .margins import split_by_budget
 from .words import FUNCTION_WORDS, WordCounts, count_words, is_content_word
+
+if TYPE_CHECKING:
+    from scipy.sparse import csr_array
 
 
 @dataclass(frozen=True)
@@ -113,6 +113,8 @@ def mmd2(one: np.ndarray, two: np.ndarray, bandwidth: float | None = None) -> fl
     Returns:
         The estimate, or NaN if a sample has fewer than two rows.
     """
+    from scipy.spatial.distance import cdist, pdist
+
     n, m = len(one), len(two)
     if min(n, m) < 2:
         return float("nan")
@@ -134,6 +136,8 @@ def mmd_p_value(one: np.ndarray, two: np.ndarray, rng: np.random.Generator, perm
         rng: Random generator of the re-splits.
         permutations: Number of re-splits.
     """
+    from scipy.spatial.distance import pdist
+
     pooled = np.concatenate([one, two])
     bandwidth = float(np.median(pdist(pooled)))
     observed = mmd2(one, two, bandwidth)
@@ -157,6 +161,8 @@ def frechet_distance(one: np.ndarray, two: np.ndarray) -> float:
     Returns:
         The distance, or NaN if a sample has fewer than two rows.
     """
+    from scipy.linalg import sqrtm
+
     if min(len(one), len(two)) < 2:
         return float("nan")
     covariances = [np.atleast_2d(np.cov(sample, rowvar=False)) for sample in (one, two)]
@@ -217,6 +223,8 @@ def identification_accuracy(counts: csr_array, owner: np.ndarray, num_clients: i
     Returns:
         The accuracy, or NaN if no client has documents in both halves.
     """
+    from sklearn.naive_bayes import MultinomialNB
+
     is_train = rng.permutation(len(owner)) % 2 == 0
     model = MultinomialNB(fit_prior=False).fit(counts[is_train], owner[is_train])
     is_correct = model.predict(counts[~is_train]) == owner[~is_train]

@@ -16,8 +16,8 @@ from typing import Annotated
 
 import numpy as np
 from annotated_types import Ge
-from scipy.special import ndtri
 
+from ..core.lazy_imports import special
 from ..data.corpus import Corpus
 from .base import NumClients, Partition, Severity, document_sizes
 from .margins import assign_documents, fit_margins
@@ -94,7 +94,7 @@ def document_tilts(words: WordCounts, num_directions: int, key: bytes) -> np.nda
 def word_normals(word: str, num_directions: int, key: bytes) -> np.ndarray:
     """Return one N(0, 1) number per direction that depends only on the word and the key, [directions]."""
     digests = [blake2b(word.encode(), digest_size=8, key=key, salt=d.to_bytes(16)).digest() for d in range(num_directions)]
-    return ndtri((np.frombuffer(b"".join(digests), dtype=">u8").astype(np.float64) + 0.5) / 2.0**64)
+    return special.ndtri((np.frombuffer(b"".join(digests), dtype=">u8").astype(np.float64) + 0.5) / 2.0**64)
 
 
 def assign_sides(score: np.ndarray, size: np.ndarray, capacity: np.ndarray, max_iterations: int = 20) -> np.ndarray:

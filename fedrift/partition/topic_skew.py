@@ -11,9 +11,9 @@ from typing import Annotated, Literal
 
 import numpy as np
 from annotated_types import Gt
-from scipy.special import gammaincinv, gammaln
 
 from ..core.errors import UserError
+from ..core.lazy_imports import special
 from ..data.corpus import Corpus
 from ..data.tables import format_columns
 from .base import NumClients, Partition, Severity, document_sizes, document_topics
@@ -235,8 +235,8 @@ def sample_dirichlet(concentration: np.ndarray, uniform: np.ndarray) -> np.ndarr
     """
     uniform = np.clip(uniform, 1e-300, 1 - 1e-16)
     shape = np.broadcast_to(concentration, uniform.shape)
-    log_small = (np.log(uniform) + gammaln(shape + 1)) / shape
-    log_regular = np.log(np.maximum(gammaincinv(shape, uniform), 1e-300))
+    log_small = (np.log(uniform) + special.gammaln(shape + 1)) / shape
+    log_regular = np.log(np.maximum(special.gammaincinv(shape, uniform), 1e-300))
     log_gamma = np.where(log_small < -30, log_small, log_regular)
     share = np.exp(log_gamma - log_gamma.max(axis=-1, keepdims=True))
     return share / share.sum(axis=-1, keepdims=True)

@@ -5,11 +5,16 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-from scipy.sparse import csr_array
+
+from ..core.lazy_imports import sparse
+
+if TYPE_CHECKING:
+    from scipy.sparse import csr_array
 
 FUNCTION_WORDS = frozenset(
     """
@@ -88,7 +93,7 @@ def count_words(texts: Iterable[str]) -> WordCounts:
     lengths = np.where(is_empty, 0, pc.list_value_length(split).to_numpy())
     vocabulary, word_ids = tuple(words.dictionary.to_pylist()), words.indices.to_numpy()
     offset = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
-    counts = csr_array((np.ones(len(word_ids)), word_ids, offset), shape=(len(normalized), len(vocabulary)))
+    counts = sparse.csr_array((np.ones(len(word_ids)), word_ids, offset), shape=(len(normalized), len(vocabulary)))
     counts.sum_duplicates()
     return WordCounts(counts, vocabulary)
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from time import perf_counter
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import psutil
@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from ..core.random import numpy_stream
+from ..core.types import StragglerPolicy
 from ..data.tokenization import Blocks
 
 
@@ -99,10 +100,6 @@ class TextBatches:
 def ceil_steps(amount: float) -> int:
     """Round up to a whole number, with a tolerance for rounding errors: 2.0000000001 becomes 2."""
     return int(np.ceil(amount - 1e-9))
-
-
-StragglerPolicy = Literal["partial", "drop"]
-"""What happens with the finished steps of a straggler: they are used (``partial``) or discarded (``drop``)."""
 
 
 @dataclass(frozen=True, eq=False)

@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterable, Set
 from dataclasses import dataclass, fields, replace
 from itertools import islice
-from typing import ClassVar, Literal, Protocol
+from typing import ClassVar, Protocol
 
 import torch
 from torch import Tensor
@@ -21,7 +21,7 @@ from torch import Tensor
 from ..core.errors import UserError
 from ..core.optimizers import Optimizer
 from ..core.tree import Tree
-from ..core.types import CohortUpdate, FederatedState, LocalRegularizer, LocalState, LossFn
+from ..core.types import ClientWeighting, CohortUpdate, FederatedState, LocalRegularizer, LocalState, LossFn
 
 
 class ClientAlgorithm(Protocol):
@@ -60,15 +60,6 @@ class ClientPool(Protocol):
             The updates of the clients, in the order of ``cohort``.
         """
         ...
-
-
-ClientWeighting = Literal["tokens", "examples", "uniform"]
-"""The weight of the update of a client in the mean over a cohort.
-
-``tokens``: the number of tokens that the client predicted in this round. With ``training.local_steps`` it is nearly the same for all
-clients, and with ``training.local_epochs`` it is proportional to their data. ``examples``: the number of training examples (blocks) of
-the client, regardless of its steps, which is n_k of McMahan et al. (2017, arXiv:1602.05629, Algorithm 1). ``uniform``: 1.
-"""
 
 
 class Batches(Protocol):

@@ -8,9 +8,9 @@ from dataclasses import dataclass, field, replace
 from typing import Annotated, ClassVar, Literal
 
 import numpy as np
-import pandas as pd
 from annotated_types import Gt
 
+from ..core.lazy_imports import pd
 from .hypothesis_base import FactorLevels, Hypothesis, NonNegative, format_groups, group_difference, metric_label
 from .intervals import mask_both_diverged, paired_differences, ratio_ci
 from .results import DecisionCriteria, HypothesisResult, detectable_effect, directional_result, empty_result, equivalence_result, to_ratio

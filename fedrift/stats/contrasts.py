@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from typing import Annotated, Literal
 
 import numpy as np
-import pandas as pd
 from annotated_types import MinLen
 
+from ..core.lazy_imports import pd
 from .hypothesis_base import FactorLevels, Hypothesis, NonNegative, count_diverged, format_groups, metric_label
 from .results import DecisionCriteria, HypothesisResult, directional_result, equivalence_result
 from .selection import PerSeedValues, format_selection, outcome_values, require_columns, select_runs, shared_factors, values_per_seed

@@ -12,9 +12,8 @@ from dataclasses import dataclass
 from functools import cache
 
 import numpy as np
-from scipy import optimize, stats
-from scipy.special import gammaln
 
+from ..core.lazy_imports import optimize, special, stats
 from ..core.random import numpy_stream
 from .intervals import mean_ci, median_ci
 from .significance import ALPHA, Interval, PValue, min_p, rank_biserial, sign_flip_test, wilcoxon
@@ -39,7 +38,7 @@ def bias_correction(dof: int) -> float:
     """Return J, the correction factor of a standardized mean with ``dof`` degrees of freedom, about 1 - 3 / (4 dof - 1)."""
     if dof < 2:
         return math.nan
-    return math.exp(gammaln(dof / 2) - gammaln((dof - 1) / 2)) / math.sqrt(dof / 2)
+    return math.exp(special.gammaln(dof / 2) - special.gammaln((dof - 1) / 2)) / math.sqrt(dof / 2)
 
 
 # The power of the exact sign-flip test, which is the test that studies use. Few seeds have few sign patterns, and the closed-form power

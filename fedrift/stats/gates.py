@@ -8,8 +8,8 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal, cast
 
 import numpy as np
-import pandas as pd
 
+from ..core.lazy_imports import pd
 from .hypothesis_base import Hypothesis
 from .selection import require_columns, select_runs
 from .verdicts import Verdict, evaluate_hypotheses

@@ -14,9 +14,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Annotated
 
-import pandas as pd
 from annotated_types import MinLen
 
+from ..core.lazy_imports import pd
 from .comparisons import Equivalent, Greater, Interaction, Less, RateGreater, RecoveredFraction
 from .contrasts import LinearContrast, MatchedDifference
 from .hypothesis_base import Hypothesis

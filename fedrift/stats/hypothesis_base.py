@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Annotated, Any
 
-import pandas as pd
 from annotated_types import Ge, MaxLen
 
+from ..core.lazy_imports import pd
 from .results import DecisionCriteria, HypothesisResult
 from .selection import Contrast, PerSeedValues, Selection, format_selection, outcome_values, select_runs, shared_factors, values_per_seed
 from .significance import WorstEnd

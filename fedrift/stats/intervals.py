@@ -11,9 +11,9 @@ import math
 from collections.abc import Callable
 
 import numpy as np
-from scipy import stats
 
 from ..core.errors import UserError
+from ..core.lazy_imports import stats
 from ..core.random import numpy_stream
 from .significance import Interval, PValue, min_p
 

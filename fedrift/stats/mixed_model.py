@@ -15,11 +15,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import pandas as pd
-import statsmodels.formula.api as smf
-from scipy import stats
 
 from ..core.errors import UserError
+from ..core.lazy_imports import pd, stats
 from ..core.random import numpy_stream
 from .selection import require_columns
 from .significance import PValue
@@ -122,6 +120,8 @@ def likelihood_ratio(frame: pd.DataFrame, outcome: str, terms: Sequence[str], wi
 
 def fit_model(frame: pd.DataFrame, outcome: str, terms: Sequence[str], groups: str, reml: bool) -> tuple[Any, bool]:
     """Fit the model and return it with whether the optimizer converged."""
+    import statsmodels.formula.api as smf
+
     formula = f"{quote_term(outcome)} ~ {' + '.join(map(quote_term, terms)) or '1'}"
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # a group variance of zero is an ordinary result, which the notes report

@@ -6,8 +6,8 @@ import math
 from dataclasses import dataclass, replace
 
 import numpy as np
-import pandas as pd
 
+from ..core.lazy_imports import pd
 from .effects import compare_paired, detectable_margin, min_detectable_effect, tost
 from .intervals import mean_ci
 from .selection import PerSeedValues

@@ -18,9 +18,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
-import pandas as pd
 
 from ..core.errors import UserError, unknown_name_error
+from ..core.lazy_imports import pd
 from .effects import compare_paired
 from .intervals import mask_both_diverged, mean_ci, median, paired_differences
 from .significance import WorstEnd, assign_worst_rank, clopper_pearson, holm

@@ -14,10 +14,8 @@ from itertools import permutations, product
 from typing import Literal
 
 import numpy as np
-from scipy import stats
-from scipy.stats import false_discovery_control, rankdata
-from statsmodels.stats.contingency_tables import mcnemar as of_table
 
+from ..core.lazy_imports import stats
 from ..core.random import numpy_stream
 
 ALPHA = 0.05
@@ -157,7 +155,7 @@ def assign_worst_rank(values: np.ndarray, diverged: np.ndarray, worst_end: Worst
 def signed_ranks(d: np.ndarray) -> np.ndarray:
     """Return the ranks of |d| with the signs of d; ties share their mean rank, and zeros stay 0 and rank lowest (Pratt)."""
     d = np.asarray(d, dtype=np.float64)
-    return np.sign(d) * rankdata(np.abs(d)) if len(d) else d
+    return np.sign(d) * stats.rankdata(np.abs(d)) if len(d) else d
 
 
 def wilcoxon(d: np.ndarray) -> PValue:
@@ -207,9 +205,11 @@ def mcnemar(first: np.ndarray, second: np.ndarray) -> PValue:
         first: Whether the event occurs in each seed of one condition, [seeds] bool.
         second: The same for the other condition, [seeds] bool.
     """
+    from statsmodels.stats import contingency_tables
+
     first, second = np.asarray(first, dtype=bool), np.asarray(second, dtype=bool)
     counts = [[int((first & second).sum()), int((first & ~second).sum())], [int((~first & second).sum()), int((~first & ~second).sum())]]
-    value = float(of_table(counts, exact=True).pvalue) if counts[0][1] + counts[1][0] else 1.0
+    value = float(contingency_tables.mcnemar(counts, exact=True).pvalue) if counts[0][1] + counts[1][0] else 1.0
     return PValue(min(1.0, value), min_p(len(first)), len(first), "exact McNemar")
 
 
@@ -352,7 +352,7 @@ def benjamini_hochberg(p: Sequence[float] | np.ndarray) -> np.ndarray:
     The procedure keeps the expected share of false positives among the rejected hypotheses at most alpha.
     """
     p_values, filled = replace_nan_p_values(p)
-    return np.where(np.isnan(p_values), np.nan, false_discovery_control(filled)) if len(p_values) else p_values
+    return np.where(np.isnan(p_values), np.nan, stats.false_discovery_control(filled)) if len(p_values) else p_values
 
 
 def replace_nan_p_values(p: Sequence[float] | np.ndarray) -> tuple[np.ndarray, np.ndarray]:

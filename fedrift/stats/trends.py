@@ -8,9 +8,9 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
-import pandas as pd
 
 from ..core.errors import UserError
+from ..core.lazy_imports import pd
 from .hypothesis_base import Hypothesis, count_diverged, metric_label
 from .intervals import mask_both_diverged, mean_ci, median, paired_differences
 from .results import DecisionCriteria, HypothesisResult, directional_result, empty_result

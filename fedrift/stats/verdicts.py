@@ -14,9 +14,8 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
-import pandas as pd
-
 from ..core.errors import UserError
+from ..core.lazy_imports import pd
 from .hypothesis_base import Hypothesis
 from .results import DecisionCriteria, HypothesisResult, empty_result
 from .significance import ALPHA, count_seeds, format_p, holm, min_seeds

@@ -26,9 +26,8 @@ from dataclasses import dataclass
 from functools import lru_cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import pandas as pd
 from filelock import FileLock, Timeout
 
 from ..core.errors import UserError
@@ -37,6 +36,9 @@ from . import jsonl
 from .assignments import drop_incomplete_entry
 from .files import explain_write_errors, format_error, write_atomically
 from .parquet import is_parquet_stale, parquet_path, read_parquet, write_parquet
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 OBJECT_KEYS = (
     "dataset",

@@ -24,9 +24,12 @@ from annotated_types import Ge, Interval
 from ..config.runtime import Runtime
 from ..config.schema import ExperimentConfig
 from ..core.errors import UserError
-from ..engine.cache import BatchCoordinator, ResourceCache
+from ..engine.cache import ResourceCache, create_coordinator
 from .manifest import StudyManifest
 from .worker import ProgressFn, report_progress, run_one, run_worker
+
+# What a run imports first. The fork server imports it once, and its workers do not import it again.
+WORKER_MODULES = (__name__, "fedrift.engine.build", "fedrift.engine.loop", "fedrift.storage.fork", "transformers.modeling_utils", "peft")
 
 
 @dataclass(frozen=True)
@@ -150,11 +153,11 @@ class Processes(Executor):
 
 
 def create_worker_context() -> Any:
-    """Return the multiprocessing context: on Linux a fork server that imports this module once, elsewhere new processes."""
+    """Return the multiprocessing context: on Linux a fork server that imports ``WORKER_MODULES`` once, elsewhere new processes."""
     if sys.platform != "linux":
         return multiprocessing.get_context("spawn")
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload([__name__])
+    context.set_forkserver_preload(list(WORKER_MODULES))
     return context
 
 
@@ -196,7 +199,7 @@ class Stacked(Executor):
             configs, key=lambda config: (config.model, repr(config.trainable), config.training.max_seq_length, config.training.batch_size)
         )
         count = min(self.num_concurrent_runs, len(ordered))
-        coordinator = BatchCoordinator(count, self.clients_per_pass)
+        coordinator = create_coordinator(count, self.clients_per_pass)
         queue, skipped, errors = iter(ordered), list[ExperimentConfig](), list[BaseException]()
         finished = [Event() for _ in range(count)]
         threads = [
@@ -234,7 +237,8 @@ def _run_worker_thread(
     finished: Event,
 ) -> None:
     """Execute runs from the queue until it is empty; an error outside a run stops all threads at their next step."""
-    coordinator: BatchCoordinator = resources.coordinator  # type: ignore[assignment]
+    coordinator = resources.coordinator
+    assert coordinator is not None
     try:
         with coordinator.participant():
             try:

@@ -30,9 +30,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pandas as pd
 
 from ..core.errors import UserError
+from ..core.lazy_imports import pd
 from ..core.records import RecordColumns, Trajectory, final_round_indices
 from ..diagnosis.failures import DIVERGENCE_METRICS, find_training_divergence
 from ..diagnosis.finding import THRESHOLDS

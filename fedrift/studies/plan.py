@@ -13,8 +13,8 @@ import numpy as np
 
 from ..config.schema import ExperimentConfig, edit_config, iid_baseline, parse_config
 from ..core.errors import UserError
-from ..engine.build import resolve_fingerprints
 from ..engine.cache import ResourceCache
+from ..engine.fingerprints import resolve_fingerprints
 from ..engine.run import run_experiment
 from ..storage import Run
 from .designs import find_aliases

@@ -10,8 +10,10 @@ from peft import LoraConfig, get_peft_model
 
 from fedrift.core.errors import UserError
 from fedrift.core.tree import Tree
+from fedrift.models.export import find_adapter_problem
+from fedrift.models.presets import PRESETS
 from fedrift.models.stacked_model import StackedModel
-from fedrift.models.trainable import All, LastBlocks, Lora, default_targets
+from fedrift.models.trainable import PEFT_TESTED_ARCHITECTURES, All, LastBlocks, Lora, default_targets
 from fedrift.simulation.simulator import value_and_gradient
 from tests.models.networks import KINDS, batch, network
 
@@ -172,6 +174,21 @@ def test_auto_is_pefts_default_then_the_usual_projections_then_every_map(kind, n
         linear["language_model.layers.0.q_proj"], endings = torch.nn.Linear(2, 2), {"q_proj"}
         assert list(default_targets(linear, kind)) == ["language_model.layers.0.q_proj"]
     assert {path.rsplit(".", 1)[-1] for path in default_targets(linear, kind)} == endings
+
+
+@pytest.mark.parametrize("kind", PEFT_TESTED_ARCHITECTURES)
+def test_what_is_not_checked_before_a_run_is_what_peft_does(kind):
+    """The default targets and the modules into which PEFT loads adapters, for the architectures of the presets."""
+    from peft.utils.constants import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING
+
+    plain, targets = network(kind), TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING[kind]
+    selected = Lora().select_modules(plain)
+    assert {path.rsplit(".", 1)[-1] for path in selected} == set(targets)
+    assert find_adapter_problem(StackedModel(plain, Lora(r=2, target_modules=("all",))), Lora(r=2, target_modules=("all",))) == ""
+
+
+def test_the_architectures_of_all_presets_are_checked_against_peft():
+    assert {preset.architecture["model_type"] for preset in PRESETS.values()} <= set(PEFT_TESTED_ARCHITECTURES)
 
 
 def test_a_second_stacked_model_on_one_network_is_refused():

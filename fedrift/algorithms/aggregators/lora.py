@@ -12,17 +12,18 @@ from __future__ import annotations
 import math
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
-import torch
-from torch import Tensor
-
+from ...core.lazy_imports import torch
 from ...core.optimizers import Sgd
 from ...core.random import torch_stream
 from ...core.tree import Tree, to_float64
 from ...core.types import CohortUpdate, ServerState
 from .base import Aggregator, AlgorithmInfo
 from .mean import Mean, rows_by_model
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 @dataclass(frozen=True)

@@ -6,15 +6,17 @@ Axis letters: N clients in total, C clients of the cohort, M models of the serve
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
-import torch
 from annotated_types import Gt
-from torch import Tensor
 
+from ...core.lazy_imports import torch
 from ...core.tree import Tree, to_float64
 from ...core.types import CohortUpdate, ServerState
 from .base import Aggregator
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 def weighted_mean(tree: Tree, update: CohortUpdate) -> Tree:

@@ -11,9 +11,9 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Annotated
 
-import torch
 from annotated_types import Ge, Gt
 
+from ...core.lazy_imports import torch
 from ...core.random import torch_stream
 from ...core.tree import Tree
 from ...core.types import CohortUpdate, ServerState

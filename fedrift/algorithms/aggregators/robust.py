@@ -7,16 +7,18 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
-import torch
 from annotated_types import Ge, Lt
-from torch import Tensor
 
+from ...core.lazy_imports import torch
 from ...core.tree import Tree, to_float64
 from ...core.types import CohortUpdate, ServerState
 from .base import Robust
 from .mean import rows_by_model
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 @dataclass(frozen=True)

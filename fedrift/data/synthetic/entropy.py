@@ -20,9 +20,9 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
-from scipy.special import logsumexp
 
 from ...core.errors import UserError, unknown_name_error
+from ...core.lazy_imports import special
 from ..corpus import Corpus
 from .grammar import sentence_probability
 from .language import CONCEPT_SYMBOL, OWN_SYMBOLS, START_SYMBOL, STYLE_FORMS, SyntheticLanguage, split_sentences
@@ -142,7 +142,7 @@ def document_nats(language: SyntheticLanguage, text: str, domain: int | None = N
 
     if domain is not None:
         return -log_likelihood(domain)
-    return -float(logsumexp([p + log_likelihood(d) for d, p in enumerate(prior)]))
+    return -float(special.logsumexp([p + log_likelihood(d) for d, p in enumerate(prior)]))
 
 
 def corpus_nats(language: SyntheticLanguage, corpus: Corpus) -> np.ndarray:

@@ -26,7 +26,7 @@ def benchmark(name: str) -> Iterator[ModuleType]:
         yield import_module(name)
     finally:
         sys.path.remove(str(ROOT / "benchmarks"))
-        for each in (name, "machine"):
+        for each in (name, "machine", "targets"):
             sys.modules.pop(each, None)
 
 

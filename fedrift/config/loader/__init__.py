@@ -1,0 +1,28 @@
+"""Loading of YAML into plain values, and of plain values into configuration classes.
+
+Plain values are checked strictly against the annotated types of dataclass fields. An error message names the key and, for an unknown
+key, the closest key that exists. A class that can be chosen is named by the key ``type``: ``algorithm: {type: FedProx, mu: 0.1}``, or
+``algorithm: FedProx`` for its defaults. A ``Registry`` defines which classes can be chosen.
+"""
+
+from .choices import Registry
+from .dumping import dump_value
+from .overrides import apply_overrides, edit_config, set_key
+from .parsing import parse_value, validate_fields
+from .scalars import plain_type
+from .yaml_text import MAX_BYTES, dump_yaml, load_yaml, parse_yaml
+
+__all__ = [
+    "MAX_BYTES",
+    "Registry",
+    "apply_overrides",
+    "dump_value",
+    "dump_yaml",
+    "edit_config",
+    "load_yaml",
+    "parse_value",
+    "parse_yaml",
+    "plain_type",
+    "set_key",
+    "validate_fields",
+]
