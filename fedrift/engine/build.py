@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -86,17 +86,33 @@ class RewrittenCorpus:
     partition: Partition
 
 
+@dataclass(frozen=True, eq=False)
+class ClientData:
+    """The text of a run, and how clients take part in its rounds."""
+
+    corpus: Corpus  # the original corpus
+    tokens: TokenizedCorpus  # the tokens of the original corpus
+    rewritten: RewrittenCorpus
+    client_rows: list[np.ndarray]  # the document indices of each client
+    cohort_size: int
+    local_steps: int  # of each client per round
+
+
+class BlockOptions(NamedTuple):
+    """How held-out text is selected and cut into text blocks."""
+
+    split: int  # the code of the held-out split
+    block_length: int  # tokens per block
+    max_blocks: int  # largest number of blocks per domain
+    seed: int  # seed of the selection of held-out documents
+
+
 def build_evaluation(
     config: ExperimentConfig,
     resources: ResourceCache,
-    corpus: Corpus,
-    tokens: TokenizedCorpus,
-    rewritten: RewrittenCorpus,
-    client_rows: list[np.ndarray],
+    data: ClientData,
     model: StackedModel,
     initial_params: Tree,
-    cohort_size: int,
-    local_steps: int,
     expensive_interval: int | None = None,
     has_client_state: bool = True,
 ) -> Evaluation:
@@ -105,14 +121,9 @@ def build_evaluation(
     Args:
         config: The configuration of the experiment.
         resources: Loaded models and data.
-        corpus: The original corpus.
-        tokens: The tokens of the original corpus.
-        rewritten: The corpus after the rewrites of the partition.
-        client_rows: The document indices of each client.
+        data: The text of the run.
         model: The model for many clients.
         initial_params: The initial parameters w_0, ``[1, ...]``.
-        cohort_size: Number of clients per round.
-        local_steps: Local steps of each client per round.
         expensive_interval: The interval of expensive probes that an earlier start of the run chose. None: choose it now.
         has_client_state: Whether the client states are available on this machine, which personalized models need.
 
@@ -120,7 +131,8 @@ def build_evaluation(
         UserError: There is no held-out text, or none for the domains of some client.
     """
     evaluation, training = config.evaluation, config.training
-    block_options = (
+    corpus, tokens, rewritten, client_rows, cohort_size = data.corpus, data.tokens, data.rewritten, data.client_rows, data.cohort_size
+    block_options = BlockOptions(
         SPLIT_CODES[evaluation.split],
         training.max_seq_length,
         max(evaluation.blocks_per_domain, evaluation.final_blocks_per_domain),
@@ -142,7 +154,7 @@ def build_evaluation(
             rewritten,
             client_rows,
             lambda texts: resources.get_rewritten_tokens(texts, *model_key_of(config), on_disk=False),
-            *block_options,
+            block_options,
         )
         if rewritten.partition.rewrites
         else None
@@ -207,7 +219,7 @@ def build_evaluation(
     for name in dict.fromkeys(evaluation.probes):
         probes += find_probe_group(name)(probe_context)
     tokens_per_client = (
-        training.batch_size * training.max_seq_length * local_steps
+        training.batch_size * training.max_seq_length * data.local_steps
         if training.local_epochs is None
         else training.local_epochs * held_out.client_domain_tokens.sum() / len(client_rows)
     )
@@ -274,10 +286,7 @@ def held_out_as_rewritten(
     rewritten: RewrittenCorpus,
     client_rows: list[np.ndarray],
     tokenize: Callable[[Corpus], TokenizedCorpus],
-    split: int,
-    block_length: int,
-    max_blocks: int,
-    seed: int,
+    block_options: BlockOptions,
 ) -> HeldOut:
     """Append rewritten held-out text to the original held-out text, for each distinct rewrite of the partition.
 
@@ -287,10 +296,7 @@ def held_out_as_rewritten(
         rewritten: The corpus after the rewrites of the partition.
         client_rows: The document indices of each client.
         tokenize: Returns the tokens of rewritten documents.
-        split: The code of the held-out split.
-        block_length: Tokens per block.
-        max_blocks: Largest number of blocks per domain.
-        seed: The seed of the selection of held-out documents.
+        block_options: How held-out text is selected and cut.
     """
     groups = rewrite_groups(rewritten.partition)
     # [D] group of the rewrite of each document; documents without a client belong to group 0, which is not rewritten
@@ -302,9 +308,7 @@ def held_out_as_rewritten(
     tokenize_rewritten = [
         lambda rows, rewrite=rewrite: tokenize(rewrite_corpus(corpus.take(rows), rewrite)) for rewrite in groups.rewrites[1:]
     ]
-    return append_rewritten(
-        held_out, corpus, split, block_length, max_blocks, seed, tokenize_rewritten, np.concatenate(domain_tokens, axis=1)
-    )
+    return append_rewritten(held_out, corpus, *block_options, tokenize_rewritten, np.concatenate(domain_tokens, axis=1))
 
 
 def load_general_text(config: ExperimentConfig, resources: ResourceCache, corpus: Corpus, tokenizer: Any) -> Blocks | None:
@@ -466,14 +470,9 @@ def build_run(
     evaluation = build_evaluation(
         config,
         resources,
-        corpus,
-        tokens,
-        rewritten,
-        client_rows,
+        ClientData(corpus, tokens, rewritten, client_rows, cohort_size, local_steps),
         model,
         params,
-        cohort_size,
-        local_steps,
         resume_options.get("expensive_interval"),
         has_client_state,
     )

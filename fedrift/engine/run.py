@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from ..probes import MetricHistory
     from ..simulation import ClientPool
     from ..storage.assignments import AssignmentLog
+    from ..storage.fork import Checkpoint
     from ..storage.updates import UpdateLog
     from .build import RunContext
 
@@ -176,7 +177,7 @@ def _execute_run(
     config: ExperimentConfig, run: Run, resources: ResourceCache, callbacks: Sequence[Callback], pool_factory: ClientPoolFactory | None
 ) -> None:
     """Run the rounds that are missing in a stored run."""
-    from ..probes import MetricHistory, to_records
+    from ..probes import MetricHistory
     from ..storage.fork import Checkpoint, ForkedRun, UpdateLog, check_history
     from .build import build_run
     from .loop import run_rounds
@@ -188,34 +189,15 @@ def _execute_run(
     context = build_run(
         config, resources, run.environment.get("engine"), has_client_state=pool_factory is None or "client_state" in algorithm.uploads
     )
-    run.write_json("experiment", {**config.to_stored_dict(), "id": config.id, "partition_table": context.partition_table})
-    engine = {name: value for name, value in context.resume_options.items() if name != "backend"}
-    if pool_factory:
-        engine["backend"] = "flower"  # the client states are stored on the nodes, so the run can only continue with them
-    environment_changes = check_environment(
-        run,
-        collect_environment(
-            str(resources.runtime.resolve_device()), torch.get_num_threads(), engine, shares_passes=resources.coordinator is not None
-        ),
-    )
-    checkpoint, updates = Checkpoint(run), UpdateLog(run)
+    environment_changes = _store_settings(config, run, resources, context, is_simulated=pool_factory is None)
+    checkpoint, updates, history = Checkpoint(run), UpdateLog(run), MetricHistory()
     state = checkpoint.load(context.initial_state)
     if state is None and forked_run:
         state = forked_run.load_origin_state(context)
         checkpoint.save(state)
     previous_records = run.restore_records(state.round if state else -1)
-    history = MetricHistory()
     if state is None:
-        state = context.initial_state
-        for warning in context.warnings:
-            run.log_event(0, "warning", warning)
-        values, probe_seconds = context.probe_suite.evaluate_initial(context.clustering.with_client_models(state), history)
-        values |= context.cluster_probe.evaluate_state(state) if context.cluster_probe else {}
-        previous_records = to_records(values, 0, [], context.simulator.size)
-        run.append_records(previous_records)
-        record_clustering(run, context, checkpoint.assignments)
-        run.log_timing(0, **prefix_probe_names(probe_seconds))
-        checkpoint.save(state)
+        state, previous_records = context.initial_state, _start_run(run, context, checkpoint, history)
     # Records are stored before the checkpoint, so a crash between the two repeats the round. Once an update log exists, every further
     # round is added to it, because the log must not have gaps.
     records_updates = bool(resources.runtime.save_updates or updates.rounds or forked_run)
@@ -233,8 +215,7 @@ def _execute_run(
     del previous_records, run_begin  # the records of a long run take much memory
 
     client_pool: ClientPool = pool_factory(config, context, run) if pool_factory else context.simulator
-    clustering = context.clustering
-    client_pool = clustering.wrap_client_pool(client_pool)
+    client_pool = context.clustering.wrap_client_pool(client_pool)
     loop = run_rounds(
         state,
         forked_run.wrap_client_pool(client_pool, context) if forked_run else client_pool,
@@ -242,30 +223,15 @@ def _execute_run(
         num_rounds=training.num_rounds,
         cohort_size=context.cohort_size,
         seed=config.seed,
-        recluster=clustering.recluster,
-        sample_clients=clustering.sample_cohort,
+        recluster=context.clustering.recluster,
+        sample_clients=context.clustering.sample_cohort,
     )
     for result, train_seconds in time_rounds(loop):
-        start = perf_counter()
+        start, state = perf_counter(), result.after
         records, probe_seconds = evaluate_round(result, context, history)
-        evaluated = perf_counter()
-        state = result.after
-        for client, kind, message in client_events(result):
-            run.log_event(state.round, kind, message, client)
-        for client, message in find_exploding_updates(records):
-            run.log_event(state.round, "update exploded", message, client)
-        run.append_records(records)
-        record_clustering(run, context, checkpoint.assignments)
+        seconds = {"train": train_seconds, "evaluate": perf_counter() - start}
         round_end = RoundEnd(run, result, records, training.num_rounds)
-        for callback in storage_callbacks:
-            callback.on_round_end(round_end)
-        run.log_timing(
-            state.round,
-            train=train_seconds,
-            evaluate=evaluated - start,
-            store=perf_counter() - evaluated,
-            **prefix_probe_names(probe_seconds),
-        )
+        _store_round(round_end, context, checkpoint, storage_callbacks, seconds, probe_seconds)
         stopped_by = [type(callback).__name__ for callback in callbacks if callback.on_round_end(round_end)]
         if stopped_by and state.round < training.num_rounds:
             checkpoint.save(state)
@@ -275,6 +241,58 @@ def _execute_run(
     finish_run(config, run, context, state, resources, has_client_state=pool_factory is None)
     for callback in callbacks:
         callback.on_run_end(run)
+
+
+def _store_settings(config: ExperimentConfig, run: Run, resources: ResourceCache, context: RunContext, *, is_simulated: bool) -> list[str]:
+    """Store the experiment and the environment of a run, and return how the environment differs from that of an earlier start."""
+    run.write_json("experiment", {**config.to_stored_dict(), "id": config.id, "partition_table": context.partition_table})
+    engine = {name: value for name, value in context.resume_options.items() if name != "backend"}
+    if not is_simulated:
+        engine["backend"] = "flower"  # the client states are stored on the nodes, so the run can only continue with them
+    return check_environment(
+        run,
+        collect_environment(
+            str(resources.runtime.resolve_device()), torch.get_num_threads(), engine, shares_passes=resources.coordinator is not None
+        ),
+    )
+
+
+def _start_run(run: Run, context: RunContext, checkpoint: Checkpoint, history: MetricHistory) -> list[Record]:
+    """Store round 0, which is the evaluation before training, and return its records."""
+    from ..probes import to_records
+
+    state = context.initial_state
+    for warning in context.warnings:
+        run.log_event(0, "warning", warning)
+    values, probe_seconds = context.probe_suite.evaluate_initial(context.clustering.with_client_models(state), history)
+    values |= context.cluster_probe.evaluate_state(state) if context.cluster_probe else {}
+    records = to_records(values, 0, [], context.simulator.size)
+    run.append_records(records)
+    record_clustering(run, context, checkpoint.assignments)
+    run.log_timing(0, **prefix_probe_names(probe_seconds))
+    checkpoint.save(state)
+    return records
+
+
+def _store_round(
+    round_end: RoundEnd,
+    context: RunContext,
+    checkpoint: Checkpoint,
+    storage_callbacks: Sequence[Callback],
+    seconds: dict[str, float],
+    probe_seconds: dict[str, float],
+) -> None:
+    """Store the events, records, clusters, updates, checkpoint and times of a round."""
+    start, run, round = perf_counter(), round_end.run, round_end.round
+    for client, kind, message in client_events(round_end.result):
+        run.log_event(round, kind, message, client)
+    for client, message in find_exploding_updates(round_end.records):
+        run.log_event(round, "update exploded", message, client)
+    run.append_records(round_end.records)
+    record_clustering(run, context, checkpoint.assignments)
+    for callback in storage_callbacks:
+        callback.on_round_end(round_end)
+    run.log_timing(round, **seconds, store=perf_counter() - start, **prefix_probe_names(probe_seconds))
 
 
 def evaluate_round(result: RoundResult, context: RunContext, history: MetricHistory) -> tuple[list[Record], dict[str, float]]:
