@@ -9,11 +9,9 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Callable, Iterable
-from functools import cache
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from .. import __version__
@@ -23,7 +21,7 @@ from . import study_costs, study_dynamics, study_results, study_setup
 from .document import Document, Figure, Filter, MissingSection, Panel, Section, Table, latex_files
 from .figures import skip_validation
 from .format import pluralize, seed_mean_ci, to_yaml
-from .page import vega_script
+from .page import template_environment, vega_script
 from .study_data import StudyData, assign_level_colors, load_study_data, merge_axes
 from .study_figures import condition_name
 from .study_results import build_claims
@@ -149,7 +147,7 @@ def render_study(document: Document) -> str:
         return name
 
     return (
-        _template_environment()
+        template_environment()
         .get_template("study.html")
         .render(
             document=document,
@@ -193,13 +191,6 @@ def pack_rows(spec: dict[str, Any]) -> dict[str, Any]:
         names = list(dict.fromkeys(key for row in rows for key in row))
         datasets[name] = {"names": names, "rows": [[row.get(key) for key in names] for row in rows]}
     return {**spec, "datasets": datasets}
-
-
-@cache
-def _template_environment() -> Environment:
-    return Environment(
-        loader=PackageLoader("fedrift.report", "."), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
 
 
 def write_study_report(

@@ -11,8 +11,9 @@ import pandas as pd
 import pytest
 
 from fedrift.clustering.comparison import CONDITIONS, build_comparison
+from fedrift.clustering.comparison_metrics import COMPARISON_METRICS, client_losses
 from fedrift.clustering.comparison_report import render_html, render_markdown, report_parts, results_to_json, summarize_results
-from fedrift.clustering.comparison_results import BEST_IFCA, COMPARISON_METRICS, ComparisonResults, client_losses, collect_results
+from fedrift.clustering.comparison_results import BEST_IFCA, ComparisonResults, collect_results
 from fedrift.config.loader import apply_overrides
 from fedrift.core.errors import UserError
 from fedrift.stats import mean_ci, sign_flip_test
