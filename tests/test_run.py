@@ -137,7 +137,7 @@ def test_a_run_killed_at_its_very_end_resumes_bit_for_bit(tmp_path, monkeypatch)
         raise Killed
 
     with monkeypatch.context() as broken:
-        broken.setattr("fedrift.engine.run.save_model", full_disk)
+        broken.setattr("fedrift.models.export.save_model", full_disk)
         with pytest.raises(Killed):
             run_experiment(asked, replace_root(tmp_path, "broken"))
     assert_equal(unbroken, run_experiment(asked, replace_root(tmp_path, "broken")))
