@@ -81,6 +81,7 @@ def measure(commands: Mapping[str, list[str]], folder: Path, num_repeats: int) -
             used = processor_seconds(command, folder)
             if turn:
                 seconds[name].append(used)
+        print(f"turn {turn} of {num_repeats}", file=sys.stderr, flush=True)
     rows: list[dict[str, object]] = []
     for name, used_seconds in seconds.items():
         ratios = [used / reference for used, reference in zip(used_seconds, seconds[REFERENCE], strict=True)]
