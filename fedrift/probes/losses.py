@@ -391,7 +391,7 @@ def tensor_digest(values: Tensor) -> bytes:
     """Return a 16-byte BLAKE2b digest of a tensor's values."""
     flat = values.detach().cpu().contiguous()
     flat = flat.as_strided((flat.numel(),), (1,))  # a contiguous tensor of one element may have a stride of 0, which view rejects
-    return blake2b(flat.view(torch.uint8).numpy(), digest_size=16).digest()
+    return blake2b(flat.view(torch.uint8).numpy().data, digest_size=16).digest()
 
 
 def tree_digest(params: Tree) -> bytes:

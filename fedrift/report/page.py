@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from contextlib import suppress
 from functools import cache
 from hashlib import sha256
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -161,7 +162,7 @@ def vega_script() -> Markup:
 
     The script takes seconds to build and depends only on the version of vl-convert, so it is stored in the cache folder.
     """
-    path = default_cache_dir() / "report" / f"vega-{vl_convert.__version__}.js"
+    path = default_cache_dir() / "report" / f"vega-{version('vl-convert-python')}.js"
     try:
         digest, _, script = path.read_bytes().decode().partition("\n")
     except (OSError, UnicodeError):
