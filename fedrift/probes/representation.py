@@ -267,7 +267,8 @@ class AttentionProbe:
 
     Both are means over the evaluated positions; with several models, over all clients. The weights are computed in a separate forward
     pass with a plain attention implementation. Training and evaluation keep the fast one. One evaluation processes the passages, which
-    should have about 500 tokens, 1 + M times. It holds the weights of one layer at a time: models x blocks x heads x T x T numbers.
+    should have about 500 tokens, 2 M times: each of the M models together with the pretrained one. It holds the weights of one layer
+    at a time: 2 models x sequences x heads x T x T numbers.
     """
 
     model: StackedModel
