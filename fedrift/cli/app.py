@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import signal
 import sys
 import traceback
@@ -18,6 +19,7 @@ from ..core.errors import UserError
 from . import adapters, conformance, dataset, demo, deploy, diagnose, estimate, init, inspect, manage, partition, run, study
 from .options import VERBOSE
 
+PATH_ERRNOS = {getattr(errno, name) for name in "EACCES EPERM EROFS ENOENT ENOTDIR EISDIR EEXIST ENAMETOOLONG".split()}  # of a path
 NOISY_LIBRARIES = r"(transformers|peft|torch|torchao|bitsandbytes|huggingface_hub|datasets|tokenizers)\b"
 
 
@@ -171,6 +173,9 @@ def run_app() -> None:
         typer.secho("fedrift: ", fg="red", bold=True, nl=False, err=True)
         if isinstance(error, UserError):
             typer.echo(str(error), err=True)
+            sys.exit(2)
+        if isinstance(error, OSError) and error.errno in PATH_ERRNOS and isinstance(error.filename, str):
+            typer.echo(f"cannot read or write {error.filename}: {error.strerror}. Change its permissions, or choose another path", err=True)
             sys.exit(2)
         typer.echo(f"{type(error).__name__}: {error}", err=True)
         if not VERBOSE.get():

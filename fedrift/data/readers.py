@@ -28,9 +28,11 @@ from ..core.errors import UserError, closest_match
 from .corpus import TRAIN
 from .rows import (
     DEFAULT_COLUMNS,
+    SPLIT_NAMES,
     ColumnNames,
     Rows,
     Table,
+    check_not_split_like,
     concat_rows,
     detect_split,
     detect_splits,
@@ -165,6 +167,7 @@ def single_line(error: Exception) -> str:
 # Files that describe a dataset but contain no documents.
 METADATA_STEMS = {"readme", "license", "licence", "citation", "changelog", "notice"}
 METADATA_JSON_STEMS = {"dataset_info", "dataset_infos", "dataset_dict", "state", "croissant", "metadata", "datapackage"}
+SHARD_PATTERN = re.compile(r"(.+?)[-_.](\d{1,9})-of-(\d{1,9})(\..+)")
 METADATA_SUFFIXES = {".md", ".rst", ".yaml", ".yml", ".toml", ".py", ".jsonld", ".lock"}
 
 
@@ -221,9 +224,24 @@ def find_table_files(folder: Path) -> tuple[list[tuple[Path, int]], list[str]]:
         return [], []
     ignored = [file.relative_to(folder).as_posix() for file in files if file not in tables.values()]
     splits, notes = detect_splits(list(tables), folder.name)
+    notes += missing_shard_notes(list(splits), folder.name)
     if ignored:
         notes.append(f"{folder.name}: ignored {format_names(ignored)} (not a table, or in a folder that is not named after a split)")
     return [(tables[name], split) for name, split in splits.items()], notes
+
+
+def missing_shard_notes(names: Sequence[str], where: str) -> list[str]:
+    """Return a note for each table that is divided into numbered files (``train-00000-of-00003.parquet``) of which some are missing."""
+    numbers: dict[tuple[str, int], set[int]] = {}
+    for name in names:
+        match = SHARD_PATTERN.fullmatch(name)
+        if match:
+            numbers.setdefault((match[1] + match[4], int(match[3])), set()).add(int(match[2]))
+    return [
+        f"{where}: {name} consists of {total:,} files, of which only {len(present):,} are here"
+        for (name, total), present in numbers.items()
+        if len(present) < total
+    ]
 
 
 def is_in_split_folder(folder: Path, file: Path) -> bool:
@@ -275,6 +293,10 @@ def read_text_folder(folder: Path) -> Rows:
             return concat_rows((read_paragraphs(folder / name, split) for name, split in splits.items()), [*split_notes, *notes])
     file_to_split, split_notes = detect_text_splits(folder, path_parts)
     labels = folder_labels({file: path_parts[file][:-1] for file in file_to_split})
+    topics, folders = set(labels.values()), {path_parts[file][:-1] for file in file_to_split}
+    if len(topics) == 1 and None not in topics and len(folders) > 1 and set(file_to_split.values()) == {TRAIN}:
+        topic = topics.pop()
+        notes.append(f"{folder.name}: all texts are below {topic}/, which is their only topic; that folder alone has others")
     rows = Rows(
         [read_text(file, allow_empty=True) for file in file_to_split],
         [labels[file] for file in file_to_split],
@@ -301,6 +323,8 @@ def detect_text_splits(folder: Path, path_parts: Mapping[Path, Sequence[str]]) -
     splits = {file: detect_split("/".join(parts[:-1])) for file, parts in path_parts.items()}
     known = {file: split for file, split in splits.items() if split is not None}
     if not known:
+        check_not_split_like(("/".join(parts[:-1]) for parts in path_parts.values()), folder.name)
+        check_no_split_files(folder, path_parts)
         return dict.fromkeys(path_parts, TRAIN), []
     outside = [file for file in path_parts if splits[file] is None]
     others = sorted({path_parts[file][0] + "/" for file in outside if len(path_parts[file]) > 1})
@@ -321,6 +345,25 @@ def detect_text_splits(folder: Path, path_parts: Mapping[Path, Sequence[str]]) -
         return dict.fromkeys(known, TRAIN), [f"{where} has no train split: {format_names(named)} is divided into new splits"]
     top_level_files = sorted(path_parts[file][0] for file in outside if len(path_parts[file]) == 1)
     return known, skipped_note([*others, *top_level_files], where)
+
+
+def check_no_split_files(folder: Path, path_parts: Mapping[Path, Sequence[str]]) -> None:
+    """Check that the text files of the topics are not themselves named after splits.
+
+    Raises:
+        UserError: A subfolder contains both a file named after train and one named after validation or test.
+    """
+    by_folder: dict[tuple[str, ...], dict[str, int]] = {}
+    for file, parts in path_parts.items():
+        split = SPLIT_NAMES.get(base_stem(file).lower())
+        if split is not None and len(parts) > 1:
+            by_folder.setdefault(tuple(parts[:-1]), {})[parts[-1]] = split
+    for parts, splits in by_folder.items():
+        if TRAIN in splits.values() and len(set(splits.values())) > 1:
+            raise UserError(
+                f"{folder.name}: the files {format_names(sorted(splits))} in {'/'.join(parts)}/ are named after splits, but lie in a "
+                f"subfolder that is a topic. Name the subfolders after splits (train/{parts[0]}/1.txt), or use one such folder as dataset"
+            )
 
 
 def folder_labels(path_parts: Mapping[Path, Sequence[str]]) -> dict[Path, str | None]:

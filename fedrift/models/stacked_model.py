@@ -82,6 +82,11 @@ def read_logits(network: Any) -> LogitTransform:
         )
     tokens = sample_tokens(network)[0]
     states = network.base_model(input_ids=tokens, use_cache=False).last_hidden_state
+    if not bool(states.isfinite().all()):
+        raise UserError(
+            f"{network_type} computes hidden states that are not finite: its weight files are damaged, or their numbers do not fit "
+            "the data type of the run"
+        )
     weight: Tensor = head.weight  # type: ignore[assignment]
     generator = torch.Generator().manual_seed(2)
     spread = torch.tensor([[0.3, 1.0, 3.0, 10.0, 30.0] * CHECK_LENGTH] * CHECK_ROWS)[:, :CHECK_LENGTH, None]

@@ -31,9 +31,12 @@ def replace_atomically(path: Path, size: int) -> Iterator[Path]:
         UserError: The disk is full, or the file cannot be written.
     """
     temporary = path.with_name(f".{path.name}.part")
-    for target in (path, temporary):
-        if target.is_dir():
-            raise UserError(f"{target} is a folder, but fedrift must write a file there; move the folder and run the same command again")
+    with explain_write_errors(path, size):  # without permission to search the folder, even this check fails
+        for target in (path, temporary):
+            if target.is_dir():
+                raise UserError(
+                    f"{target} is a folder, but fedrift must write a file there; move the folder and run the same command again"
+                )
     try:
         with explain_write_errors(path, size):
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -104,7 +107,7 @@ def explain_write_errors(path: Path, size: int) -> Iterator[None]:
     except OSError as error:
         if error.errno not in DISK_FULL_ERRNOS:
             raise UserError(
-                f"{path} cannot be written: {error.strerror or error}. Make {path.parent} writable, or choose another folder (--runs-dir)"
+                f"{path} cannot be written: {error.strerror or error}. Make {path.parent} writable, or choose another folder"
             ) from error
         raise UserError(
             f"the disk is full: {path} needs {size:,} bytes and {describe_free_space(path.parent)}. Everything stored "

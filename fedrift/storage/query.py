@@ -11,7 +11,8 @@ value, for example ``algorithm``.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from functools import lru_cache
 from itertools import chain, count
 from pathlib import Path
@@ -45,7 +46,7 @@ def query_frame(root: Path, query: str) -> pd.DataFrame:
     Example:
         >>> query_frame(Path("runs"), "SELECT run, loss FROM runs WHERE algorithm = 'FedAvg'")
     """
-    with connect(root) as connection:
+    with connect(root) as connection, _explain_query_errors():
         return _execute(connection, query).df()
 
 
@@ -54,23 +55,31 @@ def query_rows(root: Path, query: str) -> list[dict[str, Any]]:
 
     Repeated column names get a numeric suffix.
     """
-    with connect(root) as connection:
+    with connect(root) as connection, _explain_query_errors():
         result = _execute(connection, query)
         names: list[str] = []
-        for name, *_ in result.description or ():
+        for name, column_type, *_ in result.description or ():
+            if "TIME ZONE" in str(column_type):  # DuckDB converts such times to Python values only with the package pytz
+                raise UserError(f"the column {name[:80]!r} holds times with a time zone: convert them with ::TIMESTAMP or ::VARCHAR")
             names.append(next(unique for unique in chain([name], (f"{name}_{n}" for n in count(1))) if unique not in names))
         return [dict(zip(names, row, strict=True)) for row in result.fetchall()]
 
 
 def _execute(connection: duckdb.DuckDBPyConnection, query: str) -> duckdb.DuckDBPyConnection:
-    """Run a query that returns rows; raise UserError if it is invalid or empty."""
+    """Run a query that returns rows; raise UserError if it is empty."""
+    result = connection.execute(query)
+    if result is None or result.description is None:  # DuckDB returns no result for an empty query
+        raise UserError(f"{query[:80]!r} is not a query that returns rows. {TABLES_HINT}")
+    return result
+
+
+@contextmanager
+def _explain_query_errors() -> Iterator[None]:
+    """Turn the errors of a query into a UserError. Some arise only when rows are fetched, such as a value that cannot be converted."""
     import duckdb
 
     try:
-        result = connection.execute(query)
-        if result is None or result.description is None:  # DuckDB returns no result for an empty query
-            raise UserError(f"{query[:80]!r} is not a query that returns rows. {TABLES_HINT}")
-        return result
+        yield
     except (duckdb.Error, UnicodeError) as error:
         raise UserError(f"{' '.join(str(error).split())}. {TABLES_HINT}") from None
 

@@ -94,6 +94,14 @@ def test_a_mistake_is_one_message_and_exit_code_2(world, capsys, monkeypatch):
         assert "Traceback" not in err
 
 
+def test_an_output_that_cannot_be_written_is_one_message_and_exit_code_2(world, capsys, monkeypatch):
+    for output, told in (("e.yaml/clients", "e.yaml/clients"), ("a" * 300, "File name too long")):
+        code, _, err = fedrift(capsys, monkeypatch, "partition", "export", "e.yaml", "--output", output)
+        assert code == 2
+        assert "fedrift: cannot read or write" in err
+        assert told in err
+
+
 def test_a_bad_corpus_is_told_and_nothing_is_stored(world, capsys, monkeypatch):
     bad = [("empty.csv", b"", "empty"), ("binary.csv", bytes(range(256)) * 9, ""), ("other.csv", b"a,b\n1,2\n", "text")]
     for name, content, told in bad:

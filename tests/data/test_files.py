@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import os
 from pathlib import Path
@@ -208,8 +209,24 @@ def test_a_damaged_parquet_file_is_told_not_thrown(tmp_path, damage):
 def test_text_of_another_encoding_says_where_and_what_to_do(tmp_path):
     (tmp_path / "l.csv").write_bytes("text\ncosts £5\n".encode("latin-1"))
     assert "0xa3 at position 11" in refusal(tmp_path / "l.csv")
-    (tmp_path / "u.csv").write_bytes("text\ncosts £5\n".encode("utf-16"))
-    assert list(load(tmp_path / "u.csv").text) == ["costs £5"]
+    for encoding in ("utf-16", "utf-32"):
+        (tmp_path / "u.csv").write_bytes("text\ncosts £5\n".encode(encoding))
+        assert list(load(tmp_path / "u.csv").text) == ["costs £5"]
+
+
+@pytest.mark.parametrize(
+    ("name", "separator", "told"),
+    [
+        ("t.csv", ";", "separated by semicolons, but those of a .csv file by commas. Save it again with commas"),
+        ("t.v1.csv.gz", "|", "separated by vertical bars, but those of a .csv file by commas"),
+        ("t.csv", "\t", "separated by tabs, but those of a .csv file by commas. Rename it to .tsv"),
+        ("t.tsv", ",", "separated by commas, but those of a .tsv file by tabs. Rename it to .csv"),
+    ],
+)
+def test_a_file_with_another_separator_names_it(tmp_path, name, separator, told):
+    data = f"text{separator}label\na{separator}x\n".encode()
+    (tmp_path / name).write_bytes(gzip.compress(data) if name.endswith(".gz") else data)
+    assert told in refusal(tmp_path / name)
 
 
 def test_a_separator_that_is_not_quoted_never_shifts_the_columns(tmp_path):

@@ -84,6 +84,10 @@ def test_files_keep_the_split_that_they_are_named_after(tmp_path, files, wanted)
         ({"train.csv": "ab", "test.csv": ""}, ["ab", "", ""], "test.csv has no rows"),
         ({"train/1.txt": "a", "test/2.txt": "e", "unsup/3.txt": "f", "loose.txt": "g"}, ["a", "", "e"], "ignored unsup/, loose.txt"),
         ({"test/1.txt": "a"}, ["a", "", ""], "no train split: test/ is divided into new splits"),
+        ({"train-00000-of-00003.parquet": "a", "train-00002-of-00003.parquet": "b"}, ["ab", "", ""], "of which only 2 are here"),
+        ({"c4.00001-of-00512.jsonl": "a"}, ["a", "", ""], "consists of 512 files"),
+        ({"all/sport/1.txt": "a", "all/food/2.txt": "b"}, ["ab", "", ""], "below all/, which is their only topic"),
+        ({"tst.csv": "ab"}, ["ab", "", ""], ""),
     ],
     ids=lambda files: "-".join(files)[:40],
 )
@@ -103,6 +107,10 @@ def test_what_is_not_read_is_said(tmp_path, files, wanted, words):
         ({"train/1.txt": "a", "car/2.txt": "b"}, "it is unclear whether train/ is a split or a topic"),
         ({"test/1.txt": "a", "car/2.txt": "b"}, "no subfolder named after train; its other subfolders are car/"),
         ({"train/test/1.txt": "a"}, "more than one split"),
+        ({"trn.csv": "ab", "tst.csv": "c"}, "by their names, trn.csv, tst.csv may be splits"),
+        ({"data.csv": "ab", "held-out.jsonl": "c"}, "held-out.jsonl may be splits"),
+        ({"all/1.txt": "a", "holdout_set/2.txt": "b"}, "holdout_set may be splits"),
+        ({"sport/train.txt": "a", "sport/test.txt": "b", "food/train.txt": "c"}, "in sport/ are named after splits"),
     ],
     ids=lambda files: "-".join(files)[:40] if isinstance(files, dict) else "",
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from decimal import Decimal
 from pathlib import Path
 
 import datasets
@@ -106,6 +107,20 @@ def test_what_is_taken_for_no_label_or_for_a_doubtful_topic_is_said():
         "t.csv, column 'label': 'none', 'Unknown' counts as a topic (2 rows); dataset.domains can exclude it",
     ]
     assert "2 rows have more than one" in read_labels([["a", "b"], ["a", "c"], ["b"]], None, "t")[1][0]
+
+
+def test_zero_has_one_name_and_minus_one_is_told_as_a_topic(tmp_path):
+    pd.DataFrame({"text": list("pqr"), "label": [-0.0, 0.0, 1.0]}).to_parquet(tmp_path / "t.parquet")
+    assert topics(load_corpus(DatasetConfig(str(tmp_path / "t.parquet")))) == ["0", "0", "1"]
+    assert read_labels([Decimal("-0.0"), Decimal("0")], None, "t")[0] == ["0", "0"]
+    assert "'-1' counts as a topic (2 rows)" in read_labels([-1, 0, -1], None, "t")[1][0]
+
+
+def test_a_label_column_of_almost_the_expected_name_is_told(tmp_path):
+    (tmp_path / "t.csv").write_text("text, Label\na,x\nb,y\n")
+    (note,) = load_corpus(DatasetConfig(str(tmp_path / "t.csv"))).notes
+    assert note.startswith("t.csv has no column 'label' but ' Label', so that no document has a label")
+    assert load_corpus(DatasetConfig(str(tmp_path / "t.csv"), label_column="")).notes == ()
 
 
 def test_whole_numbers_lose_their_point_only_among_numbers():

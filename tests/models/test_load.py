@@ -10,7 +10,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from transformers import (
+    AutoModelForCausalLM,
     AutoTokenizer,
     BertConfig,
     BertForMaskedLM,
@@ -24,6 +26,8 @@ import fedrift.models.presets
 from fedrift.core.errors import UserError
 from fedrift.models.load import LanguageModel, load_model
 from fedrift.models.presets import POCKET_FILES, PRESETS, fingerprint_model, pocket_folder
+from fedrift.models.stacked_model import StackedModel
+from fedrift.models.trainable import Lora
 from tests.models.tiny import KINDS, WINDOW, plain_tokenizer, random_model
 
 REAL = {"gpt2": "gpt2", "qwen2": "qwen2", "llama": "llama2-tinyllama"}  # folders of real tokenizers
@@ -139,6 +143,29 @@ def test_weights_cut_off_are_refused(llama):
 def test_weights_of_another_shape_than_the_config_says_are_refused(llama):
     edit(llama / "config.json", intermediate_size=64)
     with pytest.raises(UserError, match="cannot read the weights"):
+        load(llama)
+
+
+def test_weights_of_more_blocks_than_the_config_has_are_refused(llama):
+    edit(llama / "config.json", num_hidden_layers=1)
+    with pytest.raises(UserError, match=r"hold \d+ tensors of blocks that the model does not have, including model\.layers\.1"):
+        load(llama)
+
+
+def test_weights_that_are_not_finite_are_told(llama):
+    leaves = load_file(llama / "model.safetensors")
+    next(leaf for name, leaf in leaves.items() if "layers.0" in name).flatten()[0] = torch.nan
+    save_file(leaves, llama / "model.safetensors", {"format": "pt"})
+    with pytest.raises(UserError, match="hidden states that are not finite: its weight files are damaged"):
+        StackedModel(load(llama).network, Lora(r=2))
+
+
+def test_a_format_that_needs_another_package_is_told(llama, monkeypatch):
+    def refuse(*args, **options):
+        raise ImportError("Loading a GPTQ quantized model requires optimum")
+
+    monkeypatch.setattr(AutoModelForCausalLM, "from_pretrained", refuse)
+    with pytest.raises(UserError, match=r"cannot read the weights of the model in .* requires optimum"):
         load(llama)
 
 

@@ -153,6 +153,15 @@ def test_a_folder_in_the_place_of_a_state_or_of_its_part_is_told(tmp_path):
         save_tensors(tmp_path / "other", {"a": torch.ones(1)}, {})
 
 
+def test_a_folder_that_may_not_be_searched_is_told(tmp_path, monkeypatch):
+    def refuse(path):
+        raise PermissionError(errno.EACCES, "Permission denied", str(path))
+
+    monkeypatch.setattr(Path, "is_dir", refuse)
+    with pytest.raises(UserError, match="cannot be written: Permission denied"):
+        save_tensors(tmp_path / "state", {"a": torch.ones(1)}, {})
+
+
 @pytest.mark.parametrize("meta", ["[]", "3", "{", "[" * 100_000], ids=["list", "number", "torn", "deep"])
 def test_a_meta_of_another_shape_is_told(tmp_path, meta):
     save_file({"a": torch.ones(1)}, tmp_path / "state", metadata={"meta": meta})

@@ -177,12 +177,22 @@ def test_rows_of_python_keep_every_digit(tmp_path):
     assert values == [0.1 + 0.2]
 
 
-@pytest.mark.parametrize("query", ["", "  ", ";", "-- nothing", "SELECT", "SELECT nothing FROM runs", "SELECT * FROM x", "\0"])
+LATE = "SELECT (CASE WHEN i = 500000 THEN 'x' ELSE '1' END)::INT FROM range(600000) t(i)"  # fails when the rows are fetched
+
+
+@pytest.mark.parametrize("query", ["", "  ", ";", "-- nothing", "SELECT", "SELECT nothing FROM runs", "SELECT * FROM x", "\0", LATE])
 def test_a_query_that_cannot_be_answered_is_refused_in_one_line(tmp_path, query):
     for ask in (query_frame, query_rows):
         with pytest.raises(UserError, match="The tables are records, runs and findings") as caught:
             ask(tmp_path, query)
         assert "\n" not in str(caught.value)
+
+
+def test_times_with_a_time_zone_are_refused_as_rows_of_python(tmp_path):
+    for query in ("SELECT now() AS h", "SELECT [now()] AS h"):
+        with pytest.raises(UserError, match=r"'h' holds times with a time zone: convert them with ::TIMESTAMP"):
+            query_rows(tmp_path, query)
+    assert len(query_rows(tmp_path, "SELECT now()::TIMESTAMP AS h")) == 1
 
 
 def test_classes_take_their_parents_place_and_lists_are_json():
