@@ -51,6 +51,7 @@ OBJECT_KEYS = (
 )  # the keys of an experiment whose values are objects
 SCALAR_KEYS = ("model", "seed", "id")  # the keys whose values must not be objects
 NUMBER_TYPES = (float, int, type(None))
+SUMMARY_NUMBERS = {"rounds", "loss", "final_loss", "train_tokens"}  # of finished.json, as far as the run has them
 JSON_TYPE_NAMES = {dict: "an object", list: "a list", bool: "true or false"}
 LOCK_TIMEOUT_S = 1.0  # in seconds; longer than a reader of ``Run.status`` holds the lock
 
@@ -172,6 +173,12 @@ class Run:
                 f"{self.folder / 'finished.json'}: 'seconds' must be an object of numbers, got {str(seconds)[:80]!r}; "
                 "remove the run's folder to start the run again"
             )
+        for name in SUMMARY_NUMBERS & summary.keys():
+            if type(summary[name]) not in NUMBER_TYPES:
+                raise UserError(
+                    f"{self.folder / 'finished.json'}: {name!r} must be a number, got {str(summary[name])[:80]!r}; "
+                    "remove the run's folder to start the run again"
+                )
         stored = summary.get("stored", {})
         if not isinstance(stored, dict) or not all(_is_checksum(checksum) for checksum in stored.values()):
             raise UserError(

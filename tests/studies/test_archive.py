@@ -132,6 +132,8 @@ CHANGED = {
     "environment 1": ("environment.json", lambda said: 1, "must contain an object"),
     "finished null": ("finished.json", lambda said: None, "must contain an object"),
     "seconds": ("finished.json", lambda said: {"seconds": ["a"]}, "'seconds'"),
+    "loss": ("finished.json", lambda said: {**said, "loss": "x"}, "'loss' must be a number"),
+    "rounds": ("finished.json", lambda said: {**said, "rounds": [1]}, "'rounds' must be a number"),
     "findings 1": ("findings.json", lambda said: [1], "must contain a list of objects"),
     "decisions": ("clustering.json", lambda said: [[1]], "is not a valid row of a round"),
 }
