@@ -96,7 +96,8 @@ def check_peft_compatible(model: StackedModel, trainable: Lora) -> None:
     Raises:
         UserError: PEFT refuses the adapters or would not load all of them.
     """
-    if model.network.config.model_type in PEFT_TESTED_ARCHITECTURES:
+    config: Any = model.network.config
+    if config.model_type in PEFT_TESTED_ARCHITECTURES:
         return
     if problem := find_adapter_problem(model, trainable):
         raise UserError(f"{type(model.network).__name__}: {problem}")

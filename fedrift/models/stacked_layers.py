@@ -241,6 +241,7 @@ class PerClientEmbedding(PerClientModule):
             x = x.expand(self.active_params.num_rows, *x.shape[1:])
         offsets = torch.arange(len(table), device=x.device) * table.shape[1]
         indices = x.unflatten(0, (len(table), -1)) + offsets.view(-1, *[1] * x.ndim)
-        embeddings = F.embedding(indices.flatten(0, 1), table.flatten(0, 1)).to(self.base.weight.dtype)
+        weight: Any = self.base.weight
+        embeddings = F.embedding(indices.flatten(0, 1), table.flatten(0, 1)).to(weight.dtype)
         padding_idx: Any = self.base.padding_idx  # as in nn.Embedding, the row of the padding token gets no gradient
         return embeddings if padding_idx is None else embeddings.where(x.ne(padding_idx).unsqueeze(-1), embeddings.detach())

@@ -189,9 +189,9 @@ def test_a_query_that_cannot_be_answered_is_refused_in_one_line(tmp_path, query)
 
 
 def test_times_with_a_time_zone_are_refused_as_rows_of_python(tmp_path):
-    for query in ("SELECT now() AS h", "SELECT [now()] AS h"):
+    for text in ("SELECT now() AS h", "SELECT [now()] AS h"):
         with pytest.raises(UserError, match=r"'h' holds times with a time zone: convert them with ::TIMESTAMP"):
-            query_rows(tmp_path, query)
+            query_rows(tmp_path, text)
     assert len(query_rows(tmp_path, "SELECT now()::TIMESTAMP AS h")) == 1
 
 
