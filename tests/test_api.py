@@ -13,7 +13,7 @@ import pytest
 
 import fedrift
 from fedrift.core import registry
-from tests.worlds import documents, experiment, make_cache, model_folder
+from tests.small_experiment import documents, experiment, make_cache, model_folder
 
 FEW = ("training.num_rounds=2", "evaluation.final_blocks_per_domain=0", "evaluation.probes=[]")
 

@@ -8,7 +8,7 @@ import pytest
 
 from fedrift.config.schema import load_config
 from fedrift.engine.run import run_experiment
-from tests.worlds import make_cache
+from tests.small_experiment import make_cache
 
 FILE = Path(__file__).resolve().parents[1] / "experiments" / "reddit_communities.yaml"
 LESS = (

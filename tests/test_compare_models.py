@@ -17,14 +17,14 @@ from fedrift.engine.model_similarity import measure_similarity
 from fedrift.engine.run import run_experiment
 from fedrift.probes.context import select_passages
 from fedrift.probes.representation import cka, mean_cosine
-from tests import worlds
+from tests import small_experiment
 
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory):
     """A federated run, the pooled one of its seed, and the stock."""
     folder = tmp_path_factory.mktemp("likeness")
-    cache = worlds.make_cache(folder)
+    cache = small_experiment.make_cache(folder)
     asked = (
         "training.client_optimizer.lr=20",
         "training.client_weighting=uniform",
@@ -34,8 +34,8 @@ def world(tmp_path_factory):
     return (
         folder,
         cache,
-        run_experiment(worlds.experiment(folder, *asked), cache),
-        run_experiment(worlds.experiment(folder, *asked, "algorithm=Centralized"), cache),
+        run_experiment(small_experiment.experiment(folder, *asked), cache),
+        run_experiment(small_experiment.experiment(folder, *asked, "algorithm=Centralized"), cache),
     )
 
 
@@ -76,7 +76,7 @@ def test_what_is_told_is_so_of_the_saved_models(world, monkeypatch):
 def test_runs_that_tune_something_else_are_refused(world):
     folder, cache, run, _ = world
     other = run_experiment(
-        worlds.experiment(folder, "trainable.r=2", "training.num_rounds=1", "evaluation.final_blocks_per_domain=0"), cache
+        small_experiment.experiment(folder, "trainable.r=2", "training.num_rounds=1", "evaluation.final_blocks_per_domain=0"), cache
     )
     with pytest.raises(UserError, match="must have the same trainable"):
         measure_similarity(run, other, cache)

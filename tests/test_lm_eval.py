@@ -15,7 +15,7 @@ from fedrift.engine.lm_eval import model_arguments, model_folders
 from fedrift.engine.run import run_experiment
 from fedrift.models.presets import pocket_folder
 from fedrift.storage import Run
-from tests.worlds import experiment, make_cache
+from tests.small_experiment import experiment, make_cache
 
 
 @pytest.fixture

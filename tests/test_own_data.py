@@ -19,7 +19,7 @@ from fedrift.engine.run import run_experiment
 from fedrift.models.load import load_model
 from fedrift.probes.classification import build_label_accuracy
 from fedrift.probes.held_out import bytes_per_token, predicted_spans
-from tests import worlds
+from tests import small_experiment
 from tests.cli.test_cli import fedrift
 from tests.data.chats import chat_tokenizer
 
@@ -45,7 +45,7 @@ def chat_rows(per_topic=30, seed=0):
         {
             "messages": [
                 {"role": "user", "content": f"{question} {number}?"},
-                {"role": "assistant", "content": " ".join(draw.choice(worlds.WORDS[topic], size=int(draw.integers(1, 9))))},
+                {"role": "assistant", "content": " ".join(draw.choice(small_experiment.WORDS[topic], size=int(draw.integers(1, 9))))},
             ],
             "label": topic,
         }
@@ -65,7 +65,7 @@ def chats(tmp_path):
 
 
 def chat_experiment(tmp_path, *overrides):
-    return worlds.experiment(
+    return small_experiment.experiment(
         tmp_path,
         f"dataset={tmp_path / 'chats.jsonl'}",
         "training.num_rounds=1",
@@ -97,7 +97,7 @@ def test_a_new_key_is_in_the_id_unless_it_has_its_default():
 
 
 def test_training_loss_and_weights_are_those_of_the_answers_alone(tmp_path, chats):
-    experiment, resources = chat_experiment(tmp_path), worlds.make_cache(tmp_path)
+    experiment, resources = chat_experiment(tmp_path), small_experiment.make_cache(tmp_path)
     context = build_run(experiment, resources)
     batch = next(iter(context.simulator.batches(0, torch.arange(3))))
     model = resources.get_stacked_model(experiment.model, experiment.trainable)
@@ -115,7 +115,7 @@ def test_training_loss_and_weights_are_those_of_the_answers_alone(tmp_path, chat
 
 
 def test_answers_alone_are_measured_and_all_tokens_if_the_user_says_so(tmp_path, chats):
-    resources = worlds.make_cache(tmp_path)
+    resources = small_experiment.make_cache(tmp_path)
     contexts = {key: build_run(chat_experiment(tmp_path, f"dataset.train_on={key}"), resources) for key in ("answer", "all")}
     masks = {key: context.losses.held_out.blocks for key, context in contexts.items()}
     assert (masks["answer"].tokens == masks["all"].tokens).all()
@@ -130,7 +130,7 @@ def test_answers_alone_are_measured_and_all_tokens_if_the_user_says_so(tmp_path,
 
 
 def test_bytes_are_those_of_the_predicted_tokens(tmp_path, chats):
-    context = build_run(chat_experiment(tmp_path), resources := worlds.make_cache(tmp_path))
+    context = build_run(chat_experiment(tmp_path), resources := small_experiment.make_cache(tmp_path))
     held_out = context.losses.held_out
     tokenizer = resources.get_language_model(str(tmp_path / "model-llama"), chat_experiment(tmp_path).trainable).tokenizer
     count = size = 0
@@ -142,14 +142,14 @@ def test_bytes_are_those_of_the_predicted_tokens(tmp_path, chats):
 
 
 def test_examples_that_are_too_long_are_counted_and_none_left_is_refused(tmp_path, chats):
-    context = build_run(chat_experiment(tmp_path, "training.max_seq_length=48"), worlds.make_cache(tmp_path))
+    context = build_run(chat_experiment(tmp_path, "training.max_seq_length=48"), small_experiment.make_cache(tmp_path))
     assert any("are cut to it" in note for note in context.warnings)
     with pytest.raises(UserError, match=r"no example of dataset .* has an answer within 8 tokens"):
-        build_run(chat_experiment(tmp_path, "training.max_seq_length=8"), worlds.make_cache(tmp_path))
+        build_run(chat_experiment(tmp_path, "training.max_seq_length=8"), small_experiment.make_cache(tmp_path))
 
 
 def test_topics_of_conversations_are_partitioned_as_those_of_texts(tmp_path, chats):
-    context = build_run(chat_experiment(tmp_path), worlds.make_cache(tmp_path))
+    context = build_run(chat_experiment(tmp_path), small_experiment.make_cache(tmp_path))
     assert (np.asarray(context.partition_table["tokens"]) > 0).sum(1).tolist() == [1, 1, 1]
 
 
@@ -159,13 +159,13 @@ def test_topics_of_conversations_are_partitioned_as_those_of_texts(tmp_path, cha
 def test_random_weights_depend_on_the_seed_and_the_data_stay_the_same(tmp_path):
     overrides = ("training.num_rounds=1", "evaluation.final_blocks_per_domain=0", "evaluation.probes=[]")
     pretrained, random, other = (
-        worlds.experiment(tmp_path, *overrides, *more) for more in ([], ["model_init=random"], ["model_init=random", "seed=1"])
+        small_experiment.experiment(tmp_path, *overrides, *more) for more in ([], ["model_init=random"], ["model_init=random", "seed=1"])
     )
-    resources = worlds.make_cache(tmp_path)
+    resources = small_experiment.make_cache(tmp_path)
     contexts = [build_run(experiment, resources) for experiment in (pretrained, random, other)]
     weights = [context.model.network.get_input_embeddings().weight for context in contexts]
     assert not any(torch.equal(weights[a], weights[b]) for a, b in ((0, 1), (0, 2), (1, 2)))
-    again = build_run(random, worlds.make_cache(tmp_path)).model.network.state_dict()
+    again = build_run(random, small_experiment.make_cache(tmp_path)).model.network.state_dict()
     assert all(torch.equal(leaf, again[name]) for name, leaf in contexts[1].model.network.state_dict().items())
     for first, second in zip(contexts[0].simulator.batches.blocks, contexts[1].simulator.batches.blocks, strict=True):
         assert (first.tokens == second.tokens).all()
@@ -238,7 +238,7 @@ def test_the_prompt_is_the_experiments_and_what_cannot_be_read_is_refused(tmp_pa
 
 
 def test_a_run_measures_the_accuracy_of_each_topic(tmp_path):
-    experiment = worlds.experiment(
+    experiment = small_experiment.experiment(
         tmp_path,
         "training.num_rounds=1",
         "evaluation.probes=[classification]",
@@ -246,7 +246,7 @@ def test_a_run_measures_the_accuracy_of_each_topic(tmp_path):
         "evaluation.expensive_interval=1",
         "evaluation.final_blocks_per_domain=0",
     )
-    trajectory = run_experiment(experiment, worlds.make_cache(tmp_path)).trajectory()
+    trajectory = run_experiment(experiment, small_experiment.make_cache(tmp_path)).trajectory()
     assert trajectory.domains_of("classification.accuracy") == ("food", "sport", "tech")
     values = [trajectory.curve("classification.accuracy", name)[-1] for name in ("food", "sport", "tech")]
     assert trajectory.curve("classification.accuracy", "")[-1] == pytest.approx(np.mean(values))
@@ -311,7 +311,7 @@ def test_dataset_show_tells_what_was_read_and_what_the_model_sees(tmp_path, chat
 
 def test_dataset_show_reads_an_experiment_and_its_model(tmp_path, chats, monkeypatch):
     monkeypatch.setenv("FEDRIFT_CACHE", str(tmp_path / "cache"))
-    model = worlds.model_folder(tmp_path / "model")
+    model = small_experiment.model_folder(tmp_path / "model")
     file = tmp_path / "e.yaml"
     file.write_text(json.dumps({"dataset": str(chats), "model": str(model), "training": {"max_seq_length": 48}, "model_init": "random"}))
     summary = read_summary(str(file), ["dataset.train_on=all"], 1, None)
@@ -323,8 +323,8 @@ def test_dataset_show_reads_an_experiment_and_its_model(tmp_path, chats, monkeyp
 
 
 def test_a_chat_template_is_part_of_a_local_models_identity(tmp_path, chats):
-    experiment, resources = chat_experiment(tmp_path), worlds.make_cache(tmp_path)
-    text = worlds.experiment(tmp_path)
+    experiment, resources = chat_experiment(tmp_path), small_experiment.make_cache(tmp_path)
+    text = small_experiment.experiment(tmp_path)
     before = resolve_fingerprints(experiment, resources).model_fingerprint, resolve_fingerprints(text, resources).model_fingerprint
     (Path(experiment.model) / "chat_template.jinja").write_text("{{ messages }}")
     after = resolve_fingerprints(experiment, resources).model_fingerprint, resolve_fingerprints(text, resources).model_fingerprint

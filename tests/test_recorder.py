@@ -14,7 +14,7 @@ import fedrift
 from fedrift.cli.app import app
 from fedrift.engine.run import run_experiment
 from fedrift.storage.fork import UpdateLog
-from tests.worlds import experiment, make_cache
+from tests.small_experiment import experiment, make_cache
 
 CPU = torch.device("cpu")
 QUIET = ("evaluation.final_blocks_per_domain=0",)

@@ -14,7 +14,7 @@ from fedrift.engine.build import build_run, check_held_out, partition_documents,
 from fedrift.engine.run import run_experiment
 from fedrift.partition.rewriting import rewrite_corpus, rewrite_groups
 from fedrift.probes import HeldOut
-from tests.worlds import experiment, make_cache
+from tests.small_experiment import experiment, make_cache
 
 
 @pytest.mark.parametrize("homogeneous", [False, True])

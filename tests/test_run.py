@@ -27,7 +27,7 @@ from fedrift.engine.run import run_experiment
 from fedrift.storage import list_runs
 from fedrift.storage.fork import Checkpoint
 from tests.pairs import PAIRS, TUNES, algorithm
-from tests.worlds import corpus_file, experiment, make_cache, stored
+from tests.small_experiment import corpus_file, experiment, make_cache, stored
 
 
 def outcome(run) -> tuple[bytes, dict]:
@@ -94,7 +94,7 @@ def test_a_process_killed_by_the_system_resumes_bit_for_bit(tmp_path):
     said = "training.num_rounds=30", "algorithm=Scaffold"  # whose state is in two files
     asked = experiment(tmp_path, *said)
     code = (
-        "import sys; from pathlib import Path; from tests.worlds import experiment, make_cache;"
+        "import sys; from pathlib import Path; from tests.small_experiment import experiment, make_cache;"
         "from fedrift.engine.run import run_experiment; folder = Path(sys.argv[1]);"
         "run_experiment(experiment(folder, *sys.argv[2:]), make_cache(folder))"
     )

@@ -10,7 +10,7 @@ from fedrift.core.optimizers import Sgd
 from fedrift.data import TRAIN, DatasetConfig, is_in_pretraining_half
 from fedrift.models.trainable import All, LastBlocks, Lora
 from fedrift.simulation.simulator import value_and_gradient
-from tests.worlds import make_cache, model_folder
+from tests.small_experiment import make_cache, model_folder
 
 
 @pytest.fixture

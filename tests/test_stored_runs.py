@@ -19,7 +19,7 @@ from fedrift.engine.build import resolve_fingerprints
 from fedrift.engine.cache import ResourceCache
 from fedrift.engine.run import check_stored_run, describe_finished_run, run_experiment
 from fedrift.storage import list_runs, list_unreadable
-from tests.worlds import experiment, make_cache
+from tests.small_experiment import experiment, make_cache
 
 SHORT = (
     "training.num_rounds=1",

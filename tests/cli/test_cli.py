@@ -16,7 +16,7 @@ import yaml
 from fedrift.cli.app import main
 from fedrift.core.records import Record
 from fedrift.storage import Run
-from tests.worlds import experiment
+from tests.small_experiment import experiment
 
 
 def fedrift(capsys, monkeypatch, *words: str) -> tuple[int, str, str]:

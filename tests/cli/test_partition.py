@@ -18,7 +18,7 @@ from fedrift.cli.partition_data import OTHER_KEYS, DataConfig, load_data_config,
 from fedrift.config.schema import ExperimentConfig
 from fedrift.core.errors import UserError
 from fedrift.engine.build import partition_documents
-from tests import worlds
+from tests import small_experiment
 
 
 @pytest.fixture(autouse=True)
@@ -49,10 +49,10 @@ def run(*arguments) -> str:
 
 
 def test_it_deals_what_a_run_deals(tmp_path):
-    experiment = worlds.experiment(tmp_path)
+    experiment = small_experiment.experiment(tmp_path)
     file = tmp_path / "e.yaml"
     file.write_text(yaml.safe_dump(experiment.to_dict()))
-    cache = worlds.make_cache(tmp_path)
+    cache = small_experiment.make_cache(tmp_path)
     words = cache.get_corpus(experiment.dataset, experiment.model)
     tokens = cache.get_tokens(words, experiment.model, experiment.trainable)
     corpus = words.with_sizes(tokens.lengths)
@@ -113,7 +113,7 @@ def test_show_compares_embeddings_in_the_vectors_asked_for(sandbox, tmp_path):
 @pytest.mark.slow
 def test_show_compares_gradients_of_the_model_that_a_run_begins_with(tmp_path):
     file = tmp_path / "e.yaml"
-    file.write_text(yaml.safe_dump(worlds.experiment(tmp_path).to_dict()))
+    file.write_text(yaml.safe_dump(small_experiment.experiment(tmp_path).to_dict()))
     told = json.loads(run("show", file, "--json", "--gradients"))["gradients"]
     found = {(one["weights"], one["name"]): one for one in told}
     assert {parts for parts, _ in found} == {"trained", "last block"} and len(found) == 8

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tests.worlds import make_cache
+from tests.small_experiment import make_cache
 
 
 @pytest.fixture(scope="session")

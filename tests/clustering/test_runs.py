@@ -14,9 +14,9 @@ from fedrift.config.schema import parse_config
 from fedrift.core.errors import UserError
 from fedrift.engine.build import build_run, resolve_fingerprints
 from fedrift.engine.run import run_experiment
-from tests.worlds import stored
+from tests.small_experiment import stored
 
-from .worlds import Killed, at, killed_at, make_config, outcome
+from .small_runs import Killed, at, killed_at, make_config, outcome
 
 TEXT = TextClustering(encoder="hashing", max_documents=10)
 SIGNALS = [

@@ -16,8 +16,8 @@ from fedrift.engine.loop import run_rounds
 from fedrift.engine.run import run_experiment
 from tests.quadratics import clients, make_simulator, params
 
+from .small_runs import Killed, at, killed_at, make_config, outcome
 from .synthetic_clients import documents, make_client_info
-from .worlds import Killed, at, killed_at, make_config, outcome
 
 ALGORITHMS = [FedAvg(), FedProx(mu=0.5), FedAvg(server_optimizer=Sgd(1.0, momentum=0.9)), FedAvg(server_optimizer=Adam(0.05)), Scaffold()]
 

@@ -6,7 +6,7 @@ import pytest
 
 from fedrift.clustering.comparison import CONDITIONS, build_comparison
 from fedrift.studies.run import run_study
-from tests.worlds import experiment, make_cache
+from tests.small_experiment import experiment, make_cache
 
 SMALL = (
     "partition.num_clients=6",

@@ -17,7 +17,7 @@ from fedrift.core.errors import UserError
 from fedrift.stats import mean_ci, sign_flip_test
 from fedrift.storage.jsonl import to_json
 from fedrift.studies.run import run_study
-from tests.worlds import documents
+from tests.small_experiment import documents
 
 
 @pytest.fixture(scope="module")

@@ -15,7 +15,7 @@ from fedrift.core.random import numpy_stream
 from fedrift.data import DatasetConfig, encoders, load_corpus
 from fedrift.data.encoders import embed_texts, load_cached_array, save_cached_array
 from fedrift.partition import TopicMix
-from tests import worlds
+from tests import small_experiment
 
 ODD = ["", "😀", "日本語の文章です", "the of and", "a", "word " * 5000, *(f"some words {i}" for i in range(6))]
 ENCODERS = [
@@ -31,7 +31,7 @@ ENCODERS = [
 
 @pytest.fixture
 def source(tmp_path):
-    return DatasetConfig(str(worlds.corpus_file(tmp_path / "c.csv")), label_column="", num_clusters=3)
+    return DatasetConfig(str(small_experiment.corpus_file(tmp_path / "c.csv")), label_column="", num_clusters=3)
 
 
 @pytest.mark.parametrize("encoder", ENCODERS)
@@ -45,15 +45,17 @@ def test_any_text_has_a_vector_of_length_one_or_none(encoder):
 
 @pytest.mark.parametrize("encoder", ENCODERS)
 def test_topics_without_labels_are_found_again(tmp_path, encoder):
-    texts = worlds.documents(60)
-    corpus = load_corpus(DatasetConfig(str(worlds.corpus_file(tmp_path / "c.csv")), label_column="", num_clusters=3, encoder=encoder))
+    texts = small_experiment.documents(60)
+    corpus = load_corpus(
+        DatasetConfig(str(small_experiment.corpus_file(tmp_path / "c.csv")), label_column="", num_clusters=3, encoder=encoder)
+    )
     topic = dict(texts)
     truth = [topic[text] for text in corpus.text]
     assert normalized_mutual_info_score(truth, corpus.label) > 0.95
 
 
 def test_train_and_test_documents_share_the_clusters(source, tmp_path):
-    corpus, topic = load_corpus(source), dict(worlds.documents(60))
+    corpus, topic = load_corpus(source), dict(small_experiment.documents(60))
     for cluster in range(3):
         here = [{topic[text] for text in part.text[part.label == cluster]} for part in (corpus.train, corpus.test)]
         assert here[0] == here[1] and len(here[0]) == 1
@@ -63,7 +65,7 @@ def test_an_unlabelled_corpus_is_dealt_by_its_topics_from_yaml(source, tmp_path)
     said = {"dataset": {"name": source.name, "label_column": "", "num_clusters": 3}, "partition": {"type": "TopicMix", "num_clients": 3}}
     experiment = parse_config(said)
     assert experiment.dataset == source and experiment.partition == TopicMix(3)
-    corpus, topic = load_corpus(experiment.dataset).train, dict(worlds.documents(60))
+    corpus, topic = load_corpus(experiment.dataset).train, dict(small_experiment.documents(60))
     for rows in experiment.partition(corpus, numpy_stream(0)).rows:
         assert len({topic[text] for text in corpus.text[rows]}) == 1
 

@@ -12,7 +12,7 @@ from sklearn.metrics import normalized_mutual_info_score
 
 from fedrift.core.errors import UserError
 from fedrift.data.encoders import MINILM_ID, embed_texts
-from tests import worlds
+from tests import small_experiment
 
 
 def test_hashed_words_need_nothing_and_every_text_stands_alone():
@@ -25,7 +25,7 @@ def test_hashed_words_need_nothing_and_every_text_stands_alone():
 def test_hashed_words_tell_topics_apart():
     from sklearn.cluster import KMeans
 
-    texts, truth = zip(*worlds.documents(30), strict=True)
+    texts, truth = zip(*small_experiment.documents(30), strict=True)
     found = KMeans(3, n_init=5, random_state=0).fit_predict(embed_texts(texts, "hashing"))
     assert normalized_mutual_info_score(truth, found) > 0.9
 

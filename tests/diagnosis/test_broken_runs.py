@@ -16,7 +16,7 @@ from fedrift.diagnosis.curves import read_curve
 from fedrift.diagnosis.finding import THRESHOLDS, RunEvidence
 from fedrift.engine.build import build_run, resolve_fingerprints
 from fedrift.engine.run import run_experiment
-from tests.worlds import experiment, make_cache
+from tests.small_experiment import experiment, make_cache
 
 from .runs import NAN, falling, run
 

@@ -20,9 +20,9 @@ from fedrift.engine.run import run_experiment
 from fedrift.simulation import ClientSimulator
 from fedrift.storage import Run, list_runs
 from fedrift.storage.fork import ForkedRun, UpdateLog, convert_state, is_server_side_change
+from tests.small_experiment import experiment
 from tests.storage.test_updates import CPU, recording
 from tests.test_run import Killed, assert_equal, killed_at
-from tests.worlds import experiment
 
 WAYS = {
     "Scaffold": {"algorithm": Scaffold()},

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from datasets import Dataset
 
-from tests.worlds import documents
+from tests.small_experiment import documents
 
 PAGE = (Path(__file__).resolve().parents[2] / "docs" / "partitioners.md").read_text(encoding="utf-8")
 

@@ -37,7 +37,7 @@ from fedrift.flower.launch import (
 from fedrift.storage import Run
 from fedrift.storage.fork import Checkpoint
 from fedrift.storage.tensors import load_tensors
-from tests.worlds import experiment, make_cache
+from tests.small_experiment import experiment, make_cache
 
 TWO = (
     "partition.num_clients=2",

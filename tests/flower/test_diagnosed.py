@@ -18,7 +18,7 @@ from fedrift.diagnosis.cases import group_runs
 from fedrift.flower import Diagnosed
 from fedrift.storage import list_runs
 from tests.models.tiny import random_model
-from tests.worlds import byte_tokenizer, documents
+from tests.small_experiment import byte_tokenizer, documents
 
 LENGTH, ROUNDS, TOPICS = 16, 6, ("sport", "tech", "food")
 

@@ -19,7 +19,7 @@ from fedrift.engine.build import RunContext, build_run
 from fedrift.engine.loop import init_state, run_rounds
 from fedrift.simulation import ClientSimulator
 from tests.pairs import PAIRS, TUNES, algorithm
-from tests.worlds import experiment, make_cache
+from tests.small_experiment import experiment, make_cache
 
 from .federation import same
 

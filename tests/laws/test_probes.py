@@ -12,7 +12,7 @@ from fedrift.config.schema import edit_config, parse_config
 from fedrift.core.errors import UserError
 from fedrift.engine.run import run_experiment
 from fedrift.probes import PROBE_GROUPS
-from tests.worlds import experiment, make_cache, stored
+from tests.small_experiment import experiment, make_cache, stored
 
 EVERYTHING = tuple(PROBE_GROUPS)
 

@@ -22,7 +22,7 @@ from fedrift.storage.loggers import (
     open_loggers,
 )
 from tests.cli.test_cli import fedrift, world  # noqa: F401
-from tests.monitor.made import ROUNDS, rows, start_run
+from tests.monitor.stored_runs import ROUNDS, rows, start_run
 
 
 class Ear(LoggingBackend):

@@ -21,7 +21,7 @@ from fedrift.models.prefix_cache import count_frozen_blocks
 from fedrift.models.stacked_model import StackedModel, generate_tokens, read_logits
 from fedrift.models.trainable import All, LastBlocks, Lora, find_blocks
 from tests.models.networks import network
-from tests.worlds import experiment, make_cache
+from tests.small_experiment import experiment, make_cache
 
 ALL = Lora(r=2, target_modules=("all",))
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "models.md"

@@ -13,7 +13,7 @@ from fedrift.models.device_check import DeviceCheck, compare_step
 from fedrift.models.stacked_model import StackedModel
 from fedrift.models.trainable import All, LastBlocks, Lora
 from tests.models.tiny import KINDS, random_model
-from tests.worlds import experiment, make_cache
+from tests.small_experiment import experiment, make_cache
 
 TUNES = [Lora(r=2, target_modules=("all",)), LastBlocks(), All()]
 TOKENS = torch.arange(2 * 3 * 16).view(2, 3, 16) % 97

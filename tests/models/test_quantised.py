@@ -12,7 +12,7 @@ from fedrift.models.load import load_model
 from fedrift.models.stacked_model import StackedModel
 from fedrift.models.trainable import LastBlocks, Lora, check_quantization_installed, disable_avx512_kernel
 from tests.models.tiny import KINDS
-from tests.worlds import model_folder
+from tests.small_experiment import model_folder
 
 ALL = ("all",)
 TOKENS = torch.arange(2 * 3 * 16).view(2, 3, 16) % 300

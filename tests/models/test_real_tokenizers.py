@@ -16,7 +16,7 @@ from fedrift.engine.cache import ResourceCache
 from fedrift.storage import find_run
 from tests.cli.test_cli import fedrift
 from tests.models.tiny import random_model
-from tests.worlds import corpus_file
+from tests.small_experiment import corpus_file
 
 REAL = {"gpt2": "gpt2", "qwen2": "qwen2", "llama": "llama2-tinyllama"}
 

@@ -9,14 +9,14 @@ from fedrift.models.introspection import HiddenStateEncoder, remove_common_compo
 from fedrift.models.load import load_model
 from fedrift.models.stacked_model import StackedModel
 from fedrift.models.trainable import Lora
-from tests import worlds
+from tests import small_experiment
 
 TEXTS = ["the team won a match", "soup", "cook the onion with butter then add salt and serve warm bread with soup", ""]
 
 
 @pytest.fixture(scope="module", params=["llama", "gpt2"])
 def states(request, tmp_path_factory):
-    folder = worlds.model_folder(tmp_path_factory.mktemp("m"), request.param)
+    folder = small_experiment.model_folder(tmp_path_factory.mktemp("m"), request.param)
     language = load_model(str(folder), cache_dir=folder)
     return HiddenStateEncoder("tiny", language.network, language.tokenizer, language.context_length)
 

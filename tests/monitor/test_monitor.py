@@ -16,7 +16,7 @@ from fedrift.report.web import curves_to_json, mean_curve, row_id, snapshot_to_j
 from fedrift.storage import Run
 from fedrift.studies import StudyManifest
 
-from .made import ROUNDS, make_manifest, rows, start_run
+from .stored_runs import ROUNDS, make_manifest, rows, start_run
 
 
 def listing(root) -> set[str]:

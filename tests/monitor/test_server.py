@@ -13,7 +13,7 @@ from fedrift.core.errors import UserError
 from fedrift.report.monitor import Monitor
 from fedrift.report.web import MonitorServer, is_local_host
 
-from .made import ROUNDS, start_run
+from .stored_runs import ROUNDS, start_run
 
 
 @pytest.fixture

@@ -17,7 +17,7 @@ import fedrift
 from fedrift.core.random import numpy_stream
 from fedrift.partition.base import partition_corpus
 from fedrift.partitioners import make_corpus
-from tests.worlds import documents
+from tests.small_experiment import documents
 
 ROOT = Path(__file__).resolve().parents[2]
 TOPICS = ["food", "sport", "tech"]

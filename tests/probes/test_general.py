@@ -18,7 +18,7 @@ from fedrift.data.dataset import load_general_corpus
 from fedrift.data.tokenization import Blocks
 from fedrift.probes.forgetting import GeneralTextLoss, count_predicted_bytes, general_text_probes
 from tests.probes.rounds import a_round, held_out, noise, regrouped, stacked
-from tests.worlds import WORDS, byte_tokenizer, corpus_file
+from tests.small_experiment import WORDS, byte_tokenizer, corpus_file
 
 GENERAL_TEXT = held_out().blocks
 

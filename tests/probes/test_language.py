@@ -20,7 +20,7 @@ from fedrift.probes.held_out import CONTENT_WORD, FUNCTION_WORD, NOT_A_WORD, Hel
 from fedrift.probes.losses import HeldOutLosses
 from tests.models.tiny import random_model
 from tests.probes.test_loss import Priced, held_out, state_of
-from tests.worlds import byte_tokenizer
+from tests.small_experiment import byte_tokenizer
 
 TOKENIZER = byte_tokenizer()
 

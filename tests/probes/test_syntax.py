@@ -31,7 +31,7 @@ from fedrift.probes.syntax_templates import (
 )
 from tests.models.tiny import random_model
 from tests.probes.rounds import a_round, regrouped, stacked
-from tests.worlds import byte_tokenizer
+from tests.small_experiment import byte_tokenizer
 
 TOKENIZER = byte_tokenizer()
 

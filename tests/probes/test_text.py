@@ -13,7 +13,7 @@ from fedrift.models.stacked_model import NucleusSampler, StackedModel, generate_
 from fedrift.models.trainable import All, Lora
 from fedrift.probes.text import bleu_signature, distinct_ngrams, repetition_rate, score_continuations
 from tests.models.tiny import random_model
-from tests.worlds import byte_tokenizer
+from tests.small_experiment import byte_tokenizer
 
 
 def test_the_text_itself_has_full_marks_and_another_none():

@@ -9,7 +9,7 @@ from fedrift.core.tree import Tree
 from fedrift.engine.run import run_experiment
 from fedrift.models.stacked_model import StackedModel
 from fedrift.probes.losses import PretrainedLossCache
-from tests.worlds import experiment, make_cache
+from tests.small_experiment import experiment, make_cache
 
 TUNES = {
     "lora": [],

@@ -19,7 +19,7 @@ from fedrift.profiling import profile_run
 from fedrift.profiling.hints import find_hints
 from fedrift.profiling.profiler import ELEMENTWISE, HEAD, IDLE, OPTIMIZER, storage_bytes, sum_by_kind
 from fedrift.storage.tensors import load_tensors
-from tests.worlds import experiment, make_cache
+from tests.small_experiment import experiment, make_cache
 
 LENGTH, WIDE, INNER, RANK, BLOCKS = 16, 32, 48, 8, 2  # of the world's model
 KEYS, VALUES = 16, 16

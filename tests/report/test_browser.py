@@ -14,7 +14,7 @@ import pytest
 
 from fedrift.report.study_report import write_study_report
 
-from .made import made
+from .stored_study import made
 
 DRIVER = shutil.which("chromedriver")
 BROWSER = shutil.which("chromium") or shutil.which("google-chrome")

@@ -14,7 +14,7 @@ from fedrift.core.errors import UserError
 from fedrift.engine.run import run_experiment
 from fedrift.report.model_card import export_models
 from fedrift.storage import Run
-from tests.worlds import experiment, make_cache
+from tests.small_experiment import experiment, make_cache
 
 
 @pytest.fixture(scope="module")

@@ -20,7 +20,7 @@ from fedrift.report.study_report import build_document, render_study, write_stud
 from fedrift.stats import holm, sign_flip_test
 from fedrift.studies import StudyManifest, export_study, import_study
 
-from .made import made
+from .stored_study import made
 from .test_page import prose, specs
 
 EVERYTHING = {"deep": True, "more": {"training.client_optimizer.lr": [0.5, 100.0]}, "seeds": 3}

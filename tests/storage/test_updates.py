@@ -20,8 +20,8 @@ from fedrift.engine.run import run_experiment
 from fedrift.storage.checkpoint import flatten_state
 from fedrift.storage.fork import UpdateLog, load_checkpoint
 from fedrift.storage.parquet import load_arrays, save_arrays
+from tests.small_experiment import experiment
 from tests.test_run import Killed, assert_equal, killed_at, replace_root
-from tests.worlds import experiment
 
 CPU = torch.device("cpu")
 WAYS = {

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from fedrift.studies import Study, parse_study
-from tests.worlds import experiment
+from tests.small_experiment import experiment
 
 
 def study_values(folder: Path, **changes: Any) -> dict[str, Any]:

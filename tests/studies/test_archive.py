@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from fedrift.core.errors import UserError
 from fedrift.studies import StudyManifest, archive, export_study, find_study, import_study
-from tests.report.made import made
+from tests.report.stored_study import made
 
 STUDY = "studies/made/study.json"
 

@@ -14,7 +14,7 @@ from fedrift.report.study_costs import cost_protocols_section
 from fedrift.report.study_data import load_study_data
 from fedrift.studies.costs import COST_RECORDS, parse_cost_metric
 from fedrift.studies.outcomes import build_study_table, list_recorded_metrics, summarize_metric
-from tests.worlds import experiment
+from tests.small_experiment import experiment
 
 LOSSES = {0: 5.0, 2: 4.5, 4: 4.1, 6: 4.3}
 TIMINGS = [{"round": number, "train": 2.0, "evaluate": 9.0} for number in range(1, 7)]

@@ -23,8 +23,8 @@ from fedrift.storage import Run
 from fedrift.studies import StudyManifest, build_study_table, executors
 from fedrift.studies.executors import Executor, Local, Processes, Ray, Slurm, Stacked
 from fedrift.studies.run import run_phase, run_study
+from tests.small_experiment import experiment, make_cache
 from tests.studies.small import study
-from tests.worlds import experiment, make_cache
 
 SHORT = (
     "training.num_rounds=1",

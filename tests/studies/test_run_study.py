@@ -31,8 +31,8 @@ from fedrift.studies.executors import Processes, Ray, Slurm
 from fedrift.studies.plan import count_tokens, estimate_cost
 from fedrift.studies.run import preview_study, run_study
 from fedrift.studies.worker import run_one, run_worker
+from tests.small_experiment import make_cache
 from tests.studies.small import TUNED, study
-from tests.worlds import make_cache
 
 
 def frame(book: StudyManifest) -> pd.DataFrame:

@@ -24,8 +24,8 @@ from fedrift.studies import StudyManifest, build_study_table, executors
 from fedrift.studies.executors import Stacked
 from fedrift.studies.run import run_study
 from tests.models.networks import batch, network
+from tests.small_experiment import experiment, make_cache
 from tests.studies.small import study
-from tests.worlds import experiment, make_cache
 
 
 @pytest.fixture

@@ -15,8 +15,8 @@ from fedrift.stats.hypotheses import Equivalent, Greater, Less, Trend
 from fedrift.studies import build_study_table
 from fedrift.studies.run import run_study
 from tests.quadratics import Clients, clients, fixed_point, path, train
+from tests.small_experiment import make_cache
 from tests.studies.small import study
-from tests.worlds import make_cache
 
 ALGORITHMS = {"FedAvg": FedAvg(), "FedProx": FedProx(mu=0.0), "Scaffold": Scaffold()}  # without its pull FedProx is FedAvg
 NOISE = 0.004  # of what is measured

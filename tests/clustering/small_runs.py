@@ -6,7 +6,7 @@ import json
 from dataclasses import replace
 
 from fedrift.config.schema import edit_config
-from tests.worlds import experiment
+from tests.small_experiment import experiment
 
 SIX = ("partition.num_clients=6", "training.participation_rate=0.67", "evaluation.probes=[]", "evaluation.final_blocks_per_domain=3")
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 
 from tests.cli.test_cli import fedrift
-from tests.monitor.made import ROUNDS, make_manifest, start_run
+from tests.monitor.stored_runs import ROUNDS, make_manifest, start_run
 
 
 def test_a_look_at_a_study_on_the_terminal(tmp_path, capsys, monkeypatch):

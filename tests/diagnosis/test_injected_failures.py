@@ -14,14 +14,14 @@ from benchmarks.calibration.testbeds import AlternatingClients, RunRequest, Test
 from fedrift.config.schema import edit_config
 from fedrift.diagnosis.detectors import run_detectors
 from fedrift.diagnosis.finding import RunEvidence, RunInfo
-from tests import worlds
+from tests import small_experiment
 
 from .runs import falling, run
 
 
 @pytest.fixture
 def ground(tmp_path):
-    asked = worlds.experiment(
+    asked = small_experiment.experiment(
         tmp_path,
         "evaluation.probes=[hidden, adapters]",
         "evaluation.expensive_interval=1",
@@ -30,7 +30,7 @@ def ground(tmp_path):
         "training.client_weighting=uniform",
         "partition.severity=0.0",
     )
-    return Testbed("tiny", asked, worlds.make_cache(tmp_path), 0.01, 0.01, tmp_path / "kept")
+    return Testbed("tiny", asked, small_experiment.make_cache(tmp_path), 0.01, 0.01, tmp_path / "kept")
 
 
 def test_the_plain_run_is_the_real_one(ground):

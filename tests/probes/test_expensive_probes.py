@@ -9,7 +9,7 @@ from pandas.testing import assert_frame_equal
 
 from fedrift.engine.run import run_experiment
 from fedrift.storage.fork import Checkpoint
-from tests import worlds
+from tests import small_experiment
 
 DEEP = "[hidden, attention, barriers, adapters, general, syntax]"
 ALL = (f"evaluation.probes={DEEP}", "evaluation.expensive_interval=2", "evaluation.minimal_pairs=5")
@@ -19,7 +19,7 @@ NAMES = ("hidden.", "attention.", "barrier.", "adapters.angle", "adapters.rank",
 @pytest.fixture
 def world(tmp_path, monkeypatch):
     """A world, and text of another corpus for the general text; few minimal pairs, for its tokens are single letters."""
-    worlds.experiment(tmp_path)
+    small_experiment.experiment(tmp_path)
     other = tmp_path / "data" / "dbpedia"
     other.mkdir(parents=True)
     with (other / "train.csv").open("w") as file:
@@ -40,8 +40,8 @@ def deep(table):
 
 
 def test_all_groups_look_when_they_should_and_change_nothing(world):
-    plain = frame(run_experiment(worlds.experiment(world), worlds.make_cache(world)))
-    run = run_experiment(worlds.experiment(world, *ALL), worlds.make_cache(world))
+    plain = frame(run_experiment(small_experiment.experiment(world), small_experiment.make_cache(world)))
+    run = run_experiment(small_experiment.experiment(world, *ALL), small_experiment.make_cache(world))
     seen = frame(run)
     shared = ~deep(seen) & seen.metric.isin(plain.metric)
     assert_frame_equal(seen[shared].reset_index(drop=True), plain[plain.metric.isin(seen.metric)].reset_index(drop=True))
@@ -73,8 +73,8 @@ def test_all_groups_look_when_they_should_and_change_nothing(world):
 
 
 def test_a_run_killed_and_resumed_has_the_same_numbers(world, monkeypatch):
-    experiment = worlds.experiment(world, *ALL)
-    whole = frame(run_experiment(experiment, worlds.make_cache(world)))
+    experiment = small_experiment.experiment(world, *ALL)
+    whole = frame(run_experiment(experiment, small_experiment.make_cache(world)))
     (world / "runs").rename(world / "unbroken")
     stored, save = [], Checkpoint.save
 
@@ -86,9 +86,9 @@ def test_a_run_killed_and_resumed_has_the_same_numbers(world, monkeypatch):
 
     monkeypatch.setattr(Checkpoint, "save", dying)
     with pytest.raises(KeyboardInterrupt):
-        run_experiment(experiment, worlds.make_cache(world))
+        run_experiment(experiment, small_experiment.make_cache(world))
     monkeypatch.setattr(Checkpoint, "save", save)
-    assert_frame_equal(whole, frame(run_experiment(experiment, worlds.make_cache(world))))
+    assert_frame_equal(whole, frame(run_experiment(experiment, small_experiment.make_cache(world))))
     assert stored == [0, 1, 2, 3]
 
 
@@ -105,20 +105,26 @@ def test_a_run_killed_and_resumed_has_the_same_numbers(world, monkeypatch):
     ids=lambda text: text.partition(":")[2].strip(" }") or text,
 )
 def test_every_kind_of_model_can_be_looked_into(world, other):
-    table = frame(run_experiment(worlds.experiment(world, *ALL, "training.num_rounds=2", other), worlds.make_cache(world)))
+    table = frame(
+        run_experiment(small_experiment.experiment(world, *ALL, "training.num_rounds=2", other), small_experiment.make_cache(world))
+    )
     end = table[deep(table) & (table["round"] == 2)]
     assert end.value.notna().all()
     assert ("adapters.rank" in set(end.metric)) == ("trainable" not in other)
 
 
 def test_gpt2_is_looked_into_as_well(world):
-    table = frame(run_experiment(worlds.experiment(world, *ALL, "training.num_rounds=2", kind="gpt2"), worlds.make_cache(world)))
+    table = frame(
+        run_experiment(small_experiment.experiment(world, *ALL, "training.num_rounds=2", kind="gpt2"), small_experiment.make_cache(world))
+    )
     assert {"attention.shift", "hidden.rank"} <= set(table.metric) and table[deep(table)].value.notna().all()
 
 
 def test_where_there_is_no_general_text_the_run_says_so(world, monkeypatch):
     monkeypatch.delenv("FEDRIFT_DATA")
-    run = run_experiment(worlds.experiment(world, "evaluation.probes=[general]", "training.num_rounds=1"), worlds.make_cache(world))
+    run = run_experiment(
+        small_experiment.experiment(world, "evaluation.probes=[general]", "training.num_rounds=1"), small_experiment.make_cache(world)
+    )
     assert "general.loss" not in set(frame(run).metric)
     said = [event for event in run.events() if "general text" in json.dumps(event)]
     assert len(said) == 1 and "evaluation.general_dataset" in json.dumps(said[0])
@@ -127,10 +133,10 @@ def test_where_there_is_no_general_text_the_run_says_so(world, monkeypatch):
 @pytest.mark.slow
 def test_the_sandbox_is_asked_in_its_own_language(world):
     run = run_experiment(
-        worlds.experiment(
+        small_experiment.experiment(
             world, "evaluation.probes=[syntax]", "training.num_rounds=1", "dataset=synthetic", "dataset.synthetic.num_documents=60"
         ),
-        worlds.make_cache(world),
+        small_experiment.make_cache(world),
     )
     table = frame(run)
     assert "agreement in a relative clause" in set(table[table.metric == "syntax.accuracy"].domain)

@@ -16,7 +16,7 @@ from fedrift.flower.client_pool import MSG_OWN_DOCUMENTS
 from fedrift.flower.server import run_server
 from tests.flower.loopback import NODE, Loopback
 from tests.flower.test_deployment import TWO, assert_same_curves, invariant
-from tests.worlds import experiment, make_cache
+from tests.small_experiment import experiment, make_cache
 
 CANARY = "zanzibar"  # a word of client 0's own documents, and of nothing else
 

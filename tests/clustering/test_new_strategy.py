@@ -15,7 +15,7 @@ from fedrift.clustering.base import Assignment, ClientInfo
 from fedrift.config.schema import parse_config
 from fedrift.engine.build import build_run, resolve_fingerprints
 
-from .worlds import at, make_config
+from .small_runs import at, make_config
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "clustering.md"
 

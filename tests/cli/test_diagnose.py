@@ -14,7 +14,7 @@ from fedrift.core.records import Record
 from fedrift.diagnosis.cases import group_runs
 from fedrift.engine.run import run_experiment
 from fedrift.storage import Run, list_runs
-from tests import worlds
+from tests import small_experiment
 
 
 def stored(root, identity, losses, **changes):
@@ -105,8 +105,8 @@ def test_nothing_found_is_an_ordinary_answer(shelf):
 
 
 def test_a_real_run_finds_its_twin_and_what_the_panel_recorded(tmp_path):
-    cache = worlds.make_cache(tmp_path)
-    experiment = edit_config(worlds.experiment(tmp_path), {"training__num_rounds": 6})
+    cache = small_experiment.make_cache(tmp_path)
+    experiment = edit_config(small_experiment.experiment(tmp_path), {"training__num_rounds": 6})
     run, other = run_experiment(experiment, cache), run_experiment(iid_baseline(experiment), cache)
     (group,) = group_runs([run], list_runs(tmp_path / "runs"))
     assert group.baselines[0].id == other.id
@@ -117,7 +117,7 @@ def test_a_real_run_finds_its_twin_and_what_the_panel_recorded(tmp_path):
 
 @pytest.mark.slow
 def test_a_boundary_of_real_runs_says_how_far_it_is_and_goes_on_where_it_was_stopped(tmp_path, monkeypatch):
-    asked = worlds.experiment(
+    asked = small_experiment.experiment(
         tmp_path,
         "training.num_rounds=8",
         "training.max_grad_norm=null",

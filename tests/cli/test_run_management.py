@@ -21,7 +21,7 @@ from fedrift.engine.estimate import estimate_run
 from fedrift.engine.run import run_experiment
 from fedrift.storage import find_run, list_runs
 from tests.cli.test_tables import store
-from tests.worlds import corpus_file, experiment, make_cache
+from tests.small_experiment import corpus_file, experiment, make_cache
 
 
 @pytest.fixture
