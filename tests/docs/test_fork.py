@@ -1,4 +1,4 @@
-"""Check docs/fork.md: a recorded run accepts every command of the page."""
+"""Test docs/fork.md: a recorded run accepts every command of the page."""
 
 from __future__ import annotations
 

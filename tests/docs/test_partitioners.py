@@ -1,4 +1,4 @@
-"""The page on partitioners: its code runs; that on flwr-datasets in an environment of its own (tests/partition)."""
+"""Test docs/partitioners.md: its code runs; tests/partition tests the part on flwr-datasets in a separate environment."""
 
 from __future__ import annotations
 

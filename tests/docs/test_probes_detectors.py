@@ -1,4 +1,4 @@
-"""Check docs/probes.md and docs/detectors.md: every recorded metric is documented, and the example probe and detector work."""
+"""Test docs/probes.md and docs/detectors.md: every recorded metric is documented, and the example probe and detector work."""
 
 from __future__ import annotations
 
