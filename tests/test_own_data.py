@@ -20,7 +20,7 @@ from fedrift.models.load import load_model
 from fedrift.probes.classification import build_label_accuracy
 from fedrift.probes.held_out import bytes_per_token, predicted_spans
 from tests import small_experiment
-from tests.cli.test_cli import fedrift
+from tests.cli.test_cli import run_command
 from tests.data.chats import chat_tokenizer
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -294,7 +294,7 @@ def test_keys_of_the_hub_are_refused_for_other_datasets(name, tmp_path, chats, m
 def test_dataset_show_tells_what_was_read_and_what_the_model_sees(tmp_path, chats, capsys, monkeypatch):
     monkeypatch.setenv("FEDRIFT_CACHE", str(tmp_path / "cache"))
     write(chats, [*chat_rows(4), {"messages": [{"role": "user", "content": "alone"}]}, chat_rows(1)[0]])
-    code, printed, _ = fedrift(capsys, monkeypatch, "dataset", "show", str(chats), "--json")
+    code, printed, _ = run_command(capsys, monkeypatch, "dataset", "show", str(chats), "--json")
     assert code == 0
     told = json.loads(printed)
     assert (told["format"], told["rows"], told["files"], told["columns"]) == ("chat", 14, [str(chats)], ["messages", "label"])
@@ -304,7 +304,7 @@ def test_dataset_show_tells_what_was_read_and_what_the_model_sees(tmp_path, chat
     for example in told["examples"]:
         assert [part["trained"] for part in example["segments"]] == [False, True]
         assert example["segments"][0]["text"].startswith("User: ") and example["segments"][1]["text"].endswith("<|endoftext|>")
-    code, printed, _ = fedrift(capsys, monkeypatch, "dataset", "show", str(chats), "--examples", "1")
+    code, printed, _ = run_command(capsys, monkeypatch, "dataset", "show", str(chats), "--examples", "1")
     assert code == 0
     assert "⟦ " in printed and "1 no answer" in printed and "format chat" in printed
 

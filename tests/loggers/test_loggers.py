@@ -21,7 +21,7 @@ from fedrift.storage.loggers import (
     log_finished_runs,
     open_loggers,
 )
-from tests.cli.test_cli import fedrift, world  # noqa: F401
+from tests.cli.test_cli import experiment_folder, run_command  # noqa: F401
 from tests.monitor.stored_runs import ROUNDS, rows, start_run
 
 
@@ -171,12 +171,12 @@ def test_trackio_has_the_curve(tmp_path, monkeypatch):
         assert connection.execute("SELECT count(*) FROM metrics WHERE run_name = 'abc'").fetchone()[0] == ROUNDS + 1
 
 
-def test_a_run_of_the_command_line_with_a_sink(world, capsys, monkeypatch):  # noqa: F811
+def test_a_run_of_the_command_line_with_a_sink(experiment_folder, capsys, monkeypatch):  # noqa: F811
     pytest.importorskip("tensorboard", reason="tensorboard is not installed")
-    code, _, err = fedrift(capsys, monkeypatch, "run", "e.yaml", "--device", "cpu", "--log-to", "tensorboard")
+    code, _, err = run_command(capsys, monkeypatch, "run", "e.yaml", "--device", "cpu", "--log-to", "tensorboard")
     assert code == 0, err
-    assert list((world / "runs" / "logs" / "tensorboard").glob("*/events*"))
-    code, _, err = fedrift(capsys, monkeypatch, "run", "e.yaml", "--log-to", "tensorbord")
+    assert list((experiment_folder / "runs" / "logs" / "tensorboard").glob("*/events*"))
+    code, _, err = run_command(capsys, monkeypatch, "run", "e.yaml", "--log-to", "tensorbord")
     assert code == 2 and "did you mean 'tensorboard'" in err
 
 

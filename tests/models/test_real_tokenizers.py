@@ -14,7 +14,7 @@ from fedrift.config.schema import load_config
 from fedrift.engine.build import build_run, resolve_fingerprints
 from fedrift.engine.cache import ResourceCache
 from fedrift.storage import find_run
-from tests.cli.test_cli import fedrift
+from tests.cli.test_cli import run_command
 from tests.models.tiny import random_model
 from tests.small_experiment import corpus_file
 
@@ -57,8 +57,8 @@ def test_a_run_and_its_twin_pass_with_a_real_tokenizer(kind, tmp_path, shared_da
         )
     )
 
-    assert "gap to IID baseline" in fedrift(capsys, monkeypatch, "run", "e.yaml", "--iid-baseline", "--device", "cpu")[1]
-    every = [find_run(tmp_path / "runs", run["id"]) for run in json.loads(fedrift(capsys, monkeypatch, "list", "--json")[1])]
+    assert "gap to IID baseline" in run_command(capsys, monkeypatch, "run", "e.yaml", "--iid-baseline", "--device", "cpu")[1]
+    every = [find_run(tmp_path / "runs", run["id"]) for run in json.loads(run_command(capsys, monkeypatch, "list", "--json")[1])]
     assert [run.status for run in every] == ["finished", "finished"]
     (skewed,) = [run for run in every if run.config["partition"]["severity"] == 1.0]
     model = skewed.folder / "model"
