@@ -1,4 +1,4 @@
-"""The whole way, from the command to PEFT files, with the real tokenizers of the presets' families on small random weights."""
+"""Test a complete run from the command to PEFT files with the real tokenizers of the presets and small random weights."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from tests.cli.test_cli import run_command
 from tests.models.tiny import random_model
 from tests.small_experiment import corpus_file
 
-REAL = {"gpt2": "gpt2", "qwen2": "qwen2", "llama": "llama2-tinyllama"}
+TOKENIZER_FOLDERS = {"gpt2": "gpt2", "qwen2": "qwen2", "llama": "llama2-tinyllama"}
 
 
 @pytest.mark.sample(1)
-@pytest.mark.parametrize("kind", REAL)
-def test_a_run_and_its_twin_pass_with_a_real_tokenizer(kind, tmp_path, shared_data, monkeypatch, capsys):
-    tokenizer = AutoTokenizer.from_pretrained(shared_data.parent / "tokenizers" / REAL[kind], local_files_only=True)
+@pytest.mark.parametrize("kind", TOKENIZER_FOLDERS)
+def test_a_run_and_its_baseline_succeed_with_a_real_tokenizer(kind, tmp_path, shared_data, monkeypatch, capsys):
+    tokenizer = AutoTokenizer.from_pretrained(shared_data.parent / "tokenizers" / TOKENIZER_FOLDERS[kind], local_files_only=True)
     small = random_model(kind, tokenizer)
     small.network.save_pretrained(tmp_path / "model")
     tokenizer.save_pretrained(tmp_path / "model")
