@@ -8,7 +8,7 @@ import torch
 from fedrift.algorithms import FedAvg, FedProx
 from fedrift.core.optimizers import AdamW, Sgd
 from fedrift.core.tree import Tree
-from tests.quadratics import Q2, local, path, train
+from tests.quadratics import Q2, make_local_state, path, train
 
 
 @pytest.mark.sample(2)
@@ -31,7 +31,7 @@ def test_a_large_mu_with_a_fixed_learning_rate_diverges_in_the_loss_form_only():
 def test_the_decoupled_form_solves_the_proximal_step_exactly():
     """y <- (y - lr g + lr mu w) / (1 + lr mu); its fixed point is that of the proximal objective."""
     y, w, lr, mu = 2.0, 5.0, 0.1, 3.0
-    at = local(Tree(x=torch.tensor([[y]])), Tree(x=torch.tensor([[w]])), lr)
+    at = make_local_state(Tree(x=torch.tensor([[y]])), Tree(x=torch.tensor([[w]])), lr)
     stepped = Tree(x=torch.tensor([[y - lr * 4.0]]))
     assert FedProx(mu=mu, proximal="prox_step").after_step(stepped, at)["x"].item() == pytest.approx(
         (y - lr * 4.0 + lr * mu * w) / (1 + lr * mu)
@@ -50,7 +50,7 @@ def test_the_proximal_term_is_the_gradient_of_the_squared_distance():
     y = torch.tensor([[2.0, -1.0]], dtype=torch.float64, requires_grad=True)
     w = torch.tensor([[0.5, 0.5]], dtype=torch.float64)
     (0.3 / 2 * (y - w).pow(2).sum()).backward()
-    at = local(Tree(x=y.detach()), Tree(x=w))
+    at = make_local_state(Tree(x=y.detach()), Tree(x=w))
     assert torch.allclose(FedProx(mu=0.3).transform_grad(Tree(x=torch.zeros_like(w)), at)["x"], y.grad)
 
 

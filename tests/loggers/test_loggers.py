@@ -22,7 +22,7 @@ from fedrift.storage.loggers import (
     open_loggers,
 )
 from tests.cli.test_cli import experiment_folder, run_command  # noqa: F401
-from tests.monitor.stored_runs import ROUNDS, rows, start_run
+from tests.monitor.stored_runs import ROUNDS, make_rows, start_run
 
 
 class RecordingBackend(LoggingBackend):
@@ -53,11 +53,11 @@ def test_every_round_is_logged_once_and_only_when_complete(tmp_path):
     feed = Logger("ear", ear, run)
     feed.push()
     assert received_losses(ear) == {0: 5.0}
-    run.append_records(rows(3, first=2))
+    run.append_records(make_rows(3, first=2))
     feed.push()
     feed.push()
     assert sorted(received_losses(ear)) == [0, 1, 2] and len(ear.said) == 4
-    run.append_records(rows(ROUNDS, first=4))
+    run.append_records(make_rows(ROUNDS, first=4))
     run.mark_finished({"rounds": ROUNDS})
     feed.close()
     assert received_losses(ear) == pytest.approx({round: 5.0 - 0.1 * round for round in range(ROUNDS + 1)})
@@ -70,7 +70,7 @@ def test_a_killed_run_logs_nothing_twice(tmp_path):
     run.truncate_after(2)
     feed = Logger("ear", second, run)
     feed.push()
-    run.append_records(rows(ROUNDS, first=3))
+    run.append_records(make_rows(ROUNDS, first=3))
     feed.close()
     assert second.said[0] == ("begin", "a", "FedAvg", True)
     assert sorted(received_losses(first)) == [0, 1, 2, 3] and sorted(received_losses(second)) == [4, 5, 6]
@@ -190,7 +190,7 @@ def test_the_runs_of_a_study_are_logged_once_when_finished(tmp_path, monkeypatch
         tell = log_finished_runs(lambda what, runs: lambda run, round: heard.append(run), ["ear"], tmp_path)("runs", [over, late])
         assert [ear.said[0][1] for ear in made if ear.said] == ["a"]
         tell("b", ROUNDS)
-    late.append_records(rows(ROUNDS, first=2))
+    late.append_records(make_rows(ROUNDS, first=2))
     late.mark_finished({"rounds": ROUNDS})
     tell("b", ROUNDS)
     tell("b", ROUNDS)
