@@ -1,4 +1,4 @@
-"""A study of the small world: seconds for all of it."""
+"""A study of the small experiment, which runs within seconds."""
 
 from __future__ import annotations
 
