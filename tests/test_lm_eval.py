@@ -1,4 +1,4 @@
-"""Downstream tasks by lm-evaluation-harness: what it is asked for, what is stored, and the real package where it is installed."""
+"""Test the evaluation by lm-evaluation-harness: its arguments, the stored results, and the real package if it is installed."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from tests.small_experiment import experiment, make_cache
 
 @pytest.fixture
 def harness(monkeypatch):
-    """A stand-in for the package, which records how it is called."""
+    """A replacement of the package that records its calls."""
     calls = []
 
     def simple_evaluate(**options):
@@ -41,7 +41,7 @@ def test_the_final_adapters_are_evaluated_and_stored(tmp_path, harness):
     assert LmEval(["hellaswag"]).evaluate(run)["model"]["hellaswag"]["acc,none"] == 0.25
 
 
-def test_arguments_of_whole_models_of_several_models_and_of_presets(tmp_path):
+def test_whole_models_several_models_and_presets_have_correct_arguments(tmp_path):
     run = Run(tmp_path, "a" * 12)
     for name in ("0", "1", "clients/0"):
         folder = run.folder / "model" / name
@@ -57,7 +57,7 @@ def test_arguments_of_whole_models_of_several_models_and_of_presets(tmp_path):
         model_folders(Run(tmp_path, "b" * 12))
 
 
-def test_mistakes_are_told_before_the_first_round(tmp_path, monkeypatch):
+def test_mistakes_are_refused_before_the_first_round(tmp_path, monkeypatch):
     with pytest.raises(UserError, match="list of tasks"):
         LmEval("hellaswag")
     monkeypatch.setitem(sys.modules, "lm_eval", None)

@@ -1,4 +1,4 @@
-"""Own data from the file to the run: answers are what is trained, weighted and measured; random weights; labels; `dataset show`."""
+"""Test own data from the file to the run: training, weights and metrics on answers, random weights, labels, and `dataset show`."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ QUESTIONS = {"sport": "who won the match", "tech": "which chip runs faster", "fo
 
 
 def chat_rows(per_topic=30, seed=0):
-    """Questions of a topic with answers of many lengths; long prompts, so that answers are a small part of the tokens."""
+    """Return questions on a topic with answers of many lengths; long prompts make answers a small part of the tokens."""
     draw = np.random.default_rng(seed)
     return [
         {
@@ -75,7 +75,7 @@ def chat_experiment(tmp_path, *overrides):
     )
 
 
-def test_ids_of_the_committed_experiments_are_as_before_the_new_keys():
+def test_ids_of_the_committed_experiments_are_unchanged_by_the_new_keys():
     assert {path.name: load_config(path).id for path in (ROOT / "experiments").glob("*.yaml")} == EXPERIMENT_IDS
 
 
@@ -96,7 +96,7 @@ def test_a_new_key_is_in_the_id_unless_it_has_its_default():
     assert len(others) == len(ADDED_KEYS)
 
 
-def test_training_loss_and_weights_are_those_of_the_answers_alone(tmp_path, chats):
+def test_training_loss_and_weights_use_answers_only(tmp_path, chats):
     experiment, resources = chat_experiment(tmp_path), small_experiment.make_cache(tmp_path)
     context = build_run(experiment, resources)
     batch = next(iter(context.simulator.batches(0, torch.arange(3))))
@@ -114,7 +114,7 @@ def test_training_loss_and_weights_are_those_of_the_answers_alone(tmp_path, chat
     assert np.sum(context.partition_table["tokens"]) == tokens.trained_lengths[corpus.split == 0].sum() < tokens.lengths.sum()
 
 
-def test_answers_alone_are_measured_and_all_tokens_if_the_user_says_so(tmp_path, chats):
+def test_answers_only_are_measured_and_all_tokens_on_request(tmp_path, chats):
     resources = small_experiment.make_cache(tmp_path)
     contexts = {key: build_run(chat_experiment(tmp_path, f"dataset.train_on={key}"), resources) for key in ("answer", "all")}
     masks = {key: context.losses.held_out.blocks for key, context in contexts.items()}
@@ -141,14 +141,14 @@ def test_bytes_are_those_of_the_predicted_tokens(tmp_path, chats):
     assert bytes_per_token(held_out, tokenizer)[0] == pytest.approx(size / count)
 
 
-def test_examples_that_are_too_long_are_counted_and_none_left_is_refused(tmp_path, chats):
+def test_too_long_examples_are_counted_and_refused_if_none_remains(tmp_path, chats):
     context = build_run(chat_experiment(tmp_path, "training.max_seq_length=48"), small_experiment.make_cache(tmp_path))
     assert any("are cut to it" in note for note in context.warnings)
     with pytest.raises(UserError, match=r"no example of dataset .* has an answer within 8 tokens"):
         build_run(chat_experiment(tmp_path, "training.max_seq_length=8"), small_experiment.make_cache(tmp_path))
 
 
-def test_topics_of_conversations_are_partitioned_as_those_of_texts(tmp_path, chats):
+def test_topics_of_conversations_are_partitioned_like_those_of_texts(tmp_path, chats):
     context = build_run(chat_experiment(tmp_path), small_experiment.make_cache(tmp_path))
     assert (np.asarray(context.partition_table["tokens"]) > 0).sum(1).tolist() == [1, 1, 1]
 
@@ -156,7 +156,7 @@ def test_topics_of_conversations_are_partitioned_as_those_of_texts(tmp_path, cha
 # Random weights
 
 
-def test_random_weights_depend_on_the_seed_and_the_data_stay_the_same(tmp_path):
+def test_random_weights_depend_on_the_seed_and_the_data_do_not(tmp_path):
     overrides = ("training.num_rounds=1", "evaluation.final_blocks_per_domain=0", "evaluation.probes=[]")
     pretrained, random, other = (
         small_experiment.experiment(tmp_path, *overrides, *more) for more in ([], ["model_init=random"], ["model_init=random", "seed=1"])
@@ -175,7 +175,7 @@ def test_random_weights_depend_on_the_seed_and_the_data_stay_the_same(tmp_path):
     assert any("random weights" in warning for warning in contexts[1].warnings) and "random weights" in random.name
 
 
-def test_random_weights_of_pocket_begin_at_the_loss_of_guessing(tmp_path):
+def test_random_weights_of_pocket_start_at_the_loss_of_uniform_guessing(tmp_path):
     state = torch.get_rng_state()
     network = load_model("pocket", cache_dir=tmp_path, random_seed=0).network
     assert torch.equal(state, torch.get_rng_state())
@@ -192,7 +192,7 @@ def test_random_weights_are_not_quantized():
 
 
 class Favorite:
-    """A model whose loss is low for one token id and 1 for all others."""
+    """A model with a low loss for one token id and loss 1 for all others."""
 
     def __init__(self, token):
         self.token = token
@@ -208,7 +208,7 @@ def labeled_corpus(tmp_path):
     return load_corpus(DatasetConfig(str(file), validation_fraction=0.0, test_fraction=0.0))
 
 
-def test_accuracy_is_the_share_of_documents_whose_label_is_most_likely(tmp_path):
+def test_accuracy_is_the_fraction_of_documents_whose_label_is_most_likely(tmp_path):
     corpus, tokenizer = labeled_corpus(tmp_path), chat_tokenizer()
     ids = tokenizer(" Topic: cat", add_special_tokens=False)["input_ids"]
     probe = build_label_accuracy(Favorite(ids[-1]), tokenizer, corpus, np.arange(6), " Topic: {label}", 64)
@@ -227,7 +227,7 @@ def test_accuracy_is_the_share_of_documents_whose_label_is_most_likely(tmp_path)
         assert tokenizer.eos_token_id not in probe.tokens[row][: int(probe.mask[row].nonzero().max()) + 1]
 
 
-def test_the_prompt_is_the_experiments_and_what_cannot_be_read_is_refused(tmp_path):
+def test_the_prompt_is_configurable_and_invalid_prompts_are_refused(tmp_path):
     corpus, tokenizer = labeled_corpus(tmp_path), chat_tokenizer()
     with pytest.raises(UserError, match="leaves no room for a document"):
         build_label_accuracy(Favorite(0), tokenizer, corpus, np.arange(6), " Topic: {label}", 8)
@@ -253,7 +253,7 @@ def test_a_run_measures_the_accuracy_of_each_topic(tmp_path):
     assert all(value in (0, 1 / 3, 2 / 3, 1) or value == pytest.approx(1 / 3) or value == pytest.approx(2 / 3) for value in values)
 
 
-# The hub, by a stand-in
+# The hub, replaced by a local function
 
 
 @pytest.fixture
@@ -291,7 +291,7 @@ def test_keys_of_the_hub_are_refused_for_other_datasets(name, tmp_path, chats, m
 # The command
 
 
-def test_dataset_show_tells_what_was_read_and_what_the_model_sees(tmp_path, chats, capsys, monkeypatch):
+def test_dataset_show_prints_what_was_read_and_the_input_of_the_model(tmp_path, chats, capsys, monkeypatch):
     monkeypatch.setenv("FEDRIFT_CACHE", str(tmp_path / "cache"))
     write(chats, [*chat_rows(4), {"messages": [{"role": "user", "content": "alone"}]}, chat_rows(1)[0]])
     code, printed, _ = run_command(capsys, monkeypatch, "dataset", "show", str(chats), "--json")
@@ -331,7 +331,7 @@ def test_a_chat_template_is_part_of_a_local_models_identity(tmp_path, chats):
     assert before[0] != after[0] and before[1] == after[1]
 
 
-def test_masks_travel_with_tokens_into_blocks(tmp_path, chats):
+def test_loss_masks_are_packed_with_their_tokens(tmp_path, chats):
     tokenizer = chat_tokenizer(bos=True)
     corpus = load_corpus(DatasetConfig(str(chats)))
     tokens = tokenize_corpus(corpus, tokenizer, cache_dir=None)

@@ -14,7 +14,7 @@ from fedrift.config.schema import parse_config
 from fedrift.core.errors import UserError
 from fedrift.engine.build import build_run, resolve_fingerprints
 from fedrift.engine.run import run_experiment
-from tests.small_experiment import stored
+from tests.small_experiment import read_state
 
 from .small_runs import Killed, killed_at, make_config, outcome, with_runs_dir
 
@@ -40,7 +40,7 @@ def test_an_interrupted_run_resumes_bit_for_bit_with_every_strategy(cache, tmp_p
             run_experiment(wanted, with_runs_dir(cache, tmp_path / "broken"), killed_at(round))
     broken = run_experiment(wanted, with_runs_dir(cache, tmp_path / "broken"))
     assert outcome(unbroken) == outcome(broken)
-    one, two = (stored(run) for run in (unbroken, broken))
+    one, two = (read_state(run) for run in (unbroken, broken))
     assert one.keys() == two.keys() and all(torch.equal(one[name], two[name]) for name in one)
     trajectory = unbroken.trajectory()
     assert trajectory.client_table("cluster.id").shape[1] == 6 and np.isfinite(trajectory.client_table("cluster.id")).all()
@@ -79,7 +79,7 @@ def test_a_new_client_gets_the_model_of_similar_clients(cache, tmp_path):
 def test_one_cluster_equals_no_clustering_bit_for_bit(cache, tmp_path):
     one = run_experiment(make_config(cache, TextClustering(encoder="hashing", num_clusters=1)), with_runs_dir(cache, tmp_path))
     vanilla = run_experiment(make_config(cache, NoClustering()), with_runs_dir(cache, tmp_path))
-    state, other = (stored(run) for run in (one, vanilla))
+    state, other = (read_state(run) for run in (one, vanilla))
     assert all(torch.equal(state[name], other[name]) for name in other)
     same = [row for row in one.records() if row.metric not in ("cluster.id", "cluster.ari", "cluster.nmi")]
     assert same == vanilla.records()

@@ -12,7 +12,7 @@ from fedrift.config.schema import edit_config, parse_config
 from fedrift.core.errors import UserError
 from fedrift.engine.run import run_experiment
 from fedrift.probes import PROBE_GROUPS
-from tests.small_experiment import experiment, make_cache, stored
+from tests.small_experiment import experiment, make_cache, read_state
 
 ALL_GROUPS = tuple(PROBE_GROUPS)
 
@@ -56,7 +56,7 @@ def test_no_probe_changes_the_run(tmp_path, overrides):
     """The final state is equal bit for bit, and so is every value that the smallest set of probes also records."""
     least = run_experiment(make_config(tmp_path, (), *overrides), cache_with_runs_dir(tmp_path, "least"))
     most = run_experiment(make_config(tmp_path, ALL_GROUPS, *overrides), cache_with_runs_dir(tmp_path, "most"))
-    one, other = (stored(run) for run in (least, most))
+    one, other = (read_state(run) for run in (least, most))
     assert one.keys() == other.keys()
     assert all(torch.equal(one[name], other[name]) for name in one)
     seen = {record[:4]: repr(record.value) for record in most.records()}
