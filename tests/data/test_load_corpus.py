@@ -58,7 +58,7 @@ def test_a_corpus_without_a_hub_id_is_refused_with_the_required_folder(tmp_path)
     assert "github.com/abachaa/MedQuAD" in said and "docs/corpora.md" in said
 
 
-def test_every_named_dataset_can_be_had_by_somebody_else():
+def test_every_named_dataset_is_publicly_available():
     page = (Path(__file__).resolve().parents[2] / "docs" / "corpora.md").read_text(encoding="utf-8")
     for name, named in NAMED_DATASETS.items():
         assert named.hub_id or named.published_at or named.parts or name in ("bbc", "synthetic"), name
