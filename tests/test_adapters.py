@@ -62,9 +62,12 @@ def changes(root, folder):
     return {name: layer.get_delta_weight("default").double() for name, layer in layers.items()}
 
 
-def distance(found, wanted):
+def distance(found, expected):
     return (
-        (sum((found[name] - leaf).square().sum() for name, leaf in wanted.items()) / sum(leaf.square().sum() for leaf in wanted.values()))
+        (
+            sum((found[name] - leaf).square().sum() for name, leaf in expected.items())
+            / sum(leaf.square().sum() for leaf in expected.values())
+        )
         .sqrt()
         .item()
     )
@@ -86,8 +89,8 @@ def clients(tmp_path_factory):
 def test_peft_loads_the_result_of_each_method(method, rslora, tmp_path):
     folders = [save_client(tmp_path, number, use_rslora=rslora) for number in range(3)]
     result = fedrift.aggregate_adapters(folders, method, WEIGHTS, tmp_path / "out")
-    wanted, found = mean_of([changes(tmp_path, folder) for folder in folders]), changes(tmp_path, tmp_path / "out")
-    assert distance(found, wanted) == pytest.approx(result.remaining_error, abs=2e-6)
+    expected, found = mean_of([changes(tmp_path, folder) for folder in folders]), changes(tmp_path, tmp_path / "out")
+    assert distance(found, expected) == pytest.approx(result.remaining_error, abs=2e-6)
     assert result.is_exact == (method in EXACT_METHODS) and result.rank == (6 if method in EXACT_METHODS else 2)
     assert result.remaining_error == pytest.approx(result.error) if method == "fedavg" else result.remaining_error < result.error
     assert result.weights == pytest.approx([4 / 7, 1 / 7, 2 / 7]) and result.folder == tmp_path / "out"
@@ -127,8 +130,8 @@ def test_the_factors_equal_those_of_the_aggregators(method, aggregator, clients)
     server = type(server)(server.params, server.broadcast, server.opt_state, aggregator.init_merged_base(server.params))
     after = FedAvg(aggregator=aggregator).server_update(server, result.update)
     for name in [name.removesuffix(".A") for name in factors if name.endswith(".A")]:
-        wanted = after.merged_base[f"{name}.base"][0] + after.params[f"{name}.B"][0] @ after.params[f"{name}.A"][0]
-        assert torch.allclose(factors[f"{name}.B"].float() @ factors[f"{name}.A"].float(), wanted, atol=1e-6)
+        expected = after.merged_base[f"{name}.base"][0] + after.params[f"{name}.B"][0] @ after.params[f"{name}.A"][0]
+        assert torch.allclose(factors[f"{name}.B"].float() @ factors[f"{name}.A"].float(), expected, atol=1e-6)
         if method == "fedex":  # its first ranks are the adapter with which FedEx continues
             assert torch.equal(factors[f"{name}.B"][:, :2].float(), after.params[f"{name}.B"][0])
 

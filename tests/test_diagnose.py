@@ -51,8 +51,8 @@ def test_rounds_without_an_evaluation_do_not_count():
 
 
 def test_round_0_does_not_count_for_the_final_loss_of_a_short_run():
-    run, twin = trajectory([5.0, 4.5, 4.0]), trajectory([5.0, 4.3, 3.8])
-    judged = judge_run(run, twin)
+    run, baseline = trajectory([5.0, 4.5, 4.0]), trajectory([5.0, 4.3, 3.8])
+    judged = judge_run(run, baseline)
     assert judged.final_loss == pytest.approx(4.25) and judged.gap_to_iid == pytest.approx(0.2)
     assert judge_run(trajectory([5.0]), trajectory([4.9])).gap_to_iid == pytest.approx(0.1)  # the only evaluation
 
@@ -72,9 +72,9 @@ def test_an_unfinished_run_is_compared_with_the_same_rounds_of_its_baseline():
 
 
 def test_the_gap_is_between_the_means_of_the_last_five_shared_evaluations():
-    twin = np.full(8, 4.0)
-    run = twin + [0, 0, 0, 0.01, 0.02, 0.03, 0.04, 0.4]
-    assert judge_run(trajectory(run), trajectory(twin)).gap_to_iid == pytest.approx(0.1)
+    baseline = np.full(8, 4.0)
+    run = baseline + [0, 0, 0, 0.01, 0.02, 0.03, 0.04, 0.4]
+    assert judge_run(trajectory(run), trajectory(baseline)).gap_to_iid == pytest.approx(0.1)
 
 
 def test_a_run_better_than_its_baseline_has_no_finding():
@@ -84,8 +84,8 @@ def test_a_run_better_than_its_baseline_has_no_finding():
 
 def test_the_worst_domain_has_the_largest_gap_and_not_the_highest_loss():
     run = trajectory(falling_losses(), hard=falling_losses() + 2, sport=falling_losses() + 0.15)
-    twin = trajectory(falling_losses(), hard=falling_losses() + 2, sport=falling_losses())
-    judged = judge_run(run, twin)
+    baseline = trajectory(falling_losses(), hard=falling_losses() + 2, sport=falling_losses())
+    judged = judge_run(run, baseline)
     assert judged.worst_domain == "sport" and judged.worst_domain_gap == pytest.approx(0.15)
     assert judged.reasons == ("the final loss on sport is 0.150 nats above the IID baseline's",)
 
@@ -100,8 +100,8 @@ def test_variability_is_the_mean_change_of_the_domains_minus_the_net_change():
     still = np.full(10, 4.0)
     late = np.array([4.0] * 5 + [4.0, 4.1, 4.0, 4.1, 4.0])
     early = np.array([4.0, 4.9, 4.0, 4.9, 4.0] + [4.0] * 5)
-    twin = trajectory(still, a=4 + (late - 4) / 4, b=4 + (early - 4) / 4)
-    judged = judge_run(trajectory(still, a=late, b=early), twin)
+    baseline = trajectory(still, a=4 + (late - 4) / 4, b=4 + (early - 4) / 4)
+    judged = judge_run(trajectory(still, a=late, b=early), baseline)
     assert judged.domain_variability == pytest.approx(0.05)
     assert judged.domain_variability_ratio == pytest.approx(4)
     assert judged.reasons == ("domain losses fluctuate 4.0 times as much as in the IID baseline",)

@@ -144,7 +144,7 @@ def test_the_grid_of_the_docstring_contains_the_iid_baseline():
 
 
 @pytest.mark.parametrize(
-    ("changes", "told"),
+    ("changes", "message"),
     [
         ({"training__num_rounds": -5}, "training.num_rounds: expected a whole number from 0 to 1,000,000, got -5"),
         ({"partition__severity": 7.5}, "partition.severity: expected a number from 0 to 1, got 7.5"),
@@ -159,17 +159,17 @@ def test_the_grid_of_the_docstring_contains_the_iid_baseline():
         ({"dataset": DatasetConfig("bbc", limit=0)}, "dataset.limit"),
     ],
 )
-def test_experiments_made_in_python_are_validated_like_files(changes, told):
-    with pytest.raises(UserError, match=told):
+def test_experiments_made_in_python_are_validated_like_files(changes, message):
+    with pytest.raises(UserError, match=message):
         edit_config(BASE, changes)
-    with pytest.raises(UserError, match=told):
+    with pytest.raises(UserError, match=message):
         expand_grid(BASE, **{path: [value] for path, value in changes.items()})
     ((path, value),) = changes.items()
     head, *rest = path.split("__")
     part = replace(getattr(BASE, head), **{rest[0]: value}) if rest else value
-    with pytest.raises(UserError, match=told):
+    with pytest.raises(UserError, match=message):
         replace(BASE, **{head: part})
-    with pytest.raises(UserError, match=told):
+    with pytest.raises(UserError, match=message):
         ExperimentConfig(**{"dataset": DatasetConfig("bbc"), head: part})
 
 

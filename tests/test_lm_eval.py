@@ -32,8 +32,8 @@ def harness(monkeypatch):
 
 
 def test_the_final_adapters_are_evaluated_and_stored(tmp_path, harness):
-    asked = experiment(tmp_path, "training.num_rounds=1")
-    run = run_experiment(asked, make_cache(tmp_path), callbacks=[LmEval(["hellaswag"], limit=10)])
+    config = experiment(tmp_path, "training.num_rounds=1")
+    run = run_experiment(config, make_cache(tmp_path), callbacks=[LmEval(["hellaswag"], limit=10)])
     (call,) = harness
     assert call["model"] == "hf" and call["tasks"] == ["hellaswag"] and call["limit"] == 10
     assert call["model_args"] == f"pretrained={tmp_path / 'model-llama'},peft={(run.folder / 'model').resolve()}"

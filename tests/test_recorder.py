@@ -54,10 +54,10 @@ def test_the_records_equal_those_of_a_run(trainable, tmp_path):
     native = run_experiment(experiment(tmp_path, f"trainable={trainable}", "partition.num_clients=4", *QUIET), there)
     scale = {"lora_scale": 3.0} if "Lora" in trainable else {}
     run = record_updates(native, fedrift.Recorder(tmp_path / "own", "loop", num_clients=4, num_rounds=4, **scale))
-    wanted = {tuple(row[:4]): row[4] for row in native.records()}
+    expected = {tuple(row[:4]): row[4] for row in native.records()}
     found = {tuple(row[:4]): row[4] for row in run.records()}
-    assert found and not {key: (value, wanted.get(key)) for key, value in found.items() if not same(value, wanted.get(key))}
-    left_out = {key[1].split(".")[0] for key in wanted if key not in found and key[0] > 0}
+    assert found and not {key: (value, expected.get(key)) for key, value in found.items() if not same(value, expected.get(key))}
+    left_out = {key[1].split(".")[0] for key in expected if key not in found and key[0] > 0}
     assert left_out == {"loss", "perplexity", "bits", "fair", "forgetting"}, left_out  # these metrics need text and the model
     assert ("adapters.error" in {key[1] for key in found}) == ("Lora" in trainable) and run.is_finished
 

@@ -101,10 +101,10 @@ def test_a_run_whose_clients_have_no_held_out_text_is_refused(tmp_path):
     topics = [row.rsplit(",", 1)[1] for row in rows]
     folder = tmp_path / "split"
     folder.mkdir()
-    for name, wanted in (("train", ("sport", "tech", "food")), ("test", ("sport", "tech"))):
+    for name, expected in (("train", ("sport", "tech", "food")), ("test", ("sport", "tech"))):
         (folder / f"{name}.csv").write_text(
             "\n".join(
-                [rows[0], *(row for row, topic in zip(rows[1:], topics[1:], strict=True) if topic in wanted)][
+                [rows[0], *(row for row, topic in zip(rows[1:], topics[1:], strict=True) if topic in expected)][
                     :: 1 if name == "train" else 2
                 ]
             )

@@ -148,11 +148,11 @@ def test_a_run_with_missing_rows_or_a_changed_state_is_never_resumed(tmp_path):
     with pytest.raises(Killed):
         run_experiment(asked, there, killed_at(3))
     folder = there.runtime.runs_dir / resolve_fingerprints(asked, there).id
-    for name, told in (("records.jsonl", "records.jsonl has"), ("state.safetensors", "state.safetensors is damaged")):
+    for name, message in (("records.jsonl", "records.jsonl has"), ("state.safetensors", "state.safetensors is damaged")):
         whole = (folder / name).read_bytes()
         spoilt = whole[: 6 * len(whole) // 10] if name == "records.jsonl" else whole[:-3] + bytes([whole[-3] ^ 1]) + whole[-2:]
         (folder / name).write_bytes(spoilt)
-        with pytest.raises(UserError, match=told):
+        with pytest.raises(UserError, match=message):
             run_experiment(asked, there)
         (folder / name).write_bytes(whole)
     run = run_experiment(asked, there)

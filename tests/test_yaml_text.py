@@ -103,7 +103,7 @@ def test_unsupported_yaml_is_refused_in_one_line_with_its_place(text):
 
 
 @pytest.mark.parametrize(
-    ("make", "told"),
+    ("make", "message"),
     [
         (lambda path: path.mkdir(), "it is a folder"),
         (os.mkfifo, "it is not a regular file"),
@@ -113,10 +113,10 @@ def test_unsupported_yaml_is_refused_in_one_line_with_its_place(text):
         (lambda path: None, "No such file"),
     ],
 )
-def test_a_file_that_is_not_yaml_is_refused(make, told, tmp_path):
+def test_a_file_that_is_not_yaml_is_refused(make, message, tmp_path):
     path = tmp_path / "experiment.yaml"
     make(path)
-    with pytest.raises(UserError, match=told) as raised:
+    with pytest.raises(UserError, match=message) as raised:
         load_yaml(path)
     assert len(str(raised.value).splitlines()) == 1
 

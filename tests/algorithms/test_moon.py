@@ -67,9 +67,9 @@ class TimesTheTemperature(MOON):
         return super(TimesTheTemperature, replace(self, temperature=1 / self.temperature)).contrastive_loss(at, represent)
 
 
-@pytest.mark.parametrize("planted", [TrainsTheTarget, Swapped, TimesTheTemperature])
-def test_injected_bugs_are_detected_by_the_equation_or_its_gradient(planted, monkeypatch):
-    monkeypatch.setitem(globals(), "MOON", planted)
+@pytest.mark.parametrize("injected", [TrainsTheTarget, Swapped, TimesTheTemperature])
+def test_injected_bugs_are_detected_by_the_equation_or_its_gradient(injected, monkeypatch):
+    monkeypatch.setitem(globals(), "MOON", injected)
 
     def asked():
         test_the_contrastive_loss_equals_the_equation_of_the_paper()
@@ -151,9 +151,9 @@ def test_the_recorded_loss_is_that_of_the_task():
 
 
 def test_a_simulator_without_representations_is_refused():
-    fleet = ClientSimulator(1, lambda p, b: p["x"][:, 0], lambda r, c: [{}], Sgd(0.1))
+    client_pool = ClientSimulator(1, lambda p, b: p["x"][:, 0], lambda r, c: [{}], Sgd(0.1))
     with pytest.raises(UserError, match="represent"):
-        fleet.train(init_state(MOON(), Tree(x=torch.ones(1, 1)), 1), MOON(), torch.tensor([0]))
+        client_pool.train(init_state(MOON(), Tree(x=torch.ones(1, 1)), 1), MOON(), torch.tensor([0]))
 
 
 def test_moon_is_refused_if_the_aggregator_changes_the_base_weights():

@@ -173,17 +173,17 @@ def test_a_ruined_run_counts_as_broken_although_it_does_not_diverge(tmp_path, mo
 
 
 @pytest.mark.parametrize(
-    ("words", "told"),
+    ("words", "message"),
     [
         (["training.num_rounds=3"], "4 times, and divergence can be detected from 5 evaluations on"),
         (["training.num_rounds=8", "evaluation.interval=4"], "3 times"),
         (["--param", "training.client_optimizer.kind"], "must name a number above 0"),
     ],
 )
-def test_a_boundary_that_no_run_can_reach_is_refused(tmp_path, words, told):
+def test_a_boundary_that_no_run_can_reach_is_refused(tmp_path, words, message):
     (tmp_path / "e.yaml").write_text("dataset: synthetic\nmodel: pocket\npartition: {type: TopicMix, num_clients: 2, severity: 1.0}\n")
     refused = run_command("find-boundary", tmp_path / "e.yaml", *words, "--runs-dir", tmp_path / "runs")
-    assert isinstance(refused.exception, UserError) and told in str(refused.exception)
+    assert isinstance(refused.exception, UserError) and message in str(refused.exception)
 
 
 def test_the_help_contains_an_example():

@@ -51,14 +51,14 @@ def test_a_fork_shows_the_effect_of_a_malicious_client(experiment_folder, capsys
     assert f"fork of {run.id[:6]} at round 2" in run_command(capsys, monkeypatch, "list")[1]
     out = run_command(capsys, monkeypatch, "diagnose", forked.id)[1]
     assert "1 of 1 with an IID baseline" in out
-    for words, told in [
+    for words, message in [
         ((run.id, "--from-round", "9"), "must be 1 to 8"),
         ((twin.id, "--from-round", "2"), "--save-updates"),
         ((run.id, "--from-round", "2", "model=pocket"), "cannot change model"),
         ((run.id,), "--from-round"),
     ]:
         code, _, err = run_command(capsys, monkeypatch, "fork", *words)
-        assert code == 2 and told in err and "Traceback" not in err
+        assert code == 2 and message in err and "Traceback" not in err
 
 
 def test_the_help_contains_an_example(capsys, monkeypatch):

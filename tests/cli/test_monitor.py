@@ -9,10 +9,10 @@ from tests.monitor.stored_runs import ROUNDS, make_manifest, start_run
 
 
 def test_a_study_is_shown_on_the_terminal(tmp_path, capsys, monkeypatch):
-    book = make_manifest(tmp_path, tmp_path / "world")
+    manifest = make_manifest(tmp_path, tmp_path / "world")
     start_run(tmp_path, "run0", ROUNDS, start=5.1)
     start_run(tmp_path, "twin0", 3, severity=0.0)
-    book.record_failure("run1", "MemoryError: no room")
+    manifest.record_failure("run1", "MemoryError: no room")
     code, out, _ = run_command(capsys, monkeypatch, "monitor", "tiny", "--runs-dir", str(tmp_path), "--once")
     assert code == 0
     for words in (

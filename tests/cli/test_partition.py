@@ -56,10 +56,10 @@ def test_the_partition_is_that_of_a_run(tmp_path):
     words = cache.get_corpus(experiment.dataset, experiment.model)
     tokens = cache.get_tokens(words, experiment.model, experiment.trainable)
     corpus = words.with_sizes(tokens.lengths)
-    wanted = [set(corpus.text[rows]) for rows in partition_documents(experiment, corpus).rows]
+    expected = [set(corpus.text[rows]) for rows in partition_documents(experiment, corpus).rows]
     found = partition_dataset(load_data_config(file))
     assert found.unit == "tokens" and not found.note
-    assert [set(found.corpus.text[rows]) for rows in found.partition.rows] == wanted
+    assert [set(found.corpus.text[rows]) for rows in found.partition.rows] == expected
     size = dict(zip(corpus.text, corpus.size))
     assert all(size[text] == count for text, count in zip(found.corpus.text, found.corpus.size))
 

@@ -75,7 +75,7 @@ def test_a_study_is_run_queried_compared_and_exported(in_study_folder, capsys, m
 
 
 def test_mistakes_are_refused(in_study_folder, capsys, monkeypatch):
-    for words, told in [
+    for words, message in [
         (("study", "s.yaml", "executor=locl"), "did you mean 'Local'"),
         (("study", "s.yaml", "executor=processes", "executor.num_workers=-1"), "executor.num_workers"),
         (("study", "s.yaml", "seeds=0"), "seeds"),
@@ -85,4 +85,4 @@ def test_mistakes_are_refused(in_study_folder, capsys, monkeypatch):
     ]:
         code, _, err = run_command(capsys, monkeypatch, *words)
         assert code == 2, words
-        assert told in err, (words, err)
+        assert message in err, (words, err)

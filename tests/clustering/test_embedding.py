@@ -58,11 +58,11 @@ def test_one_document_changes_a_mean_by_at_most_two_over_n(count, seed):
 
 
 def test_embeddings_use_the_training_documents_as_the_client_rewrites_them(tmp_path):
-    wanted, there = experiment(tmp_path, "partition={type: StopwordDrop, num_clients: 3}"), make_cache(tmp_path)
-    wanted = resolve_fingerprints(replace(wanted, clustering=TextClustering(encoder="hashing")), there)
-    corpus = there.get_corpus(replace(wanted.dataset, fingerprint=""), wanted.model)
-    setting, partition = build_run(wanted, there), partition_documents(wanted, corpus)
-    held = client_info(wanted, there, corpus, partition, setting.simulator, setting.losses.held_out.client_domain_tokens)
+    config, there = experiment(tmp_path, "partition={type: StopwordDrop, num_clients: 3}"), make_cache(tmp_path)
+    config = resolve_fingerprints(replace(config, clustering=TextClustering(encoder="hashing")), there)
+    corpus = there.get_corpus(replace(config.dataset, fingerprint=""), config.model)
+    setting, partition = build_run(config, there), partition_documents(config, corpus)
+    held = client_info(config, there, corpus, partition, setting.simulator, setting.losses.held_out.client_domain_tokens)
     changed = 0
     for client, rows in enumerate(partition.rows):
         assert (corpus.split[rows] == TRAIN).all()

@@ -92,8 +92,8 @@ def test_server_state_stays_the_mean_over_the_members_of_each_cluster(algorithm,
         for name, leaf in kept.items():
             for model in range(2):
                 members = after.client_states.gather_all()[name][after.cluster_ids == model]
-                wanted = members.mean(0) if len(members) else torch.zeros_like(leaf[model])
-                assert torch.allclose(leaf[model], wanted, atol=1e-12), (done.after.round, name, model)
+                expected = members.mean(0) if len(members) else torch.zeros_like(leaf[model])
+                assert torch.allclose(leaf[model], expected, atol=1e-12), (done.after.round, name, model)
 
 
 def test_scaffold_reaches_the_optimum_of_each_cluster_after_reclustering():
@@ -146,10 +146,10 @@ def test_a_cluster_without_participants_is_unchanged():
     algorithm, group = FedAvg(server_optimizer=Sgd(1.0, momentum=0.9)), clients((1, 4, 2, 3), (0, 1, -1, 2))
     state = init_state(algorithm, params(5.0), 4)
     state = transfer_state(state, Assignment(np.array([0, 0, 1, 1]), 2, {}), algorithm)
-    fleet = make_simulator(group)
-    warm = list(run_rounds(state, fleet, algorithm, num_rounds=2, cohort_size=4, seed=0))[-1].after
+    simulator = make_simulator(group)
+    warm = list(run_rounds(state, simulator, algorithm, num_rounds=2, cohort_size=4, seed=0))[-1].after
     (done,) = run_rounds(
-        warm, fleet, algorithm, num_rounds=3, cohort_size=2, seed=0, sample_clients=lambda state, count, seed: torch.tensor([0, 1])
+        warm, simulator, algorithm, num_rounds=3, cohort_size=2, seed=0, sample_clients=lambda state, count, seed: torch.tensor([0, 1])
     )
     for part in ("params", "opt_state"):
         one, two = getattr(warm.server, part)["x"], getattr(done.after.server, part)["x"]

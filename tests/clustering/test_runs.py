@@ -125,7 +125,7 @@ def test_every_algorithm_works_with_clusters(cache, tmp_path, algorithm):
 
 
 @pytest.mark.parametrize(
-    ("algorithm", "clustering", "told"),
+    ("algorithm", "clustering", "message"),
     [
         ("LocalOnly", TEXT, "LocalOnly gives every client its own model"),
         ("Centralized", TEXT, "Centralized has no clients to group"),
@@ -137,8 +137,8 @@ def test_every_algorithm_works_with_clusters(cache, tmp_path, algorithm):
         ("FedDyn", SoftClustering(TEXT), "weighted means"),
     ],
 )
-def test_unsound_settings_are_refused(cache, tmp_path, algorithm, clustering, told):
-    with pytest.raises(UserError, match=told):
+def test_unsound_settings_are_refused(cache, tmp_path, algorithm, clustering, message):
+    with pytest.raises(UserError, match=message):
         run_experiment(make_config(cache, clustering, f"algorithm={algorithm}"), with_runs_dir(cache, tmp_path))
 
 

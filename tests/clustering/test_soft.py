@@ -24,11 +24,11 @@ ALGORITHMS = [FedAvg(), FedProx(mu=0.5), FedAvg(server_optimizer=Sgd(1.0, moment
 
 def train(strategy, algorithm, info: ClientInfo, until: int = 4):
     group = clients((1, 4, 2, 3, 1.5, 2.5), (0, 1, -1, 2, 0.5, 1.5), 3, weight=(1, 2, 1, 3, 1, 2))
-    work, fleet = ClusteringRuntime(strategy, info, algorithm), make_simulator(group)
+    work, simulator = ClusteringRuntime(strategy, info, algorithm), make_simulator(group)
     return work, list(
         run_rounds(
             work.init_state(params(5.0, 1)),
-            work.wrap_client_pool(fleet),
+            work.wrap_client_pool(simulator),
             algorithm,
             num_rounds=until,
             cohort_size=6,
@@ -86,8 +86,8 @@ def test_a_round_equals_the_formula(info):
     weight = second.update.weight
     for model in range(3):
         part = share[:, model] * weight
-        wanted = second.before.server.params["x"][model] + (part[:, None] * second.update.delta["x"]).sum(0) / part.sum()
-        assert torch.allclose(second.after.server.params["x"][model], wanted)
+        expected = second.before.server.params["x"][model] + (part[:, None] * second.update.delta["x"]).sum(0) / part.sum()
+        assert torch.allclose(second.after.server.params["x"][model], expected)
     seen = work.probe_view(second)
     assert torch.allclose(seen.before.server.params["x"], start)
     assert torch.allclose(seen.client_params["x"], start + second.update.delta["x"])  # probes receive the models of the clients
@@ -105,13 +105,13 @@ def test_the_mixture_is_a_softmax_of_squared_distances():
     "overrides", [("algorithm={type: FedAvg, aggregator: FFALoRA}",), ("trainable={type: LastBlocks, num_blocks: 1}",)], ids=str
 )
 def test_a_run_resumes_bit_for_bit_and_evaluates_the_mixture_of_each_client(cache, tmp_path, overrides):
-    wanted = make_config(
+    config = make_config(
         cache, SoftClustering(TextClustering(encoder="hashing", num_clusters=3), temperature=0.2), "training.num_rounds=3", *overrides
     )
-    unbroken = run_experiment(wanted, with_runs_dir(cache, tmp_path / "unbroken"))
+    unbroken = run_experiment(config, with_runs_dir(cache, tmp_path / "unbroken"))
     with pytest.raises(Killed):
-        run_experiment(wanted, with_runs_dir(cache, tmp_path / "broken"), killed_at(1))
-    assert outcome(unbroken) == outcome(run_experiment(wanted, with_runs_dir(cache, tmp_path / "broken")))
+        run_experiment(config, with_runs_dir(cache, tmp_path / "broken"), killed_at(1))
+    assert outcome(unbroken) == outcome(run_experiment(config, with_runs_dir(cache, tmp_path / "broken")))
     (said,) = unbroken.read_json("clustering")
     assert 1 < said["effective_models"] < 3 and np.allclose(np.sum(said["membership"], axis=1), 1)
     assert len(np.unique(unbroken.trajectory().client_table("loss")[-1])) == 6

@@ -55,8 +55,8 @@ def test_random_clusters_have_the_sizes_of_the_text_clusters(runs):
         return np.array(runs[label, seed].read_json("clustering")[0]["cluster_ids"])
 
     for seed in (0, 1):
-        wanted = sorted(np.bincount(group("text", seed)))
-        assert wanted == sorted(np.bincount(group("random 1", seed))) == sorted(np.bincount(group("random 2", seed)))
+        expected = sorted(np.bincount(group("text", seed)))
+        assert expected == sorted(np.bincount(group("random 1", seed))) == sorted(np.bincount(group("random 2", seed)))
     assert any((group("random 1", seed) != group("random 2", seed)).any() for seed in (0, 1))
 
 
@@ -200,7 +200,7 @@ def test_a_stopped_run_is_named_and_the_others_are_reported(comparison, cache, t
 
 
 @pytest.mark.parametrize(
-    ("change", "more", "told"),
+    ("change", "more", "message"),
     [
         ("clustering=TextClustering", {}, "sets clustering to TextClustering"),
         ("partition.severity=0.0", {}, "clustering has no effect to measure"),
@@ -208,8 +208,8 @@ def test_a_stopped_run_is_named_and_the_others_are_reported(comparison, cache, t
         ("seed=0", {"conditions": ["texts"]}, "did you mean 'text'"),
     ],
 )
-def test_unsound_settings_are_refused(comparison, cache, change, more, told):
-    with pytest.raises(UserError, match=told):
+def test_unsound_settings_are_refused(comparison, cache, change, more, message):
+    with pytest.raises(UserError, match=message):
         build_comparison(comparison.raw_config, [change], cache=cache, **more)
 
 

@@ -30,10 +30,10 @@ def test_packing_loses_and_duplicates_no_token_and_keeps_every_end(sizes, length
     tokens = tokens_of(sizes)
     rows = np.array(random.sample(range(len(sizes)), random.randint(0, len(sizes))), dtype=np.int64)
     blocks = pack_blocks(tokens, rows, length)
-    wanted = [token for row in rows for token in tokens.document_ids(row)]
-    assert blocks.tokens[blocks.mask].tolist() == wanted
+    expected = [token for row in rows for token in tokens.document_ids(row)]
+    assert blocks.tokens[blocks.mask].tolist() == expected
     assert (blocks.tokens[blocks.mask] == END).sum() == len(rows)
-    assert blocks.tokens.shape == blocks.mask.shape == (-(-len(wanted) // length), length)
+    assert blocks.tokens.shape == blocks.mask.shape == (-(-len(expected) // length), length)
 
 
 @given(lengths, st.integers(1, 17), st.sampled_from([END, 99_999]))

@@ -53,7 +53,7 @@ def splits(corpus) -> list[str]:
 
 
 @pytest.mark.parametrize(
-    ("files", "wanted"),
+    ("files", "expected"),
     [
         ({"train1.csv": "ab", "train2.csv": "cd", "test.csv": "e"}, ["abcd", "", "e"]),
         ({"train.csv": "ab", "testing.csv": "e"}, ["ab", "", "e"]),
@@ -69,12 +69,12 @@ def splits(corpus) -> list[str]:
     ],
     ids=lambda files: "-".join(files)[:40],
 )
-def test_files_belong_to_the_split_in_their_name(tmp_path, files, wanted):
-    assert splits(load(write_files(tmp_path, **files))) == wanted
+def test_files_belong_to_the_split_in_their_name(tmp_path, files, expected):
+    assert splits(load(write_files(tmp_path, **files))) == expected
 
 
 @pytest.mark.parametrize(
-    ("files", "wanted", "words"),
+    ("files", "expected", "words"),
     [
         ({"train.csv": "ab", "data.csv": "c"}, ["ab", "", ""], "ignored data.csv"),
         ({"train.csv": "ab", "test.csv": "c", "unsupervised.csv": "d", "sheet.xlsx": "e"}, ["ab", "", "c"], "sheet.xlsx"),
@@ -87,9 +87,9 @@ def test_files_belong_to_the_split_in_their_name(tmp_path, files, wanted):
     ],
     ids=lambda files: "-".join(files)[:40],
 )
-def test_ignored_files_have_a_note(tmp_path, files, wanted, words):
+def test_ignored_files_have_a_note(tmp_path, files, expected, words):
     corpus = load(write_files(tmp_path, **files))
-    assert splits(corpus) == wanted
+    assert splits(corpus) == expected
     assert words in "; ".join(corpus.notes)
 
 

@@ -59,13 +59,13 @@ def save_dataset(data: datasets.Dataset, kind: str, folder: Path) -> Path:
     ],
 )
 def test_a_file_gives_the_topics_of_the_same_rows_on_the_hub(tmp_path, monkeypatch, name, kind):
-    labels, feature, wanted = COLUMNS[name]
+    labels, feature, expected = COLUMNS[name]
     features = datasets.Features({"text": datasets.Value("string"), "label": feature})
     data = datasets.Dataset.from_dict({"text": list("pqrs"), "label": labels}, features=features)
     monkeypatch.setattr(datasets, "load_dataset", lambda name, config: datasets.DatasetDict(train=data))
     hub = load_corpus(DatasetConfig("someone/set"))
     local = load_corpus(DatasetConfig(str(save_dataset(data, kind, tmp_path))))
-    assert topics(hub) == topics(local) == wanted
+    assert topics(hub) == topics(local) == expected
     assert hub.fingerprint == local.fingerprint
 
 

@@ -68,8 +68,8 @@ def test_parameters_are_written_with_the_synthetic_corpus_only():
 def test_parameters_are_set_in_yaml_and_by_overrides_and_are_validated():
     said = {"dataset": "synthetic"}
     assert parse_config(said, ["dataset.synthetic.overlap=0.25"]).dataset.synthetic == SyntheticConfig(overlap=0.25)
-    for wrong, told in (("overlp=1", "did you mean 'overlap'"), ("overlap=2", "from 0 to 1"), ("styles=[posh]", "posh")):
-        with pytest.raises(UserError, match=told):
+    for wrong, message in (("overlp=1", "did you mean 'overlap'"), ("overlap=2", "from 0 to 1"), ("styles=[posh]", "posh")):
+        with pytest.raises(UserError, match=message):
             parse_config(said, [f"dataset.synthetic.{wrong}"])
 
 

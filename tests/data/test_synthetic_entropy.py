@@ -82,15 +82,15 @@ def test_equally_likely_words_add_the_logarithm_of_their_number():
 
 
 @pytest.mark.parametrize(
-    ("dials", "wanted"),
+    ("parameters", "expected"),
     [
         ({"overlap": 1.0}, 0.0),
         ({"overlap": 1.0, "concept_shift": 1.0}, math.log(4)),
         ({"overlap": 1.0, "concept_shift": 1.0, "num_domains": 1}, 0.0),
     ],
 )
-def test_equal_domains_and_domains_recognizable_from_every_sentence_are_the_extremes(dials, wanted):
-    assert domain_information(get_language(SyntheticConfig(**dials))) == pytest.approx(wanted, abs=1e-12)
+def test_equal_domains_and_domains_recognizable_from_every_sentence_are_the_extremes(parameters, expected):
+    assert domain_information(get_language(SyntheticConfig(**parameters))) == pytest.approx(expected, abs=1e-12)
 
 
 def test_without_overlap_the_first_noun_identifies_the_domain():
@@ -98,8 +98,8 @@ def test_without_overlap_the_first_noun_identifies_the_domain():
 
 
 def test_conflict_grows_with_each_kind_of_difference():
-    def of(**dials):
-        return domain_information(get_language(SyntheticConfig(mean_sentences=1.0, words_per_class=10, **dials)))
+    def of(**parameters):
+        return domain_information(get_language(SyntheticConfig(mean_sentences=1.0, words_per_class=10, **parameters)))
 
     assert of(overlap=1.0) < of(overlap=0.95) < of(overlap=0.8) < of(overlap=0.0)
     assert of(overlap=1.0) < of(overlap=1.0, concept_shift=0.2) < of(overlap=1.0, concept_shift=0.6)

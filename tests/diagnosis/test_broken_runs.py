@@ -132,8 +132,8 @@ def test_a_run_without_any_training_has_diverged_at_any_length():
 class OverwrittenClientPool:
     """A client pool that replaces the clients' updates by ``change(params, delta)``."""
 
-    def __init__(self, fleet, change):
-        self.fleet, self.size, self.change = fleet, fleet.size, change
+    def __init__(self, client_pool, change):
+        self.fleet, self.size, self.change = client_pool, client_pool.size, change
 
     def train(self, state: FederatedState, algorithm, cohort):
         update = self.fleet.train(state, algorithm, cohort)
@@ -141,11 +141,11 @@ class OverwrittenClientPool:
 
 
 def run_overwritten(tmp_path, change, *overrides):
-    asked = experiment(
+    config = experiment(
         tmp_path, "training.num_rounds=2", "evaluation.blocks_per_client=0", "evaluation.final_blocks_per_domain=0", *overrides
     )
     return run_experiment(
-        asked, make_cache(tmp_path), pool_factory=lambda _, setting, run: OverwrittenClientPool(setting.simulator, change)
+        config, make_cache(tmp_path), pool_factory=lambda _, setting, run: OverwrittenClientPool(setting.simulator, change)
     )
 
 

@@ -90,11 +90,11 @@ def make_drifting_run(ratio=2.0, norm=1.0):
 
 
 def test_drift_needs_runs_with_other_and_without_local_steps_to_be_confirmed():
-    twin = make_drifting_run(1.0)
-    alone = only(detectors.client_drift(RunEvidence(make_drifting_run(), twin)))
+    baseline = make_drifting_run(1.0)
+    alone = only(detectors.client_drift(RunEvidence(make_drifting_run(), baseline)))
     assert alone.is_positive and not alone.is_confirmable and "FedSGD" in alone.missing_input
     whole = RunEvidence(
-        make_drifting_run(), twin, fedsgd=twin, local_steps_sweep={5: make_drifting_run(norm=0.5)}, info=RunInfo(local_steps=10)
+        make_drifting_run(), baseline, fedsgd=baseline, local_steps_sweep={5: make_drifting_run(norm=0.5)}, info=RunInfo(local_steps=10)
     )
     assert only(detectors.client_drift(whole)).is_positive and only(detectors.client_drift(whole)).is_confirmable
 
@@ -175,10 +175,10 @@ def test_collapse_has_the_same_unit_for_run_and_baseline():
 
 def test_aggregation_error_is_reported_only_with_a_higher_loss():
     free, dear = ({"adapters_error_update": [0.3] * 10, "adapters_error_loss": [cost] * 10} for cost in (0.0, 0.05))
-    twin = run(adapters_error_update=[0.02] * 10)
-    assert only(detectors.aggregation_error(RunEvidence(run(**dear), twin))).is_positive
-    assert not only(detectors.aggregation_error(RunEvidence(run(**free), twin))).is_positive
-    unknown = only(detectors.aggregation_error(RunEvidence(run(adapters_error_update=[0.3] * 10), twin)))
+    baseline = run(adapters_error_update=[0.02] * 10)
+    assert only(detectors.aggregation_error(RunEvidence(run(**dear), baseline))).is_positive
+    assert not only(detectors.aggregation_error(RunEvidence(run(**free), baseline))).is_positive
+    unknown = only(detectors.aggregation_error(RunEvidence(run(adapters_error_update=[0.3] * 10), baseline)))
     assert unknown.is_positive and not unknown.is_confirmable
 
 
@@ -195,9 +195,9 @@ def test_unfairness_compares_clients_with_training_alone():
 
 def test_a_client_with_harder_text_is_not_a_case_of_unfairness():
     hard, even = [[5.0, 5.0, 5.0, 5.8]], [[5.0] * 4]
-    end, twin = [[4.0, 4.0, 4.0, 4.8]] * 6, RunEvidence(run(clients={"loss": even + [[4.2] * 4] * 6})).run
-    assert not only(detectors.unfairness(RunEvidence(run(loss=[4.0] * 7, clients={"loss": hard + end}), twin))).is_positive
-    late = only(detectors.unfairness(RunEvidence(run(loss=[4.0] * 7, clients={"loss": even + end}), twin)))
+    end, baseline = [[4.0, 4.0, 4.0, 4.8]] * 6, RunEvidence(run(clients={"loss": even + [[4.2] * 4] * 6})).run
+    assert not only(detectors.unfairness(RunEvidence(run(loss=[4.0] * 7, clients={"loss": hard + end}), baseline))).is_positive
+    late = only(detectors.unfairness(RunEvidence(run(loss=[4.0] * 7, clients={"loss": even + end}), baseline)))
     assert late.is_positive and late.first_round == 1 and late.clients == (3,)
 
 
@@ -226,8 +226,8 @@ def test_stale_control_variates_are_old_and_far_from_the_gradient():
 def test_a_baseline_with_inaccurate_control_variates_of_any_age_has_no_stale_ones():
     age = np.arange(1, 31).reshape(15, 2)
     said = [
-        only(detectors.control_variates(RunEvidence(make_control_run(age, age / 10), twin)), "stale control variates").in_baseline
-        for twin in (None, make_control_run(age, age / 10), make_control_run(age, 3 + age % 2), make_control_run(age, age / 100))
+        only(detectors.control_variates(RunEvidence(make_control_run(age, age / 10), baseline)), "stale control variates").in_baseline
+        for baseline in (None, make_control_run(age, age / 10), make_control_run(age, 3 + age % 2), make_control_run(age, age / 100))
     ]
     assert said == [None, True, False, False]
 
@@ -236,8 +236,8 @@ def test_control_variates_as_accurate_as_in_the_baseline_are_not_stale():
     age = np.arange(1, 31).reshape(15, 2)
     noisy = make_control_run(age, 1.3 + age / 100)  # minibatch noise makes fresh control variates inaccurate as well
     positive = [
-        only(detectors.control_variates(RunEvidence(noisy, twin)), "stale control variates").is_positive
-        for twin in (None, make_control_run(age, 1.4 - age / 100), make_control_run(age, 0.3 + age / 100))
+        only(detectors.control_variates(RunEvidence(noisy, baseline)), "stale control variates").is_positive
+        for baseline in (None, make_control_run(age, 1.4 - age / 100), make_control_run(age, 0.3 + age / 100))
     ]
     assert positive == [True, False, True]
 
@@ -259,7 +259,7 @@ def test_overshoot_is_a_reversal_with_growing_optimizer_state():
 
 def test_every_threshold_is_in_the_file_and_can_be_replaced():
     strict = {**THRESHOLDS, "gap": {"all": 0.001, "domain": 0.001}}
-    run_, twin = run(loss=[4.0] * 6), run(loss=[3.99] * 6)
-    assert not only(detectors.loss_gap(RunEvidence(run_, twin))).is_positive
-    assert only(detectors.loss_gap(RunEvidence(run_, twin, thresholds=strict))).is_positive
+    run_, baseline = run(loss=[4.0] * 6), run(loss=[3.99] * 6)
+    assert not only(detectors.loss_gap(RunEvidence(run_, baseline))).is_positive
+    assert only(detectors.loss_gap(RunEvidence(run_, baseline, thresholds=strict))).is_positive
     assert math.isclose(THRESHOLDS["divergence"]["climb"], math.log(4), rel_tol=1e-9)

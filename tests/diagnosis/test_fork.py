@@ -270,7 +270,7 @@ def test_runs_that_cannot_be_forked_are_refused(recorded_run, tmp_path):
         edit_config(make_fork_config(origin, 1), {"fork": None, "seed": 7}),
         replace(there, runtime=replace(there.runtime, save_updates=False)),
     )
-    for run, round, words, wanted in [
+    for run, round, words, expected in [
         (plain, 1, [], "--save-updates"),
         (origin, 5, [], "must be 1 to 4"),
         (origin, 2, ["exclude_clients=3"], "clients 0 to 2"),
@@ -285,15 +285,15 @@ def test_runs_that_cannot_be_forked_are_refused(recorded_run, tmp_path):
         (first, 4, [], f"fork {origin.id[:6]}"),
     ]:
         asked = make_fork_config(run, round, words)
-        with pytest.raises(UserError, match=wanted):
+        with pytest.raises(UserError, match=expected):
             ForkedRun.from_config(Run(run.root, asked.id), asked)
-    for word, wanted in [
+    for word, expected in [
         ("exclude_clients=three", "a whole number"),
         ("exclude_clients", "e.g. exclude_clients=3"),
         ("algorithm=Medin", "Medin"),
         ("lr=0.1", "no such key"),
     ]:
-        with pytest.raises(UserError, match=wanted):
+        with pytest.raises(UserError, match=expected):
             make_fork_config(origin, 2, [word])
     origin.write_json("environment", {**origin.environment, "engine": {"backend": "flower"}})
     with pytest.raises(UserError, match="behind Flower"):

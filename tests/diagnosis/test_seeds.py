@@ -60,9 +60,17 @@ def test_a_finding_with_missing_input_stays_suspected_and_names_it():
 
 
 def test_an_event_is_reported_for_one_seed_and_confirmed_by_consistent_pairs():
-    def event(run, twin):
+    def event(run, baseline):
         return make_finding(
-            "trouble", float(run), float(twin), 0.5, "event", is_positive=run, message="it happened", in_baseline=twin, is_event=True
+            "trouble",
+            float(run),
+            float(baseline),
+            0.5,
+            "event",
+            is_positive=run,
+            message="it happened",
+            in_baseline=baseline,
+            is_event=True,
         )
 
     assert grade(*[event(True, False)] + [event(False, False)] * 4) == "suspected"

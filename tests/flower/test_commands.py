@@ -43,10 +43,10 @@ from fedrift.flower.launch import (
 
 
 def test_backend_options_are_not_part_of_the_experiment():
-    rest, fleet, terms = split_backend_override(
+    rest, simulator, terms = split_backend_override(
         ["seed=3", "backend=flower", "backend.min_results=2", "backend.round_timeout_s=60", "algorithm=Scaffold"]
     )
-    assert (rest, fleet, terms.min_results, terms.round_timeout_s) == (["seed=3", "algorithm=Scaffold"], "flower", 2, 60)
+    assert (rest, simulator, terms.min_results, terms.round_timeout_s) == (["seed=3", "algorithm=Scaffold"], "flower", 2, 60)
     assert split_backend_override(None)[1] == "simulated"
 
 
@@ -141,7 +141,7 @@ def test_a_flower_configuration_is_read_as_strictly_as_an_experiment():
     assert (read_threads({"threads": "2"}), read_threads({}), read_dtype({}), read_bool({"a": True}, "a")) == (2, None, "auto", True)
     experiment = parse_config({"dataset": "bbc"})
     assert read_experiment_config({"experiment": json.dumps(experiment.to_dict())}) == experiment
-    for reader, config, told in (
+    for reader, config, message in (
         (read_flower_config, {"min_results": True}, "backend.min_results: expected a whole number"),
         (read_flower_config, {"round_timeout_s": "60"}, "backend.round_timeout_s"),
         (read_flower_config, {"round_timeout_s": float("inf")}, "backend.round_timeout_s"),
@@ -161,7 +161,7 @@ def test_a_flower_configuration_is_read_as_strictly_as_an_experiment():
         (make_client, Context(1, 1, {"client": "0"}, RecordDict(), {}), "does not name a client"),
         (make_client, Context(1, 1, {"client": 0}, RecordDict(), {}), "as JSON"),
     ):
-        with pytest.raises(UserError, match=told) as raised:
+        with pytest.raises(UserError, match=message) as raised:
             reader(config)
         assert len(str(raised.value)) < 300
 

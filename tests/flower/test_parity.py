@@ -75,9 +75,11 @@ CLUSTERED = [(strategy, Scaffold()) for strategy in STRATEGIES] + [
 
 def make_clustering(strategy: NoClustering, algorithm: FedAvg, deal: Data) -> tuple[ClusteringRuntime, ClientSimulator]:
     """Return a clustering of clients with two kinds of text, and the local client simulator."""
-    fleet = ClientSimulator(5, loss, deal, optimizers.Sgd(0.05), represent_fn=represent)
+    client_pool = ClientSimulator(5, loss, deal, optimizers.Sgd(0.05), represent_fn=represent)
     vectors, _ = documents(5, 1.0, 0, domains=2)
-    return ClusteringRuntime(strategy, make_client_info(vectors, losses=partial(client_losses_per_model, fleet)), algorithm), fleet
+    return ClusteringRuntime(
+        strategy, make_client_info(vectors, losses=partial(client_losses_per_model, client_pool)), algorithm
+    ), client_pool
 
 
 @pytest.mark.sample(4)
@@ -85,12 +87,12 @@ def make_clustering(strategy: NoClustering, algorithm: FedAvg, deal: Data) -> tu
 def test_training_with_clusters_over_flower_equals_local_training(strategy, algorithm, tmp_path):
     """The server assigns clusters; SCAFFOLD's c of each cluster is the mean of its members' c_k."""
     deal = data(dtype=torch.float32)
-    work, fleet = make_clustering(strategy, algorithm, deal)
+    work, client_pool = make_clustering(strategy, algorithm, deal)
     there, _ = make_clustering(strategy, algorithm, deal)
     here = list(
         run_rounds(
             work.init_state(params(torch.float32)),
-            fleet,
+            client_pool,
             algorithm,
             num_rounds=4,
             cohort_size=3,
@@ -114,11 +116,11 @@ def test_training_with_clusters_over_flower_equals_local_training(strategy, algo
 def test_clients_with_soft_clusters_train_over_flower(tmp_path):
     deal, algorithm = data(dtype=torch.float32), FedAvg(aggregator=FFALoRA())
     strategy = SoftClustering(TextClustering(num_clusters=2), temperature=1.0)
-    (work, fleet), (there, _) = make_clustering(strategy, algorithm, deal), make_clustering(strategy, algorithm, deal)
+    (work, client_pool), (there, _) = make_clustering(strategy, algorithm, deal), make_clustering(strategy, algorithm, deal)
     here = list(
         run_rounds(
             work.init_state(params(torch.float32)),
-            work.wrap_client_pool(fleet),
+            work.wrap_client_pool(client_pool),
             algorithm,
             num_rounds=3,
             cohort_size=3,

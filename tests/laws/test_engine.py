@@ -59,7 +59,7 @@ def trained(kind: str, tune: str, rule: str, fused: bool = True, use_prefix_cach
 def federated(model: StackedModel, rule: str, clients_per_pass: int | None = None, optimizer=None) -> Tree:
     """The server's params after two rounds."""
     algorithm, reference_params = RULES[rule]
-    fleet = ClientSimulator(
+    simulator = ClientSimulator(
         3,
         model,
         batches,
@@ -68,7 +68,7 @@ def federated(model: StackedModel, rule: str, clients_per_pass: int | None = Non
         clients_per_pass=clients_per_pass,
         represent_fn=lambda params, read: mean_hidden_states(model.hidden_states, params, read),
     )
-    *_, last = run_rounds(init_state(algorithm, model.init_params(), 3), fleet, algorithm, num_rounds=2, cohort_size=3, seed=0)
+    *_, last = run_rounds(init_state(algorithm, model.init_params(), 3), simulator, algorithm, num_rounds=2, cohort_size=3, seed=0)
     return last.after.server.params
 
 

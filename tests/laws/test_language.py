@@ -55,18 +55,18 @@ class FaultyBatches:
             yield {**batch, "factor": torch.tensor([torch.nan if k in self.broken else 1.0 for k in who])}
 
 
-def with_faulty_clients(fleet: ClientSimulator, broken: set[int] = frozenset(), empty: set[int] = frozenset()) -> ClientSimulator:
-    plain = fleet.loss_fn
+def with_faulty_clients(client_pool: ClientSimulator, broken: set[int] = frozenset(), empty: set[int] = frozenset()) -> ClientSimulator:
+    plain = client_pool.loss_fn
     return replace(
-        fleet,
-        batches=FaultyBatches(fleet.batches, frozenset(broken), frozenset(empty)),
+        client_pool,
+        batches=FaultyBatches(client_pool.batches, frozenset(broken), frozenset(empty)),
         loss_fn=lambda params, batch: plain(params, batch) * batch["factor"],
     )
 
 
-def train(fleet: ClientSimulator, rule: FedAvg, state: FederatedState | None, params: Tree, until: int) -> list[RoundResult]:
-    state = state or init_state(rule, params, fleet.size)
-    return list(run_rounds(state, fleet, rule, num_rounds=until, cohort_size=fleet.size, seed=0))
+def train(client_pool: ClientSimulator, rule: FedAvg, state: FederatedState | None, params: Tree, until: int) -> list[RoundResult]:
+    state = state or init_state(rule, params, client_pool.size)
+    return list(run_rounds(state, client_pool, rule, num_rounds=until, cohort_size=client_pool.size, seed=0))
 
 
 @pytest.mark.sample(25)
@@ -76,9 +76,9 @@ def test_failed_and_empty_clients_and_rounds_change_nothing_else(settings, name,
     nothing.
     """
     setting, rule = settings[tune], algorithm(name)
-    fleet, params = setting.simulator, setting.initial_state.server.params
-    broken = train(with_faulty_clients(fleet, broken={1}), rule, None, params, 2)
-    empty = train(with_faulty_clients(fleet, empty={1}), rule, None, params, 2)
+    client_pool, params = setting.simulator, setting.initial_state.server.params
+    broken = train(with_faulty_clients(client_pool, broken={1}), rule, None, params, 2)
+    empty = train(with_faulty_clients(client_pool, empty={1}), rule, None, params, 2)
     for one, other in zip(broken, empty, strict=True):
         assert one.update.failed.tolist() == [False, True, False]
         assert one.update.weight[1] == 0 and one.update.delta.is_finite().all()
@@ -88,7 +88,7 @@ def test_failed_and_empty_clients_and_rounds_change_nothing_else(settings, name,
     assert all(leaf.isfinite().all() for leaf in broken[-1].after.server.params.values())
 
     before = broken[-1].after
-    (lost,) = train(with_faulty_clients(fleet, broken={0, 1, 2}), rule, before, params, 3)
+    (lost,) = train(with_faulty_clients(client_pool, broken={0, 1, 2}), rule, before, params, 3)
     assert lost.update.failed.all()
     assert same(replace(before, round=3), lost.after)
     assert not any(leaf.any() for leaf in lost.after.server_delta.values())

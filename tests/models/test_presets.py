@@ -79,7 +79,7 @@ def test_a_preset_has_priority_over_a_folder_unless_a_path_is_given(tmp_path, mo
 
 
 @pytest.mark.parametrize(
-    ("name", "told"),
+    ("name", "message"),
     [
         ("pockt", "did you mean 'pocket'"),
         ("qwen-0.5B", "did you mean 'qwen-0.5b'"),
@@ -90,8 +90,8 @@ def test_a_preset_has_priority_over_a_folder_unless_a_path_is_given(tmp_path, mo
         ("a/b/c", "no folder"),
     ],
 )
-def test_an_unknown_name_is_refused_with_the_existing_ones(name, told):
-    with pytest.raises(UserError, match=told):
+def test_an_unknown_name_is_refused_with_the_existing_ones(name, message):
+    with pytest.raises(UserError, match=message):
         resolve_model(name)
 
 

@@ -141,15 +141,15 @@ def test_an_unknown_target_is_refused_with_the_nearest_name():
 
 
 @pytest.mark.parametrize(
-    ("tune", "told"),
+    ("tune", "message"),
     [
         (Lora(target_modules=()), "target_modules is empty"),
         (Lora(r=1_000_000_000), r"trainable.r: 1000000000 exceeds .* maximum is 16 \(of model.layers.0.self_attn.q_proj"),
         (Lora(r=17, target_modules=("v_proj",)), r"maximum is 8 \(of model.layers.0.self_attn.v_proj"),
     ],
 )
-def test_adapters_without_targets_or_with_too_high_rank_are_refused(tune, told):
-    with pytest.raises(UserError, match=told):
+def test_adapters_without_targets_or_with_too_high_rank_are_refused(tune, message):
+    with pytest.raises(UserError, match=message):
         StackedModel(network("llama"), tune)
     assert Lora(r=16).select_modules(network("llama"))  # the full rank of some of the maps
 

@@ -66,20 +66,20 @@ def test_the_gap_uses_the_rounds_of_both_runs(tmp_path):
 
 
 def test_a_study_is_shown_in_every_state_and_nothing_is_written(tmp_path):
-    book = make_manifest(tmp_path, tmp_path / "world")
+    manifest = make_manifest(tmp_path, tmp_path / "world")
     start_run(tmp_path, "run0", ROUNDS, start=5.1)
     start_run(tmp_path, "twin0", 3, severity=0.0)
-    book.record_failure("run1", "MemoryError: no room\nat all")
+    manifest.record_failure("run1", "MemoryError: no room\nat all")
     watcher = open_monitor(tmp_path, "tiny")
     before = listing(tmp_path)
     scene = watcher.take_snapshot()
     assert listing(tmp_path) == before
     assert dict(scene.counts) == {"finished": 1, "failed": 1, "unfinished": 1, "missing": 1}
-    arm, twin = scene.groups
-    assert (arm.role, twin.role) == ("run", "iid_baseline")
-    assert [run.state for run in arm.runs] == ["finished", "failed"]
-    assert arm.runs[0].gap == pytest.approx(0.1)
-    assert arm.runs[1].failure_reason.startswith("MemoryError")
+    condition_name, baseline = scene.groups
+    assert (condition_name.role, baseline.role) == ("run", "iid_baseline")
+    assert [run.state for run in condition_name.runs] == ["finished", "failed"]
+    assert condition_name.runs[0].gap == pytest.approx(0.1)
+    assert condition_name.runs[1].failure_reason.startswith("MemoryError")
     assert (scene.rounds_done, scene.is_complete) == (ROUNDS + 3, False)
     assert scene.note == ("no process is running, and 2 runs are not finished; repeat the command that started them to continue")
 
@@ -153,11 +153,11 @@ def test_runs_of_a_folder_are_grouped_with_their_baselines_under_unique_names(tm
 
 
 def test_the_page_receives_curves_as_valid_json(tmp_path):
-    book = make_manifest(tmp_path, tmp_path / "world")
+    manifest = make_manifest(tmp_path, tmp_path / "world")
     run = start_run(tmp_path, "run0", 3)
     start_run(tmp_path, "run1", 5, start=5.2, seed=1)
     run.append_records([Record(4, "loss", "", -1, math.nan), Record(5, "loss", "", -1, 1e9)])
-    watcher = Monitor(tmp_path, book)
+    watcher = Monitor(tmp_path, manifest)
     scene = watcher.take_snapshot()
     said = snapshot_to_json(scene, watcher.domains, 2.0)
     assert said["domains"] == ["sport", "tech"] and said["suggested"] == [row_id(scene.groups[0])]
@@ -170,13 +170,13 @@ def test_the_page_receives_curves_as_valid_json(tmp_path):
 
 
 def test_findings_appear_during_runs(tmp_path):
-    book = make_manifest(tmp_path, tmp_path / "world")
+    manifest = make_manifest(tmp_path, tmp_path / "world")
     for seed in (0, 1):
         run = start_run(tmp_path, f"run{seed}", 3, seed=seed)
         start_run(tmp_path, f"twin{seed}", ROUNDS, severity=0.0, seed=seed)
         run.append_records([Record(round, "loss", "", -1, 50.0 + round) for round in range(4, 7)])
         run.append_records([Record(round, "loss", domain, -1, 50.0 + round) for round in range(4, 7) for domain in ("sport", "tech")])
-    watcher = Monitor(tmp_path, book)
+    watcher = Monitor(tmp_path, manifest)
     found = watcher.take_snapshot().findings
     assert "divergence" in {each["failure"] for each in found}
     assert all(each["condition"] == "algorithm=FedAvg" for each in found)
@@ -229,9 +229,9 @@ def test_an_unreadable_run_hides_no_other_run(tmp_path):
 
 
 def test_a_broken_run_of_a_study_hides_no_other_run(tmp_path):
-    book = make_manifest(tmp_path / "runs", tmp_path)
-    start_run(book.root, "run0", 3)
-    start_run(book.root, "twin0", 3, severity=0.0)
-    (book.root / "twin0" / "experiment.json").write_text("[1]")
-    seen = {run.run: run for row in Monitor(book.root, book).take_snapshot().groups for run in row.runs}
+    manifest = make_manifest(tmp_path / "runs", tmp_path)
+    start_run(manifest.root, "run0", 3)
+    start_run(manifest.root, "twin0", 3, severity=0.0)
+    (manifest.root / "twin0" / "experiment.json").write_text("[1]")
+    seen = {run.run: run for row in Monitor(manifest.root, manifest).take_snapshot().groups for run in row.runs}
     assert seen["run0"].rounds_done == 3 and seen["run0"].state == "unfinished"

@@ -40,9 +40,9 @@ def test_at_severity_1_every_client_has_one_source_and_its_size():
 
 def test_the_iid_baseline_has_the_same_sizes_and_the_mix_of_the_pool():
     corpus = make_source_corpus()
-    here, twin = table_of(corpus, 6), table_of(corpus, 6, 0.0)
-    assert np.abs(here.sum(axis=1) - twin.sum(axis=1)).max() <= 2 * corpus.size.max()
-    large = twin[:3] / twin[:3].sum(axis=1, keepdims=True)
+    here, baseline = table_of(corpus, 6), table_of(corpus, 6, 0.0)
+    assert np.abs(here.sum(axis=1) - baseline.sum(axis=1)).max() <= 2 * corpus.size.max()
+    large = baseline[:3] / baseline[:3].sum(axis=1, keepdims=True)
     assert np.abs(large - corpus_share(here)).max() < 0.05
 
 

@@ -44,7 +44,7 @@ def test_a_nested_partition_is_read_and_written_back():
 
 
 @pytest.mark.parametrize(
-    ("partition", "told"),
+    ("partition", "message"),
     [
         ({"type": "Calibrated", "base": "TopicMx"}, "partition.base: no base 'TopicMx': did you mean 'TopicMix'?"),
         ({"type": "Calibrated", "base": {"type": "Dirichlet", "beta": 1}}, "partition.base.beta: Dirichlet has no such key"),
@@ -55,10 +55,10 @@ def test_a_nested_partition_is_read_and_written_back():
         ({"type": "Calibrated", "measure": "bits"}, "partition.measure: expected 'domains' or 'words'"),
     ],
 )
-def test_a_mistake_in_a_nested_partition_is_refused_with_its_place(partition, told):
+def test_a_mistake_in_a_nested_partition_is_refused_with_its_place(partition, message):
     with pytest.raises(UserError) as raised:
         written_and_parsed(partition)
-    assert told in str(raised.value)
+    assert message in str(raised.value)
 
 
 @pytest.mark.parametrize("of", [TopicMix(), Dirichlet(), Composed(quantity_severity=0.2)], ids=lambda of: type(of).__name__)
@@ -94,9 +94,9 @@ def test_severity_0_is_the_iid_baseline_of_the_nested_partition(of):
 def test_the_iid_baseline_is_made_even_for_a_small_corpus():
     """30 documents on 10 clients differ by chance by far more than 0.01, but severity 0 needs no calibration."""
     documents = make_topic_corpus(30)
-    twin = TopicMix(10, 0.0)(documents, stream())
-    assert label_severity(documents, twin) > 0.05
-    assert np.array_equal(Calibrated(10, 0.0)(documents, stream()).document_owners(30), twin.document_owners(30))
+    baseline = TopicMix(10, 0.0)(documents, stream())
+    assert label_severity(documents, baseline) > 0.05
+    assert np.array_equal(Calibrated(10, 0.0)(documents, stream()).document_owners(30), baseline.document_owners(30))
 
 
 def test_the_partition_equals_the_nested_one_at_the_calibrated_severity():

@@ -117,8 +117,8 @@ def test_at_severity_0_every_client_has_the_mix_of_the_corpus(kind):
     budgets = partition.budgets(documents)
     assert np.abs(budgets - budgets.mean()).max() <= 1.5 * documents.size.max()
     counts = np.array([np.bincount(documents.label[rows], minlength=4) for rows in partition.rows])
-    wanted = counts.sum(1, keepdims=True) * counts.sum(0) / counts.sum()
-    assert ((counts - wanted) ** 2 / wanted).sum() < 38.9  # chi-square, 21 degrees of freedom, p = 0.01
+    expected = counts.sum(1, keepdims=True) * counts.sum(0) / counts.sum()
+    assert ((counts - expected) ** 2 / expected).sum() < 38.9  # chi-square, 21 degrees of freedom, p = 0.01
 
 
 @pytest.mark.sample(5)

@@ -102,13 +102,15 @@ def test_without_refill_clients_have_equally_many_words_before_rewriting(kind):
 def test_the_homogeneous_control_rewrites_as_much_and_all_clients_alike(kind):
     documents = make_stories(900)
     same = kind(6, 1.0, equalize_words=False)
-    arms = [rewritten_texts(make_partition(kind(6, 1.0, equalize_words=False, homogeneous=e), documents), documents) for e in (False, True)]
-    lengths = [np.array([np.mean([len(t.split()) for t in texts]) for texts in arm]) for arm in arms]
+    conditions = [
+        rewritten_texts(make_partition(kind(6, 1.0, equalize_words=False, homogeneous=e), documents), documents) for e in (False, True)
+    ]
+    lengths = [np.array([np.mean([len(t.split()) for t in texts]) for texts in condition]) for condition in conditions]
     assert abs(lengths[0].mean() - lengths[1].mean()) < 0.05 * lengths[0].mean()
     same = make_partition(kind(6, 1.0, homogeneous=True), documents)
     assert len({id(r) for r in same.rewrites}) == 1 and np.ptp(lengths[1]) < 0.2 * lengths[1].mean()
     original = set(documents.text)
-    for texts in arms[1]:
+    for texts in conditions[1]:
         share = np.mean([text not in original for text in texts])
         assert abs(share - (1.0 if kind is Style else 0.5)) < 0.15
 

@@ -27,8 +27,8 @@ MARKS = (
 @pytest.fixture(scope="module")
 def page(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("browser")
-    book = make_study(folder / "runs", deep=True, more={"training.client_optimizer.lr": [0.5, 100.0]}, seeds=3)
-    return write_study_report(book, folder / "out")[0].resolve()
+    manifest = make_study(folder / "runs", deep=True, more={"training.client_optimizer.lr": [0.5, 100.0]}, seeds=3)
+    return write_study_report(manifest, folder / "out")[0].resolve()
 
 
 @pytest.fixture(scope="module")

@@ -138,12 +138,12 @@ def test_a_mean_over_rounds_excludes_round_0(tmp_path):
 
 def test_the_drawn_gap_is_paired_by_seed(whole):
     dossier = load_study_data(whole)
-    arm = next(arm for arm in dossier.conditions if arm.name.endswith("FedAvg, partition.severity=1.0"))
+    condition = next(condition for condition in dossier.conditions if condition.name.endswith("FedAvg, partition.severity=1.0"))
     frame = dossier.gap_curves("loss")
-    drawn = frame[(frame["condition"] == arm.index) & (frame["domain"] == "") & (frame["round"] == 6)].iloc[0]
+    drawn = frame[(frame["condition"] == condition.index) & (frame["domain"] == "") & (frame["round"] == 6)].iloc[0]
     pairs = [
-        whole.get_run(run).trajectory().curve("loss")[-1] - whole.get_run(arm.baselines[seed]).trajectory().curve("loss")[-1]
-        for seed, run in arm.runs.items()
+        whole.get_run(run).trajectory().curve("loss")[-1] - whole.get_run(condition.baselines[seed]).trajectory().curve("loss")[-1]
+        for seed, run in condition.runs.items()
     ]
     assert drawn["mean"] == pytest.approx(sum(pairs) / len(pairs)) and drawn["seeds"] == 6
     assert drawn["high"] - drawn["low"] < 0.1  # seeds differ by .2, paired differences by .01
@@ -282,4 +282,4 @@ def test_figures_contain_their_conditions_for_the_filters(document):
             data = [row for panel in figure.panels for rows in panel.draw(100).to_dict()["datasets"].values() for row in rows]
             assert {row["condition"] for row in data} - {-1} <= set(range(len(document.conditions)))
             assert len({row["condition"] for row in data} - {-1}) == 4
-    assert json.loads(json.dumps([dict(arm) for arm in document.conditions]))[0]["algorithm"] == "FedAvg"
+    assert json.loads(json.dumps([dict(condition) for condition in document.conditions]))[0]["algorithm"] == "FedAvg"

@@ -90,9 +90,9 @@ def test_a_reused_batch_trains_the_same_clients():
     both = clients((1.0, 1.0), (1.0, 1.0), steps=3)
     once = next(iter(both(0, torch.tensor([1]))))
     kept = {**once, "rows": torch.tensor([1])}
-    fleet = ClientSimulator(2, loss, lambda round, cohort: [kept] * 3, Sgd(0.1))
-    (done,) = run_rounds(init_state(FedAvg(), params(0.0), 2), fleet, FedAvg(), num_rounds=1, cohort_size=2, seed=0)
+    client_pool = ClientSimulator(2, loss, lambda round, cohort: [kept] * 3, Sgd(0.1))
+    (done,) = run_rounds(init_state(FedAvg(), params(0.0), 2), client_pool, FedAvg(), num_rounds=1, cohort_size=2, seed=0)
     assert kept.keys() == {*once, "rows"}
     assert done.update.steps.tolist() == [0, 3]  # the first client is inactive in every step
-    assert client_losses_per_model(fleet, done.after, 2).isnan().flatten().tolist() == [True, False]
+    assert client_losses_per_model(client_pool, done.after, 2).isnan().flatten().tolist() == [True, False]
     assert "rows" in kept

@@ -18,8 +18,8 @@ def test_a_client_with_an_infinite_gradient_is_excluded_from_the_mean():
     def loss(params, batch):
         return (params["x"][:, 0] - batch["shift"]).sqrt()
 
-    fleet = ClientSimulator(2, loss, lambda round, cohort: iter([{"shift": shift[cohort]}]), Sgd(0.5))
-    (done,) = run_rounds(init_state(FedAvg(), Tree(x=torch.ones(1, 1)), 2), fleet, FedAvg(), num_rounds=1, cohort_size=2, seed=0)
+    simulator = ClientSimulator(2, loss, lambda round, cohort: iter([{"shift": shift[cohort]}]), Sgd(0.5))
+    (done,) = run_rounds(init_state(FedAvg(), Tree(x=torch.ones(1, 1)), 2), simulator, FedAvg(), num_rounds=1, cohort_size=2, seed=0)
     assert done.update.loss.isfinite().all()
     assert done.update.failed.tolist() == [True, False]
     assert done.after.server.params["x"].item() == 0.75  # the step of the other client only

@@ -24,9 +24,9 @@ def weighted_loss(params: Tree, batch: dict[str, torch.Tensor]) -> torch.Tensor:
 
 
 def weights(batches, weighting: str, cohort=(0, 1, 2, 3), micro: int | None = None) -> list[float]:
-    fleet = ClientSimulator(4, weighted_loss, batches, Sgd(0.1), client_weighting=weighting, clients_per_pass=micro)
+    simulator = ClientSimulator(4, weighted_loss, batches, Sgd(0.1), client_weighting=weighting, clients_per_pass=micro)
     state = init_state(FedAvg(), Tree(x=torch.zeros(1, 1)), 4)
-    return fleet.train(state, FedAvg(), torch.tensor(cohort)).weight.tolist()
+    return simulator.train(state, FedAvg(), torch.tensor(cohort)).weight.tolist()
 
 
 @pytest.mark.parametrize("micro", [None, 1])

@@ -31,22 +31,22 @@ def test_each_search_starts_near_a_known_boundary_of_its_condition():
     first: dict[tuple[int, str], float] = {}
     tried = []
 
-    def breaks(arm, seed, setting):
-        first.setdefault((seed, arm), setting)
+    def breaks(condition, seed, setting):
+        first.setdefault((seed, condition), setting)
         tried.append(setting)
-        return setting > true[arm] * (1 + seed / 100)
+        return setting > true[condition] * (1 + seed / 100)
 
     found = list(find_boundaries(breaks, list(true), range(3), 10.0))
-    assert [(seed, arm) for seed, arm, _ in found] == [(seed, arm) for seed in range(3) for arm in true]
-    for seed, arm, bracket in found:
-        assert bracket.boundary == pytest.approx(true[arm] * (1 + seed / 100), rel=0.025)
-    at = {(seed, arm): bracket.boundary for seed, arm, bracket in found}
+    assert [(seed, condition) for seed, condition, _ in found] == [(seed, condition) for seed in range(3) for condition in true]
+    for seed, condition, bracket in found:
+        assert bracket.boundary == pytest.approx(true[condition] * (1 + seed / 100), rel=0.025)
+    at = {(seed, condition): bracket.boundary for seed, condition, bracket in found}
     assert first[0, "skewed"] == at[0, "IID"] and first[1, "IID"] == at[0, "IID"] and first[2, "skewed"] == at[1, "skewed"]
     assert [bracket.num_runs for *_, bracket in found[2:]] == [5] * 4 and len(tried) == sum(bracket.num_runs for *_, bracket in found)
 
 
 def test_a_search_that_found_nothing_starts_no_other():
-    found = list(find_boundaries(lambda arm, seed, at: arm == "IID" and at > 0.3, ["skewed", "IID"], [0, 1], 0.5, maximum=8.0))
+    found = list(find_boundaries(lambda condition, seed, at: condition == "IID" and at > 0.3, ["skewed", "IID"], [0, 1], 0.5, maximum=8.0))
     assert [math.isnan(bracket.boundary) for *_, bracket in found] == [True, False, True, False]
     assert found[1][2].boundary == pytest.approx(0.3, rel=0.025)
 

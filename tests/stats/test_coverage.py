@@ -82,7 +82,7 @@ def test_a_study_without_effects_gives_five_per_cent_of_false_verdicts(times):
     ]
     alone = together = 0
     for draw in range(times):
-        found = s.evaluate_hypotheses(said, study(lambda *arm: 0.0, severities=(0.25, 0.5, 1.0), draw=draw), FACTORS)
+        found = s.evaluate_hypotheses(said, study(lambda *condition: 0.0, severities=(0.25, 0.5, 1.0), draw=draw), FACTORS)
         alone += found[0].verdict != "inconclusive"
         together += any(one.verdict != "inconclusive" for one in found[1:])
     slack = 4 * np.sqrt(0.05 * 0.95 / times)

@@ -127,7 +127,7 @@ def test_each_family_is_corrected_separately():
 
 
 def test_an_effect_too_small_to_matter_is_ruled_out():
-    runs = study(lambda *arm: 0.0)
+    runs = study(lambda *condition: 0.0)
     sides = {"metric": "loss", "group": {"algorithm": "Scaffold"}, "reference": {"algorithm": "FedAvg"}}
     assert evaluate_one(Greater(name="H", min_effect=0.05, **sides), runs).verdict == "refuted"
     loose = evaluate_one(Greater(name="H", **sides), runs)
@@ -200,10 +200,10 @@ def test_a_diverged_run_has_the_worst_rank_for_accuracies_and_losses():
     """A low accuracy is bad; with the opposite order a broken model would be the most accurate one."""
     runs = study(true_loss, seeds=7).rename(columns={"loss": "syntax.accuracy"}).assign(loss=0.0)
     bad = diverge(runs, (runs["partition.severity"] == 1.0) & (runs["seed"] < 4))
-    arm = {"partition.severity": 1.0, "algorithm": "FedAvg"}
-    found = evaluate_one(Less(name="H", metric="syntax.accuracy", contrast="iid_baseline", group=arm), bad)
+    condition = {"partition.severity": 1.0, "algorithm": "FedAvg"}
+    found = evaluate_one(Less(name="H", metric="syntax.accuracy", contrast="iid_baseline", group=condition), bad)
     assert [value for _, value in found.points][:4] == [-math.inf] * 4 and found.effect == -math.inf
-    assert evaluate_one(Less(name="H", metric="syntax.accuracy", worst_end="high", group=arm), bad).points[0][1] == math.inf
+    assert evaluate_one(Less(name="H", metric="syntax.accuracy", worst_end="high", group=condition), bad).points[0][1] == math.inf
     assert (s.default_worst_end("loss"), s.default_worst_end("text.rougeL"), s.default_worst_end("text.repetition")) == (
         "high",
         "low",
@@ -254,7 +254,7 @@ def test_a_trend_is_found_with_its_slope_and_a_flat_one_is_not():
     assert found.verdict == "supported" and found.effect == pytest.approx(0.2, abs=0.02) and found.test == "Page's L"
     down = Trend(name="H1", metric="loss", direction="down", contrast="iid_baseline", predictor="partition.severity")
     assert evaluate_one(down, runs).verdict == "refuted"
-    assert evaluate_one(said, study(lambda *arm: 0.0, severities=(0.25, 0.5, 0.75, 1.0))).verdict == "inconclusive"
+    assert evaluate_one(said, study(lambda *condition: 0.0, severities=(0.25, 0.5, 0.75, 1.0))).verdict == "inconclusive"
 
 
 @pytest.mark.parametrize("direction, verdict", [("up", "supported"), ("down", "refuted")])
@@ -271,7 +271,7 @@ def test_two_levels_are_tested_by_their_paired_contrast(direction, verdict):
 
 
 def test_a_rank_test_of_trend_reports_no_power():
-    runs = study(lambda *arm: 0.0, severities=(0.25, 0.5, 1.0))
+    runs = study(lambda *condition: 0.0, severities=(0.25, 0.5, 1.0))
     found = evaluate_one(Trend(name="H", metric="loss", contrast="iid_baseline", predictor="partition.severity"), runs)
     assert found.test == "Page's L" and math.isnan(found.detectable) and "would have been detected with" not in found.sentence
     assert "of the per-seed slopes" in found.sentence and "The p-value comes from a rank test" in found.sentence
@@ -318,9 +318,9 @@ def test_an_interaction_is_a_difference_between_differences():
 
 def test_equivalence_is_shown_refuted_or_open():
     sides = {"metric": "loss", "group": {"algorithm": "Scaffold"}, "reference": {"algorithm": "FedAvg"}}
-    assert evaluate_one(Equivalent(name="H", margin=0.05, **sides), study(lambda *arm: 0.0)).verdict == "supported"
+    assert evaluate_one(Equivalent(name="H", margin=0.05, **sides), study(lambda *condition: 0.0)).verdict == "supported"
     assert evaluate_one(Equivalent(name="H", margin=0.05, **sides), study(true_loss)).verdict == "refuted"
-    assert evaluate_one(Equivalent(name="H", margin=0.05, **sides), study(lambda *arm: 0.0, noise=0.3)).verdict == "inconclusive"
+    assert evaluate_one(Equivalent(name="H", margin=0.05, **sides), study(lambda *condition: 0.0, noise=0.3)).verdict == "inconclusive"
 
 
 def test_the_recovered_share_is_relative_to_baselines_and_to_an_oracle():
@@ -338,7 +338,7 @@ def test_the_recovered_share_is_relative_to_baselines_and_to_an_oracle():
 
 
 def test_a_share_of_a_gap_of_zero_is_inconclusive():
-    found = evaluate_one(RecoveredFraction(name="H", **SCAFFOLD), study(lambda *arm: 0.0))
+    found = evaluate_one(RecoveredFraction(name="H", **SCAFFOLD), study(lambda *condition: 0.0))
     assert found.verdict == "inconclusive" and "nothing to recover" in " ".join(found.notes)
 
 
@@ -358,7 +358,7 @@ def test_all_parts_must_hold():
     runs = study(true_loss)
     assert evaluate_one(All(name="H", parts=(worse, hurt)), runs).verdict == "supported"
     assert evaluate_one(All(name="H", parts=(worse, wrong)), runs).verdict == "refuted"
-    assert evaluate_one(All(name="H", parts=(worse, hurt)), study(lambda *arm: 0.0)).verdict == "inconclusive"
+    assert evaluate_one(All(name="H", parts=(worse, hurt)), study(lambda *condition: 0.0)).verdict == "inconclusive"
 
 
 def test_boundaries_are_compared_as_ratios():
@@ -373,7 +373,7 @@ def test_boundaries_are_compared_as_ratios():
 def test_the_table_hides_a_p_value_that_the_seeds_cannot_reach():
     found = s.evaluate_hypotheses(
         [Equivalent(name="H", metric="loss", margin=1.0, group={"algorithm": "Scaffold"}, reference={"algorithm": "FedAvg"})],
-        study(lambda *arm: 0.0, seeds=3),
+        study(lambda *condition: 0.0, seeds=3),
         FACTORS,
     )
     assert found[0].verdict == "inconclusive" and math.isnan(s.verdict_table(found)["p"][0])

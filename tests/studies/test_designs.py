@@ -89,7 +89,7 @@ def test_a_factor_of_two_levels_uses_a_two_level_column_or_repeats_a_level():
 
 
 @pytest.mark.parametrize(
-    ("design", "levels", "told"),
+    ("design", "levels", "message"),
     [
         (Orthogonal("L9"), {name: (0, 1, 2) for name in "abcde"}, "L9 has no column left for 'e'"),
         (Orthogonal("L9"), {"a": (0, 1, 2, 3)}, "4 levels"),
@@ -100,8 +100,8 @@ def test_a_factor_of_two_levels_uses_a_two_level_column_or_repeats_a_level():
         (ExplicitDesign(), {"a": (0, 1)}, "design.cells is empty"),
     ],
 )
-def test_an_impossible_design_is_refused(design, levels, told):
-    with pytest.raises(UserError, match=told):
+def test_an_impossible_design_is_refused(design, levels, message):
+    with pytest.raises(UserError, match=message):
         design(levels)
 
 

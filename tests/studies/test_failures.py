@@ -53,7 +53,7 @@ def cache_in(folder, root, **runtime) -> ResourceCache:
 @pytest.mark.parametrize("place", ["claim", "tell", "note"])
 def test_an_error_outside_a_run_ends_the_study(folder, tmp_path, monkeypatch, executor, place):
     there, told = cache_in(folder, tmp_path / "runs"), []
-    book, every = StudyManifest(there.runtime.runs_dir, "s"), make_configs(folder, there)
+    manifest, every = StudyManifest(there.runtime.runs_dir, "s"), make_configs(folder, there)
 
     def fail(*_, **__):
         raise OSError(28, "No space left on device")
@@ -73,19 +73,19 @@ def test_an_error_outside_a_run_ends_the_study(folder, tmp_path, monkeypatch, ex
         monkeypatch.setattr(StudyManifest, "record_failure", fail)
     error = KeyError if place == "note" else OSError  # the error of the run itself is raised
     with pytest.raises(error) as raised:
-        run_phase(every, there, book, executor, lambda what, experiments: on_progress, "runs")
+        run_phase(every, there, manifest, executor, lambda what, experiments: on_progress, "runs")
     if place == "note":
         assert "No space left" in raised.value.__notes__[0]
     assert not any(list((there.runtime.runs_dir / each.id).glob("lease.*")) for each in every)  # no lease remains
     monkeypatch.undo()
-    run_phase(every, there, book, executor, lambda what, experiments: lambda run, round: None, "runs")
-    assert all(book.get_run(each.id).is_finished for each in every)
+    run_phase(every, there, manifest, executor, lambda what, experiments: lambda run, round: None, "runs")
+    assert all(manifest.get_run(each.id).is_finished for each in every)
 
 
 def test_an_executor_that_omits_runs_is_an_error(folder, tmp_path):
     class IdleExecutor(Executor):
-        def __call__(self, experiments, cache, book, on_progress):
-            Local()(experiments[:1], cache, book, on_progress)
+        def __call__(self, experiments, cache, manifest, on_progress):
+            Local()(experiments[:1], cache, manifest, on_progress)
 
     there = cache_in(folder, tmp_path / "runs")
     every = make_configs(folder, there)
@@ -187,8 +187,8 @@ def finished_study(folder):
     """A finished study and its progress messages."""
     told = []
     there = cache_in(folder, folder / "done", on_message=told.append)
-    wanted = study(folder, **BASE)
-    return wanted, run_study(wanted, there), told
+    expected = study(folder, **BASE)
+    return expected, run_study(expected, there), told
 
 
 def copy_study(folder, tmp_path, finished_study, **runtime):
@@ -199,21 +199,21 @@ def copy_study(folder, tmp_path, finished_study, **runtime):
 
 
 def test_reused_runs_are_counted_and_fresh_runs_them_again(folder, tmp_path, finished_study):
-    wanted, before, told = finished_study
+    expected, before, told = finished_study
     assert not any("not run again" in line for line in told)
-    book, there, told = copy_study(folder, tmp_path, finished_study)
+    manifest, there, told = copy_study(folder, tmp_path, finished_study)
     ids = {entry.run for entry in before.read()["runs"]}
-    run_study(wanted, there)
+    run_study(expected, there)
     (line,) = [line for line in told if "not run again" in line]
     assert line.startswith(f"runs: {len(ids)} of {len(ids)} were finished on ") and "float32 on cpu" in line
     told.clear()
     for id in ids:
         (tmp_path / "runs" / id / "mark").touch()
-    run_study(wanted, there, fresh=True)
+    run_study(expected, there, fresh=True)
     assert not any("not run again" in line for line in told) and f"{len(ids)} stored runs are now in" in told[0]
     assert {path.name for path in (tmp_path / "runs" / "replaced").iterdir()} == {f"{id}.1" for id in ids}
-    assert all(book.get_run(id).is_finished and not (book.get_run(id).folder / "mark").exists() for id in ids)
-    pairs = build_study_table(book), build_study_table(before)
+    assert all(manifest.get_run(id).is_finished and not (manifest.get_run(id).folder / "mark").exists() for id in ids)
+    pairs = build_study_table(manifest), build_study_table(before)
     assert pairs[0].equals(pairs[1])
 
 
@@ -230,17 +230,17 @@ def test_finished_runs_with_other_engine_options_are_refused(folder, tmp_path, f
 
 
 def test_a_broken_run_counts_as_failed_and_hides_no_other_run(folder, tmp_path, finished_study, monkeypatch, capsys):
-    book, *_ = copy_study(folder, tmp_path, finished_study)
-    entries = book.read()["runs"]
-    first, second = (Run(book.root, id) for id in dict.fromkeys(entry.run for entry in entries if entry.role == "run"))
+    manifest, *_ = copy_study(folder, tmp_path, finished_study)
+    entries = manifest.read()["runs"]
+    first, second = (Run(manifest.root, id) for id in dict.fromkeys(entry.run for entry in entries if entry.role == "run"))
     (first.folder / "experiment.json").write_text("[")
-    got = build_study_table(book).set_index("run")
+    got = build_study_table(manifest).set_index("run")
     assert got.status[first.id] == "failed" and "it cannot be read: " in got.failure[first.id]
     assert (
         got.status[second.id] == "finished" and got.loss[second.id] == build_study_table(finished_study[1]).set_index("run").loss[second.id]
     )
     monkeypatch.setattr(
-        sys, "argv", ["fedrift", "report", book.name, "--latex", "--runs-dir", str(book.root), "--output", str(tmp_path / "page")]
+        sys, "argv", ["fedrift", "report", manifest.name, "--latex", "--runs-dir", str(manifest.root), "--output", str(tmp_path / "page")]
     )
     with pytest.raises(SystemExit) as ended:
         main()
@@ -249,8 +249,8 @@ def test_a_broken_run_counts_as_failed_and_hides_no_other_run(folder, tmp_path, 
 
 def test_a_study_with_a_failed_run_exits_with_1_and_stores_the_traceback(folder, tmp_path, finished_study, monkeypatch, capsys):
     copy_study(folder, tmp_path, finished_study)
-    wanted = study(folder, **{**BASE, "name": "more", "seeds": 3})
-    (tmp_path / "s.yaml").write_text(yaml.safe_dump(wanted.to_dict()))
+    expected = study(folder, **{**BASE, "name": "more", "seeds": 3})
+    (tmp_path / "s.yaml").write_text(yaml.safe_dump(expected.to_dict()))
 
     def fail(*_):
         raise KeyError("update.norm")

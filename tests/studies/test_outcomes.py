@@ -43,9 +43,9 @@ def test_values_of_domains_and_clients_are_summarized():
 
 
 def test_a_gap_uses_the_evaluations_of_both_runs():
-    ours, twin = run([5, 4, 3], sport=[5, 5, 5], tech=[1, 1, 1]), run([5, 4], sport=[4, 4], tech=[2, 2])
-    assert summarize_metric("gap", ours, twin) == 0
-    assert summarize_metric("gap.worst", ours, twin) == 1
+    ours, iid_baseline = run([5, 4, 3], sport=[5, 5, 5], tech=[1, 1, 1]), run([5, 4], sport=[4, 4], tech=[2, 2])
+    assert summarize_metric("gap", ours, iid_baseline) == 0
+    assert summarize_metric("gap.worst", ours, iid_baseline) == 1
     assert math.isnan(summarize_metric("gap", ours))
 
 

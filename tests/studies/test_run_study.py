@@ -259,11 +259,11 @@ def test_a_study_of_sixty_runs_killed_three_times_resumes_to_the_same_table(tmp_
     assert exact_table(StudyManifest(tmp_path / "broken", "tiny")) == exact_table(book)
 
 
-def killed_study(wanted, folder: Path, root: Path, kills: int) -> None:
+def killed_study(expected, folder: Path, root: Path, kills: int) -> None:
     """Run a study in processes that are killed at random times, and then once more to its end."""
     draw, context = np.random.default_rng(11), multiprocessing.get_context("fork")  # imports are complete before the fork
     for attempt in range(kills + 1):
-        worker = context.Process(target=run_study, args=(wanted, cache_in(folder, root)))
+        worker = context.Process(target=run_study, args=(expected, cache_in(folder, root)))
         before = len(list(root.glob("*/records.jsonl")))
         worker.start()
         while attempt < kills and len(list(root.glob("*/records.jsonl"))) <= before and worker.is_alive():
@@ -278,8 +278,8 @@ def killed_study(wanted, folder: Path, root: Path, kills: int) -> None:
 
 def test_tuning_never_selects_a_rate_that_gives_a_dead_model(tmp_path, monkeypatch):
     """The loss of a dead model, ln V, can be the lowest of all trials."""
-    wanted = study(tmp_path, tuning={"trials": 2, "seeds": [100], "space": {"training.client_optimizer.lr": [0.1, 1e30]}})
-    trials, level = fedrift.studies.plan.plan_tuning(wanted, make_cache(tmp_path)), math.log(320)
+    expected = study(tmp_path, tuning={"trials": 2, "seeds": [100], "space": {"training.client_optimizer.lr": [0.1, 1e30]}})
+    trials, level = fedrift.studies.plan.plan_tuning(expected, make_cache(tmp_path)), math.log(320)
 
     def curves(book, entries, metrics):
         ends = {entry.run: level if "1e+30" in str(entry.settings) else 5.8 for entry in entries}
@@ -295,5 +295,5 @@ def test_tuning_never_selects_a_rate_that_gives_a_dead_model(tmp_path, monkeypat
 
     monkeypatch.setattr(fedrift.studies.plan, "load_trajectories", curves)
     manifest = SimpleNamespace(get_run=lambda entry: SimpleNamespace(is_finished=True))
-    chosen = fedrift.studies.plan.select_settings(wanted, trials, manifest)
+    chosen = fedrift.studies.plan.select_settings(expected, trials, manifest)
     assert [choice.settings for choice in chosen] == [{"training.client_optimizer.lr": 0.1}] * len(chosen) and chosen

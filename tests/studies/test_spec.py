@@ -71,7 +71,7 @@ def test_stages_change_only_their_own_settings(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("changes", "told"),
+    ("changes", "message"),
     [
         ({"factors": {"regime": ["a"], "seed": {"x": 3}}}, "factors.seed: each named level must be"),
         ({"factors": {"algorithm": "FedAvg"}}, "factors.algorithm: must be a list"),
@@ -103,8 +103,8 @@ def test_stages_change_only_their_own_settings(tmp_path):
         ),
     ],
 )
-def test_a_mistake_is_refused_with_its_place(tmp_path, changes, told):
-    with pytest.raises(UserError, match=told.replace("(", r"\(")):
+def test_a_mistake_is_refused_with_its_place(tmp_path, changes, message):
+    with pytest.raises(UserError, match=message.replace("(", r"\(")):
         study(tmp_path, **changes)
 
 

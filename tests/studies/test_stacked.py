@@ -81,19 +81,19 @@ def make_configs(folder, names=tuple(CONFIGS)):
 
 
 def run_together(every, there: ResourceCache, **said) -> StudyManifest:
-    book = StudyManifest(there.runtime.runs_dir, "study")
-    Stacked(**said)(every, there, book, lambda run, round: None)
-    return book
+    manifest = StudyManifest(there.runtime.runs_dir, "study")
+    Stacked(**said)(every, there, manifest, lambda run, round: None)
+    return manifest
 
 
 @pytest.mark.slow
 def test_different_runs_that_share_passes_equal_single_runs(tmp_path, coordinators):
     every = [resolve_fingerprints(each, make_cache(tmp_path)) for each in make_configs(tmp_path)]
-    book, alone = run_together(every, cache_in(tmp_path, "together"), num_concurrent_runs=len(every)), cache_in(tmp_path, "alone")
+    manifest, alone = run_together(every, cache_in(tmp_path, "together"), num_concurrent_runs=len(every)), cache_in(tmp_path, "alone")
     for each in every:
-        assert not book.get_failure(each.id), book.get_failure(each.id)
-        assert_same(book.get_run(each.id), run_experiment(each, alone))
-        assert book.get_run(each.id).environment["passes"] == "shared with other runs"
+        assert not manifest.get_failure(each.id), manifest.get_failure(each.id)
+        assert_same(manifest.get_run(each.id), run_experiment(each, alone))
+        assert manifest.get_run(each.id).environment["passes"] == "shared with other runs"
     assert max(coordinators[0].pass_sizes) >= 10  # clients of at least five runs share a pass
 
 
@@ -137,10 +137,10 @@ def test_an_error_in_a_shared_pass_affects_one_run_only(tmp_path, monkeypatch):
         real(alike)
 
     monkeypatch.setattr(batched_model, "compute_gradients", narrow)
-    book = run_together(every, cache_in(tmp_path, "together"))
-    failed = [book.get_failure(each.id) for each in every if book.get_failure(each.id)]
+    manifest = run_together(every, cache_in(tmp_path, "together"))
+    failed = [manifest.get_failure(each.id) for each in every if manifest.get_failure(each.id)]
     assert failed == ["MemoryError: no room"]
-    assert sum(book.get_run(each.id).is_finished for each in every) == 2
+    assert sum(manifest.get_run(each.id).is_finished for each in every) == 2
 
 
 @pytest.fixture
@@ -170,7 +170,7 @@ def test_an_interrupted_study_waits_for_its_threads(tmp_path, coordinators, inte
 
 
 def test_a_study_interrupted_during_a_shared_pass_resumes_to_the_same_table(tmp_path, coordinators, interruptible):
-    wanted, there, told = study(tmp_path, seeds=1), cache_in(tmp_path, "together"), []
+    expected, there, told = study(tmp_path, seeds=1), cache_in(tmp_path, "together"), []
 
     def begin(what, experiments):
         def tell(run, round):
@@ -183,11 +183,11 @@ def test_a_study_interrupted_during_a_shared_pass_resumes_to_the_same_table(tmp_
         return tell
 
     with pytest.raises(KeyboardInterrupt):
-        run_study(wanted, there, Stacked(num_concurrent_runs=3), begin)
+        run_study(expected, there, Stacked(num_concurrent_runs=3), begin)
     begun = [Run(there.runtime.runs_dir, path.parent.name) for path in there.runtime.runs_dir.glob("*/experiment.json")]
     assert begun and not any(run.is_finished for run in begun)
     assert not any(run.status == "running" or list(run.folder.glob("lease.*")) for run in begun)  # no lease remains
-    ours = build_study_table(run_study(wanted, there, Stacked(num_concurrent_runs=3)))
-    theirs = build_study_table(run_study(wanted, cache_in(tmp_path, "alone")))
+    ours = build_study_table(run_study(expected, there, Stacked(num_concurrent_runs=3)))
+    theirs = build_study_table(run_study(expected, cache_in(tmp_path, "alone")))
     assert (ours.status == "finished").all()
     pd.testing.assert_frame_equal(ours, theirs, rtol=1e-3, atol=1e-3)
